@@ -1,0 +1,39 @@
+// What the extension module says of its own build.
+#pragma once
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <vector>
+
+#include "cpu/simd/kernels.h"
+
+namespace hullft {
+
+inline std::vector<std::string> simd_levels() {
+  const char* names[8];
+  const int n = available_kernels(names, 8);
+  return std::vector<std::string>(names, names + n);
+}
+
+inline std::string simd_level() { return kernels().name; }
+
+inline void use_simd_level(const std::string& name) {
+  if (!use_kernels(name.c_str()))
+    throw pybind11::value_error("use_simd_level: '" + name + "' cannot run on this processor");
+}
+
+inline pybind11::dict build_info() {
+  pybind11::dict info;
+  info["version"] = HULLFT_VERSION;
+  info["compiler"] = HULLFT_COMPILER;
+  info["build_type"] = HULLFT_BUILD_TYPE;
+  info["built_against_torch"] = HULLFT_BUILD_TORCH;
+  info["torch_target"] = "2.11";
+  info["cuda"] = HULLFT_CUDA_VERSION;
+  info["cuda_architectures"] = HULLFT_CUDA_ARCHITECTURES;
+  return info;
+}
+
+}  // namespace hullft

@@ -1,0 +1,119 @@
+// Argument checks shared by the CPU and CUDA implementations. A failed check throws
+// std::invalid_argument, which reaches Python as ValueError.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cstdint>
+#include <limits>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+#include "core/frank_wolfe.h"
+
+namespace hullft {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <typename... Parts>
+[[noreturn]] void value_error(const char* op, const Parts&... parts) {
+  std::ostringstream message;
+  message << op << ": ";
+  (message << ... << parts);
+  throw std::invalid_argument(message.str());
+}
+
+inline const char* dtype_name(ScalarType t) {
+  switch (t) {
+    case ScalarType::Float: return "float32";
+    case ScalarType::Double: return "float64";
+    case ScalarType::BFloat16: return "bfloat16";
+    case ScalarType::Half: return "float16";
+    case ScalarType::Long: return "int64";
+    default: return "another dtype";
+  }
+}
+
+inline bool is_floating(ScalarType t) {
+  return t == ScalarType::Float || t == ScalarType::Double || t == ScalarType::BFloat16 ||
+         t == ScalarType::Half;
+}
+
+inline void check_floating(const char* op, const char* name, const Tensor& t) {
+  if (!is_floating(t.scalar_type()))
+    value_error(op, name, " must be float32, float64, bfloat16 or float16, got ",
+                dtype_name(t.scalar_type()));
+}
+
+inline void check_like(const char* op, const char* name, const Tensor& t, const char* ref_name,
+                       const Tensor& ref) {
+  if (t.scalar_type() != ref.scalar_type())
+    value_error(op, name, " is ", dtype_name(t.scalar_type()), ", ", ref_name, " is ",
+                dtype_name(ref.scalar_type()));
+  if (t.device() != ref.device()) value_error(op, name, " and ", ref_name, " are on two devices");
+}
+
+inline void check_int64(const char* op, const char* name, const Tensor& t, const Tensor& ref) {
+  if (t.scalar_type() != ScalarType::Long)
+    value_error(op, name, " must be int64, got ", dtype_name(t.scalar_type()));
+  if (t.device() != ref.device()) value_error(op, name, " and the pool are on two devices");
+}
+
+inline void check_dim(const char* op, const char* name, const Tensor& t, int64_t dim) {
+  if (t.dim() != dim) value_error(op, name, " must have ", dim, " dimensions, got ", t.dim());
+}
+
+inline void check_range(const char* op, const char* name, int64_t value, int64_t low) {
+  if (value < low || value > std::numeric_limits<int32_t>::max())
+    value_error(op, name, " must be in ", low, "..2147483647, got ", value);
+}
+
+inline void check_tolerance(const char* op, const char* name, double value) {
+  if (!(value >= 0)) value_error(op, name, " must be >= 0, got ", value);
+}
+
+inline Variant parse_variant(const char* op, const std::string& name) {
+  if (name == "vanilla") return Variant::kVanilla;
+  if (name == "away") return Variant::kAway;
+  if (name == "pairwise") return Variant::kPairwise;
+  value_error(op, "variant must be 'vanilla', 'away' or 'pairwise', got '", name, "'");
+}
+
+struct PoolShape {
+  int64_t batch, candidates, dim;
+};
+
+// pool [K, d] (shared by the batch) or [B, K, d]; query [B, d].
+inline PoolShape check_pool_query(const char* op, const char* pool_name, const Tensor& pool,
+                                  const Tensor& query) {
+  check_floating(op, pool_name, pool);
+  check_like(op, "query", query, pool_name, pool);
+  check_dim(op, "query", query, 2);
+  if (pool.dim() != 2 && pool.dim() != 3)
+    value_error(op, pool_name, " must have 2 or 3 dimensions, got ", pool.dim());
+  const int64_t last = pool.dim() - 1;
+  const PoolShape shape{query.size(0), pool.size(last - 1), pool.size(last)};
+  if (query.size(1) != shape.dim)
+    value_error(op, "query has dim ", query.size(1), ", ", pool_name, " has dim ", shape.dim);
+  if (pool.dim() == 3 && pool.size(0) != shape.batch)
+    value_error(op, "query has batch ", shape.batch, ", ", pool_name, " has batch ", pool.size(0));
+  if (shape.candidates < 1) value_error(op, pool_name, " is empty");
+  if (shape.dim < 1) value_error(op, pool_name, " has dim 0");
+  check_range(op, "the number of candidates", shape.candidates, 1);
+  return shape;
+}
+
+inline void check_sizes(const char* op, const char* name, const std::optional<Tensor>& sizes,
+                        const Tensor& pool, int64_t batch) {
+  if (!sizes) return;
+  check_int64(op, name, *sizes, pool);
+  check_dim(op, name, *sizes, 1);
+  if (sizes->size(0) != batch)
+    value_error(op, name, " has ", sizes->size(0), " entries, query has batch ", batch);
+}
+
+}  // namespace hullft

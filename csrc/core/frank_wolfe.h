@@ -1,0 +1,114 @@
+// The arithmetic of one Frank-Wolfe step, shared by the CPU and CUDA schedules.
+//
+// Minimise ||q - X^T w||^2 over the simplex. With G = X X^T, b = X q and u = G w the state is O(K):
+// c = b - u is the correlation of every candidate with the residual r = q - X^T w, and
+// <r, X^T w> = w.b - w.u.  Variants: Frank and Wolfe (1956); away and pairwise steps after
+// Lacoste-Julien and Jaggi, "On the Global Linear Convergence of Frank-Wolfe Optimization Variants"
+// (2015).
+#pragma once
+
+#include "platform.h"
+
+namespace hullft {
+
+enum class Variant : int { kVanilla = 0, kAway = 1, kPairwise = 2 };
+
+// A direction this short (squared) cannot be told from rounding on unit vectors.
+constexpr double kMinSquaredLength = 1e-12;
+
+// What a step needs to know of one candidate k.
+template <typename T>
+struct Atom {
+  T c;       // correlation with the residual, b_k - u_k
+  T u;       // (G w)_k
+  T gram;    // G_kk
+  T weight;  // w_k
+};
+
+// The inner products of the current iterate.
+template <typename T>
+struct Iterate {
+  T wb;  // <w, b>
+  T wu;  // <w, u>
+};
+
+// <w, c>, which is also <r, X^T w>
+template <typename T>
+HULLFT_HD T mean_correlation(const Iterate<T>& it) {
+  return it.wb - it.wu;
+}
+
+template <typename T>
+HULLFT_HD T squared_residual(const Iterate<T>& it, T qq) {
+  const T r2 = qq - 2 * it.wb + it.wu;
+  return r2 > T(0) ? r2 : T(0);
+}
+
+// w <- scale * w + toward * e_s - away * e_a, and u follows with the same coefficients on the
+// columns of G. `moves` is false at a stationary point; `drops` says that w_a becomes exactly 0.
+template <typename T>
+struct Step {
+  T scale = 1;
+  T toward = 0;
+  T away = 0;
+  bool moves = false;
+  bool drops = false;
+};
+
+template <typename T>
+HULLFT_HD T clip(T x, T low, T high) {
+  return x < low ? low : (x > high ? high : x);
+}
+
+// Toward the vertex s; also the Frank-Wolfe step of the away-step variant.
+template <typename T>
+HULLFT_HD Step<T> toward_step(const Atom<T>& s, const Iterate<T>& it) {
+  Step<T> step;
+  const T curvature = s.gram - 2 * s.u + it.wu;
+  if (curvature < T(kMinSquaredLength)) return step;
+  const T gamma = clip((s.c - mean_correlation(it)) / curvature, T(0), T(1));
+  step.scale = 1 - gamma;
+  step.toward = gamma;
+  step.moves = true;
+  return step;
+}
+
+// Away from the support's worst atom a, at most until its weight is used up.
+template <typename T>
+HULLFT_HD Step<T> away_step(const Atom<T>& a, const Iterate<T>& it) {
+  Step<T> step;
+  const T curvature = a.gram - 2 * a.u + it.wu;
+  if (curvature < T(kMinSquaredLength)) return step;
+  const T gamma_max = a.weight / (1 - a.weight);
+  const T gamma = clip((mean_correlation(it) - a.c) / curvature, T(0), gamma_max);
+  step.scale = 1 + gamma;
+  step.away = gamma;
+  step.moves = gamma > T(0);
+  step.drops = gamma == gamma_max;
+  return step;
+}
+
+// Moves weight from a to s. Between two (nearly) equal atoms any amount is a descent as long as the
+// slope is positive, so all of it moves and the support gets smaller instead of stalling.
+template <typename T>
+HULLFT_HD Step<T> pairwise_step(const Atom<T>& s, const Atom<T>& a, T gram_sa) {
+  Step<T> step;
+  const T slope = s.c - a.c;
+  if (!(slope > T(0))) return step;
+  const T curvature = s.gram + a.gram - 2 * gram_sa;
+  const T gamma = curvature < T(kMinSquaredLength) ? a.weight
+                                                   : clip(slope / curvature, T(0), a.weight);
+  step.toward = gamma;
+  step.away = gamma;
+  step.moves = gamma > T(0);
+  step.drops = gamma == a.weight;
+  return step;
+}
+
+// The away-step variant takes the steeper of its two directions, the toward step on equality.
+template <typename T>
+HULLFT_HD bool prefers_away(T c_s, T c_a, const Iterate<T>& it) {
+  return c_s - mean_correlation(it) < mean_correlation(it) - c_a;
+}
+
+}  // namespace hullft

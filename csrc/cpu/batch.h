@@ -1,0 +1,66 @@
+// Runs one body a query over a batch, and turns the first query that failed into an error.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include "pool.h"
+
+namespace hullft {
+
+// Remembers the lowest failing query, whatever the order in which threads meet them.
+class FirstFailure {
+ public:
+  void note(int64_t b) {
+    int64_t seen = first_.load();
+    while (b < seen && !first_.compare_exchange_weak(seen, b)) {
+    }
+  }
+  bool any() const { return first_.load() != kNone; }
+  int64_t query() const { return first_.load(); }
+
+ private:
+  static constexpr int64_t kNone = std::numeric_limits<int64_t>::max();
+  std::atomic<int64_t> first_{kNone};
+};
+
+// make() builds a thread's workspace; body(workspace, b) is false when query b failed. A batch of
+// one runs on the calling thread, so that the body can share its rows among the others.
+template <typename Make, typename Body>
+void for_each_query(int64_t batch, FirstFailure& failure, const Make& make, const Body& body) {
+  const auto run = [&](int64_t begin, int64_t end) {
+    auto workspace = make();
+    for (int64_t b = begin; b < end; ++b)
+      if (!body(workspace, b)) failure.note(b);
+  };
+  if (batch == 1)
+    run(0, 1);
+  else
+    torch::stable::parallel_for(0, batch, 1, run);
+}
+
+template <typename T>
+bool all_finite(const T* x, int64_t d) {
+  for (int64_t i = 0; i < d; ++i)
+    if (!std::isfinite(widen(x[i]))) return false;
+  return true;
+}
+
+// Says what was not finite; reached only after a query failed, so it may read everything again.
+template <typename T>
+[[noreturn]] void non_finite_error(const char* op, const char* pool_name,
+                                   const std::vector<const T*>& rows, const T* query, int64_t d,
+                                   int64_t b) {
+  if (!all_finite(query, d)) value_error(op, "query[", b, "] has NaN or infinity");
+  for (size_t k = 0; k < rows.size(); ++k)
+    if (!all_finite(rows[k], d))
+      value_error(op, pool_name, " has NaN or infinity in row ", k, " for query ", b);
+  value_error(op, pool_name, " and query[", b, "] are finite but their inner products overflow");
+}
+
+}  // namespace hullft

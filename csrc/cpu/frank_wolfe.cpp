@@ -1,0 +1,123 @@
+// fw_select and fw_select_indexed on the CPU. Schemas: csrc/ops.cpp.
+#include <torch/csrc/stable/library.h>
+
+#include "batch.h"
+#include "fw_solver.h"
+#include "selection_output.h"
+
+namespace hullft {
+namespace {
+
+FwOptions check_options(const char* op, int64_t n_select, int64_t max_iter, double tol,
+                        double gap_tol, const std::string& variant, int64_t swap_passes) {
+  check_range(op, "n_select", n_select, 1);
+  check_range(op, "max_iter", max_iter, 0);
+  check_range(op, "swap_passes", swap_passes, 0);
+  check_tolerance(op, "tol", tol);
+  check_tolerance(op, "gap_tol", gap_tol);
+  return {n_select, max_iter, tol, gap_tol, parse_variant(op, variant), swap_passes};
+}
+
+template <typename T>
+void select_batch(const char* op, const char* pool_name, const Pool<T>& pool, const Tensor& query,
+                  const Sizes& sizes, int64_t d, const FwOptions& options,
+                  const SelectionOutput& output) {
+  const int64_t batch = query.size(0);
+  const T* queries = data<T>(query);
+  const int64_t query_stride = query.stride(0);
+  struct Workspace {
+    FwSolver<T> solver;
+    std::vector<const T*> rows;
+    FwAnswer answer;
+  };
+  FirstFailure failure;
+  for_each_query(
+      batch, failure, [&] { return Workspace{FwSolver<T>(options), {}, {}}; },
+      [&](Workspace& w, int64_t b) {
+        pool.rows(b, sizes[b], w.rows);
+        if (!w.solver.solve(w.rows.data(), sizes[b], queries + b * query_stride, d, batch == 1,
+                            w.answer))
+          return false;
+        output.write(b, w.answer);
+        return true;
+      });
+  if (failure.any()) {
+    const int64_t b = failure.query();
+    std::vector<const T*> rows;
+    pool.rows(b, sizes[b], rows);
+    non_finite_error(op, pool_name, rows, queries + b * query_stride, d, b);
+  }
+}
+
+SelectionOutput::Tensors fw_select(const Tensor& pool, const Tensor& query, int64_t n_select,
+                                   int64_t max_iter, double tol, double gap_tol,
+                                   const std::string& variant, int64_t swap_passes,
+                                   const std::optional<Tensor>& pool_sizes) {
+  constexpr const char* op = "fw_select";
+  const PoolShape shape = check_pool_query(op, "pool", pool, query);
+  const FwOptions options =
+      check_options(op, n_select, max_iter, tol, gap_tol, variant, swap_passes);
+  check_sizes(op, "pool_sizes", pool_sizes, pool, shape.batch);
+  const Sizes sizes(op, "pool_sizes", pool_sizes, shape.candidates, shape.batch);
+  const Tensor dense_pool = with_dense_rows(pool), dense_query = with_dense_rows(query);
+  const SelectionOutput output(pool, shape.batch, n_select);
+  dispatch_floating(pool.scalar_type(), [&](auto t) {
+    using T = decltype(t);
+    select_batch<T>(op, "pool", pool_of<T>(dense_pool), dense_query, sizes, shape.dim, options,
+                    output);
+  });
+  return output.tensors();
+}
+
+void check_candidates(const char* op, const Tensor& candidates, const Sizes& sizes,
+                      int64_t n_embeddings) {
+  const int64_t* picked = candidates.const_data_ptr<int64_t>();
+  const int64_t width = candidates.size(1);
+  for (int64_t b = 0; b < candidates.size(0); ++b)
+    for (int64_t k = 0; k < sizes[b]; ++k)
+      if (picked[b * width + k] < 0 || picked[b * width + k] >= n_embeddings)
+        value_error(op, "candidates[", b, ", ", k, "] is ", picked[b * width + k],
+                    ", embeddings has ", n_embeddings, " rows");
+}
+
+SelectionOutput::Tensors fw_select_indexed(const Tensor& embeddings, const Tensor& candidates,
+                                           const Tensor& query, int64_t n_select, int64_t max_iter,
+                                           double tol, double gap_tol, const std::string& variant,
+                                           int64_t swap_passes,
+                                           const std::optional<Tensor>& pool_sizes) {
+  constexpr const char* op = "fw_select_indexed";
+  check_dim(op, "embeddings", embeddings, 2);
+  const PoolShape shape = check_pool_query(op, "embeddings", embeddings, query);
+  const FwOptions options =
+      check_options(op, n_select, max_iter, tol, gap_tol, variant, swap_passes);
+  check_int64(op, "candidates", candidates, embeddings);
+  check_dim(op, "candidates", candidates, 2);
+  const int64_t width = candidates.size(1);
+  if (candidates.size(0) != shape.batch)
+    value_error(op, "candidates has batch ", candidates.size(0), ", query has batch ", shape.batch);
+  if (width < 1) value_error(op, "candidates is empty");
+  check_range(op, "the number of candidates", width, 1);
+  check_sizes(op, "pool_sizes", pool_sizes, embeddings, shape.batch);
+  const Sizes sizes(op, "pool_sizes", pool_sizes, width, shape.batch);
+  const Tensor picked = torch::stable::contiguous(candidates);
+  check_candidates(op, picked, sizes, shape.candidates);
+  const Tensor dense = with_dense_rows(embeddings), dense_query = with_dense_rows(query);
+  const SelectionOutput output(embeddings, shape.batch, n_select);
+  dispatch_floating(embeddings.scalar_type(), [&](auto t) {
+    using T = decltype(t);
+    Pool<T> pool = pool_of<T>(dense);
+    pool.candidates = picked.const_data_ptr<int64_t>();
+    pool.candidates_stride = width;
+    select_batch<T>(op, "embeddings", pool, dense_query, sizes, shape.dim, options, output);
+  });
+  return output.tensors();
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(hullft_ops, CPU, m) {
+  m.impl("fw_select", TORCH_BOX(&fw_select));
+  m.impl("fw_select_indexed", TORCH_BOX(&fw_select_indexed));
+}
+
+}  // namespace hullft

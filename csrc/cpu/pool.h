@@ -1,0 +1,83 @@
+// Pools as the CPU operators see them: for each query a list of row pointers, whether the rows lie
+// in one tensor a batch, in a shared one, or are picked out of a big matrix.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "../checks.h"
+#include "../core/dtypes.h"
+
+namespace hullft {
+
+// The same tensor when its last dimension is dense, a dense copy otherwise: rows are read as arrays.
+inline Tensor with_dense_rows(const Tensor& t) {
+  const int64_t last = t.dim() - 1;
+  if (t.size(last) <= 1 || t.stride(last) == 1) return t;
+  return torch::stable::contiguous(t);
+}
+
+// Sizes of a ragged batch, or the full size for every query.
+class Sizes {
+ public:
+  Sizes(const char* op, const char* name, const std::optional<Tensor>& sizes, int64_t full,
+        int64_t batch)
+      : full_(full) {
+    if (!sizes) return;
+    const Tensor dense = torch::stable::contiguous(*sizes);
+    const int64_t* values = dense.const_data_ptr<int64_t>();
+    sizes_.assign(values, values + batch);
+    for (int64_t b = 0; b < batch; ++b)
+      if (sizes_[size_t(b)] < 1 || sizes_[size_t(b)] > full)
+        value_error(op, name, "[", b, "] is ", sizes_[size_t(b)], ", must be in 1..", full);
+  }
+  int64_t operator[](int64_t b) const { return sizes_.empty() ? full_ : sizes_[size_t(b)]; }
+
+ private:
+  int64_t full_;
+  std::vector<int64_t> sizes_;
+};
+
+template <typename T>
+struct Pool {
+  const T* base;
+  int64_t batch_stride;  // 0: shared by the batch, or indexed
+  int64_t row_stride;
+  const int64_t* candidates;  // [B, K], or null
+  int64_t candidates_stride;
+
+  void rows(int64_t b, int64_t n, std::vector<const T*>& out) const {
+    out.resize(size_t(n));
+    const T* first = base + b * batch_stride;
+    const int64_t* picked = candidates ? candidates + b * candidates_stride : nullptr;
+    for (int64_t k = 0; k < n; ++k) out[size_t(k)] = first + (picked ? picked[k] : k) * row_stride;
+  }
+};
+
+// data_ptr<T> exists for torch's own 16-bit types only; the storage is the same.
+template <typename T>
+const T* data(const Tensor& t) {
+  return static_cast<const T*>(t.const_data_ptr());
+}
+
+template <typename T>
+Pool<T> pool_of(const Tensor& pool) {
+  const int64_t rows_dim = pool.dim() - 2;
+  return {data<T>(pool), rows_dim ? pool.stride(0) : 0, pool.stride(rows_dim), nullptr, 0};
+}
+
+template <typename Body>
+auto dispatch_floating(ScalarType t, const Body& body) {
+  switch (t) {
+    case ScalarType::Double: return body(double{});
+    case ScalarType::BFloat16: return body(BFloat16{});
+    case ScalarType::Half: return body(Float16{});
+    default: return body(float{});
+  }
+}
+
+}  // namespace hullft

@@ -1,0 +1,78 @@
+#include <atomic>
+#include <cstring>
+
+#include "kernels.h"
+
+namespace hullft {
+
+extern const Kernels kernels_portable;
+#if defined(HULLFT_X86)
+extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512;
+#endif
+
+namespace {
+
+bool has_avx2() {
+#if defined(HULLFT_X86)
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("f16c");
+#else
+  return false;
+#endif
+}
+
+bool has_avx512() {
+#if defined(HULLFT_X86)
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#else
+  return false;
+#endif
+}
+
+constexpr int kMaxTables = 3;
+
+int list_tables(const Kernels* tables[kMaxTables]) {
+  int n = 0;
+#if defined(HULLFT_X86)
+  if (has_avx512()) tables[n++] = &kernels_avx512;
+  if (has_avx2()) tables[n++] = &kernels_avx2;
+#endif
+  tables[n++] = &kernels_portable;
+  return n;
+}
+
+std::atomic<const Kernels*>& current() {
+  static std::atomic<const Kernels*> table = [] {
+    const Kernels* tables[kMaxTables];
+    list_tables(tables);
+    return tables[0];
+  }();
+  return table;
+}
+
+}  // namespace
+
+const Kernels& kernels() { return *current().load(std::memory_order_relaxed); }
+
+int available_kernels(const char* names[], int capacity) {
+  const Kernels* tables[kMaxTables];
+  const int n = list_tables(tables);
+  for (int i = 0; i < n && i < capacity; ++i) names[i] = tables[i]->name;
+  return n;
+}
+
+bool use_kernels(const char* name) {
+  const Kernels* tables[kMaxTables];
+  const int n = list_tables(tables);
+  for (int i = 0; i < n; ++i) {
+    if (std::strcmp(tables[i]->name, name) == 0) {
+      current().store(tables[i], std::memory_order_relaxed);
+      return true;
+    }
+  }
+  return false;
+}
+
+}  // namespace hullft

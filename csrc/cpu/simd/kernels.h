@@ -1,0 +1,58 @@
+// The few inner loops that want vector instructions, as a table of functions: one table for each
+// instruction set in the binary, the widest that the processor has chosen at run time.
+#pragma once
+
+#include <cstdint>
+
+#include "../../core/dtypes.h"
+
+namespace hullft {
+
+// Arrays of one float64 value a candidate are padded to whole vectors of the widest instruction
+// set, so that no loop over them has a tail.
+constexpr int64_t kPadding = 8;
+static inline int64_t padded(int64_t n) { return (n + kPadding - 1) / kPadding * kPadding; }
+
+struct ArgMax {
+  double value;
+  int64_t index;  // the lowest on ties
+};
+
+// out[c * out_stride + k] = <rows[k], columns[c]>, float64 throughout; each value depends on its own
+// row and column alone, not on its place in a tile. columns is [n_columns, padded(d)], zero padded.
+template <typename T>
+using DotRows = void (*)(const T* const* rows, int64_t n_rows, const double* columns,
+                         int64_t n_columns, int64_t d, double* out, int64_t out_stride);
+
+struct Kernels {
+  const char* name;
+  DotRows<float> dot_rows_f32;
+  DotRows<double> dot_rows_f64;
+  DotRows<BFloat16> dot_rows_bf16;
+  DotRows<Float16> dot_rows_f16;
+  // u <- scale * u + toward * column_s - away * column_a, then argmax of b - u; a null column is
+  // left out. Every array holds n = padded(K) values.
+  ArgMax (*step_argmax)(const double* b, double* u, int64_t n, double scale, double toward,
+                        const double* column_s, double away, const double* column_a);
+};
+
+const Kernels& kernels();
+
+// The names of the tables that this processor can run, widest first.
+int available_kernels(const char* names[], int capacity);
+
+// Chooses a table by name, for tests and measurements; false when it cannot run here.
+bool use_kernels(const char* name);
+
+template <typename T>
+DotRows<T> dot_rows(const Kernels& k);
+template <>
+inline DotRows<float> dot_rows<float>(const Kernels& k) { return k.dot_rows_f32; }
+template <>
+inline DotRows<double> dot_rows<double>(const Kernels& k) { return k.dot_rows_f64; }
+template <>
+inline DotRows<BFloat16> dot_rows<BFloat16>(const Kernels& k) { return k.dot_rows_bf16; }
+template <>
+inline DotRows<Float16> dot_rows<Float16>(const Kernels& k) { return k.dot_rows_f16; }
+
+}  // namespace hullft

