@@ -23,6 +23,13 @@ STABLE_TORCH_LIBRARY(hullft_ops, m) {
   m.def(
       "integerize(Tensor support, Tensor query, Tensor weights, int n_select, int swap_passes=2, "
       "Tensor? support_sizes=None) -> Tensor");
+  m.def(
+      "adam_replay_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, "
+      "Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] steps, *, int repeats, float lr, float beta1, "
+      "float beta2, float eps, float weight_decay, bool decoupled, bool maximize) -> ()");
+  m.def(
+      "grad_accumulate_(Tensor(a!)[] caches, Tensor[] grads, *, float alpha=1.0, float beta=1.0) "
+      "-> ()");
 }
 
 PYBIND11_MODULE(_C, m) {

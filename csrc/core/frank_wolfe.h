@@ -96,8 +96,8 @@ HULLFT_HD Step<T> pairwise_step(const Atom<T>& s, const Atom<T>& a, T gram_sa) {
   const T slope = s.c - a.c;
   if (!(slope > T(0))) return step;
   const T curvature = s.gram + a.gram - 2 * gram_sa;
-  const T gamma = curvature < T(kMinSquaredLength) ? a.weight
-                                                   : clip(slope / curvature, T(0), a.weight);
+  const T gamma =
+      curvature < T(kMinSquaredLength) ? a.weight : clip(slope / curvature, T(0), a.weight);
   step.toward = gamma;
   step.away = gamma;
   step.moves = gamma > T(0);

@@ -1,6 +1,6 @@
 // What lets one source serve the host and the device: the arithmetic of core/ is compiled by the
-// C++ compiler for csrc/cpu and by nvcc for csrc/cuda. Internal linkage, since csrc/cpu/simd compiles
-// it once for each instruction set and the linker must not merge those.
+// C++ compiler for csrc/cpu and by nvcc for csrc/cuda. Internal linkage, since csrc/cpu/simd
+// compiles it once for each instruction set and the linker must not merge those.
 #pragma once
 
 #if defined(__CUDACC__)

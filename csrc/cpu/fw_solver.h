@@ -1,4 +1,5 @@
-// Frank-Wolfe selection of one query on the host: the schedule of core/frank_wolfe.h, float64 state.
+// Frank-Wolfe selection of one query on the host: the schedule of core/frank_wolfe.h, float64
+// state.
 #pragma once
 
 #include <algorithm>
@@ -121,7 +122,8 @@ class FwSolver {
     return found;
   }
 
-  // Picks s_ and, in the variants that take weight back, a_; a step toward s_ alone leaves a_ unused.
+  // Picks s_ and, in the variants that take weight back, a_; a step toward s_ alone leaves a_
+  // unused.
   Step<double> choose_step() {
     s_ = best_.index;
     if (options_.variant == Variant::kVanilla) return toward_step(atom(s_, column(s_)), iterate_);
@@ -214,9 +216,9 @@ class FwSolver {
   Iterate<double> iterate_{0, 0};
   ArgMax best_{0, 0};
   int64_t s_ = 0, a_ = 0;
-  std::vector<int64_t> atoms_;      // the support, in no order of note
-  std::vector<double> weights_;     // of atoms_
-  std::vector<int32_t> position_;   // of each candidate in atoms_
+  std::vector<int64_t> atoms_;     // the support, in no order of note
+  std::vector<double> weights_;    // of atoms_
+  std::vector<int32_t> position_;  // of each candidate in atoms_
   std::vector<size_t> order_;
   Integerizer integerizer_;
 };

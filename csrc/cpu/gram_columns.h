@@ -87,8 +87,8 @@ class GramColumns {
   const T* const* rows_ = nullptr;
   int64_t n_rows_ = 0, d_ = 0, capacity_ = 0, next_victim_ = 0;
   bool share_rows_ = false;
-  std::vector<int32_t> slot_of_;   // of each atom, -1: no column
-  std::vector<int64_t> atom_of_;   // of each slot
+  std::vector<int32_t> slot_of_;  // of each atom, -1: no column
+  std::vector<int64_t> atom_of_;  // of each slot
   std::vector<AlignedDoubles> columns_;
   AlignedDoubles vector_;
 };

@@ -65,8 +65,7 @@ void integerize_batch(const char* op, const Tensor& support, const Tensor& query
         read_weights(b, w.weights);
         std::fill(out + b * width, out + (b + 1) * width, int64_t(0));
         return w.solver.solve(w.rows.data(), sizes[b], queries + b * query_stride, d,
-                              w.weights.data(), n_select, swap_passes, batch == 1,
-                              out + b * width);
+                              w.weights.data(), n_select, swap_passes, batch == 1, out + b * width);
       });
   if (failure.any()) {
     const int64_t b = failure.query();

@@ -14,7 +14,8 @@
 
 namespace hullft {
 
-// The same tensor when its last dimension is dense, a dense copy otherwise: rows are read as arrays.
+// The same tensor when its last dimension is dense, a dense copy otherwise: rows are read as
+// arrays.
 inline Tensor with_dense_rows(const Tensor& t) {
   const int64_t last = t.dim() - 1;
   if (t.size(last) <= 1 || t.stride(last) == 1) return t;
@@ -73,10 +74,14 @@ Pool<T> pool_of(const Tensor& pool) {
 template <typename Body>
 auto dispatch_floating(ScalarType t, const Body& body) {
   switch (t) {
-    case ScalarType::Double: return body(double{});
-    case ScalarType::BFloat16: return body(BFloat16{});
-    case ScalarType::Half: return body(Float16{});
-    default: return body(float{});
+    case ScalarType::Double:
+      return body(double{});
+    case ScalarType::BFloat16:
+      return body(BFloat16{});
+    case ScalarType::Half:
+      return body(Float16{});
+    default:
+      return body(float{});
   }
 }
 

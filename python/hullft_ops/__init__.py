@@ -1,2 +1,25 @@
-import torch
-from . import _C
+"""Fast operators for test-time finetuning.
+
+Selection (:func:`fw_select`, :func:`fw_select_indexed`, :func:`integerize`, :func:`knn_select`) and
+gradient replay (:class:`ReplayAdam`, :class:`GradientCache`). The layer that runs them end to end
+on a HuggingFace model is :mod:`hullft_ops.ttft`, with the extra ``hullft_ops[ttft]``.
+"""
+
+from hullft_ops._C import build_info as _build_info
+from hullft_ops.selection import (
+    Selection,
+    fw_select,
+    fw_select_indexed,
+    integerize,
+    knn_select,
+)
+
+__version__: str = _build_info()["version"]
+
+__all__ = [
+    "Selection",
+    "fw_select",
+    "fw_select_indexed",
+    "integerize",
+    "knn_select",
+]

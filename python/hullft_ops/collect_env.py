@@ -40,6 +40,7 @@ def collect_env() -> dict[str, Any]:
         "cpu": {
             "machine": platform.machine(),
             "cores": os.cpu_count(),
+            "simd": _C.simd_level(),
             "torch_capability": torch.backends.cpu.get_cpu_capability(),
             "threads": torch.get_num_threads(),
         },
@@ -50,14 +51,15 @@ def collect_env() -> dict[str, Any]:
 
 def format_env(env: dict[str, Any]) -> str:
     """The environment as aligned lines of text, a section for each of its parts."""
-    cpu, build = env["cpu"], env["build"]
+    cpu = env["cpu"]
     sections = {
-        "versions": env["versions"],
-        "build": build,
+        "versions": {name: version or "not installed" for name, version in env["versions"].items()},
+        "build": env["build"],
         "machine": {
             "platform": env["platform"],
             "cores": cpu["cores"],
             "torch threads": cpu["threads"],
+            "SIMD level in use": cpu["simd"],
             "torch CPU capability": cpu["torch_capability"],
             "torch CUDA": env["torch_cuda"],
             "CUDA devices": [_device_line(device) for device in env["cuda_devices"]],
@@ -101,13 +103,8 @@ def _device_line(device: dict[str, Any]) -> str:
 
 
 def _shown(value: object) -> str:
-    if value is None or value == []:
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(str, value))
-    return str(value)
+    text = ", ".join(value) if isinstance(value, list) else str(value or "")
+    return text or "none"
 
 
 if __name__ == "__main__":

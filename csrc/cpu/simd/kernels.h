@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "../../core/adam.h"
+#include "../../core/arithmetic.h"
 #include "../../core/dtypes.h"
 
 namespace hullft {
@@ -18,11 +20,40 @@ struct ArgMax {
   int64_t index;  // the lowest on ties
 };
 
-// out[c * out_stride + k] = <rows[k], columns[c]>, float64 throughout; each value depends on its own
-// row and column alone, not on its place in a tile. columns is [n_columns, padded(d)], zero padded.
+// out[c * out_stride + k] = <rows[k], columns[c]>, float64 throughout; each value depends on its
+// own row and column alone, not on its place in a tile. columns is [n_columns, padded(d)], zero
+// padded.
 template <typename T>
 using DotRows = void (*)(const T* const* rows, int64_t n_rows, const double* columns,
                          int64_t n_columns, int64_t d, double* out, int64_t out_stride);
+
+// Takes schedule.repeats Adam steps on n elements with one gradient; a parameter's moments have its
+// own dtype.
+template <typename T, typename G>
+using AdamSweep = void (*)(T* param, const G* grad, T* exp_avg, T* exp_avg_sq, int64_t n,
+                           const AdamSchedule<Arithmetic<T>>& schedule);
+
+// cache <- beta * cache + alpha * grad; with beta = 0 the cache is not read.
+template <typename T, typename G>
+using Accumulate = void (*)(T* cache, const G* grad, int64_t n, double alpha, double beta);
+
+template <typename T, typename G>
+struct ReplayKernels {
+  AdamSweep<T, G> adam;
+  Accumulate<T, G> accumulate;
+};
+
+template <typename T>
+struct ReplayKernelsOf : ReplayKernels<T, float>,
+                         ReplayKernels<T, double>,
+                         ReplayKernels<T, BFloat16>,
+                         ReplayKernels<T, Float16> {};
+
+// One base for each pair of storage and gradient type.
+struct AllReplayKernels : ReplayKernelsOf<float>,
+                          ReplayKernelsOf<double>,
+                          ReplayKernelsOf<BFloat16>,
+                          ReplayKernelsOf<Float16> {};
 
 struct Kernels {
   const char* name;
@@ -34,6 +65,7 @@ struct Kernels {
   // left out. Every array holds n = padded(K) values.
   ArgMax (*step_argmax)(const double* b, double* u, int64_t n, double scale, double toward,
                         const double* column_s, double away, const double* column_a);
+  AllReplayKernels replay;
 };
 
 const Kernels& kernels();
@@ -47,12 +79,25 @@ bool use_kernels(const char* name);
 template <typename T>
 DotRows<T> dot_rows(const Kernels& k);
 template <>
-inline DotRows<float> dot_rows<float>(const Kernels& k) { return k.dot_rows_f32; }
+inline DotRows<float> dot_rows<float>(const Kernels& k) {
+  return k.dot_rows_f32;
+}
 template <>
-inline DotRows<double> dot_rows<double>(const Kernels& k) { return k.dot_rows_f64; }
+inline DotRows<double> dot_rows<double>(const Kernels& k) {
+  return k.dot_rows_f64;
+}
 template <>
-inline DotRows<BFloat16> dot_rows<BFloat16>(const Kernels& k) { return k.dot_rows_bf16; }
+inline DotRows<BFloat16> dot_rows<BFloat16>(const Kernels& k) {
+  return k.dot_rows_bf16;
+}
 template <>
-inline DotRows<Float16> dot_rows<Float16>(const Kernels& k) { return k.dot_rows_f16; }
+inline DotRows<Float16> dot_rows<Float16>(const Kernels& k) {
+  return k.dot_rows_f16;
+}
+
+template <typename T, typename G>
+const ReplayKernels<T, G>& replay_kernels(const Kernels& k) {
+  return k.replay;
+}
 
 }  // namespace hullft

@@ -1,0 +1,87 @@
+// The arithmetic of Adam (Kingma and Ba, 2015) and AdamW (Loshchilov and Hutter, 2019), arranged
+// for several steps with one gradient: what a call shares, what changes from step to step, and the
+// update of one element or one vector of them.
+#pragma once
+
+#include <cmath>
+
+#include "platform.h"
+
+namespace hullft {
+
+struct AdamOptions {
+  double lr, beta1, beta2, eps, weight_decay;
+  bool decoupled;  // weight decay as in AdamW
+  bool maximize;
+};
+
+// What all steps of a call share.
+template <typename R>
+struct AdamRates {
+  R sign;           // of the gradient: -1 to maximize
+  R coupled_decay;  // g <- g + coupled_decay * p
+  R keep;           // p <- keep * p: decoupled weight decay
+  R blend;          // m <- (blend_from_grad ? g : m) + blend * (g - m)
+  R beta2, square;  // v <- beta2 * v + square * g * g
+  bool blend_from_grad;
+};
+
+// What changes from step to step: p <- p + rate * m / (sqrt(v) + eps).
+template <typename R>
+struct AdamStep {
+  R rate, eps;
+};
+
+// Repeated steps. Those past the table are as its last one.
+template <typename R>
+struct AdamSchedule {
+  AdamRates<R> rates;
+  const AdamStep<R>* steps;
+  long long n_steps, repeats;
+};
+
+template <typename V>
+struct AdamState {
+  V param, exp_avg, exp_avg_sq;
+};
+
+template <typename R>
+HULLFT_HD AdamRates<R> adam_rates(const AdamOptions& o) {
+  const double weight = 1 - o.beta1;
+  AdamRates<R> rates;
+  rates.sign = o.maximize ? R(-1) : R(1);
+  rates.coupled_decay = o.decoupled ? R(0) : R(o.weight_decay);
+  rates.keep = o.decoupled ? R(1 - o.lr * o.weight_decay) : R(1);
+  // From the nearer end, so that beta1 = 0 gives exactly g.
+  rates.blend_from_grad = weight >= 0.5;
+  rates.blend = rates.blend_from_grad ? R(-o.beta1) : R(weight);
+  rates.beta2 = R(o.beta2);
+  rates.square = R(1 - o.beta2);
+  return rates;
+}
+
+// Step t, counted from 1. The textbook's lr / c1 * m / (sqrt(v) / sqrt(c2) + eps), with its second
+// division moved out of the loop over elements.
+HULLFT_HD AdamStep<double> adam_step(const AdamOptions& o, double t) {
+  const double correction1 = 1 - pow(o.beta1, t);
+  const double correction2 = sqrt(1 - pow(o.beta2, t));
+  return {-o.lr / correction1 * correction2, o.eps * correction2};
+}
+
+// Whether every step from t on has the same constants.
+HULLFT_HD bool adam_settled(const AdamOptions& o, double t) {
+  return 1 - pow(o.beta1, t) == 1 && 1 - pow(o.beta2, t) == 1;
+}
+
+// V is R or a vector of R; root(V) is its exact square root.
+template <bool kCoupled, typename V, typename R, typename Root>
+HULLFT_HD void adam_update(AdamState<V>& x, V grad, const AdamRates<R>& rates,
+                           const AdamStep<R>& step, const Root& root) {
+  if constexpr (kCoupled) grad = grad + rates.coupled_decay * x.param;
+  const V anchor = rates.blend_from_grad ? grad : x.exp_avg;
+  x.exp_avg = anchor + rates.blend * (grad - x.exp_avg);
+  x.exp_avg_sq = rates.beta2 * x.exp_avg_sq + rates.square * grad * grad;
+  x.param = rates.keep * x.param + step.rate * x.exp_avg / (root(x.exp_avg_sq) + step.eps);
+}
+
+}  // namespace hullft

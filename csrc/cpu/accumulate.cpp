@@ -1,0 +1,56 @@
+// grad_accumulate_ on the CPU. Schema: csrc/ops.cpp.
+#include <torch/csrc/stable/library.h>
+
+#include <vector>
+
+#include "../flat_tensor.h"
+#include "../replay_checks.h"
+#include "multi_tensor.h"
+#include "pool.h"
+#include "simd/kernels.h"
+
+namespace hullft {
+namespace {
+
+struct AccumulateTensor {
+  FlatTensor cache, grad;
+  ScalarType cache_type, grad_type;
+};
+
+template <typename T, typename G>
+void accumulate(const AccumulateTensor& t, int64_t offset, int64_t count, double alpha,
+                double beta) {
+  replay_kernels<T, G>(kernels()).accumulate(static_cast<T*>(t.cache.data()) + offset,
+                                             static_cast<const G*>(t.grad.data()) + offset, count,
+                                             alpha, beta);
+}
+
+void grad_accumulate(std::vector<Tensor> caches, std::vector<Tensor> grads, double alpha,
+                     double beta) {
+  check_accumulate_arguments("grad_accumulate_", {"caches", caches}, {"grads", grads}, alpha, beta);
+  const NoGrad no_grad;
+  std::vector<AccumulateTensor> tensors;
+  MultiTensorElements elements;
+  for (size_t i = 0; i < caches.size(); ++i) {
+    const Tensor layout = pairing_layout(caches[i]);
+    tensors.push_back({FlatTensor(caches[i], layout), FlatTensor(grads[i], layout),
+                       caches[i].scalar_type(), grads[i].scalar_type()});
+    elements.add(caches[i].numel());
+  }
+  elements.for_each_piece([&](size_t i, int64_t offset, int64_t count) {
+    dispatch_floating(tensors[i].cache_type, [&](auto cache) {
+      dispatch_floating(tensors[i].grad_type, [&](auto grad) {
+        accumulate<decltype(cache), decltype(grad)>(tensors[i], offset, count, alpha, beta);
+      });
+    });
+  });
+  for (AccumulateTensor& t : tensors) t.cache.write_back();
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(hullft_ops, CPU, m) {
+  m.impl("grad_accumulate_", TORCH_BOX(&grad_accumulate));
+}
+
+}  // namespace hullft

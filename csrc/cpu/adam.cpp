@@ -1,0 +1,147 @@
+// adam_replay_ on the CPU. Schema: csrc/ops.cpp.
+#include <torch/csrc/stable/library.h>
+
+#include <cmath>
+#include <map>
+#include <type_traits>
+#include <vector>
+
+#include "../flat_tensor.h"
+#include "../replay_checks.h"
+#include "multi_tensor.h"
+#include "pool.h"
+#include "simd/kernels.h"
+
+namespace hullft {
+namespace {
+
+// The constants of every step, computed once in float64 for each step count met in a call.
+template <typename R>
+class Schedules {
+ public:
+  void add(const AdamOptions& options, int64_t repeats, double steps_done) {
+    const auto [it, added] = entries_.try_emplace(steps_done);
+    if (!added) return;
+    std::vector<AdamStep<R>>& steps = it->second.steps;
+    for (int64_t s = 1; s <= repeats; ++s) {
+      const AdamStep<double> step = adam_step(options, steps_done + double(s));
+      steps.push_back({R(step.rate), R(step.eps)});
+      if (adam_settled(options, steps_done + double(s))) break;
+    }
+    it->second.schedule = {adam_rates<R>(options), steps.data(), int64_t(steps.size()), repeats};
+  }
+
+  const AdamSchedule<R>& at(double steps_done) const { return entries_.at(steps_done).schedule; }
+
+ private:
+  struct Entry {
+    std::vector<AdamStep<R>> steps;
+    AdamSchedule<R> schedule;
+  };
+  std::map<double, Entry> entries_;
+};
+
+struct AdamTensor {
+  FlatTensor param, grad, exp_avg, exp_avg_sq;
+  ScalarType param_type, grad_type;
+  double steps_done;
+};
+
+class AdamReplay {
+ public:
+  AdamReplay(const AdamOptions& options, int64_t repeats) : options_(options), repeats_(repeats) {}
+
+  void add(const Tensor& param, const Tensor& grad, const Tensor& exp_avg, const Tensor& exp_avg_sq,
+           double steps_done) {
+    const Tensor layout = pairing_layout(param);
+    tensors_.push_back({FlatTensor(param, layout), FlatTensor(grad, layout),
+                        FlatTensor(exp_avg, layout), FlatTensor(exp_avg_sq, layout),
+                        param.scalar_type(), grad.scalar_type(), steps_done});
+    elements_.add(param.numel());
+    if (param.scalar_type() == ScalarType::Double)
+      wide_.add(options_, repeats_, steps_done);
+    else
+      narrow_.add(options_, repeats_, steps_done);
+  }
+
+  void run() {
+    elements_.for_each_piece([&](size_t i, int64_t offset, int64_t count) {
+      const AdamTensor& t = tensors_[i];
+      dispatch_floating(t.param_type, [&](auto param) {
+        dispatch_floating(t.grad_type, [&](auto grad) {
+          sweep<decltype(param), decltype(grad)>(t, offset, count);
+        });
+      });
+    });
+    for (AdamTensor& t : tensors_)
+      for (FlatTensor* written : {&t.param, &t.exp_avg, &t.exp_avg_sq}) written->write_back();
+  }
+
+ private:
+  template <typename T, typename G>
+  void sweep(const AdamTensor& t, int64_t offset, int64_t count) const {
+    const auto at = [offset](auto* base) { return base + offset; };
+    replay_kernels<T, G>(kernels()).adam(
+        at(static_cast<T*>(t.param.data())), at(static_cast<const G*>(t.grad.data())),
+        at(static_cast<T*>(t.exp_avg.data())), at(static_cast<T*>(t.exp_avg_sq.data())), count,
+        schedule<Arithmetic<T>>(t.steps_done));
+  }
+
+  template <typename R>
+  const AdamSchedule<R>& schedule(double steps_done) const {
+    if constexpr (std::is_same_v<R, double>)
+      return wide_.at(steps_done);
+    else
+      return narrow_.at(steps_done);
+  }
+
+  AdamOptions options_;
+  int64_t repeats_;
+  std::vector<AdamTensor> tensors_;
+  MultiTensorElements elements_;
+  Schedules<float> narrow_;
+  Schedules<double> wide_;
+};
+
+double read_step(const char* op, const TensorList& steps, size_t i) {
+  const double step = steps[i].scalar_type() == ScalarType::Double
+                          ? *steps[i].const_data_ptr<double>()
+                          : double(*steps[i].const_data_ptr<float>());
+  if (!(step >= 0) || std::isinf(step))
+    value_error(op, entry(steps, i), " must be finite and >= 0, got ", step);
+  return step;
+}
+
+void write_step(const Tensor& step, double value) {
+  if (step.scalar_type() == ScalarType::Double)
+    *step.mutable_data_ptr<double>() = value;
+  else
+    *step.mutable_data_ptr<float>() = float(value);
+}
+
+void adam_replay(std::vector<Tensor> params, std::vector<Tensor> grads,
+                 std::vector<Tensor> exp_avgs, std::vector<Tensor> exp_avg_sqs,
+                 std::vector<Tensor> steps, int64_t repeats, double lr, double beta1, double beta2,
+                 double eps, double weight_decay, bool decoupled, bool maximize) {
+  constexpr const char* op = "adam_replay_";
+  check_range(op, "repeats", repeats, 1);
+  const AdamOptions options =
+      check_adam_options(op, lr, beta1, beta2, eps, weight_decay, decoupled, maximize);
+  const TensorList step_list{"steps", steps};
+  check_adam_lists(op, {"params", params}, {"grads", grads}, {"exp_avgs", exp_avgs},
+                   {"exp_avg_sqs", exp_avg_sqs}, step_list);
+  std::vector<double> steps_done;
+  for (size_t i = 0; i < steps.size(); ++i) steps_done.push_back(read_step(op, step_list, i));
+  const NoGrad no_grad;
+  AdamReplay replay(options, repeats);
+  for (size_t i = 0; i < params.size(); ++i)
+    replay.add(params[i], grads[i], exp_avgs[i], exp_avg_sqs[i], steps_done[i]);
+  replay.run();
+  for (size_t i = 0; i < steps.size(); ++i) write_step(steps[i], steps_done[i] + double(repeats));
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(hullft_ops, CPU, m) { m.impl("adam_replay_", TORCH_BOX(&adam_replay)); }
+
+}  // namespace hullft

@@ -1,0 +1,93 @@
+// Tensors as flat memory, for operators that pair the elements of several by their address.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "checks.h"
+
+namespace hullft {
+
+// Every element of the range it spans, and each once: contiguous up to the order of dimensions.
+inline bool is_dense(const Tensor& t) {
+  if (t.is_contiguous()) return true;
+  std::vector<std::pair<int64_t, int64_t>> stride_size;
+  for (int64_t d = 0; d < t.dim(); ++d)
+    if (t.size(d) != 1) stride_size.emplace_back(t.stride(d), t.size(d));
+  std::sort(stride_size.begin(), stride_size.end());
+  int64_t expected = 1;
+  for (const auto& [stride, size] : stride_size) {
+    if (stride != expected) return false;
+    expected *= size;
+  }
+  return true;
+}
+
+// Of two tensors of one shape.
+inline bool same_strides(const Tensor& a, const Tensor& b) {
+  if (a.is_contiguous() && b.is_contiguous()) return true;
+  for (int64_t d = 0; d < a.dim(); ++d)
+    if (a.size(d) > 1 && a.stride(d) != b.stride(d)) return false;
+  return true;
+}
+
+// A temporary of t's dtype with the memory layout of `like`.
+inline Tensor empty_with_strides(const Tensor& t, const Tensor& like) {
+  int32_t dtype, device_type;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &dtype));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &device_type));
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(like.dim(), like.sizes().data(),
+                                                         like.strides().data(), dtype, device_type,
+                                                         t.get_device_index(), &handle));
+  return Tensor(handle);
+}
+
+// Copies made here are not part of anyone's autograd graph, whatever the caller's grad mode.
+class NoGrad {
+ public:
+  NoGrad() : before_(aoti_torch_grad_mode_is_enabled()) { aoti_torch_grad_mode_set_enabled(false); }
+  ~NoGrad() { aoti_torch_grad_mode_set_enabled(before_); }
+  NoGrad(const NoGrad&) = delete;
+  NoGrad& operator=(const NoGrad&) = delete;
+
+ private:
+  bool before_;
+};
+
+// The layout in which t and its companions are paired: its own when that is dense.
+inline Tensor pairing_layout(const Tensor& t) {
+  return is_dense(t) ? t : torch::stable::contiguous(t);
+}
+
+// A tensor in a given layout: itself, or a copy where its strides are others.
+class FlatTensor {
+ public:
+  FlatTensor(const Tensor& t, const Tensor& like) : original_(t), flat_(t) {
+    if (!same_strides(t, like)) {
+      flat_ = empty_with_strides(t, like);
+      torch::stable::copy_(flat_, t);
+      copied_ = true;
+    }
+    data_ = flat_.mutable_data_ptr();
+  }
+
+  void* data() const { return data_; }
+
+  // Puts what was written to a copy where it belongs.
+  void write_back() {
+    if (copied_) torch::stable::copy_(original_, flat_);
+  }
+
+ private:
+  Tensor original_, flat_;
+  bool copied_ = false;
+  void* data_;
+};
+
+}  // namespace hullft

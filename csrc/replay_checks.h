@@ -1,0 +1,85 @@
+// The arguments of adam_replay_ and grad_accumulate_, checked the same way on the CPU and on CUDA.
+#pragma once
+
+#include <cmath>
+
+#include "core/adam.h"
+#include "tensor_lists.h"
+
+namespace hullft {
+
+inline void check_not_negative(const char* op, const char* name, double value) {
+  if (!(value >= 0) || std::isinf(value))
+    value_error(op, name, " must be finite and >= 0, got ", value);
+}
+
+inline void check_beta(const char* op, const char* name, double value) {
+  if (!(value >= 0 && value < 1)) value_error(op, name, " must be in [0, 1), got ", value);
+}
+
+inline AdamOptions check_adam_options(const char* op, double lr, double beta1, double beta2,
+                                      double eps, double weight_decay, bool decoupled,
+                                      bool maximize) {
+  check_not_negative(op, "lr", lr);
+  check_beta(op, "beta1", beta1);
+  check_beta(op, "beta2", beta2);
+  check_not_negative(op, "eps", eps);
+  check_not_negative(op, "weight_decay", weight_decay);
+  return {lr, beta1, beta2, eps, weight_decay, decoupled, maximize};
+}
+
+// One tensor of an updated list and its companion.
+inline void check_companion(const char* op, const TensorList& list, size_t i, const TensorList& ref,
+                            const Tensor& first) {
+  check_device(op, list, i, first);
+  check_same_shape(op, list, i, ref);
+  check_has_storage(op, list, i);
+}
+
+inline void check_adam_lists(const char* op, const TensorList& params, const TensorList& grads,
+                             const TensorList& exp_avgs, const TensorList& exp_avg_sqs,
+                             const TensorList& steps) {
+  for (const TensorList* list : {&grads, &exp_avgs, &exp_avg_sqs, &steps})
+    check_same_length(op, *list, params);
+  for (size_t i = 0; i < params.size(); ++i) {
+    check_entry_floating(op, params, i);
+    check_companion(op, params, i, params, params[0]);
+    check_entry_floating(op, grads, i);
+    check_companion(op, grads, i, params, params[0]);
+    for (const TensorList* moments : {&exp_avgs, &exp_avg_sqs}) {
+      check_same_dtype(op, *moments, i, params);
+      check_companion(op, *moments, i, params, params[0]);
+    }
+    const ScalarType step_type = steps[i].scalar_type();
+    if (steps[i].numel() != 1 ||
+        (step_type != ScalarType::Float && step_type != ScalarType::Double))
+      value_error(op, entry(steps, i), " must hold one float32 or float64 value, got ",
+                  dtype_name(step_type), " of shape ", shape_of(steps[i]));
+    check_has_storage(op, steps, i);
+  }
+  OverlapCheck overlap(op);
+  overlap.add(params, true);
+  overlap.add(exp_avgs, true);
+  overlap.add(exp_avg_sqs, true);
+  overlap.add(grads, false);
+  overlap.run();
+}
+
+inline void check_accumulate_arguments(const char* op, const TensorList& caches,
+                                       const TensorList& grads, double alpha, double beta) {
+  if (!std::isfinite(alpha)) value_error(op, "alpha must be finite, got ", alpha);
+  if (!std::isfinite(beta)) value_error(op, "beta must be finite, got ", beta);
+  check_same_length(op, grads, caches);
+  for (size_t i = 0; i < caches.size(); ++i) {
+    check_entry_floating(op, caches, i);
+    check_companion(op, caches, i, caches, caches[0]);
+    check_entry_floating(op, grads, i);
+    check_companion(op, grads, i, caches, caches[0]);
+  }
+  OverlapCheck overlap(op);
+  overlap.add(caches, true);
+  overlap.add(grads, false);
+  overlap.run();
+}
+
+}  // namespace hullft

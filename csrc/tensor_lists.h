@@ -1,0 +1,136 @@
+// Checks of tensor lists, shared by the CPU and CUDA multi-tensor operators. They read metadata
+// alone and come before anything is written.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <sstream>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "checks.h"
+
+namespace hullft {
+
+struct TensorList {
+  const char* name;
+  const std::vector<Tensor>& tensors;
+
+  const Tensor& operator[](size_t i) const { return tensors[i]; }
+  size_t size() const { return tensors.size(); }
+};
+
+inline std::string entry(const TensorList& list, size_t i) {
+  return std::string(list.name) + "[" + std::to_string(i) + "]";
+}
+
+inline std::string shape_of(const Tensor& t) {
+  std::ostringstream text;
+  for (int64_t d = 0; d < t.dim(); ++d) text << (d ? ", " : "[") << t.size(d);
+  return t.dim() ? text.str() + "]" : "[]";
+}
+
+inline void check_same_length(const char* op, const TensorList& list, const TensorList& ref) {
+  if (list.size() != ref.size())
+    value_error(op, list.name, " has ", list.size(), " tensors, ", ref.name, " has ", ref.size());
+}
+
+inline bool same_shape(const Tensor& a, const Tensor& b) {
+  const auto x = a.sizes(), y = b.sizes();
+  return std::equal(x.begin(), x.end(), y.begin(), y.end());
+}
+
+inline void check_same_shape(const char* op, const TensorList& list, size_t i,
+                             const TensorList& ref) {
+  if (!same_shape(list[i], ref[i]))
+    value_error(op, entry(list, i), " has shape ", shape_of(list[i]), ", ", entry(ref, i),
+                " has shape ", shape_of(ref[i]));
+}
+
+inline void check_same_dtype(const char* op, const TensorList& list, size_t i,
+                             const TensorList& ref) {
+  if (list[i].scalar_type() != ref[i].scalar_type())
+    value_error(op, entry(list, i), " is ", dtype_name(list[i].scalar_type()), ", ", entry(ref, i),
+                " is ", dtype_name(ref[i].scalar_type()));
+}
+
+inline void check_device(const char* op, const TensorList& list, size_t i, const Tensor& ref) {
+  if (list[i].device() != ref.device())
+    value_error(op, entry(list, i), " is on another device than the first tensor");
+}
+
+inline void check_entry_floating(const char* op, const TensorList& list, size_t i) {
+  if (!is_floating(list[i].scalar_type()))
+    value_error(op, entry(list, i), " must be float32, float64, bfloat16 or float16, got ",
+                dtype_name(list[i].scalar_type()));
+}
+
+// A tensor whose storage was freed (resized to nothing) still has its shape.
+inline void check_has_storage(const char* op, const TensorList& list, size_t i) {
+  if (list[i].numel() > 0 && list[i].const_data_ptr() == nullptr)
+    value_error(op, entry(list, i), " has ", list[i].numel(), " elements but no storage");
+}
+
+// Refuses two tensors that share memory unless both are only read, and written ones that overlap
+// themselves. Tensors with gaps count from their first element to their last.
+class OverlapCheck {
+ public:
+  explicit OverlapCheck(const char* op) : op_(op) {}
+
+  void add(const TensorList& list, bool written) {
+    for (size_t i = 0; i < list.size(); ++i) {
+      if (list[i].numel() == 0) continue;
+      const int64_t extent = extent_of(list[i], entry(list, i), written);
+      const auto* begin = static_cast<const char*>(list[i].const_data_ptr());
+      ranges_.push_back(
+          {begin, begin + extent * int64_t(list[i].element_size()), &list, i, written});
+    }
+  }
+
+  void run() {
+    std::sort(ranges_.begin(), ranges_.end(),
+              [](const Range& a, const Range& b) { return a.begin < b.begin; });
+    const Range* last = nullptr;          // the one that reaches furthest,
+    const Range* last_written = nullptr;  // and the one of those that are written
+    for (const Range& range : ranges_) {
+      const Range* other = range.written ? last : last_written;
+      if (other && range.begin < other->end)
+        value_error(op_, entry(*range.list, range.index), " overlaps ",
+                    entry(*other->list, other->index), " in memory");
+      if (!last || range.end > last->end) last = &range;
+      if (range.written && (!last_written || range.end > last_written->end)) last_written = &range;
+    }
+  }
+
+ private:
+  struct Range {
+    const char* begin;
+    const char* end;
+    const TensorList* list;
+    size_t index;
+    bool written;
+  };
+
+  // Elements from the first to the last, both included.
+  int64_t extent_of(const Tensor& t, const std::string& name, bool written) const {
+    if (t.is_contiguous()) return t.numel();
+    std::vector<std::pair<int64_t, int64_t>> stride_size;
+    for (int64_t d = 0; d < t.dim(); ++d)
+      if (t.size(d) > 1) stride_size.emplace_back(t.stride(d), t.size(d));
+    std::sort(stride_size.begin(), stride_size.end());
+    int64_t extent = 1;
+    for (const auto& [stride, size] : stride_size) {
+      if (written && stride < extent) value_error(op_, name, " overlaps itself in memory");
+      extent += stride * (size - 1);
+    }
+    return extent;
+  }
+
+  const char* op_;
+  std::vector<Range> ranges_;
+};
+
+}  // namespace hullft

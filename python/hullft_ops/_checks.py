@@ -1,0 +1,113 @@
+"""What the public functions ask of their arguments, before any operator runs.
+
+Only metadata is read (shapes, dtypes, devices), so the same errors come for CPU, CUDA, meta and
+fake tensors. What depends on values (NaN, ragged sizes, candidates) is checked by the operators,
+in the pass that reads them.
+"""
+
+import torch
+
+FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+VARIANTS = ("vanilla", "away", "pairwise")
+_INT32_MAX = 2**31 - 1
+
+
+def check_tensor(op: str, name: str, value: object) -> torch.Tensor:
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{op}: {name} must be dense, got layout {value.layout}")
+    return value
+
+
+def check_float_tensor(op: str, name: str, value: object) -> torch.Tensor:
+    tensor = check_tensor(op, name, value)
+    if tensor.dtype not in FLOAT_DTYPES:
+        raise TypeError(
+            f"{op}: {name} must be float32, float64, bfloat16 or float16, got {tensor.dtype}"
+        )
+    return tensor
+
+
+def check_like(
+    op: str, name: str, tensor: torch.Tensor, like_name: str, like: torch.Tensor
+) -> None:
+    if tensor.dtype != like.dtype:
+        raise TypeError(f"{op}: {name} is {tensor.dtype}, {like_name} is {like.dtype}")
+    check_device(op, name, tensor, like_name, like)
+
+
+def check_device(
+    op: str, name: str, tensor: torch.Tensor, like_name: str, like: torch.Tensor
+) -> None:
+    if tensor.device != like.device:
+        raise ValueError(f"{op}: {name} is on {tensor.device}, {like_name} is on {like.device}")
+
+
+def check_integer(op: str, name: str, value: object, low: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
+        raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}")
+    if value < low or value > _INT32_MAX:
+        raise ValueError(f"{op}: {name} must be in {low}..{_INT32_MAX}, got {value}")
+
+
+def check_tolerance(op: str, name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{op}: {name} must be a float, got {type(value).__name__}")
+    if not value >= 0:  # NaN too
+        raise ValueError(f"{op}: {name} must be >= 0, got {value}")
+
+
+def check_variant(op: str, variant: object) -> None:
+    if variant not in VARIANTS:
+        raise ValueError(f"{op}: variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
+
+
+def check_query(op: str, query: torch.Tensor, pool_name: str, pool: torch.Tensor) -> None:
+    """query [d] or [B, d] against pool [.., d]."""
+    check_like(op, "query", query, pool_name, pool)
+    if query.dim() not in (1, 2):
+        raise ValueError(f"{op}: query must have shape [d] or [B, d], got {list(query.shape)}")
+    if query.shape[-1] != pool.shape[-1]:
+        raise ValueError(
+            f"{op}: query has dim {query.shape[-1]}, {pool_name} has dim {pool.shape[-1]}"
+        )
+    if pool.shape[-1] == 0:
+        raise ValueError(f"{op}: {pool_name} has dim 0")
+
+
+def check_pool(op: str, name: str, pool: torch.Tensor, query: torch.Tensor) -> None:
+    """pool [K, d] or, with a batch of queries, [B, K, d]."""
+    if pool.dim() not in (2, 3):
+        raise ValueError(
+            f"{op}: {name} must have shape [K, d] or [B, K, d], got {list(pool.shape)}"
+        )
+    check_query(op, query, name, pool)
+    if pool.shape[-2] == 0:
+        raise ValueError(f"{op}: {name} is empty, got shape {list(pool.shape)}")
+    if pool.dim() == 2:
+        return
+    if query.dim() == 1:
+        raise ValueError(
+            f"{op}: {name} has a batch of {pool.shape[0]}, query has shape {list(query.shape)}"
+        )
+    if pool.shape[0] != query.shape[0]:
+        raise ValueError(
+            f"{op}: {name} has a batch of {pool.shape[0]}, query a batch of {query.shape[0]}"
+        )
+
+
+def check_sizes(op: str, name: str, sizes: object, query: torch.Tensor) -> None:
+    """Ragged sizes, int64 [B]; their values are checked by the operator."""
+    if sizes is None:
+        return
+    tensor = check_tensor(op, name, sizes)
+    if tensor.dtype != torch.int64:
+        raise TypeError(f"{op}: {name} must be int64, got {tensor.dtype}")
+    check_device(op, name, tensor, "query", query)
+    if query.dim() == 1:
+        raise ValueError(f"{op}: {name} wants a batch, query has shape {list(query.shape)}")
+    if tuple(tensor.shape) != (query.shape[0],):
+        raise ValueError(
+            f"{op}: {name} must have shape [{query.shape[0]}], got {list(tensor.shape)}"
+        )

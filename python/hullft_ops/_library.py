@@ -1,0 +1,106 @@
+"""Loads the extension, which registers the operators, and gives each its fake kernel.
+
+A fake kernel says what an operator returns (shapes, dtypes, devices) without computing it:
+``torch.compile``, ``torch.export`` and fake tensors need nothing else.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+from hullft_ops import _C
+
+__all__ = ["ops"]
+
+_ = _C  # imported for what its import does: the registrations
+
+SelectionTensors = tuple[
+    torch.Tensor,
+    torch.Tensor,
+    torch.Tensor,
+    torch.Tensor,
+    torch.Tensor,
+    torch.Tensor,
+    torch.Tensor,
+]
+
+
+def _selection(pool: torch.Tensor, query: torch.Tensor, n_select: int) -> SelectionTensors:
+    batch = query.shape[0]
+    real = torch.float64 if pool.dtype == torch.float64 else torch.float32
+
+    def rows(dtype: torch.dtype) -> torch.Tensor:
+        return pool.new_empty((batch, n_select), dtype=dtype)
+
+    def scalars(dtype: torch.dtype) -> torch.Tensor:
+        return pool.new_empty((batch,), dtype=dtype)
+
+    return (
+        rows(torch.int64),
+        rows(real),
+        rows(torch.int64),
+        scalars(torch.int64),
+        scalars(real),
+        scalars(real),
+        scalars(torch.int64),
+    )
+
+
+def _fake(name: str) -> Callable[[Callable[..., object]], object]:
+    return torch.library.register_fake(f"hullft_ops::{name}")
+
+
+@_fake("fw_select")
+def _(
+    pool: torch.Tensor,
+    query: torch.Tensor,
+    n_select: int,
+    max_iter: int = 250,
+    tol: float = 1e-5,
+    gap_tol: float = 0.0,
+    variant: str = "vanilla",
+    swap_passes: int = 2,
+    pool_sizes: torch.Tensor | None = None,
+) -> SelectionTensors:
+    return _selection(pool, query, n_select)
+
+
+@_fake("fw_select_indexed")
+def _(
+    embeddings: torch.Tensor,
+    candidates: torch.Tensor,
+    query: torch.Tensor,
+    n_select: int,
+    max_iter: int = 250,
+    tol: float = 1e-5,
+    gap_tol: float = 0.0,
+    variant: str = "vanilla",
+    swap_passes: int = 2,
+    pool_sizes: torch.Tensor | None = None,
+) -> SelectionTensors:
+    return _selection(embeddings, query, n_select)
+
+
+@_fake("knn_select")
+def _(
+    pool: torch.Tensor,
+    query: torch.Tensor,
+    n_select: int,
+    pool_sizes: torch.Tensor | None = None,
+) -> SelectionTensors:
+    return _selection(pool, query, n_select)
+
+
+@_fake("integerize")
+def _(
+    support: torch.Tensor,
+    query: torch.Tensor,
+    weights: torch.Tensor,
+    n_select: int,
+    swap_passes: int = 2,
+    support_sizes: torch.Tensor | None = None,
+) -> torch.Tensor:
+    return support.new_empty(weights.shape, dtype=torch.int64)
+
+
+ops = torch.ops.hullft_ops

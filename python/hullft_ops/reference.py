@@ -1,0 +1,185 @@
+"""What the operators compute, slowly and in plain torch float64: the oracle of every test.
+
+One query at a time, no batching, no state beyond what the definition needs.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+
+_MIN_SQUARED_LENGTH = 1e-12
+_MIN_IMPROVEMENT = 1e-14
+
+
+class ReferenceSelection(NamedTuple):
+    """One query's selection; ``indices``, ``weights`` and ``counts`` hold the support alone."""
+
+    indices: torch.Tensor
+    weights: torch.Tensor
+    counts: torch.Tensor
+    residual: float
+    gap: float
+    num_iter: int
+
+
+def fw_select(
+    pool: torch.Tensor,
+    query: torch.Tensor,
+    n_select: int,
+    *,
+    max_iter: int = 250,
+    tol: float = 1e-5,
+    gap_tol: float = 0.0,
+    variant: str = "vanilla",
+    swap_passes: int = 2,
+) -> ReferenceSelection:
+    """Frank-Wolfe on pool [K, d] and query [d]; the residual is recomputed at every step."""
+    x, q = pool.double(), query.double()
+    s = _argmax(x @ q)
+    w = torch.zeros(len(x), dtype=torch.float64)
+    w[s] = 1.0
+    support = {s}
+    num_iter = 0
+    while num_iter < max_iter:
+        current = x.T @ w
+        r = q - current
+        c = x @ r
+        if r.norm() < tol or (gap_tol > 0 and c.max() - r @ current <= gap_tol):
+            break
+        if variant == "vanilla":
+            moved = _vanilla_step(x, w, support, c, r, current)
+        else:
+            held = sorted(support)
+            s = max(held if len(held) >= n_select else range(len(x)), key=c.tolist().__getitem__)
+            a = min(held, key=c.tolist().__getitem__)
+            stepped = corrective_step(variant, x, q, w, s, a)
+            moved = stepped is not None
+            if stepped is not None:
+                w = stepped
+                support = set(w.nonzero().flatten().tolist())
+        if not moved:
+            break
+        num_iter += 1
+        if variant == "vanilla" and len(support) >= n_select:
+            break
+    current = x.T @ w
+    c = x @ (q - current)
+    order = sorted(support, key=lambda k: (-w[k].item(), k))[:n_select]
+    indices = torch.tensor(order, dtype=torch.int64)
+    return ReferenceSelection(
+        indices,
+        w[indices],
+        integerize(x[indices], q, w[indices], n_select, swap_passes=swap_passes),
+        (q - current).norm().item(),
+        (c.max() - (q - current) @ current).item(),
+        num_iter,
+    )
+
+
+def _argmax(values: torch.Tensor) -> int:
+    """The lowest index of the largest value."""
+    return int((values == values.max()).nonzero()[0])
+
+
+def _vanilla_step(
+    x: torch.Tensor,
+    w: torch.Tensor,
+    support: set[int],
+    c: torch.Tensor,
+    r: torch.Tensor,
+    current: torch.Tensor,
+) -> bool:
+    s = _argmax(c)
+    direction = x[s] - current
+    if direction @ direction < _MIN_SQUARED_LENGTH:
+        return False
+    gamma = (r @ direction / (direction @ direction)).clamp(0, 1)
+    w *= 1 - gamma
+    w[s] += gamma
+    support.add(s)
+    return True
+
+
+def corrective_step(
+    variant: str, x: torch.Tensor, q: torch.Tensor, w: torch.Tensor, s: int, a: int
+) -> torch.Tensor | None:
+    """Weights [K] after an away or pairwise step between the vertices s and a, None at rest."""
+    current = x.T @ w
+    r = q - current
+    toward_slope, away_slope = r @ (x[s] - current), r @ (current - x[a])
+    unit = torch.eye(len(x), dtype=torch.float64)
+    if variant == "pairwise":
+        direction, change, limit = x[s] - x[a], unit[s] - unit[a], w[a]
+    elif toward_slope < away_slope:
+        direction, change, limit = current - x[a], w - unit[a], w[a] / (1 - w[a])
+    else:
+        direction, change, limit = x[s] - current, unit[s] - w, torch.ones_like(w[s])
+    slope, curvature = r @ direction, direction @ direction
+    short = bool(curvature < _MIN_SQUARED_LENGTH)
+    if slope <= 0 or (short and variant != "pairwise"):
+        return None
+    gamma = limit if short else (slope / curvature).clamp(max=limit)
+    stepped = w + gamma * change
+    if gamma == limit and variant == "away" and toward_slope >= away_slope:
+        return unit[s]
+    if gamma == limit:
+        stepped[a] = 0.0
+    return stepped
+
+
+def knn_select(pool: torch.Tensor, query: torch.Tensor, n_select: int) -> ReferenceSelection:
+    """The n_select rows of pool [K, d] of largest inner product with query [d], of equal weight."""
+    x, q = pool.double(), query.double()
+    b = x @ q
+    indices = torch.tensor(sorted(range(len(x)), key=lambda k: (-b[k].item(), k))[:n_select])
+    w = torch.full((n_select,), 1 / n_select, dtype=torch.float64)
+    current = x[indices].T @ w
+    r = q - current
+    gap = ((x @ r).max() - r @ current).item()
+    return ReferenceSelection(
+        indices, w, torch.ones(n_select, dtype=torch.int64), r.norm().item(), gap, 0
+    )
+
+
+def integerize(
+    support: torch.Tensor,
+    query: torch.Tensor,
+    weights: torch.Tensor,
+    n_select: int,
+    *,
+    swap_passes: int = 2,
+) -> torch.Tensor:
+    """Counts [m] that sum to n_select, for support [m, d], query [d], weights [m]."""
+    x, q, w = support.double(), query.double(), weights.double().clamp(min=0)
+    m = len(x)
+    gram, b = x @ x.T, x @ q
+    w = w / w.sum() if w.sum() > 0 else torch.full((m,), 1 / m, dtype=torch.float64)
+    counts = [math.floor(n_select * value) for value in w.tolist()]
+
+    def loss(trial: list[int]) -> float:
+        c = torch.tensor(trial, dtype=torch.float64) / n_select
+        return float(c @ gram @ c - 2 * (c @ b))
+
+    def moved(source: int | None, target: int) -> list[int]:
+        trial = list(counts)
+        trial[target] += 1
+        if source is not None:
+            trial[source] -= 1
+        return trial
+
+    while sum(counts) < n_select:
+        losses = [loss(moved(None, i)) for i in range(m)]
+        counts[losses.index(min(losses))] += 1
+    for _ in range(swap_passes):
+        improved = False
+        for i in [i for i in range(m) if counts[i] > 0]:
+            for j in range(m):
+                if j == i or counts[i] == 0:
+                    continue
+                if loss(moved(i, j)) < loss(counts) - _MIN_IMPROVEMENT:
+                    counts = moved(i, j)
+                    improved = True
+        if not improved:
+            break
+    return torch.tensor(counts, dtype=torch.int64)

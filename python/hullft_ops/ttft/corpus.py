@@ -1,0 +1,197 @@
+"""The text of a demonstration: a datastore's passages, and held-out prompts that are not in it.
+
+The text is either the source of well-known installed packages or a JSONL file. Documents are
+held out whole, by a hash of their name, so that the same text is split the same way everywhere.
+"""
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+from hullft_ops.ttft.passages import normalised, split_passages
+
+PASSAGE_CHARS = 1000
+HELD_OUT_ONE_IN = 8
+
+# Folders of sibling modules, so that a file that is held out has relatives in the store.
+FAMILIES = (
+    ("torch", "optim/*.py"),
+    ("torch", "nn/modules/*.py"),
+    ("torch", "distributions/*.py"),
+    ("transformers", "models/*/modeling_*.py"),
+    ("networkx", "algorithms/*.py"),
+    ("matplotlib", "*.py"),
+)
+# Two cores embed about 25 passages a second: the store that this leaves takes 90 seconds.
+PASSAGE_BUDGET = 2500
+
+
+class CorpusError(ValueError):
+    """The text given cannot make a datastore and prompts; the message says what is missing."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """A file or a record. Each family of documents is split on its own."""
+
+    family: str
+    name: str
+    text: str
+
+    @property
+    def rank(self) -> str:
+        return hashlib.sha256(self.name.encode()).hexdigest()
+
+    def passages(self) -> list[str]:
+        return [p for p in split_passages(self.text, PASSAGE_CHARS) if p.strip()]
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A verbatim piece of the document that ``source`` names."""
+
+    source: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What goes into the datastore, and what may be a prompt.
+
+    ``repeated`` counts the passages left out of the store because it holds them already,
+    ``leaked`` the held-out passages left out because the store holds them, both layout aside.
+    ``malformed`` names the lines of the input that were left out.
+    """
+
+    name: str
+    store: list[Passage]
+    held_out: list[Passage]
+    documents: int
+    held_out_documents: int
+    repeated: int
+    leaked: int
+    malformed: list[str]
+
+    def fingerprint(self, embedder_name: str) -> str:
+        """SHA-256 of the embedder's name and of the store's texts in their order."""
+        digest = hashlib.sha256(embedder_name.encode())
+        for passage in self.store:
+            digest.update(b"\0" + passage.text.encode())
+        return digest.hexdigest()
+
+
+def installed_corpus() -> Corpus:
+    """Sources of installed packages: about ``PASSAGE_BUDGET`` passages from `FAMILIES`.
+
+    Raises CorpusError when none of the packages is installed with its sources.
+    """
+    families = [ranked for ranked in map(_family_documents, FAMILIES) if ranked]
+    if not families:
+        packages = sorted({package for package, _ in FAMILIES})
+        raise CorpusError(f"no sources of {', '.join(packages)} found; give a corpus file")
+    documents = [
+        document
+        for ranked in families
+        for document in _within_budget(ranked, PASSAGE_BUDGET // len(families))
+    ]
+    return _split("installed packages", documents, [])
+
+
+def jsonl_corpus(path: Path) -> Corpus:
+    """The records of a JSONL file: one object a line, whose string "text" is a document.
+
+    Lines that are not such records are left out and named in ``malformed``. Raises
+    FileNotFoundError when there is no such file and CorpusError when no line is usable.
+    """
+    documents, malformed = [], []
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                documents.append(Document("", f"line {number}", _record_text(line)))
+            except ValueError as error:
+                malformed.append(f"line {number}: {error}")
+    if not documents:
+        what = f"{len(malformed)} lines, none usable ({malformed[0]})" if malformed else "empty"
+        raise CorpusError(f'{path}: {what}; each line must be an object with a string "text"')
+    return _split(path.name, documents, malformed)
+
+
+def _family_documents(family: tuple[str, str]) -> list[Document]:
+    package, pattern = family
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        return []
+    root = Path(spec.submodule_search_locations[0])
+    documents = [
+        Document(
+            f"{package}/{pattern}",
+            path.relative_to(root.parent).as_posix(),
+            path.read_text(encoding="utf-8"),
+        )
+        for path in root.glob(pattern)
+    ]
+    return sorted(documents, key=lambda document: document.rank)
+
+
+def _within_budget(ranked: Iterable[Document], budget: int) -> Iterator[Document]:
+    for document in ranked:
+        size = len(document.passages())
+        if size <= budget:
+            budget -= size
+            yield document
+
+
+def _record_text(line: bytes) -> str:
+    try:
+        record = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise ValueError("not UTF-8") from None
+    except json.JSONDecodeError:
+        raise ValueError("not JSON") from None
+    text = record.get("text") if isinstance(record, dict) else None
+    if not isinstance(text, str):
+        raise ValueError('no string "text"')
+    if not text.strip():
+        raise ValueError('blank "text"')
+    return text
+
+
+def _split(name: str, documents: list[Document], malformed: list[str]) -> Corpus:
+    held, kept = _hold_out(documents)
+    store: dict[str, Passage] = {}
+    repeated = 0
+    for passage in _passages(kept):
+        key = normalised(passage.text)
+        repeated += key in store
+        store.setdefault(key, passage)
+    candidates = {normalised(passage.text): passage for passage in _passages(held)}
+    held_out = [passage for key, passage in candidates.items() if key not in store]
+    return Corpus(
+        name=name,
+        store=list(store.values()),
+        held_out=held_out,
+        documents=len(documents),
+        held_out_documents=len(held),
+        repeated=repeated,
+        leaked=len(candidates) - len(held_out),
+        malformed=malformed,
+    )
+
+
+def _hold_out(documents: Iterable[Document]) -> tuple[list[Document], list[Document]]:
+    held: list[Document] = []
+    kept: list[Document] = []
+    order = sorted(documents, key=lambda document: (document.family, document.rank))
+    for _, family in groupby(order, key=lambda document: document.family):
+        ranked = list(family)
+        held += ranked[::HELD_OUT_ONE_IN]
+        kept += (d for i, d in enumerate(ranked) if i % HELD_OUT_ONE_IN)
+    return held, kept
+
+
+def _passages(documents: Iterable[Document]) -> Iterator[Passage]:
+    return (Passage(d.name, text) for d in documents for text in d.passages())

@@ -1,0 +1,246 @@
+"""The main job end to end: adapt a language model to held-out passages of real text.
+
+A prompt is a passage of a document that the datastore does not hold. As in the papers of HullFT
+and SIFT, the prompt's own text is what is scored: a method retrieves the prompt's neighbours,
+finetunes on those it selects, and then the bits per byte of the prompt are measured. The prompt
+itself is never trained on.
+"""
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hullft_ops.collect_env import collect_env
+from hullft_ops.ttft import (
+    AdaptationReport,
+    Datastore,
+    Embedder,
+    TestTimeFinetuner,
+    bits_per_byte,
+)
+from hullft_ops.ttft.comparison import METHODS, Comparison, PromptRuns, Run
+from hullft_ops.ttft.corpus import Corpus, Passage
+from hullft_ops.ttft.demo_inputs import (
+    DemoError,
+    load_corpus,
+    load_model,
+    open_embedder,
+    open_or_build,
+)
+from hullft_ops.ttft.report import comparison_sentences, comparison_table, write_json, write_plot
+
+FORMAT_VERSION = 1
+SCORED = "the prompt's own text, of a held-out document; it is retrieved for, never trained on"
+# The papers' rate is for models of GPT-2's size; so small a model takes larger steps.
+PAPER_LR = 5e-5
+TINY_LM_LR = 2e-4
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """What to compare, and where to write it.
+
+    Attributes:
+        model: name or directory of a causal language model; the shipped tiny model when None.
+        corpus: JSONL file whose records have a string "text"; sources of installed packages
+            when None.
+        embedder: name or directory, as `load_embedder` takes it.
+        prompts: number of held-out passages to adapt to.
+        steps: optimizer steps for each prompt, the same for every method.
+        lr: Adam's learning rate, the same for every method; when None, ``TINY_LM_LR`` for the
+            tiny model and ``PAPER_LR`` for any other.
+        output: directory for ``demo.json`` and ``demo.png``.
+        datastore: directory for the datastores of corpora; ``output / "datastore"`` when None.
+        seed: chooses the prompts among the held-out passages.
+
+    Raises:
+        DemoError: ``prompts`` or ``steps`` below 1, or ``lr`` not above 0.
+    """
+
+    model: str | None
+    corpus: Path | None
+    embedder: str
+    prompts: int
+    steps: int
+    lr: float | None
+    output: Path
+    datastore: Path | None
+    seed: int
+
+    def __post_init__(self) -> None:
+        for name in ("prompts", "steps"):
+            if getattr(self, name) < 1:
+                raise DemoError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.lr is not None and not self.lr > 0:
+            raise DemoError(f"lr must be above 0, got {self.lr}")
+
+    @property
+    def learning_rate(self) -> float:
+        if self.lr is not None:
+            return self.lr
+        return TINY_LM_LR if self.model is None else PAPER_LR
+
+
+def run_demo(options: DemoOptions, out: Console, log: Console) -> Comparison:
+    """Compare `METHODS` on held-out prompts: print a table, write a JSON and a PNG.
+
+    The table goes to ``out`` and progress to ``log``. The two files appear whole, and only when
+    every prompt has been run.
+
+    Raises:
+        DemoError: the options cannot be met.
+    """
+    started = time.perf_counter()
+    corpus = load_corpus(options.corpus, log)
+    _check_sizes(corpus, options)
+    model, tokenizer = load_model(options.model)
+    embedder = open_embedder(options.embedder)
+    folder = options.datastore or options.output / "datastore"
+    opened = time.perf_counter()
+    store, reused = open_or_build(corpus, embedder, folder, log)
+    seconds_open = time.perf_counter() - opened
+    prompts = choose_prompts(corpus.held_out, options.prompts, options.seed)
+    finetuners = _finetuners(options, model, tokenizer, store, embedder)
+    runs = _run_all(prompts, finetuners, model, tokenizer, log)
+    context = {
+        "format_version": FORMAT_VERSION,
+        "scored": SCORED,
+        "config": _config(options, model),
+        "corpus": _corpus_facts(corpus, embedder),
+        "datastore": {"passages": len(store), "reused": reused, "seconds": seconds_open},
+        "environment": collect_env(),
+        "seconds": time.perf_counter() - started,
+    }
+    comparison = Comparison(context, runs)
+    _report(comparison, options.output, out)
+    return comparison
+
+
+def choose_prompts(held_out: Sequence[Passage], count: int, seed: int) -> list[Passage]:
+    """The first ``count`` by a hash of ``seed`` and text, a passage of each document in turn."""
+    ranked = sorted(held_out, key=lambda p: hashlib.sha256(f"{seed}\n{p.text}".encode()).digest())
+    taken: Counter[str] = Counter()
+    rounds = []
+    for position, passage in enumerate(ranked):
+        rounds.append((taken[passage.source], position))
+        taken[passage.source] += 1
+    return [ranked[position] for _, position in sorted(rounds)[:count]]
+
+
+def _check_sizes(corpus: Corpus, options: DemoOptions) -> None:
+    if len(corpus.store) < options.steps or len(corpus.held_out) < options.prompts:
+        raise DemoError(
+            f"corpus {corpus.name}: too few texts: {corpus.documents} documents give "
+            f"{len(corpus.store)} passages to retrieve and {len(corpus.held_out)} to prompt with, "
+            f"need at least {options.steps} (steps) and {options.prompts} (prompts)"
+        )
+
+
+def _finetuners(
+    options: DemoOptions,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    store: Datastore,
+    embedder: Embedder,
+) -> dict[str, TestTimeFinetuner]:
+    return {
+        method.key: TestTimeFinetuner(
+            model,
+            tokenizer,
+            store,
+            embedder,
+            n_select=options.steps,
+            refresh=method.refresh,
+            method=method.selection,
+            lr=options.learning_rate,
+        )
+        for method in METHODS
+        if method.selection
+    }
+
+
+def _run_all(
+    prompts: Sequence[Passage],
+    finetuners: dict[str, TestTimeFinetuner],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    log: Console,
+) -> list[PromptRuns]:
+    # The first adaptation pays for allocations and thread pools: no method should.
+    for finetuner in finetuners.values():
+        with finetuner.adapted(prompts[0].text):
+            pass
+    results = []
+    with _progress(log) as bar:
+        task = bar.add_task("adapting", total=len(prompts) * len(finetuners))
+        for prompt in prompts:
+            runs = {"none": Run(bits_per_byte(model, tokenizer, prompt.text))}
+            for key, finetuner in finetuners.items():
+                with finetuner.adapted(prompt.text) as report:
+                    runs[key] = _run(bits_per_byte(model, tokenizer, prompt.text), report)
+                bar.advance(task)
+            results.append(PromptRuns(prompt.source, prompt.text, runs))
+    return results
+
+
+def _progress(log: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    return Progress(*columns, TimeRemainingColumn(), console=log)
+
+
+def _run(bits: float, report: AdaptationReport) -> Run:
+    return Run(
+        bits_per_byte=bits,
+        seconds_embed=report.seconds_embed,
+        seconds_search=report.seconds_search,
+        seconds_select=report.seconds_select,
+        seconds_finetune=report.seconds_finetune,
+        forward_backward_passes=report.forward_backward_passes,
+        optimizer_steps=report.optimizer_steps,
+        support_size=report.support_size,
+    )
+
+
+def _config(options: DemoOptions, model: PreTrainedModel) -> dict[str, Any]:
+    paths = {key: str(value) for key, value in asdict(options).items() if isinstance(value, Path)}
+    return {
+        **asdict(options),
+        **paths,
+        "model": options.model or "the tiny model of hullft_ops",
+        "model_parameters": model.num_parameters(),
+        "lr": options.learning_rate,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _corpus_facts(corpus: Corpus, embedder: Embedder) -> dict[str, Any]:
+    return {
+        "name": corpus.name,
+        "documents": corpus.documents,
+        "held_out_documents": corpus.held_out_documents,
+        "passages": len(corpus.store),
+        "held_out_passages": len(corpus.held_out),
+        "repeated_passages_left_out": corpus.repeated,
+        "held_out_passages_in_store_left_out": corpus.leaked,
+        "malformed_lines": corpus.malformed,
+        "fingerprint": corpus.fingerprint(embedder.name),
+    }
+
+
+def _report(comparison: Comparison, output: Path, out: Console) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(comparison, output / "demo.json")
+    write_plot(comparison, output / "demo.png")
+    out.print(comparison_table(comparison))
+    for line in comparison_sentences(comparison):
+        out.print(line, highlight=False)
+    out.print(f"{output / 'demo.json'}\n{output / 'demo.png'}", highlight=False, soft_wrap=True)

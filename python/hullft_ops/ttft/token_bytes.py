@@ -1,0 +1,57 @@
+"""How many bytes of text the tokens stand for."""
+
+import json
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_BYTE_FALLBACK = re.compile(r"<0x[0-9A-F]{2}>")
+
+
+def scored_bytes(
+    tokenizer: "PreTrainedTokenizerBase",
+    text: str,
+    ids: Sequence[int],
+    offsets: Sequence[tuple[int, int]],
+    first: int,
+) -> int:
+    """UTF-8 bytes of ``text`` in the tokens from ``first`` on; a character may be split.
+
+    Args:
+        tokenizer: a fast tokenizer.
+        text: what was tokenized.
+        ids: its tokens, none of them a special token that the tokenizer added.
+        offsets: the span of characters of each, as fast tokenizers report it.
+        first: 0 or 1.
+    """
+    tokens = tokenizer.convert_ids_to_tokens(list(ids))
+    if _is_byte_level(tokenizer):
+        # Offsets are of no use here: some of these tokenizers leave the white space out of them.
+        added = tokenizer.get_added_vocab()
+        return sum(
+            len(token.encode()) if token in added else len(token) for token in tokens[first:]
+        )
+    return len(text.encode()) - _leading_bytes(text, tokens, offsets, first)
+
+
+def _is_byte_level(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether a token is written as one character per byte."""
+    decoder = json.loads(tokenizer.backend_tokenizer.to_str())["decoder"]
+    return "ByteLevel" in json.dumps(decoder)
+
+
+def _leading_bytes(
+    text: str, tokens: Sequence[str], offsets: Sequence[tuple[int, int]], first: int
+) -> int:
+    if first == 0:
+        return 0
+    end = offsets[0][1]
+    if len(offsets) == 1 or offsets[1][0] >= end:
+        return len(text[:end].encode())
+    # The first two tokens share a character: the first is one byte of it, or it is the mark that
+    # SentencePiece puts before a text and holds none.
+    shared = 1 if _BYTE_FALLBACK.fullmatch(tokens[0]) else 0
+    return len(text[: offsets[1][0]].encode()) + shared

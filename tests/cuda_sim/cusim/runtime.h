@@ -1,0 +1,17 @@
+// The few calls of the CUDA runtime that launchers make. Launches are synchronous; what a launch
+// throws (a divergent barrier, say) leaves the launcher as a C++ exception, never as a cudaError_t.
+#pragma once
+
+#include "schedule.h"
+
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+
+template <class Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute attribute, int value) {
+  if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaErrorInvalidValue;
+  return size_t(value) <= cusim::sim.config.max_shared_bytes ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+#define CUSIM_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
+  (void(stream), ::cusim::launch(kernel, grid, block, shared_bytes __VA_OPT__(, ) __VA_ARGS__))
+#define CUSIM_DYNAMIC_SHARED() (::cusim::sim.dynamic_shared.get())

@@ -1,0 +1,96 @@
+"""The operators as torch ops: schemas, fake kernels, compilation."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+import hullft_ops
+from problems import make_problem
+
+OPS = torch.ops.hullft_ops
+
+
+def selection_samples() -> dict[str, tuple[object, tuple[object, ...], dict[str, object]]]:
+    pool, query = make_problem(0, 2, 12, 8, torch.float32)
+    sizes = torch.tensor([12, 5])
+    weights = torch.full((2, 12), 1 / 12)
+    candidates = torch.arange(12).repeat(2, 1)
+    return {
+        "fw_select": (OPS.fw_select.default, (pool, query, 5), {}),
+        "fw_select ragged": (
+            OPS.fw_select.default,
+            (pool.double(), query.double(), 5),
+            {"variant": "away", "pool_sizes": sizes},
+        ),
+        "fw_select shared": (OPS.fw_select.default, (pool[0].half(), query.half(), 5), {}),
+        "fw_select_indexed": (
+            OPS.fw_select_indexed.default,
+            (pool[0], candidates, query, 5),
+            {"pool_sizes": sizes},
+        ),
+        "knn_select": (OPS.knn_select.default, (pool, query, 5), {"pool_sizes": sizes}),
+        "integerize": (
+            OPS.integerize.default,
+            (pool, query, weights, 5),
+            {"support_sizes": sizes},
+        ),
+    }
+
+
+@pytest.mark.parametrize("sample", selection_samples())
+def test_opcheck(sample: str) -> None:
+    op, args, kwargs = selection_samples()[sample]
+    torch.library.opcheck(op, args, kwargs)
+
+
+def functions() -> dict[str, Callable[[torch.Tensor, torch.Tensor], object]]:
+    return {
+        "fw_select": lambda pool, query: hullft_ops.fw_select(pool, query, 5, variant="pairwise"),
+        "multiset": lambda pool, query: hullft_ops.fw_select(pool, query, 5).multiset(),
+        "fw_select_indexed": lambda pool, query: hullft_ops.fw_select_indexed(
+            pool[0], torch.arange(8).expand(query.shape[0], -1), query, 5
+        ),
+        "knn_select": lambda pool, query: hullft_ops.knn_select(pool, query, 5),
+        "integerize": lambda pool, query: hullft_ops.integerize(
+            pool, query, torch.ones(pool.shape[:2]), 5
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", functions())
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiled_equals_eager(name: str, dynamic: bool) -> None:
+    torch.compiler.reset()
+    function = functions()[name]
+    compiled = torch.compile(function, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for batch, candidates in [(2, 12), (3, 15)]:
+        pool, query = make_problem(batch, batch, candidates, 8, torch.float32)
+        got, wanted = compiled(pool, query), function(pool, query)
+        got, wanted = [x if isinstance(x, tuple) else (x,) for x in (got, wanted)]
+        assert all(torch.equal(x, y) for x, y in zip(got, wanted, strict=True))
+
+
+def test_compiled_call_reports_bad_values() -> None:
+    torch.compiler.reset()
+    pool, query = make_problem(1, 2, 6, 4, torch.float32)
+    compiled = torch.compile(
+        lambda p, q: hullft_ops.fw_select(p, q, 3).counts, fullgraph=True, backend="aot_eager"
+    )
+    with pytest.raises(ValueError, match="fw_select: pool has NaN or infinity in row 0"):
+        compiled(pool * float("nan"), query)
+
+
+@pytest.mark.parametrize("device", ["cuda", "meta"])
+def test_fake_tensors_get_shapes_and_checks(device: str) -> None:
+    with torch._subclasses.FakeTensorMode():
+        pool = torch.empty(3, 20, 8, device=device)
+        query = torch.empty(3, 8, device=device)
+        sel = hullft_ops.fw_select(pool, query, 5)
+        assert sel.indices.shape == sel.weights.shape == sel.counts.shape == (3, 5)
+        assert sel.gap.shape == sel.num_iter.shape == (3,)
+        assert {t.device.type for t in sel} == {device}
+        with pytest.raises(ValueError, match="query has dim 7, pool has dim 8"):
+            hullft_ops.fw_select(pool, torch.empty(3, 7, device=device), 5)
+        with pytest.raises(ValueError, match="query is on cpu, pool is on"):
+            hullft_ops.fw_select(pool, torch.empty(3, 8, device="cpu"), 5)

