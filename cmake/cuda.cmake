@@ -1,4 +1,61 @@
+# The CUDA kernels. One object library without any torch header; the host side that torch calls is
+# plain C++. cudart is linked statically, so that the module loads where there is no CUDA at all.
 set(HULLFT_CUDA AUTO CACHE STRING "CUDA kernels: AUTO (if there is a CUDA compiler), ON or OFF")
 set_property(CACHE HULLFT_CUDA PROPERTY STRINGS AUTO ON OFF)
+if(NOT HULLFT_CUDA MATCHES "^(AUTO|ON|OFF)$")
+  message(FATAL_ERROR "hullft_ops: HULLFT_CUDA must be AUTO, ON or OFF, got ${HULLFT_CUDA}")
+endif()
+set(HULLFT_CUDA_ARCHITECTURES "" CACHE STRING
+    "What to compile the kernels for, such as 90-real, at least 80; empty: A100, H100 and B200")
 set(HULLFT_CUDA_VERSION "")
-set(HULLFT_CUDA_ARCHITECTURES "")
+set(HULLFT_CUDA_TARGETS "")
+
+if(HULLFT_CUDA STREQUAL "OFF")
+  message(STATUS "hullft_ops: CPU only (HULLFT_CUDA=OFF)")
+  return()
+endif()
+
+include(CheckLanguage)
+check_language(CUDA)
+if(NOT CMAKE_CUDA_COMPILER)
+  if(HULLFT_CUDA STREQUAL "ON")
+    message(FATAL_ERROR "hullft_ops: HULLFT_CUDA=ON, but there is no working CUDA compiler: put "
+                        "nvcc on PATH or set CUDACXX")
+  endif()
+  message(STATUS "hullft_ops: no CUDA compiler, CPU only")
+  return()
+endif()
+
+enable_language(CUDA)
+find_package(CUDAToolkit REQUIRED)
+# Machine code for each, and PTX of the last for what comes after. Older toolkits do not know it.
+if(HULLFT_CUDA_ARCHITECTURES)
+  set(HULLFT_CUDA_TARGETS "${HULLFT_CUDA_ARCHITECTURES}")
+elseif(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.8)
+  set(HULLFT_CUDA_TARGETS 80-real 90)
+else()
+  set(HULLFT_CUDA_TARGETS 80-real 90-real 100)
+endif()
+set(CMAKE_CUDA_STANDARD 20)
+set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+set(HULLFT_CUDA_VERSION "${CMAKE_CUDA_COMPILER_VERSION}")
+message(STATUS "hullft_ops: CUDA ${HULLFT_CUDA_VERSION} for ${HULLFT_CUDA_TARGETS}")
+
+add_library(hullft_kernels OBJECT
+  csrc/cuda/correlate.cu
+  csrc/cuda/frank_wolfe.cu
+  csrc/cuda/gram.cu
+  csrc/cuda/integerize.cu
+  csrc/cuda/knn.cu
+  csrc/cuda/lmo.cu)
+set_target_properties(hullft_kernels PROPERTIES
+  CUDA_ARCHITECTURES "${HULLFT_CUDA_TARGETS}"
+  POSITION_INDEPENDENT_CODE ON CUDA_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON)
+
+set(HULLFT_CUDA_HOST_SOURCES
+  csrc/cuda_host/context.cpp
+  csrc/cuda_host/frank_wolfe.cpp
+  csrc/cuda_host/integerize.cpp
+  csrc/cuda_host/knn.cpp
+  csrc/cuda_host/lmo.cpp)
+string(REPLACE ";" " " HULLFT_CUDA_TARGETS "${HULLFT_CUDA_TARGETS}")  # for build_info

@@ -63,10 +63,25 @@ inline void check_like(const char* op, const char* name, const Tensor& t, const 
   if (t.device() != ref.device()) value_error(op, name, " and ", ref_name, " are on two devices");
 }
 
+// A storage that was freed or shrunk leaves its tensors' shapes as they were: refuse to read past
+// its end.
+inline void check_storage(const char* op, const std::string& name, const Tensor& t) {
+  if (t.numel() == 0) return;
+  int64_t bytes = 0, offset = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(t.get(), &bytes));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_offset(t.get(), &offset));
+  int64_t last = offset;
+  for (int64_t d = 0; d < t.dim(); ++d) last += (t.size(d) - 1) * t.stride(d);
+  const int64_t wanted = (last + 1) * int64_t(t.element_size());
+  if (t.const_data_ptr() == nullptr || wanted > bytes)
+    value_error(op, name, " needs ", wanted, " bytes of storage, it has ", bytes);
+}
+
 inline void check_int64(const char* op, const char* name, const Tensor& t, const Tensor& ref) {
   if (t.scalar_type() != ScalarType::Long)
     value_error(op, name, " must be int64, got ", dtype_name(t.scalar_type()));
   if (t.device() != ref.device()) value_error(op, name, " and the pool are on two devices");
+  check_storage(op, name, t);
 }
 
 inline void check_dim(const char* op, const char* name, const Tensor& t, int64_t dim) {
@@ -110,6 +125,8 @@ inline PoolShape check_pool_query(const char* op, const char* pool_name, const T
   if (shape.candidates < 1) value_error(op, pool_name, " is empty");
   if (shape.dim < 1) value_error(op, pool_name, " has dim 0");
   check_range(op, "the number of candidates", shape.candidates, 1);
+  check_storage(op, pool_name, pool);
+  check_storage(op, "query", query);
   return shape;
 }
 

@@ -24,6 +24,9 @@ STABLE_TORCH_LIBRARY(hullft_ops, m) {
       "integerize(Tensor support, Tensor query, Tensor weights, int n_select, int swap_passes=2, "
       "Tensor? support_sizes=None) -> Tensor");
   m.def(
+      "fw_lmo(Tensor pool, Tensor query, Tensor current, Tensor? pool_sizes=None) -> "
+      "(Tensor index, Tensor correlation, Tensor gamma, Tensor gap)");
+  m.def(
       "adam_replay_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, "
       "Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] steps, *, int repeats, float lr, float beta1, "
       "float beta2, float eps, float weight_decay, bool decoupled, bool maximize) -> ()");

@@ -33,7 +33,7 @@ inline void check_companion(const char* op, const TensorList& list, size_t i, co
                             const Tensor& first) {
   check_device(op, list, i, first);
   check_same_shape(op, list, i, ref);
-  check_has_storage(op, list, i);
+  check_storage(op, entry(list, i), list[i]);
 }
 
 inline void check_adam_lists(const char* op, const TensorList& params, const TensorList& grads,
@@ -55,7 +55,7 @@ inline void check_adam_lists(const char* op, const TensorList& params, const Ten
         (step_type != ScalarType::Float && step_type != ScalarType::Double))
       value_error(op, entry(steps, i), " must hold one float32 or float64 value, got ",
                   dtype_name(step_type), " of shape ", shape_of(steps[i]));
-    check_has_storage(op, steps, i);
+    check_storage(op, entry(steps, i), steps[i]);
   }
   OverlapCheck overlap(op);
   overlap.add(params, true);

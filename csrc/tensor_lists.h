@@ -68,12 +68,6 @@ inline void check_entry_floating(const char* op, const TensorList& list, size_t 
                 dtype_name(list[i].scalar_type()));
 }
 
-// A tensor whose storage was freed (resized to nothing) still has its shape.
-inline void check_has_storage(const char* op, const TensorList& list, size_t i) {
-  if (list[i].numel() > 0 && list[i].const_data_ptr() == nullptr)
-    value_error(op, entry(list, i), " has ", list[i].numel(), " elements but no storage");
-}
-
 // Refuses two tensors that share memory unless both are only read, and written ones that overlap
 // themselves. Tensors with gaps count from their first element to their last.
 class OverlapCheck {

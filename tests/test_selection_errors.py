@@ -168,6 +168,18 @@ def test_value_error(case: str) -> None:
         call()
 
 
+def test_storage_that_was_freed_or_shrunk() -> None:
+    for size in (0, POOL.nbytes - 4):
+        pool = POOL.clone()
+        pool.untyped_storage().resize_(size)
+        with pytest.raises(ValueError, match=f"pool needs 192 bytes of storage, it has {size}"):
+            call_fw(pool)
+    sizes = torch.tensor([1, 2])
+    sizes.untyped_storage().resize_(8)
+    with pytest.raises(ValueError, match="pool_sizes needs 16 bytes of storage, it has 8"):
+        call_fw(pool_sizes=sizes)
+
+
 RAW = torch.ops.hullft_ops
 RAW_ERRORS: dict[str, tuple[Callable[[], object], str]] = {
     "query rank": (lambda: RAW.fw_select(POOL, QUERY[0], 3), "query must have 2 dimensions"),

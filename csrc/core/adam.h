@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstdint>
 
 #include "platform.h"
 
@@ -37,7 +38,7 @@ template <typename R>
 struct AdamSchedule {
   AdamRates<R> rates;
   const AdamStep<R>* steps;
-  long long n_steps, repeats;
+  int64_t n_steps, repeats;
 };
 
 template <typename V>
@@ -54,14 +55,14 @@ HULLFT_HD AdamRates<R> adam_rates(const AdamOptions& o) {
   rates.keep = o.decoupled ? R(1 - o.lr * o.weight_decay) : R(1);
   // From the nearer end, so that beta1 = 0 gives exactly g.
   rates.blend_from_grad = weight >= 0.5;
-  rates.blend = rates.blend_from_grad ? R(-o.beta1) : R(weight);
+  rates.blend = rates.blend_from_grad ? R(weight) - R(1) : R(weight);
   rates.beta2 = R(o.beta2);
   rates.square = R(1 - o.beta2);
   return rates;
 }
 
-// Step t, counted from 1. The textbook's lr / c1 * m / (sqrt(v) / sqrt(c2) + eps), with its second
-// division moved out of the loop over elements.
+// Step t, counted from 1. The textbook's lr / c1 * m / (sqrt(v) / c2 + eps) is multiplied through
+// by c2 = sqrt(1 - beta2^t), which takes one of its two divisions an element away.
 HULLFT_HD AdamStep<double> adam_step(const AdamOptions& o, double t) {
   const double correction1 = 1 - pow(o.beta1, t);
   const double correction2 = sqrt(1 - pow(o.beta2, t));
@@ -73,15 +74,18 @@ HULLFT_HD bool adam_settled(const AdamOptions& o, double t) {
   return 1 - pow(o.beta1, t) == 1 && 1 - pow(o.beta2, t) == 1;
 }
 
-// V is R or a vector of R; root(V) is its exact square root.
-template <bool kCoupled, typename V, typename R, typename Root>
+// V is R or a vector of R. Math gives the exact square root, a fused multiply-add, and `rounded`, a
+// value that no later operation may be fused with: the moments are rounded where torch.optim.Adam
+// rounds them, so that they stay its equals over any number of steps.
+template <bool kCoupled, typename Math, typename V, typename R>
 HULLFT_HD void adam_update(AdamState<V>& x, V grad, const AdamRates<R>& rates,
-                           const AdamStep<R>& step, const Root& root) {
-  if constexpr (kCoupled) grad = grad + rates.coupled_decay * x.param;
+                           const AdamStep<R>& step, const Math& math) {
+  if constexpr (kCoupled) grad = math.fma(rates.coupled_decay, x.param, grad);
   const V anchor = rates.blend_from_grad ? grad : x.exp_avg;
-  x.exp_avg = anchor + rates.blend * (grad - x.exp_avg);
-  x.exp_avg_sq = rates.beta2 * x.exp_avg_sq + rates.square * grad * grad;
-  x.param = rates.keep * x.param + step.rate * x.exp_avg / (root(x.exp_avg_sq) + step.eps);
+  x.exp_avg = math.fma(rates.blend, grad - x.exp_avg, anchor);
+  x.exp_avg_sq = math.fma(rates.square * grad, grad, math.rounded(rates.beta2 * x.exp_avg_sq));
+  const V move = step.rate * x.exp_avg / (math.root(x.exp_avg_sq) + step.eps);
+  x.param = math.rounded(rates.keep * x.param) + move;
 }
 
 }  // namespace hullft

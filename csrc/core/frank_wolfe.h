@@ -60,13 +60,19 @@ HULLFT_HD T clip(T x, T low, T high) {
   return x < low ? low : (x > high ? high : x);
 }
 
+// The minimiser along a direction, as a fraction of it: its slope is half the descent per unit.
+template <typename T>
+HULLFT_HD T line_search(T slope, T squared_length) {
+  return clip(slope / squared_length, T(0), T(1));
+}
+
 // Toward the vertex s; also the Frank-Wolfe step of the away-step variant.
 template <typename T>
 HULLFT_HD Step<T> toward_step(const Atom<T>& s, const Iterate<T>& it) {
   Step<T> step;
   const T curvature = s.gram - 2 * s.u + it.wu;
   if (curvature < T(kMinSquaredLength)) return step;
-  const T gamma = clip((s.c - mean_correlation(it)) / curvature, T(0), T(1));
+  const T gamma = line_search(s.c - mean_correlation(it), curvature);
   step.scale = 1 - gamma;
   step.toward = gamma;
   step.moves = true;

@@ -8,16 +8,6 @@
 namespace hullft {
 namespace {
 
-FwOptions check_options(const char* op, int64_t n_select, int64_t max_iter, double tol,
-                        double gap_tol, const std::string& variant, int64_t swap_passes) {
-  check_range(op, "n_select", n_select, 1);
-  check_range(op, "max_iter", max_iter, 0);
-  check_range(op, "swap_passes", swap_passes, 0);
-  check_tolerance(op, "tol", tol);
-  check_tolerance(op, "gap_tol", gap_tol);
-  return {n_select, max_iter, tol, gap_tol, parse_variant(op, variant), swap_passes};
-}
-
 template <typename T>
 void select_batch(const char* op, const char* pool_name, const Pool<T>& pool, const Tensor& query,
                   const Sizes& sizes, int64_t d, const FwOptions& options,
@@ -56,7 +46,7 @@ SelectionOutput::Tensors fw_select(const Tensor& pool, const Tensor& query, int6
   constexpr const char* op = "fw_select";
   const PoolShape shape = check_pool_query(op, "pool", pool, query);
   const FwOptions options =
-      check_options(op, n_select, max_iter, tol, gap_tol, variant, swap_passes);
+      check_fw_options(op, n_select, max_iter, tol, gap_tol, variant, swap_passes);
   check_sizes(op, "pool_sizes", pool_sizes, pool, shape.batch);
   const Sizes sizes(op, "pool_sizes", pool_sizes, shape.candidates, shape.batch);
   const Tensor dense_pool = with_dense_rows(pool), dense_query = with_dense_rows(query);
@@ -89,14 +79,9 @@ SelectionOutput::Tensors fw_select_indexed(const Tensor& embeddings, const Tenso
   check_dim(op, "embeddings", embeddings, 2);
   const PoolShape shape = check_pool_query(op, "embeddings", embeddings, query);
   const FwOptions options =
-      check_options(op, n_select, max_iter, tol, gap_tol, variant, swap_passes);
-  check_int64(op, "candidates", candidates, embeddings);
-  check_dim(op, "candidates", candidates, 2);
+      check_fw_options(op, n_select, max_iter, tol, gap_tol, variant, swap_passes);
+  check_candidates_shape(op, candidates, embeddings, shape.batch);
   const int64_t width = candidates.size(1);
-  if (candidates.size(0) != shape.batch)
-    value_error(op, "candidates has batch ", candidates.size(0), ", query has batch ", shape.batch);
-  if (width < 1) value_error(op, "candidates is empty");
-  check_range(op, "the number of candidates", width, 1);
   check_sizes(op, "pool_sizes", pool_sizes, embeddings, shape.batch);
   const Sizes sizes(op, "pool_sizes", pool_sizes, width, shape.batch);
   const Tensor picked = torch::stable::contiguous(candidates);

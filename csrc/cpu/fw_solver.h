@@ -10,17 +10,11 @@
 #include <vector>
 
 #include "../core/frank_wolfe.h"
+#include "../selection_arguments.h"
 #include "gram_columns.h"
 #include "integerizer.h"
 
 namespace hullft {
-
-struct FwOptions {
-  int64_t n_select, max_iter;
-  double tol, gap_tol;
-  Variant variant;
-  int64_t swap_passes;
-};
 
 // One query's answer; the arrays hold n_select values, of which support_size are set.
 struct FwAnswer {

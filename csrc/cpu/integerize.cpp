@@ -86,14 +86,7 @@ Tensor integerize(const Tensor& support, const Tensor& query, const Tensor& weig
   const PoolShape shape = check_pool_query(op, "support", support, query);
   check_range(op, "n_select", n_select, 1);
   check_range(op, "swap_passes", swap_passes, 0);
-  check_dim(op, "weights", weights, 2);
-  if (weights.scalar_type() != ScalarType::Double && weights.scalar_type() != ScalarType::Float)
-    value_error(op, "weights must be float32 or float64, got ", dtype_name(weights.scalar_type()));
-  if (weights.device() != support.device())
-    value_error(op, "weights and support are on two devices");
-  if (weights.size(0) != shape.batch || weights.size(1) != shape.candidates)
-    value_error(op, "weights has shape [", weights.size(0), ", ", weights.size(1), "], wanted [",
-                shape.batch, ", ", shape.candidates, "]");
+  check_weights(op, weights, support, shape);
   check_sizes(op, "support_sizes", support_sizes, support, shape.batch);
   const Sizes sizes(op, "support_sizes", support_sizes, shape.candidates, shape.batch);
   const Tensor dense_support = with_dense_rows(support), dense_query = with_dense_rows(query);

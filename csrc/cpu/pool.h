@@ -9,18 +9,10 @@
 #include <optional>
 #include <vector>
 
-#include "../checks.h"
 #include "../core/dtypes.h"
+#include "../selection_arguments.h"
 
 namespace hullft {
-
-// The same tensor when its last dimension is dense, a dense copy otherwise: rows are read as
-// arrays.
-inline Tensor with_dense_rows(const Tensor& t) {
-  const int64_t last = t.dim() - 1;
-  if (t.size(last) <= 1 || t.stride(last) == 1) return t;
-  return torch::stable::contiguous(t);
-}
 
 // Sizes of a ragged batch, or the full size for every query.
 class Sizes {

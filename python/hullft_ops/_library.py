@@ -103,4 +103,52 @@ def _(
     return support.new_empty(weights.shape, dtype=torch.int64)
 
 
+@_fake("adam_replay_")
+def _adam_replay(
+    params: list[torch.Tensor],
+    grads: list[torch.Tensor],
+    exp_avgs: list[torch.Tensor],
+    exp_avg_sqs: list[torch.Tensor],
+    steps: list[torch.Tensor],
+    *,
+    repeats: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    decoupled: bool,
+    maximize: bool,
+) -> None:
+    """Writes to its arguments and returns nothing."""
+
+
+@_fake("grad_accumulate_")
+def _grad_accumulate(
+    caches: list[torch.Tensor],
+    grads: list[torch.Tensor],
+    *,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+) -> None:
+    """Writes to its arguments and returns nothing."""
+
+
+@_fake("fw_lmo")
+def _(
+    pool: torch.Tensor,
+    query: torch.Tensor,
+    current: torch.Tensor,
+    pool_sizes: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    batch = (query.shape[0],)
+    real = torch.float64 if pool.dtype == torch.float64 else torch.float32
+    return (
+        pool.new_empty(batch, dtype=torch.int64),
+        pool.new_empty(batch, dtype=real),
+        pool.new_empty(batch, dtype=real),
+        pool.new_empty(batch, dtype=real),
+    )
+
+
 ops = torch.ops.hullft_ops

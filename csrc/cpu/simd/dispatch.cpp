@@ -13,23 +13,17 @@ extern const Kernels kernels_avx512;
 
 namespace {
 
-bool has_avx2() {
 #if defined(HULLFT_X86)
+bool has_avx2() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
          __builtin_cpu_supports("f16c");
-#else
-  return false;
-#endif
 }
 
 bool has_avx512() {
-#if defined(HULLFT_X86)
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-#else
-  return false;
-#endif
 }
+#endif
 
 constexpr int kMaxTables = 3;
 

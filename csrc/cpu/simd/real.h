@@ -42,6 +42,46 @@ inline void store_doubles(Float16* p, VecD v) {
   for (int i = 0; i < kDoubles; ++i) p[i] = to_float16(float(v[i]));
 }
 
+// ---- rounding under control -------------------------------------------------------------------
+
+// The value as it is: the compiler may not fuse what made it with what uses it.
+template <typename V>
+inline V rounded(V v) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(v));
+#elif defined(__SSE2__)
+  asm("" : "+x"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#endif
+  return v;
+}
+
+// a * b + c, rounded once where the instruction set has that.
+inline VecF multiply_add(VecF a, VecF b, VecF c) {
+#if defined(__AVX512F__)
+  return VecF(_mm512_fmadd_ps(__m512(a), __m512(b), __m512(c)));
+#elif defined(__FMA__)
+  return VecF(_mm256_fmadd_ps(__m256(a), __m256(b), __m256(c)));
+#elif defined(__aarch64__)
+  return VecF(vfmaq_f32(float32x4_t(c), float32x4_t(a), float32x4_t(b)));
+#else
+  return a * b + c;
+#endif
+}
+
+inline VecD multiply_add(VecD a, VecD b, VecD c) {
+#if defined(__AVX512F__)
+  return VecD(_mm512_fmadd_pd(__m512d(a), __m512d(b), __m512d(c)));
+#elif defined(__FMA__)
+  return VecD(_mm256_fmadd_pd(__m256d(a), __m256d(b), __m256d(c)));
+#elif defined(__aarch64__)
+  return VecD(vfmaq_f64(float64x2_t(c), float64x2_t(a), float64x2_t(b)));
+#else
+  return a * b + c;
+#endif
+}
+
 template <typename R, typename T>
 inline Vector<R> load(const T* p) {
   if constexpr (sizeof(R) == 8)

@@ -53,12 +53,50 @@ inline void store_bytes(void* p, V v) {
 inline VecD broadcast(double x) { return x - VecD{}; }
 inline VecF broadcast(float x) { return x - VecF{}; }
 
+// ---- conversions where GCC 12 splits __builtin_convertvector into halves ---------------------
+
+inline VecU to_words(VecU16 v) {
+#if defined(__AVX512F__)
+  return VecU(_mm512_cvtepu16_epi32(__m256i(v)));
+#elif defined(__AVX2__)
+  return VecU(_mm256_cvtepu16_epi32(__m128i(v)));
+#else
+  return __builtin_convertvector(v, VecU);
+#endif
+}
+
+inline VecU16 low_halves(VecU v) {
+#if defined(__AVX512F__)
+  return VecU16(_mm512_cvtepi32_epi16(__m512i(v)));
+#else
+  return __builtin_convertvector(v, VecU16);
+#endif
+}
+
+inline HalfVecU to_words(HalfVecU16 v) {
+#if defined(__AVX512F__)
+  return HalfVecU(_mm256_cvtepu16_epi32(__m128i(v)));
+#else
+  return __builtin_convertvector(v, HalfVecU);
+#endif
+}
+
+inline VecD to_doubles(HalfVecF v) {
+#if defined(__AVX512F__)
+  return VecD(_mm512_cvtps_pd(__m256(v)));
+#elif defined(__AVX2__)
+  return VecD(_mm256_cvtps_pd(__m128(v)));
+#else
+  return __builtin_convertvector(v, VecD);
+#endif
+}
+
 // ---- load and store as float32: kFloats elements --------------------------------------------
 
 inline VecF load_floats(const float* p) { return load_bytes<VecF>(p); }
 
 inline VecF load_floats(const BFloat16* p) {
-  const VecU wide = __builtin_convertvector(load_bytes<VecU16>(p), VecU) << 16;
+  const VecU wide = to_words(load_bytes<VecU16>(p)) << 16;
   return load_bytes<VecF>(&wide);
 }
 
@@ -81,7 +119,7 @@ inline void store_floats(BFloat16* p, VecF v) {
   const VecU rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
   const VecU quiet_nan = bits >> 16 | 0x40u;
   const VecU chosen = (bits & 0x7fffffffu) > 0x7f800000u ? quiet_nan : rounded;
-  store_bytes(p, __builtin_convertvector(chosen, VecU16));
+  store_bytes(p, low_halves(chosen));
 }
 
 inline void store_floats(Float16* p, VecF v) {
@@ -98,20 +136,18 @@ inline void store_floats(Float16* p, VecF v) {
 
 inline VecD load_doubles(const double* p) { return load_bytes<VecD>(p); }
 
-inline VecD load_doubles(const float* p) {
-  return __builtin_convertvector(load_bytes<HalfVecF>(p), VecD);
-}
+inline VecD load_doubles(const float* p) { return to_doubles(load_bytes<HalfVecF>(p)); }
 
 inline VecD load_doubles(const BFloat16* p) {
-  const HalfVecU wide = __builtin_convertvector(load_bytes<HalfVecU16>(p), HalfVecU) << 16;
-  return __builtin_convertvector(load_bytes<HalfVecF>(&wide), VecD);
+  const HalfVecU wide = to_words(load_bytes<HalfVecU16>(p)) << 16;
+  return to_doubles(load_bytes<HalfVecF>(&wide));
 }
 
 inline VecD load_doubles(const Float16* p) {
 #if defined(__AVX512F__)
-  return __builtin_convertvector(HalfVecF(_mm256_cvtph_ps(load_bytes<__m128i>(p))), VecD);
+  return to_doubles(HalfVecF(_mm256_cvtph_ps(load_bytes<__m128i>(p))));
 #elif defined(__F16C__)
-  return __builtin_convertvector(HalfVecF(_mm_cvtph_ps(_mm_loadu_si64(p))), VecD);
+  return to_doubles(HalfVecF(_mm_cvtph_ps(_mm_loadu_si64(p))));
 #else
   VecD v;
   for (int i = 0; i < kDoubles; ++i) v[i] = to_float(p[i]);

@@ -1,8 +1,10 @@
 """Methods of test-time finetuning, measured on the same prompts."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from statistics import fmean
 from typing import Any
+
+from hullft_ops.ttft.finetuner import AdaptationReport
 
 
 @dataclass(frozen=True)
@@ -18,34 +20,37 @@ class Method:
 METHODS = (
     Method("none", "no adaptation", None),
     Method("knn", "kNN", "knn"),
-    Method("hullft_refresh1", "HullFT, refresh 1", "hullft", 1),
-    Method("hullft_refresh2", "HullFT, refresh 2", "hullft", 2),
+    Method("hullft_refresh1", "HullFT refresh 1", "hullft", 1),
+    Method("hullft_refresh2", "HullFT refresh 2", "hullft", 2),
 )
 
 
 @dataclass(frozen=True)
 class Run:
-    """One method on one prompt, or a mean of such. Times are in seconds.
-
-    Without adaptation every field but ``bits_per_byte`` is 0.
-    """
+    """One method on one prompt; ``report`` is None without adaptation."""
 
     bits_per_byte: float
-    seconds_embed: float = 0.0
-    seconds_search: float = 0.0
-    seconds_select: float = 0.0
-    seconds_finetune: float = 0.0
-    forward_backward_passes: float = 0
-    optimizer_steps: float = 0
-    support_size: float = 0
+    report: AdaptationReport | None = None
 
-    @property
-    def seconds_retrieve(self) -> float:
-        return self.seconds_embed + self.seconds_search
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean of a method's runs, times in seconds; without adaptation all but the bits are 0."""
+
+    bits_per_byte: float
+    seconds_embed: float
+    seconds_search: float
+    seconds_select: float
+    seconds_finetune: float
+    forward_backward_passes: float
+    optimizer_steps: float
+    support_size: float
 
     @property
     def seconds_total(self) -> float:
-        return self.seconds_retrieve + self.seconds_select + self.seconds_finetune
+        return (
+            self.seconds_embed + self.seconds_search + self.seconds_select + self.seconds_finetune
+        )
 
 
 @dataclass(frozen=True)
@@ -64,10 +69,14 @@ class Comparison:
     context: dict[str, Any]
     prompts: list[PromptRuns]
 
-    def mean(self, key: str) -> Run:
-        """The mean over the prompts of every field of a method's runs."""
-        runs = [asdict(prompt.runs[key]) for prompt in self.prompts]
-        return Run(**{name: fmean(run[name] for run in runs) for name in runs[0]})
+    def mean(self, key: str) -> Mean:
+        """The mean of a method's runs over the prompts, each prompt with the same weight."""
+        runs = [prompt.runs[key] for prompt in self.prompts]
+        of_reports = [field.name for field in fields(Mean)[1:]]
+        return Mean(
+            fmean(run.bits_per_byte for run in runs),
+            *(fmean(getattr(run.report, name, 0.0) for run in runs) for name in of_reports),
+        )
 
     def relative_to_none(self, key: str) -> float:
         """The method's mean bits per byte over that without adaptation, less 1."""

@@ -15,6 +15,8 @@ from pathlib import Path
 from hullft_ops.ttft.passages import normalised, split_passages
 
 PASSAGE_CHARS = 1000
+# Bits per byte of a shorter text would say little, and may not exist.
+PROMPT_CHARS = 50
 HELD_OUT_ONE_IN = 8
 
 # Folders of sibling modules, so that a file that is held out has relatives in the store.
@@ -64,6 +66,7 @@ class Corpus:
 
     ``repeated`` counts the passages left out of the store because it holds them already,
     ``leaked`` the held-out passages left out because the store holds them, both layout aside.
+    Held-out passages of fewer than ``PROMPT_CHARS`` characters are left out too.
     ``malformed`` names the lines of the input that were left out.
     """
 
@@ -110,6 +113,8 @@ def jsonl_corpus(path: Path) -> Corpus:
     documents, malformed = [], []
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
             try:
                 documents.append(Document("", f"line {number}", _record_text(line)))
             except ValueError as error:
@@ -150,13 +155,17 @@ def _record_text(line: bytes) -> str:
         record = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError:
         raise ValueError("not UTF-8") from None
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, RecursionError):
         raise ValueError("not JSON") from None
     text = record.get("text") if isinstance(record, dict) else None
     if not isinstance(text, str):
         raise ValueError('no string "text"')
     if not text.strip():
         raise ValueError('blank "text"')
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError('"text" with half a surrogate pair') from None
     return text
 
 
@@ -169,6 +178,7 @@ def _split(name: str, documents: list[Document], malformed: list[str]) -> Corpus
         repeated += key in store
         store.setdefault(key, passage)
     candidates = {normalised(passage.text): passage for passage in _passages(held)}
+    candidates = {key: p for key, p in candidates.items() if len(key) >= PROMPT_CHARS}
     held_out = [passage for key, passage in candidates.items() if key not in store]
     return Corpus(
         name=name,

@@ -16,17 +16,10 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hullft_ops.collect_env import collect_env
-from hullft_ops.ttft import (
-    AdaptationReport,
-    Datastore,
-    Embedder,
-    TestTimeFinetuner,
-    bits_per_byte,
-)
+from hullft_ops.ttft import Datastore, Embedder, TestTimeFinetuner, bits_per_byte
 from hullft_ops.ttft.comparison import METHODS, Comparison, PromptRuns, Run
 from hullft_ops.ttft.corpus import Corpus, Passage
 from hullft_ops.ttft.demo_inputs import (
@@ -36,9 +29,11 @@ from hullft_ops.ttft.demo_inputs import (
     open_embedder,
     open_or_build,
 )
+from hullft_ops.ttft.progress import progress_bar
 from hullft_ops.ttft.report import comparison_sentences, comparison_table, write_json, write_plot
 
 FORMAT_VERSION = 1
+POOL_SIZE = 200
 SCORED = "the prompt's own text, of a held-out document; it is retrieved for, never trained on"
 # The papers' rate is for models of GPT-2's size; so small a model takes larger steps.
 PAPER_LR = 5e-5
@@ -59,7 +54,8 @@ class DemoOptions:
         lr: Adam's learning rate, the same for every method; when None, ``TINY_LM_LR`` for the
             tiny model and ``PAPER_LR`` for any other.
         output: directory for ``demo.json`` and ``demo.png``.
-        datastore: directory for the datastores of corpora; ``output / "datastore"`` when None.
+        datastore: directory that keeps a datastore for each corpus and embedder, named by the
+            fingerprint of both; ``output / "datastore"`` when None.
         seed: chooses the prompts among the held-out passages.
 
     Raises:
@@ -89,6 +85,10 @@ class DemoOptions:
             return self.lr
         return TINY_LM_LR if self.model is None else PAPER_LR
 
+    @property
+    def datastores(self) -> Path:
+        return self.datastore or self.output / "datastore"
+
 
 def run_demo(options: DemoOptions, out: Console, log: Console) -> Comparison:
     """Compare `METHODS` on held-out prompts: print a table, write a JSON and a PNG.
@@ -104,10 +104,10 @@ def run_demo(options: DemoOptions, out: Console, log: Console) -> Comparison:
     _check_sizes(corpus, options)
     model, tokenizer = load_model(options.model)
     embedder = open_embedder(options.embedder)
-    folder = options.datastore or options.output / "datastore"
+    path = options.datastores / corpus.fingerprint(embedder.name)[:16]
     opened = time.perf_counter()
-    store, reused = open_or_build(corpus, embedder, folder, log)
-    seconds_open = time.perf_counter() - opened
+    store, reused = open_or_build(corpus, embedder, path, log)
+    store_facts = {"path": str(path), "reused": reused, "seconds": time.perf_counter() - opened}
     prompts = choose_prompts(corpus.held_out, options.prompts, options.seed)
     finetuners = _finetuners(options, model, tokenizer, store, embedder)
     runs = _run_all(prompts, finetuners, model, tokenizer, log)
@@ -116,7 +116,7 @@ def run_demo(options: DemoOptions, out: Console, log: Console) -> Comparison:
         "scored": SCORED,
         "config": _config(options, model),
         "corpus": _corpus_facts(corpus, embedder),
-        "datastore": {"passages": len(store), "reused": reused, "seconds": seconds_open},
+        "datastore": store_facts,
         "environment": collect_env(),
         "seconds": time.perf_counter() - started,
     }
@@ -161,6 +161,8 @@ def _finetuners(
             n_select=options.steps,
             refresh=method.refresh,
             method=method.selection,
+            # kNN cannot take more texts than the pool has.
+            pool_size=max(POOL_SIZE, options.steps),
             lr=options.learning_rate,
         )
         for method in METHODS
@@ -180,34 +182,16 @@ def _run_all(
         with finetuner.adapted(prompts[0].text):
             pass
     results = []
-    with _progress(log) as bar:
+    with progress_bar(log) as bar:
         task = bar.add_task("adapting", total=len(prompts) * len(finetuners))
         for prompt in prompts:
             runs = {"none": Run(bits_per_byte(model, tokenizer, prompt.text))}
             for key, finetuner in finetuners.items():
                 with finetuner.adapted(prompt.text) as report:
-                    runs[key] = _run(bits_per_byte(model, tokenizer, prompt.text), report)
+                    runs[key] = Run(bits_per_byte(model, tokenizer, prompt.text), report)
                 bar.advance(task)
             results.append(PromptRuns(prompt.source, prompt.text, runs))
     return results
-
-
-def _progress(log: Console) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    return Progress(*columns, TimeRemainingColumn(), console=log)
-
-
-def _run(bits: float, report: AdaptationReport) -> Run:
-    return Run(
-        bits_per_byte=bits,
-        seconds_embed=report.seconds_embed,
-        seconds_search=report.seconds_search,
-        seconds_select=report.seconds_select,
-        seconds_finetune=report.seconds_finetune,
-        forward_backward_passes=report.forward_backward_passes,
-        optimizer_steps=report.optimizer_steps,
-        support_size=report.support_size,
-    )
 
 
 def _config(options: DemoOptions, model: PreTrainedModel) -> dict[str, Any]:
@@ -218,6 +202,7 @@ def _config(options: DemoOptions, model: PreTrainedModel) -> dict[str, Any]:
         "model": options.model or "the tiny model of hullft_ops",
         "model_parameters": model.num_parameters(),
         "lr": options.learning_rate,
+        "pool_size": max(POOL_SIZE, options.steps),
         "threads": torch.get_num_threads(),
     }
 

@@ -70,21 +70,17 @@ def open_embedder(name: str) -> Embedder:
 
 
 def open_or_build(
-    corpus: Corpus, embedder: Embedder, folder: Path, log: Console
+    corpus: Corpus, embedder: Embedder, path: Path, log: Console
 ) -> tuple[Datastore, bool]:
-    """The corpus's datastore in ``folder``, and whether it was there already.
-
-    A datastore is named by the fingerprint of corpus and embedder, so one that was built from
-    other text or by another embedder is neither reused nor replaced.
+    """The corpus's datastore at ``path``, and whether it was there already.
 
     Raises:
         DemoError: something that is not a datastore is in its place.
     """
-    path = folder / corpus.fingerprint(embedder.name)[:16]
     try:
         store = Datastore.open(path)
     except FileNotFoundError:
-        log.print(f"no datastore for this corpus in {folder}: building it")
+        log.print(f"no datastore for this corpus at {path}: building it")
     except ValueError as error:
         log.print(f"{error}: building it again")
     else:

@@ -82,7 +82,8 @@ class TestTimeFinetuner:
     every prompt.
 
     Args:
-        model: any ``AutoModelForCausalLM``, or a PEFT model around one.
+        model: any ``AutoModelForCausalLM``, or a PEFT model around one. To move or cast it after
+            its first adaptation, make a new finetuner: this one keeps an optimizer for it.
         tokenizer: its tokenizer.
         store: where the neighbours come from.
         embedder: embeds prompts; the one that the store was built with.
@@ -180,9 +181,9 @@ class TestTimeFinetuner:
         finally:
             self._in_use.release()
 
-    def _tokenize(self, text: str) -> torch.Tensor:
+    def _tokenize(self, text: str) -> list[int]:
         encoding = self.tokenizer(text, truncation=True, max_length=self._max_length)
-        return torch.tensor(encoding["input_ids"], dtype=torch.int64)
+        return list(encoding["input_ids"])
 
     def _finetune(self, support: Support) -> AdaptationReport:
         start = perf_counter()
@@ -218,7 +219,7 @@ class TestTimeFinetuner:
             for index, ids, count in zip(
                 support.indices, support.input_ids, support.counts, strict=True
             ):
-                tokens = ids.to(self.model.device)
+                tokens = torch.tensor(ids, device=self.model.device)
                 for done in range(0, count, self.refresh):
                     losses.append(self._pass(tokens, repeats=min(self.refresh, count - done)))
                     examples.append(index)

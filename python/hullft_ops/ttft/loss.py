@@ -17,7 +17,8 @@ def next_token_losses(model: "PreTrainedModel", tokens: torch.Tensor) -> torch.T
         tokens: int64 ``[T]``, T at least 2, within the model's context.
 
     Returns:
-        float32 ``[T - 1]``.
+        ``[T - 1]``, float64 for a float64 model and float32 for all others.
     """
     logits = model(input_ids=tokens[None], use_cache=False).logits[0]
-    return cross_entropy(logits[:-1].float(), tokens[1:], reduction="none")
+    precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return cross_entropy(precise[:-1], tokens[1:], reduction="none")

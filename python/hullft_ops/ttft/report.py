@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from rich import box
 from rich.table import Table
 
 from hullft_ops.ttft.comparison import METHODS, Comparison
@@ -15,24 +15,21 @@ from hullft_ops.ttft.comparison import METHODS, Comparison
 _COLUMNS = (
     "bits per\nbyte",
     "against\nnone",
-    "retrieve\ns",
+    "search\ns",
     "select\ns",
     "finetune\ns",
     "passes",
     "support",
 )
 _LABELS = {method.key: method.label for method in METHODS}
-_COLOURS = {
-    "none": "#666666",
-    "knn": "#c0562f",
-    "hullft_refresh1": "#2b6cb0",
-    "hullft_refresh2": "#1f8a5b",
-}
+_MARKERS = {"knn": "^", "hullft_refresh1": "s", "hullft_refresh2": "o"}
 
 
 def comparison_table(comparison: Comparison) -> Table:
     """A row for each method: means over the prompts."""
-    table = Table(title=f"Mean of {len(comparison.prompts)} held-out prompts")
+    title = f"Mean of {len(comparison.prompts)} held-out prompts"
+    # Without the usual padding it fits a terminal of 80 columns.
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("method")
     for heading in _COLUMNS:
         table.add_column(heading, justify="right", no_wrap=True)
@@ -40,7 +37,7 @@ def comparison_table(comparison: Comparison) -> Table:
         mean = comparison.mean(method.key)
         cells = (
             f"{comparison.relative_to_none(method.key):+.1%}",
-            f"{mean.seconds_retrieve:.3f}",
+            f"{mean.seconds_embed + mean.seconds_search:.3f}",
             f"{mean.seconds_select:.4f}",
             f"{mean.seconds_finetune:.2f}",
             f"{mean.forward_backward_passes:.1f}",
@@ -72,8 +69,8 @@ def comparison_sentences(comparison: Comparison) -> list[str]:
     lines = []
     for other in ("none", "knn"):
         below = verdicts[f"prompts_below_{other}"]
-        shown = ", ".join(f"{_LABELS[key]} on {below[key]}" for key in below)
-        lines.append(f"Below {_LABELS[other]}, of {count} prompts: {shown}.")
+        shown = ", ".join(f"{_LABELS[key]} on {n} of {count} prompts" for key, n in below.items())
+        lines.append(f"Fewer bits than {_LABELS[other]}: {shown}.")
     return lines
 
 
@@ -81,33 +78,28 @@ def _quality_against_time(comparison: Comparison) -> Figure:
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.add_subplot()
     none = comparison.mean("none").bits_per_byte
-    axes.axhline(none, color=_COLOURS["none"], linestyle="--", linewidth=1.2)
-    _label(axes, "none", f"no adaptation: {none:.3f}", (0.0, none), (6, -5), "top")
+    axes.axhline(none, color="#666666", linestyle="--", label=f"no adaptation: {none:.3f}")
     for method in METHODS:
         if method.selection:
             mean = comparison.mean(method.key)
-            point = (mean.seconds_total, mean.bits_per_byte)
-            axes.plot(*point, "o", markersize=10, color=_COLOURS[method.key])
             change = comparison.relative_to_none(method.key)
-            text = f"{method.label}\n{mean.bits_per_byte:.3f} ({change:+.1%})"
-            _label(axes, method.key, text, point, (9, 0), "center")
+            axes.plot(
+                mean.seconds_total,
+                mean.bits_per_byte,
+                _MARKERS[method.key],
+                markersize=11,
+                label=f"{method.label}: {mean.bits_per_byte:.3f} ({change:+.1%})",
+            )
     slowest = max(comparison.mean(method.key).seconds_total for method in METHODS)
-    axes.set_xlim(0, 1.35 * slowest)
-    axes.margins(y=0.2)
-    axes.set_xlabel("seconds per prompt: retrieval, selection, finetuning")
+    axes.set_xlim(0, 1.2 * slowest)
+    axes.margins(y=0.25)
+    axes.set_xlabel("seconds per prompt (search, selection, finetuning)")
     axes.set_ylabel("bits per byte (lower is better)")
-    axes.set_title(f"Test-time finetuning, mean of {len(comparison.prompts)} held-out prompts")
+    axes.set_title(f"Test-time finetuning: mean of {len(comparison.prompts)} held-out prompts")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="center left", frameon=False)
     return figure
-
-
-def _label(
-    axes: Axes, key: str, text: str, point: tuple[float, float], shift: tuple[int, int], va: str
-) -> None:
-    axes.annotate(
-        text, point, xytext=shift, textcoords="offset points", va=va, color=_COLOURS[key]
-    )
 
 
 @contextmanager

@@ -8,11 +8,12 @@ import datasets
 import numpy as np
 import pyarrow as pa
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from hullft_ops._checks import check_integer
 from hullft_ops.ttft.embedding import Embedder, encode_checked
 from hullft_ops.ttft.manifest import Manifest
+from hullft_ops.ttft.progress import progress_bar
 
 TEXTS_FILE = "texts.arrow"
 EMBEDDINGS_FILE = "embeddings.npy"
@@ -32,24 +33,13 @@ def write_store(
     check_integer("Datastore.build", "embedder.dim", embedder.dim, 1)
     folder = directory / data
     folder.mkdir(parents=True)
-    with _progress_bar(progress) as bar:
+    with progress_bar(Console(stderr=True), shown=progress) as bar:
         count = _write_texts(bar.track(texts, description="writing texts"), folder / TEXTS_FILE)
         if count == 0:
             raise ValueError("Datastore.build: texts is empty, need at least 1")
         written = datasets.Dataset.from_file(str(folder / TEXTS_FILE))["text"]
         _write_embeddings(written, embedder, folder / EMBEDDINGS_FILE, bar)
     Manifest(embedder=embedder.name, dim=embedder.dim, count=count, data=data).write(directory)
-
-
-def _progress_bar(shown: bool) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not shown,
-    )
 
 
 def _write_texts(texts: Iterable[str], file: Path) -> int:
@@ -79,11 +69,11 @@ def _checked(texts: Iterable[str]) -> Iterator[str]:
 
 def _write_embeddings(texts: Sequence[str], embedder: Embedder, file: Path, bar: Progress) -> None:
     shape = (len(texts), embedder.dim)
-    header = {"descr": np.lib.format.dtype_to_descr(np.dtype("<f4")), "fortran_order": False}
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)), "fortran_order": False}
     task = bar.add_task("embedding", total=len(texts))
     with file.open("wb") as out:
         np.lib.format.write_array_header_1_0(out, {**header, "shape": shape})
         for start in range(0, len(texts), _TEXTS_PER_ENCODE):
             batch = list(texts[start : start + _TEXTS_PER_ENCODE])
-            out.write(encode_checked("Datastore.build", embedder, batch).astype("<f4").tobytes())
+            out.write(encode_checked("Datastore.build", embedder, batch).tobytes())
             bar.advance(task, len(batch))

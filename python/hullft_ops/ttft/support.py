@@ -43,7 +43,7 @@ class Support:
         counts: optimizer steps for each; the sum is n_select.
         residual: distance from the prompt's embedding to the weighted mean.
         gap: Frank-Wolfe gap over the pool.
-        input_ids: int64 ``[tokens]`` of each, on the CPU, cut to the model's context.
+        input_ids: the tokens of each, cut to the model's context.
         seconds: time spent so far.
     """
 
@@ -52,7 +52,7 @@ class Support:
     counts: list[int]
     residual: float
     gap: float
-    input_ids: list[torch.Tensor]
+    input_ids: list[list[int]]
     seconds: Seconds = field(compare=False)
 
 
@@ -62,7 +62,7 @@ class SupportSelector:
 
     store: Datastore
     embedder: Embedder
-    tokenize: Callable[[str], torch.Tensor]
+    tokenize: Callable[[str], list[int]]
     n_select: int
     method: str
     variant: str

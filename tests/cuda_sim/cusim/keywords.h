@@ -9,6 +9,18 @@
 #endif
 #endif
 
+#include <driver_types.h>
+#include <vector_functions.h>
+#include <vector_types.h>
+
+// The toolkit's headers define the keywords for nvcc.
+#undef __shared__
+#undef __global__
+#undef __device__
+#undef __host__
+#undef __constant__
+#undef __forceinline__
+
 // Kernels are static functions: the __shared__ variables of a template kernel would be COMDAT
 // otherwise, which AddressSanitizer gives no redzones and g++ refuses in a named section. The
 // section lets every block start with __shared__ full of NaN bytes. Under AddressSanitizer it is
@@ -25,12 +37,6 @@ extern "C" char __stop_cusim_shared[] __attribute__((weak, visibility("hidden"))
 #define __host__
 #define __constant__ static
 #define __launch_bounds__(...)
-
-#include <driver_types.h>
-#include <vector_functions.h>
-#include <vector_types.h>
-
-#undef __forceinline__
 #define __forceinline__ inline
 
 inline uint3 threadIdx, blockIdx;

@@ -1,0 +1,120 @@
+// fw_lmo on the CPU: one linear-minimisation step. Schema: csrc/ops.cpp.
+#include <torch/csrc/stable/library.h>
+
+#include "../core/frank_wolfe.h"
+#include "batch.h"
+#include "gram_columns.h"
+
+namespace hullft {
+namespace {
+
+struct LmoAnswer {
+  int64_t index;
+  double correlation, gamma, gap;
+};
+
+template <typename T>
+class LmoSolver {
+ public:
+  bool solve(const T* const* rows, int64_t n_rows, const T* query, const T* current, int64_t d,
+             bool share_rows, LmoAnswer& answer) {
+    columns_.begin(rows, n_rows, d, 0, share_rows);
+    double* r = residual_.reserve(padded(d));
+    std::fill(r, r + padded(d), 0.0);
+    for (int64_t i = 0; i < d; ++i) r[i] = widen(query[i]) - widen(current[i]);
+    double* c = c_.reserve(padded(n_rows));
+    columns_.multiply_wide(r, c);
+    int64_t s = 0;
+    for (int64_t k = 0; k < n_rows; ++k) {
+      if (!std::isfinite(c[k])) return false;
+      if (c[k] > c[s]) s = k;
+    }
+    measure(rows[s], current, d, answer);
+    answer.index = s;
+    answer.correlation = c[s];
+    answer.gap = c[s] - of_current_;
+    return std::isfinite(answer.gap) && std::isfinite(answer.gamma);
+  }
+
+ private:
+  void measure(const T* x, const T* current, int64_t d, LmoAnswer& answer) {
+    const double* r = residual_.get();
+    double slope = 0, squared = 0;
+    of_current_ = 0;
+    for (int64_t i = 0; i < d; ++i) {
+      const double at = widen(current[i]), direction = widen(x[i]) - at;
+      slope += r[i] * direction;
+      squared += direction * direction;
+      of_current_ += r[i] * at;
+    }
+    answer.gamma = squared < kMinSquaredLength ? 0.0 : line_search(slope, squared);
+  }
+
+  GramColumns<T> columns_;
+  AlignedDoubles residual_, c_;
+  double of_current_ = 0;  // <r, current>
+};
+
+void write(const Tensor& t, int64_t b, double value) {
+  if (t.scalar_type() == ScalarType::Double)
+    t.mutable_data_ptr<double>()[b] = value;
+  else
+    t.mutable_data_ptr<float>()[b] = float(value);
+}
+
+template <typename T>
+void lmo_batch(const char* op, const Tensor& pool, const Tensor& query, const Tensor& current,
+               const Sizes& sizes, int64_t d, const LmoTensors& out) {
+  const int64_t batch = query.size(0);
+  const Pool<T> rows_of = pool_of<T>(pool);
+  const auto query_at = [&](int64_t b) { return data<T>(query) + b * query.stride(0); };
+  const auto current_at = [&](int64_t b) { return data<T>(current) + b * current.stride(0); };
+  struct Workspace {
+    LmoSolver<T> solver;
+    std::vector<const T*> rows;
+  };
+  FirstFailure failure;
+  for_each_query(
+      batch, failure, [] { return Workspace{}; },
+      [&](Workspace& w, int64_t b) {
+        LmoAnswer answer;
+        rows_of.rows(b, sizes[b], w.rows);
+        if (!w.solver.solve(w.rows.data(), sizes[b], query_at(b), current_at(b), d, batch == 1,
+                            answer))
+          return false;
+        out.index.mutable_data_ptr<int64_t>()[b] = answer.index;
+        write(out.correlation, b, answer.correlation);
+        write(out.gamma, b, answer.gamma);
+        write(out.gap, b, answer.gap);
+        return true;
+      });
+  if (failure.any()) {
+    const int64_t b = failure.query();
+    std::vector<const T*> rows;
+    rows_of.rows(b, sizes[b], rows);
+    if (!all_finite(current_at(b), d)) value_error(op, "current[", b, "] has NaN or infinity");
+    non_finite_error(op, "pool", rows, query_at(b), d, b);
+  }
+}
+
+LmoTensors::Tuple fw_lmo(const Tensor& pool, const Tensor& query, const Tensor& current,
+                         const std::optional<Tensor>& pool_sizes) {
+  constexpr const char* op = "fw_lmo";
+  const PoolShape shape = check_pool_query(op, "pool", pool, query);
+  check_current(op, current, query);
+  check_sizes(op, "pool_sizes", pool_sizes, pool, shape.batch);
+  const Sizes sizes(op, "pool_sizes", pool_sizes, shape.candidates, shape.batch);
+  const LmoTensors out(pool, shape.batch);
+  const Tensor dense_pool = with_dense_rows(pool), dense_query = with_dense_rows(query);
+  const Tensor dense_current = with_dense_rows(current);
+  dispatch_floating(pool.scalar_type(), [&](auto t) {
+    lmo_batch<decltype(t)>(op, dense_pool, dense_query, dense_current, sizes, shape.dim, out);
+  });
+  return out.tuple();
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(hullft_ops, CPU, m) { m.impl("fw_lmo", TORCH_BOX(&fw_lmo)); }
+
+}  // namespace hullft

@@ -1,0 +1,85 @@
+#include "correlate.h"
+#include "rows.cuh"
+
+namespace hullft {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kRowsPerBlock = kThreads / kWarp * kTileRows;
+
+template <typename T, typename S>
+__global__ void __launch_bounds__(kThreads)
+    residual_kernel(QueryView query, QueryView current, int64_t d, S* vectors) {
+  const int64_t b = blockIdx.x;
+  const T* q = static_cast<const T*>(query.base) + b * query.stride;
+  const T* x = static_cast<const T*>(current.base) + b * current.stride;
+  for (int64_t i = threadIdx.x; i < d; i += kThreads) {
+    const S value = widen_to<S>(q[i]);
+    vectors[b * d + i] = current.base ? value - widen_to<S>(x[i]) : value;
+  }
+}
+
+template <typename S>
+__global__ void __launch_bounds__(kThreads)
+    correlate_kernel(PoolView pool, int64_t blocks_per_query, const S* vectors, S* products) {
+  const BlockThread me;
+  const int64_t query = int64_t(blockIdx.x) / blocks_per_query;
+  const int64_t first = int64_t(blockIdx.x) % blocks_per_query * kRowsPerBlock;
+  // A size out of range reads nothing that is not there; the kernel after this one reports it.
+  int64_t n = pool.sizes ? pool.sizes[query] : int64_t(pool.width);
+  n = n < pool.width ? n : pool.width;
+  const int64_t last = first + kRowsPerBlock < n ? first + kRowsPerBlock : n;
+  with_rows<S>(pool, query, int(n), [&](const auto& rows) {
+    multiply_rows(rows, int(first), int(last), vectors + query * pool.d,
+                  products + query * pool.width, me);
+  });
+}
+
+template <typename T, typename S>
+cudaError_t residual(const QueryView& query, const QueryView* current, int64_t batch, int64_t d,
+                     void* vectors, cudaStream_t stream) {
+  HULLFT_LAUNCH((residual_kernel<T, S>), dim3(unsigned(batch)), dim3(kThreads), 0, stream, query,
+                current ? *current : QueryView{nullptr, 0}, d, static_cast<S*>(vectors));
+  return cudaGetLastError();
+}
+
+template <typename S>
+cudaError_t correlate(const PoolView& pool, int64_t batch, const void* vectors, void* products,
+                      cudaStream_t stream) {
+  const int64_t blocks = (int64_t(pool.width) + kRowsPerBlock - 1) / kRowsPerBlock;
+  if (blocks * batch > 0x7fffffff) return cudaErrorInvalidValue;
+  PoolView view = pool;
+  view.vectors = aligned16(pool.base, pool.row_stride, pool.storage) &&
+                 aligned16(pool.base, pool.batch_stride, pool.storage) &&
+                 pool.d * int64_t(sizeof(S)) % 16 == 0;
+  HULLFT_LAUNCH(correlate_kernel<S>, dim3(unsigned(blocks * batch)), dim3(kThreads), 0, stream,
+                view, blocks, static_cast<const S*>(vectors), static_cast<S*>(products));
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+cudaError_t launch_residual(const QueryView& query, const QueryView* current, int64_t batch,
+                            int64_t d, Storage storage, void* vectors, cudaStream_t stream) {
+  if (batch == 0) return cudaSuccess;
+  switch (storage) {
+    case Storage::kFloat64:
+      return residual<double, double>(query, current, batch, d, vectors, stream);
+    case Storage::kBFloat16:
+      return residual<BFloat16, float>(query, current, batch, d, vectors, stream);
+    case Storage::kFloat16:
+      return residual<Float16, float>(query, current, batch, d, vectors, stream);
+    default:
+      return residual<float, float>(query, current, batch, d, vectors, stream);
+  }
+}
+
+cudaError_t launch_correlate(const PoolView& pool, int64_t batch, const void* vectors,
+                             void* products, cudaStream_t stream) {
+  if (batch == 0) return cudaSuccess;
+  return pool.storage == Storage::kFloat64
+             ? correlate<double>(pool, batch, vectors, products, stream)
+             : correlate<float>(pool, batch, vectors, products, stream);
+}
+
+}  // namespace hullft

@@ -1,0 +1,52 @@
+// Frank-Wolfe selection of a batch, with its integer counts: what is launched, and with which
+// memory.
+#pragma once
+
+#include <driver_types.h>
+
+#include <cstddef>
+
+#include "../core/frank_wolfe.h"
+#include "pool_view.h"
+
+namespace hullft {
+
+struct FwProblem {
+  PoolView pool;
+  QueryView query;
+  int64_t batch;
+  int n_select, max_iter, swap_passes;
+  double tol, gap_tol;
+  Variant variant;
+};
+
+// [batch, n_select] or [batch]; the void pointers are float64 for float64 pools, else float32.
+struct FwOutputs {
+  int64_t *indices, *counts, *support_size, *num_iter;
+  void *weights, *residual, *gap;
+};
+
+// Where a launch keeps what. csrc/cuda/README.md has the arithmetic behind the choices.
+struct FwPlan {
+  bool gram;          // whole Gram matrices before the solve, or columns as atoms are picked
+  bool shared_state;  // O(K) state of a query in shared or in global memory
+  int threads;
+  int slots;               // atoms whose column is kept
+  int64_t column_stride;   // bytes of the columns of one query, 0: one Gram matrix for all
+  int64_t state_bytes;     // of one query
+  int64_t columns_offset;  // into the workspace, after the states that lie there
+  int64_t workspace_bytes;
+};
+
+// max_shared_bytes: what a block may ask for on this device.
+FwPlan plan_frank_wolfe(const FwProblem& problem, int64_t max_shared_bytes);
+
+// The same with the way of making columns given.
+FwPlan plan_columns(const FwProblem& problem, int64_t max_shared_bytes, bool gram);
+
+// workspace: plan.workspace_bytes, a multiple of 16 bytes. An input or product that is not finite,
+// and a size or candidate out of range, show in the outputs: see csrc/cuda/README.md.
+cudaError_t launch_frank_wolfe(const FwProblem& problem, const FwPlan& plan, void* workspace,
+                               const FwOutputs& outputs, cudaStream_t stream);
+
+}  // namespace hullft

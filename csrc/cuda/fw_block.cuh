@@ -1,0 +1,461 @@
+// One block solves one query: the schedule of core/frank_wolfe.h on the GPU. All warps update the
+// correlations; warp 0 alone keeps the support and decides, between two barriers a step.
+#pragma once
+
+#include "block_integerize.cuh"
+#include "frank_wolfe.h"
+#include "rows.cuh"
+#include "selection_outputs.cuh"
+
+namespace hullft {
+
+// What all warps do next. From kDone on, the solve is over.
+enum class Action : int {
+  kCorrelate,  // products of all rows with the query
+  kColumn,     // products of all rows with the atom that was picked
+  kResidual,   // the residual from the rows: the recurrence cannot tell it from 0
+  kStep,       // apply the step
+  kDone,
+  kFail,
+};
+
+// What warp 0 tells the other warps, and they tell it.
+template <typename S>
+struct FwControl {
+  Action action;
+  S scale, toward, away;
+  const S *column_s, *column_a;  // null: no such term
+  int picked, picked_entry;      // of kColumn
+  int n_entries, support_size, iterations;
+  S gap;
+  S best_value[kMaxBlockWarps];
+  int best_index[kMaxBlockWarps];
+};
+
+// The atoms that have a column. Those outside the support are stored as ~atom.
+template <typename S>
+struct FwTable {
+  int* atom;
+  S* weight;
+  int* order;  // entries of the support, largest weight first
+};
+
+template <typename S>
+struct FwState {
+  S *b, *u;  // [n]
+  FwTable<S> table;
+  CountArrays counts;
+};
+
+inline int64_t aligned_bytes(int64_t bytes) { return (bytes + 15) / 16 * 16; }
+
+inline int64_t fw_state_bytes(int width, int slots, int64_t real_bytes) {
+  const int64_t table_bytes = 2 * int64_t(sizeof(int)) + real_bytes;
+  return aligned_bytes(2 * width * real_bytes + slots * (int64_t(kCountBytes) + table_bytes));
+}
+
+// The widest type first, so that every array is aligned.
+template <typename S>
+__device__ __forceinline__ FwState<S> carve_state(unsigned char* memory, int width, int slots) {
+  FwState<S> state;
+  state.counts.v = reinterpret_cast<double*>(memory);
+  state.counts.b = state.counts.v + slots;
+  state.counts.diagonal = state.counts.b + slots;
+  state.b = reinterpret_cast<S*>(state.counts.diagonal + slots);
+  state.u = state.b + width;
+  state.table.weight = state.u + width;
+  state.table.atom = reinterpret_cast<int*>(state.table.weight + slots);
+  state.table.order = state.table.atom + slots;
+  state.counts.counts = state.table.order + slots;
+  state.counts.held = state.counts.counts + slots;
+  return state;
+}
+
+template <typename S>
+__device__ __forceinline__ S epsilon() {
+  return sizeof(S) == 8 ? S(2.220446049250313e-16) : S(1.1920929e-7);
+}
+
+template <typename S>
+class FwBlock {
+ public:
+  __device__ __forceinline__ FwBlock(const FwProblem& problem, const FwPlan& plan, int64_t query,
+                                     const FwState<S>& state, S* columns, FwControl<S>& control,
+                                     BlockScratch& scratch)
+      : p_(problem),
+        plan_(plan),
+        query_(query),
+        x_(state),
+        columns_(columns),
+        control_(control),
+        scratch_(scratch) {}
+
+  // Every product with the rows stands at one place in this loop: inlined twice, it would cost the
+  // loop its registers.
+  __device__ __forceinline__ void solve(const FwOutputs& out) {
+    n_ = checked_size(p_.pool, query_, me_);
+    if (n_ == 0) return fail(out);
+    start();
+    while (control_.action < Action::kDone) {
+      const Action action = control_.action;
+      if (action == Action::kCorrelate || action == Action::kColumn) multiply(action);
+      if (action == Action::kResidual) residual_ = exact_residual();
+      if (action == Action::kCorrelate && !correlations_finite()) return fail(out);
+      if (action == Action::kCorrelate || action == Action::kStep) update();
+      __syncthreads();
+      if (me_.warp == 0) decide(action);
+      __syncthreads();
+    }
+    if (control_.action == Action::kFail) return fail(out);
+    sort_support();
+    write(out);
+  }
+
+ private:
+  __device__ __forceinline__ void fail(const FwOutputs& out) const {
+    write_failure<S>(query_, p_.n_select, out, me_);
+  }
+
+  __device__ __forceinline__ bool corrective() const { return p_.variant != Variant::kVanilla; }
+
+  // ---- all warps
+
+  __device__ __forceinline__ void start() {
+    for (int k = me_.thread; k < n_; k += me_.n_threads) x_.u[k] = 0;
+    if (me_.thread == 0) {
+      control_.action = Action::kCorrelate;
+      control_.column_s = control_.column_a = nullptr;
+    }
+    __syncthreads();
+  }
+
+  // The rows' products with the query into b, or with the picked atom into its column.
+  __device__ __forceinline__ void multiply(Action action) {
+    const bool correlate = action == Action::kCorrelate;
+    S* out = correlate ? x_.b : columns_ + int64_t(control_.picked_entry) * p_.pool.width;
+    S qq = 0;
+    with_rows<S>(p_.pool, query_, n_, [&](const auto& rows) {
+      const auto* x = correlate ? query_at(rows, p_.query, query_) : rows[control_.picked];
+      multiply_rows(rows, 0, n_, x, out, me_);
+      if (!correlate) return;
+      for (int64_t i = me_.thread; i < rows.d; i += me_.n_threads)
+        qq += widen_to<S>(x[i]) * widen_to<S>(x[i]);
+    });
+    if (correlate) qq_ = S(block_sum(qq, scratch_, me_));
+  }
+
+  // A row that is not finite makes its correlation so, whatever the query: no pass of its own.
+  __device__ __forceinline__ bool correlations_finite() {
+    bool bad = !finite(qq_);
+    for (int k = me_.thread; k < n_; k += me_.n_threads) bad = bad || !finite(x_.b[k]);
+    return !__syncthreads_or(bad);
+  }
+
+  // u <- scale * u + toward * G_s - away * G_a, and each warp's largest correlation.
+  __device__ __forceinline__ void update() {
+    const S *toward = control_.column_s, *away = control_.column_a;
+    Best<S> best = no_best<S>();
+    for (int k = me_.thread; k < n_; k += me_.n_threads) {
+      S u = x_.u[k];
+      if (toward || away) {
+        u *= control_.scale;
+        if (toward) u += control_.toward * toward[k];
+        if (away) u -= control_.away * away[k];
+        x_.u[k] = u;
+      }
+      see(best, x_.b[k] - u, k);
+    }
+    best = warp_best(best);
+    if (me_.lane == 0) {
+      control_.best_value[me_.warp] = best.value;
+      control_.best_index[me_.warp] = best.index;
+    }
+  }
+
+  // ||q - X^T w|| from the rows: near 0 the recurrence loses half its digits.
+  __device__ __forceinline__ S exact_residual() {
+    S squared = 0;
+    with_rows<S>(p_.pool, query_, n_, [&](const auto& rows) {
+      const auto* q = query_at(rows, p_.query, query_);
+      for (int64_t i = me_.thread; i < rows.d; i += me_.n_threads) {
+        S r = widen_to<S>(q[i]);
+        for (int j = 0; j < control_.n_entries; ++j) {
+          const int atom = x_.table.atom[j];
+          if (atom >= 0) r -= x_.table.weight[j] * widen_to<S>(rows[atom][i]);
+        }
+        squared += r * r;
+      }
+    });
+    return S(sqrt(block_sum(squared, scratch_, me_)));
+  }
+
+  // ---- warp 0: every lane holds the same members
+
+  __device__ __forceinline__ const S* column(int entry) const {
+    const int stored = x_.table.atom[entry];
+    const int row = plan_.gram ? (stored < 0 ? ~stored : stored) : entry;
+    return columns_ + int64_t(row) * p_.pool.width;
+  }
+
+  // The largest correlation over the pool, as the warps left it.
+  __device__ __forceinline__ Best<S> best_of_pool() const {
+    Best<S> best = no_best<S>();
+    if (me_.lane < me_.n_warps)
+      best = {control_.best_value[me_.lane], control_.best_index[me_.lane]};
+    return warp_best(best);
+  }
+
+  __device__ __forceinline__ void decide(Action action) {
+    if (action == Action::kCorrelate) return place_first();
+    if (action == Action::kStep) return begin_step();
+    if (action == Action::kResidual) return after_residual();
+    if (!placed_) return place();
+    finish_step();
+  }
+
+  // The solve starts at the vertex of largest correlation.
+  __device__ __forceinline__ void place_first() {
+    s_ = best_of_pool().index;
+    s_entry_ = allocate(s_);
+    done_ = p_.max_iter == 0;
+    if (plan_.gram) return place();
+    request_column();
+  }
+
+  __device__ __forceinline__ void place() {
+    placed_ = true;
+    enter(s_entry_, s_);
+    if (me_.lane == 0) x_.table.weight[s_entry_] = 1;
+    __syncwarp();
+    publish(1, 1, 0);
+    act(Action::kStep);
+  }
+
+  __device__ __forceinline__ void request_column() {
+    if (me_.lane == 0) control_.picked = s_, control_.picked_entry = s_entry_;
+    act(Action::kColumn);
+  }
+
+  __device__ __forceinline__ void act(Action action) {
+    if (me_.lane != 0) return;
+    control_.action = action;
+    control_.n_entries = n_entries_, control_.support_size = support_size_;
+    control_.iterations = iterations_;
+    control_.gap = top_.value - mean_correlation(it_);
+  }
+
+  // <w, b>, <w, u> and the support's atoms of largest and smallest correlation.
+  __device__ __forceinline__ void measure() {
+    top_ = best_of_pool();
+    S wb = 0, wu = 0;
+    Best<S> high = no_best<S>(), low = no_best<S>();
+    for (int j = me_.lane; j < n_entries_; j += kWarp) {
+      const int k = x_.table.atom[j];
+      if (k < 0) continue;
+      const S b = x_.b[k], u = x_.u[k], w = x_.table.weight[j];
+      wb += w * b, wu += w * u;
+      if (!corrective()) continue;
+      see(high, b - u, k), see(low, u - b, k);
+    }
+    it_ = {warp_sum(wb), warp_sum(wu)};
+    if (!corrective()) return;
+    high_ = warp_best(high).index, low_ = warp_best(low).index;
+  }
+
+  __device__ __forceinline__ void begin_step() {
+    measure();
+    if (!finite(it_.wu) || top_.index >= n_) return act(Action::kFail);
+    const bool small_gap =
+        p_.gap_tol > 0 && double(top_.value - mean_correlation(it_)) <= p_.gap_tol;
+    if (done_ || small_gap) return stop();
+    const double noise = 32.0 * double(epsilon<S>()) * double(qq_);
+    if (double(squared_residual(it_, qq_)) <= p_.tol * p_.tol + noise)
+      return act(Action::kResidual);
+    choose();
+  }
+
+  __device__ __forceinline__ void stop() {
+    stopping_ = true;
+    act(Action::kResidual);
+  }
+
+  __device__ __forceinline__ void after_residual() {
+    if (stopping_ || double(residual_) < p_.tol) return act(Action::kDone);
+    choose();
+  }
+
+  __device__ __forceinline__ void choose() {
+    s_ = top_.index;
+    if (corrective() && support_size_ >= p_.n_select) s_ = high_;
+    s_entry_ = find(s_);
+    a_entry_ = corrective() ? find(low_) : 0;
+    if (s_entry_ >= 0) return finish_step();
+    s_entry_ = allocate(s_);
+    if (plan_.gram) return finish_step();
+    request_column();
+  }
+
+  __device__ __forceinline__ void finish_step() {
+    bool uses_toward = true;
+    const Step<S> step = step_of(uses_toward);
+    if (!finite(step.toward) || !finite(step.away)) return act(Action::kFail);
+    if (!step.moves) return stop();
+    commit(step, uses_toward);
+  }
+
+  __device__ __forceinline__ Atom<S> atom_of(int entry, int k) const {
+    const S w = x_.table.atom[entry] >= 0 ? x_.table.weight[entry] : S(0);
+    return {x_.b[k] - x_.u[k], x_.u[k], column(entry)[k], w};
+  }
+
+  __device__ __forceinline__ Step<S> step_of(bool& uses_toward) const {
+    const Atom<S> s = atom_of(s_entry_, s_);
+    if (!corrective()) return toward_step(s, it_);
+    const Atom<S> a = atom_of(a_entry_, low_);
+    Step<S> step;
+    if (p_.variant == Variant::kPairwise) {
+      step = pairwise_step(s, a, column(s_entry_)[low_]);
+    } else if (prefers_away(s.c, a.c, it_)) {
+      step = away_step(a, it_);
+    } else {
+      step = toward_step(s, it_);
+      step.moves = step.moves && step.toward > S(0);
+    }
+    uses_toward = step.toward > S(0);
+    return step;
+  }
+
+  // Weights and support follow at once, u in the next update().
+  __device__ __forceinline__ void commit(const Step<S>& step, bool uses_toward) {
+    if (uses_toward && x_.table.atom[s_entry_] < 0) enter(s_entry_, s_);
+    __syncwarp();
+    for (int j = me_.lane; j < n_entries_; j += kWarp) {
+      S w = x_.table.weight[j] * step.scale;
+      if (uses_toward && j == s_entry_) w += step.toward;
+      if (step.away > S(0) && j == a_entry_) w -= step.away;
+      x_.table.weight[j] = w;
+    }
+    __syncwarp();
+    if (step.drops) leave(a_entry_);
+    if (step.scale == S(0) && corrective()) keep_only(s_entry_);
+    ++iterations_;
+    done_ = iterations_ >= p_.max_iter || (!corrective() && support_size_ >= p_.n_select);
+    publish(step.scale, uses_toward ? step.toward : S(0), step.away);
+    act(Action::kStep);
+  }
+
+  __device__ __forceinline__ void publish(S scale, S toward, S away) {
+    if (me_.lane != 0) return;
+    control_.scale = scale, control_.toward = toward, control_.away = away;
+    control_.column_s = toward > S(0) ? column(s_entry_) : nullptr;
+    control_.column_a = away > S(0) ? column(a_entry_) : nullptr;
+  }
+
+  // The entry of an atom, -1 if it has none.
+  __device__ __forceinline__ int find(int atom) const {
+    for (int first = 0; first < n_entries_; first += kWarp) {
+      const int j = first + me_.lane;
+      const int stored = j < n_entries_ ? x_.table.atom[j] : atom + 1;
+      const unsigned hits = __ballot_sync(kFullWarp, stored == atom || stored == ~atom);
+      if (hits) return first + __ffs(int(hits)) - 1;
+    }
+    return -1;
+  }
+
+  // An entry for an atom outside the support, a new one or that of another such atom.
+  __device__ __forceinline__ int allocate(int atom) {
+    int entry = n_entries_;
+    if (n_entries_ < plan_.slots) {
+      ++n_entries_;
+    } else {
+      while (x_.table.atom[next_victim_] >= 0) next_victim_ = (next_victim_ + 1) % plan_.slots;
+      entry = next_victim_;
+      next_victim_ = (next_victim_ + 1) % plan_.slots;
+    }
+    __syncwarp();
+    if (me_.lane == 0) x_.table.atom[entry] = ~atom, x_.table.weight[entry] = 0;
+    __syncwarp();
+    return entry;
+  }
+
+  __device__ __forceinline__ void enter(int entry, int atom) {
+    __syncwarp();
+    if (me_.lane == 0) x_.table.atom[entry] = atom, x_.table.weight[entry] = 0;
+    ++support_size_;
+  }
+
+  __device__ __forceinline__ void leave(int entry) {
+    if (me_.lane == 0) x_.table.atom[entry] = ~x_.table.atom[entry];
+    --support_size_;
+    __syncwarp();
+  }
+
+  __device__ __forceinline__ void keep_only(int entry) {
+    for (int j = me_.lane; j < n_entries_; j += kWarp)
+      if (j != entry && x_.table.atom[j] >= 0) x_.table.atom[j] = ~x_.table.atom[j];
+    if (me_.lane == 0) x_.table.weight[entry] = 1;
+    support_size_ = 1;
+    __syncwarp();
+  }
+
+  // ---- the answer
+
+  // order[r] is the entry of rank r: largest weight first, lower index first on equal weights.
+  __device__ __forceinline__ void sort_support() {
+    for (int j = me_.thread; j < control_.n_entries; j += me_.n_threads) {
+      const int atom = x_.table.atom[j];
+      if (atom < 0) continue;
+      const S w = x_.table.weight[j];
+      int rank = 0;
+      for (int i = 0; i < control_.n_entries; ++i) {
+        const int other = x_.table.atom[i];
+        if (other < 0) continue;
+        const S v = x_.table.weight[i];
+        rank += v > w || (v == w && other < atom);
+      }
+      x_.table.order[rank] = j;
+    }
+    __syncthreads();
+  }
+
+  __device__ __forceinline__ void write(const FwOutputs& out) {
+    const int m = control_.support_size < p_.n_select ? control_.support_size : p_.n_select;
+    const auto entry = [this](int i) { return x_.table.order[i]; };
+    const auto atom = [&](int i) { return x_.table.atom[entry(i)]; };
+    const auto weight = [&](int i) { return double(x_.table.weight[entry(i)]); };
+    const auto gram = [&](int i, int j) { return double(column(entry(i))[atom(j)]); };
+    for (int i = me_.thread; i < m; i += me_.n_threads) x_.counts.b[i] = double(x_.b[atom(i)]);
+    __syncthreads();
+    BlockIntegerizer integerizer(gram, x_.counts, m, p_.n_select, scratch_, me_);
+    integerizer.run(weight, p_.swap_passes);
+    __syncthreads();
+    const int64_t first = query_ * p_.n_select;
+    for (int i = me_.thread; i < p_.n_select; i += me_.n_threads) {
+      out.indices[first + i] = i < m ? atom(i) : -1;
+      out.counts[first + i] = i < m ? x_.counts.counts[i] : 0;
+      static_cast<S*>(out.weights)[first + i] = i < m ? x_.table.weight[entry(i)] : S(0);
+    }
+    if (me_.thread == 0)
+      write_scalars<S>(query_, m, residual_, control_.gap, control_.iterations, out);
+  }
+
+  const FwProblem& p_;
+  const FwPlan& plan_;
+  const int64_t query_;
+  const FwState<S> x_;
+  S* const columns_;
+  FwControl<S>& control_;
+  BlockScratch& scratch_;
+  const BlockThread me_;
+  int n_ = 0;
+  S qq_ = 0, residual_ = 0;
+  // Of warp 0:
+  Iterate<S> it_{0, 0};
+  Best<S> top_{0, 0};
+  int high_ = 0, low_ = 0;  // atoms of largest and smallest correlation in the support
+  int s_ = 0, s_entry_ = 0, a_entry_ = 0;
+  int n_entries_ = 0, support_size_ = 0, next_victim_ = 0, iterations_ = 0;
+  bool placed_ = false, done_ = false, stopping_ = false;
+};
+
+}  // namespace hullft

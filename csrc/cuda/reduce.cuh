@@ -1,0 +1,127 @@
+// Reductions of a warp and of a block, in an order that depends on nothing but the thread's number.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "../core/dtypes.h"
+#include "device.cuh"
+
+namespace hullft {
+
+constexpr int kMaxBlockWarps = 16;
+constexpr int kNoIndex = 0x7fffffff;
+
+// Every lane gets the same bits: the butterfly adds the same two numbers on both sides.
+template <typename S>
+__device__ __forceinline__ S warp_sum(S value) {
+#pragma unroll
+  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2)
+    value += __shfl_xor_sync(kFullWarp, value, lanes);
+  return value;
+}
+
+// The largest value seen, the lowest index on ties.
+template <typename S>
+struct Best {
+  S value;
+  int index;
+};
+
+template <typename S>
+__device__ __forceinline__ Best<S> no_best() {
+  return {-S(INFINITY), kNoIndex};
+}
+
+template <typename S>
+__device__ __forceinline__ void see(Best<S>& best, S value, int index) {
+  if (value > best.value || (value == best.value && index < best.index)) best = {value, index};
+}
+
+// Unsigned integers that are ordered as the floats are.
+__device__ __forceinline__ uint32_t ordered_bits(float x) {
+  const uint32_t bits = float_to_bits(x + 0.0f);  // -0 becomes +0: they tie
+  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+__device__ __forceinline__ float from_ordered_bits(uint32_t key) {
+  return bits_to_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
+}
+
+// Two integer reductions in hardware (sm_80 and up) instead of ten shuffles.
+__device__ __forceinline__ Best<float> warp_best(Best<float> mine) {
+  const uint32_t key = ordered_bits(mine.value);
+  const uint32_t top = __reduce_max_sync(kFullWarp, key);
+  const uint32_t index =
+      __reduce_min_sync(kFullWarp, key == top ? uint32_t(mine.index) : uint32_t(kNoIndex));
+  return {from_ordered_bits(top), int(index)};
+}
+
+__device__ __forceinline__ Best<double> warp_best(Best<double> best) {
+#pragma unroll
+  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) {
+    const double value = __shfl_xor_sync(kFullWarp, best.value, lanes);
+    const int index = __shfl_xor_sync(kFullWarp, best.index, lanes);
+    see(best, value, index);
+  }
+  return best;
+}
+
+// Shared memory for the reductions of one block.
+struct BlockScratch {
+  double sums[kMaxBlockWarps];
+  double values[kMaxBlockWarps];
+  int indices[kMaxBlockWarps];
+};
+
+// The functions below are called by all threads of the block and give all of them the result.
+struct BlockThread {
+  int thread, lane, warp, n_threads, n_warps;
+
+  __device__ __forceinline__ BlockThread()
+      : thread(int(threadIdx.x)),
+        lane(int(threadIdx.x) % kWarp),
+        warp(int(threadIdx.x) / kWarp),
+        n_threads(int(blockDim.x)),
+        n_warps(int(blockDim.x) / kWarp) {}
+};
+
+template <typename S>
+__device__ __forceinline__ double block_sum(S value, BlockScratch& scratch, const BlockThread& me) {
+  const S of_warp = warp_sum(value);
+  if (me.lane == 0) scratch.sums[me.warp] = double(of_warp);
+  __syncthreads();
+  double total = 0;
+  for (int w = 0; w < me.n_warps; ++w) total += scratch.sums[w];
+  __syncthreads();
+  return total;
+}
+
+__device__ __forceinline__ Best<double> block_best(Best<double> mine, BlockScratch& scratch,
+                                                   const BlockThread& me) {
+  const Best<double> of_warp = warp_best(mine);
+  if (me.lane == 0) {
+    scratch.values[me.warp] = of_warp.value;
+    scratch.indices[me.warp] = of_warp.index;
+  }
+  __syncthreads();
+  Best<double> best = no_best<double>();
+  for (int w = 0; w < me.n_warps; ++w) see(best, scratch.values[w], scratch.indices[w]);
+  __syncthreads();
+  return best;
+}
+
+// The lowest thread whose condition holds, kNoIndex if none's does.
+__device__ __forceinline__ int block_first(bool condition, BlockScratch& scratch,
+                                           const BlockThread& me) {
+  const unsigned lanes = __ballot_sync(kFullWarp, condition);
+  if (me.lane == 0)
+    scratch.indices[me.warp] = lanes ? me.warp * kWarp + __ffs(int(lanes)) - 1 : kNoIndex;
+  __syncthreads();
+  int first = kNoIndex;
+  for (int w = 0; w < me.n_warps; ++w)
+    first = scratch.indices[w] < first ? scratch.indices[w] : first;
+  __syncthreads();
+  return first;
+}
+
+}  // namespace hullft

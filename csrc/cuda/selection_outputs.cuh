@@ -1,0 +1,32 @@
+// What every selection kernel writes for a query that it could not solve.
+#pragma once
+
+#include "frank_wolfe.h"
+#include "reduce.cuh"
+
+namespace hullft {
+
+template <typename S>
+__device__ __forceinline__ void write_scalars(int64_t query, int support_size, S residual, S gap,
+                                              int num_iter, const FwOutputs& out) {
+  out.support_size[query] = support_size;
+  out.num_iter[query] = num_iter;
+  static_cast<S*>(out.residual)[query] = residual;
+  static_cast<S*>(out.gap)[query] = gap;
+}
+
+// An error without a synchronisation: nothing selected, NaN, -1 steps. The counts still sum to
+// n_select, on index -1, so that a multiset made of them holds only -1.
+template <typename S>
+__device__ __forceinline__ void write_failure(int64_t query, int n_select, const FwOutputs& out,
+                                              const BlockThread& me) {
+  const int64_t first = query * n_select;
+  for (int i = me.thread; i < n_select; i += me.n_threads) {
+    out.indices[first + i] = -1;
+    out.counts[first + i] = i == 0 ? n_select : 0;
+    static_cast<S*>(out.weights)[first + i] = S(NAN);
+  }
+  if (me.thread == 0) write_scalars<S>(query, 0, S(NAN), S(NAN), -1, out);
+}
+
+}  // namespace hullft

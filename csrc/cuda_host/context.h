@@ -1,0 +1,57 @@
+// The device, its current stream and the errors of a launch.
+#pragma once
+
+#include <cuda_runtime_api.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <array>
+#include <stdexcept>
+#include <string>
+
+namespace hullft {
+
+inline void check_cuda(const char* op, cudaError_t status) {
+  if (status == cudaSuccess) return;
+  throw std::runtime_error(std::string(op) + ": CUDA error: " + cudaGetErrorString(status));
+}
+
+// torch's current stream of a device. Looked up in the loaded libtorch_cuda.so: linking it would
+// keep the extension from loading in CPU builds of torch.
+cudaStream_t current_stream(const char* op, int32_t device);
+
+// Makes a tensor's device the current one for as long as it lives.
+class CudaContext {
+ public:
+  CudaContext(const char* op, const torch::stable::Tensor& t)
+      : op_(op), device_(t.get_device_index()), guard_(device_) {
+    // The guard set it for torch's copy of the CUDA runtime; this extension links its own.
+    check_cuda(op, cudaSetDevice(device_));
+    stream_ = current_stream(op, device_);
+  }
+
+  cudaStream_t stream() const { return stream_; }
+
+  // Scratch memory of torch's allocator, whose reuse follows the current stream.
+  torch::stable::Tensor workspace(const torch::stable::Tensor& like, int64_t bytes) const {
+    const std::array<int64_t, 1> size{bytes};
+    return torch::stable::new_empty(like, size, torch::headeronly::ScalarType::Byte);
+  }
+
+  // What one block may ask for.
+  int64_t max_shared_bytes() const {
+    int bytes = 0;
+    check_cuda(op_,
+               cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device_));
+    return bytes;
+  }
+
+ private:
+  const char* op_;
+  int32_t device_;
+  torch::stable::accelerator::DeviceGuard guard_;
+  cudaStream_t stream_ = nullptr;
+};
+
+}  // namespace hullft

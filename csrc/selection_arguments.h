@@ -1,0 +1,117 @@
+// What the CPU and CUDA selection operators share: options, checks that need no data, outputs.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <array>
+#include <tuple>
+
+#include "checks.h"
+
+namespace hullft {
+
+struct FwOptions {
+  int64_t n_select, max_iter;
+  double tol, gap_tol;
+  Variant variant;
+  int64_t swap_passes;
+};
+
+inline FwOptions check_fw_options(const char* op, int64_t n_select, int64_t max_iter, double tol,
+                                  double gap_tol, const std::string& variant, int64_t swap_passes) {
+  check_range(op, "n_select", n_select, 1);
+  check_range(op, "max_iter", max_iter, 0);
+  check_range(op, "swap_passes", swap_passes, 0);
+  check_tolerance(op, "tol", tol);
+  check_tolerance(op, "gap_tol", gap_tol);
+  return {n_select, max_iter, tol, gap_tol, parse_variant(op, variant), swap_passes};
+}
+
+// candidates int64 [B, K] of an embedding matrix.
+inline void check_candidates_shape(const char* op, const Tensor& candidates,
+                                   const Tensor& embeddings, int64_t batch) {
+  check_int64(op, "candidates", candidates, embeddings);
+  check_dim(op, "candidates", candidates, 2);
+  if (candidates.size(0) != batch)
+    value_error(op, "candidates has batch ", candidates.size(0), ", query has batch ", batch);
+  if (candidates.size(1) < 1) value_error(op, "candidates is empty");
+  check_range(op, "the number of candidates", candidates.size(1), 1);
+}
+
+// weights [B, m] for a support of that shape.
+inline void check_weights(const char* op, const Tensor& weights, const Tensor& support,
+                          const PoolShape& shape) {
+  check_dim(op, "weights", weights, 2);
+  if (weights.scalar_type() != ScalarType::Double && weights.scalar_type() != ScalarType::Float)
+    value_error(op, "weights must be float32 or float64, got ", dtype_name(weights.scalar_type()));
+  if (weights.device() != support.device())
+    value_error(op, "weights and support are on two devices");
+  if (weights.size(0) != shape.batch || weights.size(1) != shape.candidates)
+    value_error(op, "weights has shape [", weights.size(0), ", ", weights.size(1), "], wanted [",
+                shape.batch, ", ", shape.candidates, "]");
+  check_storage(op, "weights", weights);
+}
+
+// current [B, d] beside query [B, d].
+inline void check_current(const char* op, const Tensor& current, const Tensor& query) {
+  check_like(op, "current", current, "query", query);
+  check_dim(op, "current", current, 2);
+  if (current.size(0) != query.size(0) || current.size(1) != query.size(1))
+    value_error(op, "current has shape [", current.size(0), ", ", current.size(1), "], wanted [",
+                query.size(0), ", ", query.size(1), "]");
+  check_storage(op, "current", current);
+}
+
+// The same tensor when its last dimension is dense, a dense copy otherwise: rows are read as
+// arrays.
+inline Tensor with_dense_rows(const Tensor& t) {
+  const int64_t last = t.dim() - 1;
+  if (t.size(last) <= 1 || t.stride(last) == 1) return t;
+  return torch::stable::contiguous(t);
+}
+
+// State and outputs are float64 for float64 pools, float32 for all others.
+inline ScalarType real_type(const Tensor& pool) {
+  return pool.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+// The tensors that every selection operator returns.
+struct SelectionTensors {
+  using Tuple = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+  SelectionTensors(const Tensor& pool, int64_t batch, int64_t n_select) {
+    const ScalarType real = real_type(pool);
+    const std::array<int64_t, 2> rows{batch, n_select};
+    const std::array<int64_t, 1> one{batch};
+    indices = torch::stable::new_empty(pool, rows, ScalarType::Long);
+    weights = torch::stable::new_empty(pool, rows, real);
+    counts = torch::stable::new_empty(pool, rows, ScalarType::Long);
+    support_size = torch::stable::new_empty(pool, one, ScalarType::Long);
+    residual = torch::stable::new_empty(pool, one, real);
+    gap = torch::stable::new_empty(pool, one, real);
+    num_iter = torch::stable::new_empty(pool, one, ScalarType::Long);
+  }
+
+  Tuple tuple() const { return {indices, weights, counts, support_size, residual, gap, num_iter}; }
+
+  Tensor indices, weights, counts, support_size, residual, gap, num_iter;
+};
+
+// The tensors that fw_lmo returns.
+struct LmoTensors {
+  using Tuple = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+
+  LmoTensors(const Tensor& pool, int64_t batch) {
+    const std::array<int64_t, 1> one{batch};
+    index = torch::stable::new_empty(pool, one, ScalarType::Long);
+    correlation = torch::stable::new_empty(pool, one, real_type(pool));
+    gamma = torch::stable::new_empty(pool, one, real_type(pool));
+    gap = torch::stable::new_empty(pool, one, real_type(pool));
+  }
+
+  Tuple tuple() const { return {index, correlation, gamma, gap}; }
+
+  Tensor index, correlation, gamma, gap;
+};
+
+}  // namespace hullft

@@ -1,0 +1,71 @@
+"""One linear-minimisation step of Frank-Wolfe, for loops of one's own.
+
+Frank and Wolfe, *An Algorithm for Quadratic Programming* (1956); the problem and its notation are
+those of :func:`hullft_ops.fw_select`.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+from hullft_ops import _checks
+from hullft_ops._library import ops
+
+
+class LmoStep(NamedTuple):
+    """Where to move, and how far, for one query or a batch (``..`` is ``[]`` or ``[B]``).
+
+    All but the index are float64 for float64 pools and float32 for all others.
+    """
+
+    index: torch.Tensor
+    """int64 [..]: the row of the pool that correlates best with ``query - current``."""
+    correlation: torch.Tensor
+    """[..]: its inner product with ``query - current``."""
+    gamma: torch.Tensor
+    """[..]: the step in 0..1 that brings ``current + gamma * (pool[index] - current)`` nearest to
+    the query; 0 when the row and ``current`` coincide."""
+    gap: torch.Tensor
+    """[..]: the Frank-Wolfe gap, an upper bound on how much half the squared distance to the query
+    could still fall while ``current`` stays in the hull."""
+
+
+def fw_lmo(
+    pool: torch.Tensor,
+    query: torch.Tensor,
+    current: torch.Tensor,
+    *,
+    pool_sizes: torch.Tensor | None = None,
+) -> LmoStep:
+    """The vertex of the pool's hull to move toward from ``current``, with exact line search.
+
+    Args:
+        pool: [K, d], shared by a batch of queries, or [B, K, d]. float32, float64, bfloat16 or
+            float16; the arithmetic is float64 on the CPU.
+        query: [d] or [B, d], of the pool's dtype and device.
+        current: like ``query``: the point reached so far, a convex combination of the pool.
+        pool_sizes: int64 [B]: query b sees only the first ``pool_sizes[b]`` rows of its pool.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: shapes or devices that do not fit, an empty pool, NaN or infinity.
+    """
+    op = "fw_lmo"
+    _checks.check_float_tensor(op, "pool", pool)
+    _checks.check_float_tensor(op, "query", query)
+    _checks.check_float_tensor(op, "current", current)
+    _checks.check_pool(op, "pool", pool, query)
+    _checks.check_like(op, "current", current, "query", query)
+    if current.shape != query.shape:
+        raise ValueError(
+            f"{op}: current must have query's shape {list(query.shape)}, got {list(current.shape)}"
+        )
+    _checks.check_sizes(op, "pool_sizes", pool_sizes, query)
+    batched = query.dim() == 2
+    tensors = ops.fw_lmo(
+        pool,
+        query if batched else query.unsqueeze(0),
+        current if batched else current.unsqueeze(0),
+        pool_sizes,
+    )
+    return LmoStep(*(tensors if batched else (t.squeeze(0) for t in tensors)))

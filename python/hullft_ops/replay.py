@@ -1,0 +1,453 @@
+"""Reusing a gradient: Adam that takes several steps with one, and a cache of one per example.
+
+An example of multiplicity c is trained on c times, but its gradient is recomputed only every few
+steps and applied again in between (Gradient Reuse: Khamis and Maalouf, *Efficient Test-Time
+Finetuning of LLMs via Convex Reconstruction and Gradient Caching*, arXiv:2605.30337). Consecutive
+steps with one gradient are one sweep over memory here, whatever their number.
+"""
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT
+
+from hullft_ops import _checks
+from hullft_ops._library import ops
+
+# What torch.optim.Adam keeps in its groups besides, so that a state_dict goes both ways.
+_TORCH_OPTIONS = {
+    "amsgrad": False,
+    "foreach": None,
+    "capturable": False,
+    "differentiable": False,
+    "fused": None,
+}
+_REQUIRED_OPTIONS = ("lr", "betas", "eps", "weight_decay")
+_STATE = ("step", "exp_avg", "exp_avg_sq")
+
+
+class ReplayAdam(Optimizer):
+    """Adam and AdamW with ``step(repeats=r)``: r steps with one gradient in one sweep over memory.
+
+    The result is that of r calls of :class:`torch.optim.Adam` (or AdamW) with the gradient held
+    fixed: bias correction advances at every step and weight decay acts on the moving parameter.
+    Parameters, gradient and moments are read once and parameters and moments written once, so that
+    a few steps cost about what one does. ``state_dict`` is interchangeable with
+    ``torch.optim.Adam`` and ``AdamW`` in both directions.
+
+    Parameters are float32, float64, bfloat16 or float16, dense in any order of dimensions or
+    strided, and share no memory. Gradients may have another of these dtypes and other strides.
+    Arithmetic is float64 for float64 parameters and float32 for all others, to which the gradient
+    is rounded first. Moments have the parameter's dtype. 16-bit parameters and moments are rounded
+    once a call, not once a step, which makes ``step(repeats=r)`` more accurate than r calls.
+    The result does not depend on the number of threads.
+
+    Args:
+        params: parameters, named parameters or groups of them, as for any torch optimizer.
+        lr: learning rate, a number or a tensor of one element.
+        betas: decay rates of the first and second moment, each in [0, 1).
+        eps: added to the root of the second moment.
+        weight_decay: L2 penalty, or decoupled decay.
+        decoupled_weight_decay: decay the parameter itself, as AdamW does.
+        maximize: step along the gradient instead of against it.
+
+    Raises:
+        ValueError: an option out of its range, or a parameter that is not floating.
+
+    After Kingma and Ba, *Adam: A Method for Stochastic Optimization* (2015), and Loshchilov and
+    Hutter, *Decoupled Weight Decay Regularization* (2019).
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        decoupled_weight_decay: bool = False,
+        maximize: bool = False,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "decoupled_weight_decay": decoupled_weight_decay,
+            "maximize": maximize,
+            **_TORCH_OPTIONS,
+        }
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group; its own options take the place of the optimizer's defaults."""
+        if isinstance(param_group, dict):
+            _check_options({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+        for i, param in enumerate(self.param_groups[-1]["params"]):
+            if param.dtype not in _checks.FLOAT_DTYPES:
+                self.param_groups.pop()
+                raise ValueError(
+                    f"ReplayAdam: parameter {i} of the group must be float32, float64, bfloat16 "
+                    f"or float16, got {param.dtype}"
+                )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for group in state["param_groups"]:
+            _check_options(group)
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group.setdefault("maximize", False)
+            group.setdefault("decoupled_weight_decay", False)
+            for name, value in _TORCH_OPTIONS.items():
+                group.setdefault(name, value)
+        for param_state in self.state.values():
+            if "step" in param_state and not isinstance(param_state["step"], Tensor):
+                param_state["step"] = torch.tensor(float(param_state["step"]))
+
+    @overload
+    def step(
+        self,
+        closure: None = None,
+        *,
+        repeats: int = 1,
+        grads: Mapping[Tensor, Tensor] | None = None,
+    ) -> None: ...
+
+    @overload
+    def step(
+        self,
+        closure: Callable[[], float],
+        *,
+        repeats: int = 1,
+        grads: Mapping[Tensor, Tensor] | None = None,
+    ) -> float: ...
+
+    @torch.no_grad()
+    def step(
+        self,
+        closure: Callable[[], float] | None = None,
+        *,
+        repeats: int = 1,
+        grads: Mapping[Tensor, Tensor] | None = None,
+    ) -> float | None:
+        """Takes ``repeats`` steps with the present gradients.
+
+        Args:
+            closure: evaluated once, with gradients enabled, before the steps; its loss is returned.
+            repeats: how many steps, at least 1.
+            grads: the gradient of each parameter that is to move, in place of every ``.grad``; of
+                the parameter's shape and device and any of the four dtypes. Not with a closure.
+                See :class:`GradientCache`.
+
+        Parameters without a gradient are left alone.
+
+        Raises:
+            TypeError: ``repeats`` is not an int, or a gradient is sparse.
+            ValueError: ``repeats < 1``, an option that has gone out of its range, a gradient or
+                moment of another shape or device, parameters that share memory or have no storage,
+                ``grads`` for a tensor that is no parameter of this optimizer.
+        """
+        _checks.check_integer("ReplayAdam.step", "repeats", repeats, 1)
+        loss = None
+        if closure is not None:
+            if grads is not None:
+                raise ValueError("ReplayAdam.step: closure and grads exclude each other, got both")
+            with torch.enable_grad():
+                loss = closure()
+        if grads is not None:
+            self._check_known(grads)
+        rows = [(group, list(self._rows(group, grads))) for group in self.param_groups]
+        for group, group_rows in rows:
+            for columns in _by_device(group_rows):
+                _replay(group, columns, repeats)
+        return loss
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Zeroes moments and step counts in place, as if no step had been taken.
+
+        The next steps are those of a newly made optimizer with the present options; nothing is
+        allocated again.
+        """
+        for param_state in self.state.values():
+            for name in _STATE:
+                if name in param_state:
+                    param_state[name].zero_()
+
+    def _check_known(self, grads: Mapping[Tensor, Tensor]) -> None:
+        known = {id(param) for group in self.param_groups for param in group["params"]}
+        for i, param in enumerate(grads):
+            if id(param) not in known:
+                raise ValueError(
+                    f"ReplayAdam.step: key {i} of grads, of shape {list(param.shape)}, is not a "
+                    "parameter of this optimizer"
+                )
+
+    def _rows(
+        self, group: dict[str, Any], grads: Mapping[Tensor, Tensor] | None
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """Parameter, gradient, moments and step count of each parameter that is to move."""
+        for i, param in enumerate(group["params"]):
+            grad = param.grad if grads is None else grads.get(param)
+            if grad is None:
+                continue
+            _check_dense("ReplayAdam.step", i, grad, "torch.optim.SparseAdam takes those")
+            _check_place("ReplayAdam.step", i, param, grad)
+            state = self.state[param]
+            if not state:
+                state["step"] = torch.tensor(0.0, dtype=torch.float32)
+                state["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+                state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+            yield param, grad, state["exp_avg"], state["exp_avg_sq"], state["step"]
+
+
+class GradientCache:
+    """One gradient per example, kept apart from ``.grad``, to step with again without a clone.
+
+    For orders in which an example's steps are not consecutive::
+
+        loss(example).backward()
+        cache.accumulate(example, beta=0)
+        ...
+        cache.replay(example, optimizer, repeats=2)
+
+    Buffers are allocated when an example first needs them and handed on to later examples when it
+    is dropped; all of them go when the cache does.
+
+    Args:
+        params: the parameters whose gradients are kept.
+        dtype: of the cached gradients, float32, float64, bfloat16 or float16; None keeps each
+            parameter's own. bfloat16 halves the memory of float32 parameters, and the replay reads
+            it as it is.
+
+    Raises:
+        TypeError: a parameter that is not a tensor.
+        ValueError: no parameters, one given twice, one that is not floating, or another dtype.
+    """
+
+    def __init__(self, params: Iterable[Tensor], dtype: torch.dtype | None = None) -> None:
+        self._params = tuple(params)
+        if not self._params:
+            raise ValueError("GradientCache: params is empty")
+        for i, param in enumerate(self._params):
+            _checks.check_tensor("GradientCache", f"params[{i}]", param)
+            if param.dtype not in _checks.FLOAT_DTYPES:
+                raise ValueError(
+                    f"GradientCache: params[{i}] must be float32, float64, bfloat16 or float16, "
+                    f"got {param.dtype}"
+                )
+        if len(set(self._params)) < len(self._params):
+            raise ValueError("GradientCache: params has a parameter twice")
+        if dtype is not None and dtype not in _checks.FLOAT_DTYPES:
+            raise ValueError(
+                f"GradientCache: dtype must be float32, float64, bfloat16 or float16, got {dtype}"
+            )
+        self._dtype = dtype
+        self._shapes = [param.shape for param in self._params]
+        self._cached: dict[Hashable, list[Tensor | None]] = {}
+        self._free: list[list[Tensor]] = [[] for _ in self._params]
+
+    def __contains__(self, example: Hashable) -> bool:
+        return example in self._cached
+
+    def __len__(self) -> int:
+        """The number of examples cached."""
+        return len(self._cached)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all buffers, those of dropped examples included."""
+        in_use = [t for entry in self._cached.values() for t in entry if t is not None]
+        free = [t for buffers in self._free for t in buffers]
+        return sum(t.numel() * t.element_size() for t in in_use + free)
+
+    @torch.no_grad()
+    def accumulate(self, example: Hashable, *, alpha: float = 1.0, beta: float = 1.0) -> None:
+        """Takes the parameters' present ``.grad``: ``cached = beta * cached + alpha * grad``.
+
+        An example that is not cached starts from zero; ``beta=0`` replaces what is cached. A
+        parameter whose ``.grad`` is None adds nothing, and :meth:`replay` leaves it alone unless it
+        had a gradient before. Arithmetic is float32, or float64 where the cache or the gradient is.
+
+        Args:
+            example: what the gradient is filed under, an index for instance.
+            alpha: finite weight of the present gradient.
+            beta: finite weight of what is cached.
+
+        Raises:
+            TypeError: a sparse gradient.
+            ValueError: no parameter has a gradient, a parameter changed its shape, alpha or beta
+                is not finite.
+        """
+        self._check_gradients()
+        cached = self._cached.get(example, [None] * len(self._params))
+        entry = list(cached)
+        started: list[tuple[Tensor, ...]] = []
+        continued: list[tuple[Tensor, ...]] = []
+        for i, param in enumerate(self._params):
+            buffer = cached[i]
+            if param.grad is None:
+                entry[i] = None if beta == 0 else buffer
+            elif buffer is None:
+                buffer = entry[i] = self._take_buffer(i)
+                started.append((buffer, param.grad))
+            else:
+                continued.append((buffer, param.grad))
+        _accumulate(started, alpha, 0.0)
+        _accumulate(continued, alpha, beta)
+        for i, (before, after) in enumerate(zip(cached, entry, strict=True)):
+            if before is not None and after is None:
+                self._free[i].append(before)
+            elif before is not None and self._params[i].grad is None:
+                before.mul_(beta)
+        self._cached[example] = entry
+
+    def gradients(self, example: Hashable) -> dict[Tensor, Tensor]:
+        """The cached gradient of each parameter that has one: the buffers themselves, not copies.
+
+        Raises:
+            KeyError: the example is not cached.
+        """
+        entry = self._entry(example)
+        return {
+            param: grad for param, grad in zip(self._params, entry, strict=True) if grad is not None
+        }
+
+    def replay(self, example: Hashable, optimizer: ReplayAdam, *, repeats: int = 1) -> None:
+        """Takes ``repeats`` optimizer steps with the example's cached gradient.
+
+        No ``.grad`` is read or written.
+
+        Raises:
+            KeyError: the example is not cached.
+            TypeError, ValueError: as :meth:`ReplayAdam.step`.
+        """
+        optimizer.step(repeats=repeats, grads=self.gradients(example))
+
+    def drop(self, example: Hashable) -> None:
+        """Forgets an example; its buffers serve later ones.
+
+        Raises:
+            KeyError: the example is not cached.
+        """
+        entry = self._entry(example)
+        del self._cached[example]
+        for buffers, buffer in zip(self._free, entry, strict=True):
+            if buffer is not None:
+                buffers.append(buffer)
+
+    def clear(self) -> None:
+        """Forgets every example; the buffers serve later ones."""
+        for example in list(self._cached):
+            self.drop(example)
+
+    def _entry(self, example: Hashable) -> list[Tensor | None]:
+        if example not in self._cached:
+            raise KeyError(f"GradientCache: example {example!r} is not cached")
+        return self._cached[example]
+
+    def _check_gradients(self) -> None:
+        for i, (param, shape) in enumerate(zip(self._params, self._shapes, strict=True)):
+            if param.shape != shape:
+                raise ValueError(
+                    f"GradientCache.accumulate: params[{i}] had shape {list(shape)} when the cache "
+                    f"was made, now has {list(param.shape)}"
+                )
+            if param.grad is not None:
+                _check_dense("GradientCache.accumulate", i, param.grad, "make it dense first")
+                _check_place("GradientCache.accumulate", i, param, param.grad)
+        if all(param.grad is None for param in self._params):
+            raise ValueError(
+                "GradientCache.accumulate: no parameter has a gradient, call backward() first"
+            )
+
+    def _take_buffer(self, i: int) -> Tensor:
+        if self._free[i]:
+            return self._free[i].pop()
+        param = self._params[i]
+        return torch.empty_like(param, dtype=self._dtype, memory_format=torch.preserve_format)
+
+
+def _check_options(group: Mapping[str, Any]) -> None:
+    for name in _REQUIRED_OPTIONS:
+        if name not in group:
+            raise ValueError(f"ReplayAdam: a parameter group must have {name!r}, got {list(group)}")
+    for name in ("lr", "eps", "weight_decay"):
+        value = _number(name, group[name])
+        if not 0 <= value < float("inf"):
+            raise ValueError(f"ReplayAdam: {name} must be finite and >= 0, got {value}")
+    betas = group["betas"]
+    if not isinstance(betas, Sequence) or len(betas) != 2:
+        raise ValueError(f"ReplayAdam: betas must be two numbers, got {betas!r}")
+    for i in range(2):
+        value = _number(f"betas[{i}]", betas[i])
+        if not 0 <= value < 1:
+            raise ValueError(f"ReplayAdam: betas[{i}] must be in [0, 1), got {value}")
+    for name in ("amsgrad", "differentiable"):
+        if group.get(name):
+            raise ValueError(f"ReplayAdam: {name} must be False, got {group[name]}")
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(
+                f"ReplayAdam: {name} must have one element, got shape {list(value.shape)}"
+            )
+        return float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"ReplayAdam: {name} must be a number, got {type(value).__name__}")
+    return float(value)
+
+
+def _check_dense(op: str, i: int, grad: Tensor, advice: str) -> None:
+    if grad.layout != torch.strided:
+        raise TypeError(
+            f"{op}: the gradient of parameter {i} must be dense, got layout {grad.layout}; {advice}"
+        )
+
+
+def _check_place(op: str, i: int, param: Tensor, grad: Tensor) -> None:
+    """The dispatcher would take any operator on a meta tensor for a question about shapes."""
+    if param.is_meta:
+        raise ValueError(f"{op}: parameter {i} has no storage, it is on the meta device")
+    if grad.device != param.device:
+        raise ValueError(
+            f"{op}: the gradient of parameter {i} is on {grad.device}, the parameter on "
+            f"{param.device}"
+        )
+
+
+def _by_device(rows: Sequence[tuple[Tensor, ...]]) -> Iterator[tuple[list[Tensor], ...]]:
+    """The columns of the rows, for each device of the first column in turn."""
+    devices: dict[torch.device, list[tuple[Tensor, ...]]] = {}
+    for row in rows:
+        devices.setdefault(row[0].device, []).append(row)
+    for of_device in devices.values():
+        yield tuple(list(column) for column in zip(*of_device, strict=True))
+
+
+def _replay(group: Mapping[str, Any], columns: tuple[list[Tensor], ...], repeats: int) -> None:
+    beta1, beta2 = group["betas"]
+    ops.adam_replay_(
+        *columns,
+        repeats=repeats,
+        lr=float(group["lr"]),
+        beta1=float(beta1),
+        beta2=float(beta2),
+        eps=float(group["eps"]),
+        weight_decay=float(group["weight_decay"]),
+        decoupled=group["decoupled_weight_decay"],
+        maximize=group["maximize"],
+    )
+    # A backward through a graph that saved these parameters must fail, as after torch's own steps.
+    torch.autograd.graph.increment_version(columns[0])
+
+
+def _accumulate(rows: Sequence[tuple[Tensor, ...]], alpha: float, beta: float) -> None:
+    for caches, grads in _by_device(rows):
+        ops.grad_accumulate_(caches, grads, alpha=alpha, beta=beta)

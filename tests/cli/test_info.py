@@ -1,0 +1,94 @@
+"""``hullft-ops info``, and what happens where the extra is not installed."""
+
+import json
+import re
+import subprocess
+import sys
+from importlib import metadata
+
+import torch
+from typer.testing import CliRunner
+
+from hullft_ops import _C
+from hullft_ops.collect_env import collect_env, format_env
+from hullft_ops.commands import app
+
+RUN_WITHOUT = """
+import sys
+sys.modules.update(dict.fromkeys(sys.argv[1].split(",")))
+sys.argv = ["hullft-ops", *sys.argv[2:]]
+from hullft_ops.cli import main
+main()
+"""
+
+
+def run_without(modules: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", RUN_WITHOUT, modules, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_info_as_json() -> None:
+    result = CliRunner().invoke(app, ["info", "--json"])
+    assert result.exit_code == 0
+    env = json.loads(result.stdout)
+    assert env["versions"]["torch"] == torch.__version__
+    assert env["versions"]["hullft_ops"] == metadata.version("hullft_ops")
+    assert env["versions"]["python"] == sys.version.split()[0]
+    assert env["build"] == _C.build_info()
+    assert {"compiler", "build_type", "cuda", "cuda_architectures", "torch_target"} <= set(
+        env["build"]
+    )
+    assert env["cpu"]["simd"] == _C.simd_level()
+    assert env["cpu"]["threads"] == torch.get_num_threads()
+    assert len(env["cuda_devices"]) == torch.cuda.device_count()
+
+
+def test_info_as_text_has_a_line_for_every_value() -> None:
+    result = CliRunner().invoke(app, ["info"])
+    assert result.exit_code == 0
+    shown = dict(re.findall(r"^  (.+?) +(\S.*)$", result.stdout, re.MULTILINE))
+    assert shown["torch"] == torch.__version__
+    for name, value in _C.build_info().items():
+        assert shown[name] == (value or "none")
+
+
+def test_info_names_cuda_devices_and_missing_packages() -> None:
+    env = collect_env()
+    env["cuda_devices"] = [{"name": "Card", "capability": "9.0", "memory_bytes": 80 * 2**30}]
+    env["versions"]["peft"] = None
+    text = format_env(env)
+    assert "Card (capability 9.0, 80 GiB)" in text
+    assert "  peft                   not installed" in text
+
+
+def test_collect_env_needs_torch_alone() -> None:
+    code = (
+        "import sys\n"
+        "sys.modules.update(dict.fromkeys(['typer', 'rich', 'numpy', 'transformers']))\n"
+        "from hullft_ops.collect_env import collect_env, format_env\n"
+        "print(format_env(collect_env()))"
+    )
+    command = [sys.executable, "-c", code]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "versions" in text
+    assert _C.build_info()["compiler"] in text
+
+
+def test_without_typer_the_command_names_the_extra() -> None:
+    result = run_without("typer", "info")
+    assert result.returncode == 1
+    assert result.stderr.startswith("hullft-ops needs typer: pip install 'hullft_ops[ttft]'\n")
+    assert "python -m hullft_ops.collect_env" in result.stderr
+
+
+def test_without_faiss_info_works_and_the_demo_names_the_extra() -> None:
+    assert run_without("faiss", "info").returncode == 0
+    result = run_without("faiss", "demo")
+    assert result.returncode == 1
+    assert result.stderr.startswith("hullft-ops needs faiss: pip install 'hullft_ops[ttft]'\n")
+
+
+def test_python_dash_m_is_the_command() -> None:
+    command = [sys.executable, "-m", "hullft_ops", "info"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert text == CliRunner().invoke(app, ["info"]).stdout

@@ -1,0 +1,175 @@
+"""Compiles the kernels' own sources for the CPU: one shared library for each kind of check.
+
+``plain``: clang, optimised. ``gcc``: the same by g++. ``asan``: AddressSanitizer and misaligned
+vector accesses. ``race``: every load and store reports to cusim/race.cpp.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+CSRC = HERE.parent.parent / "csrc"
+UNITS = ("correlate", "frank_wolfe", "gram", "integerize", "knn", "lmo")
+CLANG = "clang++-19"
+_SANITIZERS = ["-fsanitize=address,alignment", "-fno-sanitize-recover=alignment"]
+
+
+class BuildError(RuntimeError):
+    """The toolchain is there and the sources do not compile."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    compiler: str
+    kernel_flags: tuple[str, ...]
+    driver_flags: tuple[str, ...] = ()
+    link_flags: tuple[str, ...] = ()
+
+
+KINDS = {
+    "plain": Kind(CLANG, ("-O2",), ("-O2",)),
+    "gcc": Kind("g++", ("-O2",), ("-O2",)),
+    "asan": Kind("g++", ("-O1", *_SANITIZERS), ("-O1", *_SANITIZERS), tuple(_SANITIZERS)),
+    "race": Kind(CLANG, ("-O1", "-fsanitize=thread"), ("-O1", "-DCUSIM_RACE")),
+}
+
+
+def cuda_include() -> Path | None:
+    """The toolkit's headers, beside the nvcc on PATH or under CUDA_HOME."""
+    roots = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    nvcc = shutil.which("nvcc")
+    if nvcc:
+        roots.insert(0, str(Path(nvcc).resolve().parent.parent))
+    for root in roots:
+        if root and (Path(root) / "include" / "driver_types.h").exists():
+            return Path(root) / "include"
+    return None
+
+
+def missing_tools() -> list[str]:
+    """What has to be installed before anything here can run; see README.md."""
+    missing = [tool for tool in (CLANG, "g++", "addr2line") if not shutil.which(tool)]
+    if cuda_include() is None:
+        missing.append("the CUDA toolkit's headers")
+    if not any(
+        Path(root, "boost/context/detail/fcontext.hpp").exists()
+        for root in ("/usr/include", "/usr/local/include")
+    ):
+        missing.append("boost.context")
+    return missing
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise BuildError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+
+
+def _common(csrc: Path) -> list[str]:
+    return [
+        "-std=c++20", "-g", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas",
+        "-isystem", str(cuda_include()),
+        f"-I{HERE / 'cusim'}", f"-I{csrc}",
+    ]  # fmt: skip
+
+
+def _digest(kind: str) -> str:
+    digest = hashlib.sha256(repr(KINDS[kind]).encode())
+    files = [*CSRC.glob("core/*"), *CSRC.glob("cuda/*"), *HERE.rglob("*.h"), *HERE.rglob("*.cpp")]
+    for path in sorted(files):
+        digest.update(path.name.encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:20]
+
+
+def _cache() -> Path:
+    root = os.environ.get("HULLFT_CUDA_SIM_CACHE")
+    return Path(root) if root else Path(tempfile.gettempdir()) / f"hullft_cuda_sim_{os.getuid()}"
+
+
+def _compile_unit(kind: str, csrc: Path, unit: str, into: Path) -> None:
+    how = KINDS[kind]
+    source = csrc / "cuda" / f"{unit}.cu"
+    _run(
+        [how.compiler, *_common(csrc), *how.kernel_flags, "-x", "c++", "-c", str(source),
+         "-o", str(into / f"{unit}.o")]
+    )  # fmt: skip
+
+
+def _link(kind: str, into: Path) -> Path:
+    how = KINDS[kind]
+    library = into / "libsim.so"
+    objects = [str(path) for path in sorted(into.glob("*.o"))]
+    _run(
+        [how.compiler, "-shared", *how.link_flags, *objects, "-o", str(library),
+         "-lboost_context", "-ldl"]
+    )  # fmt: skip
+    return library
+
+
+def build(kind: str) -> Path:
+    """The library of one kind, built if its sources changed."""
+    final = _cache() / f"{kind}-{_digest(kind)}"
+    if (final / "libsim.so").exists():
+        return final / "libsim.so"
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=final.parent) as scratch:
+        into = Path(scratch) / "build"
+        into.mkdir()
+        how = KINDS[kind]
+        for unit in UNITS:
+            _compile_unit(kind, CSRC, unit, into)
+        for source in (["driver", "cusim/race"] if kind == "race" else ["driver"]):
+            _run(
+                [how.compiler, *_common(CSRC), *how.driver_flags, "-c",
+                 str(HERE / f"{source}.cpp"), "-o", str(into / f"{Path(source).name}.o")]
+            )  # fmt: skip
+        _link(kind, into)
+        if not final.exists():
+            into.rename(final)
+    return final / "libsim.so"
+
+
+def build_patched(kind: str, unit: str, file: str, old: str, new: str, into: Path) -> Path:
+    """The library with one place of one source changed; only ``unit`` is compiled anew."""
+    base = build(kind).parent
+    csrc = into / "csrc"
+    shutil.copytree(CSRC, csrc)
+    target = csrc / file
+    text = target.read_text()
+    if text.count(old) != 1:
+        raise BuildError(f"{file}: the mutant's text occurs {text.count(old)} times: {old!r}")
+    target.write_text(text.replace(old, new))
+    objects = into / "objects"
+    objects.mkdir()
+    for path in base.glob("*.o"):
+        shutil.copy(path, objects)
+    _compile_unit(kind, csrc, unit, objects)
+    return _link(kind, objects)
+
+
+def build_selftest(kind: str, into: Path) -> Path:
+    """The simulator's own test as a program."""
+    how = KINDS[kind]
+    program = into / f"selftest_{kind}"
+    flags = [*_common(CSRC), *how.kernel_flags]
+    objects = []
+    if kind == "race":
+        flags.append("-DCUSIM_RACE")
+        objects = [str(into / "race.o")]
+        _run(
+            [CLANG, *_common(CSRC), *how.driver_flags, "-c", str(HERE / "cusim/race.cpp"),
+             "-o", objects[0]]
+        )  # fmt: skip
+    test_object = str(into / f"selftest_{kind}.o")
+    _run([how.compiler, *flags, "-c", str(HERE / "cusim/selftest.cpp"), "-o", test_object])
+    _run(
+        [how.compiler, *how.link_flags, test_object, *objects, "-o", str(program),
+         "-lboost_context", "-ldl"]
+    )  # fmt: skip
+    return program

@@ -1,0 +1,373 @@
+"""What is asked of the kernels: named checks that any build of the library must pass.
+
+A check raises ``AssertionError`` on a wrong answer; the simulator raises ``SimulatorError`` on a
+wrong barrier, mask or memory access.
+"""
+
+from collections.abc import Callable, Iterable
+
+import torch
+
+from cuda_sim.library import Answer, Launch, Library
+from hullft_ops import reference
+from problems import make_problem
+
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+VARIANTS = ("vanilla", "away", "pairwise")
+SMALL_SHARED = 2048
+"""Less than any state here: the solve keeps it in global memory."""
+
+CASES: dict[str, Callable[[Library, int], None]] = {}
+"""Checks by name; the second argument is the schedule's seed."""
+
+
+def case(check: Callable[[Library, int], None]) -> Callable[[Library, int], None]:
+    CASES[check.__name__] = check
+    return check
+
+
+def hull_problem(
+    seed: int, batch: int, candidates: int, dim: int, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unit rows in all directions and queries near their hull: many atoms, many drops."""
+    generator = torch.Generator().manual_seed(seed)
+    pool = torch.randn(batch, candidates, dim, generator=generator, dtype=torch.float64)
+    pool /= pool.norm(dim=-1, keepdim=True)
+    weights = torch.rand(batch, candidates, generator=generator, dtype=torch.float64) ** 6
+    weights /= weights.sum(-1, keepdim=True)
+    noise = torch.randn(batch, dim, generator=generator, dtype=torch.float64) / dim**0.5
+    query = (weights.unsqueeze(-1) * pool).sum(1) + 0.3 * noise
+    return pool.to(dtype), query.to(dtype)
+
+
+def of_query(answer: Answer, b: int) -> Answer:
+    return Answer(*(getattr(answer, name)[b] for name in Answer.__dataclass_fields__))
+
+
+def check_equals(answer: Answer, expected: reference.ReferenceSelection) -> None:
+    """One query against the oracle: same indices, counts and steps."""
+    m = len(expected.indices)
+    assert answer.support_size.item() == m
+    assert answer.indices[:m].tolist() == expected.indices.tolist()
+    assert answer.counts[:m].tolist() == expected.counts.tolist()
+    assert (answer.indices[m:] == -1).all()
+    assert (answer.counts[m:] == 0).all()
+    assert (answer.weights[m:] == 0).all()
+    assert answer.num_iter.item() == expected.num_iter
+    tolerance = 1e-10 if answer.weights.dtype == torch.float64 else 2e-5
+    assert (answer.weights[:m].double() - expected.weights).abs().max() <= tolerance
+    assert abs(answer.residual.item() - expected.residual) <= tolerance
+    assert abs(answer.gap.item() - expected.gap) <= tolerance
+
+
+def check_consistent(
+    pool: torch.Tensor, query: torch.Tensor, n_select: int, answer: Answer
+) -> None:
+    """What holds of any answer to one query, whichever path the variant took to it.
+
+    Pairwise steps need this: an exact step leaves its two atoms with equal correlations, so that
+    rounding alone decides the next pair.
+    """
+    m = int(answer.support_size)
+    x, q, w = pool.double(), query.double(), answer.weights[:m].double()
+    tolerance = 1e-10 if answer.weights.dtype == torch.float64 else 1e-5
+    assert 1 <= m <= min(n_select, len(x))
+    assert len(set(answer.indices[:m].tolist())) == m
+    assert (w[:-1] >= w[1:]).all()
+    assert (w >= 0).all()
+    assert abs(w.sum() - 1) <= tolerance
+    chosen = x[answer.indices[:m]]
+    r = q - chosen.T @ w
+    assert abs(answer.residual - r.norm()) <= tolerance
+    assert abs(answer.gap - ((x @ r).max() - r @ (chosen.T @ w))) <= tolerance
+    counts = answer.counts[:m]
+    assert (counts >= 0).all()
+    assert answer.counts.sum() == n_select
+    best = reference.integerize(chosen, q, w, n_select).double()
+
+    def loss(c: torch.Tensor) -> torch.Tensor:
+        return (q - chosen.T @ (c / n_select)).square().sum()
+
+    assert loss(counts.double()) <= loss(best) + tolerance
+
+
+def check_failed(answer: Answer, n_select: int) -> None:
+    """How a query that could not be solved shows."""
+    assert (answer.indices == -1).all()
+    assert answer.counts.tolist() == [n_select, *[0] * (n_select - 1)]
+    assert answer.weights.isnan().all()
+    assert answer.residual.isnan()
+    assert answer.gap.isnan()
+    assert (answer.support_size.item(), answer.num_iter.item()) == (0, -1)
+
+
+SIZES = ((1, 1, 3), (2, 3, 1), (31, 8, 7), (33, 20, 12), (65, 33, 9), (130, 64, 20), (257, 17, 6))
+"""Candidates, dimension, n_select: on both sides of a warp, a tile of rows, a Gram tile, a block,
+a vector load and a chunk of d."""
+
+
+def fw_matches(
+    library: Library, dtype: torch.dtype, variant: str, launch: Launch, sizes: Iterable[tuple]
+) -> None:
+    steps = 5 if variant == "pairwise" else 40
+    for candidates, dim, n_select in sizes:
+        pool, query = hull_problem(candidates, 2, candidates, dim, dtype)
+        options = {"variant": variant, "max_iter": steps}
+        answer = library.frank_wolfe(pool, query, n_select, launch=launch, **options)
+        for b in range(2):
+            expected = reference.fw_select(pool[b], query[b], n_select, **options)
+            check_equals(of_query(answer, b), expected)
+
+
+def fw_holds(library: Library, dtype: torch.dtype, variant: str, launch: Launch) -> None:
+    for candidates, dim, n_select in ((40, 12, 50), (90, 24, 8)):
+        pool, query = hull_problem(candidates, 2, candidates, dim, dtype)
+        answer = library.frank_wolfe(
+            pool, query, n_select, variant=variant, max_iter=120, launch=launch
+        )
+        for b in range(2):
+            check_consistent(pool[b], query[b], n_select, of_query(answer, b))
+
+
+@case
+def fw_gram(library: Library, seed: int) -> None:
+    fw_matches(library, torch.float32, "away", Launch(seed, gram=True), SIZES)
+
+
+@case
+def fw_columns(library: Library, seed: int) -> None:
+    fw_matches(library, torch.float32, "away", Launch(seed, gram=False, threads=96), SIZES[2:6])
+
+
+@case
+def fw_full_support(library: Library, seed: int) -> None:
+    fw_matches(library, torch.float32, "vanilla", Launch(seed, gram=False, threads=64), SIZES[3:4])
+
+
+@case
+def fw_full_support_tail(library: Library, seed: int) -> None:
+    """Rows of 18 float32 that start every 20: vectors, and a tail of two."""
+    pool, query = hull_problem(3, 1, 9, 18, torch.float32)
+    padded = torch.zeros(1, 9, 20)
+    padded[:, :, :18] = pool
+    rows = padded[:, :, :18]
+    answer = library.frank_wolfe(rows, query, 4, launch=Launch(seed, gram=False, threads=64))
+    check_equals(of_query(answer, 0), reference.fw_select(pool[0], query[0], 4))
+
+
+@case
+def fw_odd_rows(library: Library, seed: int) -> None:
+    """Row starts that are not multiples of 16 bytes, and vectors with a tail."""
+    launch = Launch(seed, gram=False, threads=64)
+    sizes = ((9, 11, 4), (6, 18, 4))
+    fw_matches(library, torch.bfloat16, "vanilla", launch, sizes)
+    fw_matches(library, torch.bfloat16, "vanilla", Launch(seed, gram=True, threads=64), sizes)
+
+
+@case
+def fw_global_state(library: Library, seed: int) -> None:
+    for gram in (True, False):
+        launch = Launch(seed, gram, 64, SMALL_SHARED)
+        fw_matches(library, torch.float32, "away", launch, SIZES[2:5])
+        fw_matches(library, torch.float64, "vanilla", launch, SIZES[2:5])
+
+
+@case
+def fw_evicted_columns(library: Library, seed: int) -> None:
+    """More atoms come and go than columns are kept."""
+    pool, query = hull_problem(4, 1, 120, 60, torch.float32)
+    for variant in ("away", "pairwise"):
+        answer = library.frank_wolfe(
+            pool, query, 2, variant=variant, max_iter=300, launch=Launch(seed, False, 64)
+        )
+        check_consistent(pool[0], query[0], 2, of_query(answer, 0))
+
+
+@case
+def fw_ties(library: Library, seed: int) -> None:
+    """Equal rows, in the shares of three threads: the lowest index wins."""
+    launch = Launch(seed, threads=64)
+    for dtype in (torch.float32, torch.float64):
+        pool = torch.zeros(1, 200, 4, dtype=dtype)
+        pool[0, :, 1] = 1
+        pool[0, [70, 135, 190]] = torch.tensor([1.0, 0, 0, 0], dtype=dtype)
+        query = torch.tensor([[2.0, 0, 0, 0]], dtype=dtype)
+        answer = library.frank_wolfe(pool, query, 3, launch=launch)
+        assert answer.indices[0].tolist() == [70, -1, -1]
+
+
+@case
+def fw_failures(library: Library, seed: int) -> None:
+    """A query that cannot be solved says so, and its neighbours do not notice."""
+    for gram in (True, False):
+        launch = Launch(seed, gram, 64)
+        for value in (float("nan"), float("inf"), -float("inf")):
+            pool, query = hull_problem(1, 3, 20, 8, torch.float32)
+            pool[1, 17, 3] = value
+            query[2, 0] = value
+            answer = library.frank_wolfe(pool, query, 4, launch=launch)
+            check_consistent(pool[0], query[0], 4, of_query(answer, 0))
+            check_failed(of_query(answer, 1), 4)
+            check_failed(of_query(answer, 2), 4)
+        pool, query = hull_problem(1, 2, 20, 8, torch.float32)
+        pool[1] *= 1e30
+        answer = library.frank_wolfe(pool, query * 1e10, 4, launch=launch)
+        check_failed(of_query(answer, 1), 4)
+
+
+@case
+def fw_ragged(library: Library, seed: int) -> None:
+    """Sizes, good and bad; shared pools; rows in place."""
+    pool, query = hull_problem(2, 5, 40, 12, torch.float64)
+    sizes = torch.tensor([40, 1, 33, 0, 41])
+    for gram in (True, False):
+        launch = Launch(seed, gram, 64)
+        answer = library.frank_wolfe(pool, query, 6, sizes=sizes, launch=launch)
+        shared = library.frank_wolfe(pool[0], query, 6, sizes=sizes, launch=launch)
+        for b in range(3):
+            n = int(sizes[b])
+            expected = reference.fw_select(pool[b, :n], query[b], 6)
+            check_equals(of_query(answer, b), expected)
+            check_equals(of_query(shared, b), reference.fw_select(pool[0, :n], query[b], 6))
+        for b in (3, 4):
+            check_failed(of_query(answer, b), 6)
+            check_failed(of_query(shared, b), 6)
+
+
+@case
+def fw_indexed(library: Library, seed: int) -> None:
+    embeddings, query = hull_problem(3, 1, 80, 12, torch.float32)
+    embeddings, query = embeddings[0], query.repeat(4, 1)
+    generator = torch.Generator().manual_seed(0)
+    candidates = torch.stack([torch.randperm(80, generator=generator)[:37] for _ in range(4)])
+    sizes = torch.tensor([37, 20, 37, 37])
+    candidates[2, 5], candidates[3, 36] = -1, 80
+    for gram in (True, False):
+        answer = library.frank_wolfe(
+            embeddings, query, 6, candidates=candidates, sizes=sizes, launch=Launch(seed, gram, 64)
+        )
+        for b in range(2):
+            rows = embeddings[candidates[b, : int(sizes[b])]]
+            check_equals(of_query(answer, b), reference.fw_select(rows, query[b], 6))
+        check_failed(of_query(answer, 2), 6)
+        check_failed(of_query(answer, 3), 6)
+
+
+@case
+def fw_stopping(library: Library, seed: int) -> None:
+    """max_iter = 0, a query inside the hull, gap_tol, and n_select = 1."""
+    launch = Launch(seed, threads=64)
+    for dtype in (torch.float32, torch.float64):
+        pool, query = hull_problem(5, 1, 20, 8, dtype)
+        for options in ({"max_iter": 0}, {"gap_tol": 0.05}, {"tol": 0.4}, {"tol": 0.0}):
+            for n_select in (1, 6):
+                answer = library.frank_wolfe(pool, query, n_select, launch=launch, **options)
+                expected = reference.fw_select(pool[0], query[0], n_select, **options)
+                check_equals(of_query(answer, 0), expected)
+        inside = pool[:, 3].contiguous()
+        answer = library.frank_wolfe(pool, inside, 6, launch=launch)
+        assert answer.indices[0].tolist() == [3, -1, -1, -1, -1, -1]
+        assert (answer.num_iter.item(), answer.residual.item()) == (0, 0)
+
+
+@case
+def gram(library: Library, seed: int) -> None:
+    for dtype, candidates, dim in (
+        (torch.float32, 33, 65),
+        (torch.float64, 65, 7),
+        (torch.bfloat16, 31, 72),
+        (torch.float16, 64, 63),
+    ):
+        pool, _ = hull_problem(6, 2, candidates, dim, dtype)
+        got = library.gram(pool, Launch(seed))
+        assert torch.equal(got, got.mT)
+        exact = pool.double() @ pool.double().mT
+        tolerance = 1e-14 if dtype == torch.float64 else 1e-6
+        assert (got.double() - exact).abs().max() <= tolerance
+
+
+@case
+def integerize(library: Library, seed: int) -> None:
+    launch = Launch(seed)
+    for dtype, m, dim, n_select in (
+        (torch.float64, 1, 3, 5),
+        (torch.float64, 7, 5, 50),
+        (torch.float64, 40, 12, 33),
+        (torch.float32, 33, 18, 20),
+        (torch.bfloat16, 20, 9, 64),
+    ):
+        support, query = hull_problem(m, 3, m, dim, dtype)
+        generator = torch.Generator().manual_seed(m)
+        weights = torch.randn(3, m, generator=generator, dtype=torch.float64).relu()
+        weights[1] = 0
+        sizes = torch.tensor([m, m, max(1, m - 3)])
+        counts = library.integerize(support, query, weights, n_select, sizes=sizes, launch=launch)
+        assert (counts.sum(1) == n_select).all()
+        assert (counts >= 0).all()
+        for b in range(3):
+            n = int(sizes[b])
+            expected = reference.integerize(support[b, :n], query[b], weights[b, :n], n_select)
+            assert counts[b].tolist() == expected.tolist() + [0] * (m - n)
+
+
+@case
+def integerize_failures(library: Library, seed: int) -> None:
+    support, query = hull_problem(7, 5, 6, 4, torch.float32)
+    weights = torch.full((5, 6), 1 / 6)
+    support[1, 5, 0] = float("nan")
+    query[2, 3] = float("inf")
+    weights[3, 0] = float("nan")
+    sizes = torch.tensor([6, 6, 6, 6, 7])
+    counts = library.integerize(support, query, weights, 9, sizes=sizes, launch=Launch(seed))
+    assert counts[0].tolist() == reference.integerize(support[0], query[0], weights[0], 9).tolist()
+    assert (counts[1:] == -1).all()
+
+
+@case
+def lmo(library: Library, seed: int) -> None:
+    for dtype, candidates, dim in (
+        (torch.float64, 70, 9),
+        (torch.float32, 33, 20),
+        (torch.bfloat16, 5, 24),
+        (torch.float16, 31, 7),
+    ):
+        pool, query = hull_problem(8, 4, candidates, dim, dtype)
+        current = pool[:, 1].contiguous()
+        sizes = torch.tensor([candidates, 4, 0, candidates])
+        pool[3, 2, 0] = float("nan")
+        step = library.lmo(pool, query, current, sizes=sizes, launch=Launch(seed))
+        tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+        for b in range(2):
+            expected = reference.fw_lmo(pool[b, : int(sizes[b])], query[b], current[b])
+            assert step.index[b].item() == expected.index
+            for name in ("correlation", "gamma", "gap"):
+                error = getattr(step, name)[b].item() - getattr(expected, name)
+                assert abs(error) <= tolerance
+        assert step.index[2:].tolist() == [-1, -1]
+        assert step.gap[2:].isnan().all()
+
+
+@case
+def knn(library: Library, seed: int) -> None:
+    for dtype, candidates, dim, n_select in (
+        (torch.float64, 300, 9, 12),
+        (torch.float32, 33, 20, 1),
+        (torch.bfloat16, 8, 24, 4),
+        (torch.float16, 31, 7, 5),
+    ):
+        pool, query = make_problem(9, 4, candidates, dim, dtype)
+        pool[0, 4] = pool[0, 2]
+        sizes = torch.tensor([candidates, n_select, n_select - 1, candidates])
+        pool[3, 2, 0] = float("nan")
+        answer = library.knn(pool, query, n_select, sizes=sizes, launch=Launch(seed))
+        for b in range(2):
+            rows = pool[b, : int(sizes[b])]
+            expected = reference.knn_select(rows, query[b], n_select)
+            check_equals(of_query(answer, b), expected)
+        check_failed(of_query(answer, 2), n_select)
+        check_failed(of_query(answer, 3), n_select)

@@ -1,0 +1,231 @@
+// The entry points that harness.py calls.
+#include "driver.h"
+
+#include "cuda/frank_wolfe.h"
+#include "cuda/gram.h"
+#include "cuda/integerize.h"
+#include "cuda/knn.h"
+#include "cuda/lmo.h"
+
+using driver::Buffer;
+
+namespace {
+
+// Mirrored by harness.py.
+struct Pool {
+  const void* base;
+  int64_t elements, batch_stride, row_stride, n_rows;
+  const int64_t* candidates;
+  const int64_t* sizes;
+  int32_t width, storage;
+  int64_t d;
+  const void* query;
+  int64_t batch, query_stride;
+};
+
+// Where the outputs of a selection kernel go.
+struct Selection {
+  int64_t *indices, *counts, *support_size, *num_iter;
+  void *weights, *residual, *gap;
+};
+
+struct FwCase {
+  Pool pool;
+  Selection out;
+  int32_t n_select, max_iter, swap_passes, variant;
+  double tol, gap_tol;
+  int32_t force_gram, force_threads;  // -1: as planned
+};
+
+struct KnnCase {
+  Pool pool;
+  Selection out;
+  int32_t n_select;
+};
+
+struct LmoCase {
+  Pool pool;
+  const void* current;
+  int64_t* index;
+  void *correlation, *gamma, *gap;
+};
+
+struct IntegerizeCase {
+  Pool pool;
+  const void* weights;
+  int64_t* counts;
+  int32_t wide_weights, n_select, swap_passes;
+};
+
+struct GramCase {
+  Pool pool;
+  void* gram;
+};
+
+struct DeviceInputs {
+  Buffer base, query, candidates, sizes;
+
+  explicit DeviceInputs(const Pool& p)
+      : base("pool", p.base, p.elements * bytes(p)),
+        query("query", p.query, ((p.batch - 1) * p.query_stride + p.d) * bytes(p)),
+        candidates("candidates", p.candidates, p.batch * p.width * 8),
+        sizes("sizes", p.sizes, p.batch * 8) {}
+
+  static int64_t bytes(const Pool& p) { return hullft::bytes_of(hullft::Storage(p.storage)); }
+
+  hullft::QueryView query_view(const Pool& p) const { return {query.get(), p.query_stride}; }
+
+  hullft::PoolView pool_view(const Pool& p) const {
+    hullft::PoolView view{base.get(),
+                          p.batch_stride,
+                          p.row_stride,
+                          p.n_rows,
+                          candidates.get<const int64_t>(),
+                          p.width,
+                          sizes.get<const int64_t>(),
+                          p.width,
+                          p.d,
+                          hullft::Storage(p.storage),
+                          false};
+    view.vectors = hullft::reads_vectors(view, query_view(p));
+    return view;
+  }
+};
+
+int64_t real_bytes(const Pool& p) { return hullft::real_bytes_of(hullft::Storage(p.storage)); }
+
+// The outputs of a selection kernel on the device.
+class DeviceSelection {
+ public:
+  DeviceSelection(const Pool& p, int64_t n_select)
+      : indices_("indices", p.batch * n_select * 8),
+        counts_("counts", p.batch * n_select * 8),
+        weights_("weights", p.batch * n_select * real_bytes(p)),
+        support_size_("support_size", p.batch * 8),
+        num_iter_("num_iter", p.batch * 8),
+        residual_("residual", p.batch * real_bytes(p)),
+        gap_("gap", p.batch * real_bytes(p)) {}
+
+  hullft::FwOutputs pointers() const {
+    return {indices_.get<int64_t>(),
+            counts_.get<int64_t>(),
+            support_size_.get<int64_t>(),
+            num_iter_.get<int64_t>(),
+            weights_.get(),
+            residual_.get(),
+            gap_.get()};
+  }
+
+  void copy_to(const Selection& to) const {
+    indices_.copy_to(to.indices), counts_.copy_to(to.counts), weights_.copy_to(to.weights);
+    support_size_.copy_to(to.support_size), num_iter_.copy_to(to.num_iter);
+    residual_.copy_to(to.residual), gap_.copy_to(to.gap);
+  }
+
+ private:
+  Buffer indices_, counts_, weights_, support_size_, num_iter_, residual_, gap_;
+};
+
+hullft::FwPlan plan_of(const FwCase& c, const hullft::FwProblem& problem, int64_t shared_bytes) {
+  hullft::FwPlan plan = hullft::plan_frank_wolfe(problem, shared_bytes);
+  if (c.force_gram >= 0) plan = hullft::plan_columns(problem, shared_bytes, c.force_gram != 0);
+  if (c.force_threads > 0) plan.threads = c.force_threads;
+  return plan;
+}
+
+}  // namespace
+
+extern "C" {
+
+const char* sim_frank_wolfe(const FwCase* c, const driver::Schedule* schedule) {
+  return driver::run(*schedule, [&] {
+    const Pool& p = c->pool;
+    const DeviceInputs in(p);
+    const hullft::FwProblem problem{in.pool_view(p), in.query_view(p), p.batch,
+                                    c->n_select,     c->max_iter,      c->swap_passes,
+                                    c->tol,          c->gap_tol,       hullft::Variant(c->variant)};
+    const hullft::FwPlan plan = plan_of(*c, problem, schedule->max_shared_bytes);
+    const Buffer workspace("workspace", plan.workspace_bytes);
+    const DeviceSelection out(p, c->n_select);
+    const cudaError_t status =
+        hullft::launch_frank_wolfe(problem, plan, workspace.get(), out.pointers(), nullptr);
+    out.copy_to(c->out);
+    return status;
+  });
+}
+
+// What a launch would choose for float32 pools of their own.
+void sim_plan(int64_t batch, int32_t candidates, int64_t dim, int32_t n_select,
+              int64_t max_shared_bytes, hullft::FwPlan* plan) {
+  hullft::FwProblem problem{};
+  problem.pool.batch_stride = candidates * dim;
+  problem.pool.row_stride = problem.pool.d = dim;
+  problem.pool.n_rows = problem.pool.width = candidates;
+  problem.pool.storage = hullft::Storage::kFloat32;
+  problem.batch = batch, problem.n_select = n_select;
+  *plan = hullft::plan_frank_wolfe(problem, max_shared_bytes);
+}
+
+const char* sim_knn(const KnnCase* c, const driver::Schedule* schedule) {
+  return driver::run(*schedule, [&] {
+    const Pool& p = c->pool;
+    const DeviceInputs in(p);
+    const hullft::KnnProblem problem{in.pool_view(p), in.query_view(p), p.batch, c->n_select};
+    const Buffer workspace("workspace", hullft::knn_workspace_bytes(problem));
+    const DeviceSelection out(p, c->n_select);
+    const cudaError_t status =
+        hullft::launch_knn(problem, workspace.get(), out.pointers(), nullptr);
+    out.copy_to(c->out);
+    return status;
+  });
+}
+
+const char* sim_lmo(const LmoCase* c, const driver::Schedule* schedule) {
+  return driver::run(*schedule, [&] {
+    const Pool& p = c->pool;
+    const DeviceInputs in(p);
+    const Buffer current("current", c->current, p.batch * p.d * DeviceInputs::bytes(p));
+    const hullft::LmoProblem problem{
+        in.pool_view(p), in.query_view(p), {current.get(), p.d}, p.batch};
+    const Buffer workspace("workspace", hullft::lmo_workspace_bytes(problem)),
+        index("index", p.batch * 8), correlation("correlation", p.batch * real_bytes(p)),
+        gamma("gamma", p.batch * real_bytes(p)), gap("gap", p.batch * real_bytes(p));
+    const cudaError_t status = hullft::launch_lmo(
+        problem, workspace.get(), {index.get<int64_t>(), correlation.get(), gamma.get(), gap.get()},
+        nullptr);
+    index.copy_to(c->index), correlation.copy_to(c->correlation);
+    gamma.copy_to(c->gamma), gap.copy_to(c->gap);
+    return status;
+  });
+}
+
+const char* sim_integerize(const IntegerizeCase* c, const driver::Schedule* schedule) {
+  return driver::run(*schedule, [&] {
+    const Pool& p = c->pool;
+    const DeviceInputs in(p);
+    const int64_t rows = p.batch * p.width;
+    const Buffer weights("weights", c->weights, rows * (c->wide_weights ? 8 : 4));
+    const hullft::IntegerizeProblem problem{in.pool_view(p),      in.query_view(p), weights.get(),
+                                            c->wide_weights != 0, p.batch,          c->n_select,
+                                            c->swap_passes};
+    const Buffer workspace("workspace", hullft::integerize_workspace_bytes(problem)),
+        counts("counts", rows * 8);
+    const cudaError_t status =
+        hullft::launch_integerize(problem, workspace.get(), counts.get<int64_t>(), nullptr);
+    counts.copy_to(c->counts);
+    return status;
+  });
+}
+
+const char* sim_gram(const GramCase* c, const driver::Schedule* schedule) {
+  return driver::run(*schedule, [&] {
+    const Pool& p = c->pool;
+    const DeviceInputs in(p);
+    const Buffer gram("gram", p.batch * p.width * p.width * real_bytes(p));
+    const cudaError_t status = hullft::launch_gram(in.pool_view(p), p.batch, gram.get(), nullptr);
+    gram.copy_to(c->gram);
+    return status;
+  });
+}
+
+}  // extern "C"

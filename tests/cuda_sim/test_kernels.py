@@ -1,0 +1,122 @@
+"""The kernels, executed: against the reference, in several orders of threads, and under checkers."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from cuda_sim import build, worker
+from cuda_sim.cases import (
+    CASES,
+    DTYPES,
+    SIZES,
+    SMALL_SHARED,
+    VARIANTS,
+    check_consistent,
+    fw_holds,
+    fw_matches,
+    hull_problem,
+    of_query,
+)
+from cuda_sim.library import H100_SHARED_BYTES, Launch, Library
+
+Libraries = Callable[[str], Library]
+
+SCHEDULES = [("plain", 0), ("plain", 1), ("plain", 2), ("plain", 11), ("gcc", 3), ("race", 0)]
+"""Threads ascending, descending and at random; the race build needs one order alone."""
+
+
+@pytest.mark.parametrize(("kind", "seed"), SCHEDULES)
+@pytest.mark.parametrize("name", CASES)
+def test_case(library: Libraries, name: str, kind: str, seed: int) -> None:
+    CASES[name](library(kind), seed)
+
+
+def test_address_sanitizer() -> None:
+    assert worker.run_cases(build.build("asan"), "asan", list(CASES), 0, timeout=300) == ""
+
+
+@pytest.mark.parametrize("columns", ["gram", "lazy"])
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_frank_wolfe_equals_reference(
+    library: Libraries, dtype: str, variant: str, columns: str
+) -> None:
+    for seed, threads in ((0, -1), (7, 64)):
+        launch = Launch(seed, gram=columns == "gram", threads=threads)
+        fw_matches(library("plain"), DTYPES[dtype], variant, launch, SIZES)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_frank_wolfe_holds_over_many_steps(library: Libraries, dtype: str, variant: str) -> None:
+    for seed, gram in ((0, True), (7, False)):
+        fw_holds(library("plain"), DTYPES[dtype], variant, Launch(seed, gram, 64))
+
+
+@pytest.mark.parametrize("n_select", [1, 5, 20, 50])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_golden_pools(
+    library: Libraries, golden: dict[str, torch.Tensor], dtype: str, n_select: int
+) -> None:
+    pool, query = golden["pool"].to(DTYPES[dtype]), golden["query"].to(DTYPES[dtype])
+    answer = library("plain").frank_wolfe(pool, query, n_select)
+    assert torch.equal(answer.indices, golden[f"indices_n{n_select}"])
+    assert torch.equal(answer.counts, golden[f"counts_n{n_select}"])
+    tolerance = 1e-10 if dtype == "float64" else 2e-6
+    assert (answer.weights - golden[f"weights_n{n_select}"]).abs().max() < tolerance
+    assert (answer.residual - golden[f"residual_n{n_select}"]).abs().max() < tolerance
+
+
+@pytest.mark.parametrize(("variant", "bound"), [("pairwise", 1e-6), ("away", 2e-5)])
+def test_golden_gap_of_the_corrective_variants(
+    library: Libraries, golden: dict[str, torch.Tensor], variant: str, bound: float
+) -> None:
+    pool, query = golden["pool"], golden["query"]
+    answer = library("plain").frank_wolfe(pool, query, 50, variant=variant)
+    assert answer.gap.max() < bound
+    for b in range(len(query)):
+        check_consistent(pool[b], query[b], 50, of_query(answer, b))
+
+
+@pytest.mark.parametrize("candidates", [5000, 65_536])
+def test_large_pools(library: Libraries, candidates: int) -> None:
+    fw_matches(library("plain"), torch.float32, "vanilla", Launch(), [(candidates, 4, 3)])
+
+
+def test_same_bits_whatever_the_order(library: Libraries) -> None:
+    pool, query = hull_problem(0, 2, 150, 40, torch.float32)
+
+    def answer(launch: Launch) -> list[torch.Tensor]:
+        got = library("plain").frank_wolfe(pool, query, 20, variant="pairwise", launch=launch)
+        return [getattr(got, name) for name in got.__dataclass_fields__]
+
+    for gram in (True, False):
+        first = answer(Launch(0, gram))
+        for seed in (1, 5):
+            for got, wanted in zip(answer(Launch(seed, gram)), first, strict=True):
+                assert torch.equal(got, wanted)
+        in_global = answer(Launch(0, gram, max_shared_bytes=SMALL_SHARED))
+        for got, wanted in zip(in_global, first, strict=True):
+            assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize(
+    ("batch", "candidates", "dim", "gram", "shared_state"),
+    [
+        (1, 50, 384, True, True),
+        (1, 200, 1024, True, True),
+        (1024, 200, 1024, True, True),
+        (1, 1000, 1024, True, True),
+        (1024, 1000, 1024, False, True),
+        (1, 5000, 4096, True, True),
+        (1024, 5000, 1024, False, True),
+        (1, 65_536, 1024, False, False),
+    ],
+)
+def test_plan(
+    library: Libraries, batch: int, candidates: int, dim: int, gram: bool, shared_state: bool
+) -> None:
+    """The table in csrc/cuda/README.md."""
+    plan = library("plain").plan(batch, candidates, dim, 50, H100_SHARED_BYTES)
+    assert (bool(plan.gram), bool(plan.shared_state)) == (gram, shared_state)

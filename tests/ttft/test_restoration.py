@@ -1,0 +1,261 @@
+"""After an adaptation, however it ended, nothing of it remains."""
+
+import math
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+import hullft_ops
+from hullft_ops.ttft import Datastore, TestTimeFinetuner
+
+PROMPT = "the cat sat on the red mat"
+
+
+class StopError(Exception):
+    """Raised by the tests below."""
+
+
+@pytest.mark.parametrize("error", [StopError, KeyboardInterrupt, SystemExit, GeneratorExit])
+def test_an_exception_in_the_body_restores(model, make, error, bits):
+    finetuner, before = make(model), bits(model)
+    pointers = [tensor.data_ptr() for tensor in model.parameters()]
+    changed = None
+
+    def adapt_and_raise():
+        nonlocal changed
+        with finetuner.adapted(PROMPT):
+            changed = before.changed()
+            raise error
+
+    with pytest.raises(error):
+        adapt_and_raise()
+    assert changed == {name for name, _ in model.named_parameters()}
+    assert before.changed() == set()
+    assert [tensor.data_ptr() for tensor in model.parameters()] == pointers
+
+
+def on_third_call(error: type[BaseException]) -> Callable[..., None]:
+    calls = 0
+
+    def count(*args: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise error
+
+    return count
+
+
+def break_embedding(finetuner, embedder, patch, error):
+    def encode(texts):
+        raise error
+
+    patch.setattr(embedder, "encode", encode)
+
+
+def break_selection(finetuner, embedder, patch, error):
+    def select(*args, **kwargs):
+        raise error
+
+    patch.setattr(hullft_ops, "fw_select_indexed", select)
+
+
+def break_forward(finetuner, embedder, patch, error):
+    finetuner.model.register_forward_hook(on_third_call(error))
+
+
+def break_backward(finetuner, embedder, patch, error):
+    finetuner.model.lm_head.weight.register_hook(on_third_call(error))
+
+
+def break_step(finetuner, embedder, patch, error):
+    step, stop = hullft_ops.ReplayAdam.step, on_third_call(error)
+
+    def broken(self, closure=None, *, repeats=1):
+        step(self, closure, repeats=repeats)
+        stop()
+
+    patch.setattr(hullft_ops.ReplayAdam, "step", broken)
+
+
+@pytest.mark.parametrize("error", [StopError, KeyboardInterrupt])
+@pytest.mark.parametrize(
+    "breakage", [break_embedding, break_selection, break_forward, break_backward, break_step]
+)
+def test_an_exception_while_adapting_restores(
+    gpt2, make, embedder, monkeypatch, breakage, error, bits
+):
+    finetuner, before = make(gpt2, refresh=1), bits(gpt2)
+    with monkeypatch.context() as patch:
+        breakage(finetuner, embedder, patch, error)
+        with pytest.raises(error), finetuner.adapted(PROMPT):
+            pytest.fail("the body must not run")
+    assert before.changed() == set()
+    assert all(parameter.grad is None for parameter in gpt2.parameters())
+    with finetuner.adapted(PROMPT) as report:
+        assert report.optimizer_steps == 12
+    assert before.changed() == set()
+
+
+def test_a_loss_that_is_not_finite_names_its_text_and_restores(
+    llama, tokenizer, texts, embedder, tmp_path, bits
+):
+    held = [*texts, PROMPT + " z"]
+    store = Datastore.build(held, embedder, tmp_path / "store", progress=False)
+    with torch.no_grad():
+        llama.model.embed_tokens.weight[tokenizer.convert_tokens_to_ids("z")] = math.nan
+    before = bits(llama)
+    finetuner = TestTimeFinetuner(llama, tokenizer, store, embedder, n_select=12)
+    with (
+        pytest.raises(RuntimeError, match="the loss of text 60 of the datastore is nan"),
+        finetuner.adapted(PROMPT),
+    ):
+        pytest.fail("the body must not run")
+    assert before.changed() == set()
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_it_trains_where_gradients_are_off(gpt2, make, mode, bits):
+    finetuner, before = make(gpt2), bits(gpt2)
+    with mode():
+        with finetuner.adapted(PROMPT):
+            adapted = bits(gpt2)
+            assert not torch.is_grad_enabled()
+        assert before.changed() == set()
+    with finetuner.adapted(PROMPT):
+        assert adapted.changed() == set()
+    assert before.changed() == set()
+
+
+def test_gradients_flags_and_modes_come_back(gpt2, make, bits):
+    frozen, held, *_ = gpt2.parameters()
+    frozen.requires_grad_(False)
+    held.grad = torch.ones_like(held)
+    gradient, gpt2.training = held.grad, True
+    modes = [module.training for module in gpt2.modules()]
+    flags = [parameter.requires_grad for parameter in gpt2.parameters()]
+    finetuner, before = make(gpt2), bits(gpt2)
+    with finetuner.adapted(PROMPT):
+        assert [module.training for module in gpt2.modules()] == modes
+        assert all(parameter.grad is None for parameter in gpt2.parameters())
+        assert before.changed() == {name for name, p in gpt2.named_parameters() if p is not frozen}
+        gpt2.train()
+        gpt2.requires_grad_(False)
+    assert before.changed() == set()
+    assert [module.training for module in gpt2.modules()] == modes
+    assert [parameter.requires_grad for parameter in gpt2.parameters()] == flags
+    assert held.grad is gradient
+    assert torch.equal(gradient, torch.ones_like(held))
+
+
+def test_buffers_come_back_even_when_they_were_replaced(gpt2, make):
+    gpt2.register_buffer("mean", torch.tensor([0.5]))
+    gpt2.register_buffer("calls", torch.tensor(7), persistent=False)
+    mean, calls = gpt2.mean, gpt2.calls
+
+    def update(module, args, output):
+        module.mean.mul_(0.9)
+        module.calls = module.calls + 1
+
+    gpt2.register_forward_hook(update)
+    with make(gpt2, refresh=1).adapted(PROMPT):
+        assert gpt2.calls == 7 + 12
+        assert mean < 0.2
+    assert gpt2.mean is mean
+    assert gpt2.calls is calls
+    assert mean.tolist() == [0.5]
+    assert calls.tolist() == 7
+    assert "calls" not in gpt2.state_dict()
+
+
+def test_tied_weights_stay_tied(gpt2, make):
+    with make(gpt2).adapted(PROMPT):
+        assert gpt2.lm_head.weight is gpt2.transformer.wte.weight
+    assert gpt2.lm_head.weight is gpt2.transformer.wte.weight
+
+
+def test_a_base_model_changed_between_prompts_is_the_one_restored(gpt2, make, bits):
+    finetuner = make(gpt2)
+    with finetuner.adapted(PROMPT):
+        pass
+    with torch.no_grad():
+        gpt2.lm_head.weight.mul_(2)
+    before = bits(gpt2)
+    with finetuner.adapted(PROMPT):
+        pass
+    assert before.changed() == set()
+
+
+def cast_to_double(model):
+    """And give the parameters digits that float32 does not hold."""
+    model.double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.rand_like(parameter) * 1e-10)
+
+
+def test_a_model_may_be_cast_before_its_first_adaptation(gpt2, make, bits):
+    finetuner = make(gpt2)
+    cast_to_double(gpt2)
+    before = bits(gpt2)
+    with finetuner.adapted(PROMPT) as report:
+        assert report.optimizer_steps == 12
+    assert before.changed() == set()
+
+
+def test_a_model_cast_after_its_first_adaptation_is_refused_and_restored_in_full(gpt2, make, bits):
+    finetuner = make(gpt2)
+    with finetuner.adapted(PROMPT):
+        pass
+    cast_to_double(gpt2)
+    before = bits(gpt2)
+    with (
+        pytest.raises(ValueError, match="is float32, .* is float64"),
+        finetuner.adapted(PROMPT),
+    ):
+        pytest.fail("the body must not run")
+    assert before.changed() == set()
+
+
+def test_adapted_within_adapted_is_refused(gpt2, make, bits):
+    finetuner, before = make(gpt2), bits(gpt2)
+    refusals = []
+
+    def adapt_elsewhere():
+        try:
+            with finetuner.adapted(PROMPT):
+                pass
+        except RuntimeError as error:
+            refusals.append(str(error))
+
+    with finetuner.adapted(PROMPT):
+        adapted = bits(gpt2)
+        with pytest.raises(RuntimeError, match="adapted to another prompt already"):
+            finetuner.adapted("blue house").__enter__()
+        thread = threading.Thread(target=adapt_elsewhere)
+        thread.start()
+        thread.join()
+        assert adapted.changed() == set()
+    assert len(refusals) == 1
+    assert before.changed() == set()
+    with finetuner.adapted(PROMPT):
+        assert adapted.changed() == set()
+
+
+def test_of_a_peft_model_only_the_adapters_are_trained(gpt2, make, bits):
+    lora = LoraConfig(target_modules=["c_attn"], r=2, fan_in_fan_out=True, task_type="CAUSAL_LM")
+    model = get_peft_model(gpt2, lora)
+    before = bits(model)
+    with make(model).adapted(PROMPT) as report:
+        assert before.changed() == {name for name, _ in model.named_parameters() if "lora_" in name}
+        assert report.losses[0] != report.losses[-1]
+    assert before.changed() == set()
+
+
+def test_a_model_with_nothing_to_train_is_refused(gpt2, make):
+    gpt2.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"requires_grad, got none; .*is_trainable=True"):
+        make(gpt2)

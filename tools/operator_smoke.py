@@ -1,0 +1,68 @@
+"""Runs every operator once against its reference, needing nothing but torch and hullft_ops.
+
+python tools/operator_smoke.py
+"""
+
+import torch
+
+import hullft_ops
+from hullft_ops import reference
+
+
+def check_selection() -> None:
+    generator = torch.Generator().manual_seed(0)
+    pool = torch.randn(60, 24, generator=generator)
+    pool = pool / pool.norm(dim=-1, keepdim=True)
+    query = pool[:8].mean(0)
+    sel = hullft_ops.fw_select(pool, query, 9)
+    wanted = reference.fw_select(pool, query, 9)
+    m = len(wanted.indices)
+    torch.testing.assert_close(sel.indices[:m], wanted.indices, rtol=0, atol=0)
+    torch.testing.assert_close(sel.counts[:m], wanted.counts, rtol=0, atol=0)
+    indexed = hullft_ops.fw_select_indexed(pool, torch.arange(60), query, 9)
+    torch.testing.assert_close(indexed.counts, sel.counts, rtol=0, atol=0)
+    near = hullft_ops.knn_select(pool, query, 5)
+    torch.testing.assert_close(near.indices, reference.knn_select(pool, query, 5).indices)
+    counts = hullft_ops.integerize(pool[:6], query, torch.ones(6), 11)
+    torch.testing.assert_close(counts, reference.integerize(pool[:6], query, torch.ones(6), 11))
+
+
+def check_replay() -> None:
+    parameter = torch.nn.Parameter(torch.linspace(-1, 1, 100, dtype=torch.float64))
+    peer = torch.nn.Parameter(parameter.detach().clone())
+    ours, theirs = hullft_ops.ReplayAdam([parameter], lr=1e-2), torch.optim.Adam([peer], lr=1e-2)
+    parameter.grad = peer.grad = torch.linspace(1, 2, 100, dtype=torch.float64)
+    ours.step(repeats=3)
+    for _ in range(3):
+        theirs.step()
+    torch.testing.assert_close(parameter, peer, rtol=1e-14, atol=1e-14)
+
+
+def check_compiled() -> None:
+    compiled = torch.compile(
+        lambda p, q: hullft_ops.fw_select(p, q, 4).counts, fullgraph=True, backend="aot_eager"
+    )
+    pool, query = torch.eye(8), torch.full((8,), 0.125)
+    torch.testing.assert_close(compiled(pool, query), hullft_ops.fw_select(pool, query, 4).counts)
+
+
+def check_errors() -> None:
+    try:
+        hullft_ops.fw_select(torch.full((3, 2), float("nan")), torch.ones(2), 1)
+    except ValueError as error:
+        if "pool has NaN or infinity" not in str(error):
+            raise
+    else:
+        raise RuntimeError("a pool of NaN was accepted")
+
+
+def main() -> None:
+    check_selection()
+    check_replay()
+    check_compiled()
+    check_errors()
+    print(f"hullft_ops {hullft_ops.__version__} works with torch {torch.__version__}")
+
+
+if __name__ == "__main__":
+    main()
