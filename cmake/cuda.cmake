@@ -42,6 +42,8 @@ set(HULLFT_CUDA_VERSION "${CMAKE_CUDA_COMPILER_VERSION}")
 message(STATUS "hullft_ops: CUDA ${HULLFT_CUDA_VERSION} for ${HULLFT_CUDA_TARGETS}")
 
 add_library(hullft_kernels OBJECT
+  csrc/cuda/accumulate.cu
+  csrc/cuda/adam_replay.cu
   csrc/cuda/correlate.cu
   csrc/cuda/frank_wolfe.cu
   csrc/cuda/gram.cu
@@ -57,5 +59,6 @@ set(HULLFT_CUDA_HOST_SOURCES
   csrc/cuda_host/frank_wolfe.cpp
   csrc/cuda_host/integerize.cpp
   csrc/cuda_host/knn.cpp
-  csrc/cuda_host/lmo.cpp)
+  csrc/cuda_host/lmo.cpp
+  csrc/cuda_host/replay.cpp)
 string(REPLACE ";" " " HULLFT_CUDA_TARGETS "${HULLFT_CUDA_TARGETS}")  # for build_info

@@ -34,6 +34,12 @@ def test_import_brings_torch_alone() -> None:
     }
 
 
+def test_import_without_torch_before_it() -> None:
+    command = "import hullft_ops; print(hullft_ops.__version__)"
+    result = subprocess.run([sys.executable, "-c", command], capture_output=True, check=True)
+    assert result.stdout.decode().strip() == hullft_ops.__version__
+
+
 def test_import_takes_under_a_fifth_of_a_second_of_processor_time() -> None:
     assert min(import_in_a_new_process()["seconds"] for _ in range(3)) < 0.2
 

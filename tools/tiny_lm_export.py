@@ -1,7 +1,6 @@
 """Write the tiny model as a folder that AutoModel and AutoTokenizer load."""
 
 import json
-import os
 import tempfile
 from pathlib import Path
 
@@ -74,4 +73,4 @@ def export(model: GPT2LMHeadModel, tokenizer: Tokenizer, out: Path) -> None:
         for path in folder.iterdir():
             # safetensors writes files that only their owner can read.
             path.chmod(0o644)
-            os.replace(path, out / path.name)
+            path.replace(out / path.name)

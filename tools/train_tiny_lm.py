@@ -6,7 +6,6 @@ python tools/train_tiny_lm.py --score-only DIR
 
 import argparse
 import math
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -102,7 +101,7 @@ def train_step(
     loss = torch.nn.functional.cross_entropy(
         logits[:, :-1].flatten(0, 1).float(), batch[:, 1:].flatten()
     )
-    loss.backward()
+    torch.autograd.backward(loss)
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad()
@@ -119,7 +118,7 @@ def save_checkpoint(
         "progress": vars(progress),
     }
     torch.save(state, temporary)
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def train(out: Path, work: Path, minutes: float, seed: int) -> None:
@@ -164,7 +163,7 @@ def train(out: Path, work: Path, minutes: float, seed: int) -> None:
 
 
 def print_scores(folder: Path, corpus: Sequence[Document]) -> None:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     for domain in ("python", "man"):
         texts = [d.text for d in corpus if d.domain == domain and d.held_out]

@@ -5,7 +5,10 @@ gradient replay (:class:`ReplayAdam`, :class:`GradientCache`). The layer that ru
 on a HuggingFace model is :mod:`hullft_ops.ttft`, with the extra ``hullft_ops[ttft]``.
 """
 
+import torch  # noqa: F401 (loads the libraries that the extension links)
+
 from hullft_ops._C import build_info as _build_info
+from hullft_ops.replay import GradientCache, ReplayAdam
 from hullft_ops.selection import (
     Selection,
     fw_select,
@@ -17,6 +20,8 @@ from hullft_ops.selection import (
 __version__: str = _build_info()["version"]
 
 __all__ = [
+    "GradientCache",
+    "ReplayAdam",
     "Selection",
     "fw_select",
     "fw_select_indexed",

@@ -4,15 +4,9 @@ A fake kernel says what an operator returns (shapes, dtypes, devices) without co
 ``torch.compile``, ``torch.export`` and fake tensors need nothing else.
 """
 
-from collections.abc import Callable
-
 import torch
 
-from hullft_ops import _C
-
-__all__ = ["ops"]
-
-_ = _C  # imported for what its import does: the registrations
+from hullft_ops import _C  # noqa: F401 (its import registers the operators)
 
 SelectionTensors = tuple[
     torch.Tensor,
@@ -46,12 +40,8 @@ def _selection(pool: torch.Tensor, query: torch.Tensor, n_select: int) -> Select
     )
 
 
-def _fake(name: str) -> Callable[[Callable[..., object]], object]:
-    return torch.library.register_fake(f"hullft_ops::{name}")
-
-
-@_fake("fw_select")
-def _(
+@torch.library.register_fake("hullft_ops::fw_select")
+def _fake_fw_select(
     pool: torch.Tensor,
     query: torch.Tensor,
     n_select: int,
@@ -65,8 +55,8 @@ def _(
     return _selection(pool, query, n_select)
 
 
-@_fake("fw_select_indexed")
-def _(
+@torch.library.register_fake("hullft_ops::fw_select_indexed")
+def _fake_fw_select_indexed(
     embeddings: torch.Tensor,
     candidates: torch.Tensor,
     query: torch.Tensor,
@@ -81,8 +71,8 @@ def _(
     return _selection(embeddings, query, n_select)
 
 
-@_fake("knn_select")
-def _(
+@torch.library.register_fake("hullft_ops::knn_select")
+def _fake_knn_select(
     pool: torch.Tensor,
     query: torch.Tensor,
     n_select: int,
@@ -91,8 +81,8 @@ def _(
     return _selection(pool, query, n_select)
 
 
-@_fake("integerize")
-def _(
+@torch.library.register_fake("hullft_ops::integerize")
+def _fake_integerize(
     support: torch.Tensor,
     query: torch.Tensor,
     weights: torch.Tensor,
@@ -103,7 +93,7 @@ def _(
     return support.new_empty(weights.shape, dtype=torch.int64)
 
 
-@_fake("adam_replay_")
+@torch.library.register_fake("hullft_ops::adam_replay_")
 def _adam_replay(
     params: list[torch.Tensor],
     grads: list[torch.Tensor],
@@ -123,7 +113,7 @@ def _adam_replay(
     """Writes to its arguments and returns nothing."""
 
 
-@_fake("grad_accumulate_")
+@torch.library.register_fake("hullft_ops::grad_accumulate_")
 def _grad_accumulate(
     caches: list[torch.Tensor],
     grads: list[torch.Tensor],
@@ -134,8 +124,8 @@ def _grad_accumulate(
     """Writes to its arguments and returns nothing."""
 
 
-@_fake("fw_lmo")
-def _(
+@torch.library.register_fake("hullft_ops::fw_lmo")
+def _fake_fw_lmo(
     pool: torch.Tensor,
     query: torch.Tensor,
     current: torch.Tensor,

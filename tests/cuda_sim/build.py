@@ -14,7 +14,9 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parent.parent / "csrc"
-UNITS = ("correlate", "frank_wolfe", "gram", "integerize", "knn", "lmo")
+UNITS = (
+    "accumulate", "adam_replay", "correlate", "frank_wolfe", "gram", "integerize", "knn", "lmo",
+)  # fmt: skip
 CLANG = "clang++-19"
 _SANITIZERS = ["-fsanitize=address,alignment", "-fno-sanitize-recover=alignment"]
 
@@ -101,10 +103,12 @@ def _compile_unit(kind: str, csrc: Path, unit: str, into: Path) -> None:
     )  # fmt: skip
 
 
-def _link(kind: str, into: Path) -> Path:
+def _link(kind: str, into: Path, first: str = "") -> Path:
+    """Of an inline function that several units hold, the linker takes that of the first one."""
     how = KINDS[kind]
     library = into / "libsim.so"
-    objects = [str(path) for path in sorted(into.glob("*.o"))]
+    ordered = sorted(into.glob("*.o"), key=lambda path: (path.stem != first, path.name))
+    objects = [str(path) for path in ordered]
     _run(
         [how.compiler, "-shared", *how.link_flags, *objects, "-o", str(library),
          "-lboost_context", "-ldl"]
@@ -150,7 +154,7 @@ def build_patched(kind: str, unit: str, file: str, old: str, new: str, into: Pat
     for path in base.glob("*.o"):
         shutil.copy(path, objects)
     _compile_unit(kind, csrc, unit, objects)
-    return _link(kind, objects)
+    return _link(kind, objects, first=unit)
 
 
 def build_selftest(kind: str, into: Path) -> Path:

@@ -1,6 +1,10 @@
 // The entry points that harness.py calls.
 #include "driver.h"
 
+#include <deque>
+
+#include "cuda/accumulate.h"
+#include "cuda/adam_replay.h"
 #include "cuda/frank_wolfe.h"
 #include "cuda/gram.h"
 #include "cuda/integerize.h"
@@ -61,6 +65,46 @@ struct GramCase {
   Pool pool;
   void* gram;
 };
+
+// A list of n tensors of each kind; a step is on the device when its pointer is not null.
+struct AdamCase {
+  int32_t n, param_storage, grad_storage, decoupled, maximize, misalign;
+  const int64_t* numels;
+  void* const* params;
+  const void* const* grads;
+  void* const* exp_avgs;
+  void* const* exp_avg_sqs;
+  float* const* device_steps;
+  const double* steps_done;
+  int64_t repeats;
+  double lr, beta1, beta2, eps, weight_decay;
+};
+
+struct AccumulateCase {
+  int32_t n, cache_storage, grad_storage, misalign;
+  const int64_t* numels;
+  void* const* caches;
+  const void* const* grads;
+  double alpha, beta;
+};
+
+// A buffer that is updated in place, `misalign` bytes past a multiple of 16.
+class InOut {
+ public:
+  InOut(const char* name, void* host, int64_t bytes, int64_t misalign)
+      : host_(host), bytes_(bytes), misalign_(misalign), device_(name, bytes + misalign) {
+    memcpy(get(), host, size_t(bytes));
+  }
+  void* get() const { return device_.get<char>() + misalign_; }
+  void copy_back() const { memcpy(host_, get(), size_t(bytes_)); }
+
+ private:
+  void* host_;
+  int64_t bytes_, misalign_;
+  Buffer device_;
+};
+
+int64_t storage_bytes(int32_t storage) { return hullft::bytes_of(hullft::Storage(storage)); }
 
 struct DeviceInputs {
   Buffer base, query, candidates, sizes;
@@ -213,6 +257,61 @@ const char* sim_integerize(const IntegerizeCase* c, const driver::Schedule* sche
     const cudaError_t status =
         hullft::launch_integerize(problem, workspace.get(), counts.get<int64_t>(), nullptr);
     counts.copy_to(c->counts);
+    return status;
+  });
+}
+
+const char* sim_adam_replay(const AdamCase* c, const driver::Schedule* schedule) {
+  return driver::run(*schedule, [&] {
+    std::deque<InOut> written;
+    std::deque<Buffer> read;
+    std::vector<hullft::AdamEntry> entries;
+    const int64_t param_bytes = storage_bytes(c->param_storage);
+    const auto on_device = [&](const char* name, void* host, int i) {
+      written.emplace_back(name, host, c->numels[i] * param_bytes, c->misalign * param_bytes);
+      return written.back().get();
+    };
+    for (int i = 0; i < c->n; ++i) {
+      hullft::AdamEntry entry{};
+      entry.param = on_device("param", c->params[i], i);
+      entry.exp_avg = on_device("exp_avg", c->exp_avgs[i], i);
+      entry.exp_avg_sq = on_device("exp_avg_sq", c->exp_avg_sqs[i], i);
+      read.emplace_back("grad", c->grads[i], c->numels[i] * storage_bytes(c->grad_storage));
+      entry.grad = read.back().get(), entry.numel = c->numels[i];
+      if (c->device_steps[i]) {
+        written.emplace_back("step", c->device_steps[i], sizeof(float), 0);
+        entry.device_step = written.back().get();
+      }
+      entry.steps_done = c->steps_done[i];
+      entries.push_back(entry);
+    }
+    const hullft::AdamOptions options{c->lr,           c->beta1,          c->beta2,        c->eps,
+                                      c->weight_decay, c->decoupled != 0, c->maximize != 0};
+    cudaError_t status =
+        hullft::launch_adam_replay(entries.data(), c->n, hullft::Storage(c->param_storage),
+                                   hullft::Storage(c->grad_storage), options, c->repeats, nullptr);
+    if (status == cudaSuccess)
+      status = hullft::launch_advance_steps(entries.data(), c->n, c->repeats, nullptr);
+    for (const InOut& t : written) t.copy_back();
+    return status;
+  });
+}
+
+const char* sim_accumulate(const AccumulateCase* c, const driver::Schedule* schedule) {
+  return driver::run(*schedule, [&] {
+    std::deque<InOut> written;
+    std::deque<Buffer> read;
+    std::vector<hullft::AccumulateEntry> entries;
+    for (int i = 0; i < c->n; ++i) {
+      const int64_t bytes = storage_bytes(c->cache_storage);
+      written.emplace_back("cache", c->caches[i], c->numels[i] * bytes, c->misalign * bytes);
+      read.emplace_back("grad", c->grads[i], c->numels[i] * storage_bytes(c->grad_storage));
+      entries.push_back({written.back().get(), read.back().get(), c->numels[i]});
+    }
+    const cudaError_t status =
+        hullft::launch_accumulate(entries.data(), c->n, hullft::Storage(c->cache_storage),
+                                  hullft::Storage(c->grad_storage), c->alpha, c->beta, nullptr);
+    for (const InOut& t : written) t.copy_back();
     return status;
   });
 }

@@ -1,11 +1,13 @@
 """The simulated library from Python: each function takes torch tensors and launches one kernel."""
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from adam_problems import OPTIONS, AdamTensors
 from hullft_ops.lmo import LmoStep
 
 STORAGE = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -66,6 +68,23 @@ class _IntegerizeCase(ctypes.Structure):
 
 class _GramCase(ctypes.Structure):
     _fields_ = [("pool", _Pool), ("gram", _P)]
+
+
+class _AdamCase(ctypes.Structure):
+    _fields_ = [
+        ("n", _I32), ("param_storage", _I32), ("grad_storage", _I32), ("decoupled", _I32),
+        ("maximize", _I32), ("misalign", _I32), ("numels", _P), ("params", _P), ("grads", _P),
+        ("exp_avgs", _P), ("exp_avg_sqs", _P), ("device_steps", _P), ("steps_done", _P),
+        ("repeats", _I64), ("lr", _F64), ("beta1", _F64), ("beta2", _F64), ("eps", _F64),
+        ("weight_decay", _F64),
+    ]  # fmt: skip
+
+
+class _AccumulateCase(ctypes.Structure):
+    _fields_ = [
+        ("n", _I32), ("cache_storage", _I32), ("grad_storage", _I32), ("misalign", _I32),
+        ("numels", _P), ("caches", _P), ("grads", _P), ("alpha", _F64), ("beta", _F64),
+    ]  # fmt: skip
 
 
 class Plan(ctypes.Structure):
@@ -132,6 +151,22 @@ class Launch:
 
 def _pointer(tensor: torch.Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
+
+
+def _array(values: Sequence[int | float | None], kind: type) -> ctypes.Array:
+    return (kind * len(values))(*values)
+
+
+def _pointers(tensors: Sequence[torch.Tensor]) -> ctypes.Array:
+    return _array([t.data_ptr() for t in tensors], _P)
+
+
+def _numels(tensors: Sequence[torch.Tensor]) -> ctypes.Array:
+    return _array([t.numel() for t in tensors], _I64)
+
+
+def _address(array: ctypes.Array) -> int:
+    return ctypes.addressof(array)
 
 
 def _storage_elements(tensor: torch.Tensor) -> int:
@@ -251,6 +286,52 @@ class Library:
         )  # fmt: skip
         self._call("sim_integerize", case, launch)
         return counts
+
+    def adam_replay_(
+        self,
+        tensors: AdamTensors,
+        repeats: int,
+        *,
+        device_steps: bool = False,
+        misalign: int = 0,
+        launch: Launch = Launch(),  # noqa: B008
+        **options: float | bool,
+    ) -> None:
+        """Updates all but the gradients; ``misalign`` elements keep written tensors off 16 bytes.
+
+        As in the operator, steps on the device are advanced by the launch, others by the caller.
+        """
+        o = OPTIONS | options
+        params, grads, exp_avgs, exp_avg_sqs, steps = tensors
+        lists = [_pointers(column) for column in (params, grads, exp_avgs, exp_avg_sqs)]
+        numels = _numels(params)
+        on_device = _array([t.data_ptr() if device_steps else None for t in steps], _P)
+        done = _array([-1.0 if device_steps else t.item() for t in steps], _F64)
+        case = _AdamCase(
+            len(params), STORAGE[params[0].dtype], STORAGE[grads[0].dtype], int(o["decoupled"]),
+            int(o["maximize"]), misalign, _address(numels), *map(_address, lists),
+            _address(on_device), _address(done), repeats, o["lr"], o["beta1"], o["beta2"],
+            o["eps"], o["weight_decay"],
+        )  # fmt: skip
+        self._call("sim_adam_replay", case, launch)
+
+    def accumulate_(
+        self,
+        caches: Sequence[torch.Tensor],
+        grads: Sequence[torch.Tensor],
+        alpha: float,
+        beta: float,
+        *,
+        misalign: int = 0,
+        launch: Launch = Launch(),  # noqa: B008
+    ) -> None:
+        lists = [_pointers(column) for column in (caches, grads)]
+        numels = _numels(caches)
+        case = _AccumulateCase(
+            len(caches), STORAGE[caches[0].dtype], STORAGE[grads[0].dtype], misalign,
+            _address(numels), *map(_address, lists), alpha, beta,
+        )  # fmt: skip
+        self._call("sim_accumulate", case, launch)
 
     def gram(self, pool: torch.Tensor, launch: Launch = Launch()) -> torch.Tensor:  # noqa: B008
         batch, width, _ = pool.shape

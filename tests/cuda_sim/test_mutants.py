@@ -24,25 +24,27 @@ class Mutant:
 
 FW = "cuda/fw_block.cuh"
 WRONG = "AssertionError"
+RACE = "race on|read of uninitialised"
+REPLAY = "cuda/adam_replay.cu"
 
 MUTANTS = {
     "no barrier before the decision": Mutant(
         "frank_wolfe", FW, "update();\n      __syncthreads();", "update();",
-        "race", "fw_gram", "race on",
+        "race", "fw_gram", RACE,
     ),
     "no barrier after the decision": Mutant(
         "frank_wolfe", FW, "decide(action);\n      __syncthreads();", "decide(action);",
-        "race", "fw_gram", "race on",
+        "race", "fw_gram", RACE,
     ),
     "no barrier after a reduction": Mutant(
         "integerize", "cuda/reduce.cuh",
         "? scratch.indices[w] : first;\n  __syncthreads();", "? scratch.indices[w] : first;",
-        "race", "integerize", "race on static __shared__",
+        "race", "integerize", RACE,
     ),
     "no warp barrier after a new entry": Mutant(
         "frank_wolfe", FW, "x_.table.weight[entry] = 0;\n    __syncwarp();\n    return entry;",
         "x_.table.weight[entry] = 0;\n    return entry;",
-        "race", "fw_columns", "race on",
+        "race", "fw_gram", RACE,
     ),
     "barrier in a divergent branch": Mutant(
         "gram", "cuda/gram.cu", "multiply_share(shared.operands, group, i, j, sums);\n    __syncthreads();",
@@ -79,7 +81,7 @@ MUTANTS = {
     ),
     "state that is never set": Mutant(
         "frank_wolfe", FW, "me_.n_threads) x_.u[k] = 0;", "me_.n_threads) x_.u[0] = 0;",
-        "race", "fw_gram", "uninitialised dynamic|race on",
+        "race", "fw_gram", RACE,
     ),
     "a tie to the highest index": Mutant(
         "frank_wolfe", "cuda/reduce.cuh", "__reduce_min_sync(kFullWarp, key == top ? uint32_t(mine.index) : uint32_t(kNoIndex))",
@@ -122,6 +124,51 @@ MUTANTS = {
     "a column of the support evicted": Mutant(
         "frank_wolfe", FW, "while (x_.table.atom[next_victim_] >= 0)", "while (false)",
         "plain", "fw_evicted_columns", WRONG,
+    ),
+    "a missed flush": Mutant(
+        "adam_replay", "cuda/multi_tensor.h", "return batch.n ? flush() : ok;", "return ok;",
+        "plain", "adam", WRONG,
+    ),
+    "a full batch not flushed": Mutant(
+        "adam_replay", "cuda/multi_tensor.h", "const Status status = flush();", "const Status status = ok;",
+        "asan", "adam_many_tensors", "stack-buffer-overflow|SEGV|AssertionError",
+    ),
+    "an empty tensor swept": Mutant(
+        "adam_replay", "cuda/multi_tensor.h", "if (entries[i].numel == 0) continue;", "if (entries[i].numel == 0) break;",
+        "plain", "adam", WRONG,
+    ),
+    "bias correction a step late": Mutant(
+        "adam_replay", REPLAY, "done + double(threadIdx.x + 1)", "done + double(threadIdx.x)",
+        "plain", "adam", WRONG,
+    ),
+    "the table of steps not moved on": Mutant(
+        "adam_replay", REPLAY, "tile == 0 || repeats > kStepTable", "tile == 0",
+        "plain", "adam_many_steps", WRONG,
+    ),
+    "no barrier before the table is rewritten": Mutant(
+        "adam_replay", REPLAY, "AdamStep<R>* steps) {\n  __syncthreads();", "AdamStep<R>* steps) {",
+        "race", "adam_many_steps", RACE,
+    ),
+    "threads past the end leave a sweep with barriers": Mutant(
+        "adam_replay", REPLAY, "T* param = static_cast<T*>(entry.param) + at;",
+        "if (count == 0) return;\n    T* param = static_cast<T*>(entry.param) + at;",
+        "plain", "adam", "divergent barrier|exited",
+    ),
+    "a step on the device not advanced": Mutant(
+        "adam_replay", REPLAY, "return batch.n ? flush() : cudaSuccess;", "return cudaSuccess;",
+        "plain", "adam_device_steps", WRONG,
+    ),
+    "vectors where tensors are not aligned": Mutant(
+        "adam_replay", "cuda/sweep.cuh", "reinterpret_cast<uintptr_t>(p) % 16 == 0", "reinterpret_cast<uintptr_t>(p) % 2 == 0",
+        "asan", "adam", "misaligned address",
+    ),
+    "one element too many": Mutant(
+        "accumulate", "cuda/sweep.cuh", "if (j < count) p[j] = narrow[j];", "if (j <= count) p[j] = narrow[j];",
+        "asan", "accumulate", "heap-buffer-overflow",
+    ),
+    "a cache read that may hold NaN": Mutant(
+        "accumulate", "cuda/accumulate.cu", "if (beta != R(0)) sum[j] +=", "sum[j] +=",
+        "plain", "accumulate", "AssertionError|BuildError",
     ),
     "a bad row unnoticed": Mutant(
         "frank_wolfe", FW, "bad = bad || !finite(x_.b[k]);", "bad = bad || finite(x_.b[k]) < 0;",

@@ -131,6 +131,7 @@ def tokenizers() -> dict[str, PreTrainedTokenizerFast]:
         "byte_level_trimmed": _byte_level(processors.ByteLevel(trim_offsets=True), prefix=False),
         "byte_level_prefix": _byte_level(None, prefix=True),
         "byte_level_bos_eos": _byte_level(_template("<s> $A </s>"), prefix=False),
+        "byte_level_two_openers": _byte_level(_template("<s> <s> $A"), prefix=False),
         "byte_fallback": _byte_fallback(None),
         "byte_fallback_bare": _byte_fallback(None, prepend_scheme="never"),
         "byte_fallback_bos": _byte_fallback(_template("<s> $A")),

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 
 import pytest
 import torch
@@ -94,6 +95,13 @@ def test_a_store_without_a_text_to_train_on_is_refused(gpt2, tokenizer, embedder
         pytest.fail("there is nothing to adapt on")
 
 
+def test_knn_needs_as_many_texts_to_train_on_as_steps(gpt2, tokenizer, embedder, tmp_path):
+    store = Datastore.build(["a", "the cat", "a dog"], embedder, tmp_path / "s", progress=False)
+    finetuner = TestTimeFinetuner(gpt2, tokenizer, store, embedder, n_select=3, method="knn")
+    with pytest.raises(ValueError, match="at least 3 texts of 2 tokens or more, got 2"):
+        finetuner.select(PROMPT)
+
+
 @pytest.mark.parametrize("max_length", [None, 20])
 def test_texts_are_cut_to_the_context_and_never_padded(gpt2, tokenizer, make, store, max_length):
     seen = []
@@ -155,6 +163,23 @@ def test_the_report_adds_up(gpt2, make):
     seconds = [getattr(report, f"seconds_{s}") for s in ("embed", "search", "select", "finetune")]
     assert min(seconds) > 0
     assert json.loads(json.dumps(report.to_dict())) == report.to_dict()
+
+
+def test_embedding_and_tokenizing_count_where_they_belong(gpt2, make, embedder, monkeypatch):
+    finetuner = make(gpt2)
+
+    def slowed(function, seconds):
+        def call(*args, **kwargs):
+            time.sleep(seconds)
+            return function(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(embedder, "encode", slowed(embedder.encode, 0.2))
+    monkeypatch.setattr(finetuner, "tokenizer", slowed(finetuner.tokenizer, 0.1))
+    with finetuner.adapted(PROMPT) as report:
+        assert report.seconds_embed >= 0.2
+        assert report.seconds_finetune >= 0.1 * report.support_size
 
 
 def test_adapting_lowers_the_loss_on_the_prompt(model, tokenizer, embedder, tmp_path):

@@ -1,0 +1,250 @@
+"""What a user would otherwise run."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from activeft import ActiveDataLoader
+from activeft.acquisition_functions.vtl import VTL
+from activeft.sift import Dataset, Retriever
+from scipy.optimize import nnls
+from torch import nn
+
+_MIN_SQUARED_LENGTH = 1e-12
+_MIN_IMPROVEMENT = 1e-14
+_NNLS_PENALTY = 100.0
+
+
+class NumpySelection(NamedTuple):
+    """One query's support, largest weight first."""
+
+    indices: np.ndarray
+    weights: np.ndarray
+    counts: np.ndarray
+
+
+def numpy_select(
+    pool: np.ndarray,
+    query: np.ndarray,
+    n_select: int,
+    *,
+    max_iter: int = 250,
+    tol: float = 1e-5,
+    swap_passes: int = 2,
+) -> NumpySelection:
+    """The published method on pool [K, d] and query [d], in the dtype of the pool.
+
+    A step is one matrix-vector product of the whole pool with the residual, an argmax, three dot
+    products of length d and three updates (of length d, d and K). The current point is carried
+    along, not recomputed. Then :func:`numpy_integerize`.
+    """
+    s = int((pool @ query).argmax())
+    weights = np.zeros(len(pool))
+    weights[s] = 1.0
+    current = pool[s].copy()
+    support = {s}
+    for _ in range(max_iter):
+        residual = query - current
+        if math.sqrt(residual @ residual) < tol:
+            break
+        s = int((pool @ residual).argmax())
+        direction = pool[s] - current
+        squared = float(direction @ direction)
+        if squared < _MIN_SQUARED_LENGTH:
+            break
+        gamma = min(max(float(residual @ direction) / squared, 0.0), 1.0)
+        current += gamma * direction
+        weights *= 1 - gamma
+        weights[s] += gamma
+        support.add(s)
+        if len(support) >= n_select:
+            break
+    indices = np.array(sorted(support, key=lambda k: (-weights[k], k)), dtype=np.int64)
+    counts = numpy_integerize(
+        pool[indices], query, weights[indices], n_select, swap_passes=swap_passes
+    )
+    return NumpySelection(indices, weights[indices], counts)
+
+
+def numpy_integerize(
+    support: np.ndarray,
+    query: np.ndarray,
+    weights: np.ndarray,
+    n_select: int,
+    *,
+    swap_passes: int = 2,
+) -> np.ndarray:
+    """The published rounding on support [m, d]: counts int64 [m], in the dtype of the support.
+
+    Every trial move recomputes the loss: one vector-matrix product of length m by d and one dot
+    product. Unlike the published code it stops moving units from an atom that has none left.
+    """
+    counts = _floored(weights, n_select)
+
+    def loss() -> float:
+        off = query - (counts / n_select).astype(support.dtype) @ support
+        return float(off @ off)
+
+    def loss_with(source: int | None, target: int) -> float:
+        _move(counts, source, target)
+        value = loss()
+        _move(counts, target, source)
+        return value
+
+    for _ in range(n_select - int(counts.sum())):
+        _move(counts, None, int(np.argmin([loss_with(None, i) for i in range(len(counts))])))
+    for _ in range(swap_passes):
+        improved = False
+        best = loss()
+        for i in np.flatnonzero(counts):
+            for j in range(len(counts)):
+                if counts[i] == 0:
+                    break
+                trial = math.inf if j == i else loss_with(i, j)
+                if trial < best - _MIN_IMPROVEMENT:
+                    _move(counts, i, j)
+                    best, improved = trial, True
+        if not improved:
+            break
+    return counts
+
+
+def numpy_integerize_gram(
+    support: np.ndarray,
+    query: np.ndarray,
+    weights: np.ndarray,
+    n_select: int,
+    *,
+    swap_passes: int = 2,
+) -> np.ndarray:
+    """The same rounding done well in NumPy: counts int64 [m], in float64.
+
+    With the Gram matrix at hand the change of the loss by a move is a few numbers, and all moves
+    of one unit to, or out of, one atom are tried in one vector operation of length m.
+    """
+    x, q = support.astype(np.float64), query.astype(np.float64)
+    gram, b = x @ x.T, x @ q
+    diagonal = gram.diagonal()
+    counts = _floored(weights, n_select)
+    v = gram @ counts
+    for _ in range(n_select - int(counts.sum())):
+        i = int(np.argmin((2 * v + diagonal) / n_select - 2 * b))
+        counts[i] += 1
+        v += gram[i]
+    for _ in range(swap_passes):
+        improved = False
+        for i in np.flatnonzero(counts):
+            start = 0
+            while counts[i] > 0:
+                change = 2 * (v - v[i]) + diagonal + diagonal[i] - 2 * gram[i]
+                change = change / n_select**2 - 2 * (b - b[i]) / n_select
+                change[i] = 0.0
+                better = np.flatnonzero(change[start:] < -_MIN_IMPROVEMENT)
+                if not len(better):
+                    break
+                j = start + int(better[0])
+                _move(counts, i, j)
+                v += gram[j] - gram[i]
+                start, improved = j + 1, True
+        if not improved:
+            break
+    return counts
+
+
+def _floored(weights: np.ndarray, n_select: int) -> np.ndarray:
+    clipped = np.maximum(weights.astype(np.float64), 0.0)
+    total = clipped.sum()
+    shares = clipped / total if total > 0 else np.full(len(clipped), 1 / len(clipped))
+    return np.floor(n_select * shares).astype(np.int64)
+
+
+def _move(counts: np.ndarray, source: int | None, target: int | None) -> None:
+    if source is not None:
+        counts[source] -= 1
+    if target is not None:
+        counts[target] += 1
+
+
+def simplex_nnls(pool: np.ndarray, query: np.ndarray) -> np.ndarray:
+    """The best convex weights [K] without a bound on the support, by SciPy's active-set solver.
+
+    That the weights sum to 1 is one more row of the least squares, of great weight.
+    """
+    rows = np.vstack([pool.T.astype(np.float64), np.full(len(pool), _NNLS_PENALTY)])
+    weights: np.ndarray = nnls(rows, np.append(query.astype(np.float64), _NNLS_PENALTY))[0]
+    return weights
+
+
+def sift(pool: torch.Tensor, query: torch.Tensor, n_select: int, *, noise: float = 0.01) -> object:
+    """activeft's SIFT on pool [K, d] and query [d], within this process."""
+    acquisition = VTL(target=query[None], noise_std=math.sqrt(noise), num_workers=0)
+    return ActiveDataLoader(Dataset(pool), n_select, acquisition, device=pool.device).next()
+
+
+def sift_retriever(pool: np.ndarray, noise: float = 0.01) -> Retriever:
+    """activeft's SIFT as its documentation uses it: with FAISS, and a worker process per query."""
+    import faiss
+
+    index = faiss.IndexFlatIP(pool.shape[1])
+    index.add(pool)
+    return Retriever(index, llambda=noise, also_query_opposite=False)
+
+
+def adams(
+    params: Sequence[torch.Tensor], lr: float
+) -> dict[str, Callable[[], torch.optim.Optimizer]]:
+    """torch's Adam in each of its implementations, made when called."""
+    return {
+        "torch fused": lambda: torch.optim.Adam(params, lr=lr, fused=True),
+        "torch foreach": lambda: torch.optim.Adam(params, lr=lr, foreach=True),
+        "torch default": lambda: torch.optim.Adam(params, lr=lr, foreach=False),
+    }
+
+
+def padded_cloning_finetune(
+    model: nn.Module,
+    passages: Sequence[Sequence[int]],
+    counts: Sequence[int],
+    *,
+    refresh: int,
+    lr: float,
+    max_length: int,
+) -> None:
+    """A plain transformers loop, as the published code has it.
+
+    Every passage is padded to ``max_length`` and the padding masked out of attention and loss.
+    Each fresh gradient is cloned, and cloned again for every step that uses it once more. The
+    optimizer is a new torch.optim.Adam as torch makes it.
+    """
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    device = next(model.parameters()).device
+    for passage, count in zip(passages, counts, strict=True):
+        length = len(passage)
+        input_ids = torch.zeros(1, max_length, dtype=torch.int64, device=device)
+        input_ids[0, :length] = torch.tensor(passage, device=device)
+        attention_mask = torch.zeros_like(input_ids)
+        attention_mask[0, :length] = 1
+        labels = input_ids.masked_fill(attention_mask == 0, -100)
+        cached: list[torch.Tensor] = []
+        for step in range(count):
+            if step % refresh == 0:
+                optimizer.zero_grad()
+                loss = model(
+                    input_ids=input_ids, attention_mask=attention_mask, labels=labels
+                ).loss
+                loss.backward()
+                cached = [_gradient(parameter).clone() for parameter in model.parameters()]
+            else:
+                for parameter, gradient in zip(model.parameters(), cached, strict=True):
+                    parameter.grad = gradient.clone()
+            optimizer.step()
+
+
+def _gradient(parameter: nn.Parameter) -> torch.Tensor:
+    if parameter.grad is None:
+        raise RuntimeError(
+            f"padded_cloning_finetune: a parameter of shape {list(parameter.shape)} has no gradient"
+        )
+    return parameter.grad

@@ -1,0 +1,68 @@
+"""Retrieval pools of real text, and larger ones grown from them."""
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+POOLS = Path(__file__).parents[1] / "tests" / "data" / "pools_k200_d384.npz"
+DISTINCT = 8
+# Of the angle between a text and the one it is grown from: that of near neighbours in real pools.
+_SPREAD = 0.5
+_NOISE = 0.05
+
+
+@lru_cache(maxsize=2)
+def distinct_pools(candidates: int, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Eight pools float32 [8, candidates, dim] and queries [8, dim], of unit norm, nearest first.
+
+    At 200 candidates and 384 dimensions they are real text embeddings, fewer candidates are the
+    nearest of those. More are grown: each a real one, moved by Gaussian noise. More dimensions are
+    a random isometry of the real ones, which keeps every inner product, with a little Gaussian
+    noise, so that they have the full rank of real ones.
+
+    Raises:
+        ValueError: fewer dimensions than the real ones have.
+    """
+    with np.load(POOLS) as file:
+        pool, query = file["pool"].astype(np.float64), file["query"].astype(np.float64)
+    if dim < pool.shape[-1]:
+        raise ValueError(f"distinct_pools: dim must be at least {pool.shape[-1]}, got {dim}")
+    random = np.random.default_rng(0)
+    pool = _with_candidates(pool, candidates, random)
+    if dim > pool.shape[-1]:
+        pool, query = _with_dimensions(pool, query, dim, random)
+    order = np.argsort(-np.einsum("bkd,bd->bk", pool, query), axis=1, kind="stable")
+    pool = np.take_along_axis(pool, order[..., None], axis=1)
+    return torch.from_numpy(pool.astype(np.float32)), torch.from_numpy(query.astype(np.float32))
+
+
+def tiled(tensor: torch.Tensor, batch: int) -> torch.Tensor:
+    """[batch, ...]: the distinct pools or queries over and over, each in memory of its own."""
+    repeats = -(-batch // len(tensor))
+    return tensor.repeat(repeats, *[1] * (tensor.ndim - 1))[:batch].contiguous()
+
+
+def _with_candidates(
+    pool: np.ndarray, candidates: int, random: np.random.Generator
+) -> np.ndarray:
+    real = pool.shape[1]
+    if candidates <= real:
+        return pool[:, :candidates]
+    parents = pool[:, random.integers(real, size=candidates - real)]
+    noise = _SPREAD * random.standard_normal(parents.shape) / np.sqrt(pool.shape[-1])
+    return np.concatenate([pool, _unit(parents + noise)], axis=1)
+
+
+def _with_dimensions(
+    pool: np.ndarray, query: np.ndarray, dim: int, random: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    isometry, _ = np.linalg.qr(random.standard_normal((dim, pool.shape[-1])))
+    noise = _NOISE * random.standard_normal((*pool.shape[:2], dim)) / np.sqrt(dim)
+    return _unit(pool @ isometry.T + noise), _unit(query @ isometry.T)
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    unit: np.ndarray = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return unit

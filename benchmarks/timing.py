@@ -1,0 +1,161 @@
+"""The one timer, and what one benchmark found."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from statistics import median, quantiles
+from time import perf_counter
+from typing import Any
+
+import torch
+
+Call = Callable[[], object]
+
+# A call that takes this long has no start-up cost that matters: it is not run again to warm up.
+LONG_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long to measure: rounds that fill ``seconds``, within the two bounds."""
+
+    seconds: float
+    min_rounds: int
+    max_rounds: int
+
+    def rounds(self, call_seconds: float) -> int:
+        """Rounds for a call of this length; 1 for a long one."""
+        if call_seconds >= LONG_SECONDS:
+            return 1
+        fitting = int(self.seconds / max(call_seconds, 1e-9))
+        return min(max(fitting, self.min_rounds), self.max_rounds)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds a call takes: the median over ``rounds``, and the quartiles around it."""
+
+    seconds: float
+    lower: float
+    upper: float
+    rounds: int
+
+    @classmethod
+    def of(cls, samples: list[float], scale: float = 1.0) -> "Timing":
+        """From seconds of single calls, each standing for ``scale`` times the work."""
+        scaled = [scale * sample for sample in samples]
+        spread = quantiles(scaled, n=4) if len(scaled) > 1 else [scaled[0]] * 3
+        return cls(median(scaled), spread[0], spread[2], len(scaled))
+
+
+def synchronised(call: Call, device: torch.device) -> Call:
+    """The call, not done before the device is."""
+    if device.type != "cuda":
+        return call
+
+    def waited() -> object:
+        result = call()
+        torch.cuda.synchronize(device)
+        return result
+
+    return waited
+
+
+def sample(call: Call, setup: Call | None = None) -> float:
+    """Seconds of one call; those of ``setup`` are not counted."""
+    if setup is not None:
+        setup()
+    start = perf_counter()
+    call()
+    return perf_counter() - start
+
+
+def warmed_up(call: Call, pace: Pace, setup: Call | None = None) -> tuple[list[float], int]:
+    """Samples that already count (one, of a long call), and how many rounds are still to do.
+
+    The first call pays for pages, caches and threads; the second tells how long a call takes.
+    """
+    first = sample(call, setup)
+    if first >= LONG_SECONDS:
+        return [first], 0
+    return [], pace.rounds(sample(call, setup))
+
+
+def measure(call: Call, pace: Pace, *, setup: Call | None = None, scale: float = 1.0) -> Timing:
+    """Times a call after a warm-up; ``setup`` runs before each, untimed.
+
+    ``scale``: how many times the work of one call is asked for. A peer that takes queries one by
+    one is timed on a few of a large batch.
+    """
+    samples, rounds = warmed_up(call, pace, setup)
+    return Timing.of(samples + [sample(call, setup) for _ in range(rounds)], scale)
+
+
+@dataclass
+class Comparison:
+    """One case: ours, its peers and the bound, all measured in the same run.
+
+    Attributes:
+        group: what is measured, such as "selection".
+        name: the case within its group.
+        case: its parameters.
+        ours: time of this package.
+        peers: times of what does the same.
+        bytes_moved: bytes that must cross memory at least once.
+        roofline: time of moving just those bytes.
+        facts: further numbers that the benchmark found.
+    """
+
+    group: str
+    name: str
+    case: dict[str, Any]
+    ours: Timing | None = None
+    peers: dict[str, Timing] = field(default_factory=dict)
+    bytes_moved: int | None = None
+    roofline: Timing | None = None
+    facts: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        """Median seconds of ours.
+
+        Raises:
+            RuntimeError: ours has not been timed.
+        """
+        if self.ours is None:
+            raise RuntimeError(f"Comparison: {self.group} {self.name} has no timing of ours")
+        return self.ours.seconds
+
+    def ratio(self, peer: str) -> float:
+        """How many times longer the peer takes."""
+        return self.peers[peer].seconds / self.seconds
+
+    @property
+    def gigabytes_per_second(self) -> float | None:
+        return None if self.bytes_moved is None else self.bytes_moved / self.seconds / 1e9
+
+    @property
+    def times_roofline(self) -> float | None:
+        """How many times longer ours takes than moving the bytes alone."""
+        return None if self.roofline is None else self.seconds / self.roofline.seconds
+
+    def line(self) -> str:
+        """All of it on one line of text."""
+        parts = [f"{self.group} {self.name}: {format_seconds(self.seconds)}"]
+        parts += [
+            f"{self.ratio(peer):.3g}x {peer} ({format_seconds(timing.seconds)})"
+            for peer, timing in self.peers.items()
+        ]
+        if self.gigabytes_per_second is not None:
+            parts.append(f"{self.gigabytes_per_second:.1f} GB/s")
+        if self.times_roofline is not None:
+            parts.append(f"{self.times_roofline:.2f} times the bound")
+        parts += [f"{name} {value:.3g}" for name, value in self.facts.items()]
+        return ", ".join(parts)
+
+
+def format_seconds(seconds: float) -> str:
+    """Three digits and a unit."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds / 1e-6:.3g} us"

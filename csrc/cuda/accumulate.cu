@@ -1,0 +1,64 @@
+#include "accumulate.h"
+#include "sweep.cuh"
+
+namespace hullft {
+namespace {
+
+// R is float64 as soon as cache or gradient is, float32 otherwise.
+template <typename T, typename R>
+__global__ void __launch_bounds__(kSweepThreads)
+    accumulate_kernel(SweepBatch<AccumulateEntry> batch, Storage grad_type, R alpha, R beta) {
+  const SweepPlace place = sweep_place(batch);
+  const AccumulateEntry& entry = batch.entries[place.entry];
+  for (int64_t tile = 0; tile < kSweepChunk; tile += kSweepTile<R>) {
+    const int64_t at = place.start + tile + int64_t(threadIdx.x) * kSweepVector<R>;
+    const int count = sweep_count<R>(at, entry.numel);
+    if (count == 0) return;
+    T* cache = static_cast<T*>(entry.cache) + at;
+    SweepVector<R> sum, before;
+    load_sweep(entry.grad, grad_type, at, count, sum);
+    if (beta != R(0)) load_sweep(cache, count, before);
+#pragma unroll
+    for (int j = 0; j < kSweepVector<R>; ++j) {
+      sum[j] *= alpha;
+      if (beta != R(0)) sum[j] += beta * before[j];
+    }
+    store_sweep(cache, count, sum);
+  }
+}
+
+template <typename T, typename R>
+cudaError_t launch(const AccumulateEntry* entries, int64_t n, Storage grad, double alpha,
+                   double beta, cudaStream_t stream) {
+  return for_each_batch(
+      entries, n, cudaSuccess, [&](const SweepBatch<AccumulateEntry>& batch, uint32_t n_blocks) {
+        HULLFT_LAUNCH((accumulate_kernel<T, R>), dim3(n_blocks), dim3(kSweepThreads), 0, stream,
+                      batch, grad, R(alpha), R(beta));
+        return cudaGetLastError();
+      });
+}
+
+template <typename T>
+cudaError_t launch_for(const AccumulateEntry* entries, int64_t n, Storage grad, double alpha,
+                       double beta, cudaStream_t stream) {
+  return grad == Storage::kFloat64 ? launch<T, double>(entries, n, grad, alpha, beta, stream)
+                                   : launch<T, float>(entries, n, grad, alpha, beta, stream);
+}
+
+}  // namespace
+
+cudaError_t launch_accumulate(const AccumulateEntry* entries, int64_t n, Storage cache,
+                              Storage grad, double alpha, double beta, cudaStream_t stream) {
+  switch (cache) {
+    case Storage::kFloat64:
+      return launch<double, double>(entries, n, grad, alpha, beta, stream);
+    case Storage::kBFloat16:
+      return launch_for<BFloat16>(entries, n, grad, alpha, beta, stream);
+    case Storage::kFloat16:
+      return launch_for<Float16>(entries, n, grad, alpha, beta, stream);
+    default:
+      return launch_for<float>(entries, n, grad, alpha, beta, stream);
+  }
+}
+
+}  // namespace hullft

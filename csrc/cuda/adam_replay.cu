@@ -1,0 +1,163 @@
+#include "../core/arithmetic.h"
+#include "adam_replay.h"
+#include "sweep.cuh"
+
+namespace hullft {
+namespace {
+
+constexpr int kStepTable = 64;  // steps whose constants are in shared memory at a time
+
+template <typename R>
+struct DeviceMath {
+  __device__ __forceinline__ R root(R v) const { return sqrt(v); }
+  __device__ __forceinline__ R fma(R a, R b, R c) const {
+    if constexpr (sizeof(R) == 8)
+      return ::fma(a, b, c);
+    else
+      return ::fmaf(a, b, c);
+  }
+  // Passing through the assembler keeps the compiler from fusing what comes after.
+  __device__ __forceinline__ R rounded(R v) const {
+#if defined(__CUDA_ARCH__)
+    if constexpr (sizeof(R) == 8)
+      asm("" : "+d"(v));
+    else
+      asm("" : "+f"(v));
+#endif
+    return v;
+  }
+};
+
+__device__ __forceinline__ double steps_done(const AdamEntry& entry) {
+  if (!entry.device_step) return entry.steps_done;
+  return entry.wide_step ? *static_cast<const double*>(entry.device_step)
+                         : double(*static_cast<const float*>(entry.device_step));
+}
+
+// Steps done + 1 .. done + n.
+template <typename R>
+__device__ __forceinline__ void fill_steps(const AdamOptions& options, double done, int n,
+                                           AdamStep<R>* steps) {
+  __syncthreads();
+  if (int(threadIdx.x) < n) {
+    const AdamStep<double> step = adam_step(options, done + double(threadIdx.x + 1));
+    steps[threadIdx.x] = {R(step.rate), R(step.eps)};
+  }
+  __syncthreads();
+}
+
+template <typename R>
+struct AdamLane {
+  SweepVector<R> param, grad, exp_avg, exp_avg_sq;
+};
+
+template <bool kCoupled, typename R>
+__device__ __forceinline__ void take_steps(AdamLane<R>& x, const AdamRates<R>& rates,
+                                           const AdamStep<R>* steps, int n) {
+  for (int s = 0; s < n; ++s) {
+    const AdamStep<R> step = steps[s];
+#pragma unroll
+    for (int j = 0; j < kSweepVector<R>; ++j) {
+      AdamState<R> state{x.param[j], x.exp_avg[j], x.exp_avg_sq[j]};
+      adam_update<kCoupled>(state, x.grad[j], rates, step, DeviceMath<R>{});
+      x.param[j] = state.param, x.exp_avg[j] = state.exp_avg, x.exp_avg_sq[j] = state.exp_avg_sq;
+    }
+  }
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kSweepThreads)
+    adam_kernel(SweepBatch<AdamEntry> batch, Storage grad_type, AdamOptions options,
+                int64_t repeats) {
+  using R = Arithmetic<T>;
+  __shared__ AdamStep<R> steps[kStepTable];
+  const SweepPlace place = sweep_place(batch);
+  const AdamEntry& entry = batch.entries[place.entry];
+  const double done = steps_done(entry);
+  const AdamRates<R> rates = adam_rates<R>(options);
+  // All threads go through all tiles: the barriers of fill_steps are theirs too.
+  for (int64_t tile = 0; tile < kSweepChunk && place.start + tile < entry.numel;
+       tile += kSweepTile<R>) {
+    const int64_t at = place.start + tile + int64_t(threadIdx.x) * kSweepVector<R>;
+    const int count = sweep_count<R>(at, entry.numel);
+    T* param = static_cast<T*>(entry.param) + at;
+    T* exp_avg = static_cast<T*>(entry.exp_avg) + at;
+    T* exp_avg_sq = static_cast<T*>(entry.exp_avg_sq) + at;
+    AdamLane<R> x;
+    load_sweep(param, count, x.param);
+    load_sweep(exp_avg, count, x.exp_avg);
+    load_sweep(exp_avg_sq, count, x.exp_avg_sq);
+    load_sweep(entry.grad, grad_type, at, count, x.grad);
+#pragma unroll
+    for (int j = 0; j < kSweepVector<R>; ++j) x.grad[j] *= rates.sign;
+    for (int64_t first = 0; first < repeats; first += kStepTable) {
+      const int n = int(repeats - first < kStepTable ? repeats - first : kStepTable);
+      if (tile == 0 || repeats > kStepTable) fill_steps(options, done + double(first), n, steps);
+      if (rates.coupled_decay != R(0))
+        take_steps<true>(x, rates, steps, n);
+      else
+        take_steps<false>(x, rates, steps, n);
+    }
+    store_sweep(param, count, x.param);
+    store_sweep(exp_avg, count, x.exp_avg);
+    store_sweep(exp_avg_sq, count, x.exp_avg_sq);
+  }
+}
+
+__global__ void __launch_bounds__(kSweepThreads)
+    advance_kernel(SweepBatch<AdamEntry> batch, double repeats) {
+  const int i = int(threadIdx.x);
+  if (i >= batch.n || !batch.entries[i].device_step) return;
+  void* step = const_cast<void*>(batch.entries[i].device_step);
+  if (batch.entries[i].wide_step)
+    *static_cast<double*>(step) += repeats;
+  else
+    *static_cast<float*>(step) += float(repeats);
+}
+
+template <typename T>
+cudaError_t launch(const AdamEntry* entries, int64_t n, Storage grad, const AdamOptions& options,
+                   int64_t repeats, cudaStream_t stream) {
+  return for_each_batch(entries, n, cudaSuccess,
+                        [&](const SweepBatch<AdamEntry>& batch, uint32_t n_blocks) {
+                          HULLFT_LAUNCH(adam_kernel<T>, dim3(n_blocks), dim3(kSweepThreads), 0,
+                                        stream, batch, grad, options, repeats);
+                          return cudaGetLastError();
+                        });
+}
+
+}  // namespace
+
+cudaError_t launch_adam_replay(const AdamEntry* entries, int64_t n, Storage param, Storage grad,
+                               const AdamOptions& options, int64_t repeats, cudaStream_t stream) {
+  switch (param) {
+    case Storage::kFloat64:
+      return launch<double>(entries, n, grad, options, repeats, stream);
+    case Storage::kBFloat16:
+      return launch<BFloat16>(entries, n, grad, options, repeats, stream);
+    case Storage::kFloat16:
+      return launch<Float16>(entries, n, grad, options, repeats, stream);
+    default:
+      return launch<float>(entries, n, grad, options, repeats, stream);
+  }
+}
+
+cudaError_t launch_advance_steps(const AdamEntry* entries, int64_t n, int64_t repeats,
+                                 cudaStream_t stream) {
+  SweepBatch<AdamEntry> batch{};
+  const auto flush = [&] {
+    HULLFT_LAUNCH(advance_kernel, dim3(1), dim3(kSweepThreads), 0, stream, batch, double(repeats));
+    batch.n = 0;
+    return cudaGetLastError();
+  };
+  for (int64_t i = 0; i < n; ++i) {
+    if (!entries[i].device_step) continue;
+    batch.entries[batch.n++] = entries[i];
+    if (batch.n < SweepBatch<AdamEntry>::kMax) continue;
+    const cudaError_t status = flush();
+    if (status != cudaSuccess) return status;
+  }
+  return batch.n ? flush() : cudaSuccess;
+}
+
+}  // namespace hullft

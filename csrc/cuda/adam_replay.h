@@ -1,0 +1,30 @@
+// Several Adam steps with one gradient, over many tensors, in one sweep over memory.
+#pragma once
+
+#include <driver_types.h>
+
+#include "../core/adam.h"
+#include "pool_view.h"
+
+namespace hullft {
+
+struct AdamEntry {
+  void* param;
+  const void* grad;
+  void *exp_avg, *exp_avg_sq;
+  int64_t numel;
+  const void* device_step;  // one float32 or float64 on the device, or null: steps_done
+  double steps_done;
+  bool wide_step;
+};
+
+// entries of one dtype for parameters and moments, another for gradients. Leaves the steps as they
+// are: launch_advance_steps comes after.
+cudaError_t launch_adam_replay(const AdamEntry* entries, int64_t n, Storage param, Storage grad,
+                               const AdamOptions& options, int64_t repeats, cudaStream_t stream);
+
+// Adds repeats to every step that is on the device.
+cudaError_t launch_advance_steps(const AdamEntry* entries, int64_t n, int64_t repeats,
+                                 cudaStream_t stream);
+
+}  // namespace hullft

@@ -1,0 +1,49 @@
+// Sweeps over the elements of many tensors in few launches: the list travels by value in the
+// launch, so that nothing is copied to the device and a launch can be captured in a graph.
+#pragma once
+
+#include <cstdint>
+
+namespace hullft {
+
+constexpr int kSweepThreads = 256;
+constexpr int64_t kSweepChunk = 16384;  // elements of a block
+
+// Entry has a member numel. A launch may take 4 KB of arguments.
+template <typename Entry>
+struct SweepBatch {
+  static constexpr int kMax = (3584 - 8) / int(sizeof(Entry) + sizeof(uint32_t));
+
+  Entry entries[kMax];
+  uint32_t first_block[kMax + 1];  // of each entry, and their number
+  int n;
+};
+
+// launch(batch, n_blocks) for batches that hold every entry with elements once. Stops at the first
+// status that is not `ok`.
+template <typename Entry, typename Status, typename Launch>
+Status for_each_batch(const Entry* entries, int64_t n, Status ok, const Launch& launch) {
+  constexpr uint32_t kMaxBlocks = 0x7fffffff;
+  SweepBatch<Entry> batch{};
+  const auto flush = [&] {
+    const Status status = launch(batch, batch.first_block[batch.n]);
+    batch.n = 0;
+    return status;
+  };
+  for (int64_t i = 0; i < n; ++i) {
+    if (entries[i].numel == 0) continue;
+    const int64_t blocks = (entries[i].numel + kSweepChunk - 1) / kSweepChunk;
+    const bool full = batch.n == SweepBatch<Entry>::kMax ||
+                      (batch.n && batch.first_block[batch.n] + blocks > kMaxBlocks);
+    if (full) {
+      const Status status = flush();
+      if (status != ok) return status;
+    }
+    batch.entries[batch.n] = entries[i];
+    batch.first_block[batch.n + 1] = batch.first_block[batch.n] + uint32_t(blocks);
+    ++batch.n;
+  }
+  return batch.n ? flush() : ok;
+}
+
+}  // namespace hullft

@@ -1,0 +1,122 @@
+// adam_replay_ and grad_accumulate_ on CUDA. Schemas: csrc/ops.cpp.
+#include <torch/csrc/stable/library.h>
+
+#include <map>
+#include <utility>
+#include <vector>
+
+#include "../cuda/accumulate.h"
+#include "../cuda/adam_replay.h"
+#include "../flat_tensor.h"
+#include "../replay_checks.h"
+#include "context.h"
+#include "views.h"
+
+namespace hullft {
+namespace {
+
+// A launch takes tensors of one pair of dtypes.
+using Storages = std::pair<Storage, Storage>;
+
+bool on_cpu(const Tensor& t) { return t.is_cpu(); }
+
+double read_cpu_step(const char* op, const TensorList& steps, size_t i) {
+  const double step = steps[i].scalar_type() == ScalarType::Double
+                          ? *steps[i].const_data_ptr<double>()
+                          : double(*steps[i].const_data_ptr<float>());
+  if (!(step >= 0) || std::isinf(step))
+    value_error(op, entry(steps, i), " must be finite and >= 0, got ", step);
+  return step;
+}
+
+void write_cpu_step(const Tensor& step, double value) {
+  if (step.scalar_type() == ScalarType::Double)
+    *step.mutable_data_ptr<double>() = value;
+  else
+    *step.mutable_data_ptr<float>() = float(value);
+}
+
+// Steps lie on the CPU, as torch.optim.Adam keeps them, or beside their parameter, as it does with
+// capturable=True: those are read and advanced by the launch.
+AdamEntry with_step(const char* op, const TensorList& steps, size_t i, const Tensor& param,
+                    AdamEntry entry_of) {
+  if (on_cpu(steps[i])) {
+    entry_of.steps_done = read_cpu_step(op, steps, i);
+    return entry_of;
+  }
+  check_device(op, steps, i, param);
+  entry_of.device_step = steps[i].mutable_data_ptr();
+  entry_of.wide_step = steps[i].scalar_type() == ScalarType::Double;
+  return entry_of;
+}
+
+void adam_replay(std::vector<Tensor> params, std::vector<Tensor> grads,
+                 std::vector<Tensor> exp_avgs, std::vector<Tensor> exp_avg_sqs,
+                 std::vector<Tensor> steps, int64_t repeats, double lr, double beta1, double beta2,
+                 double eps, double weight_decay, bool decoupled, bool maximize) {
+  constexpr const char* op = "adam_replay_";
+  check_range(op, "repeats", repeats, 1);
+  const AdamOptions options =
+      check_adam_options(op, lr, beta1, beta2, eps, weight_decay, decoupled, maximize);
+  const TensorList step_list{"steps", steps};
+  check_adam_lists(op, {"params", params}, {"grads", grads}, {"exp_avgs", exp_avgs},
+                   {"exp_avg_sqs", exp_avg_sqs}, step_list);
+  if (params.empty()) return;
+  std::vector<AdamEntry> entries;
+  for (size_t i = 0; i < params.size(); ++i)
+    entries.push_back(with_step(op, step_list, i, params[0], AdamEntry{}));
+  const NoGrad no_grad;
+  const CudaContext context(op, params[0]);
+  std::vector<FlatTensor> flat, written;
+  std::map<Storages, std::vector<AdamEntry>> groups;
+  for (size_t i = 0; i < params.size(); ++i) {
+    const Tensor layout = pairing_layout(params[i]);
+    const FlatTensor param(params[i], layout), exp_avg(exp_avgs[i], layout),
+        exp_avg_sq(exp_avg_sqs[i], layout);
+    flat.emplace_back(grads[i], layout);
+    entries[i].param = param.data(), entries[i].grad = flat.back().data();
+    entries[i].exp_avg = exp_avg.data(), entries[i].exp_avg_sq = exp_avg_sq.data();
+    entries[i].numel = params[i].numel();
+    groups[{storage_of(params[i]), storage_of(grads[i])}].push_back(entries[i]);
+    for (const FlatTensor& t : {param, exp_avg, exp_avg_sq}) written.push_back(t);
+  }
+  for (const auto& [storages, group] : groups)
+    check_cuda(op, launch_adam_replay(group.data(), int64_t(group.size()), storages.first,
+                                      storages.second, options, repeats, context.stream()));
+  check_cuda(
+      op, launch_advance_steps(entries.data(), int64_t(entries.size()), repeats, context.stream()));
+  for (FlatTensor& t : written) t.write_back();
+  for (size_t i = 0; i < steps.size(); ++i)
+    if (on_cpu(steps[i])) write_cpu_step(steps[i], entries[i].steps_done + double(repeats));
+}
+
+void grad_accumulate(std::vector<Tensor> caches, std::vector<Tensor> grads, double alpha,
+                     double beta) {
+  constexpr const char* op = "grad_accumulate_";
+  check_accumulate_arguments(op, {"caches", caches}, {"grads", grads}, alpha, beta);
+  if (caches.empty()) return;
+  const NoGrad no_grad;
+  const CudaContext context(op, caches[0]);
+  std::vector<FlatTensor> flat, written;
+  std::map<Storages, std::vector<AccumulateEntry>> groups;
+  for (size_t i = 0; i < caches.size(); ++i) {
+    const Tensor layout = pairing_layout(caches[i]);
+    written.emplace_back(caches[i], layout);
+    flat.emplace_back(grads[i], layout);
+    groups[{storage_of(caches[i]), storage_of(grads[i])}].push_back(
+        {written.back().data(), flat.back().data(), caches[i].numel()});
+  }
+  for (const auto& [storages, group] : groups)
+    check_cuda(op, launch_accumulate(group.data(), int64_t(group.size()), storages.first,
+                                     storages.second, alpha, beta, context.stream()));
+  for (FlatTensor& t : written) t.write_back();
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(hullft_ops, CUDA, m) {
+  m.impl("adam_replay_", TORCH_BOX(&adam_replay));
+  m.impl("grad_accumulate_", TORCH_BOX(&grad_accumulate));
+}
+
+}  // namespace hullft

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Compiles the CPU sources for aarch64, warnings as errors. Wants aarch64-linux-gnu-g++ and a Python
+# with torch and pybind11; links nothing and runs nothing.
+#   tools/check_aarch64.sh [PYTHON]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${1:-python3}
+torch=$("$python" -c 'import importlib.util as u; print(u.find_spec("torch").submodule_search_locations[0])')
+out=$(mktemp -d)
+trap 'rm -rf "$out"' EXIT
+sources=(csrc/cpu/*.cpp csrc/cpu/simd/dispatch.cpp csrc/cpu/simd/kernels_portable.cpp)
+for source in "${sources[@]}"; do
+  aarch64-linux-gnu-g++ -std=c++20 -O3 -Wall -Wextra -Werror -fvisibility=hidden \
+    -DTORCH_TARGET_VERSION=0x020b000000000000 -isystem "$torch/include" \
+    -c "$source" -o "$out/$(basename "$source").o"
+done
+echo "${#sources[@]} sources compile for aarch64"
