@@ -98,7 +98,7 @@ def numpy_integerize(
     for _ in range(swap_passes):
         improved = False
         best = loss()
-        for i in np.flatnonzero(counts):
+        for i in np.flatnonzero(counts).tolist():
             for j in range(len(counts)):
                 if counts[i] == 0:
                     break
@@ -135,7 +135,7 @@ def numpy_integerize_gram(
         v += gram[i]
     for _ in range(swap_passes):
         improved = False
-        for i in np.flatnonzero(counts):
+        for i in np.flatnonzero(counts).tolist():
             start = 0
             while counts[i] > 0:
                 change = 2 * (v - v[i]) + diagonal + diagonal[i] - 2 * gram[i]
@@ -157,7 +157,8 @@ def _floored(weights: np.ndarray, n_select: int) -> np.ndarray:
     clipped = np.maximum(weights.astype(np.float64), 0.0)
     total = clipped.sum()
     shares = clipped / total if total > 0 else np.full(len(clipped), 1 / len(clipped))
-    return np.floor(n_select * shares).astype(np.int64)
+    floored: np.ndarray = np.floor(n_select * shares).astype(np.int64)
+    return floored
 
 
 def _move(counts: np.ndarray, source: int | None, target: int | None) -> None:
@@ -231,9 +232,7 @@ def padded_cloning_finetune(
         for step in range(count):
             if step % refresh == 0:
                 optimizer.zero_grad()
-                loss = model(
-                    input_ids=input_ids, attention_mask=attention_mask, labels=labels
-                ).loss
+                loss = model(input_ids=input_ids, attention_mask=attention_mask, labels=labels).loss
                 loss.backward()
                 cached = [_gradient(parameter).clone() for parameter in model.parameters()]
             else:

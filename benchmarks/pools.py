@@ -44,9 +44,7 @@ def tiled(tensor: torch.Tensor, batch: int) -> torch.Tensor:
     return tensor.repeat(repeats, *[1] * (tensor.ndim - 1))[:batch].contiguous()
 
 
-def _with_candidates(
-    pool: np.ndarray, candidates: int, random: np.random.Generator
-) -> np.ndarray:
+def _with_candidates(pool: np.ndarray, candidates: int, random: np.random.Generator) -> np.ndarray:
     real = pool.shape[1]
     if candidates <= real:
         return pool[:, :candidates]

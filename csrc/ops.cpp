@@ -25,7 +25,7 @@ STABLE_TORCH_LIBRARY(hullft_ops, m) {
       "Tensor? support_sizes=None) -> Tensor");
   m.def(
       "fw_lmo(Tensor pool, Tensor query, Tensor current, Tensor? pool_sizes=None) -> "
-      "(Tensor index, Tensor correlation, Tensor gamma, Tensor gap)");
+      "(Tensor vertex, Tensor correlation, Tensor gamma, Tensor gap)");
   m.def(
       "adam_replay_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, "
       "Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] steps, *, int repeats, float lr, float beta1, "

@@ -25,7 +25,7 @@ def test_equals_reference(dtype: torch.dtype, candidates: int, dim: int) -> None
     tolerance = 1e-12 if dtype == torch.float64 else 1e-6
     for b in range(3):
         expected = reference.fw_lmo(pool[b], query[b], current[b])
-        assert step.index[b].item() == expected.index
+        assert step.vertex[b].item() == expected.vertex
         assert step.correlation.dtype == step.gamma.dtype == step.gap.dtype == real
         assert step.correlation[b].item() == pytest.approx(expected.correlation, abs=tolerance)
         assert step.gamma[b].item() == pytest.approx(expected.gamma, abs=tolerance)
@@ -39,7 +39,7 @@ def test_own_loop_gives_vanilla_frank_wolfe() -> None:
     n_iter = 12
     for _ in range(n_iter):
         step = fw_lmo(pool, query, current)
-        current += step.gamma * (pool[step.index] - current)
+        current += step.gamma * (pool[step.vertex] - current)
     selection = hullft_ops.fw_select(pool, query, 40, max_iter=n_iter)
     assert selection.num_iter.item() == n_iter
     assert (query - current).norm().item() == pytest.approx(selection.residual.item(), abs=1e-12)
@@ -49,7 +49,7 @@ def test_own_loop_gives_vanilla_frank_wolfe() -> None:
 def test_ties_go_to_the_lowest_row() -> None:
     pool = torch.tensor([[0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
     step = fw_lmo(pool, torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))
-    assert step.index.item() == 1
+    assert step.vertex.item() == 1
 
 
 def test_no_step_where_row_and_current_coincide() -> None:
@@ -68,8 +68,8 @@ def test_shared_ragged_and_strided_pools() -> None:
     whole = fw_lmo(pool, query, current)
     for b in range(4):
         n = int(sizes[b])
-        assert ragged.index[b] == reference.fw_lmo(pool[b, :n], query[b], current[b]).index
-        assert shared.index[b] == reference.fw_lmo(pool[0], query[b], current[b]).index
+        assert ragged.vertex[b] == reference.fw_lmo(pool[b, :n], query[b], current[b]).vertex
+        assert shared.vertex[b] == reference.fw_lmo(pool[0], query[b], current[b]).vertex
     for got, wanted in zip(strided, whole, strict=True):
         assert torch.equal(got, wanted)
 
@@ -124,7 +124,8 @@ def test_opcheck(shared: bool) -> None:
 def test_compiles_to_one_graph() -> None:
     pool, query = make_problem(4, 2, 12, 8)
     compiled = torch.compile(fw_lmo, fullgraph=True, backend="aot_eager")
+    current = vertices(pool, 1)
     for got, wanted in zip(
-        compiled(pool, query, vertices(pool, 1)), fw_lmo(pool, query, vertices(pool, 1)), strict=True
+        compiled(pool, query, current), fw_lmo(pool, query, current), strict=True
     ):
         assert torch.equal(got, wanted)

@@ -6,7 +6,7 @@ namespace {
 
 // R is float64 as soon as cache or gradient is, float32 otherwise.
 template <typename T, typename R>
-__global__ void __launch_bounds__(kSweepThreads)
+__global__ void __launch_bounds__(kSweepThreads, 2)
     accumulate_kernel(SweepBatch<AccumulateEntry> batch, Storage grad_type, R alpha, R beta) {
   const SweepPlace place = sweep_place(batch);
   const AccumulateEntry& entry = batch.entries[place.entry];
@@ -15,13 +15,15 @@ __global__ void __launch_bounds__(kSweepThreads)
     const int count = sweep_count<R>(at, entry.numel);
     if (count == 0) return;
     T* cache = static_cast<T*>(entry.cache) + at;
-    SweepVector<R> sum, before;
+    SweepVector<R> sum;
     load_sweep(entry.grad, grad_type, at, count, sum);
-    if (beta != R(0)) load_sweep(cache, count, before);
 #pragma unroll
-    for (int j = 0; j < kSweepVector<R>; ++j) {
-      sum[j] *= alpha;
-      if (beta != R(0)) sum[j] += beta * before[j];
+    for (int j = 0; j < kSweepVector<R>; ++j) sum[j] *= alpha;
+    if (beta != R(0)) {  // else the cache may hold anything, NaN too
+      SweepVector<R> before;
+      load_sweep(cache, count, before);
+#pragma unroll
+      for (int j = 0; j < kSweepVector<R>; ++j) sum[j] += beta * before[j];
     }
     store_sweep(cache, count, sum);
   }

@@ -66,7 +66,7 @@ __device__ __forceinline__ void take_steps(AdamLane<R>& x, const AdamRates<R>& r
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kSweepThreads)
+__global__ void __launch_bounds__(kSweepThreads, 2)
     adam_kernel(SweepBatch<AdamEntry> batch, Storage grad_type, AdamOptions options,
                 int64_t repeats) {
   using R = Arithmetic<T>;
@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(kSweepThreads)
   }
 }
 
-__global__ void __launch_bounds__(kSweepThreads)
+__global__ void __launch_bounds__(kSweepThreads, 2)
     advance_kernel(SweepBatch<AdamEntry> batch, double repeats) {
   const int i = int(threadIdx.x);
   if (i >= batch.n || !batch.entries[i].device_step) return;

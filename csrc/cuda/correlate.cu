@@ -8,7 +8,7 @@ constexpr int kThreads = 256;
 constexpr int kRowsPerBlock = kThreads / kWarp * kTileRows;
 
 template <typename T, typename S>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     residual_kernel(QueryView query, QueryView current, int64_t d, S* vectors) {
   const int64_t b = blockIdx.x;
   const T* q = static_cast<const T*>(query.base) + b * query.stride;
@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <typename S>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     correlate_kernel(PoolView pool, int64_t blocks_per_query, const S* vectors, S* products) {
   const BlockThread me;
   const int64_t query = int64_t(blockIdx.x) / blocks_per_query;

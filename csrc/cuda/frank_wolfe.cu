@@ -8,7 +8,10 @@
 namespace hullft {
 namespace {
 
-constexpr int kMaxThreads = kMaxBlockWarps * kWarp;
+// float64 takes twice the registers.
+template <typename S>
+constexpr int kMaxThreads = kMaxBlockWarps * kWarp * 4 / int(sizeof(S));
+
 // Shared memory of the kernel besides the state.
 constexpr int64_t kFixedSharedBytes = 1024;
 // Columns that are kept after their atom has left the support: it often comes back.
@@ -37,10 +40,13 @@ bool gram_pays(const FwProblem& p) {
   return gram < double(p.batch) * columns * k * d * double(bytes_of(p.pool.storage)) / rate;
 }
 
-int threads_for(int width) { return width <= 128 ? 128 : width <= 1024 ? 256 : kMaxThreads; }
+int threads_for(int width, Storage storage) {
+  if (width <= 128) return 128;
+  return width <= 1024 || storage == Storage::kFloat64 ? 256 : kMaxThreads<float>;
+}
 
 template <typename S, bool kSharedState>
-__global__ void __launch_bounds__(kMaxThreads)
+__global__ void __launch_bounds__(kMaxThreads<S>, 1)
     fw_kernel(FwProblem problem, FwPlan plan, unsigned char* workspace, FwOutputs outputs) {
   HULLFT_DYNAMIC_SHARED(shared);
   __shared__ FwControl<S> control;
@@ -86,7 +92,7 @@ FwPlan plan_columns(const FwProblem& p, int64_t max_shared_bytes, bool gram) {
   FwPlan plan;
   plan.gram = gram;
   plan.slots = int(std::min(width, int64_t(p.n_select) + 1 + spare));
-  plan.threads = threads_for(p.pool.width);
+  plan.threads = threads_for(p.pool.width, p.pool.storage);
   plan.state_bytes = fw_state_bytes(p.pool.width, plan.slots, real_bytes);
   plan.shared_state = plan.state_bytes <= max_shared_bytes - kFixedSharedBytes;
   const int64_t column_bytes = (plan.gram ? width : plan.slots) * width * real_bytes;

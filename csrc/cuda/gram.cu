@@ -104,7 +104,8 @@ __device__ __forceinline__ void write_tile(const GramShared<S>& shared, const Ti
 }
 
 template <typename T, typename S>
-__global__ void __launch_bounds__(kThreads) gram_kernel(PoolView pool, int64_t n_tiles, S* gram) {
+__global__ void __launch_bounds__(kThreads, 2)
+    gram_kernel(PoolView pool, int64_t n_tiles, S* gram) {
   __shared__ GramShared<S> shared;
   const int64_t query = int64_t(blockIdx.x) / n_tiles;
   const Tile tile = tile_of(int64_t(blockIdx.x) % n_tiles);

@@ -35,7 +35,7 @@ __device__ __forceinline__ CountArrays carve(unsigned char* memory, int m, S** p
 }
 
 template <typename S>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     integerize_kernel(IntegerizeProblem p, const S* grams, unsigned char* states, int64_t bytes,
                       int64_t* counts) {
   __shared__ BlockScratch scratch;

@@ -39,7 +39,7 @@ __device__ __forceinline__ void pick_nearest(int n, int n_select, const S* produ
 }
 
 template <typename S>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     knn_kernel(KnnProblem p, const S* products, S* residuals, FwOutputs out) {
   __shared__ BlockScratch scratch;
   const BlockThread me;
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // The gap from the products with the residual; a query that failed before is left as it is.
 template <typename S>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     knn_gap_kernel(KnnProblem p, const S* products, FwOutputs out) {
   __shared__ BlockScratch scratch;
   const BlockThread me;

@@ -20,7 +20,7 @@ __device__ __forceinline__ void write_lmo(int64_t query, int64_t index, S correl
 }
 
 template <typename S>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     lmo_kernel(LmoProblem problem, const S* residuals, const S* products, LmoOutputs out) {
   __shared__ BlockScratch scratch;
   const BlockThread me;

@@ -1,6 +1,7 @@
 """Fast operators for test-time finetuning.
 
-Selection (:func:`fw_select`, :func:`fw_select_indexed`, :func:`integerize`, :func:`knn_select`) and
+Selection (:func:`fw_select`, :func:`fw_select_indexed`, :func:`integerize`, :func:`knn_select`,
+:func:`fw_lmo`) and
 gradient replay (:class:`ReplayAdam`, :class:`GradientCache`). The layer that runs them end to end
 on a HuggingFace model is :mod:`hullft_ops.ttft`, with the extra ``hullft_ops[ttft]``.
 """
@@ -8,6 +9,7 @@ on a HuggingFace model is :mod:`hullft_ops.ttft`, with the extra ``hullft_ops[tt
 import torch  # noqa: F401 (loads the libraries that the extension links)
 
 from hullft_ops._C import build_info as _build_info
+from hullft_ops.lmo import LmoStep, fw_lmo
 from hullft_ops.replay import GradientCache, ReplayAdam
 from hullft_ops.selection import (
     Selection,
@@ -21,8 +23,10 @@ __version__: str = _build_info()["version"]
 
 __all__ = [
     "GradientCache",
+    "LmoStep",
     "ReplayAdam",
     "Selection",
+    "fw_lmo",
     "fw_select",
     "fw_select_indexed",
     "integerize",

@@ -65,7 +65,7 @@ def demo(
     from hullft_ops.ttft.demo_inputs import DemoError
 
     # Loading a model would draw a bar of its own through ours.
-    disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         options = DemoOptions(
             model=model,

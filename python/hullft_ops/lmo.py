@@ -15,15 +15,15 @@ from hullft_ops._library import ops
 class LmoStep(NamedTuple):
     """Where to move, and how far, for one query or a batch (``..`` is ``[]`` or ``[B]``).
 
-    All but the index are float64 for float64 pools and float32 for all others.
+    All but the vertex are float64 for float64 pools and float32 for all others.
     """
 
-    index: torch.Tensor
+    vertex: torch.Tensor
     """int64 [..]: the row of the pool that correlates best with ``query - current``."""
     correlation: torch.Tensor
     """[..]: its inner product with ``query - current``."""
     gamma: torch.Tensor
-    """[..]: the step in 0..1 that brings ``current + gamma * (pool[index] - current)`` nearest to
+    """[..]: the step in 0..1 that brings ``current + gamma * (pool[vertex] - current)`` nearest to
     the query; 0 when the row and ``current`` coincide."""
     gap: torch.Tensor
     """[..]: the Frank-Wolfe gap, an upper bound on how much half the squared distance to the query

@@ -132,7 +132,7 @@ def corrective_step(
 class ReferenceLmo(NamedTuple):
     """One query's linear minimisation."""
 
-    index: int
+    vertex: int
     correlation: float
     gamma: float
     gap: float

@@ -46,7 +46,7 @@ def test_info_as_json() -> None:
 def test_info_as_text_has_a_line_for_every_value() -> None:
     result = CliRunner().invoke(app, ["info"])
     assert result.exit_code == 0
-    shown = dict(re.findall(r"^  (.+?) +(\S.*)$", result.stdout, re.MULTILINE))
+    shown = dict(re.findall(r"^  (.+?) {2,}(\S.*)$", result.stdout, re.MULTILINE))
     assert shown["torch"] == torch.__version__
     for name, value in _C.build_info().items():
         assert shown[name] == (value or "none")

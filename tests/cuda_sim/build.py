@@ -128,7 +128,7 @@ def build(kind: str) -> Path:
         how = KINDS[kind]
         for unit in UNITS:
             _compile_unit(kind, CSRC, unit, into)
-        for source in (["driver", "cusim/race"] if kind == "race" else ["driver"]):
+        for source in ["driver", "cusim/race"] if kind == "race" else ["driver"]:
             _run(
                 [how.compiler, *_common(CSRC), *how.driver_flags, "-c",
                  str(HERE / f"{source}.cpp"), "-o", str(into / f"{Path(source).name}.o")]

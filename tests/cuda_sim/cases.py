@@ -154,11 +154,34 @@ def fw_full_support(library: Library, seed: int) -> None:
 def fw_full_support_tail(library: Library, seed: int) -> None:
     """Rows of 18 float32 that start every 20: vectors, and a tail of two."""
     pool, query = hull_problem(3, 1, 9, 18, torch.float32)
-    padded = torch.zeros(1, 9, 20)
-    padded[:, :, :18] = pool
-    rows = padded[:, :, :18]
-    answer = library.frank_wolfe(rows, query, 4, launch=Launch(seed, gram=False, threads=64))
+
+    def spaced(rows: torch.Tensor) -> torch.Tensor:
+        wide = torch.zeros(*rows.shape[:-1], 20)
+        wide[..., :18] = rows
+        return wide[..., :18]
+
+    answer = library.frank_wolfe(
+        spaced(pool), spaced(query), 4, launch=Launch(seed, gram=False, threads=64)
+    )
     check_equals(of_query(answer, 0), reference.fw_select(pool[0], query[0], 4))
+
+
+def check_outside_hull(library: Library, launch: Launch) -> None:
+    """A query far outside its hull, whose nearest point has fewer atoms than are allowed."""
+    pool, query = hull_problem(0, 1, 400, 12, torch.float32)
+    query *= 2
+    answer = library.frank_wolfe(pool, query, 16, variant="away", max_iter=200, launch=launch)
+    check_consistent(pool[0], query[0], 16, of_query(answer, 0))
+    m = int(answer.support_size)
+    assert m < 16
+    assert (answer.weights[0, :m] > 0).all()
+
+
+@case
+def fw_drops(library: Library, seed: int) -> None:
+    """Atoms leave the support."""
+    for gram in (True, False):
+        check_outside_hull(library, Launch(seed, gram, 64))
 
 
 @case
@@ -181,12 +204,7 @@ def fw_global_state(library: Library, seed: int) -> None:
 @case
 def fw_evicted_columns(library: Library, seed: int) -> None:
     """More atoms come and go than columns are kept."""
-    pool, query = hull_problem(4, 1, 1500, 6, torch.float32)
-    for variant in ("away", "pairwise"):
-        answer = library.frank_wolfe(
-            pool, query, 10, variant=variant, max_iter=250, launch=Launch(seed, False, 64)
-        )
-        check_consistent(pool[0], query[0], 10, of_query(answer, 0))
+    check_outside_hull(library, Launch(seed, gram=False, threads=64, slots=17))
 
 
 @case
@@ -345,11 +363,11 @@ def lmo(library: Library, seed: int) -> None:
         tolerance = 1e-12 if dtype == torch.float64 else 1e-5
         for b in range(2):
             expected = reference.fw_lmo(pool[b, : int(sizes[b])], query[b], current[b])
-            assert step.index[b].item() == expected.index
+            assert step.vertex[b].item() == expected.vertex
             for name in ("correlation", "gamma", "gap"):
                 error = getattr(step, name)[b].item() - getattr(expected, name)
                 assert abs(error) <= tolerance
-        assert step.index[2:].tolist() == [-1, -1]
+        assert step.vertex[2:].tolist() == [-1, -1]
         assert step.gap[2:].isnan().all()
 
 

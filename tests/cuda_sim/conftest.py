@@ -12,9 +12,7 @@ from cuda_sim.library import Library
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--cuda-sim", action="store_true", help="execute the CUDA kernels on the CPU"
-    )
+    parser.addoption("--cuda-sim", action="store_true", help="execute the CUDA kernels on the CPU")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

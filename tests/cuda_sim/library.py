@@ -44,7 +44,7 @@ class _FwCase(ctypes.Structure):
     _fields_ = [
         ("pool", _Pool), ("out", _Selection), ("n_select", _I32), ("max_iter", _I32),
         ("swap_passes", _I32), ("variant", _I32), ("tol", _F64), ("gap_tol", _F64),
-        ("force_gram", _I32), ("force_threads", _I32),
+        ("force_gram", _I32), ("force_threads", _I32), ("force_slots", _I32),
     ]  # fmt: skip
 
 
@@ -127,7 +127,6 @@ class Answer:
             torch.zeros(one, dtype=torch.int64),
         )
 
-
     def pointers(self) -> _Selection:
         return _Selection(
             _pointer(self.indices), _pointer(self.counts), _pointer(self.support_size),
@@ -144,6 +143,8 @@ class Launch:
     gram: bool | None = None
     threads: int = -1
     max_shared_bytes: int = H100_SHARED_BYTES
+    slots: int = -1
+    """Columns that are kept, at most as many as planned."""
 
     def schedule(self) -> _Schedule:
         return _Schedule(self.seed, self.max_shared_bytes)
@@ -216,13 +217,13 @@ class Library:
         swap_passes: int = 2,
         candidates: torch.Tensor | None = None,
         sizes: torch.Tensor | None = None,
-        launch: Launch = Launch(),  # noqa: B008
+        launch: Launch = Launch(),
     ) -> Answer:
         answer = Answer.empty(query.shape[0], n_select, pool.dtype)
         gram = -1 if launch.gram is None else int(launch.gram)
         case = _FwCase(
             _pool(pool, query, candidates, sizes), answer.pointers(), n_select, max_iter,
-            swap_passes, VARIANTS[variant], tol, gap_tol, gram, launch.threads,
+            swap_passes, VARIANTS[variant], tol, gap_tol, gram, launch.threads, launch.slots,
         )  # fmt: skip
         self._call("sim_frank_wolfe", case, launch)
         return answer
@@ -244,7 +245,7 @@ class Library:
         n_select: int,
         *,
         sizes: torch.Tensor | None = None,
-        launch: Launch = Launch(),  # noqa: B008
+        launch: Launch = Launch(),
     ) -> Answer:
         answer = Answer.empty(query.shape[0], n_select, pool.dtype)
         case = _KnnCase(_pool(pool, query, None, sizes), answer.pointers(), n_select)
@@ -258,7 +259,7 @@ class Library:
         current: torch.Tensor,
         *,
         sizes: torch.Tensor | None = None,
-        launch: Launch = Launch(),  # noqa: B008
+        launch: Launch = Launch(),
     ) -> LmoStep:
         batch = (query.shape[0],)
         reals = [torch.zeros(batch, dtype=real_dtype(pool.dtype)) for _ in range(3)]
@@ -277,7 +278,7 @@ class Library:
         *,
         swap_passes: int = 2,
         sizes: torch.Tensor | None = None,
-        launch: Launch = Launch(),  # noqa: B008
+        launch: Launch = Launch(),
     ) -> torch.Tensor:
         counts = torch.zeros(weights.shape, dtype=torch.int64)
         case = _IntegerizeCase(
@@ -294,7 +295,7 @@ class Library:
         *,
         device_steps: bool = False,
         misalign: int = 0,
-        launch: Launch = Launch(),  # noqa: B008
+        launch: Launch = Launch(),
         **options: float | bool,
     ) -> None:
         """Updates all but the gradients; ``misalign`` elements keep written tensors off 16 bytes.
@@ -323,7 +324,7 @@ class Library:
         beta: float,
         *,
         misalign: int = 0,
-        launch: Launch = Launch(),  # noqa: B008
+        launch: Launch = Launch(),
     ) -> None:
         lists = [_pointers(column) for column in (caches, grads)]
         numels = _numels(caches)
@@ -333,7 +334,7 @@ class Library:
         )  # fmt: skip
         self._call("sim_accumulate", case, launch)
 
-    def gram(self, pool: torch.Tensor, launch: Launch = Launch()) -> torch.Tensor:  # noqa: B008
+    def gram(self, pool: torch.Tensor, launch: Launch = Launch()) -> torch.Tensor:
         batch, width, _ = pool.shape
         gram = torch.zeros((batch, width, width), dtype=real_dtype(pool.dtype))
         query = pool[:, 0].contiguous()

@@ -1,4 +1,4 @@
-"""The kernels, executed: against the reference, in several orders of threads, and under checkers."""
+"""The kernels, executed: against the reference, in several orders of threads, under checkers."""
 
 from collections.abc import Callable
 

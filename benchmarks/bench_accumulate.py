@@ -1,0 +1,81 @@
+"""``GradientCache.accumulate`` on float32 gradients."""
+
+from dataclasses import dataclass
+
+import torch
+
+import hullft_ops
+from benchmarks import parameters
+from benchmarks.recorder import Recorder
+
+
+@dataclass(frozen=True)
+class Case:
+    tensors: int
+    total: int
+    beta: float
+    dtype: str = "float32"
+
+    def __str__(self) -> str:
+        return f"{self.tensors}x-{self.total / 1e6:.3g}M-beta{self.beta:g}-{self.dtype}"
+
+
+def cases(grid: str) -> list[Case]:
+    if grid == "smoke":
+        return [Case(3, 3000, 0.0), Case(3, 3000, 1.0)]
+    if grid == "quick":
+        return [Case(148, 124_000_000, 0.0), Case(148, 124_000_000, 1.0)]
+    return [
+        Case(tensors, total, beta, dtype)
+        for tensors, total in ((1, 1_000_000), (300, 16_000_000), (148, 124_000_000))
+        for beta in (0.0, 1.0)
+        for dtype in ("float32", "bfloat16")
+    ]
+
+
+def test_accumulate(case: Case, recorder: Recorder, device: torch.device) -> None:
+    shapes = parameters.even_shapes(case.tensors, case.total)
+    params = [torch.zeros(shape, device=device) for shape in shapes]
+    gradients = parameters.random_tensors(shapes, 1e-3, device, seed=0)
+    for parameter, gradient in zip(params, gradients, strict=True):
+        parameter.grad = gradient
+    dtype = getattr(torch, case.dtype)
+    cache = hullft_ops.GradientCache(params, dtype=dtype)
+    cache.accumulate(0, beta=0.0)
+    cache.accumulate(0, beta=case.beta)
+    copies = [torch.empty_like(gradient, dtype=dtype) for gradient in gradients]
+
+    def foreach() -> None:
+        if case.beta == 0:
+            torch._foreach_copy_(copies, gradients)
+        else:
+            torch._foreach_mul_(copies, case.beta)
+            torch._foreach_add_(copies, gradients)
+
+    torch._foreach_copy_(copies, gradients)
+    foreach()
+    for ours, theirs in zip(cache.gradients(0).values(), copies, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0 if case.beta == 0 else 2**-7 * 1e-2)
+    recorder.ours(lambda: cache.accumulate(0, beta=case.beta))
+    recorder.peer("torch foreach", foreach)
+    if case.beta == 0:
+        recorder.peer("clones", lambda: [gradient.to(dtype, copy=True) for gradient in gradients])
+    _time_bound(case, recorder, gradients, copies)
+
+
+def _time_bound(
+    case: Case, recorder: Recorder, gradients: list[torch.Tensor], copies: list[torch.Tensor]
+) -> None:
+    """Read the gradient, and write the cache, which beta = 1 reads as well."""
+    read = torch.cat([gradient.flatten() for gradient in gradients]).view(torch.int32)
+    cached = torch.cat([copy.flatten() for copy in copies])
+    size = read.numel() * 4 + cached.numel() * cached.element_size() * (1 + (case.beta != 0))
+
+    def sweep() -> None:
+        read.amax()
+        if case.beta == 0:
+            cached.zero_()
+        else:
+            cached.neg_()
+
+    recorder.roofline(sweep, size)

@@ -1,0 +1,111 @@
+"""``ReplayAdam.step(repeats=r)`` against r steps of torch's Adam, float32."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+import hullft_ops
+from benchmarks import parameters, peers
+from benchmarks.recorder import Recorder
+
+_LR = 5e-5
+_BUFFERS_READ = 4  # parameter, gradient, two moments
+_BUFFERS_WRITTEN = 3  # all but the gradient
+
+
+@dataclass(frozen=True)
+class Case:
+    tensors: int
+    total: int
+    repeats: int
+    gpt2: bool = False
+
+    def __str__(self) -> str:
+        model = "gpt2-" if self.gpt2 else ""
+        return f"{model}{self.tensors}x-{self.total / 1e6:.3g}M-r{self.repeats}"
+
+    def shapes(self) -> list[torch.Size]:
+        if self.gpt2:
+            return parameters.gpt2_shapes()
+        return parameters.even_shapes(self.tensors, self.total)
+
+
+def _gpt2_case(repeats: int) -> Case:
+    total = sum(shape.numel() for shape in parameters.gpt2_shapes())
+    return Case(parameters.GPT2_TENSORS, total, repeats, gpt2=True)
+
+
+def cases(grid: str) -> list[Case]:
+    if grid == "smoke":
+        return [Case(3, 3000, 1), Case(3, 3000, 4)]
+    if grid == "quick":
+        return [_gpt2_case(1), _gpt2_case(4)]
+    found = [_gpt2_case(r) for r in (1, 2, 4, 8)]
+    found += [Case(t, 16_000_000, r) for t in (1, 20, 300) for r in (1, 4)]
+    found += [Case(20, total, r) for total in (1_000_000, 124_000_000) for r in (1, 4)]
+    return [*found, Case(20, 500_000_000, 1), Case(20, 500_000_000, 4)]
+
+
+def test_replay(case: Case, recorder: Recorder, device: torch.device) -> None:
+    shapes = case.shapes()
+    gradients = parameters.random_tensors(shapes, 1e-3, device, seed=1)
+
+    def fresh() -> list[torch.Tensor]:
+        made = parameters.random_tensors(shapes, 0.02, device, seed=0)
+        for parameter, gradient in zip(made, gradients, strict=True):
+            parameter.grad = gradient
+        return made
+
+    # Large cases fit in memory once: each optimizer has gone before the next one comes.
+    expected = _time_ours(case, recorder, fresh())
+    for name in peers.adams([], _LR):
+        _time_peer(case, recorder, name, fresh(), expected)
+    del expected
+    _time_bound(case, recorder, fresh())
+
+
+def _time_ours(case: Case, recorder: Recorder, params: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The parameters after the first call."""
+    optimizer = hullft_ops.ReplayAdam(params, lr=_LR)
+    optimizer.step(repeats=case.repeats)
+    stepped = [parameter.clone() for parameter in params]
+    recorder.ours(lambda: optimizer.step(repeats=case.repeats))
+    return stepped
+
+
+def _time_peer(
+    case: Case,
+    recorder: Recorder,
+    name: str,
+    params: list[torch.Tensor],
+    expected: list[torch.Tensor],
+) -> None:
+    step = _steps(peers.adams(params, _LR)[name](), case.repeats)
+    step()
+    # Each side rounds a parameter below 1/8 to float32 by up to 2^-28 a step.
+    tolerance = case.repeats * (2 * 2**-28 + 1e-4 * _LR)
+    for ours, theirs in zip(expected, params, strict=True):
+        assert (ours - theirs).abs().max() <= tolerance
+    recorder.peer(name, step)
+
+
+def _steps(optimizer: torch.optim.Optimizer, repeats: int) -> Callable[[], None]:
+    def step() -> None:
+        for _ in range(repeats):
+            optimizer.step()
+
+    return step
+
+
+def _time_bound(case: Case, recorder: Recorder, params: list[torch.Tensor]) -> None:
+    """Read the gradient; read and write, in place, three buffers of the parameters' size."""
+    bound = torch.cat([parameter.flatten() for parameter in params])
+    words = bound.view(torch.int32)
+
+    def sweep() -> None:
+        words.amax()
+        for _ in range(_BUFFERS_WRITTEN):
+            bound.neg_()
+
+    recorder.roofline(sweep, (_BUFFERS_READ + _BUFFERS_WRITTEN) * bound.numel() * 4)

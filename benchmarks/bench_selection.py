@@ -1,0 +1,158 @@
+"""Selection with integerization, a batch of queries with a pool each."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+
+import hullft_ops
+from benchmarks import peers
+from benchmarks.pools import DISTINCT, distinct_pools, tiled
+from benchmarks.recorder import Recorder
+from hullft_ops import reference
+
+_MAX_POOL_BYTES = 2**30
+# Peers that take queries one by one are timed on this many of a batch of pools larger than these.
+_LOOPED_QUERIES = 8
+_LOOPED_POOL = 200 * 1024
+
+
+@dataclass(frozen=True)
+class Case:
+    batch: int
+    candidates: int
+    dim: int
+    n_select: int = 50
+    dtype: str = "float32"
+    variant: str = "vanilla"
+
+    def __str__(self) -> str:
+        shape = f"B{self.batch}-K{self.candidates}-d{self.dim}-N{self.n_select}"
+        return f"{shape}-{self.dtype}-{self.variant}"
+
+    @property
+    def pool_bytes(self) -> int:
+        itemsize = getattr(torch, self.dtype).itemsize
+        return int(self.batch * self.candidates * self.dim * itemsize)
+
+    @property
+    def looped_queries(self) -> int:
+        small = self.candidates * self.dim <= _LOOPED_POOL and self.batch <= 64
+        return self.batch if small else min(self.batch, _LOOPED_QUERIES)
+
+
+def cases(grid: str) -> list[Case]:
+    if grid == "smoke":
+        return [Case(2, 30, 384, 5), Case(2, 30, 384, 5, "bfloat16", "pairwise")]
+    headline = [Case(b, 200, d) for d in (384, 1024) for b in (64, 1)]
+    if grid == "quick":
+        pairwise = replace(headline[0], variant="pairwise")
+        return [*headline, pairwise, replace(headline[2], dtype="bfloat16")]
+    found = [*headline, *_shapes(), *(other for case in headline for other in _others(case))]
+    return list(dict.fromkeys(case for case in found if case.pool_bytes <= _MAX_POOL_BYTES))
+
+
+def _shapes() -> Iterator[Case]:
+    sizes = ((1, 8, 64, 512), (50, 200, 1000, 5000), (384, 1024, 4096))
+    return itertools.starmap(Case, itertools.product(*sizes))
+
+
+def _others(case: Case) -> Iterator[Case]:
+    yield from (replace(case, n_select=n) for n in (5, 20, 200))
+    yield from (replace(case, dtype=dtype) for dtype in ("float64", "bfloat16", "float16"))
+    yield from (replace(case, variant=variant) for variant in ("away", "pairwise"))
+
+
+# activeft converts as NumPy 1 did.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_selection(case: Case, recorder: Recorder, device: torch.device) -> None:
+    distinct, queries = distinct_pools(case.candidates, case.dim)
+    dtype = getattr(torch, case.dtype)
+    pool = tiled(distinct.to(dtype), case.batch).to(device)
+    query = tiled(queries.to(dtype), case.batch).to(device)
+
+    def select() -> hullft_ops.Selection:
+        return hullft_ops.fw_select(pool, query, case.n_select, variant=case.variant)
+
+    _assert_as_reference(case, pool, query, select())
+    recorder.ours(select)
+    words = pool.view(torch.int32)
+    recorder.roofline(words.amax, case.pool_bytes)
+    _time_numpy(case, recorder, distinct, queries)
+    if case.variant == "pairwise":
+        _time_nnls(case, recorder, distinct, queries, select())
+    if case.variant == "vanilla" and case.candidates <= 200 and case.dim <= 1024:
+        _time_sift(case, recorder, distinct, queries)
+
+
+def _assert_as_reference(
+    case: Case, pool: torch.Tensor, query: torch.Tensor, selection: hullft_ops.Selection
+) -> None:
+    """Every distinct query, or one of a large pool, and that repeated queries agree with it."""
+    small = case.candidates * case.dim <= _LOOPED_POOL
+    for b in range(min(case.batch, DISTINCT if small else 1)):
+        expected = reference.fw_select(
+            pool[b].cpu(), query[b].cpu(), case.n_select, variant=case.variant
+        )
+        m = int(selection.support_size[b])
+        if pool.is_cuda:  # Its state is float32: nearly equal atoms may change places.
+            assert abs(selection.residual[b].item() - expected.residual) < 1e-4
+            continue
+        assert selection.indices[b, :m].tolist() == expected.indices.tolist()
+        assert selection.counts[b, :m].tolist() == expected.counts.tolist()
+    assert (selection.counts.sum(-1) == case.n_select).all()
+    repeated = range(DISTINCT, case.batch)
+    assert all(torch.equal(selection.indices[b], selection.indices[b % DISTINCT]) for b in repeated)
+
+
+def _time_numpy(
+    case: Case, recorder: Recorder, distinct: torch.Tensor, queries: torch.Tensor
+) -> None:
+    """The published method, which is vanilla, in float32: NumPy has no 16-bit matrix product."""
+    looped = case.looped_queries
+    pool, query = tiled(distinct, looped).numpy(), tiled(queries, looped).numpy()
+    if case.variant == "vanilla" and case.dtype == "float32":
+        x, q = distinct[0].double(), queries[0].double()
+        expected = reference.fw_select(x, q, case.n_select)
+        found = peers.numpy_select(x.numpy(), q.numpy(), case.n_select)
+        assert found.indices.tolist() == expected.indices.tolist()
+        assert found.counts.tolist() == expected.counts.tolist()
+
+    def select() -> None:
+        for x, q in zip(pool, query, strict=True):
+            peers.numpy_select(x, q, case.n_select)
+
+    recorder.peer("NumPy", select, scale=case.batch / looped)
+
+
+def _time_nnls(
+    case: Case,
+    recorder: Recorder,
+    distinct: torch.Tensor,
+    queries: torch.Tensor,
+    selection: hullft_ops.Selection,
+) -> None:
+    """The exact minimum: the reported gap must bound how far above it the selection is."""
+    pool, query = distinct[0].numpy(), queries[0].numpy()
+    if case.dtype == "float32":
+        off = query - peers.simplex_nnls(pool, query) @ pool
+        above = (selection.residual[0].item() ** 2 - float(off @ off)) / 2
+        assert -1e-5 < above < selection.gap[0].item() + 1e-5
+    recorder.peer("SciPy nnls", lambda: peers.simplex_nnls(pool, query), scale=case.batch)
+
+
+def _time_sift(
+    case: Case, recorder: Recorder, distinct: torch.Tensor, queries: torch.Tensor
+) -> None:
+    """activeft takes one query at a time, in float32; a query costs what any other does."""
+    x, q, n = distinct[0], queries[0], case.n_select
+    recorder.peer("activeft SIFT", lambda: peers.sift(x, q, n), scale=case.batch)
+    retriever = peers.sift_retriever(x.numpy())
+    recorder.peer(
+        "activeft Retriever",
+        lambda: retriever.search(np.asarray(q)[None], N=n, K=len(x), threads=2),
+        scale=case.batch,
+    )

@@ -1,0 +1,31 @@
+"""Parameters of models that are not there: their shapes, with random values."""
+
+from collections.abc import Sequence
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+GPT2_TENSORS = 148
+
+
+def gpt2_shapes() -> list[torch.Size]:
+    """The 148 parameters of GPT-2 (124 M)."""
+    with torch.device("meta"):
+        model = GPT2LMHeadModel(GPT2Config())
+    return [parameter.shape for parameter in model.parameters()]
+
+
+def even_shapes(tensors: int, total: int) -> list[torch.Size]:
+    """Equal vectors."""
+    return [torch.Size([total // tensors])] * tensors
+
+
+def random_tensors(
+    shapes: Sequence[torch.Size], scale: float, device: torch.device, seed: int
+) -> list[torch.Tensor]:
+    """float32, normally distributed; the same for the same seed and device."""
+    generator = torch.Generator(device).manual_seed(seed)
+    return [
+        scale * torch.randn(shape, generator=generator, device=device, dtype=torch.float32)
+        for shape in shapes
+    ]

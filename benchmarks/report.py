@@ -1,0 +1,163 @@
+"""The results as a Markdown page."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.results import Results, replacing
+from benchmarks.timing import Comparison, format_seconds
+
+_INTRODUCTION = """\
+Medians. Ours and its peers are measured in the same run, with the same number of threads, after
+the answer has been checked against the reference or the peer. A peer's cell says how many times
+longer it takes. The bound is the time of moving the same bytes and doing nothing else.
+
+- NumPy: the published method in NumPy, written from its description (`benchmarks/peers.py`).
+- activeft SIFT: activeft's acquisition function within this process; activeft Retriever: as its
+  documentation uses it, with a data-loader process for each query.
+- Peers that take queries one by one are timed on some of a large batch, at least 8, or 1 for
+  activeft and nnls.
+- 200 candidates of 384 dimensions are embeddings of real text; other sizes are grown from them
+  (`benchmarks/pools.py`).
+"""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A number to reach: at least ``wanted``, or at most."""
+
+    text: str
+    wanted: float
+    at_least: bool
+    measured: float
+
+    @property
+    def met(self) -> bool:
+        return self.measured >= self.wanted if self.at_least else self.measured <= self.wanted
+
+
+def goals(results: Results) -> list[Goal]:
+    """Those of a CPU run whose cases have been measured."""
+    return [*_selection_goals(results), *_replay_goals(results), *_ttft_goals(results)]
+
+
+def _selection_goals(results: Results) -> Iterator[Goal]:
+    wanted = {(64, 384): 150.0, (64, 1024): 120.0, (1, 384): 80.0, (1, 1024): 60.0}
+    for (batch, dim), ratio in wanted.items():
+        found = _selection(results, batch, dim)
+        if found:
+            text = f"selection, {batch} real pools, K = 200, d = {dim}, N = 50: times NumPy"
+            yield Goal(text, ratio, True, found.ratio("NumPy"))
+    for dim in (384, 1024):
+        if found := _selection(results, 64, dim):
+            for peer in ("activeft SIFT", "activeft Retriever"):
+                yield Goal(f"the same, d = {dim}: times {peer}", 1000.0, True, found.ratio(peer))
+    found = _selection(results, 64, 1024)
+    if found and found.times_roofline is not None:
+        text = "selection, 64 pools, d = 1024: times reading them once"
+        yield Goal(text, 4.5, False, found.times_roofline)
+
+
+def _selection(results: Results, batch: int, dim: int) -> Comparison | None:
+    return results.find(
+        "selection",
+        batch=batch,
+        candidates=200,
+        dim=dim,
+        n_select=50,
+        dtype="float32",
+        variant="vanilla",
+    )
+
+
+def _replay_goals(results: Results) -> Iterator[Goal]:
+    one = results.find("replay", gpt2=True, repeats=1)
+    four = results.find("replay", gpt2=True, repeats=4)
+    if one and four:
+        text = "replay, 124 M parameters: four steps against one"
+        yield Goal(text, 1.25, False, four.seconds / one.seconds)
+    for found, wanted in ((four, 3.0), (one, 1.0)):
+        if found:
+            text = f"replay, 124 M parameters, {found.case['repeats']} steps: times fused torch"
+            yield Goal(text, wanted, True, found.ratio("torch fused"))
+
+
+def _ttft_goals(results: Results) -> Iterator[Goal]:
+    found = results.find("ttft", model="gpt2", n_select=20, refresh=2, lengths="300")
+    if found:
+        yield Goal("GPT-2, N = 20: times the padded loop", 5.0, True, found.ratio("padded loop"))
+        buffers = found.facts["parameter-sized buffers"]
+        yield Goal("GPT-2, N = 20: parameter-sized buffers", 5.0, False, buffers)
+
+
+def write_page(results: Results, path: Path, plot: str | None) -> None:
+    """Writes the page; the file appears whole or not at all."""
+    parts = ["# Benchmarks", _setting(results), _INTRODUCTION]
+    if results.device == "cpu" and (reached := goals(results)):
+        parts += ["## Goals", _goal_table(reached)]
+    for group in results.groups:
+        parts += [f"## {group.capitalize()}", _group_table(results.group(group))]
+    if plot is not None:
+        parts += ["## How cost grows", f"![Time along each axis]({plot})"]
+    with replacing(path) as temporary:
+        temporary.write_text("\n\n".join(part.strip() for part in parts) + "\n", encoding="utf-8")
+
+
+def _setting(results: Results) -> str:
+    versions = results.environment["versions"]
+    shown = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    gpus = [gpu["name"] for gpu in results.environment["cuda_devices"]]
+    lines = [
+        f"- device: {results.device}" + (f" ({', '.join(gpus)})" if gpus else ""),
+        f"- processor: {results.environment['processor']}, {results.threads} threads, "
+        f"{results.environment['cpu']['simd']}",
+        f"- versions: {shown}",
+        f"- commit: {results.commit}; grid: {results.grid}; {results.date}",
+    ]
+    return "\n".join(lines)
+
+
+def _goal_table(reached: list[Goal]) -> str:
+    rows = [
+        [
+            goal.text,
+            f"{'at least' if goal.at_least else 'at most'} {goal.wanted:g}",
+            f"{goal.measured:.3g}",
+            "yes" if goal.met else "no",
+        ]
+        for goal in reached
+    ]
+    return _table(["goal", "wanted", "measured", "met"], rows)
+
+
+def _group_table(comparisons: list[Comparison]) -> str:
+    peers = list(dict.fromkeys(peer for c in comparisons for peer in c.peers))
+    facts = list(dict.fromkeys(fact for c in comparisons for fact in c.facts))
+    columns: dict[str, Callable[[Comparison], str]] = {
+        "case": lambda c: c.name,
+        "ours": lambda c: format_seconds(c.seconds),
+    }
+    for peer in peers:
+        columns[peer] = lambda c, peer=peer: _times(c, peer)  # type: ignore[misc]
+    if any(c.roofline for c in comparisons):
+        columns["GB/s"] = lambda c: _number(c.gigabytes_per_second)
+        columns["times the bound"] = lambda c: _number(c.times_roofline)
+    for fact in facts:
+        columns[fact] = lambda c, fact=fact: _number(c.facts.get(fact))  # type: ignore[misc]
+    rows = [[cell(c) for cell in columns.values()] for c in comparisons]
+    return _table(list(columns), rows)
+
+
+def _times(comparison: Comparison, peer: str) -> str:
+    if peer not in comparison.peers:
+        return ""
+    return f"{comparison.ratio(peer):.3g}x ({format_seconds(comparison.peers[peer].seconds)})"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+def _table(headings: list[str], rows: list[list[str]]) -> str:
+    rule = ["---"] + ["---:"] * (len(headings) - 1)
+    return "\n".join(f"| {' | '.join(row)} |" for row in (headings, rule, *rows))

@@ -1,0 +1,92 @@
+"""Measures and writes the results: ``python -m benchmarks.run --grid quick``.
+
+Each group runs in a process of its own, which leaves its memory to the next. Writes DEVICE.json,
+DEVICE.md and DEVICE.png into the output folder.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from benchmarks.conftest import PACES, THREADS
+from benchmarks.growth import write_growth
+from benchmarks.report import write_page
+from benchmarks.results import Results, comparison
+from benchmarks.timing import Comparison
+from hullft_ops.collect_env import collect_env
+
+ROOT = Path(__file__).parents[1]
+GROUPS = ("selection", "integerize", "replay", "accumulate", "ttft")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
+    parser.add_argument("--device", default="cpu", help="cpu (the default), cuda or cuda:N")
+    parser.add_argument("--grid", choices=tuple(PACES), default="full")
+    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS))
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    options = parser.parse_args(arguments)
+    commit = _commit()
+    measured: list[Comparison] = []
+    for group in options.groups:
+        try:
+            measured += _measure(group, options.device, options.grid)
+        except RuntimeError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+    results = Results(
+        device=options.device,
+        grid=options.grid,
+        commit=commit,
+        date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        threads=THREADS,
+        environment={**collect_env(), "processor": _processor()},
+        comparisons=measured,
+    )
+    _write(results, options.output)
+    return 0
+
+
+def _measure(group: str, device: str, grid: str) -> list[Comparison]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "benchmark.json"
+        command = [sys.executable, "-m", "pytest", f"benchmarks/bench_{group}.py"]
+        command += ["--device", device, "--grid", grid, "--benchmark-json", str(path)]
+        command += ["--benchmark-columns=median,iqr,rounds", "-q"]
+        status = subprocess.run(command, cwd=ROOT, check=False).returncode
+        if status:
+            raise RuntimeError(f"{group}: pytest exited with {status}, nothing was written")
+        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return [comparison(item["extra_info"]) for item in report["benchmarks"]]
+
+
+def _write(results: Results, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    name = results.device.replace(":", "")
+    results.write(folder / f"{name}.json")
+    plot = f"{name}.png" if write_growth(results, folder / f"{name}.png") else None
+    write_page(results, folder / f"{name}.md", plot)
+    print(f"wrote {name}.json and {name}.md in {folder}")
+
+
+def _commit() -> str:
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    described = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return described.stdout.strip() or "unknown"
+
+
+def _processor() -> str:
+    """The CPU's name as Linux has it; "unknown" elsewhere."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else "unknown"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

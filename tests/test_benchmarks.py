@@ -1,0 +1,172 @@
+"""The benchmarks' own parts, and one run of the small ones at sizes that prove nothing."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from benchmarks import compare, growth, peers, report, run
+from benchmarks.pools import distinct_pools, tiled
+from benchmarks.results import Results
+from benchmarks.timing import Comparison, Pace, Timing, measure
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from hullft_ops import reference
+
+
+def at(seconds: float) -> Timing:
+    return Timing(seconds, seconds, seconds, 5)
+
+
+def selection(batch: int, seconds: float) -> Comparison:
+    case = {"batch": batch, "candidates": 200, "dim": 384, "n_select": 50}
+    case |= {"dtype": "float32", "variant": "vanilla"}
+    comparison = Comparison("selection", f"B{batch}", case, at(seconds))
+    comparison.peers = {"NumPy": at(160 * seconds), "activeft SIFT": at(900 * seconds)}
+    comparison.peers["activeft Retriever"] = at(2000 * seconds)
+    comparison.bytes_moved, comparison.roofline = 10**6, at(seconds / 4)
+    return comparison
+
+
+@pytest.fixture
+def results() -> Results:
+    environment = {
+        "versions": {"torch": "2.13.0", "peft": None},
+        "cuda_devices": [],
+        "cpu": {"simd": "avx2"},
+        "processor": "a CPU",
+    }
+    measured = [selection(batch, batch * 1e-4) for batch in (1, 8, 64)]
+    return Results("cpu", "full", "abc1234", "2026-01-01 00:00 UTC", 2, environment, measured)
+
+
+def test_measure_takes_the_median_and_runs_setup_before_every_call() -> None:
+    events: list[str] = []
+    pace = Pace(seconds=0.0, min_rounds=3, max_rounds=5)
+    timing = measure(lambda: events.append("call"), pace, setup=lambda: events.append("setup"))
+    assert events == ["setup", "call"] * 5  # two to warm up and the 3 rounds
+    assert timing.rounds == 3
+    assert timing.lower <= timing.seconds <= timing.upper
+    assert Timing.of([1.0, 9.0, 2.0], scale=4.0).seconds == 8.0
+
+
+@pytest.mark.parametrize(("call_seconds", "rounds"), [(1e-6, 100), (0.1, 20), (1.0, 5), (60.0, 1)])
+def test_rounds_fill_the_time_within_bounds(call_seconds: float, rounds: int) -> None:
+    assert Pace(seconds=2.0, min_rounds=5, max_rounds=100).rounds(call_seconds) == rounds
+
+
+def test_pools_of_the_real_size_are_the_real_ones_and_others_keep_their_geometry(
+    golden: dict[str, torch.Tensor],
+) -> None:
+    pool, query = distinct_pools(200, 384)
+    similarity = torch.einsum("bkd,bd->bk", golden["pool"], golden["query"])
+    found = torch.einsum("bkd,bd->bk", pool, query)
+    assert (found - similarity.sort(descending=True).values).abs().max() < 1e-6
+    larger, larger_query = distinct_pools(300, 512)
+    assert larger.shape == (8, 300, 512)
+    assert (larger.norm(dim=-1) - 1).abs().max() < 1e-6
+    assert (torch.einsum("bkd,bd->bk", larger, larger_query).diff(dim=-1) <= 1e-6).all()
+    assert torch.equal(tiled(query, 11)[8:], query[:3])
+    with pytest.raises(ValueError, match="dim must be at least 384, got 100"):
+        distinct_pools(200, 100)
+
+
+def test_numpy_peers_select_and_round_as_the_reference() -> None:
+    pools, queries = distinct_pools(60, 384)
+    for pool, query in zip(pools[:3].double(), queries[:3].double(), strict=True):
+        expected = reference.fw_select(pool, query, 20)
+        found = peers.numpy_select(pool.numpy(), query.numpy(), 20)
+        assert found.indices.tolist() == expected.indices.tolist()
+        assert found.counts.tolist() == expected.counts.tolist()
+        support = pool.numpy()[found.indices]
+        gram = peers.numpy_integerize_gram(support, query.numpy(), found.weights, 20)
+        assert gram.tolist() == expected.counts.tolist()
+
+
+def test_nnls_finds_convex_weights_that_pairwise_approaches() -> None:
+    pool, query = (tensor[0].double() for tensor in distinct_pools(60, 384))
+    weights = peers.simplex_nnls(pool.numpy(), query.numpy())
+    best = np.linalg.norm(query.numpy() - weights @ pool.numpy())
+    expected = reference.fw_select(pool, query, 60, max_iter=1000, variant="pairwise")
+    assert abs(weights.sum() - 1) < 1e-4
+    assert abs(best - expected.residual) < 1e-4
+
+
+def test_padding_and_cloning_equals_a_plain_loop() -> None:
+    config = GPT2Config(
+        vocab_size=50, n_positions=16, n_embd=8, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0
+    )
+    torch.manual_seed(0)
+    padded = GPT2LMHeadModel(config).double().eval()
+    plain = GPT2LMHeadModel(config).double().eval()
+    plain.load_state_dict(padded.state_dict())
+    passages, counts = [[1, 2, 3, 4], [9, 8, 7]], [3, 1]
+    peers.padded_cloning_finetune(padded, passages, counts, refresh=2, lr=1e-3, max_length=16)
+    optimizer = torch.optim.Adam(plain.parameters(), lr=1e-3)
+    for passage, steps in ((passages[0], 2), (passages[0], 1), (passages[1], 1)):
+        optimizer.zero_grad()
+        tokens = torch.tensor([passage])
+        plain(input_ids=tokens, labels=tokens).loss.backward()
+        for _ in range(steps):
+            optimizer.step()
+    for (name, ours), theirs in zip(plain.named_parameters(), padded.parameters(), strict=True):
+        difference = (ours - theirs).detach().abs()
+        if name.endswith("c_attn.bias"):
+            # Adam makes a step even of rounding, which is all the gradient that a key bias has.
+            difference[config.n_embd : 2 * config.n_embd] = 0
+        assert difference.max() < 1e-7, name
+    assert torch.allclose(plain(tokens).logits, padded(tokens).logits, atol=1e-6, rtol=0)
+
+
+def test_results_survive_their_file(results: Results, tmp_path: Path) -> None:
+    results.write(tmp_path / "cpu.json")
+    assert Results.read(tmp_path / "cpu.json") == results
+    assert [path.name for path in tmp_path.iterdir()] == ["cpu.json"]
+    (tmp_path / "cpu.json").write_text('{"format": 99}')
+    with pytest.raises(ValueError, match=r"cpu.json is not a result file: format must be 1"):
+        Results.read(tmp_path / "cpu.json")
+
+
+def test_compare_exits_with_one_on_a_regression_alone(
+    results: Results, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new, other = (tmp_path / f"{name}.json" for name in ("old", "new", "other"))
+    results.write(old)
+    slower = [replace(c, ours=at(1.3 * c.seconds)) for c in results.comparisons[:1]]
+    replace(results, comparisons=slower + results.comparisons[1:]).write(new)
+    replace(results, device="cuda").write(other)
+    assert compare.main([str(old), str(old)]) == 0
+    assert compare.main([str(old), str(new), "--factor", "1.5"]) == 0
+    capsys.readouterr()
+    assert compare.main([str(old), str(new)]) == 1
+    assert "selection B1: 100 us before, 130 us now, 1.30 times" in capsys.readouterr().out
+    assert compare.main([str(old), str(other)]) == 2
+    assert "of cpu, the new ones of cuda" in capsys.readouterr().err
+
+
+def test_page_and_plot_show_ratios_goals_and_exponents(results: Results, tmp_path: Path) -> None:
+    assert growth.exponent([1, 10, 100], [2.0, 200.0, 20000.0]) == pytest.approx(2)
+    assert growth.write_growth(results, tmp_path / "cpu.png")
+    assert (tmp_path / "cpu.png").read_bytes().startswith(b"\x89PNG")
+    report.write_page(results, tmp_path / "cpu.md", "cpu.png")
+    page = (tmp_path / "cpu.md").read_text()
+    assert "| B64 | 6.4 ms | 160x (1.02 s) | 900x (5.76 s) |" in page
+    assert "times NumPy | at least 150 | 160 | yes |" in page
+    assert "times activeft SIFT | at least 1000 | 900 | no |" in page
+    assert "torch 2.13.0" in page
+    assert "peft" not in page
+
+
+def test_a_small_run_measures_every_operator(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.run", "--grid", "smoke", "--output", str(tmp_path)]
+    command += ["--groups", "selection", "integerize", "replay", "accumulate"]
+    completed = subprocess.run(command, cwd=run.ROOT, capture_output=True, text=True, check=False)
+    assert completed.returncode == 0, completed.stdout + completed.stderr
+    found = json.loads((tmp_path / "cpu.json").read_text())["comparisons"]
+    assert {item["group"] for item in found} == {"selection", "integerize", "replay", "accumulate"}
+    assert all(item["ours"]["seconds"] > 0 and item["peers"] for item in found)
+    assert (tmp_path / "cpu.md").exists()

@@ -1,0 +1,183 @@
+"""Compiles the CUDA kernels for each architecture and reads what they cost.
+
+Fails on a register spill, on more shared memory than a block may have, or on fewer resident threads
+than KERNELS promises. The table goes into csrc/cuda/README.md::
+
+    python tools/compile_gate.py [--write] [--architectures 80 90 100]
+
+Needs nvcc, no GPU.
+"""
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+CUDA = Path(__file__).resolve().parent.parent / "csrc" / "cuda"
+README = CUDA / "README.md"
+BEGIN, END = "<!-- compile gate -->\n", "<!-- end of compile gate -->\n"
+
+REGISTERS_PER_SM = 65_536
+STATIC_SHARED_LIMIT = 48 * 1024
+MAX_THREADS_PER_SM = 2048
+MAX_BLOCKS_PER_SM = 32
+SHARED_PER_SM = {80: 164 * 1024, 90: 228 * 1024, 100: 228 * 1024}
+RESERVED_SHARED = 1024  # of every block
+
+# Most threads of a block, and resident threads of an SM that the kernel promises, by the start of
+# its name. The dynamic shared memory of fw_kernel depends on the pool and is not counted here.
+KERNELS = {
+    "accumulate_kernel": (256, 1024),
+    "adam_kernel": (256, 512),
+    "advance_kernel": (256, 1024),
+    "correlate_kernel": (256, 512),
+    "fw_kernel<float": (512, 512),
+    "fw_kernel<double": (256, 256),
+    "gram_kernel": (256, 512),
+    "integerize_kernel": (256, 512),
+    "knn_gap_kernel": (256, 1024),
+    "knn_kernel": (256, 768),
+    "lmo_kernel": (256, 1024),
+    "residual_kernel": (256, 1024),
+}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What ptxas says of one kernel on one architecture; sizes in bytes."""
+
+    kernel: str
+    architecture: int
+    registers: int
+    stack: int
+    spills: int
+    shared: int
+
+    @property
+    def resident_threads(self) -> int:
+        """Threads of this kernel that fit an SM."""
+        threads, _ = self.promise
+        per_warp = -(-self.registers * 32 // 256) * 256
+        by_registers = REGISTERS_PER_SM // per_warp * 32 // threads
+        by_shared = SHARED_PER_SM[self.architecture] // (self.shared + RESERVED_SHARED)
+        blocks = min(by_registers, by_shared, MAX_THREADS_PER_SM // threads, MAX_BLOCKS_PER_SM)
+        return blocks * threads
+
+    @property
+    def promise(self) -> tuple[int, int]:
+        for start, promise in KERNELS.items():
+            if re.match(rf"{start}\b", self.kernel):
+                return promise
+        raise RuntimeError(f"compile_gate: KERNELS has no promise for {self.kernel}")
+
+    def faults(self) -> list[str]:
+        _, promised = self.promise
+        where = f"{self.kernel} on sm_{self.architecture}"
+        faults = []
+        if self.spills:
+            faults.append(f"{where} spills {self.spills} bytes")
+        if self.shared > STATIC_SHARED_LIMIT:
+            faults.append(f"{where} wants {self.shared} bytes of static shared memory")
+        if self.resident_threads < promised:
+            faults.append(f"{where}: {self.resident_threads} resident threads, {promised} promised")
+        return faults
+
+
+def readable(symbols: list[str]) -> dict[str, str]:
+    """``fw_kernel<float, true>`` for each mangled name."""
+    done = subprocess.run(
+        ["c++filt"], input="\n".join(symbols), capture_output=True, text=True, check=True
+    )
+    names = {}
+    for symbol, full in zip(symbols, done.stdout.splitlines(), strict=True):
+        match = re.search(r"(\w+_kernel)(<[^(]*>)?\(", full)
+        if match is None:
+            raise RuntimeError(f"compile_gate: cannot read the kernel's name in {full!r}")
+        arguments = (match[2] or "").replace("hullft::", "")
+        names[symbol] = match[1] + re.sub(r"\(bool\)(\d)", r"\1", arguments)
+    return names
+
+
+def parse(log: str, architecture: int) -> list[Cost]:
+    """The costs in the output of ``nvcc -Xptxas -v``."""
+    found: dict[str, dict[str, int]] = {}
+    function, entry = "", ""
+    for line in log.splitlines():
+        if match := re.search(r"Compiling entry function '(\w+)'", line):
+            entry = match[1]
+            found[entry] = {"registers": 0, "stack": 0, "spills": 0, "shared": 0}
+        elif match := re.search(r"Function properties for (\w+)", line):
+            function = match[1]
+        elif match := re.search(r"(\d+) bytes stack frame, (\d+) .*stores, (\d+) ", line):
+            # A function that the kernel calls counts as the kernel's own.
+            cost = found[function if function in found else entry]
+            cost["stack"] += int(match[1])
+            cost["spills"] += int(match[2]) + int(match[3])
+        elif match := re.search(r"Used (\d+) registers", line):
+            shared = re.search(r"(\d+) bytes smem", line)
+            found[entry]["registers"] = int(match[1])
+            found[entry]["shared"] = int(shared[1]) if shared else 0
+    names = readable(sorted(found))
+    return [Cost(names[symbol], architecture, **found[symbol]) for symbol in sorted(found)]
+
+
+def compile_for(nvcc: str, architecture: int, scratch: Path) -> list[Cost]:
+    costs = []
+    for source in sorted(CUDA.glob("*.cu")):
+        command = [nvcc, "-std=c++20", "-O3", "-Xptxas", "-v", "-cubin", f"-arch=sm_{architecture}"]
+        command += [str(source), "-o", str(scratch / f"{source.stem}.cubin")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+        costs += parse(done.stdout + done.stderr, architecture)
+    return sorted(costs, key=lambda cost: cost.kernel)
+
+
+def table(costs: list[Cost]) -> str:
+    lines = [
+        "| kernel | sm | registers | stack | spills | shared | resident threads | promised |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for cost in sorted(costs, key=lambda cost: (cost.kernel, cost.architecture)):
+        lines.append(
+            f"| `{cost.kernel}` | {cost.architecture} | {cost.registers} | {cost.stack} "
+            f"| {cost.spills} | {cost.shared} | {cost.resident_threads} | {cost.promise[1]} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def write(text: str) -> None:
+    before, rest = README.read_text().split(BEGIN)
+    _, after = rest.split(END)
+    scratch = README.with_suffix(".tmp")
+    scratch.write_text(f"{before}{BEGIN}{text}{END}{after}")
+    scratch.replace(README)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write", action="store_true", help="put the table into the README")
+    parser.add_argument("--architectures", type=int, nargs="+", default=sorted(SHARED_PER_SM))
+    arguments = parser.parse_args()
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        raise SystemExit("compile_gate: nvcc is not on PATH")
+    costs: list[Cost] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for architecture in arguments.architectures:
+            costs += compile_for(nvcc, architecture, Path(scratch))
+    print(table(costs))
+    if arguments.write:
+        write(table(costs))
+    faults = [fault for cost in costs for fault in cost.faults()]
+    for fault in faults:
+        print(f"compile_gate: {fault}", file=sys.stderr)
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
