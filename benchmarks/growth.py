@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.results import Results, replacing
+from benchmarks.results import Results
+from hullft_ops._files import replacing
 
 _MIN_POINTS = 3
 _COLUMNS = 3

@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.results import Results, replacing
+from benchmarks.results import Results
 from benchmarks.timing import Comparison, format_seconds
+from hullft_ops._files import replacing
 
 _INTRODUCTION = """\
 Medians. Ours and its peers are measured in the same run, with the same number of threads, after

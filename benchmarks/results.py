@@ -1,14 +1,12 @@
 """Result files: what a run measured, where, and with which versions."""
 
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.timing import Comparison, Timing
+from hullft_ops._files import replacing
 
 FORMAT = 1
 
@@ -81,14 +79,3 @@ def comparison(values: dict[str, Any]) -> Comparison:
             "roofline": values["roofline"] and Timing(**values["roofline"]),
         }
     )
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A file to write, which takes the place of ``path`` once it is whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

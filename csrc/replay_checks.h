@@ -1,4 +1,5 @@
-// The arguments of adam_replay_ and grad_accumulate_, checked the same way on the CPU and on CUDA.
+// The arguments of adam_replay_ and grad_accumulate_, checked and read the same way on the CPU and
+// on CUDA.
 #pragma once
 
 #include <cmath>
@@ -63,6 +64,23 @@ inline void check_adam_lists(const char* op, const TensorList& params, const Ten
   overlap.add(exp_avg_sqs, true);
   overlap.add(grads, false);
   overlap.run();
+}
+
+// A step count that lies on the CPU.
+inline double read_step(const char* op, const TensorList& steps, size_t i) {
+  const double step = steps[i].scalar_type() == ScalarType::Double
+                          ? *steps[i].const_data_ptr<double>()
+                          : double(*steps[i].const_data_ptr<float>());
+  if (!(step >= 0) || std::isinf(step))
+    value_error(op, entry(steps, i), " must be finite and >= 0, got ", step);
+  return step;
+}
+
+inline void write_step(const Tensor& step, double value) {
+  if (step.scalar_type() == ScalarType::Double)
+    *step.mutable_data_ptr<double>() = value;
+  else
+    *step.mutable_data_ptr<float>() = float(value);
 }
 
 inline void check_accumulate_arguments(const char* op, const TensorList& caches,

@@ -103,15 +103,15 @@ struct LmoTensors {
 
   LmoTensors(const Tensor& pool, int64_t batch) {
     const std::array<int64_t, 1> one{batch};
-    index = torch::stable::new_empty(pool, one, ScalarType::Long);
+    vertex = torch::stable::new_empty(pool, one, ScalarType::Long);
     correlation = torch::stable::new_empty(pool, one, real_type(pool));
     gamma = torch::stable::new_empty(pool, one, real_type(pool));
     gap = torch::stable::new_empty(pool, one, real_type(pool));
   }
 
-  Tuple tuple() const { return {index, correlation, gamma, gap}; }
+  Tuple tuple() const { return {vertex, correlation, gamma, gap}; }
 
-  Tensor index, correlation, gamma, gap;
+  Tensor vertex, correlation, gamma, gap;
 };
 
 }  // namespace hullft

@@ -6,8 +6,8 @@
 #include "../flat_tensor.h"
 #include "../replay_checks.h"
 #include "multi_tensor.h"
-#include "pool.h"
 #include "simd/kernels.h"
+#include "storage.h"
 
 namespace hullft {
 namespace {

@@ -1,7 +1,6 @@
 // adam_replay_ on the CPU. Schema: csrc/ops.cpp.
 #include <torch/csrc/stable/library.h>
 
-#include <cmath>
 #include <map>
 #include <type_traits>
 #include <vector>
@@ -9,8 +8,8 @@
 #include "../flat_tensor.h"
 #include "../replay_checks.h"
 #include "multi_tensor.h"
-#include "pool.h"
 #include "simd/kernels.h"
+#include "storage.h"
 
 namespace hullft {
 namespace {
@@ -102,22 +101,6 @@ class AdamReplay {
   Schedules<float> narrow_;
   Schedules<double> wide_;
 };
-
-double read_step(const char* op, const TensorList& steps, size_t i) {
-  const double step = steps[i].scalar_type() == ScalarType::Double
-                          ? *steps[i].const_data_ptr<double>()
-                          : double(*steps[i].const_data_ptr<float>());
-  if (!(step >= 0) || std::isinf(step))
-    value_error(op, entry(steps, i), " must be finite and >= 0, got ", step);
-  return step;
-}
-
-void write_step(const Tensor& step, double value) {
-  if (step.scalar_type() == ScalarType::Double)
-    *step.mutable_data_ptr<double>() = value;
-  else
-    *step.mutable_data_ptr<float>() = float(value);
-}
 
 void adam_replay(std::vector<Tensor> params, std::vector<Tensor> grads,
                  std::vector<Tensor> exp_avgs, std::vector<Tensor> exp_avg_sqs,

@@ -1,43 +1,11 @@
 // fw_select and fw_select_indexed on the CPU. Schemas: csrc/ops.cpp.
 #include <torch/csrc/stable/library.h>
 
-#include "batch.h"
 #include "fw_solver.h"
-#include "selection_output.h"
+#include "select_batch.h"
 
 namespace hullft {
 namespace {
-
-template <typename T>
-void select_batch(const char* op, const char* pool_name, const Pool<T>& pool, const Tensor& query,
-                  const Sizes& sizes, int64_t d, const FwOptions& options,
-                  const SelectionOutput& output) {
-  const int64_t batch = query.size(0);
-  const T* queries = data<T>(query);
-  const int64_t query_stride = query.stride(0);
-  struct Workspace {
-    FwSolver<T> solver;
-    std::vector<const T*> rows;
-    FwAnswer answer;
-  };
-  FirstFailure failure;
-  for_each_query(
-      batch, failure, [&] { return Workspace{FwSolver<T>(options), {}, {}}; },
-      [&](Workspace& w, int64_t b) {
-        pool.rows(b, sizes[b], w.rows);
-        if (!w.solver.solve(w.rows.data(), sizes[b], queries + b * query_stride, d, batch == 1,
-                            w.answer))
-          return false;
-        output.write(b, w.answer);
-        return true;
-      });
-  if (failure.any()) {
-    const int64_t b = failure.query();
-    std::vector<const T*> rows;
-    pool.rows(b, sizes[b], rows);
-    non_finite_error(op, pool_name, rows, queries + b * query_stride, d, b);
-  }
-}
 
 SelectionOutput::Tensors fw_select(const Tensor& pool, const Tensor& query, int64_t n_select,
                                    int64_t max_iter, double tol, double gap_tol,
@@ -53,8 +21,8 @@ SelectionOutput::Tensors fw_select(const Tensor& pool, const Tensor& query, int6
   const SelectionOutput output(pool, shape.batch, n_select);
   dispatch_floating(pool.scalar_type(), [&](auto t) {
     using T = decltype(t);
-    select_batch<T>(op, "pool", pool_of<T>(dense_pool), dense_query, sizes, shape.dim, options,
-                    output);
+    select_batch<T>(op, "pool", pool_of<T>(dense_pool), dense_query, sizes, shape.dim, output,
+                    [&] { return FwSolver<T>(options); });
   });
   return output.tensors();
 }
@@ -93,7 +61,8 @@ SelectionOutput::Tensors fw_select_indexed(const Tensor& embeddings, const Tenso
     Pool<T> pool = pool_of<T>(dense);
     pool.candidates = picked.const_data_ptr<int64_t>();
     pool.candidates_stride = width;
-    select_batch<T>(op, "embeddings", pool, dense_query, sizes, shape.dim, options, output);
+    select_batch<T>(op, "embeddings", pool, dense_query, sizes, shape.dim, output,
+                    [&] { return FwSolver<T>(options); });
   });
   return output.tensors();
 }

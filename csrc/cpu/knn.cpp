@@ -4,9 +4,8 @@
 #include <algorithm>
 #include <numeric>
 
-#include "batch.h"
 #include "gram_columns.h"
-#include "selection_output.h"
+#include "select_batch.h"
 
 namespace hullft {
 namespace {
@@ -14,28 +13,30 @@ namespace {
 template <typename T>
 class KnnSolver {
  public:
-  bool solve(const T* const* rows, int64_t n_rows, const T* query, int64_t d, int64_t n_select,
-             bool share_rows, FwAnswer& answer) {
+  explicit KnnSolver(int64_t n_select) : n_select_(n_select) {}
+
+  bool solve(const T* const* rows, int64_t n_rows, const T* query, int64_t d, bool share_rows,
+             FwAnswer& answer) {
     columns_.begin(rows, n_rows, d, 0, share_rows);
     double* b = b_.reserve(padded(n_rows));
     columns_.multiply(query, b);
     for (int64_t k = 0; k < n_rows; ++k)
       if (!std::isfinite(b[k])) return false;
-    nearest(b, n_rows, n_select, answer);
-    answer.weights.assign(size_t(n_select), 1.0 / double(n_select));
-    answer.counts.assign(size_t(n_select), 1);
-    answer.support_size = n_select;
+    nearest(b, n_rows, answer);
+    answer.weights.assign(size_t(n_select_), 1.0 / double(n_select_));
+    answer.counts.assign(size_t(n_select_), 1);
+    answer.support_size = n_select_;
     answer.num_iter = 0;
     return measure(rows, n_rows, query, d, answer);
   }
 
  private:
-  void nearest(const double* b, int64_t n_rows, int64_t n_select, FwAnswer& answer) {
+  void nearest(const double* b, int64_t n_rows, FwAnswer& answer) {
     order_.resize(size_t(n_rows));
     std::iota(order_.begin(), order_.end(), int64_t(0));
-    std::partial_sort(order_.begin(), order_.begin() + n_select, order_.end(),
+    std::partial_sort(order_.begin(), order_.begin() + n_select_, order_.end(),
                       [b](int64_t i, int64_t j) { return b[i] != b[j] ? b[i] > b[j] : i < j; });
-    answer.indices.assign(order_.begin(), order_.begin() + n_select);
+    answer.indices.assign(order_.begin(), order_.begin() + n_select_);
   }
 
   // The residual of equal weights, and its Frank-Wolfe gap.
@@ -58,41 +59,11 @@ class KnnSolver {
     return std::isfinite(squared) && std::isfinite(answer.gap);
   }
 
+  int64_t n_select_;
   GramColumns<T> columns_;
   AlignedDoubles b_, residual_;
   std::vector<int64_t> order_;
 };
-
-template <typename T>
-void select_batch(const char* op, const Tensor& pool, const Tensor& query, const Sizes& sizes,
-                  int64_t d, int64_t n_select, const SelectionOutput& output) {
-  const int64_t batch = query.size(0);
-  const Pool<T> rows_of = pool_of<T>(pool);
-  const T* queries = data<T>(query);
-  const int64_t query_stride = query.stride(0);
-  struct Workspace {
-    KnnSolver<T> solver;
-    std::vector<const T*> rows;
-    FwAnswer answer;
-  };
-  FirstFailure failure;
-  for_each_query(
-      batch, failure, [] { return Workspace{}; },
-      [&](Workspace& w, int64_t b) {
-        rows_of.rows(b, sizes[b], w.rows);
-        if (!w.solver.solve(w.rows.data(), sizes[b], queries + b * query_stride, d, n_select,
-                            batch == 1, w.answer))
-          return false;
-        output.write(b, w.answer);
-        return true;
-      });
-  if (failure.any()) {
-    std::vector<const T*> rows;
-    rows_of.rows(failure.query(), sizes[failure.query()], rows);
-    non_finite_error(op, "pool", rows, queries + failure.query() * query_stride, d,
-                     failure.query());
-  }
-}
 
 SelectionOutput::Tensors knn_select(const Tensor& pool, const Tensor& query, int64_t n_select,
                                     const std::optional<Tensor>& pool_sizes) {
@@ -108,7 +79,9 @@ SelectionOutput::Tensors knn_select(const Tensor& pool, const Tensor& query, int
   const Tensor dense_pool = with_dense_rows(pool), dense_query = with_dense_rows(query);
   const SelectionOutput output(pool, shape.batch, n_select);
   dispatch_floating(pool.scalar_type(), [&](auto t) {
-    select_batch<decltype(t)>(op, dense_pool, dense_query, sizes, shape.dim, n_select, output);
+    using T = decltype(t);
+    select_batch<T>(op, "pool", pool_of<T>(dense_pool), dense_query, sizes, shape.dim, output,
+                    [&] { return KnnSolver<T>(n_select); });
   });
   return output.tensors();
 }

@@ -9,7 +9,7 @@ namespace hullft {
 namespace {
 
 struct LmoAnswer {
-  int64_t index;
+  int64_t vertex;
   double correlation, gamma, gap;
 };
 
@@ -30,7 +30,7 @@ class LmoSolver {
       if (c[k] > c[s]) s = k;
     }
     measure(rows[s], current, d, answer);
-    answer.index = s;
+    answer.vertex = s;
     answer.correlation = c[s];
     answer.gap = c[s] - of_current_;
     return std::isfinite(answer.gap) && std::isfinite(answer.gamma);
@@ -55,13 +55,6 @@ class LmoSolver {
   double of_current_ = 0;  // <r, current>
 };
 
-void write(const Tensor& t, int64_t b, double value) {
-  if (t.scalar_type() == ScalarType::Double)
-    t.mutable_data_ptr<double>()[b] = value;
-  else
-    t.mutable_data_ptr<float>()[b] = float(value);
-}
-
 template <typename T>
 void lmo_batch(const char* op, const Tensor& pool, const Tensor& query, const Tensor& current,
                const Sizes& sizes, int64_t d, const LmoTensors& out) {
@@ -73,6 +66,8 @@ void lmo_batch(const char* op, const Tensor& pool, const Tensor& query, const Te
     LmoSolver<T> solver;
     std::vector<const T*> rows;
   };
+  int64_t* vertex = out.vertex.mutable_data_ptr<int64_t>();
+  const RealOutput correlation(out.correlation), gamma(out.gamma), gap(out.gap);
   FirstFailure failure;
   for_each_query(
       batch, failure, [] { return Workspace{}; },
@@ -82,10 +77,10 @@ void lmo_batch(const char* op, const Tensor& pool, const Tensor& query, const Te
         if (!w.solver.solve(w.rows.data(), sizes[b], query_at(b), current_at(b), d, batch == 1,
                             answer))
           return false;
-        out.index.mutable_data_ptr<int64_t>()[b] = answer.index;
-        write(out.correlation, b, answer.correlation);
-        write(out.gamma, b, answer.gamma);
-        write(out.gap, b, answer.gap);
+        vertex[b] = answer.vertex;
+        correlation.set(b, answer.correlation);
+        gamma.set(b, answer.gamma);
+        gap.set(b, answer.gap);
         return true;
       });
   if (failure.any()) {

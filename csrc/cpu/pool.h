@@ -9,8 +9,8 @@
 #include <optional>
 #include <vector>
 
-#include "../core/dtypes.h"
 #include "../selection_arguments.h"
+#include "storage.h"
 
 namespace hullft {
 
@@ -51,30 +51,10 @@ struct Pool {
   }
 };
 
-// data_ptr<T> exists for torch's own 16-bit types only; the storage is the same.
-template <typename T>
-const T* data(const Tensor& t) {
-  return static_cast<const T*>(t.const_data_ptr());
-}
-
 template <typename T>
 Pool<T> pool_of(const Tensor& pool) {
   const int64_t rows_dim = pool.dim() - 2;
   return {data<T>(pool), rows_dim ? pool.stride(0) : 0, pool.stride(rows_dim), nullptr, 0};
-}
-
-template <typename Body>
-auto dispatch_floating(ScalarType t, const Body& body) {
-  switch (t) {
-    case ScalarType::Double:
-      return body(double{});
-    case ScalarType::BFloat16:
-      return body(BFloat16{});
-    case ScalarType::Half:
-      return body(Float16{});
-    default:
-      return body(float{});
-  }
 }
 
 }  // namespace hullft

@@ -23,7 +23,7 @@ LmoTensors::Tuple fw_lmo(const Tensor& pool, const Tensor& query, const Tensor& 
       inputs.pool(), inputs.query(), {at.const_data_ptr(), at.stride(0)}, shape.batch};
   const Tensor workspace = context.workspace(pool, lmo_workspace_bytes(problem));
   const LmoTensors out(pool, shape.batch);
-  const LmoOutputs raw{out.index.mutable_data_ptr<int64_t>(), out.correlation.mutable_data_ptr(),
+  const LmoOutputs raw{out.vertex.mutable_data_ptr<int64_t>(), out.correlation.mutable_data_ptr(),
                        out.gamma.mutable_data_ptr(), out.gap.mutable_data_ptr()};
   check_cuda(op, launch_lmo(problem, workspace.mutable_data_ptr(), raw, context.stream()));
   return out.tuple();

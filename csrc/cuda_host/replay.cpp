@@ -20,28 +20,12 @@ using Storages = std::pair<Storage, Storage>;
 
 bool on_cpu(const Tensor& t) { return t.is_cpu(); }
 
-double read_cpu_step(const char* op, const TensorList& steps, size_t i) {
-  const double step = steps[i].scalar_type() == ScalarType::Double
-                          ? *steps[i].const_data_ptr<double>()
-                          : double(*steps[i].const_data_ptr<float>());
-  if (!(step >= 0) || std::isinf(step))
-    value_error(op, entry(steps, i), " must be finite and >= 0, got ", step);
-  return step;
-}
-
-void write_cpu_step(const Tensor& step, double value) {
-  if (step.scalar_type() == ScalarType::Double)
-    *step.mutable_data_ptr<double>() = value;
-  else
-    *step.mutable_data_ptr<float>() = float(value);
-}
-
 // Steps lie on the CPU, as torch.optim.Adam keeps them, or beside their parameter, as it does with
 // capturable=True: those are read and advanced by the launch.
 AdamEntry with_step(const char* op, const TensorList& steps, size_t i, const Tensor& param,
                     AdamEntry entry_of) {
   if (on_cpu(steps[i])) {
-    entry_of.steps_done = read_cpu_step(op, steps, i);
+    entry_of.steps_done = read_step(op, steps, i);
     return entry_of;
   }
   check_device(op, steps, i, param);
@@ -87,7 +71,7 @@ void adam_replay(std::vector<Tensor> params, std::vector<Tensor> grads,
       op, launch_advance_steps(entries.data(), int64_t(entries.size()), repeats, context.stream()));
   for (FlatTensor& t : written) t.write_back();
   for (size_t i = 0; i < steps.size(); ++i)
-    if (on_cpu(steps[i])) write_cpu_step(steps[i], entries[i].steps_done + double(repeats));
+    if (on_cpu(steps[i])) write_step(steps[i], entries[i].steps_done + double(repeats));
 }
 
 void grad_accumulate(std::vector<Tensor> caches, std::vector<Tensor> grads, double alpha,

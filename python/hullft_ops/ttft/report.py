@@ -1,15 +1,13 @@
 """A comparison of methods as a table, as JSON and as a picture."""
 
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
+from hullft_ops._files import replacing
 from hullft_ops.ttft.comparison import METHODS, Comparison
 
 _COLUMNS = (
@@ -51,14 +49,14 @@ def comparison_table(comparison: Comparison) -> Table:
 def write_json(comparison: Comparison, path: Path) -> None:
     """Write ``comparison.as_json()``; the file appears whole or not at all."""
     text = json.dumps(comparison.as_json(), indent=2, ensure_ascii=False, allow_nan=False)
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def write_plot(comparison: Comparison, path: Path) -> None:
     """Draw quality against time as a PNG; the file appears whole or not at all."""
     figure = _quality_against_time(comparison)
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
 
 
@@ -100,13 +98,3 @@ def _quality_against_time(comparison: Comparison) -> Figure:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="center left", frameon=False)
     return figure
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

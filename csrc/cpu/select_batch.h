@@ -1,0 +1,44 @@
+// Selection for every query of a batch, whatever selects.
+#pragma once
+
+#include <vector>
+
+#include "batch.h"
+#include "selection_output.h"
+
+namespace hullft {
+
+// make_solver() builds a thread's solver; its solve(rows, n_rows, query, d, share_rows, answer) is
+// false when an input or a product is not finite.
+template <typename T, typename MakeSolver>
+void select_batch(const char* op, const char* pool_name, const Pool<T>& pool, const Tensor& query,
+                  const Sizes& sizes, int64_t d, const SelectionOutput& output,
+                  const MakeSolver& make_solver) {
+  const int64_t batch = query.size(0);
+  const T* queries = data<T>(query);
+  const int64_t query_stride = query.stride(0);
+  struct Workspace {
+    decltype(make_solver()) solver;
+    std::vector<const T*> rows;
+    FwAnswer answer;
+  };
+  FirstFailure failure;
+  for_each_query(
+      batch, failure, [&] { return Workspace{make_solver(), {}, {}}; },
+      [&](Workspace& w, int64_t b) {
+        pool.rows(b, sizes[b], w.rows);
+        if (!w.solver.solve(w.rows.data(), sizes[b], queries + b * query_stride, d, batch == 1,
+                            w.answer))
+          return false;
+        output.write(b, w.answer);
+        return true;
+      });
+  if (failure.any()) {
+    const int64_t b = failure.query();
+    std::vector<const T*> rows;
+    pool.rows(b, sizes[b], rows);
+    non_finite_error(op, pool_name, rows, queries + b * query_stride, d, b);
+  }
+}
+
+}  // namespace hullft
