@@ -178,10 +178,20 @@ def simplex_nnls(pool: np.ndarray, query: np.ndarray) -> np.ndarray:
     return weights
 
 
-def sift(pool: torch.Tensor, query: torch.Tensor, n_select: int, *, noise: float = 0.01) -> object:
-    """activeft's SIFT on pool [K, d] and query [d], within this process."""
-    acquisition = VTL(target=query[None], noise_std=math.sqrt(noise), num_workers=0)
-    return ActiveDataLoader(Dataset(pool), n_select, acquisition, device=pool.device).next()
+def sift(
+    pool: torch.Tensor, query: torch.Tensor, n_select: int, *, noise: float = 0.01
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """activeft's SIFT on pool [K, d] and query [d] or, for several targets, [m, d].
+
+    Within this process. Its picks int64 [n_select] in their order, and minus the variance after
+    each. It computes in the default dtype, which must be the pool's.
+    """
+    targets = query.reshape(-1, pool.shape[1])
+    acquisition = VTL(target=targets, noise_std=math.sqrt(noise), num_workers=0)
+    picks, values = ActiveDataLoader(
+        Dataset(pool), n_select, acquisition, device=pool.device
+    ).next()
+    return picks, values
 
 
 def sift_retriever(pool: np.ndarray, noise: float = 0.01) -> Retriever:

@@ -38,6 +38,15 @@ def distinct_pools(candidates: int, dim: int) -> tuple[torch.Tensor, torch.Tenso
     return torch.from_numpy(pool.astype(np.float32)), torch.from_numpy(query.astype(np.float32))
 
 
+def real_texts() -> torch.Tensor:
+    """float64 [M, 384]: the embeddings of the different texts of the real pools, in a fixed
+    order."""
+    with np.load(POOLS) as file:
+        return torch.from_numpy(
+            np.unique(file["pool"].reshape(-1, file["pool"].shape[-1]), axis=0)
+        ).double()
+
+
 def tiled(tensor: torch.Tensor, batch: int) -> torch.Tensor:
     """[batch, ...]: the distinct pools or queries over and over, each in memory of its own."""
     repeats = -(-batch // len(tensor))

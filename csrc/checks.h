@@ -108,18 +108,19 @@ struct PoolShape {
   int64_t batch, candidates, dim;
 };
 
-// pool [K, d] (shared by the batch) or [B, K, d]; query [B, d].
+// pool [K, d] (shared by the batch) or [B, K, d]; query [B, d] or, if asked for, [B, m, d].
 inline PoolShape check_pool_query(const char* op, const char* pool_name, const Tensor& pool,
-                                  const Tensor& query) {
+                                  const Tensor& query, int64_t query_dim = 2) {
   check_floating(op, pool_name, pool);
   check_like(op, "query", query, pool_name, pool);
-  check_dim(op, "query", query, 2);
+  check_dim(op, "query", query, query_dim);
   if (pool.dim() != 2 && pool.dim() != 3)
     value_error(op, pool_name, " must have 2 or 3 dimensions, got ", pool.dim());
   const int64_t last = pool.dim() - 1;
   const PoolShape shape{query.size(0), pool.size(last - 1), pool.size(last)};
-  if (query.size(1) != shape.dim)
-    value_error(op, "query has dim ", query.size(1), ", ", pool_name, " has dim ", shape.dim);
+  if (query.size(query_dim - 1) != shape.dim)
+    value_error(op, "query has dim ", query.size(query_dim - 1), ", ", pool_name, " has dim ",
+                shape.dim);
   if (pool.dim() == 3 && pool.size(0) != shape.batch)
     value_error(op, "query has batch ", shape.batch, ", ", pool_name, " has batch ", pool.size(0));
   if (shape.candidates < 1) value_error(op, pool_name, " is empty");

@@ -21,6 +21,16 @@ STABLE_TORCH_LIBRARY(hullft_ops, m) {
       "(Tensor indices, Tensor weights, Tensor counts, Tensor support_size, Tensor residual, "
       "Tensor gap, Tensor num_iter)");
   m.def(
+      "sift_select(Tensor pool, Tensor query, int n_select, float noise=0.01, "
+      "Tensor? pool_sizes=None) -> "
+      "(Tensor indices, Tensor weights, Tensor counts, Tensor support_size, Tensor residual, "
+      "Tensor gap, Tensor num_iter, Tensor picks, Tensor variance)");
+  m.def(
+      "sift_select_indexed(Tensor embeddings, Tensor candidates, Tensor query, int n_select, "
+      "float noise=0.01, Tensor? pool_sizes=None) -> "
+      "(Tensor indices, Tensor weights, Tensor counts, Tensor support_size, Tensor residual, "
+      "Tensor gap, Tensor num_iter, Tensor picks, Tensor variance)");
+  m.def(
       "integerize(Tensor support, Tensor query, Tensor weights, int n_select, int swap_passes=2, "
       "Tensor? support_sizes=None) -> Tensor");
   m.def(

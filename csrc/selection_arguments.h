@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <array>
+#include <cmath>
 #include <tuple>
 
 #include "checks.h"
@@ -36,6 +37,22 @@ inline void check_candidates_shape(const char* op, const Tensor& candidates,
     value_error(op, "candidates has batch ", candidates.size(0), ", query has batch ", batch);
   if (candidates.size(1) < 1) value_error(op, "candidates is empty");
   check_range(op, "the number of candidates", candidates.size(1), 1);
+}
+
+struct SiftOptions {
+  int64_t n_select, n_targets;
+  double noise;
+};
+
+// query [B, d] or [B, n_targets, d].
+inline SiftOptions check_sift_options(const char* op, const Tensor& query, int64_t n_select,
+                                      double noise) {
+  check_range(op, "n_select", n_select, 1);
+  if (!(noise > 0) || !std::isfinite(noise))
+    value_error(op, "noise must be finite and > 0, got ", noise);
+  const int64_t n_targets = query.dim() == 3 ? query.size(1) : 1;
+  if (n_targets < 1) value_error(op, "query has no targets");
+  return {n_select, n_targets, noise};
 }
 
 // weights [B, m] for a support of that shape.
@@ -95,6 +112,23 @@ struct SelectionTensors {
   Tuple tuple() const { return {indices, weights, counts, support_size, residual, gap, num_iter}; }
 
   Tensor indices, weights, counts, support_size, residual, gap, num_iter;
+};
+
+// What sift_select returns besides a selection: its picks in their order.
+struct PickTensors {
+  using Tuple = decltype(std::tuple_cat(SelectionTensors::Tuple(), std::tuple<Tensor, Tensor>()));
+
+  PickTensors(const Tensor& pool, int64_t batch, int64_t n_select) {
+    const std::array<int64_t, 2> rows{batch, n_select};
+    picks = torch::stable::new_empty(pool, rows, ScalarType::Long);
+    variance = torch::stable::new_empty(pool, rows, real_type(pool));
+  }
+
+  Tuple after(const SelectionTensors::Tuple& selection) const {
+    return std::tuple_cat(selection, std::tuple(picks, variance));
+  }
+
+  Tensor picks, variance;
 };
 
 // The tensors that fw_lmo returns.

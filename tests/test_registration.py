@@ -30,6 +30,17 @@ def selection_samples() -> dict[str, tuple[object, tuple[object, ...], dict[str,
             {"pool_sizes": sizes},
         ),
         "knn_select": (OPS.knn_select.default, (pool, query, 5), {"pool_sizes": sizes}),
+        "sift_select": (OPS.sift_select.default, (pool, query, 5), {"pool_sizes": sizes}),
+        "sift_select targets": (
+            OPS.sift_select.default,
+            (pool[0].double(), torch.stack([query, -query], dim=1).double(), 5, 0.2),
+            {},
+        ),
+        "sift_select_indexed": (
+            OPS.sift_select_indexed.default,
+            (pool[0], candidates, query, 5),
+            {"pool_sizes": sizes},
+        ),
         "integerize": (
             OPS.integerize.default,
             (pool, query, weights, 5),
@@ -52,6 +63,11 @@ def functions() -> dict[str, Callable[[torch.Tensor, torch.Tensor], object]]:
             pool[0], torch.arange(8).expand(query.shape[0], -1), query, 5
         ),
         "knn_select": lambda pool, query: hullft_ops.knn_select(pool, query, 5),
+        "sift_select": lambda pool, query: hullft_ops.sift_select(pool, query, 5, noise=0.2),
+        "sift multiset": lambda pool, query: hullft_ops.sift_select(pool, query, 5).multiset(),
+        "sift_select_indexed": lambda pool, query: hullft_ops.sift_select_indexed(
+            pool[0], torch.arange(8).expand(query.shape[0], -1), query, 5
+        ),
         "integerize": lambda pool, query: hullft_ops.integerize(
             pool, query, torch.ones(pool.shape[:2]), 5
         ),

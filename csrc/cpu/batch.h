@@ -51,12 +51,13 @@ bool all_finite(const T* x, int64_t d) {
   return true;
 }
 
-// Says what was not finite; reached only after a query failed, so it may read everything again.
+// Says what was not finite. A query may be several vectors, one after the other. Reached only after
+// a query failed, so it may read everything again.
 template <typename T>
 [[noreturn]] void non_finite_error(const char* op, const char* pool_name,
                                    const std::vector<const T*>& rows, const T* query, int64_t d,
-                                   int64_t b) {
-  if (!all_finite(query, d)) value_error(op, "query[", b, "] has NaN or infinity");
+                                   int64_t b, int64_t n_targets = 1) {
+  if (!all_finite(query, d * n_targets)) value_error(op, "query[", b, "] has NaN or infinity");
   for (size_t k = 0; k < rows.size(); ++k)
     if (!all_finite(rows[k], d))
       value_error(op, pool_name, " has NaN or infinity in row ", k, " for query ", b);

@@ -27,17 +27,6 @@ SelectionOutput::Tensors fw_select(const Tensor& pool, const Tensor& query, int6
   return output.tensors();
 }
 
-void check_candidates(const char* op, const Tensor& candidates, const Sizes& sizes,
-                      int64_t n_embeddings) {
-  const int64_t* picked = candidates.const_data_ptr<int64_t>();
-  const int64_t width = candidates.size(1);
-  for (int64_t b = 0; b < candidates.size(0); ++b)
-    for (int64_t k = 0; k < sizes[b]; ++k)
-      if (picked[b * width + k] < 0 || picked[b * width + k] >= n_embeddings)
-        value_error(op, "candidates[", b, ", ", k, "] is ", picked[b * width + k],
-                    ", embeddings has ", n_embeddings, " rows");
-}
-
 SelectionOutput::Tensors fw_select_indexed(const Tensor& embeddings, const Tensor& candidates,
                                            const Tensor& query, int64_t n_select, int64_t max_iter,
                                            double tol, double gap_tol, const std::string& variant,
@@ -49,20 +38,16 @@ SelectionOutput::Tensors fw_select_indexed(const Tensor& embeddings, const Tenso
   const FwOptions options =
       check_fw_options(op, n_select, max_iter, tol, gap_tol, variant, swap_passes);
   check_candidates_shape(op, candidates, embeddings, shape.batch);
-  const int64_t width = candidates.size(1);
   check_sizes(op, "pool_sizes", pool_sizes, embeddings, shape.batch);
-  const Sizes sizes(op, "pool_sizes", pool_sizes, width, shape.batch);
+  const Sizes sizes(op, "pool_sizes", pool_sizes, candidates.size(1), shape.batch);
   const Tensor picked = torch::stable::contiguous(candidates);
   check_candidates(op, picked, sizes, shape.candidates);
   const Tensor dense = with_dense_rows(embeddings), dense_query = with_dense_rows(query);
   const SelectionOutput output(embeddings, shape.batch, n_select);
   dispatch_floating(embeddings.scalar_type(), [&](auto t) {
     using T = decltype(t);
-    Pool<T> pool = pool_of<T>(dense);
-    pool.candidates = picked.const_data_ptr<int64_t>();
-    pool.candidates_stride = width;
-    select_batch<T>(op, "embeddings", pool, dense_query, sizes, shape.dim, output,
-                    [&] { return FwSolver<T>(options); });
+    select_batch<T>(op, "embeddings", pool_of<T>(dense, picked), dense_query, sizes, shape.dim,
+                    output, [&] { return FwSolver<T>(options); });
   });
   return output.tensors();
 }

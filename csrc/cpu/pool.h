@@ -57,4 +57,22 @@ Pool<T> pool_of(const Tensor& pool) {
   return {data<T>(pool), rows_dim ? pool.stride(0) : 0, pool.stride(rows_dim), nullptr, 0};
 }
 
+// Rows of one matrix; candidates dense, int64 [B, K].
+template <typename T>
+Pool<T> pool_of(const Tensor& embeddings, const Tensor& candidates) {
+  return {data<T>(embeddings), 0, embeddings.stride(0), candidates.const_data_ptr<int64_t>(),
+          candidates.size(1)};
+}
+
+inline void check_candidates(const char* op, const Tensor& candidates, const Sizes& sizes,
+                             int64_t n_embeddings) {
+  const int64_t* picked = candidates.const_data_ptr<int64_t>();
+  const int64_t width = candidates.size(1);
+  for (int64_t b = 0; b < candidates.size(0); ++b)
+    for (int64_t k = 0; k < sizes[b]; ++k)
+      if (picked[b * width + k] < 0 || picked[b * width + k] >= n_embeddings)
+        value_error(op, "candidates[", b, ", ", k, "] is ", picked[b * width + k],
+                    ", embeddings has ", n_embeddings, " rows");
+}
+
 }  // namespace hullft

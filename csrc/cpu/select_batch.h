@@ -8,11 +8,12 @@
 
 namespace hullft {
 
-// make_solver() builds a thread's solver; its solve(rows, n_rows, query, d, share_rows, answer) is
-// false when an input or a product is not finite.
-template <typename T, typename MakeSolver>
+// query is [B, d] or, dense, [B, n_targets, d]. make_solver() builds a thread's solver; its
+// solve(rows, n_rows, query, d, share_rows, answer) is false when an input or a product is not
+// finite.
+template <typename T, typename Output, typename MakeSolver>
 void select_batch(const char* op, const char* pool_name, const Pool<T>& pool, const Tensor& query,
-                  const Sizes& sizes, int64_t d, const SelectionOutput& output,
+                  const Sizes& sizes, int64_t d, const Output& output,
                   const MakeSolver& make_solver) {
   const int64_t batch = query.size(0);
   const T* queries = data<T>(query);
@@ -20,7 +21,7 @@ void select_batch(const char* op, const char* pool_name, const Pool<T>& pool, co
   struct Workspace {
     decltype(make_solver()) solver;
     std::vector<const T*> rows;
-    FwAnswer answer;
+    typename Output::Answer answer;
   };
   FirstFailure failure;
   for_each_query(
@@ -37,7 +38,8 @@ void select_batch(const char* op, const char* pool_name, const Pool<T>& pool, co
     const int64_t b = failure.query();
     std::vector<const T*> rows;
     pool.rows(b, sizes[b], rows);
-    non_finite_error(op, pool_name, rows, queries + b * query_stride, d, b);
+    non_finite_error(op, pool_name, rows, queries + b * query_stride, d, b,
+                     query.dim() == 3 ? query.size(1) : 1);
   }
 }
 

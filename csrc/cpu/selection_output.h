@@ -9,6 +9,7 @@ namespace hullft {
 class SelectionOutput {
  public:
   using Tensors = SelectionTensors::Tuple;
+  using Answer = FwAnswer;
 
   SelectionOutput(const Tensor& pool, int64_t batch, int64_t n_select)
       : n_select_(n_select),

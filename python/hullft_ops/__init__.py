@@ -1,7 +1,7 @@
 """Fast operators for test-time finetuning.
 
 Selection (:func:`fw_select`, :func:`fw_select_indexed`, :func:`integerize`, :func:`knn_select`,
-:func:`fw_lmo`) and
+:func:`sift_select`, :func:`sift_select_indexed`, :func:`fw_lmo`) and
 gradient replay (:class:`ReplayAdam`, :class:`GradientCache`). The layer that runs them end to end
 on a HuggingFace model is :mod:`hullft_ops.ttft`, with the extra ``hullft_ops[ttft]``.
 """
@@ -18,6 +18,7 @@ from hullft_ops.selection import (
     integerize,
     knn_select,
 )
+from hullft_ops.sift import SiftSelection, sift_select, sift_select_indexed
 
 __version__: str = _build_info()["version"]
 
@@ -26,9 +27,12 @@ __all__ = [
     "LmoStep",
     "ReplayAdam",
     "Selection",
+    "SiftSelection",
     "fw_lmo",
     "fw_select",
     "fw_select_indexed",
     "integerize",
     "knn_select",
+    "sift_select",
+    "sift_select_indexed",
 ]

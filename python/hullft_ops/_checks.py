@@ -10,6 +10,7 @@ import torch
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 VARIANTS = ("vanilla", "away", "pairwise")
 _INT32_MAX = 2**31 - 1
+_INF = float("inf")
 
 
 def check_tensor(op: str, name: str, value: object) -> torch.Tensor:
@@ -58,6 +59,13 @@ def check_tolerance(op: str, name: str, value: object) -> None:
         raise ValueError(f"{op}: {name} must be >= 0, got {value}")
 
 
+def check_noise(op: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{op}: noise must be a float, got {type(value).__name__}")
+    if not 0 < value < _INF:  # NaN too; math.isfinite cannot be traced
+        raise ValueError(f"{op}: noise must be finite and > 0, got {value}")
+
+
 def check_variant(op: str, variant: object) -> None:
     if variant not in VARIANTS:
         raise ValueError(f"{op}: variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
@@ -95,6 +103,21 @@ def check_pool(op: str, name: str, pool: torch.Tensor, query: torch.Tensor) -> N
         raise ValueError(
             f"{op}: {name} has a batch of {pool.shape[0]}, query a batch of {query.shape[0]}"
         )
+
+
+def check_candidates(op: str, candidates: object, query: torch.Tensor) -> None:
+    """candidates int64 [K] or [B, K], with a batch exactly when the query has one."""
+    tensor = check_tensor(op, "candidates", candidates)
+    if tensor.dtype != torch.int64:
+        raise TypeError(f"{op}: candidates must be int64, got {tensor.dtype}")
+    check_device(op, "candidates", tensor, "query", query)
+    if tensor.dim() != query.dim() or tensor.shape[:-1] != query.shape[:-1]:
+        raise ValueError(
+            f"{op}: candidates {list(tensor.shape)} and query {list(query.shape)} must both have "
+            "the same batch or none"
+        )
+    if tensor.shape[-1] == 0:
+        raise ValueError(f"{op}: candidates is empty, got shape {list(tensor.shape)}")
 
 
 def check_sizes(op: str, name: str, sizes: object, query: torch.Tensor) -> None:

@@ -18,6 +18,19 @@ SelectionTensors = tuple[
     torch.Tensor,
 ]
 
+# Of a selection, and the picks with the variance after each.
+SiftTensors = tuple[
+    torch.Tensor,
+    torch.Tensor,
+    torch.Tensor,
+    torch.Tensor,
+    torch.Tensor,
+    torch.Tensor,
+    torch.Tensor,
+    torch.Tensor,
+    torch.Tensor,
+]
+
 
 def _selection(pool: torch.Tensor, query: torch.Tensor, n_select: int) -> SelectionTensors:
     batch = query.shape[0]
@@ -38,6 +51,12 @@ def _selection(pool: torch.Tensor, query: torch.Tensor, n_select: int) -> Select
         scalars(real),
         scalars(torch.int64),
     )
+
+
+def _sift_selection(pool: torch.Tensor, query: torch.Tensor, n_select: int) -> SiftTensors:
+    selection = _selection(pool, query, n_select)
+    indices, weights = selection[:2]
+    return (*selection, torch.empty_like(indices), torch.empty_like(weights))
 
 
 @torch.library.register_fake("hullft_ops::fw_select")
@@ -79,6 +98,29 @@ def _fake_knn_select(
     pool_sizes: torch.Tensor | None = None,
 ) -> SelectionTensors:
     return _selection(pool, query, n_select)
+
+
+@torch.library.register_fake("hullft_ops::sift_select")
+def _fake_sift_select(
+    pool: torch.Tensor,
+    query: torch.Tensor,
+    n_select: int,
+    noise: float = 0.01,
+    pool_sizes: torch.Tensor | None = None,
+) -> SiftTensors:
+    return _sift_selection(pool, query, n_select)
+
+
+@torch.library.register_fake("hullft_ops::sift_select_indexed")
+def _fake_sift_select_indexed(
+    embeddings: torch.Tensor,
+    candidates: torch.Tensor,
+    query: torch.Tensor,
+    n_select: int,
+    noise: float = 0.01,
+    pool_sizes: torch.Tensor | None = None,
+) -> SiftTensors:
+    return _sift_selection(embeddings, query, n_select)
 
 
 @torch.library.register_fake("hullft_ops::integerize")

@@ -165,6 +165,54 @@ def knn_select(pool: torch.Tensor, query: torch.Tensor, n_select: int) -> Refere
     )
 
 
+class ReferenceSift(NamedTuple):
+    """One query's picks in their order, and the variance after each."""
+
+    selection: ReferenceSelection
+    picks: list[int]
+    variance: list[float]
+
+
+# Candidates this near to the best, of the variance before any pick, count as its equals.
+_SIFT_ROUNDING = 1e-12
+
+
+def sift_select(
+    pool: torch.Tensor, query: torch.Tensor, n_select: int, *, noise: float = 0.01
+) -> ReferenceSift:
+    """SIFT on pool [K, d] and query [d] or, for several targets, [m, d]."""
+    x, q = pool.double(), query.double().reshape(-1, pool.shape[1])
+    picks: list[int] = []
+    variance: list[float] = []
+    for _ in range(n_select):
+        left = variance_after(x, q, picks, noise)
+        tied = left <= left.min() + _SIFT_ROUNDING * (q * q).sum()
+        picks.append(int(tied.nonzero()[0]))
+        variance.append(left[picks[-1]].item())
+    counts = torch.bincount(torch.tensor(picks), minlength=len(x))
+    support = sorted(set(picks), key=lambda k: (-counts[k].item(), k))
+    indices = torch.tensor(support)
+    w = counts[indices].double() / n_select
+    current = x[indices].T @ w
+    r = q.mean(0) - current
+    gap = ((x @ r).max() - r @ current).item()
+    selection = ReferenceSelection(indices, w, counts[indices], r.norm().item(), gap, n_select)
+    return ReferenceSift(selection, picks, variance)
+
+
+def variance_after(
+    pool: torch.Tensor, targets: torch.Tensor, picks: Sequence[int], noise: float
+) -> torch.Tensor:
+    """[K]: what is left of the variance at targets [m, d] once the picks and row k are observed."""
+    rows = torch.arange(len(pool)).unsqueeze(1)
+    observed = torch.cat([torch.tensor([picks]).long().expand(len(pool), -1), rows], dim=1)
+    gram = (pool @ pool.T)[observed.unsqueeze(2), observed.unsqueeze(1)]  # [K, n, n]
+    cross = (pool @ targets.T)[observed]  # [K, n, m]
+    noisy = gram + noise * torch.eye(len(picks) + 1, dtype=pool.dtype)
+    explained: torch.Tensor = (cross * torch.linalg.solve(noisy, cross)).sum((1, 2))
+    return targets.square().sum() - explained
+
+
 def integerize(
     support: torch.Tensor,
     query: torch.Tensor,

@@ -37,10 +37,14 @@ class Selection(NamedTuple):
 
     def multiset(self) -> torch.Tensor:
         """int64 [.., n_select]: every index repeated ``counts`` times, largest weight first."""
-        n_select = self.counts.shape[-1]
-        ends = self.counts.cumsum(-1)
-        units = torch.arange(n_select, device=ends.device).expand(ends.shape).contiguous()
-        return self.indices.gather(-1, torch.searchsorted(ends, units, right=True))
+        return repeated(self.indices, self.counts)
+
+
+def repeated(indices: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """int64 [.., n_select]: every index repeated ``counts`` times; counts sum to n_select."""
+    ends = counts.cumsum(-1)
+    units = torch.arange(counts.shape[-1], device=ends.device).expand(ends.shape).contiguous()
+    return indices.gather(-1, torch.searchsorted(ends, units, right=True))
 
 
 def _selection(batched: bool, tensors: SelectionTensors) -> Selection:
@@ -156,7 +160,7 @@ def fw_select_indexed(
     if embeddings.dim() != 2:
         raise ValueError(f"{op}: embeddings must have shape [M, d], got {list(embeddings.shape)}")
     _checks.check_pool(op, "embeddings", embeddings, query)
-    _check_candidates(op, candidates, query)
+    _checks.check_candidates(op, candidates, query)
     _check_fw_options(op, n_select, max_iter, tol, gap_tol, variant, swap_passes)
     _checks.check_sizes(op, "pool_sizes", pool_sizes, query)
     batched = query.dim() == 2
@@ -173,20 +177,6 @@ def fw_select_indexed(
         pool_sizes,
     )
     return _selection(batched, tensors)
-
-
-def _check_candidates(op: str, candidates: object, query: torch.Tensor) -> None:
-    tensor = _checks.check_tensor(op, "candidates", candidates)
-    if tensor.dtype != torch.int64:
-        raise TypeError(f"{op}: candidates must be int64, got {tensor.dtype}")
-    _checks.check_device(op, "candidates", tensor, "query", query)
-    if tensor.dim() != query.dim() or tensor.shape[:-1] != query.shape[:-1]:
-        raise ValueError(
-            f"{op}: candidates {list(tensor.shape)} and query {list(query.shape)} must both have "
-            "the same batch or none"
-        )
-    if tensor.shape[-1] == 0:
-        raise ValueError(f"{op}: candidates is empty, got shape {list(tensor.shape)}")
 
 
 def integerize(

@@ -27,6 +27,29 @@ template <typename T>
 using DotRows = void (*)(const T* const* rows, int64_t n_rows, const double* columns,
                          int64_t n_columns, int64_t d, double* out, int64_t out_stride);
 
+// out[k] = <rows[k], rows[k]>; each value depends on its own row alone.
+template <typename T>
+using SquaredNorms = void (*)(const T* const* rows, int64_t n_rows, int64_t d, double* out);
+
+// What SIFT knows of n = padded(K) candidates given the picks so far; 0 in the padding.
+struct SiftPosterior {
+  int64_t n, n_targets;
+  double* covariance;  // [n_targets, n], of each candidate with each target
+  double* variance;    // [n]
+  double noise;
+};
+
+// What observing the pick s changes; every array of candidates holds n values.
+struct SiftPick {
+  const double* gram;     // G[:, s]
+  const double* columns;  // [n_earlier, n], of the earlier picks
+  const double* shares;   // [n_earlier]: columns[j, s] / (Var(s_j) + noise) at its time
+  int64_t n_earlier;
+  double* column;               // out: Cov(:, s | earlier picks)
+  double rate;                  // 1 / (Var(s) + noise)
+  const double* target_shares;  // [n_targets]: Cov(s, target) * rate
+};
+
 // Takes schedule.repeats Adam steps on n elements with one gradient; a parameter's moments have its
 // own dtype.
 template <typename T, typename G>
@@ -65,6 +88,13 @@ struct Kernels {
   // left out. Every array holds n = padded(K) values.
   ArgMax (*step_argmax)(const double* b, double* u, int64_t n, double scale, double toward,
                         const double* column_s, double away, const double* column_a);
+  SquaredNorms<float> squared_norms_f32;
+  SquaredNorms<double> squared_norms_f64;
+  SquaredNorms<BFloat16> squared_norms_bf16;
+  SquaredNorms<Float16> squared_norms_f16;
+  // Conditions on a pick, unless it is null, and finds the candidate whose observation lowers the
+  // variance at the targets most, and by how much.
+  ArgMax (*sift_pick)(const SiftPosterior& posterior, const SiftPick* pick);
   AllReplayKernels replay;
 };
 
@@ -93,6 +123,25 @@ inline DotRows<BFloat16> dot_rows<BFloat16>(const Kernels& k) {
 template <>
 inline DotRows<Float16> dot_rows<Float16>(const Kernels& k) {
   return k.dot_rows_f16;
+}
+
+template <typename T>
+SquaredNorms<T> squared_norms(const Kernels& k);
+template <>
+inline SquaredNorms<float> squared_norms<float>(const Kernels& k) {
+  return k.squared_norms_f32;
+}
+template <>
+inline SquaredNorms<double> squared_norms<double>(const Kernels& k) {
+  return k.squared_norms_f64;
+}
+template <>
+inline SquaredNorms<BFloat16> squared_norms<BFloat16>(const Kernels& k) {
+  return k.squared_norms_bf16;
+}
+template <>
+inline SquaredNorms<Float16> squared_norms<Float16>(const Kernels& k) {
+  return k.squared_norms_f16;
 }
 
 template <typename T, typename G>

@@ -6,6 +6,7 @@
 #include "argmax.h"
 #include "dot.h"
 #include "kernels.h"
+#include "sift.h"
 
 namespace hullft {
 namespace {
@@ -34,6 +35,11 @@ constexpr Kernels make_table(const char* name) {
       &dot_rows_kernel<BFloat16>,
       &dot_rows_kernel<Float16>,
       &step_argmax_kernel,
+      &squared_norms_kernel<float>,
+      &squared_norms_kernel<double>,
+      &squared_norms_kernel<BFloat16>,
+      &squared_norms_kernel<Float16>,
+      &sift_pick_kernel,
       all_replay_kernels(),
   };
 }

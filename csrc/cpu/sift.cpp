@@ -1,0 +1,229 @@
+// sift_select and sift_select_indexed on the CPU: the schedule of core/sift.h, float64 state.
+// Schemas: csrc/ops.cpp.
+#include "../core/sift.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+
+#include "select_batch.h"
+
+namespace hullft {
+namespace {
+
+struct SiftAnswer : FwAnswer {
+  std::vector<int64_t> picks;     // in their order
+  std::vector<double> variances;  // at the targets, after each pick
+};
+
+class SiftOutput {
+ public:
+  using Answer = SiftAnswer;
+
+  SiftOutput(const Tensor& pool, int64_t batch, int64_t n_select)
+      : n_select_(n_select),
+        selection_(pool, batch, n_select),
+        out_(pool, batch, n_select),
+        picks_(out_.picks.mutable_data_ptr<int64_t>()),
+        variance_(out_.variance) {}
+
+  // Threads write disjoint queries.
+  void write(int64_t b, const SiftAnswer& answer) const {
+    selection_.write(b, answer);
+    for (int64_t i = 0; i < n_select_; ++i) {
+      picks_[b * n_select_ + i] = answer.picks[size_t(i)];
+      variance_.set(b * n_select_ + i, answer.variances[size_t(i)]);
+    }
+  }
+
+  PickTensors::Tuple tensors() const { return out_.after(selection_.tensors()); }
+
+ private:
+  int64_t n_select_;
+  SelectionOutput selection_;
+  PickTensors out_;
+  int64_t* picks_;
+  RealOutput variance_;
+};
+
+template <typename T>
+class SiftSolver {
+ public:
+  explicit SiftSolver(const SiftOptions& options) : options_(options) {}
+
+  // rows [n_rows] point at d values each, query at n_targets * d. False when an input or a product
+  // is not finite.
+  bool solve(const T* const* rows, int64_t n_rows, const T* query, int64_t d, bool share_rows,
+             SiftAnswer& answer) {
+    n_rows_ = n_rows, n_ = padded(n_rows);
+    gram_.begin(rows, n_rows, d, options_.n_select, share_rows);
+    if (!start(rows, query, d)) return false;
+    answer.picks.clear(), answer.variances.clear();
+    ArgMax best = kernels().sift_pick(posterior_, nullptr);
+    while (std::isfinite(best.value)) {
+      variance_left_ = std::max(variance_left_ - best.value, 0.0);
+      answer.picks.push_back(best.index);
+      answer.variances.push_back(variance_left_);
+      ++picked_[size_t(best.index)];
+      if (int64_t(answer.picks.size()) == options_.n_select) return summarise(answer);
+      best = condition(best.index);
+    }
+    return false;
+  }
+
+ private:
+  bool start(const T* const* rows, const T* query, int64_t d) {
+    posterior_ = {n_, options_.n_targets, covariance_.reserve(options_.n_targets * n_),
+                  variance_.reserve(n_), options_.noise};
+    columns_.reserve((options_.n_select - 1) * n_);
+    rates_.clear();
+    picked_.assign(size_t(n_rows_), 0);
+    for (int64_t t = 0; t < options_.n_targets; ++t)
+      gram_.multiply(query + t * d, posterior_.covariance + t * n_);
+    squared_norms<T>(kernels())(rows, n_rows_, d, posterior_.variance);
+    std::fill(posterior_.variance + n_rows_, posterior_.variance + n_, 0.0);
+    measure_targets(query, d);
+    // A row that is not finite makes its norm so: no pass of its own.
+    double poison = variance_left_ * 0;
+    for (int64_t k = 0; k < n_rows_; ++k) poison += b_.get()[k] * 0 + posterior_.variance[k] * 0;
+    return poison == 0;
+  }
+
+  // The variance at the targets; of their mean, the square and the products with the rows.
+  void measure_targets(const T* query, int64_t d) {
+    const double share = 1.0 / double(options_.n_targets);
+    variance_left_ = qq_ = 0;
+    for (int64_t i = 0; i < d; ++i) {
+      double mean = 0;
+      for (int64_t t = 0; t < options_.n_targets; ++t) {
+        const double x = widen(query[t * d + i]);
+        mean += x * share;
+        variance_left_ += x * x;
+      }
+      qq_ += mean * mean;
+    }
+    double* b = b_.reserve(n_);
+    std::fill(b, b + n_rows_, 0.0);
+    std::fill(b + n_rows_, b + n_, -std::numeric_limits<double>::infinity());
+    for (int64_t t = 0; t < options_.n_targets; ++t)
+      for (int64_t k = 0; k < n_rows_; ++k) b[k] += posterior_.covariance[t * n_ + k] * share;
+  }
+
+  const double* gram_column(int64_t atom) {
+    return gram_.get(atom, [this](int64_t a) { return picked_[size_t(a)] > 0; });
+  }
+
+  ArgMax condition(int64_t s) {
+    const int64_t n_earlier = int64_t(rates_.size());
+    const double rate = 1.0 / observed_variance(posterior_.variance[s], options_.noise);
+    shares_.resize(size_t(n_earlier));
+    for (int64_t j = 0; j < n_earlier; ++j)
+      shares_[size_t(j)] = columns_.get()[j * n_ + s] * rates_[size_t(j)];
+    target_shares_.resize(size_t(options_.n_targets));
+    for (int64_t t = 0; t < options_.n_targets; ++t)
+      target_shares_[size_t(t)] = posterior_.covariance[t * n_ + s] * rate;
+    rates_.push_back(rate);
+    const SiftPick pick{gram_column(s),
+                        columns_.get(),
+                        shares_.data(),
+                        n_earlier,
+                        columns_.get() + n_earlier * n_,
+                        rate,
+                        target_shares_.data()};
+    return kernels().sift_pick(posterior_, &pick);
+  }
+
+  // The picks as a selection of equal weight each.
+  bool summarise(SiftAnswer& answer) {
+    answer.indices.clear(), answer.counts.clear(), answer.weights.clear();
+    for (int64_t k = 0; k < n_rows_; ++k)
+      if (picked_[size_t(k)] > 0) answer.indices.push_back(k);
+    std::stable_sort(answer.indices.begin(), answer.indices.end(), [this](int64_t i, int64_t j) {
+      return picked_[size_t(i)] > picked_[size_t(j)];
+    });
+    double* u = u_.reserve(n_);
+    std::fill(u, u + n_, 0.0);
+    ArgMax top{0, 0};
+    for (const int64_t k : answer.indices) {
+      answer.counts.push_back(picked_[size_t(k)]);
+      answer.weights.push_back(double(picked_[size_t(k)]) / double(options_.n_select));
+      top = kernels().step_argmax(b_.get(), u, n_, 1, answer.weights.back(), gram_column(k), 0,
+                                  nullptr);
+    }
+    Iterate<double> mix{0, 0};
+    for (size_t i = 0; i < answer.indices.size(); ++i) {
+      mix.wb += answer.weights[i] * b_.get()[answer.indices[i]];
+      mix.wu += answer.weights[i] * u[answer.indices[i]];
+    }
+    answer.support_size = int64_t(answer.indices.size());
+    answer.num_iter = options_.n_select;
+    answer.residual = std::sqrt(squared_residual(mix, qq_));
+    answer.gap = top.value - mean_correlation(mix);
+    return std::isfinite(answer.gap);
+  }
+
+  SiftOptions options_;
+  GramColumns<T> gram_;
+  AlignedDoubles b_, u_, covariance_, variance_;
+  AlignedDoubles columns_;  // [n_select - 1, n]: the conditional columns of the picks so far
+  SiftPosterior posterior_{};
+  int64_t n_rows_ = 0, n_ = 0;
+  double qq_ = 0, variance_left_ = 0;
+  std::vector<double> rates_;    // 1 / (variance + noise) of each pick, when it was picked
+  std::vector<int64_t> picked_;  // how often, of each candidate
+  std::vector<double> shares_, target_shares_;
+};
+
+int64_t query_dim(const Tensor& query) { return query.dim() == 3 ? 3 : 2; }
+
+template <typename MakePool>
+PickTensors::Tuple select(const char* op, const char* pool_name, const Tensor& pool,
+                          const Tensor& query, const Sizes& sizes, int64_t d,
+                          const SiftOptions& options, const MakePool& make_pool) {
+  const SiftOutput output(pool, query.size(0), options.n_select);
+  const Tensor dense_query = torch::stable::contiguous(query);
+  dispatch_floating(pool.scalar_type(), [&](auto t) {
+    using T = decltype(t);
+    select_batch<T>(op, pool_name, make_pool(t), dense_query, sizes, d, output,
+                    [&] { return SiftSolver<T>(options); });
+  });
+  return output.tensors();
+}
+
+PickTensors::Tuple sift_select(const Tensor& pool, const Tensor& query, int64_t n_select,
+                               double noise, const std::optional<Tensor>& pool_sizes) {
+  constexpr const char* op = "sift_select";
+  const PoolShape shape = check_pool_query(op, "pool", pool, query, query_dim(query));
+  const SiftOptions options = check_sift_options(op, query, n_select, noise);
+  check_sizes(op, "pool_sizes", pool_sizes, pool, shape.batch);
+  const Sizes sizes(op, "pool_sizes", pool_sizes, shape.candidates, shape.batch);
+  const Tensor dense = with_dense_rows(pool);
+  return select(op, "pool", pool, query, sizes, shape.dim, options,
+                [&](auto t) { return pool_of<decltype(t)>(dense); });
+}
+
+PickTensors::Tuple sift_select_indexed(const Tensor& embeddings, const Tensor& candidates,
+                                       const Tensor& query, int64_t n_select, double noise,
+                                       const std::optional<Tensor>& pool_sizes) {
+  constexpr const char* op = "sift_select_indexed";
+  check_dim(op, "embeddings", embeddings, 2);
+  const PoolShape shape = check_pool_query(op, "embeddings", embeddings, query, query_dim(query));
+  const SiftOptions options = check_sift_options(op, query, n_select, noise);
+  check_candidates_shape(op, candidates, embeddings, shape.batch);
+  check_sizes(op, "pool_sizes", pool_sizes, embeddings, shape.batch);
+  const Sizes sizes(op, "pool_sizes", pool_sizes, candidates.size(1), shape.batch);
+  const Tensor picked = torch::stable::contiguous(candidates);
+  check_candidates(op, picked, sizes, shape.candidates);
+  const Tensor dense = with_dense_rows(embeddings);
+  return select(op, "embeddings", embeddings, query, sizes, shape.dim, options,
+                [&](auto t) { return pool_of<decltype(t)>(dense, picked); });
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(hullft_ops, CPU, m) {
+  m.impl("sift_select", TORCH_BOX(&sift_select));
+  m.impl("sift_select_indexed", TORCH_BOX(&sift_select_indexed));
+}
+
+}  // namespace hullft

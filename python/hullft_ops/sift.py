@@ -1,0 +1,162 @@
+"""SIFT: the texts whose noisy observation leaves the least variance at the query.
+
+The method is that of Hübotter, Bongni, Hakimi and Krause, *Efficiently Learning at Test-Time:
+Active Fine-Tuning of LLMs* (arXiv:2410.08020).
+"""
+
+from typing import NamedTuple
+
+import torch
+
+from hullft_ops import _checks
+from hullft_ops._library import SiftTensors, ops
+from hullft_ops.selection import Selection, repeated
+
+
+class SiftSelection(NamedTuple):
+    """What SIFT picked, for one query or a batch (``..`` is ``[]`` or ``[B]``).
+
+    The first seven fields are those of a :class:`Selection` in which each of the ``n_select`` picks
+    has the weight ``1 / n_select``; ``picks`` tells their order. Weights, residual, gap and
+    variance are float64 for float64 pools and float32 for all others.
+    """
+
+    indices: torch.Tensor
+    """int64 [.., n_select]: the rows that were picked, the most often picked first, lower index
+    first when picked equally often, -1 past the support."""
+    weights: torch.Tensor
+    """[.., n_select]: ``counts / n_select``."""
+    counts: torch.Tensor
+    """int64 [.., n_select]: how often each row was picked; each row sums to n_select."""
+    support_size: torch.Tensor
+    """int64 [..]: how many different rows were picked."""
+    residual: torch.Tensor
+    """[..]: distance of the query from the mean of the picks."""
+    gap: torch.Tensor
+    """[..]: the Frank-Wolfe gap of the mean of the picks over the whole pool."""
+    num_iter: torch.Tensor
+    """int64 [..]: n_select."""
+    picks: torch.Tensor
+    """int64 [.., n_select]: rows of the pool in the order in which they were picked."""
+    variance: torch.Tensor
+    """[.., n_select]: the variance at the query after each pick, summed over the targets where
+    there are several."""
+
+    @property
+    def selection(self) -> Selection:
+        """Without the order."""
+        return Selection(*self[:7])
+
+    def multiset(self) -> torch.Tensor:
+        """int64 [.., n_select]: every index repeated ``counts`` times, the most often picked
+        first."""
+        return repeated(self.indices, self.counts)
+
+
+def sift_select(
+    pool: torch.Tensor,
+    query: torch.Tensor,
+    n_select: int,
+    *,
+    noise: float = 0.01,
+    pool_sizes: torch.Tensor | None = None,
+) -> SiftSelection:
+    """Picks one row after another, each time the one that lowers the variance at the query most.
+
+    The model is a Gaussian process with the linear kernel ``x @ y``, of which picking a row is an
+    observation with independent noise; a row may be picked repeatedly. Each pick costs one product
+    of the pool with a vector and O(K n) more after n picks; ``n_select`` vectors of length K are
+    kept. Ties go to the lowest index. The result does not depend on the number of threads, and is
+    not differentiable.
+
+    Args:
+        pool: [K, d], shared by a batch of queries, or [B, K, d]. float32, float64, bfloat16 or
+            float16; the state is float64 on the CPU. Any strides; only a last dimension that is
+            not dense is copied.
+        query: [d] or [B, d], of the pool's dtype and device; or [B, m, d], m targets for each of
+            a batch of queries, whose summed variance is lowered and whose mean the residual and gap
+            refer to.
+        n_select: how many picks to make. It may exceed K.
+        noise: the variance of the noise, the paper's lambda. The smaller it is, the less does a row
+            that was picked already tell anew.
+        pool_sizes: int64 [B]: query b sees only the first ``pool_sizes[b]`` rows of its pool.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: shapes, devices or options that do not fit, an empty pool, NaN or infinity.
+    """
+    op = "sift_select"
+    _check_arguments(op, "pool", pool, query, n_select, noise, pool_sizes)
+    batched = query.dim() > 1
+    tensors = ops.sift_select(
+        pool, query if batched else query.unsqueeze(0), n_select, noise, pool_sizes
+    )
+    return _selection(batched, tensors)
+
+
+def sift_select_indexed(
+    embeddings: torch.Tensor,
+    candidates: torch.Tensor,
+    query: torch.Tensor,
+    n_select: int,
+    *,
+    noise: float = 0.01,
+    pool_sizes: torch.Tensor | None = None,
+) -> SiftSelection:
+    """:func:`sift_select` on pools that are rows of one embedding matrix, which are read in place.
+
+    The answer is that of ``sift_select(embeddings[candidates], query, ...)``: its ``indices`` and
+    ``picks`` are positions in ``candidates``; ``candidates.gather(-1, picks)`` are rows of
+    ``embeddings``.
+
+    Args:
+        embeddings: [M, d], of any dtype that a pool may have.
+        candidates: int64 [K] or [B, K]: rows of ``embeddings``, such as a search returns them.
+        query: [d], [B, d] or [B, m, d], with a batch exactly when ``candidates`` has one.
+        pool_sizes: int64 [B]: only the first ``pool_sizes[b]`` candidates of query b are read.
+
+    The other arguments and the errors are those of :func:`sift_select`; a candidate outside
+    ``0..M-1`` is a ValueError.
+    """
+    op = "sift_select_indexed"
+    if isinstance(embeddings, torch.Tensor) and embeddings.dim() != 2:
+        raise ValueError(f"{op}: embeddings must have shape [M, d], got {list(embeddings.shape)}")
+    _check_arguments(op, "embeddings", embeddings, query, n_select, noise, pool_sizes)
+    _checks.check_candidates(op, candidates, _one_target(query))
+    batched = query.dim() > 1
+    tensors = ops.sift_select_indexed(
+        embeddings,
+        candidates if batched else candidates.unsqueeze(0),
+        query if batched else query.unsqueeze(0),
+        n_select,
+        noise,
+        pool_sizes,
+    )
+    return _selection(batched, tensors)
+
+
+def _check_arguments(
+    op: str,
+    pool_name: str,
+    pool: torch.Tensor,
+    query: torch.Tensor,
+    n_select: int,
+    noise: float,
+    pool_sizes: torch.Tensor | None,
+) -> None:
+    _checks.check_float_tensor(op, pool_name, pool)
+    _checks.check_float_tensor(op, "query", query)
+    if query.dim() == 3 and query.shape[1] == 0:
+        raise ValueError(f"{op}: query has no targets, got shape {list(query.shape)}")
+    _checks.check_pool(op, pool_name, pool, _one_target(query))
+    _checks.check_integer(op, "n_select", n_select, 1)
+    _checks.check_noise(op, noise)
+    _checks.check_sizes(op, "pool_sizes", pool_sizes, _one_target(query))
+
+
+def _one_target(query: torch.Tensor) -> torch.Tensor:
+    return query[:, 0] if query.dim() == 3 else query
+
+
+def _selection(batched: bool, tensors: SiftTensors) -> SiftSelection:
+    return SiftSelection(*(tensors if batched else (t.squeeze(0) for t in tensors)))

@@ -1,0 +1,53 @@
+"""sift_select makes the picks of activeft, whose authors wrote the method."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from benchmarks import peers
+from benchmarks.pools import POOLS, real_texts
+
+import hullft_ops
+
+
+@pytest.fixture(scope="module")
+def recorded() -> dict[str, torch.Tensor]:
+    """50 queries and pools of real texts with activeft's picks: see tools/activeft_picks.py."""
+    with np.load(POOLS.with_name("sift_picks_n50.npz")) as file:
+        return {name: torch.from_numpy(file[name].astype(np.int64)) for name in file.files}
+
+
+@pytest.mark.parametrize("noise", [0.01, 0.2])
+@pytest.mark.usefixtures("simd_level")
+def test_recorded_picks_of_activeft(recorded: dict[str, torch.Tensor], noise: float) -> None:
+    texts = real_texts()
+    queries = texts[recorded["queries"]]
+    sel = hullft_ops.sift_select_indexed(texts, recorded["candidates"], queries, 50, noise=noise)
+    assert torch.equal(sel.picks, recorded[f"picks_{noise}"])
+    narrow = hullft_ops.sift_select_indexed(
+        texts.float(), recorded["candidates"], queries.float(), 50, noise=noise
+    )
+    assert torch.equal(narrow.picks, sel.picks)
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """activeft builds its matrices in the default dtype."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("targets", [1, 5])
+@pytest.mark.usefixtures("float64")
+def test_picks_and_values_of_activeft(recorded: dict[str, torch.Tensor], targets: int) -> None:
+    texts = real_texts()
+    for b in range(3):
+        pool = texts[recorded["candidates"][b]]
+        query = texts[recorded["queries"][b : b + targets]]
+        sel = hullft_ops.sift_select(pool, query[None], 30, noise=0.05)
+        picks, values = peers.sift(pool, query, 30, noise=0.05)
+        assert sel.picks[0].tolist() == picks.tolist()
+        assert (sel.variance[0] + values).abs().max() < 1e-12
