@@ -15,7 +15,8 @@ longer it takes. The bound is the time of moving the same bytes and doing nothin
 
 - NumPy: the published method in NumPy, written from its description (`benchmarks/peers.py`).
 - activeft SIFT: activeft's acquisition function within this process; activeft Retriever: as its
-  documentation uses it, with a data-loader process for each query.
+  documentation uses it, with a data-loader process for each query. Beside `fw_select` it is another
+  method for the same task, beside `sift_select` the same one.
 - Peers that take queries one by one are timed on some of a large batch, at least 8, or 1 for
   activeft and nnls.
 - 200 candidates of 384 dimensions are embeddings of real text; other sizes are grown from them
@@ -39,7 +40,12 @@ class Goal:
 
 def goals(results: Results) -> list[Goal]:
     """Those of a CPU run whose cases have been measured."""
-    return [*_selection_goals(results), *_replay_goals(results), *_ttft_goals(results)]
+    return [
+        *_selection_goals(results),
+        *_sift_goals(results),
+        *_replay_goals(results),
+        *_ttft_goals(results),
+    ]
 
 
 def _selection_goals(results: Results) -> Iterator[Goal]:
@@ -69,6 +75,14 @@ def _selection(results: Results, batch: int, dim: int) -> Comparison | None:
         dtype="float32",
         variant="vanilla",
     )
+
+
+def _sift_goals(results: Results) -> Iterator[Goal]:
+    for batch, dim in ((64, 384), (1, 384), (64, 1024), (1, 1024)):
+        case = {"batch": batch, "candidates": 200, "dim": dim, "n_select": 50, "noise": 0.01}
+        if found := results.find("sift", dtype="float32", **case):
+            text = f"SIFT, {batch} real pools, K = 200, d = {dim}, N = 50: times activeft SIFT"
+            yield Goal(text, 200.0, True, found.ratio("activeft SIFT"))
 
 
 def _replay_goals(results: Results) -> Iterator[Goal]:
