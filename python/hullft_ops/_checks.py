@@ -59,11 +59,11 @@ def check_tolerance(op: str, name: str, value: object) -> None:
         raise ValueError(f"{op}: {name} must be >= 0, got {value}")
 
 
-def check_noise(op: str, value: object) -> None:
+def check_noise(op: str, value: object, name: str = "noise") -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{op}: noise must be a float, got {type(value).__name__}")
+        raise TypeError(f"{op}: {name} must be a float, got {type(value).__name__}")
     if not 0 < value < _INF:  # NaN too; math.isfinite cannot be traced
-        raise ValueError(f"{op}: noise must be finite and > 0, got {value}")
+        raise ValueError(f"{op}: {name} must be finite and > 0, got {value}")
 
 
 def check_variant(op: str, variant: object) -> None:

@@ -5,6 +5,7 @@ try:
     from hullft_ops.ttft.embedding import Embedder, SentenceTransformerEmbedder, load_embedder
     from hullft_ops.ttft.evaluate import BitsPerByte, bits_per_byte, score_text
     from hullft_ops.ttft.finetuner import AdaptationReport, TestTimeFinetuner
+    from hullft_ops.ttft.retriever import Retriever
     from hullft_ops.ttft.support import Support
     from hullft_ops.ttft.tiny import tiny_lm_path
 except ModuleNotFoundError as error:
@@ -19,6 +20,7 @@ __all__ = [
     "BitsPerByte",
     "Datastore",
     "Embedder",
+    "Retriever",
     "SentenceTransformerEmbedder",
     "Support",
     "TestTimeFinetuner",

@@ -1,0 +1,245 @@
+"""SIFT over a FAISS index, with the signature of ``activeft.sift.Retriever``.
+
+A user of activeft switches by one import::
+
+    from hullft_ops.ttft import Retriever  # instead of: from activeft.sift import Retriever
+
+The answers are activeft's but for three things. A batch comes back in the order of its queries,
+where activeft returns it in the order in which its threads end. Ties go to the candidate found
+first, where activeft shuffles. More than 1,000 candidates are selected from as a whole, where
+activeft splits them at random.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import perf_counter
+from typing import NamedTuple
+
+import faiss
+import numpy as np
+import torch
+
+import hullft_ops
+from hullft_ops import _checks
+from hullft_ops._C import build_info
+from hullft_ops.selection import repeated
+
+METHODS = ("sift", "hullft")
+_OP = "Retriever"
+
+
+class RetrievalTime(NamedTuple):
+    """Wall-clock seconds of one call."""
+
+    faiss: float
+    """Spent in the search."""
+    sift: float
+    """Spent in the selection; 0 without one."""
+
+
+Retrieved = tuple[np.ndarray, np.ndarray, np.ndarray, RetrievalTime]
+
+
+class _Found(NamedTuple):
+    """Candidates for n queries: scores [n, k], ids [n, k] with -1 past those found, rows
+    [n, k, d]."""
+
+    scores: np.ndarray
+    ids: np.ndarray
+    rows: np.ndarray
+
+
+class Retriever:
+    """Finds many candidates with FAISS and selects among them.
+
+    Attributes:
+        index: the FAISS index.
+        also_query_opposite, only_faiss, device: as given.
+    """
+
+    def __init__(
+        self,
+        index: faiss.Index,
+        acquisition_function: None = None,
+        llambda: float = 0.01,
+        fast: bool = False,
+        also_query_opposite: bool = True,
+        only_faiss: bool = False,
+        device: torch.device | str | None = None,
+        *,
+        method: str = "sift",
+    ) -> None:
+        """
+        Args:
+            index: a FAISS index that can reconstruct its vectors.
+            acquisition_function: None. Others than SIFT need activeft.
+            llambda: the variance of SIFT's observation noise.
+            fast: False. SIFT-Fast approximates what is selected exactly here.
+            also_query_opposite: candidates are those of largest inner product with the query or
+                its opposite; wants an inner-product index.
+            only_faiss: return the nearest, select nothing.
+            device: where to select; None is a CUDA device where there is one and this build has its
+                kernels, else the CPU.
+            method: "sift", or "hullft" for :func:`hullft_ops.fw_select` (pairwise).
+
+        Raises:
+            ValueError: an argument that is not supported, or options that do not fit the index.
+        """
+        if acquisition_function is not None:
+            raise ValueError(
+                f"{_OP}: acquisition_function must be None, got "
+                f"{type(acquisition_function).__name__}: only SIFT with llambda is supported, use "
+                "activeft for other acquisition functions"
+            )
+        if fast:
+            raise ValueError(
+                f"{_OP}: fast must be False, got {fast!r}: SIFT-Fast approximates SIFT, whose "
+                "exact picks are made here in less time"
+            )
+        if method not in METHODS:
+            raise ValueError(f"{_OP}: method must be one of {', '.join(METHODS)}, got {method!r}")
+        _checks.check_noise(_OP, llambda, name="llambda")
+        if also_query_opposite and index.metric_type != faiss.METRIC_INNER_PRODUCT:
+            raise ValueError(
+                f"{_OP}: also_query_opposite wants an index by inner product, got metric type "
+                f"{index.metric_type}: set it to False"
+            )
+        self.index = index
+        self.also_query_opposite = also_query_opposite
+        self.only_faiss = only_faiss
+        self.device = _device(device)
+        self._llambda = llambda
+        self._method = method
+
+    def search(
+        self,
+        query: np.ndarray,
+        N: int,  # noqa: N803 (activeft's names)
+        K: int | None,  # noqa: N803
+        mean_pooling: bool = False,
+        threads: int = 1,
+    ) -> Retrieved:
+        """:meth:`batch_search` for one query of shape [m, d]; the answers lose their first
+        dimension."""
+        values, indices, rows, seconds = self.batch_search(
+            np.asarray(query)[None], N, K, mean_pooling, threads
+        )
+        return values[0], indices[0], rows[0], seconds
+
+    def batch_search(
+        self,
+        queries: np.ndarray,
+        N: int,  # noqa: N803
+        K: int | None = None,  # noqa: N803
+        mean_pooling: bool = False,
+        threads: int = 1,
+    ) -> Retrieved:
+        """Selects for every query.
+
+        Args:
+            queries: [n, m, d]: n queries of m embeddings each. Candidates are those near their
+                mean; SIFT lowers the summed variance at all m.
+            N: how many to return; a candidate may come repeatedly.
+            K: how many candidates to search for; None is the whole index.
+            mean_pooling: SIFT lowers the variance at the mean of the m embeddings alone.
+            threads: for the search and the selection on the CPU.
+
+        Returns:
+            Values float32 [n, N], indices int64 [n, N], embeddings float32 [n, N, d] and the time.
+            SIFT's values are minus the variance that is left after each pick, HullFT's the convex
+            weights, those without a selection FAISS's scores.
+
+        Raises:
+            ValueError: shapes or numbers that do not fit the index, NaN or infinity, a query for
+                which the index finds nothing.
+        """
+        queries = np.asarray(queries, dtype=np.float32)
+        k = self._check_search(queries, N, K, threads)
+        means = queries.mean(axis=1)
+        with _threads(threads):
+            start = perf_counter()
+            found = self._search(means, k)
+            searched = perf_counter()
+            if self.only_faiss:
+                scores, ids, rows = (array[:, :N] for array in found)
+                return scores, ids, rows, RetrievalTime(searched - start, 0.0)
+            targets = means[:, None] if mean_pooling or self._method == "hullft" else queries
+            values, picks = self._select(found, targets, N)
+            ids = np.take_along_axis(found.ids, picks, axis=1)
+            rows = np.take_along_axis(found.rows, picks[:, :, None], axis=1)
+            return values, ids, rows, RetrievalTime(searched - start, perf_counter() - searched)
+
+    def _check_search(self, queries: np.ndarray, n: int, k: int | None, threads: int) -> int:
+        if queries.ndim != 3 or queries.shape[1] == 0:
+            raise ValueError(f"{_OP}: queries must have shape [n, m, d], got {list(queries.shape)}")
+        if queries.shape[2] != self.index.d:
+            raise ValueError(
+                f"{_OP}: queries have dim {queries.shape[2]}, the index has dim {self.index.d}"
+            )
+        if not np.isfinite(queries).all():
+            raise ValueError(f"{_OP}: queries have NaN or infinity")
+        if self.index.ntotal == 0:
+            raise ValueError(f"{_OP}: the index is empty")
+        _checks.check_integer(_OP, "N", n, 1)
+        _checks.check_integer(_OP, "threads", threads, 1)
+        if k is None:
+            k = int(self.index.ntotal)
+        _checks.check_integer(_OP, "K", k, 1)
+        if k > self.index.ntotal:
+            raise ValueError(f"{_OP}: K is {k}, the index has {self.index.ntotal} vectors")
+        if self.only_faiss and n > k:
+            raise ValueError(f"{_OP}: N is {n}, only {k} are searched for")
+        return k
+
+    def _search(self, queries: np.ndarray, k: int) -> _Found:
+        found = _Found(*self.index.search_and_reconstruct(queries, k))
+        if not self.also_query_opposite:
+            return found
+        opposite = _Found(*self.index.search_and_reconstruct(-queries, k))
+        both = _Found(*(np.concatenate(pair, 1) for pair in zip(found, opposite, strict=True)))
+        order = np.argsort(-both.scores, axis=1, kind="stable")[:, :k]
+        return _Found(
+            np.take_along_axis(both.scores, order, axis=1),
+            np.take_along_axis(both.ids, order, axis=1),
+            np.take_along_axis(both.rows, order[:, :, None], axis=1),
+        )
+
+    def _select(
+        self, found: _Found, targets: np.ndarray, n_select: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Values and picks [n, n_select], the picks as columns of what was found."""
+        sizes = (found.ids >= 0).sum(axis=1)
+        if len(sizes) and sizes.min() == 0:
+            raise ValueError(f"{_OP}: the index finds nothing for query {sizes.argmin()}")
+        pool = torch.from_numpy(found.rows).to(self.device)
+        query = torch.from_numpy(targets).to(self.device)
+        pool_sizes = torch.from_numpy(sizes).to(self.device)
+        if self._method == "sift":
+            sift = hullft_ops.sift_select(
+                pool, query, n_select, noise=self._llambda, pool_sizes=pool_sizes
+            )
+            return -sift.variance.cpu().numpy(), sift.picks.cpu().numpy()
+        hull = hullft_ops.fw_select(
+            pool, query[:, 0], n_select, variant="pairwise", pool_sizes=pool_sizes
+        )
+        weights = repeated(hull.weights, hull.counts)
+        return weights.cpu().numpy(), hull.multiset().cpu().numpy()
+
+
+def _device(device: torch.device | str | None) -> torch.device:
+    if device is not None:
+        return torch.device(device)
+    has_cuda = torch.cuda.is_available() and build_info()["cuda"]
+    return torch.device("cuda" if has_cuda else "cpu")
+
+
+@contextmanager
+def _threads(threads: int) -> Iterator[None]:
+    before = faiss.omp_get_max_threads(), torch.get_num_threads()
+    faiss.omp_set_num_threads(threads)
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before[0])
+        torch.set_num_threads(before[1])

@@ -1,0 +1,213 @@
+"""Retriever answers as activeft.sift.Retriever does."""
+
+from collections.abc import Callable
+
+import faiss
+import numpy as np
+import pytest
+import torch
+from activeft import sift as activeft
+
+from hullft_ops import reference
+from hullft_ops.ttft import Retriever
+from hullft_ops.ttft.retriever import RetrievalTime
+
+M, D = 300, 24
+# activeft picks in float32: scores nearer than this are told apart by its rounding.
+ROUNDING = 2e-5
+
+# activeft converts as NumPy 1 did.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+def unit(shape: tuple[int, ...], seed: int) -> np.ndarray:
+    vectors = np.random.default_rng(seed).standard_normal(shape)
+    return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
+
+
+EMBEDDINGS = unit((M, D), 0)
+
+
+def flat_index(metric: int = faiss.METRIC_INNER_PRODUCT) -> faiss.Index:
+    index = faiss.IndexFlat(D, metric)
+    index.add(EMBEDDINGS)
+    return index
+
+
+def ivf_index() -> faiss.Index:
+    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(D), D, 20, faiss.METRIC_INNER_PRODUCT)
+    index.train(EMBEDDINGS)
+    index.add(EMBEDDINGS)
+    index.nprobe = 2
+    return index
+
+
+def assert_agree(
+    ours: tuple[np.ndarray, np.ndarray, np.ndarray, RetrievalTime],
+    theirs: tuple[np.ndarray, np.ndarray, np.ndarray, activeft.RetrievalTime],
+    targets: np.ndarray,
+    noise: float,
+) -> None:
+    """The same shapes and dtypes, and the same answer for one query up to a pick at which two
+    candidates are level in float32."""
+    for x, y in zip(ours[:3], theirs[:3], strict=True):
+        assert x.shape == y.shape
+        assert x.dtype == y.dtype
+    assert ours[3]._fields == theirs[3]._fields
+    apart = np.flatnonzero(ours[1] != theirs[1])
+    same = int(apart[0]) if len(apart) else len(ours[1])
+    assert np.abs(ours[0][:same] - theirs[0][:same]).max(initial=0) < ROUNDING
+    assert np.array_equal(ours[2][:same], theirs[2][:same])
+    if same < len(ours[1]):
+        pool = torch.from_numpy(EMBEDDINGS).double()
+        picks = ours[1][:same].tolist()
+        left = reference.variance_after(pool, torch.from_numpy(targets).double(), picks, noise)
+        assert abs(left[ours[1][same]] - left[theirs[1][same]]) < ROUNDING
+    assert same >= 5
+
+
+@pytest.mark.parametrize(
+    ("constructor", "call", "m"),
+    [
+        ({}, {"N": 8, "K": 60}, 1),
+        ({"llambda": 0.2}, {"N": 20, "K": None}, 1),
+        ({"also_query_opposite": False}, {"N": 8, "K": 40}, 3),
+        ({"llambda": 1.0}, {"N": 8, "K": 40, "mean_pooling": True}, 3),
+        ({"device": torch.device("cpu")}, {"N": 8, "K": 100, "threads": 2}, 2),
+    ],
+)
+def test_search_agrees(constructor: dict[str, object], call: dict[str, object], m: int) -> None:
+    ours, theirs = (cls(flat_index(), **constructor) for cls in (Retriever, activeft.Retriever))
+    for seed in range(3):
+        query = unit((m, D), 10 + seed)
+        targets = query.mean(axis=0, keepdims=True) if call.get("mean_pooling") else query
+        noise = float(constructor.get("llambda", 0.01))  # type: ignore[arg-type]
+        assert_agree(ours.search(query, **call), theirs.search(query, **call), targets, noise)
+
+
+def test_batch_search_agrees() -> None:
+    ours, theirs = Retriever(flat_index()), activeft.Retriever(flat_index())
+    queries = unit((3, 2, D), 20)
+    values, indices, rows, _ = ours.batch_search(queries, 7, 50)
+    batch = theirs.batch_search(queries, 7, 50)
+    assert [x.shape for x in (values, indices, rows)] == [x.shape for x in batch[:3]]
+    for b, query in enumerate(queries):
+        one = (values[b], indices[b], rows[b], RetrievalTime(0.0, 0.0))
+        assert_agree(one, theirs.search(query, 7, 50), query, 0.01)
+
+
+@pytest.mark.parametrize("opposite", [True, False])
+def test_only_faiss_agrees(opposite: bool) -> None:
+    options = {"only_faiss": True, "also_query_opposite": opposite}
+    ours, theirs = (cls(flat_index(), **options) for cls in (Retriever, activeft.Retriever))
+    queries = unit((4, 1, D), 30)
+    found, expected = ours.batch_search(queries, 9, 20), theirs.batch_search(queries, 9, 20)
+    assert all(np.array_equal(x, y) for x, y in zip(found[:3], expected[:3], strict=True))
+    assert found[3].sift == expected[3].sift == 0
+
+
+def test_positional_arguments_mean_the_same() -> None:
+    ours = Retriever(flat_index(), None, 0.3, False, False, True, torch.device("cpu"))
+    assert (ours.also_query_opposite, ours.only_faiss) == (False, True)
+    query = unit((1, D), 31)
+    assert ours.search(query, 3, 5, False, 1)[1].shape == (3,)
+
+
+def test_an_index_that_finds_fewer_than_asked() -> None:
+    retriever = Retriever(ivf_index(), also_query_opposite=False)
+    query = unit((1, D), 32)
+    values, indices, rows, seconds = retriever.search(query, 5, M)
+    assert (indices >= 0).all()
+    assert np.array_equal(rows, EMBEDDINGS[indices])
+    assert np.isfinite(values).all()
+    assert seconds.faiss > 0 < seconds.sift
+
+
+def test_index_by_distance() -> None:
+    retriever = Retriever(flat_index(faiss.METRIC_L2), also_query_opposite=False)
+    inner = Retriever(flat_index(), also_query_opposite=False)
+    query = unit((1, D), 33)  # of unit norm like the rows: the same neighbours
+    assert np.array_equal(retriever.search(query, 5, 40)[1], inner.search(query, 5, 40)[1])
+
+
+def test_hullft_gives_the_multiset() -> None:
+    retriever = Retriever(flat_index(), method="hullft", also_query_opposite=False)
+    query = EMBEDDINGS[:4].mean(axis=0, keepdims=True)
+    weights, indices, rows, _ = retriever.search(query, 12, 100)
+    assert np.array_equal(rows, EMBEDDINGS[indices])
+    mean = rows.mean(axis=0)
+    nearest = Retriever(flat_index(), only_faiss=True, also_query_opposite=False)
+    plain = nearest.search(query, 12, 100)[2].mean(axis=0)
+    assert np.linalg.norm(mean - query[0]) < np.linalg.norm(plain - query[0])
+    assert (np.diff(weights) <= 0).all()
+
+
+def test_threads_are_as_before() -> None:
+    before = faiss.omp_get_max_threads(), torch.get_num_threads()
+    Retriever(flat_index()).search(unit((1, D), 34), 2, 5, threads=3)
+    assert (faiss.omp_get_max_threads(), torch.get_num_threads()) == before
+
+
+class Acquisition:
+    pass
+
+
+class ReachesNothing:
+    """An index whose search visits no vector, as one of empty cells does."""
+
+    def __init__(self, index: faiss.Index) -> None:
+        self.d, self.ntotal, self.metric_type = index.d, index.ntotal, index.metric_type
+
+    def search_and_reconstruct(
+        self, queries: np.ndarray, k: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        shape = (len(queries), k)
+        scores = np.full(shape, np.finfo(np.float32).min)
+        return scores, np.full(shape, -1), np.full((*shape, self.d), np.nan, np.float32)
+
+
+QUERY = unit((1, D), 35)
+ERRORS: dict[str, tuple[Callable[[], object], str]] = {
+    "acquisition": (
+        lambda: Retriever(flat_index(), Acquisition()),  # type: ignore[arg-type]
+        "Retriever: acquisition_function must be None, got Acquisition",
+    ),
+    "fast": (lambda: Retriever(flat_index(), fast=True), "fast must be False, got True"),
+    "llambda": (lambda: Retriever(flat_index(), llambda=0.0), "llambda must be finite and > 0"),
+    "method": (lambda: Retriever(flat_index(), method="knn"), "method must be one of sift, hullft"),
+    "opposite": (
+        lambda: Retriever(flat_index(faiss.METRIC_L2)),
+        "also_query_opposite wants an index by inner product, got metric type 1",
+    ),
+    "query rank": (lambda: Retriever(flat_index()).search(QUERY[0], 2, 5), "queries must have"),
+    "dim": (
+        lambda: Retriever(flat_index()).search(QUERY[:, :5], 2, 5),
+        f"queries have dim 5, the index has dim {D}",
+    ),
+    "K": (
+        lambda: Retriever(flat_index()).search(QUERY, 2, M + 1),
+        f"K is {M + 1}, the index has {M} vectors",
+    ),
+    "K 0": (lambda: Retriever(flat_index()).search(QUERY, 2, 0), "K must be in 1"),
+    "N": (lambda: Retriever(flat_index()).search(QUERY, 0, 5), "N must be in 1"),
+    "N > K": (
+        lambda: Retriever(flat_index(), only_faiss=True).search(QUERY, 6, 5),
+        "N is 6, only 5 are searched for",
+    ),
+    "empty": (lambda: Retriever(faiss.IndexFlatIP(D)).search(QUERY, 2, 5), "the index is empty"),
+    "nan": (
+        lambda: Retriever(flat_index()).search(QUERY * np.nan, 2, 5),
+        "queries have NaN or infinity",
+    ),
+    "nothing found": (
+        lambda: Retriever(ReachesNothing(flat_index())).search(QUERY, 2, 5),  # type: ignore[arg-type]
+        "the index finds nothing for query 0",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_errors(case: str) -> None:
+    call, message = ERRORS[case]
+    with pytest.raises(ValueError, match=message):
+        call()
