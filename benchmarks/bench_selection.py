@@ -77,18 +77,18 @@ def test_selection(case: Case, recorder: Recorder, device: torch.device) -> None
     def select() -> hullft_ops.Selection:
         return hullft_ops.fw_select(pool, query, case.n_select, variant=case.variant)
 
-    _assert_as_reference(case, pool, query, select())
+    assert_as_reference(case, pool, query, select())
     recorder.ours(select)
     words = pool.view(torch.int32)
     recorder.roofline(words.amax, case.pool_bytes)
-    _time_numpy(case, recorder, distinct, queries)
+    time_numpy(case, recorder, distinct, queries)
     if case.variant == "pairwise":
         _time_nnls(case, recorder, distinct, queries, select())
     if case.variant == "vanilla" and case.candidates <= 200 and case.dim <= 1024:
         _time_sift(case, recorder, distinct, queries)
 
 
-def _assert_as_reference(
+def assert_as_reference(
     case: Case, pool: torch.Tensor, query: torch.Tensor, selection: hullft_ops.Selection
 ) -> None:
     """Every distinct query, or one of a large pool, and that repeated queries agree with it."""
@@ -108,7 +108,7 @@ def _assert_as_reference(
     assert all(torch.equal(selection.indices[b], selection.indices[b % DISTINCT]) for b in repeated)
 
 
-def _time_numpy(
+def time_numpy(
     case: Case, recorder: Recorder, distinct: torch.Tensor, queries: torch.Tensor
 ) -> None:
     """The published method, which is vanilla, in float32: NumPy has no 16-bit matrix product."""

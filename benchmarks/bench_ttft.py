@@ -67,8 +67,13 @@ def test_ttft(
     device: torch.device,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
+    measure_ttft(case, recorder, device, tmp_path_factory.getbasetemp())
+
+
+def measure_ttft(case: Case, recorder: Recorder, device: torch.device, folder: Path) -> None:
+    """Keeps its datastore in the folder."""
     model, tokenizer = _model(case.model, device)
-    store, prompt = _store(case.lengths, case.texts, tmp_path_factory.getbasetemp())
+    store, prompt = _store(case.lengths, case.texts, folder)
     finetuner = TestTimeFinetuner(
         model, tokenizer, store, _embedder(), n_select=case.n_select, refresh=case.refresh, lr=_LR
     )

@@ -1,4 +1,4 @@
-"""``--device`` and ``--grid``, the recorder that every benchmark writes to, and the summary."""
+"""``--grid``, the recorder that every benchmark writes to, and the summary."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -22,7 +22,6 @@ _COMPARISONS = pytest.StashKey[list[Comparison]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--device", default="cpu", help="cpu (the default), cuda or cuda:N")
     parser.addoption(
         "--grid",
         choices=tuple(PACES),
@@ -49,11 +48,6 @@ def pytest_terminal_summary(
         terminalreporter.section("against peers in the same run")
     for comparison in comparisons:
         terminalreporter.line(comparison.line())
-
-
-@pytest.fixture(scope="session")
-def device(pytestconfig: pytest.Config) -> torch.device:
-    return torch.device(pytestconfig.getoption("--device"))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,15 +2,14 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from activeft import ActiveDataLoader
-from activeft.acquisition_functions.vtl import VTL
-from activeft.sift import Dataset, Retriever
-from scipy.optimize import nnls
 from torch import nn
+
+if TYPE_CHECKING:
+    from activeft.sift import Retriever
 
 _MIN_SQUARED_LENGTH = 1e-12
 _MIN_IMPROVEMENT = 1e-14
@@ -173,6 +172,8 @@ def simplex_nnls(pool: np.ndarray, query: np.ndarray) -> np.ndarray:
 
     That the weights sum to 1 is one more row of the least squares, of great weight.
     """
+    from scipy.optimize import nnls
+
     rows = np.vstack([pool.T.astype(np.float64), np.full(len(pool), _NNLS_PENALTY)])
     weights: np.ndarray = nnls(rows, np.append(query.astype(np.float64), _NNLS_PENALTY))[0]
     return weights
@@ -186,6 +187,10 @@ def sift(
     Within this process. Its picks int64 [n_select] in their order, and minus the variance after
     each. It computes in the default dtype, which must be the pool's.
     """
+    from activeft import ActiveDataLoader
+    from activeft.acquisition_functions.vtl import VTL
+    from activeft.sift import Dataset
+
     targets = query.reshape(-1, pool.shape[1])
     acquisition = VTL(target=targets, noise_std=math.sqrt(noise), num_workers=0)
     picks, values = ActiveDataLoader(
@@ -194,9 +199,10 @@ def sift(
     return picks, values
 
 
-def sift_retriever(pool: np.ndarray, noise: float = 0.01) -> Retriever:
+def sift_retriever(pool: np.ndarray, noise: float = 0.01) -> "Retriever":
     """activeft's SIFT as its documentation uses it: with FAISS, and a worker process per query."""
     import faiss
+    from activeft.sift import Retriever
 
     index = faiss.IndexFlatIP(pool.shape[1])
     index.add(pool)

@@ -1,19 +1,28 @@
 """What a benchmark calls to time ours, a peer and the bound."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from pytest_benchmark.fixture import BenchmarkFixture
+
+if TYPE_CHECKING:
+    from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.timing import Call, Comparison, Pace, Timing, measure, synchronised, warmed_up
 
 
 class Recorder:
-    """Fills one :class:`Comparison`; calls are timed to the end of their work on the device."""
+    """Fills one :class:`Comparison`; calls are timed to the end of their work on the device.
+
+    ``benchmark`` is pytest-benchmark's fixture, or None where there is no such report.
+    """
 
     def __init__(
-        self, benchmark: BenchmarkFixture, device: torch.device, pace: Pace, comparison: Comparison
+        self,
+        benchmark: "BenchmarkFixture | None",
+        device: torch.device,
+        pace: Pace,
+        comparison: Comparison,
     ) -> None:
         self._benchmark = benchmark
         self._device = device
@@ -23,6 +32,9 @@ class Recorder:
     def ours(self, call: Call) -> None:
         """Times the call in pytest-benchmark's pedantic mode, whose own reports then show it."""
         call = synchronised(call, self._device)
+        if self._benchmark is None:
+            self.comparison.ours = measure(call, self._pace)
+            return
         self._benchmark.group = self.comparison.group
         _, rounds = warmed_up(call, self._pace)
         pedantic: Callable[..., object] = self._benchmark.pedantic

@@ -1,4 +1,4 @@
-"""What the operator tests share: golden pools, random problems, SIMD levels."""
+"""What the operator tests share: the device they run on, golden pools, SIMD levels, threads."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,8 +8,42 @@ import pytest
 import torch
 
 from hullft_ops import _C
+from on_device import elsewhere, on_device
 
 DATA = Path(__file__).parent / "data"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Away from the CPU, its instruction sets are one, and some tests have nothing to ask."""
+    if torch.device(config.getoption("--device")).type == "cpu":
+        return
+    repeated = [item for item in items if _simd_level_of(item) in _C.simd_levels()[1:]]
+    config.hook.pytest_deselected(items=repeated)
+    items[:] = [item for item in items if item not in set(repeated)]
+    for item in items:
+        marker = item.get_closest_marker("cpu_only")
+        if marker is not None:
+            item.add_marker(pytest.mark.skip(reason=marker.args[0]))
+
+
+def _simd_level_of(item: pytest.Item) -> object:
+    return item.callspec.params.get("simd_level") if hasattr(item, "callspec") else None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _operators_on_device(pytestconfig: pytest.Config) -> Iterator[None]:
+    device = torch.device(pytestconfig.getoption("--device"))
+    if device.type == "cpu":
+        yield
+        return
+    with elsewhere(on_device(device)):
+        yield
+
+
+@pytest.fixture
+def float32_tolerance(device: torch.device) -> float:
+    """Of weights from pools narrower than float64: the state is float64 on the CPU alone."""
+    return 1e-6 if device.type == "cpu" else 2e-5
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import hullft_ops
 from hullft_ops import reference
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+ON_VALUES = "values are checked on the CPU alone; on CUDA bad ones show in the outputs"
 VARIANTS = ["vanilla", "away", "pairwise"]
 
 
@@ -46,7 +47,7 @@ def assert_equals_reference(
     assert (selection.counts[m:] == 0).all()
     assert selection.num_iter.item() == expected.num_iter
     assert (selection.weights[:m].double() - expected.weights).abs().max() <= weight_tolerance
-    assert abs(selection.residual.item() - expected.residual) <= 1e-6
+    assert abs(selection.residual.item() - expected.residual) <= max(1e-6, weight_tolerance)
     assert abs(selection.gap.item() - expected.gap) <= max(1e-6, weight_tolerance)
 
 

@@ -31,23 +31,32 @@ def test_golden_float64(golden: dict[str, torch.Tensor], n_select: int) -> None:
 
 @pytest.mark.parametrize("n_select", GOLDEN_N)
 @pytest.mark.usefixtures("simd_level")
-def test_golden_float32(golden: dict[str, torch.Tensor], n_select: int) -> None:
+def test_golden_float32(
+    golden: dict[str, torch.Tensor], n_select: int, float32_tolerance: float
+) -> None:
     sel = hullft_ops.fw_select(golden["pool"], golden["query"], n_select)
     assert torch.equal(sel.indices, golden[f"indices_n{n_select}"])
     assert torch.equal(sel.counts, golden[f"counts_n{n_select}"])
-    assert (sel.weights - golden[f"weights_n{n_select}"]).abs().max() < 1e-6
+    assert (sel.weights - golden[f"weights_n{n_select}"]).abs().max() < float32_tolerance
 
 
-@pytest.mark.parametrize(("variant", "bound"), [("pairwise", 2e-7), ("away", 1e-5)])
+@pytest.mark.parametrize(
+    ("variant", "bounds"),
+    [("pairwise", {"cpu": 2e-7, "cuda": 1e-6}), ("away", {"cpu": 1e-5, "cuda": 2e-5})],
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.usefixtures("simd_level")
 def test_golden_gap_of_the_corrective_variants(
-    golden: dict[str, torch.Tensor], variant: str, bound: float, dtype: torch.dtype
+    golden: dict[str, torch.Tensor],
+    variant: str,
+    bounds: dict[str, float],
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> None:
     pool, query = golden["pool"].to(dtype), golden["query"].to(dtype)
     vanilla = hullft_ops.fw_select(pool, query, 50)
     sel = hullft_ops.fw_select(pool, query, 50, variant=variant)
-    assert sel.gap.max() < bound
+    assert sel.gap.max() < bounds[device.type if dtype == torch.float32 else "cpu"]
     assert (sel.residual <= vanilla.residual).all()
     assert (sel.num_iter <= 250).all()
 
@@ -60,13 +69,24 @@ SHAPES = [(1, 3, 4), (2, 1, 1), (7, 5, 3), (33, 17, 9), (200, 70, 20)]
 @pytest.mark.parametrize(("candidates", "dim", "n_select"), SHAPES)
 @pytest.mark.usefixtures("simd_level")
 def test_equals_reference(
-    variant: str, dtype: torch.dtype, candidates: int, dim: int, n_select: int
+    variant: str,
+    dtype: torch.dtype,
+    candidates: int,
+    dim: int,
+    n_select: int,
+    float32_tolerance: float,
+    device: torch.device,
 ) -> None:
     pool, query = make_problem(candidates * dim, 3, candidates, dim, dtype)
-    sel = hullft_ops.fw_select(pool, query, n_select, variant=variant, max_iter=40)
-    tolerance = 1e-10 if dtype == torch.float64 else 1e-6
+    # At the optimum, which away reaches, rounding alone decides when a float32 state stops.
+    narrow = device.type == "cuda" and dtype != torch.float64
+    max_iter = 12 if narrow and variant == "away" else 40
+    sel = hullft_ops.fw_select(pool, query, n_select, variant=variant, max_iter=max_iter)
+    tolerance = 1e-10 if dtype == torch.float64 else float32_tolerance
     for b in range(3):
-        expected = reference.fw_select(pool[b], query[b], n_select, variant=variant, max_iter=40)
+        expected = reference.fw_select(
+            pool[b], query[b], n_select, variant=variant, max_iter=max_iter
+        )
         assert_equals_reference(of_query(sel, b), expected, weight_tolerance=tolerance)
 
 
@@ -105,6 +125,7 @@ def test_every_step_is_one_of_the_reference(
         before = after
 
 
+@pytest.mark.cpu_only("the state of narrow pools is float64 on the CPU, float32 on CUDA")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_narrow_pools_are_read_exactly(variant: str, dtype: torch.dtype) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import hullft_ops
-from problems import DTYPES, VARIANTS, make_problem
+from problems import DTYPES, ON_VALUES, VARIANTS, make_problem
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -48,6 +48,7 @@ def test_strided_embeddings_and_candidates() -> None:
     assert torch.equal(sel.indices, expected.indices)
 
 
+@pytest.mark.cpu_only(ON_VALUES)
 @pytest.mark.parametrize("row", [-1, 50, 2**40])
 def test_candidate_out_of_range(row: int) -> None:
     embeddings, query = make_problem(5, 1, 50, 7)

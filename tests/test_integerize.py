@@ -7,7 +7,7 @@ import torch
 
 import hullft_ops
 from hullft_ops import reference
-from problems import DTYPES, make_problem
+from problems import DTYPES, ON_VALUES, make_problem
 
 
 def random_weights(seed: int, batch: int, m: int) -> torch.Tensor:
@@ -116,6 +116,7 @@ def test_large() -> None:
     assert (counts >= 0).all()
 
 
+@pytest.mark.cpu_only(ON_VALUES)
 def test_weights_not_finite() -> None:
     support, query = make_problem(10, 2, 3, 5)
     weights = torch.ones(2, 3)

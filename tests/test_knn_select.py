@@ -5,7 +5,7 @@ import torch
 
 import hullft_ops
 from hullft_ops import reference
-from problems import DTYPES, assert_equals_reference, make_problem, of_query
+from problems import DTYPES, ON_VALUES, assert_equals_reference, make_problem, of_query
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -32,5 +32,10 @@ def test_more_than_the_pool() -> None:
     pool, query = make_problem(2, 2, 6, 5)
     with pytest.raises(ValueError, match="knn_select: n_select is 7, pool has 6 rows"):
         hullft_ops.knn_select(pool, query, 7)
+
+
+@pytest.mark.cpu_only(ON_VALUES)
+def test_more_than_a_ragged_pool() -> None:
+    pool, query = make_problem(2, 2, 6, 5)
     with pytest.raises(ValueError, match="n_select is 4, the pool of query 1 has 3 rows"):
         hullft_ops.knn_select(pool, query, 4, pool_sizes=torch.tensor([6, 3]))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import hullft_ops
-from problems import make_problem
+from problems import ON_VALUES, make_problem
 
 OPS = torch.ops.hullft_ops
 
@@ -87,6 +87,7 @@ def test_compiled_equals_eager(name: str, dynamic: bool) -> None:
         assert all(torch.equal(x, y) for x, y in zip(got, wanted, strict=True))
 
 
+@pytest.mark.cpu_only(ON_VALUES)
 def test_compiled_call_reports_bad_values() -> None:
     torch.compiler.reset()
     pool, query = make_problem(1, 2, 6, 4, torch.float32)

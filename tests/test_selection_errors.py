@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import hullft_ops
+from problems import ON_VALUES
 
 B, K, D = 2, 6, 4
 POOL = torch.eye(K, D).repeat(B, 1, 1) + 0.1
@@ -14,7 +15,8 @@ QUERY = torch.ones(B, D)
 NAN, INF = float("nan"), float("inf")
 
 
-def call_fw(pool: Any = POOL, query: Any = QUERY, n_select: Any = 3, **options: Any) -> object:
+def call_fw(pool: Any = None, query: Any = None, n_select: Any = 3, **options: Any) -> object:
+    pool, query = (POOL if pool is None else pool), (QUERY if query is None else query)
     return hullft_ops.fw_select(pool, query, n_select, **options)
 
 
@@ -79,6 +81,35 @@ VALUE_ERRORS: dict[str, tuple[Callable[[], object], str]] = {
         lambda: call_fw(variant="fast"),
         "variant must be one of vanilla, away, pairwise, got 'fast'",
     ),
+    "sizes shape": (
+        lambda: call_fw(pool_sizes=torch.tensor([1])),
+        r"pool_sizes must have shape \[2\], got \[1\]",
+    ),
+    "sizes without batch": (
+        lambda: call_fw(POOL[0], QUERY[0], pool_sizes=torch.tensor([1])),
+        "pool_sizes wants a batch",
+    ),
+    "device": (lambda: call_fw(query=QUERY.to("meta")), "query is on meta, pool is on cpu"),
+    "candidates shape": (
+        lambda: hullft_ops.fw_select_indexed(POOL[0], torch.ones(3, 2).long(), QUERY, 3),
+        r"candidates \[3, 2\] and query \[2, 4\]",
+    ),
+    "candidates empty": (
+        lambda: hullft_ops.fw_select_indexed(POOL[0], torch.ones(B, 0).long(), QUERY, 3),
+        "candidates is empty",
+    ),
+    "embeddings rank": (
+        lambda: hullft_ops.fw_select_indexed(POOL, torch.ones(B, 2).long(), QUERY, 3),
+        r"embeddings must have shape \[M, d\]",
+    ),
+    "weights shape": (
+        lambda: hullft_ops.integerize(POOL, QUERY, torch.ones(B, 3), 3),
+        r"integerize: weights must have shape \[2, 6\], got \[2, 3\]",
+    ),
+}
+
+# What is wrong with the values of a tensor, which on CUDA shows in the outputs instead.
+DATA_ERRORS: dict[str, tuple[Callable[[], object], str]] = {
     "sizes zero": (
         lambda: call_fw(pool_sizes=torch.tensor([1, 0])),
         r"pool_sizes\[1\] is 0, must be in 1\.\.6",
@@ -91,15 +122,6 @@ VALUE_ERRORS: dict[str, tuple[Callable[[], object], str]] = {
         lambda: call_fw(pool_sizes=torch.tensor([2**40, 1])),
         r"pool_sizes\[0\] is 1099511627776, must be in 1\.\.6",
     ),
-    "sizes shape": (
-        lambda: call_fw(pool_sizes=torch.tensor([1])),
-        r"pool_sizes must have shape \[2\], got \[1\]",
-    ),
-    "sizes without batch": (
-        lambda: call_fw(POOL[0], QUERY[0], pool_sizes=torch.tensor([1])),
-        "pool_sizes wants a batch",
-    ),
-    "device": (lambda: call_fw(query=QUERY.to("meta")), "query is on meta, pool is on cpu"),
     "nan pool": (
         lambda: call_fw(poisoned(POOL, (1, 4, 2), NAN)),
         "fw_select: pool has NaN or infinity in row 4 for query 1",
@@ -121,27 +143,11 @@ VALUE_ERRORS: dict[str, tuple[Callable[[], object], str]] = {
         lambda: call_fw(POOL.double() * 1e200, QUERY.double()),
         "finite but their inner products overflow",
     ),
-    "candidates shape": (
-        lambda: hullft_ops.fw_select_indexed(POOL[0], torch.ones(3, 2).long(), QUERY, 3),
-        r"candidates \[3, 2\] and query \[2, 4\]",
-    ),
-    "candidates empty": (
-        lambda: hullft_ops.fw_select_indexed(POOL[0], torch.ones(B, 0).long(), QUERY, 3),
-        "candidates is empty",
-    ),
-    "embeddings rank": (
-        lambda: hullft_ops.fw_select_indexed(POOL, torch.ones(B, 2).long(), QUERY, 3),
-        r"embeddings must have shape \[M, d\]",
-    ),
     "nan embeddings": (
         lambda: hullft_ops.fw_select_indexed(
             poisoned(POOL[0], (3, 1), NAN), torch.tensor([[0, 1], [2, 3]]), QUERY, 3
         ),
         "embeddings has NaN or infinity in row 1 for query 1",
-    ),
-    "weights shape": (
-        lambda: hullft_ops.integerize(POOL, QUERY, torch.ones(B, 3), 3),
-        r"integerize: weights must have shape \[2, 6\], got \[2, 3\]",
     ),
     "nan support": (
         lambda: hullft_ops.integerize(poisoned(POOL, (0, 2, 1), NAN), QUERY, torch.ones(B, K), 3),
@@ -164,6 +170,14 @@ def test_type_error(case: str) -> None:
 @pytest.mark.parametrize("case", VALUE_ERRORS)
 def test_value_error(case: str) -> None:
     call, message = VALUE_ERRORS[case]
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.cpu_only(ON_VALUES)
+@pytest.mark.parametrize("case", DATA_ERRORS)
+def test_data_error(case: str) -> None:
+    call, message = DATA_ERRORS[case]
     with pytest.raises(ValueError, match=message):
         call()
 

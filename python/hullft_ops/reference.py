@@ -273,7 +273,7 @@ def adam_replay(
     steps: Sequence[torch.Tensor],
     *,
     repeats: int,
-    lr: float,
+    lr: float | torch.Tensor,
     beta1: float,
     beta2: float,
     eps: float,
@@ -282,6 +282,7 @@ def adam_replay(
     maximize: bool,
 ) -> ReferenceAdam:
     """``repeats`` steps of Adam, or of AdamW when decoupled, with fixed gradients."""
+    lr = float(lr)
     after = ReferenceAdam([], [], [], [])
     for tensors in zip(params, grads, exp_avgs, exp_avg_sqs, steps, strict=True):
         p, gradient, m, v, t = (tensor.double() for tensor in tensors)
@@ -300,6 +301,53 @@ def adam_replay(
         for column, value in zip(after, (p, m, v, t), strict=True):
             column.append(value)
     return after
+
+
+_PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_PHILOX_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+_WORD = 0xFFFFFFFF
+
+
+def philox(counter: Sequence[int], key: Sequence[int]) -> list[int]:
+    """Four random 32-bit words for a counter of four words and a key of two: Philox4x32-10.
+
+    After Salmon, Moraes, Dror and Shaw, *Parallel Random Numbers: As Easy as 1, 2, 3* (SC 2011).
+    """
+    c, k = list(counter), list(key)
+    for _ in range(10):
+        first, second = (
+            m * word for m, word in zip(_PHILOX_MULTIPLIERS, (c[0], c[2]), strict=True)
+        )
+        c = [second >> 32 ^ c[1] ^ k[0], second & _WORD, first >> 32 ^ c[3] ^ k[1], first & _WORD]
+        k = [(word + step) & _WORD for word, step in zip(k, _PHILOX_KEY_STEPS, strict=True)]
+    return c
+
+
+def round_to_bfloat16(
+    values: torch.Tensor, *, seed: int, tensor: int, steps_done: int
+) -> torch.Tensor:
+    """float32 values to bfloat16, up with a probability of how far up they lie.
+
+    A value's 16 random bits are those of its place in memory, of its tensor's place in the list of
+    parameters, and of the steps done before. They are added below the bits that are kept.
+    """
+    bits = values.flatten().view(torch.int32).tolist()
+    rounded = []
+    for i, word in enumerate(bits):
+        group = i // 8
+        counter = (group & _WORD, group >> 32, tensor, steps_done & _WORD)
+        halves = philox(counter, (seed & _WORD, seed >> 32))[i % 8 // 2]
+        noise = halves >> 16 * (i % 2) & 0xFFFF
+        magnitude = word & 0x7FFFFFFF
+        finite = magnitude < 0x7F800000
+        rounded.append((word & _WORD) + noise >> 16 if finite else None)
+    nearest = values.flatten().bfloat16()
+    kept = [
+        near if bits_of is None else bits_of
+        for bits_of, near in zip(rounded, nearest.view(torch.int16).tolist(), strict=True)
+    ]
+    signed = [(word & 0xFFFF) - ((word & 0x8000) << 1) for word in kept]
+    return torch.tensor(signed, dtype=torch.int16).view(torch.bfloat16).view(values.shape)
 
 
 def grad_accumulate(

@@ -1,0 +1,183 @@
+"""A call of every operator, with small inputs that only host-to-device copies have written."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from hullft_ops import reference
+from hullft_ops._library import ops
+
+OPTIONS: dict[str, Any] = {
+    "lr": 1e-3,
+    "beta1": 0.9,
+    "beta2": 0.999,
+    "eps": 1e-8,
+    "weight_decay": 0.01,
+    "decoupled": False,
+    "maximize": False,
+}
+_BATCH, _CANDIDATES, _DIM, _SELECT = 3, 70, 36, 9
+_REPEATS = 3
+
+
+@dataclass
+class Call:
+    """One operator on one set of inputs.
+
+    Attributes:
+        run: calls it on tensors of the device; gives every tensor that it returned or wrote.
+        check: raises AssertionError when what it gave, on the CPU, is wrong.
+        inputs: name to tensor on the CPU, in the order that ``run`` takes them.
+        written: the inputs that it writes to.
+    """
+
+    run: Callable[..., list[torch.Tensor]]
+    check: Callable[[list[torch.Tensor]], None]
+    inputs: dict[str, torch.Tensor]
+    written: tuple[str, ...] = field(default=())
+
+    def on(self, device: torch.device) -> list[torch.Tensor]:
+        return [tensor.clone().to(device) for tensor in self.inputs.values()]
+
+
+def problem(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """float64 pools [3, 70, 36] around queries [3, 36], of unit norm."""
+    generator = torch.Generator().manual_seed(seed)
+    query = torch.randn(_BATCH, _DIM, generator=generator, dtype=torch.float64)
+    noise = torch.randn(_BATCH, _CANDIDATES, _DIM, generator=generator, dtype=torch.float64)
+    pool = query.unsqueeze(1) + 0.5 * noise
+    return pool / pool.norm(dim=-1, keepdim=True), query / query.norm(dim=-1, keepdim=True)
+
+
+def calls(seed: int) -> dict[str, Call]:
+    """Every operator, those of float32 state and those of float64, by a readable name."""
+    made: dict[str, Call] = {}
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        pool, query = (tensor.to(dtype) for tensor in problem(seed))
+        made |= {f"{name} {dtype}": call for name, call in _selection(pool, query).items()}
+        made[f"adam_replay_ {dtype}"] = _adam(seed, dtype)
+        made[f"grad_accumulate_ {dtype}"] = _accumulate(seed, dtype)
+    return made
+
+
+def _selection(pool: torch.Tensor, query: torch.Tensor) -> dict[str, Call]:
+    weights = torch.linspace(1, 0, _CANDIDATES, dtype=torch.float64).repeat(_BATCH, 1)
+    candidates = torch.arange(_CANDIDATES).flip(0).repeat(_BATCH, 1).contiguous()
+    both = {"pool": pool, "query": query}
+
+    def frank_wolfe(variant: str) -> Call:
+        return Call(
+            lambda p, q: list(ops.fw_select(p, q, _SELECT, variant=variant, max_iter=30)),
+            lambda out: _check_selection(pool, query, out),
+            both,
+        )
+
+    return {
+        **{f"fw_select {v}": frank_wolfe(v) for v in ("vanilla", "away", "pairwise")},
+        "fw_select_indexed": Call(
+            lambda p, c, q: list(ops.fw_select_indexed(p, c, q, _SELECT, max_iter=30)),
+            lambda out: _check_selection(pool[0].flip(0).expand_as(pool), query, out),
+            {"embeddings": pool[0].contiguous(), "candidates": candidates, "query": query},
+        ),
+        "knn_select": Call(
+            lambda p, q: list(ops.knn_select(p, q, _SELECT)),
+            lambda out: _check_selection(pool, query, out),
+            both,
+        ),
+        "integerize": Call(
+            lambda p, q, w: [ops.integerize(p, q, w, _SELECT)],
+            lambda out: _check_counts(pool, query, weights, out[0]),
+            {**both, "weights": weights},
+        ),
+        "fw_lmo": Call(
+            lambda p, q, c: list(ops.fw_lmo(p, q, c)),
+            lambda out: _check_lmo(pool, query, out),
+            {**both, "current": pool[:, 1].contiguous()},
+        ),
+    }
+
+
+def _tolerance(dtype: torch.dtype) -> float:
+    return 1e-9 if dtype == torch.float64 else 2e-5
+
+
+def _check_selection(pool: torch.Tensor, query: torch.Tensor, out: list[torch.Tensor]) -> None:
+    """Residual and gap are those of the weights, which are convex; counts add up."""
+    indices, weights, counts, support_size, residual, gap, _ = out
+    tolerance = _tolerance(pool.dtype)
+    for b in range(len(query)):
+        m = int(support_size[b])
+        assert 1 <= m <= _SELECT
+        w, x, q = weights[b, :m].double(), pool[b].double(), query[b].double()
+        assert abs(float(w.sum()) - 1) <= tolerance
+        assert counts[b].min() >= 0
+        assert counts[b].sum() == _SELECT
+        current = w @ x[indices[b, :m]]
+        off = q - current
+        assert abs(float(off.norm() - residual[b])) <= tolerance
+        assert abs(float((x @ off).max() - off @ current - gap[b])) <= tolerance
+
+
+def _check_counts(
+    pool: torch.Tensor, query: torch.Tensor, weights: torch.Tensor, counts: torch.Tensor
+) -> None:
+    for b in range(len(query)):
+        expected = reference.integerize(pool[b], query[b], weights[b], _SELECT)
+        assert counts[b].tolist() == expected.tolist()
+
+
+def _check_lmo(pool: torch.Tensor, query: torch.Tensor, out: list[torch.Tensor]) -> None:
+    for b in range(len(query)):
+        expected = reference.fw_lmo(pool[b], query[b], pool[b, 1])
+        assert int(out[0][b]) == expected.vertex
+        for found, wanted in zip(out[1:], expected[1:], strict=True):
+            assert abs(float(found[b]) - wanted) <= _tolerance(pool.dtype)
+
+
+def _normal(seed: int, dtype: torch.dtype) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(2500, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def _close(found: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype) -> None:
+    relative = 2 * torch.finfo(dtype).eps
+    torch.testing.assert_close(found.double(), wanted, rtol=relative, atol=relative)
+
+
+def _adam(seed: int, dtype: torch.dtype) -> Call:
+    """The step count is beside the parameter, as with ``capturable=True``."""
+    inputs = {
+        "param": _normal(seed, dtype),
+        "grad": _normal(seed + 1, dtype),
+        "exp_avg": _normal(seed + 2, dtype),
+        "exp_avg_sq": _normal(seed + 3, dtype).square(),
+        "step": torch.tensor(5.0),
+    }
+
+    def replay(*tensors: torch.Tensor) -> list[torch.Tensor]:
+        ops.adam_replay_(*([tensor] for tensor in tensors), repeats=_REPEATS, **OPTIONS)
+        return [tensors[0], *tensors[2:]]
+
+    def check(out: list[torch.Tensor]) -> None:
+        lists = ([tensor] for tensor in inputs.values())
+        expected = reference.adam_replay(*lists, repeats=_REPEATS, **OPTIONS)
+        for found, wanted in zip(out, expected, strict=True):
+            _close(found, wanted[0], dtype)
+
+    return Call(replay, check, inputs, ("param", "exp_avg", "exp_avg_sq", "step"))
+
+
+def _accumulate(seed: int, dtype: torch.dtype) -> Call:
+    inputs = {"cache": _normal(seed, dtype), "grad": _normal(seed + 1, dtype)}
+
+    def accumulate(cache: torch.Tensor, grad: torch.Tensor) -> list[torch.Tensor]:
+        ops.grad_accumulate_([cache], [grad], alpha=0.5, beta=2.0)
+        return [cache]
+
+    def check(out: list[torch.Tensor]) -> None:
+        wanted = 0.5 * inputs["grad"].double() + 2 * inputs["cache"].double()
+        _close(out[0], wanted, dtype)
+
+    return Call(accumulate, check, inputs, ("cache",))

@@ -1,0 +1,18 @@
+"""Every operator once, checked: small enough for compute-sanitizer."""
+
+from typing import Any
+
+import torch
+
+from benchmarks.gpu.calls import calls
+
+
+def run(device: torch.device, *, small: bool) -> dict[str, Any]:
+    made = calls(seed=0)
+    for name, call in made.items():
+        out = call.run(*call.on(device))
+        try:
+            call.check([tensor.cpu() for tensor in out])
+        except AssertionError as error:
+            raise RuntimeError(f"{name} is wrong: {error}") from error
+    return {"checked": list(made)}

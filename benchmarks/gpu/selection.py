@@ -1,0 +1,82 @@
+"""Selection at B = 1, where latency counts, and at B = 1024, where throughput does."""
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+import hullft_ops
+from benchmarks.bench_selection import Case, assert_as_reference, time_numpy
+from benchmarks.gpu.graphs import Graph
+from benchmarks.pools import distinct_pools, tiled
+from benchmarks.recorder import Recorder
+from benchmarks.timing import Comparison, Pace
+
+_MAX_ITER = 250
+_GOAL_SECONDS = 100e-6
+_GRAPH_CALLS = 50
+
+
+def run(device: torch.device, *, small: bool) -> dict[str, Any]:
+    if small:
+        cases = [Case(1, 30, 384, 5), Case(4, 30, 384, 5)]
+    else:
+        cases = [Case(1, 200, 1024), Case(1024, 200, 1024)]
+        cases += [Case(1024, 200, 1024, dtype="bfloat16"), Case(1, 200, 1024, variant="pairwise")]
+    pace = Pace(0.0, 2, 2) if small else Pace(1.0, 10, 300)
+    measured = [_measure(case, device, pace) for case in cases]
+    latency = measured[0].facts["seconds of a graph's replay"]
+    goal = {
+        "text": f"selection {cases[0]}: seconds of a graph's replay",
+        "wanted": _GOAL_SECONDS,
+        "measured": latency,
+        "met": latency <= _GOAL_SECONDS,
+    }
+    return {
+        "comparisons": [asdict(comparison) for comparison in measured],
+        "goals": [] if small else [goal],
+    }
+
+
+def _measure(case: Case, device: torch.device, pace: Pace) -> Comparison:
+    """The steps that were taken are among the facts: a full support ends a solve early."""
+    distinct, queries = distinct_pools(case.candidates, case.dim)
+    dtype = getattr(torch, case.dtype)
+    pool = tiled(distinct.to(dtype), case.batch).to(device)
+    query = tiled(queries.to(dtype), case.batch).to(device)
+
+    def select() -> hullft_ops.Selection:
+        return hullft_ops.fw_select(
+            pool, query, case.n_select, max_iter=_MAX_ITER, variant=case.variant
+        )
+
+    selection = select()
+    assert_as_reference(case, pool, query, selection)
+    comparison = Comparison("selection", str(case), asdict(case))
+    recorder = Recorder(None, device, pace, comparison)
+    recorder.ours(select)
+    recorder.fact("steps, mean", float(selection.num_iter.double().mean()))
+    recorder.fact("queries a second", case.batch / comparison.seconds)
+    recorder.fact("seconds of a graph's replay", _replay_seconds(select, device))
+    words = pool.view(torch.int32)
+    recorder.roofline(words.amax, case.pool_bytes)
+    time_numpy(case, recorder, distinct, queries)
+    return comparison
+
+
+def _replay_seconds(select: Any, device: torch.device) -> float:
+    """Without the cost of a call from Python: replays in a row, timed by the device."""
+    graph = Graph(select, device)
+    graph.replay()
+    if device.type != "cuda":
+        comparison = Comparison("selection", "replay", {})
+        Recorder(None, device, Pace(0.0, 2, 2), comparison).ours(graph.replay)
+        return comparison.seconds
+    start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    start.record()
+    for _ in range(_GRAPH_CALLS):
+        graph.replay()
+    end.record()
+    torch.cuda.synchronize(device)
+    return float(start.elapsed_time(end)) / 1e3 / _GRAPH_CALLS

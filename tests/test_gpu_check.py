@@ -1,0 +1,110 @@
+"""The check that runs on a GPU: its steps rehearsed here, and what becomes of failing ones."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from benchmarks import gpu_check
+from benchmarks.gpu_check import Step
+
+
+def test_a_dry_run_rehearses_every_step_but_the_launches(tmp_path: Path) -> None:
+    output = tmp_path / "new" / "gpu.json"
+    command = [sys.executable, "benchmarks/gpu_check.py", "--dry-run", "--output", str(output)]
+    done = subprocess.run(command, cwd=gpu_check.ROOT, capture_output=True, text=True, check=False)
+    found = json.loads(output.read_text(encoding="utf-8"))
+    became = {step["name"]: step["status"] for step in found["steps"]}
+    printed = ["build", *(f"compute-sanitizer {t}" for t in ("memcheck", "racecheck", "initcheck"))]
+    assert became == {
+        name: gpu_check.NOT_RUN if name in printed else gpu_check.REHEARSED for name in became
+    }, done.stdout
+    assert done.returncode == 3
+    assert all(f"== {name}:" in done.stdout for name in printed)
+    assert found["dry_run"] is True
+    assert found["commit"]
+    results = {step["name"]: step.get("results") for step in found["steps"]}
+    assert results["tests"]["tests"] > results["tests"]["failures"] == 0
+    assert len(results["operators"]["checked"]) == len(results["graphs"]["captured"]) == 27
+    for name in ("selection", "replay", "ttft"):
+        assert all(c["ours"]["seconds"] > 0 for c in results[name]["comparisons"])
+        assert not results[name].get("goals")
+    page = output.with_suffix(".md").read_text(encoding="utf-8")
+    assert "| selection | rehearsed on the CPU |" in page
+    assert sorted(path.name for path in output.parent.iterdir()) == ["gpu.json", "gpu.md"]
+
+
+def test_the_budgets_fit_the_time() -> None:
+    steps = gpu_check.plan("cuda:0")
+    assert sum(step.seconds for step in steps) <= gpu_check.BUDGET_SECONDS < 9 * 60
+
+
+def test_every_operator_test_is_among_the_tests() -> None:
+    named = {Path(path).stem for path in gpu_check.operator_tests()}
+    assert {"test_fw_select", "test_adam_replay", "test_registration"} <= named
+    assert "test_packaging" not in named
+
+
+def python(code: str, **options: object) -> Step:
+    command = [sys.executable, "-c", code, "{output}"]
+    return Step("a step", 20, command, **{"read": gpu_check.read_json, **options})
+
+
+WRITE = "import sys, pathlib; pathlib.Path(sys.argv[1]).write_text('{}')"
+
+
+@pytest.mark.parametrize(
+    ("step", "status", "why"),
+    [
+        (python(WRITE.format('{{"a": 1}}')), gpu_check.PASSED, ""),
+        (python(WRITE.format("no")), gpu_check.FAILED, "its results cannot be used: Expecting"),
+        (python("pass"), gpu_check.FAILED, "it wrote no results"),
+        (python("print('oh'); raise SystemExit(7)"), gpu_check.FAILED, "exit status 7"),
+        (python("import os; os.abort()"), gpu_check.FAILED, "exit status -6"),
+        (python("pass", read=gpu_check.read_nothing), gpu_check.PASSED, ""),
+        (python("pass", modules=("json", "no_such")), gpu_check.NOT_RUN, "needs no_such"),
+        (python("pass", tools=("no-such-tool",)), gpu_check.NOT_RUN, "needs no-such-tool"),
+        (Step("gone", 20, ["no-such"], gpu_check.read_nothing), gpu_check.FAILED, "No such file"),
+    ],
+)
+def test_what_becomes_of_a_step(step: Step, status: str, why: str) -> None:
+    record = gpu_check.run_step(step, step.seconds, dry_run=False)
+    assert (record["status"], why in record["why"]) == (status, True), record
+    assert status != gpu_check.PASSED or record["why"] == ""
+    json.dumps(record)
+
+
+def test_a_step_that_does_not_end_is_stopped() -> None:
+    step = python("import time; print('on', flush=True); time.sleep(60)")
+    record = gpu_check.run_step(step, 2, dry_run=False)
+    assert (record["status"], record["why"]) == (gpu_check.FAILED, "no end after 2 s")
+    assert record["seconds"] < 20
+    assert "on" in record["output"]
+    late = gpu_check.run_step(step, -1, dry_run=False)
+    assert (late["status"], late["why"]) == (gpu_check.NOT_RUN, "the time was used up")
+
+
+def test_nothing_runs_without_a_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = [python("raise SystemExit(1)"), python("pass", read=gpu_check.read_nothing)]
+    monkeypatch.setattr(gpu_check, "plan", lambda device: steps)
+    first, second = gpu_check.check("cuda", dry_run=False)
+    assert first["status"] == gpu_check.FAILED
+    assert (second["status"], second["why"]) == (gpu_check.NOT_RUN, "there is no build")
+
+
+JUNIT = """<testsuites><testsuite tests="3" failures="1" errors="0" skipped="1">
+<testcase classname="tests.test_a" name="test_x"><failure>no</failure></testcase>
+<testcase classname="tests.test_a" name="test_y"><skipped message="the CPU's"/></testcase>
+<testcase classname="tests.test_a" name="test_z"/></testsuite></testsuites>"""
+
+
+def test_junit_results(tmp_path: Path) -> None:
+    path = tmp_path / "junit.xml"
+    path.write_text(JUNIT, encoding="utf-8")
+    found = gpu_check.read_junit(path)
+    assert (found["tests"], found["failures"], found["failed"]) == (3, 1, ["tests.test_a::test_x"])
+    assert found["why skipped"] == {"the CPU's": 1}
+    path.write_text('<testsuites><testsuite tests="0"/></testsuites>', encoding="utf-8")
+    with pytest.raises(ValueError, match="no test ran"):
+        gpu_check.read_junit(path)
