@@ -10,11 +10,15 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import hullft_ops
-from hullft_ops.ttft import Datastore, TestTimeFinetuner, bits_per_byte
+from hullft_ops.ttft import Datastore, TestTimeFinetuner, bits_per_byte, stage_clock
+from hullft_ops.ttft import finetuner as finetuner_module
+from hullft_ops.ttft import support as support_module
 
 CONTEXT = 32
 LR = 1e-2
 PROMPT = "the cat sat on the red mat"
+STAGES = ["embed", "search", "select", "finetune", "tokenize", "forward", "backward", "step"]
+STAGES += ["save", "restore"]
 
 
 def parameters_of(model: nn.Module) -> list[torch.Tensor]:
@@ -160,26 +164,67 @@ def test_the_report_adds_up(gpt2, make):
     assert report.optimizer_steps == sum(report.counts) == 12
     assert report.forward_backward_passes == sum(math.ceil(c / 2) for c in report.counts) < 12
     assert len(report.losses) == report.forward_backward_passes
-    seconds = [getattr(report, f"seconds_{s}") for s in ("embed", "search", "select", "finetune")]
-    assert min(seconds) > 0
+    seconds = {stage: getattr(report, f"seconds_{stage}") for stage in STAGES}
+    assert min(seconds.values()) > 0
+    parts = [seconds[stage] for stage in ("tokenize", "forward", "backward", "step")]
+    assert sum(parts) <= seconds["finetune"]
     assert json.loads(json.dumps(report.to_dict())) == report.to_dict()
 
 
-def test_embedding_and_tokenizing_count_where_they_belong(gpt2, make, embedder, monkeypatch):
+def test_every_stage_counts_where_it_belongs(gpt2, make, embedder, store, monkeypatch):
+    """Time stands still but in one function after the other."""
     finetuner = make(gpt2)
+    now = 0.0
+    for module in (finetuner_module, stage_clock, support_module):
+        monkeypatch.setattr(module, "perf_counter", lambda: now)
 
-    def slowed(function, seconds):
-        def call(*args, **kwargs):
-            time.sleep(seconds)
+    def seconds(owner, name):
+        function = getattr(owner, name)
+
+        def takes_a_second(*args, **kwargs):
+            nonlocal now
+            now += 1
             return function(*args, **kwargs)
 
-        return call
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, takes_a_second)
+            with finetuner.adapted(PROMPT) as report:
+                assert report.seconds_restore is None
+        times = {stage: getattr(report, f"seconds_{stage}") for stage in STAGES}
+        return report, {stage: time for stage, time in times.items() if time}
 
-    monkeypatch.setattr(embedder, "encode", slowed(embedder.encode, 0.2))
-    monkeypatch.setattr(finetuner, "tokenizer", slowed(finetuner.tokenizer, 0.1))
+    assert seconds(embedder, "encode")[1] == {"embed": 1}
+    assert seconds(store, "search")[1] == {"search": 1}
+    assert seconds(hullft_ops, "fw_select_indexed")[1] == {"select": 1}
+    assert seconds(finetuner._snapshot, "_save")[1] == {"save": 1}
+    assert seconds(finetuner._snapshot, "_restore")[1] == {"restore": 1}
+    report, found = seconds(finetuner._trainer, "_loss")
+    passes = report.forward_backward_passes
+    assert found == {"forward": passes, "finetune": passes}
+    assert seconds(torch.autograd, "backward")[1] == {"backward": passes, "finetune": passes}
+    assert seconds(hullft_ops.ReplayAdam, "step")[1] == {"step": passes, "finetune": passes}
+
+
+def test_a_text_is_tokenized_once(gpt2, make, monkeypatch):
+    finetuner = make(gpt2)
+    seen = []
+    tokenizer = finetuner.tokenizer
+
+    def slow(text, **kwargs):
+        seen.append(text)
+        time.sleep(0.02)
+        return tokenizer(text, **kwargs)
+
+    monkeypatch.setattr(finetuner, "tokenizer", slow)
     with finetuner.adapted(PROMPT) as report:
-        assert report.seconds_embed >= 0.2
-        assert report.seconds_finetune >= 0.1 * report.support_size
+        pass
+    assert len(seen) == len(set(seen)) == report.support_size
+    assert report.seconds_finetune > report.seconds_tokenize >= 0.02 * report.support_size
+    first = finetuner.select(PROMPT)
+    assert finetuner.select(PROMPT) == first
+    first.input_ids[0].clear()
+    assert finetuner.select(PROMPT) != first
+    assert len(seen) == report.support_size
 
 
 def test_adapting_lowers_the_loss_on_the_prompt(model, tokenizer, embedder, tmp_path):
@@ -238,7 +283,12 @@ def test_generate_works_on_the_adapted_model(model, tokenizer, make):
         ({"pool_size": 0}, ValueError, "pool_size must be .*, got 0"),
         ({"max_length": 1}, ValueError, "max_length must be .*, got 1"),
         ({"max_length": 33}, ValueError, "max_length is 33, the model's context is 32"),
-        ({"method": "sift"}, ValueError, "method must be one of hullft, knn, got 'sift'"),
+        ({"method": "nearest"}, ValueError, "method must be one of hullft, .*, got 'nearest'"),
+        ({"method": 7}, TypeError, "method must be a name or a SelectionMethod, got int"),
+        ({"dtype": "float16"}, ValueError, "dtype must be bfloat16 or None, got float16"),
+        ({"order": "mixed"}, ValueError, "order must be one of grouped, interleaved, got 'mixed'"),
+        ({"schedule": "step"}, ValueError, "schedule must be one of constant, .*, got 'step'"),
+        ({"max_grad_norm": 0.0}, ValueError, "max_grad_norm must be above 0, got 0.0"),
         ({"variant": "greedy"}, ValueError, "variant must be one of .*, got 'greedy'"),
         ({"method": "knn", "n_select": 31}, ValueError, "n_select must be .*, got 31 of 30"),
     ],

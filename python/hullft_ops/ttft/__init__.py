@@ -5,6 +5,7 @@ try:
     from hullft_ops.ttft.embedding import Embedder, SentenceTransformerEmbedder, load_embedder
     from hullft_ops.ttft.evaluate import BitsPerByte, bits_per_byte, score_text
     from hullft_ops.ttft.finetuner import AdaptationReport, TestTimeFinetuner
+    from hullft_ops.ttft.methods import SelectionMethod
     from hullft_ops.ttft.retriever import Retriever
     from hullft_ops.ttft.support import Support
     from hullft_ops.ttft.tiny import tiny_lm_path
@@ -21,6 +22,7 @@ __all__ = [
     "Datastore",
     "Embedder",
     "Retriever",
+    "SelectionMethod",
     "SentenceTransformerEmbedder",
     "Support",
     "TestTimeFinetuner",

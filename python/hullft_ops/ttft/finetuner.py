@@ -5,11 +5,9 @@ Reconstruction and Gradient Caching*, arXiv:2605.30337: support texts by convex 
 the prompt's embedding, and every gradient used for up to ``refresh`` optimizer steps.
 """
 
-import math
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -18,58 +16,21 @@ import torch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-import hullft_ops
-from hullft_ops._checks import check_integer, check_variant
+from hullft_ops._checks import check_integer
+from hullft_ops.ttft.adaptation_report import AdaptationReport
 from hullft_ops.ttft.context import context_length
 from hullft_ops.ttft.datastore import Datastore
 from hullft_ops.ttft.embedding import Embedder
-from hullft_ops.ttft.loss import next_token_losses
-from hullft_ops.ttft.modes import modes_restored
+from hullft_ops.ttft.generation import continuation
+from hullft_ops.ttft.methods import SelectionMethod, least_pool, method_name, selection_method
+from hullft_ops.ttft.out_of_memory import out_of_memory_explained
+from hullft_ops.ttft.plan import ORDERS, SCHEDULES
 from hullft_ops.ttft.snapshot import ModelSnapshot
-from hullft_ops.ttft.support import METHODS, Support, SupportSelector
+from hullft_ops.ttft.stage_clock import StageClock
+from hullft_ops.ttft.support import Support, SupportSelector
+from hullft_ops.ttft.training import SupportTrainer
 
-
-@dataclass(frozen=True)
-class AdaptationReport:
-    """What one adaptation did, in plain numbers.
-
-    Attributes:
-        method, n_select, refresh: as the finetuner was given them.
-        support_size: number of different texts.
-        indices: their positions in the datastore, largest weight first.
-        weights: their convex weights.
-        counts: optimizer steps for each; the sum is ``n_select``.
-        residual: distance from the prompt's embedding to the weighted mean.
-        gap: Frank-Wolfe gap over the pool.
-        seconds_embed: wall-clock seconds to embed the prompt,
-        seconds_search: to find its neighbours,
-        seconds_select: to select among them,
-        seconds_finetune: to tokenize the support and train.
-        forward_backward_passes: gradients computed.
-        optimizer_steps: Adam steps taken, replays included.
-        losses: mean loss per token, in nats, of each pass in order.
-    """
-
-    method: str
-    n_select: int
-    refresh: int
-    support_size: int
-    indices: list[int]
-    weights: list[float]
-    counts: list[int]
-    residual: float
-    gap: float
-    seconds_embed: float
-    seconds_search: float
-    seconds_select: float
-    seconds_finetune: float
-    forward_backward_passes: int
-    optimizer_steps: int
-    losses: list[float]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The same, as a dictionary that `json.dumps` takes."""
-        return asdict(self)
+__all__ = ["AdaptationReport", "TestTimeFinetuner"]
 
 
 class TestTimeFinetuner:
@@ -81,6 +42,12 @@ class TestTimeFinetuner:
     computed again, and so is gradient checkpointing. The optimizer is Adam with a fresh state for
     every prompt.
 
+    Memory: at most five times the trained parameters (themselves, gradients, Adam's two moments
+    and the copy to restore), the frozen parameters once, and the activations of one text. The
+    moments and the copy stay for the next prompt. bfloat16 autocast adds half a parameter size for
+    the weights it casts, and "interleaved" with ``refresh`` above 1 one gradient for every text
+    with steps to replay.
+
     Args:
         model: any ``AutoModelForCausalLM``, or a PEFT model around one. To move or cast it after
             its first adaptation, make a new finetuner: this one keeps an optimizer for it.
@@ -89,18 +56,27 @@ class TestTimeFinetuner:
         embedder: embeds prompts; the one that the store was built with.
         n_select: optimizer steps per prompt.
         refresh: optimizer steps per gradient; an example with c steps takes ceil(c / refresh)
-            forward-backward passes.
+            forward-backward passes. Or a function that gives it for an example's c.
         method: "hullft" for `hullft_ops.fw_select_indexed` over the pool, "knn" for a step on each
-            of the ``n_select`` nearest.
+            of the ``n_select`` nearest, "random" for a step on each of as many drawn from the
+            pool, "sift" for `hullft_ops.sift_select_indexed`, or any `SelectionMethod`; those of
+            `hullft_ops.ttft.methods` take a seed or SIFT's noise.
         variant: Frank-Wolfe variant of "hullft".
         pool_size: how many neighbours to select from; all of a smaller store.
         lr: Adam's learning rate.
         max_length: tokens of a text to train on; the model's context when None.
+        dtype: "bfloat16" to train under autocast, parameters and optimizer staying what they are;
+            None for the model's own. Slow on processors without bfloat16 instructions.
+        order: "grouped" takes an example's steps one after the other, "interleaved" goes round
+            the examples and keeps a gradient of each for its replays.
+        schedule: "constant", or "linear" or "cosine" to fall towards 0 over the prompt's steps.
+            Each step, replayed or not, has its own rate, so that replays are a sweep each.
+        max_grad_norm: norm to which each gradient is clipped before its steps; None for no limit.
 
     Raises:
-        TypeError: an argument that counts is not an int.
-        ValueError: an argument out of range, an unknown method or variant, an embedder that is not
-            the store's, a model without trainable parameters, or one whose context is not known.
+        TypeError: an argument that counts is not an int, or a method that is not callable.
+        ValueError: an argument out of range, an unknown name, an embedder that is not the store's,
+            a model without trainable parameters, or one whose context is not known.
     """
 
     # pytest takes every class whose name begins like this one's for a test.
@@ -114,18 +90,29 @@ class TestTimeFinetuner:
         embedder: Embedder,
         *,
         n_select: int = 50,
-        refresh: int = 2,
-        method: str = "hullft",
+        refresh: int | Callable[[int], int] = 2,
+        method: str | SelectionMethod = "hullft",
         variant: str = "vanilla",
         pool_size: int = 200,
         lr: float = 5e-5,
         max_length: int | None = None,
+        dtype: str | torch.dtype | None = None,
+        order: str = "grouped",
+        schedule: str = "constant",
+        max_grad_norm: float | None = None,
     ) -> None:
         check_integer("TestTimeFinetuner", "n_select", n_select, 1)
-        check_integer("TestTimeFinetuner", "refresh", refresh, 1)
+        if not callable(refresh):
+            check_integer("TestTimeFinetuner", "refresh", refresh, 1)
         check_integer("TestTimeFinetuner", "pool_size", pool_size, 1)
-        check_variant("TestTimeFinetuner", variant)
-        _check_method(method, n_select, min(pool_size, len(store)))
+        _check_choice("order", order, ORDERS)
+        _check_choice("schedule", schedule, SCHEDULES)
+        if max_grad_norm is not None and not max_grad_norm > 0:
+            raise ValueError(
+                f"TestTimeFinetuner: max_grad_norm must be above 0, got {max_grad_norm}"
+            )
+        chosen = selection_method(method, variant)
+        _check_pool(chosen, n_select, min(pool_size, len(store)))
         _check_embedder(store, embedder)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not trained:
@@ -138,12 +125,21 @@ class TestTimeFinetuner:
         self.store = store
         self.n_select = n_select
         self.refresh = refresh
-        self.method = method
+        self.method = method_name(chosen)
+        self.order = order
         self._max_length = context_length("TestTimeFinetuner", model, tokenizer, max_length)
-        self._optimizer = hullft_ops.ReplayAdam(trained, lr=lr)
+        self._trainer = SupportTrainer(
+            model,
+            trained,
+            lr=lr,
+            order=order,
+            schedule=schedule,
+            max_grad_norm=max_grad_norm,
+            autocast=_autocast_dtype(dtype),
+        )
         self._snapshot = ModelSnapshot(model, trained)
         self._selector = SupportSelector(
-            store, embedder, self._tokenize, n_select, method, variant, pool_size
+            store, embedder, self._tokenize, n_select, chosen, pool_size
         )
         self._in_use = threading.Lock()
 
@@ -157,42 +153,99 @@ class TestTimeFinetuner:
             TypeError: prompt is not a str.
             ValueError: prompt is blank, or too few texts of the pool can be trained on.
         """
-        return self._selector.select(prompt)
+        [support] = self._selector.select([prompt])
+        return support
+
+    def select_batch(self, prompts: Sequence[str]) -> list[Support]:
+        """`select` for many prompts, embedded, searched for and selected for in one go.
+
+        What is chosen is the same as one by one, as far as the embedder gives a text the same
+        vector in a batch. `adapted` takes each support in place of its prompt.
+
+        Raises:
+            TypeError, ValueError: as `select`, for any of the prompts.
+        """
+        if isinstance(prompts, str):
+            raise TypeError("TestTimeFinetuner: prompts must be a sequence of str, got one str")
+        return self._selector.select(prompts)
 
     @contextmanager
-    def adapted(self, prompt: str) -> Iterator[AdaptationReport]:
+    def adapted(self, prompt: str | Support) -> Iterator[AdaptationReport]:
         """The model adapted to ``prompt`` inside the with block, and as it was after it.
 
         On exit, also by an exception in the block or while adapting, parameters and buffers have
         the bits they had before, in the same storage; so have gradients, ``requires_grad`` flags
         and modes. The prompt is only embedded, so it may be longer than the model's context.
 
+        Args:
+            prompt: a text, or what `select` or `select_batch` found for one.
+
         Raises:
             TypeError: prompt is not a str.
             ValueError: prompt is blank, or too few texts of the pool can be trained on.
             RuntimeError: this finetuner is adapting already, or a loss is not finite.
+            torch.OutOfMemoryError: memory ran out while adapting, on any device.
         """
         if not self._in_use.acquire(blocking=False):
             raise RuntimeError("TestTimeFinetuner: the model is adapted to another prompt already")
         try:
-            support = self.select(prompt)
-            with self._snapshot.restored():
-                yield self._finetune(support)
+            support = prompt if isinstance(prompt, Support) else self.select(prompt)
+            with ExitStack() as undo:
+                report = self._adapt(support, undo)
+                try:
+                    yield report
+                finally:
+                    left = perf_counter()
+                    undo.close()
+                    if self.model.device.type != "cuda":
+                        report.seconds_restore = perf_counter() - left
         finally:
             self._in_use.release()
+
+    def generate(self, prompt: str, **generate_kwargs: Any) -> str:
+        """Adapt to ``prompt``, continue it, restore the model.
+
+        Args:
+            prompt: of one longer than the context, the last tokens are read that leave room.
+            generate_kwargs: for ``model.generate``; ``max_new_tokens`` is 20 unless given.
+
+        Returns:
+            The continuation alone, special tokens left out.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: as `adapted`.
+            ValueError: ``max_new_tokens`` leaves no room for the prompt.
+        """
+        with self.adapted(prompt):
+            return self.continuation(prompt, **generate_kwargs)
+
+    def continuation(self, prompt: str, **generate_kwargs: Any) -> str:
+        """What the model, as it is now, writes after ``prompt``; arguments as of `generate`."""
+        length = context_length("TestTimeFinetuner", self.model, self.tokenizer, None)
+        return continuation(self.model, self.tokenizer, prompt, length, **generate_kwargs)
 
     def _tokenize(self, text: str) -> list[int]:
         encoding = self.tokenizer(text, truncation=True, max_length=self._max_length)
         return list(encoding["input_ids"])
 
-    def _finetune(self, support: Support) -> AdaptationReport:
+    def _adapt(self, support: Support, undo: ExitStack) -> AdaptationReport:
+        clock = StageClock(self.model.device)
+        with out_of_memory_explained(self._advice(support)):
+            with clock.of("save"):
+                undo.enter_context(self._snapshot.restored())
+            return self._finetune(support, clock)
+
+    def _finetune(self, support: Support, clock: StageClock) -> AdaptationReport:
         start = perf_counter()
-        losses = self._train(support)
+        refreshes = [self._refresh_of(count) for count in support.counts]
+        losses = self._trainer.train(
+            support.input_ids, support.indices, support.counts, refreshes, clock
+        )
         seconds = perf_counter() - start + support.seconds.tokenize
         return AdaptationReport(
             method=self.method,
             n_select=self.n_select,
-            refresh=self.refresh,
+            refresh=refreshes if callable(self.refresh) else self.refresh,
             support_size=len(support.indices),
             indices=support.indices,
             weights=support.weights,
@@ -206,47 +259,45 @@ class TestTimeFinetuner:
             forward_backward_passes=len(losses),
             optimizer_steps=sum(support.counts),
             losses=losses,
+            order=self.order,
+            seconds_tokenize=support.seconds.tokenize,
+            seconds_forward=clock.seconds("forward"),
+            seconds_backward=clock.seconds("backward"),
+            seconds_step=clock.seconds("step"),
+            seconds_save=clock.seconds("save"),
         )
 
-    def _train(self, support: Support) -> list[float]:
-        """Train on the support, example by example; the loss of every pass."""
-        examples: list[int] = []
-        losses: list[torch.Tensor] = []
-        self._optimizer.reset()
-        # The caller may be in a mode that records no gradients, as generation is.
-        with modes_restored(self.model), torch.inference_mode(False), torch.enable_grad():
-            self.model.train(False)
-            for index, ids, count in zip(
-                support.indices, support.input_ids, support.counts, strict=True
-            ):
-                tokens = torch.tensor(ids, device=self.model.device)
-                for done in range(0, count, self.refresh):
-                    losses.append(self._pass(tokens, repeats=min(self.refresh, count - done)))
-                    examples.append(index)
-            self._optimizer.zero_grad(set_to_none=True)
-        # Read together and last: reading each would stall a GPU every time, and reading none would
-        # leave its work out of the time.
-        values: list[float] = torch.stack(losses).tolist()
-        _check_losses(values, examples)
-        return values
+    def _refresh_of(self, count: int) -> int:
+        if not callable(self.refresh):
+            return self.refresh
+        refresh = self.refresh(count)
+        check_integer("TestTimeFinetuner", "refresh", refresh, 1)
+        return refresh
 
-    def _pass(self, tokens: torch.Tensor, repeats: int) -> torch.Tensor:
-        self._optimizer.zero_grad(set_to_none=True)
-        loss = next_token_losses(self.model, tokens).mean()
-        torch.autograd.backward(loss)
-        self._optimizer.step(repeats=repeats)
-        return loss.detach()
-
-
-def _check_method(method: str, n_select: int, pool: int) -> None:
-    if method not in METHODS:
-        raise ValueError(
-            f"TestTimeFinetuner: method must be one of {', '.join(METHODS)}, got {method!r}"
+    def _advice(self, support: Support) -> str:
+        longest = max(map(len, support.input_ids))
+        advice = (
+            f"TestTimeFinetuner: out of memory, adapting on texts of up to {longest} tokens; the "
+            f"model has been restored. Lower max_length (it is {self._max_length}), or train less "
+            "of the model: PEFT adapters, or requires_grad_(False) for some of it"
         )
-    if method == "knn" and n_select > pool:
+        if self.order == "interleaved":
+            advice += '; order "grouped" keeps no gradients'
+        return advice
+
+
+def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    if value not in choices:
         raise ValueError(
-            f"TestTimeFinetuner: n_select must be at most the pool for method 'knn', "
-            f"got {n_select} of {pool}"
+            f"TestTimeFinetuner: {name} must be one of {', '.join(choices)}, got {value!r}"
+        )
+
+
+def _check_pool(method: SelectionMethod, n_select: int, pool: int) -> None:
+    if least_pool(method, n_select) > pool:
+        raise ValueError(
+            f"TestTimeFinetuner: n_select must be at most the pool for method "
+            f"{method_name(method)!r}, got {n_select} of {pool}"
         )
 
 
@@ -259,10 +310,10 @@ def _check_embedder(store: Datastore, embedder: Embedder) -> None:
         )
 
 
-def _check_losses(losses: list[float], examples: list[int]) -> None:
-    for loss, index in zip(losses, examples, strict=True):
-        if not math.isfinite(loss):
-            raise RuntimeError(
-                f"TestTimeFinetuner: the loss of text {index} of the datastore is {loss}; "
-                "the model has been restored"
-            )
+def _autocast_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    if dtype is None:
+        return None
+    # float16 would need its losses scaled.
+    if dtype not in ("bfloat16", torch.bfloat16):
+        raise ValueError(f"TestTimeFinetuner: dtype must be bfloat16 or None, got {dtype}")
+    return torch.bfloat16

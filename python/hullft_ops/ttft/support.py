@@ -1,8 +1,9 @@
 """Choosing, for a prompt, the texts to finetune on and how many steps each gets."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from time import perf_counter
 
 import torch
@@ -10,10 +11,12 @@ import torch
 import hullft_ops
 from hullft_ops.ttft.datastore import Datastore
 from hullft_ops.ttft.embedding import Embedder, encode_checked
+from hullft_ops.ttft.methods import SelectionMethod, least_pool, method_name
 
-METHODS = ("hullft", "knn")
 # A causal loss needs a token and a next one.
 MIN_TOKENS = 2
+# Texts whose tokens are kept: of 1000 tokens each they take some 30 MB.
+_TOKENIZED_TEXTS = 4096
 
 
 @dataclass
@@ -26,11 +29,11 @@ class Seconds:
     tokenize: float = 0.0
 
     @contextmanager
-    def of(self, stage: str) -> Iterator[None]:
-        """Add the time of the body to ``stage``."""
+    def of(self, stage: str, *, share: int = 1) -> Iterator[None]:
+        """Add the time of the body, or one of ``share`` equal parts of it, to ``stage``."""
         start = perf_counter()
         yield
-        setattr(self, stage, getattr(self, stage) + perf_counter() - start)
+        setattr(self, stage, getattr(self, stage) + (perf_counter() - start) / share)
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Support:
 
     Attributes:
         indices: positions in the datastore.
-        weights: the convex weights; 1 / n_select each for "knn".
+        weights: the convex weights; 1 / n_select each for "knn" and "random".
         counts: optimizer steps for each; the sum is n_select.
         residual: distance from the prompt's embedding to the weighted mean.
         gap: Frank-Wolfe gap over the pool.
@@ -56,47 +59,85 @@ class Support:
     seconds: Seconds = field(compare=False)
 
 
-@dataclass(frozen=True)
 class SupportSelector:
-    """Finds a prompt's support in a datastore."""
+    """Finds the support of prompts in a datastore.
 
-    store: Datastore
-    embedder: Embedder
-    tokenize: Callable[[str], list[int]]
-    n_select: int
-    method: str
-    variant: str
-    pool_size: int
+    Args:
+        store: where the neighbours come from.
+        embedder: embeds the prompts.
+        tokenize: a text's tokens, cut to the model's context; asked once for a text used lately.
+        n_select: optimizer steps per prompt.
+        method: chooses among the neighbours.
+        pool_size: how many neighbours to choose from; all of a smaller store.
+    """
 
-    def select(self, prompt: str) -> Support:
-        """The support for ``prompt``.
+    def __init__(
+        self,
+        store: Datastore,
+        embedder: Embedder,
+        tokenize: Callable[[str], list[int]],
+        n_select: int,
+        method: SelectionMethod,
+        pool_size: int,
+    ) -> None:
+        self._store = store
+        self._embedder = embedder
+        self._n_select = n_select
+        self._method = method
+        self._pool_size = pool_size
+        self._tokens = lru_cache(_TOKENIZED_TEXTS)(lambda i: tuple(tokenize(store.texts[i])))
+
+    def select(self, prompts: Sequence[str]) -> list[Support]:
+        """The support of each prompt; all are embedded, searched for and selected for in one go.
 
         A text of fewer than 2 tokens cannot be trained on. Should one be chosen, it leaves the
         pool and the selection is made anew, so that the steps still add up to n_select.
 
         Raises:
-            TypeError: prompt is not a str.
-            ValueError: prompt is blank, or too few texts of the pool can be trained on.
+            TypeError: a prompt is not a str, or the method returns no Selection.
+            ValueError: a prompt is blank, too few texts of a pool can be trained on, or the method
+                chose what it was not asked for.
         """
-        _check_prompt(prompt)
-        seconds = Seconds()
-        with seconds.of("embed"):
-            query = torch.from_numpy(encode_checked("TestTimeFinetuner", self.embedder, [prompt]))
-        with seconds.of("search"):
-            _, ids = self.store.search(query, min(self.pool_size, len(self.store)))
-        candidates = ids[0]
+        for prompt in prompts:
+            _check_prompt(prompt)
+        if not prompts:
+            return []
+        share, shared = len(prompts), Seconds()
+        with shared.of("embed", share=share):
+            vectors = encode_checked("TestTimeFinetuner", self._embedder, list(prompts))
+            queries = torch.from_numpy(vectors)
+        with shared.of("search", share=share):
+            _, candidates = self._store.search(queries, min(self._pool_size, len(self._store)))
+        with shared.of("select", share=share):
+            selections = self._choose(candidates, queries)
+        return [
+            self._support(
+                candidates[i],
+                queries[i],
+                selections[i],
+                Seconds(shared.embed, shared.search, shared.select),
+            )
+            for i in range(share)
+        ]
+
+    def _support(
+        self,
+        candidates: torch.Tensor,
+        query: torch.Tensor,
+        selection: hullft_ops.Selection,
+        seconds: Seconds,
+    ) -> Support:
         while True:
-            self._check_pool(candidates)
-            with seconds.of("select"):
-                selection = self._choose(candidates, query[0])
             size = int(selection.support_size)
             chosen = candidates[selection.indices[:size]]
             with seconds.of("tokenize"):
-                input_ids = [self.tokenize(self.store.texts[i]) for i in chosen.tolist()]
+                input_ids = [list(self._tokens(i)) for i in chosen.tolist()]
             trainable = torch.tensor([len(tokens) >= MIN_TOKENS for tokens in input_ids])
             if trainable.all():
                 break
             candidates = candidates[~torch.isin(candidates, chosen[~trainable])]
+            with seconds.of("select"):
+                [selection] = self._choose(candidates[None], query[None])
         return Support(
             indices=chosen.tolist(),
             weights=selection.weights[:size].tolist(),
@@ -107,21 +148,40 @@ class SupportSelector:
             seconds=seconds,
         )
 
-    def _check_pool(self, candidates: torch.Tensor) -> None:
-        needed = self.n_select if self.method == "knn" else 1
-        if len(candidates) < needed:
+    def _choose(
+        self, candidates: torch.Tensor, queries: torch.Tensor
+    ) -> list[hullft_ops.Selection]:
+        """One selection for each row."""
+        needed = least_pool(self._method, self._n_select)
+        if candidates.shape[1] < needed:
             raise ValueError(
                 f"TestTimeFinetuner: the pool must have at least {needed} texts of "
-                f"{MIN_TOKENS} tokens or more, got {len(candidates)}"
+                f"{MIN_TOKENS} tokens or more, got {candidates.shape[1]}"
             )
+        batch = self._method(self._store.embeddings, candidates, queries, self._n_select)
+        if not isinstance(batch, hullft_ops.Selection):
+            raise TypeError(
+                f"TestTimeFinetuner: method {method_name(self._method)} must return a Selection, "
+                f"got {type(batch).__name__}"
+            )
+        selections = [hullft_ops.Selection(*(t[i] for t in batch)) for i in range(len(queries))]
+        for selection in selections:
+            self._check_selection(selection, candidates.shape[1])
+        return selections
 
-    def _choose(self, candidates: torch.Tensor, query: torch.Tensor) -> hullft_ops.Selection:
-        if self.method == "knn":
-            pool = self.store.embeddings[candidates]
-            return hullft_ops.knn_select(pool, query, self.n_select)
-        return hullft_ops.fw_select_indexed(
-            self.store.embeddings, candidates, query, self.n_select, variant=self.variant
-        )
+    def _check_selection(self, selection: hullft_ops.Selection, pool: int) -> None:
+        size = int(selection.support_size)
+        indices, counts = selection.indices[:size].tolist(), selection.counts[:size].tolist()
+        if len(set(indices)) < size or not all(0 <= index < pool for index in indices):
+            raise ValueError(
+                f"TestTimeFinetuner: method {method_name(self._method)} must choose different "
+                f"candidates of 0..{pool - 1}, got {indices}"
+            )
+        if sum(counts) != self._n_select or min(counts, default=0) < 0:
+            raise ValueError(
+                f"TestTimeFinetuner: method {method_name(self._method)} must give counts that are "
+                f"not negative and sum to {self._n_select}, got {counts}"
+            )
 
 
 def _check_prompt(prompt: str) -> None:

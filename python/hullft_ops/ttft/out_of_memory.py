@@ -1,0 +1,28 @@
+"""Saying what to lower when memory runs out."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def out_of_memory_explained(advice: str) -> Iterator[None]:
+    """Raise ``advice`` in place of what torch says when an allocation fails, on any device.
+
+    Raises:
+        torch.OutOfMemoryError: an allocation in the body failed.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise torch.OutOfMemoryError(f"{advice} ({error})") from error
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # On the CPU torch raises a plain RuntimeError.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in (
+        str(error)
+    )

@@ -1,0 +1,141 @@
+"""Training a model on a support: passes, replays, clipping and learning rates."""
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+import hullft_ops
+from hullft_ops.ttft.loss import MeanLoss
+from hullft_ops.ttft.modes import modes_restored
+from hullft_ops.ttft.plan import Sweep, learning_rate_factor, plan
+from hullft_ops.ttft.stage_clock import StageClock
+
+
+class SupportTrainer:
+    """Adam with a fresh state for every support; its buffers are kept from one to the next.
+
+    Args:
+        model: a causal language model, or a PEFT model around one.
+        trained: those of its parameters to train, each once.
+        lr: Adam's learning rate.
+        order: of the steps, see `plan`.
+        schedule: of the learning rate, see `learning_rate_factor`.
+        max_grad_norm: norm that every gradient is clipped to; None for no clipping.
+        autocast: dtype of the forward pass; None for that of the model.
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        trained: Sequence[nn.Parameter],
+        *,
+        lr: float,
+        order: str,
+        schedule: str,
+        max_grad_norm: float | None,
+        autocast: torch.dtype | None,
+    ) -> None:
+        self._model = model
+        self._trained = trained
+        self._lr = lr
+        self._order = order
+        self._schedule = schedule
+        self._max_grad_norm = max_grad_norm
+        self._autocast = autocast
+        self._optimizer = hullft_ops.ReplayAdam(trained, lr=lr)
+        self._loss = MeanLoss(model)
+
+    def train(
+        self,
+        texts: Sequence[Sequence[int]],
+        indices: Sequence[int],
+        counts: Sequence[int],
+        refreshes: Sequence[int],
+        clock: StageClock,
+    ) -> list[float]:
+        """Take ``counts[i]`` steps on ``texts[i]``; the loss of every pass.
+
+        Args:
+            texts: tokens, at least 2 each.
+            indices: what to call each text in an error.
+            counts: steps for each, at least 1.
+            refreshes: steps per gradient for each, at least 1.
+            clock: counts the stages "forward", "backward" and "step".
+
+        Raises:
+            RuntimeError: a loss is not finite.
+        """
+        losses: list[torch.Tensor] = []
+        examples: list[int] = []
+        self._optimizer.reset()
+        # Its gradients take room: they are there for this support alone.
+        cache = hullft_ops.GradientCache(self._trained)
+        done, steps = 0, sum(counts)
+        # The caller may be in a mode that records no gradients, as generation is.
+        with modes_restored(self._model), torch.inference_mode(False), torch.enable_grad():
+            self._model.train(False)
+            tokens = [torch.tensor(text, device=self._model.device) for text in texts]
+            for sweep in plan(counts, refreshes, self._order):
+                if sweep.fresh:
+                    losses.append(self._pass(tokens[sweep.example], clock))
+                    examples.append(sweep.example)
+                with clock.of("step"):
+                    self._take(sweep, cache, done, steps)
+                done += sweep.repeats
+            self._optimizer.zero_grad(set_to_none=True)
+        # Read together and last: reading each would stall a GPU every time, and reading none would
+        # leave its work out of the time.
+        values: list[float] = torch.stack(losses).tolist()
+        _check_losses(values, [indices[example] for example in examples])
+        return values
+
+    def _pass(self, tokens: torch.Tensor, clock: StageClock) -> torch.Tensor:
+        self._optimizer.zero_grad(set_to_none=True)
+        with clock.of("forward"), self._autocast_context():
+            loss = self._loss(tokens)
+        with clock.of("backward"):
+            torch.autograd.backward(loss)
+        return loss.detach()
+
+    def _take(self, sweep: Sweep, cache: hullft_ops.GradientCache, done: int, steps: int) -> None:
+        if sweep.fresh and self._max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self._trained, self._max_grad_norm)
+        if sweep.fresh and sweep.keep:
+            cache.accumulate(sweep.example, beta=0)
+        if self._schedule == "constant":
+            self._step(sweep, cache, sweep.repeats)
+        else:
+            # Steps of different rates cannot share a sweep over memory.
+            for step in range(done, done + sweep.repeats):
+                rate = self._lr * learning_rate_factor(self._schedule, step, steps)
+                self._optimizer.param_groups[0]["lr"] = rate
+                self._step(sweep, cache, 1)
+        if not sweep.fresh and not sweep.keep:
+            cache.drop(sweep.example)
+
+    def _step(self, sweep: Sweep, cache: hullft_ops.GradientCache, repeats: int) -> None:
+        if sweep.fresh:
+            self._optimizer.step(repeats=repeats)
+        else:
+            cache.replay(sweep.example, self._optimizer, repeats=repeats)
+
+    def _autocast_context(self) -> AbstractContextManager[object]:
+        if self._autocast is None:
+            return nullcontext()
+        return torch.autocast(self._model.device.type, dtype=self._autocast)
+
+
+def _check_losses(losses: list[float], indices: list[int]) -> None:
+    for loss, index in zip(losses, indices, strict=True):
+        if not math.isfinite(loss):
+            raise RuntimeError(
+                f"TestTimeFinetuner: the loss of text {index} of the datastore is {loss}; "
+                "the model has been restored"
+            )

@@ -1,0 +1,46 @@
+"""Continuing a prompt with the adapted model."""
+
+import pytest
+import torch
+
+PROMPT = "the cat sat on the red mat"
+
+
+def test_generate_continues_with_the_adapted_model_and_restores_it(model, tokenizer, make, bits):
+    model.train()
+    finetuner, before = make(model, n_select=20), bits(model)
+    inputs = tokenizer(PROMPT, return_tensors="pt", return_token_type_ids=False)
+    length = inputs["input_ids"].shape[1]
+    with finetuner.adapted(PROMPT):
+        model.eval()
+        output = model.generate(**inputs, max_new_tokens=8, do_sample=False, pad_token_id=2)
+    wanted = tokenizer.decode(output[0, length:], skip_special_tokens=True)
+    model.train()
+    assert finetuner.generate(PROMPT, max_new_tokens=8, do_sample=False) == wanted
+    assert all(module.training for module in model.modules())
+    assert finetuner.continuation(PROMPT, max_new_tokens=8, do_sample=False) != wanted
+    assert before.changed() == set()
+
+
+def test_of_a_long_prompt_the_end_is_read(gpt2, tokenizer, make):
+    finetuner, seen = make(gpt2), []
+    gpt2.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["input_ids"]), with_kwargs=True
+    )
+    finetuner.continuation("dog " * 50 + PROMPT, max_new_tokens=5, min_new_tokens=5)
+    ids = tokenizer("dog " * 50 + PROMPT)["input_ids"]
+    assert seen[0].tolist() == [ids[-27:]]
+    assert len(seen) == 5
+    seen.clear()
+    finetuner.continuation(PROMPT)
+    assert seen[0].tolist() == [tokenizer(PROMPT)["input_ids"][-12:]]
+
+
+@pytest.mark.parametrize("new", [0, 32])
+def test_without_room_for_the_prompt_it_is_refused(gpt2, make, bits, new):
+    finetuner, before = make(gpt2), bits(gpt2)
+    message = rf"max_new_tokens must be in 1\.\.31 with a context of 32, got {new}"
+    with pytest.raises(ValueError, match=message):
+        finetuner.generate(PROMPT, max_new_tokens=new)
+    assert before.changed() == set()
+    assert torch.is_grad_enabled()

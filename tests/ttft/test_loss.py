@@ -1,0 +1,174 @@
+"""The loss to train on: without full logits where that is the same, and never where it is not."""
+
+import pytest
+import torch
+from peft import LoraConfig, PrefixTuningConfig, get_peft_model
+from torch import nn
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+)
+
+from hullft_ops.ttft import loss as loss_module
+from hullft_ops.ttft.loss import MeanLoss, next_token_losses
+
+TOKENS = torch.arange(5, 35) * 7 % 320
+SIZES = {
+    "vocab_size": 320,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+needs_torch = pytest.mark.skipif(
+    not hasattr(nn, "LinearCrossEntropyOptions"), reason="torch 2.13 has linear_cross_entropy"
+)
+
+
+@pytest.fixture
+def chunks(monkeypatch):
+    """How many rows each call of torch's chunked loss was to take at once."""
+    seen = []
+    original = nn.functional.linear_cross_entropy
+
+    def spy(*args, options, **kwargs):
+        seen.append(options.batch_chunk_size)
+        return original(*args, options=options, **kwargs)
+
+    monkeypatch.setattr(nn.functional, "linear_cross_entropy", spy)
+    return seen
+
+
+def loss_and_gradients(model, loss):
+    model.zero_grad()
+    loss.backward()
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return loss.detach(), gradients
+
+
+def assert_equals_plain(model, tolerance, mean_loss=None):
+    found = loss_and_gradients(model, (mean_loss or MeanLoss(model))(TOKENS))
+    wanted = loss_and_gradients(model, next_token_losses(model, TOKENS).mean())
+    assert found[1].keys() == wanted[1].keys()
+    assert abs(found[0] - wanted[0]) <= tolerance * wanted[0]
+    for name, gradient in wanted[1].items():
+        difference = (found[1][name] - gradient).norm()
+        assert difference <= tolerance * max(gradient.norm(), 1e-3), name
+
+
+@needs_torch
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 2e-6)])
+@pytest.mark.parametrize("rows", [1, 7, 1000])
+def test_loss_and_gradients_equal_those_of_full_logits(
+    model, chunks, monkeypatch, dtype, tolerance, rows
+):
+    model.to(dtype)
+    size = torch.finfo(dtype).bits // 8
+    monkeypatch.setattr(loss_module, "_CHUNK_BYTES", rows * 320 * size)
+    assert_equals_plain(model, tolerance)
+    assert chunks == [rows]
+
+
+@needs_torch
+def test_a_head_with_a_bias(llama, chunks):
+    llama.lm_head = nn.Linear(16, 320)
+    assert_equals_plain(llama.double(), 1e-13)
+    assert len(chunks) == 1
+
+
+@needs_torch
+def test_adapters_and_frozen_weights(gpt2, chunks):
+    lora = LoraConfig(target_modules=["c_attn"], r=2, fan_in_fan_out=True, task_type="CAUSAL_LM")
+    model = get_peft_model(gpt2.double(), lora).double()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    assert_equals_plain(model, 1e-12)
+    assert len(chunks) == 1
+
+
+def soft_capped():
+    return Gemma2ForCausalLM(Gemma2Config(**SIZES, final_logit_softcapping=30.0))
+
+
+def scaled():
+    return CohereForCausalLM(CohereConfig(**SIZES, logit_scale=0.0625))
+
+
+def divided():
+    return GraniteForCausalLM(GraniteConfig(**SIZES, logits_scaling=8.0))
+
+
+@pytest.mark.parametrize("make_model", [soft_capped, scaled, divided])
+def test_a_head_that_does_more_keeps_its_logits(make_model, chunks):
+    torch.manual_seed(0)
+    model = make_model().double().eval()
+    assert_equals_plain(model, 0)
+    assert chunks == []
+
+
+def test_an_adapter_on_the_head_keeps_its_logits(llama, chunks):
+    model = get_peft_model(llama, LoraConfig(target_modules=["lm_head"], task_type="CAUSAL_LM"))
+    assert_equals_plain(model.double(), 0)
+    assert chunks == []
+
+
+def test_a_prefix_that_the_base_model_does_not_see_keeps_its_logits(llama, chunks):
+    config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    model = get_peft_model(llama, config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.01)
+    assert_equals_plain(model, 0)
+    assert chunks == []
+
+
+def test_a_model_that_is_listened_to_is_called(gpt2, chunks):
+    mean_loss, calls = MeanLoss(gpt2), []
+    handle = gpt2.register_forward_hook(lambda *args: calls.append(args))
+    assert_equals_plain(gpt2, 0, mean_loss)
+    assert len(calls) == 2
+    assert chunks == []
+    handle.remove()
+    mean_loss(TOKENS)
+    assert len(chunks) == (1 if hasattr(nn, "LinearCrossEntropyOptions") else 0)
+
+
+def test_a_base_model_that_cannot_be_called_alone_is_not(gpt2, chunks, monkeypatch):
+    monkeypatch.setattr(type(gpt2), "base_model", property(lambda self: self.transformer.h[0]))
+    assert_equals_plain(gpt2, 0)
+    assert chunks == []
+
+
+@needs_torch
+def test_a_first_text_without_finite_logits_decides_nothing(llama, chunks):
+    mean_loss = MeanLoss(llama)
+    embedding = llama.model.embed_tokens.weight
+    saved = embedding.detach().clone()
+    with torch.no_grad():
+        embedding[TOKENS[0]] = torch.nan
+    assert mean_loss(TOKENS).isnan()
+    assert chunks == []
+    with torch.no_grad():
+        embedding.copy_(saved)
+    assert_equals_plain(llama, 2e-6, mean_loss)
+    assert len(chunks) == 1
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+def test_16_bit_weights_keep_their_logits_on_the_cpu(gpt2, chunks, autocast):
+    model = gpt2 if autocast else gpt2.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        assert_equals_plain(model, 0)
+    assert chunks == []
