@@ -3,11 +3,13 @@
 import json
 import math
 import time
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
 
 import hullft_ops
 from hullft_ops.ttft import Datastore, TestTimeFinetuner, bits_per_byte, stage_clock
@@ -320,3 +322,26 @@ def test_bad_prompts_are_refused(gpt2, make, prompt, error, message, bits):
     with pytest.raises(error, match=message):
         finetuner.select(prompt)
     assert before.changed() == set()
+
+
+def test_finetuners_that_share_memory_do_what_each_does_alone(
+    make: Callable[..., TestTimeFinetuner], gpt2: PreTrainedModel, texts: list[str]
+) -> None:
+    alone = [make(gpt2, lr=lr) for lr in (1e-2, 1e-3)]
+    sharing = [make(gpt2, lr=lr) for lr in (1e-2, 1e-3)]
+    sharing[1].share_memory_with(sharing[0])
+    for own, shared in zip(alone + alone, sharing + sharing, strict=True):
+        with own.adapted(texts[0]) as wanted:
+            pass
+        with shared.adapted(texts[0]) as found:
+            pass
+        assert found.losses == wanted.losses
+    with sharing[0].adapted(texts[0]), pytest.raises(RuntimeError, match="adapted to another"):
+        sharing[1].adapted(texts[1]).__enter__()
+
+
+def test_finetuners_of_two_models_share_no_memory(
+    make: Callable[..., TestTimeFinetuner], gpt2: PreTrainedModel, llama: PreTrainedModel
+) -> None:
+    with pytest.raises(ValueError, match="only finetuners of one model can share memory"):
+        make(gpt2).share_memory_with(make(llama))

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from hullft_ops.ttft.passages import normalised, split_passages
 
@@ -117,7 +118,7 @@ def jsonl_corpus(path: Path) -> Corpus:
             if not line.strip():
                 continue
             try:
-                documents.append(Document("", f"line {number}", _record_text(line)))
+                documents.append(Document("", f"line {number}", record_of_line(line)[0]))
             except ValueError as error:
                 malformed.append(f"line {number}: {error}")
     if not documents:
@@ -151,7 +152,8 @@ def _within_budget(ranked: Iterable[Document], budget: int) -> Iterator[Document
             yield document
 
 
-def _record_text(line: bytes) -> str:
+def record_of_line(line: bytes) -> tuple[str, dict[str, Any]]:
+    """The text and the whole of a JSONL record; ValueError says what is wrong with the line."""
     try:
         record = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError:
@@ -167,7 +169,7 @@ def _record_text(line: bytes) -> str:
         text.encode()
     except UnicodeEncodeError:
         raise ValueError('"text" with half a surrogate pair') from None
-    return text
+    return text, record
 
 
 def _split(name: str, documents: list[Document], malformed: list[str]) -> Corpus:

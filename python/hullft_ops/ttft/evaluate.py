@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 from hullft_ops._checks import check_integer
 from hullft_ops.ttft.context import context_length
+from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.loss import next_token_losses
 from hullft_ops.ttft.modes import modes_restored
 from hullft_ops.ttft.token_bytes import scored_bytes
@@ -80,7 +81,7 @@ def score_text(
     Raises:
         TypeError: text is not a str, or max_length or stride is not an int.
         ValueError: nothing to score, max_length or stride out of range, or a slow tokenizer.
-        RuntimeError: the model's loss is not finite.
+        NonFiniteLossError: the model's loss is not finite; a RuntimeError.
     """
     function = "bits_per_byte"
     if not isinstance(text, str):
@@ -100,7 +101,7 @@ def score_text(
         )
     nll = _negative_log_likelihood(model, ids, first, length, stride)
     if not math.isfinite(nll):
-        raise RuntimeError(f"{function}: the loss of {text[:20]!r}... is {nll}")
+        raise NonFiniteLossError(f"{function}: the loss of {text[:20]!r}... is {nll}")
     return BitsPerByte(nll=nll, bytes=byte_count, tokens=len(ids) - first)
 
 

@@ -143,6 +143,20 @@ class TestTimeFinetuner:
         )
         self._in_use = threading.Lock()
 
+    def share_memory_with(self, other: "TestTimeFinetuner") -> None:
+        """Use the other's copy of the weights and its optimizer state; one at a time adapts.
+
+        For comparing settings on one model: each finetuner of its own would keep three times the
+        trained parameters.
+
+        Raises:
+            ValueError: the other finetunes another model.
+        """
+        if other.model is not self.model:
+            raise ValueError("TestTimeFinetuner: only finetuners of one model can share memory")
+        self._snapshot, self._in_use = other._snapshot, other._in_use
+        self._trainer.share_buffers_with(other._trainer)
+
     def select(self, prompt: str) -> Support:
         """What `adapted` would train on, without training.
 
@@ -183,7 +197,8 @@ class TestTimeFinetuner:
         Raises:
             TypeError: prompt is not a str.
             ValueError: prompt is blank, or too few texts of the pool can be trained on.
-            RuntimeError: this finetuner is adapting already, or a loss is not finite.
+            RuntimeError: this finetuner is adapting already.
+            NonFiniteLossError: a loss is not finite; a RuntimeError.
             torch.OutOfMemoryError: memory ran out while adapting, on any device.
         """
         if not self._in_use.acquire(blocking=False):

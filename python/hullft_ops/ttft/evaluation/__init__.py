@@ -1,0 +1,1 @@
+"""Comparing methods of test-time finetuning: evaluation, report, tuning."""

@@ -1,0 +1,189 @@
+"""What to evaluate: a JSON file of inputs and of settings, written by a person or by `tune`."""
+
+import inspect
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from importlib import resources
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER
+from hullft_ops.ttft.finetuner import TestTimeFinetuner
+
+Settings = dict[str, Any]
+
+_INPUTS = ("model", "tokenizer", "store", "embedder")
+_DEFAULTS = {
+    name: parameter.default
+    for name, parameter in inspect.signature(TestTimeFinetuner).parameters.items()
+    if name not in _INPUTS
+}
+# What a configuration's name always says; anything else only where it is not the default.
+_NAMED = ("method", "n_select", "refresh", "lr")
+# Each of their texts gets a single step, so that there is no gradient to use again.
+_ONE_STEP_A_TEXT = ("knn", "random")
+# The papers' rate is for models of GPT-2's size; so small a model takes larger steps.
+PAPER_LR = 5e-5
+TINY_LM_LR = 2e-4
+EXPERIMENTS = "experiments"
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; the message names the file and the key."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """What `evaluate`, `tune` and `adapt` run on.
+
+    Attributes:
+        model: name or directory of a causal language model; the shipped tiny model when None.
+        embedder: name or directory, as `load_embedder` takes it.
+        store: directory of a datastore.
+        prompts: JSONL file of held-out prompts, each with a "text" and, if there are several, a
+            "domain".
+        corpus: JSONL file to build the datastore from and hold prompts out of, where neither
+            ``store`` nor ``prompts`` is given; sources of installed packages when None too.
+        limit: how many of the prompts to use, drawn evenly over the domains; all when None.
+        seed: chooses the prompts, and whatever else is random.
+        settings: keyword arguments of `TestTimeFinetuner`, one dictionary for each configuration.
+        description: what the configuration is for.
+    """
+
+    model: str | None = None
+    embedder: str = DEFAULT_EMBEDDER
+    store: Path | None = None
+    prompts: Path | None = None
+    corpus: Path | None = None
+    limit: int | None = None
+    seed: int = 0
+    settings: tuple[Settings, ...] = ()
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"limit must be at least 1, got {self.limit}")
+        if (self.store is None) != (self.prompts is None):
+            raise ConfigError("store and prompts must be given together")
+        if self.store is not None and self.corpus is not None:
+            raise ConfigError("corpus must not be given along with store and prompts")
+
+    def with_changes(self, **changes: Any) -> "Config":
+        """The same with the given changes, those that are None left out."""
+        return replace(self, **{k: v for k, v in changes.items() if v is not None})
+
+
+def read_config(source: str | Path) -> Config:
+    """The configuration in a JSON file, or the one of that name that ships with the package.
+
+    The keys are those of `Config`, where ``settings`` is one dictionary or a list of them, and a
+    value in it that is a list stands for each of its items: the grid is their product. Keys that
+    begin with "_" are left alone, so is "tuned", which says where the settings come from.
+
+    Raises:
+        ConfigError: no such file, not JSON, an unknown key or a value of the wrong type.
+    """
+    path = _find(source)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"config {source}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"config {source}: not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"config {source}: must be an object, got {type(content).__name__}")
+    try:
+        return _from_json(content)
+    except ConfigError as error:
+        raise ConfigError(f"config {source}: {error}") from error
+
+
+def shipped_configs() -> list[str]:
+    """Names of the configurations that ship with the package."""
+    return sorted(path.stem for path in _shipped().glob("*.json"))
+
+
+def expand_grid(grid: Iterable[Mapping[str, Any]], model: str | None) -> tuple[Settings, ...]:
+    """Every configuration of a grid once, with method, steps, refresh and rate filled in.
+
+    Args:
+        grid: dictionaries of `TestTimeFinetuner`'s keyword arguments; a list stands for each of
+            its items.
+        model: decides the learning rate where there is none.
+
+    Raises:
+        ConfigError: an unknown key.
+    """
+    expanded: dict[str, Settings] = {}
+    for axes in grid:
+        _check_keys(axes, _DEFAULTS, "settings: ")
+        lists = [value if isinstance(value, list) else [value] for value in axes.values()]
+        for values in product(*lists):
+            settings = _filled(dict(zip(axes, values, strict=True)), model)
+            expanded.setdefault(config_id(settings), settings)
+    return tuple(expanded.values())
+
+
+def config_id(settings: Mapping[str, Any]) -> str:
+    """A name for filled-in settings that says all that is not a default."""
+    said = " ".join(
+        f"{key}={_shown(settings[key])}"
+        for key in sorted(settings)
+        if key not in _NAMED and settings[key] != _DEFAULTS[key]
+    )
+    named = (
+        f"{settings['method']} n={settings['n_select']} refresh={settings['refresh']} "
+        f"lr={_shown(settings['lr'])}"
+    )
+    return f"{named} {said}".strip()
+
+
+def _filled(settings: Settings, model: str | None) -> Settings:
+    lr = TINY_LM_LR if model is None else PAPER_LR
+    defaults = {name: _DEFAULTS[name] for name in _NAMED} | {"lr": lr}
+    filled = defaults | settings
+    if filled["method"] in _ONE_STEP_A_TEXT:
+        filled["refresh"] = 1
+    return filled
+
+
+def _from_json(content: dict[str, Any]) -> Config:
+    known = {k: v for k, v in content.items() if not k.startswith("_") and k != "tuned"}
+    names = [field.name for field in fields(Config)]
+    _check_keys(known, names, "")
+    for name in ("model", "embedder", "store", "prompts", "corpus", "description"):
+        if not isinstance(known.get(name, ""), str | None):
+            raise ConfigError(f"{name} must be a string, got {known[name]!r}")
+    for name in ("limit", "seed"):
+        if name in known and type(known[name]) is not int:
+            raise ConfigError(f"{name} must be an integer, got {known[name]!r}")
+    for name in ("store", "prompts", "corpus"):
+        if known.get(name) is not None:
+            known[name] = Path(known[name])
+    grid = known.get("settings", [])
+    grid = grid if isinstance(grid, list) else [grid]
+    if not all(isinstance(axes, dict) for axes in grid):
+        raise ConfigError(f"settings must be an object or a list of them, got {grid!r}")
+    known["settings"] = expand_grid(grid, known.get("model"))
+    return Config(**known)
+
+
+def _check_keys(given: Iterable[str], known: Iterable[str], prefix: str) -> None:
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise ConfigError(f"{prefix}unknown key {unknown[0]!r}, known are {', '.join(known)}")
+
+
+def _find(source: str | Path) -> Path:
+    shipped = _shipped() / f"{source}.json"
+    return shipped if shipped.is_file() and not Path(source).exists() else Path(source)
+
+
+def _shipped() -> Path:
+    return Path(str(resources.files(__package__))) / EXPERIMENTS
+
+
+def _shown(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,28 @@
+"""What a result depends on besides the prompt and the configuration, as one short name."""
+
+import hashlib
+import json
+
+import torch
+from torch import nn
+
+from hullft_ops.ttft.datastore import Datastore
+
+# Enough of each to tell two apart; reading all of a large model would take longer than a prompt.
+_VALUES_OF_TENSOR = 1024
+_ROWS_OF_STORE = 256
+
+
+def fingerprint(model: nn.Module, store: Datastore, seed: int) -> str:
+    """Of the model's weights, of the datastore's embeddings and embedder, and of the seed."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        head = tensor.detach().flatten()[:_VALUES_OF_TENSOR].float().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(head.numpy().tobytes())
+    step = max(1, len(store) // _ROWS_OF_STORE)
+    rows: torch.Tensor = store.embeddings[::step].contiguous()
+    digest.update(rows.numpy().tobytes())
+    about = [store.manifest.embedder, len(store), seed]
+    digest.update(json.dumps(about).encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,154 @@
+"""Rows of results as matrices, and how sure the differences between configurations are."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from hullft_ops.ttft.evaluation.config import ConfigError
+from hullft_ops.ttft.evaluation.results import STAGES, Row
+
+CONFIDENCE = 0.95
+RESAMPLES = 10_000
+NONE = "no adaptation"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its percentile bootstrap interval; the bounds are NaN for one prompt."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """Configurations by prompts, complete: every configuration has a result on every prompt.
+
+    Attributes:
+        configs: their ids; ``NONE`` comes first.
+        rows: for each configuration but ``NONE``, a row a prompt, in the order of ``prompts``.
+        prompts: their ids.
+        domains: the prompts'.
+        bits: float64 ``[configs, prompts]``, bits per byte.
+        seconds: float64 ``[configs, prompts]``, from the prompt to the adapted model.
+        failed: configurations left out, with the number of prompts that they failed on.
+        incomplete: prompts left out, since not every configuration has run on them.
+    """
+
+    configs: list[str]
+    rows: dict[str, list[Row]]
+    prompts: list[str]
+    domains: np.ndarray
+    bits: np.ndarray
+    seconds: np.ndarray
+    failed: dict[str, int]
+    incomplete: int
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> "Measurements":
+        """The results of one run.
+
+        Raises:
+            ConfigError: no rows, rows of several runs, or no prompt that all configurations ran on.
+        """
+        if len({row.run for row in rows}) != 1:
+            raise ConfigError(f"results must be of one run, got {len({r.run for r in rows})}")
+        by_key = {row.key: row for row in rows}
+        failed = _failures(rows)
+        configs = [c for c in dict.fromkeys(row.config for row in rows) if c not in failed]
+        every = list(dict.fromkeys(row.prompt for row in rows))
+        prompts = [p for p in every if all((p, c) in by_key for c in configs)]
+        if not prompts or not configs:
+            raise ConfigError("results hold no prompt that every configuration has a result on")
+        table = {config: [by_key[p, config] for p in prompts] for config in configs}
+        first = table[configs[0]]
+        bits = [[row.bits_per_byte_before for row in first]]
+        seconds = [[0.0] * len(prompts)]
+        for config in configs:
+            bits.append([row.bits_per_byte_after or 0.0 for row in table[config]])
+            seconds.append([row.seconds_total for row in table[config]])
+        return cls(
+            configs=[NONE, *configs],
+            rows=table,
+            prompts=prompts,
+            domains=np.array([row.domain for row in first]),
+            bits=np.array(bits),
+            seconds=np.array(seconds),
+            failed=failed,
+            incomplete=len(every) - len(prompts),
+        )
+
+    def mean_bits(self, config: str) -> float:
+        return float(self.bits[self.configs.index(config)].mean())
+
+    def mean_seconds(self, config: str) -> float:
+        return float(self.seconds[self.configs.index(config)].mean())
+
+    def mean_of(self, config: str, attribute: str) -> float:
+        """The mean of a number in the configuration's rows."""
+        return float(np.mean([getattr(row, attribute) for row in self.rows[config]]))
+
+    def mean_stages(self, config: str) -> dict[str, float]:
+        """Mean seconds of each stage."""
+        rows = self.rows[config]
+        return {stage: float(np.mean([row.seconds[stage] for row in rows])) for stage in STAGES}
+
+    def settings(self, config: str) -> dict[str, Any]:
+        return self.rows[config][0].settings
+
+    def relative_bits(self, config: str, other: str, domain: str | None = None) -> Interval:
+        """Mean bits per byte over those of ``other``, less 1, on the prompts of a domain or all."""
+        return self._ratio(self.bits, config, other, domain)
+
+    def relative_finetuning(self, config: str, other: str) -> Interval:
+        """Mean seconds of finetuning over those of ``other``, less 1."""
+        seconds = [[row.seconds["finetune"] for row in self.rows[c]] for c in (config, other)]
+        return _ratio_interval(np.array(seconds[0]), np.array(seconds[1]), self._weights)
+
+    def prompts_below(self, config: str, other: str) -> int:
+        """On how many prompts a configuration takes fewer bits per byte than another."""
+        own, others = (self.bits[self.configs.index(name)] for name in (config, other))
+        return int((own < others).sum())
+
+    def _ratio(self, values: np.ndarray, config: str, other: str, domain: str | None) -> Interval:
+        own, others = (values[self.configs.index(name)] for name in (config, other))
+        if domain is None:
+            return _ratio_interval(own, others, self._weights)
+        inside = self.domains == domain
+        return _ratio_interval(own[inside], others[inside], resampling(int(inside.sum())))
+
+    @cached_property
+    def _weights(self) -> np.ndarray:
+        return resampling(len(self.prompts))
+
+
+def resampling(count: int, *, seed: int = 0) -> np.ndarray:
+    """How often each of ``count`` prompts is drawn in each resample, float64 ``[R, count]``."""
+    generator = np.random.default_rng(seed)
+    return generator.multinomial(count, [1 / count] * count, size=RESAMPLES).astype(np.float64)
+
+
+def _ratio_interval(own: np.ndarray, other: np.ndarray, weights: np.ndarray) -> Interval:
+    # Paired: a resample draws prompts, and with each what both configurations did on it.
+    value = own.mean() / other.mean() - 1
+    if len(own) < 2:
+        return Interval(float(value), float("nan"), float("nan"))
+    resampled = (weights @ own) / (weights @ other) - 1
+    low, high = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Interval(float(value), float(low), float(high))
+
+
+def _failures(rows: Sequence[Row]) -> dict[str, int]:
+    failed: dict[str, int] = {}
+    for row in rows:
+        if row.error is not None:
+            failed[row.config] = failed.get(row.config, 0) + 1
+    return failed

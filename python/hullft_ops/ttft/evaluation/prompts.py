@@ -1,0 +1,76 @@
+"""Held-out prompts: texts that are scored, and never trained on."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hullft_ops.ttft.corpus import Passage, record_of_line
+from hullft_ops.ttft.demo import choose_prompts
+from hullft_ops.ttft.evaluation.config import ConfigError
+
+NO_DOMAIN = "all"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text to adapt to and to score, and the kind of text that it is."""
+
+    text: str
+    domain: str = NO_DOMAIN
+
+    @property
+    def id(self) -> str:
+        """The same for the same text, whatever file or position it came from."""
+        return hashlib.sha256(self.text.encode()).hexdigest()[:16]
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """The prompts of a JSONL file in their order, a text that comes again left out.
+
+    Raises:
+        ConfigError: no such file, a line without a string "text", or no prompts at all.
+    """
+    prompts: dict[str, Prompt] = {}
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise ConfigError(f"prompts {path}: {error.strerror}") from error
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                prompt = _prompt(line)
+            except ValueError as error:
+                raise ConfigError(f"prompts {path}: line {number}: {error}") from error
+            prompts.setdefault(prompt.id, prompt)
+    if not prompts:
+        raise ConfigError(f"prompts {path}: holds no prompt")
+    return list(prompts.values())
+
+
+def draw_prompts(prompts: Sequence[Prompt], count: int | None, seed: int) -> list[Prompt]:
+    """``count`` of the prompts, a domain in turn, chosen by a hash of seed and text; all if None.
+
+    Raises:
+        ConfigError: there are not as many.
+    """
+    count = len(prompts) if count is None else count
+    if count > len(prompts):
+        raise ConfigError(f"limit is {count}, there are {len(prompts)} prompts")
+    chosen = choose_prompts([Passage(p.domain, p.text) for p in prompts], count, seed)
+    return [Prompt(passage.text, passage.source) for passage in chosen]
+
+
+def count_domains(prompts: Sequence[Prompt]) -> dict[str, int]:
+    """How many prompts each domain has, by name."""
+    return dict(sorted(Counter(prompt.domain for prompt in prompts).items()))
+
+
+def _prompt(line: bytes) -> Prompt:
+    text, record = record_of_line(line)
+    domain = record.get("domain", NO_DOMAIN)
+    if not isinstance(domain, str):
+        raise ValueError(f'"domain" must be a string, got {json.dumps(domain)}')
+    return Prompt(text, domain)

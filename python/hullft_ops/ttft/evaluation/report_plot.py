@@ -1,0 +1,57 @@
+"""Quality against time of every configuration, and which of them no other beats in both."""
+
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from hullft_ops._files import replacing
+from hullft_ops.ttft.evaluation.measurements import NONE, Measurements
+
+_MARKERS = "osD^vP*Xhd"
+
+
+def pareto(points: dict[str, tuple[float, float]]) -> list[str]:
+    """Names of the points (time, quality) that no other is below in one and not above in the other.
+
+    In the order of time; of points that are the same, the first.
+    """
+    front: list[str] = []
+    best = float("inf")
+    for name in sorted(points, key=points.__getitem__):
+        if points[name][1] < best:
+            best = points[name][1]
+            front.append(name)
+    return front
+
+
+def write_plot(measured: Measurements, path: Path) -> None:
+    """Draw bits per byte against seconds as a PNG; the file appears whole or not at all."""
+    figure = Figure(figsize=(8.0, 5.0), layout="constrained")
+    axes = figure.add_subplot()
+    none = measured.mean_bits(NONE)
+    axes.axhline(none, color="#666666", linestyle="--", label=f"{NONE}: {none:.3f}")
+    _draw_groups(measured, axes)
+    points = {c: (measured.mean_seconds(c), measured.mean_bits(c)) for c in measured.rows}
+    front = [points[name] for name in pareto(points)]
+    axes.plot(*zip(*front, strict=True), color="#999999", linewidth=1, zorder=1)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("seconds per prompt (embedding, search, selection, finetuning)")
+    axes.set_ylabel("bits per byte (lower is better)")
+    axes.set_title(f"Test-time finetuning: mean of {len(measured.prompts)} held-out prompts")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right center", frameon=False)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+
+
+def _draw_groups(measured: Measurements, axes: Axes) -> None:
+    groups: dict[str, list[str]] = {}
+    for config in measured.rows:
+        settings = measured.settings(config)
+        groups.setdefault(f"{settings['method']}, refresh {settings['refresh']}", []).append(config)
+    for number, (label, configs) in enumerate(sorted(groups.items())):
+        points = [(measured.mean_seconds(c), measured.mean_bits(c)) for c in configs]
+        marker = _MARKERS[number % len(_MARKERS)]
+        axes.plot(*zip(*points, strict=True), marker, markersize=8, label=label)

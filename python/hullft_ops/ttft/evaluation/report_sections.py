@@ -1,0 +1,219 @@
+"""What a report of an evaluation says, apart from how it is laid out."""
+
+from dataclasses import dataclass, field
+
+from hullft_ops.ttft.evaluation.measurements import CONFIDENCE, NONE, Interval, Measurements
+from hullft_ops.ttft.evaluation.results import Row
+
+_EXAMPLES = 4
+Cells = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with paragraphs, and a table or a picture below them."""
+
+    title: str
+    paragraphs: list[str]
+    header: Cells = ()
+    table: list[Cells] = field(default_factory=list)
+    picture: str | None = None
+
+
+def report_sections(measured: Measurements, picture: str) -> list[Section]:
+    """The sections of a report; ``picture`` names the file of the plot."""
+    sections = [_overview(measured), _quality_and_time(measured), _plot(measured, picture)]
+    if len(leaders(measured)) > 1:
+        sections += [_between_methods(measured), _equal_time(measured)]
+    return [*sections, _by_domain(measured), _conditions(measured)]
+
+
+def example_section(measured: Measurements) -> Section:
+    """The prompts that the best configuration helps most and least, with how they begin."""
+    best = min(measured.configs[1:], key=measured.mean_bits)
+    ranked = sorted(measured.rows[best], key=_gain)
+    shown = ranked[:_EXAMPLES] + ranked[_EXAMPLES:][-_EXAMPLES:]
+    return Section(
+        "Prompts helped most and least",
+        [f"By {best}; each with how its text begins."],
+        ("domain", "before", "after", "change", "text"),
+        [
+            (
+                row.domain,
+                f"{row.bits_per_byte_before:.3f}",
+                f"{row.bits_per_byte_after:.3f}",
+                f"{_gain(row):+.1%}",
+                row.excerpt,
+            )
+            for row in shown
+        ],
+    )
+
+
+def leaders(measured: Measurements) -> list[str]:
+    """Of each method and refresh, the configuration with the fewest bits per byte."""
+    best: dict[tuple[str, int], str] = {}
+    for config in measured.configs[1:]:
+        settings = measured.settings(config)
+        key = settings["method"], settings["refresh"]
+        if key not in best or measured.mean_bits(config) < measured.mean_bits(best[key]):
+            best[key] = config
+    return list(best.values())
+
+
+def _overview(measured: Measurements) -> Section:
+    first = next(iter(measured.rows.values()))[0]
+    counts = ", ".join(f"{name} {sum(measured.domains == name)}" for name in _domains(measured))
+    lines = [
+        f"{len(measured.prompts)} held-out prompts ({counts}), {len(measured.rows)} "
+        f"configurations, seed {first.seed}. Scored is the prompt's own text, which is retrieved "
+        "for and never trained on. Every prompt has the same weight.",
+        f"In brackets: {CONFIDENCE:.0%} intervals of a paired bootstrap over the prompts.",
+    ]
+    if measured.incomplete:
+        lines.append(f"{measured.incomplete} prompts are left out: not every configuration ran.")
+    for config, count in measured.failed.items():
+        lines.append(f"Left out: {config}, whose loss was not finite on {count} prompts.")
+    return Section("What was run", lines)
+
+
+def _quality_and_time(measured: Measurements) -> Section:
+    quality = ("configuration", "bits per byte", "against none", "better on")
+    header = (*quality, "embed and search", "select", "finetune", "total", "passes", "texts")
+    table: list[Cells] = [(NONE, f"{measured.mean_bits(NONE):.4f}", *[""] * (len(header) - 2))]
+    for config in sorted(measured.configs[1:], key=measured.mean_bits):
+        stages = measured.mean_stages(config)
+        table.append(
+            (
+                config,
+                f"{measured.mean_bits(config):.4f}",
+                _percent(measured.relative_bits(config, NONE)),
+                f"{measured.prompts_below(config, NONE)} of {len(measured.prompts)}",
+                f"{stages['embed'] + stages['search']:.3f} s",
+                f"{1e3 * stages['select']:.2f} ms",
+                f"{stages['finetune']:.3f} s",
+                f"{measured.mean_seconds(config):.3f} s",
+                f"{measured.mean_of(config, 'passes'):.1f}",
+                f"{measured.mean_of(config, 'support_size'):.1f}",
+            )
+        )
+    return Section("Quality and time", ["Means over the prompts."], header, table)
+
+
+def _plot(measured: Measurements, picture: str) -> Section:
+    text = "The line joins the configurations that no other beats in both quality and time."
+    return Section("Quality against time", [text], picture=picture)
+
+
+def _between_methods(measured: Measurements) -> Section:
+    chosen = leaders(measured)
+    table: list[Cells] = []
+    for number, other in enumerate(chosen):
+        for config in chosen[number + 1 :]:
+            bits = measured.relative_bits(config, other)
+            speed = measured.relative_finetuning(config, other)
+            table.append(
+                (
+                    config,
+                    other,
+                    _percent(bits),
+                    _verdict(bits),
+                    f"{measured.prompts_below(config, other)} of {len(measured.prompts)}",
+                    f"{1 / (1 + speed.value):.2f} x",
+                )
+            )
+    header = (
+        "configuration",
+        "against",
+        "bits per byte",
+        "so it is",
+        "better on",
+        "finetuning speed",
+    )
+    text = (
+        "The best configuration of each method and refresh against each other. Where a method has "
+        "several here, its best is chosen on these same prompts, which flatters it a little."
+    )
+    return Section("Between methods", [text], header, table)
+
+
+def _equal_time(measured: Measurements) -> Section:
+    """Each leader against the best of every other method that takes no longer."""
+    table: list[Cells] = []
+    for config in leaders(measured):
+        limit = measured.mean_seconds(config)
+        method = measured.settings(config)["method"]
+        for rival in sorted({measured.settings(c)["method"] for c in measured.rows} - {method}):
+            within = [
+                c
+                for c in measured.rows
+                if measured.settings(c)["method"] == rival and measured.mean_seconds(c) <= limit
+            ]
+            if within:
+                other = min(within, key=measured.mean_bits)
+                bits = measured.relative_bits(config, other)
+                table.append(
+                    (
+                        config,
+                        f"{limit:.3f} s",
+                        other,
+                        f"{measured.mean_seconds(other):.3f} s",
+                        _percent(bits),
+                        _verdict(bits),
+                    )
+                )
+    text = (
+        "The best configuration of each method and refresh against the best of every other method "
+        "that takes no more time in the mean. A method without one that fast has no line."
+    )
+    header = ("configuration", "takes", "against", "takes", "bits per byte", "so it is")
+    return Section("At equal time", [text], header, table)
+
+
+def _by_domain(measured: Measurements) -> Section:
+    domains = _domains(measured)
+    none = measured.bits[0]
+    table: list[Cells] = [
+        (NONE, *(f"{none[measured.domains == name].mean():.4f}" for name in domains))
+    ]
+    for config in leaders(measured):
+        own = measured.bits[measured.configs.index(config)]
+        cells = (
+            f"{own[measured.domains == name].mean():.4f} "
+            f"{_percent(measured.relative_bits(config, NONE, name))}"
+            for name in domains
+        )
+        table.append((config, *cells))
+    text = "Bits per byte, and the change against no adaptation."
+    return Section("By domain", [text], ("configuration", *domains), table)
+
+
+def _conditions(measured: Measurements) -> Section:
+    rows = [row for of_config in measured.rows.values() for row in of_config]
+    versions = sorted({f"{k} {v}" for row in rows for k, v in row.versions.items() if v})
+    threads = sorted({row.threads for row in rows})
+    lines = [
+        f"Run {rows[0].run}; {', '.join(versions)}; torch threads {', '.join(map(str, threads))}.",
+        "Seconds are wall-clock, on the machine and under the load that there was.",
+    ]
+    return Section("Conditions", lines)
+
+
+def _domains(measured: Measurements) -> list[str]:
+    return sorted(set(measured.domains.tolist()))
+
+
+def _gain(row: Row) -> float:
+    return (row.bits_per_byte_after or 0.0) / row.bits_per_byte_before - 1
+
+
+def _percent(interval: Interval) -> str:
+    if interval.low != interval.low:
+        return f"{interval.value:+.1%}"
+    return f"{interval.value:+.1%} [{interval.low:+.1%}, {interval.high:+.1%}]"
+
+
+def _verdict(interval: Interval) -> str:
+    if not interval.excludes_zero:
+        return "not told apart"
+    return "better" if interval.value < 0 else "worse"

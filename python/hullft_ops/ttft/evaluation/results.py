@@ -1,0 +1,169 @@
+"""The results of an evaluation: a JSONL file that a killed run goes on with.
+
+A row is appended and synced to the disk before the next one is begun, so a kill loses at most the
+row in progress. A last line that was cut off is dropped when the file is opened again.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from hullft_ops.ttft.evaluation.config import ConfigError
+
+STAGES = ("embed", "search", "select", "finetune")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One configuration on one prompt.
+
+    Attributes:
+        run: fingerprint of model, datastore, embedder and seed.
+        prompt: id of the prompt, which its text decides.
+        config: id of the configuration, which ``settings`` decides.
+        settings: keyword arguments of `TestTimeFinetuner`.
+        domain: the prompt's.
+        excerpt: how the prompt begins.
+        seed: of whatever is random.
+        bits_per_byte_before: without adaptation.
+        bits_per_byte_after: adapted; None where a loss was not finite, see ``error``.
+        bytes_scored: of the prompt.
+        seconds: wall-clock seconds by stage: "embed" and "search" (measured once for a prompt),
+            "select", "finetune"; empty where there is an error.
+        seconds_row: wall-clock seconds that the row took, scoring and restoring included.
+        passes: forward-backward passes.
+        steps: optimizer steps.
+        support_size: different texts.
+        residual: distance from the prompt's embedding to the weighted mean of the support.
+        error: why there is no result; None where there is.
+        versions: of the packages that decide the numbers.
+        threads: of torch.
+    """
+
+    run: str
+    prompt: str
+    config: str
+    settings: dict[str, Any]
+    domain: str
+    excerpt: str
+    seed: int
+    bits_per_byte_before: float
+    bits_per_byte_after: float | None
+    bytes_scored: int
+    seconds: dict[str, float]
+    seconds_row: float
+    passes: int
+    steps: int
+    support_size: int
+    residual: float | None
+    error: str | None
+    versions: dict[str, str | None]
+    threads: int
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.prompt, self.config
+
+    @property
+    def seconds_total(self) -> float:
+        """From the prompt to the adapted model."""
+        return sum(self.seconds.values())
+
+
+class ResultsFile:
+    """Rows on disk, by prompt and configuration. Made by `open_results`."""
+
+    def __init__(self, path: Path, descriptor: int, rows: dict[tuple[str, str], Row]) -> None:
+        self.path = path
+        self.rows = rows
+        self._descriptor = descriptor
+
+    def append(self, row: Row) -> None:
+        """Write a row; it is on the disk when this returns.
+
+        Raises:
+            ValueError: there is one for that prompt and configuration.
+        """
+        if row.key in self.rows:
+            raise ValueError(f"{self.path} holds a row of {row.config} on {row.prompt}")
+        line = json.dumps(asdict(row), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        while line:
+            line = line[os.write(self._descriptor, line) :]
+        os.fsync(self._descriptor)
+        self.rows[row.key] = row
+
+
+@contextmanager
+def open_results(path: Path, run: str) -> Iterator[ResultsFile]:
+    """A results file to append to, made where there is none; no other process may hold it.
+
+    Raises:
+        ConfigError: it is held by another process, holds rows of another run, or lines that are
+            not rows.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        _lock(descriptor, path)
+        _drop_torn_line(descriptor, path)
+        rows = {row.key: row for row in read_rows(path)}
+        other = next((row for row in rows.values() if row.run != run), None)
+        if other is not None:
+            raise ConfigError(
+                f"{path} holds rows of another model, datastore, embedder or seed "
+                f"(run {other.run}, this one is {run}); name another file"
+            )
+        yield ResultsFile(path, descriptor, rows)
+    finally:
+        os.close(descriptor)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a results file, in their order; a last line that is cut off is left out.
+
+    Raises:
+        ConfigError: no such file, a line that is not a row, or two of one prompt and configuration.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"results {path}: {error.strerror}") from error
+    rows: dict[tuple[str, str], Row] = {}
+    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
+        row = _row(line, f"results {path}: line {number}")
+        if row.key in rows:
+            raise ConfigError(f"results {path}: line {number}: a second row of {row.key}")
+        rows[row.key] = row
+    return list(rows.values())
+
+
+def _row(line: bytes, where: str) -> Row:
+    try:
+        content = json.loads(line)
+        if not isinstance(content, dict):
+            raise ValueError("not an object")
+        return Row(**{field.name: content[field.name] for field in fields(Row)})
+    except KeyError as error:
+        raise ConfigError(f"{where}: lacks {error}") from error
+    except ValueError as error:
+        raise ConfigError(f"{where}: not a row: {error}") from error
+
+
+def _lock(descriptor: int, path: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ConfigError(f"results {path}: another process is writing to it") from error
+
+
+def _drop_torn_line(descriptor: int, path: Path) -> None:
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole != len(content):
+        os.ftruncate(descriptor, whole)
+        os.fsync(descriptor)

@@ -1,0 +1,213 @@
+"""Configurations on held-out prompts, a row of results for each pair."""
+
+from collections.abc import Iterable, Sequence
+from importlib import metadata
+from time import perf_counter
+
+import torch
+from rich.console import Console
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hullft_ops.ttft.datastore import Datastore
+from hullft_ops.ttft.embedding import Embedder
+from hullft_ops.ttft.errors import NonFiniteLossError
+from hullft_ops.ttft.evaluate import BitsPerByte, score_text
+from hullft_ops.ttft.evaluation.config import ConfigError, Settings, config_id
+from hullft_ops.ttft.evaluation.fingerprint import fingerprint
+from hullft_ops.ttft.evaluation.prompts import Prompt
+from hullft_ops.ttft.evaluation.results import ResultsFile, Row
+from hullft_ops.ttft.evaluation.shared_search import OneEmbedding, OneSearch
+from hullft_ops.ttft.finetuner import AdaptationReport, TestTimeFinetuner
+from hullft_ops.ttft.passages import normalised
+from hullft_ops.ttft.progress import progress_bar
+
+EXCERPT_CHARS = 200
+_PACKAGES = ("hullft_ops", "torch", "transformers", "tokenizers", "faiss-cpu")
+
+
+class Evaluator:
+    """Measures configurations of test-time finetuning, one prompt at a time.
+
+    What the configurations of a prompt share is computed once: its bits per byte without
+    adaptation, its embedding and its neighbours. The finetuners share the copy of the weights and
+    the optimizer's state.
+
+    Args:
+        model, tokenizer, store, embedder: as `TestTimeFinetuner` takes them.
+        seed: of whatever is random.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        store: Datastore,
+        embedder: Embedder,
+        *,
+        seed: int = 0,
+    ) -> None:
+        self.run = fingerprint(model, store, seed)
+        self._model = model
+        self._tokenizer = tokenizer
+        self._embedder = OneEmbedding(embedder)
+        self._store = OneSearch(store)
+        self._seed = seed
+        self._finetuners: dict[str, TestTimeFinetuner] = {}
+        self._before: dict[str, tuple[float, int]] = {}
+        self._versions = {name: _version(name) for name in _PACKAGES}
+
+    def prepare(self, settings: Sequence[Settings]) -> None:
+        """Make the finetuners, so that what is wrong with a setting shows before anything runs.
+
+        Raises:
+            ConfigError: `TestTimeFinetuner` refuses a setting; the message is its own.
+        """
+        for setting in settings:
+            self._finetuner(setting)
+
+    def in_store(self, prompts: Sequence[Prompt]) -> set[str]:
+        """Ids of the prompts whose nearest text in the datastore is the prompt, layout aside."""
+        if not prompts:
+            return set()
+        _, ids = self._store.search(
+            torch.from_numpy(self._embedder.encode([p.text for p in prompts])), 1
+        )
+        return {
+            prompt.id
+            for prompt, nearest in zip(prompts, ids[:, 0].tolist(), strict=True)
+            if normalised(self._store.texts[nearest]) == normalised(prompt.text)
+        }
+
+    def warm_up(self, prompt: Prompt, settings: Settings) -> None:
+        """Pay for allocations and thread pools, which no configuration should."""
+        try:
+            self._adapt(prompt, settings)
+        except ValueError as error:
+            raise ConfigError(f"prompt {prompt.text[:40]!r}: {error}") from error
+
+    def remember(self, rows: Iterable[Row]) -> None:
+        """Take the prompts' bits per byte without adaptation from earlier rows."""
+        self._before |= {row.prompt: (row.bits_per_byte_before, row.bytes_scored) for row in rows}
+
+    def measure(self, prompt: Prompt, settings: Settings) -> Row:
+        """Adapt to the prompt, score it, restore the model.
+
+        Raises:
+            ConfigError: the prompt cannot be scored, or adapted to.
+        """
+        start = perf_counter()
+        torch.manual_seed(self._seed)
+        try:
+            before, size = self._score_before(prompt)
+            report, after, failure = self._adapt(prompt, settings)
+        except ValueError as error:
+            raise ConfigError(f"prompt {prompt.text[:40]!r}: {error}") from error
+        return Row(
+            run=self.run,
+            prompt=prompt.id,
+            config=config_id(settings),
+            settings=settings,
+            domain=prompt.domain,
+            excerpt=prompt.text[:EXCERPT_CHARS],
+            seed=self._seed,
+            bits_per_byte_before=before,
+            bits_per_byte_after=after,
+            bytes_scored=size,
+            seconds=self._seconds(report) if report else {},
+            seconds_row=perf_counter() - start,
+            passes=report.forward_backward_passes if report else 0,
+            steps=report.optimizer_steps if report else 0,
+            support_size=report.support_size if report else 0,
+            residual=report.residual if report else None,
+            error=failure,
+            versions=self._versions,
+            threads=torch.get_num_threads(),
+        )
+
+    def _adapt(
+        self, prompt: Prompt, settings: Settings
+    ) -> tuple[AdaptationReport | None, float | None, str | None]:
+        report = None
+        try:
+            with self._finetuner(settings).adapted(prompt.text) as report:
+                return report, self._score(prompt).value, None
+        except NonFiniteLossError as error:
+            return report, None, str(error)
+
+    def _score_before(self, prompt: Prompt) -> tuple[float, int]:
+        if prompt.id not in self._before:
+            score = self._score(prompt)
+            self._before[prompt.id] = score.value, score.bytes
+        return self._before[prompt.id]
+
+    def _score(self, prompt: Prompt) -> BitsPerByte:
+        return score_text(self._model, self._tokenizer, prompt.text)
+
+    def _seconds(self, report: AdaptationReport) -> dict[str, float]:
+        """By stage; embedding and search were done for another configuration's row, maybe."""
+        return {
+            "embed": self._embedder.seconds,
+            "search": self._store.seconds,
+            "select": report.seconds_select,
+            "finetune": report.seconds_finetune,
+        }
+
+    def _finetuner(self, settings: Settings) -> TestTimeFinetuner:
+        key = config_id(settings)
+        if key not in self._finetuners:
+            try:
+                made = TestTimeFinetuner(
+                    self._model, self._tokenizer, self._store, self._embedder, **settings
+                )
+            except (TypeError, ValueError) as error:
+                raise ConfigError(f"{key}: {error}") from error
+            for other in self._finetuners.values():
+                made.share_memory_with(other)
+                break
+            self._finetuners[key] = made
+        return self._finetuners[key]
+
+
+def evaluate(
+    evaluator: Evaluator,
+    prompts: Sequence[Prompt],
+    settings: Sequence[Settings],
+    results: ResultsFile,
+    log: Console,
+) -> None:
+    """Add the rows that ``results`` lacks, prompt by prompt.
+
+    Each prompt begins with another configuration, so that none always runs first.
+
+    Raises:
+        ConfigError: a setting that `TestTimeFinetuner` refuses, or a prompt that cannot be scored.
+    """
+    evaluator.prepare(settings)
+    evaluator.remember(results.rows.values())
+    pairs = [
+        (prompt, setting)
+        for number, prompt in enumerate(prompts)
+        for setting in rotated(settings, number)
+    ]
+    missing = [(p, s) for p, s in pairs if (p.id, config_id(s)) not in results.rows]
+    if not missing:
+        return
+    evaluator.warm_up(*missing[0])
+    with progress_bar(log) as bar:
+        task = bar.add_task("evaluating", total=len(pairs), completed=len(pairs) - len(missing))
+        for prompt, setting in missing:
+            results.append(evaluator.measure(prompt, setting))
+            bar.advance(task)
+
+
+def rotated(settings: Sequence[Settings], by: int) -> list[Settings]:
+    """The settings beginning with number ``by``, counted around."""
+    start = by % len(settings)
+    return [*settings[start:], *settings[:start]]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,213 @@
+"""``hullft-ops evaluate``: its rows, and going on after a kill, on a tiny random model."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from hullft_ops.commands import app
+from hullft_ops.ttft import Datastore, load_embedder
+
+PROMPTS = 4
+GRID = ["--method", "knn", "--method", "hullft", "--steps", 3, "--refresh", 1, "--refresh", 2]
+CONFIGS = ["knn n=3 refresh=1 lr=0.01", "hullft n=3 refresh=1 lr=0.01"]
+CONFIGS += ["hullft n=3 refresh=2 lr=0.01"]
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def untimed(row: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in row.items() if not k.startswith("seconds")}
+
+
+@pytest.fixture(scope="session")
+def inputs(
+    model_directory: Path,
+    embedder_directory: Path,
+    corpus_file: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> list[object]:
+    """Options that name a model, a datastore of 50 texts, and 6 prompts of two domains."""
+    lines = corpus_file.read_text(encoding="utf-8").splitlines()
+    texts = [json.loads(line)["text"] for line in lines[14:]]
+    directory = tmp_path_factory.mktemp("inputs")
+    embedder = load_embedder(str(embedder_directory))
+    Datastore.build(texts[6:], embedder, directory / "store", progress=False)
+    prompts = [{"text": t, "domain": "ab"[i % 2]} for i, t in enumerate(texts[:6])]
+    file = directory / "prompts.jsonl"
+    file.write_text("".join(json.dumps(p) + "\n" for p in prompts), encoding="utf-8")
+    models = ["--model", model_directory, "--embedder", embedder_directory]
+    return [*models, "--store", directory / "store", "--prompts", file, "--lr", 0.01]
+
+
+@pytest.fixture(scope="session")
+def first(inputs: list[object], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("evaluate") / "results.jsonl"
+    result = invoke(*inputs, *GRID, "--limit", PROMPTS, "--output", output)
+    assert result.exit_code == 0, result.stderr
+    assert "4 prompts (a: 2, b: 2), datastore of 44 texts" in " ".join(result.stderr.split())
+    return output
+
+
+def test_there_is_a_row_for_each_pair(first: Path) -> None:
+    rows = rows_of(first)
+    assert len(rows) == PROMPTS * len(CONFIGS)
+    assert len({(row["prompt"], row["config"]) for row in rows}) == len(rows)
+    assert {row["config"] for row in rows} == set(CONFIGS)
+    assert len({row["run"] for row in rows}) == 1
+
+
+def test_a_row_says_what_was_done(first: Path) -> None:
+    for row in rows_of(first):
+        assert row["steps"] == 3
+        assert row["passes"] == 3 if row["settings"]["refresh"] == 1 else row["passes"] <= 3
+        assert 1 <= row["support_size"] <= 3
+        assert row["bits_per_byte_after"] != row["bits_per_byte_before"]
+        assert row["bytes_scored"] > 0
+        assert list(row["seconds"]) == ["embed", "search", "select", "finetune"]
+        assert all(seconds > 0 for seconds in row["seconds"].values())
+        assert sum(row["seconds"].values()) - row["seconds"]["embed"] < 2 * row["seconds_row"]
+        assert row["error"] is None
+        assert row["versions"]["torch"]
+
+
+def test_what_the_configurations_share_is_the_same_in_their_rows(first: Path) -> None:
+    rows = rows_of(first)
+    for prompt in {row["prompt"] for row in rows}:
+        same = [row for row in rows if row["prompt"] == prompt]
+        assert len({row["bits_per_byte_before"] for row in same}) == 1
+        assert len({row["seconds"]["embed"] for row in same}) == 1
+        assert len({row["seconds"]["search"] for row in same}) == 1
+
+
+def test_the_same_seed_gives_the_same_numbers(
+    first: Path, inputs: list[object], tmp_path: Path
+) -> None:
+    again = tmp_path / "again.jsonl"
+    assert invoke(*inputs, *GRID, "--limit", PROMPTS, "--output", again).exit_code == 0
+    assert list(map(untimed, rows_of(again))) == list(map(untimed, rows_of(first)))
+
+
+@pytest.mark.parametrize("kept", [0, 1, 5, 11])
+def test_a_file_cut_off_anywhere_is_completed(
+    kept: int, first: Path, inputs: list[object], tmp_path: Path
+) -> None:
+    lines = first.read_bytes().splitlines(keepends=True)
+    cut = tmp_path / "cut.jsonl"
+    cut.write_bytes(b"".join(lines[:kept]) + lines[kept][: len(lines[kept]) // 2])
+    assert invoke(*inputs, *GRID, "--limit", PROMPTS, "--output", cut).exit_code == 0
+    assert cut.read_bytes().splitlines()[:kept] == [line.rstrip() for line in lines[:kept]]
+    assert list(map(untimed, rows_of(cut))) == list(map(untimed, rows_of(first)))
+
+
+def test_a_killed_run_goes_on(inputs: list[object], first: Path, tmp_path: Path) -> None:
+    output = tmp_path / "killed.jsonl"
+    options = [*inputs, *GRID, "--limit", PROMPTS, "--output", output]
+    command = [sys.executable, "-m", "hullft_ops", "evaluate", *map(str, options)]
+    process = subprocess.Popen(
+        command,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while process.poll() is None and not (output.exists() and output.read_bytes().count(b"\n")):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = [line for line in output.read_bytes().splitlines(keepends=True) if line[-1:] == b"\n"]
+    assert len(before) >= 1
+    result = invoke(*options)
+    assert result.exit_code == 0, result.stderr
+    assert output.read_bytes().startswith(b"".join(before))
+    assert list(map(untimed, rows_of(output))) == list(map(untimed, rows_of(first)))
+
+
+def test_further_configurations_and_prompts_are_added(
+    first: Path, inputs: list[object], tmp_path: Path
+) -> None:
+    output = tmp_path / "more.jsonl"
+    output.write_bytes(first.read_bytes())
+    more = ["--method", "hullft", "--steps", 2, "--refresh", 1, "--limit", 6]
+    assert invoke(*inputs, *more, "--output", output).exit_code == 0
+    assert output.read_bytes().startswith(first.read_bytes())
+    assert len(rows_of(output)) == PROMPTS * len(CONFIGS) + 6
+
+
+def test_rows_of_another_run_are_refused(first: Path, inputs: list[object], tmp_path: Path) -> None:
+    output = tmp_path / "other.jsonl"
+    output.write_bytes(first.read_bytes())
+    result = invoke(*inputs, *GRID, "--seed", 1, "--output", output)
+    assert result.exit_code == 2
+    assert "rows of another model, datastore, embedder or seed" in result.stderr
+    assert output.read_bytes() == first.read_bytes()
+
+
+def test_a_file_in_use_is_refused(inputs: list[object], tmp_path: Path) -> None:
+    import fcntl
+
+    output = tmp_path / "used.jsonl"
+    with output.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        result = invoke(*inputs, *GRID, "--output", output)
+    assert result.exit_code == 2
+    assert "another process is writing to it" in result.stderr
+
+
+def test_a_loss_that_is_not_finite_is_a_row_with_an_error(
+    inputs: list[object], tmp_path: Path
+) -> None:
+    output = tmp_path / "diverged.jsonl"
+    options = ["--method", "knn", "--steps", 3, "--limit", 1, "--output", output]
+    assert invoke(*inputs[:-1], 1e30, *options).exit_code == 0
+    (row,) = rows_of(output)
+    assert row["bits_per_byte_after"] is None
+    assert "is nan" in row["error"]
+
+
+def test_prompts_that_the_datastore_holds_are_left_out(
+    inputs: list[object], corpus_file: Path, tmp_path: Path
+) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    texts = [json.loads(line)["text"] for line in corpus_file.read_text().splitlines()[14:]]
+    prompts.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts[4:8]))
+    changed = [prompts if str(item).endswith("prompts.jsonl") else item for item in inputs]
+    output = tmp_path / "out.jsonl"
+    result = invoke(*changed, "--method", "knn", "--steps", 2, "--output", output)
+    assert result.exit_code == 0, result.stderr
+    assert "2 prompts left out: the datastore holds their text" in " ".join(result.stderr.split())
+    assert len(rows_of(output)) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--method", "best"], "best n=50 refresh=2 lr=0.01: TestTimeFinetuner: method must be"),
+        (["--limit", 0], "limit must be at least 1, got 0"),
+        (["--limit", 7], "limit is 7, there are 6 prompts"),
+        (["--store", "/no/store"], "store /no/store: Datastore.open: no datastore at /no/store"),
+        (["--prompts", "/no/file"], "prompts /no/file: No such file or directory"),
+        (["--config", "/no/config"], "config /no/config: No such file or directory"),
+        (["--corpus", "/no/file"], "corpus must not be given along with store and prompts"),
+    ],
+)
+def test_what_cannot_be_met_ends_with_one_line(
+    options: list[object], message: str, inputs: list[object], tmp_path: Path
+) -> None:
+    result = invoke(*inputs, *options, "--output", tmp_path / "out.jsonl")
+    assert result.exit_code == 2
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("hullft-ops evaluate: ")
+    assert message in last

@@ -1,0 +1,70 @@
+"""Configuration files of ``hullft-ops evaluate``, `tune` and `adapt`."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hullft_ops.ttft.evaluation.config import (
+    ConfigError,
+    config_id,
+    expand_grid,
+    read_config,
+    shipped_configs,
+)
+
+
+def test_a_grid_is_a_product_with_the_rest_filled_in() -> None:
+    grid = expand_grid([{"method": "hullft", "n_select": [5, 9], "refresh": [1, 2]}], "gpt2")
+    assert [(s["n_select"], s["refresh"]) for s in grid] == [(5, 1), (5, 2), (9, 1), (9, 2)]
+    assert {s["lr"] for s in grid} == {5e-5}
+    assert {s["lr"] for s in expand_grid([{}], None)} == {2e-4}
+
+
+def test_a_configuration_comes_once() -> None:
+    same = {"method": "hullft", "n_select": 5, "refresh": 2}
+    assert len(expand_grid([same, same], None)) == 1
+    # Every text of kNN gets one step: refresh says nothing of it.
+    assert len(expand_grid([{"method": "knn", "refresh": [1, 2, 4]}], None)) == 1
+
+
+def test_the_id_says_all_that_is_not_a_default() -> None:
+    (setting,) = expand_grid([{"n_select": 5, "variant": "away", "pool_size": 200}], None)
+    assert config_id(setting) == "hullft n=5 refresh=2 lr=0.0002 variant=away"
+
+
+def test_a_file_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    content = {"store": "s", "prompts": "p", "limit": 3, "settings": {"lr": 1e-3}, "tuned": {}}
+    file.write_text(json.dumps(content))
+    config = read_config(file)
+    assert (config.store, config.prompts, config.limit) == (Path("s"), Path("p"), 3)
+    assert [setting["lr"] for setting in config.settings] == [1e-3]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not JSON"),
+        ("[]", "must be an object, got list"),
+        ('{"stores": 1}', "unknown key 'stores', known are model, embedder"),
+        ('{"settings": {"steps": 1}}', "settings: unknown key 'steps', known are n_select"),
+        ('{"settings": 7}', "settings must be an object or a list of them"),
+        ('{"limit": "7"}', "limit must be an integer, got '7'"),
+        ('{"model": 7}', "model must be a string, got 7"),
+        ('{"store": "a"}', "store and prompts must be given together"),
+    ],
+)
+def test_a_bad_file_is_refused(content: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(content)
+    with pytest.raises(ConfigError, match="^config .*config.json: ") as caught:
+        read_config(file)
+    assert message in str(caught.value)
+
+
+def test_every_shipped_configuration_is_one() -> None:
+    for name in shipped_configs():
+        config = read_config(name)
+        assert config.settings
+        assert config.description

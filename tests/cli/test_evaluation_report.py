@@ -1,0 +1,197 @@
+"""``hullft-ops report``: what it says of given rows, and the pages it writes."""
+
+import json
+from dataclasses import asdict, replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import bootstrap
+from typer.testing import CliRunner
+
+from hullft_ops.commands import app
+from hullft_ops.ttft.evaluation.config import config_id, expand_grid
+from hullft_ops.ttft.evaluation.measurements import NONE, Measurements
+from hullft_ops.ttft.evaluation.report_pages import write_report
+from hullft_ops.ttft.evaluation.report_plot import pareto
+from hullft_ops.ttft.evaluation.report_sections import report_sections
+from hullft_ops.ttft.evaluation.results import Row
+
+KNN, HULLFT = expand_grid([{"method": ["knn", "hullft"], "n_select": 3}], None)
+EVIL = "<script>alert('x')</script> & | a `pipe`\nand a line"
+
+
+def row(prompt: int, settings: dict[str, object], after: float, seconds: float) -> Row:
+    return Row(
+        run="r",
+        prompt=f"p{prompt}",
+        config=config_id(settings),
+        settings=settings,
+        domain="ab"[prompt % 2],
+        excerpt=EVIL,
+        seed=0,
+        bits_per_byte_before=2.0 + prompt / 10,
+        bits_per_byte_after=after,
+        bytes_scored=100,
+        seconds={"embed": 0.0, "search": 0.0, "select": 0.0, "finetune": seconds},
+        seconds_row=seconds,
+        passes=3,
+        steps=3,
+        support_size=2,
+        residual=0.1,
+        error=None,
+        versions={"torch": "2"},
+        threads=1,
+    )
+
+
+@pytest.fixture
+def rows() -> list[Row]:
+    """kNN takes 2 s to gain 0.5 on every prompt, HullFT 1 s to gain 0.6 give or take noise."""
+    noise = np.random.default_rng(0).normal(scale=0.05, size=30)
+    rows = [row(i, KNN, 1.5 + i / 10, 2.0) for i in range(30)]
+    return rows + [row(i, HULLFT, 1.4 + i / 10 + noise[i], 1.0) for i in range(30)]
+
+
+def test_means_and_differences(rows: list[Row]) -> None:
+    measured = Measurements.of(rows)
+    knn, hullft = map(config_id, (KNN, HULLFT))
+    assert measured.configs == [NONE, knn, hullft]
+    assert measured.mean_bits(NONE) == pytest.approx(2 + 2.9 / 2)
+    assert measured.relative_bits(knn, NONE).value == pytest.approx(-0.5 / 3.45)
+    assert measured.prompts_below(knn, NONE) == 30
+    assert measured.relative_finetuning(hullft, knn).value == pytest.approx(-0.5)
+
+
+def test_the_interval_is_scipys(rows: list[Row]) -> None:
+    measured = Measurements.of(rows)
+    knn, hullft = measured.bits[1:]
+    found = measured.relative_bits(measured.configs[2], measured.configs[1])
+    wanted = bootstrap(
+        (hullft, knn),
+        lambda own, other, axis: own.mean(axis=axis) / other.mean(axis=axis) - 1,
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        rng=np.random.default_rng(1),
+    ).confidence_interval
+    # Both draw 10,000 resamples: 3 % of the width is what chance may do.
+    assert found.low < found.value < found.high < 0
+    assert found.low == pytest.approx(wanted.low, abs=0.05 * (wanted.high - wanted.low))
+    assert found.high == pytest.approx(wanted.high, abs=0.05 * (wanted.high - wanted.low))
+
+
+def test_pairing_makes_it_narrow(rows: list[Row]) -> None:
+    measured = Measurements.of(rows)
+    found = measured.relative_bits(measured.configs[1], NONE)
+    assert found.high - found.low < 0.05
+    assert measured.bits[0].std() / measured.bits[0].mean() > 0.2
+
+
+def test_prompts_that_were_not_finished_are_left_out(rows: list[Row]) -> None:
+    measured = Measurements.of(rows[:-1])
+    assert len(measured.prompts) == 29
+    assert measured.incomplete == 1
+
+
+def test_a_configuration_that_failed_is_left_out_and_named(rows: list[Row]) -> None:
+    failed = replace(rows[-1], bits_per_byte_after=None, seconds={}, error="the loss is nan")
+    measured = Measurements.of([*rows[:-1], failed])
+    assert measured.failed == {config_id(HULLFT): 1}
+    assert measured.configs == [NONE, config_id(KNN)]
+    overview = report_sections(measured, "x.png")[0]
+    assert any(config_id(HULLFT) in line for line in overview.paragraphs)
+
+
+def test_between_methods_and_at_equal_time(rows: list[Row]) -> None:
+    sections = {s.title: s for s in report_sections(Measurements.of(rows), "x.png")}
+    ((config, other, bits, verdict, _, speed),) = sections["Between methods"].table
+    assert (config, other, verdict) == (config_id(HULLFT), config_id(KNN), "better")
+    assert bits.startswith("-3.")
+    assert speed == "2.00 x"
+    # No kNN takes 1 s or less, so only kNN has a rival.
+    ((config, _, other, _, _, verdict),) = sections["At equal time"].table
+    assert (config, other, verdict) == (config_id(KNN), config_id(HULLFT), "worse")
+
+
+def test_the_front_is_what_nothing_beats() -> None:
+    points = {"slow": (3.0, 1.0), "quick": (1.0, 2.0), "beaten": (2.0, 2.5), "same": (1.0, 2.0)}
+    assert pareto(points) == ["quick", "slow"]
+
+
+class Page(HTMLParser):
+    """Tags, and the text of table cells."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.sources: list[str] = []
+        self.cells: list[str] = []
+        self._in_cell = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag == "td":
+            self._in_cell = True
+            self.cells.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in_cell = False
+
+    def handle_data(self, data: str) -> None:
+        if self._in_cell:
+            self.cells[-1] += data
+
+
+@pytest.fixture
+def results(rows: list[Row], tmp_path: Path) -> Path:
+    file = tmp_path / "results.jsonl"
+    file.write_text("".join(json.dumps(asdict(r)) + "\n" for r in rows), encoding="utf-8")
+    return file
+
+
+def test_the_html_page_is_whole_and_escapes_the_corpus(results: Path, tmp_path: Path) -> None:
+    write_report(results, tmp_path / "out")
+    page = Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
+    assert "script" not in page.tags
+    assert "link" not in page.tags
+    assert EVIL in page.cells
+    assert [source[:22] for source in page.sources] == ["data:image/png;base64,"]
+
+
+def test_the_command_writes_three_files_and_the_same_again(results: Path, tmp_path: Path) -> None:
+    arguments = ["report", str(results), "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.stderr
+    files = sorted((tmp_path / "out").iterdir())
+    assert [file.name for file in files] == ["report.html", "report.md", "report.png"]
+    text = files[1].read_text(encoding="utf-8")
+    assert "![Quality against time](report.png)" in text
+    assert config_id(HULLFT) in text
+    before = [file.read_bytes() for file in files]
+    CliRunner().invoke(app, arguments)
+    assert [file.read_bytes() for file in files] == before
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "No such file or directory"),
+        ("", "results must be of one run, got 0"),
+        ("{}\n", "line 1: lacks 'run'"),
+        ("nonsense\n", "line 1: not a row"),
+    ],
+)
+def test_what_is_no_results_file_is_refused(
+    content: str | None, message: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "results.jsonl"
+    if content is not None:
+        file.write_text(content)
+    result = CliRunner().invoke(app, ["report", str(file), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not (tmp_path / "out").exists()
