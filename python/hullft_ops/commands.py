@@ -19,6 +19,7 @@ app = typer.Typer(
 )
 app.command()(commands_evaluation.evaluate)
 app.command()(commands_evaluation.report)
+app.command()(commands_evaluation.tune)
 
 
 @app.command()

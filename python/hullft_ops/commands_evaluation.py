@@ -60,6 +60,15 @@ RateOption = Annotated[
     list[float] | None, typer.Option(help="Learning rate, given once for each value.")
 ]
 
+# About a hundred configurations, among which halving needs some two minutes for the first rung of
+# the tiny model on two cores.
+TUNING_GRID = {
+    "method": ["knn", "hullft", "sift"],
+    "n_select": [10, 20, 50],
+    "refresh": [1, 2, 4],
+    "lr": [5e-5, 1e-4, 2e-4, 4e-4, 8e-4],
+}
+
 
 def evaluate(
     config: ConfigOption = None,
@@ -80,16 +89,16 @@ def evaluate(
 ) -> None:
     """Run methods x steps x refresh x learning rate on held-out prompts, a JSONL row each."""
     with _errors_of("evaluate"):
-        from hullft_ops.ttft.evaluation.config import read_config
         from hullft_ops.ttft.evaluation.inputs import open_inputs
         from hullft_ops.ttft.evaluation.results import open_results
         from hullft_ops.ttft.evaluation.runner import evaluate as run
 
         chosen = _config(
-            read_config(config) if config else None,
+            config,
             inputs={"model": model, "embedder": embedder, "store": store, "prompts": prompts}
             | {"corpus": corpus, "limit": limit, "seed": seed},
             axes={"method": method, "n_select": steps, "refresh": refresh, "lr": lr},
+            default={"method": ["knn", "hullft"]},
         )
         log = Console(stderr=True)
         inputs = open_inputs(chosen, log)
@@ -113,15 +122,65 @@ def report(
             typer.echo(path)
 
 
-def _config(config: "Config | None", inputs: dict[str, Any], axes: dict[str, Any]) -> "Config":
-    """The configuration file's content, with what the command line says instead."""
-    from hullft_ops.ttft.evaluation.config import Config, expand_grid
+def tune(
+    config: ConfigOption = None,
+    model: ModelOption = None,
+    embedder: EmbedderOption = None,
+    store: StoreOption = None,
+    prompts: PromptsOption = None,
+    corpus: CorpusOption = None,
+    limit: LimitOption = None,
+    seed: SeedOption = None,
+    method: MethodOption = None,
+    steps: StepsOption = None,
+    refresh: RefreshOption = None,
+    lr: RateOption = None,
+    seconds: Annotated[
+        float, typer.Option(help="What a prompt may take, up to the adapted model.")
+    ] = float("inf"),
+    minutes: Annotated[float, typer.Option(help="Time limit for all of the measuring.")] = 10.0,
+    results: Annotated[
+        Path, typer.Option(help="Results file; a run that was killed goes on with its rows.")
+    ] = Path("tune.jsonl"),
+    output: Annotated[
+        Path, typer.Option(help="Configuration to write, for `evaluate` and `adapt`.")
+    ] = Path("tuned.json"),
+) -> None:
+    """Pick method, steps, refresh and learning rate on held-out prompts by successive halving."""
+    with _errors_of("tune"):
+        from hullft_ops.ttft.evaluation.inputs import open_inputs
+        from hullft_ops.ttft.evaluation.tuning_run import run_tuning
 
-    changed = (config or Config()).with_changes(**inputs)
+        chosen = _config(
+            config,
+            inputs={"model": model, "embedder": embedder, "store": store, "prompts": prompts}
+            | {"corpus": corpus, "limit": limit, "seed": seed},
+            axes={"method": method, "n_select": steps, "refresh": refresh, "lr": lr},
+            default=TUNING_GRID,
+        )
+        log = Console(stderr=True)
+        inputs = open_inputs(chosen, log)
+        tuned = run_tuning(
+            chosen, inputs, results, output, seconds=seconds, limit=60 * minutes, log=log
+        )
+        typer.echo(
+            f"{tuned.name}: {tuned.bits_per_byte:.4f} bits per byte "
+            f"({tuned.bits_per_byte_before:.4f} without), {tuned.seconds:.3f} s a prompt, "
+            f"on {tuned.prompts} prompts\n{output}"
+        )
+
+
+def _config(
+    config: str | None, inputs: dict[str, Any], axes: dict[str, Any], default: dict[str, Any]
+) -> "Config":
+    """The configuration file's content, with what the command line says instead."""
+    from hullft_ops.ttft.evaluation.config import Config, expand_grid, read_config
+
+    read = read_config(config) if config else Config()
+    changed = read.with_changes(**inputs)
     given = {name: values for name, values in axes.items() if values}
     if given or not changed.settings:
-        grid = {"method": ["knn", "hullft"], **given}
-        changed = changed.with_changes(settings=expand_grid([grid], changed.model))
+        changed = changed.with_changes(settings=expand_grid([default | given], changed.model))
     return changed
 
 

@@ -52,7 +52,6 @@ def test_a_file_is_read(tmp_path: Path) -> None:
         ('{"settings": 7}', "settings must be an object or a list of them"),
         ('{"limit": "7"}', "limit must be an integer, got '7'"),
         ('{"model": 7}', "model must be a string, got 7"),
-        ('{"store": "a"}', "store and prompts must be given together"),
     ],
 )
 def test_a_bad_file_is_refused(content: str, message: str, tmp_path: Path) -> None:

@@ -65,10 +65,6 @@ class Config:
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"limit must be at least 1, got {self.limit}")
-        if (self.store is None) != (self.prompts is None):
-            raise ConfigError("store and prompts must be given together")
-        if self.store is not None and self.corpus is not None:
-            raise ConfigError("corpus must not be given along with store and prompts")
 
     def with_changes(self, **changes: Any) -> "Config":
         """The same with the given changes, those that are None left out."""

@@ -1,6 +1,6 @@
 """What an evaluation runs on, loaded from a configuration."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -13,7 +13,7 @@ from hullft_ops.ttft.evaluation.config import Config, ConfigError
 from hullft_ops.ttft.evaluation.prompts import (
     Prompt,
     count_domains,
-    draw_prompts,
+    ranked_prompts,
     read_prompts,
 )
 from hullft_ops.ttft.evaluation.runner import Evaluator
@@ -27,6 +27,7 @@ class Inputs:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    store_path: Path
     store: Datastore
     embedder: Embedder
     prompts: list[Prompt]
@@ -42,27 +43,49 @@ def open_inputs(config: Config, log: Console) -> Inputs:
         ConfigError, DemoError: something cannot be loaded; the message says which.
     """
     embedder = open_embedder(config.embedder)
-    store, prompts = _texts(config, embedder, log)
+    path, store, prompts = _texts(config, embedder, log)
     model, tokenizer = load_model(config.model)
-    inputs = Inputs(model, tokenizer, store, embedder, prompts)
-    known = inputs.evaluator(config.seed).in_store(prompts)
-    if known:
-        log.print(f"{len(known)} prompts left out: the datastore holds their text")
-    unknown = [prompt for prompt in prompts if prompt.id not in known]
-    chosen = draw_prompts(unknown, config.limit, config.seed)
+    inputs = Inputs(model, tokenizer, path, store, embedder, prompts)
+    chosen = _unknown_prompts(inputs, config, log)
     domains = ", ".join(f"{name}: {count}" for name, count in count_domains(chosen).items())
     log.print(f"{len(chosen)} prompts ({domains}), datastore of {len(store)} texts")
-    return Inputs(model, tokenizer, store, embedder, chosen)
+    return replace(inputs, prompts=chosen)
 
 
-def _texts(config: Config, embedder: Embedder, log: Console) -> tuple[Datastore, list[Prompt]]:
-    if config.store is not None and config.prompts is not None:
-        prompts = read_prompts(config.prompts)
-        try:
-            return Datastore.open(config.store), prompts
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"store {config.store}: {error}") from error
-    corpus = load_corpus(config.corpus, log)
-    path = Path(DATASTORES) / corpus.fingerprint(embedder.name)[:16]
-    store, _ = open_or_build(corpus, embedder, path, log)
-    return store, [Prompt(passage.text) for passage in corpus.held_out]
+def _unknown_prompts(inputs: Inputs, config: Config, log: Console) -> list[Prompt]:
+    """As many of the prompts as there shall be, those that the datastore holds passed over."""
+    limit = len(inputs.prompts) if config.limit is None else config.limit
+    ranked = ranked_prompts(inputs.prompts, config.seed)
+    evaluator = inputs.evaluator(config.seed)
+    chosen: list[Prompt] = []
+    looked_at = 0
+    # Embedding takes time: only as many are looked at as it takes.
+    while len(chosen) < limit and looked_at < len(ranked):
+        some = ranked[looked_at : looked_at + limit - len(chosen)]
+        known = evaluator.in_store(some)
+        chosen += [prompt for prompt in some if prompt.id not in known]
+        looked_at += len(some)
+    if looked_at > len(chosen):
+        log.print(f"{looked_at - len(chosen)} prompts left out: the datastore holds their text")
+    if config.limit is not None and len(chosen) < config.limit:
+        raise ConfigError(f"limit is {config.limit}, there are {len(chosen)} prompts")
+    return chosen
+
+
+def _texts(
+    config: Config, embedder: Embedder, log: Console
+) -> tuple[Path, Datastore, list[Prompt]]:
+    if (config.store is None) != (config.prompts is None):
+        raise ConfigError("store and prompts must be given together")
+    if config.store is None or config.prompts is None:
+        corpus = load_corpus(config.corpus, log)
+        path = Path(DATASTORES) / corpus.fingerprint(embedder.name)[:16]
+        store, _ = open_or_build(corpus, embedder, path, log)
+        return path, store, [Prompt(passage.text) for passage in corpus.held_out]
+    if config.corpus is not None:
+        raise ConfigError("corpus must not be given along with store and prompts")
+    prompts = read_prompts(config.prompts)
+    try:
+        return config.store, Datastore.open(config.store), prompts
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"store {config.store}: {error}") from error

@@ -50,17 +50,11 @@ def read_prompts(path: Path) -> list[Prompt]:
     return list(prompts.values())
 
 
-def draw_prompts(prompts: Sequence[Prompt], count: int | None, seed: int) -> list[Prompt]:
-    """``count`` of the prompts, a domain in turn, chosen by a hash of seed and text; all if None.
-
-    Raises:
-        ConfigError: there are not as many.
-    """
-    count = len(prompts) if count is None else count
-    if count > len(prompts):
-        raise ConfigError(f"limit is {count}, there are {len(prompts)} prompts")
-    chosen = choose_prompts([Passage(p.domain, p.text) for p in prompts], count, seed)
-    return [Prompt(passage.text, passage.source) for passage in chosen]
+def ranked_prompts(prompts: Sequence[Prompt], seed: int) -> list[Prompt]:
+    """The prompts by a hash of seed and text, a domain in turn."""
+    passages = [Passage(prompt.domain, prompt.text) for prompt in prompts]
+    ranked = choose_prompts(passages, len(passages), seed)
+    return [Prompt(passage.text, passage.source) for passage in ranked]
 
 
 def count_domains(prompts: Sequence[Prompt]) -> dict[str, int]:

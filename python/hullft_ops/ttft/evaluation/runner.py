@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from importlib import metadata
 from time import perf_counter
+from typing import TypeVar
 
 import torch
 from rich.console import Console
@@ -20,6 +21,8 @@ from hullft_ops.ttft.evaluation.shared_search import OneEmbedding, OneSearch
 from hullft_ops.ttft.finetuner import AdaptationReport, TestTimeFinetuner
 from hullft_ops.ttft.passages import normalised
 from hullft_ops.ttft.progress import progress_bar
+
+T = TypeVar("T")
 
 EXCERPT_CHARS = 200
 _PACKAGES = ("hullft_ops", "torch", "transformers", "tokenizers", "faiss-cpu")
@@ -200,10 +203,10 @@ def evaluate(
             bar.advance(task)
 
 
-def rotated(settings: Sequence[Settings], by: int) -> list[Settings]:
-    """The settings beginning with number ``by``, counted around."""
-    start = by % len(settings)
-    return [*settings[start:], *settings[:start]]
+def rotated(items: Sequence[T], by: int) -> list[T]:
+    """The items beginning with number ``by``, counted around."""
+    start = by % len(items)
+    return [*items[start:], *items[:start]]
 
 
 def _version(package: str) -> str | None:

@@ -1,0 +1,187 @@
+"""Picking settings by successive halving: many on few prompts, then the better ones on more.
+
+After Jamieson and Talwalkar, *Non-stochastic Best Arm Identification and Hyperparameter
+Optimization* (AISTATS 2016): every rung gets the same share of the time and passes on the better
+part of its configurations. All configurations of a rung run on the same prompts, so that they are
+compared in pairs. The decisions depend on the rows alone, their recorded times included: a killed
+run reads its rows again, decides as before and goes on.
+"""
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from hullft_ops.ttft.evaluation.config import ConfigError, Settings, config_id
+from hullft_ops.ttft.evaluation.prompts import Prompt
+from hullft_ops.ttft.evaluation.results import Row
+from hullft_ops.ttft.evaluation.runner import rotated
+
+# Each rung keeps one in this many.
+ETA = 3
+
+Measure = Callable[[Prompt, Settings], Row]
+
+
+@dataclass(frozen=True)
+class Rung:
+    """How many configurations a rung compared, and on how many prompts in all."""
+
+    configurations: int
+    prompts: int
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The settings found.
+
+    Attributes:
+        settings: keyword arguments of `TestTimeFinetuner`.
+        bits_per_byte: mean over the prompts.
+        bits_per_byte_before: mean over the same prompts without adaptation.
+        seconds: mean from the prompt to the adapted model.
+        prompts: how many.
+        seconds_spent: measuring, over all configurations.
+        rungs: what was compared.
+    """
+
+    settings: Settings
+    bits_per_byte: float
+    bits_per_byte_before: float
+    seconds: float
+    prompts: int
+    seconds_spent: float
+    rungs: list[Rung]
+
+    @property
+    def name(self) -> str:
+        return config_id(self.settings)
+
+
+def tune(
+    measure: Measure,
+    prompts: Sequence[Prompt],
+    candidates: Sequence[Settings],
+    *,
+    seconds: float,
+    limit: float,
+    seed: int = 0,
+) -> Tuned:
+    """The candidate with the fewest mean bits per byte among those within the time for a prompt.
+
+    Args:
+        measure: gives the row of a candidate on a prompt, from a file or by running it.
+        prompts: held out, in the order in which they are used.
+        candidates: settings to choose from.
+        seconds: what a prompt may take in the mean, from the prompt to the adapted model.
+        limit: seconds of measuring in all. Measuring stops there even if some candidates have not
+            run at all; which these are, the seed decides.
+        seed: shuffles the candidates.
+
+    Raises:
+        ConfigError: no candidates or prompts, or none of the candidates is quick enough.
+    """
+    if not candidates or not prompts:
+        raise ConfigError(f"got {len(candidates)} candidates and {len(prompts)} prompts")
+    alive = [_Candidate(settings) for settings in candidates]
+    random.Random(seed).shuffle(alive)
+    state = _Search(measure, prompts, seconds, limit, alive)
+    rungs_left = max(1, math.ceil(math.log(len(alive), ETA)))
+    rungs = []
+    while rungs_left:
+        state.run_rung(share=(limit - state.spent) / rungs_left)
+        rungs.append(Rung(len(state.alive), state.used))
+        rungs_left -= 1
+        if rungs_left:
+            state.halve()
+        if len(state.alive) == 1 and state.used == len(prompts):
+            break
+    best = min(state.alive, key=lambda candidate: candidate.bits)
+    return Tuned(
+        settings=best.settings,
+        bits_per_byte=best.bits,
+        bits_per_byte_before=_mean([row.bits_per_byte_before for row in best.rows]),
+        seconds=best.seconds,
+        prompts=len(best.rows),
+        seconds_spent=state.spent,
+        rungs=rungs,
+    )
+
+
+@dataclass
+class _Candidate:
+    settings: Settings
+    rows: list[Row] = field(default_factory=list)
+
+    @property
+    def bits(self) -> float:
+        values = [row.bits_per_byte_after for row in self.rows]
+        return _mean([math.inf if value is None else value for value in values])
+
+    @property
+    def seconds(self) -> float:
+        return _mean([row.seconds_total for row in self.rows])
+
+
+@dataclass
+class _Search:
+    measure: Measure
+    prompts: Sequence[Prompt]
+    seconds: float
+    limit: float
+    alive: list[_Candidate]
+    spent: float = 0.0
+    used: int = 0
+
+    def run_rung(self, share: float) -> None:
+        """Run the candidates on further prompts for about ``share`` seconds, on one at least."""
+        start, last = self.spent, 0.0
+        while self.used < len(self.prompts):
+            begun = self.spent
+            # The first prompt of all must be run; any other must fit.
+            if self.used and begun + last > min(start + share, self.limit):
+                break
+            self._run_prompt(self.prompts[self.used])
+            last = self.spent - begun
+
+    def halve(self) -> None:
+        """Keep the better candidates."""
+        kept = math.ceil(len(self.alive) / ETA)
+        self.alive = sorted(self.alive, key=lambda candidate: candidate.bits)[:kept]
+
+    def _run_prompt(self, prompt: Prompt) -> None:
+        for number in rotated(range(len(self.alive)), self.used):
+            if self.spent >= self.limit:
+                break
+            candidate = self.alive[number]
+            row = self.measure(prompt, candidate.settings)
+            candidate.rows.append(row)
+            self.spent += row.seconds_row
+        self.used += 1
+        self._drop_unfinished()
+        self._drop_slow()
+
+    def _drop_unfinished(self) -> None:
+        if all(len(candidate.rows) == self.used for candidate in self.alive):
+            return
+        if self.used == 1:
+            self.alive = [candidate for candidate in self.alive if candidate.rows]
+            return
+        # Compared is what all have: a prompt that only some have run on is left out.
+        self.used -= 1
+        for candidate in self.alive:
+            del candidate.rows[self.used :]
+
+    def _drop_slow(self) -> None:
+        quick = [c for c in self.alive if c.seconds <= self.seconds and c.bits < math.inf]
+        if not quick:
+            fastest = min(self.alive, key=lambda candidate: candidate.seconds)
+            raise ConfigError(
+                f"no configuration takes at most {self.seconds:g} s a prompt with a finite loss; "
+                f"the quickest, {config_id(fastest.settings)}, takes {fastest.seconds:.3g} s"
+            )
+        self.alive = quick
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
