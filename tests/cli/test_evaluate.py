@@ -191,6 +191,30 @@ def test_prompts_that_the_datastore_holds_are_left_out(
     assert len(rows_of(output)) == 2
 
 
+def test_gradient_reuse_on_the_picks_of_sift(inputs: list[object], tmp_path: Path) -> None:
+    grid = {"method": "sift", "n_select": 12, "refresh": [1, 3], "noise": 1.0, "lr": 0.01}
+    config = {"settings": [grid | {"reuse": [None, "global", "consecutive"]}]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    output = tmp_path / "out.jsonl"
+    options = ["--config", tmp_path / "config.json", "--limit", 2, "--output", output]
+    result = invoke(*inputs[:-2], *options)
+    assert result.exit_code == 0, result.stderr
+    rows = {(r["prompt"], r["config"]): r for r in rows_of(output)}
+    assert len(rows) == 12
+    for prompt in {prompt for prompt, _ in rows}:
+
+        def of(refresh: int, reuse: str, prompt: str = prompt) -> dict[str, Any]:
+            name = f"sift n=12 refresh={refresh} lr=0.01 noise=1{reuse}"
+            return rows[prompt, name]
+
+        # Without reuse the order of the picks is all that differs.
+        assert of(1, " reuse=consecutive")["passes"] == of(1, "")["passes"] == 12
+        assert of(3, " reuse=global")["passes"] == of(3, "")["passes"] < 12
+        assert of(3, " reuse=global")["passes"] <= of(3, " reuse=consecutive")["passes"] <= 12
+        assert len({of(3, r)["support_size"] for r in ("", " reuse=consecutive")}) == 1
+        assert all(of(3, r)["steps"] == 12 for r in ("", " reuse=global", " reuse=consecutive"))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

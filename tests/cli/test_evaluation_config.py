@@ -49,6 +49,7 @@ def test_a_file_is_read(tmp_path: Path) -> None:
         ("[]", "must be an object, got list"),
         ('{"stores": 1}', "unknown key 'stores', known are model, embedder"),
         ('{"settings": {"steps": 1}}', "settings: unknown key 'steps', known are n_select"),
+        ('{"settings": {"method": "knn", "noise": 0.1}}', "noise is of method sift, got 'knn'"),
         ('{"settings": 7}', "settings must be an object or a list of them"),
         ('{"limit": "7"}', "limit must be an integer, got '7'"),
         ('{"model": 7}', "model must be a string, got 7"),
@@ -63,6 +64,7 @@ def test_a_bad_file_is_refused(content: str, message: str, tmp_path: Path) -> No
 
 
 def test_every_shipped_configuration_is_one() -> None:
+    assert shipped_configs() == ["cpu_timing", "sift_reuse", "sweep_n"]
     for name in shipped_configs():
         config = read_config(name)
         assert config.settings

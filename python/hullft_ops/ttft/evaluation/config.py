@@ -20,6 +20,9 @@ _DEFAULTS = {
     for name, parameter in inspect.signature(TestTimeFinetuner).parameters.items()
     if name not in _INPUTS
 }
+# What SIFT takes besides. "reuse" is None, "global" or "consecutive", see `reuse_runs`.
+_SIFT_DEFAULTS = {"noise": 0.01, "reuse": None}
+_DEFAULTS |= _SIFT_DEFAULTS
 # What a configuration's name always says; anything else only where it is not the default.
 _NAMED = ("method", "n_select", "refresh", "lr")
 # Each of their texts gets a single step, so that there is no gradient to use again.
@@ -48,7 +51,8 @@ class Config:
             ``store`` nor ``prompts`` is given; sources of installed packages when None too.
         limit: how many of the prompts to use, drawn evenly over the domains; all when None.
         seed: chooses the prompts, and whatever else is random.
-        settings: keyword arguments of `TestTimeFinetuner`, one dictionary for each configuration.
+        settings: keyword arguments of `TestTimeFinetuner`, one dictionary for each configuration;
+            for the method "sift" also "noise", and "reuse" for steps in the order of its picks.
         description: what the configuration is for.
     """
 
@@ -110,7 +114,7 @@ def expand_grid(grid: Iterable[Mapping[str, Any]], model: str | None) -> tuple[S
         model: decides the learning rate where there is none.
 
     Raises:
-        ConfigError: an unknown key.
+        ConfigError: an unknown key, or one of SIFT's for another method.
     """
     expanded: dict[str, Settings] = {}
     for axes in grid:
@@ -142,6 +146,9 @@ def _filled(settings: Settings, model: str | None) -> Settings:
     filled = defaults | settings
     if filled["method"] in _ONE_STEP_A_TEXT:
         filled["refresh"] = 1
+    for name in _SIFT_DEFAULTS.keys() & filled.keys():
+        if filled["method"] != "sift":
+            raise ConfigError(f"settings: {name} is of method sift, got {filled['method']!r}")
     return filled
 
 

@@ -18,9 +18,12 @@ from hullft_ops.ttft.evaluation.fingerprint import fingerprint
 from hullft_ops.ttft.evaluation.prompts import Prompt
 from hullft_ops.ttft.evaluation.results import ResultsFile, Row
 from hullft_ops.ttft.evaluation.shared_search import OneEmbedding, OneSearch
+from hullft_ops.ttft.evaluation.sift_reuse import PickedSift, in_runs
 from hullft_ops.ttft.finetuner import AdaptationReport, TestTimeFinetuner
+from hullft_ops.ttft.methods import Random, SelectionMethod, Sift
 from hullft_ops.ttft.passages import normalised
 from hullft_ops.ttft.progress import progress_bar
+from hullft_ops.ttft.support import Support
 
 T = TypeVar("T")
 
@@ -56,6 +59,7 @@ class Evaluator:
         self._store = OneSearch(store)
         self._seed = seed
         self._finetuners: dict[str, TestTimeFinetuner] = {}
+        self._sifts: dict[str, PickedSift] = {}
         self._before: dict[str, tuple[float, int]] = {}
         self._versions = {name: _version(name) for name in _PACKAGES}
 
@@ -120,7 +124,7 @@ class Evaluator:
             seconds_row=perf_counter() - start,
             passes=report.forward_backward_passes if report else 0,
             steps=report.optimizer_steps if report else 0,
-            support_size=report.support_size if report else 0,
+            support_size=len(set(report.indices)) if report else 0,
             residual=report.residual if report else None,
             error=failure,
             versions=self._versions,
@@ -132,7 +136,8 @@ class Evaluator:
     ) -> tuple[AdaptationReport | None, float | None, str | None]:
         report = None
         try:
-            with self._finetuner(settings).adapted(prompt.text) as report:
+            support = self._support(prompt, settings)
+            with self._finetuner(settings).adapted(support) as report:
                 return report, self._score(prompt).value, None
         except NonFiniteLossError as error:
             return report, None, str(error)
@@ -155,12 +160,31 @@ class Evaluator:
             "finetune": report.seconds_finetune,
         }
 
+    def _support(self, prompt: Prompt, settings: Settings) -> Support:
+        support = self._finetuner(settings).select(prompt.text)
+        if settings.get("reuse") is None:
+            return support
+        return in_runs(support, self._sifts[config_id(settings)].picks, settings["reuse"])
+
+    def _method(self, settings: Settings) -> SelectionMethod | str:
+        if settings["method"] == "sift":
+            sift = PickedSift(settings.get("noise", Sift.noise))
+            self._sifts[config_id(settings)] = sift
+            return sift
+        return Random(self._seed) if settings["method"] == "random" else str(settings["method"])
+
     def _finetuner(self, settings: Settings) -> TestTimeFinetuner:
         key = config_id(settings)
         if key not in self._finetuners:
+            options = {k: v for k, v in settings.items() if k not in ("method", "noise", "reuse")}
             try:
                 made = TestTimeFinetuner(
-                    self._model, self._tokenizer, self._store, self._embedder, **settings
+                    self._model,
+                    self._tokenizer,
+                    self._store,
+                    self._embedder,
+                    method=self._method(settings),
+                    **options,
                 )
             except (TypeError, ValueError) as error:
                 raise ConfigError(f"{key}: {error}") from error
