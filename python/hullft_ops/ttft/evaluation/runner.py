@@ -39,7 +39,10 @@ class Evaluator:
     the optimizer's state.
 
     Args:
-        model, tokenizer, store, embedder: as `TestTimeFinetuner` takes them.
+        model: a causal language model.
+        tokenizer: its tokenizer.
+        store: where the neighbours come from.
+        embedder: the one that the store was built with.
         seed: of whatever is random.
     """
 
