@@ -104,7 +104,7 @@ def evaluate(
         inputs = open_inputs(chosen, log)
         evaluator = inputs.evaluator(chosen.seed)
         with open_results(output, evaluator.run) as results:
-            run(evaluator, inputs.prompts, chosen.settings, results, log)
+            run(evaluator, inputs.prompts, chosen.configurations, results, log)
         typer.echo(output)
 
 
@@ -174,13 +174,13 @@ def _config(
     config: str | None, inputs: dict[str, Any], axes: dict[str, Any], default: dict[str, Any]
 ) -> "Config":
     """The configuration file's content, with what the command line says instead."""
-    from hullft_ops.ttft.evaluation.config import Config, expand_grid, read_config
+    from hullft_ops.ttft.evaluation.config import Config, read_config
 
     read = read_config(config) if config else Config()
     changed = read.with_changes(**inputs)
     given = {name: values for name, values in axes.items() if values}
     if given or not changed.settings:
-        changed = changed.with_changes(settings=expand_grid([default | given], changed.model))
+        changed = changed.with_changes(settings=(default | given,))
     return changed
 
 

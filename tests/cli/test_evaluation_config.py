@@ -39,7 +39,12 @@ def test_a_file_is_read(tmp_path: Path) -> None:
     file.write_text(json.dumps(content))
     config = read_config(file)
     assert (config.store, config.prompts, config.limit) == (Path("s"), Path("p"), 3)
-    assert [setting["lr"] for setting in config.settings] == [1e-3]
+    assert [setting["lr"] for setting in config.configurations] == [1e-3]
+
+
+def test_the_learning_rate_is_that_of_the_model_named_last() -> None:
+    config = read_config("sweep_n").with_changes(model="gpt2")
+    assert {setting["lr"] for setting in config.configurations} == {5e-5}
 
 
 @pytest.mark.parametrize(
@@ -67,5 +72,5 @@ def test_every_shipped_configuration_is_one() -> None:
     assert shipped_configs() == ["cpu_timing", "sift_reuse", "sweep_n"]
     for name in shipped_configs():
         config = read_config(name)
-        assert config.settings
+        assert config.configurations
         assert config.description

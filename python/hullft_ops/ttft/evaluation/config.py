@@ -51,8 +51,9 @@ class Config:
             ``store`` nor ``prompts`` is given; sources of installed packages when None too.
         limit: how many of the prompts to use, drawn evenly over the domains; all when None.
         seed: chooses the prompts, and whatever else is random.
-        settings: keyword arguments of `TestTimeFinetuner`, one dictionary for each configuration;
-            for the method "sift" also "noise", and "reuse" for steps in the order of its picks.
+        settings: the grid, dictionaries of `TestTimeFinetuner`'s keyword arguments in which a list
+            stands for each of its items; for the method "sift" also "noise", and "reuse" for steps
+            in the order of its picks.
         description: what the configuration is for.
     """
 
@@ -70,6 +71,11 @@ class Config:
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"limit must be at least 1, got {self.limit}")
 
+    @property
+    def configurations(self) -> tuple[Settings, ...]:
+        """Every configuration of the grid; see `expand_grid`."""
+        return expand_grid(self.settings, self.model)
+
     def with_changes(self, **changes: Any) -> "Config":
         """The same with the given changes, those that are None left out."""
         return replace(self, **{k: v for k, v in changes.items() if v is not None})
@@ -78,9 +84,8 @@ class Config:
 def read_config(source: str | Path) -> Config:
     """The configuration in a JSON file, or the one of that name that ships with the package.
 
-    The keys are those of `Config`, where ``settings`` is one dictionary or a list of them, and a
-    value in it that is a list stands for each of its items: the grid is their product. Keys that
-    begin with "_" are left alone, so is "tuned", which says where the settings come from.
+    The keys are those of `Config`, where ``settings`` is one dictionary or a list of them. Keys
+    that begin with "_" are left alone, so is "tuned", which says where the settings come from.
 
     Raises:
         ConfigError: no such file, not JSON, an unknown key or a value of the wrong type.
@@ -169,8 +174,10 @@ def _from_json(content: dict[str, Any]) -> Config:
     grid = grid if isinstance(grid, list) else [grid]
     if not all(isinstance(axes, dict) for axes in grid):
         raise ConfigError(f"settings must be an object or a list of them, got {grid!r}")
-    known["settings"] = expand_grid(grid, known.get("model"))
-    return Config(**known)
+    config = Config(**known | {"settings": tuple(grid)})
+    # Raises for a grid that is none; the model may yet be another.
+    expand_grid(grid, config.model)
+    return config
 
 
 def _check_keys(given: Iterable[str], known: Iterable[str], prefix: str) -> None:

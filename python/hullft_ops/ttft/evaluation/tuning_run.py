@@ -31,11 +31,12 @@ def run_tuning(
         ConfigError: a setting that `TestTimeFinetuner` refuses, or none that is quick enough.
     """
     evaluator = inputs.evaluator(config.seed)
-    evaluator.prepare(config.settings)
+    candidates = config.configurations
+    evaluator.prepare(candidates)
     with open_results(results, evaluator.run) as file, log.status("") as status:
         evaluator.remember(file.rows.values())
         if not file.rows:
-            evaluator.warm_up(inputs.prompts[0], config.settings[0])
+            evaluator.warm_up(inputs.prompts[0], candidates[0])
         spent = 0.0
 
         def measure(prompt: Prompt, settings: Settings) -> Row:
@@ -50,7 +51,7 @@ def run_tuning(
         tuned = tune(
             measure,
             inputs.prompts,
-            config.settings,
+            candidates,
             seconds=seconds,
             limit=limit,
             seed=config.seed,
