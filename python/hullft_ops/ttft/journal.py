@@ -1,0 +1,91 @@
+"""The file that says how far a write into a datastore has come, for as long as one is under way.
+
+Everything that the journal names is on the disk before the journal is, so a process that is killed
+at any moment leaves a state from which the write is finished or rolled back.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hullft_ops.ttft.manifest import (
+    JOURNAL_FILE,
+    DataFile,
+    check_data_directory,
+    data_file,
+    read_json,
+    write_json_durably,
+)
+
+
+@dataclass(frozen=True)
+class Journal:
+    """A write under way.
+
+    Attributes:
+        embedder: name of the embedder.
+        dim: length of a vector.
+        data: name of the data directory.
+        settings: what the texts are made from; a write is resumed with the same alone.
+        source: the report on the texts, once they are written.
+        shard: the file of the texts, once they are written.
+        embedded: how many of them have a vector on the disk.
+        embeddings_crc32: zlib CRC-32 of all vectors so far, those of earlier shards included.
+    """
+
+    embedder: str
+    dim: int
+    data: str
+    settings: dict[str, Any]
+    embeddings_crc32: int
+    source: dict[str, Any] | None = None
+    shard: DataFile | None = None
+    embedded: int = 0
+
+    def write(self, directory: Path) -> None:
+        """Replace the journal in ``directory``, in one durable step."""
+        write_json_durably(directory / JOURNAL_FILE, asdict(self))
+
+    @classmethod
+    def read(cls, directory: Path) -> "Journal | None":
+        """The journal in ``directory``, or None where no write is under way.
+
+        Raises:
+            ValueError: it is corrupt.
+        """
+        file = directory / JOURNAL_FILE
+        if not file.is_file():
+            return None
+        values = read_json(file)
+        shard = values.get("shard")
+        try:
+            journal = cls(**{**values, "shard": shard and data_file(file, "shard", shard)})
+        except TypeError as error:
+            raise ValueError(f"{file} is not a datastore's journal: {error}") from error
+        check_data_directory(file, journal.data)
+        for name in ("dim", "embedded", "embeddings_crc32"):
+            value = getattr(journal, name)
+            if type(value) is not int or value < 0:
+                raise ValueError(f"{file}: {name} must be an integer of 0 or more, got {value!r}")
+        return journal
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Keep other writers out of ``directory``; the system unlocks it for a process that dies.
+
+    Raises:
+        ValueError: another process writes there.
+    """
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise ValueError(f"another process is writing the datastore {directory}") from error
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,77 @@
+"""From the records of a corpus to the rows of a datastore: cut, and without repetitions."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from hullft_ops.ttft.sources import Record
+
+Cut = Callable[[str], Iterable[str]]
+_DIGEST_BYTES = 16
+_RECENT = 1 << 14
+
+
+@dataclass
+class Left:
+    """Texts that were left out: near-empty ones and exact repetitions."""
+
+    near_empty: int = 0
+    repeated: int = 0
+
+
+class SeenTexts:
+    """Which texts came before, by 128-bit digest; at rest 16 bytes for each text.
+
+    Recent digests are in a set, older ones in sorted arrays, each at least twice as long as the
+    next, so that there are few of them and a digest is merged seldom.
+    """
+
+    def __init__(self) -> None:
+        self._recent: set[bytes] = set()
+        self._sorted: list[np.ndarray] = []
+
+    def add(self, text: str) -> bool:
+        """Remember ``text``; whether it was there already."""
+        digest = hashlib.blake2b(text.encode(), digest_size=_DIGEST_BYTES).digest()
+        if digest in self._recent or any(_contains(array, digest) for array in self._sorted):
+            return True
+        self._recent.add(digest)
+        if len(self._recent) == _RECENT:
+            self._merge()
+        return False
+
+    def _merge(self) -> None:
+        new = np.sort(np.array(list(self._recent), dtype=f"S{_DIGEST_BYTES}"))
+        self._recent.clear()
+        while self._sorted and len(self._sorted[-1]) < 2 * len(new):
+            new = np.sort(np.concatenate([self._sorted.pop(), new]), kind="stable")
+        self._sorted.append(new)
+
+
+def passage_rows(
+    records: Iterable[Record], cut: Cut | None, min_chars: int, seen: SeenTexts, left: Left
+) -> Iterator[Record]:
+    """The records' passages, each text once, with the metadata of its record.
+
+    Args:
+        records: as `Source.records` gives them.
+        cut: a text's passages; each text whole when None.
+        min_chars: passages with fewer characters, blanks at both ends aside, are left out.
+        seen: the texts that are not to come again; those that come are added.
+        left: counts what is left out.
+    """
+    for record in records:
+        for text in cut(record["text"]) if cut else (record["text"],):
+            if len(text.strip()) < min_chars:
+                left.near_empty += 1
+            elif seen.add(text):
+                left.repeated += 1
+            else:
+                yield {**record, "text": text}
+
+
+def _contains(array: np.ndarray, digest: bytes) -> bool:
+    place = int(np.searchsorted(array, np.bytes_(digest)))
+    return place < len(array) and bool(array[place] == np.bytes_(digest))

@@ -1,0 +1,199 @@
+"""Reading a corpus, a record at a time: JSONL, Parquet, a folder of texts, an HF dataset."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet
+
+_ROWS = 256
+_NAMED = 5
+_JSON_SUFFIXES = {".jsonl", ".ndjson", ".json"}
+_COMPRESSIONS = {".zst", ".gz", ".bz2", ".xz"}
+# Before this many records, a share of bad ones says little.
+_JUDGED_RECORDS = 100
+
+Record = dict[str, Any]
+
+
+class SourceError(ValueError):
+    """A corpus that cannot be read as asked; the message says why."""
+
+
+@dataclass
+class Counts:
+    """What has been read and what was left out, and why.
+
+    Attributes:
+        records: lines, rows or files read, the malformed ones included.
+        malformed: those that hold no text.
+        named: the first malformed ones, each with its place and what is wrong with it.
+    """
+
+    records: int = 0
+    malformed: int = 0
+    named: list[str] = field(default_factory=list)
+
+    def bad(self, place: str, why: str) -> None:
+        """Count a record that cannot be used."""
+        self.malformed += 1
+        if len(self.named) < _NAMED:
+            self.named.append(f"{place}: {why}")
+
+    def check(self, source: str, max_bad_share: float) -> None:
+        """Refuse a source with a larger share of malformed records than ``max_bad_share``."""
+        if self.malformed > max_bad_share * self.records:
+            raise SourceError(
+                f"{source}: {self.malformed} of {self.records} records are malformed, at most a "
+                f"share of {max_bad_share:g} may be: {'; '.join(self.named)}"
+            )
+
+
+@dataclass(frozen=True)
+class Source:
+    """A corpus, and which of its fields are wanted.
+
+    Attributes:
+        corpus: a path, or a `datasets.Dataset`.
+        text_column: the field that holds the text.
+        metadata: further fields to keep; None where a record lacks one, and an error where all do.
+        max_bad_share: which share of records may be malformed.
+    """
+
+    corpus: "str | Path | datasets.Dataset"
+    text_column: str = "text"
+    metadata: tuple[str, ...] = ()
+    max_bad_share: float = 0.01
+
+    @property
+    def name(self) -> str:
+        """What reports and errors call it."""
+        if isinstance(self.corpus, datasets.Dataset):
+            return f"dataset {self.corpus._fingerprint}"
+        return str(self.corpus)
+
+    def records(self, counts: Counts) -> Iterator[Record]:
+        """Each record's "text", its "source" (file and line, row or path) and the metadata.
+
+        Raises:
+            FileNotFoundError: there is no such path.
+            SourceError: of no known kind, without the columns, or with too many malformed records.
+        """
+        found = dict.fromkeys(self.metadata, False)
+        for place, values in self._raw(counts):
+            counts.records += 1
+            if counts.records >= _JUDGED_RECORDS:
+                counts.check(self.name, self.max_bad_share)
+            if isinstance(values, str):
+                counts.bad(place, values)
+                continue
+            problem = self._problem(values)
+            if problem:
+                counts.bad(place, problem)
+                continue
+            for name in found:
+                found[name] |= values.get(name) is not None
+            kept = {name: values.get(name) for name in self.metadata}
+            yield {"text": values[self.text_column], "source": place, **kept}
+        counts.check(self.name, self.max_bad_share)
+        missing = [name for name, seen in found.items() if not seen]
+        if missing and counts.records > counts.malformed:
+            raise SourceError(f"{self.name}: no record has the metadata {', '.join(missing)}")
+
+    def _problem(self, values: Mapping[str, Any]) -> str | None:
+        text = values.get(self.text_column)
+        if not isinstance(text, str):
+            return f'no string "{self.text_column}"'
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return f'"{self.text_column}" with half a surrogate pair'
+        return None
+
+    def _raw(self, counts: Counts) -> Iterator[tuple[str, Mapping[str, Any] | str]]:
+        """Each record's place, and its values or what is wrong with it."""
+        if isinstance(self.corpus, datasets.Dataset):
+            yield from self._dataset_rows(self.corpus)
+            return
+        path = Path(self.corpus)
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such file or folder")
+        suffixes = [s for s in path.suffixes if s not in _COMPRESSIONS]
+        if path.is_dir():
+            if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+                yield from self._dataset_rows(_saved_dataset(path))
+            else:
+                yield from _files(path, self.text_column)
+        elif suffixes and suffixes[-1] in _JSON_SUFFIXES:
+            yield from _json_lines(path)
+        elif path.suffix == ".parquet":
+            yield from self._parquet_rows(path)
+        else:
+            raise SourceError(
+                f"{path}: must be .jsonl (.zst, .gz, .bz2 or .xz after it as may be), .parquet, "
+                "a folder of text files or a saved dataset"
+            )
+
+    def _parquet_rows(self, path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        try:
+            table = pa.parquet.ParquetFile(path)
+        except pa.ArrowInvalid as error:
+            raise SourceError(f"{path}: not Parquet: {error}") from error
+        columns = self._columns(str(path), table.schema_arrow.names)
+        rows = (
+            row
+            for batch in table.iter_batches(batch_size=_ROWS, columns=columns)
+            for row in batch.to_pylist()
+        )
+        return ((f"{path.name}:{number}", row) for number, row in enumerate(rows))
+
+    def _dataset_rows(self, dataset: "datasets.Dataset") -> Iterator[tuple[str, Mapping[str, Any]]]:
+        columns = self._columns(self.name, dataset.column_names)
+        rows: Iterable[Mapping[str, Any]] = dataset.select_columns(columns)
+        return ((f"row {number}", row) for number, row in enumerate(rows))
+
+    def _columns(self, name: str, have: list[str]) -> list[str]:
+        columns = list(dict.fromkeys([self.text_column, *self.metadata]))
+        missing = [column for column in columns if column not in have]
+        if missing:
+            raise SourceError(f"{name}: no column {', '.join(missing)}; has {', '.join(have)}")
+        return columns
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | str]]:
+    with fsspec.open(str(path), "rb", compression="infer") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield f"{path.name}:{number}", _json_object(line)
+
+
+def _json_object(line: bytes) -> Mapping[str, Any] | str:
+    try:
+        values = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError:
+        return "not UTF-8"
+    except (json.JSONDecodeError, RecursionError):
+        return "not JSON"
+    return values if isinstance(values, dict) else "not an object"
+
+
+def _files(folder: Path, text_column: str) -> Iterator[tuple[str, Mapping[str, Any] | str]]:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not path.is_symlink():
+            place = path.relative_to(folder).as_posix()
+            try:
+                yield place, {text_column: path.read_text(encoding="utf-8")}
+            except UnicodeDecodeError:
+                yield place, "not UTF-8"
+
+
+def _saved_dataset(path: Path) -> "datasets.Dataset":
+    dataset = datasets.load_from_disk(str(path))
+    if isinstance(dataset, datasets.DatasetDict):
+        raise SourceError(f"{path}: has the splits {', '.join(dataset)}: give the folder of one")
+    return dataset
