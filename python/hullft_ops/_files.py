@@ -5,6 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+# What a killed process leaves of the files that it was replacing.
+PARTIAL_FILES = ".*.partial"
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:

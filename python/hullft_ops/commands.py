@@ -136,26 +136,26 @@ def index(
     """Make a datastore of a corpus: streamed, and resumable after a kill."""
     from hullft_ops.ttft.index_command import IndexRequest, run_index
 
-    request = IndexRequest(
-        source=source,
-        out=out,
-        embedder=embedder,
-        text_column=text_column,
-        metadata=tuple(filter(None, (name.strip() for name in metadata.split(",")))),
-        chunk_tokens=chunk_tokens,
-        overlap=overlap,
-        tokenizer=tokenizer,
-        min_chars=min_chars,
-        max_bad_share=max_bad_share,
-        flat_up_to=flat_up_to,
-        ivf_up_to=ivf_up_to,
-        modes=tuple(
-            name
-            for name, asked in (("append", append), ("resume", resume), ("restart", restart))
-            if asked
-        ),
-    )
     try:
+        request = IndexRequest(
+            source=source,
+            out=out,
+            embedder=embedder,
+            text_column=text_column,
+            metadata=tuple(filter(None, (name.strip() for name in metadata.split(",")))),
+            chunk_tokens=chunk_tokens,
+            overlap=overlap,
+            tokenizer=tokenizer,
+            min_chars=min_chars,
+            max_bad_share=max_bad_share,
+            flat_up_to=flat_up_to,
+            ivf_up_to=ivf_up_to,
+            modes=tuple(
+                name
+                for name, asked in (("append", append), ("resume", resume), ("restart", restart))
+                if asked
+            ),
+        )
         run_index(request, out=Console(), log=Console(stderr=True))
     except (OSError, ValueError) as error:
         typer.echo(f"hullft-ops index: {error}", err=True)

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import textwrap
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +34,20 @@ def test_what_is_built_is_read_back(embedder, tmp_path):
         assert np.array_equal(store.embeddings.numpy(), embedder.encode(texts))
     manifest = json.loads((tmp_path / "deep" / "store" / "manifest.json").read_text())
     assert manifest.pop("data").startswith("data-")
+    (shard,) = manifest.pop("shards")
+    assert (shard["file"], shard["count"]) == ("texts-00000.arrow", 5)
+    vectors = data_file(tmp_path / "deep" / "store", "embeddings.f32").read_bytes()
+    assert manifest.pop("embeddings") == {
+        "file": "embeddings.f32",
+        "count": 5,
+        "bytes": 5 * 24 * 4,
+        "crc32": zlib.crc32(vectors),
+    }
+    assert manifest.pop("index")["kind"] == "flat"
+    assert manifest.pop("sources") == [{}]
     assert manifest == {
         "format": "hullft_ops.datastore",
-        "format_version": 1,
+        "format_version": 2,
         "embedder": "hashing",
         "dim": 24,
         "count": 5,
@@ -52,7 +64,7 @@ def test_a_generator_is_streamed_in_batches_and_keeps_its_order(embedder, tmp_pa
 
 
 def test_embeddings_are_mapped_and_writing_to_them_leaves_the_file(store, tmp_path):
-    file = data_file(tmp_path / "store", "embeddings.npy")
+    file = data_file(tmp_path / "store", "embeddings.f32")
     maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
     ranges = [fields[0].split("-") for fields in maps if fields[-1] == str(file)]
     address = store.embeddings.data_ptr()

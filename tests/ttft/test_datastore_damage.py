@@ -1,8 +1,8 @@
 """Opening what is not a datastore, or no longer one, is a ValueError and runs nothing."""
 
 import json
-import pickle
 import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +11,9 @@ import pyarrow as pa
 import pytest
 
 from hullft_ops.ttft import Datastore
+
+TEXTS = "texts-00000.arrow"
+VECTORS = "embeddings.f32"
 
 
 def data_file(path: Path, name: str) -> Path:
@@ -37,12 +40,34 @@ def edited_manifest(**fields: object) -> Callable[[Path], None]:
     return edit
 
 
+def edited_shard(**fields: object) -> Callable[[Path], None]:
+    def edit(path: Path) -> None:
+        (shard,) = json.loads((path / "manifest.json").read_text())["shards"]
+        edited_manifest(shards=[shard | fields])(path)
+
+    return edit
+
+
 def texts_replaced(array: pa.Array, column: str = "text") -> Callable[[Path], None]:
-    return lambda path: write_arrow(data_file(path, "texts.arrow"), array, column)
+    """Other texts whose size and checksum the manifest knows, as a forger would leave them."""
+
+    def replace(path: Path) -> None:
+        file = data_file(path, TEXTS)
+        write_arrow(file, array, column)
+        content = file.read_bytes()
+        edited_shard(bytes=len(content), crc32=zlib.crc32(content))(path)
+
+    return replace
 
 
-def embeddings_replaced(matrix: np.ndarray) -> Callable[[Path], None]:
-    return lambda path: np.save(data_file(path, "embeddings.npy"), matrix)
+def flipped(name: str) -> Callable[[Path], None]:
+    def flip(path: Path) -> None:
+        file = data_file(path, name)
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+
+    return flip
 
 
 def truncated(name: str) -> Callable[[Path], None]:
@@ -68,29 +93,36 @@ def outside_offsets() -> pa.Array:
         (lambda path: (path / "manifest.json").write_text("[" * 100_000), "is not JSON"),
         (lambda path: (path / "manifest.json").write_text("[]"), "is not a datastore"),
         (edited_manifest(format="other"), "is not a datastore"),
-        (edited_manifest(format_version=2), "version 2, this package reads version 1"),
+        (edited_manifest(format_version=3), "version 3, this package reads version 2: build it"),
+        (edited_manifest(format_version=1), "version 1, this package reads version 2: build it"),
         (edited_manifest(embedder=3), "embedder must be a string, got 3"),
         (edited_manifest(dim=0), "dim must be a positive integer, got 0"),
         (edited_manifest(count=True), "count must be a positive integer, got True"),
-        (edited_manifest(count=61), "must hold 61 texts, got 60"),
-        (edited_manifest(dim=25), r"must be float32 \[60, 25\] in C order"),
+        (edited_manifest(count=61), "count must be the sum over shards, got 61"),
+        (edited_manifest(dim=25), "embeddings must be 60 rows in 6000 bytes, got 60 in 5760"),
         (edited_manifest(metric="l2"), "metric must be 'inner_product', got 'l2'"),
         (edited_manifest(data="../elsewhere"), "data must be named like .*, got '../elsewhere'"),
-        (edited_manifest(data="data-0"), "texts.arrow is missing or corrupt"),
-        (lambda path: data_file(path, "texts.arrow").unlink(), "texts.arrow is missing"),
-        (lambda path: data_file(path, "texts.arrow").write_bytes(b""), "texts.arrow is missing or"),
-        (lambda path: data_file(path, "texts.arrow").write_bytes(b"junk" * 99), "missing or corru"),
-        (truncated("texts.arrow"), "texts.arrow is missing or corrupt"),
+        (edited_manifest(data="data-0"), f"{TEXTS} is missing or corrupt"),
+        (edited_manifest(extra=1), r"differs in \['extra'\]"),
+        (edited_manifest(shards=[]), "shards must be a list of files"),
+        (edited_manifest(sources="x"), "sources must be a list of objects"),
+        (edited_manifest(index={}), "must have the fields"),
+        (edited_manifest(embeddings=None), "embeddings must be an object, got None"),
+        (edited_shard(file="../texts-00000.arrow"), "shards must be named like"),
+        (edited_shard(file="/etc/passwd"), "shards must be named like .*, got '/etc/passwd'"),
+        (edited_shard(crc32=-1), "shards.crc32 must be an integer of 0 or more, got -1"),
+        (edited_shard(crc32=1), f"{TEXTS} is missing or corrupt: its checksum is wrong"),
+        (lambda path: data_file(path, TEXTS).unlink(), f"{TEXTS} is missing"),
+        (lambda path: data_file(path, TEXTS).write_bytes(b""), f"{TEXTS} is missing or"),
+        (truncated(TEXTS), f"{TEXTS} is missing or corrupt"),
+        (flipped(TEXTS), f"{TEXTS} is missing or corrupt: its checksum is wrong"),
         (texts_replaced(pa.array(["a"] * 59)), "must hold 60 texts, got 59"),
         (texts_replaced(pa.array(["a"] * 60), "body"), "must hold 60 texts, got 60 rows of body"),
         (texts_replaced(pa.array([1] * 60)), "must hold 60 texts, got 60 rows of text: int64"),
-        (texts_replaced(outside_offsets()), "texts.arrow is missing or corrupt"),
-        (lambda path: data_file(path, "embeddings.npy").unlink(), "embeddings.npy is missing"),
-        (lambda path: data_file(path, "embeddings.npy").write_bytes(b""), "embeddings.npy is miss"),
-        (truncated("embeddings.npy"), "embeddings.npy is missing or corrupt"),
-        (embeddings_replaced(np.zeros((60, 24))), r"got float64 \[60, 24\]"),
-        (embeddings_replaced(np.zeros((59, 24), np.float32)), r"got float32 \[59, 24\]"),
-        (embeddings_replaced(np.zeros((24, 60), np.float32).T), "in C order"),
+        (texts_replaced(outside_offsets()), f"{TEXTS} is missing or corrupt"),
+        (lambda path: data_file(path, VECTORS).unlink(), f"{VECTORS} is missing"),
+        (truncated(VECTORS), f"{VECTORS} is missing or corrupt: it must have 5760 bytes"),
+        (flipped(VECTORS), f"{VECTORS} is missing or corrupt: its checksum is wrong"),
     ],
 )
 def test_a_damaged_datastore_is_refused(store, tmp_path, damage, message):
@@ -99,29 +131,9 @@ def test_a_damaged_datastore_is_refused(store, tmp_path, damage, message):
         Datastore.open(tmp_path / "store")
 
 
-class Payload:
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __reduce__(self):
-        return (Path.touch, (self.file,))
-
-
-@pytest.mark.parametrize("how", ["npy", "pickle"])
-def test_nothing_is_unpickled(store, tmp_path, how):
-    payload, file = Payload(tmp_path / "ran"), data_file(tmp_path / "store", "embeddings.npy")
-    if how == "npy":
-        np.save(file, np.array([payload], dtype=object), allow_pickle=True)
-    else:
-        file.write_bytes(pickle.dumps(payload))
-    with pytest.raises(ValueError, match=r"embeddings\.npy is missing or corrupt"):
-        Datastore.open(tmp_path / "store")
-    assert not (tmp_path / "ran").exists()
-
-
 def test_flipped_bytes_are_refused_or_harmless(store, tmp_path):
-    """Any one byte of the text file: opening raises ValueError or every text can be read."""
-    original = data_file(tmp_path / "store", "texts.arrow").read_bytes()
+    """Any one byte of the text file, its checksum put right: a ValueError, or texts to be read."""
+    original = data_file(tmp_path / "store", TEXTS).read_bytes()
     random = np.random.default_rng(0)
     refused = 0
     for round_ in range(300):
@@ -130,11 +142,21 @@ def test_flipped_bytes_are_refused_or_harmless(store, tmp_path):
         flipped = bytearray(original)
         # Most structure is near the beginning.
         flipped[random.integers(min(len(original), 1024))] ^= 1 << random.integers(8)
-        data_file(copy, "texts.arrow").write_bytes(flipped)
+        data_file(copy, TEXTS).write_bytes(flipped)
+        edited_shard(crc32=zlib.crc32(flipped))(copy)
         try:
             opened = Datastore.open(copy)
         except ValueError:
             refused += 1
         else:
             assert len(list(opened.texts)) == len(store)
+        shutil.rmtree(copy)
     assert refused > 30
+
+
+def test_checksums_can_be_passed_over_but_sizes_cannot(store, tmp_path):
+    flipped(VECTORS)(tmp_path / "store")
+    assert len(Datastore.open(tmp_path / "store", verify=False)) == 60
+    truncated(VECTORS)(tmp_path / "store")
+    with pytest.raises(ValueError, match="it must have 5760 bytes"):
+        Datastore.open(tmp_path / "store", verify=False)

@@ -8,27 +8,37 @@ from hullft_ops.ttft.manifest import DataFile
 _READ_BYTES = 1 << 22
 
 
-def crc32_of(file: Path) -> int:
-    """zlib's CRC-32 of a file's content."""
-    crc32 = 0
+def crc32_of(file: Path, size: int | None = None) -> int:
+    """zlib's CRC-32 of a file's first ``size`` bytes; of all when None."""
+    crc32, left = 0, file.stat().st_size if size is None else size
     with file.open("rb") as content:
-        while block := content.read(_READ_BYTES):
+        while block := content.read(min(left, _READ_BYTES)):
             crc32 = zlib.crc32(block, crc32)
+            left -= len(block)
     return crc32
 
 
-def check_file(function: str, folder: Path, wanted: DataFile, *, checksum: bool = True) -> None:
+def check_file(
+    function: str, folder: Path, wanted: DataFile, *, checksum: bool = True, longer: bool = False
+) -> None:
     """Refuse a file that is missing, or of another size or checksum than was written down.
+
+    Args:
+        function: what the message begins with.
+        folder: where the file is.
+        wanted: what was written down.
+        checksum: compare the content too, which reads it.
+        longer: whether more may follow, which is then not looked at.
 
     Raises:
         ValueError: as said.
     """
     file = folder / wanted.file
     size = file.stat().st_size if file.is_file() else None
-    if size != wanted.bytes:
+    if size is None or size < wanted.bytes or (size > wanted.bytes and not longer):
         raise ValueError(
             f"{function}: {file} is missing or corrupt: it must have {wanted.bytes} bytes, "
             f"has {'none' if size is None else size}"
         )
-    if checksum and crc32_of(file) != wanted.crc32:
+    if checksum and crc32_of(file, wanted.bytes) != wanted.crc32:
         raise ValueError(f"{function}: {file} is missing or corrupt: its checksum is wrong")

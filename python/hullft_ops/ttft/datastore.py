@@ -143,9 +143,10 @@ class Datastore:
             raise type(error)(f"Datastore.open: {error}") from error
         data = path / manifest.data
         index = manifest.index
-        files = (*manifest.shards, manifest.embeddings, *([index.file] if index.file else []))
-        for file in files:
+        for file in (*manifest.shards, *([index.file] if index.file else [])):
             check_file("Datastore.open", data, file, checksum=verify)
+        # Another process may be adding vectors.
+        check_file("Datastore.open", data, manifest.embeddings, checksum=verify, longer=True)
         rows = _open_rows(data, manifest)
         embeddings = _open_embeddings(data / manifest.embeddings.file, manifest)
         lists = None

@@ -58,8 +58,13 @@ class SentenceTransformerEmbedder:
     @property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """What cuts a text for the model."""
-        tokenizer: PreTrainedTokenizerBase = self._model.tokenizer
-        return tokenizer
+        from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+        tokenizer = self._model.tokenizer
+        # Static embeddings hold a tokenizer of the library below transformers.
+        if isinstance(tokenizer, PreTrainedTokenizerBase):
+            return tokenizer
+        return PreTrainedTokenizerFast(tokenizer_object=tokenizer)  # type: ignore[no-untyped-call]
 
     def encode(self, texts: Sequence[str], *, progress: bool = False) -> np.ndarray:
         """float32 ``[len(texts), dim]``, each row of Euclidean norm 1."""

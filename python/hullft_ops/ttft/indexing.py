@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import Progress
 
+from hullft_ops._files import PARTIAL_FILES
 from hullft_ops.ttft.chunking import token_chunks
 from hullft_ops.ttft.datastore import Datastore
 from hullft_ops.ttft.embedding import Embedder
@@ -149,7 +150,7 @@ def _check_state(path: Path, mode: str, settings: dict[str, Any]) -> None:
             "embedding: resume finishes it, restart rolls it back and begins anew"
         )
     if not journal and not finished:
-        if path.exists() and any(path.iterdir()):
+        if path.exists() and any(not entry.match(PARTIAL_FILES) for entry in path.iterdir()):
             raise FileExistsError(f"{_FUNCTION}: {path} is not empty and not a datastore")
         if mode == "append":
             raise FileNotFoundError(f"{_FUNCTION}: no datastore at {path} to append to")

@@ -25,6 +25,7 @@ _CANDIDATES = 4
 # Of rows for each list; faiss asks for at least 39.
 _TRAINING_ROWS = 64
 _MAX_SUBQUANTIZERS = 64
+_LEAST_PART = 4  # dimensions
 
 Neighbours = tuple[np.ndarray, np.ndarray]
 
@@ -81,15 +82,9 @@ class ListSearch:
 
     def search(self, queries: np.ndarray, k: int, rows: np.ndarray | None = None) -> Neighbours:
         """`exact_search`, but for rows in lists that are not read."""
-        wanted = min(k * self.candidates, len(self.matrix) if rows is None else len(rows))
-        # FAISS's stubs do not know the keywords that its Python layer adds.
-        parameters = faiss.SearchParametersIVF(  # type: ignore[call-arg]
-            nprobe=self.probes, sel=_selector(self, rows)
-        )
-        _, found = self.index.search(queries, wanted, params=parameters)
         scores = np.empty((len(queries), k), np.float32)
         ids = np.empty((len(queries), k), np.int64)
-        for position, candidates in enumerate(found):
+        for position, candidates in enumerate(self.find(queries, k, rows)):
             some = np.sort(candidates[candidates >= 0])
             # Lists with too few texts between them cannot answer.
             pool = some if len(some) >= k else rows
@@ -98,6 +93,16 @@ class ListSearch:
                 part[0] for part in exact_search(self.matrix, query, k, pool)
             )
         return scores, ids
+
+    def find(self, queries: np.ndarray, k: int, rows: np.ndarray | None = None) -> np.ndarray:
+        """Rows that may be among the ``k`` nearest, int64 ``[B, candidates * k]``; -1 for none."""
+        wanted = min(k * self.candidates, len(self.matrix) if rows is None else len(rows))
+        # FAISS's stubs do not know the keywords that its Python layer adds.
+        parameters = faiss.SearchParametersIVF(  # type: ignore[call-arg]
+            nprobe=self.probes, sel=_selector(self, rows)
+        )
+        found: np.ndarray = self.index.search(queries, wanted, params=parameters)[1]
+        return found
 
 
 def open_index(file: Path, matrix: np.ndarray, facts: SearchIndex) -> ListSearch:
@@ -140,10 +145,15 @@ def build_index(
 
 def _trained(matrix: np.ndarray, kind: str, lists: int) -> Any:
     dim = matrix.shape[1]
-    parts = max(m for m in range(1, _MAX_SUBQUANTIZERS + 1) if dim % m == 0)
-    code = "SQ8" if kind == "ivf" else f"PQ{parts}x8"
+    most = min(_MAX_SUBQUANTIZERS, max(1, dim // _LEAST_PART))
+    parts = max(m for m in range(1, most + 1) if dim % m == 0)
+    # "np": not to spend most of the time on an order of the codes that no search here uses.
+    code = "SQ8" if kind == "ivf" else f"PQ{parts}x8np"
     index: Any = faiss.index_factory(dim, f"IVF{lists},{code}", faiss.METRIC_INNER_PRODUCT)
+    # A small datastore trains on what it has, without FAISS's warnings of that.
     index.cp.min_points_per_centroid = 1
+    if kind == "ivfpq":
+        index.pq.cp.min_points_per_centroid = 1
     index.train(_sample(matrix, max(lists * _TRAINING_ROWS, 1 << 14)))
     return index
 
@@ -158,7 +168,8 @@ def _measured(
     _, exact = exact_search(matrix, queries, k + 1)
     probes = 1
     while True:
-        _, found = ListSearch(index, matrix, probes, facts.candidates).search(queries, k + 1)
+        found = ListSearch(index, matrix, probes, facts.candidates).find(queries, k + 1)
+        # Those found are ranked exactly, so a neighbour among them is not lost again.
         hits = [len(np.intersect1d(a[1:], b)) for a, b in zip(exact, found, strict=True)]
         recall = float(np.mean(hits)) / k
         if recall >= thresholds.recall or probes == facts.lists:

@@ -1,5 +1,6 @@
 """Reading a corpus, a record at a time: JSONL, Parquet, a folder of texts, an HF dataset."""
 
+import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -7,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet
 
 _ROWS = 256
 _NAMED = 5
 _JSON_SUFFIXES = {".jsonl", ".ndjson", ".json"}
-_COMPRESSIONS = {".zst", ".gz", ".bz2", ".xz"}
+_COMPRESSIONS = {".zst", ".gz", ".bz2"}
 # Before this many records, a share of bad ones says little.
 _JUDGED_RECORDS = 100
 
@@ -87,25 +87,24 @@ class Source:
         found = dict.fromkeys(self.metadata, False)
         for place, values in self._raw(counts):
             counts.records += 1
-            if counts.records >= _JUDGED_RECORDS:
-                counts.check(self.name, self.max_bad_share)
-            if isinstance(values, str):
-                counts.bad(place, values)
-                continue
-            problem = self._problem(values)
-            if problem:
-                counts.bad(place, problem)
+            record = self._record(place, values)
+            if isinstance(record, str):
+                counts.bad(place, record)
+                if counts.records >= _JUDGED_RECORDS:
+                    counts.check(self.name, self.max_bad_share)
                 continue
             for name in found:
-                found[name] |= values.get(name) is not None
-            kept = {name: values.get(name) for name in self.metadata}
-            yield {"text": values[self.text_column], "source": place, **kept}
+                found[name] |= record[name] is not None
+            yield record
         counts.check(self.name, self.max_bad_share)
         missing = [name for name, seen in found.items() if not seen]
         if missing and counts.records > counts.malformed:
             raise SourceError(f"{self.name}: no record has the metadata {', '.join(missing)}")
 
-    def _problem(self, values: Mapping[str, Any]) -> str | None:
+    def _record(self, place: str, values: Mapping[str, Any] | str) -> Record | str:
+        """What is wanted of a record, or what is wrong with it."""
+        if isinstance(values, str):
+            return values
         text = values.get(self.text_column)
         if not isinstance(text, str):
             return f'no string "{self.text_column}"'
@@ -113,7 +112,8 @@ class Source:
             text.encode()
         except UnicodeEncodeError:
             return f'"{self.text_column}" with half a surrogate pair'
-        return None
+        kept = {name: values.get(name) for name in self.metadata}
+        return {"text": text, "source": place, **kept}
 
     def _raw(self, counts: Counts) -> Iterator[tuple[str, Mapping[str, Any] | str]]:
         """Each record's place, and its values or what is wrong with it."""
@@ -135,7 +135,7 @@ class Source:
             yield from self._parquet_rows(path)
         else:
             raise SourceError(
-                f"{path}: must be .jsonl (.zst, .gz, .bz2 or .xz after it as may be), .parquet, "
+                f"{path}: must be .jsonl (.zst, .gz or .bz2 after it as may be), .parquet, "
                 "a folder of text files or a saved dataset"
             )
 
@@ -166,7 +166,7 @@ class Source:
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | str]]:
-    with fsspec.open(str(path), "rb", compression="infer") as lines:
+    with io.BufferedReader(pa.input_stream(str(path), compression="detect")) as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 yield f"{path.name}:{number}", _json_object(line)

@@ -19,7 +19,7 @@ import pyarrow as pa
 from rich.progress import Progress
 
 from hullft_ops._checks import check_integer
-from hullft_ops._files import sync
+from hullft_ops._files import PARTIAL_FILES, sync
 from hullft_ops.ttft.checksums import check_file, crc32_of
 from hullft_ops.ttft.embedding import Embedder, encode_checked
 from hullft_ops.ttft.journal import Journal
@@ -170,18 +170,18 @@ class StoreWriter:
         if self.base is None or not self.finished:
             self.base = self._manifest(thresholds)
             self.base.write(self.directory)
+        self._tidy()
         (self.directory / JOURNAL_FILE).unlink()
         sync(self.directory)
-        self._tidy()
         return self.base
 
     def abandon(self) -> None:
         """Leave the datastore as it was before this write; nothing where there was none."""
         if self.base is None:
             _remove(self._folder)
-        (self.directory / JOURNAL_FILE).unlink()
-        if self.base is not None:
+        else:
             self._tidy()
+        (self.directory / JOURNAL_FILE).unlink()
 
     def _manifest(self, thresholds: IndexThresholds) -> Manifest:
         journal, shard = self.journal, self.journal.shard
@@ -216,7 +216,7 @@ class StoreWriter:
         return file.open("ab")
 
     def _tidy(self) -> None:
-        """Remove what an interrupted or a replaced state left in the data directory."""
+        """Remove what interrupted and replaced states left behind."""
         wanted = {EMBEDDINGS_FILE}
         if self.base:
             wanted |= {shard.file for shard in self.base.shards}
@@ -224,6 +224,8 @@ class StoreWriter:
         for path in self._folder.iterdir():
             if path.name not in wanted:
                 path.unlink()
+        for partial in self.directory.glob(PARTIAL_FILES):
+            partial.unlink()
         for folder in self.directory.glob("data-*"):
             if folder != self._folder:
                 _remove(folder)

@@ -1,0 +1,291 @@
+"""Indexing that is killed, resumed, rolled back, added to, and refused."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hullft_ops.ttft import Datastore, store_writer
+from hullft_ops.ttft.indexing import Cutting, index_corpus
+from hullft_ops.ttft.journal import Journal, locked
+from hullft_ops.ttft.search_index import IndexThresholds
+from hullft_ops.ttft.sources import Source, SourceError
+
+COUNT = 300
+# A change after the first vectors are committed, and before the last are.
+LATE = 18
+INVERTED = IndexThresholds(flat=100)
+
+
+def write_corpus(path: Path, numbers: range) -> Source:
+    records = [
+        {"text": f"passage number {i} of word{i % 7}", "domain": "ab"[i % 2]} for i in numbers
+    ]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return Source(path, metadata=("domain",))
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Source:
+    return write_corpus(tmp_path / "c.jsonl", range(COUNT))
+
+
+@pytest.fixture
+def more(tmp_path: Path) -> Source:
+    """200 records, the first 50 of which are in the other source too."""
+    return write_corpus(tmp_path / "more.jsonl", range(COUNT - 50, COUNT + 150))
+
+
+def content(store: Datastore) -> tuple[list[dict[str, object]], bytes]:
+    return list(store.rows), store.embeddings.numpy().tobytes()
+
+
+def files(path: Path) -> set[str]:
+    return {entry.relative_to(path).as_posix() for entry in path.rglob("*") if entry.is_file()}
+
+
+class KilledAtCall:
+    """Replaces what makes a state lasting; the call of that number is a kill -9 instead."""
+
+    def __init__(self, number: int) -> None:
+        self.left = number
+
+    def wrapped(self, function: Callable[..., object]) -> Callable[..., object]:
+        def call(*arguments: object, **keywords: object) -> object:
+            if self.left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            self.left -= 1
+            return function(*arguments, **keywords)
+
+        return call
+
+
+def killed(number: int, run: Callable[[], object]) -> bool:
+    """Whether a process that does ``run`` was killed at that lasting change."""
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        killer = KilledAtCall(number)
+        os.fsync = killer.wrapped(os.fsync)
+        os.truncate = killer.wrapped(os.truncate)
+        Path.replace = killer.wrapped(Path.replace)
+        Path.unlink = killer.wrapped(Path.unlink)
+        try:
+            run()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    assert status in (0, signal.SIGKILL)
+    return status != 0
+
+
+@pytest.fixture
+def _commit_every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_writer, "_SECONDS_PER_COMMIT", -1.0)
+
+
+@pytest.mark.usefixtures("_commit_every_batch")
+@pytest.mark.parametrize("again", ["resume", "restart"])
+def test_a_build_killed_at_any_change_ends_as_if_it_was_not(source, embedder, tmp_path, again):
+    whole = index_corpus(source, tmp_path / "whole", embedder)
+    for number in range(100):
+        path = tmp_path / f"killed{number}"
+        if not killed(number, lambda path=path: index_corpus(source, path, embedder)):
+            break
+        finished = (path / "manifest.json").exists()
+        if not finished:
+            with pytest.raises(ValueError, match=r"not finished|has no manifest"):
+                Datastore.open(path)
+        mode = "resume" if finished else again
+        assert content(index_corpus(source, path, embedder, mode=mode)) == content(whole)
+        assert len(files(path)) == 3
+    assert number > 15
+
+
+@pytest.mark.usefixtures("_commit_every_batch")
+def test_an_append_killed_at_any_change_ends_as_if_it_was_not(source, more, embedder, tmp_path):
+    def append(path: Path, mode: str) -> Datastore:
+        return index_corpus(more, path, embedder, thresholds=INVERTED, mode=mode)
+
+    whole = index_corpus(source, tmp_path / "whole", embedder, thresholds=INVERTED)
+    before = content(whole)
+    whole = append(tmp_path / "whole", "append")
+    assert len(whole) == COUNT + 150
+    for number in range(100):
+        path = tmp_path / f"killed{number}"
+        index_corpus(source, path, embedder, thresholds=INVERTED)
+        if not killed(number, lambda path=path: append(path, "append")):
+            break
+        seen = content(Datastore.open(path))
+        assert seen in (before, content(whole))
+        if (path / "journal.json").exists():
+            again = ("resume", "restart")[number % 2] if seen == before else "resume"
+            assert content(append(path, again)) == content(whole)
+            assert len(files(path)) == 5
+    assert number > 15
+
+
+@pytest.mark.usefixtures("_commit_every_batch")
+def test_what_was_reported_is_not_embedded_again(source, embedder, other_embedder, tmp_path):
+    class Stopped:
+        name, dim = embedder.name, embedder.dim
+        calls = 0
+
+        def encode(self, texts, *, progress=False):
+            self.calls += 1
+            if self.calls == 3:
+                raise RuntimeError("stopped")
+            return embedder.encode(texts)
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        index_corpus(source, tmp_path / "store", Stopped())
+    journal = Journal.read(tmp_path / "store")
+    assert journal.embedded == 256
+    fresh = other_embedder()
+    store = index_corpus(source, tmp_path / "store", fresh, mode="resume")
+    assert fresh.batch_sizes == [COUNT - 256]
+    assert len(store) == COUNT
+
+
+@pytest.mark.usefixtures("_commit_every_batch")
+def test_vectors_of_an_interrupted_write_that_rotted_are_refused(source, embedder, tmp_path):
+    path = tmp_path / "store"
+    assert killed(LATE, lambda: index_corpus(source, path, embedder))
+    assert Journal.read(path).embedded > 0
+    (file,) = path.glob("data-*/embeddings.f32")
+    rotten = bytearray(file.read_bytes())
+    rotten[0] ^= 1
+    file.write_bytes(rotten)
+    with pytest.raises(ValueError, match="checksum is wrong"):
+        index_corpus(source, path, embedder, mode="resume")
+    assert len(index_corpus(source, path, embedder, mode="restart")) == COUNT
+
+
+def test_an_interrupted_write_is_found_and_resumed_with_its_settings_only(
+    source, more, embedder, other_embedder, tmp_path
+):
+    path = tmp_path / "store"
+    assert killed(8, lambda: index_corpus(source, path, embedder))
+    for mode in ("new", "append"):
+        with pytest.raises(ValueError, match="interrupted.*resume finishes it, restart rolls"):
+            index_corpus(source, path, embedder, mode=mode)
+    with pytest.raises(ValueError, match=r"other settings: source was '.*c.jsonl', is '.*more"):
+        index_corpus(more, path, embedder, mode="resume")
+    with pytest.raises(ValueError, match="min_chars was 16, is 3"):
+        index_corpus(source, path, embedder, mode="resume", cutting=Cutting(min_chars=3))
+    with pytest.raises(ValueError, match="embedder is other of dim 24, the datastore's is hashing"):
+        index_corpus(source, path, other_embedder("other"), mode="resume")
+    assert len(index_corpus(source, path, embedder, mode="resume")) == COUNT
+
+
+def test_repetitions_and_near_empty_texts_are_left_out_and_counted(embedder, tmp_path):
+    texts = [
+        "a text that is long enough",
+        "short",
+        "   \n ",
+        "a text that is long enough",
+        "x" * 16,
+    ]
+    file = tmp_path / "c.jsonl"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    store = index_corpus(Source(file), tmp_path / "store", embedder)
+    assert list(store.texts) == [texts[0], texts[4]]
+    (counted,) = store.manifest.sources
+    assert (counted["records"], counted["near_empty"], counted["repeated"]) == (5, 2, 1)
+    assert store.rows["source"][:] == ["c.jsonl:1", "c.jsonl:5"]
+
+
+def test_appending_what_is_there_changes_nothing(source, embedder, tmp_path):
+    before = content(index_corpus(source, tmp_path / "store", embedder))
+    with pytest.raises(SourceError, match=f"{COUNT} are repeated or among the {COUNT}"):
+        index_corpus(source, tmp_path / "store", embedder, mode="append")
+    assert content(Datastore.open(tmp_path / "store")) == before
+    assert len(files(tmp_path / "store")) == 3
+
+
+def test_modes_say_what_they_need(source, more, embedder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no datastore at .* to append to"):
+        index_corpus(source, tmp_path / "store", embedder, mode="append")
+    assert len(index_corpus(source, tmp_path / "store", embedder, mode="resume")) == COUNT
+    with pytest.raises(FileExistsError, match="append adds to it"):
+        index_corpus(source, tmp_path / "store", embedder)
+    assert len(index_corpus(source, tmp_path / "store", embedder, mode="resume")) == COUNT
+    with pytest.raises(ValueError, match="no interrupted write in .* another source"):
+        index_corpus(more, tmp_path / "store", embedder, mode="resume")
+    with pytest.raises(FileExistsError, match="not empty and not a datastore"):
+        index_corpus(source, tmp_path, embedder)
+    with pytest.raises(ValueError, match="mode must be one of new, append, resume, restart"):
+        index_corpus(source, tmp_path / "store", embedder, mode="redo")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "nothing to index: of 0 records"),
+        ('{"text": "short"}\n' * 3, "of 3 records 0 are malformed, 3 texts have fewer than 16"),
+        ('{"body": "a text that is long enough"}\n', r'1 of 1 records .* c.jsonl:1: no string "te'),
+    ],
+)
+def test_a_corpus_that_fits_nothing_leaves_nothing(embedder, tmp_path, content, message):
+    (tmp_path / "c.jsonl").write_text(content)
+    with pytest.raises(SourceError, match=message):
+        index_corpus(Source(tmp_path / "c.jsonl"), tmp_path / "store", embedder)
+    assert files(tmp_path / "store") == set()
+    (tmp_path / "c.jsonl").write_text('{"text": "a text that is long enough"}\n')
+    assert len(index_corpus(Source(tmp_path / "c.jsonl"), tmp_path / "store", embedder)) == 1
+
+
+def test_metadata_of_a_changing_type_is_refused(embedder, tmp_path):
+    records = [
+        {"text": f"text of some length {i}", "year": i if i < 1500 else "x"} for i in range(1600)
+    ]
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    with pytest.raises(ValueError, match="rows 1024 to 1599, a value of the metadata differs"):
+        index_corpus(Source(tmp_path / "c.jsonl", metadata=("year",)), tmp_path / "s", embedder)
+    (tmp_path / "c.jsonl").write_text('{"text": "text of some length", "year": {"a": 1}}\n')
+    with pytest.raises(ValueError, match="metadata year must be strings, numbers or booleans"):
+        index_corpus(Source(tmp_path / "c.jsonl", metadata=("year",)), tmp_path / "t", embedder)
+
+
+def test_an_append_needs_the_same_columns(source, embedder, tmp_path):
+    index_corpus(source, tmp_path / "store", embedder)
+    (tmp_path / "d.jsonl").write_text('{"text": "text of some length"}\n')
+    with pytest.raises(ValueError, match="has the columns text, source, domain, got text, source"):
+        index_corpus(Source(tmp_path / "d.jsonl"), tmp_path / "store", embedder, mode="append")
+
+
+def test_two_writers_do_not_meet(source, embedder, tmp_path):
+    (tmp_path / "store").mkdir()
+    with (
+        locked(tmp_path / "store"),
+        pytest.raises(ValueError, match="another process is writing the datastore"),
+    ):
+        index_corpus(source, tmp_path / "store", embedder)
+
+
+def test_filter_searches_what_has_the_values(source, embedder, tmp_path):
+    store = index_corpus(source, tmp_path / "store", embedder)
+    odd = store.filter(domain="b")
+    assert len(odd) == COUNT // 2
+    queries = embedder.encode(["passage number 4 of word4", "word3"])
+    scores, ids = odd.search(queries, 20)
+    products = queries @ store.embeddings.numpy().T
+    products[:, ::2] = -np.inf
+    np.testing.assert_allclose(scores, -np.sort(-products)[:, :20], rtol=1e-6)
+    assert (ids % 2 == 1).all()
+    assert {odd.rows[i]["domain"] for i in ids[0].tolist()} == {"b"}
+    assert len(store.filter(domain=["a", "b"])) == COUNT
+    assert len(odd.filter(source=["c.jsonl:2", "c.jsonl:3"])) == 1
+    with pytest.raises(ValueError, match="k is 151, the datastore has 150 texts"):
+        odd.search(queries, 151)
+    with pytest.raises(ValueError, match="no metadata 'year', has source, domain"):
+        store.filter(year=3)
+    with pytest.raises(ValueError, match="domain is string, got 3"):
+        store.filter(domain=3)
+    with pytest.raises(ValueError, match="no text has"):
+        store.filter(domain="c")

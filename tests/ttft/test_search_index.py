@@ -1,0 +1,133 @@
+"""The index that a size gets, its measured recall, and that it is right about what it returns."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hullft_ops.ttft import Datastore
+from hullft_ops.ttft.search_index import IndexThresholds, exact_search
+
+COUNT, DIM = 4000, 16
+IVF = IndexThresholds(flat=1000)
+IVFPQ = IndexThresholds(flat=1000, ivf=2000)
+
+
+class GivenVectors:
+    """Unit vectors near a few centres, chosen by the number that is the text."""
+
+    name, dim = "given", DIM
+
+    def __init__(self) -> None:
+        random = np.random.default_rng(0)
+        centres = random.normal(size=(40, DIM))
+        noise = random.normal(size=(COUNT + 50, DIM))
+        vectors = centres[random.integers(40, size=COUNT + 50)] + 0.6 * noise
+        self.vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype("f4")
+
+    def encode(self, texts, *, progress=False):
+        return self.vectors[[int(text) for text in texts]]
+
+
+@pytest.fixture(scope="module")
+def given() -> GivenVectors:
+    return GivenVectors()
+
+
+@pytest.fixture(scope="module")
+def stores(given: GivenVectors, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Datastore]:
+    path = tmp_path_factory.mktemp("stores")
+    kinds = {"flat": IndexThresholds(), "ivf": IVF, "ivfpq": IVFPQ}
+    texts = list(map(str, range(COUNT)))
+    return {
+        kind: Datastore.build(texts, given, path / kind, progress=False, thresholds=thresholds)
+        for kind, thresholds in kinds.items()
+    }
+
+
+def test_the_size_chooses(stores):
+    for kind, store in stores.items():
+        assert store.manifest.index.kind == kind
+    assert str(stores["flat"].manifest.index) == "flat, exact"
+
+
+@pytest.mark.parametrize("kind", ["ivf", "ivfpq"])
+def test_the_recall_that_is_said_is_about_what_new_queries_get(monkeypatch, stores, given, kind):
+    monkeypatch.setattr("hullft_ops.ttft.datastore._EXACT_ROWS", 0)
+    index = stores[kind].manifest.index
+    assert index.recall >= 0.95
+    assert 0 < index.probes <= index.lists
+    assert f"recall@200 {index.recall:.3f} on 128 queries" in str(index)
+    queries = given.vectors[COUNT:]
+    _, found = stores[kind].search(queries, index.recall_k)
+    _, exact = stores["flat"].search(queries, index.recall_k)
+    hits = [np.isin(a, b).mean() for a, b in zip(exact.numpy(), found.numpy(), strict=True)]
+    assert np.mean(hits) > 0.9
+
+
+@pytest.mark.parametrize("kind", ["ivf", "ivfpq"])
+@pytest.mark.parametrize("k", [1, 7, COUNT])
+def test_scores_are_exact_and_in_order(monkeypatch, stores, given, kind, k):
+    monkeypatch.setattr("hullft_ops.ttft.datastore._EXACT_ROWS", 0)
+    queries = given.vectors[COUNT : COUNT + 5]
+    scores, ids = stores[kind].search(queries, k)
+    assert all(len(set(row)) == k for row in ids.tolist())
+    products = queries @ given.vectors[:COUNT].T
+    np.testing.assert_allclose(
+        scores, np.take_along_axis(products, ids.numpy(), axis=1), rtol=1e-4, atol=1e-6
+    )
+    assert (scores[:, :-1] >= scores[:, 1:]).all()
+
+
+@pytest.mark.parametrize("kind", ["ivf", "ivfpq"])
+def test_a_filter_holds_in_lists(monkeypatch, stores, given, kind):
+    monkeypatch.setattr("hullft_ops.ttft.datastore._EXACT_ROWS", 0)
+    store = stores[kind]
+    positions = torch.arange(0, COUNT, 3)
+    part = Datastore(store.manifest, store.rows, store.embeddings, store._lists, positions)
+    _, ids = part.search(given.vectors[COUNT:], 50)
+    assert (ids % 3 == 0).all()
+    _, exact = exact_search(given.vectors[:COUNT], given.vectors[COUNT:], 50, positions.numpy())
+    assert np.mean([np.isin(a, b).mean() for a, b in zip(exact, ids.numpy(), strict=True)]) > 0.9
+
+
+@pytest.mark.parametrize("rows", [np.arange(3, 999, 2), np.array([5])])
+def test_blocks_change_nothing(monkeypatch, given, rows):
+    monkeypatch.setattr("hullft_ops.ttft.search_index._BLOCK_ROWS", 64)
+    k = min(9, len(rows))
+    scores, ids = exact_search(given.vectors, given.vectors[:4], k, rows)
+    wanted, places = exact_search(given.vectors[rows], given.vectors[:4], k)
+    np.testing.assert_array_equal(ids, rows[places])
+    np.testing.assert_allclose(scores, wanted, rtol=1e-5)
+
+
+def test_equal_scores_come_in_order_of_position_across_blocks(monkeypatch):
+    monkeypatch.setattr("hullft_ops.ttft.search_index._BLOCK_ROWS", 4)
+    same = np.tile(np.eye(1, 8, dtype=np.float32), (30, 1))
+    _, ids = exact_search(same, same[:1], 6, np.arange(1, 30, 2))
+    assert ids[0, 0] == 1
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_a_damaged_index_is_refused(given, tmp_path, damage):
+    texts = list(map(str, range(1200)))
+    Datastore.build(texts, given, tmp_path / "s", progress=False, thresholds=IVF)
+    (file,) = (tmp_path / "s").glob("data-*/*.faiss")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content[:-1] if damage == "cut" else content)
+    with pytest.raises(ValueError, match=r"faiss is missing or corrupt"):
+        Datastore.open(tmp_path / "s")
+
+
+def test_an_index_outside_of_the_datastore_is_refused(given, tmp_path):
+    texts = list(map(str, range(1200)))
+    Datastore.build(texts, given, tmp_path / "s", progress=False, thresholds=IVF)
+    manifest: Path = tmp_path / "s" / "manifest.json"
+    values = json.loads(manifest.read_text())
+    values["index"]["file"]["file"] = "../index-00.faiss"
+    manifest.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match="index.file must be named like"):
+        Datastore.open(tmp_path / "s")
