@@ -142,8 +142,8 @@ def test_another_corpus_gets_its_own_datastore(
 
 def test_a_corrupt_datastore_is_built_again_and_said(own: list[object], tmp_path: Path) -> None:
     assert invoke(*own, "--output", tmp_path).exit_code == 0
-    [embeddings] = tmp_path.rglob("*.npy")
-    embeddings.write_bytes(b"not an array")
+    [embeddings] = tmp_path.rglob("*.f32")
+    embeddings.write_bytes(b"not vectors")
     result = invoke(*own, "--output", tmp_path)
     assert result.exit_code == 0
     assert "building it again" in " ".join(result.stderr.split())

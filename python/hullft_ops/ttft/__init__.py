@@ -5,8 +5,11 @@ try:
     from hullft_ops.ttft.embedding import Embedder, SentenceTransformerEmbedder, load_embedder
     from hullft_ops.ttft.evaluate import BitsPerByte, bits_per_byte, score_text
     from hullft_ops.ttft.finetuner import AdaptationReport, TestTimeFinetuner
+    from hullft_ops.ttft.indexing import Cutting, index_corpus
     from hullft_ops.ttft.methods import SelectionMethod
     from hullft_ops.ttft.retriever import Retriever
+    from hullft_ops.ttft.search_index import IndexThresholds
+    from hullft_ops.ttft.sources import Source
     from hullft_ops.ttft.support import Support
     from hullft_ops.ttft.tiny import tiny_lm_path
 except ModuleNotFoundError as error:
@@ -19,14 +22,18 @@ except ModuleNotFoundError as error:
 __all__ = [
     "AdaptationReport",
     "BitsPerByte",
+    "Cutting",
     "Datastore",
     "Embedder",
+    "IndexThresholds",
     "Retriever",
     "SelectionMethod",
     "SentenceTransformerEmbedder",
+    "Source",
     "Support",
     "TestTimeFinetuner",
     "bits_per_byte",
+    "index_corpus",
     "load_embedder",
     "score_text",
     "tiny_lm_path",
