@@ -1,7 +1,7 @@
 """Adapting a model to a prompt, against a loop that pads every passage and clones gradients.
 
 Ours is the whole of it: embedding, search, selection, finetuning, restoring. The peer is given
-our selection and only finetunes.
+our selection and only finetunes, in float32 and as torch makes it whatever dtype ours has.
 """
 
 from dataclasses import dataclass, replace
@@ -21,15 +21,15 @@ from transformers import (
 )
 
 from benchmarks import peers
-from benchmarks.memory import peak_bytes
+from benchmarks.memory import parameter_buffers
 from benchmarks.passages import LENGTHS, build_store
 from benchmarks.recorder import Recorder
 from hullft_ops.ttft import Datastore, TestTimeFinetuner, load_embedder, tiny_lm_path
+from hullft_ops.ttft.bfloat16 import has_bfloat16
 from hullft_ops.ttft.embedding import Embedder
-from hullft_ops.ttft.loss import next_token_losses
-from hullft_ops.ttft.support import Support
 
 _LR = 5e-5
+_BFLOAT16_SHARE = 0.5
 _STORE_TEXTS = 240
 _SMOKE_TEXTS = 12
 
@@ -41,9 +41,11 @@ class Case:
     refresh: int = 2
     lengths: str = "300"
     texts: int = _STORE_TEXTS
+    dtype: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.model}-{self.lengths}-N{self.n_select}-r{self.refresh}"
+        name = f"{self.model}-{self.lengths}-N{self.n_select}-r{self.refresh}"
+        return name if self.dtype is None else f"{name}-{self.dtype}"
 
 
 def cases(grid: str) -> list[Case]:
@@ -57,6 +59,7 @@ def cases(grid: str) -> list[Case]:
     base = Case("gpt2")
     others = [replace(base, n_select=n) for n in (5, 50)]
     others += [replace(base, refresh=r) for r in (1, 4)]
+    others += [replace(base, dtype="bfloat16")]
     others += [replace(base, lengths=lengths) for lengths in ("short", "mixed")]
     return [base, *others, *tiny]
 
@@ -67,6 +70,8 @@ def test_ttft(
     device: torch.device,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
+    if case.dtype == "bfloat16" and not has_bfloat16(device):
+        pytest.skip("this processor multiplies bfloat16 in software, far slower than float32")
     measure_ttft(case, recorder, device, tmp_path_factory.getbasetemp())
 
 
@@ -75,23 +80,34 @@ def measure_ttft(case: Case, recorder: Recorder, device: torch.device, folder: P
     model, tokenizer = _model(case.model, device)
     store, prompt = _store(case.lengths, case.texts, folder)
     finetuner = TestTimeFinetuner(
-        model, tokenizer, store, _embedder(), n_select=case.n_select, refresh=case.refresh, lr=_LR
+        model,
+        tokenizer,
+        store,
+        _embedder(),
+        n_select=case.n_select,
+        refresh=case.refresh,
+        lr=_LR,
+        dtype=case.dtype,
     )
     support = finetuner.select(prompt)
-    _measure_memory(recorder, model, support, finetuner, prompt, device)
-    base = _parameters(model)
-    with finetuner.adapted(prompt):
-        adapted = _parameters(model)
+    base, adapted = _parameters(model), []
 
     def adapt() -> None:
         with finetuner.adapted(prompt):
             pass
+
+    def adapt_and_look() -> None:
+        # Two copies less than training takes have gone by now: this one adds nothing to the peak.
+        with finetuner.adapted(prompt):
+            adapted.extend(_parameters(model))
 
     def restore() -> None:
         model.zero_grad(set_to_none=True)
         with torch.no_grad():
             torch._foreach_copy_(list(model.parameters()), base)
 
+    buffers = parameter_buffers(model, support, adapt_and_look, device)
+    recorder.fact("parameter-sized buffers", buffers)
     recorder.ours(adapt)
     recorder.peer(
         "padded loop",
@@ -110,37 +126,11 @@ def measure_ttft(case: Case, recorder: Recorder, device: torch.device, folder: P
     recorder.fact("parameter difference, relative", difference / _norm(adapted))
     recorder.fact("parameter difference, of the change", difference / _change(adapted, base))
     restore()
-    assert difference <= 1e-5 * _norm(adapted)
-
-
-def _measure_memory(
-    recorder: Recorder,
-    model: PreTrainedModel,
-    support: Support,
-    finetuner: TestTimeFinetuner,
-    prompt: str,
-    device: torch.device,
-) -> None:
-    """What an adaptation needs beyond parameters, gradients and activations, in parameter sizes.
-
-    Two moments and a snapshot are 3. A forward-backward pass on the longest passage has
-    parameters, gradients and activations, and nothing else of that size.
-    """
-    longest = torch.tensor(max(support.input_ids, key=len), device=device)
-
-    def forward_backward() -> None:
-        torch.autograd.backward(next_token_losses(model, longest).mean())
-        model.zero_grad(set_to_none=True)
-
-    def adapt() -> None:
-        with finetuner.adapted(prompt):
-            pass
-
-    forward_backward()
-    plain = peak_bytes(forward_backward, device)
-    ours = peak_bytes(adapt, device)
-    size = sum(p.numel() * p.element_size() for p in model.parameters())
-    recorder.fact("parameter-sized buffers", 2 + (ours - plain) / size)
+    if case.dtype is None:
+        assert difference <= 1e-5 * _norm(adapted)
+    else:
+        # Adam follows the sign of the smallest gradients too, which bfloat16 does not always keep.
+        assert difference <= _BFLOAT16_SHARE * _change(adapted, base)
 
 
 @lru_cache(maxsize=1)

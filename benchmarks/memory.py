@@ -1,11 +1,15 @@
-"""Peak memory of a call."""
+"""Peak memory of a call, and of an adaptation in sizes of its model."""
 
+import ctypes
 import gc
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from benchmarks.timing import Call
+from hullft_ops.ttft import Support
+from hullft_ops.ttft.loss import MeanLoss
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -15,14 +19,42 @@ _RESET_PEAK = "5"
 def peak_bytes(call: Call, device: torch.device) -> int:
     """Bytes of the device's memory in use at the worst moment of the call, the rest included.
 
-    On the CPU it is this process's resident memory, as Linux counts it.
+    On the CPU it is this process's resident memory, as Linux counts it (glibc's allocator).
     """
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         call()
         return torch.cuda.max_memory_allocated(device)
+    # What was freed before and not given back would hide as much of the call's own.
+    ctypes.CDLL(None).malloc_trim(0)
     _CLEAR_REFS.write_text(_RESET_PEAK)
     call()
     line = next(s for s in _STATUS.read_text().splitlines() if s.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
+
+
+def parameter_buffers(
+    model: PreTrainedModel, support: Support, adapt: Call, device: torch.device
+) -> float:
+    """Parameter-sized buffers at the worst moment of an adaptation, activations not counted.
+
+    A forward-backward pass on the longest text has parameters, gradients and activations: 2. What
+    an adaptation takes beyond it counts in sizes of the model; two moments and a snapshot are 3.
+
+    Args:
+        adapt: adapts to ``support`` with a finetuner of ``model`` that has not been used: what it
+            keeps must not be there yet.
+    """
+    mean_loss = MeanLoss(model)
+    longest = torch.tensor(max(support.input_ids, key=len), device=device)
+
+    def forward_backward() -> None:
+        torch.autograd.backward(mean_loss(longest))
+        model.zero_grad(set_to_none=True)
+
+    forward_backward()
+    plain = peak_bytes(forward_backward, device)
+    ours = peak_bytes(adapt, device)
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    return 2 + (ours - plain) / size

@@ -98,11 +98,13 @@ def _replay_goals(results: Results) -> Iterator[Goal]:
 
 
 def _ttft_goals(results: Results) -> Iterator[Goal]:
-    found = results.find("ttft", model="gpt2", n_select=20, refresh=2, lengths="300")
-    if found:
-        yield Goal("GPT-2, N = 20: times the padded loop", 5.0, True, found.ratio("padded loop"))
-        buffers = found.facts["parameter-sized buffers"]
-        yield Goal("GPT-2, N = 20: parameter-sized buffers", 5.0, False, buffers)
+    case = {"model": "gpt2", "n_select": 20, "refresh": 2, "lengths": "300"}
+    for dtype, ratio in ((None, 5.0), ("bfloat16", 8.0)):
+        if found := results.find("ttft", dtype=dtype, **case):
+            name = f"GPT-2 in {dtype or 'float32'}, N = 20"
+            yield Goal(f"{name}: times the padded loop", ratio, True, found.ratio("padded loop"))
+            buffers = found.facts["parameter-sized buffers"]
+            yield Goal(f"{name}: parameter-sized buffers", 5.0, False, buffers)
 
 
 def write_page(results: Results, path: Path, plot: str | None) -> None:

@@ -8,6 +8,7 @@ from peft import LoraConfig, get_peft_model
 from torch.nn.functional import cross_entropy
 from transformers import get_scheduler
 
+from hullft_ops.ttft import finetuner as finetuner_module
 from hullft_ops.ttft.plan import ORDERS, SCHEDULES
 
 PROMPT = "the cat sat on the red mat"
@@ -149,6 +150,7 @@ def test_a_bfloat16_model_is_trained_and_restored(gpt2, make, bits, order):
         assert report.losses == pytest.approx(precise.losses, rel=0.03)
 
 
+@pytest.mark.filterwarnings("ignore:.*bfloat16 in software")
 def test_autocast_multiplies_in_bfloat16_and_keeps_parameters(gpt2, make, bits):
     before, seen = bits(gpt2), []
     gpt2.lm_head.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
@@ -163,6 +165,13 @@ def test_autocast_multiplies_in_bfloat16_and_keeps_parameters(gpt2, make, bits):
     assert report.losses == pytest.approx(precise.losses, rel=0.03)
     assert before.changed() == set()
     assert make(gpt2, dtype=torch.bfloat16).select(PROMPT).counts == report.counts
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_a_processor_without_bfloat16_is_warned_of(gpt2, make, monkeypatch, recwarn, supported):
+    monkeypatch.setattr(finetuner_module, "has_bfloat16", lambda device: supported)
+    make(gpt2, dtype="bfloat16")
+    assert any("in software" in str(warning.message) for warning in recwarn) != supported
 
 
 @pytest.mark.parametrize("order", ORDERS)

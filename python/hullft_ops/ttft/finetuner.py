@@ -6,6 +6,7 @@ the prompt's embedding, and every gradient used for up to ``refresh`` optimizer 
 """
 
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from time import perf_counter
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 from hullft_ops._checks import check_integer
 from hullft_ops.ttft.adaptation_report import AdaptationReport
+from hullft_ops.ttft.bfloat16 import has_bfloat16
 from hullft_ops.ttft.context import context_length
 from hullft_ops.ttft.datastore import Datastore
 from hullft_ops.ttft.embedding import Embedder
@@ -66,7 +68,7 @@ class TestTimeFinetuner:
         lr: Adam's learning rate.
         max_length: tokens of a text to train on; the model's context when None.
         dtype: "bfloat16" to train under autocast, parameters and optimizer staying what they are;
-            None for the model's own. Slow on processors without bfloat16 instructions.
+            None for the model's own. Warns on a processor without bfloat16 instructions.
         order: "grouped" takes an example's steps one after the other, "interleaved" goes round
             the examples and keeps a gradient of each for its replays.
         schedule: "constant", or "linear" or "cosine" to fall towards 0 over the prompt's steps.
@@ -135,7 +137,7 @@ class TestTimeFinetuner:
             order=order,
             schedule=schedule,
             max_grad_norm=max_grad_norm,
-            autocast=_autocast_dtype(dtype),
+            autocast=_autocast_dtype(dtype, model.device),
         )
         self._snapshot = ModelSnapshot(model, trained)
         self._selector = SupportSelector(
@@ -325,10 +327,16 @@ def _check_embedder(store: Datastore, embedder: Embedder) -> None:
         )
 
 
-def _autocast_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+def _autocast_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype | None:
     if dtype is None:
         return None
     # float16 would need its losses scaled.
     if dtype not in ("bfloat16", torch.bfloat16):
         raise ValueError(f"TestTimeFinetuner: dtype must be bfloat16 or None, got {dtype}")
+    if not has_bfloat16(device):
+        warnings.warn(
+            "TestTimeFinetuner: this processor multiplies bfloat16 in software, far slower than "
+            "float32: dtype=None is faster",
+            stacklevel=3,
+        )
     return torch.bfloat16

@@ -1,0 +1,59 @@
+"""Test-time finetuning of LoRA adapters on a model of Llama's architecture.
+
+    python examples/lora_llama.py
+
+The model is small and has random weights, and its tokenizer is that of the model that ships with
+hullft_ops; put your own in their place.
+"""
+
+import tempfile
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from hullft_ops.ttft import Datastore, TestTimeFinetuner, bits_per_byte, load_embedder, tiny_lm_path
+
+TEXTS = [f"def area_{n}(side):\n    return {n} * side * side\n" for n in range(40)]
+PROMPT = "def area_99(side):\n    return 99"
+
+
+def main() -> dict[str, float]:
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_lm_path())
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+    )
+    lora = LoraConfig(
+        r=8,
+        target_modules=["q_proj", "v_proj", "up_proj", "down_proj"],
+        # A head with random weights has to learn too.
+        modules_to_save=["lm_head"],
+        task_type="CAUSAL_LM",
+    )
+    model = get_peft_model(LlamaForCausalLM(config), lora)
+    embedder = load_embedder()
+    with tempfile.TemporaryDirectory() as folder:
+        store = Datastore.build(TEXTS, embedder, Path(folder) / "store", progress=False)
+        # Of a PEFT model only what PEFT trains is changed, and restored.
+        ttft = TestTimeFinetuner(model, tokenizer, store, embedder, n_select=20, lr=1e-2)
+        before = bits_per_byte(model, tokenizer, PROMPT)
+        with ttft.adapted(PROMPT) as report:
+            adapted = bits_per_byte(model, tokenizer, PROMPT)
+        restored = bits_per_byte(model, tokenizer, PROMPT)
+
+    trainable, total = model.get_nb_trainable_parameters()
+    print(f"{trainable} of {total} parameters trained")
+    print(f"{report.optimizer_steps} steps with {report.forward_backward_passes} gradients")
+    print(f"bits per byte: {before:.3f} before, {adapted:.3f} adapted, {restored:.3f} restored")
+    return {"before": before, "adapted": adapted, "restored": restored}
+
+
+if __name__ == "__main__":
+    main()

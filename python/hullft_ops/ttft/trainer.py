@@ -1,0 +1,86 @@
+"""transformers' Trainer for examples with a multiplicity."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import Trainer
+
+if TYPE_CHECKING:
+    from torch import nn
+
+from hullft_ops.replay import ReplayAdam
+
+COLUMN = "multiplicity"
+
+
+class ReplayTrainer(Trainer):
+    """A `Trainer` that takes as many optimizer steps with an example's gradient as a column says.
+
+    The dataset's column "multiplicity" holds how many Adam steps to take with the gradient of each
+    example: one forward-backward pass and one `ReplayAdam` sweep, whatever the number. An example
+    to be trained on more often than its gradient is good for comes in several rows.
+
+    The optimizer is `ReplayAdam` with the rate, betas, epsilon and decoupled weight decay of the
+    arguments, on all parameters that require a gradient. What counts steps, as the learning-rate
+    schedule, ``max_steps`` and logging do, counts sweeps.
+
+    Args:
+        args, kwargs: those of `Trainer`. A batch takes one sweep, so that its examples must have
+            the same multiplicity: ``per_device_train_batch_size`` and
+            ``gradient_accumulation_steps`` of 1 always do. ``remove_unused_columns`` must be
+            False, or Trainer removes the column.
+
+    Raises:
+        ValueError: ``gradient_accumulation_steps`` is not 1, or unused columns are removed.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.args.gradient_accumulation_steps != 1:
+            raise ValueError(
+                "ReplayTrainer: gradient_accumulation_steps must be 1, "
+                f"got {self.args.gradient_accumulation_steps}"
+            )
+        if self.args.remove_unused_columns:
+            raise ValueError("ReplayTrainer: remove_unused_columns must be False, got True")
+        self._repeats = 1
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """A `ReplayAdam` that repeats each step as often as the last batch asked."""
+        if self.optimizer is None:
+            model: nn.Module = self.model  # type: ignore[assignment]  # Trainer refuses None
+            optimizer = ReplayAdam(
+                [parameter for parameter in model.parameters() if parameter.requires_grad],
+                lr=self.args.learning_rate,
+                betas=(self.args.adam_beta1, self.args.adam_beta2),
+                eps=self.args.adam_epsilon,
+                weight_decay=self.args.weight_decay,
+                decoupled_weight_decay=True,
+            )
+            # Trainer and accelerate call step() without arguments of ours.
+            optimizer.register_step_pre_hook(self._with_repeats)
+            self.optimizer = optimizer
+        return self.optimizer
+
+    def training_step(
+        self, model: "nn.Module", inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """One forward-backward pass; the batch's multiplicity is for the step that follows.
+
+        Raises:
+            ValueError: no multiplicity, one below 1, or different ones in the batch.
+        """
+        counts = torch.as_tensor(inputs.pop(COLUMN, [])).flatten().tolist()
+        if not counts or len(set(counts)) > 1 or counts[0] < 1:
+            raise ValueError(
+                f"ReplayTrainer: a batch must have one {COLUMN}, at least 1, for all of its "
+                f"examples, got {counts}"
+            )
+        self._repeats = counts[0]
+        loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
+        return loss
+
+    def _with_repeats(
+        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return args, {**kwargs, "repeats": self._repeats}

@@ -1,0 +1,59 @@
+"""An adaptation needs five sizes of the model: parameters, gradients, two moments, a snapshot."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from benchmarks.memory import parameter_buffers
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from hullft_ops.ttft.snapshot import ModelSnapshot
+
+PROMPT = "the cat sat on the red mat"
+CPU = torch.device("cpu")
+
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="Linux counts the memory at its peak"
+)
+
+
+@pytest.fixture
+def large():
+    """19 M parameters, 76 MB: a buffer of that size stands out from the rest of the process."""
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=320,
+        n_positions=32,
+        n_embd=512,
+        n_layer=6,
+        n_head=8,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    return GPT2LMHeadModel(config).eval()
+
+
+def buffers(model, make):
+    finetuner = make(model, n_select=4)
+    support = finetuner.select(PROMPT)
+
+    def adapt():
+        with finetuner.adapted(support):
+            pass
+
+    return parameter_buffers(model, support, adapt, CPU)
+
+
+def test_five_buffers_and_no_more(large, make):
+    assert 4.5 < buffers(large, make) < 5.3
+
+
+def test_a_sixth_would_be_seen(large, make, monkeypatch):
+    saved = ModelSnapshot._save
+
+    def save_twice(self):
+        saved(self)
+        self.second = [tensor.clone() for tensor in self._saved]
+
+    monkeypatch.setattr(ModelSnapshot, "_save", save_twice)
+    assert buffers(large, make) > 5.7

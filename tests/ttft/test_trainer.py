@@ -1,0 +1,85 @@
+"""transformers' Trainer with a multiplicity column."""
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import TrainingArguments, default_data_collator
+
+from hullft_ops.ttft.trainer import ReplayTrainer
+
+ROWS = [([3, 4, 5, 6], 3), ([7, 8, 9, 10], 1), ([9, 3, 7, 5], 2)]
+
+
+def arguments(folder, **options):
+    settings = {
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "constant",
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": 1,
+        "max_grad_norm": 0.0,
+        "weight_decay": 0.1,
+        "remove_unused_columns": False,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
+    return TrainingArguments(output_dir=str(folder), **(settings | options))
+
+
+def trainer_of(model, folder, rows=ROWS, **options):
+    dataset = Dataset.from_list(
+        [{"input_ids": ids, "labels": ids, "multiplicity": count} for ids, count in rows]
+    )
+    return ReplayTrainer(
+        model=model,
+        args=arguments(folder, **options),
+        train_dataset=dataset,
+        data_collator=default_data_collator,
+    )
+
+
+def test_it_equals_adamw_with_every_gradient_reused(llama, tmp_path):
+    model = llama.double()
+    base = {name: value.clone() for name, value in model.state_dict().items()}
+    trainer = trainer_of(model, tmp_path)
+    # In the order of the rows.
+    trainer._get_train_sampler = lambda *args: torch.utils.data.SequentialSampler(ROWS)
+    trainer.train()
+    found = [parameter.detach().clone() for parameter in model.parameters()]
+    model.load_state_dict(base)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
+    for ids, count in ROWS:
+        optimizer.zero_grad()
+        tokens = torch.tensor([ids])
+        model(input_ids=tokens, labels=tokens).loss.backward()
+        for _ in range(count):
+            optimizer.step()
+    for parameter, value in zip(model.parameters(), found, strict=True):
+        # Relative to a step. transformers computes the loss of a double model in float32.
+        assert (parameter - value).abs().max() <= 1e-3 * 1e-4
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch", "counts"),
+    [
+        (ROWS, 3, r"got \[\d, \d, \d\]"),
+        ([([3, 4], 0)], 1, r"got \[0\]"),
+    ],
+)
+def test_a_batch_without_one_multiplicity_is_refused(gpt2, tmp_path, rows, batch, counts):
+    trainer = trainer_of(gpt2, tmp_path, rows, per_device_train_batch_size=batch)
+    with pytest.raises(ValueError, match=f"one multiplicity, at least 1, .*{counts}"):
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps must be 1, got 2"),
+        ({"remove_unused_columns": True}, "remove_unused_columns must be False, got True"),
+    ],
+)
+def test_arguments_that_do_not_go_with_it_are_refused(gpt2, tmp_path, options, message):
+    with pytest.raises(ValueError, match=f"ReplayTrainer: {message}"):
+        trainer_of(gpt2, tmp_path, **options)
