@@ -197,10 +197,7 @@ class Datastore:
             TypeError: queries are not float32, or k is not an int.
             ValueError: a wrong shape, a value that is not finite, or k out of range.
         """
-        vectors = self._checked_queries(torch.as_tensor(queries))
-        check_integer("Datastore.search", "k", k, 1)
-        if k > len(self):
-            raise ValueError(f"Datastore.search: k is {k}, the datastore has {len(self)} texts")
+        vectors = self._checked_search(queries, k)
         rows = None if self.positions is None else self.positions.numpy()
         matrix = self.embeddings.numpy()
         # Few texts are searched sooner one by one than picked out of the lists.
@@ -210,7 +207,8 @@ class Datastore:
             scores, ids = self._lists.search(vectors.numpy(), k, rows)
         return torch.from_numpy(scores), torch.from_numpy(ids)
 
-    def _checked_queries(self, queries: torch.Tensor) -> torch.Tensor:
+    def _checked_search(self, given: np.ndarray | torch.Tensor, k: int) -> torch.Tensor:
+        queries = torch.as_tensor(given)
         if queries.dtype != torch.float32:
             raise TypeError(f"Datastore.search: queries must be float32, got {queries.dtype}")
         if queries.ndim != 2 or queries.shape[1] != self.manifest.dim:
@@ -220,6 +218,9 @@ class Datastore:
             )
         if not queries.isfinite().all():
             raise ValueError("Datastore.search: queries must be finite")
+        check_integer("Datastore.search", "k", k, 1)
+        if k > len(self):
+            raise ValueError(f"Datastore.search: k is {k}, the datastore has {len(self)} texts")
         return queries.detach().cpu().contiguous()
 
 

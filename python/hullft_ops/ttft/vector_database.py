@@ -1,0 +1,101 @@
+"""A user's own vector database in place of a datastore."""
+
+from collections.abc import Hashable, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from hullft_ops.ttft.datastore import Datastore
+from hullft_ops.ttft.embedding import Embedder, encode_checked
+from hullft_ops.ttft.manifest import DataFile, Manifest
+
+Key = Hashable
+_FUNCTION = "DatabaseStore.search"
+
+
+class VectorDatabase(Protocol):
+    """What `DatabaseStore` asks of a database of unit vectors, compared by dot product."""
+
+    def __len__(self) -> int:
+        """How many texts there are."""
+
+    def search(self, queries: np.ndarray, k: int) -> Sequence[Sequence[Key]]:
+        """Keys of the ``k`` nearest texts of each query; queries are float32 ``[B, dim]``."""
+
+    def fetch(self, keys: Sequence[Key]) -> tuple[Sequence[str], np.ndarray]:
+        """Texts and vectors, float32 ``[len(keys), dim]``, in the order of ``keys``."""
+
+
+class DatabaseStore(Datastore):
+    """A database that `TestTimeFinetuner` takes as it takes a datastore.
+
+    What a search finds is fetched and kept, each text once: ``texts`` and ``embeddings`` hold what
+    was found so far, and positions are those in them, which stay.
+
+    Args:
+        database: where the texts are.
+        embedder: the one that made its vectors.
+
+    Raises:
+        ValueError: the database is empty.
+    """
+
+    def __init__(self, database: VectorDatabase, embedder: Embedder) -> None:
+        if len(database) == 0:
+            raise ValueError("DatabaseStore: database is empty")
+        # No file of a datastore stands behind it.
+        nothing = DataFile("", 0, 0, 0)
+        self.manifest = Manifest(
+            embedder.name, embedder.dim, len(database), data="", shards=(), embeddings=nothing
+        )
+        self.positions = None
+        self.texts: list[str] = []
+        self.embeddings = torch.empty(0, embedder.dim)
+        self._database = database
+        self._places: dict[Key, int] = {}
+
+    def search(
+        self, queries: np.ndarray | torch.Tensor, k: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `Datastore.search`; scores are products with the vectors that the database gives.
+
+        Raises:
+            TypeError, ValueError: also where the database answers otherwise than asked.
+        """
+        vectors = self._checked_search(queries, k)
+        found = self._database.search(vectors.numpy(), k)
+        if [len(set(keys)) for keys in found] != [k] * len(vectors):
+            raise ValueError(
+                f"{_FUNCTION}: database must find {k} different texts for each of "
+                f"{len(vectors)} queries, found {[len(set(keys)) for keys in found]}"
+            )
+        self._fetch(list(dict.fromkeys(key for keys in found for key in keys)))
+        ids = torch.tensor([[self._places[key] for key in keys] for keys in found])
+        scores = torch.einsum("bd,bkd->bk", vectors, self.embeddings[ids])
+        scores, order = scores.sort(dim=1, descending=True, stable=True)
+        return scores, ids.gather(1, order)
+
+    def _fetch(self, keys: Sequence[Key]) -> None:
+        new = [key for key in keys if key not in self._places]
+        if not new:
+            return
+        texts, vectors = self._database.fetch(new)
+        checked = encode_checked(_FUNCTION, _Given(self.manifest, np.asarray(vectors)), list(texts))
+        if len(texts) != len(new):
+            raise ValueError(f"{_FUNCTION}: database must give {len(new)} texts, gave {len(texts)}")
+        self._places |= {key: len(self.texts) + place for place, key in enumerate(new)}
+        self.texts.extend(texts)
+        self.embeddings = torch.cat([self.embeddings, torch.from_numpy(checked)])
+
+
+class _Given:
+    """Vectors that are there already, to be checked as an embedder's are."""
+
+    def __init__(self, manifest: Manifest, vectors: np.ndarray) -> None:
+        self.name = f"{manifest.embedder} in the database"
+        self.dim = manifest.dim
+        self._vectors = vectors
+
+    def encode(self, texts: Sequence[str], *, progress: bool = False) -> np.ndarray:
+        return self._vectors
