@@ -39,7 +39,8 @@ STABLE_TORCH_LIBRARY(hullft_ops, m) {
   m.def(
       "adam_replay_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, "
       "Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] steps, *, int repeats, float lr, float beta1, "
-      "float beta2, float eps, float weight_decay, bool decoupled, bool maximize) -> ()");
+      "float beta2, float eps, float weight_decay, bool decoupled, bool maximize, "
+      "Tensor? lr_tensor=None, int? seed=None) -> ()");
   m.def(
       "grad_accumulate_(Tensor(a!)[] caches, Tensor[] grads, *, float alpha=1.0, float beta=1.0) "
       "-> ()");

@@ -3,6 +3,9 @@
 #pragma once
 
 #include <cmath>
+#include <cstdint>
+#include <optional>
+#include <string>
 
 #include "core/adam.h"
 #include "tensor_lists.h"
@@ -37,6 +40,14 @@ inline void check_companion(const char* op, const TensorList& list, size_t i, co
   check_storage(op, entry(list, i), list[i]);
 }
 
+inline void check_one_value(const char* op, const std::string& name, const Tensor& t) {
+  const ScalarType type = t.scalar_type();
+  if (t.numel() != 1 || (type != ScalarType::Float && type != ScalarType::Double))
+    value_error(op, name, " must hold one float32 or float64 value, got ", dtype_name(type),
+                " of shape ", shape_of(t));
+  check_storage(op, name, t);
+}
+
 inline void check_adam_lists(const char* op, const TensorList& params, const TensorList& grads,
                              const TensorList& exp_avgs, const TensorList& exp_avg_sqs,
                              const TensorList& steps) {
@@ -51,12 +62,7 @@ inline void check_adam_lists(const char* op, const TensorList& params, const Ten
       check_same_dtype(op, *moments, i, params);
       check_companion(op, *moments, i, params, params[0]);
     }
-    const ScalarType step_type = steps[i].scalar_type();
-    if (steps[i].numel() != 1 ||
-        (step_type != ScalarType::Float && step_type != ScalarType::Double))
-      value_error(op, entry(steps, i), " must hold one float32 or float64 value, got ",
-                  dtype_name(step_type), " of shape ", shape_of(steps[i]));
-    check_storage(op, entry(steps, i), steps[i]);
+    check_one_value(op, entry(steps, i), steps[i]);
   }
   OverlapCheck overlap(op);
   overlap.add(params, true);
@@ -66,11 +72,32 @@ inline void check_adam_lists(const char* op, const TensorList& params, const Ten
   overlap.run();
 }
 
+// Of a tensor on the CPU.
+inline double read_value(const Tensor& t) {
+  return t.scalar_type() == ScalarType::Double ? *t.const_data_ptr<double>()
+                                               : double(*t.const_data_ptr<float>());
+}
+
+// The learning rate, from the tensor if there is one. One that lies on a GPU is read by the launch,
+// unchecked; then this is 0.
+inline double read_lr(const char* op, double lr, const std::optional<Tensor>& lr_tensor) {
+  if (!lr_tensor) return lr;
+  check_one_value(op, "lr_tensor", *lr_tensor);
+  if (!lr_tensor->is_cpu()) return 0;
+  const double value = read_value(*lr_tensor);
+  check_not_negative(op, "lr_tensor", value);
+  return value;
+}
+
+inline std::optional<uint64_t> check_seed(const char* op, const std::optional<int64_t>& seed) {
+  if (!seed) return std::nullopt;
+  if (*seed < 0) value_error(op, "seed must be >= 0, got ", *seed);
+  return uint64_t(*seed);
+}
+
 // A step count that lies on the CPU.
 inline double read_step(const char* op, const TensorList& steps, size_t i) {
-  const double step = steps[i].scalar_type() == ScalarType::Double
-                          ? *steps[i].const_data_ptr<double>()
-                          : double(*steps[i].const_data_ptr<float>());
+  const double step = read_value(steps[i]);
   if (!(step >= 0) || std::isinf(step))
     value_error(op, entry(steps, i), " must be finite and >= 0, got ", step);
   return step;

@@ -56,7 +56,7 @@ def make_tensors(
     )
 
 
-def adam_replay(tensors: AdamTensors, repeats: int, **options: float | bool) -> AdamTensors:
+def adam_replay(tensors: AdamTensors, repeats: int, **options: object) -> AdamTensors:
     """What the operator makes of clones; the arguments stay as they are."""
     after = tensors.clone()
     OPS.adam_replay_(*after, repeats=repeats, **{**OPTIONS, **options})

@@ -26,7 +26,9 @@ def test_a_dry_run_rehearses_every_step_but_the_launches(tmp_path: Path) -> None
     assert found["commit"]
     results = {step["name"]: step.get("results") for step in found["steps"]}
     assert results["tests"]["tests"] > results["tests"]["failures"] == 0
-    assert len(results["operators"]["checked"]) == len(results["graphs"]["captured"]) == 27
+    checked, captured = results["operators"]["checked"], results["graphs"]["captured"]
+    assert len(checked) == 27
+    assert captured == [*checked, "ReplayAdam, capturable"]
     for name in ("selection", "replay", "ttft"):
         assert all(c["ours"]["seconds"] > 0 for c in results[name]["comparisons"])
         assert not results[name].get("goals")

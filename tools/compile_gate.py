@@ -1,7 +1,8 @@
 """Compiles the CUDA kernels for each architecture and reads what they cost.
 
 Fails on a register spill, on more shared memory than a block may have, or on fewer resident threads
-than KERNELS promises. The table goes into csrc/cuda/README.md::
+than KERNELS promises. Shared memory is the static part that ptxas reports and the most that the
+host may ask for besides. The table goes into csrc/cuda/README.md::
 
     python tools/compile_gate.py [--write] [--architectures 80 90 100]
 
@@ -26,10 +27,18 @@ STATIC_SHARED_LIMIT = 48 * 1024
 MAX_THREADS_PER_SM = 2048
 MAX_BLOCKS_PER_SM = 32
 SHARED_PER_SM = {80: 164 * 1024, 90: 228 * 1024, 100: 228 * 1024}
-RESERVED_SHARED = 1024  # of every block
+RESERVED_SHARED = 1024  # of every block; it may ask for the rest
+
+# Kernels whose dynamic shared memory the host computes, by the start of their name: their source
+# and the constant in it that the host leaves free of what a block may ask for. The largest that it
+# asks for is therefore that much below the limit, and the static part must fit in between.
+DYNAMIC_SHARED = {
+    "fw_kernel<float, true": ("frank_wolfe.cu", "kFixedSharedBytes"),
+    "fw_kernel<double, true": ("frank_wolfe.cu", "kFixedSharedBytes"),
+}
 
 # Most threads of a block, and resident threads of an SM that the kernel promises, by the start of
-# its name. The dynamic shared memory of fw_kernel depends on the pool and is not counted here.
+# its name.
 KERNELS = {
     "accumulate_kernel": (256, 1024),
     "adam_kernel": (256, 512),
@@ -56,6 +65,9 @@ class Cost:
     stack: int
     spills: int
     shared: int
+    """Static."""
+    dynamic: int = 0
+    """The largest that the host may ask for."""
 
     @property
     def resident_threads(self) -> int:
@@ -63,7 +75,8 @@ class Cost:
         threads, _ = self.promise
         per_warp = -(-self.registers * 32 // 256) * 256
         by_registers = REGISTERS_PER_SM // per_warp * 32 // threads
-        by_shared = SHARED_PER_SM[self.architecture] // (self.shared + RESERVED_SHARED)
+        shared = self.shared + self.dynamic + RESERVED_SHARED
+        by_shared = SHARED_PER_SM[self.architecture] // shared
         blocks = min(by_registers, by_shared, MAX_THREADS_PER_SM // threads, MAX_BLOCKS_PER_SM)
         return blocks * threads
 
@@ -82,9 +95,39 @@ class Cost:
             faults.append(f"{where} spills {self.spills} bytes")
         if self.shared > STATIC_SHARED_LIMIT:
             faults.append(f"{where} wants {self.shared} bytes of static shared memory")
+        limit = block_limit(self.architecture)
+        if self.shared + self.dynamic > limit:
+            faults.append(
+                f"{where} may ask for {self.shared} + {self.dynamic} bytes of shared memory, "
+                f"a block may have {limit}"
+            )
         if self.resident_threads < promised:
             faults.append(f"{where}: {self.resident_threads} resident threads, {promised} promised")
         return faults
+
+
+def block_limit(architecture: int) -> int:
+    """Shared memory that one block may ask for."""
+    return SHARED_PER_SM[architecture] - RESERVED_SHARED
+
+
+def largest_dynamic(kernel: str, architecture: int) -> int:
+    """Bytes of dynamic shared memory that the host may ask for."""
+    for start, (source, constant) in DYNAMIC_SHARED.items():
+        if kernel.startswith(start):
+            found = re.search(rf"\b{constant} = (\d+);", (CUDA / source).read_text())
+            if found is None:
+                raise RuntimeError(f"compile_gate: {source} has no number {constant}")
+            return block_limit(architecture) - int(found[1])
+    return 0
+
+
+def check_sources() -> None:
+    """No kernel uses dynamic shared memory that is not counted."""
+    counted = {source for source, _ in DYNAMIC_SHARED.values()}
+    for path in sorted(CUDA.glob("*.cu")):
+        if "HULLFT_DYNAMIC_SHARED" in path.read_text() and path.name not in counted:
+            raise RuntimeError(f"compile_gate: DYNAMIC_SHARED does not count {path.name}")
 
 
 def readable(symbols: list[str]) -> dict[str, str]:
@@ -122,7 +165,15 @@ def parse(log: str, architecture: int) -> list[Cost]:
             found[entry]["registers"] = int(match[1])
             found[entry]["shared"] = int(shared[1]) if shared else 0
     names = readable(sorted(found))
-    return [Cost(names[symbol], architecture, **found[symbol]) for symbol in sorted(found)]
+    return [
+        Cost(
+            names[symbol],
+            architecture,
+            dynamic=largest_dynamic(names[symbol], architecture),
+            **found[symbol],
+        )
+        for symbol in sorted(found)
+    ]
 
 
 def compile_for(nvcc: str, architecture: int, scratch: Path) -> list[Cost]:
@@ -139,13 +190,14 @@ def compile_for(nvcc: str, architecture: int, scratch: Path) -> list[Cost]:
 
 def table(costs: list[Cost]) -> str:
     lines = [
-        "| kernel | sm | registers | stack | spills | shared | resident threads | promised |",
-        "|---|---|---|---|---|---|---|---|",
+        "| kernel | sm | registers | stack | spills | static | dynamic | resident | promised |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for cost in sorted(costs, key=lambda cost: (cost.kernel, cost.architecture)):
         lines.append(
             f"| `{cost.kernel}` | {cost.architecture} | {cost.registers} | {cost.stack} "
-            f"| {cost.spills} | {cost.shared} | {cost.resident_threads} | {cost.promise[1]} |"
+            f"| {cost.spills} | {cost.shared} | {cost.dynamic} | {cost.resident_threads} "
+            f"| {cost.promise[1]} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -166,6 +218,7 @@ def main() -> int:
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         raise SystemExit("compile_gate: nvcc is not on PATH")
+    check_sources()
     costs: list[Cost] = []
     with tempfile.TemporaryDirectory() as scratch:
         for architecture in arguments.architectures:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.calls import calls
+from hullft_ops import ReplayAdam
 
 _WARM_UPS = 2
 
@@ -55,4 +56,46 @@ def run(device: torch.device, *, small: bool) -> dict[str, Any]:
                 if not torch.equal(found, wanted):
                     raise RuntimeError(f"{name}: a replayed graph differs from an eager call")
             fresh.check(out)
-    return {"captured": list(first)}
+    _check_optimizer(device)
+    return {"captured": [*first, "ReplayAdam, capturable"]}
+
+
+def _check_optimizer(device: torch.device) -> None:
+    """Captured steps go on counting, and read a rate and a gradient that change in between."""
+    start = torch.linspace(-1, 1, 3000).bfloat16()
+    optimizers, params = [], []
+    rate = torch.tensor(1e-2, device=device)
+    for capturable in (True, False):
+        param = start.clone().to(device).requires_grad_()
+        param.grad = torch.zeros_like(param)
+        params.append(param)
+        optimizers.append(
+            ReplayAdam(
+                [param], lr=rate if capturable else 1e-2, capturable=capturable, rounding_seed=3
+            )
+        )
+    captured, eager = optimizers
+
+    def step() -> list[torch.Tensor]:
+        captured.step(repeats=2)
+        return [params[0].detach()]
+
+    graph = Graph(step, device)
+    captured.reset()
+    params[0].data.copy_(start)
+    for i in range(3):
+        for param in params:
+            param.grad = _filled(param, i)
+        rate.fill_(1e-2 / (i + 1))
+        eager.param_groups[0]["lr"] = rate.item()
+        (found,) = graph.replay()
+        eager.step(repeats=2)
+        if not torch.equal(found.cpu(), params[1].detach().cpu()):
+            raise RuntimeError(f"ReplayAdam: captured steps {i} differ from eager ones")
+
+
+def _filled(param: torch.Tensor, i: int) -> torch.Tensor:
+    """The gradient in its place, which a graph has captured, with other values."""
+    if param.grad is None:
+        raise RuntimeError("ReplayAdam: the parameter has lost its gradient")
+    return param.grad.copy_(torch.linspace(-i, 2, param.numel()).to(param.grad))

@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <map>
+#include <optional>
 #include <type_traits>
 #include <vector>
 
@@ -44,18 +45,21 @@ struct AdamTensor {
   FlatTensor param, grad, exp_avg, exp_avg_sq;
   ScalarType param_type, grad_type;
   double steps_done;
+  uint32_t place;  // in the list
 };
 
 class AdamReplay {
  public:
-  AdamReplay(const AdamOptions& options, int64_t repeats) : options_(options), repeats_(repeats) {}
+  AdamReplay(const AdamOptions& options, int64_t repeats, std::optional<uint64_t> seed)
+      : options_(options), repeats_(repeats), seed_(seed) {}
 
   void add(const Tensor& param, const Tensor& grad, const Tensor& exp_avg, const Tensor& exp_avg_sq,
            double steps_done) {
     const Tensor layout = pairing_layout(param);
     tensors_.push_back({FlatTensor(param, layout), FlatTensor(grad, layout),
                         FlatTensor(exp_avg, layout), FlatTensor(exp_avg_sq, layout),
-                        param.scalar_type(), grad.scalar_type(), steps_done});
+                        param.scalar_type(), grad.scalar_type(), steps_done,
+                        uint32_t(tensors_.size())});
     elements_.add(param.numel());
     if (param.scalar_type() == ScalarType::Double)
       wide_.add(options_, repeats_, steps_done);
@@ -80,10 +84,12 @@ class AdamReplay {
   template <typename T, typename G>
   void sweep(const AdamTensor& t, int64_t offset, int64_t count) const {
     const auto at = [offset](auto* base) { return base + offset; };
+    const StochasticRounding rounding{{seed_.value_or(0), t.place, rounding_step(t.steps_done)},
+                                      offset};
     replay_kernels<T, G>(kernels()).adam(
         at(static_cast<T*>(t.param.data())), at(static_cast<const G*>(t.grad.data())),
         at(static_cast<T*>(t.exp_avg.data())), at(static_cast<T*>(t.exp_avg_sq.data())), count,
-        schedule<Arithmetic<T>>(t.steps_done));
+        schedule<Arithmetic<T>>(t.steps_done), seed_ ? &rounding : nullptr);
   }
 
   template <typename R>
@@ -96,6 +102,7 @@ class AdamReplay {
 
   AdamOptions options_;
   int64_t repeats_;
+  std::optional<uint64_t> seed_;
   std::vector<AdamTensor> tensors_;
   MultiTensorElements elements_;
   Schedules<float> narrow_;
@@ -105,18 +112,19 @@ class AdamReplay {
 void adam_replay(std::vector<Tensor> params, std::vector<Tensor> grads,
                  std::vector<Tensor> exp_avgs, std::vector<Tensor> exp_avg_sqs,
                  std::vector<Tensor> steps, int64_t repeats, double lr, double beta1, double beta2,
-                 double eps, double weight_decay, bool decoupled, bool maximize) {
+                 double eps, double weight_decay, bool decoupled, bool maximize,
+                 std::optional<Tensor> lr_tensor, std::optional<int64_t> seed) {
   constexpr const char* op = "adam_replay_";
   check_range(op, "repeats", repeats, 1);
-  const AdamOptions options =
-      check_adam_options(op, lr, beta1, beta2, eps, weight_decay, decoupled, maximize);
+  const AdamOptions options = check_adam_options(op, read_lr(op, lr, lr_tensor), beta1, beta2, eps,
+                                                 weight_decay, decoupled, maximize);
   const TensorList step_list{"steps", steps};
   check_adam_lists(op, {"params", params}, {"grads", grads}, {"exp_avgs", exp_avgs},
                    {"exp_avg_sqs", exp_avg_sqs}, step_list);
   std::vector<double> steps_done;
   for (size_t i = 0; i < steps.size(); ++i) steps_done.push_back(read_step(op, step_list, i));
   const NoGrad no_grad;
-  AdamReplay replay(options, repeats);
+  AdamReplay replay(options, repeats, check_seed(op, seed));
   for (size_t i = 0; i < params.size(); ++i)
     replay.add(params[i], grads[i], exp_avgs[i], exp_avg_sqs[i], steps_done[i]);
   replay.run();

@@ -1,4 +1,5 @@
 #include "../core/arithmetic.h"
+#include "../core/stochastic_rounding.h"
 #include "adam_replay.h"
 #include "sweep.cuh"
 
@@ -28,10 +29,18 @@ struct DeviceMath {
   }
 };
 
+__device__ __forceinline__ double read_value(const void* p, bool wide) {
+  return wide ? *static_cast<const double*>(p) : double(*static_cast<const float*>(p));
+}
+
 __device__ __forceinline__ double steps_done(const AdamEntry& entry) {
-  if (!entry.device_step) return entry.steps_done;
-  return entry.wide_step ? *static_cast<const double*>(entry.device_step)
-                         : double(*static_cast<const float*>(entry.device_step));
+  return entry.device_step ? read_value(entry.device_step, entry.wide_step) : entry.steps_done;
+}
+
+__device__ __forceinline__ AdamOptions options_of(const AdamCall& call) {
+  AdamOptions options = call.options;
+  if (call.device_lr) options.lr = read_value(call.device_lr, call.wide_lr);
+  return options;
 }
 
 // Steps done + 1 .. done + n.
@@ -65,15 +74,28 @@ __device__ __forceinline__ void take_steps(AdamLane<R>& x, const AdamRates<R>& r
   }
 }
 
-template <typename T>
+// The elements of one thread, of which the first is number `at` of its tensor.
+__device__ __forceinline__ void store_rounded(BFloat16* p, int count,
+                                              const SweepVector<float>& values,
+                                              const RoundingKey& key, int64_t at) {
+  static_assert(kSweepVector<float> == kRoundingGroup, "a thread has one group");
+  const RandomWords random = rounding_words(key, at / kRoundingGroup);
+  BFloat16 narrow[kRoundingGroup];
+#pragma unroll
+  for (int j = 0; j < kRoundingGroup; ++j) narrow[j] = to_bfloat16(values[j], random, j);
+  store_narrow<float>(p, count, narrow);
+}
+
+template <typename T, bool kStochastic>
 __global__ void __launch_bounds__(kSweepThreads, 2)
-    adam_kernel(SweepBatch<AdamEntry> batch, Storage grad_type, AdamOptions options,
-                int64_t repeats) {
+    adam_kernel(SweepBatch<AdamEntry> batch, Storage grad_type, AdamCall call) {
   using R = Arithmetic<T>;
   __shared__ AdamStep<R> steps[kStepTable];
   const SweepPlace place = sweep_place(batch);
   const AdamEntry& entry = batch.entries[place.entry];
   const double done = steps_done(entry);
+  const AdamOptions options = options_of(call);
+  const int64_t repeats = call.repeats;
   const AdamRates<R> rates = adam_rates<R>(options);
   // All threads go through all tiles: the barriers of fill_steps are theirs too.
   for (int64_t tile = 0; tile < kSweepChunk && place.start + tile < entry.numel;
@@ -98,7 +120,10 @@ __global__ void __launch_bounds__(kSweepThreads, 2)
       else
         take_steps<false>(x, rates, steps, n);
     }
-    store_sweep(param, count, x.param);
+    if constexpr (kStochastic)
+      store_rounded(param, count, x.param, {call.seed, entry.place, rounding_step(done)}, at);
+    else
+      store_sweep(param, count, x.param);
     store_sweep(exp_avg, count, x.exp_avg);
     store_sweep(exp_avg_sq, count, x.exp_avg_sq);
   }
@@ -115,13 +140,13 @@ __global__ void __launch_bounds__(kSweepThreads, 2)
     *static_cast<float*>(step) += float(repeats);
 }
 
-template <typename T>
-cudaError_t launch(const AdamEntry* entries, int64_t n, Storage grad, const AdamOptions& options,
-                   int64_t repeats, cudaStream_t stream) {
+template <typename T, bool kStochastic = false>
+cudaError_t launch(const AdamEntry* entries, int64_t n, Storage grad, const AdamCall& call,
+                   cudaStream_t stream) {
   return for_each_batch(entries, n, cudaSuccess,
                         [&](const SweepBatch<AdamEntry>& batch, uint32_t n_blocks) {
-                          HULLFT_LAUNCH(adam_kernel<T>, dim3(n_blocks), dim3(kSweepThreads), 0,
-                                        stream, batch, grad, options, repeats);
+                          HULLFT_LAUNCH((adam_kernel<T, kStochastic>), dim3(n_blocks),
+                                        dim3(kSweepThreads), 0, stream, batch, grad, call);
                           return cudaGetLastError();
                         });
 }
@@ -129,16 +154,17 @@ cudaError_t launch(const AdamEntry* entries, int64_t n, Storage grad, const Adam
 }  // namespace
 
 cudaError_t launch_adam_replay(const AdamEntry* entries, int64_t n, Storage param, Storage grad,
-                               const AdamOptions& options, int64_t repeats, cudaStream_t stream) {
+                               const AdamCall& call, cudaStream_t stream) {
   switch (param) {
     case Storage::kFloat64:
-      return launch<double>(entries, n, grad, options, repeats, stream);
+      return launch<double>(entries, n, grad, call, stream);
     case Storage::kBFloat16:
-      return launch<BFloat16>(entries, n, grad, options, repeats, stream);
+      return call.stochastic ? launch<BFloat16, true>(entries, n, grad, call, stream)
+                             : launch<BFloat16>(entries, n, grad, call, stream);
     case Storage::kFloat16:
-      return launch<Float16>(entries, n, grad, options, repeats, stream);
+      return launch<Float16>(entries, n, grad, call, stream);
     default:
-      return launch<float>(entries, n, grad, options, repeats, stream);
+      return launch<float>(entries, n, grad, call, stream);
   }
 }
 

@@ -16,12 +16,23 @@ struct AdamEntry {
   const void* device_step;  // one float32 or float64 on the device, or null: steps_done
   double steps_done;
   bool wide_step;
+  uint32_t place;  // in the caller's list, for stochastic rounding
+};
+
+// What all tensors of a call share.
+struct AdamCall {
+  AdamOptions options;
+  int64_t repeats;
+  const void* device_lr;  // one float32 or float64 on the device, or null: options.lr
+  bool wide_lr;
+  bool stochastic;  // rounding of bfloat16 parameters
+  uint64_t seed;
 };
 
 // entries of one dtype for parameters and moments, another for gradients. Leaves the steps as they
 // are: launch_advance_steps comes after.
 cudaError_t launch_adam_replay(const AdamEntry* entries, int64_t n, Storage param, Storage grad,
-                               const AdamOptions& options, int64_t repeats, cudaStream_t stream);
+                               const AdamCall& call, cudaStream_t stream);
 
 // Adds repeats to every step that is on the device.
 cudaError_t launch_advance_steps(const AdamEntry* entries, int64_t n, int64_t repeats,

@@ -60,10 +60,7 @@ __device__ __forceinline__ void load_sweep(const T* p, int count, SweepVector<R>
 }
 
 template <typename R, typename T>
-__device__ __forceinline__ void store_sweep(T* p, int count, const SweepVector<R>& values) {
-  T narrow[kSweepVector<R>];
-#pragma unroll
-  for (int j = 0; j < kSweepVector<R>; ++j) narrow[j] = narrow_to<T>(values[j]);
+__device__ __forceinline__ void store_narrow(T* p, int count, const T (&narrow)[kSweepVector<R>]) {
   if constexpr (kSweepsVectors<T, R>) {
     if (count == kSweepVector<R> && starts_vector(p)) {
 #pragma unroll
@@ -78,6 +75,14 @@ __device__ __forceinline__ void store_sweep(T* p, int count, const SweepVector<R
 #pragma unroll
   for (int j = 0; j < kSweepVector<R>; ++j)
     if (j < count) p[j] = narrow[j];
+}
+
+template <typename R, typename T>
+__device__ __forceinline__ void store_sweep(T* p, int count, const SweepVector<R>& values) {
+  T narrow[kSweepVector<R>];
+#pragma unroll
+  for (int j = 0; j < kSweepVector<R>; ++j) narrow[j] = narrow_to<T>(values[j]);
+  store_narrow<R>(p, count, narrow);
 }
 
 // The same for a gradient whose type is known at run time alone.

@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <map>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -34,21 +35,38 @@ AdamEntry with_step(const char* op, const TensorList& steps, size_t i, const Ten
   return entry_of;
 }
 
+// A learning rate beside the parameters is read by the launch.
+AdamCall adam_call(const char* op, const AdamOptions& options, int64_t repeats,
+                   const std::optional<Tensor>& lr_tensor, std::optional<uint64_t> seed,
+                   const std::vector<Tensor>& params) {
+  AdamCall call{options, repeats, nullptr, false, seed.has_value(), seed.value_or(0)};
+  if (!lr_tensor || on_cpu(*lr_tensor)) return call;
+  if (!params.empty() && lr_tensor->device() != params[0].device())
+    value_error(op, "lr_tensor is on another device than the first tensor");
+  call.device_lr = lr_tensor->const_data_ptr();
+  call.wide_lr = lr_tensor->scalar_type() == ScalarType::Double;
+  return call;
+}
+
 void adam_replay(std::vector<Tensor> params, std::vector<Tensor> grads,
                  std::vector<Tensor> exp_avgs, std::vector<Tensor> exp_avg_sqs,
                  std::vector<Tensor> steps, int64_t repeats, double lr, double beta1, double beta2,
-                 double eps, double weight_decay, bool decoupled, bool maximize) {
+                 double eps, double weight_decay, bool decoupled, bool maximize,
+                 std::optional<Tensor> lr_tensor, std::optional<int64_t> seed) {
   constexpr const char* op = "adam_replay_";
   check_range(op, "repeats", repeats, 1);
-  const AdamOptions options =
-      check_adam_options(op, lr, beta1, beta2, eps, weight_decay, decoupled, maximize);
+  const AdamOptions options = check_adam_options(op, read_lr(op, lr, lr_tensor), beta1, beta2, eps,
+                                                 weight_decay, decoupled, maximize);
   const TensorList step_list{"steps", steps};
   check_adam_lists(op, {"params", params}, {"grads", grads}, {"exp_avgs", exp_avgs},
                    {"exp_avg_sqs", exp_avg_sqs}, step_list);
+  const AdamCall call = adam_call(op, options, repeats, lr_tensor, check_seed(op, seed), params);
   if (params.empty()) return;
   std::vector<AdamEntry> entries;
-  for (size_t i = 0; i < params.size(); ++i)
+  for (size_t i = 0; i < params.size(); ++i) {
     entries.push_back(with_step(op, step_list, i, params[0], AdamEntry{}));
+    entries.back().place = uint32_t(i);
+  }
   const NoGrad no_grad;
   const CudaContext context(op, params[0]);
   std::vector<FlatTensor> flat, written;
@@ -66,7 +84,7 @@ void adam_replay(std::vector<Tensor> params, std::vector<Tensor> grads,
   }
   for (const auto& [storages, group] : groups)
     check_cuda(op, launch_adam_replay(group.data(), int64_t(group.size()), storages.first,
-                                      storages.second, options, repeats, context.stream()));
+                                      storages.second, call, context.stream()));
   check_cuda(
       op, launch_advance_steps(entries.data(), int64_t(entries.size()), repeats, context.stream()));
   for (FlatTensor& t : written) t.write_back();

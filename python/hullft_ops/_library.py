@@ -151,6 +151,8 @@ def _adam_replay(
     weight_decay: float,
     decoupled: bool,
     maximize: bool,
+    lr_tensor: torch.Tensor | None = None,
+    seed: int | None = None,
 ) -> None:
     """Writes to its arguments and returns nothing."""
 

@@ -52,8 +52,15 @@ class ReplayAdam(Optimizer):
         weight_decay: L2 penalty, or decoupled decay.
         decoupled_weight_decay: decay the parameter itself, as AdamW does.
         maximize: step along the gradient instead of against it.
+        capturable: keep step counts beside the parameters, and read an ``lr`` that is a tensor
+            there too, so that steps can be captured in a CUDA graph. Neither is checked then.
+        rounding_seed: round bfloat16 parameters up or down at random, right on average, instead of
+            to nearest, which loses steps below half a unit in the last place. The random bits
+            depend on this seed, the step count and the place of a value in memory alone: the same
+            on every device, for any number of threads. From 0 to 2147483647.
 
     Raises:
+        TypeError: an option of another type.
         ValueError: an option out of its range, or a parameter that is not floating.
 
     After Kingma and Ba, *Adam: A Method for Stochastic Optimization* (2015), and Loshchilov and
@@ -70,8 +77,10 @@ class ReplayAdam(Optimizer):
         *,
         decoupled_weight_decay: bool = False,
         maximize: bool = False,
+        capturable: bool = False,
+        rounding_seed: int | None = None,
     ) -> None:
-        defaults = {
+        defaults: dict[str, Any] = {
             "lr": lr,
             "betas": betas,
             "eps": eps,
@@ -79,7 +88,10 @@ class ReplayAdam(Optimizer):
             "decoupled_weight_decay": decoupled_weight_decay,
             "maximize": maximize,
             **_TORCH_OPTIONS,
+            "capturable": capturable,
         }
+        if rounding_seed is not None:  # otherwise the defaults are those of torch.optim.Adam
+            defaults["rounding_seed"] = rounding_seed
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -161,9 +173,9 @@ class ReplayAdam(Optimizer):
         if grads is not None:
             self._check_known(grads)
         rows = [(group, list(self._rows(group, grads))) for group in self.param_groups]
-        for group, group_rows in rows:
-            for columns in _by_device(group_rows):
-                _replay(group, columns, repeats)
+        calls = [(group, columns) for group, found in rows for columns in _by_device(found)]
+        for i, (group, columns) in enumerate(calls):
+            _replay(group, columns, repeats, i)
         return loss
 
     @torch.no_grad()
@@ -199,7 +211,8 @@ class ReplayAdam(Optimizer):
             _check_place("ReplayAdam.step", i, param, grad)
             state = self.state[param]
             if not state:
-                state["step"] = torch.tensor(0.0, dtype=torch.float32)
+                place = param.device if group["capturable"] else "cpu"
+                state["step"] = torch.zeros((), dtype=torch.float32, device=place)
                 state["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
                 state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
             yield param, grad, state["exp_avg"], state["exp_avg_sq"], state["step"]
@@ -387,6 +400,8 @@ def _check_options(group: Mapping[str, Any]) -> None:
         value = _number(f"betas[{i}]", betas[i])
         if not 0 <= value < 1:
             raise ValueError(f"ReplayAdam: betas[{i}] must be in [0, 1), got {value}")
+    if group.get("rounding_seed") is not None:
+        _checks.check_integer("ReplayAdam", "rounding_seed", group["rounding_seed"], 0)
     for name in ("amsgrad", "differentiable"):
         if group.get(name):
             raise ValueError(f"ReplayAdam: {name} must be False, got {group[name]}")
@@ -431,18 +446,25 @@ def _by_device(rows: Sequence[tuple[Tensor, ...]]) -> Iterator[tuple[list[Tensor
         yield tuple(list(column) for column in zip(*of_device, strict=True))
 
 
-def _replay(group: Mapping[str, Any], columns: tuple[list[Tensor], ...], repeats: int) -> None:
+def _replay(
+    group: Mapping[str, Any], columns: tuple[list[Tensor], ...], repeats: int, call: int
+) -> None:
+    """``call``: which of its step's, since each needs random numbers of its own."""
     beta1, beta2 = group["betas"]
+    lr, seed = group["lr"], group.get("rounding_seed")
+    stays_on_device = group["capturable"] and isinstance(lr, Tensor)
     ops.adam_replay_(
         *columns,
         repeats=repeats,
-        lr=float(group["lr"]),
+        lr=0.0 if stays_on_device else float(lr),
         beta1=float(beta1),
         beta2=float(beta2),
         eps=float(group["eps"]),
         weight_decay=float(group["weight_decay"]),
         decoupled=group["decoupled_weight_decay"],
         maximize=group["maximize"],
+        lr_tensor=lr if stays_on_device else None,
+        seed=None if seed is None else seed + call,
     )
     # A backward through a graph that saved these parameters must fail, as after torch's own steps.
     torch.autograd.graph.increment_version(columns[0])

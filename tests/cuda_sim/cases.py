@@ -459,6 +459,45 @@ def adam_device_steps(library: Library, seed: int) -> None:
 
 
 @case
+def adam_device_lr(library: Library, seed: int) -> None:
+    """A learning rate on the device takes the place of the one in the launch."""
+    tensors = make_tensors([3, 0, 50])
+    options = OPTIONS | {"weight_decay": 0.1, "decoupled": True}
+    rate = torch.tensor(4e-3)
+    expected = reference.adam_replay(*tensors, repeats=3, **(options | {"lr": rate}))
+    got = tensors.clone()
+    library.adam_replay_(got, 3, device_lr=rate, launch=Launch(seed), **options)
+    for value, wanted in zip(got.params, expected.params, strict=True):
+        assert ((value.double() - wanted).abs() <= 4e-7 * (wanted.abs() + 0.1)).all()
+
+
+@case
+def adam_stochastic(library: Library, seed: int) -> None:
+    """Parameters rounded as the reference rounds what the same steps give in float32."""
+    for grad_dtype, device_steps, misalign in (
+        (torch.bfloat16, False, 0),
+        (torch.float32, True, 1),
+    ):
+        tensors = make_tensors(
+            [9, 0, 2060], torch.bfloat16, grad_dtype=grad_dtype, steps_done=300.0
+        )
+        wide = tensors.clone()._replace(
+            params=[t.float() for t in tensors.params],
+            exp_avgs=[t.float() for t in tensors.exp_avgs],
+            exp_avg_sqs=[t.float() for t in tensors.exp_avg_sqs],
+        )
+        launch = Launch(seed)
+        library.adam_replay_(wide, 2, launch=launch)
+        got = tensors.clone()
+        library.adam_replay_(
+            got, 2, seed=2**40 + 17, device_steps=device_steps, misalign=misalign, launch=launch
+        )
+        for i, value in enumerate(wide.params):
+            wanted = reference.round_to_bfloat16(value, seed=2**40 + 17, tensor=i, steps_done=300)
+            assert torch.equal(got.params[i], wanted)
+
+
+@case
 def adam_many_tensors(library: Library, seed: int) -> None:
     """More tensors than one launch takes, with a rest that does not fill another."""
     sizes = [0 if i % 7 == 3 else 1 + i % 5 for i in range(150)]

@@ -78,6 +78,8 @@ struct AdamCase {
   const double* steps_done;
   int64_t repeats;
   double lr, beta1, beta2, eps, weight_decay;
+  const float* device_lr;  // or null
+  int64_t seed;            // or -1
 };
 
 struct AccumulateCase {
@@ -283,14 +285,17 @@ const char* sim_adam_replay(const AdamCase* c, const driver::Schedule* schedule)
         written.emplace_back("step", c->device_steps[i], sizeof(float), 0);
         entry.device_step = written.back().get();
       }
-      entry.steps_done = c->steps_done[i];
+      entry.steps_done = c->steps_done[i], entry.place = uint32_t(i);
       entries.push_back(entry);
     }
     const hullft::AdamOptions options{c->lr,           c->beta1,          c->beta2,        c->eps,
                                       c->weight_decay, c->decoupled != 0, c->maximize != 0};
+    const Buffer device_lr("lr", c->device_lr, sizeof(float));
+    const hullft::AdamCall call{options, c->repeats,   device_lr.get(),
+                                false,   c->seed >= 0, uint64_t(c->seed)};
     cudaError_t status =
         hullft::launch_adam_replay(entries.data(), c->n, hullft::Storage(c->param_storage),
-                                   hullft::Storage(c->grad_storage), options, c->repeats, nullptr);
+                                   hullft::Storage(c->grad_storage), call, nullptr);
     if (status == cudaSuccess)
       status = hullft::launch_advance_steps(entries.data(), c->n, c->repeats, nullptr);
     for (const InOut& t : written) t.copy_back();

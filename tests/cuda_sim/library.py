@@ -76,7 +76,7 @@ class _AdamCase(ctypes.Structure):
         ("maximize", _I32), ("misalign", _I32), ("numels", _P), ("params", _P), ("grads", _P),
         ("exp_avgs", _P), ("exp_avg_sqs", _P), ("device_steps", _P), ("steps_done", _P),
         ("repeats", _I64), ("lr", _F64), ("beta1", _F64), ("beta2", _F64), ("eps", _F64),
-        ("weight_decay", _F64),
+        ("weight_decay", _F64), ("device_lr", _P), ("seed", _I64),
     ]  # fmt: skip
 
 
@@ -294,6 +294,8 @@ class Library:
         repeats: int,
         *,
         device_steps: bool = False,
+        device_lr: torch.Tensor | None = None,
+        seed: int | None = None,
         misalign: int = 0,
         launch: Launch = Launch(),
         **options: float | bool,
@@ -312,7 +314,7 @@ class Library:
             len(params), STORAGE[params[0].dtype], STORAGE[grads[0].dtype], int(o["decoupled"]),
             int(o["maximize"]), misalign, _address(numels), *map(_address, lists),
             _address(on_device), _address(done), repeats, o["lr"], o["beta1"], o["beta2"],
-            o["eps"], o["weight_decay"],
+            o["eps"], o["weight_decay"], _pointer(device_lr), -1 if seed is None else seed,
         )  # fmt: skip
         self._call("sim_adam_replay", case, launch)
 

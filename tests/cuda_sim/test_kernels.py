@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from adam_problems import adam_replay, make_tensors
 from cuda_sim import build, worker
 from cuda_sim.cases import (
     CASES,
@@ -19,6 +20,7 @@ from cuda_sim.cases import (
     of_query,
 )
 from cuda_sim.library import H100_SHARED_BYTES, Launch, Library
+from hullft_ops import _C
 
 Libraries = Callable[[str], Library]
 
@@ -99,6 +101,19 @@ def test_same_bits_whatever_the_order(library: Libraries) -> None:
         in_global = answer(Launch(0, gram, max_shared_bytes=SMALL_SHARED))
         for got, wanted in zip(in_global, first, strict=True):
             assert torch.equal(got, wanted)
+
+
+@pytest.mark.skipif(
+    _C.simd_level() == "portable", reason="the portable CPU form has no fused multiply-add"
+)
+def test_stochastic_rounding_gives_the_bits_of_the_cpu(library: Libraries) -> None:
+    tensors = make_tensors([5000, 3], torch.bfloat16, grad_dtype=torch.float32, steps_done=9.0)
+    got = tensors.clone()
+    library("plain").adam_replay_(got, 4, seed=11, weight_decay=0.1)
+    wanted = adam_replay(tensors, 4, seed=11, weight_decay=0.1)
+    for column in ("params", "exp_avgs", "exp_avg_sqs"):
+        for a, b in zip(getattr(got, column), getattr(wanted, column), strict=True):
+            assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize(

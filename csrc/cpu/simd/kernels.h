@@ -7,6 +7,7 @@
 #include "../../core/adam.h"
 #include "../../core/arithmetic.h"
 #include "../../core/dtypes.h"
+#include "../../core/stochastic_rounding.h"
 
 namespace hullft {
 
@@ -50,11 +51,18 @@ struct SiftPick {
   const double* target_shares;  // [n_targets]: Cov(s, target) * rate
 };
 
+// Of a piece of a tensor, whose first element is a multiple of kRoundingGroup.
+struct StochasticRounding {
+  RoundingKey key;
+  int64_t first;
+};
+
 // Takes schedule.repeats Adam steps on n elements with one gradient; a parameter's moments have its
-// own dtype.
+// own dtype. bfloat16 parameters are rounded to nearest where `rounding` is null.
 template <typename T, typename G>
 using AdamSweep = void (*)(T* param, const G* grad, T* exp_avg, T* exp_avg_sq, int64_t n,
-                           const AdamSchedule<Arithmetic<T>>& schedule);
+                           const AdamSchedule<Arithmetic<T>>& schedule,
+                           const StochasticRounding* rounding);
 
 // cache <- beta * cache + alpha * grad; with beta = 0 the cache is not read.
 template <typename T, typename G>

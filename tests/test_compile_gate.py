@@ -1,0 +1,59 @@
+"""The gate that reads what ptxas says: on logs, without nvcc."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+TOOL = Path(__file__).parent.parent / "tools" / "compile_gate.py"
+SYMBOL = "_ZN6hullft12_GLOBAL__N_19fw_kernelIfLb{}EEEvNS_9FwProblemENS_6FwPlanEPhNS_9FwOutputsE"
+LOG = """ptxas info    : Compiling entry function '{symbol}' for 'sm_90'
+ptxas info    : Function properties for {symbol}
+    0 bytes stack frame, {spills} bytes spill stores, 0 bytes spill loads
+ptxas info    : Used {registers} registers, used 1 barriers, {shared} bytes smem
+"""
+
+
+@pytest.fixture(scope="module")
+def gate() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("compile_gate", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def faults(gate: ModuleType, architecture: int, **cost: int) -> list[str]:
+    values = {"spills": 0, "registers": 120, "shared": 512, "in_shared": 1} | cost
+    symbol = SYMBOL.format(values.pop("in_shared"))
+    (found,) = gate.parse(LOG.format(symbol=symbol, **values), architecture)
+    return found.faults()
+
+
+@pytest.mark.parametrize("architecture", [80, 90, 100])
+def test_dynamic_shared_memory_is_counted(gate: ModuleType, architecture: int) -> None:
+    """The host leaves 1024 bytes for what the kernel has besides: more does not fit."""
+    limit = gate.block_limit(architecture)
+    assert faults(gate, architecture, shared=1024) == []
+    message = f"may ask for 1025 + {limit - 1024} bytes of shared memory, a block may have {limit}"
+    found = faults(gate, architecture, shared=1025)
+    assert any(message in fault for fault in found)
+    assert faults(gate, architecture, shared=1025, in_shared=0) == []
+
+
+def test_spills_and_broken_promises(gate: ModuleType) -> None:
+    assert any("spills 8 bytes" in fault for fault in faults(gate, 90, spills=8))
+    found = faults(gate, 90, registers=129)
+    assert found == ["fw_kernel<float, true> on sm_90: 0 resident threads, 512 promised"]
+
+
+def test_every_source_with_dynamic_shared_memory_is_counted(
+    gate: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate.check_sources()
+    monkeypatch.setattr(gate, "CUDA", tmp_path)
+    (tmp_path / "new.cu").write_text("HULLFT_DYNAMIC_SHARED(memory);")
+    with pytest.raises(RuntimeError, match=r"DYNAMIC_SHARED does not count new.cu"):
+        gate.check_sources()
