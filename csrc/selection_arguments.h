@@ -55,6 +55,12 @@ inline SiftOptions check_sift_options(const char* op, const Tensor& query, int64
   return {n_select, n_targets, noise};
 }
 
+// As many different rows as knn_select returns.
+inline void check_enough_rows(const char* op, int64_t n_select, const PoolShape& shape) {
+  if (n_select > shape.candidates)
+    value_error(op, "n_select is ", n_select, ", the pool has ", shape.candidates, " rows");
+}
+
 // weights [B, m] for a support of that shape.
 inline void check_weights(const char* op, const Tensor& weights, const Tensor& support,
                           const PoolShape& shape) {

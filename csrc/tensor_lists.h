@@ -85,8 +85,8 @@ class OverlapCheck {
   }
 
   void run() {
-    std::sort(ranges_.begin(), ranges_.end(),
-              [](const Range& a, const Range& b) { return a.begin < b.begin; });
+    std::stable_sort(ranges_.begin(), ranges_.end(),
+                     [](const Range& a, const Range& b) { return a.begin < b.begin; });
     const Range* last = nullptr;          // the one that reaches furthest,
     const Range* last_written = nullptr;  // and the one of those that are written
     for (const Range& range : ranges_) {

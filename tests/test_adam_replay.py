@@ -295,6 +295,7 @@ def test_opcheck() -> None:
         torch.library.opcheck(OPS.adam_replay_.default, tuple(tensors), options)
 
 
+@pytest.mark.refusal("operator")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -407,6 +408,7 @@ def bad_tensors() -> dict[str, tuple[AdamTensors, str]]:
     }
 
 
+@pytest.mark.refusal("operator")
 @pytest.mark.parametrize("case", bad_tensors())
 def test_bad_tensors(case: str) -> None:
     tensors, message = bad_tensors()[case]
@@ -414,6 +416,7 @@ def test_bad_tensors(case: str) -> None:
         OPS.adam_replay_(*tensors, repeats=1, **OPTIONS)
 
 
+@pytest.mark.refusal("operator")
 def test_an_error_leaves_everything_as_it_was() -> None:
     tensors = make_tensors([5, 6])
     tensors.grads[1] = torch.zeros(7)

@@ -145,6 +145,7 @@ def test_lr_as_a_tensor(lr_dtype: torch.dtype, shape: tuple[int, ...]) -> None:
         assert_same_bits(adam_replay(tensors, 3, lr_tensor=rate, **options), wanted)
 
 
+@pytest.mark.refusal("operator")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -203,6 +204,7 @@ def test_optimizer_rounds_each_group_with_numbers_of_its_own() -> None:
             assert torch.equal(params[i].detach(), param)
 
 
+@pytest.mark.refusal("operator")
 @pytest.mark.parametrize(
     ("seed", "error", "message"),
     [

@@ -88,6 +88,7 @@ def poisoned(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+@pytest.mark.refusal("public")
 @pytest.mark.parametrize(
     ("pool", "query", "current", "error", "message"),
     [

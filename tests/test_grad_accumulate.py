@@ -142,6 +142,7 @@ def bad_arguments() -> dict[str, tuple[list[torch.Tensor], list[torch.Tensor], d
     }
 
 
+@pytest.mark.refusal("operator")
 @pytest.mark.parametrize("case", bad_arguments())
 def test_bad_arguments(case: str) -> None:
     caches, grads, options, message = bad_arguments()[case]

@@ -28,6 +28,7 @@ def test_ties_and_ragged() -> None:
     assert sel.indices.tolist() == [[0, 6, 12, 1], [0, 6, 1, 7]]
 
 
+@pytest.mark.refusal("public")
 def test_more_than_the_pool() -> None:
     pool, query = make_problem(2, 2, 6, 5)
     with pytest.raises(ValueError, match="knn_select: n_select is 7, pool has 6 rows"):

@@ -160,6 +160,7 @@ DATA_ERRORS: dict[str, tuple[Callable[[], object], str]] = {
 }
 
 
+@pytest.mark.refusal("public")
 @pytest.mark.parametrize("case", TYPE_ERRORS)
 def test_type_error(case: str) -> None:
     call, message = TYPE_ERRORS[case]
@@ -167,6 +168,7 @@ def test_type_error(case: str) -> None:
         call()
 
 
+@pytest.mark.refusal("public")
 @pytest.mark.parametrize("case", VALUE_ERRORS)
 def test_value_error(case: str) -> None:
     call, message = VALUE_ERRORS[case]
@@ -182,6 +184,7 @@ def test_data_error(case: str) -> None:
         call()
 
 
+@pytest.mark.refusal("operator")
 def test_storage_that_was_freed_or_shrunk() -> None:
     for size in (0, POOL.nbytes - 4):
         pool = POOL.clone()
@@ -221,6 +224,7 @@ RAW_ERRORS: dict[str, tuple[Callable[[], object], str]] = {
 }
 
 
+@pytest.mark.refusal("operator")
 @pytest.mark.parametrize("case", RAW_ERRORS)
 def test_operators_called_directly_check_too(case: str) -> None:
     call, message = RAW_ERRORS[case]

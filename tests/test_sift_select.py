@@ -7,7 +7,7 @@ import torch
 
 import hullft_ops
 from hullft_ops import reference
-from problems import DTYPES, assert_consistent, assert_equals_reference, make_problem
+from problems import DTYPES, ON_VALUES, assert_consistent, assert_equals_reference, make_problem
 
 NOISES = [0.01, 0.2]
 # Scores nearer than this, of the variance before any pick, are told apart by rounding alone.
@@ -180,6 +180,12 @@ def test_indexed_reads_no_candidate_past_the_size() -> None:
     for b, rows in enumerate([[1, 2, 3], [9, 8]]):
         alone = hullft_ops.sift_select(embeddings[0][rows], query[b], 4)
         assert torch.equal(sel.picks[b], alone.picks)
+
+
+@pytest.mark.cpu_only(ON_VALUES)
+def test_candidate_out_of_range() -> None:
+    embeddings, query = make_problem(3, 1, 50, 7)
+    candidates = torch.tensor([[1, 2, 3, -7]])
     with pytest.raises(ValueError, match=r"candidates\[0, 3\] is -7, embeddings has 50 rows"):
         hullft_ops.sift_select_indexed(embeddings[0], candidates, query, 4)
 
@@ -361,6 +367,10 @@ VALUE_ERRORS: dict[str, tuple[Callable[[], object], str]] = {
         "must both have the same batch or none",
     ),
 }
+DATA_ERRORS = {
+    name: VALUE_ERRORS.pop(name)
+    for name in ("sizes", "nan", "inf", "query nan", "target nan", "overflow", "squares overflow")
+}
 RAW = torch.ops.hullft_ops
 RAW_ERRORS: dict[str, tuple[Callable[[], object], str]] = {
     "rank": (lambda: RAW.sift_select(POOL, QUERY[0], 3), "query must have 2 dimensions, got 1"),
@@ -375,6 +385,7 @@ RAW_ERRORS: dict[str, tuple[Callable[[], object], str]] = {
 }
 
 
+@pytest.mark.refusal("public")
 @pytest.mark.parametrize("case", TYPE_ERRORS)
 def test_type_error(case: str) -> None:
     call, message = TYPE_ERRORS[case]
@@ -382,6 +393,7 @@ def test_type_error(case: str) -> None:
         call()
 
 
+@pytest.mark.refusal("public")
 @pytest.mark.parametrize("case", VALUE_ERRORS)
 def test_value_error(case: str) -> None:
     call, message = VALUE_ERRORS[case]
@@ -389,6 +401,15 @@ def test_value_error(case: str) -> None:
         call()
 
 
+@pytest.mark.cpu_only(ON_VALUES)
+@pytest.mark.parametrize("case", DATA_ERRORS)
+def test_data_error(case: str) -> None:
+    call, message = DATA_ERRORS[case]
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.refusal("operator")
 @pytest.mark.parametrize("case", RAW_ERRORS)
 def test_operators_called_directly_check_too(case: str) -> None:
     call, message = RAW_ERRORS[case]

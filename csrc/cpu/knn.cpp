@@ -71,6 +71,7 @@ SelectionOutput::Tensors knn_select(const Tensor& pool, const Tensor& query, int
   const PoolShape shape = check_pool_query(op, "pool", pool, query);
   check_range(op, "n_select", n_select, 1);
   check_sizes(op, "pool_sizes", pool_sizes, pool, shape.batch);
+  check_enough_rows(op, n_select, shape);
   const Sizes sizes(op, "pool_sizes", pool_sizes, shape.candidates, shape.batch);
   for (int64_t b = 0; b < shape.batch; ++b)
     if (sizes[b] < n_select)

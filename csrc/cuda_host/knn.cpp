@@ -15,8 +15,7 @@ SelectionTensors::Tuple knn_select(const Tensor& pool, const Tensor& query, int6
   const PoolShape shape = check_pool_query(op, "pool", pool, query);
   check_range(op, "n_select", n_select, 1);
   check_sizes(op, "pool_sizes", pool_sizes, pool, shape.batch);
-  if (n_select > shape.candidates)
-    value_error(op, "n_select is ", n_select, ", the pool has ", shape.candidates, " rows");
+  check_enough_rows(op, n_select, shape);
   check_range(op, "the batch", shape.batch, 0);
   const CudaContext context(op, pool);
   const SelectionInputs inputs(pool, query, pool_sizes);
