@@ -27,8 +27,17 @@ FORMAT = 1
 BUDGET_SECONDS = 520
 _TAIL = 3000  # characters of a step's output that the file keeps
 _TTFT_PACKAGES = ("transformers", "numpy", "datasets", "faiss", "sentence_transformers", "rich")
-# What the CUDA kernels have no part in.
-_OTHER_TESTS = ("test_benchmarks", "test_gpu_check", "test_packaging", "test_readme")
+_REHEARSAL_SECONDS = 300  # a step's: a CPU that others use is no measure of a GPU's time
+# What the CUDA kernels have no part in, or what asks for them itself.
+_OTHER_TESTS = (
+    "test_benchmarks",
+    "test_compile_gate",
+    "test_cuda_errors",
+    "test_examples",
+    "test_gpu_check",
+    "test_packaging",
+    "test_readme",
+)
 PASSED, FAILED, NOT_RUN, REHEARSED = "passed", "failed", "not run", "rehearsed on the CPU"
 
 
@@ -201,7 +210,8 @@ def check(device: str, *, dry_run: bool) -> list[dict[str, Any]]:
             record = {"name": step.name, "command": step.command, "seconds": 0.0}
             record |= {"status": NOT_RUN, "why": why}
         else:
-            record = run_step(step, min(step.seconds, end - monotonic()), dry_run=dry_run)
+            seconds = _REHEARSAL_SECONDS if dry_run else min(step.seconds, end - monotonic())
+            record = run_step(step, seconds, dry_run=dry_run)
         print(f"   {record['status']} {record['why']}", flush=True)
         records.append(record)
     return records
