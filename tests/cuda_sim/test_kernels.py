@@ -135,3 +135,12 @@ def test_plan(
     """The table in csrc/cuda/README.md."""
     plan = library("plain").plan(batch, candidates, dim, 50, H100_SHARED_BYTES)
     assert (bool(plan.gram), bool(plan.shared_state)) == (gram, shared_state)
+
+
+@pytest.mark.parametrize("limit", [163 * 1024, H100_SHARED_BYTES])
+def test_state_in_shared_memory_leaves_room_for_the_rest(library: Libraries, limit: int) -> None:
+    """The most that tools/compile_gate.py counts is never passed, and nearly reached."""
+    plans = [library("plain").plan(1, k, 8, 50, limit) for k in range(1000, 32_000, 13)]
+    largest = max(plan.state_bytes for plan in plans if plan.shared_state)
+    assert limit - 2048 < largest <= limit - 1024
+    assert not plans[-1].shared_state
