@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from hullft_ops import commands_evaluation
+from hullft_ops import commands_adapt, commands_evaluation
 from hullft_ops.collect_env import collect_env, format_env
 
 app = typer.Typer(
@@ -17,6 +17,7 @@ app = typer.Typer(
     # Local variables of a failing frame may be whole corpora.
     pretty_exceptions_show_locals=False,
 )
+app.command()(commands_adapt.adapt)
 app.command()(commands_evaluation.evaluate)
 app.command()(commands_evaluation.report)
 app.command()(commands_evaluation.tune)

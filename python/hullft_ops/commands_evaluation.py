@@ -88,12 +88,12 @@ def evaluate(
     ] = Path("results.jsonl"),
 ) -> None:
     """Run methods x steps x refresh x learning rate on held-out prompts, a JSONL row each."""
-    with _errors_of("evaluate"):
+    with errors_of("evaluate"):
         from hullft_ops.ttft.evaluation.inputs import open_inputs
         from hullft_ops.ttft.evaluation.results import open_results
         from hullft_ops.ttft.evaluation.runner import evaluate as run
 
-        chosen = _config(
+        chosen = configuration(
             config,
             inputs={"model": model, "embedder": embedder, "store": store, "prompts": prompts}
             | {"corpus": corpus, "limit": limit, "seed": seed},
@@ -115,7 +115,7 @@ def report(
     ),
 ) -> None:
     """Write tables with confidence intervals, a plot of quality against time, an HTML page."""
-    with _errors_of("report"):
+    with errors_of("report"):
         from hullft_ops.ttft.evaluation.report_pages import write_report
 
         for path in write_report(results, out):
@@ -147,11 +147,11 @@ def tune(
     ] = Path("tuned.json"),
 ) -> None:
     """Pick method, steps, refresh and learning rate on held-out prompts by successive halving."""
-    with _errors_of("tune"):
+    with errors_of("tune"):
         from hullft_ops.ttft.evaluation.inputs import open_inputs
         from hullft_ops.ttft.evaluation.tuning_run import run_tuning
 
-        chosen = _config(
+        chosen = configuration(
             config,
             inputs={"model": model, "embedder": embedder, "store": store, "prompts": prompts}
             | {"corpus": corpus, "limit": limit, "seed": seed},
@@ -170,7 +170,7 @@ def tune(
         )
 
 
-def _config(
+def configuration(
     config: str | None, inputs: dict[str, Any], axes: dict[str, Any], default: dict[str, Any]
 ) -> "Config":
     """The configuration file's content, with what the command line says instead."""
@@ -185,7 +185,7 @@ def _config(
 
 
 @contextmanager
-def _errors_of(command: str) -> Iterator[None]:
+def errors_of(command: str) -> Iterator[None]:
     """Turn what cannot be met into one line and exit code 2."""
     from transformers.utils.logging import disable_progress_bar
 

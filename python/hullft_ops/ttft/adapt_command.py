@@ -1,0 +1,94 @@
+"""Adapting to one prompt and showing it."""
+
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from hullft_ops.ttft.adaptation_report import AdaptationReport
+from hullft_ops.ttft.datastore import Datastore
+from hullft_ops.ttft.demo_inputs import load_model, open_embedder
+from hullft_ops.ttft.evaluate import bits_per_byte
+from hullft_ops.ttft.evaluation.config import Config, ConfigError, Settings
+from hullft_ops.ttft.finetuner import TestTimeFinetuner
+from hullft_ops.ttft.methods import Random, SelectionMethod, Sift
+
+_STAGES = ("embed", "search", "select", "tokenize", "forward", "backward", "step")
+
+
+def run_adapt(config: Config, prompt: str, max_new_tokens: int | None, out: Console) -> None:
+    """Adapt to ``prompt`` and print what was retrieved, with weights and counts, bits per byte of
+    the prompt before and after, seconds and, unless ``max_new_tokens`` is None, a continuation.
+
+    Raises:
+        ConfigError, DemoError: something cannot be loaded, or the prompt cannot be adapted to.
+    """
+    settings = _one(config)
+    store = _open(config)
+    model, tokenizer = load_model(config.model)
+    embedder = open_embedder(config.embedder)
+    try:
+        ttft = TestTimeFinetuner(
+            model, tokenizer, store, embedder, **_options(settings, config.seed)
+        )
+        before = bits_per_byte(model, tokenizer, prompt)
+        with ttft.adapted(prompt) as report:
+            after = bits_per_byte(model, tokenizer, prompt)
+            continued = None
+            if max_new_tokens is not None:
+                continued = ttft.continuation(prompt, max_new_tokens=max_new_tokens)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    out.print(_table(report, store))
+    seconds = ", ".join(f"{stage} {getattr(report, f'seconds_{stage}'):.3f}" for stage in _STAGES)
+    out.print(
+        f"{report.optimizer_steps} steps with {report.forward_backward_passes} gradients; "
+        f"seconds: {seconds}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    out.print(f"bits per byte of the prompt: {before:.4f} before, {after:.4f} after")
+    if continued is not None:
+        # A model may write what rich would take for markup.
+        out.print(Text(continued))
+
+
+def _one(config: Config) -> Settings:
+    if len(config.configurations) != 1:
+        raise ConfigError(f"adapt takes one configuration, got {len(config.configurations)}")
+    return config.configurations[0]
+
+
+def _open(config: Config) -> Datastore:
+    if config.store is None:
+        raise ConfigError("store must be given, `hullft-ops index` makes one")
+    try:
+        return Datastore.open(config.store)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"store {config.store}: {error}") from error
+
+
+def _options(settings: Settings, seed: int) -> dict[str, Any]:
+    options = {key: value for key, value in settings.items() if key != "noise"}
+    if options.pop("reuse", None) is not None:
+        raise ConfigError("settings: reuse is for evaluate alone")
+    method: str | SelectionMethod = settings["method"]
+    if method == "sift":
+        method = Sift(settings.get("noise", Sift.noise))
+    elif method == "random":
+        method = Random(seed)
+    return {**options, "method": method}
+
+
+def _table(report: AdaptationReport, store: Datastore) -> Table:
+    table = Table(box=box.SIMPLE, title=f"{report.support_size} texts by {report.method}")
+    for name in ("position", "weight", "steps"):
+        # The texts would take their room.
+        table.add_column(name, justify="right", no_wrap=True, min_width=len(name))
+    table.add_column("text", no_wrap=True, overflow="ellipsis")
+    for index, weight, count in zip(report.indices, report.weights, report.counts, strict=True):
+        excerpt = Text(" ".join(store.texts[index].split()))
+        table.add_row(str(index), f"{weight:.3f}", str(count), excerpt)
+    return table

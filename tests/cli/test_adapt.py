@@ -1,0 +1,102 @@
+"""``hullft-ops adapt`` on a tiny random model."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from hullft_ops.commands import app
+from hullft_ops.ttft import Datastore, load_embedder
+
+PROMPT = "the cat sat on the red mat"
+
+
+@pytest.fixture(scope="module")
+def store(
+    embedder_directory: Path, corpus_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    lines = corpus_file.read_text(encoding="utf-8").splitlines()
+    texts = [json.loads(line)["text"] for line in lines[:10]]
+    path = tmp_path_factory.mktemp("store") / "store"
+    Datastore.build(texts, load_embedder(str(embedder_directory)), path, progress=False)
+    return path
+
+
+@pytest.fixture
+def own(model_directory: Path, embedder_directory: Path, store: Path) -> list[object]:
+    arguments = ["--model", model_directory, "--embedder", embedder_directory]
+    return [*arguments, "--store", store, "--lr", 0.01, "--prompt", PROMPT]
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["adapt", *map(str, arguments)])
+
+
+def test_it_shows_what_was_retrieved_and_what_that_gained(own: list[object], store: Path) -> None:
+    result = invoke(*own, "--steps", 6)
+    assert result.exit_code == 0, result.output
+    rows = re.findall(r"^ +(\d+) +([01]\.\d{3}) +(\d+) +(\w.*)", result.stdout, re.MULTILINE)
+    assert f"{len(rows)} texts by hullft" in result.stdout
+    assert sum(float(weight) for _, weight, _, _ in rows) == pytest.approx(1, abs=0.01)
+    assert sum(int(count) for _, _, count, _ in rows) == 6
+    texts = Datastore.open(store).texts
+    assert all(texts[int(index)].startswith(text[:20]) for index, _, _, text in rows)
+    passes = sum((int(count) + 1) // 2 for _, _, count, _ in rows)
+    assert f"6 steps with {passes} gradients" in result.stdout
+    found = re.search(r"prompt: (\d\.\d+) before, (\d\.\d+) after", result.stdout)
+    assert found is not None
+    assert float(found[2]) < float(found[1])
+    assert result.stdout.rstrip().endswith("after")
+
+
+def test_it_continues_the_prompt(own: list[object]) -> None:
+    result = invoke(*own, "--generate", "--max-new-tokens", 12)
+    assert result.exit_code == 0, result.output
+    _, _, continued = result.stdout.partition(" after\n")
+    # The model and its tokenizer know single bytes.
+    assert 1 < len(continued.encode()) <= 12 * len("\ufffd".encode()) + 1
+
+
+def test_a_configuration_says_what_the_command_line_does_not(
+    own: list[object], tmp_path: Path
+) -> None:
+    config = tmp_path / "tuned.json"
+    settings = {"method": "sift", "n_select": 5, "refresh": 1, "noise": 0.2}
+    config.write_text(json.dumps({"settings": settings}), encoding="utf-8")
+    arguments = [item for item in own if item not in ("--lr", 0.01)]
+    result = invoke(*arguments, "--config", config)
+    assert result.exit_code == 0, result.output
+    assert "texts by sift" in result.stdout
+    assert "5 steps with 5 gradients" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--store", "/no/such/store"], "store /no/such/store: "),
+        (["--method", "nearest"], "method must be one of hullft, "),
+        (["--prompt", " "], "text must have a token"),
+        (["--model", "/no/such/model"], "model /no/such/model: no such directory"),
+        (["--generate", "--max-new-tokens", 256], "max_new_tokens must be in 1..255"),
+    ],
+)
+def test_what_cannot_be_met_ends_with_one_line(
+    own: list[object], arguments: list[object], message: str
+) -> None:
+    result = invoke(*own, *arguments)
+    assert result.exit_code == 2, result.output
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("hullft-ops adapt: ")
+    assert message in last
+
+
+def test_a_grid_and_no_store_are_refused(own: list[object], tmp_path: Path) -> None:
+    config = tmp_path / "grid.json"
+    config.write_text(json.dumps({"settings": {"n_select": [5, 10]}}), encoding="utf-8")
+    arguments = [item for item in own if item not in ("--lr", 0.01)]
+    result = invoke(*arguments, "--config", config)
+    assert (result.exit_code, "adapt takes one configuration, got 2" in result.stderr) == (2, True)
+    result = invoke("--prompt", PROMPT)
+    assert (result.exit_code, "store must be given" in result.stderr) == (2, True)
