@@ -49,7 +49,8 @@ add_library(hullft_kernels OBJECT
   csrc/cuda/gram.cu
   csrc/cuda/integerize.cu
   csrc/cuda/knn.cu
-  csrc/cuda/lmo.cu)
+  csrc/cuda/lmo.cu
+  csrc/cuda/sift.cu)
 set_target_properties(hullft_kernels PROPERTIES
   CUDA_ARCHITECTURES "${HULLFT_CUDA_TARGETS}"
   POSITION_INDEPENDENT_CODE ON CUDA_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON)
@@ -60,5 +61,6 @@ set(HULLFT_CUDA_HOST_SOURCES
   csrc/cuda_host/integerize.cpp
   csrc/cuda_host/knn.cpp
   csrc/cuda_host/lmo.cpp
-  csrc/cuda_host/replay.cpp)
+  csrc/cuda_host/replay.cpp
+  csrc/cuda_host/sift.cpp)
 string(REPLACE ";" " " HULLFT_CUDA_TARGETS "${HULLFT_CUDA_TARGETS}")  # for build_info

@@ -1,6 +1,7 @@
 // Plans and launches of the Frank-Wolfe kernel.
 #include <algorithm>
 
+#include "block_launch.cuh"
 #include "frank_wolfe.h"
 #include "fw_block.cuh"
 #include "gram.h"
@@ -8,42 +9,8 @@
 namespace hullft {
 namespace {
 
-// float64 takes twice the registers.
-template <typename S>
-constexpr int kMaxThreads = kMaxBlockWarps * kWarp * 4 / int(sizeof(S));
-
-// Shared memory of the kernel besides the state.
-constexpr int64_t kFixedSharedBytes = 1024;
 // Columns that are kept after their atom has left the support: it often comes back.
 constexpr int kSpareColumns = 32;
-constexpr double kMaxGramBytes = 512 << 20;
-
-// Cycles of an H100; csrc/cuda/README.md derives them. They say where the one way of making columns
-// overtakes the other.
-constexpr double kSms = 132;
-constexpr double kGramProductsPerCycle = 51;  // of an SM, 40 % of its float32 units
-constexpr double kSmBytesPerCycle = 40;       // that one block reads
-constexpr double kDeviceBytesPerCycle = 1914;
-
-// Pools that differ: a batch may share one.
-int64_t n_pools(const FwProblem& p) {
-  return p.pool.batch_stride == 0 && !p.pool.candidates ? 1 : p.batch;
-}
-
-bool gram_pays(const FwProblem& p) {
-  const double k = p.pool.width, d = double(p.pool.d), pools = double(n_pools(p));
-  if (pools * k * k * double(real_bytes_of(p.pool.storage)) > kMaxGramBytes) return false;
-  const double gram = pools * k * (k + 32) / 2 * d / (kGramProductsPerCycle * kSms);
-  const double rate =
-      std::min(kSmBytesPerCycle * std::min(double(p.batch), kSms), kDeviceBytesPerCycle);
-  const double columns = std::min(k, p.n_select + 1.0);
-  return gram < double(p.batch) * columns * k * d * double(bytes_of(p.pool.storage)) / rate;
-}
-
-int threads_for(int width, Storage storage) {
-  if (width <= 128) return 128;
-  return width <= 1024 || storage == Storage::kFloat64 ? 256 : kMaxThreads<float>;
-}
 
 template <typename S, bool kSharedState>
 __global__ void __launch_bounds__(kMaxThreads<S>, 1)
@@ -82,7 +49,7 @@ cudaError_t launch_solve(const FwProblem& problem, const FwPlan& plan, void* wor
 }  // namespace
 
 FwPlan plan_frank_wolfe(const FwProblem& p, int64_t max_shared_bytes) {
-  return plan_columns(p, max_shared_bytes, gram_pays(p));
+  return plan_columns(p, max_shared_bytes, gram_pays(p.pool, p.batch, p.n_select + 1));
 }
 
 FwPlan plan_columns(const FwProblem& p, int64_t max_shared_bytes, bool gram) {
@@ -96,7 +63,7 @@ FwPlan plan_columns(const FwProblem& p, int64_t max_shared_bytes, bool gram) {
   plan.state_bytes = fw_state_bytes(p.pool.width, plan.slots, real_bytes);
   plan.shared_state = plan.state_bytes <= max_shared_bytes - kFixedSharedBytes;
   const int64_t column_bytes = (plan.gram ? width : plan.slots) * width * real_bytes;
-  plan.column_stride = plan.gram && n_pools(p) == 1 ? 0 : column_bytes;
+  plan.column_stride = plan.gram && n_pools(p.pool, p.batch) == 1 ? 0 : column_bytes;
   plan.columns_offset = plan.shared_state ? 0 : p.batch * plan.state_bytes;
   plan.workspace_bytes =
       plan.columns_offset + (plan.column_stride ? p.batch : int64_t(1)) * column_bytes;
@@ -107,10 +74,8 @@ cudaError_t launch_frank_wolfe(const FwProblem& problem, const FwPlan& plan, voi
                                const FwOutputs& outputs, cudaStream_t stream) {
   if (problem.batch == 0) return cudaSuccess;
   if (plan.gram) {
-    PoolView pool = problem.pool;
-    if (n_pools(problem) == 1) pool.sizes = nullptr;  // each query reads the corner it sees
     void* gram = static_cast<unsigned char*>(workspace) + plan.columns_offset;
-    const cudaError_t status = launch_gram(pool, n_pools(problem), gram, stream);
+    const cudaError_t status = launch_grams(problem.pool, problem.batch, gram, stream);
     if (status != cudaSuccess) return status;
   }
   return problem.pool.storage == Storage::kFloat64

@@ -1,6 +1,8 @@
 // A block makes one 32 x 32 tile of the lower triangle and its mirror image. Four groups of 64
 // threads split every chunk of d among them, 4 x 4 products a thread, so that even a single pool
 // gives enough blocks to fill the machine. Arithmetic: csrc/cuda/README.md.
+#include <algorithm>
+
 #include "gram.h"
 #include "load.cuh"
 #include "reduce.cuh"
@@ -16,6 +18,15 @@ constexpr int kChunk = 64;                // of d, in shared memory at a time
 constexpr int kShare = kChunk / kGroups;  // of a chunk, for one group
 constexpr int kSide = 4;                  // of a thread's square of products
 constexpr int kSpan = kTile / kSide;
+
+constexpr double kMaxGramBytes = 512 << 20;
+
+// Cycles of an H100; csrc/cuda/README.md derives them. They say where the one way of making columns
+// overtakes the other.
+constexpr double kSms = 132;
+constexpr double kGramProductsPerCycle = 51;  // of an SM, 40 % of its float32 units
+constexpr double kSmBytesPerCycle = 40;       // that one block reads
+constexpr double kDeviceBytesPerCycle = 1914;
 
 template <typename S>
 struct Operands {
@@ -140,6 +151,16 @@ cudaError_t launch(const PoolView& pool, int64_t n_pools, void* gram, cudaStream
 }
 
 }  // namespace
+
+bool gram_pays(const PoolView& pool, int64_t batch, int64_t columns) {
+  const double k = pool.width, d = double(pool.d), pools = double(n_pools(pool, batch));
+  if (pools * k * k * double(real_bytes_of(pool.storage)) > kMaxGramBytes) return false;
+  const double gram = pools * k * (k + 32) / 2 * d / (kGramProductsPerCycle * kSms);
+  const double rate =
+      std::min(kSmBytesPerCycle * std::min(double(batch), kSms), kDeviceBytesPerCycle);
+  const double wanted = std::min(k, double(columns));
+  return gram < double(batch) * wanted * k * d * double(bytes_of(pool.storage)) / rate;
+}
 
 cudaError_t launch_gram(const PoolView& pool, int64_t n_pools, void* gram, cudaStream_t stream) {
   if (n_pools == 0) return cudaSuccess;

@@ -16,6 +16,7 @@ HERE = Path(__file__).resolve().parent
 CSRC = HERE.parent.parent / "csrc"
 UNITS = (
     "accumulate", "adam_replay", "correlate", "frank_wolfe", "gram", "integerize", "knn", "lmo",
+    "sift",
 )  # fmt: skip
 CLANG = "clang++-19"
 _SANITIZERS = ["-fsanitize=address,alignment", "-fno-sanitize-recover=alignment"]

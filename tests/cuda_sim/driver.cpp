@@ -10,6 +10,7 @@
 #include "cuda/integerize.h"
 #include "cuda/knn.h"
 #include "cuda/lmo.h"
+#include "cuda/sift.h"
 
 using driver::Buffer;
 
@@ -45,6 +46,16 @@ struct KnnCase {
   Pool pool;
   Selection out;
   int32_t n_select;
+};
+
+struct SiftCase {
+  Pool pool;
+  Selection out;
+  int64_t* picks;
+  void* variance;
+  int32_t n_select, n_targets;
+  double noise;
+  int32_t force_gram, force_threads;  // -1: as planned
 };
 
 struct LmoCase {
@@ -111,9 +122,9 @@ int64_t storage_bytes(int32_t storage) { return hullft::bytes_of(hullft::Storage
 struct DeviceInputs {
   Buffer base, query, candidates, sizes;
 
-  explicit DeviceInputs(const Pool& p)
+  explicit DeviceInputs(const Pool& p, int64_t n_targets = 1)
       : base("pool", p.base, p.elements * bytes(p)),
-        query("query", p.query, ((p.batch - 1) * p.query_stride + p.d) * bytes(p)),
+        query("query", p.query, ((p.batch - 1) * p.query_stride + n_targets * p.d) * bytes(p)),
         candidates("candidates", p.candidates, p.batch * p.width * 8),
         sizes("sizes", p.sizes, p.batch * 8) {}
 
@@ -223,6 +234,28 @@ const char* sim_knn(const KnnCase* c, const driver::Schedule* schedule) {
     const cudaError_t status =
         hullft::launch_knn(problem, workspace.get(), out.pointers(), nullptr);
     out.copy_to(c->out);
+    return status;
+  });
+}
+
+const char* sim_sift(const SiftCase* c, const driver::Schedule* schedule) {
+  return driver::run(*schedule, [&] {
+    const Pool& p = c->pool;
+    const DeviceInputs in(p, c->n_targets);
+    const hullft::SiftProblem problem{in.pool_view(p), in.query_view(p), p.batch,
+                                      c->n_select,     c->n_targets,     c->noise};
+    hullft::SiftPlan plan = hullft::plan_sift(problem, schedule->max_shared_bytes);
+    if (c->force_gram >= 0)
+      plan = hullft::plan_sift_columns(problem, schedule->max_shared_bytes, c->force_gram != 0);
+    if (c->force_threads > 0) plan.threads = c->force_threads;
+    const Buffer workspace("workspace", plan.workspace_bytes),
+        picks("picks", p.batch * c->n_select * 8),
+        variance("variance", p.batch * c->n_select * real_bytes(p));
+    const DeviceSelection out(p, c->n_select);
+    const cudaError_t status =
+        hullft::launch_sift(problem, plan, workspace.get(),
+                            {out.pointers(), picks.get<int64_t>(), variance.get()}, nullptr);
+    out.copy_to(c->out), picks.copy_to(c->picks), variance.copy_to(c->variance);
     return status;
   });
 }

@@ -52,6 +52,13 @@ class _KnnCase(ctypes.Structure):
     _fields_ = [("pool", _Pool), ("out", _Selection), ("n_select", _I32)]
 
 
+class _SiftCase(ctypes.Structure):
+    _fields_ = [
+        ("pool", _Pool), ("out", _Selection), ("picks", _P), ("variance", _P), ("n_select", _I32),
+        ("n_targets", _I32), ("noise", _F64), ("force_gram", _I32), ("force_threads", _I32),
+    ]  # fmt: skip
+
+
 class _LmoCase(ctypes.Structure):
     _fields_ = [
         ("pool", _Pool), ("current", _P), ("index", _P), ("correlation", _P), ("gamma", _P),
@@ -251,6 +258,29 @@ class Library:
         case = _KnnCase(_pool(pool, query, None, sizes), answer.pointers(), n_select)
         self._call("sim_knn", case, launch)
         return answer
+
+    def sift(
+        self,
+        pool: torch.Tensor,
+        query: torch.Tensor,
+        n_select: int,
+        *,
+        noise: float = 0.01,
+        candidates: torch.Tensor | None = None,
+        sizes: torch.Tensor | None = None,
+        launch: Launch = Launch(),
+    ) -> tuple[Answer, torch.Tensor, torch.Tensor]:
+        """The selection, the picks and the variance after each; query [B, d] or [B, m, d]."""
+        answer = Answer.empty(query.shape[0], n_select, pool.dtype)
+        picks, variance = torch.zeros_like(answer.indices), torch.zeros_like(answer.weights)
+        gram = -1 if launch.gram is None else int(launch.gram)
+        case = _SiftCase(
+            _pool(pool, query, candidates, sizes), answer.pointers(), _pointer(picks),
+            _pointer(variance), n_select, query.shape[1] if query.dim() == 3 else 1, noise, gram,
+            launch.threads,
+        )  # fmt: skip
+        self._call("sim_sift", case, launch)
+        return answer, picks, variance
 
     def lmo(
         self,

@@ -1,0 +1,85 @@
+// Plans and launches of the SIFT kernel.
+#include <algorithm>
+
+#include "block_launch.cuh"
+#include "gram.h"
+#include "sift.h"
+#include "sift_block.cuh"
+
+namespace hullft {
+namespace {
+
+template <typename S, bool kSharedState>
+__global__ void __launch_bounds__(kMaxThreads<S>, 1)
+    sift_kernel(SiftProblem problem, SiftPlan plan, unsigned char* workspace, SiftOutputs outputs) {
+  HULLFT_DYNAMIC_SHARED(shared);
+  __shared__ BlockScratch scratch;
+  const int64_t query = blockIdx.x;
+  unsigned char* memory = kSharedState ? shared : workspace + query * plan.state_bytes;
+  const unsigned char* gram = workspace + plan.gram_offset + query * plan.gram_stride;
+  S* columns = reinterpret_cast<S*>(workspace + plan.columns_offset) +
+               query * problem.n_select * problem.pool.width;
+  SiftBlock<S> block(problem, query, carve_sift_state<S>(memory, problem),
+                     plan.gram ? reinterpret_cast<const S*>(gram) : nullptr, columns, scratch);
+  block.solve(outputs);
+}
+
+template <typename S, bool kSharedState>
+cudaError_t launch(const SiftProblem& problem, const SiftPlan& plan, void* workspace,
+                   const SiftOutputs& outputs, cudaStream_t stream) {
+  const size_t shared_bytes = kSharedState ? size_t(plan.state_bytes) : 0;
+  const cudaError_t status = cudaFuncSetAttribute(
+      sift_kernel<S, kSharedState>, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes));
+  if (status != cudaSuccess) return status;
+  HULLFT_LAUNCH((sift_kernel<S, kSharedState>), dim3(unsigned(problem.batch)),
+                dim3(unsigned(plan.threads)), shared_bytes, stream, problem, plan,
+                static_cast<unsigned char*>(workspace), outputs);
+  return cudaGetLastError();
+}
+
+template <typename S>
+cudaError_t launch_state(const SiftProblem& problem, const SiftPlan& plan, void* workspace,
+                         const SiftOutputs& outputs, cudaStream_t stream) {
+  return plan.shared_state ? launch<S, true>(problem, plan, workspace, outputs, stream)
+                           : launch<S, false>(problem, plan, workspace, outputs, stream);
+}
+
+}  // namespace
+
+SiftPlan plan_sift(const SiftProblem& p, int64_t max_shared_bytes) {
+  return plan_sift_columns(p, max_shared_bytes, gram_pays(p.pool, p.batch, p.n_select));
+}
+
+SiftPlan plan_sift_columns(const SiftProblem& p, int64_t max_shared_bytes, bool gram) {
+  const int64_t width = p.pool.width, real_bytes = real_bytes_of(p.pool.storage);
+  const auto aligned = [](int64_t bytes) { return (bytes + 15) / 16 * 16; };
+  SiftPlan plan;
+  plan.gram = gram;
+  plan.threads = threads_for(p.pool.width, p.pool.storage);
+  plan.state_bytes = sift_state_bytes(width, p.n_select, p.n_targets, real_bytes);
+  plan.shared_state = plan.state_bytes <= max_shared_bytes - kFixedSharedBytes;
+  const int64_t pools = n_pools(p.pool, p.batch), gram_bytes = width * width * real_bytes;
+  plan.gram_stride = pools == 1 ? 0 : gram_bytes;
+  plan.gram_offset = plan.shared_state ? 0 : p.batch * plan.state_bytes;
+  plan.columns_offset = plan.gram_offset + (gram ? aligned(pools * gram_bytes) : 0);
+  plan.workspace_bytes = plan.columns_offset + p.batch * p.n_select * width * real_bytes;
+  return plan;
+}
+
+cudaError_t launch_sift(const SiftProblem& given, const SiftPlan& plan, void* workspace,
+                        const SiftOutputs& outputs, cudaStream_t stream) {
+  if (given.batch == 0) return cudaSuccess;
+  SiftProblem problem = given;
+  const int64_t target_bytes = problem.pool.d * bytes_of(problem.pool.storage);
+  if (problem.n_targets > 1 && target_bytes % 16 != 0) problem.pool.vectors = false;
+  if (plan.gram) {
+    void* gram = static_cast<unsigned char*>(workspace) + plan.gram_offset;
+    const cudaError_t status = launch_grams(given.pool, given.batch, gram, stream);
+    if (status != cudaSuccess) return status;
+  }
+  return problem.pool.storage == Storage::kFloat64
+             ? launch_state<double>(problem, plan, workspace, outputs, stream)
+             : launch_state<float>(problem, plan, workspace, outputs, stream);
+}
+
+}  // namespace hullft
