@@ -465,12 +465,13 @@ def sift_repeats(library: Library, seed: int) -> None:
 
 @case
 def sift_targets(library: Library, seed: int) -> None:
-    """Several targets, of rows that vectors fit and do not fit."""
+    """Four targets, each at a multiple of 16 bytes or only the first of a query; the rows are."""
     for dim in (8, 9):
         pool, _ = hull_problem(11, 2, 40, dim, torch.float64)
-        query = torch.stack([hull_problem(s, 2, 3, dim, torch.float64)[1] for s in (1, 2, 3)], 1)
+        query = torch.stack([hull_problem(s, 2, 3, dim, torch.float64)[1] for s in range(4)], 1)
         for dtype in (torch.float64, torch.float32):
-            x, q = pool.to(dtype), query.to(dtype)
+            x, q = torch.zeros(2, 40, 12, dtype=dtype)[..., :dim], query.to(dtype)
+            x.copy_(pool)
             answer = library.sift(x, q, 6, noise=0.1, launch=Launch(seed, False, 64))
             for b in range(2):
                 check_sift(answer, b, x[b], q[b], 0.1)
@@ -501,9 +502,7 @@ def sift_ragged(library: Library, seed: int) -> None:
         launch = Launch(seed, gram, 64)
         answer = library.sift(pool, query, 6, sizes=sizes, launch=launch)
         shared = library.sift(pool[0], query, 6, sizes=sizes, launch=launch)
-        indexed = library.sift(
-            pool[0], query, 6, candidates=candidates, sizes=sizes, launch=launch
-        )
+        indexed = library.sift(pool[0], query, 6, candidates=candidates, sizes=sizes, launch=launch)
         for b, n in enumerate(sizes.tolist()):
             if b < 3:
                 check_sift(answer, b, pool[b, :n], query[b], 0.01)

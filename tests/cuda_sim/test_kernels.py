@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+import hullft_ops
 from adam_problems import adam_replay, make_tensors
 from cuda_sim import build, worker
 from cuda_sim.cases import (
@@ -70,6 +71,19 @@ def test_golden_pools(
     assert (answer.residual - golden[f"residual_n{n_select}"]).abs().max() < tolerance
 
 
+@pytest.mark.parametrize("noise", [0.01, 0.2])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_golden_pools_of_sift(
+    library: Libraries, golden: dict[str, torch.Tensor], dtype: str, noise: float
+) -> None:
+    pool, query = golden["pool"].to(DTYPES[dtype]), golden["query"].to(DTYPES[dtype])
+    _, picks, variance = library("plain").sift(pool, query, 50, noise=noise)
+    on_cpu = hullft_ops.sift_select(pool.double(), query.double(), 50, noise=noise)
+    tolerance = 1e-10 if dtype == "float64" else 1e-5
+    assert torch.equal(picks, on_cpu.picks)
+    assert (variance - on_cpu.variance).abs().max() < tolerance
+
+
 @pytest.mark.parametrize(("variant", "bound"), [("pairwise", 1e-6), ("away", 2e-5)])
 def test_golden_gap_of_the_corrective_variants(
     library: Libraries, golden: dict[str, torch.Tensor], variant: str, bound: float
@@ -84,6 +98,26 @@ def test_golden_gap_of_the_corrective_variants(
 @pytest.mark.parametrize("candidates", [5000, 65_536])
 def test_large_pools(library: Libraries, candidates: int) -> None:
     fw_matches(library("plain"), torch.float32, "vanilla", Launch(), [(candidates, 4, 3)])
+
+
+def test_large_pool_of_sift(library: Libraries) -> None:
+    """A state that no shared memory holds."""
+    pool, query = hull_problem(1, 1, 65_536, 4, torch.float64)
+    _, picks, variance = library("plain").sift(pool, query, 4)
+    on_cpu = hullft_ops.sift_select(pool, query, 4)
+    assert torch.equal(picks, on_cpu.picks)
+    assert (variance - on_cpu.variance).abs().max() < 1e-12
+
+
+def test_same_bits_of_sift_whatever_the_order(library: Libraries) -> None:
+    pool, query = hull_problem(0, 2, 150, 40, torch.float32)
+    for gram in (True, False):
+        first = library("plain").sift(pool, query, 12, launch=Launch(0, gram))
+        for other in (Launch(1, gram), Launch(5, gram), Launch(0, gram, -1, SMALL_SHARED)):
+            got = library("plain").sift(pool, query, 12, launch=other)
+            assert all(torch.equal(x, y) for x, y in zip(got[1:], first[1:], strict=True))
+            for name in first[0].__dataclass_fields__:
+                assert torch.equal(getattr(got[0], name), getattr(first[0], name))
 
 
 def test_same_bits_whatever_the_order(library: Libraries) -> None:
