@@ -27,7 +27,7 @@ def test_a_dry_run_rehearses_every_step_but_the_launches(tmp_path: Path) -> None
     results = {step["name"]: step.get("results") for step in found["steps"]}
     assert results["tests"]["tests"] > results["tests"]["failures"] == 0
     checked, captured = results["operators"]["checked"], results["graphs"]["captured"]
-    assert len(checked) == 27
+    assert len(checked) == 33
     assert captured == [*checked, "ReplayAdam, capturable"]
     for name in ("selection", "replay", "ttft"):
         assert all(c["ours"]["seconds"] > 0 for c in results[name]["comparisons"])

@@ -33,10 +33,10 @@ RESERVED_SHARED = 1024  # of every block; it may ask for the rest
 # and the constant in it that the host leaves free of what a block may ask for. The largest that it
 # asks for is therefore that much below the limit, and the static part must fit in between.
 DYNAMIC_SHARED = {
-    "fw_kernel<float, true": ("block_launch.cuh", "kFixedSharedBytes"),
-    "fw_kernel<double, true": ("block_launch.cuh", "kFixedSharedBytes"),
-    "sift_kernel<float, true": ("block_launch.cuh", "kFixedSharedBytes"),
-    "sift_kernel<double, true": ("block_launch.cuh", "kFixedSharedBytes"),
+    "fw_kernel<float, true": ("frank_wolfe.cu", "kFixedSharedBytes"),
+    "fw_kernel<double, true": ("frank_wolfe.cu", "kFixedSharedBytes"),
+    "sift_kernel<float, true": ("sift.cu", "kFixedSharedBytes"),
+    "sift_kernel<double, true": ("sift.cu", "kFixedSharedBytes"),
 }
 
 # Most threads of a block, and resident threads of an SM that the kernel promises, by the start of

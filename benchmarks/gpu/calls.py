@@ -86,6 +86,16 @@ def _selection(pool: torch.Tensor, query: torch.Tensor) -> dict[str, Call]:
             lambda out: _check_selection(pool, query, out),
             both,
         ),
+        "sift_select": Call(
+            lambda p, q: list(ops.sift_select(p, q, _SELECT)),
+            lambda out: _check_sift(pool, query, out),
+            both,
+        ),
+        "sift_select_indexed": Call(
+            lambda p, c, q: list(ops.sift_select_indexed(p, c, q, _SELECT)),
+            lambda out: _check_sift(pool[0].flip(0).expand_as(pool), query, out),
+            {"embeddings": pool[0].contiguous(), "candidates": candidates, "query": query},
+        ),
         "integerize": Call(
             lambda p, q, w: [ops.integerize(p, q, w, _SELECT)],
             lambda out: _check_counts(pool, query, weights, out[0]),
@@ -118,6 +128,21 @@ def _check_selection(pool: torch.Tensor, query: torch.Tensor, out: list[torch.Te
         off = q - current
         assert abs(float(off.norm() - residual[b])) <= tolerance
         assert abs(float((x @ off).max() - off @ current - gap[b])) <= tolerance
+
+
+def _check_sift(pool: torch.Tensor, query: torch.Tensor, out: list[torch.Tensor]) -> None:
+    """Given those before it every pick is the best within rounding; the rest follows from them."""
+    picks, variance = out[7:]
+    _check_selection(pool, query, out[:7])
+    for b in range(len(query)):
+        assert torch.equal(
+            out[0][b].repeat_interleave(out[2][b]).sort().values, picks[b].sort().values
+        )
+        x, q = pool[b].double(), query[b].double()[None]
+        for i, pick in enumerate(picks[b].tolist()):
+            left = reference.variance_after(x, q, picks[b, :i].tolist(), 0.01)
+            assert left[pick] - left.min() <= _tolerance(pool.dtype)
+            assert abs(float(left[pick] - variance[b, i])) <= _tolerance(pool.dtype)
 
 
 def _check_counts(

@@ -10,9 +10,6 @@ namespace hullft {
 template <typename S>
 constexpr int kMaxThreads = kMaxBlockWarps * kWarp * 4 / int(sizeof(S));
 
-// Shared memory of such a kernel besides the state.
-constexpr int64_t kFixedSharedBytes = 1024;
-
 inline int threads_for(int width, Storage storage) {
   if (width <= 128) return 128;
   return width <= 1024 || storage == Storage::kFloat64 ? 256 : kMaxThreads<float>;

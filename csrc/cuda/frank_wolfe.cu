@@ -9,6 +9,9 @@
 namespace hullft {
 namespace {
 
+// Shared memory of the kernel besides the state.
+constexpr int64_t kFixedSharedBytes = 1024;
+
 // Columns that are kept after their atom has left the support: it often comes back.
 constexpr int kSpareColumns = 32;
 

@@ -9,6 +9,9 @@
 namespace hullft {
 namespace {
 
+// Shared memory of the kernel besides the state.
+constexpr int64_t kFixedSharedBytes = 1024;
+
 template <typename S, bool kSharedState>
 __global__ void __launch_bounds__(kMaxThreads<S>, 1)
     sift_kernel(SiftProblem problem, SiftPlan plan, unsigned char* workspace, SiftOutputs outputs) {
