@@ -1,4 +1,4 @@
-// A growable array of float64 on cache-line boundaries.
+// A growable array of numbers on cache-line boundaries.
 #pragma once
 
 #include <cstdint>
@@ -7,25 +7,28 @@
 
 namespace hullft {
 
-class AlignedDoubles {
+template <typename R>
+class Aligned {
  public:
   // At least n values, uninitialised; what was there is lost when it has to grow.
-  double* reserve(int64_t n) {
+  R* reserve(int64_t n) {
     if (n > capacity_) {
-      data_.reset(static_cast<double*>(::operator new(size_t(n) * sizeof(double), kAlignment)));
+      data_.reset(static_cast<R*>(::operator new(size_t(n) * sizeof(R), kAlignment)));
       capacity_ = n;
     }
     return data_.get();
   }
-  double* get() const { return data_.get(); }
+  R* get() const { return data_.get(); }
 
  private:
   static constexpr std::align_val_t kAlignment{64};
   struct Delete {
-    void operator()(double* p) const { ::operator delete(p, kAlignment); }
+    void operator()(R* p) const { ::operator delete(p, kAlignment); }
   };
-  std::unique_ptr<double, Delete> data_;
+  std::unique_ptr<R, Delete> data_;
   int64_t capacity_ = 0;
 };
+
+using AlignedDoubles = Aligned<double>;
 
 }  // namespace hullft

@@ -22,7 +22,7 @@ SelectionOutput::Tensors fw_select(const Tensor& pool, const Tensor& query, int6
   dispatch_floating(pool.scalar_type(), [&](auto t) {
     using T = decltype(t);
     select_batch<T>(op, "pool", pool_of<T>(dense_pool), dense_query, sizes, shape.dim, output,
-                    [&] { return FwSolver<T>(options); });
+                    [&] { return FwQuerySolver<T>(options); });
   });
   return output.tensors();
 }
@@ -47,7 +47,7 @@ SelectionOutput::Tensors fw_select_indexed(const Tensor& embeddings, const Tenso
   dispatch_floating(embeddings.scalar_type(), [&](auto t) {
     using T = decltype(t);
     select_batch<T>(op, "embeddings", pool_of<T>(dense, picked), dense_query, sizes, shape.dim,
-                    output, [&] { return FwSolver<T>(options); });
+                    output, [&] { return FwQuerySolver<T>(options); });
   });
   return output.tensors();
 }

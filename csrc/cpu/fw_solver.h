@@ -5,14 +5,15 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <limits>
 #include <numeric>
+#include <type_traits>
 #include <vector>
 
 #include "../core/frank_wolfe.h"
 #include "../selection_arguments.h"
-#include "gram_columns.h"
+#include "exact_correlations.h"
 #include "integerizer.h"
+#include "screened_correlations.h"
 
 namespace hullft {
 
@@ -24,7 +25,8 @@ struct FwAnswer {
   double residual = 0, gap = 0;
 };
 
-template <typename T>
+// Correlations is ExactCorrelations or ScreenedCorrelations of the pool's type.
+template <typename T, typename Correlations>
 class FwSolver {
  public:
   explicit FwSolver(const FwOptions& options) : options_(options) {}
@@ -40,7 +42,7 @@ class FwSolver {
       if (!step.moves) break;
       apply(step);
       ++iterations;
-      if (options_.variant == Variant::kVanilla && support_size() >= options_.n_select) break;
+      if (options_.variant == Variant::kVanilla && support_.size() >= options_.n_select) break;
     }
     if (!std::isfinite(iterate_.wu)) return false;
     answer.num_iter = iterations;
@@ -49,69 +51,54 @@ class FwSolver {
   }
 
  private:
-  static constexpr int32_t kOutside = -1;
-
-  int64_t support_size() const { return int64_t(atoms_.size()); }
-
   bool start(const T* const* rows, int64_t n_rows, const T* query, int64_t d, bool share_rows) {
-    n_padded_ = padded(n_rows);
-    columns_.begin(rows, n_rows, d, options_.n_select + 1, share_rows);
-    double* b = b_.reserve(n_padded_);
-    double* u = u_.reserve(n_padded_);
-    columns_.multiply(query, b);
     qq_ = 0;
     for (int64_t i = 0; i < d; ++i) qq_ += widen(query[i]) * widen(query[i]);
-    // A row that is not finite makes its correlation so, whatever the query: no pass of its own.
-    double poison = qq_ * 0;
-    for (int64_t k = 0; k < n_rows; ++k) poison += b[k] * 0;
-    if (poison != 0 || std::isnan(poison)) return false;
-    std::fill(b + n_rows, b + n_padded_, -std::numeric_limits<double>::infinity());
-    std::fill(u, u + n_padded_, 0.0);
-    best_ = kernels().step_argmax(b, u, n_padded_, 1, 0, nullptr, 0, nullptr);
-
-    position_.assign(size_t(n_rows), kOutside);
-    atoms_.clear(), weights_.clear();
-    enter(best_.index);
-    weights_[0] = 1;
-    best_ = kernels().step_argmax(b, u, n_padded_, 0, 1, column(atoms_[0]), 0, nullptr);
+    if (!std::isfinite(qq_)) return false;
+    if (!correlations_.begin(rows, n_rows, query, d, options_.n_select, share_rows, support_))
+      return false;
+    s_ = correlations_.best().index;
+    support_.keep_only(s_);
+    Step<double> whole;
+    whole.scale = 0, whole.toward = 1;
+    correlations_.follow(whole, s_, s_);
     refresh_iterate();
     return true;
   }
 
-  const double* column(int64_t atom) {
-    return columns_.get(atom, [this](int64_t a) { return position_[size_t(a)] != kOutside; });
-  }
-
   void refresh_iterate() {
     iterate_ = {0, 0};
-    for (size_t j = 0; j < atoms_.size(); ++j) {
-      iterate_.wb += weights_[j] * b_.get()[atoms_[j]];
-      iterate_.wu += weights_[j] * u_.get()[atoms_[j]];
+    for (int64_t j = 0; j < support_.size(); ++j) {
+      const int64_t k = support_.atoms()[size_t(j)];
+      const double w = support_.weights()[size_t(j)];
+      iterate_.wb += w * correlations_.b(k);
+      iterate_.wu += w * correlations_.u(k);
     }
   }
 
-  double gap() const { return best_.value - mean_correlation(iterate_); }
+  double gap() const { return correlations_.best().value - mean_correlation(iterate_); }
 
   bool converged() const {
     if (std::sqrt(squared_residual(iterate_, qq_)) < options_.tol) return true;
     return options_.gap_tol > 0 && gap() <= options_.gap_tol;
   }
 
-  double correlation(int64_t atom) const { return b_.get()[atom] - u_.get()[atom]; }
+  double correlation(int64_t atom) const { return correlations_.b(atom) - correlations_.u(atom); }
 
-  Atom<double> atom(int64_t k, const double* column_k) const {
-    const int32_t j = position_[size_t(k)];
-    return {correlation(k), u_.get()[k], column_k[k], j == kOutside ? 0.0 : weights_[size_t(j)]};
+  int64_t candidate(int64_t atom) const { return correlations_.candidate(atom); }
+
+  Atom<double> atom(int64_t k) {
+    return {correlation(k), correlations_.u(k), correlations_.gram(k, k), support_.weight(k)};
   }
 
-  // The support's atom of largest (or smallest) correlation, the lowest index on ties.
+  // The support's atom of largest (or smallest) correlation, the lowest candidate on ties.
   template <typename Better>
   int64_t extreme_of_support(const Better& better) const {
-    int64_t found = atoms_[0];
+    int64_t found = support_.atoms()[0];
     double value = correlation(found);
-    for (const int64_t k : atoms_) {
+    for (const int64_t k : support_.atoms()) {
       const double c = correlation(k);
-      if (better(c, value) || (c == value && k < found)) found = k, value = c;
+      if (better(c, value) || (c == value && candidate(k) < candidate(found))) found = k, value = c;
     }
     return found;
   }
@@ -119,72 +106,48 @@ class FwSolver {
   // Picks s_ and, in the variants that take weight back, a_; a step toward s_ alone leaves a_
   // unused.
   Step<double> choose_step() {
-    s_ = best_.index;
-    if (options_.variant == Variant::kVanilla) return toward_step(atom(s_, column(s_)), iterate_);
-    if (support_size() >= options_.n_select) s_ = extreme_of_support(std::greater<double>());
+    s_ = correlations_.best().index;
+    if (options_.variant == Variant::kVanilla) return toward_step(atom(s_), iterate_);
+    if (support_.size() >= options_.n_select) s_ = extreme_of_support(std::greater<double>());
     a_ = extreme_of_support(std::less<double>());
-    const Atom<double> a = atom(a_, column(a_));
+    const Atom<double> a = atom(a_);
     if (options_.variant == Variant::kPairwise) {
-      const double* column_s = column(s_);
-      return pairwise_step(atom(s_, column_s), a, column_s[a_]);
+      const Atom<double> s = atom(s_);
+      return pairwise_step(s, a, correlations_.gram(s_, a_));
     }
     if (prefers_away(correlation(s_), a.c, iterate_)) return away_step(a, iterate_);
-    const Step<double> step = toward_step(atom(s_, column(s_)), iterate_);
+    const Step<double> step = toward_step(atom(s_), iterate_);
     return step.toward > 0 ? step : Step<double>{};
   }
 
   void apply(const Step<double>& step) {
     const bool toward = step.toward > 0 || options_.variant == Variant::kVanilla;
-    const bool away = step.away > 0;
-    if (toward && position_[size_t(s_)] == kOutside) enter(s_);
-    for (double& w : weights_) w *= step.scale;
-    if (toward) weights_[size_t(position_[size_t(s_)])] += step.toward;
-    if (away) weights_[size_t(position_[size_t(a_)])] -= step.away;
-    best_ = kernels().step_argmax(b_.get(), u_.get(), n_padded_, step.scale, step.toward,
-                                  toward ? column(s_) : nullptr, step.away,
-                                  away ? column(a_) : nullptr);
-    if (step.drops) leave(a_);
-    if (step.scale == 0 && options_.variant != Variant::kVanilla) keep_only(s_);
+    support_.scale(step.scale);
+    if (toward) support_.add(s_, step.toward);
+    if (step.away > 0) support_.add(a_, -step.away);
+    correlations_.follow(step, s_, a_);
+    if (step.drops) support_.leave(a_);
+    if (step.scale == 0 && options_.variant != Variant::kVanilla) support_.keep_only(s_);
     refresh_iterate();
-  }
-
-  void enter(int64_t atom) {
-    position_[size_t(atom)] = int32_t(atoms_.size());
-    atoms_.push_back(atom);
-    weights_.push_back(0.0);
-  }
-
-  void leave(int64_t atom) {
-    const size_t hole = size_t(position_[size_t(atom)]);
-    position_[size_t(atom)] = kOutside;
-    atoms_[hole] = atoms_.back(), weights_[hole] = weights_.back();
-    if (atoms_[hole] != atom) position_[size_t(atoms_[hole])] = int32_t(hole);
-    atoms_.pop_back(), weights_.pop_back();
-  }
-
-  void keep_only(int64_t atom) {
-    for (const int64_t k : atoms_) position_[size_t(k)] = kOutside;
-    atoms_.clear(), weights_.clear();
-    enter(atom);
-    weights_[0] = 1;
   }
 
   void finish(FwAnswer& answer) {
     answer.residual = std::sqrt(squared_residual(iterate_, qq_));
     answer.gap = gap();
-    order_.resize(atoms_.size());
+    const std::vector<double>& weights = support_.weights();
+    const std::vector<int64_t>& atoms = support_.atoms();
+    order_.resize(atoms.size());
     std::iota(order_.begin(), order_.end(), size_t(0));
-    std::sort(order_.begin(), order_.end(), [this](size_t i, size_t j) {
-      return weights_[i] != weights_[j] ? weights_[i] > weights_[j] : atoms_[i] < atoms_[j];
+    std::sort(order_.begin(), order_.end(), [&](size_t i, size_t j) {
+      return weights[i] != weights[j] ? weights[i] > weights[j]
+                                      : candidate(atoms[i]) < candidate(atoms[j]);
     });
-    const int64_t m = std::min(support_size(), options_.n_select);
-    answer.support_size = m;
-    answer.indices.assign(size_t(m), 0);
-    answer.weights.assign(size_t(m), 0.0);
-    answer.counts.assign(size_t(m), 0);
-    for (int64_t i = 0; i < m; ++i) {
-      answer.indices[size_t(i)] = atoms_[order_[size_t(i)]];
-      answer.weights[size_t(i)] = weights_[order_[size_t(i)]];
+    order_.resize(size_t(std::min(support_.size(), options_.n_select)));
+    answer.support_size = int64_t(order_.size());
+    answer.indices.clear(), answer.weights.clear();
+    for (const size_t i : order_) {
+      answer.indices.push_back(candidate(atoms[i]));
+      answer.weights.push_back(weights[i]);
     }
     count(answer);
   }
@@ -194,27 +157,63 @@ class FwSolver {
     double* gram = gram_.reserve(m * m);
     double* b = support_b_.reserve(m);
     for (int64_t i = 0; i < m; ++i) {
-      const double* column_i = column(answer.indices[size_t(i)]);
-      b[i] = b_.get()[answer.indices[size_t(i)]];
-      for (int64_t j = 0; j < m; ++j) gram[i * m + j] = column_i[answer.indices[size_t(j)]];
+      const int64_t atom = support_.atoms()[order_[size_t(i)]];
+      b[i] = correlations_.b(atom);
+      for (int64_t j = 0; j < m; ++j)
+        gram[i * m + j] = correlations_.gram(atom, support_.atoms()[order_[size_t(j)]]);
     }
+    answer.counts.assign(size_t(m), 0);
     integerizer_.run(gram, b, answer.weights.data(), m, options_.n_select, options_.swap_passes,
                      answer.counts.data());
   }
 
   FwOptions options_;
-  GramColumns<T> columns_;
-  AlignedDoubles b_, u_, gram_, support_b_;
-  int64_t n_padded_ = 0;
+  Correlations correlations_;
+  Support support_;
+  AlignedDoubles gram_, support_b_;
   double qq_ = 0;
   Iterate<double> iterate_{0, 0};
-  ArgMax best_{0, 0};
   int64_t s_ = 0, a_ = 0;
-  std::vector<int64_t> atoms_;     // the support, in no order of note
-  std::vector<double> weights_;    // of atoms_
-  std::vector<int32_t> position_;  // of each candidate in atoms_
   std::vector<size_t> order_;
   Integerizer integerizer_;
+};
+
+// Bytes of a float32 pool from which on half of them are worth a copy: they stay in a nearer cache
+// for all the passes that follow.
+constexpr int64_t kNarrowBytes = int64_t(1) << 19;
+
+// Screens float32 and narrower pools; what cannot be screened, and float64, is solved exactly.
+template <typename T>
+class FwQuerySolver {
+ public:
+  explicit FwQuerySolver(const FwOptions& options)
+      : narrowed_(options), screened_(options), exact_(options) {}
+
+  bool solve(const T* const* rows, int64_t n_rows, const T* query, int64_t d, bool share_rows,
+             FwAnswer& answer) {
+    return screen(rows, n_rows, query, d, share_rows, answer) ||
+           exact_.solve(rows, n_rows, query, d, share_rows, answer);
+  }
+
+ private:
+  bool screen(const T* const* rows, int64_t n_rows, const T* query, int64_t d, bool share_rows,
+              FwAnswer& answer) {
+    if (std::is_same_v<T, float> && kernels().narrow &&
+        n_rows * d * int64_t(sizeof(T)) >= kNarrowBytes)
+      return narrowed_.solve(rows, n_rows, query, d, share_rows, answer);
+    return screened_.solve(rows, n_rows, query, d, share_rows, answer);
+  }
+
+  using Narrow = std::conditional_t<std::is_same_v<T, float>, Float16, T>;
+  FwSolver<T, ScreenedCorrelations<T, Narrow>> narrowed_;
+  FwSolver<T, ScreenedCorrelations<T, T>> screened_;
+  FwSolver<T, ExactCorrelations<T>> exact_;
+};
+
+template <>
+class FwQuerySolver<double> : public FwSolver<double, ExactCorrelations<double>> {
+ public:
+  using FwSolver::FwSolver;
 };
 
 }  // namespace hullft

@@ -11,9 +11,9 @@
 
 namespace hullft {
 
-// Arrays of one float64 value a candidate are padded to whole vectors of the widest instruction
-// set, so that no loop over them has a tail.
-constexpr int64_t kPadding = 8;
+// Arrays of one value a candidate are padded to whole float32 vectors of the widest instruction set,
+// so that no loop over them has a tail.
+constexpr int64_t kPadding = 16;
 static inline int64_t padded(int64_t n) { return (n + kPadding - 1) / kPadding * kPadding; }
 
 struct ArgMax {
@@ -21,12 +21,18 @@ struct ArgMax {
   int64_t index;  // the lowest on ties
 };
 
-// out[c * out_stride + k] = <rows[k], columns[c]>, float64 throughout; each value depends on its
+// out[c][k] = <rows[k], columns[c]>, in the arithmetic of R throughout; each value depends on its
 // own row and column alone, not on its place in a tile. columns is [n_columns, padded(d)], zero
-// padded.
+// padded. A value is the sum of at least kDotChains chains of equal length.
+template <typename T, typename R>
+using DotRows = void (*)(const T* const* rows, int64_t n_rows, const R* columns, int64_t n_columns,
+                         int64_t d, R* const* out);
+constexpr int64_t kDotChains = 4;
+
+// out[k] = <rows[k], column> and squares[k] = <rows[k], rows[k]>, float32 throughout.
 template <typename T>
-using DotRows = void (*)(const T* const* rows, int64_t n_rows, const double* columns,
-                         int64_t n_columns, int64_t d, double* out, int64_t out_stride);
+using DotAndSquare = void (*)(const T* const* rows, int64_t n_rows, const float* column, int64_t d,
+                              float* out, float* squares);
 
 // out[k] = <rows[k], rows[k]>; each value depends on its own row alone.
 template <typename T>
@@ -86,20 +92,55 @@ struct AllReplayKernels : ReplayKernelsOf<float>,
                           ReplayKernelsOf<BFloat16>,
                           ReplayKernelsOf<Float16> {};
 
+template <typename T>
+struct DotKernels {
+  DotRows<T, double> exact;
+  SquaredNorms<T> squared_norms;
+  DotRows<T, float> screen;
+  DotAndSquare<T> screen_and_square;
+};
+
+// float64 is not screened.
+template <>
+struct DotKernels<double> {
+  DotRows<double, double> exact;
+  SquaredNorms<double> squared_norms;
+};
+
+// One base for each storage type.
+struct AllDotKernels : DotKernels<float>,
+                       DotKernels<double>,
+                       DotKernels<BFloat16>,
+                       DotKernels<Float16> {};
+
+// One step as the entry u_k of a candidate sees it: u_k <- scale * u_k + toward * G_ks - away * G_ka.
+// A step that moves nothing has neither.
+struct SupportMove {
+  double scale, toward, away;
+  int64_t s, a;  // of a list of atoms
+};
+
+// C is the type of the columns.
+template <typename C>
+using StepMax = double (*)(const double* b, double* u, int64_t n, double scale, double toward,
+                           const C* column_s, double away, const C* column_a);
+
 struct Kernels {
   const char* name;
-  DotRows<float> dot_rows_f32;
-  DotRows<double> dot_rows_f64;
-  DotRows<BFloat16> dot_rows_bf16;
-  DotRows<Float16> dot_rows_f16;
+  AllDotKernels dot;
   // u <- scale * u + toward * column_s - away * column_a, then argmax of b - u; a null column is
   // left out. Every array holds n = padded(K) values.
   ArgMax (*step_argmax)(const double* b, double* u, int64_t n, double scale, double toward,
                         const double* column_s, double away, const double* column_a);
-  SquaredNorms<float> squared_norms_f32;
-  SquaredNorms<double> squared_norms_f64;
-  SquaredNorms<BFloat16> squared_norms_bf16;
-  SquaredNorms<Float16> squared_norms_f16;
+  // The same, and only the maximum.
+  StepMax<double> step_max;
+  StepMax<float> screened_step_max;
+  // u_k after those steps from 0, with the bits that step_max would have left there; products are
+  // <x_k, atom> for the list of atoms.
+  double (*follow_moves)(const SupportMove* moves, int64_t n_moves, const double* products);
+  // Rounds d values of x to float16 and returns the square of what they lost; null where the
+  // instruction set has no such conversion.
+  double (*narrow)(const float* x, int64_t d, Float16* out);
   // Conditions on a pick, unless it is null, and finds the candidate whose observation lowers the
   // variance at the targets most, and by how much.
   ArgMax (*sift_pick)(const SiftPosterior& posterior, const SiftPick* pick);
@@ -114,42 +155,19 @@ int available_kernels(const char* names[], int capacity);
 // Chooses a table by name, for tests and measurements; false when it cannot run here.
 bool use_kernels(const char* name);
 
-template <typename T>
-DotRows<T> dot_rows(const Kernels& k);
-template <>
-inline DotRows<float> dot_rows<float>(const Kernels& k) {
-  return k.dot_rows_f32;
-}
-template <>
-inline DotRows<double> dot_rows<double>(const Kernels& k) {
-  return k.dot_rows_f64;
-}
-template <>
-inline DotRows<BFloat16> dot_rows<BFloat16>(const Kernels& k) {
-  return k.dot_rows_bf16;
-}
-template <>
-inline DotRows<Float16> dot_rows<Float16>(const Kernels& k) {
-  return k.dot_rows_f16;
+template <typename T, typename R>
+DotRows<T, R> dot_rows(const Kernels& k) {
+  const DotKernels<T>& dot = k.dot;
+  if constexpr (sizeof(R) == sizeof(double))
+    return dot.exact;
+  else
+    return dot.screen;
 }
 
 template <typename T>
-SquaredNorms<T> squared_norms(const Kernels& k);
-template <>
-inline SquaredNorms<float> squared_norms<float>(const Kernels& k) {
-  return k.squared_norms_f32;
-}
-template <>
-inline SquaredNorms<double> squared_norms<double>(const Kernels& k) {
-  return k.squared_norms_f64;
-}
-template <>
-inline SquaredNorms<BFloat16> squared_norms<BFloat16>(const Kernels& k) {
-  return k.squared_norms_bf16;
-}
-template <>
-inline SquaredNorms<Float16> squared_norms<Float16>(const Kernels& k) {
-  return k.squared_norms_f16;
+SquaredNorms<T> squared_norms(const Kernels& k) {
+  const DotKernels<T>& dot = k.dot;
+  return dot.squared_norms;
 }
 
 template <typename T, typename G>

@@ -42,6 +42,32 @@ inline void store_doubles(Float16* p, VecD v) {
   for (int i = 0; i < kDoubles; ++i) p[i] = to_float16(float(v[i]));
 }
 
+// ---- sums over the lanes, as a tree -------------------------------------------------------------
+
+inline float sum_lanes(VecF v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps(__m512(v));
+#elif defined(__AVX2__)
+  __m128 sum = _mm_add_ps(_mm256_castps256_ps128(__m256(v)), _mm256_extractf128_ps(__m256(v), 1));
+  sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+  return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
+#else
+  return (v[0] + v[2]) + (v[1] + v[3]);
+#endif
+}
+
+inline double sum_lanes(VecD v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_pd(__m512d(v));
+#elif defined(__AVX2__)
+  const __m128d sum =
+      _mm_add_pd(_mm256_castpd256_pd128(__m256d(v)), _mm256_extractf128_pd(__m256d(v), 1));
+  return _mm_cvtsd_f64(_mm_add_sd(sum, _mm_unpackhi_pd(sum, sum)));
+#else
+  return v[0] + v[1];
+#endif
+}
+
 // ---- rounding under control -------------------------------------------------------------------
 
 // The value as it is: the compiler may not fuse what made it with what uses it.
@@ -88,6 +114,15 @@ inline Vector<R> load(const T* p) {
     return load_doubles(p);
   else
     return load_floats(p);
+}
+
+// The n % kLanes<R> last of n elements, zero padded to a vector.
+template <typename R, typename T>
+inline Vector<R> load_tail(const T* p, int64_t n) {
+  T last[kLanes<R>] = {};
+  const int64_t whole = n / kLanes<R> * kLanes<R>;
+  std::memcpy(last, p + whole, size_t(n - whole) * sizeof(T));
+  return load<R>(last);
 }
 
 template <typename T>

@@ -4,7 +4,7 @@
 #include "../../core/sift.h"
 #include "argmax.h"
 #include "kernels.h"
-#include "vec.h"
+#include "real.h"
 
 namespace hullft {
 namespace {
@@ -99,7 +99,7 @@ void squared_norms_kernel(const T* const* rows, int64_t n_rows, int64_t d, doubl
       sums[0] += x * x;
     }
     if (whole < d) {
-      const VecD x = load_tail(rows[k], d);
+      const VecD x = load_tail<double>(rows[k], d);
       sums[1] += x * x;
     }
     out[k] = sum_lanes((sums[0] + sums[1]) + (sums[2] + sums[3]));

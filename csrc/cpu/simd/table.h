@@ -6,6 +6,7 @@
 #include "argmax.h"
 #include "dot.h"
 #include "kernels.h"
+#include "narrow.h"
 #include "sift.h"
 
 namespace hullft {
@@ -27,18 +28,25 @@ constexpr AllReplayKernels all_replay_kernels() {
           replay_kernels_of<Float16>()};
 }
 
+template <typename T>
+constexpr DotKernels<T> dot_kernels() {
+  if constexpr (sizeof(T) == sizeof(double))
+    return {&dot_rows_kernel<T, double>, &squared_norms_kernel<T>};
+  else
+    return {&dot_rows_kernel<T, double>, &squared_norms_kernel<T>, &dot_rows_kernel<T, float>,
+            &dot_and_square_kernel<T>};
+}
+
 constexpr Kernels make_table(const char* name) {
   return Kernels{
       name,
-      &dot_rows_kernel<float>,
-      &dot_rows_kernel<double>,
-      &dot_rows_kernel<BFloat16>,
-      &dot_rows_kernel<Float16>,
+      {dot_kernels<float>(), dot_kernels<double>(), dot_kernels<BFloat16>(),
+       dot_kernels<Float16>()},
       &step_argmax_kernel,
-      &squared_norms_kernel<float>,
-      &squared_norms_kernel<double>,
-      &squared_norms_kernel<BFloat16>,
-      &squared_norms_kernel<Float16>,
+      &step_max_kernel<double>,
+      &step_max_kernel<float>,
+      &follow_moves_kernel,
+      narrow_or_null(),
       &sift_pick_kernel,
       all_replay_kernels(),
   };

@@ -1,0 +1,67 @@
+// The support of a Frank-Wolfe iterate: its atoms and their weights.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace hullft {
+
+class Support {
+ public:
+  // Empty, over atoms 0 .. n_atoms.
+  void begin(int64_t n_atoms) {
+    position_.assign(size_t(n_atoms), kOutside);
+    atoms_.clear(), weights_.clear();
+  }
+
+  // An atom more that may enter, outside as yet.
+  void admit() { position_.push_back(kOutside); }
+
+  int64_t size() const { return int64_t(atoms_.size()); }
+  const std::vector<int64_t>& atoms() const { return atoms_; }  // in no order of note
+  const std::vector<double>& weights() const { return weights_; }
+  bool has(int64_t atom) const { return position_[size_t(atom)] != kOutside; }
+  double weight(int64_t atom) const {
+    return has(atom) ? weights_[size_t(position_[size_t(atom)])] : 0.0;
+  }
+
+  void scale(double factor) {
+    for (double& w : weights_) w *= factor;
+  }
+
+  void add(int64_t atom, double weight) {
+    if (!has(atom)) enter(atom);
+    weights_[size_t(position_[size_t(atom)])] += weight;
+  }
+
+  void leave(int64_t atom) {
+    const size_t hole = size_t(position_[size_t(atom)]);
+    position_[size_t(atom)] = kOutside;
+    atoms_[hole] = atoms_.back(), weights_[hole] = weights_.back();
+    if (atoms_[hole] != atom) position_[size_t(atoms_[hole])] = int32_t(hole);
+    atoms_.pop_back(), weights_.pop_back();
+  }
+
+  // All of the weight on one atom.
+  void keep_only(int64_t atom) {
+    for (const int64_t k : atoms_) position_[size_t(k)] = kOutside;
+    atoms_.clear(), weights_.clear();
+    enter(atom);
+    weights_[0] = 1;
+  }
+
+ private:
+  static constexpr int32_t kOutside = -1;
+
+  void enter(int64_t atom) {
+    position_[size_t(atom)] = int32_t(atoms_.size());
+    atoms_.push_back(atom);
+    weights_.push_back(0.0);
+  }
+
+  std::vector<int64_t> atoms_;
+  std::vector<double> weights_;    // of atoms_
+  std::vector<int32_t> position_;  // of each atom in atoms_
+};
+
+}  // namespace hullft

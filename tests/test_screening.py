@@ -1,0 +1,95 @@
+"""fw_select screens float32 and narrower pools with float32 products (pools of half a megabyte and
+more with float16 ones): the answer must have the bits of that for the same values in float64, however
+close the candidates are."""
+
+import pytest
+import torch
+
+import hullft_ops
+from problems import VARIANTS, make_problem
+
+LARGE = (200, 1024)  # candidates and dimensions of a pool that is screened in float16
+SMALL = (120, 64)
+
+
+def assert_as_in_float64(
+    pool: torch.Tensor, query: torch.Tensor, n_select: int = 20, **options: object
+) -> hullft_ops.Selection:
+    found = hullft_ops.fw_select(pool, query, n_select, **options)
+    exact = hullft_ops.fw_select(pool.double(), query.double(), n_select, **options)
+    assert torch.equal(found.indices, exact.indices)
+    assert torch.equal(found.counts, exact.counts)
+    assert torch.equal(found.num_iter, exact.num_iter)
+    assert torch.equal(found.weights, exact.weights.float())
+    assert torch.equal(found.residual, exact.residual.float())
+    assert torch.equal(found.gap, exact.gap.float())
+    return found
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("shape", [SMALL, LARGE])
+@pytest.mark.parametrize("step", [1e-4, 1e-6, 1e-7, 0.0])
+@pytest.mark.usefixtures("simd_level")
+def test_candidates_closer_than_the_screen_can_tell(
+    shape: tuple[int, int], variant: str, step: float
+) -> None:
+    """Groups of rows that differ by less than float16, float32 products, or not at all."""
+    pool, query = make_problem(3, 2, *shape, torch.float32)
+    generator = torch.Generator().manual_seed(4)
+    noise = torch.randn(pool.shape, generator=generator) / shape[1] ** 0.5
+    pool = pool[:, torch.arange(shape[0]) // 8 * 8] + step * noise
+    assert_as_in_float64(pool, query, variant=variant, max_iter=60)
+
+
+@pytest.mark.parametrize("shape", [SMALL, LARGE])
+@pytest.mark.usefixtures("simd_level")
+def test_the_lowest_of_equal_rows_wins(shape: tuple[int, int]) -> None:
+    pool, query = make_problem(5, 1, *shape, torch.float32)
+    order = torch.randperm(shape[0], generator=torch.Generator().manual_seed(6)) // 2
+    found = assert_as_in_float64(pool[:, order], query)
+    chosen = found.indices[found.indices >= 0]
+    first = [int((order == order[i]).nonzero()[0]) for i in chosen]
+    assert chosen.tolist() == first
+
+
+@pytest.mark.parametrize("shape", [SMALL, LARGE])
+@pytest.mark.usefixtures("simd_level")
+def test_a_query_within_the_pool(shape: tuple[int, int]) -> None:
+    """No residual: every correlation is within an error of the largest."""
+    pool, _ = make_problem(7, 1, *shape, torch.float32)
+    found = assert_as_in_float64(pool, pool[:, 3].contiguous())
+    assert found.indices[0, 0] == 3
+    assert found.num_iter == 0
+
+
+@pytest.mark.parametrize("shape", [SMALL, LARGE])
+@pytest.mark.parametrize("scale", [1e-25, 1e-12, 1e4, 1e18, 1e25])
+@pytest.mark.usefixtures("simd_level")
+def test_values_that_the_screen_cannot_hold(shape: tuple[int, int], scale: float) -> None:
+    """Products under- or overflow float32, values under- or overflow float16."""
+    pool, query = make_problem(8, 2, *shape, torch.float32)
+    assert_as_in_float64(pool * scale, query * scale, tol=0.0, max_iter=20)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [SMALL, LARGE])
+@pytest.mark.usefixtures("simd_level")
+def test_half_precision(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    pool, query = make_problem(9, 2, *shape, dtype)
+    assert_as_in_float64(pool, query)
+
+
+def test_one_large_row_beside_small_ones() -> None:
+    """The bound is the largest row's, so that every small one is a contender."""
+    pool, query = make_problem(10, 1, *SMALL, torch.float32)
+    pool[0, 70] *= -1e6
+    assert_as_in_float64(pool, query)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("shape", [SMALL, LARGE])
+def test_not_finite(shape: tuple[int, int], bad: float) -> None:
+    pool, query = make_problem(11, 1, *shape, torch.float32)
+    pool[0, 77, 13] = bad
+    with pytest.raises(ValueError, match="fw_select: pool has NaN or infinity in row 77"):
+        hullft_ops.fw_select(pool, query, 5)
