@@ -3,8 +3,8 @@
 // Only the largest correlation matters to a step, and only candidates within a rounding error of it
 // can have it. So every candidate has an estimate, made of float32 products, and the few that come
 // near the largest, which are mostly the support, become atoms: theirs is computed in float64. The
-// bound on the estimates' error is rigorous, and an atom's correlation has the bits that it would have
-// had if it had been one from the start, which makes the answer that of ExactCorrelations.
+// bound on the estimates' error is rigorous, and an atom's correlation has the bits that it would
+// have had if it had been one from the start, which makes the answer that of ExactCorrelations.
 #pragma once
 
 #include <algorithm>
@@ -239,10 +239,9 @@ class ScreenedCorrelations {
   }
 
   void follow_exactly(const Step<double>& step, int64_t s, int64_t a) {
-    const double highest =
-        kernels_->step_max(exact_b_.data(), exact_u_.data(), padded(n_atoms()), step.scale,
-                           step.toward, step.toward > 0 ? gram_row(s) : nullptr, step.away,
-                           step.away > 0 ? gram_row(a) : nullptr);
+    const double highest = kernels_->step_max(
+        exact_b_.data(), exact_u_.data(), padded(n_atoms()), step.scale, step.toward,
+        step.toward > 0 ? gram_row(s) : nullptr, step.away, step.away > 0 ? gram_row(a) : nullptr);
     best_ = {highest, kNone};
     // A tie goes to the lowest candidate, not to the first atom.
     for (int64_t i = 0; i < n_atoms(); ++i)
@@ -279,7 +278,7 @@ class ScreenedCorrelations {
 
   void exact_products(const std::vector<const T*>& rows, const T* x, double* out) {
     for (int64_t i = 0; i < d_; ++i) row_[size_t(i)] = widen(x[i]);
-    dot_rows<T, double>(*kernels_)(rows.data(), int64_t(rows.size()), row_.data(), 1, d_, &out);
+    dot_rows<T, double> (*kernels_)(rows.data(), int64_t(rows.size()), row_.data(), 1, d_, &out);
   }
 
   const T* const* rows_ = nullptr;
@@ -301,9 +300,9 @@ class ScreenedCorrelations {
   std::vector<double> exact_b_, exact_u_;  // of each atom, padded
   std::vector<GramRow> gram_;              // of each atom, and of more in queries before
   ArgMax best_{0, 0};
-  std::vector<int64_t> movers_;      // atoms that a step went toward or away from
-  std::vector<int64_t> place_;       // of each atom among them, kNone: none
-  std::vector<SupportMove> moves_;   // every step, in terms of movers_
+  std::vector<int64_t> movers_;     // atoms that a step went toward or away from
+  std::vector<int64_t> place_;      // of each atom among them, kNone: none
+  std::vector<SupportMove> moves_;  // every step, in terms of movers_
 
   std::vector<int64_t> contenders_, missing_;
   std::vector<const T*> atom_rows_, contender_rows_;

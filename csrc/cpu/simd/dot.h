@@ -16,8 +16,8 @@ constexpr int kTileSums = 8;
 #endif
 
 // Two sums a lane for one product a row, over even and odd vectors, and one for more, whatever the
-// number of rows: a value must not depend on the tile it falls in, or equal rows would cease to tie. With kSquares, out[kColumns] gets the rows' products
-// with themselves. Writes out[.][k ...].
+// number of rows: a value must not depend on the tile it falls in, or equal rows would cease to
+// tie. With kSquares, out[kColumns] gets the rows' products with themselves. Writes out[.][k ...].
 template <typename T, typename R, int kRows, int kColumns, bool kSquares>
 inline void dot_tile(const T* const* rows, const R* columns, int64_t column_stride, int64_t d,
                      R* const* out, int64_t k) {

@@ -11,8 +11,8 @@
 
 namespace hullft {
 
-// Arrays of one value a candidate are padded to whole float32 vectors of the widest instruction set,
-// so that no loop over them has a tail.
+// Arrays of one value a candidate are padded to whole float32 vectors of the widest instruction
+// set, so that no loop over them has a tail.
 constexpr int64_t kPadding = 16;
 static inline int64_t padded(int64_t n) { return (n + kPadding - 1) / kPadding * kPadding; }
 
@@ -113,8 +113,8 @@ struct AllDotKernels : DotKernels<float>,
                        DotKernels<BFloat16>,
                        DotKernels<Float16> {};
 
-// One step as the entry u_k of a candidate sees it: u_k <- scale * u_k + toward * G_ks - away * G_ka.
-// A step that moves nothing has neither.
+// One step as the entry u_k of a candidate sees it: u_k <- scale * u_k + toward * G_ks - away *
+// G_ka. A step that moves nothing has neither.
 struct SupportMove {
   double scale, toward, away;
   int64_t s, a;  // of a list of atoms
