@@ -14,7 +14,7 @@
 namespace hullft {
 
 // Multiply-adds below which a column is not worth sharing among threads.
-constexpr int64_t kParallelWork = int64_t(1) << 18;
+constexpr int64_t kParallelWork = int64_t(1) << 16;
 
 // R is the arithmetic of the products. Rows may be multiplied in another type T than the type X of
 // what they are multiplied with.
