@@ -1,6 +1,6 @@
-"""fw_select screens float32 and narrower pools with float32 products (pools of half a megabyte and
-more with float16 ones): the answer must have the bits of that for the same values in float64, however
-close the candidates are."""
+"""fw_select screens float32 and narrower pools with float32 products (from half a megabyte on, of
+float16 copies): the answer must have the bits of that for the same values in float64, however close
+the candidates are."""
 
 import pytest
 import torch
