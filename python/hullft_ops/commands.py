@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from hullft_ops import commands_adapt, commands_evaluation
+from hullft_ops.bug_report import bug_report
 from hullft_ops.collect_env import collect_env, format_env
 
 app = typer.Typer(
@@ -169,8 +170,14 @@ def info(
         Path | None, typer.Argument(help="A datastore to check and describe instead.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    as_report: Annotated[
+        bool, typer.Option("--report", help="Print a block for a bug report; no names, no paths.")
+    ] = False,
 ) -> None:
     """Print versions, build flags, devices and threads; or what a datastore holds."""
+    if as_report and (as_json or datastore is not None):
+        typer.echo("hullft-ops info: --report takes neither --json nor a datastore", err=True)
+        raise typer.Exit(2)
     if datastore is not None:
         from hullft_ops.ttft.index_command import describe
 
@@ -179,6 +186,9 @@ def info(
         except (OSError, ValueError) as error:
             typer.echo(f"hullft-ops info: {error}", err=True)
             raise typer.Exit(2) from error
+        return
+    if as_report:
+        typer.echo(bug_report())
         return
     env = collect_env()
     typer.echo(json.dumps(env, indent=2) if as_json else format_env(env))

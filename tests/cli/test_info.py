@@ -1,15 +1,20 @@
 """``hullft-ops info``, and what happens where the extra is not installed."""
 
+import getpass
 import json
+import platform
 import re
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 
+import pytest
 import torch
 from typer.testing import CliRunner
 
 from hullft_ops import _C
+from hullft_ops.bug_report import bug_report
 from hullft_ops.collect_env import collect_env, format_env
 from hullft_ops.commands import app
 
@@ -92,3 +97,42 @@ def test_python_dash_m_is_the_command() -> None:
     command = [sys.executable, "-m", "hullft_ops", "info"]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert text == CliRunner().invoke(app, ["info"]).stdout
+
+
+def test_report_has_the_versions_the_build_and_the_variables_that_matter() -> None:
+    result = CliRunner().invoke(app, ["info", "--report"], env={"OMP_NUM_THREADS": "7"})
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert (lines[0], lines[-1]) == ("```text", "```")
+    assert format_env(collect_env()) in result.stdout
+    assert re.search(r"^  OMP_NUM_THREADS +7$", result.stdout, re.MULTILINE)
+
+
+def test_report_tells_nothing_of_who_ran_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets = {
+        "HF_TOKEN": "hf_secret",
+        "CUDA_VISIBLE_DEVICES": "/home/someone/devices",
+        "OMP_PROC_BIND": "someone@somewhere",
+        "MKL_NUM_THREADS": "",
+    }
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    text = bug_report()
+    assert not any(value in text for value in secrets.values() if value)
+    assert "HF_TOKEN" not in text
+    assert re.search(r"^  CUDA_VISIBLE_DEVICES +\(set, not shown\)$", text, re.MULTILINE)
+    assert re.search(r"^  MKL_NUM_THREADS +\(empty\)$", text, re.MULTILINE)
+    assert str(Path.home()) not in text
+    assert platform.node() not in text.split()
+    assert getpass.getuser() not in text.split()
+
+
+def test_report_where_no_variable_matters() -> None:
+    assert bug_report({}).endswith("environment\n  none of those that matter\n```")
+
+
+@pytest.mark.parametrize("extra", [["--json"], ["somewhere"]])
+def test_report_stands_alone(extra: list[str]) -> None:
+    result = CliRunner().invoke(app, ["info", "--report", *extra])
+    assert result.exit_code == 2
+    assert "--report takes neither --json nor a datastore" in result.stderr

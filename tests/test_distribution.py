@@ -1,0 +1,60 @@
+"""What decides whether a distribution is good: tools/wheel_matrix, check_sdist, lowest_versions."""
+
+import importlib
+import tomllib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def tool(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    return importlib.import_module(request.param)
+
+
+@pytest.mark.parametrize("tool", ["check_sdist"], indirect=True)
+def test_sdist_differences(tool: ModuleType) -> None:
+    tracked = ["csrc/ops.cpp", ".ci/run", "benchmarks/results/cpu.md", "benchmarks/results.py"]
+    packed = ["csrc/ops.cpp", "benchmarks/results.py", "PKG-INFO"]
+    assert tool.differences(tracked, packed) == []
+    assert tool.differences(tracked, packed[1:]) == ["missing from the sdist: csrc/ops.cpp"]
+    assert tool.differences(tracked, [*packed, ".ci/run", "notes.txt"]) == [
+        "should not be in the sdist: .ci/run",
+        "should not be in the sdist: notes.txt",
+    ]
+
+
+@pytest.mark.parametrize("tool", ["wheel_matrix"], indirect=True)
+def test_platform_tags_that_name_a_glibc(tool: ModuleType) -> None:
+    name = "hullft_ops-0.1.0-cp311-cp311-{}.whl"
+    granted = Path(name.format("manylinux_2_27_x86_64.manylinux_2_28_x86_64"))
+    assert tool.manylinux(granted) == ["manylinux_2_27_x86_64", "manylinux_2_28_x86_64"]
+    assert tool.manylinux(Path(name.format("linux_x86_64"))) == []
+
+
+@pytest.mark.parametrize("tool", ["lowest_versions"], indirect=True)
+def test_every_dependency_has_a_lower_bound(tool: ModuleType) -> None:
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    project = pyproject["project"]
+    own = {"all"}  # names the other extras
+    listed = [
+        r
+        for name, extra in project["optional-dependencies"].items()
+        if name not in own
+        for r in extra
+    ]
+    for requirement in [*project["dependencies"], *listed, *pyproject["build-system"]["requires"]]:
+        assert tool.lowest(requirement) == requirement.replace(">=", "==")
+
+
+@pytest.mark.parametrize("tool", ["lowest_versions"], indirect=True)
+@pytest.mark.parametrize("requirement", ["torch", "torch==2.13", "torch>=2.11,<3"])
+def test_a_dependency_without_a_plain_lower_bound_is_named(
+    tool: ModuleType, requirement: str
+) -> None:
+    with pytest.raises(SystemExit, match=f"{requirement!r} has no lower bound"):
+        tool.lowest(requirement)

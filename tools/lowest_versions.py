@@ -1,0 +1,76 @@
+"""Runs the tests where every direct dependency has the lowest version that pyproject.toml allows.
+
+python tools/lowest_versions.py [--extra ttft --extra test ...] [--work DIR] [PYTEST ARGUMENT ...]
+
+uv resolves the bounds (``--resolution lowest-direct``), the build requirements included, and prints
+what it took. Needs uv (pip install uv). torch's lowest version is some GB, so this is not part of
+the tests. A bound that does not hold is raised in pyproject.toml, not worked around.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+from wheel_matrix import ROOT, tool
+
+EXTRAS = ("ttft", "test", "qdrant")
+
+
+def lowest(requirement: str) -> str:
+    """The requirement with its lower bound as the only version: ``a>=1.2`` becomes ``a==1.2``."""
+    match = re.fullmatch(r"([\w.-]+(?:\[[\w,-]+\])?)>=([\w.]+)", requirement)
+    if match is None:
+        sys.exit(f"lowest_versions: {requirement!r} has no lower bound; wanted NAME>=VERSION")
+    return f"{match[1]}=={match[2]}"
+
+
+def check_bounds(project: dict[str, dict[str, object]], extras: list[str]) -> None:
+    """Every direct dependency has a lower bound, or the lowest version would be anything."""
+    optional = project["optional-dependencies"]
+    for requirement in [
+        *project["dependencies"],
+        *(r for extra in extras for r in optional[extra]),
+    ]:
+        lowest(requirement)
+
+
+def build_constraints(work: Path, requires: list[str]) -> Path:
+    file = work / "build_constraints.txt"
+    file.write_text("".join(f"{lowest(requirement)}\n" for requirement in requires))
+    return file
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--extra", action="append", help=f"default: {', '.join(EXTRAS)}")
+    parser.add_argument("--python", default=sys.executable, help="version or path")
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "lowest")
+    parser.add_argument("pytest", nargs="*", help="arguments for pytest, after --")
+    arguments = parser.parse_args()
+    extras = arguments.extra or list(EXTRAS)
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    check_bounds(pyproject["project"], extras)
+    work = arguments.work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    python = work / "environment" / "bin" / "python"
+    environment = {**os.environ, "UV_PYTHON_DOWNLOADS": "never"}
+    constraints = build_constraints(work, pyproject["build-system"]["requires"])
+
+    def uv(*command: str | Path) -> None:
+        subprocess.run([tool("uv"), *map(str, command)], check=True, env=environment)
+
+    uv("venv", "-q", "--clear", "--no-project", "--python", arguments.python, work / "environment")
+    uv("pip", "install", "--python", python, "--resolution", "lowest-direct",
+       "--build-constraint", constraints, "-C", "cmake.define.HULLFT_CUDA=OFF",
+       f"{ROOT}[{','.join(extras)}]")  # fmt: skip
+    uv("pip", "freeze", "--python", python)
+    result = subprocess.run([python, "-m", "pytest", *arguments.pytest], cwd=ROOT, check=False)
+    sys.exit(result.returncode)
+
+
+if __name__ == "__main__":
+    main()
