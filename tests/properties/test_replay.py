@@ -1,0 +1,213 @@
+"""What must hold of adam_replay_ and grad_accumulate_, and of the classes that call them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import hullft_ops
+from adam_problems import OPS, AdamTensors, adam_replay, assert_same_bits, make_tensors
+from hullft_ops import reference
+from problems import DTYPES
+
+# About the length of a vector, of a block of them, and of a thread's piece.
+SIZES = st.lists(st.sampled_from([0, 1, 7, 16, 33, 100, 40_000]), min_size=1, max_size=4)
+OPTIONS = st.fixed_dictionaries(
+    {
+        "lr": st.sampled_from([0.0, 1e-3, 0.5]),
+        "beta1": st.sampled_from([0.0, 0.5, 0.9]),
+        "beta2": st.sampled_from([0.0, 0.99, 0.999]),
+        "eps": st.sampled_from([1e-8, 1e-3]),
+        "weight_decay": st.sampled_from([0.0, 0.1]),
+        "decoupled": st.booleans(),
+        "maximize": st.booleans(),
+    }
+)
+STEPS_DONE = st.sampled_from([0.0, 1.0, 40.0])
+WIDE = [torch.float32, torch.float64]
+
+
+@st.composite
+def adam_problems(draw: st.DrawFn, dtypes: list[torch.dtype] = DTYPES) -> AdamTensors:
+    return make_tensors(
+        draw(SIZES),
+        draw(st.sampled_from(dtypes)),
+        grad_dtype=draw(st.sampled_from(DTYPES)),
+        steps_done=draw(STEPS_DONE),
+        seed=draw(st.integers(0, 100)),
+    )
+
+
+@given(
+    tensors=adam_problems(WIDE), options=OPTIONS, first=st.integers(1, 3), then=st.integers(1, 3)
+)
+def test_replays_add_up(
+    tensors: AdamTensors, options: dict[str, Any], first: int, then: int
+) -> None:
+    """Where moments are kept in the arithmetic's own dtype, nothing is rounded between calls."""
+    twice = adam_replay(adam_replay(tensors, first, **options), then, **options)
+    assert_same_bits(twice, adam_replay(tensors, first + then, **options))
+
+
+@given(tensors=adam_problems(), options=OPTIONS)
+def test_an_element_does_not_depend_on_its_place(
+    tensors: AdamTensors, options: dict[str, Any]
+) -> None:
+    """One concatenated tensor, or the tensors in another order."""
+    apart = adam_replay(tensors, 2, **options)
+    whole = adam_replay(
+        AdamTensors(*([torch.cat(list_)] for list_ in tensors[:4]), tensors.steps[:1]), 2, **options
+    )
+    for list_, concatenated in zip(apart[:3:2], whole[:3:2], strict=True):
+        assert torch.equal(torch.cat(list_), concatenated[0])
+    backwards = adam_replay(AdamTensors(*(list_[::-1] for list_ in tensors)), 2, **options)
+    assert_same_bits(AdamTensors(*(list_[::-1] for list_ in backwards)), apart)
+
+
+@given(tensors=adam_problems(), options=OPTIONS)
+def test_maximizing_is_minimizing_the_negative(
+    tensors: AdamTensors, options: dict[str, Any]
+) -> None:
+    options = {**options, "maximize": False}
+    negated = tensors._replace(grads=[-g for g in tensors.grads])
+    found = adam_replay(tensors, 2, **{**options, "maximize": True})
+    assert_same_bits(found, adam_replay(negated, 2, **options))
+
+
+@given(tensors=adam_problems(), options=OPTIONS)
+def test_a_rate_of_zero_moves_moments_alone(tensors: AdamTensors, options: dict[str, Any]) -> None:
+    after = adam_replay(tensors, 3, **{**options, "lr": 0.0})
+    for p, before in zip(after.params, tensors.params, strict=True):
+        assert torch.equal(p, before)
+    for m, g in zip(after.exp_avgs, tensors.grads, strict=True):
+        assert m.numel() == 0 or options["beta1"] == 0 or not torch.equal(m, g.to(m.dtype))
+
+
+@given(tensors=adam_problems([torch.float64]), options=OPTIONS, repeats=st.integers(1, 4))
+def test_float64_equals_the_reference(
+    tensors: AdamTensors, options: dict[str, Any], repeats: int
+) -> None:
+    """A handful of roundings a step: of parameters about 0.1 that move by lr at most."""
+    found = adam_replay(tensors, repeats, **options)
+    wanted = reference.adam_replay(*tensors, repeats=repeats, **options)
+    for name in ("params", "exp_avgs", "exp_avg_sqs"):
+        for a, b in zip(getattr(found, name), getattr(wanted, name), strict=True):
+            assert torch.allclose(a, b, rtol=1e-12, atol=1e-13)
+    assert [t.item() for t in found.steps] == [t.item() for t in wanted.steps]
+
+
+def gaps(tensor: torch.Tensor) -> torch.Tensor:
+    wide = torch.full((len(tensor), 2), float("nan"), dtype=tensor.dtype)
+    wide[:, 1] = tensor
+    return wide[:, 1]
+
+
+@given(tensors=adam_problems(), options=OPTIONS, viewed=st.integers(0, 3))
+def test_strided_tensors_equal_dense_ones(
+    tensors: AdamTensors, options: dict[str, Any], viewed: int
+) -> None:
+    changed = list(tensors.clone())
+    changed[viewed] = [gaps(t) for t in changed[viewed]]
+    strided = AdamTensors(*changed)
+    OPS.adam_replay_(*strided, repeats=2, **options)
+    assert_same_bits(strided, adam_replay(tensors, 2, **options))
+
+
+def with_threads(run: Callable[[], Any]) -> list[Any]:
+    before = torch.get_num_threads()
+    try:
+        answers = []
+        for n in (1, 2, 5):
+            torch.set_num_threads(n)
+            answers.append(run())
+        return answers
+    finally:
+        torch.set_num_threads(before)
+
+
+@given(tensors=adam_problems(), options=OPTIONS, seed=st.sampled_from([None, 7]))
+def test_the_number_of_threads_does_not_matter(
+    tensors: AdamTensors, options: dict[str, Any], seed: int | None
+) -> None:
+    bfloat16 = tensors.params[0].dtype == torch.bfloat16
+    options = {**options, "seed": seed if bfloat16 else None}
+    one, *more = with_threads(lambda: adam_replay(tensors, 2, **options))
+    for answer in more:
+        assert_same_bits(answer, one)
+
+
+@st.composite
+def gradients(draw: st.DrawFn) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    tensors = make_tensors(
+        draw(SIZES),
+        draw(st.sampled_from(DTYPES)),
+        grad_dtype=draw(st.sampled_from(DTYPES)),
+        seed=draw(st.integers(0, 100)),
+    )
+    return tensors.params, tensors.grads
+
+
+def accumulate(
+    caches: list[torch.Tensor], grads: list[torch.Tensor], **factors: float
+) -> list[torch.Tensor]:
+    caches = [c.clone() for c in caches]
+    OPS.grad_accumulate_(caches, grads, **factors)
+    return caches
+
+
+FACTOR = st.sampled_from([-1.0, 0.0, 0.25, 1.0, 3.0])
+
+
+@given(lists=gradients(), alpha=FACTOR, beta=FACTOR)
+def test_accumulate(
+    lists: tuple[list[torch.Tensor], list[torch.Tensor]], alpha: float, beta: float
+) -> None:
+    """The reference's value to one rounding of the arithmetic and one of the cache; the same bits
+    in one piece, from gradients with gaps, and for any number of threads."""
+    caches, grads = lists
+    found, *more = with_threads(lambda: accumulate(caches, grads, alpha=alpha, beta=beta))
+    for answer in more:
+        assert all(map(torch.equal, answer, found))
+    wanted = reference.grad_accumulate(caches, grads, alpha=alpha, beta=beta)
+    for a, b in zip(found, wanted, strict=True):
+        unit = max(torch.finfo(a.dtype).eps, 2**-22 if a.dtype != torch.float64 else 0)
+        assert torch.allclose(a.double(), b, rtol=unit, atol=10 * unit)
+    whole = accumulate([torch.cat(caches)], [torch.cat(grads)], alpha=alpha, beta=beta)
+    assert torch.equal(whole[0], torch.cat(found))
+    strided = accumulate(caches, [gaps(g) for g in grads], alpha=alpha, beta=beta)
+    assert all(map(torch.equal, strided, found))
+
+
+@given(lists=gradients())
+def test_beta_zero_reads_no_cache(lists: tuple[list[torch.Tensor], list[torch.Tensor]]) -> None:
+    caches, grads = lists
+    unset = [torch.full_like(c, float("nan")) for c in caches]
+    found = accumulate(unset, grads, alpha=2.0, beta=0.0)
+    wanted = accumulate([torch.zeros_like(c) for c in caches], grads, alpha=2.0, beta=0.0)
+    assert all(map(torch.equal, found, wanted))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(seed=st.integers(0, 100), repeats=st.integers(1, 4), sizes=SIZES)
+def test_a_cached_gradient_steps_as_the_gradient_does(
+    dtype: torch.dtype, seed: int, repeats: int, sizes: list[int]
+) -> None:
+    tensors = make_tensors(sizes, dtype, seed=seed)
+    answers = []
+    for cached in (False, True):
+        params = [torch.nn.Parameter(p.clone()) for p in tensors.params]
+        for p, g in zip(params, tensors.grads, strict=True):
+            p.grad = g.clone()
+        optimizer = hullft_ops.ReplayAdam(params, lr=0.01)
+        if cached:
+            cache = hullft_ops.GradientCache(params)
+            cache.accumulate("example")
+            optimizer.zero_grad()
+            cache.replay("example", optimizer, repeats=repeats)
+        else:
+            optimizer.step(repeats=repeats)
+        answers.append([p.detach() for p in params])
+    assert all(map(torch.equal, *answers))

@@ -1,0 +1,177 @@
+"""What must not change a bit of any selection operator's answer."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import hullft_ops
+from problems import DTYPES, VARIANTS
+from properties.selection_problems import OPERATORS, Problem, assert_same_bits, build, problems
+
+every_operator = pytest.mark.parametrize("operator", OPERATORS)
+SHARED_ROWS = {"candidates": 300, "dim": 256}  # enough that a single query's rows are shared
+
+
+@every_operator
+@given(problem=problems())
+def test_a_batch_equals_single_queries(operator: str, problem: Problem) -> None:
+    run = OPERATORS[operator]
+    together = run(problem)
+    for b in range(problem.batch):
+        alone = run(problem.of_query(b))
+        assert_same_bits(tuple(t[b] for t in together), alone)
+
+
+@every_operator
+@given(problem=problems(), data=st.data())
+def test_ragged_pools_equal_separate_ones(
+    operator: str, problem: Problem, data: st.DataObject
+) -> None:
+    """Whatever lies past a pool's end is never read: it is NaN here."""
+    run = OPERATORS[operator]
+    size = st.integers(problem.n_select, problem.candidates)
+    sizes = data.draw(st.lists(size, min_size=problem.batch, max_size=problem.batch))
+    pool, weights = problem.pool.clone(), problem.weights.clone()
+    for b, n in enumerate(sizes):
+        pool[b, n:] = float("nan")
+        weights[b, n:] = float("nan")
+    ragged = replace(problem, pool=pool, weights=weights)
+    together = run(ragged, torch.tensor(sizes))
+    for b, n in enumerate(sizes):
+        alone = run(problem.of_query(b, n))
+        if operator == "integerize":
+            assert (together[0][b, n:] == 0).all()
+            assert torch.equal(together[0][b, :n], alone[0])
+        else:
+            assert_same_bits(tuple(t[b] for t in together), alone)
+
+
+@every_operator
+@pytest.mark.parametrize("batch", [1, 5])
+@given(
+    seed=st.integers(0, 2**16),
+    dtype=st.sampled_from(DTYPES),
+    kind=st.sampled_from(["near", "wide"]),
+)
+@settings(max_examples=6)
+def test_the_number_of_threads(
+    operator: str, batch: int, seed: int, dtype: torch.dtype, kind: str
+) -> None:
+    problem = build(seed, batch, **SHARED_ROWS, dtype=dtype, kind=kind, n_select=10)
+    before = torch.get_num_threads()
+    try:
+        answers = []
+        for n in (1, 2, 3, 7):
+            torch.set_num_threads(n)
+            answers.append(OPERATORS[operator](problem))
+    finally:
+        torch.set_num_threads(before)
+    for answer in answers[1:]:
+        assert_same_bits(answer, answers[0])
+
+
+def strided(tensor: torch.Tensor) -> torch.Tensor:
+    """Every second element of a wider tensor, the others NaN."""
+    wide = torch.full((*tensor.shape[:-1], 2 * tensor.shape[-1]), float("nan"), dtype=tensor.dtype)
+    wide[..., ::2] = tensor
+    return wide[..., ::2]
+
+
+def transposed(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.transpose(0, -1).contiguous().transpose(0, -1)
+
+
+def offset(tensor: torch.Tensor) -> torch.Tensor:
+    """Dense rows with gaps between them, off their allocation's start."""
+    wide = torch.full((*tensor.shape[:-1], tensor.shape[-1] + 3), float("nan"), dtype=tensor.dtype)
+    wide[..., 1:-2] = tensor
+    return wide[..., 1:-2]
+
+
+def from_numpy(tensor: torch.Tensor) -> torch.Tensor:
+    """Memory that torch does not own. NumPy has no bfloat16."""
+    if tensor.dtype == torch.bfloat16:
+        return torch.from_numpy(tensor.view(torch.int16).numpy()).view(torch.bfloat16)
+    return torch.from_numpy(tensor.numpy())
+
+
+@every_operator
+@given(problem=problems(), view=st.sampled_from([strided, transposed, offset, from_numpy]))
+def test_views(operator: str, problem: Problem, view: object) -> None:
+    assert callable(view)
+    changed = problem.mapped(view)
+    changed = replace(changed, weights=view(problem.weights))
+    assert_same_bits(OPERATORS[operator](changed), OPERATORS[operator](problem))
+
+
+@every_operator
+@given(problem=problems())
+def test_expanded_views(operator: str, problem: Problem) -> None:
+    """One pool for a batch: shared, expanded with stride 0, or copied."""
+    run = OPERATORS[operator]
+    shared = problem.pool[0]
+    copied = replace(problem, pool=shared.expand(problem.pool.shape).contiguous())
+    for pool in (shared, shared.expand(problem.pool.shape)):
+        assert_same_bits(run(replace(problem, pool=pool)), run(copied))
+
+
+# By what a factor of 2 multiplies each output.
+SCALES = {
+    **dict.fromkeys([*VARIANTS, "knn"], (1, 1, 1, 1, 2, 4, 1)),
+    "sift": (1, 1, 1, 1, 2, 4, 1, 1, 4),
+    "lmo": (1, 4, 1, 4),
+    "integerize": (1,),
+}
+
+
+@every_operator
+@given(problem=problems(kinds=["near", "duplicates", "zero rows", "far"]))
+def test_scaling_by_a_power_of_two(operator: str, problem: Problem) -> None:
+    """Every product and sum scales exactly, so that the same choices are made."""
+    base = problem.mapped(lambda t: t.double())
+    doubled = replace(problem.mapped(lambda t: t.double() * 2), noise=4 * problem.noise)
+    found, wanted = OPERATORS[operator](doubled), OPERATORS[operator](base)
+    for a, b, factor in zip(found, wanted, SCALES[operator], strict=True):
+        assert torch.equal(a, b * factor)
+
+
+@pytest.mark.parametrize("operator", [*VARIANTS, "lmo"])
+@given(problem=problems(), data=st.data())
+def test_copies_of_candidates_at_the_end(
+    operator: str, problem: Problem, data: st.DataObject
+) -> None:
+    """Ties go to the lowest index, so that a copy of a row is never taken."""
+    index = st.integers(0, problem.candidates - 1)
+    copies = data.draw(st.lists(index, max_size=10))
+    order = torch.tensor([*range(problem.candidates), *copies])
+    run = OPERATORS[operator]
+    assert_same_bits(run(problem.with_rows(order)), run(problem))
+
+
+@pytest.mark.parametrize("operator", [*VARIANTS, "sift"])
+@given(problem=problems(), data=st.data())
+def test_indexed_equals_gathered(operator: str, problem: Problem, data: st.DataObject) -> None:
+    """Candidates in any order, and more than once."""
+    embeddings = problem.pool.flatten(0, 1)
+    index = st.integers(0, len(embeddings) - 1)
+    rows = st.lists(index, min_size=problem.candidates, max_size=problem.candidates)
+    drawn = data.draw(st.lists(rows, min_size=problem.batch, max_size=problem.batch))
+    candidates = torch.tensor(drawn)
+    gathered = replace(problem, pool=embeddings[candidates])
+    if operator == "sift":
+        found = hullft_ops.sift_select_indexed(
+            embeddings, candidates, problem.query, problem.n_select
+        )
+    else:
+        found = hullft_ops.fw_select_indexed(
+            embeddings,
+            candidates,
+            problem.query,
+            problem.n_select,
+            variant=operator,
+            max_iter=problem.max_iter,
+        )
+    assert_same_bits(found, OPERATORS[operator](gathered))
