@@ -1,5 +1,6 @@
 """The gate that reads what ptxas says: on logs, without nvcc."""
 
+import dataclasses
 import importlib.util
 import sys
 from pathlib import Path
@@ -57,3 +58,36 @@ def test_every_source_with_dynamic_shared_memory_is_counted(
     (tmp_path / "new.cu").write_text("HULLFT_DYNAMIC_SHARED(memory);")
     with pytest.raises(RuntimeError, match=r"DYNAMIC_SHARED does not count new.cu"):
         gate.check_sources()
+
+
+@pytest.fixture
+def costs(gate: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list:
+    """Of two kernels, and a README that holds their table as nvcc 1 made it."""
+    log = LOG.format(symbol=SYMBOL.format(1), spills=0, registers=118, shared=512)
+    found = [*gate.parse(log, 80), *gate.parse(log, 90)]
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{gate.BEGIN}{gate.END}after\n")
+    monkeypatch.setattr(gate, "README", readme)
+    gate.write(gate.table(found, "1"))
+    return found
+
+
+def test_a_written_table_is_not_stale(gate: ModuleType, costs: list) -> None:
+    assert not gate.stale(gate.table(costs, "1"))
+    text = gate.README.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+
+
+def test_another_table_is_stale(gate: ModuleType, costs: list) -> None:
+    fewer_registers = [dataclasses.replace(cost, registers=100) for cost in costs]
+    assert gate.stale(gate.table(fewer_registers, "1"))
+    assert gate.stale(gate.table(costs[:1], "1"))
+
+
+def test_another_compiler_may_allocate_otherwise(gate: ModuleType, costs: list) -> None:
+    fewer_registers = [dataclasses.replace(cost, registers=100) for cost in costs]
+    assert not gate.stale(gate.table(fewer_registers, "2"))
+    less_dynamic = [dataclasses.replace(cost, dynamic=0) for cost in costs]
+    assert gate.stale(gate.table(less_dynamic, "2"))
+    assert gate.stale(gate.table(costs[:1], "2"))

@@ -2,19 +2,22 @@
 
 Fails on a register spill, on more shared memory than a block may have, or on fewer resident threads
 than KERNELS promises. Shared memory is the static part that ptxas reports and the most that the
-host may ask for besides. The table goes into csrc/cuda/README.md::
+host may ask for besides. Fails too where the table in csrc/cuda/README.md is not the one that this
+makes: ``--write`` puts it there::
 
-    python tools/compile_gate.py [--write] [--architectures 80 90 100]
+    python tools/compile_gate.py [--write]
 
 Needs nvcc, no GPU.
 """
 
 import argparse
+import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -180,20 +183,37 @@ def parse(log: str, architecture: int) -> list[Cost]:
     ]
 
 
-def compile_for(nvcc: str, architecture: int, scratch: Path) -> list[Cost]:
-    costs = []
-    for source in sorted(CUDA.glob("*.cu")):
-        command = [nvcc, "-std=c++20", "-O3", "-Xptxas", "-v", "-cubin", f"-arch=sm_{architecture}"]
-        command += [str(source), "-o", str(scratch / f"{source.stem}.cubin")]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
-        costs += parse(done.stdout + done.stderr, architecture)
-    return sorted(costs, key=lambda cost: cost.kernel)
+def compile_unit(nvcc: str, source: Path, architecture: int, scratch: Path) -> list[Cost]:
+    command = [nvcc, "-std=c++20", "-O3", "-Xptxas", "-v", "-cubin", f"-arch=sm_{architecture}"]
+    command += [str(source), "-o", str(scratch / f"{source.stem}.{architecture}.cubin")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+    return parse(done.stdout + done.stderr, architecture)
 
 
-def table(costs: list[Cost]) -> str:
+def compile_all(nvcc: str) -> list[Cost]:
+    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs = [
+            pool.submit(compile_unit, nvcc, source, architecture, Path(scratch))
+            for source in sorted(CUDA.glob("*.cu"))
+            for architecture in SHARED_PER_SM
+        ]
+        return [cost for job in jobs for cost in job.result()]
+
+
+def release(nvcc: str) -> str:
+    done = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True)
+    match = re.search(r"release [\d.]+, V([\d.]+)", done.stdout)
+    if match is None:
+        raise RuntimeError(f"compile_gate: no release in what nvcc --version says: {done.stdout!r}")
+    return match[1]
+
+
+def table(costs: list[Cost], compiler: str) -> str:
     lines = [
+        f"By nvcc {compiler}.",
+        "",
         "| kernel | sm | registers | stack | spills | static | dynamic | resident | promised |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
@@ -204,6 +224,24 @@ def table(costs: list[Cost]) -> str:
             f"| {cost.promise[1]} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def committed() -> str:
+    return README.read_text().split(BEGIN)[1].split(END)[0]
+
+
+def promises(text: str) -> list[list[str]]:
+    """A table without its compiler and what ptxas alone decides."""
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("|")]
+    return [[*row[:2], *row[6:7], *row[8:]] for row in rows]
+
+
+def stale(text: str) -> bool:
+    """Whether the README holds another table; another nvcc may allocate otherwise."""
+    old = committed()
+    if old.splitlines()[:1] == text.splitlines()[:1]:
+        return old != text
+    return promises(old) != promises(text)
 
 
 def write(text: str) -> None:
@@ -217,20 +255,19 @@ def write(text: str) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true", help="put the table into the README")
-    parser.add_argument("--architectures", type=int, nargs="+", default=sorted(SHARED_PER_SM))
     arguments = parser.parse_args()
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         raise SystemExit("compile_gate: nvcc is not on PATH")
     check_sources()
-    costs: list[Cost] = []
-    with tempfile.TemporaryDirectory() as scratch:
-        for architecture in arguments.architectures:
-            costs += compile_for(nvcc, architecture, Path(scratch))
-    print(table(costs))
+    costs = compile_all(nvcc)
+    text = table(costs, release(nvcc))
+    print(text)
     if arguments.write:
-        write(table(costs))
+        write(text)
     faults = [fault for cost in costs for fault in cost.faults()]
+    if stale(text):
+        faults.append(f"the table in {README} is another one: run with --write")
     for fault in faults:
         print(f"compile_gate: {fault}", file=sys.stderr)
     return 1 if faults else 0

@@ -4,11 +4,15 @@
 vector accesses. ``race``: every load and store reports to cusim/race.cpp.
 """
 
+import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +23,7 @@ UNITS = (
     "sift",
 )  # fmt: skip
 CLANG = "clang++-19"
+_TIMELESS = ["-Xclang", "-fno-pch-timestamp"]
 _SANITIZERS = ["-fsanitize=address,alignment", "-fno-sanitize-recover=alignment"]
 
 
@@ -83,7 +88,9 @@ def _common(csrc: Path) -> list[str]:
 
 def _digest(kind: str) -> str:
     digest = hashlib.sha256(repr(KINDS[kind]).encode())
+    digest.update(str(HERE).encode())  # precompiled headers name their sources
     files = [*CSRC.glob("core/*"), *CSRC.glob("cuda/*"), *HERE.rglob("*.h"), *HERE.rglob("*.cpp")]
+    files.append(Path(__file__))
     for path in sorted(files):
         digest.update(path.name.encode())
         digest.update(path.read_bytes())
@@ -95,12 +102,39 @@ def _cache() -> Path:
     return Path(root) if root else Path(tempfile.gettempdir()) / f"hullft_cuda_sim_{os.getuid()}"
 
 
-def _compile_unit(kind: str, csrc: Path, unit: str, into: Path) -> None:
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One process at a time; the lock goes with the process that holds it."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _precompile(kind: str, into: Path) -> None:
+    """The simulator's headers are half of a unit's compilation."""
+    how = KINDS[kind]
+    suffix, flags = ("pch", _TIMELESS) if how.compiler == CLANG else ("gch", [])
+    _run(
+        [how.compiler, *_common(CSRC), *how.kernel_flags, *flags, "-x", "c++-header",
+         str(HERE / "cusim" / "precompiled.h"), "-o", str(into / f"precompiled.h.{suffix}")]
+    )  # fmt: skip
+
+
+def _compile_unit(kind: str, csrc: Path, unit: str, header: Path, into: Path) -> None:
+    """``header``: the folder of the precompiled one."""
     how = KINDS[kind]
     source = csrc / "cuda" / f"{unit}.cu"
     _run(
-        [how.compiler, *_common(csrc), *how.kernel_flags, "-x", "c++", "-c", str(source),
-         "-o", str(into / f"{unit}.o")]
+        [how.compiler, *_common(csrc), *how.kernel_flags, "-include", str(header / "precompiled.h"),
+         "-x", "c++", "-c", str(source), "-o", str(into / f"{unit}.o")]
+    )  # fmt: skip
+
+
+def _compile_driver(kind: str, source: str, into: Path) -> None:
+    how = KINDS[kind]
+    _run(
+        [how.compiler, *_common(CSRC), *how.driver_flags, "-c", str(HERE / f"{source}.cpp"),
+         "-o", str(into / f"{Path(source).name}.o")]
     )  # fmt: skip
 
 
@@ -117,26 +151,28 @@ def _link(kind: str, into: Path, first: str = "") -> Path:
     return library
 
 
+def _compile_all(kind: str, into: Path) -> None:
+    drivers = ["driver", "cusim/race"] if kind == "race" else ["driver"]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs = [pool.submit(_compile_driver, kind, source, into) for source in drivers]
+        pool.submit(_precompile, kind, into).result()
+        jobs += [pool.submit(_compile_unit, kind, CSRC, unit, into, into) for unit in UNITS]
+        for job in jobs:
+            job.result()
+
+
 def build(kind: str) -> Path:
-    """The library of one kind, built if its sources changed."""
+    """The library of one kind, built if its sources changed; processes share it."""
     final = _cache() / f"{kind}-{_digest(kind)}"
-    if (final / "libsim.so").exists():
-        return final / "libsim.so"
     final.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=final.parent) as scratch:
-        into = Path(scratch) / "build"
-        into.mkdir()
-        how = KINDS[kind]
-        for unit in UNITS:
-            _compile_unit(kind, CSRC, unit, into)
-        for source in ["driver", "cusim/race"] if kind == "race" else ["driver"]:
-            _run(
-                [how.compiler, *_common(CSRC), *how.driver_flags, "-c",
-                 str(HERE / f"{source}.cpp"), "-o", str(into / f"{Path(source).name}.o")]
-            )  # fmt: skip
-        _link(kind, into)
+    with _locked(final.parent / f"{kind}.lock"):
         if not final.exists():
-            into.rename(final)
+            with tempfile.TemporaryDirectory(dir=final.parent) as scratch:
+                into = Path(scratch) / "build"
+                into.mkdir()
+                _compile_all(kind, into)
+                _link(kind, into)
+                into.rename(final)
     return final / "libsim.so"
 
 
@@ -154,7 +190,7 @@ def build_patched(kind: str, unit: str, file: str, old: str, new: str, into: Pat
     objects.mkdir()
     for path in base.glob("*.o"):
         shutil.copy(path, objects)
-    _compile_unit(kind, csrc, unit, objects)
+    _compile_unit(kind, csrc, unit, base, objects)
     return _link(kind, objects, first=unit)
 
 

@@ -1,14 +1,17 @@
-"""These tests run on demand: ``pytest tests/cuda_sim --cuda-sim``. They need compilers, see README.
+"""These tests run on demand: ``pytest tests/cuda_sim --cuda-sim -n 2``.
+
+They need compilers, see README.md.
 
 With the flag they must run: a missing tool or a build that breaks is a failure, never a skip.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from cuda_sim import build
 from cuda_sim.library import Library
+from cuda_sim.worker import Workers
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -42,3 +45,10 @@ def library(toolchain: None) -> Callable[[str], Library]:
         return loaded[kind]
 
     return of_kind
+
+
+@pytest.fixture(scope="session")
+def workers(toolchain: None) -> Iterator[Workers]:
+    """Processes for libraries that may end theirs."""
+    with Workers() as started:
+        yield started

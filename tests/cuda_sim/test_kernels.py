@@ -7,20 +7,19 @@ import torch
 
 import hullft_ops
 from adam_problems import adam_replay, make_tensors
-from cuda_sim import build, worker
-from cuda_sim.cases import (
-    CASES,
+from cuda_sim import build
+from cuda_sim.cases import CASES
+from cuda_sim.cases_fw import SIZES, fw_holds, fw_matches
+from cuda_sim.checks import (
     DTYPES,
-    SIZES,
     SMALL_SHARED,
     VARIANTS,
     check_consistent,
-    fw_holds,
-    fw_matches,
     hull_problem,
     of_query,
 )
 from cuda_sim.library import H100_SHARED_BYTES, Launch, Library
+from cuda_sim.worker import Workers
 from hullft_ops import _C
 
 Libraries = Callable[[str], Library]
@@ -35,8 +34,9 @@ def test_case(library: Libraries, name: str, kind: str, seed: int) -> None:
     CASES[name](library(kind), seed)
 
 
-def test_address_sanitizer() -> None:
-    assert worker.run_cases(build.build("asan"), "asan", list(CASES), 0, timeout=300) == ""
+@pytest.mark.parametrize("name", CASES)
+def test_address_sanitizer(workers: Workers, name: str) -> None:
+    assert workers.run_cases(build.build("asan"), "asan", [name], seed=0, timeout=120) == ""
 
 
 @pytest.mark.parametrize("columns", ["gram", "lazy"])

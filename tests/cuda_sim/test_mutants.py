@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cuda_sim import build, worker
+from cuda_sim import build
+from cuda_sim.worker import Workers
 
 
 @dataclass(frozen=True)
@@ -429,8 +430,8 @@ MUTANTS = {
 
 
 @pytest.mark.parametrize("name", MUTANTS)
-def test_caught(name: str, tmp_path: Path) -> None:
+def test_caught(workers: Workers, name: str, tmp_path: Path) -> None:
     m = MUTANTS[name]
     library = build.build_patched(m.kind, m.unit, m.file, m.old, m.new, tmp_path)
-    said = worker.run_cases(library, m.kind, [m.case], seed=0, timeout=60)
+    said = workers.run_cases(library, m.kind, [m.case], seed=0, timeout=60)
     assert re.search(m.report, said), f"wanted {m.report!r}, got:\n{said[-2000:]}"

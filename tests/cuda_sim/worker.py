@@ -1,13 +1,20 @@
 """Runs checks of cases.py on one library in a process of its own.
 
 A library that may corrupt memory, hang, or needs AddressSanitizer's runtime loaded first must not
-share the test process.
+share the test process. A process that has imported everything waits for requests, a line of JSON
+each, and forks for each one: importing torch takes longer than most checks.
 """
 
+import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
+import traceback
+from importlib import import_module
 from pathlib import Path
+from typing import Self
 
 TESTS = Path(__file__).resolve().parent.parent
 
@@ -27,31 +34,94 @@ def _address_sanitizer() -> dict[str, str]:
     }
 
 
-def run_cases(library: Path, kind: str, cases: list[str], seed: int, timeout: float) -> str:
-    """What went wrong, or an empty string."""
-    paths = [str(TESTS), os.environ.get("PYTHONPATH", "")]
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(p for p in paths if p))
-    if kind == "asan":
-        environment |= _address_sanitizer()
-    command = [sys.executable, "-m", "cuda_sim.worker", str(library), str(seed), *cases]
-    try:
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=timeout, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return f"no end after {timeout} s"
-    if done.returncode == 0:
-        return ""
-    return done.stdout + done.stderr
+class Workers:
+    """The waiting processes: one with AddressSanitizer's runtime, one without."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[bool, subprocess.Popen[str]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._waiting.values():
+            process.communicate()
+
+    def _start(self, asan: bool) -> subprocess.Popen[str]:
+        paths = [str(TESTS), os.environ.get("PYTHONPATH", "")]
+        environment = dict(os.environ, PYTHONPATH=os.pathsep.join(p for p in paths if p))
+        if asan:
+            environment |= _address_sanitizer()
+        return subprocess.Popen(
+            [sys.executable, "-m", "cuda_sim.worker"],
+            env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def run_cases(self, library: Path, kind: str, cases: list[str], seed: int, timeout: int) -> str:
+        """What went wrong, or an empty string; ``timeout`` in seconds."""
+        asan = kind == "asan"
+        if asan not in self._waiting:
+            self._waiting[asan] = self._start(asan)
+        process = self._waiting[asan]
+        assert process.stdin is not None
+        assert process.stdout is not None
+        request = {"library": str(library), "cases": cases, "seed": seed, "timeout": timeout}
+        process.stdin.write(json.dumps(request) + "\n")
+        process.stdin.flush()
+        answer = process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"the worker ended with status {process.wait()}")
+        said: str = json.loads(answer)
+        return said
 
 
-def main() -> None:
+def _check(library: str, cases: list[str], seed: int) -> None:
     from cuda_sim.cases import CASES
     from cuda_sim.library import Library
 
-    library, seed = Library(Path(sys.argv[1])), int(sys.argv[2])
-    for name in sys.argv[3:]:
-        CASES[name](library, seed)
+    loaded = Library(Path(library))
+    for name in cases:
+        CASES[name](loaded, seed)
+
+
+def _in_child(log: int, library: str, cases: list[str], seed: int, timeout: int) -> None:
+    """Never returns; the alarm's default action ends even a loop in compiled code."""
+    signal.alarm(timeout)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    status = 1
+    try:
+        _check(library, cases, seed)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _answer(library: str, cases: list[str], seed: int, timeout: int) -> str:
+    with tempfile.TemporaryFile() as log:
+        child = os.fork()
+        if child == 0:
+            _in_child(log.fileno(), library, cases, seed, timeout)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        log.seek(0)
+        said = log.read().decode(errors="replace")
+    if status == 0:
+        return ""
+    if status == -signal.SIGALRM:
+        return f"no end after {timeout} s\n{said}"
+    return f"{said}status {status}"
+
+
+def main() -> None:
+    import torch
+
+    import_module("cuda_sim.cases")  # once, for every child
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        print(json.dumps(_answer(**json.loads(line))), flush=True)
 
 
 if __name__ == "__main__":

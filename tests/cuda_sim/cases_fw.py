@@ -1,0 +1,203 @@
+"""Frank-Wolfe: every variant, with whole Gram matrices and with columns."""
+
+from collections.abc import Iterable
+
+import torch
+
+from cuda_sim.checks import (
+    SMALL_SHARED,
+    case,
+    check_consistent,
+    check_equals,
+    check_failed,
+    hull_problem,
+    of_query,
+)
+from cuda_sim.library import Launch, Library
+from hullft_ops import reference
+
+SIZES = ((1, 1, 3), (2, 3, 1), (31, 8, 7), (33, 20, 12), (65, 33, 9), (130, 64, 20), (257, 17, 6))
+"""Candidates, dimension, n_select: on both sides of a warp, a tile of rows, a Gram tile, a block,
+a vector load and a chunk of d."""
+
+
+def fw_matches(
+    library: Library, dtype: torch.dtype, variant: str, launch: Launch, sizes: Iterable[tuple]
+) -> None:
+    steps = {"vanilla": 40, "away": 12, "pairwise": 1}[variant]
+    for candidates, dim, n_select in sizes:
+        pool, query = hull_problem(candidates, 2, candidates, dim, dtype)
+        options = {"variant": variant, "max_iter": steps}
+        answer = library.frank_wolfe(pool, query, n_select, launch=launch, **options)
+        for b in range(2):
+            expected = reference.fw_select(pool[b], query[b], n_select, **options)
+            check_equals(of_query(answer, b), expected)
+
+
+def fw_holds(library: Library, dtype: torch.dtype, variant: str, launch: Launch) -> None:
+    for candidates, dim, n_select in ((40, 12, 50), (90, 24, 8)):
+        pool, query = hull_problem(candidates, 2, candidates, dim, dtype)
+        answer = library.frank_wolfe(
+            pool, query, n_select, variant=variant, max_iter=120, launch=launch
+        )
+        for b in range(2):
+            check_consistent(pool[b], query[b], n_select, of_query(answer, b))
+
+
+@case
+def fw_gram(library: Library, seed: int) -> None:
+    fw_matches(library, torch.float32, "away", Launch(seed, gram=True), SIZES)
+
+
+@case
+def fw_columns(library: Library, seed: int) -> None:
+    fw_matches(library, torch.float32, "away", Launch(seed, gram=False, threads=96), SIZES[2:6])
+
+
+@case
+def fw_full_support(library: Library, seed: int) -> None:
+    fw_matches(library, torch.float32, "vanilla", Launch(seed, gram=False, threads=64), SIZES[3:4])
+
+
+@case
+def fw_full_support_tail(library: Library, seed: int) -> None:
+    """Rows of 18 float32 that start every 20: vectors, and a tail of two."""
+    pool, query = hull_problem(3, 1, 9, 18, torch.float32)
+
+    def spaced(rows: torch.Tensor) -> torch.Tensor:
+        wide = torch.zeros(*rows.shape[:-1], 20)
+        wide[..., :18] = rows
+        return wide[..., :18]
+
+    answer = library.frank_wolfe(
+        spaced(pool), spaced(query), 4, launch=Launch(seed, gram=False, threads=64)
+    )
+    check_equals(of_query(answer, 0), reference.fw_select(pool[0], query[0], 4))
+
+
+def check_outside_hull(library: Library, launch: Launch) -> None:
+    """A query far outside its hull, whose nearest point has fewer atoms than are allowed."""
+    pool, query = hull_problem(0, 1, 400, 12, torch.float32)
+    query *= 2
+    answer = library.frank_wolfe(pool, query, 16, variant="away", max_iter=200, launch=launch)
+    check_consistent(pool[0], query[0], 16, of_query(answer, 0))
+    m = int(answer.support_size)
+    assert m < 16
+    assert (answer.weights[0, :m] > 0).all()
+
+
+@case
+def fw_drops(library: Library, seed: int) -> None:
+    """Atoms leave the support."""
+    for gram in (True, False):
+        check_outside_hull(library, Launch(seed, gram, 64))
+
+
+@case
+def fw_odd_rows(library: Library, seed: int) -> None:
+    """Row starts that are not multiples of 16 bytes, and vectors with a tail."""
+    launch = Launch(seed, gram=False, threads=64)
+    sizes = ((9, 11, 4), (6, 18, 4))
+    fw_matches(library, torch.bfloat16, "vanilla", launch, sizes)
+    fw_matches(library, torch.bfloat16, "vanilla", Launch(seed, gram=True, threads=64), sizes)
+
+
+@case
+def fw_global_state(library: Library, seed: int) -> None:
+    for gram in (True, False):
+        launch = Launch(seed, gram, 64, SMALL_SHARED)
+        fw_matches(library, torch.float32, "away", launch, SIZES[2:5])
+        fw_matches(library, torch.float64, "vanilla", launch, SIZES[2:5])
+
+
+@case
+def fw_evicted_columns(library: Library, seed: int) -> None:
+    """More atoms come and go than columns are kept."""
+    check_outside_hull(library, Launch(seed, gram=False, threads=64, slots=17))
+
+
+@case
+def fw_ties(library: Library, seed: int) -> None:
+    """Equal rows, in the shares of three threads: the lowest index wins."""
+    launch = Launch(seed, threads=64)
+    for dtype in (torch.float32, torch.float64):
+        pool = torch.zeros(1, 200, 4, dtype=dtype)
+        pool[0, :, 1] = 1
+        pool[0, [70, 135, 190]] = torch.tensor([1.0, 0, 0, 0], dtype=dtype)
+        query = torch.tensor([[2.0, 0, 0, 0]], dtype=dtype)
+        answer = library.frank_wolfe(pool, query, 3, launch=launch)
+        assert answer.indices[0].tolist() == [70, -1, -1]
+
+
+@case
+def fw_failures(library: Library, seed: int) -> None:
+    """A query that cannot be solved says so, and its neighbours do not notice."""
+    for gram in (True, False):
+        launch = Launch(seed, gram, 64)
+        for value in (float("nan"), float("inf"), -float("inf")):
+            pool, query = hull_problem(1, 3, 20, 8, torch.float32)
+            pool[1, 17, 3] = value
+            query[2, 0] = value
+            answer = library.frank_wolfe(pool, query, 4, launch=launch)
+            check_consistent(pool[0], query[0], 4, of_query(answer, 0))
+            check_failed(of_query(answer, 1), 4)
+            check_failed(of_query(answer, 2), 4)
+        pool, query = hull_problem(1, 2, 20, 8, torch.float32)
+        pool[1] *= 1e30
+        answer = library.frank_wolfe(pool, query * 1e10, 4, launch=launch)
+        check_failed(of_query(answer, 1), 4)
+
+
+@case
+def fw_ragged(library: Library, seed: int) -> None:
+    """Sizes, good and bad; shared pools; rows in place."""
+    pool, query = hull_problem(2, 5, 40, 12, torch.float64)
+    sizes = torch.tensor([40, 1, 33, 0, 41])
+    for gram in (True, False):
+        launch = Launch(seed, gram, 64)
+        answer = library.frank_wolfe(pool, query, 6, sizes=sizes, launch=launch)
+        shared = library.frank_wolfe(pool[0], query, 6, sizes=sizes, launch=launch)
+        for b in range(3):
+            n = int(sizes[b])
+            expected = reference.fw_select(pool[b, :n], query[b], 6)
+            check_equals(of_query(answer, b), expected)
+            check_equals(of_query(shared, b), reference.fw_select(pool[0, :n], query[b], 6))
+        for b in (3, 4):
+            check_failed(of_query(answer, b), 6)
+            check_failed(of_query(shared, b), 6)
+
+
+@case
+def fw_indexed(library: Library, seed: int) -> None:
+    embeddings, query = hull_problem(3, 1, 80, 12, torch.float32)
+    embeddings, query = embeddings[0], query.repeat(4, 1)
+    generator = torch.Generator().manual_seed(0)
+    candidates = torch.stack([torch.randperm(80, generator=generator)[:37] for _ in range(4)])
+    sizes = torch.tensor([37, 20, 37, 37])
+    candidates[2, 5], candidates[3, 36] = -1, 80
+    for gram in (True, False):
+        answer = library.frank_wolfe(
+            embeddings, query, 6, candidates=candidates, sizes=sizes, launch=Launch(seed, gram, 64)
+        )
+        for b in range(2):
+            rows = embeddings[candidates[b, : int(sizes[b])]]
+            check_equals(of_query(answer, b), reference.fw_select(rows, query[b], 6))
+        check_failed(of_query(answer, 2), 6)
+        check_failed(of_query(answer, 3), 6)
+
+
+@case
+def fw_stopping(library: Library, seed: int) -> None:
+    """max_iter = 0, a query inside the hull, gap_tol, and n_select = 1."""
+    launch = Launch(seed, threads=64)
+    for dtype in (torch.float32, torch.float64):
+        pool, query = hull_problem(5, 1, 20, 8, dtype)
+        for options in ({"max_iter": 0}, {"gap_tol": 0.05}, {"tol": 0.4}, {"tol": 0.0}):
+            for n_select in (1, 6):
+                answer = library.frank_wolfe(pool, query, n_select, launch=launch, **options)
+                expected = reference.fw_select(pool[0], query[0], n_select, **options)
+                check_equals(of_query(answer, 0), expected)
+        inside = pool[:, 3].contiguous()
+        answer = library.frank_wolfe(pool, inside, 6, launch=launch)
+        assert answer.indices[0].tolist() == [3, -1, -1, -1, -1, -1]
+        assert (answer.num_iter.item(), answer.residual.item()) == (0, 0)

@@ -1,0 +1,106 @@
+"""The kernels of one product or one decision: gram, integerize, lmo, knn."""
+
+import torch
+
+from cuda_sim.checks import case, check_equals, check_failed, hull_problem, of_query
+from cuda_sim.library import Launch, Library
+from hullft_ops import reference
+from problems import make_problem
+
+
+@case
+def gram(library: Library, seed: int) -> None:
+    for dtype, candidates, dim in (
+        (torch.float32, 33, 65),
+        (torch.float64, 65, 7),
+        (torch.bfloat16, 31, 72),
+        (torch.float16, 64, 63),
+    ):
+        pool, _ = hull_problem(6, 2, candidates, dim, dtype)
+        got = library.gram(pool, Launch(seed))
+        assert torch.equal(got, got.mT)
+        exact = pool.double() @ pool.double().mT
+        tolerance = 1e-14 if dtype == torch.float64 else 1e-6
+        assert (got.double() - exact).abs().max() <= tolerance
+
+
+@case
+def integerize(library: Library, seed: int) -> None:
+    launch = Launch(seed)
+    for dtype, m, dim, n_select in (
+        (torch.float64, 1, 3, 5),
+        (torch.float64, 7, 5, 50),
+        (torch.float64, 40, 12, 33),
+        (torch.float32, 33, 18, 20),
+        (torch.bfloat16, 20, 9, 64),
+    ):
+        support, query = hull_problem(m, 3, m, dim, dtype)
+        generator = torch.Generator().manual_seed(m)
+        weights = torch.randn(3, m, generator=generator, dtype=torch.float64).relu()
+        weights[1] = 0
+        sizes = torch.tensor([m, m, max(1, m - 3)])
+        counts = library.integerize(support, query, weights, n_select, sizes=sizes, launch=launch)
+        assert (counts.sum(1) == n_select).all()
+        assert (counts >= 0).all()
+        for b in range(3):
+            n = int(sizes[b])
+            expected = reference.integerize(support[b, :n], query[b], weights[b, :n], n_select)
+            assert counts[b].tolist() == expected.tolist() + [0] * (m - n)
+
+
+@case
+def integerize_failures(library: Library, seed: int) -> None:
+    support, query = hull_problem(7, 5, 6, 4, torch.float32)
+    weights = torch.full((5, 6), 1 / 6)
+    support[1, 5, 0] = float("nan")
+    query[2, 3] = float("inf")
+    weights[3, 0] = float("nan")
+    sizes = torch.tensor([6, 6, 6, 6, 7])
+    counts = library.integerize(support, query, weights, 9, sizes=sizes, launch=Launch(seed))
+    assert counts[0].tolist() == reference.integerize(support[0], query[0], weights[0], 9).tolist()
+    assert (counts[1:] == -1).all()
+
+
+@case
+def lmo(library: Library, seed: int) -> None:
+    for dtype, candidates, dim in (
+        (torch.float64, 70, 9),
+        (torch.float32, 33, 20),
+        (torch.bfloat16, 5, 24),
+        (torch.float16, 31, 7),
+    ):
+        pool, query = hull_problem(8, 4, candidates, dim, dtype)
+        current = pool[:, 1].contiguous()
+        sizes = torch.tensor([candidates, 4, 0, candidates])
+        pool[3, 2, 0] = float("nan")
+        step = library.lmo(pool, query, current, sizes=sizes, launch=Launch(seed))
+        tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+        for b in range(2):
+            expected = reference.fw_lmo(pool[b, : int(sizes[b])], query[b], current[b])
+            assert step.vertex[b].item() == expected.vertex
+            for name in ("correlation", "gamma", "gap"):
+                error = getattr(step, name)[b].item() - getattr(expected, name)
+                assert abs(error) <= tolerance
+        assert step.vertex[2:].tolist() == [-1, -1]
+        assert step.gap[2:].isnan().all()
+
+
+@case
+def knn(library: Library, seed: int) -> None:
+    for dtype, candidates, dim, n_select in (
+        (torch.float64, 300, 9, 12),
+        (torch.float32, 33, 20, 1),
+        (torch.bfloat16, 8, 24, 4),
+        (torch.float16, 31, 7, 5),
+    ):
+        pool, query = make_problem(9, 4, candidates, dim, dtype)
+        pool[0, 4] = pool[0, 2]
+        sizes = torch.tensor([candidates, n_select, n_select - 1, candidates])
+        pool[3, 2, 0] = float("nan")
+        answer = library.knn(pool, query, n_select, sizes=sizes, launch=Launch(seed))
+        for b in range(2):
+            rows = pool[b, : int(sizes[b])]
+            expected = reference.knn_select(rows, query[b], n_select)
+            check_equals(of_query(answer, b), expected)
+        check_failed(of_query(answer, 2), n_select)
+        check_failed(of_query(answer, 3), n_select)

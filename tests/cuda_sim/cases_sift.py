@@ -1,0 +1,163 @@
+"""SIFT: picks, variances and the selection they make."""
+
+from collections.abc import Iterable
+
+import torch
+
+from cuda_sim.checks import (
+    SMALL_SHARED,
+    case,
+    check_equals,
+    check_failed,
+    hull_problem,
+    of_query,
+)
+from cuda_sim.library import Answer, Launch, Library
+from hullft_ops import reference
+
+SIFT_SIZES = ((1, 1, 3), (2, 3, 1), (33, 20, 6), (65, 33, 9), (130, 18, 12))
+"""Candidates, dimension, n_select."""
+
+
+def check_sift(
+    answer: tuple[Answer, torch.Tensor, torch.Tensor],
+    b: int,
+    pool: torch.Tensor,
+    query: torch.Tensor,
+    noise: float,
+) -> None:
+    """One query: the oracle's picks in float64, in float32 each within rounding of the best."""
+    x, q = pool.double(), query.double().reshape(-1, pool.shape[-1])
+    selection, picks, variance = of_query(answer[0], b), answer[1][b].tolist(), answer[2][b]
+    if pool.dtype == torch.float64:
+        expected = reference.sift_select(pool, query, len(picks), noise=noise)
+        assert picks == expected.picks
+        check_equals(selection, expected.selection)
+        wanted = torch.tensor(expected.variance, dtype=torch.float64)
+        assert (variance - wanted).abs().max() <= 1e-10
+        return
+    for i, pick in enumerate(picks):
+        left = reference.variance_after(x, q, picks[:i], noise)
+        assert left[pick] - left.min() <= 1e-5
+        assert abs(variance[i] - left[pick]) <= 1e-5
+    counts = torch.bincount(torch.tensor(picks), minlength=len(x))
+    support = sorted(set(picks), key=lambda k: (-counts[k].item(), k))
+    m = len(support)
+    assert selection.indices.tolist() == support + [-1] * (len(picks) - m)
+    assert selection.counts.tolist() == counts[support].tolist() + [0] * (len(picks) - m)
+    assert (selection.weights - selection.counts / len(picks)).abs().max() <= 1e-6
+    assert (selection.support_size.item(), selection.num_iter.item()) == (m, len(picks))
+    mean = x[picks].mean(0)
+    r = q.mean(0) - mean
+    assert abs(selection.residual - r.norm()) <= 1e-5
+    assert abs(selection.gap - ((x @ r).max() - r @ mean)) <= 1e-5
+
+
+def sift_matches(
+    library: Library, dtype: torch.dtype, launch: Launch, sizes: Iterable[tuple], noise: float = 0.1
+) -> None:
+    for candidates, dim, n_select in sizes:
+        pool, query = hull_problem(candidates, 2, candidates, dim, dtype)
+        answer = library.sift(pool, query, n_select, noise=noise, launch=launch)
+        for b in range(2):
+            check_sift(answer, b, pool[b], query[b], noise)
+
+
+@case
+def sift(library: Library, seed: int) -> None:
+    for gram in (True, False):
+        sift_matches(library, torch.float64, Launch(seed, gram), SIFT_SIZES)
+        sift_matches(library, torch.float32, Launch(seed, gram, 64), SIFT_SIZES[2:4])
+    sift_matches(library, torch.bfloat16, Launch(seed, False, 64), SIFT_SIZES[2:3])
+    sift_matches(library, torch.float16, Launch(seed, True, 64), SIFT_SIZES[2:3])
+
+
+@case
+def sift_global_state(library: Library, seed: int) -> None:
+    for gram in (True, False):
+        launch = Launch(seed, gram, 64, SMALL_SHARED)
+        sift_matches(library, torch.float64, launch, [(150, 9, 8)])
+
+
+@case
+def sift_repeats(library: Library, seed: int) -> None:
+    """Much noise: the same rows again and again, more picks than rows."""
+    for gram in (True, False):
+        sift_matches(library, torch.float64, Launch(seed, gram, 64), [(5, 6, 70)], noise=1.0)
+
+
+@case
+def sift_targets(library: Library, seed: int) -> None:
+    """Four targets, each at a multiple of 16 bytes or only the first of a query; the rows are."""
+    for dim in (8, 9):
+        pool, _ = hull_problem(11, 2, 40, dim, torch.float64)
+        query = torch.stack([hull_problem(s, 2, 3, dim, torch.float64)[1] for s in range(4)], 1)
+        for dtype in (torch.float64, torch.float32):
+            x, q = torch.zeros(2, 40, 12, dtype=dtype)[..., :dim], query.to(dtype)
+            x.copy_(pool)
+            answer = library.sift(x, q, 6, noise=0.1, launch=Launch(seed, False, 64))
+            for b in range(2):
+                check_sift(answer, b, x[b], q[b], 0.1)
+
+
+@case
+def sift_ties(library: Library, seed: int) -> None:
+    """Equal rows, in the shares of three threads: the lowest index wins."""
+    for gram in (True, False):
+        for dtype in (torch.float32, torch.float64):
+            pool = torch.zeros(1, 200, 4, dtype=dtype)
+            pool[0, :, 1] = 1
+            pool[0, [70, 135, 190]] = torch.tensor([1.0, 0, 0, 0], dtype=dtype)
+            query = torch.tensor([[2.0, 0.5, 0, 0]], dtype=dtype)
+            answer = library.sift(pool, query, 3, launch=Launch(seed, gram, 64))
+            assert answer[1].tolist() == [[70, 0, 70]]
+            assert answer[0].indices.tolist() == [[70, 0, -1]]
+
+
+@case
+def sift_ragged(library: Library, seed: int) -> None:
+    """Sizes, good and bad; shared pools; rows in place."""
+    pool, query = hull_problem(2, 5, 40, 12, torch.float64)
+    sizes = torch.tensor([40, 1, 33, 0, 41])
+    candidates = torch.stack([torch.arange(40).roll(b) for b in range(5)])
+    candidates[1, 5], candidates[2, 32] = -1, 40
+    for gram in (True, False):
+        launch = Launch(seed, gram, 64)
+        answer = library.sift(pool, query, 6, sizes=sizes, launch=launch)
+        shared = library.sift(pool[0], query, 6, sizes=sizes, launch=launch)
+        indexed = library.sift(pool[0], query, 6, candidates=candidates, sizes=sizes, launch=launch)
+        for b, n in enumerate(sizes.tolist()):
+            if b < 3:
+                check_sift(answer, b, pool[b, :n], query[b], 0.01)
+                check_sift(shared, b, pool[0, :n], query[b], 0.01)
+            if b < 2:
+                check_sift(indexed, b, pool[0, candidates[b, :n]], query[b], 0.01)
+            for failed in [answer, shared] * (b >= 3) + [indexed] * (b >= 2):
+                check_sift_failed(failed, b)
+
+
+def check_sift_failed(answer: tuple[Answer, torch.Tensor, torch.Tensor], b: int) -> None:
+    check_failed(of_query(answer[0], b), answer[1].shape[1])
+    assert (answer[1][b] == -1).all()
+    assert answer[2][b].isnan().all()
+
+
+@case
+def sift_failures(library: Library, seed: int) -> None:
+    """A query that cannot be solved says so, and its neighbours do not notice."""
+    for gram in (True, False):
+        launch = Launch(seed, gram, 64)
+        for value in (float("nan"), float("inf"), -float("inf")):
+            pool, query = hull_problem(1, 3, 20, 8, torch.float32)
+            pool[1, 17, 3] = value
+            query[2, 0] = value
+            answer = library.sift(pool, query, 4, launch=launch)
+            check_sift(answer, 0, pool[0], query[0], 0.01)
+            check_sift_failed(answer, 1)
+            check_sift_failed(answer, 2)
+        pool, query = hull_problem(1, 2, 20, 8, torch.float32)
+        pool[1] *= 1e15  # products are finite, their squares are not
+        query[1] *= 1e10
+        answer = library.sift(pool, query, 4, launch=launch)
+        check_sift(answer, 0, pool[0], query[0], 0.01)
+        check_sift_failed(answer, 1)

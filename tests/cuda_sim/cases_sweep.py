@@ -1,0 +1,144 @@
+"""The sweeps over lists of tensors: adam_replay_ and grad_accumulate_."""
+
+import torch
+
+from adam_problems import OPTIONS, make_tensors
+from cuda_sim.checks import case
+from cuda_sim.library import Launch, Library
+from hullft_ops import reference
+
+SWEEP_SIZES = [0, 1, 7, 8, 9, 0, 255, 2048, 2049, 16_385, 0]
+"""Elements: around a thread's share, a tile and a block's chunk, with empty tensors anywhere."""
+
+
+def adam_tolerance(dtype: torch.dtype) -> float:
+    """Relative, of parameters about 0.1 after steps of about 1e-3."""
+    return {torch.float64: 1e-14, torch.float32: 4e-7, torch.bfloat16: 4e-3}.get(dtype, 5e-4)
+
+
+def check_adam(
+    library: Library,
+    dtype: torch.dtype,
+    grad_dtype: torch.dtype,
+    sizes: list[int],
+    repeats: int,
+    launch: Launch,
+    *,
+    steps_done: float = 0.0,
+    device_steps: bool = False,
+    misalign: int = 0,
+    **options: float | bool,
+) -> None:
+    tensors = make_tensors(sizes, dtype, grad_dtype=grad_dtype, steps_done=steps_done)
+    expected = reference.adam_replay(*tensors, repeats=repeats, **(OPTIONS | options))
+    got = tensors.clone()
+    library.adam_replay_(
+        got, repeats, device_steps=device_steps, misalign=misalign, launch=launch, **options
+    )
+    tolerance = adam_tolerance(dtype)
+    for column in ("params", "exp_avgs", "exp_avg_sqs"):
+        for value, wanted in zip(getattr(got, column), getattr(expected, column), strict=True):
+            error = (value.double() - wanted).abs()
+            assert (error <= tolerance * (wanted.abs() + 0.1)).all(), column
+    if device_steps:
+        assert [t.item() for t in got.steps] == [steps_done + repeats] * len(sizes)
+
+
+@case
+def adam(library: Library, seed: int) -> None:
+    f16, f32, f64, b16 = torch.float16, torch.float32, torch.float64, torch.bfloat16
+    launch = Launch(seed)
+    check_adam(library, f32, f32, SWEEP_SIZES, 2, launch)
+    check_adam(library, f64, f64, SWEEP_SIZES[:6], 3, launch, steps_done=1000.0, weight_decay=0.1)
+    check_adam(library, b16, f32, SWEEP_SIZES[:7], 1, launch, decoupled=True, weight_decay=0.1)
+    check_adam(library, f16, b16, [40, 9], 7, launch, maximize=True)
+    check_adam(library, f32, f64, [33], 2, launch, beta1=0.0)
+    check_adam(library, f64, b16, [33, 300], 2, launch, misalign=1)
+    check_adam(library, f32, f16, [33, 300], 2, launch, misalign=3)
+
+
+@case
+def adam_many_steps(library: Library, seed: int) -> None:
+    """More steps than the table in shared memory holds."""
+    for repeats in (64, 65, 130):
+        check_adam(library, torch.float64, torch.float64, [5, 1030], repeats, Launch(seed))
+
+
+@case
+def adam_device_steps(library: Library, seed: int) -> None:
+    for steps_done in (0.0, 1000.0):
+        check_adam(
+            library, torch.float32, torch.float32, [3, 0, 50], 3, Launch(seed),
+            steps_done=steps_done, device_steps=True,
+        )  # fmt: skip
+
+
+@case
+def adam_device_lr(library: Library, seed: int) -> None:
+    """A learning rate on the device takes the place of the one in the launch."""
+    tensors = make_tensors([3, 0, 50])
+    options = OPTIONS | {"weight_decay": 0.1, "decoupled": True}
+    rate = torch.tensor(4e-3)
+    expected = reference.adam_replay(*tensors, repeats=3, **(options | {"lr": rate}))
+    got = tensors.clone()
+    library.adam_replay_(got, 3, device_lr=rate, launch=Launch(seed), **options)
+    for value, wanted in zip(got.params, expected.params, strict=True):
+        assert ((value.double() - wanted).abs() <= 4e-7 * (wanted.abs() + 0.1)).all()
+
+
+@case
+def adam_stochastic(library: Library, seed: int) -> None:
+    """Parameters rounded as the reference rounds what the same steps give in float32."""
+    for grad_dtype, device_steps, misalign in (
+        (torch.bfloat16, False, 0),
+        (torch.float32, True, 1),
+    ):
+        tensors = make_tensors(
+            [9, 0, 2060], torch.bfloat16, grad_dtype=grad_dtype, steps_done=300.0
+        )
+        wide = tensors.clone()._replace(
+            params=[t.float() for t in tensors.params],
+            exp_avgs=[t.float() for t in tensors.exp_avgs],
+            exp_avg_sqs=[t.float() for t in tensors.exp_avg_sqs],
+        )
+        launch = Launch(seed)
+        library.adam_replay_(wide, 2, launch=launch)
+        got = tensors.clone()
+        library.adam_replay_(
+            got, 2, seed=2**40 + 17, device_steps=device_steps, misalign=misalign, launch=launch
+        )
+        for i, value in enumerate(wide.params):
+            wanted = reference.round_to_bfloat16(value, seed=2**40 + 17, tensor=i, steps_done=300)
+            assert torch.equal(got.params[i], wanted)
+
+
+@case
+def adam_many_tensors(library: Library, seed: int) -> None:
+    """More tensors than one launch takes, with a rest that does not fill another."""
+    sizes = [0 if i % 7 == 3 else 1 + i % 5 for i in range(150)]
+    check_adam(library, torch.float32, torch.float32, sizes, 1, Launch(seed), device_steps=True)
+
+
+@case
+def accumulate(library: Library, seed: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(sizes: list[int], dtype: torch.dtype) -> list[torch.Tensor]:
+        return [torch.randn(n, generator=generator).to(dtype) for n in sizes]
+
+    f16, f32, f64, b16 = torch.float16, torch.float32, torch.float64, torch.bfloat16
+    for cache_dtype, grad_dtype, sizes, beta, misalign in (
+        (f32, f32, SWEEP_SIZES, 1.0, 0),
+        (b16, f32, [300, 5], 0.5, 0),
+        (f16, f64, [9, 2050], -2.0, 1),
+        (f64, b16, [33], 0.0, 0),
+        (f32, f32, [2] * 200, 1.0, 3),
+    ):
+        caches, grads = normal(sizes, cache_dtype), normal(sizes, grad_dtype)
+        if beta == 0:
+            caches[0][0] = float("nan")
+        expected = reference.grad_accumulate(caches, grads, alpha=0.7, beta=beta)
+        library.accumulate_(caches, grads, 0.7, beta, misalign=misalign, launch=Launch(seed))
+        tolerance = {f64: 1e-15, f32: 2e-7, f16: 1e-3, b16: 8e-3}[cache_dtype]
+        for got, wanted in zip(caches, expected, strict=True):
+            assert ((got.double() - wanted).abs() <= tolerance * (wanted.abs() + 1)).all()

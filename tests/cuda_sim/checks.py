@@ -1,0 +1,101 @@
+"""What the checks of every kernel share: register, problems, comparisons with the oracle."""
+
+from collections.abc import Callable
+
+import torch
+
+from cuda_sim.library import Answer, Library
+from hullft_ops import reference
+
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+VARIANTS = ("vanilla", "away", "pairwise")
+SMALL_SHARED = 2048
+"""Less than any state here: the solve keeps it in global memory."""
+
+CASES: dict[str, Callable[[Library, int], None]] = {}
+"""Checks by name; the second argument is the schedule's seed."""
+
+
+def case(check: Callable[[Library, int], None]) -> Callable[[Library, int], None]:
+    CASES[check.__name__] = check
+    return check
+
+
+def hull_problem(
+    seed: int, batch: int, candidates: int, dim: int, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unit rows in all directions and queries near their hull: many atoms, many drops."""
+    generator = torch.Generator().manual_seed(seed)
+    pool = torch.randn(batch, candidates, dim, generator=generator, dtype=torch.float64)
+    pool /= pool.norm(dim=-1, keepdim=True)
+    weights = torch.rand(batch, candidates, generator=generator, dtype=torch.float64) ** 6
+    weights /= weights.sum(-1, keepdim=True)
+    noise = torch.randn(batch, dim, generator=generator, dtype=torch.float64) / dim**0.5
+    query = (weights.unsqueeze(-1) * pool).sum(1) + 0.3 * noise
+    return pool.to(dtype), query.to(dtype)
+
+
+def of_query(answer: Answer, b: int) -> Answer:
+    return Answer(*(getattr(answer, name)[b] for name in Answer.__dataclass_fields__))
+
+
+def check_equals(answer: Answer, expected: reference.ReferenceSelection) -> None:
+    """One query against the oracle: same indices, counts and steps."""
+    m = len(expected.indices)
+    assert answer.support_size.item() == m
+    assert answer.indices[:m].tolist() == expected.indices.tolist()
+    assert answer.counts[:m].tolist() == expected.counts.tolist()
+    assert (answer.indices[m:] == -1).all()
+    assert (answer.counts[m:] == 0).all()
+    assert (answer.weights[m:] == 0).all()
+    assert answer.num_iter.item() == expected.num_iter
+    tolerance = 1e-10 if answer.weights.dtype == torch.float64 else 2e-5
+    assert (answer.weights[:m].double() - expected.weights).abs().max() <= tolerance
+    assert abs(answer.residual.item() - expected.residual) <= tolerance
+    assert abs(answer.gap.item() - expected.gap) <= tolerance
+
+
+def check_consistent(
+    pool: torch.Tensor, query: torch.Tensor, n_select: int, answer: Answer
+) -> None:
+    """What holds of any answer to one query, whichever path the variant took to it.
+
+    Pairwise steps need this: an exact step leaves its two atoms with equal correlations, so that
+    rounding alone decides the next pair.
+    """
+    m = int(answer.support_size)
+    x, q, w = pool.double(), query.double(), answer.weights[:m].double()
+    tolerance = 1e-10 if answer.weights.dtype == torch.float64 else 1e-5
+    assert 1 <= m <= min(n_select, len(x))
+    assert len(set(answer.indices[:m].tolist())) == m
+    assert (w[:-1] >= w[1:]).all()
+    assert (w >= 0).all()
+    assert abs(w.sum() - 1) <= tolerance
+    chosen = x[answer.indices[:m]]
+    r = q - chosen.T @ w
+    assert abs(answer.residual - r.norm()) <= tolerance
+    assert abs(answer.gap - ((x @ r).max() - r @ (chosen.T @ w))) <= tolerance
+    counts = answer.counts[:m]
+    assert (counts >= 0).all()
+    assert answer.counts.sum() == n_select
+    best = reference.integerize(chosen, q, w, n_select).double()
+
+    def loss(c: torch.Tensor) -> torch.Tensor:
+        return (q - chosen.T @ (c / n_select)).square().sum()
+
+    assert loss(counts.double()) <= loss(best) + tolerance
+
+
+def check_failed(answer: Answer, n_select: int) -> None:
+    """How a query that could not be solved shows."""
+    assert (answer.indices == -1).all()
+    assert answer.counts.tolist() == [n_select, *[0] * (n_select - 1)]
+    assert answer.weights.isnan().all()
+    assert answer.residual.isnan()
+    assert answer.gap.isnan()
+    assert (answer.support_size.item(), answer.num_iter.item()) == (0, -1)
