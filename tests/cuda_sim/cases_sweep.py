@@ -26,10 +26,12 @@ def check_adam(
     *,
     steps_done: float = 0.0,
     device_steps: bool = False,
+    step_dtype: torch.dtype = torch.float32,
     misalign: int = 0,
     **options: float | bool,
 ) -> None:
     tensors = make_tensors(sizes, dtype, grad_dtype=grad_dtype, steps_done=steps_done)
+    tensors = tensors._replace(steps=[t.to(step_dtype) for t in tensors.steps])
     expected = reference.adam_replay(*tensors, repeats=repeats, **(OPTIONS | options))
     got = tensors.clone()
     library.adam_replay_(
@@ -66,10 +68,14 @@ def adam_many_steps(library: Library, seed: int) -> None:
 
 @case
 def adam_device_steps(library: Library, seed: int) -> None:
-    for steps_done in (0.0, 1000.0):
+    for steps_done, step_dtype in (
+        (0.0, torch.float32),
+        (1000.0, torch.float32),
+        (7.0, torch.float64),
+    ):
         check_adam(
             library, torch.float32, torch.float32, [3, 0, 50], 3, Launch(seed),
-            steps_done=steps_done, device_steps=True,
+            steps_done=steps_done, device_steps=True, step_dtype=step_dtype,
         )  # fmt: skip
 
 
@@ -78,12 +84,13 @@ def adam_device_lr(library: Library, seed: int) -> None:
     """A learning rate on the device takes the place of the one in the launch."""
     tensors = make_tensors([3, 0, 50])
     options = OPTIONS | {"weight_decay": 0.1, "decoupled": True}
-    rate = torch.tensor(4e-3)
-    expected = reference.adam_replay(*tensors, repeats=3, **(options | {"lr": rate}))
-    got = tensors.clone()
-    library.adam_replay_(got, 3, device_lr=rate, launch=Launch(seed), **options)
-    for value, wanted in zip(got.params, expected.params, strict=True):
-        assert ((value.double() - wanted).abs() <= 4e-7 * (wanted.abs() + 0.1)).all()
+    for dtype in (torch.float32, torch.float64):
+        rate = torch.tensor(4e-3, dtype=dtype)
+        expected = reference.adam_replay(*tensors, repeats=3, **(options | {"lr": rate}))
+        got = tensors.clone()
+        library.adam_replay_(got, 3, device_lr=rate, launch=Launch(seed), **options)
+        for value, wanted in zip(got.params, expected.params, strict=True):
+            assert ((value.double() - wanted).abs() <= 4e-7 * (wanted.abs() + 0.1)).all()
 
 
 @case

@@ -77,20 +77,21 @@ struct GramCase {
   void* gram;
 };
 
-// A list of n tensors of each kind; a step is on the device when its pointer is not null.
+// A list of n tensors of each kind; a step is on the device when its pointer is not null. What lies
+// on the device is float64 if it is wide, else float32.
 struct AdamCase {
-  int32_t n, param_storage, grad_storage, decoupled, maximize, misalign;
+  int32_t n, param_storage, grad_storage, decoupled, maximize, misalign, wide_steps, wide_lr;
   const int64_t* numels;
   void* const* params;
   const void* const* grads;
   void* const* exp_avgs;
   void* const* exp_avg_sqs;
-  float* const* device_steps;
+  void* const* device_steps;
   const double* steps_done;
   int64_t repeats;
   double lr, beta1, beta2, eps, weight_decay;
-  const float* device_lr;  // or null
-  int64_t seed;            // or -1
+  const void* device_lr;  // or null
+  int64_t seed;           // or -1
 };
 
 struct AccumulateCase {
@@ -116,6 +117,8 @@ class InOut {
   int64_t bytes_, misalign_;
   Buffer device_;
 };
+
+int64_t real_bytes(int32_t wide) { return wide ? sizeof(double) : sizeof(float); }
 
 int64_t storage_bytes(int32_t storage) { return hullft::bytes_of(hullft::Storage(storage)); }
 
@@ -315,17 +318,17 @@ const char* sim_adam_replay(const AdamCase* c, const driver::Schedule* schedule)
       read.emplace_back("grad", c->grads[i], c->numels[i] * storage_bytes(c->grad_storage));
       entry.grad = read.back().get(), entry.numel = c->numels[i];
       if (c->device_steps[i]) {
-        written.emplace_back("step", c->device_steps[i], sizeof(float), 0);
-        entry.device_step = written.back().get();
+        written.emplace_back("step", c->device_steps[i], real_bytes(c->wide_steps), 0);
+        entry.device_step = written.back().get(), entry.wide_step = c->wide_steps != 0;
       }
       entry.steps_done = c->steps_done[i], entry.place = uint32_t(i);
       entries.push_back(entry);
     }
     const hullft::AdamOptions options{c->lr,           c->beta1,          c->beta2,        c->eps,
                                       c->weight_decay, c->decoupled != 0, c->maximize != 0};
-    const Buffer device_lr("lr", c->device_lr, sizeof(float));
-    const hullft::AdamCall call{options, c->repeats,   device_lr.get(),
-                                false,   c->seed >= 0, uint64_t(c->seed)};
+    const Buffer device_lr("lr", c->device_lr, real_bytes(c->wide_lr));
+    const hullft::AdamCall call{options,         c->repeats,   device_lr.get(),
+                                c->wide_lr != 0, c->seed >= 0, uint64_t(c->seed)};
     cudaError_t status =
         hullft::launch_adam_replay(entries.data(), c->n, hullft::Storage(c->param_storage),
                                    hullft::Storage(c->grad_storage), call, nullptr);

@@ -80,7 +80,8 @@ class _GramCase(ctypes.Structure):
 class _AdamCase(ctypes.Structure):
     _fields_ = [
         ("n", _I32), ("param_storage", _I32), ("grad_storage", _I32), ("decoupled", _I32),
-        ("maximize", _I32), ("misalign", _I32), ("numels", _P), ("params", _P), ("grads", _P),
+        ("maximize", _I32), ("misalign", _I32), ("wide_steps", _I32), ("wide_lr", _I32),
+        ("numels", _P), ("params", _P), ("grads", _P),
         ("exp_avgs", _P), ("exp_avg_sqs", _P), ("device_steps", _P), ("steps_done", _P),
         ("repeats", _I64), ("lr", _F64), ("beta1", _F64), ("beta2", _F64), ("eps", _F64),
         ("weight_decay", _F64), ("device_lr", _P), ("seed", _I64),
@@ -340,9 +341,11 @@ class Library:
         numels = _numels(params)
         on_device = _array([t.data_ptr() if device_steps else None for t in steps], _P)
         done = _array([-1.0 if device_steps else t.item() for t in steps], _F64)
+        wide_lr = device_lr is not None and device_lr.dtype == torch.float64
         case = _AdamCase(
             len(params), STORAGE[params[0].dtype], STORAGE[grads[0].dtype], int(o["decoupled"]),
-            int(o["maximize"]), misalign, _address(numels), *map(_address, lists),
+            int(o["maximize"]), misalign, int(steps[0].dtype == torch.float64), int(wide_lr),
+            _address(numels), *map(_address, lists),
             _address(on_device), _address(done), repeats, o["lr"], o["beta1"], o["beta2"],
             o["eps"], o["weight_decay"], _pointer(device_lr), -1 if seed is None else seed,
         )  # fmt: skip
