@@ -1,0 +1,260 @@
+"""Runs operator tests with the extension built with sanitizers, and proves that each one sees.
+
+python tools/sanitized_tests.py address   # AddressSanitizer and UndefinedBehaviorSanitizer
+python tools/sanitized_tests.py thread    # ThreadSanitizer
+python tools/sanitized_tests.py address --only tests/test_fw_lmo.py
+
+Wants g++ with its sanitizer runtimes, and a Python with torch, pybind11, cmake, ninja and what the
+tests need. Builds a copy of the sources in build/sanitized/. After the tests, bugs are planted in
+that copy one at a time: it is an error if the sanitizer does not report one. Python and torch are
+not instrumented, their leaks and threads are none of our concern.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SANITIZERS = ROOT / "tools" / "sanitizers"
+OPERATOR_TESTS = [
+    "tests/properties",
+    "tests/test_fw_lmo.py",
+    "tests/test_fw_select_indexed.py",
+    "tests/test_grad_accumulate.py",
+    "tests/test_knn_select.py",
+    "tests/test_screening.py",
+    "tests/test_selection_errors.py",
+    "tests/test_sift_select_errors.py",
+]
+# Those in which loops run that are shared among threads.
+THREAD_TESTS = [
+    "tests/properties/test_replay.py",
+    "tests/properties/test_selection_same_bits.py",
+]
+TRIGGER = """
+import torch, hullft_ops
+pool, query = torch.randn(64, 33, 40), torch.randn(64, 40)
+pool[:, :30] = 0
+pool[:, 32] = query
+hullft_ops.fw_lmo(pool, query, torch.zeros(64, 40))
+"""
+
+
+@dataclass(frozen=True)
+class Bug:
+    """What to put in the place of what, and the report that it must give."""
+
+    file: str
+    right: str
+    wrong: str
+    report: str
+
+
+@dataclass(frozen=True)
+class Sanitizer:
+    flags: str
+    runtimes: tuple[str, ...]
+    """Libraries of the compiler to load before Python."""
+    environment: dict[str, str]
+    tests: list[str]
+    bugs: list[Bug]
+    own_threads: bool
+
+
+BUGS_IN_LMO = "csrc/cpu/lmo.cpp"
+KINDS = {
+    "address": Sanitizer(
+        "-fsanitize=address,undefined -fno-sanitize-recover=all",
+        ("libasan.so", "libubsan.so", "libstdc++.so"),
+        {
+            # Python and torch keep memory to the end.
+            "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=1:strict_init_order=1",
+            "UBSAN_OPTIONS": "print_stacktrace=1",
+        },
+        OPERATOR_TESTS,
+        [
+            Bug(
+                BUGS_IN_LMO,
+                "c_.reserve(padded(n_rows))",
+                "c_.reserve(n_rows - 1)",
+                "heap-buffer-overflow",
+            ),
+            Bug(
+                BUGS_IN_LMO,
+                "answer.vertex = s;",
+                "answer.vertex = int32_t(s) * 1000000000;",
+                "signed integer overflow",
+            ),
+            Bug(
+                BUGS_IN_LMO,
+                "answer.vertex = s;",
+                "answer.vertex = s, answer.vertex += 1 << int(s);",
+                "shift exponent 32 is too large",
+            ),
+        ],
+        own_threads=False,
+    ),
+    "thread": Sanitizer(
+        "-fsanitize=thread",
+        ("libtsan.so", "libstdc++.so"),
+        {
+            "TSAN_OPTIONS": "halt_on_error=1:exitcode=66:ignore_noninstrumented_modules=1:"
+            f"suppressions={SANITIZERS / 'thread.supp'}",
+            "OMP_NUM_THREADS": "1",
+        },
+        THREAD_TESTS,
+        [Bug(BUGS_IN_LMO, "LmoAnswer answer;", "static LmoAnswer answer;", "data race")],
+        own_threads=True,
+    ),
+}
+
+
+class Build:
+    """The extension of a copy of the sources, with the Python files beside it."""
+
+    def __init__(self, name: str, kind: Sanitizer) -> None:
+        self._kind = kind
+        self._home = ROOT / "build" / "sanitized" / name
+        self.source = self._home / "source"
+        self.objects = self._home / "objects"
+        self.package = self._home / "package"
+
+    def copy_sources(self) -> None:
+        """Those that differ, so that what has not changed is not compiled again."""
+        here = [path for folder in ("csrc", "cmake") for path in (ROOT / folder).rglob("*.*")]
+        for path in [ROOT / "CMakeLists.txt", *here]:
+            self._copy(path.relative_to(ROOT))
+
+    def compile(self) -> None:
+        run("cmake", "-S", self.source, "-B", self.objects, "-G", "Ninja",
+            "-DCMAKE_BUILD_TYPE=None", "-DHULLFT_CUDA=OFF", "-DCMAKE_CXX_COMPILER=g++",
+            f"-DCMAKE_CXX_FLAGS=-O1 -g1 -fno-omit-frame-pointer {self._kind.flags}",
+            f"-DPython_EXECUTABLE={sys.executable}", "-DSKBUILD_PROJECT_VERSION=0",
+            "-DSKBUILD_PROJECT_VERSION_FULL=0+sanitized",
+            f"-Dpybind11_DIR={pybind11_directory()}")  # fmt: skip
+        run("cmake", "--build", self.objects)
+        package = self.package / "hullft_ops"
+        shutil.copytree(ROOT / "python" / "hullft_ops", package, dirs_exist_ok=True)
+        module = f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+        shutil.copy2(self.objects / module, package / module)
+
+    def preloads(self) -> str:
+        """Runtimes first. libstdc++ with them, or its exceptions could not be intercepted."""
+        libraries = [library(name) for name in self._kind.runtimes]
+        if self._kind.own_threads:
+            threads = self._home / "parallel_for.so"
+            run("g++", "-std=c++20", "-O1", "-g1", "-shared", "-fPIC", "-fsanitize=thread",
+                SANITIZERS / "parallel_for.cpp", "-o", threads)  # fmt: skip
+            libraries.append(str(threads))
+        return ":".join(libraries)
+
+    def plant(self, bug: Bug) -> None:
+        path = self.source / bug.file
+        text = path.read_text()
+        if text.count(bug.right) != 1:
+            raise SystemExit(f"{bug.file} does not have {bug.right!r} once: plant another bug")
+        path.write_text(text.replace(bug.right, bug.wrong))
+
+    def restore(self, bug: Bug) -> None:
+        self._copy(Path(bug.file))
+
+    def _copy(self, path: Path) -> None:
+        there = self.source / path
+        if not there.exists() or there.read_bytes() != (ROOT / path).read_bytes():
+            there.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / path, there)
+
+
+def run(*command: str | Path) -> None:
+    """With the tools of this Python's environment first."""
+    tools = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    words = [str(part) for part in command]
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"PATH": tools})
+
+
+def library(name: str) -> str:
+    found = subprocess.run(
+        ["g++", f"-print-file-name={name}"], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    if not Path(found).is_absolute():
+        raise SystemExit(f"g++ has no {name}")
+    return str(Path(found).resolve())
+
+
+def pybind11_directory() -> str:
+    import pybind11
+
+    return pybind11.get_cmake_dir()
+
+
+def python(build: Build, kind: Sanitizer, preloads: str, *arguments: str) -> list[str]:
+    """Without randomised addresses, which the thread sanitizer's shadow has no room for."""
+    environment = {**kind.environment, "LD_PRELOAD": preloads, "PYTHONMALLOC": "malloc"}
+    # An editable installation would come before the path.
+    start = (
+        "import sys\n"
+        "sys.meta_path[:] = [f for f in sys.meta_path if 'Editable' not in type(f).__name__ "
+        "and 'Redirecting' not in type(f).__name__]\n"
+        f"sys.path.insert(0, {str(build.package)!r})\n"
+        "import torch, hullft_ops\n"
+        f"assert hullft_ops.__file__.startswith({str(build.package)!r}), hullft_ops.__file__\n"
+    )
+    settings = [f"{name}={value}" for name, value in environment.items()]
+    return ["setarch", "-R", "env", *settings, sys.executable, "-c", start + arguments[0],
+            *arguments[1:]]  # fmt: skip
+
+
+def run_tests(build: Build, kind: Sanitizer, preloads: str, tests: list[str]) -> None:
+    command = python(
+        build, kind, preloads,
+        "import pytest\nsys.exit(pytest.main(sys.argv[1:]))",
+        "-q", "-x", "-p", "no:cacheprovider", *tests,
+    )  # fmt: skip
+    finished = subprocess.run(command, cwd=ROOT, env=os.environ | {"HYPOTHESIS_PROFILE": "few"})
+    if finished.returncode != 0:
+        raise SystemExit(f"the tests ended with {finished.returncode} under the sanitizer")
+
+
+def check_planted(build: Build, kind: Sanitizer, preloads: str) -> None:
+    for bug in kind.bugs:
+        build.plant(bug)
+        try:
+            build.compile()
+        finally:
+            build.restore(bug)
+        finished = subprocess.run(
+            python(build, kind, preloads, TRIGGER), capture_output=True, text=True, cwd=ROOT
+        )
+        seen = re.search(f"(runtime error|ERROR|WARNING): .*{bug.report}", finished.stderr)
+        if not seen or finished.returncode == 0:
+            raise SystemExit(
+                f"planted {bug.wrong!r} and no {bug.report!r} was reported "
+                f"(exit status {finished.returncode}):\n{finished.stderr[-3000:]}"
+            )
+        print(f"planted {bug.wrong!r}: {seen.group(0)}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("--only", nargs="+", help="tests to run instead of the usual ones")
+    arguments = parser.parse_args()
+    kind = KINDS[arguments.kind]
+    build = Build(arguments.kind, kind)
+    build.copy_sources()
+    build.compile()
+    preloads = build.preloads()
+    # The right sources first: what they do with the trigger must be clean.
+    subprocess.run(python(build, kind, preloads, TRIGGER), check=True, cwd=ROOT)
+    run_tests(build, kind, preloads, arguments.only or kind.tests)
+    check_planted(build, kind, preloads)
+
+
+if __name__ == "__main__":
+    main()
