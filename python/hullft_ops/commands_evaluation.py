@@ -187,15 +187,17 @@ def configuration(
 @contextmanager
 def errors_of(command: str) -> Iterator[None]:
     """Turn what cannot be met into one line and exit code 2."""
+    from torch import OutOfMemoryError
     from transformers.utils.logging import disable_progress_bar
 
     from hullft_ops.ttft.demo_inputs import DemoError
+    from hullft_ops.ttft.errors import NonFiniteLossError
     from hullft_ops.ttft.evaluation.config import ConfigError
 
     # Loading a model would draw a bar of its own through ours.
     disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
-    except (ConfigError, DemoError) as error:
+    except (ConfigError, DemoError, NonFiniteLossError, OSError, OutOfMemoryError) as error:
         typer.echo(f"hullft-ops {command}: {error}", err=True)
         raise typer.Exit(2) from error

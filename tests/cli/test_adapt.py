@@ -8,7 +8,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from hullft_ops.commands import app
-from hullft_ops.ttft import Datastore, load_embedder
+from hullft_ops.ttft import Datastore, finetuner, load_embedder
+from hullft_ops.ttft.errors import NonFiniteLossError
 
 PROMPT = "the cat sat on the red mat"
 
@@ -100,3 +101,30 @@ def test_a_grid_and_no_store_are_refused(own: list[object], tmp_path: Path) -> N
     assert (result.exit_code, "adapt takes one configuration, got 2" in result.stderr) == (2, True)
     result = invoke("--prompt", PROMPT)
     assert (result.exit_code, "store must be given" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "error", "message"),
+    [
+        ("SupportTrainer", "_pass", MemoryError(), "out of memory, adapting on texts of up to"),
+        ("SupportTrainer", "_pass", NonFiniteLossError("loss is nan"), "loss is nan"),
+        ("SupportSelector", "select", MemoryError(), "out of memory, selecting texts"),
+    ],
+)
+def test_what_fails_on_the_way_ends_with_one_line(
+    own: list[object],
+    monkeypatch: pytest.MonkeyPatch,
+    owner: str,
+    name: str,
+    error: Exception,
+    message: str,
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(getattr(finetuner, owner), name, fail)
+    result = invoke(*own)
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()[-1:]
+    assert line.startswith("hullft-ops adapt: ")
+    assert message in line

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 import hullft_ops
-from hullft_ops.ttft import Datastore, TestTimeFinetuner, bits_per_byte, stage_clock
+from hullft_ops.ttft import Datastore, TestTimeFinetuner, adaptation, bits_per_byte, stage_clock
 from hullft_ops.ttft import finetuner as finetuner_module
 from hullft_ops.ttft import support as support_module
 
@@ -177,7 +177,7 @@ def test_every_stage_counts_where_it_belongs(gpt2, make, embedder, store, monkey
     """Time stands still but in one function after the other."""
     finetuner = make(gpt2)
     now = 0.0
-    for module in (finetuner_module, stage_clock, support_module):
+    for module in (adaptation, finetuner_module, stage_clock, support_module):
         monkeypatch.setattr(module, "perf_counter", lambda: now)
 
     def seconds(owner, name):

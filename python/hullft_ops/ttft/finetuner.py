@@ -5,10 +5,10 @@ Reconstruction and Gradient Caching*, arXiv:2605.30337: support texts by convex 
 the prompt's embedding, and every gradient used for up to ``refresh`` optimizer steps.
 """
 
-import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hullft_ops._checks import check_integer
+from hullft_ops.ttft.adaptation import Adaptation
 from hullft_ops.ttft.adaptation_report import AdaptationReport
 from hullft_ops.ttft.bfloat16 import has_bfloat16
+from hullft_ops.ttft.claims import claimed
 from hullft_ops.ttft.context import context_length
 from hullft_ops.ttft.datastore import Datastore
 from hullft_ops.ttft.embedding import Embedder
@@ -129,7 +131,9 @@ class TestTimeFinetuner:
         self.refresh = refresh
         self.method = method_name(chosen)
         self.order = order
+        self._pool_size = pool_size
         self._max_length = context_length("TestTimeFinetuner", model, tokenizer, max_length)
+        autocast = _autocast_dtype(dtype, model.device)
         self._trainer = SupportTrainer(
             model,
             trained,
@@ -137,13 +141,14 @@ class TestTimeFinetuner:
             order=order,
             schedule=schedule,
             max_grad_norm=max_grad_norm,
-            autocast=_autocast_dtype(dtype, model.device),
+            autocast=autocast,
         )
+        self._trained = trained
+        self._autocast = autocast
         self._snapshot = ModelSnapshot(model, trained)
         self._selector = SupportSelector(
             store, embedder, self._tokenize, n_select, chosen, pool_size
         )
-        self._in_use = threading.Lock()
 
     def share_memory_with(self, other: "TestTimeFinetuner") -> None:
         """Use the other's copy of the weights and its optimizer state; one at a time adapts.
@@ -156,7 +161,7 @@ class TestTimeFinetuner:
         """
         if other.model is not self.model:
             raise ValueError("TestTimeFinetuner: only finetuners of one model can share memory")
-        self._snapshot, self._in_use = other._snapshot, other._in_use
+        self._snapshot = other._snapshot
         self._trainer.share_buffers_with(other._trainer)
 
     def select(self, prompt: str) -> Support:
@@ -185,13 +190,13 @@ class TestTimeFinetuner:
             raise TypeError("TestTimeFinetuner: prompts must be a sequence of str, got one str")
         return self._selector.select(prompts)
 
-    @contextmanager
-    def adapted(self, prompt: str | Support) -> Iterator[AdaptationReport]:
+    def adapted(self, prompt: str | Support) -> AbstractContextManager[AdaptationReport]:
         """The model adapted to ``prompt`` inside the with block, and as it was after it.
 
         On exit, also by an exception in the block or while adapting, parameters and buffers have
         the bits they had before, in the same storage; so have gradients, ``requires_grad`` flags
-        and modes. The prompt is only embedded, so it may be longer than the model's context.
+        and modes. A signal whose handler raises, as Ctrl-C's does, waits until that is done. The
+        prompt is only embedded, so it may be longer than the model's context.
 
         Args:
             prompt: a text, or what `select` or `select_batch` found for one.
@@ -199,25 +204,17 @@ class TestTimeFinetuner:
         Raises:
             TypeError: prompt is not a str.
             ValueError: prompt is blank, or too few texts of the pool can be trained on.
-            RuntimeError: this finetuner is adapting already.
+            RuntimeError: the model, or one that shares what either trains, is adapted already, by
+                this finetuner or another one, in this thread or another one.
             NonFiniteLossError: a loss is not finite; a RuntimeError.
             torch.OutOfMemoryError: memory ran out while adapting, on any device.
         """
-        if not self._in_use.acquire(blocking=False):
-            raise RuntimeError("TestTimeFinetuner: the model is adapted to another prompt already")
-        try:
-            support = prompt if isinstance(prompt, Support) else self.select(prompt)
-            with ExitStack() as undo:
-                report = self._adapt(support, undo)
-                try:
-                    yield report
-                finally:
-                    left = perf_counter()
-                    undo.close()
-                    if self.model.device.type != "cuda":
-                        report.seconds_restore = perf_counter() - left
-        finally:
-            self._in_use.release()
+        return Adaptation(
+            partial(claimed, self.model, self._trained),
+            self._snapshot.restored,
+            partial(self._adapt, prompt),
+            timed=self.model.device.type != "cuda",
+        )
 
     def generate(self, prompt: str, **generate_kwargs: Any) -> str:
         """Adapt to ``prompt``, continue it, restore the model.
@@ -245,11 +242,16 @@ class TestTimeFinetuner:
         encoding = self.tokenizer(text, truncation=True, max_length=self._max_length)
         return list(encoding["input_ids"])
 
-    def _adapt(self, support: Support, undo: ExitStack) -> AdaptationReport:
+    def _adapt(self, prompt: str | Support, save: Callable[[], None]) -> AdaptationReport:
+        if isinstance(prompt, Support):
+            support = prompt
+        else:
+            with out_of_memory_explained(self._selection_advice()):
+                support = self.select(prompt)
         clock = StageClock(self.model.device)
         with out_of_memory_explained(self._advice(support)):
             with clock.of("save"):
-                undo.enter_context(self._snapshot.restored())
+                save()
             return self._finetune(support, clock)
 
     def _finetune(self, support: Support, clock: StageClock) -> AdaptationReport:
@@ -291,6 +293,12 @@ class TestTimeFinetuner:
         check_integer("TestTimeFinetuner", "refresh", refresh, 1)
         return refresh
 
+    def _selection_advice(self) -> str:
+        return (
+            "TestTimeFinetuner: out of memory, selecting texts; the model is as it was. Lower "
+            f"pool_size (it is {self._pool_size}), or shorten the prompt"
+        )
+
     def _advice(self, support: Support) -> str:
         longest = max(map(len, support.input_ids))
         advice = (
@@ -298,8 +306,13 @@ class TestTimeFinetuner:
             f"model has been restored. Lower max_length (it is {self._max_length}), or train less "
             "of the model: PEFT adapters, or requires_grad_(False) for some of it"
         )
+        if self._autocast is None:
+            advice += '; dtype="bfloat16" makes activations smaller'
         if self.order == "interleaved":
-            advice += '; order "grouped" keeps no gradients'
+            advice += (
+                f'; order "grouped" keeps no gradients, a lower n_select (it is {self.n_select}) '
+                "fewer of them"
+            )
         return advice
 
 

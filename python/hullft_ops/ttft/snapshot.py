@@ -28,16 +28,22 @@ class ModelSnapshot:
 
         The trained parameters and all buffers come back bit for bit, copied into the storage they
         came from, so that every alias of one (tied weights, an optimizer) sees it. So do
-        gradients, ``requires_grad`` flags, and the modes of the modules.
+        gradients, ``requires_grad`` flags, the modes of the modules and, where the model was cast
+        or moved meanwhile, the storage of every parameter.
+
+        Raises:
+            RuntimeError: a parameter's storage is gone; the message names it, and all others are
+                back.
         """
         self._save()
         # A stack runs every one of these, the last first, whatever another raises.
         with ExitStack() as stack:
             stack.enter_context(modes_restored(self._model))
             stack.enter_context(_flags_restored(self._model))
-            stack.enter_context(_gradients_restored(self._trained))
+            stack.enter_context(_gradients_restored(self._model, self._trained))
             stack.enter_context(_buffers_restored(self._model))
             stack.callback(self._restore)
+            stack.enter_context(_storages_restored(self._model))
             yield
 
     def _save(self) -> None:
@@ -49,12 +55,58 @@ class ModelSnapshot:
 
     def _restore(self) -> None:
         with torch.no_grad():
-            torch._foreach_copy_(self._trained, self._saved)
+            try:
+                torch._foreach_copy_(self._trained, self._saved)
+            except RuntimeError:
+                self._restore_each()
+
+    def _restore_each(self) -> None:
+        """Whatever can be restored, where something cannot."""
+        names: dict[torch.Tensor, str] = {p: name for name, p in self._model.named_parameters()}
+        failed: list[str] = []
+        for parameter, saved in zip(self._trained, self._saved, strict=True):
+            try:
+                parameter.copy_(saved)
+            except RuntimeError as error:
+                failed.append(f"{names.get(parameter, 'one that the model lost')}: {error}")
+        if failed:
+            raise RuntimeError(
+                f"TestTimeFinetuner: {len(failed)} of {len(self._trained)} parameters could not "
+                f"be restored, load the model again: {'; '.join(failed)}"
+            )
 
 
 def _alike(saved: torch.Tensor, parameter: torch.Tensor) -> bool:
     """False once the model has been moved or cast."""
     return saved.dtype == parameter.dtype and saved.device == parameter.device
+
+
+@contextmanager
+def _storages_restored(model: nn.Module) -> Iterator[None]:
+    with torch.inference_mode(False):
+        storages = [
+            (tensor, tensor.detach())
+            for parameter in model.parameters()
+            for tensor in (parameter, parameter.grad)
+            if tensor is not None
+        ]
+    try:
+        yield
+    finally:
+        with torch.inference_mode(False):
+            for tensor, data in storages:
+                # model.half() and model.to() put other data into parameters and gradients.
+                if not _same_storage(tensor, data):
+                    tensor.data = data
+
+
+def _same_storage(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return (one.data_ptr(), one.dtype, one.shape, one.stride()) == (
+        other.data_ptr(),
+        other.dtype,
+        other.shape,
+        other.stride(),
+    )
 
 
 @contextmanager
@@ -68,15 +120,16 @@ def _flags_restored(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _gradients_restored(parameters: Sequence[torch.Tensor]) -> Iterator[None]:
-    gradients = [parameter.grad for parameter in parameters]
+def _gradients_restored(model: nn.Module, trained: Sequence[torch.Tensor]) -> Iterator[None]:
+    # Of the frozen ones too: a cast of the model would put others in their place.
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     try:
         # Taken off, not zeroed: a backward pass must not add to what the caller holds.
-        for parameter in parameters:
+        for parameter in trained:
             parameter.grad = None
         yield
     finally:
-        for parameter, gradient in zip(parameters, gradients, strict=True):
+        for parameter, gradient in gradients:
             parameter.grad = gradient
 
 

@@ -78,7 +78,7 @@ class SupportTrainer:
             NonFiniteLossError: a loss is not finite.
         """
         losses: list[torch.Tensor] = []
-        examples: list[int] = []
+        passes: list[tuple[int, int]] = []
         self._optimizer.reset()
         # Its gradients take room: they are there for this support alone.
         cache = hullft_ops.GradientCache(self._trained)
@@ -90,7 +90,9 @@ class SupportTrainer:
             for sweep in plan(counts, refreshes, self._order):
                 if sweep.fresh:
                     losses.append(self._pass(tokens[sweep.example], clock))
-                    examples.append(sweep.example)
+                    passes.append((indices[sweep.example], done))
+                    if self._model.device.type == "cpu":
+                        _check_losses([losses[-1].item()], [passes[-1]], steps)
                 with clock.of("step"):
                     self._take(sweep, cache, done, steps)
                 done += sweep.repeats
@@ -98,7 +100,7 @@ class SupportTrainer:
         # Read together and last: reading each would stall a GPU every time, and reading none would
         # leave its work out of the time.
         values: list[float] = torch.stack(losses).tolist()
-        _check_losses(values, [indices[example] for example in examples])
+        _check_losses(values, passes, steps)
         return values
 
     def _pass(self, tokens: torch.Tensor, clock: StageClock) -> torch.Tensor:
@@ -137,10 +139,10 @@ class SupportTrainer:
         return torch.autocast(self._model.device.type, dtype=self._autocast)
 
 
-def _check_losses(losses: list[float], indices: list[int]) -> None:
-    for loss, index in zip(losses, indices, strict=True):
+def _check_losses(losses: list[float], passes: list[tuple[int, int]], steps: int) -> None:
+    for loss, (index, done) in zip(losses, passes, strict=True):
         if not math.isfinite(loss):
             raise NonFiniteLossError(
-                f"TestTimeFinetuner: the loss of text {index} of the datastore is {loss}; "
-                "the model has been restored"
+                f"TestTimeFinetuner: the loss of text {index} of the datastore is {loss} at step "
+                f"{done + 1} of {steps}; the model has been restored"
             )

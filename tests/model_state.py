@@ -1,0 +1,41 @@
+"""Everything about a model that an adaptation might leave changed."""
+
+import torch
+from torch import nn
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_state_dict_hooks",
+)
+
+
+def _bytes(tensor: torch.Tensor | None) -> bytes | None:
+    if tensor is None:
+        return None
+    return tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+
+def state_of(model: nn.Module) -> dict[str, object]:
+    """By name, so that a comparison says what differs. Hooks of a test are to be gone by then."""
+    found: dict[str, object] = {"random numbers": _bytes(torch.get_rng_state())}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        found[f"{name}: bytes"] = _bytes(parameter)
+        found[f"{name}: place"] = parameter.data_ptr(), id(parameter), parameter.dtype
+        found[f"{name}: requires_grad"] = parameter.requires_grad
+        found[f"{name}: gradient"] = id(parameter.grad), _bytes(parameter.grad)
+    for name, buffer in model.named_buffers(remove_duplicate=False):
+        found[f"{name}: bytes"] = _bytes(buffer)
+        found[f"{name}: place"] = buffer.data_ptr(), id(buffer)
+    for name, module in model.named_modules():
+        found[f"module {name}"] = id(module), type(module), module.training
+        for kind in _HOOKS:
+            found[f"module {name}: {kind}"] = list(getattr(module, kind, ()))
+    return found
+
+
+def differences(before: dict[str, object], after: dict[str, object]) -> list[str]:
+    names = before.keys() | after.keys()
+    return sorted(name for name in names if before.get(name) != after.get(name))

@@ -1,0 +1,225 @@
+"""Threads, contexts and processes that meet in one model."""
+
+import copy
+import multiprocessing
+import os
+import signal
+import threading
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from hullft_ops.ttft import claims
+from model_state import differences, state_of
+from operators_elsewhere import operators, same_as, spawned
+
+PROMPT = "the cat sat on the red mat"
+LORA = LoraConfig(target_modules=["c_attn"], r=2, fan_in_fan_out=True, task_type="CAUSAL_LM")
+
+
+def in_thread(action, name="elsewhere"):
+    """What an exception in another thread says; None where there is none."""
+    found = []
+
+    def run():
+        try:
+            action()
+        except RuntimeError as error:
+            found.append(str(error))
+
+    thread = threading.Thread(target=run, name=name)
+    thread.start()
+    thread.join()
+    return found[0] if found else None
+
+
+def adapt(finetuner):
+    with finetuner.adapted(PROMPT):
+        pass
+
+
+def test_two_finetuners_of_one_model_are_refused(gpt2, make):
+    one, other = make(gpt2), make(gpt2, method="knn")
+    before = state_of(gpt2)
+    with one.adapted(PROMPT):
+        adapted = state_of(gpt2)
+        with pytest.raises(RuntimeError, match="adapted to another prompt already: leave that"):
+            adapt(other)
+        assert differences(adapted, state_of(gpt2)) == []
+        name = threading.current_thread().name
+        message = in_thread(lambda: adapt(other))
+        assert f"already, by the thread {name}: give each thread its own copy" in message
+    assert differences(before, state_of(gpt2)) == []
+    adapt(other)
+    assert in_thread(lambda: adapt(one)) is None
+
+
+def test_a_context_within_itself_is_refused_and_may_be_used_again(gpt2, make):
+    context, before = make(gpt2).adapted(PROMPT), state_of(gpt2)
+    with context:
+        adapted = state_of(gpt2)
+        with pytest.raises(RuntimeError, match="this adaptation is entered already"):
+            context.__enter__()
+        assert differences(adapted, state_of(gpt2)) == []
+    assert differences(before, state_of(gpt2)) == []
+    with context as report:
+        assert report.optimizer_steps == 12
+
+
+def test_modules_that_share_what_one_trains_are_refused(gpt2, make):
+    wrapped = get_peft_model(copy.deepcopy(gpt2), LORA)
+    view = copy.deepcopy(gpt2)
+    view.transformer.wpe.weight = torch.nn.Parameter(gpt2.transformer.wpe.weight.data[:])
+    own, adapters, base = make(gpt2), make(wrapped), wrapped.get_base_model()
+    with own.adapted(PROMPT):
+        assert "already" in in_thread(lambda: adapt(make(view)))
+        # Of its own tensors throughout.
+        with adapters.adapted(PROMPT):
+            pass
+    base.requires_grad_(True)
+    with make(base).adapted(PROMPT), pytest.raises(RuntimeError, match="already"):
+        adapt(adapters)
+
+
+def test_modules_that_share_what_neither_trains_are_not(gpt2, make):
+    """As adapters of two users around one frozen model are."""
+    models = []
+    for _ in range(2):
+        memo = {id(p): p for p in gpt2.parameters()}
+        models.append(get_peft_model(copy.deepcopy(gpt2, memo), LORA))
+    one, other = map(make, models)
+    befores = [state_of(model) for model in models]
+    with one.adapted(PROMPT), other.adapted(PROMPT):
+        pass
+    for model, before in zip(models, befores, strict=True):
+        assert differences(before, state_of(model)) == []
+
+
+def test_of_many_threads_one_at_a_time_adapts(gpt2, make):
+    finetuners, before = [make(gpt2) for _ in range(6)], state_of(gpt2)
+    start, inside, most, refused = threading.Barrier(6), [0], [0], []
+
+    def run(finetuner):
+        start.wait()
+        for _ in range(15):
+            try:
+                with finetuner.adapted(PROMPT):
+                    inside[0] += 1
+                    most[0] = max(most[0], inside[0])
+                    inside[0] -= 1
+            except RuntimeError as error:
+                refused.append(str(error))
+
+    threads = [threading.Thread(target=run, args=(f,)) for f in finetuners]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most[0] == 1
+    assert refused
+    assert all("adapted to another prompt already" in message for message in refused)
+    assert differences(before, state_of(gpt2)) == []
+    assert not claims._claims
+
+
+def in_child(action) -> int:
+    """The exit status of a forked process that runs ``action``."""
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        code = 1
+        try:
+            action()
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_a_forked_process_adapts_and_restores_on_its_own(gpt2, make):
+    finetuner, before = make(gpt2), state_of(gpt2)
+    adapt(finetuner)
+
+    def check():
+        adapt(finetuner)
+        assert differences(before, state_of(gpt2)) == []
+
+    assert in_child(check) == 0
+    with finetuner.adapted(PROMPT):
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(60)
+    if pid == 0:
+        # The child left the block by itself, and its copy of the model is restored too.
+        os._exit(differences(before, state_of(gpt2)) != [])
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert differences(before, state_of(gpt2)) == []
+    adapt(finetuner)
+
+
+def test_a_model_that_another_thread_adapts_at_the_fork_is_refused_in_the_child(gpt2, make):
+    finetuner = make(gpt2)
+    entered, leave = threading.Event(), threading.Event()
+
+    def hold():
+        with finetuner.adapted(PROMPT):
+            entered.set()
+            leave.wait(60)
+
+    def check():
+        with pytest.raises(RuntimeError, match="was forked, so that its weights .* load it again"):
+            adapt(finetuner)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert entered.wait(60)
+    try:
+        assert in_child(check) == 0
+    finally:
+        leave.set()
+        thread.join()
+
+
+def test_a_fork_while_claims_are_made_leaves_no_lock_held(gpt2, make):
+    stop = threading.Event()
+
+    def claim_on():
+        other = torch.nn.Linear(2, 2)
+        while not stop.is_set():
+            with claims.claimed(other, list(other.parameters())):
+                pass
+
+    thread = threading.Thread(target=claim_on)
+    thread.start()
+    finetuner = make(gpt2)
+    try:
+        assert [in_child(lambda: adapt(finetuner)) for _ in range(20)] == [0] * 20
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_operators_work_in_a_forked_process_with_one_thread(threads_of_two):
+    wanted = operators()
+
+    def check():
+        torch.set_num_threads(1)
+        same_as(wanted)
+
+    assert in_child(check) == 0
+
+
+def test_operators_work_in_a_spawned_process():
+    process = multiprocessing.get_context("spawn").Process(target=spawned, args=(operators(),))
+    process.start()
+    process.join(100)
+    assert process.exitcode == 0
+
+
+@pytest.fixture
+def threads_of_two():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)

@@ -1,0 +1,245 @@
+"""Signals at any moment of an adaptation, sent for real."""
+
+import contextlib
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hullft_ops.ttft import interrupts
+from hullft_ops.ttft.interrupts import hold_signals, release_signals, uninterrupted
+from hullft_ops.ttft.snapshot import ModelSnapshot
+from model_state import differences, state_of
+
+PROMPT = "the cat sat on the red mat"
+ROUNDS = 120
+
+
+@pytest.fixture
+def _no_handler_left() -> Iterator[None]:
+    handler = signal.getsignal(signal.SIGINT)
+    yield
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert [interrupts._users, interrupts._replaced, interrupts._pending] == [set(), {}, {}]
+
+
+def interrupt() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.usefixtures("_no_handler_left")
+def test_an_interrupt_waits_for_what_must_not_be_cut_short():
+    done = []
+
+    @uninterrupted
+    def inner():
+        interrupt()
+        done.append("inner")
+
+    @uninterrupted
+    def outer():
+        inner()
+        interrupt()
+        done.append("outer")
+
+    hold_signals(1)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            outer()
+        assert done == ["inner", "outer"]
+        with pytest.raises(KeyboardInterrupt):
+            interrupt()
+        outer_error = ValueError("of its own")
+
+        @uninterrupted
+        def fails():
+            interrupt()
+            raise outer_error
+
+        with pytest.raises(KeyboardInterrupt) as caught:
+            fails()
+        assert caught.value.__context__ is outer_error
+    finally:
+        release_signals(1)
+
+
+@pytest.mark.usefixtures("_no_handler_left")
+def test_interrupts_while_restoring_and_saving_wait(gpt2, make, monkeypatch):
+    finetuner, before = make(gpt2), state_of(gpt2)
+    calls = []
+
+    def during(name):
+        function = getattr(ModelSnapshot, name)
+
+        def call(self):
+            interrupt()
+            function(self)
+            interrupt()
+            calls.append(name)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ModelSnapshot, "_restore", during("_restore"))
+        with pytest.raises(KeyboardInterrupt), finetuner.adapted(PROMPT):
+            calls.append("body")
+        assert differences(before, state_of(gpt2)) == []
+        patch.setattr(ModelSnapshot, "_save", during("_save"))
+        with pytest.raises(KeyboardInterrupt), finetuner.adapted(PROMPT):
+            pytest.fail("the body must not run")
+    assert calls == ["body", "_restore", "_save", "_restore"]
+    assert differences(before, state_of(gpt2)) == []
+    with finetuner.adapted(PROMPT):
+        pass
+
+
+@pytest.mark.usefixtures("_no_handler_left")
+def test_a_handler_of_the_users_stays_in_effect_and_so_does_one_set_in_the_body(gpt2, make):
+    finetuner, heard = make(gpt2), []
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: heard.append(number))
+    interrupted = signal.getsignal(signal.SIGINT)
+    try:
+        with finetuner.adapted(PROMPT):
+            signal.raise_signal(signal.SIGUSR1)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            interrupt()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        signal.raise_signal(signal.SIGUSR1)
+        assert heard == [signal.SIGUSR1] * 2
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        signal.signal(signal.SIGINT, interrupted)
+
+
+@pytest.mark.usefixtures("_no_handler_left")
+def test_two_models_adapted_crosswise_put_the_handler_back(gpt2, llama, make):
+    one, other = make(gpt2).adapted(PROMPT), make(llama).adapted(PROMPT)
+    one.__enter__()
+    other.__enter__()
+    one.__exit__(None, None, None)
+    with pytest.raises(KeyboardInterrupt):
+        interrupt()
+    other.__exit__(None, None, None)
+
+
+def test_another_thread_adapts_without_handlers(gpt2, make):
+    finetuner, found = make(gpt2), []
+    handler = signal.getsignal(signal.SIGINT)
+
+    def adapt():
+        with finetuner.adapted(PROMPT):
+            found.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=adapt)
+    thread.start()
+    thread.join()
+    assert found == [handler]
+
+
+@pytest.mark.usefixtures("_no_handler_left")
+def test_an_interrupt_at_a_line_leaves_the_model_as_it_was(gpt2, make):
+    """At every so many calls and lines of the package, as a tracer sees them."""
+    finetuner, before = make(gpt2, n_select=2), state_of(gpt2)
+    support = finetuner.select(PROMPT)
+    with finetuner.adapted(support):
+        pass
+    ours = str(Path(interrupts.__file__).parent)
+
+    def adapt_interrupted_at(number: int) -> bool:
+        """Whether there were so many."""
+        left = number
+
+        def trace(frame, event, argument):
+            nonlocal left
+            if not frame.f_code.co_filename.startswith((ours, contextlib.__file__)):
+                return None
+            # Python looks for signals neither on a return nor where an exception is raised.
+            left -= event in ("call", "line")
+            if left == 0 and event in ("call", "line"):
+                sys.settrace(None)
+                # The handler sees the traced frame, as it would if the system had interrupted it.
+                signal.getsignal(signal.SIGINT)(signal.SIGINT, frame)
+            return trace
+
+        sys.settrace(trace)
+        try:
+            with finetuner.adapted(support):
+                pass
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.settrace(None)
+        return left <= 0
+
+    for number in range(1, 9000, 29):
+        more = adapt_interrupted_at(number)
+        assert differences(before, state_of(gpt2)) == [], number
+        with finetuner.adapted(support):
+            pass
+        if not more:
+            break
+    assert 500 < number < 8900
+
+
+def send_interrupts(child: int, seed: int) -> None:
+    """One to three in a row, at a random moment each, until the child is gone."""
+    moments = random.Random(seed)
+    while os.waitpid(child, os.WNOHANG)[0] == 0:
+        time.sleep(moments.uniform(0.001, 0.02))
+        for _ in range(moments.randint(1, 3)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGINT)
+
+
+def test_interrupts_at_random_moments_leave_the_model_as_it_was(gpt2, make):
+    """A process that adapts over and over, under a rain of signals from another one."""
+    finetuner, before = make(gpt2, n_select=3), state_of(gpt2)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(100)
+        os.close(reader)
+        code = 1
+        try:
+            code = adapt_under_fire(finetuner, gpt2, before, writer)
+        finally:
+            os._exit(code)
+    os.close(writer)
+    with os.fdopen(reader) as report:
+        assert report.readline() == "ready\n"
+        rain = threading.Thread(target=send_interrupts, args=(child, 0))
+        rain.start()
+        counts = report.readline()
+        rain.join()
+    assert counts, "the child died"
+    interrupted, changed = map(int, counts.split())
+    assert changed == 0
+    assert interrupted >= ROUNDS
+
+
+def adapt_under_fire(finetuner, model, before, writer) -> int:
+    interrupted = changed = 0
+    with contextlib.suppress(KeyboardInterrupt):
+        os.write(writer, b"ready\n")
+    while interrupted < ROUNDS:
+        try:
+            try:
+                with finetuner.adapted(PROMPT):
+                    time.sleep(0.002)
+            except KeyboardInterrupt:
+                interrupted += 1
+            # Not to be interrupted itself: the check is not what is checked.
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+            changed += differences(before, state_of(model)) != []
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+        except KeyboardInterrupt:
+            continue
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.write(writer, f"{interrupted} {changed}\n".encode())
+    return 0
