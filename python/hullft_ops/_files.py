@@ -1,5 +1,6 @@
 """Files that appear whole or not at all."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +8,8 @@ from pathlib import Path
 
 # What a killed process leaves of the files that it was replacing.
 PARTIAL_FILES = ".*.partial"
+# No space, no quota, a file larger than may be.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -14,10 +17,27 @@ def replacing(path: Path) -> Iterator[Path]:
     """A file to write, which takes the place of ``path`` once it is whole."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        yield temporary
-        temporary.replace(path)
+        with full_disk_explained(path, "the file is as it was before"):
+            yield temporary
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def full_disk_explained(path: Path, advice: str) -> Iterator[None]:
+    """Say what could not be written, and ``advice``, where the disk is full.
+
+    Raises:
+        OSError: it is; with the same ``errno``.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        said = f"{os.strerror(error.errno)}, {advice}"
+        raise OSError(error.errno, said, str(path)) from error
 
 
 def write_durably(path: Path, content: bytes) -> None:

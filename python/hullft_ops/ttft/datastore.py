@@ -26,6 +26,7 @@ import torch
 from rich.console import Console
 
 from hullft_ops._checks import check_integer
+from hullft_ops._files import full_disk_explained
 from hullft_ops.ttft.checksums import check_file
 from hullft_ops.ttft.embedding import Embedder
 from hullft_ops.ttft.journal import locked
@@ -100,15 +101,19 @@ class Datastore:
             ValueError: no texts, a text that is not valid Unicode, vectors that are not unit
                 vectors of ``embedder.dim``, or ``overwrite`` of what is not a datastore.
             FileExistsError: ``path`` exists and is not to be overwritten.
+            OSError: it cannot be written; the message says so where the disk is full.
         """
         if isinstance(texts, str):
             raise TypeError("Datastore.build: texts must be an iterable of str, got one str")
         path = Path(path)
         _check_destination(path, overwrite)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(
-            prefix=f".{path.name}.", suffix=".partial", dir=path.parent
-        ) as staging:
+        with (
+            full_disk_explained(path, "no datastore was written, nor one replaced"),
+            tempfile.TemporaryDirectory(
+                prefix=f".{path.name}.", suffix=".partial", dir=path.parent
+            ) as staging,
+        ):
             # TemporaryDirectory's own is private to the user; one inside follows the umask.
             staged = Path(staging) / "store"
             staged.mkdir()

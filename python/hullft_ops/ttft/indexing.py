@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import Progress
 
-from hullft_ops._files import PARTIAL_FILES
+from hullft_ops._files import PARTIAL_FILES, full_disk_explained
 from hullft_ops.ttft.chunking import token_chunks
 from hullft_ops.ttft.datastore import Datastore
 from hullft_ops.ttft.embedding import Embedder
@@ -76,6 +76,7 @@ def index_corpus(
         FileExistsError: ``mode`` is "new" and ``path`` is not free.
         ValueError: another embedder or other settings than the datastore's, a corrupt file.
         SourceError: the source cannot be read as asked, or nothing in it fits.
+        OSError: the disk is full, for one; resume goes on from there.
     """
     if mode not in MODES:
         raise ValueError(f"{_FUNCTION}: mode must be one of {', '.join(MODES)}, got {mode!r}")
@@ -84,7 +85,8 @@ def index_corpus(
     settings = _settings(source, cutting)
     _check_state(path, mode, settings)
     path.mkdir(parents=True, exist_ok=True)
-    with locked(path):
+    advice = "the datastore is as its readers saw it before: free some space, then resume"
+    with locked(path), full_disk_explained(path, advice):
         if mode == "resume" and Journal.read(path):
             writer = StoreWriter.resume(path, embedder, settings, _FUNCTION)
         elif mode == "resume" and (path / MANIFEST_FILE).exists():

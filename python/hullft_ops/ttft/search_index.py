@@ -4,7 +4,9 @@ Inverted lists find candidates by short codes; the embeddings then rank these ex
 are inner products whatever the index, and only which rows are found is approximate.
 """
 
+import errno
 import math
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,9 @@ from uuid import uuid4
 import faiss
 import numpy as np
 
-from hullft_ops._files import sync
+from hullft_ops._files import FULL, sync
 from hullft_ops.ttft.checksums import crc32_of
+from hullft_ops.ttft.index_layout import check_layout
 from hullft_ops.ttft.manifest import DataFile, SearchIndex
 
 # Rows gathered or added at a time.
@@ -102,15 +105,22 @@ class ListSearch:
             nprobe=self.probes, sel=_selector(self, rows)
         )
         found: np.ndarray = self.index.search(queries, wanted, params=parameters)[1]
+        # They were read from the file.
+        if found.size and not -1 <= found.min() <= found.max() < len(self.matrix):
+            raise ValueError(
+                f"Datastore.search: the index must name rows 0..{len(self.matrix) - 1}, names "
+                f"{found.max()}: the datastore is corrupt"
+            )
         return found
 
 
 def open_index(file: Path, matrix: np.ndarray, facts: SearchIndex) -> ListSearch:
-    """The index in ``file``, mapped. Its bytes must have been checked: faiss trusts them.
+    """The index in ``file``, mapped, once its layout is checked: FAISS trusts what it reads.
 
     Raises:
         ValueError: it is not the index that ``facts`` describes.
     """
+    check_layout(file, (len(matrix), matrix.shape[1]), facts)
     try:
         index = faiss.read_index(str(file), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
     except RuntimeError as error:
@@ -136,11 +146,22 @@ def build_index(
         index.add(np.ascontiguousarray(matrix[start : start + _BLOCK_ROWS]))
     facts = _measured(index, matrix, SearchIndex(kind, lists, candidates=_CANDIDATES), thresholds)
     file = folder / f"index-{uuid4().hex}.faiss"
-    faiss.write_index(index, str(file))
+    _write(index, file)
     sync(file)
     sync(folder)
+    # Another version of FAISS might lay it out otherwise, and nobody could open it then.
+    check_layout(file, (len(matrix), dim), facts)
     written = DataFile(file.name, vectors.count, file.stat().st_size, crc32_of(file))
     return replace(facts, file=written)
+
+
+def _write(index: Any, file: Path) -> None:
+    try:
+        faiss.write_index(index, str(file))
+    except RuntimeError as error:
+        # What the system said is in the text alone.
+        codes = (code for code in FULL if os.strerror(code) in str(error))
+        raise OSError(next(codes, errno.EIO), str(error), str(file)) from error
 
 
 def _trained(matrix: np.ndarray, kind: str, lists: int) -> Any:

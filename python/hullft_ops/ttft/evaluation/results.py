@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from hullft_ops._files import full_disk_explained
 from hullft_ops.ttft.evaluation.config import ConfigError
 
 STAGES = ("embed", "search", "select", "finetune")
@@ -75,6 +76,18 @@ class Row:
         return sum(self.seconds.values())
 
 
+# Of any number in a row; beyond it, sums are infinite.
+_LARGEST = 1e100
+_TYPES: dict[tuple[str, ...], Any] = {
+    ("run", "prompt", "config", "domain", "excerpt"): str,
+    ("settings", "seconds", "versions"): dict,
+    ("seed", "bytes_scored", "passes", "steps", "support_size", "threads"): int,
+    ("bits_per_byte_before", "seconds_row"): int | float,
+    ("bits_per_byte_after", "residual"): int | float | None,
+    ("error",): str | None,
+}
+
+
 class ResultsFile:
     """Rows on disk, by prompt and configuration. Made by `open_results`."""
 
@@ -84,18 +97,31 @@ class ResultsFile:
         self._descriptor = descriptor
 
     def append(self, row: Row) -> None:
-        """Write a row; it is on the disk when this returns.
+        """Write a row; it is on the disk when this returns, and where it raises not in the file.
 
         Raises:
             ValueError: there is one for that prompt and configuration.
+            OSError: it cannot be written; the message says so where the disk is full.
         """
         if row.key in self.rows:
             raise ValueError(f"{self.path} holds a row of {row.config} on {row.prompt}")
         line = json.dumps(asdict(row), ensure_ascii=False, allow_nan=False).encode() + b"\n"
-        while line:
-            line = line[os.write(self._descriptor, line) :]
-        os.fsync(self._descriptor)
+        with full_disk_explained(
+            self.path, "the rows before are kept: free some space, then run the same again"
+        ):
+            self._write(line)
         self.rows[row.key] = row
+
+    def _write(self, line: bytes) -> None:
+        size = os.fstat(self._descriptor).st_size
+        try:
+            while line:
+                line = line[os.write(self._descriptor, line) :]
+            os.fsync(self._descriptor)
+        except BaseException:
+            # The next row must not be written behind half of this one.
+            os.ftruncate(self._descriptor, size)
+            raise
 
 
 @contextmanager
@@ -147,11 +173,40 @@ def _row(line: bytes, where: str) -> Row:
         content = json.loads(line)
         if not isinstance(content, dict):
             raise ValueError("not an object")
-        return Row(**{field.name: content[field.name] for field in fields(Row)})
+        row = Row(**{field.name: content[field.name] for field in fields(Row)})
     except KeyError as error:
         raise ConfigError(f"{where}: lacks {error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{where}: not a row: {error}") from error
+    _check_types(row, where)
+    return row
+
+
+def _check_types(row: Row, where: str) -> None:
+    for names, wanted in _TYPES.items():
+        for name in names:
+            value = getattr(row, name)
+            if not isinstance(value, wanted) or not _is_sound(value):
+                raise ConfigError(f"{where}: {name} must not be {value!r}")
+    if not row.bits_per_byte_before > 0:
+        raise ConfigError(f"{where}: bits_per_byte_before must be above 0")
+    seconds = row.seconds
+    numbers = all(isinstance(v, int | float) and _is_sound(v) and v >= 0 for v in seconds.values())
+    stages = set() if row.error is not None and not seconds else set(STAGES)
+    if not numbers or seconds.keys() != stages or (stages and not seconds["finetune"] > 0):
+        raise ConfigError(f"{where}: seconds must be numbers, of {STAGES}, got {seconds!r}")
+    named = {"method": str, "n_select": int, "refresh": int, "lr": int | float}
+    for name, kind in named.items():
+        value = row.settings.get(name)
+        if not isinstance(value, kind) or not _is_sound(value):
+            raise ConfigError(f"{where}: settings lack a {name}, got {row.settings!r}")
+
+
+def _is_sound(value: object) -> bool:
+    """Whether a number is one that statistics can be made of; anything else is."""
+    if isinstance(value, int | float):
+        return not isinstance(value, bool) and -_LARGEST < value < _LARGEST
+    return True
 
 
 def _lock(descriptor: int, path: Path) -> None:
