@@ -3,7 +3,7 @@
 import zlib
 from pathlib import Path
 
-from hullft_ops.ttft.manifest import DataFile
+from hullft_ops.ttft.manifest import DataFile, refuse_link
 
 _READ_BYTES = 1 << 22
 
@@ -21,7 +21,7 @@ def crc32_of(file: Path, size: int | None = None) -> int:
 def check_file(
     function: str, folder: Path, wanted: DataFile, *, checksum: bool = True, longer: bool = False
 ) -> None:
-    """Refuse a file that is missing, or of another size or checksum than was written down.
+    """Refuse a file that is missing, a link, or of another size or checksum than was written down.
 
     Args:
         function: what the message begins with.
@@ -34,6 +34,8 @@ def check_file(
         ValueError: as said.
     """
     file = folder / wanted.file
+    for path in (folder, file):
+        refuse_link(path)
     size = file.stat().st_size if file.is_file() else None
     if size is None or size < wanted.bytes or (size > wanted.bytes and not longer):
         raise ValueError(

@@ -36,7 +36,9 @@ def load_corpus(file: Path | None, log: Console) -> Corpus:
     if corpus.malformed:
         named = "; ".join(corpus.malformed[:_NAMED_LINES])
         more = "; ..." if len(corpus.malformed) > _NAMED_LINES else ""
-        log.print(f"{corpus.name}: {len(corpus.malformed)} lines left out ({named}{more})")
+        log.print(
+            f"{corpus.name}: {len(corpus.malformed)} lines left out ({named}{more})", markup=False
+        )
     return corpus
 
 
@@ -50,7 +52,10 @@ def load_model(name: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
         _check_directory("model", name)
     source = name if name is not None else tiny_lm_path()
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+        # Weights in any other format would be unpickled.
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype=torch.float32, use_safetensors=True
+        )
         return model, AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise DemoError(f"model {source}: {_first_line(error)}") from error
@@ -80,11 +85,11 @@ def open_or_build(
     try:
         store = Datastore.open(path)
     except FileNotFoundError:
-        log.print(f"no datastore for this corpus at {path}: building it")
+        log.print(f"no datastore for this corpus at {path}: building it", markup=False)
     except ValueError as error:
-        log.print(f"{error}: building it again")
+        log.print(f"{error}: building it again", markup=False)
     else:
-        log.print(f"datastore of {len(store)} passages found: {path}")
+        log.print(f"datastore of {len(store)} passages found: {path}", markup=False)
         return store, True
     texts = (passage.text for passage in corpus.store)
     try:

@@ -65,7 +65,7 @@ def run_index(request: IndexRequest, out: Console, log: Console) -> Datastore:
         mode=request.modes[0] if request.modes else "new",
         console=log,
     )
-    out.print(_described(request.out, store), highlight=False, soft_wrap=True)
+    out.print(_described(request.out, store), highlight=False, soft_wrap=True, markup=False)
     return store
 
 
@@ -91,7 +91,7 @@ def _described(path: Path, store: Datastore) -> str:
         "search": str(manifest.index),
     }
     lines = [f"datastore {path}", *(f"  {name:<10} {value}" for name, value in entries.items())]
-    for source, shard in zip(manifest.sources, manifest.shards, strict=True):
+    for source, shard in zip(manifest.sources, manifest.shards, strict=False):
         lines.append(f"  {'source':<10} {_source_line(source, shard.count)}")
         lines += [f"  {'':<10} malformed {named}" for named in source.get("malformed_named", [])]
     return "\n".join(lines)

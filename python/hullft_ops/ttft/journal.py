@@ -15,7 +15,9 @@ from typing import Any
 from hullft_ops.ttft.manifest import (
     JOURNAL_FILE,
     DataFile,
+    check_count,
     check_data_directory,
+    check_source,
     data_file,
     read_json,
     write_json_durably,
@@ -62,15 +64,23 @@ class Journal:
             return None
         values = read_json(file)
         shard = values.get("shard")
+        found = None if shard is None else data_file(file, "shard", shard)
         try:
-            journal = cls(**{**values, "shard": shard and data_file(file, "shard", shard)})
+            journal = cls(**{**values, "shard": found})
         except TypeError as error:
             raise ValueError(f"{file} is not a datastore's journal: {error}") from error
         check_data_directory(file, journal.data)
-        for name in ("dim", "embedded", "embeddings_crc32"):
-            value = getattr(journal, name)
-            if type(value) is not int or value < 0:
-                raise ValueError(f"{file}: {name} must be an integer of 0 or more, got {value!r}")
+        if not isinstance(journal.embedder, str) or not isinstance(journal.settings, dict):
+            raise ValueError(
+                f"{file}: embedder must be a string and settings an object, "
+                f"got {journal.embedder!r} and {journal.settings!r}"
+            )
+        check_count(file, "dim", journal.dim, 1, 2**31 - 1)
+        texts = journal.shard.count if journal.shard else 0
+        check_count(file, "embedded", journal.embedded, 0, texts)
+        check_count(file, "embeddings_crc32", journal.embeddings_crc32, 0, 2**32 - 1)
+        if journal.source is not None:
+            check_source(file, journal.source)
         return journal
 
 

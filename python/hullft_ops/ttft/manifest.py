@@ -14,6 +14,11 @@ METRIC = "inner_product"
 MANIFEST_FILE = "manifest.json"
 JOURNAL_FILE = "journal.json"
 EMBEDDINGS_FILE = "embeddings.f32"
+# A manifest names a file for each write, at most some thousands.
+_MAX_JSON_BYTES = 1 << 26
+_MAX_DIM = 2**31 - 1
+_MAX_COUNT = 2**48  # texts; products with the bytes of a vector stay within 64 bits
+_MAX_CRC32 = 2**32 - 1
 # Every name that a manifest holds is one of these, which keeps its paths inside the directory.
 _DATA_DIRECTORY = re.compile(r"data-[0-9a-f]{1,32}")
 _SHARD_FILE = re.compile(r"texts-[0-9]{5}\.arrow")
@@ -137,8 +142,8 @@ class Manifest:
         manifest = cls(**_known(cls, values, file))
         if not isinstance(manifest.embedder, str):
             raise ValueError(f"{file}: embedder must be a string, got {manifest.embedder!r}")
-        for name in ("dim", "count"):
-            _check_count(file, name, getattr(manifest, name), 1)
+        check_count(file, "dim", manifest.dim, 1, _MAX_DIM)
+        check_count(file, "count", manifest.count, 1, _MAX_COUNT)
         check_data_directory(file, manifest.data)
         if manifest.metric != METRIC:
             raise ValueError(f"{file}: metric must be {METRIC!r}, got {manifest.metric!r}")
@@ -149,8 +154,12 @@ class Manifest:
         if sum(shard.count for shard in checked) != manifest.count:
             raise ValueError(f"{file}: count must be the sum over shards, got {manifest.count}")
         sources = manifest.sources
-        if not isinstance(sources, list) or not all(isinstance(s, dict) for s in sources):
-            raise ValueError(f"{file}: sources must be a list of objects, got {sources!r}")
+        if not isinstance(sources, list) or len(sources) > len(shards):
+            raise ValueError(
+                f"{file}: sources must be a list of objects, at most one a shard, got {sources!r}"
+            )
+        for source in sources:
+            check_source(file, source)
         embeddings = data_file(
             file, "embeddings", manifest.embeddings, re.compile(re.escape(EMBEDDINGS_FILE))
         )
@@ -165,7 +174,7 @@ class Manifest:
             shards=checked,
             sources=tuple(sources),
             embeddings=embeddings,
-            index=_search_index(file, manifest.index),
+            index=_search_index(file, manifest.index, manifest.count),
         )
 
 
@@ -175,7 +184,11 @@ def write_json_durably(file: Path, values: dict[str, Any]) -> None:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file; ValueError where there is none."""
+    """The object in a JSON file of the datastore; ValueError where there is none."""
+    refuse_link(file)
+    size = file.stat().st_size
+    if size > _MAX_JSON_BYTES:
+        raise ValueError(f"{file} must have at most {_MAX_JSON_BYTES} bytes, has {size}")
     try:
         values = json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -183,6 +196,27 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{file} is not a datastore's: it holds no object")
     return values
+
+
+def refuse_link(path: Path) -> None:
+    """Refuse a symbolic link, by which a datastore's path would leave its directory."""
+    if path.is_symlink():
+        raise ValueError(f"{path} is a symbolic link: a datastore's files must be its own")
+
+
+def check_source(file: Path, source: object) -> None:
+    """Refuse what is not a report on a source: empty, or as `index_corpus` writes it."""
+    if source == {}:
+        return
+    if not isinstance(source, dict) or not isinstance(source.get("settings"), dict):
+        raise ValueError(f"{file}: sources must be objects with settings, got {source!r}")
+    if not isinstance(source["settings"].get("source"), str):
+        raise ValueError(f"{file}: sources.settings.source must be a string, got {source!r}")
+    for name in ("records", "malformed", "near_empty", "repeated"):
+        check_count(file, f"sources.{name}", source.get(name), 0, _MAX_COUNT)
+    named = source.get("malformed_named")
+    if not isinstance(named, list) or not all(isinstance(line, str) for line in named):
+        raise ValueError(f"{file}: sources.malformed_named must be strings, got {named!r}")
 
 
 def check_data_directory(file: Path, name: object) -> None:
@@ -203,24 +237,30 @@ def data_file(
         raise ValueError(f"{source}: {field} must be an object, got {values!r}")
     found = DataFile(**_known(DataFile, values, source))
     _check_name(source, field, found.file, pattern, pattern.pattern)
-    for name in ("count", "bytes", "crc32"):
-        _check_count(source, f"{field}.{name}", getattr(found, name), 0)
+    for name, most in (("count", _MAX_COUNT), ("bytes", 2**63 - 1), ("crc32", _MAX_CRC32)):
+        check_count(source, f"{field}.{name}", getattr(found, name), 0, most)
     return found
 
 
-def _search_index(file: Path, values: object) -> SearchIndex:
+def _search_index(file: Path, values: object, count: int) -> SearchIndex:
     if not isinstance(values, dict):
         raise ValueError(f"{file}: index must be an object, got {values!r}")
     index = SearchIndex(**_known(SearchIndex, values, file))
     if index.kind not in ("flat", "ivf", "ivfpq"):
         raise ValueError(f"{file}: index.kind must be flat, ivf or ivfpq, got {index.kind!r}")
-    for name in ("lists", "probes", "candidates", "recall_k", "recall_queries"):
-        _check_count(file, f"index.{name}", getattr(index, name), 0)
-    if not isinstance(index.recall, int | float):
-        raise ValueError(f"{file}: index.recall must be a number, got {index.recall!r}")
+    for name in ("recall_k", "recall_queries"):
+        check_count(file, f"index.{name}", getattr(index, name), 0, count)
+    if type(index.recall) not in (int, float) or not 0 <= index.recall <= 1:
+        raise ValueError(f"{file}: index.recall must be from 0 to 1, got {index.recall!r}")
     if index.kind == "flat":
         return replace(index, file=None)
-    return replace(index, file=data_file(file, "index.file", index.file, _INDEX_FILE))
+    check_count(file, "index.lists", index.lists, 1, count)
+    check_count(file, "index.probes", index.probes, 1, index.lists)
+    check_count(file, "index.candidates", index.candidates, 1, count)
+    found = data_file(file, "index.file", index.file, _INDEX_FILE)
+    if found.count != count:
+        raise ValueError(f"{file}: index.file.count must be {count}, got {found.count}")
+    return replace(index, file=found)
 
 
 def _known(kind: type, values: dict[str, Any], file: Path) -> dict[str, Any]:
@@ -232,7 +272,10 @@ def _known(kind: type, values: dict[str, Any], file: Path) -> dict[str, Any]:
     return values
 
 
-def _check_count(file: Path, name: str, value: object, least: int) -> None:
+def check_count(file: Path, name: str, value: object, least: int, most: int) -> None:
+    """Refuse what is not an integer from ``least`` to ``most``."""
     if type(value) is not int or value < least:
         wanted = "a positive integer" if least else "an integer of 0 or more"
         raise ValueError(f"{file}: {name} must be {wanted}, got {value!r}")
+    if value > most:
+        raise ValueError(f"{file}: {name} must be at most {most}, got {value}")

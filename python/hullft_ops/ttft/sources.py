@@ -12,6 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet
 
 _ROWS = 256
+# No text is that long: a line without end, as a few compressed bytes may be, must not fill memory.
+_MAX_LINE_BYTES = 1 << 28
 _NAMED = 5
 _JSON_SUFFIXES = {".jsonl", ".ndjson", ".json"}
 _COMPRESSIONS = {".zst", ".gz", ".bz2"}
@@ -167,9 +169,19 @@ class Source:
 
 def _json_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | str]]:
     with io.BufferedReader(pa.input_stream(str(path), compression="detect")) as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
+        for number, line in enumerate(_lines(lines), start=1):
+            if len(line) > _MAX_LINE_BYTES:
+                yield f"{path.name}:{number}", f"longer than {_MAX_LINE_BYTES} bytes"
+            elif line.strip():
                 yield f"{path.name}:{number}", _json_object(line)
+
+
+def _lines(file: io.BufferedReader) -> Iterator[bytes]:
+    """Each line; of one that is too long a part that shows it, never all."""
+    while line := file.readline(_MAX_LINE_BYTES + 1):
+        yield line
+        while len(line) > _MAX_LINE_BYTES and not line.endswith(b"\n"):
+            line = file.readline(_MAX_LINE_BYTES + 1)
 
 
 def _json_object(line: bytes) -> Mapping[str, Any] | str:
@@ -177,7 +189,8 @@ def _json_object(line: bytes) -> Mapping[str, Any] | str:
         values = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError:
         return "not UTF-8"
-    except (json.JSONDecodeError, RecursionError):
+    # ValueError also for an integer of more digits than Python reads.
+    except (ValueError, RecursionError):
         return "not JSON"
     return values if isinstance(values, dict) else "not an object"
 

@@ -29,6 +29,7 @@ from hullft_ops.ttft.manifest import (
     MANIFEST_FILE,
     DataFile,
     Manifest,
+    refuse_link,
 )
 from hullft_ops.ttft.search_index import IndexThresholds, build_index
 
@@ -77,6 +78,7 @@ class StoreWriter:
         )
         writer = cls(directory, embedder, base, journal, function)
         writer._check_embedder()
+        refuse_link(writer._folder)
         journal.write(directory)
         writer._folder.mkdir(exist_ok=True)
         writer._tidy()
@@ -106,6 +108,7 @@ class StoreWriter:
         base = Manifest.read(directory) if (directory / MANIFEST_FILE).exists() else None
         writer = cls(directory, embedder, base, journal, function)
         writer._check_embedder()
+        refuse_link(writer._folder)
         writer._folder.mkdir(exist_ok=True)
         if journal.shard is None:
             writer._tidy()
@@ -209,6 +212,7 @@ class StoreWriter:
         rows = (self.base.count if self.base else 0) + journal.embedded
         known = DataFile(EMBEDDINGS_FILE, rows, rows * journal.dim * 4, journal.embeddings_crc32)
         file = self._folder / EMBEDDINGS_FILE
+        refuse_link(file)
         file.touch()
         if file.stat().st_size > known.bytes:
             os.truncate(file, known.bytes)
@@ -230,6 +234,7 @@ class StoreWriter:
             if folder != self._folder:
                 _remove(folder)
         vectors = self._folder / EMBEDDINGS_FILE
+        refuse_link(vectors)
         size = self.base.embeddings.bytes if self.base else 0
         if vectors.exists() and vectors.stat().st_size > size:
             os.truncate(vectors, size)
@@ -313,7 +318,10 @@ def _checked(function: str, rows: Iterable[Row]) -> Iterator[Row]:
 
 
 def _remove(folder: Path) -> None:
-    if folder.is_dir():
+    if folder.is_symlink():
+        # What it points to is somebody else's.
+        folder.unlink()
+    elif folder.is_dir():
         for path in folder.iterdir():
             path.unlink()
         folder.rmdir()

@@ -48,7 +48,7 @@ def open_inputs(config: Config, log: Console) -> Inputs:
     inputs = Inputs(model, tokenizer, path, store, embedder, prompts)
     chosen = _unknown_prompts(inputs, config, log)
     domains = ", ".join(f"{name}: {count}" for name, count in count_domains(chosen).items())
-    log.print(f"{len(chosen)} prompts ({domains}), datastore of {len(store)} texts")
+    log.print(f"{len(chosen)} prompts ({domains}), datastore of {len(store)} texts", markup=False)
     return replace(inputs, prompts=chosen)
 
 

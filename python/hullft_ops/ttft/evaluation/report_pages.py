@@ -51,7 +51,7 @@ def markdown(sections: Sequence[Section]) -> str:
     """The sections as Markdown, with a link to each picture."""
     parts = [f"# {TITLE}"]
     for section in sections:
-        parts += [f"## {section.title}", *section.paragraphs]
+        parts += [f"## {section.title}", *map(_plain, section.paragraphs)]
         if section.table:
             lines = [section.header, ("---",) * len(section.header), *section.table]
             parts.append("\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines))
@@ -75,4 +75,9 @@ def html(sections: Sequence[Section], pictures: dict[str, bytes]) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+    return _plain(text).replace("|", "\\|")
+
+
+def _plain(text: str) -> str:
+    """On one line, and no HTML, which Markdown would pass on."""
+    return " ".join(text.splitlines()).replace("&", "&amp;").replace("<", "&lt;")

@@ -52,6 +52,8 @@ def _draw_groups(measured: Measurements, axes: Axes) -> None:
         settings = measured.settings(config)
         groups.setdefault(f"{settings['method']}, refresh {settings['refresh']}", []).append(config)
     for number, (label, configs) in enumerate(sorted(groups.items())):
+        # What matplotlib would take for mathematics.
+        label = label.replace("$", r"\$")
         points = [(measured.mean_seconds(c), measured.mean_bits(c)) for c in configs]
         marker = _MARKERS[number % len(_MARKERS)]
         axes.plot(*zip(*points, strict=True), marker, markersize=8, label=label)

@@ -1,0 +1,126 @@
+"""Results files from anywhere: a report in which all text is text, or an error of one line."""
+
+import copy
+import json
+import random
+from dataclasses import asdict
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from hullft_ops.commands import app
+from hullft_ops.ttft.evaluation.config import ConfigError
+from hullft_ops.ttft.evaluation.measurements import Measurements
+from hullft_ops.ttft.evaluation.report_pages import html, markdown, write_report
+from hullft_ops.ttft.evaluation.report_sections import example_section, report_sections
+from hullft_ops.ttft.evaluation.results import STAGES, Row, read_rows
+
+EVIL = "</td></table><script>alert(\"x\")</script><img src='y' onerror=z>{{ 7 * 7 }}&amp;|$\\frac["
+TAGS = {"html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "img", "div", "table"}
+TAGS |= {"thead", "tbody", "tr", "th", "td"}
+
+
+def row(prompt: int, method: str) -> dict[str, Any]:
+    return asdict(
+        Row(
+            run=EVIL,
+            prompt=f"{EVIL}{prompt}",
+            config=f"{method} {EVIL}",
+            settings={"method": f"{method} {EVIL}", "n_select": 3, "refresh": 1, "lr": 0.1},
+            domain=f"{EVIL}{prompt % 2}",
+            excerpt=EVIL,
+            seed=0,
+            bits_per_byte_before=2.0 + prompt,
+            bits_per_byte_after=1.5 + prompt,
+            bytes_scored=9,
+            seconds=dict.fromkeys(STAGES, 0.1),
+            seconds_row=1.0,
+            passes=3,
+            steps=3,
+            support_size=2,
+            residual=0.1,
+            error=None,
+            versions={EVIL: EVIL},
+            threads=1,
+        )
+    )
+
+
+def rows() -> list[dict[str, Any]]:
+    return [row(prompt, method) for prompt in range(4) for method in ("knn", "hullft")]
+
+
+def write(file: Path, content: list[Any]) -> Path:
+    file.write_text("".join(json.dumps(line) + "\n" for line in content))
+    return file
+
+
+class Page(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_every_field_of_a_row_is_text_in_the_report(tmp_path: Path) -> None:
+    results = write(tmp_path / "rows.jsonl", rows())
+    write_report(results, tmp_path / "out")
+    page = Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
+    assert page.tags <= TAGS
+    assert "onerror" not in page.attributes
+    # As text it is there, from domain, configuration, run, version and excerpt.
+    assert page.text.count(EVIL) > 8
+    assert "<script" not in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+
+
+HOSTILE = [None, True, -1, 10**400, 1e300, float("nan"), float("inf"), "x", EVIL, [], {}, [[1]]]
+
+
+def test_forged_rows_are_reported_or_refused(tmp_path: Path) -> None:
+    """Any other error than ConfigError ends the test."""
+    generator, refused = random.Random(0), 0
+    for number in range(120):
+        content = rows()
+        for _ in range(generator.randint(1, 2)):
+            line = generator.choice(content)
+            inner = line[generator.choice(["settings", "seconds", "versions"])]
+            place = generator.choice([line, line, line, inner])
+            if place:
+                place[generator.choice(list(place))] = copy.deepcopy(generator.choice(HOSTILE))
+            if not all(isinstance(line[name], dict) for name in ("settings", "seconds")):
+                break
+        file = write(tmp_path / f"{number}.jsonl", content)
+        try:
+            measured = Measurements.of(read_rows(file))
+            sections = [*report_sections(measured, "p.png"), example_section(measured)]
+        except ConfigError:
+            refused += 1
+            continue
+        page = Page(html(sections, {"p.png": b""}))
+        assert page.tags <= TAGS
+        assert "<script" not in markdown(sections)
+    assert 50 < refused < 120
+
+
+@pytest.mark.parametrize(
+    "line", ["[" * 10**5, "9" * 5000, '{"a":' * 10**5, "null", '"x"', "\0", '{"run": 1}']
+)
+def test_lines_that_are_no_rows_end_with_one_line(tmp_path: Path, line: str) -> None:
+    (tmp_path / "rows.jsonl").write_text(line + "\n")
+    result = CliRunner().invoke(app, ["report", str(tmp_path / "rows.jsonl")])
+    assert result.exit_code == 2
+    (said,) = result.stderr.splitlines()
+    assert said.startswith("hullft-ops report: results")
+    assert "line 1" in said
