@@ -179,6 +179,8 @@ def test_an_interrupt_at_a_line_leaves_the_model_as_it_was(gpt2, make):
 
     for number in range(1, 9000, 29):
         more = adapt_interrupted_at(number)
+        # A tracer sees lines after the last look for what is pending, where Python looks for none.
+        interrupts._pending.clear()
         assert differences(before, state_of(gpt2)) == [], number
         with finetuner.adapted(support):
             pass

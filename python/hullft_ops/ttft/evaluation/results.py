@@ -192,7 +192,7 @@ def _check_types(row: Row, where: str) -> None:
         raise ConfigError(f"{where}: bits_per_byte_before must be above 0")
     seconds = row.seconds
     numbers = all(isinstance(v, int | float) and _is_sound(v) and v >= 0 for v in seconds.values())
-    stages = set() if row.error is not None and not seconds else set(STAGES)
+    stages: set[str] = set() if row.error is not None and not seconds else set(STAGES)
     if not numbers or seconds.keys() != stages or (stages and not seconds["finetune"] > 0):
         raise ConfigError(f"{where}: seconds must be numbers, of {STAGES}, got {seconds!r}")
     named = {"method": str, "n_select": int, "refresh": int, "lr": int | float}
