@@ -32,7 +32,15 @@ SiftTensors = tuple[
 ]
 
 
+def _check_defined(**tensors: torch.Tensor | None) -> None:
+    """torch takes None for any tensor of a schema."""
+    for name, tensor in tensors.items():
+        if tensor is None:
+            raise TypeError(f"hullft_ops: {name} must be a torch.Tensor, got NoneType")
+
+
 def _selection(pool: torch.Tensor, query: torch.Tensor, n_select: int) -> SelectionTensors:
+    _check_defined(pool=pool, query=query)
     batch = query.shape[0]
     real = torch.float64 if pool.dtype == torch.float64 else torch.float32
 
@@ -132,6 +140,7 @@ def _fake_integerize(
     swap_passes: int = 2,
     support_sizes: torch.Tensor | None = None,
 ) -> torch.Tensor:
+    _check_defined(support=support, weights=weights)
     return support.new_empty(weights.shape, dtype=torch.int64)
 
 
@@ -175,6 +184,7 @@ def _fake_fw_lmo(
     current: torch.Tensor,
     pool_sizes: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    _check_defined(pool=pool, query=query)
     batch = (query.shape[0],)
     real = torch.float64 if pool.dtype == torch.float64 else torch.float32
     return (
