@@ -23,8 +23,6 @@ from pathlib import Path
 from hullft_ops._files import replacing
 from hullft_ops.ttft.passages import normalised, split_passages
 
-PASSAGE_CHARS = 800
-PROMPT_CHARS = 400
 HELD_OUT_ONE_IN = 4
 # A manual of a thousand passages would leave no room for others.
 DOCUMENT_PASSAGES = 60
@@ -58,13 +56,13 @@ class Document:
     def rank(self, seed: int) -> bytes:
         return hashlib.sha256(f"{seed}/{self.domain}/{self.name}".encode()).digest()
 
-    def passages(self) -> Iterator[dict[str, str]]:
+    def passages(self, chars: int) -> Iterator[dict[str, str]]:
         """Records of the document's passages; none where it is not UTF-8."""
         try:
             text = self.read()
         except UnicodeDecodeError:
             return
-        for passage in split_passages(text, PASSAGE_CHARS):
+        for passage in split_passages(text, chars):
             if passage.strip():
                 yield {"text": passage, "domain": self.domain, "source": self.name}
 
@@ -116,7 +114,7 @@ def unpack(packages: Iterable[str], unpacked: Path) -> None:
 
 
 def split_domain(
-    documents: Iterable[Document], passages: int, seed: int
+    documents: Iterable[Document], passages: int, chars: int, seed: int
 ) -> tuple[list[dict[str, str]], list[list[dict[str, str]]]]:
     """``passages`` records for the store, each text once, and those of each held-out document.
 
@@ -130,9 +128,9 @@ def split_domain(
     for row, turn in enumerate(zip_longest(*families.values())):
         for document in filter(None, turn):
             if row % HELD_OUT_ONE_IN == 0:
-                held.append(list(document.passages()))
+                held.append(list(document.passages(chars)))
                 continue
-            for record in islice(document.passages(), DOCUMENT_PASSAGES):
+            for record in islice(document.passages(chars), DOCUMENT_PASSAGES):
                 stored.setdefault(normalised(record["text"]), record)
             if len(stored) >= passages:
                 return list(stored.values())[:passages], held
@@ -140,12 +138,12 @@ def split_domain(
 
 
 def choose_prompts(
-    held: list[list[dict[str, str]]], known: set[int], count: int, seed: int
+    held: list[list[dict[str, str]]], known: set[int], count: int, least_chars: int, seed: int
 ) -> list[dict[str, str]]:
     """Passages by hash, one of each held-out document in turn, until there are ``count``."""
     ranked = [
         sorted(
-            (record for record in records if _is_prompt(record["text"], known)),
+            (record for record in records if _is_prompt(record["text"], known, least_chars)),
             key=lambda record: _text_rank(record, seed),
         )
         for records in held
@@ -154,8 +152,8 @@ def choose_prompts(
     return list(islice(filter(None, turns), count))
 
 
-def _is_prompt(text: str, known: set[int]) -> bool:
-    return len(normalised(text)) >= PROMPT_CHARS and _shared(text, known) < MAX_SHARED
+def _is_prompt(text: str, known: set[int], least_chars: int) -> bool:
+    return len(normalised(text)) >= least_chars and _shared(text, known) < MAX_SHARED
 
 
 def _text_rank(record: dict[str, str], seed: int) -> bytes:
@@ -223,6 +221,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make a corpus of three domains, and prompts.")
     parser.add_argument("out", type=Path, help="folder of corpus.jsonl and prompts.jsonl")
     parser.add_argument("--passages", type=int, default=7000, help="of each domain, to index")
+    parser.add_argument("--chars", type=int, default=800, help="of a passage, at most")
     parser.add_argument("--prompts", type=int, default=60, help="of each domain, held out")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -234,14 +233,14 @@ def main() -> None:
         "docs": text_documents(unpacked),
     }
     split = {
-        name: split_domain(documents, options.passages, options.seed)
+        name: split_domain(documents, options.passages, options.chars, options.seed)
         for name, documents in domains.items()
     }
     corpus = [record for stored, _ in split.values() for record in stored]
     known = set().union(*(_shingles(record["text"]) for record in corpus))
     prompts = []
     for name, (stored, held) in split.items():
-        chosen = choose_prompts(held, known, options.prompts, options.seed)
+        chosen = choose_prompts(held, known, options.prompts, options.chars // 2, options.seed)
         print(
             f"{name}: {len(stored)} passages, {len(held)} documents held out, {len(chosen)} prompts"
         )

@@ -186,7 +186,7 @@ def configuration(
 
 @contextmanager
 def errors_of(command: str) -> Iterator[None]:
-    """Turn what cannot be met into one line and exit code 2."""
+    """Turn what cannot be met, memory included, into one line and exit code 2."""
     from torch import OutOfMemoryError
     from transformers.utils.logging import disable_progress_bar
 

@@ -3,8 +3,11 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from transformers import GPT2LMHeadModel
 from typer.testing import CliRunner, Result
 
 from hullft_ops.commands import app
@@ -50,6 +53,34 @@ def test_it_shows_what_was_retrieved_and_what_that_gained(own: list[object], sto
     assert found is not None
     assert float(found[2]) < float(found[1])
     assert result.stdout.rstrip().endswith("after")
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (1, "out of memory while scoring the prompt: give a shorter --prompt"),
+        (2, "adapting on texts of up to"),
+        (8, "out of memory while generating: lower --max-new-tokens"),
+    ],
+)
+def test_out_of_memory_says_what_to_lower(
+    own: list[object], call: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The forward passes: one scores, six adapt, one scores, the others generate.
+    calls, forward = [], GPT2LMHeadModel.forward
+
+    def counted(*arguments: Any, **keywords: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == call:
+            torch.empty(2**60, dtype=torch.uint8)
+        return forward(*arguments, **keywords)
+
+    monkeypatch.setattr(GPT2LMHeadModel, "forward", counted)
+    result = invoke(*own, "--steps", 6, "--refresh", 1, "--generate")
+    assert result.exit_code == 2, result.output
+    assert said in result.stderr
+    assert "Traceback" not in result.output
+    assert isinstance(result.exception, SystemExit)
 
 
 def test_it_continues_the_prompt(own: list[object]) -> None:

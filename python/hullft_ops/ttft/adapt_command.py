@@ -14,7 +14,10 @@ from hullft_ops.ttft.evaluate import bits_per_byte
 from hullft_ops.ttft.evaluation.config import Config, ConfigError, Settings
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
 from hullft_ops.ttft.methods import Random, SelectionMethod, Sift
+from hullft_ops.ttft.out_of_memory import out_of_memory_explained
 
+_SCORING = "out of memory while scoring the prompt: give a shorter --prompt or a smaller --model"
+_GENERATING = "out of memory while generating: lower --max-new-tokens or give a shorter --prompt"
 _STAGES = ("embed", "search", "select", "tokenize", "forward", "backward", "step")
 
 
@@ -24,6 +27,7 @@ def run_adapt(config: Config, prompt: str, max_new_tokens: int | None, out: Cons
 
     Raises:
         ConfigError, DemoError: something cannot be loaded, or the prompt cannot be adapted to.
+        torch.OutOfMemoryError: memory ran out; the message says what to lower.
     """
     settings = _one(config)
     store = _open(config)
@@ -33,12 +37,15 @@ def run_adapt(config: Config, prompt: str, max_new_tokens: int | None, out: Cons
         ttft = TestTimeFinetuner(
             model, tokenizer, store, embedder, **_options(settings, config.seed)
         )
-        before = bits_per_byte(model, tokenizer, prompt)
+        with out_of_memory_explained(_SCORING):
+            before = bits_per_byte(model, tokenizer, prompt)
         with ttft.adapted(prompt) as report:
-            after = bits_per_byte(model, tokenizer, prompt)
+            with out_of_memory_explained(_SCORING):
+                after = bits_per_byte(model, tokenizer, prompt)
             continued = None
             if max_new_tokens is not None:
-                continued = ttft.continuation(prompt, max_new_tokens=max_new_tokens)
+                with out_of_memory_explained(_GENERATING):
+                    continued = ttft.continuation(prompt, max_new_tokens=max_new_tokens)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     out.print(_table(report, store))
