@@ -1,9 +1,10 @@
-"""A corpus of at least three domains from what a Debian machine has, with held-out prompts.
+"""A corpus of three domains from what a Debian machine has, with held-out prompts.
 
     python tools/debian_corpus.py OUT     # needs Debian's apt-get, dpkg and man-db
 
-writes ``OUT/corpus.jsonl``, passages to index with hullft-ops index, and ``OUT/prompts.jsonl``,
-passages of documents that are not indexed. Both have "text", "domain" and "source" in each record.
+writes ``OUT/corpus.jsonl``, passages to index with hullft-ops index, and passages of documents that
+are not indexed: ``OUT/tuning.jsonl`` to tune on and ``OUT/prompts.jsonl`` to evaluate on. All have
+"text", "domain" and "source" in each record.
 The text is none that the model which ships with hullft_ops was trained on: no file of the
 standard library, no page of manpages or manpages-dev.
 """
@@ -222,7 +223,8 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder of corpus.jsonl and prompts.jsonl")
     parser.add_argument("--passages", type=int, default=7000, help="of each domain, to index")
     parser.add_argument("--chars", type=int, default=800, help="of a passage, at most")
-    parser.add_argument("--prompts", type=int, default=60, help="of each domain, held out")
+    parser.add_argument("--prompts", type=int, default=40, help="of each domain, to evaluate on")
+    parser.add_argument("--tuning", type=int, default=30, help="of each domain, to tune on")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     unpacked = options.out / "packages"
@@ -238,14 +240,18 @@ def main() -> None:
     }
     corpus = [record for stored, _ in split.values() for record in stored]
     known = set().union(*(_shingles(record["text"]) for record in corpus))
-    prompts = []
+    prompts: list[dict[str, str]] = []
+    tuning: list[dict[str, str]] = []
     for name, (stored, held) in split.items():
-        chosen = choose_prompts(held, known, options.prompts, options.chars // 2, options.seed)
+        count = options.tuning + options.prompts
+        chosen = choose_prompts(held, known, count, options.chars // 2, options.seed)
         print(
             f"{name}: {len(stored)} passages, {len(held)} documents held out, {len(chosen)} prompts"
         )
-        prompts += chosen
+        tuning += chosen[: options.tuning]
+        prompts += chosen[options.tuning :]
     _write(corpus, options.out / "corpus.jsonl")
+    _write(tuning, options.out / "tuning.jsonl")
     _write(prompts, options.out / "prompts.jsonl")
 
 

@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 from hullft_ops.commands import app
 from hullft_ops.ttft.evaluation.config import config_id, expand_grid
-from hullft_ops.ttft.evaluation.measurements import NONE, Measurements
+from hullft_ops.ttft.evaluation.equal_time import at_time, pareto
+from hullft_ops.ttft.evaluation.measurements import NONE, Interval, Measurements
 from hullft_ops.ttft.evaluation.report_pages import write_report
-from hullft_ops.ttft.evaluation.report_plot import pareto
 from hullft_ops.ttft.evaluation.report_sections import report_sections
 from hullft_ops.ttft.evaluation.results import Row
 
@@ -61,7 +61,7 @@ def test_means_and_differences(rows: list[Row]) -> None:
     assert measured.mean_bits(NONE) == pytest.approx(2 + 2.9 / 2)
     assert measured.relative_bits(knn, NONE).value == pytest.approx(-0.5 / 3.45)
     assert measured.prompts_below(knn, NONE) == 30
-    assert measured.relative_finetuning(hullft, knn).value == pytest.approx(-0.5)
+    assert measured.finetuning_speed(hullft, knn) == Interval(2, 2, 2)
 
 
 def test_the_interval_is_scipys(rows: list[Row]) -> None:
@@ -109,7 +109,7 @@ def test_between_methods_and_at_equal_time(rows: list[Row]) -> None:
     ((config, other, bits, verdict, _, speed),) = sections["Between methods"].table
     assert (config, other, verdict) == (config_id(HULLFT), config_id(KNN), "better")
     assert bits.startswith("-3.")
-    assert speed == "2.00 x"
+    assert speed == "2.00 x [2.00, 2.00]"
     # No kNN takes 1 s or less, so only kNN has a rival.
     ((config, _, other, _, _, verdict),) = sections["At equal time"].table
     assert (config, other, verdict) == (config_id(KNN), config_id(HULLFT), "worse")
@@ -118,6 +118,27 @@ def test_between_methods_and_at_equal_time(rows: list[Row]) -> None:
 def test_the_front_is_what_nothing_beats() -> None:
     points = {"slow": (3.0, 1.0), "quick": (1.0, 2.0), "beaten": (2.0, 2.5), "same": (1.0, 2.0)}
     assert pareto(points) == ["quick", "slow"]
+
+
+def test_quality_at_a_time_lies_between_two_configurations(rows: list[Row]) -> None:
+    quick, slow = expand_grid([{"method": "knn", "n_select": [1, 8]}], None)
+    beaten = expand_grid([{"method": "knn", "n_select": 9}], None)[0]
+    rows += [row(i, quick, 1.8 + i / 10, 1.0) for i in range(30)]
+    rows += [row(i, slow, 1.4 + i / 10, 4.0) for i in range(30)]
+    rows += [row(i, beaten, 1.7 + i / 10, 3.0) for i in range(30)]
+    measured = Measurements.of(rows)
+    assert at_time(measured, "knn", 0.9) is None
+    between = at_time(measured, "knn", 2.5)
+    assert between.configs == (config_id(KNN), config_id(slow))
+    assert between.seconds == 2.5
+    np.testing.assert_allclose(between.bits, 1.475 + np.arange(30) / 10)
+    for seconds, configs, taken in ((2.0, (config_id(KNN),), 2.0), (9.0, (config_id(slow),), 4.0)):
+        found = at_time(measured, "knn", seconds)
+        assert (found.configs, found.seconds) == (configs, taken)
+        np.testing.assert_array_equal(found.bits, measured.bits_of(configs[0]))
+    sections = {s.title: s for s in report_sections(measured, "x.png")}
+    table = sections["At equal time"].table
+    assert (f"{config_id(quick)}", "1.000 s") in [line[2:4] for line in table]
 
 
 class Page(HTMLParser):

@@ -86,8 +86,13 @@ class Measurements:
             incomplete=len(every) - len(prompts),
         )
 
+    def bits_of(self, config: str) -> np.ndarray:
+        """float64 ``[prompts]``, bits per byte."""
+        bits: np.ndarray = self.bits[self.configs.index(config)]
+        return bits
+
     def mean_bits(self, config: str) -> float:
-        return float(self.bits[self.configs.index(config)].mean())
+        return float(self.bits_of(config).mean())
 
     def mean_seconds(self, config: str) -> float:
         return float(self.seconds[self.configs.index(config)].mean())
@@ -106,24 +111,27 @@ class Measurements:
 
     def relative_bits(self, config: str, other: str, domain: str | None = None) -> Interval:
         """Mean bits per byte over those of ``other``, less 1, on the prompts of a domain or all."""
-        return self._ratio(self.bits, config, other, domain)
+        own, others = self.bits_of(config), self.bits_of(other)
+        if domain is None:
+            return self.relative_to(config, others)
+        inside = self.domains == domain
+        return _ratio_interval(own[inside], others[inside], resampling(int(inside.sum())))
 
-    def relative_finetuning(self, config: str, other: str) -> Interval:
-        """Mean seconds of finetuning over those of ``other``, less 1."""
-        seconds = [[row.seconds["finetune"] for row in self.rows[c]] for c in (config, other)]
-        return _ratio_interval(np.array(seconds[0]), np.array(seconds[1]), self._weights)
+    def relative_to(self, config: str, bits: np.ndarray) -> Interval:
+        """Mean bits per byte over the mean of ``bits``, float64 ``[prompts]``, less 1."""
+        return _ratio_interval(self.bits_of(config), bits, self._weights)
+
+    def finetuning_speed(self, config: str, other: str) -> Interval:
+        """How many times as fast as ``other`` it finetunes: the other's mean seconds over its."""
+        own, others = (
+            np.array([row.seconds["finetune"] for row in self.rows[c]]) for c in (config, other)
+        )
+        less_one = _ratio_interval(others, own, self._weights)
+        return Interval(less_one.value + 1, less_one.low + 1, less_one.high + 1)
 
     def prompts_below(self, config: str, other: str) -> int:
         """On how many prompts a configuration takes fewer bits per byte than another."""
-        own, others = (self.bits[self.configs.index(name)] for name in (config, other))
-        return int((own < others).sum())
-
-    def _ratio(self, values: np.ndarray, config: str, other: str, domain: str | None) -> Interval:
-        own, others = (values[self.configs.index(name)] for name in (config, other))
-        if domain is None:
-            return _ratio_interval(own, others, self._weights)
-        inside = self.domains == domain
-        return _ratio_interval(own[inside], others[inside], resampling(int(inside.sum())))
+        return int((self.bits_of(config) < self.bits_of(other)).sum())
 
     @cached_property
     def _weights(self) -> np.ndarray:

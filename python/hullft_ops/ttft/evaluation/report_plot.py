@@ -6,23 +6,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hullft_ops._files import replacing
+from hullft_ops.ttft.evaluation.equal_time import pareto
 from hullft_ops.ttft.evaluation.measurements import NONE, Measurements
 
 _MARKERS = "osD^vP*Xhd"
-
-
-def pareto(points: dict[str, tuple[float, float]]) -> list[str]:
-    """Names of the points (time, quality) that no other is below in one and not above in the other.
-
-    In the order of time; of points that are the same, the first.
-    """
-    front: list[str] = []
-    best = float("inf")
-    for name in sorted(points, key=points.__getitem__):
-        if points[name][1] < best:
-            best = points[name][1]
-            front.append(name)
-    return front
 
 
 def write_plot(measured: Measurements, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from hullft_ops.ttft.evaluation.equal_time import at_time
 from hullft_ops.ttft.evaluation.measurements import CONFIDENCE, NONE, Interval, Measurements
 from hullft_ops.ttft.evaluation.results import Row
 
@@ -111,7 +112,7 @@ def _between_methods(measured: Measurements) -> Section:
     for number, other in enumerate(chosen):
         for config in chosen[number + 1 :]:
             bits = measured.relative_bits(config, other)
-            speed = measured.relative_finetuning(config, other)
+            speed = measured.finetuning_speed(config, other)
             table.append(
                 (
                     config,
@@ -119,7 +120,7 @@ def _between_methods(measured: Measurements) -> Section:
                     _percent(bits),
                     _verdict(bits),
                     f"{measured.prompts_below(config, other)} of {len(measured.prompts)}",
-                    f"{1 / (1 + speed.value):.2f} x",
+                    _times(speed),
                 )
             )
     header = (
@@ -138,33 +139,31 @@ def _between_methods(measured: Measurements) -> Section:
 
 
 def _equal_time(measured: Measurements) -> Section:
-    """Each leader against the best of every other method that takes no longer."""
+    """Each leader against every other method at the leader's mean time."""
     table: list[Cells] = []
     for config in leaders(measured):
-        limit = measured.mean_seconds(config)
+        seconds = measured.mean_seconds(config)
         method = measured.settings(config)["method"]
         for rival in sorted({measured.settings(c)["method"] for c in measured.rows} - {method}):
-            within = [
-                c
-                for c in measured.rows
-                if measured.settings(c)["method"] == rival and measured.mean_seconds(c) <= limit
-            ]
-            if within:
-                other = min(within, key=measured.mean_bits)
-                bits = measured.relative_bits(config, other)
+            other = at_time(measured, rival, seconds)
+            if other is not None:
+                bits = measured.relative_to(config, other.bits)
                 table.append(
                     (
                         config,
-                        f"{limit:.3f} s",
-                        other,
-                        f"{measured.mean_seconds(other):.3f} s",
+                        f"{seconds:.3f} s",
+                        " to ".join(other.configs),
+                        f"{other.seconds:.3f} s",
                         _percent(bits),
                         _verdict(bits),
                     )
                 )
     text = (
-        "The best configuration of each method and refresh against the best of every other method "
-        "that takes no more time in the mean. A method without one that fast has no line."
+        "The best configuration of each method and refresh against every other method at the same "
+        "mean time. Between two configurations of the other method, each prompt's bits per byte "
+        "are interpolated linearly in the mean seconds of the two. Where the other method is no "
+        "better for more time than it takes here, it takes less. A method that is never so fast "
+        "has no line."
     )
     header = ("configuration", "takes", "against", "takes", "bits per byte", "so it is")
     return Section("At equal time", [text], header, table)
@@ -177,7 +176,7 @@ def _by_domain(measured: Measurements) -> Section:
         (NONE, *(f"{none[measured.domains == name].mean():.4f}" for name in domains))
     ]
     for config in leaders(measured):
-        own = measured.bits[measured.configs.index(config)]
+        own = measured.bits_of(config)
         cells = (
             f"{own[measured.domains == name].mean():.4f} "
             f"{_percent(measured.relative_bits(config, NONE, name))}"
@@ -211,6 +210,12 @@ def _percent(interval: Interval) -> str:
     if interval.low != interval.low:
         return f"{interval.value:+.1%}"
     return f"{interval.value:+.1%} [{interval.low:+.1%}, {interval.high:+.1%}]"
+
+
+def _times(interval: Interval) -> str:
+    if interval.low != interval.low:
+        return f"{interval.value:.2f} x"
+    return f"{interval.value:.2f} x [{interval.low:.2f}, {interval.high:.2f}]"
 
 
 def _verdict(interval: Interval) -> str:
