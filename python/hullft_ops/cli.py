@@ -14,9 +14,13 @@ def main() -> None:
         if missing is None:
             raise
         sys.exit(
-            f"hullft-ops needs {missing}: pip install 'hullft_ops[ttft]'\n"
+            f"hullft-ops needs {missing}: pip install 'hullft_ops[{_extra_of(missing)}]'\n"
             "Without it, python -m hullft_ops.collect_env prints what 'hullft-ops info' does."
         )
+
+
+def _extra_of(library: str) -> str:
+    return "ray" if library.split(".")[0] == "ray" else "ttft"
 
 
 def _missing_library(error: ImportError) -> str | None:

@@ -10,6 +10,14 @@ from rich.console import Console
 from hullft_ops import commands_adapt, commands_evaluation
 from hullft_ops.bug_report import bug_report
 from hullft_ops.collect_env import collect_env, format_env
+from hullft_ops.commands_scale import (
+    Engine,
+    EngineOption,
+    GpusOption,
+    ThreadsOption,
+    WorkersOption,
+    workers_of,
+)
 
 app = typer.Typer(
     help="Test-time finetuning of language models with HullFT.",
@@ -134,6 +142,10 @@ def index(
     restart: Annotated[
         bool, typer.Option("--restart", help="Roll an interrupted run back and begin anew.")
     ] = False,
+    engine: EngineOption = Engine.process,
+    workers: WorkersOption = None,
+    threads_per_worker: ThreadsOption = None,
+    gpus_per_worker: GpusOption = None,
 ) -> None:
     """Make a datastore of a corpus: streamed, and resumable after a kill."""
     from hullft_ops.ttft.index_command import IndexRequest, run_index
@@ -157,6 +169,7 @@ def index(
                 for name, asked in (("append", append), ("resume", resume), ("restart", restart))
                 if asked
             ),
+            workers=workers_of(engine, workers, threads_per_worker, gpus_per_worker),
         )
         run_index(request, out=Console(), log=Console(stderr=True))
     except (OSError, ValueError) as error:

@@ -8,6 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from hullft_ops.commands_scale import (
+    Engine,
+    EngineOption,
+    GpusOption,
+    ThreadsOption,
+    WorkersOption,
+    workers_of,
+)
+
 if TYPE_CHECKING:
     from hullft_ops.ttft.evaluation.config import Config
 
@@ -86,6 +95,10 @@ def evaluate(
     output: Annotated[
         Path, typer.Option(help="Results file; rows that it holds are not run again.")
     ] = Path("results.jsonl"),
+    engine: EngineOption = Engine.process,
+    workers: WorkersOption = None,
+    threads_per_worker: ThreadsOption = None,
+    gpus_per_worker: GpusOption = None,
 ) -> None:
     """Run methods x steps x refresh x learning rate on held-out prompts, a JSONL row each."""
     with errors_of("evaluate"):
@@ -101,10 +114,16 @@ def evaluate(
             default={"method": ["knn", "hullft"]},
         )
         log = Console(stderr=True)
+        asked = workers_of(engine, workers, threads_per_worker, gpus_per_worker)
         inputs = open_inputs(chosen, log)
         evaluator = inputs.evaluator(chosen.seed)
         with open_results(output, evaluator.run) as results:
-            run(evaluator, inputs.prompts, chosen.configurations, results, log)
+            if asked is None:
+                run(evaluator, inputs.prompts, chosen.configurations, results, log)
+            else:
+                from hullft_ops.ttft.scale.evaluation import evaluate_on_ray
+
+                evaluate_on_ray(chosen, inputs, results, asked, log)
         typer.echo(output)
 
 
@@ -191,13 +210,20 @@ def errors_of(command: str) -> Iterator[None]:
     from transformers.utils.logging import disable_progress_bar
 
     from hullft_ops.ttft.demo_inputs import DemoError
-    from hullft_ops.ttft.errors import NonFiniteLossError
+    from hullft_ops.ttft.errors import NonFiniteLossError, ScaleError
     from hullft_ops.ttft.evaluation.config import ConfigError
 
     # Loading a model would draw a bar of its own through ours.
     disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
-    except (ConfigError, DemoError, NonFiniteLossError, OSError, OutOfMemoryError) as error:
+    except (
+        ConfigError,
+        DemoError,
+        NonFiniteLossError,
+        OSError,
+        OutOfMemoryError,
+        ScaleError,
+    ) as error:
         typer.echo(f"hullft-ops {command}: {error}", err=True)
         raise typer.Exit(2) from error

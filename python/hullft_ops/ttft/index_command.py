@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from hullft_ops.ttft.datastore import Datastore
-from hullft_ops.ttft.embedding import Embedder, SentenceTransformerEmbedder, load_embedder
+from hullft_ops.ttft.embedding import (
+    Embedder,
+    EncodeBatches,
+    SentenceTransformerEmbedder,
+    load_embedder,
+)
 from hullft_ops.ttft.indexing import Cutting, index_corpus
 from hullft_ops.ttft.search_index import IndexThresholds
 from hullft_ops.ttft.sources import Source
@@ -16,10 +21,15 @@ from hullft_ops.ttft.sources import Source
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from hullft_ops.ttft.scale.cluster import Workers
+
 
 @dataclass(frozen=True)
 class IndexRequest:
-    """The arguments of ``hullft-ops index``, by the same names; ``modes`` at most one."""
+    """The arguments of ``hullft-ops index``, by the same names; ``modes`` at most one.
+
+    ``workers`` are Ray's; this process alone when None.
+    """
 
     source: Path
     out: Path
@@ -34,6 +44,7 @@ class IndexRequest:
     flat_up_to: int
     ivf_up_to: int
     modes: tuple[str, ...]
+    workers: "Workers | None" = None
 
     def __post_init__(self) -> None:
         if len(self.modes) > 1:
@@ -64,6 +75,7 @@ def run_index(request: IndexRequest, out: Console, log: Console) -> Datastore:
         thresholds=IndexThresholds(request.flat_up_to, request.ivf_up_to),
         mode=request.modes[0] if request.modes else "new",
         console=log,
+        encode=_encode(request, embedder),
     )
     out.print(_described(request.out, store), highlight=False, soft_wrap=True, markup=False)
     return store
@@ -105,6 +117,14 @@ def _source_line(source: dict[str, Any], count: int) -> str:
         f"{source['malformed']} malformed records, {source['near_empty']} near-empty texts, "
         f"{source['repeated']} repeated texts"
     )
+
+
+def _encode(request: IndexRequest, embedder: Embedder) -> EncodeBatches | None:
+    if request.workers is None:
+        return None
+    from hullft_ops.ttft.scale.embedding import ray_embedding
+
+    return ray_embedding(embedder, request.embedder, request.workers)
 
 
 def _tokenizer(request: IndexRequest, embedder: Embedder) -> "PreTrainedTokenizerBase":

@@ -11,7 +11,7 @@ from rich.progress import Progress
 from hullft_ops._files import PARTIAL_FILES, full_disk_explained
 from hullft_ops.ttft.chunking import token_chunks
 from hullft_ops.ttft.datastore import Datastore
-from hullft_ops.ttft.embedding import Embedder
+from hullft_ops.ttft.embedding import Embedder, EncodeBatches
 from hullft_ops.ttft.journal import Journal, locked
 from hullft_ops.ttft.manifest import MANIFEST_FILE, Manifest
 from hullft_ops.ttft.passage_rows import Left, SeenTexts, passage_rows
@@ -53,6 +53,7 @@ def index_corpus(
     thresholds: IndexThresholds | None = None,
     mode: str = "new",
     console: Console | None = None,
+    encode: EncodeBatches | None = None,
 ) -> Datastore:
     """Write a corpus into the datastore at ``path``, and open it.
 
@@ -70,6 +71,8 @@ def index_corpus(
             an interrupted write of the same source, or begin one where there is none. "restart":
             roll an interrupted write back, then write anew.
         console: where progress is drawn; nowhere when None.
+        encode: embeds batches elsewhere, such as `hullft_ops.ttft.scale.ray_embedding`; in this
+            process when None.
 
     Raises:
         FileNotFoundError: there is no such source, or no datastore to append to.
@@ -96,7 +99,7 @@ def index_corpus(
         with progress_bar(console or Console(quiet=True), shown=console is not None) as bar:
             if not writer.finished:
                 _write_texts(writer, source, cutting, bar)
-                writer.embed(bar)
+                writer.embed(bar, encode)
             writer.finish(thresholds or IndexThresholds())
     return Datastore.open(path)
 

@@ -62,7 +62,7 @@ def exact_search(
     if rows is None:
         scores, ids = faiss.knn(queries, matrix, k, metric=faiss.METRIC_INNER_PRODUCT)
         # FAISS leaves equal scores in the order of its heap.
-        return _largest(scores, ids, k)
+        return largest(scores, ids, k)
     scores = np.empty((len(queries), 0), np.float32)
     ids = np.empty((len(queries), 0), np.int64)
     for start in range(0, len(rows), _BLOCK_ROWS):
@@ -70,7 +70,7 @@ def exact_search(
         found, places = exact_search(matrix[block], queries, min(k, len(block)))
         scores = np.concatenate([scores, found], axis=1)
         ids = np.concatenate([ids, block[places]], axis=1)
-        scores, ids = _largest(scores, ids, min(k, ids.shape[1]))
+        scores, ids = largest(scores, ids, min(k, ids.shape[1]))
     return scores, ids
 
 
@@ -214,6 +214,7 @@ def _selector(search: ListSearch, rows: np.ndarray | None) -> faiss.IDSelector |
     return faiss.IDSelectorBitmap(bits)  # type: ignore[call-arg, arg-type]
 
 
-def _largest(scores: np.ndarray, ids: np.ndarray, k: int) -> Neighbours:
+def largest(scores: np.ndarray, ids: np.ndarray, k: int) -> Neighbours:
+    """The ``k`` largest of each row of scores ``[B, n]``, the lower id first of equals."""
     order = np.lexsort((ids, -scores), axis=-1)[:, :k]
     return np.take_along_axis(scores, order, axis=-1), np.take_along_axis(ids, order, axis=-1)

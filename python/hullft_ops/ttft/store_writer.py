@@ -8,6 +8,7 @@ import os
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -21,7 +22,7 @@ from rich.progress import Progress
 from hullft_ops._checks import check_integer
 from hullft_ops._files import PARTIAL_FILES, sync
 from hullft_ops.ttft.checksums import check_file, crc32_of
-from hullft_ops.ttft.embedding import Embedder, encode_checked
+from hullft_ops.ttft.embedding import Embedder, EncodeBatches, encode_in_turn
 from hullft_ops.ttft.journal import Journal
 from hullft_ops.ttft.manifest import (
     EMBEDDINGS_FILE,
@@ -145,21 +146,29 @@ class StoreWriter:
         assert self.journal.shard is not None
         return self.journal.shard.count
 
-    def embed(self, bar: Progress) -> None:
-        """Write the vectors of the texts that have none. What ``bar`` counts is on the disk."""
+    def embed(self, bar: Progress, encode: EncodeBatches | None = None) -> None:
+        """Write the vectors of the texts that have none. What ``bar`` counts is on the disk.
+
+        Args:
+            bar: where progress is shown.
+            encode: gives the vectors of batches; the embedder, one after the other, when None.
+        """
+        encode = encode or encode_in_turn(self.function, self.embedder)
         shard = self.journal.shard
         assert shard is not None
         check_file(self.function, self._folder, shard)
         texts = datasets.Dataset.from_file(str(self._folder / shard.file))["text"]
         task = bar.add_task("embedding", total=len(texts), completed=self.journal.embedded)
-        with self._vectors() as out:
+        starts = range(self.journal.embedded, len(texts), _TEXTS_PER_ENCODE)
+        batches = (list(texts[start : start + _TEXTS_PER_ENCODE]) for start in starts)
+        done = self.journal.embedded
+        with self._vectors() as out, closing(encode(batches)) as encoded:
             crc32, committed = self.journal.embeddings_crc32, time.monotonic()
-            for start in range(self.journal.embedded, len(texts), _TEXTS_PER_ENCODE):
-                batch = list(texts[start : start + _TEXTS_PER_ENCODE])
-                vectors = encode_checked(self.function, self.embedder, batch).tobytes()
-                out.write(vectors)
-                crc32 = zlib.crc32(vectors, crc32)
-                done = start + len(batch)
+            for vectors in encoded:
+                block = vectors.tobytes()
+                out.write(block)
+                crc32 = zlib.crc32(block, crc32)
+                done += len(vectors)
                 if done == len(texts) or time.monotonic() - committed > _SECONDS_PER_COMMIT:
                     out.flush()
                     os.fsync(out.fileno())

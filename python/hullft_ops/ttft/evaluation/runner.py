@@ -214,20 +214,28 @@ def evaluate(
     """
     evaluator.prepare(settings)
     evaluator.remember(results.rows.values())
-    pairs = [
-        (prompt, setting)
-        for number, prompt in enumerate(prompts)
-        for setting in rotated(settings, number)
-    ]
-    missing = [(p, s) for p, s in pairs if (p.id, config_id(s)) not in results.rows]
+    missing = missing_pairs(prompts, settings, results)
     if not missing:
         return
     evaluator.warm_up(*missing[0])
+    total = len(prompts) * len(settings)
     with progress_bar(log) as bar:
-        task = bar.add_task("evaluating", total=len(pairs), completed=len(pairs) - len(missing))
+        task = bar.add_task("evaluating", total=total, completed=total - len(missing))
         for prompt, setting in missing:
             results.append(evaluator.measure(prompt, setting))
             bar.advance(task)
+
+
+def missing_pairs(
+    prompts: Sequence[Prompt], settings: Sequence[Settings], results: ResultsFile
+) -> list[tuple[Prompt, Settings]]:
+    """What ``results`` has no row of, a prompt after the other, in the order to run it in."""
+    return [
+        (prompt, setting)
+        for number, prompt in enumerate(prompts)
+        for setting in rotated(settings, number)
+        if (prompt.id, config_id(setting)) not in results.rows
+    ]
 
 
 def rotated(items: Sequence[T], by: int) -> list[T]:

@@ -1,0 +1,139 @@
+"""A Ray cluster, or one that is started on this machine, and the workers asked of it."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from hullft_ops._checks import check_integer
+from hullft_ops.ttft.errors import ScaleError
+
+# What workers hand back is small and fetched at once.
+_OBJECT_STORE_BYTES = 256 << 20
+# A worker that dies on the same work again is more likely to run out of memory than unlucky.
+ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How many worker processes, and what each computes with.
+
+    Attributes:
+        count: as many as the cluster's processors (or GPUs) are enough for when None.
+        threads: of each, in torch and FAISS; Ray reserves as many processors. The last bits of a
+            matrix product depend on it, so results are equal where this number is.
+        gpus: GPUs that Ray reserves for each; a share of one if below 1.
+
+    Raises:
+        TypeError, ValueError: a number that none can be asked by.
+    """
+
+    count: int | None = None
+    threads: int = 1
+    gpus: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.count is not None:
+            check_integer("Workers", "count", self.count, 1)
+        check_integer("Workers", "threads", self.threads, 1)
+        if not 0 <= self.gpus < float("inf"):
+            raise ValueError(f"Workers: gpus must be 0 or more, got {self.gpus}")
+
+
+@contextmanager
+def cluster(workers: Workers) -> Iterator[Workers]:
+    """Ray, connected to, and ``workers`` with their count filled in.
+
+    It is the Ray that this process is connected to; or else that at ``RAY_ADDRESS``; or else one
+    that is started here, reports nothing to anybody, and ends with the block.
+
+    Raises:
+        ImportError: Ray is not installed.
+        ScaleError: the cluster is too small for the workers.
+    """
+    ray = import_ray()
+    connected = not ray.is_initialized()
+    if connected:
+        _connect(ray, workers)
+    try:
+        yield _counted(workers, ray.cluster_resources())
+    finally:
+        if connected:
+            ray.shutdown()
+
+
+def start(worker: type, workers: Workers, *arguments: Any) -> Any:
+    """A worker process: a restarted one takes the place of one that dies, and begins its work anew.
+
+    Args:
+        worker: its class, whose first argument is ``workers.threads``. What may fail is better done
+            in a method than in the constructor: its exception arrives as it is.
+        workers: what it computes with.
+        arguments: further ones of the constructor.
+    """
+    return (
+        import_ray()
+        .remote(worker)
+        .options(
+            num_cpus=workers.threads,
+            num_gpus=workers.gpus,
+            max_restarts=-1,
+            max_task_retries=ATTEMPTS - 1,
+        )
+        .remote(workers.threads, *arguments)
+    )
+
+
+def use_threads(threads: int) -> None:
+    """Compute with so many threads in this process."""
+    import faiss
+
+    torch.set_num_threads(threads)
+    faiss.omp_set_num_threads(threads)
+
+
+def import_ray() -> Any:
+    """The module.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"hullft_ops.ttft.scale needs {error.name}: pip install 'hullft_ops[ray]'"
+        ) from error
+    return ray
+
+
+def _connect(ray: Any, workers: Workers) -> None:
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(address, log_to_driver=False, logging_level="warning")
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init(
+        "local",
+        num_cpus=None if workers.count is None else workers.count * workers.threads,
+        object_store_memory=_OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="warning",
+    )
+
+
+def _counted(workers: Workers, has: dict[str, float]) -> Workers:
+    needs = {"CPU": float(workers.threads), "GPU": workers.gpus}
+    room = min(int(has.get(name, 0.0) / each) for name, each in needs.items() if each)
+    count = room if workers.count is None else workers.count
+    if count > room or not room:
+        each = f"{workers.threads} processors" + (f" and {workers.gpus:g} GPUs" * (needs["GPU"] > 0))
+        raise ScaleError(
+            f"workers: {max(count, 1)} of {each} each do not fit a cluster of "
+            f"{has.get('CPU', 0.0):g} processors and {has.get('GPU', 0.0):g} GPUs"
+        )
+    return replace(workers, count=count)

@@ -1,0 +1,61 @@
+"""Embedding a datastore's texts in several processes, batch by batch."""
+
+from collections.abc import Generator, Iterable
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from hullft_ops.ttft.embedding import Embedder, EncodeBatches, encode_checked, load_embedder
+from hullft_ops.ttft.scale.cluster import Workers, cluster, start, use_threads
+from hullft_ops.ttft.scale.pool import in_order
+
+# Batches a worker may be ahead of the slowest, whose vectors wait in memory.
+_AHEAD = 8
+
+
+class EmbeddingWorker:
+    """Holds an embedder, loaded with the first batch."""
+
+    def __init__(self, threads: int, name: str, dim: int) -> None:
+        self._threads, self._name, self._dim = threads, name, dim
+
+    def encode(self, texts: list[str]) -> np.ndarray:
+        """float32 ``[len(texts), dim]``, unit vectors."""
+        return encode_checked("EmbeddingWorker", self._embedder, texts)
+
+    @cached_property
+    def _embedder(self) -> Embedder:
+        use_threads(self._threads)
+        embedder = load_embedder(self._name)
+        if embedder.dim != self._dim:
+            raise ValueError(
+                f"EmbeddingWorker: embedder {self._name} must have dim {self._dim}, as it has "
+                f"where the datastore is written, got {embedder.dim}"
+            )
+        return embedder
+
+
+def ray_embedding(embedder: Embedder, name: str, workers: Workers) -> EncodeBatches:
+    """What `index_corpus` takes to embed in Ray's workers.
+
+    They start with the first batch and end with the last. A batch has the vectors that a single
+    process computes with as many threads: what it consists of is the same.
+
+    Args:
+        embedder: the one that the datastore is written with.
+        name: what `load_embedder` loads it by, also where the workers are.
+        workers: how many, and what each computes with.
+    """
+    # Workers may run in another directory.
+    source = str(Path(name).resolve()) if Path(name).is_dir() else name
+
+    def encode(batches: Iterable[list[str]]) -> Generator[np.ndarray]:
+        with cluster(workers) as found:
+            count = found.count or 1
+            actors = [start(EmbeddingWorker, found, source, embedder.dim) for _ in range(count)]
+            yield from in_order(
+                actors, batches, lambda actor, texts: actor.encode.remote(texts), _AHEAD * count
+            )
+
+    return encode

@@ -1,0 +1,119 @@
+"""Configurations on held-out prompts, measured in several processes."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+from rich.console import Console
+
+from hullft_ops.ttft.datastore import Datastore
+from hullft_ops.ttft.demo_inputs import load_model, open_embedder
+from hullft_ops.ttft.evaluation.config import Config, ConfigError, Settings
+from hullft_ops.ttft.evaluation.inputs import Inputs
+from hullft_ops.ttft.evaluation.prompts import Prompt
+from hullft_ops.ttft.evaluation.results import ResultsFile, Row
+from hullft_ops.ttft.evaluation.runner import Evaluator, missing_pairs
+from hullft_ops.ttft.progress import progress_bar
+from hullft_ops.ttft.scale.cluster import Workers, cluster, start, use_threads
+from hullft_ops.ttft.scale.pool import completed
+
+Task = tuple[Prompt, list[Settings], list[Row]]
+
+
+class EvaluationWorker:
+    """Holds a model, an embedder and a datastore, loaded with the first prompt."""
+
+    def __init__(self, threads: int, config: Config, run: str, device: str) -> None:
+        self._threads, self._config, self._run, self._device = threads, config, run, device
+        self._warm = False
+
+    def measure(self, prompt: Prompt, settings: list[Settings], known: list[Row]) -> list[Row]:
+        """A row for each of the settings.
+
+        Args:
+            prompt: what to adapt to.
+            settings: in the order to measure them in.
+            known: rows of the prompt from before.
+        """
+        evaluator = self._evaluator
+        evaluator.remember(known)
+        if not self._warm:
+            evaluator.warm_up(prompt, settings[0])
+            self._warm = True
+        return [evaluator.measure(prompt, setting) for setting in settings]
+
+    @cached_property
+    def _evaluator(self) -> Evaluator:
+        use_threads(self._threads)
+        assert self._config.store is not None
+        model, tokenizer = load_model(self._config.model)
+        # A model is moved in place; the type of what `to` returns is lost in its decorators.
+        model.to(self._device)  # type: ignore[arg-type]
+        store = Datastore.open(self._config.store, verify=False)
+        embedder = open_embedder(self._config.embedder)
+        evaluator = Evaluator(model, tokenizer, store, embedder, seed=self._config.seed)
+        if evaluator.run != self._run:
+            raise ConfigError(
+                f"a worker has another model, datastore or embedder than the driver under the "
+                f"same name (run {evaluator.run}, the driver's is {self._run})"
+            )
+        return evaluator
+
+
+def evaluate_on_ray(
+    config: Config, inputs: Inputs, results: ResultsFile, workers: Workers, log: Console
+) -> None:
+    """Add the rows that ``results`` lacks, in the order in which they are done.
+
+    A worker has a prompt at a time, with all of its configurations. Rows are those that a single
+    process of as many threads gives, but for the seconds.
+
+    Raises:
+        ConfigError: a setting that is refused, or a prompt that cannot be scored.
+        ScaleError: too small a cluster, or a prompt that ends every worker it is given to.
+    """
+    evaluator = inputs.evaluator(config.seed)
+    evaluator.prepare(config.configurations)
+    tasks = _tasks(inputs.prompts, config.configurations, results)
+    if not tasks:
+        return
+    total = len(inputs.prompts) * len(config.configurations)
+    missing = sum(len(settings) for _, settings, _ in tasks)
+    sources = _found_anywhere(replace(config, store=inputs.store_path, prompts=None, corpus=None))
+    device = "cuda" if workers.gpus else "cpu"
+    with cluster(workers) as found, progress_bar(log) as bar:
+        bar_task = bar.add_task("evaluating", total=total, completed=total - missing)
+        actors = [
+            start(EvaluationWorker, found, sources, evaluator.run, device)
+            for _ in range(min(found.count or 1, len(tasks)))
+        ]
+        for _, rows in completed(actors, tasks, lambda actor, t: actor.measure.remote(*t)):
+            for row in rows:
+                results.append(row)
+                bar.advance(bar_task)
+
+
+def _tasks(
+    prompts: Sequence[Prompt], settings: Sequence[Settings], results: ResultsFile
+) -> list[Task]:
+    tasks: dict[str, Task] = {}
+    known = {row.prompt: row for row in results.rows.values()}
+    for prompt, setting in missing_pairs(prompts, settings, results):
+        rows = [known[prompt.id]] if prompt.id in known else []
+        tasks.setdefault(prompt.id, (prompt, [], rows))[1].append(setting)
+    return list(tasks.values())
+
+
+def _found_anywhere(config: Config) -> Config:
+    """The same with directories that do not depend on the working directory."""
+
+    def whole(name: str) -> str:
+        return str(Path(name).resolve()) if Path(name).is_dir() else name
+
+    return replace(
+        config,
+        model=config.model and whole(config.model),
+        embedder=whole(config.embedder),
+        store=config.store and config.store.resolve(),
+    )

@@ -1,0 +1,79 @@
+"""Work handed out to workers as they become idle."""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import Any, TypeVar
+
+from hullft_ops.ttft.errors import ScaleError
+from hullft_ops.ttft.scale.cluster import ATTEMPTS, import_ray
+
+Item = TypeVar("Item")
+
+
+def completed(
+    actors: Sequence[Any],
+    items: Iterable[Item],
+    begin: Callable[[Any, Item], Any],
+    ahead: int | None = None,
+) -> Generator[tuple[int, Any]]:
+    """``(position, result)`` of every item, each as soon as it is there.
+
+    Args:
+        actors: the workers; each has one item at a time.
+        items: taken only when a worker is idle.
+        begin: asks a worker for an item's result, which Ray promises.
+        ahead: how many items past the earliest unfinished one may be begun; any number when None.
+
+    Raises:
+        ScaleError: the worker of an item died, and those that took its place died of it too.
+    """
+    ray = import_ray()
+    idle, running = deque(actors), dict[Any, tuple[int, Any]]()
+    waiting = enumerate(items)
+    entry = next(waiting, None)
+    while entry is not None or running:
+        while entry is not None and idle and _near(entry[0], running, ahead):
+            actor = idle.popleft()
+            running[begin(actor, entry[1])] = entry[0], actor
+            entry = next(waiting, None)
+        [ready], _ = ray.wait(list(running))
+        position, actor = running.pop(ready)
+        yield position, fetched(ready)
+        idle.append(actor)
+
+
+def in_order(
+    actors: Sequence[Any], items: Iterable[Item], begin: Callable[[Any, Item], Any], ahead: int
+) -> Generator[Any]:
+    """The results of `completed` in the order of the items; ``ahead`` of them are kept at most."""
+    kept: dict[int, Any] = {}
+    position = 0
+    for found, result in completed(actors, items, begin, ahead):
+        kept[found] = result
+        while position in kept:
+            yield kept.pop(position)
+            position += 1
+
+
+def fetched(promise: Any) -> Any:
+    """What Ray promised, or the exception that the worker raised.
+
+    Raises:
+        ScaleError: the worker died `ATTEMPTS` times.
+    """
+    ray = import_ray()
+    try:
+        return ray.get(promise)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from error
+    except ray.exceptions.RayActorError as error:
+        raise ScaleError(
+            f"workers: the same work ended its worker {ATTEMPTS} times, maybe out of memory: "
+            + str(error).splitlines()[0]
+        ) from error
+
+
+def _near(position: int, running: dict[Any, tuple[int, Any]], ahead: int | None) -> bool:
+    if ahead is None or not running:
+        return True
+    return position - min(found for found, _ in running.values()) < ahead

@@ -1,0 +1,92 @@
+"""A datastore whose embeddings are held, and searched exactly, by several workers."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hullft_ops.ttft.datastore import Datastore
+from hullft_ops.ttft.scale.cluster import Workers, cluster, start, use_threads
+from hullft_ops.ttft.scale.pool import fetched
+from hullft_ops.ttft.search_index import Neighbours, exact_search, largest
+
+
+class ShardWorker:
+    """Holds the embeddings ``[first, stop)`` of a datastore in memory, from the first search on."""
+
+    def __init__(self, threads: int, path: Path, first: int, stop: int) -> None:
+        self._threads, self._path, self._first, self._stop = threads, path, first, stop
+
+    def search(self, queries: np.ndarray, k: int) -> Neighbours:
+        """The ``k`` nearest of its embeddings, or all if they are fewer."""
+        scores, ids = exact_search(self._rows, queries, min(k, len(self._rows)))
+        return scores, ids + self._first
+
+    @cached_property
+    def _rows(self) -> np.ndarray:
+        use_threads(self._threads)
+        store = Datastore.open(self._path, verify=False)
+        return store.embeddings.numpy()[self._first : self._stop].copy()
+
+
+class ShardedStore(Datastore):
+    """A datastore that `TestTimeFinetuner` takes, searched by workers. Made by `sharded`.
+
+    What is found is what exact search in one process finds, equal scores included. Texts and the
+    embeddings of what was found are read here. `filter` gives a datastore that is searched here.
+    """
+
+    def __init__(self, store: Datastore, actors: Sequence[Any]) -> None:
+        # Not a datastore of its own: everything but the search is the other's.
+        self.__dict__.update(store.__dict__)
+        self._actors = actors
+
+    def search(
+        self, queries: np.ndarray | torch.Tensor, k: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `Datastore.search`, exact whatever the datastore's index.
+
+        Raises:
+            ScaleError: a worker died, and those that took its place.
+        """
+        vectors = self._checked_search(queries, k).numpy()
+        promises = [actor.search.remote(vectors, k) for actor in self._actors]
+        parts = [fetched(promise) for promise in promises]
+        scores = np.concatenate([part[0] for part in parts], axis=1)
+        ids = np.concatenate([part[1] for part in parts], axis=1)
+        scores, ids = largest(scores, ids, k)
+        return torch.from_numpy(scores), torch.from_numpy(ids)
+
+
+@contextmanager
+def sharded(
+    path: str | Path, workers: Workers | None = None, *, verify: bool = True
+) -> Iterator[ShardedStore]:
+    """The datastore at ``path``, for the block, with an equal part of the embeddings a worker.
+
+    Args:
+        path: the datastore's directory, the same where the workers are.
+        workers: how many, and with how many threads each searches.
+        verify: as `Datastore.open`.
+
+    Raises:
+        ImportError: Ray is not installed.
+        FileNotFoundError, ValueError: as `Datastore.open`.
+        ScaleError: too small a cluster.
+    """
+    whole = Path(path).resolve()
+    store = Datastore.open(whole, verify=verify)
+    with cluster(workers or Workers()) as found:
+        count = min(found.count or 1, len(store))
+        borders = [len(store) * i // count for i in range(count + 1)]
+        yield ShardedStore(
+            store,
+            [
+                start(ShardWorker, found, whole, first, stop)
+                for first, stop in zip(borders[:-1], borders[1:], strict=True)
+            ],
+        )

