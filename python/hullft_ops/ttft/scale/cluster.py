@@ -131,9 +131,9 @@ def _counted(workers: Workers, has: dict[str, float]) -> Workers:
     room = min(int(has.get(name, 0.0) / each) for name, each in needs.items() if each)
     count = room if workers.count is None else workers.count
     if count > room or not room:
-        each = f"{workers.threads} processors" + (f" and {workers.gpus:g} GPUs" * (needs["GPU"] > 0))
+        gpus = f" and {workers.gpus:g} GPUs" if workers.gpus else ""
         raise ScaleError(
-            f"workers: {max(count, 1)} of {each} each do not fit a cluster of "
-            f"{has.get('CPU', 0.0):g} processors and {has.get('GPU', 0.0):g} GPUs"
+            f"workers: {max(count, 1)} of {workers.threads} processors{gpus} each do not fit a "
+            f"cluster of {has.get('CPU', 0.0):g} processors and {has.get('GPU', 0.0):g} GPUs"
         )
     return replace(workers, count=count)

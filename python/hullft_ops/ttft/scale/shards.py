@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,5 @@ def sharded(
         borders = [len(store) * i // count for i in range(count + 1)]
         yield ShardedStore(
             store,
-            [
-                start(ShardWorker, found, whole, first, stop)
-                for first, stop in zip(borders[:-1], borders[1:], strict=True)
-            ],
+            [start(ShardWorker, found, whole, first, stop) for first, stop in pairwise(borders)],
         )
