@@ -27,7 +27,7 @@ from hullft_ops.ttft import Datastore, Source, index_corpus, load_embedder, stor
 from hullft_ops.ttft.errors import ScaleError
 from hullft_ops.ttft.evaluation.results import Row, read_rows
 from hullft_ops.ttft.journal import Journal
-from hullft_ops.ttft.scale.cluster import Workers, cluster, start
+from hullft_ops.ttft.scale.cluster import Workers, cluster, staff
 from hullft_ops.ttft.scale.embedding import ray_embedding
 from hullft_ops.ttft.scale.pool import completed, in_order
 from hullft_ops.ttft.scale.shards import sharded
@@ -122,8 +122,7 @@ class Toy:
 def doubled(numbers: list[int], graves: Path) -> list[int]:
     # Classes of a test file are not importable where the workers are.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    with cluster(Workers(2)) as found:
-        actors = [start(Toy, found, graves) for _ in range(2)]
+    with cluster(Workers(2)) as found, staff(Toy, found, [(graves,)] * 2) as actors:
         return list(in_order(actors, numbers, lambda actor, n: actor.double.remote(n), ahead=3))
 
 
@@ -224,9 +223,8 @@ def test_no_more_is_begun_than_asked(tmp_path: Path) -> None:
             yield number
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    with cluster(Workers(1)) as found:
-        actor = start(Toy, found, tmp_path)
-        results = completed([actor], items(), lambda actor, n: actor.double.remote(n))
+    with cluster(Workers(1)) as found, staff(Toy, found, [(tmp_path,)]) as actors:
+        results = completed(actors, items(), lambda actor, n: actor.double.remote(n))
         assert next(results) == (0, 2)
         # One is looked at to know whether there is another.
         assert begun == [1, 2]

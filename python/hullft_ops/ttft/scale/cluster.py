@@ -1,7 +1,7 @@
 """A Ray cluster, or one that is started on this machine, and the workers asked of it."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -65,26 +65,31 @@ def cluster(workers: Workers) -> Iterator[Workers]:
             ray.shutdown()
 
 
-def start(worker: type, workers: Workers, *arguments: Any) -> Any:
-    """A worker process: a restarted one takes the place of one that dies, and begins its work anew.
+@contextmanager
+def staff(
+    worker: type, workers: Workers, arguments: Sequence[tuple[Any, ...]]
+) -> Iterator[list[Any]]:
+    """Worker processes, for the block. Another takes the place of one that dies, and its work.
 
     Args:
-        worker: its class, whose first argument is ``workers.threads``. What may fail is better done
-            in a method than in the constructor: its exception arrives as it is.
-        workers: what it computes with.
-        arguments: further ones of the constructor.
+        worker: their class, whose first argument is ``workers.threads``. What may fail is better
+            done in a method than in the constructor: its exception arrives as it is.
+        workers: what each computes with.
+        arguments: further ones of the constructor, for each worker.
     """
-    return (
-        import_ray()
-        .remote(worker)
-        .options(
-            num_cpus=workers.threads,
-            num_gpus=workers.gpus,
-            max_restarts=-1,
-            max_task_retries=ATTEMPTS - 1,
-        )
-        .remote(workers.threads, *arguments)
+    ray = import_ray()
+    start = ray.remote(worker).options(
+        num_cpus=workers.threads,
+        num_gpus=workers.gpus,
+        max_restarts=-1,
+        max_task_retries=ATTEMPTS - 1,
     )
+    actors = [start.remote(workers.threads, *given) for given in arguments]
+    try:
+        yield actors
+    finally:
+        for actor in actors:
+            ray.kill(actor)
 
 
 def use_threads(threads: int) -> None:

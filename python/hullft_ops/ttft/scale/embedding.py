@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from hullft_ops.ttft.embedding import Embedder, EncodeBatches, encode_checked, load_embedder
-from hullft_ops.ttft.scale.cluster import Workers, cluster, start, use_threads
+from hullft_ops.ttft.scale.cluster import Workers, cluster, staff, use_threads
 from hullft_ops.ttft.scale.pool import in_order
 
 # Batches a worker may be ahead of the slowest, whose vectors wait in memory.
@@ -51,11 +51,13 @@ def ray_embedding(embedder: Embedder, name: str, workers: Workers) -> EncodeBatc
     source = str(Path(name).resolve()) if Path(name).is_dir() else name
 
     def encode(batches: Iterable[list[str]]) -> Generator[np.ndarray]:
-        with cluster(workers) as found:
-            count = found.count or 1
-            actors = [start(EmbeddingWorker, found, source, embedder.dim) for _ in range(count)]
+        with (
+            cluster(workers) as found,
+            staff(EmbeddingWorker, found, [(source, embedder.dim)] * (found.count or 1)) as actors,
+        ):
+            ahead = _AHEAD * len(actors)
             yield from in_order(
-                actors, batches, lambda actor, texts: actor.encode.remote(texts), _AHEAD * count
+                actors, batches, lambda actor, texts: actor.encode.remote(texts), ahead
             )
 
     return encode

@@ -15,7 +15,7 @@ from hullft_ops.ttft.evaluation.prompts import Prompt
 from hullft_ops.ttft.evaluation.results import ResultsFile, Row
 from hullft_ops.ttft.evaluation.runner import Evaluator, missing_pairs
 from hullft_ops.ttft.progress import progress_bar
-from hullft_ops.ttft.scale.cluster import Workers, cluster, start, use_threads
+from hullft_ops.ttft.scale.cluster import Workers, cluster, staff, use_threads
 from hullft_ops.ttft.scale.pool import completed
 
 Task = tuple[Prompt, list[Settings], list[Row]]
@@ -81,13 +81,13 @@ def evaluate_on_ray(
     total = len(inputs.prompts) * len(config.configurations)
     missing = sum(len(settings) for _, settings, _ in tasks)
     sources = _found_anywhere(replace(config, store=inputs.store_path, prompts=None, corpus=None))
-    device = "cuda" if workers.gpus else "cpu"
-    with cluster(workers) as found, progress_bar(log) as bar:
+    needed = (sources, evaluator.run, "cuda" if workers.gpus else "cpu")
+    with (
+        cluster(workers) as found,
+        staff(EvaluationWorker, found, [needed] * min(found.count or 1, len(tasks))) as actors,
+        progress_bar(log) as bar,
+    ):
         bar_task = bar.add_task("evaluating", total=total, completed=total - missing)
-        actors = [
-            start(EvaluationWorker, found, sources, evaluator.run, device)
-            for _ in range(min(found.count or 1, len(tasks)))
-        ]
         for _, rows in completed(actors, tasks, lambda actor, t: actor.measure.remote(*t)):
             for row in rows:
                 results.append(row)

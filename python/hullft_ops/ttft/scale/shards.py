@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from hullft_ops.ttft.datastore import Datastore
-from hullft_ops.ttft.scale.cluster import Workers, cluster, start, use_threads
+from hullft_ops.ttft.scale.cluster import Workers, cluster, staff, use_threads
 from hullft_ops.ttft.scale.pool import fetched
 from hullft_ops.ttft.search_index import Neighbours, exact_search, largest
 
@@ -84,7 +84,6 @@ def sharded(
     with cluster(workers or Workers()) as found:
         count = min(found.count or 1, len(store))
         borders = [len(store) * i // count for i in range(count + 1)]
-        yield ShardedStore(
-            store,
-            [start(ShardWorker, found, whole, first, stop) for first, stop in pairwise(borders)],
-        )
+        parts = [(whole, first, stop) for first, stop in pairwise(borders)]
+        with staff(ShardWorker, found, parts) as actors:
+            yield ShardedStore(store, actors)
