@@ -17,7 +17,7 @@ from pathlib import Path
 
 from wheel_matrix import ROOT, tool
 
-EXTRAS = ("ttft", "test", "bench", "qdrant")
+EXTRAS = ("ttft", "test", "bench", "qdrant", "ray")
 
 
 def lowest(requirement: str) -> str:
