@@ -154,11 +154,19 @@ def untimed(rows: Iterable[Row]) -> dict[tuple[str, str], dict[str, Any]]:
     }
 
 
+def content(file: Path) -> bytes:
+    """Of a file in /proc; nothing once its process is gone."""
+    try:
+        return file.read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
 def below(pid: int) -> set[int]:
     """All processes that ``pid`` started, and those that these started."""
     found: set[int] = set()
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, task.read_text().split()):
+        for child in map(int, content(task).split()):
             found |= {child} | below(child)
     return found
 
@@ -166,8 +174,7 @@ def below(pid: int) -> set[int]:
 def busy_worker(method: str) -> int | None:
     """A worker of this process's Ray that runs the method: Ray names its processes so."""
     for pid in below(os.getpid()):
-        command = Path(f"/proc/{pid}/cmdline").read_bytes()
-        if command.startswith(f"ray::{method}".encode()):
+        if content(Path(f"/proc/{pid}/cmdline")).startswith(f"ray::{method}".encode()):
             return pid
     return None
 
