@@ -51,17 +51,17 @@ class Case:
 def cases(grid: str) -> list[Case]:
     if grid == "smoke":
         return [Case("tiny", 2, lengths="short", texts=_SMOKE_TEXTS)]
+    base = Case("gpt2")
+    headline = [base, replace(base, dtype="bfloat16")]
     if grid == "quick":
-        return [Case("tiny")]
+        return [Case("tiny"), *headline]
     tiny = [
         Case("tiny", n, r, lengths) for n in (5, 20, 50) for r in (1, 2, 4) for lengths in LENGTHS
     ]
-    base = Case("gpt2")
     others = [replace(base, n_select=n) for n in (5, 50)]
     others += [replace(base, refresh=r) for r in (1, 4)]
-    others += [replace(base, dtype="bfloat16")]
     others += [replace(base, lengths=lengths) for lengths in ("short", "mixed")]
-    return [base, *others, *tiny]
+    return [*headline, *others, *tiny]
 
 
 def test_ttft(
