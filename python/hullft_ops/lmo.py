@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from hullft_ops import _checks
-from hullft_ops._library import ops
+from hullft_ops import _operators as ops
 
 
 class LmoStep(NamedTuple):

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from hullft_ops import _checks
-from hullft_ops._library import ops
+from hullft_ops import _operators as ops
 
 # What torch.optim.Adam keeps in its groups besides, so that a state_dict goes both ways.
 _TORCH_OPTIONS = {

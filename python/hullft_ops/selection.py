@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 
 from hullft_ops import _checks
-from hullft_ops._library import SelectionTensors, ops
+from hullft_ops import _operators as ops
+from hullft_ops._library import SelectionTensors
 
 
 class Selection(NamedTuple):

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 
 from hullft_ops import _checks
-from hullft_ops._library import SiftTensors, ops
+from hullft_ops import _operators as ops
+from hullft_ops._library import SiftTensors
 from hullft_ops.selection import Selection, repeated
 
 
