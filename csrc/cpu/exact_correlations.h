@@ -52,6 +52,8 @@ class ExactCorrelations {
                                   step.away > 0 ? column(a) : nullptr);
   }
 
+  void settle(double) {}
+
  private:
   const double* column(int64_t atom) {
     return columns_.get(atom, [this](int64_t k) { return support_->has(k); });

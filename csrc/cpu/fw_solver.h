@@ -6,7 +6,6 @@
 #include <cmath>
 #include <cstdint>
 #include <numeric>
-#include <type_traits>
 #include <vector>
 
 #include "../core/frank_wolfe.h"
@@ -74,12 +73,14 @@ class FwSolver {
       iterate_.wb += w * correlations_.b(k);
       iterate_.wu += w * correlations_.u(k);
     }
+    residual_ = std::sqrt(squared_residual(iterate_, qq_));
+    correlations_.settle(residual_);
   }
 
   double gap() const { return correlations_.best().value - mean_correlation(iterate_); }
 
   bool converged() const {
-    if (std::sqrt(squared_residual(iterate_, qq_)) < options_.tol) return true;
+    if (residual_ < options_.tol) return true;
     return options_.gap_tol > 0 && gap() <= options_.gap_tol;
   }
 
@@ -132,7 +133,7 @@ class FwSolver {
   }
 
   void finish(FwAnswer& answer) {
-    answer.residual = std::sqrt(squared_residual(iterate_, qq_));
+    answer.residual = residual_;
     answer.gap = gap();
     const std::vector<double>& weights = support_.weights();
     const std::vector<int64_t>& atoms = support_.atoms();
@@ -171,42 +172,27 @@ class FwSolver {
   Correlations correlations_;
   Support support_;
   AlignedDoubles gram_, support_b_;
-  double qq_ = 0;
+  double qq_ = 0, residual_ = 0;
   Iterate<double> iterate_{0, 0};
   int64_t s_ = 0, a_ = 0;
   std::vector<size_t> order_;
   Integerizer integerizer_;
 };
 
-// Bytes of a float32 pool from which on half of them are worth a copy: they stay in a nearer cache
-// for all the passes that follow.
-constexpr int64_t kNarrowBytes = int64_t(1) << 19;
-
 // Screens float32 and narrower pools; what cannot be screened, and float64, is solved exactly.
 template <typename T>
 class FwQuerySolver {
  public:
-  explicit FwQuerySolver(const FwOptions& options)
-      : narrowed_(options), screened_(options), exact_(options) {}
+  explicit FwQuerySolver(const FwOptions& options) : screened_(options), exact_(options) {}
 
   bool solve(const T* const* rows, int64_t n_rows, const T* query, int64_t d, bool share_rows,
              FwAnswer& answer) {
-    return screen(rows, n_rows, query, d, share_rows, answer) ||
+    return screened_.solve(rows, n_rows, query, d, share_rows, answer) ||
            exact_.solve(rows, n_rows, query, d, share_rows, answer);
   }
 
  private:
-  bool screen(const T* const* rows, int64_t n_rows, const T* query, int64_t d, bool share_rows,
-              FwAnswer& answer) {
-    if (std::is_same_v<T, float> && kernels().narrow &&
-        n_rows * d * int64_t(sizeof(T)) >= kNarrowBytes)
-      return narrowed_.solve(rows, n_rows, query, d, share_rows, answer);
-    return screened_.solve(rows, n_rows, query, d, share_rows, answer);
-  }
-
-  using Narrow = std::conditional_t<std::is_same_v<T, float>, Float16, T>;
-  FwSolver<T, ScreenedCorrelations<T, Narrow>> narrowed_;
-  FwSolver<T, ScreenedCorrelations<T, T>> screened_;
+  FwSolver<T, ScreenedCorrelations<T>> screened_;
   FwSolver<T, ExactCorrelations<T>> exact_;
 };
 

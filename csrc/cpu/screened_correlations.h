@@ -1,46 +1,29 @@
-// The correlation of every candidate with the residual, screened in float32 and decided in float64.
+// The correlation of every candidate with the residual, screened in 16-bit integers and decided in
+// float64.
 //
-// Only the largest correlation matters to a step, and only candidates within a rounding error of it
-// can have it. So every candidate has an estimate, made of float32 products, and the few that come
-// near the largest, which are mostly the support, become atoms: theirs is computed in float64. The
-// bound on the estimates' error is rigorous, and an atom's correlation has the bits that it would
-// have had if it had been one from the start, which makes the answer that of ExactCorrelations.
+// Only the largest correlation matters to a step, and only candidates within an error of it can
+// have it. So every candidate has an estimate, made of integer products (quantized_pool.h), and the
+// few that come near the largest, which are mostly the support, become atoms: theirs is computed in
+// float64. The bound on the estimates' error is rigorous, and an atom's correlation has the bits
+// that it would have had if it had been one from the start, which makes the answer that of
+// ExactCorrelations.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
-#include <type_traits>
 #include <vector>
 
 #include "../core/frank_wolfe.h"
-#include "gram_columns.h"
+#include "column_cache.h"
+#include "quantized_pool.h"
 #include "support.h"
 
 namespace hullft {
 
-// The largest norms of what the estimates are made of.
-struct ScreenNorms {
-  double query, row;
-  double lost;  // of a row and its copy in the type that is screened
-};
-
-// Bounds |estimate - c| for c = <x, q> - sum_j w_j <x, x_j>, w convex. A float32 product of d terms
-// is a sum of kDotChains chains or more, so no term goes through more additions than a chain and
-// the lanes have; by Cauchy and Schwarz the terms sum to at most |x||y|. The state is float64.
-inline double screening_error(int64_t d, const ScreenNorms& norm) {
-  constexpr double kUnit = 1.0 / (1 << 24), kSmallest = 0x1p-149;
-  constexpr double kMargin = 1.1;  // norms and state are rounded too
-  const double roundings = double(d / kDotChains) + 20;
-  const double rounded = roundings * kUnit * norm.row * (norm.query + norm.row);
-  const double lost = norm.lost * (norm.query + norm.row);
-  return kMargin * (rounded + lost + double(d) * kSmallest);
-}
-
-// T is the pool's type, S the type that is screened: T itself, or Float16 for float32 pools that
-// fit a nearer cache as that. Atoms are numbered in the order in which they became so.
-template <typename T, typename S>
+// T is the pool's type. Atoms are numbered in the order in which they became so.
+template <typename T>
 class ScreenedCorrelations {
  public:
   // The state at w = 0, or false when an estimate is not finite, which says nothing of what it
@@ -54,12 +37,12 @@ class ScreenedCorrelations {
     candidates_.clear(), exact_b_.clear(), exact_u_.clear();
     movers_.clear(), place_.clear(), moves_.clear();
     row_.assign(size_t(padded(d)), 0.0);
-    const double lost = screen_rows();
-    columns_.begin(screened_, rows, n_rows, d, n_select + 1, share_rows);
-    if (!estimate_b(lost)) return false;
+    if (!pool_.begin(rows, n_rows, query, d, share_rows)) return false;
+    columns_.begin(n_rows, n_select + 1);
+    estimate_b();
     std::fill_n(u_.reserve(n_), n_, 0.0);
     best_ = {-std::numeric_limits<double>::infinity(), 0};
-    admit_contenders();
+    admit_contenders(pool_.error(pool_.query_norm()));
     return true;
   }
 
@@ -73,14 +56,19 @@ class ScreenedCorrelations {
   // G[i, j] of two atoms.
   double gram(int64_t i, int64_t j) { return gram_row(i)[j]; }
 
-  // Follows a step of the support toward s, away from a, or both.
+  // Follows a step of the support toward s, away from a, or both. `best` waits for `settle`.
   void follow(const Step<double>& step, int64_t s, int64_t a) {
     remember(step, s, a);
     follow_exactly(step, s, a);
-    const double highest = kernels_->screened_step_max(
-        b_.get(), u_.get(), n_, step.scale, step.toward, step.toward > 0 ? column(s) : nullptr,
-        step.away, step.away > 0 ? column(a) : nullptr);
-    if (highest + error_ >= best_.value) admit_contenders();
+    highest_ = kernels_->screened_step_max(b_.get(), u_.get(), n_, step.scale, step.toward,
+                                           step.toward > 0 ? column(s) : nullptr, step.away,
+                                           step.away > 0 ? column(a) : nullptr);
+  }
+
+  // Finds the best, given the norm of the residual after the step.
+  void settle(double residual) {
+    const double error = pool_.error(residual);
+    if (highest_ + error >= best_.value) admit_contenders(error);
   }
 
  private:
@@ -95,64 +83,43 @@ class ScreenedCorrelations {
 
   // ---- estimates, of every candidate that is no atom ------------------------------------------
 
-  // Points screened_ at the rows in S; the largest norm of what a row lost.
-  double screen_rows() {
-    if constexpr (std::is_same_v<S, T>) {
-      screened_ = rows_;
-      return 0;
-    } else {
-      S* copy = copy_.reserve(n_rows_ * d_);
-      copied_rows_.resize(size_t(n_rows_));
-      double lost = 0;
-      for (int64_t k = 0; k < n_rows_; ++k) {
-        copied_rows_[size_t(k)] = copy + k * d_;
-        lost = std::max(lost, kernels_->narrow(rows_[k], d_, copy + k * d_));
-      }
-      screened_ = copied_rows_.data();
-      return std::sqrt(lost);
-    }
-  }
-
-  bool estimate_b(double lost) {
-    float* products = products_.reserve(2 * n_);
-    float* squares = products + n_;
-    double squared_query = 0;
-    for (int64_t i = 0; i < d_; ++i) squared_query += widen(query_[i]) * widen(query_[i]);
-    columns_.multiply_and_square(query_, products, squares);
+  void estimate_b() {
+    float* products = products_.reserve(n_);
+    pool_.multiply_query(products);
     double* b = b_.reserve(n_);
-    double poison = 0, largest = 0;
-    for (int64_t k = 0; k < n_rows_; ++k) {
-      b[k] = products[k];
-      poison += (b[k] + squares[k]) * 0;
-      largest = std::max(largest, double(squares[k]));
-    }
+    std::copy_n(products, n_rows_, b);
     std::fill(b + n_rows_, b + n_, -std::numeric_limits<double>::infinity());
-    error_ = screening_error(d_, {std::sqrt(squared_query), std::sqrt(largest) + lost, lost});
-    return !std::isnan(poison) && std::isfinite(error_);
   }
 
   ArgMax highest_estimate() {
     return kernels_->step_argmax(b_.get(), u_.get(), n_, 1, 0, nullptr, 0, nullptr);
   }
 
+  // Of an atom, and in the same pass over the pool of the candidate that is likely to be next.
   const float* column(int64_t atom) {
     const int64_t k = candidate(atom);
     if (const float* column = columns_.find(k)) return column;
-    const ArgMax next = highest_estimate();
-    return columns_.compute(k, std::isfinite(next.value) ? next.index : k, [this](int64_t i) {
+    const auto in_use = [this](int64_t i) {
       return atom_of_[size_t(i)] != kNone && support_->has(atom_of_[size_t(i)]);
-    });
+    };
+    const ArgMax next = highest_estimate();
+    const bool both = std::isfinite(next.value) && next.index != k && !columns_.find(next.index);
+    const int64_t atoms[] = {k, next.index};
+    float* const out[] = {columns_.place(k, in_use),
+                          both ? columns_.place(next.index, in_use) : nullptr};
+    pool_.multiply(atoms, both ? 2 : 1, out);
+    return out[0];
   }
 
   // ---- atoms ----------------------------------------------------------------------------------
 
   // Every candidate whose correlation may be the largest becomes an atom.
-  void admit_contenders() {
+  void admit_contenders(double error) {
     contenders_.assign(1, highest_estimate().index);
     admit();  // leaves few of the others within reach
     contenders_.clear();
     for (int64_t k = 0; k < n_rows_; ++k)
-      if (b_.get()[k] - u_.get()[k] + error_ >= best_.value) contenders_.push_back(k);
+      if (b_.get()[k] - u_.get()[k] + error >= best_.value) contenders_.push_back(k);
     if (!contenders_.empty()) admit();
   }
 
@@ -278,7 +245,7 @@ class ScreenedCorrelations {
 
   void exact_products(const std::vector<const T*>& rows, const T* x, double* out) {
     for (int64_t i = 0; i < d_; ++i) row_[size_t(i)] = widen(x[i]);
-    dot_rows<T, double> (*kernels_)(rows.data(), int64_t(rows.size()), row_.data(), 1, d_, &out);
+    dot_rows<T> (*kernels_)(rows.data(), int64_t(rows.size()), row_.data(), d_, out);
   }
 
   const T* const* rows_ = nullptr;
@@ -286,13 +253,11 @@ class ScreenedCorrelations {
   int64_t n_rows_ = 0, n_ = 0, d_ = 0;
   Support* support_ = nullptr;
   const Kernels* kernels_ = nullptr;
-  double error_ = 0;
 
-  const S* const* screened_ = nullptr;
-  Aligned<S> copy_;
-  std::vector<const S*> copied_rows_;
-  GramColumns<S, float, T> columns_;
-  AlignedDoubles b_, u_;  // of every candidate; b is -infinity for those that are atoms
+  QuantizedPool<T> pool_;
+  ColumnCache<float> columns_;  // estimates
+  double highest_ = 0;          // estimate of a candidate that is no atom
+  AlignedDoubles b_, u_;        // of every candidate; b is -infinity for those that are atoms
   Aligned<float> products_;
 
   std::vector<int64_t> atom_of_;           // of each candidate, kNone: none

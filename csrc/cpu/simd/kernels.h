@@ -21,22 +21,36 @@ struct ArgMax {
   int64_t index;  // the lowest on ties
 };
 
-// out[c][k] = <rows[k], columns[c]>, in the arithmetic of R throughout; each value depends on its
-// own row and column alone, not on its place in a tile. columns is [n_columns, padded(d)], zero
-// padded. A value is the sum of at least kDotChains chains of equal length.
-template <typename T, typename R>
-using DotRows = void (*)(const T* const* rows, int64_t n_rows, const R* columns, int64_t n_columns,
-                         int64_t d, R* const* out);
-constexpr int64_t kDotChains = 4;
-
-// out[k] = <rows[k], column> and squares[k] = <rows[k], rows[k]>, float32 throughout.
+// out[k] = <rows[k], column> in float64; each value depends on its own row alone, not on its place
+// in a tile. column is [padded(d)], zero padded.
 template <typename T>
-using DotAndSquare = void (*)(const T* const* rows, int64_t n_rows, const float* column, int64_t d,
-                              float* out, float* squares);
+using DotRows = void (*)(const T* const* rows, int64_t n_rows, const double* column, int64_t d,
+                         double* out);
 
 // out[k] = <rows[k], rows[k]>; each value depends on its own row alone.
 template <typename T>
 using SquaredNorms = void (*)(const T* const* rows, int64_t n_rows, int64_t d, double* out);
+
+// Integers are rows of this many 16-bit values, zero in the padding.
+constexpr int64_t kQuantizedPadding = 32;
+static inline int64_t quantized_width(int64_t d) {
+  return (d + kQuantizedPadding - 1) / kQuantizedPadding * kQuantizedPadding;
+}
+// The norm of a row's integers, but for their rounding. By Cauchy and Schwarz no part of a product
+// of two rows exceeds it squared, about 2^30, so that 32 bits hold it.
+constexpr float kQuantizedNorm = 32000;
+
+// rows[k] = scales[k] * values[k] but for a vector of norm lost[k] at most, infinite where the
+// squared norm is not finite or too large. values is [n_rows, quantized_width(d)].
+template <typename T>
+using Quantize = void (*)(const T* const* rows, int64_t n_rows, int64_t d, int16_t* values,
+                          float* scales, float* lost);
+
+struct QuantizedRows {
+  const int16_t* values;  // [n, width]
+  const float* scales;    // [n]
+  int64_t n, width;
+};
 
 // What SIFT knows of n = padded(K) candidates given the picks so far; 0 in the padding.
 struct SiftPosterior {
@@ -94,16 +108,15 @@ struct AllReplayKernels : ReplayKernelsOf<float>,
 
 template <typename T>
 struct DotKernels {
-  DotRows<T, double> exact;
+  DotRows<T> exact;
   SquaredNorms<T> squared_norms;
-  DotRows<T, float> screen;
-  DotAndSquare<T> screen_and_square;
+  Quantize<T> quantize;
 };
 
 // float64 is not screened.
 template <>
 struct DotKernels<double> {
-  DotRows<double, double> exact;
+  DotRows<double> exact;
   SquaredNorms<double> squared_norms;
 };
 
@@ -138,9 +151,9 @@ struct Kernels {
   // u_k after those steps from 0, with the bits that step_max would have left there; products are
   // <x_k, atom> for the list of atoms.
   double (*follow_moves)(const SupportMove* moves, int64_t n_moves, const double* products);
-  // Rounds d values of x to float16 and returns the square of what they lost; null where the
-  // instruction set has no such conversion.
-  double (*narrow)(const float* x, int64_t d, Float16* out);
+  // out[c][k] = <row k, columns[c]>, rounded from the exact product.
+  void (*multiply_quantized)(const QuantizedRows& rows, const int16_t* const* columns,
+                             const float* scales, int64_t n_columns, float* const* out);
   // Conditions on a pick, unless it is null, and finds the candidate whose observation lowers the
   // variance at the targets most, and by how much.
   ArgMax (*sift_pick)(const SiftPosterior& posterior, const SiftPick* pick);
@@ -155,13 +168,16 @@ int available_kernels(const char* names[], int capacity);
 // Chooses a table by name, for tests and measurements; false when it cannot run here.
 bool use_kernels(const char* name);
 
-template <typename T, typename R>
-DotRows<T, R> dot_rows(const Kernels& k) {
+template <typename T>
+DotRows<T> dot_rows(const Kernels& k) {
   const DotKernels<T>& dot = k.dot;
-  if constexpr (sizeof(R) == sizeof(double))
-    return dot.exact;
-  else
-    return dot.screen;
+  return dot.exact;
+}
+
+template <typename T>
+Quantize<T> quantize(const Kernels& k) {
+  const DotKernels<T>& dot = k.dot;
+  return dot.quantize;
 }
 
 template <typename T>

@@ -6,7 +6,7 @@
 #include "argmax.h"
 #include "dot.h"
 #include "kernels.h"
-#include "narrow.h"
+#include "quantized.h"
 #include "sift.h"
 
 namespace hullft {
@@ -31,10 +31,9 @@ constexpr AllReplayKernels all_replay_kernels() {
 template <typename T>
 constexpr DotKernels<T> dot_kernels() {
   if constexpr (sizeof(T) == sizeof(double))
-    return {&dot_rows_kernel<T, double>, &squared_norms_kernel<T>};
+    return {&dot_rows_kernel<T>, &squared_norms_kernel<T>};
   else
-    return {&dot_rows_kernel<T, double>, &squared_norms_kernel<T>, &dot_rows_kernel<T, float>,
-            &dot_and_square_kernel<T>};
+    return {&dot_rows_kernel<T>, &squared_norms_kernel<T>, &quantize_kernel<T>};
 }
 
 constexpr Kernels make_table(const char* name) {
@@ -46,7 +45,7 @@ constexpr Kernels make_table(const char* name) {
       &step_max_kernel<double>,
       &step_max_kernel<float>,
       &follow_moves_kernel,
-      narrow_or_null(),
+      &multiply_quantized_kernel,
       &sift_pick_kernel,
       all_replay_kernels(),
   };
