@@ -1,6 +1,5 @@
-"""fw_select screens float32 and narrower pools with float32 products (from half a megabyte on, of
-float16 copies): the answer must have the bits of that for the same values in float64, however close
-the candidates are."""
+"""fw_select screens float32 and narrower pools in 16-bit integers: the answer must have the bits of
+that for the same values in float64, however close the candidates are."""
 
 import pytest
 import torch
@@ -8,8 +7,8 @@ import torch
 import hullft_ops
 from problems import VARIANTS, make_problem
 
-LARGE = (200, 1024)  # candidates and dimensions of a pool that is screened in float16
-SMALL = (120, 64)
+LARGE = (200, 1024)  # candidates and dimensions
+SMALL = (117, 77)  # no whole number of tiles or vectors
 
 
 def assert_as_in_float64(
@@ -33,7 +32,7 @@ def assert_as_in_float64(
 def test_candidates_closer_than_the_screen_can_tell(
     shape: tuple[int, int], variant: str, step: float
 ) -> None:
-    """Groups of rows that differ by less than float16, float32 products, or not at all."""
+    """Groups of rows that differ by less than 16-bit integers, float32 products, or not at all."""
     pool, query = make_problem(3, 2, *shape, torch.float32)
     generator = torch.Generator().manual_seed(4)
     noise = torch.randn(pool.shape, generator=generator) / shape[1] ** 0.5
@@ -66,7 +65,7 @@ def test_a_query_within_the_pool(shape: tuple[int, int]) -> None:
 @pytest.mark.parametrize("scale", [1e-25, 1e-12, 1e4, 1e18, 1e25])
 @pytest.mark.usefixtures("simd_level")
 def test_values_that_the_screen_cannot_hold(shape: tuple[int, int], scale: float) -> None:
-    """Products under- or overflow float32, values under- or overflow float16."""
+    """Squares under- or overflow float32."""
     pool, query = make_problem(8, 2, *shape, torch.float32)
     assert_as_in_float64(pool * scale, query * scale, tol=0.0, max_iter=20)
 
@@ -84,6 +83,53 @@ def test_one_large_row_beside_small_ones() -> None:
     pool, query = make_problem(10, 1, *SMALL, torch.float32)
     pool[0, 70] *= -1e6
     assert_as_in_float64(pool, query)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.usefixtures("simd_level")
+def test_rows_with_a_single_entry(variant: str) -> None:
+    """The largest integers there are, and products that are 0."""
+    pool = torch.diag(torch.linspace(0.5, 2, 77))
+    query = torch.linspace(1, 0.1, 77)[None] / 8
+    assert_as_in_float64(pool[None], query, variant=variant, max_iter=60)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.usefixtures("simd_level")
+def test_rows_of_every_scale_and_of_zeros(variant: str) -> None:
+    pool, query = make_problem(12, 2, *SMALL, torch.float32)
+    pool *= torch.logspace(-30, 1, SMALL[0])[
+        torch.randperm(SMALL[0], generator=torch.Generator().manual_seed(1))
+    ][:, None]
+    pool[:, ::5] = 0
+    assert_as_in_float64(pool, query, variant=variant, max_iter=60)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("shape", [SMALL, LARGE])
+@pytest.mark.usefixtures("simd_level")
+def test_a_query_just_outside_the_hull(shape: tuple[int, int], variant: str) -> None:
+    """A residual so small that the error of the screen exceeds what tells the candidates apart."""
+    pool, _ = make_problem(13, 1, *shape, torch.float32)
+    query = pool[:, :6].mean(1) * 1.001
+    assert_as_in_float64(pool, query, variant=variant, max_iter=60)
+
+
+@pytest.mark.parametrize("candidates", [1, 2, 3, 5])
+@pytest.mark.usefixtures("simd_level")
+def test_fewer_candidates_than_wanted(candidates: int) -> None:
+    pool, query = make_problem(14, 3, candidates, 50, torch.float32)
+    assert_as_in_float64(pool, query, n_select=20)
+
+
+@pytest.mark.usefixtures("simd_level")
+def test_ragged_pools_one_after_the_other() -> None:
+    """Nothing of a larger pool may be left for a smaller one."""
+    pool, query = make_problem(15, 4, *SMALL, torch.float32)
+    sizes = torch.tensor([117, 5, 1, 60])
+    pool[1, 5:] = float("nan")
+    assert_as_in_float64(pool[:1], query[:1])
+    assert_as_in_float64(pool, query, pool_sizes=sizes)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "fw_solver.h"
+#include "kept_solver.h"
 #include "select_batch.h"
 
 namespace hullft {
@@ -22,7 +23,7 @@ SelectionOutput::Tensors fw_select(const Tensor& pool, const Tensor& query, int6
   dispatch_floating(pool.scalar_type(), [&](auto t) {
     using T = decltype(t);
     select_batch<T>(op, "pool", pool_of<T>(dense_pool), dense_query, sizes, shape.dim, output,
-                    [&] { return FwQuerySolver<T>(options); });
+                    [&] { return KeptSolver<FwQuerySolver<T>, FwOptions>(options); });
   });
   return output.tensors();
 }
@@ -47,7 +48,7 @@ SelectionOutput::Tensors fw_select_indexed(const Tensor& embeddings, const Tenso
   dispatch_floating(embeddings.scalar_type(), [&](auto t) {
     using T = decltype(t);
     select_batch<T>(op, "embeddings", pool_of<T>(dense, picked), dense_query, sizes, shape.dim,
-                    output, [&] { return FwQuerySolver<T>(options); });
+                    output, [&] { return KeptSolver<FwQuerySolver<T>, FwOptions>(options); });
   });
   return output.tensors();
 }

@@ -28,11 +28,10 @@ struct FwAnswer {
 template <typename T, typename Correlations>
 class FwSolver {
  public:
-  explicit FwSolver(const FwOptions& options) : options_(options) {}
-
   // rows [n_rows] point at d values each. False when an input or a product is not finite.
-  bool solve(const T* const* rows, int64_t n_rows, const T* query, int64_t d, bool share_rows,
-             FwAnswer& answer) {
+  bool solve(const FwOptions& options, const T* const* rows, int64_t n_rows, const T* query,
+             int64_t d, bool share_rows, FwAnswer& answer) {
+    options_ = options;
     if (!start(rows, n_rows, query, d, share_rows)) return false;
     int64_t iterations = 0;
     while (iterations < options_.max_iter && !converged()) {
@@ -168,7 +167,7 @@ class FwSolver {
                      answer.counts.data());
   }
 
-  FwOptions options_;
+  FwOptions options_{};
   Correlations correlations_;
   Support support_;
   AlignedDoubles gram_, support_b_;
@@ -183,12 +182,10 @@ class FwSolver {
 template <typename T>
 class FwQuerySolver {
  public:
-  explicit FwQuerySolver(const FwOptions& options) : screened_(options), exact_(options) {}
-
-  bool solve(const T* const* rows, int64_t n_rows, const T* query, int64_t d, bool share_rows,
-             FwAnswer& answer) {
-    return screened_.solve(rows, n_rows, query, d, share_rows, answer) ||
-           exact_.solve(rows, n_rows, query, d, share_rows, answer);
+  bool solve(const FwOptions& options, const T* const* rows, int64_t n_rows, const T* query,
+             int64_t d, bool share_rows, FwAnswer& answer) {
+    return screened_.solve(options, rows, n_rows, query, d, share_rows, answer) ||
+           exact_.solve(options, rows, n_rows, query, d, share_rows, answer);
   }
 
  private:
@@ -197,9 +194,6 @@ class FwQuerySolver {
 };
 
 template <>
-class FwQuerySolver<double> : public FwSolver<double, ExactCorrelations<double>> {
- public:
-  using FwSolver::FwSolver;
-};
+class FwQuerySolver<double> : public FwSolver<double, ExactCorrelations<double>> {};
 
 }  // namespace hullft

@@ -16,8 +16,10 @@ namespace hullft {
 template <typename T>
 class QuantizedPool {
  public:
-  // Reads the pool once. False when a value is not finite or a square too large.
+  // Reads the pool once. False when a value is not finite, a square too large, or d so large that
+  // the float32 sum of the squares says too little of them.
   bool begin(const T* const* rows, int64_t n_rows, const T* query, int64_t d, bool share_rows) {
+    if (d > kLargestDim) return false;
     n_rows_ = n_rows, width_ = quantized_width(d), share_rows_ = share_rows;
     int16_t* values = values_.reserve((n_rows + 1) * width_);
     scales_.resize(size_t(n_rows + 1)), lost_.resize(size_t(n_rows + 1));
@@ -51,7 +53,7 @@ class QuantizedPool {
       columns[j] = values_.get() + atoms[j] * width_;
       scales[j] = scales_[size_t(atoms[j])];
     }
-    for_rows(n_rows_, width_, share_rows_, [&](int64_t begin, int64_t end) {
+    for_rows(n_rows_, width_ / kProductsAtOnce, share_rows_, [&](int64_t begin, int64_t end) {
       float* const from[] = {out[0] + begin, n_atoms > 1 ? out[1] + begin : nullptr};
       kernels().multiply_quantized(
           {values_.get() + begin * width_, scales_.data() + begin, end - begin, width_}, columns,
@@ -73,6 +75,9 @@ class QuantizedPool {
   }
 
  private:
+  static constexpr int64_t kLargestDim = int64_t(1) << 20;
+  static constexpr int64_t kProductsAtOnce = 8;  // integer ones for one in float64
+
   int64_t n_rows_ = 0, width_ = 0;
   bool share_rows_ = false;
   Aligned<int16_t> values_;           // [n_rows + 1, width], the query last

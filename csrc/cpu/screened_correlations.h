@@ -97,18 +97,27 @@ class ScreenedCorrelations {
 
   // Of an atom, and in the same pass over the pool of the candidate that is likely to be next.
   const float* column(int64_t atom) {
-    const int64_t k = candidate(atom);
-    if (const float* column = columns_.find(k)) return column;
-    const auto in_use = [this](int64_t i) {
-      return atom_of_[size_t(i)] != kNone && support_->has(atom_of_[size_t(i)]);
-    };
-    const ArgMax next = highest_estimate();
-    const bool both = std::isfinite(next.value) && next.index != k && !columns_.find(next.index);
-    const int64_t atoms[] = {k, next.index};
-    float* const out[] = {columns_.place(k, in_use),
-                          both ? columns_.place(next.index, in_use) : nullptr};
-    pool_.multiply(atoms, both ? 2 : 1, out);
+    if (const float* column = columns_.find(candidate(atom))) return column;
+    const int64_t atoms[] = {candidate(atom), likely_next()};
+    const int64_t n = atoms[1] == kNone ? 1 : 2;
+    float* out[] = {nullptr, nullptr};
+    for (int64_t j = 0; j < n; ++j)
+      out[j] = columns_.place(atoms[j], [this](int64_t k) {
+        return atom_of_[size_t(k)] != kNone && support_->has(atom_of_[size_t(k)]);
+      });
+    pool_.multiply(atoms, n, out);
     return out[0];
+  }
+
+  // The candidate of highest estimate that is no atom and has no column, or kNone.
+  int64_t likely_next() const {
+    double highest = -std::numeric_limits<double>::infinity();
+    int64_t found = kNone;
+    for (int64_t k = 0; k < n_rows_; ++k) {
+      const double c = b_.get()[k] - u_.get()[k];
+      if (c > highest && !columns_.find(k)) highest = c, found = k;
+    }
+    return found;
   }
 
   // ---- atoms ----------------------------------------------------------------------------------

@@ -8,11 +8,11 @@
 
 namespace hullft {
 
-// Multiply-adds below which a pass over a pool is not worth sharing.
+// float64 multiply-adds below which a pass over a pool is not worth sharing.
 constexpr int64_t kParallelWork = int64_t(1) << 16;
 
-// body(begin, end) over ranges of the rows, each of `work` multiply-adds, on the calling thread
-// alone unless `share`.
+// body(begin, end) over ranges of the rows, each of `work` such multiply-adds, on the calling
+// thread alone unless `share`.
 template <typename Body>
 void for_rows(int64_t n_rows, int64_t work, bool share, const Body& body) {
   if (share && n_rows * work >= kParallelWork)

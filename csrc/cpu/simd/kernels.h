@@ -151,7 +151,7 @@ struct Kernels {
   // u_k after those steps from 0, with the bits that step_max would have left there; products are
   // <x_k, atom> for the list of atoms.
   double (*follow_moves)(const SupportMove* moves, int64_t n_moves, const double* products);
-  // out[c][k] = <row k, columns[c]>, rounded from the exact product.
+  // out[c][k] = <row k, columns[c]>, rounded from the exact product; n_columns is 1 or 2.
   void (*multiply_quantized)(const QuantizedRows& rows, const int16_t* const* columns,
                              const float* scales, int64_t n_columns, float* const* out);
   // Conditions on a pick, unless it is null, and finds the candidate whose observation lowers the

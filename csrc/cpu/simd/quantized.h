@@ -170,7 +170,8 @@ inline void multiply_tile(const int16_t* rows, const int16_t* const* columns, in
     VecS column[kColumns];
     for (int c = 0; c < kColumns; ++c) column[c] = load_bytes<VecS>(columns[c] + i);
     for (int r = 0; r < kRows; ++r) {
-      const VecS x = load_bytes<VecS>(rows + r * width + i);
+      // One load for all of its products.
+      const VecS x = rounded(load_bytes<VecS>(rows + r * width + i));
       for (int c = 0; c < kColumns; ++c) products[c][r] += multiply_pairs(x, column[c]);
     }
   }
@@ -195,9 +196,10 @@ inline void multiply_columns(const QuantizedRows& rows, const int16_t* const* co
 
 void multiply_quantized_kernel(const QuantizedRows& rows, const int16_t* const* columns,
                                const float* scales, int64_t n_columns, float* const* out) {
-  int64_t c = 0;
-  for (; c + 2 <= n_columns; c += 2) multiply_columns<2>(rows, columns + c, scales + c, out + c);
-  if (c < n_columns) multiply_columns<1>(rows, columns + c, scales + c, out + c);
+  if (n_columns == 2)
+    multiply_columns<2>(rows, columns, scales, out);
+  else
+    multiply_columns<1>(rows, columns, scales, out);
 }
 
 }  // namespace
