@@ -18,12 +18,10 @@ class IntegerizeSolver {
     columns_.begin(rows, m, d, 0, share_rows);
     double* b = b_.reserve(padded(m));
     columns_.multiply(query, b);
-    double* gram = gram_.reserve(m * m + kPadding);  // multiply writes whole vectors
+    double* gram = gram_.reserve(m * m);
+    columns_.multiply_all(gram);
     double poison = 0;
-    for (int64_t i = 0; i < m; ++i) {
-      columns_.multiply(rows[i], gram + i * m);
-      poison += (b[i] + weights[i]) * 0;
-    }
+    for (int64_t i = 0; i < m; ++i) poison += (b[i] + weights[i]) * 0;
     for (int64_t i = 0; i < m * m; ++i) poison += gram[i] * 0;
     if (std::isnan(poison)) return false;
     integerizer_.run(gram, b, weights, m, n_select, swap_passes, counts);

@@ -21,22 +21,20 @@ class QuantizedPool {
   bool begin(const T* const* rows, int64_t n_rows, const T* query, int64_t d, bool share_rows) {
     if (d > kLargestDim) return false;
     n_rows_ = n_rows, width_ = quantized_width(d), share_rows_ = share_rows;
-    int16_t* values = values_.reserve((n_rows + 1) * width_);
-    scales_.resize(size_t(n_rows + 1)), lost_.resize(size_t(n_rows + 1));
+    const int64_t n_vectors = n_rows + 1;
+    int16_t* values = values_.reserve(n_vectors * width_);
+    for (auto* of_each : {&scales_, &norms_, &lost_}) of_each->resize(size_t(n_vectors));
     const Quantize<T> round = quantize<T>(kernels());
     const auto take = [&](const T* const* x, int64_t begin, int64_t end) {
-      round(x, end - begin, d, values + begin * width_, &scales_[size_t(begin)],
-            &lost_[size_t(begin)]);
+      round(x, end - begin, d, values + begin * width_,
+            {scales_.data() + begin, norms_.data() + begin, lost_.data() + begin});
     };
     for_rows(n_rows, d, share_rows,
              [&](int64_t begin, int64_t end) { take(rows + begin, begin, end); });
-    take(&query, n_rows, n_rows + 1);
-    const auto of_query = size_t(n_rows);
-    query_lost_ = lost_[of_query];
+    take(&query, n_rows, n_vectors);
+    query_lost_ = lost_.back(), query_norm_ = double(norms_.back()) + query_lost_;
     row_lost_ = *std::max_element(lost_.begin(), lost_.end() - 1);
-    const float scale = *std::max_element(scales_.begin(), scales_.end() - 1);
-    row_norm_ = kQuantizedNorm * double(scale) + row_lost_;
-    query_norm_ = kQuantizedNorm * double(scales_[of_query]) + query_lost_;
+    row_norm_ = *std::max_element(norms_.begin(), norms_.end() - 1) + row_lost_;
     return std::isfinite(row_norm_) && std::isfinite(query_norm_);
   }
 
@@ -64,14 +62,14 @@ class QuantizedPool {
   // Bounds |e_k - <x_k, r>| for r = q - sum_j w_j x_j, w convex or all zero, and its estimate
   // e_k = <x'_k, q'> - sum_j w_j <x'_k, x'_j> from rounded vectors, x'_k = x_k - lost_k:
   //   <x_k, r> - <x'_k, r'> = <lost_k, r> + <x'_k, r - r'>,  |r - r'| <= |lost_q| + max |lost_j|.
-  // Products of integers are exact; each becomes a float32 by three roundings. The residual, norms
-  // and float64 state are rounded too.
+  // Products of integers are exact in each lane; float32 sums over the lanes and scales round them
+  // less than kRoundings times. The residual, norms and float64 state are rounded too.
   double error(double residual) const {
-    constexpr double kUnit = 1.0 / (1 << 24), kMargin = 1.1;
+    constexpr double kUnit = 1.0 / (1 << 24), kRoundings = 10, kMargin = 1.1;
     const double norms = query_norm_ + row_norm_;
     const double rounded_rows = row_lost_ * (residual + 1e-6 * norms);
     const double rounded_others = row_norm_ * (query_lost_ + row_lost_);
-    return kMargin * (rounded_rows + rounded_others + 4 * kUnit * row_norm_ * norms);
+    return kMargin * (rounded_rows + rounded_others + kRoundings * kUnit * row_norm_ * norms);
   }
 
  private:
@@ -80,8 +78,8 @@ class QuantizedPool {
 
   int64_t n_rows_ = 0, width_ = 0;
   bool share_rows_ = false;
-  Aligned<int16_t> values_;           // [n_rows + 1, width], the query last
-  std::vector<float> scales_, lost_;  // of each row and the query
+  Aligned<int16_t> values_;                   // [n_rows + 1, width], the query last
+  std::vector<float> scales_, norms_, lost_;  // of each row and the query
   double row_lost_ = 0, query_lost_ = 0, row_norm_ = 0, query_norm_ = 0;
 };
 

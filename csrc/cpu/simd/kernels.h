@@ -36,15 +36,22 @@ constexpr int64_t kQuantizedPadding = 32;
 static inline int64_t quantized_width(int64_t d) {
   return (d + kQuantizedPadding - 1) / kQuantizedPadding * kQuantizedPadding;
 }
-// The norm of a row's integers, but for their rounding. By Cauchy and Schwarz no part of a product
-// of two rows exceeds it squared, about 2^30, so that 32 bits hold it.
+// The largest norm of those of a row's integers that meet in one lane of a product. By Cauchy and
+// Schwarz no part of such a lane's sum exceeds its square, about 2^30, so that 32 bits hold it.
 constexpr float kQuantizedNorm = 32000;
 
-// rows[k] = scales[k] * values[k] but for a vector of norm lost[k] at most, infinite where the
-// squared norm is not finite or too large. values is [n_rows, quantized_width(d)].
+// Of n rows each.
+struct QuantizedScales {
+  float* scales;
+  float* norms;  // rounded; infinite where the squared norm is not finite or too large
+  float* lost;
+};
+
+// rows[k] = scales[k] * values[k] but for a vector of norm lost[k] at most. values is
+// [n_rows, quantized_width(d)].
 template <typename T>
 using Quantize = void (*)(const T* const* rows, int64_t n_rows, int64_t d, int16_t* values,
-                          float* scales, float* lost);
+                          const QuantizedScales& out);
 
 struct QuantizedRows {
   const int16_t* values;  // [n, width]
@@ -151,7 +158,7 @@ struct Kernels {
   // u_k after those steps from 0, with the bits that step_max would have left there; products are
   // <x_k, atom> for the list of atoms.
   double (*follow_moves)(const SupportMove* moves, int64_t n_moves, const double* products);
-  // out[c][k] = <row k, columns[c]>, rounded from the exact product; n_columns is 1 or 2.
+  // out[c][k] = <row k, columns[c]>, the exact product rounded a few times; n_columns is 1 or 2.
   void (*multiply_quantized)(const QuantizedRows& rows, const int16_t* const* columns,
                              const float* scales, int64_t n_columns, float* const* out);
   // Conditions on a pick, unless it is null, and finds the candidate whose observation lowers the

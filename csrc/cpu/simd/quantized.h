@@ -1,4 +1,4 @@
-// Rows as 16-bit integers with a scale, and their products, which are exact in 32 bits.
+// Rows as 16-bit integers with a scale, and their products, which are exact in 32 bits a lane.
 #pragma once
 
 #include <type_traits>
@@ -44,32 +44,28 @@ inline VecS pack(VecI low, VecI high) {
 #endif
 }
 
-inline int32_t sum_lanes(VecI v) {
-#if defined(__AVX512F__)
-  return _mm512_reduce_add_epi32(__m512i(v));
-#else
-  int32_t sum = 0;
-  for (int i = 0; i < kFloats; ++i) sum += v[i];
-  return sum;
-#endif
-}
-
-template <typename V>
-inline void sum_each(const V (&v)[4], int32_t* sums) {
+// sums[r] = the sum over the lanes of v[r], in float32.
+inline void sum_each(const VecI (&v)[4], float* sums) {
+  VecF f[4];
+  for (int r = 0; r < 4; ++r) f[r] = __builtin_convertvector(v[r], VecF);
 #if defined(__AVX2__) && !defined(__AVX512F__)
-  const __m256i halves = _mm256_hadd_epi32(_mm256_hadd_epi32(__m256i(v[0]), __m256i(v[1])),
-                                           _mm256_hadd_epi32(__m256i(v[2]), __m256i(v[3])));
-  store_bytes(sums,
-              _mm_add_epi32(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1)));
+  const __m256 halves = _mm256_hadd_ps(_mm256_hadd_ps(__m256(f[0]), __m256(f[1])),
+                                       _mm256_hadd_ps(__m256(f[2]), __m256(f[3])));
+  store_bytes(sums, _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1)));
 #else
-  for (int r = 0; r < 4; ++r) sums[r] = sum_lanes(v[r]);
+  for (int r = 0; r < 4; ++r) sums[r] = sum_lanes(f[r]);
 #endif
 }
 
 // ---- rounding ----------------------------------------------------------------------------------
 
 struct QuantizedRow {
-  float scale, lost;
+  float scale, norm, lost;
+};
+
+struct SquaredNorm {
+  float whole;
+  float lane;  // bounds that of the values which meet in one lane of a product
 };
 
 // Adding it leaves the nearest integer in the low bits of a small float32.
@@ -90,26 +86,29 @@ inline void quantize_vectors(const T* x, float inverse, float scale, int16_t* ou
   store_bytes(out, pack(integers[0], integers[1]));
 }
 
+// A lane of a product has pairs of neighbours of either the even vectors or the odd ones.
 template <typename T>
-inline float squared_norm(const T* x, int64_t d) {
+inline SquaredNorm squared_norm(const T* x, int64_t d) {
   VecF sums[4] = {};
+  const auto add = [](VecF v, VecF& sum) { sum += v * v; };
   const int64_t whole = d / kFloats * kFloats;
   int64_t i = 0;
-  for (; i + 4 * kFloats <= whole; i += 4 * kFloats) {
-    for (int j = 0; j < 4; ++j) {
-      const VecF v = load_floats(x + i + j * kFloats);
-      sums[j] += v * v;
-    }
+  for (; i + 4 * kFloats <= whole; i += 4 * kFloats)
+    for (int j = 0; j < 4; ++j) add(load_floats(x + i + j * kFloats), sums[j]);
+  for (; i + 2 * kFloats <= whole; i += 2 * kFloats)
+    for (int j = 0; j < 2; ++j) add(load_floats(x + i + j * kFloats), sums[j]);
+  if (i < whole) {
+    add(load_floats(x + i), sums[0]);
+    add(load_tail<float>(x, d), sums[1]);
+  } else {
+    add(load_tail<float>(x, d), sums[0]);
   }
-  for (; i < whole; i += kFloats) {
-    const VecF v = load_floats(x + i);
-    sums[0] += v * v;
-  }
-  if (whole < d) {
-    const VecF v = load_tail<float>(x, d);
-    sums[1] += v * v;
-  }
-  return sum_lanes((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  const VecF even = sums[0] + sums[2], odd = sums[1] + sums[3];
+  const VecF larger = even > odd ? even : odd;
+  float largest = larger[0];
+  for (int lane = 1; lane < kFloats; ++lane)
+    largest = larger[lane] > largest ? larger[lane] : largest;
+  return {sum_lanes(even + odd), 2 * largest};
 }
 
 // Asks for the row after x while x, which is in the nearest cache by now, is worked on.
@@ -124,14 +123,14 @@ inline QuantizedRow quantize_row(const T* x, const T* next, int64_t d, int16_t* 
   constexpr float kLargestSquare = 0x1p120f, kSmallestSquare = 0x1p-80f;
   constexpr float kSmallestNorm = 0x1p-39f;
   constexpr int64_t kPair = 2 * kFloats;
-  const float squared = squared_norm(x, d);
-  if (!(squared <= kLargestSquare)) return {0, __builtin_inff()};
-  if (squared < kSmallestSquare) {
+  const SquaredNorm squared = squared_norm(x, d);
+  if (!(squared.whole <= kLargestSquare)) return {0, __builtin_inff(), 0};
+  if (squared.whole < kSmallestSquare) {
     std::memset(out, 0, size_t(quantized_width(d)) * sizeof(int16_t));
-    return {0, kSmallestNorm};
+    return {0, kSmallestNorm, kSmallestNorm};
   }
-  const float norm = __builtin_sqrtf(squared);
-  const float scale = norm / kQuantizedNorm, inverse = kQuantizedNorm / norm;
+  const float norm = __builtin_sqrtf(squared.whole);
+  const float scale = __builtin_sqrtf(squared.lane) / kQuantizedNorm, inverse = 1 / scale;
   VecF lost = {};
   int64_t i = 0;
   for (; i + kPair <= d; i += kPair) {
@@ -145,16 +144,16 @@ inline QuantizedRow quantize_row(const T* x, const T* next, int64_t d, int16_t* 
     i += kPair;
   }
   std::memset(out + i, 0, size_t(quantized_width(d) - i) * sizeof(int16_t));
-  return {scale, __builtin_sqrtf(sum_lanes(lost)) + norm * 0x1p-23f};
+  return {scale, norm, __builtin_sqrtf(sum_lanes(lost)) + norm * 0x1p-23f};
 }
 
 template <typename T>
 void quantize_kernel(const T* const* rows, int64_t n_rows, int64_t d, int16_t* values,
-                     float* scales, float* lost) {
+                     const QuantizedScales& out) {
   for (int64_t k = 0; k < n_rows; ++k) {
     const T* next = rows[k + 1 < n_rows ? k + 1 : k];
     const QuantizedRow row = quantize_row(rows[k], next, d, values + k * quantized_width(d));
-    scales[k] = row.scale, lost[k] = row.lost;
+    out.scales[k] = row.scale, out.norms[k] = row.norm, out.lost[k] = row.lost;
   }
 }
 
@@ -164,7 +163,7 @@ constexpr int kQuantizedRows = 4;
 
 template <int kRows, int kColumns>
 inline void multiply_tile(const int16_t* rows, const int16_t* const* columns, int64_t width,
-                          int32_t (&sums)[kColumns][kQuantizedRows]) {
+                          float (&sums)[kColumns][kQuantizedRows]) {
   VecI products[kColumns][kQuantizedRows] = {};
   for (int64_t i = 0; i < width; i += 2 * kFloats) {
     VecS column[kColumns];
@@ -182,11 +181,10 @@ template <int kColumns>
 inline void multiply_columns(const QuantizedRows& rows, const int16_t* const* columns,
                              const float* scales, float* const* out) {
   const auto tile = [&](auto n, int64_t k) {
-    int32_t sums[kColumns][kQuantizedRows];
+    float sums[kColumns][kQuantizedRows];
     multiply_tile<n, kColumns>(rows.values + k * rows.width, columns, rows.width, sums);
     for (int c = 0; c < kColumns; ++c)
-      for (int r = 0; r < n; ++r)
-        out[c][k + r] = float(sums[c][r]) * (rows.scales[k + r] * scales[c]);
+      for (int r = 0; r < n; ++r) out[c][k + r] = sums[c][r] * (rows.scales[k + r] * scales[c]);
   };
   int64_t k = 0;
   for (; k + kQuantizedRows <= rows.n; k += kQuantizedRows)
