@@ -99,8 +99,8 @@ inline SquaredNorm squared_norm(const T* x, int64_t d) {
     for (int j = 0; j < 2; ++j) add(load_floats(x + i + j * kFloats), sums[j]);
   if (i < whole) {
     add(load_floats(x + i), sums[0]);
-    add(load_tail<float>(x, d), sums[1]);
-  } else {
+    if (whole < d) add(load_tail<float>(x, d), sums[1]);
+  } else if (whole < d) {
     add(load_tail<float>(x, d), sums[0]);
   }
   const VecF even = sums[0] + sums[2], odd = sums[1] + sums[3];
