@@ -3,6 +3,7 @@
 
 #include "fw_solver.h"
 #include "kept_solver.h"
+#include "memory.h"
 #include "select_batch.h"
 
 namespace hullft {
@@ -19,6 +20,8 @@ SelectionOutput::Tensors fw_select(const Tensor& pool, const Tensor& query, int6
   check_sizes(op, "pool_sizes", pool_sizes, pool, shape.batch);
   const Sizes sizes(op, "pool_sizes", pool_sizes, shape.candidates, shape.batch);
   const Tensor dense_pool = with_dense_rows(pool), dense_query = with_dense_rows(query);
+  check_memory(op, n_select, shape.batch, shape.candidates,
+               selection_bytes(n_select, shape.batch, shape.candidates));
   const SelectionOutput output(pool, shape.batch, n_select);
   dispatch_floating(pool.scalar_type(), [&](auto t) {
     using T = decltype(t);
@@ -44,6 +47,8 @@ SelectionOutput::Tensors fw_select_indexed(const Tensor& embeddings, const Tenso
   const Tensor picked = torch::stable::contiguous(candidates);
   check_candidates(op, picked, sizes, shape.candidates);
   const Tensor dense = with_dense_rows(embeddings), dense_query = with_dense_rows(query);
+  const int64_t width = candidates.size(1);
+  check_memory(op, n_select, shape.batch, width, selection_bytes(n_select, shape.batch, width));
   const SelectionOutput output(embeddings, shape.batch, n_select);
   dispatch_floating(embeddings.scalar_type(), [&](auto t) {
     using T = decltype(t);

@@ -6,6 +6,7 @@
 #include "batch.h"
 #include "gram_columns.h"
 #include "integerizer.h"
+#include "memory.h"
 
 namespace hullft {
 namespace {
@@ -87,6 +88,8 @@ Tensor integerize(const Tensor& support, const Tensor& query, const Tensor& weig
   check_weights(op, weights, support, shape);
   check_sizes(op, "support_sizes", support_sizes, support, shape.batch);
   const Sizes sizes(op, "support_sizes", support_sizes, shape.candidates, shape.batch);
+  check_memory(op, n_select, shape.batch, shape.candidates,
+               8.0 * double(shape.candidates) * double(shape.candidates));
   const Tensor dense_support = with_dense_rows(support), dense_query = with_dense_rows(query);
   const Tensor dense_weights = torch::stable::contiguous(weights);
   const std::array<int64_t, 2> out_shape{shape.batch, shape.candidates};

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "memory.h"
 #include "select_batch.h"
 
 namespace hullft {
@@ -178,9 +179,12 @@ int64_t query_dim(const Tensor& query) { return query.dim() == 3 ? 3 : 2; }
 
 template <typename MakePool>
 PickTensors::Tuple select(const char* op, const char* pool_name, const Tensor& pool,
-                          const Tensor& query, const Sizes& sizes, int64_t d,
+                          const Tensor& query, const Sizes& sizes, int64_t width, int64_t d,
                           const SiftOptions& options, const MakePool& make_pool) {
-  const SiftOutput output(pool, query.size(0), options.n_select);
+  const int64_t n = options.n_select, batch = query.size(0);
+  check_memory(op, n, batch, width,
+               selection_bytes(n, batch, width) + 8.0 * double(n) * double(padded(width)));
+  const SiftOutput output(pool, batch, n);
   const Tensor dense_query = torch::stable::contiguous(query);
   dispatch_floating(pool.scalar_type(), [&](auto t) {
     using T = decltype(t);
@@ -198,7 +202,7 @@ PickTensors::Tuple sift_select(const Tensor& pool, const Tensor& query, int64_t 
   check_sizes(op, "pool_sizes", pool_sizes, pool, shape.batch);
   const Sizes sizes(op, "pool_sizes", pool_sizes, shape.candidates, shape.batch);
   const Tensor dense = with_dense_rows(pool);
-  return select(op, "pool", pool, query, sizes, shape.dim, options,
+  return select(op, "pool", pool, query, sizes, shape.candidates, shape.dim, options,
                 [&](auto t) { return pool_of<decltype(t)>(dense); });
 }
 
@@ -215,7 +219,7 @@ PickTensors::Tuple sift_select_indexed(const Tensor& embeddings, const Tensor& c
   const Tensor picked = torch::stable::contiguous(candidates);
   check_candidates(op, picked, sizes, shape.candidates);
   const Tensor dense = with_dense_rows(embeddings);
-  return select(op, "embeddings", embeddings, query, sizes, shape.dim, options,
+  return select(op, "embeddings", embeddings, query, sizes, candidates.size(1), shape.dim, options,
                 [&](auto t) { return pool_of<decltype(t)>(dense, picked); });
 }
 

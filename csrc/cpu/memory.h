@@ -1,0 +1,30 @@
+// Refuses what cannot fit this machine before it is asked for: where memory is overcommitted, an
+// allocation beyond it succeeds, and writing to it ends the process.
+#pragma once
+
+#include <unistd.h>
+
+#include <cstdint>
+
+#include "../checks.h"
+
+namespace hullft {
+
+// `needed` is in bytes; a double, in which no product of sizes overflows.
+inline void check_memory(const char* op, int64_t n_select, int64_t batch, int64_t candidates,
+                         double needed) {
+  static const double has = double(sysconf(_SC_PHYS_PAGES)) * double(sysconf(_SC_PAGESIZE));
+  constexpr double kGigabyte = 1 << 30;
+  if (needed > has)
+    value_error(op, "n_select ", n_select, " for ", batch, " queries of ", candidates,
+                " candidates needs ", int64_t(needed / kGigabyte), " GiB, this machine has ",
+                int64_t(has / kGigabyte));
+}
+
+// What a selection writes: three arrays of n_select values a query, and a few of one value a
+// candidate.
+inline double selection_bytes(int64_t n_select, int64_t batch, int64_t candidates) {
+  return 8.0 * (3.0 * double(n_select) * double(batch) + 3.0 * double(candidates));
+}
+
+}  // namespace hullft
