@@ -42,6 +42,7 @@ GRID = ["--method", "knn", "--method", "hullft", "--steps", "150", "--refresh", 
 
 @pytest.fixture(scope="module", autouse=True)
 def local_ray() -> Iterator[None]:
+    others = below(os.getpid())
     ray.init(
         "local",
         num_cpus=CPUS,
@@ -51,7 +52,7 @@ def local_ray() -> Iterator[None]:
         logging_level="warning",
     )
     yield
-    started = below(os.getpid())
+    started = below(os.getpid()) - others
     ray.shutdown()
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in started))
 
