@@ -16,22 +16,25 @@ namespace hullft {
 template <typename T>
 class QuantizedPool {
  public:
-  // Reads the pool once. False when a value is not finite, a square too large, or d so large that
-  // the float32 sum of the squares says too little of them.
-  bool begin(const T* const* rows, int64_t n_rows, const T* query, int64_t d, bool share_rows) {
+  // Reads the pool once; products[k] = <row k, query>. False when a value is not finite, a square
+  // too large, or d so large that the float32 sum of the squares says too little of them.
+  bool begin(const T* const* rows, int64_t n_rows, const T* query, int64_t d, bool share_rows,
+             float* products) {
     if (d > kLargestDim) return false;
     n_rows_ = n_rows, width_ = quantized_width(d), share_rows_ = share_rows;
     const int64_t n_vectors = n_rows + 1;
     int16_t* values = values_.reserve(n_vectors * width_);
     for (auto* of_each : {&scales_, &norms_, &lost_}) of_each->resize(size_t(n_vectors));
     const Quantize<T> round = quantize<T>(kernels());
-    const auto take = [&](const T* const* x, int64_t begin, int64_t end) {
-      round(x, end - begin, d, values + begin * width_,
-            {scales_.data() + begin, norms_.data() + begin, lost_.data() + begin});
+    const auto scales_from = [&](int64_t k) {
+      return QuantizedScales{scales_.data() + k, norms_.data() + k, lost_.data() + k};
     };
-    for_rows(n_rows, d, share_rows,
-             [&](int64_t begin, int64_t end) { take(rows + begin, begin, end); });
-    take(&query, n_rows, n_vectors);
+    round(&query, 1, d, values + n_rows * width_, scales_from(n_rows), nullptr, nullptr);
+    const QuantizedColumn column{values + n_rows * width_, scales_.back()};
+    for_rows(n_rows, d, share_rows, [&](int64_t begin, int64_t end) {
+      round(rows + begin, end - begin, d, values + begin * width_, scales_from(begin), &column,
+            products + begin);
+    });
     query_lost_ = lost_.back(), query_norm_ = double(norms_.back()) + query_lost_;
     row_lost_ = *std::max_element(lost_.begin(), lost_.end() - 1);
     row_norm_ = *std::max_element(norms_.begin(), norms_.end() - 1) + row_lost_;
@@ -39,9 +42,6 @@ class QuantizedPool {
   }
 
   double query_norm() const { return query_norm_; }
-
-  // out[k] = <row k, query>
-  void multiply_query(float* out) { multiply(&n_rows_, 1, &out); }
 
   // out[j][k] = <row k, row atoms[j]>, for one or two atoms.
   void multiply(const int64_t* atoms, int64_t n_atoms, float* const* out) {

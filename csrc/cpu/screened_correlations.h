@@ -37,9 +37,12 @@ class ScreenedCorrelations {
     candidates_.clear(), exact_b_.clear(), exact_u_.clear();
     movers_.clear(), place_.clear(), moves_.clear();
     row_.assign(size_t(padded(d)), 0.0);
-    if (!pool_.begin(rows, n_rows, query, d, share_rows)) return false;
+    const float* products = products_.reserve(n_);
+    if (!pool_.begin(rows, n_rows, query, d, share_rows, products_.get())) return false;
     columns_.begin(n_rows, n_select + 1);
-    estimate_b();
+    double* b = b_.reserve(n_);
+    std::copy_n(products, n_rows, b);
+    std::fill(b + n_rows, b + n_, -std::numeric_limits<double>::infinity());
     std::fill_n(u_.reserve(n_), n_, 0.0);
     best_ = {-std::numeric_limits<double>::infinity(), 0};
     admit_contenders(pool_.error(pool_.query_norm()));
@@ -82,14 +85,6 @@ class ScreenedCorrelations {
   int64_t n_atoms() const { return int64_t(candidates_.size()); }
 
   // ---- estimates, of every candidate that is no atom ------------------------------------------
-
-  void estimate_b() {
-    float* products = products_.reserve(n_);
-    pool_.multiply_query(products);
-    double* b = b_.reserve(n_);
-    std::copy_n(products, n_rows_, b);
-    std::fill(b + n_rows_, b + n_, -std::numeric_limits<double>::infinity());
-  }
 
   ArgMax highest_estimate() {
     return kernels_->step_argmax(b_.get(), u_.get(), n_, 1, 0, nullptr, 0, nullptr);

@@ -47,11 +47,18 @@ struct QuantizedScales {
   float* lost;
 };
 
+struct QuantizedColumn {
+  const int16_t* values;  // [width]
+  float scale;
+};
+
 // rows[k] = scales[k] * values[k] but for a vector of norm lost[k] at most. values is
-// [n_rows, quantized_width(d)].
+// [n_rows, quantized_width(d)]. Unless column is null, products[k] = <row k, column> as
+// multiply_quantized has it.
 template <typename T>
 using Quantize = void (*)(const T* const* rows, int64_t n_rows, int64_t d, int16_t* values,
-                          const QuantizedScales& out);
+                          const QuantizedScales& out, const QuantizedColumn* column,
+                          float* products);
 
 struct QuantizedRows {
   const int16_t* values;  // [n, width]
