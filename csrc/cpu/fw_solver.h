@@ -50,8 +50,10 @@ class FwSolver {
 
  private:
   bool start(const T* const* rows, int64_t n_rows, const T* query, int64_t d, bool share_rows) {
-    qq_ = 0;
-    for (int64_t i = 0; i < d; ++i) qq_ += widen(query[i]) * widen(query[i]);
+    // As every product of rows is computed, so that a query in its pool is no distance from it.
+    double* wide = query_.reserve(padded(d));
+    widening<T>(kernels())(query, d, wide);
+    dot_rows<T>(kernels())(&query, 1, wide, d, &qq_);
     if (!std::isfinite(qq_)) return false;
     if (!correlations_.begin(rows, n_rows, query, d, options_.n_select, share_rows, support_))
       return false;
@@ -65,15 +67,24 @@ class FwSolver {
   }
 
   void refresh_iterate() {
-    iterate_ = {0, 0};
-    for (int64_t j = 0; j < support_.size(); ++j) {
-      const int64_t k = support_.atoms()[size_t(j)];
-      const double w = support_.weights()[size_t(j)];
-      iterate_.wb += w * correlations_.b(k);
-      iterate_.wu += w * correlations_.u(k);
-    }
+    iterate_ = products_of_support();
     residual_ = std::sqrt(squared_residual(iterate_, qq_));
     correlations_.settle(residual_);
+  }
+
+  // Two sums side by side each, or every addition would wait for the last.
+  Iterate<double> products_of_support() const {
+    const std::vector<int64_t>& atoms = support_.atoms();
+    const std::vector<double>& weights = support_.weights();
+    Iterate<double> even{0, 0}, odd{0, 0};
+    const auto add = [&](size_t j, Iterate<double>& sum) {
+      sum.wb += weights[j] * correlations_.b(atoms[j]);
+      sum.wu += weights[j] * correlations_.u(atoms[j]);
+    };
+    size_t j = 0;
+    for (; j + 2 <= atoms.size(); j += 2) add(j, even), add(j + 1, odd);
+    if (j < atoms.size()) add(j, even);
+    return {even.wb + odd.wb, even.wu + odd.wu};
   }
 
   double gap() const { return correlations_.best().value - mean_correlation(iterate_); }
@@ -170,7 +181,7 @@ class FwSolver {
   FwOptions options_{};
   Correlations correlations_;
   Support support_;
-  AlignedDoubles gram_, support_b_;
+  AlignedDoubles query_, gram_, support_b_;
   double qq_ = 0, residual_ = 0;
   Iterate<double> iterate_{0, 0};
   int64_t s_ = 0, a_ = 0;

@@ -50,8 +50,7 @@ class GramColumns {
  private:
   const double* widened(const T* x) {
     double* wide = vector_.reserve(padded(d_));
-    for (int64_t i = 0; i < d_; ++i) wide[i] = widen(x[i]);
-    std::fill(wide + d_, wide + padded(d_), 0.0);
+    widening<T>(kernels())(x, d_, wide);
     return wide;
   }
 

@@ -62,17 +62,23 @@ class QuantizedPool {
   // Bounds |e_k - <x_k, r>| for r = q - sum_j w_j x_j, w convex or all zero, and its estimate
   // e_k = <x'_k, q'> - sum_j w_j <x'_k, x'_j> from rounded vectors, x'_k = x_k - lost_k:
   //   <x_k, r> - <x'_k, r'> = <lost_k, r> + <x'_k, r - r'>,  |r - r'| <= |lost_q| + max |lost_j|.
-  // Products of integers are exact in each lane; float32 sums over the lanes and scales round them
-  // less than kRoundings times. The residual, norms and float64 state are rounded too.
+  // Products of integers are exact in each lane; float32 sums over the lanes, scales and the last
+  // difference round them less than kRoundings times. The residual and norms are rounded too. What
+  // the sum over j loses is left to `rounding`.
   double error(double residual) const {
-    constexpr double kUnit = 1.0 / (1 << 24), kRoundings = 10, kMargin = 1.1;
+    constexpr double kRoundings = 12, kMargin = 1.1;
     const double norms = query_norm_ + row_norm_;
     const double rounded_rows = row_lost_ * (residual + 1e-6 * norms);
     const double rounded_others = row_norm_ * (query_lost_ + row_lost_);
     return kMargin * (rounded_rows + rounded_others + kRoundings * kUnit * row_norm_ * norms);
   }
 
+  // Bounds what rounding does to a float32 sum of up to three products of rows with factors, given
+  // the sum of the factors: they, the first product and every sum are rounded.
+  double rounding(double factors) const { return 4 * kUnit * factors * row_norm_ * row_norm_; }
+
  private:
+  static constexpr double kUnit = 1.0 / (1 << 24);  // of float32
   static constexpr int64_t kLargestDim = int64_t(1) << 20;
   static constexpr int64_t kProductsAtOnce = 8;  // integer ones for one in float64
 

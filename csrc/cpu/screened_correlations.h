@@ -34,17 +34,16 @@ class ScreenedCorrelations {
     support_ = &support, kernels_ = &kernels();
     support.begin(0);
     atom_of_.assign(size_t(n_rows), kNone);
-    candidates_.clear(), exact_b_.clear(), exact_u_.clear();
+    n_atoms_ = 0;
     movers_.clear(), place_.clear(), moves_.clear();
-    row_.assign(size_t(padded(d)), 0.0);
-    const float* products = products_.reserve(n_);
-    if (!pool_.begin(rows, n_rows, query, d, share_rows, products_.get())) return false;
+    float* b = b_.reserve(n_);
+    if (!pool_.begin(rows, n_rows, query, d, share_rows, b)) return false;
+    std::fill(b + n_rows, b + n_, -std::numeric_limits<float>::infinity());
+    std::fill_n(u_.reserve(n_), n_, 0.0f);
+    drift_ = 0;
     columns_.begin(n_rows, n_select + 1);
-    double* b = b_.reserve(n_);
-    std::copy_n(products, n_rows, b);
-    std::fill(b + n_rows, b + n_, -std::numeric_limits<double>::infinity());
-    std::fill_n(u_.reserve(n_), n_, 0.0);
     best_ = {-std::numeric_limits<double>::infinity(), 0};
+    highest_ = kernels_->screened_step_max(b, u_.get(), n_, 1, 0, nullptr, 0, nullptr);
     admit_contenders(pool_.error(pool_.query_norm()));
     return true;
   }
@@ -66,11 +65,12 @@ class ScreenedCorrelations {
     highest_ = kernels_->screened_step_max(b_.get(), u_.get(), n_, step.scale, step.toward,
                                            step.toward > 0 ? column(s) : nullptr, step.away,
                                            step.away > 0 ? column(a) : nullptr);
+    drift_ = step.scale * drift_ + pool_.rounding(step.scale + step.toward + step.away);
   }
 
   // Finds the best, given the norm of the residual after the step.
   void settle(double residual) {
-    const double error = pool_.error(residual);
+    const double error = pool_.error(residual) + drift_;
     if (highest_ + error >= best_.value) admit_contenders(error);
   }
 
@@ -82,12 +82,15 @@ class ScreenedCorrelations {
     int64_t known = 0;
   };
 
-  int64_t n_atoms() const { return int64_t(candidates_.size()); }
-
   // ---- estimates, of every candidate that is no atom ------------------------------------------
 
-  ArgMax highest_estimate() {
-    return kernels_->step_argmax(b_.get(), u_.get(), n_, 1, 0, nullptr, 0, nullptr);
+  float estimate(int64_t k) const { return b_.get()[k] - u_.get()[k]; }
+
+  // The candidate whose estimate is highest_.
+  int64_t highest_candidate() const {
+    int64_t k = 0;
+    while (k < n_rows_ - 1 && estimate(k) != highest_) ++k;
+    return k;
   }
 
   // Of an atom, and in the same pass over the pool of the candidate that is likely to be next.
@@ -106,12 +109,10 @@ class ScreenedCorrelations {
 
   // The candidate of highest estimate that is no atom and has no column, or kNone.
   int64_t likely_next() const {
-    double highest = -std::numeric_limits<double>::infinity();
+    float highest = -std::numeric_limits<float>::infinity();
     int64_t found = kNone;
-    for (int64_t k = 0; k < n_rows_; ++k) {
-      const double c = b_.get()[k] - u_.get()[k];
-      if (c > highest && !columns_.find(k)) highest = c, found = k;
-    }
+    for (int64_t k = 0; k < n_rows_; ++k)
+      if (estimate(k) > highest && !columns_.find(k)) highest = estimate(k), found = k;
     return found;
   }
 
@@ -119,11 +120,12 @@ class ScreenedCorrelations {
 
   // Every candidate whose correlation may be the largest becomes an atom.
   void admit_contenders(double error) {
-    contenders_.assign(1, highest_estimate().index);
+    contenders_.assign(1, highest_candidate());
     admit();  // leaves few of the others within reach
     contenders_.clear();
+    const double least = best_.value - error;
     for (int64_t k = 0; k < n_rows_; ++k)
-      if (b_.get()[k] - u_.get()[k] + error >= best_.value) contenders_.push_back(k);
+      if (estimate(k) >= least) contenders_.push_back(k);
     if (!contenders_.empty()) admit();
   }
 
@@ -146,11 +148,12 @@ class ScreenedCorrelations {
 
   // Makes atoms of contenders_.
   void admit() {
-    const int64_t first = n_atoms();
+    const int64_t first = n_atoms_;
+    candidates_.resize(size_t(first));  // drops those of the query before
     for (const int64_t k : contenders_) {
-      atom_of_[size_t(k)] = n_atoms();
+      atom_of_[size_t(k)] = n_atoms_++;
       candidates_.push_back(k);
-      b_.get()[k] = -std::numeric_limits<double>::infinity();  // no estimate any more
+      b_.get()[k] = -std::numeric_limits<float>::infinity();  // no estimate any more
       support_->admit();
     }
     make_room();
@@ -167,24 +170,23 @@ class ScreenedCorrelations {
         gram_[size_t(movers_[j])].values[size_t(first + i)] = of_atom[j + 1];
       see(first + i);
     }
-    for (const int64_t atom : movers_) gram_[size_t(atom)].known = n_atoms();
+    for (const int64_t atom : movers_) gram_[size_t(atom)].known = n_atoms_;
   }
 
   // Room for all atoms in what has a value an atom.
   void make_room() {
-    const size_t size = size_t(padded(n_atoms()));
-    exact_b_.resize(size_t(n_atoms()));  // drops the padding, which is filled anew
+    const size_t size = size_t(padded(n_atoms_)), n = size_t(n_atoms_);
+    exact_b_.resize(n);  // drops the padding, which is filled anew
     exact_b_.resize(size, -std::numeric_limits<double>::infinity());
     exact_u_.resize(size);
-    place_.resize(candidates_.size(), kNone);
-    if (gram_.size() < candidates_.size()) gram_.resize(candidates_.size());
-    for (size_t i = candidates_.size() - contenders_.size(); i < candidates_.size(); ++i)
-      gram_[i].known = 0;
+    place_.resize(n, kNone);
+    if (gram_.size() < n) gram_.resize(n);
+    for (size_t i = n - contenders_.size(); i < n; ++i) gram_[i].known = 0;
     for (const int64_t atom : movers_) gram_[size_t(atom)].values.resize(size);
   }
 
   const double* gram_row(int64_t i) {
-    if (gram_[size_t(i)].known < n_atoms()) complete(i);
+    if (gram_[size_t(i)].known < n_atoms_) complete(i);
     return gram_[size_t(i)].values.data();
   }
 
@@ -192,9 +194,9 @@ class ScreenedCorrelations {
   void complete(int64_t i) {
     GramRow& row = gram_[size_t(i)];
     if (row.known == 0) row.values.clear();
-    row.values.resize(size_t(padded(n_atoms())));
+    row.values.resize(size_t(padded(n_atoms_)));
     missing_.clear(), atom_rows_.clear();
-    for (int64_t j = row.known; j < n_atoms(); ++j) {
+    for (int64_t j = row.known; j < n_atoms_; ++j) {
       const GramRow& other = gram_[size_t(j)];
       if (other.known > i) {
         row.values[size_t(j)] = other.values[size_t(i)];
@@ -206,16 +208,16 @@ class ScreenedCorrelations {
     double* products = block_.reserve(int64_t(missing_.size()));
     exact_products(atom_rows_, rows_[candidate(i)], products);
     for (size_t j = 0; j < missing_.size(); ++j) row.values[size_t(missing_[j])] = products[j];
-    row.known = n_atoms();
+    row.known = n_atoms_;
   }
 
   void follow_exactly(const Step<double>& step, int64_t s, int64_t a) {
     const double highest = kernels_->step_max(
-        exact_b_.data(), exact_u_.data(), padded(n_atoms()), step.scale, step.toward,
+        exact_b_.data(), exact_u_.data(), padded(n_atoms_), step.scale, step.toward,
         step.toward > 0 ? gram_row(s) : nullptr, step.away, step.away > 0 ? gram_row(a) : nullptr);
     best_ = {highest, kNone};
     // A tie goes to the lowest candidate, not to the first atom.
-    for (int64_t i = 0; i < n_atoms(); ++i)
+    for (int64_t i = 0; i < n_atoms_; ++i)
       if (b(i) - u(i) == highest && (best_.index == kNone || candidate(i) < candidate(best_.index)))
         best_.index = i;
   }
@@ -248,8 +250,9 @@ class ScreenedCorrelations {
   }
 
   void exact_products(const std::vector<const T*>& rows, const T* x, double* out) {
-    for (int64_t i = 0; i < d_; ++i) row_[size_t(i)] = widen(x[i]);
-    dot_rows<T> (*kernels_)(rows.data(), int64_t(rows.size()), row_.data(), d_, out);
+    double* wide = row_.reserve(padded(d_));
+    widening<T> (*kernels_)(x, d_, wide);
+    dot_rows<T> (*kernels_)(rows.data(), int64_t(rows.size()), wide, d_, out);
   }
 
   const T* const* rows_ = nullptr;
@@ -261,10 +264,11 @@ class ScreenedCorrelations {
   QuantizedPool<T> pool_;
   ColumnCache<float> columns_;  // estimates
   double highest_ = 0;          // estimate of a candidate that is no atom
-  AlignedDoubles b_, u_;        // of every candidate; b is -infinity for those that are atoms
-  Aligned<float> products_;
+  double drift_ = 0;            // bounds how far rounding has moved the estimates of u
+  Aligned<float> b_, u_;        // of every candidate; b is -infinity for those that are atoms
 
-  std::vector<int64_t> atom_of_;           // of each candidate, kNone: none
+  std::vector<int64_t> atom_of_;  // of each candidate, kNone: none
+  int64_t n_atoms_ = 0;
   std::vector<int64_t> candidates_;        // of each atom
   std::vector<double> exact_b_, exact_u_;  // of each atom, padded
   std::vector<GramRow> gram_;              // of each atom, and of more in queries before
@@ -275,7 +279,7 @@ class ScreenedCorrelations {
 
   std::vector<int64_t> contenders_, missing_;
   std::vector<const T*> atom_rows_, contender_rows_;
-  std::vector<double> row_;  // a row widened, padded(d)
+  AlignedDoubles row_;  // a row widened, padded(d)
   AlignedDoubles block_, of_row_;
 };
 

@@ -2,6 +2,8 @@
 // read once.
 #pragma once
 
+#include <limits>
+
 #include "kernels.h"
 #include "real.h"
 
@@ -37,21 +39,21 @@ inline ArgMax reduce(const RunningMax* chains) {
 }
 
 // scale * u + toward * s - away * a, fused explicitly: the same bits wherever it is computed.
-template <bool kToward, bool kAway>
-inline VecD stepped(VecD u, double scale, double toward, VecD s, double away, VecD a) {
+template <bool kToward, bool kAway, typename R, typename V>
+inline V stepped(V u, R scale, R toward, V s, R away, V a) {
   u = rounded(u * scale);
   if constexpr (kToward) u = multiply_add(broadcast(toward), s, u);
   if constexpr (kAway) u = multiply_add(broadcast(-away), a, u);
   return u;
 }
 
-template <bool kToward, bool kAway, typename C>
-inline VecD stepped(const double* u, int64_t k, double scale, double toward, const C* column_s,
-                    double away, const C* column_a) {
-  VecD s = {}, a = {};
-  if constexpr (kToward) s = load_doubles(column_s + k);
-  if constexpr (kAway) a = load_doubles(column_a + k);
-  return stepped<kToward, kAway>(load_doubles(u + k), scale, toward, s, away, a);
+template <bool kToward, bool kAway, typename R>
+inline Vector<R> stepped(const R* u, int64_t k, R scale, R toward, const R* column_s, R away,
+                         const R* column_a) {
+  Vector<R> s = {}, a = {};
+  if constexpr (kToward) s = load<R>(column_s + k);
+  if constexpr (kAway) a = load<R>(column_a + k);
+  return stepped<kToward, kAway>(load<R>(u + k), scale, toward, s, away, a);
 }
 
 template <bool kToward, bool kAway>
@@ -88,37 +90,35 @@ ArgMax step_argmax_kernel(const double* b, double* u, int64_t n, double scale, d
   return step_argmax_columns<false, false>(b, u, n, scale, toward, column_s, away, column_a);
 }
 
-template <bool kToward, bool kAway, typename C>
-inline double step_max_columns(const double* b, double* u, int64_t n, double scale, double toward,
-                               const C* column_s, double away, const C* column_a) {
-  static_assert(kPadding % (2 * kDoubles) == 0);
-  VecD even = broadcast(-__builtin_inf()), odd = even;
-  const auto visit = [&](int64_t k, VecD& highest) {
-    const VecD u_k = stepped<kToward, kAway>(u, k, scale, toward, column_s, away, column_a);
-    store_doubles(u + k, u_k);
-    const VecD c = load_doubles(b + k) - u_k;
+template <bool kToward, bool kAway, typename R>
+inline R step_max_columns(const R* b, R* u, int64_t n, R scale, R toward, const R* column_s, R away,
+                          const R* column_a) {
+  constexpr int64_t kStride = kLanes<R>;
+  Vector<R> even = broadcast(-std::numeric_limits<R>::infinity()), odd = even;
+  const auto visit = [&](int64_t k, Vector<R>& highest) {
+    const Vector<R> u_k = stepped<kToward, kAway>(u, k, scale, toward, column_s, away, column_a);
+    store(u + k, u_k);
+    const Vector<R> c = load<R>(b + k) - u_k;
     highest = c > highest ? c : highest;
   };
-  for (int64_t k = 0; k < n; k += 2 * kDoubles) {
+  int64_t k = 0;
+  for (; k + 2 * kStride <= n; k += 2 * kStride) {
     visit(k, even);
-    visit(k + kDoubles, odd);
+    visit(k + kStride, odd);
   }
-  even = even > odd ? even : odd;
-  double highest = even[0];
-  for (int i = 1; i < kDoubles; ++i) highest = even[i] > highest ? even[i] : highest;
-  return highest;
+  if (k < n) visit(k, even);
+  return max_lanes(even > odd ? even : odd);
 }
 
-template <typename C>
-double step_max_kernel(const double* b, double* u, int64_t n, double scale, double toward,
-                       const C* column_s, double away, const C* column_a) {
+template <typename R>
+R step_max_kernel(const R* b, R* u, int64_t n, double scale, double toward, const R* column_s,
+                  double away, const R* column_a) {
+  const R keep(scale), to(toward), from(away);
   if (column_s && column_a)
-    return step_max_columns<true, true>(b, u, n, scale, toward, column_s, away, column_a);
-  if (column_s)
-    return step_max_columns<true, false>(b, u, n, scale, toward, column_s, away, column_a);
-  if (column_a)
-    return step_max_columns<false, true>(b, u, n, scale, toward, column_s, away, column_a);
-  return step_max_columns<false, false>(b, u, n, scale, toward, column_s, away, column_a);
+    return step_max_columns<true, true>(b, u, n, keep, to, column_s, from, column_a);
+  if (column_s) return step_max_columns<true, false>(b, u, n, keep, to, column_s, from, column_a);
+  if (column_a) return step_max_columns<false, true>(b, u, n, keep, to, column_s, from, column_a);
+  return step_max_columns<false, false>(b, u, n, keep, to, column_s, from, column_a);
 }
 
 double follow_moves_kernel(const SupportMove* moves, int64_t n_moves, const double* products) {

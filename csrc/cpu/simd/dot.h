@@ -58,5 +58,17 @@ void dot_rows_kernel(const T* const* rows, int64_t n_rows, const double* column,
   dot_tiles<T, kTileRows>(rows, 0, n_rows, column, d, out);
 }
 
+template <typename T>
+void widen_kernel(const T* x, int64_t d, double* out) {
+  const int64_t whole = d / kDoubles * kDoubles;
+  int64_t i = 0;
+  for (; i < whole; i += kDoubles) store_doubles(out + i, load_doubles(x + i));
+  if (i < d) {
+    store_doubles(out + i, load_tail<double>(x, d));
+    i += kDoubles;
+  }
+  for (; i < padded(d); i += kDoubles) store_doubles(out + i, VecD{});
+}
+
 }  // namespace
 }  // namespace hullft

@@ -27,6 +27,10 @@ template <typename T>
 using DotRows = void (*)(const T* const* rows, int64_t n_rows, const double* column, int64_t d,
                          double* out);
 
+// out = x in float64, padded(d) values, zero in the padding.
+template <typename T>
+using Widen = void (*)(const T* x, int64_t d, double* out);
+
 // out[k] = <rows[k], rows[k]>; each value depends on its own row alone.
 template <typename T>
 using SquaredNorms = void (*)(const T* const* rows, int64_t n_rows, int64_t d, double* out);
@@ -123,6 +127,7 @@ struct AllReplayKernels : ReplayKernelsOf<float>,
 template <typename T>
 struct DotKernels {
   DotRows<T> exact;
+  Widen<T> widen;
   SquaredNorms<T> squared_norms;
   Quantize<T> quantize;
 };
@@ -131,6 +136,7 @@ struct DotKernels {
 template <>
 struct DotKernels<double> {
   DotRows<double> exact;
+  Widen<double> widen;
   SquaredNorms<double> squared_norms;
 };
 
@@ -147,10 +153,10 @@ struct SupportMove {
   int64_t s, a;  // of a list of atoms
 };
 
-// C is the type of the columns.
-template <typename C>
-using StepMax = double (*)(const double* b, double* u, int64_t n, double scale, double toward,
-                           const C* column_s, double away, const C* column_a);
+// R is the type of the state.
+template <typename R>
+using StepMax = R (*)(const R* b, R* u, int64_t n, double scale, double toward, const R* column_s,
+                      double away, const R* column_a);
 
 struct Kernels {
   const char* name;
@@ -186,6 +192,12 @@ template <typename T>
 DotRows<T> dot_rows(const Kernels& k) {
   const DotKernels<T>& dot = k.dot;
   return dot.exact;
+}
+
+template <typename T>
+Widen<T> widening(const Kernels& k) {
+  const DotKernels<T>& dot = k.dot;
+  return dot.widen;
 }
 
 template <typename T>

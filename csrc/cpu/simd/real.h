@@ -68,6 +68,28 @@ inline double sum_lanes(VecD v) {
 #endif
 }
 
+// ---- the largest lane, of values that are not NaN -----------------------------------------------
+
+inline float max_lanes(VecF v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps(__m512(v));
+#else
+  float highest = v[0];
+  for (int i = 1; i < kFloats; ++i) highest = v[i] > highest ? v[i] : highest;
+  return highest;
+#endif
+}
+
+inline double max_lanes(VecD v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_pd(__m512d(v));
+#else
+  double highest = v[0];
+  for (int i = 1; i < kDoubles; ++i) highest = v[i] > highest ? v[i] : highest;
+  return highest;
+#endif
+}
+
 // ---- rounding under control -------------------------------------------------------------------
 
 // The value as it is: the compiler may not fuse what made it with what uses it.

@@ -31,9 +31,9 @@ constexpr AllReplayKernels all_replay_kernels() {
 template <typename T>
 constexpr DotKernels<T> dot_kernels() {
   if constexpr (sizeof(T) == sizeof(double))
-    return {&dot_rows_kernel<T>, &squared_norms_kernel<T>};
+    return {&dot_rows_kernel<T>, &widen_kernel<T>, &squared_norms_kernel<T>};
   else
-    return {&dot_rows_kernel<T>, &squared_norms_kernel<T>, &quantize_kernel<T>};
+    return {&dot_rows_kernel<T>, &widen_kernel<T>, &squared_norms_kernel<T>, &quantize_kernel<T>};
 }
 
 constexpr Kernels make_table(const char* name) {
