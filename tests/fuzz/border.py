@@ -108,11 +108,12 @@ def tensor(data: Bytes, shape: list[int], dtype: torch.dtype) -> Any:
     return view(filled(data, shape, dtype), data)
 
 
-def integers(data: Bytes, shape: list[int], limit: int) -> Any:
+def integers(data: Bytes, shape: list[int], first: int, count: int) -> Any:
+    """From ``first`` on, mostly. torch itself must read nothing of a view: it may be shrunk."""
     generator = torch.Generator().manual_seed(data.below(256))
-    values = torch.randint(1, max(limit, 1) + 1, shape, generator=generator)
+    values = torch.randint(first, first + max(count, 1), shape, generator=generator)
     if values.numel() and data.rarely():
-        values.view(-1)[0] = data.pick([0, -1, limit + 1, 2**31, 2**62, -(2**63)])
+        values.view(-1)[0] = data.pick([first - 1, -1, first + count, 2**31, 2**62, -(2**63)])
     view = data.pick(VIEWS) if data.rarely() else VIEWS[0]
     return view(values, data)
 
@@ -140,13 +141,10 @@ def select(data: Bytes) -> None:
     pool = tensor(data, [rows, dim] if shared else [*lead, rows, dim], dtype)
     query = tensor(data, [*lead, dim], dtype)
     arguments = [pool, query]
-    sizes = None if alone or data.below(3) else integers(data, lead, rows)
+    sizes = None if alone or data.below(3) else integers(data, lead, 1, rows)
     width = data.pick(SIZES[:7]) if name.endswith("indexed") else rows
     if name.endswith("indexed"):
-        candidates = integers(data, [*lead, width], rows)
-        if isinstance(candidates, torch.Tensor) and candidates.device.type == "cpu":
-            candidates = candidates - 1 if candidates.layout == torch.strided else candidates
-        arguments = [pool, candidates, query]
+        arguments = [pool, integers(data, [*lead, width], 0, rows), query]
     elif name == "fw_lmo":
         arguments.append(tensor(data, [*lead, dim], dtype))
     elif name == "integerize":
