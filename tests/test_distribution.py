@@ -1,6 +1,8 @@
 """What decides whether a distribution is good: tools/wheel_matrix, check_sdist, lowest_versions."""
 
 import importlib
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from types import ModuleType
@@ -34,6 +36,77 @@ def test_platform_tags_that_name_a_glibc(tool: ModuleType) -> None:
     granted = Path(name.format("manylinux_2_27_x86_64.manylinux_2_28_x86_64"))
     assert tool.manylinux(granted) == ["manylinux_2_27_x86_64", "manylinux_2_28_x86_64"]
     assert tool.manylinux(Path(name.format("linux_x86_64"))) == []
+
+
+@pytest.fixture
+def uv(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """What the commands of wheel_matrix end with, by a word that their last argument has."""
+    statuses: dict[str, int] = {}
+
+    def run(*command: str | Path) -> str:
+        for word, status in statuses.items():
+            if word in str(command[-1]):
+                raise subprocess.CalledProcessError(status, str(command))
+        return "built somehow\nworks with torch 2.99.0+cpu\n"
+
+    monkeypatch.setattr(tool, "run", run)
+    monkeypatch.setattr(tool, "tool", lambda name: name)
+    return statuses
+
+
+def run_matrix(
+    tool: ModuleType, monkeypatch: pytest.MonkeyPatch, work: Path, *options: str
+) -> int | str | None:
+    wheel = "hullft_ops-0.1.0-cp311-cp311-manylinux_2_28_x86_64.whl"
+    command = ["wheel_matrix", "--work", str(work), "--wheel", wheel, *options]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as ended:
+        tool.main()
+    return ended.value.code
+
+
+@pytest.mark.parametrize("tool", ["wheel_matrix"], indirect=True)
+def test_the_table_names_what_could_not_be_tried(
+    tool: ModuleType,
+    uv: dict[str, int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    uv["torch==1.0"] = 1
+    assert run_matrix(tool, monkeypatch, tmp_path, "--torch", "1.0", "newest") == 0
+    assert capsys.readouterr().out.endswith(
+        "| Python | torch 1.0 | torch newest |\n"
+        "| --- | --- | --- |\n"
+        "| cp311 | no such torch for it | works: 2.99.0+cpu |\n"
+    )
+
+
+@pytest.mark.parametrize("tool", ["wheel_matrix"], indirect=True)
+@pytest.mark.parametrize(
+    ("word", "status", "line"),
+    [
+        ("3.99", 2, "| 3.99 | no such Python here |"),
+        ("torch", 1, "| cp311 | no such torch for it |"),
+        ("torch", 2, "| cp311 | FAILED |"),
+        (".whl", 1, "| cp311 | FAILED |"),
+        ("operator_smoke", 1, "| cp311 | FAILED |"),
+    ],
+)
+def test_what_was_not_seen_to_work_is_not_success(
+    tool: ModuleType,
+    uv: dict[str, int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    word: str,
+    status: int,
+    line: str,
+) -> None:
+    uv[word] = status
+    options = ["--python", "3.99", "--torch", "newest"]
+    assert run_matrix(tool, monkeypatch, tmp_path, *options) == 1
+    assert capsys.readouterr().out.endswith(f"{line}\n")
 
 
 @pytest.mark.parametrize("tool", ["lowest_versions"], indirect=True)

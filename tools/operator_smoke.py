@@ -3,10 +3,12 @@
 python tools/operator_smoke.py
 """
 
+from collections.abc import Callable
+
 import torch
 
 import hullft_ops
-from hullft_ops import reference
+from hullft_ops import _C, reference
 
 
 def check_selection() -> None:
@@ -46,14 +48,29 @@ def check_compiled() -> None:
     torch.testing.assert_close(compiled(pool, query), hullft_ops.fw_select(pool, query, 4).counts)
 
 
-def check_errors() -> None:
+def check_error(select: Callable[..., object], *kinds: type[Exception]) -> None:
     try:
-        hullft_ops.fw_select(torch.full((3, 2), float("nan")), torch.ones(2), 1)
-    except ValueError as error:
+        select(torch.full((3, 2), float("nan")), torch.ones(2), 1)
+    except kinds as error:
         if "pool has NaN or infinity" not in str(error):
             raise
     else:
-        raise RuntimeError("a pool of NaN was accepted")
+        raise AssertionError("a pool of NaN was accepted")
+
+
+def check_errors() -> None:
+    check_error(hullft_ops.fw_select, ValueError)
+    compiled = torch.compile(hullft_ops.fw_select, fullgraph=True, backend="aot_eager")
+    check_error(compiled, ValueError, RuntimeError)  # which of them, torch decides
+
+
+def check_cuda_kernels() -> None:
+    """They are in the registry, where the binary says that it has some."""
+    names = [n for n in torch._C._dispatch_get_all_op_names() if n.startswith("hullft_ops::")]
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    without = [name for name in names if not has_kernel(name, "CUDA")]
+    if _C.build_info()["cuda"] and (without or not names):
+        raise AssertionError(f"no CUDA kernel for {without or 'any operator'}")
 
 
 def main() -> None:
@@ -61,7 +78,9 @@ def main() -> None:
     check_replay()
     check_compiled()
     check_errors()
-    print(f"hullft_ops {hullft_ops.__version__} works with torch {torch.__version__}")
+    check_cuda_kernels()
+    print(f"hullft_ops {hullft_ops.__version__}, {_C.build_info()}")
+    print(f"works with torch {torch.__version__}")
 
 
 if __name__ == "__main__":
