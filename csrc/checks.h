@@ -4,6 +4,7 @@
 
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #include <cstdint>
 #include <limits>
@@ -13,6 +14,11 @@
 #include <string>
 
 #include "core/frank_wolfe.h"
+
+// The headers of torch 2.11 have the plain one alone, which does not repeat what torch said.
+#ifndef STABLE_TORCH_ERROR_CODE_CHECK
+#define STABLE_TORCH_ERROR_CODE_CHECK(call) TORCH_ERROR_CODE_CHECK(call)
+#endif
 
 namespace hullft {
 
