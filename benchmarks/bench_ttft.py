@@ -24,7 +24,13 @@ from benchmarks import peers
 from benchmarks.memory import parameter_buffers
 from benchmarks.passages import LENGTHS, build_store
 from benchmarks.recorder import Recorder
-from hullft_ops.ttft import Datastore, TestTimeFinetuner, load_embedder, tiny_lm_path
+from hullft_ops.ttft import (
+    Datastore,
+    TestTimeFinetuner,
+    keep_freed_memory,
+    load_embedder,
+    tiny_lm_path,
+)
 from hullft_ops.ttft.bfloat16 import has_bfloat16
 from hullft_ops.ttft.embedding import Embedder
 
@@ -77,6 +83,7 @@ def test_ttft(
 
 def measure_ttft(case: Case, recorder: Recorder, device: torch.device, folder: Path) -> None:
     """Keeps its datastore in the folder."""
+    keep_freed_memory()
     model, tokenizer = _model(case.model, device)
     store, prompt = _store(case.lengths, case.texts, folder)
     finetuner = TestTimeFinetuner(

@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from hullft_ops.ttft import loss as loss_module
+from hullft_ops.ttft.head_loss import linear_mean_loss
 from hullft_ops.ttft.loss import MeanLoss, next_token_losses
 
 TOKENS = torch.arange(5, 35) * 7 % 320
@@ -30,22 +31,19 @@ SIZES = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-needs_torch = pytest.mark.skipif(
-    not hasattr(nn, "LinearCrossEntropyOptions"), reason="torch 2.13 has linear_cross_entropy"
-)
 
 
 @pytest.fixture
 def chunks(monkeypatch):
-    """How many rows each call of torch's chunked loss was to take at once."""
+    """How many rows each call of the chunked loss was to take at once."""
     seen = []
-    original = nn.functional.linear_cross_entropy
+    original = loss_module.linear_mean_loss
 
-    def spy(*args, options, **kwargs):
-        seen.append(options.batch_chunk_size)
-        return original(*args, options=options, **kwargs)
+    def spy(hidden, weight, bias, targets, rows):
+        seen.append(rows)
+        return original(hidden, weight, bias, targets, rows)
 
-    monkeypatch.setattr(nn.functional, "linear_cross_entropy", spy)
+    monkeypatch.setattr(loss_module, "linear_mean_loss", spy)
     return seen
 
 
@@ -66,27 +64,23 @@ def assert_equals_plain(model, tolerance, mean_loss=None):
         assert difference <= tolerance * max(gradient.norm(), 1e-3), name
 
 
-@needs_torch
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 2e-6)])
 @pytest.mark.parametrize("rows", [1, 7, 1000])
 def test_loss_and_gradients_equal_those_of_full_logits(
     model, chunks, monkeypatch, dtype, tolerance, rows
 ):
     model.to(dtype)
-    size = torch.finfo(dtype).bits // 8
-    monkeypatch.setattr(loss_module, "_CHUNK_BYTES", rows * 320 * size)
+    monkeypatch.setattr(loss_module, "_CHUNK_BYTES", rows * 320 * 4)
     assert_equals_plain(model, tolerance)
     assert chunks == [rows]
 
 
-@needs_torch
 def test_a_head_with_a_bias(llama, chunks):
     llama.lm_head = nn.Linear(16, 320)
     assert_equals_plain(llama.double(), 1e-13)
     assert len(chunks) == 1
 
 
-@needs_torch
 def test_adapters_and_frozen_weights(gpt2, chunks):
     lora = LoraConfig(target_modules=["c_attn"], r=2, fan_in_fan_out=True, task_type="CAUSAL_LM")
     model = get_peft_model(gpt2.double(), lora).double()
@@ -142,7 +136,7 @@ def test_a_model_that_is_listened_to_is_called(gpt2, chunks):
     assert chunks == []
     handle.remove()
     mean_loss(TOKENS)
-    assert len(chunks) == (1 if hasattr(nn, "LinearCrossEntropyOptions") else 0)
+    assert len(chunks) == 1
 
 
 def test_a_base_model_that_cannot_be_called_alone_is_not(gpt2, chunks, monkeypatch):
@@ -151,7 +145,6 @@ def test_a_base_model_that_cannot_be_called_alone_is_not(gpt2, chunks, monkeypat
     assert chunks == []
 
 
-@needs_torch
 def test_a_first_text_without_finite_logits_decides_nothing(llama, chunks):
     mean_loss = MeanLoss(llama)
     embedding = llama.model.embed_tokens.weight
@@ -166,9 +159,44 @@ def test_a_first_text_without_finite_logits_decides_nothing(llama, chunks):
     assert len(chunks) == 1
 
 
+@pytest.mark.parametrize("rows", [7, 1000])
 @pytest.mark.parametrize("autocast", [True, False])
-def test_16_bit_weights_keep_their_logits_on_the_cpu(gpt2, chunks, autocast):
+def test_16_bit_products(gpt2, chunks, monkeypatch, autocast, rows):
+    monkeypatch.setattr(loss_module, "_CHUNK_BYTES", rows * 320 * 4)
     model = gpt2 if autocast else gpt2.bfloat16()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        assert_equals_plain(model, 0)
-    assert chunks == []
+        # The gradients of the logits are rounded to 8 bits on both sides.
+        assert_equals_plain(model, 2**-8)
+    assert chunks == [rows]
+
+
+def test_a_loss_that_is_scaled_scales_its_gradients(gpt2):
+    model = gpt2.double()
+    _, once = loss_and_gradients(model, MeanLoss(model)(TOKENS))
+    _, thrice = loss_and_gradients(model, 3 * MeanLoss(model)(TOKENS))
+    for name, gradient in once.items():
+        assert (3 * gradient - thrice[name]).norm() <= 1e-13 * gradient.norm(), name
+
+
+@pytest.mark.parametrize("trained", [("hidden",), ("weight",), ("bias",), ("weight", "bias")])
+def test_only_what_is_trained_gets_a_gradient(trained):
+    torch.manual_seed(0)
+    tensors = {
+        "hidden": torch.randn(9, 4, dtype=torch.float64),
+        "weight": torch.randn(11, 4, dtype=torch.float64),
+        "bias": torch.randn(11, dtype=torch.float64),
+    }
+    for name in trained:
+        tensors[name].requires_grad_()
+    targets = torch.arange(9)
+    linear_mean_loss(*tensors.values(), targets, 4).backward()
+    found = {name: tensor.grad for name, tensor in tensors.items()}
+    for name in trained:
+        tensors[name].grad = None
+    hidden, weight, bias = tensors.values()
+    nn.functional.cross_entropy(hidden @ weight.T + bias, targets).backward()
+    for name, tensor in tensors.items():
+        if name in trained:
+            assert torch.allclose(found[name], tensor.grad, rtol=1e-12, atol=1e-15)
+        else:
+            assert found[name] is None

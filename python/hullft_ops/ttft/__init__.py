@@ -1,6 +1,7 @@
 """Test-time finetuning of a HuggingFace language model, from a corpus to an adapted answer."""
 
 try:
+    from hullft_ops.ttft.allocation import keep_freed_memory
     from hullft_ops.ttft.datastore import Datastore
     from hullft_ops.ttft.embedding import Embedder, SentenceTransformerEmbedder, load_embedder
     from hullft_ops.ttft.evaluate import BitsPerByte, bits_per_byte, score_text
@@ -34,6 +35,7 @@ __all__ = [
     "TestTimeFinetuner",
     "bits_per_byte",
     "index_corpus",
+    "keep_freed_memory",
     "load_embedder",
     "score_text",
     "tiny_lm_path",

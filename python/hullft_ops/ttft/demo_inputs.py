@@ -12,6 +12,7 @@ from transformers import (
 )
 
 from hullft_ops.ttft import Datastore, Embedder, load_embedder, tiny_lm_path
+from hullft_ops.ttft.allocation import keep_freed_memory
 from hullft_ops.ttft.corpus import Corpus, installed_corpus, jsonl_corpus
 
 _NAMED_LINES = 3
@@ -45,9 +46,12 @@ def load_corpus(file: Path | None, log: Console) -> Corpus:
 def load_model(name: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model in float32 and its tokenizer, by name or directory; the tiny model when None.
 
+    The process keeps the memory that its passes free, see `keep_freed_memory`.
+
     Raises:
         DemoError: there is no such model, or transformers cannot load it.
     """
+    keep_freed_memory()
     if name is not None:
         _check_directory("model", name)
     source = name if name is not None else tiny_lm_path()

@@ -8,12 +8,13 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from hullft_ops.ttft.head_loss import linear_mean_loss
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Logits that exist at once, at most. Measured at GPT-2's sizes (300 positions, 50257 tokens, width
-# 768, float32, 2 threads) against all logits at once: 0.98 of the time where one chunk holds the
-# text, 1.06 with chunks of 128 positions, and 6.4 with the 4 positions that torch would choose.
+# Logits in float32 that exist at once, at most: those of a few hundred positions. With fewer, the
+# products of a chunk are too small to be fast.
 _CHUNK_BYTES = 64 * 2**20
 # Enough that a head which does more than multiply shows it.
 _PROBE_TOKENS = 16
@@ -37,10 +38,10 @@ def next_token_losses(model: "PreTrainedModel", tokens: torch.Tensor) -> torch.T
 class MeanLoss:
     """The mean of `next_token_losses`, to train on; for most models without a text's full logits.
 
-    Hidden states come from the base model, and torch's ``linear_cross_entropy`` (2.13 and later)
-    makes loss and gradients of them and the head's weight, chunk by chunk. It is used only if the
-    head is a plain linear layer and gives, on the first text, bit for bit the logits of the model
-    itself: a head that also scales or caps its logits is left to the model.
+    Hidden states come from the base model, loss and gradients of them and the head's weight are
+    made chunk by chunk. That is done only if the head is a plain linear layer and gives, on the
+    first text, bit for bit the logits of the model itself: a head that also scales or caps its
+    logits is left to the model.
 
     Args:
         model: a causal language model, or a PEFT model around one.
@@ -48,8 +49,7 @@ class MeanLoss:
 
     def __init__(self, model: "PreTrainedModel") -> None:
         self._model = model
-        known = hasattr(nn, "LinearCrossEntropyOptions")
-        self._split = _SplitModel.of(model) if known else None
+        self._split = _SplitModel.of(model)
         self._compared = False
 
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -102,32 +102,18 @@ class _SplitModel:
         return cls(base, head, (*_ancestors(model, base), head))
 
     def serves(self) -> bool:
-        """False where passing by a module or torch's chunks would change or slow down the result.
-
-        16-bit weights on the CPU keep their full logits: there torch multiplies in float32, which a
-        processor made for bfloat16 does far slower. So do they under autocast.
-        """
-        weight = self.head.weight
-        return (
-            not torch.is_autocast_enabled(weight.device.type)
-            and (weight.is_cuda or weight.dtype in (torch.float32, torch.float64))
-            and not any(map(_is_wrapped, self.bypassed))
-        )
+        """False where passing by a module would go unnoticed by somebody."""
+        return not any(map(_is_wrapped, self.bypassed))
 
     def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
         hidden: torch.Tensor = self.base(input_ids=tokens[None], use_cache=False).last_hidden_state
         return hidden
 
     def mean_loss(self, tokens: torch.Tensor) -> torch.Tensor:
-        weight = self.head.weight
-        rows = _CHUNK_BYTES // (weight.shape[0] * weight.element_size())
-        return nn.functional.linear_cross_entropy(
-            self.hidden(tokens)[0, :-1],
-            weight,
-            tokens[1:],
-            linear_bias=self.head.bias,
-            options=nn.LinearCrossEntropyOptions(batch_chunk_size=max(rows, 1)),
-        )
+        head = self.head
+        rows = max(_CHUNK_BYTES // (4 * head.weight.shape[0]), 1)
+        hidden = self.hidden(tokens)[0, :-1]
+        return linear_mean_loss(hidden, head.weight, head.bias, tokens[1:], rows)
 
 
 def _ancestors(model: nn.Module, descendant: nn.Module) -> Iterator[nn.Module]:

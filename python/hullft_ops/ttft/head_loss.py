@@ -1,0 +1,120 @@
+"""The loss of a linear head over a vocabulary, and its gradients, without all logits at once."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear
+
+
+def linear_mean_loss(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, rows: int
+) -> Tensor:
+    """The mean cross-entropy of ``linear(hidden, weight, bias)``, ``rows`` positions at a time.
+
+    Multiplies in the dtype of autocast where that is on. The gradients are made with the loss, so
+    that a chunk of logits is made once: that is for a loss whose gradients will be wanted.
+
+    Args:
+        hidden: ``[T, d]``.
+        weight: ``[V, d]``.
+        bias: ``[V]``, or None.
+        targets: int64 ``[T]``.
+        rows: positions whose logits exist at once, at least 1.
+
+    Returns:
+        A scalar, float64 for float64 products and float32 for all others.
+    """
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    with torch.autocast(device, enabled=False):
+        arguments = (hidden, weight, bias, targets, rows, dtype)
+        loss: Tensor = _LinearMeanLoss.apply(*arguments)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _LinearMeanLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        rows: int,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        gradients = _Gradients(ctx.needs_input_grad, hidden, weight, bias)
+        factor = weight.to(dtype)
+        offset = None if bias is None else bias.to(dtype)
+        losses: list[Tensor] = []
+        precise = torch.promote_types(dtype, torch.float32)
+        chunks = zip(torch.split(hidden.to(dtype), rows), torch.split(targets, rows), strict=True)
+        for chunk, wanted in chunks:
+            logits = linear(chunk, factor, offset)
+            log_p = torch.log_softmax(logits, dim=-1, dtype=precise)
+            del logits
+            losses.append(log_p.gather(1, wanted[:, None]))
+            off = log_p.exp_().scatter_add_(
+                1, wanted[:, None], log_p.new_full((1, 1), -1.0).expand(len(wanted), 1)
+            )
+            off.div_(len(targets))
+            gradients.add(off, chunk, factor)
+        ctx.gradients = gradients
+        return -torch.cat(losses).mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        made = ctx.gradients.made()
+        # Autograd adds others to what nobody else holds in place; a tied embedding has one.
+        del ctx.gradients
+        for gradient in made:
+            if gradient is not None:
+                gradient.mul_(grad)
+        return (*made, None, None, None)
+
+
+class _Gradients:
+    """Sums those that are needed of hidden states, weight and bias over chunks of positions."""
+
+    def __init__(
+        self,
+        needed: tuple[bool, ...],
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+    ) -> None:
+        self._needs_hidden, self._needs_weight = needed[:2]
+        self._needs_bias = bias is not None and needed[2]
+        self._dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
+        self._hidden: list[Tensor] = []
+        self._weight: Tensor | None = None
+        self._bias: Tensor | None = None
+
+    def add(self, off: Tensor, hidden: Tensor, weight: Tensor) -> None:
+        """``off`` [rows, V] is the gradient of a chunk's logits."""
+        if self._needs_bias:
+            self._bias = off.sum(0) if self._bias is None else self._bias + off.sum(0)
+        factor = off.to(hidden.dtype)
+        if self._needs_hidden:
+            self._hidden.append(factor @ weight)
+        if not self._needs_weight:
+            return
+        if self._weight is None:
+            # Of further chunks too, in the precision of the sum.
+            self._weight = (factor.T @ hidden).to(off.dtype)
+        elif self._weight.dtype == factor.dtype:
+            self._weight.addmm_(factor.T, hidden)
+        else:
+            self._weight += factor.T @ hidden
+
+    def made(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        hidden = torch.cat(self._hidden) if self._hidden else None
+        sums = (hidden, self._weight, self._bias)
+        made = [
+            None if found is None or dtype is None else found.to(dtype)
+            for found, dtype in zip(sums, self._dtypes, strict=True)
+        ]
+        return made[0], made[1], made[2]
