@@ -31,7 +31,8 @@ class QuantizedPool {
     };
     round(&query, 1, d, values + n_rows * width_, scales_from(n_rows), nullptr, nullptr);
     const QuantizedColumn column{values + n_rows * width_, scales_.back()};
-    for_rows(n_rows, d, share_rows, [&](int64_t begin, int64_t end) {
+    // Shared only where products are: whoever makes a row has it in its cache.
+    for_rows(n_rows, width_ / kProductsAtOnce, share_rows, [&](int64_t begin, int64_t end) {
       round(rows + begin, end - begin, d, values + begin * width_, scales_from(begin), &column,
             products + begin);
     });
