@@ -51,9 +51,9 @@ class FwSolver {
  private:
   bool start(const T* const* rows, int64_t n_rows, const T* query, int64_t d, bool share_rows) {
     // As every product of rows is computed, so that a query in its pool is no distance from it.
-    double* wide = query_.reserve(padded(d));
+    double *wide = query_.reserve(padded(d)), *out = &qq_;
     widening<T>(kernels())(query, d, wide);
-    dot_rows<T>(kernels())(&query, 1, wide, d, &qq_);
+    dot_rows<T>(kernels())(&query, 1, &wide, 1, d, &out);
     if (!std::isfinite(qq_)) return false;
     if (!correlations_.begin(rows, n_rows, query, d, options_.n_select, share_rows, support_))
       return false;

@@ -250,9 +250,9 @@ class ScreenedCorrelations {
   }
 
   void exact_products(const std::vector<const T*>& rows, const T* x, double* out) {
-    double* wide = row_.reserve(padded(d_));
+    double* const wide = row_.reserve(padded(d_));
     widening<T> (*kernels_)(x, d_, wide);
-    dot_rows<T> (*kernels_)(rows.data(), int64_t(rows.size()), wide, d_, out);
+    dot_rows<T> (*kernels_)(rows.data(), int64_t(rows.size()), &wide, 1, d_, &out);
   }
 
   const T* const* rows_ = nullptr;

@@ -111,7 +111,27 @@ class SiftSolver {
   }
 
   const double* gram_column(int64_t atom) {
-    return gram_.get(atom, [this](int64_t a) { return picked_[size_t(a)] > 0; });
+    return gram_.get(
+        atom, [this](int64_t a) { return picked_[size_t(a)] > 0; },
+        [this] { return likely_next(); });
+  }
+
+  // The candidate without a column whose observation would lower the variance at the targets most,
+  // -1 where every one has a column.
+  int64_t likely_next() const {
+    double highest = -1;
+    int64_t found = -1;
+    for (int64_t k = 0; k < n_rows_; ++k) {
+      if (gram_.has(k)) continue;
+      double squared = 0;
+      for (int64_t t = 0; t < options_.n_targets; ++t) {
+        const double c = posterior_.covariance[t * n_ + k];
+        squared += c * c;
+      }
+      const double reduction = variance_reduction(squared, posterior_.variance[k], options_.noise);
+      if (reduction > highest) highest = reduction, found = k;
+    }
+    return found;
   }
 
   ArgMax condition(int64_t s) {

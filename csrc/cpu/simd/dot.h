@@ -1,4 +1,4 @@
-// Register-tiled dot products of pool rows with a column, in float64.
+// Register-tiled dot products of pool rows with one column or two, in float64.
 #pragma once
 
 #include "kernels.h"
@@ -15,15 +15,18 @@ constexpr int kTileRows = 8;
 constexpr int kTileRows = 4;
 #endif
 
-// Two sums a lane, over even and odd vectors, whatever the number of rows: a value must not depend
-// on the tile it falls in, or equal rows would cease to tie. Writes out[k ...].
-template <typename T, int kRows>
-inline void dot_tile(const T* const* rows, const double* column, int64_t d, double* out,
-                     int64_t k) {
-  VecD even[kRows] = {}, odd[kRows] = {};
-  const auto add = [column](VecD(&sums)[kRows], const T* const* from, int64_t i, int64_t column_i) {
-    for (int r = 0; r < kRows; ++r)
-      sums[r] += load_doubles(from[r] + i) * load_doubles(column + column_i);
+// Two sums a lane, over even and odd vectors, whatever the numbers of rows and columns: a value
+// must not depend on the tile it falls in, or equal rows would cease to tie. Writes out[c][k ...].
+template <typename T, int kRows, int kColumns>
+inline void dot_tile(const T* const* rows, const double* const* columns, int64_t d,
+                     double* const* out, int64_t k) {
+  VecD even[kColumns][kRows] = {}, odd[kColumns][kRows] = {};
+  const auto add = [columns](VecD(&sums)[kColumns][kRows], const T* const* from, int64_t i,
+                             int64_t column_i) {
+    for (int r = 0; r < kRows; ++r) {
+      const VecD x = load_doubles(from[r] + i);
+      for (int c = 0; c < kColumns; ++c) sums[c][r] += x * load_doubles(columns[c] + column_i);
+    }
   };
   const int64_t whole = d / kDoubles * kDoubles;
   int64_t i = 0;
@@ -41,21 +44,26 @@ inline void dot_tile(const T* const* rows, const double* column, int64_t d, doub
     }
     add(odd, from, 0, whole);
   }
-  for (int r = 0; r < kRows; ++r) out[k + r] = sum_lanes(even[r] + odd[r]);
+  for (int c = 0; c < kColumns; ++c)
+    for (int r = 0; r < kRows; ++r) out[c][k + r] = sum_lanes(even[c][r] + odd[c][r]);
 }
 
 // Rows k .. n_rows, in tiles of kRows and then of half as many.
-template <typename T, int kRows>
-inline void dot_tiles(const T* const* rows, int64_t k, int64_t n_rows, const double* column,
-                      int64_t d, double* out) {
-  for (; k + kRows <= n_rows; k += kRows) dot_tile<T, kRows>(rows + k, column, d, out, k);
-  if constexpr (kRows > 1) dot_tiles<T, kRows / 2>(rows, k, n_rows, column, d, out);
+template <typename T, int kRows, int kColumns>
+inline void dot_tiles(const T* const* rows, int64_t k, int64_t n_rows, const double* const* columns,
+                      int64_t d, double* const* out) {
+  for (; k + kRows <= n_rows; k += kRows)
+    dot_tile<T, kRows, kColumns>(rows + k, columns, d, out, k);
+  if constexpr (kRows > 1) dot_tiles<T, kRows / 2, kColumns>(rows, k, n_rows, columns, d, out);
 }
 
 template <typename T>
-void dot_rows_kernel(const T* const* rows, int64_t n_rows, const double* column, int64_t d,
-                     double* out) {
-  dot_tiles<T, kTileRows>(rows, 0, n_rows, column, d, out);
+void dot_rows_kernel(const T* const* rows, int64_t n_rows, const double* const* columns,
+                     int64_t n_columns, int64_t d, double* const* out) {
+  if (n_columns == 2)
+    dot_tiles<T, kTileRows / 2, 2>(rows, 0, n_rows, columns, d, out);
+  else
+    dot_tiles<T, kTileRows, 1>(rows, 0, n_rows, columns, d, out);
 }
 
 template <typename T>

@@ -21,11 +21,11 @@ struct ArgMax {
   int64_t index;  // the lowest on ties
 };
 
-// out[k] = <rows[k], column> in float64; each value depends on its own row alone, not on its place
-// in a tile. column is [padded(d)], zero padded.
+// out[c][k] = <rows[k], columns[c]> in float64; each value depends on its own row and column alone,
+// not on its place in a tile. n_columns is 1 or 2; a column is [padded(d)], zero padded.
 template <typename T>
-using DotRows = void (*)(const T* const* rows, int64_t n_rows, const double* column, int64_t d,
-                         double* out);
+using DotRows = void (*)(const T* const* rows, int64_t n_rows, const double* const* columns,
+                         int64_t n_columns, int64_t d, double* const* out);
 
 // out = x in float64, padded(d) values, zero in the padding.
 template <typename T>
