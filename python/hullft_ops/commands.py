@@ -103,7 +103,7 @@ def index(
     source: Annotated[
         Path,
         typer.Argument(
-            help="JSONL (.zst, .gz), Parquet, a folder of text files or a saved dataset."
+            help="JSONL (.zst, .gz, .bz2), Parquet, a folder of text files or a saved dataset."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Directory of the datastore.")],
@@ -148,8 +148,12 @@ def index(
     gpus_per_worker: GpusOption = None,
 ) -> None:
     """Make a datastore of a corpus: streamed, and resumable after a kill."""
+    from transformers.utils.logging import disable_progress_bar
+
     from hullft_ops.ttft.index_command import IndexRequest, run_index
 
+    # Loading a model would draw a bar of its own through ours.
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         request = IndexRequest(
             source=source,

@@ -200,6 +200,17 @@ def test_repetitions_and_near_empty_texts_are_left_out_and_counted(embedder, tmp
     assert store.rows["source"][:] == ["c.jsonl:1", "c.jsonl:5"]
 
 
+def test_a_folders_empty_file_is_counted_when_texts_are_cut(embedder, tokenizer, tmp_path):
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    (folder / "a.txt").write_text("a text that is long enough")
+    (folder / "b.txt").write_text("")
+    cutting = Cutting(tokenizer, chunk_tokens=64)
+    store = index_corpus(Source(folder), tmp_path / "store", embedder, cutting=cutting)
+    (counted,) = store.manifest.sources
+    assert (counted["records"], counted["near_empty"], len(store)) == (2, 1, 1)
+
+
 def test_appending_what_is_there_changes_nothing(source, embedder, tmp_path):
     before = content(index_corpus(source, tmp_path / "store", embedder))
     with pytest.raises(SourceError, match=f"{COUNT} are repeated or among the {COUNT}"):

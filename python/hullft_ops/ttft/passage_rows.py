@@ -63,7 +63,8 @@ def passage_rows(
         left: counts what is left out.
     """
     for record in records:
-        for text in cut(record["text"]) if cut else (record["text"],):
+        # Of an empty text nothing can be cut; it is counted all the same.
+        for text in cut(record["text"]) if cut and record["text"] else (record["text"],):
             if len(text.strip()) < min_chars:
                 left.near_empty += 1
             elif seen.add(text):
