@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from hullft_ops.commands import app
 from hullft_ops.ttft.evaluation.config import config_id, expand_grid
-from hullft_ops.ttft.evaluation.equal_time import at_time, pareto
+from hullft_ops.ttft.evaluation.equal_time import at_time, lower_hull, pareto
 from hullft_ops.ttft.evaluation.measurements import NONE, Interval, Measurements
 from hullft_ops.ttft.evaluation.report_pages import write_report
 from hullft_ops.ttft.evaluation.report_sections import report_sections
@@ -118,6 +118,21 @@ def test_between_methods_and_at_equal_time(rows: list[Row]) -> None:
 def test_the_front_is_what_nothing_beats() -> None:
     points = {"slow": (3.0, 1.0), "quick": (1.0, 2.0), "beaten": (2.0, 2.5), "same": (1.0, 2.0)}
     assert pareto(points) == ["quick", "slow"]
+
+
+def test_a_method_is_joined_where_it_does_best() -> None:
+    points = {
+        "quick": (1.0, 2.0),
+        "poor": (2.0, 1.9),
+        "good": (2.1, 1.0),
+        "above": (3.0, 0.95),
+        "slow": (3.9, 0.8),
+        "beaten": (5.0, 0.9),
+    }
+    assert pareto(points) == ["quick", "poor", "good", "above", "slow"]
+    assert lower_hull(points) == ["quick", "good", "slow"]
+    assert lower_hull({**points, "above": (3.0, 0.85)}) == ["quick", "good", "above", "slow"]
+    assert lower_hull({"only": (1.0, 2.0)}) == ["only"]
 
 
 def test_quality_at_a_time_lies_between_two_configurations(rows: list[Row]) -> None:

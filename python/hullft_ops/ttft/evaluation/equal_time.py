@@ -21,6 +21,28 @@ def pareto(points: dict[str, tuple[float, float]]) -> list[str]:
     return front
 
 
+def lower_hull(points: dict[str, tuple[float, float]]) -> list[str]:
+    """Names of the points of the front that lie below every line between two others of it.
+
+    Two configurations of the same steps differ a little in time by chance; joined to the worse
+    of them, a front would say that the method is worse than it is.
+    """
+    hull: list[str] = []
+    for name in pareto(points):
+        while len(hull) > 1 and not _is_below(*(points[n] for n in (*hull[-2:], name))):
+            hull.pop()
+        hull.append(name)
+    return hull
+
+
+def _is_below(
+    left: tuple[float, float], middle: tuple[float, float], right: tuple[float, float]
+) -> bool:
+    """Whether the middle point is below the line from the left to the right one."""
+    across, along = right[1] - left[1], right[0] - left[0]
+    return (middle[1] - left[1]) * along < across * (middle[0] - left[0])
+
+
 @dataclass(frozen=True)
 class AtTime:
     """What a method would give at a time.
@@ -39,15 +61,15 @@ class AtTime:
 def at_time(measured: Measurements, method: str, seconds: float) -> AtTime | None:
     """The method's quality where a prompt takes ``seconds`` in the mean.
 
-    Of its configurations, those are joined that no other of it beats in both quality and time.
-    None where all of them take longer.
+    Of its configurations, those are joined that no other of it and no line between two others
+    beats in both quality and time. None where all of them take longer.
     """
     points = {
         c: (measured.mean_seconds(c), measured.mean_bits(c))
         for c in measured.rows
         if measured.settings(c)["method"] == method
     }
-    front = pareto(points)
+    front = lower_hull(points)
     below = [c for c in front if points[c][0] <= seconds]
     if not below:
         return None

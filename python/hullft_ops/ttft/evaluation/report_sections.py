@@ -12,13 +12,17 @@ Cells = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with paragraphs, and a table or a picture below them."""
+    """A heading with paragraphs, and a table or a picture below them.
+
+    ``verbatim`` says that the table's last column holds texts whose layout matters.
+    """
 
     title: str
     paragraphs: list[str]
     header: Cells = ()
     table: list[Cells] = field(default_factory=list)
     picture: str | None = None
+    verbatim: bool = False
 
 
 def report_sections(measured: Measurements, picture: str) -> list[Section]:
@@ -37,7 +41,7 @@ def example_section(measured: Measurements) -> Section:
     return Section(
         "Prompts helped most and least",
         [f"By {best}; each with how its text begins."],
-        ("domain", "before", "after", "change", "text"),
+        ("domain", "bits per byte before", "after", "change", "text"),
         [
             (
                 row.domain,
@@ -48,6 +52,7 @@ def example_section(measured: Measurements) -> Section:
             )
             for row in shown
         ],
+        verbatim=True,
     )
 
 
@@ -160,10 +165,10 @@ def _equal_time(measured: Measurements) -> Section:
                 )
     text = (
         "The best configuration of each method and refresh against every other method at the same "
-        "mean time. Between two configurations of the other method, each prompt's bits per byte "
-        "are interpolated linearly in the mean seconds of the two. Where the other method is no "
-        "better for more time than it takes here, it takes less. A method that is never so fast "
-        "has no line."
+        "mean time. Between two configurations of the other method, those that give it the best "
+        "mean, each prompt's bits per byte are interpolated linearly in the mean seconds of the "
+        "two. Where the other method is no better for more time than it takes here, it takes less. "
+        "A method that is never so fast has no line."
     )
     header = ("configuration", "takes", "against", "takes", "bits per byte", "so it is")
     return Section("At equal time", [text], header, table)
