@@ -24,11 +24,9 @@ class ReplayTrainer(Trainer):
     arguments, on all parameters that require a gradient. What counts steps, as the learning-rate
     schedule, ``max_steps`` and logging do, counts sweeps.
 
-    Args:
-        args, kwargs: those of `Trainer`. A batch takes one sweep, so that its examples must have
-            the same multiplicity: ``per_device_train_batch_size`` and
-            ``gradient_accumulation_steps`` of 1 always do. ``remove_unused_columns`` must be
-            False, or Trainer removes the column.
+    The arguments are those of `Trainer`. A batch takes one sweep, so that its examples must have
+    the same multiplicity: ``per_device_train_batch_size`` and ``gradient_accumulation_steps`` of 1
+    always do. ``remove_unused_columns`` must be False, or Trainer removes the column.
 
     Raises:
         ValueError: ``gradient_accumulation_steps`` is not 1, or unused columns are removed.
