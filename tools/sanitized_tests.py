@@ -67,6 +67,9 @@ class Sanitizer:
     own_threads: bool
 
 
+# Where a frame is moved so that its uses after return show, g++ 12 aligns it too little for stores
+# of 64 bytes, which then fault.
+HAS_AVX512 = "avx512f" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
 BUGS_IN_LMO = "csrc/cpu/lmo.cpp"
 KINDS = {
     "address": Sanitizer(
@@ -74,7 +77,8 @@ KINDS = {
         ("libasan.so", "libubsan.so", "libstdc++.so"),
         {
             # Python and torch keep memory to the end.
-            "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=1:strict_init_order=1",
+            "ASAN_OPTIONS": "detect_leaks=0:strict_init_order=1:"
+            f"detect_stack_use_after_return={int(not HAS_AVX512)}",
             "UBSAN_OPTIONS": "print_stacktrace=1",
         },
         OPERATOR_TESTS,
