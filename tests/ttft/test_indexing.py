@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hullft_ops.ttft import Datastore, store_writer
+from hullft_ops.ttft import Datastore, passage_rows, store_writer
 from hullft_ops.ttft.indexing import Cutting, index_corpus
 from hullft_ops.ttft.journal import Journal, locked
 from hullft_ops.ttft.search_index import IndexThresholds
@@ -217,6 +218,23 @@ def test_appending_what_is_there_changes_nothing(source, embedder, tmp_path):
         index_corpus(source, tmp_path / "store", embedder, mode="append")
     assert content(Datastore.open(tmp_path / "store")) == before
     assert len(files(tmp_path / "store")) == 3
+
+
+def test_repeated_texts_are_known_however_long_ago_they_came(monkeypatch):
+    monkeypatch.setattr(passage_rows, "_RECENT", 4)
+    numbers, seen, known = random.Random(0), passage_rows.SeenTexts(), set()
+    for _ in range(1000):
+        text = str(numbers.randrange(400))
+        assert seen.add(text) == (text in known)
+        known.add(text)
+
+
+def test_metadata_of_mixed_types_is_refused(embedder, tmp_path):
+    file = tmp_path / "c.jsonl"
+    records = [{"text": f"a passage of {year!r}", "year": year} for year in (1999, "1999")]
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    with pytest.raises(ValueError, match="metadata year mixes types"):
+        index_corpus(Source(file, metadata=("year",)), tmp_path / "store", embedder)
 
 
 def test_modes_say_what_they_need(source, more, embedder, tmp_path):

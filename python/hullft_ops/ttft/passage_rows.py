@@ -75,4 +75,5 @@ def passage_rows(
 
 def _contains(array: np.ndarray, digest: bytes) -> bool:
     place = int(np.searchsorted(array, np.bytes_(digest)))
-    return place < len(array) and bool(array[place] == np.bytes_(digest))
+    # NumPy hands an element out without the zeros at its end.
+    return place < len(array) and bytes(array[place]) == digest.rstrip(b"\0")
