@@ -17,32 +17,23 @@ from hullft_ops.ttft.evaluation.measurements import NONE, Interval, Measurements
 from hullft_ops.ttft.evaluation.report_pages import write_report
 from hullft_ops.ttft.evaluation.report_sections import report_sections
 from hullft_ops.ttft.evaluation.results import Row
+from result_rows import result_row
 
 KNN, HULLFT = expand_grid([{"method": ["knn", "hullft"], "n_select": 3}], None)
 EVIL = "<script>alert('x')</script> & | a `pipe`\nand a line"
 
 
 def row(prompt: int, settings: dict[str, object], after: float, seconds: float) -> Row:
-    return Row(
-        run="r",
-        prompt=f"p{prompt}",
-        config=config_id(settings),
+    return result_row(
+        f"p{prompt}",
+        config_id(settings),
         settings=settings,
         domain="ab"[prompt % 2],
         excerpt=EVIL,
-        seed=0,
         bits_per_byte_before=2.0 + prompt / 10,
         bits_per_byte_after=after,
-        bytes_scored=100,
         seconds={"embed": 0.0, "search": 0.0, "select": 0.0, "finetune": seconds},
         seconds_row=seconds,
-        passes=3,
-        steps=3,
-        support_size=2,
-        residual=0.1,
-        error=None,
-        versions={"torch": "2"},
-        threads=1,
     )
 
 
@@ -113,6 +104,14 @@ def test_between_methods_and_at_equal_time(rows: list[Row]) -> None:
     # No kNN takes 1 s or less, so only kNN has a rival.
     ((config, _, other, _, _, verdict),) = sections["At equal time"].table
     assert (config, other, verdict) == (config_id(KNN), config_id(HULLFT), "worse")
+
+
+def test_one_prompt_has_no_intervals(rows: list[Row]) -> None:
+    sections = {s.title: s for s in report_sections(Measurements.of(rows[::30]), "x.png")}
+    ((_, _, bits, verdict, _, speed),) = sections["Between methods"].table
+    knn, hullft = (r.bits_per_byte_after for r in rows[::30])
+    assert (bits, speed) == (f"{hullft / knn - 1:+.1%}", "2.00 x")
+    assert verdict == "not told apart"
 
 
 def test_the_front_is_what_nothing_beats() -> None:

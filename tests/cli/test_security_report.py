@@ -16,7 +16,8 @@ from hullft_ops.ttft.evaluation.config import ConfigError
 from hullft_ops.ttft.evaluation.measurements import Measurements
 from hullft_ops.ttft.evaluation.report_pages import html, markdown, write_report
 from hullft_ops.ttft.evaluation.report_sections import example_section, report_sections
-from hullft_ops.ttft.evaluation.results import STAGES, Row, read_rows
+from hullft_ops.ttft.evaluation.results import read_rows
+from result_rows import result_row
 
 EVIL = "</td></table><script>alert(\"x\")</script><img src='y' onerror=z>{{ 7 * 7 }}&amp;|$\\frac["
 TAGS = {"html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "img", "div", "table"}
@@ -25,26 +26,16 @@ TAGS |= {"thead", "tbody", "tr", "th", "td"}
 
 def row(prompt: int, method: str) -> dict[str, Any]:
     return asdict(
-        Row(
+        result_row(
+            f"{EVIL}{prompt}",
+            f"{method} {EVIL}",
             run=EVIL,
-            prompt=f"{EVIL}{prompt}",
-            config=f"{method} {EVIL}",
             settings={"method": f"{method} {EVIL}", "n_select": 3, "refresh": 1, "lr": 0.1},
             domain=f"{EVIL}{prompt % 2}",
             excerpt=EVIL,
-            seed=0,
             bits_per_byte_before=2.0 + prompt,
             bits_per_byte_after=1.5 + prompt,
-            bytes_scored=9,
-            seconds=dict.fromkeys(STAGES, 0.1),
-            seconds_row=1.0,
-            passes=3,
-            steps=3,
-            support_size=2,
-            residual=0.1,
-            error=None,
             versions={EVIL: EVIL},
-            threads=1,
         )
     )
 

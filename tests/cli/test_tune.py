@@ -16,6 +16,7 @@ from hullft_ops.ttft.evaluation.config import ConfigError, Settings, config_id, 
 from hullft_ops.ttft.evaluation.prompts import Prompt
 from hullft_ops.ttft.evaluation.results import Row
 from hullft_ops.ttft.evaluation.tuning import Tuned, tune
+from result_rows import result_row
 
 PROMPTS = [Prompt(f"prompt {number}") for number in range(60)]
 GRID = expand_grid(
@@ -45,26 +46,12 @@ class Landscape:
         self.calls.append(key)
         shared, own = random.Random(prompt.id), random.Random(str(key))
         seconds = 0.06 * settings["n_select"] / settings["refresh"]
-        return Row(
-            run="",
-            prompt=prompt.id,
-            config=key[1],
+        return result_row(
+            *key,
             settings=settings,
-            domain="all",
-            excerpt="",
-            seed=0,
-            bits_per_byte_before=3.0,
             bits_per_byte_after=true_bits(settings) + shared.gauss(0, 0.3) + own.gauss(0, 0.05),
-            bytes_scored=1,
             seconds={"finetune": seconds},
             seconds_row=seconds + 0.05,
-            passes=1,
-            steps=1,
-            support_size=1,
-            residual=0.0,
-            error=None,
-            versions={},
-            threads=1,
         )
 
 

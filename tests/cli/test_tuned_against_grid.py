@@ -10,6 +10,7 @@ import pytest
 
 from hullft_ops.ttft.evaluation.config import config_id, expand_grid
 from hullft_ops.ttft.evaluation.results import Row
+from result_rows import result_row
 
 TOOL = Path(__file__).parents[2] / "tools" / "tuned_against_grid.py"
 GRID = expand_grid([{"method": "knn", "n_select": [1, 2, 3]}], None)
@@ -17,27 +18,8 @@ BITS = (1.0, 1.009, 1.02)
 
 
 def row(prompt: int, settings: dict[str, object], after: float) -> Row:
-    return Row(
-        run="r",
-        prompt=f"p{prompt}",
-        config=config_id(settings),
-        settings=settings,
-        domain="a",
-        excerpt="",
-        seed=0,
-        bits_per_byte_before=2.0,
-        bits_per_byte_after=after,
-        bytes_scored=100,
-        seconds={"embed": 0.0, "search": 0.0, "select": 0.0, "finetune": 1.0},
-        seconds_row=1.0,
-        passes=3,
-        steps=3,
-        support_size=2,
-        residual=0.1,
-        error=None,
-        versions={"torch": "2"},
-        threads=1,
-    )
+    config = config_id(settings)
+    return result_row(f"p{prompt}", config, settings=settings, bits_per_byte_after=after)
 
 
 @pytest.mark.parametrize(

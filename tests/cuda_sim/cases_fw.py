@@ -12,6 +12,7 @@ from cuda_sim.checks import (
     check_failed,
     hull_problem,
     of_query,
+    problems_of_bad_values,
 )
 from cuda_sim.library import Launch, Library
 from hullft_ops import reference
@@ -134,10 +135,7 @@ def fw_failures(library: Library, seed: int) -> None:
     """A query that cannot be solved says so, and its neighbours do not notice."""
     for gram in (True, False):
         launch = Launch(seed, gram, 64)
-        for value in (float("nan"), float("inf"), -float("inf")):
-            pool, query = hull_problem(1, 3, 20, 8, torch.float32)
-            pool[1, 17, 3] = value
-            query[2, 0] = value
+        for pool, query in problems_of_bad_values():
             answer = library.frank_wolfe(pool, query, 4, launch=launch)
             check_consistent(pool[0], query[0], 4, of_query(answer, 0))
             check_failed(of_query(answer, 1), 4)

@@ -11,6 +11,7 @@ from cuda_sim.checks import (
     check_failed,
     hull_problem,
     of_query,
+    problems_of_bad_values,
 )
 from cuda_sim.library import Answer, Launch, Library
 from hullft_ops import reference
@@ -147,10 +148,7 @@ def sift_failures(library: Library, seed: int) -> None:
     """A query that cannot be solved says so, and its neighbours do not notice."""
     for gram in (True, False):
         launch = Launch(seed, gram, 64)
-        for value in (float("nan"), float("inf"), -float("inf")):
-            pool, query = hull_problem(1, 3, 20, 8, torch.float32)
-            pool[1, 17, 3] = value
-            query[2, 0] = value
+        for pool, query in problems_of_bad_values():
             answer = library.sift(pool, query, 4, launch=launch)
             check_sift(answer, 0, pool[0], query[0], 0.01)
             check_sift_failed(answer, 1)

@@ -1,6 +1,6 @@
 """What the checks of every kernel share: register, problems, comparisons with the oracle."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -38,6 +38,15 @@ def hull_problem(
     noise = torch.randn(batch, dim, generator=generator, dtype=torch.float64) / dim**0.5
     query = (weights.unsqueeze(-1) * pool).sum(1) + 0.3 * noise
     return pool.to(dtype), query.to(dtype)
+
+
+def problems_of_bad_values() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Three queries: a value in the pool of the second, and in the third, is not finite."""
+    for value in (float("nan"), float("inf"), -float("inf")):
+        pool, query = hull_problem(1, 3, 20, 8, torch.float32)
+        pool[1, 17, 3] = value
+        query[2, 0] = value
+        yield pool, query
 
 
 def of_query(answer: Answer, b: int) -> Answer:

@@ -23,6 +23,7 @@ from hullft_ops.ttft.evaluation.results import Row, open_results, read_rows
 from hullft_ops.ttft.indexing import index_corpus
 from hullft_ops.ttft.search_index import IndexThresholds
 from hullft_ops.ttft.sources import Source
+from result_rows import result_row
 
 COUNT = 1200
 INVERTED = IndexThresholds(flat=1000)
@@ -174,28 +175,7 @@ def test_index_that_finds_no_space_at_a_change_resumes(source, embedder, tmp_pat
 
 def row(prompt: str, config: str = "knn n=1") -> Row:
     settings = {"method": config.split()[0], "n_select": 1, "refresh": 1, "lr": 1.0}
-    seconds = {"embed": 0.1, "search": 0.1, "select": 0.1, "finetune": 0.1}
-    return Row(
-        run="r",
-        prompt=prompt,
-        config=config,
-        settings=settings,
-        domain="all",
-        excerpt="x" * 200,
-        seed=0,
-        bits_per_byte_before=2.0,
-        bits_per_byte_after=1.0,
-        bytes_scored=9,
-        seconds=seconds,
-        seconds_row=1.0,
-        passes=1,
-        steps=1,
-        support_size=1,
-        residual=0.0,
-        error=None,
-        versions={},
-        threads=1,
-    )
+    return result_row(prompt, config, settings=settings)
 
 
 def test_results_keep_whole_rows_and_go_on(tmp_path):
