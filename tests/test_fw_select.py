@@ -125,6 +125,18 @@ def test_every_step_is_one_of_the_reference(
         before = after
 
 
+@pytest.mark.usefixtures("simd_level")
+def test_a_whole_step_toward_a_vertex_leaves_nothing_else() -> None:
+    """The first vertex has the largest product with the query and lies further off."""
+    x = torch.tensor([[2.0, 10.0], [1.5, 0.0]], dtype=torch.float64)
+    q = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    for variant in VARIANTS:
+        sel = hullft_ops.fw_select(x, q, 2, variant=variant, max_iter=1)
+        assert_equals_reference(sel, reference.fw_select(x, q, 2, variant=variant, max_iter=1))
+    away = hullft_ops.fw_select(x, q, 2, variant="away")
+    assert (away.indices.tolist(), away.weights.tolist()) == ([1, -1], [1.0, 0.0])
+
+
 @pytest.mark.cpu_only("the state of narrow pools is float64 on the CPU, float32 on CUDA")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -104,6 +104,22 @@ def test_a_configuration_says_what_the_command_line_does_not(
     assert "5 steps with 5 gradients" in result.stdout
 
 
+def test_texts_at_random_follow_the_seed(own: list[object], tmp_path: Path) -> None:
+    config, found = tmp_path / "random.json", []
+    settings = {"method": "random", "n_select": 5, "refresh": 1}
+    arguments = [item for item in own if item not in ("--lr", 0.01)]
+    for seed in (1, 1, 2):
+        config.write_text(json.dumps({"settings": settings, "seed": seed}), encoding="utf-8")
+        result = invoke(*arguments, "--config", config)
+        assert result.exit_code == 0, result.output
+        assert "texts by random" in result.stdout
+        found.append(re.findall(r"^ +(\d+) +[01]\.\d{3}", result.stdout, re.MULTILINE))
+    first, again, other = found
+    assert len(first) == 5
+    assert first == again
+    assert first != other
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -124,12 +140,24 @@ def test_what_cannot_be_met_ends_with_one_line(
     assert message in last
 
 
-def test_a_grid_and_no_store_are_refused(own: list[object], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"n_select": [5, 10]}, "adapt takes one configuration, got 2"),
+        ({"method": "sift", "noise": 1.0, "reuse": "global"}, "reuse is for evaluate alone"),
+    ],
+)
+def test_settings_for_evaluate_alone_are_refused(
+    own: list[object], tmp_path: Path, settings: dict[str, object], message: str
+) -> None:
     config = tmp_path / "grid.json"
-    config.write_text(json.dumps({"settings": {"n_select": [5, 10]}}), encoding="utf-8")
+    config.write_text(json.dumps({"settings": settings}), encoding="utf-8")
     arguments = [item for item in own if item not in ("--lr", 0.01)]
     result = invoke(*arguments, "--config", config)
-    assert (result.exit_code, "adapt takes one configuration, got 2" in result.stderr) == (2, True)
+    assert (result.exit_code, message in result.stderr) == (2, True), result.stderr
+
+
+def test_without_a_store_it_is_asked_for() -> None:
     result = invoke("--prompt", PROMPT)
     assert (result.exit_code, "store must be given" in result.stderr) == (2, True)
 

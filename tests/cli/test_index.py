@@ -57,6 +57,16 @@ def test_chunks_follow_the_embedders_tokenizer(
     assert len(texts) > 120
 
 
+def test_chunks_follow_another_tokenizer(
+    file: Path, embedder_directory: Path, model_directory: Path, tmp_path: Path
+) -> None:
+    own = ("--embedder", embedder_directory, "--tokenizer", model_directory, "--chunk-tokens", 16)
+    result = invoke("index", file, "--out", tmp_path / "store", *own)
+    assert result.exit_code == 0, result.stderr
+    # That of the model has a token for each byte.
+    assert max(map(len, Datastore.open(tmp_path / "store").texts)) == 16
+
+
 def test_inverted_lists_are_said(file: Path, embedder_directory: Path, tmp_path: Path) -> None:
     own = ("--out", tmp_path / "store", "--embedder", embedder_directory, "--flat-up-to", 20)
     result = invoke("index", file, *own)

@@ -1,6 +1,7 @@
 """``hullft-ops info``, and what happens where the extra is not installed."""
 
 import getpass
+import importlib
 import json
 import platform
 import re
@@ -8,12 +9,13 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from hullft_ops import _C
+from hullft_ops import _C, cli
 from hullft_ops.bug_report import bug_report
 from hullft_ops.collect_env import collect_env, format_env
 from hullft_ops.commands import app
@@ -57,21 +59,27 @@ def test_info_as_text_has_a_line_for_every_value() -> None:
         assert shown[name] == (value or "none")
 
 
-def test_info_names_cuda_devices_and_missing_packages() -> None:
-    env = collect_env()
-    env["cuda_devices"] = [{"name": "Card", "capability": "9.0", "memory_bytes": 80 * 2**30}]
-    env["versions"]["peft"] = None
-    text = format_env(env)
+def test_info_names_cuda_devices_and_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(package: str) -> str:
+        if package == "peft":
+            raise metadata.PackageNotFoundError
+        return "1.2"
+
+    card = SimpleNamespace(name="Card", major=9, minor=0, total_memory=80 * 2**30)
+    monkeypatch.setattr(metadata, "version", version)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
+    text = format_env(collect_env())
     assert "Card (capability 9.0, 80 GiB)" in text
     assert "  peft                   not installed" in text
 
 
-def test_collect_env_needs_torch_alone() -> None:
+@pytest.mark.parametrize("module", ["collect_env", "bug_report"])
+def test_python_dash_m_needs_torch_alone(module: str) -> None:
     code = (
-        "import sys\n"
+        "import runpy, sys\n"
         "sys.modules.update(dict.fromkeys(['typer', 'rich', 'numpy', 'transformers']))\n"
-        "from hullft_ops.collect_env import collect_env, format_env\n"
-        "print(format_env(collect_env()))"
+        f"runpy.run_module('hullft_ops.{module}', run_name='__main__')"
     )
     command = [sys.executable, "-c", code]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -91,6 +99,19 @@ def test_without_faiss_info_works_and_the_demo_names_the_extra() -> None:
     result = run_without("faiss", "demo")
     assert result.returncode == 1
     assert result.stderr.startswith("hullft-ops needs faiss: pip install 'hullft_ops[ttft]'\n")
+
+
+def test_an_import_that_fails_for_another_reason_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "hullft_ops.commands", ModuleType("commands"))
+    with pytest.raises(ImportError, match="cannot import name 'app'"):
+        cli.main()
+
+
+def test_a_part_of_the_layer_that_is_missing_is_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "hullft_ops.ttft")
+    monkeypatch.setitem(sys.modules, "hullft_ops.ttft.datastore", None)
+    with pytest.raises(ModuleNotFoundError, match=r"hullft_ops\.ttft\.datastore"):
+        importlib.import_module("hullft_ops.ttft")
 
 
 def test_python_dash_m_is_the_command() -> None:

@@ -1,5 +1,7 @@
 """Cutting by tokens."""
 
+from types import SimpleNamespace
+
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -24,6 +26,11 @@ def test_pieces_overlap_by_tokens(words):
         ["w6", "w7", "w8", "w9"],
     ]
     assert pieces[-1] == "w6 w7 w8 w9\n"
+
+
+def test_a_tokenizer_that_knows_no_characters_is_refused():
+    with pytest.raises(ValueError, match="tokenizer must be a fast one"):
+        token_chunks(SimpleNamespace(is_fast=False), 4)
 
 
 @pytest.mark.parametrize("window", [30, 1000, 1 << 18])
