@@ -1,5 +1,6 @@
 """What the operator tests share: the device they run on, golden pools, SIMD levels, threads."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -28,6 +29,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _simd_level_of(item: pytest.Item) -> object:
     return item.callspec.params.get("simd_level") if hasattr(item, "callspec") else None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _share_of_the_cores() -> None:
+    """Processes of pytest-xdist would wait for each other's threads."""
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    torch.set_num_threads(max(1, torch.get_num_threads() // processes))
 
 
 @pytest.fixture(scope="session", autouse=True)

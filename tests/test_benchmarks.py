@@ -11,7 +11,7 @@ import pytest
 import torch
 from benchmarks import compare, growth, peers, report, run
 from benchmarks.pools import distinct_pools, tiled
-from benchmarks.results import Results
+from benchmarks.results import Results, comparison
 from benchmarks.timing import Comparison, Pace, Timing, measure
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -162,12 +162,19 @@ def test_page_and_plot_show_ratios_goals_and_exponents(results: Results, tmp_pat
 
 
 def test_a_small_run_measures_every_operator(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks.run", "--grid", "smoke", "--output", str(tmp_path)]
-    groups = ["selection", "sift", "integerize", "replay", "accumulate"]
-    command += ["--groups", *groups]
+    command = [sys.executable, "-m", "pytest", "benchmarks", "--ignore=benchmarks/bench_ttft.py"]
+    command += ["-q", "--grid", "smoke", "--benchmark-json", str(tmp_path / "found.json")]
     completed = subprocess.run(command, cwd=run.ROOT, capture_output=True, text=True, check=False)
     assert completed.returncode == 0, completed.stdout + completed.stderr
-    found = json.loads((tmp_path / "cpu.json").read_text())["comparisons"]
-    assert {item["group"] for item in found} == set(groups)
-    assert all(item["ours"]["seconds"] > 0 and item["peers"] for item in found)
+    measured = json.loads((tmp_path / "found.json").read_text())["benchmarks"]
+    found = [comparison(item["extra_info"]) for item in measured]
+    assert {one.group for one in found} == {*run.GROUPS} - {"ttft"}
+    assert all(one.ours is not None and one.ours.seconds > 0 and one.peers for one in found)
+
+
+def test_the_command_writes_what_it_measured(tmp_path: Path) -> None:
+    assert run.main(["--grid", "smoke", "--groups", "accumulate", "--output", str(tmp_path)]) == 0
+    found = Results.read(tmp_path / "cpu.json")
+    assert {one.group for one in found.comparisons} == {"accumulate"}
+    assert (found.device, found.grid, found.threads) == ("cpu", "smoke", run.THREADS)
     assert (tmp_path / "cpu.md").exists()
