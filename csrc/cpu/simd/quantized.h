@@ -130,7 +130,7 @@ inline SquaredNorm squared_norm(const T* x, int64_t d) {
   return {sum_lanes(sum), largest};
 }
 
-// Asks for the row after x while x, which is in the nearest cache by now, is worked on.
+// Asks for a row to come while another, which is in the nearest cache by now, is worked on.
 template <typename T>
 inline void prefetch_elements(const T* next, int64_t n) {
   constexpr int64_t kLine = 64 / int64_t(sizeof(T));
