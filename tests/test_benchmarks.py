@@ -161,6 +161,13 @@ def test_page_and_plot_show_ratios_goals_and_exponents(results: Results, tmp_pat
     assert "peft" not in page
 
 
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pytest-benchmark measures nothing in a process of pytest-xdist, nor in one started there."""
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+
+
+@pytest.mark.usefixtures("alone")
 def test_a_small_run_measures_every_operator(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pytest", "benchmarks", "--ignore=benchmarks/bench_ttft.py"]
     command += ["-q", "--grid", "smoke", "--benchmark-json", str(tmp_path / "found.json")]
@@ -172,6 +179,7 @@ def test_a_small_run_measures_every_operator(tmp_path: Path) -> None:
     assert all(one.ours is not None and one.ours.seconds > 0 and one.peers for one in found)
 
 
+@pytest.mark.usefixtures("alone")
 def test_the_command_writes_what_it_measured(tmp_path: Path) -> None:
     assert run.main(["--grid", "smoke", "--groups", "accumulate", "--output", str(tmp_path)]) == 0
     found = Results.read(tmp_path / "cpu.json")

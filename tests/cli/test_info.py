@@ -3,6 +3,7 @@
 import getpass
 import importlib
 import json
+import os
 import platform
 import re
 import subprocess
@@ -116,7 +117,8 @@ def test_a_part_of_the_layer_that_is_missing_is_no_library(monkeypatch: pytest.M
 
 def test_python_dash_m_is_the_command() -> None:
     command = [sys.executable, "-m", "hullft_ops", "info"]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    env = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    text = subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout
     assert text == CliRunner().invoke(app, ["info"]).stdout
 
 
