@@ -51,9 +51,7 @@ class FwSolver {
  private:
   bool start(const T* const* rows, int64_t n_rows, const T* query, int64_t d, bool share_rows) {
     // As every product of rows is computed, so that a query in its pool is no distance from it.
-    double *wide = query_.reserve(padded(d)), *out = &qq_;
-    widening<T>(kernels())(query, d, wide);
-    dot_rows<T>(kernels())(&query, 1, &wide, 1, d, &out);
+    dot_kernels<T>(kernels()).few(&query, 1, query, d, &qq_);
     if (!std::isfinite(qq_)) return false;
     if (!correlations_.begin(rows, n_rows, query, d, options_.n_select, share_rows, support_))
       return false;
@@ -181,7 +179,7 @@ class FwSolver {
   FwOptions options_{};
   Correlations correlations_;
   Support support_;
-  AlignedDoubles query_, gram_, support_b_;
+  AlignedDoubles gram_, support_b_;
   double qq_ = 0, residual_ = 0;
   Iterate<double> iterate_{0, 0};
   int64_t s_ = 0, a_ = 0;

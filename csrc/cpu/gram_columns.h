@@ -67,13 +67,13 @@ class GramColumns {
  private:
   const double* widened(const T* x, AlignedDoubles& vector) {
     double* wide = vector.reserve(padded(d_));
-    widening<T>(kernels())(x, d_, wide);
+    dot_kernels<T>(kernels()).widen(x, d_, wide);
     return wide;
   }
 
   // out[c][k] = <rows[k], x[c]> for the rows from `first` on; n is 1 or 2.
   void multiply_rows(const double* const* x, int64_t n, int64_t first, double* const* out) {
-    const auto dot = dot_rows<T>(kernels());
+    const auto dot = dot_kernels<T>(kernels()).rows;
     for_rows(n_rows_ - first, d_, share_rows_, [&](int64_t begin, int64_t end) {
       double* const from[] = {out[0] + first + begin, n > 1 ? out[1] + first + begin : nullptr};
       dot(rows_ + first + begin, end - begin, x, n, d_, from);

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <mutex>
 #include <vector>
 
 #include "aligned.h"
@@ -22,23 +23,25 @@ class QuantizedPool {
              float* products) {
     if (d > kLargestDim) return false;
     n_rows_ = n_rows, width_ = quantized_width(d), share_rows_ = share_rows;
-    const int64_t n_vectors = n_rows + 1;
-    int16_t* values = values_.reserve(n_vectors * width_);
-    for (auto* of_each : {&scales_, &norms_, &lost_}) of_each->resize(size_t(n_vectors));
-    const Quantize<T> round = quantize<T>(kernels());
-    const auto scales_from = [&](int64_t k) {
-      return QuantizedScales{scales_.data() + k, norms_.data() + k, lost_.data() + k};
+    int16_t* values = values_.reserve((n_rows + 1) * width_);
+    scales_.resize(size_t(n_rows + 1));
+    const Quantize<T> round = dot_kernels<T>(kernels()).quantize;
+    const auto place = [&](int64_t k) {
+      return QuantizedRowsOut{values + k * width_, scales_.data() + k};
     };
-    round(&query, 1, d, values + n_rows * width_, scales_from(n_rows), nullptr, nullptr);
-    const QuantizedColumn column{values + n_rows * width_, scales_.back()};
+    const QuantizedBounds of_query = round(&query, 1, d, place(n_rows), nullptr, nullptr);
+    const QuantizedColumn column{place(n_rows).values, scales_.back()};
+    QuantizedBounds of_rows{0, 0};
+    std::mutex joining;
     // Shared only where products are: whoever makes a row has it in its cache.
     for_rows(n_rows, width_ / kProductsAtOnce, share_rows, [&](int64_t begin, int64_t end) {
-      round(rows + begin, end - begin, d, values + begin * width_, scales_from(begin), &column,
-            products + begin);
+      const QuantizedBounds found =
+          round(rows + begin, end - begin, d, place(begin), &column, products + begin);
+      const std::lock_guard lock(joining);
+      of_rows = {std::max(of_rows.norm, found.norm), std::max(of_rows.lost, found.lost)};
     });
-    query_lost_ = lost_.back(), query_norm_ = double(norms_.back()) + query_lost_;
-    row_lost_ = *std::max_element(lost_.begin(), lost_.end() - 1);
-    row_norm_ = *std::max_element(norms_.begin(), norms_.end() - 1) + row_lost_;
+    query_lost_ = of_query.lost, query_norm_ = double(of_query.norm) + query_lost_;
+    row_lost_ = of_rows.lost, row_norm_ = double(of_rows.norm) + row_lost_;
     return std::isfinite(row_norm_) && std::isfinite(query_norm_);
   }
 
@@ -85,8 +88,8 @@ class QuantizedPool {
 
   int64_t n_rows_ = 0, width_ = 0;
   bool share_rows_ = false;
-  Aligned<int16_t> values_;                   // [n_rows + 1, width], the query last
-  std::vector<float> scales_, norms_, lost_;  // of each row and the query
+  Aligned<int16_t> values_;    // [n_rows + 1, width], the query last
+  std::vector<float> scales_;  // of each row and the query
   double row_lost_ = 0, query_lost_ = 0, row_norm_ = 0, query_norm_ = 0;
 };
 

@@ -250,9 +250,7 @@ class ScreenedCorrelations {
   }
 
   void exact_products(const std::vector<const T*>& rows, const T* x, double* out) {
-    double* const wide = row_.reserve(padded(d_));
-    widening<T> (*kernels_)(x, d_, wide);
-    dot_rows<T> (*kernels_)(rows.data(), int64_t(rows.size()), &wide, 1, d_, &out);
+    dot_kernels<T>(*kernels_).few(rows.data(), int64_t(rows.size()), x, d_, out);
   }
 
   const T* const* rows_ = nullptr;
@@ -279,7 +277,6 @@ class ScreenedCorrelations {
 
   std::vector<int64_t> contenders_, missing_;
   std::vector<const T*> atom_rows_, contender_rows_;
-  AlignedDoubles row_;  // a row widened, padded(d)
   AlignedDoubles block_, of_row_;
 };
 

@@ -81,7 +81,7 @@ class SiftSolver {
     picked_.assign(size_t(n_rows_), 0);
     for (int64_t t = 0; t < options_.n_targets; ++t)
       gram_.multiply(query + t * d, posterior_.covariance + t * n_);
-    squared_norms<T>(kernels())(rows, n_rows_, d, posterior_.variance);
+    dot_kernels<T>(kernels()).squared_norms(rows, n_rows_, d, posterior_.variance);
     std::fill(posterior_.variance + n_rows_, posterior_.variance + n_, 0.0);
     measure_targets(query, d);
     // A row that is not finite makes its norm so: no pass of its own.

@@ -15,45 +15,56 @@ constexpr int kTileRows = 8;
 constexpr int kTileRows = 4;
 #endif
 
+// What is left of some vectors from `whole` on, zero padded to a vector register.
+template <typename T, int kVectors>
+struct Tails {
+  T values[kVectors][kDoubles] = {};
+  const T* vectors[kVectors];
+
+  Tails(const T* const* of, int64_t whole, int64_t d) {
+    for (int j = 0; j < kVectors; ++j) {
+      std::memcpy(values[j], of[j] + whole, size_t(d - whole) * sizeof(T));
+      vectors[j] = values[j];
+    }
+  }
+};
+
 // Two sums a lane, over even and odd vectors, whatever the numbers of rows and columns: a value
 // must not depend on the tile it falls in, or equal rows would cease to tie. Writes out[c][k ...].
-template <typename T, int kRows, int kColumns>
-inline void dot_tile(const T* const* rows, const double* const* columns, int64_t d,
-                     double* const* out, int64_t k) {
+// C is T or float64.
+template <typename T, int kRows, typename C, int kColumns>
+inline void dot_tile(const T* const* rows, const C* const* columns, int64_t d, double* const* out,
+                     int64_t k) {
   VecD even[kColumns][kRows] = {}, odd[kColumns][kRows] = {};
-  const auto add = [columns](VecD(&sums)[kColumns][kRows], const T* const* from, int64_t i,
-                             int64_t column_i) {
+  const auto add = [](VecD(&sums)[kColumns][kRows], const T* const* x, const C* const* y,
+                      int64_t i) {
     for (int r = 0; r < kRows; ++r) {
-      const VecD x = load_doubles(from[r] + i);
-      for (int c = 0; c < kColumns; ++c) sums[c][r] += x * load_doubles(columns[c] + column_i);
+      const VecD v = load_doubles(x[r] + i);
+      for (int c = 0; c < kColumns; ++c) sums[c][r] += v * load_doubles(y[c] + i);
     }
   };
   const int64_t whole = d / kDoubles * kDoubles;
   int64_t i = 0;
   for (; i + 2 * kDoubles <= whole; i += 2 * kDoubles) {
-    add(even, rows, i, i);
-    add(odd, rows, i + kDoubles, i + kDoubles);
+    add(even, rows, columns, i);
+    add(odd, rows, columns, i + kDoubles);
   }
-  if (i < whole) add(even, rows, i, i);
+  if (i < whole) add(even, rows, columns, i);
   if (whole < d) {
-    T last[kRows][kDoubles] = {};
-    const T* from[kRows];
-    for (int r = 0; r < kRows; ++r) {
-      std::memcpy(last[r], rows[r] + whole, size_t(d - whole) * sizeof(T));
-      from[r] = last[r];
-    }
-    add(odd, from, 0, whole);
+    const Tails<T, kRows> of_rows(rows, whole, d);
+    const Tails<C, kColumns> of_columns(columns, whole, d);
+    add(odd, of_rows.vectors, of_columns.vectors, 0);
   }
   for (int c = 0; c < kColumns; ++c)
     for (int r = 0; r < kRows; ++r) out[c][k + r] = sum_lanes(even[c][r] + odd[c][r]);
 }
 
 // Rows k .. n_rows, in tiles of kRows and then of half as many.
-template <typename T, int kRows, int kColumns>
-inline void dot_tiles(const T* const* rows, int64_t k, int64_t n_rows, const double* const* columns,
+template <typename T, int kRows, int kColumns, typename C>
+inline void dot_tiles(const T* const* rows, int64_t k, int64_t n_rows, const C* const* columns,
                       int64_t d, double* const* out) {
   for (; k + kRows <= n_rows; k += kRows)
-    dot_tile<T, kRows, kColumns>(rows + k, columns, d, out, k);
+    dot_tile<T, kRows, C, kColumns>(rows + k, columns, d, out, k);
   if constexpr (kRows > 1) dot_tiles<T, kRows / 2, kColumns>(rows, k, n_rows, columns, d, out);
 }
 
@@ -64,6 +75,11 @@ void dot_rows_kernel(const T* const* rows, int64_t n_rows, const double* const* 
     dot_tiles<T, kTileRows / 2, 2>(rows, 0, n_rows, columns, d, out);
   else
     dot_tiles<T, kTileRows, 1>(rows, 0, n_rows, columns, d, out);
+}
+
+template <typename T>
+void dot_few_kernel(const T* const* rows, int64_t n_rows, const T* x, int64_t d, double* out) {
+  dot_tiles<T, kTileRows, 1>(rows, 0, n_rows, &x, d, &out);
 }
 
 template <typename T>

@@ -27,6 +27,10 @@ template <typename T>
 using DotRows = void (*)(const T* const* rows, int64_t n_rows, const double* const* columns,
                          int64_t n_columns, int64_t d, double* const* out);
 
+// out[k] = <rows[k], x> with the bits of DotRows, for so few rows that widening x is not worth it.
+template <typename T>
+using DotFew = void (*)(const T* const* rows, int64_t n_rows, const T* x, int64_t d, double* out);
+
 // out = x in float64, padded(d) values, zero in the padding.
 template <typename T>
 using Widen = void (*)(const T* x, int64_t d, double* out);
@@ -44,25 +48,28 @@ static inline int64_t quantized_width(int64_t d) {
 // Schwarz no part of such a lane's sum exceeds its square, about 2^30, so that 32 bits hold it.
 constexpr float kQuantizedNorm = 32000;
 
-// Of n rows each.
-struct QuantizedScales {
-  float* scales;
-  float* norms;  // rounded; infinite where the squared norm is not finite or too large
-  float* lost;
-};
-
 struct QuantizedColumn {
   const int16_t* values;  // [width]
   float scale;
 };
 
-// rows[k] = scales[k] * values[k] but for a vector of norm lost[k] at most. values is
-// [n_rows, quantized_width(d)]. Unless column is null, products[k] = <row k, column> as
-// multiply_quantized has it.
+struct QuantizedRowsOut {
+  int16_t* values;  // [n, width]
+  float* scales;    // [n]
+};
+
+// Of all of some rows. `norm` is rounded, infinite where a square is not finite or too large.
+struct QuantizedBounds {
+  float norm, lost;
+};
+
+// rows[k] = scales[k] * values[k] but for a vector of norm `lost` at most, for k < n_rows. Unless
+// column is null, products[k] = <row k, column> as multiply_quantized has it. With an infinite norm
+// nothing of that holds.
 template <typename T>
-using Quantize = void (*)(const T* const* rows, int64_t n_rows, int64_t d, int16_t* values,
-                          const QuantizedScales& out, const QuantizedColumn* column,
-                          float* products);
+using Quantize = QuantizedBounds (*)(const T* const* rows, int64_t n_rows, int64_t d,
+                                     const QuantizedRowsOut& out, const QuantizedColumn* column,
+                                     float* products);
 
 struct QuantizedRows {
   const int16_t* values;  // [n, width]
@@ -126,7 +133,8 @@ struct AllReplayKernels : ReplayKernelsOf<float>,
 
 template <typename T>
 struct DotKernels {
-  DotRows<T> exact;
+  DotRows<T> rows;
+  DotFew<T> few;
   Widen<T> widen;
   SquaredNorms<T> squared_norms;
   Quantize<T> quantize;
@@ -135,7 +143,8 @@ struct DotKernels {
 // float64 is not screened.
 template <>
 struct DotKernels<double> {
-  DotRows<double> exact;
+  DotRows<double> rows;
+  DotFew<double> few;
   Widen<double> widen;
   SquaredNorms<double> squared_norms;
 };
@@ -189,27 +198,8 @@ int available_kernels(const char* names[], int capacity);
 bool use_kernels(const char* name);
 
 template <typename T>
-DotRows<T> dot_rows(const Kernels& k) {
-  const DotKernels<T>& dot = k.dot;
-  return dot.exact;
-}
-
-template <typename T>
-Widen<T> widening(const Kernels& k) {
-  const DotKernels<T>& dot = k.dot;
-  return dot.widen;
-}
-
-template <typename T>
-Quantize<T> quantize(const Kernels& k) {
-  const DotKernels<T>& dot = k.dot;
-  return dot.quantize;
-}
-
-template <typename T>
-SquaredNorms<T> squared_norms(const Kernels& k) {
-  const DotKernels<T>& dot = k.dot;
-  return dot.squared_norms;
+const DotKernels<T>& dot_kernels(const Kernels& k) {
+  return k.dot;
 }
 
 template <typename T, typename G>

@@ -28,40 +28,56 @@ inline VecI add_products(VecI sum, VecS a, VecS b) {
 #endif
 }
 
-// sums[r] = the sum over the lanes of v[r], in float32.
-inline void sum_each(const VecI (&v)[4], float* sums) {
-  VecF f[4];
-  for (int r = 0; r < 4; ++r) f[r] = __builtin_convertvector(v[r], VecF);
+typedef float Floats4 __attribute__((vector_size(16)));
+
+// [r] = the lanes of v[r] folded into one. In line, or a call would pass vectors through memory.
+template <typename Op>
+[[gnu::always_inline]] inline Floats4 fold_each(const VecF (&v)[4], const Op& op) {
 #if defined(__AVX512F__)
-  const auto interleave_add = [](VecF a, VecF b) {
-    return _mm512_add_ps(_mm512_unpacklo_ps(__m512(a), __m512(b)),
-                         _mm512_unpackhi_ps(__m512(a), __m512(b)));
+  const auto fold_pair = [&op](VecF a, VecF b) {
+    return _mm512_castps_pd(
+        op(_mm512_unpacklo_ps(__m512(a), __m512(b)), _mm512_unpackhi_ps(__m512(a), __m512(b))));
   };
-  const __m512d low = _mm512_castps_pd(interleave_add(f[0], f[1]));
-  const __m512d high = _mm512_castps_pd(interleave_add(f[2], f[3]));
-  // Each quarter has a part of every sum.
-  const __m512 quarters = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(low, high)),
-                                        _mm512_castpd_ps(_mm512_unpackhi_pd(low, high)));
-  const __m256 halves =
-      _mm256_add_ps(_mm512_castps512_ps256(quarters), _mm512_extractf32x8_ps(quarters, 1));
-  const __m128 sum = _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1));
-  store_bytes(sums, sum);
+  const __m512d low = fold_pair(v[0], v[1]), high = fold_pair(v[2], v[3]);
+  // Each quarter has a part of every row.
+  const __m512 quarters = op(_mm512_castpd_ps(_mm512_unpacklo_pd(low, high)),
+                             _mm512_castpd_ps(_mm512_unpackhi_pd(low, high)));
+  const __m256 halves = op(_mm512_castps512_ps256(quarters), _mm512_extractf32x8_ps(quarters, 1));
 #elif defined(__AVX2__)
-  const __m256 halves = _mm256_hadd_ps(_mm256_hadd_ps(__m256(f[0]), __m256(f[1])),
-                                       _mm256_hadd_ps(__m256(f[2]), __m256(f[3])));
-  store_bytes(sums, _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1)));
-#else
-  for (int r = 0; r < 4; ++r) sums[r] = sum_lanes(f[r]);
+  const auto fold_pair = [&op](VecF a, VecF b) {
+    return _mm256_castps_pd(
+        op(_mm256_unpacklo_ps(__m256(a), __m256(b)), _mm256_unpackhi_ps(__m256(a), __m256(b))));
+  };
+  const __m256d low = fold_pair(v[0], v[1]), high = fold_pair(v[2], v[3]);
+  const __m256 halves = op(_mm256_castpd_ps(_mm256_unpacklo_pd(low, high)),
+                           _mm256_castpd_ps(_mm256_unpackhi_pd(low, high)));
 #endif
+#if defined(__AVX2__)
+  return Floats4(op(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1)));
+#else
+  Floats4 folded = {v[0][0], v[1][0], v[2][0], v[3][0]};
+  for (int i = 1; i < kFloats; ++i)
+    folded = op(folded, Floats4{v[0][i], v[1][i], v[2][i], v[3][i]});
+  return folded;
+#endif
+}
+
+inline Floats4 sum_each(const VecF (&v)[4]) {
+  return fold_each(v, [](auto a, auto b) { return a + b; });
+}
+
+inline Floats4 max_each(const VecF (&v)[4]) {
+  return fold_each(v, [](auto a, auto b) { return a > b ? a : b; });
 }
 
 // ---- products ----------------------------------------------------------------------------------
 
 constexpr int kQuantizedRows = 4;
 
+// Sums of products of integers, [column][row]. In line, or a call would pass them through memory.
 template <int kRows, int kColumns>
-inline void multiply_tile(const int16_t* rows, const int16_t* const* columns, int64_t width,
-                          float (&sums)[kColumns][kQuantizedRows]) {
+[[gnu::always_inline]] inline void multiply_tile(const int16_t* rows, const int16_t* const* columns,
+                                                 int64_t width, Floats4 (&sums)[kColumns]) {
   VecI products[kColumns][kQuantizedRows] = {};
   for (int64_t i = 0; i < width; i += 2 * kFloats) {
     VecS column[kColumns];
@@ -73,61 +89,47 @@ inline void multiply_tile(const int16_t* rows, const int16_t* const* columns, in
         products[c][r] = add_products(products[c][r], x, column[c]);
     }
   }
-  for (int c = 0; c < kColumns; ++c) sum_each(products[c], sums[c]);
+  for (int c = 0; c < kColumns; ++c) {
+    VecF lanes[kQuantizedRows];
+    for (int r = 0; r < kQuantizedRows; ++r)
+      lanes[r] = __builtin_convertvector(products[c][r], VecF);
+    sums[c] = sum_each(lanes);
+  }
 }
 
 template <int kColumns>
 inline void multiply_columns(const QuantizedRows& rows, const int16_t* const* columns,
                              const float* scales, float* const* out) {
-  const auto tile = [&](auto n, int64_t k) {
-    float sums[kColumns][kQuantizedRows];
-    multiply_tile<n, kColumns>(rows.values + k * rows.width, columns, rows.width, sums);
-    for (int c = 0; c < kColumns; ++c)
-      for (int r = 0; r < n; ++r) out[c][k + r] = sums[c][r] * (rows.scales[k + r] * scales[c]);
-  };
+  Floats4 sums[kColumns];
   int64_t k = 0;
-  for (; k + kQuantizedRows <= rows.n; k += kQuantizedRows)
-    tile(std::integral_constant<int, kQuantizedRows>{}, k);
-  for (; k < rows.n; ++k) tile(std::integral_constant<int, 1>{}, k);
+  for (; k + kQuantizedRows <= rows.n; k += kQuantizedRows) {
+    multiply_tile<kQuantizedRows, kColumns>(rows.values + k * rows.width, columns, rows.width,
+                                            sums);
+    const Floats4 row_scales = load_bytes<Floats4>(rows.scales + k);
+    for (int c = 0; c < kColumns; ++c) store_bytes(out[c] + k, sums[c] * (row_scales * scales[c]));
+  }
+  for (; k < rows.n; ++k) {
+    multiply_tile<1, kColumns>(rows.values + k * rows.width, columns, rows.width, sums);
+    for (int c = 0; c < kColumns; ++c) out[c][k] = sums[c][0] * (rows.scales[k] * scales[c]);
+  }
 }
 
 // ---- rounding ----------------------------------------------------------------------------------
-
-struct QuantizedRow {
-  float scale, norm, lost;
-};
-
-struct SquaredNorm {
-  float whole;
-  float lane;  // that of the values which meet in one lane of a product, at most
-};
 
 // Adding it leaves the nearest integer in the low bits of a small float32.
 constexpr float kRound = 0x1.8p23f;
 
 // Two vectors of x; lane i of a product has element i of every vector.
 template <typename T>
-inline void quantize_vectors(const T* x, float inverse, int16_t* out) {
-  const auto nearest = [&](const T* from) {
-    const VecF shifted = multiply_add(load_floats(from), broadcast(inverse), broadcast(kRound));
-    return load_bytes<VecU>(&shifted);
-  };
-  store_bytes(out, (nearest(x) & 0xffffu) | (nearest(x + kFloats) << 16));
-}
-
-template <typename T>
-inline SquaredNorm squared_norm(const T* x, int64_t d) {
-  VecF sums[4] = {};
-  const auto add = [](VecF v, VecF& sum) { sum = multiply_add(v, v, sum); };
-  int64_t i = 0;
-  for (; i + 4 * kFloats <= d; i += 4 * kFloats)
-    for (int j = 0; j < 4; ++j) add(load_floats(x + i + j * kFloats), sums[j]);
-  for (; i + kFloats <= d; i += kFloats) add(load_floats(x + i), sums[0]);
-  if (i < d) add(load_tail<float>(x, d), sums[1]);
-  const VecF sum = (sums[0] + sums[2]) + (sums[1] + sums[3]);
-  float largest = sum[0];
-  for (int lane = 1; lane < kFloats; ++lane) largest = sum[lane] > largest ? sum[lane] : largest;
-  return {sum_lanes(sum), largest};
+inline void quantize_vectors(const T* x, float inverse, int16_t* out, VecF (&squares)[2]) {
+  VecU nearest[2];
+  for (int j = 0; j < 2; ++j) {
+    const VecF v = load_floats(x + j * kFloats);
+    squares[j] = multiply_add(v, v, squares[j]);
+    const VecF shifted = multiply_add(v, broadcast(inverse), broadcast(kRound));
+    nearest[j] = load_bytes<VecU>(&shifted);
+  }
+  store_bytes(out, (nearest[0] & 0xffffu) | (nearest[1] << 16));
 }
 
 // Asks for a row to come while another, which is in the nearest cache by now, is worked on.
@@ -137,54 +139,77 @@ inline void prefetch_elements(const T* next, int64_t n) {
   for (int64_t i = 0; i < n; i += kLine) __builtin_prefetch(next + i, 0, 2);
 }
 
+// A row times `inverse`; returns the squares of x, those that meet in one lane of a product in one.
 template <typename T>
-inline QuantizedRow quantize_row(const T* x, const T* next, int64_t d, int16_t* out) {
-  constexpr float kLargestSquare = 0x1p120f, kSmallestSquare = 0x1p-80f;
-  constexpr float kSmallestNorm = 0x1p-39f;
+inline VecF quantize_row(const T* x, const T* next, int64_t d, float inverse, int16_t* out) {
   constexpr int64_t kPair = 2 * kFloats;
-  const SquaredNorm squared = squared_norm(x, d);
-  if (!(squared.whole <= kLargestSquare)) return {0, __builtin_inff(), 0};
-  if (squared.whole < kSmallestSquare) {
-    std::memset(out, 0, size_t(quantized_width(d)) * sizeof(int16_t));
-    return {0, kSmallestNorm, kSmallestNorm};
-  }
-  const float norm = __builtin_sqrtf(squared.whole);
-  const float scale = __builtin_sqrtf(squared.lane) / kQuantizedNorm, inverse = 1 / scale;
+  VecF squares[2] = {};
   int64_t i = 0;
   for (; i + kPair <= d; i += kPair) {
     prefetch_elements(next + i, kPair);
-    quantize_vectors(x + i, inverse, out + i);
+    quantize_vectors(x + i, inverse, out + i, squares);
   }
   if (i < d) {
     T last[kPair] = {};
     std::memcpy(last, x + i, size_t(d - i) * sizeof(T));
-    quantize_vectors(last, inverse, out + i);
+    quantize_vectors(last, inverse, out + i, squares);
     i += kPair;
   }
   std::memset(out + i, 0, size_t(quantized_width(d) - i) * sizeof(int16_t));
-  return {scale, norm, 0.5f * scale * __builtin_sqrtf(float(d)) + norm * 0x1p-22f};
+  return squares[0] + squares[1];
 }
 
+// The scale of the rows to come: that of the largest row so far, which is most often large enough,
+// so that a row is read once. A row for which it is not is read again. What a pool loses depends on
+// its largest scale alone.
+struct RunningScale {
+  float largest_lane = 0x1p-78f;  // sum of the squares that meet in a lane of a product
+  float scale = 0, inverse = 0;
+
+  RunningScale() { see(largest_lane); }
+  void see(float lane) {
+    if (lane < largest_lane) return;
+    largest_lane = lane;
+    scale = __builtin_sqrtf(lane) / kQuantizedNorm, inverse = 1 / scale;
+  }
+};
+
 template <typename T>
-void quantize_kernel(const T* const* rows, int64_t n_rows, int64_t d, int16_t* values,
-                     const QuantizedScales& out, const QuantizedColumn* column, float* products) {
+QuantizedBounds quantize_kernel(const T* const* rows, int64_t n_rows, int64_t d,
+                                const QuantizedRowsOut& out, const QuantizedColumn* column,
+                                float* products) {
+  constexpr float kLargestSquare = 0x1p120f, kSmallestSquare = 0x1p-78f;
   constexpr int64_t kBytesAhead = 6144;
   const int64_t width = quantized_width(d), row_bytes = d * int64_t(sizeof(T));
   const int64_t ahead = (kBytesAhead + row_bytes - 1) / row_bytes;
-  const auto round = [&](int64_t k) {
-    const T* next = rows[k + ahead < n_rows ? k + ahead : n_rows - 1];
-    const QuantizedRow row = quantize_row(rows[k], next, d, values + k * width);
-    out.scales[k] = row.scale, out.norms[k] = row.norm, out.lost[k] = row.lost;
-  };
+  RunningScale running;
+  float largest_square = kSmallestSquare;
   for (int64_t k = 0; k < n_rows; k += kQuantizedRows) {
     const int64_t n = n_rows - k < kQuantizedRows ? n_rows - k : kQuantizedRows;
-    for (int64_t j = k; j < k + n; ++j) round(j);
+    const auto quantize = [&](int64_t j) {
+      const T* next = rows[j + ahead < n_rows ? j + ahead : n_rows - 1];
+      out.scales[j] = running.scale;
+      return quantize_row(rows[j], next, d, running.inverse, out.values + j * width);
+    };
+    const float held = running.largest_lane;
+    VecF squares[kQuantizedRows] = {};
+    for (int64_t r = 0; r < n; ++r) squares[r] = quantize(k + r);
+    const Floats4 whole = sum_each(squares), lane = max_each(squares);
+    for (int64_t r = 0; r < n; ++r) {
+      if (!(whole[r] <= kLargestSquare)) return {__builtin_inff(), 0};
+      largest_square = whole[r] > largest_square ? whole[r] : largest_square;
+      if (lane[r] <= held) continue;
+      running.see(lane[r]);
+      quantize(k + r);
+    }
     if (!column) continue;
     // While the rows are in the nearest cache.
     float* const to[] = {products + k};
-    multiply_columns<1>({values + k * width, out.scales + k, n, width}, &column->values,
+    multiply_columns<1>({out.values + k * width, out.scales + k, n, width}, &column->values,
                         &column->scale, to);
   }
+  const float norm = __builtin_sqrtf(largest_square);
+  return {norm, 0.5f * running.scale * __builtin_sqrtf(float(d)) + norm * 0x1p-22f};
 }
 
 void multiply_quantized_kernel(const QuantizedRows& rows, const int16_t* const* columns,

@@ -70,25 +70,18 @@ inline double sum_lanes(VecD v) {
 
 // ---- the largest lane, of values that are not NaN -----------------------------------------------
 
-inline float max_lanes(VecF v) {
 #if defined(__AVX512F__)
-  return _mm512_reduce_max_ps(__m512(v));
+inline float max_lanes(VecF v) { return _mm512_reduce_max_ps(__m512(v)); }
+inline double max_lanes(VecD v) { return _mm512_reduce_max_pd(__m512d(v)); }
 #else
-  float highest = v[0];
-  for (int i = 1; i < kFloats; ++i) highest = v[i] > highest ? v[i] : highest;
+template <typename V>
+inline auto max_lanes(V v) {
+  auto highest = v[0];
+  for (int i = 1; i < int(sizeof v / sizeof highest); ++i)
+    highest = v[i] > highest ? v[i] : highest;
   return highest;
-#endif
 }
-
-inline double max_lanes(VecD v) {
-#if defined(__AVX512F__)
-  return _mm512_reduce_max_pd(__m512d(v));
-#else
-  double highest = v[0];
-  for (int i = 1; i < kDoubles; ++i) highest = v[i] > highest ? v[i] : highest;
-  return highest;
 #endif
-}
 
 // ---- rounding under control -------------------------------------------------------------------
 

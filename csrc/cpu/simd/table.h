@@ -29,18 +29,21 @@ constexpr AllReplayKernels all_replay_kernels() {
 }
 
 template <typename T>
-constexpr DotKernels<T> dot_kernels() {
-  if constexpr (sizeof(T) == sizeof(double))
-    return {&dot_rows_kernel<T>, &widen_kernel<T>, &squared_norms_kernel<T>};
-  else
-    return {&dot_rows_kernel<T>, &widen_kernel<T>, &squared_norms_kernel<T>, &quantize_kernel<T>};
+constexpr DotKernels<T> dot_kernels_of() {
+  DotKernels<T> kernels{};
+  kernels.rows = &dot_rows_kernel<T>;
+  kernels.few = &dot_few_kernel<T>;
+  kernels.widen = &widen_kernel<T>;
+  kernels.squared_norms = &squared_norms_kernel<T>;
+  if constexpr (sizeof(T) < sizeof(double)) kernels.quantize = &quantize_kernel<T>;
+  return kernels;
 }
 
 constexpr Kernels make_table(const char* name) {
   return Kernels{
       name,
-      {dot_kernels<float>(), dot_kernels<double>(), dot_kernels<BFloat16>(),
-       dot_kernels<Float16>()},
+      {dot_kernels_of<float>(), dot_kernels_of<double>(), dot_kernels_of<BFloat16>(),
+       dot_kernels_of<Float16>()},
       &step_argmax_kernel,
       &step_max_kernel<double>,
       &step_max_kernel<float>,
