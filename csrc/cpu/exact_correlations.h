@@ -8,6 +8,7 @@
 
 #include "../core/frank_wolfe.h"
 #include "gram_columns.h"
+#include "read_ahead.h"
 #include "support.h"
 
 namespace hullft {
@@ -17,14 +18,14 @@ template <typename T>
 class ExactCorrelations {
  public:
   // The state at w = 0, or false when an inner product is not finite. `support` is the solver's.
-  bool begin(const T* const* rows, int64_t n_rows, const T* query, int64_t d, int64_t n_select,
-             bool share_rows, Support& support) {
+  bool begin(const QueryPool<T>& in, int64_t n_select, Support& support) {
+    const int64_t n_rows = in.n_rows;
     support_ = &support;
     support.begin(n_rows);
     n_ = padded(n_rows);
-    columns_.begin(rows, n_rows, d, n_select + 1, share_rows);
+    columns_.begin(in.rows, n_rows, in.d, n_select + 1, in.share_rows);
     double* b = b_.reserve(n_);
-    columns_.multiply(query, b);
+    columns_.multiply(in.query, b);
     // A row that is not finite makes its correlation so, whatever the query: no pass of its own.
     double poison = 0;
     for (int64_t k = 0; k < n_rows; ++k) poison += b[k] * 0;

@@ -28,16 +28,16 @@ struct FwAnswer {
 template <typename T, typename Correlations>
 class FwSolver {
  public:
-  // rows [n_rows] point at d values each. False when an input or a product is not finite.
-  bool solve(const FwOptions& options, const T* const* rows, int64_t n_rows, const T* query,
-             int64_t d, bool share_rows, FwAnswer& answer) {
+  // False when an input or a product is not finite.
+  bool solve(const FwOptions& options, const QueryPool<T>& in, FwAnswer& answer) {
     options_ = options;
-    if (!start(rows, n_rows, query, d, share_rows)) return false;
+    if (!start(in)) return false;
     int64_t iterations = 0;
     while (iterations < options_.max_iter && !converged()) {
       const Step<double> step = choose_step();
       if (!std::isfinite(step.toward) || !std::isfinite(step.away)) return false;
       if (!step.moves) break;
+      in.ahead->some(kLinesAStep);
       apply(step);
       ++iterations;
       if (options_.variant == Variant::kVanilla && support_.size() >= options_.n_select) break;
@@ -49,12 +49,14 @@ class FwSolver {
   }
 
  private:
-  bool start(const T* const* rows, int64_t n_rows, const T* query, int64_t d, bool share_rows) {
+  // Of the pool to come; the few hundred steps of a query ask for half a megabyte in all.
+  static constexpr int64_t kLinesAStep = 32;
+
+  bool start(const QueryPool<T>& in) {
     // As every product of rows is computed, so that a query in its pool is no distance from it.
-    dot_kernels<T>(kernels()).few(&query, 1, query, d, &qq_);
+    dot_kernels<T>(kernels()).few(&in.query, 1, in.query, in.d, &qq_);
     if (!std::isfinite(qq_)) return false;
-    if (!correlations_.begin(rows, n_rows, query, d, options_.n_select, share_rows, support_))
-      return false;
+    if (!correlations_.begin(in, options_.n_select, support_)) return false;
     s_ = correlations_.best().index;
     support_.keep_only(s_);
     Step<double> whole;
@@ -191,10 +193,8 @@ class FwSolver {
 template <typename T>
 class FwQuerySolver {
  public:
-  bool solve(const FwOptions& options, const T* const* rows, int64_t n_rows, const T* query,
-             int64_t d, bool share_rows, FwAnswer& answer) {
-    return screened_.solve(options, rows, n_rows, query, d, share_rows, answer) ||
-           exact_.solve(options, rows, n_rows, query, d, share_rows, answer);
+  bool solve(const FwOptions& options, const QueryPool<T>& in, FwAnswer& answer) {
+    return screened_.solve(options, in, answer) || exact_.solve(options, in, answer);
   }
 
  private:

@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <memory>
 
+#include "read_ahead.h"
+
 namespace hullft {
 
 // The calling thread's own Solver, which only one KeptSolver may use at a time. One that has seen a
@@ -24,11 +26,10 @@ class KeptSolver {
   }
 
   template <typename T, typename Answer>
-  bool solve(const T* const* rows, int64_t n_rows, const T* query, int64_t d, bool share_rows,
-             Answer& answer) {
-    const int64_t widest = std::max(d * int64_t(sizeof(T)), n_rows * int64_t(sizeof(double)));
-    largest_ = std::max(largest_, n_rows * widest);
-    return solver_->solve(options_, rows, n_rows, query, d, share_rows, answer);
+  bool solve(const QueryPool<T>& in, Answer& answer) {
+    const int64_t widest = std::max(in.d * int64_t(sizeof(T)), in.n_rows * int64_t(sizeof(double)));
+    largest_ = std::max(largest_, in.n_rows * widest);
+    return solver_->solve(options_, in, answer);
   }
 
  private:

@@ -15,11 +15,11 @@ class KnnSolver {
  public:
   explicit KnnSolver(int64_t n_select) : n_select_(n_select) {}
 
-  bool solve(const T* const* rows, int64_t n_rows, const T* query, int64_t d, bool share_rows,
-             FwAnswer& answer) {
-    columns_.begin(rows, n_rows, d, 0, share_rows);
+  bool solve(const QueryPool<T>& in, FwAnswer& answer) {
+    const int64_t n_rows = in.n_rows;
+    columns_.begin(in.rows, n_rows, in.d, 0, in.share_rows);
     double* b = b_.reserve(padded(n_rows));
-    columns_.multiply(query, b);
+    columns_.multiply(in.query, b);
     for (int64_t k = 0; k < n_rows; ++k)
       if (!std::isfinite(b[k])) return false;
     nearest(b, n_rows, answer);
@@ -27,7 +27,7 @@ class KnnSolver {
     answer.counts.assign(size_t(n_select_), 1);
     answer.support_size = n_select_;
     answer.num_iter = 0;
-    return measure(rows, n_rows, query, d, answer);
+    return measure(in, answer);
   }
 
  private:
@@ -40,14 +40,15 @@ class KnnSolver {
   }
 
   // The residual of equal weights, and its Frank-Wolfe gap.
-  bool measure(const T* const* rows, int64_t n_rows, const T* query, int64_t d, FwAnswer& answer) {
+  bool measure(const QueryPool<T>& in, FwAnswer& answer) {
+    const int64_t d = in.d;
     double* r = residual_.reserve(padded(d));
     std::fill(r, r + padded(d), 0.0);
     for (const int64_t k : answer.indices)
-      for (int64_t i = 0; i < d; ++i) r[i] += widen(rows[k][i]);
+      for (int64_t i = 0; i < d; ++i) r[i] += widen(in.rows[k][i]);
     double squared = 0;
     for (int64_t i = 0; i < d; ++i) {
-      r[i] = widen(query[i]) - r[i] / double(answer.support_size);
+      r[i] = widen(in.query[i]) - r[i] / double(answer.support_size);
       squared += r[i] * r[i];
     }
     double* c = b_.get();
@@ -55,7 +56,7 @@ class KnnSolver {
     double mean = 0;
     for (const int64_t k : answer.indices) mean += c[k] / double(answer.support_size);
     answer.residual = std::sqrt(squared);
-    answer.gap = *std::max_element(c, c + n_rows) - mean;
+    answer.gap = *std::max_element(c, c + in.n_rows) - mean;
     return std::isfinite(squared) && std::isfinite(answer.gap);
   }
 

@@ -43,6 +43,9 @@ struct Pool {
   const int64_t* candidates;  // [B, K], or null
   int64_t candidates_stride;
 
+  // Whether all queries have the same rows.
+  bool is_shared() const { return batch_stride == 0 && !candidates; }
+
   void rows(int64_t b, int64_t n, std::vector<const T*>& out) const {
     out.resize(size_t(n));
     const T* first = base + b * batch_stride;

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "aligned.h"
+#include "read_ahead.h"
 #include "share_rows.h"
 #include "simd/kernels.h"
 
@@ -19,24 +20,24 @@ class QuantizedPool {
  public:
   // Reads the pool once; products[k] = <row k, query>. False when a value is not finite, a square
   // too large, or d so large that the float32 sum of the squares says too little of them.
-  bool begin(const T* const* rows, int64_t n_rows, const T* query, int64_t d, bool share_rows,
-             float* products) {
+  bool begin(const QueryPool<T>& in, float* products) {
+    const int64_t n_rows = in.n_rows, d = in.d;
     if (d > kLargestDim) return false;
-    n_rows_ = n_rows, width_ = quantized_width(d), share_rows_ = share_rows;
+    n_rows_ = n_rows, width_ = quantized_width(d), share_rows_ = in.share_rows;
     int16_t* values = values_.reserve((n_rows + 1) * width_);
     scales_.resize(size_t(n_rows + 1));
     const Quantize<T> round = dot_kernels<T>(kernels()).quantize;
     const auto place = [&](int64_t k) {
       return QuantizedRowsOut{values + k * width_, scales_.data() + k};
     };
-    const QuantizedBounds of_query = round(&query, 1, d, place(n_rows), nullptr, nullptr);
+    const QuantizedBounds of_query = round(&in.query, 1, d, place(n_rows), nullptr, nullptr);
     const QuantizedColumn column{place(n_rows).values, scales_.back()};
     QuantizedBounds of_rows{0, 0};
     std::mutex joining;
     // Shared only where products are: whoever makes a row has it in its cache.
-    for_rows(n_rows, width_ / kProductsAtOnce, share_rows, [&](int64_t begin, int64_t end) {
+    for_rows(n_rows, width_ / kProductsAtOnce, share_rows_, [&](int64_t begin, int64_t end) {
       const QuantizedBounds found =
-          round(rows + begin, end - begin, d, place(begin), &column, products + begin);
+          round(in.rows + begin, end - begin, d, place(begin), &column, products + begin);
       const std::lock_guard lock(joining);
       of_rows = {std::max(of_rows.norm, found.norm), std::max(of_rows.lost, found.lost)};
     });

@@ -18,6 +18,7 @@
 #include "../core/frank_wolfe.h"
 #include "column_cache.h"
 #include "quantized_pool.h"
+#include "read_ahead.h"
 #include "support.h"
 
 namespace hullft {
@@ -28,16 +29,16 @@ class ScreenedCorrelations {
  public:
   // The state at w = 0, or false when an estimate is not finite, which says nothing of what it
   // estimates. `support` is the solver's.
-  bool begin(const T* const* rows, int64_t n_rows, const T* query, int64_t d, int64_t n_select,
-             bool share_rows, Support& support) {
-    rows_ = rows, query_ = query, n_rows_ = n_rows, n_ = padded(n_rows), d_ = d;
+  bool begin(const QueryPool<T>& in, int64_t n_select, Support& support) {
+    const int64_t n_rows = in.n_rows;
+    rows_ = in.rows, query_ = in.query, n_rows_ = n_rows, n_ = padded(n_rows), d_ = in.d;
     support_ = &support, kernels_ = &kernels();
     support.begin(0);
     atom_of_.assign(size_t(n_rows), kNone);
     n_atoms_ = 0;
     movers_.clear(), place_.clear(), moves_.clear();
     float* b = b_.reserve(n_);
-    if (!pool_.begin(rows, n_rows, query, d, share_rows, b)) return false;
+    if (!pool_.begin(in, b)) return false;
     std::fill(b + n_rows, b + n_, -std::numeric_limits<float>::infinity());
     std::fill_n(u_.reserve(n_), n_, 0.0f);
     drift_ = 0;

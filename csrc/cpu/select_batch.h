@@ -4,13 +4,13 @@
 #include <vector>
 
 #include "batch.h"
+#include "read_ahead.h"
 #include "selection_output.h"
 
 namespace hullft {
 
 // query is [B, d] or, dense, [B, n_targets, d]. make_solver() builds a thread's solver; its
-// solve(rows, n_rows, query, d, share_rows, answer) is false when an input or a product is not
-// finite.
+// solve(query_pool, answer) is false when an input or a product is not finite.
 template <typename T, typename Output, typename MakeSolver>
 void select_batch(const char* op, const char* pool_name, const Pool<T>& pool, const Tensor& query,
                   const Sizes& sizes, int64_t d, const Output& output,
@@ -21,16 +21,19 @@ void select_batch(const char* op, const char* pool_name, const Pool<T>& pool, co
   struct Workspace {
     decltype(make_solver()) solver;
     std::vector<const T*> rows;
+    ReadAhead<T> ahead;
     typename Output::Answer answer;
   };
   FirstFailure failure;
   for_each_query(
-      batch, failure, [&] { return Workspace{make_solver(), {}, {}}; },
+      batch, failure, [&] { return Workspace{make_solver(), {}, {}, {}}; },
       [&](Workspace& w, int64_t b) {
         pool.rows(b, sizes[b], w.rows);
-        if (!w.solver.solve(w.rows.data(), sizes[b], queries + b * query_stride, d, batch == 1,
-                            w.answer))
-          return false;
+        std::vector<const T*>& next = w.ahead.begin(d);
+        if (b + 1 < batch && !pool.is_shared()) pool.rows(b + 1, sizes[b + 1], next);
+        const QueryPool<T> in{w.rows.data(), sizes[b], queries + b * query_stride, d,
+                              batch == 1,    &w.ahead};
+        if (!w.solver.solve(in, w.answer)) return false;
         output.write(b, w.answer);
         return true;
       });

@@ -52,13 +52,11 @@ class SiftSolver {
  public:
   explicit SiftSolver(const SiftOptions& options) : options_(options) {}
 
-  // rows [n_rows] point at d values each, query at n_targets * d. False when an input or a product
-  // is not finite.
-  bool solve(const T* const* rows, int64_t n_rows, const T* query, int64_t d, bool share_rows,
-             SiftAnswer& answer) {
-    n_rows_ = n_rows, n_ = padded(n_rows);
-    gram_.begin(rows, n_rows, d, options_.n_select, share_rows);
-    if (!start(rows, query, d)) return false;
+  // The query has n_targets * d values. False when an input or a product is not finite.
+  bool solve(const QueryPool<T>& in, SiftAnswer& answer) {
+    n_rows_ = in.n_rows, n_ = padded(in.n_rows);
+    gram_.begin(in.rows, in.n_rows, in.d, options_.n_select, in.share_rows);
+    if (!start(in)) return false;
     answer.picks.clear(), answer.variances.clear();
     ArgMax best = kernels().sift_pick(posterior_, nullptr);
     while (std::isfinite(best.value)) {
@@ -67,23 +65,27 @@ class SiftSolver {
       answer.variances.push_back(variance_left_);
       ++picked_[size_t(best.index)];
       if (int64_t(answer.picks.size()) == options_.n_select) return summarise(answer);
+      in.ahead->some(kLinesAPick);
       best = condition(best.index);
     }
     return false;
   }
 
  private:
-  bool start(const T* const* rows, const T* query, int64_t d) {
+  // Of the pool to come.
+  static constexpr int64_t kLinesAPick = 128;
+
+  bool start(const QueryPool<T>& in) {
     posterior_ = {n_, options_.n_targets, covariance_.reserve(options_.n_targets * n_),
                   variance_.reserve(n_), options_.noise};
     columns_.reserve((options_.n_select - 1) * n_);
     rates_.clear();
     picked_.assign(size_t(n_rows_), 0);
     for (int64_t t = 0; t < options_.n_targets; ++t)
-      gram_.multiply(query + t * d, posterior_.covariance + t * n_);
-    dot_kernels<T>(kernels()).squared_norms(rows, n_rows_, d, posterior_.variance);
+      gram_.multiply(in.query + t * in.d, posterior_.covariance + t * n_);
+    dot_kernels<T>(kernels()).squared_norms(in.rows, n_rows_, in.d, posterior_.variance);
     std::fill(posterior_.variance + n_rows_, posterior_.variance + n_, 0.0);
-    measure_targets(query, d);
+    measure_targets(in.query, in.d);
     // A row that is not finite makes its norm so: no pass of its own.
     double poison = variance_left_ * 0;
     for (int64_t k = 0; k < n_rows_; ++k) poison += b_.get()[k] * 0 + posterior_.variance[k] * 0;

@@ -1,0 +1,48 @@
+// The pool of the query to come, asked of memory while another query is computed.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace hullft {
+
+// A solver calls `some` now and then: it computes from the caches for most of a query, and memory
+// would stand still meanwhile.
+template <typename T>
+class ReadAhead {
+ public:
+  // The rows of d values each, for the caller to fill; none where no query follows.
+  std::vector<const T*>& begin(int64_t d) {
+    row_bytes_ = d * int64_t(sizeof(T)), row_ = 0, at_ = 0;
+    rows_.clear();
+    return rows_;
+  }
+
+  void some(int64_t lines) {
+    for (; lines > 0 && row_ < rows_.size(); --lines) {
+      __builtin_prefetch(reinterpret_cast<const char*>(rows_[row_]) + at_, 0, 2);
+      at_ += kLine;
+      if (at_ >= row_bytes_) at_ = 0, ++row_;
+    }
+  }
+
+ private:
+  static constexpr int64_t kLine = 64;
+
+  std::vector<const T*> rows_;
+  int64_t row_bytes_ = 0, at_ = 0;
+  size_t row_ = 0;
+};
+
+// A query and its pool, as a solver of a batch sees them.
+template <typename T>
+struct QueryPool {
+  const T* const* rows;  // [n_rows], d values each
+  int64_t n_rows;
+  const T* query;  // [d], or several targets one after the other
+  int64_t d;
+  bool share_rows;  // among threads
+  ReadAhead<T>* ahead;
+};
+
+}  // namespace hullft
