@@ -1,6 +1,7 @@
 // The pool of the query to come, asked of memory while another query is computed.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -19,9 +20,10 @@ class ReadAhead {
   }
 
   void some(int64_t lines) {
-    for (; lines > 0 && row_ < rows_.size(); --lines) {
-      __builtin_prefetch(reinterpret_cast<const char*>(rows_[row_]) + at_, 0, 2);
-      at_ += kLine;
+    while (lines > 0 && row_ < rows_.size()) {
+      const char* row = reinterpret_cast<const char*>(rows_[row_]);
+      const int64_t end = std::min(row_bytes_, at_ + lines * kLine);
+      for (; at_ < end; at_ += kLine, --lines) __builtin_prefetch(row + at_, 0, 2);
       if (at_ >= row_bytes_) at_ = 0, ++row_;
     }
   }

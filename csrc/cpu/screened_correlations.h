@@ -213,14 +213,14 @@ class ScreenedCorrelations {
   }
 
   void follow_exactly(const Step<double>& step, int64_t s, int64_t a) {
-    const double highest = kernels_->step_max(
+    const TiedMax found = kernels_->step_tied_max(
         exact_b_.data(), exact_u_.data(), padded(n_atoms_), step.scale, step.toward,
         step.toward > 0 ? gram_row(s) : nullptr, step.away, step.away > 0 ? gram_row(a) : nullptr);
-    best_ = {highest, kNone};
+    best_ = {found.value, found.index};
+    if (!found.tied) return;
     // A tie goes to the lowest candidate, not to the first atom.
-    for (int64_t i = 0; i < n_atoms_; ++i)
-      if (b(i) - u(i) == highest && (best_.index == kNone || candidate(i) < candidate(best_.index)))
-        best_.index = i;
+    for (int64_t i = found.index + 1; i < n_atoms_; ++i)
+      if (b(i) - u(i) == best_.value && candidate(i) < candidate(best_.index)) best_.index = i;
   }
 
   // Takes an atom into the running maximum.

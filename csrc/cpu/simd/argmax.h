@@ -121,6 +121,25 @@ R step_max_kernel(const R* b, R* u, int64_t n, double scale, double toward, cons
   return step_max_columns<false, false>(b, u, n, keep, to, column_s, from, column_a);
 }
 
+TiedMax step_tied_max_kernel(const double* b, double* u, int64_t n, double scale, double toward,
+                             const double* column_s, double away, const double* column_a) {
+  const double highest = step_max_kernel<double>(b, u, n, scale, toward, column_s, away, column_a);
+  constexpr int64_t kBlock = 64;
+  TiedMax found{highest, -1, false};
+  for (int64_t first = 0; first < n; first += kBlock) {
+    const int64_t end = first + kBlock < n ? first + kBlock : n;
+    uint64_t equal = 0;  // bit k: candidate first + k has the maximum
+    for (int64_t k = first; k < end; k += kDoubles)
+      equal |= equal_lanes(load<double>(b + k) - load<double>(u + k), broadcast(highest))
+               << (k - first);
+    if (!equal) continue;
+    found.tied = found.index >= 0 || (equal & (equal - 1));
+    if (found.index < 0) found.index = first + __builtin_ctzll(equal);
+    if (found.tied) break;
+  }
+  return found;
+}
+
 double follow_moves_kernel(const SupportMove* moves, int64_t n_moves, const double* products) {
   VecD u = {};
   for (int64_t t = 0; t < n_moves; ++t) {

@@ -21,6 +21,12 @@ struct ArgMax {
   int64_t index;  // the lowest on ties
 };
 
+struct TiedMax {
+  double value;
+  int64_t index;  // the lowest on ties
+  bool tied;      // whether others have the value too
+};
+
 // out[c][k] = <rows[k], columns[c]> in float64; each value depends on its own row and column alone,
 // not on its place in a tile. n_columns is 1 or 2; a column is [padded(d)], zero padded.
 template <typename T>
@@ -162,11 +168,6 @@ struct SupportMove {
   int64_t s, a;  // of a list of atoms
 };
 
-// R is the type of the state.
-template <typename R>
-using StepMax = R (*)(const R* b, R* u, int64_t n, double scale, double toward, const R* column_s,
-                      double away, const R* column_a);
-
 struct Kernels {
   const char* name;
   AllDotKernels dot;
@@ -174,11 +175,14 @@ struct Kernels {
   // left out. Every array holds n = padded(K) values.
   ArgMax (*step_argmax)(const double* b, double* u, int64_t n, double scale, double toward,
                         const double* column_s, double away, const double* column_a);
-  // The same, and only the maximum.
-  StepMax<double> step_max;
-  StepMax<float> screened_step_max;
-  // u_k after those steps from 0, with the bits that step_max would have left there; products are
-  // <x_k, atom> for the list of atoms.
+  // The same, and whether the maximum is one of several.
+  TiedMax (*step_tied_max)(const double* b, double* u, int64_t n, double scale, double toward,
+                           const double* column_s, double away, const double* column_a);
+  // The same in float32, and only the maximum.
+  float (*screened_step_max)(const float* b, float* u, int64_t n, double scale, double toward,
+                             const float* column_s, double away, const float* column_a);
+  // u_k after those steps from 0, with the bits that step_tied_max would have left there; products
+  // are <x_k, atom> for the list of atoms.
   double (*follow_moves)(const SupportMove* moves, int64_t n_moves, const double* products);
   // out[c][k] = <row k, columns[c]>, the exact product rounded a few times; n_columns is 1 or 2.
   void (*multiply_quantized)(const QuantizedRows& rows, const int16_t* const* columns,

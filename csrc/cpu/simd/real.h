@@ -83,6 +83,19 @@ inline auto max_lanes(V v) {
 }
 #endif
 
+// Bit i: lane i of a and b is equal.
+inline uint64_t equal_lanes(VecD a, VecD b) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_pd_mask(__m512d(a), __m512d(b), _CMP_EQ_OQ);
+#elif defined(__AVX2__)
+  return uint64_t(_mm256_movemask_pd(_mm256_cmp_pd(__m256d(a), __m256d(b), _CMP_EQ_OQ)));
+#else
+  uint64_t bits = 0;
+  for (int i = 0; i < kDoubles; ++i) bits |= uint64_t(a[i] == b[i]) << i;
+  return bits;
+#endif
+}
+
 // ---- rounding under control -------------------------------------------------------------------
 
 // The value as it is: the compiler may not fuse what made it with what uses it.

@@ -45,7 +45,7 @@ constexpr Kernels make_table(const char* name) {
       {dot_kernels_of<float>(), dot_kernels_of<double>(), dot_kernels_of<BFloat16>(),
        dot_kernels_of<Float16>()},
       &step_argmax_kernel,
-      &step_max_kernel<double>,
+      &step_tied_max_kernel,
       &step_max_kernel<float>,
       &follow_moves_kernel,
       &multiply_quantized_kernel,
