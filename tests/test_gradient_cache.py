@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from hullft_ops.replay import GradientCache, ReplayAdam
+from hullft_ops.gradient_cache import GradientCache
+from hullft_ops.replay import ReplayAdam
 
 
 def make_params(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
