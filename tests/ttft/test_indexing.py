@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from forked import forked, status_of
 from hullft_ops.ttft import Datastore, passage_rows, store_writer
 from hullft_ops.ttft.indexing import Cutting, index_corpus
 from hullft_ops.ttft.journal import Journal, locked
@@ -67,21 +68,17 @@ class KilledAtCall:
 
 def killed(number: int, run: Callable[[], object]) -> bool:
     """Whether a process that does ``run`` was killed at that lasting change."""
-    child = os.fork()
-    if child == 0:
-        signal.alarm(60)
+
+    def run_killed() -> None:
         killer = KilledAtCall(number)
         os.fsync = killer.wrapped(os.fsync)
         os.truncate = killer.wrapped(os.truncate)
         Path.replace = killer.wrapped(Path.replace)
         Path.unlink = killer.wrapped(Path.unlink)
-        try:
-            run()
-        except BaseException:
-            os._exit(1)
-        os._exit(0)
-    status = os.waitpid(child, 0)[1]
-    assert status in (0, signal.SIGKILL)
+        run()
+
+    status = status_of(forked(run_killed))
+    assert status in (0, -signal.SIGKILL)
     return status != 0
 
 
