@@ -138,7 +138,12 @@ def tokenizers() -> dict[str, PreTrainedTokenizerFast]:
     }
     return {
         name: PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+            tokenizer_object=tokenizer,
+            bos_token="<s>",
+            eos_token="</s>",
+            unk_token="<unk>",
+            # transformers 4 goes by this, whatever the tokenizer says.
+            add_prefix_space=name == "byte_level_prefix",
         )
         for name, tokenizer in kinds.items()
     }
