@@ -11,6 +11,7 @@ from hullft_ops import commands_adapt, commands_evaluation
 from hullft_ops import commands_options as options
 from hullft_ops.bug_report import bug_report
 from hullft_ops.collect_env import collect_env, format_env
+from hullft_ops.commands_errors import errors_of
 from hullft_ops.commands_scale import workers_of
 
 app = typer.Typer(
@@ -61,15 +62,10 @@ def demo(
     seed: Annotated[int, typer.Option(help="Chooses the prompts among held-out passages.")] = 0,
 ) -> None:
     """Compare no adaptation, kNN and HullFT on held-out passages of real text."""
-    # Imported late: the help and `info` should not wait for transformers.
-    from transformers.utils.logging import disable_progress_bar
+    with errors_of("demo"):
+        # Imported late: the help and `info` should not wait for transformers.
+        from hullft_ops.ttft.demo import DemoOptions, run_demo
 
-    from hullft_ops.ttft.demo import DemoOptions, run_demo
-    from hullft_ops.ttft.demo_inputs import DemoError
-
-    # Loading a model would draw a bar of its own through ours.
-    disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
         chosen = DemoOptions(
             model=model,
             corpus=corpus,
@@ -82,9 +78,6 @@ def demo(
             seed=seed,
         )
         run_demo(chosen, out=Console(), log=Console(stderr=True))
-    except DemoError as error:
-        typer.echo(f"hullft-ops demo: {error}", err=True)
-        raise typer.Exit(2) from error
 
 
 @app.command()

@@ -7,7 +7,8 @@ import typer
 from rich.console import Console
 
 from hullft_ops import commands_options as options
-from hullft_ops.commands_evaluation import configuration, errors_of
+from hullft_ops.commands_errors import errors_of
+from hullft_ops.commands_evaluation import configuration
 
 
 def adapt(

@@ -1,7 +1,5 @@
 """The commands of ``hullft-ops`` that compare methods: evaluate, report, tune."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +7,7 @@ import typer
 from rich.console import Console
 
 from hullft_ops import commands_options as options
+from hullft_ops.commands_errors import errors_of
 from hullft_ops.commands_scale import workers_of
 
 if TYPE_CHECKING:
@@ -137,38 +136,13 @@ def tune(
 def configuration(
     config: str | None, inputs: dict[str, Any], axes: dict[str, Any], default: dict[str, Any]
 ) -> "Config":
-    """The configuration file's content, with what the command line says instead."""
+    """The configuration file's content, with what the command line says in place of it.
+
+    ``axes`` take the place of those in all of the file's settings; without any, of the default's.
+    """
     from hullft_ops.ttft.evaluation.config import Config, read_config
 
     read = read_config(config) if config else Config()
     changed = read.with_changes(**inputs)
     given = {name: values for name, values in axes.items() if values}
-    if given or not changed.settings:
-        changed = changed.with_changes(settings=(default | given,))
-    return changed
-
-
-@contextmanager
-def errors_of(command: str) -> Iterator[None]:
-    """Turn what cannot be met, memory included, into one line and exit code 2."""
-    from torch import OutOfMemoryError
-    from transformers.utils.logging import disable_progress_bar
-
-    from hullft_ops.ttft.demo_inputs import DemoError
-    from hullft_ops.ttft.errors import NonFiniteLossError, ScaleError
-    from hullft_ops.ttft.evaluation.config import ConfigError
-
-    # Loading a model would draw a bar of its own through ours.
-    disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    except (
-        ConfigError,
-        DemoError,
-        NonFiniteLossError,
-        OSError,
-        OutOfMemoryError,
-        ScaleError,
-    ) as error:
-        typer.echo(f"hullft-ops {command}: {error}", err=True)
-        raise typer.Exit(2) from error
+    return changed.with_changes(settings=tuple(s | given for s in changed.settings or (default,)))
