@@ -85,10 +85,13 @@ class GradientCache:
             beta: finite weight of what is cached.
 
         Raises:
-            TypeError: a sparse gradient.
+            TypeError: a sparse gradient, alpha or beta that is not a number.
             ValueError: no parameter has a gradient, a parameter changed its shape, alpha or beta
                 is not finite.
         """
+        # Also where nothing is cached yet, so that no operator asks for beta.
+        _checks.check_finite("GradientCache.accumulate", "alpha", alpha)
+        _checks.check_finite("GradientCache.accumulate", "beta", beta)
         self._check_gradients()
         cached = self._cached.get(example, [None] * len(self._params))
         entry = list(cached)
