@@ -2,11 +2,12 @@
 
 from typing import Any
 
+from hullft_ops.ttft.evaluation.config import Settings, config_id
 from hullft_ops.ttft.evaluation.results import STAGES, Row
 
+SETTINGS: Settings = {"method": "knn", "n_select": 1, "refresh": 1, "lr": 1.0}
 PLAIN: dict[str, Any] = {
     "run": "r",
-    "settings": {"method": "knn", "n_select": 1, "refresh": 1, "lr": 1.0},
     "domain": "all",
     "excerpt": "x" * 200,
     "seed": 0,
@@ -25,5 +26,8 @@ PLAIN: dict[str, Any] = {
 }
 
 
-def result_row(prompt: str, config: str, **fields: Any) -> Row:
-    return Row(prompt=prompt, config=config, **PLAIN | fields)
+def result_row(prompt: str, *, settings: Settings | None = None, **fields: Any) -> Row:
+    """A row of those settings, by default :data:`SETTINGS`, under their name."""
+    settings = SETTINGS if settings is None else settings
+    config = config_id(settings)
+    return Row(prompt=prompt, config=config, settings=settings, **PLAIN | fields)

@@ -65,48 +65,44 @@ def run_matrix(
     return ended.value.code
 
 
-@pytest.mark.parametrize("tool", ["wheel_matrix"], indirect=True)
-def test_the_table_names_what_could_not_be_tried(
-    tool: ModuleType,
-    uv: dict[str, int],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-) -> None:
-    uv["torch==1.0"] = 1
-    assert run_matrix(tool, monkeypatch, tmp_path, "--torch", "1.0", "newest") == 0
-    assert capsys.readouterr().out.endswith(
-        "| Python | torch 1.0 | torch newest |\n"
-        "| --- | --- | --- |\n"
-        "| cp311 | no such torch for it | works: 2.99.0+cpu |\n"
-    )
+ONE_TORCH = "| Python | torch newest |\n| --- | --- |\n"
+TWO_TORCHES = "| Python | torch 1.0 | torch newest |\n| --- | --- | --- |\n"
 
 
 @pytest.mark.parametrize("tool", ["wheel_matrix"], indirect=True)
 @pytest.mark.parametrize(
-    ("word", "status", "line"),
+    ("torches", "word", "status", "code", "table"),
     [
-        ("3.99", 2, "| 3.99 | no such Python here |"),
-        ("torch", 1, "| cp311 | no such torch for it |"),
-        ("torch", 2, "| cp311 | FAILED |"),
-        (".whl", 1, "| cp311 | FAILED |"),
-        ("operator_smoke", 1, "| cp311 | FAILED |"),
+        (
+            ["1.0", "newest"],
+            "torch==1.0",
+            1,
+            0,
+            f"{TWO_TORCHES}| cp311 | no such torch for it | works: 2.99.0+cpu |\n",
+        ),
+        (["newest"], "3.99", 2, 1, f"{ONE_TORCH}| 3.99 | no such Python here |\n"),
+        (["newest"], "torch", 1, 1, f"{ONE_TORCH}| cp311 | no such torch for it |\n"),
+        (["newest"], "torch", 2, 1, f"{ONE_TORCH}| cp311 | FAILED |\n"),
+        (["newest"], ".whl", 1, 1, f"{ONE_TORCH}| cp311 | FAILED |\n"),
+        (["newest"], "operator_smoke", 1, 1, f"{ONE_TORCH}| cp311 | FAILED |\n"),
     ],
 )
-def test_what_was_not_seen_to_work_is_not_success(
+def test_the_table_and_the_exit_code_say_what_was_seen_to_work(
     tool: ModuleType,
     uv: dict[str, int],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
+    torches: list[str],
     word: str,
     status: int,
-    line: str,
+    code: int,
+    table: str,
 ) -> None:
     uv[word] = status
-    options = ["--python", "3.99", "--torch", "newest"]
-    assert run_matrix(tool, monkeypatch, tmp_path, *options) == 1
-    assert capsys.readouterr().out.endswith(f"{line}\n")
+    options = ["--python", "3.99", "--torch", *torches]
+    assert run_matrix(tool, monkeypatch, tmp_path, *options) == code
+    assert capsys.readouterr().out.endswith(table)
 
 
 @pytest.mark.parametrize("tool", ["lowest_versions"], indirect=True)

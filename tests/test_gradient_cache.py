@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from hullft_ops.replay import GradientCache, ReplayAdam
+from hullft_ops.gradient_cache import GradientCache
+from hullft_ops.replay import ReplayAdam
 
 
 def make_params(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
@@ -177,8 +178,11 @@ def test_a_failed_accumulate_changes_nothing() -> None:
         cache.accumulate(0, alpha=math.nan)
     with pytest.raises(ValueError, match="beta must be finite, got inf"):
         cache.accumulate(0, beta=math.inf)
-    with pytest.raises(ValueError, match="alpha must be finite, got nan"):
-        cache.accumulate(1, alpha=math.nan)
+    for wrong in ({"alpha": math.nan}, {"beta": math.nan}):
+        with pytest.raises(ValueError, match="^GradientCache.accumulate: .* finite, got nan"):
+            cache.accumulate(1, **wrong)
+    with pytest.raises(TypeError, match="beta must be a float, got str"):
+        cache.accumulate(1, beta="much")
     assert 1 not in cache
     for kept, grad in zip(cache.gradients(0).values(), grads, strict=True):
         assert torch.equal(kept, grad)

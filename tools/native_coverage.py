@@ -26,6 +26,8 @@ TESTS = [
     "tests/test_knn_select.py",
     "tests/test_memory_refused.py",
     "tests/test_replay_adam.py",
+    "tests/test_replay_adam_errors.py",
+    "tests/test_replay_adam_state.py",
     "tests/test_screening.py",
     "tests/test_selection_errors.py",
     "tests/test_sift_select.py",

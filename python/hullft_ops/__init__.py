@@ -9,8 +9,9 @@ on a HuggingFace model is :mod:`hullft_ops.ttft`, with the extra ``hullft_ops[tt
 import torch  # noqa: F401 (loads the libraries that the extension links)
 
 from hullft_ops._C import build_info as _build_info
+from hullft_ops.gradient_cache import GradientCache
 from hullft_ops.lmo import LmoStep, fw_lmo
-from hullft_ops.replay import GradientCache, ReplayAdam
+from hullft_ops.replay import ReplayAdam
 from hullft_ops.selection import (
     Selection,
     fw_select,

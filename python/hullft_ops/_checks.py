@@ -59,6 +59,13 @@ def check_tolerance(op: str, name: str, value: object) -> None:
         raise ValueError(f"{op}: {name} must be >= 0, got {value}")
 
 
+def check_finite(op: str, name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{op}: {name} must be a float, got {type(value).__name__}")
+    if not -_INF < value < _INF:  # NaN too
+        raise ValueError(f"{op}: {name} must be finite, got {value}")
+
+
 def check_noise(op: str, value: object, name: str = "noise") -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{op}: {name} must be a float, got {type(value).__name__}")

@@ -8,16 +8,11 @@ import typer
 from rich.console import Console
 
 from hullft_ops import commands_adapt, commands_evaluation
+from hullft_ops import commands_options as options
 from hullft_ops.bug_report import bug_report
 from hullft_ops.collect_env import collect_env, format_env
-from hullft_ops.commands_scale import (
-    Engine,
-    EngineOption,
-    GpusOption,
-    ThreadsOption,
-    WorkersOption,
-    workers_of,
-)
+from hullft_ops.commands_errors import errors_of
+from hullft_ops.commands_scale import workers_of
 
 app = typer.Typer(
     help="Test-time finetuning of language models with HullFT.",
@@ -34,12 +29,7 @@ app.command()(commands_evaluation.tune)
 
 @app.command()
 def demo(
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="Name or directory of a causal language model.", show_default="the shipped one"
-        ),
-    ] = None,
+    model: options.ModelOption = None,
     corpus: Annotated[
         Path | None,
         typer.Option(
@@ -72,16 +62,11 @@ def demo(
     seed: Annotated[int, typer.Option(help="Chooses the prompts among held-out passages.")] = 0,
 ) -> None:
     """Compare no adaptation, kNN and HullFT on held-out passages of real text."""
-    # Imported late: the help and `info` should not wait for transformers.
-    from transformers.utils.logging import disable_progress_bar
+    with errors_of("demo"):
+        # Imported late: the help and `info` should not wait for transformers.
+        from hullft_ops.ttft.demo import DemoOptions, run_demo
 
-    from hullft_ops.ttft.demo import DemoOptions, run_demo
-    from hullft_ops.ttft.demo_inputs import DemoError
-
-    # Loading a model would draw a bar of its own through ours.
-    disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        options = DemoOptions(
+        chosen = DemoOptions(
             model=model,
             corpus=corpus,
             embedder=embedder,
@@ -92,10 +77,7 @@ def demo(
             datastore=datastore,
             seed=seed,
         )
-        run_demo(options, out=Console(), log=Console(stderr=True))
-    except DemoError as error:
-        typer.echo(f"hullft-ops demo: {error}", err=True)
-        raise typer.Exit(2) from error
+        run_demo(chosen, out=Console(), log=Console(stderr=True))
 
 
 @app.command()
@@ -142,10 +124,10 @@ def index(
     restart: Annotated[
         bool, typer.Option("--restart", help="Roll an interrupted run back and begin anew.")
     ] = False,
-    engine: EngineOption = Engine.process,
-    workers: WorkersOption = None,
-    threads_per_worker: ThreadsOption = None,
-    gpus_per_worker: GpusOption = None,
+    engine: options.EngineOption = options.Engine.process,
+    workers: options.WorkersOption = None,
+    threads_per_worker: options.ThreadsOption = None,
+    gpus_per_worker: options.GpusOption = None,
 ) -> None:
     """Make a datastore of a corpus: streamed, and resumable after a kill."""
     from transformers.utils.logging import disable_progress_bar

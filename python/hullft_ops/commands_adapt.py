@@ -6,20 +6,16 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from hullft_ops.commands_evaluation import (
-    ConfigOption,
-    EmbedderOption,
-    ModelOption,
-    configuration,
-    errors_of,
-)
+from hullft_ops import commands_options as options
+from hullft_ops.commands_errors import errors_of
+from hullft_ops.commands_evaluation import configuration
 
 
 def adapt(
     prompt: Annotated[str, typer.Option(help="The text to adapt to.")],
-    config: ConfigOption = None,
-    model: ModelOption = None,
-    embedder: EmbedderOption = None,
+    config: options.ConfigOption = None,
+    model: options.ModelOption = None,
+    embedder: options.EmbedderOption = None,
     store: Annotated[
         Path | None, typer.Option(help="Directory of a datastore; needed without --config.")
     ] = None,

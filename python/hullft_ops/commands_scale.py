@@ -1,38 +1,11 @@
-"""The options of ``hullft-ops`` that spread a command over the workers of Ray."""
+"""The workers of Ray that the command line asks for."""
 
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+from hullft_ops.commands_options import Engine
 
 if TYPE_CHECKING:
     from hullft_ops.ttft.scale.cluster import Workers
-
-
-class Engine(StrEnum):
-    """What runs a command."""
-
-    process = "process"
-    ray = "ray"
-
-
-EngineOption = Annotated[
-    Engine, typer.Option(help="This process, or workers of Ray: at RAY_ADDRESS, else here.")
-]
-WorkersOption = Annotated[
-    int | None,
-    typer.Option(help="Processes of --engine ray.", show_default="as many as there is room for"),
-]
-ThreadsOption = Annotated[
-    int | None,
-    typer.Option(
-        help="Threads of each worker, on which the last bits of results depend.", show_default="1"
-    ),
-]
-GpusOption = Annotated[
-    float | None,
-    typer.Option(help="GPUs that Ray reserves for each worker, or a share.", show_default="0"),
-]
 
 
 def workers_of(

@@ -1,4 +1,4 @@
-"""Reusing a gradient: Adam that takes several steps with one, and a cache of one per example.
+"""Reusing a gradient: Adam that takes several steps with one.
 
 An example of multiplicity c is trained on c times, but its gradient is recomputed only every few
 steps and applied again in between (Gradient Reuse: Khamis and Maalouf, *Efficient Test-Time
@@ -6,7 +6,7 @@ Finetuning of LLMs via Convex Reconstruction and Gradient Caching*, arXiv:2605.3
 steps with one gradient are one sweep over memory here, whatever their number.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import torch
@@ -15,6 +15,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from hullft_ops import _checks
 from hullft_ops import _operators as ops
+from hullft_ops._gradients import by_device, check_dense, check_place
 
 # What torch.optim.Adam keeps in its groups besides, so that a state_dict goes both ways.
 _TORCH_OPTIONS = {
@@ -173,7 +174,7 @@ class ReplayAdam(Optimizer):
         if grads is not None:
             self._check_known(grads)
         rows = [(group, list(self._rows(group, grads))) for group in self.param_groups]
-        calls = [(group, columns) for group, found in rows for columns in _by_device(found)]
+        calls = [(group, columns) for group, found in rows for columns in by_device(found)]
         for i, (group, columns) in enumerate(calls):
             _replay(group, columns, repeats, i)
         return loss
@@ -207,8 +208,8 @@ class ReplayAdam(Optimizer):
             grad = param.grad if grads is None else grads.get(param)
             if grad is None:
                 continue
-            _check_dense("ReplayAdam.step", i, grad, "torch.optim.SparseAdam takes those")
-            _check_place("ReplayAdam.step", i, param, grad)
+            check_dense("ReplayAdam.step", i, grad, "torch.optim.SparseAdam takes those")
+            check_place("ReplayAdam.step", i, param, grad)
             state = self.state[param]
             if not state:
                 place = param.device if group["capturable"] else "cpu"
@@ -216,173 +217,6 @@ class ReplayAdam(Optimizer):
                 state["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
                 state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
             yield param, grad, state["exp_avg"], state["exp_avg_sq"], state["step"]
-
-
-class GradientCache:
-    """One gradient per example, kept apart from ``.grad``, to step with again without a clone.
-
-    For orders in which an example's steps are not consecutive::
-
-        loss(example).backward()
-        cache.accumulate(example, beta=0)
-        ...
-        cache.replay(example, optimizer, repeats=2)
-
-    Buffers are allocated when an example first needs them and handed on to later examples when it
-    is dropped; all of them go when the cache does.
-
-    Args:
-        params: the parameters whose gradients are kept.
-        dtype: of the cached gradients, float32, float64, bfloat16 or float16; None keeps each
-            parameter's own. bfloat16 halves the memory of float32 parameters, and the replay reads
-            it as it is.
-
-    Raises:
-        TypeError: a parameter that is not a tensor.
-        ValueError: no parameters, one given twice, one that is not floating, or another dtype.
-    """
-
-    def __init__(self, params: Iterable[Tensor], dtype: torch.dtype | None = None) -> None:
-        self._params = tuple(params)
-        if not self._params:
-            raise ValueError("GradientCache: params is empty")
-        for i, param in enumerate(self._params):
-            _checks.check_tensor("GradientCache", f"params[{i}]", param)
-            if param.dtype not in _checks.FLOAT_DTYPES:
-                raise ValueError(
-                    f"GradientCache: params[{i}] must be float32, float64, bfloat16 or float16, "
-                    f"got {param.dtype}"
-                )
-        if len(set(self._params)) < len(self._params):
-            raise ValueError("GradientCache: params has a parameter twice")
-        if dtype is not None and dtype not in _checks.FLOAT_DTYPES:
-            raise ValueError(
-                f"GradientCache: dtype must be float32, float64, bfloat16 or float16, got {dtype}"
-            )
-        self._dtype = dtype
-        self._shapes = [param.shape for param in self._params]
-        self._cached: dict[Hashable, list[Tensor | None]] = {}
-        self._free: list[list[Tensor]] = [[] for _ in self._params]
-
-    def __contains__(self, example: Hashable) -> bool:
-        return example in self._cached
-
-    def __len__(self) -> int:
-        """The number of examples cached."""
-        return len(self._cached)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all buffers, those of dropped examples included."""
-        in_use = [t for entry in self._cached.values() for t in entry if t is not None]
-        free = [t for buffers in self._free for t in buffers]
-        return sum(t.numel() * t.element_size() for t in in_use + free)
-
-    @torch.no_grad()
-    def accumulate(self, example: Hashable, *, alpha: float = 1.0, beta: float = 1.0) -> None:
-        """Takes the parameters' present ``.grad``: ``cached = beta * cached + alpha * grad``.
-
-        An example that is not cached starts from zero; ``beta=0`` replaces what is cached. A
-        parameter whose ``.grad`` is None adds nothing, and :meth:`replay` leaves it alone unless it
-        had a gradient before. Arithmetic is float32, or float64 where the cache or the gradient is.
-
-        Args:
-            example: what the gradient is filed under, an index for instance.
-            alpha: finite weight of the present gradient.
-            beta: finite weight of what is cached.
-
-        Raises:
-            TypeError: a sparse gradient.
-            ValueError: no parameter has a gradient, a parameter changed its shape, alpha or beta
-                is not finite.
-        """
-        self._check_gradients()
-        cached = self._cached.get(example, [None] * len(self._params))
-        entry = list(cached)
-        started: list[tuple[Tensor, ...]] = []
-        continued: list[tuple[Tensor, ...]] = []
-        for i, param in enumerate(self._params):
-            buffer = cached[i]
-            if param.grad is None:
-                entry[i] = None if beta == 0 else buffer
-            elif buffer is None:
-                buffer = entry[i] = self._take_buffer(i)
-                started.append((buffer, param.grad))
-            else:
-                continued.append((buffer, param.grad))
-        _accumulate(started, alpha, 0.0)
-        _accumulate(continued, alpha, beta)
-        for i, (before, after) in enumerate(zip(cached, entry, strict=True)):
-            if before is not None and after is None:
-                self._free[i].append(before)
-            elif before is not None and self._params[i].grad is None:
-                before.mul_(beta)
-        self._cached[example] = entry
-
-    def gradients(self, example: Hashable) -> dict[Tensor, Tensor]:
-        """The cached gradient of each parameter that has one: the buffers themselves, not copies.
-
-        Raises:
-            KeyError: the example is not cached.
-        """
-        entry = self._entry(example)
-        return {
-            param: grad for param, grad in zip(self._params, entry, strict=True) if grad is not None
-        }
-
-    def replay(self, example: Hashable, optimizer: ReplayAdam, *, repeats: int = 1) -> None:
-        """Takes ``repeats`` optimizer steps with the example's cached gradient.
-
-        No ``.grad`` is read or written.
-
-        Raises:
-            KeyError: the example is not cached.
-            TypeError, ValueError: as :meth:`ReplayAdam.step`.
-        """
-        optimizer.step(repeats=repeats, grads=self.gradients(example))
-
-    def drop(self, example: Hashable) -> None:
-        """Forgets an example; its buffers serve later ones.
-
-        Raises:
-            KeyError: the example is not cached.
-        """
-        entry = self._entry(example)
-        del self._cached[example]
-        for buffers, buffer in zip(self._free, entry, strict=True):
-            if buffer is not None:
-                buffers.append(buffer)
-
-    def clear(self) -> None:
-        """Forgets every example; the buffers serve later ones."""
-        for example in list(self._cached):
-            self.drop(example)
-
-    def _entry(self, example: Hashable) -> list[Tensor | None]:
-        if example not in self._cached:
-            raise KeyError(f"GradientCache: example {example!r} is not cached")
-        return self._cached[example]
-
-    def _check_gradients(self) -> None:
-        for i, (param, shape) in enumerate(zip(self._params, self._shapes, strict=True)):
-            if param.shape != shape:
-                raise ValueError(
-                    f"GradientCache.accumulate: params[{i}] had shape {list(shape)} when the cache "
-                    f"was made, now has {list(param.shape)}"
-                )
-            if param.grad is not None:
-                _check_dense("GradientCache.accumulate", i, param.grad, "make it dense first")
-                _check_place("GradientCache.accumulate", i, param, param.grad)
-        if all(param.grad is None for param in self._params):
-            raise ValueError(
-                "GradientCache.accumulate: no parameter has a gradient, call backward() first"
-            )
-
-    def _take_buffer(self, i: int) -> Tensor:
-        if self._free[i]:
-            return self._free[i].pop()
-        param = self._params[i]
-        return torch.empty_like(param, dtype=self._dtype, memory_format=torch.preserve_format)
 
 
 def _check_options(group: Mapping[str, Any]) -> None:
@@ -419,33 +253,6 @@ def _number(name: str, value: object) -> float:
     return float(value)
 
 
-def _check_dense(op: str, i: int, grad: Tensor, advice: str) -> None:
-    if grad.layout != torch.strided:
-        raise TypeError(
-            f"{op}: the gradient of parameter {i} must be dense, got layout {grad.layout}; {advice}"
-        )
-
-
-def _check_place(op: str, i: int, param: Tensor, grad: Tensor) -> None:
-    """The dispatcher would take any operator on a meta tensor for a question about shapes."""
-    if param.is_meta:
-        raise ValueError(f"{op}: parameter {i} has no storage, it is on the meta device")
-    if grad.device != param.device:
-        raise ValueError(
-            f"{op}: the gradient of parameter {i} is on {grad.device}, the parameter on "
-            f"{param.device}"
-        )
-
-
-def _by_device(rows: Sequence[tuple[Tensor, ...]]) -> Iterator[tuple[list[Tensor], ...]]:
-    """The columns of the rows, for each device of the first column in turn."""
-    devices: dict[torch.device, list[tuple[Tensor, ...]]] = {}
-    for row in rows:
-        devices.setdefault(row[0].device, []).append(row)
-    for of_device in devices.values():
-        yield tuple(list(column) for column in zip(*of_device, strict=True))
-
-
 def _replay(
     group: Mapping[str, Any], columns: tuple[list[Tensor], ...], repeats: int, call: int
 ) -> None:
@@ -468,8 +275,3 @@ def _replay(
     )
     # A backward through a graph that saved these parameters must fail, as after torch's own steps.
     torch.autograd.graph.increment_version(columns[0])
-
-
-def _accumulate(rows: Sequence[tuple[Tensor, ...]], alpha: float, beta: float) -> None:
-    for caches, grads in _by_device(rows):
-        ops.grad_accumulate_(caches, grads, alpha=alpha, beta=beta)

@@ -204,6 +204,15 @@ def test_what_cannot_be_met_ends_with_one_line(
     assert not (tmp_path / "out").exists()
 
 
+def test_an_output_that_cannot_be_written_ends_with_one_line(
+    own: list[object], tmp_path: Path
+) -> None:
+    (tmp_path / "out").write_text("a file")
+    result = invoke(*own, "--output", tmp_path / "out", "--datastore", tmp_path / "stores")
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1].startswith("hullft-ops demo: [Errno 17] File exists: ")
+
+
 @pytest.mark.parametrize("content", ["", "\n", "not json\n", '{"text": ""}\n'])
 def test_a_corpus_without_text_is_refused(content: str, own: list[object], tmp_path: Path) -> None:
     empty = tmp_path / "empty.jsonl"

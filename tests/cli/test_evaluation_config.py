@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from hullft_ops.commands_evaluation import configuration
 from hullft_ops.ttft.evaluation.config import (
     ConfigError,
     config_id,
@@ -45,6 +46,20 @@ def test_a_file_is_read(tmp_path: Path) -> None:
 def test_the_learning_rate_is_that_of_the_model_named_last() -> None:
     config = read_config("sweep_n").with_changes(model="gpt2")
     assert {setting["lr"] for setting in config.configurations} == {5e-5}
+
+
+def test_the_command_line_takes_the_place_of_an_axis_in_every_settings(tmp_path: Path) -> None:
+    file = tmp_path / "grid.json"
+    grid = [{"method": "sift", "noise": 0.2, "lr": [1.0, 2.0]}, {"method": "knn"}]
+    file.write_text(json.dumps({"settings": grid}))
+    axes = {"method": None, "lr": [3.0], "n_select": []}
+    changed = configuration(str(file), inputs={}, axes=axes, default={"method": "hullft"})
+    assert changed.settings == (
+        {"method": "sift", "noise": 0.2, "lr": [3.0]},
+        {"method": "knn", "lr": [3.0]},
+    )
+    default = configuration(None, inputs={}, axes=axes, default={"method": "hullft", "lr": 1.0})
+    assert default.settings == ({"method": "hullft", "lr": [3.0]},)
 
 
 @pytest.mark.parametrize(

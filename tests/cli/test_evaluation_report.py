@@ -26,7 +26,6 @@ EVIL = "<script>alert('x')</script> & | a `pipe`\nand a line"
 def row(prompt: int, settings: dict[str, object], after: float, seconds: float) -> Row:
     return result_row(
         f"p{prompt}",
-        config_id(settings),
         settings=settings,
         domain="ab"[prompt % 2],
         excerpt=EVIL,

@@ -18,6 +18,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from forked import forked, status_of
 from hullft_ops.commands import app
 from hullft_ops.ttft import Datastore, load_embedder, store_writer
 from hullft_ops.ttft.embedding import SentenceTransformerEmbedder
@@ -58,23 +59,19 @@ def report_after(owner: type, name: str, what: Callable[..., str], pipe: int) ->
 def killed_after(seconds: float, arguments: list[object]) -> tuple[bool, list[str]]:
     """Whether the command was still running then, and what it had reported as done."""
     reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        signal.alarm(100)
-        code = 1
-        try:
-            report_after(Journal, "write", lambda j, _: str(j.embedded), writer)
-            report_after(
-                ResultsFile, "append", lambda _, row: json.dumps([row.prompt, row.config]), writer
-            )
-            run(arguments)
-            code = 0
-        finally:
-            os._exit(code)
+
+    def run_reporting() -> None:
+        report_after(Journal, "write", lambda j, _: str(j.embedded), writer)
+        report_after(
+            ResultsFile, "append", lambda _, row: json.dumps([row.prompt, row.config]), writer
+        )
+        run(arguments)
+
+    child = forked(run_reporting, seconds=100)
     os.close(writer)
     time.sleep(seconds)
     os.kill(child, signal.SIGKILL)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    status = status_of(child)
     assert status in (0, -signal.SIGKILL)
     with os.fdopen(reader) as lines:
         return status != 0, lines.read().splitlines()

@@ -28,7 +28,6 @@ def row(prompt: int, method: str) -> dict[str, Any]:
     return asdict(
         result_row(
             f"{EVIL}{prompt}",
-            f"{method} {EVIL}",
             run=EVIL,
             settings={"method": f"{method} {EVIL}", "n_select": 3, "refresh": 1, "lr": 0.1},
             domain=f"{EVIL}{prompt % 2}",

@@ -47,7 +47,7 @@ class Landscape:
         shared, own = random.Random(prompt.id), random.Random(str(key))
         seconds = 0.06 * settings["n_select"] / settings["refresh"]
         return result_row(
-            *key,
+            prompt.id,
             settings=settings,
             bits_per_byte_after=true_bits(settings) + shared.gauss(0, 0.3) + own.gauss(0, 0.05),
             seconds={"finetune": seconds},

@@ -18,8 +18,7 @@ BITS = (1.0, 1.009, 1.02)
 
 
 def row(prompt: int, settings: dict[str, object], after: float) -> Row:
-    config = config_id(settings)
-    return result_row(f"p{prompt}", config, settings=settings, bits_per_byte_after=after)
+    return result_row(f"p{prompt}", settings=settings, bits_per_byte_after=after)
 
 
 @pytest.mark.parametrize(

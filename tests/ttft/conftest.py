@@ -138,7 +138,12 @@ def tokenizers() -> dict[str, PreTrainedTokenizerFast]:
     }
     return {
         name: PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+            tokenizer_object=tokenizer,
+            bos_token="<s>",
+            eos_token="</s>",
+            unk_token="<unk>",
+            # transformers 4 goes by this, whatever the tokenizer says.
+            add_prefix_space=name == "byte_level_prefix",
         )
         for name, tokenizer in kinds.items()
     }
@@ -149,20 +154,23 @@ def tokenizer(tokenizers: dict[str, PreTrainedTokenizerFast]) -> PreTrainedToken
     return tokenizers["byte_level"]
 
 
+def _gpt2(**sizes: int) -> PreTrainedModel:
+    torch.manual_seed(0)
+    tiny = {"n_positions": CONTEXT, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    config = GPT2Config(vocab_size=320, bos_token_id=1, eos_token_id=2, **tiny | sizes)
+    return GPT2LMHeadModel(config).eval()
+
+
 @pytest.fixture
 def gpt2() -> PreTrainedModel:
     """Tied embeddings, and dropout at its default of 0.1."""
-    torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=320,
-        n_positions=CONTEXT,
-        n_embd=16,
-        n_layer=2,
-        n_head=2,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    return GPT2LMHeadModel(config).eval()
+    return _gpt2()
+
+
+@pytest.fixture
+def large() -> PreTrainedModel:
+    """19 M parameters, 76 MB: a buffer of that size stands out from the rest of the process."""
+    return _gpt2(n_embd=512, n_layer=6, n_head=8)
 
 
 @pytest.fixture

@@ -8,22 +8,22 @@ import errno
 import json
 import os
 import resource
-import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from forked import forked, status_of
 from hullft_ops._files import PARTIAL_FILES, replacing
 from hullft_ops.ttft import Datastore, store_writer
 from hullft_ops.ttft.evaluation import results as results_module
 from hullft_ops.ttft.evaluation.report_pages import write_report
-from hullft_ops.ttft.evaluation.results import Row, open_results, read_rows
+from hullft_ops.ttft.evaluation.results import open_results, read_rows
 from hullft_ops.ttft.indexing import index_corpus
 from hullft_ops.ttft.search_index import IndexThresholds
 from hullft_ops.ttft.sources import Source
-from result_rows import result_row
+from result_rows import SETTINGS, result_row
 
 COUNT = 1200
 INVERTED = IndexThresholds(flat=1000)
@@ -45,21 +45,17 @@ def _commit_every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
 def limited(largest: int, run: Callable[[], object]) -> str | None:
     """What an OSError says in a process that writes no larger file; None where there is none."""
     reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        signal.alarm(60)
-        code = 1
+
+    def run_limited() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
         try:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
             run()
-            code = 0
         except OSError as error:
             os.write(writer, f"{error.errno} {error}".encode())
-            code = 0
-        finally:
-            os._exit(code)
+
+    child = forked(run_limited)
     os.close(writer)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert status_of(child) == 0
     with os.fdopen(reader) as said:
         return said.read() or None
 
@@ -173,15 +169,10 @@ def test_index_that_finds_no_space_at_a_change_resumes(source, embedder, tmp_pat
     assert number > 30
 
 
-def row(prompt: str, config: str = "knn n=1") -> Row:
-    settings = {"method": config.split()[0], "n_select": 1, "refresh": 1, "lr": 1.0}
-    return result_row(prompt, config, settings=settings)
-
-
 def test_results_keep_whole_rows_and_go_on(tmp_path):
     """As `evaluate` and `tune` append them."""
     file = tmp_path / "rows.jsonl"
-    rows = [row(f"p{number}") for number in range(4)]
+    rows = [result_row(f"p{number}") for number in range(4)]
 
     def append_all() -> None:
         with open_results(file, "r") as results:
@@ -211,21 +202,21 @@ def test_a_row_that_found_no_space_is_not_in_the_way_of_the_next(tmp_path, monke
         return write(descriptor, line[: len(line) - 200])
 
     with open_results(file, "r") as results:
-        results.append(row("p0"))
+        results.append(result_row("p0"))
         with monkeypatch.context() as patch:
             patch.setattr(results_module.os, "write", half)
             with pytest.raises(OSError, match="No space left on device, the rows before"):
-                results.append(row("p1"))
-        results.append(row("p2"))
-        results.append(row("p1"))
+                results.append(result_row("p1"))
+        results.append(result_row("p2"))
+        results.append(result_row("p1"))
     assert [one.prompt for one in read_rows(file)] == ["p0", "p2", "p1"]
 
 
 def test_a_report_is_whole_or_the_one_before(tmp_path):
     with open_results(tmp_path / "rows.jsonl", "r") as results:
         for number in range(3):
-            results.append(row(f"p{number}"))
-            results.append(row(f"p{number}", "hullft n=1"))
+            results.append(result_row(f"p{number}"))
+            results.append(result_row(f"p{number}", settings=SETTINGS | {"method": "hullft"}))
     pages = write_report(tmp_path / "rows.jsonl", tmp_path / "out")
     before = {page: page.read_bytes() for page in pages}
     said = limited(2000, lambda: write_report(tmp_path / "rows.jsonl", tmp_path / "out"))

@@ -11,6 +11,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from forked import forked, status_of
 from hullft_ops.ttft import claims
 from model_state import differences, state_of
 from operators_elsewhere import operators, same_as, spawned
@@ -124,20 +125,6 @@ def test_of_many_threads_one_at_a_time_adapts(gpt2, make):
     assert not claims._claims
 
 
-def in_child(action) -> int:
-    """The exit status of a forked process that runs ``action``."""
-    child = os.fork()
-    if child == 0:
-        signal.alarm(60)
-        code = 1
-        try:
-            action()
-            code = 0
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
 def test_a_forked_process_adapts_and_restores_on_its_own(gpt2, make):
     finetuner, before = make(gpt2), state_of(gpt2)
     adapt(finetuner)
@@ -146,7 +133,7 @@ def test_a_forked_process_adapts_and_restores_on_its_own(gpt2, make):
         adapt(finetuner)
         assert differences(before, state_of(gpt2)) == []
 
-    assert in_child(check) == 0
+    assert status_of(forked(check)) == 0
     with finetuner.adapted(PROMPT):
         pid = os.fork()
         if pid == 0:
@@ -154,7 +141,7 @@ def test_a_forked_process_adapts_and_restores_on_its_own(gpt2, make):
     if pid == 0:
         # The child left the block by itself, and its copy of the model is restored too.
         os._exit(differences(before, state_of(gpt2)) != [])
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert status_of(pid) == 0
     assert differences(before, state_of(gpt2)) == []
     adapt(finetuner)
 
@@ -176,7 +163,7 @@ def test_a_model_that_another_thread_adapts_at_the_fork_is_refused_in_the_child(
     thread.start()
     assert entered.wait(60)
     try:
-        assert in_child(check) == 0
+        assert status_of(forked(check)) == 0
     finally:
         leave.set()
         thread.join()
@@ -196,7 +183,7 @@ def test_a_fork_while_claims_are_made_leaves_no_lock_held(gpt2, make):
     thread.start()
     finetuner = make(gpt2)
     try:
-        assert [in_child(lambda: adapt(finetuner)) for _ in range(20)] == [0] * 20
+        assert [status_of(forked(lambda: adapt(finetuner))) for _ in range(20)] == [0] * 20
     finally:
         stop.set()
         thread.join()
@@ -209,7 +196,7 @@ def test_operators_work_in_a_forked_process_with_one_thread(threads_of_two):
         torch.set_num_threads(1)
         same_as(wanted)
 
-    assert in_child(check) == 0
+    assert status_of(forked(check)) == 0
 
 
 def test_operators_work_in_a_spawned_process():

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from benchmarks.memory import parameter_buffers
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from hullft_ops.ttft.snapshot import ModelSnapshot
 
@@ -23,22 +22,6 @@ def large_blocks_go_back():
     """A command that another test ran here may have had the process keep the memory it frees."""
     mmap_threshold = -3  # of glibc's malloc.h
     assert ctypes.CDLL(None).mallopt(mmap_threshold, 2**17)
-
-
-@pytest.fixture
-def large():
-    """19 M parameters, 76 MB: a buffer of that size stands out from the rest of the process."""
-    torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=320,
-        n_positions=32,
-        n_embd=512,
-        n_layer=6,
-        n_head=8,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    return GPT2LMHeadModel(config).eval()
 
 
 def buffers(model, make):

@@ -49,6 +49,26 @@ def stores(given: GivenVectors, tmp_path_factory: pytest.TempPathFactory) -> dic
     }
 
 
+@pytest.mark.parametrize("ivf", [0, 1000])
+@pytest.mark.parametrize("count", [1, 2, 255, 256])
+def test_few_texts_are_searched_exactly_whatever_is_asked(given, tmp_path, count, ivf):
+    texts, thresholds = list(map(str, range(count))), IndexThresholds(flat=0, ivf=ivf)
+    store = Datastore.build(texts, given, tmp_path / "s", progress=False, thresholds=thresholds)
+    assert (store.manifest.index.kind == "flat") == (count < 256)
+    assert store.search(given.vectors[:1], 1)[1].tolist() == [[0]]
+
+
+@pytest.mark.parametrize("queries", [1, 40])
+def test_of_equal_scores_at_the_end_the_lower_rows_are_found(queries):
+    random = np.random.default_rng(0)
+    for count, dim, k in ((3, 1, 2), (200, 2, 7), (400, 3, 300), (60, 2, 60)):
+        matrix = random.integers(-2, 3, (count, dim)).astype("f4")
+        asked = random.integers(-2, 3, (queries, dim)).astype("f4")
+        _, ids = exact_search(matrix, asked, k)
+        # Small integers: NumPy's products are the same to the bit.
+        assert ids.tolist() == np.argsort(-(asked @ matrix.T), 1, kind="stable")[:, :k].tolist()
+
+
 def test_the_size_chooses(stores):
     for kind, store in stores.items():
         assert store.manifest.index.kind == kind

@@ -16,14 +16,15 @@ import faiss
 import numpy as np
 import pytest
 
-from hullft_ops.ttft import Datastore, search_index
+from hullft_ops.ttft import Datastore, indexing, search_index
 from hullft_ops.ttft import datastore as datastore_module
 from hullft_ops.ttft import sources as sources_module
 from hullft_ops.ttft.index_command import describe
-from hullft_ops.ttft.indexing import index_corpus
+from hullft_ops.ttft.indexing import Cutting, index_corpus
 from hullft_ops.ttft.journal import Journal
 from hullft_ops.ttft.search_index import IndexThresholds
 from hullft_ops.ttft.sources import Counts, Source
+from hullft_ops.ttft.store_writer import StoreWriter
 
 COUNT = 600
 KINDS = {"ivf": IndexThresholds(flat=100), "ivfpq": IndexThresholds(flat=100, ivf=200)}
@@ -254,15 +255,17 @@ def test_a_write_removes_and_changes_nothing_behind_a_link(path, embedder, tmp_p
     (outside / "kept").write_text("kept")
     (path / "data-00").symlink_to(outside)
     (tmp_path / "c.jsonl").write_text('{"text": "one more text of some length", "source": "x"}\n')
+    source = Source(tmp_path / "c.jsonl")
     with pytest.raises(ValueError, match="has the columns text, got"):
-        index_corpus(Source(tmp_path / "c.jsonl"), path, embedder, mode="append")
+        index_corpus(source, path, embedder, mode="append")
     assert (outside / "kept").read_text() == "kept"
+    StoreWriter.begin(path, embedder, indexing._settings(source, Cutting()), "interrupted")
     (data,) = (p for p in path.glob("data-*") if not p.is_symlink())
     data.rename(tmp_path / "moved")
     data.symlink_to(outside)
     for mode in ("resume", "restart"):
         with pytest.raises(ValueError, match="is a symbolic link"):
-            index_corpus(Source(tmp_path / "c.jsonl"), path, embedder, mode=mode)
+            index_corpus(source, path, embedder, mode=mode)
     assert [entry.name for entry in outside.iterdir()] == ["kept"]
 
 

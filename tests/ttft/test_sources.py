@@ -125,6 +125,11 @@ def test_missing_columns_are_named(make, tmp_path):
         read(corpus, text_column="body")
 
 
+def test_metadata_does_not_take_the_place_of_the_text(tmp_path):
+    with pytest.raises(SourceError, match="must not name \"text\", .* of 'body', got year, text"):
+        Source(tmp_path / "c.jsonl", "body", ("year", "text"))
+
+
 def test_what_cannot_be_read_is_said(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere.jsonl: no such file or folder"):
         read(tmp_path / "nowhere.jsonl")

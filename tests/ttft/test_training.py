@@ -8,6 +8,7 @@ from peft import LoraConfig, get_peft_model
 from torch.nn.functional import cross_entropy
 from transformers import get_scheduler
 
+import hullft_ops
 from hullft_ops.ttft import finetuner as finetuner_module
 from hullft_ops.ttft.plan import ORDERS, SCHEDULES
 
@@ -111,6 +112,19 @@ def test_refresh_may_depend_on_the_count(gpt2, make):
         make(gpt2, refresh=lambda count: 0).adapted(PROMPT),
     ):
         pytest.fail("the body must not run")
+
+
+def test_refresh_is_not_asked_for_a_text_without_steps(gpt2, make):
+    def first_alone(embeddings, candidates, queries, n_select):
+        found = hullft_ops.fw_select_indexed(embeddings, candidates, queries, n_select)
+        counts = torch.zeros_like(found.counts)
+        counts[:, 0] = n_select
+        return found._replace(counts=counts)
+
+    with make(gpt2, method=first_alone, refresh=lambda count: count).adapted(PROMPT) as report:
+        pass
+    assert report.support_size > 1
+    assert (report.forward_backward_passes, report.optimizer_steps) == (1, 12)
 
 
 def lora(model):

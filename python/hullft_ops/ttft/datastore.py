@@ -297,7 +297,7 @@ def _open_embeddings(file: Path, manifest: Manifest) -> torch.Tensor:
 def _is_in(name: str, column: pa.ChunkedArray, values: list[Scalar]) -> np.ndarray:
     try:
         wanted = pa.array(values, type=column.type)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
         raise ValueError(
             f"Datastore.filter: {name} is {column.type}, got {values[0]!r}: {error}"
         ) from error

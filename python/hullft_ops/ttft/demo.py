@@ -31,13 +31,11 @@ from hullft_ops.ttft.demo_inputs import (
 )
 from hullft_ops.ttft.progress import progress_bar
 from hullft_ops.ttft.report import comparison_sentences, comparison_table, write_json, write_plot
+from hullft_ops.ttft.tiny import default_lr
 
 FORMAT_VERSION = 1
 POOL_SIZE = 200
 SCORED = "the prompt's own text, of a held-out document; it is retrieved for, never trained on"
-# The papers' rate is for models of GPT-2's size; so small a model takes larger steps.
-PAPER_LR = 5e-5
-TINY_LM_LR = 2e-4
 
 
 @dataclass(frozen=True)
@@ -51,8 +49,7 @@ class DemoOptions:
         embedder: name or directory, as `load_embedder` takes it.
         prompts: number of held-out passages to adapt to.
         steps: optimizer steps for each prompt, the same for every method.
-        lr: Adam's learning rate, the same for every method; when None, ``TINY_LM_LR`` for the
-            tiny model and ``PAPER_LR`` for any other.
+        lr: Adam's learning rate, the same for every method; `default_lr` when None.
         output: directory for ``demo.json`` and ``demo.png``.
         datastore: directory that keeps a datastore for each corpus and embedder, named by the
             fingerprint of both; ``output / "datastore"`` when None.
@@ -81,9 +78,7 @@ class DemoOptions:
 
     @property
     def learning_rate(self) -> float:
-        if self.lr is not None:
-            return self.lr
-        return TINY_LM_LR if self.model is None else PAPER_LR
+        return default_lr(self.model) if self.lr is None else self.lr
 
     @property
     def datastores(self) -> Path:

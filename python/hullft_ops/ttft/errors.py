@@ -2,7 +2,7 @@
 
 
 class NonFiniteLossError(RuntimeError):
-    """A loss was not finite: the learning rate is too high. The model has been restored."""
+    """A loss was not finite, as it is where the learning rate is too high."""
 
 
 class ScaleError(ValueError):

@@ -132,7 +132,8 @@ def _write_texts(writer: StoreWriter, source: Source, cutting: Cutting, bar: Pro
 
     try:
         count = writer.write_texts(rows, report)
-    except (SourceError, OSError):
+    except (ValueError, OSError):
+        # Texts that cannot be written now cannot be when the write is resumed.
         writer.abandon()
         raise
     if count == 0:

@@ -29,6 +29,8 @@ _CANDIDATES = 4
 _TRAINING_ROWS = 64
 _MAX_SUBQUANTIZERS = 64
 _LEAST_PART = 4  # dimensions
+# Product codes have as many values, and a recall of fewer texts says nothing.
+_LEAST_LISTED = 256
 
 Neighbours = tuple[np.ndarray, np.ndarray]
 
@@ -38,7 +40,7 @@ class IndexThresholds:
     """Which index a datastore of how many texts gets, and how good it has to be.
 
     Attributes:
-        flat: exact search up to this many texts.
+        flat: exact search up to this many texts, and of fewer than 256 whatever it is.
         ivf: inverted lists of 8-bit codes up to this many, product-quantised ones beyond.
         recall: lists are read until the measured recall at 200 neighbours is at least this.
     """
@@ -60,9 +62,7 @@ def exact_search(
         rows: int64, ascending; all when None.
     """
     if rows is None:
-        scores, ids = faiss.knn(queries, matrix, k, metric=faiss.METRIC_INNER_PRODUCT)
-        # FAISS leaves equal scores in the order of its heap.
-        return largest(scores, ids, k)
+        return _exact_search_of_all(matrix, queries, k)
     scores = np.empty((len(queries), 0), np.float32)
     ids = np.empty((len(queries), 0), np.int64)
     for start in range(0, len(rows), _BLOCK_ROWS):
@@ -72,6 +72,18 @@ def exact_search(
         ids = np.concatenate([ids, block[places]], axis=1)
         scores, ids = largest(scores, ids, min(k, ids.shape[1]))
     return scores, ids
+
+
+def _exact_search_of_all(matrix: np.ndarray, queries: np.ndarray, k: int) -> Neighbours:
+    asked = min(k + 1, len(matrix))
+    while True:
+        found = faiss.knn(queries, matrix, asked, metric=faiss.METRIC_INNER_PRODUCT)
+        # FAISS leaves equal scores in the order of its heap, which keeps any of those that are
+        # equal to its last.
+        scores, ids = largest(*found, asked)
+        if asked == len(matrix) or (scores[:, k - 1] > scores[:, -1]).all():
+            return scores[:, :k], ids[:, :k]
+        asked = min(2 * asked, len(matrix))
 
 
 @dataclass(frozen=True)
@@ -106,10 +118,11 @@ class ListSearch:
         )
         found: np.ndarray = self.index.search(queries, wanted, params=parameters)[1]
         # They were read from the file.
-        if found.size and not -1 <= found.min() <= found.max() < len(self.matrix):
+        foreign = found[(found < -1) | (found >= len(self.matrix))]
+        if foreign.size:
             raise ValueError(
                 f"Datastore.search: the index must name rows 0..{len(self.matrix) - 1}, names "
-                f"{found.max()}: the datastore is corrupt"
+                f"{foreign[0]}: the datastore is corrupt"
             )
         return found
 
@@ -136,7 +149,7 @@ def build_index(
     folder: Path, vectors: DataFile, dim: int, thresholds: IndexThresholds
 ) -> SearchIndex:
     """Choose an index for the vectors in ``folder`` and, unless it is flat, write it there."""
-    if vectors.count <= thresholds.flat:
+    if vectors.count <= thresholds.flat or vectors.count < _LEAST_LISTED:
         return SearchIndex()
     matrix = np.memmap(folder / vectors.file, np.float32, "r", shape=(vectors.count, dim))
     kind = "ivf" if vectors.count <= thresholds.ivf else "ivfpq"

@@ -65,12 +65,22 @@ class Source:
         text_column: the field that holds the text.
         metadata: further fields to keep; None where a record lacks one, and an error where all do.
         max_bad_share: which share of records may be malformed.
+
+    Raises:
+        SourceError: metadata "text", which is what the text itself is called, of another field.
     """
 
     corpus: "str | Path | datasets.Dataset"
     text_column: str = "text"
     metadata: tuple[str, ...] = ()
     max_bad_share: float = 0.01
+
+    def __post_init__(self) -> None:
+        if "text" in self.metadata and self.text_column != "text":
+            raise SourceError(
+                'metadata must not name "text", as a datastore names the text itself, here of '
+                f"{self.text_column!r}, got {', '.join(self.metadata)}"
+            )
 
     @property
     def name(self) -> str:

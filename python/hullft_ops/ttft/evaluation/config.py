@@ -11,6 +11,7 @@ from typing import Any
 
 from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
+from hullft_ops.ttft.tiny import default_lr
 
 Settings = dict[str, Any]
 
@@ -27,9 +28,6 @@ _DEFAULTS |= _SIFT_DEFAULTS
 _NAMED = ("method", "n_select", "refresh", "lr")
 # Each of their texts gets a single step, so that there is no gradient to use again.
 _ONE_STEP_A_TEXT = ("knn", "random")
-# The papers' rate is for models of GPT-2's size; so small a model takes larger steps.
-PAPER_LR = 5e-5
-TINY_LM_LR = 2e-4
 EXPERIMENTS = "experiments"
 
 
@@ -146,8 +144,7 @@ def config_id(settings: Mapping[str, Any]) -> str:
 
 
 def _filled(settings: Settings, model: str | None) -> Settings:
-    lr = TINY_LM_LR if model is None else PAPER_LR
-    defaults = {name: _DEFAULTS[name] for name in _NAMED} | {"lr": lr}
+    defaults = {name: _DEFAULTS[name] for name in _NAMED} | {"lr": default_lr(model)}
     filled = defaults | settings
     if filled["method"] in _ONE_STEP_A_TEXT:
         filled["refresh"] = 1

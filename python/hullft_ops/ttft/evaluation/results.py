@@ -187,9 +187,12 @@ def _check_types(row: Row, where: str) -> None:
         for name in names:
             value = getattr(row, name)
             if not isinstance(value, wanted) or not _is_sound(value):
-                raise ConfigError(f"{where}: {name} must not be {value!r}")
+                kind = getattr(wanted, "__name__", wanted)
+                raise ConfigError(f"{where}: {name} must be {kind}, got {value!r}")
     if not row.bits_per_byte_before > 0:
-        raise ConfigError(f"{where}: bits_per_byte_before must be above 0")
+        raise ConfigError(
+            f"{where}: bits_per_byte_before must be above 0, got {row.bits_per_byte_before}"
+        )
     seconds = row.seconds
     numbers = all(isinstance(v, int | float) and _is_sound(v) and v >= 0 for v in seconds.values())
     stages: set[str] = set() if row.error is not None and not seconds else set(STAGES)

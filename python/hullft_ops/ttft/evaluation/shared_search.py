@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 import torch
@@ -46,20 +45,19 @@ class OneSearch(Datastore):
         self._store = store
         self.seconds = 0.0
         self._query: torch.Tensor | None = None
-        self._found: dict[tuple[Any, ...], tuple[float, tuple[torch.Tensor, torch.Tensor]]] = {}
+        self._found: dict[int, tuple[float, tuple[torch.Tensor, torch.Tensor]]] = {}
 
     def search(
-        self, queries: np.ndarray | torch.Tensor, k: int, **options: Any
+        self, queries: np.ndarray | torch.Tensor, k: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As the datastore's own."""
         query = torch.as_tensor(queries)
         if self._query is None or not torch.equal(query, self._query):
             self._query = query.clone()
             self._found.clear()
-        key = (k, *sorted(options.items()))
-        if key not in self._found:
+        if k not in self._found:
             start = perf_counter()
-            found = self._store.search(query, k, **options)
-            self._found[key] = perf_counter() - start, found
-        self.seconds, found = self._found[key]
+            found = self._store.search(query, k)
+            self._found[k] = perf_counter() - start, found
+        self.seconds, found = self._found[k]
         return found

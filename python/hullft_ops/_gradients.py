@@ -1,0 +1,33 @@
+"""What both the optimizer and the cache want of gradients."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+
+def check_dense(op: str, i: int, grad: Tensor, advice: str) -> None:
+    if grad.layout != torch.strided:
+        raise TypeError(
+            f"{op}: the gradient of parameter {i} must be dense, got layout {grad.layout}; {advice}"
+        )
+
+
+def check_place(op: str, i: int, param: Tensor, grad: Tensor) -> None:
+    """The dispatcher would take any operator on a meta tensor for a question about shapes."""
+    if param.is_meta:
+        raise ValueError(f"{op}: parameter {i} has no storage, it is on the meta device")
+    if grad.device != param.device:
+        raise ValueError(
+            f"{op}: the gradient of parameter {i} is on {grad.device}, the parameter on "
+            f"{param.device}"
+        )
+
+
+def by_device(rows: Sequence[tuple[Tensor, ...]]) -> Iterator[tuple[list[Tensor], ...]]:
+    """The columns of the rows, for each device of the first column in turn."""
+    devices: dict[torch.device, list[tuple[Tensor, ...]]] = {}
+    for row in rows:
+        devices.setdefault(row[0].device, []).append(row)
+    for of_device in devices.values():
+        yield tuple(list(column) for column in zip(*of_device, strict=True))

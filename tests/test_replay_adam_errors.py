@@ -1,0 +1,136 @@
+"""What ReplayAdam refuses, and that it is left as it was."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+from adam_training import assert_same_bits, backward, grouped, make_model
+from hullft_ops.replay import ReplayAdam
+
+
+def test_sparse_gradients() -> None:
+    embedding = torch.nn.Embedding(10, 3, sparse=True)
+    dense = torch.ones(2, requires_grad=True)
+    optimizer = ReplayAdam([dense, embedding.weight])
+    (embedding(torch.tensor([1, 2])).sum() + dense.sum()).backward()
+    message = "the gradient of parameter 1 must be dense, got layout torch.sparse_coo; .*SparseAdam"
+    with pytest.raises(TypeError, match=message):
+        optimizer.step()
+    assert torch.equal(dense.detach(), torch.ones(2))
+
+
+def test_parameters_on_the_meta_device() -> None:
+    param = torch.zeros(3, device="meta", requires_grad=True)
+    param.grad = torch.zeros(3, device="meta")
+    with pytest.raises(ValueError, match="parameter 0 has no storage, it is on the meta device"):
+        ReplayAdam([param]).step()
+
+
+def test_a_gradient_on_another_device() -> None:
+    param = torch.zeros(3, requires_grad=True)
+    message = "the gradient of parameter 0 is on meta, the parameter on cpu"
+    with pytest.raises(ValueError, match=message):
+        ReplayAdam([param]).step(grads={param: torch.ones(3, device="meta")})
+
+
+def test_parameters_whose_storage_was_freed() -> None:
+    param = torch.zeros(3, requires_grad=True)
+    param.grad = torch.ones(3)
+    optimizer = ReplayAdam([param])
+    optimizer.step()
+    param.data.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match=r"params\[0\] needs 12 bytes of storage, it has 0"):
+        optimizer.step()
+
+
+def test_parameters_that_share_memory() -> None:
+    shared = torch.zeros(5)
+    params = [shared[:3].requires_grad_(), shared[2:].requires_grad_()]
+    for param in params:
+        param.grad = torch.ones(3)
+    with pytest.raises(ValueError, match=r"params\[1\] overlaps params\[0\] in memory"):
+        ReplayAdam(params).step()
+    assert torch.equal(shared, torch.zeros(5))
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int64])
+def test_parameters_that_are_not_floating(dtype: torch.dtype) -> None:
+    message = f"parameter 1 of the group must be float32, .*, got {dtype}"
+    with pytest.raises(ValueError, match=message):
+        ReplayAdam([torch.zeros(3), torch.zeros(3, dtype=dtype)])
+    optimizer = ReplayAdam([torch.zeros(3)])
+    with pytest.raises(ValueError, match=message):
+        optimizer.add_param_group({"params": [torch.ones(3), torch.zeros(3, dtype=dtype)]})
+    assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"lr": -1.0}, ValueError, "lr must be finite and >= 0, got -1.0"),
+        ({"lr": math.nan}, ValueError, "lr must be finite and >= 0, got nan"),
+        ({"lr": "fast"}, TypeError, "lr must be a number, got str"),
+        ({"lr": torch.ones(2)}, ValueError, r"lr must have one element, got shape \[2\]"),
+        ({"betas": (0.9, 1.0)}, ValueError, r"betas\[1\] must be in \[0, 1\), got 1.0"),
+        ({"betas": (-0.1, 0.9)}, ValueError, r"betas\[0\] must be in \[0, 1\), got -0.1"),
+        ({"betas": 0.9}, ValueError, "betas must be two numbers, got 0.9"),
+        ({"eps": -1e-8}, ValueError, "eps must be finite and >= 0, got -1e-08"),
+        ({"weight_decay": math.inf}, ValueError, "weight_decay must be finite and >= 0, got inf"),
+        ({"amsgrad": True}, ValueError, "amsgrad must be False, got True"),
+    ],
+    ids=str,
+)
+def test_bad_options(options: dict[str, object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"^ReplayAdam: {message}$"):
+        ReplayAdam([{"params": [torch.zeros(3)], **options}])
+    optimizer = ReplayAdam([torch.zeros(3)])
+    with pytest.raises(error, match=f"^ReplayAdam: {message}$"):
+        optimizer.add_param_group({"params": [torch.zeros(3)], **options})
+    assert len(optimizer.param_groups) == 1
+
+
+def test_an_option_that_went_bad_later() -> None:
+    model = make_model()
+    optimizer = ReplayAdam(model.parameters())
+    backward(model, 0)
+    optimizer.param_groups[0]["lr"] = -1.0
+    before = copy.deepcopy(model)
+    with pytest.raises(ValueError, match="lr must be finite and >= 0, got -1"):
+        optimizer.step()
+    assert_same_bits(model, before)
+
+
+@pytest.mark.parametrize(
+    ("repeats", "error", "message"),
+    [
+        (0, ValueError, r"repeats must be in 1\.\.2147483647, got 0"),
+        (-1, ValueError, r"repeats must be in 1\.\.2147483647, got -1"),
+        (2**31, ValueError, r"repeats must be in 1\.\.2147483647, got 2147483648"),
+        (2.0, TypeError, "repeats must be an int, got float"),
+        (True, TypeError, "repeats must be an int, got bool"),
+    ],
+)
+def test_bad_repeats(repeats: object, error: type[Exception], message: str) -> None:
+    """Refused before the closure runs, and whether or not there are gradients."""
+    optimizer, calls = ReplayAdam(make_model().parameters()), []
+    with pytest.raises(error, match=f"^ReplayAdam.step: {message}$"):
+        optimizer.step(lambda: calls.append(1), repeats=repeats)
+    assert not calls
+
+
+def test_closure_and_given_gradients() -> None:
+    with pytest.raises(ValueError, match="closure and grads exclude each other"):
+        ReplayAdam([torch.zeros(3)]).step(lambda: 0.0, grads={})
+
+
+def test_a_bad_group_leaves_all_groups_as_they_were() -> None:
+    model = make_model()
+    optimizer = grouped(model, ReplayAdam)
+    backward(model, 0)
+    model[2].weight.grad = model[2].weight.grad.to_sparse()
+    before = copy.deepcopy(model)
+    with pytest.raises(TypeError, match="must be dense"):
+        optimizer.step()
+    assert_same_bits(model, before)

@@ -1,0 +1,146 @@
+"""The state of ReplayAdam: dictionaries that torch takes and gives, copies, reset."""
+
+import copy
+import math
+import pickle
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from adam_training import OptimizerClass, assert_close, assert_same_bits, make_model, train
+from hullft_ops.replay import ReplayAdam
+
+PEERS: dict[str, tuple[OptimizerClass, dict[str, object]]] = {
+    "Adam": (torch.optim.Adam, {}),
+    "Adam fused": (torch.optim.Adam, {"fused": True}),
+    "Adam foreach": (torch.optim.Adam, {"foreach": True}),
+    "AdamW": (torch.optim.AdamW, {}),
+}
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_state_dict_from_torch(peer: str) -> None:
+    """Half way with torch, then on with ReplayAdam, as torch goes on."""
+    theirs = make_model()
+    optimizer_class, options = PEERS[peer]
+    before = optimizer_class(theirs.parameters(), lr=1e-2, weight_decay=0.1, **options)
+    train(theirs, before, range(5), 2)
+    ours = copy.deepcopy(theirs)
+    after = ReplayAdam(ours.parameters())
+    after.load_state_dict(copy.deepcopy(before.state_dict()))
+    train(theirs, before, range(5, 10), 2)
+    train(ours, after, range(5, 10), 2)
+    assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_state_dict_to_torch(peer: str) -> None:
+    ours = make_model()
+    optimizer_class, options = PEERS[peer]
+    before = ReplayAdam(
+        ours.parameters(), lr=1e-2, weight_decay=0.1, decoupled_weight_decay=peer == "AdamW"
+    )
+    train(ours, before, range(5), 2)
+    theirs = copy.deepcopy(ours)
+    after = optimizer_class(theirs.parameters(), **options)
+    after.load_state_dict(copy.deepcopy(before.state_dict()))
+    train(ours, before, range(5, 10), 2)
+    train(theirs, after, range(5, 10), 2)
+    assert_close(ours, theirs)
+
+
+def test_state_dict_goes_through_a_file(tmp_path) -> None:
+    model = make_model()
+    optimizer = ReplayAdam(model.parameters(), lr=1e-2)
+    train(model, optimizer, range(3), 2)
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    twin = copy.deepcopy(model)
+    restored = ReplayAdam(twin.parameters())
+    restored.load_state_dict(torch.load(tmp_path / "optimizer.pt", weights_only=True))
+    train(model, optimizer, range(3, 6), 2)
+    train(twin, restored, range(3, 6), 2)
+    assert_same_bits(model, twin)
+
+
+def test_state_dict_with_numbers_for_step_counts() -> None:
+    """As torch saved them before 1.12."""
+    model = make_model()
+    optimizer = ReplayAdam(model.parameters())
+    train(model, optimizer, range(3), 2)
+    state = copy.deepcopy(optimizer.state_dict())
+    for of_param in state["state"].values():
+        of_param["step"] = int(of_param["step"])
+    state["param_groups"] = [
+        {k: group[k] for k in ("params", "lr", "betas", "eps", "weight_decay", "amsgrad")}
+        for group in state["param_groups"]
+    ]
+    twin = copy.deepcopy(model)
+    restored = ReplayAdam(twin.parameters())
+    restored.load_state_dict(state)
+    train(model, optimizer, range(3, 6), 2)
+    train(twin, restored, range(3, 6), 2)
+    assert_same_bits(model, twin)
+
+
+@pytest.mark.parametrize("option", ["amsgrad", "differentiable"])
+def test_state_dicts_that_cannot_be_continued(option: str) -> None:
+    model = make_model()
+    optimizer = ReplayAdam(model.parameters(), lr=1e-2)
+    train(model, optimizer, range(2), 2)
+    before = copy.deepcopy(optimizer.state_dict())
+    foreign = torch.optim.Adam(make_model().parameters(), **{option: True}).state_dict()
+    with pytest.raises(ValueError, match=f"^ReplayAdam: {option} must be False, got True$"):
+        optimizer.load_state_dict(foreign)
+    assert optimizer.state_dict()["param_groups"] == before["param_groups"]
+    assert len(optimizer.state_dict()["state"]) == 3
+
+
+def test_state_dict_of_another_optimizer() -> None:
+    foreign = torch.optim.SGD(make_model().parameters(), lr=0.1).state_dict()
+    with pytest.raises(ValueError, match=r"^ReplayAdam: a parameter group must have 'betas', got"):
+        ReplayAdam(make_model().parameters()).load_state_dict(foreign)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copies_go_on_alike(duplicate: Callable) -> None:
+    model = make_model()
+    optimizer = ReplayAdam(model.parameters(), lr=1e-2)
+    train(model, optimizer, range(3), 2)
+    twin_model, twin = duplicate((model, optimizer))
+    train(model, optimizer, range(3, 6), 2)
+    train(twin_model, twin, range(3, 6), 2)
+    assert_same_bits(model, twin_model)
+
+
+def test_reset_equals_a_new_optimizer_and_keeps_its_buffers() -> None:
+    model = make_model(torch.float32)
+    optimizer = ReplayAdam(model.parameters(), lr=1e-2)
+    train(model, optimizer, range(3), 2)
+    buffers = [t.data_ptr() for state in optimizer.state.values() for t in state.values()]
+    optimizer.reset()
+    twin = copy.deepcopy(model)
+    train(model, optimizer, range(3, 6), 2)
+    train(twin, ReplayAdam(twin.parameters(), lr=1e-2), range(3, 6), 2)
+    assert_same_bits(model, twin)
+    assert buffers == [t.data_ptr() for state in optimizer.state.values() for t in state.values()]
+
+
+def test_reset_before_any_step() -> None:
+    model = make_model()
+    optimizer = ReplayAdam(model.parameters())
+    optimizer.reset()
+    assert not optimizer.state
+
+
+def test_reset_forgets_what_is_not_finite() -> None:
+    param = torch.zeros(3, requires_grad=True)
+    optimizer = ReplayAdam([param])
+    param.grad = torch.full((3,), math.nan)
+    optimizer.step()
+    optimizer.reset()
+    with torch.no_grad():
+        param.zero_()
+    param.grad = torch.ones(3)
+    optimizer.step()
+    torch.testing.assert_close(param.detach(), torch.full((3,), -1e-3))
