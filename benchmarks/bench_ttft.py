@@ -1,7 +1,8 @@
 """Adapting a model to a prompt, against a loop that pads every passage and clones gradients.
 
 Ours is the whole of it: embedding, search, selection, finetuning, restoring. The peer is given
-our selection and only finetunes, in float32 and as torch makes it whatever dtype ours has.
+our selection and only finetunes, in float32 and as torch makes it whatever dtype ours has, in a
+process of its own: ours has its process keep the memory that it frees, a plain loop does not.
 """
 
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from benchmarks import peers
+from benchmarks.fresh import time_padded_loop, time_pass
 from benchmarks.memory import parameter_buffers
 from benchmarks.passages import LENGTHS, build_store
 from benchmarks.recorder import Recorder
@@ -108,36 +109,33 @@ def measure_ttft(case: Case, recorder: Recorder, device: torch.device, folder: P
         with finetuner.adapted(prompt):
             adapted.extend(_parameters(model))
 
-    def restore() -> None:
-        model.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            torch._foreach_copy_(list(model.parameters()), base)
-
     buffers = parameter_buffers(model, support, adapt_and_look, device)
     recorder.fact("parameter-sized buffers", buffers)
     recorder.ours(adapt)
-    recorder.peer(
-        "padded loop",
-        lambda: peers.padded_cloning_finetune(
-            model,
-            support.input_ids,
-            support.counts,
-            refresh=case.refresh,
-            lr=_LR,
-            max_length=model.config.n_positions,
-        ),
-        setup=restore,
+    saved = folder / f"model-{case}"
+    model.save_pretrained(saved)
+    timing, padded = time_padded_loop(
+        saved, device, support.input_ids, support.counts, case.refresh, _LR, recorder.pace
     )
-    # The peer's last round left the model adapted.
-    difference = _norm(_difference(adapted, _parameters(model)))
+    recorder.peer_timed("padded loop", timing)
+    difference = _norm(_difference(adapted, padded))
     recorder.fact("parameter difference, relative", difference / _norm(adapted))
     recorder.fact("parameter difference, of the change", difference / _change(adapted, base))
-    restore()
+    if device.type == "cpu":
+        _record_passes(case, recorder, saved, max(support.input_ids, key=len))
     if case.dtype is None:
         assert difference <= 1e-5 * _norm(adapted)
     else:
         # Adam follows the sign of the smallest gradients too, which bfloat16 does not always keep.
         assert difference <= _BFLOAT16_SHARE * _change(adapted, base)
+
+
+def _record_passes(case: Case, recorder: Recorder, saved: Path, tokens: list[int]) -> None:
+    autocast = case.dtype is not None
+    kept = time_pass(saved, tokens, autocast=autocast, keep=True)
+    recorder.fact("a pass, seconds", kept.seconds)
+    plain = time_pass(saved, tokens, autocast=autocast, keep=False)
+    recorder.fact("a pass without keep_freed_memory, seconds", plain.seconds)
 
 
 @lru_cache(maxsize=1)

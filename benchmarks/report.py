@@ -19,6 +19,8 @@ longer it takes. The bound is the time of moving the same bytes and doing nothin
   method for the same task, beside `sift_select` the same one.
 - Peers that take queries one by one are timed on some of a large batch, at least 8, or 1 for
   activeft and nnls.
+- padded loop: a plain transformers loop (`benchmarks/peers.py`), in a process of its own with the C
+  library's default allocation; ours runs after `keep_freed_memory()`.
 - 200 candidates of 384 dimensions are embeddings of real text; other sizes are grown from them
   (`benchmarks/pools.py`).
 """

@@ -1,6 +1,7 @@
 """The benchmarks' own parts, and one run of the small ones at sizes that prove nothing."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from benchmarks import compare, growth, peers, report, run
+from benchmarks import compare, fresh, growth, peers, report, run
 from benchmarks.pools import distinct_pools, tiled
 from benchmarks.results import Results, comparison
 from benchmarks.timing import Comparison, Pace, Timing, measure
@@ -120,6 +121,31 @@ def test_padding_and_cloning_equals_a_plain_loop() -> None:
             difference[config.n_embd : 2 * config.n_embd] = 0
         assert difference.max() < 1e-7, name
     assert torch.allclose(plain(tokens).logits, padded(tokens).logits, atol=1e-6, rtol=0)
+
+
+def test_the_padded_loop_in_a_process_of_its_own_adapts_as_it_does_here(tmp_path: Path) -> None:
+    config = GPT2Config(vocab_size=50, n_positions=16, n_embd=8, n_layer=1, n_head=2)
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(config).eval()
+    model.save_pretrained(tmp_path)
+    passages, counts = [[1, 2, 3, 4], [9, 8, 7]], [3, 1]
+    timing, found = fresh.time_padded_loop(
+        tmp_path, torch.device("cpu"), passages, counts, 2, 1e-3, Pace(0.0, 2, 2)
+    )
+    assert timing.rounds == 2
+    peers.padded_cloning_finetune(model, passages, counts, refresh=2, lr=1e-3, max_length=16)
+    for here, there in zip(model.parameters(), found, strict=True):
+        assert torch.equal(here, there)
+
+
+def test_a_fresh_process_is_another_with_as_many_threads() -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert fresh.in_fresh_process(torch.get_num_threads) == 3
+    finally:
+        torch.set_num_threads(threads)
+    assert fresh.in_fresh_process(os.getpid) != os.getpid()
 
 
 def test_results_survive_their_file(results: Results, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The loss of a causal language model on one text."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -82,12 +83,15 @@ class MeanLoss:
 class _SplitModel:
     """A causal language model as hidden states and a linear head.
 
-    ``bypassed`` are the modules whose own forward is not called, the head among them.
+    ``bypassed`` are the modules whose own forward is not called, the head among them;
+    ``embedding`` has the head's weight for its own, and ``around`` are the modules that hold it.
     """
 
     base: nn.Module
     head: nn.Linear
     bypassed: tuple[nn.Module, ...]
+    embedding: nn.Embedding | None
+    around: tuple[nn.Module, ...]
 
     @classmethod
     def of(cls, model: "PreTrainedModel") -> "_SplitModel | None":
@@ -99,7 +103,11 @@ class _SplitModel:
         # A subclass, such as an adapter or a quantized layer, is more than its weight.
         if base is inner or type(head) is not nn.Linear:
             return None
-        return cls(base, head, (*_ancestors(model, base), head))
+        embedding: nn.Module = inner.get_input_embeddings()
+        if not isinstance(embedding, nn.Embedding) or embedding.weight is not head.weight:
+            return cls(base, head, (*_ancestors(model, base), head), None, ())
+        around = tuple(_ancestors(model, embedding))
+        return cls(base, head, (*_ancestors(model, base), head), embedding, around)
 
     def serves(self) -> bool:
         """False where passing by a module would go unnoticed by somebody."""
@@ -112,8 +120,55 @@ class _SplitModel:
     def mean_loss(self, tokens: torch.Tensor) -> torch.Tensor:
         head = self.head
         rows = max(_CHUNK_BYTES // (4 * head.weight.shape[0]), 1)
-        hidden = self.hidden(tokens)[0, :-1]
-        return linear_mean_loss(hidden, head.weight, head.bias, tokens[1:], rows)
+        if self.embedding is None or not self._adds_in_place(self.embedding):
+            hidden = self.hidden(tokens)[0, :-1]
+            return linear_mean_loss(hidden, head.weight, head.bias, tokens[1:], rows)
+        with _sparse_gradient(self.embedding):
+            hidden = self.hidden(tokens)[0, :-1]
+        return linear_mean_loss(hidden, _stand_in(head.weight), head.bias, tokens[1:], rows)
+
+    def _adds_in_place(self, embedding: nn.Embedding) -> bool:
+        """Whether a tied weight can have its two gradients in one place, and nobody would notice.
+
+        Autograd makes a dense one of the embedding alone, a third of a small model and almost all
+        of it zeros, beside that of the head, and adds them.
+        """
+        weight = embedding.weight
+        if weight is not self.head.weight or not weight.requires_grad or _is_listened_to(weight):
+            return False
+        # On a GPU the addition would wait for the count of different rows.
+        if weight.device.type != "cpu" or embedding.sparse or embedding.scale_grad_by_freq:
+            return False
+        return not any(_is_wrapped(m) or _is_compiled(m) for m in (*self.around, embedding))
+
+
+@contextmanager
+def _sparse_gradient(embedding: nn.Embedding) -> Iterator[None]:
+    """Has the embedding's backward make a gradient of the rows that were read, and no others."""
+    embedding.sparse = True
+    try:
+        yield
+    finally:
+        embedding.sparse = False
+
+
+def _stand_in(weight: torch.Tensor) -> torch.Tensor:
+    """A leaf of the same values whose gradient, once made, is put into ``weight.grad``.
+
+    Autograd adds a sparse gradient to a ``.grad`` in place. The head's is there first: the
+    embedding's is made from what the head gives for its inputs.
+    """
+    leaf = weight.detach().requires_grad_()
+
+    def hand_over(leaf: torch.Tensor) -> None:
+        if weight.grad is None:
+            weight.grad = leaf.grad
+        elif leaf.grad is not None:
+            weight.grad += leaf.grad
+        leaf.grad = None
+
+    leaf.register_post_accumulate_grad_hook(hand_over)  # type: ignore[no-untyped-call]
+    return leaf
 
 
 def _ancestors(model: nn.Module, descendant: nn.Module) -> Iterator[nn.Module]:
@@ -131,3 +186,12 @@ def _is_wrapped(module: nn.Module) -> bool:
         or module._backward_pre_hooks
         or "forward" in vars(module)
     )
+
+
+def _is_listened_to(weight: torch.Tensor) -> bool:
+    """Whether a hook is to see the weight's gradient."""
+    return bool(weight._backward_hooks or weight._post_accumulate_grad_hooks)
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return module._compiled_call_impl is not None
