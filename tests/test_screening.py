@@ -70,6 +70,16 @@ def test_values_that_the_screen_cannot_hold(shape: tuple[int, int], scale: float
     assert_as_in_float64(pool * scale, query * scale, tol=0.0, max_iter=20)
 
 
+@pytest.mark.parametrize("shape", [SMALL, LARGE])
+@pytest.mark.parametrize("growth", [1.03, 0.97])
+@pytest.mark.usefixtures("simd_level")
+def test_rows_that_grow_and_shrink(shape: tuple[int, int], growth: float) -> None:
+    """Each has a scale of its own where it is the largest so far."""
+    pool, query = make_problem(10, 2, *shape, torch.float32)
+    pool *= growth ** torch.arange(shape[0])[:, None]
+    assert_as_in_float64(pool, query)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [SMALL, LARGE])
 @pytest.mark.usefixtures("simd_level")
