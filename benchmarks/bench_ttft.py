@@ -109,7 +109,8 @@ def measure_ttft(case: Case, recorder: Recorder, device: torch.device, folder: P
         with finetuner.adapted(prompt):
             adapted.extend(_parameters(model))
 
-    buffers = parameter_buffers(model, support, adapt_and_look, device)
+    autocast = None if case.dtype is None else torch.bfloat16
+    buffers = parameter_buffers(model, support, adapt_and_look, device, autocast)
     recorder.fact("parameter-sized buffers", buffers)
     recorder.ours(adapt)
     saved = folder / f"model-{case}"

@@ -35,22 +35,30 @@ def peak_bytes(call: Call, device: torch.device) -> int:
 
 
 def parameter_buffers(
-    model: PreTrainedModel, support: Support, adapt: Call, device: torch.device
+    model: PreTrainedModel,
+    support: Support,
+    adapt: Call,
+    device: torch.device,
+    autocast: torch.dtype | None = None,
 ) -> float:
     """Parameter-sized buffers at the worst moment of an adaptation, activations not counted.
 
     A forward-backward pass on the longest text has parameters, gradients and activations: 2. What
     an adaptation takes beyond it counts in sizes of the model; two moments and a snapshot are 3.
+    The weights that autocast casts are activations: a pass keeps them for its backward.
 
     Args:
         adapt: adapts to ``support`` with a finetuner of ``model`` that has not been used: what it
             keeps must not be there yet.
+        autocast: dtype that the finetuner trains in; None for the model's own.
     """
     mean_loss = MeanLoss(model)
     longest = torch.tensor(max(support.input_ids, key=len), device=device)
 
     def forward_backward() -> None:
-        torch.autograd.backward(mean_loss(longest))
+        with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+            loss = mean_loss(longest)
+        torch.autograd.backward(loss)
         model.zero_grad(set_to_none=True)
 
     forward_backward()

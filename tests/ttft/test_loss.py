@@ -4,6 +4,7 @@ import pytest
 import torch
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     CohereConfig,
     CohereForCausalLM,
@@ -157,6 +158,111 @@ def test_a_first_text_without_finite_logits_decides_nothing(llama, chunks):
         embedding.copy_(saved)
     assert_equals_plain(llama, 2e-6, mean_loss)
     assert len(chunks) == 1
+
+
+class DenseEmbeddingGradients(TorchDispatchMode):
+    """Counts those made for embeddings of a number of rows."""
+
+    def __init__(self, rows):
+        super().__init__()
+        self.rows = rows
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.embedding_dense_backward.default:
+            self.count += args[2] == self.rows
+        return function(*args, **(kwargs or {}))
+
+
+def dense_embedding_gradients(model):
+    """How many `MeanLoss` makes for the tokens, once it has been compared with full logits."""
+    mean_loss = MeanLoss(model)
+    assert_equals_plain(model, 1e-13, mean_loss)
+    model.zero_grad()
+    embedding = model.get_input_embeddings()
+    # Autograd's engine runs the backward of a CPU in this thread, where the mode is.
+    with DenseEmbeddingGradients(len(embedding.weight)) as made:
+        mean_loss(TOKENS).backward()
+    assert not embedding.sparse
+    assert embedding.weight.grad is None or not embedding.weight.grad.is_sparse
+    return made.count
+
+
+def test_a_tied_embedding_makes_no_dense_gradient_of_its_own(gpt2):
+    assert dense_embedding_gradients(gpt2.double()) == 0
+
+
+def test_rows_read_twice_get_the_sum(gpt2, monkeypatch):
+    monkeypatch.setitem(globals(), "TOKENS", torch.tensor([3, 5, 3, 3, 5, 9]))
+    assert dense_embedding_gradients(gpt2.double()) == 0
+
+
+def hooked_weight(model):
+    model.get_input_embeddings().weight.register_hook(lambda gradient: 2 * gradient)
+
+
+def hooked_gradient(model):
+    def keep(weight):
+        weight.kept = weight.grad.clone()
+
+    model.get_input_embeddings().weight.register_post_accumulate_grad_hook(keep)
+
+
+def hooked_embedding(model):
+    model.get_input_embeddings().register_forward_hook(lambda module, args, out: 2 * out)
+
+
+def scaled_by_frequency(model):
+    model.get_input_embeddings().scale_grad_by_freq = True
+
+
+@pytest.mark.parametrize(
+    "change", [hooked_weight, hooked_gradient, hooked_embedding, scaled_by_frequency]
+)
+def test_a_tied_embedding_that_would_show_it_makes_a_dense_gradient(gpt2, change):
+    change(gpt2)
+    assert dense_embedding_gradients(gpt2.double()) == 1
+
+
+def test_an_untied_embedding_makes_a_dense_gradient(llama):
+    assert dense_embedding_gradients(llama.double()) == 1
+
+
+def test_a_frozen_tied_embedding_gets_no_gradient(gpt2):
+    weight = gpt2.get_input_embeddings().weight.requires_grad_(False)
+    assert dense_embedding_gradients(gpt2.double()) == 0
+    assert weight.grad is None
+
+
+def test_a_tied_gradient_is_added_to_the_one_that_is_there(gpt2):
+    model, mean_loss = gpt2.double(), MeanLoss(gpt2)
+    _, once = loss_and_gradients(model, mean_loss(TOKENS))
+    mean_loss(TOKENS).backward()
+    for name, parameter in model.named_parameters():
+        assert torch.allclose(parameter.grad, 2 * once[name], rtol=1e-12, atol=1e-15), name
+
+
+def test_a_forward_that_fails_leaves_the_embedding_as_it_was(gpt2):
+    mean_loss = MeanLoss(gpt2)
+    mean_loss(TOKENS)
+    with pytest.raises(IndexError):
+        mean_loss(TOKENS + 320)
+    assert not gpt2.get_input_embeddings().sparse
+
+
+@pytest.mark.parametrize("vocabulary", [1, 5, 1024, 1025, 2050])
+@pytest.mark.parametrize("rows", [3, 9])
+def test_a_vocabulary_of_any_number_of_tiles(vocabulary, rows):
+    torch.manual_seed(0)
+    hidden = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(vocabulary, 4, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(vocabulary, dtype=torch.float64, requires_grad=True)
+    targets = torch.arange(9) * 7 % vocabulary
+    tensors = (hidden, weight, bias)
+    found = torch.autograd.grad(linear_mean_loss(*tensors, targets, rows), tensors)
+    plain = nn.functional.cross_entropy(hidden @ weight.T + bias, targets)
+    for mine, wanted in zip(found, torch.autograd.grad(plain, tensors), strict=True):
+        assert torch.allclose(mine, wanted, rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize("rows", [7, 1000])

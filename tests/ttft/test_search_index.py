@@ -49,12 +49,14 @@ def stores(given: GivenVectors, tmp_path_factory: pytest.TempPathFactory) -> dic
     }
 
 
-@pytest.mark.parametrize("ivf", [0, 1000])
-@pytest.mark.parametrize("count", [1, 2, 255, 256])
-def test_few_texts_are_searched_exactly_whatever_is_asked(given, tmp_path, count, ivf):
-    texts, thresholds = list(map(str, range(count))), IndexThresholds(flat=0, ivf=ivf)
+@pytest.mark.parametrize(
+    ("count", "kind"),
+    [(1, "flat"), (2, "flat"), (3, "flat"), (4, "ivf"), (255, "ivf"), (256, "ivfpq")],
+)
+def test_too_few_texts_for_an_index_get_a_simpler_one(given, tmp_path, count, kind):
+    texts, thresholds = list(map(str, range(count))), IndexThresholds(flat=0, ivf=0)
     store = Datastore.build(texts, given, tmp_path / "s", progress=False, thresholds=thresholds)
-    assert (store.manifest.index.kind == "flat") == (count < 256)
+    assert store.manifest.index.kind == kind
     assert store.search(given.vectors[:1], 1)[1].tolist() == [[0]]
 
 

@@ -29,8 +29,8 @@ _CANDIDATES = 4
 _TRAINING_ROWS = 64
 _MAX_SUBQUANTIZERS = 64
 _LEAST_PART = 4  # dimensions
-# Product codes have as many values, and a recall of fewer texts says nothing.
-_LEAST_LISTED = 256
+# Values of a part's code, which are learned from as many rows.
+_PRODUCT_VALUES = 256
 
 Neighbours = tuple[np.ndarray, np.ndarray]
 
@@ -40,8 +40,9 @@ class IndexThresholds:
     """Which index a datastore of how many texts gets, and how good it has to be.
 
     Attributes:
-        flat: exact search up to this many texts, and of fewer than 256 whatever it is.
-        ivf: inverted lists of 8-bit codes up to this many, product-quantised ones beyond.
+        flat: exact search up to this many texts, and of fewer than 4 whatever it is.
+        ivf: inverted lists of 8-bit codes up to this many, and of fewer than 256 whatever it is;
+            product-quantised ones beyond.
         recall: lists are read until the measured recall at 200 neighbours is at least this.
     """
 
@@ -149,10 +150,11 @@ def build_index(
     folder: Path, vectors: DataFile, dim: int, thresholds: IndexThresholds
 ) -> SearchIndex:
     """Choose an index for the vectors in ``folder`` and, unless it is flat, write it there."""
-    if vectors.count <= thresholds.flat or vectors.count < _LEAST_LISTED:
+    if vectors.count <= thresholds.flat or vectors.count < _CANDIDATES:
         return SearchIndex()
     matrix = np.memmap(folder / vectors.file, np.float32, "r", shape=(vectors.count, dim))
-    kind = "ivf" if vectors.count <= thresholds.ivf else "ivfpq"
+    few = vectors.count <= thresholds.ivf or vectors.count < _PRODUCT_VALUES
+    kind = "ivf" if few else "ivfpq"
     lists = max(1, min(4 * math.isqrt(vectors.count), vectors.count // 39))
     index = _trained(matrix, kind, lists)
     for start in range(0, len(matrix), _BLOCK_ROWS):
