@@ -8,7 +8,7 @@
 
 #include "../core/frank_wolfe.h"
 #include "gram_columns.h"
-#include "read_ahead.h"
+#include "query_pool.h"
 #include "support.h"
 
 namespace hullft {

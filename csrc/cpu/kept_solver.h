@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <memory>
 
-#include "read_ahead.h"
+#include "query_pool.h"
 
 namespace hullft {
 

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "aligned.h"
-#include "read_ahead.h"
+#include "query_pool.h"
 #include "share_rows.h"
 #include "simd/kernels.h"
 

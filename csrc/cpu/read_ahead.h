@@ -36,15 +36,4 @@ class ReadAhead {
   size_t row_ = 0;
 };
 
-// A query and its pool, as a solver of a batch sees them.
-template <typename T>
-struct QueryPool {
-  const T* const* rows;  // [n_rows], d values each
-  int64_t n_rows;
-  const T* query;  // [d], or several targets one after the other
-  int64_t d;
-  bool share_rows;  // among threads
-  ReadAhead<T>* ahead;
-};
-
 }  // namespace hullft

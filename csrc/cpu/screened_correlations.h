@@ -18,7 +18,7 @@
 #include "../core/frank_wolfe.h"
 #include "column_cache.h"
 #include "quantized_pool.h"
-#include "read_ahead.h"
+#include "query_pool.h"
 #include "support.h"
 
 namespace hullft {

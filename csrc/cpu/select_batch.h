@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "batch.h"
-#include "read_ahead.h"
+#include "query_pool.h"
 #include "selection_output.h"
 
 namespace hullft {

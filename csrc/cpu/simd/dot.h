@@ -15,20 +15,6 @@ constexpr int kTileRows = 8;
 constexpr int kTileRows = 4;
 #endif
 
-// What is left of some vectors from `whole` on, zero padded to a vector register.
-template <typename T, int kVectors>
-struct Tails {
-  T values[kVectors][kDoubles] = {};
-  const T* vectors[kVectors];
-
-  Tails(const T* const* of, int64_t whole, int64_t d) {
-    for (int j = 0; j < kVectors; ++j) {
-      std::memcpy(values[j], of[j] + whole, size_t(d - whole) * sizeof(T));
-      vectors[j] = values[j];
-    }
-  }
-};
-
 // Two sums a lane, over even and odd vectors, whatever the numbers of rows and columns: a value
 // must not depend on the tile it falls in, or equal rows would cease to tie. Writes out[c][k ...].
 // C is T or float64.
@@ -36,24 +22,26 @@ template <typename T, int kRows, typename C, int kColumns>
 inline void dot_tile(const T* const* rows, const C* const* columns, int64_t d, double* const* out,
                      int64_t k) {
   VecD even[kColumns][kRows] = {}, odd[kColumns][kRows] = {};
-  const auto add = [](VecD(&sums)[kColumns][kRows], const T* const* x, const C* const* y,
-                      int64_t i) {
+  const auto add = [rows, columns](VecD(&sums)[kColumns][kRows], int64_t i) {
     for (int r = 0; r < kRows; ++r) {
-      const VecD v = load_doubles(x[r] + i);
-      for (int c = 0; c < kColumns; ++c) sums[c][r] += v * load_doubles(y[c] + i);
+      const VecD x = load_doubles(rows[r] + i);
+      for (int c = 0; c < kColumns; ++c) sums[c][r] += x * load_doubles(columns[c] + i);
     }
   };
   const int64_t whole = d / kDoubles * kDoubles;
   int64_t i = 0;
   for (; i + 2 * kDoubles <= whole; i += 2 * kDoubles) {
-    add(even, rows, columns, i);
-    add(odd, rows, columns, i + kDoubles);
+    add(even, i);
+    add(odd, i + kDoubles);
   }
-  if (i < whole) add(even, rows, columns, i);
+  if (i < whole) add(even, i);
   if (whole < d) {
-    const Tails<T, kRows> of_rows(rows, whole, d);
-    const Tails<C, kColumns> of_columns(columns, whole, d);
-    add(odd, of_rows.vectors, of_columns.vectors, 0);
+    VecD y[kColumns];
+    for (int c = 0; c < kColumns; ++c) y[c] = load_tail<double>(columns[c], d);
+    for (int r = 0; r < kRows; ++r) {
+      const VecD x = load_tail<double>(rows[r], d);
+      for (int c = 0; c < kColumns; ++c) odd[c][r] += x * y[c];
+    }
   }
   for (int c = 0; c < kColumns; ++c)
     for (int r = 0; r < kRows; ++r) out[c][k + r] = sum_lanes(even[c][r] + odd[c][r]);

@@ -159,11 +159,14 @@ inline VecF quantize_row(const T* x, const T* next, int64_t d, float inverse, in
   return squares[0] + squares[1];
 }
 
+// Of float32; squares below it are taken for as large, which says no less of what is lost.
+constexpr float kSmallestSquare = 0x1p-78f;
+
 // The scale of the rows to come: that of the largest row so far, which is most often large enough,
 // so that a row is read once. A row for which it is not is read again. What a pool loses depends on
 // its largest scale alone.
 struct RunningScale {
-  float largest_lane = 0x1p-78f;  // sum of the squares that meet in a lane of a product
+  float largest_lane = kSmallestSquare;  // sum of the squares that meet in a lane of a product
   float scale = 0, inverse = 0;
 
   RunningScale() { see(largest_lane); }
@@ -178,7 +181,7 @@ template <typename T>
 QuantizedBounds quantize_kernel(const T* const* rows, int64_t n_rows, int64_t d,
                                 const QuantizedRowsOut& out, const QuantizedColumn* column,
                                 float* products) {
-  constexpr float kLargestSquare = 0x1p120f, kSmallestSquare = 0x1p-78f;
+  constexpr float kLargestSquare = 0x1p120f;
   constexpr int64_t kBytesAhead = 6144;
   const int64_t width = quantized_width(d), row_bytes = d * int64_t(sizeof(T));
   const int64_t ahead = (kBytesAhead + row_bytes - 1) / row_bytes;
