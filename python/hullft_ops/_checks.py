@@ -52,24 +52,24 @@ def check_integer(op: str, name: str, value: object, low: int) -> None:
         raise ValueError(f"{op}: {name} must be in {low}..{_INT32_MAX}, got {value}")
 
 
-def check_tolerance(op: str, name: str, value: object) -> None:
+def _number(op: str, name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{op}: {name} must be a float, got {type(value).__name__}")
-    if not value >= 0:  # NaN too
+    return value
+
+
+def check_tolerance(op: str, name: str, value: object) -> None:
+    if not _number(op, name, value) >= 0:  # NaN too
         raise ValueError(f"{op}: {name} must be >= 0, got {value}")
 
 
 def check_finite(op: str, name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{op}: {name} must be a float, got {type(value).__name__}")
-    if not -_INF < value < _INF:  # NaN too
+    if not -_INF < _number(op, name, value) < _INF:  # NaN too
         raise ValueError(f"{op}: {name} must be finite, got {value}")
 
 
 def check_noise(op: str, value: object, name: str = "noise") -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{op}: {name} must be a float, got {type(value).__name__}")
-    if not 0 < value < _INF:  # NaN too; math.isfinite cannot be traced
+    if not 0 < _number(op, name, value) < _INF:  # NaN too; math.isfinite cannot be traced
         raise ValueError(f"{op}: {name} must be finite and > 0, got {value}")
 
 

@@ -1,7 +1,7 @@
 """The loss of a causal language model on one text."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -103,10 +103,8 @@ class _SplitModel:
         # A subclass, such as an adapter or a quantized layer, is more than its weight.
         if base is inner or type(head) is not nn.Linear:
             return None
-        embedding: nn.Module = inner.get_input_embeddings()
-        if not isinstance(embedding, nn.Embedding) or embedding.weight is not head.weight:
-            return cls(base, head, (*_ancestors(model, base), head), None, ())
-        around = tuple(_ancestors(model, embedding))
+        embedding = _embedding_of(inner, head.weight)
+        around = () if embedding is None else tuple(_ancestors(model, embedding))
         return cls(base, head, (*_ancestors(model, base), head), embedding, around)
 
     def serves(self) -> bool:
@@ -120,12 +118,13 @@ class _SplitModel:
     def mean_loss(self, tokens: torch.Tensor) -> torch.Tensor:
         head = self.head
         rows = max(_CHUNK_BYTES // (4 * head.weight.shape[0]), 1)
-        if self.embedding is None or not self._adds_in_place(self.embedding):
+        embedding = self.embedding
+        if embedding is not None and not self._adds_in_place(embedding):
+            embedding = None
+        with nullcontext() if embedding is None else _sparse_gradient(embedding):
             hidden = self.hidden(tokens)[0, :-1]
-            return linear_mean_loss(hidden, head.weight, head.bias, tokens[1:], rows)
-        with _sparse_gradient(self.embedding):
-            hidden = self.hidden(tokens)[0, :-1]
-        return linear_mean_loss(hidden, _stand_in(head.weight), head.bias, tokens[1:], rows)
+        weight = head.weight if embedding is None else _stand_in(head.weight)
+        return linear_mean_loss(hidden, weight, head.bias, tokens[1:], rows)
 
     def _adds_in_place(self, embedding: nn.Embedding) -> bool:
         """Whether a tied weight can have its two gradients in one place, and nobody would notice.
@@ -140,6 +139,11 @@ class _SplitModel:
         if weight.device.type != "cpu" or embedding.sparse or embedding.scale_grad_by_freq:
             return False
         return not any(_is_wrapped(m) or _is_compiled(m) for m in (*self.around, embedding))
+
+
+def _embedding_of(model: nn.Module, weight: torch.Tensor) -> nn.Embedding | None:
+    embeddings = (m for m in model.modules() if isinstance(m, nn.Embedding))
+    return next((m for m in embeddings if m.weight is weight), None)
 
 
 @contextmanager
