@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from benchmarks.fresh import time_padded_loop, time_pass
+from benchmarks.fresh import PaddedLoop, time_pass
 from benchmarks.memory import parameter_buffers
 from benchmarks.passages import LENGTHS, build_store
 from benchmarks.recorder import Recorder
@@ -115,15 +115,14 @@ def measure_ttft(case: Case, recorder: Recorder, device: torch.device, folder: P
     recorder.ours(adapt)
     saved = folder / f"model-{case}"
     model.save_pretrained(saved)
-    timing, padded = time_padded_loop(
-        saved, device, support.input_ids, support.counts, case.refresh, _LR, recorder.pace
-    )
+    loop = PaddedLoop(saved, device, support.input_ids, support.counts, case.refresh, _LR)
+    timing, padded = loop.timed(recorder.pace)
     recorder.peer_timed("padded loop", timing)
     difference = _norm(_difference(adapted, padded))
     recorder.fact("parameter difference, relative", difference / _norm(adapted))
     recorder.fact("parameter difference, of the change", difference / _change(adapted, base))
     if device.type == "cpu":
-        _record_passes(case, recorder, saved, max(support.input_ids, key=len))
+        _record_passes(recorder, saved, max(support.input_ids, key=len), autocast)
     if case.dtype is None:
         assert difference <= 1e-5 * _norm(adapted)
     else:
@@ -131,8 +130,9 @@ def measure_ttft(case: Case, recorder: Recorder, device: torch.device, folder: P
         assert difference <= _BFLOAT16_SHARE * _change(adapted, base)
 
 
-def _record_passes(case: Case, recorder: Recorder, saved: Path, tokens: list[int]) -> None:
-    autocast = case.dtype is not None
+def _record_passes(
+    recorder: Recorder, saved: Path, tokens: list[int], autocast: torch.dtype | None
+) -> None:
     kept = time_pass(saved, tokens, autocast=autocast, keep=True)
     recorder.fact("a pass, seconds", kept.seconds)
     plain = time_pass(saved, tokens, autocast=autocast, keep=False)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -10,10 +11,10 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from benchmarks.memory import forward_backward
 from benchmarks.peers import padded_cloning_finetune
 from benchmarks.timing import Pace, Timing, measure, synchronised
 from hullft_ops.ttft import keep_freed_memory
-from hullft_ops.ttft.loss import MeanLoss
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -29,83 +30,75 @@ def in_fresh_process(call: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs
         return process.submit(call, *args, **kwargs).result()
 
 
-def time_padded_loop(
-    folder: Path,
-    device: torch.device,
-    passages: Sequence[Sequence[int]],
-    counts: Sequence[int],
-    refresh: int,
-    lr: float,
-    pace: Pace,
-) -> tuple[Timing, list[torch.Tensor]]:
-    """`padded_cloning_finetune` in a fresh process: its time, and the adapted parameters.
+@dataclass(frozen=True)
+class PaddedLoop:
+    """`padded_cloning_finetune` as a user runs it.
 
-    Args:
-        folder: with a saved model; the parameters come back through it.
+    Attributes:
+        folder: with a saved model; the adapted parameters come back through it.
+        passages: tokens of each text.
+        counts: steps for each.
+        refresh: steps a gradient.
+        lr: Adam's learning rate.
     """
-    timing = in_fresh_process(_padded_loop, folder, device, passages, counts, refresh, lr, pace)
-    adapted: list[torch.Tensor] = torch.load(folder / _ADAPTED, map_location=device)
-    return timing, adapted
+
+    folder: Path
+    device: torch.device
+    passages: Sequence[Sequence[int]]
+    counts: Sequence[int]
+    refresh: int
+    lr: float
+
+    def timed(self, pace: Pace) -> tuple[Timing, list[torch.Tensor]]:
+        """Its time in a fresh process, and the adapted parameters."""
+        timing = in_fresh_process(self._measure, pace)
+        adapted: list[torch.Tensor] = torch.load(self.folder / _ADAPTED, map_location=self.device)
+        return timing, adapted
+
+    def _measure(self, pace: Pace) -> Timing:
+        model = _load(self.folder, self.device)
+        base = [parameter.detach().clone() for parameter in model.parameters()]
+
+        def finetune() -> None:
+            padded_cloning_finetune(
+                model,
+                self.passages,
+                self.counts,
+                refresh=self.refresh,
+                lr=self.lr,
+                max_length=model.config.n_positions,
+            )
+
+        def restore() -> None:
+            model.zero_grad(set_to_none=True)
+            with torch.no_grad():
+                torch._foreach_copy_(list(model.parameters()), base)
+
+        timing = measure(synchronised(finetune, self.device), pace, setup=restore)
+        torch.save([parameter.detach() for parameter in model.parameters()], self.folder / _ADAPTED)
+        return timing
 
 
-def time_pass(folder: Path, tokens: Sequence[int], *, autocast: bool, keep: bool) -> Timing:
+def time_pass(
+    folder: Path, tokens: Sequence[int], *, autocast: torch.dtype | None, keep: bool
+) -> Timing:
     """A forward and backward pass on the CPU, in a fresh process.
 
     Args:
         folder: with a saved model.
-        autocast: to bfloat16.
+        autocast: see `forward_backward`.
         keep: whether the process keeps the memory that it frees.
     """
     return in_fresh_process(_pass, folder, tokens, autocast, keep)
 
 
-def _padded_loop(
-    folder: Path,
-    device: torch.device,
-    passages: Sequence[Sequence[int]],
-    counts: Sequence[int],
-    refresh: int,
-    lr: float,
-    pace: Pace,
-) -> Timing:
-    model = _load(folder, device)
-    base = [parameter.detach().clone() for parameter in model.parameters()]
-
-    def finetune() -> None:
-        padded_cloning_finetune(
-            model,
-            passages,
-            counts,
-            refresh=refresh,
-            lr=lr,
-            max_length=model.config.n_positions,
-        )
-
-    def restore() -> None:
-        model.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            torch._foreach_copy_(list(model.parameters()), base)
-
-    timing = measure(synchronised(finetune, device), pace, setup=restore)
-    torch.save([parameter.detach() for parameter in model.parameters()], folder / _ADAPTED)
-    return timing
-
-
-def _pass(folder: Path, tokens: Sequence[int], autocast: bool, keep: bool) -> Timing:
+def _pass(folder: Path, tokens: Sequence[int], autocast: torch.dtype | None, keep: bool) -> Timing:
     if keep:
         keep_freed_memory()
-    model = _load(folder, torch.device("cpu"))
-    mean_loss, text = MeanLoss(model), torch.tensor(tokens)
-
-    def forward_backward() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            loss = mean_loss(text)
-        torch.autograd.backward(loss)
-        model.zero_grad(set_to_none=True)
-
+    one_pass = forward_backward(_load(folder, torch.device("cpu")), tokens, autocast)
     # The heap has its final size after a few passes.
-    forward_backward()
-    return measure(forward_backward, Pace(seconds=5.0, min_rounds=2, max_rounds=20))
+    one_pass()
+    return measure(one_pass, Pace(seconds=5.0, min_rounds=2, max_rounds=20))
 
 
 def _load(folder: Path, device: torch.device) -> PreTrainedModel:

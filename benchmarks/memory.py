@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -34,6 +35,25 @@ def peak_bytes(call: Call, device: torch.device) -> int:
     return int(line.split()[1]) * 1024
 
 
+def forward_backward(
+    model: PreTrainedModel, tokens: Sequence[int], autocast: torch.dtype | None
+) -> Call:
+    """A pass on a text, as finetuning makes it; its gradients are dropped.
+
+    Args:
+        autocast: dtype of the forward pass; None for the model's own.
+    """
+    mean_loss, text = MeanLoss(model), torch.tensor(tokens, device=model.device)
+
+    def one_pass() -> None:
+        with torch.autocast(text.device.type, dtype=autocast, enabled=autocast is not None):
+            loss = mean_loss(text)
+        torch.autograd.backward(loss)
+        model.zero_grad(set_to_none=True)
+
+    return one_pass
+
+
 def parameter_buffers(
     model: PreTrainedModel,
     support: Support,
@@ -52,17 +72,9 @@ def parameter_buffers(
             keeps must not be there yet.
         autocast: dtype that the finetuner trains in; None for the model's own.
     """
-    mean_loss = MeanLoss(model)
-    longest = torch.tensor(max(support.input_ids, key=len), device=device)
-
-    def forward_backward() -> None:
-        with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-            loss = mean_loss(longest)
-        torch.autograd.backward(loss)
-        model.zero_grad(set_to_none=True)
-
-    forward_backward()
-    plain = peak_bytes(forward_backward, device)
+    one_pass = forward_backward(model, max(support.input_ids, key=len), autocast)
+    one_pass()
+    plain = peak_bytes(one_pass, device)
     ours = peak_bytes(adapt, device)
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     return 2 + (ours - plain) / size

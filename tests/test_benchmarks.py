@@ -129,9 +129,8 @@ def test_the_padded_loop_in_a_process_of_its_own_adapts_as_it_does_here(tmp_path
     model = GPT2LMHeadModel(config).eval()
     model.save_pretrained(tmp_path)
     passages, counts = [[1, 2, 3, 4], [9, 8, 7]], [3, 1]
-    timing, found = fresh.time_padded_loop(
-        tmp_path, torch.device("cpu"), passages, counts, 2, 1e-3, Pace(0.0, 2, 2)
-    )
+    loop = fresh.PaddedLoop(tmp_path, torch.device("cpu"), passages, counts, 2, 1e-3)
+    timing, found = loop.timed(Pace(0.0, 2, 2))
     assert timing.rounds == 2
     peers.padded_cloning_finetune(model, passages, counts, refresh=2, lr=1e-3, max_length=16)
     for here, there in zip(model.parameters(), found, strict=True):
