@@ -247,8 +247,8 @@ def test_a_second_row_of_a_pair_is_refused(first: Path, tmp_path: Path) -> None:
         ('{"text": "a prompt", "domain": 3}\n', 'line 1: "domain" must be a string, got 3'),
         ("\n", "holds no prompt"),
         # The first prompt to be adapted to is the one that warms up, the second is measured.
-        ('{"text": "a"}\n', "prompt 'a': bits_per_byte: text must have a token with a context"),
-        ('{"text": "two words"}\n{"text": "a"}\n', "prompt 'a': bits_per_byte: text must have"),
+        ('{"text": "a"}\n', "prompt 'a': score_text: text must have a token with a context"),
+        ('{"text": "two words"}\n{"text": "a"}\n', "prompt 'a': score_text: text must have"),
     ],
 )
 def test_prompts_that_cannot_be_used_end_with_one_line(

@@ -171,8 +171,9 @@ def test_long_texts_pass_without_a_warning(gpt2, tokenizer, caplog, monkeypatch)
     ],
 )
 def test_bad_arguments_are_refused(gpt2, tokenizer, text, options, error, message):
-    with pytest.raises(error, match=f"bits_per_byte: {message}"):
-        bits_per_byte(gpt2, tokenizer, text, **options)
+    for function in (bits_per_byte, score_text):
+        with pytest.raises(error, match=f"^{function.__name__}: {message}"):
+            function(gpt2, tokenizer, text, **options)
 
 
 def test_only_special_tokens_are_nothing_to_score(gpt2, tokenizers):

@@ -52,7 +52,7 @@ def bits_per_byte(
     stride: int | None = None,
 ) -> float:
     """Bits per byte of ``text`` under ``model``; `score_text` says how, and gives the parts."""
-    return score_text(model, tokenizer, text, max_length=max_length, stride=stride).value
+    return _score("bits_per_byte", model, tokenizer, text, max_length, stride).value
 
 
 def score_text(
@@ -83,7 +83,17 @@ def score_text(
         ValueError: nothing to score, max_length or stride out of range, or a slow tokenizer.
         NonFiniteLossError: the model's loss is not finite; a RuntimeError.
     """
-    function = "bits_per_byte"
+    return _score("score_text", model, tokenizer, text, max_length, stride)
+
+
+def _score(
+    function: str,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    text: str,
+    max_length: int | None,
+    stride: int | None,
+) -> BitsPerByte:
     if not isinstance(text, str):
         raise TypeError(f"{function}: text must be a str, got {type(text).__name__}")
     if not tokenizer.is_fast:
