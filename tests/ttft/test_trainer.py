@@ -27,18 +27,21 @@ def arguments(folder, **options):
     return TrainingArguments(output_dir=str(folder), **(settings | options))
 
 
-def trainer_of(model, folder, rows=ROWS, **options):
+def dataset_of(rows):
     # Nothing predicts the first token, but transformers 4 counts its label where it has one.
-    dataset = Dataset.from_list(
+    return Dataset.from_list(
         [
             {"input_ids": ids, "labels": [-100, *ids[1:]], "multiplicity": count}
             for ids, count in rows
         ]
     )
+
+
+def trainer_of(model, folder, rows=ROWS, **options):
     return ReplayTrainer(
         model=model,
         args=arguments(folder, **options),
-        train_dataset=dataset,
+        train_dataset=dataset_of(rows),
         data_collator=default_data_collator,
     )
 
@@ -62,6 +65,23 @@ def test_it_equals_adamw_with_every_gradient_reused(llama, tmp_path):
     for parameter, value in zip(model.parameters(), found, strict=True):
         # Relative to a step. transformers computes the loss of a double model in float32.
         assert (parameter - value).abs().max() <= 1e-3 * 1e-4
+
+
+@pytest.mark.parametrize("rows", [ROWS, [(ids, 1) for ids, _ in ROWS]])
+def test_evaluation_leaves_the_multiplicity_out(model, tmp_path, rows):
+    trainer, given = trainer_of(model.double(), tmp_path, per_device_eval_batch_size=3), []
+    # Some models take any argument and ignore it, others fail.
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: given.extend(kwargs), with_kwargs=True
+    )
+    ids = torch.tensor([ids for ids, _ in rows])
+    with torch.no_grad():
+        wanted = model(input_ids=ids, labels=ids).loss.item()
+    found = trainer.evaluate(dataset_of(rows))["eval_loss"]
+    # transformers computes the loss of a double model in float32.
+    assert found == pytest.approx(wanted, rel=1e-6)
+    assert "labels" in given
+    assert "multiplicity" not in given
 
 
 @pytest.mark.parametrize(

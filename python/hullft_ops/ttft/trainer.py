@@ -18,7 +18,8 @@ class ReplayTrainer(Trainer):
 
     The dataset's column "multiplicity" holds how many Adam steps to take with the gradient of each
     example: one forward-backward pass and one `ReplayAdam` sweep, whatever the number. An example
-    to be trained on more often than its gradient is good for comes in several rows.
+    to be trained on more often than its gradient is good for comes in several rows. Evaluation
+    leaves the column out: each example counts once.
 
     The optimizer is `ReplayAdam` with the rate, betas, epsilon and decoupled weight decay of the
     arguments, on all parameters that require a gradient. What counts steps, as the learning-rate
@@ -77,6 +78,15 @@ class ReplayTrainer(Trainer):
         self._repeats = counts[0]
         loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
         return loss
+
+    def prediction_step(
+        self, model: "nn.Module", inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """Trainer's own, without the batch's multiplicity, which no model knows."""
+        known = {name: value for name, value in inputs.items() if name != COLUMN}
+        step: tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
+        step = super().prediction_step(model, known, *args, **kwargs)
+        return step
 
     def _with_repeats(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
