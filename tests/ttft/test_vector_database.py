@@ -69,6 +69,12 @@ def test_a_finetuner_takes_it(gpt2, tokenizer, store, database_store, embedder):
         assert report.optimizer_steps == 6
 
 
+def test_it_says_who_filters(database_store):
+    message = "a database filters by itself, got {'domain': 'a'}: give DatabaseStore a Vector"
+    with pytest.raises(NotImplementedError, match=f"DatabaseStore.filter: {message}"):
+        database_store.filter(domain="a")
+
+
 class Answering:
     """A database that gives what it is told to."""
 

@@ -1,12 +1,12 @@
 """A user's own vector database in place of a datastore."""
 
 from collections.abc import Hashable, Sequence
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import numpy as np
 import torch
 
-from hullft_ops.ttft.datastore import Datastore
+from hullft_ops.ttft.datastore import Datastore, Scalar
 from hullft_ops.ttft.embedding import Embedder, encode_checked
 from hullft_ops.ttft.manifest import DataFile, Manifest
 
@@ -75,6 +75,17 @@ class DatabaseStore(Datastore):
         scores = torch.einsum("bd,bkd->bk", vectors, self.embeddings[ids])
         scores, order = scores.sort(dim=1, descending=True, stable=True)
         return scores, ids.gather(1, order)
+
+    def filter(self, **metadata: Scalar | Sequence[Scalar]) -> NoReturn:
+        """Not of a database, whose metadata are its own.
+
+        Raises:
+            NotImplementedError: always; the message says what to do instead.
+        """
+        raise NotImplementedError(
+            f"DatabaseStore.filter: a database filters by itself, got {metadata}: give "
+            "DatabaseStore a VectorDatabase whose search and len know only the texts wanted"
+        )
 
     def _fetch(self, keys: Sequence[Key]) -> None:
         new = [key for key in keys if key not in self._places]
