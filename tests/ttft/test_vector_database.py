@@ -75,6 +75,17 @@ def test_it_says_who_filters(database_store):
         database_store.filter(domain="a")
 
 
+def test_named_vectors_are_refused(client):
+    size = models.VectorParams(size=24, distance=models.Distance.DOT)
+    client.create_collection("named", {"title": size, "body": size})
+    client.create_collection("sparse", {}, sparse_vectors_config={"s": models.SparseVectorParams()})
+    message = "must have one unnamed vector a point, got vectors named"
+    with pytest.raises(ValueError, match=f"collection 'named' {message} 'title', 'body'"):
+        QdrantDatabase(client, "named")
+    with pytest.raises(ValueError, match=f"collection 'sparse' {message} nothing"):
+        QdrantDatabase(client, "sparse")
+
+
 class Answering:
     """A database that gives what it is told to."""
 

@@ -20,6 +20,7 @@ class QdrantDatabase:
 
     Raises:
         ImportError: qdrant-client is not installed.
+        ValueError: the collection has named vectors, or none but sparse ones.
     """
 
     def __init__(
@@ -35,6 +36,12 @@ class QdrantDatabase:
         self._collection = collection
         self._text_field = text_field
         self._request = models.QueryRequest
+        vectors = client.get_collection(collection).config.params.vectors
+        if not isinstance(vectors, models.VectorParams):
+            raise ValueError(
+                f"QdrantDatabase: collection {collection!r} must have one unnamed vector a point, "
+                f"got vectors named {', '.join(map(repr, vectors or {})) or 'nothing'}"
+            )
 
     def __len__(self) -> int:
         """How many points the collection has."""
