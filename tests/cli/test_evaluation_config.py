@@ -1,12 +1,14 @@
 """Configuration files of ``hullft-ops evaluate``, `tune` and `adapt`."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from hullft_ops.commands_evaluation import configuration
 from hullft_ops.ttft.evaluation.config import (
+    Config,
     ConfigError,
     config_id,
     expand_grid,
@@ -41,6 +43,15 @@ def test_a_file_is_read(tmp_path: Path) -> None:
     config = read_config(file)
     assert (config.store, config.prompts, config.limit) == (Path("s"), Path("p"), 3)
     assert [setting["lr"] for setting in config.configurations] == [1e-3]
+
+
+def test_a_null_is_the_default(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({field.name: None for field in fields(Config)}))
+    assert read_config(file) == Config()
+    file.write_text('{"limits": null}')
+    with pytest.raises(ConfigError, match="unknown key 'limits'"):
+        read_config(file)
 
 
 def test_the_learning_rate_is_that_of_the_model_named_last() -> None:

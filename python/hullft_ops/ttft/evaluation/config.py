@@ -83,7 +83,8 @@ def read_config(source: str | Path) -> Config:
     """The configuration in a JSON file, or the one of that name that ships with the package.
 
     The keys are those of `Config`, where ``settings`` is one dictionary or a list of them. Keys
-    that begin with "_" are left alone, so is "tuned", which says where the settings come from.
+    that begin with "_" are left alone, so is "tuned", which says where the settings come from. A
+    key that is null has its default.
 
     Raises:
         ConfigError: no such file, not JSON, an unknown key or a value of the wrong type.
@@ -155,17 +156,17 @@ def _filled(settings: Settings, model: str | None) -> Settings:
 
 
 def _from_json(content: dict[str, Any]) -> Config:
-    known = {k: v for k, v in content.items() if not k.startswith("_") and k != "tuned"}
-    names = [field.name for field in fields(Config)]
-    _check_keys(known, names, "")
+    given = {k: v for k, v in content.items() if not k.startswith("_") and k != "tuned"}
+    _check_keys(given, [field.name for field in fields(Config)], "")
+    known = {k: v for k, v in given.items() if v is not None}
     for name in ("model", "embedder", "store", "prompts", "corpus", "description"):
-        if not isinstance(known.get(name, ""), str | None):
+        if not isinstance(known.get(name, ""), str):
             raise ConfigError(f"{name} must be a string, got {known[name]!r}")
     for name in ("limit", "seed"):
         if name in known and type(known[name]) is not int:
             raise ConfigError(f"{name} must be an integer, got {known[name]!r}")
     for name in ("store", "prompts", "corpus"):
-        if known.get(name) is not None:
+        if name in known:
             known[name] = Path(known[name])
     grid = known.get("settings", [])
     grid = grid if isinstance(grid, list) else [grid]
