@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from hullft_ops.ttft.generation import continuation
+
 PROMPT = "the cat sat on the red mat"
 
 
@@ -34,6 +36,30 @@ def test_of_a_long_prompt_the_end_is_read(gpt2, tokenizer, make):
     seen.clear()
     finetuner.continuation(PROMPT)
     assert seen[0].tolist() == [tokenizer(PROMPT)["input_ids"][-12:]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "prompt", "wanted"),
+    [
+        ("byte_level_bos_eos", "he", ["<s>", "he"]),
+        ("byte_level_bos_eos", "he</s>", ["<s>", "he", "</s>"]),
+        ("byte_level_bos_eos", "", ["<s>"]),
+        ("byte_fallback_bos", "", ["<s>"]),
+        ("byte_level", "he", ["he"]),
+    ],
+)
+def test_the_token_that_ends_a_text_is_not_continued(gpt2, tokenizers, kind, prompt, wanted):
+    tokenizer, seen = tokenizers[kind], []
+    gpt2.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["input_ids"]), with_kwargs=True
+    )
+    continuation(gpt2, tokenizer, prompt, 32, max_new_tokens=1)
+    assert tokenizer.convert_ids_to_tokens(seen[0][0]) == wanted
+
+
+def test_a_prompt_without_a_token_is_refused(gpt2, tokenizer):
+    with pytest.raises(ValueError, match="prompt must have a token, got ''"):
+        continuation(gpt2, tokenizer, "", 32)
 
 
 @pytest.mark.parametrize("new", [0, 32])
