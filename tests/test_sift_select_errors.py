@@ -39,7 +39,14 @@ VALUE_ERRORS: dict[str, tuple[Callable[[], object], str]] = {
         lambda: sift(query=QUERY[:, None][:, :0]),
         r"query has no targets, got shape \[2, 0, 4\]",
     ),
-    "query rank": (lambda: sift(query=QUERY[None, None]), "query must have shape"),
+    "query rank": (
+        lambda: sift(query=QUERY[None, None]),
+        r"query must have shape \[d\], \[B, d\] or \[B, m, d\], got \[1, 1, 2, 4\]",
+    ),
+    "indexed query rank": (
+        lambda: hullft_ops.sift_select_indexed(POOL[0], torch.zeros(2).long(), QUERY[0, 0], 3),
+        r"query must have shape \[d\], \[B, d\] or \[B, m, d\], got \[\]",
+    ),
     "empty": (lambda: sift(POOL[:, :0]), r"pool is empty, got shape \[2, 0, 4\]"),
     "n": (lambda: sift(n=0), "n_select must be in 1"),
     "noise 0": (lambda: sift(noise=0.0), "noise must be finite and > 0, got 0.0"),

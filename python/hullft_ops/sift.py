@@ -147,6 +147,10 @@ def _check_arguments(
 ) -> None:
     _checks.check_float_tensor(op, pool_name, pool)
     _checks.check_float_tensor(op, "query", query)
+    if query.dim() not in (1, 2, 3):
+        raise ValueError(
+            f"{op}: query must have shape [d], [B, d] or [B, m, d], got {list(query.shape)}"
+        )
     if query.dim() == 3 and query.shape[1] == 0:
         raise ValueError(f"{op}: query has no targets, got shape {list(query.shape)}")
     _checks.check_pool(op, pool_name, pool, _one_target(query))
