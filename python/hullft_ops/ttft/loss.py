@@ -44,6 +44,9 @@ class MeanLoss:
     first text, bit for bit the logits of the model itself: a head that also scales or caps its
     logits is left to the model.
 
+    Made for ``backward()`` alone: a tied weight's gradient of the head goes into its ``.grad`` from
+    a tensor of its own, so that `torch.autograd.grad` with respect to that weight lacks it.
+
     Args:
         model: a causal language model, or a PEFT model around one.
     """
