@@ -85,7 +85,8 @@ def index(
     source: Annotated[
         Path,
         typer.Argument(
-            help="JSONL (.zst, .gz, .bz2), Parquet, a folder of text files or a saved dataset."
+            help="JSONL (.zst, .gz, .bz2), Parquet, a folder of text files (hidden ones are left "
+            "out) or a saved dataset."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Directory of the datastore.")],

@@ -77,6 +77,15 @@ def test_a_folder_gives_its_files_by_name(tmp_path):
     assert counts.named == ["picture.png: not UTF-8"]
 
 
+def test_hidden_files_are_left_out_but_in_a_folder_given(tmp_path):
+    folder = tmp_path / ".notes"
+    (folder / ".git" / "deep").mkdir(parents=True)
+    for name in ("a", ".b", ".git/c", ".git/deep/d"):
+        (folder / name).write_text(name)
+    assert [record["source"] for record in read(folder)[0]] == ["a"]
+    assert [record["source"] for record in read(folder / ".git")[0]] == ["c", "deep/d"]
+
+
 def test_another_text_column_and_a_source_of_its_own(tmp_path):
     (tmp_path / "c.jsonl").write_text('{"body": "hello", "source": "page 3"}\n')
     records, _ = read(tmp_path / "c.jsonl", text_column="body", metadata=("source",))

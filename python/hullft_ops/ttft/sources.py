@@ -61,7 +61,9 @@ class Source:
     """A corpus, and which of its fields are wanted.
 
     Attributes:
-        corpus: a path, or a `datasets.Dataset`.
+        corpus: a path, or a `datasets.Dataset`. Of a folder every file in it or below is a record,
+            but for symbolic links and for what is hidden: names that begin with a dot, and all in
+            folders of such names. The path itself may be hidden.
         text_column: the field that holds the text.
         metadata: further fields to keep; None where a record lacks one, and an error where all do.
         max_bad_share: which share of records may be malformed.
@@ -207,8 +209,10 @@ def _json_object(line: bytes) -> Mapping[str, Any] | str:
 
 def _files(folder: Path, text_column: str) -> Iterator[tuple[str, Mapping[str, Any] | str]]:
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and not path.is_symlink():
-            place = path.relative_to(folder).as_posix()
+        inner = path.relative_to(folder)
+        hidden = any(part.startswith(".") for part in inner.parts)
+        if path.is_file() and not path.is_symlink() and not hidden:
+            place = inner.as_posix()
             try:
                 yield place, {text_column: path.read_text(encoding="utf-8")}
             except UnicodeDecodeError:
