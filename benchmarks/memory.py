@@ -63,18 +63,25 @@ def parameter_buffers(
 ) -> float:
     """Parameter-sized buffers at the worst moment of an adaptation, activations not counted.
 
-    A forward-backward pass on the longest text has parameters, gradients and activations: 2. What
-    an adaptation takes beyond it counts in sizes of the model; two moments and a snapshot are 3.
-    The weights that autocast casts are activations: a pass keeps them for its backward.
+    Forward-backward passes on the texts have parameters, gradients and activations: 2. What an
+    adaptation takes beyond them counts in sizes of the model; two moments and a snapshot are 3. All
+    texts, because torch keeps what it has compiled for every length. The weights that autocast
+    casts are activations: a pass keeps them for its backward.
 
     Args:
         adapt: adapts to ``support`` with a finetuner of ``model`` that has not been used: what it
             keeps must not be there yet.
         autocast: dtype that the finetuner trains in; None for the model's own.
     """
-    one_pass = forward_backward(model, max(support.input_ids, key=len), autocast)
-    one_pass()
-    plain = peak_bytes(one_pass, device)
+    trained = [ids for ids, count in zip(support.input_ids, support.counts, strict=True) if count]
+    passes = [forward_backward(model, ids, autocast) for ids in trained]
+
+    def all_passes() -> None:
+        for one_pass in passes:
+            one_pass()
+
+    all_passes()
+    plain = peak_bytes(all_passes, device)
     ours = peak_bytes(adapt, device)
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     return 2 + (ours - plain) / size

@@ -77,7 +77,12 @@ class SupportTrainer:
         Raises:
             NonFiniteLossError: a loss is not finite.
         """
-        losses: list[torch.Tensor] = []
+        sweeps = list(plan(counts, refreshes, self._order))
+        # In one tensor, made before: a loss that stayed where its pass left it would keep the
+        # memory around it from the next pass's larger activations.
+        losses = torch.empty(
+            sum(sweep.fresh for sweep in sweeps), dtype=torch.float64, device=self._model.device
+        )
         passes: list[tuple[int, int]] = []
         self._optimizer.reset()
         # Its gradients take room: they are there for this support alone.
@@ -87,19 +92,19 @@ class SupportTrainer:
         with modes_restored(self._model), torch.inference_mode(False), torch.enable_grad():
             self._model.train(False)
             tokens = [torch.tensor(text, device=self._model.device) for text in texts]
-            for sweep in plan(counts, refreshes, self._order):
+            for sweep in sweeps:
                 if sweep.fresh:
-                    losses.append(self._pass(tokens[sweep.example], clock))
+                    losses[len(passes)] = self._pass(tokens[sweep.example], clock)
                     passes.append((indices[sweep.example], done))
                     if self._model.device.type == "cpu":
-                        _check_losses([losses[-1].item()], [passes[-1]], steps)
+                        _check_losses([losses[len(passes) - 1].item()], [passes[-1]], steps)
                 with clock.of("step"):
                     self._take(sweep, cache, done, steps)
                 done += sweep.repeats
             self._optimizer.zero_grad(set_to_none=True)
         # Read together and last: reading each would stall a GPU every time, and reading none would
         # leave its work out of the time.
-        values: list[float] = torch.stack(losses).tolist()
+        values: list[float] = losses.tolist()
         _check_losses(values, passes, steps)
         return values
 
