@@ -39,6 +39,15 @@ def _share_of_the_cores() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _a_fork_may_differentiate() -> None:
+    """Autograd counts devices once, at its first backward pass, and after threads for them no fork.
+
+    Fake tensors would have a CUDA build of torch count GPUs that are not there.
+    """
+    torch.ones(1, requires_grad=True).sum().backward()
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _operators_on_device(pytestconfig: pytest.Config) -> Iterator[None]:
     device = torch.device(pytestconfig.getoption("--device"))
     if device.type == "cpu":

@@ -127,3 +127,18 @@ def test_a_dependency_without_a_plain_lower_bound_is_named(
 ) -> None:
     with pytest.raises(SystemExit, match=f"{requirement!r} has no lower bound"):
         tool.lowest(requirement)
+
+
+@pytest.mark.parametrize("tool", ["lowest_versions"], indirect=True)
+def test_each_direct_dependency_is_held_at_the_highest_of_its_bounds(tool: ModuleType) -> None:
+    project = {
+        "dependencies": ["torch>=2.11"],
+        "optional-dependencies": {
+            "ttft": ["numpy>=1.9"],
+            "test": ["numpy>=1.26", "coverage[toml]>=7.10"],
+            "bench": ["numpy>=1.11"],
+            "docs": ["numpy>=2"],
+        },
+    }
+    held = tool.constraints_of(project, ["ttft", "test", "bench"])
+    assert held == ["torch==2.11", "numpy==1.26", "coverage==7.10"]

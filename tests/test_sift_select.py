@@ -105,6 +105,16 @@ def test_the_first_pick_alone() -> None:
     assert (sel.variance[:, 0] - (1 - score.max(-1).values)).abs().max() < 1e-12
 
 
+def test_more_columns_than_are_kept() -> None:
+    """With each pick comes the column of its twin, which is never picked: 180 of them, 122 kept."""
+    axes = torch.eye(100, dtype=torch.float64)
+    pool = torch.stack([0.99 * axes, axes], dim=1).reshape(200, 100)
+    query = torch.linspace(1.0, 0.5, 100, dtype=torch.float64)
+    sel = hullft_ops.sift_select(pool, query, 90, noise=0.01)
+    assert sel.picks.tolist() == list(range(1, 180, 2))
+    assert_equals_sift(sel, reference.sift_select(pool, query, 90, noise=0.01))
+
+
 def test_opposite_rows_tell_as_much() -> None:
     """Variance knows no sign: a row opposite to the query is as good as one along it."""
     pool = torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)

@@ -3,8 +3,9 @@
 python tools/lowest_versions.py [--extra ttft --extra test ...] [--work DIR] [PYTEST ARGUMENT ...]
 
 uv resolves the bounds (``--resolution lowest-direct``), the build requirements included, and prints
-what it took. Needs uv (pip install uv). torch's lowest version is some GB, so this is not part of
-the tests. A bound that does not hold is raised in pyproject.toml, not worked around.
+what it took. A bound that another package's requirements lift is an error, since nothing would try
+it. Needs uv (pip install uv). torch's lowest version is some GB, so this is not part of the tests.
+A bound that does not hold is raised in pyproject.toml, not worked around.
 """
 
 import argparse
@@ -14,6 +15,9 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
+
+from packaging.version import Version
 
 from wheel_matrix import ROOT, tool
 
@@ -28,19 +32,21 @@ def lowest(requirement: str) -> str:
     return f"{match[1]}=={match[2]}"
 
 
-def check_bounds(project: dict[str, dict[str, object]], extras: list[str]) -> None:
-    """Every direct dependency has a lower bound, or the lowest version would be anything."""
-    optional = project["optional-dependencies"]
+def constraints_of(project: dict[str, Any], extras: list[str]) -> list[str]:
+    """The lowest version of each direct dependency: of two bounds on one package the higher."""
+    bounds: dict[str, Version] = {}
     for requirement in [
         *project["dependencies"],
-        *(r for extra in extras for r in optional[extra]),
+        *(r for extra in extras for r in project["optional-dependencies"][extra]),
     ]:
-        lowest(requirement)
+        # An extra has no place in a constraint.
+        name, version = re.sub(r"\[.*\]", "", lowest(requirement)).split("==")
+        bounds[name] = max(Version(version), bounds.get(name, Version(version)))
+    return [f"{name}=={version}" for name, version in bounds.items()]
 
 
-def build_constraints(work: Path, requires: list[str]) -> Path:
-    file = work / "build_constraints.txt"
-    file.write_text("".join(f"{lowest(requirement)}\n" for requirement in requires))
+def write_lines(file: Path, lines: list[str]) -> Path:
+    file.write_text("".join(f"{line}\n" for line in lines))
     return file
 
 
@@ -53,19 +59,23 @@ def main() -> None:
     arguments = parser.parse_args()
     extras = arguments.extra or list(EXTRAS)
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    check_bounds(pyproject["project"], extras)
+    direct = constraints_of(pyproject["project"], extras)
     work = arguments.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     python = work / "environment" / "bin" / "python"
     environment = {**os.environ, "UV_PYTHON_DOWNLOADS": "never"}
-    constraints = build_constraints(work, pyproject["build-system"]["requires"])
+    constraints = write_lines(work / "constraints.txt", direct)
+    build_constraints = write_lines(
+        work / "build_constraints.txt", [*map(lowest, pyproject["build-system"]["requires"])]
+    )
 
     def uv(*command: str | Path) -> None:
         subprocess.run([tool("uv"), *map(str, command)], check=True, env=environment)
 
     uv("venv", "-q", "--clear", "--no-project", "--python", arguments.python, work / "environment")
     uv("pip", "install", "--python", python, "--resolution", "lowest-direct",
-       "--build-constraint", constraints, "-C", "cmake.define.HULLFT_CUDA=OFF",
+       "--constraint", constraints, "--build-constraint", build_constraints,
+       "-C", "cmake.define.HULLFT_CUDA=OFF",
        f"{ROOT}[{','.join(extras)}]")  # fmt: skip
     uv("pip", "freeze", "--python", python)
     result = subprocess.run([python, "-m", "pytest", *arguments.pytest], cwd=ROOT, check=False)

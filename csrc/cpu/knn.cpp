@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "gram_columns.h"
+#include "memory.h"
 #include "select_batch.h"
 
 namespace hullft {
@@ -73,6 +74,8 @@ SelectionOutput::Tensors knn_select(const Tensor& pool, const Tensor& query, int
   check_range(op, "n_select", n_select, 1);
   check_sizes(op, "pool_sizes", pool_sizes, pool, shape.batch);
   check_enough_rows(op, n_select, shape);
+  check_memory(op, n_select, shape.batch, shape.candidates,
+               selection_bytes(n_select, shape.batch, shape.candidates));
   const Sizes sizes(op, "pool_sizes", pool_sizes, shape.candidates, shape.batch);
   for (int64_t b = 0; b < shape.batch; ++b)
     if (sizes[b] < n_select)

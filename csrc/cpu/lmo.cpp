@@ -4,6 +4,7 @@
 #include "../core/frank_wolfe.h"
 #include "batch.h"
 #include "gram_columns.h"
+#include "memory.h"
 
 namespace hullft {
 namespace {
@@ -12,6 +13,7 @@ struct LmoAnswer {
   int64_t vertex;
   double correlation, gamma, gap;
 };
+constexpr double kAnswerBytes = 20;  // as it is returned, at least: the values in float32
 
 template <typename T>
 class LmoSolver {
@@ -99,6 +101,7 @@ LmoTensors::Tuple fw_lmo(const Tensor& pool, const Tensor& query, const Tensor& 
   check_current(op, current, query);
   check_sizes(op, "pool_sizes", pool_sizes, pool, shape.batch);
   const Sizes sizes(op, "pool_sizes", pool_sizes, shape.candidates, shape.batch);
+  check_fits(op, kAnswerBytes * double(shape.batch), shape.batch, " queries: the answer");
   const LmoTensors out(pool, shape.batch);
   const Tensor dense_pool = with_dense_rows(pool), dense_query = with_dense_rows(query);
   const Tensor dense_current = with_dense_rows(current);

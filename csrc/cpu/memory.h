@@ -10,15 +10,20 @@
 
 namespace hullft {
 
-// `needed` is in bytes; a double, in which no product of sizes overflows.
-inline void check_memory(const char* op, int64_t n_select, int64_t batch, int64_t candidates,
-                         double needed) {
+// `needed` is in bytes; a double, in which no product of sizes overflows. `asked` says for what.
+template <typename... Asked>
+void check_fits(const char* op, double needed, const Asked&... asked) {
   static const double has = double(sysconf(_SC_PHYS_PAGES)) * double(sysconf(_SC_PAGESIZE));
   constexpr double kGigabyte = 1 << 30;
   if (needed > has)
-    value_error(op, "n_select ", n_select, " for ", batch, " queries of ", candidates,
-                " candidates needs ", int64_t(needed / kGigabyte), " GiB, this machine has ",
+    value_error(op, asked..., " needs ", int64_t(needed / kGigabyte), " GiB, this machine has ",
                 int64_t(has / kGigabyte));
+}
+
+inline void check_memory(const char* op, int64_t n_select, int64_t batch, int64_t candidates,
+                         double needed) {
+  check_fits(op, needed, "n_select ", n_select, " for ", batch, " queries of ", candidates,
+             " candidates");
 }
 
 // What a selection writes: three arrays of n_select values a query, and a few of one value a

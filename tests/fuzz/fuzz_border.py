@@ -1,5 +1,6 @@
 """libFuzzer's loop around border.call, by atheris: see README.md."""
 
+import shlex
 import sys
 
 import atheris
@@ -12,7 +13,9 @@ from replay import limit_memory
 
 def main() -> None:
     limit_memory()
-    atheris.Setup(sys.argv, border.call)
+    # -merge starts the program again, in a shell.
+    program = shlex.join([sys.executable, sys.argv[0]])
+    atheris.Setup([program, *sys.argv[1:]], border.call)
     atheris.Fuzz()
 
 
