@@ -46,13 +46,14 @@ struct AdamState {
   V param, exp_avg, exp_avg_sq;
 };
 
+// decay: lr * weight_decay, rounded before it is taken from 1, as torch.optim.AdamW does.
 template <typename R>
-HULLFT_HD AdamRates<R> adam_rates(const AdamOptions& o) {
+HULLFT_HD AdamRates<R> adam_rates(const AdamOptions& o, double decay) {
   const double weight = 1 - o.beta1;
   AdamRates<R> rates;
   rates.sign = o.maximize ? R(-1) : R(1);
   rates.coupled_decay = o.decoupled ? R(0) : R(o.weight_decay);
-  rates.keep = o.decoupled ? R(1 - o.lr * o.weight_decay) : R(1);
+  rates.keep = o.decoupled ? R(1 - decay) : R(1);
   // From the nearer end, so that beta1 = 0 gives exactly g.
   rates.blend_from_grad = weight >= 0.5;
   rates.blend = rates.blend_from_grad ? R(weight) - R(1) : R(weight);
@@ -74,18 +75,18 @@ HULLFT_HD bool adam_settled(const AdamOptions& o, double t) {
   return 1 - pow(o.beta1, t) == 1 && 1 - pow(o.beta2, t) == 1;
 }
 
-// V is R or a vector of R. Math gives the exact square root, a fused multiply-add, and `rounded`, a
-// value that no later operation may be fused with: the moments are rounded where torch.optim.Adam
-// rounds them, so that they stay its equals over any number of steps.
+// V is R or a vector of R. Math gives the exact square root, a fused multiply-add, and `product`,
+// with which no later operation may be fused: parameters and moments are rounded where
+// torch.optim.Adam rounds them, so that they stay its equals over any number of steps.
 template <bool kCoupled, typename Math, typename V, typename R>
 HULLFT_HD void adam_update(AdamState<V>& x, V grad, const AdamRates<R>& rates,
                            const AdamStep<R>& step, const Math& math) {
   if constexpr (kCoupled) grad = math.fma(rates.coupled_decay, x.param, grad);
   const V anchor = rates.blend_from_grad ? grad : x.exp_avg;
   x.exp_avg = math.fma(rates.blend, grad - x.exp_avg, anchor);
-  x.exp_avg_sq = math.fma(rates.square * grad, grad, math.rounded(rates.beta2 * x.exp_avg_sq));
+  x.exp_avg_sq = math.fma(rates.square * grad, grad, math.product(rates.beta2, x.exp_avg_sq));
   const V move = step.rate * x.exp_avg / (math.root(x.exp_avg_sq) + step.eps);
-  x.param = math.rounded(rates.keep * x.param) + move;
+  x.param = math.product(rates.keep, x.param) + move;
 }
 
 }  // namespace hullft

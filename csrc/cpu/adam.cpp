@@ -28,7 +28,8 @@ class Schedules {
       steps.push_back({R(step.rate), R(step.eps)});
       if (adam_settled(options, steps_done + double(s))) break;
     }
-    it->second.schedule = {adam_rates<R>(options), steps.data(), int64_t(steps.size()), repeats};
+    it->second.schedule = {adam_rates<R>(options, options.lr * options.weight_decay), steps.data(),
+                           int64_t(steps.size()), repeats};
   }
 
   const AdamSchedule<R>& at(double steps_done) const { return entries_.at(steps_done).schedule; }

@@ -17,15 +17,12 @@ struct DeviceMath {
     else
       return ::fmaf(a, b, c);
   }
-  // Passing through the assembler keeps the compiler from fusing what comes after.
-  __device__ __forceinline__ R rounded(R v) const {
-#if defined(__CUDA_ARCH__)
+  // Of two PTX instructions that name no rounding ptxas may make one, whatever stands between them.
+  __device__ __forceinline__ R product(R a, R b) const {
     if constexpr (sizeof(R) == 8)
-      asm("" : "+d"(v));
+      return __dmul_rn(a, b);
     else
-      asm("" : "+f"(v));
-#endif
-    return v;
+      return __fmul_rn(a, b);
   }
 };
 
@@ -96,7 +93,8 @@ __global__ void __launch_bounds__(kSweepThreads, 2)
   const double done = steps_done(entry);
   const AdamOptions options = options_of(call);
   const int64_t repeats = call.repeats;
-  const AdamRates<R> rates = adam_rates<R>(options);
+  const double decay = DeviceMath<double>{}.product(options.lr, options.weight_decay);
+  const AdamRates<R> rates = adam_rates<R>(options, decay);
   // All threads go through all tiles: the barriers of fill_steps are theirs too.
   for (int64_t tile = 0; tile < kSweepChunk && place.start + tile < entry.numel;
        tile += kSweepTile<R>) {

@@ -1,12 +1,14 @@
 """Compiles the kernels' own sources for the CPU: one shared library for each kind of check.
 
-``plain``: clang, optimised. ``gcc``: the same by g++. ``asan``: AddressSanitizer and misaligned
-vector accesses. ``race``: every load and store reports to cusim/race.cpp.
+``plain``: clang, optimised. ``gcc``: the same by g++. ``fused``: products are fused with the sums
+that use them, as nvcc does. ``asan``: AddressSanitizer and misaligned vector accesses. ``race``:
+every load and store reports to cusim/race.cpp.
 """
 
 import fcntl
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -24,6 +26,7 @@ UNITS = (
 )  # fmt: skip
 CLANG = "clang++-19"
 _TIMELESS = ["-Xclang", "-fno-pch-timestamp"]
+_FUSES = ("-mfma",) if platform.machine() == "x86_64" else ()  # elsewhere every processor does
 _SANITIZERS = ["-fsanitize=address,alignment", "-fno-sanitize-recover=alignment"]
 
 
@@ -43,6 +46,7 @@ KINDS = {
     "plain": Kind(CLANG, ("-O2",), ("-O2",)),
     "gcc": Kind("g++", ("-O2",), ("-O2",)),
     "asan": Kind("g++", ("-O1", *_SANITIZERS), ("-O1", *_SANITIZERS), tuple(_SANITIZERS)),
+    "fused": Kind(CLANG, ("-O2", "-ffp-contract=fast", *_FUSES), ("-O2",)),
     "race": Kind(CLANG, ("-O1", "-fsanitize=thread"), ("-O1", "-DCUSIM_RACE")),
 }
 

@@ -24,7 +24,9 @@ from hullft_ops import _C
 
 Libraries = Callable[[str], Library]
 
-SCHEDULES = [("plain", 0), ("plain", 1), ("plain", 2), ("plain", 11), ("gcc", 3), ("race", 0)]
+SCHEDULES = [
+    ("plain", 0), ("plain", 1), ("plain", 2), ("plain", 11), ("gcc", 3), ("race", 0), ("fused", 0),
+]  # fmt: skip
 """Threads ascending, descending and at random; the race build needs one order alone."""
 
 
@@ -140,11 +142,17 @@ def test_same_bits_whatever_the_order(library: Libraries) -> None:
 @pytest.mark.skipif(
     _C.simd_level() == "portable", reason="the portable CPU form has no fused multiply-add"
 )
-def test_stochastic_rounding_gives_the_bits_of_the_cpu(library: Libraries) -> None:
-    tensors = make_tensors([5000, 3], torch.bfloat16, grad_dtype=torch.float32, steps_done=9.0)
+@pytest.mark.parametrize("decoupled", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("kind", ["plain", "fused"])
+def test_adam_gives_the_bits_of_the_cpu(
+    library: Libraries, kind: str, dtype: torch.dtype, decoupled: bool
+) -> None:
+    tensors = make_tensors([5000, 3], dtype, grad_dtype=torch.float32, steps_done=9.0)
     got = tensors.clone()
-    library("plain").adam_replay_(got, 4, seed=11, weight_decay=0.1)
-    wanted = adam_replay(tensors, 4, seed=11, weight_decay=0.1)
+    options = {"lr": 0.8, "weight_decay": 0.1, "decoupled": decoupled, "seed": 11}
+    library(kind).adam_replay_(got, 4, **options)
+    wanted = adam_replay(tensors, 4, **options)
     for column in ("params", "exp_avgs", "exp_avg_sqs"):
         for a, b in zip(getattr(got, column), getattr(wanted, column), strict=True):
             assert torch.equal(a, b)

@@ -23,9 +23,9 @@ struct VectorMath {
   V fma(V a, V b, V c) const {
     return multiply_add(a, b, c);
   }
-  template <typename V>
-  V rounded(V v) const {
-    return hullft::rounded(v);
+  template <typename R, typename V>
+  V product(R a, V b) const {
+    return rounded(a * b);
   }
 };
 

@@ -76,5 +76,15 @@ __attribute__((no_sanitize("thread"))) T atomicAdd(T* p, T value) {
   return old;
 }
 
+// Products that the compiler may not fuse with what uses them.
+inline float __fmul_rn(float a, float b) {
+  volatile float product = a * b;
+  return product;
+}
+inline double __dmul_rn(double a, double b) {
+  volatile double product = a * b;
+  return product;
+}
+
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
