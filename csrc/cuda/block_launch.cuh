@@ -15,4 +15,11 @@ inline int threads_for(int width, Storage storage) {
   return width <= 1024 || storage == Storage::kFloat64 ? 256 : kMaxThreads<float>;
 }
 
+// The limit belongs to the kernel, on the whole device: were it each launch's own size, a thread
+// could lower it between the limit and the launch of another.
+template <typename Kernel>
+cudaError_t allow_shared(Kernel* kernel, int64_t limit) {
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(limit));
+}
+
 }  // namespace hullft

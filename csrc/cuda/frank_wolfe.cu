@@ -32,10 +32,12 @@ __global__ void __launch_bounds__(kMaxThreads<S>, 1)
 template <typename S, bool kSharedState>
 cudaError_t launch(const FwProblem& problem, const FwPlan& plan, void* workspace,
                    const FwOutputs& outputs, cudaStream_t stream) {
-  const size_t shared_bytes = kSharedState ? size_t(plan.state_bytes) : 0;
-  const cudaError_t status = cudaFuncSetAttribute(
-      fw_kernel<S, kSharedState>, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes));
-  if (status != cudaSuccess) return status;
+  size_t shared_bytes = 0;
+  if constexpr (kSharedState) {
+    shared_bytes = size_t(plan.state_bytes);
+    const cudaError_t status = allow_shared(fw_kernel<S, true>, plan.shared_limit);
+    if (status != cudaSuccess) return status;
+  }
   HULLFT_LAUNCH((fw_kernel<S, kSharedState>), dim3(unsigned(problem.batch)),
                 dim3(unsigned(plan.threads)), shared_bytes, stream, problem, plan,
                 static_cast<unsigned char*>(workspace), outputs);
@@ -64,7 +66,8 @@ FwPlan plan_columns(const FwProblem& p, int64_t max_shared_bytes, bool gram) {
   plan.slots = int(std::min(width, int64_t(p.n_select) + 1 + spare));
   plan.threads = threads_for(p.pool.width, p.pool.storage);
   plan.state_bytes = fw_state_bytes(p.pool.width, plan.slots, real_bytes);
-  plan.shared_state = plan.state_bytes <= max_shared_bytes - kFixedSharedBytes;
+  plan.shared_limit = max_shared_bytes - kFixedSharedBytes;
+  plan.shared_state = plan.state_bytes <= plan.shared_limit;
   const int64_t column_bytes = (plan.gram ? width : plan.slots) * width * real_bytes;
   plan.column_stride = plan.gram && n_pools(p.pool, p.batch) == 1 ? 0 : column_bytes;
   plan.columns_offset = plan.shared_state ? 0 : p.batch * plan.state_bytes;

@@ -32,6 +32,7 @@ struct FwPlan {
   bool shared_state;  // O(K) state of a query in shared or in global memory
   int threads;
   int slots;               // atoms whose column is kept
+  int64_t shared_limit;    // bytes of the largest state that lies in shared memory
   int64_t column_stride;   // bytes of the columns of one query, 0: one Gram matrix for all
   int64_t state_bytes;     // of one query
   int64_t columns_offset;  // into the workspace, after the states that lie there

@@ -30,10 +30,12 @@ __global__ void __launch_bounds__(kMaxThreads<S>, 1)
 template <typename S, bool kSharedState>
 cudaError_t launch(const SiftProblem& problem, const SiftPlan& plan, void* workspace,
                    const SiftOutputs& outputs, cudaStream_t stream) {
-  const size_t shared_bytes = kSharedState ? size_t(plan.state_bytes) : 0;
-  const cudaError_t status = cudaFuncSetAttribute(
-      sift_kernel<S, kSharedState>, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes));
-  if (status != cudaSuccess) return status;
+  size_t shared_bytes = 0;
+  if constexpr (kSharedState) {
+    shared_bytes = size_t(plan.state_bytes);
+    const cudaError_t status = allow_shared(sift_kernel<S, true>, plan.shared_limit);
+    if (status != cudaSuccess) return status;
+  }
   HULLFT_LAUNCH((sift_kernel<S, kSharedState>), dim3(unsigned(problem.batch)),
                 dim3(unsigned(plan.threads)), shared_bytes, stream, problem, plan,
                 static_cast<unsigned char*>(workspace), outputs);
@@ -60,7 +62,8 @@ SiftPlan plan_sift_columns(const SiftProblem& p, int64_t max_shared_bytes, bool 
   plan.gram = gram;
   plan.threads = threads_for(p.pool.width, p.pool.storage);
   plan.state_bytes = sift_state_bytes(width, p.n_select, p.n_targets, real_bytes);
-  plan.shared_state = plan.state_bytes <= max_shared_bytes - kFixedSharedBytes;
+  plan.shared_limit = max_shared_bytes - kFixedSharedBytes;
+  plan.shared_state = plan.state_bytes <= plan.shared_limit;
   const int64_t pools = n_pools(p.pool, p.batch), gram_bytes = width * width * real_bytes;
   plan.gram_stride = pools == 1 ? 0 : gram_bytes;
   plan.gram_offset = plan.shared_state ? 0 : p.batch * plan.state_bytes;

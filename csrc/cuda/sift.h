@@ -28,6 +28,7 @@ struct SiftPlan {
   bool gram;          // whole Gram matrices before the picks, or a column for each pick
   bool shared_state;  // O(K) state of a query in shared or in global memory
   int threads;
+  int64_t shared_limit;    // bytes of the largest state that lies in shared memory
   int64_t state_bytes;     // of one query
   int64_t gram_stride;     // bytes from the Gram matrix of a query to the next, 0: one for all
   int64_t gram_offset;     // into the workspace, after the states that lie there

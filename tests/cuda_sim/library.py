@@ -100,8 +100,8 @@ class Plan(ctypes.Structure):
 
     _fields_ = [
         ("gram", ctypes.c_bool), ("shared_state", ctypes.c_bool), ("threads", ctypes.c_int),
-        ("slots", ctypes.c_int), ("column_stride", _I64), ("state_bytes", _I64),
-        ("columns_offset", _I64), ("workspace_bytes", _I64),
+        ("slots", ctypes.c_int), ("shared_limit", _I64), ("column_stride", _I64),
+        ("state_bytes", _I64), ("columns_offset", _I64), ("workspace_bytes", _I64),
     ]  # fmt: skip
 
 

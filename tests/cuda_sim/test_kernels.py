@@ -139,6 +139,13 @@ def test_same_bits_whatever_the_order(library: Libraries) -> None:
             assert torch.equal(got, wanted)
 
 
+def test_the_limit_of_a_kernels_shared_memory_is_never_lowered(library: Libraries) -> None:
+    for candidates in (2000, 20):
+        pool, query = hull_problem(0, 1, candidates, 4, torch.float32)
+        library("plain").frank_wolfe(pool, query, 2, max_iter=1)
+        library("plain").sift(pool, query, 2)
+
+
 @pytest.mark.skipif(
     _C.simd_level() == "portable", reason="the portable CPU form has no fused multiply-add"
 )

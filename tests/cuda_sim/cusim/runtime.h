@@ -7,9 +7,11 @@
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 
 template <class Kernel>
-cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute attribute, int value) {
+cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute attribute, int value) {
   if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaErrorInvalidValue;
-  return size_t(value) <= cusim::sim.config.max_shared_bytes ? cudaSuccess : cudaErrorInvalidValue;
+  if (size_t(value) > cusim::sim.config.max_shared_bytes) return cudaErrorInvalidValue;
+  cusim::limit_shared(reinterpret_cast<const void*>(kernel), size_t(value));
+  return cudaSuccess;
 }
 
 #define CUSIM_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \

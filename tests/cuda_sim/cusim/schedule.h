@@ -142,6 +142,28 @@ inline void start_block(dim3 block, size_t shared_bytes) {
   for (int t = 0; t < sim.n_threads; ++t) start_fiber(sim.fibers[size_t(t)], t, block);
 }
 
+// Kernels that may have more dynamic shared memory than others, and how much on which device, which
+// is told by what its blocks may have at most.
+struct SharedLimit {
+  size_t bytes, of_device;
+};
+inline std::map<const void*, SharedLimit> shared_limits;
+constexpr size_t kUnlimitedShared = 48 << 10;
+
+// Another thread may be about to launch with the limit that it has set.
+inline void limit_shared(const void* kernel, size_t bytes) {
+  SharedLimit& limit = shared_limits[kernel];
+  if (limit.of_device == sim.config.max_shared_bytes && bytes < limit.bytes)
+    throw Error("cusim: a kernel's limit of shared memory was lowered");
+  limit = {bytes, sim.config.max_shared_bytes};
+}
+
+inline void check_shared(const void* kernel, size_t bytes) {
+  const auto limit = shared_limits.find(kernel);
+  if (bytes > kUnlimitedShared && (limit == shared_limits.end() || bytes > limit->second.bytes))
+    throw Error("cusim: more shared memory than the kernel may have");
+}
+
 template <class Body>
 void run_grid(dim3 grid, dim3 block, size_t shared_bytes, Body&& body) {
   const size_t n = size_t(block.x) * block.y * block.z;
@@ -169,6 +191,7 @@ void run_grid(dim3 grid, dim3 block, size_t shared_bytes, Body&& body) {
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
             Arguments... arguments) {
+  check_shared(reinterpret_cast<const void*>(kernel), shared_bytes);
   run_grid(grid, block, shared_bytes, [&] { kernel(arguments...); });
 }
 

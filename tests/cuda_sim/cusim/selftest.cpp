@@ -128,8 +128,13 @@ void what_must_be_reported() {
   expect_report("divergent barrier", "barrier in a branch",
                 [] { CUSIM_LAUNCH(barrier_in_a_branch, 1, 64, 0, nullptr); });
   expect_report("invalid", "1025 threads", [] { CUSIM_LAUNCH(early_return, 1, 1025, 0, nullptr); });
-  expect_report("invalid", "too much shared memory",
-                [] { CUSIM_LAUNCH(early_return, 1, 32, 228 * 1024, nullptr); });
+  expect_report("more shared memory", "too much shared memory",
+                [] { CUSIM_LAUNCH(early_return, 1, 32, 49 * 1024, nullptr); });
+  constexpr auto limit = cudaFuncAttributeMaxDynamicSharedMemorySize;
+  expect(cudaFuncSetAttribute(barrier_in_a_branch, limit, 228 * 1024) != cudaSuccess, "no device");
+  expect(cudaFuncSetAttribute(barrier_in_a_branch, limit, 64 * 1024) == cudaSuccess, "a limit");
+  expect_report("lowered", "a lower limit",
+                [] { cudaFuncSetAttribute(barrier_in_a_branch, limit, 50 * 1024); });
 }
 
 #ifdef CUSIM_RACE
