@@ -63,7 +63,7 @@ class BlockIntegerizer {
   }
 
   __device__ __forceinline__ void give_one() {
-    Best<double> mine = no_best<double>();
+    Best<double> mine{-INFINITY, 0};  // every gain may be NaN, where products overflow
     for (int i = me_.thread; i < m_; i += me_.n_threads)
       see(mine, -gain_of_unit(x_.v[i], x_.diagonal[i], x_.b[i], double(n_)), i);
     const int best = block_best(mine, scratch_, me_).index;

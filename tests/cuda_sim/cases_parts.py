@@ -62,6 +62,15 @@ def integerize_failures(library: Library, seed: int) -> None:
 
 
 @case
+def integerize_overflow(library: Library, seed: int) -> None:
+    """Inputs and products are finite, every gain is NaN: the unit that remains goes somewhere."""
+    support = torch.full((1, 2, 1), 1e154, dtype=torch.float64)
+    weights = torch.full((1, 2), 0.5)
+    counts = library.integerize(support, support[:, 0], weights, 3, launch=Launch(seed))
+    assert counts.tolist() == [[2, 1]]
+
+
+@case
 def lmo(library: Library, seed: int) -> None:
     for dtype, candidates, dim in (
         (torch.float64, 70, 9),
