@@ -1,3 +1,5 @@
+#include <unordered_set>
+
 #include "../core/arithmetic.h"
 #include "../core/stochastic_rounding.h"
 #include "adam_replay.h"
@@ -169,13 +171,14 @@ cudaError_t launch_adam_replay(const AdamEntry* entries, int64_t n, Storage para
 cudaError_t launch_advance_steps(const AdamEntry* entries, int64_t n, int64_t repeats,
                                  cudaStream_t stream) {
   SweepBatch<AdamEntry> batch{};
+  std::unordered_set<const void*> advanced;  // tensors may share a step
   const auto flush = [&] {
     HULLFT_LAUNCH(advance_kernel, dim3(1), dim3(kSweepThreads), 0, stream, batch, double(repeats));
     batch.n = 0;
     return cudaGetLastError();
   };
   for (int64_t i = 0; i < n; ++i) {
-    if (!entries[i].device_step) continue;
+    if (!entries[i].device_step || !advanced.insert(entries[i].device_step).second) continue;
     batch.entries[batch.n++] = entries[i];
     if (batch.n < SweepBatch<AdamEntry>::kMax) continue;
     const cudaError_t status = flush();

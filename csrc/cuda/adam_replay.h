@@ -34,7 +34,7 @@ struct AdamCall {
 cudaError_t launch_adam_replay(const AdamEntry* entries, int64_t n, Storage param, Storage grad,
                                const AdamCall& call, cudaStream_t stream);
 
-// Adds repeats to every step that is on the device.
+// Adds repeats to every step that is on the device, once where several entries share it.
 cudaError_t launch_advance_steps(const AdamEntry* entries, int64_t n, int64_t repeats,
                                  cudaStream_t stream);
 

@@ -77,6 +77,10 @@ def adam_device_steps(library: Library, seed: int) -> None:
             library, torch.float32, torch.float32, [3, 0, 50], 3, Launch(seed),
             steps_done=steps_done, device_steps=True, step_dtype=step_dtype,
         )  # fmt: skip
+    shared = make_tensors([2] * 60)  # more than one launch takes
+    shared = shared._replace(steps=shared.steps[:1] * 60)
+    library.adam_replay_(shared, 3, device_steps=True, launch=Launch(seed))
+    assert shared.steps[0].item() == 3
 
 
 @case

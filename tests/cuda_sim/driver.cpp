@@ -2,6 +2,7 @@
 #include "driver.h"
 
 #include <deque>
+#include <map>
 
 #include "cuda/accumulate.h"
 #include "cuda/adam_replay.h"
@@ -304,6 +305,7 @@ const char* sim_adam_replay(const AdamCase* c, const driver::Schedule* schedule)
   return driver::run(*schedule, [&] {
     std::deque<InOut> written;
     std::deque<Buffer> read;
+    std::map<void*, void*> steps;  // of the host to those on the device: tensors may share one
     std::vector<hullft::AdamEntry> entries;
     const int64_t param_bytes = storage_bytes(c->param_storage);
     const auto on_device = [&](const char* name, void* host, int i) {
@@ -318,8 +320,12 @@ const char* sim_adam_replay(const AdamCase* c, const driver::Schedule* schedule)
       read.emplace_back("grad", c->grads[i], c->numels[i] * storage_bytes(c->grad_storage));
       entry.grad = read.back().get(), entry.numel = c->numels[i];
       if (c->device_steps[i]) {
-        written.emplace_back("step", c->device_steps[i], real_bytes(c->wide_steps), 0);
-        entry.device_step = written.back().get(), entry.wide_step = c->wide_steps != 0;
+        void*& step = steps[c->device_steps[i]];
+        if (!step) {
+          written.emplace_back("step", c->device_steps[i], real_bytes(c->wide_steps), 0);
+          step = written.back().get();
+        }
+        entry.device_step = step, entry.wide_step = c->wide_steps != 0;
       }
       entry.steps_done = c->steps_done[i], entry.place = uint32_t(i);
       entries.push_back(entry);

@@ -77,6 +77,15 @@ SWEEP_MUTANTS = {
         "adam_device_steps",
         WRONG,
     ),
+    "a shared step advanced by every launch": Mutant(
+        "adam_replay",
+        REPLAY,
+        " || !advanced.insert(entries[i].device_step).second",
+        "",
+        "plain",
+        "adam_device_steps",
+        WRONG,
+    ),
     "a float64 step read as float32": Mutant(
         "adam_replay",
         REPLAY,
