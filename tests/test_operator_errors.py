@@ -9,6 +9,7 @@ import torch
 
 import hullft_ops
 from hullft_ops import _operators
+from problems import ON_VALUES
 
 
 @pytest.mark.parametrize("name", ["fw_select", "adam_replay_"])
@@ -47,6 +48,7 @@ def test_other_errors_stay_as_they_are(
     assert raised.value is error
 
 
+@pytest.mark.cpu_only(ON_VALUES)
 def test_nan_is_a_value_error_in_this_torch() -> None:
     with pytest.raises(ValueError, match="fw_select: pool has NaN or infinity in row 0"):
         hullft_ops.fw_select(torch.full((3, 2), float("nan")), torch.ones(2), 1)

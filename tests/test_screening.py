@@ -7,6 +7,10 @@ import torch
 import hullft_ops
 from problems import VARIANTS, make_problem
 
+pytestmark = pytest.mark.cpu_only(
+    "only the CPU screens; the state of narrow pools is float64 there, float32 on CUDA"
+)
+
 LARGE = (200, 1024)  # candidates and dimensions
 SMALL = (117, 77)  # no whole number of tiles or vectors
 
