@@ -46,7 +46,7 @@ class Step:
     """One command and its share of the time.
 
     Attributes:
-        seconds: its budget; it is stopped after that.
+        seconds: its budget, besides what those before it have left; it is stopped after that.
         command: what runs; ``{output}`` is a file that it may write for ``read``.
         read: makes the step's results of that file.
         modules, tools: what must be installed, or the step is not run.
@@ -201,16 +201,20 @@ def _execute(step: Step, command: list[str], output: Path, seconds: float) -> tu
 
 
 def check(device: str, *, dry_run: bool) -> list[dict[str, Any]]:
-    """Every step in turn; without a build there is nothing to try."""
-    end = monotonic() + BUDGET_SECONDS
+    """Every step in turn; without a build there is nothing to try.
+
+    What a step leaves of its time is the next one's: no budget here has met a GPU yet.
+    """
+    end = monotonic()
     records: list[dict[str, Any]] = []
     for step in plan(device):
+        end += step.seconds
         if not dry_run and records and records[0]["status"] != PASSED:
             why = "there is no build"
             record = {"name": step.name, "command": step.command, "seconds": 0.0}
             record |= {"status": NOT_RUN, "why": why}
         else:
-            seconds = _REHEARSAL_SECONDS if dry_run else min(step.seconds, end - monotonic())
+            seconds = _REHEARSAL_SECONDS if dry_run else end - monotonic()
             record = run_step(step, seconds, dry_run=dry_run)
         print(f"   {record['status']} {record['why']}", flush=True)
         records.append(record)

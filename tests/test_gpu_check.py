@@ -1,5 +1,6 @@
 """The check that runs on a GPU: its steps rehearsed here, and what becomes of failing ones."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -94,6 +95,13 @@ def test_nothing_runs_without_a_build(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = gpu_check.check("cuda", dry_run=False)
     assert first["status"] == gpu_check.FAILED
     assert (second["status"], second["why"]) == (gpu_check.NOT_RUN, "there is no build")
+
+
+def test_a_step_has_the_time_that_those_before_it_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = python(f"import time; time.sleep(2); {WRITE.format('{{}}')}")
+    steps = [python("pass", read=gpu_check.read_nothing), dataclasses.replace(slow, seconds=1)]
+    monkeypatch.setattr(gpu_check, "plan", lambda device: steps)
+    assert [r["status"] for r in gpu_check.check("cuda", dry_run=False)] == [gpu_check.PASSED] * 2
 
 
 JUNIT = """<testsuites><testsuite tests="3" failures="1" errors="0" skipped="1">
