@@ -17,6 +17,7 @@ from model_state import differences, state_of
 from operators_elsewhere import operators, same_as, spawned
 
 PROMPT = "the cat sat on the red mat"
+FORKED = "a process cannot use CUDA that was forked by one that has"
 LORA = LoraConfig(target_modules=["c_attn"], r=2, fan_in_fan_out=True, task_type="CAUSAL_LM")
 
 
@@ -125,6 +126,7 @@ def test_of_many_threads_one_at_a_time_adapts(gpt2, make):
     assert not claims._claims
 
 
+@pytest.mark.cpu_only(FORKED)
 def test_a_forked_process_adapts_and_restores_on_its_own(gpt2, make):
     finetuner, before = make(gpt2), state_of(gpt2)
     adapt(finetuner)
@@ -146,6 +148,7 @@ def test_a_forked_process_adapts_and_restores_on_its_own(gpt2, make):
     adapt(finetuner)
 
 
+@pytest.mark.cpu_only(FORKED)
 def test_a_model_that_another_thread_adapts_at_the_fork_is_refused_in_the_child(gpt2, make):
     finetuner = make(gpt2)
     entered, leave = threading.Event(), threading.Event()
@@ -169,6 +172,7 @@ def test_a_model_that_another_thread_adapts_at_the_fork_is_refused_in_the_child(
         thread.join()
 
 
+@pytest.mark.cpu_only(FORKED)
 def test_a_fork_while_claims_are_made_leaves_no_lock_held(gpt2, make):
     stop = threading.Event()
 
@@ -189,6 +193,7 @@ def test_a_fork_while_claims_are_made_leaves_no_lock_held(gpt2, make):
         thread.join()
 
 
+@pytest.mark.cpu_only(FORKED)
 def test_operators_work_in_a_forked_process_with_one_thread(threads_of_two):
     wanted = operators()
 
@@ -199,6 +204,7 @@ def test_operators_work_in_a_forked_process_with_one_thread(threads_of_two):
     assert status_of(forked(check)) == 0
 
 
+@pytest.mark.cpu_only("the operators of another process are the CPU's")
 def test_operators_work_in_a_spawned_process():
     process = multiprocessing.get_context("spawn").Process(target=spawned, args=(operators(),))
     process.start()
