@@ -32,6 +32,7 @@ from hullft_ops.ttft.scale.embedding import ray_embedding
 from hullft_ops.ttft.scale.pool import completed, in_order
 from hullft_ops.ttft.scale.shards import sharded
 
+ELSEWHERE = "the operators of another process are the CPU's"
 CPUS = 3
 TEXTS = 400
 PROMPTS = 8
@@ -298,6 +299,7 @@ def test_index_goes_on_from_the_journal(
     assert_same_datastore(path, store)
 
 
+@pytest.mark.cpu_only(ELSEWHERE)
 @pytest.mark.usefixtures("killed")
 def test_evaluation_with_a_worker_killed(
     inputs: list[str], rows: list[Row], tmp_path: Path
@@ -307,6 +309,7 @@ def test_evaluation_with_a_worker_killed(
     assert untimed(read_rows(output)) == untimed(rows)
 
 
+@pytest.mark.cpu_only(ELSEWHERE)
 def test_an_evaluation_is_killed_and_goes_on(
     inputs: list[str], rows: list[Row], tmp_path: Path
 ) -> None:
