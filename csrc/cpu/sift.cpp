@@ -197,8 +197,6 @@ class SiftSolver {
   std::vector<double> shares_, target_shares_;
 };
 
-int64_t query_dim(const Tensor& query) { return query.dim() == 3 ? 3 : 2; }
-
 template <typename MakePool>
 PickTensors::Tuple select(const char* op, const char* pool_name, const Tensor& pool,
                           const Tensor& query, const Sizes& sizes, int64_t width, int64_t d,
@@ -219,7 +217,7 @@ PickTensors::Tuple select(const char* op, const char* pool_name, const Tensor& p
 PickTensors::Tuple sift_select(const Tensor& pool, const Tensor& query, int64_t n_select,
                                double noise, const std::optional<Tensor>& pool_sizes) {
   constexpr const char* op = "sift_select";
-  const PoolShape shape = check_pool_query(op, "pool", pool, query, query_dim(query));
+  const PoolShape shape = check_sift_query(op, "pool", pool, query);
   const SiftOptions options = check_sift_options(op, query, n_select, noise);
   check_sizes(op, "pool_sizes", pool_sizes, pool, shape.batch);
   const Sizes sizes(op, "pool_sizes", pool_sizes, shape.candidates, shape.batch);
@@ -233,7 +231,7 @@ PickTensors::Tuple sift_select_indexed(const Tensor& embeddings, const Tensor& c
                                        const std::optional<Tensor>& pool_sizes) {
   constexpr const char* op = "sift_select_indexed";
   check_dim(op, "embeddings", embeddings, 2);
-  const PoolShape shape = check_pool_query(op, "embeddings", embeddings, query, query_dim(query));
+  const PoolShape shape = check_sift_query(op, "embeddings", embeddings, query);
   const SiftOptions options = check_sift_options(op, query, n_select, noise);
   check_candidates_shape(op, candidates, embeddings, shape.batch);
   check_sizes(op, "pool_sizes", pool_sizes, embeddings, shape.batch);

@@ -113,12 +113,14 @@ def check_pool(op: str, name: str, pool: torch.Tensor, query: torch.Tensor) -> N
 
 
 def check_candidates(op: str, candidates: object, query: torch.Tensor) -> None:
-    """candidates int64 [K] or [B, K], with a batch exactly when the query has one."""
+    """candidates int64 [K] or [B, K], with a batch exactly when the query has one; the query may
+    have several targets, [B, m, d]."""
     tensor = check_tensor(op, "candidates", candidates)
     if tensor.dtype != torch.int64:
         raise TypeError(f"{op}: candidates must be int64, got {tensor.dtype}")
     check_device(op, "candidates", tensor, "query", query)
-    if tensor.dim() != query.dim() or tensor.shape[:-1] != query.shape[:-1]:
+    batch = query.shape[:1] if query.dim() > 1 else query.shape[:0]
+    if tensor.dim() != len(batch) + 1 or tensor.shape[:-1] != batch:
         raise ValueError(
             f"{op}: candidates {list(tensor.shape)} and query {list(query.shape)} must both have "
             "the same batch or none"
