@@ -78,11 +78,6 @@ class SupportTrainer:
             NonFiniteLossError: a loss is not finite.
         """
         sweeps = list(plan(counts, refreshes, self._order))
-        # In one tensor, made before: a loss that stayed where its pass left it would keep the
-        # memory around it from the next pass's larger activations.
-        losses = torch.empty(
-            sum(sweep.fresh for sweep in sweeps), dtype=torch.float64, device=self._model.device
-        )
         passes: list[tuple[int, int]] = []
         self._optimizer.reset()
         # Its gradients take room: they are there for this support alone.
@@ -91,6 +86,11 @@ class SupportTrainer:
         # The caller may be in a mode that records no gradients, as generation is.
         with modes_restored(self._model), torch.inference_mode(False), torch.enable_grad():
             self._model.train(False)
+            # In one tensor, made before: a loss that stayed where its pass left it would keep the
+            # memory around it from the next pass's larger activations.
+            losses = torch.empty(
+                sum(sweep.fresh for sweep in sweeps), dtype=torch.float64, device=self._model.device
+            )
             tokens = [torch.tensor(text, device=self._model.device) for text in texts]
             for sweep in sweeps:
                 if sweep.fresh:
