@@ -165,6 +165,22 @@ def test_a_bfloat16_model_is_trained_and_restored(gpt2, make, bits, order):
 
 
 @pytest.mark.filterwarnings("ignore:.*bfloat16 in software")
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_callers_autocast_sees_every_step_and_the_end(kind, order, make, request):
+    model, ids = request.getfixturevalue(kind), torch.arange(9)[None]
+    with make(model, dtype="bfloat16", order=order).adapted(PROMPT) as alone:
+        pass
+    with torch.autocast("cpu", torch.bfloat16):
+        before = model(ids).logits
+        with make(model, order=order).adapted(PROMPT) as report:
+            adapted = model(ids).logits
+        assert torch.equal(model(ids).logits, before)
+    assert report.losses == alone.losses
+    assert not torch.equal(adapted, before)
+
+
+@pytest.mark.filterwarnings("ignore:.*bfloat16 in software")
 def test_autocast_multiplies_in_bfloat16_and_keeps_parameters(gpt2, make, bits):
     before, seen = bits(gpt2), []
     gpt2.lm_head.register_forward_hook(lambda module, args, output: seen.append(output.dtype))

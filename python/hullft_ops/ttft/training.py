@@ -137,6 +137,8 @@ class SupportTrainer:
             self._optimizer.step(repeats=repeats)
         else:
             cache.replay(sweep.example, self._optimizer, repeats=repeats)
+        # A caller's autocast would go on with its copies of the weights before the step.
+        torch.clear_autocast_cache()
 
     def _autocast_context(self) -> AbstractContextManager[object]:
         if self._autocast is None:
