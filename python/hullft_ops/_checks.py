@@ -73,6 +73,15 @@ def check_noise(op: str, value: object, name: str = "noise") -> None:
         raise ValueError(f"{op}: {name} must be finite and > 0, got {value}")
 
 
+def check_text(op: str, name: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{op}: {name} must be a str, got {type(value).__name__}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{op}: {name} must be valid Unicode: {error}") from error
+
+
 def check_variant(op: str, variant: object) -> None:
     if variant not in VARIANTS:
         raise ValueError(f"{op}: variant must be one of {', '.join(VARIANTS)}, got {variant!r}")

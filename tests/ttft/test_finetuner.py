@@ -313,6 +313,7 @@ def test_an_embedder_that_is_not_the_datastores_is_refused(gpt2, make, other_emb
         ("", ValueError, "prompt must hold text, got ''"),
         (" \n", ValueError, r"prompt must hold text, got ' \\n'"),
         (None, TypeError, "prompt must be a str, got NoneType"),
+        ("a \udcff", ValueError, "prompt must be valid Unicode: .*surrogates not allowed"),
     ],
 )
 def test_bad_prompts_are_refused(gpt2, make, prompt, error, message, bits):

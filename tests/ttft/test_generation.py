@@ -62,6 +62,15 @@ def test_a_prompt_without_a_token_is_refused(gpt2, tokenizer):
         continuation(gpt2, tokenizer, "", 32)
 
 
+@pytest.mark.parametrize(
+    ("prompt", "error", "message"),
+    [(3, TypeError, "must be a str, got int"), ("a \udcff", ValueError, "must be valid Unicode")],
+)
+def test_a_prompt_that_is_no_text_is_refused(gpt2, make, prompt, error, message):
+    with pytest.raises(error, match=f"generate: prompt {message}"):
+        make(gpt2).continuation(prompt)
+
+
 @pytest.mark.parametrize("new", [0, 32])
 def test_without_room_for_the_prompt_it_is_refused(gpt2, make, bits, new):
     finetuner, before = make(gpt2), bits(gpt2)

@@ -204,6 +204,29 @@ def test_a_processor_without_bfloat16_is_warned_of(gpt2, make, monkeypatch, recw
     assert any("in software" in str(warning.message) for warning in recwarn) != supported
 
 
+@pytest.mark.parametrize("narrow", [True, False])
+def test_parameters_too_narrow_for_adam_are_warned_of(gpt2, make, recwarn, narrow):
+    make(gpt2.half() if narrow else gpt2.bfloat16())
+    assert any("trained parameters are float16" in str(w.message) for w in recwarn) == narrow
+
+
+def test_frozen_parameters_may_be_narrow(gpt2, make, recwarn):
+    gpt2.transformer.half().requires_grad_(False)
+    gpt2.lm_head = torch.nn.Linear(16, 300)
+    make(gpt2)
+    assert not recwarn.list
+
+
+def test_parameters_without_storage_are_refused(gpt2, make):
+    gpt2.transformer.h[1].to("meta")
+    with pytest.raises(
+        ValueError, match=r"got 12 parameters on the meta device, transformer\.h\.1\."
+    ):
+        make(gpt2)
+    gpt2.transformer.h[1].requires_grad_(False)
+    make(gpt2)
+
+
 @pytest.mark.parametrize("order", ORDERS)
 def test_out_of_memory_restores_and_says_what_to_lower(gpt2, make, bits, order):
     finetuner, before, calls = make(gpt2, order=order), bits(gpt2), []

@@ -8,6 +8,7 @@ import torch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hullft_ops._checks import check_text
 from hullft_ops.ttft.modes import modes_restored
 
 # What transformers takes when nobody says; named here since room is made for it.
@@ -32,8 +33,11 @@ def continuation(
         generate_kwargs: for ``model.generate``; ``max_new_tokens`` is 20 unless given.
 
     Raises:
-        ValueError: ``max_new_tokens`` leaves no room for the prompt, or the prompt has no token.
+        TypeError: prompt is not a str.
+        ValueError: ``max_new_tokens`` leaves no room for the prompt, or the prompt has no token or
+            is not valid Unicode.
     """
+    check_text("generate", "prompt", prompt)
     new = generate_kwargs.setdefault("max_new_tokens", _NEW_TOKENS)
     if not 1 <= new < max_length:
         raise ValueError(
