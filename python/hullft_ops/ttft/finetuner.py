@@ -190,7 +190,7 @@ class TestTimeFinetuner:
         """
         if isinstance(prompts, str):
             raise TypeError("TestTimeFinetuner: prompts must be a sequence of str, got one str")
-        return self._selector.select(prompts)
+        return self._selector.select(list(prompts))
 
     def adapted(self, prompt: str | Support) -> AbstractContextManager[AdaptationReport]:
         """The model adapted to ``prompt`` inside the with block, and as it was after it.
@@ -230,7 +230,8 @@ class TestTimeFinetuner:
 
         Raises:
             TypeError, ValueError, RuntimeError: as `adapted`.
-            ValueError: ``max_new_tokens`` leaves no room for the prompt.
+            ValueError: ``max_new_tokens`` leaves no room for the prompt, or ``max_length`` is
+                given.
         """
         with self.adapted(prompt):
             return self.continuation(prompt, **generate_kwargs)
