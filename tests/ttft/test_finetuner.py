@@ -325,6 +325,19 @@ def test_bad_prompts_are_refused(gpt2, make, prompt, error, message, bits):
     assert before.changed() == set()
 
 
+@pytest.mark.filterwarnings("error:The given NumPy array")
+def test_vectors_may_be_any_view_of_an_array(gpt2, make, other_embedder):
+    class Views(other_embedder):
+        def encode(self, texts, *, progress=False):
+            vectors = super().encode(texts)[::-1].copy()[::-1]
+            vectors.setflags(write=False)
+            return vectors
+
+    prompts = [PROMPT, "a red house"]
+    wanted = make(gpt2).select_batch(prompts)
+    assert make(gpt2, embedder=Views()).select_batch(prompts) == wanted
+
+
 def test_finetuners_that_share_memory_do_what_each_does_alone(
     make: Callable[..., TestTimeFinetuner], gpt2: PreTrainedModel, texts: list[str]
 ) -> None:
