@@ -44,7 +44,15 @@ struct SiftOptions {
   double noise;
 };
 
-// query [B, d] or [B, n_targets, d].
+// As `check_pool_query`, with query [B, d] or [B, n_targets, d].
+inline PoolShape check_sift_query(const char* op, const char* pool_name, const Tensor& pool,
+                                  const Tensor& query) {
+  if (query.dim() != 2 && query.dim() != 3)
+    value_error(op, "query must have 2 or 3 dimensions, got ", query.dim());
+  return check_pool_query(op, pool_name, pool, query, query.dim());
+}
+
+// query as `check_sift_query` wants it.
 inline SiftOptions check_sift_options(const char* op, const Tensor& query, int64_t n_select,
                                       double noise) {
   check_range(op, "n_select", n_select, 1);

@@ -201,10 +201,23 @@ def test_unknown_examples() -> None:
         assert caught.value.args == ("GradientCache: example ('x', 3) is not cached",)
 
 
+def test_what_was_cached_in_inference_mode_is_scaled_outside_of_it() -> None:
+    params = make_params((4, 3), (5,))
+    cache = GradientCache(params)
+    grads = set_grads(params, 1)
+    with torch.inference_mode():
+        cache.accumulate(0)
+    params[1].grad = None
+    cache.accumulate(0, beta=0.5)
+    torch.testing.assert_close(cache.gradients(0)[params[0]], 1.5 * grads[0])
+    torch.testing.assert_close(cache.gradients(0)[params[1]], 0.5 * grads[1])
+
+
 def test_bad_parameters() -> None:
     one = torch.zeros(3)
     for params, dtype, error, message in (
         ([], None, ValueError, "params is empty"),
+        (one, None, TypeError, "params must be an iterable of tensors, got one tensor"),
         ([one, 3.0], None, TypeError, r"params\[1\] must be a torch.Tensor, got float"),
         ([one, one], None, ValueError, "params has a parameter twice"),
         (

@@ -1,7 +1,8 @@
 """Answers that no machine could hold are refused before anything is allocated. Views of one value
 stand for inputs of any size."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -9,10 +10,13 @@ import torch
 import hullft_ops
 
 MANY = 2**31 - 1
+MEMORY = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 POOL, QUERIES = torch.ones(4, 3), torch.ones(1, 3).expand(4096, 3)
 CANDIDATES = torch.zeros(1, 1, dtype=torch.int64).expand(4096, 4)
 ENDLESS = torch.ones(1, 3).expand(2**40, 3)
+ENDLESS_SIZES = torch.ones(1, dtype=torch.int64).expand(2**40)
 ROWS = torch.ones(1, 1).expand(2**22, 1)
+SIZES = torch.ones(2, dtype=torch.int64)
 
 REFUSED: dict[str, Callable[[], object]] = {
     "fw_select": lambda: hullft_ops.fw_select(POOL, QUERIES, MANY),
@@ -22,6 +26,23 @@ REFUSED: dict[str, Callable[[], object]] = {
     "sift_select_indexed": lambda: hullft_ops.sift_select_indexed(POOL, CANDIDATES, QUERIES, MANY),
     "integerize": lambda: hullft_ops.integerize(ROWS, torch.ones(1), ROWS[:, 0], 3),
 }
+SIZED: dict[str, Callable[[], object]] = {
+    "fw_select": lambda: hullft_ops.fw_select(POOL, ENDLESS, 3, pool_sizes=ENDLESS_SIZES),
+    "fw_select_indexed": lambda: hullft_ops.fw_select_indexed(
+        POOL, CANDIDATES[:1].expand(2**40, 4), ENDLESS, 3, pool_sizes=ENDLESS_SIZES
+    ),
+    "sift_select": lambda: hullft_ops.sift_select(POOL, ENDLESS, 3, pool_sizes=ENDLESS_SIZES),
+    "sift_select_indexed": lambda: hullft_ops.sift_select_indexed(
+        POOL, CANDIDATES[:1].expand(2**40, 4), ENDLESS, 3, pool_sizes=ENDLESS_SIZES
+    ),
+    "integerize": lambda: hullft_ops.integerize(
+        POOL.expand(2**40, 4, 3),
+        ENDLESS,
+        torch.ones(1, 1).expand(2**40, 4),
+        3,
+        support_sizes=ENDLESS_SIZES,
+    ),
+}
 
 
 @pytest.mark.cpu_only("on CUDA, torch's allocator refuses")
@@ -30,6 +51,55 @@ def test_what_cannot_fit_is_refused(operator: str) -> None:
     wanted = f"^{operator}: n_select .* needs [0-9]+ GiB, this machine has [0-9]+$"
     with pytest.raises(ValueError, match=wanted):
         REFUSED[operator]()
+
+
+@pytest.mark.cpu_only("on CUDA, torch's allocator refuses")
+@pytest.mark.parametrize("operator", SIZED)
+def test_more_queries_than_could_be_answered_are_refused_before_their_sizes_are_read(
+    operator: str,
+) -> None:
+    wanted = f"^{operator}: n_select 3 for 1099511627776 queries .* needs [0-9]+ GiB"
+    with pytest.raises(ValueError, match=wanted):
+        SIZED[operator]()
+
+
+@pytest.fixture
+def four_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.cpu_only("CUDA shares the workspaces otherwise")
+@pytest.mark.usefixtures("four_threads")
+def test_every_thread_has_a_workspace() -> None:
+    """Rows of which two queries at once need more than there is, and one alone does not."""
+    one_fits = int((MEMORY / 8 * 0.7) ** 0.5)
+    rows = torch.ones(1, 1).expand(2, one_fits, 1)
+    query, weights = torch.ones(2, 1), torch.ones(1, 1).expand(2, one_fits)
+    with pytest.raises(ValueError, match=f"^integerize: n_select 3 for 2 queries of {one_fits}"):
+        hullft_ops.integerize(rows, query, weights, 3)
+    n_select = int(MEMORY / 8 * 0.7 / 2**20)
+    pool = torch.ones(1, 1).expand(2**20, 1)
+    with pytest.raises(ValueError, match=f"^sift_select: n_select {n_select} for 2 queries"):
+        hullft_ops.sift_select(pool, query, n_select)
+
+
+@pytest.mark.cpu_only("on CUDA, torch's allocator refuses")
+def test_memory_is_that_of_the_rows_in_use() -> None:
+    weights = torch.ones(1, 1).expand(2, ROWS.shape[0])
+    counts = hullft_ops.integerize(
+        ROWS.expand(2, -1, 1), torch.ones(2, 1), weights, 3, support_sizes=SIZES
+    )
+    assert counts[:, 0].tolist() == [3, 3]
+    assert counts.sum() == 6
+
+
+@pytest.mark.cpu_only("on CUDA, torch's allocator refuses")
+def test_more_targets_than_could_be_read_are_refused() -> None:
+    with pytest.raises(ValueError, match="^sift_select: n_select 3 for 1 queries of 4 candidates"):
+        hullft_ops.sift_select(POOL, ENDLESS[None], 3)
 
 
 @pytest.mark.cpu_only("on CUDA, torch's allocator refuses")

@@ -55,6 +55,35 @@ def test_opcheck(sample: str) -> None:
     torch.library.opcheck(op, args, kwargs)
 
 
+@pytest.mark.parametrize("sample", selection_samples())
+def test_outputs_have_no_gradient(sample: str) -> None:
+    op, args, kwargs = selection_samples()[sample]
+    wanting = tuple(
+        arg.clone().requires_grad_()
+        if isinstance(arg, torch.Tensor) and arg.is_floating_point()
+        else arg
+        for arg in args
+    )
+    outputs = op(*wanting, **kwargs)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    assert not any(output.requires_grad for output in outputs)
+    torch.library.opcheck(op, wanting, kwargs)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_backward_pass_through_a_selection_fails(compiled: bool) -> None:
+    torch.compiler.reset()
+    pool, query = make_problem(1, 2, 6, 4, torch.float32)
+    query.requires_grad_()
+
+    def residual(pool: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+        return hullft_ops.fw_select(pool, query, 3).residual.sum()
+
+    call = torch.compile(residual, fullgraph=True, backend="aot_eager") if compiled else residual
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        call(pool, query).backward()
+
+
 def functions() -> dict[str, Callable[[torch.Tensor, torch.Tensor], object]]:
     return {
         "fw_select": lambda pool, query: hullft_ops.fw_select(pool, query, 5, variant="pairwise"),

@@ -28,6 +28,17 @@ def test_parameters_on_the_meta_device() -> None:
         ReplayAdam([param]).step()
 
 
+def test_gradients_that_are_no_tensors() -> None:
+    param = torch.zeros(3, requires_grad=True)
+    optimizer = ReplayAdam([param])
+    message = "the gradient of parameter 0 must be a torch.Tensor, got list"
+    with pytest.raises(TypeError, match=message):
+        optimizer.step(grads={param: [1.0, 2.0, 3.0]})
+    with pytest.raises(TypeError, match="grads must map parameters to gradients, got list"):
+        optimizer.step(grads=[param])
+    assert not optimizer.state
+
+
 def test_a_gradient_on_another_device() -> None:
     param = torch.zeros(3, requires_grad=True)
     message = "the gradient of parameter 0 is on meta, the parameter on cpu"

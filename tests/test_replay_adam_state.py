@@ -126,6 +126,24 @@ def test_reset_equals_a_new_optimizer_and_keeps_its_buffers() -> None:
     assert buffers == [t.data_ptr() for state in optimizer.state.values() for t in state.values()]
 
 
+def test_a_first_step_in_inference_mode() -> None:
+    model = make_model(torch.float32)
+    twin = copy.deepcopy(model)
+    optimizer, other = ReplayAdam(model.parameters()), ReplayAdam(twin.parameters())
+    for one in (model, twin):
+        for param in one.parameters():
+            param.grad = torch.ones_like(param)
+    with torch.inference_mode():
+        optimizer.step()
+    other.step()
+    assert_same_bits(model, twin)
+    optimizer.reset()
+    optimizer.load_state_dict(other.state_dict())
+    optimizer.step()
+    other.step()
+    assert_same_bits(model, twin)
+
+
 def test_reset_before_any_step() -> None:
     model = make_model()
     optimizer = ReplayAdam(model.parameters())

@@ -9,6 +9,7 @@ import hullft_ops
 from problems import ON_VALUES, make_problem
 
 POOL, QUERY = make_problem(0, 2, 6, 4, torch.float32)
+CANDIDATES = torch.zeros(2, 2, dtype=torch.int64)
 NAN, INF = float("nan"), float("inf")
 
 
@@ -57,6 +58,10 @@ VALUE_ERRORS: dict[str, tuple[Callable[[], object], str]] = {
         lambda: hullft_ops.sift_select_indexed(POOL, torch.zeros(2, 2).long(), QUERY, 3),
         r"embeddings must have shape \[M, d\], got \[2, 6, 4\]",
     ),
+    "candidates of several targets": (
+        lambda: hullft_ops.sift_select_indexed(POOL[0], CANDIDATES[:1], QUERY[:, None], 3),
+        r"candidates \[1, 2\] and query \[2, 1, 4\] must both have the same batch or none",
+    ),
     "candidates batch": (
         lambda: hullft_ops.sift_select_indexed(POOL[0], torch.zeros(2).long(), QUERY, 3),
         "must both have the same batch or none",
@@ -98,7 +103,14 @@ BAD_VALUES: dict[str, tuple[Callable[[], object], str]] = {
 }
 RAW = torch.ops.hullft_ops
 RAW_ERRORS: dict[str, tuple[Callable[[], object], str]] = {
-    "rank": (lambda: RAW.sift_select(POOL, QUERY[0], 3), "query must have 2 dimensions, got 1"),
+    "rank": (
+        lambda: RAW.sift_select(POOL, QUERY[0], 3),
+        "sift_select: query must have 2 or 3 dimensions, got 1",
+    ),
+    "indexed rank": (
+        lambda: RAW.sift_select_indexed(POOL[0], CANDIDATES, QUERY[None, None], 3),
+        "query must have 2 or 3 dimensions, got 4",
+    ),
     "dim": (lambda: RAW.sift_select(POOL, QUERY[:, :2], 3), "query has dim 2, pool has dim 4"),
     "targets": (lambda: RAW.sift_select(POOL, QUERY[:, None][:, :0], 3), "query has no targets"),
     "noise": (lambda: RAW.sift_select(POOL, QUERY, 3, 0.0), "noise must be finite and > 0, got 0"),

@@ -18,10 +18,10 @@ SelectionOutput::Tensors fw_select(const Tensor& pool, const Tensor& query, int6
   const FwOptions options =
       check_fw_options(op, n_select, max_iter, tol, gap_tol, variant, swap_passes);
   check_sizes(op, "pool_sizes", pool_sizes, pool, shape.batch);
-  const Sizes sizes(op, "pool_sizes", pool_sizes, shape.candidates, shape.batch);
-  const Tensor dense_pool = with_dense_rows(pool), dense_query = with_dense_rows(query);
   check_memory(op, n_select, shape.batch, shape.candidates,
                selection_bytes(n_select, shape.batch, shape.candidates));
+  const Sizes sizes(op, "pool_sizes", pool_sizes, shape.candidates, shape.batch);
+  const Tensor dense_pool = with_dense_rows(pool), dense_query = with_dense_rows(query);
   const SelectionOutput output(pool, shape.batch, n_select);
   dispatch_floating(pool.scalar_type(), [&](auto t) {
     using T = decltype(t);
@@ -43,12 +43,13 @@ SelectionOutput::Tensors fw_select_indexed(const Tensor& embeddings, const Tenso
       check_fw_options(op, n_select, max_iter, tol, gap_tol, variant, swap_passes);
   check_candidates_shape(op, candidates, embeddings, shape.batch);
   check_sizes(op, "pool_sizes", pool_sizes, embeddings, shape.batch);
-  const Sizes sizes(op, "pool_sizes", pool_sizes, candidates.size(1), shape.batch);
+  const int64_t width = candidates.size(1);
+  check_memory(op, n_select, shape.batch, width,
+               selection_bytes(n_select, shape.batch, width) + bytes_of(candidates));
+  const Sizes sizes(op, "pool_sizes", pool_sizes, width, shape.batch);
   const Tensor picked = torch::stable::contiguous(candidates);
   check_candidates(op, picked, sizes, shape.candidates);
   const Tensor dense = with_dense_rows(embeddings), dense_query = with_dense_rows(query);
-  const int64_t width = candidates.size(1);
-  check_memory(op, n_select, shape.batch, width, selection_bytes(n_select, shape.batch, width));
   const SelectionOutput output(embeddings, shape.batch, n_select);
   dispatch_floating(embeddings.scalar_type(), [&](auto t) {
     using T = decltype(t);

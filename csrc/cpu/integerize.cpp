@@ -87,9 +87,13 @@ Tensor integerize(const Tensor& support, const Tensor& query, const Tensor& weig
   check_range(op, "swap_passes", swap_passes, 0);
   check_weights(op, weights, support, shape);
   check_sizes(op, "support_sizes", support_sizes, support, shape.batch);
+  // Before any sizes are read: a view of one value may have any number of rows.
+  const double bytes = 8.0 * double(shape.batch) * double(shape.candidates) + bytes_of(weights);
+  check_memory(op, n_select, shape.batch, shape.candidates, bytes);
   const Sizes sizes(op, "support_sizes", support_sizes, shape.candidates, shape.batch);
+  const double gram_bytes = 8.0 * double(sizes.largest()) * double(sizes.largest());
   check_memory(op, n_select, shape.batch, shape.candidates,
-               8.0 * double(shape.candidates) * double(shape.candidates));
+               bytes + at_once(shape.batch) * gram_bytes);
   const Tensor dense_support = with_dense_rows(support), dense_query = with_dense_rows(query);
   const Tensor dense_weights = torch::stable::contiguous(weights);
   const std::array<int64_t, 2> out_shape{shape.batch, shape.candidates};

@@ -100,8 +100,8 @@ LmoTensors::Tuple fw_lmo(const Tensor& pool, const Tensor& query, const Tensor& 
   const PoolShape shape = check_pool_query(op, "pool", pool, query);
   check_current(op, current, query);
   check_sizes(op, "pool_sizes", pool_sizes, pool, shape.batch);
-  const Sizes sizes(op, "pool_sizes", pool_sizes, shape.candidates, shape.batch);
   check_fits(op, kAnswerBytes * double(shape.batch), shape.batch, " queries: the answer");
+  const Sizes sizes(op, "pool_sizes", pool_sizes, shape.candidates, shape.batch);
   const LmoTensors out(pool, shape.batch);
   const Tensor dense_pool = with_dense_rows(pool), dense_query = with_dense_rows(query);
   const Tensor dense_current = with_dense_rows(current);

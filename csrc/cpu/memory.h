@@ -2,8 +2,10 @@
 // allocation beyond it succeeds, and writing to it ends the process.
 #pragma once
 
+#include <torch/csrc/stable/ops.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdint>
 
 #include "../checks.h"
@@ -30,6 +32,14 @@ inline void check_memory(const char* op, int64_t n_select, int64_t batch, int64_
 // candidate.
 inline double selection_bytes(int64_t n_select, int64_t batch, int64_t candidates) {
   return 8.0 * (3.0 * double(n_select) * double(batch) + 3.0 * double(candidates));
+}
+
+// As it is in one array, which is what views are copied to.
+inline double bytes_of(const Tensor& t) { return double(t.numel()) * double(t.element_size()); }
+
+// How many queries of a batch have a workspace at a time.
+inline double at_once(int64_t batch) {
+  return double(std::min(batch, int64_t(torch::stable::get_num_threads())));
 }
 
 }  // namespace hullft

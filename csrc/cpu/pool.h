@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <vector>
@@ -29,6 +30,9 @@ class Sizes {
         value_error(op, name, "[", b, "] is ", sizes_[size_t(b)], ", must be in 1..", full);
   }
   int64_t operator[](int64_t b) const { return sizes_.empty() ? full_ : sizes_[size_t(b)]; }
+  int64_t largest() const {
+    return sizes_.empty() ? full_ : *std::max_element(sizes_.begin(), sizes_.end());
+  }
 
  private:
   int64_t full_;

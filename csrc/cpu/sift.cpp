@@ -197,15 +197,16 @@ class SiftSolver {
   std::vector<double> shares_, target_shares_;
 };
 
-int64_t query_dim(const Tensor& query) { return query.dim() == 3 ? 3 : 2; }
-
 template <typename MakePool>
 PickTensors::Tuple select(const char* op, const char* pool_name, const Tensor& pool,
                           const Tensor& query, const Sizes& sizes, int64_t width, int64_t d,
                           const SiftOptions& options, const MakePool& make_pool) {
   const int64_t n = options.n_select, batch = query.size(0);
+  // The columns of the picks and of the targets, besides.
+  const double columns = double(n) + double(options.n_targets);
   check_memory(op, n, batch, width,
-               selection_bytes(n, batch, width) + 8.0 * double(n) * double(padded(width)));
+               selection_bytes(n, batch, width) + bytes_of(query) +
+                   8.0 * at_once(batch) * columns * double(padded(sizes.largest())));
   const SiftOutput output(pool, batch, n);
   const Tensor dense_query = torch::stable::contiguous(query);
   dispatch_floating(pool.scalar_type(), [&](auto t) {
@@ -219,9 +220,11 @@ PickTensors::Tuple select(const char* op, const char* pool_name, const Tensor& p
 PickTensors::Tuple sift_select(const Tensor& pool, const Tensor& query, int64_t n_select,
                                double noise, const std::optional<Tensor>& pool_sizes) {
   constexpr const char* op = "sift_select";
-  const PoolShape shape = check_pool_query(op, "pool", pool, query, query_dim(query));
+  const PoolShape shape = check_sift_query(op, "pool", pool, query);
   const SiftOptions options = check_sift_options(op, query, n_select, noise);
   check_sizes(op, "pool_sizes", pool_sizes, pool, shape.batch);
+  check_memory(op, n_select, shape.batch, shape.candidates,
+               selection_bytes(n_select, shape.batch, shape.candidates));
   const Sizes sizes(op, "pool_sizes", pool_sizes, shape.candidates, shape.batch);
   const Tensor dense = with_dense_rows(pool);
   return select(op, "pool", pool, query, sizes, shape.candidates, shape.dim, options,
@@ -233,15 +236,18 @@ PickTensors::Tuple sift_select_indexed(const Tensor& embeddings, const Tensor& c
                                        const std::optional<Tensor>& pool_sizes) {
   constexpr const char* op = "sift_select_indexed";
   check_dim(op, "embeddings", embeddings, 2);
-  const PoolShape shape = check_pool_query(op, "embeddings", embeddings, query, query_dim(query));
+  const PoolShape shape = check_sift_query(op, "embeddings", embeddings, query);
   const SiftOptions options = check_sift_options(op, query, n_select, noise);
   check_candidates_shape(op, candidates, embeddings, shape.batch);
   check_sizes(op, "pool_sizes", pool_sizes, embeddings, shape.batch);
-  const Sizes sizes(op, "pool_sizes", pool_sizes, candidates.size(1), shape.batch);
+  const int64_t width = candidates.size(1);
+  check_memory(op, n_select, shape.batch, width,
+               selection_bytes(n_select, shape.batch, width) + bytes_of(candidates));
+  const Sizes sizes(op, "pool_sizes", pool_sizes, width, shape.batch);
   const Tensor picked = torch::stable::contiguous(candidates);
   check_candidates(op, picked, sizes, shape.candidates);
   const Tensor dense = with_dense_rows(embeddings);
-  return select(op, "embeddings", embeddings, query, sizes, candidates.size(1), shape.dim, options,
+  return select(op, "embeddings", embeddings, query, sizes, width, shape.dim, options,
                 [&](auto t) { return pool_of<decltype(t)>(dense, picked); });
 }
 

@@ -9,8 +9,6 @@
 namespace hullft {
 namespace {
 
-int64_t query_dim(const Tensor& query) { return query.dim() == 3 ? 3 : 2; }
-
 PickTensors::Tuple select(const char* op, const Tensor& pool, int64_t batch,
                           const SelectionInputs& inputs, const SiftOptions& options) {
   check_range(op, "the batch", batch, 0);
@@ -32,7 +30,7 @@ PickTensors::Tuple select(const char* op, const Tensor& pool, int64_t batch,
 PickTensors::Tuple sift_select(const Tensor& pool, const Tensor& query, int64_t n_select,
                                double noise, const std::optional<Tensor>& pool_sizes) {
   constexpr const char* op = "sift_select";
-  const PoolShape shape = check_pool_query(op, "pool", pool, query, query_dim(query));
+  const PoolShape shape = check_sift_query(op, "pool", pool, query);
   const SiftOptions options = check_sift_options(op, query, n_select, noise);
   check_sizes(op, "pool_sizes", pool_sizes, pool, shape.batch);
   const SelectionInputs inputs(pool, torch::stable::contiguous(query), pool_sizes);
@@ -44,7 +42,7 @@ PickTensors::Tuple sift_select_indexed(const Tensor& embeddings, const Tensor& c
                                        const std::optional<Tensor>& pool_sizes) {
   constexpr const char* op = "sift_select_indexed";
   check_dim(op, "embeddings", embeddings, 2);
-  const PoolShape shape = check_pool_query(op, "embeddings", embeddings, query, query_dim(query));
+  const PoolShape shape = check_sift_query(op, "embeddings", embeddings, query);
   const SiftOptions options = check_sift_options(op, query, n_select, noise);
   check_candidates_shape(op, candidates, embeddings, shape.batch);
   check_sizes(op, "pool_sizes", pool_sizes, embeddings, shape.batch);

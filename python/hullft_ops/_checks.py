@@ -73,6 +73,15 @@ def check_noise(op: str, value: object, name: str = "noise") -> None:
         raise ValueError(f"{op}: {name} must be finite and > 0, got {value}")
 
 
+def check_text(op: str, name: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{op}: {name} must be a str, got {type(value).__name__}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{op}: {name} must be valid Unicode: {error}") from error
+
+
 def check_variant(op: str, variant: object) -> None:
     if variant not in VARIANTS:
         raise ValueError(f"{op}: variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
@@ -113,12 +122,14 @@ def check_pool(op: str, name: str, pool: torch.Tensor, query: torch.Tensor) -> N
 
 
 def check_candidates(op: str, candidates: object, query: torch.Tensor) -> None:
-    """candidates int64 [K] or [B, K], with a batch exactly when the query has one."""
+    """candidates int64 [K] or [B, K], with a batch exactly when the query has one; the query may
+    have several targets, [B, m, d]."""
     tensor = check_tensor(op, "candidates", candidates)
     if tensor.dtype != torch.int64:
         raise TypeError(f"{op}: candidates must be int64, got {tensor.dtype}")
     check_device(op, "candidates", tensor, "query", query)
-    if tensor.dim() != query.dim() or tensor.shape[:-1] != query.shape[:-1]:
+    batch = query.shape[:1] if query.dim() > 1 else query.shape[:0]
+    if tensor.dim() != len(batch) + 1 or tensor.shape[:-1] != batch:
         raise ValueError(
             f"{op}: candidates {list(tensor.shape)} and query {list(query.shape)} must both have "
             "the same batch or none"

@@ -6,7 +6,11 @@ import torch
 from torch import Tensor
 
 
-def check_dense(op: str, i: int, grad: Tensor, advice: str) -> None:
+def check_dense(op: str, i: int, grad: object, advice: str) -> None:
+    if not isinstance(grad, Tensor):
+        raise TypeError(
+            f"{op}: the gradient of parameter {i} must be a torch.Tensor, got {type(grad).__name__}"
+        )
     if grad.layout != torch.strided:
         raise TypeError(
             f"{op}: the gradient of parameter {i} must be dense, got layout {grad.layout}; {advice}"

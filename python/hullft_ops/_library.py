@@ -195,4 +195,21 @@ def _fake_fw_lmo(
     )
 
 
+# No output of a selection has a gradient. torch's own kernel for operators without a derivative
+# would say that they have one, and warn when a backward pass loses it.
+_NOT_DIFFERENTIABLE = (
+    "fw_lmo",
+    "fw_select",
+    "fw_select_indexed",
+    "integerize",
+    "knn_select",
+    "sift_select",
+    "sift_select_indexed",
+)
+_autograd = torch.library.Library("hullft_ops", "IMPL")  # type: ignore[no-untyped-call]
+for _name in _NOT_DIFFERENTIABLE:
+    _autograd.impl(  # type: ignore[no-untyped-call]
+        _name, torch.library.fallthrough_kernel, "Autograd"
+    )
+
 ops = torch.ops.hullft_ops

@@ -36,6 +36,8 @@ class GradientCache:
     """
 
     def __init__(self, params: Iterable[Tensor], dtype: torch.dtype | None = None) -> None:
+        if isinstance(params, Tensor):
+            raise TypeError("GradientCache: params must be an iterable of tensors, got one tensor")
         self._params = tuple(params)
         if not self._params:
             raise ValueError("GradientCache: params is empty")
@@ -178,7 +180,9 @@ class GradientCache:
         if self._free[i]:
             return self._free[i].pop()
         param = self._params[i]
-        return torch.empty_like(param, dtype=self._dtype, memory_format=torch.preserve_format)
+        # What is made in inference mode cannot be scaled outside of it.
+        with torch.inference_mode(False):
+            return torch.empty_like(param, dtype=self._dtype, memory_format=torch.preserve_format)
 
 
 def _accumulate(rows: Sequence[tuple[Tensor, ...]], alpha: float, beta: float) -> None:

@@ -159,7 +159,8 @@ class ReplayAdam(Optimizer):
         Parameters without a gradient are left alone.
 
         Raises:
-            TypeError: ``repeats`` is not an int, or a gradient is sparse.
+            TypeError: ``repeats`` is not an int, ``grads`` no mapping of tensors, or a gradient is
+                sparse.
             ValueError: ``repeats < 1``, an option that has gone out of its range, a gradient or
                 moment of another shape or device, parameters that share memory or have no storage,
                 ``grads`` for a tensor that is no parameter of this optimizer.
@@ -192,6 +193,11 @@ class ReplayAdam(Optimizer):
                     param_state[name].zero_()
 
     def _check_known(self, grads: Mapping[Tensor, Tensor]) -> None:
+        if not isinstance(grads, Mapping):
+            raise TypeError(
+                "ReplayAdam.step: grads must map parameters to gradients, got "
+                f"{type(grads).__name__}"
+            )
         known = {id(param) for group in self.param_groups for param in group["params"]}
         for i, param in enumerate(grads):
             if id(param) not in known:
@@ -213,9 +219,11 @@ class ReplayAdam(Optimizer):
             state = self.state[param]
             if not state:
                 place = param.device if group["capturable"] else "cpu"
-                state["step"] = torch.zeros((), dtype=torch.float32, device=place)
-                state["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
-                state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+                # What is made in inference mode cannot be zeroed or loaded into outside of it.
+                with torch.inference_mode(False):
+                    state["step"] = torch.zeros((), dtype=torch.float32, device=place)
+                    for name in _STATE[1:]:
+                        state[name] = torch.zeros_like(param, memory_format=torch.preserve_format)
             yield param, grad, state["exp_avg"], state["exp_avg_sq"], state["step"]
 
 

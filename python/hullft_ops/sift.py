@@ -123,7 +123,7 @@ def sift_select_indexed(
     if isinstance(embeddings, torch.Tensor) and embeddings.dim() != 2:
         raise ValueError(f"{op}: embeddings must have shape [M, d], got {list(embeddings.shape)}")
     _check_arguments(op, "embeddings", embeddings, query, n_select, noise, pool_sizes)
-    _checks.check_candidates(op, candidates, _one_target(query))
+    _checks.check_candidates(op, candidates, query)
     batched = query.dim() > 1
     tensors = ops.sift_select_indexed(
         embeddings,

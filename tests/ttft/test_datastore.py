@@ -116,6 +116,18 @@ def test_equal_scores_come_in_order_of_position(embedder, tmp_path):
     assert ids[0, :3].tolist() == [1, 2, 4]
 
 
+@pytest.mark.filterwarnings("error")
+def test_queries_may_be_any_view_of_an_array(store, embedder):
+    queries = embedder.encode(["the cat", "a red house", "dog dog park"])
+    wanted = store.search(queries, 5)
+    backwards = queries[::-1].copy()[::-1]
+    fixed = queries.copy()
+    fixed.setflags(write=False)
+    for view in (backwards, fixed, np.asfortranarray(queries)):
+        found = store.search(view, 5)
+        assert all(map(torch.equal, found, wanted))
+
+
 @pytest.mark.parametrize(
     ("queries", "k", "error", "message"),
     [

@@ -155,6 +155,7 @@ def test_long_texts_pass_without_a_warning(gpt2, tokenizer, caplog, monkeypatch)
     ("text", "options", "error", "message"),
     [
         (None, {}, TypeError, "text must be a str, got NoneType"),
+        ("a \udcff", {}, ValueError, "text must be valid Unicode: .*surrogates not allowed"),
         ("", {}, ValueError, "text must have a token with a context, got '' of 0 tokens"),
         ("a", {}, ValueError, "text must have a token with a context, got 'a' of 1 tokens"),
         ("ab c", {"max_length": 1}, ValueError, "max_length must be .*, got 1"),

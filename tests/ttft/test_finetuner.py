@@ -313,6 +313,7 @@ def test_an_embedder_that_is_not_the_datastores_is_refused(gpt2, make, other_emb
         ("", ValueError, "prompt must hold text, got ''"),
         (" \n", ValueError, r"prompt must hold text, got ' \\n'"),
         (None, TypeError, "prompt must be a str, got NoneType"),
+        ("a \udcff", ValueError, "prompt must be valid Unicode: .*surrogates not allowed"),
     ],
 )
 def test_bad_prompts_are_refused(gpt2, make, prompt, error, message, bits):
@@ -322,6 +323,19 @@ def test_bad_prompts_are_refused(gpt2, make, prompt, error, message, bits):
     with pytest.raises(error, match=message):
         finetuner.select(prompt)
     assert before.changed() == set()
+
+
+@pytest.mark.filterwarnings("error:The given NumPy array")
+def test_vectors_may_be_any_view_of_an_array(gpt2, make, other_embedder):
+    class Views(other_embedder):
+        def encode(self, texts, *, progress=False):
+            vectors = super().encode(texts)[::-1].copy()[::-1]
+            vectors.setflags(write=False)
+            return vectors
+
+    prompts = [PROMPT, "a red house"]
+    wanted = make(gpt2).select_batch(prompts)
+    assert make(gpt2, embedder=Views()).select_batch(prompts) == wanted
 
 
 def test_finetuners_that_share_memory_do_what_each_does_alone(

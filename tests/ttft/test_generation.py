@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from hullft_ops.ttft.generation import continuation
 
@@ -60,6 +61,37 @@ def test_the_token_that_ends_a_text_is_not_continued(gpt2, tokenizers, kind, pro
 def test_a_prompt_without_a_token_is_refused(gpt2, tokenizer):
     with pytest.raises(ValueError, match="prompt must have a token, got ''"):
         continuation(gpt2, tokenizer, "", 32)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "error", "message"),
+    [(3, TypeError, "must be a str, got int"), ("a \udcff", ValueError, "must be valid Unicode")],
+)
+def test_a_prompt_that_is_no_text_is_refused(gpt2, make, prompt, error, message):
+    with pytest.raises(error, match=f"generate: prompt {message}"):
+        make(gpt2).continuation(prompt)
+
+
+def test_how_many_tokens_may_stand_in_a_configuration(gpt2, make):
+    finetuner, seen = make(gpt2), []
+    generate = gpt2.generate
+
+    def spy(**kwargs):
+        output = generate(**kwargs)
+        seen.append(output.shape[1] - kwargs["input_ids"].shape[1])
+        return output
+
+    gpt2.generate = spy
+    gpt2.generation_config.eos_token_id = None
+    three = GenerationConfig(max_new_tokens=3, eos_token_id=None)
+    finetuner.continuation("the cat", generation_config=three)
+    finetuner.continuation("the cat", generation_config=three, max_new_tokens=2)
+    finetuner.continuation("the cat", max_new_tokens=None)
+    assert seen == [3, 2, 20]
+    with pytest.raises(
+        ValueError, match="max_new_tokens must be given in place of max_length, .*9"
+    ):
+        finetuner.continuation("the cat", max_length=9)
 
 
 @pytest.mark.parametrize("new", [0, 32])

@@ -1,5 +1,6 @@
 """Choosing texts: the built-in methods, a user's own, and many prompts in one go."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -101,6 +102,8 @@ def test_many_prompts_in_one_go_equal_one_by_one(gpt2, make, embedder, method):
     assert supports == [finetuner.select(prompt) for prompt in PROMPTS]
     assert len({tuple(support.indices) for support in supports}) > 1
     assert finetuner.select_batch([]) == []
+    assert finetuner.select_batch(iter(PROMPTS)) == supports
+    assert finetuner.select_batch(np.array(PROMPTS)) == supports
     with pytest.raises(TypeError, match="prompts must be a sequence of str, got one str"):
         finetuner.select_batch(PROMPTS[0])
     with pytest.raises(ValueError, match="prompt must hold text"):

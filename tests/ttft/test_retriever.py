@@ -142,6 +142,15 @@ def test_hullft_gives_the_multiset() -> None:
     assert (np.diff(weights) <= 0).all()
 
 
+@pytest.mark.filterwarnings("error")
+def test_queries_may_be_any_view_of_an_array() -> None:
+    queries = unit((4, 2, D), 3)
+    backwards = queries[::-1].copy()[::-1]
+    backwards.setflags(write=False)
+    wanted = Retriever(flat_index()).batch_search(queries, 5, 20)[1]
+    assert np.array_equal(Retriever(flat_index()).batch_search(backwards, 5, 20)[1], wanted)
+
+
 def test_threads_are_as_before() -> None:
     before = faiss.omp_get_max_threads(), torch.get_num_threads()
     Retriever(flat_index()).search(unit((1, D), 34), 2, 5, threads=3)

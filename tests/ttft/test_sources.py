@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import datasets
@@ -84,6 +85,26 @@ def test_hidden_files_are_left_out_but_in_a_folder_given(tmp_path):
         (folder / name).write_text(name)
     assert [record["source"] for record in read(folder)[0]] == ["a"]
     assert [record["source"] for record in read(folder / ".git")[0]] == ["c", "deep/d"]
+
+
+def test_hidden_folders_are_not_read(tmp_path, monkeypatch):
+    for folder in (".git/objects/a", "b/.cache/c"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "b" / "text").write_text("bee")
+    walked, scandir = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: walked.append(str(path)) or scandir(path))
+    assert [record["source"] for record in read(tmp_path)[0]] == ["b/text"]
+    assert walked == [str(tmp_path), str(tmp_path / "b")]
+
+
+def test_files_and_folders_are_in_one_order(tmp_path):
+    for name in ("b.txt", "b/z", "b-c/a", "b0", "a/b/c", "a/b.c", "B"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    paths = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    assert [record["source"] for record in read(tmp_path)[0]] == [
+        path.relative_to(tmp_path).as_posix() for path in paths
+    ]
 
 
 def test_another_text_column_and_a_source_of_its_own(tmp_path):

@@ -165,6 +165,22 @@ def test_a_bfloat16_model_is_trained_and_restored(gpt2, make, bits, order):
 
 
 @pytest.mark.filterwarnings("ignore:.*bfloat16 in software")
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_callers_autocast_sees_every_step_and_the_end(kind, order, make, request):
+    model, ids = request.getfixturevalue(kind), torch.arange(9)[None]
+    with make(model, dtype="bfloat16", order=order).adapted(PROMPT) as alone:
+        pass
+    with torch.autocast("cpu", torch.bfloat16):
+        before = model(ids).logits
+        with make(model, order=order).adapted(PROMPT) as report:
+            adapted = model(ids).logits
+        assert torch.equal(model(ids).logits, before)
+    assert report.losses == alone.losses
+    assert not torch.equal(adapted, before)
+
+
+@pytest.mark.filterwarnings("ignore:.*bfloat16 in software")
 def test_autocast_multiplies_in_bfloat16_and_keeps_parameters(gpt2, make, bits):
     before, seen = bits(gpt2), []
     gpt2.lm_head.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
@@ -186,6 +202,29 @@ def test_a_processor_without_bfloat16_is_warned_of(gpt2, make, monkeypatch, recw
     monkeypatch.setattr(finetuner_module, "has_bfloat16", lambda device: supported)
     make(gpt2, dtype="bfloat16")
     assert any("in software" in str(warning.message) for warning in recwarn) != supported
+
+
+@pytest.mark.parametrize("narrow", [True, False])
+def test_parameters_too_narrow_for_adam_are_warned_of(gpt2, make, recwarn, narrow):
+    make(gpt2.half() if narrow else gpt2.bfloat16())
+    assert any("trained parameters are float16" in str(w.message) for w in recwarn) == narrow
+
+
+def test_frozen_parameters_may_be_narrow(gpt2, make, recwarn):
+    gpt2.transformer.half().requires_grad_(False)
+    gpt2.lm_head = torch.nn.Linear(16, 300)
+    make(gpt2)
+    assert not recwarn.list
+
+
+def test_parameters_without_storage_are_refused(gpt2, make):
+    gpt2.transformer.h[1].to("meta")
+    with pytest.raises(
+        ValueError, match=r"got 12 parameters on the meta device, transformer\.h\.1\."
+    ):
+        make(gpt2)
+    gpt2.transformer.h[1].requires_grad_(False)
+    make(gpt2)
 
 
 @pytest.mark.parametrize("order", ORDERS)

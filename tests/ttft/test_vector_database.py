@@ -86,6 +86,27 @@ def test_named_vectors_are_refused(client):
         QdrantDatabase(client, "sparse")
 
 
+@pytest.mark.parametrize("distance", [models.Distance.EUCLID, models.Distance.MANHATTAN])
+def test_a_distance_that_is_no_product_is_refused(client, distance):
+    client.create_collection("far", models.VectorParams(size=24, distance=distance))
+    message = f"collection 'far' must compare its vectors by Dot or Cosine, got {distance.value}"
+    with pytest.raises(ValueError, match=message):
+        QdrantDatabase(client, "far")
+
+
+def test_cosine_is_taken(client, embedder):
+    client.create_collection(
+        "cosine", models.VectorParams(size=24, distance=models.Distance.COSINE)
+    )
+    vector = embedder.encode(["the cat sat"])[0]
+    client.upsert(
+        "cosine", [models.PointStruct(id=1, vector=(3 * vector).tolist(), payload={"text": "a"})]
+    )
+    store = DatabaseStore(QdrantDatabase(client, "cosine"), embedder)
+    scores, _ = store.search(vector[None], 1)
+    assert scores.item() == pytest.approx(1)
+
+
 class Answering:
     """A database that gives what it is told to."""
 

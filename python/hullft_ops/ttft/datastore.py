@@ -213,7 +213,8 @@ class Datastore:
         return torch.from_numpy(scores), torch.from_numpy(ids)
 
     def _checked_search(self, given: np.ndarray | torch.Tensor, k: int) -> torch.Tensor:
-        queries = torch.as_tensor(given)
+        # torch takes no array whose strides are negative, and warns of one that is read-only.
+        queries = torch.as_tensor(np.array(given) if isinstance(given, np.ndarray) else given)
         if queries.dtype != torch.float32:
             raise TypeError(f"Datastore.search: queries must be float32, got {queries.dtype}")
         if queries.ndim != 2 or queries.shape[1] != self.manifest.dim:

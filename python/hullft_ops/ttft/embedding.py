@@ -124,7 +124,8 @@ def encode_checked(function: str, embedder: Embedder, texts: Sequence[str]) -> n
             f"{function}: embedder {embedder.name} must give unit vectors, got one of norm "
             f"{norms[wrong[0]]} for {texts[wrong[0]][:60]!r}"
         )
-    return vectors
+    # torch takes no array whose strides are negative, and warns of one that is read-only.
+    return np.require(vectors, requirements=["C", "W"])
 
 
 def encode_in_turn(function: str, embedder: Embedder) -> EncodeBatches:

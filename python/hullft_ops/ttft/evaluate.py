@@ -15,7 +15,7 @@ import torch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hullft_ops._checks import check_integer
+from hullft_ops._checks import check_integer, check_text
 from hullft_ops.ttft.context import context_length
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.loss import next_token_losses
@@ -80,7 +80,8 @@ def score_text(
 
     Raises:
         TypeError: text is not a str, or max_length or stride is not an int.
-        ValueError: nothing to score, max_length or stride out of range, or a slow tokenizer.
+        ValueError: nothing to score, text that is not valid Unicode, max_length or stride out of
+            range, or a slow tokenizer.
         NonFiniteLossError: the model's loss is not finite; a RuntimeError.
     """
     return _score("score_text", model, tokenizer, text, max_length, stride)
@@ -94,8 +95,7 @@ def _score(
     max_length: int | None,
     stride: int | None,
 ) -> BitsPerByte:
-    if not isinstance(text, str):
-        raise TypeError(f"{function}: text must be a str, got {type(text).__name__}")
+    check_text(function, "text", text)
     if not tokenizer.is_fast:
         raise ValueError(f"{function}: tokenizer must be a fast one, got {type(tokenizer)}")
     length = context_length(function, model, tokenizer, max_length)

@@ -80,7 +80,8 @@ class TestTimeFinetuner:
     Raises:
         TypeError: an argument that counts is not an int, or a method that is not callable.
         ValueError: an argument out of range, an unknown name, an embedder that is not the store's,
-            a model without trainable parameters, or one whose context is not known.
+            a model without trainable parameters or with some on the meta device, or one whose
+            context is not known.
     """
 
     # pytest takes every class whose name begins like this one's for a test.
@@ -124,6 +125,7 @@ class TestTimeFinetuner:
                 "TestTimeFinetuner: model must have a parameter with requires_grad, got none; "
                 "PEFT adapters are loaded with is_trainable=True"
             )
+        _check_trained(model, trained)
         self.model = model
         self.tokenizer = tokenizer
         self.store = store
@@ -188,7 +190,7 @@ class TestTimeFinetuner:
         """
         if isinstance(prompts, str):
             raise TypeError("TestTimeFinetuner: prompts must be a sequence of str, got one str")
-        return self._selector.select(prompts)
+        return self._selector.select(list(prompts))
 
     def adapted(self, prompt: str | Support) -> AbstractContextManager[AdaptationReport]:
         """The model adapted to ``prompt`` inside the with block, and as it was after it.
@@ -228,7 +230,8 @@ class TestTimeFinetuner:
 
         Raises:
             TypeError, ValueError, RuntimeError: as `adapted`.
-            ValueError: ``max_new_tokens`` leaves no room for the prompt.
+            ValueError: ``max_new_tokens`` leaves no room for the prompt, or ``max_length`` is
+                given.
         """
         with self.adapted(prompt):
             return self.continuation(prompt, **generate_kwargs)
@@ -315,6 +318,22 @@ class TestTimeFinetuner:
                 "fewer of them"
             )
         return advice
+
+
+def _check_trained(model: "PreTrainedModel", trained: Sequence[torch.nn.Parameter]) -> None:
+    absent = [n for n, p in model.named_parameters() if p.requires_grad and p.is_meta]
+    if absent:
+        raise ValueError(
+            "TestTimeFinetuner: what is trained must have storage, "
+            f"got {len(absent)} parameters on the meta device, {absent[0]} for one"
+        )
+    if any(parameter.dtype == torch.float16 for parameter in trained):
+        warnings.warn(
+            "TestTimeFinetuner: trained parameters are float16, in which the square of a small "
+            "gradient is 0 and Adam's step far too large: load the model with dtype=torch.float32 "
+            "or torch.bfloat16",
+            stacklevel=3,
+        )
 
 
 def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ import torch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hullft_ops._checks import check_text
 from hullft_ops.ttft.modes import modes_restored
 
 # What transformers takes when nobody says; named here since room is made for it.
@@ -18,7 +19,7 @@ def continuation(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     prompt: str,
-    max_length: int,
+    context: int,
     **generate_kwargs: Any,
 ) -> str:
     """What the model writes after ``prompt``, special tokens left out. Runs in eval mode.
@@ -28,22 +29,31 @@ def continuation(
         tokenizer: its tokenizer.
         prompt: of a longer prompt the last tokens are read that leave room for the new ones; a
             special token that the tokenizer appends to it is not.
-        max_length: the model's context, in tokens.
-        generate_kwargs: for ``model.generate``; ``max_new_tokens`` is 20 unless given.
+        context: the model's, in tokens.
+        generate_kwargs: for ``model.generate``; ``max_new_tokens`` is 20 unless given, there or in
+            a ``generation_config``.
 
     Raises:
-        ValueError: ``max_new_tokens`` leaves no room for the prompt, or the prompt has no token.
+        TypeError: prompt is not a str.
+        ValueError: ``max_new_tokens`` leaves no room for the prompt, ``max_length`` is given, or
+            the prompt has no token or is not valid Unicode.
     """
-    new = generate_kwargs.setdefault("max_new_tokens", _NEW_TOKENS)
-    if not 1 <= new < max_length:
+    check_text("generate", "prompt", prompt)
+    if generate_kwargs.get("max_length") is not None:
         raise ValueError(
-            f"generate: max_new_tokens must be in 1..{max_length - 1} with a context of "
-            f"{max_length}, got {new}"
+            "generate: max_new_tokens must be given in place of max_length, got max_length "
+            f"{generate_kwargs['max_length']}"
+        )
+    new = generate_kwargs["max_new_tokens"] = _new_tokens(generate_kwargs)
+    if not 1 <= new < context:
+        raise ValueError(
+            f"generate: max_new_tokens must be in 1..{context - 1} with a context of "
+            f"{context}, got {new}"
         )
     tokens = _continued(tokenizer, prompt)
     if not tokens:
         raise ValueError(f"generate: prompt must have a token, got {prompt[:20]!r}")
-    ids = torch.tensor([tokens[new - max_length :]], device=model.device)
+    ids = torch.tensor([tokens[new - context :]], device=model.device)
     if tokenizer.pad_token_id is None:
         generate_kwargs.setdefault("pad_token_id", tokenizer.eos_token_id)
     with modes_restored(model), torch.no_grad():
@@ -51,6 +61,12 @@ def continuation(
         generate: Callable[..., torch.Tensor] = model.generate  # type: ignore[assignment]
         output = generate(input_ids=ids, attention_mask=torch.ones_like(ids), **generate_kwargs)
     return str(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
+
+
+def _new_tokens(generate_kwargs: dict[str, Any]) -> int:
+    config = generate_kwargs.get("generation_config")
+    given = (generate_kwargs.get("max_new_tokens"), getattr(config, "max_new_tokens", None))
+    return next((new for new in given if new is not None), _NEW_TOKENS)
 
 
 def _continued(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int]:

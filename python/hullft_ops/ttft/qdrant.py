@@ -20,7 +20,7 @@ class QdrantDatabase:
 
     Raises:
         ImportError: qdrant-client is not installed.
-        ValueError: the collection has named vectors, or none but sparse ones.
+        ValueError: the collection has named vectors, or none but sparse ones, or another distance.
     """
 
     def __init__(
@@ -41,6 +41,11 @@ class QdrantDatabase:
             raise ValueError(
                 f"QdrantDatabase: collection {collection!r} must have one unnamed vector a point, "
                 f"got vectors named {', '.join(map(repr, vectors or {})) or 'nothing'}"
+            )
+        if vectors.distance not in (models.Distance.DOT, models.Distance.COSINE):
+            raise ValueError(
+                f"QdrantDatabase: collection {collection!r} must compare its vectors by Dot or "
+                f"Cosine, got {vectors.distance.value}"
             )
 
     def __len__(self) -> int:

@@ -153,7 +153,8 @@ class Retriever:
             ValueError: shapes or numbers that do not fit the index, NaN or infinity, a query for
                 which the index finds nothing.
         """
-        queries = np.asarray(queries, dtype=np.float32)
+        # torch takes no array whose strides are negative, and warns of one that is read-only.
+        queries = np.require(queries, np.float32, ["C", "W"])
         k = self._check_search(queries, N, K, threads)
         means = queries.mean(axis=1)
         with _threads(threads):

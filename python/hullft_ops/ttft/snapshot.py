@@ -38,6 +38,8 @@ class ModelSnapshot:
         self._save()
         # A stack runs every one of these, the last first, whatever another raises.
         with ExitStack() as stack:
+            # A caller's autocast holds copies of the weights as they were in between.
+            stack.callback(torch.clear_autocast_cache)
             stack.enter_context(modes_restored(self._model))
             stack.enter_context(_flags_restored(self._model))
             stack.enter_context(_gradients_restored(self._model, self._trained))

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -208,15 +209,20 @@ def _json_object(line: bytes) -> Mapping[str, Any] | str:
 
 
 def _files(folder: Path, text_column: str) -> Iterator[tuple[str, Mapping[str, Any] | str]]:
-    for path in sorted(folder.rglob("*")):
-        inner = path.relative_to(folder)
-        hidden = any(part.startswith(".") for part in inner.parts)
-        if path.is_file() and not path.is_symlink() and not hidden:
-            place = inner.as_posix()
+    for path in sorted(_visible(folder)):
+        if path.is_file() and not path.is_symlink():
+            place = path.relative_to(folder).as_posix()
             try:
                 yield place, {text_column: path.read_text(encoding="utf-8")}
             except UnicodeDecodeError:
                 yield place, "not UTF-8"
+
+
+def _visible(folder: Path) -> Iterator[Path]:
+    """What is in the folder or below and not hidden, but for folders; hidden ones are not read."""
+    for root, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(root, name) for name in names if not name.startswith("."))
 
 
 def _saved_dataset(path: Path) -> "datasets.Dataset":

@@ -19,7 +19,7 @@ import datasets
 import pyarrow as pa
 from rich.progress import Progress
 
-from hullft_ops._checks import check_integer
+from hullft_ops._checks import check_integer, check_text
 from hullft_ops._files import PARTIAL_FILES, sync
 from hullft_ops.ttft.checksums import check_file, crc32_of
 from hullft_ops.ttft.embedding import Embedder, EncodeBatches, encode_in_turn
@@ -312,17 +312,7 @@ def _schema(function: str, rows: list[Row]) -> pa.Schema:
 
 def _checked(function: str, rows: Iterable[Row]) -> Iterator[Row]:
     for position, row in enumerate(rows):
-        text = row["text"]
-        if not isinstance(text, str):
-            raise TypeError(
-                f"{function}: texts[{position}] must be a str, got {type(text).__name__}"
-            )
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"{function}: texts[{position}] must be valid Unicode: {error}"
-            ) from error
+        check_text(function, f"texts[{position}]", row["text"])
         yield row
 
 

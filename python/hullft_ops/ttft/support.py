@@ -9,6 +9,7 @@ from time import perf_counter
 import torch
 
 import hullft_ops
+from hullft_ops._checks import check_text
 from hullft_ops.ttft.datastore import Datastore
 from hullft_ops.ttft.embedding import Embedder, encode_checked
 from hullft_ops.ttft.methods import SelectionMethod, least_pool, method_name
@@ -95,8 +96,8 @@ class SupportSelector:
 
         Raises:
             TypeError: a prompt is not a str, or the method returns no Selection.
-            ValueError: a prompt is blank, too few texts of a pool can be trained on, or the method
-                chose what it was not asked for.
+            ValueError: a prompt is blank or not valid Unicode, too few texts of a pool can be
+                trained on, or the method chose what it was not asked for.
         """
         for prompt in prompts:
             _check_prompt(prompt)
@@ -185,7 +186,6 @@ class SupportSelector:
 
 
 def _check_prompt(prompt: str) -> None:
-    if not isinstance(prompt, str):
-        raise TypeError(f"TestTimeFinetuner: prompt must be a str, got {type(prompt).__name__}")
+    check_text("TestTimeFinetuner", "prompt", prompt)
     if not prompt.strip():
         raise ValueError(f"TestTimeFinetuner: prompt must hold text, got {prompt[:20]!r}")

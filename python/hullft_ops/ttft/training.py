@@ -90,6 +90,11 @@ class SupportTrainer:
             fresh = sum(sweep.fresh for sweep in sweeps)
             losses = torch.empty(fresh, dtype=torch.float64, device=self._model.device)
             self._model.train(False)
+            # In one tensor, made before: a loss that stayed where its pass left it would keep the
+            # memory around it from the next pass's larger activations.
+            losses = torch.empty(
+                sum(sweep.fresh for sweep in sweeps), dtype=torch.float64, device=self._model.device
+            )
             tokens = [torch.tensor(text, device=self._model.device) for text in texts]
             for sweep in sweeps:
                 if sweep.fresh:
@@ -136,6 +141,8 @@ class SupportTrainer:
             self._optimizer.step(repeats=repeats)
         else:
             cache.replay(sweep.example, self._optimizer, repeats=repeats)
+        # A caller's autocast would go on with its copies of the weights before the step.
+        torch.clear_autocast_cache()
 
     def _autocast_context(self) -> AbstractContextManager[object]:
         if self._autocast is None:
