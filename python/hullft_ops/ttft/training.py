@@ -90,11 +90,6 @@ class SupportTrainer:
             fresh = sum(sweep.fresh for sweep in sweeps)
             losses = torch.empty(fresh, dtype=torch.float64, device=self._model.device)
             self._model.train(False)
-            # In one tensor, made before: a loss that stayed where its pass left it would keep the
-            # memory around it from the next pass's larger activations.
-            losses = torch.empty(
-                sum(sweep.fresh for sweep in sweeps), dtype=torch.float64, device=self._model.device
-            )
             tokens = [torch.tensor(text, device=self._model.device) for text in texts]
             for sweep in sweeps:
                 if sweep.fresh:
