@@ -160,7 +160,8 @@ def _check_arguments(
 
 
 def _one_target(query: torch.Tensor) -> torch.Tensor:
-    return query[:, 0] if query.dim() == 3 else query
+    # Indexing would ask for the device itself, which a fake tensor need not have.
+    return query.select(1, 0) if query.dim() == 3 else query
 
 
 def _selection(batched: bool, tensors: SiftTensors) -> SiftSelection:

@@ -78,6 +78,14 @@ def test_a_folder_gives_its_files_by_name(tmp_path):
     assert counts.named == ["picture.png: not UTF-8"]
 
 
+def test_a_file_whose_name_is_no_text_is_malformed(tmp_path):
+    (tmp_path / "a").write_text("ay")
+    (tmp_path / os.fsdecode(b"b\xff")).write_text("bee")
+    records, counts = read(tmp_path, max_bad_share=0.5)
+    assert [record["source"] for record in records] == ["a"]
+    assert counts.named == ["b?: a name that is not UTF-8"]
+
+
 def test_hidden_files_are_left_out_but_in_a_folder_given(tmp_path):
     folder = tmp_path / ".notes"
     (folder / ".git" / "deep").mkdir(parents=True)

@@ -211,7 +211,11 @@ def _json_object(line: bytes) -> Mapping[str, Any] | str:
 def _files(folder: Path, text_column: str) -> Iterator[tuple[str, Mapping[str, Any] | str]]:
     for path in sorted(_visible(folder)):
         if path.is_file() and not path.is_symlink():
-            place = path.relative_to(folder).as_posix()
+            name = path.relative_to(folder).as_posix()
+            place = name.encode(errors="replace").decode()
+            if place != name:
+                yield place, "a name that is not UTF-8"
+                continue
             try:
                 yield place, {text_column: path.read_text(encoding="utf-8")}
             except UnicodeDecodeError:
