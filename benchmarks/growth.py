@@ -100,6 +100,9 @@ def _draw(axes: Axes, sweep: Sweep, series: Series) -> None:
         width = 2.2 if name == "hullft_ops" else 1.2
         axes.plot(sizes, seconds, marker="o", markersize=4, linewidth=width, label=label)
     axes.set_xscale("log")
+    measured = sorted({size for points in series.values() for size, _ in points})
+    axes.set_xticks(measured, [f"{size:g}" for size in measured])
+    axes.minorticks_off()
     axes.set_yscale("log")
     axes.set_title(sweep.group)
     axes.set_xlabel(sweep.label)
