@@ -27,6 +27,7 @@ from rich.console import Console
 
 from hullft_ops._checks import check_integer
 from hullft_ops._files import full_disk_explained
+from hullft_ops.ttft.arrays import for_torch
 from hullft_ops.ttft.checksums import check_file
 from hullft_ops.ttft.embedding import Embedder
 from hullft_ops.ttft.journal import locked
@@ -213,8 +214,7 @@ class Datastore:
         return torch.from_numpy(scores), torch.from_numpy(ids)
 
     def _checked_search(self, given: np.ndarray | torch.Tensor, k: int) -> torch.Tensor:
-        # torch takes no array whose strides are negative, and warns of one that is read-only.
-        queries = torch.as_tensor(np.array(given) if isinstance(given, np.ndarray) else given)
+        queries = torch.as_tensor(for_torch(given) if isinstance(given, np.ndarray) else given)
         if queries.dtype != torch.float32:
             raise TypeError(f"Datastore.search: queries must be float32, got {queries.dtype}")
         if queries.ndim != 2 or queries.shape[1] != self.manifest.dim:

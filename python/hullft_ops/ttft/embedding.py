@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from hullft_ops.ttft.arrays import for_torch
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -124,8 +126,7 @@ def encode_checked(function: str, embedder: Embedder, texts: Sequence[str]) -> n
             f"{function}: embedder {embedder.name} must give unit vectors, got one of norm "
             f"{norms[wrong[0]]} for {texts[wrong[0]][:60]!r}"
         )
-    # torch takes no array whose strides are negative, and warns of one that is read-only.
-    return np.require(vectors, requirements=["C", "W"])
+    return for_torch(vectors)
 
 
 def encode_in_turn(function: str, embedder: Embedder) -> EncodeBatches:

@@ -23,6 +23,7 @@ import hullft_ops
 from hullft_ops import _checks
 from hullft_ops._C import build_info
 from hullft_ops.selection import repeated
+from hullft_ops.ttft.arrays import for_torch
 
 METHODS = ("sift", "hullft")
 _OP = "Retriever"
@@ -153,8 +154,7 @@ class Retriever:
             ValueError: shapes or numbers that do not fit the index, NaN or infinity, a query for
                 which the index finds nothing.
         """
-        # torch takes no array whose strides are negative, and warns of one that is read-only.
-        queries = np.require(queries, np.float32, ["C", "W"])
+        queries = for_torch(queries, np.float32)
         k = self._check_search(queries, N, K, threads)
         means = queries.mean(axis=1)
         with _threads(threads):
