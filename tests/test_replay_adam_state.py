@@ -1,9 +1,11 @@
 """The state of ReplayAdam: dictionaries that torch takes and gives, copies, reset."""
 
 import copy
+import itertools
 import math
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -162,3 +164,26 @@ def test_reset_forgets_what_is_not_finite() -> None:
     param.grad = torch.ones(3)
     optimizer.step()
     torch.testing.assert_close(param.detach(), torch.full((3,), -1e-3))
+
+
+@pytest.mark.parametrize("made", [0, 1, 2])
+def test_a_step_cut_short_while_it_makes_its_state_takes_nothing_away_from_the_next(
+    made: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = make_model(), make_model()
+    cut, whole = ReplayAdam(one.parameters()), ReplayAdam(other.parameters())
+    zeros_like, calls = torch.zeros_like, itertools.count()
+
+    def fail_after_some(*args: Any, **kwargs: Any) -> torch.Tensor:
+        if next(calls) == made:
+            raise KeyboardInterrupt
+        return zeros_like(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "zeros_like", fail_after_some)
+        with pytest.raises(KeyboardInterrupt):
+            train(one, cut, range(1), 1)
+    assert next(calls) == made + 1
+    train(one, cut, range(3), 2)
+    train(other, whole, range(3), 2)
+    assert_same_bits(one, other)

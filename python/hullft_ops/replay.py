@@ -218,13 +218,17 @@ class ReplayAdam(Optimizer):
             check_place("ReplayAdam.step", i, param, grad)
             state = self.state[param]
             if not state:
-                place = param.device if group["capturable"] else "cpu"
-                # What is made in inference mode cannot be zeroed or loaded into outside of it.
-                with torch.inference_mode(False):
-                    state["step"] = torch.zeros((), dtype=torch.float32, device=place)
-                    for name in _STATE[1:]:
-                        state[name] = torch.zeros_like(param, memory_format=torch.preserve_format)
+                # All or nothing: an interrupt or a lack of memory must not leave some of them.
+                state.update(_new_state(param, group["capturable"]))
             yield param, grad, state["exp_avg"], state["exp_avg_sq"], state["step"]
+
+
+def _new_state(param: Tensor, capturable: bool) -> dict[str, Tensor]:
+    # What is made in inference mode cannot be zeroed or loaded into outside of it.
+    with torch.inference_mode(False):
+        step = torch.zeros((), dtype=torch.float32, device=param.device if capturable else "cpu")
+        moments = (torch.zeros_like(param, memory_format=torch.preserve_format) for _ in _STATE[1:])
+        return dict(zip(_STATE, (step, *moments), strict=True))
 
 
 def _check_options(group: Mapping[str, Any]) -> None:
