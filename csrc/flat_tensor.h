@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "checks.h"
+#include "empty.h"
 
 namespace hullft {
 
@@ -38,14 +39,9 @@ inline bool same_strides(const Tensor& a, const Tensor& b) {
 
 // A temporary of t's dtype with the memory layout of `like`.
 inline Tensor empty_with_strides(const Tensor& t, const Tensor& like) {
-  int32_t dtype, device_type;
+  int32_t dtype;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &dtype));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &device_type));
-  AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(like.dim(), like.sizes().data(),
-                                                         like.strides().data(), dtype, device_type,
-                                                         t.get_device_index(), &handle));
-  return Tensor(handle);
+  return empty_strided(t, like.dim(), like.sizes().data(), like.strides().data(), dtype);
 }
 
 // Copies made here are not part of anyone's autograd graph, whatever the caller's grad mode.

@@ -8,6 +8,7 @@
 #include <tuple>
 
 #include "checks.h"
+#include "empty.h"
 
 namespace hullft {
 
@@ -114,13 +115,13 @@ struct SelectionTensors {
     const ScalarType real = real_type(pool);
     const std::array<int64_t, 2> rows{batch, n_select};
     const std::array<int64_t, 1> one{batch};
-    indices = torch::stable::new_empty(pool, rows, ScalarType::Long);
-    weights = torch::stable::new_empty(pool, rows, real);
-    counts = torch::stable::new_empty(pool, rows, ScalarType::Long);
-    support_size = torch::stable::new_empty(pool, one, ScalarType::Long);
-    residual = torch::stable::new_empty(pool, one, real);
-    gap = torch::stable::new_empty(pool, one, real);
-    num_iter = torch::stable::new_empty(pool, one, ScalarType::Long);
+    indices = empty_beside(pool, rows, ScalarType::Long);
+    weights = empty_beside(pool, rows, real);
+    counts = empty_beside(pool, rows, ScalarType::Long);
+    support_size = empty_beside(pool, one, ScalarType::Long);
+    residual = empty_beside(pool, one, real);
+    gap = empty_beside(pool, one, real);
+    num_iter = empty_beside(pool, one, ScalarType::Long);
   }
 
   Tuple tuple() const { return {indices, weights, counts, support_size, residual, gap, num_iter}; }
@@ -134,8 +135,8 @@ struct PickTensors {
 
   PickTensors(const Tensor& pool, int64_t batch, int64_t n_select) {
     const std::array<int64_t, 2> rows{batch, n_select};
-    picks = torch::stable::new_empty(pool, rows, ScalarType::Long);
-    variance = torch::stable::new_empty(pool, rows, real_type(pool));
+    picks = empty_beside(pool, rows, ScalarType::Long);
+    variance = empty_beside(pool, rows, real_type(pool));
   }
 
   Tuple after(const SelectionTensors::Tuple& selection) const {
@@ -151,10 +152,10 @@ struct LmoTensors {
 
   LmoTensors(const Tensor& pool, int64_t batch) {
     const std::array<int64_t, 1> one{batch};
-    vertex = torch::stable::new_empty(pool, one, ScalarType::Long);
-    correlation = torch::stable::new_empty(pool, one, real_type(pool));
-    gamma = torch::stable::new_empty(pool, one, real_type(pool));
-    gap = torch::stable::new_empty(pool, one, real_type(pool));
+    vertex = empty_beside(pool, one, ScalarType::Long);
+    correlation = empty_beside(pool, one, real_type(pool));
+    gamma = empty_beside(pool, one, real_type(pool));
+    gap = empty_beside(pool, one, real_type(pool));
   }
 
   Tuple tuple() const { return {vertex, correlation, gamma, gap}; }

@@ -17,7 +17,7 @@ class ColumnCache {
   void begin(int64_t n_rows, int64_t kept) {
     n_rows_ = n_rows;
     capacity_ = std::min(n_rows, kept + kSpareColumns);
-    slot_of_.assign(size_t(n_rows), -1);
+    slot_of_.assign(size_t(padded(n_rows)), -1);
     atom_of_.clear();
     next_victim_ = 0;
   }
@@ -27,6 +27,9 @@ class ColumnCache {
     const int32_t slot = slot_of_[size_t(atom)];
     return slot < 0 ? nullptr : columns_[size_t(slot)].get();
   }
+
+  // Of every candidate, below 0 for those that have no column; padded(n_rows) values.
+  const int32_t* slots() const { return slot_of_.data(); }
 
   // Where to write the column of an atom that has none, padded(n_rows) values; the padding is 0
   // already. `in_use` tells which atoms must stay.
@@ -60,7 +63,7 @@ class ColumnCache {
   void advance_victim() { next_victim_ = (next_victim_ + 1) % int64_t(atom_of_.size()); }
 
   int64_t n_rows_ = 0, capacity_ = 0, next_victim_ = 0;
-  std::vector<int32_t> slot_of_;  // of each atom, -1: no column
+  std::vector<int32_t> slot_of_;  // of each atom, padded; -1: no column
   std::vector<int64_t> atom_of_;  // of each slot
   std::vector<Aligned<R>> columns_;
 };

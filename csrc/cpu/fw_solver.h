@@ -49,8 +49,9 @@ class FwSolver {
   }
 
  private:
-  // Of the pool to come; the few hundred steps of a query ask for half a megabyte in all.
-  static constexpr int64_t kLinesAStep = 32;
+  // Of the pool to come; the few hundred steps of a query ask for a quarter of a megabyte in all.
+  // More than a core can wait for at once would hold up the step.
+  static constexpr int64_t kLinesAStep = 16;
 
   bool start(const QueryPool<T>& in) {
     // As every product of rows is computed, so that a query in its pool is no distance from it.

@@ -97,7 +97,7 @@ Tensor integerize(const Tensor& support, const Tensor& query, const Tensor& weig
   const Tensor dense_support = with_dense_rows(support), dense_query = with_dense_rows(query);
   const Tensor dense_weights = torch::stable::contiguous(weights);
   const std::array<int64_t, 2> out_shape{shape.batch, shape.candidates};
-  const Tensor counts = torch::stable::new_empty(support, out_shape, ScalarType::Long);
+  const Tensor counts = empty_beside(support, out_shape, ScalarType::Long);
   dispatch_floating(support.scalar_type(), [&](auto t) {
     integerize_batch<decltype(t)>(op, dense_support, dense_query, dense_weights, sizes, shape.dim,
                                   n_select, swap_passes, counts);

@@ -31,7 +31,7 @@ class ScreenedCorrelations {
   // estimates. `support` is the solver's.
   bool begin(const QueryPool<T>& in, int64_t n_select, Support& support) {
     const int64_t n_rows = in.n_rows;
-    rows_ = in.rows, query_ = in.query, n_rows_ = n_rows, n_ = padded(n_rows), d_ = in.d;
+    rows_ = in.rows, query_ = in.query, n_ = padded(n_rows), d_ = in.d;
     support_ = &support, kernels_ = &kernels();
     support.begin(0);
     atom_of_.assign(size_t(n_rows), kNone);
@@ -85,13 +85,9 @@ class ScreenedCorrelations {
 
   // ---- estimates, of every candidate that is no atom ------------------------------------------
 
-  float estimate(int64_t k) const { return b_.get()[k] - u_.get()[k]; }
-
-  // The candidate whose estimate is highest_.
-  int64_t highest_candidate() const {
-    int64_t k = 0;
-    while (k < n_rows_ - 1 && estimate(k) != highest_) ++k;
-    return k;
+  // The candidates of these estimates and higher ones, in order.
+  int64_t estimates_from(float least) {
+    return kernels_->estimates_from(b_.get(), u_.get(), n_, least, found_.reserve(n_));
   }
 
   // Of an atom, and in the same pass over the pool of the candidate that is likely to be next.
@@ -110,23 +106,21 @@ class ScreenedCorrelations {
 
   // The candidate of highest estimate that is no atom and has no column, or kNone.
   int64_t likely_next() const {
-    float highest = -std::numeric_limits<float>::infinity();
-    int64_t found = kNone;
-    for (int64_t k = 0; k < n_rows_; ++k)
-      if (estimate(k) > highest && !columns_.find(k)) highest = estimate(k), found = k;
-    return found;
+    return kernels_->highest_without_slot(b_.get(), u_.get(), columns_.slots(), n_);
   }
 
   // ---- atoms ----------------------------------------------------------------------------------
 
   // Every candidate whose correlation may be the largest becomes an atom.
   void admit_contenders(double error) {
-    contenders_.assign(1, highest_candidate());
+    estimates_from(float(highest_));
+    contenders_.assign(1, found_.get()[0]);
     admit();  // leaves few of the others within reach
-    contenders_.clear();
-    const double least = best_.value - error;
-    for (int64_t k = 0; k < n_rows_; ++k)
-      if (estimate(k) >= least) contenders_.push_back(k);
+    // Rounded down, so that none is missed.
+    const float least =
+        std::nextafter(float(best_.value - error), -std::numeric_limits<float>::infinity());
+    const int64_t n = estimates_from(least);
+    contenders_.assign(found_.get(), found_.get() + n);
     if (!contenders_.empty()) admit();
   }
 
@@ -256,7 +250,7 @@ class ScreenedCorrelations {
 
   const T* const* rows_ = nullptr;
   const T* query_ = nullptr;
-  int64_t n_rows_ = 0, n_ = 0, d_ = 0;
+  int64_t n_ = 0, d_ = 0;
   Support* support_ = nullptr;
   const Kernels* kernels_ = nullptr;
 
@@ -265,6 +259,7 @@ class ScreenedCorrelations {
   double highest_ = 0;          // estimate of a candidate that is no atom
   double drift_ = 0;            // bounds how far rounding has moved the estimates of u
   Aligned<float> b_, u_;        // of every candidate; b is -infinity for those that are atoms
+  Aligned<int64_t> found_;      // candidates
 
   std::vector<int64_t> atom_of_;  // of each candidate, kNone: none
   int64_t n_atoms_ = 0;

@@ -31,7 +31,7 @@ Tensor integerize(const Tensor& support, const Tensor& query, const Tensor& weig
                                   int(swap_passes)};
   const Tensor workspace = context.workspace(support, integerize_workspace_bytes(problem));
   const std::array<int64_t, 2> out_shape{shape.batch, shape.candidates};
-  const Tensor counts = torch::stable::new_empty(support, out_shape, ScalarType::Long);
+  const Tensor counts = empty_beside(support, out_shape, ScalarType::Long);
   check_cuda(op, launch_integerize(problem, workspace.mutable_data_ptr(),
                                    counts.mutable_data_ptr<int64_t>(), context.stream()));
   return counts;

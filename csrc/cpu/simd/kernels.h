@@ -181,6 +181,11 @@ struct Kernels {
   // The same in float32, and only the maximum.
   float (*screened_step_max)(const float* b, float* u, int64_t n, double scale, double toward,
                              const float* column_s, double away, const float* column_a);
+  // Writes every k with b[k] - u[k] >= least, in order, and returns how many there are.
+  int64_t (*estimates_from)(const float* b, const float* u, int64_t n, float least, int64_t* found);
+  // The lowest k of the highest b[k] - u[k] among those with slots[k] < 0, or -1 if all of those
+  // are -infinity.
+  int64_t (*highest_without_slot)(const float* b, const float* u, const int32_t* slots, int64_t n);
   // u_k after those steps from 0, with the bits that step_tied_max would have left there; products
   // are <x_k, atom> for the list of atoms.
   double (*follow_moves)(const SupportMove* moves, int64_t n_moves, const double* products);

@@ -10,7 +10,6 @@ namespace hullft {
 namespace {
 
 typedef int16_t VecS __attribute__((vector_size(kVectorBytes)));
-typedef int32_t VecI __attribute__((vector_size(kVectorBytes)));
 static_assert(kQuantizedPadding % (2 * kFloats) == 0);
 
 // sum + the products of a and b, those of two neighbours in each lane.

@@ -96,6 +96,19 @@ inline uint64_t equal_lanes(VecD a, VecD b) {
 #endif
 }
 
+// Bit i: lane i of a is at least that of b.
+inline uint64_t lanes_at_least(VecF a, VecF b) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask(__m512(a), __m512(b), _CMP_GE_OQ);
+#elif defined(__AVX2__)
+  return uint64_t(_mm256_movemask_ps(_mm256_cmp_ps(__m256(a), __m256(b), _CMP_GE_OQ)));
+#else
+  uint64_t bits = 0;
+  for (int i = 0; i < kFloats; ++i) bits |= uint64_t(a[i] >= b[i]) << i;
+  return bits;
+#endif
+}
+
 // ---- rounding under control -------------------------------------------------------------------
 
 // The value as it is: the compiler may not fuse what made it with what uses it.

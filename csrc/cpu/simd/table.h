@@ -7,6 +7,7 @@
 #include "dot.h"
 #include "kernels.h"
 #include "quantized.h"
+#include "screening.h"
 #include "sift.h"
 
 namespace hullft {
@@ -47,6 +48,8 @@ constexpr Kernels make_table(const char* name) {
       &step_argmax_kernel,
       &step_tied_max_kernel,
       &step_max_kernel<float>,
+      &estimates_from_kernel,
+      &highest_without_slot_kernel,
       &follow_moves_kernel,
       &multiply_quantized_kernel,
       &sift_pick_kernel,

@@ -33,6 +33,7 @@ typedef double VecD __attribute__((vector_size(kVectorBytes)));
 typedef int64_t VecL __attribute__((vector_size(kVectorBytes)));
 typedef float VecF __attribute__((vector_size(kVectorBytes)));
 typedef uint32_t VecU __attribute__((vector_size(kVectorBytes)));
+typedef int32_t VecI __attribute__((vector_size(kVectorBytes)));
 typedef float HalfVecF __attribute__((vector_size(kVectorBytes / 2)));
 typedef uint16_t VecU16 __attribute__((vector_size(kVectorBytes / 2)));
 typedef uint16_t HalfVecU16 __attribute__((vector_size(kVectorBytes / 4)));
