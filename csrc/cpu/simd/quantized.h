@@ -12,17 +12,19 @@ namespace {
 typedef int16_t VecS __attribute__((vector_size(kVectorBytes)));
 static_assert(kQuantizedPadding % (2 * kFloats) == 0);
 
-// sum + the products of a and b, those of two neighbours in each lane.
+// sum + the products of a and b, those of two neighbours in each lane. It wraps for rows that turn
+// out to want a larger scale, whose sums nobody reads.
 inline VecI add_products(VecI sum, VecS a, VecS b) {
 #if defined(__AVX512VNNI__)
   return VecI(_mm512_dpwssd_epi32(__m512i(sum), __m512i(a), __m512i(b)));
 #elif defined(__AVX2__)
-  return sum + VecI(_mm256_madd_epi16(__m256i(a), __m256i(b)));
+  return VecI(VecU(sum) + VecU(_mm256_madd_epi16(__m256i(a), __m256i(b))));
 #elif defined(__SSE2__)
-  return sum + VecI(_mm_madd_epi16(__m128i(a), __m128i(b)));
+  return VecI(VecU(sum) + VecU(_mm_madd_epi16(__m128i(a), __m128i(b))));
 #else
   for (int i = 0; i < kFloats; ++i)
-    sum[i] += int32_t(a[2 * i]) * b[2 * i] + int32_t(a[2 * i + 1]) * b[2 * i + 1];
+    sum[i] = int32_t(uint32_t(sum[i]) + uint32_t(int32_t(a[2 * i]) * b[2 * i]) +
+                     uint32_t(int32_t(a[2 * i + 1]) * b[2 * i + 1]));
   return sum;
 #endif
 }
@@ -120,7 +122,7 @@ constexpr float kRound = 0x1.8p23f;
 
 // Two vectors of x; lane i of a product has element i of every vector.
 template <typename T>
-inline void quantize_vectors(const T* x, float inverse, int16_t* out, VecF (&squares)[2]) {
+inline VecS quantize_vectors(const T* x, float inverse, VecF (&squares)[2]) {
   VecU nearest[2];
   for (int j = 0; j < 2; ++j) {
     const VecF v = load_floats(x + j * kFloats);
@@ -128,7 +130,7 @@ inline void quantize_vectors(const T* x, float inverse, int16_t* out, VecF (&squ
     const VecF shifted = multiply_add(v, broadcast(inverse), broadcast(kRound));
     nearest[j] = load_bytes<VecU>(&shifted);
   }
-  store_bytes(out, (nearest[0] & 0xffffu) | (nearest[1] << 16));
+  return VecS((nearest[0] & 0xffffu) | (nearest[1] << 16));
 }
 
 // Asks for a row to come while another, which is in the nearest cache by now, is worked on.
@@ -138,24 +140,38 @@ inline void prefetch_elements(const T* next, int64_t n) {
   for (int64_t i = 0; i < n; i += kLine) __builtin_prefetch(next + i, 0, 2);
 }
 
-// A row times `inverse`; returns the squares of x, those that meet in one lane of a product in one.
-template <typename T>
-inline VecF quantize_row(const T* x, const T* next, int64_t d, float inverse, int16_t* out) {
+// What one pass over a row leaves in the lanes: the sum of the squares that meet in one lane of a
+// product, and the products with a column.
+struct RowSums {
+  VecF squares;
+  VecI products;
+};
+
+// A row times `inverse`, and its sums; without a column the products are 0.
+template <bool kColumn, typename T>
+inline RowSums quantize_row(const T* x, const T* next, int64_t d, float inverse,
+                            const int16_t* column, int16_t* out) {
   constexpr int64_t kPair = 2 * kFloats;
   VecF squares[2] = {};
+  VecI products = {};
+  const auto add = [&](const T* from, int64_t i) {
+    const VecS values = quantize_vectors(from, inverse, squares);
+    store_bytes(out + i, values);
+    if constexpr (kColumn) products = add_products(products, values, load_bytes<VecS>(column + i));
+  };
   int64_t i = 0;
   for (; i + kPair <= d; i += kPair) {
     prefetch_elements(next + i, kPair);
-    quantize_vectors(x + i, inverse, out + i, squares);
+    add(x + i, i);
   }
   if (i < d) {
     T last[kPair] = {};
     std::memcpy(last, x + i, size_t(d - i) * sizeof(T));
-    quantize_vectors(last, inverse, out + i, squares);
+    add(last, i);
     i += kPair;
   }
   std::memset(out + i, 0, size_t(quantized_width(d) - i) * sizeof(int16_t));
-  return squares[0] + squares[1];
+  return {squares[0] + squares[1], products};
 }
 
 // Of float32; squares below it are taken for as large, which says no less of what is lost.
@@ -176,10 +192,10 @@ struct RunningScale {
   }
 };
 
-template <typename T>
-QuantizedBounds quantize_kernel(const T* const* rows, int64_t n_rows, int64_t d,
-                                const QuantizedRowsOut& out, const QuantizedColumn* column,
-                                float* products) {
+template <bool kColumn, typename T>
+inline QuantizedBounds quantize_rows(const T* const* rows, int64_t n_rows, int64_t d,
+                                     const QuantizedRowsOut& out, const QuantizedColumn& column,
+                                     float* products) {
   constexpr float kLargestSquare = 0x1p120f;
   constexpr int64_t kBytesAhead = 6144;
   const int64_t width = quantized_width(d), row_bytes = d * int64_t(sizeof(T));
@@ -188,30 +204,42 @@ QuantizedBounds quantize_kernel(const T* const* rows, int64_t n_rows, int64_t d,
   float largest_square = kSmallestSquare;
   for (int64_t k = 0; k < n_rows; k += kQuantizedRows) {
     const int64_t n = n_rows - k < kQuantizedRows ? n_rows - k : kQuantizedRows;
-    const auto quantize = [&](int64_t j) {
+    VecF squares[kQuantizedRows] = {}, lanes[kQuantizedRows] = {};
+    const auto quantize = [&](int64_t r) {
+      const int64_t j = k + r;
       const T* next = rows[j + ahead < n_rows ? j + ahead : n_rows - 1];
       out.scales[j] = running.scale;
-      return quantize_row(rows[j], next, d, running.inverse, out.values + j * width);
+      const RowSums sums = quantize_row<kColumn>(rows[j], next, d, running.inverse, column.values,
+                                                 out.values + j * width);
+      squares[r] = sums.squares;
+      lanes[r] = __builtin_convertvector(sums.products, VecF);
     };
     const float held = running.largest_lane;
-    VecF squares[kQuantizedRows] = {};
-    for (int64_t r = 0; r < n; ++r) squares[r] = quantize(k + r);
+    for (int64_t r = 0; r < n; ++r) quantize(r);
     const Floats4 whole = sum_each(squares), lane = max_each(squares);
     for (int64_t r = 0; r < n; ++r) {
       if (!(whole[r] <= kLargestSquare)) return {__builtin_inff(), 0};
       largest_square = whole[r] > largest_square ? whole[r] : largest_square;
       if (lane[r] <= held) continue;
       running.see(lane[r]);
-      quantize(k + r);
+      quantize(r);
     }
-    if (!column) continue;
-    // While the rows are in the nearest cache.
-    float* const to[] = {products + k};
-    multiply_columns<1>({out.values + k * width, out.scales + k, n, width}, &column->values,
-                        &column->scale, to);
+    if constexpr (kColumn) {
+      const Floats4 sums = sum_each(lanes);
+      for (int64_t r = 0; r < n; ++r)
+        products[k + r] = sums[r] * (out.scales[k + r] * column.scale);
+    }
   }
   const float norm = __builtin_sqrtf(largest_square);
   return {norm, 0.5f * running.scale * __builtin_sqrtf(float(d)) + norm * 0x1p-22f};
+}
+
+template <typename T>
+QuantizedBounds quantize_kernel(const T* const* rows, int64_t n_rows, int64_t d,
+                                const QuantizedRowsOut& out, const QuantizedColumn* column,
+                                float* products) {
+  if (column) return quantize_rows<true>(rows, n_rows, d, out, *column, products);
+  return quantize_rows<false>(rows, n_rows, d, out, {}, products);
 }
 
 void multiply_quantized_kernel(const QuantizedRows& rows, const int16_t* const* columns,
