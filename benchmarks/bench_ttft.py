@@ -124,7 +124,12 @@ def measure_ttft(case: Case, recorder: Recorder, device: torch.device, folder: P
     if device.type == "cpu":
         _record_passes(recorder, saved, max(support.input_ids, key=len), autocast)
     if case.dtype is None:
-        assert difference <= 1e-5 * _norm(adapted)
+        names = [name for name, _ in model.named_parameters()]
+        determined = _norm(_determined(names, _difference(adapted, padded)))
+        recorder.fact(
+            "parameter difference without key biases, relative", determined / _norm(adapted)
+        )
+        assert determined <= 1e-6 * _norm(adapted)
     else:
         # Adam follows the sign of the smallest gradients too, which bfloat16 does not always keep.
         assert difference <= _BFLOAT16_SHARE * _change(adapted, base)
@@ -174,6 +179,22 @@ def _parameters(model: PreTrainedModel) -> list[torch.Tensor]:
 
 def _difference(a: list[torch.Tensor], b: list[torch.Tensor]) -> list[torch.Tensor]:
     return [x - y for x, y in zip(a, b, strict=True)]
+
+
+def _determined(names: list[str], parameters: list[torch.Tensor]) -> list[torch.Tensor]:
+    """GPT-2's parameters but for the biases of its keys.
+
+    A softmax is the same whatever is added to all of its arguments, so that the gradient of these
+    is rounding alone, which Adam makes steps of. They end elsewhere in float64 too.
+    """
+    found = []
+    for name, parameter in zip(names, parameters, strict=True):
+        if name.endswith("attn.c_attn.bias"):
+            query, _, value = parameter.chunk(3)
+            found += [query, value]
+        else:
+            found.append(parameter)
+    return found
 
 
 def _change(adapted: list[torch.Tensor], base: list[torch.Tensor]) -> float:
