@@ -2,6 +2,7 @@
 // parameter and moments written once.
 #pragma once
 
+#include <cstdint>
 #include <type_traits>
 
 #include "kernels.h"
@@ -34,6 +35,16 @@ constexpr int kAdamVectors = 2;
 
 template <typename T>
 constexpr int64_t kAdamBlock = kAdamVectors * kLanes<Arithmetic<T>>;
+
+// Asks for a block to come of the same array, which may have ended by then. Left to themselves,
+// memory and arithmetic wait for each other.
+template <typename T, typename Element>
+inline void prefetch_block(const Element* block) {
+  constexpr uintptr_t kBytesAhead = 1024, kLine = 64;
+  const uintptr_t next = reinterpret_cast<uintptr_t>(block) + kBytesAhead;
+  for (uintptr_t at = 0; at < kAdamBlock<T> * sizeof(Element); at += kLine)
+    __builtin_prefetch(reinterpret_cast<const void*>(next + at));
+}
 
 // What becomes of the parameters of the block that starts at element `first` of its piece.
 struct RoundToNearest {
@@ -85,6 +96,10 @@ void adam_blocks(T* param, const G* grad, T* exp_avg, T* exp_avg_sq, int64_t n,
       state[j] = {load<R>(param + i), load<R>(exp_avg + i), load<R>(exp_avg_sq + i)};
       g[j] = rates.sign * load<R>(grad + i);
     }
+    prefetch_block<T>(param + block);
+    prefetch_block<T>(exp_avg + block);
+    prefetch_block<T>(exp_avg_sq + block);
+    prefetch_block<T>(grad + block);
     for (int64_t s = 0; s < n_steps; ++s) take(steps[s]);
     for (int64_t s = n_steps; s < repeats; ++s) take(steps[n_steps - 1]);
     rounding.store_block(param + block, state, first + block);
