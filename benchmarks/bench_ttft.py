@@ -130,6 +130,9 @@ def measure_ttft(case: Case, recorder: Recorder, device: torch.device, folder: P
             "parameter difference without key biases, relative", determined / _norm(adapted)
         )
         assert determined <= 1e-6 * _norm(adapted)
+        # A small model's key biases alone may move further than that.
+        if case.model == "gpt2":
+            assert difference <= 1e-5 * _norm(adapted)
     else:
         # Adam follows the sign of the smallest gradients too, which bfloat16 does not always keep.
         assert difference <= _BFLOAT16_SHARE * _change(adapted, base)
