@@ -8,6 +8,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <stdexcept>
 
 #include "checks.h"
 
@@ -31,8 +32,10 @@ inline int32_t shim_dtype(ScalarType type) {
       return aoti_torch_dtype_int64();
     case ScalarType::Double:
       return aoti_torch_dtype_float64();
-    default:
+    case ScalarType::Float:
       return aoti_torch_dtype_float32();
+    default:
+      throw std::logic_error("hullft_ops: no operator returns this dtype");
   }
 }
 
