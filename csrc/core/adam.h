@@ -75,8 +75,8 @@ HULLFT_HD bool adam_settled(const AdamOptions& o, double t) {
   return 1 - pow(o.beta1, t) == 1 && 1 - pow(o.beta2, t) == 1;
 }
 
-// V is R or a vector of R. Math gives the exact square root, a fused multiply-add, and `product`,
-// with which no later operation may be fused: parameters and moments are rounded where
+// V is R or a vector of R. Math gives the exact square root and quotient, a fused multiply-add, and
+// `product`, with which no later operation may be fused: parameters and moments are rounded where
 // torch.optim.Adam rounds them, so that they stay its equals over any number of steps.
 template <bool kCoupled, typename Math, typename V, typename R>
 HULLFT_HD void adam_update(AdamState<V>& x, V grad, const AdamRates<R>& rates,
@@ -85,7 +85,7 @@ HULLFT_HD void adam_update(AdamState<V>& x, V grad, const AdamRates<R>& rates,
   const V anchor = rates.blend_from_grad ? grad : x.exp_avg;
   x.exp_avg = math.fma(rates.blend, grad - x.exp_avg, anchor);
   x.exp_avg_sq = math.fma(rates.square * grad, grad, math.product(rates.beta2, x.exp_avg_sq));
-  const V move = step.rate * x.exp_avg / (math.root(x.exp_avg_sq) + step.eps);
+  const V move = math.quotient(step.rate * x.exp_avg, math.root(x.exp_avg_sq) + step.eps);
   x.param = math.product(rates.keep, x.param) + move;
 }
 

@@ -13,6 +13,7 @@ constexpr int kStepTable = 64;  // steps whose constants are in shared memory at
 template <typename R>
 struct DeviceMath {
   __device__ __forceinline__ R root(R v) const { return sqrt(v); }
+  __device__ __forceinline__ R quotient(R a, R b) const { return a / b; }
   __device__ __forceinline__ R fma(R a, R b, R c) const {
     if constexpr (sizeof(R) == 8)
       return ::fma(a, b, c);

@@ -5,36 +5,11 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "kernels.h"
-#include "real.h"
+#include "adam_block.h"
+#include "quick_adam.h"
 
 namespace hullft {
 namespace {
-
-struct VectorMath {
-  template <typename V>
-  V root(V v) const {
-    return square_root(v);
-  }
-  template <typename R, typename V>
-  V fma(R a, V b, V c) const {
-    return multiply_add(broadcast(a), b, c);
-  }
-  template <typename V>
-  V fma(V a, V b, V c) const {
-    return multiply_add(a, b, c);
-  }
-  template <typename R, typename V>
-  V product(R a, V b) const {
-    return rounded(a * b);
-  }
-};
-
-// Vectors in flight: square root and division are long operations that follow one another.
-constexpr int kAdamVectors = 2;
-
-template <typename T>
-constexpr int64_t kAdamBlock = kAdamVectors * kLanes<Arithmetic<T>>;
 
 // Asks for a block to come of the same array, which may have ended by then. Left to themselves,
 // memory and arithmetic wait for each other.
@@ -80,33 +55,38 @@ void adam_blocks(T* param, const G* grad, T* exp_avg, T* exp_avg_sq, int64_t n,
                  const AdamSchedule<Arithmetic<T>>& schedule, const Rounding& rounding,
                  int64_t first) {
   using R = Arithmetic<T>;
-  using V = Vector<R>;
-  const AdamRates<R> rates = schedule.rates;
-  const AdamStep<R>* const steps = schedule.steps;
-  const int64_t n_steps = schedule.n_steps, repeats = schedule.repeats;
-  for (int64_t block = 0; block < n; block += kAdamBlock<T>) {
-    AdamState<V> state[kAdamVectors];
-    V g[kAdamVectors];
-    const auto take = [&](const AdamStep<R>& step) {
-      for (int j = 0; j < kAdamVectors; ++j)
-        adam_update<kCoupled>(state[j], g[j], rates, step, VectorMath{});
+  // A gradient that decay changes has no bound.
+  constexpr bool kQuick = kHasQuickQuotients && sizeof(R) == sizeof(float) && !kCoupled;
+  // Where one block is too small for quick quotients, so are most often those after it.
+  constexpr int64_t kRetry = 16 * kAdamBlock<T>;
+  int64_t quick_from = n;
+  if constexpr (kQuick) {
+    if (has_ordinary_steps(schedule)) quick_from = 0;
+  }
+  for (int64_t i = 0; i < n; i += kAdamBlock<T>) {
+    const auto load_block = [&] {
+      return AdamBlock<R>(param + i, grad + i, exp_avg + i, exp_avg_sq + i, schedule.rates.sign);
     };
-    for (int j = 0; j < kAdamVectors; ++j) {
-      const int64_t i = block + j * kLanes<R>;
-      state[j] = {load<R>(param + i), load<R>(exp_avg + i), load<R>(exp_avg_sq + i)};
-      g[j] = rates.sign * load<R>(grad + i);
+    AdamBlock<R> block = load_block();
+    prefetch_block<T>(param + i);
+    prefetch_block<T>(exp_avg + i);
+    prefetch_block<T>(exp_avg_sq + i);
+    prefetch_block<T>(grad + i);
+    bool done = false;
+    if constexpr (kQuick) {
+      if (i >= quick_from) {
+        done = is_ordinary(block) && take_quick_steps(block, schedule);
+        if (!done) {
+          block = load_block();
+          quick_from = i + kRetry;
+        }
+      }
     }
-    prefetch_block<T>(param + block);
-    prefetch_block<T>(exp_avg + block);
-    prefetch_block<T>(exp_avg_sq + block);
-    prefetch_block<T>(grad + block);
-    for (int64_t s = 0; s < n_steps; ++s) take(steps[s]);
-    for (int64_t s = n_steps; s < repeats; ++s) take(steps[n_steps - 1]);
-    rounding.store_block(param + block, state, first + block);
+    if (!done) block.template take_steps<kCoupled>(schedule, VectorMath{});
+    rounding.store_block(param + i, block.state, first + i);
     for (int j = 0; j < kAdamVectors; ++j) {
-      const int64_t i = block + j * kLanes<R>;
-      store(exp_avg + i, state[j].exp_avg);
-      store(exp_avg_sq + i, state[j].exp_avg_sq);
+      store(exp_avg + i + j * kLanes<R>, block.state[j].exp_avg);
+      store(exp_avg_sq + i + j * kLanes<R>, block.state[j].exp_avg_sq);
     }
   }
 }

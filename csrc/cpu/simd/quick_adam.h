@@ -1,0 +1,59 @@
+// Adam steps with quick quotients, where no number in them is too large or too small for those.
+#pragma once
+
+#include <cmath>
+
+#include "adam_block.h"
+#include "quotient.h"
+
+namespace hullft {
+namespace {
+
+#if defined(__AVX512F__)
+
+struct QuickMath : VectorMath {
+  QuickQuotients& quotients;
+
+  VecF quotient(VecF a, VecF b) const { return quotients(a, b); }
+};
+
+// Bounds of the moments and gradients at first. Moments stay between what they were and the
+// gradient, or its square.
+constexpr float kLargestMoment = 0x1p38f;
+
+// Whether the constants of all steps keep dividends and divisors of such moments within bounds.
+// One step alone waits for memory.
+inline bool has_ordinary_steps(const AdamSchedule<float>& schedule) {
+  if (schedule.repeats == 1) return false;
+  for (int64_t s = 0; s < schedule.n_steps; ++s) {
+    const AdamStep<float>& step = schedule.steps[s];
+    const float rate = std::abs(step.rate);
+    if (!(step.eps >= kSmallestDivisor && step.eps < kLargestDivisor - kLargestMoment))
+      return false;
+    if (!(rate > 0 && rate < kLargestDividend / kLargestMoment)) return false;
+  }
+  return true;
+}
+
+// A lane with a NaN may be of any size: it ends as NaN either way.
+inline bool is_ordinary(const AdamBlock<float>& block) {
+  VecF size{}, square{};
+  for (int j = 0; j < kAdamVectors; ++j) {
+    const auto& state = block.state[j];
+    size = larger_size(size, larger_size(block.grad[j], state.exp_avg));
+    square = larger(square, state.exp_avg_sq);
+  }
+  return all_below(size, kLargestMoment) && all_below(square, kLargestMoment * kLargestMoment);
+}
+
+// Whether the block is as with division. Otherwise it is of no use.
+inline bool take_quick_steps(AdamBlock<float>& block, const AdamSchedule<float>& schedule) {
+  QuickQuotients quotients;
+  block.take_steps<false>(schedule, QuickMath{{}, quotients});
+  return quotients.all_exact();
+}
+
+#endif
+
+}  // namespace
+}  // namespace hullft

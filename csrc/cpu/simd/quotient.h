@@ -1,0 +1,86 @@
+// Exact float32 quotients by multiplication, for processors whose divider, which takes the square
+// roots as well, is what several Adam steps with one gradient wait for.
+#pragma once
+
+#include "kernels.h"
+#include "real.h"
+
+namespace hullft {
+namespace {
+
+// With dividends below kLargestDividend in size and divisors between these bounds, nothing on the
+// way to a quotient overflows.
+constexpr float kLargestDividend = 0x1p60f, kSmallestDivisor = 0x1p-60f, kLargestDivisor = 0x1p40f;
+
+// From here on neither a quotient nor its remainder loses bits below the smallest normal number.
+constexpr float kSmallestDividend = 0x1p-63f;
+
+#if defined(__AVX512F__)
+
+constexpr bool kHasQuickQuotients = true;
+
+inline VecF larger(VecF a, VecF b) { return VecF(_mm512_max_ps(__m512(a), __m512(b))); }
+
+// The smaller and the larger of |a| and |b|, or what is not NaN of them.
+inline VecF smaller_size(VecF a, VecF b) {
+  return VecF(_mm512_range_ps(__m512(a), __m512(b), 0b1010));
+}
+
+inline VecF larger_size(VecF a, VecF b) {
+  return VecF(_mm512_range_ps(__m512(a), __m512(b), 0b1011));
+}
+
+// False where a lane is NaN.
+inline bool all_below(VecF v, float limit) {
+  return _mm512_cmp_ps_mask(__m512(v), _mm512_set1_ps(limit), _CMP_LT_OQ) == 0xffff;
+}
+
+inline bool all_at_least(VecF v, float limit) {
+  return _mm512_cmp_ps_mask(__m512(v), _mm512_set1_ps(limit), _CMP_GE_OQ) == 0xffff;
+}
+
+// c - a * b, rounded once.
+inline VecF subtract_product(VecF a, VecF b, VecF c) {
+  return VecF(_mm512_fnmadd_ps(__m512(a), __m512(b), __m512(c)));
+}
+
+// a / b with the bits of the division, for ordinary numbers: see the constants above.
+//
+// After Markstein, "Computation of elementary functions on the IBM RISC System/6000 processor"
+// (1990). From an error below one unit in the last place a Newton step makes y the nearest number
+// to 1 / b, whatever the estimate it began with, unless all bits of b are ones: then it is the
+// nearest from below. Near enough, the remainder of q is exact, and correcting q by it rounds to
+// nearest. With a power of two over that one divisor the quotient is just above the middle of two
+// numbers: corrected from the upper one it is right with that y as well, and so the first q is made
+// of a y not below 1 / b.
+inline VecF quick_quotient(VecF a, VecF b) {
+  VecF y = VecF(_mm512_rcp14_ps(__m512(b)));
+  for (int i = 0; i < 2; ++i) y = multiply_add(subtract_product(b, y, broadcast(1.0f)), y, y);
+  const VecF odd = VecF(_mm512_or_si512(__m512i(y), _mm512_set1_epi32(1)));
+  VecF q = rounded(a * odd);
+  for (int i = 0; i < 2; ++i) q = multiply_add(subtract_product(b, q, a), y, q);
+  return q;
+}
+
+// Quotients of which one asks afterwards whether all dividends were large enough.
+class QuickQuotients {
+ public:
+  VecF operator()(VecF a, VecF b) {
+    smallest_ = smaller_size(smallest_, a);
+    return quick_quotient(a, b);
+  }
+
+  bool all_exact() const { return all_at_least(smallest_, kSmallestDividend); }
+
+ private:
+  VecF smallest_ = broadcast(kLargestDividend);
+};
+
+#else
+
+constexpr bool kHasQuickQuotients = false;
+
+#endif
+
+}  // namespace
+}  // namespace hullft

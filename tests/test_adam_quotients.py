@@ -1,0 +1,109 @@
+"""A move of adam_replay_ is a quotient rounded to nearest, whatever the size of its numbers.
+
+Several steps in registers may take their quotients without a division, a single step does not: both
+must give the same bits.
+"""
+
+import math
+
+import pytest
+import torch
+
+from adam_problems import AdamTensors, adam_replay
+
+N = 4096
+SETTLED = 1e6
+"""Steps after which both corrections of the bias are 1."""
+
+
+def random_sizes(low: int, high: int, seed: int) -> torch.Tensor:
+    """[N] of float32 between 2**low and 2**high, of either sign."""
+    generator = torch.Generator().manual_seed(seed)
+    exponents = low + (high - low) * torch.rand(N, generator=generator, dtype=torch.float64)
+    signs = torch.randint(2, (N,), generator=generator) * 2 - 1
+    return (signs * exponents.exp2()).float()
+
+
+def from_zero(grad: torch.Tensor, exp_avg: torch.Tensor, exp_avg_sq: torch.Tensor) -> AdamTensors:
+    steps = [torch.tensor(SETTLED)]
+    return AdamTensors([torch.zeros(len(grad))], [grad], [exp_avg], [exp_avg_sq], steps)
+
+
+def assert_as_one_by_one(tensors: AdamTensors, **options: object) -> None:
+    at_once, one_by_one = adam_replay(tensors, 3, **options), tensors
+    for _ in range(3):
+        one_by_one = adam_replay(one_by_one, 1, **options)
+    for ours, wanted in zip(at_once[:4], one_by_one[:4], strict=True):
+        assert torch.equal(ours[0].isnan(), wanted[0].isnan())
+        number = ~wanted[0].isnan()
+        assert torch.equal(ours[0][number], wanted[0][number])
+        assert torch.equal(ours[0][number].signbit(), wanted[0][number].signbit())
+
+
+@pytest.mark.parametrize("lr", [0.0, 1e-30, 1e-3, 1.0, 1e30])
+@pytest.mark.parametrize("eps", [0.0, 1e-30, 1e-8, 1e10, 1e30])
+@pytest.mark.parametrize("sizes", [(-10, 10), (-60, 30), (-149, 127)], ids=str)
+@pytest.mark.parametrize("beta1", [0.0, 0.9])
+def test_any_size(
+    simd_level: str, beta1: float, sizes: tuple[int, int], eps: float, lr: float
+) -> None:
+    tensors = from_zero(*(random_sizes(*sizes, seed) for seed in (1, 2)), random_sizes(*sizes, 3))
+    tensors.exp_avg_sqs[0].abs_()
+    assert_as_one_by_one(tensors, lr=lr, eps=eps, beta1=beta1)
+
+
+@pytest.mark.parametrize("value", [0.0, -0.0, 1e-45, 1e-20, 1e20, math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("column", ["params", "grads", "exp_avgs", "exp_avg_sqs"])
+def test_one_number_unlike_the_others(simd_level: str, column: str, value: float) -> None:
+    tensors = from_zero(
+        random_sizes(-9, 0, 1), random_sizes(-9, 0, 2), random_sizes(-9, 0, 3).abs()
+    )
+    for i in (0, 33, 517, N - 1):
+        getattr(tensors, column)[0][i] = abs(value) if column == "exp_avg_sqs" else value
+    assert_as_one_by_one(tensors)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("ulps", [-2, -1, 0, 1])
+def test_hard_divisors(simd_level: str, ulps: int, scale: float) -> None:
+    """About a power of two. Of the number just below it the reciprocal, and so the quotient of any
+    power of two, is next to the middle between two numbers."""
+    unit = 2.0 ** round(math.log2(scale))
+    eps = (2.0 + ulps * 2.0 ** (-23 if ulps < 0 else -22)) * unit
+    grad = random_sizes(-58, -40, 4) * unit
+    grad[::2] = grad[::2].sign() * grad[::2].abs().log2().round().exp2()
+    tensors = from_zero(grad, torch.zeros(N), torch.zeros(N))
+    after = adam_replay(tensors, 2, lr=1.0, eps=eps, beta1=0.0)
+    assert torch.equal(after.params[0], -2 * (grad / eps))
+
+
+def nearly_halfway(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """About n / 3 dividends and divisors whose quotient is next to the middle between two numbers.
+
+    For integers a and odd b below 2**24, 2**25 a = m b - j has the quotient (m - j / b) / 2**25, and
+    an odd m of 25 bits is such a middle: j in -3 .. 3 is chosen, and m solved for modulo 2**25.
+    """
+    generator = torch.Generator().manual_seed(5)
+    modulus = 2**25
+    b = torch.randint(2**22, 2**23, (n,), generator=generator) * 2 + 1
+    j = torch.randint(1, 4, (n,), generator=generator)
+    j = torch.where(torch.rand(n, generator=generator) < 0.5, j, -j)
+    inverse = b
+    for _ in range(5):
+        inverse = inverse * ((2 - b * inverse) % modulus) % modulus
+    m = j * inverse % modulus
+    a = (m * b - j) // modulus
+    hard = (m % 2 == 1) & (m >= 2**24)
+    return a[hard].float(), b[hard].float()
+
+
+def test_quotients_nearly_halfway_between_two_numbers(simd_level: str) -> None:
+    """The second moment, which these betas leave as it is, gives each element its divisor."""
+    dividend, divisor = nearly_halfway(100_000)
+    assert len(dividend) > 20_000
+    grad, zeros = dividend * 2.0**-50, torch.zeros_like(dividend)
+    tensors = from_zero(grad, zeros, divisor * divisor)._replace(steps=[torch.tensor(1e12)])
+    options = {"lr": 1.0, "eps": 2.0**-59, "beta1": 0.0, "beta2": 1 - 2.0**-30}
+    after = adam_replay(tensors, 2, **options)
+    assert torch.equal(after.exp_avg_sqs[0], tensors.exp_avg_sqs[0])
+    assert torch.equal(after.params[0], -2 * (grad / divisor))
