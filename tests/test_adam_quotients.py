@@ -80,8 +80,8 @@ def test_hard_divisors(simd_level: str, ulps: int, scale: float) -> None:
 def nearly_halfway(n: int) -> tuple[torch.Tensor, torch.Tensor]:
     """About n / 3 dividends and divisors whose quotient is next to the middle between two numbers.
 
-    For integers a and odd b below 2**24, 2**25 a = m b - j has the quotient (m - j / b) / 2**25, and
-    an odd m of 25 bits is such a middle: j in -3 .. 3 is chosen, and m solved for modulo 2**25.
+    For integers a and odd b below 2**24, 2**25 a = m b - j has the quotient (m - j / b) / 2**25,
+    and an odd m of 25 bits is such a middle: j in -3 .. 3 is chosen, and m solved for modulo 2**25.
     """
     generator = torch.Generator().manual_seed(5)
     modulus = 2**25
