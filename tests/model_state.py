@@ -25,6 +25,7 @@ def state_of(model: nn.Module) -> dict[str, object]:
         found[f"{name}: bytes"] = _bytes(parameter)
         found[f"{name}: place"] = parameter.data_ptr(), id(parameter), parameter.dtype
         found[f"{name}: requires_grad"] = parameter.requires_grad
+        found[f"{name}: hooks"] = list(parameter._post_accumulate_grad_hooks or ())
         found[f"{name}: gradient"] = id(parameter.grad), _bytes(parameter.grad)
     for name, buffer in model.named_buffers(remove_duplicate=False):
         found[f"{name}: bytes"] = _bytes(buffer)

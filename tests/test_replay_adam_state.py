@@ -146,6 +146,23 @@ def test_a_first_step_in_inference_mode() -> None:
     assert_same_bits(model, twin)
 
 
+def test_state_made_ahead_is_that_of_the_first_step() -> None:
+    model = make_model(torch.float32)
+    optimizer = ReplayAdam(model.parameters(), lr=1e-2)
+    optimizer.make_state()
+    assert len(optimizer.state) == len(list(model.parameters()))
+    made = [t.data_ptr() for state in optimizer.state.values() for t in state.values()]
+    twin = copy.deepcopy(model)
+    train(model, optimizer, range(3), 2)
+    train(twin, ReplayAdam(twin.parameters(), lr=1e-2), range(3), 2)
+    assert_same_bits(model, twin)
+    before = copy.deepcopy(optimizer.state_dict()["state"])
+    optimizer.make_state()
+    after = optimizer.state_dict()["state"]
+    assert all(torch.equal(before[i][name], after[i][name]) for i in before for name in before[i])
+    assert made == [t.data_ptr() for state in optimizer.state.values() for t in state.values()]
+
+
 def test_reset_before_any_step() -> None:
     model = make_model()
     optimizer = ReplayAdam(model.parameters())

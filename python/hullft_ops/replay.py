@@ -192,6 +192,17 @@ class ReplayAdam(Optimizer):
                 if name in param_state:
                     param_state[name].zero_()
 
+    @torch.no_grad()
+    def make_state(self) -> None:
+        """Makes moments and step count of every parameter that has none, as its first step would.
+
+        Made before what is freed again, activations for instance, they do not come to lie where
+        that was, in the way of what needs as much room next.
+        """
+        for group in self.param_groups:
+            for param in group["params"]:
+                self._state_of(param, group)
+
     def _check_known(self, grads: Mapping[Tensor, Tensor]) -> None:
         if not isinstance(grads, Mapping):
             raise TypeError(
@@ -216,11 +227,15 @@ class ReplayAdam(Optimizer):
                 continue
             check_dense("ReplayAdam.step", i, grad, "torch.optim.SparseAdam takes those")
             check_place("ReplayAdam.step", i, param, grad)
-            state = self.state[param]
-            if not state:
-                # All or nothing: an interrupt or a lack of memory must not leave some of them.
-                state.update(_new_state(param, group["capturable"]))
+            state = self._state_of(param, group)
             yield param, grad, state["exp_avg"], state["exp_avg_sq"], state["step"]
+
+    def _state_of(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = self.state[param]
+        if not state:
+            # All or nothing: an interrupt or a lack of memory must not leave some of them.
+            state.update(_new_state(param, group["capturable"]))
+        return state
 
 
 def _new_state(param: Tensor, capturable: bool) -> dict[str, Tensor]:

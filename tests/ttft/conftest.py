@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from hullft_ops.ttft import Datastore, TestTimeFinetuner
+from hullft_ops.ttft import Datastore, TestTimeFinetuner, backward
 
 CONTEXT = 32
 TRAINING_TEXT = ["hello world, the cat sat on the mat and the dog ran to the park"] * 20
@@ -49,6 +49,12 @@ class HashingEmbedder:
                 vector[zlib.crc32(word.encode()) % (self.dim - 1)] += 1
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         return vectors.astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def _steps_in_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models as small as these would be too small to be trained in parts."""
+    monkeypatch.setattr(backward, "_LEAST_BYTES", 1)
 
 
 @pytest.fixture(autouse=True)

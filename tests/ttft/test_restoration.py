@@ -74,8 +74,8 @@ def break_backward(finetuner, embedder, patch, error):
 def break_step(finetuner, embedder, patch, error):
     step, stop = hullft_ops.ReplayAdam.step, on_third_call(error)
 
-    def broken(self, closure=None, *, repeats=1):
-        step(self, closure, repeats=repeats)
+    def broken(self, **options):
+        step(self, **options)
         stop()
 
     patch.setattr(hullft_ops.ReplayAdam, "step", broken)

@@ -47,8 +47,10 @@ class TestTimeFinetuner:
     every prompt.
 
     Memory: at most five times the trained parameters (themselves, gradients, Adam's two moments
-    and the copy to restore), the frozen parameters once, and the activations of one text. The
-    moments and the copy stay for the next prompt. bfloat16 autocast adds half a parameter size for
+    and the copy to restore), the frozen parameters once, and the activations of one text. On a CPU
+    four times and the largest gradient, unless gradients are clipped or kept: steps are taken in
+    the backward pass, with each gradient once it is whole. The moments and the copy stay for the
+    next prompt. bfloat16 autocast adds half a parameter size for
     the weights it casts, and "interleaved" with ``refresh`` above 1 one gradient for every text
     with steps to replay.
 
@@ -76,6 +78,8 @@ class TestTimeFinetuner:
         schedule: "constant", or "linear" or "cosine" to fall towards 0 over the prompt's steps.
             Each step, replayed or not, has its own rate, so that replays are a sweep each.
         max_grad_norm: norm to which each gradient is clipped before its steps; None for no limit.
+            With ``math.inf`` too all gradients of a pass are made before the first step, which a
+            model needs whose backward pass has a use for weights it makes no gradients of.
 
     Raises:
         TypeError: an argument that counts is not an int, or a method that is not callable.

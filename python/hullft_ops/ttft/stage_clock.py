@@ -22,13 +22,22 @@ class StageClock:
     def __init__(self, device: torch.device) -> None:
         self._now: Callable[[], Any] = _cuda_event if device.type == "cuda" else perf_counter
         self._spans: dict[str, list[tuple[Any, Any]]] = defaultdict(list)
+        self._stage: str | None = None
+        self._start: Any = None
 
     @contextmanager
     def of(self, stage: str) -> Iterator[None]:
-        """Count the body to ``stage``."""
-        start = self._now()
+        """Count the body to ``stage``, but for the stages within it."""
+        around = self._stage
+        self._go_over_to(stage)
         yield
-        self._spans[stage].append((start, self._now()))
+        self._go_over_to(around)
+
+    def _go_over_to(self, stage: str | None) -> None:
+        now = self._now()
+        if self._stage is not None:
+            self._spans[self._stage].append((self._start, now))
+        self._stage, self._start = stage, now
 
     def seconds(self, stage: str) -> float:
         """Seconds counted to ``stage``; on CUDA the device must be done with it."""

@@ -1,8 +1,10 @@
 """Training a model on a support: passes, replays, clipping and learning rates."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 import hullft_ops
+from hullft_ops.ttft.backward import backward_in_parts
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.loss import MeanLoss
 from hullft_ops.ttft.modes import modes_restored
@@ -79,6 +82,8 @@ class SupportTrainer:
         """
         sweeps = list(plan(counts, refreshes, self._order))
         passes: list[tuple[int, int]] = []
+        # Made before anything that is freed again: where that was, they would be in the next's way.
+        self._optimizer.make_state()
         self._optimizer.reset()
         # Its gradients take room: they are there for this support alone.
         cache = hullft_ops.GradientCache(self._trained)
@@ -92,13 +97,22 @@ class SupportTrainer:
             self._model.train(False)
             tokens = [torch.tensor(text, device=self._model.device) for text in texts]
             for sweep in sweeps:
+                rates = [self._rate(step, steps) for step in range(done, done + sweep.repeats)]
                 if sweep.fresh:
-                    losses[len(passes)] = self._pass(tokens[sweep.example], clock)
+                    loss = self._forward(tokens[sweep.example], clock)
+                    losses[len(passes)] = loss.detach()
                     passes.append((indices[sweep.example], done))
                     if self._model.device.type == "cpu":
-                        _check_losses([losses[len(passes) - 1].item()], [passes[-1]], steps)
-                with clock.of("step"):
-                    self._take(sweep, cache, done, steps)
+                        _check_losses([loss.item()], passes[-1:], steps)
+                    self._backward(loss, sweep, cache, rates, clock)
+                    del loss
+                else:
+                    with clock.of("step"):
+                        self._step(partial(cache.replay, sweep.example, self._optimizer), rates)
+                        if not sweep.keep:
+                            cache.drop(sweep.example)
+                # A caller's autocast would go on with its copies of the weights before the steps.
+                torch.clear_autocast_cache()
                 done += sweep.repeats
             self._optimizer.zero_grad(set_to_none=True)
         # Read together and last: reading each would stall a GPU every time, and reading none would
@@ -107,37 +121,53 @@ class SupportTrainer:
         _check_losses(values, passes, steps)
         return values
 
-    def _pass(self, tokens: torch.Tensor, clock: StageClock) -> torch.Tensor:
+    def _forward(self, tokens: torch.Tensor, clock: StageClock) -> torch.Tensor:
         self._optimizer.zero_grad(set_to_none=True)
         with clock.of("forward"), self._autocast_context():
-            loss = self._loss(tokens)
+            return self._loss(tokens)
+
+    def _backward(
+        self,
+        loss: torch.Tensor,
+        sweep: Sweep,
+        cache: hullft_ops.GradientCache,
+        rates: Sequence[float],
+        clock: StageClock,
+    ) -> None:
+        """Gradients of the loss, and the steps with them."""
+
+        def take(gradients: dict[torch.Tensor, torch.Tensor]) -> None:
+            with clock.of("step"):
+                self._step(partial(self._optimizer.step, grads=gradients), rates)
+
+        if self._steps_in_backward(sweep):
+            with clock.of("backward"):
+                backward_in_parts(loss, self._trained, take)
+            return
         with clock.of("backward"):
             torch.autograd.backward(loss)
-        return loss.detach()
+        with clock.of("step"):
+            if self._max_grad_norm is not None:
+                nn.utils.clip_grad_norm_(self._trained, self._max_grad_norm)
+            if sweep.keep:
+                cache.accumulate(sweep.example, beta=0)
+        take({p: p.grad for p in self._trained if p.grad is not None})
 
-    def _take(self, sweep: Sweep, cache: hullft_ops.GradientCache, done: int, steps: int) -> None:
-        if sweep.fresh and self._max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self._trained, self._max_grad_norm)
-        if sweep.fresh and sweep.keep:
-            cache.accumulate(sweep.example, beta=0)
-        if self._schedule == "constant":
-            self._step(sweep, cache, sweep.repeats)
-        else:
-            # Steps of different rates cannot share a sweep over memory.
-            for step in range(done, done + sweep.repeats):
-                rate = self._lr * learning_rate_factor(self._schedule, step, steps)
-                self._optimizer.param_groups[0]["lr"] = rate
-                self._step(sweep, cache, 1)
-        if not sweep.fresh and not sweep.keep:
-            cache.drop(sweep.example)
+    def _steps_in_backward(self, sweep: Sweep) -> bool:
+        """Whether no gradient is needed but for its own parameter's steps.
 
-    def _step(self, sweep: Sweep, cache: hullft_ops.GradientCache, repeats: int) -> None:
-        if sweep.fresh:
-            self._optimizer.step(repeats=repeats)
-        else:
-            cache.replay(sweep.example, self._optimizer, repeats=repeats)
-        # A caller's autocast would go on with its copies of the weights before the step.
-        torch.clear_autocast_cache()
+        On a GPU a call for each parameter would cost more than the memory it saves is worth.
+        """
+        return self._model.device.type == "cpu" and self._max_grad_norm is None and not sweep.keep
+
+    def _rate(self, step: int, steps: int) -> float:
+        return self._lr * learning_rate_factor(self._schedule, step, steps)
+
+    def _step(self, step: Callable[..., None], rates: Sequence[float]) -> None:
+        # Steps of different rates cannot share a sweep over memory.
+        for rate, same in groupby(rates):
+            self._optimizer.param_groups[0]["lr"] = rate
+            step(repeats=len(list(same)))
 
     def _autocast_context(self) -> AbstractContextManager[object]:
         if self._autocast is None:

@@ -1,0 +1,73 @@
+"""A backward pass that does not need room for all gradients."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch.utils.hooks import RemovableHandle
+
+from hullft_ops.ttft.interrupts import uninterrupted
+
+Take = Callable[[dict[torch.Tensor, torch.Tensor]], None]
+
+# What is handed over at once: of all gradients in bytes, and at least. A step of a single parameter
+# may cost more in its call than in its work.
+_SHARE = 1 / 16
+_LEAST_BYTES = 8 * 2**20
+
+
+def backward_in_parts(loss: torch.Tensor, parameters: Sequence[torch.Tensor], take: Take) -> None:
+    """Hand gradients to ``take`` during the pass, some whole ones at a time, and drop them.
+
+    ``take`` may change their parameters: whatever multiplies by one on the way back also makes a
+    part of its gradient, and is done by then. Autograd notices a use of it that does not.
+
+    Args:
+        loss: a scalar.
+        parameters: leaves without a gradient.
+        take: given parameters and their gradients.
+
+    Raises:
+        RuntimeError: the backward pass needs a parameter that ``take`` has changed.
+    """
+    gradients = _Gradients(parameters, take)
+    try:
+        gradients.listen()
+        torch.autograd.backward(loss)
+    finally:
+        gradients.stop_listening()
+    gradients.hand_over(parameters)
+
+
+class _Gradients:
+    def __init__(self, parameters: Sequence[torch.Tensor], take: Take) -> None:
+        self._parameters = parameters
+        self._take = take
+        self._enough = max(_SHARE * sum(p.nbytes for p in parameters), _LEAST_BYTES)
+        self._whole: list[torch.Tensor] = []
+        self._bytes = 0
+        self._handles: list[RemovableHandle] = []
+
+    @uninterrupted
+    def listen(self) -> None:
+        for parameter in self._parameters:
+            handle = parameter.register_post_accumulate_grad_hook(self._is_whole)  # type: ignore[no-untyped-call]
+            self._handles.append(handle)
+
+    @uninterrupted
+    def stop_listening(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def hand_over(self, parameters: Sequence[torch.Tensor]) -> None:
+        gradients = {p: p.grad for p in parameters if p.grad is not None}
+        for parameter in gradients:
+            parameter.grad = None
+        if gradients:
+            self._take(gradients)
+
+    def _is_whole(self, parameter: torch.Tensor) -> None:
+        self._whole.append(parameter)
+        self._bytes += parameter.nbytes
+        if self._bytes >= self._enough:
+            whole, self._whole, self._bytes = self._whole, [], 0
+            self.hand_over(whole)
