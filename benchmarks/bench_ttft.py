@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from benchmarks.fresh import PaddedLoop, time_pass
+from benchmarks.fresh import PaddedLoop, in_fresh_process, time_pass
 from benchmarks.memory import parameter_buffers
 from benchmarks.passages import LENGTHS, build_store
 from benchmarks.recorder import Recorder
@@ -85,33 +85,19 @@ def test_ttft(
 def measure_ttft(case: Case, recorder: Recorder, device: torch.device, folder: Path) -> None:
     """Keeps its datastore in the folder."""
     keep_freed_memory()
-    model, tokenizer = _model(case.model, device)
-    store, prompt = _store(case.lengths, case.texts, folder)
-    finetuner = TestTimeFinetuner(
-        model,
-        tokenizer,
-        store,
-        _embedder(),
-        n_select=case.n_select,
-        refresh=case.refresh,
-        lr=_LR,
-        dtype=case.dtype,
-    )
+    finetuner, prompt = _finetuner(case, device, folder)
+    model, base = finetuner.model, _parameters(finetuner.model)
+    # In a process of its own: another case's memory must not be in its way, nor serve it.
+    buffers = in_fresh_process(_buffers, case, device, folder / f"memory-{case}")
+    recorder.fact("parameter-sized buffers", buffers)
     support = finetuner.select(prompt)
-    base, adapted = _parameters(model), []
+    with finetuner.adapted(prompt):
+        adapted = _parameters(model)
 
     def adapt() -> None:
         with finetuner.adapted(prompt):
             pass
 
-    def adapt_and_look() -> None:
-        # Two copies less than training takes have gone by now: this one adds nothing to the peak.
-        with finetuner.adapted(prompt):
-            adapted.extend(_parameters(model))
-
-    autocast = None if case.dtype is None else torch.bfloat16
-    buffers = parameter_buffers(model, support, adapt_and_look, device, autocast)
-    recorder.fact("parameter-sized buffers", buffers)
     recorder.ours(adapt)
     saved = folder / f"model-{case}"
     model.save_pretrained(saved)
@@ -122,7 +108,7 @@ def measure_ttft(case: Case, recorder: Recorder, device: torch.device, folder: P
     recorder.fact("parameter difference, relative", difference / _norm(adapted))
     recorder.fact("parameter difference, of the change", difference / _change(adapted, base))
     if device.type == "cpu":
-        _record_passes(recorder, saved, max(support.input_ids, key=len), autocast)
+        _record_passes(recorder, saved, max(support.input_ids, key=len), _autocast(case))
     if case.dtype is None:
         names = [name for name, _ in model.named_parameters()]
         determined = _norm(_determined(names, _difference(adapted, padded)))
@@ -136,6 +122,39 @@ def measure_ttft(case: Case, recorder: Recorder, device: torch.device, folder: P
     else:
         # Adam follows the sign of the smallest gradients too, which bfloat16 does not always keep.
         assert difference <= _BFLOAT16_SHARE * _change(adapted, base)
+
+
+def _finetuner(case: Case, device: torch.device, folder: Path) -> tuple[TestTimeFinetuner, str]:
+    """One that has not been used, and a prompt."""
+    model, tokenizer = _model(case.model, device)
+    store, prompt = _store(case.lengths, case.texts, folder)
+    finetuner = TestTimeFinetuner(
+        model,
+        tokenizer,
+        store,
+        _embedder(),
+        n_select=case.n_select,
+        refresh=case.refresh,
+        lr=_LR,
+        dtype=case.dtype,
+    )
+    return finetuner, prompt
+
+
+def _buffers(case: Case, device: torch.device, folder: Path) -> float:
+    keep_freed_memory()
+    finetuner, prompt = _finetuner(case, device, folder)
+    support = finetuner.select(prompt)
+
+    def adapt() -> None:
+        with finetuner.adapted(prompt):
+            pass
+
+    return parameter_buffers(finetuner.model, support, adapt, device, _autocast(case))
+
+
+def _autocast(case: Case) -> torch.dtype | None:
+    return None if case.dtype is None else torch.bfloat16
 
 
 def _record_passes(
