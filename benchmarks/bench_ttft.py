@@ -6,7 +6,7 @@ process of its own: ours has its process keep the memory that it frees, a plain 
 """
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import pytest
@@ -93,12 +93,7 @@ def measure_ttft(case: Case, recorder: Recorder, device: torch.device, folder: P
     support = finetuner.select(prompt)
     with finetuner.adapted(prompt):
         adapted = _parameters(model)
-
-    def adapt() -> None:
-        with finetuner.adapted(prompt):
-            pass
-
-    recorder.ours(adapt)
+    recorder.ours(partial(_adapt, finetuner, prompt))
     saved = folder / f"model-{case}"
     model.save_pretrained(saved)
     loop = PaddedLoop(saved, device, support.input_ids, support.counts, case.refresh, _LR)
@@ -144,13 +139,13 @@ def _finetuner(case: Case, device: torch.device, folder: Path) -> tuple[TestTime
 def _buffers(case: Case, device: torch.device, folder: Path) -> float:
     keep_freed_memory()
     finetuner, prompt = _finetuner(case, device, folder)
-    support = finetuner.select(prompt)
-
-    def adapt() -> None:
-        with finetuner.adapted(prompt):
-            pass
-
+    support, adapt = finetuner.select(prompt), partial(_adapt, finetuner, prompt)
     return parameter_buffers(finetuner.model, support, adapt, device, _autocast(case))
+
+
+def _adapt(finetuner: TestTimeFinetuner, prompt: str) -> None:
+    with finetuner.adapted(prompt):
+        pass
 
 
 def _autocast(case: Case) -> torch.dtype | None:

@@ -1,6 +1,5 @@
-"""Memory that is freed stays with the process where that is asked for, and goes back elsewhere.
-
-Huge pages likewise."""
+"""Memory that is freed stays with the process where that is asked for, and goes back elsewhere;
+it is asked for in huge pages there alone."""
 
 import subprocess
 import sys

@@ -13,7 +13,6 @@ TOKENS = torch.arange(1, 30)
 @pytest.fixture(autouse=True)
 def _one_at_a_time(monkeypatch):
     monkeypatch.setattr(backward, "_SHARE", 0.0)
-    monkeypatch.setattr(backward, "_LEAST_BYTES", 1)
 
 
 def gradients_of(model):

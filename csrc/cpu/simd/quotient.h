@@ -35,10 +35,6 @@ inline bool all_below(VecF v, float limit) {
   return _mm512_cmp_ps_mask(__m512(v), _mm512_set1_ps(limit), _CMP_LT_OQ) == 0xffff;
 }
 
-inline bool all_at_least(VecF v, float limit) {
-  return _mm512_cmp_ps_mask(__m512(v), _mm512_set1_ps(limit), _CMP_GE_OQ) == 0xffff;
-}
-
 // c - a * b, rounded once.
 inline VecF subtract_product(VecF a, VecF b, VecF c) {
   return VecF(_mm512_fnmadd_ps(__m512(a), __m512(b), __m512(c)));
@@ -70,7 +66,9 @@ class QuickQuotients {
     return quick_quotient(a, b);
   }
 
-  bool all_exact() const { return all_at_least(smallest_, kSmallestDividend); }
+  bool all_exact() const {
+    return lanes_at_least(smallest_, broadcast(kSmallestDividend)) == 0xffff;
+  }
 
  private:
   VecF smallest_ = broadcast(kLargestDividend);

@@ -50,9 +50,8 @@ class TestTimeFinetuner:
     and the copy to restore), the frozen parameters once, and the activations of one text. On a CPU
     four times and the largest gradient, unless gradients are clipped or kept: steps are taken in
     the backward pass, with each gradient once it is whole. The moments and the copy stay for the
-    next prompt. bfloat16 autocast adds half a parameter size for
-    the weights it casts, and "interleaved" with ``refresh`` above 1 one gradient for every text
-    with steps to replay.
+    next prompt. bfloat16 autocast adds half a parameter size for the weights it casts, and
+    "interleaved" with ``refresh`` above 1 one gradient for every text with steps to replay.
 
     Args:
         model: any ``AutoModelForCausalLM``, or a PEFT model around one. To move or cast it after

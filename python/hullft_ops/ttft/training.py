@@ -156,7 +156,7 @@ class SupportTrainer:
     def _steps_in_backward(self, sweep: Sweep) -> bool:
         """Whether no gradient is needed but for its own parameter's steps.
 
-        On a GPU a call for each parameter would cost more than the memory it saves is worth.
+        On the CPU alone: what further calls cost on a GPU has not been measured.
         """
         return self._model.device.type == "cpu" and self._max_grad_norm is None and not sweep.keep
 
