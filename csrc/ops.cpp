@@ -52,4 +52,5 @@ PYBIND11_MODULE(_C, m) {
   m.def("simd_level", &hullft::simd_level, "The instruction set in use.");
   m.def("use_simd_level", &hullft::use_simd_level,
         "Chooses an instruction set by name, for tests and measurements.");
+  m.def("is_intel_processor", &hullft::is_intel_processor, "Whether Intel made this processor.");
 }

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from hullft_ops.ttft.arrays import for_torch
+from hullft_ops.ttft.products import wide_products
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -73,9 +74,10 @@ class SentenceTransformerEmbedder:
 
     def encode(self, texts: Sequence[str], *, progress: bool = False) -> np.ndarray:
         """float32 ``[len(texts), dim]``, each row of Euclidean norm 1."""
-        vectors: np.ndarray = self._model.encode(
-            list(texts), show_progress_bar=progress, normalize_embeddings=True
-        )
+        with wide_products(self._model):
+            vectors: np.ndarray = self._model.encode(
+                list(texts), show_progress_bar=progress, normalize_embeddings=True
+            )
         return vectors.astype(np.float32, copy=False).reshape(len(texts), self.dim)
 
 

@@ -20,6 +20,7 @@ from hullft_ops.ttft.context import context_length
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.loss import next_token_losses
 from hullft_ops.ttft.modes import modes_restored
+from hullft_ops.ttft.products import wide_products
 from hullft_ops.ttft.token_bytes import scored_bytes
 
 
@@ -135,7 +136,7 @@ def _negative_log_likelihood(
 ) -> float:
     tokens = torch.tensor(ids, device=model.device)
     total = 0.0
-    with modes_restored(model):
+    with modes_restored(model), wide_products(model):
         model.train(False)
         for begin, end, scored_from in _windows(len(ids), first, length, stride):
             losses = next_token_losses(model, tokens[begin:end])

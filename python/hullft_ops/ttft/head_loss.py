@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hullft_ops.ttft.products import add_product, multiply, multiply_into
+
 # Rows of the weight that a CPU's matrix product takes at once: with a whole vocabulary, MKL reaches
 # little more than half of its speed.
 _TILE = 1024
@@ -90,7 +92,7 @@ def _tiles(weight: Tensor) -> Iterator[slice]:
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     logits = hidden.new_empty(len(hidden), len(weight))
     for tile in _tiles(weight):
-        torch.mm(hidden, weight[tile].T, out=logits[:, tile])
+        multiply_into(logits[:, tile], hidden, weight[tile].T)
     return logits if bias is None else logits.add_(bias)
 
 
@@ -117,7 +119,7 @@ class _Gradients:
             self._bias = off.sum(0) if self._bias is None else self._bias + off.sum(0)
         factor = off.to(hidden.dtype)
         if self._needs_hidden:
-            self._hidden.append(factor @ weight)
+            self._hidden.append(multiply(factor, weight))
         if not self._needs_weight:
             return
         first = self._weight is None
@@ -126,12 +128,10 @@ class _Gradients:
             self._weight = off.new_empty(weight.shape)
         for tile in _tiles(weight):
             part, rows = self._weight[tile], factor[:, tile].T
-            if part.dtype == rows.dtype:
-                part.addmm_(rows, hidden, beta=0 if first else 1)
-            elif first:
-                part.copy_(rows @ hidden)
+            if first:
+                multiply_into(part, rows, hidden)
             else:
-                part += rows @ hidden
+                add_product(part, rows, hidden)
 
     def made(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         hidden = torch.cat(self._hidden) if self._hidden else None

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from hullft_ops.ttft.head_loss import linear_mean_loss
+from hullft_ops.ttft.products import is_replaced_here
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -73,7 +74,7 @@ class MeanLoss:
             return
         self._compared = True
         try:
-            logits = nn.functional.linear(split.hidden(probe), split.head.weight, split.head.bias)
+            logits = split.head(split.hidden(probe))
         # A base model may not be made to be called alone, and says so in any way.
         except Exception:
             self._split = None
@@ -191,7 +192,7 @@ def _is_wrapped(module: nn.Module) -> bool:
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
-        or "forward" in vars(module)
+        or ("forward" in vars(module) and not is_replaced_here(module))
     )
 
 

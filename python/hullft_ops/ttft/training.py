@@ -19,6 +19,7 @@ from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.loss import MeanLoss
 from hullft_ops.ttft.modes import modes_restored
 from hullft_ops.ttft.plan import Sweep, learning_rate_factor, plan
+from hullft_ops.ttft.products import wide_products
 from hullft_ops.ttft.stage_clock import StageClock
 
 
@@ -89,7 +90,12 @@ class SupportTrainer:
         cache = hullft_ops.GradientCache(self._trained)
         done, steps = 0, sum(counts)
         # The caller may be in a mode that records no gradients, as generation is.
-        with modes_restored(self._model), torch.inference_mode(False), torch.enable_grad():
+        with (
+            modes_restored(self._model),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            wide_products(self._model),
+        ):
             # In one tensor, made before: a loss that stayed where its pass left it would keep the
             # memory around it from the next pass's larger activations.
             fresh = sum(sweep.fresh for sweep in sweeps)
