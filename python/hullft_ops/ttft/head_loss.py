@@ -12,6 +12,8 @@ from hullft_ops.ttft.products import add_product, multiply, multiply_into
 # Rows of the weight that a CPU's matrix product takes at once: with a whole vocabulary, MKL reaches
 # little more than half of its speed.
 _TILE = 1024
+# Logits have room for a multiple of so many positions.
+_ROUNDED = 128
 
 
 def linear_mean_loss(
@@ -58,8 +60,9 @@ class _LinearMeanLoss(torch.autograd.Function):
         precise = torch.promote_types(dtype, torch.float32)
         chunks = zip(torch.split(hidden.to(dtype), rows), torch.split(targets, rows), strict=True)
         for chunk, wanted in chunks:
-            logits = _logits(chunk, factor, offset)
-            log_p = torch.log_softmax(logits, dim=-1, dtype=precise)
+            logits = _logits(_room(chunk, factor, rows, dtype), chunk, factor, offset)
+            log_p = _room(chunk, factor, rows, precise)
+            torch.log_softmax(logits, dim=-1, dtype=precise, out=log_p)
             del logits
             losses.append(log_p.gather(1, wanted[:, None]))
             off = log_p.exp_().scatter_add_(
@@ -89,8 +92,13 @@ def _tiles(weight: Tensor) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, len(weight), step))
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    logits = hidden.new_empty(len(hidden), len(weight))
+def _room(hidden: Tensor, weight: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
+    """``[T, V]`` in the room of a text a few tokens longer, so that the next one fits there too."""
+    rounded = -(-len(hidden) // _ROUNDED) * _ROUNDED
+    return hidden.new_empty(min(rounded, rows), len(weight), dtype=dtype)[: len(hidden)]
+
+
+def _logits(logits: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     for tile in _tiles(weight):
         multiply_into(logits[:, tile], hidden, weight[tile].T)
     return logits if bias is None else logits.add_(bias)
