@@ -133,11 +133,15 @@ inline VecS quantize_vectors(const T* x, float inverse, VecF (&squares)[2]) {
   return VecS((nearest[0] & 0xffffu) | (nearest[1] << 16));
 }
 
+// The cache that a row is asked to come to. The nearest waits for few lines at once: that is enough
+// where the processor sees by itself what comes next, and too little for rows from anywhere.
+constexpr int kNearest = 3, kSecond = 2;
+
 // Asks for a row to come while another, which is in the nearest cache by now, is worked on.
-template <typename T>
+template <int kCache, typename T>
 inline void prefetch_elements(const T* next, int64_t n) {
   constexpr int64_t kLine = 64 / int64_t(sizeof(T));
-  for (int64_t i = 0; i < n; i += kLine) __builtin_prefetch(next + i, 0, 2);
+  for (int64_t i = 0; i < n; i += kLine) __builtin_prefetch(next + i, 0, kCache);
 }
 
 // What one pass over a row leaves in the lanes: the sum of the squares that meet in one lane of a
@@ -148,7 +152,7 @@ struct RowSums {
 };
 
 // A row times `inverse`, and its sums; without a column the products are 0.
-template <bool kColumn, typename T>
+template <bool kColumn, int kCache, typename T>
 inline RowSums quantize_row(const T* x, const T* next, int64_t d, float inverse,
                             const int16_t* column, int16_t* out) {
   constexpr int64_t kPair = 2 * kFloats;
@@ -161,7 +165,7 @@ inline RowSums quantize_row(const T* x, const T* next, int64_t d, float inverse,
   };
   int64_t i = 0;
   for (; i + kPair <= d; i += kPair) {
-    prefetch_elements(next + i, kPair);
+    prefetch_elements<kCache>(next + i, kPair);
     add(x + i, i);
   }
   if (i < d) {
@@ -192,7 +196,7 @@ struct RunningScale {
   }
 };
 
-template <bool kColumn, typename T>
+template <bool kColumn, int kCache, typename T>
 inline QuantizedBounds quantize_rows(const T* const* rows, int64_t n_rows, int64_t d,
                                      const QuantizedRowsOut& out, const QuantizedColumn& column,
                                      float* products) {
@@ -209,8 +213,8 @@ inline QuantizedBounds quantize_rows(const T* const* rows, int64_t n_rows, int64
       const int64_t j = k + r;
       const T* next = rows[j + ahead < n_rows ? j + ahead : n_rows - 1];
       out.scales[j] = running.scale;
-      const RowSums sums = quantize_row<kColumn>(rows[j], next, d, running.inverse, column.values,
-                                                 out.values + j * width);
+      const RowSums sums = quantize_row<kColumn, kCache>(rows[j], next, d, running.inverse,
+                                                         column.values, out.values + j * width);
       squares[r] = sums.squares;
       lanes[r] = __builtin_convertvector(sums.products, VecF);
     };
@@ -238,8 +242,10 @@ template <typename T>
 QuantizedBounds quantize_kernel(const T* const* rows, int64_t n_rows, int64_t d,
                                 const QuantizedRowsOut& out, const QuantizedColumn* column,
                                 float* products) {
-  if (column) return quantize_rows<true>(rows, n_rows, d, out, *column, products);
-  return quantize_rows<false>(rows, n_rows, d, out, {}, products);
+  if (!column) return quantize_rows<false, kNearest>(rows, n_rows, d, out, {}, products);
+  const bool in_a_row = n_rows > 0 && rows[n_rows - 1] - rows[0] == (n_rows - 1) * d;
+  return in_a_row ? quantize_rows<true, kNearest>(rows, n_rows, d, out, *column, products)
+                  : quantize_rows<true, kSecond>(rows, n_rows, d, out, *column, products);
 }
 
 void multiply_quantized_kernel(const QuantizedRows& rows, const int16_t* const* columns,
