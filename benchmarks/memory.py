@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from benchmarks.timing import Call
 from hullft_ops.ttft import Support
 from hullft_ops.ttft.loss import MeanLoss
-from hullft_ops.ttft.products import wide_products
+from hullft_ops.ttft.training import fast_forwards
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -47,7 +47,7 @@ def forward_backward(
     mean_loss, text = MeanLoss(model), torch.tensor(tokens, device=model.device)
 
     def one_pass() -> None:
-        with wide_products(model):
+        with fast_forwards(model):
             with torch.autocast(text.device.type, dtype=autocast, enabled=autocast is not None):
                 loss = mean_loss(text)
             torch.autograd.backward(loss)

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from hullft_ops.ttft.forwards import is_replaced_here
 from hullft_ops.ttft.head_loss import linear_mean_loss
-from hullft_ops.ttft.products import is_replaced_here
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -5,41 +5,30 @@ On a Zen 5 (2 threads, torch 2.13) the products of GPT-2's layers run at 210 GFl
 440 to 490 with oneDNN, which torch has within it too.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import cache, partial
+from contextlib import AbstractContextManager
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hullft_ops import _C
-from hullft_ops.ttft.interrupts import uninterrupted
+from hullft_ops.ttft.forwards import replaced_forwards
 
 # Multiply-adds from which on a product is worth the millisecond or two that oneDNN takes to compile
 # code for every new shape.
 _LEAST_WORK = 2**24
 
 
-@contextmanager
-def wide_products(model: nn.Module) -> Iterator[None]:
+def wide_products(model: nn.Module) -> AbstractContextManager[None]:
     """Has the model's linear layers multiply with oneDNN, where that is what is faster.
 
-    That is for large products of plain float32 tensors on the CPU, outside of autocast and of a
-    compiled model. A layer whose forward somebody has replaced stays as it is.
+    That is for large products of plain float32 tensors on the CPU, outside of autocast.
     """
-    layers = _linear_layers(model) if _has_wider_products() else []
-    try:
-        _replace_forward(layers)
-        yield
-    finally:
-        _put_back_forward(layers)
+    from transformers.pytorch_utils import Conv1D
 
-
-def is_replaced_here(module: nn.Module) -> bool:
-    """Whether `wide_products` has given the module its forward."""
-    forward = vars(module).get("forward")
-    return isinstance(forward, partial) and forward.func is _forward
+    forwards = {nn.Linear: _linear, Conv1D: _conv1d}
+    return replaced_forwards(model, forwards if _has_wider_products() else {})
 
 
 def multiply_into(out: Tensor, a: Tensor, b: Tensor) -> None:
@@ -74,38 +63,19 @@ def _has_wider_products() -> bool:
     )
 
 
-def _linear_layers(model: nn.Module) -> list[nn.Module]:
-    from transformers.pytorch_utils import Conv1D
-
-    # A subclass, such as a quantized layer, is more than its weight.
-    return [
-        layer
-        for layer in model.modules()
-        if type(layer) in (nn.Linear, Conv1D) and "forward" not in vars(layer)
-    ]
+def _linear(layer: Any, x: Tensor) -> Tensor:
+    return _multiply_add_rows(layer, x, layer.weight.T)
 
 
-@uninterrupted
-def _replace_forward(layers: Sequence[nn.Module]) -> None:
-    for layer in layers:
-        vars(layer)["forward"] = partial(_forward, layer)
+def _conv1d(layer: Any, x: Tensor) -> Tensor:
+    return _multiply_add_rows(layer, x, layer.weight)
 
 
-@uninterrupted
-def _put_back_forward(layers: Sequence[nn.Module]) -> None:
-    for layer in layers:
-        # Another thread may have been here too.
-        vars(layer).pop("forward", None)
-
-
-def _forward(layer: Any, x: Tensor) -> Tensor:
-    # That of transformers' Conv1D is [inputs, outputs].
-    b = layer.weight.T if type(layer) is nn.Linear else layer.weight
-    if torch.compiler.is_compiling() or not _serves(x, b, layer.bias):
-        product: Tensor = type(layer).forward(layer, x)
-    else:
-        product = _multiply_add(x.flatten(0, -2), b, layer.bias).view(*x.shape[:-1], -1)
-    return product
+def _multiply_add_rows(layer: Any, x: Tensor, b: Tensor) -> Tensor:
+    if not _serves(x, b, layer.bias):
+        own: Tensor = type(layer).forward(layer, x)
+        return own
+    return _multiply_add(x.flatten(0, -2), b, layer.bias).view(*x.shape[:-1], -1)
 
 
 def _serves(a: Tensor, b: Tensor, bias: Tensor | None = None) -> bool:

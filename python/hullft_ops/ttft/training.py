@@ -1,8 +1,8 @@
 """Training a model on a support: passes, replays, clipping and learning rates."""
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 import hullft_ops
+from hullft_ops.ttft.activations import fused_activations
 from hullft_ops.ttft.backward import backward_in_parts
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.loss import MeanLoss
@@ -94,7 +95,7 @@ class SupportTrainer:
             modes_restored(self._model),
             torch.inference_mode(False),
             torch.enable_grad(),
-            wide_products(self._model),
+            fast_forwards(self._model),
         ):
             # In one tensor, made before: a loss that stayed where its pass left it would keep the
             # memory around it from the next pass's larger activations.
@@ -179,6 +180,13 @@ class SupportTrainer:
         if self._autocast is None:
             return nullcontext()
         return torch.autocast(self._model.device.type, dtype=self._autocast)
+
+
+@contextmanager
+def fast_forwards(model: nn.Module) -> Iterator[None]:
+    """What a model is trained with: the same functions, to rounding, as its own."""
+    with wide_products(model), fused_activations(model):
+        yield
 
 
 def _check_losses(losses: list[float], passes: list[tuple[int, int]], steps: int) -> None:

@@ -1,0 +1,60 @@
+"""Another forward for some of a model's modules, for a while."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from hullft_ops.ttft.interrupts import uninterrupted
+
+# Given the module and its input.
+Forward = Callable[[Any, torch.Tensor], torch.Tensor]
+
+
+@contextmanager
+def replaced_forwards(model: nn.Module, forwards: Mapping[type, Forward]) -> Iterator[None]:
+    """Has every module of exactly those types run another forward; a compiled model its own.
+
+    A subclass, such as a quantized layer, stays as it is, and so does a module whose forward
+    somebody has replaced. Meant for forward and backward pass alike: a checkpointed layer runs
+    again in the latter.
+    """
+    modules = [
+        module
+        for module in model.modules()
+        if type(module) in forwards and "forward" not in vars(module)
+    ]
+    try:
+        _replace(modules, forwards)
+        yield
+    finally:
+        _put_back(modules)
+
+
+def is_replaced_here(module: nn.Module) -> bool:
+    """Whether `replaced_forwards` has given the module its forward."""
+    forward = vars(module).get("forward")
+    return isinstance(forward, partial) and forward.func is _call
+
+
+@uninterrupted
+def _replace(modules: Sequence[nn.Module], forwards: Mapping[type, Forward]) -> None:
+    for module in modules:
+        vars(module)["forward"] = partial(_call, forwards[type(module)], module)
+
+
+@uninterrupted
+def _put_back(modules: Sequence[nn.Module]) -> None:
+    for module in modules:
+        # Another thread may have been here too.
+        vars(module).pop("forward", None)
+
+
+def _call(forward: Forward, module: Any, x: torch.Tensor) -> torch.Tensor:
+    if torch.compiler.is_compiling():
+        own: torch.Tensor = type(module).forward(module, x)
+        return own
+    return forward(module, x)
