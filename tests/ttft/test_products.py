@@ -167,11 +167,24 @@ def leave_to_torch(change):
         return layer, x[0], torch.no_grad()
     if change == "no rows":
         return layer, x[:0], torch.no_grad()
-    return layer, x.as_subclass(Marked), torch.no_grad()
+    if change == "a subclass of tensors":
+        return layer, x.as_subclass(Marked), torch.no_grad()
+    if change == "a nested tensor":
+        return layer, torch.nested.nested_tensor([x, x[:3]]), torch.no_grad()
+    layer.weight = nn.Parameter(layer.weight.detach().as_subclass(WithoutTranspose))
+    return layer, x, torch.no_grad()
 
 
 class Marked(torch.Tensor):
     pass
+
+
+class WithoutTranspose(torch.Tensor):
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.T.__get__:
+            raise NotImplementedError("T")
+        return super().__torch_function__(func, types, args, kwargs or {})
 
 
 @pytest.mark.parametrize(
@@ -184,6 +197,8 @@ class Marked(torch.Tensor):
         "a vector",
         "no rows",
         "a subclass of tensors",
+        "a nested tensor",
+        "a weight without a transpose",
     ],
 )
 def test_everything_else_is_left_to_torch(made, change):
@@ -194,7 +209,8 @@ def test_everything_else_is_left_to_torch(made, change):
             found = layer(x)
     assert found.dtype == wanted.dtype
     assert type(found) is type(wanted)
-    assert torch.equal(found, wanted)
+    for one, other in zip(found.unbind(), wanted.unbind(), strict=True):
+        assert torch.equal(one, other)
     assert made == []
 
 

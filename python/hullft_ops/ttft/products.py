@@ -64,7 +64,8 @@ def _has_wider_products() -> bool:
 
 
 def _linear(layer: Any, x: Tensor) -> Tensor:
-    return _multiply_add_rows(layer, x, layer.weight.T)
+    # Not every quantized weight has a transpose.
+    return _multiply_add_rows(layer, x, layer.weight.T if _is_plain(layer.weight) else layer.weight)
 
 
 def _conv1d(layer: Any, x: Tensor) -> Tensor:
@@ -98,6 +99,7 @@ def _is_plain(tensor: Tensor) -> bool:
         and tensor.dtype == torch.float32
         and tensor.device.type == "cpu"
         and tensor.layout == torch.strided
+        and not tensor.is_nested
     )
 
 
