@@ -24,14 +24,6 @@ inline void use_simd_level(const std::string& name) {
     throw pybind11::value_error("use_simd_level: '" + name + "' cannot run on this processor");
 }
 
-inline bool is_intel_processor() {
-#if defined(HULLFT_X86)
-  return __builtin_cpu_is("intel");
-#else
-  return false;
-#endif
-}
-
 inline pybind11::dict build_info() {
   pybind11::dict info;
   info["version"] = HULLFT_VERSION;

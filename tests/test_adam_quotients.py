@@ -5,15 +5,25 @@ must give the same bits.
 """
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
 
 from adam_problems import AdamTensors, adam_replay
+from hullft_ops import _C
 
 N = 4096
 SETTLED = 1e6
 """Steps after which both corrections of the bias are 1."""
+
+
+@pytest.fixture(autouse=True, params=[True, False], ids=["multiplied", "divided"])
+def _quick_quotients(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = _C.quick_quotients()
+    _C.use_quick_quotients(request.param)
+    yield
+    _C.use_quick_quotients(before)
 
 
 def random_sizes(low: int, high: int, seed: int) -> torch.Tensor:

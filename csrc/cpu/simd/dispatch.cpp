@@ -47,6 +47,11 @@ std::atomic<const Kernels*>& current() {
   return table;
 }
 
+std::atomic<bool>& quick() {
+  static std::atomic<bool> used = is_intel_processor();
+  return used;
+}
+
 }  // namespace
 
 const Kernels& kernels() { return *current().load(std::memory_order_relaxed); }
@@ -69,5 +74,17 @@ bool use_kernels(const char* name) {
   }
   return false;
 }
+
+bool is_intel_processor() {
+#if defined(HULLFT_X86)
+  return __builtin_cpu_is("intel");
+#else
+  return false;
+#endif
+}
+
+bool quick_quotients() { return quick().load(std::memory_order_relaxed); }
+
+void use_quick_quotients(bool use) { quick().store(use, std::memory_order_relaxed); }
 
 }  // namespace hullft

@@ -206,6 +206,15 @@ int available_kernels(const char* names[], int capacity);
 // Chooses a table by name, for tests and measurements; false when it cannot run here.
 bool use_kernels(const char* name);
 
+bool is_intel_processor();
+
+// Whether several Adam steps take their quotients by multiplication, with the bits of the division.
+// Intel's divider is what they would wait for otherwise; a Zen 5's is faster than the products.
+bool quick_quotients();
+
+// For tests and measurements.
+void use_quick_quotients(bool use);
+
 template <typename T>
 const DotKernels<T>& dot_kernels(const Kernels& k) {
   return k.dot;

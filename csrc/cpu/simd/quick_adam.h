@@ -21,10 +21,10 @@ struct QuickMath : VectorMath {
 // gradient, or its square.
 constexpr float kLargestMoment = 0x1p38f;
 
-// Whether the constants of all steps keep dividends and divisors of such moments within bounds.
-// One step alone waits for memory.
+// Whether quotients are to be quick, and the constants of all steps keep dividends and divisors of
+// such moments within bounds. One step alone waits for memory.
 inline bool has_ordinary_steps(const AdamSchedule<float>& schedule) {
-  if (schedule.repeats == 1) return false;
+  if (schedule.repeats == 1 || !quick_quotients()) return false;
   for (int64_t s = 0; s < schedule.n_steps; ++s) {
     const AdamStep<float>& step = schedule.steps[s];
     const float rate = std::abs(step.rate);
