@@ -8,6 +8,7 @@ import torch
 import hullft_ops
 from benchmarks import parameters, peers
 from benchmarks.recorder import Recorder
+from hullft_ops.ttft import keep_freed_memory
 
 _LR = 5e-5
 _BUFFERS_READ = 4  # parameter, gradient, two moments
@@ -48,6 +49,8 @@ def cases(grid: str) -> list[Case]:
 
 
 def test_replay(case: Case, recorder: Recorder, device: torch.device) -> None:
+    # Pages differ in speed, so that all are to have the same.
+    keep_freed_memory()
     shapes = case.shapes()
     gradients = parameters.random_tensors(shapes, 1e-3, device, seed=1)
 

@@ -21,6 +21,7 @@ longer it takes. The bound is the time of moving the same bytes and doing nothin
   activeft and nnls.
 - padded loop: a plain transformers loop (`benchmarks/peers.py`), in a process of its own with the C
   library's default allocation; ours runs after `keep_freed_memory()`.
+- Adam runs after `keep_freed_memory()`, torch's too, so that all have the same pages.
 - parameter-sized buffers: resident memory of an adaptation at its peak, in a process of its own,
   without the activations of a pass (`benchmarks/memory.py`).
 - 200 candidates of 384 dimensions are embeddings of real text; other sizes are grown from them
