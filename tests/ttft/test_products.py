@@ -278,6 +278,13 @@ def test_a_processor_without_them_changes_no_layer(monkeypatch):
         assert "forward" not in vars(layer)
 
 
+def test_a_layer_elsewhere_is_not_changed(made):
+    layer = nn.Linear(8, 6, device="meta")
+    with wide_products(layer):
+        assert "forward" not in vars(layer)
+    assert made == []
+
+
 def layers_of(model):
     return sum(isinstance(module, Conv1D) for module in model.modules())
 

@@ -40,6 +40,12 @@ def is_replaced_here(module: nn.Module) -> bool:
     return isinstance(forward, partial) and forward.func is _call
 
 
+def own_forward(module: Any, x: torch.Tensor) -> torch.Tensor:
+    """What the module's class makes of the input, whatever forward it has at the moment."""
+    own: torch.Tensor = type(module).forward(module, x)
+    return own
+
+
 @uninterrupted
 def _replace(modules: Sequence[nn.Module], forwards: Mapping[type, Forward]) -> None:
     for module in modules:
@@ -54,7 +60,4 @@ def _put_back(modules: Sequence[nn.Module]) -> None:
 
 
 def _call(forward: Forward, module: Any, x: torch.Tensor) -> torch.Tensor:
-    if torch.compiler.is_compiling():
-        own: torch.Tensor = type(module).forward(module, x)
-        return own
-    return forward(module, x)
+    return own_forward(module, x) if torch.compiler.is_compiling() else forward(module, x)
