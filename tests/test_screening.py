@@ -1,10 +1,13 @@
 """fw_select screens float32 and narrower pools in 16-bit integers: the answer must have the bits of
 that for the same values in float64, however close the candidates are."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
 import hullft_ops
+from hullft_ops import _C
 from problems import VARIANTS, make_problem
 
 pytestmark = pytest.mark.cpu_only(
@@ -13,6 +16,14 @@ pytestmark = pytest.mark.cpu_only(
 
 LARGE = (200, 1024)  # candidates and dimensions
 SMALL = (117, 77)  # no whole number of tiles or vectors
+
+
+@pytest.fixture(autouse=True, params=[True, False], ids=["three", "two"])
+def _columns_in_a_pass(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = _C.three_columns()
+    _C.use_three_columns(request.param)
+    yield
+    _C.use_three_columns(before)
 
 
 def assert_as_in_float64(

@@ -48,16 +48,17 @@ class QuantizedPool {
 
   double query_norm() const { return query_norm_; }
 
-  // out[j][k] = <row k, row atoms[j]>, for one or two atoms.
+  // out[j][k] = <row k, row atoms[j]>, for up to kMostColumns atoms.
   void multiply(const int64_t* atoms, int64_t n_atoms, float* const* out) {
-    const int16_t* columns[2];
-    float scales[2];
+    const int16_t* columns[kMostColumns];
+    float scales[kMostColumns];
     for (int64_t j = 0; j < n_atoms; ++j) {
       columns[j] = values_.get() + atoms[j] * width_;
       scales[j] = scales_[size_t(atoms[j])];
     }
     for_rows(n_rows_, width_ / kProductsAtOnce, share_rows_, [&](int64_t begin, int64_t end) {
-      float* const from[] = {out[0] + begin, n_atoms > 1 ? out[1] + begin : nullptr};
+      float* from[kMostColumns];
+      for (int64_t j = 0; j < n_atoms; ++j) from[j] = out[j] + begin;
       kernels().multiply_quantized(
           {values_.get() + begin * width_, scales_.data() + begin, end - begin, width_}, columns,
           scales, n_atoms, from);

@@ -90,16 +90,18 @@ class ScreenedCorrelations {
     return kernels_->estimates_from(b_.get(), u_.get(), n_, least, found_.reserve(n_));
   }
 
-  // Of an atom, and in the same pass over the pool of the candidate that is likely to be next.
+  // Of an atom, and in the same pass over the pool of the candidates that are likely to be next.
   const float* column(int64_t atom) {
     if (const float* column = columns_.find(candidate(atom))) return column;
-    const int64_t atoms[] = {candidate(atom), likely_next()};
-    const int64_t n = atoms[1] == kNone ? 1 : 2;
-    float* out[] = {nullptr, nullptr};
-    for (int64_t j = 0; j < n; ++j)
-      out[j] = columns_.place(atoms[j], [this](int64_t k) {
-        return atom_of_[size_t(k)] != kNone && support_->has(atom_of_[size_t(k)]);
+    const int64_t most = three_columns() ? 3 : 2;
+    int64_t atoms[kMostColumns], n = 0;
+    float* out[kMostColumns];
+    for (int64_t k = candidate(atom); n < most && k != kNone; k = likely_next()) {
+      atoms[n] = k;
+      out[n++] = columns_.place(k, [this](int64_t other) {
+        return atom_of_[size_t(other)] != kNone && support_->has(atom_of_[size_t(other)]);
       });
+    }
     pool_.multiply(atoms, n, out);
     return out[0];
   }

@@ -52,6 +52,20 @@ std::atomic<bool>& quick() {
   return used;
 }
 
+// Zen 5 is AMD's first with these instructions, and the first to have units as wide as AVX-512.
+bool has_wide_units() {
+#if defined(HULLFT_X86)
+  return __builtin_cpu_is("amd") && __builtin_cpu_supports("avxvnni") && has_avx512();
+#else
+  return false;
+#endif
+}
+
+std::atomic<bool>& three() {
+  static std::atomic<bool> used = has_wide_units();
+  return used;
+}
+
 }  // namespace
 
 const Kernels& kernels() { return *current().load(std::memory_order_relaxed); }
@@ -86,5 +100,9 @@ bool is_intel_processor() {
 bool quick_quotients() { return quick().load(std::memory_order_relaxed); }
 
 void use_quick_quotients(bool use) { quick().store(use, std::memory_order_relaxed); }
+
+bool three_columns() { return three().load(std::memory_order_relaxed); }
+
+void use_three_columns(bool use) { three().store(use, std::memory_order_relaxed); }
 
 }  // namespace hullft

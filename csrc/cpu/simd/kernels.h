@@ -77,6 +77,9 @@ using Quantize = QuantizedBounds (*)(const T* const* rows, int64_t n_rows, int64
                                      const QuantizedRowsOut& out, const QuantizedColumn* column,
                                      float* products);
 
+// In one pass over rows of integers.
+constexpr int64_t kMostColumns = 3;
+
 struct QuantizedRows {
   const int16_t* values;  // [n, width]
   const float* scales;    // [n]
@@ -189,7 +192,8 @@ struct Kernels {
   // u_k after those steps from 0, with the bits that step_tied_max would have left there; products
   // are <x_k, atom> for the list of atoms.
   double (*follow_moves)(const SupportMove* moves, int64_t n_moves, const double* products);
-  // out[c][k] = <row k, columns[c]>, the exact product rounded a few times; n_columns is 1 or 2.
+  // out[c][k] = <row k, columns[c]>, the exact product rounded a few times, for up to kMostColumns
+  // columns.
   void (*multiply_quantized)(const QuantizedRows& rows, const int16_t* const* columns,
                              const float* scales, int64_t n_columns, float* const* out);
   // Conditions on a pick, unless it is null, and finds the candidate whose observation lowers the
@@ -214,6 +218,13 @@ bool quick_quotients();
 
 // For tests and measurements.
 void use_quick_quotients(bool use);
+
+// Whether a pass over a pool multiplies three columns, two of them on the chance that they will be
+// wanted, or two. A Zen 5 waits for the rows with either; with three others wait for the products.
+bool three_columns();
+
+// For tests and measurements.
+void use_three_columns(bool use);
 
 template <typename T>
 const DotKernels<T>& dot_kernels(const Kernels& k) {

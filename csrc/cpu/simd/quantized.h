@@ -250,7 +250,10 @@ QuantizedBounds quantize_kernel(const T* const* rows, int64_t n_rows, int64_t d,
 
 void multiply_quantized_kernel(const QuantizedRows& rows, const int16_t* const* columns,
                                const float* scales, int64_t n_columns, float* const* out) {
-  if (n_columns == 2)
+  static_assert(kMostColumns == 3);
+  if (n_columns == 3)
+    multiply_columns<3>(rows, columns, scales, out);
+  else if (n_columns == 2)
     multiply_columns<2>(rows, columns, scales, out);
   else
     multiply_columns<1>(rows, columns, scales, out);
