@@ -15,8 +15,8 @@ from benchmarks.timing import Comparison, Pace
 THREADS = 2
 PACES = {
     "smoke": Pace(seconds=0.0, min_rounds=2, max_rounds=2),
-    "quick": Pace(seconds=1.0, min_rounds=3, max_rounds=300),
-    "full": Pace(seconds=1.0, min_rounds=5, max_rounds=300),
+    "quick": Pace(seconds=2.0, min_rounds=3, max_rounds=300),
+    "full": Pace(seconds=2.0, min_rounds=5, max_rounds=300),
 }
 _COMPARISONS = pytest.StashKey[list[Comparison]]()
 

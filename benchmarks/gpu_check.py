@@ -248,10 +248,10 @@ def table(summary: dict[str, Any]) -> str:
 
 def _comparison_row(comparison: dict[str, Any]) -> str:
     seconds = comparison["ours"]["seconds"]
-    peers = [f"{n} {t['seconds'] / seconds:.3g}x" for n, t in comparison["peers"].items()]
-    bound = comparison["roofline"]
+    peers = [f"{peer} {ratio:.3g}x" for peer, ratio in comparison["ratios"].items()]
+    bound = comparison["times_roofline"]
     facts = [f"{name} {value:.3g}" for name, value in comparison["facts"].items()]
-    times = f"{seconds / bound['seconds']:.3g}" if bound else ""
+    times = "" if bound is None else f"{bound:.3g}"
     name = f"{comparison['group']} {comparison['name']}"
     return f"| {name} | {seconds:.3g} | {', '.join(peers)} | {times} | {', '.join(facts)} |"
 

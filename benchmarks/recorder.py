@@ -8,7 +8,16 @@ import torch
 if TYPE_CHECKING:
     from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchmarks.timing import Call, Comparison, Pace, Timing, measure, synchronised, warmed_up
+from benchmarks.timing import (
+    Call,
+    Comparison,
+    Pace,
+    Timing,
+    measure,
+    measure_in_turns,
+    synchronised,
+    warmed_up,
+)
 
 
 class Recorder:
@@ -28,34 +37,48 @@ class Recorder:
         self._device = device
         self.pace = pace
         self.comparison = comparison
+        self._ours: Call | None = None
 
     def ours(self, call: Call) -> None:
         """Times the call in pytest-benchmark's pedantic mode, whose own reports then show it."""
-        call = synchronised(call, self._device)
+        call = self._ours = synchronised(call, self._device)
         if self._benchmark is None:
             self.comparison.ours = measure(call, self.pace)
             return
         self._benchmark.group = self.comparison.group
-        _, rounds = warmed_up(call, self.pace)
+        _, seconds = warmed_up(call)
         pedantic: Callable[..., object] = self._benchmark.pedantic
-        pedantic(call, rounds=max(rounds, 1))
+        pedantic(call, rounds=self.pace.rounds(seconds))
         stats: Any = self._benchmark.stats
         self.comparison.ours = Timing.of(list(stats.stats.data))
 
-    def peer(self, name: str, call: Call, *, setup: Call | None = None, scale: float = 1.0) -> None:
-        """Times a peer; see `measure` for ``setup`` and ``scale``."""
-        call = synchronised(call, self._device)
-        self.comparison.peers[name] = measure(call, self.pace, setup=setup, scale=scale)
+    def peer(self, name: str, call: Call, *, scale: float = 1.0) -> None:
+        """Times a peer in turns with ours; see `measure` for ``scale``."""
+        timing, ratio = self._in_turns(call, scale)
+        self.comparison.peers[name] = timing
+        self.comparison.ratios[name] = ratio
 
     def peer_timed(self, name: str, timing: Timing) -> None:
         """A peer that was timed in another process, at this recorder's pace."""
         self.comparison.peers[name] = timing
 
     def roofline(self, call: Call, bytes_moved: int) -> None:
-        """Times moving ``bytes_moved`` bytes and doing nothing else with them."""
+        """Times moving ``bytes_moved`` bytes and doing nothing else, in turns with ours."""
         self.comparison.bytes_moved = bytes_moved
-        self.comparison.roofline = measure(synchronised(call, self._device), self.pace)
+        self.comparison.roofline, ratio = self._in_turns(call)
+        self.comparison.times_roofline = 1 / ratio
+
+    def times(self, name: str, call: Call) -> None:
+        """The fact how many times longer ours takes than the call, in turns with it."""
+        _, ratio = self._in_turns(call)
+        self.fact(name, 1 / ratio)
 
     def fact(self, name: str, value: float) -> None:
         """A further number worth reporting, such as a share of memory."""
         self.comparison.facts[name] = value
+
+    def _in_turns(self, call: Call, scale: float = 1.0) -> tuple[Timing, float]:
+        if self._ours is None:
+            raise RuntimeError("Recorder: ours must be timed before what it is compared with")
+        call = synchronised(call, self._device)
+        return measure_in_turns(self._ours, call, self.pace, scale=scale)

@@ -13,6 +13,10 @@ Call = Callable[[], object]
 # A call that takes this long has no start-up cost that matters: it is not run again to warm up.
 LONG_SECONDS = 30.0
 
+# Of calls in turns: long beside what one leaves to the other, which is caches and, for up to some
+# 20 ms, threads that spin; short beside the seconds for which a shared machine is slow at a time.
+_TURN_SECONDS = 0.1
+
 
 @dataclass(frozen=True)
 class Pace:
@@ -69,15 +73,15 @@ def sample(call: Call, setup: Call | None = None) -> float:
     return perf_counter() - start
 
 
-def warmed_up(call: Call, pace: Pace, setup: Call | None = None) -> tuple[list[float], int]:
-    """Samples that already count (one, of a long call), and how many rounds are still to do.
+def warmed_up(call: Call, setup: Call | None = None) -> tuple[list[float], float]:
+    """Samples that already count (one, of a long call), and how long a call takes.
 
     The first call pays for pages, caches and threads; the second tells how long a call takes.
     """
     first = sample(call, setup)
     if first >= LONG_SECONDS:
-        return [first], 0
-    return [], pace.rounds(sample(call, setup))
+        return [first], first
+    return [], sample(call, setup)
 
 
 def measure(call: Call, pace: Pace, *, setup: Call | None = None, scale: float = 1.0) -> Timing:
@@ -86,8 +90,35 @@ def measure(call: Call, pace: Pace, *, setup: Call | None = None, scale: float =
     ``scale``: how many times the work of one call is asked for. A peer that takes queries one by
     one is timed on a few of a large batch.
     """
-    samples, rounds = warmed_up(call, pace, setup)
+    samples, seconds = warmed_up(call, setup)
+    rounds = pace.rounds(seconds) - len(samples)
     return Timing.of(samples + [sample(call, setup) for _ in range(rounds)], scale)
+
+
+def measure_in_turns(
+    call: Call, peer: Call, pace: Pace, *, scale: float = 1.0
+) -> tuple[Timing, float]:
+    """Times a peer, and how many times longer it takes than ``call``.
+
+    The two take turns of some calls each, and the second number is the median over the turns:
+    where the machine is slower for a while, so are both, and what they share of it cancels.
+    ``scale`` is that of `measure`, for the peer.
+    """
+    counted, peer_seconds = warmed_up(peer)
+    _, call_seconds = warmed_up(call)
+    call_rounds, peer_rounds = _calls_a_turn(call_seconds), _calls_a_turn(peer_seconds)
+    samples: list[float] = []
+    ratios: list[float] = []
+    for _ in range(pace.rounds(call_rounds * call_seconds + peer_rounds * peer_seconds)):
+        ours = [sample(call) for _ in range(call_rounds)]
+        theirs = counted or [sample(peer) for _ in range(peer_rounds)]
+        samples += theirs
+        ratios.append(scale * median(theirs) / median(ours))
+    return Timing.of(samples, scale), median(ratios)
+
+
+def _calls_a_turn(seconds: float) -> int:
+    return max(1, int(_TURN_SECONDS / max(seconds, 1e-9)))
 
 
 @dataclass
@@ -102,6 +133,8 @@ class Comparison:
         peers: times of what does the same.
         bytes_moved: bytes that must cross memory at least once.
         roofline: time of moving just those bytes.
+        ratios: how many times longer than ours a peer took, in turns with it.
+        times_roofline: how many times longer ours took than moving the bytes, in turns with it.
         facts: further numbers that the benchmark found.
     """
 
@@ -112,6 +145,8 @@ class Comparison:
     peers: dict[str, Timing] = field(default_factory=dict)
     bytes_moved: int | None = None
     roofline: Timing | None = None
+    ratios: dict[str, float] = field(default_factory=dict)
+    times_roofline: float | None = None
     facts: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -126,17 +161,14 @@ class Comparison:
         return self.ours.seconds
 
     def ratio(self, peer: str) -> float:
-        """How many times longer the peer takes."""
+        """How many times longer the peer takes; of the two times, where they took no turns."""
+        if peer in self.ratios:
+            return self.ratios[peer]
         return self.peers[peer].seconds / self.seconds
 
     @property
     def gigabytes_per_second(self) -> float | None:
         return None if self.bytes_moved is None else self.bytes_moved / self.seconds / 1e9
-
-    @property
-    def times_roofline(self) -> float | None:
-        """How many times longer ours takes than moving the bytes alone."""
-        return None if self.roofline is None else self.seconds / self.roofline.seconds
 
     def line(self) -> str:
         """All of it on one line of text."""

@@ -4,16 +4,18 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from benchmarks import compare, fresh, growth, peers, report, run
+from benchmarks import compare, fresh, growth, peers, report, run, timing
 from benchmarks.pools import distinct_pools, tiled
+from benchmarks.recorder import Recorder
 from benchmarks.results import Results, comparison
-from benchmarks.timing import Comparison, Pace, Timing, measure
+from benchmarks.timing import Comparison, Pace, Timing, measure, measure_in_turns
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hullft_ops import reference
@@ -30,6 +32,7 @@ def selection(batch: int, seconds: float) -> Comparison:
     comparison.peers = {"NumPy": at(160 * seconds), "activeft SIFT": at(900 * seconds)}
     comparison.peers["activeft Retriever"] = at(2000 * seconds)
     comparison.bytes_moved, comparison.roofline = 10**6, at(seconds / 4)
+    comparison.times_roofline = 4.1
     return comparison
 
 
@@ -48,11 +51,53 @@ def results() -> Results:
 def test_measure_takes_the_median_and_runs_setup_before_every_call() -> None:
     events: list[str] = []
     pace = Pace(seconds=0.0, min_rounds=3, max_rounds=5)
-    timing = measure(lambda: events.append("call"), pace, setup=lambda: events.append("setup"))
+    found = measure(lambda: events.append("call"), pace, setup=lambda: events.append("setup"))
     assert events == ["setup", "call"] * 5  # two to warm up and the 3 rounds
-    assert timing.rounds == 3
-    assert timing.lower <= timing.seconds <= timing.upper
+    assert found.rounds == 3
+    assert found.lower <= found.seconds <= found.upper
     assert Timing.of([1.0, 9.0, 2.0], scale=4.0).seconds == 8.0
+
+
+class SlowingMachine:
+    """A clock, and calls that take ten times as long from its first second on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr(timing, "perf_counter", lambda: self.now)
+
+    def call(self, seconds: float) -> Callable[[], None]:
+        def take() -> None:
+            self.now += 10 * seconds if self.now >= 1 else seconds
+
+        return take
+
+
+def test_calls_in_turns_share_what_slows_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = SlowingMachine(monkeypatch)
+    ours, peer = machine.call(0.05), machine.call(0.1)
+    pace = Pace(seconds=0.5, min_rounds=9, max_rounds=100)
+    one, other = measure(ours, pace), measure(peer, pace)
+    assert other.seconds / one.seconds == pytest.approx(20)
+    machine.now = 0.0
+    found, ratio = measure_in_turns(ours, peer, pace, scale=4.0)
+    assert ratio == pytest.approx(8)
+    assert found.rounds == 9
+    assert (found.lower, found.upper) == (pytest.approx(0.4), pytest.approx(4.0))
+
+
+def test_a_recorder_compares_with_nothing_before_ours() -> None:
+    comparison = Comparison("selection", "B1", {})
+    recorder = Recorder(None, torch.device("cpu"), Pace(0.0, 2, 2), comparison)
+    with pytest.raises(RuntimeError, match="ours must be timed before"):
+        recorder.peer("a peer", lambda: None)
+    recorder.ours(lambda: sum(range(100)))
+    recorder.peer("twice", lambda: sum(range(100)), scale=1e6)
+    recorder.roofline(lambda: sum(range(100_000)), 800)
+    recorder.times("times a longer one", lambda: sum(range(100_000)))
+    assert comparison.ratio("twice") > 1e5
+    assert comparison.times_roofline is not None
+    assert comparison.times_roofline < 0.1
+    assert comparison.facts["times a longer one"] < 0.1
 
 
 @pytest.mark.parametrize(("call_seconds", "rounds"), [(1e-6, 100), (0.1, 20), (1.0, 5), (60.0, 1)])
@@ -130,8 +175,8 @@ def test_the_padded_loop_in_a_process_of_its_own_adapts_as_it_does_here(tmp_path
     model.save_pretrained(tmp_path)
     passages, counts = [[1, 2, 3, 4], [9, 8, 7]], [3, 1]
     loop = fresh.PaddedLoop(tmp_path, torch.device("cpu"), passages, counts, 2, 1e-3)
-    timing, found = loop.timed(Pace(0.0, 2, 2))
-    assert timing.rounds == 2
+    taken, found = loop.timed(Pace(0.0, 2, 2))
+    assert taken.rounds == 2
     peers.padded_cloning_finetune(model, passages, counts, refresh=2, lr=1e-3, max_length=16)
     for here, there in zip(model.parameters(), found, strict=True):
         assert torch.equal(here, there)
