@@ -190,7 +190,8 @@ def test_optimizer_rounds_each_group_with_numbers_of_its_own() -> None:
     optimizer = ReplayAdam(groups, lr=1e-3, rounding_seed=5)
     optimizer.step(repeats=2)
     optimizer.step()
-    for members, seed in ((range(2), 5), (range(2, 3), 6)):
+    # A call adds the place of its first parameter.
+    for members, seed in ((range(2), 5), (range(2, 3), 7)):
         states = [optimizer.state[params[i]] for i in members]
         wanted = AdamTensors(
             [starts[i].clone() for i in members],
@@ -202,6 +203,15 @@ def test_optimizer_rounds_each_group_with_numbers_of_its_own() -> None:
         wanted = adam_replay(adam_replay(wanted, 2, seed=seed), 1, seed=seed)
         for i, param in zip(members, wanted.params, strict=True):
             assert torch.equal(params[i].detach(), param)
+
+
+def test_parameters_that_are_stepped_one_by_one_have_numbers_of_their_own() -> None:
+    params = [torch.ones(4096, dtype=torch.bfloat16) for _ in range(2)]
+    gradient = torch.ones_like(params[0])
+    optimizer = ReplayAdam(params, lr=1e-3, rounding_seed=5)
+    for param in params:
+        optimizer.step(grads={param: gradient})
+    assert 0.2 < (params[0] != params[1]).double().mean() < 0.8
 
 
 @pytest.mark.refusal("operator")

@@ -154,6 +154,19 @@ def test_cuda_operators_refuse_what_those_of_the_cpu_refuse(
         assert errors_of(function, arguments) == expected
 
 
+@pytest.mark.skipif(not _C.build_info()["cuda"], reason="this build has no CUDA operators")
+@pytest.mark.parametrize(
+    "select", [hullft_ops.fw_select, hullft_ops.knn_select, hullft_ops.sift_select]
+)
+def test_more_candidates_than_a_block_counts(select: Callable[..., object]) -> None:
+    pool, query = torch.zeros(1, 2).expand(2**30 + 1, 2), torch.zeros(1, 2)
+    with (
+        elsewhere(_with_cuda_checks),
+        pytest.raises(ValueError, match=r"1073741824 candidates, got 1073741825"),
+    ):
+        select(pool, query, 1)
+
+
 def test_cases_of_every_operator() -> None:
     text = "".join(inspect.getsource(param.values[0]) for param in cases("public", "operator"))
     assert len(cases("public", "operator")) > 100

@@ -36,6 +36,14 @@ def test_state_dict_from_torch(peer: str) -> None:
     assert_close(ours, theirs)
 
 
+def test_state_dict_from_torch_leaves_the_seed() -> None:
+    theirs = torch.optim.Adam([torch.ones(3, requires_grad=True)], lr=0.5)
+    ours = ReplayAdam([torch.ones(3, requires_grad=True)], rounding_seed=7)
+    ours.load_state_dict(theirs.state_dict())
+    assert ours.param_groups[0]["rounding_seed"] == 7
+    assert ours.param_groups[0]["lr"] == 0.5
+
+
 @pytest.mark.parametrize("peer", PEERS)
 def test_state_dict_to_torch(peer: str) -> None:
     ours = make_model()

@@ -36,7 +36,8 @@ TYPE_ERRORS: dict[str, tuple[Callable[[], object], str]] = {
     "sparse": (lambda: call_fw(POOL.to_sparse()), "pool must be dense, got layout"),
     "n float": (lambda: call_fw(n_select=3.0), "n_select must be an int, got float"),
     "n bool": (lambda: call_fw(n_select=True), "n_select must be an int, got bool"),
-    "tol str": (lambda: call_fw(tol="1"), "tol must be a float, got str"),
+    "tol str": (lambda: call_fw(tol="1"), "tol must be a number, got str"),
+    "variant type": (lambda: call_fw(variant=["away"]), "variant must be a str, got list"),
     "sizes dtype": (
         lambda: call_fw(pool_sizes=torch.ones(B)),
         "pool_sizes must be int64, got torch.float32",
@@ -77,6 +78,10 @@ VALUE_ERRORS: dict[str, tuple[Callable[[], object], str]] = {
     "tol nan": (lambda: call_fw(tol=NAN), "tol must be >= 0, got nan"),
     "gap_tol": (lambda: call_fw(gap_tol=-1.0), "gap_tol must be >= 0, got -1.0"),
     "swap_passes": (lambda: call_fw(swap_passes=-1), r"swap_passes must be in 0\.\."),
+    "tol huge": (
+        lambda: call_fw(tol=10**400),
+        "tol must be a float64, got an int of 1329 bits",
+    ),
     "variant": (
         lambda: call_fw(variant="fast"),
         "variant must be one of vanilla, away, pairwise, got 'fast'",

@@ -27,7 +27,7 @@ TYPE_ERRORS: dict[str, tuple[Callable[[], object], str]] = {
     "pool": (lambda: sift([[1.0]]), "sift_select: pool must be a torch.Tensor, got list"),
     "query": (lambda: sift(query=QUERY.double()), "query is torch.float64, pool is torch.float32"),
     "n": (lambda: sift(n=3.0), "n_select must be an int, got float"),
-    "noise": (lambda: sift(noise="1"), "noise must be a float, got str"),
+    "noise": (lambda: sift(noise="1"), "noise must be a number, got str"),
     "candidates": (
         lambda: hullft_ops.sift_select_indexed(POOL[0], torch.ones(2, 2).int(), QUERY, 3),
         "sift_select_indexed: candidates must be int64, got torch.int32",

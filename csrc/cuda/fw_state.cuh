@@ -50,7 +50,8 @@ inline int64_t aligned_bytes(int64_t bytes) { return (bytes + 15) / 16 * 16; }
 
 inline int64_t fw_state_bytes(int width, int slots, int64_t real_bytes) {
   const int64_t table_bytes = 2 * int64_t(sizeof(int)) + real_bytes;
-  return aligned_bytes(2 * width * real_bytes + slots * (int64_t(kCountBytes) + table_bytes));
+  return aligned_bytes(2 * int64_t(width) * real_bytes +
+                       slots * (int64_t(kCountBytes) + table_bytes));
 }
 
 // The widest type first, so that every array is aligned.

@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   };
   const int m = checked_size(p.support, query, me);
   bool bad = m == 0;
-  with_rows<S>(p.support, query, m, [&](const auto& rows) {
+  with_rows<S>(p.support, query, [&](const auto& rows) {
     multiply_rows(rows, 0, m, query_at(rows, p.query, query), products, me);
   });
   __syncthreads();

@@ -11,7 +11,7 @@ namespace {
 
 SelectionTensors::Tuple select(const char* op, const Tensor& pool, int64_t batch,
                                const SelectionInputs& inputs, const FwOptions& options) {
-  check_range(op, "the batch", batch, 0);
+  check_launch(op, batch, inputs.candidates());
   const CudaContext context(op, pool);
   const FwProblem problem{inputs.pool(),         inputs.query(),        batch,
                           int(options.n_select), int(options.max_iter), int(options.swap_passes),

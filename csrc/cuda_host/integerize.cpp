@@ -18,7 +18,7 @@ Tensor integerize(const Tensor& support, const Tensor& query, const Tensor& weig
   check_range(op, "swap_passes", swap_passes, 0);
   check_weights(op, weights, support, shape);
   check_sizes(op, "support_sizes", support_sizes, support, shape.batch);
-  check_range(op, "the batch", shape.batch, 0);
+  check_launch(op, shape.batch, shape.candidates);
   const CudaContext context(op, support);
   const SelectionInputs inputs(support, query, support_sizes);
   const Tensor dense_weights = torch::stable::contiguous(weights);

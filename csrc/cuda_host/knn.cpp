@@ -16,7 +16,7 @@ SelectionTensors::Tuple knn_select(const Tensor& pool, const Tensor& query, int6
   check_range(op, "n_select", n_select, 1);
   check_sizes(op, "pool_sizes", pool_sizes, pool, shape.batch);
   check_enough_rows(op, n_select, shape);
-  check_range(op, "the batch", shape.batch, 0);
+  check_launch(op, shape.batch, shape.candidates);
   const CudaContext context(op, pool);
   const SelectionInputs inputs(pool, query, pool_sizes);
   const KnnProblem problem{inputs.pool(), inputs.query(), shape.batch, int(n_select)};

@@ -15,7 +15,7 @@ LmoTensors::Tuple fw_lmo(const Tensor& pool, const Tensor& query, const Tensor& 
   const PoolShape shape = check_pool_query(op, "pool", pool, query);
   check_current(op, current, query);
   check_sizes(op, "pool_sizes", pool_sizes, pool, shape.batch);
-  check_range(op, "the batch", shape.batch, 0);
+  check_launch(op, shape.batch, shape.candidates);
   const CudaContext context(op, pool);
   const SelectionInputs inputs(pool, query, pool_sizes);
   const Tensor at = with_dense_rows(current);

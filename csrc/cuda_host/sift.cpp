@@ -11,7 +11,7 @@ namespace {
 
 PickTensors::Tuple select(const char* op, const Tensor& pool, int64_t batch,
                           const SelectionInputs& inputs, const SiftOptions& options) {
-  check_range(op, "the batch", batch, 0);
+  check_launch(op, batch, inputs.candidates());
   check_range(op, "the number of targets", options.n_targets, 1);
   const CudaContext context(op, pool);
   const SiftProblem problem{inputs.pool(),         inputs.query(),         batch,

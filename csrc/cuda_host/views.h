@@ -22,6 +22,15 @@ inline Storage storage_of(const Tensor& t) {
   }
 }
 
+// A block counts the candidates of its query in 32 bits, all of its threads on at a time.
+inline void check_launch(const char* op, int64_t batch, int64_t candidates) {
+  constexpr int64_t kMostCandidates = int64_t(1) << 30;
+  check_range(op, "the batch", batch, 0);
+  if (candidates > kMostCandidates)
+    value_error(op, "on CUDA a query has at most ", kMostCandidates, " candidates, got ",
+                candidates);
+}
+
 // Dense tensors behind a view; they must outlive the launch's enqueueing.
 class SelectionInputs {
  public:
@@ -35,6 +44,10 @@ class SelectionInputs {
 
   QueryView query() const { return {query_.const_data_ptr(), query_.stride(0)}; }
 
+  int64_t candidates() const {
+    return candidates_ ? candidates_->size(1) : pool_.size(pool_.dim() - 2);
+  }
+
   PoolView pool() const {
     const int64_t rows_dim = pool_.dim() - 2;
     PoolView view{pool_.const_data_ptr(),
@@ -44,7 +57,7 @@ class SelectionInputs {
                   candidates_ ? candidates_->const_data_ptr<int64_t>() : nullptr,
                   candidates_ ? candidates_->size(1) : 0,
                   sizes_ ? sizes_->const_data_ptr<int64_t>() : nullptr,
-                  int(candidates_ ? candidates_->size(1) : pool_.size(rows_dim)),
+                  int(candidates()),
                   pool_.size(rows_dim + 1),
                   storage_of(pool_),
                   false};

@@ -11,6 +11,7 @@ FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 VARIANTS = ("vanilla", "away", "pairwise")
 _INT32_MAX = 2**31 - 1
 _INF = float("inf")
+_LARGEST_INT = 2**1023
 
 
 def check_tensor(op: str, name: str, value: object) -> torch.Tensor:
@@ -52,24 +53,26 @@ def check_integer(op: str, name: str, value: object, low: int) -> None:
         raise ValueError(f"{op}: {name} must be in {low}..{_INT32_MAX}, got {value}")
 
 
-def _number(op: str, name: str, value: object) -> float:
+def check_number(op: str, name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{op}: {name} must be a float, got {type(value).__name__}")
+        raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
+    if isinstance(value, int) and not -_LARGEST_INT <= value <= _LARGEST_INT:
+        raise ValueError(f"{op}: {name} must be a float64, got an int of {value.bit_length()} bits")
     return value
 
 
 def check_tolerance(op: str, name: str, value: object) -> None:
-    if not _number(op, name, value) >= 0:  # NaN too
+    if not check_number(op, name, value) >= 0:  # NaN too
         raise ValueError(f"{op}: {name} must be >= 0, got {value}")
 
 
 def check_finite(op: str, name: str, value: object) -> None:
-    if not -_INF < _number(op, name, value) < _INF:  # NaN too
+    if not -_INF < check_number(op, name, value) < _INF:  # NaN too
         raise ValueError(f"{op}: {name} must be finite, got {value}")
 
 
 def check_noise(op: str, value: object, name: str = "noise") -> None:
-    if not 0 < _number(op, name, value) < _INF:  # NaN too; math.isfinite cannot be traced
+    if not 0 < check_number(op, name, value) < _INF:  # NaN too; math.isfinite cannot be traced
         raise ValueError(f"{op}: {name} must be finite and > 0, got {value}")
 
 
@@ -83,6 +86,8 @@ def check_text(op: str, name: str, value: object) -> None:
 
 
 def check_variant(op: str, variant: object) -> None:
+    if not isinstance(variant, str):
+        raise TypeError(f"{op}: variant must be a str, got {type(variant).__name__}")
     if variant not in VARIANTS:
         raise ValueError(f"{op}: variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
 

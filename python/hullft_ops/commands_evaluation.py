@@ -144,5 +144,5 @@ def configuration(
 
     read = read_config(config) if config else Config()
     changed = read.with_changes(**inputs)
-    given = {name: values for name, values in axes.items() if values}
+    given = {name: values for name, values in axes.items() if values is not None and values != []}
     return changed.with_changes(settings=tuple(s | given for s in changed.settings or (default,)))

@@ -57,8 +57,9 @@ class ReplayAdam(Optimizer):
             there too, so that steps can be captured in a CUDA graph. Neither is checked then.
         rounding_seed: round bfloat16 parameters up or down at random, right on average, instead of
             to nearest, which loses steps below half a unit in the last place. The random bits
-            depend on this seed, the step count and the place of a value in memory alone: the same
-            on every device, for any number of threads. From 0 to 2147483647.
+            depend on this seed, the step count, which parameters of a group are stepped together,
+            and the place of a value in its parameter's memory: they are the same on every device,
+            for any number of threads. From 0 to 2147483647.
 
     Raises:
         TypeError: an option of another type.
@@ -117,6 +118,9 @@ class ReplayAdam(Optimizer):
             group.setdefault("decoupled_weight_decay", False)
             for name, value in _TORCH_OPTIONS.items():
                 group.setdefault(name, value)
+            # A state of torch's own Adam says nothing of it.
+            if "rounding_seed" in self.defaults:
+                group.setdefault("rounding_seed", self.defaults["rounding_seed"])
         for param_state in self.state.values():
             if "step" in param_state and not isinstance(param_state["step"], Tensor):
                 param_state["step"] = torch.tensor(float(param_state["step"]))
@@ -162,7 +166,8 @@ class ReplayAdam(Optimizer):
             TypeError: ``repeats`` is not an int, ``grads`` no mapping of tensors, or a gradient is
                 sparse.
             ValueError: ``repeats < 1``, an option that has gone out of its range, a gradient or
-                moment of another shape or device, parameters that share memory or have no storage,
+                moment of another shape or device, parameters whose memory overlaps, views that
+                interleave among them, or that have no storage,
                 ``grads`` for a tensor that is no parameter of this optimizer.
         """
         _checks.check_integer("ReplayAdam.step", "repeats", repeats, 1)
@@ -176,8 +181,8 @@ class ReplayAdam(Optimizer):
             self._check_known(grads)
         rows = [(group, list(self._rows(group, grads))) for group in self.param_groups]
         calls = [(group, columns) for group, found in rows for columns in by_device(found)]
-        for i, (group, columns) in enumerate(calls):
-            _replay(group, columns, repeats, i)
+        for group, columns in calls:
+            _replay(group, columns, repeats, self._seed_of(group, columns[0][0]))
         return loss
 
     @torch.no_grad()
@@ -203,6 +208,15 @@ class ReplayAdam(Optimizer):
             for param in group["params"]:
                 self._state_of(param, group)
 
+    def _seed_of(self, group: Mapping[str, Any], first: Tensor) -> int | None:
+        """For the parameters of a call, which are told apart by their places in it: other calls of
+        the same step have other first ones."""
+        seed: int | None = group.get("rounding_seed")
+        if seed is None:
+            return None
+        params = (param for group in self.param_groups for param in group["params"])
+        return seed + next(i for i, param in enumerate(params) if param is first)
+
     def _check_known(self, grads: Mapping[Tensor, Tensor]) -> None:
         if not isinstance(grads, Mapping):
             raise TypeError(
@@ -211,6 +225,11 @@ class ReplayAdam(Optimizer):
             )
         known = {id(param) for group in self.param_groups for param in group["params"]}
         for i, param in enumerate(grads):
+            if not isinstance(param, Tensor):
+                raise TypeError(
+                    f"ReplayAdam.step: key {i} of grads must be a parameter, got "
+                    f"{type(param).__name__}"
+                )
             if id(param) not in known:
                 raise ValueError(
                     f"ReplayAdam.step: key {i} of grads, of shape {list(param.shape)}, is not a "
@@ -275,17 +294,14 @@ def _number(name: str, value: object) -> float:
                 f"ReplayAdam: {name} must have one element, got shape {list(value.shape)}"
             )
         return float(value)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"ReplayAdam: {name} must be a number, got {type(value).__name__}")
-    return float(value)
+    return _checks.check_number("ReplayAdam", name, value)
 
 
 def _replay(
-    group: Mapping[str, Any], columns: tuple[list[Tensor], ...], repeats: int, call: int
+    group: Mapping[str, Any], columns: tuple[list[Tensor], ...], repeats: int, seed: int | None
 ) -> None:
-    """``call``: which of its step's, since each needs random numbers of its own."""
     beta1, beta2 = group["betas"]
-    lr, seed = group["lr"], group.get("rounding_seed")
+    lr = group["lr"]
     stays_on_device = group["capturable"] and isinstance(lr, Tensor)
     ops.adam_replay_(
         *columns,
@@ -298,7 +314,7 @@ def _replay(
         decoupled=group["decoupled_weight_decay"],
         maximize=group["maximize"],
         lr_tensor=lr if stays_on_device else None,
-        seed=None if seed is None else seed + call,
+        seed=seed,
     )
     # A backward through a graph that saved these parameters must fail, as after torch's own steps.
     torch.autograd.graph.increment_version(columns[0])

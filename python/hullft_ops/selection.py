@@ -88,6 +88,10 @@ def fw_select(
     Ties go to the lowest index. The result does not depend on the number of threads, and is not
     differentiable.
 
+    As published, "vanilla" begins with one row and takes a step before it looks whether the support
+    is full: with ``n_select=1`` it ends with two, returns the one of larger weight with that
+    weight, and reports residual and gap of both. The other variants keep to one.
+
     Args:
         pool: [K, d], shared by a batch of queries, or [B, K, d]. float32, float64, bfloat16 or
             float16; the state is float64 on the CPU. Any strides; only a last dimension that is

@@ -123,6 +123,8 @@ def test_texts_at_random_follow_the_seed(own: list[object], tmp_path: Path) -> N
     [
         (["--store", "/no/such/store"], "store /no/such/store: "),
         (["--method", "nearest"], "method must be one of hullft, "),
+        (["--method", ""], "method must be one of hullft, "),
+        (["--steps", 0], "n_select must be in 1..2147483647, got 0"),
         (["--prompt", " "], "text must have a token"),
         (["--model", "/no/such/model"], "model /no/such/model: no such directory"),
         (["--generate", "--max-new-tokens", 256], "max_new_tokens must be in 1..255"),

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from hullft_ops.commands import app
-from hullft_ops.ttft import Datastore, demo
+from hullft_ops.ttft import Datastore, TestTimeFinetuner, demo
 from hullft_ops.ttft.corpus import HELD_OUT_ONE_IN, Passage
 from hullft_ops.ttft.demo import choose_prompts
 
@@ -102,6 +102,22 @@ def test_adapting_helps_even_a_random_model(written: dict[str, Any]) -> None:
     assert written["verdicts"]["knn_below_none"]
     assert written["verdicts"]["hullft_below_none"]
     assert written["verdicts"]["prompts_below_none"]["hullft_refresh1"] == PROMPTS
+
+
+def test_its_methods_keep_one_copy_of_the_weights(
+    own: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = []
+    run_all = demo._run_all
+
+    def look(prompts: Any, finetuners: dict[str, TestTimeFinetuner], *others: Any) -> Any:
+        kept.extend(finetuner._snapshot for finetuner in finetuners.values())
+        return run_all(prompts, finetuners, *others)
+
+    monkeypatch.setattr(demo, "_run_all", look)
+    assert invoke(*own, "--output", tmp_path).exit_code == 0
+    assert len(kept) == 3
+    assert all(snapshot is kept[0] for snapshot in kept)
 
 
 def test_no_prompt_is_in_the_store(written: dict[str, Any]) -> None:

@@ -73,6 +73,12 @@ def test_the_command_line_takes_the_place_of_an_axis_in_every_settings(tmp_path:
     assert default.settings == ({"method": "hullft", "lr": [3.0]},)
 
 
+def test_a_zero_on_the_command_line_is_a_value() -> None:
+    axes = {"method": "", "n_select": 0, "lr": 0.0, "refresh": None}
+    changed = configuration(None, inputs={}, axes=axes, default={"method": "hullft", "lr": 1.0})
+    assert changed.settings == ({"method": "", "n_select": 0, "lr": 0.0},)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -97,6 +97,14 @@ def test_nothing_quick_enough_is_an_error_that_names_the_quickest() -> None:
         search(Landscape(), seconds=0.1)
 
 
+@pytest.mark.parametrize("none", [0.0, -1.0, math.nan])
+def test_time_is_wanted(none: float) -> None:
+    with pytest.raises(ConfigError, match="the time for a prompt must be above 0 s, got"):
+        search(Landscape(), seconds=none)
+    with pytest.raises(ConfigError, match="the time for all of the measuring must be above 0 s"):
+        search(Landscape(), limit=none)
+
+
 def invoke(*arguments: object) -> Result:
     return CliRunner().invoke(app, ["tune", *map(str, arguments)])
 

@@ -95,6 +95,19 @@ def lmo(library: Library, seed: int) -> None:
 
 
 @case
+def lmo_overflow(library: Library, seed: int) -> None:
+    """Inputs and products of rows are finite; the product with the current point is not, or the
+    square of what lies between."""
+    pool = torch.tensor([[1e-20, 0.0], [1e-20, 1e-20], [1.0, 1.0]])
+    current = torch.tensor([[1e20, 1e20], [3e18, 0.0], [1e19, 1e19]])
+    query = torch.tensor([[1.0, 1.0], [3e18, 0.0], [1.0, 1.0]])
+    step = library.lmo(pool.expand(3, 3, 2).contiguous(), query, current, launch=Launch(seed))
+    assert step.vertex.tolist() == [-1, 2, -1]
+    for value in (step.correlation, step.gamma, step.gap):
+        assert value.isnan().tolist() == [True, False, True]
+
+
+@case
 def knn(library: Library, seed: int) -> None:
     for dtype, candidates, dim, n_select in (
         (torch.float64, 300, 9, 12),
@@ -113,3 +126,13 @@ def knn(library: Library, seed: int) -> None:
             check_equals(of_query(answer, b), expected)
         check_failed(of_query(answer, 2), n_select)
         check_failed(of_query(answer, 3), n_select)
+
+
+@case
+def knn_overflow(library: Library, seed: int) -> None:
+    """Inputs and products of rows are finite, the square of the residual is not."""
+    pool = torch.tensor([[1e-20, 0.0], [0.0, 1e-20]]).expand(2, 2, 2).contiguous()
+    query = torch.tensor([[1.0, 0.5], [1e20, 0.0]])
+    answer = library.knn(pool, query, 1, launch=Launch(seed))
+    check_equals(of_query(answer, 0), reference.knn_select(pool[0], query[0], 1))
+    check_failed(of_query(answer, 1), 1)

@@ -1,4 +1,4 @@
-// The entry points that harness.py calls.
+// The entry points that library.py calls.
 #include "driver.h"
 
 #include <deque>
@@ -17,7 +17,7 @@ using driver::Buffer;
 
 namespace {
 
-// Mirrored by harness.py.
+// Mirrored by library.py.
 struct Pool {
   const void* base;
   int64_t elements, batch_stride, row_stride, n_rows;

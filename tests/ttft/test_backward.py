@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from hullft_ops.ttft import backward
 from hullft_ops.ttft.backward import backward_in_parts
@@ -121,3 +122,17 @@ def test_a_change_that_would_spoil_the_pass_is_an_error():
 
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         backward_in_parts(loss, [weight, first], change)
+
+
+def test_a_gradient_in_pieces_is_an_error():
+    """Reentrant checkpoints each have a backward pass of their own."""
+    weight = torch.eye(3, requires_grad=True)
+    inputs = torch.ones(3, requires_grad=True)
+    hidden = inputs
+    for _ in range(2):
+        hidden = checkpoint(lambda x: x @ weight, hidden, use_reentrant=True)
+    with pytest.raises(
+        RuntimeError, match=r"parameter \[3, 3\] in pieces, .*max_grad_norm=math.inf"
+    ):
+        backward_in_parts(hidden.sum(), [weight], lambda gradients: None)
+    assert not weight._post_accumulate_grad_hooks

@@ -9,7 +9,9 @@ import json
 import os
 import resource
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,22 @@ def limited(largest: int, run: Callable[[], object]) -> str | None:
     assert status_of(child) == 0
     with os.fdopen(reader) as said:
         return said.read() or None
+
+
+def test_each_of_two_threads_replaces_a_file_as_a_whole(tmp_path: Path) -> None:
+    path, meeting = tmp_path / "report.json", threading.Barrier(2, timeout=10)
+
+    def write(letter: str) -> None:
+        with replacing(path) as temporary, temporary.open("w") as file:
+            file.write(1000 * letter)
+            file.flush()
+            meeting.wait()
+            file.write(1000 * letter)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(write, "ab"))
+    assert path.read_text() in (2000 * "a", 2000 * "b")
+    assert not partial_files(tmp_path)
 
 
 def partial_files(directory: Path) -> list[Path]:

@@ -102,3 +102,12 @@ def test_without_room_for_the_prompt_it_is_refused(gpt2, make, bits, new):
         finetuner.generate(PROMPT, max_new_tokens=new)
     assert before.changed() == set()
     assert torch.is_grad_enabled()
+
+
+def test_what_cannot_be_met_is_said_before_the_adaptation(gpt2, make, monkeypatch):
+    finetuner, adapted = make(gpt2), []
+    monkeypatch.setattr(finetuner, "adapted", adapted.append)
+    for options in ({"max_new_tokens": 32}, {"max_length": 9}, {"return_dict_in_generate": True}):
+        with pytest.raises(ValueError, match="^generate: "):
+            finetuner.generate(PROMPT, **options)
+    assert adapted == []

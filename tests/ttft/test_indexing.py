@@ -209,6 +209,21 @@ def test_a_folders_empty_file_is_counted_when_texts_are_cut(embedder, tokenizer,
     assert (counted["records"], counted["near_empty"], len(store)) == (2, 1, 1)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"chunk_tokens": 64}, "chunk_tokens needs a tokenizer"),
+        ({"overlap": 3}, "overlap 3 needs chunk_tokens"),
+        ({"chunk_tokens": 0, "tokenizer": True}, "chunk_tokens must be at least 1, got 0"),
+        ({"chunk_tokens": 4, "overlap": 4, "tokenizer": True}, "overlap must be .* got 4 of 4"),
+    ],
+)
+def test_a_cutting_that_cannot_be_done_is_refused(tokenizer, options, message):
+    given = options | ({"tokenizer": tokenizer} if "tokenizer" in options else {})
+    with pytest.raises(ValueError, match=message):
+        Cutting(**given)
+
+
 def test_appending_what_is_there_changes_nothing(source, embedder, tmp_path):
     before = content(index_corpus(source, tmp_path / "store", embedder))
     with pytest.raises(SourceError, match=f"{COUNT} are repeated or among the {COUNT}"):

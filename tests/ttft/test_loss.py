@@ -4,6 +4,7 @@ import pytest
 import torch
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     CohereConfig,
@@ -110,6 +111,34 @@ def test_a_head_that_does_more_keeps_its_logits(make_model, chunks):
     torch.manual_seed(0)
     model = make_model().double().eval()
     assert_equals_plain(model, 0)
+    assert chunks == []
+
+
+def test_a_cap_that_few_bits_do_not_show_keeps_its_logits(chunks):
+    """In bfloat16 a cap of 32 leaves small logits as they are."""
+    torch.manual_seed(0)
+    model = Gemma2ForCausalLM(Gemma2Config(**SIZES, final_logit_softcapping=32.0)).bfloat16().eval()
+    MeanLoss(model)(TOKENS)
+    assert chunks == []
+
+
+def test_a_cap_that_comes_later_is_seen(llama, chunks):
+    mean_loss = MeanLoss(llama)
+    mean_loss(TOKENS)
+    assert len(chunks) == 1
+    llama.config.final_logit_softcapping = 30.0
+    mean_loss(TOKENS)
+    assert len(chunks) == 1
+
+
+def test_a_hook_on_all_modules_is_called(gpt2, chunks):
+    calls = []
+    handle = register_module_forward_hook(lambda module, *others: calls.append(module))
+    try:
+        MeanLoss(gpt2)(TOKENS)
+    finally:
+        handle.remove()
+    assert gpt2.lm_head in calls
     assert chunks == []
 
 
@@ -221,6 +250,17 @@ def hooked_embedding(model):
 
 def scaled_by_frequency(model):
     model.get_input_embeddings().scale_grad_by_freq = True
+
+
+def test_an_adapter_on_a_tied_embedding_trains_beside_it(gpt2):
+    """PEFT reads the embedding's options for its own factors."""
+    model = get_peft_model(gpt2, LoraConfig(target_modules=["wte"], task_type="CAUSAL_LM"))
+    gpt2.get_output_embeddings().weight.requires_grad_(True)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_embedding" in name:
+                parameter.normal_(std=0.1)
+    assert_equals_plain(model.double(), 1e-12)
 
 
 @pytest.mark.parametrize(

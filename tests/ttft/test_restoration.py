@@ -1,5 +1,6 @@
 """After an adaptation, however it ended, nothing of it remains."""
 
+import copy
 import math
 import threading
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import hullft_ops
 from hullft_ops.ttft import Datastore, TestTimeFinetuner
@@ -169,6 +171,64 @@ def test_buffers_come_back_even_when_they_were_replaced(gpt2, make):
     assert mean.tolist() == [0.5]
     assert calls.tolist() == 7
     assert "calls" not in gpt2.state_dict()
+
+
+def test_a_buffer_that_was_empty_or_expanded_comes_back(gpt2, make):
+    gpt2.register_buffer("cached", None, persistent=False)
+    gpt2.register_buffer("ones", torch.ones(1).expand(4), persistent=False)
+    gpt2.register_buffer("last", torch.zeros(1), persistent=False)
+
+    def fill(module, args, output):
+        module.cached = torch.ones(3)
+        module.last += 1
+
+    gpt2.register_forward_hook(fill)
+    with make(gpt2).adapted(PROMPT):
+        assert gpt2.cached.tolist() == [1, 1, 1]
+        assert gpt2.last > 0
+    assert gpt2.cached is None
+    assert gpt2.last == 0
+
+
+def test_values_that_a_forward_keeps_beside_buffers_come_back(gpt2, make):
+    """As RWKV does, which scales its weights in its first forward and keeps that it has."""
+    gpt2.scaled, gpt2.longest, gpt2.table = False, 3, torch.zeros(3)
+    table = gpt2.table
+
+    def change(module, args, output):
+        module.scaled, module.longest, module.table = True, 9, torch.ones(9)
+
+    gpt2.register_forward_hook(change)
+    with make(gpt2).adapted(PROMPT):
+        assert gpt2.scaled
+        gpt2.forward_of_somebody = print
+    assert (gpt2.scaled, gpt2.longest) == (False, 3)
+    assert gpt2.table is table
+    assert gpt2.forward_of_somebody is print
+
+
+@pytest.mark.parametrize("longer_before", [True, False])
+def test_dynamic_rope_stays_what_it_was(make, longer_before):
+    """Its frequencies are a buffer; for how many positions they are, an attribute."""
+    torch.manual_seed(0)
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    config = LlamaConfig(
+        vocab_size=400, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2, max_position_embeddings=32, rope_parameters=rope,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    short, long = torch.arange(1, 20)[None], torch.arange(1, 60)[None]
+    with torch.no_grad():
+        other = copy.deepcopy(model)
+        read = [short, long] if longer_before else [long, short]
+        wanted = [other(tokens).logits for tokens in read]
+        if longer_before:
+            model(long)
+        with make(model).adapted(PROMPT):
+            if not longer_before:
+                model(long)
+        found = [model(tokens).logits for tokens in read]
+    assert all(map(torch.equal, found, wanted))
 
 
 def test_tied_weights_stay_tied(gpt2, make):

@@ -5,6 +5,7 @@ import torch
 from datasets import Dataset
 from transformers import TrainingArguments, default_data_collator
 
+import hullft_ops
 from hullft_ops.ttft.trainer import ReplayTrainer
 
 ROWS = [([3, 4, 5, 6], 3), ([7, 8, 9, 10], 1), ([9, 3, 7, 5], 2)]
@@ -38,11 +39,13 @@ def dataset_of(rows):
 
 
 def trainer_of(model, folder, rows=ROWS, **options):
+    own = {name: options.pop(name) for name in list(options) if name.startswith("optimizer")}
     return ReplayTrainer(
         model=model,
         args=arguments(folder, **options),
         train_dataset=dataset_of(rows),
         data_collator=default_data_collator,
+        **own,
     )
 
 
@@ -106,4 +109,25 @@ def test_a_batch_without_one_multiplicity_is_refused(gpt2, tmp_path, rows, batch
 )
 def test_arguments_that_do_not_go_with_it_are_refused(gpt2, tmp_path, options, message):
     with pytest.raises(ValueError, match=f"ReplayTrainer: {message}"):
+        trainer_of(gpt2, tmp_path, **options)
+
+
+def test_an_optimizer_that_is_given_repeats_its_steps_too(gpt2, tmp_path):
+    optimizer = hullft_ops.ReplayAdam(gpt2.parameters(), lr=1e-3)
+    trainer_of(gpt2, tmp_path, optimizers=(optimizer, None)).train()
+    steps = {float(state["step"]) for state in optimizer.state.values()}
+    assert steps == {sum(count for _, count in ROWS)}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"optimizers": torch.optim.Adam}, "must have a ReplayAdam or None, got Adam"),
+        ({"optimizer_cls_and_kwargs": (torch.optim.Adam, {})}, "must be None"),
+    ],
+)
+def test_an_optimizer_that_cannot_repeat_a_step_is_refused(gpt2, tmp_path, options, message):
+    if "optimizers" in options:
+        options = {"optimizers": (options["optimizers"](gpt2.parameters()), None)}
+    with pytest.raises(ValueError, match=f"ReplayTrainer: .*{message}"):
         trainer_of(gpt2, tmp_path, **options)

@@ -27,7 +27,8 @@ def backward_in_parts(loss: torch.Tensor, parameters: Sequence[torch.Tensor], ta
         take: given parameters and their gradients.
 
     Raises:
-        RuntimeError: the backward pass needs a parameter that ``take`` has changed.
+        RuntimeError: the backward pass needs a parameter that ``take`` has changed, or makes the
+            gradient of one in several pieces, as reentrant checkpoints that share it do.
     """
     gradients = _Gradients(parameters, take)
     try:
@@ -45,6 +46,7 @@ class _Gradients:
         self._enough = max(_SHARE * sum(p.nbytes for p in parameters), _LEAST_BYTES)
         self._whole: list[torch.Tensor] = []
         self._bytes = 0
+        self._taken: set[torch.Tensor] = set()
         self._handles: list[RemovableHandle] = []
 
     @uninterrupted
@@ -63,9 +65,16 @@ class _Gradients:
         for parameter in gradients:
             parameter.grad = None
         if gradients:
+            self._taken.update(gradients)
             self._take(gradients)
 
     def _is_whole(self, parameter: torch.Tensor) -> None:
+        if parameter in self._taken:
+            raise RuntimeError(
+                f"the backward pass makes the gradient of a parameter {list(parameter.shape)} in "
+                "pieces, and a step was taken with the first: max_grad_norm=math.inf makes all "
+                "gradients before the first step"
+            )
         self._whole.append(parameter)
         self._bytes += parameter.nbytes
         if self._bytes >= self._enough:

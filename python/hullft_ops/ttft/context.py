@@ -1,6 +1,8 @@
 """How many tokens a model reads at once."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -9,6 +11,8 @@ from hullft_ops._checks import check_integer
 
 # A tokenizer that knows no limit says 1e30.
 _NO_LIMIT = 10**9
+# What configurations call it.
+_POSITIONS = ("max_position_embeddings", "max_seq_len")
 
 
 def context_length(
@@ -22,9 +26,10 @@ def context_length(
     Raises:
         TypeError: max_length is not an int.
         ValueError: max_length is below 2 or above the model's context, or is not given and
-            neither the model nor the tokenizer has a limit.
+            neither the model nor the tokenizer has a limit; or the logits of a PEFT model are
+            those of its virtual tokens too.
     """
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = _model_limit(function, model)
     if max_length is not None:
         check_integer(function, "max_length", max_length, 2)
         if limit is not None and max_length > limit:
@@ -32,10 +37,53 @@ def context_length(
                 f"{function}: max_length is {max_length}, the model's context is {limit}"
             )
         return max_length
-    if limit is None and tokenizer.model_max_length < _NO_LIMIT:
-        limit = tokenizer.model_max_length
-    if limit is None:
+    known = known_context(function, model, tokenizer)
+    if known is None:
         raise ValueError(
             f"{function}: max_length must be given, neither model nor tokenizer has a limit"
         )
-    return int(limit)
+    return known
+
+
+def known_context(
+    function: str, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
+) -> int | None:
+    """The model's context, or else the tokenizer's, or None where neither has a limit."""
+    limit = _model_limit(function, model)
+    if limit is None and tokenizer.model_max_length < _NO_LIMIT:
+        limit = int(tokenizer.model_max_length)
+    return limit
+
+
+def _model_limit(function: str, model: "PreTrainedModel") -> int | None:
+    config = model.config.get_text_config()
+    found = (getattr(config, name, None) for name in _POSITIONS)
+    # Models without one may say -1.
+    limit = next((positions for positions in found if positions and positions > 0), None)
+    virtual = _virtual_tokens(function, model)
+    return None if limit is None else limit - virtual - _positions_before_the_first(model)
+
+
+def _virtual_tokens(function: str, model: "PreTrainedModel") -> int:
+    """Positions that a PEFT method takes for tokens of its own.
+
+    Raises:
+        ValueError: they have logits, which nothing here would tell from those of the text.
+    """
+    adapter: Any = getattr(model, "active_peft_config", None)
+    if not getattr(adapter, "is_prompt_learning", False):
+        return 0
+    if adapter.peft_type != "PREFIX_TUNING":
+        raise ValueError(
+            f"{function}: model must not have virtual tokens among its logits, as PEFT's "
+            f"{adapter.peft_type.value} has"
+        )
+    return int(adapter.num_virtual_tokens)
+
+
+def _positions_before_the_first(model: "PreTrainedModel") -> int:
+    """Rows of RoBERTa's position embedding that are padding's, so that no token can have them."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            return 0 if module.padding_idx is None else module.padding_idx + 1
+    return 0

@@ -147,7 +147,7 @@ def _finetuners(
     store: Datastore,
     embedder: Embedder,
 ) -> dict[str, TestTimeFinetuner]:
-    return {
+    made = {
         method.key: TestTimeFinetuner(
             model,
             tokenizer,
@@ -163,6 +163,10 @@ def _finetuners(
         for method in METHODS
         if method.selection
     }
+    first, *others = made.values()
+    for other in others:
+        other.share_memory_with(first)
+    return made
 
 
 def _run_all(

@@ -22,10 +22,10 @@ from hullft_ops.ttft.adaptation import Adaptation
 from hullft_ops.ttft.adaptation_report import AdaptationReport
 from hullft_ops.ttft.bfloat16 import has_bfloat16
 from hullft_ops.ttft.claims import claimed
-from hullft_ops.ttft.context import context_length
+from hullft_ops.ttft.context import context_length, known_context
 from hullft_ops.ttft.datastore import Datastore
 from hullft_ops.ttft.embedding import Embedder
-from hullft_ops.ttft.generation import continuation
+from hullft_ops.ttft.generation import continuation, tokens_to_continue
 from hullft_ops.ttft.methods import SelectionMethod, least_pool, method_name, selection_method
 from hullft_ops.ttft.out_of_memory import out_of_memory_explained
 from hullft_ops.ttft.plan import ORDERS, SCHEDULES
@@ -83,8 +83,8 @@ class TestTimeFinetuner:
     Raises:
         TypeError: an argument that counts is not an int, or a method that is not callable.
         ValueError: an argument out of range, an unknown name, an embedder that is not the store's,
-            a model without trainable parameters or with some on the meta device, or one whose
-            context is not known.
+            a model without trainable parameters or with some on the meta device, one whose context
+            is not known, or one whose logits are those of PEFT's virtual tokens too.
     """
 
     # pytest takes every class whose name begins like this one's for a test.
@@ -138,6 +138,9 @@ class TestTimeFinetuner:
         self.order = order
         self._pool_size = pool_size
         self._max_length = context_length("TestTimeFinetuner", model, tokenizer, max_length)
+        # Where texts end is no limit of what the model reads, unless nothing else is known.
+        known = known_context("TestTimeFinetuner", model, tokenizer)
+        self._context = self._max_length if known is None else known
         autocast = _autocast_dtype(dtype, model.device)
         self._trainer = SupportTrainer(
             model,
@@ -236,13 +239,15 @@ class TestTimeFinetuner:
             ValueError: ``max_new_tokens`` leaves no room for the prompt, or ``max_length`` is
                 given.
         """
+        # What cannot be met is said before the adaptation that it is not to cost.
+        tokens_to_continue(self.tokenizer, prompt, self._context, generate_kwargs)
         with self.adapted(prompt):
             return self.continuation(prompt, **generate_kwargs)
 
     def continuation(self, prompt: str, **generate_kwargs: Any) -> str:
         """What the model, as it is now, writes after ``prompt``; arguments as of `generate`."""
-        length = context_length("TestTimeFinetuner", self.model, self.tokenizer, None)
-        return continuation(self.model, self.tokenizer, prompt, length, **generate_kwargs)
+        context = self._context
+        return continuation(self.model, self.tokenizer, prompt, context, **generate_kwargs)
 
     def _tokenize(self, text: str) -> list[int]:
         encoding = self.tokenizer(text, truncation=True, max_length=self._max_length)

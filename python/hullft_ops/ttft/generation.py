@@ -35,8 +35,29 @@ def continuation(
 
     Raises:
         TypeError: prompt is not a str.
-        ValueError: ``max_new_tokens`` leaves no room for the prompt, ``max_length`` is given, or
-            the prompt has no token or is not valid Unicode.
+        ValueError: as `tokens_to_continue`.
+    """
+    tokens = tokens_to_continue(tokenizer, prompt, context, generate_kwargs)
+    generate_kwargs["max_new_tokens"] = _new_tokens(generate_kwargs)
+    ids = torch.tensor([tokens], device=model.device)
+    if tokenizer.pad_token_id is None:
+        generate_kwargs.setdefault("pad_token_id", tokenizer.eos_token_id)
+    with modes_restored(model), torch.no_grad():
+        model.train(False)
+        generate: Callable[..., torch.Tensor] = model.generate  # type: ignore[assignment]
+        output = generate(input_ids=ids, attention_mask=torch.ones_like(ids), **generate_kwargs)
+    return str(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
+
+
+def tokens_to_continue(
+    tokenizer: "PreTrainedTokenizerBase", prompt: str, context: int, generate_kwargs: dict[str, Any]
+) -> list[int]:
+    """What `continuation` reads of the prompt.
+
+    Raises:
+        TypeError: prompt is not a str.
+        ValueError: ``max_new_tokens`` leaves no room for the prompt, ``max_length`` is given or
+            more than tokens asked for, or the prompt has no token or is not valid Unicode.
     """
     check_text("generate", "prompt", prompt)
     if generate_kwargs.get("max_length") is not None:
@@ -44,7 +65,11 @@ def continuation(
             "generate: max_new_tokens must be given in place of max_length, got max_length "
             f"{generate_kwargs['max_length']}"
         )
-    new = generate_kwargs["max_new_tokens"] = _new_tokens(generate_kwargs)
+    if generate_kwargs.get("return_dict_in_generate"):
+        raise ValueError(
+            "generate: return_dict_in_generate must be False, the continuation is all it gives"
+        )
+    new = _new_tokens(generate_kwargs)
     if not 1 <= new < context:
         raise ValueError(
             f"generate: max_new_tokens must be in 1..{context - 1} with a context of "
@@ -53,14 +78,7 @@ def continuation(
     tokens = _continued(tokenizer, prompt)
     if not tokens:
         raise ValueError(f"generate: prompt must have a token, got {prompt[:20]!r}")
-    ids = torch.tensor([tokens[new - context :]], device=model.device)
-    if tokenizer.pad_token_id is None:
-        generate_kwargs.setdefault("pad_token_id", tokenizer.eos_token_id)
-    with modes_restored(model), torch.no_grad():
-        model.train(False)
-        generate: Callable[..., torch.Tensor] = model.generate  # type: ignore[assignment]
-        output = generate(input_ids=ids, attention_mask=torch.ones_like(ids), **generate_kwargs)
-    return str(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
+    return tokens[new - context :]
 
 
 def _new_tokens(generate_kwargs: dict[str, Any]) -> int:

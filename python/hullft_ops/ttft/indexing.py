@@ -1,6 +1,6 @@
 """From a corpus to a datastore: streamed, resumable after a kill, added to later."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,15 +33,36 @@ class Cutting:
 
     Attributes:
         tokenizer: counts the tokens; needed with ``chunk_tokens``.
-        chunk_tokens: length of a text in tokens; whole records when None.
-        overlap: tokens that a text shares with the one before it.
+        chunk_tokens: length of a text in tokens, at least 1; whole records when None.
+        overlap: tokens that a text shares with the one before it, fewer than ``chunk_tokens``.
         min_chars: texts with fewer characters, blanks at both ends aside, are left out.
+
+    Raises:
+        ValueError: a size out of range, or ``chunk_tokens`` without a fast tokenizer, or
+            ``overlap`` without ``chunk_tokens``.
     """
 
     tokenizer: "PreTrainedTokenizerBase | None" = None
     chunk_tokens: int | None = None
     overlap: int = 0
     min_chars: int = 16
+
+    def __post_init__(self) -> None:
+        if self.chunk_tokens is None:
+            if self.overlap:
+                raise ValueError(f"Cutting: overlap {self.overlap} needs chunk_tokens")
+            return
+        if self.chunk_tokens < 1:
+            raise ValueError(f"Cutting: chunk_tokens must be at least 1, got {self.chunk_tokens}")
+        if self.tokenizer is None:
+            raise ValueError("Cutting: chunk_tokens needs a tokenizer")
+        self.cut()
+
+    def cut(self) -> Callable[[str], Iterator[str]] | None:
+        """A function that cuts a record's text, or None for whole records."""
+        if self.tokenizer is None or self.chunk_tokens is None:
+            return None
+        return token_chunks(self.tokenizer, self.chunk_tokens, self.overlap)
 
 
 def index_corpus(
@@ -110,13 +131,8 @@ def _write_texts(writer: StoreWriter, source: Source, cutting: Cutting, bar: Pro
         for text in Datastore.open(writer.directory).texts:
             seen.add(text)
     known = writer.base.count if writer.base else 0
-    cut = (
-        token_chunks(cutting.tokenizer, cutting.chunk_tokens, cutting.overlap)
-        if cutting.tokenizer and cutting.chunk_tokens
-        else None
-    )
     rows: Iterable[Record] = passage_rows(
-        source.records(counts), cut, cutting.min_chars, seen, left
+        source.records(counts), cutting.cut(), cutting.min_chars, seen, left
     )
     rows = bar.track(rows, description="writing texts")
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.nn.modules.module import _has_any_global_hook
 
 from hullft_ops.ttft.forwards import is_replaced_here
 from hullft_ops.ttft.head_loss import linear_mean_loss
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 # Logits in float32 that exist at once, at most: those of a few hundred positions. With fewer, the
 # products of a chunk are too small to be fast.
@@ -91,6 +92,7 @@ class _SplitModel:
     ``embedding`` has the head's weight for its own, and ``around`` are the modules that hold it.
     """
 
+    config: "PreTrainedConfig"
     base: nn.Module
     head: nn.Linear
     bypassed: tuple[nn.Module, ...]
@@ -109,11 +111,16 @@ class _SplitModel:
             return None
         embedding = _embedding_of(inner, head.weight)
         around = () if embedding is None else tuple(_ancestors(model, embedding))
-        return cls(base, head, (*_ancestors(model, base), head), embedding, around)
+        config = inner.config.get_text_config()
+        return cls(config, base, head, (*_ancestors(model, base), head), embedding, around)
 
     def serves(self) -> bool:
-        """False where passing by a module would go unnoticed by somebody."""
-        return not any(map(_is_wrapped, self.bypassed))
+        """False where passing by a module would go unnoticed by somebody, or the head is more."""
+        # A cap changes small logits by less than a model of few bits shows.
+        if getattr(self.config, "final_logit_softcapping", None) is not None:
+            return False
+        heard: bool = bool(_has_any_global_hook())  # type: ignore[no-untyped-call]
+        return not heard and not any(map(_is_wrapped, self.bypassed))
 
     def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
         hidden: torch.Tensor = self.base(input_ids=tokens[None], use_cache=False).last_hidden_state
@@ -141,6 +148,9 @@ class _SplitModel:
             return False
         # On a GPU the addition would wait for the count of different rows.
         if weight.device.type != "cpu" or embedding.sparse or embedding.scale_grad_by_freq:
+            return False
+        # An adapter around an embedding reads its options for weights of the adapter's own.
+        if any(hasattr(module, "base_layer") for module in self.around):
             return False
         return not any(_is_wrapped(m) or _is_compiled(m) for m in (*self.around, embedding))
 

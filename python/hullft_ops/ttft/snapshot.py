@@ -28,18 +28,20 @@ class ModelSnapshot:
 
         The trained parameters and all buffers come back bit for bit, copied into the storage they
         came from, so that every alias of one (tied weights, an optimizer) sees it. So do
-        gradients, ``requires_grad`` flags, the modes of the modules and, where the model was cast
-        or moved meanwhile, the storage of every parameter.
+        gradients, ``requires_grad`` flags, the modes of the modules, plain values that modules
+        keep as attributes and, where the model was cast or moved meanwhile, the storage of every
+        parameter.
 
         Raises:
-            RuntimeError: a parameter's storage is gone; the message names it, and all others are
-                back.
+            RuntimeError: the storage of a parameter or a buffer is gone; the message names it, and
+                all others are back.
         """
         self._save()
         # A stack runs every one of these, the last first, whatever another raises.
         with ExitStack() as stack:
             # A caller's autocast holds copies of the weights as they were in between.
             stack.callback(torch.clear_autocast_cache)
+            stack.enter_context(_attributes_restored(self._model))
             stack.enter_context(modes_restored(self._model))
             stack.enter_context(_flags_restored(self._model))
             stack.enter_context(_gradients_restored(self._model, self._trained))
@@ -71,11 +73,15 @@ class ModelSnapshot:
                 parameter.copy_(saved)
             except RuntimeError as error:
                 failed.append(f"{names.get(parameter, 'one that the model lost')}: {error}")
-        if failed:
-            raise RuntimeError(
-                f"TestTimeFinetuner: {len(failed)} of {len(self._trained)} parameters could not "
-                f"be restored, load the model again: {'; '.join(failed)}"
-            )
+        _check_restored(failed, len(self._trained), "parameters")
+
+
+def _check_restored(failed: list[str], count: int, what: str) -> None:
+    if failed:
+        raise RuntimeError(
+            f"TestTimeFinetuner: {len(failed)} of {count} {what} could not be restored, "
+            f"load the model again: {'; '.join(failed)}"
+        )
 
 
 def _alike(saved: torch.Tensor, parameter: torch.Tensor) -> bool:
@@ -137,16 +143,50 @@ def _gradients_restored(model: nn.Module, trained: Sequence[torch.Tensor]) -> It
 
 @contextmanager
 def _buffers_restored(model: nn.Module) -> Iterator[None]:
+    # A forward may also fill one that was None.
     buffers = [
-        (module, name, buffer, buffer.clone())
+        (module, name, buffer, None if buffer is None else buffer.clone())
         for module in model.modules()
-        for name, buffer in module.named_buffers(recurse=False)
+        for name, buffer in module._buffers.items()
     ]
     try:
         yield
     finally:
-        with torch.no_grad():
-            for module, name, buffer, saved in buffers:
-                # A module may have put another tensor in its place, as dynamic RoPE does.
-                setattr(module, name, buffer)
-                buffer.copy_(saved)
+        failed: list[str] = []
+        for module, name, buffer, saved in buffers:
+            # A module may have put another tensor in its place, as dynamic RoPE does.
+            setattr(module, name, buffer)
+            if buffer is None or saved is None:
+                continue
+            try:
+                with torch.no_grad():
+                    buffer.copy_(saved)
+            except RuntimeError as error:
+                # Of an expanded one no element can be written, nor could have been.
+                if not torch.equal(buffer, saved):
+                    failed.append(f"{name} of a {type(module).__name__}: {error}")
+        _check_restored(failed, len(buffers), "buffers")
+
+
+_PLAIN = (bool, int, float, str, type(None), torch.Tensor)
+
+
+@contextmanager
+def _attributes_restored(model: nn.Module) -> Iterator[None]:
+    """Of every module, the plain values that it keeps beside its parameters and buffers.
+
+    A forward may change both together, as dynamic RoPE does its frequencies and for how many
+    positions they are: one without the other would be another model.
+    """
+    kept = [
+        (vars(module), {n: value for n, value in vars(module).items() if isinstance(value, _PLAIN)})
+        for module in model.modules()
+    ]
+    try:
+        yield
+    finally:
+        for attributes, values in kept:
+            for name, value in values.items():
+                # What has become a function since, or a module's compiled self, is somebody's.
+                if isinstance(attributes.get(name), _PLAIN):
+                    attributes[name] = value

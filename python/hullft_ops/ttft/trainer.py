@@ -22,15 +22,16 @@ class ReplayTrainer(Trainer):
     leaves the column out: each example counts once.
 
     The optimizer is `ReplayAdam` with the rate, betas, epsilon and decoupled weight decay of the
-    arguments, on all parameters that require a gradient. What counts steps, as the learning-rate
-    schedule, ``max_steps`` and logging do, counts sweeps.
+    arguments, on all parameters that require a gradient, or the one given in ``optimizers``. What
+    counts steps, as the learning-rate schedule, ``max_steps`` and logging do, counts sweeps.
 
     The arguments are those of `Trainer`. A batch takes one sweep, so that its examples must have
     the same multiplicity: ``per_device_train_batch_size`` and ``gradient_accumulation_steps`` of 1
     always do. ``remove_unused_columns`` must be False, or Trainer removes the column.
 
     Raises:
-        ValueError: ``gradient_accumulation_steps`` is not 1, or unused columns are removed.
+        ValueError: ``gradient_accumulation_steps`` is not 1, unused columns are removed, or the
+            optimizer given is no `ReplayAdam`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -43,6 +44,12 @@ class ReplayTrainer(Trainer):
         if self.args.remove_unused_columns:
             raise ValueError("ReplayTrainer: remove_unused_columns must be False, got True")
         self._repeats = 1
+        if getattr(self, "optimizer_cls_and_kwargs", None) is not None:
+            raise ValueError(
+                "ReplayTrainer: optimizer_cls_and_kwargs must be None, it makes a ReplayAdam"
+            )
+        if self.optimizer is not None:
+            self._repeat_steps(self.optimizer)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """A `ReplayAdam` that repeats each step as often as the last batch asked."""
@@ -56,10 +63,18 @@ class ReplayTrainer(Trainer):
                 weight_decay=self.args.weight_decay,
                 decoupled_weight_decay=True,
             )
-            # Trainer and accelerate call step() without arguments of ours.
-            optimizer.register_step_pre_hook(self._with_repeats)
+            self._repeat_steps(optimizer)
             self.optimizer = optimizer
         return self.optimizer
+
+    def _repeat_steps(self, optimizer: torch.optim.Optimizer) -> None:
+        if not isinstance(optimizer, ReplayAdam):
+            raise ValueError(
+                "ReplayTrainer: optimizers must have a ReplayAdam or None, got "
+                f"{type(optimizer).__name__}, which cannot repeat a step"
+            )
+        # Trainer and accelerate call step() without arguments of ours.
+        optimizer.register_step_pre_hook(self._with_repeats)
 
     def training_step(
         self, model: "nn.Module", inputs: dict[str, Any], *args: Any, **kwargs: Any

@@ -75,7 +75,7 @@ class SupportTrainer:
         Args:
             texts: tokens, at least 2 each.
             indices: what to call each text in an error.
-            counts: steps for each, at least 1.
+            counts: steps for each; a text without any gets no pass.
             refreshes: steps per gradient for each, at least 1.
             clock: counts the stages "forward", "backward" and "step".
 

@@ -79,10 +79,13 @@ def tune(
         seed: shuffles the candidates.
 
     Raises:
-        ConfigError: no candidates or prompts, or none of the candidates is quick enough.
+        ConfigError: no candidates, prompts or time, or none of the candidates is quick enough.
     """
     if not candidates or not prompts:
         raise ConfigError(f"got {len(candidates)} candidates and {len(prompts)} prompts")
+    for what, allowed in (("a prompt", seconds), ("all of the measuring", limit)):
+        if not allowed > 0:
+            raise ConfigError(f"the time for {what} must be above 0 s, got {allowed:g}")
     alive = [_Candidate(settings) for settings in candidates]
     random.Random(seed).shuffle(alive)
     state = _Search(measure, prompts, seconds, limit, alive)
