@@ -99,10 +99,10 @@ def lmo_overflow(library: Library, seed: int) -> None:
     """Inputs and products of rows are finite; the product with the current point is not, or the
     square of what lies between."""
     pool = torch.tensor([[1e-20, 0.0], [1e-20, 1e-20], [1.0, 1.0]])
-    current = torch.tensor([[1e20, 1e20], [3e18, 0.0], [1e19, 1e19]])
-    query = torch.tensor([[1.0, 1.0], [3e18, 0.0], [1.0, 1.0]])
+    current = torch.tensor([[1e20, 1e20], [3e18, 0.0], [2e19, 0.0]])
+    query = torch.tensor([[1.0, 1.0], [3e18, 0.0], [2e19, 1.0]])
     step = library.lmo(pool.expand(3, 3, 2).contiguous(), query, current, launch=Launch(seed))
-    assert step.vertex.tolist() == [-1, 2, -1]
+    assert step.vertex.tolist() == [-1, 0, -1]
     for value in (step.correlation, step.gamma, step.gap):
         assert value.isnan().tolist() == [True, False, True]
 
