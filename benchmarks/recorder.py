@@ -38,6 +38,7 @@ class Recorder:
         self.pace = pace
         self.comparison = comparison
         self._ours: Call | None = None
+        self._alone = False
 
     def ours(self, call: Call) -> None:
         """Times the call in pytest-benchmark's pedantic mode, whose own reports then show it."""
@@ -52,10 +53,13 @@ class Recorder:
         stats: Any = self._benchmark.stats
         self.comparison.ours = Timing.of(list(stats.stats.data))
 
+    def let_go(self) -> None:
+        """Drops ours, whose memory the others need: they are timed alone from now on."""
+        self._ours, self._alone = None, True
+
     def peer(self, name: str, call: Call, *, scale: float = 1.0) -> None:
         """Times a peer in turns with ours; see `measure` for ``scale``."""
-        timing, ratio = self._in_turns(call, scale)
-        self.comparison.peers[name] = timing
+        self.comparison.peers[name], ratio = self._compared(call, scale)
         self.comparison.ratios[name] = ratio
 
     def peer_timed(self, name: str, timing: Timing) -> None:
@@ -65,20 +69,24 @@ class Recorder:
     def roofline(self, call: Call, bytes_moved: int) -> None:
         """Times moving ``bytes_moved`` bytes and doing nothing else, in turns with ours."""
         self.comparison.bytes_moved = bytes_moved
-        self.comparison.roofline, ratio = self._in_turns(call)
+        self.comparison.roofline, ratio = self._compared(call)
         self.comparison.times_roofline = 1 / ratio
 
     def times(self, name: str, call: Call) -> None:
         """The fact how many times longer ours takes than the call, in turns with it."""
-        _, ratio = self._in_turns(call)
+        _, ratio = self._compared(call)
         self.fact(name, 1 / ratio)
 
     def fact(self, name: str, value: float) -> None:
         """A further number worth reporting, such as a share of memory."""
         self.comparison.facts[name] = value
 
-    def _in_turns(self, call: Call, scale: float = 1.0) -> tuple[Timing, float]:
+    def _compared(self, call: Call, scale: float = 1.0) -> tuple[Timing, float]:
+        """Its time, and how many times longer it takes than ours."""
+        call = synchronised(call, self._device)
+        if self._alone:
+            timing = measure(call, self.pace, scale=scale)
+            return timing, timing.seconds / self.comparison.seconds
         if self._ours is None:
             raise RuntimeError("Recorder: ours must be timed before what it is compared with")
-        call = synchronised(call, self._device)
         return measure_in_turns(self._ours, call, self.pace, scale=scale)

@@ -26,7 +26,8 @@ a ratio are medians of their own.
 - padded loop: a plain transformers loop (`benchmarks/peers.py`), in a process of its own with the C
   library's default allocation, after ours and not in turns with it; ours runs after
   `keep_freed_memory()`.
-- Adam runs after `keep_freed_memory()`, torch's too, so that all have the same pages.
+- Adam runs after `keep_freed_memory()`, torch's too, so that all have the same pages; from 200 M
+  parameters on one after the other, for want of memory for two.
 - parameter-sized buffers: resident memory of an adaptation at its peak, in a process of its own,
   without the activations of a pass (`benchmarks/memory.py`).
 - 200 candidates of 384 dimensions are embeddings of real text; other sizes are grown from them

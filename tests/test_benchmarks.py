@@ -98,6 +98,11 @@ def test_a_recorder_compares_with_nothing_before_ours() -> None:
     assert comparison.times_roofline is not None
     assert comparison.times_roofline < 0.1
     assert comparison.facts["times a longer one"] < 0.1
+    recorder.let_go()
+    calls: list[int] = []
+    recorder.peer("alone", lambda: calls.append(0), scale=1e6)
+    assert len(calls) == 4  # two to warm up and the 2 rounds: no turns of many calls
+    assert comparison.ratio("alone") == comparison.peers["alone"].seconds / comparison.seconds
 
 
 @pytest.mark.parametrize(("call_seconds", "rounds"), [(1e-6, 100), (0.1, 20), (1.0, 5), (60.0, 1)])
