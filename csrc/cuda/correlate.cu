@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   int64_t n = pool.sizes ? pool.sizes[query] : int64_t(pool.width);
   n = n < pool.width ? n : pool.width;
   const int64_t last = first + kRowsPerBlock < n ? first + kRowsPerBlock : n;
-  with_rows<S>(pool, query, [&](const auto& rows) {
+  with_rows<S>(pool, query, int(n), [&](const auto& rows) {
     multiply_rows(rows, int(first), int(last), vectors + query * pool.d,
                   products + query * pool.width, me);
   });

@@ -73,9 +73,9 @@ class FwBlock {
     const bool correlate = action == Action::kCorrelate;
     S* out = correlate ? x_.b : columns_ + int64_t(control_.picked_entry) * p_.pool.width;
     S qq = 0;
-    with_rows<S>(p_.pool, query_, [&](const auto& rows) {
+    with_rows<S>(p_.pool, query_, n_, [&](const auto& rows) {
       const auto* x = correlate ? query_at(rows, p_.query, query_) : rows[control_.picked];
-      multiply_rows(rows, 0, n_, x, out, me_);
+      multiply_rows(rows, 0, rows.n, x, out, me_);
       if (!correlate) return;
       for (int64_t i = me_.thread; i < rows.d; i += me_.n_threads)
         qq += widen_to<S>(x[i]) * widen_to<S>(x[i]);
@@ -114,7 +114,7 @@ class FwBlock {
   // ||q - X^T w|| from the rows: near 0 the recurrence loses half its digits.
   __device__ __forceinline__ S exact_residual() {
     S squared = 0;
-    with_rows<S>(p_.pool, query_, [&](const auto& rows) {
+    with_rows<S>(p_.pool, query_, n_, [&](const auto& rows) {
       const auto* q = query_at(rows, p_.query, query_);
       for (int64_t i = me_.thread; i < rows.d; i += me_.n_threads) {
         S r = widen_to<S>(q[i]);

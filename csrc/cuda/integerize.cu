@@ -51,8 +51,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   };
   const int m = checked_size(p.support, query, me);
   bool bad = m == 0;
-  with_rows<S>(p.support, query, [&](const auto& rows) {
-    multiply_rows(rows, 0, m, query_at(rows, p.query, query), products, me);
+  with_rows<S>(p.support, query, m, [&](const auto& rows) {
+    multiply_rows(rows, 0, rows.n, query_at(rows, p.query, query), products, me);
   });
   __syncthreads();
   for (int i = me.thread; i < m; i += me.n_threads) {

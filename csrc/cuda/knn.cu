@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   pick_nearest(n, p.n_select, b, picks, scratch, me);
   const S weight = S(1) / S(p.n_select);
   S squared = 0;
-  with_rows<S>(p.pool, query, [&](const auto& rows) {
+  with_rows<S>(p.pool, query, n, [&](const auto& rows) {
     const auto* q = query_at(rows, p.query, query);
     for (int64_t i = me.thread; i < rows.d; i += me.n_threads) {
       S sum = 0;
@@ -62,8 +62,6 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
   });
   const double total = block_sum(squared, scratch, me);
-  // The residual of finite values may overflow.
-  if (!finite(S(total))) return write_failure<S>(query, p.n_select, out, me);
   for (int i = me.thread; i < p.n_select; i += me.n_threads) {
     out.counts[first + i] = 1;
     static_cast<S*>(out.weights)[first + i] = weight;
@@ -80,8 +78,10 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int64_t query = blockIdx.x;
   if (out.num_iter[query] < 0) return;
   const S* c = products + query * p.pool.width;
+  // The norm of finite values may overflow. Read before the barrier, after which it may be written.
+  const bool known = finite(static_cast<const S*>(out.residual)[query]);
   const int n = solvable_size(p, query, c, me);
-  if (n == 0) return write_failure<S>(query, p.n_select, out, me);
+  if (n == 0 || !known) return write_failure<S>(query, p.n_select, out, me);
   Best<double> mine = no_best<double>();
   for (int k = me.thread; k < n; k += me.n_threads) see(mine, double(c[k]), k);
   double sum = 0;

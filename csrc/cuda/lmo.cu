@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const Best<double> best = block_best(mine, scratch, me);
   const S* r = residuals + query * problem.pool.d;
   S slope = 0, squared = 0, of_current = 0;  // <r, x - current>, ||x - current||^2, <r, current>
-  with_rows<S>(problem.pool, query, [&](const auto& rows) {
+  with_rows<S>(problem.pool, query, n, [&](const auto& rows) {
     const auto* x = rows[best.index];
     const auto* current = query_at(rows, problem.current, query);
     for (int64_t i = me.thread; i < rows.d; i += me.n_threads) {

@@ -15,6 +15,7 @@ struct Rows {
   const T* base;
   int64_t stride;
   const int64_t* picked;
+  int n;  // as many as the query sees
   int64_t d;
   bool vectors;
 
@@ -24,9 +25,12 @@ struct Rows {
 };
 
 template <typename T>
-__device__ __forceinline__ Rows<T> rows_of(const PoolView& pool, int64_t query) {
-  return {static_cast<const T*>(pool.base) + query * pool.batch_stride, pool.row_stride,
-          pool.candidates ? pool.candidates + query * pool.candidates_stride : nullptr, pool.d,
+__device__ __forceinline__ Rows<T> rows_of(const PoolView& pool, int64_t query, int n) {
+  return {static_cast<const T*>(pool.base) + query * pool.batch_stride,
+          pool.row_stride,
+          pool.candidates ? pool.candidates + query * pool.candidates_stride : nullptr,
+          n,
+          pool.d,
           pool.vectors};
 }
 
@@ -39,17 +43,18 @@ __device__ __forceinline__ const T* query_at(const Rows<T>&, const QueryView& qu
 // body(Rows<T>) for the storage type. float64 pools have float64 state and the others float32, so
 // each instantiation holds the types of its state alone.
 template <typename S, typename Body>
-__device__ __forceinline__ void with_rows(const PoolView& pool, int64_t query, const Body& body) {
+__device__ __forceinline__ void with_rows(const PoolView& pool, int64_t query, int n,
+                                          const Body& body) {
   if constexpr (sizeof(S) == 8) {
-    body(rows_of<double>(pool, query));
+    body(rows_of<double>(pool, query, n));
   } else {
     switch (pool.storage) {
       case Storage::kBFloat16:
-        return body(rows_of<BFloat16>(pool, query));
+        return body(rows_of<BFloat16>(pool, query, n));
       case Storage::kFloat16:
-        return body(rows_of<Float16>(pool, query));
+        return body(rows_of<Float16>(pool, query, n));
       default:
-        return body(rows_of<float>(pool, query));
+        return body(rows_of<float>(pool, query, n));
     }
   }
 }

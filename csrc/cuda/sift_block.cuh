@@ -83,10 +83,10 @@ class SiftBlock {
 
   // The rows' products with a picked row or, when that is negative, with a target.
   __device__ __forceinline__ void multiply(int picked, int target, S* out) {
-    with_rows<S>(p_.pool, query_, [&](const auto& rows) {
+    with_rows<S>(p_.pool, query_, n_, [&](const auto& rows) {
       const auto* x =
           picked < 0 ? query_at(rows, p_.query, query_) + target * rows.d : rows[picked];
-      multiply_rows(rows, 0, n_, x, out, me_);
+      multiply_rows(rows, 0, rows.n, x, out, me_);
     });
   }
 
@@ -94,12 +94,12 @@ class SiftBlock {
   // its norm so.
   __device__ __forceinline__ bool start() {
     S qq = 0;
-    with_rows<S>(p_.pool, query_, [&](const auto& rows) {
+    with_rows<S>(p_.pool, query_, n_, [&](const auto& rows) {
       const auto* q = query_at(rows, p_.query, query_);
       for (int64_t i = me_.thread; i < p_.n_targets * rows.d; i += me_.n_threads)
         qq += widen_to<S>(q[i]) * widen_to<S>(q[i]);
       if (gram_) return;
-      for (int k = me_.warp; k < n_; k += me_.n_warps) {
+      for (int k = me_.warp; k < rows.n; k += me_.n_warps) {
         S squared = 0;
         for (int64_t i = me_.lane; i < rows.d; i += kWarp)
           squared += widen_to<S>(rows[k][i]) * widen_to<S>(rows[k][i]);
@@ -189,7 +189,7 @@ class SiftBlock {
   // ||mean target - mean of the picks||, from the rows.
   __device__ __forceinline__ double residual() {
     S squared = 0;
-    with_rows<S>(p_.pool, query_, [&](const auto& rows) {
+    with_rows<S>(p_.pool, query_, n_, [&](const auto& rows) {
       const auto* q = query_at(rows, p_.query, query_);
       for (int64_t i = me_.thread; i < rows.d; i += me_.n_threads) {
         S target = 0, mean = 0;
