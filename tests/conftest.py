@@ -10,6 +10,7 @@ import torch
 
 from hullft_ops import _C
 from on_device import elsewhere, on_device
+from switches import switched
 
 DATA = Path(__file__).parent / "data"
 
@@ -73,10 +74,7 @@ def golden() -> dict[str, torch.Tensor]:
 @pytest.fixture(params=_C.simd_levels())
 def simd_level(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each instruction set that can run here, one at a time."""
-    before = _C.simd_level()
-    _C.use_simd_level(request.param)
-    yield request.param
-    _C.use_simd_level(before)
+    yield from switched(_C.simd_level, _C.use_simd_level, request.param)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import torch
 
 from adam_problems import AdamTensors, adam_replay
 from hullft_ops import _C
+from switches import switched
 
 N = 4096
 SETTLED = 1e6
@@ -19,11 +20,8 @@ SETTLED = 1e6
 
 
 @pytest.fixture(autouse=True, params=[True, False], ids=["multiplied", "divided"])
-def _quick_quotients(request: pytest.FixtureRequest) -> Iterator[None]:
-    before = _C.quick_quotients()
-    _C.use_quick_quotients(request.param)
-    yield
-    _C.use_quick_quotients(before)
+def _quick_quotients(request: pytest.FixtureRequest) -> Iterator[bool]:
+    yield from switched(_C.quick_quotients, _C.use_quick_quotients, request.param)
 
 
 def random_sizes(low: int, high: int, seed: int) -> torch.Tensor:

@@ -9,6 +9,7 @@ import torch
 import hullft_ops
 from hullft_ops import _C
 from problems import VARIANTS, make_problem
+from switches import switched
 
 pytestmark = pytest.mark.cpu_only(
     "only the CPU screens; the state of narrow pools is float64 there, float32 on CUDA"
@@ -19,11 +20,8 @@ SMALL = (117, 77)  # no whole number of tiles or vectors
 
 
 @pytest.fixture(autouse=True, params=[True, False], ids=["three", "two"])
-def _columns_in_a_pass(request: pytest.FixtureRequest) -> Iterator[None]:
-    before = _C.three_columns()
-    _C.use_three_columns(request.param)
-    yield
-    _C.use_three_columns(before)
+def _columns_in_a_pass(request: pytest.FixtureRequest) -> Iterator[bool]:
+    yield from switched(_C.three_columns, _C.use_three_columns, request.param)
 
 
 def assert_as_in_float64(

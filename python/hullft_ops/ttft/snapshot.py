@@ -6,8 +6,6 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import nn
 
-from hullft_ops.ttft.modes import modes_restored
-
 
 class ModelSnapshot:
     """A copy of the parameters that finetuning changes, its memory kept from use to use.
@@ -42,7 +40,6 @@ class ModelSnapshot:
             # A caller's autocast holds copies of the weights as they were in between.
             stack.callback(torch.clear_autocast_cache)
             stack.enter_context(_attributes_restored(self._model))
-            stack.enter_context(modes_restored(self._model))
             stack.enter_context(_flags_restored(self._model))
             stack.enter_context(_gradients_restored(self._model, self._trained))
             stack.enter_context(_buffers_restored(self._model))
@@ -175,8 +172,8 @@ _PLAIN = (bool, int, float, str, type(None), torch.Tensor)
 def _attributes_restored(model: nn.Module) -> Iterator[None]:
     """Of every module, the plain values that it keeps beside its parameters and buffers.
 
-    A forward may change both together, as dynamic RoPE does its frequencies and for how many
-    positions they are: one without the other would be another model.
+    Its mode is one. A forward may change both together, as dynamic RoPE does its frequencies and
+    for how many positions they are: one without the other would be another model.
     """
     kept = [
         (vars(module), {n: value for n, value in vars(module).items() if isinstance(value, _PLAIN)})
