@@ -23,21 +23,26 @@ class QuantizedPool {
   bool begin(const QueryPool<T>& in, float* products) {
     const int64_t n_rows = in.n_rows, d = in.d;
     if (d > kLargestDim) return false;
-    n_rows_ = n_rows, width_ = quantized_width(d), share_rows_ = in.share_rows;
-    int16_t* values = values_.reserve((n_rows + 1) * width_);
-    scales_.resize(size_t(n_rows + 1));
+    width_ = quantized_width(d), share_rows_ = in.share_rows;
+    n_tiles_ = (n_rows + kQuantizedTile - 1) / kQuantizedTile;
+    int16_t* values = values_.reserve(n_tiles_ * kQuantizedTile * width_);
+    scales_.assign(size_t(n_tiles_ * kQuantizedTile), 0);
+    if (n_rows % kQuantizedTile)
+      std::fill_n(values + n_rows / kQuantizedTile * kQuantizedTile * width_,
+                  kQuantizedTile * width_, int16_t(0));
     const Quantize<T> round = dot_kernels<T>(kernels()).quantize;
-    const auto place = [&](int64_t k) {
-      return QuantizedRowsOut{values + k * width_, scales_.data() + k};
-    };
-    const QuantizedBounds of_query = round(&in.query, 1, d, place(n_rows), nullptr, nullptr);
-    const QuantizedColumn column{place(n_rows).values, scales_.back()};
+    int16_t* query = query_.reserve(width_);
+    QuantizedColumn column{query, 0};
+    const QuantizedBounds of_query =
+        round(&in.query, 1, d, {query, &column.scale, 1}, nullptr, nullptr);
     QuantizedBounds of_rows{0, 0};
     std::mutex joining;
     // Shared only where products are: whoever makes a row has it in its cache.
-    for_rows(n_rows, width_ / kProductsAtOnce, share_rows_, [&](int64_t begin, int64_t end) {
+    for_tiles([&](int64_t begin, int64_t end) {
+      const int64_t first = begin * kQuantizedTile, n = std::min(end * kQuantizedTile, n_rows);
+      const QuantizedRowsOut out{values + first * width_, scales_.data() + first, kQuantizedTile};
       const QuantizedBounds found =
-          round(in.rows + begin, end - begin, d, place(begin), &column, products + begin);
+          round(in.rows + first, n - first, d, out, &column, products + first);
       const std::lock_guard lock(joining);
       of_rows = {std::max(of_rows.norm, found.norm), std::max(of_rows.lost, found.lost)};
     });
@@ -48,20 +53,12 @@ class QuantizedPool {
 
   double query_norm() const { return query_norm_; }
 
-  // out[j][k] = <row k, row atoms[j]>, for up to kMostColumns atoms.
+  // out[j][k] = <row k, row atoms[j]>, 0 in the padding to a whole tile, for up to kMostColumns
+  // atoms.
   void multiply(const int64_t* atoms, int64_t n_atoms, float* const* out) {
-    const int16_t* columns[kMostColumns];
-    float scales[kMostColumns];
-    for (int64_t j = 0; j < n_atoms; ++j) {
-      columns[j] = values_.get() + atoms[j] * width_;
-      scales[j] = scales_[size_t(atoms[j])];
-    }
-    for_rows(n_rows_, width_ / kProductsAtOnce, share_rows_, [&](int64_t begin, int64_t end) {
-      float* from[kMostColumns];
-      for (int64_t j = 0; j < n_atoms; ++j) from[j] = out[j] + begin;
-      kernels().multiply_quantized(
-          {values_.get() + begin * width_, scales_.data() + begin, end - begin, width_}, columns,
-          scales, n_atoms, from);
+    const QuantizedTiles tiles{values_.get(), scales_.data(), width_};
+    for_tiles([&](int64_t begin, int64_t end) {
+      kernels().multiply_quantized(tiles, begin, end, atoms, n_atoms, out);
     });
   }
 
@@ -88,10 +85,15 @@ class QuantizedPool {
   static constexpr int64_t kLargestDim = int64_t(1) << 20;
   static constexpr int64_t kProductsAtOnce = 8;  // integer ones for one in float64
 
-  int64_t n_rows_ = 0, width_ = 0;
+  template <typename Body>
+  void for_tiles(const Body& body) const {
+    for_rows(n_tiles_, kQuantizedTile * width_ / kProductsAtOnce, share_rows_, body);
+  }
+
+  int64_t n_tiles_ = 0, width_ = 0;
   bool share_rows_ = false;
-  Aligned<int16_t> values_;    // [n_rows + 1, width], the query last
-  std::vector<float> scales_;  // of each row and the query
+  Aligned<int16_t> values_, query_;  // in tiles of kQuantizedTile rows, and alone
+  std::vector<float> scales_;        // of each row of the tiles
   double row_lost_ = 0, query_lost_ = 0, row_norm_ = 0, query_norm_ = 0;
 };
 

@@ -19,13 +19,14 @@ class ReadAhead {
     return rows_;
   }
 
+  // Asks for up to so many lines, no further than a row goes.
   void some(int64_t lines) {
-    while (lines > 0 && row_ < rows_.size()) {
-      const char* row = reinterpret_cast<const char*>(rows_[row_]);
-      const int64_t end = std::min(row_bytes_, at_ + lines * kLine);
-      for (; at_ < end; at_ += kLine, --lines) __builtin_prefetch(row + at_, 0, 2);
-      if (at_ >= row_bytes_) at_ = 0, ++row_;
-    }
+    if (row_ == rows_.size()) return;
+    const char* row = reinterpret_cast<const char*>(rows_[row_]);
+    const int64_t end = std::min(row_bytes_, at_ + lines * kLine);
+    for (int64_t i = at_; i < end; i += kLine) __builtin_prefetch(row + i, 0, 2);
+    at_ = end;
+    if (at_ == row_bytes_) at_ = 0, ++row_;
   }
 
  private:

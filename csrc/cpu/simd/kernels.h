@@ -50,6 +50,12 @@ constexpr int64_t kQuantizedPadding = 32;
 static inline int64_t quantized_width(int64_t d) {
   return (d + kQuantizedPadding - 1) / kQuantizedPadding * kQuantizedPadding;
 }
+// The rows of a pool come in tiles of so many: their first vectors, then their second ones and so
+// on. Products are made of a tile at a time, and a core gets up to twice as much of its
+// second-level cache where it reads in the order of memory. How long a vector is, only a table
+// knows.
+constexpr int64_t kQuantizedTile = 4;
+
 // The largest norm of those of a row's integers that meet in one lane of a product. By Cauchy and
 // Schwarz no part of such a lane's sum exceeds its square, about 2^30, so that 32 bits hold it.
 constexpr float kQuantizedNorm = 32000;
@@ -60,8 +66,9 @@ struct QuantizedColumn {
 };
 
 struct QuantizedRowsOut {
-  int16_t* values;  // [n, width]
+  int16_t* values;  // [n, width], in tiles
   float* scales;    // [n]
+  int64_t tile;     // kQuantizedTile, or 1 for rows one after the other
 };
 
 // Of all of some rows. `norm` is rounded, infinite where a square is not finite or too large.
@@ -69,7 +76,7 @@ struct QuantizedBounds {
   float norm, lost;
 };
 
-// rows[k] = scales[k] * values[k] but for a vector of norm `lost` at most, for k < n_rows. Unless
+// Row k = scales[k] * the integers but for a vector of norm `lost` at most, for k < n_rows. Unless
 // column is null, products[k] = <row k, column> as multiply_quantized has it. With an infinite norm
 // nothing of that holds.
 template <typename T>
@@ -80,10 +87,11 @@ using Quantize = QuantizedBounds (*)(const T* const* rows, int64_t n_rows, int64
 // In one pass over rows of integers.
 constexpr int64_t kMostColumns = 3;
 
-struct QuantizedRows {
+// Of kQuantizedTile rows each. The padding of the last is zero, as are its scales.
+struct QuantizedTiles {
   const int16_t* values;  // [n, width]
   const float* scales;    // [n]
-  int64_t n, width;
+  int64_t width;
 };
 
 // What SIFT knows of n = padded(K) candidates given the picks so far; 0 in the padding.
@@ -192,10 +200,10 @@ struct Kernels {
   // u_k after those steps from 0, with the bits that step_tied_max would have left there; products
   // are <x_k, atom> for the list of atoms.
   double (*follow_moves)(const SupportMove* moves, int64_t n_moves, const double* products);
-  // out[c][k] = <row k, columns[c]>, the exact product rounded a few times, for up to kMostColumns
-  // columns.
-  void (*multiply_quantized)(const QuantizedRows& rows, const int16_t* const* columns,
-                             const float* scales, int64_t n_columns, float* const* out);
+  // out[j][k] = <row k, row atoms[j]>, the exact product rounded a few times, for the rows of tiles
+  // begin .. end and up to kMostColumns atoms.
+  void (*multiply_quantized)(const QuantizedTiles& tiles, int64_t begin, int64_t end,
+                             const int64_t* atoms, int64_t n_atoms, float* const* out);
   // Conditions on a pick, unless it is null, and finds the candidate whose observation lowers the
   // variance at the targets most, and by how much.
   ArgMax (*sift_pick)(const SiftPosterior& posterior, const SiftPick* pick);

@@ -10,7 +10,15 @@ namespace hullft {
 namespace {
 
 typedef int16_t VecS __attribute__((vector_size(kVectorBytes)));
-static_assert(kQuantizedPadding % (2 * kFloats) == 0);
+// Of a row.
+constexpr int64_t kVector = 2 * kFloats;
+static_assert(kQuantizedPadding % kVector == 0);
+
+// Where row k has its first vector; from there element i is i * tile further on, for whole vectors.
+template <typename Value>
+inline Value* quantized_row(Value* values, int64_t k, int64_t width, int64_t tile) {
+  return values + k / tile * tile * width + k % tile * kVector;
+}
 
 // sum + the products of a and b, those of two neighbours in each lane. It wraps for rows that turn
 // out to want a larger scale, whose sums nobody reads.
@@ -73,46 +81,41 @@ inline Floats4 max_each(const VecF (&v)[4]) {
 
 // ---- products ----------------------------------------------------------------------------------
 
-constexpr int kQuantizedRows = 4;
-
-// Sums of products of integers, [column][row]. In line, or a call would pass them through memory.
-template <int kRows, int kColumns>
-[[gnu::always_inline]] inline void multiply_tile(const int16_t* rows, const int16_t* const* columns,
-                                                 int64_t width, Floats4 (&sums)[kColumns]) {
-  VecI products[kColumns][kQuantizedRows] = {};
-  for (int64_t i = 0; i < width; i += 2 * kFloats) {
-    VecS column[kColumns];
-    for (int c = 0; c < kColumns; ++c) column[c] = load_bytes<VecS>(columns[c] + i);
-    for (int r = 0; r < kRows; ++r) {
+// out[j][k ...] of the tile of row k. In line, or a call would pass its sums through memory.
+template <int kAtoms>
+[[gnu::always_inline]] inline void multiply_tile(const QuantizedTiles& tiles, int64_t k,
+                                                 const int16_t* const* columns, const float* scales,
+                                                 float* const* out) {
+  const int16_t* rows = tiles.values + k * tiles.width;
+  VecI sums[kAtoms][kQuantizedTile] = {};
+  for (int64_t i = 0; i < tiles.width * kQuantizedTile; i += kVector * kQuantizedTile) {
+    VecS column[kAtoms];
+    for (int j = 0; j < kAtoms; ++j) column[j] = load_bytes<VecS>(columns[j] + i);
+    for (int r = 0; r < kQuantizedTile; ++r) {
       // One load for all of its products.
-      const VecS x = rounded(load_bytes<VecS>(rows + r * width + i));
-      for (int c = 0; c < kColumns; ++c)
-        products[c][r] = add_products(products[c][r], x, column[c]);
+      const VecS x = rounded(load_bytes<VecS>(rows + i + r * kVector));
+      for (int j = 0; j < kAtoms; ++j) sums[j][r] = add_products(sums[j][r], x, column[j]);
     }
   }
-  for (int c = 0; c < kColumns; ++c) {
-    VecF lanes[kQuantizedRows];
-    for (int r = 0; r < kQuantizedRows; ++r)
-      lanes[r] = __builtin_convertvector(products[c][r], VecF);
-    sums[c] = sum_each(lanes);
+  const Floats4 row_scales = load_bytes<Floats4>(tiles.scales + k);
+  for (int j = 0; j < kAtoms; ++j) {
+    VecF lanes[kQuantizedTile];
+    for (int r = 0; r < kQuantizedTile; ++r) lanes[r] = __builtin_convertvector(sums[j][r], VecF);
+    store_bytes(out[j] + k, sum_each(lanes) * (row_scales * scales[j]));
   }
 }
 
-template <int kColumns>
-inline void multiply_columns(const QuantizedRows& rows, const int16_t* const* columns,
-                             const float* scales, float* const* out) {
-  Floats4 sums[kColumns];
-  int64_t k = 0;
-  for (; k + kQuantizedRows <= rows.n; k += kQuantizedRows) {
-    multiply_tile<kQuantizedRows, kColumns>(rows.values + k * rows.width, columns, rows.width,
-                                            sums);
-    const Floats4 row_scales = load_bytes<Floats4>(rows.scales + k);
-    for (int c = 0; c < kColumns; ++c) store_bytes(out[c] + k, sums[c] * (row_scales * scales[c]));
+template <int kAtoms>
+inline void multiply_tiles(const QuantizedTiles& tiles, int64_t begin, int64_t end,
+                           const int64_t* atoms, float* const* out) {
+  const int16_t* columns[kAtoms];
+  float scales[kAtoms];
+  for (int j = 0; j < kAtoms; ++j) {
+    columns[j] = quantized_row(tiles.values, atoms[j], tiles.width, kQuantizedTile);
+    scales[j] = tiles.scales[atoms[j]];
   }
-  for (; k < rows.n; ++k) {
-    multiply_tile<1, kColumns>(rows.values + k * rows.width, columns, rows.width, sums);
-    for (int c = 0; c < kColumns; ++c) out[c][k] = sums[c][0] * (rows.scales[k] * scales[c]);
-  }
+  for (int64_t k = begin * kQuantizedTile; k < end * kQuantizedTile; k += kQuantizedTile)
+    multiply_tile<kAtoms>(tiles, k, columns, scales, out);
 }
 
 // ---- rounding ----------------------------------------------------------------------------------
@@ -154,27 +157,26 @@ struct RowSums {
 // A row times `inverse`, and its sums; without a column the products are 0.
 template <bool kColumn, int kCache, typename T>
 inline RowSums quantize_row(const T* x, const T* next, int64_t d, float inverse,
-                            const int16_t* column, int16_t* out) {
-  constexpr int64_t kPair = 2 * kFloats;
+                            const int16_t* column, int16_t* out, int64_t tile) {
   VecF squares[2] = {};
   VecI products = {};
   const auto add = [&](const T* from, int64_t i) {
     const VecS values = quantize_vectors(from, inverse, squares);
-    store_bytes(out + i, values);
+    store_bytes(out + i * tile, values);
     if constexpr (kColumn) products = add_products(products, values, load_bytes<VecS>(column + i));
   };
   int64_t i = 0;
-  for (; i + kPair <= d; i += kPair) {
-    prefetch_elements<kCache>(next + i, kPair);
+  for (; i + kVector <= d; i += kVector) {
+    prefetch_elements<kCache>(next + i, kVector);
     add(x + i, i);
   }
   if (i < d) {
-    T last[kPair] = {};
+    T last[kVector] = {};
     std::memcpy(last, x + i, size_t(d - i) * sizeof(T));
     add(last, i);
-    i += kPair;
+    i += kVector;
   }
-  std::memset(out + i, 0, size_t(quantized_width(d) - i) * sizeof(int16_t));
+  for (; i < quantized_width(d); i += kVector) store_bytes(out + i * tile, VecS{});
   return {squares[0] + squares[1], products};
 }
 
@@ -206,15 +208,16 @@ inline QuantizedBounds quantize_rows(const T* const* rows, int64_t n_rows, int64
   const int64_t ahead = (kBytesAhead + row_bytes - 1) / row_bytes;
   RunningScale running;
   float largest_square = kSmallestSquare;
-  for (int64_t k = 0; k < n_rows; k += kQuantizedRows) {
-    const int64_t n = n_rows - k < kQuantizedRows ? n_rows - k : kQuantizedRows;
-    VecF squares[kQuantizedRows] = {}, lanes[kQuantizedRows] = {};
+  for (int64_t k = 0; k < n_rows; k += kQuantizedTile) {
+    const int64_t n = n_rows - k < kQuantizedTile ? n_rows - k : kQuantizedTile;
+    VecF squares[kQuantizedTile] = {}, lanes[kQuantizedTile] = {};
     const auto quantize = [&](int64_t r) {
       const int64_t j = k + r;
       const T* next = rows[j + ahead < n_rows ? j + ahead : n_rows - 1];
       out.scales[j] = running.scale;
-      const RowSums sums = quantize_row<kColumn, kCache>(rows[j], next, d, running.inverse,
-                                                         column.values, out.values + j * width);
+      const RowSums sums =
+          quantize_row<kColumn, kCache>(rows[j], next, d, running.inverse, column.values,
+                                        quantized_row(out.values, j, width, out.tile), out.tile);
       squares[r] = sums.squares;
       lanes[r] = __builtin_convertvector(sums.products, VecF);
     };
@@ -248,15 +251,15 @@ QuantizedBounds quantize_kernel(const T* const* rows, int64_t n_rows, int64_t d,
                   : quantize_rows<true, kSecond>(rows, n_rows, d, out, *column, products);
 }
 
-void multiply_quantized_kernel(const QuantizedRows& rows, const int16_t* const* columns,
-                               const float* scales, int64_t n_columns, float* const* out) {
+void multiply_quantized_kernel(const QuantizedTiles& tiles, int64_t begin, int64_t end,
+                               const int64_t* atoms, int64_t n_atoms, float* const* out) {
   static_assert(kMostColumns == 3);
-  if (n_columns == 3)
-    multiply_columns<3>(rows, columns, scales, out);
-  else if (n_columns == 2)
-    multiply_columns<2>(rows, columns, scales, out);
+  if (n_atoms == 3)
+    multiply_tiles<3>(tiles, begin, end, atoms, out);
+  else if (n_atoms == 2)
+    multiply_tiles<2>(tiles, begin, end, atoms, out);
   else
-    multiply_columns<1>(rows, columns, scales, out);
+    multiply_tiles<1>(tiles, begin, end, atoms, out);
 }
 
 }  // namespace
