@@ -23,14 +23,9 @@ class QuantizedPool {
   bool begin(const QueryPool<T>& in, float* products) {
     const int64_t n_rows = in.n_rows, d = in.d;
     if (d > kLargestDim) return false;
-    width_ = quantized_width(d), share_rows_ = in.share_rows;
-    n_tiles_ = (n_rows + kQuantizedTile - 1) / kQuantizedTile;
-    int16_t* values = values_.reserve(n_tiles_ * kQuantizedTile * width_);
-    scales_.assign(size_t(n_tiles_ * kQuantizedTile), 0);
-    if (n_rows % kQuantizedTile)
-      std::fill_n(values + n_rows / kQuantizedTile * kQuantizedTile * width_,
-                  kQuantizedTile * width_, int16_t(0));
-    const Quantize<T> round = dot_kernels<T>(kernels()).quantize;
+    kernels_ = &kernels(), share_rows_ = in.share_rows;
+    make_room(n_rows, d);
+    const Quantize<T> round = dot_kernels<T>(*kernels_).quantize;
     int16_t* query = query_.reserve(width_);
     QuantizedColumn column{query, 0};
     const QuantizedBounds of_query =
@@ -40,7 +35,8 @@ class QuantizedPool {
     // Shared only where products are: whoever makes a row has it in its cache.
     for_tiles([&](int64_t begin, int64_t end) {
       const int64_t first = begin * kQuantizedTile, n = std::min(end * kQuantizedTile, n_rows);
-      const QuantizedRowsOut out{values + first * width_, scales_.data() + first, kQuantizedTile};
+      const QuantizedRowsOut out{values_.get() + first * width_, scales_.data() + first,
+                                 kQuantizedTile};
       const QuantizedBounds found =
           round(in.rows + first, n - first, d, out, &column, products + first);
       const std::lock_guard lock(joining);
@@ -58,7 +54,7 @@ class QuantizedPool {
   void multiply(const int64_t* atoms, int64_t n_atoms, float* const* out) {
     const QuantizedTiles tiles{values_.get(), scales_.data(), width_};
     for_tiles([&](int64_t begin, int64_t end) {
-      kernels().multiply_quantized(tiles, begin, end, atoms, n_atoms, out);
+      kernels_->multiply_quantized(tiles, begin, end, atoms, n_atoms, out);
     });
   }
 
@@ -85,11 +81,21 @@ class QuantizedPool {
   static constexpr int64_t kLargestDim = int64_t(1) << 20;
   static constexpr int64_t kProductsAtOnce = 8;  // integer ones for one in float64
 
+  void make_room(int64_t n_rows, int64_t d) {
+    width_ = quantized_width(d);
+    n_tiles_ = (n_rows + kQuantizedTile - 1) / kQuantizedTile;
+    const int64_t whole = n_rows / kQuantizedTile * kQuantizedTile;
+    int16_t* values = values_.reserve(n_tiles_ * kQuantizedTile * width_);
+    if (whole < n_rows) std::fill_n(values + whole * width_, kQuantizedTile * width_, int16_t(0));
+    scales_.assign(size_t(n_tiles_ * kQuantizedTile), 0);
+  }
+
   template <typename Body>
   void for_tiles(const Body& body) const {
     for_rows(n_tiles_, kQuantizedTile * width_ / kProductsAtOnce, share_rows_, body);
   }
 
+  const Kernels* kernels_ = nullptr;  // that made the tiles, which others cannot read
   int64_t n_tiles_ = 0, width_ = 0;
   bool share_rows_ = false;
   Aligned<int16_t> values_, query_;  // in tiles of kQuantizedTile rows, and alone

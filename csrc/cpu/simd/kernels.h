@@ -228,7 +228,7 @@ bool quick_quotients();
 void use_quick_quotients(bool use);
 
 // Whether a pass over a pool multiplies three columns, two of them on the chance that they will be
-// wanted, or two. A Zen 5 waits for the rows with either; with three others wait for the products.
+// wanted, or two. A Zen 5 takes little longer for the third; others wait for the products.
 bool three_columns();
 
 // For tests and measurements.
