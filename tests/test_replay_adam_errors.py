@@ -28,6 +28,17 @@ def test_parameters_on_the_meta_device() -> None:
         ReplayAdam([param]).step()
 
 
+@pytest.mark.parametrize("name", ["exp_avg", "exp_avg_sq", "step"])
+def test_state_on_the_meta_device(name: str) -> None:
+    """Any meta tensor among its arguments would have made the operator do nothing."""
+    param = torch.zeros(3, requires_grad=True)
+    optimizer = ReplayAdam([param])
+    optimizer.make_state()
+    optimizer.state[param][name] = optimizer.state[param][name].to("meta")
+    with pytest.raises(ValueError, match=f"{name} of parameter 0 has no storage"):
+        optimizer.step(grads={param: torch.ones(3)})
+
+
 def test_gradients_that_are_no_tensors() -> None:
     param = torch.zeros(3, requires_grad=True)
     optimizer = ReplayAdam([param])

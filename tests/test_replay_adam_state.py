@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -212,3 +213,30 @@ def test_a_step_cut_short_while_it_makes_its_state_takes_nothing_away_from_the_n
     train(one, cut, range(3), 2)
     train(other, whole, range(3), 2)
     assert_same_bits(one, other)
+
+
+def test_options_that_numpy_made() -> None:
+    """A schedule in NumPy's arithmetic gives rates that are no floats, and states with them."""
+    theirs, ours = (torch.ones(3, requires_grad=True) for _ in range(2))
+    before = torch.optim.Adam([theirs], lr=np.float32(0.25))
+    after = ReplayAdam([ours], lr=np.float32(0.5), eps=np.float64(1e-8))
+    after.load_state_dict(copy.deepcopy(before.state_dict()))
+    for param, optimizer in ((theirs, before), (ours, after)):
+        param.grad = torch.ones(3)
+        optimizer.step()
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_step_counts_of_old_torch_stay_off_a_default_device() -> None:
+    param = torch.ones(3, requires_grad=True)
+    optimizer = ReplayAdam([param])
+    optimizer.make_state()
+    state = optimizer.state_dict()
+    state["state"][0]["step"] = 4
+    torch.set_default_device("meta")
+    try:
+        optimizer.load_state_dict(state)
+    finally:
+        torch.set_default_device(None)
+    optimizer.step(grads={param: torch.ones(3)})
+    assert optimizer.state[param]["step"].item() == 5

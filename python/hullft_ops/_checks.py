@@ -5,6 +5,8 @@ fake tensors. What depends on values (NaN, ragged sizes, candidates) is checked 
 in the pass that reads them.
 """
 
+from numbers import Real
+
 import torch
 
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -17,6 +19,8 @@ _LARGEST_INT = 2**1023
 def check_tensor(op: str, name: str, value: object) -> torch.Tensor:
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.is_nested:
+        raise TypeError(f"{op}: {name} must be dense, got a nested tensor")
     if value.layout != torch.strided:
         raise TypeError(f"{op}: {name} must be dense, got layout {value.layout}")
     return value
@@ -54,11 +58,12 @@ def check_integer(op: str, name: str, value: object, low: int) -> None:
 
 
 def check_number(op: str, name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    # NumPy's floats are real numbers, most of them no float.
+    if isinstance(value, bool) or not isinstance(value, int | float | Real):
         raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
     if isinstance(value, int) and not -_LARGEST_INT <= value <= _LARGEST_INT:
         raise ValueError(f"{op}: {name} must be a float64, got an int of {value.bit_length()} bits")
-    return value
+    return value  # type: ignore[return-value]
 
 
 def check_tolerance(op: str, name: str, value: object) -> None:

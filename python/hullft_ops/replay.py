@@ -121,9 +121,12 @@ class ReplayAdam(Optimizer):
             # A state of torch's own Adam says nothing of it.
             if "rounding_seed" in self.defaults:
                 group.setdefault("rounding_seed", self.defaults["rounding_seed"])
-        for param_state in self.state.values():
-            if "step" in param_state and not isinstance(param_state["step"], Tensor):
-                param_state["step"] = torch.tensor(float(param_state["step"]))
+        for group in self.param_groups:
+            for param in group["params"]:
+                count = self.state.get(param, {}).get("step")
+                if count is not None and not isinstance(count, Tensor):
+                    device = param.device if group["capturable"] else "cpu"
+                    self.state[param]["step"] = torch.tensor(float(count), device=device)
 
     @overload
     def step(
@@ -247,6 +250,12 @@ class ReplayAdam(Optimizer):
             check_dense("ReplayAdam.step", i, grad, "torch.optim.SparseAdam takes those")
             check_place("ReplayAdam.step", i, param, grad)
             state = self._state_of(param, group)
+            for name in _STATE:
+                if state[name].is_meta:
+                    raise ValueError(
+                        f"ReplayAdam.step: {name} of parameter {i} has no storage, it is on the "
+                        "meta device"
+                    )
             yield param, grad, state["exp_avg"], state["exp_avg_sq"], state["step"]
 
     def _state_of(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:

@@ -214,7 +214,8 @@ class Datastore:
         return torch.from_numpy(scores), torch.from_numpy(ids)
 
     def _checked_search(self, given: np.ndarray | torch.Tensor, k: int) -> torch.Tensor:
-        queries = torch.as_tensor(for_torch(given) if isinstance(given, np.ndarray) else given)
+        values = for_torch(given) if isinstance(given, np.ndarray) else given
+        queries = torch.as_tensor(values, device="cpu")
         if queries.dtype != torch.float32:
             raise TypeError(f"Datastore.search: queries must be float32, got {queries.dtype}")
         if queries.ndim != 2 or queries.shape[1] != self.manifest.dim:
@@ -227,7 +228,7 @@ class Datastore:
         check_integer("Datastore.search", "k", k, 1)
         if k > len(self):
             raise ValueError(f"Datastore.search: k is {k}, the datastore has {len(self)} texts")
-        return queries.detach().cpu().contiguous()
+        return queries.detach().contiguous()
 
 
 def _check_destination(path: Path, overwrite: bool) -> None:

@@ -203,8 +203,10 @@ class TestTimeFinetuner:
 
         On exit, also by an exception in the block or while adapting, parameters and buffers have
         the bits they had before, in the same storage; so have gradients, ``requires_grad`` flags
-        and modes. A signal whose handler raises, as Ctrl-C's does, waits until that is done. The
-        prompt is only embedded, so it may be longer than the model's context.
+        and modes. Of frozen parameters no copy is kept: writing to them in the block, as PEFT's
+        merging of adapters does, is a RuntimeError at its end. A signal whose handler raises, as
+        Ctrl-C's does, waits until all that is done. The prompt is only embedded, so it may be
+        longer than the model's context.
 
         Args:
             prompt: a text, or what `select` or `select_batch` found for one.
@@ -213,7 +215,9 @@ class TestTimeFinetuner:
             TypeError: prompt is not a str.
             ValueError: prompt is blank, or too few texts of the pool can be trained on.
             RuntimeError: the model, or one that shares what either trains, is adapted already, by
-                this finetuner or another one, in this thread or another one.
+                this finetuner or another one, in this thread or another one; it has other
+                parameters with ``requires_grad`` than when this finetuner was made, or none of
+                them in its loss, as with merged adapters; or frozen parameters were written to.
             NonFiniteLossError: a loss is not finite; a RuntimeError.
             torch.OutOfMemoryError: memory ran out while adapting, on any device.
         """
@@ -254,6 +258,7 @@ class TestTimeFinetuner:
         return list(encoding["input_ids"])
 
     def _adapt(self, prompt: str | Support, save: Callable[[], None]) -> AdaptationReport:
+        self._check_same_trained()
         if isinstance(prompt, Support):
             support = prompt
         else:
@@ -297,6 +302,15 @@ class TestTimeFinetuner:
             seconds_step=clock.seconds("step"),
             seconds_save=clock.seconds("save"),
         )
+
+    def _check_same_trained(self) -> None:
+        wanted = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        if [id(parameter) for parameter in wanted] != [id(own) for own in self._trained]:
+            raise RuntimeError(
+                "TestTimeFinetuner: the model has other parameters with requires_grad than when "
+                f"this finetuner was made, {len(wanted)} now and {len(self._trained)} then: make a "
+                "new finetuner"
+            )
 
     def _refresh_of(self, count: int) -> int:
         if not callable(self.refresh):

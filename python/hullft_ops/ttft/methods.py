@@ -107,8 +107,8 @@ class Random:
     def _draw(self, query: torch.Tensor, size: int, n_select: int) -> torch.Tensor:
         key = str(self.seed).encode() + query.contiguous().cpu().numpy().tobytes()
         seed = int.from_bytes(hashlib.sha256(key).digest()[:8]) >> 1
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randperm(size, generator=generator)[:n_select]
+        generator = torch.Generator("cpu").manual_seed(seed)
+        return torch.randperm(size, generator=generator, device="cpu")[:n_select]
 
 
 @dataclass(frozen=True)
@@ -147,12 +147,12 @@ def _uniform(
     gap = correlation.amax(1) - correlation.gather(1, indices).mean(1)
     return hullft_ops.Selection(
         indices=indices,
-        weights=torch.full((batch, n_select), 1 / n_select),
-        counts=torch.ones(batch, n_select, dtype=torch.int64),
-        support_size=torch.full((batch,), n_select),
+        weights=residuals.new_full((batch, n_select), 1 / n_select, dtype=torch.float32),
+        counts=torch.ones_like(indices),
+        support_size=indices.new_full((batch,), n_select),
         residual=residuals.norm(dim=1).float(),
         gap=gap.float(),
-        num_iter=torch.zeros(batch, dtype=torch.int64),
+        num_iter=indices.new_zeros(batch),
     )
 
 

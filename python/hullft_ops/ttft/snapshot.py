@@ -27,11 +27,12 @@ class ModelSnapshot:
         The trained parameters and all buffers come back bit for bit, copied into the storage they
         came from, so that every alias of one (tied weights, an optimizer) sees it. So do
         gradients, ``requires_grad`` flags, the modes of the modules, plain values that modules
-        keep as attributes and, where the model was cast or moved meanwhile, the storage of every
-        parameter.
+        keep as attributes, parameters that were replaced and, where the model was cast or moved
+        meanwhile, the storage of every parameter. Of frozen parameters there is no copy.
 
         Raises:
-            RuntimeError: the storage of a parameter or a buffer is gone; the message names it, and
+            RuntimeError: the storage of a parameter or a buffer is gone, a frozen parameter was
+                written to, or adapters were merged into frozen ones; the message names them, and
                 all others are back.
         """
         self._save()
@@ -40,11 +41,14 @@ class ModelSnapshot:
             # A caller's autocast holds copies of the weights as they were in between.
             stack.callback(torch.clear_autocast_cache)
             stack.enter_context(_attributes_restored(self._model))
+            stack.enter_context(_frozen_unchanged(self._model, self._trained))
             stack.enter_context(_flags_restored(self._model))
             stack.enter_context(_gradients_restored(self._model, self._trained))
             stack.enter_context(_buffers_restored(self._model))
             stack.callback(self._restore)
             stack.enter_context(_storages_restored(self._model))
+            stack.enter_context(_parameters_restored(self._model))
+            stack.enter_context(_merges_undone(self._model))
             yield
 
     def _save(self) -> None:
@@ -84,6 +88,67 @@ def _check_restored(failed: list[str], count: int, what: str) -> None:
 def _alike(saved: torch.Tensor, parameter: torch.Tensor) -> bool:
     """False once the model has been moved or cast."""
     return saved.dtype == parameter.dtype and saved.device == parameter.device
+
+
+@contextmanager
+def _merges_undone(model: nn.Module) -> Iterator[None]:
+    """PEFT's layers add their adapters to frozen weights, and subtract them again, rounded."""
+    layers = [
+        (name, module, list(module.merged_adapters))
+        for name, module in model.named_modules()
+        if isinstance(getattr(module, "merged_adapters", None), list)
+    ]
+    try:
+        yield
+    finally:
+        changed = [name for name, layer, merged in layers if layer.merged_adapters != merged]
+        # While the adapters are still those that were added.
+        for _, layer, merged in layers:
+            if layer.merged_adapters and not merged:
+                layer.unmerge()
+        if changed:
+            raise RuntimeError(
+                "TestTimeFinetuner: adapters were merged or unmerged in the with block; the "
+                f"frozen weights of {len(changed)} layers have been rounded, {changed[0]} for one: "
+                "load the model again"
+            )
+
+
+@contextmanager
+def _frozen_unchanged(model: nn.Module, trained: Sequence[torch.Tensor]) -> Iterator[None]:
+    own = set(trained)
+    frozen = [
+        (name, parameter, parameter._version)
+        for name, parameter in model.named_parameters()
+        # Those made in inference mode count no writes.
+        if parameter not in own and not parameter.is_inference()
+    ]
+    try:
+        yield
+    finally:
+        written = [
+            f"{name}: it is frozen, and was written to"
+            for name, parameter, version in frozen
+            if parameter._version != version
+        ]
+        _check_restored(written, len(frozen), "frozen parameters")
+
+
+@contextmanager
+def _parameters_restored(model: nn.Module) -> Iterator[None]:
+    parameters = [
+        (module._parameters, name, parameter)
+        for module in model.modules()
+        for name, parameter in module._parameters.items()
+    ]
+    try:
+        yield
+    finally:
+        for of_module, name, parameter in parameters:
+            # As load_state_dict(assign=True) puts others in their place; what a parametrization
+            # has taken off stays off.
+            if name in of_module:
+                of_module[name] = parameter
 
 
 @contextmanager
@@ -168,6 +233,13 @@ def _buffers_restored(model: nn.Module) -> Iterator[None]:
 _PLAIN = (bool, int, float, str, type(None), torch.Tensor)
 
 
+def _is_plain(value: object) -> bool:
+    """Lists of names too, as PEFT's of the active adapters; others may be somebody's records."""
+    if isinstance(value, list | tuple):
+        return all(isinstance(item, str) for item in value)
+    return isinstance(value, _PLAIN)
+
+
 @contextmanager
 def _attributes_restored(model: nn.Module) -> Iterator[None]:
     """Of every module, the plain values that it keeps beside its parameters and buffers.
@@ -176,14 +248,18 @@ def _attributes_restored(model: nn.Module) -> Iterator[None]:
     for how many positions they are: one without the other would be another model.
     """
     kept = [
-        (vars(module), {n: value for n, value in vars(module).items() if isinstance(value, _PLAIN)})
+        (vars(module), name, value, list(value) if isinstance(value, list) else None)
         for module in model.modules()
+        for name, value in vars(module).items()
+        if _is_plain(value)
     ]
     try:
         yield
     finally:
-        for attributes, values in kept:
-            for name, value in values.items():
-                # What has become a function since, or a module's compiled self, is somebody's.
-                if isinstance(attributes.get(name), _PLAIN):
-                    attributes[name] = value
+        for attributes, name, value, items in kept:
+            # What has become a function since, or a module's compiled self, is somebody's.
+            if not _is_plain(attributes.get(name)):
+                continue
+            if isinstance(value, list) and items is not None:
+                value[:] = items
+            attributes[name] = value

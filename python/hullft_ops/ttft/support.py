@@ -133,7 +133,9 @@ class SupportSelector:
             chosen = candidates[selection.indices[:size]]
             with seconds.of("tokenize"):
                 input_ids = [list(self._tokens(i)) for i in chosen.tolist()]
-            trainable = torch.tensor([len(tokens) >= MIN_TOKENS for tokens in input_ids])
+            trainable = torch.tensor(
+                [len(tokens) >= MIN_TOKENS for tokens in input_ids], device=candidates.device
+            )
             if trainable.all():
                 break
             candidates = candidates[~torch.isin(candidates, chosen[~trainable])]

@@ -84,7 +84,7 @@ class ReplayTrainer(Trainer):
         Raises:
             ValueError: no multiplicity, one below 1, or different ones in the batch.
         """
-        counts = torch.as_tensor(inputs.pop(COLUMN, [])).flatten().tolist()
+        counts = torch.as_tensor(inputs.pop(COLUMN, []), device="cpu").flatten().tolist()
         if not counts or len(set(counts)) > 1 or counts[0] < 1:
             raise ValueError(
                 f"ReplayTrainer: a batch must have one {COLUMN}, at least 1, for all of its "

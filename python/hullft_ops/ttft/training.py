@@ -131,7 +131,13 @@ class SupportTrainer:
     def _forward(self, tokens: torch.Tensor, clock: StageClock) -> torch.Tensor:
         self._optimizer.zero_grad(set_to_none=True)
         with clock.of("forward"), self._autocast_context():
-            return self._loss(tokens)
+            loss = self._loss(tokens)
+        if not loss.requires_grad:
+            raise RuntimeError(
+                "TestTimeFinetuner: the loss depends on no parameter that is trained, as of an "
+                "adapter that is merged or not active"
+            )
+        return loss
 
     def _backward(
         self,

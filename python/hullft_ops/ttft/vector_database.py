@@ -51,7 +51,7 @@ class DatabaseStore(Datastore):
         )
         self.positions = None
         self.texts: list[str] = []
-        self.embeddings = torch.empty(0, embedder.dim)
+        self.embeddings = torch.empty(0, embedder.dim, dtype=torch.float32, device="cpu")
         self._database = database
         self._places: dict[Key, int] = {}
 
@@ -71,7 +71,8 @@ class DatabaseStore(Datastore):
                 f"{len(vectors)} queries, found {[len(set(keys)) for keys in found]}"
             )
         self._fetch(list(dict.fromkeys(key for keys in found for key in keys)))
-        ids = torch.tensor([[self._places[key] for key in keys] for keys in found])
+        places = [[self._places[key] for key in keys] for keys in found]
+        ids = torch.tensor(places, dtype=torch.int64, device="cpu")
         scores = torch.einsum("bd,bkd->bk", vectors, self.embeddings[ids])
         scores, order = scores.sort(dim=1, descending=True, stable=True)
         return scores, ids.gather(1, order)

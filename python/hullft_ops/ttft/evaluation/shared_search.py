@@ -51,7 +51,7 @@ class OneSearch(Datastore):
         self, queries: np.ndarray | torch.Tensor, k: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As the datastore's own."""
-        query = torch.as_tensor(queries)
+        query = torch.as_tensor(queries, device="cpu")
         if self._query is None or not torch.equal(query, self._query):
             self._query = query.clone()
             self._found.clear()
