@@ -119,6 +119,21 @@ def options(
     return [*given, "--results", tmp_path / "rows.jsonl", "--output", tmp_path / "tuned.json"]
 
 
+def test_the_folder_of_the_configuration_is_made_before_the_measuring(
+    options: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    output = tmp_path / "new" / "folder" / "tuned.json"
+    result = invoke(*options[:-1], output)
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(output.read_text())["settings"]["method"] == "hullft"
+
+
+def test_an_axis_without_values_is_refused() -> None:
+    with pytest.raises(ConfigError, match="settings: n_select must not be an empty list"):
+        expand_grid([{"method": "knn", "n_select": []}], None)
+
+
 def test_the_command_writes_a_configuration_that_evaluate_takes(
     options: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from tokenizers import normalizers, processors
 from transformers import BloomConfig, BloomForCausalLM
 
 from hullft_ops.ttft import bits_per_byte, score_text, tiny_lm_path
@@ -102,6 +103,19 @@ def test_the_space_that_a_tokenizer_puts_before_a_text_is_no_byte(gpt2, tokenize
     tokenizer = tokenizers["byte_level_prefix"]
     assert tokenizer.tokenize("the cat") == ["Ġthe", "Ġcat"]
     assert score_text(gpt2, tokenizer, "the cat").bytes == len(" cat")
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "byte_level_prefix"])
+def test_bytes_are_the_texts_whatever_the_tokenizer_makes_of_it(gpt2, tokenizers, kind):
+    """Normalized, or after a special token with a space before it."""
+    tokenizer = copy.deepcopy(tokenizers[kind])
+    backend = tokenizer.backend_tokenizer
+    backend.normalizer = normalizers.NFC()
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
+    )
+    text = "e\u0301te\u0301 and nai\u0308ve"
+    assert score_text(gpt2, tokenizer, text).bytes == len(text.encode())
 
 
 def test_opening_special_tokens_are_not_scored_however_many(gpt2, tokenizers):

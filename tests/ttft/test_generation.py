@@ -111,3 +111,8 @@ def test_what_cannot_be_met_is_said_before_the_adaptation(gpt2, make, monkeypatc
         with pytest.raises(ValueError, match="^generate: "):
             finetuner.generate(PROMPT, **options)
     assert adapted == []
+
+
+def test_tokens_are_counted_in_integers(gpt2, make):
+    with pytest.raises(TypeError, match="max_new_tokens must be an int, got float"):
+        make(gpt2).generate(PROMPT, max_new_tokens=4.0)

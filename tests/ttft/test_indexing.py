@@ -337,3 +337,42 @@ def test_filter_searches_what_has_the_values(source, embedder, tmp_path):
         measured.filter(length=2**70)
     with pytest.raises(ValueError, match="no text has"):
         store.filter(domain="c")
+
+
+def test_a_finished_datastore_is_not_begun_anew(source, more, embedder, tmp_path):
+    path = tmp_path / "store"
+    before = content(index_corpus(source, path, embedder))
+    with pytest.raises(FileExistsError, match="exists: append adds to it"):
+        index_corpus(more, path, embedder, mode="restart")
+    assert content(Datastore.open(path)) == before
+
+
+def of_years(path: Path, years: list[object]) -> Source:
+    records = [{"text": f"passage {i} of {path.name}", "year": y} for i, y in enumerate(years)]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return Source(path, metadata=("year",))
+
+
+def test_a_fraction_is_no_integer(embedder, tmp_path):
+    path = tmp_path / "store"
+    # More than are looked at to find the type.
+    years = of_years(tmp_path / "a.jsonl", [2021] * 1500)
+    store = index_corpus(years, path, embedder)
+    with pytest.raises(ValueError, match="2021.5 is no integer"):
+        store.filter(year=[2021, 2021.5])
+    assert len(store.filter(year=2021.0)) == 1500
+    before = content(store)
+    with pytest.raises(ValueError, match="differs in type .* year is int64, got 2.7"):
+        index_corpus(of_years(tmp_path / "b.jsonl", [3, 2.7]), path, embedder, mode="append")
+    late = of_years(tmp_path / "c.jsonl", [2021] * 1500 + [3.9])
+    with pytest.raises(ValueError, match="differs in type .* got 3.9"):
+        index_corpus(late, tmp_path / "late", embedder)
+    assert content(Datastore.open(path)) == before
+
+
+@pytest.mark.parametrize("years", [[2**70], [2021] * 1500 + [2**70]])
+def test_an_integer_of_more_than_64_bits_leaves_nothing(embedder, tmp_path, years):
+    path = tmp_path / "store"
+    with pytest.raises(ValueError, match="year is out of range|differs in type"):
+        index_corpus(of_years(tmp_path / "a.jsonl", years), path, embedder)
+    assert not path.exists() or not any(path.iterdir())

@@ -39,14 +39,17 @@ def logits(tokenizer):
     return logits
 
 
-def test_adapters_merged_in_the_block_are_an_error(adapted_model, make, logits, bits):
+@pytest.mark.parametrize("unmerged", [False, True])
+def test_adapters_merged_in_the_block_are_an_error(adapted_model, make, logits, bits, unmerged):
     before, computed = bits(adapted_model), logits(adapted_model)
 
     def merge():
         with make(adapted_model).adapted(PROMPT):
             adapted_model.merge_adapter()
+            if unmerged:
+                adapted_model.unmerge_adapter()
 
-    with pytest.raises(RuntimeError, match=r"merged or unmerged .*c_attn for one: load the model"):
+    with pytest.raises(RuntimeError, match=r"adapters were merged .*c_attn for one: load the mo"):
         merge()
     assert all(name.endswith("base_layer.weight") for name in before.changed())
     assert not any(getattr(layer, "merged", False) for layer in adapted_model.modules())

@@ -180,3 +180,43 @@ def test_what_cannot_be_read_is_said(tmp_path):
     datasets.DatasetDict({"train": in_memory(tmp_path)}).save_to_disk(str(tmp_path / "splits"))
     with pytest.raises(SourceError, match="has the splits train: give the folder of one"):
         read(tmp_path / "splits")
+
+
+def test_a_folder_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "b.txt").write_text("b")
+    (tmp_path / "a.txt").write_text("a")
+    scandir = os.scandir
+
+    def refuse(path):
+        if Path(path).name == "sub":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError, match="sub"):
+        read(tmp_path)
+
+
+def test_a_folder_that_looks_like_a_dataset_and_is_none(tmp_path):
+    (tmp_path / "dataset_dict.json").write_text("{}")
+    with pytest.raises(SourceError, match="not a saved dataset: KeyError"):
+        read(tmp_path)
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    (tmp_path / "c.jsonl").write_text(LINES, encoding="utf-8-sig")
+    records, counts = read(tmp_path / "c.jsonl")
+    assert len(records) == len(RECORDS)
+    assert counts.malformed == 0
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("a", encoding="utf-8-sig")
+    assert [record["text"] for record in read(tmp_path / "texts")[0]] == ["a"]
+
+
+def test_metadata_that_is_no_unicode_is_malformed(tmp_path):
+    lines = [{"text": "a", "domain": "\ud800"}] + [{"text": "b", "domain": "c"}] * 9
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    records, counts = read(tmp_path / "c.jsonl", metadata=("domain",), max_bad_share=0.2)
+    assert len(records) == 9
+    assert counts.named == ['c.jsonl:1: "domain" with half a surrogate pair']

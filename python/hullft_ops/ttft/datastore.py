@@ -298,6 +298,11 @@ def _open_embeddings(file: Path, manifest: Manifest) -> torch.Tensor:
 
 def _is_in(name: str, column: pa.ChunkedArray, values: list[Scalar]) -> np.ndarray:
     try:
+        # Arrow would round them towards 0.
+        if pa.types.is_integer(column.type):
+            for value in values:
+                if isinstance(value, float) and not value.is_integer():
+                    raise pa.ArrowInvalid(f"{value!r} is no integer")
         wanted = pa.array(values, type=column.type)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
         raise ValueError(

@@ -8,7 +8,7 @@ import torch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hullft_ops._checks import check_text
+from hullft_ops._checks import check_integer, check_text
 from hullft_ops.ttft.modes import modes_restored
 
 # What transformers takes when nobody says; named here since room is made for it.
@@ -55,7 +55,7 @@ def tokens_to_continue(
     """What `continuation` reads of the prompt.
 
     Raises:
-        TypeError: prompt is not a str.
+        TypeError: prompt is not a str, or ``max_new_tokens`` no int.
         ValueError: ``max_new_tokens`` leaves no room for the prompt, ``max_length`` is given or
             more than tokens asked for, or the prompt has no token or is not valid Unicode.
     """
@@ -75,6 +75,7 @@ def tokens_to_continue(
             f"generate: max_new_tokens must be in 1..{context - 1} with a context of "
             f"{context}, got {new}"
         )
+    check_integer("generate", "max_new_tokens", new, 1)
     tokens = _continued(tokenizer, prompt)
     if not tokens:
         raise ValueError(f"generate: prompt must have a token, got {prompt[:20]!r}")

@@ -90,14 +90,15 @@ def index_corpus(
         thresholds: which search index to build.
         mode: "new": ``path`` must be free. "append": add to a finished datastore. "resume": finish
             an interrupted write of the same source, or begin one where there is none. "restart":
-            roll an interrupted write back, then write anew.
+            roll an interrupted write back, then write anew; begin one where there is none.
         console: where progress is drawn; nowhere when None.
         encode: embeds batches elsewhere, such as `hullft_ops.ttft.scale.ray_embedding`; in this
             process when None.
 
     Raises:
         FileNotFoundError: there is no such source, or no datastore to append to.
-        FileExistsError: ``mode`` is "new" and ``path`` is not free.
+        FileExistsError: ``mode`` is "new" and ``path`` is not free, or "restart" and a finished
+            datastore is there.
         ValueError: another embedder or other settings than the datastore's, a corrupt file.
         SourceError: the source cannot be read as asked, or nothing in it fits.
         OSError: the disk is full, for one; resume goes on from there.
@@ -176,7 +177,7 @@ def _check_state(path: Path, mode: str, settings: dict[str, Any]) -> None:
             raise FileExistsError(f"{_FUNCTION}: {path} is not empty and not a datastore")
         if mode == "append":
             raise FileNotFoundError(f"{_FUNCTION}: no datastore at {path} to append to")
-    elif not journal and mode == "new":
+    elif not journal and mode in ("new", "restart"):
         raise FileExistsError(f"{_FUNCTION}: {path} exists: append adds to it")
     elif not journal and mode == "resume":
         done = Manifest.read(path).sources

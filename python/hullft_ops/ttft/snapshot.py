@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -90,27 +91,42 @@ def _alike(saved: torch.Tensor, parameter: torch.Tensor) -> bool:
     return saved.dtype == parameter.dtype and saved.device == parameter.device
 
 
+class _Merged(list[str]):
+    """PEFT's list of the adapters that a layer has merged, and whether there were others."""
+
+    changed = False
+
+    def append(self, name: str) -> None:
+        self.changed = True
+        super().append(name)
+
+
 @contextmanager
 def _merges_undone(model: nn.Module) -> Iterator[None]:
     """PEFT's layers add their adapters to frozen weights, and subtract them again, rounded."""
-    layers = [
-        (name, module, list(module.merged_adapters))
+    layers: list[tuple[str, Any, list[str]]] = [
+        (name, module, module.merged_adapters)
         for name, module in model.named_modules()
         if isinstance(getattr(module, "merged_adapters", None), list)
     ]
+    watched = [_Merged(merged) for _, _, merged in layers]
+    for (_, layer, _), of_layer in zip(layers, watched, strict=True):
+        layer.merged_adapters = of_layer
     try:
         yield
     finally:
-        changed = [name for name, layer, merged in layers if layer.merged_adapters != merged]
-        # While the adapters are still those that were added.
-        for _, layer, merged in layers:
-            if layer.merged_adapters and not merged:
+        changed: list[str] = []
+        for (name, layer, merged), of_layer in zip(layers, watched, strict=True):
+            if of_layer != merged:
+                # While the adapters are still those that were added.
                 layer.unmerge()
+            layer.merged_adapters = merged
+            if of_layer.changed:
+                changed.append(name)
         if changed:
             raise RuntimeError(
-                "TestTimeFinetuner: adapters were merged or unmerged in the with block; the "
-                f"frozen weights of {len(changed)} layers have been rounded, {changed[0]} for one: "
-                "load the model again"
+                f"TestTimeFinetuner: adapters were merged in the with block; {len(changed)} layers "
+                f"have frozen weights that are rounded, {changed[0]} for one: load the model again"
             )
 
 

@@ -1,12 +1,13 @@
 """Reading a corpus, a record at a time: JSONL, Parquet, a folder of texts, an HF dataset."""
 
+import codecs
 import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import datasets
 import pyarrow as pa
@@ -123,11 +124,10 @@ class Source:
         text = values.get(self.text_column)
         if not isinstance(text, str):
             return f'no string "{self.text_column}"'
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            return f'"{self.text_column}" with half a surrogate pair'
         kept = {name: values.get(name) for name in self.metadata}
+        for name, value in {self.text_column: text, **kept}.items():
+            if isinstance(value, str) and not _is_unicode(value):
+                return f'"{name}" with half a surrogate pair'
         return {"text": text, "source": place, **kept}
 
     def _raw(self, counts: Counts) -> Iterator[tuple[str, Mapping[str, Any] | str]]:
@@ -180,9 +180,19 @@ class Source:
         return columns
 
 
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _json_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | str]]:
     with io.BufferedReader(pa.input_stream(str(path), compression="detect")) as lines:
         for number, line in enumerate(_lines(lines), start=1):
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
             if len(line) > _MAX_LINE_BYTES:
                 yield f"{path.name}:{number}", f"longer than {_MAX_LINE_BYTES} bytes"
             elif line.strip():
@@ -217,20 +227,28 @@ def _files(folder: Path, text_column: str) -> Iterator[tuple[str, Mapping[str, A
                 yield place, "a name that is not UTF-8"
                 continue
             try:
-                yield place, {text_column: path.read_text(encoding="utf-8")}
+                yield place, {text_column: path.read_text(encoding="utf-8-sig")}
             except UnicodeDecodeError:
                 yield place, "not UTF-8"
 
 
 def _visible(folder: Path) -> Iterator[Path]:
     """What is in the folder or below and not hidden, but for folders; hidden ones are not read."""
-    for root, folders, names in os.walk(folder):
+    for root, folders, names in os.walk(folder, onerror=_raise):
         folders[:] = [name for name in folders if not name.startswith(".")]
         yield from (Path(root, name) for name in names if not name.startswith("."))
 
 
+def _raise(error: OSError) -> NoReturn:
+    raise error
+
+
 def _saved_dataset(path: Path) -> "datasets.Dataset":
-    dataset = datasets.load_from_disk(str(path))
+    try:
+        dataset = datasets.load_from_disk(str(path))
+    # What the library raises for foreign files is not documented.
+    except Exception as error:
+        raise SourceError(f"{path}: not a saved dataset: {error!r}") from error
     if isinstance(dataset, datasets.DatasetDict):
         raise SourceError(f"{path}: has the splits {', '.join(dataset)}: give the folder of one")
     return dataset

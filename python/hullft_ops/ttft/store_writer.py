@@ -280,8 +280,8 @@ def _write_rows(function: str, rows: Iterable[Row], file: Path, known: pa.Schema
         batch = first
         while batch:
             try:
-                writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
-            except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+                writer.write_batch(_record_batch(batch, schema))
+            except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
                 raise ValueError(
                     f"{function}: in rows {count} to {count + len(batch) - 1}, a value of the "
                     f"metadata differs in type from those before it: {error}"
@@ -289,6 +289,16 @@ def _write_rows(function: str, rows: Iterable[Row], file: Path, known: pa.Schema
             count += len(batch)
             batch = list(islice(checked, _ROWS_PER_WRITE))
     return count
+
+
+def _record_batch(rows: list[Row], schema: pa.Schema) -> pa.RecordBatch:
+    for field in schema:
+        # Arrow would round them towards 0.
+        if pa.types.is_integer(field.type):
+            for value in (row.get(field.name) for row in rows):
+                if isinstance(value, float) and not value.is_integer():
+                    raise pa.ArrowInvalid(f"{field.name} is {field.type}, got {value!r}")
+    return pa.RecordBatch.from_pylist(rows, schema=schema)
 
 
 def _schema(function: str, rows: list[Row]) -> pa.Schema:
@@ -300,6 +310,8 @@ def _schema(function: str, rows: list[Row]) -> pa.Schema:
             kind = pa.array([row.get(name) for row in rows]).type
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
             raise ValueError(f"{function}: metadata {name} mixes types: {error}") from error
+        except OverflowError as error:
+            raise ValueError(f"{function}: metadata {name} is out of range: {error}") from error
         if pa.types.is_null(kind):
             kind = pa.string()
         if not any(is_kind(kind) for is_kind in _SCALARS):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_SPACE = "\u0120"  # as tokens of bytes write it
 _BYTE_FALLBACK = re.compile(r"<0x[0-9A-F]{2}>")
 
 
@@ -30,9 +31,8 @@ def scored_bytes(
     tokens = tokenizer.convert_ids_to_tokens(list(ids))
     if _is_byte_level(tokenizer):
         # Offsets are of no use here: some of these tokenizers leave the white space out of them.
-        added = tokenizer.get_added_vocab()
-        return sum(
-            len(token.encode()) if token in added else len(token) for token in tokens[first:]
+        return len(text.encode()) - sum(
+            _bytes_of_first(tokenizer, text, token) for token in tokens[:first]
         )
     return len(text.encode()) - _leading_bytes(text, tokens, offsets, first)
 
@@ -41,6 +41,13 @@ def _is_byte_level(tokenizer: "PreTrainedTokenizerBase") -> bool:
     """Whether a token is written as one character per byte."""
     decoder = json.loads(tokenizer.backend_tokenizer.to_str())["decoder"]
     return "ByteLevel" in json.dumps(decoder)
+
+
+def _bytes_of_first(tokenizer: "PreTrainedTokenizerBase", text: str, token: str) -> int:
+    if token in tokenizer.get_added_vocab():
+        return len(token.encode())
+    # The space that some put before a text.
+    return len(token) - (token.startswith(_SPACE) and not text.startswith(" "))
 
 
 def _leading_bytes(

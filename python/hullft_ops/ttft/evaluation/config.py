@@ -118,11 +118,14 @@ def expand_grid(grid: Iterable[Mapping[str, Any]], model: str | None) -> tuple[S
         model: decides the learning rate where there is none.
 
     Raises:
-        ConfigError: an unknown key, or one of SIFT's for another method.
+        ConfigError: an unknown key, one of SIFT's for another method, or an empty list.
     """
     expanded: dict[str, Settings] = {}
     for axes in grid:
         _check_keys(axes, _DEFAULTS, "settings: ")
+        empty = [name for name, value in axes.items() if value == []]
+        if empty:
+            raise ConfigError(f"settings: {empty[0]} must not be an empty list")
         lists = [value if isinstance(value, list) else [value] for value in axes.values()]
         for values in product(*lists):
             settings = _filled(dict(zip(axes, values, strict=True)), model)

@@ -14,7 +14,7 @@ _ROWS_OF_STORE = 256
 
 
 def fingerprint(model: nn.Module, store: Datastore, seed: int) -> str:
-    """Of the model's weights, of the datastore's embeddings and embedder, and of the seed."""
+    """Of the model's weights, of the datastore's files and embedder, and of the seed."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         head = tensor.detach().flatten()[:_VALUES_OF_TENSOR].float().cpu().contiguous()
@@ -23,6 +23,7 @@ def fingerprint(model: nn.Module, store: Datastore, seed: int) -> str:
     step = max(1, len(store) // _ROWS_OF_STORE)
     rows: torch.Tensor = store.embeddings[::step].contiguous()
     digest.update(rows.numpy().tobytes())
-    about = [store.manifest.embedder, len(store), seed]
+    files = [*store.manifest.shards, store.manifest.embeddings]
+    about = [store.manifest.embedder, len(store), seed, *([f.bytes, f.crc32] for f in files)]
     digest.update(json.dumps(about).encode())
     return digest.hexdigest()[:16]

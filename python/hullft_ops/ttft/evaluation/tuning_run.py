@@ -30,6 +30,7 @@ def run_tuning(
     Raises:
         ConfigError: a setting that `TestTimeFinetuner` refuses, or none that is quick enough.
     """
+    output.parent.mkdir(parents=True, exist_ok=True)
     evaluator = inputs.evaluator(config.seed)
     candidates = config.configurations
     evaluator.prepare(candidates)
