@@ -233,10 +233,7 @@ def test_step_counts_of_old_torch_stay_off_a_default_device() -> None:
     optimizer.make_state()
     state = optimizer.state_dict()
     state["state"][0]["step"] = 4
-    torch.set_default_device("meta")
-    try:
+    with torch.device("meta"):
         optimizer.load_state_dict(state)
-    finally:
-        torch.set_default_device(None)
     optimizer.step(grads={param: torch.ones(3)})
     assert optimizer.state[param]["step"].item() == 5

@@ -59,7 +59,7 @@ def check_integer(op: str, name: str, value: object, low: int) -> None:
 
 def check_number(op: str, name: str, value: object) -> float:
     # NumPy's floats are real numbers, most of them no float.
-    if isinstance(value, bool) or not isinstance(value, int | float | Real):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
     if isinstance(value, int) and not -_LARGEST_INT <= value <= _LARGEST_INT:
         raise ValueError(f"{op}: {name} must be a float64, got an int of {value.bit_length()} bits")

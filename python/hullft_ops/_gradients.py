@@ -17,10 +17,14 @@ def check_dense(op: str, i: int, grad: object, advice: str) -> None:
         )
 
 
-def check_place(op: str, i: int, param: Tensor, grad: Tensor) -> None:
+def check_storage(op: str, name: str, tensor: Tensor) -> None:
     """The dispatcher would take any operator on a meta tensor for a question about shapes."""
-    if param.is_meta:
-        raise ValueError(f"{op}: parameter {i} has no storage, it is on the meta device")
+    if tensor.is_meta:
+        raise ValueError(f"{op}: {name} has no storage, it is on the meta device")
+
+
+def check_place(op: str, i: int, param: Tensor, grad: Tensor) -> None:
+    check_storage(op, f"parameter {i}", param)
     if grad.device != param.device:
         raise ValueError(
             f"{op}: the gradient of parameter {i} is on {grad.device}, the parameter on "

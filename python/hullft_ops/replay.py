@@ -15,7 +15,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from hullft_ops import _checks
 from hullft_ops import _operators as ops
-from hullft_ops._gradients import by_device, check_dense, check_place
+from hullft_ops._gradients import by_device, check_dense, check_place, check_storage
 
 # What torch.optim.Adam keeps in its groups besides, so that a state_dict goes both ways.
 _TORCH_OPTIONS = {
@@ -121,7 +121,6 @@ class ReplayAdam(Optimizer):
             # A state of torch's own Adam says nothing of it.
             if "rounding_seed" in self.defaults:
                 group.setdefault("rounding_seed", self.defaults["rounding_seed"])
-        for group in self.param_groups:
             for param in group["params"]:
                 count = self.state.get(param, {}).get("step")
                 if count is not None and not isinstance(count, Tensor):
@@ -251,11 +250,7 @@ class ReplayAdam(Optimizer):
             check_place("ReplayAdam.step", i, param, grad)
             state = self._state_of(param, group)
             for name in _STATE:
-                if state[name].is_meta:
-                    raise ValueError(
-                        f"ReplayAdam.step: {name} of parameter {i} has no storage, it is on the "
-                        "meta device"
-                    )
+                check_storage("ReplayAdam.step", f"{name} of parameter {i}", state[name])
             yield param, grad, state["exp_avg"], state["exp_avg_sq"], state["step"]
 
     def _state_of(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:

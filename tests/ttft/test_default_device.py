@@ -1,20 +1,10 @@
 """A default device, such as the user's GPU, is not where a datastore lies: here, one without
 storage, on which whatever lands by mistake cannot be used."""
 
-from collections.abc import Iterator
-
-import pytest
 import torch
 
 from hullft_ops.ttft.methods import Random
 from hullft_ops.ttft.vector_database import DatabaseStore
-
-
-@pytest.fixture
-def _meta_by_default() -> Iterator[None]:
-    torch.set_default_device("meta")
-    yield
-    torch.set_default_device(None)
 
 
 class Database:
@@ -32,19 +22,19 @@ class Database:
         return [self._texts[key] for key in keys], self._vectors[keys]
 
 
-@pytest.mark.usefixtures("_meta_by_default")
 def test_stores_are_searched(store, texts, embedder):
-    queries = embedder.encode(texts[:2])
-    scores, ids = store.search(queries, 3)
-    found_scores, found_ids = DatabaseStore(Database(texts, embedder), embedder).search(queries, 3)
+    queries, database = embedder.encode(texts[:2]), Database(texts, embedder)
+    with torch.device("meta"):
+        scores, ids = store.search(queries, 3)
+        found_scores, found_ids = DatabaseStore(database, embedder).search(queries, 3)
     assert {tensor.device.type for tensor in (scores, ids, found_scores, found_ids)} == {"cpu"}
     torch.testing.assert_close(scores, found_scores)
 
 
-@pytest.mark.usefixtures("_meta_by_default")
 def test_random_draws_where_the_candidates_are(store):
-    candidates = torch.arange(20, device="cpu")[None]
-    selection = Random()(store.embeddings, candidates, store.embeddings[:1], 4)
+    candidates = torch.arange(20)[None]
+    with torch.device("meta"):
+        selection = Random()(store.embeddings, candidates, store.embeddings[:1], 4)
     assert {tensor.device.type for tensor in selection} == {"cpu"}
     assert len(set(selection.indices[0].tolist())) == 4
 
@@ -54,11 +44,6 @@ def test_short_texts_leave_the_pool(gpt2, make, store):
     tokens = finetuner._selector._tokens
     first = finetuner.select("the cat sat").indices[0]
     finetuner._selector._tokens = lambda i: [1] if i == first else tokens(i)
-    vector = torch.from_numpy(store.embeddings[:1].numpy())
-    finetuner._selector._embedder.encode = lambda prompts, **options: vector.numpy()
-    torch.set_default_device("meta")
-    try:
+    with torch.device("meta"):
         support = finetuner.select("the cat sat")
-    finally:
-        torch.set_default_device(None)
     assert first not in support.indices

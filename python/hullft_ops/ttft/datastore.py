@@ -34,7 +34,7 @@ from hullft_ops.ttft.journal import locked
 from hullft_ops.ttft.manifest import JOURNAL_FILE, MANIFEST_FILE, DataFile, Manifest, VersionError
 from hullft_ops.ttft.progress import progress_bar
 from hullft_ops.ttft.search_index import IndexThresholds, ListSearch, exact_search, open_index
-from hullft_ops.ttft.store_writer import StoreWriter
+from hullft_ops.ttft.store_writer import StoreWriter, fraction_for
 
 Scalar = str | int | float | bool | None
 
@@ -298,11 +298,9 @@ def _open_embeddings(file: Path, manifest: Manifest) -> torch.Tensor:
 
 def _is_in(name: str, column: pa.ChunkedArray, values: list[Scalar]) -> np.ndarray:
     try:
-        # Arrow would round them towards 0.
-        if pa.types.is_integer(column.type):
-            for value in values:
-                if isinstance(value, float) and not value.is_integer():
-                    raise pa.ArrowInvalid(f"{value!r} is no integer")
+        fraction = fraction_for(column.type, values)
+        if fraction is not None:
+            raise pa.ArrowInvalid(f"{fraction!r} is no integer")
         wanted = pa.array(values, type=column.type)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
         raise ValueError(

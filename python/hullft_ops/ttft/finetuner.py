@@ -32,7 +32,7 @@ from hullft_ops.ttft.plan import ORDERS, SCHEDULES
 from hullft_ops.ttft.snapshot import ModelSnapshot
 from hullft_ops.ttft.stage_clock import StageClock
 from hullft_ops.ttft.support import Support, SupportSelector
-from hullft_ops.ttft.training import SupportTrainer
+from hullft_ops.ttft.training import SupportTrainer, trainable_parameters
 
 __all__ = ["AdaptationReport", "TestTimeFinetuner"]
 
@@ -122,7 +122,7 @@ class TestTimeFinetuner:
         chosen = selection_method(method, variant)
         _check_pool(chosen, n_select, min(pool_size, len(store)))
         _check_embedder(store, embedder)
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        trained = trainable_parameters(model)
         if not trained:
             raise ValueError(
                 "TestTimeFinetuner: model must have a parameter with requires_grad, got none; "
@@ -304,7 +304,7 @@ class TestTimeFinetuner:
         )
 
     def _check_same_trained(self) -> None:
-        wanted = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        wanted = trainable_parameters(self.model)
         if [id(parameter) for parameter in wanted] != [id(own) for own in self._trained]:
             raise RuntimeError(
                 "TestTimeFinetuner: the model has other parameters with requires_grad than when "

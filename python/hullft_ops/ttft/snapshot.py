@@ -104,25 +104,22 @@ class _Merged(list[str]):
 @contextmanager
 def _merges_undone(model: nn.Module) -> Iterator[None]:
     """PEFT's layers add their adapters to frozen weights, and subtract them again, rounded."""
-    layers: list[tuple[str, Any, list[str]]] = [
-        (name, module, module.merged_adapters)
+    layers: list[tuple[str, Any, list[str], _Merged]] = [
+        (name, module, module.merged_adapters, _Merged(module.merged_adapters))
         for name, module in model.named_modules()
         if isinstance(getattr(module, "merged_adapters", None), list)
     ]
-    watched = [_Merged(merged) for _, _, merged in layers]
-    for (_, layer, _), of_layer in zip(layers, watched, strict=True):
-        layer.merged_adapters = of_layer
+    for _, layer, _, watched in layers:
+        layer.merged_adapters = watched
     try:
         yield
     finally:
-        changed: list[str] = []
-        for (name, layer, merged), of_layer in zip(layers, watched, strict=True):
-            if of_layer != merged:
+        for _, layer, merged, watched in layers:
+            if watched != merged:
                 # While the adapters are still those that were added.
                 layer.unmerge()
             layer.merged_adapters = merged
-            if of_layer.changed:
-                changed.append(name)
+        changed = [name for name, _, _, watched in layers if watched.changed]
         if changed:
             raise RuntimeError(
                 f"TestTimeFinetuner: adapters were merged in the with block; {len(changed)} layers "
@@ -276,6 +273,6 @@ def _attributes_restored(model: nn.Module) -> Iterator[None]:
             # What has become a function since, or a module's compiled self, is somebody's.
             if not _is_plain(attributes.get(name)):
                 continue
-            if isinstance(value, list) and items is not None:
+            if items is not None:
                 value[:] = items
             attributes[name] = value

@@ -291,13 +291,18 @@ def _write_rows(function: str, rows: Iterable[Row], file: Path, known: pa.Schema
     return count
 
 
+def fraction_for(kind: pa.DataType, values: Iterable[object]) -> float | None:
+    """The first fraction among values for an integer type; Arrow would round it towards 0."""
+    if not pa.types.is_integer(kind):
+        return None
+    return next((v for v in values if isinstance(v, float) and not v.is_integer()), None)
+
+
 def _record_batch(rows: list[Row], schema: pa.Schema) -> pa.RecordBatch:
     for field in schema:
-        # Arrow would round them towards 0.
-        if pa.types.is_integer(field.type):
-            for value in (row.get(field.name) for row in rows):
-                if isinstance(value, float) and not value.is_integer():
-                    raise pa.ArrowInvalid(f"{field.name} is {field.type}, got {value!r}")
+        fraction = fraction_for(field.type, (row.get(field.name) for row in rows))
+        if fraction is not None:
+            raise pa.ArrowInvalid(f"{field.name} is {field.type}, got {fraction!r}")
     return pa.RecordBatch.from_pylist(rows, schema=schema)
 
 

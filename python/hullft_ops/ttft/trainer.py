@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 from hullft_ops.replay import ReplayAdam
+from hullft_ops.ttft.training import trainable_parameters
 
 COLUMN = "multiplicity"
 
@@ -56,7 +57,7 @@ class ReplayTrainer(Trainer):
         if self.optimizer is None:
             model: nn.Module = self.model  # type: ignore[assignment]  # Trainer refuses None
             optimizer = ReplayAdam(
-                [parameter for parameter in model.parameters() if parameter.requires_grad],
+                trainable_parameters(model),
                 lr=self.args.learning_rate,
                 betas=(self.args.adam_beta1, self.args.adam_beta2),
                 eps=self.args.adam_epsilon,

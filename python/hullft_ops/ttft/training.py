@@ -188,6 +188,11 @@ class SupportTrainer:
         return torch.autocast(self._model.device.type, dtype=self._autocast)
 
 
+def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Each once, in the model's order."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
 @contextmanager
 def fast_forwards(model: nn.Module) -> Iterator[None]:
     """What a model is trained with: the same functions, to rounding, as its own."""

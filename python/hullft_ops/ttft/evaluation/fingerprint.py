@@ -3,14 +3,12 @@
 import hashlib
 import json
 
-import torch
 from torch import nn
 
 from hullft_ops.ttft.datastore import Datastore
 
-# Enough of each to tell two apart; reading all of a large model would take longer than a prompt.
+# Enough to tell two apart; reading all of a large model would take longer than a prompt.
 _VALUES_OF_TENSOR = 1024
-_ROWS_OF_STORE = 256
 
 
 def fingerprint(model: nn.Module, store: Datastore, seed: int) -> str:
@@ -20,9 +18,6 @@ def fingerprint(model: nn.Module, store: Datastore, seed: int) -> str:
         head = tensor.detach().flatten()[:_VALUES_OF_TENSOR].float().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         digest.update(head.numpy().tobytes())
-    step = max(1, len(store) // _ROWS_OF_STORE)
-    rows: torch.Tensor = store.embeddings[::step].contiguous()
-    digest.update(rows.numpy().tobytes())
     files = [*store.manifest.shards, store.manifest.embeddings]
     about = [store.manifest.embedder, len(store), seed, *([f.bytes, f.crc32] for f in files)]
     digest.update(json.dumps(about).encode())
