@@ -45,9 +45,44 @@ inline const char* dtype_name(ScalarType t) {
       return "float16";
     case ScalarType::Long:
       return "int64";
+    case ScalarType::Int:
+      return "int32";
+    case ScalarType::Short:
+      return "int16";
+    case ScalarType::Char:
+      return "int8";
+    case ScalarType::Byte:
+      return "uint8";
+    case ScalarType::Bool:
+      return "bool";
+    case ScalarType::ComplexFloat:
+      return "complex64";
+    case ScalarType::ComplexDouble:
+      return "complex128";
     default:
-      return "another dtype";
+      return torch::headeronly::toString(t);
   }
+}
+
+inline std::string device_name(const Tensor& t) {
+  const torch::stable::Device device = t.device();
+  const std::string index = device.has_index() ? ":" + std::to_string(device.index()) : "";
+  switch (device.type()) {
+    case torch::headeronly::DeviceType::CPU:
+      return "cpu";
+    case torch::headeronly::DeviceType::CUDA:
+      return "cuda" + index;
+    case torch::headeronly::DeviceType::Meta:
+      return "meta";
+    default:
+      return "device type " + std::to_string(int(device.type())) + index;
+  }
+}
+
+inline void check_same_device(const char* op, const std::string& name, const Tensor& t,
+                              const std::string& ref_name, const Tensor& ref) {
+  if (t.device() != ref.device())
+    value_error(op, name, " is on ", device_name(t), ", ", ref_name, " is on ", device_name(ref));
 }
 
 inline bool is_floating(ScalarType t) {
@@ -66,7 +101,7 @@ inline void check_like(const char* op, const char* name, const Tensor& t, const 
   if (t.scalar_type() != ref.scalar_type())
     value_error(op, name, " is ", dtype_name(t.scalar_type()), ", ", ref_name, " is ",
                 dtype_name(ref.scalar_type()));
-  if (t.device() != ref.device()) value_error(op, name, " and ", ref_name, " are on two devices");
+  check_same_device(op, name, t, ref_name, ref);
 }
 
 // A storage that was freed or shrunk leaves its tensors' shapes as they were: refuse to read past
@@ -86,7 +121,7 @@ inline void check_storage(const char* op, const std::string& name, const Tensor&
 inline void check_int64(const char* op, const char* name, const Tensor& t, const Tensor& ref) {
   if (t.scalar_type() != ScalarType::Long)
     value_error(op, name, " must be int64, got ", dtype_name(t.scalar_type()));
-  if (t.device() != ref.device()) value_error(op, name, " and the pool are on two devices");
+  check_same_device(op, name, t, "the pool", ref);
   check_storage(op, name, t);
 }
 

@@ -59,6 +59,7 @@ inline SiftOptions check_sift_options(const char* op, const Tensor& query, int64
   check_range(op, "n_select", n_select, 1);
   if (!(noise > 0) || !std::isfinite(noise))
     value_error(op, "noise must be finite and > 0, got ", noise);
+  if (!std::isfinite(1 / noise)) value_error(op, "noise must have a reciprocal, got ", noise);
   const int64_t n_targets = query.dim() == 3 ? query.size(1) : 1;
   if (n_targets < 1) value_error(op, "query has no targets");
   return {n_select, n_targets, noise};
@@ -76,8 +77,7 @@ inline void check_weights(const char* op, const Tensor& weights, const Tensor& s
   check_dim(op, "weights", weights, 2);
   if (weights.scalar_type() != ScalarType::Double && weights.scalar_type() != ScalarType::Float)
     value_error(op, "weights must be float32 or float64, got ", dtype_name(weights.scalar_type()));
-  if (weights.device() != support.device())
-    value_error(op, "weights and support are on two devices");
+  check_same_device(op, "weights", weights, "support", support);
   if (weights.size(0) != shape.batch || weights.size(1) != shape.candidates)
     value_error(op, "weights has shape [", weights.size(0), ", ", weights.size(1), "], wanted [",
                 shape.batch, ", ", shape.candidates, "]");

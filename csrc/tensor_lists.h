@@ -59,7 +59,7 @@ inline void check_same_dtype(const char* op, const TensorList& list, size_t i,
 
 inline void check_device(const char* op, const TensorList& list, size_t i, const Tensor& ref) {
   if (list[i].device() != ref.device())
-    value_error(op, entry(list, i), " is on another device than the first tensor");
+    check_same_device(op, entry(list, i), list[i], "the first tensor", ref);
 }
 
 inline void check_entry_floating(const char* op, const TensorList& list, size_t i) {

@@ -118,6 +118,7 @@ def test_bad_input(
         (POOL, QUERY, poisoned(CURRENT), "current[1] has NaN or infinity"),
         (POOL, poisoned(QUERY), CURRENT, "query[1] has NaN or infinity"),
         (poisoned(POOL), QUERY, CURRENT, "pool has NaN or infinity in row 3 for query 1"),
+        (POOL * 1e20, QUERY * 1e20, CURRENT, "pool and query[0] are finite but their inner"),
     ],
 )
 def test_bad_values(

@@ -128,7 +128,7 @@ def bad_arguments() -> dict[str, tuple[list[torch.Tensor], list[torch.Tensor], d
             [one],
             [torch.zeros(4, dtype=torch.complex64)],
             {},
-            r"grads\[0\] must be float32, float64, bfloat16 or float16, got another dtype",
+            r"grads\[0\] must be float32, float64, bfloat16 or float16, got complex64",
         ),
         "overlap": (
             [shared[:4], shared[2:]],

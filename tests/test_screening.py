@@ -75,7 +75,7 @@ def test_a_query_within_the_pool(shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("shape", [SMALL, LARGE])
-@pytest.mark.parametrize("scale", [1e-25, 1e-12, 1e4, 1e18, 1e25])
+@pytest.mark.parametrize("scale", [1e-25, 1e-12, 1e4, 1e18, 3e18])
 @pytest.mark.usefixtures("simd_level")
 def test_values_that_the_screen_cannot_hold(shape: tuple[int, int], scale: float) -> None:
     """Squares under- or overflow float32."""

@@ -158,6 +158,18 @@ DATA_ERRORS: dict[str, tuple[Callable[[], object], str]] = {
         lambda: hullft_ops.integerize(poisoned(POOL, (0, 2, 1), NAN), QUERY, torch.ones(B, K), 3),
         "support has NaN or infinity in row 2 for query 0",
     ),
+    "gap overflows float32": (
+        lambda: call_fw(POOL * 1e20, QUERY * 1e20),
+        "finite but their inner products overflow",
+    ),
+    "knn gap overflows float32": (
+        lambda: hullft_ops.knn_select(POOL * 1e20, QUERY * 1e20, 3),
+        "finite but their inner products overflow",
+    ),
+    "sum of weights overflows": (
+        lambda: hullft_ops.integerize(POOL, QUERY, torch.ones(B, K).double() * 1e308, 2**31 - 1),
+        r"integerize: weights\[0\] has a sum that float64 does not hold",
+    ),
     "nan knn": (
         lambda: hullft_ops.knn_select(poisoned(POOL, (0, 2, 1), NAN), QUERY, 3),
         "knn_select: pool has NaN or infinity in row 2 for query 0",
@@ -209,6 +221,14 @@ RAW_ERRORS: dict[str, tuple[Callable[[], object], str]] = {
     "dim": (lambda: RAW.fw_select(POOL, QUERY[:, :2], 3), "query has dim 2, pool has dim 4"),
     "batch": (lambda: RAW.fw_select(POOL, QUERY[:1], 3), "query has batch 1, pool has batch 2"),
     "dtype": (lambda: RAW.fw_select(POOL, QUERY.half(), 3), "query is float16, pool is float32"),
+    "other dtypes": (
+        lambda: RAW.fw_select(POOL, QUERY.to(torch.uint8), 3),
+        "query is uint8, pool is float32",
+    ),
+    "sizes dtype": (
+        lambda: RAW.fw_select(POOL, QUERY, 3, pool_sizes=torch.ones(B).int()),
+        "pool_sizes must be int64, got int32",
+    ),
     "integer": (lambda: RAW.fw_select(POOL.long(), QUERY.long(), 3), "pool must be float32"),
     "empty": (lambda: RAW.fw_select(POOL[:, :0], QUERY, 3), "pool is empty"),
     "n": (lambda: RAW.fw_select(POOL, QUERY, 0), "n_select must be in 1"),

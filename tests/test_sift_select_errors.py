@@ -100,6 +100,17 @@ BAD_VALUES: dict[str, tuple[Callable[[], object], str]] = {
         lambda: sift(POOL.double() * 1e90, QUERY.double() * 1e90),
         "finite but their inner products overflow",
     ),
+    # Every score is infinity by infinity, and the last lanes of a vector have no candidate.
+    "variance and noise overflow": (
+        lambda: hullft_ops.sift_select(
+            torch.ones(3, 1).double() * 1e154, torch.ones(1).double() * 1e154, 9, noise=1.7e308
+        ),
+        "finite but their inner products overflow",
+    ),
+    "variance overflows float32": (
+        lambda: sift(POOL * 1e10, QUERY * 1e25),
+        "finite but their inner products overflow",
+    ),
 }
 RAW = torch.ops.hullft_ops
 RAW_ERRORS: dict[str, tuple[Callable[[], object], str]] = {
@@ -114,6 +125,10 @@ RAW_ERRORS: dict[str, tuple[Callable[[], object], str]] = {
     "dim": (lambda: RAW.sift_select(POOL, QUERY[:, :2], 3), "query has dim 2, pool has dim 4"),
     "targets": (lambda: RAW.sift_select(POOL, QUERY[:, None][:, :0], 3), "query has no targets"),
     "noise": (lambda: RAW.sift_select(POOL, QUERY, 3, 0.0), "noise must be finite and > 0, got 0"),
+    "noise without a reciprocal": (
+        lambda: RAW.sift_select(POOL, QUERY, 3, 1e-310),
+        "noise must have a reciprocal, got 1e-310",
+    ),
     "n": (lambda: RAW.sift_select(POOL, QUERY, 0), "n_select must be in 1"),
     "candidates": (
         lambda: RAW.sift_select_indexed(POOL[0], torch.zeros(1, 2).long(), QUERY, 3),

@@ -12,6 +12,7 @@
 #include "../selection_arguments.h"
 #include "exact_correlations.h"
 #include "integerizer.h"
+#include "residual.h"
 #include "screened_correlations.h"
 
 namespace hullft {
@@ -44,7 +45,7 @@ class FwSolver {
     }
     if (!std::isfinite(iterate_.wu)) return false;
     answer.num_iter = iterations;
-    finish(answer);
+    finish(in, answer);
     return true;
   }
 
@@ -143,8 +144,9 @@ class FwSolver {
     refresh_iterate();
   }
 
-  void finish(FwAnswer& answer) {
-    answer.residual = residual_;
+  void finish(const QueryPool<T>& in, FwAnswer& answer) {
+    answer.residual =
+        squared_residual(iterate_, qq_) < kCancelled * qq_ ? residual_of_rows(in) : residual_;
     answer.gap = gap();
     const std::vector<double>& weights = support_.weights();
     const std::vector<int64_t>& atoms = support_.atoms();
@@ -162,6 +164,15 @@ class FwSolver {
       answer.weights.push_back(weights[i]);
     }
     count(answer);
+  }
+
+  double residual_of_rows(const QueryPool<T>& in) {
+    double* values = widened_query_.reserve(padded(in.d));
+    dot_kernels<T>(kernels()).widen(in.query, in.d, values);
+    Residual residual(values, in.d);
+    for (size_t j = 0; j < support_.atoms().size(); ++j)
+      residual.subtract(support_.weights()[j], in.rows[candidate(support_.atoms()[j])]);
+    return residual.norm();
   }
 
   void count(FwAnswer& answer) {
@@ -182,7 +193,7 @@ class FwSolver {
   FwOptions options_{};
   Correlations correlations_;
   Support support_;
-  AlignedDoubles gram_, support_b_;
+  AlignedDoubles gram_, support_b_, widened_query_;
   double qq_ = 0, residual_ = 0;
   Iterate<double> iterate_{0, 0};
   int64_t s_ = 0, a_ = 0;

@@ -21,7 +21,7 @@ class IntegerizeSolver {
     columns_.multiply(query, b);
     double* gram = gram_.reserve(m * m);
     columns_.multiply_all(gram);
-    double poison = 0;
+    double poison = Integerizer::total(weights, m) * 0;
     for (int64_t i = 0; i < m; ++i) poison += (b[i] + weights[i]) * 0;
     for (int64_t i = 0; i < m * m; ++i) poison += gram[i] * 0;
     if (std::isnan(poison)) return false;
@@ -74,6 +74,8 @@ void integerize_batch(const char* op, const Tensor& support, const Tensor& query
     read_weights(b, of_query);
     if (!all_finite(of_query.data(), sizes[b]))
       value_error(op, "weights[", b, "] has NaN or infinity");
+    if (!std::isfinite(Integerizer::total(of_query.data(), sizes[b])))
+      value_error(op, "weights[", b, "] has a sum that float64 does not hold");
     non_finite_error(op, "support", rows, queries + b * query_stride, d, b);
   }
 }

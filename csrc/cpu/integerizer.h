@@ -11,8 +11,15 @@ namespace hullft {
 
 class Integerizer {
  public:
+  static double total(const double* weights, int64_t m) {
+    double sum = 0;
+    for (int64_t i = 0; i < m; ++i) sum += weights[i] > 0 ? weights[i] : 0.0;
+    return sum;
+  }
+
   // gram [m, m] row-major, b = support . query [m], weights [m]; counts [m] is the output and sums
-  // to n. Weights below 0 count as 0; if none is positive they count as equal.
+  // to n. Weights below 0 count as 0; if none is positive they count as equal. Their total is
+  // finite.
   void run(const double* gram, const double* b, const double* weights, int64_t m, int64_t n,
            int64_t swap_passes, int64_t* counts) {
     gram_ = gram, b_ = b, m_ = m, n_ = double(n), counts_ = counts;
@@ -34,11 +41,10 @@ class Integerizer {
   }
 
   int64_t floor_counts(const double* weights, int64_t n) {
-    double total = 0;
-    for (int64_t i = 0; i < m_; ++i) total += weights[i] > 0 ? weights[i] : 0.0;
+    const double whole = total(weights, m_);
     int64_t given = 0;
     for (int64_t i = 0; i < m_; ++i) {
-      const double w = total > 0 ? (weights[i] > 0 ? weights[i] / total : 0.0) : 1.0 / double(m_);
+      const double w = whole > 0 ? (weights[i] > 0 ? weights[i] / whole : 0.0) : 1.0 / double(m_);
       counts_[i] = int64_t(std::floor(double(n) * w));
       given += counts_[i];
     }

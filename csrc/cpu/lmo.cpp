@@ -80,10 +80,8 @@ void lmo_batch(const char* op, const Tensor& pool, const Tensor& query, const Te
                             answer))
           return false;
         vertex[b] = answer.vertex;
-        correlation.set(b, answer.correlation);
         gamma.set(b, answer.gamma);
-        gap.set(b, answer.gap);
-        return true;
+        return correlation.set(b, answer.correlation) && gap.set(b, answer.gap);
       });
   if (failure.any()) {
     const int64_t b = failure.query();

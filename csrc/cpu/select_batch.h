@@ -10,7 +10,8 @@
 namespace hullft {
 
 // query is [B, d] or, dense, [B, n_targets, d]. make_solver() builds a thread's solver; its
-// solve(query_pool, answer) is false when an input or a product is not finite.
+// solve(query_pool, answer) is false when an input or a product is not finite, output.write(b,
+// answer) when a value is too large for the outputs.
 template <typename T, typename Output, typename MakeSolver>
 void select_batch(const char* op, const char* pool_name, const Pool<T>& pool, const Tensor& query,
                   const Sizes& sizes, int64_t d, const Output& output,
@@ -33,9 +34,7 @@ void select_batch(const char* op, const char* pool_name, const Pool<T>& pool, co
         if (b + 1 < batch && !pool.is_shared()) pool.rows(b + 1, sizes[b + 1], next);
         const QueryPool<T> in{w.rows.data(), sizes[b], queries + b * query_stride, d,
                               batch == 1,    &w.ahead};
-        if (!w.solver.solve(in, w.answer)) return false;
-        output.write(b, w.answer);
-        return true;
+        return w.solver.solve(in, w.answer) && output.write(b, w.answer);
       });
   if (failure.any()) {
     const int64_t b = failure.query();

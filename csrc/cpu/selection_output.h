@@ -22,8 +22,8 @@ class SelectionOutput {
         residual_(out_.residual),
         gap_(out_.gap) {}
 
-  // Threads write disjoint queries.
-  void write(int64_t b, const FwAnswer& answer) const {
+  // False when a value is too large for the outputs' dtype. Threads write disjoint queries.
+  bool write(int64_t b, const FwAnswer& answer) const {
     for (int64_t i = 0; i < n_select_; ++i) {
       const bool set = i < answer.support_size;
       const int64_t at = b * n_select_ + i;
@@ -33,8 +33,8 @@ class SelectionOutput {
     }
     support_size_[b] = answer.support_size;
     num_iter_[b] = answer.num_iter;
-    residual_.set(b, answer.residual);
-    gap_.set(b, answer.gap);
+    const bool residual_fits = residual_.set(b, answer.residual);
+    return gap_.set(b, answer.gap) && residual_fits;
   }
 
   Tensors tensors() const { return out_.tuple(); }

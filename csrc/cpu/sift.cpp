@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "memory.h"
+#include "residual.h"
 #include "select_batch.h"
 
 namespace hullft {
@@ -28,13 +29,14 @@ class SiftOutput {
         picks_(out_.picks.mutable_data_ptr<int64_t>()),
         variance_(out_.variance) {}
 
-  // Threads write disjoint queries.
-  void write(int64_t b, const SiftAnswer& answer) const {
-    selection_.write(b, answer);
+  // False when a value is too large for the outputs' dtype. Threads write disjoint queries.
+  bool write(int64_t b, const SiftAnswer& answer) const {
+    bool fits = selection_.write(b, answer);
     for (int64_t i = 0; i < n_select_; ++i) {
       picks_[b * n_select_ + i] = answer.picks[size_t(i)];
-      variance_.set(b * n_select_ + i, answer.variances[size_t(i)]);
+      fits = variance_.set(b * n_select_ + i, answer.variances[size_t(i)]) && fits;
     }
+    return fits;
   }
 
   PickTensors::Tuple tensors() const { return out_.after(selection_.tensors()); }
@@ -59,12 +61,13 @@ class SiftSolver {
     if (!start(in)) return false;
     answer.picks.clear(), answer.variances.clear();
     ArgMax best = kernels().sift_pick(posterior_, nullptr);
-    while (std::isfinite(best.value)) {
+    // NaN never wins a maximum, and the padding, whose value is 0, then would.
+    while (std::isfinite(best.value) && best.index < n_rows_) {
       variance_left_ = std::max(variance_left_ - best.value, 0.0);
       answer.picks.push_back(best.index);
       answer.variances.push_back(variance_left_);
       ++picked_[size_t(best.index)];
-      if (int64_t(answer.picks.size()) == options_.n_select) return summarise(answer);
+      if (int64_t(answer.picks.size()) == options_.n_select) return summarise(in, answer);
       in.ahead->some(kLinesAPick);
       best = condition(best.index);
     }
@@ -86,24 +89,33 @@ class SiftSolver {
     dot_kernels<T>(kernels()).squared_norms(in.rows, n_rows_, in.d, posterior_.variance);
     std::fill(posterior_.variance + n_rows_, posterior_.variance + n_, 0.0);
     measure_targets(in.query, in.d);
-    // A row that is not finite makes its norm so: no pass of its own.
+    return all_finite();
+  }
+
+  // A row that is not finite makes its norm so: no pass of its own. By Cauchy and Schwarz a row's
+  // squared covariances never exceed the product of its variance and the targets'.
+  bool all_finite() const {
     double poison = variance_left_ * 0;
-    for (int64_t k = 0; k < n_rows_; ++k) poison += b_.get()[k] * 0 + posterior_.variance[k] * 0;
+    for (int64_t k = 0; k < n_rows_; ++k) {
+      const double variance = posterior_.variance[k];
+      poison += b_.get()[k] * 0 + (variance + options_.noise) * 0 + variance * variance_left_ * 0;
+    }
     return poison == 0;
   }
 
-  // The variance at the targets; of their mean, the square and the products with the rows.
+  // The variance at the targets; their mean, its square and its products with the rows.
   void measure_targets(const T* query, int64_t d) {
     const double share = 1.0 / double(options_.n_targets);
+    double* mean = mean_target_.reserve(d);
     variance_left_ = qq_ = 0;
     for (int64_t i = 0; i < d; ++i) {
-      double mean = 0;
+      mean[i] = 0;
       for (int64_t t = 0; t < options_.n_targets; ++t) {
         const double x = widen(query[t * d + i]);
-        mean += x * share;
+        mean[i] += x * share;
         variance_left_ += x * x;
       }
-      qq_ += mean * mean;
+      qq_ += mean[i] * mean[i];
     }
     double* b = b_.reserve(n_);
     std::fill(b, b + n_rows_, 0.0);
@@ -157,7 +169,7 @@ class SiftSolver {
   }
 
   // The picks as a selection of equal weight each.
-  bool summarise(SiftAnswer& answer) {
+  bool summarise(const QueryPool<T>& in, SiftAnswer& answer) {
     answer.indices.clear(), answer.counts.clear(), answer.weights.clear();
     for (int64_t k = 0; k < n_rows_; ++k)
       if (picked_[size_t(k)] > 0) answer.indices.push_back(k);
@@ -180,14 +192,24 @@ class SiftSolver {
     }
     answer.support_size = int64_t(answer.indices.size());
     answer.num_iter = options_.n_select;
-    answer.residual = std::sqrt(squared_residual(mix, qq_));
+    const double squared = squared_residual(mix, qq_);
+    answer.residual =
+        squared < kCancelled * qq_ ? residual_of_rows(in, answer) : std::sqrt(squared);
     answer.gap = top.value - mean_correlation(mix);
     return std::isfinite(answer.gap);
   }
 
+  // Uses up the mean of the targets.
+  double residual_of_rows(const QueryPool<T>& in, const SiftAnswer& answer) {
+    Residual residual(mean_target_.get(), in.d);
+    for (size_t i = 0; i < answer.indices.size(); ++i)
+      residual.subtract(answer.weights[i], in.rows[answer.indices[i]]);
+    return residual.norm();
+  }
+
   SiftOptions options_;
   GramColumns<T> gram_;
-  AlignedDoubles b_, u_, covariance_, variance_;
+  AlignedDoubles b_, u_, covariance_, variance_, mean_target_;
   AlignedDoubles columns_;  // [n_select - 1, n]: the conditional columns of the picks so far
   SiftPosterior posterior_{};
   int64_t n_rows_ = 0, n_ = 0;

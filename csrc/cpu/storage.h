@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <cmath>
 #include <cstdint>
 
 #include "../checks.h"
@@ -37,11 +38,15 @@ class RealOutput {
   explicit RealOutput(const Tensor& t)
       : data_(t.mutable_data_ptr()), wide_(t.scalar_type() == ScalarType::Double) {}
 
-  void set(int64_t i, double value) const {
-    if (wide_)
+  // False when the value is too large for the output's dtype.
+  bool set(int64_t i, double value) const {
+    if (wide_) {
       static_cast<double*>(data_)[i] = value;
-    else
-      static_cast<float*>(data_)[i] = float(value);
+      return true;
+    }
+    const float narrow = float(value);
+    static_cast<float*>(data_)[i] = narrow;
+    return std::isfinite(narrow);
   }
 
  private:

@@ -41,8 +41,8 @@ AdamCall adam_call(const char* op, const AdamOptions& options, int64_t repeats,
                    const std::vector<Tensor>& params) {
   AdamCall call{options, repeats, nullptr, false, seed.has_value(), seed.value_or(0)};
   if (!lr_tensor || on_cpu(*lr_tensor)) return call;
-  if (!params.empty() && lr_tensor->device() != params[0].device())
-    value_error(op, "lr_tensor is on another device than the first tensor");
+  if (!params.empty())
+    check_same_device(op, "lr_tensor", *lr_tensor, "the first tensor", params[0]);
   call.device_lr = lr_tensor->const_data_ptr();
   call.wide_lr = lr_tensor->scalar_type() == ScalarType::Double;
   return call;

@@ -214,7 +214,8 @@ def integerize(
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
-        ValueError: shapes or devices that do not fit, an empty support, NaN or infinity.
+        ValueError: shapes or devices that do not fit, an empty support, NaN or infinity, weights
+            whose sum float64 does not hold.
     """
     op = "integerize"
     _checks.check_float_tensor(op, "support", support)

@@ -15,7 +15,23 @@ FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 OTHERS = [torch.int64, torch.int32, torch.bool, torch.complex64, torch.float8_e4m3fn]
 SIZES = [1, 2, 3, 5, 8, 17, 33, 0]
 INTEGERS = [3, 1, 2, 7, 0, -1, 40, 2**31 - 1, 2**31, 2**40, 2**63 - 1, 2**70, 2.0, True, None, "3"]
-NUMBERS = [1e-5, 0.0, 1.0, 1e30, -1.0, float("nan"), float("inf"), 1, True, None, "1"]
+NUMBERS = [
+    1e-5,
+    0.0,
+    1.0,
+    1e30,
+    -1.0,
+    float("nan"),
+    float("inf"),
+    1,
+    True,
+    None,
+    "1",
+    1e308,
+    1e-310,
+]
+# The norm of a tensor's values for some of the seeds that they are drawn with.
+SCALES = dict(enumerate([1e-300, 1e-160, 1e-40, 1e19, 1e38, 1e77, 1e154, 1e300], start=248))
 OBJECTS = [None, 3, 1.5, "pool", [[1.0]], np.ones((2, 3), np.float32), torch.Size([2])]
 
 
@@ -39,8 +55,9 @@ class Bytes:
 
 
 def filled(data: Bytes, shape: list[int], dtype: torch.dtype) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(data.below(256))
-    values = torch.randn(shape, generator=generator)
+    seed = data.below(256)
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).double()
+    values *= SCALES.get(seed, 1.0)
     if values.numel() and data.rarely():
         special = data.pick([float("nan"), float("inf"), -float("inf"), 1e38, 1e-45, 0.0])
         values.view(-1)[data.below(values.numel())] = special

@@ -1,0 +1,40 @@
+"""The residual that a selection reports is that of its own weights, however short it is."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+import hullft_ops
+from problems import VARIANTS
+
+Select = Callable[[torch.Tensor, torch.Tensor], hullft_ops.Selection]
+
+
+def frank_wolfe(variant: str) -> Select:
+    return lambda pool, query: hullft_ops.fw_select(pool, query, 7, variant=variant, tol=0.0)
+
+
+def sift(pool: torch.Tensor, query: torch.Tensor) -> hullft_ops.Selection:
+    return hullft_ops.sift_select(pool, query, 10, noise=1e-3).selection
+
+
+METHODS: dict[str, Select] = {"sift": sift} | {v: frank_wolfe(v) for v in VARIANTS}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dim", [2, 3, 40])
+@pytest.mark.parametrize("norm", [1.0, 100.0])
+@pytest.mark.usefixtures("simd_level")
+def test_between_two_rows(method: str, dim: int, norm: float) -> None:
+    """The square, as the difference of inner products, would be good to 1e-16 of the query's."""
+    generator = torch.Generator().manual_seed(dim)
+    pool = torch.randn(2, dim, generator=generator, dtype=torch.float64)
+    pool *= norm / pool.norm(dim=-1, keepdim=True)
+    query = torch.tensor([0.3, 0.7], dtype=torch.float64) @ pool
+    selection = METHODS[method](pool, query)
+    m = int(selection.support_size)
+    mix = selection.weights[:m] @ pool[selection.indices[:m]]
+    expected = (query - mix).norm().item()
+    assert expected < 1e-3 * norm
+    assert abs(selection.residual.item() - expected) <= 1e-14 * norm
