@@ -42,6 +42,9 @@ STABLE_TORCH_LIBRARY(hullft_ops, m) {
       "float beta2, float eps, float weight_decay, bool decoupled, bool maximize, "
       "Tensor? lr_tensor=None, int? seed=None) -> ()");
   m.def(
+      "adam_replay_check(Tensor[] params, Tensor[] grads, Tensor[] exp_avgs, Tensor[] exp_avg_sqs, "
+      "Tensor[] steps, Tensor[] lr_tensors) -> ()");
+  m.def(
       "grad_accumulate_(Tensor(a!)[] caches, Tensor[] grads, *, float alpha=1.0, float beta=1.0) "
       "-> ()");
 }

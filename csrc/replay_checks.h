@@ -12,7 +12,7 @@
 
 namespace hullft {
 
-inline void check_not_negative(const char* op, const char* name, double value) {
+inline void check_not_negative(const char* op, const std::string& name, double value) {
   if (!(value >= 0) || std::isinf(value))
     value_error(op, name, " must be finite and >= 0, got ", value);
 }
@@ -78,15 +78,23 @@ inline double read_value(const Tensor& t) {
                                                : double(*t.const_data_ptr<float>());
 }
 
-// The learning rate, from the tensor if there is one. One that lies on a GPU is read by the launch,
-// unchecked; then this is 0.
-inline double read_lr(const char* op, double lr, const std::optional<Tensor>& lr_tensor) {
-  if (!lr_tensor) return lr;
-  check_one_value(op, "lr_tensor", *lr_tensor);
-  if (!lr_tensor->is_cpu()) return 0;
-  const double value = read_value(*lr_tensor);
-  check_not_negative(op, "lr_tensor", value);
+// A learning rate in a tensor. One that lies on a GPU is read by the launch, unchecked; then this
+// is 0.
+inline double read_lr_tensor(const char* op, const std::string& name, const Tensor& lr,
+                             const std::vector<Tensor>& params) {
+  check_one_value(op, name, lr);
+  if (!lr.is_cpu()) {
+    if (!params.empty()) check_same_device(op, name, lr, "the first tensor", params[0]);
+    return 0;
+  }
+  const double value = read_value(lr);
+  check_not_negative(op, name, value);
   return value;
+}
+
+inline double read_lr(const char* op, double lr, const std::optional<Tensor>& lr_tensor,
+                      const std::vector<Tensor>& params) {
+  return lr_tensor ? read_lr_tensor(op, "lr_tensor", *lr_tensor, params) : lr;
 }
 
 inline std::optional<uint64_t> check_seed(const char* op, const std::optional<int64_t>& seed) {
@@ -95,8 +103,13 @@ inline std::optional<uint64_t> check_seed(const char* op, const std::optional<in
   return uint64_t(*seed);
 }
 
-// A step count that lies on the CPU.
-inline double read_step(const char* op, const TensorList& steps, size_t i) {
+// A step count. One that lies beside its parameter on a GPU is read by the launch, unchecked; then
+// this is 0.
+inline double read_step(const char* op, const TensorList& steps, size_t i, const Tensor& first) {
+  if (!steps[i].is_cpu()) {
+    check_device(op, steps, i, first);
+    return 0;
+  }
   const double step = read_value(steps[i]);
   if (!(step >= 0) || std::isinf(step))
     value_error(op, entry(steps, i), " must be finite and >= 0, got ", step);

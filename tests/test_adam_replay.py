@@ -293,6 +293,7 @@ def test_opcheck() -> None:
         tensors = make_tensors([(3, 4), 0, 5], grad_dtype=torch.bfloat16)
         options = {**OPTIONS, "repeats": 2, "weight_decay": weight_decay}
         torch.library.opcheck(OPS.adam_replay_.default, tuple(tensors), options)
+    torch.library.opcheck(OPS.adam_replay_check.default, (*tensors, [torch.tensor(1e-3)]))
 
 
 @pytest.mark.refusal("operator")
@@ -414,6 +415,34 @@ def test_bad_tensors(case: str) -> None:
     tensors, message = bad_tensors()[case]
     with pytest.raises(ValueError, match=f"^adam_replay_: {message}$"):
         OPS.adam_replay_(*tensors, repeats=1, **OPTIONS)
+
+
+@pytest.mark.refusal("operator")
+@pytest.mark.parametrize("case", bad_tensors())
+def test_bad_tensors_are_found_by_the_check(case: str) -> None:
+    tensors, message = bad_tensors()[case]
+    with pytest.raises(ValueError, match=f"^adam_replay_check: {message}$"):
+        OPS.adam_replay_check(*tensors, [])
+
+
+@pytest.mark.refusal("operator")
+@pytest.mark.parametrize(
+    ("rate", "message"),
+    [
+        (torch.ones(2), "must hold one float32 or float64 value, got float32 of shape .2."),
+        (torch.tensor(1), "must hold one float32 or float64 value, got int64 of shape .."),
+    ],
+)
+def test_bad_lr_tensors_are_found_by_the_check(rate: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"^adam_replay_check: lr_tensors\[1\] {message}$"):
+        OPS.adam_replay_check(*make_tensors([3]), [torch.tensor(1e-3), rate])
+
+
+def test_the_check_takes_good_tensors_and_writes_nothing() -> None:
+    tensors = make_tensors([(3, 4), 0, 5], grad_dtype=torch.bfloat16)
+    before = tensors.clone()
+    assert OPS.adam_replay_check(*tensors, [torch.tensor(1e-3), torch.tensor(0.0)]) is None
+    assert_same_bits(tensors, before)
 
 
 @pytest.mark.refusal("operator")

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -100,6 +101,12 @@ def test_parameters_that_are_not_floating(dtype: torch.dtype) -> None:
         ({"betas": 0.9}, ValueError, "betas must be two numbers, got 0.9"),
         ({"eps": -1e-8}, ValueError, "eps must be finite and >= 0, got -1e-08"),
         ({"weight_decay": math.inf}, ValueError, "weight_decay must be finite and >= 0, got inf"),
+        ({"maximize": "yes"}, TypeError, "maximize must be a bool, got str"),
+        (
+            {"decoupled_weight_decay": None},
+            TypeError,
+            "decoupled_weight_decay must be a bool, got NoneType",
+        ),
         ({"amsgrad": True}, ValueError, "amsgrad must be False, got True"),
     ],
     ids=str,
@@ -147,12 +154,90 @@ def test_closure_and_given_gradients() -> None:
         ReplayAdam([torch.zeros(3)]).step(lambda: 0.0, grads={})
 
 
-def test_a_bad_group_leaves_all_groups_as_they_were() -> None:
+Spoil = Callable[[ReplayAdam, dict[torch.Tensor, torch.Tensor]], None]
+
+
+def bad_second_groups() -> dict[str, tuple[Spoil, type[Exception], str]]:
+    """What each does to an optimizer of two groups and the gradients of its parameters."""
+
+    def option(name: str, value: object) -> Spoil:
+        return lambda optimizer, grads: optimizer.param_groups[1].update({name: value})
+
+    def gradient(spoiled: Callable[[torch.Tensor], torch.Tensor]) -> Spoil:
+        def spoil(optimizer: ReplayAdam, grads: dict[torch.Tensor, torch.Tensor]) -> None:
+            param = optimizer.param_groups[1]["params"][0]
+            grads[param] = spoiled(grads[param])
+
+        return spoil
+
+    def state(name: str, value: torch.Tensor) -> Spoil:
+        def spoil(optimizer: ReplayAdam, grads: dict[torch.Tensor, torch.Tensor]) -> None:
+            optimizer.state[optimizer.param_groups[1]["params"][0]][name] = value
+
+        return spoil
+
+    def rate(value: torch.Tensor) -> Spoil:
+        return lambda optimizer, grads: optimizer.param_groups[1].update(lr=value, capturable=True)
+
+    def one_memory(optimizer: ReplayAdam, grads: dict[torch.Tensor, torch.Tensor]) -> None:
+        first, second = (group["params"][0] for group in optimizer.param_groups)
+        second.data = first.detach().view(-1)[4:28].view(3, 8)
+
+    check = "adam_replay_check: "
+    return {
+        "layout": (gradient(torch.Tensor.to_sparse), TypeError, "must be dense"),
+        "shape": (
+            gradient(lambda grad: grad[:1]),
+            ValueError,
+            check + r"grads\[2\] has shape \[1, 8\], params\[2\] has shape \[3, 8\]",
+        ),
+        "dtype": (
+            gradient(lambda grad: grad.long()),
+            ValueError,
+            check + r"grads\[2\] must be float32, float64, bfloat16 or float16, got int64",
+        ),
+        "moment": (
+            state("exp_avg", torch.zeros(3, 8)),
+            ValueError,
+            check + r"exp_avgs\[2\] is float32, params\[2\] is float64",
+        ),
+        "step count": (
+            state("step", torch.tensor(-1.0)),
+            ValueError,
+            check + r"steps\[2\] must be finite and >= 0, got -1",
+        ),
+        "one memory": (one_memory, ValueError, check + r"params\[2\] overlaps params\[0\]"),
+        "lr": (option("lr", -1.0), ValueError, "ReplayAdam: lr must be finite and >= 0, got -1.0"),
+        "betas": (
+            option("betas", (0.9, 1.0)),
+            ValueError,
+            r"betas\[1\] must be in \[0, 1\), got 1",
+        ),
+        "maximize": (option("maximize", "yes"), TypeError, "maximize must be a bool, got str"),
+        "lr tensor's dtype": (
+            rate(torch.tensor(1e-3, dtype=torch.float16)),
+            ValueError,
+            check + r"lr_tensors\[0\] must hold one float32 or float64 value",
+        ),
+        "lr tensor's value": (
+            rate(torch.tensor(-1.0)),
+            ValueError,
+            check + r"lr_tensors\[0\] must be finite and >= 0, got -1",
+        ),
+    }
+
+
+@pytest.mark.parametrize("case", bad_second_groups())
+def test_a_bad_group_leaves_all_groups_as_they_were(case: str) -> None:
+    spoil, error, message = bad_second_groups()[case]
     model = make_model()
     optimizer = grouped(model, ReplayAdam)
     backward(model, 0)
-    model[2].weight.grad = model[2].weight.grad.to_sparse()
-    before = copy.deepcopy(model)
-    with pytest.raises(TypeError, match="must be dense"):
-        optimizer.step()
-    assert_same_bits(model, before)
+    optimizer.step()
+    grads = {param: param.grad for param in model.parameters()}
+    spoil(optimizer, grads)
+    before = copy.deepcopy((list(model.parameters()), optimizer.state_dict()["state"]))
+    with pytest.raises(error, match=message):
+        optimizer.step(grads=grads)
+    after = list(model.parameters()), optimizer.state_dict()["state"]
+    torch.testing.assert_close(after, before, rtol=0, atol=0)

@@ -117,13 +117,14 @@ void adam_replay(std::vector<Tensor> params, std::vector<Tensor> grads,
                  std::optional<Tensor> lr_tensor, std::optional<int64_t> seed) {
   constexpr const char* op = "adam_replay_";
   check_range(op, "repeats", repeats, 1);
-  const AdamOptions options = check_adam_options(op, read_lr(op, lr, lr_tensor), beta1, beta2, eps,
-                                                 weight_decay, decoupled, maximize);
+  const AdamOptions options = check_adam_options(op, read_lr(op, lr, lr_tensor, params), beta1,
+                                                 beta2, eps, weight_decay, decoupled, maximize);
   const TensorList step_list{"steps", steps};
   check_adam_lists(op, {"params", params}, {"grads", grads}, {"exp_avgs", exp_avgs},
                    {"exp_avg_sqs", exp_avg_sqs}, step_list);
   std::vector<double> steps_done;
-  for (size_t i = 0; i < steps.size(); ++i) steps_done.push_back(read_step(op, step_list, i));
+  for (size_t i = 0; i < steps.size(); ++i)
+    steps_done.push_back(read_step(op, step_list, i, params[0]));
   const NoGrad no_grad;
   AdamReplay replay(options, repeats, check_seed(op, seed));
   for (size_t i = 0; i < params.size(); ++i)

@@ -25,24 +25,18 @@ bool on_cpu(const Tensor& t) { return t.is_cpu(); }
 // capturable=True: those are read and advanced by the launch.
 AdamEntry with_step(const char* op, const TensorList& steps, size_t i, const Tensor& param,
                     AdamEntry entry_of) {
-  if (on_cpu(steps[i])) {
-    entry_of.steps_done = read_step(op, steps, i);
-    return entry_of;
-  }
-  check_device(op, steps, i, param);
+  entry_of.steps_done = read_step(op, steps, i, param);
+  if (on_cpu(steps[i])) return entry_of;
   entry_of.device_step = steps[i].mutable_data_ptr();
   entry_of.wide_step = steps[i].scalar_type() == ScalarType::Double;
   return entry_of;
 }
 
 // A learning rate beside the parameters is read by the launch.
-AdamCall adam_call(const char* op, const AdamOptions& options, int64_t repeats,
-                   const std::optional<Tensor>& lr_tensor, std::optional<uint64_t> seed,
-                   const std::vector<Tensor>& params) {
+AdamCall adam_call(const AdamOptions& options, int64_t repeats,
+                   const std::optional<Tensor>& lr_tensor, std::optional<uint64_t> seed) {
   AdamCall call{options, repeats, nullptr, false, seed.has_value(), seed.value_or(0)};
   if (!lr_tensor || on_cpu(*lr_tensor)) return call;
-  if (!params.empty())
-    check_same_device(op, "lr_tensor", *lr_tensor, "the first tensor", params[0]);
   call.device_lr = lr_tensor->const_data_ptr();
   call.wide_lr = lr_tensor->scalar_type() == ScalarType::Double;
   return call;
@@ -55,12 +49,12 @@ void adam_replay(std::vector<Tensor> params, std::vector<Tensor> grads,
                  std::optional<Tensor> lr_tensor, std::optional<int64_t> seed) {
   constexpr const char* op = "adam_replay_";
   check_range(op, "repeats", repeats, 1);
-  const AdamOptions options = check_adam_options(op, read_lr(op, lr, lr_tensor), beta1, beta2, eps,
-                                                 weight_decay, decoupled, maximize);
+  const AdamOptions options = check_adam_options(op, read_lr(op, lr, lr_tensor, params), beta1,
+                                                 beta2, eps, weight_decay, decoupled, maximize);
   const TensorList step_list{"steps", steps};
   check_adam_lists(op, {"params", params}, {"grads", grads}, {"exp_avgs", exp_avgs},
                    {"exp_avg_sqs", exp_avg_sqs}, step_list);
-  const AdamCall call = adam_call(op, options, repeats, lr_tensor, check_seed(op, seed), params);
+  const AdamCall call = adam_call(options, repeats, lr_tensor, check_seed(op, seed));
   if (params.empty()) return;
   std::vector<AdamEntry> entries;
   for (size_t i = 0; i < params.size(); ++i) {

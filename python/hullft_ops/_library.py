@@ -166,6 +166,18 @@ def _adam_replay(
     """Writes to its arguments and returns nothing."""
 
 
+@torch.library.register_fake("hullft_ops::adam_replay_check")
+def _adam_replay_check(
+    params: list[torch.Tensor],
+    grads: list[torch.Tensor],
+    exp_avgs: list[torch.Tensor],
+    exp_avg_sqs: list[torch.Tensor],
+    steps: list[torch.Tensor],
+    lr_tensors: list[torch.Tensor],
+) -> None:
+    """Returns nothing."""
+
+
 @torch.library.register_fake("hullft_ops::grad_accumulate_")
 def _grad_accumulate(
     caches: list[torch.Tensor],

@@ -44,6 +44,7 @@ def _operator(name: str) -> Callable[..., Any]:
 
 
 adam_replay_ = _operator("adam_replay_")
+adam_replay_check = _operator("adam_replay_check")
 fw_lmo = _operator("fw_lmo")
 fw_select = _operator("fw_select")
 fw_select_indexed = _operator("fw_select_indexed")

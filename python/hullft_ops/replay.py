@@ -7,6 +7,7 @@ steps with one gradient are one sweep over memory here, whatever their number.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, overload
 
 import torch
@@ -162,7 +163,8 @@ class ReplayAdam(Optimizer):
                 the parameter's shape and device and any of the four dtypes. Not with a closure.
                 See :class:`GradientCache`.
 
-        Parameters without a gradient are left alone.
+        Parameters without a gradient are left alone. What is refused is refused before any
+        parameter is written, in whatever group.
 
         Raises:
             TypeError: ``repeats`` is not an int, ``grads`` no mapping of tensors, or a gradient is
@@ -182,9 +184,17 @@ class ReplayAdam(Optimizer):
         if grads is not None:
             self._check_known(grads)
         rows = [(group, list(self._rows(group, grads))) for group in self.param_groups]
-        calls = [(group, columns) for group, found in rows for columns in by_device(found)]
-        for group, columns in calls:
-            _replay(group, columns, repeats, self._seed_of(group, columns[0][0]))
+        calls = [
+            (columns, _step_options(group, repeats, self._seed_of(group, columns[0][0])))
+            for group, found in rows
+            for columns in by_device(found)
+        ]
+        if len(calls) > 1:  # one alone checks its tensors before it writes
+            _check_together(calls)
+        for columns, options in calls:
+            ops.adam_replay_(*columns, **options)
+            # A backward through a graph that saved these parameters must fail, as after torch's.
+            torch.autograd.graph.increment_version(columns[0])
         return loss
 
     @torch.no_grad()
@@ -286,6 +296,9 @@ def _check_options(group: Mapping[str, Any]) -> None:
             raise ValueError(f"ReplayAdam: betas[{i}] must be in [0, 1), got {value}")
     if group.get("rounding_seed") is not None:
         _checks.check_integer("ReplayAdam", "rounding_seed", group["rounding_seed"], 0)
+    for name in ("decoupled_weight_decay", "maximize"):
+        if not isinstance(group.get(name, False), bool):
+            raise TypeError(f"ReplayAdam: {name} must be a bool, got {type(group[name]).__name__}")
     for name in ("amsgrad", "differentiable"):
         if group.get(name):
             raise ValueError(f"ReplayAdam: {name} must be False, got {group[name]}")
@@ -301,24 +314,33 @@ def _number(name: str, value: object) -> float:
     return _checks.check_number("ReplayAdam", name, value)
 
 
-def _replay(
-    group: Mapping[str, Any], columns: tuple[list[Tensor], ...], repeats: int, seed: int | None
-) -> None:
+def _step_options(group: Mapping[str, Any], repeats: int, seed: int | None) -> dict[str, Any]:
+    """The operator's, checked again: anybody may have changed the group."""
+    stays_on_device = group["capturable"] and isinstance(group["lr"], Tensor)
+    lr = 0.0 if stays_on_device else _number("lr", group["lr"])
+    _check_options({**group, "lr": lr})
     beta1, beta2 = group["betas"]
-    lr = group["lr"]
-    stays_on_device = group["capturable"] and isinstance(lr, Tensor)
-    ops.adam_replay_(
-        *columns,
-        repeats=repeats,
-        lr=0.0 if stays_on_device else float(lr),
-        beta1=float(beta1),
-        beta2=float(beta2),
-        eps=float(group["eps"]),
-        weight_decay=float(group["weight_decay"]),
-        decoupled=group["decoupled_weight_decay"],
-        maximize=group["maximize"],
-        lr_tensor=lr if stays_on_device else None,
-        seed=seed,
-    )
-    # A backward through a graph that saved these parameters must fail, as after torch's own steps.
-    torch.autograd.graph.increment_version(columns[0])
+    return {
+        "repeats": repeats,
+        "lr": float(lr),
+        "beta1": float(beta1),
+        "beta2": float(beta2),
+        "eps": float(group["eps"]),
+        "weight_decay": float(group["weight_decay"]),
+        "decoupled": group["decoupled_weight_decay"],
+        "maximize": group["maximize"],
+        "lr_tensor": group["lr"] if stays_on_device else None,
+        "seed": seed,
+    }
+
+
+def _check_together(calls: Sequence[tuple[tuple[list[Tensor], ...], dict[str, Any]]]) -> None:
+    """Refuses what any of the calls would, and memory that two of them share."""
+    for device in dict.fromkeys(columns[0][0].device for columns, _ in calls):
+        there = [call for call in calls if call[0][0][0].device == device]
+        joined = zip(*(columns for columns, _ in there), strict=True)
+        rates = [options["lr_tensor"] for _, options in there]
+        ops.adam_replay_check(
+            *(list(chain.from_iterable(column)) for column in joined),
+            [rate for rate in rates if rate is not None],
+        )
