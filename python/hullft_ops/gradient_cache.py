@@ -80,6 +80,8 @@ class GradientCache:
         An example that is not cached starts from zero; ``beta=0`` replaces what is cached. A
         parameter whose ``.grad`` is None adds nothing, and :meth:`replay` leaves it alone unless it
         had a gradient before. Arithmetic is float32, or float64 where the cache or the gradient is.
+        A CUDA graph repeats what it captured: an example that was not cached then starts from zero
+        at every replay.
 
         Args:
             example: what the gradient is filed under, an index for instance.

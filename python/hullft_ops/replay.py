@@ -55,7 +55,8 @@ class ReplayAdam(Optimizer):
         decoupled_weight_decay: decay the parameter itself, as AdamW does.
         maximize: step along the gradient instead of against it.
         capturable: keep step counts beside the parameters, and read an ``lr`` that is a tensor
-            there too, so that steps can be captured in a CUDA graph. Neither is checked then.
+            there too, so that steps can be captured in a CUDA graph. Neither is checked then. An
+            ``lr`` that is a number, or on the CPU, is captured as it is.
         rounding_seed: round bfloat16 parameters up or down at random, right on average, instead of
             to nearest, which loses steps below half a unit in the last place. The random bits
             depend on this seed, the step count, which parameters of a group are stepped together,
@@ -173,8 +174,11 @@ class ReplayAdam(Optimizer):
                 moment of another shape or device, parameters whose memory overlaps, views that
                 interleave among them, or that have no storage,
                 ``grads`` for a tensor that is no parameter of this optimizer.
+            RuntimeError: captured in a CUDA graph without ``capturable``, or before
+                :meth:`make_state`.
         """
         _checks.check_integer("ReplayAdam.step", "repeats", repeats, 1)
+        self._check_capture()
         loss = None
         if closure is not None:
             if grads is not None:
@@ -214,7 +218,11 @@ class ReplayAdam(Optimizer):
         """Makes moments and step count of every parameter that has none, as its first step would.
 
         Made before what is freed again, activations for instance, they do not come to lie where
-        that was, in the way of what needs as much room next.
+        that was, in the way of what needs as much room next. Made before a step is captured in a
+        CUDA graph, they are not made anew at every replay.
+
+        Raises:
+            RuntimeError: called while a CUDA graph is captured.
         """
         for group in self.param_groups:
             for param in group["params"]:
@@ -228,6 +236,24 @@ class ReplayAdam(Optimizer):
             return None
         params = (param for group in self.param_groups for param in group["params"])
         return seed + next(i for i, param in enumerate(params) if param is first)
+
+    def _check_capture(self) -> None:
+        """A CUDA graph would repeat a step count that is read on the CPU."""
+        for i, group in enumerate(self.param_groups):
+            if not any(map(_is_captured, group["params"])):
+                continue
+            if not group["capturable"]:
+                raise RuntimeError(
+                    f"ReplayAdam.step: capturable of parameter group {i} must be True in the "
+                    f"capture of a CUDA graph, got {group['capturable']}"
+                )
+            for j, param in enumerate(group["params"]):
+                count = self.state.get(param, {}).get("step")
+                if count is not None and count.device != param.device:
+                    raise RuntimeError(
+                        f"ReplayAdam.step: step of parameter {j} of group {i} must be on "
+                        f"{param.device} in the capture of a CUDA graph, got {count.device}"
+                    )
 
     def _check_known(self, grads: Mapping[Tensor, Tensor]) -> None:
         if not isinstance(grads, Mapping):
@@ -266,9 +292,19 @@ class ReplayAdam(Optimizer):
     def _state_of(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[param]
         if not state:
+            if _is_captured(param):
+                raise RuntimeError(
+                    f"ReplayAdam: a parameter of shape {list(param.shape)} must have its state "
+                    "before the capture of a CUDA graph, which would make it at every replay: "
+                    "call make_state() first"
+                )
             # All or nothing: an interrupt or a lack of memory must not leave some of them.
             state.update(_new_state(param, group["capturable"]))
         return state
+
+
+def _is_captured(param: Tensor) -> bool:
+    return param.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _new_state(param: Tensor, capturable: bool) -> dict[str, Tensor]:
