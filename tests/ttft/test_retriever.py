@@ -1,6 +1,8 @@
 """Retriever answers as activeft.sift.Retriever does."""
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import faiss
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import torch
 from activeft import sift as activeft
 
+import hullft_ops
 from hullft_ops import reference
 from hullft_ops.ttft import Retriever
 from hullft_ops.ttft.retriever import RetrievalTime
@@ -173,6 +176,46 @@ class ReachesNothing:
         shape = (len(queries), k)
         scores = np.full(shape, np.finfo(np.float32).min)
         return scores, np.full(shape, -1), np.full((*shape, self.d), np.nan, np.float32)
+
+
+@pytest.mark.parametrize("method", ["sift", "hullft"])
+def test_vectors_of_the_index_that_are_not_finite(
+    method: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On CUDA the operators cannot raise: they mark the query."""
+    vectors = EMBEDDINGS.copy()
+    vectors[7] = np.inf
+    index = faiss.IndexFlatIP(D)
+    index.add(vectors)
+    queries = np.concatenate([-np.ones((1, 1, D)), np.ones((1, 1, D))]).astype(np.float32)
+    options = {"method": method, "also_query_opposite": False, "device": device}
+    with pytest.raises(ValueError, match=r"NaN or infinity"):
+        Retriever(index, **options).batch_search(queries, 5, 20)
+
+    def as_on_cuda(select: Callable[..., Any]) -> Callable[..., Any]:
+        def marked(pool: torch.Tensor, *args: object, **kwargs: object) -> Any:
+            failed = ~pool.isfinite().all(-1).all(-1)
+            found = select(pool.nan_to_num(posinf=0), *args, **kwargs)
+            found = found._replace(
+                indices=found.indices.masked_fill(failed[:, None], -1),
+                weights=found.weights.masked_fill(failed[:, None], math.nan),
+            )
+            if "picks" not in found._fields:
+                return found
+            return found._replace(
+                picks=found.picks.masked_fill(failed[:, None], -1),
+                variance=found.variance.masked_fill(failed[:, None], math.nan),
+            )
+
+        return marked
+
+    for name in ("fw_select", "sift_select"):
+        monkeypatch.setattr(hullft_ops, name, as_on_cuda(getattr(hullft_ops, name)))
+    message = "^Retriever: what the index finds for query 1 has NaN or infinity"
+    with pytest.raises(ValueError, match=message):
+        Retriever(index, **options).batch_search(queries, 5, 20)
+    found = Retriever(index, **options).batch_search(queries[:1], 5, 20)[1]
+    assert ((found >= 0) & (found != 7)).all()
 
 
 QUERY = unit((1, D), 35)

@@ -219,12 +219,24 @@ class Retriever:
             sift = hullft_ops.sift_select(
                 pool, query, n_select, noise=self._llambda, pool_sizes=pool_sizes
             )
-            return -sift.variance.cpu().numpy(), sift.picks.cpu().numpy()
+            return -sift.variance.cpu().numpy(), _picks_of(sift.picks)
         hull = hullft_ops.fw_select(
             pool, query[:, 0], n_select, variant="pairwise", pool_sizes=pool_sizes
         )
         weights = repeated(hull.weights, hull.counts)
-        return weights.cpu().numpy(), hull.multiset().cpu().numpy()
+        return weights.cpu().numpy(), _picks_of(hull.multiset())
+
+
+def _picks_of(picks: torch.Tensor) -> np.ndarray:
+    """On the CPU the operators refuse bad vectors; on CUDA they show as picks of -1."""
+    array: np.ndarray = picks.cpu().numpy()
+    failed = (array < 0).any(axis=1)
+    if failed.any():
+        raise ValueError(
+            f"{_OP}: what the index finds for query {failed.argmax()} has NaN or infinity, or "
+            "inner products that overflow"
+        )
+    return array
 
 
 def _device(device: torch.device | str | None) -> torch.device:

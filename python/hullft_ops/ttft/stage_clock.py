@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -12,15 +13,16 @@ import torch
 class StageClock:
     """Times stages without waiting for the device.
 
-    On CUDA a stage lies between two events in the current stream, on other devices between two
-    readings of the clock.
+    On CUDA a stage lies between two events in the device's current stream, on other devices
+    between two readings of the clock.
 
     Args:
         device: where the work is done.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._now: Callable[[], Any] = _cuda_event if device.type == "cuda" else perf_counter
+        on_cuda = device.type == "cuda"
+        self._now: Callable[[], Any] = partial(_cuda_event, device) if on_cuda else perf_counter
         self._spans: dict[str, list[tuple[Any, Any]]] = defaultdict(list)
         self._stage: str | None = None
         self._start: Any = None
@@ -44,9 +46,10 @@ class StageClock:
         return sum(_between(start, end) for start, end in self._spans[stage])
 
 
-def _cuda_event() -> torch.cuda.Event:
+def _cuda_event(device: torch.device) -> torch.cuda.Event:
     event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    event.record()
+    # The device may be another than the current one.
+    event.record(torch.cuda.current_stream(device))
     return event
 
 
