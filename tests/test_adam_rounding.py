@@ -149,8 +149,6 @@ def test_lr_as_a_tensor(lr_dtype: torch.dtype, shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lr_tensor": torch.tensor(-1.0)}, "lr_tensor must be finite and >= 0, got -1"),
-        ({"lr_tensor": torch.tensor(math.nan)}, "lr_tensor must be finite and >= 0, got nan"),
         (
             {"lr_tensor": torch.ones(2)},
             r"lr_tensor must hold one float32 or float64 value, got float32 of shape \[2\]",
@@ -166,6 +164,15 @@ def test_lr_as_a_tensor(lr_dtype: torch.dtype, shape: tuple[int, ...]) -> None:
 def test_bad_options(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=f"^adam_replay_: {message}$"):
         OPS.adam_replay_(*make_tensors([3]), repeats=1, **OPTIONS, **options)
+
+
+@pytest.mark.cpu_only("a learning rate on the device is read by the launch, unchecked")
+@pytest.mark.refusal("operator")
+@pytest.mark.parametrize("value", [-1.0, math.nan])
+def test_bad_values_of_an_lr_tensor(value: float) -> None:
+    message = f"^adam_replay_: lr_tensor must be finite and >= 0, got {value:g}$"
+    with pytest.raises(ValueError, match=message):
+        OPS.adam_replay_(*make_tensors([3]), repeats=1, **OPTIONS, lr_tensor=torch.tensor(value))
 
 
 def test_opcheck() -> None:

@@ -8,6 +8,7 @@ import torch
 import hullft_ops
 from hullft_ops import reference
 from problems import DTYPES, assert_consistent, assert_equals_reference, make_problem
+from sift_checks import FLOAT32_ROUNDING, assert_sift_within_float32
 
 NOISES = [0.01, 0.2]
 # Scores nearer than this, of the variance before any pick, are told apart by rounding alone.
@@ -33,12 +34,19 @@ def assert_equals_sift(
     )
 
 
-def assert_greedy(pool: torch.Tensor, query: torch.Tensor, picks: list[int], noise: float) -> None:
+def assert_greedy(
+    pool: torch.Tensor,
+    query: torch.Tensor,
+    picks: list[int],
+    noise: float,
+    *,
+    rounding: float = ROUNDING,
+) -> None:
     """Given the picks before it, every pick is within rounding of the best one."""
     x, q = pool.double(), torch.atleast_2d(query.double())
     for i, pick in enumerate(picks):
         left = reference.variance_after(x, q, picks[:i], noise)
-        assert left[pick] <= left.min() + ROUNDING * (q * q).sum()
+        assert left[pick] <= left.min() + rounding * (q * q).sum()
 
 
 SHAPES = [(1, 3, 4), (2, 1, 1), (7, 5, 3), (33, 17, 9), (61, 20, 20), (200, 70, 12)]
@@ -54,13 +62,16 @@ def test_equals_reference(
     dim: int,
     n_select: int,
     noise: float,
-    float32_tolerance: float,
+    device: torch.device,
 ) -> None:
     pool, query = make_problem(candidates * dim, 3, candidates, dim, dtype, spread=1.5)
     pool = pool.flip(1)
     sel = hullft_ops.sift_select(pool, query, n_select, noise=noise)
-    tolerance = 1e-10 if dtype == torch.float64 else float32_tolerance
+    tolerance = 1e-10 if dtype == torch.float64 else 1e-6
     for b in range(3):
+        if device.type != "cpu" and dtype != torch.float64:
+            assert_sift_within_float32(of_query(sel, b), pool[b], query[b], noise)
+            continue
         expected = reference.sift_select(pool[b], query[b], n_select, noise=noise)
         assert_equals_sift(of_query(sel, b), expected, tolerance=tolerance)
 
@@ -267,12 +278,14 @@ def test_more_picks_than_candidates() -> None:
         assert sel.counts[b].sum() == len(picks)
 
 
-def test_large_pool() -> None:
+def test_large_pool(device: torch.device) -> None:
     pool, query = make_problem(15, 1, 70_000, 4, torch.float32, spread=1.0)
     sel = hullft_ops.sift_select(pool, query, 10)
     assert_consistent(pool, query, sel.selection, 10)
     near = pool[0, :2000]
-    assert_greedy(near, query[0], hullft_ops.sift_select(near, query[0], 10).picks.tolist(), 0.01)
+    picks = hullft_ops.sift_select(near, query[0], 10).picks.tolist()
+    rounding = ROUNDING if device.type == "cpu" else FLOAT32_ROUNDING
+    assert_greedy(near, query[0], picks, 0.01, rounding=rounding)
 
 
 @pytest.mark.parametrize("batch", [1, 9])

@@ -14,7 +14,8 @@ from cuda_sim.checks import (
     problems_of_bad_values,
 )
 from cuda_sim.library import Answer, Launch, Library
-from hullft_ops import reference
+from hullft_ops import Selection, SiftSelection, reference
+from sift_checks import assert_sift_within_float32
 
 SIFT_SIZES = ((1, 1, 3), (2, 3, 1), (33, 20, 6), (65, 33, 9), (130, 18, 12))
 """Candidates, dimension, n_select."""
@@ -28,30 +29,17 @@ def check_sift(
     noise: float,
 ) -> None:
     """One query: the oracle's picks in float64, in float32 each within rounding of the best."""
-    x, q = pool.double(), query.double().reshape(-1, pool.shape[-1])
-    selection, picks, variance = of_query(answer[0], b), answer[1][b].tolist(), answer[2][b]
-    if pool.dtype == torch.float64:
-        expected = reference.sift_select(pool, query, len(picks), noise=noise)
-        assert picks == expected.picks
-        check_equals(selection, expected.selection)
-        wanted = torch.tensor(expected.variance, dtype=torch.float64)
-        assert (variance - wanted).abs().max() <= 1e-10
+    selection, picks, variance = of_query(answer[0], b), answer[1][b], answer[2][b]
+    if pool.dtype != torch.float64:
+        fields = (getattr(selection, name) for name in Selection._fields)
+        found = SiftSelection(*fields, picks=picks, variance=variance)
+        assert_sift_within_float32(found, pool, query, noise)
         return
-    for i, pick in enumerate(picks):
-        left = reference.variance_after(x, q, picks[:i], noise)
-        assert left[pick] - left.min() <= 1e-5
-        assert abs(variance[i] - left[pick]) <= 1e-5
-    counts = torch.bincount(torch.tensor(picks), minlength=len(x))
-    support = sorted(set(picks), key=lambda k: (-counts[k].item(), k))
-    m = len(support)
-    assert selection.indices.tolist() == support + [-1] * (len(picks) - m)
-    assert selection.counts.tolist() == counts[support].tolist() + [0] * (len(picks) - m)
-    assert (selection.weights - selection.counts / len(picks)).abs().max() <= 1e-6
-    assert (selection.support_size.item(), selection.num_iter.item()) == (m, len(picks))
-    mean = x[picks].mean(0)
-    r = q.mean(0) - mean
-    assert abs(selection.residual - r.norm()) <= 1e-5
-    assert abs(selection.gap - ((x @ r).max() - r @ mean)) <= 1e-5
+    expected = reference.sift_select(pool, query, len(picks), noise=noise)
+    assert picks.tolist() == expected.picks
+    check_equals(selection, expected.selection)
+    wanted = torch.tensor(expected.variance, dtype=torch.float64)
+    assert (variance - wanted).abs().max() <= 1e-10
 
 
 def sift_matches(
