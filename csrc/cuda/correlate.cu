@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int64_t first = int64_t(blockIdx.x) % blocks_per_query * kRowsPerBlock;
   // A size out of range reads nothing that is not there; the kernel after this one reports it.
   int64_t n = pool.sizes ? pool.sizes[query] : int64_t(pool.width);
-  n = n < pool.width ? n : pool.width;
+  if (n < 0 || n > pool.width) n = 0;
   const int64_t last = first + kRowsPerBlock < n ? first + kRowsPerBlock : n;
   with_rows<S>(pool, query, int(n), [&](const auto& rows) {
     multiply_rows(rows, int(first), int(last), vectors + query * pool.d,

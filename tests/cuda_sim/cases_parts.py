@@ -136,3 +136,26 @@ def knn_overflow(library: Library, seed: int) -> None:
     answer = library.knn(pool, query, 1, launch=Launch(seed))
     check_equals(of_query(answer, 0), reference.knn_select(pool[0], query[0], 1))
     check_failed(of_query(answer, 1), 1)
+
+
+@case
+def sizes_of_64_bits(library: Library, seed: int) -> None:
+    """Sizes out of range whose lower 32 bits are a size in range, or one past the pool."""
+    pool, query = hull_problem(3, 5, 10, 4, torch.float32)
+    sizes = torch.tensor([-(2**32) + 100, 2**32 + 5, -(2**32) + 5, -(2**63), 10])
+    launch = Launch(seed)
+    step = library.lmo(pool, query, query, sizes=sizes, launch=launch)
+    assert step.vertex[:4].tolist() == [-1] * 4
+    assert step.vertex[4].item() == reference.fw_lmo(pool[4], query[4], query[4]).vertex
+    weights = torch.full((5, 10), 0.1)
+    counts = library.integerize(pool, query, weights, 3, sizes=sizes, launch=launch)
+    assert (counts[:4] == -1).all()
+    assert counts[4].sum() == 3
+    for answer in (
+        library.knn(pool, query, 3, sizes=sizes, launch=launch),
+        library.frank_wolfe(pool, query, 3, sizes=sizes, launch=launch),
+        library.sift(pool, query, 3, sizes=sizes, launch=launch)[0],
+    ):
+        for b in range(4):
+            check_failed(of_query(answer, b), 3)
+        assert answer.counts[4].sum() == 3
