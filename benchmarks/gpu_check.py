@@ -32,6 +32,7 @@ _REHEARSAL_SECONDS = 300  # a step's: a CPU that others use is no measure of a G
 _OTHER_TESTS = (
     "test_benchmarks",
     "test_compile_gate",
+    "test_cuda_build",
     "test_cuda_errors",
     "test_examples",
     "test_gpu_check",

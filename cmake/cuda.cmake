@@ -1,5 +1,6 @@
 # The CUDA kernels. One object library without any torch header; the host side that torch calls is
-# plain C++. cudart is linked statically, so that the module loads where there is no CUDA at all.
+# plain C++. cudart is linked statically, so that the module loads where there is no CUDA at all; it
+# wants a driver of its own major version or later, whatever torch wants.
 set(HULLFT_CUDA AUTO CACHE STRING "CUDA kernels: AUTO (if there is a CUDA compiler), ON or OFF")
 set_property(CACHE HULLFT_CUDA PROPERTY STRINGS AUTO ON OFF)
 if(NOT HULLFT_CUDA MATCHES "^(AUTO|ON|OFF)$")
@@ -27,8 +28,18 @@ if(NOT CMAKE_CUDA_COMPILER)
 endif()
 
 enable_language(CUDA)
+if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.0)
+  set(HULLFT_OLD_NVCC "hullft_ops: the CUDA kernels want nvcc 12.0 or later, ${CMAKE_CUDA_COMPILER} \
+is ${CMAKE_CUDA_COMPILER_VERSION}")
+  if(HULLFT_CUDA STREQUAL "ON")
+    message(FATAL_ERROR "${HULLFT_OLD_NVCC}: HULLFT_CUDA=ON cannot be had with it")
+  endif()
+  message(WARNING "${HULLFT_OLD_NVCC}: CPU only")
+  return()
+endif()
 find_package(CUDAToolkit REQUIRED)
-# Machine code for each, and PTX of the last for what comes after. Older toolkits do not know it.
+# Machine code for each, and PTX of the last for what comes after: that of sm_120 would make the
+# binary a third larger. Toolkits before 12.8 do not know sm_100.
 if(HULLFT_CUDA_ARCHITECTURES)
   set(HULLFT_CUDA_TARGETS "${HULLFT_CUDA_ARCHITECTURES}")
 elseif(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.8)
@@ -36,6 +47,22 @@ elseif(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.8)
 else()
   set(HULLFT_CUDA_TARGETS 80-real 90-real 100)
 endif()
+# Reductions of a warp's integers and conversions to bfloat16 are instructions of 8.0.
+foreach(HULLFT_TARGET IN LISTS HULLFT_CUDA_TARGETS)
+  if(HULLFT_TARGET MATCHES "^(native|all|all-major)$")
+    string(REPLACE "-" "_" HULLFT_SUFFIX "${HULLFT_TARGET}")
+    string(TOUPPER "${HULLFT_SUFFIX}" HULLFT_SUFFIX)
+    set(HULLFT_TARGET_NUMBERS ${CMAKE_CUDA_ARCHITECTURES_${HULLFT_SUFFIX}})
+  else()
+    set(HULLFT_TARGET_NUMBERS ${HULLFT_TARGET})
+  endif()
+  foreach(HULLFT_NUMBER IN LISTS HULLFT_TARGET_NUMBERS)
+    if(HULLFT_NUMBER MATCHES "^([0-9]+)" AND CMAKE_MATCH_1 LESS 80)
+      message(FATAL_ERROR "hullft_ops: the CUDA kernels want architectures of at least 80, "
+                          "HULLFT_CUDA_ARCHITECTURES asks for ${CMAKE_MATCH_1} (${HULLFT_TARGET})")
+    endif()
+  endforeach()
+endforeach()
 set(CMAKE_CUDA_STANDARD 20)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(HULLFT_CUDA_VERSION "${CMAKE_CUDA_COMPILER_VERSION}")
@@ -57,6 +84,7 @@ set_target_properties(hullft_kernels PROPERTIES
 
 set(HULLFT_CUDA_HOST_SOURCES
   csrc/cuda_host/context.cpp
+  csrc/cuda_host/device.cpp
   csrc/cuda_host/frank_wolfe.cpp
   csrc/cuda_host/integerize.cpp
   csrc/cuda_host/knn.cpp

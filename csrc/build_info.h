@@ -8,8 +8,15 @@
 #include <vector>
 
 #include "cpu/simd/kernels.h"
+#ifdef HULLFT_KERNELS
+#include "cuda_host/device.h"
+#endif
 
 namespace hullft {
+
+#ifndef HULLFT_KERNELS
+inline std::string cuda_unusable(int) { return "this build has no CUDA kernels"; }
+#endif
 
 inline std::vector<std::string> simd_levels() {
   const char* names[8];

@@ -51,6 +51,8 @@ STABLE_TORCH_LIBRARY(hullft_ops, m) {
 
 PYBIND11_MODULE(_C, m) {
   m.def("build_info", &hullft::build_info, "How this binary was built.");
+  m.def("cuda_unusable", &hullft::cuda_unusable,
+        "Why the operators cannot run on a CUDA device, or an empty string.");
   m.def("simd_levels", &hullft::simd_levels, "Instruction sets that can run here, widest first.");
   m.def("simd_level", &hullft::simd_level, "The instruction set in use.");
   m.def("use_simd_level", &hullft::use_simd_level,

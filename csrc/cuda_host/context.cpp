@@ -2,6 +2,9 @@
 
 #include <dlfcn.h>
 
+#include <stdexcept>
+#include <string>
+
 namespace hullft {
 namespace {
 

@@ -1,4 +1,4 @@
-// The device, its current stream and the errors of a launch.
+// The device and its current stream.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -7,15 +7,10 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <array>
-#include <stdexcept>
-#include <string>
+
+#include "device.h"
 
 namespace hullft {
-
-inline void check_cuda(const char* op, cudaError_t status) {
-  if (status == cudaSuccess) return;
-  throw std::runtime_error(std::string(op) + ": CUDA error: " + cudaGetErrorString(status));
-}
 
 // torch's current stream of a device. Looked up in the loaded libtorch_cuda.so: linking it would
 // keep the extension from loading in CPU builds of torch.
@@ -26,6 +21,7 @@ class CudaContext {
  public:
   CudaContext(const char* op, const torch::stable::Tensor& t)
       : op_(op), device_(t.get_device_index()), guard_(device_) {
+    check_usable(op, device_);
     // The guard set it for torch's copy of the CUDA runtime; this extension links its own.
     check_cuda(op, cudaSetDevice(device_));
     stream_ = current_stream(op, device_);

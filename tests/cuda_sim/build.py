@@ -198,6 +198,14 @@ def build_patched(kind: str, unit: str, file: str, old: str, new: str, into: Pat
     return _link(kind, objects, first=unit)
 
 
+def build_host(into: Path) -> Path:
+    """What csrc/cuda_host has without torch, on the runtime of host/runtime.cpp."""
+    library = into / "libhost.so"
+    sources = [str(CSRC / "cuda_host/device.cpp"), str(HERE / "host/runtime.cpp")]
+    _run(["g++", *_common(CSRC), "-shared", "-Wl,-Bsymbolic", *sources, "-o", str(library)])
+    return library
+
+
 def build_selftest(kind: str, into: Path) -> Path:
     """The simulator's own test as a program."""
     how = KINDS[kind]

@@ -1,6 +1,7 @@
 """Retriever answers as activeft.sift.Retriever does."""
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from activeft import sift as activeft
 
 import hullft_ops
 from hullft_ops import reference
-from hullft_ops.ttft import Retriever
+from hullft_ops.ttft import Retriever, retriever
 from hullft_ops.ttft.retriever import RetrievalTime
 
 M, D = 300, 24
@@ -114,6 +115,33 @@ def test_positional_arguments_mean_the_same() -> None:
     assert (ours.also_query_opposite, ours.only_faiss) == (False, True)
     query = unit((1, D), 31)
     assert ours.search(query, 3, 5, False, 1)[1].shape == (3,)
+
+
+@pytest.mark.parametrize("unusable", ["", "the driver is for CUDA 12.4"])
+def test_the_default_device_can_run_the_operators(
+    monkeypatch: pytest.MonkeyPatch, unusable: str
+) -> None:
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(retriever, "build_info", lambda: {"cuda": "13.0"})
+    monkeypatch.setattr(retriever, "cuda_unusable", lambda i: asked.append(i) or unusable)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        device = Retriever(flat_index()).device
+        given = Retriever(flat_index(), device="cuda:1").device
+    assert (device.type, str(given)) == ("cpu" if unusable else "cuda", "cuda:1")
+    assert asked == [0]
+    said = [(str(warning.message), warning.filename) for warning in caught]
+    assert said == ([(f"Retriever: selects on the CPU: {unusable}", __file__)] if unusable else [])
+
+
+def test_a_build_without_kernels_selects_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(retriever, "build_info", lambda: {"cuda": ""})
+    monkeypatch.setattr(retriever, "cuda_unusable", lambda i: "never asked")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Retriever(flat_index()).device.type == "cpu"
 
 
 def test_an_index_that_finds_fewer_than_asked() -> None:

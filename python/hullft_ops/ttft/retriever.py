@@ -10,6 +10,7 @@ first, where activeft shuffles. More than 1,000 candidates are selected from as 
 activeft splits them at random.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import perf_counter
@@ -21,7 +22,7 @@ import torch
 
 import hullft_ops
 from hullft_ops import _checks
-from hullft_ops._C import build_info
+from hullft_ops._C import build_info, cuda_unusable
 from hullft_ops.selection import repeated
 from hullft_ops.ttft.arrays import for_torch
 
@@ -79,8 +80,10 @@ class Retriever:
             also_query_opposite: candidates are those of largest inner product with the query or
                 its opposite; wants an inner-product index.
             only_faiss: return the nearest, select nothing.
-            device: where to select; None is a CUDA device where there is one and this build has its
-                kernels, else the CPU.
+            device: where to select; None is the current CUDA device where there is one and this
+                build has kernels, else the CPU. With a warning it is the CPU too where they cannot
+                run: below compute capability 8.0, or with a driver for an older CUDA than the
+                build's.
             method: "sift", or "hullft" for :func:`hullft_ops.fw_select` (pairwise).
 
         Raises:
@@ -242,8 +245,15 @@ def _picks_of(picks: torch.Tensor) -> np.ndarray:
 def _device(device: torch.device | str | None) -> torch.device:
     if device is not None:
         return torch.device(device)
-    has_cuda = torch.cuda.is_available() and build_info()["cuda"]
-    return torch.device("cuda" if has_cuda else "cpu")
+    if not torch.cuda.is_available() or not build_info()["cuda"]:
+        return torch.device("cpu")
+    # Asking torch for the current device starts CUDA; before that it is the first.
+    started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    unusable = cuda_unusable(torch.cuda.current_device() if started else 0)
+    if not unusable:
+        return torch.device("cuda")
+    warnings.warn(f"{_OP}: selects on the CPU: {unusable}", stacklevel=3)
+    return torch.device("cpu")
 
 
 @contextmanager

@@ -1,0 +1,65 @@
+"""What the host side says of devices, drivers and failed calls, asked on a runtime made up here."""
+
+import ctypes
+from pathlib import Path
+
+import pytest
+
+from cuda_sim import build
+
+INVALID_DEVICE = 101  # cudaErrorInvalidDevice
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> ctypes.CDLL:
+    """A process asks for a device once, so every test has a library of its own."""
+    library = ctypes.CDLL(str(build.build_host(tmp_path)))
+    for name in ("unusable", "refused", "failed"):
+        getattr(library, name).restype = ctypes.c_char_p
+    return library
+
+
+def version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def test_a_usable_device_is_asked_once(host: ctypes.CDLL) -> None:
+    for major, minor in ((8, 0), (8, 9), (9, 0), (10, 0), (12, 0)):
+        host.set_machine(host.wanted_driver() + 20, major, minor, 0)
+        assert host.unusable(0) == b""
+    for device in (3, 3, 70, 70):
+        assert host.refused(device) is None
+    assert host.queries() == 2 + 2 + 4  # past the 64th no device is remembered
+    host.set_machine(host.wanted_driver(), 7, 5, 0)
+    assert host.refused(3) is None
+    assert host.refused(4) is not None
+
+
+def test_an_old_device_is_named(host: ctypes.CDLL) -> None:
+    host.set_machine(host.wanted_driver(), 7, 5, 0)
+    wanted = "cuda:1 has compute capability 7.5, the kernels want 8.0 or higher"
+    assert host.unusable(1).decode() == wanted
+    for _ in range(2):
+        assert host.refused(1).decode() == f"fw_select: CUDA error: {wanted}"
+
+
+def test_an_old_driver_is_named(host: ctypes.CDLL) -> None:
+    old = host.wanted_driver() - 1000 + 80
+    host.set_machine(old, 9, 0, 0)
+    wanted = (
+        f"the driver is for CUDA {version(old)}, this build wants one for CUDA "
+        f"{version(host.wanted_driver())} or later"
+    )
+    assert host.unusable(0).decode() == wanted
+    assert host.refused(0).decode() == f"fw_select: CUDA error: {wanted}"
+    host.set_machine(0, 9, 0, 0)
+    assert host.unusable(0) == b"there is no CUDA driver"
+
+
+def test_a_failed_call_leaves_no_error_behind(host: ctypes.CDLL) -> None:
+    assert host.failed(0) is None
+    assert host.failed(INVALID_DEVICE) == b"fw_select: CUDA error: invalid device ordinal"
+    assert host.last_error() == 0
+    host.set_machine(host.wanted_driver(), 9, 0, INVALID_DEVICE)
+    assert host.unusable(9) == b"invalid device ordinal"
+    assert host.last_error() == 0
