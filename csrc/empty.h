@@ -10,19 +10,30 @@
 #include <cstdint>
 #include <stdexcept>
 
+#include "allocation.h"
 #include "checks.h"
+
+// torch has it from 2.13 on.
+extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
 
 namespace hullft {
 
-// On the device of `beside`; dtype in the shim's numbers.
+// On the device of `beside`; dtype in the shim's numbers; `what` for an error.
 inline Tensor empty_strided(const Tensor& beside, int64_t dim, const int64_t* sizes,
-                            const int64_t* strides, int32_t dtype) {
+                            const int64_t* strides, int32_t dtype, const char* what = "tensor") {
   int32_t device_type;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(beside.get(), &device_type));
+  const int32_t device = beside.get_device_index();
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, sizes, strides, dtype, device_type,
-                                                         beside.get_device_index(), &handle));
-  return Tensor(handle);
+  if (aoti_torch_empty_strided(dim, sizes, strides, dtype, device_type, device, &handle) ==
+      AOTI_TORCH_SUCCESS)
+    return Tensor(handle);
+  int64_t bytes = int64_t(aoti_torch_dtype_element_size(dtype));
+  for (int64_t d = 0; d < dim; ++d) bytes *= sizes[d];
+  throw std::runtime_error(allocation_failure(
+      what, bytes, device_type == aoti_torch_device_type_cuda(), device,
+      torch_exception_get_what_without_backtrace ? torch_exception_get_what_without_backtrace()
+                                                 : ""));
 }
 
 // Of the dtypes that operators return.

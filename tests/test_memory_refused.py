@@ -2,6 +2,8 @@
 stand for inputs of any size."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -107,3 +109,26 @@ def test_a_step_for_more_queries_than_could_be_answered_is_refused() -> None:
     wanted = "^fw_lmo: 1099511627776 queries: the answer needs 20480 GiB, this machine has [0-9]+$"
     with pytest.raises(ValueError, match=wanted):
         hullft_ops.fw_lmo(POOL, ENDLESS, ENDLESS)
+
+
+REFUSED_BY_THE_SYSTEM = """
+import resource
+import torch, hullft_ops
+pool, queries = torch.ones(4, 3), torch.ones(1, 3).expand(2**26, 3)
+with open("/proc/self/statm") as file:
+    used = int(file.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, used + 2**28))
+try:
+    hullft_ops.knn_select(pool, queries, 1)
+except RuntimeError as error:
+    print(error)
+"""
+
+
+@pytest.mark.cpu_only("the memory that the system gives a process")
+def test_memory_that_the_system_refuses_is_named() -> None:
+    command = [sys.executable, "-c", REFUSED_BY_THE_SYSTEM]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert said.startswith(f"hullft_ops: torch makes no tensor of {2**29} bytes on the CPU")
+    if torch.torch_version.TorchVersion(torch.__version__) >= (2, 13):  # before, it kept the reason
+        assert "can't allocate memory" in said

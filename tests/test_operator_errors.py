@@ -25,9 +25,26 @@ def test_a_refusal_becomes_a_value_error_with_its_text(
         call(torch.ones(1))
 
 
+def test_a_lack_of_memory_on_cuda_is_torchs_own_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "CUDA out of memory: no workspace of 12 bytes on cuda:1: CUDA out of memory."
+
+    def fail(*_: object) -> None:
+        raise RuntimeError(f"hullft_ops: {said}\nException raised from here")
+
+    monkeypatch.setattr(_operators.ops, "fw_select", fail)
+    wanted = (
+        "^fw_select: CUDA out of memory: no workspace of 12 bytes on cuda:1: CUDA out of memory.$"
+    )
+    with pytest.raises(torch.OutOfMemoryError, match=wanted):
+        _operators._operator("fw_select")(torch.ones(1))
+
+
 @pytest.mark.parametrize(
     "error",
     [
+        RuntimeError(
+            "hullft_ops: torch makes no tensor of 8 bytes on cuda:0: CUDA error: an illegal"
+        ),
         RuntimeError("fw_select: CUDA error: out of memory"),
         RuntimeError("fw_select: this torch was built without CUDA"),
         RuntimeError("fw_select: no current stream of device 1"),

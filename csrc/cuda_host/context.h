@@ -3,11 +3,9 @@
 
 #include <cuda_runtime_api.h>
 #include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <array>
-
+#include "../empty.h"
 #include "device.h"
 
 namespace hullft {
@@ -31,8 +29,8 @@ class CudaContext {
 
   // Scratch memory of torch's allocator, whose reuse follows the current stream.
   torch::stable::Tensor workspace(const torch::stable::Tensor& like, int64_t bytes) const {
-    const std::array<int64_t, 1> size{bytes};
-    return torch::stable::new_empty(like, size, torch::headeronly::ScalarType::Byte);
+    constexpr int64_t kStride = 1;
+    return empty_strided(like, 1, &bytes, &kStride, aoti_torch_dtype_uint8(), "workspace");
   }
 
   // What one block may ask for.

@@ -1,4 +1,5 @@
-"""The operators as this package calls them: what they refuse is a ValueError, whatever the torch.
+"""The operators as this package calls them: what they refuse is a ValueError, whatever the torch,
+and a lack of memory on CUDA torch's own error.
 
 They throw ``std::invalid_argument`` for bad values. torch hands that on as a ValueError up to 2.13
 and as a RuntimeError in 2.15, with the same text.
@@ -26,6 +27,17 @@ def refusal(op: str, error: RuntimeError) -> ValueError | None:
     return ValueError(message)
 
 
+# What csrc/allocation.h says of it.
+_NO_MEMORY = "hullft_ops: CUDA out of memory: "
+
+
+def no_memory(op: str, error: RuntimeError) -> torch.OutOfMemoryError | None:
+    """The error of an operator for which CUDA has no memory, or None where it is of another kind."""
+    if type(error) is not RuntimeError or not str(error).startswith(_NO_MEMORY):
+        return None
+    return torch.OutOfMemoryError(str(error).splitlines()[0].replace("hullft_ops", op, 1))
+
+
 def _operator(name: str) -> Callable[..., Any]:
     packet = getattr(ops, name)
 
@@ -35,10 +47,10 @@ def _operator(name: str) -> Callable[..., Any]:
         try:
             return packet(*arguments, **options)
         except RuntimeError as error:
-            refused = refusal(name, error)
-            if refused is None:
+            translated = refusal(name, error) or no_memory(name, error)
+            if translated is None:
                 raise
-            raise refused from None
+            raise translated from None
 
     return call
 

@@ -1,4 +1,4 @@
-"""What the host side says of devices, drivers and failed calls, asked on a runtime made up here."""
+"""What the host side says of devices, drivers, failed calls and memory, on a made-up runtime."""
 
 import ctypes
 from pathlib import Path
@@ -14,7 +14,7 @@ INVALID_DEVICE = 101  # cudaErrorInvalidDevice
 def host(tmp_path: Path) -> ctypes.CDLL:
     """A process asks for a device once, so every test has a library of its own."""
     library = ctypes.CDLL(str(build.build_host(tmp_path)))
-    for name in ("unusable", "refused", "failed"):
+    for name in ("unusable", "refused", "failed", "no_memory"):
         getattr(library, name).restype = ctypes.c_char_p
     return library
 
@@ -63,3 +63,15 @@ def test_a_failed_call_leaves_no_error_behind(host: ctypes.CDLL) -> None:
     host.set_machine(host.wanted_driver(), 9, 0, INVALID_DEVICE)
     assert host.unusable(9) == b"invalid device ordinal"
     assert host.last_error() == 0
+
+
+def test_a_lack_of_memory_is_told_from_other_errors(host: ctypes.CDLL) -> None:
+    start = "hullft_ops: CUDA out of memory: no workspace of 4096 bytes on cuda:1"
+    assert host.no_memory(1, 1, b"").decode() == start
+    full = b"CUDA out of memory. Tried to allocate 4.00 KiB.\nand a trace"
+    wanted = f"{start}: CUDA out of memory. Tried to allocate 4.00 KiB."
+    assert host.no_memory(1, 1, full).decode() == wanted
+    other = "CUDA error: an illegal memory access was encountered"
+    wanted = f"hullft_ops: torch makes no workspace of 4096 bytes on cuda:0: {other}"
+    assert host.no_memory(1, 0, other.encode()).decode() == wanted
+    assert "out of memory" not in host.no_memory(0, 0, b"").decode()

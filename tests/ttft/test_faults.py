@@ -25,6 +25,10 @@ def no_memory() -> BaseException:
     return RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 1 bytes")
 
 
+def of_compiled_code() -> BaseException:
+    return RuntimeError("hullft_ops: CUDA out of memory: no workspace of 4096 bytes on cuda:0")
+
+
 ERRORS: dict[str, Callable[[], BaseException]] = {
     "error": StopError,
     "interrupt": KeyboardInterrupt,
@@ -273,7 +277,9 @@ def test_what_cannot_be_restored_is_named_and_all_else_is_back(gpt2, make):
     assert differences(before, state_of(gpt2)) == [f"{name}: bytes"]
 
 
-@pytest.mark.parametrize("fault", [MemoryError(), no_memory(), torch.OutOfMemoryError("x")])
+@pytest.mark.parametrize(
+    "fault", [MemoryError(), no_memory(), torch.OutOfMemoryError("x"), of_compiled_code()]
+)
 @pytest.mark.parametrize(
     ("stage", "options", "message"),
     [

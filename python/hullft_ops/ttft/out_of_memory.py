@@ -5,6 +5,10 @@ from contextlib import contextmanager
 
 import torch
 
+# Of a plain RuntimeError: what torch says on the CPU, an operator in compiled code, and CUDA
+# when a launch finds no memory.
+_TEXTS = ("can't allocate memory", "CUDA out of memory", "CUDA error: out of memory")
+
 
 @contextmanager
 def out_of_memory_explained(advice: str) -> Iterator[None]:
@@ -22,7 +26,6 @@ def out_of_memory_explained(advice: str) -> Iterator[None]:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    # On the CPU torch raises a plain RuntimeError.
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in (
-        str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        text in str(error) for text in _TEXTS
     )

@@ -5,6 +5,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "allocation.h"
 #include "cuda_host/device.h"
 
 namespace {
@@ -58,6 +59,11 @@ int last_error() { return last; }
 
 const char* unusable(int device) {
   said = hullft::cuda_unusable(device);
+  return said.c_str();
+}
+
+const char* no_memory(int cuda, int device, const char* torch_said) {
+  said = hullft::allocation_failure("workspace", 4096, cuda != 0, device, torch_said);
   return said.c_str();
 }
 
