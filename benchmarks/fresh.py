@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -12,7 +12,6 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.memory import forward_backward
-from benchmarks.peers import padded_cloning_finetune
 from benchmarks.timing import Pace, Timing, measure, synchronised
 from hullft_ops.ttft import keep_freed_memory
 
@@ -20,6 +19,7 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 _ADAPTED = "adapted.pt"
+_ROUNDS = 2
 
 
 def in_fresh_process(call: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
@@ -31,10 +31,11 @@ def in_fresh_process(call: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs
 
 
 @dataclass(frozen=True)
-class PaddedLoop:
-    """`padded_cloning_finetune` as a user runs it.
+class FinetuningLoop:
+    """One of `benchmarks.loops` as a user runs it.
 
     Attributes:
+        finetune: the loop, called with a model and the attributes from ``passages`` on.
         folder: with a saved model; the adapted parameters come back through it.
         passages: tokens of each text.
         counts: steps for each.
@@ -42,6 +43,7 @@ class PaddedLoop:
         lr: Adam's learning rate.
     """
 
+    finetune: Callable[..., None]
     folder: Path
     device: torch.device
     passages: Sequence[Sequence[int]]
@@ -50,8 +52,11 @@ class PaddedLoop:
     lr: float
 
     def timed(self, pace: Pace) -> tuple[Timing, list[torch.Tensor]]:
-        """Its time in a fresh process, and the adapted parameters."""
-        timing = in_fresh_process(self._measure, pace)
+        """Its time in a fresh process, and the adapted parameters.
+
+        Two rounds are enough: a loop takes seconds, and has run twice before to warm up.
+        """
+        timing = in_fresh_process(self._measure, replace(pace, min_rounds=_ROUNDS))
         adapted: list[torch.Tensor] = torch.load(self.folder / _ADAPTED, map_location=self.device)
         return timing, adapted
 
@@ -60,14 +65,7 @@ class PaddedLoop:
         base = [parameter.detach().clone() for parameter in model.parameters()]
 
         def finetune() -> None:
-            padded_cloning_finetune(
-                model,
-                self.passages,
-                self.counts,
-                refresh=self.refresh,
-                lr=self.lr,
-                max_length=model.config.n_positions,
-            )
+            self.finetune(model, self.passages, self.counts, refresh=self.refresh, lr=self.lr)
 
         def restore() -> None:
             model.zero_grad(set_to_none=True)

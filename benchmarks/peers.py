@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
 
 if TYPE_CHECKING:
     from activeft.sift import Retriever
@@ -218,48 +217,3 @@ def adams(
         "torch foreach": lambda: torch.optim.Adam(params, lr=lr, foreach=True),
         "torch default": lambda: torch.optim.Adam(params, lr=lr, foreach=False),
     }
-
-
-def padded_cloning_finetune(
-    model: nn.Module,
-    passages: Sequence[Sequence[int]],
-    counts: Sequence[int],
-    *,
-    refresh: int,
-    lr: float,
-    max_length: int,
-) -> None:
-    """A plain transformers loop, as the published code has it.
-
-    Every passage is padded to ``max_length`` and the padding masked out of attention and loss.
-    Each fresh gradient is cloned, and cloned again for every step that uses it once more. The
-    optimizer is a new torch.optim.Adam as torch makes it.
-    """
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
-    device = next(model.parameters()).device
-    for passage, count in zip(passages, counts, strict=True):
-        length = len(passage)
-        input_ids = torch.zeros(1, max_length, dtype=torch.int64, device=device)
-        input_ids[0, :length] = torch.tensor(passage, device=device)
-        attention_mask = torch.zeros_like(input_ids)
-        attention_mask[0, :length] = 1
-        labels = input_ids.masked_fill(attention_mask == 0, -100)
-        cached: list[torch.Tensor] = []
-        for step in range(count):
-            if step % refresh == 0:
-                optimizer.zero_grad()
-                loss = model(input_ids=input_ids, attention_mask=attention_mask, labels=labels).loss
-                loss.backward()
-                cached = [_gradient(parameter).clone() for parameter in model.parameters()]
-            else:
-                for parameter, gradient in zip(model.parameters(), cached, strict=True):
-                    parameter.grad = gradient.clone()
-            optimizer.step()
-
-
-def _gradient(parameter: nn.Parameter) -> torch.Tensor:
-    if parameter.grad is None:
-        raise RuntimeError(
-            f"padded_cloning_finetune: a parameter of shape {list(parameter.shape)} has no gradient"
-        )
-    return parameter.grad

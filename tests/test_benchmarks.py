@@ -6,12 +6,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from benchmarks import compare, fresh, growth, peers, report, run, timing
+from benchmarks import bench_ttft, compare, fresh, growth, loops, peers, report, run, timing
 from benchmarks.pools import distinct_pools, tiled
 from benchmarks.recorder import Recorder
 from benchmarks.results import Results, comparison
@@ -147,44 +149,81 @@ def test_nnls_finds_convex_weights_that_pairwise_approaches() -> None:
     assert abs(best - expected.residual) < 1e-4
 
 
-def test_padding_and_cloning_equals_a_plain_loop() -> None:
+PASSAGES, COUNTS = [[1, 2, 3, 4], [9, 8, 7]], [3, 1]
+LOOPS = {
+    "padded": partial(loops.padded_cloning_finetune, max_length=16),
+    "torch": partial(loops.torch_finetune, autocast=None),
+}
+
+
+def small_gpt2() -> GPT2LMHeadModel:
     config = GPT2Config(
         vocab_size=50, n_positions=16, n_embd=8, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0
     )
     torch.manual_seed(0)
-    padded = GPT2LMHeadModel(config).double().eval()
-    plain = GPT2LMHeadModel(config).double().eval()
-    plain.load_state_dict(padded.state_dict())
-    passages, counts = [[1, 2, 3, 4], [9, 8, 7]], [3, 1]
-    peers.padded_cloning_finetune(padded, passages, counts, refresh=2, lr=1e-3, max_length=16)
+    return GPT2LMHeadModel(config).eval()
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_loops_take_the_steps_that_are_written_out_here(name: str) -> None:
+    found, plain = small_gpt2().double(), small_gpt2().double()
+    LOOPS[name](found, PASSAGES, COUNTS, refresh=2, lr=1e-3)
     optimizer = torch.optim.Adam(plain.parameters(), lr=1e-3)
-    for passage, steps in ((passages[0], 2), (passages[0], 1), (passages[1], 1)):
+    for passage, steps in ((PASSAGES[0], 2), (PASSAGES[0], 1), (PASSAGES[1], 1)):
         optimizer.zero_grad()
         tokens = torch.tensor([passage])
         plain(input_ids=tokens, labels=tokens).loss.backward()
         for _ in range(steps):
             optimizer.step()
-    for (name, ours), theirs in zip(plain.named_parameters(), padded.parameters(), strict=True):
+    for (name, ours), theirs in zip(plain.named_parameters(), found.parameters(), strict=True):
         difference = (ours - theirs).detach().abs()
         if name.endswith("c_attn.bias"):
             # Adam makes a step even of rounding, which is all the gradient that a key bias has.
-            difference[config.n_embd : 2 * config.n_embd] = 0
+            difference[plain.config.n_embd : 2 * plain.config.n_embd] = 0
         assert difference.max() < 1e-7, name
-    assert torch.allclose(plain(tokens).logits, padded(tokens).logits, atol=1e-6, rtol=0)
+    assert torch.allclose(plain(tokens).logits, found(tokens).logits, atol=1e-6, rtol=0)
 
 
-def test_the_padded_loop_in_a_process_of_its_own_adapts_as_it_does_here(tmp_path: Path) -> None:
-    config = GPT2Config(vocab_size=50, n_positions=16, n_embd=8, n_layer=1, n_head=2)
-    torch.manual_seed(0)
-    model = GPT2LMHeadModel(config).eval()
+def test_the_torch_loop_runs_under_autocast() -> None:
+    dtypes: list[torch.dtype] = []
+    model = small_gpt2()
+    model.transformer.h[0].mlp.register_forward_hook(lambda *found: dtypes.append(found[-1].dtype))
+    loops.torch_finetune(model, PASSAGES, COUNTS, refresh=2, lr=1e-3, autocast=torch.bfloat16)
+    assert dtypes == [torch.bfloat16] * 3
+    assert all(p.dtype == p.grad.dtype == torch.float32 for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_a_loop_in_a_process_of_its_own_adapts_as_it_does_here(name: str, tmp_path: Path) -> None:
+    model = small_gpt2()
     model.save_pretrained(tmp_path)
-    passages, counts = [[1, 2, 3, 4], [9, 8, 7]], [3, 1]
-    loop = fresh.PaddedLoop(tmp_path, torch.device("cpu"), passages, counts, 2, 1e-3)
-    taken, found = loop.timed(Pace(0.0, 2, 2))
+    loop = fresh.FinetuningLoop(
+        LOOPS[name], tmp_path, torch.device("cpu"), PASSAGES, COUNTS, 2, 1e-3
+    )
+    taken, found = loop.timed(Pace(0.0, 5, 5))
     assert taken.rounds == 2
-    peers.padded_cloning_finetune(model, passages, counts, refresh=2, lr=1e-3, max_length=16)
+    LOOPS[name](model, PASSAGES, COUNTS, refresh=2, lr=1e-3)
     for here, there in zip(model.parameters(), found, strict=True):
         assert torch.equal(here, there)
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+@pytest.mark.parametrize("wrong", [{"refresh": 1}, {"counts": [3, 0]}, {"lr": 2e-3}])
+@pytest.mark.parametrize("name", LOOPS)
+def test_a_loop_that_computes_something_else_is_noticed(
+    name: str, wrong: dict[str, Any], dtype: str | None
+) -> None:
+    def end(loop: Callable[..., None], **changed: Any) -> list[torch.Tensor]:
+        model = small_gpt2()
+        loop(model, **{"passages": PASSAGES, "counts": COUNTS, "refresh": 2, "lr": 1e-3} | changed)
+        return [parameter.detach() for parameter in model.parameters()]
+
+    model, case = small_gpt2(), bench_ttft.Case("tiny", dtype=dtype)
+    base = [parameter.detach() for parameter in model.parameters()]
+    differences = partial(bench_ttft.parameter_differences, model, base, end(LOOPS["torch"]))
+    bench_ttft.assert_same_end(case, differences(end(LOOPS[name])))
+    with pytest.raises(AssertionError):
+        bench_ttft.assert_same_end(case, differences(end(LOOPS[name], **wrong)))
 
 
 def test_a_fresh_process_is_another_with_as_many_threads() -> None:
@@ -234,6 +273,22 @@ def test_page_and_plot_show_ratios_goals_and_exponents(results: Results, tmp_pat
     assert "times activeft SIFT | at least 1000 | 900 | no |" in page
     assert "torch 2.13.0" in page
     assert "peft" not in page
+
+
+def test_the_page_says_beside_the_table_what_ttft_is_compared_with(
+    results: Results, tmp_path: Path
+) -> None:
+    case = {"model": "gpt2", "n_select": 20, "refresh": 2, "lengths": "300", "dtype": None}
+    peers = {"padded loop": at(70.0), "torch loop": at(15.0)}
+    facts = {"parameter-sized buffers": 4.5}
+    found = Comparison("ttft", "gpt2", case, at(10.0), peers, facts=facts)
+    report.write_page(replace(results, comparisons=[found]), tmp_path / "cpu.md", None)
+    page = (tmp_path / "cpu.md").read_text()
+    assert "| GPT-2 in float32, N = 20: times the padded loop | at least 5 | 7 | yes |" in page
+    assert "| GPT-2 in float32, N = 20: times the torch loop | at least 1 | 1.5 | yes |" in page
+    note, table = page.split("## Ttft")[1].split("\n\n")[1:3]
+    assert "1024 of GPT-2" in note
+    assert "| gpt2 | 10 s | 7x (70 s) | 1.5x (15 s) | 4.5 |" in table
 
 
 @pytest.fixture
