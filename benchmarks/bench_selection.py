@@ -18,6 +18,9 @@ _MAX_POOL_BYTES = 2**30
 # Peers that take queries one by one are timed on this many of a batch of pools larger than these.
 _LOOPED_QUERIES = 8
 _LOOPED_POOL = 200 * 1024
+# Of the batched peer, whose Gram matrices are float32 [B, K, K].
+_MAX_GRAM_BYTES = 2**29
+_MAX_GRAM_CANDIDATES = 1000
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,17 @@ class Case:
     def looped_queries(self) -> int:
         small = self.candidates * self.dim <= _LOOPED_POOL and self.batch <= 64
         return self.batch if small else min(self.batch, _LOOPED_QUERIES)
+
+    @property
+    def checked_queries(self) -> int:
+        """Every distinct query, or one of a large pool."""
+        small = self.candidates * self.dim <= _LOOPED_POOL
+        return min(self.batch, DISTINCT if small else 1)
+
+    @property
+    def has_gram_peer(self) -> bool:
+        fits = 4 * self.batch * self.candidates**2 <= _MAX_GRAM_BYTES
+        return self.variant == "vanilla" and self.candidates <= _MAX_GRAM_CANDIDATES and fits
 
 
 def cases(grid: str) -> list[Case]:
@@ -82,6 +96,8 @@ def test_selection(case: Case, recorder: Recorder, device: torch.device) -> None
     words = pool.view(torch.int32)
     recorder.roofline(words.amax, case.pool_bytes)
     time_numpy(case, recorder, distinct, queries)
+    if case.has_gram_peer:
+        time_gram(case, recorder, pool, query)
     if case.variant == "pairwise":
         _time_nnls(case, recorder, distinct, queries, select())
     if case.variant == "vanilla" and case.candidates <= 200 and case.dim <= 1024:
@@ -91,9 +107,8 @@ def test_selection(case: Case, recorder: Recorder, device: torch.device) -> None
 def assert_as_reference(
     case: Case, pool: torch.Tensor, query: torch.Tensor, selection: hullft_ops.Selection
 ) -> None:
-    """Every distinct query, or one of a large pool, and that repeated queries agree with it."""
-    small = case.candidates * case.dim <= _LOOPED_POOL
-    for b in range(min(case.batch, DISTINCT if small else 1)):
+    """The queries to be checked, and that repeated queries agree with the distinct ones."""
+    for b in range(case.checked_queries):
         expected = reference.fw_select(
             pool[b].cpu(), query[b].cpu(), case.n_select, variant=case.variant
         )
@@ -126,6 +141,23 @@ def time_numpy(
             peers.numpy_select(x, q, case.n_select)
 
     recorder.peer("NumPy", select, scale=case.batch / looped)
+
+
+def time_gram(case: Case, recorder: Recorder, pool: torch.Tensor, query: torch.Tensor) -> None:
+    """All queries at once, in float32, whose rounding may choose between nearly equal atoms."""
+    x, q = pool[: case.checked_queries], query[: case.checked_queries]
+    exact = peers.torch_select(x.double(), q.double(), case.n_select)
+    rounded = peers.torch_select(x.float(), q.float(), case.n_select)
+    for b, (found, near) in enumerate(zip(exact, rounded, strict=True)):
+        expected = reference.fw_select(x[b].cpu(), q[b].cpu(), case.n_select)
+        assert found.indices.tolist() == expected.indices.tolist()
+        assert found.counts.tolist() == expected.counts.tolist()
+        current = near.weights @ x[b, near.indices].float().cpu().numpy()
+        residual = np.linalg.norm(q[b].float().cpu().numpy() - current)
+        assert abs(residual - expected.residual) < 1e-5
+        assert near.counts.sum() == case.n_select
+    whole, queries = pool.float(), query.float()
+    recorder.peer("torch, Gram", lambda: peers.torch_select(whole, queries, case.n_select))
 
 
 def _time_nnls(

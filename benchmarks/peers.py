@@ -15,7 +15,7 @@ _MIN_IMPROVEMENT = 1e-14
 _NNLS_PENALTY = 100.0
 
 
-class NumpySelection(NamedTuple):
+class PeerSelection(NamedTuple):
     """One query's support, largest weight first."""
 
     indices: np.ndarray
@@ -31,7 +31,7 @@ def numpy_select(
     max_iter: int = 250,
     tol: float = 1e-5,
     swap_passes: int = 2,
-) -> NumpySelection:
+) -> PeerSelection:
     """The published method on pool [K, d] and query [d], in the dtype of the pool.
 
     A step is one matrix-vector product of the whole pool with the residual, an argmax, three dot
@@ -63,7 +63,75 @@ def numpy_select(
     counts = numpy_integerize(
         pool[indices], query, weights[indices], n_select, swap_passes=swap_passes
     )
-    return NumpySelection(indices, weights[indices], counts)
+    return PeerSelection(indices, weights[indices], counts)
+
+
+def torch_select(
+    pool: torch.Tensor,
+    query: torch.Tensor,
+    n_select: int,
+    *,
+    max_iter: int = 250,
+    tol: float = 1e-5,
+) -> list[PeerSelection]:
+    """The same method done well in torch, all queries at once: pool [B, K, d] and query [B, d].
+
+    In the dtype and on the device of the pool. The weights of the whole batch, then
+    :func:`numpy_integerize_gram` for each query, since its moves depend on one another.
+    """
+    weights, held = _gram_frank_wolfe(pool, query, n_select, max_iter, tol)
+    found = []
+    for x, q, w, support in zip(pool, query, weights, held, strict=True):
+        indices = support.nonzero().flatten()
+        order = w[indices].argsort(descending=True, stable=True)[:n_select]
+        indices = indices[order]
+        shares = w[indices].cpu().numpy()
+        counts = numpy_integerize_gram(x[indices].cpu().numpy(), q.cpu().numpy(), shares, n_select)
+        found.append(PeerSelection(indices.cpu().numpy(), shares, counts))
+    return found
+
+
+def _gram_frank_wolfe(
+    pool: torch.Tensor, query: torch.Tensor, n_select: int, max_iter: int, tol: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights [B, K], and bool [B, K] of the candidates that were moved to.
+
+    With G the inner products of the candidates' offsets from their query, a step of all queries
+    needs only u = G w: the squared residual is w u, the next vertex the smallest of u.
+    """
+    batch, candidates, _ = pool.shape
+    gram, diagonal, b = _gram_of_offsets(pool, query)
+    rows = gram.view(batch * candidates, candidates)
+    first_row = candidates * torch.arange(batch, device=pool.device)
+    s = b.argmax(1, keepdim=True)
+    w = torch.zeros_like(b).scatter_(1, s, 1.0)
+    u = rows[first_row + s.squeeze(1)]
+    held = w > 0
+    active = torch.ones_like(s, dtype=torch.bool)
+    for _ in range(max_iter):
+        squared_residual = (w * u).sum(1, keepdim=True)
+        smallest, s = u.min(1, keepdim=True)
+        slope = squared_residual - smallest
+        squared_length = diagonal.gather(1, s) - smallest + slope
+        active &= (squared_residual >= tol**2) & (squared_length >= _MIN_SQUARED_LENGTH)
+        if not active.any():
+            break
+        gamma = (slope / squared_length).clamp_(0, 1).masked_fill_(~active, 0)
+        u.lerp_(rows[first_row + s.squeeze(1)], gamma)
+        w.mul_(1 - gamma).scatter_add_(1, s, gamma)
+        held.scatter_(1, s, held.gather(1, s) | active)
+        active &= held.sum(1, keepdim=True) < n_select
+    return w, held
+
+
+def _gram_of_offsets(
+    pool: torch.Tensor, query: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Inner products [B, K, K] of pool - query, their diagonals [B, K], and pool @ query [B, K]."""
+    gram = torch.bmm(pool, pool.mT)
+    b = torch.bmm(pool, query.unsqueeze(2)).squeeze(2)
+    gram.sub_(b.unsqueeze(2)).sub_(b.unsqueeze(1)).add_(query.square().sum(1)[:, None, None])
+    return gram, gram.diagonal(dim1=1, dim2=2).contiguous(), b
 
 
 def numpy_integerize(

@@ -18,6 +18,9 @@ over the turns: for seconds at a time a machine may be slower, and then both are
 a ratio are medians of their own.
 
 - NumPy: the published method in NumPy, written from its description (`benchmarks/peers.py`).
+- torch, Gram: the same method done well in torch for a whole batch, from the candidates' Gram
+  matrices (`benchmarks/peers.py`); counts come from NumPy, Gram for each query. Like NumPy it is
+  checked in float64 and timed in float32.
 - activeft SIFT: activeft's acquisition function within this process; activeft Retriever: as its
   documentation uses it, with a data-loader process for each query. Beside `fw_select` it is another
   method for the same task, beside `sift_select` the same one.
@@ -79,6 +82,9 @@ def _selection_goals(results: Results) -> Iterator[Goal]:
         if found:
             text = f"selection, {batch} real pools, K = 200, d = {dim}, N = 50: times NumPy"
             yield Goal(text, ratio, True, found.ratio("NumPy"))
+            if "torch, Gram" in found.peers:
+                text = f"the same, B = {batch}, d = {dim}: times torch, Gram"
+                yield Goal(text, 1.0, True, found.ratio("torch, Gram"))
     for dim in (384, 1024):
         if found := _selection(results, 64, dim):
             for peer in ("activeft SIFT", "activeft Retriever"):

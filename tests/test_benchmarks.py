@@ -13,7 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benchmarks import bench_ttft, compare, fresh, growth, loops, peers, report, run, timing
+from benchmarks import (
+    bench_selection,
+    bench_ttft,
+    compare,
+    fresh,
+    growth,
+    loops,
+    peers,
+    report,
+    run,
+    timing,
+)
 from benchmarks.pools import distinct_pools, tiled
 from benchmarks.recorder import Recorder
 from benchmarks.results import Results, comparison
@@ -32,7 +43,7 @@ def selection(batch: int, seconds: float) -> Comparison:
     case |= {"dtype": "float32", "variant": "vanilla"}
     comparison = Comparison("selection", f"B{batch}", case, at(seconds))
     comparison.peers = {"NumPy": at(160 * seconds), "activeft SIFT": at(900 * seconds)}
-    comparison.peers["activeft Retriever"] = at(2000 * seconds)
+    comparison.peers |= {"activeft Retriever": at(2000 * seconds), "torch, Gram": at(40 * seconds)}
     comparison.bytes_moved, comparison.roofline = 10**6, at(seconds / 4)
     comparison.times_roofline = 4.1
     return comparison
@@ -138,6 +149,43 @@ def test_numpy_peers_select_and_round_as_the_reference() -> None:
         support = pool.numpy()[found.indices]
         gram = peers.numpy_integerize_gram(support, query.numpy(), found.weights, 20)
         assert gram.tolist() == expected.counts.tolist()
+
+
+@pytest.mark.parametrize("n_select", [1, 4, 20])
+def test_torch_peer_selects_a_batch_as_the_reference(n_select: int) -> None:
+    pools, queries = distinct_pools(60, 384)
+    pools, queries = pools.double(), queries.double()
+    queries[1] = pools[1, 7]  # at its goal from the start
+    pools[2, 1:] = pools[2, :1]  # nowhere to go
+    queries[3] = 0.25 * pools[3, 2] + 0.75 * pools[3, 9]
+    found = peers.torch_select(pools, queries, n_select)
+    for pool, query, selection in zip(pools, queries, found, strict=True):
+        expected = reference.fw_select(pool, query, n_select)
+        assert selection.indices.tolist() == expected.indices.tolist()
+        assert selection.counts.tolist() == expected.counts.tolist()
+        assert np.abs(selection.weights - expected.weights.numpy()).max() < 1e-9
+
+
+@pytest.mark.parametrize("wrong", [{"max_iter": 3}, {"n_select": 4}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_torch_peer_that_computes_something_else_is_noticed(
+    dtype: torch.dtype, wrong: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = bench_selection.Case(2, 30, 384, 5)
+    pool, query = (tiled(tensor, 2) for tensor in distinct_pools(30, 384))
+    comparison = Comparison("selection", str(case), {})
+    recorder = Recorder(None, torch.device("cpu"), Pace(0.0, 2, 2), comparison)
+    recorder.ours(lambda: None)
+    bench_selection.time_gram(case, recorder, pool, query)
+    assert list(comparison.peers) == ["torch, Gram"]
+    right = peers.torch_select
+
+    def selected(x: torch.Tensor, q: torch.Tensor, n: int) -> list[peers.PeerSelection]:
+        return right(x, q, **{"n_select": n} | (wrong if x.dtype == dtype else {}))
+
+    monkeypatch.setattr(peers, "torch_select", selected)
+    with pytest.raises(AssertionError):
+        bench_selection.time_gram(case, recorder, pool, query)
 
 
 def test_nnls_finds_convex_weights_that_pairwise_approaches() -> None:
@@ -270,6 +318,7 @@ def test_page_and_plot_show_ratios_goals_and_exponents(results: Results, tmp_pat
     page = (tmp_path / "cpu.md").read_text()
     assert "| B64 | 6.4 ms | 160x (1.02 s) | 900x (5.76 s) |" in page
     assert "times NumPy | at least 150 | 160 | yes |" in page
+    assert "the same, B = 64, d = 384: times torch, Gram | at least 1 | 40 | yes |" in page
     assert "times activeft SIFT | at least 1000 | 900 | no |" in page
     assert "torch 2.13.0" in page
     assert "peft" not in page
@@ -307,6 +356,9 @@ def test_a_small_run_measures_every_operator(tmp_path: Path) -> None:
     found = [comparison(item["extra_info"]) for item in measured]
     assert {one.group for one in found} == {*run.GROUPS} - {"ttft"}
     assert all(one.ours is not None and one.ours.seconds > 0 and one.peers for one in found)
+    vanilla = [one for one in found if one.case.get("variant") == "vanilla"]
+    assert vanilla
+    assert all({"NumPy", "torch, Gram"} <= one.peers.keys() for one in vanilla)
 
 
 @pytest.mark.usefixtures("alone")
