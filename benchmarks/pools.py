@@ -8,6 +8,7 @@ import torch
 
 POOLS = Path(__file__).parents[1] / "tests" / "data" / "pools_k200_d384.npz"
 DISTINCT = 8
+REAL_DIM = 384
 # Of the angle between a text and the one it is grown from: that of near neighbours in real pools.
 _SPREAD = 0.5
 _NOISE = 0.05

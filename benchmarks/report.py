@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.bench_replay import TIMES_ONE_STEP
+from benchmarks.pools import DISTINCT, REAL_DIM
 from benchmarks.results import Results
 from benchmarks.timing import Comparison, format_seconds
 from hullft_ops._files import replacing
@@ -35,6 +36,12 @@ a ratio are medians of their own.
   without the activations of a pass (`benchmarks/memory.py`).
 - 200 candidates of 384 dimensions are embeddings of real text; other sizes are grown from them
   (`benchmarks/pools.py`).
+"""
+
+_GOALS_NOTE = f"""\
+Real pools are embeddings of text in {REAL_DIM} dimensions. Widened ones are the same, put through a
+random isometry into d dimensions, with a little Gaussian noise. There are {DISTINCT} different
+pools: 64 are these {DISTINCT}, repeated {64 // DISTINCT} times, each in memory of its own.
 """
 
 # What must be known to read a group's table.
@@ -80,7 +87,7 @@ def _selection_goals(results: Results) -> Iterator[Goal]:
     for (batch, dim), ratio in wanted.items():
         found = _selection(results, batch, dim)
         if found:
-            text = f"selection, {batch} real pools, K = 200, d = {dim}, N = 50: times NumPy"
+            text = f"selection, {_pools(batch, dim)}, N = 50: times NumPy"
             yield Goal(text, ratio, True, found.ratio("NumPy"))
             if "torch, Gram" in found.peers:
                 text = f"the same, B = {batch}, d = {dim}: times torch, Gram"
@@ -91,8 +98,13 @@ def _selection_goals(results: Results) -> Iterator[Goal]:
                 yield Goal(f"the same, d = {dim}: times {peer}", 1000.0, True, found.ratio(peer))
     found = _selection(results, 64, 1024)
     if found and found.times_roofline is not None:
-        text = "selection, 64 pools, d = 1024: times reading them once"
+        text = f"selection, {_pools(64, 1024)}: times reading them once"
         yield Goal(text, 4.5, False, found.times_roofline)
+
+
+def _pools(batch: int, dim: int) -> str:
+    kind = "real" if dim == REAL_DIM else "widened"
+    return f"{batch} {kind} {'pool' if batch == 1 else 'pools'}, K = 200, d = {dim}"
 
 
 def _selection(results: Results, batch: int, dim: int) -> Comparison | None:
@@ -111,7 +123,7 @@ def _sift_goals(results: Results) -> Iterator[Goal]:
     for batch, dim in ((64, 384), (1, 384), (64, 1024), (1, 1024)):
         case = {"batch": batch, "candidates": 200, "dim": dim, "n_select": 50, "noise": 0.01}
         if found := results.find("sift", dtype="float32", **case):
-            text = f"SIFT, {batch} real pools, K = 200, d = {dim}, N = 50: times activeft SIFT"
+            text = f"SIFT, {_pools(batch, dim)}, N = 50: times activeft SIFT"
             yield Goal(text, 200.0, True, found.ratio("activeft SIFT"))
 
 
@@ -143,7 +155,7 @@ def write_page(results: Results, path: Path, plot: str | None) -> None:
     """Writes the page; the file appears whole or not at all."""
     parts = ["# Benchmarks", _setting(results), _INTRODUCTION]
     if results.device == "cpu" and (reached := goals(results)):
-        parts += ["## Goals", _goal_table(reached)]
+        parts += ["## Goals", _GOALS_NOTE, _goal_table(reached)]
     for group in results.groups:
         parts.append(f"## {group.capitalize()}")
         if note := _NOTES.get(group):

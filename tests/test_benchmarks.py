@@ -25,7 +25,7 @@ from benchmarks import (
     run,
     timing,
 )
-from benchmarks.pools import distinct_pools, tiled
+from benchmarks.pools import REAL_DIM, distinct_pools, tiled
 from benchmarks.recorder import Recorder
 from benchmarks.results import Results, comparison
 from benchmarks.timing import Comparison, Pace, Timing, measure, measure_in_turns
@@ -38,8 +38,8 @@ def at(seconds: float) -> Timing:
     return Timing(seconds, seconds, seconds, 5)
 
 
-def selection(batch: int, seconds: float) -> Comparison:
-    case = {"batch": batch, "candidates": 200, "dim": 384, "n_select": 50}
+def selection(batch: int, seconds: float, dim: int = 384) -> Comparison:
+    case = {"batch": batch, "candidates": 200, "dim": dim, "n_select": 50}
     case |= {"dtype": "float32", "variant": "vanilla"}
     comparison = Comparison("selection", f"B{batch}", case, at(seconds))
     comparison.peers = {"NumPy": at(160 * seconds), "activeft SIFT": at(900 * seconds)}
@@ -322,6 +322,18 @@ def test_page_and_plot_show_ratios_goals_and_exponents(results: Results, tmp_pat
     assert "times activeft SIFT | at least 1000 | 900 | no |" in page
     assert "torch 2.13.0" in page
     assert "peft" not in page
+
+
+def test_goals_call_real_only_the_pools_that_are(results: Results, tmp_path: Path) -> None:
+    measured = [selection(64, 1e-3), selection(1, 1e-3, 1024)]
+    report.write_page(replace(results, comparisons=measured), tmp_path / "cpu.md", None)
+    page = (tmp_path / "cpu.md").read_text()
+    assert "| selection, 64 real pools, K = 200, d = 384, N = 50: times NumPy |" in page
+    assert "| selection, 1 widened pool, K = 200, d = 1024, N = 50: times NumPy |" in page
+    note = page.split("## Goals")[1].split("\n\n")[1]
+    assert "random isometry" in note
+    pool, _ = distinct_pools(200, REAL_DIM)
+    assert f"There are {len(pool)} different\npools: 64 are these {len(pool)}, repeated 8" in note
 
 
 def test_the_page_says_beside_the_table_what_ttft_is_compared_with(
