@@ -60,10 +60,10 @@ def test_accumulate(case: Case, recorder: Recorder, device: torch.device) -> Non
     recorder.peer("torch foreach", foreach)
     if case.beta == 0:
         recorder.peer("clones", lambda: [gradient.to(dtype, copy=True) for gradient in gradients])
-    _time_bound(case, recorder, gradients, copies)
+    _time_sweep(case, recorder, gradients, copies)
 
 
-def _time_bound(
+def _time_sweep(
     case: Case, recorder: Recorder, gradients: list[torch.Tensor], copies: list[torch.Tensor]
 ) -> None:
     """Read the gradient, and write the cache, which beta = 1 reads as well."""
@@ -78,4 +78,4 @@ def _time_bound(
         else:
             cached.neg_()
 
-    recorder.roofline(sweep, size)
+    recorder.sweep(sweep, size)

@@ -51,7 +51,7 @@ def test_integerize(case: Case, recorder: Recorder, device: torch.device) -> Non
         assert reference.integerize(pool, query, weights, case.n_select).tolist() == expected
     recorder.ours(integerize)
     words = support.view(torch.int32)
-    recorder.roofline(words.amax, words.numel() * words.element_size())
+    recorder.sweep(words.amax, words.numel() * words.element_size())
     recorder.peer("NumPy, Gram", lambda: peers.numpy_integerize_gram(x, q, w, case.n_select))
     if small:
         recorder.peer("NumPy", lambda: peers.numpy_integerize(x, q, w, case.n_select))

@@ -70,7 +70,7 @@ def test_replay(case: Case, recorder: Recorder, device: torch.device) -> None:
     for name in peers.adams([], _LR):
         _time_peer(case, recorder, name, fresh(), expected)
     del expected
-    _time_bound(case, recorder, fresh())
+    _time_sweep(case, recorder, fresh())
 
 
 def _time_ours(case: Case, recorder: Recorder, params: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -108,14 +108,14 @@ def _steps(optimizer: torch.optim.Optimizer, repeats: int) -> Callable[[], None]
     return step
 
 
-def _time_bound(case: Case, recorder: Recorder, params: list[torch.Tensor]) -> None:
+def _time_sweep(case: Case, recorder: Recorder, params: list[torch.Tensor]) -> None:
     """Read the gradient; read and write, in place, three buffers of the parameters' size."""
-    bound = torch.cat([parameter.flatten() for parameter in params])
-    words = bound.view(torch.int32)
+    swept = torch.cat([parameter.flatten() for parameter in params])
+    words = swept.view(torch.int32)
 
     def sweep() -> None:
         words.amax()
         for _ in range(_BUFFERS_WRITTEN):
-            bound.neg_()
+            swept.neg_()
 
-    recorder.roofline(sweep, (_BUFFERS_READ + _BUFFERS_WRITTEN) * bound.numel() * 4)
+    recorder.sweep(sweep, (_BUFFERS_READ + _BUFFERS_WRITTEN) * swept.numel() * 4)

@@ -94,7 +94,7 @@ def test_selection(case: Case, recorder: Recorder, device: torch.device) -> None
     assert_as_reference(case, pool, query, select())
     recorder.ours(select)
     words = pool.view(torch.int32)
-    recorder.roofline(words.amax, case.pool_bytes)
+    recorder.sweep(words.amax, case.pool_bytes)
     time_numpy(case, recorder, distinct, queries)
     if case.has_gram_peer:
         time_gram(case, recorder, pool, query)

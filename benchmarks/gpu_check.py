@@ -237,7 +237,7 @@ def table(summary: dict[str, Any]) -> str:
     for step in summary["steps"]:
         lines.append(f"| {step['name']} | {step['status']} | {step['seconds']} | {step['why']} |")
     found = [step.get("results", {}) for step in summary["steps"]]
-    lines += ["", "| case | seconds | against | times its bound | |", "|---|---:|---|---:|---|"]
+    lines += ["", "| case | seconds | against | times the sweep | |", "|---|---:|---|---:|---|"]
     for comparison in (c for results in found for c in results.get("comparisons", [])):
         lines.append(_comparison_row(comparison))
     lines += ["", "| goal | wanted | measured | met |", "|---|---:|---:|---|"]
@@ -250,9 +250,9 @@ def table(summary: dict[str, Any]) -> str:
 def _comparison_row(comparison: dict[str, Any]) -> str:
     seconds = comparison["ours"]["seconds"]
     peers = [f"{peer} {ratio:.3g}x" for peer, ratio in comparison["ratios"].items()]
-    bound = comparison["times_roofline"]
+    sweep = comparison["times_roofline"]
     facts = [f"{name} {value:.3g}" for name, value in comparison["facts"].items()]
-    times = "" if bound is None else f"{bound:.3g}"
+    times = "" if sweep is None else f"{sweep:.3g}"
     name = f"{comparison['group']} {comparison['name']}"
     return f"| {name} | {seconds:.3g} | {', '.join(peers)} | {times} | {', '.join(facts)} |"
 

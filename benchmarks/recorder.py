@@ -1,4 +1,4 @@
-"""What a benchmark calls to time ours, a peer and the bound."""
+"""What a benchmark calls to time ours, a peer and a sweep of the same bytes."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -66,8 +66,11 @@ class Recorder:
         """A peer that was timed in another process, at this recorder's pace."""
         self.comparison.peers[name] = timing
 
-    def roofline(self, call: Call, bytes_moved: int) -> None:
-        """Times moving ``bytes_moved`` bytes and doing nothing else, in turns with ours."""
+    def sweep(self, call: Call, bytes_moved: int) -> None:
+        """Times moving ``bytes_moved`` bytes as torch plainly does, in turns with ours.
+
+        A reference and no lower limit: ours may be faster.
+        """
         self.comparison.bytes_moved = bytes_moved
         self.comparison.roofline, ratio = self._compared(call)
         self.comparison.times_roofline = 1 / ratio

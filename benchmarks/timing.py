@@ -123,7 +123,7 @@ def _calls_a_turn(seconds: float) -> int:
 
 @dataclass
 class Comparison:
-    """One case: ours, its peers and the bound, all measured in the same run.
+    """One case: ours, its peers and a sweep of the same bytes, all measured in the same run.
 
     Attributes:
         group: what is measured, such as "selection".
@@ -132,9 +132,9 @@ class Comparison:
         ours: time of this package.
         peers: times of what does the same.
         bytes_moved: bytes that must cross memory at least once.
-        roofline: time of moving just those bytes.
+        roofline: time of a plain sweep of just those bytes, see `Recorder.sweep`.
         ratios: how many times longer than ours a peer took, in turns with it.
-        times_roofline: how many times longer ours took than moving the bytes, in turns with it.
+        times_roofline: how many times longer ours took than the sweep, in turns with it.
         facts: further numbers that the benchmark found.
     """
 
@@ -180,7 +180,7 @@ class Comparison:
         if self.gigabytes_per_second is not None:
             parts.append(f"{self.gigabytes_per_second:.1f} GB/s")
         if self.times_roofline is not None:
-            parts.append(f"{self.times_roofline:.2f} times the bound")
+            parts.append(f"{self.times_roofline:.2f} times the sweep")
         parts += [f"{name} {value:.3g}" for name, value in self.facts.items()]
         return ", ".join(parts)
 

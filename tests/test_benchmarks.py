@@ -105,7 +105,7 @@ def test_a_recorder_compares_with_nothing_before_ours() -> None:
         recorder.peer("a peer", lambda: None)
     recorder.ours(lambda: sum(range(100)))
     recorder.peer("twice", lambda: sum(range(100)), scale=1e6)
-    recorder.roofline(lambda: sum(range(100_000)), 800)
+    recorder.sweep(lambda: sum(range(100_000)), 800)
     recorder.times("times a longer one", lambda: sum(range(100_000)))
     assert comparison.ratio("twice") > 1e5
     assert comparison.times_roofline is not None
@@ -293,6 +293,18 @@ def test_results_survive_their_file(results: Results, tmp_path: Path) -> None:
         Results.read(tmp_path / "cpu.json")
 
 
+RESULT_FILES = sorted(run.ROOT.glob("benchmarks/results/**/cpu.json"))
+
+
+@pytest.mark.parametrize("path", RESULT_FILES, ids=lambda path: path.parent.name)
+def test_pages_of_earlier_runs_can_be_written_and_compared(path: Path, tmp_path: Path) -> None:
+    results = Results.read(path)
+    assert any(one.roofline for one in results.comparisons)
+    report.write_page(results, tmp_path / "cpu.md", None)
+    assert "times the sweep" in (tmp_path / "cpu.md").read_text()
+    assert compare.main([str(path), str(path)]) == 0
+
+
 def test_compare_exits_with_one_on_a_regression_alone(
     results: Results, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -320,6 +332,9 @@ def test_page_and_plot_show_ratios_goals_and_exponents(results: Results, tmp_pat
     assert "times NumPy | at least 150 | 160 | yes |" in page
     assert "the same, B = 64, d = 384: times torch, Gram | at least 1 | 40 | yes |" in page
     assert "times activeft SIFT | at least 1000 | 900 | no |" in page
+    assert "| GB/s | times the sweep |" in page
+    assert "no lower limit" in page
+    assert "bound" not in page
     assert "torch 2.13.0" in page
     assert "peft" not in page
 

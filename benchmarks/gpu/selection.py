@@ -59,7 +59,7 @@ def _measure(case: Case, device: torch.device, pace: Pace) -> Comparison:
     recorder.fact("queries a second", case.batch / comparison.seconds)
     recorder.fact("seconds of a graph's replay", _replay_seconds(select, device))
     words = pool.view(torch.int32)
-    recorder.roofline(words.amax, case.pool_bytes)
+    recorder.sweep(words.amax, case.pool_bytes)
     time_numpy(case, recorder, distinct, queries)
     return comparison
 
