@@ -38,7 +38,7 @@ from hullft_ops.ttft import (
 from hullft_ops.ttft.bfloat16 import has_bfloat16
 from hullft_ops.ttft.embedding import Embedder
 
-_LR = 5e-5
+LR = 5e-5
 _BFLOAT16_SHARE = 0.1
 _RELATIVE = "parameter difference, relative"
 _OF_CHANGE = "parameter difference, of the change"
@@ -105,7 +105,7 @@ def measure_ttft(case: Case, recorder: Recorder, device: torch.device, folder: P
     differences = []
     for name, finetune in _loops(case, model).items():
         loop = FinetuningLoop(
-            finetune, saved, device, support.input_ids, support.counts, case.refresh, _LR
+            finetune, saved, device, support.input_ids, support.counts, case.refresh, LR
         )
         timing, found = loop.timed(recorder.pace)
         recorder.peer_timed(name, timing)
@@ -165,7 +165,7 @@ def _finetuner(case: Case, device: torch.device, folder: Path) -> tuple[TestTime
         _embedder(),
         n_select=case.n_select,
         refresh=case.refresh,
-        lr=_LR,
+        lr=LR,
         dtype=case.dtype,
     )
     return finetuner, prompt

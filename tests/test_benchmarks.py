@@ -4,10 +4,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,7 +31,7 @@ from benchmarks.pools import REAL_DIM, distinct_pools, tiled
 from benchmarks.recorder import Recorder
 from benchmarks.results import Results, comparison
 from benchmarks.timing import Comparison, Pace, Timing, measure, measure_in_turns
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from hullft_ops import reference
 
@@ -272,6 +274,47 @@ def test_a_loop_that_computes_something_else_is_noticed(
     bench_ttft.assert_same_end(case, differences(end(LOOPS[name])))
     with pytest.raises(AssertionError):
         bench_ttft.assert_same_end(case, differences(end(LOOPS[name], **wrong)))
+
+
+class PlainFinetuner:
+    """What `measure_ttft` asks of a finetuner, from a plain loop on two short texts."""
+
+    def __init__(self) -> None:
+        self.model = small_gpt2()
+
+    def select(self, prompt: str) -> SimpleNamespace:
+        return SimpleNamespace(input_ids=PASSAGES, counts=COUNTS)
+
+    @contextmanager
+    def adapted(self, prompt: str) -> Iterator[None]:
+        LOOPS["torch"](self.model, PASSAGES, COUNTS, refresh=2, lr=bench_ttft.LR)
+        yield
+        self.model.load_state_dict(small_gpt2().state_dict())
+
+
+@pytest.mark.parametrize("right", [0, 1, 2])
+def test_ttft_compares_where_either_loop_ends(
+    right: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first ``right`` loops do as they should, the next one learns twice as fast."""
+    cpu, case = torch.device("cpu"), bench_ttft.Case("tiny", refresh=2)
+    comparison = Comparison("ttft", str(case), {})
+
+    def timed(loop: fresh.FinetuningLoop, pace: Pace) -> tuple[Timing, list[torch.Tensor]]:
+        model = AutoModelForCausalLM.from_pretrained(loop.folder, dtype=torch.float32).eval()
+        lr = loop.lr if len(comparison.peers) < right else 2 * loop.lr
+        loop.finetune(model, loop.passages, loop.counts, refresh=loop.refresh, lr=lr)
+        return at(1.0), [parameter.detach() for parameter in model.parameters()]
+
+    monkeypatch.setattr(fresh.FinetuningLoop, "timed", timed)
+    monkeypatch.setattr(bench_ttft, "_finetuner", lambda *arguments: (PlainFinetuner(), ""))
+    monkeypatch.setattr(bench_ttft, "in_fresh_process", lambda *arguments: 4.5)
+    monkeypatch.setattr(bench_ttft, "time_pass", lambda *arguments, **options: at(1.0))
+    monkeypatch.setattr(bench_ttft, "keep_freed_memory", lambda: None)
+    recorder = Recorder(None, cpu, Pace(0.0, 2, 2), comparison)
+    with nullcontext() if right == 2 else pytest.raises(AssertionError):
+        bench_ttft.measure_ttft(case, recorder, cpu, tmp_path)
+    assert list(comparison.peers) == ["padded loop", "torch loop"][: right + 1]
 
 
 def test_a_fresh_process_is_another_with_as_many_threads() -> None:

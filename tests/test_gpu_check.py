@@ -33,6 +33,7 @@ def test_a_dry_run_rehearses_every_step_but_the_launches(tmp_path: Path) -> None
     for name in ("selection", "replay", "ttft"):
         assert all(c["ours"]["seconds"] > 0 for c in results[name]["comparisons"])
         assert not results[name].get("goals")
+    assert {"padded loop", "torch loop"} == results["ttft"]["comparisons"][0]["peers"].keys()
     page = output.with_suffix(".md").read_text(encoding="utf-8")
     assert "| selection | rehearsed on the CPU |" in page
     assert sorted(path.name for path in output.parent.iterdir()) == ["gpu.json", "gpu.md"]
