@@ -15,6 +15,7 @@ import hullft_ops
 from hullft_ops.ttft import Datastore, TestTimeFinetuner, adaptation, bits_per_byte, stage_clock
 from hullft_ops.ttft import finetuner as finetuner_module
 from hullft_ops.ttft import support as support_module
+from hullft_ops.ttft.loss import MeanLoss
 
 CONTEXT = 32
 LR = 1e-2
@@ -173,6 +174,18 @@ def test_the_report_adds_up(gpt2, make):
     assert json.loads(json.dumps(report.to_dict())) == report.to_dict()
 
 
+def test_the_report_says_which_passes_made_full_logits(gpt2, make):
+    finetuner = make(gpt2)
+    with finetuner.adapted(PROMPT) as report:
+        assert report.full_logits_passes == 0
+    handle = gpt2.register_forward_hook(lambda *args: None)
+    with finetuner.adapted(PROMPT) as report:
+        assert report.full_logits_passes == report.forward_backward_passes > 0
+    handle.remove()
+    with finetuner.adapted(PROMPT) as report:
+        assert report.full_logits_passes == 0
+
+
 def test_every_stage_counts_where_it_belongs(gpt2, make, embedder, store, monkeypatch):
     """Time stands still but in one function after the other."""
     finetuner = make(gpt2)
@@ -200,7 +213,7 @@ def test_every_stage_counts_where_it_belongs(gpt2, make, embedder, store, monkey
     assert seconds(hullft_ops, "fw_select_indexed")[1] == {"select": 1}
     assert seconds(finetuner._snapshot, "_save")[1] == {"save": 1}
     assert seconds(finetuner._snapshot, "_restore")[1] == {"restore": 1}
-    report, found = seconds(finetuner._trainer, "_loss")
+    report, found = seconds(MeanLoss, "__call__")
     passes = report.forward_backward_passes
     assert found == {"forward": passes, "finetune": passes}
     assert seconds(torch.autograd, "backward")[1] == {"backward": passes, "finetune": passes}

@@ -182,6 +182,31 @@ def test_a_base_model_that_cannot_be_called_alone_is_not(gpt2, chunks, monkeypat
     assert chunks == []
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [
+        torch.OutOfMemoryError("no room"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: 1 bytes"),
+        MemoryError("no room"),
+        TimeoutError("of a handler of signals"),
+    ],
+    ids=repr,
+)
+def test_what_is_no_fault_of_the_base_model_goes_through(gpt2, chunks, monkeypatch, fault):
+    mean_loss = MeanLoss(gpt2)
+
+    def fail(*args):
+        raise fault
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loss_module._SplitModel, "hidden", fail)
+        with pytest.raises(type(fault)) as raised:
+            mean_loss(TOKENS)
+    assert raised.value is fault
+    assert_equals_plain(gpt2, 2e-6, mean_loss)
+    assert len(chunks) == 1
+
+
 def test_a_first_text_without_finite_logits_decides_nothing(llama, chunks):
     mean_loss = MeanLoss(llama)
     embedding = llama.model.embed_tokens.weight

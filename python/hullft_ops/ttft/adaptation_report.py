@@ -34,6 +34,8 @@ class AdaptationReport:
         forward_backward_passes: gradients computed.
         optimizer_steps: Adam steps taken, replays included.
         losses: mean loss per token, in nats, of each pass in order.
+        full_logits_passes: passes that made the logits of a whole text at once, which takes more
+            memory: all of them for a head that is more than a linear layer, or that is listened to.
     """
 
     method: str
@@ -59,6 +61,7 @@ class AdaptationReport:
     seconds_step: float = 0.0
     seconds_save: float = 0.0
     seconds_restore: float | None = None
+    full_logits_passes: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """The same, as a dictionary that `json.dumps` takes."""

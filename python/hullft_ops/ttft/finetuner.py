@@ -274,6 +274,7 @@ class TestTimeFinetuner:
         start = perf_counter()
         # A text without steps has no gradient, which no function should have to foresee.
         refreshes = [self._refresh_of(count) if count else 1 for count in support.counts]
+        full_logits_before = self._trainer.n_full_logits
         losses = self._trainer.train(
             support.input_ids, support.indices, support.counts, refreshes, clock
         )
@@ -301,6 +302,7 @@ class TestTimeFinetuner:
             seconds_backward=clock.seconds("backward"),
             seconds_step=clock.seconds("step"),
             seconds_save=clock.seconds("save"),
+            full_logits_passes=self._trainer.n_full_logits - full_logits_before,
         )
 
     def _check_same_trained(self) -> None:

@@ -12,6 +12,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from hullft_ops.ttft.forwards import is_replaced_here
 from hullft_ops.ttft.head_loss import linear_mean_loss
+from hullft_ops.ttft.out_of_memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 _CHUNK_BYTES = 64 * 2**20
 # Enough that a head which does more than multiply shows it.
 _PROBE_TOKENS = 16
+# How a base model says that it is not made to be called alone.
+_NOT_CALLED_ALONE = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 def next_token_losses(model: "PreTrainedModel", tokens: torch.Tensor) -> torch.Tensor:
@@ -51,9 +54,13 @@ class MeanLoss:
 
     Args:
         model: a causal language model, or a PEFT model around one.
+
+    Attributes:
+        n_full_logits: how many losses were made of a text's full logits.
     """
 
     def __init__(self, model: "PreTrainedModel") -> None:
+        self.n_full_logits = 0
         self._model = model
         self._split = _SplitModel.of(model)
         self._compared = False
@@ -65,6 +72,7 @@ class MeanLoss:
                 self._compare(self._split, tokens[:_PROBE_TOKENS])
             if self._compared and self._split is not None:
                 return self._split.mean_loss(tokens)
+        self.n_full_logits += 1
         return next_token_losses(self._model, tokens).mean()
 
     @torch.no_grad()
@@ -73,14 +81,14 @@ class MeanLoss:
         # NaN equals nothing: left for a text that can tell.
         if not wanted.isfinite().all():
             return
-        self._compared = True
         try:
-            logits = split.head(split.hidden(probe))
-        # A base model may not be made to be called alone, and says so in any way.
-        except Exception:
-            self._split = None
-            return
-        if not torch.equal(logits[0], wanted[0]):
+            same = torch.equal(split.head(split.hidden(probe)), wanted)
+        except _NOT_CALLED_ALONE as error:
+            if is_out_of_memory(error):
+                raise
+            same = False
+        self._compared = True
+        if not same:
             self._split = None
 
 

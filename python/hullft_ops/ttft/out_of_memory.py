@@ -20,12 +20,13 @@ def out_of_memory_explained(advice: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise torch.OutOfMemoryError(f"{advice} ({error})") from error
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on any device."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
         text in str(error) for text in _TEXTS
     )

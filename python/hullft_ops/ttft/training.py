@@ -58,6 +58,11 @@ class SupportTrainer:
         self._optimizer = hullft_ops.ReplayAdam(trained, lr=lr)
         self._loss = MeanLoss(model)
 
+    @property
+    def n_full_logits(self) -> int:
+        """How many passes so far made the full logits of a text."""
+        return self._loss.n_full_logits
+
     def share_buffers_with(self, other: "SupportTrainer") -> None:
         """Use the optimizer state of another trainer of the same parameters, one at a time."""
         self._optimizer.state = other._optimizer.state
