@@ -5,7 +5,8 @@ fake tensors. What depends on values (NaN, ragged sizes, candidates) is checked 
 in the pass that reads them.
 """
 
-from numbers import Real
+import operator
+from numbers import Integral, Real
 
 import torch
 
@@ -50,11 +51,15 @@ def check_device(
         raise ValueError(f"{op}: {name} is on {tensor.device}, {like_name} is on {like.device}")
 
 
-def check_integer(op: str, name: str, value: object, low: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
+def check_integer(op: str, name: str, value: object, low: int) -> int:
+    """The value as torch's operators take it."""
+    # NumPy's integers are Integral, and none is an int.
+    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt | Integral):
         raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}")
-    if value < low or value > _INT32_MAX:
-        raise ValueError(f"{op}: {name} must be in {low}..{_INT32_MAX}, got {value}")
+    number = value if isinstance(value, int | torch.SymInt) else operator.index(value)
+    if number < low or number > _INT32_MAX:
+        raise ValueError(f"{op}: {name} must be in {low}..{_INT32_MAX}, got {number}")
+    return number  # type: ignore[return-value]
 
 
 def check_number(op: str, name: str, value: object) -> float:

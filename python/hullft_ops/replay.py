@@ -95,7 +95,9 @@ class ReplayAdam(Optimizer):
             "capturable": capturable,
         }
         if rounding_seed is not None:  # otherwise the defaults are those of torch.optim.Adam
-            defaults["rounding_seed"] = rounding_seed
+            defaults["rounding_seed"] = _checks.check_integer(
+                "ReplayAdam", "rounding_seed", rounding_seed, 0
+            )
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -177,7 +179,7 @@ class ReplayAdam(Optimizer):
             RuntimeError: captured in a CUDA graph without ``capturable``, or before
                 :meth:`make_state`.
         """
-        _checks.check_integer("ReplayAdam.step", "repeats", repeats, 1)
+        repeats = _checks.check_integer("ReplayAdam.step", "repeats", repeats, 1)
         self._check_capture()
         loss = None
         if closure is not None:
@@ -231,9 +233,9 @@ class ReplayAdam(Optimizer):
     def _seed_of(self, group: Mapping[str, Any], first: Tensor) -> int | None:
         """For the parameters of a call, which are told apart by their places in it: other calls of
         the same step have other first ones."""
-        seed: int | None = group.get("rounding_seed")
-        if seed is None:
+        if group.get("rounding_seed") is None:
             return None
+        seed = _checks.check_integer("ReplayAdam", "rounding_seed", group["rounding_seed"], 0)
         params = (param for group in self.param_groups for param in group["params"])
         return seed + next(i for i, param in enumerate(params) if param is first)
 

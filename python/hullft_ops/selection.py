@@ -60,13 +60,15 @@ def _check_fw_options(
     gap_tol: float,
     variant: str,
     swap_passes: int,
-) -> None:
-    _checks.check_integer(op, "n_select", n_select, 1)
-    _checks.check_integer(op, "max_iter", max_iter, 0)
+) -> tuple[int, int, float, float, str, int]:
+    """The options in the operators' order."""
+    n_select = _checks.check_integer(op, "n_select", n_select, 1)
+    max_iter = _checks.check_integer(op, "max_iter", max_iter, 0)
     _checks.check_tolerance(op, "tol", tol)
     _checks.check_tolerance(op, "gap_tol", gap_tol)
     _checks.check_variant(op, variant)
-    _checks.check_integer(op, "swap_passes", swap_passes, 0)
+    swap_passes = _checks.check_integer(op, "swap_passes", swap_passes, 0)
+    return n_select, max_iter, tol, gap_tol, variant, swap_passes
 
 
 def fw_select(
@@ -114,18 +116,13 @@ def fw_select(
     _checks.check_float_tensor(op, "pool", pool)
     _checks.check_float_tensor(op, "query", query)
     _checks.check_pool(op, "pool", pool, query)
-    _check_fw_options(op, n_select, max_iter, tol, gap_tol, variant, swap_passes)
+    options = _check_fw_options(op, n_select, max_iter, tol, gap_tol, variant, swap_passes)
     _checks.check_sizes(op, "pool_sizes", pool_sizes, query)
     batched = query.dim() == 2
     tensors = ops.fw_select(
         pool,
         query if batched else query.unsqueeze(0),
-        n_select,
-        max_iter,
-        tol,
-        gap_tol,
-        variant,
-        swap_passes,
+        *options,
         pool_sizes,
     )
     return _selection(batched, tensors)
@@ -166,19 +163,14 @@ def fw_select_indexed(
         raise ValueError(f"{op}: embeddings must have shape [M, d], got {list(embeddings.shape)}")
     _checks.check_pool(op, "embeddings", embeddings, query)
     _checks.check_candidates(op, candidates, query)
-    _check_fw_options(op, n_select, max_iter, tol, gap_tol, variant, swap_passes)
+    options = _check_fw_options(op, n_select, max_iter, tol, gap_tol, variant, swap_passes)
     _checks.check_sizes(op, "pool_sizes", pool_sizes, query)
     batched = query.dim() == 2
     tensors = ops.fw_select_indexed(
         embeddings,
         candidates if batched else candidates.unsqueeze(0),
         query if batched else query.unsqueeze(0),
-        n_select,
-        max_iter,
-        tol,
-        gap_tol,
-        variant,
-        swap_passes,
+        *options,
         pool_sizes,
     )
     return _selection(batched, tensors)
@@ -222,8 +214,8 @@ def integerize(
     _checks.check_float_tensor(op, "query", query)
     _checks.check_pool(op, "support", support, query)
     _check_weights(op, weights, support, query)
-    _checks.check_integer(op, "n_select", n_select, 1)
-    _checks.check_integer(op, "swap_passes", swap_passes, 0)
+    n_select = _checks.check_integer(op, "n_select", n_select, 1)
+    swap_passes = _checks.check_integer(op, "swap_passes", swap_passes, 0)
     _checks.check_sizes(op, "support_sizes", support_sizes, query)
     batched = query.dim() == 2
     counts: torch.Tensor = ops.integerize(
@@ -263,7 +255,7 @@ def knn_select(
     _checks.check_float_tensor(op, "pool", pool)
     _checks.check_float_tensor(op, "query", query)
     _checks.check_pool(op, "pool", pool, query)
-    _checks.check_integer(op, "n_select", n_select, 1)
+    n_select = _checks.check_integer(op, "n_select", n_select, 1)
     if n_select > pool.shape[-2]:
         raise ValueError(f"{op}: n_select is {n_select}, pool has {pool.shape[-2]} rows")
     _checks.check_sizes(op, "pool_sizes", pool_sizes, query)

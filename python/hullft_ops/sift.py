@@ -88,7 +88,7 @@ def sift_select(
         ValueError: shapes, devices or options that do not fit, an empty pool, NaN or infinity.
     """
     op = "sift_select"
-    _check_arguments(op, "pool", pool, query, n_select, noise, pool_sizes)
+    n_select = _check_arguments(op, "pool", pool, query, n_select, noise, pool_sizes)
     batched = query.dim() > 1
     tensors = ops.sift_select(
         pool, query if batched else query.unsqueeze(0), n_select, noise, pool_sizes
@@ -123,7 +123,7 @@ def sift_select_indexed(
     op = "sift_select_indexed"
     if isinstance(embeddings, torch.Tensor) and embeddings.dim() != 2:
         raise ValueError(f"{op}: embeddings must have shape [M, d], got {list(embeddings.shape)}")
-    _check_arguments(op, "embeddings", embeddings, query, n_select, noise, pool_sizes)
+    n_select = _check_arguments(op, "embeddings", embeddings, query, n_select, noise, pool_sizes)
     _checks.check_candidates(op, candidates, query)
     batched = query.dim() > 1
     tensors = ops.sift_select_indexed(
@@ -145,7 +145,8 @@ def _check_arguments(
     n_select: int,
     noise: float,
     pool_sizes: torch.Tensor | None,
-) -> None:
+) -> int:
+    """The number of picks, as the operators take it."""
     _checks.check_float_tensor(op, pool_name, pool)
     _checks.check_float_tensor(op, "query", query)
     if query.dim() not in (1, 2, 3):
@@ -155,9 +156,10 @@ def _check_arguments(
     if query.dim() == 3 and query.shape[1] == 0:
         raise ValueError(f"{op}: query has no targets, got shape {list(query.shape)}")
     _checks.check_pool(op, pool_name, pool, _one_target(query))
-    _checks.check_integer(op, "n_select", n_select, 1)
+    n_select = _checks.check_integer(op, "n_select", n_select, 1)
     _checks.check_noise(op, noise)
     _checks.check_sizes(op, "pool_sizes", pool_sizes, _one_target(query))
+    return n_select
 
 
 def _one_target(query: torch.Tensor) -> torch.Tensor:

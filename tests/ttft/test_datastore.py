@@ -134,6 +134,7 @@ def test_queries_may_be_any_view_of_an_array(store, embedder):
         (np.zeros((1, 24), np.float32), 61, ValueError, "k is 61, the datastore has 60"),
         (np.zeros((1, 24), np.float32), 0, ValueError, "k must be .*, got 0"),
         (np.zeros((1, 24), np.float32), 1.0, TypeError, "k must be an int, got float"),
+        (np.zeros((1, 24), np.float32), np.bool_(1), TypeError, "k must be an int, got bool"),
         (np.zeros((1, 24)), 1, TypeError, "queries must be float32, got torch.float64"),
         (np.zeros(24, np.float32), 1, ValueError, r"shape \[B, 24\], got \[24\]"),
         (np.zeros((1, 25), np.float32), 1, ValueError, r"shape \[B, 24\], got \[1, 25\]"),

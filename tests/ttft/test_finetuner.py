@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -184,6 +185,15 @@ def test_the_report_says_which_passes_made_full_logits(gpt2, make):
     handle.remove()
     with finetuner.adapted(PROMPT) as report:
         assert report.full_logits_passes == 0
+
+
+def test_numpy_integers_are_integers(gpt2, make):
+    of_numpy = {"n_select": np.int64(12), "refresh": np.int32(2), "pool_size": np.int64(30)}
+    with make(gpt2, **of_numpy, max_length=np.int64(20)).adapted(PROMPT) as report:
+        assert (report.n_select, report.refresh) == (12, 2)
+        assert json.loads(json.dumps(report.to_dict())) == report.to_dict()
+    with make(gpt2, refresh=lambda count: np.int64(count)).adapted(PROMPT) as report:
+        assert json.loads(json.dumps(report.to_dict())) == report.to_dict()
 
 
 def test_every_stage_counts_where_it_belongs(gpt2, make, embedder, store, monkeypatch):

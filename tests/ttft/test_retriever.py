@@ -182,6 +182,17 @@ def test_queries_may_be_any_view_of_an_array() -> None:
     assert np.array_equal(Retriever(flat_index()).batch_search(backwards, 5, 20)[1], wanted)
 
 
+def test_numpy_integers_are_integers() -> None:
+    queries = unit((2, 1, D), 36)
+    wanted = Retriever(flat_index()).batch_search(queries, 5, 20, threads=2)
+    found = Retriever(flat_index()).batch_search(
+        queries, np.int64(5), np.int32(20), threads=np.uint8(2)
+    )
+    assert all(np.array_equal(x, y) for x, y in zip(found[:3], wanted[:3], strict=True))
+    with pytest.raises(TypeError, match="N must be an int, got bool"):
+        Retriever(flat_index()).batch_search(queries, np.bool_(True), 20)
+
+
 def test_threads_are_as_before() -> None:
     before = faiss.omp_get_max_threads(), torch.get_num_threads()
     Retriever(flat_index()).search(unit((1, D), 34), 2, 5, threads=3)

@@ -31,7 +31,7 @@ def context_length(
     """
     limit = _model_limit(function, model)
     if max_length is not None:
-        check_integer(function, "max_length", max_length, 2)
+        max_length = check_integer(function, "max_length", max_length, 2)
         if limit is not None and max_length > limit:
             raise ValueError(
                 f"{function}: max_length is {max_length}, the model's context is {limit}"

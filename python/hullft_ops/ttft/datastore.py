@@ -203,7 +203,7 @@ class Datastore:
             TypeError: queries are not float32, or k is not an int.
             ValueError: a wrong shape, a value that is not finite, or k out of range.
         """
-        vectors = self._checked_search(queries, k)
+        vectors, k = self._checked_search(queries, k)
         rows = None if self.positions is None else self.positions.numpy()
         matrix = self.embeddings.numpy()
         # Few texts are searched sooner one by one than picked out of the lists.
@@ -213,7 +213,7 @@ class Datastore:
             scores, ids = self._lists.search(vectors.numpy(), k, rows)
         return torch.from_numpy(scores), torch.from_numpy(ids)
 
-    def _checked_search(self, given: np.ndarray | torch.Tensor, k: int) -> torch.Tensor:
+    def _checked_search(self, given: np.ndarray | torch.Tensor, k: int) -> tuple[torch.Tensor, int]:
         values = for_torch(given) if isinstance(given, np.ndarray) else given
         queries = torch.as_tensor(values, device="cpu")
         if queries.dtype != torch.float32:
@@ -225,10 +225,10 @@ class Datastore:
             )
         if not queries.isfinite().all():
             raise ValueError("Datastore.search: queries must be finite")
-        check_integer("Datastore.search", "k", k, 1)
+        k = check_integer("Datastore.search", "k", k, 1)
         if k > len(self):
             raise ValueError(f"Datastore.search: k is {k}, the datastore has {len(self)} texts")
-        return queries.detach().contiguous()
+        return queries.detach().contiguous(), k
 
 
 def _check_destination(path: Path, overwrite: bool) -> None:

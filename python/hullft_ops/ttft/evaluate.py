@@ -101,7 +101,7 @@ def _score(
         raise ValueError(f"{function}: tokenizer must be a fast one, got {type(tokenizer)}")
     length = context_length(function, model, tokenizer, max_length)
     stride = length // 2 if stride is None else stride
-    check_integer(function, "stride", stride, 1)
+    stride = check_integer(function, "stride", stride, 1)
     if stride >= length:
         raise ValueError(f"{function}: stride must be below max_length {length}, got {stride}")
     ids, first, byte_count = _tokenize(tokenizer, text)

@@ -109,10 +109,10 @@ class TestTimeFinetuner:
         schedule: str = "constant",
         max_grad_norm: float | None = None,
     ) -> None:
-        check_integer("TestTimeFinetuner", "n_select", n_select, 1)
+        n_select = check_integer("TestTimeFinetuner", "n_select", n_select, 1)
         if not callable(refresh):
-            check_integer("TestTimeFinetuner", "refresh", refresh, 1)
-        check_integer("TestTimeFinetuner", "pool_size", pool_size, 1)
+            refresh = check_integer("TestTimeFinetuner", "refresh", refresh, 1)
+        pool_size = check_integer("TestTimeFinetuner", "pool_size", pool_size, 1)
         _check_choice("order", order, ORDERS)
         _check_choice("schedule", schedule, SCHEDULES)
         if max_grad_norm is not None and not max_grad_norm > 0:
@@ -317,9 +317,7 @@ class TestTimeFinetuner:
     def _refresh_of(self, count: int) -> int:
         if not callable(self.refresh):
             return self.refresh
-        refresh = self.refresh(count)
-        check_integer("TestTimeFinetuner", "refresh", refresh, 1)
-        return refresh
+        return check_integer("TestTimeFinetuner", "refresh", self.refresh(count), 1)
 
     def _selection_advice(self) -> str:
         return (

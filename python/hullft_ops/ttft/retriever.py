@@ -158,22 +158,24 @@ class Retriever:
                 which the index finds nothing.
         """
         queries = for_torch(queries, np.float32)
-        k = self._check_search(queries, N, K, threads)
+        n, k, threads = self._check_search(queries, N, K, threads)
         means = queries.mean(axis=1)
         with _threads(threads):
             start = perf_counter()
             found = self._search(means, k)
             searched = perf_counter()
             if self.only_faiss:
-                scores, ids, rows = (array[:, :N] for array in found)
+                scores, ids, rows = (array[:, :n] for array in found)
                 return scores, ids, rows, RetrievalTime(searched - start, 0.0)
             targets = means[:, None] if mean_pooling or self._method == "hullft" else queries
-            values, picks = self._select(found, targets, N)
+            values, picks = self._select(found, targets, n)
             ids = np.take_along_axis(found.ids, picks, axis=1)
             rows = np.take_along_axis(found.rows, picks[:, :, None], axis=1)
             return values, ids, rows, RetrievalTime(searched - start, perf_counter() - searched)
 
-    def _check_search(self, queries: np.ndarray, n: int, k: int | None, threads: int) -> int:
+    def _check_search(
+        self, queries: np.ndarray, n: int, k: int | None, threads: int
+    ) -> tuple[int, int, int]:
         if queries.ndim != 3 or queries.shape[1] == 0:
             raise ValueError(f"{_OP}: queries must have shape [n, m, d], got {list(queries.shape)}")
         if queries.shape[2] != self.index.d:
@@ -184,16 +186,14 @@ class Retriever:
             raise ValueError(f"{_OP}: queries have NaN or infinity")
         if self.index.ntotal == 0:
             raise ValueError(f"{_OP}: the index is empty")
-        _checks.check_integer(_OP, "N", n, 1)
-        _checks.check_integer(_OP, "threads", threads, 1)
-        if k is None:
-            k = int(self.index.ntotal)
-        _checks.check_integer(_OP, "K", k, 1)
+        n = _checks.check_integer(_OP, "N", n, 1)
+        threads = _checks.check_integer(_OP, "threads", threads, 1)
+        k = _checks.check_integer(_OP, "K", self.index.ntotal if k is None else k, 1)
         if k > self.index.ntotal:
             raise ValueError(f"{_OP}: K is {k}, the index has {self.index.ntotal} vectors")
         if self.only_faiss and n > k:
             raise ValueError(f"{_OP}: N is {n}, only {k} are searched for")
-        return k
+        return n, k, threads
 
     def _search(self, queries: np.ndarray, k: int) -> _Found:
         found = _Found(*self.index.search_and_reconstruct(queries, k))

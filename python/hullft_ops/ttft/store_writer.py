@@ -68,11 +68,11 @@ class StoreWriter:
         cls, directory: Path, embedder: Embedder, settings: dict[str, Any], function: str
     ) -> "StoreWriter":
         """A new write; one that was interrupted is rolled back."""
-        check_integer(function, "embedder.dim", embedder.dim, 1)
+        dim = check_integer(function, "embedder.dim", embedder.dim, 1)
         base = Manifest.read(directory) if (directory / MANIFEST_FILE).exists() else None
         journal = Journal(
             embedder=embedder.name,
-            dim=embedder.dim,
+            dim=dim,
             data=base.data if base else f"data-{uuid4().hex}",
             settings=settings,
             embeddings_crc32=base.embeddings.crc32 if base else 0,

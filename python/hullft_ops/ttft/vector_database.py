@@ -63,7 +63,7 @@ class DatabaseStore(Datastore):
         Raises:
             TypeError, ValueError: also where the database answers otherwise than asked.
         """
-        vectors = self._checked_search(queries, k)
+        vectors, k = self._checked_search(queries, k)
         found = self._database.search(vectors.numpy(), k)
         if [len(set(keys)) for keys in found] != [k] * len(vectors):
             raise ValueError(

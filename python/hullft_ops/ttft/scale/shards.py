@@ -54,7 +54,8 @@ class ShardedStore(Datastore):
         Raises:
             ScaleError: a worker died, and those that took its place.
         """
-        vectors = self._checked_search(queries, k).numpy()
+        checked, k = self._checked_search(queries, k)
+        vectors = checked.numpy()
         promises = [actor.search.remote(vectors, k) for actor in self._actors]
         parts = [fetched(promise) for promise in promises]
         scores = np.concatenate([part[0] for part in parts], axis=1)
