@@ -30,6 +30,7 @@ app.command()(commands_evaluation.tune)
 @app.command()
 def demo(
     model: options.ModelOption = None,
+    device: options.DeviceOption = None,
     corpus: Annotated[
         Path | None,
         typer.Option(
@@ -68,6 +69,7 @@ def demo(
 
         chosen = DemoOptions(
             model=model,
+            device=device or "cpu",
             corpus=corpus,
             embedder=embedder,
             prompts=prompts,

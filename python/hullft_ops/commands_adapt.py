@@ -15,6 +15,7 @@ def adapt(
     prompt: Annotated[str, typer.Option(help="The text to adapt to.")],
     config: options.ConfigOption = None,
     model: options.ModelOption = None,
+    device: options.DeviceOption = None,
     embedder: options.EmbedderOption = None,
     store: Annotated[
         Path | None, typer.Option(help="Directory of a datastore; needed without --config.")
@@ -45,4 +46,5 @@ def adapt(
             axes={"method": method, "n_select": steps, "refresh": refresh, "lr": lr},
             default={"method": "hullft", "n_select": 20, "refresh": 2},
         )
-        run_adapt(chosen, prompt, max_new_tokens if generate else None, Console())
+        new_tokens = max_new_tokens if generate else None
+        run_adapt(chosen, prompt, new_tokens, Console(), device=device or "cpu")

@@ -26,6 +26,7 @@ TUNING_GRID = {
 def evaluate(
     config: options.ConfigOption = None,
     model: options.ModelOption = None,
+    device: options.DeviceOption = None,
     embedder: options.EmbedderOption = None,
     store: options.StoreOption = None,
     prompts: options.PromptsOption = None,
@@ -58,8 +59,8 @@ def evaluate(
             default={"method": ["knn", "hullft"]},
         )
         log = Console(stderr=True)
-        asked = workers_of(engine, workers, threads_per_worker, gpus_per_worker)
-        inputs = open_inputs(chosen, log)
+        asked = workers_of(engine, workers, threads_per_worker, gpus_per_worker, device)
+        inputs = open_inputs(chosen, log, device=device or "cpu")
         evaluator = inputs.evaluator(chosen.seed)
         with open_results(output, evaluator.run) as results:
             if asked is None:
@@ -88,6 +89,7 @@ def report(
 def tune(
     config: options.ConfigOption = None,
     model: options.ModelOption = None,
+    device: options.DeviceOption = None,
     embedder: options.EmbedderOption = None,
     store: options.StoreOption = None,
     prompts: options.PromptsOption = None,
@@ -122,7 +124,7 @@ def tune(
             default=TUNING_GRID,
         )
         log = Console(stderr=True)
-        inputs = open_inputs(chosen, log)
+        inputs = open_inputs(chosen, log, device=device or "cpu")
         tuned = run_tuning(
             chosen, inputs, results, output, seconds=seconds, limit=60 * minutes, log=log
         )

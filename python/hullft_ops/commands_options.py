@@ -24,6 +24,13 @@ ModelOption = Annotated[
         help="Name or directory of a causal language model.", show_default="the shipped one"
     ),
 ]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Where the language model runs, by torch's name: cpu, cuda, cuda:1.",
+        show_default="cpu",
+    ),
+]
 EmbedderOption = Annotated[
     str | None,
     typer.Option(

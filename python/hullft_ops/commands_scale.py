@@ -9,7 +9,11 @@ if TYPE_CHECKING:
 
 
 def workers_of(
-    engine: Engine, workers: int | None, threads: int | None, gpus: float | None
+    engine: Engine,
+    workers: int | None,
+    threads: int | None,
+    gpus: float | None,
+    device: str | None = None,
 ) -> "Workers | None":
     """The workers asked for; None for this process.
 
@@ -25,6 +29,8 @@ def workers_of(
             if value is not None:
                 raise ScaleError(f"--{name} needs --engine ray")
         return None
+    if device is not None:
+        raise ScaleError("--device needs --engine process, --gpus-per-worker is that of Ray")
     from hullft_ops.ttft.scale.cluster import Workers, import_ray
 
     import_ray()

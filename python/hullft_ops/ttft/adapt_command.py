@@ -9,7 +9,7 @@ from rich.text import Text
 
 from hullft_ops.ttft.adaptation_report import AdaptationReport
 from hullft_ops.ttft.datastore import Datastore
-from hullft_ops.ttft.demo_inputs import load_model, open_embedder
+from hullft_ops.ttft.demo_inputs import checked_device, load_model, open_embedder
 from hullft_ops.ttft.evaluate import bits_per_byte
 from hullft_ops.ttft.evaluation.config import Config, ConfigError, Settings
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
@@ -21,17 +21,20 @@ _GENERATING = "out of memory while generating: lower --max-new-tokens or give a 
 _STAGES = ("embed", "search", "select", "tokenize", "forward", "backward", "step")
 
 
-def run_adapt(config: Config, prompt: str, max_new_tokens: int | None, out: Console) -> None:
+def run_adapt(
+    config: Config, prompt: str, max_new_tokens: int | None, out: Console, *, device: str = "cpu"
+) -> None:
     """Adapt to ``prompt`` and print what was retrieved, with weights and counts, bits per byte of
     the prompt before and after, seconds and, unless ``max_new_tokens`` is None, a continuation.
+    The model runs on ``device``.
 
     Raises:
         ConfigError, DemoError: something cannot be loaded, or the prompt cannot be adapted to.
         torch.OutOfMemoryError: memory ran out; the message says what to lower.
     """
-    settings = _one(config)
+    settings, place = _one(config), checked_device(device)
     store = _open(config)
-    model, tokenizer = load_model(config.model)
+    model, tokenizer = load_model(config.model, place)
     embedder = open_embedder(config.embedder)
     try:
         ttft = TestTimeFinetuner(

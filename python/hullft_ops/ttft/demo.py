@@ -24,6 +24,7 @@ from hullft_ops.ttft.comparison import METHODS, Comparison, PromptRuns, Run
 from hullft_ops.ttft.corpus import Corpus, Passage
 from hullft_ops.ttft.demo_inputs import (
     DemoError,
+    checked_device,
     load_corpus,
     load_model,
     open_embedder,
@@ -44,6 +45,7 @@ class DemoOptions:
 
     Attributes:
         model: name or directory of a causal language model; the shipped tiny model when None.
+        device: where the model runs, by torch's name.
         corpus: JSONL file whose records have a string "text"; sources of installed packages
             when None.
         embedder: name or directory, as `load_embedder` takes it.
@@ -56,10 +58,11 @@ class DemoOptions:
         seed: chooses the prompts among the held-out passages.
 
     Raises:
-        DemoError: ``prompts`` or ``steps`` below 1, or ``lr`` not above 0.
+        DemoError: ``prompts`` or ``steps`` below 1, ``lr`` not above 0, or no such device.
     """
 
     model: str | None
+    device: str
     corpus: Path | None
     embedder: str
     prompts: int
@@ -75,6 +78,7 @@ class DemoOptions:
                 raise DemoError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.lr is not None and not self.lr > 0:
             raise DemoError(f"lr must be above 0, got {self.lr}")
+        checked_device(self.device)
 
     @property
     def learning_rate(self) -> float:
@@ -97,7 +101,7 @@ def run_demo(options: DemoOptions, out: Console, log: Console) -> Comparison:
     started = time.perf_counter()
     corpus = load_corpus(options.corpus, log)
     _check_sizes(corpus, options)
-    model, tokenizer = load_model(options.model)
+    model, tokenizer = load_model(options.model, checked_device(options.device))
     embedder = open_embedder(options.embedder)
     path = options.datastores / corpus.fingerprint(embedder.name)[:16]
     opened = time.perf_counter()

@@ -43,10 +43,35 @@ def load_corpus(file: Path | None, log: Console) -> Corpus:
     return corpus
 
 
-def load_model(name: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def checked_device(name: str) -> torch.device:
+    """The device of that name, for a model.
+
+    Raises:
+        DemoError: it is none that models run on here, or not there.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise DemoError(f"device {name}: {_first_line(error)}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise DemoError(f"device {name}: must be cpu, cuda or cuda:N")
+    found = torch.cuda.device_count() if device.type == "cuda" else 1
+    if (device.index or 0) >= found:
+        kind = device.type.upper()
+        raise DemoError(f"device {name}: torch {torch.__version__} finds {found} {kind} devices")
+    return device
+
+
+def load_model(
+    name: str | None, device: torch.device
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model in float32 and its tokenizer, by name or directory; the tiny model when None.
 
     The process keeps the memory that its passes free, see `keep_freed_memory`.
+
+    Args:
+        name: name or directory.
+        device: where the model shall be.
 
     Raises:
         DemoError: there is no such model, or transformers cannot load it.
@@ -60,9 +85,12 @@ def load_model(name: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
         model = AutoModelForCausalLM.from_pretrained(
             source, dtype=torch.float32, use_safetensors=True
         )
-        return model, AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise DemoError(f"model {source}: {_first_line(error)}") from error
+    # A model is moved in place; the type of what `to` returns is lost in its decorators.
+    model.to(device)  # type: ignore[arg-type]
+    return model, tokenizer
 
 
 def open_embedder(name: str) -> Embedder:

@@ -7,7 +7,13 @@ from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hullft_ops.ttft.datastore import Datastore
-from hullft_ops.ttft.demo_inputs import load_corpus, load_model, open_embedder, open_or_build
+from hullft_ops.ttft.demo_inputs import (
+    checked_device,
+    load_corpus,
+    load_model,
+    open_embedder,
+    open_or_build,
+)
 from hullft_ops.ttft.embedding import Embedder
 from hullft_ops.ttft.evaluation.config import Config, ConfigError
 from hullft_ops.ttft.evaluation.prompts import (
@@ -36,15 +42,16 @@ class Inputs:
         return Evaluator(self.model, self.tokenizer, self.store, self.embedder, seed=seed)
 
 
-def open_inputs(config: Config, log: Console) -> Inputs:
-    """Load what ``config`` names; says on ``log`` what it left out.
+def open_inputs(config: Config, log: Console, *, device: str = "cpu") -> Inputs:
+    """Load what ``config`` names, the model to ``device``; says on ``log`` what it left out.
 
     Raises:
         ConfigError, DemoError: something cannot be loaded; the message says which.
     """
+    place = checked_device(device)
     embedder = open_embedder(config.embedder)
     path, store, prompts = _texts(config, embedder, log)
-    model, tokenizer = load_model(config.model)
+    model, tokenizer = load_model(config.model, place)
     inputs = Inputs(model, tokenizer, path, store, embedder, prompts)
     chosen = _unknown_prompts(inputs, config, log)
     domains = ", ".join(f"{name}: {count}" for name, count in count_domains(chosen).items())

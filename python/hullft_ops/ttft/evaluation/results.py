@@ -42,7 +42,7 @@ class Row:
         support_size: different texts.
         residual: distance from the prompt's embedding to the weighted mean of the support.
         error: why there is no result; None where there is.
-        versions: of the packages that decide the numbers.
+        versions: of the packages that decide the numbers, and the type of the model's device.
         threads: of torch.
     """
 

@@ -65,6 +65,7 @@ class Evaluator:
         self._sifts: dict[str, PickedSift] = {}
         self._before: dict[str, tuple[float, int]] = {}
         self._versions = {name: _version(name) for name in _PACKAGES}
+        self._versions["device"] = model.device.type
 
     def prepare(self, settings: Sequence[Settings]) -> None:
         """Make the finetuners, so that what is wrong with a setting shows before anything runs.

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from hullft_ops.ttft.datastore import Datastore
-from hullft_ops.ttft.demo_inputs import load_model, open_embedder
+from hullft_ops.ttft.demo_inputs import checked_device, load_model, open_embedder
 from hullft_ops.ttft.evaluation.config import Config, ConfigError, Settings
 from hullft_ops.ttft.evaluation.inputs import Inputs
 from hullft_ops.ttft.evaluation.prompts import Prompt
@@ -47,9 +47,7 @@ class EvaluationWorker:
     def _evaluator(self) -> Evaluator:
         use_threads(self._threads)
         assert self._config.store is not None
-        model, tokenizer = load_model(self._config.model)
-        # A model is moved in place; the type of what `to` returns is lost in its decorators.
-        model.to(self._device)  # type: ignore[arg-type]
+        model, tokenizer = load_model(self._config.model, checked_device(self._device))
         store = Datastore.open(self._config.store, verify=False)
         embedder = open_embedder(self._config.embedder)
         evaluator = Evaluator(model, tokenizer, store, embedder, seed=self._config.seed)
