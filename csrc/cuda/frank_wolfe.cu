@@ -5,6 +5,7 @@
 #include "frank_wolfe.h"
 #include "fw_block.cuh"
 #include "gram.h"
+#include "parts.h"
 
 namespace hullft {
 namespace {
@@ -51,13 +52,23 @@ cudaError_t launch_solve(const FwProblem& problem, const FwPlan& plan, void* wor
                            : launch<S, false>(problem, plan, workspace, outputs, stream);
 }
 
-}  // namespace
-
-FwPlan plan_frank_wolfe(const FwProblem& p, int64_t max_shared_bytes) {
-  return plan_columns(p, max_shared_bytes, gram_pays(p.pool, p.batch, p.n_select + 1));
+FwProblem part_of(const FwProblem& problem, int64_t first, int64_t queries) {
+  FwProblem part = problem;
+  part.pool = rest_of(problem.pool, first);
+  part.query = rest_of(problem.query, first, problem.pool.storage);
+  part.batch = std::min(queries, problem.batch - first);
+  return part;
 }
 
-FwPlan plan_columns(const FwProblem& p, int64_t max_shared_bytes, bool gram) {
+}  // namespace
+
+FwPlan plan_frank_wolfe(const FwProblem& p, const LaunchLimits& limits) {
+  return choose_columns(
+      p.pool, p.batch, p.n_select + 1, limits,
+      [&](const LaunchLimits& within, bool gram) { return plan_columns(p, within, gram); });
+}
+
+FwPlan plan_columns(const FwProblem& p, const LaunchLimits& limits, bool gram) {
   const int64_t real_bytes = real_bytes_of(p.pool.storage);
   const int64_t width = p.pool.width;
   const int spare = p.variant == Variant::kVanilla ? 0 : kSpareColumns;
@@ -66,27 +77,36 @@ FwPlan plan_columns(const FwProblem& p, int64_t max_shared_bytes, bool gram) {
   plan.slots = int(std::min(width, int64_t(p.n_select) + 1 + spare));
   plan.threads = threads_for(p.pool.width, p.pool.storage);
   plan.state_bytes = fw_state_bytes(p.pool.width, plan.slots, real_bytes);
-  plan.shared_limit = max_shared_bytes - kFixedSharedBytes;
+  plan.shared_limit = limits.shared_bytes - kFixedSharedBytes;
   plan.shared_state = plan.state_bytes <= plan.shared_limit;
   const int64_t column_bytes = (plan.gram ? width : plan.slots) * width * real_bytes;
   plan.column_stride = plan.gram && n_pools(p.pool, p.batch) == 1 ? 0 : column_bytes;
-  plan.columns_offset = plan.shared_state ? 0 : p.batch * plan.state_bytes;
-  plan.workspace_bytes =
-      plan.columns_offset + (plan.column_stride ? p.batch : int64_t(1)) * column_bytes;
+  const int64_t state_bytes = plan.shared_state ? 0 : plan.state_bytes;
+  const int64_t all_bytes = plan.column_stride ? 0 : column_bytes;
+  plan.part =
+      queries_of_part(p.batch, state_bytes + plan.column_stride, all_bytes, limits.workspace_bytes);
+  plan.columns_offset = plan.part * state_bytes;
+  plan.workspace_bytes = plan.columns_offset + plan.part * plan.column_stride + all_bytes;
   return plan;
 }
 
 cudaError_t launch_frank_wolfe(const FwProblem& problem, const FwPlan& plan, void* workspace,
                                const FwOutputs& outputs, cudaStream_t stream) {
-  if (problem.batch == 0) return cudaSuccess;
-  if (plan.gram) {
-    void* gram = static_cast<unsigned char*>(workspace) + plan.columns_offset;
-    const cudaError_t status = launch_grams(problem.pool, problem.batch, gram, stream);
+  const int64_t real_bytes = real_bytes_of(problem.pool.storage);
+  for (int64_t first = 0; first < problem.batch; first += plan.part) {
+    const FwProblem part = part_of(problem, first, plan.part);
+    const FwOutputs out = rest_of(outputs, first, problem.n_select, real_bytes);
+    if (plan.gram && (first == 0 || plan.column_stride)) {
+      void* gram = static_cast<unsigned char*>(workspace) + plan.columns_offset;
+      const cudaError_t status = launch_grams(part.pool, part.batch, gram, stream);
+      if (status != cudaSuccess) return status;
+    }
+    const cudaError_t status = problem.pool.storage == Storage::kFloat64
+                                   ? launch_solve<double>(part, plan, workspace, out, stream)
+                                   : launch_solve<float>(part, plan, workspace, out, stream);
     if (status != cudaSuccess) return status;
   }
-  return problem.pool.storage == Storage::kFloat64
-             ? launch_solve<double>(problem, plan, workspace, outputs, stream)
-             : launch_solve<float>(problem, plan, workspace, outputs, stream);
+  return cudaSuccess;
 }
 
 }  // namespace hullft

@@ -26,6 +26,12 @@ struct FwOutputs {
   void *weights, *residual, *gap;
 };
 
+// What a launch may take: of shared memory in a block, and of global memory for its workspace.
+struct LaunchLimits {
+  int64_t shared_bytes;
+  int64_t workspace_bytes = int64_t(2) << 30;  // or what one query needs, if that is more
+};
+
 // Where a launch keeps what. csrc/cuda/README.md has the arithmetic behind the choices.
 struct FwPlan {
   bool gram;          // whole Gram matrices before the solve, or columns as atoms are picked
@@ -36,14 +42,14 @@ struct FwPlan {
   int64_t column_stride;   // bytes of the columns of one query, 0: one Gram matrix for all
   int64_t state_bytes;     // of one query
   int64_t columns_offset;  // into the workspace, after the states that lie there
+  int64_t part;            // queries that are solved at a time
   int64_t workspace_bytes;
 };
 
-// max_shared_bytes: what a block may ask for on this device.
-FwPlan plan_frank_wolfe(const FwProblem& problem, int64_t max_shared_bytes);
+FwPlan plan_frank_wolfe(const FwProblem& problem, const LaunchLimits& limits);
 
 // The same with the way of making columns given.
-FwPlan plan_columns(const FwProblem& problem, int64_t max_shared_bytes, bool gram);
+FwPlan plan_columns(const FwProblem& problem, const LaunchLimits& limits, bool gram);
 
 // workspace: plan.workspace_bytes, a multiple of 16 bytes. An input or product that is not finite,
 // and a size or candidate out of range, show in the outputs: see csrc/cuda/README.md.

@@ -19,8 +19,6 @@ constexpr int kShare = kChunk / kGroups;  // of a chunk, for one group
 constexpr int kSide = 4;                  // of a thread's square of products
 constexpr int kSpan = kTile / kSide;
 
-constexpr double kMaxGramBytes = 512 << 20;
-
 // Cycles of an H100; csrc/cuda/README.md derives them. They say where the one way of making columns
 // overtakes the other.
 constexpr double kSms = 132;
@@ -154,7 +152,6 @@ cudaError_t launch(const PoolView& pool, int64_t n_pools, void* gram, cudaStream
 
 bool gram_pays(const PoolView& pool, int64_t batch, int64_t columns) {
   const double k = pool.width, d = double(pool.d), pools = double(n_pools(pool, batch));
-  if (pools * k * k * double(real_bytes_of(pool.storage)) > kMaxGramBytes) return false;
   const double gram = pools * k * (k + 32) / 2 * d / (kGramProductsPerCycle * kSms);
   const double rate =
       std::min(kSmBytesPerCycle * std::min(double(batch), kSms), kDeviceBytesPerCycle);

@@ -3,7 +3,9 @@
 
 #include <driver_types.h>
 
-#include "pool_view.h"
+#include <algorithm>
+
+#include "frank_wolfe.h"
 
 namespace hullft {
 
@@ -12,8 +14,24 @@ inline int64_t n_pools(const PoolView& pool, int64_t batch) {
   return pool.batch_stride == 0 && !pool.candidates ? 1 : batch;
 }
 
-// Whether whole Gram matrices cost less than `columns` columns a query as they are wanted.
+// Whether whole Gram matrices take less time than `columns` columns a query as they are wanted.
 bool gram_pays(const PoolView& pool, int64_t batch, int64_t columns);
+
+// Of plan(limits, gram) the one with whole Gram matrices, where they take less time, at most
+// kMoreForGrams bytes more, and leave parts that fill the device; else the one with columns.
+constexpr int64_t kMoreForGrams = 512 << 20;
+constexpr int64_t kFullDevice = 264;  // blocks on an H100
+template <typename PlanOf>
+auto choose_columns(const PoolView& pool, int64_t batch, int64_t columns,
+                    const LaunchLimits& limits, const PlanOf& plan_of) {
+  const auto with_columns = plan_of(limits, false);
+  const int64_t limit =
+      std::min(limits.workspace_bytes, with_columns.workspace_bytes + kMoreForGrams);
+  const auto with_grams = plan_of({limits.shared_bytes, limit}, true);
+  const bool fits =
+      with_grams.workspace_bytes <= limit && with_grams.part >= std::min(batch, kFullDevice);
+  return fits && gram_pays(pool, batch, columns) ? with_grams : with_columns;
+}
 
 // gram [n_pools, width, width], float64 for float64 pools and float32 for all others; symmetric bit
 // for bit. Rows past a pool's size are left unset.

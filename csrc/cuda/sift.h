@@ -32,15 +32,15 @@ struct SiftPlan {
   int64_t state_bytes;     // of one query
   int64_t gram_stride;     // bytes from the Gram matrix of a query to the next, 0: one for all
   int64_t gram_offset;     // into the workspace, after the states that lie there
-  int64_t columns_offset;  // the conditional columns, [batch, n_select, width]
+  int64_t columns_offset;  // the conditional columns, [part, n_select, width]
+  int64_t part;            // queries that are solved at a time
   int64_t workspace_bytes;
 };
 
-// max_shared_bytes: what a block may ask for on this device.
-SiftPlan plan_sift(const SiftProblem& problem, int64_t max_shared_bytes);
+SiftPlan plan_sift(const SiftProblem& problem, const LaunchLimits& limits);
 
 // The same with the way of making Gram columns given.
-SiftPlan plan_sift_columns(const SiftProblem& problem, int64_t max_shared_bytes, bool gram);
+SiftPlan plan_sift_columns(const SiftProblem& problem, const LaunchLimits& limits, bool gram);
 
 // workspace: plan.workspace_bytes, a multiple of 16 bytes. Errors show as in launch_frank_wolfe,
 // and as picks of -1 with a variance of NaN.

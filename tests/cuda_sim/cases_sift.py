@@ -147,3 +147,31 @@ def sift_failures(library: Library, seed: int) -> None:
         answer = library.sift(pool, query, 4, launch=launch)
         check_sift(answer, 0, pool[0], query[0], 0.01)
         check_sift_failed(answer, 1)
+
+
+@case
+def sift_parts(library: Library, seed: int) -> None:
+    """A batch in parts gives the bits of the whole: own pools, shared ones, rows in place."""
+    pool, query = hull_problem(4, 5, 40, 12, torch.float32)
+    targets = torch.stack([query, query.flip(0)], dim=1)
+    generator = torch.Generator().manual_seed(0)
+    candidates = torch.stack([torch.randperm(40, generator=generator)[:31] for _ in range(5)])
+    sizes = torch.tensor([30, 1, 29, 0, 31])
+    for gram in (True, False):
+        for options in ({"pool": pool}, {"pool": pool[0]},
+                        {"pool": pool[0], "candidates": candidates}):  # fmt: skip
+            whole, parts, in_global = (
+                library.sift(query=targets, n_select=6, sizes=sizes, **options, launch=launch)
+                for launch in (
+                    Launch(seed, gram, 64),
+                    Launch(seed, gram, 64, max_workspace_bytes=15_000),
+                    Launch(seed, gram, 64, SMALL_SHARED // 2, max_workspace_bytes=1),
+                )
+            )
+            for other in (parts, in_global):
+                assert torch.equal(other[1], whole[1])
+                assert torch.equal(other[2].nan_to_num(-7), whole[2].nan_to_num(-7))
+                for name in Answer.__dataclass_fields__:
+                    wanted = getattr(whole[0], name).nan_to_num(-7)
+                    assert torch.equal(getattr(other[0], name).nan_to_num(-7), wanted)
+            assert whole[0].support_size[[0, 2, 4]].min() > 1

@@ -187,9 +187,10 @@ class DeviceSelection {
   Buffer indices_, counts_, weights_, support_size_, num_iter_, residual_, gap_;
 };
 
-hullft::FwPlan plan_of(const FwCase& c, const hullft::FwProblem& problem, int64_t shared_bytes) {
-  hullft::FwPlan plan = hullft::plan_frank_wolfe(problem, shared_bytes);
-  if (c.force_gram >= 0) plan = hullft::plan_columns(problem, shared_bytes, c.force_gram != 0);
+hullft::FwPlan plan_of(const FwCase& c, const hullft::FwProblem& problem,
+                       const hullft::LaunchLimits& limits) {
+  hullft::FwPlan plan = hullft::plan_frank_wolfe(problem, limits);
+  if (c.force_gram >= 0) plan = hullft::plan_columns(problem, limits, c.force_gram != 0);
   if (c.force_threads > 0) plan.threads = c.force_threads;
   if (c.force_slots > 0) plan.slots = c.force_slots;
   return plan;
@@ -206,7 +207,7 @@ const char* sim_frank_wolfe(const FwCase* c, const driver::Schedule* schedule) {
     const hullft::FwProblem problem{in.pool_view(p), in.query_view(p), p.batch,
                                     c->n_select,     c->max_iter,      c->swap_passes,
                                     c->tol,          c->gap_tol,       hullft::Variant(c->variant)};
-    const hullft::FwPlan plan = plan_of(*c, problem, schedule->max_shared_bytes);
+    const hullft::FwPlan plan = plan_of(*c, problem, schedule->limits());
     const Buffer workspace("workspace", plan.workspace_bytes);
     const DeviceSelection out(p, c->n_select);
     const cudaError_t status =
@@ -216,16 +217,16 @@ const char* sim_frank_wolfe(const FwCase* c, const driver::Schedule* schedule) {
   });
 }
 
-// What a launch would choose for float32 pools of their own.
-void sim_plan(int64_t batch, int32_t candidates, int64_t dim, int32_t n_select,
+// What a launch would choose for float32 pools, shared or of their own.
+void sim_plan(int64_t batch, int32_t candidates, int64_t dim, int32_t n_select, int32_t shared,
               int64_t max_shared_bytes, hullft::FwPlan* plan) {
   hullft::FwProblem problem{};
-  problem.pool.batch_stride = candidates * dim;
+  problem.pool.batch_stride = shared ? 0 : candidates * dim;
   problem.pool.row_stride = problem.pool.d = dim;
   problem.pool.n_rows = problem.pool.width = candidates;
   problem.pool.storage = hullft::Storage::kFloat32;
   problem.batch = batch, problem.n_select = n_select;
-  *plan = hullft::plan_frank_wolfe(problem, max_shared_bytes);
+  *plan = hullft::plan_frank_wolfe(problem, {max_shared_bytes});
 }
 
 const char* sim_knn(const KnnCase* c, const driver::Schedule* schedule) {
@@ -248,9 +249,9 @@ const char* sim_sift(const SiftCase* c, const driver::Schedule* schedule) {
     const DeviceInputs in(p, c->n_targets);
     const hullft::SiftProblem problem{in.pool_view(p), in.query_view(p), p.batch,
                                       c->n_select,     c->n_targets,     c->noise};
-    hullft::SiftPlan plan = hullft::plan_sift(problem, schedule->max_shared_bytes);
+    hullft::SiftPlan plan = hullft::plan_sift(problem, schedule->limits());
     if (c->force_gram >= 0)
-      plan = hullft::plan_sift_columns(problem, schedule->max_shared_bytes, c->force_gram != 0);
+      plan = hullft::plan_sift_columns(problem, schedule->limits(), c->force_gram != 0);
     if (c->force_threads > 0) plan.threads = c->force_threads;
     const Buffer workspace("workspace", plan.workspace_bytes),
         picks("picks", p.batch * c->n_select * 8),

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "cuda/frank_wolfe.h"
 #include "cusim.h"
 #ifdef CUSIM_RACE
 #include "race.h"
@@ -20,7 +21,9 @@ namespace driver {
 
 struct Schedule {
   unsigned seed;
-  int64_t max_shared_bytes;
+  int64_t max_shared_bytes, max_workspace_bytes;
+
+  hullft::LaunchLimits limits() const { return {max_shared_bytes, max_workspace_bytes}; }
 };
 
 inline std::string& last_error() {

@@ -13,6 +13,7 @@ from hullft_ops.lmo import LmoStep
 STORAGE = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 VARIANTS = {"vanilla": 0, "away": 1, "pairwise": 2}
 H100_SHARED_BYTES = 227 * 1024
+WORKSPACE_BYTES = 2 << 30
 
 _P, _I64, _I32, _F64 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_double
 
@@ -22,7 +23,7 @@ class SimulatorError(RuntimeError):
 
 
 class _Schedule(ctypes.Structure):
-    _fields_ = [("seed", ctypes.c_uint), ("max_shared_bytes", _I64)]
+    _fields_ = [("seed", ctypes.c_uint), ("max_shared_bytes", _I64), ("max_workspace_bytes", _I64)]
 
 
 class _Pool(ctypes.Structure):
@@ -101,7 +102,7 @@ class Plan(ctypes.Structure):
     _fields_ = [
         ("gram", ctypes.c_bool), ("shared_state", ctypes.c_bool), ("threads", ctypes.c_int),
         ("slots", ctypes.c_int), ("shared_limit", _I64), ("column_stride", _I64),
-        ("state_bytes", _I64), ("columns_offset", _I64), ("workspace_bytes", _I64),
+        ("state_bytes", _I64), ("columns_offset", _I64), ("part", _I64), ("workspace_bytes", _I64),
     ]  # fmt: skip
 
 
@@ -153,9 +154,10 @@ class Launch:
     max_shared_bytes: int = H100_SHARED_BYTES
     slots: int = -1
     """Columns that are kept, at most as many as planned."""
+    max_workspace_bytes: int = WORKSPACE_BYTES
 
     def schedule(self) -> _Schedule:
-        return _Schedule(self.seed, self.max_shared_bytes)
+        return _Schedule(self.seed, self.max_shared_bytes, self.max_workspace_bytes)
 
 
 def _pointer(tensor: torch.Tensor | None) -> int | None:
@@ -237,12 +239,19 @@ class Library:
         return answer
 
     def plan(
-        self, batch: int, candidates: int, dim: int, n_select: int, max_shared_bytes: int
+        self,
+        batch: int,
+        candidates: int,
+        dim: int,
+        n_select: int,
+        max_shared_bytes: int,
+        *,
+        shared: bool = False,
     ) -> Plan:
         plan = Plan()
         self._library.sim_plan(
-            _I64(batch), _I32(candidates), _I64(dim), _I32(n_select), _I64(max_shared_bytes),
-            ctypes.byref(plan),
+            _I64(batch), _I32(candidates), _I64(dim), _I32(n_select), _I32(shared),
+            _I64(max_shared_bytes), ctypes.byref(plan),
         )  # fmt: skip
         return plan
 

@@ -5,6 +5,15 @@ from cuda_sim.mutants import RACE, WRONG, Mutant
 SIFT = "cuda/sift_block.cuh"
 
 SIFT_MUTANTS = {
+    "picks of a part where those of the first lie": Mutant(
+        "sift",
+        "cuda/sift.cu",
+        "out.picks + rows",
+        "out.picks",
+        "plain",
+        "sift_parts",
+        WRONG,
+    ),
     "a pick that does not condition": Mutant(
         "sift",
         SIFT,

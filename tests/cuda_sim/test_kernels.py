@@ -18,7 +18,7 @@ from cuda_sim.checks import (
     hull_problem,
     of_query,
 )
-from cuda_sim.library import H100_SHARED_BYTES, Launch, Library
+from cuda_sim.library import H100_SHARED_BYTES, WORKSPACE_BYTES, Launch, Library
 from cuda_sim.worker import Workers
 from hullft_ops import _C
 
@@ -184,6 +184,24 @@ def test_plan(
     """The table in csrc/cuda/README.md."""
     plan = library("plain").plan(batch, candidates, dim, 50, H100_SHARED_BYTES)
     assert (bool(plan.gram), bool(plan.shared_state)) == (gram, shared_state)
+
+
+@pytest.mark.parametrize(
+    ("batch", "candidates", "shared", "gram", "part"),
+    [
+        (4096, 20_000, True, True, 4096),  # one matrix of 1.6 GB, columns of 16.7 GB
+        (100, 20_000, True, False, 100),  # columns take more than 512 MB less
+        (10_000, 200, False, True, 5000),
+        (1024, 1000, False, False, 1024),  # parts of 180 queries would leave the device half empty
+        (4096, 20_000, False, False, 512),
+    ],
+)
+def test_plan_of_large_batches(
+    library: Libraries, batch: int, candidates: int, shared: bool, gram: bool, part: int
+) -> None:
+    plan = library("plain").plan(batch, candidates, 384, 50, H100_SHARED_BYTES, shared=shared)
+    assert (bool(plan.gram), plan.part) == (gram, part)
+    assert plan.workspace_bytes <= WORKSPACE_BYTES
 
 
 @pytest.mark.parametrize("limit", [163 * 1024, H100_SHARED_BYTES])
