@@ -36,7 +36,7 @@ template <typename S>
 struct FwTable {
   int* atom;
   S* weight;
-  int* order;  // entries of the support, largest weight first
+  int* order;  // entries of the support: for a residual by number, at the end largest weight first
 };
 
 template <typename S>
