@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from benchmarks import gpu_check
+from benchmarks.gpu.replay import goal_share
 from benchmarks.gpu_check import Step
 
 
@@ -37,6 +38,16 @@ def test_a_dry_run_rehearses_every_step_but_the_launches(tmp_path: Path) -> None
     page = output.with_suffix(".md").read_text(encoding="utf-8")
     assert "| selection | rehearsed on the CPU |" in page
     assert sorted(path.name for path in output.parent.iterdir()) == ["gpu.json", "gpu.md"]
+
+
+@pytest.mark.parametrize(
+    ("repeats", "wanted"), [(1, 0.85), (4, 0.85), (8, 0.85 * 0.85), (16, 0.85 * 0.425)]
+)
+def test_the_bandwidth_asked_of_replay_is_what_the_arithmetic_leaves(
+    repeats: int, wanted: float
+) -> None:
+    """On an H100, as csrc/cuda/README.md has it."""
+    assert abs(goal_share(repeats, 3.35e12, 132 * 128 * 1.755e9) - wanted) < 0.001
 
 
 def test_the_budgets_fit_the_time() -> None:
