@@ -125,6 +125,17 @@ def test_every_step_is_one_of_the_reference(
         before = after
 
 
+@pytest.mark.parametrize("variant", ["vanilla", "away"])
+@pytest.mark.parametrize(("length", "steps"), [(0.99e-6, 0), (1.01e-6, 1)])
+def test_a_direction_shorter_than_the_documented_one_is_none(
+    variant: str, length: float, steps: int
+) -> None:
+    x = torch.tensor([[1.0, 0.0], [1.0, length]], dtype=torch.float64)
+    q = torch.tensor([1.0, length / 3], dtype=torch.float64)
+    sel = hullft_ops.fw_select(x.flip(0), q, 2, variant=variant, max_iter=1, tol=0.0)
+    assert sel.num_iter.item() == steps
+
+
 @pytest.mark.usefixtures("simd_level")
 def test_a_whole_step_toward_a_vertex_leaves_nothing_else() -> None:
     """The first vertex has the largest product with the query and lies further off."""

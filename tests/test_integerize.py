@@ -64,6 +64,21 @@ def test_swaps_never_raise_the_loss() -> None:
     assert (losses[-1] < losses[0]).any()
 
 
+def test_swaps_that_gain_less_than_the_documented_bound_are_none() -> None:
+    """A power of two scales gains and nothing else: by 2^-50 they are all below 1e-14."""
+    support, query = make_problem(3, 50, 10, 6)
+    weights = random_weights(2, 50, 10)
+
+    def counts(scale: float, passes: int) -> torch.Tensor:
+        return hullft_ops.integerize(
+            support * scale, query * scale, weights, 30, swap_passes=passes
+        )
+
+    unswapped = counts(1.0, 0)
+    assert not torch.equal(counts(1.0, 2), unswapped)
+    assert torch.equal(counts(2.0**-25, 2), unswapped)
+
+
 @pytest.mark.parametrize("scale", [1e-3, 7.0])
 def test_weights_are_normalised(scale: float) -> None:
     support, query = make_problem(4, 4, 6, 5)

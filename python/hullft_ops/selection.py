@@ -90,6 +90,11 @@ def fw_select(
     Ties go to the lowest index. The result does not depend on the number of threads, and is not
     differentiable.
 
+    Made for vectors of norm about 1, as most embeddings are: its thresholds are absolute. ``tol``
+    is a distance; a direction shorter than 1e-6 is taken for rounding, so that "vanilla" and "away"
+    stop at it and "pairwise" moves the whole weight along it. Pools and queries of another norm
+    are to be scaled by one number before.
+
     As published, "vanilla" begins with one row and takes a step before it looks whether the support
     is full: with ``n_select=1`` it ends with two, returns the one of larger weight with that
     weight, and reports residual and gap of both. The other variants keep to one.
@@ -101,7 +106,7 @@ def fw_select(
         query: [d] or [B, d], of the pool's dtype and device.
         n_select: the largest support, and what the counts sum to. It may exceed K.
         max_iter: the largest number of steps.
-        tol: stop when the residual norm is below this.
+        tol: stop when the residual norm is below this; an absolute distance.
         gap_tol: stop when the Frank-Wolfe gap is at most this; 0 is never.
         variant: ``"vanilla"`` stops when the support is full; ``"away"`` and ``"pairwise"``
             (Lacoste-Julien and Jaggi, 2015) drop atoms, and with a full support go on within it.
@@ -189,7 +194,8 @@ def integerize(
 
     Minimises ``||query - support.T @ counts / n_select||^2`` by rounding down, giving the units
     that remain one by one where each helps most, and ``swap_passes`` passes of single-unit swaps.
-    Ties go to the lowest index.
+    Ties go to the lowest index. Made for vectors of norm about 1: a swap must lower that squared
+    distance by more than 1e-14.
 
     Args:
         support: [m, d] or [B, m, d], float32, float64, bfloat16 or float16.
