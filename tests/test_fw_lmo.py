@@ -17,6 +17,7 @@ def vertices(pool: torch.Tensor, index: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("candidates", "dim"), [(1, 1), (3, 5), (17, 9), (200, 48)])
+@pytest.mark.usefixtures("simd_level")
 def test_equals_reference(dtype: torch.dtype, candidates: int, dim: int) -> None:
     pool, query = make_problem(0, 3, candidates, dim, dtype)
     current = vertices(pool, candidates - 1)
@@ -32,6 +33,7 @@ def test_equals_reference(dtype: torch.dtype, candidates: int, dim: int) -> None
         assert step.gap[b].item() == pytest.approx(expected.gap, abs=tolerance)
 
 
+@pytest.mark.usefixtures("simd_level")
 def test_own_loop_gives_vanilla_frank_wolfe() -> None:
     pool, query = make_problem(1, 1, 40, 16)
     pool, query = pool[0], query[0]
@@ -46,6 +48,7 @@ def test_own_loop_gives_vanilla_frank_wolfe() -> None:
     assert fw_lmo(pool, query, current).gap.item() == pytest.approx(selection.gap.item(), abs=1e-12)
 
 
+@pytest.mark.usefixtures("simd_level")
 def test_ties_go_to_the_lowest_row() -> None:
     pool = torch.tensor([[0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
     step = fw_lmo(pool, torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))
@@ -68,6 +71,7 @@ def test_a_way_shorter_than_the_documented_one_is_none(length: float, gamma: flo
     assert step.gamma.item() == pytest.approx(gamma, abs=1e-6)
 
 
+@pytest.mark.usefixtures("simd_level")
 def test_shared_ragged_and_strided_pools() -> None:
     pool, query = make_problem(2, 4, 30, 8)
     current = vertices(pool, 3)

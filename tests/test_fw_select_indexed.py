@@ -9,6 +9,7 @@ from problems import DTYPES, ON_VALUES, VARIANTS, make_problem
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.usefixtures("simd_level")
 def test_equals_gathered(dtype: torch.dtype, variant: str) -> None:
     embeddings, query = make_problem(0, 6, 300, 33, dtype)
     embeddings = embeddings[0]
@@ -27,6 +28,7 @@ def test_one_query() -> None:
     assert all(torch.equal(x, y) for x, y in zip(sel, expected, strict=True))
 
 
+@pytest.mark.usefixtures("simd_level")
 def test_ragged_candidates_past_the_size_are_not_read() -> None:
     embeddings, query = make_problem(3, 2, 50, 7)
     candidates = torch.tensor([[1, 2, 3, -7], [9, 8, 10**12, -1]])
@@ -38,6 +40,7 @@ def test_ragged_candidates_past_the_size_are_not_read() -> None:
         assert torch.equal(sel.counts[b], alone.counts)
 
 
+@pytest.mark.usefixtures("simd_level")
 def test_strided_embeddings_and_candidates() -> None:
     embeddings, query = make_problem(4, 3, 60, 12, torch.float32)
     wide = torch.full((60, 20), float("nan"))

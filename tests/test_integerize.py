@@ -19,6 +19,7 @@ def random_weights(seed: int, batch: int, m: int) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("m", "n_select"), [(1, 3), (2, 1), (5, 7), (9, 40), (21, 20)])
 @pytest.mark.parametrize("swap_passes", [0, 1, 2, 5])
+@pytest.mark.usefixtures("simd_level")
 def test_equals_reference(dtype: torch.dtype, m: int, n_select: int, swap_passes: int) -> None:
     support, query = make_problem(m * n_select, 3, m, 12, dtype, spread=1.5)
     weights = random_weights(m, 3, m)
@@ -30,6 +31,7 @@ def test_equals_reference(dtype: torch.dtype, m: int, n_select: int, swap_passes
         assert counts[b].tolist() == expected.tolist()
 
 
+@pytest.mark.usefixtures("simd_level")
 def test_equals_the_counts_of_fw_select(golden: dict[str, torch.Tensor]) -> None:
     pool, query = golden["pool"].double(), golden["query"].double()
     sel = hullft_ops.fw_select(pool, query, 50)
@@ -47,6 +49,7 @@ def test_counts_never_negative_on_wild_targets() -> None:
     assert (counts.sum(-1) == 50).all()
 
 
+@pytest.mark.usefixtures("simd_level")
 def test_swaps_never_raise_the_loss() -> None:
     support, query = make_problem(3, 50, 10, 6)
     weights = random_weights(2, 50, 10)
@@ -102,6 +105,7 @@ def test_all_weights_zero_is_uniform() -> None:
         assert torch.equal(counts, hullft_ops.integerize(support, query, uniform, 10))
 
 
+@pytest.mark.usefixtures("simd_level")
 def test_ties_go_to_the_lowest_index() -> None:
     row, query = make_problem(7, 1, 1, 5)
     counts = hullft_ops.integerize(row.repeat(1, 4, 1), query, torch.ones(1, 4), 6)
@@ -110,6 +114,7 @@ def test_ties_go_to_the_lowest_index() -> None:
     assert counts[0].tolist() == expected.tolist()
 
 
+@pytest.mark.usefixtures("simd_level")
 def test_ragged_and_unbatched() -> None:
     support, query = make_problem(8, 3, 7, 5)
     weights = random_weights(4, 3, 7)

@@ -11,22 +11,24 @@ import hullft_ops
 from hullft_ops import _C
 
 IMPORT = """
-import json, sys, time
+import json, sys
 import torch
-before, start = set(sys.modules), time.process_time()
+before = set(sys.modules)
 import hullft_ops
-seconds = time.process_time() - start
-print(json.dumps({"seconds": seconds, "new": sorted(set(sys.modules) - before)}))
+print(json.dumps(sorted(set(sys.modules) - before)))
 """
+# What makes an import slow: each takes longer than the rest of torch or of this package.
+SLOW = ("hullft_ops.ttft", "hullft_ops.reference", "torch._dynamo", "torch._inductor", "torch.onnx")
 
 
-def import_in_a_new_process() -> dict[str, object]:
+def imported_in_a_new_process() -> list[str]:
+    """The modules that an import of this package brings beside those of torch."""
     result = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, check=True)
-    return dict(json.loads(result.stdout))
+    return list(json.loads(result.stdout))
 
 
 def test_import_brings_torch_alone() -> None:
-    top_level = {str(name).partition(".")[0] for name in import_in_a_new_process()["new"]}
+    top_level = {name.partition(".")[0] for name in imported_in_a_new_process()}
     brought = {name for name in top_level if name not in sys.stdlib_module_names}
     assert {name for name in brought if not name.startswith("_hullft_ops_")} <= {
         "hullft_ops",
@@ -40,8 +42,10 @@ def test_import_without_torch_before_it() -> None:
     assert result.stdout.decode().strip() == hullft_ops.__version__
 
 
-def test_import_takes_under_a_fifth_of_a_second_of_processor_time() -> None:
-    assert min(import_in_a_new_process()["seconds"] for _ in range(3)) < 0.2
+def test_import_leaves_the_slow_parts_for_later() -> None:
+    brought = imported_in_a_new_process()
+    assert "hullft_ops._C" in brought
+    assert not [name for name in brought if f"{name}.".startswith(tuple(f"{s}." for s in SLOW))]
 
 
 def test_version_is_that_of_the_distribution() -> None:

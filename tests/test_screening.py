@@ -75,12 +75,32 @@ def test_a_query_within_the_pool(shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("shape", [SMALL, LARGE])
-@pytest.mark.parametrize("scale", [1e-25, 1e-12, 1e4, 1e18, 3e18])
+@pytest.mark.parametrize(
+    ("scale", "variant"),
+    # Between rows this close to each other pairwise steps alone are taken.
+    [(1e-25, "pairwise"), (1e-12, "pairwise"), *((s, "vanilla") for s in (1e4, 1e18, 3e18))],
+)
 @pytest.mark.usefixtures("simd_level")
-def test_values_that_the_screen_cannot_hold(shape: tuple[int, int], scale: float) -> None:
+def test_values_that_the_screen_cannot_hold(
+    shape: tuple[int, int], scale: float, variant: str
+) -> None:
     """Squares under- or overflow float32."""
     pool, query = make_problem(8, 2, *shape, torch.float32)
-    assert_as_in_float64(pool * scale, query * scale, tol=0.0, max_iter=20)
+    options = {"variant": variant, "tol": 0.0, "max_iter": 20}
+    found = assert_as_in_float64(pool * scale, query * scale, **options)
+    assert (found.num_iter > 10).all()
+
+
+@pytest.mark.parametrize("shape", [SMALL, LARGE])
+@pytest.mark.parametrize("scale", [1e-25, 1e-12, 1e4, 1e18, 1e25])
+@pytest.mark.usefixtures("simd_level")
+def test_rows_that_the_screen_cannot_hold_beside_others(
+    shape: tuple[int, int], scale: float
+) -> None:
+    pool, query = make_problem(8, 2, *shape, torch.float32)
+    pool[:, ::2] *= scale
+    found = assert_as_in_float64(pool, query, tol=0.0, max_iter=20)
+    assert (found.num_iter > 10).all()
 
 
 @pytest.mark.parametrize("shape", [SMALL, LARGE])
