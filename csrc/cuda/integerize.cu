@@ -55,10 +55,14 @@ __global__ void __launch_bounds__(kThreads, 2)
     multiply_rows(rows, 0, rows.n, query_at(rows, p.query, query), products, me);
   });
   __syncthreads();
+  double positive = 0;
   for (int i = me.thread; i < m; i += me.n_threads) {
     x.b[i] = double(products[i]);
     bad = bad || !finite(x.b[i]) || !finite(weight(i));
+    positive += weight(i) > 0 ? weight(i) : 0.0;
   }
+  const double total = block_sum(positive, scratch, me);
+  bad = bad || !finite(total);
   for (int64_t e = me.thread; e < int64_t(m) * m; e += me.n_threads)
     bad = bad || !finite(gram[e / m * width + e % m]);
   const bool failed = __syncthreads_or(bad);

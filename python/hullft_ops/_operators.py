@@ -32,7 +32,7 @@ _NO_MEMORY = "hullft_ops: CUDA out of memory: "
 
 
 def no_memory(op: str, error: RuntimeError) -> torch.OutOfMemoryError | None:
-    """The error of an operator for which CUDA has no memory, or None where it is of another kind."""
+    """The error of an operator that CUDA gives no memory, or None where it is of another kind."""
     if type(error) is not RuntimeError or not str(error).startswith(_NO_MEMORY):
         return None
     return torch.OutOfMemoryError(str(error).splitlines()[0].replace("hullft_ops", op, 1))

@@ -68,6 +68,9 @@ def integerize_overflow(library: Library, seed: int) -> None:
     weights = torch.full((1, 2), 0.5)
     counts = library.integerize(support, support[:, 0], weights, 3, launch=Launch(seed))
     assert counts.tolist() == [[2, 1]]
+    weights = torch.full((1, 2), 1e308, dtype=torch.float64)
+    counts = library.integerize(support * 1e-154, support[:, 0] * 1e-154, weights, 3)
+    assert counts.tolist() == [[-1, -1]]  # the weights have no sum
 
 
 @case
