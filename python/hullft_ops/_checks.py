@@ -15,6 +15,10 @@ VARIANTS = ("vanilla", "away", "pairwise")
 _INT32_MAX = 2**31 - 1
 _INF = float("inf")
 _LARGEST_INT = 2**1023
+_TORCH_INTEGERS = (int, torch.SymInt)
+# NumPy's integers are Integral and none is an int; its floats are Real, most of them no float.
+_INTEGERS = (*_TORCH_INTEGERS, Integral)
+_NUMBERS = (float, int, Real)
 
 
 def check_tensor(op: str, name: str, value: object) -> torch.Tensor:
@@ -53,18 +57,16 @@ def check_device(
 
 def check_integer(op: str, name: str, value: object, low: int) -> int:
     """The value as torch's operators take it."""
-    # NumPy's integers are Integral, and none is an int.
-    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt | Integral):
+    if isinstance(value, bool) or not isinstance(value, _INTEGERS):
         raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}")
-    number = value if isinstance(value, int | torch.SymInt) else operator.index(value)
+    number = value if isinstance(value, _TORCH_INTEGERS) else operator.index(value)
     if number < low or number > _INT32_MAX:
         raise ValueError(f"{op}: {name} must be in {low}..{_INT32_MAX}, got {number}")
     return number  # type: ignore[return-value]
 
 
 def check_number(op: str, name: str, value: object) -> float:
-    # NumPy's floats are real numbers, most of them no float.
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if isinstance(value, bool) or not isinstance(value, _NUMBERS):
         raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
     if isinstance(value, int) and not -_LARGEST_INT <= value <= _LARGEST_INT:
         raise ValueError(f"{op}: {name} must be a float64, got an int of {value.bit_length()} bits")
