@@ -200,6 +200,8 @@ def replay(data: Bytes) -> None:
         return
     lists = [tensors(data, shapes, dtype if i != 1 else grad_dtype) for i in range(4)]
     steps = [torch.tensor(float(data.pick([0, 1, 1000, -1]))) for _ in shapes]
+    if len(shapes) == 3:
+        ops.adam_replay_check(*lists, steps, steps[:1])
     ops.adam_replay_(
         *lists, steps, repeats=data.pick([1, 2, 3, 0, -1, 2**70]), lr=number(data),
         beta1=data.pick([0.9, 0.0, 1.0, float("nan")]), beta2=data.pick([0.999, 0.0, 1.5]),
