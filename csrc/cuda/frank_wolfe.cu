@@ -52,14 +52,6 @@ cudaError_t launch_solve(const FwProblem& problem, const FwPlan& plan, void* wor
                            : launch<S, false>(problem, plan, workspace, outputs, stream);
 }
 
-FwProblem part_of(const FwProblem& problem, int64_t first, int64_t queries) {
-  FwProblem part = problem;
-  part.pool = rest_of(problem.pool, first);
-  part.query = rest_of(problem.query, first, problem.pool.storage);
-  part.batch = std::min(queries, problem.batch - first);
-  return part;
-}
-
 }  // namespace
 
 FwPlan plan_frank_wolfe(const FwProblem& p, const LaunchLimits& limits) {

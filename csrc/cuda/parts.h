@@ -30,6 +30,16 @@ inline QueryView rest_of(const QueryView& query, int64_t first, Storage storage)
           query.stride};
 }
 
+// `queries` of a FwProblem's or a SiftProblem's batch from query `first` on, or what is left of it.
+template <typename Problem>
+Problem part_of(const Problem& problem, int64_t first, int64_t queries) {
+  Problem part = problem;
+  part.pool = rest_of(problem.pool, first);
+  part.query = rest_of(problem.query, first, problem.pool.storage);
+  part.batch = std::min(queries, problem.batch - first);
+  return part;
+}
+
 inline FwOutputs rest_of(const FwOutputs& out, int64_t first, int n_select, int64_t real_bytes) {
   const auto after = [&](void* p, int64_t values) {
     return static_cast<char*>(p) + values * real_bytes;

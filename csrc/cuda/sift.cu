@@ -50,14 +50,6 @@ cudaError_t launch_state(const SiftProblem& problem, const SiftPlan& plan, void*
                            : launch<S, false>(problem, plan, workspace, outputs, stream);
 }
 
-SiftProblem part_of(const SiftProblem& problem, int64_t first, int64_t queries) {
-  SiftProblem part = problem;
-  part.pool = rest_of(problem.pool, first);
-  part.query = rest_of(problem.query, first, problem.pool.storage);
-  part.batch = std::min(queries, problem.batch - first);
-  return part;
-}
-
 SiftOutputs rest_of(const SiftOutputs& out, int64_t first, int n_select, int64_t real_bytes) {
   const int64_t rows = first * n_select;
   return {rest_of(out.selection, first, n_select, real_bytes), out.picks + rows,

@@ -9,9 +9,11 @@ from cuda_sim.checks import (
     case,
     check_equals,
     check_failed,
+    check_same,
     hull_problem,
     of_query,
     problems_of_bad_values,
+    problems_of_parts,
 )
 from cuda_sim.library import Answer, Launch, Library
 from hullft_ops import Selection, SiftSelection, reference
@@ -152,16 +154,12 @@ def sift_failures(library: Library, seed: int) -> None:
 @case
 def sift_parts(library: Library, seed: int) -> None:
     """A batch in parts gives the bits of the whole: own pools, shared ones, rows in place."""
-    pool, query = hull_problem(4, 5, 40, 12, torch.float32)
-    targets = torch.stack([query, query.flip(0)], dim=1)
-    generator = torch.Generator().manual_seed(0)
-    candidates = torch.stack([torch.randperm(40, generator=generator)[:31] for _ in range(5)])
-    sizes = torch.tensor([30, 1, 29, 0, 31])
     for gram in (True, False):
-        for options in ({"pool": pool}, {"pool": pool[0]},
-                        {"pool": pool[0], "candidates": candidates}):  # fmt: skip
+        for problem in problems_of_parts():
+            query = problem["query"]
+            targets = torch.stack([query, query.flip(0)], dim=1)
             whole, parts, in_global = (
-                library.sift(query=targets, n_select=6, sizes=sizes, **options, launch=launch)
+                library.sift(n_select=6, **problem | {"query": targets}, launch=launch)
                 for launch in (
                     Launch(seed, gram, 64),
                     Launch(seed, gram, 64, max_workspace_bytes=15_000),
@@ -169,9 +167,7 @@ def sift_parts(library: Library, seed: int) -> None:
                 )
             )
             for other in (parts, in_global):
+                check_same(other[0], whole[0])
                 assert torch.equal(other[1], whole[1])
                 assert torch.equal(other[2].nan_to_num(-7), whole[2].nan_to_num(-7))
-                for name in Answer.__dataclass_fields__:
-                    wanted = getattr(whole[0], name).nan_to_num(-7)
-                    assert torch.equal(getattr(other[0], name).nan_to_num(-7), wanted)
             assert whole[0].support_size[[0, 2, 4]].min() > 1

@@ -49,6 +49,24 @@ def problems_of_bad_values() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         yield pool, query
 
 
+def problems_of_parts() -> Iterator[dict[str, torch.Tensor]]:
+    """Five queries, one of them of a size out of range, over own pools, a shared one, and rows of
+    it in place."""
+    pool, query = hull_problem(4, 5, 40, 12, torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    candidates = torch.stack([torch.randperm(40, generator=generator)[:31] for _ in range(5)])
+    sizes = torch.tensor([30, 1, 29, 0, 31])
+    for options in ({"pool": pool}, {"pool": pool[0]}, {"pool": pool[0], "candidates": candidates}):
+        yield options | {"query": query, "sizes": sizes}
+
+
+def check_same(answer: Answer, expected: Answer) -> None:
+    """The same bits, NaN for NaN."""
+    for name in Answer.__dataclass_fields__:
+        wanted = getattr(expected, name).nan_to_num(-7)
+        assert torch.equal(getattr(answer, name).nan_to_num(-7), wanted)
+
+
 def of_query(answer: Answer, b: int) -> Answer:
     return Answer(*(getattr(answer, name)[b] for name in Answer.__dataclass_fields__))
 
