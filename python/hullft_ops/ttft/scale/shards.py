@@ -52,7 +52,8 @@ class ShardedStore(Datastore):
         """As `Datastore.search`, exact whatever the datastore's index.
 
         Raises:
-            ScaleError: a worker died, and those that took its place.
+            ScaleError: a worker died, and those that took its place; or no machine of the cluster
+                is left.
         """
         checked, k = self._checked_search(queries, k)
         vectors = checked.numpy()
