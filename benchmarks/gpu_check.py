@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -184,7 +185,7 @@ def run_step(step: Step, seconds: float, *, dry_run: bool) -> dict[str, Any]:
 
 def _execute(step: Step, command: list[str], output: Path, seconds: float) -> tuple[str, str, str]:
     try:
-        done = subprocess.run(
+        process = subprocess.Popen(
             [part.format(output=output) for part in command],
             cwd=ROOT,
             env=os.environ | step.environment,
@@ -192,17 +193,21 @@ def _execute(step: Step, command: list[str], output: Path, seconds: float) -> tu
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            timeout=seconds,
-            check=False,
+            start_new_session=True,
         )
-    except subprocess.TimeoutExpired as error:
-        log = error.stdout or b""
-        return FAILED, f"no end after {seconds:.0f} s", log.decode(errors="replace")
     except OSError as error:
         return FAILED, str(error), ""
-    if done.returncode:
-        return FAILED, f"exit status {done.returncode}", done.stdout
-    return PASSED, "", done.stdout
+    with process:
+        try:
+            log, _ = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            # With what it has started, which would run on beside the next step.
+            os.killpg(process.pid, signal.SIGKILL)
+            log, _ = process.communicate()
+            return FAILED, f"no end after {seconds:.0f} s", log
+    if process.returncode:
+        return FAILED, f"exit status {process.returncode}", log
+    return PASSED, "", log
 
 
 def check(device: str, *, dry_run: bool) -> list[dict[str, Any]]:

@@ -11,6 +11,8 @@ from benchmarks import gpu_check
 from benchmarks.gpu.replay import goal_share
 from benchmarks.gpu_check import Step
 
+from processes import is_running
+
 
 def test_a_dry_run_rehearses_every_step_but_the_launches(tmp_path: Path) -> None:
     output = tmp_path / "new" / "gpu.json"
@@ -92,11 +94,14 @@ def test_what_becomes_of_a_step(step: Step, status: str, why: str) -> None:
 
 def test_a_step_that_does_not_end_is_stopped() -> None:
     # A shell, which has said so long before the time is over, however busy the machine.
-    step = Step("endless", 20, ["sh", "-c", "echo on; exec sleep 60"], gpu_check.read_nothing)
+    shell = "sleep 60 & echo on $!; wait"
+    step = Step("endless", 20, ["sh", "-c", shell], gpu_check.read_nothing)
     record = gpu_check.run_step(step, 1, dry_run=False)
     assert (record["status"], record["why"]) == (gpu_check.FAILED, "no end after 1 s")
     assert record["seconds"] < 20
-    assert "on" in record["output"]
+    said, started = record["output"].split()
+    assert said == "on"
+    assert not is_running(int(started))
     late = gpu_check.run_step(step, -1, dry_run=False)
     assert (late["status"], late["why"]) == (gpu_check.NOT_RUN, "the time was used up")
 

@@ -32,6 +32,7 @@ from hullft_ops.ttft.scale.cluster import Workers, cluster, staff
 from hullft_ops.ttft.scale.embedding import ray_embedding
 from hullft_ops.ttft.scale.pool import completed, in_order
 from hullft_ops.ttft.scale.shards import sharded
+from processes import below, content, is_running
 
 ELSEWHERE = "the operators of another process are the CPU's"
 CPUS = 3
@@ -207,28 +208,6 @@ def untimed(rows: Iterable[Row]) -> dict[tuple[str, str], dict[str, Any]]:
     return {
         row.key: {k: v for k, v in vars(row).items() if not k.startswith("seconds")} for row in rows
     }
-
-
-def content(file: Path) -> bytes:
-    """Of a file in /proc; nothing once its process is gone."""
-    try:
-        return file.read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return b""
-
-
-def is_running(pid: int) -> bool:
-    """Not so a process that has ended, whose parent, as some versions of Ray, does not wait."""
-    return content(Path(f"/proc/{pid}/cmdline")) != b""
-
-
-def below(pid: int) -> set[int]:
-    """All processes that ``pid`` started, and those that these started."""
-    found: set[int] = set()
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, content(task).split()):
-            found |= {child} | below(child)
-    return found
 
 
 def busy_worker() -> int | None:
