@@ -200,9 +200,11 @@ def _execute(step: Step, command: list[str], output: Path, seconds: float) -> tu
     with process:
         try:
             log, _ = process.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
+        except BaseException as error:
             # With what it has started, which would run on beside the next step.
             os.killpg(process.pid, signal.SIGKILL)
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
             log, _ = process.communicate()
             return FAILED, f"no end after {seconds:.0f} s", log
     if process.returncode:

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +66,7 @@ from pathlib import Path
 from hullft_ops.ttft.errors import ScaleError
 from hullft_ops.ttft.scale.cluster import Workers, cluster, staff
 from hullft_ops.ttft.scale.pool import in_order
+from processes import below, content
 
 class Worker:
     def __init__(self, threads):
@@ -74,17 +74,10 @@ class Worker:
     def work(self, number):
         return number
 
-def child(pid, name):
-    [found] = [
-        int(child)
-        for task in Path(f"/proc/{pid}/task").glob("*/children")
-        for child in task.read_text().split()
-        if name in Path(f"/proc/{child}/cmdline").read_text()
-    ]
-    return found
-
 with cluster(Workers(1)) as found:
-    os.kill(child(child(os.getpid(), "raylet/raylet"), "RuntimeEnvAgent"), signal.SIGKILL)
+    commands = {pid: content(Path(f"/proc/{pid}/cmdline")) for pid in below(os.getpid())}
+    [agent] = [pid for pid, command in commands.items() if b"RuntimeEnvAgent" in command]
+    os.kill(agent, signal.SIGKILL)
     while any(node["Alive"] for node in ray.nodes()):
         time.sleep(0.1)
     try:
@@ -210,6 +203,11 @@ def untimed(rows: Iterable[Row]) -> dict[tuple[str, str], dict[str, Any]]:
     }
 
 
+def own_ray() -> dict[str, str]:
+    """The environment of a process that is to start a Ray for itself."""
+    return {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+
+
 def busy_worker() -> int | None:
     """A worker of this process's Ray that runs a method: Ray names its processes so."""
     for pid in below(os.getpid()):
@@ -264,7 +262,7 @@ def test_work_that_ends_every_worker_is_given_up(tmp_path: Path) -> None:
 
 @pytest.mark.cpu_only("no operator runs")
 def test_a_cluster_without_machines_is_not_waited_for() -> None:
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    environment = own_ray() | {"PYTHONPATH": str(Path(__file__).parents[1])}
     command = [sys.executable, "-c", LOST]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     last = done.stdout.splitlines()[-1]
@@ -340,7 +338,7 @@ def test_an_evaluation_is_killed_and_goes_on(
     command = [*inputs, "--output", str(output), *ON_RAY]
     with subprocess.Popen(
         [sys.executable, "-c", HALTED, *command],
-        env={k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"},
+        env=own_ray(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -354,10 +352,8 @@ def test_an_evaluation_is_killed_and_goes_on(
     invoke(*command)
     assert output.read_bytes().splitlines()[: len(kept)] == kept
     assert untimed(read_rows(output)) == untimed(rows)
-    # Ray's daemons, which try for a minute to reach the one that is gone.
-    for pid in filter(is_running, started):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    # No daemon outlives the process that started Ray, though some try to reach it for a minute.
+    wait_for(lambda: not any(map(is_running, started)))
 
 
 def test_shards_find_what_one_process_finds(store: Path) -> None:

@@ -38,7 +38,7 @@ def completed(
             actor = idle.popleft()
             running[begin(actor, entry[1])] = entry[0], actor
             entry = next(waiting, None)
-        ready = _first_ready(list(running))
+        ready = first_ready(list(running))
         position, actor = running.pop(ready)
         yield position, fetched(ready)
         idle.append(actor)
@@ -57,26 +57,12 @@ def in_order(
             position += 1
 
 
-def fetched(promise: Any) -> Any:
-    """What Ray promised, or the exception that the worker raised.
+def first_ready(promises: list[Any]) -> Any:
+    """The first of what Ray promised that is there, or has failed.
 
     Raises:
-        ScaleError: the worker died `ATTEMPTS` times; or no machine of the cluster is left.
+        ScaleError: no machine of the cluster is left, where Ray would wait for another.
     """
-    ray = import_ray()
-    try:
-        return ray.get(_first_ready([promise]))
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause from error
-    except ray.exceptions.RayActorError as error:
-        raise ScaleError(
-            f"workers: the same work ended its worker {ATTEMPTS} times, maybe out of memory: "
-            + str(error).splitlines()[0]
-        ) from error
-
-
-def _first_ready(promises: list[Any]) -> Any:
-    """Where the last machine of a cluster is gone, Ray waits for another."""
     ray = import_ray()
     while True:
         ready, _ = ray.wait(promises, timeout=_SECONDS_PER_LOOK)
@@ -84,6 +70,24 @@ def _first_ready(promises: list[Any]) -> Any:
             return ready[0]
         if not any(node["Alive"] for node in ray.nodes()):
             raise ScaleError("workers: no machine of the Ray cluster is alive any more")
+
+
+def fetched(promise: Any) -> Any:
+    """What Ray promised, or the exception that the worker raised.
+
+    Raises:
+        ScaleError: the worker died `ATTEMPTS` times.
+    """
+    ray = import_ray()
+    try:
+        return ray.get(promise)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from error
+    except ray.exceptions.RayActorError as error:
+        raise ScaleError(
+            f"workers: the same work ended its worker {ATTEMPTS} times, maybe out of memory: "
+            + str(error).splitlines()[0]
+        ) from error
 
 
 def _near(position: int, running: dict[Any, tuple[int, Any]], ahead: int | None) -> bool:

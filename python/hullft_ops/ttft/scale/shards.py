@@ -12,7 +12,7 @@ import torch
 
 from hullft_ops.ttft.datastore import Datastore
 from hullft_ops.ttft.scale.cluster import Workers, cluster, staff, use_threads
-from hullft_ops.ttft.scale.pool import fetched
+from hullft_ops.ttft.scale.pool import fetched, first_ready
 from hullft_ops.ttft.search_index import Neighbours, exact_search, largest
 
 
@@ -58,7 +58,7 @@ class ShardedStore(Datastore):
         checked, k = self._checked_search(queries, k)
         vectors = checked.numpy()
         promises = [actor.search.remote(vectors, k) for actor in self._actors]
-        parts = [fetched(promise) for promise in promises]
+        parts = [fetched(first_ready([promise])) for promise in promises]
         scores = np.concatenate([part[0] for part in parts], axis=1)
         ids = np.concatenate([part[1] for part in parts], axis=1)
         scores, ids = largest(scores, ids, k)
