@@ -1,5 +1,5 @@
 // What every entry point of the simulated library shares. Each takes plain pointers from ctypes,
-// copies them to heap blocks of their exact size, so that AddressSanitizer and the race checker see
+// copies them to buffers of their exact size, so that AddressSanitizer and the race checker see
 // both ends, launches, and copies back.
 #pragma once
 
@@ -15,6 +15,9 @@
 #include "cusim.h"
 #ifdef CUSIM_RACE
 #include "race.h"
+#endif
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
 #endif
 
 namespace driver {
@@ -37,30 +40,41 @@ class Buffer {
   Buffer(const char* name, const void* from, int64_t bytes) {
     if (!from) return;
     allocate(name, bytes, true);
-    memcpy(data_.get(), from, size_t(bytes));
+    memcpy(data_, from, size_t(bytes));
   }
   // What a kernel forgets to write shows as NaN or -1.
   Buffer(const char* name, int64_t bytes) {
     allocate(name, bytes, false);
-    memset(data_.get(), 0xff, size_t(bytes));
+    memset(data_, 0xff, size_t(bytes));
   }
 
   template <typename T = void>
   T* get() const {
-    return reinterpret_cast<T*>(data_.get());
+    return reinterpret_cast<T*>(data_);
   }
-  void copy_to(void* to) const { memcpy(to, data_.get(), size_t(bytes_)); }
+  void copy_to(void* to) const { memcpy(to, data_, size_t(bytes_)); }
 
  private:
   void allocate([[maybe_unused]] const char* name, int64_t bytes, [[maybe_unused]] bool read_only) {
-    data_.reset(new char[size_t(bytes)]);
     bytes_ = bytes;
+#ifdef __SANITIZE_ADDRESS__
+    // A wrong row's index lands further away than the margins AddressSanitizer leaves by itself.
+    const size_t margin = (size_t(bytes) + 4096) / 16 * 16;
+    block_.reset(new char[margin + size_t(bytes) + margin]);
+    data_ = block_.get() + margin;
+    ASAN_POISON_MEMORY_REGION(block_.get(), margin);
+    ASAN_POISON_MEMORY_REGION(data_ + bytes, margin);
+#else
+    block_.reset(new char[size_t(bytes)]);
+    data_ = block_.get();
+#endif
 #ifdef CUSIM_RACE
-    cusim::race::add(data_.get(), size_t(bytes), name, read_only);
+    cusim::race::add(data_, size_t(bytes), name, read_only);
 #endif
   }
 
-  std::unique_ptr<char[]> data_;
+  std::unique_ptr<char[]> block_;
+  char* data_ = nullptr;
   int64_t bytes_ = 0;
 };
 

@@ -18,3 +18,5 @@ class Mutant:
 
 WRONG = "AssertionError"
 RACE = "race on|read of uninitialised"
+OUTSIDE = "use-after-poison"
+"""Of a device buffer: driver.h poisons what surrounds one."""

@@ -1,6 +1,6 @@
 """Mistakes in Frank-Wolfe."""
 
-from cuda_sim.mutants import RACE, WRONG, Mutant
+from cuda_sim.mutants import OUTSIDE, RACE, WRONG, Mutant
 
 FW = "cuda/fw_block.cuh"
 
@@ -39,7 +39,7 @@ FW_MUTANTS = {
         "rows[k + r]",
         "asan",
         "fw_full_support",
-        "heap-buffer-overflow",
+        OUTSIDE,
     ),
     "a vector past the row": Mutant(
         "frank_wolfe",
@@ -48,7 +48,7 @@ FW_MUTANTS = {
         "vectors ? (d + kStep - 1) / kStep * kStep : 0",
         "asan",
         "fw_full_support_tail",
-        "heap-buffer-overflow",
+        OUTSIDE,
     ),
     "state that is never set": Mutant(
         "frank_wolfe",
@@ -138,7 +138,7 @@ FW_MUTANTS = {
         "const bool held = j < n_entries_;",
         "asan",
         "fw_drops",
-        "heap-buffer-overflow",
+        OUTSIDE,
     ),
     "a bad row unnoticed": Mutant(
         "frank_wolfe",

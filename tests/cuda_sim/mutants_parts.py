@@ -1,6 +1,6 @@
 """Mistakes in what the solvers share: reductions, Gram matrices, integerization, kNN and LMO."""
 
-from cuda_sim.mutants import RACE, WRONG, Mutant
+from cuda_sim.mutants import OUTSIDE, RACE, WRONG, Mutant
 
 PARTS_MUTANTS = {
     "no barrier after a reduction": Mutant(
@@ -55,7 +55,7 @@ PARTS_MUTANTS = {
         "tile.column + j <= width)\n      gram[",
         "asan",
         "gram",
-        "heap-buffer-overflow",
+        OUTSIDE,
     ),
     "a tie between threads the wrong way": Mutant(
         "knn",

@@ -1,6 +1,6 @@
 """Mistakes in the sweeps over tensors: Adam's steps and accumulation."""
 
-from cuda_sim.mutants import RACE, WRONG, Mutant
+from cuda_sim.mutants import OUTSIDE, RACE, WRONG, Mutant
 
 REPLAY = "cuda/adam_replay.cu"
 
@@ -156,7 +156,7 @@ SWEEP_MUTANTS = {
         "if (j <= count) p[j] = narrow[j];",
         "asan",
         "accumulate",
-        "heap-buffer-overflow",
+        OUTSIDE,
     ),
     "a cache read that may hold NaN": Mutant(
         "accumulate",
