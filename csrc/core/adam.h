@@ -41,6 +41,15 @@ struct AdamSchedule {
   int64_t n_steps, repeats;
 };
 
+// As part of the gradient, or apart from it.
+enum class WeightDecay { kNone, kCoupled, kDecoupled };
+
+template <typename R>
+HULLFT_HD WeightDecay weight_decay(const AdamRates<R>& rates) {
+  if (rates.coupled_decay != R(0)) return WeightDecay::kCoupled;
+  return rates.keep != R(1) ? WeightDecay::kDecoupled : WeightDecay::kNone;
+}
+
 template <typename V>
 struct AdamState {
   V param, exp_avg, exp_avg_sq;
@@ -78,15 +87,17 @@ HULLFT_HD bool adam_settled(const AdamOptions& o, double t) {
 // V is R or a vector of R. Math gives the exact square root and quotient, a fused multiply-add, and
 // `product`, with which no later operation may be fused: parameters and moments are rounded where
 // torch.optim.Adam rounds them, so that they stay its equals over any number of steps.
-template <bool kCoupled, typename Math, typename V, typename R>
+template <WeightDecay kDecay, typename Math, typename V, typename R>
 HULLFT_HD void adam_update(AdamState<V>& x, V grad, const AdamRates<R>& rates,
                            const AdamStep<R>& step, const Math& math) {
-  if constexpr (kCoupled) grad = math.fma(rates.coupled_decay, x.param, grad);
+  if constexpr (kDecay == WeightDecay::kCoupled)
+    grad = math.fma(rates.coupled_decay, x.param, grad);
   const V anchor = rates.blend_from_grad ? grad : x.exp_avg;
   x.exp_avg = math.fma(rates.blend, grad - x.exp_avg, anchor);
   x.exp_avg_sq = math.fma(rates.square * grad, grad, math.product(rates.beta2, x.exp_avg_sq));
   const V move = math.quotient(step.rate * x.exp_avg, math.root(x.exp_avg_sq) + step.eps);
-  x.param = math.product(rates.keep, x.param) + move;
+  if constexpr (kDecay == WeightDecay::kDecoupled) x.param = math.product(rates.keep, x.param);
+  x.param = x.param + move;
 }
 
 }  // namespace hullft

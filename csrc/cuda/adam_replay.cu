@@ -60,7 +60,7 @@ struct AdamLane {
   SweepVector<R> param, grad, exp_avg, exp_avg_sq;
 };
 
-template <bool kCoupled, typename R>
+template <WeightDecay kDecay, typename R>
 __device__ __forceinline__ void take_steps(AdamLane<R>& x, const AdamRates<R>& rates,
                                            const AdamStep<R>* steps, int n) {
   for (int s = 0; s < n; ++s) {
@@ -68,7 +68,7 @@ __device__ __forceinline__ void take_steps(AdamLane<R>& x, const AdamRates<R>& r
 #pragma unroll
     for (int j = 0; j < kSweepVector<R>; ++j) {
       AdamState<R> state{x.param[j], x.exp_avg[j], x.exp_avg_sq[j]};
-      adam_update<kCoupled>(state, x.grad[j], rates, step, DeviceMath<R>{});
+      adam_update<kDecay>(state, x.grad[j], rates, step, DeviceMath<R>{});
       x.param[j] = state.param, x.exp_avg[j] = state.exp_avg, x.exp_avg_sq[j] = state.exp_avg_sq;
     }
   }
@@ -116,10 +116,11 @@ __global__ void __launch_bounds__(kSweepThreads, 2)
     for (int64_t first = 0; first < repeats; first += kStepTable) {
       const int n = int(repeats - first < kStepTable ? repeats - first : kStepTable);
       if (tile == 0 || repeats > kStepTable) fill_steps(options, done + double(first), n, steps);
-      if (rates.coupled_decay != R(0))
-        take_steps<true>(x, rates, steps, n);
+      // No decay is a factor of 1, which waits for memory; a third loop would take registers.
+      if (weight_decay(rates) == WeightDecay::kCoupled)
+        take_steps<WeightDecay::kCoupled>(x, rates, steps, n);
       else
-        take_steps<false>(x, rates, steps, n);
+        take_steps<WeightDecay::kDecoupled>(x, rates, steps, n);
     }
     if constexpr (kStochastic)
       store_rounded(param, count, x.param, {call.seed, entry.place, rounding_step(done)}, at);

@@ -50,13 +50,14 @@ struct RoundStochastically {
 };
 
 // n is a multiple of kAdamBlock.
-template <bool kCoupled, typename Rounding, typename T, typename G>
+template <WeightDecay kDecay, typename Rounding, typename T, typename G>
 void adam_blocks(T* param, const G* grad, T* exp_avg, T* exp_avg_sq, int64_t n,
                  const AdamSchedule<Arithmetic<T>>& schedule, const Rounding& rounding,
                  int64_t first) {
   using R = Arithmetic<T>;
   // A gradient that decay changes has no bound.
-  constexpr bool kQuick = kHasQuickQuotients && sizeof(R) == sizeof(float) && !kCoupled;
+  constexpr bool kQuick =
+      kHasQuickQuotients && sizeof(R) == sizeof(float) && kDecay != WeightDecay::kCoupled;
   // Where one block is too small for quick quotients, so are most often those after it.
   constexpr int64_t kRetry = 16 * kAdamBlock<T>;
   int64_t quick_from = n;
@@ -75,14 +76,14 @@ void adam_blocks(T* param, const G* grad, T* exp_avg, T* exp_avg_sq, int64_t n,
     bool done = false;
     if constexpr (kQuick) {
       if (i >= quick_from) {
-        done = is_ordinary(block) && take_quick_steps(block, schedule);
+        done = is_ordinary(block) && take_quick_steps<kDecay>(block, schedule);
         if (!done) {
           block = load_block();
           quick_from = i + kRetry;
         }
       }
     }
-    if (!done) block.template take_steps<kCoupled>(schedule, VectorMath{});
+    if (!done) block.template take_steps<kDecay>(schedule, VectorMath{});
     rounding.store_block(param + i, block.state, first + i);
     for (int j = 0; j < kAdamVectors; ++j) {
       store(exp_avg + i + j * kLanes<R>, block.state[j].exp_avg);
@@ -93,7 +94,7 @@ void adam_blocks(T* param, const G* grad, T* exp_avg, T* exp_avg_sq, int64_t n,
 
 // The last elements go through the same code in a zero-padded block: the value of an element must
 // not depend on where in its tensor it lies.
-template <bool kCoupled, typename Rounding, typename T, typename G>
+template <WeightDecay kDecay, typename Rounding, typename T, typename G>
 void adam_tail(T* param, const G* grad, T* exp_avg, T* exp_avg_sq, int64_t n,
                const AdamSchedule<Arithmetic<T>>& schedule, const Rounding& rounding,
                int64_t first) {
@@ -104,29 +105,37 @@ void adam_tail(T* param, const G* grad, T* exp_avg, T* exp_avg_sq, int64_t n,
   std::memcpy(m, exp_avg, bytes);
   std::memcpy(v, exp_avg_sq, bytes);
   std::memcpy(g, grad, size_t(n) * sizeof(G));
-  adam_blocks<kCoupled>(p, g, m, v, kAdamBlock<T>, schedule, rounding, first);
+  adam_blocks<kDecay>(p, g, m, v, kAdamBlock<T>, schedule, rounding, first);
   std::memcpy(param, p, bytes);
   std::memcpy(exp_avg, m, bytes);
   std::memcpy(exp_avg_sq, v, bytes);
 }
 
-template <bool kCoupled, typename Rounding, typename T, typename G>
+template <WeightDecay kDecay, typename Rounding, typename T, typename G>
 void adam_whole(T* param, const G* grad, T* exp_avg, T* exp_avg_sq, int64_t n,
                 const AdamSchedule<Arithmetic<T>>& schedule, const Rounding& rounding) {
   const int64_t whole = n / kAdamBlock<T> * kAdamBlock<T>;
-  adam_blocks<kCoupled>(param, grad, exp_avg, exp_avg_sq, whole, schedule, rounding, 0);
+  adam_blocks<kDecay>(param, grad, exp_avg, exp_avg_sq, whole, schedule, rounding, 0);
   if (whole < n)
-    adam_tail<kCoupled>(param + whole, grad + whole, exp_avg + whole, exp_avg_sq + whole, n - whole,
-                        schedule, rounding, whole);
+    adam_tail<kDecay>(param + whole, grad + whole, exp_avg + whole, exp_avg_sq + whole, n - whole,
+                      schedule, rounding, whole);
 }
 
 template <typename Rounding, typename T, typename G>
 void adam_sweep(T* param, const G* grad, T* exp_avg, T* exp_avg_sq, int64_t n,
                 const AdamSchedule<Arithmetic<T>>& schedule, const Rounding& rounding) {
-  if (schedule.rates.coupled_decay != 0)
-    adam_whole<true>(param, grad, exp_avg, exp_avg_sq, n, schedule, rounding);
-  else
-    adam_whole<false>(param, grad, exp_avg, exp_avg_sq, n, schedule, rounding);
+  const auto sweep = [&](auto decay) {
+    adam_whole<decay()>(param, grad, exp_avg, exp_avg_sq, n, schedule, rounding);
+  };
+  using enum WeightDecay;
+  switch (weight_decay(schedule.rates)) {
+    case kNone:
+      return sweep(std::integral_constant<WeightDecay, kNone>{});
+    case kCoupled:
+      return sweep(std::integral_constant<WeightDecay, kCoupled>{});
+    case kDecoupled:
+      return sweep(std::integral_constant<WeightDecay, kDecoupled>{});
+  }
 }
 
 template <typename T, typename G>

@@ -51,11 +51,11 @@ struct AdamBlock {
     }
   }
 
-  template <bool kCoupled, typename Math>
+  template <WeightDecay kDecay, typename Math>
   void take_steps(const AdamSchedule<R>& schedule, const Math& math) {
     const auto take = [&](const AdamStep<R>& step) {
       for (int j = 0; j < kAdamVectors; ++j)
-        adam_update<kCoupled>(state[j], grad[j], schedule.rates, step, math);
+        adam_update<kDecay>(state[j], grad[j], schedule.rates, step, math);
     };
     const int64_t n = schedule.n_steps;
     for (int64_t s = 0; s < n; ++s) take(schedule.steps[s]);

@@ -47,9 +47,10 @@ inline bool is_ordinary(const AdamBlock<float>& block) {
 }
 
 // Whether the block is as with division. Otherwise it is of no use.
-inline bool take_quick_steps(AdamBlock<float>& block, const AdamSchedule<float>& schedule) {
+template <WeightDecay kDecay>
+bool take_quick_steps(AdamBlock<float>& block, const AdamSchedule<float>& schedule) {
   QuickQuotients quotients;
-  block.take_steps<false>(schedule, QuickMath{{}, quotients});
+  block.template take_steps<kDecay>(schedule, QuickMath{{}, quotients});
   return quotients.all_exact();
 }
 

@@ -40,22 +40,30 @@ inline VecF subtract_product(VecF a, VecF b, VecF c) {
   return VecF(_mm512_fnmadd_ps(__m512(a), __m512(b), __m512(c)));
 }
 
-// a / b with the bits of the division, for ordinary numbers: see the constants above.
+// 1 / b from an estimate y with an error below 2^-14 of it: y (1 + e + e^2) with e = 1 - b y, which
+// leaves out e^3 and what follows. It is the nearest number unless 1 / b is all but in the middle
+// of two. Then it may be the other one, but the upper one where it has to be: for that e and e^2
+// are rounded up.
+inline VecF refined_reciprocal(VecF y, VecF b) {
+  constexpr int kUp = _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC;
+  const __m512 e = _mm512_fnmadd_round_ps(__m512(b), __m512(y), _mm512_set1_ps(1.0f), kUp);
+  return multiply_add(VecF(_mm512_fmadd_round_ps(e, e, e, kUp)), y, y);
+}
+
+// a / b rounded to nearest, with y of refined_reciprocal.
 //
 // After Markstein, "Computation of elementary functions on the IBM RISC System/6000 processor"
-// (1990). From an error below one unit in the last place a Newton step makes y the nearest number
-// to 1 / b, whatever the estimate it began with, unless all bits of b are ones: then it is the
-// nearest from below. Near enough, the remainder of q is exact, and correcting q by it rounds to
-// nearest. With a power of two over that one divisor the quotient is just above the middle of two
-// numbers: corrected from the upper one it is right with that y as well, and so the first q is made
-// of a y not below 1 / b.
-inline VecF quick_quotient(VecF a, VecF b) {
-  VecF y = VecF(_mm512_rcp14_ps(__m512(b)));
-  for (int i = 0; i < 2; ++i) y = multiply_add(subtract_product(b, y, broadcast(1.0f)), y, y);
-  const VecF odd = VecF(_mm512_or_si512(__m512i(y), _mm512_set1_epi32(1)));
-  VecF q = rounded(a * odd);
+// (1990): near enough, the remainder of q is exact, and correcting q by it rounds to nearest if y
+// is the nearest number to 1 / b. Where it is not, tests/quotient_proof.cpp tries all dividends.
+inline VecF corrected_quotient(VecF a, VecF b, VecF y) {
+  VecF q = rounded(a * y);
   for (int i = 0; i < 2; ++i) q = multiply_add(subtract_product(b, q, a), y, q);
   return q;
+}
+
+// a / b with the bits of the division, for ordinary numbers: see the constants above.
+inline VecF quick_quotient(VecF a, VecF b) {
+  return corrected_quotient(a, b, refined_reciprocal(VecF(_mm512_rcp14_ps(__m512(b))), b));
 }
 
 // Quotients of which one asks afterwards whether all dividends were large enough.
