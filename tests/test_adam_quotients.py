@@ -62,13 +62,18 @@ def test_any_size(
 
 @pytest.mark.parametrize("value", [0.0, -0.0, 1e-45, 1e-20, 1e20, math.inf, -math.inf, math.nan])
 @pytest.mark.parametrize("column", ["params", "grads", "exp_avgs", "exp_avg_sqs"])
-def test_one_number_unlike_the_others(simd_level: str, column: str, value: float) -> None:
+@pytest.mark.parametrize(
+    "decay", [{}, {"weight_decay": 0.1, "decoupled": True}], ids=["Adam", "AdamW"]
+)
+def test_one_number_unlike_the_others(
+    simd_level: str, decay: dict[str, object], column: str, value: float
+) -> None:
     tensors = from_zero(
         random_sizes(-9, 0, 1), random_sizes(-9, 0, 2), random_sizes(-9, 0, 3).abs()
     )
     for i in (0, 33, 517, N - 1):
         getattr(tensors, column)[0][i] = abs(value) if column == "exp_avg_sqs" else value
-    assert_as_one_by_one(tensors)
+    assert_as_one_by_one(tensors, **decay)
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
