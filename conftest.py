@@ -1,4 +1,4 @@
-"""``--device``, for tests and benchmarks alike, and ``--kills``."""
+"""``--device``, for tests and benchmarks alike, and what the tests alone have."""
 
 import pytest
 import torch
@@ -6,6 +6,11 @@ import torch
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="cpu (the default), cuda or cuda:N")
+    parser.addoption(
+        "--mirrored",
+        action="store_true",
+        help="the CPU's kernels on copies of the tensors, as --device has a GPU's: a rehearsal",
+    )
     parser.addoption(
         "--kills", type=int, default=4, help="how often tests/cli/test_kills.py kills each command"
     )

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hullft_ops import _C
-from on_device import elsewhere, on_device
+from on_device import cpu_kernels, elsewhere, on_device
 from switches import switched
 
 DATA = Path(__file__).parent / "data"
@@ -51,10 +51,14 @@ def _a_fork_may_differentiate() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _operators_on_device(pytestconfig: pytest.Config) -> Iterator[None]:
     device = torch.device(pytestconfig.getoption("--device"))
-    if device.type == "cpu":
+    if pytestconfig.getoption("--mirrored"):
+        run = on_device(torch.device("cpu"), cpu_kernels())
+    elif device.type == "cpu":
         yield
         return
-    with elsewhere(on_device(device)):
+    else:
+        run = on_device(device)
+    with elsewhere(run):
         yield
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map, tree_map_only
 
 Operator = torch._ops.OpOverload
 Runner = Callable[[Operator, dict[str, Any]], object]
@@ -54,7 +54,19 @@ class Mirror:
         return self._storages[here._cdata][1]
 
 
-def on_device(device: torch.device) -> Runner:
+def of_its_tensors(operator: Operator, arguments: dict[str, Any]) -> object:
+    """What the operator does where its tensors are."""
+    return operator(**arguments)
+
+
+def cpu_kernels() -> Runner:
+    """The CPU's own kernels, as they are now: also while ``elsewhere`` is in their place."""
+    kernels = {operator: torch.library.get_kernel(operator, "CPU") for operator in operators()}
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+    return lambda operator, arguments: kernels[operator].call_boxed(keys, **arguments)
+
+
+def on_device(device: torch.device, run_there: Runner = of_its_tensors) -> Runner:
     """Step counts stay on the CPU, where ``torch.optim.Adam`` keeps them."""
 
     def run(operator: Operator, arguments: dict[str, Any]) -> object:
@@ -68,13 +80,13 @@ def on_device(device: torch.device) -> Runner:
             name: value if name == "steps" else tree_map(there, value)
             for name, value in arguments.items()
         }
-        result = operator(**moved)
+        result = run_there(operator, moved)
         for argument in operator._schema.arguments:
             if argument.alias_info is not None and argument.name != "steps":
                 for tensor in arguments[argument.name]:
                     if tensor.numel():
                         mirror.bring_back(tensor)
-        return tree_map(lambda value: value.cpu(), result)
+        return tree_map_only(torch.Tensor, torch.Tensor.cpu, result)
 
     return run
 

@@ -4,10 +4,14 @@ import dataclasses
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from benchmarks import gpu_check
+from benchmarks.gpu import operators
+from benchmarks.gpu.__main__ import main as gpu_step
 from benchmarks.gpu.replay import goal_share
 from benchmarks.gpu_check import Step
 
@@ -104,6 +108,30 @@ def test_a_step_that_does_not_end_is_stopped() -> None:
     assert not is_running(int(started))
     late = gpu_check.run_step(step, -1, dry_run=False)
     assert (late["status"], late["why"]) == (gpu_check.NOT_RUN, "the time was used up")
+
+
+def test_a_stopped_step_keeps_what_it_had_found() -> None:
+    code = f"import time; {WRITE.format('{{}}')}; time.sleep(60)"
+    record = gpu_check.run_step(python(code), 5, dry_run=False)
+    assert (record["status"], record["why"]) == (gpu_check.FAILED, "no end after 5 s")
+    assert record["results"] == {}
+
+
+def test_results_are_written_as_they_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "output"
+
+    def run(device: torch.device, *, small: bool) -> Iterator[dict[str, object]]:
+        yield {"cases": 1}
+        assert gpu_check.read_json(output) == {"cases": 1}
+        raise ValueError("the second case")
+
+    monkeypatch.setattr(operators, "run", run)
+    command = ["gpu", "operators", "--device", "cpu", "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(ValueError, match="the second case"):
+        gpu_step()
+    assert [path.name for path in tmp_path.iterdir()] == ["output"]
+    assert gpu_check.read_json(output) == {"cases": 1}
 
 
 def test_nothing_runs_without_a_build(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """What ReplayAdam refuses in the capture of a CUDA graph; no GPU is needed to be asked."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -11,9 +12,21 @@ from hullft_ops.replay import ReplayAdam
 
 @pytest.fixture
 def capturing(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bool]]:
-    """Fake tensors, and whether the stream of those on CUDA is being captured."""
-    now = {"yes": True}
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: now["yes"])
+    """Fake tensors, and whether the stream of the first GPU is being captured."""
+    now, current = {"yes": True}, [torch.device("cuda:1")]
+
+    @contextmanager
+    def device(wanted: torch.device) -> Iterator[None]:
+        current.append(wanted)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(
+        torch.cuda,
+        "is_current_stream_capturing",
+        lambda: now["yes"] and current[-1] == torch.device("cuda:0"),
+    )
     with FakeTensorMode():
         yield now
 

@@ -1,8 +1,9 @@
-"""Runs one step and writes what it found."""
+"""Runs one step, and writes what it has found each time that it has found more."""
 
 import argparse
 import importlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,20 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--small", action="store_true", help="sizes that prove nothing")
     options = parser.parse_args()
+    device = torch.device(options.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # of the stream that a graph is captured from, and of events
     step = importlib.import_module(f"benchmarks.gpu.{options.step}")
-    found: dict[str, Any] = step.run(torch.device(options.device), small=options.small)
-    options.output.write_text(json.dumps(found, allow_nan=False), encoding="utf-8")
+    found: Iterator[dict[str, Any]] = step.run(device, small=options.small)
+    for so_far in found:
+        _write(options.output, json.dumps(so_far, allow_nan=False))
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole, also for who reads it when this process has been stopped."""
+    scratch = path.with_name(f"{path.name}.partial")
+    scratch.write_text(text, encoding="utf-8")
+    scratch.replace(path)
 
 
 if __name__ == "__main__":

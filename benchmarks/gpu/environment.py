@@ -1,6 +1,7 @@
 """Versions, the binary, the card, and that every operator has a kernel for it."""
 
 import subprocess
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from hullft_ops.collect_env import collect_env
 _QUERY = "name,driver_version,memory.total,clocks.max.sm,clocks.max.memory,power.limit"
 
 
-def run(device: torch.device, *, small: bool) -> dict[str, Any]:
+def run(device: torch.device, *, small: bool) -> Iterator[dict[str, Any]]:
     key = "CUDA" if device.type == "cuda" else "CPU"
     names = [
         name
@@ -21,7 +22,7 @@ def run(device: torch.device, *, small: bool) -> dict[str, Any]:
     ]
     if names:
         raise RuntimeError(f"no {key} kernel is registered for {', '.join(names)}")
-    return {**collect_env(), "nvidia_smi": _nvidia_smi() if key == "CUDA" else None}
+    yield {**collect_env(), "nvidia_smi": _nvidia_smi() if key == "CUDA" else None}
 
 
 def _nvidia_smi() -> str | None:

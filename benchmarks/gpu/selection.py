@@ -1,5 +1,6 @@
 """Selection at B = 1, where latency counts, and at B = 1024, where throughput does."""
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -14,27 +15,32 @@ from benchmarks.timing import Comparison, Pace
 
 _MAX_ITER = 250
 _GOAL_SECONDS = 100e-6
-_GRAPH_CALLS = 50
 
 
-def run(device: torch.device, *, small: bool) -> dict[str, Any]:
+def run(device: torch.device, *, small: bool) -> Iterator[dict[str, Any]]:
     if small:
         cases = [Case(1, 30, 384, 5), Case(4, 30, 384, 5)]
     else:
         cases = [Case(1, 200, 1024), Case(1024, 200, 1024)]
         cases += [Case(1024, 200, 1024, dtype="bfloat16"), Case(1, 200, 1024, variant="pairwise")]
     pace = Pace(0.0, 2, 2) if small else Pace(1.0, 10, 300)
-    measured = [_measure(case, device, pace) for case in cases]
-    latency = measured[0].facts["seconds of a graph's replay"]
-    goal = {
-        "text": f"selection {cases[0]}: seconds of a graph's replay",
+    measured: list[dict[str, Any]] = []
+    goals = []
+    for case in cases:
+        comparison = _measure(case, device, pace)
+        measured.append(asdict(comparison))
+        if not small and case == cases[0]:
+            goals.append(_goal(comparison))
+        yield {"comparisons": measured, "goals": goals}
+
+
+def _goal(comparison: Comparison) -> dict[str, Any]:
+    latency = comparison.facts["seconds of a graph's replay"]
+    return {
+        "text": f"selection {comparison.name}: seconds of a graph's replay",
         "wanted": _GOAL_SECONDS,
         "measured": latency,
         "met": latency <= _GOAL_SECONDS,
-    }
-    return {
-        "comparisons": [asdict(comparison) for comparison in measured],
-        "goals": [] if small else [goal],
     }
 
 
@@ -57,26 +63,8 @@ def _measure(case: Case, device: torch.device, pace: Pace) -> Comparison:
     recorder.ours(select)
     recorder.fact("steps, mean", float(selection.num_iter.double().mean()))
     recorder.fact("queries a second", case.batch / comparison.seconds)
-    recorder.fact("seconds of a graph's replay", _replay_seconds(select, device))
+    recorder.fact("seconds of a graph's replay", Graph(select, device).seconds())
     words = pool.view(torch.int32)
     recorder.sweep(words.amax, case.pool_bytes)
     time_numpy(case, recorder, distinct, queries)
     return comparison
-
-
-def _replay_seconds(select: Any, device: torch.device) -> float:
-    """Without the cost of a call from Python: replays in a row, timed by the device."""
-    graph = Graph(select, device)
-    graph.replay()
-    if device.type != "cuda":
-        comparison = Comparison("selection", "replay", {})
-        Recorder(None, device, Pace(0.0, 2, 2), comparison).ours(graph.replay)
-        return comparison.seconds
-    start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    start.record()
-    for _ in range(_GRAPH_CALLS):
-        graph.replay()
-    end.record()
-    torch.cuda.synchronize(device)
-    return float(start.elapsed_time(end)) / 1e3 / _GRAPH_CALLS

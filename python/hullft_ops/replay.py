@@ -242,7 +242,8 @@ class ReplayAdam(Optimizer):
     def _check_capture(self) -> None:
         """A CUDA graph would repeat a step count that is read on the CPU."""
         for i, group in enumerate(self.param_groups):
-            if not any(map(_is_captured, group["params"])):
+            of_devices = {param.device: param for param in group["params"]}
+            if not any(map(_is_captured, of_devices.values())):
                 continue
             if not group["capturable"]:
                 raise RuntimeError(
@@ -306,7 +307,10 @@ class ReplayAdam(Optimizer):
 
 
 def _is_captured(param: Tensor) -> bool:
-    return param.is_cuda and torch.cuda.is_current_stream_capturing()
+    if not param.is_cuda:
+        return False
+    with torch.cuda.device(param.device):  # a device has a current stream of its own
+        return torch.cuda.is_current_stream_capturing()
 
 
 def _new_state(param: Tensor, capturable: bool) -> dict[str, Tensor]:
