@@ -69,6 +69,7 @@ inline void check_adam_lists(const char* op, const TensorList& params, const Ten
   overlap.add(exp_avgs, true);
   overlap.add(exp_avg_sqs, true);
   overlap.add(grads, false);
+  overlap.add_shared(steps);
   overlap.run();
 }
 

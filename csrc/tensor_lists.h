@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <sstream>
 #include <string>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -81,6 +82,16 @@ class OverlapCheck {
       const auto* begin = static_cast<const char*>(list[i].const_data_ptr());
       ranges_.push_back(
           {begin, begin + extent * int64_t(list[i].element_size()), &list, i, written});
+    }
+  }
+
+  // Written to; several entries may be the same tensor.
+  void add_shared(const TensorList& list) {
+    std::unordered_set<const void*> seen;
+    for (size_t i = 0; i < list.size(); ++i) {
+      const auto* begin = static_cast<const char*>(list[i].const_data_ptr());
+      if (list[i].numel() == 0 || !seen.insert(begin).second) continue;
+      ranges_.push_back({begin, begin + int64_t(list[i].element_size()), &list, i, true});
     }
   }
 

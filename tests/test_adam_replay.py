@@ -327,6 +327,8 @@ def bad_tensors() -> dict[str, tuple[AdamTensors, str]]:
     shrunk.untyped_storage().resize_(12)
     shared, wide = torch.zeros(6), torch.zeros(2, 20)
 
+    positive = good.grads[1].abs()
+
     def change(column: str, i: int, tensor: torch.Tensor) -> AdamTensors:
         tensors = good.clone()
         getattr(tensors, column)[i] = tensor
@@ -401,6 +403,22 @@ def bad_tensors() -> dict[str, tuple[AdamTensors, str]]:
         "gradient is the parameter": (
             good._replace(grads=good.params),
             r"(grads|params)\[[01]\] overlaps (grads|params)\[[01]\] in memory",
+        ),
+        "step count within a moment": (
+            good._replace(steps=[good.steps[0], good.exp_avg_sqs[0][1, 2]]),
+            r"(steps|exp_avg_sqs)\[[01]\] overlaps (steps|exp_avg_sqs)\[[01]\] in memory",
+        ),
+        "step count within a gradient": (
+            good._replace(grads=[good.grads[0], positive], steps=[positive[3], good.steps[1]]),
+            r"(steps|grads)\[[01]\] overlaps (steps|grads)\[[01]\] in memory",
+        ),
+        "step count without storage": (
+            change("steps", 1, torch.tensor(0.0, device="meta")),
+            r"steps\[1\] is on meta, the first tensor is on cpu",
+        ),
+        "gradient without storage": (
+            change("grads", 0, torch.zeros(2, 3, device="meta")),
+            r"grads\[0\] is on meta, the first tensor is on cpu",
         ),
         "expanded parameter": (
             change("params", 1, torch.zeros(1).expand(4)),

@@ -140,3 +140,63 @@ def test_fake_tensors_get_shapes_and_checks(device: str) -> None:
             hullft_ops.fw_select(pool, torch.empty(3, 7, device=device), 5)
         with pytest.raises(ValueError, match="query is on cpu, pool is on"):
             hullft_ops.fw_select(pool, torch.empty(3, 8, device="cpu"), 5)
+
+
+def calls_with_one_meta_tensor() -> dict[str, tuple[Callable[[], object], str]]:
+    pool, query = torch.randn(1, 4, 3), torch.randn(1, 3)
+    sizes, weights = torch.tensor([4], device="meta"), torch.rand(1, 4, device="meta")
+    rows = torch.arange(4, device="meta").repeat(1, 1)
+    there = query.to("meta")
+    return {
+        "fw_select": (lambda: OPS.fw_select(pool, there, 2), "query is on meta, pool"),
+        "fw_select_indexed": (
+            lambda: OPS.fw_select_indexed(pool[0], rows, query, 2),
+            "candidates is on meta, embeddings",
+        ),
+        "knn_select": (
+            lambda: OPS.knn_select(pool, query, 2, pool_sizes=sizes),
+            "pool_sizes is on meta, pool",
+        ),
+        "sift_select": (lambda: OPS.sift_select(pool, there, 2), "query is on meta, pool"),
+        "sift_select_indexed": (
+            lambda: OPS.sift_select_indexed(pool[0], rows, query, 2),
+            "candidates is on meta, embeddings",
+        ),
+        "integerize": (
+            lambda: OPS.integerize(pool, query, weights, 2),
+            "weights is on meta, support",
+        ),
+        "fw_lmo": (lambda: OPS.fw_lmo(pool, query, there), "current is on meta, pool"),
+        "grad_accumulate_": (
+            lambda: OPS.grad_accumulate_([query], [there]),
+            r"grads\[0\] is on meta, the first tensor",
+        ),
+    }
+
+
+@pytest.mark.cpu_only("where a test's tensors are is where they stay with --device")
+@pytest.mark.parametrize("name", calls_with_one_meta_tensor())
+def test_one_meta_tensor_among_others(name: str) -> None:
+    call, message = calls_with_one_meta_tensor()[name]
+    with pytest.raises(ValueError, match=f"^{name}: {message} is on cpu$"):
+        call()
+
+
+def test_what_is_written_counts_its_versions() -> None:
+    """Autograd then notices a value that was saved before."""
+    lists = {
+        name: [torch.zeros(2), torch.ones(3, requires_grad=True)]
+        for name in ("params", "grads", "exp_avgs", "exp_avg_sqs")
+    }
+    steps = [torch.tensor(0.0), torch.tensor(0.0)]
+    options = {"lr": 1.0, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0}
+    with torch.no_grad():
+        OPS.adam_replay_(
+            *lists.values(), steps, repeats=3, **options, decoupled=False, maximize=False
+        )
+        OPS.grad_accumulate_(lists["exp_avgs"], lists["grads"])
+    versions = {name: [tensor._version for tensor in lists[name]] for name in lists}
+    assert versions == {
+        "params": [1, 1], "grads": [0, 0], "exp_avgs": [2, 2], "exp_avg_sqs": [1, 1]
+    }  # fmt: skip
+    assert [step._version for step in steps] == [1, 1]

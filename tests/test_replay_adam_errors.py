@@ -68,6 +68,38 @@ def test_parameters_whose_storage_was_freed() -> None:
         optimizer.step()
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "error", "message"),
+    [
+        ("step", 5, TypeError, "step of parameter 0 must be a torch.Tensor, got int"),
+        ("exp_avg", None, ValueError, "the state of parameter 0 has no exp_avg"),
+    ],
+)
+def test_a_state_that_went_bad(
+    name: str, value: object, error: type[Exception], message: str
+) -> None:
+    param = torch.zeros(3, requires_grad=True)
+    param.grad = torch.ones(3)
+    optimizer = ReplayAdam([param])
+    optimizer.step()
+    before = param.detach().clone()
+    del optimizer.state[param][name]
+    if value is not None:
+        optimizer.state[param][name] = value
+    with pytest.raises(error, match=f"^ReplayAdam.step: {message}$"):
+        optimizer.step()
+    assert torch.equal(param, before)
+
+
+def test_a_learning_rate_without_storage() -> None:
+    param = torch.zeros(3, requires_grad=True)
+    param.grad = torch.ones(3)
+    optimizer = ReplayAdam([param], capturable=True)
+    optimizer.param_groups[0]["lr"] = torch.tensor(0.1, device="meta")
+    with pytest.raises(ValueError, match="lr_tensor is on meta, the first tensor is on cpu"):
+        optimizer.step()
+
+
 def test_parameters_that_share_memory() -> None:
     shared = torch.zeros(5)
     params = [shared[:3].requires_grad_(), shared[2:].requires_grad_()]
@@ -95,6 +127,7 @@ def test_parameters_that_are_not_floating(dtype: torch.dtype) -> None:
         ({"lr": -1.0}, ValueError, "lr must be finite and >= 0, got -1.0"),
         ({"lr": math.nan}, ValueError, "lr must be finite and >= 0, got nan"),
         ({"lr": "fast"}, TypeError, "lr must be a number, got str"),
+        ({"lr": torch.tensor(1j)}, TypeError, "lr must be a real number, got torch.complex64"),
         ({"lr": torch.ones(2)}, ValueError, r"lr must have one element, got shape \[2\]"),
         ({"betas": (0.9, 1.0)}, ValueError, r"betas\[1\] must be in \[0, 1\), got 1.0"),
         ({"betas": (-0.1, 0.9)}, ValueError, r"betas\[0\] must be in \[0, 1\), got -0.1"),

@@ -32,9 +32,33 @@ def test_between_two_rows(method: str, dim: int, norm: float) -> None:
     pool = torch.randn(2, dim, generator=generator, dtype=torch.float64)
     pool *= norm / pool.norm(dim=-1, keepdim=True)
     query = torch.tensor([0.3, 0.7], dtype=torch.float64) @ pool
-    selection = METHODS[method](pool, query)
+    assert_own_residual(METHODS[method](pool, query), pool, query, 1e-3 * norm, norm)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("length", [0.0, 1e-9, 1e-7, 1e-5])
+@pytest.mark.usefixtures("simd_level")
+def test_a_query_much_shorter_than_the_rows(variant: str, length: float) -> None:
+    """Within their hull, so that the mix comes to be as short."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        pool = torch.randn(100, 8, generator=generator, dtype=torch.float64)
+        pool /= pool.norm(dim=-1, keepdim=True)
+        query = torch.randn(8, generator=generator, dtype=torch.float64)
+        query *= length / query.norm()
+        found = hullft_ops.fw_select(pool, query, 100, variant=variant, tol=0.0, max_iter=2000)
+        assert_own_residual(found, pool, query, 0.1, 1.0)
+
+
+def assert_own_residual(
+    selection: hullft_ops.Selection,
+    pool: torch.Tensor,
+    query: torch.Tensor,
+    longest: float,
+    norm: float,
+) -> None:
     m = int(selection.support_size)
     mix = selection.weights[:m] @ pool[selection.indices[:m]]
     expected = (query - mix).norm().item()
-    assert expected < 1e-3 * norm
+    assert expected <= longest
     assert abs(selection.residual.item() - expected) <= 1e-14 * norm

@@ -1,6 +1,7 @@
 """fw_select screens float32 and narrower pools in 16-bit integers: the answer must have the bits of
 that for the same values in float64, however close the candidates are."""
 
+import resource
 from collections.abc import Iterator
 
 import pytest
@@ -22,6 +23,11 @@ SMALL = (117, 77)  # no whole number of tiles or vectors
 @pytest.fixture(autouse=True, params=[True, False], ids=["three", "two"])
 def _columns_in_a_pass(request: pytest.FixtureRequest) -> Iterator[bool]:
     yield from switched(_C.three_columns, _C.use_three_columns, request.param)
+
+
+def memory() -> int:
+    """The largest that this process has had, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
 def assert_as_in_float64(
@@ -62,6 +68,19 @@ def test_the_lowest_of_equal_rows_wins(shape: tuple[int, int]) -> None:
     chosen = found.indices[found.indices >= 0]
     first = [int((order == order[i]).nonzero()[0]) for i in chosen]
     assert chosen.tolist() == first
+
+
+def test_more_steps_than_are_kept() -> None:
+    """A step takes 40 bytes of those that are kept, for as long as the thread lives."""
+    generator = torch.Generator().manual_seed(0)
+    pool = torch.randn(40, 16, generator=generator)
+    query = torch.rand(40, generator=generator).softmax(0) @ pool
+    assert_as_in_float64(pool, query, 50, max_iter=200_000, tol=0.0)
+    before = memory()
+    steps = 1_500_000
+    found = hullft_ops.fw_select(pool, query, 50, max_iter=steps, tol=0.0)
+    assert found.num_iter == steps
+    assert memory() - before < 8 << 20 < 40 * steps
 
 
 @pytest.mark.parametrize("shape", [SMALL, LARGE])

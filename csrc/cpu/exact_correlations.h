@@ -45,6 +45,7 @@ class ExactCorrelations {
 
   // G[i, j]; i is an atom of the support, or the best or the last that one was asked for.
   double gram(int64_t i, int64_t j) { return column(i)[j]; }
+  static constexpr bool is_full() { return false; }
 
   // Follows a step of the support toward s, away from a, or both.
   void follow(const Step<double>& step, int64_t s, int64_t a) {

@@ -29,7 +29,7 @@ struct FwAnswer {
 template <typename T, typename Correlations>
 class FwSolver {
  public:
-  // False when an input or a product is not finite.
+  // False when an input or a product is not finite, or the correlations cannot follow any longer.
   bool solve(const FwOptions& options, const QueryPool<T>& in, FwAnswer& answer) {
     options_ = options;
     if (!start(in)) return false;
@@ -41,6 +41,7 @@ class FwSolver {
       in.ahead->some(kLinesAStep);
       apply(step);
       ++iterations;
+      if (correlations_.is_full()) return false;
       if (options_.variant == Variant::kVanilla && support_.size() >= options_.n_select) break;
     }
     if (!std::isfinite(iterate_.wu)) return false;
@@ -145,8 +146,8 @@ class FwSolver {
   }
 
   void finish(const QueryPool<T>& in, FwAnswer& answer) {
-    answer.residual =
-        squared_residual(iterate_, qq_) < kCancelled * qq_ ? residual_of_rows(in) : residual_;
+    const bool cancelled = squared_residual(iterate_, qq_) < kCancelled * largest_square();
+    answer.residual = cancelled ? residual_of_rows(in) : residual_;
     answer.gap = gap();
     const std::vector<double>& weights = support_.weights();
     const std::vector<int64_t>& atoms = support_.atoms();
@@ -164,6 +165,13 @@ class FwSolver {
       answer.weights.push_back(weights[i]);
     }
     count(answer);
+  }
+
+  // Of the query and the rows of the mix.
+  double largest_square() {
+    double largest = qq_;
+    for (const int64_t k : support_.atoms()) largest = std::max(largest, correlations_.gram(k, k));
+    return largest;
   }
 
   double residual_of_rows(const QueryPool<T>& in) {
@@ -201,7 +209,8 @@ class FwSolver {
   Integerizer integerizer_;
 };
 
-// Screens float32 and narrower pools; what cannot be screened, and float64, is solved exactly.
+// Screens float32 and narrower pools; what cannot be screened, or not to its end, and float64 are
+// solved exactly.
 template <typename T>
 class FwQuerySolver {
  public:

@@ -9,8 +9,8 @@
 namespace hullft {
 
 // Made of inner products, as core/frank_wolfe.h has it, the square is the small difference of large
-// numbers where the residual is short. Below this share of the query's square it has lost more than
-// float64 can spare.
+// numbers where the residual is short beside the query or a row of the mix. Below this share of the
+// largest of their squares it has lost more than float64 can spare.
 constexpr double kCancelled = 1e-6;
 
 // Starts as the query in float64, d values, and loses the rows of the mix one by one.

@@ -58,6 +58,8 @@ class ScreenedCorrelations {
 
   // G[i, j] of two atoms.
   double gram(int64_t i, int64_t j) { return gram_row(i)[j]; }
+  // Whether it has kept all the steps that it may.
+  bool is_full() const { return moves_.size() >= kMostMoves; }
 
   // Follows a step of the support toward s, away from a, or both. `best` waits for `settle`.
   void follow(const Step<double>& step, int64_t s, int64_t a) {
@@ -77,6 +79,7 @@ class ScreenedCorrelations {
 
  private:
   static constexpr int64_t kNone = -1;
+  static constexpr size_t kMostMoves = 1 << 16;  // 2.5 MB
   // Rows not asked for yet need no memory.
   struct GramRow {
     std::vector<double> values;  // of the first `known` atoms, then 0 in the padding

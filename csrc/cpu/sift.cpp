@@ -186,15 +186,18 @@ class SiftSolver {
                                   nullptr);
     }
     Iterate<double> mix{0, 0};
+    double largest_square = qq_;
     for (size_t i = 0; i < answer.indices.size(); ++i) {
-      mix.wb += answer.weights[i] * b_.get()[answer.indices[i]];
-      mix.wu += answer.weights[i] * u[answer.indices[i]];
+      const int64_t k = answer.indices[i];
+      mix.wb += answer.weights[i] * b_.get()[k];
+      mix.wu += answer.weights[i] * u[k];
+      largest_square = std::max(largest_square, gram_column(k)[k]);
     }
     answer.support_size = int64_t(answer.indices.size());
     answer.num_iter = options_.n_select;
     const double squared = squared_residual(mix, qq_);
     answer.residual =
-        squared < kCancelled * qq_ ? residual_of_rows(in, answer) : std::sqrt(squared);
+        squared < kCancelled * largest_square ? residual_of_rows(in, answer) : std::sqrt(squared);
     answer.gap = top.value - mean_correlation(mix);
     return std::isfinite(answer.gap);
   }

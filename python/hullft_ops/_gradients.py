@@ -1,6 +1,6 @@
 """What both the optimizer and the cache want of gradients."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -21,6 +21,19 @@ def check_storage(op: str, name: str, tensor: Tensor) -> None:
     """The dispatcher would take any operator on a meta tensor for a question about shapes."""
     if tensor.is_meta:
         raise ValueError(f"{op}: {name} has no storage, it is on the meta device")
+
+
+def check_state(op: str, i: int, state: Mapping[str, object], names: Sequence[str]) -> None:
+    """Of parameter ``i``; anybody may have changed it."""
+    for name in names:
+        if name not in state:
+            raise ValueError(f"{op}: the state of parameter {i} has no {name}")
+        tensor = state[name]
+        if not isinstance(tensor, Tensor):
+            raise TypeError(
+                f"{op}: {name} of parameter {i} must be a torch.Tensor, got {type(tensor).__name__}"
+            )
+        check_storage(op, f"{name} of parameter {i}", tensor)
 
 
 def check_place(op: str, i: int, param: Tensor, grad: Tensor) -> None:

@@ -4,9 +4,12 @@ A fake kernel says what an operator returns (shapes, dtypes, devices) without co
 ``torch.compile``, ``torch.export`` and fake tensors need nothing else.
 """
 
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
 import torch
 
-from hullft_ops import _C  # noqa: F401 (its import registers the operators)
+from hullft_ops import _C, _checks  # noqa: F401 (the import of _C registers the operators)
 
 SelectionTensors = tuple[
     torch.Tensor,
@@ -32,15 +35,43 @@ SiftTensors = tuple[
 ]
 
 
-def _check_defined(**tensors: torch.Tensor | None) -> None:
-    """torch takes None for any tensor of a schema."""
-    for name, tensor in tensors.items():
+def _check_tensors(
+    op: str, first_name: str, first: torch.Tensor, **others: torch.Tensor | None
+) -> None:
+    """One meta tensor among others brings a call here, where nothing would be computed.
+
+    torch takes None for any tensor of a schema.
+    """
+    for name, tensor in {first_name: first, **others}.items():
         if tensor is None:
             raise TypeError(f"hullft_ops: {name} must be a torch.Tensor, got NoneType")
+        _checks.check_device(op, name, tensor, first_name, first)
+
+
+def _given(**tensors: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+
+def _check_lists(
+    op: str,
+    first: Sequence[torch.Tensor],
+    lists: Mapping[str, Sequence[torch.Tensor]],
+    scalars: Mapping[str, torch.Tensor],
+) -> None:
+    """Of each name's tensors; scalars may lie on the CPU too."""
+    if not first:
+        return
+    named = [pair for name, tensors in lists.items() for pair in _entries(name, tensors).items()]
+    named += [(name, tensor) for name, tensor in scalars.items() if tensor.device.type != "cpu"]
+    for name, tensor in named:
+        _checks.check_device(op, name, tensor, "the first tensor", first[0])
+
+
+def _entries(name: str, tensors: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"{name}[{i}]": tensor for i, tensor in enumerate(tensors)}
 
 
 def _selection(pool: torch.Tensor, query: torch.Tensor, n_select: int) -> SelectionTensors:
-    _check_defined(pool=pool, query=query)
     batch = query.shape[0]
     real = torch.float64 if pool.dtype == torch.float64 else torch.float32
 
@@ -79,6 +110,7 @@ def _fake_fw_select(
     swap_passes: int = 2,
     pool_sizes: torch.Tensor | None = None,
 ) -> SelectionTensors:
+    _check_tensors("fw_select", "pool", pool, query=query, **_given(pool_sizes=pool_sizes))
     return _selection(pool, query, n_select)
 
 
@@ -95,6 +127,8 @@ def _fake_fw_select_indexed(
     swap_passes: int = 2,
     pool_sizes: torch.Tensor | None = None,
 ) -> SelectionTensors:
+    others = {"candidates": candidates, "query": query, **_given(pool_sizes=pool_sizes)}
+    _check_tensors("fw_select_indexed", "embeddings", embeddings, **others)
     return _selection(embeddings, query, n_select)
 
 
@@ -105,6 +139,7 @@ def _fake_knn_select(
     n_select: int,
     pool_sizes: torch.Tensor | None = None,
 ) -> SelectionTensors:
+    _check_tensors("knn_select", "pool", pool, query=query, **_given(pool_sizes=pool_sizes))
     return _selection(pool, query, n_select)
 
 
@@ -116,6 +151,7 @@ def _fake_sift_select(
     noise: float = 0.01,
     pool_sizes: torch.Tensor | None = None,
 ) -> SiftTensors:
+    _check_tensors("sift_select", "pool", pool, query=query, **_given(pool_sizes=pool_sizes))
     return _sift_selection(pool, query, n_select)
 
 
@@ -128,6 +164,8 @@ def _fake_sift_select_indexed(
     noise: float = 0.01,
     pool_sizes: torch.Tensor | None = None,
 ) -> SiftTensors:
+    others = {"candidates": candidates, "query": query, **_given(pool_sizes=pool_sizes)}
+    _check_tensors("sift_select_indexed", "embeddings", embeddings, **others)
     return _sift_selection(embeddings, query, n_select)
 
 
@@ -140,7 +178,8 @@ def _fake_integerize(
     swap_passes: int = 2,
     support_sizes: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    _check_defined(support=support, weights=weights)
+    others = {"query": query, "weights": weights, **_given(support_sizes=support_sizes)}
+    _check_tensors("integerize", "support", support, **others)
     return support.new_empty(weights.shape, dtype=torch.int64)
 
 
@@ -164,6 +203,9 @@ def _adam_replay(
     seed: int | None = None,
 ) -> None:
     """Writes to its arguments and returns nothing."""
+    lists = {"params": params, "grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs}
+    scalars = _entries("steps", steps) | _given(lr_tensor=lr_tensor)
+    _check_lists("adam_replay_", params, lists, scalars)
 
 
 @torch.library.register_fake("hullft_ops::adam_replay_check")
@@ -176,6 +218,9 @@ def _adam_replay_check(
     lr_tensors: list[torch.Tensor],
 ) -> None:
     """Returns nothing."""
+    lists = {"params": params, "grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs}
+    scalars = _entries("steps", steps) | _entries("lr_tensors", lr_tensors)
+    _check_lists("adam_replay_check", params, lists, scalars)
 
 
 @torch.library.register_fake("hullft_ops::grad_accumulate_")
@@ -187,6 +232,7 @@ def _grad_accumulate(
     beta: float = 1.0,
 ) -> None:
     """Writes to its arguments and returns nothing."""
+    _check_lists("grad_accumulate_", caches, {"caches": caches, "grads": grads}, {})
 
 
 @torch.library.register_fake("hullft_ops::fw_lmo")
@@ -196,7 +242,8 @@ def _fake_fw_lmo(
     current: torch.Tensor,
     pool_sizes: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    _check_defined(pool=pool, query=query)
+    others = {"query": query, "current": current, **_given(pool_sizes=pool_sizes)}
+    _check_tensors("fw_lmo", "pool", pool, **others)
     batch = (query.shape[0],)
     real = torch.float64 if pool.dtype == torch.float64 else torch.float32
     return (
@@ -218,10 +265,31 @@ _NOT_DIFFERENTIABLE = (
     "sift_select",
     "sift_select_indexed",
 )
-_autograd = torch.library.Library("hullft_ops", "IMPL")  # type: ignore[no-untyped-call]
-for _name in _NOT_DIFFERENTIABLE:
-    _autograd.impl(  # type: ignore[no-untyped-call]
-        _name, torch.library.fallthrough_kernel, "Autograd"
-    )
+# Which lists an operator writes to.
+_WRITTEN = {"adam_replay_": (0, 2, 3, 4), "grad_accumulate_": (0,)}
 
 ops = torch.ops.hullft_ops
+
+
+def _counting_versions(name: str, written: tuple[int, ...]) -> Callable[..., None]:
+    """A backward through a graph that saved what is written must fail, as after torch's own."""
+    operator = getattr(ops, name).default
+
+    def run(keys: torch._C.DispatchKeySet, *lists: Sequence[torch.Tensor], **options: Any) -> None:
+        with torch._C._AutoDispatchBelowADInplaceOrView():
+            operator.redispatch(keys & torch._C._after_ADInplaceOrView_keyset, *lists, **options)
+        for i in written:
+            torch.autograd.graph.increment_version(lists[i])
+
+    return run
+
+
+_library = torch.library.Library("hullft_ops", "IMPL")  # type: ignore[no-untyped-call]
+for _name in _NOT_DIFFERENTIABLE:
+    _library.impl(  # type: ignore[no-untyped-call]
+        _name, torch.library.fallthrough_kernel, "Autograd"
+    )
+for _name, _lists in _WRITTEN.items():
+    _library.impl(  # type: ignore[no-untyped-call]
+        _name, _counting_versions(_name, _lists), "ADInplaceOrView", with_keyset=True
+    )

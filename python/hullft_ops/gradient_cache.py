@@ -190,5 +190,3 @@ class GradientCache:
 def _accumulate(rows: Sequence[tuple[Tensor, ...]], alpha: float, beta: float) -> None:
     for caches, grads in by_device(rows):
         ops.grad_accumulate_(caches, grads, alpha=alpha, beta=beta)
-        # A backward through a graph that saved these buffers must fail, as after torch's own sums.
-        torch.autograd.graph.increment_version(caches)

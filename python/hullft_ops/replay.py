@@ -16,7 +16,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from hullft_ops import _checks
 from hullft_ops import _operators as ops
-from hullft_ops._gradients import by_device, check_dense, check_place, check_storage
+from hullft_ops._gradients import by_device, check_dense, check_place, check_state
 
 # What torch.optim.Adam keeps in its groups besides, so that a state_dict goes both ways.
 _TORCH_OPTIONS = {
@@ -170,8 +170,8 @@ class ReplayAdam(Optimizer):
         parameter is written, in whatever group.
 
         Raises:
-            TypeError: ``repeats`` is not an int, ``grads`` no mapping of tensors, or a gradient is
-                sparse.
+            TypeError: ``repeats`` is not an int, ``grads`` no mapping of tensors, a gradient is
+                sparse, or the state holds something else than tensors.
             ValueError: ``repeats < 1``, an option that has gone out of its range, a gradient or
                 moment of another shape or device, parameters whose memory overlaps, views that
                 interleave among them, or that have no storage,
@@ -199,8 +199,6 @@ class ReplayAdam(Optimizer):
             _check_together(calls)
         for columns, options in calls:
             ops.adam_replay_(*columns, **options)
-            # A backward through a graph that saved these parameters must fail, as after torch's.
-            torch.autograd.graph.increment_version(columns[0])
         return loss
 
     @torch.no_grad()
@@ -288,8 +286,7 @@ class ReplayAdam(Optimizer):
             check_dense("ReplayAdam.step", i, grad, "torch.optim.SparseAdam takes those")
             check_place("ReplayAdam.step", i, param, grad)
             state = self._state_of(param, group)
-            for name in _STATE:
-                check_storage("ReplayAdam.step", f"{name} of parameter {i}", state[name])
+            check_state("ReplayAdam.step", i, state, _STATE)
             yield param, grad, state["exp_avg"], state["exp_avg_sq"], state["step"]
 
     def _state_of(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
@@ -352,6 +349,8 @@ def _number(name: str, value: object) -> float:
             raise ValueError(
                 f"ReplayAdam: {name} must have one element, got shape {list(value.shape)}"
             )
+        if value.is_complex():
+            raise TypeError(f"ReplayAdam: {name} must be a real number, got {value.dtype}")
         return float(value)
     return _checks.check_number("ReplayAdam", name, value)
 

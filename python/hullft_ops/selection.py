@@ -95,6 +95,10 @@ def fw_select(
     stop at it and "pairwise" moves the whole weight along it. Pools and queries of another norm
     are to be scaled by one number before.
 
+    An exact line search leaves the two atoms of a pairwise step level, so that rounding decides
+    which of them the next step takes from: with another instruction set, or on CUDA, "pairwise" may
+    end with another support of about the same residual. ``max_iter`` is often what ends it.
+
     As published, "vanilla" begins with one row and takes a step before it looks whether the support
     is full: with ``n_select=1`` it ends with two, returns the one of larger weight with that
     weight, and reports residual and gap of both. The other variants keep to one.
