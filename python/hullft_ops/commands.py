@@ -50,6 +50,7 @@ def demo(
             show_default="2e-4 for the shipped model, 5e-5 for others",
         ),
     ] = None,
+    max_length: options.MaxLengthOption = None,
     output: Annotated[Path, typer.Option(help="Directory for demo.json and demo.png.")] = Path(
         "hullft_demo"
     ),
@@ -75,6 +76,7 @@ def demo(
             prompts=prompts,
             steps=steps,
             lr=lr,
+            max_length=max_length,
             output=output,
             datastore=datastore,
             seed=seed,

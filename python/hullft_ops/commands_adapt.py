@@ -33,6 +33,7 @@ def adapt(
             help="Learning rate.", show_default="2e-4 for the shipped model, 5e-5 for others"
         ),
     ] = None,
+    max_length: options.MaxLengthOption = None,
     generate: Annotated[bool, typer.Option("--generate", help="Continue the prompt.")] = False,
     max_new_tokens: Annotated[int, typer.Option(help="Length of the continuation.")] = 64,
 ) -> None:
@@ -43,7 +44,8 @@ def adapt(
         chosen = configuration(
             config,
             inputs={"model": model, "embedder": embedder, "store": store},
-            axes={"method": method, "n_select": steps, "refresh": refresh, "lr": lr},
+            axes={"method": method, "n_select": steps, "refresh": refresh, "lr": lr}
+            | {"max_length": max_length},
             default={"method": "hullft", "n_select": 20, "refresh": 2},
         )
         new_tokens = max_new_tokens if generate else None

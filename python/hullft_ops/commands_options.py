@@ -69,6 +69,13 @@ RefreshOption = Annotated[
 RateOption = Annotated[
     list[float] | None, typer.Option(help="Learning rate, given once for each value.")
 ]
+MaxLengthOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Tokens of a text to train on; a model that states no context reads as many at once.",
+        show_default="the model's context",
+    ),
+]
 EngineOption = Annotated[
     Engine, typer.Option(help="This process, or workers of Ray: at RAY_ADDRESS, else here.")
 ]

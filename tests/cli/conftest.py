@@ -12,7 +12,14 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 WORDS = ["cat", "dog", "mat", "park", "ran", "sat", "the", "on", "to", "red", "blue", "tree"]
 MALFORMED = ("{not json", '{"body": "no text here"}', '{"text": 7}', '{"text": "  "}')
@@ -33,8 +40,19 @@ def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = GPT2Config(
         vocab_size=257, n_positions=256, n_embd=16, n_layer=1, n_head=2, eos_token_id=0
     )
-    directory = tmp_path_factory.mktemp("model")
-    GPT2LMHeadModel(config).save_pretrained(directory)
+    return saved(GPT2LMHeadModel(config), tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def unlimited_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose context neither its configuration nor its tokenizer states."""
+    torch.manual_seed(0)
+    config = BloomConfig(vocab_size=257, hidden_size=16, n_layer=1, n_head=2, eos_token_id=0)
+    return saved(BloomForCausalLM(config), tmp_path_factory.mktemp("unlimited"))
+
+
+def saved(model: PreTrainedModel, directory: Path) -> Path:
+    model.save_pretrained(directory)
     PreTrainedTokenizerFast(
         tokenizer_object=byte_tokenizer(), eos_token="<|endoftext|>"
     ).save_pretrained(directory)

@@ -103,6 +103,37 @@ def test_a_configuration_says_what_the_command_line_does_not(
     assert f"5 steps with {support} gradients" in result.stdout
 
 
+def test_a_model_without_a_limit_takes_one(
+    own: list[object], unlimited_directory: Path, tmp_path: Path
+) -> None:
+    bloom = [*own, "--model", unlimited_directory, "--steps", 4, "--prompt", 3 * PROMPT]
+    asked = invoke(*bloom)
+    assert (asked.exit_code, "max_length must be given" in asked.stderr) == (2, True)
+    config = tmp_path / "settings.json"
+    config.write_text(json.dumps({"settings": {"max_length": 16}}), encoding="utf-8")
+    texts = {
+        name: invoke(*bloom, *arguments)
+        for name, arguments in {
+            "16": ["--max-length", 16],
+            "config": ["--config", config, "--method", "hullft"],
+            "instead": ["--config", config, "--max-length", 24],
+            "24": ["--max-length", 24, "--generate", "--max-new-tokens", 23],
+        }.items()
+    }
+    assert {result.exit_code for result in texts.values()} == {0}, texts
+    scores = {name: re.findall(r"prompt: (.*)", text.stdout) for name, text in texts.items()}
+    assert scores["16"] == scores["config"] != scores["instead"] == scores["24"]
+
+
+def test_texts_end_where_it_is_said_and_scoring_goes_on(own: list[object]) -> None:
+    before = [
+        re.findall(r"prompt: (\S+) before, (\S+) after", invoke(*own, *arguments).stdout)[0]
+        for arguments in ([], ["--max-length", 8])
+    ]
+    assert before[0][0] == before[1][0]
+    assert before[0][1] != before[1][1]
+
+
 def test_texts_at_random_follow_the_seed(own: list[object], tmp_path: Path) -> None:
     config, found = tmp_path / "random.json", []
     settings = {"method": "random", "n_select": 5, "refresh": 1}
@@ -125,6 +156,8 @@ def test_texts_at_random_follow_the_seed(own: list[object], tmp_path: Path) -> N
         (["--method", "nearest"], "method must be one of hullft, "),
         (["--method", ""], "method must be one of hullft, "),
         (["--steps", 0], "n_select must be in 1..2147483647, got 0"),
+        (["--max-length", 257], "max_length is 257, the model's context is 256"),
+        (["--max-length", 1], "max_length must be in 2..2147483647, got 1"),
         (["--prompt", " "], "text must have a token"),
         (["--model", "/no/such/model"], "model /no/such/model: no such directory"),
         (["--generate", "--max-new-tokens", 256], "max_new_tokens must be in 1..255"),

@@ -8,12 +8,14 @@ from statistics import fmean
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 from hullft_ops.commands import app
-from hullft_ops.ttft import Datastore, TestTimeFinetuner, demo
+from hullft_ops.ttft import Datastore, TestTimeFinetuner, bits_per_byte, demo
 from hullft_ops.ttft.corpus import HELD_OUT_ONE_IN, Passage
 from hullft_ops.ttft.demo import choose_prompts
+from hullft_ops.ttft.demo_inputs import load_model
 
 PROMPTS = 3
 STEPS = 6
@@ -185,7 +187,7 @@ def test_a_run_that_fails_leaves_the_old_files(
     for name in ("demo.json", "demo.png"):
         (tmp_path / name).write_text("old")
 
-    def fail(*_: object) -> float:
+    def fail(*_: object, **__: object) -> float:
         raise RuntimeError("the third prompt fails")
 
     monkeypatch.setattr(demo, "bits_per_byte", fail)
@@ -203,6 +205,8 @@ def test_a_run_that_fails_leaves_the_old_files(
         (["--steps", -1], "steps must be at least 1, got -1"),
         (["--lr", 0], "lr must be above 0, got 0.0"),
         (["--lr", "nan"], "lr must be above 0, got nan"),
+        (["--max-length", 1], "max_length must be at least 2, got 1"),
+        (["--max-length", 257], ": max_length is 257, the model's context is 256"),
         (["--steps", 1000], "need at least 1000 (steps) and 3 (prompts)"),
         (["--prompts", 1000], "need at least 6 (steps) and 1000 (prompts)"),
         (["--model", "no-such-model"], "model no-such-model: "),
@@ -218,6 +222,27 @@ def test_what_cannot_be_met_ends_with_one_line(
     assert last.startswith("hullft-ops demo: ")
     assert message in last
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_without_a_limit_takes_one(
+    own: list[object], unlimited_directory: Path, tmp_path: Path
+) -> None:
+    options = [*own, "--model", unlimited_directory, "--output", tmp_path / "out"]
+    asked = invoke(*options)
+    assert asked.exit_code == 2
+    assert asked.stderr.splitlines()[-1] == (
+        f"hullft-ops demo: model {unlimited_directory}: max_length must be given, neither model "
+        "nor tokenizer has a limit"
+    )
+    assert not (tmp_path / "out").exists()
+    result = invoke(*options, "--max-length", 16)
+    assert result.exit_code == 0, result.stderr
+    written = json.loads((tmp_path / "out" / "demo.json").read_text(encoding="utf-8"))
+    assert written["config"]["max_length"] == 16
+    model, tokenizer = load_model(str(unlimited_directory), torch.device("cpu"))
+    for prompt in written["prompts"]:
+        scored = bits_per_byte(model, tokenizer, prompt["text"], max_length=16)
+        assert prompt["runs"]["none"]["bits_per_byte"] == pytest.approx(scored, rel=1e-6)
 
 
 def test_an_output_that_cannot_be_written_ends_with_one_line(

@@ -15,7 +15,8 @@ import torch
 from typer.testing import CliRunner, Result
 
 from hullft_ops.commands import app
-from hullft_ops.ttft import Datastore, load_embedder
+from hullft_ops.ttft import Datastore, bits_per_byte, load_embedder
+from hullft_ops.ttft.demo_inputs import load_model
 from hullft_ops.ttft.evaluation.results import open_results, read_rows
 from hullft_ops.ttft.evaluation.runner import Evaluator
 
@@ -219,6 +220,44 @@ def test_gradient_reuse_on_the_picks_of_sift(inputs: list[object], tmp_path: Pat
         assert of(3, " reuse=global")["passes"] <= of(3, " reuse=consecutive")["passes"] <= 12
         assert len({of(3, r)["support_size"] for r in ("", " reuse=consecutive")}) == 1
         assert all(of(3, r)["steps"] == 12 for r in ("", " reuse=global", " reuse=consecutive"))
+
+
+def max_lengths_of(
+    inputs: list[object], lengths: list[int | None], tmp_path: Path
+) -> dict[tuple[str, int | None], dict[str, Any]]:
+    grid = {"method": "knn", "n_select": 2, "lr": 0.01, "max_length": lengths}
+    (tmp_path / "config.json").write_text(json.dumps({"settings": grid}))
+    output = tmp_path / "out.jsonl"
+    options = ["--config", tmp_path / "config.json", "--limit", 2, "--output", output]
+    result = invoke(*inputs[:-2], *options)
+    assert result.exit_code == 0, result.stderr
+    rows = rows_of(output)
+    # Each row but the first of a prompt finds what the file says of the prompt.
+    output.write_text("".join(json.dumps(row) + "\n" for row in rows[:1]))
+    assert invoke(*inputs[:-2], *options).exit_code == 0
+    assert list(map(untimed, rows_of(output))) == list(map(untimed, rows))
+    return {(row["excerpt"], row["settings"].get("max_length")): row for row in rows}
+
+
+def test_a_model_without_a_limit_is_scored_by_the_length_of_the_settings(
+    inputs: list[object], unlimited_directory: Path, tmp_path: Path
+) -> None:
+    inputs = [unlimited_directory if item == inputs[1] else item for item in inputs]
+    found = max_lengths_of(inputs, [16, 24], tmp_path)
+    model, tokenizer = load_model(str(unlimited_directory), torch.device("cpu"))
+    assert len(found) == 4
+    for (text, length), row in found.items():
+        scored = bits_per_byte(model, tokenizer, text, max_length=length)
+        assert row["bits_per_byte_before"] == pytest.approx(scored, rel=1e-6)
+        assert row["bits_per_byte_after"] != row["bits_per_byte_before"]
+
+
+def test_a_model_with_a_limit_is_scored_by_its_own(inputs: list[object], tmp_path: Path) -> None:
+    found = max_lengths_of(inputs, [None, 16], tmp_path)
+    for text in {text for text, _ in found}:
+        whole, cut = found[text, None], found[text, 16]
+        assert whole["bits_per_byte_before"] == cut["bits_per_byte_before"]
+        assert whole["bits_per_byte_after"] != cut["bits_per_byte_after"]
 
 
 def test_a_run_that_is_done_is_left_as_it_is(

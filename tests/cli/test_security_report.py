@@ -104,6 +104,15 @@ def test_forged_rows_are_reported_or_refused(tmp_path: Path) -> None:
     assert 50 < refused < 120
 
 
+@pytest.mark.parametrize("length", [True, 16.0, "16", [16], {}])
+def test_a_length_of_texts_that_is_no_integer_is_refused(tmp_path: Path, length: object) -> None:
+    content = rows()
+    content[0]["settings"]["max_length"] = 16
+    content[1]["settings"]["max_length"] = length
+    with pytest.raises(ConfigError, match="line 2: max_length must be an integer, got "):
+        read_rows(write(tmp_path / "rows.jsonl", content))
+
+
 @pytest.mark.parametrize(
     "line", ["[" * 10**5, "9" * 5000, '{"a":' * 10**5, "null", '"x"', "\0", '{"run": 1}']
 )

@@ -173,6 +173,22 @@ def test_a_run_that_was_cut_off_decides_as_it_would_have(
     assert chosen == [json.loads(line)["config"] for line in lines]
 
 
+def test_a_model_without_a_limit_is_tuned_with_the_length_of_the_settings(
+    options: list[object],
+    unlimited_directory: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"settings": {"max_length": 16}}), encoding="utf-8")
+    result = invoke(*options, "--model", unlimited_directory, "--config", config)
+    assert result.exit_code == 0, result.stderr
+    written = json.loads((tmp_path / "tuned.json").read_text(encoding="utf-8"))
+    assert written["settings"]["max_length"] == 16
+    assert written["tuned"]["bits_per_byte"] < written["tuned"]["bits_per_byte_before"]
+
+
 def test_nothing_quick_enough_ends_with_one_line(
     options: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

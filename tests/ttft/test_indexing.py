@@ -4,7 +4,9 @@ import json
 import os
 import random
 import signal
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 
 from forked import forked, status_of
 from hullft_ops.ttft import Datastore, passage_rows, store_writer
-from hullft_ops.ttft.indexing import Cutting, index_corpus
+from hullft_ops.ttft.indexing import MODES, Cutting, index_corpus
 from hullft_ops.ttft.journal import Journal, locked
 from hullft_ops.ttft.search_index import IndexThresholds
 from hullft_ops.ttft.sources import Source, SourceError
@@ -252,6 +254,7 @@ def test_metadata_of_mixed_types_is_refused(embedder, tmp_path):
 def test_modes_say_what_they_need(source, more, embedder, tmp_path):
     with pytest.raises(FileNotFoundError, match="no datastore at .* to append to"):
         index_corpus(source, tmp_path / "store", embedder, mode="append")
+    assert not (tmp_path / "store").exists()
     assert len(index_corpus(source, tmp_path / "store", embedder, mode="resume")) == COUNT
     with pytest.raises(FileExistsError, match="append adds to it"):
         index_corpus(source, tmp_path / "store", embedder)
@@ -309,6 +312,57 @@ def test_two_writers_do_not_meet(source, embedder, tmp_path):
         pytest.raises(ValueError, match="another process is writing the datastore"),
     ):
         index_corpus(source, tmp_path / "store", embedder)
+
+
+class HeldEmbedder:
+    """Does not embed before it is let go."""
+
+    def __init__(self, embedder) -> None:
+        self.name, self.dim = embedder.name, embedder.dim
+        self.reached, self.let_go = threading.Event(), threading.Event()
+        self._embedder = embedder
+
+    def encode(self, texts, *, progress=False):
+        self.reached.set()
+        assert self.let_go.wait(60)
+        return self._embedder.encode(texts)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("writes", ["new", "append"])
+def test_a_write_under_way_is_not_an_interrupted_one(
+    source, more, embedder, tmp_path, writes, mode
+):
+    path, held = tmp_path / "store", HeldEmbedder(embedder)
+    if writes == "append":
+        index_corpus(source, path, embedder)
+    written = more if writes == "append" else source
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(index_corpus, written, path, held, mode=writes)
+        try:
+            assert held.reached.wait(60)
+            before = files(path)
+            assert "journal.json" in before
+            with pytest.raises(ValueError, match="another process is writing the datastore"):
+                index_corpus(more, path, embedder, mode=mode)
+            assert files(path) == before
+        finally:
+            held.let_go.set()
+        assert len(writing.result()) == (COUNT + 150 if writes == "append" else COUNT)
+
+
+def test_what_became_of_the_place_meanwhile_is_seen(source, more, embedder, tmp_path, monkeypatch):
+    path, mkdir = tmp_path / "store", Path.mkdir
+
+    def late(self, *arguments, **keywords):
+        monkeypatch.undo()
+        index_corpus(source, path, embedder)
+        mkdir(self, *arguments, **keywords)
+
+    monkeypatch.setattr(Path, "mkdir", late)
+    with pytest.raises(FileExistsError, match="exists: append adds to it"):
+        index_corpus(more, path, embedder)
+    assert len(Datastore.open(path)) == COUNT
 
 
 def test_filter_searches_what_has_the_values(source, embedder, tmp_path):

@@ -1,5 +1,6 @@
 """Adapting to one prompt and showing it."""
 
+from functools import partial
 from typing import Any
 
 from rich import box
@@ -8,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hullft_ops.ttft.adaptation_report import AdaptationReport
+from hullft_ops.ttft.context import scored_context
 from hullft_ops.ttft.datastore import Datastore
 from hullft_ops.ttft.demo_inputs import checked_device, load_model, open_embedder
 from hullft_ops.ttft.evaluate import bits_per_byte
@@ -40,11 +42,13 @@ def run_adapt(
         ttft = TestTimeFinetuner(
             model, tokenizer, store, embedder, **_options(settings, config.seed)
         )
+        length = scored_context("adapt", model, tokenizer, settings.get("max_length"))
+        score = partial(bits_per_byte, model, tokenizer, prompt, max_length=length)
         with out_of_memory_explained(_SCORING):
-            before = bits_per_byte(model, tokenizer, prompt)
+            before = score()
         with ttft.adapted(prompt) as report:
             with out_of_memory_explained(_SCORING):
-                after = bits_per_byte(model, tokenizer, prompt)
+                after = score()
             continued = None
             if max_new_tokens is not None:
                 with out_of_memory_explained(_GENERATING):

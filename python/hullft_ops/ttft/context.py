@@ -11,8 +11,8 @@ from hullft_ops._checks import check_integer
 
 # A tokenizer that knows no limit says 1e30.
 _NO_LIMIT = 10**9
-# What configurations call it.
-_POSITIONS = ("max_position_embeddings", "max_seq_len")
+# What configurations call it; BLOOM's and ChatGLM's checkpoints say seq_length.
+_POSITIONS = ("max_position_embeddings", "max_seq_len", "seq_length")
 
 
 def context_length(
@@ -53,6 +53,20 @@ def known_context(
     if limit is None and tokenizer.model_max_length < _NO_LIMIT:
         limit = int(tokenizer.model_max_length)
     return limit
+
+
+def scored_context(
+    function: str,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    max_length: int | None,
+) -> int | None:
+    """What to score with as ``max_length`` where that is the length of the texts to train on.
+
+    None where the model or the tokenizer has a limit: where texts end is no limit of what the
+    model reads, unless nothing else is known.
+    """
+    return max_length if known_context(function, model, tokenizer) is None else None
 
 
 def _model_limit(function: str, model: "PreTrainedModel") -> int | None:

@@ -9,7 +9,7 @@ itself is never trained on.
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hullft_ops.collect_env import collect_env
 from hullft_ops.ttft import Datastore, Embedder, TestTimeFinetuner, bits_per_byte
 from hullft_ops.ttft.comparison import METHODS, Comparison, PromptRuns, Run
+from hullft_ops.ttft.context import context_length, scored_context
 from hullft_ops.ttft.corpus import Corpus, Passage
 from hullft_ops.ttft.demo_inputs import (
     DemoError,
@@ -52,13 +53,16 @@ class DemoOptions:
         prompts: number of held-out passages to adapt to.
         steps: optimizer steps for each prompt, the same for every method.
         lr: Adam's learning rate, the same for every method; `default_lr` when None.
+        max_length: tokens of a text to train on, and of what a model reads that has no limit of its
+            own; the model's context when None.
         output: directory for ``demo.json`` and ``demo.png``.
         datastore: directory that keeps a datastore for each corpus and embedder, named by the
             fingerprint of both; ``output / "datastore"`` when None.
         seed: chooses the prompts among the held-out passages.
 
     Raises:
-        DemoError: ``prompts`` or ``steps`` below 1, ``lr`` not above 0, or no such device.
+        DemoError: ``prompts`` or ``steps`` below 1, ``lr`` not above 0, ``max_length`` below 2, or
+            no such device.
     """
 
     model: str | None
@@ -68,6 +72,7 @@ class DemoOptions:
     prompts: int
     steps: int
     lr: float | None
+    max_length: int | None
     output: Path
     datastore: Path | None
     seed: int
@@ -78,6 +83,8 @@ class DemoOptions:
                 raise DemoError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.lr is not None and not self.lr > 0:
             raise DemoError(f"lr must be above 0, got {self.lr}")
+        if self.max_length is not None and self.max_length < 2:
+            raise DemoError(f"max_length must be at least 2, got {self.max_length}")
         checked_device(self.device)
 
     @property
@@ -102,6 +109,7 @@ def run_demo(options: DemoOptions, out: Console, log: Console) -> Comparison:
     corpus = load_corpus(options.corpus, log)
     _check_sizes(corpus, options)
     model, tokenizer = load_model(options.model, checked_device(options.device))
+    score = _scoring(options, model, tokenizer)
     embedder = open_embedder(options.embedder)
     path = options.datastores / corpus.fingerprint(embedder.name)[:16]
     opened = time.perf_counter()
@@ -109,7 +117,7 @@ def run_demo(options: DemoOptions, out: Console, log: Console) -> Comparison:
     store_facts = {"path": str(path), "reused": reused, "seconds": time.perf_counter() - opened}
     prompts = choose_prompts(corpus.held_out, options.prompts, options.seed)
     finetuners = _finetuners(options, model, tokenizer, store, embedder)
-    runs = _run_all(prompts, finetuners, model, tokenizer, log)
+    runs = _run_all(prompts, finetuners, score, log)
     context = {
         "format_version": FORMAT_VERSION,
         "scored": SCORED,
@@ -144,6 +152,23 @@ def _check_sizes(corpus: Corpus, options: DemoOptions) -> None:
         )
 
 
+def _scoring(
+    options: DemoOptions, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> Callable[[str], float]:
+    """Gives the bits per byte of a text.
+
+    Raises:
+        DemoError: ``max_length`` is above the model's context, or needed and not given.
+    """
+    name, given = f"model {_model_name(options)}", options.max_length
+    try:
+        context_length(name, model, tokenizer, given)
+        length = scored_context(name, model, tokenizer, given)
+    except ValueError as error:
+        raise DemoError(str(error)) from error
+    return lambda text: bits_per_byte(model, tokenizer, text, max_length=length)
+
+
 def _finetuners(
     options: DemoOptions,
     model: PreTrainedModel,
@@ -163,6 +188,7 @@ def _finetuners(
             # kNN cannot take more texts than the pool has.
             pool_size=max(POOL_SIZE, options.steps),
             lr=options.learning_rate,
+            max_length=options.max_length,
         )
         for method in METHODS
         if method.selection
@@ -176,8 +202,7 @@ def _finetuners(
 def _run_all(
     prompts: Sequence[Passage],
     finetuners: dict[str, TestTimeFinetuner],
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    score: Callable[[str], float],
     log: Console,
 ) -> list[PromptRuns]:
     # The first adaptation pays for allocations and thread pools: no method should.
@@ -188,13 +213,17 @@ def _run_all(
     with progress_bar(log) as bar:
         task = bar.add_task("adapting", total=len(prompts) * len(finetuners))
         for prompt in prompts:
-            runs = {"none": Run(bits_per_byte(model, tokenizer, prompt.text))}
+            runs = {"none": Run(score(prompt.text))}
             for key, finetuner in finetuners.items():
                 with finetuner.adapted(prompt.text) as report:
-                    runs[key] = Run(bits_per_byte(model, tokenizer, prompt.text), report)
+                    runs[key] = Run(score(prompt.text), report)
                 bar.advance(task)
             results.append(PromptRuns(prompt.source, prompt.text, runs))
     return results
+
+
+def _model_name(options: DemoOptions) -> str:
+    return options.model or "the tiny model of hullft_ops"
 
 
 def _config(options: DemoOptions, model: PreTrainedModel) -> dict[str, Any]:
@@ -202,7 +231,7 @@ def _config(options: DemoOptions, model: PreTrainedModel) -> dict[str, Any]:
     return {
         **asdict(options),
         **paths,
-        "model": options.model or "the tiny model of hullft_ops",
+        "model": _model_name(options),
         "model_parameters": model.num_parameters(),
         "lr": options.learning_rate,
         "pool_size": max(POOL_SIZE, options.steps),

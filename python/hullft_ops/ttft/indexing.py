@@ -99,7 +99,8 @@ def index_corpus(
         FileNotFoundError: there is no such source, or no datastore to append to.
         FileExistsError: ``mode`` is "new" and ``path`` is not free, or "restart" and a finished
             datastore is there.
-        ValueError: another embedder or other settings than the datastore's, a corrupt file.
+        ValueError: another embedder or other settings than the datastore's, a corrupt file, or
+            another process is writing the datastore.
         SourceError: the source cannot be read as asked, or nothing in it fits.
         OSError: the disk is full, for one; resume goes on from there.
     """
@@ -108,10 +109,14 @@ def index_corpus(
     cutting = cutting or Cutting()
     path = Path(path)
     settings = _settings(source, cutting)
-    _check_state(path, mode, settings)
-    path.mkdir(parents=True, exist_ok=True)
+    if not path.is_dir():
+        # What is refused leaves no directory where there was none.
+        _check_state(path, mode, settings)
+        path.mkdir(parents=True, exist_ok=True)
     advice = "the datastore is as its readers saw it before: free some space, then resume"
     with locked(path), full_disk_explained(path, advice):
+        # Without the lock, a journal may be that of a write under way.
+        _check_state(path, mode, settings)
         if mode == "resume" and Journal.read(path):
             writer = StoreWriter.resume(path, embedder, settings, _FUNCTION)
         elif mode == "resume" and (path / MANIFEST_FILE).exists():

@@ -203,6 +203,9 @@ def _check_types(row: Row, where: str) -> None:
         value = row.settings.get(name)
         if not isinstance(value, kind) or not _is_sound(value):
             raise ConfigError(f"{where}: settings lack a {name}, got {row.settings!r}")
+    length = row.settings.get("max_length")
+    if length is not None and type(length) is not int:
+        raise ConfigError(f"{where}: max_length must be an integer, got {length!r}")
 
 
 def _is_sound(value: object) -> bool:

@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hullft_ops.ttft.context import scored_context
 from hullft_ops.ttft.datastore import Datastore
 from hullft_ops.ttft.embedding import Embedder
 from hullft_ops.ttft.errors import NonFiniteLossError
@@ -63,7 +64,7 @@ class Evaluator:
         self._seed = seed
         self._finetuners: dict[str, TestTimeFinetuner] = {}
         self._sifts: dict[str, PickedSift] = {}
-        self._before: dict[str, tuple[float, int]] = {}
+        self._before: dict[tuple[str, int | None], tuple[float, int]] = {}
         self._versions = {name: _version(name) for name in _PACKAGES}
         self._versions["device"] = model.device.type
 
@@ -98,7 +99,9 @@ class Evaluator:
 
     def remember(self, rows: Iterable[Row]) -> None:
         """Take the prompts' bits per byte without adaptation from earlier rows."""
-        self._before |= {row.prompt: (row.bits_per_byte_before, row.bytes_scored) for row in rows}
+        for row in rows:
+            key = row.prompt, self._scored_context(row.settings)
+            self._before[key] = row.bits_per_byte_before, row.bytes_scored
 
     def measure(self, prompt: Prompt, settings: Settings) -> Row:
         """Adapt to the prompt, score it, restore the model.
@@ -109,7 +112,7 @@ class Evaluator:
         start = perf_counter()
         torch.manual_seed(self._seed)
         try:
-            before, size = self._score_before(prompt)
+            before, size = self._score_before(prompt, settings)
             report, after, failure = self._adapt(prompt, settings)
         except ValueError as error:
             raise ConfigError(f"prompt {prompt.text[:40]!r}: {error}") from error
@@ -142,18 +145,24 @@ class Evaluator:
         try:
             support = self._support(prompt, settings)
             with self._finetuner(settings).adapted(support) as report:
-                return report, self._score(prompt).value, None
+                return report, self._score(prompt, settings).value, None
         except NonFiniteLossError as error:
             return report, None, str(error)
 
-    def _score_before(self, prompt: Prompt) -> tuple[float, int]:
-        if prompt.id not in self._before:
-            score = self._score(prompt)
-            self._before[prompt.id] = score.value, score.bytes
-        return self._before[prompt.id]
+    def _score_before(self, prompt: Prompt, settings: Settings) -> tuple[float, int]:
+        key = prompt.id, self._scored_context(settings)
+        if key not in self._before:
+            score = self._score(prompt, settings)
+            self._before[key] = score.value, score.bytes
+        return self._before[key]
 
-    def _score(self, prompt: Prompt) -> BitsPerByte:
-        return score_text(self._model, self._tokenizer, prompt.text)
+    def _score(self, prompt: Prompt, settings: Settings) -> BitsPerByte:
+        length = self._scored_context(settings)
+        return score_text(self._model, self._tokenizer, prompt.text, max_length=length)
+
+    def _scored_context(self, settings: Settings) -> int | None:
+        given = settings.get("max_length")
+        return scored_context("score_text", self._model, self._tokenizer, given)
 
     def _seconds(self, report: AdaptationReport) -> dict[str, float]:
         """By stage; embedding and search were done for another configuration's row, maybe."""
