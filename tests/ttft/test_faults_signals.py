@@ -38,7 +38,7 @@ def _no_handler_left() -> Iterator[None]:
     handler = signal.getsignal(signal.SIGINT)
     yield
     assert signal.getsignal(signal.SIGINT) is handler
-    assert [interrupts._users, interrupts._replaced, interrupts._pending] == [set(), {}, {}]
+    assert [interrupts._users, interrupts._pending] == [set(), {}]
 
 
 def interrupt() -> None:
@@ -127,6 +127,46 @@ def test_a_handler_of_the_users_stays_in_effect_and_so_does_one_set_in_the_body(
     finally:
         signal.signal(signal.SIGUSR1, before)
         signal.signal(signal.SIGINT, interrupted)
+
+
+@pytest.mark.usefixtures("_no_handler_left")
+def test_a_handler_put_back_after_the_block_that_replaced_it_does_what_the_first_did(gpt2, make):
+    finetuner, heard = make(gpt2), []
+    before = signal.getsignal(signal.SIGINT)
+    with finetuner.adapted(PROMPT):
+        previous = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
+    interrupt()
+    assert heard == [signal.SIGINT]
+    signal.signal(signal.SIGINT, previous)
+    with pytest.raises(KeyboardInterrupt):
+        interrupt()
+    with pytest.raises(KeyboardInterrupt), finetuner.adapted(PROMPT):
+        interrupt()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.usefixtures("_no_handler_left")
+def test_a_handler_may_call_the_one_that_it_replaced_inside_a_block(gpt2, make, monkeypatch):
+    finetuner, heard, state = make(gpt2), [], state_of(gpt2)
+    before = signal.signal(signal.SIGINT, lambda number, frame: heard.append("first"))
+
+    def chained(number, frame):
+        previous(number, frame)
+        heard.append("chained")
+
+    with finetuner.adapted(PROMPT):
+        previous = signal.signal(signal.SIGINT, chained)
+        interrupt()
+    assert heard == ["first", "chained"]
+    restore = ModelSnapshot._restore
+    monkeypatch.setattr(ModelSnapshot, "_restore", lambda self: (interrupt(), restore(self)))
+    with finetuner.adapted(PROMPT):
+        interrupt()
+        assert heard == ["first", "chained"] * 2
+    assert heard == ["first", "chained"] * 3
+    assert signal.getsignal(signal.SIGINT) is chained
+    assert differences(state, state_of(gpt2)) == []
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("_no_handler_left")

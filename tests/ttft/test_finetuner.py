@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
@@ -317,6 +318,9 @@ def test_generate_works_on_the_adapted_model(model, tokenizer, make):
         ({"order": "mixed"}, ValueError, "order must be one of grouped, interleaved, got 'mixed'"),
         ({"schedule": "step"}, ValueError, "schedule must be one of constant, .*, got 'step'"),
         ({"max_grad_norm": 0.0}, ValueError, "max_grad_norm must be above 0, got 0.0"),
+        ({"max_grad_norm": math.nan}, ValueError, "max_grad_norm must be above 0, got nan"),
+        ({"max_grad_norm": "1"}, TypeError, "max_grad_norm must be a number, got str"),
+        ({"max_grad_norm": True}, TypeError, "max_grad_norm must be a number, got bool"),
         ({"variant": "greedy"}, ValueError, "variant must be one of .*, got 'greedy'"),
         ({"method": "knn", "n_select": 31}, ValueError, "n_select must be .*, got 31 of 30"),
     ],
@@ -324,6 +328,47 @@ def test_generate_works_on_the_adapted_model(model, tokenizer, make):
 def test_bad_arguments_are_refused(gpt2, make, options, error, message):
     with pytest.raises(error, match=f"TestTimeFinetuner: {message}"):
         make(gpt2, **options)
+
+
+def made_in_inference_mode(model: PreTrainedModel) -> PreTrainedModel:
+    with torch.inference_mode():
+        return type(model)(model.config).eval()
+
+
+def with_lora(model: PreTrainedModel, layer: str) -> PreTrainedModel:
+    model.requires_grad_(False)
+    return get_peft_model(model, LoraConfig(target_modules=[layer], r=2, task_type="CAUSAL_LM"))
+
+
+def test_a_model_made_in_inference_mode_is_refused(llama, make):
+    message = (
+        r"TestTimeFinetuner: what is trained must be made outside of inference mode, got 21 "
+        r"parameters made in it, model.embed_tokens.weight for one: load the model outside of"
+    )
+    with pytest.raises(ValueError, match=message):
+        make(made_in_inference_mode(llama))
+
+
+def test_frozen_parameters_made_in_inference_mode_let_no_gradient_through(llama, make, bits):
+    model = with_lora(made_in_inference_mode(llama), "q_proj")
+    finetuner, before = make(model), bits(model)
+    message = (
+        r"TestTimeFinetuner: what gradients pass through must be made outside of inference mode, "
+        r"got 21 frozen parameters made in it, .*model.embed_tokens.weight for one"
+    )
+    with pytest.raises(RuntimeError, match=message), finetuner.adapted(PROMPT):
+        pytest.fail("the body must not run")
+    assert before.changed() == set()
+
+
+def test_frozen_parameters_made_in_inference_mode_may_come_before_all_that_is_trained(
+    llama, make, bits
+):
+    model = with_lora(made_in_inference_mode(llama), "lm_head")
+    finetuner, before = make(model), bits(model)
+    with finetuner.adapted(PROMPT):
+        assert {name.split(".")[-3] for name in before.changed()} == {"lora_A", "lora_B"}
+    assert before.changed() == set()
 
 
 @pytest.mark.parametrize(("name", "dim"), [("other", 24), ("hashing", 25)])

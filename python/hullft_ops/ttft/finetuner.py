@@ -6,8 +6,8 @@ the prompt's embedding, and every gradient used for up to ``refresh`` optimizer 
 """
 
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ import torch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hullft_ops._checks import check_integer
+from hullft_ops._checks import check_integer, check_number
 from hullft_ops.ttft.adaptation import Adaptation
 from hullft_ops.ttft.adaptation_report import AdaptationReport
 from hullft_ops.ttft.bfloat16 import has_bfloat16
@@ -81,10 +81,12 @@ class TestTimeFinetuner:
             model needs whose backward pass has a use for weights it makes no gradients of.
 
     Raises:
-        TypeError: an argument that counts is not an int, or a method that is not callable.
+        TypeError: an argument that counts is not an int, a norm or rate not a number, or a method
+            that is not callable.
         ValueError: an argument out of range, an unknown name, an embedder that is not the store's,
-            a model without trainable parameters or with some on the meta device, one whose context
-            is not known, or one whose logits are those of PEFT's virtual tokens too.
+            a model without trainable parameters, with some on the meta device or made in inference
+            mode, one whose context is not known, or one whose logits are those of PEFT's virtual
+            tokens too.
     """
 
     # pytest takes every class whose name begins like this one's for a test.
@@ -115,10 +117,7 @@ class TestTimeFinetuner:
         pool_size = check_integer("TestTimeFinetuner", "pool_size", pool_size, 1)
         _check_choice("order", order, ORDERS)
         _check_choice("schedule", schedule, SCHEDULES)
-        if max_grad_norm is not None and not max_grad_norm > 0:
-            raise ValueError(
-                f"TestTimeFinetuner: max_grad_norm must be above 0, got {max_grad_norm}"
-            )
+        _check_norm(max_grad_norm)
         chosen = selection_method(method, variant)
         _check_pool(chosen, n_select, min(pool_size, len(store)))
         _check_embedder(store, embedder)
@@ -268,7 +267,8 @@ class TestTimeFinetuner:
         with out_of_memory_explained(self._advice(support)):
             with clock.of("save"):
                 save()
-            return self._finetune(support, clock)
+            with _inference_tensors_explained(self.model):
+                return self._finetune(support, clock)
 
     def _finetune(self, support: Support, clock: StageClock) -> AdaptationReport:
         start = perf_counter()
@@ -349,6 +349,13 @@ def _check_trained(model: "PreTrainedModel", trained: Sequence[torch.nn.Paramete
             "TestTimeFinetuner: what is trained must have storage, "
             f"got {len(absent)} parameters on the meta device, {absent[0]} for one"
         )
+    made = [n for n, p in model.named_parameters() if p.requires_grad and p.is_inference()]
+    if made:
+        raise ValueError(
+            "TestTimeFinetuner: what is trained must be made outside of inference mode, got "
+            f"{len(made)} parameters made in it, {made[0]} for one: load the model outside of "
+            "torch.inference_mode()"
+        )
     if any(parameter.dtype == torch.float16 for parameter in trained):
         warnings.warn(
             "TestTimeFinetuner: trained parameters are float16, in which the square of a small "
@@ -356,6 +363,29 @@ def _check_trained(model: "PreTrainedModel", trained: Sequence[torch.nn.Paramete
             "or torch.bfloat16",
             stacklevel=3,
         )
+
+
+@contextmanager
+def _inference_tensors_explained(model: "PreTrainedModel") -> Iterator[None]:
+    """Say which parameter cannot be trained through; a model trained behind those alone can be."""
+    try:
+        yield
+    except RuntimeError as error:
+        made = [name for name, p in model.named_parameters() if p.is_inference()]
+        if not made or "Inference tensors cannot be saved" not in str(error):
+            raise
+        raise RuntimeError(
+            "TestTimeFinetuner: what gradients pass through must be made outside of inference "
+            f"mode, got {len(made)} frozen parameters made in it, {made[0]} for one: load the "
+            "model outside of torch.inference_mode()"
+        ) from error
+
+
+def _check_norm(max_grad_norm: object) -> None:
+    if max_grad_norm is None:
+        return
+    if not check_number("TestTimeFinetuner", "max_grad_norm", max_grad_norm) > 0:  # NaN too
+        raise ValueError(f"TestTimeFinetuner: max_grad_norm must be above 0, got {max_grad_norm}")
 
 
 def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:

@@ -18,8 +18,24 @@ T = TypeVar("T")
 _Handler = Callable[[int, FrameType | None], Any]
 
 _users: set[int] = set()
-_replaced: dict[int, _Handler] = {}
 _pending: dict[int, _Handler] = {}
+
+
+class _HoldOrDeliver:
+    """In a handler's place: it holds the signal back where it must, or leaves it to the handler.
+
+    It knows that handler itself. Whoever sets one inside a with block is given this as the former
+    one, and may put it back, or call it, long after the block.
+    """
+
+    def __init__(self, handler: _Handler) -> None:
+        self.handler = handler
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if _holds(frame):
+            _pending[number] = self.handler
+        else:
+            self.handler(number, frame)
 
 
 def hold_signals(user: int) -> None:
@@ -34,9 +50,8 @@ def hold_signals(user: int) -> None:
     for number in signal.valid_signals():
         handler = signal.getsignal(number)
         # Of the others the default ends the process, and nothing is left to be half done.
-        if callable(handler) and handler is not _hold_or_deliver:
-            _replaced[number] = handler
-            signal.signal(number, _hold_or_deliver)
+        if callable(handler) and not isinstance(handler, _HoldOrDeliver):
+            signal.signal(number, _HoldOrDeliver(handler))
 
 
 def release_signals(user: int) -> None:
@@ -44,10 +59,10 @@ def release_signals(user: int) -> None:
     _users.discard(user)
     if _users or threading.current_thread() is not threading.main_thread():
         return
-    for number, handler in list(_replaced.items()):
-        if signal.getsignal(number) is _hold_or_deliver:
-            signal.signal(number, handler)
-        del _replaced[number]
+    for number in signal.valid_signals():
+        handler = signal.getsignal(number)
+        if isinstance(handler, _HoldOrDeliver):
+            signal.signal(number, handler.handler)
 
 
 def uninterrupted(function: Callable[P, T]) -> Callable[P, T]:
@@ -65,7 +80,8 @@ def uninterrupted(function: Callable[P, T]) -> Callable[P, T]:
             # last look at what is pending there is neither.
             while delivers and _pending:
                 number, handler = _pending.popitem()
-                handler(number, sys._getframe())
+                # From this frame, a handler that calls its former one would be held back again.
+                handler(number, sys._getframe().f_back)
 
     return held
 
@@ -80,11 +96,3 @@ def _holds(frame: FrameType | None) -> bool:
             return True
         frame = frame.f_back
     return False
-
-
-def _hold_or_deliver(number: int, frame: FrameType | None) -> None:
-    handler = _replaced[number]
-    if _holds(frame):
-        _pending[number] = handler
-    else:
-        handler(number, frame)

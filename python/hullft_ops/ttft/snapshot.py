@@ -7,6 +7,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from hullft_ops.ttft.structure import (
+    adapters_restored,
+    is_computed,
+    modules_restored,
+    parameters_restored,
+    parametrizations_restored,
+)
+
 
 class ModelSnapshot:
     """A copy of the parameters that finetuning changes, its memory kept from use to use.
@@ -28,8 +36,9 @@ class ModelSnapshot:
         The trained parameters and all buffers come back bit for bit, copied into the storage they
         came from, so that every alias of one (tied weights, an optimizer) sees it. So do
         gradients, ``requires_grad`` flags, the modes of the modules, plain values that modules
-        keep as attributes, parameters that were replaced and, where the model was cast or moved
-        meanwhile, the storage of every parameter. Of frozen parameters there is no copy.
+        and their configurations keep as attributes, parameters and modules that were replaced,
+        added or removed and, where the model was cast, moved or resized meanwhile, the storage of
+        every parameter. Of frozen parameters there is no copy.
 
         Raises:
             RuntimeError: the storage of a parameter or a buffer is gone, a frozen parameter was
@@ -48,8 +57,11 @@ class ModelSnapshot:
             stack.enter_context(_buffers_restored(self._model))
             stack.callback(self._restore)
             stack.enter_context(_storages_restored(self._model))
-            stack.enter_context(_parameters_restored(self._model))
+            stack.enter_context(parameters_restored(self._model))
             stack.enter_context(_merges_undone(self._model))
+            stack.enter_context(adapters_restored(self._model))
+            stack.enter_context(modules_restored(self._model))
+            stack.enter_context(parametrizations_restored(self._model))
             yield
 
     def _save(self) -> None:
@@ -148,23 +160,6 @@ def _frozen_unchanged(model: nn.Module, trained: Sequence[torch.Tensor]) -> Iter
 
 
 @contextmanager
-def _parameters_restored(model: nn.Module) -> Iterator[None]:
-    parameters = [
-        (module._parameters, name, parameter)
-        for module in model.modules()
-        for name, parameter in module._parameters.items()
-    ]
-    try:
-        yield
-    finally:
-        for of_module, name, parameter in parameters:
-            # As load_state_dict(assign=True) puts others in their place; what a parametrization
-            # has taken off stays off.
-            if name in of_module:
-                of_module[name] = parameter
-
-
-@contextmanager
 def _storages_restored(model: nn.Module) -> Iterator[None]:
     with torch.inference_mode(False):
         storages = [
@@ -230,7 +225,10 @@ def _buffers_restored(model: nn.Module) -> Iterator[None]:
         failed: list[str] = []
         for module, name, buffer, saved in buffers:
             # A module may have put another tensor in its place, as dynamic RoPE does.
-            setattr(module, name, buffer)
+            if name in module._buffers or is_computed(module, name):
+                setattr(module, name, buffer)
+            else:
+                module._buffers[name] = buffer
             if buffer is None or saved is None:
                 continue
             try:
@@ -255,20 +253,26 @@ def _is_plain(value: object) -> bool:
 
 @contextmanager
 def _attributes_restored(model: nn.Module) -> Iterator[None]:
-    """Of every module, the plain values that it keeps beside its parameters and buffers.
+    """Of every module and its configuration, the plain values kept beside parameters and buffers.
 
     Its mode is one. A forward may change both together, as dynamic RoPE does its frequencies and
     for how many positions they are: one without the other would be another model.
     """
+    owners = [(attributes, set(attributes)) for attributes in _attributes(model)]
     kept = [
-        (vars(module), name, value, list(value) if isinstance(value, list) else None)
-        for module in model.modules()
-        for name, value in vars(module).items()
+        (attributes, name, value, list(value) if isinstance(value, list) else None)
+        for attributes, _ in owners
+        for name, value in attributes.items()
         if _is_plain(value)
     ]
     try:
         yield
     finally:
+        for attributes, names in owners:
+            # A forward may ask for whether there is one, and with it for a module that is gone.
+            for name in attributes.keys() - names:
+                if _is_plain(attributes[name]):
+                    del attributes[name]
         for attributes, name, value, items in kept:
             # What has become a function since, or a module's compiled self, is somebody's.
             if not _is_plain(attributes.get(name)):
@@ -276,3 +280,12 @@ def _attributes_restored(model: nn.Module) -> Iterator[None]:
             if items is not None:
                 value[:] = items
             attributes[name] = value
+
+
+def _attributes(model: nn.Module) -> list[dict[str, Any]]:
+    """Of each module, and once of each configuration, which modules share."""
+    of_modules = [vars(module) for module in model.modules()]
+    configurations = [getattr(found.get("config"), "__dict__", None) for found in of_modules]
+    # That of a class cannot be written to.
+    once = {id(found): found for found in configurations if isinstance(found, dict)}
+    return [*of_modules, *once.values()]
