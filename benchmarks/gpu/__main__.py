@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from hullft_ops._files import replacing
+
 STEPS = ("environment", "operators", "graphs", "selection", "replay", "ttft")
 
 
@@ -25,14 +27,9 @@ def main() -> None:
     step = importlib.import_module(f"benchmarks.gpu.{options.step}")
     found: Iterator[dict[str, Any]] = step.run(device, small=options.small)
     for so_far in found:
-        _write(options.output, json.dumps(so_far, allow_nan=False))
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole, also for who reads it when this process has been stopped."""
-    scratch = path.with_name(f"{path.name}.partial")
-    scratch.write_text(text, encoding="utf-8")
-    scratch.replace(path)
+        # Whole, also for who reads it when this process has been stopped.
+        with replacing(options.output) as scratch:
+            scratch.write_text(json.dumps(so_far, allow_nan=False), encoding="utf-8")
 
 
 if __name__ == "__main__":

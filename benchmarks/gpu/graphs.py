@@ -13,6 +13,7 @@ from benchmarks.gpu.calls import calls
 from benchmarks.timing import Pace, measure
 from hullft_ops import ReplayAdam
 
+REPLAY_SECONDS = "seconds of a graph's replay"
 _WARM_UPS = 2
 _TIMED_REPLAYS = 50
 

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import parameters
 from benchmarks.bench_replay import Case, cases, test_replay
-from benchmarks.gpu.graphs import Graph
+from benchmarks.gpu.graphs import REPLAY_SECONDS, Graph
 from benchmarks.recorder import Recorder
 from benchmarks.timing import Comparison, Pace, measure, synchronised
 from hullft_ops import ReplayAdam
@@ -83,7 +83,7 @@ def _measure(case: Case, device: torch.device, pace: Pace, copied: float) -> Com
     if comparison.bytes_moved is None:
         raise RuntimeError(f"replay {case}: no bytes were counted")
     seconds = _graph(case, device).seconds()
-    recorder.fact("seconds of a graph's replay", seconds)
+    recorder.fact(REPLAY_SECONDS, seconds)
     recorder.fact(_SHARE, comparison.bytes_moved / seconds / copied)
     return comparison
 

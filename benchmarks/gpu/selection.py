@@ -8,7 +8,7 @@ import torch
 
 import hullft_ops
 from benchmarks.bench_selection import Case, assert_as_reference, time_numpy
-from benchmarks.gpu.graphs import Graph
+from benchmarks.gpu.graphs import REPLAY_SECONDS, Graph
 from benchmarks.pools import distinct_pools, tiled
 from benchmarks.recorder import Recorder
 from benchmarks.timing import Comparison, Pace
@@ -35,9 +35,9 @@ def run(device: torch.device, *, small: bool) -> Iterator[dict[str, Any]]:
 
 
 def _goal(comparison: Comparison) -> dict[str, Any]:
-    latency = comparison.facts["seconds of a graph's replay"]
+    latency = comparison.facts[REPLAY_SECONDS]
     return {
-        "text": f"selection {comparison.name}: seconds of a graph's replay",
+        "text": f"selection {comparison.name}: {REPLAY_SECONDS}",
         "wanted": _GOAL_SECONDS,
         "measured": latency,
         "met": latency <= _GOAL_SECONDS,
@@ -63,7 +63,7 @@ def _measure(case: Case, device: torch.device, pace: Pace) -> Comparison:
     recorder.ours(select)
     recorder.fact("steps, mean", float(selection.num_iter.double().mean()))
     recorder.fact("queries a second", case.batch / comparison.seconds)
-    recorder.fact("seconds of a graph's replay", Graph(select, device).seconds())
+    recorder.fact(REPLAY_SECONDS, Graph(select, device).seconds())
     words = pool.view(torch.int32)
     recorder.sweep(words.amax, case.pool_bytes)
     time_numpy(case, recorder, distinct, queries)

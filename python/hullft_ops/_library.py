@@ -53,18 +53,13 @@ def _given(**tensors: torch.Tensor | None) -> dict[str, torch.Tensor]:
 
 
 def _check_lists(
-    op: str,
-    first: Sequence[torch.Tensor],
-    lists: Mapping[str, Sequence[torch.Tensor]],
-    scalars: Mapping[str, torch.Tensor],
+    op: str, lists: Mapping[str, Sequence[torch.Tensor]], scalars: Mapping[str, torch.Tensor]
 ) -> None:
     """Of each name's tensors; scalars may lie on the CPU too."""
-    if not first:
-        return
     named = [pair for name, tensors in lists.items() for pair in _entries(name, tensors).items()]
     named += [(name, tensor) for name, tensor in scalars.items() if tensor.device.type != "cpu"]
     for name, tensor in named:
-        _checks.check_device(op, name, tensor, "the first tensor", first[0])
+        _checks.check_device(op, name, tensor, "the first tensor", named[0][1])
 
 
 def _entries(name: str, tensors: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -205,7 +200,7 @@ def _adam_replay(
     """Writes to its arguments and returns nothing."""
     lists = {"params": params, "grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs}
     scalars = _entries("steps", steps) | _given(lr_tensor=lr_tensor)
-    _check_lists("adam_replay_", params, lists, scalars)
+    _check_lists("adam_replay_", lists, scalars)
 
 
 @torch.library.register_fake("hullft_ops::adam_replay_check")
@@ -220,7 +215,7 @@ def _adam_replay_check(
     """Returns nothing."""
     lists = {"params": params, "grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs}
     scalars = _entries("steps", steps) | _entries("lr_tensors", lr_tensors)
-    _check_lists("adam_replay_check", params, lists, scalars)
+    _check_lists("adam_replay_check", lists, scalars)
 
 
 @torch.library.register_fake("hullft_ops::grad_accumulate_")
@@ -232,7 +227,7 @@ def _grad_accumulate(
     beta: float = 1.0,
 ) -> None:
     """Writes to its arguments and returns nothing."""
-    _check_lists("grad_accumulate_", caches, {"caches": caches, "grads": grads}, {})
+    _check_lists("grad_accumulate_", {"caches": caches, "grads": grads}, {})
 
 
 @torch.library.register_fake("hullft_ops::fw_lmo")
@@ -265,15 +260,16 @@ _NOT_DIFFERENTIABLE = (
     "sift_select",
     "sift_select_indexed",
 )
-# Which lists an operator writes to.
-_WRITTEN = {"adam_replay_": (0, 2, 3, 4), "grad_accumulate_": (0,)}
+_WRITING = ("adam_replay_", "grad_accumulate_")
 
 ops = torch.ops.hullft_ops
 
 
-def _counting_versions(name: str, written: tuple[int, ...]) -> Callable[..., None]:
+def _counting_versions(name: str) -> Callable[..., None]:
     """A backward through a graph that saved what is written must fail, as after torch's own."""
     operator = getattr(ops, name).default
+    aliases = [argument.alias_info for argument in operator._schema.arguments]
+    written = [i for i, alias in enumerate(aliases) if alias is not None and alias.is_write]
 
     def run(keys: torch._C.DispatchKeySet, *lists: Sequence[torch.Tensor], **options: Any) -> None:
         with torch._C._AutoDispatchBelowADInplaceOrView():
@@ -289,7 +285,7 @@ for _name in _NOT_DIFFERENTIABLE:
     _library.impl(  # type: ignore[no-untyped-call]
         _name, torch.library.fallthrough_kernel, "Autograd"
     )
-for _name, _lists in _WRITTEN.items():
+for _name in _WRITING:
     _library.impl(  # type: ignore[no-untyped-call]
-        _name, _counting_versions(_name, _lists), "ADInplaceOrView", with_keyset=True
+        _name, _counting_versions(_name), "ADInplaceOrView", with_keyset=True
     )

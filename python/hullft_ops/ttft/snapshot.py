@@ -36,9 +36,9 @@ class ModelSnapshot:
         The trained parameters and all buffers come back bit for bit, copied into the storage they
         came from, so that every alias of one (tied weights, an optimizer) sees it. So do
         gradients, ``requires_grad`` flags, the modes of the modules, plain values that modules
-        and their configurations keep as attributes, parameters and modules that were replaced,
-        added or removed and, where the model was cast, moved or resized meanwhile, the storage of
-        every parameter. Of frozen parameters there is no copy.
+        and their configurations keep as attributes, parameters that were replaced or removed,
+        modules that were replaced, added or removed and, where the model was cast, moved or
+        resized meanwhile, the storage of every parameter. Of frozen parameters there is no copy.
 
         Raises:
             RuntimeError: the storage of a parameter or a buffer is gone, a frozen parameter was

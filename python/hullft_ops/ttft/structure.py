@@ -109,7 +109,8 @@ def parameters_restored(model: nn.Module) -> Iterator[None]:
                 for name, parameter in parameters.items()
                 if name in module._parameters or not is_computed(module, name)
             }
-            _refill(module._parameters, {**back, **dict(module._parameters.items()), **back})
+            added = {n: p for n, p in module._parameters.items() if n not in back}
+            _refill(module._parameters, {**back, **added})
 
 
 def is_computed(module: nn.Module, name: str) -> bool:
