@@ -12,6 +12,7 @@ import hullft_ops
 from benchmarks import peers
 from benchmarks.pools import DISTINCT, distinct_pools, tiled
 from benchmarks.recorder import Recorder
+from benchmarks.sift_peers import time_activeft
 from hullft_ops import reference
 
 _MAX_POOL_BYTES = 2**30
@@ -101,7 +102,7 @@ def test_selection(case: Case, recorder: Recorder, device: torch.device) -> None
     if case.variant == "pairwise":
         _time_nnls(case, recorder, distinct, queries, select())
     if case.variant == "vanilla" and case.candidates <= 200 and case.dim <= 1024:
-        _time_sift(case, recorder, distinct, queries)
+        time_activeft(recorder, distinct[0], queries[0], case.n_select, scale=case.batch)
 
 
 def assert_as_reference(
@@ -174,17 +175,3 @@ def _time_nnls(
         above = (selection.residual[0].item() ** 2 - float(off @ off)) / 2
         assert -1e-5 < above < selection.gap[0].item() + 1e-5
     recorder.peer("SciPy nnls", lambda: peers.simplex_nnls(pool, query), scale=case.batch)
-
-
-def _time_sift(
-    case: Case, recorder: Recorder, distinct: torch.Tensor, queries: torch.Tensor
-) -> None:
-    """activeft takes one query at a time, in float32; a query costs what any other does."""
-    x, q, n = distinct[0], queries[0], case.n_select
-    recorder.peer("activeft SIFT", lambda: peers.sift(x, q, n), scale=case.batch)
-    retriever = peers.sift_retriever(x.numpy())
-    recorder.peer(
-        "activeft Retriever",
-        lambda: retriever.search(np.asarray(q)[None], N=n, K=len(x), threads=2),
-        scale=case.batch,
-    )

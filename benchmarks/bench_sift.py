@@ -4,14 +4,13 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import numpy as np
 import pytest
 import torch
 
 import hullft_ops
-from benchmarks import peers
 from benchmarks.pools import DISTINCT, distinct_pools, tiled
 from benchmarks.recorder import Recorder
+from benchmarks.sift_peers import time_activeft
 from hullft_ops import reference
 
 _MAX_POOL_BYTES = 2**30
@@ -68,7 +67,8 @@ def test_sift(case: Case, recorder: Recorder, device: torch.device) -> None:
     _assert_as_reference(case, pool, query, select())
     recorder.ours(select)
     if case.candidates <= _ACTIVEFT_BLOCK:
-        _time_activeft(case, recorder, distinct, queries)
+        x, q = distinct[0], queries[0]
+        time_activeft(recorder, x, q, case.n_select, noise=case.noise, scale=case.batch)
 
 
 def _assert_as_reference(
@@ -88,20 +88,3 @@ def _assert_as_reference(
             assert selection.picks[b, :checked].tolist() == expected.picks
     repeated = range(DISTINCT, case.batch)
     assert all(torch.equal(selection.picks[b], selection.picks[b % DISTINCT]) for b in repeated)
-
-
-def _time_activeft(
-    case: Case, recorder: Recorder, distinct: torch.Tensor, queries: torch.Tensor
-) -> None:
-    """activeft takes one query at a time, in float32; a query costs what any other does."""
-    x, q, n = distinct[0], queries[0], case.n_select
-    _, values = peers.sift(x, q, n, noise=case.noise)
-    expected = hullft_ops.sift_select(x, q, n, noise=case.noise)
-    assert (expected.variance + values).abs().max() < 1e-4
-    recorder.peer("activeft SIFT", lambda: peers.sift(x, q, n, noise=case.noise), scale=case.batch)
-    retriever = peers.sift_retriever(x.numpy(), case.noise)
-    recorder.peer(
-        "activeft Retriever",
-        lambda: retriever.search(np.asarray(q)[None], N=n, K=len(x), threads=2),
-        scale=case.batch,
-    )

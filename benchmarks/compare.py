@@ -10,15 +10,24 @@ from pathlib import Path
 from benchmarks.results import Results
 from benchmarks.timing import format_seconds
 
+_MACHINE = ("device", "processor", "SIMD level", "threads")
+
+
+def _machine(results: Results) -> tuple[object, ...]:
+    environment = results.environment
+    level = environment.get("cpu", {}).get("simd")
+    return results.device, environment.get("processor"), level, results.threads
+
 
 def regressions(old: Results, new: Results, factor: float) -> list[str]:
     """A line for each case whose median is more than ``factor`` times the old one.
 
     Raises:
-        ValueError: the files are of different devices, or have no case in common.
+        ValueError: the files are of different devices or machines, or have no case in common.
     """
-    if old.device != new.device:
-        raise ValueError(f"the old results are of {old.device}, the new ones of {new.device}")
+    for what, before_that, now in zip(_MACHINE, _machine(old), _machine(new), strict=True):
+        if before_that != now:
+            raise ValueError(f"the old results are of {what} {before_that}, the new ones of {now}")
     before = {(c.group, c.name): c.seconds for c in old.comparisons}
     after = {(c.group, c.name): c.seconds for c in new.comparisons}
     common = [key for key in after if key in before]
@@ -61,7 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
     missing -= {(c.group, c.name) for c in new.comparisons}
     for group, name in sorted(missing):
         print(f"{group} {name}: not measured any more")
-    print(f"{len(slower)} of {len(new.comparisons)} cases slower than {options.factor:g} times")
+    common = len(old.comparisons) - len(missing)
+    print(f"{len(slower)} of {common} cases slower than {options.factor:g} times")
     return 1 if slower else 0
 
 

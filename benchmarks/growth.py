@@ -33,11 +33,17 @@ _SELECTION = {
     "dtype": "float32",
     "variant": "vanilla",
 }
+_TTFT = {"model": "gpt2", "n_select": 20, "refresh": 2, "lengths": "300", "dtype": None}
 
 
 def _selection(axis: str, label: str) -> Sweep:
     fixed = {name: value for name, value in _SELECTION.items() if name != axis}
     return Sweep("selection", axis, label, fixed)
+
+
+def _ttft(axis: str, label: str) -> Sweep:
+    fixed = {name: value for name, value in _TTFT.items() if name != axis}
+    return Sweep("ttft", axis, label, fixed)
 
 
 SWEEPS = (
@@ -49,7 +55,8 @@ SWEEPS = (
     Sweep("integerize", "n_select", "n_select N", {"support": 50, "dim": 384}),
     Sweep("replay", "repeats", "steps per sweep r", {"gpt2": True}),
     Sweep("replay", "total", "parameters", {"tensors": 20, "repeats": 4}),
-    Sweep("ttft", "n_select", "optimizer steps N", {"model": "gpt2", "refresh": 2}),
+    _ttft("n_select", "optimizer steps N"),
+    _ttft("refresh", "steps per gradient"),
 )
 
 

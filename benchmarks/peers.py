@@ -283,5 +283,5 @@ def adams(
     return {
         "torch fused": lambda: torch.optim.Adam(params, lr=lr, fused=True),
         "torch foreach": lambda: torch.optim.Adam(params, lr=lr, foreach=True),
-        "torch default": lambda: torch.optim.Adam(params, lr=lr, foreach=False),
+        "torch default": lambda: torch.optim.Adam(params, lr=lr),
     }

@@ -29,16 +29,27 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", help="cpu (the default), cuda or cuda:N")
     parser.add_argument("--grid", choices=tuple(PACES), default="full")
     parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS))
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument(
+        "--output", type=Path, help="folder; of all groups together that of the published results"
+    )
     options = parser.parse_args(arguments)
+    output: Path | None = options.output
+    if output is None:
+        if set(options.groups) != set(GROUPS):
+            parser.error("--groups needs --output: the published results are of all groups")
+        output = ROOT / "benchmarks" / "results"
+    output.mkdir(parents=True, exist_ok=True)
     commit = _commit()
     measured: list[Comparison] = []
+    failed = False
     for group in options.groups:
         try:
             measured += _measure(group, options.device, options.grid)
         except RuntimeError as error:
             print(f"error: {error}", file=sys.stderr)
-            return 1
+            failed = True
+    if not measured:
+        return 1
     results = Results(
         device=options.device,
         grid=options.grid,
@@ -48,8 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
         environment={**collect_env(), "processor": _processor()},
         comparisons=measured,
     )
-    _write(results, options.output)
-    return 0
+    _write(results, output)
+    return int(failed)
 
 
 def _measure(group: str, device: str, grid: str) -> list[Comparison]:
@@ -57,20 +68,22 @@ def _measure(group: str, device: str, grid: str) -> list[Comparison]:
         path = Path(folder) / "benchmark.json"
         command = [sys.executable, "-m", "pytest", f"benchmarks/bench_{group}.py"]
         command += ["--device", device, "--grid", grid, "--benchmark-json", str(path)]
-        command += ["--benchmark-columns=median,iqr,rounds", "-q"]
+        command += ["--benchmark-columns=median,iqr,rounds", "-q", "-p", "no:cacheprovider"]
         status = subprocess.run(command, cwd=ROOT, check=False).returncode
         if status:
-            raise RuntimeError(f"{group}: pytest exited with {status}, nothing was written")
+            raise RuntimeError(f"{group}: pytest exited with {status}, it is left out")
         report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return [comparison(item["extra_info"]) for item in report["benchmarks"]]
 
 
 def _write(results: Results, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     name = results.device.replace(":", "")
     results.write(folder / f"{name}.json")
-    plot = f"{name}.png" if write_growth(results, folder / f"{name}.png") else None
-    write_page(results, folder / f"{name}.md", plot)
+    picture = folder / f"{name}.png"
+    drawn = write_growth(results, picture)
+    if not drawn:
+        picture.unlink(missing_ok=True)
+    write_page(results, folder / f"{name}.md", picture.name if drawn else None)
     print(f"wrote {name}.json and {name}.md in {folder}")
 
 

@@ -6,7 +6,9 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/shim_utils.h>
 
+#include <cmath>
 #include <cstdint>
+#include <iomanip>
 #include <limits>
 #include <optional>
 #include <sstream>
@@ -31,6 +33,12 @@ template <typename... Parts>
   message << op << ": ";
   (message << ... << parts);
   throw std::invalid_argument(message.str());
+}
+
+inline std::string whole_gigabytes(double bytes) {
+  std::ostringstream text;
+  text << std::fixed << std::setprecision(0) << std::floor(bytes / double(1 << 30));
+  return text.str();
 }
 
 inline const char* dtype_name(ScalarType t) {
@@ -118,10 +126,11 @@ inline void check_storage(const char* op, const std::string& name, const Tensor&
     value_error(op, name, " needs ", wanted, " bytes of storage, it has ", bytes);
 }
 
-inline void check_int64(const char* op, const char* name, const Tensor& t, const Tensor& ref) {
+inline void check_int64(const char* op, const char* name, const Tensor& t, const char* ref_name,
+                        const Tensor& ref) {
   if (t.scalar_type() != ScalarType::Long)
     value_error(op, name, " must be int64, got ", dtype_name(t.scalar_type()));
-  check_same_device(op, name, t, "the pool", ref);
+  check_same_device(op, name, t, ref_name, ref);
   check_storage(op, name, t);
 }
 
@@ -173,9 +182,9 @@ inline PoolShape check_pool_query(const char* op, const char* pool_name, const T
 }
 
 inline void check_sizes(const char* op, const char* name, const std::optional<Tensor>& sizes,
-                        const Tensor& pool, int64_t batch) {
+                        const char* pool_name, const Tensor& pool, int64_t batch) {
   if (!sizes) return;
-  check_int64(op, name, *sizes, pool);
+  check_int64(op, name, *sizes, pool_name, pool);
   check_dim(op, name, *sizes, 1);
   if (sizes->size(0) != batch)
     value_error(op, name, " has ", sizes->size(0), " entries, query has batch ", batch);

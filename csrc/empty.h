@@ -5,6 +5,7 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -28,10 +29,11 @@ inline Tensor empty_strided(const Tensor& beside, int64_t dim, const int64_t* si
   if (aoti_torch_empty_strided(dim, sizes, strides, dtype, device_type, device, &handle) ==
       AOTI_TORCH_SUCCESS)
     return Tensor(handle);
-  int64_t bytes = int64_t(aoti_torch_dtype_element_size(dtype));
-  for (int64_t d = 0; d < dim; ++d) bytes *= sizes[d];
+  // In double, in which no product of sizes overflows.
+  double bytes = double(aoti_torch_dtype_element_size(dtype));
+  for (int64_t d = 0; d < dim; ++d) bytes *= double(sizes[d]);
   throw std::runtime_error(allocation_failure(
-      what, bytes, device_type == aoti_torch_device_type_cuda(), device,
+      what, int64_t(std::min(bytes, 0x1p62)), device_type == aoti_torch_device_type_cuda(), device,
       torch_exception_get_what_without_backtrace ? torch_exception_get_what_without_backtrace()
                                                  : ""));
 }

@@ -29,19 +29,19 @@ inline bool is_dense(const Tensor& t) {
   return true;
 }
 
-// Of two tensors of one shape.
-inline bool same_strides(const Tensor& a, const Tensor& b) {
-  if (a.is_contiguous() && b.is_contiguous()) return true;
-  for (int64_t d = 0; d < a.dim(); ++d)
-    if (a.size(d) > 1 && a.stride(d) != b.stride(d)) return false;
+using Strides = std::vector<int64_t>;
+
+inline bool has_strides(const Tensor& t, const Strides& strides) {
+  for (int64_t d = 0; d < t.dim(); ++d)
+    if (t.size(d) > 1 && t.stride(d) != strides[size_t(d)]) return false;
   return true;
 }
 
-// A temporary of t's dtype with the memory layout of `like`.
-inline Tensor empty_with_strides(const Tensor& t, const Tensor& like) {
+// A temporary of t's dtype and shape.
+inline Tensor empty_with_strides(const Tensor& t, const Strides& strides) {
   int32_t dtype;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &dtype));
-  return empty_strided(t, like.dim(), like.sizes().data(), like.strides().data(), dtype);
+  return empty_strided(t, t.dim(), t.sizes().data(), strides.data(), dtype);
 }
 
 // Copies made here are not part of anyone's autograd graph, whatever the caller's grad mode.
@@ -56,17 +56,22 @@ class NoGrad {
   bool before_;
 };
 
-// The layout in which t and its companions are paired: its own when that is dense.
-inline Tensor pairing_layout(const Tensor& t) {
-  return is_dense(t) ? t : torch::stable::contiguous(t);
+// The layout in which t and its companions are paired: its own when that is dense, else that of
+// a contiguous tensor.
+inline Strides pairing_layout(const Tensor& t) {
+  if (is_dense(t)) return {t.strides().begin(), t.strides().end()};
+  Strides strides(size_t(t.dim()));
+  int64_t stride = 1;
+  for (size_t d = strides.size(); d-- > 0; stride *= t.size(int64_t(d))) strides[d] = stride;
+  return strides;
 }
 
 // A tensor in a given layout: itself, or a copy where its strides are others.
 class FlatTensor {
  public:
-  FlatTensor(const Tensor& t, const Tensor& like) : original_(t), flat_(t) {
-    if (!same_strides(t, like)) {
-      flat_ = empty_with_strides(t, like);
+  FlatTensor(const Tensor& t, const Strides& layout) : original_(t), flat_(t) {
+    if (!has_strides(t, layout)) {
+      flat_ = empty_with_strides(t, layout);
       torch::stable::copy_(flat_, t);
       copied_ = true;
     }

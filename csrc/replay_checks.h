@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "core/adam.h"
 #include "tensor_lists.h"
@@ -15,6 +16,14 @@ namespace hullft {
 inline void check_not_negative(const char* op, const std::string& name, double value) {
   if (!(value >= 0) || std::isinf(value))
     value_error(op, name, " must be finite and >= 0, got ", value);
+}
+
+// Arithmetic is float32 but for float64 tensors.
+inline void check_single(const char* op, const char* name, double value, const TensorList& list) {
+  if (std::isfinite(float(value))) return;
+  for (size_t i = 0; i < list.size(); ++i)
+    if (list[i].scalar_type() != ScalarType::Double)
+      value_error(op, name, " must be finite in float32, got ", value);
 }
 
 inline void check_beta(const char* op, const char* name, double value) {
@@ -50,7 +59,7 @@ inline void check_one_value(const char* op, const std::string& name, const Tenso
 
 inline void check_adam_lists(const char* op, const TensorList& params, const TensorList& grads,
                              const TensorList& exp_avgs, const TensorList& exp_avg_sqs,
-                             const TensorList& steps) {
+                             const TensorList& steps, const TensorList& lr_tensors) {
   for (const TensorList* list : {&grads, &exp_avgs, &exp_avg_sqs, &steps})
     check_same_length(op, *list, params);
   for (size_t i = 0; i < params.size(); ++i) {
@@ -70,6 +79,7 @@ inline void check_adam_lists(const char* op, const TensorList& params, const Ten
   overlap.add(exp_avg_sqs, true);
   overlap.add(grads, false);
   overlap.add_shared(steps);
+  overlap.add(lr_tensors, false);
   overlap.run();
 }
 
@@ -91,6 +101,10 @@ inline double read_lr_tensor(const char* op, const std::string& name, const Tens
   const double value = read_value(lr);
   check_not_negative(op, name, value);
   return value;
+}
+
+inline std::vector<Tensor> list_of(const std::optional<Tensor>& t) {
+  return t ? std::vector<Tensor>{*t} : std::vector<Tensor>{};
 }
 
 inline double read_lr(const char* op, double lr, const std::optional<Tensor>& lr_tensor,
@@ -135,6 +149,8 @@ inline void check_accumulate_arguments(const char* op, const TensorList& caches,
     check_entry_floating(op, grads, i);
     check_companion(op, grads, i, caches, caches[0]);
   }
+  check_single(op, "alpha", alpha, caches);
+  check_single(op, "beta", beta, caches);
   OverlapCheck overlap(op);
   overlap.add(caches, true);
   overlap.add(grads, false);

@@ -32,7 +32,7 @@ inline FwOptions check_fw_options(const char* op, int64_t n_select, int64_t max_
 // candidates int64 [B, K] of an embedding matrix.
 inline void check_candidates_shape(const char* op, const Tensor& candidates,
                                    const Tensor& embeddings, int64_t batch) {
-  check_int64(op, "candidates", candidates, embeddings);
+  check_int64(op, "candidates", candidates, "embeddings", embeddings);
   check_dim(op, "candidates", candidates, 2);
   if (candidates.size(0) != batch)
     value_error(op, "candidates has batch ", candidates.size(0), ", query has batch ", batch);
@@ -94,12 +94,15 @@ inline void check_current(const char* op, const Tensor& current, const Tensor& q
   check_storage(op, "current", current);
 }
 
+inline bool has_dense_rows(const Tensor& t) {
+  const int64_t last = t.dim() - 1;
+  return t.size(last) <= 1 || t.stride(last) == 1;
+}
+
 // The same tensor when its last dimension is dense, a dense copy otherwise: rows are read as
 // arrays.
 inline Tensor with_dense_rows(const Tensor& t) {
-  const int64_t last = t.dim() - 1;
-  if (t.size(last) <= 1 || t.stride(last) == 1) return t;
-  return torch::stable::contiguous(t);
+  return has_dense_rows(t) ? t : torch::stable::contiguous(t);
 }
 
 // State and outputs are float64 for float64 pools, float32 for all others.

@@ -311,6 +311,8 @@ def test_opcheck() -> None:
         ({"beta2": math.nan}, r"beta2 must be in \[0, 1\), got nan"),
         ({"eps": -1e-8}, "eps must be finite and >= 0, got -1e-08"),
         ({"weight_decay": -0.1}, "weight_decay must be finite and >= 0, got -0.1"),
+        ({"weight_decay": 1e39}, r"weight_decay must be finite in float32, got 1e\+39"),
+        ({"lr": 1e39}, r"lr must be finite in float32, got 1e\+39"),
     ],
     ids=str,
 )
@@ -441,6 +443,21 @@ def test_bad_tensors_are_found_by_the_check(case: str) -> None:
     tensors, message = bad_tensors()[case]
     with pytest.raises(ValueError, match=f"^adam_replay_check: {message}$"):
         OPS.adam_replay_check(*tensors, [])
+
+
+@pytest.mark.refusal("operator")
+def test_a_learning_rate_within_what_is_written_is_refused() -> None:
+    tensors = make_tensors([(2, 3), 4])
+    rate, message = tensors.exp_avgs[1][2], r"(exp_avgs|lr_tensors?)\[[01]\] overlaps"
+    with pytest.raises(ValueError, match=f"^adam_replay_: {message}"):
+        OPS.adam_replay_(*tensors, repeats=1, lr_tensor=rate, **OPTIONS)
+    with pytest.raises(ValueError, match=f"^adam_replay_check: {message}"):
+        OPS.adam_replay_check(*tensors, [rate])
+
+
+def test_a_rate_that_float64_holds_is_taken_for_float64() -> None:
+    tensors = make_tensors([3], torch.float64)
+    assert adam_replay(tensors, 1, lr=1e39).params[0].isfinite().all()
 
 
 @pytest.mark.refusal("operator")

@@ -106,6 +106,15 @@ def test_random_bits_differ_between_seeds_steps_and_tensors() -> None:
         assert 0.1 < (a != b).double().mean().item() < 0.9
 
 
+@pytest.mark.parametrize("steps_done", [2.0**32 + 5, 2.0**40 + 2.0**33 + 5])
+def test_the_low_bits_of_a_step_count_choose_the_noise(steps_done: float) -> None:
+    late = make_tensors([4000], torch.bfloat16)
+    late.steps[0] = torch.tensor(steps_done, dtype=torch.float64)
+    exact = before_rounding(late, 1).params[0]
+    wanted = reference.round_to_bfloat16(exact, seed=SEED, tensor=0, steps_done=int(steps_done))
+    assert torch.equal(adam_replay(late, 1, seed=SEED).params[0], wanted)
+
+
 def test_what_bfloat16_holds_stays_and_what_is_not_finite_too() -> None:
     tensors = make_tensors([64], torch.bfloat16)
     tensors.grads[0].zero_()

@@ -102,7 +102,7 @@ def test_calls_in_turns_share_what_slows_the_machine(monkeypatch: pytest.MonkeyP
 
 def test_a_recorder_compares_with_nothing_before_ours() -> None:
     comparison = Comparison("selection", "B1", {})
-    recorder = Recorder(None, torch.device("cpu"), Pace(0.0, 2, 2), comparison)
+    recorder = Recorder(None, torch.device("cpu"), Pace(0.4, 2, 2), comparison)
     with pytest.raises(RuntimeError, match="ours must be timed before"):
         recorder.peer("a peer", lambda: None)
     recorder.ours(lambda: sum(range(100)))
@@ -362,7 +362,16 @@ def test_compare_exits_with_one_on_a_regression_alone(
     assert compare.main([str(old), str(new)]) == 1
     assert "selection B1: 100 us before, 130 us now, 1.30 times" in capsys.readouterr().out
     assert compare.main([str(old), str(other)]) == 2
-    assert "of cpu, the new ones of cuda" in capsys.readouterr().err
+    assert "of device cpu, the new ones of cuda" in capsys.readouterr().err
+    elsewhere = results.environment | {"processor": "another CPU"}
+    replace(results, environment=elsewhere).write(other)
+    assert compare.main([str(old), str(other)]) == 2
+    assert "of processor a CPU, the new ones of another CPU" in capsys.readouterr().err
+    replace(results, comparisons=slower).write(new)
+    assert compare.main([str(old), str(new)]) == 1
+    said = capsys.readouterr().out
+    assert "not measured any more" in said
+    assert "1 of 1 cases slower than 1.2 times" in said
 
 
 def test_page_and_plot_show_ratios_goals_and_exponents(results: Results, tmp_path: Path) -> None:
@@ -420,6 +429,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_small_run_measures_every_operator(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pytest", "benchmarks", "--ignore=benchmarks/bench_ttft.py"]
     command += ["-q", "--grid", "smoke", "--benchmark-json", str(tmp_path / "found.json")]
+    command += ["-p", "no:cacheprovider"]
     completed = subprocess.run(command, cwd=run.ROOT, capture_output=True, text=True, check=False)
     assert completed.returncode == 0, completed.stdout + completed.stderr
     measured = json.loads((tmp_path / "found.json").read_text())["benchmarks"]
@@ -438,3 +448,43 @@ def test_the_command_writes_what_it_measured(tmp_path: Path) -> None:
     assert {one.group for one in found.comparisons} == {"accumulate"}
     assert (found.device, found.grid, found.threads) == ("cpu", "smoke", run.THREADS)
     assert (tmp_path / "cpu.md").exists()
+
+
+def test_a_group_that_fails_takes_no_other_with_it(
+    results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def measure(group: str, device: str, grid: str) -> list[Comparison]:
+        if group == "sift":
+            raise RuntimeError("sift: pytest exited with 1, it is left out")
+        return results.comparisons
+
+    monkeypatch.setattr(run, "_measure", measure)
+    options = ["--grid", "smoke", "--output", str(tmp_path / "new" / "folder")]
+    (tmp_path / "new" / "folder").mkdir(parents=True)
+    (tmp_path / "new" / "folder" / "cpu.png").touch()
+    monkeypatch.setattr(run, "write_growth", lambda *arguments: False)
+    assert run.main([*options, "--groups", "selection", "sift"]) == 1
+    assert "error: sift: pytest exited with 1" in capsys.readouterr().err
+    found = Results.read(tmp_path / "new" / "folder" / "cpu.json")
+    assert found.comparisons == results.comparisons
+    assert not (tmp_path / "new" / "folder" / "cpu.png").exists()
+    assert run.main([*options, "--groups", "sift"]) == 1
+
+
+def test_a_part_of_the_groups_does_not_replace_the_published_results() -> None:
+    before = {path: path.read_bytes() for path in RESULT_FILES}
+    with pytest.raises(SystemExit, match="2"):
+        run.main(["--grid", "smoke", "--groups", "accumulate"])
+    assert {path: path.read_bytes() for path in RESULT_FILES} == before
+
+
+def test_growth_along_an_axis_leaves_other_cases_out() -> None:
+    case = {"model": "gpt2", "n_select": 20, "refresh": 2, "lengths": "300", "dtype": None}
+    cases = [case | {"n_select": n} for n in (5, 20, 50)]
+    cases += [case | {"lengths": "short"}, case | {"dtype": "bfloat16"}]
+    found = [Comparison("ttft", str(c), c, at(10.0 * c["n_select"])) for c in cases]
+    (sweep,) = [s for s in growth.SWEEPS if (s.group, s.axis) == ("ttft", "n_select")]
+    results = Results("cpu", "full", "", "", 2, {}, found)
+    assert growth._series(results, sweep) == {
+        "hullft_ops": [(5.0, 50.0), (20.0, 200.0), (50.0, 500.0)]
+    }

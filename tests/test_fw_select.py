@@ -330,6 +330,32 @@ def test_optimum_within_the_hull(variant: str) -> None:
     assert sel.residual.item() < 1e-7
 
 
+@pytest.mark.parametrize("length", [1.0, 1e-6])
+@pytest.mark.parametrize("tol", [1e-8, 1e-9, 1e-10])
+@pytest.mark.parametrize("variant", ["away", "pairwise"])
+@pytest.mark.cpu_only("on CUDA the noise of products is that of the query alone")
+def test_tol_is_of_the_residual_and_not_of_its_noise(
+    variant: str, tol: float, length: float
+) -> None:
+    """Of vectors of norm 1 the square made of products is good to 1e-16, its root to 1e-8."""
+    for seed in range(10):
+        pool, _ = make_problem(seed, 1, 6, 30)
+        inside = torch.tensor([0.4, 0.0, 0.3, 0.1, 0.2, 0.0], dtype=torch.float64)
+        centre = pool[0].T @ inside
+        # Far from the query only the rows are long.
+        pool, query = pool - (1 - length) * centre, (length * centre)[None]
+        options = {"variant": variant, "max_iter": 5000}
+        found = hullft_ops.fw_select(pool, query, 6, tol=tol * length, **options)
+        expected = reference.fw_select(pool[0], query[0], 6, tol=tol * length, **options)
+        assert (found.residual.item() < tol * length) == (expected.residual < tol * length)
+        steps = found.num_iter.item()
+        if steps > 1:
+            before = hullft_ops.fw_select(
+                pool, query, 6, variant=variant, tol=0.0, max_iter=steps - 1
+            )
+            assert before.residual.item() >= tol * length
+
+
 @pytest.mark.parametrize("variant", ["away", "pairwise"])
 def test_full_support_goes_on_within_itself(variant: str) -> None:
     """With n_select atoms the weights become the best for them, which vanilla never reaches."""

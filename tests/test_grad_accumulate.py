@@ -139,6 +139,12 @@ def bad_arguments() -> dict[str, tuple[list[torch.Tensor], list[torch.Tensor], d
         "itself": ([one], [one], {}, r"(caches|grads)\[0\] overlaps (caches|grads)\[0\] in memory"),
         "alpha": ([one], [torch.zeros(4)], {"alpha": math.nan}, "alpha must be finite, got nan"),
         "beta": ([one], [torch.zeros(4)], {"beta": math.inf}, "beta must be finite, got inf"),
+        "alpha in float32": (
+            [one.double(), one],
+            [torch.zeros(4), torch.zeros(4)],
+            {"alpha": 1e39},
+            r"alpha must be finite in float32, got 1e\+39",
+        ),
     }
 
 

@@ -65,6 +65,29 @@ def test_more_queries_than_could_be_answered_are_refused_before_their_sizes_are_
         SIZED[operator]()
 
 
+@pytest.mark.cpu_only("on CUDA, torch's allocator refuses")
+def test_a_number_that_no_integer_holds_is_written_out() -> None:
+    with pytest.raises(ValueError, match=r"needs 5[0-9]{19} GiB, this machine has [0-9]+$"):
+        hullft_ops.fw_select(POOL, torch.ones(1, 3).expand(2**60, 3), MANY)
+
+
+@pytest.mark.cpu_only("CUDA screens nothing")
+def test_the_integers_that_a_pool_is_screened_in_count() -> None:
+    pool = torch.ones(1, 2**20).expand(2**27, 2**20)
+    with pytest.raises(ValueError, match=r"queries of 134217728 candidates needs 26[0-9]{4} GiB"):
+        hullft_ops.fw_select(pool, pool[0], 3)
+
+
+@pytest.mark.cpu_only("on CUDA, torch's allocator refuses")
+@pytest.mark.parametrize("select", [hullft_ops.fw_select, hullft_ops.sift_select])
+def test_the_copy_of_a_pool_that_is_not_dense_counts(
+    select: Callable[..., object],
+) -> None:
+    pool = torch.ones(1, 1).expand(2**20, 2**30)
+    with pytest.raises(ValueError, match=r"^(fw|sift)_select: n_select 3 .* needs 41[0-9]{5} GiB"):
+        select(pool, torch.ones(2**30), 3)
+
+
 @pytest.fixture
 def four_threads() -> Iterator[None]:
     before = torch.get_num_threads()
@@ -82,7 +105,8 @@ def test_every_thread_has_a_workspace() -> None:
     query, weights = torch.ones(2, 1), torch.ones(1, 1).expand(2, one_fits)
     with pytest.raises(ValueError, match=f"^integerize: n_select 3 for 2 queries of {one_fits}"):
         hullft_ops.integerize(rows, query, weights, 3)
-    n_select = int(MEMORY / 8 * 0.7 / 2**20)
+    # A pick has a column of its own, and one of the Gram matrix.
+    n_select = int(MEMORY / 16 * 0.7 / 2**20)
     pool = torch.ones(1, 1).expand(2**20, 1)
     with pytest.raises(ValueError, match=f"^sift_select: n_select {n_select} for 2 queries"):
         hullft_ops.sift_select(pool, query, n_select)

@@ -1,11 +1,16 @@
 """What an import costs and brings, and what the binary says of itself."""
 
+import ast
 import importlib.metadata
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import hullft_ops
 from hullft_ops import _C
@@ -46,6 +51,35 @@ def test_import_leaves_the_slow_parts_for_later() -> None:
     brought = imported_in_a_new_process()
     assert "hullft_ops._C" in brought
     assert not [name for name in brought if f"{name}.".startswith(tuple(f"{s}." for s in SLOW))]
+
+
+def imports_of(folder: Path) -> set[str]:
+    """The packages that any file in it asks for, wherever in the file."""
+    found: set[str] = set()
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                found.add(node.module.partition(".")[0])
+    return found - sys.stdlib_module_names - {"hullft_ops"}
+
+
+def test_what_is_imported_comes_with_an_extra_of_that_name() -> None:
+    """The first command of the README installs ``ttft`` and no more."""
+    wanted: dict[str, set[str]] = {}
+    for text in importlib.metadata.requires("hullft_ops") or []:
+        requirement = Requirement(text)
+        extra = re.search(r"extra == ['\"](\w+)", str(requirement.marker))
+        wanted.setdefault(extra[1] if extra else "", set()).add(canonicalize_name(requirement.name))
+    given = wanted[""] | wanted["ttft"] | wanted["qdrant"] | wanted["ray"]
+    by_package = importlib.metadata.packages_distributions()
+    imports = imports_of(Path(hullft_ops.__file__).parent)
+    assert {"torch", "transformers", "faiss", "qdrant_client"} <= imports
+    for package in imports:
+        assert given & set(map(canonicalize_name, by_package[package])), (
+            f"{package} comes with no extra"
+        )
 
 
 def test_version_is_that_of_the_distribution() -> None:

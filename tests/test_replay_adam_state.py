@@ -45,6 +45,17 @@ def test_state_dict_from_torch_leaves_the_seed() -> None:
     assert ours.param_groups[0]["lr"] == 0.5
 
 
+def test_a_state_of_an_older_adamw_stays_decoupled() -> None:
+    """Before it was a kind of Adam it had no option for that."""
+    ours = make_model()
+    before = torch.optim.AdamW(make_model().parameters(), weight_decay=0.1)
+    old = copy.deepcopy(before.state_dict())
+    del old["param_groups"][0]["decoupled_weight_decay"]
+    optimizer = ReplayAdam(ours.parameters(), weight_decay=0.1, decoupled_weight_decay=True)
+    optimizer.load_state_dict(old)
+    assert optimizer.param_groups[0]["decoupled_weight_decay"] is True
+
+
 @pytest.mark.parametrize("peer", PEERS)
 def test_state_dict_to_torch(peer: str) -> None:
     ours = make_model()

@@ -1,11 +1,11 @@
 """fw_select screens float32 and narrower pools in 16-bit integers: the answer must have the bits of
 that for the same values in float64, however close the candidates are."""
 
-import resource
 from collections.abc import Iterator
 
 import pytest
 import torch
+from benchmarks.memory import peak_bytes
 
 import hullft_ops
 from hullft_ops import _C
@@ -23,11 +23,6 @@ SMALL = (117, 77)  # no whole number of tiles or vectors
 @pytest.fixture(autouse=True, params=[True, False], ids=["three", "two"])
 def _columns_in_a_pass(request: pytest.FixtureRequest) -> Iterator[bool]:
     yield from switched(_C.three_columns, _C.use_three_columns, request.param)
-
-
-def memory() -> int:
-    """The largest that this process has had, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
 def assert_as_in_float64(
@@ -75,12 +70,17 @@ def test_more_steps_than_are_kept() -> None:
     generator = torch.Generator().manual_seed(0)
     pool = torch.randn(40, 16, generator=generator)
     query = torch.rand(40, generator=generator).softmax(0) @ pool
-    assert_as_in_float64(pool, query, 50, max_iter=200_000, tol=0.0)
-    before = memory()
-    steps = 1_500_000
-    found = hullft_ops.fw_select(pool, query, 50, max_iter=steps, tol=0.0)
-    assert found.num_iter == steps
-    assert memory() - before < 8 << 20 < 40 * steps
+    few, many = 200_000, 1_500_000
+    assert_as_in_float64(pool, query, 50, max_iter=few, tol=0.0)
+
+    def peak_of(steps: int) -> int:
+        def select() -> None:
+            found = hullft_ops.fw_select(pool, query, 50, max_iter=steps, tol=0.0)
+            assert found.num_iter == steps
+
+        return peak_bytes(select, pool.device)
+
+    assert peak_of(many) - peak_of(few) < 8 << 20 < 40 * (many - few)
 
 
 @pytest.mark.parametrize("shape", [SMALL, LARGE])

@@ -148,6 +148,14 @@ DATA_ERRORS: dict[str, tuple[Callable[[], object], str]] = {
         lambda: call_fw(POOL.double() * 1e200, QUERY.double()),
         "finite but their inner products overflow",
     ),
+    "overflow of a row that is not in the support": (
+        lambda: hullft_ops.fw_select(
+            torch.tensor([[1e150, 0.0], [-1e150, 1e149], [1e160, -1e160]], dtype=torch.float64),
+            torch.tensor([1e-150, 1e-150], dtype=torch.float64),
+            3,
+        ),
+        "finite but their inner products overflow",
+    ),
     "nan embeddings": (
         lambda: hullft_ops.fw_select_indexed(
             poisoned(POOL[0], (3, 1), NAN), torch.tensor([[0, 1], [2, 3]]), QUERY, 3

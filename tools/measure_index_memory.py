@@ -29,7 +29,7 @@ class HashEmbedder:
 
     name, dim = "hash", DIM
 
-    def encode(self, texts: Sequence[str], *, progress: bool = False) -> np.ndarray:
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
         vectors = np.zeros((len(texts), DIM), np.float32)
         for vector, text in zip(vectors, texts, strict=True):
             vector[zlib.crc32(text.encode()) % DIM] = 1

@@ -6,8 +6,8 @@ python tools/sanitized_tests.py address --only tests/test_fw_lmo.py
 
 Wants g++ with its sanitizer runtimes, and a Python with torch, pybind11, cmake, ninja and what the
 tests need. Builds a copy of the sources in build/sanitized/. After the tests, bugs are planted in
-that copy one at a time: it is an error if the sanitizer does not report one. Python and torch are
-not instrumented, their leaks and threads are none of our concern.
+that copy and chosen one at a time: it is an error if the sanitizer does not report one. Python and
+torch are not instrumented, their leaks and threads are none of our concern.
 """
 
 import argparse
@@ -48,12 +48,18 @@ hullft_ops.fw_lmo(pool, query, torch.zeros(64, 40))
 
 @dataclass(frozen=True)
 class Bug:
-    """What to put in the place of what, and the report that it must give."""
+    """A choice among what was planted, and the report that it must give."""
 
-    file: str
+    name: str
+    report: str
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What to put in the place of what; ``planted("name")`` says whether that bug is chosen."""
+
     right: str
     wrong: str
-    report: str
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,7 @@ class Sanitizer:
     """Libraries of the compiler to load before Python."""
     environment: dict[str, str]
     tests: list[str]
+    edits: list[Edit]
     bugs: list[Bug]
     own_threads: bool
 
@@ -70,7 +77,15 @@ class Sanitizer:
 # Where a frame is moved so that its uses after return show, g++ 12 aligns it too little for stores
 # of 64 bytes, which then fault.
 HAS_AVX512 = "avx512f" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
-BUGS_IN_LMO = "csrc/cpu/lmo.cpp"
+BUGGY = Path("csrc/cpu/lmo.cpp")
+CHOICE = "HULLFT_PLANTED"
+PLANTED = f"""#include <cstdlib>
+#include <string_view>
+static bool planted(std::string_view name) {{
+  const char* chosen = std::getenv("{CHOICE}");
+  return chosen && name == chosen;
+}}
+"""
 KINDS = {
     "address": Sanitizer(
         "-fsanitize=address,undefined -fno-sanitize-recover=all",
@@ -83,24 +98,20 @@ KINDS = {
         },
         OPERATOR_TESTS,
         [
-            Bug(
-                BUGS_IN_LMO,
+            Edit(
                 "c_.reserve(padded(n_rows))",
-                "c_.reserve(n_rows - 1)",
-                "heap-buffer-overflow",
+                'c_.reserve(planted("bounds") ? n_rows - 1 : padded(n_rows))',
             ),
-            Bug(
-                BUGS_IN_LMO,
+            Edit(
                 "answer.vertex = s;",
-                "answer.vertex = int32_t(s) * 1000000000;",
-                "signed integer overflow",
+                'answer.vertex = planted("overflow") ? int32_t(s) * 1000000000 : s;\n'
+                'if (planted("shift")) answer.vertex += 1 << int(s);',
             ),
-            Bug(
-                BUGS_IN_LMO,
-                "answer.vertex = s;",
-                "answer.vertex = s, answer.vertex += 1 << int(s);",
-                "shift exponent 32 is too large",
-            ),
+        ],
+        [
+            Bug("bounds", "heap-buffer-overflow"),
+            Bug("overflow", "signed integer overflow"),
+            Bug("shift", "shift exponent 32 is too large"),
         ],
         own_threads=False,
     ),
@@ -113,7 +124,14 @@ KINDS = {
             "OMP_NUM_THREADS": "1",
         },
         THREAD_TESTS,
-        [Bug(BUGS_IN_LMO, "LmoAnswer answer;", "static LmoAnswer answer;", "data race")],
+        [
+            Edit(
+                "LmoAnswer answer;",
+                "static LmoAnswer shared;\nLmoAnswer own;\n"
+                'LmoAnswer& answer = planted("race") ? shared : own;',
+            )
+        ],
+        [Bug("race", "data race")],
         own_threads=True,
     ),
 }
@@ -158,15 +176,17 @@ class Build:
             libraries.append(str(threads))
         return ":".join(libraries)
 
-    def plant(self, bug: Bug) -> None:
-        path = self.source / bug.file
+    def plant(self, edits: list[Edit]) -> None:
+        path = self.source / BUGGY
         text = path.read_text()
-        if text.count(bug.right) != 1:
-            raise SystemExit(f"{bug.file} does not have {bug.right!r} once: plant another bug")
-        path.write_text(text.replace(bug.right, bug.wrong))
+        for edit in edits:
+            if text.count(edit.right) != 1:
+                raise SystemExit(f"{BUGGY} does not have {edit.right!r} once: plant another bug")
+            text = text.replace(edit.right, edit.wrong)
+        path.write_text(PLANTED + text)
 
-    def restore(self, bug: Bug) -> None:
-        self._copy(Path(bug.file))
+    def restore(self) -> None:
+        self._copy(BUGGY)
 
     def _copy(self, path: Path) -> None:
         there = self.source / path
@@ -226,22 +246,26 @@ def run_tests(build: Build, kind: Sanitizer, preloads: str, tests: list[str]) ->
 
 
 def check_planted(build: Build, kind: Sanitizer, preloads: str) -> None:
+    build.plant(kind.edits)
+    try:
+        build.compile()
+    finally:
+        build.restore()
     for bug in kind.bugs:
-        build.plant(bug)
-        try:
-            build.compile()
-        finally:
-            build.restore(bug)
         finished = subprocess.run(
-            python(build, kind, preloads, TRIGGER), capture_output=True, text=True, cwd=ROOT
+            python(build, kind, preloads, TRIGGER),
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env=os.environ | {CHOICE: bug.name},
         )
         seen = re.search(f"(runtime error|ERROR|WARNING): .*{bug.report}", finished.stderr)
         if not seen or finished.returncode == 0:
             raise SystemExit(
-                f"planted {bug.wrong!r} and no {bug.report!r} was reported "
+                f"planted {bug.name!r} and no {bug.report!r} was reported "
                 f"(exit status {finished.returncode}):\n{finished.stderr[-3000:]}"
             )
-        print(f"planted {bug.wrong!r}: {seen.group(0)}", flush=True)
+        print(f"planted {bug.name!r}: {seen.group(0)}", flush=True)
 
 
 def main() -> None:

@@ -3,6 +3,10 @@
 // compiles it once for each instruction set and the linker must not merge those.
 #pragma once
 
+#ifdef __FAST_MATH__
+#error "hullft_ops looks for NaN and infinity: compile it without -ffast-math"
+#endif
+
 #if defined(__CUDACC__)
 #define HULLFT_HD __host__ __device__ __forceinline__
 #else

@@ -41,9 +41,9 @@ HULLFT_HD RandomWords rounding_words(const RoundingKey& key, int64_t group) {
                 uint32_t(key.seed), uint32_t(key.seed >> 32));
 }
 
-// Step counts are not checked on the device.
+// The low 32 bits of a step count, which is not checked on the device.
 HULLFT_HD uint32_t rounding_step(double steps_done) {
-  return steps_done >= 0 && steps_done < 4294967296.0 ? uint32_t(steps_done) : 0u;
+  return steps_done >= 0 && steps_done < 0x1p64 ? uint32_t(uint64_t(steps_done)) : 0u;
 }
 
 // Element i of a group. What lies below the bits that are kept, and 16 random bits, carry or not.

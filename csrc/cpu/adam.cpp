@@ -56,7 +56,7 @@ class AdamReplay {
 
   void add(const Tensor& param, const Tensor& grad, const Tensor& exp_avg, const Tensor& exp_avg_sq,
            double steps_done) {
-    const Tensor layout = pairing_layout(param);
+    const Strides layout = pairing_layout(param);
     tensors_.push_back({FlatTensor(param, layout), FlatTensor(grad, layout),
                         FlatTensor(exp_avg, layout), FlatTensor(exp_avg_sq, layout),
                         param.scalar_type(), grad.scalar_type(), steps_done,
@@ -120,8 +120,11 @@ void adam_replay(std::vector<Tensor> params, std::vector<Tensor> grads,
   const AdamOptions options = check_adam_options(op, read_lr(op, lr, lr_tensor, params), beta1,
                                                  beta2, eps, weight_decay, decoupled, maximize);
   const TensorList step_list{"steps", steps};
+  const std::vector<Tensor> lr_tensors = list_of(lr_tensor);
   check_adam_lists(op, {"params", params}, {"grads", grads}, {"exp_avgs", exp_avgs},
-                   {"exp_avg_sqs", exp_avg_sqs}, step_list);
+                   {"exp_avg_sqs", exp_avg_sqs}, step_list, {"lr_tensor", lr_tensors});
+  check_single(op, "lr", options.lr, {"params", params});
+  check_single(op, "weight_decay", options.weight_decay, {"params", params});
   std::vector<double> steps_done;
   for (size_t i = 0; i < steps.size(); ++i)
     steps_done.push_back(read_step(op, step_list, i, params[0]));

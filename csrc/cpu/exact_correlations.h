@@ -56,6 +56,13 @@ class ExactCorrelations {
 
   void settle(double) {}
 
+  // A product that overflowed stays in u, where no argmax may see it.
+  bool all_finite() const {
+    double poison = 0;
+    for (int64_t k = 0; k < n_; ++k) poison += u_.get()[k] * 0;
+    return poison == 0;
+  }
+
  private:
   const double* column(int64_t atom) {
     return columns_.get(atom, [this](int64_t k) { return support_->has(k); });

@@ -1,6 +1,8 @@
 // fw_select and fw_select_indexed on the CPU. Schemas: csrc/ops.cpp.
 #include <torch/csrc/stable/library.h>
 
+#include <type_traits>
+
 #include "fw_solver.h"
 #include "kept_solver.h"
 #include "memory.h"
@@ -8,6 +10,34 @@
 
 namespace hullft {
 namespace {
+
+// Of one query's pool in integers, and of what has a value a candidate.
+template <typename T>
+double screening_bytes(int64_t candidates, int64_t d) {
+  constexpr double kCandidateBytes = 64;
+  const double row = std::is_same_v<T, double> ? 0 : 2.0 * double(quantized_width(d));
+  return double(candidates) * (row + kCandidateBytes);
+}
+
+// `held`: the bytes that do not depend on the sizes.
+template <typename MakePool>
+SelectionOutput::Tensors select(const char* op, const char* pool_name, const Tensor& pool,
+                                const Tensor& query, const Sizes& sizes, int64_t width, int64_t d,
+                                const FwOptions& options, double held, const MakePool& make_pool) {
+  const int64_t n = options.n_select, batch = query.size(0);
+  dispatch_floating(pool.scalar_type(), [&](auto t) {
+    const double workspace = screening_bytes<decltype(t)>(sizes.largest(), d);
+    check_memory(op, n, batch, width, held + at_once(batch) * workspace);
+  });
+  const SelectionOutput output(pool, batch, n);
+  const Tensor dense_query = with_dense_rows(query);
+  dispatch_floating(pool.scalar_type(), [&](auto t) {
+    using T = decltype(t);
+    select_batch<T>(op, pool_name, make_pool(t), dense_query, sizes, d, output,
+                    [&] { return KeptSolver<FwQuerySolver<T>, FwOptions>(options); });
+  });
+  return output.tensors();
+}
 
 SelectionOutput::Tensors fw_select(const Tensor& pool, const Tensor& query, int64_t n_select,
                                    int64_t max_iter, double tol, double gap_tol,
@@ -17,18 +47,14 @@ SelectionOutput::Tensors fw_select(const Tensor& pool, const Tensor& query, int6
   const PoolShape shape = check_pool_query(op, "pool", pool, query);
   const FwOptions options =
       check_fw_options(op, n_select, max_iter, tol, gap_tol, variant, swap_passes);
-  check_sizes(op, "pool_sizes", pool_sizes, pool, shape.batch);
-  check_memory(op, n_select, shape.batch, shape.candidates,
-               selection_bytes(n_select, shape.batch, shape.candidates));
+  check_sizes(op, "pool_sizes", pool_sizes, "pool", pool, shape.batch);
+  const double held = selection_bytes(n_select, shape.batch, shape.candidates) +
+                      copied_bytes(pool) + copied_bytes(query);
+  check_memory(op, n_select, shape.batch, shape.candidates, held);
   const Sizes sizes(op, "pool_sizes", pool_sizes, shape.candidates, shape.batch);
-  const Tensor dense_pool = with_dense_rows(pool), dense_query = with_dense_rows(query);
-  const SelectionOutput output(pool, shape.batch, n_select);
-  dispatch_floating(pool.scalar_type(), [&](auto t) {
-    using T = decltype(t);
-    select_batch<T>(op, "pool", pool_of<T>(dense_pool), dense_query, sizes, shape.dim, output,
-                    [&] { return KeptSolver<FwQuerySolver<T>, FwOptions>(options); });
-  });
-  return output.tensors();
+  const Tensor dense = with_dense_rows(pool);
+  return select(op, "pool", pool, query, sizes, shape.candidates, shape.dim, options, held,
+                [&](auto t) { return pool_of<decltype(t)>(dense); });
 }
 
 SelectionOutput::Tensors fw_select_indexed(const Tensor& embeddings, const Tensor& candidates,
@@ -42,21 +68,17 @@ SelectionOutput::Tensors fw_select_indexed(const Tensor& embeddings, const Tenso
   const FwOptions options =
       check_fw_options(op, n_select, max_iter, tol, gap_tol, variant, swap_passes);
   check_candidates_shape(op, candidates, embeddings, shape.batch);
-  check_sizes(op, "pool_sizes", pool_sizes, embeddings, shape.batch);
+  check_sizes(op, "pool_sizes", pool_sizes, "embeddings", embeddings, shape.batch);
   const int64_t width = candidates.size(1);
-  check_memory(op, n_select, shape.batch, width,
-               selection_bytes(n_select, shape.batch, width) + bytes_of(candidates));
+  const double held = selection_bytes(n_select, shape.batch, width) + bytes_of(candidates) +
+                      copied_bytes(embeddings) + copied_bytes(query);
+  check_memory(op, n_select, shape.batch, width, held);
   const Sizes sizes(op, "pool_sizes", pool_sizes, width, shape.batch);
   const Tensor picked = torch::stable::contiguous(candidates);
   check_candidates(op, picked, sizes, shape.candidates);
-  const Tensor dense = with_dense_rows(embeddings), dense_query = with_dense_rows(query);
-  const SelectionOutput output(embeddings, shape.batch, n_select);
-  dispatch_floating(embeddings.scalar_type(), [&](auto t) {
-    using T = decltype(t);
-    select_batch<T>(op, "embeddings", pool_of<T>(dense, picked), dense_query, sizes, shape.dim,
-                    output, [&] { return KeptSolver<FwQuerySolver<T>, FwOptions>(options); });
-  });
-  return output.tensors();
+  const Tensor dense = with_dense_rows(embeddings);
+  return select(op, "embeddings", embeddings, query, sizes, width, shape.dim, options, held,
+                [&](auto t) { return pool_of<decltype(t)>(dense, picked); });
 }
 
 }  // namespace

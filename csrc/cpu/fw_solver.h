@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <functional>
+#include <limits>
 #include <numeric>
 #include <vector>
 
@@ -14,27 +16,20 @@
 #include "integerizer.h"
 #include "residual.h"
 #include "screened_correlations.h"
+#include "selection_answer.h"
 
 namespace hullft {
-
-// One query's answer; the arrays hold n_select values, of which support_size are set.
-struct FwAnswer {
-  std::vector<int64_t> indices, counts;
-  std::vector<double> weights;
-  int64_t support_size = 0, num_iter = 0;
-  double residual = 0, gap = 0;
-};
 
 // Correlations is ExactCorrelations or ScreenedCorrelations of the pool's type.
 template <typename T, typename Correlations>
 class FwSolver {
  public:
   // False when an input or a product is not finite, or the correlations cannot follow any longer.
-  bool solve(const FwOptions& options, const QueryPool<T>& in, FwAnswer& answer) {
+  bool solve(const FwOptions& options, const QueryPool<T>& in, SelectionAnswer& answer) {
     options_ = options;
     if (!start(in)) return false;
     int64_t iterations = 0;
-    while (iterations < options_.max_iter && !converged()) {
+    while (iterations < options_.max_iter && !converged(in)) {
       const Step<double> step = choose_step();
       if (!std::isfinite(step.toward) || !std::isfinite(step.away)) return false;
       if (!step.moves) break;
@@ -44,7 +39,7 @@ class FwSolver {
       if (correlations_.is_full()) return false;
       if (options_.variant == Variant::kVanilla && support_.size() >= options_.n_select) break;
     }
-    if (!std::isfinite(iterate_.wu)) return false;
+    if (!std::isfinite(iterate_.wu) || !correlations_.all_finite()) return false;
     answer.num_iter = iterations;
     finish(in, answer);
     return true;
@@ -65,6 +60,7 @@ class FwSolver {
     Step<double> whole;
     whole.scale = 0, whole.toward = 1;
     correlations_.follow(whole, s_, s_);
+    largest_square_ = std::max(qq_, correlations_.gram(s_, s_));
     refresh_iterate();
     return true;
   }
@@ -92,9 +88,17 @@ class FwSolver {
 
   double gap() const { return correlations_.best().value - mean_correlation(iterate_); }
 
-  bool converged() const {
-    if (residual_ < options_.tol) return true;
+  bool converged(const QueryPool<T>& in) {
+    if (is_within_tol(in)) return true;
     return options_.gap_tol > 0 && gap() <= options_.gap_tol;
+  }
+
+  // Made of inner products, a square as small as their rounding says nothing.
+  bool is_within_tol(const QueryPool<T>& in) {
+    if (options_.tol == 0) return false;
+    const double noise = 32 * std::numeric_limits<double>::epsilon() * largest_square_;
+    if (squared_residual(iterate_, qq_) > options_.tol * options_.tol + noise) return false;
+    return residual_of_rows(in) < options_.tol;
   }
 
   double correlation(int64_t atom) const { return correlations_.b(atom) - correlations_.u(atom); }
@@ -137,7 +141,10 @@ class FwSolver {
   void apply(const Step<double>& step) {
     const bool toward = step.toward > 0 || options_.variant == Variant::kVanilla;
     support_.scale(step.scale);
-    if (toward) support_.add(s_, step.toward);
+    if (toward) {
+      support_.add(s_, step.toward);
+      largest_square_ = std::max(largest_square_, correlations_.gram(s_, s_));
+    }
     if (step.away > 0) support_.add(a_, -step.away);
     correlations_.follow(step, s_, a_);
     if (step.drops) support_.leave(a_);
@@ -145,8 +152,8 @@ class FwSolver {
     refresh_iterate();
   }
 
-  void finish(const QueryPool<T>& in, FwAnswer& answer) {
-    const bool cancelled = squared_residual(iterate_, qq_) < kCancelled * largest_square();
+  void finish(const QueryPool<T>& in, SelectionAnswer& answer) {
+    const bool cancelled = squared_residual(iterate_, qq_) < kCancelled * largest_square_;
     answer.residual = cancelled ? residual_of_rows(in) : residual_;
     answer.gap = gap();
     const std::vector<double>& weights = support_.weights();
@@ -167,13 +174,6 @@ class FwSolver {
     count(answer);
   }
 
-  // Of the query and the rows of the mix.
-  double largest_square() {
-    double largest = qq_;
-    for (const int64_t k : support_.atoms()) largest = std::max(largest, correlations_.gram(k, k));
-    return largest;
-  }
-
   double residual_of_rows(const QueryPool<T>& in) {
     double* values = widened_query_.reserve(padded(in.d));
     dot_kernels<T>(kernels()).widen(in.query, in.d, values);
@@ -183,7 +183,7 @@ class FwSolver {
     return residual.norm();
   }
 
-  void count(FwAnswer& answer) {
+  void count(SelectionAnswer& answer) {
     const int64_t m = answer.support_size;
     double* gram = gram_.reserve(m * m);
     double* b = support_b_.reserve(m);
@@ -203,6 +203,7 @@ class FwSolver {
   Support support_;
   AlignedDoubles gram_, support_b_, widened_query_;
   double qq_ = 0, residual_ = 0;
+  double largest_square_ = 0;  // of the query, and of the rows that were ever in the support
   Iterate<double> iterate_{0, 0};
   int64_t s_ = 0, a_ = 0;
   std::vector<size_t> order_;
@@ -214,7 +215,7 @@ class FwSolver {
 template <typename T>
 class FwQuerySolver {
  public:
-  bool solve(const FwOptions& options, const QueryPool<T>& in, FwAnswer& answer) {
+  bool solve(const FwOptions& options, const QueryPool<T>& in, SelectionAnswer& answer) {
     return screened_.solve(options, in, answer) || exact_.solve(options, in, answer);
   }
 

@@ -1,12 +1,15 @@
 // integerize on the CPU. Schema: csrc/ops.cpp.
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <array>
+#include <cmath>
+#include <vector>
 
 #include "batch.h"
-#include "gram_columns.h"
 #include "integerizer.h"
 #include "memory.h"
+#include "row_products.h"
 
 namespace hullft {
 namespace {
@@ -16,11 +19,11 @@ class IntegerizeSolver {
  public:
   bool solve(const T* const* rows, int64_t m, const T* query, int64_t d, const double* weights,
              int64_t n_select, int64_t swap_passes, bool share_rows, int64_t* counts) {
-    columns_.begin(rows, m, d, 0, share_rows);
+    products_.begin(rows, m, d, share_rows);
     double* b = b_.reserve(padded(m));
-    columns_.multiply(query, b);
+    products_.multiply(query, b);
     double* gram = gram_.reserve(m * m);
-    columns_.multiply_all(gram);
+    products_.multiply_all(gram);
     double poison = Integerizer::total(weights, m) * 0;
     for (int64_t i = 0; i < m; ++i) poison += (b[i] + weights[i]) * 0;
     for (int64_t i = 0; i < m * m; ++i) poison += gram[i] * 0;
@@ -30,7 +33,7 @@ class IntegerizeSolver {
   }
 
  private:
-  GramColumns<T> columns_;
+  RowProducts<T> products_;
   AlignedDoubles b_, gram_;
   Integerizer integerizer_;
 };
@@ -88,7 +91,7 @@ Tensor integerize(const Tensor& support, const Tensor& query, const Tensor& weig
   check_range(op, "n_select", n_select, 1);
   check_range(op, "swap_passes", swap_passes, 0);
   check_weights(op, weights, support, shape);
-  check_sizes(op, "support_sizes", support_sizes, support, shape.batch);
+  check_sizes(op, "support_sizes", support_sizes, "support", support, shape.batch);
   // Before any sizes are read: a view of one value may have any number of rows.
   const double bytes = 8.0 * double(shape.batch) * double(shape.candidates) + bytes_of(weights);
   check_memory(op, n_select, shape.batch, shape.candidates, bytes);

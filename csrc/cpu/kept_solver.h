@@ -3,7 +3,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cstdint>
 #include <memory>
 
 #include "query_pool.h"
@@ -11,7 +10,7 @@
 namespace hullft {
 
 // The calling thread's own Solver, which only one KeptSolver may use at a time. One that has seen a
-// pool whose rows or Gram matrix take more than kKeptBytes is not kept.
+// pool whose rows, Gram matrix or single row in float64 take more than kKeptBytes is not kept.
 template <typename Solver, typename Options>
 class KeptSolver {
  public:
@@ -27,13 +26,15 @@ class KeptSolver {
 
   template <typename T, typename Answer>
   bool solve(const QueryPool<T>& in, Answer& answer) {
-    const int64_t widest = std::max(in.d * int64_t(sizeof(T)), in.n_rows * int64_t(sizeof(double)));
-    largest_ = std::max(largest_, in.n_rows * widest);
+    // In double, in which no product of sizes overflows.
+    const double rows = double(in.n_rows), d = double(in.d);
+    const double widest = std::max(d * sizeof(T), rows * sizeof(double));
+    largest_ = std::max({largest_, rows * widest, d * sizeof(double)});
     return solver_->solve(options_, in, answer);
   }
 
  private:
-  static constexpr int64_t kKeptBytes = int64_t(1) << 23;
+  static constexpr double kKeptBytes = 1 << 23;
 
   static std::unique_ptr<Solver>& kept() {
     thread_local std::unique_ptr<Solver> solver;
@@ -42,7 +43,7 @@ class KeptSolver {
 
   Options options_;
   Solver* solver_;
-  int64_t largest_ = 0;
+  double largest_ = 0;
 };
 
 }  // namespace hullft

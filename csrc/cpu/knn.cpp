@@ -2,10 +2,12 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
+#include <vector>
 
-#include "gram_columns.h"
 #include "memory.h"
+#include "row_products.h"
 #include "select_batch.h"
 
 namespace hullft {
@@ -16,11 +18,11 @@ class KnnSolver {
  public:
   explicit KnnSolver(int64_t n_select) : n_select_(n_select) {}
 
-  bool solve(const QueryPool<T>& in, FwAnswer& answer) {
+  bool solve(const QueryPool<T>& in, SelectionAnswer& answer) {
     const int64_t n_rows = in.n_rows;
-    columns_.begin(in.rows, n_rows, in.d, 0, in.share_rows);
+    products_.begin(in.rows, n_rows, in.d, in.share_rows);
     double* b = b_.reserve(padded(n_rows));
-    columns_.multiply(in.query, b);
+    products_.multiply(in.query, b);
     for (int64_t k = 0; k < n_rows; ++k)
       if (!std::isfinite(b[k])) return false;
     nearest(b, n_rows, answer);
@@ -32,7 +34,7 @@ class KnnSolver {
   }
 
  private:
-  void nearest(const double* b, int64_t n_rows, FwAnswer& answer) {
+  void nearest(const double* b, int64_t n_rows, SelectionAnswer& answer) {
     order_.resize(size_t(n_rows));
     std::iota(order_.begin(), order_.end(), int64_t(0));
     std::partial_sort(order_.begin(), order_.begin() + n_select_, order_.end(),
@@ -41,7 +43,7 @@ class KnnSolver {
   }
 
   // The residual of equal weights, and its Frank-Wolfe gap.
-  bool measure(const QueryPool<T>& in, FwAnswer& answer) {
+  bool measure(const QueryPool<T>& in, SelectionAnswer& answer) {
     const int64_t d = in.d;
     double* r = residual_.reserve(padded(d));
     std::fill(r, r + padded(d), 0.0);
@@ -53,7 +55,7 @@ class KnnSolver {
       squared += r[i] * r[i];
     }
     double* c = b_.get();
-    columns_.multiply_wide(r, c);
+    products_.multiply_wide(r, c);
     double mean = 0;
     for (const int64_t k : answer.indices) mean += c[k] / double(answer.support_size);
     answer.residual = std::sqrt(squared);
@@ -62,7 +64,7 @@ class KnnSolver {
   }
 
   int64_t n_select_;
-  GramColumns<T> columns_;
+  RowProducts<T> products_;
   AlignedDoubles b_, residual_;
   std::vector<int64_t> order_;
 };
@@ -72,7 +74,7 @@ SelectionOutput::Tensors knn_select(const Tensor& pool, const Tensor& query, int
   constexpr const char* op = "knn_select";
   const PoolShape shape = check_pool_query(op, "pool", pool, query);
   check_range(op, "n_select", n_select, 1);
-  check_sizes(op, "pool_sizes", pool_sizes, pool, shape.batch);
+  check_sizes(op, "pool_sizes", pool_sizes, "pool", pool, shape.batch);
   check_enough_rows(op, n_select, shape);
   check_memory(op, n_select, shape.batch, shape.candidates,
                selection_bytes(n_select, shape.batch, shape.candidates));

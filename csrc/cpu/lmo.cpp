@@ -1,10 +1,14 @@
 // fw_lmo on the CPU: one linear-minimisation step. Schema: csrc/ops.cpp.
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
 #include "../core/frank_wolfe.h"
 #include "batch.h"
-#include "gram_columns.h"
 #include "memory.h"
+#include "row_products.h"
 
 namespace hullft {
 namespace {
@@ -20,12 +24,12 @@ class LmoSolver {
  public:
   bool solve(const T* const* rows, int64_t n_rows, const T* query, const T* current, int64_t d,
              bool share_rows, LmoAnswer& answer) {
-    columns_.begin(rows, n_rows, d, 0, share_rows);
+    products_.begin(rows, n_rows, d, share_rows);
     double* r = residual_.reserve(padded(d));
     std::fill(r, r + padded(d), 0.0);
     for (int64_t i = 0; i < d; ++i) r[i] = widen(query[i]) - widen(current[i]);
     double* c = c_.reserve(padded(n_rows));
-    columns_.multiply_wide(r, c);
+    products_.multiply_wide(r, c);
     int64_t s = 0;
     for (int64_t k = 0; k < n_rows; ++k) {
       if (!std::isfinite(c[k])) return false;
@@ -52,7 +56,7 @@ class LmoSolver {
     answer.gamma = squared < kMinSquaredLength ? 0.0 : line_search(slope, squared);
   }
 
-  GramColumns<T> columns_;
+  RowProducts<T> products_;
   AlignedDoubles residual_, c_;
   double of_current_ = 0;  // <r, current>
 };
@@ -97,7 +101,7 @@ LmoTensors::Tuple fw_lmo(const Tensor& pool, const Tensor& query, const Tensor& 
   constexpr const char* op = "fw_lmo";
   const PoolShape shape = check_pool_query(op, "pool", pool, query);
   check_current(op, current, query);
-  check_sizes(op, "pool_sizes", pool_sizes, pool, shape.batch);
+  check_sizes(op, "pool_sizes", pool_sizes, "pool", pool, shape.batch);
   check_fits(op, kAnswerBytes * double(shape.batch), shape.batch, " queries: the answer");
   const Sizes sizes(op, "pool_sizes", pool_sizes, shape.candidates, shape.batch);
   const LmoTensors out(pool, shape.batch);

@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "../checks.h"
+#include "../selection_arguments.h"
 
 namespace hullft {
 
@@ -16,10 +17,9 @@ namespace hullft {
 template <typename... Asked>
 void check_fits(const char* op, double needed, const Asked&... asked) {
   static const double has = double(sysconf(_SC_PHYS_PAGES)) * double(sysconf(_SC_PAGESIZE));
-  constexpr double kGigabyte = 1 << 30;
   if (needed > has)
-    value_error(op, asked..., " needs ", int64_t(needed / kGigabyte), " GiB, this machine has ",
-                int64_t(has / kGigabyte));
+    value_error(op, asked..., " needs ", whole_gigabytes(needed), " GiB, this machine has ",
+                whole_gigabytes(has));
 }
 
 inline void check_memory(const char* op, int64_t n_select, int64_t batch, int64_t candidates,
@@ -36,6 +36,9 @@ inline double selection_bytes(int64_t n_select, int64_t batch, int64_t candidate
 
 // As it is in one array, which is what views are copied to.
 inline double bytes_of(const Tensor& t) { return double(t.numel()) * double(t.element_size()); }
+
+// What `with_dense_rows` copies.
+inline double copied_bytes(const Tensor& t) { return has_dense_rows(t) ? 0 : bytes_of(t); }
 
 // How many queries of a batch have a workspace at a time.
 inline double at_once(int64_t batch) {

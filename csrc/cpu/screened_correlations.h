@@ -58,6 +58,8 @@ class ScreenedCorrelations {
 
   // G[i, j] of two atoms.
   double gram(int64_t i, int64_t j) { return gram_row(i)[j]; }
+  // Pools whose products may overflow are not screened.
+  static constexpr bool all_finite() { return true; }
   // Whether it has kept all the steps that it may.
   bool is_full() const { return moves_.size() >= kMostMoves; }
 

@@ -1,7 +1,8 @@
 // How one query's answer goes into the output tensors.
 #pragma once
 
-#include "fw_solver.h"
+#include "../selection_arguments.h"
+#include "selection_answer.h"
 #include "storage.h"
 
 namespace hullft {
@@ -9,7 +10,7 @@ namespace hullft {
 class SelectionOutput {
  public:
   using Tensors = SelectionTensors::Tuple;
-  using Answer = FwAnswer;
+  using Answer = SelectionAnswer;
 
   SelectionOutput(const Tensor& pool, int64_t batch, int64_t n_select)
       : n_select_(n_select),
@@ -23,7 +24,7 @@ class SelectionOutput {
         gap_(out_.gap) {}
 
   // False when a value is too large for the outputs' dtype. Threads write disjoint queries.
-  bool write(int64_t b, const FwAnswer& answer) const {
+  bool write(int64_t b, const SelectionAnswer& answer) const {
     for (int64_t i = 0; i < n_select_; ++i) {
       const bool set = i < answer.support_size;
       const int64_t at = b * n_select_ + i;

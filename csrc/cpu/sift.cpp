@@ -5,7 +5,11 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
 
+#include "gram_columns.h"
 #include "memory.h"
 #include "residual.h"
 #include "select_batch.h"
@@ -13,7 +17,7 @@
 namespace hullft {
 namespace {
 
-struct SiftAnswer : FwAnswer {
+struct SiftAnswer : SelectionAnswer {
   std::vector<int64_t> picks;     // in their order
   std::vector<double> variances;  // at the targets, after each pick
 };
@@ -124,10 +128,16 @@ class SiftSolver {
       for (int64_t k = 0; k < n_rows_; ++k) b[k] += posterior_.covariance[t * n_ + k] * share;
   }
 
-  const double* gram_column(int64_t atom) {
+  bool is_picked(int64_t atom) const { return picked_[size_t(atom)] > 0; }
+
+  // In a pass over the rows with the column that is likely to be next.
+  const double* next_gram_column(int64_t atom) {
     return gram_.get(
-        atom, [this](int64_t a) { return picked_[size_t(a)] > 0; },
-        [this] { return likely_next(); });
+        atom, [this](int64_t a) { return is_picked(a); }, [this] { return likely_next(); });
+  }
+
+  const double* gram_column(int64_t atom) {
+    return gram_.get(atom, [this](int64_t a) { return is_picked(a); });
   }
 
   // The candidate without a column whose observation would lower the variance at the targets most,
@@ -158,7 +168,7 @@ class SiftSolver {
     for (int64_t t = 0; t < options_.n_targets; ++t)
       target_shares_[size_t(t)] = posterior_.covariance[t * n_ + s] * rate;
     rates_.push_back(rate);
-    const SiftPick pick{gram_column(s),
+    const SiftPick pick{next_gram_column(s),
                         columns_.get(),
                         shares_.data(),
                         n_earlier,
@@ -222,16 +232,16 @@ class SiftSolver {
   std::vector<double> shares_, target_shares_;
 };
 
+// `held`: the bytes that do not depend on the sizes.
 template <typename MakePool>
 PickTensors::Tuple select(const char* op, const char* pool_name, const Tensor& pool,
                           const Tensor& query, const Sizes& sizes, int64_t width, int64_t d,
-                          const SiftOptions& options, const MakePool& make_pool) {
+                          const SiftOptions& options, double held, const MakePool& make_pool) {
   const int64_t n = options.n_select, batch = query.size(0);
-  // The columns of the picks and of the targets, besides.
-  const double columns = double(n) + double(options.n_targets);
-  check_memory(op, n, batch, width,
-               selection_bytes(n, batch, width) + bytes_of(query) +
-                   8.0 * at_once(batch) * columns * double(padded(sizes.largest())));
+  const double candidates = double(padded(sizes.largest()));
+  // The columns of the picks, their Gram columns, and those of the targets.
+  const double columns = double(n) + std::min(double(n), candidates) + double(options.n_targets);
+  check_memory(op, n, batch, width, held + 8.0 * at_once(batch) * columns * candidates);
   const SiftOutput output(pool, batch, n);
   const Tensor dense_query = torch::stable::contiguous(query);
   dispatch_floating(pool.scalar_type(), [&](auto t) {
@@ -247,12 +257,13 @@ PickTensors::Tuple sift_select(const Tensor& pool, const Tensor& query, int64_t 
   constexpr const char* op = "sift_select";
   const PoolShape shape = check_sift_query(op, "pool", pool, query);
   const SiftOptions options = check_sift_options(op, query, n_select, noise);
-  check_sizes(op, "pool_sizes", pool_sizes, pool, shape.batch);
-  check_memory(op, n_select, shape.batch, shape.candidates,
-               selection_bytes(n_select, shape.batch, shape.candidates));
+  check_sizes(op, "pool_sizes", pool_sizes, "pool", pool, shape.batch);
+  const double held = selection_bytes(n_select, shape.batch, shape.candidates) +
+                      copied_bytes(pool) + bytes_of(query);
+  check_memory(op, n_select, shape.batch, shape.candidates, held);
   const Sizes sizes(op, "pool_sizes", pool_sizes, shape.candidates, shape.batch);
   const Tensor dense = with_dense_rows(pool);
-  return select(op, "pool", pool, query, sizes, shape.candidates, shape.dim, options,
+  return select(op, "pool", pool, query, sizes, shape.candidates, shape.dim, options, held,
                 [&](auto t) { return pool_of<decltype(t)>(dense); });
 }
 
@@ -264,15 +275,16 @@ PickTensors::Tuple sift_select_indexed(const Tensor& embeddings, const Tensor& c
   const PoolShape shape = check_sift_query(op, "embeddings", embeddings, query);
   const SiftOptions options = check_sift_options(op, query, n_select, noise);
   check_candidates_shape(op, candidates, embeddings, shape.batch);
-  check_sizes(op, "pool_sizes", pool_sizes, embeddings, shape.batch);
+  check_sizes(op, "pool_sizes", pool_sizes, "embeddings", embeddings, shape.batch);
   const int64_t width = candidates.size(1);
-  check_memory(op, n_select, shape.batch, width,
-               selection_bytes(n_select, shape.batch, width) + bytes_of(candidates));
+  const double held = selection_bytes(n_select, shape.batch, width) + bytes_of(candidates) +
+                      copied_bytes(embeddings) + bytes_of(query);
+  check_memory(op, n_select, shape.batch, width, held);
   const Sizes sizes(op, "pool_sizes", pool_sizes, width, shape.batch);
   const Tensor picked = torch::stable::contiguous(candidates);
   check_candidates(op, picked, sizes, shape.candidates);
   const Tensor dense = with_dense_rows(embeddings);
-  return select(op, "embeddings", embeddings, query, sizes, width, shape.dim, options,
+  return select(op, "embeddings", embeddings, query, sizes, width, shape.dim, options, held,
                 [&](auto t) { return pool_of<decltype(t)>(dense, picked); });
 }
 

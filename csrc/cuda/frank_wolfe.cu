@@ -56,7 +56,7 @@ cudaError_t launch_solve(const FwProblem& problem, const FwPlan& plan, void* wor
 
 FwPlan plan_frank_wolfe(const FwProblem& p, const LaunchLimits& limits) {
   return choose_columns(
-      p.pool, p.batch, p.n_select + 1, limits,
+      p.pool, p.batch, int64_t(p.n_select) + 1, limits,
       [&](const LaunchLimits& within, bool gram) { return plan_columns(p, within, gram); });
 }
 

@@ -27,6 +27,8 @@ auto choose_columns(const PoolView& pool, int64_t batch, int64_t columns,
   const auto with_columns = plan_of(limits, false);
   const int64_t limit =
       std::min(limits.workspace_bytes, with_columns.workspace_bytes + kMoreForGrams);
+  // In double: 64 bits do not hold the bytes of every Gram matrix.
+  if (4.0 * double(pool.width) * double(pool.width) > double(limit)) return with_columns;
   const auto with_grams = plan_of({limits.shared_bytes, limit}, true);
   const bool fits =
       with_grams.workspace_bytes <= limit && with_grams.part >= std::min(batch, kFullDevice);

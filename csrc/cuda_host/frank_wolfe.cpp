@@ -3,6 +3,8 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
+
 #include "context.h"
 #include "views.h"
 
@@ -12,6 +14,11 @@ namespace {
 SelectionTensors::Tuple select(const char* op, const Tensor& pool, int64_t batch,
                                const SelectionInputs& inputs, const FwOptions& options) {
   check_launch(op, batch, inputs.candidates());
+  // Of one query, as a batch is solved in parts: its state, and the column of every atom.
+  constexpr double kStateBytes = 128, kMoreAtoms = 64;
+  const double candidates = double(inputs.candidates());
+  const double atoms = std::min(candidates, double(options.n_select) + kMoreAtoms);
+  check_workspace(op, kStateBytes * (candidates + atoms) + 8 * candidates * atoms);
   const CudaContext context(op, pool);
   const FwProblem problem{inputs.pool(),         inputs.query(),        batch,
                           int(options.n_select), int(options.max_iter), int(options.swap_passes),
@@ -32,7 +39,7 @@ SelectionTensors::Tuple fw_select(const Tensor& pool, const Tensor& query, int64
   const PoolShape shape = check_pool_query(op, "pool", pool, query);
   const FwOptions options =
       check_fw_options(op, n_select, max_iter, tol, gap_tol, variant, swap_passes);
-  check_sizes(op, "pool_sizes", pool_sizes, pool, shape.batch);
+  check_sizes(op, "pool_sizes", pool_sizes, "pool", pool, shape.batch);
   return select(op, pool, shape.batch, SelectionInputs(pool, query, pool_sizes), options);
 }
 
@@ -47,7 +54,7 @@ SelectionTensors::Tuple fw_select_indexed(const Tensor& embeddings, const Tensor
   const FwOptions options =
       check_fw_options(op, n_select, max_iter, tol, gap_tol, variant, swap_passes);
   check_candidates_shape(op, candidates, embeddings, shape.batch);
-  check_sizes(op, "pool_sizes", pool_sizes, embeddings, shape.batch);
+  check_sizes(op, "pool_sizes", pool_sizes, "embeddings", embeddings, shape.batch);
   SelectionInputs inputs(embeddings, query, pool_sizes);
   inputs.pick(candidates);
   return select(op, embeddings, shape.batch, inputs, options);

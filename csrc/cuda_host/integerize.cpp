@@ -17,8 +17,10 @@ Tensor integerize(const Tensor& support, const Tensor& query, const Tensor& weig
   check_range(op, "n_select", n_select, 1);
   check_range(op, "swap_passes", swap_passes, 0);
   check_weights(op, weights, support, shape);
-  check_sizes(op, "support_sizes", support_sizes, support, shape.batch);
+  check_sizes(op, "support_sizes", support_sizes, "support", support, shape.batch);
   check_launch(op, shape.batch, shape.candidates);
+  const double m = double(shape.candidates);
+  check_workspace(op, double(shape.batch) * (8 * m * m + 64 * m + 32));
   const CudaContext context(op, support);
   const SelectionInputs inputs(support, query, support_sizes);
   const Tensor dense_weights = torch::stable::contiguous(weights);

@@ -14,9 +14,10 @@ SelectionTensors::Tuple knn_select(const Tensor& pool, const Tensor& query, int6
   constexpr const char* op = "knn_select";
   const PoolShape shape = check_pool_query(op, "pool", pool, query);
   check_range(op, "n_select", n_select, 1);
-  check_sizes(op, "pool_sizes", pool_sizes, pool, shape.batch);
+  check_sizes(op, "pool_sizes", pool_sizes, "pool", pool, shape.batch);
   check_enough_rows(op, n_select, shape);
   check_launch(op, shape.batch, shape.candidates);
+  check_workspace(op, 8.0 * double(shape.batch) * (double(shape.dim) + double(shape.candidates)));
   const CudaContext context(op, pool);
   const SelectionInputs inputs(pool, query, pool_sizes);
   const KnnProblem problem{inputs.pool(), inputs.query(), shape.batch, int(n_select)};

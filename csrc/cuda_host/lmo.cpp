@@ -14,8 +14,9 @@ LmoTensors::Tuple fw_lmo(const Tensor& pool, const Tensor& query, const Tensor& 
   constexpr const char* op = "fw_lmo";
   const PoolShape shape = check_pool_query(op, "pool", pool, query);
   check_current(op, current, query);
-  check_sizes(op, "pool_sizes", pool_sizes, pool, shape.batch);
+  check_sizes(op, "pool_sizes", pool_sizes, "pool", pool, shape.batch);
   check_launch(op, shape.batch, shape.candidates);
+  check_workspace(op, 8.0 * double(shape.batch) * (double(shape.dim) + double(shape.candidates)));
   const CudaContext context(op, pool);
   const SelectionInputs inputs(pool, query, pool_sizes);
   const Tensor at = with_dense_rows(current);

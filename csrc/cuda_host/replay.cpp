@@ -52,8 +52,11 @@ void adam_replay(std::vector<Tensor> params, std::vector<Tensor> grads,
   const AdamOptions options = check_adam_options(op, read_lr(op, lr, lr_tensor, params), beta1,
                                                  beta2, eps, weight_decay, decoupled, maximize);
   const TensorList step_list{"steps", steps};
+  const std::vector<Tensor> lr_tensors = list_of(lr_tensor);
   check_adam_lists(op, {"params", params}, {"grads", grads}, {"exp_avgs", exp_avgs},
-                   {"exp_avg_sqs", exp_avg_sqs}, step_list);
+                   {"exp_avg_sqs", exp_avg_sqs}, step_list, {"lr_tensor", lr_tensors});
+  check_single(op, "lr", options.lr, {"params", params});
+  check_single(op, "weight_decay", options.weight_decay, {"params", params});
   const AdamCall call = adam_call(options, repeats, lr_tensor, check_seed(op, seed));
   if (params.empty()) return;
   std::vector<AdamEntry> entries;
@@ -66,7 +69,7 @@ void adam_replay(std::vector<Tensor> params, std::vector<Tensor> grads,
   std::vector<FlatTensor> flat, written;
   std::map<Storages, std::vector<AdamEntry>> groups;
   for (size_t i = 0; i < params.size(); ++i) {
-    const Tensor layout = pairing_layout(params[i]);
+    const Strides layout = pairing_layout(params[i]);
     const FlatTensor param(params[i], layout), exp_avg(exp_avgs[i], layout),
         exp_avg_sq(exp_avg_sqs[i], layout);
     flat.emplace_back(grads[i], layout);
@@ -96,7 +99,7 @@ void grad_accumulate(std::vector<Tensor> caches, std::vector<Tensor> grads, doub
   std::vector<FlatTensor> flat, written;
   std::map<Storages, std::vector<AccumulateEntry>> groups;
   for (size_t i = 0; i < caches.size(); ++i) {
-    const Tensor layout = pairing_layout(caches[i]);
+    const Strides layout = pairing_layout(caches[i]);
     written.emplace_back(caches[i], layout);
     flat.emplace_back(grads[i], layout);
     groups[{storage_of(caches[i]), storage_of(grads[i])}].push_back(

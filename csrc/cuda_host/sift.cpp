@@ -13,6 +13,9 @@ PickTensors::Tuple select(const char* op, const Tensor& pool, int64_t batch,
                           const SelectionInputs& inputs, const SiftOptions& options) {
   check_launch(op, batch, inputs.candidates());
   check_range(op, "the number of targets", options.n_targets, 1);
+  // Of one query, as a batch is solved in parts.
+  const double n = double(options.n_select), n_targets = double(options.n_targets);
+  check_workspace(op, 8 * (double(inputs.candidates()) * (n + n_targets + 3) + 4 * n + n_targets));
   const CudaContext context(op, pool);
   const SiftProblem problem{inputs.pool(),         inputs.query(),         batch,
                             int(options.n_select), int(options.n_targets), options.noise};
@@ -32,7 +35,7 @@ PickTensors::Tuple sift_select(const Tensor& pool, const Tensor& query, int64_t 
   constexpr const char* op = "sift_select";
   const PoolShape shape = check_sift_query(op, "pool", pool, query);
   const SiftOptions options = check_sift_options(op, query, n_select, noise);
-  check_sizes(op, "pool_sizes", pool_sizes, pool, shape.batch);
+  check_sizes(op, "pool_sizes", pool_sizes, "pool", pool, shape.batch);
   const SelectionInputs inputs(pool, torch::stable::contiguous(query), pool_sizes);
   return select(op, pool, shape.batch, inputs, options);
 }
@@ -45,7 +48,7 @@ PickTensors::Tuple sift_select_indexed(const Tensor& embeddings, const Tensor& c
   const PoolShape shape = check_sift_query(op, "embeddings", embeddings, query);
   const SiftOptions options = check_sift_options(op, query, n_select, noise);
   check_candidates_shape(op, candidates, embeddings, shape.batch);
-  check_sizes(op, "pool_sizes", pool_sizes, embeddings, shape.batch);
+  check_sizes(op, "pool_sizes", pool_sizes, "embeddings", embeddings, shape.batch);
   SelectionInputs inputs(embeddings, torch::stable::contiguous(query), pool_sizes);
   inputs.pick(candidates);
   return select(op, embeddings, shape.batch, inputs, options);

@@ -1,6 +1,7 @@
 // Tensors as the raw views that the kernels take.
 #pragma once
 
+#include <cstdint>
 #include <optional>
 
 #include "../cuda/frank_wolfe.h"
@@ -25,10 +26,17 @@ inline Storage storage_of(const Tensor& t) {
 // A block counts the candidates of its query in 32 bits, all of its threads on at a time.
 inline void check_launch(const char* op, int64_t batch, int64_t candidates) {
   constexpr int64_t kMostCandidates = int64_t(1) << 30;
-  check_range(op, "the batch", batch, 0);
+  check_range(op, "the batch of query", batch, 0);
   if (candidates > kMostCandidates)
     value_error(op, "on CUDA a query has at most ", kMostCandidates, " candidates, got ",
                 candidates);
+}
+
+// Refuses what no device has. Below it no count of bytes comes near the end of 64 bits.
+inline void check_workspace(const char* op, double bytes) {
+  constexpr double kMost = double(int64_t(1) << 50);
+  if (bytes > kMost)
+    value_error(op, "on CUDA it would need ", whole_gigabytes(bytes), " GiB of workspace");
 }
 
 // Dense tensors behind a view; they must outlive the launch's enqueueing.

@@ -135,13 +135,9 @@ def index(
     gpus_per_worker: options.GpusOption = None,
 ) -> None:
     """Make a datastore of a corpus: streamed, and resumable after a kill."""
-    from transformers.utils.logging import disable_progress_bar
+    with errors_of("index", ValueError):
+        from hullft_ops.ttft.index_command import IndexRequest, run_index
 
-    from hullft_ops.ttft.index_command import IndexRequest, run_index
-
-    # Loading a model would draw a bar of its own through ours.
-    disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
         request = IndexRequest(
             source=source,
             out=out,
@@ -163,9 +159,6 @@ def index(
             workers=workers_of(engine, workers, threads_per_worker, gpus_per_worker),
         )
         run_index(request, out=Console(), log=Console(stderr=True))
-    except (OSError, ValueError) as error:
-        typer.echo(f"hullft-ops index: {error}", err=True)
-        raise typer.Exit(2) from error
 
 
 @app.command()

@@ -7,26 +7,27 @@ import typer
 
 
 @contextmanager
-def errors_of(command: str) -> Iterator[None]:
-    """Turn what cannot be met, memory included, into one line and exit code 2."""
+def errors_of(command: str, *more: type[Exception]) -> Iterator[None]:
+    """Turn what cannot be met, memory included, into one line and exit code 2; so ``more``."""
     from torch import OutOfMemoryError
     from transformers.utils.logging import disable_progress_bar
 
-    from hullft_ops.ttft.demo_inputs import DemoError
     from hullft_ops.ttft.errors import NonFiniteLossError, ScaleError
     from hullft_ops.ttft.evaluation.config import ConfigError
+    from hullft_ops.ttft.loading import InputError
 
     # Loading a model would draw a bar of its own through ours.
     disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    except (
+    ends: tuple[type[Exception], ...] = (
         ConfigError,
-        DemoError,
+        InputError,
         NonFiniteLossError,
         OSError,
         OutOfMemoryError,
         ScaleError,
-    ) as error:
+    )
+    try:
+        yield
+    except (*ends, *more) as error:
         typer.echo(f"hullft-ops {command}: {error}", err=True)
         raise typer.Exit(2) from error

@@ -119,7 +119,9 @@ class ReplayAdam(Optimizer):
         super().__setstate__(state)
         for group in self.param_groups:
             group.setdefault("maximize", False)
-            group.setdefault("decoupled_weight_decay", False)
+            # torch's older AdamW has no name for what it is.
+            decoupled = self.defaults["decoupled_weight_decay"]
+            group.setdefault("decoupled_weight_decay", decoupled)
             for name, value in _TORCH_OPTIONS.items():
                 group.setdefault(name, value)
             # A state of torch's own Adam says nothing of it.

@@ -178,9 +178,14 @@ def test_what_cannot_be_met_ends_with_one_line(
     [
         ({"n_select": [5, 10]}, "adapt takes one configuration, got 2"),
         ({"method": "sift", "noise": 1.0, "reuse": "global"}, "reuse is for evaluate alone"),
+        ({"n_select": "20"}, "n_select must be an int, got str"),
+        ({"refresh": "2"}, "refresh must be an int, got str"),
+        ({"method": {}}, "method must be "),
+        ({"max_grad_norm": "1"}, "max_grad_norm must be "),
+        ({"method": "sift", "noise": "0.1"}, "noise must be "),
     ],
 )
-def test_settings_for_evaluate_alone_are_refused(
+def test_settings_that_it_cannot_take_are_refused(
     own: list[object], tmp_path: Path, settings: dict[str, object], message: str
 ) -> None:
     config = tmp_path / "grid.json"

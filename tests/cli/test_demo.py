@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import struct
 from pathlib import Path
 from statistics import fmean
@@ -15,7 +16,7 @@ from hullft_ops.commands import app
 from hullft_ops.ttft import Datastore, TestTimeFinetuner, bits_per_byte, demo
 from hullft_ops.ttft.corpus import HELD_OUT_ONE_IN, Passage
 from hullft_ops.ttft.demo import choose_prompts
-from hullft_ops.ttft.demo_inputs import load_model
+from hullft_ops.ttft.loading import load_model
 
 PROMPTS = 3
 STEPS = 6
@@ -203,8 +204,9 @@ def test_a_run_that_fails_leaves_the_old_files(
         (["--embedder", "./no-embedder"], "embedder ./no-embedder: no such directory"),
         (["--prompts", 0], "prompts must be at least 1, got 0"),
         (["--steps", -1], "steps must be at least 1, got -1"),
-        (["--lr", 0], "lr must be above 0, got 0.0"),
-        (["--lr", "nan"], "lr must be above 0, got nan"),
+        (["--lr", 0], "lr must be above 0 and finite, got 0.0"),
+        (["--lr", "nan"], "lr must be above 0 and finite, got nan"),
+        (["--lr", "inf"], "lr must be above 0 and finite, got inf"),
         (["--max-length", 1], "max_length must be at least 2, got 1"),
         (["--max-length", 257], ": max_length is 257, the model's context is 256"),
         (["--steps", 1000], "need at least 1000 (steps) and 3 (prompts)"),
@@ -268,6 +270,17 @@ def test_a_model_directory_without_a_model_is_refused(own: list[object], tmp_pat
     result = invoke(*own, "--model", tmp_path, "--output", tmp_path / "out")
     assert result.exit_code == 2
     assert result.stderr.splitlines()[-1].startswith(f"hullft-ops demo: model {tmp_path}: ")
+
+
+def test_a_model_whose_weights_are_cut_short_is_refused(
+    own: list[object], model_directory: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(model_directory, broken)
+    (broken / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    result = invoke(*own, "--model", broken, "--output", tmp_path / "out")
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1].startswith(f"hullft-ops demo: model {broken}: ")
 
 
 def test_prompts_take_turns_over_documents_and_follow_the_seed() -> None:

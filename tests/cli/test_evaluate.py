@@ -16,9 +16,12 @@ from typer.testing import CliRunner, Result
 
 from hullft_ops.commands import app
 from hullft_ops.ttft import Datastore, bits_per_byte, load_embedder
-from hullft_ops.ttft.demo_inputs import load_model
+from hullft_ops.ttft.evaluation import runner
+from hullft_ops.ttft.evaluation.config import ConfigError
+from hullft_ops.ttft.evaluation.prompts import read_prompts
 from hullft_ops.ttft.evaluation.results import open_results, read_rows
 from hullft_ops.ttft.evaluation.runner import Evaluator
+from hullft_ops.ttft.loading import load_model
 
 PROMPTS = 4
 GRID = ["--method", "knn", "--method", "hullft", "--steps", 3, "--refresh", 1, "--refresh", 2]
@@ -75,6 +78,11 @@ def test_there_is_a_row_for_each_pair(first: Path) -> None:
     assert len({row["run"] for row in rows}) == 1
 
 
+def test_each_prompt_begins_with_another_configuration(first: Path) -> None:
+    configs = [row["config"] for row in rows_of(first)]
+    assert configs[:: len(CONFIGS)] == [CONFIGS[i % len(CONFIGS)] for i in range(PROMPTS)]
+
+
 def test_a_row_says_what_was_done(first: Path) -> None:
     for row in rows_of(first):
         assert row["steps"] == 3
@@ -88,6 +96,7 @@ def test_a_row_says_what_was_done(first: Path) -> None:
         assert row["seconds"]["select"] + row["seconds"]["finetune"] <= row["seconds_row"]
         assert row["error"] is None
         assert row["versions"]["torch"]
+        assert row["versions"]["device"] == "cpu"
 
 
 def test_what_the_configurations_share_is_the_same_in_their_rows(first: Path) -> None:
@@ -198,6 +207,22 @@ def test_prompts_that_the_datastore_holds_are_left_out(
     assert len(rows_of(output)) == 2
 
 
+@pytest.mark.parametrize("command", ["evaluate", "tune"])
+def test_without_a_prompt_there_is_nothing_to_do(
+    command: str, inputs: list[object], corpus_file: Path, tmp_path: Path
+) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(corpus_file.read_text().splitlines()[20] + "\n")
+    changed = [prompts if str(item).endswith("prompts.jsonl") else item for item in inputs]
+    more = ["--method", "knn", "--steps", 2, "--output", tmp_path / "out"]
+    more += ["--seconds", 1] if command == "tune" else []
+    result = CliRunner().invoke(app, [command, *map(str, [*changed, *more])])
+    assert result.exit_code == 2, result.output
+    assert result.stderr.splitlines()[-1] == (
+        f"hullft-ops {command}: no prompt is left, the datastore holds the text of all of them"
+    )
+
+
 def test_gradient_reuse_on_the_picks_of_sift(inputs: list[object], tmp_path: Path) -> None:
     grid = {"method": "sift", "n_select": 12, "refresh": [1, 3], "noise": 1.0, "lr": 0.01}
     config = {"settings": [grid | {"reuse": [None, "global", "consecutive"]}]}
@@ -270,6 +295,35 @@ def test_a_run_that_is_done_is_left_as_it_is(
     assert output.read_bytes() == first.read_bytes()
 
 
+@pytest.mark.parametrize("content", ['{"text": "a"}\n{"text": "b"}', '{"text": "a"}', "notes"])
+def test_a_file_of_something_else_is_left_as_it_is(content: str, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(content)
+    with pytest.raises(ConfigError, match="line 1: lacks 'run'|no row, and none that was cut off"):
+        open_results(file, "run").__enter__()
+    assert file.read_text() == content
+
+
+def test_out_of_memory_while_scoring_says_what_to_lower(
+    inputs: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object, **keywords: object) -> None:
+        torch.empty(2**60, dtype=torch.uint8)
+
+    monkeypatch.setattr(runner, "score_text", fail)
+    options = ["--method", "knn", "--steps", 2, "--output", tmp_path / "out.jsonl"]
+    result = invoke(*inputs, *options)
+    assert result.exit_code == 2
+    assert "out of memory while scoring a prompt: leave out" in result.stderr.splitlines()[-1]
+
+
+def test_prompts_with_a_byte_order_mark(inputs: list[object], tmp_path: Path) -> None:
+    given = next(Path(str(item)) for item in inputs if str(item).endswith("prompts.jsonl"))
+    marked = tmp_path / "prompts.jsonl"
+    marked.write_text(given.read_text(encoding="utf-8"), encoding="utf-8-sig")
+    assert read_prompts(marked) == read_prompts(given)
+
+
 def test_a_second_row_of_a_pair_is_refused(first: Path, tmp_path: Path) -> None:
     with open_results(tmp_path / "rows.jsonl", "run") as results:
         row = replace(read_rows(first)[0], run="run")
@@ -315,6 +369,7 @@ def test_a_store_without_prompts_is_refused(inputs: list[object], tmp_path: Path
     [
         (["--method", "best"], "best n=50 refresh=2 lr=0.01: TestTimeFinetuner: method must be"),
         (["--limit", 0], "limit must be at least 1, got 0"),
+        (["--seed", 2**64], f"seed must be in 0..2^63 - 1, got {2**64}"),
         (["--limit", 7], "limit is 7, there are 6 prompts"),
         (["--store", "/no/store"], "store /no/store: Datastore.open: no datastore at /no/store"),
         (["--prompts", "/no/file"], "prompts /no/file: No such file or directory"),

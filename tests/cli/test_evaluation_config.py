@@ -90,6 +90,8 @@ def test_a_zero_on_the_command_line_is_a_value() -> None:
         ('{"settings": 7}', "settings must be an object or a list of them"),
         ('{"limit": "7"}', "limit must be an integer, got '7'"),
         ('{"model": 7}', "model must be a string, got 7"),
+        ('{"seed": -1}', "seed must be in 0..2^63 - 1, got -1"),
+        ('{"seed": 18446744073709551616}', "seed must be in 0..2^63 - 1, got 18446744073709551616"),
     ],
 )
 def test_a_bad_file_is_refused(content: str, message: str, tmp_path: Path) -> None:
@@ -98,6 +100,17 @@ def test_a_bad_file_is_refused(content: str, message: str, tmp_path: Path) -> No
     with pytest.raises(ConfigError, match="^config .*config.json: ") as caught:
         read_config(file)
     assert message in str(caught.value)
+
+
+def test_a_byte_order_mark_is_none_of_it(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text('{"limit": 3}', encoding="utf-8-sig")
+    assert read_config(file).limit == 3
+
+
+def test_a_name_of_nothing_is_told_what_ships(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file .*; cpu_timing, sift_reuse, sweep_n ship"):
+        read_config(tmp_path / "sweep")
 
 
 def test_every_shipped_configuration_is_one() -> None:

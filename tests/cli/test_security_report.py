@@ -113,6 +113,14 @@ def test_a_length_of_texts_that_is_no_integer_is_refused(tmp_path: Path, length:
         read_rows(write(tmp_path / "rows.jsonl", content))
 
 
+def test_a_row_without_a_result_says_why(tmp_path: Path) -> None:
+    content = rows()
+    content[1]["bits_per_byte_after"] = None
+    content[1]["error"] = None
+    with pytest.raises(ConfigError, match="line 2: must have bits_per_byte_after or an error"):
+        read_rows(write(tmp_path / "rows.jsonl", content))
+
+
 @pytest.mark.parametrize(
     "line", ["[" * 10**5, "9" * 5000, '{"a":' * 10**5, "null", '"x"', "\0", '{"run": 1}']
 )

@@ -40,7 +40,7 @@ class HashingEmbedder:
         self.dim = dim
         self.batch_sizes: list[int] = []
 
-    def encode(self, texts: Sequence[str], *, progress: bool = False) -> np.ndarray:
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
         self.batch_sizes.append(len(texts))
         vectors = np.zeros((len(texts), self.dim))
         vectors[:, -1] = 0.1

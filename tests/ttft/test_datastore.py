@@ -139,6 +139,7 @@ def test_queries_may_be_any_view_of_an_array(store, embedder):
         (np.zeros(24, np.float32), 1, ValueError, r"shape \[B, 24\], got \[24\]"),
         (np.zeros((1, 25), np.float32), 1, ValueError, r"shape \[B, 24\], got \[1, 25\]"),
         (np.full((1, 24), np.nan, np.float32), 1, ValueError, "queries must be finite"),
+        (torch.zeros(1, 24, device="meta"), 1, ValueError, "must be on the CPU, got meta"),
     ],
 )
 def test_bad_searches_are_refused(store, queries, k, error, message):
@@ -160,7 +161,7 @@ class Interrupted:
         self.error = error
         self.calls = 0
 
-    def encode(self, texts, *, progress=False):
+    def encode(self, texts):
         self.calls += 1
         if self.calls == 2:
             raise self.error
@@ -230,7 +231,7 @@ def test_a_killed_overwrite_leaves_the_old_datastore(store, texts, tmp_path):
             name, dim = "hashing", 24
             calls = 0
 
-            def encode(self, texts, *, progress=False):
+            def encode(self, texts):
                 self.calls += 1
                 if self.calls == 2:
                     os.kill(os.getpid(), signal.SIGKILL)

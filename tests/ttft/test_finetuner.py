@@ -76,7 +76,7 @@ def test_texts_without_a_next_token_are_not_chosen(
     short = ["", "t", "\n"]
     original = embedder.encode
 
-    def encode(batch, *, progress=False):
+    def encode(batch):
         return original([PROMPT if text in short else text for text in batch])
 
     embedder.encode = encode
@@ -244,7 +244,7 @@ def test_a_text_is_tokenized_once(gpt2, make, monkeypatch):
         time.sleep(0.02)
         return tokenizer(text, **kwargs)
 
-    monkeypatch.setattr(finetuner, "tokenizer", slow)
+    monkeypatch.setitem(vars(finetuner), "tokenizer", slow)
     with finetuner.adapted(PROMPT) as report:
         pass
     assert len(seen) == len(set(seen)) == report.support_size
@@ -399,7 +399,7 @@ def test_bad_prompts_are_refused(gpt2, make, prompt, error, message, bits):
 @pytest.mark.filterwarnings("error:The given NumPy array")
 def test_vectors_may_be_any_view_of_an_array(gpt2, make, other_embedder):
     class Views(other_embedder):
-        def encode(self, texts, *, progress=False):
+        def encode(self, texts):
             vectors = super().encode(texts)[::-1].copy()[::-1]
             vectors.setflags(write=False)
             return vectors
@@ -423,6 +423,28 @@ def test_finetuners_that_share_memory_do_what_each_does_alone(
         assert found.losses == wanted.losses
     with sharing[0].adapted(texts[0]), pytest.raises(RuntimeError, match="adapted to another"):
         sharing[1].adapted(texts[1]).__enter__()
+
+
+def test_finetuners_of_other_parameters_share_no_memory(
+    make: Callable[..., TestTimeFinetuner], gpt2: PreTrainedModel
+) -> None:
+    gpt2.transformer.wte.requires_grad_(False)
+    few = make(gpt2)
+    gpt2.requires_grad_(True)
+    count = len(list(gpt2.parameters()))
+    with pytest.raises(ValueError, match=f"of the same parameters .*, got {count} and {count - 1}"):
+        make(gpt2).share_memory_with(few)
+
+
+@pytest.mark.parametrize("name", ["model", "store", "n_select", "refresh", "method", "order"])
+def test_what_it_was_made_with_cannot_be_changed(
+    make: Callable[..., TestTimeFinetuner], gpt2: PreTrainedModel, name: str
+) -> None:
+    finetuner = make(gpt2)
+    before = getattr(finetuner, name)
+    with pytest.raises(AttributeError, match=f"{name} cannot be changed, make a new finetuner"):
+        setattr(finetuner, name, None)
+    assert getattr(finetuner, name) is before
 
 
 def test_finetuners_of_two_models_share_no_memory(

@@ -94,6 +94,13 @@ def test_how_many_tokens_may_stand_in_a_configuration(gpt2, make):
         finetuner.continuation("the cat", max_length=9)
 
 
+def test_a_configuration_that_asks_for_more_than_tokens(gpt2, make):
+    finetuner = make(gpt2)
+    wanted = finetuner.continuation("the cat", max_new_tokens=3)
+    more = GenerationConfig(max_new_tokens=3, return_dict_in_generate=True, output_scores=True)
+    assert finetuner.continuation("the cat", generation_config=more) == wanted
+
+
 @pytest.mark.parametrize("new", [0, 32])
 def test_without_room_for_the_prompt_it_is_refused(gpt2, make, bits, new):
     finetuner, before = make(gpt2), bits(gpt2)

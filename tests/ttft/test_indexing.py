@@ -136,7 +136,7 @@ def test_what_was_reported_is_not_embedded_again(source, embedder, other_embedde
         name, dim = embedder.name, embedder.dim
         calls = 0
 
-        def encode(self, texts, *, progress=False):
+        def encode(self, texts):
             self.calls += 1
             if self.calls == 3:
                 raise RuntimeError("stopped")
@@ -216,7 +216,8 @@ def test_a_folders_empty_file_is_counted_when_texts_are_cut(embedder, tokenizer,
     [
         ({"chunk_tokens": 64}, "chunk_tokens needs a tokenizer"),
         ({"overlap": 3}, "overlap 3 needs chunk_tokens"),
-        ({"chunk_tokens": 0, "tokenizer": True}, "chunk_tokens must be at least 1, got 0"),
+        ({"chunk_tokens": 0, "tokenizer": True}, r"chunk_tokens must be in 1\.\.\d+, got 0"),
+        ({"min_chars": -1}, r"min_chars must be in 0\.\.\d+, got -1"),
         ({"chunk_tokens": 4, "overlap": 4, "tokenizer": True}, "overlap must be .* got 4 of 4"),
     ],
 )
@@ -322,7 +323,7 @@ class HeldEmbedder:
         self.reached, self.let_go = threading.Event(), threading.Event()
         self._embedder = embedder
 
-    def encode(self, texts, *, progress=False):
+    def encode(self, texts):
         self.reached.set()
         assert self.let_go.wait(60)
         return self._embedder.encode(texts)
@@ -391,6 +392,28 @@ def test_filter_searches_what_has_the_values(source, embedder, tmp_path):
         measured.filter(length=2**70)
     with pytest.raises(ValueError, match="no text has"):
         store.filter(domain="c")
+
+
+def test_sizes_that_numpy_made_are_integers(source, embedder, tmp_path):
+    cutting = Cutting(min_chars=np.int64(3))
+    store = index_corpus(source, tmp_path / "store", embedder, cutting=cutting)
+    with pytest.raises(TypeError, match="Cutting: min_chars must be an int, got float"):
+        Cutting(min_chars=3.0)
+    assert len(store) > 0
+
+
+def test_a_finished_datastore_of_another_embedder_is_refused(
+    source, embedder, other_embedder, tmp_path
+):
+    path = tmp_path / "store"
+    index_corpus(source, path, embedder)
+    with pytest.raises(ValueError, match=f"embedder is {other_embedder('other', 24).name} of dim"):
+        index_corpus(source, path, other_embedder("other", 24), mode="resume")
+
+
+def test_what_fails_under_the_lock_is_not_taken_for_a_writer(tmp_path):
+    with pytest.raises(BlockingIOError, match="a pipe is full"), locked(tmp_path):
+        raise BlockingIOError("a pipe is full")
 
 
 def test_a_finished_datastore_is_not_begun_anew(source, more, embedder, tmp_path):

@@ -131,6 +131,14 @@ def test_a_cap_that_comes_later_is_seen(llama, chunks):
     assert len(chunks) == 1
 
 
+def test_a_head_that_is_replaced_is_seen(llama, chunks):
+    mean_loss = MeanLoss(llama)
+    mean_loss(TOKENS)
+    llama.set_output_embeddings(nn.Linear(*reversed(llama.lm_head.weight.shape), bias=False))
+    assert_equals_plain(llama, 1e-6, mean_loss)
+    assert len(chunks) == 2
+
+
 def test_a_hook_on_all_modules_is_called(gpt2, chunks):
     calls = []
     handle = register_module_forward_hook(lambda module, *others: calls.append(module))

@@ -115,7 +115,7 @@ def test_a_batch_leaves_untrainable_texts_out_where_they_were_chosen(
 ):
     original = embedder.encode
 
-    def encode(batch, *, progress=False):
+    def encode(batch):
         return original([PROMPTS[0] if text == "t" else text for text in batch])
 
     embedder.encode = encode

@@ -204,8 +204,12 @@ def untimed(rows: Iterable[Row]) -> dict[tuple[str, str], dict[str, Any]]:
 
 
 def own_ray() -> dict[str, str]:
-    """The environment of a process that is to start a Ray for itself."""
-    return {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    """The environment of a process that is to start a Ray for itself.
+
+    Its other processes look for the main one this long before they end, a minute by default.
+    """
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    return environment | {"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
 
 
 def busy_worker() -> int | None:
@@ -370,7 +374,7 @@ def test_equal_scores_of_shards_go_to_the_lower_position(tmp_path: Path) -> None
     class Equal:
         name, dim = "equal", 4
 
-        def encode(self, texts: list[str], *, progress: bool = False) -> np.ndarray:
+        def encode(self, texts: list[str]) -> np.ndarray:
             return np.tile(np.float32([0.5, 0.5, 0.5, 0.5]), (len(texts), 1))
 
     Datastore.build([text(n) for n in range(10)], Equal(), tmp_path / "equal", progress=False)

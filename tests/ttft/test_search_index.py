@@ -29,7 +29,7 @@ class GivenVectors:
         vectors = centres[random.integers(40, size=COUNT + 50)] + 0.6 * noise
         self.vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype("f4")
 
-    def encode(self, texts, *, progress=False):
+    def encode(self, texts):
         return self.vectors[[int(text) for text in texts]]
 
 
@@ -149,7 +149,7 @@ def test_a_damaged_index_is_refused(given, tmp_path, damage):
 class ThreeVectors(GivenVectors):
     """Most lists stay empty, and FAISS then writes the others' numbers and sizes."""
 
-    def encode(self, texts, *, progress=False):
+    def encode(self, texts):
         return self.vectors[[int(text) % 3 for text in texts]]
 
 

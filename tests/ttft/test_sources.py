@@ -204,6 +204,11 @@ def test_a_folder_that_looks_like_a_dataset_and_is_none(tmp_path):
         read(tmp_path)
 
 
+def test_one_name_is_no_sequence_of_names(tmp_path):
+    with pytest.raises(TypeError, match="metadata must be a sequence of names, got one str 'year'"):
+        Source(tmp_path / "c.jsonl", metadata="year")
+
+
 def test_a_byte_order_mark_is_no_text(tmp_path):
     (tmp_path / "c.jsonl").write_text(LINES, encoding="utf-8-sig")
     records, counts = read(tmp_path / "c.jsonl")

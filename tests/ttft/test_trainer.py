@@ -1,5 +1,8 @@
 """transformers' Trainer with a multiplicity column."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from datasets import Dataset
@@ -117,6 +120,24 @@ def test_an_optimizer_that_is_given_repeats_its_steps_too(gpt2, tmp_path):
     trainer_of(gpt2, tmp_path, optimizers=(optimizer, None)).train()
     steps = {float(state["step"]) for state in optimizer.state.values()}
     assert steps == {sum(count for _, count in ROWS)}
+
+
+def test_an_optimizer_that_was_given_is_its_owners_again(gpt2, tmp_path):
+    optimizer = hullft_ops.ReplayAdam(gpt2.parameters(), lr=1e-3)
+    trainer = trainer_of(gpt2, tmp_path, ROWS[:1], optimizers=(optimizer, None))
+    trainer.train()
+    known = weakref.ref(trainer)
+    del trainer
+    gc.collect()
+    assert known() is None
+    count = next(iter(optimizer.state.values()))["step"]
+    done = count.item()
+    for parameter in gpt2.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert count.item() == done + 1
+    optimizer.step(repeats=4)
+    assert count.item() == done + 5
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 import torch
 from qdrant_client import QdrantClient, models
 
-from hullft_ops.ttft import TestTimeFinetuner
+from hullft_ops.ttft import TestTimeFinetuner, vector_database
 from hullft_ops.ttft.qdrant import QdrantDatabase
 from hullft_ops.ttft.vector_database import DatabaseStore
 
@@ -53,6 +53,25 @@ def test_what_was_fetched_is_not_fetched_again(database_store, embedder, monkeyp
     assert torch.equal(first[1], again[1])
     assert len(database_store.texts) == 9
     assert len(database_store) == 60
+
+
+def test_a_fetch_that_is_interrupted_leaves_no_text_in_anothers_place(
+    database_store, embedder, monkeypatch
+):
+    first, second = embedder.encode(["the cat sat"]), embedder.encode(["red house"])
+
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(vector_database.torch, "cat", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            database_store.search(first, 4)
+    for queries in (second, first):
+        scores, ids = database_store.search(queries, 7)
+        texts = [database_store.texts[i] for i in ids[0].tolist()]
+        products = torch.from_numpy(queries @ embedder.encode(texts).T)
+        torch.testing.assert_close(scores, products)
 
 
 def test_a_finetuner_takes_it(gpt2, tokenizer, store, database_store, embedder):

@@ -4,11 +4,11 @@ try:
     from hullft_ops.ttft.allocation import keep_freed_memory
     from hullft_ops.ttft.datastore import Datastore
     from hullft_ops.ttft.embedding import Embedder, SentenceTransformerEmbedder, load_embedder
-    from hullft_ops.ttft.evaluate import BitsPerByte, bits_per_byte, score_text
     from hullft_ops.ttft.finetuner import AdaptationReport, TestTimeFinetuner
     from hullft_ops.ttft.indexing import Cutting, index_corpus
     from hullft_ops.ttft.methods import SelectionMethod
     from hullft_ops.ttft.retriever import Retriever
+    from hullft_ops.ttft.scoring import BitsPerByte, bits_per_byte, score_text
     from hullft_ops.ttft.search_index import IndexThresholds
     from hullft_ops.ttft.sources import Source
     from hullft_ops.ttft.support import Support

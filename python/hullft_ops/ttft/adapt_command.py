@@ -11,12 +11,12 @@ from rich.text import Text
 from hullft_ops.ttft.adaptation_report import AdaptationReport
 from hullft_ops.ttft.context import scored_context
 from hullft_ops.ttft.datastore import Datastore
-from hullft_ops.ttft.demo_inputs import checked_device, load_model, open_embedder
-from hullft_ops.ttft.evaluate import bits_per_byte
 from hullft_ops.ttft.evaluation.config import Config, ConfigError, Settings
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
+from hullft_ops.ttft.loading import checked_device, load_model, open_embedder
 from hullft_ops.ttft.methods import Random, SelectionMethod, Sift
 from hullft_ops.ttft.out_of_memory import out_of_memory_explained
+from hullft_ops.ttft.scoring import bits_per_byte
 
 _SCORING = "out of memory while scoring the prompt: give a shorter --prompt or a smaller --model"
 _GENERATING = "out of memory while generating: lower --max-new-tokens or give a shorter --prompt"
@@ -31,7 +31,7 @@ def run_adapt(
     The model runs on ``device``.
 
     Raises:
-        ConfigError, DemoError: something cannot be loaded, or the prompt cannot be adapted to.
+        ConfigError, InputError: something cannot be loaded, or the prompt cannot be adapted to.
         torch.OutOfMemoryError: memory ran out; the message says what to lower.
     """
     settings, place = _one(config), checked_device(device)
@@ -42,6 +42,10 @@ def run_adapt(
         ttft = TestTimeFinetuner(
             model, tokenizer, store, embedder, **_options(settings, config.seed)
         )
+    # A file's values may be of any type.
+    except (TypeError, ValueError) as error:
+        raise ConfigError(str(error)) from error
+    try:
         length = scored_context("adapt", model, tokenizer, settings.get("max_length"))
         score = partial(bits_per_byte, model, tokenizer, prompt, max_length=length)
         with out_of_memory_explained(_SCORING):

@@ -4,6 +4,7 @@ The text is either the source of well-known installed packages or a JSONL file. 
 held out whole, by a hash of their name, so that the same text is split the same way everywhere.
 """
 
+import codecs
 import hashlib
 import importlib.util
 import json
@@ -115,6 +116,8 @@ def jsonl_corpus(path: Path) -> Corpus:
     documents, malformed = [], []
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
             if not line.strip():
                 continue
             try:

@@ -177,7 +177,7 @@ class Datastore:
                     f"Datastore.filter: no metadata {name!r}, has "
                     f"{', '.join(table.column_names[1:]) or 'none'}"
                 )
-            values = [wanted] if isinstance(wanted, Scalar) else list(wanted)
+            values = [wanted] if isinstance(wanted, Scalar | np.generic) else list(wanted)
             mask &= _is_in(name, table.column(name), values)
         if self.positions is not None:
             mask &= np.isin(np.arange(len(mask)), self.positions.numpy())
@@ -192,7 +192,7 @@ class Datastore:
         """The ``k`` nearest texts of each query; exactly, unless ``manifest.index`` says otherwise.
 
         Args:
-            queries: float32 ``[B, dim]``, finite.
+            queries: float32 ``[B, dim]``, finite, on the CPU as the datastore is.
             k: how many; at most ``len(store)``.
 
         Returns:
@@ -201,7 +201,8 @@ class Datastore:
 
         Raises:
             TypeError: queries are not float32, or k is not an int.
-            ValueError: a wrong shape, a value that is not finite, or k out of range.
+            ValueError: queries on a GPU, a wrong shape, a value that is not finite, or k out of
+                range.
         """
         vectors, k = self._checked_search(queries, k)
         rows = None if self.positions is None else self.positions.numpy()
@@ -214,6 +215,8 @@ class Datastore:
         return torch.from_numpy(scores), torch.from_numpy(ids)
 
     def _checked_search(self, given: np.ndarray | torch.Tensor, k: int) -> tuple[torch.Tensor, int]:
+        if isinstance(given, torch.Tensor) and given.device.type != "cpu":
+            raise ValueError(f"Datastore.search: queries must be on the CPU, got {given.device}")
         values = for_torch(given) if isinstance(given, np.ndarray) else given
         queries = torch.as_tensor(values, device="cpu")
         if queries.dtype != torch.float32:

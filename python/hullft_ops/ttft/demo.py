@@ -7,6 +7,7 @@ itself is never trained on.
 """
 
 import hashlib
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -23,8 +24,8 @@ from hullft_ops.ttft import Datastore, Embedder, TestTimeFinetuner, bits_per_byt
 from hullft_ops.ttft.comparison import METHODS, Comparison, PromptRuns, Run
 from hullft_ops.ttft.context import context_length, scored_context
 from hullft_ops.ttft.corpus import Corpus, Passage
-from hullft_ops.ttft.demo_inputs import (
-    DemoError,
+from hullft_ops.ttft.loading import (
+    InputError,
     checked_device,
     load_corpus,
     load_model,
@@ -61,8 +62,8 @@ class DemoOptions:
         seed: chooses the prompts among the held-out passages.
 
     Raises:
-        DemoError: ``prompts`` or ``steps`` below 1, ``lr`` not above 0, ``max_length`` below 2, or
-            no such device.
+        InputError: ``prompts`` or ``steps`` below 1, ``lr`` not above 0 or infinite,
+            ``max_length`` below 2, or no such device.
     """
 
     model: str | None
@@ -80,11 +81,11 @@ class DemoOptions:
     def __post_init__(self) -> None:
         for name in ("prompts", "steps"):
             if getattr(self, name) < 1:
-                raise DemoError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.lr is not None and not self.lr > 0:
-            raise DemoError(f"lr must be above 0, got {self.lr}")
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.lr is not None and not 0 < self.lr < math.inf:
+            raise InputError(f"lr must be above 0 and finite, got {self.lr}")
         if self.max_length is not None and self.max_length < 2:
-            raise DemoError(f"max_length must be at least 2, got {self.max_length}")
+            raise InputError(f"max_length must be at least 2, got {self.max_length}")
         checked_device(self.device)
 
     @property
@@ -103,7 +104,7 @@ def run_demo(options: DemoOptions, out: Console, log: Console) -> Comparison:
     every prompt has been run.
 
     Raises:
-        DemoError: the options cannot be met.
+        InputError: the options cannot be met.
     """
     started = time.perf_counter()
     corpus = load_corpus(options.corpus, log)
@@ -116,8 +117,11 @@ def run_demo(options: DemoOptions, out: Console, log: Console) -> Comparison:
     store, reused = open_or_build(corpus, embedder, path, log)
     store_facts = {"path": str(path), "reused": reused, "seconds": time.perf_counter() - opened}
     prompts = choose_prompts(corpus.held_out, options.prompts, options.seed)
-    finetuners = _finetuners(options, model, tokenizer, store, embedder)
-    runs = _run_all(prompts, finetuners, score, log)
+    try:
+        finetuners = _finetuners(options, model, tokenizer, store, embedder)
+        runs = _run_all(prompts, finetuners, score, log)
+    except ValueError as error:
+        raise InputError(str(error)) from error
     context = {
         "format_version": FORMAT_VERSION,
         "scored": SCORED,
@@ -145,7 +149,7 @@ def choose_prompts(held_out: Sequence[Passage], count: int, seed: int) -> list[P
 
 def _check_sizes(corpus: Corpus, options: DemoOptions) -> None:
     if len(corpus.store) < options.steps or len(corpus.held_out) < options.prompts:
-        raise DemoError(
+        raise InputError(
             f"corpus {corpus.name}: too few texts: {corpus.documents} documents give "
             f"{len(corpus.store)} passages to retrieve and {len(corpus.held_out)} to prompt with, "
             f"need at least {options.steps} (steps) and {options.prompts} (prompts)"
@@ -158,14 +162,14 @@ def _scoring(
     """Gives the bits per byte of a text.
 
     Raises:
-        DemoError: ``max_length`` is above the model's context, or needed and not given.
+        InputError: ``max_length`` is above the model's context, or needed and not given.
     """
     name, given = f"model {_model_name(options)}", options.max_length
     try:
         context_length(name, model, tokenizer, given)
         length = scored_context(name, model, tokenizer, given)
     except ValueError as error:
-        raise DemoError(str(error)) from error
+        raise InputError(str(error)) from error
     return lambda text: bits_per_byte(model, tokenizer, text, max_length=length)
 
 

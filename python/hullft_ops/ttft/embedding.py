@@ -30,7 +30,7 @@ class Embedder(Protocol):
     def dim(self) -> int:
         """Length of every vector."""
 
-    def encode(self, texts: Sequence[str], *, progress: bool = False) -> np.ndarray:
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
         """float32 ``[len(texts), dim]``, each row of Euclidean norm 1."""
 
 
@@ -72,11 +72,11 @@ class SentenceTransformerEmbedder:
             return tokenizer
         return PreTrainedTokenizerFast(tokenizer_object=tokenizer)  # type: ignore[no-untyped-call]
 
-    def encode(self, texts: Sequence[str], *, progress: bool = False) -> np.ndarray:
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
         """float32 ``[len(texts), dim]``, each row of Euclidean norm 1."""
         with wide_products(self._model):
             vectors: np.ndarray = self._model.encode(
-                list(texts), show_progress_bar=progress, normalize_embeddings=True
+                list(texts), show_progress_bar=False, normalize_embeddings=True
             )
         return vectors.astype(np.float32, copy=False).reshape(len(texts), self.dim)
 

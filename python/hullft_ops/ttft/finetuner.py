@@ -157,6 +157,14 @@ class TestTimeFinetuner:
             store, embedder, self._tokenize, n_select, chosen, pool_size
         )
 
+    def __setattr__(self, name: str, value: object) -> None:
+        # What is read of it later would no longer be what its parts were made with.
+        if not name.startswith("_") and name in vars(self):
+            raise AttributeError(
+                f"TestTimeFinetuner: {name} cannot be changed, make a new finetuner"
+            )
+        super().__setattr__(name, value)
+
     def share_memory_with(self, other: "TestTimeFinetuner") -> None:
         """Use the other's copy of the weights and its optimizer state; one at a time adapts.
 
@@ -164,10 +172,15 @@ class TestTimeFinetuner:
         trained parameters.
 
         Raises:
-            ValueError: the other finetunes another model.
+            ValueError: the other finetunes another model, or other parameters of it.
         """
         if other.model is not self.model:
             raise ValueError("TestTimeFinetuner: only finetuners of one model can share memory")
+        if not _same(self._trained, other._trained):
+            raise ValueError(
+                "TestTimeFinetuner: only finetuners of the same parameters can share memory, got "
+                f"{len(self._trained)} and {len(other._trained)}"
+            )
         self._snapshot = other._snapshot
         self._trainer.share_buffers_with(other._trainer)
 
@@ -180,8 +193,9 @@ class TestTimeFinetuner:
         Raises:
             TypeError: prompt is not a str.
             ValueError: prompt is blank, or too few texts of the pool can be trained on.
+            torch.OutOfMemoryError: memory ran out, on any device.
         """
-        [support] = self._selector.select([prompt])
+        [support] = self._select([prompt])
         return support
 
     def select_batch(self, prompts: Sequence[str]) -> list[Support]:
@@ -191,11 +205,11 @@ class TestTimeFinetuner:
         vector in a batch. `adapted` takes each support in place of its prompt.
 
         Raises:
-            TypeError, ValueError: as `select`, for any of the prompts.
+            TypeError, ValueError, torch.OutOfMemoryError: as `select`, for any of the prompts.
         """
         if isinstance(prompts, str):
             raise TypeError("TestTimeFinetuner: prompts must be a sequence of str, got one str")
-        return self._selector.select(list(prompts))
+        return self._select(list(prompts))
 
     def adapted(self, prompt: str | Support) -> AbstractContextManager[AdaptationReport]:
         """The model adapted to ``prompt`` inside the with block, and as it was after it.
@@ -258,11 +272,7 @@ class TestTimeFinetuner:
 
     def _adapt(self, prompt: str | Support, save: Callable[[], None]) -> AdaptationReport:
         self._check_same_trained()
-        if isinstance(prompt, Support):
-            support = prompt
-        else:
-            with out_of_memory_explained(self._selection_advice()):
-                support = self.select(prompt)
+        support = prompt if isinstance(prompt, Support) else self.select(prompt)
         clock = StageClock(self.model.device)
         with out_of_memory_explained(self._advice(support)):
             with clock.of("save"):
@@ -307,7 +317,7 @@ class TestTimeFinetuner:
 
     def _check_same_trained(self) -> None:
         wanted = trainable_parameters(self.model)
-        if [id(parameter) for parameter in wanted] != [id(own) for own in self._trained]:
+        if not _same(wanted, self._trained):
             raise RuntimeError(
                 "TestTimeFinetuner: the model has other parameters with requires_grad than when "
                 f"this finetuner was made, {len(wanted)} now and {len(self._trained)} then: make a "
@@ -319,11 +329,13 @@ class TestTimeFinetuner:
             return self.refresh
         return check_integer("TestTimeFinetuner", "refresh", self.refresh(count), 1)
 
-    def _selection_advice(self) -> str:
-        return (
+    def _select(self, prompts: list[str]) -> list[Support]:
+        advice = (
             "TestTimeFinetuner: out of memory, selecting texts; the model is as it was. Lower "
             f"pool_size (it is {self._pool_size}), or shorten the prompt"
         )
+        with out_of_memory_explained(advice):
+            return self._selector.select(prompts)
 
     def _advice(self, support: Support) -> str:
         longest = max(map(len, support.input_ids))
@@ -340,6 +352,10 @@ class TestTimeFinetuner:
                 "fewer of them"
             )
         return advice
+
+
+def _same(some: Sequence[object], others: Sequence[object]) -> bool:
+    return [id(one) for one in some] == [id(other) for other in others]
 
 
 def _check_trained(model: "PreTrainedModel", trained: Sequence[torch.nn.Parameter]) -> None:

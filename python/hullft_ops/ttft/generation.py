@@ -39,6 +39,8 @@ def continuation(
     """
     tokens = tokens_to_continue(tokenizer, prompt, context, generate_kwargs)
     generate_kwargs["max_new_tokens"] = _new_tokens(generate_kwargs)
+    # A configuration may ask for more than the tokens.
+    generate_kwargs["return_dict_in_generate"] = False
     ids = torch.tensor([tokens], device=model.device)
     if tokenizer.pad_token_id is None:
         generate_kwargs.setdefault("pad_token_id", tokenizer.eos_token_id)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import Progress
 
+from hullft_ops._checks import check_integer
 from hullft_ops._files import PARTIAL_FILES, full_disk_explained
 from hullft_ops.ttft.chunking import token_chunks
 from hullft_ops.ttft.datastore import Datastore
@@ -38,6 +39,7 @@ class Cutting:
         min_chars: texts with fewer characters, blanks at both ends aside, are left out.
 
     Raises:
+        TypeError: a size that is not an int.
         ValueError: a size out of range, or ``chunk_tokens`` without a fast tokenizer, or
             ``overlap`` without ``chunk_tokens``.
     """
@@ -48,15 +50,21 @@ class Cutting:
     min_chars: int = 16
 
     def __post_init__(self) -> None:
+        self._check("min_chars", 0)
+        self._check("overlap", 0)
         if self.chunk_tokens is None:
             if self.overlap:
                 raise ValueError(f"Cutting: overlap {self.overlap} needs chunk_tokens")
             return
-        if self.chunk_tokens < 1:
-            raise ValueError(f"Cutting: chunk_tokens must be at least 1, got {self.chunk_tokens}")
+        self._check("chunk_tokens", 1)
         if self.tokenizer is None:
             raise ValueError("Cutting: chunk_tokens needs a tokenizer")
         self.cut()
+
+    def _check(self, name: str, least: int) -> None:
+        # Of NumPy's integers, which JSON does not know, Python's are made.
+        whole = check_integer("Cutting", name, getattr(self, name), least)
+        object.__setattr__(self, name, whole)
 
     def cut(self) -> Callable[[str], Iterator[str]] | None:
         """A function that cuts a record's text, or None for whole records."""
@@ -92,8 +100,8 @@ def index_corpus(
             an interrupted write of the same source, or begin one where there is none. "restart":
             roll an interrupted write back, then write anew; begin one where there is none.
         console: where progress is drawn; nowhere when None.
-        encode: embeds batches elsewhere, such as `hullft_ops.ttft.scale.ray_embedding`; in this
-            process when None.
+        encode: embeds batches elsewhere, as `hullft_ops.ttft.scale.embedding.ray_embedding` does;
+            in this process when None.
 
     Raises:
         FileNotFoundError: there is no such source, or no datastore to append to.
@@ -120,7 +128,7 @@ def index_corpus(
         if mode == "resume" and Journal.read(path):
             writer = StoreWriter.resume(path, embedder, settings, _FUNCTION)
         elif mode == "resume" and (path / MANIFEST_FILE).exists():
-            return Datastore.open(path)
+            return _finished(path, embedder)
         else:
             writer = StoreWriter.begin(path, embedder, settings, _FUNCTION)
         with progress_bar(console or Console(quiet=True), shown=console is not None) as bar:
@@ -129,6 +137,17 @@ def index_corpus(
                 writer.embed(bar, encode)
             writer.finish(thresholds or IndexThresholds())
     return Datastore.open(path)
+
+
+def _finished(path: Path, embedder: Embedder) -> Datastore:
+    store = Datastore.open(path)
+    made = store.manifest.embedder, store.manifest.dim
+    if made != (embedder.name, embedder.dim):
+        raise ValueError(
+            f"{_FUNCTION}: embedder is {embedder.name} of dim {embedder.dim}, the datastore in "
+            f"{path} was built with {made[0]} of dim {made[1]}"
+        )
+    return store
 
 
 def _write_texts(writer: StoreWriter, source: Source, cutting: Cutting, bar: Progress) -> None:

@@ -93,9 +93,10 @@ def locked(directory: Path) -> Iterator[None]:
     """
     descriptor = os.open(directory, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"another process is writing the datastore {directory}") from error
         yield
-    except BlockingIOError as error:
-        raise ValueError(f"another process is writing the datastore {directory}") from error
     finally:
         os.close(descriptor)

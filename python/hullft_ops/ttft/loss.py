@@ -67,6 +67,8 @@ class MeanLoss:
 
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
         """A scalar, in nats; tokens int64 ``[T]``, T at least 2, within the model's context."""
+        if self._split is not None and not self._split.is_of(self._model):
+            self._split, self._compared = _SplitModel.of(self._model), False
         if self._split is not None and self._split.serves():
             if not self._compared:
                 self._compare(self._split, tokens[:_PROBE_TOKENS])
@@ -109,11 +111,7 @@ class _SplitModel:
 
     @classmethod
     def of(cls, model: "PreTrainedModel") -> "_SplitModel | None":
-        # PEFT's wrapper has a method for what lies within.
-        unwrap: Callable[[], PreTrainedModel] | None = getattr(model, "get_base_model", None)
-        inner = model if unwrap is None else unwrap()
-        base = inner.base_model
-        head: nn.Module | None = inner.get_output_embeddings()  # type: ignore[no-untyped-call]
+        inner, base, head = _parts(model)
         # A subclass, such as an adapter or a quantized layer, is more than its weight.
         if base is inner or type(head) is not nn.Linear:
             return None
@@ -121,6 +119,11 @@ class _SplitModel:
         around = () if embedding is None else tuple(_ancestors(model, embedding))
         config = inner.config.get_text_config()
         return cls(config, base, head, (*_ancestors(model, base), head), embedding, around)
+
+    def is_of(self, model: "PreTrainedModel") -> bool:
+        """False where a part of the model has been replaced since."""
+        _, base, head = _parts(model)
+        return base is self.base and head is self.head
 
     def serves(self) -> bool:
         """False where passing by a module would go unnoticed by somebody, or the head is more."""
@@ -161,6 +164,14 @@ class _SplitModel:
         if any(hasattr(module, "base_layer") for module in self.around):
             return False
         return not any(_is_wrapped(m) or _is_compiled(m) for m in (*self.around, embedding))
+
+
+def _parts(model: "PreTrainedModel") -> "tuple[PreTrainedModel, nn.Module, nn.Module | None]":
+    """The model without PEFT's wrapper, what gives its hidden states, and its head."""
+    unwrap: Callable[[], PreTrainedModel] | None = getattr(model, "get_base_model", None)
+    inner = model if unwrap is None else unwrap()
+    head: nn.Module | None = inner.get_output_embeddings()  # type: ignore[no-untyped-call]
+    return inner, inner.base_model, head
 
 
 def _embedding_of(model: nn.Module, weight: torch.Tensor) -> nn.Embedding | None:

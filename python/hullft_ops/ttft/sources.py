@@ -71,6 +71,7 @@ class Source:
         max_bad_share: which share of records may be malformed.
 
     Raises:
+        TypeError: metadata are one str.
         SourceError: metadata "text", which is what the text itself is called, of another field.
     """
 
@@ -80,6 +81,10 @@ class Source:
     max_bad_share: float = 0.01
 
     def __post_init__(self) -> None:
+        if isinstance(self.metadata, str):
+            raise TypeError(
+                f"Source: metadata must be a sequence of names, got one str {self.metadata!r}"
+            )
         if "text" in self.metadata and self.text_column != "text":
             raise SourceError(
                 'metadata must not name "text", as a datastore names the text itself, here of '

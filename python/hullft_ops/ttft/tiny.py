@@ -15,7 +15,7 @@ def default_lr(model: str | None) -> float:
 def tiny_lm_path() -> Path:
     """The directory of the tiny model, for ``AutoModelForCausalLM.from_pretrained``.
 
-    The weights are stored in float16: load them with ``dtype=torch.float32`` to finetune.
+    The weights are stored in float16 and loaded in float32, as its configuration says.
 
     Raises:
         FileNotFoundError: the package was installed without its data.

@@ -14,6 +14,19 @@ from hullft_ops.ttft.training import trainable_parameters
 COLUMN = "multiplicity"
 
 
+class _Repeats:
+    """The ``repeats`` of an optimizer's next step, unless that is given them."""
+
+    def __init__(self) -> None:
+        self.next = 1
+
+    def __call__(
+        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        repeats, self.next = self.next, 1
+        return args, {"repeats": repeats, **kwargs}
+
+
 class ReplayTrainer(Trainer):
     """A `Trainer` that takes as many optimizer steps with an example's gradient as a column says.
 
@@ -44,7 +57,7 @@ class ReplayTrainer(Trainer):
             )
         if self.args.remove_unused_columns:
             raise ValueError("ReplayTrainer: remove_unused_columns must be False, got True")
-        self._repeats = 1
+        self._repeats = _Repeats()
         if getattr(self, "optimizer_cls_and_kwargs", None) is not None:
             raise ValueError(
                 "ReplayTrainer: optimizer_cls_and_kwargs must be None, it makes a ReplayAdam"
@@ -75,7 +88,8 @@ class ReplayTrainer(Trainer):
                 f"{type(optimizer).__name__}, which cannot repeat a step"
             )
         # Trainer and accelerate call step() without arguments of ours.
-        optimizer.register_step_pre_hook(self._with_repeats)
+        # The hook stays on it, and so must not hold the trainer.
+        optimizer.register_step_pre_hook(self._repeats)
 
     def training_step(
         self, model: "nn.Module", inputs: dict[str, Any], *args: Any, **kwargs: Any
@@ -91,7 +105,7 @@ class ReplayTrainer(Trainer):
                 f"ReplayTrainer: a batch must have one {COLUMN}, at least 1, for all of its "
                 f"examples, got {counts}"
             )
-        self._repeats = counts[0]
+        self._repeats.next = counts[0]
         loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
         return loss
 
@@ -103,8 +117,3 @@ class ReplayTrainer(Trainer):
         step: tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
         step = super().prediction_step(model, known, *args, **kwargs)
         return step
-
-    def _with_repeats(
-        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return args, {**kwargs, "repeats": self._repeats}

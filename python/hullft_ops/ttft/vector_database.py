@@ -1,6 +1,7 @@
 """A user's own vector database in place of a datastore."""
 
 from collections.abc import Hashable, Sequence
+from threading import Lock
 from typing import NoReturn, Protocol
 
 import numpy as np
@@ -54,6 +55,7 @@ class DatabaseStore(Datastore):
         self.embeddings = torch.empty(0, embedder.dim, dtype=torch.float32, device="cpu")
         self._database = database
         self._places: dict[Key, int] = {}
+        self._lock = Lock()
 
     def search(
         self, queries: np.ndarray | torch.Tensor, k: int
@@ -70,7 +72,8 @@ class DatabaseStore(Datastore):
                 f"{_FUNCTION}: database must find {k} different texts for each of "
                 f"{len(vectors)} queries, found {[len(set(keys)) for keys in found]}"
             )
-        self._fetch(list(dict.fromkeys(key for keys in found for key in keys)))
+        with self._lock:
+            self._fetch(list(dict.fromkeys(key for keys in found for key in keys)))
         places = [[self._places[key] for key in keys] for keys in found]
         ids = torch.tensor(places, dtype=torch.int64, device="cpu")
         scores = torch.einsum("bd,bkd->bk", vectors, self.embeddings[ids])
@@ -96,9 +99,11 @@ class DatabaseStore(Datastore):
         checked = encode_checked(_FUNCTION, _Given(self.manifest, np.asarray(vectors)), list(texts))
         if len(texts) != len(new):
             raise ValueError(f"{_FUNCTION}: database must give {len(new)} texts, gave {len(texts)}")
-        self._places |= {key: len(self.texts) + place for place, key in enumerate(new)}
-        self.texts.extend(texts)
-        self.embeddings = torch.cat([self.embeddings, torch.from_numpy(checked)])
+        # A fetch that was interrupted may have left texts without a place, never the reverse.
+        known = len(self._places)
+        self.texts[known:] = texts
+        self.embeddings = torch.cat([self.embeddings[:known], torch.from_numpy(checked)])
+        self._places |= {key: known + place for place, key in enumerate(new)}
 
 
 class _Given:
@@ -109,5 +114,5 @@ class _Given:
         self.dim = manifest.dim
         self._vectors = vectors
 
-    def encode(self, texts: Sequence[str], *, progress: bool = False) -> np.ndarray:
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
         return self._vectors

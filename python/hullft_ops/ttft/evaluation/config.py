@@ -68,6 +68,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"limit must be at least 1, got {self.limit}")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed must be in 0..2^63 - 1, got {self.seed}")
 
     @property
     def configurations(self) -> tuple[Settings, ...]:
@@ -91,9 +93,12 @@ def read_config(source: str | Path) -> Config:
     """
     path = _find(source)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise ConfigError(f"config {source}: {error.strerror}") from error
+        shipped = ", ".join(shipped_configs())
+        raise ConfigError(
+            f"config {source}: {error.strerror}; {shipped} ship with the package"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"config {source}: not JSON: {error}") from error
     if not isinstance(content, dict):

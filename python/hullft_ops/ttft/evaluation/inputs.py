@@ -7,13 +7,6 @@ from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hullft_ops.ttft.datastore import Datastore
-from hullft_ops.ttft.demo_inputs import (
-    checked_device,
-    load_corpus,
-    load_model,
-    open_embedder,
-    open_or_build,
-)
 from hullft_ops.ttft.embedding import Embedder
 from hullft_ops.ttft.evaluation.config import Config, ConfigError
 from hullft_ops.ttft.evaluation.prompts import (
@@ -23,6 +16,13 @@ from hullft_ops.ttft.evaluation.prompts import (
     read_prompts,
 )
 from hullft_ops.ttft.evaluation.runner import Evaluator
+from hullft_ops.ttft.loading import (
+    checked_device,
+    load_corpus,
+    load_model,
+    open_embedder,
+    open_or_build,
+)
 
 DATASTORES = "hullft_datastores"
 
@@ -46,7 +46,7 @@ def open_inputs(config: Config, log: Console, *, device: str = "cpu") -> Inputs:
     """Load what ``config`` names, the model to ``device``; says on ``log`` what it left out.
 
     Raises:
-        ConfigError, DemoError: something cannot be loaded; the message says which.
+        ConfigError, InputError: something cannot be loaded; the message says which.
     """
     place = checked_device(device)
     embedder = open_embedder(config.embedder)
@@ -74,6 +74,12 @@ def _unknown_prompts(inputs: Inputs, config: Config, log: Console) -> list[Promp
         looked_at += len(some)
     if looked_at > len(chosen):
         log.print(f"{looked_at - len(chosen)} prompts left out: the datastore holds their text")
+    if not chosen:
+        raise ConfigError(
+            "no prompt is left, the datastore holds the text of all of them"
+            if ranked
+            else "the corpus holds out no text that is long enough for a prompt"
+        )
     if config.limit is not None and len(chosen) < config.limit:
         raise ConfigError(f"limit is {config.limit}, there are {len(chosen)} prompts")
     return chosen

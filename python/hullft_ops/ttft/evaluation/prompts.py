@@ -1,5 +1,6 @@
 """Held-out prompts: texts that are scored, and never trained on."""
 
+import codecs
 import hashlib
 import json
 from collections import Counter
@@ -35,7 +36,7 @@ def read_prompts(path: Path) -> list[Prompt]:
     """
     prompts: dict[str, Prompt] = {}
     try:
-        lines = path.read_bytes().splitlines()
+        lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines()
     except OSError as error:
         raise ConfigError(f"prompts {path}: {error.strerror}") from error
     for number, line in enumerate(lines, start=1):

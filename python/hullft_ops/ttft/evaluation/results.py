@@ -76,6 +76,7 @@ class Row:
         return sum(self.seconds.values())
 
 
+_ROW_BEGINS = b'{"run": "'
 # Of any number in a row; beyond it, sums are infinite.
 _LARGEST = 1e100
 _TYPES: dict[tuple[str, ...], Any] = {
@@ -136,7 +137,6 @@ def open_results(path: Path, run: str) -> Iterator[ResultsFile]:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
         _lock(descriptor, path)
-        _drop_torn_line(descriptor, path)
         rows = {row.key: row for row in read_rows(path)}
         other = next((row for row in rows.values() if row.run != run), None)
         if other is not None:
@@ -144,6 +144,8 @@ def open_results(path: Path, run: str) -> Iterator[ResultsFile]:
                 f"{path} holds rows of another model, datastore, embedder or seed "
                 f"(run {other.run}, this one is {run}); name another file"
             )
+        # Not before: what is no results file is left as it is.
+        _drop_torn_line(descriptor, path)
         yield ResultsFile(path, descriptor, rows)
     finally:
         os.close(descriptor)
@@ -193,6 +195,8 @@ def _check_types(row: Row, where: str) -> None:
         raise ConfigError(
             f"{where}: bits_per_byte_before must be above 0, got {row.bits_per_byte_before}"
         )
+    if row.error is None and row.bits_per_byte_after is None:
+        raise ConfigError(f"{where}: must have bits_per_byte_after or an error, got neither")
     seconds = row.seconds
     numbers = all(isinstance(v, int | float) and _is_sound(v) and v >= 0 for v in seconds.values())
     stages: set[str] = set() if row.error is not None and not seconds else set(STAGES)
@@ -225,6 +229,10 @@ def _lock(descriptor: int, path: Path) -> None:
 def _drop_torn_line(descriptor: int, path: Path) -> None:
     content = path.read_bytes()
     whole = content.rfind(b"\n") + 1
-    if whole != len(content):
-        os.ftruncate(descriptor, whole)
-        os.fsync(descriptor)
+    torn = content[whole:]
+    if not torn:
+        return
+    if not torn.startswith(_ROW_BEGINS[: len(torn)]):
+        raise ConfigError(f"results {path}: its last line is no row, and none that was cut off")
+    os.ftruncate(descriptor, whole)
+    os.fsync(descriptor)

@@ -13,7 +13,6 @@ from hullft_ops.ttft.context import scored_context
 from hullft_ops.ttft.datastore import Datastore
 from hullft_ops.ttft.embedding import Embedder
 from hullft_ops.ttft.errors import NonFiniteLossError
-from hullft_ops.ttft.evaluate import BitsPerByte, score_text
 from hullft_ops.ttft.evaluation.config import ConfigError, Settings, config_id
 from hullft_ops.ttft.evaluation.fingerprint import fingerprint
 from hullft_ops.ttft.evaluation.prompts import Prompt
@@ -22,13 +21,16 @@ from hullft_ops.ttft.evaluation.shared_search import OneEmbedding, OneSearch
 from hullft_ops.ttft.evaluation.sift_reuse import PickedSift, in_runs
 from hullft_ops.ttft.finetuner import AdaptationReport, TestTimeFinetuner
 from hullft_ops.ttft.methods import Random, SelectionMethod, Sift
+from hullft_ops.ttft.out_of_memory import out_of_memory_explained
 from hullft_ops.ttft.passages import normalised
 from hullft_ops.ttft.progress import progress_bar
+from hullft_ops.ttft.scoring import BitsPerByte, score_text
 from hullft_ops.ttft.support import Support
 
 T = TypeVar("T")
 
 EXCERPT_CHARS = 200
+_SCORING = "out of memory while scoring a prompt: leave out the longest or give a smaller --model"
 _PACKAGES = ("hullft_ops", "torch", "transformers", "tokenizers", "faiss-cpu")
 
 
@@ -158,7 +160,8 @@ class Evaluator:
 
     def _score(self, prompt: Prompt, settings: Settings) -> BitsPerByte:
         length = self._scored_context(settings)
-        return score_text(self._model, self._tokenizer, prompt.text, max_length=length)
+        with out_of_memory_explained(_SCORING):
+            return score_text(self._model, self._tokenizer, prompt.text, max_length=length)
 
     def _scored_context(self, settings: Settings) -> int | None:
         given = settings.get("max_length")

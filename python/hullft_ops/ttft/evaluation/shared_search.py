@@ -23,11 +23,11 @@ class OneEmbedding:
         self._embedder = embedder
         self._last: tuple[list[str], np.ndarray] | None = None
 
-    def encode(self, texts: Sequence[str], *, progress: bool = False) -> np.ndarray:
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
         """As the embedder's own."""
         if self._last is None or self._last[0] != list(texts):
             start = perf_counter()
-            vectors = self._embedder.encode(texts, progress=progress)
+            vectors = self._embedder.encode(texts)
             self.seconds = perf_counter() - start
             self._last = list(texts), vectors
         return self._last[1]
@@ -59,5 +59,7 @@ class OneSearch(Datastore):
             start = perf_counter()
             found = self._store.search(query, k)
             self._found[k] = perf_counter() - start, found
+            # Of a database they grow by what is found.
+            self.embeddings = self._store.embeddings
         self.seconds, found = self._found[k]
         return found

@@ -8,12 +8,12 @@ from pathlib import Path
 from rich.console import Console
 
 from hullft_ops.ttft.datastore import Datastore
-from hullft_ops.ttft.demo_inputs import checked_device, load_model, open_embedder
 from hullft_ops.ttft.evaluation.config import Config, ConfigError, Settings
 from hullft_ops.ttft.evaluation.inputs import Inputs
 from hullft_ops.ttft.evaluation.prompts import Prompt
 from hullft_ops.ttft.evaluation.results import ResultsFile, Row
 from hullft_ops.ttft.evaluation.runner import Evaluator, missing_pairs
+from hullft_ops.ttft.loading import checked_device, load_model, open_embedder
 from hullft_ops.ttft.progress import progress_bar
 from hullft_ops.ttft.scale.cluster import Workers, cluster, staff, use_threads
 from hullft_ops.ttft.scale.pool import completed

@@ -1,9 +1,10 @@
-"""What a demonstration runs on, loaded with errors that a user can act on."""
+"""What commands run on, loaded with errors that a user can act on."""
 
 from pathlib import Path
 
 import torch
 from rich.console import Console
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -14,26 +15,29 @@ from transformers import (
 from hullft_ops.ttft import Datastore, Embedder, load_embedder, tiny_lm_path
 from hullft_ops.ttft.allocation import keep_freed_memory
 from hullft_ops.ttft.corpus import Corpus, installed_corpus, jsonl_corpus
+from hullft_ops.ttft.out_of_memory import is_out_of_memory
 
 _NAMED_LINES = 3
+# What the libraries raise for a directory that holds no model, half of one or another's weights.
+_NOT_LOADED = (OSError, RuntimeError, SafetensorError, ValueError)
 
 
-class DemoError(ValueError):
-    """The demonstration cannot run as asked; the message says why."""
+class InputError(ValueError):
+    """A command cannot run on what it is given; the message says why."""
 
 
 def load_corpus(file: Path | None, log: Console) -> Corpus:
     """The corpus in a JSONL file, or that of the installed packages; says what it left out.
 
     Raises:
-        DemoError: the file cannot be read, or there is no text.
+        InputError: the file cannot be read, or there is no text.
     """
     try:
         corpus = jsonl_corpus(file) if file else installed_corpus()
     except OSError as error:
-        raise DemoError(f"corpus {file}: {error.strerror}") from error
+        raise InputError(f"corpus {file}: {error.strerror}") from error
     except ValueError as error:
-        raise DemoError(f"corpus {error}") from error
+        raise InputError(f"corpus {error}") from error
     if corpus.malformed:
         named = "; ".join(corpus.malformed[:_NAMED_LINES])
         more = "; ..." if len(corpus.malformed) > _NAMED_LINES else ""
@@ -47,18 +51,18 @@ def checked_device(name: str) -> torch.device:
     """The device of that name, for a model.
 
     Raises:
-        DemoError: it is none that models run on here, or not there.
+        InputError: it is none that models run on here, or not there.
     """
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise DemoError(f"device {name}: {_first_line(error)}") from error
+        raise InputError(f"device {name}: {_first_line(error)}") from error
     if device.type not in ("cpu", "cuda"):
-        raise DemoError(f"device {name}: must be cpu, cuda or cuda:N")
+        raise InputError(f"device {name}: must be cpu, cuda or cuda:N")
     found = torch.cuda.device_count() if device.type == "cuda" else 1
     if (device.index or 0) >= found:
         kind = device.type.upper()
-        raise DemoError(f"device {name}: torch {torch.__version__} finds {found} {kind} devices")
+        raise InputError(f"device {name}: torch {torch.__version__} finds {found} {kind} devices")
     return device
 
 
@@ -74,7 +78,7 @@ def load_model(
         device: where the model shall be.
 
     Raises:
-        DemoError: there is no such model, or transformers cannot load it.
+        InputError: there is no such model, or transformers cannot load it.
     """
     keep_freed_memory()
     if name is not None:
@@ -86,8 +90,8 @@ def load_model(
             source, dtype=torch.float32, use_safetensors=True
         )
         tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise DemoError(f"model {source}: {_first_line(error)}") from error
+    except _NOT_LOADED as error:
+        raise _refused(f"model {source}", error) from error
     # A model is moved in place; the type of what `to` returns is lost in its decorators.
     model.to(device)  # type: ignore[arg-type]
     return model, tokenizer
@@ -97,13 +101,13 @@ def open_embedder(name: str) -> Embedder:
     """The embedder of that name or in that directory.
 
     Raises:
-        DemoError: there is no such embedder, or sentence-transformers cannot load it.
+        InputError: there is no such embedder, or sentence-transformers cannot load it.
     """
     _check_directory("embedder", name)
     try:
         return load_embedder(name)
-    except (OSError, ValueError) as error:
-        raise DemoError(f"embedder {name}: {_first_line(error)}") from error
+    except _NOT_LOADED as error:
+        raise _refused(f"embedder {name}", error) from error
 
 
 def open_or_build(
@@ -112,7 +116,7 @@ def open_or_build(
     """The corpus's datastore at ``path``, and whether it was there already.
 
     Raises:
-        DemoError: something that is not a datastore is in its place.
+        InputError: something that is not a datastore is in its place.
     """
     try:
         store = Datastore.open(path)
@@ -127,13 +131,17 @@ def open_or_build(
     try:
         return Datastore.build(texts, embedder, path, overwrite=True), False
     except (OSError, ValueError) as error:
-        raise DemoError(f"datastore {path}: {_first_line(error)}") from error
+        raise InputError(f"datastore {path}: {_first_line(error)}") from error
 
 
 def _check_directory(what: str, name: str) -> None:
     # The libraries take a path that is not there for a name on the hub, and say so at length.
     if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
-        raise DemoError(f"{what} {name}: no such directory")
+        raise InputError(f"{what} {name}: no such directory")
+
+
+def _refused(what: str, error: Exception) -> Exception:
+    return error if is_out_of_memory(error) else InputError(f"{what}: {_first_line(error)}")
 
 
 def _first_line(error: Exception) -> str:
