@@ -69,6 +69,8 @@ def _measure(group: str, device: str, grid: str) -> list[Comparison]:
         command = [sys.executable, "-m", "pytest", f"benchmarks/bench_{group}.py"]
         command += ["--device", device, "--grid", grid, "--benchmark-json", str(path)]
         command += ["--benchmark-columns=median,iqr,rounds", "-q", "-p", "no:cacheprovider"]
+        # What ends a test that hangs would end a long case too, and the group with it.
+        command += ["-o", "faulthandler_timeout=0"]
         status = subprocess.run(command, cwd=ROOT, check=False).returncode
         if status:
             raise RuntimeError(f"{group}: pytest exited with {status}, it is left out")

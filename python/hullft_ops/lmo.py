@@ -52,6 +52,8 @@ def fw_lmo(
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: shapes or devices that do not fit, an empty pool, NaN or infinity.
+        RuntimeError, torch.OutOfMemoryError: on CUDA, of a device that cannot run the kernels, or
+            without the memory. Bad values show in the outputs there: a vertex of -1, and NaN.
     """
     op = "fw_lmo"
     _checks.check_float_tensor(op, "pool", pool)

@@ -17,6 +17,10 @@ class Selection(NamedTuple):
     """What was selected, for one query or a batch (``..`` is ``[]`` or ``[B]``).
 
     Weights, residual and gap are float64 for float64 pools and float32 for all others.
+
+    On CUDA, where raising would wait for the device, NaN, infinity, and sizes and candidates out of
+    range show in what their query gets: -1 in ``indices`` and ``num_iter``, a ``support_size`` of
+    0, and NaN in weights, residual and gap.
     """
 
     indices: torch.Tensor
@@ -120,6 +124,8 @@ def fw_select(
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: shapes, devices or options that do not fit, an empty pool, NaN or infinity.
+        RuntimeError, torch.OutOfMemoryError: on CUDA, of a device that cannot run the kernels, or
+            without the memory. Bad values show in the outputs there, see :class:`Selection`.
     """
     op = "fw_select"
     _checks.check_float_tensor(op, "pool", pool)
@@ -218,6 +224,8 @@ def integerize(
         TypeError: an argument of the wrong type or dtype.
         ValueError: shapes or devices that do not fit, an empty support, NaN or infinity, weights
             whose sum float64 does not hold.
+        RuntimeError, torch.OutOfMemoryError: on CUDA, of a device that cannot run the kernels, or
+            without the memory. Bad values give counts of -1 there.
     """
     op = "integerize"
     _checks.check_float_tensor(op, "support", support)

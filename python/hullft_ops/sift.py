@@ -86,6 +86,9 @@ def sift_select(
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: shapes, devices or options that do not fit, an empty pool, NaN or infinity.
+        RuntimeError, torch.OutOfMemoryError: on CUDA, of a device that cannot run the kernels, or
+            without the memory. Bad values show in the outputs there, see :class:`Selection`;
+            picks are -1 and variances NaN.
     """
     op = "sift_select"
     n_select = _check_arguments(op, "pool", pool, query, n_select, noise, pool_sizes)
