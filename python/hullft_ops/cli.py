@@ -14,7 +14,7 @@ def main() -> None:
         if missing is None:
             raise
         sys.exit(
-            f"hullft-ops needs {missing}: pip install 'hullft_ops[{_extra_of(missing)}]'\n"
+            f"hullft-ops needs {missing}: pip install '.[{_extra_of(missing)}]' in its checkout\n"
             "Without it, python -m hullft_ops.collect_env prints what 'hullft-ops info' does."
         )
 

@@ -92,7 +92,7 @@ def test_python_dash_m_needs_torch_alone(module: str) -> None:
 def test_without_typer_the_command_names_the_extra() -> None:
     result = run_without("typer", "info")
     assert result.returncode == 1
-    assert result.stderr.startswith("hullft-ops needs typer: pip install 'hullft_ops[ttft]'\n")
+    assert result.stderr.startswith("hullft-ops needs typer: pip install '.[ttft]' in its checkout")
     assert "python -m hullft_ops.collect_env" in result.stderr
 
 
@@ -100,7 +100,7 @@ def test_without_faiss_info_works_and_the_demo_names_the_extra() -> None:
     assert run_without("faiss", "info").returncode == 0
     result = run_without("faiss", "demo")
     assert result.returncode == 1
-    assert result.stderr.startswith("hullft-ops needs faiss: pip install 'hullft_ops[ttft]'\n")
+    assert result.stderr.startswith("hullft-ops needs faiss: pip install '.[ttft]' in its checkout")
 
 
 def test_an_import_that_fails_for_another_reason_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,4 +84,4 @@ def test_importing_the_layer_without_the_extra_names_it(module):
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert run.returncode == 1
     assert f"hullft_ops.ttft needs {module}" in run.stderr
-    assert "pip install 'hullft_ops[ttft]'" in run.stderr.splitlines()[-1]
+    assert "pip install '.[ttft]' in " in run.stderr.splitlines()[-1]

