@@ -16,7 +16,9 @@ DATA = Path(__file__).parent / "data"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Away from the CPU, its instruction sets are one, and some tests have nothing to ask."""
+    """Long tests come first. Away from the CPU, its instruction sets are one, and some tests have
+    nothing to ask."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
     if torch.device(config.getoption("--device")).type == "cpu":
         return
     repeated = [item for item in items if _simd_level_of(item) in _C.simd_levels()[1:]]

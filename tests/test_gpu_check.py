@@ -18,6 +18,7 @@ from benchmarks.gpu_check import Step
 from processes import is_running
 
 
+@pytest.mark.long
 def test_a_dry_run_rehearses_every_step_but_the_launches(tmp_path: Path) -> None:
     output = tmp_path / "new" / "gpu.json"
     command = [sys.executable, "benchmarks/gpu_check.py", "--dry-run", "--output", str(output)]

@@ -85,7 +85,7 @@ def test_the_copy_of_a_pool_that_is_not_dense_counts(
 ) -> None:
     pool = torch.ones(1, 1).expand(2**20, 2**30)
     with pytest.raises(ValueError, match=r"^(fw|sift)_select: n_select 3 .* needs 41[0-9]{5} GiB"):
-        select(pool, torch.ones(2**30), 3)
+        select(pool, torch.ones(1).expand(2**30), 3)
 
 
 @pytest.fixture
