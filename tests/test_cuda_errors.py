@@ -166,6 +166,25 @@ def test_more_candidates_than_a_block_counts(select: Callable[..., object]) -> N
         select(pool, query, 1)
 
 
+ONES = torch.ones(1, 1, dtype=torch.float64)
+ENDLESS, MANY = ONES.expand(2**30, 1), ONES.expand(2**31 - 1, 1)
+BEYOND_64_BITS: dict[str, Callable[[], object]] = {
+    "fw_lmo": lambda: hullft_ops.fw_lmo(ENDLESS, MANY, MANY),
+    "knn_select": lambda: hullft_ops.knn_select(ENDLESS, MANY, 1),
+    "fw_select": lambda: hullft_ops.fw_select(ENDLESS, MANY, 2**31 - 1),
+    "sift_select": lambda: hullft_ops.sift_select(ENDLESS, MANY, 2**31 - 1),
+    "integerize": lambda: hullft_ops.integerize(ENDLESS, MANY, MANY[:, :1].expand(-1, 2**30), 1),
+}
+
+
+@pytest.mark.skipif(not _C.build_info()["cuda"], reason="this build has no CUDA operators")
+@pytest.mark.parametrize("operator", BEYOND_64_BITS)
+def test_workspaces_that_64_bits_do_not_count(operator: str) -> None:
+    wanted = f"^{operator}: on CUDA it would need [0-9]+ GiB of workspace$"
+    with elsewhere(_with_cuda_checks), pytest.raises(ValueError, match=wanted):
+        BEYOND_64_BITS[operator]()
+
+
 def test_cases_of_every_operator() -> None:
     text = "".join(inspect.getsource(param.values[0]) for param in cases("public", "operator"))
     assert len(cases("public", "operator")) > 100
