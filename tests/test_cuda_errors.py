@@ -172,7 +172,7 @@ BEYOND_64_BITS: dict[str, Callable[[], object]] = {
     "fw_lmo": lambda: hullft_ops.fw_lmo(ENDLESS, MANY, MANY),
     "knn_select": lambda: hullft_ops.knn_select(ENDLESS, MANY, 1),
     "fw_select": lambda: hullft_ops.fw_select(ENDLESS, MANY, 2**31 - 1),
-    "sift_select": lambda: hullft_ops.sift_select(ENDLESS, MANY, 2**31 - 1),
+    "sift_select": lambda: hullft_ops.sift_select(ENDLESS, ONES, 2**31 - 1),
     "integerize": lambda: hullft_ops.integerize(ENDLESS, MANY, MANY[:, :1].expand(-1, 2**30), 1),
 }
 
