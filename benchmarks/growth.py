@@ -36,27 +36,21 @@ _SELECTION = {
 _TTFT = {"model": "gpt2", "n_select": 20, "refresh": 2, "lengths": "300", "dtype": None}
 
 
-def _selection(axis: str, label: str) -> Sweep:
-    fixed = {name: value for name, value in _SELECTION.items() if name != axis}
-    return Sweep("selection", axis, label, fixed)
-
-
-def _ttft(axis: str, label: str) -> Sweep:
-    fixed = {name: value for name, value in _TTFT.items() if name != axis}
-    return Sweep("ttft", axis, label, fixed)
+def _along(group: str, case: dict[str, Any], axis: str, label: str) -> Sweep:
+    return Sweep(group, axis, label, {name: case[name] for name in case.keys() - {axis}})
 
 
 SWEEPS = (
-    _selection("batch", "queries B"),
-    _selection("candidates", "candidates K"),
-    _selection("dim", "dimensions d"),
-    _selection("n_select", "n_select N"),
+    _along("selection", _SELECTION, "batch", "queries B"),
+    _along("selection", _SELECTION, "candidates", "candidates K"),
+    _along("selection", _SELECTION, "dim", "dimensions d"),
+    _along("selection", _SELECTION, "n_select", "n_select N"),
     Sweep("integerize", "support", "support m", {"n_select": 1000, "dim": 384}),
     Sweep("integerize", "n_select", "n_select N", {"support": 50, "dim": 384}),
     Sweep("replay", "repeats", "steps per sweep r", {"gpt2": True}),
     Sweep("replay", "total", "parameters", {"tensors": 20, "repeats": 4}),
-    _ttft("n_select", "optimizer steps N"),
-    _ttft("refresh", "steps per gradient"),
+    _along("ttft", _TTFT, "n_select", "optimizer steps N"),
+    _along("ttft", _TTFT, "refresh", "steps per gradient"),
 )
 
 

@@ -107,9 +107,7 @@ def measure_in_turns(
     counted, peer_seconds = warmed_up(peer)
     _, call_seconds = warmed_up(call)
     turn = min(_TURN_SECONDS, pace.seconds)
-    call_rounds, peer_rounds = (
-        max(1, int(turn / max(seconds, 1e-9))) for seconds in (call_seconds, peer_seconds)
-    )
+    call_rounds, peer_rounds = _calls_within(turn, call_seconds), _calls_within(turn, peer_seconds)
     samples: list[float] = []
     ratios: list[float] = []
     for _ in range(pace.rounds(call_rounds * call_seconds + peer_rounds * peer_seconds)):
@@ -118,6 +116,10 @@ def measure_in_turns(
         samples += theirs
         ratios.append(scale * median(theirs) / median(ours))
     return Timing.of(samples, scale), median(ratios)
+
+
+def _calls_within(turn: float, call_seconds: float) -> int:
+    return max(1, int(turn / max(call_seconds, 1e-9)))
 
 
 @dataclass

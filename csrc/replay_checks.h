@@ -30,15 +30,12 @@ inline void check_beta(const char* op, const char* name, double value) {
   if (!(value >= 0 && value < 1)) value_error(op, name, " must be in [0, 1), got ", value);
 }
 
-inline AdamOptions check_adam_options(const char* op, double lr, double beta1, double beta2,
-                                      double eps, double weight_decay, bool decoupled,
-                                      bool maximize) {
-  check_not_negative(op, "lr", lr);
-  check_beta(op, "beta1", beta1);
-  check_beta(op, "beta2", beta2);
-  check_not_negative(op, "eps", eps);
-  check_not_negative(op, "weight_decay", weight_decay);
-  return {lr, beta1, beta2, eps, weight_decay, decoupled, maximize};
+inline void check_adam_options(const char* op, const AdamOptions& options) {
+  check_not_negative(op, "lr", options.lr);
+  check_beta(op, "beta1", options.beta1);
+  check_beta(op, "beta2", options.beta2);
+  check_not_negative(op, "eps", options.eps);
+  check_not_negative(op, "weight_decay", options.weight_decay);
 }
 
 // One tensor of an updated list and its companion.
@@ -103,13 +100,24 @@ inline double read_lr_tensor(const char* op, const std::string& name, const Tens
   return value;
 }
 
-inline std::vector<Tensor> list_of(const std::optional<Tensor>& t) {
-  return t ? std::vector<Tensor>{*t} : std::vector<Tensor>{};
-}
-
-inline double read_lr(const char* op, double lr, const std::optional<Tensor>& lr_tensor,
-                      const std::vector<Tensor>& params) {
-  return lr_tensor ? read_lr_tensor(op, "lr_tensor", *lr_tensor, params) : lr;
+// Those of adam_replay_ but for the step counts' values. Gives the options with the learning rate
+// of the tensor, if there is one.
+inline AdamOptions check_adam_arguments(const char* op, const TensorList& params,
+                                        const TensorList& grads, const TensorList& exp_avgs,
+                                        const TensorList& exp_avg_sqs, const TensorList& steps,
+                                        int64_t repeats, AdamOptions options,
+                                        const std::optional<Tensor>& lr_tensor) {
+  check_range(op, "repeats", repeats, 1);
+  std::vector<Tensor> rates;
+  if (lr_tensor) {
+    rates.push_back(*lr_tensor);
+    options.lr = read_lr_tensor(op, "lr_tensor", *lr_tensor, params.tensors);
+  }
+  check_adam_options(op, options);
+  check_adam_lists(op, params, grads, exp_avgs, exp_avg_sqs, steps, {"lr_tensor", rates});
+  check_single(op, "lr", options.lr, params);
+  check_single(op, "weight_decay", options.weight_decay, params);
+  return options;
 }
 
 inline std::optional<uint64_t> check_seed(const char* op, const std::optional<int64_t>& seed) {

@@ -116,15 +116,11 @@ void adam_replay(std::vector<Tensor> params, std::vector<Tensor> grads,
                  double eps, double weight_decay, bool decoupled, bool maximize,
                  std::optional<Tensor> lr_tensor, std::optional<int64_t> seed) {
   constexpr const char* op = "adam_replay_";
-  check_range(op, "repeats", repeats, 1);
-  const AdamOptions options = check_adam_options(op, read_lr(op, lr, lr_tensor, params), beta1,
-                                                 beta2, eps, weight_decay, decoupled, maximize);
   const TensorList step_list{"steps", steps};
-  const std::vector<Tensor> lr_tensors = list_of(lr_tensor);
-  check_adam_lists(op, {"params", params}, {"grads", grads}, {"exp_avgs", exp_avgs},
-                   {"exp_avg_sqs", exp_avg_sqs}, step_list, {"lr_tensor", lr_tensors});
-  check_single(op, "lr", options.lr, {"params", params});
-  check_single(op, "weight_decay", options.weight_decay, {"params", params});
+  const AdamOptions options =
+      check_adam_arguments(op, {"params", params}, {"grads", grads}, {"exp_avgs", exp_avgs},
+                           {"exp_avg_sqs", exp_avg_sqs}, step_list, repeats,
+                           {lr, beta1, beta2, eps, weight_decay, decoupled, maximize}, lr_tensor);
   std::vector<double> steps_done;
   for (size_t i = 0; i < steps.size(); ++i)
     steps_done.push_back(read_step(op, step_list, i, params[0]));

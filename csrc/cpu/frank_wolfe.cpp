@@ -1,8 +1,6 @@
 // fw_select and fw_select_indexed on the CPU. Schemas: csrc/ops.cpp.
 #include <torch/csrc/stable/library.h>
 
-#include <type_traits>
-
 #include "fw_solver.h"
 #include "kept_solver.h"
 #include "memory.h"
@@ -12,11 +10,11 @@ namespace hullft {
 namespace {
 
 // Of one query's pool in integers, and of what has a value a candidate.
-template <typename T>
-double screening_bytes(int64_t candidates, int64_t d) {
+double screening_bytes(const Tensor& pool, int64_t candidates, int64_t d) {
   constexpr double kCandidateBytes = 64;
-  const double row = std::is_same_v<T, double> ? 0 : 2.0 * double(quantized_width(d));
-  return double(candidates) * (row + kCandidateBytes);
+  const bool screened = pool.scalar_type() != ScalarType::Double;
+  const double row_bytes = screened ? 2.0 * double(quantized_width(d)) : 0;
+  return double(candidates) * (row_bytes + kCandidateBytes);
 }
 
 // `held`: the bytes that do not depend on the sizes.
@@ -25,10 +23,8 @@ SelectionOutput::Tensors select(const char* op, const char* pool_name, const Ten
                                 const Tensor& query, const Sizes& sizes, int64_t width, int64_t d,
                                 const FwOptions& options, double held, const MakePool& make_pool) {
   const int64_t n = options.n_select, batch = query.size(0);
-  dispatch_floating(pool.scalar_type(), [&](auto t) {
-    const double workspace = screening_bytes<decltype(t)>(sizes.largest(), d);
-    check_memory(op, n, batch, width, held + at_once(batch) * workspace);
-  });
+  check_memory(op, n, batch, width,
+               held + at_once(batch) * screening_bytes(pool, sizes.largest(), d));
   const SelectionOutput output(pool, batch, n);
   const Tensor dense_query = with_dense_rows(query);
   dispatch_floating(pool.scalar_type(), [&](auto t) {

@@ -2,6 +2,8 @@
 
 import sys
 
+from hullft_ops import _extras
+
 
 def main() -> None:
     """Run the command line. Exits with a line that names the extra where a library is missing."""
@@ -14,7 +16,7 @@ def main() -> None:
         if missing is None:
             raise
         sys.exit(
-            f"hullft-ops needs {missing}: pip install '.[{_extra_of(missing)}]' in its checkout\n"
+            f"{_extras.missing('hullft-ops', missing, _extra_of(missing))}\n"
             "Without it, python -m hullft_ops.collect_env prints what 'hullft-ops info' does."
         )
 

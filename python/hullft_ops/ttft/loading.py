@@ -1,5 +1,7 @@
 """What commands run on, loaded with errors that a user can act on."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -84,14 +86,12 @@ def load_model(
     if name is not None:
         _check_directory("model", name)
     source = name if name is not None else tiny_lm_path()
-    try:
+    with _loading(f"model {source}"):
         # Weights in any other format would be unpickled.
         model = AutoModelForCausalLM.from_pretrained(
             source, dtype=torch.float32, use_safetensors=True
         )
         tokenizer = AutoTokenizer.from_pretrained(source)
-    except _NOT_LOADED as error:
-        raise _refused(f"model {source}", error) from error
     # A model is moved in place; the type of what `to` returns is lost in its decorators.
     model.to(device)  # type: ignore[arg-type]
     return model, tokenizer
@@ -104,10 +104,8 @@ def open_embedder(name: str) -> Embedder:
         InputError: there is no such embedder, or sentence-transformers cannot load it.
     """
     _check_directory("embedder", name)
-    try:
+    with _loading(f"embedder {name}"):
         return load_embedder(name)
-    except _NOT_LOADED as error:
-        raise _refused(f"embedder {name}", error) from error
 
 
 def open_or_build(
@@ -140,8 +138,14 @@ def _check_directory(what: str, name: str) -> None:
         raise InputError(f"{what} {name}: no such directory")
 
 
-def _refused(what: str, error: Exception) -> Exception:
-    return error if is_out_of_memory(error) else InputError(f"{what}: {_first_line(error)}")
+@contextmanager
+def _loading(what: str) -> Iterator[None]:
+    try:
+        yield
+    except _NOT_LOADED as error:
+        if is_out_of_memory(error):
+            raise
+        raise InputError(f"{what}: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:

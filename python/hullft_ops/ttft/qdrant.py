@@ -6,6 +6,8 @@ from uuid import UUID
 
 import numpy as np
 
+from hullft_ops._extras import missing
+
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient
 
@@ -29,10 +31,7 @@ class QdrantDatabase:
         try:
             from qdrant_client import models
         except ModuleNotFoundError as error:
-            raise ImportError(
-                f"QdrantDatabase needs {error.name}: "
-                "pip install '.[qdrant]' in hullft_ops's checkout"
-            ) from error
+            raise ImportError(missing("QdrantDatabase", error.name, "qdrant")) from error
         self._client = client
         self._collection = collection
         self._text_field = text_field

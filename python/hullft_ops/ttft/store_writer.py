@@ -78,7 +78,7 @@ class StoreWriter:
             embeddings_crc32=base.embeddings.crc32 if base else 0,
         )
         writer = cls(directory, embedder, base, journal, function)
-        writer._check_embedder()
+        check_embedder(function, embedder, writer.base or writer.journal)
         refuse_link(writer._folder)
         journal.write(directory)
         writer._folder.mkdir(exist_ok=True)
@@ -108,7 +108,7 @@ class StoreWriter:
             )
         base = Manifest.read(directory) if (directory / MANIFEST_FILE).exists() else None
         writer = cls(directory, embedder, base, journal, function)
-        writer._check_embedder()
+        check_embedder(function, embedder, writer.base or writer.journal)
         refuse_link(writer._folder)
         writer._folder.mkdir(exist_ok=True)
         if journal.shard is None:
@@ -255,13 +255,16 @@ class StoreWriter:
         with pa.ipc.open_stream(str(self._folder / self.base.shards[0].file)) as shard:
             return shard.schema
 
-    def _check_embedder(self) -> None:
-        known = self.base or self.journal
-        if (self.embedder.name, self.embedder.dim) != (known.embedder, known.dim):
-            raise ValueError(
-                f"{self.function}: embedder is {self.embedder.name} of dim {self.embedder.dim}, "
-                f"the datastore's is {known.embedder} of dim {known.dim}"
-            )
+
+def check_embedder(function: str, embedder: Embedder, known: Manifest | Journal) -> None:
+    """Raises:
+    ValueError: the datastore is another embedder's.
+    """
+    if (embedder.name, embedder.dim) != (known.embedder, known.dim):
+        raise ValueError(
+            f"{function}: embedder is {embedder.name} of dim {embedder.dim}, "
+            f"the datastore's is {known.embedder} of dim {known.dim}"
+        )
 
 
 def _write_rows(function: str, rows: Iterable[Row], file: Path, known: pa.Schema | None) -> int:

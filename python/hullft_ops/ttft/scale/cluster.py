@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from hullft_ops._checks import check_integer
+from hullft_ops._extras import missing
 from hullft_ops.ttft.errors import ScaleError
 
 # What workers hand back is small and fetched at once.
@@ -109,9 +110,7 @@ def import_ray() -> Any:
     try:
         import ray
     except ModuleNotFoundError as error:
-        raise ImportError(
-            f"hullft_ops.ttft.scale needs {error.name}: pip install '.[ray]' in its checkout"
-        ) from error
+        raise ImportError(missing("hullft_ops.ttft.scale", error.name, "ray")) from error
     return ray
 
 
