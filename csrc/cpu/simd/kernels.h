@@ -220,6 +220,9 @@ bool use_kernels(const char* name);
 
 bool is_intel_processor();
 
+// Whether this is an x86 processor without instructions that multiply bfloat16.
+bool lacks_bfloat16();
+
 // Whether several Adam steps take their quotients by multiplication, with the bits of the division.
 // Intel's divider is what they would wait for otherwise; a Zen 5's is faster than the products.
 bool quick_quotients();
