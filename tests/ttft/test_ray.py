@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,24 @@ import numpy as np
 import pytest
 import ray
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from typer.testing import CliRunner
 
 from hullft_ops import cli
 from hullft_ops.commands import app
-from hullft_ops.ttft import Datastore, Source, index_corpus, load_embedder, store_writer
+from hullft_ops.ttft import (
+    Datastore,
+    Source,
+    TestTimeFinetuner,
+    index_corpus,
+    load_embedder,
+    store_writer,
+)
 from hullft_ops.ttft.errors import ScaleError
 from hullft_ops.ttft.evaluation.results import Row, read_rows
 from hullft_ops.ttft.journal import Journal
@@ -58,6 +71,21 @@ def halt(results, row):
         sys.stdin.read()
 
 ResultsFile.append = halt
+cli.main()
+"""
+
+# A command that says which Ray it leaves.
+JOINED = """
+import ray
+from hullft_ops import cli
+
+shutdown = ray.shutdown
+
+def leave():
+    print("left", ray.get_runtime_context().gcs_address, flush=True)
+    shutdown()
+
+ray.shutdown = leave
 cli.main()
 """
 
@@ -119,7 +147,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def store(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Indexed by this process, with one thread."""
     path = tmp_path_factory.mktemp("alone") / "store"
-    with one_thread():
+    with threads(1):
         index_corpus(Source(corpus), path, load_embedder(EMBEDDER))
     return path
 
@@ -147,7 +175,7 @@ def inputs(
 def rows(inputs: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
     """Of this process, with one thread."""
     output = tmp_path_factory.mktemp("alone") / "results.jsonl"
-    with one_thread():
+    with threads(1):
         invoke(*inputs, "--output", output)
     found = read_rows(output)
     assert len(found) == 2 * PROMPTS
@@ -182,16 +210,14 @@ def text(number: int) -> str:
     return f"def area_{number}(side):\n{''.join(lines)}    return side\n"
 
 
-def one_thread() -> Any:
-    class OneThread:
-        def __enter__(self) -> None:
-            self._threads = torch.get_num_threads()
-            torch.set_num_threads(1)
-
-        def __exit__(self, *_: object) -> None:
-            torch.set_num_threads(self._threads)
-
-    return OneThread()
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def invoke(*arguments: object) -> None:
@@ -335,6 +361,25 @@ def test_index_with_a_worker_killed(corpus: Path, store: Path, tmp_path: Path) -
     assert_same_datastore(path, store)
 
 
+def test_a_command_joins_the_cluster_at_ray_address(
+    corpus: Path, store: Path, tmp_path: Path
+) -> None:
+    address = ray.get_runtime_context().gcs_address
+    command = ["index", str(corpus), "--out", str(tmp_path / "store"), *ON_RAY]
+    done = subprocess.run(
+        [sys.executable, "-c", JOINED, *command],
+        env=own_ray() | {"RAY_ADDRESS": address},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"left {address}" in done.stdout.splitlines()
+    assert_same_datastore(tmp_path / "store", store)
+    # It ends with whoever started it.
+    assert all(node["Alive"] for node in ray.nodes())
+
+
 def test_index_goes_on_from_the_journal(
     corpus: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -365,6 +410,34 @@ def test_evaluation_with_a_worker_killed(
     output = tmp_path / "results.jsonl"
     invoke(*inputs, "--output", output, *ON_RAY)
     assert untimed(read_rows(output)) == untimed(rows)
+
+
+@pytest.mark.cpu_only(ELSEWHERE)
+def test_workers_of_two_threads_give_the_rows_of_a_process_of_two(
+    inputs: list[str], tmp_path: Path
+) -> None:
+    few = [*inputs, "--limit", "2"]
+    on_ray = ["--engine", "ray", "--workers", "1", "--threads-per-worker", "2"]
+    with threads(2):
+        invoke(*few, "--output", tmp_path / "alone.jsonl")
+    with threads(1):
+        invoke(*few, "--output", tmp_path / "ray.jsonl", *on_ray)
+    found = read_rows(tmp_path / "ray.jsonl")
+    assert [row.threads for row in found] == [2] * 4
+    assert untimed(found) == untimed(read_rows(tmp_path / "alone.jsonl"))
+
+
+def test_a_finetuner_takes_shards(
+    store: Path, gpt2: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    prompt, embedder = text(TEXTS), load_embedder(EMBEDDER)
+
+    def finetuner(where: Datastore) -> TestTimeFinetuner:
+        return TestTimeFinetuner(gpt2, tokenizer, where, embedder, n_select=6, pool_size=30)
+
+    wanted = finetuner(Datastore.open(store)).select(prompt)
+    with sharded(store, Workers(3)) as shards, finetuner(shards).adapted(prompt) as report:
+        assert (report.indices, report.weights) == (wanted.indices, wanted.weights)
 
 
 def test_shards_find_what_one_process_finds(store: Path) -> None:
