@@ -1,6 +1,6 @@
 """``--grid``, the recorder that every benchmark writes to, and the summary."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict
 
 import pytest
@@ -19,6 +19,7 @@ PACES = {
     "full": Pace(seconds=2.0, min_rounds=5, max_rounds=300),
 }
 _COMPARISONS = pytest.StashKey[list[Comparison]]()
+_PASSED = pytest.StashKey[bool]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -38,6 +39,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case" in metafunc.fixturenames:
         cases = metafunc.module.cases(metafunc.config.getoption("--grid"))
         metafunc.parametrize("case", cases, ids=str)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if call.when == "call":
+        item.stash[_PASSED] = report.passed
+    return report
 
 
 def pytest_terminal_summary(
@@ -67,11 +78,14 @@ def recorder(
     device: torch.device,
     case: object,
 ) -> Iterator[Recorder]:
-    """Times one case; its result is in the summary and in pytest-benchmark's ``extra_info``."""
+    """Times one case; its result is in the summary and in pytest-benchmark's ``extra_info``.
+
+    That of a case that fails is in neither: some checks need what is timed.
+    """
     group = request.module.__name__.rpartition("bench_")[-1]
     pace = PACES[pytestconfig.getoption("--grid")]
     comparison = Comparison(group, str(case), asdict(case))  # type: ignore[call-overload]
     yield Recorder(benchmark, device, pace, comparison)
-    if comparison.ours is not None:
+    if request.node.stash.get(_PASSED, False) and comparison.ours is not None:
         pytestconfig.stash[_COMPARISONS].append(comparison)
         benchmark.extra_info.update(asdict(comparison))

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from benchmarks import (
+    bench_accumulate,
     bench_selection,
     bench_ttft,
     compare,
@@ -49,6 +50,17 @@ def selection(batch: int, seconds: float, dim: int = 384) -> Comparison:
     comparison.bytes_moved, comparison.roofline = 10**6, at(seconds / 4)
     comparison.times_roofline = 4.1
     return comparison
+
+
+# A plugin by which the first test fails once it is through.
+FAILS_LATE = """
+import pytest
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    yield
+    assert item is not item.session.items[0]
+"""
 
 
 @pytest.fixture
@@ -450,13 +462,25 @@ def test_the_command_writes_what_it_measured(tmp_path: Path) -> None:
     assert (tmp_path / "cpu.md").exists()
 
 
+@pytest.mark.usefixtures("alone")
+def test_a_case_that_fails_once_it_is_timed_is_left_out_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "fails_late.py").write_text(FAILS_LATE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p fails_late")
+    assert run.main(["--grid", "smoke", "--groups", "accumulate", "--output", str(tmp_path)]) == 1
+    found = {one.name for one in Results.read(tmp_path / "cpu.json").comparisons}
+    wanted = [str(case) for case in bench_accumulate.cases("smoke")]
+    assert len(wanted) > 1
+    assert found == set(wanted[1:])
+
+
 def test_a_group_that_fails_takes_no_other_with_it(
     results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    def measure(group: str, device: str, grid: str) -> list[Comparison]:
-        if group == "sift":
-            raise RuntimeError("sift: pytest exited with 1, it is left out")
-        return results.comparisons
+    def measure(group: str, device: str, grid: str) -> tuple[list[Comparison], int]:
+        return ([], 2) if group == "sift" else (results.comparisons, 0)
 
     monkeypatch.setattr(run, "_measure", measure)
     options = ["--grid", "smoke", "--output", str(tmp_path / "new" / "folder")]
@@ -464,7 +488,7 @@ def test_a_group_that_fails_takes_no_other_with_it(
     (tmp_path / "new" / "folder" / "cpu.png").touch()
     monkeypatch.setattr(run, "write_growth", lambda *arguments: False)
     assert run.main([*options, "--groups", "selection", "sift"]) == 1
-    assert "error: sift: pytest exited with 1" in capsys.readouterr().err
+    assert "error: sift: pytest exited with 2, 0 cases were measured" in capsys.readouterr().err
     found = Results.read(tmp_path / "new" / "folder" / "cpu.json")
     assert found.comparisons == results.comparisons
     assert not (tmp_path / "new" / "folder" / "cpu.png").exists()
