@@ -149,7 +149,7 @@ def test_malformed_lines_are_named_and_blank_ones_passed_over(tmp_path: Path) ->
     assert corpus.documents == 1
     assert corpus.malformed == [
         "line 2: not JSON",
-        'line 3: no string "text"',
+        "line 3: not an object",
         'line 4: no string "text"',
         'line 5: blank "text"',
         "line 6: not UTF-8",

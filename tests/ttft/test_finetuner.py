@@ -373,7 +373,7 @@ def test_frozen_parameters_made_in_inference_mode_may_come_before_all_that_is_tr
 
 @pytest.mark.parametrize(("name", "dim"), [("other", 24), ("hashing", 25)])
 def test_an_embedder_that_is_not_the_datastores_is_refused(gpt2, make, other_embedder, name, dim):
-    message = f"embedder is {name} of dim {dim}, the datastore was built with hashing of dim 24"
+    message = f"embedder is {name} of dim {dim}, the datastore's is hashing of dim 24"
     with pytest.raises(ValueError, match=message):
         make(gpt2, embedder=other_embedder(name, dim))
 

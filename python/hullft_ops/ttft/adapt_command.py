@@ -1,7 +1,6 @@
 """Adapting to one prompt and showing it."""
 
 from functools import partial
-from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -11,10 +10,9 @@ from rich.text import Text
 from hullft_ops.ttft.adaptation_report import AdaptationReport
 from hullft_ops.ttft.context import scored_context
 from hullft_ops.ttft.datastore import Datastore
-from hullft_ops.ttft.evaluation.config import Config, ConfigError, Settings
+from hullft_ops.ttft.evaluation.config import Config, ConfigError, Settings, finetuner_options
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
 from hullft_ops.ttft.loading import checked_device, load_model, open_embedder
-from hullft_ops.ttft.methods import Random, SelectionMethod, Sift
 from hullft_ops.ttft.out_of_memory import out_of_memory_explained
 from hullft_ops.ttft.scoring import bits_per_byte
 
@@ -35,12 +33,14 @@ def run_adapt(
         torch.OutOfMemoryError: memory ran out; the message says what to lower.
     """
     settings, place = _one(config), checked_device(device)
+    if settings.get("reuse") is not None:
+        raise ConfigError("settings: reuse is for evaluate alone")
     store = _open(config)
     model, tokenizer = load_model(config.model, place)
     embedder = open_embedder(config.embedder)
     try:
         ttft = TestTimeFinetuner(
-            model, tokenizer, store, embedder, **_options(settings, config.seed)
+            model, tokenizer, store, embedder, **finetuner_options(settings, config.seed)
         )
     # A file's values may be of any type.
     except (TypeError, ValueError) as error:
@@ -86,18 +86,6 @@ def _open(config: Config) -> Datastore:
         return Datastore.open(config.store)
     except (OSError, ValueError) as error:
         raise ConfigError(f"store {config.store}: {error}") from error
-
-
-def _options(settings: Settings, seed: int) -> dict[str, Any]:
-    options = {key: value for key, value in settings.items() if key != "noise"}
-    if options.pop("reuse", None) is not None:
-        raise ConfigError("settings: reuse is for evaluate alone")
-    method: str | SelectionMethod = settings["method"]
-    if method == "sift":
-        method = Sift(settings.get("noise", Sift.noise))
-    elif method == "random":
-        method = Random(seed)
-    return {**options, "method": method}
 
 
 def _table(report: AdaptationReport, store: Datastore) -> Table:

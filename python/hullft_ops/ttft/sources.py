@@ -1,8 +1,6 @@
 """Reading a corpus, a record at a time: JSONL, Parquet, a folder of texts, an HF dataset."""
 
-import codecs
 import io
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +10,8 @@ from typing import Any, NoReturn
 import datasets
 import pyarrow as pa
 import pyarrow.parquet
+
+from hullft_ops.ttft.json_lines import is_unicode, numbered, object_of
 
 _ROWS = 256
 # No text is that long: a line without end, as a few compressed bytes may be, must not fill memory.
@@ -131,7 +131,7 @@ class Source:
             return f'no string "{self.text_column}"'
         kept = {name: values.get(name) for name in self.metadata}
         for name, value in {self.text_column: text, **kept}.items():
-            if isinstance(value, str) and not _is_unicode(value):
+            if isinstance(value, str) and not is_unicode(value):
                 return f'"{name}" with half a surrogate pair'
         return {"text": text, "source": place, **kept}
 
@@ -185,23 +185,10 @@ class Source:
         return columns
 
 
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _json_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | str]]:
     with io.BufferedReader(pa.input_stream(str(path), compression="detect")) as lines:
-        for number, line in enumerate(_lines(lines), start=1):
-            if number == 1:
-                line = line.removeprefix(codecs.BOM_UTF8)
-            if len(line) > _MAX_LINE_BYTES:
-                yield f"{path.name}:{number}", f"longer than {_MAX_LINE_BYTES} bytes"
-            elif line.strip():
-                yield f"{path.name}:{number}", _json_object(line)
+        for number, line in numbered(_lines(lines)):
+            yield f"{path.name}:{number}", _json_object(line)
 
 
 def _lines(file: io.BufferedReader) -> Iterator[bytes]:
@@ -213,14 +200,12 @@ def _lines(file: io.BufferedReader) -> Iterator[bytes]:
 
 
 def _json_object(line: bytes) -> Mapping[str, Any] | str:
+    if len(line) > _MAX_LINE_BYTES:
+        return f"longer than {_MAX_LINE_BYTES} bytes"
     try:
-        values = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError:
-        return "not UTF-8"
-    # ValueError also for an integer of more digits than Python reads.
-    except (ValueError, RecursionError):
-        return "not JSON"
-    return values if isinstance(values, dict) else "not an object"
+        return object_of(line)
+    except ValueError as error:
+        return str(error)
 
 
 def _files(folder: Path, text_column: str) -> Iterator[tuple[str, Mapping[str, Any] | str]]:

@@ -22,7 +22,12 @@ from rich.progress import Progress
 from hullft_ops._checks import check_integer, check_text
 from hullft_ops._files import PARTIAL_FILES, sync
 from hullft_ops.ttft.checksums import check_file, crc32_of
-from hullft_ops.ttft.embedding import Embedder, EncodeBatches, encode_in_turn
+from hullft_ops.ttft.embedding import (
+    Embedder,
+    EncodeBatches,
+    check_embedder,
+    encode_in_turn,
+)
 from hullft_ops.ttft.journal import Journal
 from hullft_ops.ttft.manifest import (
     EMBEDDINGS_FILE,
@@ -254,17 +259,6 @@ class StoreWriter:
             return None
         with pa.ipc.open_stream(str(self._folder / self.base.shards[0].file)) as shard:
             return shard.schema
-
-
-def check_embedder(function: str, embedder: Embedder, known: Manifest | Journal) -> None:
-    """Raises:
-    ValueError: the datastore is another embedder's.
-    """
-    if (embedder.name, embedder.dim) != (known.embedder, known.dim):
-        raise ValueError(
-            f"{function}: embedder is {embedder.name} of dim {embedder.dim}, "
-            f"the datastore's is {known.embedder} of dim {known.dim}"
-        )
 
 
 def _write_rows(function: str, rows: Iterable[Row], file: Path, known: pa.Schema | None) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
+from hullft_ops.ttft.methods import Random, Sift
 from hullft_ops.ttft.tiny import default_lr
 
 Settings = dict[str, Any]
@@ -22,7 +23,7 @@ _DEFAULTS = {
     if name not in _INPUTS
 }
 # What SIFT takes besides. "reuse" is None, "global" or "consecutive", see `reuse_runs`.
-_SIFT_DEFAULTS = {"noise": 0.01, "reuse": None}
+_SIFT_DEFAULTS = {"noise": Sift.noise, "reuse": None}
 _DEFAULTS |= _SIFT_DEFAULTS
 # What a configuration's name always says; anything else only where it is not the default.
 _NAMED = ("method", "n_select", "refresh", "lr")
@@ -150,6 +151,20 @@ def config_id(settings: Mapping[str, Any]) -> str:
         f"lr={_shown(settings['lr'])}"
     )
     return f"{named} {said}".strip()
+
+
+def finetuner_options(settings: Settings, seed: int) -> dict[str, Any]:
+    """The keyword arguments of `TestTimeFinetuner` in filled-in settings; "reuse" is none of them.
+
+    Raises:
+        TypeError, ValueError: of a noise that is none.
+    """
+    options = {k: v for k, v in settings.items() if k not in _SIFT_DEFAULTS}
+    if settings["method"] == "sift":
+        options["method"] = Sift(settings.get("noise", Sift.noise))
+    elif settings["method"] == "random":
+        options["method"] = Random(seed)
+    return options
 
 
 def _filled(settings: Settings, model: str | None) -> Settings:

@@ -1,6 +1,5 @@
 """Held-out prompts: texts that are scored, and never trained on."""
 
-import codecs
 import hashlib
 import json
 from collections import Counter
@@ -11,6 +10,7 @@ from pathlib import Path
 from hullft_ops.ttft.corpus import Passage, record_of_line
 from hullft_ops.ttft.demo import choose_prompts
 from hullft_ops.ttft.evaluation.config import ConfigError
+from hullft_ops.ttft.json_lines import numbered
 
 NO_DOMAIN = "all"
 
@@ -36,16 +36,15 @@ def read_prompts(path: Path) -> list[Prompt]:
     """
     prompts: dict[str, Prompt] = {}
     try:
-        lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines()
+        lines = path.read_bytes().splitlines()
     except OSError as error:
         raise ConfigError(f"prompts {path}: {error.strerror}") from error
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                prompt = _prompt(line)
-            except ValueError as error:
-                raise ConfigError(f"prompts {path}: line {number}: {error}") from error
-            prompts.setdefault(prompt.id, prompt)
+    for number, line in numbered(lines):
+        try:
+            prompt = _prompt(line)
+        except ValueError as error:
+            raise ConfigError(f"prompts {path}: line {number}: {error}") from error
+        prompts.setdefault(prompt.id, prompt)
     if not prompts:
         raise ConfigError(f"prompts {path}: holds no prompt")
     return list(prompts.values())

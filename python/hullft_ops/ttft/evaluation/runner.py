@@ -13,14 +13,19 @@ from hullft_ops.ttft.context import scored_context
 from hullft_ops.ttft.datastore import Datastore
 from hullft_ops.ttft.embedding import Embedder
 from hullft_ops.ttft.errors import NonFiniteLossError
-from hullft_ops.ttft.evaluation.config import ConfigError, Settings, config_id
+from hullft_ops.ttft.evaluation.config import (
+    ConfigError,
+    Settings,
+    config_id,
+    finetuner_options,
+)
 from hullft_ops.ttft.evaluation.fingerprint import fingerprint
 from hullft_ops.ttft.evaluation.prompts import Prompt
 from hullft_ops.ttft.evaluation.results import ResultsFile, Row
 from hullft_ops.ttft.evaluation.shared_search import OneEmbedding, OneSearch
 from hullft_ops.ttft.evaluation.sift_reuse import PickedSift, in_runs
 from hullft_ops.ttft.finetuner import AdaptationReport, TestTimeFinetuner
-from hullft_ops.ttft.methods import Random, SelectionMethod, Sift
+from hullft_ops.ttft.methods import Sift
 from hullft_ops.ttft.out_of_memory import out_of_memory_explained
 from hullft_ops.ttft.passages import normalised
 from hullft_ops.ttft.progress import progress_bar
@@ -182,25 +187,15 @@ class Evaluator:
             return support
         return in_runs(support, self._sifts[config_id(settings)].picks, settings["reuse"])
 
-    def _method(self, settings: Settings) -> SelectionMethod | str:
-        if settings["method"] == "sift":
-            sift = PickedSift(settings.get("noise", Sift.noise))
-            self._sifts[config_id(settings)] = sift
-            return sift
-        return Random(self._seed) if settings["method"] == "random" else str(settings["method"])
-
     def _finetuner(self, settings: Settings) -> TestTimeFinetuner:
         key = config_id(settings)
         if key not in self._finetuners:
-            options = {k: v for k, v in settings.items() if k not in ("method", "noise", "reuse")}
             try:
+                options = finetuner_options(settings, self._seed)
+                if isinstance(options["method"], Sift):
+                    self._sifts[key] = options["method"] = PickedSift(options["method"].noise)
                 made = TestTimeFinetuner(
-                    self._model,
-                    self._tokenizer,
-                    self._store,
-                    self._embedder,
-                    method=self._method(settings),
-                    **options,
+                    self._model, self._tokenizer, self._store, self._embedder, **options
                 )
             except (TypeError, ValueError) as error:
                 raise ConfigError(f"{key}: {error}") from error

@@ -10,7 +10,6 @@ from typing import ClassVar
 import torch
 
 import hullft_ops
-from hullft_ops._checks import check_noise
 from hullft_ops.ttft.runs import Reuse, reuse_runs
 from hullft_ops.ttft.support import Support
 
@@ -22,9 +21,6 @@ class PickedSift:
     noise: float
     name: ClassVar[str] = "sift"
     picks: list[int] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        check_noise("sift", self.noise)
 
     def __call__(
         self,
