@@ -55,9 +55,7 @@ gradients. The torch loop leaves passages at their own length, steps with torch'
 no gradient, and computes in the dtype of ours (bfloat16 by autocast). Both take the steps of the
 published method on our selection and do nothing else (`benchmarks/loops.py`); ours also searches,
 selects and restores. GPT-2 is its architecture with random weights. Parameter differences are
-between ours and the loop that ends farther from it. Where a gradient is rounding alone, Adam steps
-by its sign: as of key biases, and of the share of the other parameters that ends elsewhere, which
-are more than a tenth of a step apart.
+between ours and the loop that ends farther from it.
 """
 }
 

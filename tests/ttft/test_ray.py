@@ -18,12 +18,7 @@ import numpy as np
 import pytest
 import ray
 import torch
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from hullft_ops import cli

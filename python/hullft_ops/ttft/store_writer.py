@@ -22,12 +22,7 @@ from rich.progress import Progress
 from hullft_ops._checks import check_integer, check_text
 from hullft_ops._files import PARTIAL_FILES, sync
 from hullft_ops.ttft.checksums import check_file, crc32_of
-from hullft_ops.ttft.embedding import (
-    Embedder,
-    EncodeBatches,
-    check_embedder,
-    encode_in_turn,
-)
+from hullft_ops.ttft.embedding import Embedder, EncodeBatches, check_embedder, encode_in_turn
 from hullft_ops.ttft.journal import Journal
 from hullft_ops.ttft.manifest import (
     EMBEDDINGS_FILE,

@@ -15,6 +15,7 @@ from typing import Any
 
 from hullft_ops._files import full_disk_explained
 from hullft_ops.ttft.evaluation.config import ConfigError
+from hullft_ops.ttft.json_lines import object_of
 
 STAGES = ("embed", "search", "select", "finetune")
 
@@ -172,13 +173,11 @@ def read_rows(path: Path) -> list[Row]:
 
 def _row(line: bytes, where: str) -> Row:
     try:
-        content = json.loads(line)
-        if not isinstance(content, dict):
-            raise ValueError("not an object")
+        content = object_of(line)
         row = Row(**{field.name: content[field.name] for field in fields(Row)})
     except KeyError as error:
         raise ConfigError(f"{where}: lacks {error}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ConfigError(f"{where}: not a row: {error}") from error
     _check_types(row, where)
     return row
