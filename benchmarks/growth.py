@@ -64,9 +64,10 @@ def write_growth(results: Results, path: Path) -> bool:
     found = [(sweep, series) for sweep in SWEEPS if (series := _series(results, sweep))]
     if not found:
         return False
-    rows = -(-len(found) // _COLUMNS)
-    figure = Figure(figsize=(4.2 * _COLUMNS, 3.4 * rows), layout="constrained")
-    grid = figure.subplots(rows, _COLUMNS, squeeze=False).flatten()
+    columns = min(len(found), _COLUMNS)
+    rows = -(-len(found) // columns)
+    figure = Figure(figsize=(4.2 * columns, 3.4 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes, (sweep, series) in zip(grid, found, strict=False):
         _draw(axes, sweep, series)
     for axes in grid[len(found) :]:

@@ -354,9 +354,9 @@ RESULT_FILES = sorted(run.ROOT.glob("benchmarks/results/**/cpu.json"))
 @pytest.mark.parametrize("path", RESULT_FILES, ids=lambda path: path.parent.name)
 def test_pages_of_earlier_runs_can_be_written_and_compared(path: Path, tmp_path: Path) -> None:
     results = Results.read(path)
-    assert any(one.roofline for one in results.comparisons)
     report.write_page(results, tmp_path / "cpu.md", None)
-    assert "times the sweep" in (tmp_path / "cpu.md").read_text()
+    has_sweeps = any(one.roofline for one in results.comparisons)
+    assert ("| times the sweep |" in (tmp_path / "cpu.md").read_text()) == has_sweeps
     assert compare.main([str(path), str(path)]) == 0
 
 

@@ -167,7 +167,7 @@ def test_rows_of_another_run_are_refused(first: Path, inputs: list[object], tmp_
     output.write_bytes(first.read_bytes())
     result = invoke(*inputs, *GRID, "--seed", 1, "--output", output)
     assert result.exit_code == 2
-    assert "rows of another model, datastore, embedder or seed" in result.stderr
+    assert "rows of another model, tokenizer, datastore, embedder or seed" in result.stderr
     assert output.read_bytes() == first.read_bytes()
 
 

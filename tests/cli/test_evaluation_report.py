@@ -72,6 +72,14 @@ def test_the_interval_is_scipys(rows: list[Row]) -> None:
     assert found.high == pytest.approx(wanted.high, abs=0.05 * (wanted.high - wanted.low))
 
 
+def test_rows_of_several_conditions_are_told(rows: list[Row]) -> None:
+    told = "Not all rows are of the same versions, device and threads."
+    assert told not in report_sections(Measurements.of(rows), "plot")[-1].paragraphs
+    for change in ({"threads": 2}, {"versions": {"torch": "2", "device": "cuda"}}):
+        several = [*rows[:-1], replace(rows[-1], **change)]
+        assert told in report_sections(Measurements.of(several), "plot")[-1].paragraphs
+
+
 def test_pairing_makes_it_narrow(rows: list[Row]) -> None:
     measured = Measurements.of(rows)
     found = measured.relative_bits(measured.configs[1], NONE)

@@ -36,7 +36,7 @@ def read_prompts(path: Path) -> list[Prompt]:
     """
     prompts: dict[str, Prompt] = {}
     try:
-        lines = path.read_bytes().splitlines()
+        lines = path.read_bytes().split(b"\n")
     except OSError as error:
         raise ConfigError(f"prompts {path}: {error.strerror}") from error
     for number, line in numbered(lines):

@@ -25,7 +25,7 @@ class Row:
     """One configuration on one prompt.
 
     Attributes:
-        run: fingerprint of model, datastore, embedder and seed.
+        run: fingerprint of model, tokenizer, datastore, embedder and seed.
         prompt: id of the prompt, which its text decides.
         config: id of the configuration, which ``settings`` decides.
         settings: keyword arguments of `TestTimeFinetuner`.
@@ -142,7 +142,7 @@ def open_results(path: Path, run: str) -> Iterator[ResultsFile]:
         other = next((row for row in rows.values() if row.run != run), None)
         if other is not None:
             raise ConfigError(
-                f"{path} holds rows of another model, datastore, embedder or seed "
+                f"{path} holds rows of another model, tokenizer, datastore, embedder or seed "
                 f"(run {other.run}, this one is {run}); name another file"
             )
         # Not before: what is no results file is left as it is.

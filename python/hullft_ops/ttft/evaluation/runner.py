@@ -63,7 +63,7 @@ class Evaluator:
         *,
         seed: int = 0,
     ) -> None:
-        self.run = fingerprint(model, store, seed)
+        self.run = fingerprint(model, tokenizer, store, seed)
         self._model = model
         self._tokenizer = tokenizer
         self._embedder = OneEmbedding(embedder)

@@ -53,8 +53,8 @@ class EvaluationWorker:
         evaluator = Evaluator(model, tokenizer, store, embedder, seed=self._config.seed)
         if evaluator.run != self._run:
             raise ConfigError(
-                f"a worker has another model, datastore or embedder than the driver under the "
-                f"same name (run {evaluator.run}, the driver's is {self._run})"
+                f"a worker has another model, tokenizer, datastore or embedder than the driver "
+                f"under the same name (run {evaluator.run}, the driver's is {self._run})"
             )
         return evaluator
 
