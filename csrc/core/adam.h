@@ -27,7 +27,7 @@ struct AdamRates {
   bool blend_from_grad;
 };
 
-// What changes from step to step: p <- p + rate * m / (sqrt(v) + eps).
+// What changes from step to step: p <- p + rate * (m / (sqrt(v) + eps)).
 template <typename R>
 struct AdamStep {
   R rate, eps;
@@ -95,9 +95,9 @@ HULLFT_HD void adam_update(AdamState<V>& x, V grad, const AdamRates<R>& rates,
   const V anchor = rates.blend_from_grad ? grad : x.exp_avg;
   x.exp_avg = math.fma(rates.blend, grad - x.exp_avg, anchor);
   x.exp_avg_sq = math.fma(rates.square * grad, grad, math.product(rates.beta2, x.exp_avg_sq));
-  const V move = math.quotient(step.rate * x.exp_avg, math.root(x.exp_avg_sq) + step.eps);
+  const V direction = math.quotient(x.exp_avg, math.root(x.exp_avg_sq) + step.eps);
   if constexpr (kDecay == WeightDecay::kDecoupled) x.param = math.product(rates.keep, x.param);
-  x.param = x.param + move;
+  x.param = math.fma(step.rate, direction, x.param);
 }
 
 }  // namespace hullft

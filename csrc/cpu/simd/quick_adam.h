@@ -1,8 +1,6 @@
 // Adam steps with quick quotients, where no number in them is too large or too small for those.
 #pragma once
 
-#include <cmath>
-
 #include "adam_block.h"
 #include "quotient.h"
 
@@ -20,17 +18,15 @@ struct QuickMath : VectorMath {
 // Bounds of the moments and gradients at first. Moments stay between what they were and the
 // gradient, or its square.
 constexpr float kLargestMoment = 0x1p38f;
+static_assert(kLargestMoment <= kLargestDividend);
 
-// Whether quotients are to be quick, and the constants of all steps keep dividends and divisors of
-// such moments within bounds. One step alone waits for memory.
+// Whether quotients are to be quick, and every step's eps keeps the divisors of such moments within
+// bounds. One step alone waits for memory.
 inline bool has_ordinary_steps(const AdamSchedule<float>& schedule) {
   if (schedule.repeats == 1 || !quick_quotients()) return false;
   for (int64_t s = 0; s < schedule.n_steps; ++s) {
-    const AdamStep<float>& step = schedule.steps[s];
-    const float rate = std::abs(step.rate);
-    if (!(step.eps >= kSmallestDivisor && step.eps < kLargestDivisor - kLargestMoment))
-      return false;
-    if (!(rate > 0 && rate < kLargestDividend / kLargestMoment)) return false;
+    const float eps = schedule.steps[s].eps;
+    if (!(eps >= kSmallestDivisor && eps < kLargestDivisor - kLargestMoment)) return false;
   }
   return true;
 }
