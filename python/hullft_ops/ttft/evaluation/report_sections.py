@@ -200,8 +200,7 @@ def _conditions(measured: Measurements) -> Section:
         f"Run {rows[0].run}; {', '.join(versions)}; torch threads {', '.join(map(str, threads))}.",
         "Seconds are wall-clock, on the machine and under the load that there was.",
     ]
-    conditions = {(*sorted(f"{k} {v}" for k, v in r.versions.items()), r.threads) for r in rows}
-    if len(conditions) > 1:
+    if len({(repr(sorted(row.versions.items())), row.threads) for row in rows}) > 1:
         lines.append("Not all rows are of the same versions, device and threads.")
     return Section("Conditions", lines)
 

@@ -1,6 +1,7 @@
 """Configurations on held-out prompts, a row of results for each pair."""
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from importlib import metadata
 from time import perf_counter
 from typing import TypeVar
@@ -63,7 +64,6 @@ class Evaluator:
         *,
         seed: int = 0,
     ) -> None:
-        self.run = fingerprint(model, tokenizer, store, seed)
         self._model = model
         self._tokenizer = tokenizer
         self._embedder = OneEmbedding(embedder)
@@ -74,6 +74,11 @@ class Evaluator:
         self._before: dict[tuple[str, int | None], tuple[float, int]] = {}
         self._versions = {name: _version(name) for name in _PACKAGES}
         self._versions["device"] = model.device.type
+
+    @cached_property
+    def run(self) -> str:
+        """The `fingerprint` of its rows; not every use of an evaluator makes some."""
+        return fingerprint(self._model, self._tokenizer, self._store, self._seed)
 
     def prepare(self, settings: Sequence[Settings]) -> None:
         """Make the finetuners, so that what is wrong with a setting shows before anything runs.
