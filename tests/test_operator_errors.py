@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import hullft_ops
-from hullft_ops import _operators
+from hullft_ops import _ops
 from problems import ON_VALUES
 
 
@@ -19,8 +19,8 @@ def test_a_refusal_becomes_a_value_error_with_its_text(
     def refuse(*_: object) -> None:
         raise RuntimeError(f"{name}: pool has NaN or infinity\nException raised from here")
 
-    monkeypatch.setattr(_operators.ops, name, refuse)
-    call = _operators._operator(name)
+    monkeypatch.setattr(_ops.ops, name, refuse)
+    call = _ops._operator(name)
     with pytest.raises(ValueError, match=f"^{name}: pool has NaN or infinity$"):
         call(torch.ones(1))
 
@@ -31,12 +31,12 @@ def test_a_lack_of_memory_on_cuda_is_torchs_own_error(monkeypatch: pytest.Monkey
     def fail(*_: object) -> None:
         raise RuntimeError(f"hullft_ops: {said}\nException raised from here")
 
-    monkeypatch.setattr(_operators.ops, "fw_select", fail)
+    monkeypatch.setattr(_ops.ops, "fw_select", fail)
     wanted = (
         "^fw_select: CUDA out of memory: no workspace of 12 bytes on cuda:1: CUDA out of memory.$"
     )
     with pytest.raises(torch.OutOfMemoryError, match=wanted):
-        _operators._operator("fw_select")(torch.ones(1))
+        _ops._operator("fw_select")(torch.ones(1))
 
 
 @pytest.mark.parametrize(
@@ -59,9 +59,9 @@ def test_other_errors_stay_as_they_are(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(_operators.ops, "fw_select", fail)
+    monkeypatch.setattr(_ops.ops, "fw_select", fail)
     with pytest.raises(type(error)) as raised:
-        _operators._operator("fw_select")(torch.ones(1))
+        _ops._operator("fw_select")(torch.ones(1))
     assert raised.value is error
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from hullft_ops import reference
-from hullft_ops._library import ops
+from hullft_ops._ops import ops
 
 OPTIONS: dict[str, Any] = {
     "lr": 1e-3,

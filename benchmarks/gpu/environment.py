@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from hullft_ops._library import ops
+from hullft_ops._ops import ops
 from hullft_ops.collect_env import collect_env
 
 _QUERY = "name,driver_version,memory.total,clocks.max.sm,clocks.max.memory,power.limit"

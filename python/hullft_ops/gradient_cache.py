@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from hullft_ops import _checks
-from hullft_ops import _operators as ops
+from hullft_ops import _ops as ops
 from hullft_ops._gradients import by_device, check_dense, check_place
+from hullft_ops._ops import check_lists_on_one_device, register_fake
 from hullft_ops.replay import ReplayAdam
 
 
@@ -190,3 +191,10 @@ class GradientCache:
 def _accumulate(rows: Sequence[tuple[Tensor, ...]], alpha: float, beta: float) -> None:
     for caches, grads in by_device(rows):
         ops.grad_accumulate_(caches, grads, alpha=alpha, beta=beta)
+
+
+@register_fake("grad_accumulate_")
+def _fake_grad_accumulate(
+    caches: list[Tensor], grads: list[Tensor], *, alpha: float = 1.0, beta: float = 1.0
+) -> None:
+    check_lists_on_one_device("grad_accumulate_", {"caches": caches, "grads": grads}, {})

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 
 from hullft_ops import _checks
-from hullft_ops import _operators as ops
+from hullft_ops import _ops as ops
+from hullft_ops._ops import check_same_device, passed, real_of, register_fake
 
 
 class LmoStep(NamedTuple):
@@ -74,3 +75,21 @@ def fw_lmo(
         pool_sizes,
     )
     return LmoStep(*(tensors if batched else (t.squeeze(0) for t in tensors)))
+
+
+@register_fake("fw_lmo")
+def _fake_fw_lmo(
+    pool: torch.Tensor,
+    query: torch.Tensor,
+    current: torch.Tensor,
+    pool_sizes: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    others = {"query": query, "current": current, **passed(pool_sizes=pool_sizes)}
+    check_same_device("fw_lmo", "pool", pool, **others)
+    batch, real = (query.shape[0],), real_of(pool)
+    return (
+        pool.new_empty(batch, dtype=torch.int64),
+        pool.new_empty(batch, dtype=real),
+        pool.new_empty(batch, dtype=real),
+        pool.new_empty(batch, dtype=real),
+    )

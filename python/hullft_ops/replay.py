@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from hullft_ops import _checks
-from hullft_ops import _operators as ops
+from hullft_ops import _ops as ops
 from hullft_ops._gradients import by_device, check_dense, check_place, check_state
+from hullft_ops._ops import check_lists_on_one_device, numbered, passed, register_fake
 
 # What torch.optim.Adam keeps in its groups besides, so that a state_dict goes both ways.
 _TORCH_OPTIONS = {
@@ -387,3 +388,33 @@ def _check_together(calls: Sequence[tuple[tuple[list[Tensor], ...], dict[str, An
             *(list(chain.from_iterable(column)) for column in joined),
             [rate for rate in rates if rate is not None],
         )
+
+
+@register_fake("adam_replay_")
+def _fake_adam_replay(
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    steps: list[Tensor],
+    *,
+    lr_tensor: Tensor | None = None,
+    **_options: object,
+) -> None:
+    lists = {"params": params, "grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs}
+    scalars = numbered("steps", steps) | passed(lr_tensor=lr_tensor)
+    check_lists_on_one_device("adam_replay_", lists, scalars)
+
+
+@register_fake("adam_replay_check")
+def _fake_adam_replay_check(
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    steps: list[Tensor],
+    lr_tensors: list[Tensor],
+) -> None:
+    lists = {"params": params, "grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs}
+    scalars = numbered("steps", steps) | numbered("lr_tensors", lr_tensors)
+    check_lists_on_one_device("adam_replay_check", lists, scalars)

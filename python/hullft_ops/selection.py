@@ -9,8 +9,14 @@ from typing import NamedTuple
 import torch
 
 from hullft_ops import _checks
-from hullft_ops import _operators as ops
-from hullft_ops._library import SelectionTensors
+from hullft_ops import _ops as ops
+from hullft_ops._ops import (
+    SelectionTensors,
+    check_same_device,
+    fake_selection,
+    passed,
+    register_fake,
+)
 
 
 class Selection(NamedTuple):
@@ -143,6 +149,21 @@ def fw_select(
     return _selection(batched, tensors)
 
 
+@register_fake("fw_select")
+def _fake_fw_select(
+    pool: torch.Tensor,
+    query: torch.Tensor,
+    n_select: int,
+    max_iter: int = 250,
+    tol: float = 1e-5,
+    gap_tol: float = 0.0,
+    variant: str = "vanilla",
+    swap_passes: int = 2,
+    pool_sizes: torch.Tensor | None = None,
+) -> SelectionTensors:
+    return fake_selection("fw_select", "pool", pool, query, n_select, pool_sizes=pool_sizes)
+
+
 def fw_select_indexed(
     embeddings: torch.Tensor,
     candidates: torch.Tensor,
@@ -189,6 +210,23 @@ def fw_select_indexed(
         pool_sizes,
     )
     return _selection(batched, tensors)
+
+
+@register_fake("fw_select_indexed")
+def _fake_fw_select_indexed(
+    embeddings: torch.Tensor,
+    candidates: torch.Tensor,
+    query: torch.Tensor,
+    n_select: int,
+    max_iter: int = 250,
+    tol: float = 1e-5,
+    gap_tol: float = 0.0,
+    variant: str = "vanilla",
+    swap_passes: int = 2,
+    pool_sizes: torch.Tensor | None = None,
+) -> SelectionTensors:
+    others = {"candidates": candidates, "pool_sizes": pool_sizes}
+    return fake_selection("fw_select_indexed", "embeddings", embeddings, query, n_select, **others)
 
 
 def integerize(
@@ -247,6 +285,20 @@ def integerize(
     return counts if batched else counts.squeeze(0)
 
 
+@register_fake("integerize")
+def _fake_integerize(
+    support: torch.Tensor,
+    query: torch.Tensor,
+    weights: torch.Tensor,
+    n_select: int,
+    swap_passes: int = 2,
+    support_sizes: torch.Tensor | None = None,
+) -> torch.Tensor:
+    others = {"query": query, "weights": weights, **passed(support_sizes=support_sizes)}
+    check_same_device("integerize", "support", support, **others)
+    return support.new_empty(weights.shape, dtype=torch.int64)
+
+
 def _check_weights(op: str, weights: object, support: torch.Tensor, query: torch.Tensor) -> None:
     tensor = _checks.check_tensor(op, "weights", weights)
     if tensor.dtype not in (torch.float32, torch.float64):
@@ -280,3 +332,13 @@ def knn_select(
     batched = query.dim() == 2
     tensors = ops.knn_select(pool, query if batched else query.unsqueeze(0), n_select, pool_sizes)
     return _selection(batched, tensors)
+
+
+@register_fake("knn_select")
+def _fake_knn_select(
+    pool: torch.Tensor,
+    query: torch.Tensor,
+    n_select: int,
+    pool_sizes: torch.Tensor | None = None,
+) -> SelectionTensors:
+    return fake_selection("knn_select", "pool", pool, query, n_select, pool_sizes=pool_sizes)

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 
 from hullft_ops import _checks
-from hullft_ops import _operators as ops
-from hullft_ops._library import SiftTensors
+from hullft_ops import _ops as ops
+from hullft_ops._ops import SelectionTensors, fake_selection, register_fake
 from hullft_ops.selection import Selection, repeated
 
 
@@ -99,6 +99,18 @@ def sift_select(
     return _selection(batched, tensors)
 
 
+@register_fake("sift_select")
+def _fake_sift_select(
+    pool: torch.Tensor,
+    query: torch.Tensor,
+    n_select: int,
+    noise: float = 0.01,
+    pool_sizes: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, ...]:
+    selection = fake_selection("sift_select", "pool", pool, query, n_select, pool_sizes=pool_sizes)
+    return _with_picks(selection)
+
+
 def sift_select_indexed(
     embeddings: torch.Tensor,
     candidates: torch.Tensor,
@@ -140,6 +152,24 @@ def sift_select_indexed(
     return _selection(batched, tensors)
 
 
+@register_fake("sift_select_indexed")
+def _fake_sift_select_indexed(
+    embeddings: torch.Tensor,
+    candidates: torch.Tensor,
+    query: torch.Tensor,
+    n_select: int,
+    noise: float = 0.01,
+    pool_sizes: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, ...]:
+    op, others = "sift_select_indexed", {"candidates": candidates, "pool_sizes": pool_sizes}
+    return _with_picks(fake_selection(op, "embeddings", embeddings, query, n_select, **others))
+
+
+def _with_picks(selection: SelectionTensors) -> tuple[torch.Tensor, ...]:
+    indices, weights = selection[:2]
+    return (*selection, torch.empty_like(indices), torch.empty_like(weights))
+
+
 def _check_arguments(
     op: str,
     pool_name: str,
@@ -170,5 +200,5 @@ def _one_target(query: torch.Tensor) -> torch.Tensor:
     return query.select(1, 0) if query.dim() == 3 else query
 
 
-def _selection(batched: bool, tensors: SiftTensors) -> SiftSelection:
+def _selection(batched: bool, tensors: tuple[torch.Tensor, ...]) -> SiftSelection:
     return SiftSelection(*(tensors if batched else (t.squeeze(0) for t in tensors)))
