@@ -131,7 +131,7 @@ def test_queries_may_be_any_view_of_an_array(store, embedder):
 @pytest.mark.parametrize(
     ("queries", "k", "error", "message"),
     [
-        (np.zeros((1, 24), np.float32), 61, ValueError, "k is 61, the datastore has 60"),
+        (np.zeros((1, 24), np.float32), 61, ValueError, "k is 61, the store has 60"),
         (np.zeros((1, 24), np.float32), 0, ValueError, "k must be .*, got 0"),
         (np.zeros((1, 24), np.float32), 1.0, TypeError, "k must be an int, got float"),
         (np.zeros((1, 24), np.float32), np.bool_(1), TypeError, "k must be an int, got bool"),

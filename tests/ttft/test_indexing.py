@@ -382,7 +382,7 @@ def test_filter_searches_what_has_the_values(source, embedder, tmp_path):
     assert {odd.rows[i]["domain"] for i in ids[0].tolist()} == {"b"}
     assert len(store.filter(domain=["a", "b"])) == COUNT
     assert len(odd.filter(source=["c.jsonl:2", "c.jsonl:3"])) == 1
-    with pytest.raises(ValueError, match="k is 151, the datastore has 150 texts"):
+    with pytest.raises(ValueError, match="k is 151, the store has 150 texts"):
         odd.search(queries, 151)
     some = measured.rows[0]["length"]
     for wanted in (np.int64(some), [np.int64(some)]):

@@ -88,12 +88,6 @@ def test_a_finetuner_takes_it(gpt2, tokenizer, store, database_store, embedder):
         assert report.optimizer_steps == 6
 
 
-def test_it_says_who_filters(database_store):
-    message = "a database filters by itself, got {'domain': 'a'}: give DatabaseStore a Vector"
-    with pytest.raises(NotImplementedError, match=f"DatabaseStore.filter: {message}"):
-        database_store.filter(domain="a")
-
-
 def test_named_vectors_are_refused(client):
     size = models.VectorParams(size=24, distance=models.Distance.DOT)
     client.create_collection("named", {"title": size, "body": size})
@@ -163,7 +157,7 @@ def test_points_without_text_and_bad_searches_are_refused(client, embedder):
     store = DatabaseStore(QdrantDatabase(client, "passages", text_field="body"), embedder)
     with pytest.raises(ValueError, match="of passages must have a string 'body', got None"):
         store.search(embedder.encode(["cat"]), 3)
-    with pytest.raises(ValueError, match="k is 61, the datastore has 60 texts"):
+    with pytest.raises(ValueError, match="k is 61, the store has 60 texts"):
         store.search(embedder.encode(["cat"]), 61)
     client.delete_collection("passages")
     client.create_collection("passages", models.VectorParams(size=24, distance=models.Distance.DOT))

@@ -13,6 +13,7 @@ try:
     from hullft_ops.ttft.scoring import BitsPerByte, bits_per_byte, score_text
     from hullft_ops.ttft.search_index import IndexThresholds
     from hullft_ops.ttft.sources import Source
+    from hullft_ops.ttft.store_contract import Store
     from hullft_ops.ttft.support import Support
     from hullft_ops.ttft.tiny import tiny_lm_path
 except ModuleNotFoundError as error:
@@ -31,6 +32,7 @@ __all__ = [
     "SelectionMethod",
     "SentenceTransformerEmbedder",
     "Source",
+    "Store",
     "Support",
     "TestTimeFinetuner",
     "bits_per_byte",

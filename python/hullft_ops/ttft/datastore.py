@@ -25,15 +25,14 @@ import pyarrow.compute
 import torch
 from rich.console import Console
 
-from hullft_ops._checks import check_integer
 from hullft_ops._files import full_disk_explained
-from hullft_ops.ttft.arrays import for_torch
 from hullft_ops.ttft.checksums import check_file
 from hullft_ops.ttft.embedding import Embedder
 from hullft_ops.ttft.journal import locked
 from hullft_ops.ttft.manifest import JOURNAL_FILE, MANIFEST_FILE, DataFile, Manifest, VersionError
 from hullft_ops.ttft.progress import progress_bar
 from hullft_ops.ttft.search_index import IndexThresholds, ListSearch, exact_search, open_index
+from hullft_ops.ttft.store_contract import checked_search
 from hullft_ops.ttft.store_writer import StoreWriter, fraction_for
 
 Scalar = str | int | float | bool | None
@@ -67,6 +66,16 @@ class Datastore:
         self.embeddings = embeddings
         self.positions = positions
         self._lists = lists
+
+    @property
+    def embedder(self) -> str:
+        """Name of the embedder that made the embeddings."""
+        return self.manifest.embedder
+
+    @property
+    def dim(self) -> int:
+        """Length of an embedding."""
+        return self.manifest.dim
 
     def __len__(self) -> int:
         return self.manifest.count if self.positions is None else len(self.positions)
@@ -204,7 +213,7 @@ class Datastore:
             ValueError: queries on a GPU, a wrong shape, a value that is not finite, or k out of
                 range.
         """
-        vectors, k = self._checked_search(queries, k)
+        vectors, k = checked_search("Datastore.search", self, queries, k)
         rows = None if self.positions is None else self.positions.numpy()
         matrix = self.embeddings.numpy()
         # Few texts are searched sooner one by one than picked out of the lists.
@@ -213,25 +222,6 @@ class Datastore:
         else:
             scores, ids = self._lists.search(vectors.numpy(), k, rows)
         return torch.from_numpy(scores), torch.from_numpy(ids)
-
-    def _checked_search(self, given: np.ndarray | torch.Tensor, k: int) -> tuple[torch.Tensor, int]:
-        if isinstance(given, torch.Tensor) and given.device.type != "cpu":
-            raise ValueError(f"Datastore.search: queries must be on the CPU, got {given.device}")
-        values = for_torch(given) if isinstance(given, np.ndarray) else given
-        queries = torch.as_tensor(values, device="cpu")
-        if queries.dtype != torch.float32:
-            raise TypeError(f"Datastore.search: queries must be float32, got {queries.dtype}")
-        if queries.ndim != 2 or queries.shape[1] != self.manifest.dim:
-            raise ValueError(
-                f"Datastore.search: queries must have shape [B, {self.manifest.dim}], "
-                f"got {list(queries.shape)}"
-            )
-        if not queries.isfinite().all():
-            raise ValueError("Datastore.search: queries must be finite")
-        k = check_integer("Datastore.search", "k", k, 1)
-        if k > len(self):
-            raise ValueError(f"Datastore.search: k is {k}, the datastore has {len(self)} texts")
-        return queries.detach().contiguous(), k
 
 
 def _check_destination(path: Path, overwrite: bool) -> None:

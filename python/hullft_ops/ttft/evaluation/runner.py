@@ -67,6 +67,7 @@ class Evaluator:
         self._model = model
         self._tokenizer = tokenizer
         self._embedder = OneEmbedding(embedder)
+        self._datastore = store
         self._store = OneSearch(store)
         self._seed = seed
         self._finetuners: dict[str, TestTimeFinetuner] = {}
@@ -78,7 +79,7 @@ class Evaluator:
     @cached_property
     def run(self) -> str:
         """The `fingerprint` of its rows; not every use of an evaluator makes some."""
-        return fingerprint(self._model, self._tokenizer, self._store, self._seed)
+        return fingerprint(self._model, self._tokenizer, self._datastore, self._seed)
 
     def prepare(self, settings: Sequence[Settings]) -> None:
         """Make the finetuners, so that what is wrong with a setting shows before anything runs.

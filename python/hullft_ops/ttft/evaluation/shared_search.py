@@ -6,8 +6,8 @@ from time import perf_counter
 import numpy as np
 import torch
 
-from hullft_ops.ttft.datastore import Datastore
 from hullft_ops.ttft.embedding import Embedder
+from hullft_ops.ttft.store_contract import Store
 
 
 class OneEmbedding:
@@ -33,24 +33,33 @@ class OneEmbedding:
         return self._last[1]
 
 
-class OneSearch(Datastore):
-    """A datastore that remembers the last query's neighbours.
+class OneSearch:
+    """A `Store` that remembers the neighbours of another store's last query.
 
-    ``seconds`` is how long those that it last gave took to find.
+    ``seconds`` is how long the neighbours that it last returned took to find.
     """
 
-    def __init__(self, store: Datastore) -> None:
-        # Not a datastore of its own: everything but the search is the other's.
-        self.__dict__.update(store.__dict__)
+    def __init__(self, store: Store) -> None:
+        self.texts = store.texts
+        self.embedder = store.embedder
+        self.dim = store.dim
         self._store = store
         self.seconds = 0.0
         self._query: torch.Tensor | None = None
         self._found: dict[int, tuple[float, tuple[torch.Tensor, torch.Tensor]]] = {}
 
+    @property
+    def embeddings(self) -> torch.Tensor:
+        # A database's grow with what it finds.
+        return self._store.embeddings
+
+    def __len__(self) -> int:
+        return len(self._store)
+
     def search(
         self, queries: np.ndarray | torch.Tensor, k: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As the datastore's own."""
+        """As the other store's own."""
         query = torch.as_tensor(queries, device="cpu")
         if self._query is None or not torch.equal(query, self._query):
             self._query = query.clone()
@@ -59,7 +68,5 @@ class OneSearch(Datastore):
             start = perf_counter()
             found = self._store.search(query, k)
             self._found[k] = perf_counter() - start, found
-            # Of a database they grow by what is found.
-            self.embeddings = self._store.embeddings
         self.seconds, found = self._found[k]
         return found

@@ -14,6 +14,7 @@ from hullft_ops.ttft.datastore import Datastore
 from hullft_ops.ttft.scale.cluster import Workers, cluster, staff, use_threads
 from hullft_ops.ttft.scale.pool import fetched, first_ready
 from hullft_ops.ttft.search_index import Neighbours, exact_search, largest
+from hullft_ops.ttft.store_contract import checked_search
 
 
 class ShardWorker:
@@ -34,17 +35,26 @@ class ShardWorker:
         return store.embeddings.numpy()[self._first : self._stop].copy()
 
 
-class ShardedStore(Datastore):
-    """A datastore that `TestTimeFinetuner` takes, searched by workers. Made by `sharded`.
+class ShardedStore:
+    """A `Store` that workers search. Made by `sharded`.
 
-    What is found is what exact search in one process finds, equal scores included. Texts and the
-    embeddings of what was found are read here. `filter` gives a datastore that is searched here.
+    It finds what exact search in one process finds, equal scores included. This process reads the
+    texts and the embeddings of what it finds.
+
+    Attributes:
+        datastore: the datastore itself, for metadata and `Datastore.filter`; searched here.
     """
 
     def __init__(self, store: Datastore, actors: Sequence[Any]) -> None:
-        # Not a datastore of its own: everything but the search is the other's.
-        self.__dict__.update(store.__dict__)
+        self.datastore = store
+        self.texts = store.texts
+        self.embeddings = store.embeddings
+        self.embedder = store.embedder
+        self.dim = store.dim
         self._actors = actors
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
 
     def search(
         self, queries: np.ndarray | torch.Tensor, k: int
@@ -55,7 +65,7 @@ class ShardedStore(Datastore):
             ScaleError: a worker died, and those that took its place; or no machine of the cluster
                 is left.
         """
-        checked, k = self._checked_search(queries, k)
+        checked, k = checked_search("ShardedStore.search", self, queries, k)
         vectors = checked.numpy()
         promises = [actor.search.remote(vectors, k) for actor in self._actors]
         parts = [fetched(first_ready([promise])) for promise in promises]
