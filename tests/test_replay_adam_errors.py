@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 
@@ -46,6 +47,8 @@ def test_gradients_that_are_no_tensors() -> None:
     message = "the gradient of parameter 0 must be a torch.Tensor, got list"
     with pytest.raises(TypeError, match=message):
         optimizer.step(grads={param: [1.0, 2.0, 3.0]})
+    with pytest.raises(TypeError, match=r"got ndarray; torch.from_numpy\(array\) makes one"):
+        optimizer.step(grads={param: np.ones(3, np.float32)})
     with pytest.raises(TypeError, match="grads must map parameters to gradients, got list"):
         optimizer.step(grads=[param])
     assert not optimizer.state
