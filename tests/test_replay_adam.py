@@ -35,6 +35,19 @@ def test_defaults_are_those_of_adam() -> None:
     assert ReplayAdam(params).defaults == torch.optim.Adam(params).defaults
 
 
+def test_options_of_torch_that_ask_for_nothing_else() -> None:
+    ours, theirs = make_model(), make_model()
+    options = {"foreach": False, "fused": True, "differentiable": False}
+    optimizer = ReplayAdam(ours.parameters(), 1e-2, (0.8, 0.9), 1e-7, 0.1, False, **options)
+    peer = torch.optim.Adam(theirs.parameters(), 1e-2, (0.8, 0.9), 1e-7, 0.1, False, **options)
+    assert optimizer.defaults == peer.defaults
+    train(ours, optimizer, range(5), 2)
+    train(theirs, peer, range(5), 2)
+    assert_close(ours, theirs)
+    peer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    optimizer.load_state_dict(copy.deepcopy(peer.state_dict()))
+
+
 def test_decoupled_weight_decay_by_group() -> None:
     ours, theirs = make_model(), make_model()
     for model, optimizer in ((ours, ReplayAdam), (theirs, torch.optim.Adam)):

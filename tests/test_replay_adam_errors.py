@@ -144,6 +144,18 @@ def test_parameters_that_are_not_floating(dtype: torch.dtype) -> None:
             "decoupled_weight_decay must be a bool, got NoneType",
         ),
         ({"amsgrad": True}, ValueError, "amsgrad must be False, got True"),
+        ({"differentiable": True}, ValueError, "differentiable must be False, got True"),
+        ({"fused": 1}, TypeError, "fused must be a bool or None, got int"),
+        (
+            {"foreach": True, "fused": True},
+            ValueError,
+            "foreach and fused exclude each other, got both",
+        ),
+        (
+            {"betas": (0.9, torch.tensor(0.99))},
+            ValueError,
+            "betas must be two numbers or two tensors, got float and Tensor",
+        ),
     ],
     ids=str,
 )
@@ -154,6 +166,12 @@ def test_bad_options(options: dict[str, object], error: type[Exception], message
     with pytest.raises(error, match=f"^ReplayAdam: {message}$"):
         optimizer.add_param_group({"params": [torch.zeros(3)], **options})
     assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("option", ["amsgrad", "differentiable"])
+def test_what_torch_does_and_this_does_not(option: str) -> None:
+    with pytest.raises(ValueError, match=f"^ReplayAdam: {option} must be False, got True$"):
+        ReplayAdam([torch.zeros(3)], **{option: True})
 
 
 def test_an_option_that_went_bad_later() -> None:
