@@ -144,6 +144,8 @@ def test_parameters_that_are_not_floating(dtype: torch.dtype) -> None:
             "decoupled_weight_decay must be a bool, got NoneType",
         ),
         ({"amsgrad": True}, ValueError, "amsgrad must be False, got True"),
+        ({"repeats": 0}, ValueError, r"repeats must be in 1\.\.2147483647, got 0"),
+        ({"repeats": 2.0}, TypeError, "repeats must be an int, got float"),
         ({"differentiable": True}, ValueError, "differentiable must be False, got True"),
         ({"fused": 1}, TypeError, "fused must be a bool or None, got int"),
         (

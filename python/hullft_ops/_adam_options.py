@@ -44,6 +44,7 @@ def check_options(group: Mapping[str, Any]) -> None:
             raise TypeError(f"ReplayAdam: {name} must be a bool or None, got {kind}")
     if group.get("foreach") and group.get("fused"):
         raise ValueError("ReplayAdam: foreach and fused exclude each other, got both")
+    _repeats_of(group)
     for name in ("amsgrad", "differentiable"):
         if group.get(name):
             raise ValueError(f"ReplayAdam: {name} must be False, got {group[name]}")
@@ -58,6 +59,10 @@ def check_betas_alike(betas: Sequence[object]) -> None:
         )
 
 
+def _repeats_of(group: Mapping[str, Any]) -> int:
+    return _checks.check_integer("ReplayAdam", "repeats", group.get("repeats", 1), 1)
+
+
 def _number(name: str, value: object) -> float:
     if isinstance(value, Tensor):
         if value.numel() != 1:
@@ -70,14 +75,17 @@ def _number(name: str, value: object) -> float:
     return _checks.check_number("ReplayAdam", name, value)
 
 
-def step_options(group: Mapping[str, Any], repeats: int, seed: int | None) -> dict[str, Any]:
-    """The operator's, checked again: anybody may have changed the group."""
+def step_options(group: Mapping[str, Any], repeats: int | None, seed: int | None) -> dict[str, Any]:
+    """The operator's, checked again: anybody may have changed the group.
+
+    ``repeats`` is that of the call; None leaves it to the group.
+    """
     stays_on_device = group["capturable"] and isinstance(group["lr"], Tensor)
     lr = 0.0 if stays_on_device else _number("lr", group["lr"])
     check_options({**group, "lr": lr})
     beta1, beta2 = group["betas"]
     return {
-        "repeats": repeats,
+        "repeats": _repeats_of(group) if repeats is None else repeats,
         "lr": float(lr),
         "beta1": float(beta1),
         "beta2": float(beta2),

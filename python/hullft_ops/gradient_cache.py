@@ -130,10 +130,12 @@ class GradientCache:
             param: grad for param, grad in zip(self._params, entry, strict=True) if grad is not None
         }
 
-    def replay(self, example: Hashable, optimizer: ReplayAdam, *, repeats: int = 1) -> None:
-        """Takes ``repeats`` optimizer steps with the example's cached gradient.
+    def replay(
+        self, example: Hashable, optimizer: ReplayAdam, *, repeats: int | None = None
+    ) -> None:
+        """Takes optimizer steps with the example's cached gradient.
 
-        No ``.grad`` is read or written.
+        ``repeats`` is that of :meth:`ReplayAdam.step`. No ``.grad`` is read or written.
 
         Raises:
             KeyError: the example is not cached.

@@ -146,7 +146,7 @@ class ReplayAdam(Optimizer):
         self,
         closure: None = None,
         *,
-        repeats: int = 1,
+        repeats: int | None = None,
         grads: Mapping[Tensor, Tensor] | None = None,
     ) -> None: ...
 
@@ -155,7 +155,7 @@ class ReplayAdam(Optimizer):
         self,
         closure: Callable[[], float],
         *,
-        repeats: int = 1,
+        repeats: int | None = None,
         grads: Mapping[Tensor, Tensor] | None = None,
     ) -> float: ...
 
@@ -164,14 +164,16 @@ class ReplayAdam(Optimizer):
         self,
         closure: Callable[[], float] | None = None,
         *,
-        repeats: int = 1,
+        repeats: int | None = None,
         grads: Mapping[Tensor, Tensor] | None = None,
     ) -> float | None:
-        """Takes ``repeats`` steps with the present gradients.
+        """Takes steps with the present gradients.
 
         Args:
             closure: evaluated once, with gradients enabled, before the steps; its loss is returned.
-            repeats: how many steps, at least 1.
+            repeats: how many steps, at least 1, for all groups. None takes each group's own option
+                ``"repeats"``, which goes through wrappers that call ``step()`` without arguments;
+                a group without one takes a single step.
             grads: the gradient of each parameter that is to move, in place of every ``.grad``; of
                 the parameter's shape and device and any of the four dtypes. Not with a closure.
                 See :class:`GradientCache`.
@@ -189,7 +191,8 @@ class ReplayAdam(Optimizer):
             RuntimeError: captured in a CUDA graph without ``capturable``, or before
                 :meth:`make_state`.
         """
-        repeats = _checks.check_integer("ReplayAdam.step", "repeats", repeats, 1)
+        if repeats is not None:
+            repeats = _checks.check_integer("ReplayAdam.step", "repeats", repeats, 1)
         self._check_capture()
         loss = None
         if closure is not None:
