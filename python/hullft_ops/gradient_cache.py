@@ -8,6 +8,7 @@ from torch import Tensor
 from hullft_ops import _checks
 from hullft_ops import _operators as ops
 from hullft_ops._gradients import by_device, check_dense, check_place
+from hullft_ops._sharding import check_sharding, count_writes, local
 from hullft_ops.replay import ReplayAdam
 
 
@@ -25,7 +26,7 @@ class GradientCache:
     is dropped; all of them go when the cache does.
 
     Args:
-        params: the parameters whose gradients are kept.
+        params: the parameters whose gradients are kept. Those of DTensors are sharded alike.
         dtype: of the cached gradients, float32, float64, bfloat16 or float16; None keeps each
             parameter's own. bfloat16 halves the memory of float32 parameters, and the replay reads
             it as it is.
@@ -68,10 +69,10 @@ class GradientCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all buffers, those of dropped examples included."""
+        """Bytes of all buffers in this process, those of dropped examples included."""
         in_use = [t for entry in self._cached.values() for t in entry if t is not None]
         free = [t for buffers in self._free for t in buffers]
-        return sum(t.numel() * t.element_size() for t in in_use + free)
+        return sum(local(t).nbytes for t in in_use + free)
 
     @torch.no_grad()
     def accumulate(self, example: Hashable, *, alpha: float = 1.0, beta: float = 1.0) -> None:
@@ -175,6 +176,8 @@ class GradientCache:
             if param.grad is not None:
                 check_dense("GradientCache.accumulate", i, param.grad, "make it dense first")
                 check_place("GradientCache.accumulate", i, param, param.grad)
+                found = {"the gradient": param.grad}
+                check_sharding("GradientCache.accumulate", i, param, found)
         if all(param.grad is None for param in self._params):
             raise ValueError(
                 "GradientCache.accumulate: no parameter has a gradient, call backward() first"
@@ -191,4 +194,6 @@ class GradientCache:
 
 def _accumulate(rows: Sequence[tuple[Tensor, ...]], alpha: float, beta: float) -> None:
     for caches, grads in by_device(rows):
-        ops.grad_accumulate_(caches, grads, alpha=alpha, beta=beta)
+        here = ([local(t) for t in column] for column in (caches, grads))
+        ops.grad_accumulate_(*here, alpha=alpha, beta=beta)
+        count_writes(caches)

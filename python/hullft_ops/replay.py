@@ -23,6 +23,7 @@ from hullft_ops._adam_options import (
     step_options,
 )
 from hullft_ops._gradients import by_device, check_dense, check_place, check_state
+from hullft_ops._sharding import check_sharding, count_writes, local
 
 _STATE = ("step", "exp_avg", "exp_avg_sq")
 
@@ -43,6 +44,8 @@ class ReplayAdam(Optimizer):
     once a call, not once a step, which makes ``step(repeats=r)`` more accurate than r calls.
     The result does not depend on the number of threads.
 
+    Parameters may be DTensors, sharded or replicated, as FSDP2 makes them. Their moments are too.
+
     Args:
         params: parameters, named parameters or groups of them, as for any torch optimizer.
         lr: learning rate, a number or a tensor of one element.
@@ -59,8 +62,8 @@ class ReplayAdam(Optimizer):
         rounding_seed: round bfloat16 parameters up or down at random, right on average, instead of
             to nearest, which loses steps below half a unit in the last place. The random bits
             depend on this seed, the step count, which parameters of a group are stepped together,
-            and the place of a value in its parameter's memory: they are the same on every device,
-            for any number of threads. From 0 to 2147483647.
+            and the place of a value in its parameter's memory, or its shard's: they are the same on
+            every device, for any number of threads. From 0 to 2147483647.
 
     Raises:
         TypeError: an option of another type.
@@ -175,18 +178,18 @@ class ReplayAdam(Optimizer):
                 ``"repeats"``, which goes through wrappers that call ``step()`` without arguments;
                 a group without one takes a single step.
             grads: the gradient of each parameter that is to move, in place of every ``.grad``; of
-                the parameter's shape and device and any of the four dtypes. Not with a closure.
-                See :class:`GradientCache`.
+                the parameter's shape and device and any of the four dtypes, and of a DTensor's mesh
+                and placements. Not with a closure. See :class:`GradientCache`.
 
         Parameters without a gradient are left alone. What is refused is refused before any
         parameter is written, in whatever group.
 
         Raises:
             TypeError: ``repeats`` is not an int, ``grads`` no mapping of tensors, a gradient is
-                sparse, or the state holds something else than tensors.
+                sparse or alone a DTensor, or the state holds something else than tensors.
             ValueError: ``repeats < 1``, an option that has gone out of its range, a gradient or
-                moment of another shape or device, parameters whose memory overlaps, views that
-                interleave among them, or that have no storage,
+                moment of another shape, device, mesh or placements, parameters that are Partial,
+                whose memory overlaps, views that interleave among them, or that have no storage,
                 ``grads`` for a tensor that is no parameter of this optimizer.
             RuntimeError: captured in a CUDA graph without ``capturable``, or before
                 :meth:`make_state`.
@@ -204,7 +207,10 @@ class ReplayAdam(Optimizer):
             self._check_known(grads)
         rows = [(group, list(self._rows(group, grads))) for group in self.param_groups]
         calls = [
-            (columns, step_options(group, repeats, self._seed_of(group, columns[0][0])))
+            (
+                tuple([local(tensor) for tensor in column] for column in columns),
+                step_options(group, repeats, self._seed_of(group, columns[0][0])),
+            )
             for group, found in rows
             for columns in by_device(found)
         ]
@@ -212,6 +218,8 @@ class ReplayAdam(Optimizer):
             _check_together(calls)
         for columns, options in calls:
             ops.adam_replay_(*columns, **options)
+        for _, found in rows:
+            count_writes(t for param, _, *moments, _ in found for t in (param, *moments))
         return loss
 
     @torch.no_grad()
@@ -300,6 +308,8 @@ class ReplayAdam(Optimizer):
             check_place("ReplayAdam.step", i, param, grad)
             state = self._state_of(param, group)
             check_state("ReplayAdam.step", i, state, _STATE)
+            moments = {name: state[name] for name in _STATE[1:]}
+            check_sharding("ReplayAdam.step", i, param, {"the gradient": grad, **moments})
             yield param, grad, state["exp_avg"], state["exp_avg_sq"], state["step"]
 
     def _state_of(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
