@@ -23,7 +23,14 @@ import hullft_ops
 print(json.dumps(sorted(set(sys.modules) - before)))
 """
 # What makes an import slow: each takes longer than the rest of torch or of this package.
-SLOW = ("hullft_ops.ttft", "hullft_ops.reference", "torch._dynamo", "torch._inductor", "torch.onnx")
+SLOW = (
+    "hullft_ops.ttft",
+    "hullft_ops.reference",
+    "torch._dynamo",
+    "torch._inductor",
+    "torch.distributed.tensor",
+    "torch.onnx",
+)
 
 
 def imported_in_a_new_process() -> list[str]:

@@ -4,10 +4,12 @@ import copy
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 
 from adam_training import assert_close, assert_same_bits, backward, grouped, make_model, train
+from hullft_ops.gradient_cache import GradientCache
 from hullft_ops.replay import ReplayAdam
 
 
@@ -33,6 +35,19 @@ def test_trains_as_adamw() -> None:
 def test_defaults_are_those_of_adam() -> None:
     params = [torch.zeros(3, requires_grad=True)]
     assert ReplayAdam(params).defaults == torch.optim.Adam(params).defaults
+
+
+def test_options_of_torch_that_ask_for_nothing_else() -> None:
+    ours, theirs = make_model(), make_model()
+    options = {"foreach": False, "fused": True, "differentiable": False}
+    optimizer = ReplayAdam(ours.parameters(), 1e-2, (0.8, 0.9), 1e-7, 0.1, False, **options)
+    peer = torch.optim.Adam(theirs.parameters(), 1e-2, (0.8, 0.9), 1e-7, 0.1, False, **options)
+    assert optimizer.defaults == peer.defaults
+    train(ours, optimizer, range(5), 2)
+    train(theirs, peer, range(5), 2)
+    assert_close(ours, theirs)
+    peer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    optimizer.load_state_dict(copy.deepcopy(peer.state_dict()))
 
 
 def test_decoupled_weight_decay_by_group() -> None:
@@ -159,6 +174,50 @@ def test_grad_scaler_skips_a_step_that_overflowed() -> None:
     scaler.step(optimizer, repeats=2)
     scaler.update()
     assert_same_bits(model, before)
+
+
+def test_repeats_of_a_group() -> None:
+    ours, theirs = make_model(), make_model()
+    optimizer = grouped(ours, ReplayAdam)
+    optimizer.param_groups[0]["repeats"] = np.int64(3)
+    twin = grouped(theirs, ReplayAdam)
+    for seed in range(3):
+        backward(ours, seed)
+        optimizer.step()
+        backward(theirs, seed)
+        grads = {param: param.grad for param in theirs.parameters()}
+        twin.step(grads={theirs[2].weight: grads.pop(theirs[2].weight)})
+        twin.step(repeats=3, grads=grads)
+    assert_same_bits(ours, theirs)
+    backward(ours, 5)
+    optimizer.step(repeats=2)  # of all groups
+    assert [float(state["step"]) for state in optimizer.state.values()] == [11, 11, 5]
+    cache = GradientCache(ours.parameters())
+    cache.accumulate("a")
+    cache.replay("a", optimizer)
+    assert [float(state["step"]) for state in optimizer.state.values()] == [14, 14, 6]
+
+
+def test_repeats_of_a_group_with_a_scaler_and_a_schedule() -> None:
+    ours, theirs = make_model(torch.float32), make_model(torch.float32)
+    optimizer, twin = (ReplayAdam(model.parameters(), lr=1e-2) for model in (ours, theirs))
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    optimizer.param_groups[0]["repeats"] = 2
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    for seed, lr in enumerate((1e-2, 5e-3, 2.5e-3)):
+        ours.zero_grad()
+        x = torch.randn(5, 6, generator=torch.Generator().manual_seed(seed))
+        scaler.scale(ours(x).square().sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        schedule.step()
+        twin.param_groups[0]["lr"] = lr
+        train(theirs, twin, range(seed, seed + 1), 2)
+    torch.testing.assert_close(list(ours.parameters()), list(theirs.parameters()))
+    scaler.scale(ours(x).square().sum()).backward()
+    ours[0].bias.grad[0] = math.inf
+    scaler.step(optimizer)  # skipped as a whole
+    assert {float(state["step"]) for state in optimizer.state.values()} == {6}
 
 
 def test_backward_through_a_stale_graph_is_an_error() -> None:

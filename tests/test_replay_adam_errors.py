@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 
@@ -46,6 +47,8 @@ def test_gradients_that_are_no_tensors() -> None:
     message = "the gradient of parameter 0 must be a torch.Tensor, got list"
     with pytest.raises(TypeError, match=message):
         optimizer.step(grads={param: [1.0, 2.0, 3.0]})
+    with pytest.raises(TypeError, match=r"got ndarray; torch.from_numpy\(array\) makes one"):
+        optimizer.step(grads={param: np.ones(3, np.float32)})
     with pytest.raises(TypeError, match="grads must map parameters to gradients, got list"):
         optimizer.step(grads=[param])
     assert not optimizer.state
@@ -141,6 +144,20 @@ def test_parameters_that_are_not_floating(dtype: torch.dtype) -> None:
             "decoupled_weight_decay must be a bool, got NoneType",
         ),
         ({"amsgrad": True}, ValueError, "amsgrad must be False, got True"),
+        ({"repeats": 0}, ValueError, r"repeats must be in 1\.\.2147483647, got 0"),
+        ({"repeats": 2.0}, TypeError, "repeats must be an int, got float"),
+        ({"differentiable": True}, ValueError, "differentiable must be False, got True"),
+        ({"fused": 1}, TypeError, "fused must be a bool or None, got int"),
+        (
+            {"foreach": True, "fused": True},
+            ValueError,
+            "foreach and fused exclude each other, got both",
+        ),
+        (
+            {"betas": (0.9, torch.tensor(0.99))},
+            ValueError,
+            "betas must be two numbers or two tensors, got float and Tensor",
+        ),
     ],
     ids=str,
 )
@@ -151,6 +168,12 @@ def test_bad_options(options: dict[str, object], error: type[Exception], message
     with pytest.raises(error, match=f"^ReplayAdam: {message}$"):
         optimizer.add_param_group({"params": [torch.zeros(3)], **options})
     assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("option", ["amsgrad", "differentiable"])
+def test_what_torch_does_and_this_does_not(option: str) -> None:
+    with pytest.raises(ValueError, match=f"^ReplayAdam: {option} must be False, got True$"):
+        ReplayAdam([torch.zeros(3)], **{option: True})
 
 
 def test_an_option_that_went_bad_later() -> None:

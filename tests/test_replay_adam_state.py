@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from adam_training import OptimizerClass, assert_close, assert_same_bits, make_model, train
+from adam_training import (
+    OptimizerClass,
+    assert_close,
+    assert_same_bits,
+    backward,
+    make_model,
+    train,
+)
 from hullft_ops.replay import ReplayAdam
 
 PEERS: dict[str, tuple[OptimizerClass, dict[str, object]]] = {
@@ -70,6 +77,37 @@ def test_state_dict_to_torch(peer: str) -> None:
     train(ours, before, range(5, 10), 2)
     train(theirs, after, range(5, 10), 2)
     assert_close(ours, theirs)
+
+
+def test_repeats_of_a_group_go_with_its_state() -> None:
+    """torch's Adam keeps the option, and takes a step at a time."""
+    ours, theirs, twin = make_model(), make_model(), make_model()
+    optimizer, peer, restored = (
+        optimizer_class(model.parameters())
+        for model, optimizer_class in (
+            (ours, ReplayAdam),
+            (theirs, torch.optim.Adam),
+            (twin, ReplayAdam),
+        )
+    )
+    peer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    optimizer.load_state_dict(copy.deepcopy(peer.state_dict()))
+    optimizer.param_groups[0]["repeats"] = 2
+    backward(ours, 0)
+    optimizer.step()
+    peer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    restored.load_state_dict(copy.deepcopy(peer.state_dict()))
+    for model in (theirs, twin):
+        model.load_state_dict(ours.state_dict())
+    backward(ours, 0)
+    optimizer.step()
+    backward(twin, 0)
+    restored.step()
+    assert_same_bits(ours, twin)
+    train(theirs, peer, range(1), 2)
+    assert_close(ours, theirs)
+    restored.load_state_dict(torch.optim.Adam(make_model().parameters()).state_dict())
+    assert "repeats" not in restored.param_groups[0]
 
 
 def test_state_dict_goes_through_a_file(tmp_path) -> None:

@@ -28,6 +28,11 @@ def poisoned(tensor: torch.Tensor, index: tuple[int, ...], value: float) -> torc
 
 TYPE_ERRORS: dict[str, tuple[Callable[[], object], str]] = {
     "pool list": (lambda: call_fw([[1.0]]), "fw_select: pool must be a torch.Tensor, got list"),
+    "NumPy": (
+        lambda: call_fw(POOL.numpy()),
+        r"^fw_select: pool must be a torch.Tensor, got ndarray; torch.from_numpy\(array\) makes "
+        "one that shares its memory$",
+    ),
     "pool int": (lambda: call_fw(POOL.int()), "pool must be float32, .* got torch.int32"),
     "query dtype": (
         lambda: call_fw(query=QUERY.double()),

@@ -21,9 +21,17 @@ _INTEGERS = (*_TORCH_INTEGERS, Integral)
 _NUMBERS = (float, int, Real)
 
 
+def no_tensor(op: str, name: str, value: object) -> TypeError:
+    kind = type(value).__name__
+    advice = "; torch.from_numpy(array) makes one that shares its memory"
+    return TypeError(
+        f"{op}: {name} must be a torch.Tensor, got {kind}{advice if kind == 'ndarray' else ''}"
+    )
+
+
 def check_tensor(op: str, name: str, value: object) -> torch.Tensor:
     if not isinstance(value, torch.Tensor):
-        raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(value).__name__}")
+        raise no_tensor(op, name, value)
     if value.is_nested:
         raise TypeError(f"{op}: {name} must be dense, got a nested tensor")
     if value.layout != torch.strided:

@@ -5,12 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from hullft_ops import _checks
+
 
 def check_dense(op: str, i: int, grad: object, advice: str) -> None:
     if not isinstance(grad, Tensor):
-        raise TypeError(
-            f"{op}: the gradient of parameter {i} must be a torch.Tensor, got {type(grad).__name__}"
-        )
+        raise _checks.no_tensor(op, f"the gradient of parameter {i}", grad)
     if grad.layout != torch.strided:
         raise TypeError(
             f"{op}: the gradient of parameter {i} must be dense, got layout {grad.layout}; {advice}"
@@ -30,9 +30,7 @@ def check_state(op: str, i: int, state: Mapping[str, object], names: Sequence[st
             raise ValueError(f"{op}: the state of parameter {i} has no {name}")
         tensor = state[name]
         if not isinstance(tensor, Tensor):
-            raise TypeError(
-                f"{op}: {name} of parameter {i} must be a torch.Tensor, got {type(tensor).__name__}"
-            )
+            raise _checks.no_tensor(op, f"{name} of parameter {i}", tensor)
         check_storage(op, f"{name} of parameter {i}", tensor)
 
 

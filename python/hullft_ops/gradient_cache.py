@@ -9,6 +9,7 @@ from hullft_ops import _checks
 from hullft_ops import _ops as ops
 from hullft_ops._gradients import by_device, check_dense, check_place
 from hullft_ops._ops import check_lists_on_one_device, register_fake
+from hullft_ops._sharding import check_sharding, count_writes, local
 from hullft_ops.replay import ReplayAdam
 
 
@@ -26,7 +27,7 @@ class GradientCache:
     is dropped; all of them go when the cache does.
 
     Args:
-        params: the parameters whose gradients are kept.
+        params: the parameters whose gradients are kept. Those of DTensors are sharded alike.
         dtype: of the cached gradients, float32, float64, bfloat16 or float16; None keeps each
             parameter's own. bfloat16 halves the memory of float32 parameters, and the replay reads
             it as it is.
@@ -69,10 +70,10 @@ class GradientCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all buffers, those of dropped examples included."""
+        """Bytes of all buffers in this process, those of dropped examples included."""
         in_use = [t for entry in self._cached.values() for t in entry if t is not None]
         free = [t for buffers in self._free for t in buffers]
-        return sum(t.numel() * t.element_size() for t in in_use + free)
+        return sum(local(t).nbytes for t in in_use + free)
 
     @torch.no_grad()
     def accumulate(self, example: Hashable, *, alpha: float = 1.0, beta: float = 1.0) -> None:
@@ -131,10 +132,12 @@ class GradientCache:
             param: grad for param, grad in zip(self._params, entry, strict=True) if grad is not None
         }
 
-    def replay(self, example: Hashable, optimizer: ReplayAdam, *, repeats: int = 1) -> None:
-        """Takes ``repeats`` optimizer steps with the example's cached gradient.
+    def replay(
+        self, example: Hashable, optimizer: ReplayAdam, *, repeats: int | None = None
+    ) -> None:
+        """Takes optimizer steps with the example's cached gradient.
 
-        No ``.grad`` is read or written.
+        ``repeats`` is that of :meth:`ReplayAdam.step`. No ``.grad`` is read or written.
 
         Raises:
             KeyError: the example is not cached.
@@ -174,6 +177,8 @@ class GradientCache:
             if param.grad is not None:
                 check_dense("GradientCache.accumulate", i, param.grad, "make it dense first")
                 check_place("GradientCache.accumulate", i, param, param.grad)
+                found = {"the gradient": param.grad}
+                check_sharding("GradientCache.accumulate", i, param, found)
         if all(param.grad is None for param in self._params):
             raise ValueError(
                 "GradientCache.accumulate: no parameter has a gradient, call backward() first"
@@ -190,7 +195,9 @@ class GradientCache:
 
 def _accumulate(rows: Sequence[tuple[Tensor, ...]], alpha: float, beta: float) -> None:
     for caches, grads in by_device(rows):
-        ops.grad_accumulate_(caches, grads, alpha=alpha, beta=beta)
+        here = ([local(t) for t in column] for column in (caches, grads))
+        ops.grad_accumulate_(*here, alpha=alpha, beta=beta)
+        count_writes(caches)
 
 
 @register_fake("grad_accumulate_")

@@ -16,18 +16,16 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from hullft_ops import _checks
 from hullft_ops import _ops as ops
+from hullft_ops._adam_options import (
+    TORCH_OPTIONS,
+    check_betas_alike,
+    check_options,
+    step_options,
+)
 from hullft_ops._gradients import by_device, check_dense, check_place, check_state
 from hullft_ops._ops import check_lists_on_one_device, numbered, passed, register_fake
+from hullft_ops._sharding import check_sharding, count_writes, local
 
-# What torch.optim.Adam keeps in its groups besides, so that a state_dict goes both ways.
-_TORCH_OPTIONS = {
-    "amsgrad": False,
-    "foreach": None,
-    "capturable": False,
-    "differentiable": False,
-    "fused": None,
-}
-_REQUIRED_OPTIONS = ("lr", "betas", "eps", "weight_decay")
 _STATE = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -47,22 +45,26 @@ class ReplayAdam(Optimizer):
     once a call, not once a step, which makes ``step(repeats=r)`` more accurate than r calls.
     The result does not depend on the number of threads.
 
+    Parameters may be DTensors, sharded or replicated, as FSDP2 makes them. Their moments are too.
+
     Args:
         params: parameters, named parameters or groups of them, as for any torch optimizer.
         lr: learning rate, a number or a tensor of one element.
         betas: decay rates of the first and second moment, each in [0, 1).
         eps: added to the root of the second moment.
         weight_decay: L2 penalty, or decoupled decay.
-        decoupled_weight_decay: decay the parameter itself, as AdamW does.
+        amsgrad, differentiable: False, as torch's Adam has them by default.
+        foreach, fused: taken for Adam's sake; there is one implementation. They exclude each other.
         maximize: step along the gradient instead of against it.
         capturable: keep step counts beside the parameters, and read an ``lr`` that is a tensor
             there too, so that steps can be captured in a CUDA graph. Neither is checked then. An
             ``lr`` that is a number, or on the CPU, is captured as it is.
+        decoupled_weight_decay: decay the parameter itself, as AdamW does.
         rounding_seed: round bfloat16 parameters up or down at random, right on average, instead of
             to nearest, which loses steps below half a unit in the last place. The random bits
             depend on this seed, the step count, which parameters of a group are stepped together,
-            and the place of a value in its parameter's memory: they are the same on every device,
-            for any number of threads. From 0 to 2147483647.
+            and the place of a value in its parameter's memory, or its shard's: they are the same on
+            every device, for any number of threads. From 0 to 2147483647.
 
     Raises:
         TypeError: an option of another type.
@@ -79,10 +81,14 @@ class ReplayAdam(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        amsgrad: bool = False,
         *,
-        decoupled_weight_decay: bool = False,
+        foreach: bool | None = None,
         maximize: bool = False,
         capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        decoupled_weight_decay: bool = False,
         rounding_seed: int | None = None,
     ) -> None:
         defaults: dict[str, Any] = {
@@ -90,10 +96,13 @@ class ReplayAdam(Optimizer):
             "betas": betas,
             "eps": eps,
             "weight_decay": weight_decay,
-            "decoupled_weight_decay": decoupled_weight_decay,
+            "amsgrad": amsgrad,
+            "foreach": foreach,
             "maximize": maximize,
-            **_TORCH_OPTIONS,
             "capturable": capturable,
+            "differentiable": differentiable,
+            "fused": fused,
+            "decoupled_weight_decay": decoupled_weight_decay,
         }
         if rounding_seed is not None:  # otherwise the defaults are those of torch.optim.Adam
             defaults["rounding_seed"] = _checks.check_integer(
@@ -104,7 +113,9 @@ class ReplayAdam(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group; its own options take the place of the optimizer's defaults."""
         if isinstance(param_group, dict):
-            _check_options({**self.defaults, **param_group})
+            options = {**self.defaults, **param_group}
+            check_options(options)
+            check_betas_alike(options["betas"])
         super().add_param_group(param_group)
         for i, param in enumerate(self.param_groups[-1]["params"]):
             if param.dtype not in _checks.FLOAT_DTYPES:
@@ -116,14 +127,14 @@ class ReplayAdam(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for group in state["param_groups"]:
-            _check_options(group)
+            check_options(group)
         super().__setstate__(state)
         for group in self.param_groups:
             group.setdefault("maximize", False)
             # torch's older AdamW has no name for what it is.
             decoupled = self.defaults["decoupled_weight_decay"]
             group.setdefault("decoupled_weight_decay", decoupled)
-            for name, value in _TORCH_OPTIONS.items():
+            for name, value in TORCH_OPTIONS.items():
                 group.setdefault(name, value)
             # A state of torch's own Adam says nothing of it.
             if "rounding_seed" in self.defaults:
@@ -139,7 +150,7 @@ class ReplayAdam(Optimizer):
         self,
         closure: None = None,
         *,
-        repeats: int = 1,
+        repeats: int | None = None,
         grads: Mapping[Tensor, Tensor] | None = None,
     ) -> None: ...
 
@@ -148,7 +159,7 @@ class ReplayAdam(Optimizer):
         self,
         closure: Callable[[], float],
         *,
-        repeats: int = 1,
+        repeats: int | None = None,
         grads: Mapping[Tensor, Tensor] | None = None,
     ) -> float: ...
 
@@ -157,32 +168,35 @@ class ReplayAdam(Optimizer):
         self,
         closure: Callable[[], float] | None = None,
         *,
-        repeats: int = 1,
+        repeats: int | None = None,
         grads: Mapping[Tensor, Tensor] | None = None,
     ) -> float | None:
-        """Takes ``repeats`` steps with the present gradients.
+        """Takes steps with the present gradients.
 
         Args:
             closure: evaluated once, with gradients enabled, before the steps; its loss is returned.
-            repeats: how many steps, at least 1.
+            repeats: how many steps, at least 1, for all groups. None takes each group's own option
+                ``"repeats"``, which goes through wrappers that call ``step()`` without arguments;
+                a group without one takes a single step.
             grads: the gradient of each parameter that is to move, in place of every ``.grad``; of
-                the parameter's shape and device and any of the four dtypes. Not with a closure.
-                See :class:`GradientCache`.
+                the parameter's shape and device and any of the four dtypes, and of a DTensor's mesh
+                and placements. Not with a closure. See :class:`GradientCache`.
 
         Parameters without a gradient are left alone. What is refused is refused before any
         parameter is written, in whatever group.
 
         Raises:
             TypeError: ``repeats`` is not an int, ``grads`` no mapping of tensors, a gradient is
-                sparse, or the state holds something else than tensors.
+                sparse or alone a DTensor, or the state holds something else than tensors.
             ValueError: ``repeats < 1``, an option that has gone out of its range, a gradient or
-                moment of another shape or device, parameters whose memory overlaps, views that
-                interleave among them, or that have no storage,
+                moment of another shape, device, mesh or placements, parameters that are Partial,
+                whose memory overlaps, views that interleave among them, or that have no storage,
                 ``grads`` for a tensor that is no parameter of this optimizer.
             RuntimeError: captured in a CUDA graph without ``capturable``, or before
                 :meth:`make_state`.
         """
-        repeats = _checks.check_integer("ReplayAdam.step", "repeats", repeats, 1)
+        if repeats is not None:
+            repeats = _checks.check_integer("ReplayAdam.step", "repeats", repeats, 1)
         self._check_capture()
         loss = None
         if closure is not None:
@@ -194,7 +208,10 @@ class ReplayAdam(Optimizer):
             self._check_known(grads)
         rows = [(group, list(self._rows(group, grads))) for group in self.param_groups]
         calls = [
-            (columns, _step_options(group, repeats, self._seed_of(group, columns[0][0])))
+            (
+                tuple([local(tensor) for tensor in column] for column in columns),
+                step_options(group, repeats, self._seed_of(group, columns[0][0])),
+            )
             for group, found in rows
             for columns in by_device(found)
         ]
@@ -202,6 +219,8 @@ class ReplayAdam(Optimizer):
             _check_together(calls)
         for columns, options in calls:
             ops.adam_replay_(*columns, **options)
+        for _, found in rows:
+            count_writes(t for param, _, *moments, _ in found for t in (param, *moments))
         return loss
 
     @torch.no_grad()
@@ -290,6 +309,8 @@ class ReplayAdam(Optimizer):
             check_place("ReplayAdam.step", i, param, grad)
             state = self._state_of(param, group)
             check_state("ReplayAdam.step", i, state, _STATE)
+            moments = {name: state[name] for name in _STATE[1:]}
+            check_sharding("ReplayAdam.step", i, param, {"the gradient": grad, **moments})
             yield param, grad, state["exp_avg"], state["exp_avg_sq"], state["step"]
 
     def _state_of(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
@@ -319,63 +340,6 @@ def _new_state(param: Tensor, capturable: bool) -> dict[str, Tensor]:
         step = torch.zeros((), dtype=torch.float32, device=param.device if capturable else "cpu")
         moments = (torch.zeros_like(param, memory_format=torch.preserve_format) for _ in _STATE[1:])
         return dict(zip(_STATE, (step, *moments), strict=True))
-
-
-def _check_options(group: Mapping[str, Any]) -> None:
-    for name in _REQUIRED_OPTIONS:
-        if name not in group:
-            raise ValueError(f"ReplayAdam: a parameter group must have {name!r}, got {list(group)}")
-    for name in ("lr", "eps", "weight_decay"):
-        value = _number(name, group[name])
-        if not 0 <= value < float("inf"):
-            raise ValueError(f"ReplayAdam: {name} must be finite and >= 0, got {value}")
-    betas = group["betas"]
-    if not isinstance(betas, Sequence) or len(betas) != 2:
-        raise ValueError(f"ReplayAdam: betas must be two numbers, got {betas!r}")
-    for i in range(2):
-        value = _number(f"betas[{i}]", betas[i])
-        if not 0 <= value < 1:
-            raise ValueError(f"ReplayAdam: betas[{i}] must be in [0, 1), got {value}")
-    if group.get("rounding_seed") is not None:
-        _checks.check_integer("ReplayAdam", "rounding_seed", group["rounding_seed"], 0)
-    for name in ("decoupled_weight_decay", "maximize"):
-        if not isinstance(group.get(name, False), bool):
-            raise TypeError(f"ReplayAdam: {name} must be a bool, got {type(group[name]).__name__}")
-    for name in ("amsgrad", "differentiable"):
-        if group.get(name):
-            raise ValueError(f"ReplayAdam: {name} must be False, got {group[name]}")
-
-
-def _number(name: str, value: object) -> float:
-    if isinstance(value, Tensor):
-        if value.numel() != 1:
-            raise ValueError(
-                f"ReplayAdam: {name} must have one element, got shape {list(value.shape)}"
-            )
-        if value.is_complex():
-            raise TypeError(f"ReplayAdam: {name} must be a real number, got {value.dtype}")
-        return float(value)
-    return _checks.check_number("ReplayAdam", name, value)
-
-
-def _step_options(group: Mapping[str, Any], repeats: int, seed: int | None) -> dict[str, Any]:
-    """The operator's, checked again: anybody may have changed the group."""
-    stays_on_device = group["capturable"] and isinstance(group["lr"], Tensor)
-    lr = 0.0 if stays_on_device else _number("lr", group["lr"])
-    _check_options({**group, "lr": lr})
-    beta1, beta2 = group["betas"]
-    return {
-        "repeats": repeats,
-        "lr": float(lr),
-        "beta1": float(beta1),
-        "beta2": float(beta2),
-        "eps": float(group["eps"]),
-        "weight_decay": float(group["weight_decay"]),
-        "decoupled": group["decoupled_weight_decay"],
-        "maximize": group["maximize"],
-        "lr_tensor": group["lr"] if stays_on_device else None,
-        "seed": seed,
-    }
 
 
 def _check_together(calls: Sequence[tuple[tuple[list[Tensor], ...], dict[str, Any]]]) -> None:

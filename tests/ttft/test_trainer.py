@@ -5,6 +5,7 @@ import weakref
 
 import pytest
 import torch
+from accelerate import Accelerator
 from datasets import Dataset
 from transformers import TrainingArguments, default_data_collator
 
@@ -138,6 +139,22 @@ def test_an_optimizer_that_was_given_is_its_owners_again(gpt2, tmp_path):
     assert count.item() == done + 1
     optimizer.step(repeats=4)
     assert count.item() == done + 5
+    optimizer.param_groups[0]["repeats"] = 2
+    optimizer.step()
+    assert count.item() == done + 7
+
+
+def test_repeats_go_through_accelerate():
+    parameter = torch.ones(3, requires_grad=True)
+    optimizer = hullft_ops.ReplayAdam([parameter])
+    prepared = Accelerator(cpu=True).prepare(optimizer)
+    assert prepared is not optimizer
+    for repeats in (3, 1, 2):
+        parameter.grad = torch.ones(3)
+        for group in prepared.param_groups:
+            group["repeats"] = repeats
+        prepared.step()
+    assert optimizer.state[parameter]["step"].item() == 6
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,12 @@ class _Repeats:
     """The ``repeats`` of an optimizer's next step, unless that is given them."""
 
     def __init__(self) -> None:
-        self.next = 1
+        self.next: int | None = None
 
     def __call__(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        repeats, self.next = self.next, 1
+        repeats, self.next = self.next, None
         return args, {"repeats": repeats, **kwargs}
 
 

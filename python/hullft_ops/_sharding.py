@@ -1,0 +1,52 @@
+"""DTensor parameters, as FSDP2 makes them: an operator takes the part of each that is here.
+
+A sharding rule for the operators would not do: torch protects the placements of the first argument
+that an operator writes, and of no other.
+"""
+
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """DTensor is slow to import, and loaded wherever there is one."""
+    return isinstance(tensor, getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", ()))
+
+
+def check_sharding(op: str, i: int, param: Any, others: Mapping[str, Any]) -> None:
+    """Refuses what is not laid out over the processes as parameter ``i`` is.
+
+    Only layouts are read, which all processes know, so that all of them refuse or none.
+    """
+    for name, other in others.items():
+        if is_sharded(other) != is_sharded(param):
+            came, own = ("a DTensor" if is_sharded(t) else "a plain tensor" for t in (other, param))
+            raise TypeError(f"{op}: {name} of parameter {i} is {came}, the parameter {own}")
+    if not is_sharded(param):
+        return
+    if any(placement.is_partial() for placement in param.placements):
+        raise ValueError(
+            f"{op}: parameter {i} must be sharded or replicated, got placements {param.placements}"
+        )
+    for name, other in others.items():
+        for what in ("shape", "device_mesh", "placements"):
+            if getattr(other, what) != getattr(param, what):
+                raise ValueError(
+                    f"{op}: {name} of parameter {i} has {what} {getattr(other, what)}, the "
+                    f"parameter {getattr(param, what)}"
+                )
+
+
+def local(tensor: Any) -> Tensor:
+    """The part of a DTensor that is here, perhaps empty; any other tensor as it is."""
+    here: Tensor = tensor.to_local() if is_sharded(tensor) else tensor
+    return here
+
+
+def count_writes(tensors: Iterable[Tensor]) -> None:
+    """A DTensor has a version of its own, beside that of its part here."""
+    torch.autograd.graph.increment_version([t for t in tensors if is_sharded(t)])

@@ -1,0 +1,121 @@
+"""ReplayAdam and GradientCache on parameters that FSDP2 shards over two processes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import sharded_training as training
+from hullft_ops import GradientCache, ReplayAdam
+
+BOTH = range(training.WORLD)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sharded")
+    torch.multiprocessing.spawn(training.run, (folder,), training.WORLD)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ranks(folder: Path) -> list[dict[str, Any]]:
+    return [torch.load(folder / f"rank{rank}.pt") for rank in BOTH]
+
+
+def train_whole(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, seeds: range, repeats: int = 3
+) -> None:
+    for seed in seeds:
+        training.backward(model, seed, BOTH)
+        for _ in range(repeats):
+            optimizer.step()
+
+
+def assert_are(found: list[torch.Tensor], model: torch.nn.Module) -> None:
+    for value, param in zip(found, model.parameters(), strict=True):
+        torch.testing.assert_close(value, param.detach(), rtol=1e-12, atol=1e-14)
+
+
+def test_two_processes_equal_one_with_adam(ranks: list[dict[str, Any]]) -> None:
+    model = training.make_model()
+    optimizer = torch.optim.Adam(model.parameters(), **training.OPTIONS)
+    train_whole(model, optimizer, training.STEPS)
+    for found in ranks:
+        assert_are(found["trained"], model)
+        assert found["kinds"] == {"step": "Tensor", "exp_avg": "DTensor", "exp_avg_sq": "DTensor"}
+    train_whole(model, optimizer, training.LATER)
+    for found in ranks:
+        assert_are(found["continued"], model)
+
+
+def test_a_checkpoint_restores_both_processes(ranks: list[dict[str, Any]]) -> None:
+    for found in ranks:
+        for value, wanted in zip(found["restored"], found["continued"], strict=True):
+            assert torch.equal(value, wanted)
+
+
+@pytest.mark.parametrize("optimizer_class", [ReplayAdam, torch.optim.Adam])
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
+def test_one_process_goes_on_from_a_checkpoint_of_two(
+    optimizer_class: type[torch.optim.Optimizer], folder: Path, ranks: list[dict[str, Any]]
+) -> None:
+    model = training.make_model()
+    optimizer = optimizer_class(model.parameters(), **training.OPTIONS)
+    training.load(model, optimizer, folder / "checkpoint")
+    train_whole(model, optimizer, training.LATER)
+    assert_are(ranks[0]["continued"], model)
+
+
+def test_cached_gradients(ranks: list[dict[str, Any]]) -> None:
+    model = training.make_model()
+    optimizer = ReplayAdam(model.parameters(), **training.OPTIONS)
+    cache = GradientCache(model.parameters(), torch.float32)
+    for seed in training.STEPS:
+        training.backward(model, seed, BOTH)
+        cache.accumulate(seed % 2, alpha=0.5)
+    for example in range(2):
+        cache.replay(example, optimizer, repeats=2)
+    for found in ranks:
+        for value, param in zip(found["replayed"], model.parameters(), strict=True):
+            torch.testing.assert_close(value, param.detach(), rtol=1e-6, atol=1e-8)
+        kept = cache.gradients(0)[model[3].weight]
+        torch.testing.assert_close(found["scaled"], 0.5 * kept)
+    assert sum(found["nbytes"] for found in ranks) == cache.nbytes
+
+
+def test_a_gradient_that_is_on_its_way(ranks: list[dict[str, Any]]) -> None:
+    param = torch.zeros(4, 3)
+    ReplayAdam([param]).step(grads={param: torch.arange(12.0).view(4, 3)})
+    assert all(torch.equal(found["gathered"], param) for found in ranks)
+
+
+REFUSED = {
+    "placements": "ValueError: ReplayAdam.step: the gradient of parameter 0 has placements "
+    "(Replicate(),), the parameter (Shard(dim=0),)",
+    "partial gradient": "ValueError: ReplayAdam.step: the gradient of parameter 0 has placements "
+    "(Partial(sum),), the parameter (Replicate(),)",
+    "partial parameter": "ValueError: ReplayAdam.step: parameter 0 must be sharded or replicated, "
+    "got placements (Partial(sum),)",
+    "mesh": "ValueError: ReplayAdam.step: the gradient of parameter 0 has device_mesh ",
+    "shape": "ValueError: ReplayAdam.step: the gradient of parameter 0 has shape "
+    "torch.Size([3, 3]), the parameter torch.Size([4, 3])",
+    "plain gradient": "TypeError: ReplayAdam.step: the gradient of parameter 0 is a plain tensor, "
+    "the parameter a DTensor",
+    "plain parameter": "TypeError: ReplayAdam.step: the gradient of parameter 0 is a DTensor, the "
+    "parameter a plain tensor",
+    "moment": "ValueError: ReplayAdam.step: exp_avg of parameter 0 has placements (Replicate(),), "
+    "the parameter (Shard(dim=0),)",
+    "cache": "ValueError: GradientCache.accumulate: the gradient of parameter 0 has placements "
+    "(Replicate(),), the parameter (Shard(dim=0),)",
+    "stale graph": "RuntimeError: one of the variables needed for gradient computation has been "
+    "modified by an inplace operation",
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused(case: str, ranks: list[dict[str, Any]]) -> None:
+    for found in ranks:
+        assert found["refused"].keys() == REFUSED.keys()
+        assert found["refused"][case].startswith(REFUSED[case])
