@@ -56,8 +56,8 @@ def test_a_checkpoint_restores_both_processes(ranks: list[dict[str, Any]]) -> No
             assert torch.equal(value, wanted)
 
 
-@pytest.mark.parametrize("optimizer_class", [ReplayAdam, torch.optim.Adam])
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
+@pytest.mark.parametrize("optimizer_class", [ReplayAdam, torch.optim.Adam])
 def test_one_process_goes_on_from_a_checkpoint_of_two(
     optimizer_class: type[torch.optim.Optimizer], folder: Path, ranks: list[dict[str, Any]]
 ) -> None:

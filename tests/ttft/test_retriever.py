@@ -75,6 +75,7 @@ def assert_agree(
     [
         ({}, {"N": 8, "K": 60}, 1),
         ({"llambda": 0.2}, {"N": 20, "K": None}, 1),
+        ({}, {"N": 8, "K": 0}, 1),
         ({"also_query_opposite": False}, {"N": 8, "K": 40}, 3),
         ({"llambda": 1.0}, {"N": 8, "K": 40, "mean_pooling": True}, 3),
         ({"device": torch.device("cpu")}, {"N": 8, "K": 100, "threads": 2}, 2),
@@ -110,11 +111,87 @@ def test_only_faiss_agrees(opposite: bool) -> None:
     assert found[3].sift == expected[3].sift == 0
 
 
-def test_positional_arguments_mean_the_same() -> None:
-    ours = Retriever(flat_index(), None, 0.3, False, False, True, torch.device("cpu"))
-    assert (ours.also_query_opposite, ours.only_faiss) == (False, True)
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("later", "wanted"),
+    [
+        ((0.5, True, CPU), (0.5, True, CPU)),
+        ((1e-3, False), (1e-3, False, None)),
+        ((None, True), (None, True, None)),
+        # activeft 0.1.1
+        ((True, CPU), (None, True, CPU)),
+        ((False, CPU), (None, False, CPU)),
+        ((True, None), (None, True, None)),
+        ((True,), (None, True, None)),
+    ],
+)
+def test_positional_arguments_mean_the_same(
+    later: tuple[object, ...], wanted: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retriever, "_device", lambda device: device)
+    ours = Retriever(flat_index(), None, 0.3, False, False, *later)  # type: ignore[arg-type]
+    assert (ours.alpha, ours.only_faiss, ours.device) == wanted
+    ours.device = CPU
     query = unit((1, D), 31)
+    assert ours.also_query_opposite is False
     assert ours.search(query, 3, 5, False, 1)[1].shape == (3,)
+
+
+def test_lambda_has_two_names() -> None:
+    query = unit((1, D), 37)
+    one, other, default = (
+        Retriever(flat_index(), **options).search(query, 10, 60)[0]
+        for options in ({"lambda_": 0.2}, {"llambda": 0.2}, {})
+    )
+    assert np.array_equal(one, other)
+    assert not np.array_equal(one, default)
+
+
+def test_alpha_keeps_the_picks_that_are_certain_enough_for_their_place() -> None:
+    queries = np.concatenate([EMBEDDINGS[:2].reshape(1, 2, D), unit((5, 2, D), 38)])
+    whole = Retriever(flat_index()).batch_search(queries, 12, 60)
+    found = Retriever(flat_index(), alpha=1.5).batch_search(queries, 12, 60)
+    lengths = set()
+    for values, ids, rows, *kept in zip(*whole[:3], *found[:3], strict=True):
+        mask = [math.sqrt(-v) <= 1 / (1.5 * (i + 1)) for i, v in enumerate(values)]
+        for column, of_kept in zip((values, ids, rows), kept, strict=True):
+            assert np.array_equal(column[mask], of_kept)
+            assert column.dtype == of_kept.dtype
+        lengths.add(sum(mask))
+    assert len(lengths) > 1
+    one = Retriever(flat_index(), alpha=1.5).search(queries[1], 12, 60)
+    for x, y in zip(one[:3], (column[1] for column in found[:3]), strict=True):
+        assert np.array_equal(x, y)
+    alike = Retriever(flat_index(), alpha=1e-3).batch_search(queries, 12, 60)
+    assert [column.shape for column in alike[:3]] == [(6,)] * 3
+
+
+def test_more_candidates_than_there_are_is_all_of_them() -> None:
+    queries = unit((2, 1, D), 39)
+    for options in ({}, {"only_faiss": True}, {"also_query_opposite": False}):
+        wanted = Retriever(flat_index(), **options).batch_search(queries, 9, M)
+        found = Retriever(flat_index(), **options).batch_search(queries, 9, 5 * M)
+        assert all(np.array_equal(x, y) for x, y in zip(found[:3], wanted[:3], strict=True))
+
+
+def test_an_empty_batch() -> None:
+    nothing = np.empty((0, 2, D), np.float32)
+    for options in ({}, {"only_faiss": True}, {"method": "hullft"}):
+        found = Retriever(flat_index(), **options).batch_search(nothing, 4, 20)[:3]
+        assert [x.shape for x in found] == [(0, 4), (0, 4), (0, 4, D)]
+        assert [x.dtype for x in found] == [np.float32, np.int64, np.float32]
+    found = Retriever(flat_index(), alpha=1.0).batch_search(nothing, 4, 20)[:3]
+    assert [x.shape for x in found] == [(0,)] * 3
+
+
+def test_attributes_are_there() -> None:
+    ours, theirs = Retriever(flat_index()), activeft.Retriever(flat_index())
+    assert all(hasattr(ours, name) for name in vars(theirs))
+    assert ours.acquisition_function is None
+    with pytest.raises(AttributeError):
+        ours.acquisition_function = Acquisition()  # type: ignore[misc, assignment]
 
 
 @pytest.mark.parametrize("unusable", ["", "the driver is for CUDA 12.4"])
@@ -275,11 +352,17 @@ ERRORS: dict[str, tuple[Callable[[], object], str]] = {
         lambda: Retriever(flat_index()).search(QUERY[:, :5], 2, 5),
         f"queries have dim 5, the index has dim {D}",
     ),
-    "K": (
-        lambda: Retriever(flat_index()).search(QUERY, 2, M + 1),
-        f"K is {M + 1}, the index has {M} vectors",
+    "K": (lambda: Retriever(flat_index()).search(QUERY, 2, -1), "K must be in 0"),
+    "lambda_": (lambda: Retriever(flat_index(), lambda_=0.0), "lambda_ must be finite and > 0"),
+    "two lambdas": (
+        lambda: Retriever(flat_index(), lambda_=0.2, llambda=0.3),
+        "lambda_ is 0.2, llambda, its other name, is 0.3",
     ),
-    "K 0": (lambda: Retriever(flat_index()).search(QUERY, 2, 0), "K must be in 1"),
+    "alpha": (lambda: Retriever(flat_index(), alpha=0), "alpha must be finite and > 0, got 0"),
+    "alpha of hullft": (
+        lambda: Retriever(flat_index(), alpha=1.0, method="hullft"),
+        "alpha stops sift, method is hullft",
+    ),
     "N": (lambda: Retriever(flat_index()).search(QUERY, 0, 5), "N must be in 1"),
     "N > K": (
         lambda: Retriever(flat_index(), only_faiss=True).search(QUERY, 6, 5),
@@ -302,3 +385,16 @@ def test_errors(case: str) -> None:
     call, message = ERRORS[case]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"only_faiss": 0.5}, "only_faiss must be a bool, got float"),
+        ({"alpha": True, "only_faiss": True}, "alpha must be a number, got bool"),
+        ({"alpha": "1"}, "alpha must be a number, got str"),
+    ],
+)
+def test_type_errors(options: dict[str, object], message: str) -> None:
+    with pytest.raises(TypeError, match=f"^Retriever: {message}$"):
+        Retriever(flat_index(), **options)

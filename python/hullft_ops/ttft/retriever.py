@@ -4,17 +4,16 @@ A user of activeft switches by one import::
 
     from hullft_ops.ttft import Retriever  # instead of: from activeft.sift import Retriever
 
-The answers are activeft's but for three things. A batch comes back in the order of its queries,
-where activeft returns it in the order in which its threads end. Ties go to the candidate found
-first, where activeft shuffles. More than 1,000 candidates are selected from as a whole, where
-activeft splits them at random.
+The signature is that of activeft's repository. Calls of activeft 0.1.1 on PyPI, which has
+``llambda`` for ``lambda_`` and no ``alpha``, keep their meaning. The guide "A library that selects"
+lists what differs on purpose.
 """
 
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import faiss
 import numpy as np
@@ -40,6 +39,7 @@ class RetrievalTime(NamedTuple):
 
 
 Retrieved = tuple[np.ndarray, np.ndarray, np.ndarray, RetrievalTime]
+_LAMBDA = 0.01
 
 
 class _Found(NamedTuple):
@@ -56,43 +56,50 @@ class Retriever:
 
     Attributes:
         index: the FAISS index.
-        also_query_opposite, only_faiss, device: as given.
+        also_query_opposite, alpha, only_faiss, device: as given.
     """
 
     def __init__(
         self,
         index: faiss.Index,
         acquisition_function: None = None,
-        llambda: float = 0.01,
+        lambda_: float = _LAMBDA,
         fast: bool = False,
         also_query_opposite: bool = True,
+        alpha: float | None = None,
         only_faiss: bool = False,
         device: torch.device | str | None = None,
         *,
         method: str = "sift",
+        llambda: float | None = None,
     ) -> None:
         """
         Args:
             index: a FAISS index that can reconstruct its vectors.
             acquisition_function: None. Others than SIFT need activeft.
-            llambda: the variance of SIFT's observation noise.
+            lambda_: the variance of SIFT's observation noise.
             fast: False. SIFT-Fast approximates what is selected exactly here.
             also_query_opposite: candidates are those of largest inner product with the query or
                 its opposite; wants an inner-product index.
+            alpha: keep SIFT's i-th pick only where the standard deviation after it is at most
+                1 / (alpha * i). None keeps all. A bool here is ``only_faiss``, and ``device`` comes
+                after it, as in activeft 0.1.1.
             only_faiss: return the nearest, select nothing.
             device: where to select; None is the current CUDA device where there is one and this
                 build has kernels, else the CPU. With a warning it is the CPU too where they cannot
                 run: below compute capability 8.0, or with a driver for an older CUDA than the
                 build's.
             method: "sift", or "hullft" for :func:`hullft_ops.fw_select` (pairwise).
+            llambda: ``lambda_``, as activeft 0.1.1 calls it.
 
         Raises:
+            TypeError: an argument of another type.
             ValueError: an argument that is not supported, or options that do not fit the index.
         """
         if acquisition_function is not None:
             raise ValueError(
                 f"{_OP}: acquisition_function must be None, got "
-                f"{type(acquisition_function).__name__}: only SIFT with llambda is supported, use "
+                f"{type(acquisition_function).__name__}: only SIFT with lambda_ is supported, use "
                 "activeft for other acquisition functions"
             )
         if fast:
@@ -102,7 +109,12 @@ class Retriever:
             )
         if method not in METHODS:
             raise ValueError(f"{_OP}: method must be one of {', '.join(METHODS)}, got {method!r}")
-        _checks.check_noise(_OP, llambda, name="llambda")
+        lambda_ = _lambda_of(lambda_, llambda)
+        alpha, only_faiss, device = _arranged(alpha, only_faiss, device)
+        if alpha is not None:
+            _checks.check_noise(_OP, alpha, name="alpha")
+            if method != "sift":
+                raise ValueError(f"{_OP}: alpha stops sift, method is {method}")
         if also_query_opposite and index.metric_type != faiss.METRIC_INNER_PRODUCT:
             raise ValueError(
                 f"{_OP}: also_query_opposite wants an index by inner product, got metric type "
@@ -110,10 +122,15 @@ class Retriever:
             )
         self.index = index
         self.also_query_opposite = also_query_opposite
+        self.alpha = alpha
         self.only_faiss = only_faiss
         self.device = _device(device)
-        self._llambda = llambda
+        self._lambda = lambda_
         self._method = method
+
+    @property
+    def acquisition_function(self) -> None:
+        """None: operators of this package select."""
 
     def search(
         self,
@@ -144,14 +161,16 @@ class Retriever:
             queries: [n, m, d]: n queries of m embeddings each. Candidates are those near their
                 mean; SIFT lowers the summed variance at all m.
             N: how many to return; a candidate may come repeatedly.
-            K: how many candidates to search for; None is the whole index.
+            K: how many candidates to search for; None, 0 and more than there are is the whole
+                index.
             mean_pooling: SIFT lowers the variance at the mean of the m embeddings alone.
             threads: for the search and the selection on the CPU.
 
         Returns:
             Values float32 [n, N], indices int64 [n, N], embeddings float32 [n, N, d] and the time.
             SIFT's values are minus the variance that is left after each pick, HullFT's the convex
-            weights, those without a selection FAISS's scores.
+            weights, those without a selection FAISS's scores. With ``alpha`` each is an object
+            array [n] of such arrays, which may be shorter than N.
 
         Raises:
             ValueError: shapes or numbers that do not fit the index, NaN or infinity, a query for
@@ -171,6 +190,8 @@ class Retriever:
             values, picks = self._select(found, targets, n)
             ids = np.take_along_axis(found.ids, picks, axis=1)
             rows = np.take_along_axis(found.rows, picks[:, :, None], axis=1)
+            if self.alpha is not None:
+                values, ids, rows = _stopped(self.alpha, values, ids, rows)
             return values, ids, rows, RetrievalTime(searched - start, perf_counter() - searched)
 
     def _check_search(
@@ -188,9 +209,8 @@ class Retriever:
             raise ValueError(f"{_OP}: the index is empty")
         n = _checks.check_integer(_OP, "N", n, 1)
         threads = _checks.check_integer(_OP, "threads", threads, 1)
-        k = _checks.check_integer(_OP, "K", self.index.ntotal if k is None else k, 1)
-        if k > self.index.ntotal:
-            raise ValueError(f"{_OP}: K is {k}, the index has {self.index.ntotal} vectors")
+        k = _checks.check_integer(_OP, "K", 0 if k is None else k, 0)
+        k = min(k, self.index.ntotal) or self.index.ntotal
         if self.only_faiss and n > k:
             raise ValueError(f"{_OP}: N is {n}, only {k} are searched for")
         return n, k, threads
@@ -220,7 +240,7 @@ class Retriever:
         pool_sizes = torch.from_numpy(sizes).to(self.device)
         if self._method == "sift":
             sift = hullft_ops.sift_select(
-                pool, query, n_select, noise=self._llambda, pool_sizes=pool_sizes
+                pool, query, n_select, noise=self._lambda, pool_sizes=pool_sizes
             )
             return -sift.variance.cpu().numpy(), _picks_of(sift.picks)
         hull = hullft_ops.fw_select(
@@ -228,6 +248,38 @@ class Retriever:
         )
         weights = repeated(hull.weights, hull.counts)
         return weights.cpu().numpy(), _picks_of(hull.multiset())
+
+
+def _lambda_of(lambda_: float, llambda: float | None) -> float:
+    if llambda is None:
+        _checks.check_noise(_OP, lambda_, name="lambda_")
+        return lambda_
+    _checks.check_noise(_OP, llambda, name="llambda")
+    if lambda_ not in (_LAMBDA, llambda):
+        raise ValueError(f"{_OP}: lambda_ is {lambda_}, llambda, its other name, is {llambda}")
+    return llambda
+
+
+def _arranged(
+    alpha: float | None, only_faiss: Any, device: Any
+) -> tuple[float | None, bool, torch.device | str | None]:
+    """activeft 0.1.1 has no alpha: only_faiss and device come one place earlier."""
+    if isinstance(alpha, bool) and only_faiss is not True:
+        alpha, only_faiss, device = None, alpha, only_faiss or device
+    if not isinstance(only_faiss, bool | np.bool_):
+        raise TypeError(f"{_OP}: only_faiss must be a bool, got {type(only_faiss).__name__}")
+    return alpha, bool(only_faiss), device
+
+
+def _stopped(alpha: float, values: np.ndarray, *columns: np.ndarray) -> Iterator[np.ndarray]:
+    """Of values, ids and rows those that are certain enough for their place."""
+    deviation = np.sqrt(np.maximum(-values, 0))
+    kept = deviation <= 1 / (alpha * np.arange(1, values.shape[1] + 1))
+    for column in (values, *columns):
+        ragged = np.empty(len(kept), dtype=object)
+        for i, mask in enumerate(kept):
+            ragged[i] = column[i][mask]
+        yield ragged
 
 
 def _picks_of(picks: torch.Tensor) -> np.ndarray:
