@@ -9,12 +9,12 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from hullft_ops._files import full_disk_explained
-from hullft_ops.ttft.evaluation.config import ConfigError
+from hullft_ops.ttft.evaluation.config import ConfigError, config_id
 from hullft_ops.ttft.json_lines import object_of
 
 STAGES = ("embed", "search", "select", "finetune")
@@ -180,7 +180,8 @@ def _row(line: bytes, where: str) -> Row:
     except ValueError as error:
         raise ConfigError(f"{where}: not a row: {error}") from error
     _check_types(row, where)
-    return row
+    # Files of earlier versions hold names with rounded numbers.
+    return replace(row, config=config_id(row.settings))
 
 
 def _check_types(row: Row, where: str) -> None:
