@@ -5,8 +5,11 @@ from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import matplotlib.colors
+import matplotlib.image
 import numpy as np
 import pytest
+from scipy import ndimage
 from scipy.stats import bootstrap
 from typer.testing import CliRunner
 
@@ -15,6 +18,7 @@ from hullft_ops.ttft.evaluation.config import config_id, expand_grid
 from hullft_ops.ttft.evaluation.equal_time import at_time, lower_hull, pareto
 from hullft_ops.ttft.evaluation.measurements import NONE, Interval, Measurements
 from hullft_ops.ttft.evaluation.report_pages import write_report
+from hullft_ops.ttft.evaluation.report_plot import write_plot
 from hullft_ops.ttft.evaluation.report_sections import report_sections
 from hullft_ops.ttft.evaluation.results import Row
 from result_rows import result_row
@@ -216,6 +220,20 @@ def test_the_command_writes_three_files_and_the_same_again(results: Path, tmp_pa
     before = [file.read_bytes() for file in files]
     CliRunner().invoke(app, arguments)
     assert [file.read_bytes() for file in files] == before
+
+
+@pytest.mark.parametrize("seconds", [(1.96, 1.98, 2.0), (0.001, 1.0, 2.0)])
+def test_the_plot_cuts_no_marker(seconds: tuple[float, ...], tmp_path: Path) -> None:
+    grid = expand_grid([{"method": "knn", "n_select": [1, 2, 3]}], None)
+    rows = [row(0, grid[i], 1.9 - i / 5, seconds[i]) for i in range(3)]
+    write_plot(Measurements.of(rows), tmp_path / "plot.png")
+    colours = matplotlib.image.imread(tmp_path / "plot.png")[..., :3]
+    first = np.array(matplotlib.colors.to_rgb("C0"))
+    markers, count = ndimage.label(np.abs(colours - first).max(-1) < 0.01)
+    sizes = np.bincount(markers.flat)[1:]
+    # Three configurations and the legend.
+    assert count == 4
+    assert sizes.min() > 0.95 * sizes.max() > 100
 
 
 @pytest.mark.parametrize(
