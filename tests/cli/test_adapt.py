@@ -55,6 +55,19 @@ def test_it_shows_what_was_retrieved_and_what_that_gained(own: list[object], sto
     assert result.stdout.rstrip().endswith("after")
 
 
+@pytest.mark.parametrize(("method", "steps"), [("knn", 10), ("hullft", 12)])
+def test_fewer_texts_than_steps_are_said_in_a_line(
+    own: list[object], method: str, steps: int
+) -> None:
+    result = invoke(*own, "--method", method, "--steps", 12)
+    assert result.exit_code == 0, result.output
+    assert f"{steps} steps with" in result.stdout
+    (said,) = (line for line in result.stderr.splitlines() if "n_select" in line)
+    assert said.startswith("hullft-ops adapt: TestTimeFinetuner: the pool has fewer texts ")
+    assert "10 of 12" in said
+    assert "UserWarning" not in result.output
+
+
 @pytest.mark.parametrize(
     ("call", "said"),
     [
@@ -155,7 +168,8 @@ def test_texts_at_random_follow_the_seed(own: list[object], tmp_path: Path) -> N
         (["--store", "/no/such/store"], "store /no/such/store: "),
         (["--method", "nearest"], "method must be one of hullft, "),
         (["--method", ""], "method must be one of hullft, "),
-        (["--steps", 0], "n_select must be in 1..2147483647, got 0"),
+        (["--steps", 0], "n_select must be in 1..100000, got 0"),
+        (["--steps", 10**9], "n_select must be in 1..100000, got 1000000000"),
         (["--max-length", 257], "max_length is 257, the model's context is 256"),
         (["--max-length", 1], "max_length must be in 2..2147483647, got 1"),
         (["--prompt", " "], "text must have a token"),
