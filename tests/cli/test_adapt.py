@@ -104,6 +104,16 @@ def test_it_continues_the_prompt(own: list[object]) -> None:
     assert 1 < len(continued.encode()) <= 12 * len("\ufffd".encode()) + 1
 
 
+def test_the_continuation_is_printed_as_it_is(
+    own: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrote = "\tdef f():\r\n\t\treturn '[bold]" + "x " * 200 + "' \x0c\n\n  end  "
+    monkeypatch.setattr(finetuner.TestTimeFinetuner, "continuation", lambda *_, **__: wrote)
+    result = invoke(*own, "--generate")
+    assert result.exit_code == 0, result.output
+    assert result.stdout_bytes.decode().endswith(f" after\n{wrote}\n")
+
+
 def test_a_configuration_says_what_the_command_line_does_not(
     own: list[object], tmp_path: Path
 ) -> None:

@@ -69,8 +69,8 @@ def run_adapt(
     )
     out.print(f"bits per byte of the prompt: {before:.4f} before, {after:.4f} after")
     if continued is not None:
-        # A model may write what rich would take for markup.
-        out.print(Text(continued))
+        # Rich would wrap it, turn its tabs into spaces and take some of it for markup.
+        out.file.write(f"{continued}\n")
 
 
 def _one(config: Config) -> Settings:
