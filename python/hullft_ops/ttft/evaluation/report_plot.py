@@ -44,5 +44,5 @@ def _draw_groups(measured: Measurements, axes: Axes) -> None:
         points = [(measured.mean_seconds(c), measured.mean_bits(c)) for c in configs]
         marker = _MARKERS[number % len(_MARKERS)]
         # Whole at the edges too, and above the axis.
-        style = {"markersize": 8, "clip_on": False, "zorder": 3}
-        axes.plot(*zip(*points, strict=True), marker, label=label, **style)
+        seconds, bits = zip(*points, strict=True)
+        axes.plot(seconds, bits, marker, markersize=8, label=label, clip_on=False, zorder=3)
