@@ -1,6 +1,7 @@
 """``hullft-ops adapt`` on a tiny random model."""
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from transformers import GPT2LMHeadModel
 from typer.testing import CliRunner, Result
 
 from hullft_ops.commands import app
-from hullft_ops.ttft import Datastore, finetuner, load_embedder
+from hullft_ops.ttft import Datastore, adapt_command, finetuner, load_embedder
 from hullft_ops.ttft.errors import NonFiniteLossError
 
 PROMPT = "the cat sat on the red mat"
@@ -94,6 +95,19 @@ def test_out_of_memory_says_what_to_lower(
     assert said in result.stderr
     assert "Traceback" not in result.output
     assert isinstance(result.exception, SystemExit)
+
+
+@pytest.mark.parametrize(
+    ("bits", "hurt"), [((3.55, 4.04), True), ((3.55, math.nan), True), ((3.55, 3.55), False)]
+)
+def test_it_says_when_adapting_hurts(
+    own: list[object], bits: tuple[float, float], hurt: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter(bits)
+    monkeypatch.setattr(adapt_command, "bits_per_byte", lambda *_, **__: next(scores))
+    result = invoke(*own)
+    assert result.exit_code == 0, result.output
+    assert ("\nAdapting hurt: the model predicts this prompt worse" in result.stdout) == hurt
 
 
 def test_it_continues_the_prompt(own: list[object]) -> None:

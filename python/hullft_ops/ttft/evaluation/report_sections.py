@@ -87,17 +87,21 @@ def _overview(measured: Measurements) -> Section:
 
 
 def _quality_and_time(measured: Measurements) -> Section:
-    quality = ("configuration", "bits per byte", "against none", "better on")
+    quality = ("configuration", "bits per byte", "against none", "better on", "worse on")
     header = (*quality, "embed and search", "select", "finetune", "total", "passes", "texts")
     table: list[Cells] = [(NONE, f"{measured.mean_bits(NONE):.4f}", *[""] * (len(header) - 2))]
+    count, hurt = len(measured.prompts), []
     for config in sorted(measured.configs[1:], key=measured.mean_bits):
+        if measured.mean_bits(config) > measured.mean_bits(NONE):
+            hurt.append(_name(config))
         stages = measured.mean_stages(config)
         table.append(
             (
                 config,
                 f"{measured.mean_bits(config):.4f}",
                 _percent(measured.relative_bits(config, NONE)),
-                f"{measured.prompts_below(config, NONE)} of {len(measured.prompts)}",
+                f"{measured.prompts_below(config, NONE)} of {count}",
+                f"{measured.prompts_below(NONE, config)} of {count}",
                 f"{stages['embed'] + stages['search']:.3f} s",
                 f"{1e3 * stages['select']:.2f} ms",
                 f"{stages['finetune']:.3f} s",
@@ -106,7 +110,13 @@ def _quality_and_time(measured: Measurements) -> Section:
                 f"{measured.mean_of(config, 'support_size'):.1f}",
             )
         )
-    return Section("Quality and time", ["Means over the prompts."], header, table)
+    lines = ["Means over the prompts."]
+    if hurt:
+        names = ", ".join(hurt)
+        lines.append(
+            f"Adapting hurts: on average, prompts take more bits with {names} than without."
+        )
+    return Section("Quality and time", lines, header, table)
 
 
 def _plot(measured: Measurements, picture: str) -> Section:
