@@ -63,13 +63,13 @@ def check_device(
         raise ValueError(f"{op}: {name} is on {tensor.device}, {like_name} is on {like.device}")
 
 
-def check_integer(op: str, name: str, value: object, low: int) -> int:
+def check_integer(op: str, name: str, value: object, low: int, high: int = _INT32_MAX) -> int:
     """The value as torch's operators take it."""
     if isinstance(value, bool) or not isinstance(value, _INTEGERS):
         raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}")
     number = value if isinstance(value, _TORCH_INTEGERS) else operator.index(value)
-    if number < low or number > _INT32_MAX:
-        raise ValueError(f"{op}: {name} must be in {low}..{_INT32_MAX}, got {number}")
+    if number < low or number > high:
+        raise ValueError(f"{op}: {name} must be in {low}..{high}, got {number}")
     return number  # type: ignore[return-value]
 
 

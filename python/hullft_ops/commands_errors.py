@@ -1,14 +1,19 @@
 """How the commands of ``hullft-ops`` end where they cannot do what they are asked."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import typer
 
 
 @contextmanager
 def errors_of(command: str, *more: type[Exception]) -> Iterator[None]:
-    """Turn what cannot be met, memory included, into one line and exit code 2; so ``more``."""
+    """Turn what cannot be met, memory included, into one line and exit code 2; so ``more``.
+
+    What `TestTimeFinetuner` warns of is a line too.
+    """
     from torch import OutOfMemoryError
     from transformers.utils.logging import disable_progress_bar
 
@@ -27,7 +32,23 @@ def errors_of(command: str, *more: type[Exception]) -> Iterator[None]:
         ScaleError,
     )
     try:
-        yield
+        with _warnings_as_lines(command):
+            yield
     except (*ends, *more) as error:
         typer.echo(f"hullft-ops {command}: {error}", err=True)
         raise typer.Exit(2) from error
+
+
+@contextmanager
+def _warnings_as_lines(command: str) -> Iterator[None]:
+    with warnings.catch_warnings():
+        shown = warnings.showwarning
+
+        def show(message: Warning | str, *place: Any, **options: Any) -> None:
+            if str(message).startswith("TestTimeFinetuner: "):
+                typer.echo(f"hullft-ops {command}: {message}", err=True)
+            else:
+                shown(message, *place, **options)
+
+        warnings.showwarning = show
+        yield

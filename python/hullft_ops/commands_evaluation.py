@@ -133,6 +133,10 @@ def tune(
             f"({tuned.bits_per_byte_before:.4f} without), {tuned.seconds:.3f} s a prompt, "
             f"on {tuned.prompts} prompts\n{output}"
         )
+        if tuned.bits_per_byte > tuned.bits_per_byte_before:
+            typer.echo(
+                "Adapting hurts: even with these settings, prompts take more bits than without."
+            )
 
 
 def configuration(

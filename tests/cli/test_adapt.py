@@ -1,6 +1,7 @@
 """``hullft-ops adapt`` on a tiny random model."""
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from transformers import GPT2LMHeadModel
 from typer.testing import CliRunner, Result
 
 from hullft_ops.commands import app
-from hullft_ops.ttft import Datastore, finetuner, load_embedder
+from hullft_ops.ttft import Datastore, adapt_command, finetuner, load_embedder
 from hullft_ops.ttft.errors import NonFiniteLossError
 
 PROMPT = "the cat sat on the red mat"
@@ -55,6 +56,19 @@ def test_it_shows_what_was_retrieved_and_what_that_gained(own: list[object], sto
     assert result.stdout.rstrip().endswith("after")
 
 
+@pytest.mark.parametrize(("method", "steps"), [("knn", 10), ("hullft", 12)])
+def test_fewer_texts_than_steps_are_said_in_a_line(
+    own: list[object], method: str, steps: int
+) -> None:
+    result = invoke(*own, "--method", method, "--steps", 12)
+    assert result.exit_code == 0, result.output
+    assert f"{steps} steps with" in result.stdout
+    (said,) = (line for line in result.stderr.splitlines() if "n_select" in line)
+    assert said.startswith("hullft-ops adapt: TestTimeFinetuner: the pool has fewer texts ")
+    assert "10 of 12" in said
+    assert "UserWarning" not in result.output
+
+
 @pytest.mark.parametrize(
     ("call", "said"),
     [
@@ -83,12 +97,35 @@ def test_out_of_memory_says_what_to_lower(
     assert isinstance(result.exception, SystemExit)
 
 
+@pytest.mark.parametrize(
+    ("bits", "hurt"), [((3.55, 4.04), True), ((3.55, math.nan), True), ((3.55, 3.55), False)]
+)
+def test_it_says_when_adapting_hurts(
+    own: list[object], bits: tuple[float, float], hurt: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter(bits)
+    monkeypatch.setattr(adapt_command, "bits_per_byte", lambda *_, **__: next(scores))
+    result = invoke(*own)
+    assert result.exit_code == 0, result.output
+    assert ("\nAdapting hurt: the model predicts this prompt worse" in result.stdout) == hurt
+
+
 def test_it_continues_the_prompt(own: list[object]) -> None:
     result = invoke(*own, "--generate", "--max-new-tokens", 12)
     assert result.exit_code == 0, result.output
     _, _, continued = result.stdout.partition(" after\n")
     # The model and its tokenizer know single bytes.
     assert 1 < len(continued.encode()) <= 12 * len("\ufffd".encode()) + 1
+
+
+def test_the_continuation_is_printed_as_it_is(
+    own: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrote = "\tdef f():\r\n\t\treturn '[bold]" + "x " * 200 + "' \x0c\n\n  end  "
+    monkeypatch.setattr(finetuner.TestTimeFinetuner, "continuation", lambda *_, **__: wrote)
+    result = invoke(*own, "--generate")
+    assert result.exit_code == 0, result.output
+    assert result.stdout_bytes.decode().endswith(f" after\n{wrote}\n")
 
 
 def test_a_configuration_says_what_the_command_line_does_not(
@@ -155,7 +192,8 @@ def test_texts_at_random_follow_the_seed(own: list[object], tmp_path: Path) -> N
         (["--store", "/no/such/store"], "store /no/such/store: "),
         (["--method", "nearest"], "method must be one of hullft, "),
         (["--method", ""], "method must be one of hullft, "),
-        (["--steps", 0], "n_select must be in 1..2147483647, got 0"),
+        (["--steps", 0], "n_select must be in 1..100000, got 0"),
+        (["--steps", 10**9], "n_select must be in 1..100000, got 1000000000"),
         (["--max-length", 257], "max_length is 257, the model's context is 256"),
         (["--max-length", 1], "max_length must be in 2..2147483647, got 1"),
         (["--prompt", " "], "text must have a token"),

@@ -36,6 +36,17 @@ def test_the_id_says_all_that_is_not_a_default() -> None:
     assert config_id(setting) == "hullft n=5 refresh=2 lr=0.0002 variant=away"
 
 
+@pytest.mark.parametrize("key", ["lr", "noise", "max_grad_norm"])
+def test_settings_that_differ_in_the_last_digit_are_two(key: str) -> None:
+    grid = expand_grid([{"method": "sift", key: [1.234567e-4, 1.234568e-4]}], None)
+    assert [settings[key] for settings in grid] == [1.234567e-4, 1.234568e-4]
+    assert f"{key}=0.0001234567" in config_id(grid[0])
+
+
+def test_a_number_has_one_name_however_it_is_written() -> None:
+    assert len(expand_grid([{"lr": [1, 1.0]}], None)) == 1
+
+
 def test_a_file_is_read(tmp_path: Path) -> None:
     file = tmp_path / "config.json"
     content = {"store": "s", "prompts": "p", "limit": 3, "settings": {"lr": 1e-3}, "tuned": {}}

@@ -5,8 +5,11 @@ from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import matplotlib.colors
+import matplotlib.image
 import numpy as np
 import pytest
+from scipy import ndimage
 from scipy.stats import bootstrap
 from typer.testing import CliRunner
 
@@ -15,8 +18,9 @@ from hullft_ops.ttft.evaluation.config import config_id, expand_grid
 from hullft_ops.ttft.evaluation.equal_time import at_time, lower_hull, pareto
 from hullft_ops.ttft.evaluation.measurements import NONE, Interval, Measurements
 from hullft_ops.ttft.evaluation.report_pages import write_report
+from hullft_ops.ttft.evaluation.report_plot import write_plot
 from hullft_ops.ttft.evaluation.report_sections import report_sections
-from hullft_ops.ttft.evaluation.results import Row
+from hullft_ops.ttft.evaluation.results import Row, read_rows
 from result_rows import result_row
 
 KNN, HULLFT = expand_grid([{"method": ["knn", "hullft"], "n_select": 3}], None)
@@ -111,6 +115,23 @@ def test_between_methods_and_at_equal_time(rows: list[Row]) -> None:
     # No kNN takes 1 s or less, so only kNN has a rival.
     ((config, _, other, _, _, verdict),) = sections["At equal time"].table
     assert (config, other, verdict) == (config_id(KNN), config_id(HULLFT), "worse")
+
+
+def test_a_report_says_where_adapting_hurts(rows: list[Row], tmp_path: Path) -> None:
+    # kNN makes 20 of the 30 prompts worse, and the mean.
+    worse = [replace(r, bits_per_byte_after=r.bits_per_byte_before + 1) for r in rows[:20]]
+    file = tmp_path / "results.jsonl"
+    file.write_text("".join(json.dumps(asdict(r)) + "\n" for r in [*worse, *rows[20:]]))
+    write_report(file, tmp_path)
+    said = f"on average, prompts take more bits with {config_id(KNN)} than without."
+    for page in (tmp_path / "report.md", tmp_path / "report.html"):
+        assert said in page.read_text(encoding="utf-8")
+    sections = {s.title: s for s in report_sections(Measurements.of(read_rows(file)), "x.png")}
+    table = sections["Quality and time"].table
+    assert {line[0]: line[3:5] for line in table[1:]} == {
+        config_id(HULLFT): ("30 of 30", "0 of 30"),
+        config_id(KNN): ("10 of 30", "20 of 30"),
+    }
 
 
 def test_one_prompt_has_no_intervals(rows: list[Row]) -> None:
@@ -216,6 +237,20 @@ def test_the_command_writes_three_files_and_the_same_again(results: Path, tmp_pa
     before = [file.read_bytes() for file in files]
     CliRunner().invoke(app, arguments)
     assert [file.read_bytes() for file in files] == before
+
+
+@pytest.mark.parametrize("seconds", [(1.96, 1.98, 2.0), (0.001, 1.0, 2.0)])
+def test_the_plot_cuts_no_marker(seconds: tuple[float, ...], tmp_path: Path) -> None:
+    grid = expand_grid([{"method": "knn", "n_select": [1, 2, 3]}], None)
+    rows = [row(0, grid[i], 1.9 - i / 5, seconds[i]) for i in range(3)]
+    write_plot(Measurements.of(rows), tmp_path / "plot.png")
+    colours = matplotlib.image.imread(tmp_path / "plot.png")[..., :3]
+    first = np.array(matplotlib.colors.to_rgb("C0"))
+    markers, count = ndimage.label(np.abs(colours - first).max(-1) < 0.01)
+    sizes = np.bincount(markers.flat)[1:]
+    # Three configurations and the legend.
+    assert count == 4
+    assert sizes.min() > 0.95 * sizes.max() > 100
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,13 @@ def test_sentences_count_prompts() -> None:
     ]
 
 
+def test_a_sentence_says_when_adapting_hurts() -> None:
+    worse = comparison({**BITS, "knn": (2.5, 1.5, 3.0)})
+    assert comparison_sentences(worse)[2:] == [
+        "Adapting hurts: on average, prompts take more bits with kNN than without."
+    ]
+
+
 def test_plot_is_a_png_of_the_stated_size(tmp_path: Path) -> None:
     write_plot(comparison(), tmp_path / "demo.png")
     content = (tmp_path / "demo.png").read_bytes()

@@ -21,7 +21,7 @@ from result_rows import result_row
 
 EVIL = "</td></table><script>alert(\"x\")</script><img src='y' onerror=z>{{ 7 * 7 }}&amp;|$\\frac["
 TAGS = {"html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "img", "div", "table"}
-TAGS |= {"thead", "tbody", "tr", "th", "td"}
+TAGS |= {"thead", "tbody", "tr", "th", "td", "bdi"}
 
 
 def row(prompt: int, method: str) -> dict[str, Any]:
@@ -111,6 +111,66 @@ def test_a_length_of_texts_that_is_no_integer_is_refused(tmp_path: Path, length:
     content[1]["settings"]["max_length"] = length
     with pytest.raises(ConfigError, match="line 2: max_length must be an integer, got "):
         read_rows(write(tmp_path / "rows.jsonl", content))
+
+
+@pytest.mark.parametrize("name", ["bits_per_byte_before", "bits_per_byte_after", "residual"])
+def test_a_negative_number_is_refused(tmp_path: Path, name: str) -> None:
+    content = rows()
+    content[1][name] = -0.5
+    with pytest.raises(ConfigError, match=rf"line 2: {name} must be .*0\.\.1e100, got -0\.5"):
+        read_rows(write(tmp_path / "rows.jsonl", content))
+
+
+@pytest.mark.parametrize("place", ["domain", "excerpt", "settings", "versions"])
+def test_half_a_surrogate_pair_ends_with_one_line(tmp_path: Path, place: str) -> None:
+    content = rows()
+    content[1][place] = "\ud800" if isinstance(content[1][place], str) else {"method": "\ud800"}
+    file = write(tmp_path / "rows.jsonl", content)
+    result = CliRunner().invoke(app, ["report", str(file), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 2, result.exception
+    (said,) = result.stderr.splitlines()
+    assert "line 2: not a row: 'utf-8' codec can't encode character '\\ud800'" in said
+
+
+TURNED = "\u202edesrever\u2069\u2067"
+
+
+class Isolated(HTMLParser):
+    """Text that a mark of direction could reach, and how often one comes inside of <bdi>."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.outside, self.turned, self._depth = "", 0, 0
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._depth += tag == "bdi"
+
+    def handle_endtag(self, tag: str) -> None:
+        self._depth -= tag == "bdi"
+
+    def handle_data(self, data: str) -> None:
+        if self._depth:
+            self.turned += "\u202e" in data
+        else:
+            self.outside += data
+
+
+def test_a_mark_of_direction_turns_nothing_but_its_own_name(tmp_path: Path) -> None:
+    content = [
+        line | {"run": TURNED, "domain": TURNED, "excerpt": TURNED, "versions": {TURNED: TURNED}}
+        for line in rows()
+    ]
+    for line in content:
+        line["settings"]["method"] += TURNED
+    write_report(write(tmp_path / "rows.jsonl", content), tmp_path / "out")
+    page = Isolated((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
+    assert not set(page.outside) & set("\u202e\u2066\u2067\u2068\u2069")
+    # The overview's paragraph and the conditions' among them.
+    assert page.turned > 12
+    sentences = (tmp_path / "out" / "report.md").read_text(encoding="utf-8").splitlines()
+    (overview,) = (line for line in sentences if "held-out prompts (" in line)
+    assert "(\u2068\u202edesrever\u2069 4), " in overview
 
 
 def test_a_row_without_a_result_says_why(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from hullft_ops.commands import app
+from hullft_ops.ttft.evaluation import tuning_run
 from hullft_ops.ttft.evaluation.config import ConfigError, Settings, config_id, expand_grid
 from hullft_ops.ttft.evaluation.prompts import Prompt
 from hullft_ops.ttft.evaluation.results import Row
@@ -151,6 +152,18 @@ def test_the_command_writes_a_configuration_that_evaluate_takes(
     assert result.exit_code == 0, result.stderr
     (row,) = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
     assert row["settings"] == written["settings"]
+
+
+def test_the_command_says_when_adapting_hurts(
+    options: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for before, hurts in ((3.55, True), (4.04, False)):
+        found = Tuned(GRID[0], 4.04, before, 1.0, 5, 9.0, [])
+        monkeypatch.setattr(tuning_run, "run_tuning", lambda *_, found=found, **__: found)
+        result = invoke(*options)
+        assert result.exit_code == 0, result.stderr
+        assert ("Adapting hurts: even with these settings" in result.stdout) == hurts
 
 
 def test_a_run_that_was_cut_off_decides_as_it_would_have(

@@ -67,8 +67,20 @@ def test_random_draws_by_seed_and_prompt_alone(gpt2, make):
     assert make(gpt2, method=Random(1)).select(PROMPTS[0]).indices != support.indices
     drawn = {i for prompt in PROMPTS for i in finetuner.select(prompt).indices}
     assert len(drawn) > 30, "another draw for another prompt"
-    with pytest.raises(ValueError, match="n_select must be at most the pool for method 'random'"):
-        make(gpt2, method="random", n_select=31)
+
+
+@pytest.mark.parametrize(
+    ("method", "steps"), [("knn", 30), ("random", 30), ("sift", 40), ("hullft", 40)]
+)
+def test_fewer_texts_than_steps_are_what_there_is(gpt2, make, method, steps):
+    finetuner = make(gpt2, method=method, n_select=40)
+    taken = "30 steps, one on each" if steps == 30 else "all steps on these"
+    message = f"fewer texts to train on than n_select, 30 of 40 .*: method '{method}' takes {taken}"
+    with pytest.warns(UserWarning, match=message), finetuner.adapted(PROMPTS[0]) as report:
+        assert (report.n_select, report.optimizer_steps) == (40, steps)
+    if steps == 30:
+        assert report.counts == [1] * 30
+        assert report.weights == pytest.approx([1 / 30] * 30)
 
 
 @pytest.mark.parametrize(("method", "noise"), [("sift", 0.01), (Sift(0.2), 0.2)])

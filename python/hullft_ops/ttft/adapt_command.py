@@ -68,9 +68,15 @@ def run_adapt(
         soft_wrap=True,
     )
     out.print(f"bits per byte of the prompt: {before:.4f} before, {after:.4f} after")
+    if not after <= before:  # NaN too
+        out.print(
+            "Adapting hurt: the model predicts this prompt worse than before. Fewer steps, a lower "
+            "learning rate or texts closer to the prompt may help.",
+            soft_wrap=True,
+        )
     if continued is not None:
-        # A model may write what rich would take for markup.
-        out.print(Text(continued))
+        # Rich would wrap it, turn its tabs into spaces and take some of it for markup.
+        out.file.write(f"{continued}\n")
 
 
 def _one(config: Config) -> Settings:

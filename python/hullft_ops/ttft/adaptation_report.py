@@ -17,7 +17,8 @@ class AdaptationReport:
         support_size: number of different texts.
         indices: their positions in the datastore, largest weight first.
         weights: their convex weights.
-        counts: optimizer steps for each; the sum is ``n_select``.
+        counts: optimizer steps for each; the sum is ``n_select``, or as many as there are texts
+            where a method takes one step on each and there are fewer.
         residual: distance from the prompt's embedding to the weighted mean.
         gap: Frank-Wolfe gap over the pool.
         seconds_embed: to embed the prompt (a prompt's share of its batch, as the next two),

@@ -32,6 +32,7 @@ from hullft_ops.ttft.loading import (
     open_embedder,
     open_or_build,
 )
+from hullft_ops.ttft.methods import MAX_STEPS
 from hullft_ops.ttft.progress import progress_bar
 from hullft_ops.ttft.report import comparison_sentences, comparison_table, write_json, write_plot
 from hullft_ops.ttft.tiny import default_lr
@@ -62,8 +63,8 @@ class DemoOptions:
         seed: chooses the prompts among the held-out passages.
 
     Raises:
-        InputError: ``prompts`` or ``steps`` below 1, ``lr`` not above 0 or infinite,
-            ``max_length`` below 2, or no such device.
+        InputError: ``prompts`` below 1, ``steps`` not in 1..100,000, ``lr`` not above 0 or
+            infinite, ``max_length`` below 2, or no such device.
     """
 
     model: str | None
@@ -79,9 +80,10 @@ class DemoOptions:
     seed: int
 
     def __post_init__(self) -> None:
-        for name in ("prompts", "steps"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.prompts < 1:
+            raise InputError(f"prompts must be at least 1, got {self.prompts}")
+        if not 1 <= self.steps <= MAX_STEPS:
+            raise InputError(f"steps must be in 1..{MAX_STEPS}, got {self.steps}")
         if self.lr is not None and not 0 < self.lr < math.inf:
             raise InputError(f"lr must be above 0 and finite, got {self.lr}")
         if self.max_length is not None and self.max_length < 2:
@@ -148,11 +150,11 @@ def choose_prompts(held_out: Sequence[Passage], count: int, seed: int) -> list[P
 
 
 def _check_sizes(corpus: Corpus, options: DemoOptions) -> None:
-    if len(corpus.store) < options.steps or len(corpus.held_out) < options.prompts:
+    if not corpus.store or len(corpus.held_out) < options.prompts:
         raise InputError(
             f"corpus {corpus.name}: too few texts: {corpus.documents} documents give "
             f"{len(corpus.store)} passages to retrieve and {len(corpus.held_out)} to prompt with, "
-            f"need at least {options.steps} (steps) and {options.prompts} (prompts)"
+            f"need at least 1 and {options.prompts} (prompts)"
         )
 
 

@@ -25,7 +25,7 @@ from hullft_ops.ttft.claims import claimed
 from hullft_ops.ttft.context import context_length, known_context
 from hullft_ops.ttft.embedding import Embedder, check_embedder
 from hullft_ops.ttft.generation import continuation, tokens_to_continue
-from hullft_ops.ttft.methods import SelectionMethod, least_pool, method_name, selection_method
+from hullft_ops.ttft.methods import MAX_STEPS, SelectionMethod, method_name, selection_method
 from hullft_ops.ttft.out_of_memory import out_of_memory_explained
 from hullft_ops.ttft.plan import ORDERS, SCHEDULES
 from hullft_ops.ttft.snapshot import ModelSnapshot
@@ -59,13 +59,14 @@ class TestTimeFinetuner:
         tokenizer: its tokenizer.
         store: where the neighbours come from.
         embedder: embeds prompts; the one that the store was built with.
-        n_select: optimizer steps per prompt.
+        n_select: optimizer steps per prompt, 100,000 at most.
         refresh: optimizer steps per gradient; an example with c steps takes ceil(c / refresh)
             forward-backward passes. Or a function that gives it for an example's c.
         method: "hullft" for `hullft_ops.fw_select_indexed` over the pool, "knn" for a step on each
             of the ``n_select`` nearest, "random" for a step on each of as many drawn from the
             pool, "sift" for `hullft_ops.sift_select_indexed`, or any `SelectionMethod`; those of
-            `hullft_ops.ttft.methods` take a seed or SIFT's noise.
+            `hullft_ops.ttft.methods` take a seed or SIFT's noise. On a pool of fewer texts than
+            steps "knn" and "random" take a step on each, the others ``n_select``; all warn.
         variant: Frank-Wolfe variant of "hullft".
         pool_size: how many neighbours to select from; all of a smaller store.
         lr: Adam's learning rate.
@@ -111,7 +112,7 @@ class TestTimeFinetuner:
         schedule: str = "constant",
         max_grad_norm: float | None = None,
     ) -> None:
-        n_select = check_integer("TestTimeFinetuner", "n_select", n_select, 1)
+        n_select = check_integer("TestTimeFinetuner", "n_select", n_select, 1, MAX_STEPS)
         if not callable(refresh):
             refresh = check_integer("TestTimeFinetuner", "refresh", refresh, 1)
         pool_size = check_integer("TestTimeFinetuner", "pool_size", pool_size, 1)
@@ -119,7 +120,6 @@ class TestTimeFinetuner:
         _check_choice("schedule", schedule, SCHEDULES)
         _check_norm(max_grad_norm)
         chosen = selection_method(method, variant)
-        _check_pool(chosen, n_select, min(pool_size, len(store)))
         check_embedder("TestTimeFinetuner", embedder, store)
         trained = trainable_parameters(model)
         if not trained:
@@ -192,7 +192,7 @@ class TestTimeFinetuner:
 
         Raises:
             TypeError: prompt is not a str.
-            ValueError: prompt is blank, or too few texts of the pool can be trained on.
+            ValueError: prompt is blank, or no text of the pool can be trained on.
             torch.OutOfMemoryError: memory ran out, on any device.
         """
         [support] = self._select([prompt])
@@ -226,7 +226,7 @@ class TestTimeFinetuner:
 
         Raises:
             TypeError: prompt is not a str.
-            ValueError: prompt is blank, or too few texts of the pool can be trained on.
+            ValueError: prompt is blank, or no text of the pool can be trained on.
             RuntimeError: the model, or one that shares what either trains, is adapted already, by
                 this finetuner or another one, in this thread or another one; it has other
                 parameters with ``requires_grad`` than when this finetuner was made, or none of
@@ -408,14 +408,6 @@ def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ValueError(
             f"TestTimeFinetuner: {name} must be one of {', '.join(choices)}, got {value!r}"
-        )
-
-
-def _check_pool(method: SelectionMethod, n_select: int, pool: int) -> None:
-    if least_pool(method, n_select) > pool:
-        raise ValueError(
-            f"TestTimeFinetuner: n_select must be at most the pool for method "
-            f"{method_name(method)!r}, got {n_select} of {pool}"
         )
 
 

@@ -10,12 +10,15 @@ import hullft_ops
 from hullft_ops._checks import check_integer, check_noise, check_variant
 
 METHODS = ("hullft", "knn", "random", "sift")
+# Steps for a prompt: a selection and its training hold memory for each.
+MAX_STEPS = 100_000
 
 
 class SelectionMethod(Protocol):
     """Any function of this signature is a method: a plain one, or an object with ``__call__``.
 
-    Its ``name`` where it has one, else its own or its class's, goes into reports.
+    Its ``name`` where it has one, else its own or its class's, goes into reports. Where it has a
+    true ``one_step_each``, it is asked for no more steps than there are candidates.
     """
 
     def __call__(
@@ -65,7 +68,7 @@ class HullFT:
 
 @dataclass(frozen=True)
 class KNN:
-    """A step on each of the ``n_select`` nearest."""
+    """A step on each of the ``n_select`` nearest, or of a smaller pool."""
 
     name: ClassVar[str] = "knn"
     one_step_each: ClassVar[bool] = True
@@ -82,7 +85,7 @@ class KNN:
 
 @dataclass(frozen=True)
 class Random:
-    """A step on each of ``n_select`` neighbours drawn without replacement.
+    """A step on each of ``n_select`` neighbours drawn without replacement, or of a smaller pool.
 
     The draw depends on ``seed`` and the prompt alone, not on those before it or in its batch.
     """
@@ -189,6 +192,6 @@ def method_name(method: SelectionMethod) -> str:
     return str(getattr(method, "name", getattr(method, "__name__", type(method).__name__)))
 
 
-def least_pool(method: SelectionMethod, n_select: int) -> int:
-    """How many candidates it needs."""
-    return n_select if getattr(method, "one_step_each", False) else 1
+def steps_of(method: SelectionMethod, n_select: int, pool: int) -> int:
+    """How many of ``n_select`` steps it takes on a pool of that many texts."""
+    return min(n_select, pool) if getattr(method, "one_step_each", False) else n_select

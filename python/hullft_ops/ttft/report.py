@@ -69,6 +69,12 @@ def comparison_sentences(comparison: Comparison) -> list[str]:
         below = verdicts[f"prompts_below_{other}"]
         shown = ", ".join(f"{_LABELS[key]} on {n} of {count} prompts" for key, n in below.items())
         lines.append(f"Fewer bits than {_LABELS[other]}: {shown}.")
+    hurt = [m.label for m in METHODS if comparison.relative_to_none(m.key) > 0]
+    if hurt:
+        names = ", ".join(hurt)
+        lines.append(
+            f"Adapting hurts: on average, prompts take more bits with {names} than without."
+        )
     return lines
 
 

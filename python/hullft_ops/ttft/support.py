@@ -1,5 +1,6 @@
 """Choosing, for a prompt, the texts to finetune on and how many steps each gets."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ import torch
 import hullft_ops
 from hullft_ops._checks import check_text
 from hullft_ops.ttft.embedding import Embedder, encode_checked
-from hullft_ops.ttft.methods import SelectionMethod, least_pool, method_name
+from hullft_ops.ttft.methods import SelectionMethod, method_name, steps_of
 from hullft_ops.ttft.store_contract import Store
 
 # A causal loss needs a token and a next one.
@@ -43,8 +44,9 @@ class Support:
 
     Attributes:
         indices: positions in the datastore.
-        weights: the convex weights; 1 / n_select each for "knn" and "random".
-        counts: optimizer steps for each; the sum is n_select.
+        weights: the convex weights; equal ones for "knn" and "random".
+        counts: optimizer steps for each; the sum is n_select, or less where a method takes one
+            step on a text and the pool has fewer texts.
         residual: distance from the prompt's embedding to the weighted mean.
         gap: Frank-Wolfe gap over the pool.
         input_ids: the tokens of each, cut to the model's context.
@@ -92,12 +94,13 @@ class SupportSelector:
         """The support of each prompt; all are embedded, searched for and selected for in one go.
 
         A text of fewer than 2 tokens cannot be trained on. Should one be chosen, it leaves the
-        pool and the selection is made anew, so that the steps still add up to n_select.
+        pool and the selection is made anew, so that the steps still add up to n_select. Warns
+        where the pool has fewer texts than that.
 
         Raises:
             TypeError: a prompt is not a str, or the method returns no Selection.
-            ValueError: a prompt is blank or not valid Unicode, too few texts of a pool can be
-                trained on, or the method chose what it was not asked for.
+            ValueError: a prompt is blank or not valid Unicode, no text of a pool can be trained
+                on, or the method chose what it was not asked for.
         """
         for prompt in prompts:
             _check_prompt(prompt)
@@ -141,6 +144,8 @@ class SupportSelector:
             candidates = candidates[~torch.isin(candidates, chosen[~trainable])]
             with seconds.of("select"):
                 [selection] = self._choose(candidates[None], query[None])
+        if len(candidates) < self._n_select:
+            self._warn_of(len(candidates))
         return Support(
             indices=chosen.tolist(),
             weights=selection.weights[:size].tolist(),
@@ -155,13 +160,13 @@ class SupportSelector:
         self, candidates: torch.Tensor, queries: torch.Tensor
     ) -> list[hullft_ops.Selection]:
         """One selection for each row."""
-        needed = least_pool(self._method, self._n_select)
-        if candidates.shape[1] < needed:
+        pool = candidates.shape[1]
+        if not pool:
             raise ValueError(
-                f"TestTimeFinetuner: the pool must have at least {needed} texts of "
-                f"{MIN_TOKENS} tokens or more, got {candidates.shape[1]}"
+                f"TestTimeFinetuner: the pool must have a text of {MIN_TOKENS} tokens or more"
             )
-        batch = self._method(self._store.embeddings, candidates, queries, self._n_select)
+        steps = steps_of(self._method, self._n_select, pool)
+        batch = self._method(self._store.embeddings, candidates, queries, steps)
         if not isinstance(batch, hullft_ops.Selection):
             raise TypeError(
                 f"TestTimeFinetuner: method {method_name(self._method)} must return a Selection, "
@@ -169,10 +174,20 @@ class SupportSelector:
             )
         selections = [hullft_ops.Selection(*(t[i] for t in batch)) for i in range(len(queries))]
         for selection in selections:
-            self._check_selection(selection, candidates.shape[1])
+            self._check_selection(selection, pool, steps)
         return selections
 
-    def _check_selection(self, selection: hullft_ops.Selection, pool: int) -> None:
+    def _warn_of(self, pool: int) -> None:
+        steps = steps_of(self._method, self._n_select, pool)
+        taken = f"{steps} steps, one on each" if steps < self._n_select else "all steps on these"
+        warnings.warn(
+            "TestTimeFinetuner: the pool has fewer texts to train on than n_select, "
+            f"{pool} of {self._n_select} (pool_size is {self._pool_size}): "
+            f"method {method_name(self._method)!r} takes {taken}",
+            stacklevel=2,
+        )
+
+    def _check_selection(self, selection: hullft_ops.Selection, pool: int, steps: int) -> None:
         size = int(selection.support_size)
         indices, counts = selection.indices[:size].tolist(), selection.counts[:size].tolist()
         if len(set(indices)) < size or not all(0 <= index < pool for index in indices):
@@ -180,10 +195,10 @@ class SupportSelector:
                 f"TestTimeFinetuner: method {method_name(self._method)} must choose different "
                 f"candidates of 0..{pool - 1}, got {indices}"
             )
-        if sum(counts) != self._n_select or min(counts, default=0) < 0:
+        if sum(counts) != steps or min(counts, default=0) < 0:
             raise ValueError(
                 f"TestTimeFinetuner: method {method_name(self._method)} must give counts that are "
-                f"not negative and sum to {self._n_select}, got {counts}"
+                f"not negative and sum to {steps}, got {counts}"
             )
 
 

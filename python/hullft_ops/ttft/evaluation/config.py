@@ -140,11 +140,12 @@ def expand_grid(grid: Iterable[Mapping[str, Any]], model: str | None) -> tuple[S
 
 
 def config_id(settings: Mapping[str, Any]) -> str:
-    """A name for filled-in settings that says all that is not a default."""
+    """A name for filled-in settings that says all that is not a default, numbers exactly."""
     said = " ".join(
         f"{key}={_shown(settings[key])}"
         for key in sorted(settings)
-        if key not in _NAMED and settings[key] != _DEFAULTS[key]
+        # A results file may hold a key that this version does not know.
+        if key not in _NAMED and not (key in _DEFAULTS and settings[key] == _DEFAULTS[key])
     )
     named = (
         f"{settings['method']} n={settings['n_select']} refresh={settings['refresh']} "
@@ -217,4 +218,5 @@ def _shipped() -> Path:
 
 
 def _shown(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    # A rate of 1 in a file is the rate of 1.0 on the command line.
+    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)

@@ -10,7 +10,7 @@ from pathlib import Path
 from hullft_ops.ttft.corpus import Passage, record_of_line
 from hullft_ops.ttft.demo import choose_prompts
 from hullft_ops.ttft.evaluation.config import ConfigError
-from hullft_ops.ttft.json_lines import numbered
+from hullft_ops.ttft.json_lines import is_unicode, numbered
 
 NO_DOMAIN = "all"
 
@@ -67,4 +67,6 @@ def _prompt(line: bytes) -> Prompt:
     domain = record.get("domain", NO_DOMAIN)
     if not isinstance(domain, str):
         raise ValueError(f'"domain" must be a string, got {json.dumps(domain)}')
+    if not is_unicode(domain):
+        raise ValueError('"domain" with half a surrogate pair')
     return Prompt(text, domain)

@@ -5,11 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from hullft_ops._files import replacing
 from hullft_ops.ttft.evaluation.measurements import Measurements
 from hullft_ops.ttft.evaluation.report_plot import write_plot
 from hullft_ops.ttft.evaluation.report_sections import (
+    END_ISOLATE,
+    ISOLATE,
     Section,
     example_section,
     report_sections,
@@ -69,9 +72,15 @@ def html(sections: Sequence[Section], pictures: dict[str, bytes]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["isolated"] = _isolated
     encoded = {name: base64.b64encode(content).decode() for name, content in pictures.items()}
     page = environment.get_template("report.html.jinja")
     return page.render(title=TITLE, sections=sections, pictures=encoded)
+
+
+def _isolated(text: str) -> Markup:
+    escaped = str(escape(text))
+    return Markup(escaped.replace(ISOLATE, "<bdi>").replace(END_ISOLATE, "</bdi>"))
 
 
 def _cell(text: str) -> str:

@@ -22,7 +22,7 @@ def write_plot(measured: Measurements, path: Path) -> None:
     points = {c: (measured.mean_seconds(c), measured.mean_bits(c)) for c in measured.rows}
     front = [points[name] for name in pareto(points)]
     axes.plot(*zip(*front, strict=True), color="#999999", linewidth=1, zorder=1)
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, 1.05 * max(seconds for seconds, _ in points.values()))
     axes.set_xlabel("seconds per prompt (embedding, search, selection, finetuning)")
     axes.set_ylabel("bits per byte (lower is better)")
     axes.set_title(f"Test-time finetuning: mean of {len(measured.prompts)} held-out prompts")
@@ -43,4 +43,6 @@ def _draw_groups(measured: Measurements, axes: Axes) -> None:
         label = label.replace("$", r"\$")
         points = [(measured.mean_seconds(c), measured.mean_bits(c)) for c in configs]
         marker = _MARKERS[number % len(_MARKERS)]
-        axes.plot(*zip(*points, strict=True), marker, markersize=8, label=label)
+        # Whole at the edges too, and above the axis.
+        seconds, bits = zip(*points, strict=True)
+        axes.plot(seconds, bits, marker, markersize=8, label=label, clip_on=False, zorder=3)

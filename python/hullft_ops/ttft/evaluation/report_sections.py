@@ -7,6 +7,9 @@ from hullft_ops.ttft.evaluation.measurements import CONFIDENCE, NONE, Interval, 
 from hullft_ops.ttft.evaluation.results import Row
 
 _EXAMPLES = 4
+# Between these two, text can turn its own direction alone. The four of their kind go in pairs.
+ISOLATE, END_ISOLATE = "\u2068", "\u2069"
+_ISOLATES = dict.fromkeys(range(0x2066, 0x206A))
 Cells = tuple[str, ...]
 
 
@@ -40,7 +43,7 @@ def example_section(measured: Measurements) -> Section:
     shown = ranked[:_EXAMPLES] + ranked[_EXAMPLES:][-_EXAMPLES:]
     return Section(
         "Prompts helped most and least",
-        [f"By {best}; each with how its text begins."],
+        [f"By {_name(best)}; each with how its text begins."],
         ("domain", "bits per byte before", "after", "change", "text"),
         [
             (
@@ -69,7 +72,7 @@ def leaders(measured: Measurements) -> list[str]:
 
 def _overview(measured: Measurements) -> Section:
     first = next(iter(measured.rows.values()))[0]
-    counts = ", ".join(f"{name} {sum(measured.domains == name)}" for name in _domains(measured))
+    counts = ", ".join(f"{_name(d)} {sum(measured.domains == d)}" for d in _domains(measured))
     lines = [
         f"{len(measured.prompts)} held-out prompts ({counts}), {len(measured.rows)} "
         f"configurations, seed {first.seed}. Scored is the prompt's own text, which is retrieved "
@@ -79,22 +82,26 @@ def _overview(measured: Measurements) -> Section:
     if measured.incomplete:
         lines.append(f"{measured.incomplete} prompts are left out: not every configuration ran.")
     for config, count in measured.failed.items():
-        lines.append(f"Left out: {config}, whose loss was not finite on {count} prompts.")
+        lines.append(f"Left out: {_name(config)}, whose loss was not finite on {count} prompts.")
     return Section("What was run", lines)
 
 
 def _quality_and_time(measured: Measurements) -> Section:
-    quality = ("configuration", "bits per byte", "against none", "better on")
+    quality = ("configuration", "bits per byte", "against none", "better on", "worse on")
     header = (*quality, "embed and search", "select", "finetune", "total", "passes", "texts")
     table: list[Cells] = [(NONE, f"{measured.mean_bits(NONE):.4f}", *[""] * (len(header) - 2))]
+    count, hurt = len(measured.prompts), []
     for config in sorted(measured.configs[1:], key=measured.mean_bits):
+        if measured.mean_bits(config) > measured.mean_bits(NONE):
+            hurt.append(_name(config))
         stages = measured.mean_stages(config)
         table.append(
             (
                 config,
                 f"{measured.mean_bits(config):.4f}",
                 _percent(measured.relative_bits(config, NONE)),
-                f"{measured.prompts_below(config, NONE)} of {len(measured.prompts)}",
+                f"{measured.prompts_below(config, NONE)} of {count}",
+                f"{measured.prompts_below(NONE, config)} of {count}",
                 f"{stages['embed'] + stages['search']:.3f} s",
                 f"{1e3 * stages['select']:.2f} ms",
                 f"{stages['finetune']:.3f} s",
@@ -103,7 +110,13 @@ def _quality_and_time(measured: Measurements) -> Section:
                 f"{measured.mean_of(config, 'support_size'):.1f}",
             )
         )
-    return Section("Quality and time", ["Means over the prompts."], header, table)
+    lines = ["Means over the prompts."]
+    if hurt:
+        names = ", ".join(hurt)
+        lines.append(
+            f"Adapting hurts: on average, prompts take more bits with {names} than without."
+        )
+    return Section("Quality and time", lines, header, table)
 
 
 def _plot(measured: Measurements, picture: str) -> Section:
@@ -194,10 +207,11 @@ def _by_domain(measured: Measurements) -> Section:
 
 def _conditions(measured: Measurements) -> Section:
     rows = [row for of_config in measured.rows.values() for row in of_config]
-    versions = sorted({f"{k} {v}" for row in rows for k, v in row.versions.items() if v})
+    versions = sorted({_name(f"{k} {v}") for row in rows for k, v in row.versions.items() if v})
     threads = sorted({row.threads for row in rows})
     lines = [
-        f"Run {rows[0].run}; {', '.join(versions)}; torch threads {', '.join(map(str, threads))}.",
+        f"Run {_name(rows[0].run)}; {', '.join(versions)}; "
+        f"torch threads {', '.join(map(str, threads))}.",
         "Seconds are wall-clock, on the machine and under the load that there was.",
     ]
     if len({(repr(sorted(row.versions.items())), row.threads) for row in rows}) > 1:
@@ -211,6 +225,13 @@ def _domains(measured: Measurements) -> list[str]:
 
 def _gain(row: Row) -> float:
     return (row.bits_per_byte_after or 0.0) / row.bits_per_byte_before - 1
+
+
+def _name(text: str) -> str:
+    """A name for a sentence, which it must not turn round."""
+    if text.isascii():
+        return text
+    return f"{ISOLATE}{text.translate(_ISOLATES)}{END_ISOLATE}"
 
 
 def _percent(interval: Interval) -> str:

@@ -9,12 +9,12 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from hullft_ops._files import full_disk_explained
-from hullft_ops.ttft.evaluation.config import ConfigError
+from hullft_ops.ttft.evaluation.config import ConfigError, config_id
 from hullft_ops.ttft.json_lines import object_of
 
 STAGES = ("embed", "search", "select", "finetune")
@@ -174,13 +174,16 @@ def read_rows(path: Path) -> list[Row]:
 def _row(line: bytes, where: str) -> Row:
     try:
         content = object_of(line)
+        # No page could be written with half a surrogate pair.
+        json.dumps(content, ensure_ascii=False).encode()
         row = Row(**{field.name: content[field.name] for field in fields(Row)})
     except KeyError as error:
         raise ConfigError(f"{where}: lacks {error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{where}: not a row: {error}") from error
     _check_types(row, where)
-    return row
+    # Files of earlier versions hold names with rounded numbers.
+    return replace(row, config=config_id(row.settings))
 
 
 def _check_types(row: Row, where: str) -> None:
@@ -189,7 +192,8 @@ def _check_types(row: Row, where: str) -> None:
             value = getattr(row, name)
             if not isinstance(value, wanted) or not _is_sound(value):
                 kind = getattr(wanted, "__name__", wanted)
-                raise ConfigError(f"{where}: {name} must be {kind}, got {value!r}")
+                sound = ", a number in 0..1e100" if isinstance(value, int | float) else ""
+                raise ConfigError(f"{where}: {name} must be {kind}{sound}, got {value!r}")
     if not row.bits_per_byte_before > 0:
         raise ConfigError(
             f"{where}: bits_per_byte_before must be above 0, got {row.bits_per_byte_before}"
@@ -197,7 +201,7 @@ def _check_types(row: Row, where: str) -> None:
     if row.error is None and row.bits_per_byte_after is None:
         raise ConfigError(f"{where}: must have bits_per_byte_after or an error, got neither")
     seconds = row.seconds
-    numbers = all(isinstance(v, int | float) and _is_sound(v) and v >= 0 for v in seconds.values())
+    numbers = all(isinstance(v, int | float) and _is_sound(v) for v in seconds.values())
     stages: set[str] = set() if row.error is not None and not seconds else set(STAGES)
     if not numbers or seconds.keys() != stages or (stages and not seconds["finetune"] > 0):
         raise ConfigError(f"{where}: seconds must be numbers, of {STAGES}, got {seconds!r}")
@@ -214,7 +218,7 @@ def _check_types(row: Row, where: str) -> None:
 def _is_sound(value: object) -> bool:
     """Whether a number is one that statistics can be made of; anything else is."""
     if isinstance(value, int | float):
-        return not isinstance(value, bool) and -_LARGEST < value < _LARGEST
+        return not isinstance(value, bool) and 0 <= value < _LARGEST
     return True
 
 
