@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,11 @@ from typer.testing import CliRunner, Result
 from hullft_ops.commands import app
 from hullft_ops.ttft import Datastore, bits_per_byte, load_embedder
 from hullft_ops.ttft.evaluation import runner
-from hullft_ops.ttft.evaluation.config import ConfigError, config_id, expand_grid
-from hullft_ops.ttft.evaluation.prompts import Prompt, read_prompts
+from hullft_ops.ttft.evaluation.config import ConfigError
+from hullft_ops.ttft.evaluation.prompts import read_prompts
 from hullft_ops.ttft.evaluation.results import open_results, read_rows
-from hullft_ops.ttft.evaluation.runner import Evaluator, missing_pairs
+from hullft_ops.ttft.evaluation.runner import Evaluator
 from hullft_ops.ttft.loading import load_model
-from result_rows import result_row
 
 PROMPTS = 4
 GRID = ["--method", "knn", "--method", "hullft", "--steps", 3, "--refresh", 1, "--refresh", 2]
@@ -332,19 +331,6 @@ def test_a_second_row_of_a_pair_is_refused(first: Path, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="holds a row of knn n=3 .* on "):
             results.append(row)
     assert read_rows(tmp_path / "rows.jsonl") == [row]
-
-
-def test_a_file_with_rounded_names_goes_on_by_its_settings(tmp_path: Path) -> None:
-    """Earlier versions gave two learning rates one name and ran the first of them."""
-    grid = expand_grid([{"method": "knn", "lr": [1.234567e-4, 1.234568e-4]}], None)
-    prompt, file = Prompt("a prompt"), tmp_path / "rows.jsonl"
-    row = result_row(prompt.id, settings=grid[0])
-    rounded = asdict(replace(row, config="knn n=50 refresh=1 lr=0.000123457"))
-    file.write_text(json.dumps(rounded) + "\n")
-    with open_results(file, "r") as results:
-        assert missing_pairs([prompt], grid, results) == [(prompt, grid[1])]
-        results.append(result_row(prompt.id, settings=grid[1]))
-    assert [row.config for row in read_rows(file)] == [config_id(settings) for settings in grid]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Configuration files of ``hullft-ops evaluate``, `tune` and `adapt`."""
 
 import json
-from dataclasses import fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,10 @@ from hullft_ops.ttft.evaluation.config import (
     read_config,
     shipped_configs,
 )
+from hullft_ops.ttft.evaluation.prompts import Prompt
+from hullft_ops.ttft.evaluation.results import open_results, read_rows
+from hullft_ops.ttft.evaluation.runner import missing_pairs
+from result_rows import result_row
 
 
 def test_a_grid_is_a_product_with_the_rest_filled_in() -> None:
@@ -45,6 +49,19 @@ def test_settings_that_differ_in_the_last_digit_are_two(key: str) -> None:
 
 def test_a_number_has_one_name_however_it_is_written() -> None:
     assert len(expand_grid([{"lr": [1, 1.0]}], None)) == 1
+
+
+def test_a_file_with_rounded_names_goes_on_by_its_settings(tmp_path: Path) -> None:
+    """Earlier versions gave two learning rates one name and ran the first of them."""
+    grid = expand_grid([{"method": "knn", "lr": [1.234567e-4, 1.234568e-4]}], None)
+    prompt, file = Prompt("a prompt"), tmp_path / "rows.jsonl"
+    row = result_row(prompt.id, settings=grid[0])
+    rounded = asdict(replace(row, config="knn n=50 refresh=1 lr=0.000123457"))
+    file.write_text(json.dumps(rounded) + "\n")
+    with open_results(file, "r") as results:
+        assert missing_pairs([prompt], grid, results) == [(prompt, grid[1])]
+        results.append(result_row(prompt.id, settings=grid[1]))
+    assert [row.config for row in read_rows(file)] == [config_id(settings) for settings in grid]
 
 
 def test_a_file_is_read(tmp_path: Path) -> None:
