@@ -13,7 +13,6 @@ both the operators and FAISS need one contiguous matrix to read without a copy. 
 a flat FAISS index holds, so a small datastore is searched in the mapped file.
 """
 
-import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -30,8 +29,17 @@ from hullft_ops._files import full_disk_explained
 from hullft_ops.ttft.arrays import for_torch
 from hullft_ops.ttft.checksums import check_file
 from hullft_ops.ttft.embedding import Embedder
-from hullft_ops.ttft.journal import locked
-from hullft_ops.ttft.manifest import JOURNAL_FILE, MANIFEST_FILE, DataFile, Manifest, VersionError
+from hullft_ops.ttft.journal import Journal, locked
+from hullft_ops.ttft.manifest import (
+    JOURNAL_FILE,
+    MANIFEST_FILE,
+    OWN_DIRECTORIES,
+    DataFile,
+    Manifest,
+    VersionError,
+    own_entries,
+    remove_data,
+)
 from hullft_ops.ttft.progress import progress_bar
 from hullft_ops.ttft.search_index import IndexThresholds, ListSearch, exact_search, open_index
 from hullft_ops.ttft.store_writer import StoreWriter, fraction_for
@@ -93,8 +101,8 @@ class Datastore:
             embedder: gives the unit vectors; its name goes into the manifest.
             path: the directory to make; missing parents are made.
             progress: show a progress bar on stderr.
-            overwrite: replace the datastore at ``path``, in one atomic step. A directory that is
-                not a datastore is never replaced.
+            overwrite: replace the datastore at ``path``, in one atomic step. Files that are not a
+                datastore's stay, and a directory that is not a datastore is refused.
             thresholds: which search index to build.
 
         Raises:
@@ -240,6 +248,7 @@ def _check_destination(path: Path, overwrite: bool) -> None:
     if not overwrite:
         raise FileExistsError(f"Datastore.build: {path} exists; overwrite=True replaces it")
     try:
+        Journal.read(path)
         Manifest.read(path)
     except VersionError:
         return
@@ -262,9 +271,9 @@ def _put_in_place(staged: Path, path: Path, overwrite: bool) -> None:
         (staged / new.data).rename(path / new.data)
         (staged / MANIFEST_FILE).replace(path / MANIFEST_FILE)
         (path / JOURNAL_FILE).unlink(missing_ok=True)
-        for old in path.glob("data-*"):
+        for old in own_entries(path, OWN_DIRECTORIES):
             if old.name != new.data:
-                shutil.rmtree(old, ignore_errors=True)
+                remove_data(old)
 
 
 def _open_rows(data: Path, manifest: Manifest) -> datasets.Dataset:
