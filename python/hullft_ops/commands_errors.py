@@ -5,6 +5,8 @@ from contextlib import contextmanager
 
 import typer
 
+from hullft_ops._terminal import echo
+
 
 @contextmanager
 def errors_of(command: str, *more: type[Exception]) -> Iterator[None]:
@@ -29,5 +31,5 @@ def errors_of(command: str, *more: type[Exception]) -> Iterator[None]:
     try:
         yield
     except (*ends, *more) as error:
-        typer.echo(f"hullft-ops {command}: {error}", err=True)
+        echo(f"hullft-ops {command}: {error}", err=True)
         raise typer.Exit(2) from error
