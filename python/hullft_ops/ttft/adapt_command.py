@@ -78,8 +78,7 @@ def run_adapt(
     if continued is not None:
         # Rich would wrap it, turn its tabs into spaces and take some of it for markup.
         shown = printable(continued, lines=True) if out.is_terminal else continued
-        out.file.write(f"{shown}
-")
+        out.file.write(f"{shown}\n")
 
 
 def _one(config: Config) -> Settings:
