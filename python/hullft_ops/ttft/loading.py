@@ -89,12 +89,23 @@ def load_model(
     with _loading(f"model {source}"):
         # Weights in any other format would be unpickled.
         model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=torch.float32, use_safetensors=True
+            source, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
         )
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = _tokenizer(source)
     # A model is moved in place; the type of what `to` returns is lost in its decorators.
     model.to(device)  # type: ignore[arg-type]
     return model, tokenizer
+
+
+def open_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of that name or in that directory.
+
+    Raises:
+        InputError: there is no such tokenizer, or transformers cannot load it.
+    """
+    _check_directory("tokenizer", name)
+    with _loading(f"tokenizer {name}"):
+        return _tokenizer(name)
 
 
 def open_embedder(name: str) -> Embedder:
@@ -132,6 +143,13 @@ def open_or_build(
         raise InputError(f"datastore {path}: {_first_line(error)}") from error
 
 
+def _tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        source, trust_remote_code=False
+    )
+    return tokenizer
+
+
 def _check_directory(what: str, name: str) -> None:
     # The libraries take a path that is not there for a name on the hub, and say so at length.
     if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
@@ -145,6 +163,11 @@ def _loading(what: str) -> Iterator[None]:
     except _NOT_LOADED as error:
         if is_out_of_memory(error):
             raise
+        # The libraries advise to pass that argument, which no command has.
+        if "trust_remote_code" in str(error):
+            raise InputError(
+                f"{what}: it needs code that ships with it, which is not run"
+            ) from error
         raise InputError(f"{what}: {_first_line(error)}") from error
 
 
