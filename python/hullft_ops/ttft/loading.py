@@ -1,6 +1,6 @@
 """What commands run on, loaded with errors that a user can act on."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from hullft_ops.ttft.corpus import Corpus, installed_corpus, jsonl_corpus
 from hullft_ops.ttft.out_of_memory import is_out_of_memory
 
 _NAMED_LINES = 3
+_NAMED_WEIGHTS = 3
 # What the libraries raise for a directory that holds no model, half of one or another's weights.
 _NOT_LOADED = (OSError, RuntimeError, SafetensorError, ValueError)
 
@@ -69,7 +70,7 @@ def checked_device(name: str) -> torch.device:
 
 
 def load_model(
-    name: str | None, device: torch.device
+    name: str | None, device: torch.device, *, allow_missing_weights: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model in float32 and its tokenizer, by name or directory; the tiny model when None.
 
@@ -78,9 +79,12 @@ def load_model(
     Args:
         name: name or directory.
         device: where the model shall be.
+        allow_missing_weights: take random weights for those that the checkpoint lacks, and leave
+            out those that the configuration has no place for.
 
     Raises:
-        InputError: there is no such model, or transformers cannot load it.
+        InputError: there is no such model, transformers cannot load it, or its weights are not
+            those of its configuration.
     """
     keep_freed_memory()
     if name is not None:
@@ -88,10 +92,16 @@ def load_model(
     source = name if name is not None else tiny_lm_path()
     with _loading(f"model {source}"):
         # Weights in any other format would be unpickled.
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
         tokenizer = _tokenizer(source)
+    if not allow_missing_weights:
+        _check_weights(f"model {source}", loaded)
     # A model is moved in place; the type of what `to` returns is lost in its decorators.
     model.to(device)  # type: ignore[arg-type]
     return model, tokenizer
@@ -141,6 +151,22 @@ def open_or_build(
         return Datastore.build(texts, embedder, path, overwrite=True), False
     except (OSError, ValueError) as error:
         raise InputError(f"datastore {path}: {_first_line(error)}") from error
+
+
+def _check_weights(what: str, loaded: Mapping[str, Collection[str]]) -> None:
+    """transformers leaves out what a model ties to others, or does without."""
+    found = {kind: sorted(loaded[f"{kind}_keys"]) for kind in ("missing", "unexpected")}
+    said = [
+        f"{len(names)} {kind} ({', '.join(names[:_NAMED_WEIGHTS])}"
+        f"{', ...' if len(names) > _NAMED_WEIGHTS else ''})"
+        for kind, names in found.items()
+        if names
+    ]
+    if said:
+        raise InputError(
+            f"{what}: its weights are not those of its configuration: {', '.join(said)}; "
+            "--allow-missing-weights loads it all the same"
+        )
 
 
 def _tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
