@@ -114,11 +114,12 @@ def test_knn_needs_as_many_texts_to_train_on_as_steps(gpt2, tokenizer, embedder,
 @pytest.mark.parametrize("max_length", [None, 20])
 def test_texts_are_cut_to_the_context_and_never_padded(gpt2, tokenizer, make, store, max_length):
     seen = []
+    finetuner = make(gpt2, refresh=1, max_length=max_length)
     gpt2.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs["input_ids"]), with_kwargs=True
     )
     length = CONTEXT if max_length is None else max_length
-    with make(gpt2, refresh=1, max_length=max_length).adapted(PROMPT) as report:
+    with finetuner.adapted(PROMPT) as report:
         multiset = [i for i, c in zip(report.indices, report.counts, strict=True) for _ in range(c)]
     assert [ids.tolist() for ids in seen] == [
         [tokenizer(store.texts[i])["input_ids"][:length]] for i in multiset

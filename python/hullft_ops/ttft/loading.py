@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -92,16 +93,17 @@ def load_model(
     source = name if name is not None else tiny_lm_path()
     with _loading(f"model {source}"):
         # Weights in any other format would be unpickled.
-        model, loaded = AutoModelForCausalLM.from_pretrained(
+        found: Any = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
         )
+        model: PreTrainedModel = found[0]
         tokenizer = _tokenizer(source)
     if not allow_missing_weights:
-        _check_weights(f"model {source}", loaded)
+        _check_weights(f"model {source}", found[1])
     # A model is moved in place; the type of what `to` returns is lost in its decorators.
     model.to(device)  # type: ignore[arg-type]
     return model, tokenizer
