@@ -204,10 +204,12 @@ def _model(name: str, device: torch.device) -> tuple[PreTrainedModel, PreTrained
 
     GPT-2 reads the tiny model's tokens, which its vocabulary has numbers for.
     """
-    tokenizer = AutoTokenizer.from_pretrained(tiny_lm_path())
+    tokenizer = AutoTokenizer.from_pretrained(tiny_lm_path(), trust_remote_code=False)
     model: PreTrainedModel
     if name == "tiny":
-        model = AutoModelForCausalLM.from_pretrained(tiny_lm_path(), dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(
+            tiny_lm_path(), dtype=torch.float32, trust_remote_code=False
+        )
     else:
         torch.manual_seed(0)
         model = GPT2LMHeadModel(GPT2Config())
@@ -223,7 +225,7 @@ def _embedder() -> Embedder:
 
 @lru_cache(maxsize=len(LENGTHS))
 def _store(lengths: str, texts: int, folder: Path) -> tuple[Datastore, str]:
-    tokenizer = AutoTokenizer.from_pretrained(tiny_lm_path())
+    tokenizer = AutoTokenizer.from_pretrained(tiny_lm_path(), trust_remote_code=False)
     return build_store(tokenizer, _embedder(), lengths, texts, folder / f"{lengths}-{texts}")
 
 

@@ -117,11 +117,12 @@ def test_knn_takes_a_step_on_each_text_that_can_be_trained_on(gpt2, tokenizer, e
 @pytest.mark.parametrize("max_length", [None, 20])
 def test_texts_are_cut_to_the_context_and_never_padded(gpt2, tokenizer, make, store, max_length):
     seen = []
+    finetuner = make(gpt2, refresh=1, max_length=max_length)
     gpt2.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs["input_ids"]), with_kwargs=True
     )
     length = CONTEXT if max_length is None else max_length
-    with make(gpt2, refresh=1, max_length=max_length).adapted(PROMPT) as report:
+    with finetuner.adapted(PROMPT) as report:
         multiset = [i for i, c in zip(report.indices, report.counts, strict=True) for _ in range(c)]
     assert [ids.tolist() for ids in seen] == [
         [tokenizer(store.texts[i])["input_ids"][:length]] for i in multiset

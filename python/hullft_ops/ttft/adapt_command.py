@@ -37,7 +37,9 @@ def run_adapt(
     if settings.get("reuse") is not None:
         raise ConfigError("settings: reuse is for evaluate alone")
     store = _open(config)
-    model, tokenizer = load_model(config.model, place)
+    model, tokenizer = load_model(
+        config.model, place, allow_missing_weights=config.allow_missing_weights
+    )
     embedder = open_embedder(config.embedder)
     try:
         ttft = TestTimeFinetuner(

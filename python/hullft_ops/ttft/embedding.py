@@ -1,6 +1,8 @@
 """Texts to unit vectors: what a datastore is searched by."""
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -22,6 +24,24 @@ _NORM_TOLERANCE = 1e-3
 
 # The vectors of each batch of texts, in the order of the batches.
 EncodeBatches = Callable[[Iterable[list[str]]], Generator[np.ndarray]]
+
+_asking = threading.Lock()
+
+
+@contextmanager
+def _no_questions() -> Iterator[None]:
+    """Has transformers refuse a model's own code where it would ask a terminal about it.
+
+    sentence-transformers 6 forgets to pass ``trust_remote_code`` on to some of its modules.
+    """
+    from transformers import dynamic_module_utils as asks
+
+    with _asking:
+        seconds, asks.TIME_OUT_REMOTE_CODE = asks.TIME_OUT_REMOTE_CODE, 0
+        try:
+            yield
+        finally:
+            asks.TIME_OUT_REMOTE_CODE = seconds
 
 
 class Embedder(Protocol):
@@ -49,6 +69,7 @@ class SentenceTransformerEmbedder:
 
     Raises:
         ImportError: sentence-transformers is not installed.
+        ValueError: the model needs code that ships with it, which is not run.
     """
 
     def __init__(
@@ -59,7 +80,8 @@ class SentenceTransformerEmbedder:
             from sentence_transformers import SentenceTransformer
         except ModuleNotFoundError as error:
             raise ImportError(missing("SentenceTransformerEmbedder", error.name)) from error
-        self._model = SentenceTransformer(name_or_path, device=device)
+        with _no_questions():
+            self._model = SentenceTransformer(name_or_path, device=device, trust_remote_code=False)
         self.name = name or name_or_path
         # Not every model says its dimension, and the method that tells was renamed.
         self.dim: int = self._model.encode([""]).shape[1]
@@ -95,6 +117,7 @@ def load_embedder(name: str = DEFAULT_EMBEDDER, *, device: str | None = None) ->
 
     Raises:
         ImportError: the package that holds the model, or sentence-transformers, is missing.
+        ValueError: the model needs code that ships with it, which is not run.
     """
     if name != DEFAULT_EMBEDDER:
         return SentenceTransformerEmbedder(name, device=device)

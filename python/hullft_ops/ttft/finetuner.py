@@ -21,6 +21,7 @@ from hullft_ops._checks import check_integer, check_number
 from hullft_ops.ttft.adaptation import Adaptation
 from hullft_ops.ttft.adaptation_report import AdaptationReport
 from hullft_ops.ttft.bfloat16 import has_bfloat16
+from hullft_ops.ttft.causal import check_causal
 from hullft_ops.ttft.claims import claimed
 from hullft_ops.ttft.context import context_length, known_context
 from hullft_ops.ttft.embedding import Embedder, check_embedder
@@ -86,8 +87,8 @@ class TestTimeFinetuner:
             that is not callable.
         ValueError: an argument out of range, an unknown name, an embedder that is not the store's,
             a model without trainable parameters, with some on the meta device or made in inference
-            mode, one whose context is not known, or one whose logits are those of PEFT's virtual
-            tokens too.
+            mode, one that is not causal or lacks ids of the tokenizer, one whose context is not
+            known, or one whose logits are those of PEFT's virtual tokens too.
     """
 
     # pytest takes every class whose name begins like this one's for a test.
@@ -128,6 +129,7 @@ class TestTimeFinetuner:
                 "PEFT adapters are loaded with is_trainable=True"
             )
         _check_trained(model, trained)
+        check_causal("TestTimeFinetuner", model, tokenizer)
         self.model = model
         self.tokenizer = tokenizer
         self.store = store

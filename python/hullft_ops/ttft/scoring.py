@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hullft_ops._checks import check_integer, check_text
+from hullft_ops.ttft.causal import check_causal
 from hullft_ops.ttft.context import context_length
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.loss import next_token_losses
@@ -82,7 +83,7 @@ def score_text(
     Raises:
         TypeError: text is not a str, or max_length or stride is not an int.
         ValueError: nothing to score, text that is not valid Unicode, max_length or stride out of
-            range, or a slow tokenizer.
+            range, a slow tokenizer, or a model that is not causal or lacks ids of the tokenizer.
         NonFiniteLossError: the model's loss is not finite; a RuntimeError.
     """
     return _score("score_text", model, tokenizer, text, max_length, stride)
@@ -99,6 +100,7 @@ def _score(
     check_text(function, "text", text)
     if not tokenizer.is_fast:
         raise ValueError(f"{function}: tokenizer must be a fast one, got {type(tokenizer)}")
+    check_causal(function, model, tokenizer)
     length = context_length(function, model, tokenizer, max_length)
     stride = length // 2 if stride is None else stride
     stride = check_integer(function, "stride", stride, 1)

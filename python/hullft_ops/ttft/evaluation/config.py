@@ -50,6 +50,7 @@ class Config:
             ``store`` nor ``prompts`` is given; sources of installed packages when None too.
         limit: how many of the prompts to use, drawn evenly over the domains; all when None.
         seed: chooses the prompts, and whatever else is random.
+        allow_missing_weights: as `load_model` takes it.
         settings: the grid, dictionaries of `TestTimeFinetuner`'s keyword arguments in which a list
             stands for each of its items; for the method "sift" also "noise", and "reuse" for steps
             in the order of its picks.
@@ -63,6 +64,7 @@ class Config:
     corpus: Path | None = None
     limit: int | None = None
     seed: int = 0
+    allow_missing_weights: bool = False
     settings: tuple[Settings, ...] = ()
     description: str = ""
 
@@ -189,6 +191,10 @@ def _from_json(content: dict[str, Any]) -> Config:
     for name in ("limit", "seed"):
         if name in known and type(known[name]) is not int:
             raise ConfigError(f"{name} must be an integer, got {known[name]!r}")
+    if type(known.get("allow_missing_weights", False)) is not bool:
+        raise ConfigError(
+            f"allow_missing_weights must be true or false, got {known['allow_missing_weights']!r}"
+        )
     for name in ("store", "prompts", "corpus"):
         if name in known:
             known[name] = Path(known[name])
