@@ -123,7 +123,7 @@ def test_of_many_threads_one_at_a_time_adapts(gpt2, make):
     assert refused
     assert all("adapted to another prompt already" in message for message in refused)
     assert differences(before, state_of(gpt2)) == []
-    assert not claims._claims
+    assert not claims._held
 
 
 @pytest.mark.cpu_only(FORKED)
@@ -180,7 +180,7 @@ def test_a_fork_while_claims_are_made_leaves_no_lock_held(gpt2, make):
         sys.settrace(None)  # a measurement of coverage would be forked with its own lock held
         other = torch.nn.Linear(2, 2)
         while not stop.is_set():
-            with claims.claimed(other, list(other.parameters())):
+            with claims.Claim(other):
                 pass
 
     thread = threading.Thread(target=claim_on)

@@ -21,7 +21,7 @@ from hullft_ops._checks import check_integer, check_number
 from hullft_ops.ttft.adaptation import Adaptation
 from hullft_ops.ttft.adaptation_report import AdaptationReport
 from hullft_ops.ttft.bfloat16 import has_bfloat16
-from hullft_ops.ttft.claims import claimed
+from hullft_ops.ttft.claims import Claim
 from hullft_ops.ttft.context import context_length, known_context
 from hullft_ops.ttft.datastore import Datastore
 from hullft_ops.ttft.embedding import Embedder, check_embedder
@@ -235,8 +235,8 @@ class TestTimeFinetuner:
             torch.OutOfMemoryError: memory ran out while adapting, on any device.
         """
         return Adaptation(
-            partial(claimed, self.model, self._trained),
-            self._snapshot.restored,
+            Claim(self.model, self._trained),
+            self._snapshot,
             partial(self._adapt, prompt),
             timed=self.model.device.type != "cuda",
         )
