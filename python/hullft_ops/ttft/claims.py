@@ -98,8 +98,8 @@ class Claim(AbstractContextManager[None]):
             if other.is_of_this_thread:
                 if self._trained and other._trained:
                     raise RuntimeError(
-                        "TestTimeFinetuner: the model is adapted to another prompt already: leave "
-                        "that with block first"
+                        "TestTimeFinetuner: the model, or one that shares its modules, is adapted "
+                        "to another prompt already: leave that with block first"
                     )
             elif other._trained:
                 raise RuntimeError(_refusal(other.name, adapts=bool(self._trained)))
@@ -118,12 +118,12 @@ class Claim(AbstractContextManager[None]):
 def _refusal(name: str, *, adapts: bool) -> str:
     if adapts:
         return (
-            "TestTimeFinetuner: the model is adapted to another prompt already, by the thread "
-            f"{name}: give each thread its own copy of the model"
+            "TestTimeFinetuner: the model, or one that shares its modules, is adapted to another "
+            f"prompt already, by the thread {name}: give each thread its own copy of the model"
         )
     return (
-        f"TestTimeFinetuner: the thread {name} adapts the model: score or continue it in that "
-        "thread, or give each thread its own copy of the model"
+        f"TestTimeFinetuner: the thread {name} adapts the model, or one that shares its modules: "
+        "score or continue it in that thread, or give each thread its own copy of the model"
     )
 
 
