@@ -4,6 +4,7 @@ import copy
 import multiprocessing
 import os
 import pickle
+import runpy
 import signal
 import sys
 import threading
@@ -291,24 +292,27 @@ def test_a_model_that_another_thread_adapts_at_the_fork_is_refused_in_the_child(
 
 
 @pytest.mark.cpu_only(FORKED)
-def test_a_fork_while_claims_are_made_leaves_no_lock_held(gpt2, make):
-    stop = threading.Event()
+def test_a_fork_while_another_thread_makes_a_claim_leaves_no_lock_held(gpt2, make):
+    finetuner, held, leave = make(gpt2), threading.Event(), threading.Event()
 
-    def claim_on():
-        sys.settrace(None)  # a measurement of coverage would be forked with its own lock held
-        other = torch.nn.Linear(2, 2)
-        while not stop.is_set():
-            with claims.Claim(other):
-                pass
+    def hold():
+        with claims._change():
+            held.set()
+            leave.wait(60)
 
-    thread = threading.Thread(target=claim_on)
+    thread = threading.Thread(target=hold)
     thread.start()
-    finetuner = make(gpt2)
+    assert held.wait(60)
     try:
-        assert [status_of(forked(lambda: adapt(finetuner))) for _ in range(20)] == [0] * 20
+        assert status_of(forked(lambda: adapt(finetuner))) == 0
     finally:
-        stop.set()
+        leave.set()
         thread.join()
+
+
+def test_nothing_is_called_at_a_fork(monkeypatch):
+    monkeypatch.setattr(os, "register_at_fork", lambda **_: pytest.fail("a hook at import"))
+    runpy.run_path(claims.__file__)
 
 
 @pytest.mark.cpu_only(FORKED)
