@@ -226,8 +226,8 @@ def test_every_stage_counts_where_it_belongs(gpt2, make, embedder, store, monkey
     assert seconds(embedder, "encode")[1] == {"embed": 1}
     assert seconds(store, "search")[1] == {"search": 1}
     assert seconds(hullft_ops, "fw_select_indexed")[1] == {"select": 1}
-    assert seconds(finetuner._snapshot, "_save")[1] == {"save": 1}
-    assert seconds(finetuner._snapshot, "_restore")[1] == {"restore": 1}
+    assert seconds(finetuner._snapshot, "save")[1] == {"save": 1}
+    assert seconds(finetuner._snapshot, "restore")[1] == {"restore": 1}
     report, found = seconds(MeanLoss, "__call__")
     passes = report.forward_backward_passes
     assert found == {"forward": passes, "finetune": passes}

@@ -36,6 +36,7 @@ def continuation(
     Raises:
         TypeError: prompt is not a str.
         ValueError: as `tokens_to_continue`.
+        RuntimeError: another thread adapts the model, or one that shares its modules.
     """
     tokens = tokens_to_continue(tokenizer, prompt, context, generate_kwargs)
     generate_kwargs["max_new_tokens"] = _new_tokens(generate_kwargs)

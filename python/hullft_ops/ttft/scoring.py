@@ -71,7 +71,8 @@ def score_text(
     there all of the text is scored. Special tokens themselves never are, and none is added that
     the tokenizer does not add. A text longer than the context is scored by a window that moves by
     ``stride``: each token is predicted from at least ``max_length - stride`` before it, as far as
-    there are. Runs in eval mode and puts every module back in its own mode.
+    there are. Runs in eval mode and puts every module back in its own mode; scorings of one model
+    in several threads wait for each other.
 
     Args:
         model: a causal language model.
@@ -85,6 +86,7 @@ def score_text(
         ValueError: nothing to score, text that is not valid Unicode, max_length or stride out of
             range, a slow tokenizer, or a model that is not causal or lacks ids of the tokenizer.
         NonFiniteLossError: the model's loss is not finite; a RuntimeError.
+        RuntimeError: another thread adapts the model, or one that shares its modules.
     """
     return _score("score_text", model, tokenizer, text, max_length, stride)
 
