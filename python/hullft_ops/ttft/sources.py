@@ -2,15 +2,19 @@
 
 import io
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeGuard
 
-import datasets
 import pyarrow as pa
 import pyarrow.parquet
 
+if TYPE_CHECKING:
+    import datasets
+
+from hullft_ops._extras import needed_by
 from hullft_ops.ttft.json_lines import is_unicode, numbered, object_of
 
 _ROWS = 256
@@ -94,7 +98,7 @@ class Source:
     @property
     def name(self) -> str:
         """What reports and errors call it."""
-        if isinstance(self.corpus, datasets.Dataset):
+        if _is_dataset(self.corpus):
             return f"dataset {self.corpus._fingerprint}"
         return str(self.corpus)
 
@@ -137,7 +141,7 @@ class Source:
 
     def _raw(self, counts: Counts) -> Iterator[tuple[str, Mapping[str, Any] | str]]:
         """Each record's place, and its values or what is wrong with it."""
-        if isinstance(self.corpus, datasets.Dataset):
+        if _is_dataset(self.corpus):
             yield from self._dataset_rows(self.corpus)
             return
         path = Path(self.corpus)
@@ -233,7 +237,16 @@ def _raise(error: OSError) -> NoReturn:
     raise error
 
 
+def _is_dataset(corpus: object) -> "TypeGuard[datasets.Dataset]":
+    """Without the library there is none; without its import neither."""
+    library = sys.modules.get("datasets")
+    return library is not None and isinstance(corpus, library.Dataset)
+
+
 def _saved_dataset(path: Path) -> "datasets.Dataset":
+    with needed_by(f"Source: {path}"):
+        import datasets
+
     try:
         dataset = datasets.load_from_disk(str(path))
     # What the library raises for foreign files is not documented.
