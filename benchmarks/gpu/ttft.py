@@ -80,14 +80,16 @@ def _measure(case: Case, recorder: Recorder, model: GPT2LMHeadModel, device: tor
         return clock
 
     def adapt() -> None:
-        with snapshot.restored():
-            train()
+        snapshot.save()
+        train()
+        snapshot.restore()
 
     buffers = parameter_buffers(model, support, adapt, device, autocast_of(case))
     recorder.fact("parameter-sized buffers", buffers)
-    with snapshot.restored():
-        clock = train()
-        adapted = [parameter.detach().clone() for parameter in trained]
+    snapshot.save()
+    clock = train()
+    adapted = [parameter.detach().clone() for parameter in trained]
+    snapshot.restore()
     recorder.ours(adapt)
     for stage in ("forward", "backward", "step"):
         recorder.fact(f"{stage}, seconds", clock.seconds(stage))

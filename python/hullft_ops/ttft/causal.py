@@ -12,9 +12,9 @@ from torch import nn
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hullft_ops.ttft.claims import Claim
 from hullft_ops.ttft.context import virtual_tokens
-from hullft_ops.ttft.snapshot import _attributes_restored
-from hullft_ops.ttft.structure import modules_restored
+from hullft_ops.ttft.snapshot import ModelSnapshot
 
 # Of logits that no gradient tells about: a few steps of bfloat16.
 _ROUNDING = 2**-5
@@ -127,22 +127,13 @@ def _two_texts(
 @contextmanager
 def _left_alone(model: nn.Module) -> Iterator[None]:
     """Modes, buffers and what a forward notes on the model are afterwards what they were."""
-    kept: list[tuple[dict[str, Any], str, Any, torch.Tensor | None]] = [
-        (module._buffers, name, buffer, None if buffer is None else buffer.clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-    ]
-    try:
-        with _attributes_restored(model), modules_restored(model):
+    with Claim(model):
+        snapshot = ModelSnapshot(model, ())
+        snapshot.save()
+        try:
             yield
-    finally:
-        for owner, name, buffer, saved in kept:
-            if owner.get(name) is not buffer:
-                owner[name] = buffer
-            # A write of the same bits would yet be one to a graph that somebody holds.
-            if saved is not None and not saved.is_meta and not torch.equal(buffer, saved):
-                with torch.no_grad():
-                    buffer.copy_(saved)
+        finally:
+            snapshot.restore()
 
 
 def _highest_id(tokenizer: "PreTrainedTokenizerBase") -> int:

@@ -43,7 +43,9 @@ class ModelSnapshot:
                     )
             if not all(map(_alike, self._saved, self._trained)) or not self._saved:
                 self._saved = [torch.empty_like(parameter) for parameter in self._trained]
-            torch._foreach_copy_(self._saved, self._trained)
+            # torch refuses an empty list.
+            if self._trained:
+                torch._foreach_copy_(self._saved, self._trained)
             kept = _Kept(self._model, self._trained)
         self._kept = kept
         # Taken off, not zeroed: a backward pass must not add to what the caller holds.
@@ -98,7 +100,8 @@ class ModelSnapshot:
         changes: list[str] = []
         with torch.no_grad():
             try:
-                torch._foreach_copy_([one for one, _ in pairs], [other for _, other in pairs])
+                if pairs:
+                    torch._foreach_copy_([one for one, _ in pairs], [other for _, other in pairs])
             except RuntimeError:
                 for parameter, saved in pairs:
                     try:
@@ -246,6 +249,9 @@ class _Module:
     def _copy_back(self, key: str, kept: _Buffer) -> Iterator[str]:
         if kept.tensor.untyped_storage().nbytes() < kept.bytes:
             yield f"{self._path(key)}: its storage is gone"
+            return
+        # A write would be one to a graph that holds the buffer. To ask a GPU would mean to wait.
+        if kept.tensor.device.type == "cpu" and torch.equal(kept.tensor, kept.copy):
             return
         try:
             with torch.no_grad():
