@@ -109,6 +109,9 @@ class Evaluator:
             self._adapt(prompt, settings)
         except ValueError as error:
             raise ConfigError(f"prompt {prompt.text[:40]!r}: {error}") from error
+        # The prompt's rows shall say how long its embedding and search take when warm.
+        self._embedder.forget()
+        self._store.forget()
 
     def remember(self, rows: Iterable[Row]) -> None:
         """Take the prompts' bits per byte without adaptation from earlier rows."""
