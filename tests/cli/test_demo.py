@@ -13,9 +13,11 @@ import torch
 from typer.testing import CliRunner, Result
 
 from hullft_ops.commands import app
-from hullft_ops.ttft import Datastore, TestTimeFinetuner, bits_per_byte, demo
+from hullft_ops.ttft import Datastore, bits_per_byte
 from hullft_ops.ttft.corpus import HELD_OUT_ONE_IN, Passage
-from hullft_ops.ttft.demo import choose_prompts
+from hullft_ops.ttft.evaluation import runner
+from hullft_ops.ttft.evaluation.prompts import choose_prompts
+from hullft_ops.ttft.evaluation.runner import Evaluator
 from hullft_ops.ttft.loading import load_model
 
 PROMPTS = 3
@@ -95,6 +97,9 @@ def test_json_has_every_run_of_every_prompt(written: dict[str, Any]) -> None:
     for method in METHODS:
         bits = [prompt["runs"][method]["bits_per_byte"] for prompt in written["prompts"]]
         assert written["methods"][method]["bits_per_byte"] == pytest.approx(fmean(bits), rel=1e-12)
+        for stage in ("seconds_embed", "seconds_search") if method != "none" else ():
+            taken = [prompt["runs"][method]["report"][stage] for prompt in written["prompts"]]
+            assert written["methods"][method][stage] == pytest.approx(fmean(taken), rel=1e-12)
     none, knn = (written["methods"][method]["bits_per_byte"] for method in METHODS[:2])
     assert written["methods"]["knn"]["relative_to_none"] == pytest.approx(knn / none - 1)
     assert written["verdicts"]["knn_below_none"] is (knn < none)
@@ -111,13 +116,13 @@ def test_its_methods_keep_one_copy_of_the_weights(
     own: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = []
-    run_all = demo._run_all
+    prepare = Evaluator.prepare
 
-    def look(prompts: Any, finetuners: dict[str, TestTimeFinetuner], *others: Any) -> Any:
-        kept.extend(finetuner._snapshot for finetuner in finetuners.values())
-        return run_all(prompts, finetuners, *others)
+    def look(evaluator: Evaluator, *settings: Any) -> None:
+        prepare(evaluator, *settings)
+        kept.extend(finetuner._snapshot for finetuner in evaluator._finetuners.values())
 
-    monkeypatch.setattr(demo, "_run_all", look)
+    monkeypatch.setattr(Evaluator, "prepare", look)
     assert invoke(*own, "--output", tmp_path).exit_code == 0
     assert len(kept) == 3
     assert all(snapshot is kept[0] for snapshot in kept)
@@ -206,9 +211,18 @@ def test_a_run_that_fails_leaves_the_old_files(
     def fail(*_: object, **__: object) -> float:
         raise RuntimeError("the third prompt fails")
 
-    monkeypatch.setattr(demo, "bits_per_byte", fail)
+    monkeypatch.setattr(runner, "score_text", fail)
     assert isinstance(invoke(*own, "--output", tmp_path).exception, RuntimeError)
     assert [(tmp_path / name).read_text() for name in ("demo.json", "demo.png")] == ["old", "old"]
+
+
+def test_a_loss_that_is_not_finite_ends_with_one_line(own: list[object], tmp_path: Path) -> None:
+    result = invoke(*own, "--output", tmp_path, "--lr", 1e30)
+    assert result.exit_code == 2
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("hullft-ops demo: ")
+    assert "loss" in last
+    assert [path.name for path in tmp_path.iterdir()] == ["datastore"]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner, Result
@@ -21,6 +22,7 @@ from hullft_ops.ttft.evaluation.config import ConfigError
 from hullft_ops.ttft.evaluation.prompts import read_prompts
 from hullft_ops.ttft.evaluation.results import open_results, read_rows
 from hullft_ops.ttft.evaluation.runner import Evaluator
+from hullft_ops.ttft.evaluation.shared_search import OneEmbedding
 from hullft_ops.ttft.loading import load_model
 
 PROMPTS = 4
@@ -293,6 +295,30 @@ def test_a_run_that_is_done_is_left_as_it_is(
     monkeypatch.delattr(Evaluator, "_adapt")
     assert invoke(*inputs, *GRID, "--limit", PROMPTS, "--output", output).exit_code == 0
     assert output.read_bytes() == first.read_bytes()
+
+
+def test_no_row_has_the_seconds_of_the_warm_up(
+    inputs: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, encode = [], OneEmbedding.encode
+    warm_up = Evaluator.warm_up
+
+    def look(embedding: OneEmbedding, texts: list[str]) -> np.ndarray:
+        # Whether the embedder computes it, rather than gives it out again.
+        if embedding._last is None or embedding._last[0] != list(texts):
+            read.append(texts[0])
+        return encode(embedding, texts)
+
+    def warm(evaluator: Evaluator, *arguments: Any) -> None:
+        warm_up(evaluator, *arguments)
+        read.append("warm")
+
+    monkeypatch.setattr(OneEmbedding, "encode", look)
+    monkeypatch.setattr(Evaluator, "warm_up", warm)
+    output = tmp_path / "results.jsonl"
+    assert invoke(*inputs, *GRID, "--limit", 1, "--output", output).exit_code == 0
+    assert len(read[read.index("warm") + 1 :]) == 1
+    assert rows_of(output)[0]["excerpt"].startswith(read[-1][:100])
 
 
 @pytest.mark.parametrize("content", ['{"text": "a"}\n{"text": "b"}', '{"text": "a"}', "notes"])

@@ -184,8 +184,8 @@ def test_a_module_that_a_forward_makes_is_an_error_until_it_is_there(gpt2, make)
         if module.extra is None:
             module.extra = nn.Linear(2, 2)
 
-    gpt2.register_forward_hook(add)
     finetuner = make(gpt2)
+    gpt2.register_forward_hook(add)
     with pytest.raises(RuntimeError, match="module extra was added"), finetuner.adapted(PROMPT):
         pass
     before = state_of(gpt2)

@@ -6,25 +6,32 @@ finetunes on those it selects, and then the bits per byte of the prompt are meas
 itself is never trained on.
 """
 
-import hashlib
+import json
 import math
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich import box
 from rich.console import Console
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from rich.table import Table
 
+from hullft_ops._files import replacing
 from hullft_ops._terminal import show
 from hullft_ops.collect_env import collect_env
-from hullft_ops.ttft import Datastore, Embedder, TestTimeFinetuner, bits_per_byte
-from hullft_ops.ttft.comparison import METHODS, Comparison, PromptRuns, Run
-from hullft_ops.ttft.context import context_length, scored_context
-from hullft_ops.ttft.corpus import Corpus, Passage
+from hullft_ops.ttft.context import context_length
+from hullft_ops.ttft.corpus import Corpus
+from hullft_ops.ttft.errors import NonFiniteLossError
+from hullft_ops.ttft.evaluation.config import Settings
+from hullft_ops.ttft.evaluation.measurements import NONE, Measurements
+from hullft_ops.ttft.evaluation.prompts import Prompt, choose_prompts
+from hullft_ops.ttft.evaluation.report_plot import quality_plot
+from hullft_ops.ttft.evaluation.report_sections import hurt_sentences
+from hullft_ops.ttft.evaluation.results import Row
+from hullft_ops.ttft.evaluation.runner import Evaluator
 from hullft_ops.ttft.loading import (
     InputError,
     checked_device,
@@ -35,38 +42,29 @@ from hullft_ops.ttft.loading import (
 )
 from hullft_ops.ttft.methods import MAX_STEPS
 from hullft_ops.ttft.progress import progress_bar
-from hullft_ops.ttft.report import comparison_sentences, comparison_table, write_json, write_plot
 from hullft_ops.ttft.tiny import default_lr
 
 FORMAT_VERSION = 1
 POOL_SIZE = 200
 SCORED = "the prompt's own text, of a held-out document; it is retrieved for, never trained on"
 
+_COLUMNS = ["bits per\nbyte", "against\nnone", "search\ns", "select\ns", "finetune\ns"]
+_COLUMNS += ["passes", "support"]
+# By their keys in demo.json: how they are shown, and their settings.
+METHODS: dict[str, tuple[str, Settings]] = {
+    "none": (NONE, {}),
+    "knn": ("kNN", {"method": "knn", "refresh": 1}),
+    "hullft_refresh1": ("HullFT refresh 1", {"method": "hullft", "refresh": 1}),
+    "hullft_refresh2": ("HullFT refresh 2", {"method": "hullft", "refresh": 2}),
+}
+
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What to compare, and where to write it.
-
-    Attributes:
-        model: name or directory of a causal language model; the shipped tiny model when None.
-        device: where the model runs, by torch's name.
-        corpus: JSONL file whose records have a string "text"; sources of installed packages
-            when None.
-        embedder: name or directory, as `load_embedder` takes it.
-        prompts: number of held-out passages to adapt to.
-        steps: optimizer steps for each prompt, the same for every method.
-        lr: Adam's learning rate, the same for every method; `default_lr` when None.
-        max_length: tokens of a text to train on, and of what a model reads that has no limit of its
-            own; the model's context when None.
-        output: directory for ``demo.json`` and ``demo.png``.
-        datastore: directory that keeps a datastore for each corpus and embedder, named by the
-            fingerprint of both; ``output / "datastore"`` when None.
-        seed: chooses the prompts among the held-out passages.
-        allow_missing_weights: as `load_model` takes it.
+    """The options of ``hullft-ops demo``, whose help explains them.
 
     Raises:
-        InputError: ``prompts`` below 1, ``steps`` not in 1..100,000, ``lr`` not above 0 or
-            infinite, ``max_length`` below 2, or no such device.
+        InputError: a number out of its range, or no such device.
     """
 
     model: str | None
@@ -93,23 +91,16 @@ class DemoOptions:
             raise InputError(f"max_length must be at least 2, got {self.max_length}")
         checked_device(self.device)
 
-    @property
-    def learning_rate(self) -> float:
-        return default_lr(self.model) if self.lr is None else self.lr
 
-    @property
-    def datastores(self) -> Path:
-        return self.datastore or self.output / "datastore"
-
-
-def run_demo(options: DemoOptions, out: Console, log: Console) -> Comparison:
+def run_demo(options: DemoOptions, out: Console, log: Console) -> None:
     """Compare `METHODS` on held-out prompts: print a table, write a JSON and a PNG.
 
     The table goes to ``out`` and progress to ``log``. The two files appear whole, and only when
     every prompt has been run.
 
     Raises:
-        InputError: the options cannot be met.
+        InputError, ConfigError: the options cannot be met.
+        NonFiniteLossError: a loss is not finite.
     """
     started = time.perf_counter()
     corpus = load_corpus(options.corpus, log)
@@ -119,41 +110,67 @@ def run_demo(options: DemoOptions, out: Console, log: Console) -> Comparison:
         checked_device(options.device),
         allow_missing_weights=options.allow_missing_weights,
     )
-    score = _scoring(options, model, tokenizer)
+    name = options.model or "the tiny model of hullft_ops"
+    try:
+        context_length(f"model {name}", model, tokenizer, options.max_length)
+    except ValueError as error:
+        raise InputError(str(error)) from error
     embedder = open_embedder(options.embedder)
-    path = options.datastores / corpus.fingerprint(embedder.name)[:16]
+    fingerprint = corpus.fingerprint(embedder.name)
+    path = (options.datastore or options.output / "datastore") / fingerprint[:16]
     opened = time.perf_counter()
     store, reused = open_or_build(corpus, embedder, path, log)
     store_facts = {"path": str(path), "reused": reused, "seconds": time.perf_counter() - opened}
-    prompts = choose_prompts(corpus.held_out, options.prompts, options.seed)
-    try:
-        finetuners = _finetuners(options, model, tokenizer, store, embedder)
-        runs = _run_all(prompts, finetuners, score, log)
-    except ValueError as error:
-        raise InputError(str(error)) from error
-    context = {
+    shared = {
+        "n_select": options.steps,
+        "lr": default_lr(options.model) if options.lr is None else options.lr,
+        "max_length": options.max_length,
+        # kNN cannot take more texts than the pool has.
+        "pool_size": max(POOL_SIZE, options.steps),
+    }
+    prompts = [
+        Prompt(passage.text, passage.source)
+        for passage in choose_prompts(corpus.held_out, options.prompts, options.seed)
+    ]
+    evaluator = Evaluator(model, tokenizer, store, embedder)
+    rows, shown = _run_all(evaluator, prompts, shared, log)
+    figures = compare(rows)
+    content = {
         "format_version": FORMAT_VERSION,
         "scored": SCORED,
-        "config": _config(options, model),
-        "corpus": _corpus_facts(corpus, embedder),
+        "config": {
+            **{k: str(v) if isinstance(v, Path) else v for k, v in asdict(options).items()},
+            "model": name,
+            "model_parameters": model.num_parameters(),
+            "lr": shared["lr"],
+            "pool_size": shared["pool_size"],
+            "threads": torch.get_num_threads(),
+        },
+        "corpus": {
+            "name": corpus.name,
+            "documents": corpus.documents,
+            "held_out_documents": corpus.held_out_documents,
+            "passages": len(corpus.store),
+            "held_out_passages": len(corpus.held_out),
+            "repeated_passages_left_out": corpus.repeated,
+            "held_out_passages_in_store_left_out": corpus.leaked,
+            "malformed_lines": corpus.malformed,
+            "fingerprint": fingerprint,
+        },
         "datastore": store_facts,
         "environment": collect_env(),
         "seconds": time.perf_counter() - started,
+        **figures,
+        "prompts": shown,
     }
-    comparison = Comparison(context, runs)
-    _report(comparison, options.output, out)
-    return comparison
-
-
-def choose_prompts(held_out: Sequence[Passage], count: int, seed: int) -> list[Passage]:
-    """The first ``count`` by a hash of ``seed`` and text, a passage of each document in turn."""
-    ranked = sorted(held_out, key=lambda p: hashlib.sha256(f"{seed}\n{p.text}".encode()).digest())
-    taken: Counter[str] = Counter()
-    rounds = []
-    for position, passage in enumerate(ranked):
-        rounds.append((taken[passage.source], position))
-        taken[passage.source] += 1
-    return [ranked[position] for _, position in sorted(rounds)[:count]]
+    options.output.mkdir(parents=True, exist_ok=True)
+    files = options.output / "demo.json", options.output / "demo.png"
+    write_json(content, files[0])
+    write_plot(figures, files[1])
+    out.print(table(figures))
+    for line in sentences(figures):
+        out.print(line, highlight=False)
+    show(out, *files)
 
 
 def _check_sizes(corpus: Corpus, options: DemoOptions) -> None:
@@ -165,112 +182,124 @@ def _check_sizes(corpus: Corpus, options: DemoOptions) -> None:
         )
 
 
-def _scoring(
-    options: DemoOptions, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> Callable[[str], float]:
-    """Gives the bits per byte of a text.
+def _run_all(
+    evaluator: Evaluator, prompts: Sequence[Prompt], shared: Settings, log: Console
+) -> tuple[list[Row], list[dict[str, Any]]]:
+    """A row for each prompt and setting, and what demo.json holds of each prompt."""
+    settings = {key: own | shared for key, (_, own) in METHODS.items() if own}
+    evaluator.prepare(list(settings.values()))
+    for setting in settings.values():
+        evaluator.warm_up(prompts[0], setting)
+    rows: list[Row] = []
+    shown = []
+    with progress_bar(log) as bar:
+        task = bar.add_task("adapting", total=len(prompts) * len(settings))
+        for prompt in prompts:
+            runs: dict[str, Any] = {}
+            for key, setting in settings.items():
+                row, report = evaluator.measure_with_report(prompt, setting)
+                if report is None or row.error is not None:
+                    raise NonFiniteLossError(row.error)
+                rows.append(row)
+                runs.setdefault("none", {"bits_per_byte": row.bits_per_byte_before, "report": None})
+                runs[key] = {"bits_per_byte": row.bits_per_byte_after, "report": asdict(report)}
+                bar.advance(task)
+            shown.append({"source": prompt.domain, "text": prompt.text, "runs": runs})
+    return rows, shown
 
-    Raises:
-        InputError: ``max_length`` is above the model's context, or needed and not given.
+
+def compare(rows: Sequence[Row]) -> dict[str, Any]:
+    """Each method's means, and which is below which; HullFT is where both of its settings are.
+
+    Args:
+        rows: of every method but "none" on every prompt, the methods in the order of `METHODS`.
     """
-    name, given = f"model {_model_name(options)}", options.max_length
-    try:
-        context_length(name, model, tokenizer, given)
-        length = scored_context(name, model, tokenizer, given)
-    except ValueError as error:
-        raise InputError(str(error)) from error
-    return lambda text: bits_per_byte(model, tokenizer, text, max_length=length)
+    measured = Measurements.of(rows)
+    configs = dict(zip(METHODS, measured.configs, strict=True))
+    bits = {key: measured.mean_bits(config) for key, config in configs.items()}
+    knn, *hullft = list(METHODS)[1:]
 
+    def below(keys: Sequence[str], other: str) -> dict[str, int]:
+        return {key: measured.prompts_below(configs[key], configs[other]) for key in keys}
 
-def _finetuners(
-    options: DemoOptions,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    store: Datastore,
-    embedder: Embedder,
-) -> dict[str, TestTimeFinetuner]:
-    made = {
-        method.key: TestTimeFinetuner(
-            model,
-            tokenizer,
-            store,
-            embedder,
-            n_select=options.steps,
-            refresh=method.refresh,
-            method=method.selection,
-            # kNN cannot take more texts than the pool has.
-            pool_size=max(POOL_SIZE, options.steps),
-            lr=options.learning_rate,
-            max_length=options.max_length,
-        )
-        for method in METHODS
-        if method.selection
+    methods = {}
+    for key, (label, settings) in METHODS.items():
+        config = configs[key]
+        stages = measured.mean_stages(config)
+        methods[key] = {
+            "label": label,
+            "refresh": settings.get("refresh"),
+            "bits_per_byte": bits[key],
+            **{f"seconds_{stage}": seconds for stage, seconds in stages.items()},
+            "forward_backward_passes": measured.mean_of(config, "passes"),
+            "optimizer_steps": measured.mean_of(config, "steps"),
+            "support_size": measured.mean_of(config, "support_size"),
+            "seconds_total": measured.mean_seconds(config),
+            "relative_to_none": bits[key] / bits["none"] - 1,
+        }
+    verdicts = {
+        "knn_below_none": bits[knn] < bits["none"],
+        "hullft_below_none": all(bits[key] < bits["none"] for key in hullft),
+        "hullft_below_knn": all(bits[key] < bits[knn] for key in hullft),
+        "prompts": len(measured.prompts),
+        "prompts_below_none": below([knn, *hullft], "none"),
+        "prompts_below_knn": below(hullft, knn),
     }
-    first, *others = made.values()
-    for other in others:
-        other.share_memory_with(first)
+    return {"methods": methods, "verdicts": verdicts}
+
+
+def table(figures: dict[str, Any]) -> Table:
+    """A row for each method: means over the prompts."""
+    title = f"Mean of {figures['verdicts']['prompts']} held-out prompts"
+    # Without the usual padding it fits a terminal of 80 columns.
+    made = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    made.add_column("method")
+    for heading in _COLUMNS:
+        made.add_column(heading, justify="right", no_wrap=True)
+    for key, mean in figures["methods"].items():
+        cells = (
+            f"{mean['relative_to_none']:+.1%}",
+            f"{mean['seconds_embed'] + mean['seconds_search']:.3f}",
+            f"{mean['seconds_select']:.4f}",
+            f"{mean['seconds_finetune']:.2f}",
+            f"{mean['forward_backward_passes']:.1f}",
+            f"{mean['support_size']:.1f}",
+        )
+        shown = () if key == "none" else cells
+        made.add_row(mean["label"], f"{mean['bits_per_byte']:.4f}", *shown)
     return made
 
 
-def _run_all(
-    prompts: Sequence[Passage],
-    finetuners: dict[str, TestTimeFinetuner],
-    score: Callable[[str], float],
-    log: Console,
-) -> list[PromptRuns]:
-    # The first adaptation pays for allocations and thread pools: no method should.
-    for finetuner in finetuners.values():
-        with finetuner.adapted(prompts[0].text):
-            pass
-    results = []
-    with progress_bar(log) as bar:
-        task = bar.add_task("adapting", total=len(prompts) * len(finetuners))
-        for prompt in prompts:
-            runs = {"none": Run(score(prompt.text))}
-            for key, finetuner in finetuners.items():
-                with finetuner.adapted(prompt.text) as report:
-                    runs[key] = Run(score(prompt.text), report)
-                bar.advance(task)
-            results.append(PromptRuns(prompt.source, prompt.text, runs))
-    return results
+def sentences(figures: dict[str, Any]) -> list[str]:
+    """What the table does not show: on how many prompts, and whether adapting hurts."""
+    verdicts, lines = figures["verdicts"], []
+    for other in ("none", "knn"):
+        shown = ", ".join(
+            f"{METHODS[key][0]} on {below} of {verdicts['prompts']} prompts"
+            for key, below in verdicts[f"prompts_below_{other}"].items()
+        )
+        lines.append(f"Fewer bits than {METHODS[other][0]}: {shown}.")
+    means = figures["methods"].values()
+    return lines + hurt_sentences([m["label"] for m in means if m["relative_to_none"] > 0])
 
 
-def _model_name(options: DemoOptions) -> str:
-    return options.model or "the tiny model of hullft_ops"
+def write_json(content: dict[str, Any], path: Path) -> None:
+    """Write ``content``; the file appears whole or not at all."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    with replacing(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def _config(options: DemoOptions, model: PreTrainedModel) -> dict[str, Any]:
-    paths = {key: str(value) for key, value in asdict(options).items() if isinstance(value, Path)}
-    return {
-        **asdict(options),
-        **paths,
-        "model": _model_name(options),
-        "model_parameters": model.num_parameters(),
-        "lr": options.learning_rate,
-        "pool_size": max(POOL_SIZE, options.steps),
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _corpus_facts(corpus: Corpus, embedder: Embedder) -> dict[str, Any]:
-    return {
-        "name": corpus.name,
-        "documents": corpus.documents,
-        "held_out_documents": corpus.held_out_documents,
-        "passages": len(corpus.store),
-        "held_out_passages": len(corpus.held_out),
-        "repeated_passages_left_out": corpus.repeated,
-        "held_out_passages_in_store_left_out": corpus.leaked,
-        "malformed_lines": corpus.malformed,
-        "fingerprint": corpus.fingerprint(embedder.name),
-    }
-
-
-def _report(comparison: Comparison, output: Path, out: Console) -> None:
-    output.mkdir(parents=True, exist_ok=True)
-    write_json(comparison, output / "demo.json")
-    write_plot(comparison, output / "demo.png")
-    out.print(comparison_table(comparison))
-    for line in comparison_sentences(comparison):
-        out.print(line, highlight=False)
-    show(out, output / "demo.json", output / "demo.png")
+def write_plot(figures: dict[str, Any], path: Path) -> None:
+    """Draw quality against time as a PNG; the file appears whole or not at all."""
+    none, *adapted = figures["methods"].values()
+    end = 1.2 * max(mean["seconds_total"] for mean in adapted)
+    count = figures["verdicts"]["prompts"]
+    with quality_plot(path, (7.2, 4.4), none["bits_per_byte"], end, count) as (_, axes):
+        for mean, marker in zip(adapted, "^so", strict=True):
+            seconds, bits = mean["seconds_total"], mean["bits_per_byte"]
+            label = f"{mean['label']}: {bits:.3f} ({mean['relative_to_none']:+.1%})"
+            axes.plot(seconds, bits, marker, markersize=11, label=label)
+        axes.margins(y=0.25)
+        axes.set_xlabel("seconds per prompt (search, selection, finetuning)")
+        axes.legend(loc="center left", frameon=False)

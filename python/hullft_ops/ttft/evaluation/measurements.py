@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -92,19 +93,20 @@ class Measurements:
         return bits
 
     def mean_bits(self, config: str) -> float:
-        return float(self.bits_of(config).mean())
+        return fmean(self.bits_of(config))
 
     def mean_seconds(self, config: str) -> float:
         return float(self.seconds[self.configs.index(config)].mean())
 
     def mean_of(self, config: str, attribute: str) -> float:
-        """The mean of a number in the configuration's rows."""
-        return float(np.mean([getattr(row, attribute) for row in self.rows[config]]))
+        """The mean of a number in the configuration's rows; 0 for ``NONE``, which has none."""
+        values = [getattr(row, attribute) for row in self.rows.get(config, ())]
+        return fmean(values or [0])
 
     def mean_stages(self, config: str) -> dict[str, float]:
-        """Mean seconds of each stage."""
-        rows = self.rows[config]
-        return {stage: float(np.mean([row.seconds[stage] for row in rows])) for stage in STAGES}
+        """Mean seconds of each stage; 0 for ``NONE``."""
+        rows = self.rows.get(config, ())
+        return {stage: fmean([row.seconds[stage] for row in rows] or [0]) for stage in STAGES}
 
     def settings(self, config: str) -> dict[str, Any]:
         return self.rows[config][0].settings

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hullft_ops.ttft.corpus import Passage, record_of_line
-from hullft_ops.ttft.demo import choose_prompts
 from hullft_ops.ttft.evaluation.config import ConfigError
 from hullft_ops.ttft.json_lines import is_unicode, numbered
 
@@ -48,6 +47,17 @@ def read_prompts(path: Path) -> list[Prompt]:
     if not prompts:
         raise ConfigError(f"prompts {path}: holds no prompt")
     return list(prompts.values())
+
+
+def choose_prompts(held_out: Sequence[Passage], count: int, seed: int) -> list[Passage]:
+    """The first ``count`` by a hash of ``seed`` and text, a passage of each document in turn."""
+    ranked = sorted(held_out, key=lambda p: hashlib.sha256(f"{seed}\n{p.text}".encode()).digest())
+    taken: Counter[str] = Counter()
+    rounds = []
+    for position, passage in enumerate(ranked):
+        rounds.append((taken[passage.source], position))
+        taken[passage.source] += 1
+    return [ranked[position] for _, position in sorted(rounds)[:count]]
 
 
 def ranked_prompts(prompts: Sequence[Prompt], seed: int) -> list[Prompt]:

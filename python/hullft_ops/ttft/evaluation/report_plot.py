@@ -1,5 +1,7 @@
 """Quality against time of every configuration, and which of them no other beats in both."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -14,21 +16,34 @@ _MARKERS = "osD^vP*Xhd"
 
 def write_plot(measured: Measurements, path: Path) -> None:
     """Draw bits per byte against seconds as a PNG; the file appears whole or not at all."""
-    figure = Figure(figsize=(8.0, 5.0), layout="constrained")
-    axes = figure.add_subplot()
-    none = measured.mean_bits(NONE)
-    axes.axhline(none, color="#666666", linestyle="--", label=f"{NONE}: {none:.3f}")
-    _draw_groups(measured, axes)
     points = {c: (measured.mean_seconds(c), measured.mean_bits(c)) for c in measured.rows}
-    front = [points[name] for name in pareto(points)]
-    axes.plot(*zip(*front, strict=True), color="#999999", linewidth=1, zorder=1)
-    axes.set_xlim(0, 1.05 * max(seconds for seconds, _ in points.values()))
+    none, count = measured.mean_bits(NONE), len(measured.prompts)
+    end = 1.05 * max(seconds for seconds, _ in points.values())
+    with quality_plot(path, (8.0, 5.0), none, end, count) as (figure, axes):
+        _draw_groups(measured, axes)
+        front = [points[name] for name in pareto(points)]
+        axes.plot(*zip(*front, strict=True), color="#999999", linewidth=1, zorder=1)
+        figure.legend(loc="outside right center", frameon=False)
+
+
+@contextmanager
+def quality_plot(
+    path: Path, inches: tuple[float, float], none: float, end: float, prompts: int
+) -> Iterator[tuple[Figure, Axes]]:
+    """Axes to draw in, with a line at ``none`` bits per byte and seconds up to ``end``.
+
+    After the body they become a PNG; the file appears whole or not at all.
+    """
+    figure = Figure(figsize=inches, layout="constrained")
+    axes = figure.add_subplot()
+    axes.axhline(none, color="#666666", linestyle="--", label=f"{NONE}: {none:.3f}")
+    axes.set_xlim(0, end)
     axes.set_xlabel("seconds per prompt (embedding, search, selection, finetuning)")
     axes.set_ylabel("bits per byte (lower is better)")
-    axes.set_title(f"Test-time finetuning: mean of {len(measured.prompts)} held-out prompts")
+    axes.set_title(f"Test-time finetuning: mean of {prompts} held-out prompts")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right center", frameon=False)
+    yield figure, axes
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
 

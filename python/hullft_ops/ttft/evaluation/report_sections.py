@@ -70,6 +70,14 @@ def leaders(measured: Measurements) -> list[str]:
     return list(best.values())
 
 
+def hurt_sentences(names: list[str]) -> list[str]:
+    """Says which configurations are worse than no adaptation; nothing where none is."""
+    if not names:
+        return []
+    shown = ", ".join(names)
+    return [f"Adapting hurts: on average, prompts take more bits with {shown} than without."]
+
+
 def _overview(measured: Measurements) -> Section:
     first = next(iter(measured.rows.values()))[0]
     counts = ", ".join(f"{_name(d)} {sum(measured.domains == d)}" for d in _domains(measured))
@@ -110,12 +118,7 @@ def _quality_and_time(measured: Measurements) -> Section:
                 f"{measured.mean_of(config, 'support_size'):.1f}",
             )
         )
-    lines = ["Means over the prompts."]
-    if hurt:
-        names = ", ".join(hurt)
-        lines.append(
-            f"Adapting hurts: on average, prompts take more bits with {names} than without."
-        )
+    lines = ["Means over the prompts.", *hurt_sentences(hurt)]
     return Section("Quality and time", lines, header, table)
 
 

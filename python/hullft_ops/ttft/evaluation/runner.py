@@ -109,6 +109,9 @@ class Evaluator:
             self._adapt(prompt, settings)
         except ValueError as error:
             raise ConfigError(f"prompt {prompt.text[:40]!r}: {error}") from error
+        # The prompt's rows shall say how long its embedding and search take when warm.
+        self._embedder.forget()
+        self._store.forget()
 
     def remember(self, rows: Iterable[Row]) -> None:
         """Take the prompts' bits per byte without adaptation from earlier rows."""
@@ -122,6 +125,15 @@ class Evaluator:
         Raises:
             ConfigError: the prompt cannot be scored, or adapted to.
         """
+        return self.measure_with_report(prompt, settings)[0]
+
+    def measure_with_report(
+        self, prompt: Prompt, settings: Settings
+    ) -> tuple[Row, AdaptationReport | None]:
+        """As `measure`, and what the adaptation did; None where a loss in it was not finite.
+
+        Embedding and search take as long in the report as in the row.
+        """
         start = perf_counter()
         torch.manual_seed(self._seed)
         try:
@@ -129,7 +141,10 @@ class Evaluator:
             report, after, failure = self._adapt(prompt, settings)
         except ValueError as error:
             raise ConfigError(f"prompt {prompt.text[:40]!r}: {error}") from error
-        return Row(
+        seconds = self._seconds(report) if report else {}
+        if report:
+            report.seconds_embed, report.seconds_search = seconds["embed"], seconds["search"]
+        row = Row(
             run=self.run,
             prompt=prompt.id,
             config=config_id(settings),
@@ -140,7 +155,7 @@ class Evaluator:
             bits_per_byte_before=before,
             bits_per_byte_after=after,
             bytes_scored=size,
-            seconds=self._seconds(report) if report else {},
+            seconds=seconds,
             seconds_row=perf_counter() - start,
             passes=report.forward_backward_passes if report else 0,
             steps=report.optimizer_steps if report else 0,
@@ -150,6 +165,7 @@ class Evaluator:
             versions=self._versions,
             threads=torch.get_num_threads(),
         )
+        return row, report
 
     def _adapt(
         self, prompt: Prompt, settings: Settings

@@ -32,6 +32,10 @@ class OneEmbedding:
             self._last = list(texts), vectors
         return self._last[1]
 
+    def forget(self) -> None:
+        """Compute anew whatever text comes next."""
+        self._last = None
+
 
 class OneSearch:
     """A `Store` that remembers the neighbours of another store's last query.
@@ -70,3 +74,7 @@ class OneSearch:
             self._found[k] = perf_counter() - start, found
         self.seconds, found = self._found[k]
         return found
+
+    def forget(self) -> None:
+        """Search anew whatever query comes next."""
+        self._query = None
