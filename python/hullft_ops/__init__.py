@@ -6,7 +6,14 @@ gradient replay (:class:`ReplayAdam`, :class:`GradientCache`). The layer that ru
 on a HuggingFace model is :mod:`hullft_ops.ttft`, with the extra ``hullft_ops[ttft]``.
 """
 
-import torch  # noqa: F401 (loads the libraries that the extension links)
+from hullft_ops._low_memory import end_command as _end_command
+
+try:
+    import torch  # noqa: F401 (loads the libraries that the extension links)
+except (ImportError, MemoryError, OSError) as error:
+    # Before the command's own code is reached.
+    _end_command(error)
+    raise
 
 from hullft_ops._C import build_info as _build_info
 from hullft_ops.gradient_cache import GradientCache

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# What a killed process leaves of the files that it was replacing.
-PARTIAL_FILES = ".*.partial"
+# Of `uuid.uuid4().hex`, which no name that a person gives matches.
+UUID = "[0-9a-f]{12}4[0-9a-f]{3}[89ab][0-9a-f]{15}"
 # No space, no quota, a file larger than may be.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

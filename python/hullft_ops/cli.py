@@ -1,17 +1,22 @@
-"""Entry point of the ``hullft-ops`` command, which says what to install where it cannot run."""
+"""Entry point of the ``hullft-ops`` command, which says in a line why it cannot run."""
 
 import sys
 
-from hullft_ops import _extras
+from hullft_ops import _extras, _low_memory
 
 
 def main() -> None:
-    """Run the command line. Exits with a line that names the extra where a library is missing."""
+    """Run the command line.
+
+    Exits with a line where a library is missing, which names the extra, and where memory runs out.
+    """
     try:
         from hullft_ops.commands import app
 
         app()
-    except ImportError as error:
+    except (ImportError, MemoryError, OSError, RuntimeError) as error:
+        if line := _low_memory.exit_line(error):
+            sys.exit(line)
         missing = _missing_library(error)
         if missing is None:
             raise
@@ -25,7 +30,7 @@ def _extra_of(library: str) -> str:
     return "ray" if library.split(".")[0] == "ray" else "ttft"
 
 
-def _missing_library(error: ImportError) -> str | None:
+def _missing_library(error: Exception) -> str | None:
     # hullft_ops.ttft turns a missing library into an ImportError with that one as its cause.
     cause = error if isinstance(error, ModuleNotFoundError) else error.__cause__
     if not isinstance(cause, ModuleNotFoundError) or cause.name is None:

@@ -2,19 +2,35 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
 from rich.console import Console
 
 from hullft_ops import commands_adapt, commands_evaluation
 from hullft_ops import commands_options as options
+from hullft_ops._terminal import echo, printable
 from hullft_ops.bug_report import bug_report
 from hullft_ops.collect_env import collect_env, format_env
 from hullft_ops.commands_errors import errors_of
 from hullft_ops.commands_scale import workers_of
 
+
+class _Commands(typer.core.TyperGroup):
+    """Errors of the command line quote it, and a shell's ``*`` puts names of files there."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            if isinstance(message := getattr(error, "message", None), str):
+                error.message = printable(message, lines=True)  # type: ignore[attr-defined]
+            raise
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="Test-time finetuning of language models with HullFT.",
     no_args_is_help=True,
     add_completion=False,
@@ -179,9 +195,9 @@ def info(
         from hullft_ops.ttft.index_command import describe
 
         try:
-            typer.echo(describe(datastore, as_json=as_json))
+            echo(*describe(datastore, as_json=as_json).split("\n"))
         except (OSError, ValueError) as error:
-            typer.echo(f"hullft-ops info: {error}", err=True)
+            echo(f"hullft-ops info: {error}", err=True)
             raise typer.Exit(2) from error
         return
     if as_report:

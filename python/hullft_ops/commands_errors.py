@@ -7,6 +7,8 @@ from typing import Any
 
 import typer
 
+from hullft_ops._terminal import echo
+
 
 @contextmanager
 def errors_of(command: str, *more: type[Exception]) -> Iterator[None]:
@@ -35,7 +37,7 @@ def errors_of(command: str, *more: type[Exception]) -> Iterator[None]:
         with _warnings_as_lines(command):
             yield
     except (*ends, *more) as error:
-        typer.echo(f"hullft-ops {command}: {error}", err=True)
+        echo(f"hullft-ops {command}: {error}", err=True)
         raise typer.Exit(2) from error
 
 

@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 
 from hullft_ops import commands_options as options
+from hullft_ops._terminal import echo
 from hullft_ops.commands_errors import errors_of
 from hullft_ops.commands_scale import workers_of
 
@@ -69,7 +70,7 @@ def evaluate(
                 from hullft_ops.ttft.scale.evaluation import evaluate_on_ray
 
                 evaluate_on_ray(chosen, inputs, results, asked, log)
-        typer.echo(output)
+        echo(output)
 
 
 def report(
@@ -83,7 +84,7 @@ def report(
         from hullft_ops.ttft.evaluation.report_pages import write_report
 
         for path in write_report(results, out):
-            typer.echo(path)
+            echo(path)
 
 
 def tune(
@@ -128,10 +129,11 @@ def tune(
         tuned = run_tuning(
             chosen, inputs, results, output, seconds=seconds, limit=60 * minutes, log=log
         )
-        typer.echo(
+        echo(
             f"{tuned.name}: {tuned.bits_per_byte:.4f} bits per byte "
             f"({tuned.bits_per_byte_before:.4f} without), {tuned.seconds:.3f} s a prompt, "
-            f"on {tuned.prompts} prompts\n{output}"
+            f"on {tuned.prompts} prompts",
+            output,
         )
         if tuned.bits_per_byte > tuned.bits_per_byte_before:
             typer.echo(

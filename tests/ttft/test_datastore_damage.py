@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from hullft_ops.ttft import Datastore
+from hullft_ops.ttft import Datastore, checksums
 
 TEXTS = "texts-00000.arrow"
 VECTORS = "embeddings.f32"
@@ -78,6 +78,20 @@ def truncated(name: str) -> Callable[[Path], None]:
     return cut
 
 
+def vectors_replaced(value: float) -> Callable[[Path], None]:
+    """Row 41 with another value, its checksum put right."""
+
+    def replace(path: Path) -> None:
+        file = data_file(path, VECTORS)
+        vectors = np.fromfile(file, np.float32)
+        vectors[41 * 24 + 5] = value
+        vectors.tofile(file)
+        known = json.loads((path / "manifest.json").read_text())["embeddings"]
+        edited_manifest(embeddings=known | {"crc32": zlib.crc32(vectors.tobytes())})(path)
+
+    return replace
+
+
 def outside_offsets() -> pa.Array:
     """Offsets whose ends are right, so that only reading all of them tells."""
     offsets = np.full(61, 10_000_000, dtype=np.int32)
@@ -120,6 +134,14 @@ def outside_offsets() -> pa.Array:
         (texts_replaced(pa.array(["a"] * 60), "body"), "must hold 60 texts, got 60 rows of body"),
         (texts_replaced(pa.array([1] * 60)), "must hold 60 texts, got 60 rows of text: int64"),
         (texts_replaced(outside_offsets()), f"{TEXTS} is missing or corrupt"),
+        (
+            texts_replaced(pa.array(["a"] * 7 + [None] + ["a"] * 52)),
+            f"{TEXTS} must hold a text in each row, row 7 is null",
+        ),
+        (vectors_replaced(np.nan), f"{VECTORS} must hold unit vectors, row 41 has norm nan"),
+        (vectors_replaced(-np.inf), f"{VECTORS} must hold unit vectors, row 41 has norm inf"),
+        (vectors_replaced(3e38), f"{VECTORS} must hold unit vectors, row 41 has norm inf"),
+        (vectors_replaced(2.0), f"{VECTORS} must hold unit vectors, row 41 has norm 2"),
         (lambda path: data_file(path, VECTORS).unlink(), f"{VECTORS} is missing"),
         (truncated(VECTORS), f"{VECTORS} is missing or corrupt: it must have 5760 bytes"),
         (flipped(VECTORS), f"{VECTORS} is missing or corrupt: its checksum is wrong"),
@@ -160,3 +182,30 @@ def test_checksums_can_be_passed_over_but_sizes_cannot(store, tmp_path):
     truncated(VECTORS)(tmp_path / "store")
     with pytest.raises(ValueError, match="it must have 5760 bytes"):
         Datastore.open(tmp_path / "store", verify=False)
+
+
+@pytest.mark.parametrize("kind", ["nulls", "NaN"])
+def test_texts_are_checked_in_any_case_and_vectors_where_they_are_searched(
+    store, embedder, tmp_path, kind
+):
+    path = tmp_path / "store"
+    if kind == "nulls":
+        texts_replaced(pa.array(["a"] * 59 + [None]))(path)
+        with pytest.raises(ValueError, match="row 59 is null"):
+            Datastore.open(path, verify=False)
+        return
+    vectors_replaced(np.nan)(path)
+    opened = Datastore.open(path, verify=False)
+    queries = embedder.encode(["the cat sat"])
+    assert 41 not in opened.search(queries, 59)[1]
+    with pytest.raises(ValueError, match="query 0 must have finite .* with at least 60 texts"):
+        opened.search(queries, 60)
+
+
+def test_rows_are_counted_over_all_that_is_read(embedder, tmp_path, monkeypatch):
+    monkeypatch.setattr(checksums, "_READ_BYTES", 1000)
+    store = Datastore.build([f"cat {i}" for i in range(60)], embedder, tmp_path / "store")
+    assert len(store) == 60
+    vectors_replaced(np.nan)(tmp_path / "store")
+    with pytest.raises(ValueError, match="row 41 has norm nan"):
+        Datastore.open(tmp_path / "store")

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from forked import forked, status_of
-from hullft_ops._files import PARTIAL_FILES, replacing
+from hullft_ops._files import replacing
 from hullft_ops.ttft import Datastore, store_writer
 from hullft_ops.ttft.evaluation import results as results_module
 from hullft_ops.ttft.evaluation.report_pages import write_report
@@ -79,7 +79,7 @@ def test_each_of_two_threads_replaces_a_file_as_a_whole(tmp_path: Path) -> None:
 
 
 def partial_files(directory: Path) -> list[Path]:
-    return [path for path in directory.rglob("*") if path.match(PARTIAL_FILES)]
+    return [path for path in directory.rglob("*") if path.match(".*.partial")]
 
 
 # Texts, vectors, the index, and a journal: what is too large differs.

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from hullft_ops._terminal import printable
 from hullft_ops.ttft.adaptation_report import AdaptationReport
 from hullft_ops.ttft.context import scored_context
 from hullft_ops.ttft.datastore import Datastore
@@ -76,7 +77,9 @@ def run_adapt(
         )
     if continued is not None:
         # Rich would wrap it, turn its tabs into spaces and take some of it for markup.
-        out.file.write(f"{continued}\n")
+        shown = printable(continued, lines=True) if out.is_terminal else continued
+        out.file.write(f"{shown}
+")
 
 
 def _one(config: Config) -> Settings:
@@ -101,6 +104,6 @@ def _table(report: AdaptationReport, store: Datastore) -> Table:
         table.add_column(name, justify="right", no_wrap=True, min_width=len(name))
     table.add_column("text", no_wrap=True, overflow="ellipsis")
     for index, weight, count in zip(report.indices, report.weights, report.counts, strict=True):
-        excerpt = Text(" ".join(store.texts[index].split()))
+        excerpt = Text(printable(" ".join(store.texts[index].split())))
         table.add_row(str(index), f"{weight:.3f}", str(count), excerpt)
     return table

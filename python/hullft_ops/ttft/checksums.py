@@ -1,6 +1,7 @@
 """Whether a file is the one that was written."""
 
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from hullft_ops.ttft.manifest import DataFile, refuse_link
@@ -10,12 +11,19 @@ _READ_BYTES = 1 << 22
 
 def crc32_of(file: Path, size: int | None = None) -> int:
     """zlib's CRC-32 of a file's first ``size`` bytes; of all when None."""
-    crc32, left = 0, file.stat().st_size if size is None else size
-    with file.open("rb") as content:
-        while block := content.read(min(left, _READ_BYTES)):
-            crc32 = zlib.crc32(block, crc32)
-            left -= len(block)
+    crc32 = 0
+    for block in blocks(file, file.stat().st_size if size is None else size):
+        crc32 = zlib.crc32(block, crc32)
     return crc32
+
+
+def blocks(file: Path, size: int, unit: int = 1) -> Iterator[bytes]:
+    """A file's first ``size`` bytes in parts that are whole multiples of ``unit``."""
+    step = max(1, _READ_BYTES // unit) * unit
+    with file.open("rb") as content:
+        while block := content.read(min(size, step)):
+            yield block
+            size -= len(block)
 
 
 def check_file(

@@ -13,8 +13,8 @@ both the operators and FAISS need one contiguous matrix to read without a copy. 
 a flat FAISS index holds, so a small datastore is searched in the mapped file.
 """
 
-import shutil
 import tempfile
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -26,10 +26,19 @@ import torch
 from rich.console import Console
 
 from hullft_ops._files import full_disk_explained
-from hullft_ops.ttft.checksums import check_file
+from hullft_ops.ttft.checksums import blocks, check_file
 from hullft_ops.ttft.embedding import Embedder
-from hullft_ops.ttft.journal import locked
-from hullft_ops.ttft.manifest import JOURNAL_FILE, MANIFEST_FILE, DataFile, Manifest, VersionError
+from hullft_ops.ttft.journal import Journal, locked
+from hullft_ops.ttft.manifest import (
+    JOURNAL_FILE,
+    MANIFEST_FILE,
+    OWN_DIRECTORIES,
+    DataFile,
+    Manifest,
+    VersionError,
+    own_entries,
+    remove_data,
+)
 from hullft_ops.ttft.progress import progress_bar
 from hullft_ops.ttft.search_index import IndexThresholds, ListSearch, exact_search, open_index
 from hullft_ops.ttft.store_contract import checked_search
@@ -38,6 +47,8 @@ from hullft_ops.ttft.store_writer import StoreWriter, fraction_for
 Scalar = str | int | float | bool | None
 
 _EXACT_ROWS = 20_000
+# Twice what a vector may be off when it is written: another processor may round a norm otherwise.
+_NORM_TOLERANCE = 2e-3
 
 
 class Datastore:
@@ -102,8 +113,8 @@ class Datastore:
             embedder: gives the unit vectors; its name goes into the manifest.
             path: the directory to make; missing parents are made.
             progress: show a progress bar on stderr.
-            overwrite: replace the datastore at ``path``, in one atomic step. A directory that is
-                not a datastore is never replaced.
+            overwrite: replace the datastore at ``path``, in one atomic step. Files that are not a
+                datastore's stay, and a directory that is not a datastore is refused.
             thresholds: which search index to build.
 
         Raises:
@@ -143,13 +154,14 @@ class Datastore:
 
         Args:
             path: the directory.
-            verify: compare every file with its checksum, which reads all of them once. Sizes are
-                compared in any case.
+            verify: read every file once, to compare it with its checksum and to see that every
+                embedding is a unit vector. Sizes and texts are checked in any case.
 
         Raises:
             FileNotFoundError: no such directory.
             ValueError: not a datastore, an unfinished one, one of another format version, or one
-                whose files are missing, corrupt, or at odds with the manifest.
+                whose files are missing, corrupt, or at odds with the manifest; a text that is null
+                or an embedding that is no unit vector, as one with NaN is not.
         """
         path = Path(path)
         try:
@@ -161,7 +173,9 @@ class Datastore:
         for file in (*manifest.shards, *([index.file] if index.file else [])):
             check_file("Datastore.open", data, file, checksum=verify)
         # Another process may be adding vectors.
-        check_file("Datastore.open", data, manifest.embeddings, checksum=verify, longer=True)
+        check_file("Datastore.open", data, manifest.embeddings, checksum=False, longer=True)
+        if verify:
+            _check_embeddings(data / manifest.embeddings.file, manifest)
         rows = _open_rows(data, manifest)
         embeddings = _open_embeddings(data / manifest.embeddings.file, manifest)
         lists = None
@@ -230,6 +244,7 @@ def _check_destination(path: Path, overwrite: bool) -> None:
     if not overwrite:
         raise FileExistsError(f"Datastore.build: {path} exists; overwrite=True replaces it")
     try:
+        Journal.read(path)
         Manifest.read(path)
     except VersionError:
         return
@@ -252,9 +267,9 @@ def _put_in_place(staged: Path, path: Path, overwrite: bool) -> None:
         (staged / new.data).rename(path / new.data)
         (staged / MANIFEST_FILE).replace(path / MANIFEST_FILE)
         (path / JOURNAL_FILE).unlink(missing_ok=True)
-        for old in path.glob("data-*"):
+        for old in own_entries(path, OWN_DIRECTORIES):
             if old.name != new.data:
-                shutil.rmtree(old, ignore_errors=True)
+                remove_data(old)
 
 
 def _open_rows(data: Path, manifest: Manifest) -> datasets.Dataset:
@@ -280,7 +295,30 @@ def _open_shard(file: Path, shard: DataFile) -> datasets.Dataset:
             f"Datastore.open: {file} must hold {shard.count} texts, got {len(table)} rows of "
             f"{table.schema.to_string(show_schema_metadata=False)}"
         )
+    texts = table.column(0)
+    if texts.null_count:
+        row = pa.compute.index(texts.is_null(), True).as_py()
+        raise ValueError(f"Datastore.open: {file} must hold a text in each row, row {row} is null")
     return dataset
+
+
+def _check_embeddings(file: Path, manifest: Manifest) -> None:
+    """Compare the checksum and the norms in one pass; what is mapped would stay in memory."""
+    crc32 = first = 0
+    wrong: str | None = None
+    for block in blocks(file, manifest.embeddings.bytes, 4 * manifest.dim):
+        crc32 = zlib.crc32(block, crc32)
+        rows = np.frombuffer(block, np.float32).reshape(-1, manifest.dim)
+        norms = np.sqrt(np.einsum("ij,ij->i", rows, rows))
+        # The comparison is false for NaN.
+        off = np.flatnonzero(~(np.abs(norms - 1) < _NORM_TOLERANCE))
+        if wrong is None and off.size:
+            wrong = f"row {first + off[0]} has norm {norms[off[0]]}"
+        first += len(rows)
+    if crc32 != manifest.embeddings.crc32:
+        raise ValueError(f"Datastore.open: {file} is missing or corrupt: its checksum is wrong")
+    if wrong:
+        raise ValueError(f"Datastore.open: {file} must hold unit vectors, {wrong}")
 
 
 def _open_embeddings(file: Path, manifest: Manifest) -> torch.Tensor:

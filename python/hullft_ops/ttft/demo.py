@@ -19,6 +19,7 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hullft_ops._terminal import show
 from hullft_ops.collect_env import collect_env
 from hullft_ops.ttft import Datastore, Embedder, TestTimeFinetuner, bits_per_byte
 from hullft_ops.ttft.comparison import METHODS, Comparison, PromptRuns, Run
@@ -266,4 +267,4 @@ def _report(comparison: Comparison, output: Path, out: Console) -> None:
     out.print(comparison_table(comparison))
     for line in comparison_sentences(comparison):
         out.print(line, highlight=False)
-    out.print(f"{output / 'demo.json'}\n{output / 'demo.png'}", highlight=False, soft_wrap=True)
+    show(out, output / "demo.json", output / "demo.png")

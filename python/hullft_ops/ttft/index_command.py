@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from hullft_ops._terminal import printable, show
 from hullft_ops.ttft.datastore import Datastore
 from hullft_ops.ttft.embedding import (
     Embedder,
@@ -77,7 +78,7 @@ def run_index(request: IndexRequest, out: Console, log: Console) -> Datastore:
         console=log,
         encode=_encode(request, embedder),
     )
-    out.print(_described(request.out, store), highlight=False, soft_wrap=True, markup=False)
+    show(out, *_described(request.out, store))
     return store
 
 
@@ -89,11 +90,12 @@ def describe(path: Path, *, as_json: bool) -> str:
     """
     store = Datastore.open(path)
     if as_json:
-        return json.dumps(asdict(store.manifest), indent=2)
-    return _described(path, store)
+        # DEL is the one control character that JSON leaves as it is.
+        return json.dumps(asdict(store.manifest), indent=2).replace("\x7f", "\\u007f")
+    return "\n".join(_described(path, store))
 
 
-def _described(path: Path, store: Datastore) -> str:
+def _described(path: Path, store: Datastore) -> list[str]:
     manifest = store.manifest
     columns = [name for name in store.rows.column_names if name != "text"]
     entries = {
@@ -106,7 +108,7 @@ def _described(path: Path, store: Datastore) -> str:
     for source, shard in zip(manifest.sources, manifest.shards, strict=False):
         lines.append(f"  {'source':<10} {_source_line(source, shard.count)}")
         lines += [f"  {'':<10} malformed {named}" for named in source.get("malformed_named", [])]
-    return "\n".join(lines)
+    return [printable(line) for line in lines]
 
 
 def _source_line(source: dict[str, Any], count: int) -> str:

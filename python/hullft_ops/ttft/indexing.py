@@ -9,12 +9,18 @@ from rich.console import Console
 from rich.progress import Progress
 
 from hullft_ops._checks import check_integer
-from hullft_ops._files import PARTIAL_FILES, full_disk_explained
+from hullft_ops._files import full_disk_explained
 from hullft_ops.ttft.chunking import token_chunks
 from hullft_ops.ttft.datastore import Datastore
 from hullft_ops.ttft.embedding import Embedder, EncodeBatches, check_embedder
 from hullft_ops.ttft.journal import Journal, locked
-from hullft_ops.ttft.manifest import MANIFEST_FILE, Manifest
+from hullft_ops.ttft.manifest import (
+    MANIFEST_FILE,
+    OWN_PARTIALS,
+    Manifest,
+    own_entries,
+    refuse_link,
+)
 from hullft_ops.ttft.passage_rows import Left, SeenTexts, passage_rows
 from hullft_ops.ttft.progress import progress_bar
 from hullft_ops.ttft.search_index import IndexThresholds
@@ -181,6 +187,7 @@ def _write_texts(writer: StoreWriter, source: Source, cutting: Cutting, bar: Pro
 
 def _check_state(path: Path, mode: str, settings: dict[str, Any]) -> None:
     journal = Journal.read(path)
+    refuse_link(path / MANIFEST_FILE)
     finished = (path / MANIFEST_FILE).exists()
     if journal and mode in ("new", "append"):
         raise ValueError(
@@ -188,7 +195,7 @@ def _check_state(path: Path, mode: str, settings: dict[str, Any]) -> None:
             "embedding: resume finishes it, restart rolls it back and begins anew"
         )
     if not journal and not finished:
-        if path.exists() and any(not entry.match(PARTIAL_FILES) for entry in path.iterdir()):
+        if path.exists() and set(path.iterdir()) - set(own_entries(path, OWN_PARTIALS)):
             raise FileExistsError(f"{_FUNCTION}: {path} is not empty and not a datastore")
         if mode == "append":
             raise FileNotFoundError(f"{_FUNCTION}: no datastore at {path} to append to")

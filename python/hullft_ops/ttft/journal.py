@@ -20,6 +20,7 @@ from hullft_ops.ttft.manifest import (
     check_source,
     data_file,
     read_json,
+    refuse_link,
     write_json_durably,
 )
 
@@ -60,6 +61,7 @@ class Journal:
             ValueError: it is corrupt.
         """
         file = directory / JOURNAL_FILE
+        refuse_link(file)
         if not file.is_file():
             return None
         values = read_json(file)

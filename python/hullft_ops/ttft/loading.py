@@ -14,6 +14,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from hullft_ops._terminal import show
 from hullft_ops.ttft import Datastore, Embedder, load_embedder, tiny_lm_path
 from hullft_ops.ttft.allocation import keep_freed_memory
 from hullft_ops.ttft.corpus import Corpus, installed_corpus, jsonl_corpus
@@ -43,9 +44,8 @@ def load_corpus(file: Path | None, log: Console) -> Corpus:
     if corpus.malformed:
         named = "; ".join(corpus.malformed[:_NAMED_LINES])
         more = "; ..." if len(corpus.malformed) > _NAMED_LINES else ""
-        log.print(
-            f"{corpus.name}: {len(corpus.malformed)} lines left out ({named}{more})", markup=False
-        )
+        lines = f"{len(corpus.malformed)} lines left out ({named}{more})"
+        show(log, f"{corpus.name}: {lines}")
     return corpus
 
 
@@ -119,11 +119,11 @@ def open_or_build(
     try:
         store = Datastore.open(path)
     except FileNotFoundError:
-        log.print(f"no datastore for this corpus at {path}: building it", markup=False)
+        show(log, f"no datastore for this corpus at {path}: building it")
     except ValueError as error:
-        log.print(f"{error}: building it again", markup=False)
+        show(log, f"{error}: building it again")
     else:
-        log.print(f"datastore of {len(store)} passages found: {path}", markup=False)
+        show(log, f"datastore of {len(store)} passages found: {path}")
         return store, True
     texts = (passage.text for passage in corpus.store)
     try:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from hullft_ops._files import write_durably
+from hullft_ops._files import UUID, write_durably
 
 FORMAT = "hullft_ops.datastore"
 FORMAT_VERSION = 2
@@ -23,6 +23,11 @@ _MAX_CRC32 = 2**32 - 1
 _DATA_DIRECTORY = re.compile(r"data-[0-9a-f]{1,32}")
 _SHARD_FILE = re.compile(r"texts-[0-9]{5}\.arrow")
 _INDEX_FILE = re.compile(r"index-[0-9a-f]{1,32}\.faiss")
+# All that a write may remove, by the whole name; anything else is a user's. A killed process leaves
+# the first of these.
+OWN_PARTIALS = re.compile(rf"\.(?:manifest|journal)\.json\.{UUID}\.partial")
+OWN_DIRECTORIES = re.compile(f"data-{UUID}")
+OWN_FILES = re.compile(rf"embeddings\.f32|texts-[0-9]{{5}}\.arrow|index-{UUID}\.faiss")
 
 
 class VersionError(ValueError):
@@ -119,6 +124,7 @@ class Manifest:
         if not directory.exists():
             raise FileNotFoundError(f"no datastore at {directory}")
         file = directory / MANIFEST_FILE
+        refuse_link(file)
         if not file.is_file():
             if (directory / JOURNAL_FILE).is_file():
                 raise ValueError(
@@ -185,7 +191,6 @@ def write_json_durably(file: Path, values: dict[str, Any]) -> None:
 
 def read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file of the datastore; ValueError where there is none."""
-    refuse_link(file)
     size = file.stat().st_size
     if size > _MAX_JSON_BYTES:
         raise ValueError(f"{file} must have at most {_MAX_JSON_BYTES} bytes, has {size}")
@@ -196,6 +201,24 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{file} is not a datastore's: it holds no object")
     return values
+
+
+def own_entries(folder: Path, names: re.Pattern[str]) -> list[Path]:
+    """What this program wrote into ``folder`` under one of its ``OWN_`` names; never a link."""
+    is_kind = Path.is_dir if names is OWN_DIRECTORIES else Path.is_file
+    return [
+        entry
+        for entry in folder.iterdir()
+        if names.fullmatch(entry.name) and is_kind(entry) and not entry.is_symlink()
+    ]
+
+
+def remove_data(data: Path) -> None:
+    """Remove this program's files from a data directory, and the directory if nothing is left."""
+    for file in own_entries(data, OWN_FILES):
+        file.unlink()
+    if not any(data.iterdir()):
+        data.rmdir()
 
 
 def refuse_link(path: Path) -> None:

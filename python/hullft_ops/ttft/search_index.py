@@ -82,6 +82,13 @@ def _exact_search_of_all(matrix: np.ndarray, queries: np.ndarray, k: int) -> Nei
         # FAISS leaves equal scores in the order of its heap, which keeps any of those that are
         # equal to its last.
         scores, ids = largest(*found, asked)
+        # What compares with no number, FAISS does not find.
+        unfound = np.flatnonzero(ids[:, k - 1] < 0)
+        if unfound.size:
+            raise ValueError(
+                f"Datastore.search: query {unfound[0]} must have finite inner products with at "
+                f"least {k} texts: embeddings have NaN or infinity, or are too large"
+            )
         if asked == len(matrix) or (scores[:, k - 1] > scores[:, -1]).all():
             return scores[:, :k], ids[:, :k]
         asked = min(2 * asked, len(matrix))

@@ -20,7 +20,7 @@ import pyarrow as pa
 from rich.progress import Progress
 
 from hullft_ops._checks import check_integer, check_text
-from hullft_ops._files import PARTIAL_FILES, sync
+from hullft_ops._files import sync
 from hullft_ops.ttft.checksums import check_file, crc32_of
 from hullft_ops.ttft.embedding import Embedder, EncodeBatches, check_embedder, encode_in_turn
 from hullft_ops.ttft.journal import Journal
@@ -28,9 +28,14 @@ from hullft_ops.ttft.manifest import (
     EMBEDDINGS_FILE,
     JOURNAL_FILE,
     MANIFEST_FILE,
+    OWN_DIRECTORIES,
+    OWN_FILES,
+    OWN_PARTIALS,
     DataFile,
     Manifest,
+    own_entries,
     refuse_link,
+    remove_data,
 )
 from hullft_ops.ttft.search_index import IndexThresholds, build_index
 
@@ -107,6 +112,11 @@ class StoreWriter:
                 )
             )
         base = Manifest.read(directory) if (directory / MANIFEST_FILE).exists() else None
+        if base and base.data != journal.data:
+            raise ValueError(
+                f"{function}: the interrupted write in {directory} is into {journal.data}, the "
+                f"datastore is in {base.data} by now: restart rolls it back and begins anew"
+            )
         writer = cls(directory, embedder, base, journal, function)
         check_embedder(function, embedder, writer.base or writer.journal)
         refuse_link(writer._folder)
@@ -135,6 +145,7 @@ class StoreWriter:
         if self.journal.shard is None:
             number = len(self.base.shards) if self.base else 0
             file = self._folder / f"texts-{number:05}.arrow"
+            refuse_link(file)
             count = _write_rows(self.function, rows, file, self._schema())
             if count == 0:
                 return 0
@@ -190,7 +201,7 @@ class StoreWriter:
     def abandon(self) -> None:
         """Leave the datastore as it was before this write; nothing where there was none."""
         if self.base is None:
-            _remove(self._folder)
+            remove_data(self._folder)
         else:
             self._tidy()
         (self.directory / JOURNAL_FILE).unlink()
@@ -234,14 +245,14 @@ class StoreWriter:
         if self.base:
             wanted |= {shard.file for shard in self.base.shards}
             wanted |= {self.base.index.file.file} if self.base.index.file else set()
-        for path in self._folder.iterdir():
+        for path in own_entries(self._folder, OWN_FILES):
             if path.name not in wanted:
                 path.unlink()
-        for partial in self.directory.glob(PARTIAL_FILES):
+        for partial in own_entries(self.directory, OWN_PARTIALS):
             partial.unlink()
-        for folder in self.directory.glob("data-*"):
+        for folder in own_entries(self.directory, OWN_DIRECTORIES):
             if folder != self._folder:
-                _remove(folder)
+                remove_data(folder)
         vectors = self._folder / EMBEDDINGS_FILE
         refuse_link(vectors)
         size = self.base.embeddings.bytes if self.base else 0
@@ -323,13 +334,3 @@ def _checked(function: str, rows: Iterable[Row]) -> Iterator[Row]:
     for position, row in enumerate(rows):
         check_text(function, f"texts[{position}]", row["text"])
         yield row
-
-
-def _remove(folder: Path) -> None:
-    if folder.is_symlink():
-        # What it points to is somebody else's.
-        folder.unlink()
-    elif folder.is_dir():
-        for path in folder.iterdir():
-            path.unlink()
-        folder.rmdir()

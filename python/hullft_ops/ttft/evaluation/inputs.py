@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hullft_ops._terminal import show
 from hullft_ops.ttft.datastore import Datastore
 from hullft_ops.ttft.embedding import Embedder
 from hullft_ops.ttft.evaluation.config import Config, ConfigError
@@ -55,7 +56,7 @@ def open_inputs(config: Config, log: Console, *, device: str = "cpu") -> Inputs:
     inputs = Inputs(model, tokenizer, path, store, embedder, prompts)
     chosen = _unknown_prompts(inputs, config, log)
     domains = ", ".join(f"{name}: {count}" for name, count in count_domains(chosen).items())
-    log.print(f"{len(chosen)} prompts ({domains}), datastore of {len(store)} texts", markup=False)
+    show(log, f"{len(chosen)} prompts ({domains}), datastore of {len(store)} texts")
     return replace(inputs, prompts=chosen)
 
 
