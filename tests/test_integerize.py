@@ -67,19 +67,30 @@ def test_swaps_never_raise_the_loss() -> None:
     assert (losses[-1] < losses[0]).any()
 
 
-def test_swaps_that_gain_less_than_the_documented_bound_are_none() -> None:
-    """A power of two scales gains and nothing else: by 2^-50 they are all below 1e-14."""
+@pytest.mark.parametrize("norm", [1.0, 2.0**-40, 2.0**40])
+def test_swaps_that_gain_less_than_the_documented_bound_are_none(norm: float) -> None:
+    """Around a point of norm 1, differences scaled by 2^-25 leave gains below 1e-14."""
     support, query = make_problem(3, 50, 10, 6)
     weights = random_weights(2, 50, 10)
 
-    def counts(scale: float, passes: int) -> torch.Tensor:
-        return hullft_ops.integerize(
-            support * scale, query * scale, weights, 30, swap_passes=passes
-        )
+    def around_a_point(vectors: torch.Tensor, scale: float) -> torch.Tensor:
+        return norm * torch.cat([torch.ones_like(vectors[..., :1]), scale * vectors], -1)
 
-    unswapped = counts(1.0, 0)
-    assert not torch.equal(counts(1.0, 2), unswapped)
-    assert torch.equal(counts(2.0**-25, 2), unswapped)
+    def swaps(scale: float) -> bool:
+        unswapped, swapped = (
+            hullft_ops.integerize(
+                around_a_point(support, scale),
+                around_a_point(query, scale),
+                weights,
+                30,
+                swap_passes=passes,
+            )
+            for passes in (0, 2)
+        )
+        return not torch.equal(unswapped, swapped)
+
+    assert swaps(1.0)
+    assert not swaps(2.0**-25)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 7.0])

@@ -163,8 +163,10 @@ def train(out: Path, work: Path, minutes: float, seed: int) -> None:
 
 
 def print_scores(folder: Path, corpus: Sequence[Document]) -> None:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=False
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     for domain in ("python", "man"):
         texts = [d.text for d in corpus if d.domain == domain and d.held_out]
         trained = [d.text for d in corpus if d.domain == domain and not d.held_out]

@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,16 @@ def main() -> None:
     for so_far in found:
         # Whole, also for who reads it when this process has been stopped.
         with replacing(options.output) as scratch:
-            scratch.write_text(json.dumps(so_far, allow_nan=False), encoding="utf-8")
+            scratch.write_text(json.dumps(_known(so_far), allow_nan=False), encoding="utf-8")
+
+
+def _known(value: Any) -> Any:
+    """None for NaN and infinity, which JSON has no words for: they are results too."""
+    if isinstance(value, dict):
+        return {name: _known(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_known(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 if __name__ == "__main__":

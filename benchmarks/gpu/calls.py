@@ -18,8 +18,28 @@ OPTIONS: dict[str, Any] = {
     "decoupled": False,
     "maximize": False,
 }
-_BATCH, _CANDIDATES, _DIM, _SELECT = 3, 70, 36, 9
 _REPEATS, _STEPS = 3, 30
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of a selection: it decides which way the kernels take."""
+
+    batch: int
+    candidates: int
+    dim: int
+    n_select: int
+
+
+SMALL = Shape(3, 70, 36, 9)  # Gram matrices first
+# More threads in a block, and rows that no load of 16 bytes is aligned to.
+UNALIGNED = Shape(2, 300, 37, 9)
+# Columns when an atom is picked, and the largest blocks.
+COLUMNS = Shape(12, 1100, 36, 3)
+# A query's state does not fit into shared memory, of an H100 or of any other card.
+GLOBAL = Shape(1, 30_000, 8, 3)
+_MOST_CHECKED = 1500  # candidates that a reference in plain torch compares with each other
+_SIZES = (2500, 70_001)  # of what is swept; the second has a tail
 
 
 @dataclass
@@ -40,63 +60,81 @@ class Call:
         return [tensor.clone().to(device) for tensor in self.inputs.values()]
 
 
-def problem(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """float64 pools [3, 70, 36] around queries [3, 36], of unit norm."""
+def problem(seed: int, shape: Shape = SMALL) -> tuple[torch.Tensor, torch.Tensor]:
+    """float64 pools [batch, candidates, dim] around queries [batch, dim], of unit norm."""
     generator = torch.Generator().manual_seed(seed)
-    query = torch.randn(_BATCH, _DIM, generator=generator, dtype=torch.float64)
-    noise = torch.randn(_BATCH, _CANDIDATES, _DIM, generator=generator, dtype=torch.float64)
+    query = torch.randn(shape.batch, shape.dim, generator=generator, dtype=torch.float64)
+    size = (shape.batch, shape.candidates, shape.dim)
+    noise = torch.randn(size, generator=generator, dtype=torch.float64)
     pool = query.unsqueeze(1) + 0.5 * noise
     return pool / pool.norm(dim=-1, keepdim=True), query / query.norm(dim=-1, keepdim=True)
 
 
 def calls(seed: int) -> dict[str, Call]:
     """Every operator, those of float32 state and those of float64, by a readable name."""
+    shapes = {"": SMALL, ", unaligned": UNALIGNED, ", columns": COLUMNS, ", global state": GLOBAL}
     made: dict[str, Call] = {}
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
-        pool, query = (tensor.to(dtype) for tensor in problem(seed))
-        made |= {f"{name} {dtype}": call for name, call in _selection(pool, query).items()}
-        made[f"adam_replay_ {dtype}"] = _adam(seed, dtype)
-        made[f"grad_accumulate_ {dtype}"] = _accumulate(seed, dtype)
+        for suffix, shape in shapes.items():
+            pool, query = (tensor.to(dtype) for tensor in problem(seed, shape))
+            found = _selection(pool, query, shape.n_select)
+            if shape == SMALL:
+                found |= _others(pool, query, shape.n_select)
+            made |= {f"{name} {dtype}{suffix}": call for name, call in found.items()}
+        for size in _SIZES:
+            made[f"adam_replay_ {dtype}, {size}"] = _adam(seed, dtype, size)
+            made[f"grad_accumulate_ {dtype}, {size}"] = _accumulate(seed, dtype, size)
     return made
 
 
-def _selection(pool: torch.Tensor, query: torch.Tensor) -> dict[str, Call]:
-    weights = torch.linspace(1, 0, _CANDIDATES, dtype=torch.float64).repeat(_BATCH, 1)
-    candidates = torch.arange(_CANDIDATES).flip(0).repeat(_BATCH, 1).contiguous()
+def _selection(pool: torch.Tensor, query: torch.Tensor, n: int) -> dict[str, Call]:
+    """Those whose way depends on the shape."""
+    batch, count, _ = pool.shape
+    candidates = torch.arange(count).flip(0).repeat(batch, 1).contiguous()
     both = {"pool": pool, "query": query}
+    indexed = {"embeddings": pool[0].contiguous(), "candidates": candidates, "query": query}
+    picked = pool[0].flip(0).expand_as(pool)
 
     def frank_wolfe(variant: str) -> Call:
         return Call(
-            lambda p, q: list(ops.fw_select(p, q, _SELECT, variant=variant, max_iter=_STEPS)),
-            lambda out: _check_frank_wolfe(pool, query, variant, out),
+            lambda p, q: list(ops.fw_select(p, q, n, variant=variant, max_iter=_STEPS)),
+            lambda out: _check_frank_wolfe(pool, query, n, variant, out),
             both,
         )
 
     return {
         **{f"fw_select {v}": frank_wolfe(v) for v in ("vanilla", "away", "pairwise")},
         "fw_select_indexed": Call(
-            lambda p, c, q: list(ops.fw_select_indexed(p, c, q, _SELECT, max_iter=_STEPS)),
-            lambda out: _check_frank_wolfe(pool[0].flip(0).expand_as(pool), query, "vanilla", out),
-            {"embeddings": pool[0].contiguous(), "candidates": candidates, "query": query},
-        ),
-        "knn_select": Call(
-            lambda p, q: list(ops.knn_select(p, q, _SELECT)),
-            lambda out: _check_knn(pool, query, out),
-            both,
+            lambda p, c, q: list(ops.fw_select_indexed(p, c, q, n, max_iter=_STEPS)),
+            lambda out: _check_frank_wolfe(picked, query, n, "vanilla", out),
+            indexed,
         ),
         "sift_select": Call(
-            lambda p, q: list(ops.sift_select(p, q, _SELECT)),
-            lambda out: _check_sift(pool, query, out),
+            lambda p, q: list(ops.sift_select(p, q, n)),
+            lambda out: _check_sift(pool, query, n, out),
             both,
         ),
         "sift_select_indexed": Call(
-            lambda p, c, q: list(ops.sift_select_indexed(p, c, q, _SELECT)),
-            lambda out: _check_sift(pool[0].flip(0).expand_as(pool), query, out),
-            {"embeddings": pool[0].contiguous(), "candidates": candidates, "query": query},
+            lambda p, c, q: list(ops.sift_select_indexed(p, c, q, n)),
+            lambda out: _check_sift(picked, query, n, out),
+            indexed,
+        ),
+    }
+
+
+def _others(pool: torch.Tensor, query: torch.Tensor, n: int) -> dict[str, Call]:
+    batch, count, _ = pool.shape
+    weights = torch.linspace(1, 0, count, dtype=torch.float64).repeat(batch, 1)
+    both = {"pool": pool, "query": query}
+    return {
+        "knn_select": Call(
+            lambda p, q: list(ops.knn_select(p, q, n)),
+            lambda out: _check_knn(pool, query, n, out),
+            both,
         ),
         "integerize": Call(
-            lambda p, q, w: [ops.integerize(p, q, w, _SELECT)],
-            lambda out: _check_counts(pool, query, weights, out[0]),
+            lambda p, q, w: [ops.integerize(p, q, w, n)],
+            lambda out: _check_counts(pool, query, weights, n, out[0]),
             {**both, "weights": weights},
         ),
         "fw_lmo": Call(
@@ -111,17 +149,19 @@ def _tolerance(dtype: torch.dtype) -> float:
     return 1e-9 if dtype == torch.float64 else 2e-5
 
 
-def _check_selection(pool: torch.Tensor, query: torch.Tensor, out: list[torch.Tensor]) -> None:
+def _check_selection(
+    pool: torch.Tensor, query: torch.Tensor, n: int, out: list[torch.Tensor]
+) -> None:
     """Residual and gap are those of the weights, which are convex; counts add up."""
     indices, weights, counts, support_size, residual, gap, _ = out
     tolerance = _tolerance(pool.dtype)
     for b in range(len(query)):
         m = int(support_size[b])
-        assert 1 <= m <= _SELECT
+        assert 1 <= m <= n
         w, x, q = weights[b, :m].double(), pool[b].double(), query[b].double()
         assert abs(float(w.sum()) - 1) <= tolerance
         assert counts[b].min() >= 0
-        assert counts[b].sum() == _SELECT
+        assert counts[b].sum() == n
         current = w @ x[indices[b, :m]]
         off = q - current
         assert abs(float(off.norm() - residual[b])) <= tolerance
@@ -129,48 +169,52 @@ def _check_selection(pool: torch.Tensor, query: torch.Tensor, out: list[torch.Te
 
 
 def _check_frank_wolfe(
-    pool: torch.Tensor, query: torch.Tensor, variant: str, out: list[torch.Tensor]
+    pool: torch.Tensor, query: torch.Tensor, n: int, variant: str, out: list[torch.Tensor]
 ) -> None:
     """As near to the query as the definition comes: atoms may change places, not the residual.
 
     In pairwise steps rounding may choose between two of the support, and with it where they end.
     """
-    _check_selection(pool, query, out)
-    if variant == "pairwise":
+    _check_selection(pool, query, n, out)
+    # The reference of away steps wants a matrix of all candidates by all.
+    if variant == "pairwise" or (variant == "away" and pool.shape[1] > _MOST_CHECKED):
         return
     for b in range(len(query)):
-        expected = reference.fw_select(pool[b], query[b], _SELECT, variant=variant, max_iter=_STEPS)
+        expected = reference.fw_select(pool[b], query[b], n, variant=variant, max_iter=_STEPS)
         within = 1e-9 if pool.dtype == torch.float64 else 1e-4
         assert abs(float(out[4][b]) - expected.residual) <= within
 
 
-def _check_knn(pool: torch.Tensor, query: torch.Tensor, out: list[torch.Tensor]) -> None:
-    _check_selection(pool, query, out)
+def _check_knn(pool: torch.Tensor, query: torch.Tensor, n: int, out: list[torch.Tensor]) -> None:
+    _check_selection(pool, query, n, out)
     for b in range(len(query)):
-        expected = reference.knn_select(pool[b], query[b], _SELECT)
+        expected = reference.knn_select(pool[b], query[b], n)
         assert out[0][b].tolist() == expected.indices.tolist()
 
 
-def _check_sift(pool: torch.Tensor, query: torch.Tensor, out: list[torch.Tensor]) -> None:
+def _check_sift(pool: torch.Tensor, query: torch.Tensor, n: int, out: list[torch.Tensor]) -> None:
     """Given those before it every pick is the best within rounding; the rest follows from them."""
     picks, variance = out[7:]
-    _check_selection(pool, query, out[:7])
+    _check_selection(pool, query, n, out[:7])
     for b in range(len(query)):
         assert torch.equal(
             out[0][b].repeat_interleave(out[2][b]).sort().values, picks[b].sort().values
         )
-        x, q = pool[b].double(), query[b].double()[None]
-        for i, pick in enumerate(picks[b].tolist()):
-            left = reference.variance_after(x, q, picks[b, :i].tolist(), 0.01)
+        some = range(0, pool.shape[1], -(-pool.shape[1] // _MOST_CHECKED))
+        compared = torch.tensor(sorted({*some, *picks[b].tolist()}))
+        x, q = pool[b, compared].double(), query[b].double()[None]
+        places = torch.searchsorted(compared, picks[b]).tolist()
+        for i, pick in enumerate(places):
+            left = reference.variance_after(x, q, places[:i], 0.01)
             assert left[pick] - left.min() <= _tolerance(pool.dtype)
             assert abs(float(left[pick] - variance[b, i])) <= _tolerance(pool.dtype)
 
 
 def _check_counts(
-    pool: torch.Tensor, query: torch.Tensor, weights: torch.Tensor, counts: torch.Tensor
+    pool: torch.Tensor, query: torch.Tensor, weights: torch.Tensor, n: int, counts: torch.Tensor
 ) -> None:
     for b in range(len(query)):
-        expected = reference.integerize(pool[b], query[b], weights[b], _SELECT)
+        expected = reference.integerize(pool[b], query[b], weights[b], n)
         assert counts[b].tolist() == expected.tolist()
 
 
@@ -182,23 +226,24 @@ def _check_lmo(pool: torch.Tensor, query: torch.Tensor, out: list[torch.Tensor])
             assert abs(float(found[b]) - wanted) <= _tolerance(pool.dtype)
 
 
-def _normal(seed: int, dtype: torch.dtype) -> torch.Tensor:
+def _normal(seed: int, dtype: torch.dtype, size: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(2500, generator=generator, dtype=torch.float64).to(dtype)
+    return torch.randn(size, generator=generator, dtype=torch.float64).to(dtype)
 
 
-def _close(found: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype) -> None:
-    relative = 2 * torch.finfo(dtype).eps
+def _close(found: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype, steps: int) -> None:
+    """Of a step that rounds twice, by half an eps each time."""
+    relative = steps * torch.finfo(dtype).eps
     torch.testing.assert_close(found.double(), wanted, rtol=relative, atol=relative)
 
 
-def _adam(seed: int, dtype: torch.dtype) -> Call:
+def _adam(seed: int, dtype: torch.dtype, size: int) -> Call:
     """The step count is beside the parameter, as with ``capturable=True``."""
     inputs = {
-        "param": _normal(seed, dtype),
-        "grad": _normal(seed + 1, dtype),
-        "exp_avg": _normal(seed + 2, dtype),
-        "exp_avg_sq": _normal(seed + 3, dtype).square(),
+        "param": _normal(seed, dtype, size),
+        "grad": _normal(seed + 1, dtype, size),
+        "exp_avg": _normal(seed + 2, dtype, size),
+        "exp_avg_sq": _normal(seed + 3, dtype, size).square(),
         "step": torch.tensor(5.0),
     }
 
@@ -210,13 +255,13 @@ def _adam(seed: int, dtype: torch.dtype) -> Call:
         lists = ([tensor] for tensor in inputs.values())
         expected = reference.adam_replay(*lists, repeats=_REPEATS, **OPTIONS)
         for found, wanted in zip(out, expected, strict=True):
-            _close(found, wanted[0], dtype)
+            _close(found, wanted[0], dtype, _REPEATS)
 
     return Call(replay, check, inputs)
 
 
-def _accumulate(seed: int, dtype: torch.dtype) -> Call:
-    inputs = {"cache": _normal(seed, dtype), "grad": _normal(seed + 1, dtype)}
+def _accumulate(seed: int, dtype: torch.dtype, size: int) -> Call:
+    inputs = {"cache": _normal(seed, dtype, size), "grad": _normal(seed + 1, dtype, size)}
 
     def accumulate(cache: torch.Tensor, grad: torch.Tensor) -> list[torch.Tensor]:
         ops.grad_accumulate_([cache], [grad], alpha=0.5, beta=2.0)
@@ -224,6 +269,6 @@ def _accumulate(seed: int, dtype: torch.dtype) -> Call:
 
     def check(out: list[torch.Tensor]) -> None:
         wanted = 0.5 * inputs["grad"].double() + 2 * inputs["cache"].double()
-        _close(out[0], wanted, dtype)
+        _close(out[0], wanted, dtype, 2)
 
     return Call(accumulate, check, inputs)

@@ -16,6 +16,18 @@ enum class Variant : int { kVanilla = 0, kAway = 1, kPairwise = 2 };
 // A direction this short (squared) cannot be told from rounding on unit vectors.
 constexpr double kMinSquaredLength = 1e-12;
 
+template <typename T>
+HULLFT_HD T larger(T x, T y) {
+  return x > y ? x : y;
+}
+
+// The same between two points of any norm, given their squares. No other row counts: beside one that
+// is far longer, all points would be one. Equal points have no direction between them, even at 0.
+template <typename T>
+HULLFT_HD bool is_rounding(T squared_length, T square, T other_square) {
+  return double(squared_length) <= kMinSquaredLength * double(larger(square, other_square));
+}
+
 // What a step needs to know of one candidate k.
 template <typename T>
 struct Atom {
@@ -71,7 +83,7 @@ template <typename T>
 HULLFT_HD Step<T> toward_step(const Atom<T>& s, const Iterate<T>& it) {
   Step<T> step;
   const T curvature = s.gram - 2 * s.u + it.wu;
-  if (curvature < T(kMinSquaredLength)) return step;
+  if (is_rounding(curvature, s.gram, it.wu)) return step;
   const T gamma = line_search(s.c - mean_correlation(it), curvature);
   step.scale = 1 - gamma;
   step.toward = gamma;
@@ -84,7 +96,7 @@ template <typename T>
 HULLFT_HD Step<T> away_step(const Atom<T>& a, const Iterate<T>& it) {
   Step<T> step;
   const T curvature = a.gram - 2 * a.u + it.wu;
-  if (curvature < T(kMinSquaredLength)) return step;
+  if (is_rounding(curvature, a.gram, it.wu)) return step;
   const T gamma_max = a.weight / (1 - a.weight);
   const T gamma = clip((mean_correlation(it) - a.c) / curvature, T(0), gamma_max);
   step.scale = 1 + gamma;
@@ -103,7 +115,7 @@ HULLFT_HD Step<T> pairwise_step(const Atom<T>& s, const Atom<T>& a, T gram_sa) {
   if (!(slope > T(0))) return step;
   const T curvature = s.gram + a.gram - 2 * gram_sa;
   const T gamma =
-      curvature < T(kMinSquaredLength) ? a.weight : clip(slope / curvature, T(0), a.weight);
+      is_rounding(curvature, s.gram, a.gram) ? a.weight : clip(slope / curvature, T(0), a.weight);
   step.toward = gamma;
   step.away = gamma;
   step.moves = gamma > T(0);

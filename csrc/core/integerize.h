@@ -8,7 +8,7 @@
 
 namespace hullft {
 
-// A swap must lower L by more than this to be taken.
+// A swap must lower L by more than this share of the largest ||x_i||^2 to be taken.
 constexpr double kMinImprovement = 1e-14;
 
 // Change of L when c_i grows by one.

@@ -97,8 +97,9 @@ class FwSolver {
   bool is_within_tol(const QueryPool<T>& in) {
     if (options_.tol == 0) return false;
     const double noise = 32 * std::numeric_limits<double>::epsilon() * largest_square_;
-    if (squared_residual(iterate_, qq_) > options_.tol * options_.tol + noise) return false;
-    return residual_of_rows(in) < options_.tol;
+    const double tol = options_.tol * std::sqrt(qq_);
+    if (squared_residual(iterate_, qq_) > tol * tol + noise) return false;
+    return residual_of_rows(in) < tol;
   }
 
   double correlation(int64_t atom) const { return correlations_.b(atom) - correlations_.u(atom); }

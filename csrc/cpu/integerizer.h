@@ -1,6 +1,7 @@
 // Weights to counts on the host: the schedule of core/integerize.h.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <vector>
@@ -23,6 +24,9 @@ class Integerizer {
   void run(const double* gram, const double* b, const double* weights, int64_t m, int64_t n,
            int64_t swap_passes, int64_t* counts) {
     gram_ = gram, b_ = b, m_ = m, n_ = double(n), counts_ = counts;
+    double largest_square = 0;
+    for (int64_t i = 0; i < m; ++i) largest_square = std::max(largest_square, gram_row(i)[i]);
+    min_improvement_ = kMinImprovement * largest_square;
     int64_t left = n - floor_counts(weights, n);
     v_.assign(size_t(m), 0.0);
     for (int64_t i = 0; i < m; ++i)
@@ -80,13 +84,13 @@ class Integerizer {
   bool swap_improves(int64_t i, int64_t j) const {
     const double* row = gram_row(i);
     return gain_of_swap(v_[size_t(i)], v_[size_t(j)], row[i], gram_row(j)[j], row[j], b_[i], b_[j],
-                        n_) < -kMinImprovement;
+                        n_) < -min_improvement_;
   }
 
   const double* gram_ = nullptr;
   const double* b_ = nullptr;
   int64_t m_ = 0;
-  double n_ = 1;
+  double n_ = 1, min_improvement_ = 0;
   int64_t* counts_ = nullptr;
   std::vector<double> v_;
   std::vector<int64_t> held_;  // counts at the start of a pass

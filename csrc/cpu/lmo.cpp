@@ -35,30 +35,30 @@ class LmoSolver {
       if (!std::isfinite(c[k])) return false;
       if (c[k] > c[s]) s = k;
     }
-    measure(rows[s], current, d, answer);
     answer.vertex = s;
     answer.correlation = c[s];
-    answer.gap = c[s] - of_current_;
-    return std::isfinite(answer.gap) && std::isfinite(answer.gamma);
+    return measure(rows[s], current, d, answer);
   }
 
  private:
-  void measure(const T* x, const T* current, int64_t d, LmoAnswer& answer) {
+  bool measure(const T* x, const T* current, int64_t d, LmoAnswer& answer) {
     const double* r = residual_.get();
     double slope = 0, squared = 0;
-    of_current_ = 0;
+    double of_current = 0, xx = 0, cc = 0;  // <r, current>, ||x||^2, ||current||^2
     for (int64_t i = 0; i < d; ++i) {
       const double at = widen(current[i]), direction = widen(x[i]) - at;
       slope += r[i] * direction;
       squared += direction * direction;
-      of_current_ += r[i] * at;
+      of_current += r[i] * at;
+      xx += widen(x[i]) * widen(x[i]), cc += at * at;
     }
-    answer.gamma = squared < kMinSquaredLength ? 0.0 : line_search(slope, squared);
+    answer.gamma = is_rounding(squared, xx, cc) ? 0.0 : line_search(slope, squared);
+    answer.gap = answer.correlation - of_current;
+    return std::isfinite(answer.gap) && std::isfinite(answer.gamma) && std::isfinite(xx + cc);
   }
 
   RowProducts<T> products_;
   AlignedDoubles residual_, c_;
-  double of_current_ = 0;  // <r, current>
 };
 
 template <typename T>

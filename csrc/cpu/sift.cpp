@@ -96,14 +96,11 @@ class SiftSolver {
     return all_finite();
   }
 
-  // A row that is not finite makes its norm so: no pass of its own. By Cauchy and Schwarz a row's
-  // squared covariances never exceed the product of its variance and the targets'.
+  // A row that is not finite makes its norm so: no pass of its own.
   bool all_finite() const {
     double poison = variance_left_ * 0;
-    for (int64_t k = 0; k < n_rows_; ++k) {
-      const double variance = posterior_.variance[k];
-      poison += b_.get()[k] * 0 + (variance + options_.noise) * 0 + variance * variance_left_ * 0;
-    }
+    for (int64_t k = 0; k < n_rows_; ++k)
+      poison += b_.get()[k] * 0 + (posterior_.variance[k] + options_.noise) * 0;
     return poison == 0;
   }
 
@@ -147,12 +144,10 @@ class SiftSolver {
     int64_t found = -1;
     for (int64_t k = 0; k < n_rows_; ++k) {
       if (gram_.has(k)) continue;
-      double squared = 0;
-      for (int64_t t = 0; t < options_.n_targets; ++t) {
-        const double c = posterior_.covariance[t * n_ + k];
-        squared += c * c;
-      }
-      const double reduction = variance_reduction(squared, posterior_.variance[k], options_.noise);
+      const double rate = precision(posterior_.variance[k], options_.noise);
+      double reduction = 0;
+      for (int64_t t = 0; t < options_.n_targets; ++t)
+        reduction += variance_reduction(posterior_.covariance[t * n_ + k], rate);
       if (reduction > highest) highest = reduction, found = k;
     }
     return found;
@@ -160,7 +155,7 @@ class SiftSolver {
 
   ArgMax condition(int64_t s) {
     const int64_t n_earlier = int64_t(rates_.size());
-    const double rate = 1.0 / observed_variance(posterior_.variance[s], options_.noise);
+    const double rate = precision(posterior_.variance[s], options_.noise);
     shares_.resize(size_t(n_earlier));
     for (int64_t j = 0; j < n_earlier; ++j)
       shares_[size_t(j)] = columns_.get()[j * n_ + s] * rates_[size_t(j)];
@@ -227,7 +222,7 @@ class SiftSolver {
   SiftPosterior posterior_{};
   int64_t n_rows_ = 0, n_ = 0;
   double qq_ = 0, variance_left_ = 0;
-  std::vector<double> rates_;    // 1 / (variance + noise) of each pick, when it was picked
+  std::vector<double> rates_;    // the precision of each pick, when it was picked
   std::vector<int64_t> picked_;  // how often, of each candidate
   std::vector<double> shares_, target_shares_;
 };

@@ -52,14 +52,17 @@ class BlockIntegerizer {
   }
 
   __device__ __forceinline__ void start_products() {
+    Best<double> largest_square{0, 0};
     for (int j = me_.thread; j < m_; j += me_.n_threads) {
       double sum = 0;
       for (int i = 0; i < m_; ++i)
         if (x_.counts[i]) sum += double(x_.counts[i]) * gram_(i, j);
       x_.v[j] = sum;
       x_.diagonal[j] = gram_(j, j);
+      see(largest_square, x_.diagonal[j], j);
     }
-    __syncthreads();
+    // Its barriers also publish the products.
+    min_improvement_ = kMinImprovement * block_best(largest_square, scratch_, me_).value;
   }
 
   __device__ __forceinline__ void give_one() {
@@ -98,7 +101,7 @@ class BlockIntegerizer {
     // Units received during the pass stay for the next; an atom without units has none to give.
     if (i == j || x_.held[i] == 0 || x_.counts[i] == 0) return false;
     return gain_of_swap(x_.v[i], x_.v[j], x_.diagonal[i], x_.diagonal[j], gram_(i, j), x_.b[i],
-                        x_.b[j], double(n_)) < -kMinImprovement;
+                        x_.b[j], double(n_)) < -min_improvement_;
   }
 
   __device__ __forceinline__ void move(int64_t pair) {
@@ -114,6 +117,7 @@ class BlockIntegerizer {
   const Gram& gram_;
   CountArrays x_;
   int m_, n_;
+  double min_improvement_ = 0;
   BlockScratch& scratch_;
   const BlockThread& me_;
 };

@@ -216,7 +216,8 @@ class FwBlock {
         p_.gap_tol > 0 && double(top_.value - mean_correlation(it_)) <= p_.gap_tol;
     if (done_ || small_gap) return stop();
     const double noise = 32.0 * double(epsilon<S>()) * double(qq_);
-    if (double(squared_residual(it_, qq_)) <= p_.tol * p_.tol + noise) return request_residual();
+    const double within = p_.tol * p_.tol * double(qq_) + noise;
+    if (double(squared_residual(it_, qq_)) <= within) return request_residual();
     choose();
   }
 
@@ -239,7 +240,7 @@ class FwBlock {
   }
 
   __device__ __forceinline__ void after_residual() {
-    if (stopping_ || double(residual_) < p_.tol) return act(Action::kDone);
+    if (stopping_ || double(residual_) < p_.tol * sqrt(double(qq_))) return act(Action::kDone);
     choose();
   }
 

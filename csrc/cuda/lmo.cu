@@ -40,26 +40,31 @@ __global__ void __launch_bounds__(kThreads, 2)
   const Best<double> best = block_best(mine, scratch, me);
   const S* r = residuals + query * problem.pool.d;
   S slope = 0, squared = 0, of_current = 0;  // <r, x - current>, ||x - current||^2, <r, current>
+  S xx = 0, cc = 0;                          // ||x||^2, ||current||^2
   with_rows<S>(problem.pool, query, n, [&](const auto& rows) {
     const auto* x = rows[best.index];
     const auto* current = query_at(rows, problem.current, query);
     for (int64_t i = me.thread; i < rows.d; i += me.n_threads) {
-      const S at = widen_to<S>(current[i]), direction = widen_to<S>(x[i]) - at;
+      const S row = widen_to<S>(x[i]), at = widen_to<S>(current[i]), direction = row - at;
       slope += r[i] * direction;
       squared += direction * direction;
       of_current += r[i] * at;
+      xx += row * row, cc += at * at;
     }
   });
   const double total_slope = block_sum(slope, scratch, me);
   const double total_squared = block_sum(squared, scratch, me);
   const double total_current = block_sum(of_current, scratch, me);
+  const double total_xx = block_sum(xx, scratch, me), total_cc = block_sum(cc, scratch, me);
   if (me.thread != 0) return;
   const S gap = S(best.value - total_current);
   // Those of finite values may overflow.
-  if (!finite(S(total_slope)) || !finite(S(total_squared)) || !finite(gap))
+  if (!finite(S(total_slope)) || !finite(S(total_squared)) || !finite(total_xx + total_cc) ||
+      !finite(gap))
     return write_lmo<S>(query, -1, S(NAN), S(NAN), S(NAN), out);
-  const double gamma =
-      total_squared < kMinSquaredLength ? 0.0 : line_search(total_slope, total_squared);
+  const double gamma = is_rounding(total_squared, total_xx, total_cc)
+                           ? 0.0
+                           : line_search(total_slope, total_squared);
   write_lmo<S>(query, best.index, S(best.value), S(gamma), gap, out);
 }
 

@@ -15,8 +15,8 @@ struct SiftState {
   S* variance;    // [width], given the picks
   S *b, *u;       // [width]: products with the mean target, and with the sum of the picks
   S *rates,
-      *left;  // [n_select]: 1 / (variance + noise) of a pick; variance at the targets after it
-  S* shares;  // [n_select], of the pick at hand
+      *left;            // [n_select]: precision of a pick; variance at the targets after it
+  S* shares;            // [n_select], of the pick at hand
   S* target_shares;     // [n_targets]
   int *picks, *counts;  // [n_select]; counts of the picks at their first, 0 at the others
 };
@@ -120,19 +120,19 @@ class SiftBlock {
     return !__syncthreads_or(bad);
   }
 
-  __device__ __forceinline__ S squared_targets(int k) const {
-    S squared = 0;
-    for (int t = 0; t < p_.n_targets; ++t) {
-      const S c = x_.covariance[t * width() + k];
-      squared += c * c;
-    }
-    return squared;
+  // What observing candidate k would bring.
+  __device__ __forceinline__ S reduction_at_targets(int k) const {
+    const S rate = precision(x_.variance[k], S(p_.noise));
+    S sum = 0;
+    for (int t = 0; t < p_.n_targets; ++t)
+      sum += variance_reduction(x_.covariance[t * width() + k], rate);
+    return sum;
   }
 
   __device__ __forceinline__ Best<double> best_of_start() {
     Best<double> best = no_best<double>();
     for (int k = me_.thread; k < n_; k += me_.n_threads)
-      see(best, double(variance_reduction(squared_targets(k), x_.variance[k], S(p_.noise))), k);
+      see(best, double(reduction_at_targets(k)), k);
     return block_best(best, scratch_, me_);
   }
 
@@ -140,7 +140,7 @@ class SiftBlock {
   __device__ __forceinline__ Best<double> observe(int i, int s) {
     S* const column = columns_ + i * width();
     if (!gram_) multiply(s, 0, column);
-    const S rate = S(1) / observed_variance(x_.variance[s], S(p_.noise));
+    const S rate = precision(x_.variance[s], S(p_.noise));
     for (int j = me_.thread; j < i; j += me_.n_threads)
       x_.shares[j] = columns_[j * width() + s] * x_.rates[j];
     for (int t = me_.thread; t < p_.n_targets; t += me_.n_threads)
@@ -155,7 +155,7 @@ class SiftBlock {
     return block_best(best, scratch_, me_);
   }
 
-  // What observing candidate k after the pick would bring.
+  // Observes the pick for candidate k; what observing k next would bring.
   __device__ __forceinline__ S condition(int i, S product, S rate, S* column, int k) {
     x_.u[k] += product;
     S c = product;
@@ -168,7 +168,7 @@ class SiftBlock {
       covariance = condition_covariance(covariance, c, x_.target_shares[t]);
     }
     x_.variance[k] = condition_variance(x_.variance[k], c, rate);
-    return variance_reduction(squared_targets(k), x_.variance[k], S(p_.noise));
+    return reduction_at_targets(k);
   }
 
   // How often the row of pick i was picked, at its first pick; 0 at later ones.

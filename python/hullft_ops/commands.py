@@ -46,6 +46,7 @@ app.command()(commands_evaluation.tune)
 @app.command()
 def demo(
     model: options.ModelOption = None,
+    allow_missing_weights: options.AllowMissingOption = False,
     device: options.DeviceOption = None,
     corpus: Annotated[
         Path | None,
@@ -96,6 +97,7 @@ def demo(
             output=output,
             datastore=datastore,
             seed=seed,
+            allow_missing_weights=allow_missing_weights,
         )
         run_demo(chosen, out=Console(), log=Console(stderr=True))
 

@@ -15,6 +15,7 @@ def adapt(
     prompt: Annotated[str, typer.Option(help="The text to adapt to.")],
     config: options.ConfigOption = None,
     model: options.ModelOption = None,
+    allow_missing_weights: options.AllowMissingOption = False,
     device: options.DeviceOption = None,
     embedder: options.EmbedderOption = None,
     store: Annotated[
@@ -43,7 +44,8 @@ def adapt(
 
         chosen = configuration(
             config,
-            inputs={"model": model, "embedder": embedder, "store": store},
+            inputs={"model": model, "embedder": embedder, "store": store}
+            | {"allow_missing_weights": allow_missing_weights or None},
             axes={"method": method, "n_select": steps, "refresh": refresh, "lr": lr}
             | {"max_length": max_length},
             default={"method": "hullft", "n_select": 20, "refresh": 2},

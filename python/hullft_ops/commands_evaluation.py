@@ -27,6 +27,7 @@ TUNING_GRID = {
 def evaluate(
     config: options.ConfigOption = None,
     model: options.ModelOption = None,
+    allow_missing_weights: options.AllowMissingOption = False,
     device: options.DeviceOption = None,
     embedder: options.EmbedderOption = None,
     store: options.StoreOption = None,
@@ -55,7 +56,8 @@ def evaluate(
         chosen = configuration(
             config,
             inputs={"model": model, "embedder": embedder, "store": store, "prompts": prompts}
-            | {"corpus": corpus, "limit": limit, "seed": seed},
+            | {"corpus": corpus, "limit": limit, "seed": seed}
+            | {"allow_missing_weights": allow_missing_weights or None},
             axes={"method": method, "n_select": steps, "refresh": refresh, "lr": lr},
             default={"method": ["knn", "hullft"]},
         )
@@ -90,6 +92,7 @@ def report(
 def tune(
     config: options.ConfigOption = None,
     model: options.ModelOption = None,
+    allow_missing_weights: options.AllowMissingOption = False,
     device: options.DeviceOption = None,
     embedder: options.EmbedderOption = None,
     store: options.StoreOption = None,
@@ -120,7 +123,8 @@ def tune(
         chosen = configuration(
             config,
             inputs={"model": model, "embedder": embedder, "store": store, "prompts": prompts}
-            | {"corpus": corpus, "limit": limit, "seed": seed},
+            | {"corpus": corpus, "limit": limit, "seed": seed}
+            | {"allow_missing_weights": allow_missing_weights or None},
             axes={"method": method, "n_select": steps, "refresh": refresh, "lr": lr},
             default=TUNING_GRID,
         )

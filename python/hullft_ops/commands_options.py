@@ -24,6 +24,13 @@ ModelOption = Annotated[
         help="Name or directory of a causal language model.", show_default="the shipped one"
     ),
 ]
+AllowMissingOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-missing-weights",
+        help="Load a model whose checkpoint has not the weights of its configuration.",
+    ),
+]
 DeviceOption = Annotated[
     str | None,
     typer.Option(

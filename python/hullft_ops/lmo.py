@@ -25,7 +25,7 @@ class LmoStep(NamedTuple):
     """[..]: its inner product with ``query - current``."""
     gamma: torch.Tensor
     """[..]: the step in 0..1 that brings ``current + gamma * (pool[vertex] - current)`` nearest to
-    the query; 0 when the row lies less than 1e-6 from ``current``."""
+    the query; 0 when the row lies within 1e-6 of the longer of it and ``current``."""
     gap: torch.Tensor
     """[..]: the Frank-Wolfe gap, an upper bound on how much half the squared distance to the query
     could still fall while ``current`` stays in the hull."""
@@ -40,8 +40,8 @@ def fw_lmo(
 ) -> LmoStep:
     """The vertex of the pool's hull to move toward from ``current``, with exact line search.
 
-    Made for vectors of norm about 1: a way of less than 1e-6 is taken for rounding, and ``gamma``
-    is 0 then.
+    Vectors may have any norm. Between points that differ by less than 1e-6 of the longer, the
+    difference is taken for rounding, and ``gamma`` is 0.
 
     Args:
         pool: [K, d], shared by a batch of queries, or [B, K, d]. float32, float64, bfloat16 or

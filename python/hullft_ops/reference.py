@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+# Of vectors of norm 1.
 _MIN_SQUARED_LENGTH = 1e-12
 _MIN_IMPROVEMENT = 1e-14
 
@@ -46,7 +47,7 @@ def fw_select(
         current = x.T @ w
         r = q - current
         c = x @ r
-        if r.norm() < tol or (gap_tol > 0 and c.max() - r @ current <= gap_tol):
+        if r.norm() < tol * q.norm() or (gap_tol > 0 and c.max() - r @ current <= gap_tol):
             break
         if variant == "vanilla":
             moved = _vanilla_step(x, w, support, c, r, current)
@@ -93,13 +94,19 @@ def _vanilla_step(
 ) -> bool:
     s = _argmax(c)
     direction = x[s] - current
-    if direction @ direction < _MIN_SQUARED_LENGTH:
+    if _is_rounding(x[s], current):
         return False
     gamma = (r @ direction / (direction @ direction)).clamp(0, 1)
     w *= 1 - gamma
     w[s] += gamma
     support.add(s)
     return True
+
+
+def _is_rounding(start: torch.Tensor, end: torch.Tensor) -> bool:
+    """Whether two points are too close, beside their norms, for a direction between them."""
+    largest = torch.maximum(start @ start, end @ end)
+    return bool((end - start).square().sum() <= _MIN_SQUARED_LENGTH * largest)
 
 
 def corrective_step(
@@ -114,13 +121,13 @@ def corrective_step(
     toward_slope, away_slope = r @ (x[s] - current), r @ (current - x[a])
     unit = torch.eye(len(x), dtype=torch.float64)
     if variant == "pairwise":
-        direction, change, limit = x[s] - x[a], unit[s] - unit[a], w[a]
+        start, end, change, limit = x[a], x[s], unit[s] - unit[a], w[a]
     elif toward_slope < away_slope:
-        direction, change, limit = current - x[a], w - unit[a], w[a] / (1 - w[a])
+        start, end, change, limit = x[a], current, w - unit[a], w[a] / (1 - w[a])
     else:
-        direction, change, limit = x[s] - current, unit[s] - w, torch.ones_like(w[s])
+        start, end, change, limit = current, x[s], unit[s] - w, torch.ones_like(w[s])
+    direction, short = end - start, _is_rounding(start, end)
     slope, curvature = r @ direction, direction @ direction
-    short = bool(curvature < _MIN_SQUARED_LENGTH)
     if slope <= 0 or (short and variant != "pairwise"):
         return None
     gamma = limit if short else (slope / curvature).clamp(max=limit)
@@ -149,8 +156,7 @@ def fw_lmo(pool: torch.Tensor, query: torch.Tensor, current: torch.Tensor) -> Re
     s = _argmax(c)
     direction = x[s] - at
     squared = (direction @ direction).item()
-    short = squared < _MIN_SQUARED_LENGTH
-    gamma = 0.0 if short else min(max((r @ direction).item() / squared, 0.0), 1.0)
+    gamma = 0.0 if _is_rounding(at, x[s]) else min(max((r @ direction).item() / squared, 0.0), 1.0)
     return ReferenceLmo(s, c[s].item(), gamma, (c[s] - r @ at).item())
 
 
@@ -231,6 +237,7 @@ def integerize(
     x, q, w = support.double(), query.double(), weights.double().clamp(min=0)
     m = len(x)
     gram, b = x @ x.T, x @ q
+    improvement = _MIN_IMPROVEMENT * gram.diagonal().max().item()
     w = w / w.sum() if w.sum() > 0 else torch.full((m,), 1 / m, dtype=torch.float64)
     counts = [math.floor(n_select * value) for value in w.tolist()]
 
@@ -254,7 +261,7 @@ def integerize(
             for j in range(m):
                 if j == i or counts[i] == 0:
                     continue
-                if loss(moved(i, j)) < loss(counts) - _MIN_IMPROVEMENT:
+                if loss(moved(i, j)) < loss(counts) - improvement:
                     counts = moved(i, j)
                     improved = True
         if not improved:

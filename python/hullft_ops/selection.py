@@ -100,10 +100,10 @@ def fw_select(
     Ties go to the lowest index. The result does not depend on the number of threads, and is not
     differentiable.
 
-    Made for vectors of norm about 1, as most embeddings are: its thresholds are absolute. ``tol``
-    is a distance; a direction shorter than 1e-6 is taken for rounding, so that "vanilla" and "away"
-    stop at it and "pairwise" moves the whole weight along it. Pools and queries of another norm
-    are to be scaled by one number before.
+    Vectors may have any norm: scaling pool and query by one power of two scales ``residual`` and
+    ``gap`` and changes nothing else. ``gap_tol`` alone is absolute. A direction shorter than 1e-6
+    of the longer of the two points it joins is taken for rounding: "vanilla" and "away" stop at
+    it, "pairwise" moves the whole weight along it.
 
     An exact line search leaves the two atoms of a pairwise step level, so that rounding decides
     which of them the next step takes from: with another instruction set, or on CUDA, "pairwise" may
@@ -120,8 +120,8 @@ def fw_select(
         query: [d] or [B, d], of the pool's dtype and device.
         n_select: the largest support, and what the counts sum to. It may exceed K.
         max_iter: the largest number of steps.
-        tol: stop when the residual norm is below this; an absolute distance.
-        gap_tol: stop when the Frank-Wolfe gap is at most this; 0 is never.
+        tol: stop when the residual norm is below this share of the query's norm.
+        gap_tol: stop when the Frank-Wolfe gap is at most this, a squared length; 0 is never.
         variant: ``"vanilla"`` stops when the support is full; ``"away"`` and ``"pairwise"``
             (Lacoste-Julien and Jaggi, 2015) drop atoms, and with a full support go on within it.
         swap_passes: passes of single-unit swaps that improve the counts.
@@ -242,8 +242,8 @@ def integerize(
 
     Minimises ``||query - support.T @ counts / n_select||^2`` by rounding down, giving the units
     that remain one by one where each helps most, and ``swap_passes`` passes of single-unit swaps.
-    Ties go to the lowest index. Made for vectors of norm about 1: a swap must lower that squared
-    distance by more than 1e-14.
+    Ties go to the lowest index. A swap must lower that squared distance by more than 1e-14 of the
+    support's largest squared norm.
 
     Args:
         support: [m, d] or [B, m, d], float32, float64, bfloat16 or float16.

@@ -78,9 +78,10 @@ def sift_select(
             a batch of queries, whose summed variance is lowered and whose mean the residual and gap
             refer to.
         n_select: how many picks to make. It may exceed K.
-        noise: the variance of the noise, the paper's lambda. The smaller it is, the less does a row
-            that was picked already tell anew. Below some 1e-28 of the rows' squared norms,
-            rounding decides which row tells most.
+        noise: the variance of the noise, the paper's lambda. It is absolute: for vectors ``s``
+            times as long, ``s**2`` times the noise gives the same picks. The smaller it is, the
+            less does a row that was picked already tell anew. Below some 1e-28 of the rows'
+            squared norms, rounding decides which row tells most.
         pool_sizes: int64 [B]: query b sees only the first ``pool_sizes[b]`` rows of its pool.
 
     Raises:

@@ -72,15 +72,16 @@ def test_fewer_texts_than_steps_are_said_in_a_line(
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (1, "out of memory while scoring the prompt: give a shorter --prompt"),
-        (2, "adapting on texts of up to"),
-        (8, "out of memory while generating: lower --max-new-tokens"),
+        (3, "out of memory while scoring the prompt: give a shorter --prompt"),
+        (4, "adapting on texts of up to"),
+        (10, "out of memory while generating: lower --max-new-tokens"),
     ],
 )
 def test_out_of_memory_says_what_to_lower(
     own: list[object], call: int, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The forward passes: one scores, six adapt, one scores, the others generate.
+    # The forward passes: two look whether the model is causal, one scores, six adapt, one scores,
+    # the others generate.
     calls, forward = [], GPT2LMHeadModel.forward
 
     def counted(*arguments: Any, **keywords: Any) -> Any:

@@ -118,6 +118,7 @@ def test_a_zero_on_the_command_line_is_a_value() -> None:
         ('{"settings": 7}', "settings must be an object or a list of them"),
         ('{"limit": "7"}', "limit must be an integer, got '7'"),
         ('{"model": 7}', "model must be a string, got 7"),
+        ('{"allow_missing_weights": 1}', "allow_missing_weights must be true or false, got 1"),
         ('{"seed": -1}', "seed must be in 0..2^63 - 1, got -1"),
         ('{"seed": 18446744073709551616}', "seed must be in 0..2^63 - 1, got 18446744073709551616"),
     ],

@@ -30,9 +30,11 @@ main()
 """
 
 
-def run_without(modules: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_without(
+    modules: str, *arguments: str, folder: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", RUN_WITHOUT, modules, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
 def test_info_as_json() -> None:
@@ -96,11 +98,11 @@ def test_without_typer_the_command_names_the_extra() -> None:
     assert "python -m hullft_ops.collect_env" in result.stderr
 
 
-def test_without_faiss_info_works_and_the_demo_names_the_extra() -> None:
+def test_without_faiss_info_works_and_the_demo_names_the_extra(tmp_path: Path) -> None:
     assert run_without("faiss", "info").returncode == 0
-    result = run_without("faiss", "demo")
+    result = run_without("faiss", "demo", folder=tmp_path)
     assert result.returncode == 1
-    assert result.stderr.startswith("hullft-ops needs faiss: pip install '.[ttft]' in its checkout")
+    assert "\nhullft-ops needs faiss: pip install '.[ttft]' in its checkout\n" in result.stderr
 
 
 def test_an_import_that_fails_for_another_reason_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,15 +6,18 @@ import torch
 
 from cuda_sim.checks import (
     SMALL_SHARED,
+    VARIANTS,
     case,
     check_consistent,
     check_equals,
     check_failed,
     check_same,
+    check_scaled,
     hull_problem,
     of_query,
     problems_of_bad_values,
     problems_of_parts,
+    scaled_problems,
 )
 from cuda_sim.library import Launch, Library
 from hullft_ops import reference
@@ -201,6 +204,22 @@ def fw_stopping(library: Library, seed: int) -> None:
         answer = library.frank_wolfe(pool, inside, 6, launch=launch)
         assert answer.indices[0].tolist() == [3, -1, -1, -1, -1, -1]
         assert (answer.num_iter.item(), answer.residual.item()) == (0, 0)
+
+
+@case
+def fw_scaled(library: Library, seed: int) -> None:
+    """Powers of two change nothing but the scale. Equal rows, a query in its pool and a large tol
+    reach the thresholds."""
+    for pool, query, scales in scaled_problems(12, 24, 10):
+        pool[:, 1::2] = pool[:, ::2]
+        query[0] = pool[0, 3]
+        for variant in VARIANTS:
+            for n_select, gram, tol in ((1, True, 0.0), (7, False, 1e-5), (7, False, 0.7)):
+                options = {"variant": variant, "tol": tol, "launch": Launch(seed, gram, 64)}
+                expected = library.frank_wolfe(pool, query, n_select, **options)
+                for scale in scales:
+                    x, q = pool * scale, query * scale
+                    check_scaled(library.frank_wolfe(x, q, n_select, **options), expected, scale)
 
 
 @case

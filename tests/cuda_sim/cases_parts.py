@@ -2,7 +2,15 @@
 
 import torch
 
-from cuda_sim.checks import case, check_equals, check_failed, hull_problem, of_query
+from cuda_sim.checks import (
+    case,
+    check_equals,
+    check_failed,
+    check_scaled,
+    hull_problem,
+    of_query,
+    scaled_problems,
+)
 from cuda_sim.library import Launch, Library
 from hullft_ops import reference
 from problems import make_problem
@@ -62,6 +70,16 @@ def integerize_failures(library: Library, seed: int) -> None:
 
 
 @case
+def integerize_scaled(library: Library, seed: int) -> None:
+    weights = torch.rand(2, 12, generator=torch.Generator().manual_seed(0))
+    for support, query, scales in scaled_problems(14, 12, 5):
+        expected = library.integerize(support, query, weights, 9, launch=Launch(seed))
+        for scale in scales:
+            x, q = support * scale, query * scale
+            assert torch.equal(library.integerize(x, q, weights, 9, launch=Launch(seed)), expected)
+
+
+@case
 def integerize_overflow(library: Library, seed: int) -> None:
     """Inputs and products are finite, every gain is NaN: the unit that remains goes somewhere."""
     support = torch.full((1, 2, 1), 1e154, dtype=torch.float64)
@@ -98,6 +116,21 @@ def lmo(library: Library, seed: int) -> None:
 
 
 @case
+def lmo_scaled(library: Library, seed: int) -> None:
+    """The current point of the second query is its best row."""
+    for pool, query, scales in scaled_problems(15, 12, 5):
+        current = torch.stack([pool[0, 2], query[1]])
+        pool[1, 7] = query[1]
+        expected = library.lmo(pool, query, current, launch=Launch(seed))
+        for scale in scales:
+            step = library.lmo(*(t * scale for t in (pool, query, current)), launch=Launch(seed))
+            assert torch.equal(step.vertex, expected.vertex)
+            assert torch.equal(step.gamma, expected.gamma)
+            for name in ("correlation", "gap"):
+                assert torch.equal(getattr(step, name), getattr(expected, name) * scale**2)
+
+
+@case
 def lmo_overflow(library: Library, seed: int) -> None:
     """Inputs and products of rows are finite; the product with the current point is not, or the
     square of what lies between."""
@@ -129,6 +162,15 @@ def knn(library: Library, seed: int) -> None:
             check_equals(of_query(answer, b), expected)
         check_failed(of_query(answer, 2), n_select)
         check_failed(of_query(answer, 3), n_select)
+
+
+@case
+def knn_scaled(library: Library, seed: int) -> None:
+    for pool, query, scales in scaled_problems(16, 12, 5):
+        expected = library.knn(pool, query, 4, launch=Launch(seed))
+        for scale in scales:
+            answer = library.knn(pool * scale, query * scale, 4, launch=Launch(seed))
+            check_scaled(answer, expected, scale)
 
 
 @case

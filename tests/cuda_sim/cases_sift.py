@@ -10,10 +10,12 @@ from cuda_sim.checks import (
     check_equals,
     check_failed,
     check_same,
+    check_scaled,
     hull_problem,
     of_query,
     problems_of_bad_values,
     problems_of_parts,
+    scaled_problems,
 )
 from cuda_sim.library import Answer, Launch, Library
 from hullft_ops import Selection, SiftSelection, reference
@@ -144,11 +146,28 @@ def sift_failures(library: Library, seed: int) -> None:
             check_sift_failed(answer, 1)
             check_sift_failed(answer, 2)
         pool, query = hull_problem(1, 2, 20, 8, torch.float32)
-        pool[1] *= 1e15  # products are finite, their squares are not
+        pool[1] *= 1e-20  # float32 does not hold one by the square and the noise
         query[1] *= 1e10
-        answer = library.sift(pool, query, 4, launch=launch)
-        check_sift(answer, 0, pool[0], query[0], 0.01)
+        answer = library.sift(pool, query, 4, noise=1e-50, launch=launch)
         check_sift_failed(answer, 1)
+
+
+@case
+def sift_scaled(library: Library, seed: int) -> None:
+    """With the noise by its square, a power of two changes nothing but the scale."""
+    for pool, query, scales in scaled_problems(13, 24, 10):
+        targets = torch.stack([query, query.flip(0)], dim=1)
+        for scale in scales:
+            for q, gram in ((query, True), (targets, False)):
+                (answer, picks, variance), wanted = (
+                    library.sift(
+                        pool * s, q * s, 7, noise=0.1 * s**2, launch=Launch(seed, gram, 64)
+                    )
+                    for s in (scale, 1)
+                )
+                check_scaled(answer, wanted[0], scale)
+                assert torch.equal(picks, wanted[1])
+                assert torch.equal(variance, wanted[2] * scale**2)
 
 
 @case

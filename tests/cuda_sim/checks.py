@@ -6,6 +6,7 @@ import torch
 
 from cuda_sim.library import Answer, Library
 from hullft_ops import reference
+from problems import REACH, without_small_entries
 
 DTYPES = {
     "float32": torch.float32,
@@ -40,6 +41,17 @@ def hull_problem(
     return pool.to(dtype), query.to(dtype)
 
 
+def scaled_problems(
+    seed: int, candidates: int, dim: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, tuple[float, float]]]:
+    """A problem of each dtype, and powers of two by which its entries scale exactly."""
+    for dtype, reach in REACH.items():
+        pool, query = (
+            without_small_entries(t) for t in hull_problem(seed, 2, candidates, dim, dtype)
+        )
+        yield pool, query, (2.0**-reach, 2.0**reach)
+
+
 def problems_of_bad_values() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Three queries: a value in the pool of the second, and in the third, is not finite."""
     for value in (float("nan"), float("inf"), -float("inf")):
@@ -65,6 +77,13 @@ def check_same(answer: Answer, expected: Answer) -> None:
     for name in Answer.__dataclass_fields__:
         wanted = getattr(expected, name).nan_to_num(-7)
         assert torch.equal(getattr(answer, name).nan_to_num(-7), wanted)
+
+
+def check_scaled(answer: Answer, expected: Answer, scale: float) -> None:
+    """The same bits but for the scale."""
+    for name in Answer.__dataclass_fields__:
+        factor = {"residual": scale, "gap": scale**2}.get(name, 1)
+        assert torch.equal(getattr(answer, name), getattr(expected, name) * factor)
 
 
 def of_query(answer: Answer, b: int) -> Answer:

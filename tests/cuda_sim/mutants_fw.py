@@ -149,4 +149,22 @@ FW_MUTANTS = {
         "fw_failures",
         WRONG,
     ),
+    "a residual by its absolute length": Mutant(
+        "frank_wolfe",
+        FW,
+        "double(residual_) < p_.tol * sqrt(double(qq_))",
+        "double(residual_) < p_.tol",
+        "plain",
+        "fw_scaled",
+        WRONG,
+    ),
+    "a direction by its absolute length": Mutant(
+        "frank_wolfe",
+        "core/frank_wolfe.h",
+        "double(larger(square, other_square))",
+        "double(square == square || other_square == square)",
+        "plain",
+        "fw_scaled",
+        WRONG,
+    ),
 }

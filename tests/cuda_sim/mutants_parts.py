@@ -102,4 +102,22 @@ PARTS_MUTANTS = {
         "integerize",
         WRONG,
     ),
+    "swaps by an absolute gain": Mutant(
+        "integerize",
+        "cuda/block_integerize.cuh",
+        "double(n_)) < -min_improvement_",
+        "double(n_)) < -kMinImprovement",
+        "plain",
+        "integerize_scaled",
+        WRONG,
+    ),
+    "a way by its absolute length": Mutant(
+        "lmo",
+        "core/frank_wolfe.h",
+        "double(larger(square, other_square))",
+        "double(square == square || other_square == square)",
+        "plain",
+        "lmo_scaled",
+        WRONG,
+    ),
 }

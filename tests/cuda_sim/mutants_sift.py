@@ -68,13 +68,31 @@ SIFT_MUTANTS = {
         "sift",
         RACE,
     ),
-    "squares that overflow unnoticed": Mutant(
+    "a precision that overflows unnoticed": Mutant(
         "sift",
         SIFT,
         "if (!finite(best.value)) return fail(out);",
         "if (best.index >= n_) return fail(out);",
         "plain",
         "sift_failures",
+        WRONG,
+    ),
+    "a square of a covariance": Mutant(
+        "sift",
+        "core/sift.h",
+        "covariance * (covariance * rate)",
+        "covariance * covariance * rate",
+        "plain",
+        "sift_scaled",
+        WRONG,
+    ),
+    "a square of a column": Mutant(
+        "sift",
+        "core/sift.h",
+        "column * (column * rate)",
+        "column * column * rate",
+        "plain",
+        "sift_scaled",
         WRONG,
     ),
 }

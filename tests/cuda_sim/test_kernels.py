@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from benchmarks.gpu import calls
 
 import hullft_ops
 from adam_problems import adam_replay, make_tensors
@@ -184,6 +185,18 @@ def test_plan(
     """The table in csrc/cuda/README.md."""
     plan = library("plain").plan(batch, candidates, dim, 50, H100_SHARED_BYTES)
     assert (bool(plan.gram), bool(plan.shared_state)) == (gram, shared_state)
+
+
+def test_the_shapes_of_the_gpu_check_take_every_way(library: Libraries) -> None:
+    """Gram matrices and columns, state in shared and in global memory, every size of a block."""
+    shapes = (calls.SMALL, calls.UNALIGNED, calls.COLUMNS, calls.GLOBAL)
+    plans = [
+        library("plain").plan(s.batch, s.candidates, s.dim, s.n_select, H100_SHARED_BYTES)
+        for s in shapes
+    ]
+    assert [(bool(p.gram), bool(p.shared_state), p.threads) for p in plans] == [
+        (True, True, 128), (True, True, 256), (False, True, 512), (False, False, 512),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

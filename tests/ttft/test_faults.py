@@ -133,8 +133,8 @@ STAGES = {
     "search": patched(lambda f: Datastore, "search"),
     "selection": patched(lambda f: hullft_ops, "fw_select_indexed"),
     "tokenizer": patched(lambda f: type(f.tokenizer), "__call__", 2),
-    "saving": patched(lambda f: ModelSnapshot, "_save"),
-    "saved": patched(lambda f: ModelSnapshot, "_save", after=True),
+    "saving": patched(lambda f: ModelSnapshot, "save"),
+    "saved": patched(lambda f: ModelSnapshot, "save", after=True),
     "forward": break_forward,
     "backward": break_backward,
     "before a step": patched(lambda f: STEP, "step", 3),
@@ -270,12 +270,42 @@ def test_what_cannot_be_restored_is_named_and_all_else_is_back(gpt2, make):
     finetuner, before = make(gpt2), state_of(gpt2)
     name, bias = list(gpt2.named_parameters())[3]
     with (
-        pytest.raises(RuntimeError, match=rf"1 of \d+ parameters could not .*again: {name}: "),
+        pytest.raises(RuntimeError, match=rf"load the model again and make .*block: {name}: "),
         finetuner.adapted(PROMPT),
     ):
         # A copy that does not fit stands for whatever may fail.
         finetuner._snapshot._saved[3] = torch.empty(bias.numel() + 1)
     assert differences(before, state_of(gpt2)) == [f"{name}: bytes"]
+
+
+STORAGES = {
+    "transformer.ln_f.bias": lambda model: model.transformer.ln_f.bias,
+    "transformer.wpe.weight": lambda model: model.transformer.wpe.weight,
+    "transformer.mean": lambda model: model.transformer.mean,
+}
+
+
+@pytest.mark.parametrize("name", STORAGES)
+def test_a_storage_that_is_gone_is_named_and_all_else_is_back(gpt2, make, bits, name):
+    """Trained, frozen, and a buffer's: in the middle of a copy into it the process would end."""
+    gpt2.transformer.wpe.weight.requires_grad_(False)
+    gpt2.transformer.register_buffer("mean", torch.ones(9))
+    finetuner, before, storage = make(gpt2), bits(gpt2), STORAGES[name](gpt2).untyped_storage()
+    size = storage.nbytes()
+    with (
+        pytest.raises(RuntimeError, match=f": {name}: its storage is gone$"),
+        finetuner.adapted(PROMPT),
+    ):
+        storage.resize_(0)
+    storage.resize_(size).fill_(255)
+    assert before.changed() == {name}
+
+
+def test_a_parameter_without_storage_is_refused_before_it_is_copied(gpt2, make):
+    finetuner = make(gpt2)
+    gpt2.transformer.ln_f.bias.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match=r"parameter \[16\] is gone"), finetuner.adapted(PROMPT):
+        pytest.fail("the body must not run")
 
 
 @pytest.mark.parametrize(

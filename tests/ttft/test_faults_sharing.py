@@ -3,16 +3,19 @@
 import copy
 import multiprocessing
 import os
+import pickle
+import runpy
 import signal
 import sys
 import threading
+from functools import partial
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 
 from forked import forked, status_of
-from hullft_ops.ttft import claims
+from hullft_ops.ttft import bits_per_byte, claims
 from model_state import differences, state_of
 from operators_elsewhere import operators, same_as, spawned
 
@@ -23,18 +26,26 @@ LORA = LoraConfig(target_modules=["c_attn"], r=2, fan_in_fan_out=True, task_type
 
 def in_thread(action, name="elsewhere"):
     """What an exception in another thread says; None where there is none."""
-    found = []
+    return next(map(str, run_together([action], name)), None)
 
-    def run():
+
+def run_together(actions, name=None):
+    """Each in a thread of its own, all at once; what they raise."""
+    start, errors = threading.Barrier(len(actions)), []
+
+    def run(action):
+        start.wait()
         try:
             action()
         except RuntimeError as error:
-            found.append(str(error))
+            errors.append(error)
 
-    thread = threading.Thread(target=run, name=name)
-    thread.start()
-    thread.join()
-    return found[0] if found else None
+    threads = [threading.Thread(target=run, args=(action,), name=name) for action in actions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return errors
 
 
 def adapt(finetuner):
@@ -99,6 +110,114 @@ def test_modules_that_share_what_neither_trains_are_not(gpt2, make):
         assert differences(before, state_of(model)) == []
 
 
+def test_models_that_share_modules_are_refused(gpt2, make):
+    """Each would set modes and forwards that are the other's too."""
+    prefix = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    one, other = (make(get_peft_model(gpt2, prefix), max_length=20) for _ in range(2))
+    with one.adapted(PROMPT):
+        with pytest.raises(RuntimeError, match="one that shares its modules, is adapted"):
+            adapt(other)
+        assert "already, by the thread" in in_thread(lambda: adapt(other))
+    adapt(other)
+
+
+@pytest.fixture
+def _many_switches():
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("_many_switches")
+def test_scorings_in_threads_wait_for_each_other(gpt2, tokenizer):
+    """One that saved the modes of another's would leave those, and take the dropout of a third."""
+    gpt2.train()
+    wanted, found = bits_per_byte(gpt2, tokenizer, PROMPT), []
+    modes = [module.training for module in gpt2.modules()]
+
+    def score():
+        found.extend(bits_per_byte(gpt2, tokenizer, PROMPT) for _ in range(20))
+
+    assert run_together([score] * 4) == []
+    assert found == [wanted] * 80
+    assert [module.training for module in gpt2.modules()] == modes
+
+
+@pytest.mark.usefixtures("_many_switches")
+def test_models_of_their_own_are_scored_at_the_same_time(gpt2, tokenizer):
+    models, inside = [gpt2, copy.deepcopy(gpt2)], threading.Barrier(2)
+
+    def meet(*_):
+        inside.wait(60)
+
+    for model in models:
+        model.register_forward_hook(meet)
+    actions = [partial(bits_per_byte, model, tokenizer, PROMPT) for model in models]
+    assert run_together(actions) == []
+
+
+def test_a_scoring_beside_the_adaptation_of_another_thread_is_refused(gpt2, tokenizer, make):
+    finetuner = make(gpt2)
+    message = f"the thread {threading.current_thread().name} adapts the model, or one that shares"
+    with finetuner.adapted(PROMPT):
+        inside = bits_per_byte(gpt2, tokenizer, PROMPT)
+        assert message in in_thread(lambda: bits_per_byte(gpt2, tokenizer, PROMPT))
+        assert message in in_thread(lambda: finetuner.continuation(PROMPT))
+        assert bits_per_byte(gpt2, tokenizer, PROMPT) == inside
+    assert in_thread(lambda: bits_per_byte(gpt2, tokenizer, PROMPT)) is None
+
+
+@pytest.mark.usefixtures("_many_switches")
+def test_an_adaptation_waits_for_the_scorings_of_other_threads(gpt2, tokenizer, make, monkeypatch):
+    gpt2.train()
+    finetuner, before = make(gpt2), state_of(gpt2)
+    wanted, found = bits_per_byte(gpt2, tokenizer, PROMPT), []
+    scoring, waiting, wait = threading.Event(), threading.Event(), threading.Condition.wait
+
+    def told(condition, timeout=None):
+        waiting.set()
+        return wait(condition, timeout)
+
+    def pause(*_):
+        if not found:
+            scoring.set()
+            assert waiting.wait(60)
+
+    def score():
+        found.append(bits_per_byte(gpt2, tokenizer, PROMPT))
+
+    handle = gpt2.register_forward_pre_hook(pause)
+    thread = threading.Thread(target=score)
+    thread.start()
+    assert scoring.wait(60)
+    with monkeypatch.context() as patch:
+        patch.setattr(claims._change(), "wait", partial(told, claims._change()), raising=False)
+        with finetuner.adapted(PROMPT):
+            assert found == [wanted]
+    thread.join()
+    handle.remove()
+    assert differences(before, state_of(gpt2)) == []
+
+
+def test_a_block_that_another_thread_leaves_is_restored_and_says_so(gpt2, make):
+    context, before = make(gpt2).adapted(PROMPT), state_of(gpt2)
+    context.__enter__()
+    message = in_thread(lambda: context.__exit__(None, None, None))
+    assert f"the thread {threading.current_thread().name} entered this with block, and " in message
+    assert "elsewhere left it; the model is restored, enter and leave a block in one" in message
+    assert differences(before, state_of(gpt2)) == []
+    with context:
+        pass
+
+
+def test_a_finetuner_is_not_pickled(gpt2, make):
+    finetuner = make(gpt2)
+    for action in (pickle.dumps, copy.deepcopy):
+        with pytest.raises(TypeError, match="neither pickled nor copied: make one in each process"):
+            action(finetuner)
+
+
 def test_of_many_threads_one_at_a_time_adapts(gpt2, make):
     finetuners, before = [make(gpt2) for _ in range(6)], state_of(gpt2)
     start, inside, most, refused = threading.Barrier(6), [0], [0], []
@@ -123,7 +242,7 @@ def test_of_many_threads_one_at_a_time_adapts(gpt2, make):
     assert refused
     assert all("adapted to another prompt already" in message for message in refused)
     assert differences(before, state_of(gpt2)) == []
-    assert not claims._claims
+    assert not claims._held
 
 
 @pytest.mark.cpu_only(FORKED)
@@ -173,24 +292,27 @@ def test_a_model_that_another_thread_adapts_at_the_fork_is_refused_in_the_child(
 
 
 @pytest.mark.cpu_only(FORKED)
-def test_a_fork_while_claims_are_made_leaves_no_lock_held(gpt2, make):
-    stop = threading.Event()
+def test_a_fork_while_another_thread_makes_a_claim_leaves_no_lock_held(gpt2, make):
+    finetuner, held, leave = make(gpt2), threading.Event(), threading.Event()
 
-    def claim_on():
-        sys.settrace(None)  # a measurement of coverage would be forked with its own lock held
-        other = torch.nn.Linear(2, 2)
-        while not stop.is_set():
-            with claims.claimed(other, list(other.parameters())):
-                pass
+    def hold():
+        with claims._change():
+            held.set()
+            leave.wait(60)
 
-    thread = threading.Thread(target=claim_on)
+    thread = threading.Thread(target=hold)
     thread.start()
-    finetuner = make(gpt2)
+    assert held.wait(60)
     try:
-        assert [status_of(forked(lambda: adapt(finetuner))) for _ in range(20)] == [0] * 20
+        assert status_of(forked(lambda: adapt(finetuner))) == 0
     finally:
-        stop.set()
+        leave.set()
         thread.join()
+
+
+def test_nothing_is_called_at_a_fork(monkeypatch):
+    monkeypatch.setattr(os, "register_at_fork", lambda **_: pytest.fail("a hook at import"))
+    runpy.run_path(claims.__file__)
 
 
 @pytest.mark.cpu_only(FORKED)

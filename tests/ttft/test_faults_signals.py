@@ -1,12 +1,12 @@
 """Signals at any moment of an adaptation, sent for real."""
 
 import ast
+import asyncio
 import contextlib
 import os
 import random
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from hullft_ops.ttft import interrupts
-from hullft_ops.ttft.interrupts import hold_signals, release_signals, uninterrupted
+from hullft_ops.ttft import adaptation
+from hullft_ops.ttft.adaptation import signals_held
 from hullft_ops.ttft.snapshot import ModelSnapshot
 from model_state import differences, state_of
 
@@ -38,160 +38,239 @@ def _no_handler_left() -> Iterator[None]:
     handler = signal.getsignal(signal.SIGINT)
     yield
     assert signal.getsignal(signal.SIGINT) is handler
-    assert [interrupts._users, interrupts._pending] == [set(), {}]
 
 
 def interrupt() -> None:
     signal.raise_signal(signal.SIGINT)
 
 
+class FirstError(Exception):
+    """Raised by the handler of one signal."""
+
+
+class SecondError(Exception):
+    """Raised by that of another."""
+
+
+def raising(error, heard):
+    def handler(number, frame):
+        heard.append(number)
+        raise error
+
+    return handler
+
+
+@pytest.fixture
+def two_signals() -> Iterator[list[int]]:
+    """SIGUSR1 and SIGUSR2 raise; what their handlers were called with."""
+    heard: list[int] = []
+    before = [
+        signal.signal(signal.SIGUSR1, raising(FirstError, heard)),
+        signal.signal(signal.SIGUSR2, raising(SecondError, heard)),
+    ]
+    yield heard
+    signal.signal(signal.SIGUSR1, before[0])
+    signal.signal(signal.SIGUSR2, before[1])
+
+
+def both() -> None:
+    signal.raise_signal(signal.SIGUSR1)
+    signal.raise_signal(signal.SIGUSR2)
+
+
+def during(patch, name: str, calls: list[str], send=interrupt) -> None:
+    """Signals before and after what the snapshot does."""
+    function = getattr(ModelSnapshot, name)
+
+    def call(self):
+        send()
+        found = function(self)
+        send()
+        calls.append(name)
+        return found
+
+    patch.setattr(ModelSnapshot, name, call)
+
+
 @pytest.mark.usefixtures("_no_handler_left")
-def test_an_interrupt_waits_for_what_must_not_be_cut_short():
+def test_a_signal_that_is_held_back_is_delivered_at_the_end():
     done = []
 
-    @uninterrupted
-    def inner():
-        interrupt()
-        done.append("inner")
-
-    @uninterrupted
-    def outer():
-        inner()
-        interrupt()
-        done.append("outer")
-
-    hold_signals(1)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            outer()
-        assert done == ["inner", "outer"]
-        with pytest.raises(KeyboardInterrupt):
+    def hold():
+        with signals_held():
             interrupt()
-        outer_error = ValueError("of its own")
+            done.append("all of it")
 
-        @uninterrupted
-        def fails():
+    with pytest.raises(KeyboardInterrupt):
+        hold()
+    assert done == ["all of it"]
+    with pytest.raises(KeyboardInterrupt):
+        interrupt()
+
+
+@pytest.mark.usefixtures("_no_handler_left")
+def test_of_many_signals_each_is_delivered_though_each_raises(two_signals):
+    error = ValueError("of the body")
+
+    def hold():
+        with signals_held():
+            both()
             interrupt()
-            raise outer_error
+            raise error
 
-        with pytest.raises(KeyboardInterrupt) as caught:
-            fails()
-        assert caught.value.__context__ is outer_error
-    finally:
-        release_signals(1)
+    with pytest.raises((KeyboardInterrupt, FirstError, SecondError)) as caught:
+        hold()
+    assert sorted(two_signals) == [signal.SIGUSR1, signal.SIGUSR2]
+    chain, link = [], caught.value
+    while link is not None:
+        chain.append(type(link))
+        link = link.__context__
+    assert set(chain) == {KeyboardInterrupt, FirstError, SecondError, ValueError}
 
 
 @pytest.mark.usefixtures("_no_handler_left")
 def test_interrupts_while_restoring_and_saving_wait(gpt2, make, monkeypatch):
-    finetuner, before = make(gpt2), state_of(gpt2)
-    calls = []
-
-    def during(name):
-        function = getattr(ModelSnapshot, name)
-
-        def call(self):
-            interrupt()
-            function(self)
-            interrupt()
-            calls.append(name)
-
-        return call
-
+    finetuner, before, calls = make(gpt2), state_of(gpt2), []
     with monkeypatch.context() as patch:
-        patch.setattr(ModelSnapshot, "_restore", during("_restore"))
+        during(patch, "restore", calls)
         with pytest.raises(KeyboardInterrupt), finetuner.adapted(PROMPT):
             calls.append("body")
         assert differences(before, state_of(gpt2)) == []
-        patch.setattr(ModelSnapshot, "_save", during("_save"))
+        during(patch, "save", calls)
         with pytest.raises(KeyboardInterrupt), finetuner.adapted(PROMPT):
             pytest.fail("the body must not run")
-    assert calls == ["body", "_restore", "_save", "_restore"]
+    assert calls == ["body", "restore", "save", "restore"]
     assert differences(before, state_of(gpt2)) == []
     with finetuner.adapted(PROMPT):
         pass
 
 
+def test_two_signals_while_restoring_are_both_delivered_then(gpt2, make, monkeypatch, two_signals):
+    finetuner, before = make(gpt2), state_of(gpt2)
+    with monkeypatch.context() as patch:
+        during(patch, "restore", [], send=both)
+        with pytest.raises((FirstError, SecondError)), finetuner.adapted(PROMPT):
+            pass
+    assert sorted(two_signals) == sorted([signal.SIGUSR1, signal.SIGUSR2] * 2)
+    assert differences(before, state_of(gpt2)) == []
+    with finetuner.adapted(PROMPT):
+        pass
+    assert len(two_signals) == 4
+
+
 @pytest.mark.usefixtures("_no_handler_left")
-def test_a_handler_of_the_users_stays_in_effect_and_so_does_one_set_in_the_body(gpt2, make):
+def test_no_handler_of_ours_is_there_in_the_block_or_while_training(gpt2, make):
+    before = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    found = []
+
+    def look(*_):
+        found.append({number: signal.getsignal(number) for number in signal.valid_signals()})
+
+    gpt2.register_forward_hook(look)
+    with make(gpt2).adapted(PROMPT) as report:
+        look()
+    assert len(found) > report.forward_backward_passes
+    assert all(handlers == before for handlers in found)
+
+
+@pytest.mark.usefixtures("_no_handler_left")
+def test_a_handler_set_in_the_block_stays(gpt2, make):
     finetuner, heard = make(gpt2), []
-    before = signal.signal(signal.SIGUSR1, lambda number, frame: heard.append(number))
     interrupted = signal.getsignal(signal.SIGINT)
-    try:
-        with finetuner.adapted(PROMPT):
-            signal.raise_signal(signal.SIGUSR1)
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            interrupt()
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-        signal.raise_signal(signal.SIGUSR1)
-        assert heard == [signal.SIGUSR1] * 2
-    finally:
-        signal.signal(signal.SIGUSR1, before)
-        signal.signal(signal.SIGINT, interrupted)
-
-
-@pytest.mark.usefixtures("_no_handler_left")
-def test_a_handler_put_back_after_the_block_that_replaced_it_does_what_the_first_did(gpt2, make):
-    finetuner, heard = make(gpt2), []
-    before = signal.getsignal(signal.SIGINT)
     with finetuner.adapted(PROMPT):
-        previous = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
+        signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
+        interrupt()
     interrupt()
-    assert heard == [signal.SIGINT]
-    signal.signal(signal.SIGINT, previous)
-    with pytest.raises(KeyboardInterrupt):
+    assert heard == [signal.SIGINT] * 2
+    signal.signal(signal.SIGINT, interrupted)
+
+
+@pytest.mark.usefixtures("_no_handler_left")
+def test_asyncio_in_the_block_cancels_its_task_at_an_interrupt(gpt2, make):
+    """As without us: asyncio takes the signal where it finds Python's own handler."""
+    finetuner, before, heard = make(gpt2), state_of(gpt2), []
+
+    async def main():
         interrupt()
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            heard.append("cancelled")
+            raise
+
     with pytest.raises(KeyboardInterrupt), finetuner.adapted(PROMPT):
-        interrupt()
-    assert signal.getsignal(signal.SIGINT) is before
+        asyncio.run(main())
+    assert heard == ["cancelled"]
+    assert differences(before, state_of(gpt2)) == []
 
 
 @pytest.mark.usefixtures("_no_handler_left")
-def test_a_handler_may_call_the_one_that_it_replaced_inside_a_block(gpt2, make, monkeypatch):
-    finetuner, heard, state = make(gpt2), [], state_of(gpt2)
-    before = signal.signal(signal.SIGINT, lambda number, frame: heard.append("first"))
+def test_an_alarm_in_the_block_or_while_training_raises_there(gpt2, make):
+    finetuner, before, reached = make(gpt2), state_of(gpt2), []
+    handler = signal.signal(signal.SIGALRM, raising(TimeoutError, []))
 
-    def chained(number, frame):
-        previous(number, frame)
-        heard.append("chained")
+    def ring(*_):
+        signal.raise_signal(signal.SIGALRM)
+        reached.append("after it")
 
+    try:
+        with pytest.raises(TimeoutError), finetuner.adapted(PROMPT):
+            ring()
+        assert differences(before, state_of(gpt2)) == []
+        handle = gpt2.register_forward_hook(ring)
+        with pytest.raises(TimeoutError), finetuner.adapted(PROMPT):
+            pytest.fail("the body must not run")
+        handle.remove()
+        assert differences(before, state_of(gpt2)) == []
+    finally:
+        signal.signal(signal.SIGALRM, handler)
+    assert reached == []
+
+
+def test_restoring_that_is_cut_short_is_done_again(gpt2, make, monkeypatch):
+    """By what no handler holds back, such as an exception set in a thread from outside."""
+    finetuner, before, calls = make(gpt2), state_of(gpt2), []
+    copy_back = ModelSnapshot._copy_back
+
+    def cut_once(self, kept):
+        calls.append("copy")
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return copy_back(self, kept)
+
+    monkeypatch.setattr(ModelSnapshot, "_copy_back", cut_once)
+    with pytest.raises(KeyboardInterrupt), finetuner.adapted(PROMPT):
+        pass
+    assert len(calls) == 2
+    assert differences(before, state_of(gpt2)) == []
     with finetuner.adapted(PROMPT):
-        previous = signal.signal(signal.SIGINT, chained)
-        interrupt()
-    assert heard == ["first", "chained"]
-    restore = ModelSnapshot._restore
-    monkeypatch.setattr(ModelSnapshot, "_restore", lambda self: (interrupt(), restore(self)))
-    with finetuner.adapted(PROMPT):
-        interrupt()
-        assert heard == ["first", "chained"] * 2
-    assert heard == ["first", "chained"] * 3
-    assert signal.getsignal(signal.SIGINT) is chained
-    assert differences(state, state_of(gpt2)) == []
-    signal.signal(signal.SIGINT, before)
+        pass
 
 
-@pytest.mark.usefixtures("_no_handler_left")
-def test_two_models_adapted_crosswise_put_the_handler_back(gpt2, llama, make):
-    one, other = make(gpt2).adapted(PROMPT), make(llama).adapted(PROMPT)
-    one.__enter__()
-    other.__enter__()
-    one.__exit__(None, None, None)
-    with pytest.raises(KeyboardInterrupt):
-        interrupt()
-    other.__exit__(None, None, None)
+def test_an_interrupt_on_the_way_out_restores_once_its_exception_is_dropped(gpt2, make):
+    finetuner, before = make(gpt2), state_of(gpt2)
+    tracer = sys.gettrace()
 
+    def interrupt_exit(frame, event, argument):
+        if event == "call" and frame.f_code is adaptation.Adaptation.__exit__.__code__:
+            sys.settrace(tracer)
+            interrupt()
 
-def test_another_thread_adapts_without_handlers(gpt2, make):
-    finetuner, found = make(gpt2), []
-    handler = signal.getsignal(signal.SIGINT)
-
-    def adapt():
+    def leave():
+        sys.settrace(interrupt_exit)
         with finetuner.adapted(PROMPT):
-            found.append(signal.getsignal(signal.SIGINT))
+            pass
 
-    thread = threading.Thread(target=adapt)
-    thread.start()
-    thread.join()
-    assert found == [handler]
+    try:
+        leave()
+    except KeyboardInterrupt:
+        assert differences(before, state_of(gpt2)) != []
+        with pytest.raises(RuntimeError, match="adapted to another prompt already"):
+            leave()
+        sys.settrace(tracer)
+    assert differences(before, state_of(gpt2)) == []
+    with finetuner.adapted(PROMPT):
+        pass
 
 
 @cache
@@ -209,7 +288,7 @@ def test_an_interrupt_at_a_line_leaves_the_model_as_it_was(gpt2, make):
     support = finetuner.select(PROMPT)
     with finetuner.adapted(support):
         pass
-    ours = str(Path(interrupts.__file__).parent)
+    ours = str(Path(adaptation.__file__).parent)
     tracer_before = sys.gettrace()  # that of a measurement of coverage
 
     def adapt_interrupted_at(number: int) -> bool:
@@ -243,16 +322,14 @@ def test_an_interrupt_at_a_line_leaves_the_model_as_it_was(gpt2, make):
             sys.settrace(tracer_before)
         return left <= 0
 
-    for number in range(1, 20000, 31):
+    for number in range(1, 40000, 61):
         more = adapt_interrupted_at(number)
-        # A tracer sees lines after the last look for what is pending, where Python looks for none.
-        interrupts._pending.clear()
         assert differences(before, state_of(gpt2)) == [], number
         with finetuner.adapted(support):
             pass
         if not more:
             break
-    assert 500 < number < 19000
+    assert 500 < number < 39000
 
 
 def send_interrupts(child: int, seed: int) -> int:

@@ -117,11 +117,12 @@ def test_knn_takes_a_step_on_each_text_that_can_be_trained_on(gpt2, tokenizer, e
 @pytest.mark.parametrize("max_length", [None, 20])
 def test_texts_are_cut_to_the_context_and_never_padded(gpt2, tokenizer, make, store, max_length):
     seen = []
+    finetuner = make(gpt2, refresh=1, max_length=max_length)
     gpt2.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs["input_ids"]), with_kwargs=True
     )
     length = CONTEXT if max_length is None else max_length
-    with make(gpt2, refresh=1, max_length=max_length).adapted(PROMPT) as report:
+    with finetuner.adapted(PROMPT) as report:
         multiset = [i for i, c in zip(report.indices, report.counts, strict=True) for _ in range(c)]
     assert [ids.tolist() for ids in seen] == [
         [tokenizer(store.texts[i])["input_ids"][:length]] for i in multiset
@@ -225,8 +226,8 @@ def test_every_stage_counts_where_it_belongs(gpt2, make, embedder, store, monkey
     assert seconds(embedder, "encode")[1] == {"embed": 1}
     assert seconds(store, "search")[1] == {"search": 1}
     assert seconds(hullft_ops, "fw_select_indexed")[1] == {"select": 1}
-    assert seconds(finetuner._snapshot, "_save")[1] == {"save": 1}
-    assert seconds(finetuner._snapshot, "_restore")[1] == {"restore": 1}
+    assert seconds(finetuner._snapshot, "save")[1] == {"save": 1}
+    assert seconds(finetuner._snapshot, "restore")[1] == {"restore": 1}
     report, found = seconds(MeanLoss, "__call__")
     passes = report.forward_backward_passes
     assert found == {"forward": passes, "finetune": passes}

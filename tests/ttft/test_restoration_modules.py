@@ -1,4 +1,6 @@
-"""Modules that the with block replaces, adds, removes or changes in kind."""
+"""Modules that the with block replaces, adds, removes or changes in kind: named, and not undone."""
+
+import re
 
 import pytest
 import torch
@@ -31,29 +33,26 @@ def logits(model):
     return model(IDS).logits
 
 
-def tree(model):
-    """With the plain values of modules and configurations, in order."""
-    modules = [(name, module, type(module)) for name, module in model.named_modules()]
-    names = list(model.state_dict(keep_vars=True).items())
-    plain = [
-        (name, {k: v for k, v in vars(owner).items() if isinstance(v, bool | int | float | str)})
-        for name, module in model.named_modules()
-        for owner in (module, getattr(module, "config", module))
-    ]
-    return modules, [(name, id(tensor)) for name, tensor in names], plain
+def tensors_of(model):
+    return {
+        name: (tensor, tensor.detach().clone(), tensor.data_ptr(), tensor.requires_grad)
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+    }
 
 
-def check_restored(model, finetuner, change):
-    """Twice: a restored model is one that the finetuner still takes."""
-    before, found, kept = logits(model), state_of(model), tree(model)
-    for _ in range(2):
-        with finetuner.adapted(PROMPT):
-            with torch.random.fork_rng():
-                change(model)
-            assert tree(model) != kept
-        assert differences(found, state_of(model)) == []
-        assert tree(model) == kept
-        assert torch.equal(logits(model), before)
+def check_named(model, finetuner, change, wanted):
+    """The error names what changed; tensors that were there have their bits, in their storage."""
+    before = tensors_of(model)
+    with (
+        pytest.raises(RuntimeError, match="load the model again and make") as caught,
+        finetuner.adapted(PROMPT),
+        torch.random.fork_rng(),
+    ):
+        change(model)
+    assert re.search(f": {wanted}", str(caught.value)), caught.value
+    for name, (tensor, bits, place, requires_grad) in before.items():
+        assert torch.equal(tensor, bits), name
+        assert (tensor.data_ptr(), tensor.requires_grad) == (place, requires_grad), name
 
 
 def resize(model):
@@ -61,8 +60,17 @@ def resize(model):
     assert logits(model).shape[-1] == model.config.vocab_size == 328
 
 
-def test_embeddings_that_were_resized(model, make):
-    check_restored(model, make(model), resize)
+def test_a_head_that_was_resized(llama, make):
+    check_named(llama, make(llama), resize, "module lm_head was replaced")
+
+
+def test_tied_embeddings_that_were_resized_in_place(gpt2, make):
+    before, computed = state_of(gpt2), logits(gpt2)
+    with make(gpt2).adapted(PROMPT), torch.random.fork_rng():
+        resize(gpt2)
+    assert differences(before, state_of(gpt2)) == []
+    assert gpt2.config.vocab_size == 320
+    assert torch.equal(logits(gpt2), computed)
 
 
 def replace_head(model):
@@ -79,6 +87,7 @@ def function_for_head(model):
 
 
 def parameter_for_head(model):
+    del model.lm_head
     model.lm_head = nn.Parameter(torch.ones(3))
 
 
@@ -103,8 +112,8 @@ def nested(model):
     model.model.layers[0].mlp = nn.Sequential(model.model.layers[0].mlp)
 
 
-def remove_parameter(model):
-    del model.model.norm.weight
+def other_class(model):
+    model.lm_head.__class__ = type("Head", (nn.Linear,), {})
 
 
 def module_for_parameter(model):
@@ -112,37 +121,64 @@ def module_for_parameter(model):
     model.model.norm.weight = nn.Linear(2, 2)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        replace_head, remove_head, function_for_head, parameter_for_head, no_head, other_order,
-        add_layer, swap_layers, nested, remove_parameter, module_for_parameter,
-    ],
-)  # fmt: skip
+def add_parameter(model):
+    model.extra = nn.Parameter(torch.ones(3))
+
+
+CHANGES = {
+    replace_head: "module lm_head was replaced",
+    remove_head: "module lm_head was removed",
+    function_for_head: "module lm_head was removed",
+    parameter_for_head: "module lm_head was removed; parameter lm_head was added",
+    no_head: "module lm_head was replaced",
+    other_order: "the modules of the model are in another order",
+    add_layer: r"module model\.layers\.2 was added",
+    swap_layers: r"module model\.layers\.0 was replaced; module model\.layers\.1 was replaced",
+    nested: r"module model\.layers\.0\.mlp was replaced",
+    other_class: "lm_head is a Head, and was a Linear",
+    module_for_parameter: r"module model\.norm\.weight was added",
+    add_parameter: "parameter extra was added: a finetuner made after that can train it",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_what_was_replaced_added_or_removed(llama, make, change):
-    check_restored(llama, make(llama), change)
+    check_named(llama, make(llama), change, CHANGES[change])
 
 
-def test_a_module_replaced_before_an_error(llama, make):
-    before, head = logits(llama), llama.lm_head
-
-    def fail():
-        with make(llama).adapted(PROMPT):
-            replace_head(llama)
-            raise KeyError
-
-    with pytest.raises(KeyError):
-        fail()
-    assert llama.lm_head is head
-    assert torch.equal(logits(llama), before)
+def test_a_parameter_that_was_removed_is_back(llama, make):
+    before, norm = state_of(llama), llama.model.norm
+    with make(llama).adapted(PROMPT):
+        del norm.weight
+    assert differences(before, state_of(llama)) == []
 
 
-@pytest.mark.parametrize("registered", [False, True])
-def test_a_module_that_a_forward_makes_is_made_again(gpt2, make, registered):
-    if registered:
-        gpt2.register_module("extra", None)
-    else:
-        gpt2.extra = None
+def test_a_long_list_of_changes_is_cut(gpt2, make):
+    def wrap_all(model):
+        for block in model.transformer.h:
+            for name, child in list(block.named_children()):
+                setattr(block, name, nn.Sequential(child))
+
+    check_named(gpt2, make(gpt2), wrap_all, r"(module transformer\.h\.0\.\w+ was replaced; ){4}and")
+
+
+def test_a_module_replaced_before_an_error_does_not_hide_it(llama, make):
+    error = KeyError("of the block")
+
+    def fail(model):
+        replace_head(model)
+        raise error
+
+    with (
+        pytest.raises(RuntimeError, match="module lm_head was replaced") as caught,
+        make(llama).adapted(PROMPT),
+    ):
+        fail(llama)
+    assert caught.value.__context__ is error
+
+
+def test_a_module_that_a_forward_makes_is_an_error_until_it_is_there(gpt2, make):
+    gpt2.extra = None
 
     def add(module, args, output):
         if module.extra is None:
@@ -150,39 +186,29 @@ def test_a_module_that_a_forward_makes_is_made_again(gpt2, make, registered):
 
     gpt2.register_forward_hook(add)
     finetuner = make(gpt2)
-    for _ in range(2):
-        with finetuner.adapted(PROMPT):
-            assert gpt2.extra is not None
-        assert gpt2.extra is None
-
-
-def test_a_module_that_a_forward_makes_with_a_value_that_says_so(gpt2, make):
-    def add(module, args, output):
-        if not hasattr(module, "made"):
-            module.made, module.extra = True, nn.Linear(2, 2)
-        module.extra(torch.ones(2))
-
-    gpt2.register_forward_hook(add)
+    with pytest.raises(RuntimeError, match="module extra was added"), finetuner.adapted(PROMPT):
+        pass
+    before = state_of(gpt2)
+    gpt2.extra.requires_grad_(False)
     with make(gpt2).adapted(PROMPT):
-        assert gpt2.made
-    assert not hasattr(gpt2, "made")
-    assert not hasattr(gpt2, "extra")
-    logits(gpt2)
+        pass
+    gpt2.extra.requires_grad_(True)
+    assert differences(before, state_of(gpt2)) == []
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "wanted"),
     [
-        lambda model: model.unload(),
-        lambda model: model.delete_adapter("default"),
-        lambda model: model.add_adapter("new", lora(init_lora_weights=False)),
+        (lambda model: model.unload(), r"module \S+c_attn was replaced"),
+        (lambda model: model.delete_adapter("default"), r"module \S+default was removed"),
+        (lambda model: model.add_adapter("new", lora()), r"module \S+new was added"),
     ],
     ids=["unload", "delete", "add"],
 )
-def test_adapters_that_were_unloaded_deleted_or_added(gpt2, make, change):
+def test_adapters_that_were_unloaded_deleted_or_added(gpt2, make, change, wanted):
     model = get_peft_model(gpt2, lora(init_lora_weights=False)).eval()
     model.add_adapter("other", lora())
-    check_restored(model, make(model), change)
+    check_named(model, make(model), change, wanted)
 
 
 def test_how_strong_an_adapter_is(gpt2, make):
@@ -199,12 +225,6 @@ def register(model):
     parametrize.register_parametrization(model.lm_head, "weight", Doubled())
 
 
-def register_again(model):
-    parametrize.register_parametrization(model.lm_head, "weight", Doubled())
-    norm = model.model.norm
-    parametrize.register_parametrization(norm, "weight", Doubled())
-
-
 def register_another(model):
     parametrize.register_parametrization(model.lm_head, "bias", Doubled())
 
@@ -213,21 +233,32 @@ def remove(model):
     parametrize.remove_parametrizations(model.lm_head, "weight")
 
 
-@pytest.mark.parametrize("change", [register_again, register_another, remove])
-def test_a_parametrized_module(llama, make, change):
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        (register, r"module lm_head\.parametrizations\.weight\.1 was added"),
+        (register_another, r"module lm_head\.parametrizations\.bias was added"),
+        (remove, "lm_head is a Linear, and was a ParametrizedLinear"),
+    ],
+)
+def test_a_parametrized_module(llama, make, change, wanted):
     llama.lm_head.bias = nn.Parameter(torch.ones(320))
     register(llama)
-    check_restored(llama, make(llama), change)
+    check_named(llama, make(llama), change, f"(parameter .* can train it; )?{wanted}")
 
 
 def test_a_module_that_was_parametrized(llama, make):
-    check_restored(llama, make(llama), register)
+    wanted = "lm_head is a ParametrizedLinear, and was a Linear; module lm_head.parametrizations"
+    check_named(llama, make(llama), register, wanted)
 
 
-def test_a_weight_that_a_hook_computes_by_now_stays_off(llama, make):
-    with make(llama).adapted(PROMPT), pytest.warns(FutureWarning):
+def test_a_weight_that_a_hook_computes_by_now(llama, make):
+    with (
+        pytest.raises(RuntimeError, match=r"parameter lm_head\.weight_[gv] was added"),
+        make(llama).adapted(PROMPT),
+        pytest.warns(FutureWarning),
+    ):
         nn.utils.weight_norm(llama.lm_head)
-    assert "weight" not in llama.lm_head._parameters
     assert logits(llama).isfinite().all()
 
 
@@ -235,7 +266,6 @@ def test_a_compiled_model(llama, make):
     compiled = torch.compile(llama, backend="eager")
     before = logits(compiled)
     with make(llama).adapted(PROMPT):
-        replace_head(llama)
         assert not torch.equal(logits(compiled), before)
     torch.compiler.reset()
     assert torch.equal(logits(compiled), before)

@@ -106,10 +106,10 @@ struct SiftPosterior {
 struct SiftPick {
   const double* gram;     // G[:, s]
   const double* columns;  // [n_earlier, n], of the earlier picks
-  const double* shares;   // [n_earlier]: columns[j, s] / (Var(s_j) + noise) at its time
+  const double* shares;   // [n_earlier]: columns[j, s] times the precision of pick j at its time
   int64_t n_earlier;
   double* column;               // out: Cov(:, s | earlier picks)
-  double rate;                  // 1 / (Var(s) + noise)
+  double rate;                  // the precision of s
   const double* target_shares;  // [n_targets]: Cov(s, target) * rate
 };
 

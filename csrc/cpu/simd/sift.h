@@ -23,25 +23,21 @@ inline void sift_column(const SiftPick& pick, int64_t n, int64_t k, VecD* column
   }
 }
 
-inline VecD condition_targets(const SiftPosterior& x, const SiftPick& pick, int64_t k,
+inline void condition_targets(const SiftPosterior& x, const SiftPick& pick, int64_t k,
                               VecD column) {
-  VecD squared = {};
   for (int64_t t = 0; t < x.n_targets; ++t) {
     double* at = x.covariance + t * x.n + k;
-    const VecD left = condition_covariance(load_doubles(at), column, pick.target_shares[t]);
-    store_doubles(at, left);
-    squared += left * left;
+    store_doubles(at, condition_covariance(load_doubles(at), column, pick.target_shares[t]));
   }
-  return squared;
 }
 
-inline VecD squared_targets(const SiftPosterior& x, int64_t k) {
-  VecD squared = {};
-  for (int64_t t = 0; t < x.n_targets; ++t) {
-    const VecD c = load_doubles(x.covariance + t * x.n + k);
-    squared += c * c;
-  }
-  return squared;
+// What observing kDoubles candidates would bring.
+inline VecD reduction_at_targets(const SiftPosterior& x, int64_t k) {
+  const VecD rate = precision(load_doubles(x.variance + k), x.noise);
+  VecD sum = {};
+  for (int64_t t = 0; t < x.n_targets; ++t)
+    sum += variance_reduction(load_doubles(x.covariance + t * x.n + k), rate);
+  return sum;
 }
 
 struct SiftScan {
@@ -61,10 +57,10 @@ inline void sift_block(const SiftPosterior& x, const SiftPick& pick, int64_t k, 
   for (int v = 0; v < kVectors; ++v) {
     const int64_t at = k + v * kDoubles;
     store_doubles(pick.column + at, column[v]);
-    const VecD squared = condition_targets(x, pick, at, column[v]);
-    const VecD variance = condition_variance(load_doubles(x.variance + at), column[v], pick.rate);
-    store_doubles(x.variance + at, variance);
-    scan.see(v, variance_reduction(squared, variance, x.noise));
+    condition_targets(x, pick, at, column[v]);
+    store_doubles(x.variance + at,
+                  condition_variance(load_doubles(x.variance + at), column[v], pick.rate));
+    scan.see(v, reduction_at_targets(x, at));
   }
 }
 
@@ -77,8 +73,7 @@ ArgMax sift_pick_kernel(const SiftPosterior& x, const SiftPick* pick) {
     for (; k + 2 * kDoubles <= x.n; k += 2 * kDoubles) sift_block<2>(x, *pick, k, scan);
     for (; k < x.n; k += kDoubles) sift_block<1>(x, *pick, k, scan);
   }
-  for (; k < x.n; k += kDoubles)
-    scan.see(0, variance_reduction(squared_targets(x, k), load_doubles(x.variance + k), x.noise));
+  for (; k < x.n; k += kDoubles) scan.see(0, reduction_at_targets(x, k));
   return reduce(scan.chains);
 }
 

@@ -37,7 +37,9 @@ def run_adapt(
     if settings.get("reuse") is not None:
         raise ConfigError("settings: reuse is for evaluate alone")
     store = _open(config)
-    model, tokenizer = load_model(config.model, place)
+    model, tokenizer = load_model(
+        config.model, place, allow_missing_weights=config.allow_missing_weights
+    )
     embedder = open_embedder(config.embedder)
     try:
         ttft = TestTimeFinetuner(
@@ -78,8 +80,7 @@ def run_adapt(
     if continued is not None:
         # Rich would wrap it, turn its tabs into spaces and take some of it for markup.
         shown = printable(continued, lines=True) if out.is_terminal else continued
-        out.file.write(f"{shown}
-")
+        out.file.write(f"{shown}\n")
 
 
 def _one(config: Config) -> Settings:

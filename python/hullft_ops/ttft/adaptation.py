@@ -1,60 +1,64 @@
 """A model adapted for as long as a with block."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from time import perf_counter
-from types import TracebackType
+from types import FrameType, TracebackType
+from typing import Any
 
 from hullft_ops.ttft.adaptation_report import AdaptationReport
-from hullft_ops.ttft.interrupts import hold_signals, release_signals, uninterrupted
+from hullft_ops.ttft.claims import Claim
+from hullft_ops.ttft.snapshot import ModelSnapshot
+
+# How many changes an error names.
+_LISTED = 4
+_Handler = Callable[[int, FrameType | None], Any]
 
 
 class Adaptation(AbstractContextManager[AdaptationReport]):
     """Claims a model, saves it, changes it; and on exit, whatever the exit, puts it back.
 
-    A class and not a generator, which could not tell a signal that arrives in the block from one
-    that arrives while the block is being left.
+    Signals are held back while the model is saved and restored, never while it is trained or the
+    block runs. Python may deliver one as `__exit__` is called, before it can hold any: the model is
+    then restored when the exception is dropped, as at the end of its except clause.
 
     Args:
-        claim: makes what keeps others from the model.
-        saved: makes what saves the model and, when closed, restores it.
+        claim: keeps others from the model.
+        snapshot: saves and restores it.
         adapt: changes the model; calls its argument before the first change.
         timed: whether the time to restore goes into the report.
     """
 
-    # Also of one whose construction was interrupted.
-    _entered = False
-
     def __init__(
         self,
-        claim: Callable[[], AbstractContextManager[None]],
-        saved: Callable[[], AbstractContextManager[None]],
+        claim: Claim,
+        snapshot: ModelSnapshot,
         adapt: Callable[[Callable[[], None]], AdaptationReport],
         *,
         timed: bool,
     ) -> None:
-        self._claim_of = claim
-        self._saved = saved
+        self._snapshot = snapshot
         self._adapt = adapt
         self._timed = timed
-        self._undo = ExitStack()
         self._report: AdaptationReport | None = None
+        self._saved = False
+        self._claim = claim
 
     def __enter__(self) -> AdaptationReport:
-        if self._entered:
+        if self._claim.is_held:
             raise RuntimeError(
                 "TestTimeFinetuner: this adaptation is entered already: leave its with block first"
             )
         try:
-            hold_signals(id(self))
-            self._claim()
+            self._claim.__enter__()
             self._report = self._adapt(self._save)
             return self._report
         except BaseException:
             self._close()
             raise
 
-    @uninterrupted
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -65,25 +69,78 @@ class Adaptation(AbstractContextManager[AdaptationReport]):
         self._close()
         if self._timed and self._report is not None:
             self._report.seconds_restore = perf_counter() - left
+        if not self._claim.is_of_this_thread:
+            raise RuntimeError(
+                f"TestTimeFinetuner: the thread {self._claim.name} entered this with block, and "
+                f"{threading.current_thread().name} left it; the model is restored, enter and "
+                "leave a block in one thread"
+            )
 
     def __del__(self) -> None:
-        # A generator that is never finished, or an exit stack that was cut short, drops it so.
-        if self._entered:
+        # A generator that is never finished, or an exit that was cut short, drops it so.
+        if hasattr(self, "_claim") and self._claim.is_held:
             self._close()
 
-    @uninterrupted
-    def _claim(self) -> None:
-        self._undo.enter_context(self._claim_of())
-        self._entered = True
-
-    @uninterrupted
     def _save(self) -> None:
-        self._undo.enter_context(self._saved())
+        with signals_held():
+            self._saved = True
+            self._snapshot.save()
 
-    @uninterrupted
     def _close(self) -> None:
         try:
-            self._undo.close()
+            self._restore()
+        except BaseException:
+            # A signal may have come before it could be held; what is done is not done again.
+            self._restore()
+            raise
+
+    def _restore(self) -> None:
+        with signals_held():
+            changes = self._snapshot.restore() if self._saved else []
+            self._saved = False
+            self._claim.release()
+            if changes:
+                raise RuntimeError(_not_restored(changes))
+
+
+def _not_restored(changes: list[str]) -> str:
+    more = f"; and {len(changes) - _LISTED} more" if len(changes) > _LISTED else ""
+    return (
+        "TestTimeFinetuner: the with block made changes that are not undone, load the model again "
+        f"and make them outside of the block: {'; '.join(changes[:_LISTED])}{more}"
+    )
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Hold back the signals that Python handles, and call their handlers at the end, each of them.
+
+    Only the main thread is ever interrupted: in another one this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    found = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    handlers: dict[int, _Handler] = {n: h for n, h in found.items() if callable(h)}
+    # A stack calls every one, also where another raises.
+    with ExitStack() as arrived:
+
+        def hold(number: int, frame: FrameType | None) -> None:
+            arrived.callback(handlers[number], number, frame)
+
+        try:
+            for number in handlers:
+                signal.signal(number, hold)
+            yield
         finally:
-            self._entered = False
-            release_signals(id(self))
+            try:
+                _put_back(handlers)
+            except BaseException:
+                # A handler that is back already may raise before the last one is.
+                _put_back(handlers)
+                raise
+
+
+def _put_back(handlers: dict[int, _Handler]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

@@ -3,9 +3,6 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from torch.utils.hooks import RemovableHandle
-
-from hullft_ops.ttft.interrupts import uninterrupted
 
 Take = Callable[[dict[torch.Tensor, torch.Tensor]], None]
 
@@ -35,8 +32,17 @@ def backward_in_parts(loss: torch.Tensor, parameters: Sequence[torch.Tensor], ta
         gradients.listen()
         torch.autograd.backward(loss)
     finally:
-        gradients.stop_listening()
+        stop_listening(parameters)
     gradients.hand_over(parameters)
+
+
+def stop_listening(parameters: Sequence[torch.Tensor]) -> None:
+    """Take off the hooks of `backward_in_parts`, also those that an interrupt left behind."""
+    for parameter in parameters:
+        hooks = parameter._post_accumulate_grad_hooks or {}
+        for key, hook in list(hooks.items()):
+            if isinstance(getattr(hook, "__self__", None), _Gradients):
+                del hooks[key]
 
 
 class _Gradients:
@@ -47,18 +53,10 @@ class _Gradients:
         self._whole: list[torch.Tensor] = []
         self._bytes = 0
         self._taken: set[torch.Tensor] = set()
-        self._handles: list[RemovableHandle] = []
 
-    @uninterrupted
     def listen(self) -> None:
         for parameter in self._parameters:
-            handle = parameter.register_post_accumulate_grad_hook(self._is_whole)  # type: ignore[no-untyped-call]
-            self._handles.append(handle)
-
-    @uninterrupted
-    def stop_listening(self) -> None:
-        for handle in self._handles:
-            handle.remove()
+            parameter.register_post_accumulate_grad_hook(self._is_whole)  # type: ignore[no-untyped-call]
 
     def hand_over(self, parameters: Sequence[torch.Tensor]) -> None:
         gradients = {p: p.grad for p in parameters if p.grad is not None}

@@ -1,56 +1,134 @@
-"""Which models are adapted at the moment, so that no two adaptations meet in one."""
+"""Who has a model for the moment, so that no two adaptations or scorings meet in one."""
 
 import os
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from types import TracebackType
+from weakref import WeakValueDictionary
 
 import torch
 from torch import nn
 
-
-@dataclass(frozen=True)
-class _Claim:
-    """What one adaptation changes and reads, by address, and who does it."""
-
-    changed: frozenset[int]
-    read: frozenset[int]
-    thread: int
-    name: str
-    lost: bool = False
+# One for each process, since a fork may find that of its parent held. Reentrant: a garbage
+# collection while it is held may drop an adaptation, which ends it.
+_changes: dict[int, threading.Condition] = {}
+# A claim whose release was cut short by an interrupt goes with its last reference.
+_held: "WeakValueDictionary[int, Claim]" = WeakValueDictionary()
 
 
-# Held for moments only, and never while a process forks, so that no child finds it locked.
-# Reentrant: a garbage collection in such a moment may drop an adaptation, which ends it.
-_lock = threading.RLock()
-_claims: dict[int, _Claim] = {}
+class Claim(AbstractContextManager[None]):
+    """A model for one thread alone, while it is adapted, or scored with modes of its own.
 
+    Models that share modules, as a model and a PEFT model around it do, are one. Models that share
+    tensors alone are one as far as one trains what the other reads.
 
-@contextmanager
-def claimed(model: nn.Module, trained: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Have the model for the with block alone.
+    A thread may score what it adapts. Scorings of several threads wait for each other, and an
+    adaptation waits for the scorings of others.
 
-    Models that share tensors, as a model and a PEFT model around it do, are one as far as one
-    trains what the other reads.
-
-    Raises:
-        RuntimeError: it is being adapted; the message says by whom.
+    Args:
+        model: what is used.
+        trained: those of its parameters that are trained; none of them where it is scored.
     """
-    thread = threading.current_thread()
-    claim = _Claim(
-        _addresses(trained), _addresses(model.parameters()), threading.get_ident(), thread.name
+
+    def __init__(self, model: nn.Module, trained: Sequence[nn.Parameter] = ()) -> None:
+        self._model = model
+        self._trained = trained
+        self._changed: frozenset[int] = frozenset()
+        self._read: frozenset[int] = frozenset()
+        self._process = self._thread = 0
+        self.name = ""
+
+    def __enter__(self) -> None:
+        """Raises:
+        RuntimeError: another thread adapts the model, or this one does so already; or another
+            thread used it when this process was forked.
+        """
+        modules = frozenset(map(id, self._model.modules()))
+        self._changed = modules | _addresses(self._trained)
+        self._read = modules | _addresses(self._model.parameters())
+        self._process, self._thread = os.getpid(), threading.get_ident()
+        self.name = threading.current_thread().name
+        change = _change()
+        try:
+            with change:
+                while self._must_wait():
+                    # A claim that is only dropped does not notify.
+                    change.wait(1.0)
+                _held[id(self)] = self
+        except BaseException:
+            self.release()
+            raise
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Leave the model to others; nothing where it was left already."""
+        change = _change()
+        with change:
+            _held.pop(id(self), None)
+            change.notify_all()
+
+    @property
+    def is_held(self) -> bool:
+        return id(self) in _held
+
+    @property
+    def is_of_this_thread(self) -> bool:
+        return self._thread == threading.get_ident()
+
+    def _must_wait(self) -> bool:
+        waits = False
+        for reference in _held.valuerefs():
+            other = reference()
+            if other is None or not self._meets(other):
+                continue
+            if other._is_lost():
+                raise RuntimeError(
+                    "TestTimeFinetuner: another thread adapted or scored the model when this "
+                    "process was forked, so that its weights and modes here are in between: load "
+                    "it again"
+                )
+            if other.is_of_this_thread:
+                if self._trained and other._trained:
+                    raise RuntimeError(
+                        "TestTimeFinetuner: the model, or one that shares its modules, is adapted "
+                        "to another prompt already: leave that with block first"
+                    )
+            elif other._trained:
+                raise RuntimeError(_refusal(other.name, adapts=bool(self._trained)))
+            else:
+                waits = True
+        return waits
+
+    def _meets(self, other: "Claim") -> bool:
+        return not (self._changed.isdisjoint(other._read) and other._changed.isdisjoint(self._read))
+
+    def _is_lost(self) -> bool:
+        """Whether its thread stayed behind at a fork; the one that forked is the child's main."""
+        return self._process != os.getpid() and self._thread != threading.main_thread().ident
+
+
+def _refusal(name: str, *, adapts: bool) -> str:
+    if adapts:
+        return (
+            "TestTimeFinetuner: the model, or one that shares its modules, is adapted to another "
+            f"prompt already, by the thread {name}: give each thread its own copy of the model"
+        )
+    return (
+        f"TestTimeFinetuner: the thread {name} adapts the model, or one that shares its modules: "
+        "score or continue it in that thread, or give each thread its own copy of the model"
     )
-    with _lock:
-        other = next((held for held in list(_claims.values()) if _conflict(held, claim)), None)
-        if other is not None:
-            raise RuntimeError(_refusal(other, claim))
-        _claims[id(claim)] = claim
-    try:
-        yield
-    finally:
-        with _lock:
-            del _claims[id(claim)]
+
+
+def _change() -> threading.Condition:
+    return _changes.setdefault(os.getpid(), threading.Condition())
 
 
 def _addresses(parameters: Iterable[torch.Tensor]) -> frozenset[int]:
@@ -58,36 +136,3 @@ def _addresses(parameters: Iterable[torch.Tensor]) -> frozenset[int]:
     held = list(parameters)
     storages = {tensor.untyped_storage().data_ptr() for tensor in held}
     return frozenset(map(id, held)) | (storages - {0})
-
-
-def _conflict(one: _Claim, other: _Claim) -> bool:
-    return not (one.changed.isdisjoint(other.read) and other.changed.isdisjoint(one.read))
-
-
-def _refusal(held: _Claim, claim: _Claim) -> str:
-    if held.lost:
-        return (
-            "TestTimeFinetuner: the model was being adapted by another thread when this process "
-            "was forked, so that its weights here are in between: load it again"
-        )
-    if held.thread == claim.thread:
-        return (
-            "TestTimeFinetuner: the model is adapted to another prompt already: leave that with "
-            "block first"
-        )
-    return (
-        "TestTimeFinetuner: the model is adapted to another prompt already, by the thread "
-        f"{held.name}: give each thread its own copy of the model"
-    )
-
-
-def _after_fork_in_child() -> None:
-    here = threading.get_ident()
-    for key, claim in _claims.items():
-        _claims[key] = replace(claim, lost=claim.thread != here)
-    _lock.release()
-
-
-os.register_at_fork(
-    before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_after_fork_in_child
-)

@@ -73,11 +73,11 @@ def _model_limit(function: str, model: "PreTrainedModel") -> int | None:
     found = (getattr(config, name, None) for name in _POSITIONS)
     # Models without a limit may say -1.
     limit = next((positions for positions in found if positions and positions > 0), None)
-    virtual = _virtual_tokens(function, model)
+    virtual = virtual_tokens(function, model)
     return None if limit is None else limit - virtual - _positions_before_the_first(model)
 
 
-def _virtual_tokens(function: str, model: "PreTrainedModel") -> int:
+def virtual_tokens(function: str, model: "PreTrainedModel") -> int:
     """Positions that a PEFT method takes for its own tokens.
 
     Raises:

@@ -17,14 +17,18 @@ import tempfile
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 import torch
 from rich.console import Console
 
+if TYPE_CHECKING:
+    import datasets
+
+from hullft_ops._extras import needed_by
 from hullft_ops._files import full_disk_explained
 from hullft_ops.ttft.checksums import blocks, check_file
 from hullft_ops.ttft.embedding import Embedder
@@ -66,7 +70,7 @@ class Datastore:
     def __init__(
         self,
         manifest: Manifest,
-        rows: datasets.Dataset,
+        rows: "datasets.Dataset",
         embeddings: torch.Tensor,
         lists: ListSearch | None = None,
         positions: torch.Tensor | None = None,
@@ -272,7 +276,10 @@ def _put_in_place(staged: Path, path: Path, overwrite: bool) -> None:
                 remove_data(old)
 
 
-def _open_rows(data: Path, manifest: Manifest) -> datasets.Dataset:
+def _open_rows(data: Path, manifest: Manifest) -> "datasets.Dataset":
+    with needed_by("Datastore.open"):
+        import datasets
+
     shards = [_open_shard(data / shard.file, shard) for shard in manifest.shards]
     schemas = [shard.data.table.schema for shard in shards]
     if any(not schema.equals(schemas[0]) for schema in schemas):
@@ -280,7 +287,9 @@ def _open_rows(data: Path, manifest: Manifest) -> datasets.Dataset:
     return datasets.concatenate_datasets(shards)
 
 
-def _open_shard(file: Path, shard: DataFile) -> datasets.Dataset:
+def _open_shard(file: Path, shard: DataFile) -> "datasets.Dataset":
+    import datasets
+
     try:
         dataset = datasets.Dataset.from_file(str(file))
         table = dataset.data.table

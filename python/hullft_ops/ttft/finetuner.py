@@ -21,7 +21,8 @@ from hullft_ops._checks import check_integer, check_number
 from hullft_ops.ttft.adaptation import Adaptation
 from hullft_ops.ttft.adaptation_report import AdaptationReport
 from hullft_ops.ttft.bfloat16 import has_bfloat16
-from hullft_ops.ttft.claims import claimed
+from hullft_ops.ttft.causal import check_causal
+from hullft_ops.ttft.claims import Claim
 from hullft_ops.ttft.context import context_length, known_context
 from hullft_ops.ttft.embedding import Embedder, check_embedder
 from hullft_ops.ttft.generation import continuation, tokens_to_continue
@@ -86,8 +87,8 @@ class TestTimeFinetuner:
             that is not callable.
         ValueError: an argument out of range, an unknown name, an embedder that is not the store's,
             a model without trainable parameters, with some on the meta device or made in inference
-            mode, one whose context is not known, or one whose logits are those of PEFT's virtual
-            tokens too.
+            mode, one that is not causal or lacks ids of the tokenizer, one whose context is not
+            known, or one whose logits are those of PEFT's virtual tokens too.
     """
 
     # pytest takes every class whose name begins like this one's for a test.
@@ -128,6 +129,7 @@ class TestTimeFinetuner:
                 "PEFT adapters are loaded with is_trainable=True"
             )
         _check_trained(model, trained)
+        check_causal("TestTimeFinetuner", model, tokenizer)
         self.model = model
         self.tokenizer = tokenizer
         self.store = store
@@ -164,6 +166,13 @@ class TestTimeFinetuner:
                 f"TestTimeFinetuner: {name} cannot be changed, make a new finetuner"
             )
         super().__setattr__(name, value)
+
+    def __getstate__(self) -> object:
+        # Its model may be adapted at the moment, and its datastore is a file.
+        raise TypeError(
+            "TestTimeFinetuner: it can be neither pickled nor copied: make one in each process, of "
+            "the model and datastore there"
+        )
 
     def share_memory_with(self, other: "TestTimeFinetuner") -> None:
         """Use the other's copy of the weights and its optimizer state; one at a time adapts.
@@ -215,11 +224,23 @@ class TestTimeFinetuner:
         """The model adapted to ``prompt`` inside the with block, and as it was after it.
 
         On exit, also by an exception in the block or while adapting, parameters and buffers have
-        the bits they had before, in the same storage; so have gradients, ``requires_grad`` flags
-        and modes. Of frozen parameters no copy is kept: writing to them in the block, as PEFT's
-        merging of adapters does, is a RuntimeError at its end. A signal whose handler raises, as
-        Ctrl-C's does, waits until all that is done. The prompt is only embedded, so it may be
-        longer than the model's context.
+        the bits they had before, in the same storage; so have gradients, ``requires_grad`` flags,
+        modes and plain attributes of modules. The prompt is only embedded, so it may be longer
+        than the model's context.
+
+        What cannot be put back is a RuntimeError at the end of the block that names it: modules
+        that were added, removed, replaced or parametrized, parameters that were added, storage
+        that was given up, and merged adapters. Frozen parameters are not copied: a write to one is
+        such an error where torch counts it (in ``_version``), and stays unnoticed where torch does
+        not, as through ``.data`` or ``.numpy()``.
+
+        Signals whose handlers are Python's, Ctrl-C's for one, wait while the model is saved or
+        restored, and are not touched while it is trained or the block runs. An interrupt in the
+        instant between block and restoring leaves the model adapted, and claimed, until the
+        exception is dropped, as at the end of its except clause.
+
+        Other threads may not adapt, score or continue the model meanwhile; while they score or
+        continue it, this waits. Enter and leave the block in one thread.
 
         Args:
             prompt: a text, or what `select` or `select_batch` found for one.
@@ -227,16 +248,17 @@ class TestTimeFinetuner:
         Raises:
             TypeError: prompt is not a str.
             ValueError: prompt is blank, or no text of the pool can be trained on.
-            RuntimeError: the model, or one that shares what either trains, is adapted already, by
-                this finetuner or another one, in this thread or another one; it has other
-                parameters with ``requires_grad`` than when this finetuner was made, or none of
-                them in its loss, as with merged adapters; or frozen parameters were written to.
+            RuntimeError: the model, or one that shares its modules or what either trains, is
+                adapted already, by this finetuner or another one, in this thread or another one;
+                it has other parameters with ``requires_grad`` than when this finetuner was made,
+                or none of them in its loss, as with merged adapters; or the block changed what
+                cannot be put back.
             NonFiniteLossError: a loss is not finite; a RuntimeError.
             torch.OutOfMemoryError: memory ran out while adapting, on any device.
         """
         return Adaptation(
-            partial(claimed, self.model, self._trained),
-            self._snapshot.restored,
+            Claim(self.model, self._trained),
+            self._snapshot,
             partial(self._adapt, prompt),
             timed=self.model.device.type != "cuda",
         )

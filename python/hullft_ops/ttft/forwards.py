@@ -1,6 +1,6 @@
 """Another forward for some of a model's modules, for a while."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hullft_ops.ttft.interrupts import uninterrupted
+from hullft_ops.ttft.claims import Claim
 
 # Given the module and its input.
 Forward = Callable[[Any, torch.Tensor], torch.Tensor]
@@ -22,16 +22,22 @@ def replaced_forwards(model: nn.Module, forwards: Mapping[type, Forward]) -> Ite
     somebody has replaced. Meant for forward and backward pass alike: a checkpointed layer runs
     again in the latter.
     """
-    modules = [
-        module
-        for module in model.modules()
-        if type(module) in forwards and "forward" not in vars(module)
-    ]
-    try:
-        _replace(modules, forwards)
-        yield
-    finally:
-        _put_back(modules)
+    replaced: list[nn.Module] = []
+    with Claim(model):
+        try:
+            for module in model.modules():
+                if type(module) in forwards and "forward" not in vars(module):
+                    forward = forwards[type(module)]
+                    replaced.append(module)
+                    vars(module)["forward"] = partial(_call, forward, module)
+            yield
+        finally:
+            _put_back(replaced)
+
+
+def put_back_forwards(model: nn.Module) -> None:
+    """End all that `replaced_forwards` has done to the model and was kept from undoing."""
+    _put_back(module for module in model.modules() if is_replaced_here(module))
 
 
 def is_replaced_here(module: nn.Module) -> bool:
@@ -46,16 +52,8 @@ def own_forward(module: Any, x: torch.Tensor) -> torch.Tensor:
     return own
 
 
-@uninterrupted
-def _replace(modules: Sequence[nn.Module], forwards: Mapping[type, Forward]) -> None:
+def _put_back(modules: Iterable[nn.Module]) -> None:
     for module in modules:
-        vars(module)["forward"] = partial(_call, forwards[type(module)], module)
-
-
-@uninterrupted
-def _put_back(modules: Sequence[nn.Module]) -> None:
-    for module in modules:
-        # Another thread may have been here too.
         vars(module).pop("forward", None)
 
 

@@ -35,6 +35,7 @@ def continuation(
 
     Raises:
         TypeError, ValueError: as `tokens_to_continue`.
+        RuntimeError: another thread is adapting the model, or one that shares its modules.
     """
     tokens = tokens_to_continue(tokenizer, prompt, context, generate_kwargs)
     generate_kwargs["max_new_tokens"] = _new_tokens(generate_kwargs)

@@ -9,12 +9,7 @@ from rich.console import Console
 
 from hullft_ops._terminal import printable, show
 from hullft_ops.ttft.datastore import Datastore
-from hullft_ops.ttft.embedding import (
-    Embedder,
-    EncodeBatches,
-    SentenceTransformerEmbedder,
-    load_embedder,
-)
+from hullft_ops.ttft.embedding import Embedder, EncodeBatches, SentenceTransformerEmbedder
 from hullft_ops.ttft.indexing import Cutting, index_corpus
 from hullft_ops.ttft.search_index import IndexThresholds
 from hullft_ops.ttft.sources import Source
@@ -62,7 +57,10 @@ def run_index(request: IndexRequest, out: Console, log: Console) -> Datastore:
     Raises:
         OSError, ValueError: as `index_corpus`.
     """
-    embedder = load_embedder(request.embedder)
+    # Imported late: `describe` should not wait for transformers.
+    from hullft_ops.ttft.loading import open_embedder
+
+    embedder = open_embedder(request.embedder)
     store = index_corpus(
         Source(request.source, request.text_column, request.metadata, request.max_bad_share),
         request.out,
@@ -132,9 +130,6 @@ def _encode(request: IndexRequest, embedder: Embedder) -> EncodeBatches | None:
 def _tokenizer(request: IndexRequest, embedder: Embedder) -> "PreTrainedTokenizerBase":
     if request.tokenizer is None and isinstance(embedder, SentenceTransformerEmbedder):
         return embedder.tokenizer
-    from transformers import AutoTokenizer
+    from hullft_ops.ttft.loading import open_tokenizer
 
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-        request.tokenizer or request.embedder
-    )
-    return tokenizer
+    return open_tokenizer(request.tokenizer or request.embedder)

@@ -1,8 +1,9 @@
 """What commands run on, loaded with errors that a user can act on."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -21,6 +22,7 @@ from hullft_ops.ttft.corpus import Corpus, installed_corpus, jsonl_corpus
 from hullft_ops.ttft.out_of_memory import is_out_of_memory
 
 _NAMED_LINES = 3
+_NAMED_WEIGHTS = 3
 # What the libraries raise for a directory that holds no model, half of one or another's weights.
 _NOT_LOADED = (OSError, RuntimeError, SafetensorError, ValueError)
 
@@ -69,7 +71,7 @@ def checked_device(name: str) -> torch.device:
 
 
 def load_model(
-    name: str | None, device: torch.device
+    name: str | None, device: torch.device, *, allow_missing_weights: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model in float32 and its tokenizer, by name or directory; the tiny model when None.
 
@@ -78,9 +80,12 @@ def load_model(
     Args:
         name: name or directory.
         device: where the model shall be.
+        allow_missing_weights: take random weights for those that the checkpoint lacks, and leave
+            out those that the configuration has no place for.
 
     Raises:
-        InputError: there is no such model, or transformers cannot load it.
+        InputError: there is no such model, transformers cannot load it, or its weights are not
+            those of its configuration.
     """
     keep_freed_memory()
     if name is not None:
@@ -88,13 +93,31 @@ def load_model(
     source = name if name is not None else tiny_lm_path()
     with _loading(f"model {source}"):
         # Weights in any other format would be unpickled.
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=torch.float32, use_safetensors=True
+        found: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        model: PreTrainedModel = found[0]
+        tokenizer = _tokenizer(source)
+    if not allow_missing_weights:
+        _check_weights(f"model {source}", found[1])
     # A model is moved in place; the type of what `to` returns is lost in its decorators.
     model.to(device)  # type: ignore[arg-type]
     return model, tokenizer
+
+
+def open_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of that name or in that directory.
+
+    Raises:
+        InputError: there is no such tokenizer, or transformers cannot load it.
+    """
+    _check_directory("tokenizer", name)
+    with _loading(f"tokenizer {name}"):
+        return _tokenizer(name)
 
 
 def open_embedder(name: str) -> Embedder:
@@ -132,6 +155,29 @@ def open_or_build(
         raise InputError(f"datastore {path}: {_first_line(error)}") from error
 
 
+def _check_weights(what: str, loaded: Mapping[str, Collection[str]]) -> None:
+    """transformers leaves out what a model ties to others, or does without."""
+    found = {kind: sorted(loaded[f"{kind}_keys"]) for kind in ("missing", "unexpected")}
+    said = [
+        f"{len(names)} {kind} ({', '.join(names[:_NAMED_WEIGHTS])}"
+        f"{', ...' if len(names) > _NAMED_WEIGHTS else ''})"
+        for kind, names in found.items()
+        if names
+    ]
+    if said:
+        raise InputError(
+            f"{what}: its weights are not those of its configuration: {', '.join(said)}; "
+            "--allow-missing-weights loads it all the same"
+        )
+
+
+def _tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        source, trust_remote_code=False
+    )
+    return tokenizer
+
+
 def _check_directory(what: str, name: str) -> None:
     # The libraries take a path that is not there for a name on the hub, and say so at length.
     if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
@@ -145,6 +191,11 @@ def _loading(what: str) -> Iterator[None]:
     except _NOT_LOADED as error:
         if is_out_of_memory(error):
             raise
+        # The libraries advise to pass that argument, which no command has.
+        if "trust_remote_code" in str(error):
+            raise InputError(
+                f"{what}: it needs code that ships with it, which is not run"
+            ) from error
         raise InputError(f"{what}: {_first_line(error)}") from error
 
 

@@ -6,7 +6,7 @@ from uuid import UUID
 
 import numpy as np
 
-from hullft_ops._extras import missing
+from hullft_ops._extras import needed_by
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient
@@ -28,10 +28,8 @@ class QdrantDatabase:
     def __init__(
         self, client: "QdrantClient", collection: str, *, text_field: str = "text"
     ) -> None:
-        try:
+        with needed_by("QdrantDatabase", "qdrant"):
             from qdrant_client import models
-        except ModuleNotFoundError as error:
-            raise ImportError(missing("QdrantDatabase", error.name, "qdrant")) from error
         self._client = client
         self._collection = collection
         self._text_field = text_field

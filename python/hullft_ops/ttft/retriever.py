@@ -13,15 +13,18 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import faiss
 import numpy as np
 import torch
+
+if TYPE_CHECKING:
+    import faiss
 
 import hullft_ops
 from hullft_ops import _checks
 from hullft_ops._C import build_info, cuda_unusable
+from hullft_ops._extras import needed_by
 from hullft_ops.selection import repeated
 from hullft_ops.ttft.arrays import for_torch
 
@@ -61,7 +64,7 @@ class Retriever:
 
     def __init__(
         self,
-        index: faiss.Index,
+        index: "faiss.Index",
         acquisition_function: None = None,
         lambda_: float = _LAMBDA,
         fast: bool = False,
@@ -95,7 +98,10 @@ class Retriever:
         Raises:
             TypeError: an argument of another type.
             ValueError: an argument that is not supported, or options that do not fit the index.
+            ImportError: faiss is not installed.
         """
+        with needed_by(_OP):
+            import faiss
         if acquisition_function is not None:
             raise ValueError(
                 f"{_OP}: acquisition_function must be None, got "
@@ -310,6 +316,8 @@ def _device(device: torch.device | str | None) -> torch.device:
 
 @contextmanager
 def _threads(threads: int) -> Iterator[None]:
+    import faiss
+
     before = faiss.omp_get_max_threads(), torch.get_num_threads()
     faiss.omp_set_num_threads(threads)
     torch.set_num_threads(threads)

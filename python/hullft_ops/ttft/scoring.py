@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hullft_ops._checks import check_integer, check_text
+from hullft_ops.ttft.causal import check_causal
 from hullft_ops.ttft.context import context_length
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.loss import next_token_losses
@@ -70,7 +71,8 @@ def score_text(
     there all of the text is scored. Special tokens themselves never are, and none is added that
     the tokenizer does not add. A text longer than the context is scored by a window that moves by
     ``stride``: each token is predicted from at least ``max_length - stride`` before it, as far as
-    there are. Runs in eval mode and puts every module back in its own mode.
+    there are. Runs in eval mode and puts every module back in its own mode; scorings of one model
+    in several threads wait for each other.
 
     Args:
         model: a causal language model.
@@ -82,8 +84,9 @@ def score_text(
     Raises:
         TypeError: text is not a str, or max_length or stride is not an int.
         ValueError: nothing to score, text that is not valid Unicode, max_length or stride out of
-            range, or a slow tokenizer.
+            range, a slow tokenizer, or a model that is not causal or lacks ids of the tokenizer.
         NonFiniteLossError: the model's loss is not finite; a RuntimeError.
+        RuntimeError: another thread adapts the model, or one that shares its modules.
     """
     return _score("score_text", model, tokenizer, text, max_length, stride)
 
@@ -99,6 +102,7 @@ def _score(
     check_text(function, "text", text)
     if not tokenizer.is_fast:
         raise ValueError(f"{function}: tokenizer must be a fast one, got {type(tokenizer)}")
+    check_causal(function, model, tokenizer)
     length = context_length(function, model, tokenizer, max_length)
     stride = length // 2 if stride is None else stride
     stride = check_integer(function, "stride", stride, 1)

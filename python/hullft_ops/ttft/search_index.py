@@ -9,12 +9,15 @@ import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-import faiss
 import numpy as np
 
+if TYPE_CHECKING:
+    import faiss
+
+from hullft_ops._extras import needed_by
 from hullft_ops._files import FULL, sync
 from hullft_ops.ttft.checksums import crc32_of
 from hullft_ops.ttft.index_layout import check_layout
@@ -76,6 +79,9 @@ def exact_search(
 
 
 def _exact_search_of_all(matrix: np.ndarray, queries: np.ndarray, k: int) -> Neighbours:
+    with needed_by("Datastore.search"):
+        import faiss
+
     asked = min(k + 1, len(matrix))
     while True:
         found = faiss.knn(queries, matrix, asked, metric=faiss.METRIC_INNER_PRODUCT)
@@ -119,6 +125,8 @@ class ListSearch:
 
     def find(self, queries: np.ndarray, k: int, rows: np.ndarray | None = None) -> np.ndarray:
         """Rows that may be among the ``k`` nearest, int64 ``[B, candidates * k]``; -1 for none."""
+        import faiss
+
         wanted = min(k * self.candidates, len(self.matrix) if rows is None else len(rows))
         # FAISS's stubs do not know the keywords that its Python layer adds.
         parameters = faiss.SearchParametersIVF(  # type: ignore[call-arg]
@@ -141,6 +149,9 @@ def open_index(file: Path, matrix: np.ndarray, facts: SearchIndex) -> ListSearch
     Raises:
         ValueError: it is not the index that ``facts`` describes.
     """
+    with needed_by("Datastore.open"):
+        import faiss
+
     check_layout(file, (len(matrix), matrix.shape[1]), facts)
     try:
         index = faiss.read_index(str(file), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
@@ -178,6 +189,8 @@ def build_index(
 
 
 def _write(index: Any, file: Path) -> None:
+    import faiss
+
     try:
         faiss.write_index(index, str(file))
     except RuntimeError as error:
@@ -187,6 +200,8 @@ def _write(index: Any, file: Path) -> None:
 
 
 def _trained(matrix: np.ndarray, kind: str, lists: int) -> Any:
+    import faiss
+
     dim = matrix.shape[1]
     most = min(_MAX_SUBQUANTIZERS, max(1, dim // _LEAST_PART))
     parts = max(m for m in range(1, most + 1) if dim % m == 0)
@@ -227,7 +242,9 @@ def _sample(matrix: np.ndarray, count: int) -> np.ndarray:
     return np.ascontiguousarray(matrix[np.sort(rows)])
 
 
-def _selector(search: ListSearch, rows: np.ndarray | None) -> faiss.IDSelector | None:
+def _selector(search: ListSearch, rows: np.ndarray | None) -> "faiss.IDSelector | None":
+    import faiss
+
     if rows is None:
         return None
     mask = np.zeros(len(search.matrix), bool)

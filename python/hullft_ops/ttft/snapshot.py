@@ -1,19 +1,16 @@
 """Putting a model back exactly as it was."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from hullft_ops.ttft.structure import (
-    adapters_restored,
-    is_computed,
-    modules_restored,
-    parameters_restored,
-    parametrizations_restored,
-)
+from hullft_ops.ttft.backward import stop_listening
+from hullft_ops.ttft.forwards import put_back_forwards
+
+T = TypeVar("T")
 
 
 class ModelSnapshot:
@@ -28,74 +25,87 @@ class ModelSnapshot:
         self._model = model
         self._trained: list[torch.Tensor] = list(trained)
         self._saved: list[torch.Tensor] = []
+        self._kept: _Kept | None = None
 
-    @contextmanager
-    def restored(self) -> Iterator[None]:
-        """Put the model back on exit, whatever the exit.
+    def save(self) -> None:
+        """Copy the trained parameters, note everything else, and take the gradients off.
+
+        Raises:
+            RuntimeError: the storage of a trained parameter is gone.
+        """
+        # A tensor made in inference mode could not be written to outside of it.
+        with torch.inference_mode(False), torch.no_grad():
+            for parameter in self._trained:
+                if parameter.numel() and not parameter.untyped_storage().nbytes():
+                    raise RuntimeError(
+                        "TestTimeFinetuner: the storage of a trained parameter "
+                        f"{list(parameter.shape)} is gone: load the model again"
+                    )
+            if not all(map(_alike, self._saved, self._trained)) or not self._saved:
+                self._saved = [torch.empty_like(parameter) for parameter in self._trained]
+            torch._foreach_copy_(self._saved, self._trained)
+            kept = _Kept(self._model, self._trained)
+        self._kept = kept
+        # Taken off, not zeroed: a backward pass must not add to what the caller holds.
+        for parameter in self._trained:
+            parameter.grad = None
+        for merges in kept.merges:
+            merges.watch()
+
+    def restore(self) -> list[str]:
+        """Put everything back; after a call that was cut short, the next one does it all.
 
         The trained parameters and all buffers come back bit for bit, copied into the storage they
         came from, so that every alias of one (tied weights, an optimizer) sees it. So do
         gradients, ``requires_grad`` flags, the modes of the modules, plain values that modules
-        and their configurations keep as attributes, parameters that were replaced or removed,
-        modules that were replaced, added or removed and, where the model was cast, moved or
-        resized meanwhile, the storage of every parameter. Of frozen parameters there is no copy.
+        and their configurations keep as attributes, parameters that were replaced or removed and,
+        where the model was cast, moved or resized meanwhile, the storage of every parameter.
 
-        Raises:
-            RuntimeError: the storage of a parameter or a buffer is gone, a frozen parameter was
-                written to, or adapters were merged into frozen ones; the message names them, and
-                all others are back.
+        Of frozen parameters there is no copy. Writes to them are noticed where torch counts them
+        (in ``_version``): not those through ``.data``, ``.numpy()`` or another alias.
+
+        Returns:
+            What is not back: the storage of a parameter or a buffer that is gone, a frozen
+            parameter that torch counted a write to, merged adapters, and modules that were added,
+            removed, replaced or given another class. All else is.
         """
-        self._save()
-        # A stack runs every one of these, the last first, whatever another raises.
-        with ExitStack() as stack:
-            # A caller's autocast holds copies of the weights as they were in between.
-            stack.callback(torch.clear_autocast_cache)
-            stack.enter_context(_attributes_restored(self._model))
-            stack.enter_context(_frozen_unchanged(self._model, self._trained))
-            stack.enter_context(_flags_restored(self._model))
-            stack.enter_context(_gradients_restored(self._model, self._trained))
-            stack.enter_context(_buffers_restored(self._model))
-            stack.callback(self._restore)
-            stack.enter_context(_storages_restored(self._model))
-            stack.enter_context(parameters_restored(self._model))
-            stack.enter_context(_merges_undone(self._model))
-            stack.enter_context(adapters_restored(self._model))
-            stack.enter_context(modules_restored(self._model))
-            stack.enter_context(parametrizations_restored(self._model))
-            yield
+        kept = self._kept
+        if kept is None:
+            return []
+        changes: list[str] = []
+        for record in kept.in_order():
+            try:
+                changes += record.restore()
+            except RuntimeError as error:
+                changes.append(f"{record.name}: {error}")
+        changes += self._copy_back(kept)
+        # An interrupt may have left them behind in the middle of training.
+        put_back_forwards(self._model)
+        stop_listening(self._trained)
+        # A caller's autocast holds copies of the weights as they were in between.
+        torch.clear_autocast_cache()
+        self._kept = None
+        return changes
 
-    def _save(self) -> None:
-        # A tensor made in inference mode could not be written to outside of it.
-        with torch.inference_mode(False), torch.no_grad():
-            if not all(map(_alike, self._saved, self._trained)) or not self._saved:
-                self._saved = [torch.empty_like(parameter) for parameter in self._trained]
-            torch._foreach_copy_(self._saved, self._trained)
-
-    def _restore(self) -> None:
+    def _copy_back(self, kept: "_Kept") -> list[str]:
+        names = {id(record.tensor): record.name for record in kept.parameters}
+        gone = {id(record.tensor) for record in kept.parameters if record.is_gone()}
+        pairs = [
+            (parameter, saved)
+            for parameter, saved in zip(self._trained, self._saved, strict=True)
+            if id(parameter) not in gone
+        ]
+        changes: list[str] = []
         with torch.no_grad():
             try:
-                torch._foreach_copy_(self._trained, self._saved)
+                torch._foreach_copy_([one for one, _ in pairs], [other for _, other in pairs])
             except RuntimeError:
-                self._restore_each()
-
-    def _restore_each(self) -> None:
-        """Whatever can be restored, where something cannot."""
-        names: dict[torch.Tensor, str] = {p: name for name, p in self._model.named_parameters()}
-        failed: list[str] = []
-        for parameter, saved in zip(self._trained, self._saved, strict=True):
-            try:
-                parameter.copy_(saved)
-            except RuntimeError as error:
-                failed.append(f"{names.get(parameter, 'one that the model lost')}: {error}")
-        _check_restored(failed, len(self._trained), "parameters")
-
-
-def _check_restored(failed: list[str], count: int, what: str) -> None:
-    if failed:
-        raise RuntimeError(
-            f"TestTimeFinetuner: {len(failed)} of {count} {what} could not be restored, "
-            f"load the model again: {'; '.join(failed)}"
-        )
+                for parameter, saved in pairs:
+                    try:
+                        parameter.copy_(saved)
+                    except RuntimeError as error:
+                        changes.append(f"{names[id(parameter)]}: {error}")
+        return changes
 
 
 def _alike(saved: torch.Tensor, parameter: torch.Tensor) -> bool:
@@ -103,79 +113,59 @@ def _alike(saved: torch.Tensor, parameter: torch.Tensor) -> bool:
     return saved.dtype == parameter.dtype and saved.device == parameter.device
 
 
-class _Merged(list[str]):
-    """PEFT's list of the adapters that a layer has merged, and whether there were others."""
+class _Kept:
+    """What a model is made of and everything in it, but for the copies of trained parameters."""
 
-    changed = False
-
-    def append(self, name: str) -> None:
-        self.changed = True
-        super().append(name)
-
-
-@contextmanager
-def _merges_undone(model: nn.Module) -> Iterator[None]:
-    """PEFT's layers add their adapters to frozen weights, and subtract them again, rounded."""
-    layers: list[tuple[str, Any, list[str], _Merged]] = [
-        (name, module, module.merged_adapters, _Merged(module.merged_adapters))
-        for name, module in model.named_modules()
-        if isinstance(getattr(module, "merged_adapters", None), list)
-    ]
-    for _, layer, _, watched in layers:
-        layer.merged_adapters = watched
-    try:
-        yield
-    finally:
-        for _, layer, merged, watched in layers:
-            if watched != merged:
-                # While the adapters are still those that were added.
-                layer.unmerge()
-            layer.merged_adapters = merged
-        changed = [name for name, _, _, watched in layers if watched.changed]
-        if changed:
-            raise RuntimeError(
-                f"TestTimeFinetuner: adapters were merged in the with block; {len(changed)} layers "
-                f"have frozen weights that are rounded, {changed[0]} for one: load the model again"
-            )
-
-
-@contextmanager
-def _frozen_unchanged(model: nn.Module, trained: Sequence[torch.Tensor]) -> Iterator[None]:
-    own = set(trained)
-    frozen = [
-        (name, parameter, parameter._version)
-        for name, parameter in model.named_parameters()
-        # Those made in inference mode count no writes.
-        if parameter not in own and not parameter.is_inference()
-    ]
-    try:
-        yield
-    finally:
-        written = [
-            f"{name}: it is frozen, and was written to"
-            for name, parameter, version in frozen
-            if parameter._version != version
+    def __init__(self, model: nn.Module, trained: Sequence[torch.Tensor]) -> None:
+        own = set(map(id, trained))
+        self.parameters = [
+            _Parameter(name, parameter, is_frozen=id(parameter) not in own)
+            for name, parameter in model.named_parameters()
         ]
-        _check_restored(written, len(frozen), "frozen parameters")
-
-
-@contextmanager
-def _storages_restored(model: nn.Module) -> Iterator[None]:
-    with torch.inference_mode(False):
-        storages = [
-            (tensor, tensor.detach())
-            for parameter in model.parameters()
-            for tensor in (parameter, parameter.grad)
-            if tensor is not None
+        modules = list(model.named_modules())
+        self.modules = [_Module(name, module) for name, module in modules]
+        self.attributes = [_Attributes(name, found) for name, found in _attributes(modules)]
+        self.merges = [
+            _Merges(name, module)
+            for name, module in modules
+            if isinstance(getattr(module, "merged_adapters", None), list)
         ]
-    try:
-        yield
-    finally:
+
+    def in_order(self) -> "list[_Parameter | _Module | _Attributes | _Merges]":
+        return [*self.modules, *self.parameters, *self.attributes, *self.merges]
+
+
+class _Parameter:
+    """Its storage, gradient and flag; of a frozen one also how often it has been written to."""
+
+    def __init__(self, name: str, tensor: torch.Tensor, *, is_frozen: bool) -> None:
+        self.name = name
+        self.tensor = tensor
+        self._bytes = tensor.untyped_storage().nbytes()
+        self._requires_grad = tensor.requires_grad
+        # Of frozen ones too: a cast of the model would put others in their place.
+        self._gradient = tensor.grad
+        self._data = [(one, one.detach()) for one in (tensor, tensor.grad) if one is not None]
+        # A parameter made in inference mode counts no writes.
+        self._version = tensor._version if is_frozen and not tensor.is_inference() else None
+
+    def restore(self) -> Iterator[str]:
         with torch.inference_mode(False):
-            for tensor, data in storages:
+            for tensor, data in self._data:
                 # model.half() and model.to() put other data into parameters and gradients.
                 if not _same_storage(tensor, data):
                     tensor.data = data
+        if self.tensor.requires_grad != self._requires_grad:
+            self.tensor.requires_grad_(self._requires_grad)
+        self.tensor.grad = self._gradient
+        if self.is_gone():
+            yield f"{self.name}: its storage is gone"
+        if self._version is not None and self._version != self.tensor._version:
+            yield f"{self.name}: it is frozen, and was written to"
+
+    def is_gone(self) -> bool:
+        """Whether a copy into its storage would write past its end."""
+        return self.tensor.untyped_storage().nbytes() < self._bytes
 
 
 def _same_storage(one: torch.Tensor, other: torch.Tensor) -> bool:
@@ -187,105 +177,186 @@ def _same_storage(one: torch.Tensor, other: torch.Tensor) -> bool:
     )
 
 
-@contextmanager
-def _flags_restored(model: nn.Module) -> Iterator[None]:
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        yield
-    finally:
-        for parameter, requires_grad in flags:
-            parameter.requires_grad_(requires_grad)
+@dataclass(frozen=True)
+class _Buffer:
+    tensor: torch.Tensor
+    copy: torch.Tensor
+    bytes: int
 
 
-@contextmanager
-def _gradients_restored(model: nn.Module, trained: Sequence[torch.Tensor]) -> Iterator[None]:
-    # Of the frozen ones too: a cast of the model would put others in their place.
-    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-    try:
-        # Taken off, not zeroed: a backward pass must not add to what the caller holds.
-        for parameter in trained:
-            parameter.grad = None
-        yield
-    finally:
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
+class _Module:
+    """Which children, parameters and buffers it has, and what is in its buffers."""
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        self.name = name
+        self._module = module
+        self._class = type(module)
+        self._children = dict(module._modules.items())
+        self._parameters = dict(module._parameters.items())
+        # A forward may also fill one that was None.
+        self._buffers = {
+            key: None
+            if buffer is None
+            else _Buffer(buffer, buffer.clone(), buffer.untyped_storage().nbytes())
+            for key, buffer in module._buffers.items()
+        }
+
+    def restore(self) -> Iterator[str]:
+        edits = list(self._edits())
+        yield from edits
+        if not edits:
+            # As load_state_dict(assign=True) puts others in their place.
+            _refill(self._module._parameters, self._parameters)
+        for key, kept in self._buffers.items():
+            if not edits:
+                self._put_back(key, None if kept is None else kept.tensor)
+            if kept is not None:
+                yield from self._copy_back(key, kept)
+
+    def _edits(self) -> Iterator[str]:
+        """What is not undone."""
+        if type(self._module) is not self._class:
+            now = type(self._module).__name__
+            yield f"{self.name} is a {now}, and was a {self._class.__name__}"
+        children = dict(self._module._modules.items())
+        for key in {**self._children, **children}:
+            if key not in children:
+                yield f"module {self._path(key)} was removed"
+            elif key not in self._children:
+                yield f"module {self._path(key)} was added"
+            elif children[key] is not self._children[key]:
+                yield f"module {self._path(key)} was replaced"
+        if children.keys() == self._children.keys() and list(children) != list(self._children):
+            yield f"the modules of {self.name or 'the model'} are in another order"
+        for key in dict(self._module._parameters.items()).keys() - self._parameters.keys():
+            yield (
+                f"parameter {self._path(key)} was added: a finetuner made after that can train it"
+            )
+
+    def _path(self, key: str) -> str:
+        return f"{self.name}.{key}" if self.name else key
+
+    def _put_back(self, key: str, buffer: torch.Tensor | None) -> None:
+        # A module may have put another tensor in its place, as dynamic RoPE does.
+        if key in self._module._buffers:
+            setattr(self._module, key, buffer)
+        else:
+            self._module._buffers[key] = buffer
+
+    def _copy_back(self, key: str, kept: _Buffer) -> Iterator[str]:
+        if kept.tensor.untyped_storage().nbytes() < kept.bytes:
+            yield f"{self._path(key)}: its storage is gone"
+            return
+        try:
+            with torch.no_grad():
+                kept.tensor.copy_(kept.copy)
+        except RuntimeError as error:
+            # Of an expanded one no element can be written, nor could have been.
+            if not torch.equal(kept.tensor, kept.copy):
+                yield f"{self._path(key)}: {error}"
 
 
-@contextmanager
-def _buffers_restored(model: nn.Module) -> Iterator[None]:
-    # A forward may also fill one that was None.
-    buffers = [
-        (module, name, buffer, None if buffer is None else buffer.clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-    ]
-    try:
-        yield
-    finally:
-        failed: list[str] = []
-        for module, name, buffer, saved in buffers:
-            # A module may have put another tensor in its place, as dynamic RoPE does.
-            if name in module._buffers or is_computed(module, name):
-                setattr(module, name, buffer)
-            else:
-                module._buffers[name] = buffer
-            if buffer is None or saved is None:
+def _refill(mapping: dict[str, T], items: dict[str, T]) -> None:
+    """Make the mapping that of the items, in their order."""
+    now = dict(mapping.items())
+    if list(now) != list(items):
+        mapping.clear()
+        mapping.update(items)
+        return
+    for name, item in items.items():
+        # Code that was compiled for the model watches such mappings.
+        if now[name] is not item:
+            mapping[name] = item
+
+
+class _Attributes:
+    """The plain values that a module, or a configuration, keeps beside parameters and buffers.
+
+    A module's mode is one. A forward may change a buffer and such a value together, as dynamic RoPE
+    does its frequencies and for how many positions they are: one without the other would be another
+    model.
+    """
+
+    def __init__(self, name: str, attributes: dict[str, Any]) -> None:
+        self.name = name
+        self._attributes = attributes
+        self._names = set(attributes)
+        self._values: list[tuple[str, Any, Any]] = [
+            (key, value, value.copy() if isinstance(value, list | dict) else None)
+            for key, value in attributes.items()
+            if _is_plain(key, value)
+        ]
+
+    def restore(self) -> list[str]:
+        now = self._attributes
+        # A forward may ask for whether there is one, and with it for what it made then.
+        for key in now.keys() - self._names:
+            if _is_plain(key, now[key]):
+                del now[key]
+        for key, value, items in self._values:
+            # What has become a module since stays one, and a function is somebody's.
+            if key in now.get("_modules", ()) or not _is_plain(key, now.get(key)):
                 continue
-            try:
-                with torch.no_grad():
-                    buffer.copy_(saved)
-            except RuntimeError as error:
-                # Of an expanded one no element can be written, nor could have been.
-                if not torch.equal(buffer, saved):
-                    failed.append(f"{name} of a {type(module).__name__}: {error}")
-        _check_restored(failed, len(buffers), "buffers")
+            if isinstance(value, list):
+                value[:] = items
+            elif isinstance(value, dict):
+                _refill(value, items)
+            now[key] = value
+        return []
 
 
-_PLAIN = (bool, int, float, str, type(None), torch.Tensor)
+_SCALAR = (bool, int, float, str, type(None))
 
 
-def _is_plain(value: object) -> bool:
-    """Lists of names too, as PEFT's of the active adapters; others may be somebody's records."""
+def _is_plain(name: str, value: object) -> bool:
+    """Lists of names too, as PEFT's of the active adapters, and its scales by adapter."""
+    if name == "merged_adapters":
+        return False
     if isinstance(value, list | tuple):
         return all(isinstance(item, str) for item in value)
-    return isinstance(value, _PLAIN)
+    # Torch's own mappings, of parameters and hooks for two, begin with a line.
+    if isinstance(value, dict) and not name.startswith("_"):
+        return all(isinstance(item, _SCALAR) for item in value.values())
+    return isinstance(value, (*_SCALAR, torch.Tensor))
 
 
-@contextmanager
-def _attributes_restored(model: nn.Module) -> Iterator[None]:
-    """Of every module and its configuration, the plain values kept beside parameters and buffers.
-
-    Its mode is one. A forward may change both together, as dynamic RoPE does its frequencies and
-    for how many positions they are: one without the other would be another model.
-    """
-    owners = [(attributes, set(attributes)) for attributes in _attributes(model)]
-    kept = [
-        (attributes, name, value, list(value) if isinstance(value, list) else None)
-        for attributes, _ in owners
-        for name, value in attributes.items()
-        if _is_plain(value)
-    ]
-    try:
-        yield
-    finally:
-        for attributes, names in owners:
-            # A forward may ask for whether there is one, and with it for a module that is gone.
-            for name in attributes.keys() - names:
-                if _is_plain(attributes[name]):
-                    del attributes[name]
-        for attributes, name, value, items in kept:
-            # What has become a function since, or a module's compiled self, is somebody's.
-            if not _is_plain(attributes.get(name)):
-                continue
-            if items is not None:
-                value[:] = items
-            attributes[name] = value
-
-
-def _attributes(model: nn.Module) -> list[dict[str, Any]]:
+def _attributes(modules: Sequence[tuple[str, nn.Module]]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Of each module, and once of each configuration, which modules share."""
-    of_modules = [vars(module) for module in model.modules()]
-    configurations = [getattr(found.get("config"), "__dict__", None) for found in of_modules]
-    # That of a class cannot be written to.
-    once = {id(found): found for found in configurations if isinstance(found, dict)}
-    return [*of_modules, *once.values()]
+    once: dict[int, dict[str, Any]] = {}
+    for name, module in modules:
+        yield name, vars(module)
+        configuration = getattr(vars(module).get("config"), "__dict__", None)
+        # That of a class cannot be written to.
+        if isinstance(configuration, dict):
+            once[id(configuration)] = configuration
+    yield from (("config", found) for found in once.values())
+
+
+class _Watched(list[str]):
+    """PEFT's list of the adapters that a layer has merged, and whether there were others."""
+
+    changed = False
+
+    def append(self, name: str) -> None:
+        self.changed = True
+        super().append(name)
+
+
+class _Merges:
+    """PEFT's layers add their adapters to frozen weights, and subtract them again, rounded."""
+
+    def __init__(self, name: str, layer: Any) -> None:
+        self.name = name
+        self._layer = layer
+        self._merged: list[str] = layer.merged_adapters
+        self._before = list(self._merged)
+        self._watched = _Watched(self._merged)
+
+    def watch(self) -> None:
+        self._layer.merged_adapters = self._watched
+
+    def restore(self) -> Iterator[str]:
+        self._merged[:] = self._watched
+        self._layer.merged_adapters = self._merged
+        if self._watched.changed or self._before != self._merged:
+            yield f"{self.name}: adapters were merged into its frozen weights, or unmerged"

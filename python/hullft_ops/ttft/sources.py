@@ -2,15 +2,19 @@
 
 import io
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeGuard
 
-import datasets
 import pyarrow as pa
 import pyarrow.parquet
 
+if TYPE_CHECKING:
+    import datasets
+
+from hullft_ops._extras import needed_by
 from hullft_ops.ttft.json_lines import is_unicode, numbered, object_of
 
 _ROWS = 256
@@ -96,7 +100,7 @@ class Source:
     @property
     def name(self) -> str:
         """Its name in reports and errors."""
-        if isinstance(self.corpus, datasets.Dataset):
+        if _is_dataset(self.corpus):
             return f"dataset {self.corpus._fingerprint}"
         return str(self.corpus)
 
@@ -140,7 +144,7 @@ class Source:
 
     def _raw(self, counts: Counts) -> Iterator[tuple[str, Mapping[str, Any] | str]]:
         """Each record's place, and its values or what is wrong with them."""
-        if isinstance(self.corpus, datasets.Dataset):
+        if _is_dataset(self.corpus):
             yield from self._dataset_rows(self.corpus)
             return
         path = Path(self.corpus)
@@ -236,7 +240,16 @@ def _raise(error: OSError) -> NoReturn:
     raise error
 
 
+def _is_dataset(corpus: object) -> "TypeGuard[datasets.Dataset]":
+    """Whether it is a `datasets.Dataset`. Looks only if somebody has imported the library."""
+    library = sys.modules.get("datasets")
+    return library is not None and isinstance(corpus, library.Dataset)
+
+
 def _saved_dataset(path: Path) -> "datasets.Dataset":
+    with needed_by(f"Source: {path}"):
+        import datasets
+
     try:
         dataset = datasets.load_from_disk(str(path))
     # The library does not document what it raises for foreign files.

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
 
-import datasets
 import pyarrow as pa
 from rich.progress import Progress
 
 from hullft_ops._checks import check_integer, check_text
+from hullft_ops._extras import needed_by
 from hullft_ops._files import sync
 from hullft_ops.ttft.checksums import check_file, crc32_of
 from hullft_ops.ttft.embedding import Embedder, EncodeBatches, check_embedder, encode_in_turn
@@ -164,6 +164,10 @@ class StoreWriter:
             bar: where progress is shown.
             encode: gives the vectors of batches; the embedder, one after the other, when None.
         """
+        # An index is built, and texts are searched, with FAISS: hours of embedding come before.
+        with needed_by(self.function):
+            import datasets
+            import faiss  # noqa: F401
         encode = encode or encode_in_turn(self.function, self.embedder)
         shard = self.journal.shard
         assert shard is not None

@@ -50,6 +50,7 @@ class Config:
             None. If it is None too, the sources of installed packages are split.
         limit: how many of the prompts to use, drawn evenly over the domains; None for all.
         seed: chooses the prompts, and drives everything else that is random.
+        allow_missing_weights: as in `load_model`.
         settings: the grid: dictionaries of `TestTimeFinetuner`'s keyword arguments. A list stands
             for each of its items. The method "sift" also takes "noise", and "reuse" for steps in
             the order of its picks.
@@ -63,6 +64,7 @@ class Config:
     corpus: Path | None = None
     limit: int | None = None
     seed: int = 0
+    allow_missing_weights: bool = False
     settings: tuple[Settings, ...] = ()
     description: str = ""
 
@@ -191,6 +193,10 @@ def _from_json(content: dict[str, Any]) -> Config:
     for name in ("limit", "seed"):
         if name in known and type(known[name]) is not int:
             raise ConfigError(f"{name} must be an integer, got {known[name]!r}")
+    if type(known.get("allow_missing_weights", False)) is not bool:
+        raise ConfigError(
+            f"allow_missing_weights must be true or false, got {known['allow_missing_weights']!r}"
+        )
     for name in ("store", "prompts", "corpus"):
         if name in known:
             known[name] = Path(known[name])

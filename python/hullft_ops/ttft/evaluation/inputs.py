@@ -52,7 +52,9 @@ def open_inputs(config: Config, log: Console, *, device: str = "cpu") -> Inputs:
     place = checked_device(device)
     embedder = open_embedder(config.embedder)
     path, store, prompts = _texts(config, embedder, log)
-    model, tokenizer = load_model(config.model, place)
+    model, tokenizer = load_model(
+        config.model, place, allow_missing_weights=config.allow_missing_weights
+    )
     inputs = Inputs(model, tokenizer, path, store, embedder, prompts)
     chosen = _unknown_prompts(inputs, config, log)
     domains = ", ".join(f"{name}: {count}" for name, count in count_domains(chosen).items())

@@ -65,6 +65,7 @@ def _write(config: Config, inputs: Inputs, tuned: Tuned, output: Path) -> None:
     figures = asdict(tuned)
     content: dict[str, Any] = {
         "model": config.model,
+        "allow_missing_weights": config.allow_missing_weights,
         "embedder": config.embedder,
         "store": str(inputs.store_path),
         "settings": figures.pop("settings"),

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from hullft_ops._checks import check_integer
-from hullft_ops._extras import missing
+from hullft_ops._extras import needed_by
 from hullft_ops.ttft.errors import ScaleError
 
 # Workers return small results, which are fetched at once.
@@ -107,10 +107,8 @@ def import_ray() -> Any:
     Raises:
         ImportError: Ray is not installed.
     """
-    try:
+    with needed_by("hullft_ops.ttft.scale", "ray"):
         import ray
-    except ModuleNotFoundError as error:
-        raise ImportError(missing("hullft_ops.ttft.scale", error.name, "ray")) from error
     return ray
 
 

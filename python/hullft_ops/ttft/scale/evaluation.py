@@ -47,7 +47,11 @@ class EvaluationWorker:
     def _evaluator(self) -> Evaluator:
         use_threads(self._threads)
         assert self._config.store is not None
-        model, tokenizer = load_model(self._config.model, checked_device(self._device))
+        model, tokenizer = load_model(
+            self._config.model,
+            checked_device(self._device),
+            allow_missing_weights=self._config.allow_missing_weights,
+        )
         store = Datastore.open(self._config.store, verify=False)
         embedder = open_embedder(self._config.embedder)
         evaluator = Evaluator(model, tokenizer, store, embedder, seed=self._config.seed)
