@@ -64,14 +64,14 @@ def test_accumulate(case: Case, recorder: Recorder, device: torch.device) -> Non
 
 
 def _rounding(case: Case) -> float:
-    """Only torch's bfloat16 sum is rounded otherwise: once more, in the gradient."""
+    """Only torch's bfloat16 sum rounds differently: it also rounds the gradient."""
     return 0.0 if case.beta == 0 or case.dtype == "float32" else 2**-7
 
 
 def _time_sweep(
     case: Case, recorder: Recorder, gradients: list[torch.Tensor], copies: list[torch.Tensor]
 ) -> None:
-    """Read the gradient, and write the cache, which beta = 1 reads as well."""
+    """Read the gradient and write the cache. With beta = 1, read the cache too."""
     read = torch.cat([gradient.flatten() for gradient in gradients]).view(torch.int32)
     cached = torch.cat([copy.flatten() for copy in copies])
     size = read.numel() * 4 + cached.numel() * cached.element_size() * (1 + (case.beta != 0))

@@ -11,7 +11,7 @@ from benchmarks.pools import distinct_pools
 from benchmarks.recorder import Recorder
 from hullft_ops import reference
 
-# A trial of the published code costs support x dim, and there are some support^2 of them.
+# A trial move of the published code costs support x dim, and there are some support^2 trials.
 _RECOMPUTED_SUPPORT = 50
 _MEAN_ATOMS_IN_USE = 0.7
 

@@ -58,7 +58,7 @@ def test_replay(case: Case, recorder: Recorder, device: torch.device) -> None:
 
 
 def measure_replay(case: Case, recorder: Recorder, device: torch.device) -> None:
-    # Pages differ in speed, so that all are to have the same.
+    # Pages differ in speed, so all sides must use the same ones.
     keep_freed_memory()
     shapes = case.shapes()
     gradients = parameters.random_tensors(shapes, 1e-3, device, seed=1)
@@ -72,7 +72,7 @@ def measure_replay(case: Case, recorder: Recorder, device: torch.device) -> None
     expected = _time_ours(case, recorder, fresh())
     if case.total > _MOST_IN_TURNS:
         recorder.let_go()
-    # Each has gone before the next one comes.
+    # Each peer is gone before the next one comes.
     names = peers.adams([], _LR)
     off = [_time_peer(case, recorder, name, fresh(), expected) for name in names]
     recorder.fact(DIFFERENCE, max(off))
@@ -119,7 +119,7 @@ def _steps(optimizer: torch.optim.Optimizer, repeats: int) -> Callable[[], None]
 
 
 def _time_sweep(case: Case, recorder: Recorder, params: list[torch.Tensor]) -> None:
-    """Read the gradient; read and write, in place, three buffers of the parameters' size."""
+    """Read the gradient; read and write three buffers of the parameters' size in place."""
     swept = torch.cat([parameter.flatten() for parameter in params])
     words = swept.view(torch.int32)
 

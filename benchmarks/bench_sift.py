@@ -1,4 +1,4 @@
-"""SIFT, a batch of queries with a pool each, against the library of its authors."""
+"""SIFT on a batch of queries, each with its own pool, against the library of SIFT's authors."""
 
 import itertools
 from collections.abc import Iterator
@@ -74,8 +74,8 @@ def test_sift(case: Case, recorder: Recorder, device: torch.device) -> None:
 def _assert_as_reference(
     case: Case, pool: torch.Tensor, query: torch.Tensor, selection: hullft_ops.SiftSelection
 ) -> None:
-    """Every distinct query of a small problem, else the first picks of one, and that repeated
-    queries agree with it."""
+    """Compare every distinct query of a small problem, or the first picks of one query of a large
+    one. Repeated queries must agree."""
     small = case.candidates * case.n_select <= 200 * 50
     checked = case.n_select if small else 5
     for b in range(min(case.batch, DISTINCT if small else 1)):
@@ -84,7 +84,7 @@ def _assert_as_reference(
         found = selection.variance[b, :checked].cpu().double()
         wanted = torch.tensor(expected.variance, dtype=torch.float64)
         assert (found - wanted).abs().max() < 1e-5
-        if not pool.is_cuda:  # Its state is float32: nearly equal rows may change places.
+        if not pool.is_cuda:  # CUDA's state is float32: nearly equal rows may change places.
             assert selection.picks[b, :checked].tolist() == expected.picks
     repeated = range(DISTINCT, case.batch)
     assert all(torch.equal(selection.picks[b], selection.picks[b % DISTINCT]) for b in repeated)

@@ -1,9 +1,8 @@
 """Adapting a model to a prompt, against the loops of `benchmarks.loops`.
 
-Ours is the whole of it: embedding, search, selection, finetuning, restoring. A loop is given our
-selection and only finetunes, in a process of its own: ours has its process keep the memory that it
-frees, a plain loop does not. The padded loop is float32 whatever dtype ours has, the other one has
-ours.
+Ours does everything: embedding, search, selection, finetuning, restoring. A loop gets our selection
+and only finetunes. It runs in a separate process, because our process keeps the memory that it
+frees and a plain loop's does not. The padded loop is always float32. The other loop has our dtype.
 """
 
 from collections.abc import Callable

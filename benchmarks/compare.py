@@ -1,6 +1,6 @@
 """Is one result file slower than another? ``python -m benchmarks.compare OLD.json NEW.json``.
 
-Exits with 0 when no case is, 1 when one is, 2 when the files cannot be compared.
+Exits with 0 if no case is slower, 1 if one is, and 2 if the files cannot be compared.
 """
 
 import argparse
@@ -23,7 +23,7 @@ def regressions(old: Results, new: Results, factor: float) -> list[str]:
     """A line for each case whose median is more than ``factor`` times the old one.
 
     Raises:
-        ValueError: the files are of different devices or machines, or have no case in common.
+        ValueError: the files come from different devices or machines, or share no case.
     """
     for what, before_that, now in zip(_MACHINE, _machine(old), _machine(new), strict=True):
         if before_that != now:

@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 from benchmarks.recorder import Recorder
 from benchmarks.timing import Comparison, Pace
 
-# Ours and every peer alike, NumPy's BLAS included.
+# For ours and every peer, including NumPy's BLAS.
 THREADS = 2
 PACES = {
     "smoke": Pace(seconds=0.0, min_rounds=2, max_rounds=2),
@@ -78,9 +78,9 @@ def recorder(
     device: torch.device,
     case: object,
 ) -> Iterator[Recorder]:
-    """Times one case; its result is in the summary and in pytest-benchmark's ``extra_info``.
+    """Times one case. The summary and pytest-benchmark's ``extra_info`` get its result.
 
-    That of a case that fails is in neither: some checks need what is timed.
+    A case that fails appears in neither: some checks run after the timing.
     """
     group = request.module.__name__.rpartition("bench_")[-1]
     pace = PACES[pytestconfig.getoption("--grid")]

@@ -1,4 +1,4 @@
-"""What is timed in a process of its own: nothing that ours has set up helps it or is in its way."""
+"""Timing in a separate process, where nothing that ours has set up helps or hinders."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -23,7 +23,7 @@ _ROUNDS = 2
 
 
 def in_fresh_process(call: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
-    """The call's result, from a new interpreter with as many threads as this one."""
+    """The result of the call, run in a new interpreter with as many threads as this one."""
     with ProcessPoolExecutor(
         1, get_context("spawn"), torch.set_num_threads, (torch.get_num_threads(),)
     ) as process:
@@ -36,10 +36,10 @@ class FinetuningLoop:
 
     Attributes:
         finetune: the loop, called with a model and the attributes from ``passages`` on.
-        folder: with a saved model; the adapted parameters come back through it.
+        folder: has a saved model; the loop returns the adapted parameters through it.
         passages: tokens of each text.
-        counts: steps for each.
-        refresh: steps a gradient.
+        counts: steps for each text.
+        refresh: steps per gradient.
         lr: Adam's learning rate.
     """
 
@@ -52,9 +52,9 @@ class FinetuningLoop:
     lr: float
 
     def timed(self, pace: Pace) -> tuple[Timing, list[torch.Tensor]]:
-        """Its time in a fresh process, and the adapted parameters.
+        """The loop's time in a fresh process, and the adapted parameters.
 
-        Two rounds are enough: a loop takes seconds, and has run twice before to warm up.
+        Two rounds are enough: a loop takes seconds, and two runs have warmed it up.
         """
         timing = in_fresh_process(self._measure, replace(pace, min_rounds=_ROUNDS))
         adapted: list[torch.Tensor] = torch.load(self.folder / _ADAPTED, map_location=self.device)
@@ -83,7 +83,7 @@ def time_pass(
     """A forward and backward pass on the CPU, in a fresh process.
 
     Args:
-        folder: with a saved model.
+        folder: has a saved model.
         autocast: see `forward_backward`.
         keep: whether the process keeps the memory that it frees.
     """
@@ -104,6 +104,6 @@ def _load(folder: Path, device: torch.device) -> PreTrainedModel:
         folder, dtype=torch.float32, trust_remote_code=False
     )
     nn.Module.to(model, device)
-    # Without dropout, as ours trains.
+    # Ours trains without dropout, so this does too.
     model.train(False)
     return model

@@ -1,4 +1,4 @@
-"""How cost grows along each axis, as a picture with the fitted exponents."""
+"""A picture of how cost grows along each axis, with fitted exponents."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,12 +55,12 @@ SWEEPS = (
 
 
 def exponent(sizes: list[float], seconds: list[float]) -> float:
-    """The p of the power law ``seconds ~ size^p`` that fits best on logarithmic scales."""
+    """The exponent p of the power law ``seconds ~ size^p`` that fits best on logarithmic scales."""
     return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
 
 
 def write_growth(results: Results, path: Path) -> bool:
-    """Draws every sweep with at least 3 points; the file appears whole. False: there are none."""
+    """Draws every sweep with at least 3 points; the file appears whole. False if there is none."""
     found = [(sweep, series) for sweep in SWEEPS if (series := _series(results, sweep))]
     if not found:
         return False

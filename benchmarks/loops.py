@@ -1,4 +1,4 @@
-"""Finetuning on a selection, as a user would otherwise write it."""
+"""Finetuning on a selection, as a user would write it without this package."""
 
 from collections.abc import Sequence
 
@@ -15,11 +15,11 @@ def padded_cloning_finetune(
     lr: float,
     max_length: int,
 ) -> None:
-    """A plain transformers loop, as the published code has it.
+    """A plain transformers loop, like the published code.
 
-    Every passage is padded to ``max_length`` and the padding masked out of attention and loss.
-    Each fresh gradient is cloned, and cloned again for every step that uses it once more. The
-    optimizer is a new torch.optim.Adam as torch makes it.
+    It pads every passage to ``max_length`` and masks the padding out of attention and loss. It
+    clones each fresh gradient, and clones it again for every step that reuses it. The optimizer
+    is a new torch.optim.Adam with torch's defaults.
     """
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     device = next(model.parameters()).device
@@ -60,10 +60,10 @@ def torch_finetune(
     lr: float,
     autocast: torch.dtype | None,
 ) -> None:
-    """The same steps as fast as a plain loop in torch makes them.
+    """The same steps, as fast as a plain torch loop can take them.
 
-    Every passage has its own length, Adam is torch's fused one, and a step that uses a gradient
-    once more finds it where the backward pass left it.
+    Every passage keeps its own length, Adam is torch's fused one, and a step that reuses a gradient
+    finds it where the backward pass left it.
 
     Args:
         autocast: dtype of the forward pass; None for the model's own.

@@ -1,4 +1,4 @@
-"""Peak memory of a call, and of an adaptation in sizes of its model."""
+"""Peak memory of a call, and of an adaptation as a multiple of its model."""
 
 import ctypes
 import gc
@@ -23,7 +23,7 @@ _RESET_PEAK = "5"
 
 
 def peak_bytes(call: Call, device: torch.device) -> int:
-    """Bytes of the device's memory in use at the worst moment of the call, the rest included.
+    """Peak bytes of the device's memory during the call, including what was in use before.
 
     On the CPU it is this process's resident memory, as Linux counts it (glibc's allocator).
     """
@@ -43,7 +43,7 @@ def peak_bytes(call: Call, device: torch.device) -> int:
 def forward_backward(
     model: "PreTrainedModel", tokens: Sequence[int], autocast: torch.dtype | None
 ) -> Call:
-    """A pass on a text, as finetuning makes it; its gradients are dropped.
+    """A forward and backward pass on a text, as in finetuning. Drops the gradients.
 
     Args:
         autocast: dtype of the forward pass; None for the model's own.
@@ -67,16 +67,17 @@ def parameter_buffers(
     device: torch.device,
     autocast: torch.dtype | None = None,
 ) -> float:
-    """Parameter-sized buffers at the worst moment of an adaptation, activations not counted.
+    """Peak memory of an adaptation in sizes of the model, without activations.
 
-    Forward-backward passes on the texts have parameters, gradients and activations: 2. What an
-    adaptation takes beyond them counts in sizes of the model; two moments and a snapshot are 3. All
-    texts, because torch keeps what it has compiled for every length. The weights that autocast
-    casts are activations: a pass keeps them for its backward.
+    Forward-backward passes on the texts hold parameters and gradients, which count 2, and
+    activations. What an adaptation needs beyond such passes is added in sizes of the model: two
+    moments and a snapshot make 3. The passes cover all texts, because torch keeps the code that it
+    compiles for every length. Weights that autocast casts count as activations, because a pass
+    keeps them for its backward.
 
     Args:
-        adapt: adapts to ``support`` with a finetuner of ``model`` that has not been used: what it
-            keeps must not be there yet.
+        adapt: adapts to ``support`` with an unused finetuner of ``model``: the buffers that a
+            finetuner keeps must not exist yet.
         autocast: dtype that the finetuner trains in; None for the model's own.
     """
     trained = [ids for ids, count in zip(support.input_ids, support.counts, strict=True) if count]

@@ -1,4 +1,4 @@
-"""Parameters of models that are not there: their shapes, with random values."""
+"""Random tensors in the shapes of models' parameters, without the models."""
 
 from collections.abc import Sequence
 
@@ -23,7 +23,7 @@ def even_shapes(tensors: int, total: int) -> list[torch.Size]:
 def random_tensors(
     shapes: Sequence[torch.Size], scale: float, device: torch.device, seed: int
 ) -> list[torch.Tensor]:
-    """float32, normally distributed; the same for the same seed and device."""
+    """float32, normally distributed. The same seed and device give the same values."""
     generator = torch.Generator(device).manual_seed(seed)
     return [
         scale * torch.randn(shape, generator=generator, device=device, dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""Passages of real text in several mixes of length, in a datastore."""
+"""A datastore of real text, with passages of several mixes of length."""
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -11,7 +11,7 @@ from hullft_ops.ttft import Datastore
 from hullft_ops.ttft.corpus import installed_corpus
 from hullft_ops.ttft.embedding import Embedder
 
-# Tokens of a passage: the least, the most; drawn evenly on a logarithmic scale.
+# Least and most tokens of a passage, drawn evenly on a logarithmic scale.
 LENGTHS = {"300": (280, 320), "short": (20, 100), "mixed": (20, 500)}
 
 
@@ -20,7 +20,7 @@ def build_store(
 ) -> tuple[Datastore, str]:
     """A datastore of ``count`` passages, and a held-out passage to adapt to.
 
-    The text is the source of installed packages, cut anew to the lengths of the mix.
+    The text is the source of installed packages, cut to the lengths of the mix.
     """
     corpus = installed_corpus()
     tokens = _tokens(tokenizer, [passage.text for passage in corpus.store])

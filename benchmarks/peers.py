@@ -1,4 +1,4 @@
-"""What a user would otherwise run."""
+"""The code that a user would run without this package."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -35,8 +35,8 @@ def numpy_select(
     """The published method on pool [K, d] and query [d], in the dtype of the pool.
 
     A step is one matrix-vector product of the whole pool with the residual, an argmax, three dot
-    products of length d and three updates (of length d, d and K). The current point is carried
-    along, not recomputed. Then :func:`numpy_integerize`.
+    products of length d and three updates (of length d, d and K). The current point is updated,
+    not recomputed. :func:`numpy_integerize` follows.
     """
     s = int((pool @ query).argmax())
     weights = np.zeros(len(pool))
@@ -76,8 +76,8 @@ def torch_select(
 ) -> list[PeerSelection]:
     """The same method done well in torch, all queries at once: pool [B, K, d] and query [B, d].
 
-    In the dtype and on the device of the pool. The weights of the whole batch, then
-    :func:`numpy_integerize_gram` for each query, since its moves depend on one another.
+    It computes in the dtype and on the device of the pool: first the weights of the whole batch,
+    then :func:`numpy_integerize_gram` for each query, because its moves depend on one another.
     """
     weights, held = _gram_frank_wolfe(pool, query, n_select, max_iter, tol)
     found = []
@@ -94,10 +94,10 @@ def torch_select(
 def _gram_frank_wolfe(
     pool: torch.Tensor, query: torch.Tensor, n_select: int, max_iter: int, tol: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights [B, K], and bool [B, K] of the candidates that were moved to.
+    """Weights [B, K], and bool [B, K]: the candidates that a step moved toward.
 
-    With G the inner products of the candidates' offsets from their query, a step of all queries
-    needs only u = G w: the squared residual is w u, the next vertex the smallest of u.
+    Let G be the inner products of the candidates' offsets from their query. A step of all queries
+    needs only u = G w: the squared residual is w u, and the next vertex has the smallest u.
     """
     batch, candidates, _ = pool.shape
     gram, diagonal, b = _gram_of_offsets(pool, query)
@@ -144,8 +144,8 @@ def numpy_integerize(
 ) -> np.ndarray:
     """The published rounding on support [m, d]: counts int64 [m], in the dtype of the support.
 
-    Every trial move recomputes the loss: one vector-matrix product of length m by d and one dot
-    product. Unlike the published code it stops moving units from an atom that has none left.
+    Every trial move computes the loss again: one vector-matrix product of length m by d and one dot
+    product. Unlike the published code, it stops moving units from an atom that has none left.
     """
     counts = _floored(weights, n_select)
 
@@ -187,8 +187,8 @@ def numpy_integerize_gram(
 ) -> np.ndarray:
     """The same rounding done well in NumPy: counts int64 [m], in float64.
 
-    With the Gram matrix at hand the change of the loss by a move is a few numbers, and all moves
-    of one unit to, or out of, one atom are tried in one vector operation of length m.
+    The Gram matrix gives the change of the loss by a move in a few operations. One vector operation
+    of length m tries all moves of a unit to, or from, one atom.
     """
     x, q = support.astype(np.float64), query.astype(np.float64)
     gram, b = x @ x.T, x @ q
@@ -237,7 +237,7 @@ def _move(counts: np.ndarray, source: int | None, target: int | None) -> None:
 def simplex_nnls(pool: np.ndarray, query: np.ndarray) -> np.ndarray:
     """The best convex weights [K] without a bound on the support, by SciPy's active-set solver.
 
-    That the weights sum to 1 is one more row of the least squares, of great weight.
+    An additional row of the least squares, with a large weight, makes the weights sum to 1.
     """
     from scipy.optimize import nnls
 
@@ -251,7 +251,7 @@ def sift(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """activeft's SIFT on pool [K, d] and query [d] or, for several targets, [m, d].
 
-    Within this process. Its picks int64 [n_select] in their order, and minus the variance after
+    Runs in this process. Returns the picks int64 [n_select] in order, and minus the variance after
     each. It computes in the default dtype, which must be the pool's.
     """
     from activeft import ActiveDataLoader
@@ -267,7 +267,7 @@ def sift(
 
 
 def sift_retriever(pool: np.ndarray, noise: float = 0.01) -> "Retriever":
-    """activeft's SIFT as its documentation uses it: with FAISS, and a worker process per query."""
+    """activeft's SIFT as in its documentation: with FAISS, and a worker process per query."""
     import faiss
     from activeft.sift import Retriever
 
@@ -279,7 +279,7 @@ def sift_retriever(pool: np.ndarray, noise: float = 0.01) -> "Retriever":
 def adams(
     params: Sequence[torch.Tensor], lr: float
 ) -> dict[str, Callable[[], torch.optim.Optimizer]]:
-    """torch's Adam in each of its implementations, made when called."""
+    """torch's Adam in each of its implementations, each made when called."""
     return {
         "torch fused": lambda: torch.optim.Adam(params, lr=lr, fused=True),
         "torch foreach": lambda: torch.optim.Adam(params, lr=lr, foreach=True),

@@ -9,7 +9,7 @@ import torch
 POOLS = Path(__file__).parents[1] / "tests" / "data" / "pools_k200_d384.npz"
 DISTINCT = 8
 REAL_DIM = 384
-# Of the angle between a text and the one it is grown from: that of near neighbours in real pools.
+# Sets the angle between a grown text and its original: as between neighbours in real pools.
 _SPREAD = 0.5
 _NOISE = 0.05
 
@@ -18,13 +18,13 @@ _NOISE = 0.05
 def distinct_pools(candidates: int, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Eight pools float32 [8, candidates, dim] and queries [8, dim], of unit norm, nearest first.
 
-    At 200 candidates and 384 dimensions they are real text embeddings, fewer candidates are the
-    nearest of those. More are grown: each a real one, moved by Gaussian noise. More dimensions are
-    a random isometry of the real ones, which keeps every inner product, with a little Gaussian
-    noise, so that they have the full rank of real ones.
+    At 200 candidates and 384 dimensions they are real text embeddings. Fewer candidates are the
+    nearest of those. Additional candidates are real ones moved by Gaussian noise. More dimensions
+    come from a random isometry, which keeps every inner product, and a little Gaussian noise, which
+    gives full rank.
 
     Raises:
-        ValueError: fewer dimensions than the real ones have.
+        ValueError: fewer dimensions than real embeddings have.
     """
     with np.load(POOLS) as file:
         pool, query = file["pool"].astype(np.float64), file["query"].astype(np.float64)
@@ -40,8 +40,7 @@ def distinct_pools(candidates: int, dim: int) -> tuple[torch.Tensor, torch.Tenso
 
 
 def real_texts() -> torch.Tensor:
-    """float64 [M, 384]: the embeddings of the different texts of the real pools, in a fixed
-    order."""
+    """float64 [M, 384]: embeddings of the distinct texts of the real pools, in a fixed order."""
     with np.load(POOLS) as file:
         return torch.from_numpy(
             np.unique(file["pool"].reshape(-1, file["pool"].shape[-1]), axis=0)
@@ -49,7 +48,7 @@ def real_texts() -> torch.Tensor:
 
 
 def tiled(tensor: torch.Tensor, batch: int) -> torch.Tensor:
-    """[batch, ...]: the distinct pools or queries over and over, each in memory of its own."""
+    """[batch, ...]: the distinct pools or queries, repeated, each in its own memory."""
     repeats = -(-batch // len(tensor))
     return tensor.repeat(repeats, *[1] * (tensor.ndim - 1))[:batch].contiguous()
 

@@ -1,4 +1,4 @@
-"""What a benchmark calls to time ours, a peer and a sweep of the same bytes."""
+"""The recorder that times ours, a peer and a sweep of the same bytes for a benchmark."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -21,9 +21,9 @@ from benchmarks.timing import (
 
 
 class Recorder:
-    """Fills one :class:`Comparison`; calls are timed to the end of their work on the device.
+    """Fills one :class:`Comparison`. Times calls to the end of their work on the device.
 
-    ``benchmark`` is pytest-benchmark's fixture, or None where there is no such report.
+    ``benchmark`` is pytest-benchmark's fixture, or None outside pytest.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Recorder:
         self._alone = False
 
     def ours(self, call: Call) -> None:
-        """Times the call in pytest-benchmark's pedantic mode, whose own reports then show it."""
+        """Times the call in pytest-benchmark's pedantic mode, so its own reports show it too."""
         call = self._ours = synchronised(call, self._device)
         if self._benchmark is None:
             self.comparison.ours = measure(call, self.pace)
@@ -54,38 +54,38 @@ class Recorder:
         self.comparison.ours = Timing.of(list(stats.stats.data))
 
     def let_go(self) -> None:
-        """Drops ours, whose memory the others need: they are timed alone from now on."""
+        """Drops ours, because the others need its memory. From now on they are timed alone."""
         self._ours, self._alone = None, True
 
     def peer(self, name: str, call: Call, *, scale: float = 1.0) -> None:
-        """Times a peer in turns with ours; see `measure` for ``scale``."""
+        """Times a peer in turns with ours. `measure` explains ``scale``."""
         self.comparison.peers[name], ratio = self._compared(call, scale)
         self.comparison.ratios[name] = ratio
 
     def peer_timed(self, name: str, timing: Timing) -> None:
-        """A peer that was timed in another process, at this recorder's pace."""
+        """Records a peer that another process has timed, at this recorder's pace."""
         self.comparison.peers[name] = timing
 
     def sweep(self, call: Call, bytes_moved: int) -> None:
-        """Times moving ``bytes_moved`` bytes as torch plainly does, in turns with ours.
+        """Times how long plain torch takes to move ``bytes_moved`` bytes, in turns with ours.
 
-        A reference and no lower limit: ours may be faster.
+        It is a reference, not a lower limit: ours may be faster.
         """
         self.comparison.bytes_moved = bytes_moved
         self.comparison.roofline, ratio = self._compared(call)
         self.comparison.times_roofline = 1 / ratio
 
     def times(self, name: str, call: Call) -> None:
-        """The fact how many times longer ours takes than the call, in turns with it."""
+        """Records as a fact how many times longer ours takes than the call, in turns with it."""
         _, ratio = self._compared(call)
         self.fact(name, 1 / ratio)
 
     def fact(self, name: str, value: float) -> None:
-        """A further number worth reporting, such as a share of memory."""
+        """Records another number worth reporting, such as a share of memory."""
         self.comparison.facts[name] = value
 
     def _compared(self, call: Call, scale: float = 1.0) -> tuple[Timing, float]:
-        """Its time, and how many times longer it takes than ours."""
+        """The call's time, and how many times longer it takes than ours."""
         call = synchronised(call, self._device)
         if self._alone:
             timing = measure(call, self.pace, scale=scale)

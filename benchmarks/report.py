@@ -46,7 +46,7 @@ random isometry into d dimensions, with a little Gaussian noise. There are {DIST
 pools: 64 are these {DISTINCT}, repeated {64 // DISTINCT} times, each in memory of its own.
 """
 
-# What must be known to read a group's table.
+# What a reader must know to understand a group's table.
 _NOTES = {
     "ttft": """\
 The padded loop pads every passage, of about 300 tokens in the cases named 300, to all positions of
@@ -62,7 +62,7 @@ between ours and the loop that ends farther from it.
 
 @dataclass(frozen=True)
 class Goal:
-    """A number to reach: at least ``wanted``, or at most."""
+    """A target: at least ``wanted``, or at most ``wanted``."""
 
     text: str
     wanted: float
@@ -75,7 +75,7 @@ class Goal:
 
 
 def goals(results: Results) -> list[Goal]:
-    """Those of a CPU run whose cases have been measured."""
+    """The goals of a CPU run whose cases were measured."""
     return [
         *_selection_goals(results),
         *_sift_goals(results),

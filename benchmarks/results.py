@@ -1,4 +1,4 @@
-"""Result files: what a run measured, where, and with which versions."""
+"""Result files: the measurements of a run, the machine and the versions."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -16,11 +16,11 @@ class Results:
     """One run.
 
     Attributes:
-        device, grid: as the run was given them.
-        commit: of the sources, with ``-dirty`` when they had changed since.
-        date: when it ended, in UTC.
+        device, grid: the arguments of the run.
+        commit: commit of the sources, with ``-dirty`` if they had changed since.
+        date: when the run ended, in UTC.
         threads: CPU threads of ours and of every peer.
-        environment: what `hullft_ops.collect_env.collect_env` says, and the processor's name.
+        environment: what `hullft_ops.collect_env.collect_env` returns, and the processor's name.
         comparisons: every case.
     """
 
@@ -47,7 +47,7 @@ class Results:
         return None
 
     def write(self, path: Path) -> None:
-        """As JSON; the file appears whole or not at all."""
+        """Write JSON. The file appears whole or not at all."""
         text = json.dumps({"format": FORMAT, **asdict(self)}, indent=1, allow_nan=False)
         with replacing(path) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")

@@ -1,6 +1,6 @@
 """Measures and writes the results: ``python -m benchmarks.run --grid quick``.
 
-Each group runs in a process of its own, which leaves its memory to the next. Writes DEVICE.json,
+Each group runs in its own process, so the next group gets its memory back. Writes DEVICE.json,
 DEVICE.md and DEVICE.png into the output folder.
 """
 
@@ -67,16 +67,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _measure(group: str, device: str, grid: str) -> tuple[list[Comparison], int]:
-    """What passed its checks, and pytest's exit status."""
+    """The comparisons that passed their checks, and pytest's exit status."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "benchmark.json"
         command = [sys.executable, "-m", "pytest", f"benchmarks/bench_{group}.py"]
         command += ["--device", device, "--grid", grid, "--benchmark-json", str(path)]
         command += ["--benchmark-columns=median,iqr,rounds", "-q", "-p", "no:cacheprovider"]
-        # What ends a test that hangs would end a long case too, and the group with it.
+        # The timeout for hanging tests would end a long case too, and its whole group.
         command += ["-o", "faulthandler_timeout=0"]
         status = subprocess.run(command, cwd=ROOT, check=False).returncode
-        # Of a group that was not run to its end there is no report.
+        # A group that did not finish leaves no report.
         if not path.exists():
             return [], status
         report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -102,7 +102,7 @@ def _commit() -> str:
 
 
 def _processor() -> str:
-    """The CPU's name as Linux has it; "unknown" elsewhere."""
+    """The CPU's name according to Linux; "unknown" elsewhere."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

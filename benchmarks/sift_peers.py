@@ -1,4 +1,4 @@
-"""activeft's SIFT beside ours, both ways of using it."""
+"""Timing activeft's SIFT beside ours, in both ways of using it."""
 
 import numpy as np
 import torch
@@ -19,12 +19,12 @@ def time_activeft(
     noise: float = 0.01,
     scale: int,
 ) -> None:
-    """Times activeft on pool [K, d] and query [d], once its variances have been found to be ours.
+    """Times activeft on pool [K, d] and query [d], after checking that its variances equal ours.
 
-    It takes one query at a time, in float32; each costs what any other does.
+    It takes one query at a time, in float32. All queries cost the same.
 
     Args:
-        scale: queries that one stands for.
+        scale: the number of queries that one call stands for.
     """
     variance = hullft_ops.sift_select(pool, query, n_select, noise=noise).variance.numpy()
 

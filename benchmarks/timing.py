@@ -1,4 +1,4 @@
-"""The one timer, and what one benchmark found."""
+"""The only timer, and the results of one benchmark."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,11 +10,12 @@ import torch
 
 Call = Callable[[], object]
 
-# A call that takes this long has no start-up cost that matters: it is not run again to warm up.
+# A call that takes this long has no start-up cost that matters, so it needs no warm-up run.
 LONG_SECONDS = 30.0
 
-# Of calls in turns: long beside what one leaves to the other, which is caches and, for up to some
-# 20 ms, threads that spin; short beside the seconds for which a shared machine is slow at a time.
+# Length of a turn. It is long compared with what one side leaves behind for the other: caches, and
+# threads that spin for up to some 20 ms. It is short compared with the seconds for which a shared
+# machine is slow at a time.
 _TURN_SECONDS = 0.1
 
 
@@ -36,7 +37,7 @@ class Pace:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds a call takes: the median over ``rounds``, and the quartiles around it."""
+    """The seconds of a call: the median over ``rounds``, and the quartiles around it."""
 
     seconds: float
     lower: float
@@ -52,7 +53,7 @@ class Timing:
 
 
 def synchronised(call: Call, device: torch.device) -> Call:
-    """The call, not done before the device is."""
+    """A call that returns only when the device is done."""
     if device.type != "cuda":
         return call
 
@@ -65,7 +66,7 @@ def synchronised(call: Call, device: torch.device) -> Call:
 
 
 def sample(call: Call, setup: Call | None = None) -> float:
-    """Seconds of one call; those of ``setup`` are not counted."""
+    """Seconds of one call, without ``setup``."""
     if setup is not None:
         setup()
     start = perf_counter()
@@ -74,9 +75,9 @@ def sample(call: Call, setup: Call | None = None) -> float:
 
 
 def warmed_up(call: Call, setup: Call | None = None) -> tuple[list[float], float]:
-    """Samples that already count (one, of a long call), and how long a call takes.
+    """Samples that already count (one, if the call is long), and how long a call takes.
 
-    The first call pays for pages, caches and threads; the second tells how long a call takes.
+    The first call pays for pages, caches and threads. The second shows how long a call takes.
     """
     first = sample(call, setup)
     if first >= LONG_SECONDS:
@@ -85,10 +86,10 @@ def warmed_up(call: Call, setup: Call | None = None) -> tuple[list[float], float
 
 
 def measure(call: Call, pace: Pace, *, setup: Call | None = None, scale: float = 1.0) -> Timing:
-    """Times a call after a warm-up; ``setup`` runs before each, untimed.
+    """Times a call after a warm-up. ``setup`` runs before each call, untimed.
 
-    ``scale``: how many times the work of one call is asked for. A peer that takes queries one by
-    one is timed on a few of a large batch.
+    ``scale`` multiplies the time of a call. A peer that takes queries one by one is timed on only a
+    few of a large batch.
     """
     samples, seconds = warmed_up(call, setup)
     rounds = pace.rounds(seconds) - len(samples)
@@ -100,9 +101,9 @@ def measure_in_turns(
 ) -> tuple[Timing, float]:
     """Times a peer, and how many times longer it takes than ``call``.
 
-    The two take turns of some calls each, and the second number is the median over the turns:
-    where the machine is slower for a while, so are both, and what they share of it cancels.
-    ``scale`` is that of `measure`, for the peer.
+    The two take turns of some calls each, and the second number is the median over the turns. If
+    the machine is slow for a while, both are slow, and the ratio cancels it. ``scale`` is as in
+    `measure`, for the peer.
     """
     counted, peer_seconds = warmed_up(peer)
     _, call_seconds = warmed_up(call)
@@ -127,16 +128,16 @@ class Comparison:
     """One case: ours, its peers and a sweep of the same bytes, all measured in the same run.
 
     Attributes:
-        group: what is measured, such as "selection".
+        group: the subject of the measurement, such as "selection".
         name: the case within its group.
         case: its parameters.
         ours: time of this package.
-        peers: times of what does the same.
+        peers: times of other code that does the same.
         bytes_moved: bytes that must cross memory at least once.
         roofline: time of a plain sweep of just those bytes, see `Recorder.sweep`.
         ratios: how many times longer than ours a peer took, in turns with it.
         times_roofline: how many times longer ours took than the sweep, in turns with it.
-        facts: further numbers that the benchmark found.
+        facts: other numbers that the benchmark measured.
     """
 
     group: str
@@ -162,7 +163,7 @@ class Comparison:
         return self.ours.seconds
 
     def ratio(self, peer: str) -> float:
-        """How many times longer the peer takes; of the two times, where they took no turns."""
+        """How many times longer the peer takes: from turns, or else from the two times."""
         if peer in self.ratios:
             return self.ratios[peer]
         return self.peers[peer].seconds / self.seconds
@@ -172,7 +173,7 @@ class Comparison:
         return None if self.bytes_moved is None else self.bytes_moved / self.seconds / 1e9
 
     def line(self) -> str:
-        """All of it on one line of text."""
+        """The whole comparison on one line of text."""
         parts = [f"{self.group} {self.name}: {format_seconds(self.seconds)}"]
         parts += [
             f"{self.ratio(peer):.3g}x {peer} ({format_seconds(timing.seconds)})"

@@ -1,7 +1,7 @@
-"""The block of text that a bug report should carry: what ran where, and nothing of who ran it.
+"""The block of text for a bug report: what ran where, and nothing about who ran it.
 
-``hullft-ops info --report`` prints it. Environment variables are shown by an allow list, and their
-values only where they are a setting and not a place: a path, an address or a secret never is.
+``hullft-ops info --report`` prints it. Only environment variables on an allow list appear. A value
+appears only if it looks like a setting: never a path, an address or a secret.
 """
 
 import os
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from hullft_ops.collect_env import collect_env, format_env
 
-# What changes threads, determinism, devices, memory or offline behaviour.
+# These change threads, determinism, devices, memory or offline behaviour.
 VARIABLES = (
     "ATEN_CPU_CAPABILITY",
     "CUBLAS_WORKSPACE_CONFIG",
@@ -41,7 +41,7 @@ def bug_report(environment: Mapping[str, str] | None = None) -> str:
     """A Markdown block for an issue: versions, build, machine, and the variables that matter.
 
     Args:
-        environment: In place of ``os.environ``.
+        environment: the variables; ``os.environ`` if None.
     """
     variables = os.environ if environment is None else environment
     lines = [f"  {name:<22} {_shown(variables[name])}" for name in VARIABLES if name in variables]
@@ -50,7 +50,7 @@ def bug_report(environment: Mapping[str, str] | None = None) -> str:
 
 
 def _shown(value: str) -> str:
-    """The value where it is made of the letters of a setting: no slash, no space, no at sign."""
+    """The value if it has only the characters of a setting: no slash, no space, no at sign."""
     if not value:
         return "(empty)"
     return value if _SETTING.fullmatch(value) else "(set, not shown)"

@@ -1,6 +1,6 @@
-"""What a report of a problem or of a measurement should say about the machine.
+"""The machine and the versions that a bug report or a measurement should state.
 
-``python -m hullft_ops.collect_env`` prints it, and needs no more than torch.
+``python -m hullft_ops.collect_env`` prints them and needs only torch.
 """
 
 import os
@@ -29,9 +29,9 @@ PACKAGES = (
 def collect_env() -> dict[str, Any]:
     """Versions, build flags, devices and threads, as values that JSON can hold.
 
-    ``versions`` maps a package to its version, or to None where it is not installed;
-    ``build`` is what the extension module says of itself; ``cuda_devices`` lists name,
-    compute capability and memory in bytes of every GPU that torch can use.
+    ``versions`` maps a package to its version, or to None if it is not installed. ``build``
+    describes the extension module. ``cuda_devices`` lists name, compute capability and memory
+    in bytes of every GPU that torch can use.
     """
     return {
         "versions": {"python": platform.python_version(), **_package_versions()},
@@ -50,7 +50,7 @@ def collect_env() -> dict[str, Any]:
 
 
 def format_env(env: dict[str, Any]) -> str:
-    """The environment as aligned lines of text, a section for each of its parts."""
+    """The environment as aligned lines of text, one section for each part."""
     cpu = env["cpu"]
     sections = {
         "versions": {name: version or "not installed" for name, version in env["versions"].items()},

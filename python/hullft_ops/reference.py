@@ -1,6 +1,6 @@
-"""What the operators compute, slowly and in plain torch float64: the oracle of every test.
+"""What the operators compute, slowly and in plain torch float64. Every test compares with it.
 
-One query at a time, no batching, no state beyond what the definition needs.
+It takes one query at a time and keeps no state beyond what the definition needs.
 """
 
 import math
@@ -15,7 +15,7 @@ _MIN_IMPROVEMENT = 1e-14
 
 
 class ReferenceSelection(NamedTuple):
-    """One query's selection; ``indices``, ``weights`` and ``counts`` hold the support alone."""
+    """One query's selection; ``indices``, ``weights`` and ``counts`` hold only the support."""
 
     indices: torch.Tensor
     weights: torch.Tensor
@@ -36,7 +36,7 @@ def fw_select(
     variant: str = "vanilla",
     swap_passes: int = 2,
 ) -> ReferenceSelection:
-    """Frank-Wolfe on pool [K, d] and query [d]; the residual is recomputed at every step."""
+    """Frank-Wolfe on pool [K, d] and query [d]; every step computes the residual again."""
     x, q = pool.double(), query.double()
     s = _argmax(x @ q)
     w = torch.zeros(len(x), dtype=torch.float64)
@@ -112,7 +112,10 @@ def _is_rounding(start: torch.Tensor, end: torch.Tensor) -> bool:
 def corrective_step(
     variant: str, x: torch.Tensor, q: torch.Tensor, w: torch.Tensor, s: int, a: int
 ) -> torch.Tensor | None:
-    """Weights [K] after an away or pairwise step between the vertices s and a, None at rest."""
+    """Weights [K] after an away or pairwise step between the vertices s and a.
+
+    None if no step improves.
+    """
     current = x.T @ w
     r = q - current
     toward_slope, away_slope = r @ (x[s] - current), r @ (current - x[a])
@@ -146,7 +149,7 @@ class ReferenceLmo(NamedTuple):
 
 
 def fw_lmo(pool: torch.Tensor, query: torch.Tensor, current: torch.Tensor) -> ReferenceLmo:
-    """The vertex of pool [K, d] that current [d] should move toward to get nearer to query [d]."""
+    """The vertex of pool [K, d] to move current [d] toward, to get nearer to query [d]."""
     x, at = pool.double(), current.double()
     r = query.double() - at
     c = x @ r
@@ -158,7 +161,10 @@ def fw_lmo(pool: torch.Tensor, query: torch.Tensor, current: torch.Tensor) -> Re
 
 
 def knn_select(pool: torch.Tensor, query: torch.Tensor, n_select: int) -> ReferenceSelection:
-    """The n_select rows of pool [K, d] of largest inner product with query [d], of equal weight."""
+    """The n_select rows of pool [K, d] with the largest inner products with query [d].
+
+    All have the same weight.
+    """
     x, q = pool.double(), query.double()
     b = x @ q
     indices = torch.tensor(sorted(range(len(x)), key=lambda k: (-b[k].item(), k))[:n_select])
@@ -172,14 +178,14 @@ def knn_select(pool: torch.Tensor, query: torch.Tensor, n_select: int) -> Refere
 
 
 class ReferenceSift(NamedTuple):
-    """One query's picks in their order, and the variance after each."""
+    """One query's picks in order, and the variance after each."""
 
     selection: ReferenceSelection
     picks: list[int]
     variance: list[float]
 
 
-# Candidates this near to the best, of the variance before any pick, count as its equals.
+# Candidates this close to the best count as ties; a share of the variance before any pick.
 _SIFT_ROUNDING = 1e-12
 
 
@@ -209,7 +215,7 @@ def sift_select(
 def variance_after(
     pool: torch.Tensor, targets: torch.Tensor, picks: Sequence[int], noise: float
 ) -> torch.Tensor:
-    """[K]: what is left of the variance at targets [m, d] once the picks and row k are observed."""
+    """[K]: the variance that remains at targets [m, d] after observing the picks and row k."""
     rows = torch.arange(len(pool)).unsqueeze(1)
     observed = torch.cat([torch.tensor([picks]).long().expand(len(pool), -1), rows], dim=1)
     gram = (pool @ pool.T)[observed.unsqueeze(2), observed.unsqueeze(1)]  # [K, n, n]
@@ -288,7 +294,7 @@ def adam_replay(
     decoupled: bool,
     maximize: bool,
 ) -> ReferenceAdam:
-    """``repeats`` steps of Adam, or of AdamW when decoupled, with fixed gradients."""
+    """``repeats`` steps of Adam, or of AdamW if decoupled, with fixed gradients."""
     lr = float(lr)
     after = ReferenceAdam([], [], [], [])
     for tensors in zip(params, grads, exp_avgs, exp_avg_sqs, steps, strict=True):
@@ -333,10 +339,10 @@ def philox(counter: Sequence[int], key: Sequence[int]) -> list[int]:
 def round_to_bfloat16(
     values: torch.Tensor, *, seed: int, tensor: int, steps_done: int
 ) -> torch.Tensor:
-    """float32 values to bfloat16, up with a probability of how far up they lie.
+    """Round float32 values to bfloat16, up or down at random, right on average.
 
-    A value's 16 random bits are those of its place in memory, of its tensor's place in the list of
-    parameters, and of the steps done before. They are added below the bits that are kept.
+    A value's 16 random bits depend on its place in memory, its tensor's place in the list of
+    parameters, and the number of earlier steps. They are added below the bits that stay.
     """
     bits = values.flatten().view(torch.int32).tolist()
     rounded = []
@@ -364,7 +370,7 @@ def grad_accumulate(
     alpha: float = 1.0,
     beta: float = 1.0,
 ) -> list[torch.Tensor]:
-    """``beta * cache + alpha * grad``; with ``beta = 0`` the cache may hold anything, NaN too."""
+    """``beta * cache + alpha * grad``; with ``beta = 0`` the cache may hold anything, even NaN."""
     return [
         alpha * grad.double() + (beta * cache.double() if beta != 0 else 0.0)
         for cache, grad in zip(caches, grads, strict=True)

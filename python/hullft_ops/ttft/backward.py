@@ -1,4 +1,4 @@
-"""A backward pass that does not need room for all gradients."""
+"""A backward pass that does not hold all gradients at once."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,26 +6,26 @@ import torch
 
 Take = Callable[[dict[torch.Tensor, torch.Tensor]], None]
 
-# What is handed over at once: of all gradients in bytes, and at least. A step of a single parameter
-# may cost more in its call than in its work.
+# How much is handed over at once: a share of all gradients in bytes, and at least so many bytes.
+# The call of a step on one small parameter may cost more than its work.
 _SHARE = 1 / 16
 _LEAST_BYTES = 8 * 2**20
 
 
 def backward_in_parts(loss: torch.Tensor, parameters: Sequence[torch.Tensor], take: Take) -> None:
-    """Hand gradients to ``take`` during the pass, some whole ones at a time, and drop them.
+    """Hand complete gradients to ``take`` during the pass, several at a time, and drop them.
 
-    ``take`` may change their parameters: whatever multiplies by one on the way back also makes a
-    part of its gradient, and is done by then. Autograd notices a use of it that does not.
+    ``take`` may change their parameters. An operation that multiplies by a parameter on the way
+    back also contributes to its gradient, so it is done by then. Autograd notices any other use.
 
     Args:
         loss: a scalar.
         parameters: leaves without a gradient.
-        take: given parameters and their gradients.
+        take: receives parameters and their gradients.
 
     Raises:
-        RuntimeError: the backward pass needs a parameter that ``take`` has changed, or makes the
-            gradient of one in several pieces, as reentrant checkpoints that share it do.
+        RuntimeError: the backward pass needs a parameter that ``take`` has changed, or makes its
+            gradient in several pieces, as reentrant checkpoints that share the parameter do.
     """
     gradients = _Gradients(parameters, take)
     try:

@@ -1,4 +1,4 @@
-"""Whether a file is the one that was written."""
+"""Checking that a file is still as it was written."""
 
 import zlib
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ _READ_BYTES = 1 << 22
 
 
 def crc32_of(file: Path, size: int | None = None) -> int:
-    """zlib's CRC-32 of a file's first ``size`` bytes; of all when None."""
+    """zlib's CRC-32 of a file's first ``size`` bytes, or of all bytes if None."""
     crc32 = 0
     for block in blocks(file, file.stat().st_size if size is None else size):
         crc32 = zlib.crc32(block, crc32)
@@ -29,17 +29,17 @@ def blocks(file: Path, size: int, unit: int = 1) -> Iterator[bytes]:
 def check_file(
     function: str, folder: Path, wanted: DataFile, *, checksum: bool = True, longer: bool = False
 ) -> None:
-    """Refuse a file that is missing, a link, or of another size or checksum than was written down.
+    """Refuse a file that is missing, a link, or not of the recorded size and checksum.
 
     Args:
         function: what the message begins with.
         folder: where the file is.
-        wanted: what was written down.
-        checksum: compare the content too, which reads it.
-        longer: whether more may follow, which is then not looked at.
+        wanted: the recorded name, size and checksum.
+        checksum: also read the content and compare its checksum.
+        longer: the file may be longer; the rest is not checked.
 
     Raises:
-        ValueError: as said.
+        ValueError: the file is refused.
     """
     file = folder / wanted.file
     for path in (folder, file):

@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Characters that are tokenized at a time, so that a text of any length takes bounded memory.
+# Characters to tokenize at a time, so that a text of any length takes bounded memory.
 _WINDOW = 1 << 18
 
 
 def token_chunks(
     tokenizer: "PreTrainedTokenizerBase", max_tokens: int, overlap: int = 0
 ) -> Callable[[str], Iterator[str]]:
-    """A function that cuts a text into verbatim pieces of ``max_tokens`` tokens, the last shorter.
+    """A function that cuts a text into verbatim pieces of ``max_tokens`` tokens.
 
-    Each piece begins ``overlap`` tokens before the last one's end. Without overlap the pieces join
-    up to the text again.
+    The last piece may be shorter. Each piece begins ``overlap`` tokens before the end of the one
+    before. Without overlap the pieces join up to the text again.
 
     Args:
         tokenizer: a fast tokenizer, which knows the characters of each token.
@@ -24,7 +24,7 @@ def token_chunks(
         overlap: fewer than ``max_tokens``.
 
     Raises:
-        ValueError: a size out of range, or a tokenizer that does not know the characters.
+        ValueError: a size is out of range, or the tokenizer does not know the characters.
     """
     if max_tokens < 1:
         raise ValueError(f"token_chunks: max_tokens must be at least 1, got {max_tokens}")
@@ -45,7 +45,7 @@ def token_chunks(
             for first in range(0, max(len(starts), 1), max_tokens - overlap):
                 end = first + max_tokens
                 begin = starts[first] if first else 0
-                # The last piece of a window is cut anew with what follows it.
+                # The next window cuts the last piece of this one again, with the text after it.
                 if end >= len(starts) and (whole or begin == 0):
                     yield window[begin:]
                     start += len(window)
@@ -60,7 +60,7 @@ def token_chunks(
 
 
 def _token_starts(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    # Tokenizers warn of texts beyond a model's context, which these are cut to fit.
+    # Tokenizers warn of texts beyond a model's context; here the texts are cut to fit.
     encoding = tokenizer(
         text,
         add_special_tokens=False,

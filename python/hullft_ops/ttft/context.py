@@ -1,4 +1,4 @@
-"""How many tokens a model reads at once."""
+"""How many tokens a model can read at once."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,9 +9,9 @@ if TYPE_CHECKING:
 
 from hullft_ops._checks import check_integer
 
-# A tokenizer that knows no limit says 1e30.
+# A tokenizer without a limit says 1e30.
 _NO_LIMIT = 10**9
-# What configurations call it; BLOOM's and ChatGLM's checkpoints say seq_length.
+# The names that configurations use; BLOOM's and ChatGLM's checkpoints say seq_length.
 _POSITIONS = ("max_position_embeddings", "max_seq_len", "seq_length")
 
 
@@ -21,13 +21,12 @@ def context_length(
     tokenizer: "PreTrainedTokenizerBase",
     max_length: int | None,
 ) -> int:
-    """Tokens per forward pass: ``max_length``, or else the model's context, or the tokenizer's.
+    """Tokens per forward pass: ``max_length``, else the model's context, else the tokenizer's.
 
     Raises:
         TypeError: max_length is not an int.
-        ValueError: max_length is below 2 or above the model's context, or is not given and
-            neither the model nor the tokenizer has a limit; or the logits of a PEFT model are
-            those of its virtual tokens too.
+        ValueError: max_length is below 2 or above the model's context; or it is None and neither
+            the model nor the tokenizer has a limit; or a PEFT model's virtual tokens have logits.
     """
     limit = _model_limit(function, model)
     if max_length is not None:
@@ -48,7 +47,7 @@ def context_length(
 def known_context(
     function: str, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
 ) -> int | None:
-    """The model's context, or else the tokenizer's, or None where neither has a limit."""
+    """The model's context, else the tokenizer's, or None if neither has a limit."""
     limit = _model_limit(function, model)
     if limit is None and tokenizer.model_max_length < _NO_LIMIT:
         limit = int(tokenizer.model_max_length)
@@ -61,10 +60,10 @@ def scored_context(
     tokenizer: "PreTrainedTokenizerBase",
     max_length: int | None,
 ) -> int | None:
-    """What to score with as ``max_length`` where that is the length of the texts to train on.
+    """The ``max_length`` to score with, if ``max_length`` limits the texts to train on.
 
-    None where the model or the tokenizer has a limit: where texts end is no limit of what the
-    model reads, unless nothing else is known.
+    None if the model or the tokenizer has a limit: the length of training texts limits what the
+    model reads only if nothing else does.
     """
     return max_length if known_context(function, model, tokenizer) is None else None
 
@@ -72,17 +71,17 @@ def scored_context(
 def _model_limit(function: str, model: "PreTrainedModel") -> int | None:
     config = model.config.get_text_config()
     found = (getattr(config, name, None) for name in _POSITIONS)
-    # Models without one may say -1.
+    # Models without a limit may say -1.
     limit = next((positions for positions in found if positions and positions > 0), None)
     virtual = virtual_tokens(function, model)
     return None if limit is None else limit - virtual - _positions_before_the_first(model)
 
 
 def virtual_tokens(function: str, model: "PreTrainedModel") -> int:
-    """Positions that a PEFT method takes for tokens of its own.
+    """Positions that a PEFT method takes for its own tokens.
 
     Raises:
-        ValueError: they have logits, which nothing here would tell from those of the text.
+        ValueError: they have logits, which nothing here could tell apart from the text's.
     """
     adapter: Any = getattr(model, "active_peft_config", None)
     if not getattr(adapter, "is_prompt_learning", False):
@@ -96,7 +95,7 @@ def virtual_tokens(function: str, model: "PreTrainedModel") -> int:
 
 
 def _positions_before_the_first(model: "PreTrainedModel") -> int:
-    """Rows of RoBERTa's position embedding that are padding's, so that no token can have them."""
+    """Rows of RoBERTa's position embedding that belong to padding, so no token can use them."""
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             return 0 if module.padding_idx is None else module.padding_idx + 1

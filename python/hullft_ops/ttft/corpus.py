@@ -1,7 +1,7 @@
 """The text of a demonstration: a datastore's passages, and held-out prompts that are not in it.
 
-The text is either the source of well-known installed packages or a JSONL file. Documents are
-held out whole, by a hash of their name, so that the same text is split the same way everywhere.
+The text is the source of well-known installed packages, or a JSONL file. Whole documents are held
+out, by a hash of their name, so the same text splits the same way everywhere.
 """
 
 import hashlib
@@ -15,13 +15,13 @@ from typing import Any
 from hullft_ops.ttft.json_lines import is_unicode, numbered, object_of
 from hullft_ops.ttft.passages import normalised, split_passages
 
-# The default embedder reads 256 tokens, which is about this much source.
+# About this much source fills the 256 tokens that the default embedder reads.
 PASSAGE_CHARS = 800
-# Bits per byte of a shorter text would say little, and may not exist.
+# Bits per byte of a shorter text say little, and may not exist.
 PROMPT_CHARS = 50
 HELD_OUT_ONE_IN = 8
 
-# Folders of sibling modules, so that a file that is held out has relatives in the store.
+# Folders of sibling modules, so that a held-out file has relatives in the store.
 FAMILIES = (
     ("torch", "optim/*.py"),
     ("torch", "nn/modules/*.py"),
@@ -30,17 +30,17 @@ FAMILIES = (
     ("networkx", "algorithms/*.py"),
     ("matplotlib", "*.py"),
 )
-# Two cores embed about 25 passages a second: the store that this leaves takes 90 seconds.
+# Two cores embed about 25 passages a second, so this store takes 90 seconds.
 PASSAGE_BUDGET = 2500
 
 
 class CorpusError(ValueError):
-    """The text given cannot make a datastore and prompts; the message says what is missing."""
+    """A text that cannot make a datastore and prompts; the message says what is missing."""
 
 
 @dataclass(frozen=True)
 class Document:
-    """A file or a record. Each family of documents is split on its own."""
+    """A file or a record. Each family of documents is split separately."""
 
     family: str
     name: str
@@ -64,12 +64,12 @@ class Passage:
 
 @dataclass(frozen=True)
 class Corpus:
-    """What goes into the datastore, and what may be a prompt.
+    """The passages for the datastore, and those that may be prompts.
 
-    ``repeated`` counts the passages left out of the store because it holds them already,
-    ``leaked`` the held-out passages left out because the store holds them, both layout aside.
-    Held-out passages of fewer than ``PROMPT_CHARS`` characters are left out too.
-    ``malformed`` names the lines of the input that were left out.
+    ``repeated`` counts passages that the store already held. ``leaked`` counts held-out passages
+    that the store also holds. Both ignore layout, and both kinds are left out, as are held-out
+    passages of fewer than ``PROMPT_CHARS`` characters. ``malformed`` names the input lines that
+    were left out.
     """
 
     name: str
@@ -82,7 +82,7 @@ class Corpus:
     malformed: list[str]
 
     def fingerprint(self, embedder_name: str) -> str:
-        """SHA-256 of the embedder's name and of the store's texts in their order."""
+        """SHA-256 of the embedder's name and of the store's texts in order."""
         digest = hashlib.sha256(embedder_name.encode())
         for passage in self.store:
             digest.update(b"\0" + passage.text.encode())
@@ -92,7 +92,7 @@ class Corpus:
 def installed_corpus() -> Corpus:
     """Sources of installed packages: about ``PASSAGE_BUDGET`` passages from `FAMILIES`.
 
-    Raises CorpusError when none of the packages is installed with its sources.
+    Raises CorpusError if none of the packages is installed with its sources.
     """
     families = [ranked for ranked in map(_family_documents, FAMILIES) if ranked]
     if not families:
@@ -107,10 +107,10 @@ def installed_corpus() -> Corpus:
 
 
 def jsonl_corpus(path: Path) -> Corpus:
-    """The records of a JSONL file: one object a line, whose string "text" is a document.
+    """The records of a JSONL file: one object per line, whose string "text" is a document.
 
-    Lines that are not such records are left out and named in ``malformed``. Raises
-    FileNotFoundError when there is no such file and CorpusError when no line is usable.
+    Other lines are left out and named in ``malformed``. Raises FileNotFoundError if there is no
+    such file and CorpusError if no line is usable.
     """
     documents, malformed = [], []
     with path.open("rb") as lines:
@@ -151,7 +151,7 @@ def _within_budget(ranked: Iterable[Document], budget: int) -> Iterator[Document
 
 
 def record_of_line(line: bytes) -> tuple[str, dict[str, Any]]:
-    """The text and the whole of a JSONL record; ValueError says what is wrong with the line."""
+    """The text and the whole JSONL record; a ValueError says what is wrong with the line."""
     record = object_of(line)
     text = record.get("text")
     if not isinstance(text, str):

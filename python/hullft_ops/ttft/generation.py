@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 from hullft_ops._checks import check_integer, check_text
 from hullft_ops.ttft.modes import modes_restored
 
-# What transformers takes when nobody says; named here since room is made for it.
+# transformers' default. It is named here because the prompt must leave room for it.
 _NEW_TOKENS = 20
 
 
@@ -22,25 +22,24 @@ def continuation(
     context: int,
     **generate_kwargs: Any,
 ) -> str:
-    """What the model writes after ``prompt``, special tokens left out. Runs in eval mode.
+    """What the model writes after ``prompt``, without special tokens. Runs in eval mode.
 
     Args:
         model: a causal language model.
         tokenizer: its tokenizer.
-        prompt: of a longer prompt the last tokens are read that leave room for the new ones; a
-            special token that the tokenizer appends to it is not.
-        context: the model's, in tokens.
-        generate_kwargs: for ``model.generate``; ``max_new_tokens`` is 20 unless given, there or in
-            a ``generation_config``.
+        prompt: the text to continue. If it is too long, the model reads its last tokens, as many as
+            leave room for the new ones. It never reads a special token that the tokenizer appends.
+        context: how many tokens the model can read at once.
+        generate_kwargs: for ``model.generate``. ``max_new_tokens`` defaults to 20, unless a
+            ``generation_config`` sets it.
 
     Raises:
-        TypeError: prompt is not a str.
-        ValueError: as `tokens_to_continue`.
-        RuntimeError: another thread adapts the model, or one that shares its modules.
+        TypeError, ValueError: as `tokens_to_continue`.
+        RuntimeError: another thread is adapting the model, or one that shares its modules.
     """
     tokens = tokens_to_continue(tokenizer, prompt, context, generate_kwargs)
     generate_kwargs["max_new_tokens"] = _new_tokens(generate_kwargs)
-    # A configuration may ask for more than the tokens.
+    # A configuration may request more than the tokens.
     generate_kwargs["return_dict_in_generate"] = False
     ids = torch.tensor([tokens], device=model.device)
     if tokenizer.pad_token_id is None:
@@ -55,12 +54,12 @@ def continuation(
 def tokens_to_continue(
     tokenizer: "PreTrainedTokenizerBase", prompt: str, context: int, generate_kwargs: dict[str, Any]
 ) -> list[int]:
-    """What `continuation` reads of the prompt.
+    """The tokens of the prompt that `continuation` reads.
 
     Raises:
-        TypeError: prompt is not a str, or ``max_new_tokens`` no int.
-        ValueError: ``max_new_tokens`` leaves no room for the prompt, ``max_length`` is given or
-            more than tokens asked for, or the prompt has no token or is not valid Unicode.
+        TypeError: prompt is not a str, or ``max_new_tokens`` is not an int.
+        ValueError: ``max_new_tokens`` leaves no room for the prompt; ``max_length`` or
+            ``return_dict_in_generate`` is set; or the prompt has no token or is not valid Unicode.
     """
     check_text("generate", "prompt", prompt)
     if generate_kwargs.get("max_length") is not None:
@@ -92,10 +91,10 @@ def _new_tokens(generate_kwargs: dict[str, Any]) -> int:
 
 
 def _continued(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int]:
-    """The prompt's tokens without those that the tokenizer appends to end a text."""
+    """The prompt's tokens, without those that the tokenizer appends to end a text."""
     encoding = tokenizer(prompt, return_special_tokens_mask=True, verbose=False)
     tokens, added = list(encoding["input_ids"]), list(encoding["special_tokens_mask"])
-    # One is left of an empty prompt: the token that opens a text can be continued.
+    # Keep one token of an empty prompt: the model can continue the token that opens a text.
     while len(tokens) > 1 and added.pop():
         tokens.pop()
     return tokens

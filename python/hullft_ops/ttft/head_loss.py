@@ -1,4 +1,4 @@
-"""The loss of a linear head over a vocabulary, and its gradients, without all logits at once."""
+"""The loss of a linear head over a vocabulary, and its gradients, without storing all logits."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,10 +9,10 @@ from torch.autograd.function import once_differentiable
 
 from hullft_ops.ttft.products import add_product, multiply, multiply_into
 
-# Rows of the weight that a CPU's matrix product takes at once: with a whole vocabulary, MKL reaches
-# little more than half of its speed.
+# A CPU multiplies this many rows of the weight at once. On a whole vocabulary MKL reaches little
+# more than half of its speed.
 _TILE = 1024
-# Logits have room for a multiple of so many positions.
+# The room for logits is rounded up to a multiple of this many positions.
 _ROUNDED = 128
 
 
@@ -21,8 +21,8 @@ def linear_mean_loss(
 ) -> Tensor:
     """The mean cross-entropy of ``linear(hidden, weight, bias)``, ``rows`` positions at a time.
 
-    Multiplies in the dtype of autocast where that is on. The gradients are made with the loss, so
-    that a chunk of logits is made once: that is for a loss whose gradients will be wanted.
+    Multiplies in the dtype of autocast if that is on. The gradients are computed with the loss, so
+    each chunk of logits is computed once. Use it only for a loss that you will differentiate.
 
     Args:
         hidden: ``[T, d]``.
@@ -32,7 +32,7 @@ def linear_mean_loss(
         rows: positions whose logits exist at once, at least 1.
 
     Returns:
-        A scalar, float64 for float64 products and float32 for all others.
+        A scalar: float64 for float64 products, float32 for all others.
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
@@ -77,9 +77,9 @@ class _LinearMeanLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         made = ctx.gradients.made()
-        # Autograd adds others to what nobody else holds in place; a tied embedding has one.
+        # Autograd adds in place to a gradient that nobody else holds. A tied embedding adds one.
         del ctx.gradients
-        # Mostly 1, which need not be multiplied by; another device would have to be waited for.
+        # It is mostly 1, and then there is nothing to multiply. Looking would stall a GPU.
         if grad.device.type != "cpu" or grad != 1:
             for gradient in made:
                 if gradient is not None:
@@ -93,7 +93,7 @@ def _tiles(weight: Tensor) -> Iterator[slice]:
 
 
 def _room(hidden: Tensor, weight: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
-    """``[T, V]`` in the room of a text a few tokens longer, so that the next one fits there too."""
+    """``[T, V]``, with room for a slightly longer text, so that the next text fits there too."""
     rounded = -(-len(hidden) // _ROUNDED) * _ROUNDED
     return hidden.new_empty(min(rounded, rows), len(weight), dtype=dtype)[: len(hidden)]
 
@@ -105,7 +105,7 @@ def _logits(logits: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None)
 
 
 class _Gradients:
-    """Sums those that are needed of hidden states, weight and bias over chunks of positions."""
+    """Sums the gradients of hidden states, weight and bias over chunks, if they are needed."""
 
     def __init__(
         self,
@@ -132,7 +132,7 @@ class _Gradients:
             return
         first = self._weight is None
         if self._weight is None:
-            # Of further chunks too, in the precision of the sum.
+            # Later chunks add to it, so it has the precision of the sum.
             self._weight = off.new_empty(weight.shape)
         for tile in _tiles(weight):
             part, rows = self._weight[tile], factor[:, tile].T

@@ -1,7 +1,7 @@
-"""The file that says how far a write into a datastore has come, for as long as one is under way.
+"""The file that records how far a write into a datastore has come, while the write is under way.
 
-Everything that the journal names is on the disk before the journal is, so a process that is killed
-at any moment leaves a state from which the write is finished or rolled back.
+Everything that the journal names reaches the disk before the journal does. So a process may be
+killed at any moment: the next one can finish the write or roll it back.
 """
 
 import fcntl
@@ -33,11 +33,11 @@ class Journal:
         embedder: name of the embedder.
         dim: length of a vector.
         data: name of the data directory.
-        settings: what the texts are made from; a write is resumed with the same alone.
+        settings: what the texts are made from. Only a write with the same settings may resume.
         source: the report on the texts, once they are written.
         shard: the file of the texts, once they are written.
-        embedded: how many of them have a vector on the disk.
-        embeddings_crc32: zlib CRC-32 of all vectors so far, those of earlier shards included.
+        embedded: how many of the texts have a vector on the disk.
+        embeddings_crc32: zlib CRC-32 of all vectors so far, including those of earlier shards.
     """
 
     embedder: str
@@ -55,10 +55,10 @@ class Journal:
 
     @classmethod
     def read(cls, directory: Path) -> "Journal | None":
-        """The journal in ``directory``, or None where no write is under way.
+        """The journal in ``directory``, or None if no write is under way.
 
         Raises:
-            ValueError: it is corrupt.
+            ValueError: the journal is corrupt.
         """
         file = directory / JOURNAL_FILE
         refuse_link(file)
@@ -88,10 +88,10 @@ class Journal:
 
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Keep other writers out of ``directory``; the system unlocks it for a process that dies.
+    """Keep other writers out of ``directory``. The system unlocks it if the process dies.
 
     Raises:
-        ValueError: another process writes there.
+        ValueError: another process is writing there.
     """
     descriptor = os.open(directory, os.O_RDONLY)
     try:

@@ -17,24 +17,24 @@ from hullft_ops.ttft.out_of_memory import is_out_of_memory
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-# Logits in float32 that exist at once, at most: those of a few hundred positions. With fewer, the
+# At most this many bytes of float32 logits exist at once: a few hundred positions. With fewer, the
 # products of a chunk are too small to be fast.
 _CHUNK_BYTES = 64 * 2**20
-# Enough that a head which does more than multiply shows it.
+# Enough to show a head that does more than multiply.
 _PROBE_TOKENS = 16
-# How a base model says that it is not made to be called alone.
+# A base model raises one of these if it cannot be called alone.
 _NOT_CALLED_ALONE = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 def next_token_losses(model: "PreTrainedModel", tokens: torch.Tensor) -> torch.Tensor:
-    """The negative log-likelihood of every token but the first, in nats, given those before it.
+    """The negative log-likelihood in nats of every token but the first, given the tokens before.
 
     Args:
         model: a causal language model.
         tokens: int64 ``[T]``, T at least 2, within the model's context.
 
     Returns:
-        ``[T - 1]``, float64 for a float64 model and float32 for all others.
+        ``[T - 1]``: float64 for a float64 model, float32 for all others.
     """
     logits = model(input_ids=tokens[None], use_cache=False).logits[0]
     precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -42,21 +42,21 @@ def next_token_losses(model: "PreTrainedModel", tokens: torch.Tensor) -> torch.T
 
 
 class MeanLoss:
-    """The mean of `next_token_losses`, to train on; for most models without a text's full logits.
+    """The mean of `next_token_losses`, to train on; most models never store a text's full logits.
 
-    Hidden states come from the base model, loss and gradients of them and the head's weight are
-    made chunk by chunk. That is done only if the head is a plain linear layer and gives, on the
-    first text, bit for bit the logits of the model itself: a head that also scales or caps its
-    logits is left to the model.
+    Hidden states come from the base model. The loss and the gradients of the hidden states and of
+    the head's weight are computed chunk by chunk. This needs a head that is a plain linear layer
+    and reproduces the model's own logits bit for bit on the first text. A head that also scales or
+    caps its logits is left to the model.
 
-    Made for ``backward()`` alone: a tied weight's gradient of the head goes into its ``.grad`` from
-    a tensor of its own, so that `torch.autograd.grad` with respect to that weight lacks it.
+    Call only ``backward()`` on it. A stand-in tensor hands the head's gradient of a tied weight to
+    the weight's ``.grad``, so `torch.autograd.grad` with respect to that weight misses it.
 
     Args:
         model: a causal language model, or a PEFT model around one.
 
     Attributes:
-        n_full_logits: how many losses were made of a text's full logits.
+        n_full_logits: how many losses needed a text's full logits.
     """
 
     def __init__(self, model: "PreTrainedModel") -> None:
@@ -80,7 +80,7 @@ class MeanLoss:
     @torch.no_grad()
     def _compare(self, split: "_SplitModel", probe: torch.Tensor) -> None:
         wanted = self._model(input_ids=probe[None], use_cache=False).logits
-        # NaN equals nothing: left for a text that can tell.
+        # NaN equals nothing, so a later text has to decide.
         if not wanted.isfinite().all():
             return
         try:
@@ -98,8 +98,8 @@ class MeanLoss:
 class _SplitModel:
     """A causal language model as hidden states and a linear head.
 
-    ``bypassed`` are the modules whose own forward is not called, the head among them;
-    ``embedding`` has the head's weight for its own, and ``around`` are the modules that hold it.
+    ``bypassed`` are the modules whose own forward is not called, including the head. ``embedding``
+    shares the head's weight, and ``around`` are the modules that contain it.
     """
 
     config: "PreTrainedConfig"
@@ -121,13 +121,13 @@ class _SplitModel:
         return cls(config, base, head, (*_ancestors(model, base), head), embedding, around)
 
     def is_of(self, model: "PreTrainedModel") -> bool:
-        """False where a part of the model has been replaced since."""
+        """False if a part of the model has been replaced since."""
         _, base, head = _parts(model)
         return base is self.base and head is self.head
 
     def serves(self) -> bool:
-        """False where passing by a module would go unnoticed by somebody, or the head is more."""
-        # A cap changes small logits by less than a model of few bits shows.
+        """False if somebody listens to a bypassed module, or the head does more than multiply."""
+        # A cap changes small logits by less than a low-precision model can show.
         if getattr(self.config, "final_logit_softcapping", None) is not None:
             return False
         heard: bool = bool(_has_any_global_hook())  # type: ignore[no-untyped-call]
@@ -149,25 +149,25 @@ class _SplitModel:
         return linear_mean_loss(hidden, weight, head.bias, tokens[1:], rows)
 
     def _adds_in_place(self, embedding: nn.Embedding) -> bool:
-        """Whether a tied weight can have its two gradients in one place, and nobody would notice.
+        """Whether a tied weight's two gradients can share one place without anybody noticing.
 
-        Autograd makes a dense one of the embedding alone, a third of a small model and almost all
-        of it zeros, beside that of the head, and adds them.
+        Autograd would make a second, dense gradient for the embedding and add the two. In a small
+        model it is a third of all parameters, and almost all of it is zeros.
         """
         weight = embedding.weight
         if weight is not self.head.weight or not weight.requires_grad or _is_listened_to(weight):
             return False
-        # On a GPU the addition would wait for the count of different rows.
+        # On a GPU the addition would wait for the number of different rows.
         if weight.device.type != "cpu" or embedding.sparse or embedding.scale_grad_by_freq:
             return False
-        # An adapter around an embedding reads its options for weights of the adapter's own.
+        # An adapter around an embedding reads the embedding's options for its own weights.
         if any(hasattr(module, "base_layer") for module in self.around):
             return False
         return not any(_is_wrapped(m) or _is_compiled(m) for m in (*self.around, embedding))
 
 
 def _parts(model: "PreTrainedModel") -> "tuple[PreTrainedModel, nn.Module, nn.Module | None]":
-    """The model without PEFT's wrapper, what gives its hidden states, and its head."""
+    """The model without PEFT's wrapper, the part that computes hidden states, and the head."""
     unwrap: Callable[[], PreTrainedModel] | None = getattr(model, "get_base_model", None)
     inner = model if unwrap is None else unwrap()
     head: nn.Module | None = inner.get_output_embeddings()  # type: ignore[no-untyped-call]
@@ -181,7 +181,7 @@ def _embedding_of(model: nn.Module, weight: torch.Tensor) -> nn.Embedding | None
 
 @contextmanager
 def _sparse_gradient(embedding: nn.Embedding) -> Iterator[None]:
-    """Has the embedding's backward make a gradient of the rows that were read, and no others."""
+    """Make the embedding's backward compute gradients only for the rows that were read."""
     embedding.sparse = True
     try:
         yield
@@ -190,10 +190,10 @@ def _sparse_gradient(embedding: nn.Embedding) -> Iterator[None]:
 
 
 def _stand_in(weight: torch.Tensor) -> torch.Tensor:
-    """A leaf of the same values whose gradient, once made, is put into ``weight.grad``.
+    """A leaf with the same values that hands its gradient over to ``weight.grad``.
 
-    Autograd adds a sparse gradient to a ``.grad`` in place. The head's is there first: the
-    embedding's is made from what the head gives for its inputs.
+    Autograd adds a sparse gradient to a ``.grad`` in place. The head's gradient arrives first,
+    because the backward pass reaches the embedding last.
     """
     leaf = weight.detach().requires_grad_()
 
@@ -215,7 +215,7 @@ def _ancestors(model: nn.Module, descendant: nn.Module) -> Iterator[nn.Module]:
 
 
 def _is_wrapped(module: nn.Module) -> bool:
-    """Whether somebody listens to, or has replaced, the module's forward."""
+    """Whether somebody listens to the module's forward, or has replaced it."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
@@ -226,7 +226,7 @@ def _is_wrapped(module: nn.Module) -> bool:
 
 
 def _is_listened_to(weight: torch.Tensor) -> bool:
-    """Whether a hook is to see the weight's gradient."""
+    """Whether a hook waits for the weight's gradient."""
     return bool(weight._backward_hooks or weight._post_accumulate_grad_hooks)
 
 

@@ -1,4 +1,4 @@
-"""The file by which a datastore's directory says what it is."""
+"""The file that says what a datastore's directory holds."""
 
 import json
 import re
@@ -14,12 +14,12 @@ METRIC = "inner_product"
 MANIFEST_FILE = "manifest.json"
 JOURNAL_FILE = "journal.json"
 EMBEDDINGS_FILE = "embeddings.f32"
-# A manifest names a file for each write, at most some thousands.
+# A manifest names one file per write: at most some thousands.
 _MAX_JSON_BYTES = 1 << 26
 _MAX_DIM = 2**31 - 1
 _MAX_COUNT = 2**48  # texts; products with the bytes of a vector stay within 64 bits
 _MAX_CRC32 = 2**32 - 1
-# Every name that a manifest holds is one of these, which keeps its paths inside the directory.
+# Every file name in a manifest has one of these forms, which keeps its paths inside the directory.
 _DATA_DIRECTORY = re.compile(r"data-[0-9a-f]{1,32}")
 _SHARD_FILE = re.compile(r"texts-[0-9]{5}\.arrow")
 _INDEX_FILE = re.compile(r"index-[0-9a-f]{1,32}\.faiss")
@@ -31,7 +31,7 @@ OWN_FILES = re.compile(rf"embeddings\.f32|texts-[0-9]{{5}}\.arrow|index-{UUID}\.
 
 
 class VersionError(ValueError):
-    """A datastore of a version that this package does not read."""
+    """A datastore of a version that this package cannot read."""
 
 
 @dataclass(frozen=True)
@@ -46,16 +46,16 @@ class DataFile:
 
 @dataclass(frozen=True)
 class SearchIndex:
-    """How a datastore is searched, and what was measured of it when it was built.
+    """How a datastore is searched, and the recall that was measured when it was built.
 
     Attributes:
         kind: "flat" (exact, over the embeddings themselves), "ivf" (inverted lists of 8-bit
-            codes) or "ivfpq" (inverted lists of product-quantised codes); the candidates of both
-            are ranked again by the embeddings.
+            codes) or "ivfpq" (inverted lists of product-quantised codes). With both kinds of
+            lists, the embeddings rank the candidates again.
         lists: number of inverted lists; 0 for "flat".
-        probes: how many of them a search reads.
-        candidates: how many codes are ranked again for each neighbour asked for.
-        recall: share of the exact neighbours that are found, at ``recall_k`` neighbours, mean of
+        probes: how many lists a search reads.
+        candidates: how many codes are ranked again per neighbour.
+        recall: share of the exact ``recall_k`` neighbours that a search finds, a mean over
             ``recall_queries`` stored vectors, each without itself; 1 for "flat".
         file: the index; None for "flat".
     """
@@ -86,14 +86,14 @@ class Manifest:
         embedder: name of the embedder that made the vectors.
         dim: length of a vector.
         count: number of texts, and of vectors.
-        data: name of the subdirectory that holds them.
+        data: name of the subdirectory that holds the files.
         shards: the Arrow files of texts and metadata, in order.
         embeddings: the file of the vectors.
-        sources: what was read for each shard, and what was left out.
-        index: how it is searched.
-        metric: how vectors are compared; "inner_product".
+        sources: for each shard, what was read and what was left out.
+        index: how the datastore is searched.
+        metric: how vectors are compared: "inner_product".
         format: "hullft_ops.datastore".
-        format_version: layout of the directory; 2.
+        format_version: layout of the directory: 2.
     """
 
     embedder: str
@@ -109,17 +109,17 @@ class Manifest:
     format_version: int = FORMAT_VERSION
 
     def write(self, directory: Path) -> None:
-        """Put the manifest into ``directory``, in place of the one there, in one durable step."""
+        """Replace the manifest in ``directory``, in one durable step."""
         write_json_durably(directory / MANIFEST_FILE, asdict(self))
 
     @classmethod
     def read(cls, directory: Path) -> "Manifest":
-        """The manifest in ``directory``, every field checked.
+        """The manifest in ``directory``, with every field checked.
 
         Raises:
-            FileNotFoundError: no such directory.
-            ValueError: not a datastore, an unfinished one, or a corrupt one.
-            VersionError: one of another format version.
+            FileNotFoundError: there is no such directory.
+            ValueError: it is not a datastore, or an unfinished or corrupt one.
+            VersionError: the datastore has another format version.
         """
         if not directory.exists():
             raise FileNotFoundError(f"no datastore at {directory}")
@@ -185,12 +185,12 @@ class Manifest:
 
 
 def write_json_durably(file: Path, values: dict[str, Any]) -> None:
-    """Replace ``file`` by the object, in one durable step."""
+    """Replace ``file`` with the object, in one durable step."""
     write_durably(file, (json.dumps(values, indent=2, allow_nan=False) + "\n").encode())
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file of the datastore; ValueError where there is none."""
+    """The object in a JSON file of the datastore. ValueError if there is none."""
     size = file.stat().st_size
     if size > _MAX_JSON_BYTES:
         raise ValueError(f"{file} must have at most {_MAX_JSON_BYTES} bytes, has {size}")
@@ -222,13 +222,13 @@ def remove_data(data: Path) -> None:
 
 
 def refuse_link(path: Path) -> None:
-    """Refuse a symbolic link, by which a datastore's path would leave its directory."""
+    """Refuse a symbolic link, which could lead out of the datastore's directory."""
     if path.is_symlink():
         raise ValueError(f"{path} is a symbolic link: a datastore's files must be its own")
 
 
 def check_source(file: Path, source: object) -> None:
-    """Refuse what is not a report on a source: empty, or as `index_corpus` writes it."""
+    """Refuse anything but a report on a source: an empty object, or what `index_corpus` writes."""
     if source == {}:
         return
     if not isinstance(source, dict) or not isinstance(source.get("settings"), dict):
@@ -255,7 +255,7 @@ def _check_name(file: Path, field: str, name: object, pattern: re.Pattern[str], 
 def data_file(
     source: Path, field: str, values: object, pattern: re.Pattern[str] = _SHARD_FILE
 ) -> DataFile:
-    """The data file that a JSON object describes; ValueError unless every part is sound."""
+    """The data file that a JSON object describes. ValueError unless every part is sound."""
     if not isinstance(values, dict):
         raise ValueError(f"{source}: {field} must be an object, got {values!r}")
     found = DataFile(**_known(DataFile, values, source))
@@ -287,7 +287,7 @@ def _search_index(file: Path, values: object, count: int) -> SearchIndex:
 
 
 def _known(kind: type, values: dict[str, Any], file: Path) -> dict[str, Any]:
-    """``values``, refused unless their names are the fields of ``kind``."""
+    """Return ``values``; refuse them unless their names are the fields of ``kind``."""
     names = {field.name for field in fields(kind)}
     if values.keys() != names:
         odd = sorted(values.keys() ^ names)
@@ -296,7 +296,7 @@ def _known(kind: type, values: dict[str, Any], file: Path) -> dict[str, Any]:
 
 
 def check_count(file: Path, name: str, value: object, least: int, most: int) -> None:
-    """Refuse what is not an integer from ``least`` to ``most``."""
+    """Refuse anything but an integer from ``least`` to ``most``."""
     if type(value) is not int or value < least:
         wanted = "a positive integer" if least else "an integer of 0 or more"
         raise ValueError(f"{file}: {name} must be {wanted}, got {value!r}")

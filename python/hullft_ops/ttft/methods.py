@@ -1,4 +1,4 @@
-"""How the texts to finetune on are chosen among a prompt's neighbours."""
+"""The methods that choose the texts to finetune on among a prompt's neighbours."""
 
 import hashlib
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ import hullft_ops
 from hullft_ops._checks import check_integer, check_noise, check_variant
 
 METHODS = ("hullft", "knn", "random", "sift")
-# Steps for a prompt: a selection and its training hold memory for each.
+# Steps per prompt: selection and training hold memory for each step.
 MAX_STEPS = 100_000
 
 
 class SelectionMethod(Protocol):
-    """Any function of this signature is a method: a plain one, or an object with ``__call__``.
+    """Any function with this signature, or any object with such a ``__call__``, is a method.
 
-    Its ``name`` where it has one, else its own or its class's, goes into reports. Where it has a
-    true ``one_step_each``, it is asked for no more steps than there are candidates.
+    Reports use its ``name`` if it has one, else the name of the function or class. If it has a
+    true ``one_step_each``, nobody asks it for more steps than there are candidates.
     """
 
     def __call__(
@@ -32,21 +32,21 @@ class SelectionMethod(Protocol):
         """Choose for each of B prompts.
 
         Args:
-            embeddings: float32 ``[M, d]``, of every text of the datastore.
-            candidates: int64 ``[B, K]``, rows of it near each prompt, nearest first.
+            embeddings: float32 ``[M, d]``, one row for every text of the datastore.
+            candidates: int64 ``[B, K]``, rows of ``embeddings`` near each prompt, nearest first.
             queries: float32 ``[B, d]``, the prompts.
             n_select: optimizer steps for each prompt.
 
         Returns:
-            What `hullft_ops.fw_select_indexed` returns for the same arguments: ``indices`` are
-            positions in ``candidates``, different ones, and each row of ``counts`` holds no
-            negative number and sums to ``n_select``.
+            A selection as `hullft_ops.fw_select_indexed` returns it for the same arguments:
+            ``indices`` are different positions in ``candidates``, and each row of ``counts`` has
+            no negative number and sums to ``n_select``.
         """
 
 
 @dataclass(frozen=True)
 class HullFT:
-    """`hullft_ops.fw_select_indexed`; ``variant`` is that of Frank-Wolfe."""
+    """`hullft_ops.fw_select_indexed` with a ``variant`` of Frank-Wolfe."""
 
     variant: str = "vanilla"
     name: ClassVar[str] = "hullft"
@@ -68,7 +68,7 @@ class HullFT:
 
 @dataclass(frozen=True)
 class KNN:
-    """A step on each of the ``n_select`` nearest, or of a smaller pool."""
+    """One step on each of the ``n_select`` nearest texts, or on all texts of a smaller pool."""
 
     name: ClassVar[str] = "knn"
     one_step_each: ClassVar[bool] = True
@@ -85,9 +85,10 @@ class KNN:
 
 @dataclass(frozen=True)
 class Random:
-    """A step on each of ``n_select`` neighbours drawn without replacement, or of a smaller pool.
+    """One step on each of ``n_select`` neighbours, drawn without replacement.
 
-    The draw depends on ``seed`` and the prompt alone, not on those before it or in its batch.
+    A smaller pool gets one step on each of its texts. The draw depends only on ``seed`` and the
+    prompt, not on earlier prompts or on the batch.
     """
 
     seed: int = 0
@@ -116,9 +117,10 @@ class Random:
 
 @dataclass(frozen=True)
 class Sift:
-    """`hullft_ops.sift_select_indexed`, whose ``noise`` this is; a step for every pick of a text.
+    """`hullft_ops.sift_select_indexed` with its ``noise``: a step for every pick of a text.
 
-    The steps come by text, the most often picked first, not in the order of the picks.
+    The steps are grouped by text, the text with the most picks first. They do not follow the order
+    of the picks.
     """
 
     noise: float = 0.01
@@ -142,7 +144,7 @@ class Sift:
 def _uniform(
     pools: torch.Tensor, queries: torch.Tensor, indices: torch.Tensor
 ) -> hullft_ops.Selection:
-    """Of pools [B, K, d] the rows at indices [B, n], each once and of equal weight."""
+    """Select the rows at indices [B, n] of pools [B, K, d], each once and with equal weight."""
     batch, n_select = indices.shape
     x, q = pools.double(), queries.double()
     residuals = q - x.gather(1, indices[..., None].expand(-1, -1, x.shape[-1])).mean(1)
@@ -160,11 +162,11 @@ def _uniform(
 
 
 def selection_method(method: "str | SelectionMethod", variant: str) -> SelectionMethod:
-    """The method of that name, or the method itself.
+    """The method with that name, or the method itself.
 
     Raises:
-        ValueError: no such name or variant.
-        TypeError: neither a name nor callable.
+        ValueError: there is no such name or variant.
+        TypeError: ``method`` is neither a name nor callable.
     """
     check_variant("TestTimeFinetuner", variant)
     if not isinstance(method, str):
@@ -188,10 +190,10 @@ def selection_method(method: "str | SelectionMethod", variant: str) -> Selection
 
 
 def method_name(method: SelectionMethod) -> str:
-    """What reports call it."""
+    """The method's name in reports."""
     return str(getattr(method, "name", getattr(method, "__name__", type(method).__name__)))
 
 
 def steps_of(method: SelectionMethod, n_select: int, pool: int) -> int:
-    """How many of ``n_select`` steps it takes on a pool of that many texts."""
+    """How many of ``n_select`` steps the method takes on a pool of ``pool`` texts."""
     return min(n_select, pool) if getattr(method, "one_step_each", False) else n_select

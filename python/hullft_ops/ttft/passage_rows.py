@@ -1,4 +1,4 @@
-"""From the records of a corpus to the rows of a datastore: cut, and without repetitions."""
+"""Turning a corpus's records into a datastore's rows: cut, and without repetitions."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
@@ -15,17 +15,17 @@ _RECENT = 1 << 14
 
 @dataclass
 class Left:
-    """Texts that were left out: near-empty ones and exact repetitions."""
+    """How many texts were left out: near-empty ones and exact repetitions."""
 
     near_empty: int = 0
     repeated: int = 0
 
 
 class SeenTexts:
-    """Which texts came before, by 128-bit digest; at rest 16 bytes for each text.
+    """Remembers texts by a 128-bit digest: 16 bytes for each text.
 
-    Recent digests are in a set, older ones in sorted arrays, each at least twice as long as the
-    next, so that there are few of them and a digest is merged seldom.
+    Recent digests are in a set, older ones in sorted arrays. Each array is at least twice as long
+    as the next, so there are few arrays and a digest is seldom merged.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class SeenTexts:
         self._sorted: list[np.ndarray] = []
 
     def add(self, text: str) -> bool:
-        """Remember ``text``; whether it was there already."""
+        """Remember ``text``. True if it was there already."""
         digest = hashlib.blake2b(text.encode(), digest_size=_DIGEST_BYTES).digest()
         if digest in self._recent or any(_contains(array, digest) for array in self._sorted):
             return True
@@ -56,14 +56,14 @@ def passage_rows(
     """The records' passages, each text once, with the metadata of its record.
 
     Args:
-        records: as `Source.records` gives them.
-        cut: a text's passages; each text whole when None.
-        min_chars: passages with fewer characters, blanks at both ends aside, are left out.
-        seen: the texts that are not to come again; those that come are added.
+        records: as `Source.records` yields them.
+        cut: cuts a text into passages; None keeps each text whole.
+        min_chars: leave out passages with fewer characters, not counting blanks at both ends.
+        seen: texts to leave out; each text that comes is added.
         left: counts what is left out.
     """
     for record in records:
-        # Of an empty text nothing can be cut; it is counted all the same.
+        # Cutting an empty text yields nothing, but it must be counted.
         for text in cut(record["text"]) if cut and record["text"] else (record["text"],):
             if len(text.strip()) < min_chars:
                 left.near_empty += 1
@@ -75,5 +75,5 @@ def passage_rows(
 
 def _contains(array: np.ndarray, digest: bytes) -> bool:
     place = int(np.searchsorted(array, np.bytes_(digest)))
-    # NumPy hands an element out without the zeros at its end.
+    # NumPy drops the zeros at the end of an element.
     return place < len(array) and bytes(array[place]) == digest.rstrip(b"\0")

@@ -19,8 +19,8 @@ _BOUNDARIES = tuple(
 def split_passages(text: str, max_chars: int) -> Iterator[str]:
     """Consecutive pieces of ``text`` that join up to it again, at most ``max_chars`` each.
 
-    A piece ends at the strongest boundary in the second half of its span, so that functions
-    and paragraphs stay whole where they fit. A text that is cut has no piece shorter than
+    A piece ends at the strongest boundary in the second half of its span, so functions and
+    paragraphs stay whole if they fit. No piece of a text that is cut is shorter than
     ``max_chars // 4`` characters.
     """
     if max_chars < 4:
@@ -47,6 +47,6 @@ def _passage_end(text: str, start: int, max_chars: int) -> int:
 def normalised(passage: str) -> str:
     """The passage's lines without indentation, trailing space and blank lines.
 
-    Two passages that differ in layout alone have the same normalised form.
+    Two passages that differ only in layout have the same normalised form.
     """
     return "\n".join(filter(None, (line.strip() for line in passage.splitlines())))

@@ -1,4 +1,4 @@
-"""In which order the steps on a support are taken, and which of them compute a gradient anew."""
+"""The order of the steps on a support, and which of them compute a new gradient."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -13,8 +13,8 @@ class Sweep:
     """Consecutive steps with one gradient.
 
     Attributes:
-        example: which of the support.
-        fresh: compute the gradient; otherwise it is the one kept for the example.
+        example: its position in the support.
+        fresh: compute the gradient; otherwise use the one that was kept for the example.
         repeats: how many steps.
         keep: a later sweep needs the gradient too.
     """
@@ -26,10 +26,10 @@ class Sweep:
 
 
 def plan(counts: Sequence[int], refreshes: Sequence[int], order: str) -> Iterator[Sweep]:
-    """The sweeps for examples of these counts, each with a gradient for every ``refresh`` steps.
+    """The sweeps for examples with these counts, with a gradient for every ``refresh`` steps.
 
     "grouped" takes an example's steps one after the other, as Khamis and Maalouf
-    (arXiv:2605.30337) do; "interleaved" goes round the examples that have steps left.
+    (arXiv:2605.30337) do. "interleaved" goes round the examples that have steps left.
     """
     if order == "grouped":
         for example, (count, refresh) in enumerate(zip(counts, refreshes, strict=True)):
@@ -44,9 +44,9 @@ def plan(counts: Sequence[int], refreshes: Sequence[int], order: str) -> Iterato
 
 
 def learning_rate_factor(schedule: str, step: int, steps: int) -> float:
-    """What step number ``step``, from 0, of ``steps`` multiplies the learning rate by.
+    """The factor on the learning rate at step ``step`` of ``steps``, counted from 0.
 
-    "linear" and "cosine" fall from 1 to 0, which a step after the last would have.
+    "linear" and "cosine" fall from 1 to 0; only a step after the last would have 0.
     """
     if schedule == "linear":
         return 1 - step / steps

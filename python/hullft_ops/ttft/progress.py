@@ -5,7 +5,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 def progress_bar(console: Console, *, shown: bool = True) -> Progress:
-    """Description, bar, how many of how many, and the time that remains."""
+    """A bar with a description, how many of how many, and the time that remains."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -17,12 +17,12 @@ class QdrantDatabase:
 
     Args:
         client: a `qdrant_client.QdrantClient`.
-        collection: its name; one unnamed vector a point, compared by dot product or cosine.
+        collection: its name. Each point has one unnamed vector, compared by dot product or cosine.
         text_field: the field of a point's payload that holds the text.
 
     Raises:
         ImportError: qdrant-client is not installed.
-        ValueError: the collection has named vectors, or none but sparse ones, or another distance.
+        ValueError: the collection has named vectors, only sparse ones, or another distance.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class QdrantDatabase:
         return self._client.count(self._collection, exact=True).count
 
     def search(self, queries: np.ndarray, k: int) -> Sequence[Sequence[int | str | UUID]]:
-        """The ids of the ``k`` nearest points of each query."""
+        """The ids of the ``k`` points nearest to each query."""
         requests = [self._request(query=query.tolist(), limit=k) for query in queries]
         found = self._client.query_batch_points(self._collection, requests)
         return [[point.id for point in response.points] for response in found]

@@ -1,4 +1,4 @@
-"""Reading a corpus, a record at a time: JSONL, Parquet, a folder of texts, an HF dataset."""
+"""Reading a corpus record by record: JSONL, Parquet, a folder of texts, an HF dataset."""
 
 import io
 import os
@@ -18,7 +18,7 @@ from hullft_ops._extras import needed_by
 from hullft_ops.ttft.json_lines import is_unicode, numbered, object_of
 
 _ROWS = 256
-# No text is that long: a line without end, as a few compressed bytes may be, must not fill memory.
+# No text is that long. A few compressed bytes can hold an endless line, which must not fill memory.
 _MAX_LINE_BYTES = 1 << 28
 _NAMED = 5
 _JSON_SUFFIXES = {".jsonl", ".ndjson", ".json"}
@@ -30,17 +30,17 @@ Record = dict[str, Any]
 
 
 class SourceError(ValueError):
-    """A corpus that cannot be read as asked; the message says why."""
+    """A corpus that cannot be read; the message says why."""
 
 
 @dataclass
 class Counts:
-    """What has been read and what was left out, and why.
+    """How many records were read, and how many were left out and why.
 
     Attributes:
-        records: lines, rows or files read, the malformed ones included.
-        malformed: those that hold no text.
-        named: the first malformed ones, each with its place and what is wrong with it.
+        records: lines, rows or files, including malformed ones.
+        malformed: records without a usable text.
+        named: the first malformed records, each with its place and what is wrong with it.
     """
 
     records: int = 0
@@ -48,13 +48,13 @@ class Counts:
     named: list[str] = field(default_factory=list)
 
     def bad(self, place: str, why: str) -> None:
-        """Count a record that cannot be used."""
+        """Count an unusable record."""
         self.malformed += 1
         if len(self.named) < _NAMED:
             self.named.append(f"{place}: {why}")
 
     def check(self, source: str, max_bad_share: float) -> None:
-        """Refuse a source with a larger share of malformed records than ``max_bad_share``."""
+        """Refuse a source whose share of malformed records exceeds ``max_bad_share``."""
         if self.malformed > max_bad_share * self.records:
             raise SourceError(
                 f"{source}: {self.malformed} of {self.records} records are malformed, at most a "
@@ -64,19 +64,21 @@ class Counts:
 
 @dataclass(frozen=True)
 class Source:
-    """A corpus, and which of its fields are wanted.
+    """A corpus, and which of its fields to read.
 
     Attributes:
-        corpus: a path, or a `datasets.Dataset`. Of a folder every file in it or below is a record,
-            but for symbolic links and for what is hidden: names that begin with a dot, and all in
-            folders of such names. The path itself may be hidden.
+        corpus: a path, or a `datasets.Dataset`. In a folder, every file at any depth is a record,
+            except symbolic links and hidden files: those whose name, or a folder's name on the way
+            to them, begins with a dot. The path itself may be hidden.
         text_column: the field that holds the text.
-        metadata: further fields to keep; None where a record lacks one, and an error where all do.
-        max_bad_share: which share of records may be malformed.
+        metadata: more fields to keep. A record that lacks one gets None; if all records lack it,
+            that is an error.
+        max_bad_share: the share of records that may be malformed.
 
     Raises:
-        TypeError: metadata are one str.
-        SourceError: metadata "text", which is what the text itself is called, of another field.
+        TypeError: metadata is a single str.
+        SourceError: metadata names "text" although another field holds the text. A datastore uses
+            that name for the text itself.
     """
 
     corpus: "str | Path | datasets.Dataset"
@@ -97,17 +99,18 @@ class Source:
 
     @property
     def name(self) -> str:
-        """What reports and errors call it."""
+        """Its name in reports and errors."""
         if _is_dataset(self.corpus):
             return f"dataset {self.corpus._fingerprint}"
         return str(self.corpus)
 
     def records(self, counts: Counts) -> Iterator[Record]:
-        """Each record's "text", its "source" (file and line, row or path) and the metadata.
+        """Each record's "text", its "source" (file and line, row or path) and its metadata.
 
         Raises:
             FileNotFoundError: there is no such path.
-            SourceError: of no known kind, without the columns, or with too many malformed records.
+            SourceError: the corpus is of no known kind, lacks a column, or has too many malformed
+                records.
         """
         found = dict.fromkeys(self.metadata, False)
         for place, values in self._raw(counts):
@@ -127,7 +130,7 @@ class Source:
             raise SourceError(f"{self.name}: no record has the metadata {', '.join(missing)}")
 
     def _record(self, place: str, values: Mapping[str, Any] | str) -> Record | str:
-        """What is wanted of a record, or what is wrong with it."""
+        """The record to keep, or what is wrong with it."""
         if isinstance(values, str):
             return values
         text = values.get(self.text_column)
@@ -140,7 +143,7 @@ class Source:
         return {"text": text, "source": place, **kept}
 
     def _raw(self, counts: Counts) -> Iterator[tuple[str, Mapping[str, Any] | str]]:
-        """Each record's place, and its values or what is wrong with it."""
+        """Each record's place, and its values or what is wrong with them."""
         if _is_dataset(self.corpus):
             yield from self._dataset_rows(self.corpus)
             return
@@ -196,7 +199,7 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | str]]:
 
 
 def _lines(file: io.BufferedReader) -> Iterator[bytes]:
-    """Each line; of one that is too long a part that shows it, never all."""
+    """Each line; of a line that is too long, only enough to show that it is."""
     while line := file.readline(_MAX_LINE_BYTES + 1):
         yield line
         while len(line) > _MAX_LINE_BYTES and not line.endswith(b"\n"):
@@ -227,7 +230,7 @@ def _files(folder: Path, text_column: str) -> Iterator[tuple[str, Mapping[str, A
 
 
 def _visible(folder: Path) -> Iterator[Path]:
-    """What is in the folder or below and not hidden, but for folders; hidden ones are not read."""
+    """Every file in the folder, at any depth, that is not hidden; hidden folders are not read."""
     for root, folders, names in os.walk(folder, onerror=_raise):
         folders[:] = [name for name in folders if not name.startswith(".")]
         yield from (Path(root, name) for name in names if not name.startswith("."))
@@ -238,7 +241,7 @@ def _raise(error: OSError) -> NoReturn:
 
 
 def _is_dataset(corpus: object) -> "TypeGuard[datasets.Dataset]":
-    """Without the library there is none; without its import neither."""
+    """Whether it is a `datasets.Dataset`. Looks only if somebody has imported the library."""
     library = sys.modules.get("datasets")
     return library is not None and isinstance(corpus, library.Dataset)
 
@@ -249,7 +252,7 @@ def _saved_dataset(path: Path) -> "datasets.Dataset":
 
     try:
         dataset = datasets.load_from_disk(str(path))
-    # What the library raises for foreign files is not documented.
+    # The library does not document what it raises for foreign files.
     except Exception as error:
         raise SourceError(f"{path}: not a saved dataset: {error!r}") from error
     if isinstance(dataset, datasets.DatasetDict):

@@ -13,11 +13,11 @@ import torch
 class StageClock:
     """Times stages without waiting for the device.
 
-    On CUDA a stage lies between two events in the device's current stream, on other devices
-    between two readings of the clock.
+    On CUDA two events in the device's current stream mark a stage, on other devices two readings of
+    the clock.
 
     Args:
-        device: where the work is done.
+        device: where the work runs.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -29,7 +29,7 @@ class StageClock:
 
     @contextmanager
     def of(self, stage: str) -> Iterator[None]:
-        """Count the body to ``stage``, but for the stages within it."""
+        """Count the body's time for ``stage``, except the stages within it."""
         around = self._stage
         self._go_over_to(stage)
         yield
@@ -42,13 +42,13 @@ class StageClock:
         self._stage, self._start = stage, now
 
     def seconds(self, stage: str) -> float:
-        """Seconds counted to ``stage``; on CUDA the device must be done with it."""
+        """Seconds counted for ``stage``. On CUDA the device must have finished it."""
         return sum(_between(start, end) for start, end in self._spans[stage])
 
 
 def _cuda_event(device: torch.device) -> torch.cuda.Event:
     event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    # The device may be another than the current one.
+    # The device need not be the current one.
     event.record(torch.cuda.current_stream(device))
     return event
 

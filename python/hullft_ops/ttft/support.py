@@ -1,4 +1,4 @@
-"""Choosing, for a prompt, the texts to finetune on and how many steps each gets."""
+"""Choosing the texts to finetune on for a prompt, and the number of steps on each."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +17,7 @@ from hullft_ops.ttft.store_contract import Store
 
 # A causal loss needs a token and a next one.
 MIN_TOKENS = 2
-# Texts whose tokens are kept: of 1000 tokens each they take some 30 MB.
+# Keep the tokens of this many texts: some 30 MB for texts of 1000 tokens.
 _TOKENIZED_TEXTS = 4096
 
 
@@ -40,16 +40,16 @@ class Seconds:
 
 @dataclass(frozen=True)
 class Support:
-    """What a prompt is adapted on, largest weight first.
+    """The texts that a model is trained on for a prompt, largest weight first.
 
     Attributes:
         indices: positions in the datastore.
-        weights: the convex weights; equal ones for "knn" and "random".
-        counts: optimizer steps for each; the sum is n_select, or less where a method takes one
-            step on a text and the pool has fewer texts.
+        weights: the convex weights; "knn" and "random" give equal ones.
+        counts: optimizer steps for each text. The sum is n_select, or less if the method takes one
+            step per text and the pool has fewer texts.
         residual: distance from the prompt's embedding to the weighted mean.
         gap: Frank-Wolfe gap over the pool.
-        input_ids: the tokens of each, cut to the model's context.
+        input_ids: the tokens of each text, cut to the model's context.
         seconds: time spent so far.
     """
 
@@ -68,10 +68,11 @@ class SupportSelector:
     Args:
         store: where the neighbours come from.
         embedder: embeds the prompts.
-        tokenize: a text's tokens, cut to the model's context; asked once for a text used lately.
+        tokenize: returns a text's tokens, cut to the model's context. The tokens of recent texts
+            are cached.
         n_select: optimizer steps per prompt.
         method: chooses among the neighbours.
-        pool_size: how many neighbours to choose from; all of a smaller store.
+        pool_size: how many neighbours to choose from; a smaller store offers all of its texts.
     """
 
     def __init__(
@@ -91,16 +92,16 @@ class SupportSelector:
         self._tokens = lru_cache(_TOKENIZED_TEXTS)(lambda i: tuple(tokenize(store.texts[i])))
 
     def select(self, prompts: Sequence[str]) -> list[Support]:
-        """The support of each prompt; all are embedded, searched for and selected for in one go.
+        """The support of each prompt. Embeds, searches and selects for all prompts in one go.
 
-        A text of fewer than 2 tokens cannot be trained on. Should one be chosen, it leaves the
-        pool and the selection is made anew, so that the steps still add up to n_select. Warns
-        where the pool has fewer texts than that.
+        A model cannot train on a text of fewer than 2 tokens. If the method chooses one, it leaves
+        the pool and the method chooses again, so the steps still add up to n_select. Warns if the
+        pool has fewer texts than n_select.
 
         Raises:
             TypeError: a prompt is not a str, or the method returns no Selection.
-            ValueError: a prompt is blank or not valid Unicode, no text of a pool can be trained
-                on, or the method chose what it was not asked for.
+            ValueError: a prompt is blank or not valid Unicode, no text of a pool has enough
+                tokens, or the method's choice breaks the rules of `SelectionMethod`.
         """
         for prompt in prompts:
             _check_prompt(prompt)

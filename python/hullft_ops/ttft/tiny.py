@@ -2,20 +2,20 @@
 
 from pathlib import Path
 
-# The papers' rate is for models of GPT-2's size; so small a model takes larger steps.
+# The paper's rate suits models of GPT-2's size. The tiny model takes larger steps.
 PAPER_LR = 5e-5
 TINY_LM_LR = 2e-4
 
 
 def default_lr(model: str | None) -> float:
-    """The learning rate where none is given; ``model`` is None for the tiny one."""
+    """The default learning rate for a model; ``model`` is None for the tiny one."""
     return TINY_LM_LR if model is None else PAPER_LR
 
 
 def tiny_lm_path() -> Path:
     """The directory of the tiny model, for ``AutoModelForCausalLM.from_pretrained``.
 
-    The weights are stored in float16 and loaded in float32, as its configuration says.
+    The weights are stored in float16. The model's configuration has them loaded in float32.
 
     Raises:
         FileNotFoundError: the package was installed without its data.

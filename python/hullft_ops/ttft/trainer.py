@@ -15,7 +15,7 @@ COLUMN = "multiplicity"
 
 
 class _Repeats:
-    """The ``repeats`` of an optimizer's next step, unless that is given them."""
+    """Sets the ``repeats`` of an optimizer's next step, unless the call passes them."""
 
     def __init__(self) -> None:
         self.next: int | None = None
@@ -28,24 +28,25 @@ class _Repeats:
 
 
 class ReplayTrainer(Trainer):
-    """A `Trainer` that takes as many optimizer steps with an example's gradient as a column says.
+    """A `Trainer` that takes several optimizer steps with each example's gradient.
 
-    The dataset's column "multiplicity" holds how many Adam steps to take with the gradient of each
-    example: one forward-backward pass and one `ReplayAdam` sweep, whatever the number. An example
-    to be trained on more often than its gradient is good for comes in several rows. Evaluation
-    leaves the column out: each example counts once.
+    The dataset's column "multiplicity" says how many Adam steps to take with the gradient of each
+    example. Whatever the number, they cost one forward-backward pass and one `ReplayAdam` sweep. To
+    refresh an example's gradient in between, put the example into several rows. Evaluation ignores
+    the column: each example counts once.
 
-    The optimizer is `ReplayAdam` with the rate, betas, epsilon and decoupled weight decay of the
-    arguments, on all parameters that require a gradient, or the one given in ``optimizers``. What
-    counts steps, as the learning-rate schedule, ``max_steps`` and logging do, counts sweeps.
+    The optimizer is the one in ``optimizers``, or a `ReplayAdam` on all parameters that require a
+    gradient, with the rate, betas, epsilon and decoupled weight decay of the arguments. The
+    learning-rate schedule, ``max_steps`` and logging count sweeps, not Adam steps.
 
-    The arguments are those of `Trainer`. A batch takes one sweep, so that its examples must have
-    the same multiplicity: ``per_device_train_batch_size`` and ``gradient_accumulation_steps`` of 1
-    always do. ``remove_unused_columns`` must be False, or Trainer removes the column.
+    The arguments are those of `Trainer`. A batch takes one sweep, so all of its examples must have
+    the same multiplicity; with a ``per_device_train_batch_size`` of 1 they always do.
+    ``gradient_accumulation_steps`` must be 1. ``remove_unused_columns`` must be False, or Trainer
+    removes the column.
 
     Raises:
         ValueError: ``gradient_accumulation_steps`` is not 1, unused columns are removed, or the
-            optimizer given is no `ReplayAdam`.
+            optimizer is not a `ReplayAdam`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -66,7 +67,7 @@ class ReplayTrainer(Trainer):
             self._repeat_steps(self.optimizer)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """A `ReplayAdam` that repeats each step as often as the last batch asked."""
+        """A `ReplayAdam` that repeats each step as often as the last batch says."""
         if self.optimizer is None:
             model: nn.Module = self.model  # type: ignore[assignment]  # Trainer refuses None
             optimizer = ReplayAdam(
@@ -87,17 +88,17 @@ class ReplayTrainer(Trainer):
                 "ReplayTrainer: optimizers must have a ReplayAdam or None, got "
                 f"{type(optimizer).__name__}, which cannot repeat a step"
             )
-        # Trainer and accelerate call step() without arguments of ours.
-        # The hook stays on it, and so must not hold the trainer.
+        # Trainer and accelerate call step() without our arguments, so a hook adds them. It outlives
+        # the trainer, so it must not hold a reference to it.
         optimizer.register_step_pre_hook(self._repeats)
 
     def training_step(
         self, model: "nn.Module", inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> torch.Tensor:
-        """One forward-backward pass; the batch's multiplicity is for the step that follows.
+        """One forward-backward pass. The batch's multiplicity applies to the next step.
 
         Raises:
-            ValueError: no multiplicity, one below 1, or different ones in the batch.
+            ValueError: the batch has no multiplicity, one below 1, or different ones.
         """
         counts = torch.as_tensor(inputs.pop(COLUMN, []), device="cpu").flatten().tolist()
         if not counts or len(set(counts)) > 1 or counts[0] < 1:
@@ -112,7 +113,7 @@ class ReplayTrainer(Trainer):
     def prediction_step(
         self, model: "nn.Module", inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        """Trainer's own, without the batch's multiplicity, which no model knows."""
+        """Trainer's own step, without the batch's multiplicity, which models do not know."""
         known = {name: value for name, value in inputs.items() if name != COLUMN}
         step: tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
         step = super().prediction_step(model, known, *args, **kwargs)

@@ -25,16 +25,16 @@ from hullft_ops.ttft.stage_clock import StageClock
 
 
 class SupportTrainer:
-    """Adam with a fresh state for every support; its buffers are kept from one to the next.
+    """Adam with a fresh state for every support. All supports share its buffers.
 
     Args:
         model: a causal language model, or a PEFT model around one.
-        trained: those of its parameters to train, each once.
+        trained: the parameters to train, each once.
         lr: Adam's learning rate.
-        order: of the steps, see `plan`.
-        schedule: of the learning rate, see `learning_rate_factor`.
-        max_grad_norm: norm that every gradient is clipped to; None for no clipping.
-        autocast: dtype of the forward pass; None for that of the model.
+        order: order of the steps, see `plan`.
+        schedule: schedule of the learning rate, see `learning_rate_factor`.
+        max_grad_norm: norm to clip every gradient to; None for no clipping.
+        autocast: dtype of the forward pass; None for the model's own.
     """
 
     def __init__(
@@ -60,11 +60,14 @@ class SupportTrainer:
 
     @property
     def n_full_logits(self) -> int:
-        """How many passes so far made the full logits of a text."""
+        """How many passes so far needed the full logits of a text."""
         return self._loss.n_full_logits
 
     def share_buffers_with(self, other: "SupportTrainer") -> None:
-        """Use the optimizer state of another trainer of the same parameters, one at a time."""
+        """Use the optimizer state of another trainer of the same parameters.
+
+        Only one of the two may train at a time.
+        """
         self._optimizer.state = other._optimizer.state
 
     def train(
@@ -75,13 +78,13 @@ class SupportTrainer:
         refreshes: Sequence[int],
         clock: StageClock,
     ) -> list[float]:
-        """Take ``counts[i]`` steps on ``texts[i]``; the loss of every pass.
+        """Take ``counts[i]`` steps on ``texts[i]``, and return the loss of every pass.
 
         Args:
             texts: tokens, at least 2 each.
-            indices: what to call each text in an error.
-            counts: steps for each; a text without any gets no pass.
-            refreshes: steps per gradient for each, at least 1.
+            indices: the number that an error gives each text.
+            counts: steps for each text; 0 means no pass.
+            refreshes: steps per gradient for each text, at least 1.
             clock: counts the stages "forward", "backward" and "step".
 
         Raises:
@@ -89,21 +92,22 @@ class SupportTrainer:
         """
         sweeps = list(plan(counts, refreshes, self._order))
         passes: list[tuple[int, int]] = []
-        # Made before anything that is freed again: where that was, they would be in the next's way.
+        # Allocated before any memory that is freed again: the moments stay, and in the gap that
+        # such memory leaves they would block the next allocation of its size.
         self._optimizer.make_state()
         self._optimizer.reset()
-        # Its gradients take room: they are there for this support alone.
+        # Its gradients take room, so they exist only for this support.
         cache = hullft_ops.GradientCache(self._trained)
         done, steps = 0, sum(counts)
-        # The caller may be in a mode that records no gradients, as generation is.
+        # The caller may be in a mode that records no gradients, as in generation.
         with (
             modes_restored(self._model),
             torch.inference_mode(False),
             torch.enable_grad(),
             fast_forwards(self._model),
         ):
-            # In one tensor, made before: a loss that stayed where its pass left it would keep the
-            # memory around it from the next pass's larger activations.
+            # One tensor for all losses, allocated first. A loss left where its pass put it would
+            # split the memory that the next pass needs for larger activations.
             fresh = sum(sweep.fresh for sweep in sweeps)
             losses = torch.empty(fresh, dtype=torch.float64, device=self._model.device)
             self._model.train(False)
@@ -123,12 +127,12 @@ class SupportTrainer:
                         self._step(partial(cache.replay, sweep.example, self._optimizer), rates)
                         if not sweep.keep:
                             cache.drop(sweep.example)
-                # A caller's autocast would go on with its copies of the weights before the steps.
+                # A caller's autocast would keep using its copies of the old weights.
                 torch.clear_autocast_cache()
                 done += sweep.repeats
             self._optimizer.zero_grad(set_to_none=True)
-        # Read together and last: reading each would stall a GPU every time, and reading none would
-        # leave its work out of the time.
+        # Read all losses together at the end. Reading each one would stall a GPU every time, and
+        # reading none would leave the GPU's work out of the time.
         values: list[float] = losses.tolist()
         _check_losses(values, passes, steps)
         return values
@@ -152,7 +156,7 @@ class SupportTrainer:
         rates: Sequence[float],
         clock: StageClock,
     ) -> None:
-        """Gradients of the loss, and the steps with them."""
+        """Compute the gradients of the loss, and take the steps with them."""
 
         def take(gradients: dict[torch.Tensor, torch.Tensor]) -> None:
             with clock.of("step"):
@@ -172,9 +176,9 @@ class SupportTrainer:
         take({p: p.grad for p in self._trained if p.grad is not None})
 
     def _steps_in_backward(self, sweep: Sweep) -> bool:
-        """Whether no gradient is needed but for its own parameter's steps.
+        """Whether each gradient is needed only for the steps of its own parameter.
 
-        On the CPU alone: what further calls cost on a GPU has not been measured.
+        Only on the CPU: nobody has measured what the additional calls cost on a GPU.
         """
         return self._model.device.type == "cpu" and self._max_grad_norm is None and not sweep.keep
 
@@ -194,13 +198,13 @@ class SupportTrainer:
 
 
 def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Each once, in the model's order."""
+    """The model's parameters that require a gradient, each once, in the model's order."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 @contextmanager
 def fast_forwards(model: nn.Module) -> Iterator[None]:
-    """What a model is trained with: the same functions, to rounding, as its own."""
+    """Run the block with faster forwards: the model's own functions, up to rounding."""
     with wide_products(model), fused_activations(model):
         yield
 

@@ -1,4 +1,4 @@
-"""A user's own vector database in place of a datastore."""
+"""Using your own vector database in place of a datastore."""
 
 from collections.abc import Hashable, Sequence
 from threading import Lock
@@ -15,13 +15,13 @@ _FUNCTION = "DatabaseStore.search"
 
 
 class VectorDatabase(Protocol):
-    """What `DatabaseStore` asks of a database of unit vectors, compared by dot product."""
+    """What `DatabaseStore` needs from a database of unit vectors, compared by dot product."""
 
     def __len__(self) -> int:
         """How many texts there are."""
 
     def search(self, queries: np.ndarray, k: int) -> Sequence[Sequence[Key]]:
-        """Keys of the ``k`` nearest texts of each query; queries are float32 ``[B, dim]``."""
+        """Keys of the ``k`` texts nearest to each query; queries are float32 ``[B, dim]``."""
 
     def fetch(self, keys: Sequence[Key]) -> tuple[Sequence[str], np.ndarray]:
         """Texts and vectors, float32 ``[len(keys), dim]``, in the order of ``keys``."""
@@ -60,10 +60,10 @@ class DatabaseStore:
     def search(
         self, queries: np.ndarray | torch.Tensor, k: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `Datastore.search`; scores are products with the vectors that the database gives.
+        """As `Datastore.search`; scores are dot products with the database's vectors.
 
         Raises:
-            TypeError, ValueError: also where the database answers otherwise than asked.
+            TypeError, ValueError: as `Datastore.search`, or the database answers wrongly.
         """
         vectors, k = checked_search(_FUNCTION, self, queries, k)
         found = self._database.search(vectors.numpy(), k)
@@ -88,7 +88,7 @@ class DatabaseStore:
         checked = encode_checked(_FUNCTION, _Vectors(self, np.asarray(vectors)), list(texts))
         if len(texts) != len(new):
             raise ValueError(f"{_FUNCTION}: database must give {len(new)} texts, gave {len(texts)}")
-        # A fetch that was interrupted may have left texts without a place, never the reverse.
+        # An interrupted fetch may have left texts without a place, but no place without a text.
         known = len(self._places)
         self.texts[known:] = texts
         self.embeddings = torch.cat([self.embeddings[:known], torch.from_numpy(checked)])
@@ -96,7 +96,7 @@ class DatabaseStore:
 
 
 class _Vectors:
-    """The database's vectors in an embedder's place, to be checked as an embedder's are."""
+    """The database's vectors dressed as an embedder, so that the same checks apply."""
 
     def __init__(self, store: DatabaseStore, vectors: np.ndarray) -> None:
         self.name = f"{store.embedder} in the database"

@@ -1,4 +1,4 @@
-"""What to evaluate: a JSON file of inputs and of settings, written by a person or by `tune`."""
+"""What to evaluate: a JSON file of inputs and settings that a person or `tune` wrote."""
 
 import inspect
 import json
@@ -22,12 +22,12 @@ _DEFAULTS = {
     for name, parameter in inspect.signature(TestTimeFinetuner).parameters.items()
     if name not in _INPUTS
 }
-# What SIFT takes besides. "reuse" is None, "global" or "consecutive", see `reuse_runs`.
+# SIFT's additional settings. "reuse" is None, "global" or "consecutive", see `reuse_runs`.
 _SIFT_DEFAULTS = {"noise": Sift.noise, "reuse": None}
 _DEFAULTS |= _SIFT_DEFAULTS
-# What a configuration's name always says; anything else only where it is not the default.
+# A configuration's name always states these; it states other settings if they are not the default.
 _NAMED = ("method", "n_select", "refresh", "lr")
-# Each of their texts gets a single step, so that there is no gradient to use again.
+# These take one step on each text, so there is no gradient to reuse.
 _ONE_STEP_A_TEXT = ("knn", "random")
 EXPERIMENTS = "experiments"
 
@@ -41,20 +41,20 @@ class Config:
     """What `evaluate`, `tune` and `adapt` run on.
 
     Attributes:
-        model: name or directory of a causal language model; the shipped tiny model when None.
+        model: name or directory of a causal language model; None for the tiny model of the package.
         embedder: name or directory, as `load_embedder` takes it.
         store: directory of a datastore.
-        prompts: JSONL file of held-out prompts, each with a "text" and, if there are several, a
-            "domain".
-        corpus: JSONL file to build the datastore from and hold prompts out of, where neither
-            ``store`` nor ``prompts`` is given; sources of installed packages when None too.
-        limit: how many of the prompts to use, drawn evenly over the domains; all when None.
-        seed: chooses the prompts, and whatever else is random.
-        allow_missing_weights: as `load_model` takes it.
-        settings: the grid, dictionaries of `TestTimeFinetuner`'s keyword arguments in which a list
-            stands for each of its items; for the method "sift" also "noise", and "reuse" for steps
-            in the order of its picks.
-        description: what the configuration is for.
+        prompts: JSONL file of held-out prompts, each with a "text" and, if there are several
+            domains, a "domain".
+        corpus: JSONL file to split into a datastore and prompts, if ``store`` and ``prompts`` are
+            None. If it is None too, the sources of installed packages are split.
+        limit: how many of the prompts to use, drawn evenly over the domains; None for all.
+        seed: chooses the prompts, and drives everything else that is random.
+        allow_missing_weights: as in `load_model`.
+        settings: the grid: dictionaries of `TestTimeFinetuner`'s keyword arguments. A list stands
+            for each of its items. The method "sift" also takes "noise", and "reuse" for steps in
+            the order of its picks.
+        description: the purpose of the configuration.
     """
 
     model: str | None = None
@@ -76,23 +76,24 @@ class Config:
 
     @property
     def configurations(self) -> tuple[Settings, ...]:
-        """Every configuration of the grid; see `expand_grid`."""
+        """Every configuration of the grid, see `expand_grid`."""
         return expand_grid(self.settings, self.model)
 
     def with_changes(self, **changes: Any) -> "Config":
-        """The same with the given changes, those that are None left out."""
+        """The same configuration with these changes. A change to None is ignored."""
         return replace(self, **{k: v for k, v in changes.items() if v is not None})
 
 
 def read_config(source: str | Path) -> Config:
-    """The configuration in a JSON file, or the one of that name that ships with the package.
+    """The configuration in a JSON file, or the one with that name that ships with the package.
 
-    The keys are those of `Config`, where ``settings`` is one dictionary or a list of them. Keys
-    that begin with "_" are left alone, so is "tuned", which says where the settings come from. A
-    key that is null has its default.
+    The keys are those of `Config`; ``settings`` is one dictionary or a list of them. Keys that
+    begin with "_" are ignored, and so is "tuned", which says where the settings come from. A null
+    stands for the default.
 
     Raises:
-        ConfigError: no such file, not JSON, an unknown key or a value of the wrong type.
+        ConfigError: there is no such file, it is not JSON, a key is unknown, or a value has the
+            wrong type.
     """
     path = _find(source)
     try:
@@ -123,10 +124,11 @@ def expand_grid(grid: Iterable[Mapping[str, Any]], model: str | None) -> tuple[S
     Args:
         grid: dictionaries of `TestTimeFinetuner`'s keyword arguments; a list stands for each of
             its items.
-        model: decides the learning rate where there is none.
+        model: decides the learning rate if the grid sets none.
 
     Raises:
-        ConfigError: an unknown key, one of SIFT's for another method, or an empty list.
+        ConfigError: a key is unknown, one of SIFT's keys is set for another method, or a list is
+            empty.
     """
     expanded: dict[str, Settings] = {}
     for axes in grid:
@@ -142,11 +144,11 @@ def expand_grid(grid: Iterable[Mapping[str, Any]], model: str | None) -> tuple[S
 
 
 def config_id(settings: Mapping[str, Any]) -> str:
-    """A name for filled-in settings that says all that is not a default, numbers exactly."""
+    """A name for filled-in settings. It states every value that is not a default, exactly."""
     said = " ".join(
         f"{key}={_shown(settings[key])}"
         for key in sorted(settings)
-        # A results file may hold a key that this version does not know.
+        # A results file may have a key that this version does not know.
         if key not in _NAMED and not (key in _DEFAULTS and settings[key] == _DEFAULTS[key])
     )
     named = (
@@ -157,10 +159,10 @@ def config_id(settings: Mapping[str, Any]) -> str:
 
 
 def finetuner_options(settings: Settings, seed: int) -> dict[str, Any]:
-    """The keyword arguments of `TestTimeFinetuner` in filled-in settings; "reuse" is none of them.
+    """The keyword arguments of `TestTimeFinetuner` in filled-in settings, without "reuse".
 
     Raises:
-        TypeError, ValueError: of a noise that is none.
+        TypeError, ValueError: the noise is not valid.
     """
     options = {k: v for k, v in settings.items() if k not in _SIFT_DEFAULTS}
     if settings["method"] == "sift":
@@ -203,7 +205,7 @@ def _from_json(content: dict[str, Any]) -> Config:
     if not all(isinstance(axes, dict) for axes in grid):
         raise ConfigError(f"settings must be an object or a list of them, got {grid!r}")
     config = Config(**known | {"settings": tuple(grid)})
-    # Raises for a grid that is none; the model may yet be another.
+    # Only to refuse a bad grid: the model, and with it the learning rate, may still change.
     expand_grid(grid, config.model)
     return config
 
@@ -224,5 +226,5 @@ def _shipped() -> Path:
 
 
 def _shown(value: object) -> str:
-    # A rate of 1 in a file is the rate of 1.0 on the command line.
+    # A rate of 1 in a file must equal the rate of 1.0 on the command line.
     return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)

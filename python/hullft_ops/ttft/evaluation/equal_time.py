@@ -1,4 +1,4 @@
-"""A method's quality at a given time, between the configurations of it that were measured."""
+"""A method's quality at a given time, interpolated between its measured configurations."""
 
 from dataclasses import dataclass
 
@@ -8,9 +8,10 @@ from hullft_ops.ttft.evaluation.measurements import Measurements
 
 
 def pareto(points: dict[str, tuple[float, float]]) -> list[str]:
-    """Names of the points (time, quality) that no other is below in one and not above in the other.
+    """Names of the points (time, quality) that no other point beats.
 
-    In the order of time; of points that are the same, the first.
+    A point beats another if it is lower in one coordinate and not higher in the other. The names
+    are in the order of time. Of equal points the first is named.
     """
     front: list[str] = []
     best = float("inf")
@@ -22,10 +23,10 @@ def pareto(points: dict[str, tuple[float, float]]) -> list[str]:
 
 
 def lower_hull(points: dict[str, tuple[float, float]]) -> list[str]:
-    """Names of the points of the front that lie below every line between two others of it.
+    """Names of the points of the front that are below every line between two others of it.
 
-    Two configurations of the same steps differ a little in time by chance; joined to the worse
-    of them, a front would say that the method is worse than it is.
+    Two configurations with the same steps differ a little in time by chance. A front through the
+    worse of them would make the method look worse than it is.
     """
     hull: list[str] = []
     for name in pareto(points):
@@ -45,11 +46,11 @@ def _is_below(
 
 @dataclass(frozen=True)
 class AtTime:
-    """What a method would give at a time.
+    """A method's quality at a given time.
 
     Attributes:
         configs: the configuration that takes that time, or the two on either side of it.
-        seconds: the time; less where even the slowest configuration worth having takes less.
+        seconds: the time, or less if even the slowest configuration of the front takes less.
         bits: float64 ``[prompts]``, bits per byte, interpolated linearly between the two.
     """
 
@@ -59,10 +60,10 @@ class AtTime:
 
 
 def at_time(measured: Measurements, method: str, seconds: float) -> AtTime | None:
-    """The method's quality where a prompt takes ``seconds`` in the mean.
+    """The method's quality if a prompt takes ``seconds`` on average.
 
-    Of its configurations, those are joined that no other of it and no line between two others
-    beats in both quality and time. None where all of them take longer.
+    The line goes through the method's configurations that no other, and no line between two
+    others, beats in both quality and time. None if all of them take longer.
     """
     points = {
         c: (measured.mean_seconds(c), measured.mean_bits(c))

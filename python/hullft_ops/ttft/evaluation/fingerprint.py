@@ -1,4 +1,4 @@
-"""What a result depends on besides the prompt and the configuration, as one short name."""
+"""One short name for what a result depends on besides the prompt and the configuration."""
 
 import hashlib
 import json
@@ -8,16 +8,16 @@ from transformers import PreTrainedTokenizerBase
 
 from hullft_ops.ttft.datastore import Datastore
 
-# Enough to tell two apart; reading all of a large model would take longer than a prompt.
+# Enough to tell two models apart. Reading all of a large model takes longer than a prompt.
 _VALUES_OF_TENSOR = 1024
-# Tokenizers of one vocabulary differ in what they merge, normalise and put before a text.
+# Tokenizers with the same vocabulary may merge, normalise and prefix text differently.
 _SENTENCE = "Naïve  TOKENS of x_1 = 3.14;\n\tİt's 10,000 日本 🙂"
 
 
 def fingerprint(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, store: Datastore, seed: int
 ) -> str:
-    """Of the model's weights, the tokenizer, the datastore's files and embedder, and the seed."""
+    """A name for the weights, the tokenizer, the datastore and its embedder, and the seed."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         head = tensor.detach().flatten()[:_VALUES_OF_TENSOR].float().cpu().contiguous()

@@ -1,4 +1,4 @@
-"""What an evaluation runs on, loaded from a configuration."""
+"""Loading the inputs of an evaluation from its configuration."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +30,7 @@ DATASTORES = "hullft_datastores"
 
 @dataclass(frozen=True)
 class Inputs:
-    """A model, a datastore, and the prompts that the datastore does not hold, in their order."""
+    """A model, a datastore, and the prompts that the datastore does not hold, in order."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -44,10 +44,10 @@ class Inputs:
 
 
 def open_inputs(config: Config, log: Console, *, device: str = "cpu") -> Inputs:
-    """Load what ``config`` names, the model to ``device``; says on ``log`` what it left out.
+    """Load what ``config`` names, with the model on ``device``. Logs the prompts it leaves out.
 
     Raises:
-        ConfigError, InputError: something cannot be loaded; the message says which.
+        ConfigError, InputError: something cannot be loaded; the message says what.
     """
     place = checked_device(device)
     embedder = open_embedder(config.embedder)
@@ -63,13 +63,13 @@ def open_inputs(config: Config, log: Console, *, device: str = "cpu") -> Inputs:
 
 
 def _unknown_prompts(inputs: Inputs, config: Config, log: Console) -> list[Prompt]:
-    """As many of the prompts as there shall be, those that the datastore holds passed over."""
+    """The prompts to use: as many as the configuration says, without those in the datastore."""
     limit = len(inputs.prompts) if config.limit is None else config.limit
     ranked = ranked_prompts(inputs.prompts, config.seed)
     evaluator = inputs.evaluator(config.seed)
     chosen: list[Prompt] = []
     looked_at = 0
-    # Embedding takes time: only as many are looked at as it takes.
+    # Embedding takes time, so look at no more prompts than necessary.
     while len(chosen) < limit and looked_at < len(ranked):
         some = ranked[looked_at : looked_at + limit - len(chosen)]
         known = evaluator.in_store(some)

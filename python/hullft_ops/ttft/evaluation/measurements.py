@@ -1,4 +1,4 @@
-"""Rows of results as matrices, and how sure the differences between configurations are."""
+"""Rows of results as matrices, and the certainty of differences between configurations."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,17 +31,18 @@ class Interval:
 
 @dataclass(frozen=True)
 class Measurements:
-    """Configurations by prompts, complete: every configuration has a result on every prompt.
+    """A complete table: every configuration has a result on every prompt.
 
     Attributes:
-        configs: their ids; ``NONE`` comes first.
-        rows: for each configuration but ``NONE``, a row a prompt, in the order of ``prompts``.
-        prompts: their ids.
-        domains: the prompts'.
+        configs: ids of the configurations; ``NONE`` comes first.
+        rows: for each configuration except ``NONE``, one row per prompt, in the order of
+            ``prompts``.
+        prompts: ids of the prompts.
+        domains: the domain of each prompt.
         bits: float64 ``[configs, prompts]``, bits per byte.
         seconds: float64 ``[configs, prompts]``, from the prompt to the adapted model.
-        failed: configurations left out, with the number of prompts that they failed on.
-        incomplete: prompts left out, since not every configuration has run on them.
+        failed: configurations that were left out, with the number of prompts they failed on.
+        incomplete: prompts that were left out, because not every configuration has run on them.
     """
 
     configs: list[str]
@@ -58,7 +59,8 @@ class Measurements:
         """The results of one run.
 
         Raises:
-            ConfigError: no rows, rows of several runs, or no prompt that all configurations ran on.
+            ConfigError: there are no rows, rows of several runs, or no prompt that all
+                configurations ran on.
         """
         if len({row.run for row in rows}) != 1:
             raise ConfigError(f"results must be of one run, got {len({r.run for r in rows})}")
@@ -112,7 +114,7 @@ class Measurements:
         return self.rows[config][0].settings
 
     def relative_bits(self, config: str, other: str, domain: str | None = None) -> Interval:
-        """Mean bits per byte over those of ``other``, less 1, on the prompts of a domain or all."""
+        """Mean bits per byte relative to ``other``, minus 1, on one domain or on all prompts."""
         own, others = self.bits_of(config), self.bits_of(other)
         if domain is None:
             return self.relative_to(config, others)
@@ -120,11 +122,11 @@ class Measurements:
         return _ratio_interval(own[inside], others[inside], resampling(int(inside.sum())))
 
     def relative_to(self, config: str, bits: np.ndarray) -> Interval:
-        """Mean bits per byte over the mean of ``bits``, float64 ``[prompts]``, less 1."""
+        """Mean bits per byte relative to the mean of ``bits``, float64 ``[prompts]``, minus 1."""
         return _ratio_interval(self.bits_of(config), bits, self._weights)
 
     def finetuning_speed(self, config: str, other: str) -> Interval:
-        """How many times as fast as ``other`` it finetunes: the other's mean seconds over its."""
+        """How many times as fast as ``other`` it finetunes, by mean seconds."""
         own, others = (
             np.array([row.seconds["finetune"] for row in self.rows[c]]) for c in (config, other)
         )
@@ -132,7 +134,7 @@ class Measurements:
         return Interval(less_one.value + 1, less_one.low + 1, less_one.high + 1)
 
     def prompts_below(self, config: str, other: str) -> int:
-        """On how many prompts a configuration takes fewer bits per byte than another."""
+        """The number of prompts on which a configuration takes fewer bits per byte than another."""
         return int((self.bits_of(config) < self.bits_of(other)).sum())
 
     @cached_property
@@ -141,13 +143,13 @@ class Measurements:
 
 
 def resampling(count: int, *, seed: int = 0) -> np.ndarray:
-    """How often each of ``count`` prompts is drawn in each resample, float64 ``[R, count]``."""
+    """How often each resample draws each of ``count`` prompts, float64 ``[R, count]``."""
     generator = np.random.default_rng(seed)
     return generator.multinomial(count, [1 / count] * count, size=RESAMPLES).astype(np.float64)
 
 
 def _ratio_interval(own: np.ndarray, other: np.ndarray, weights: np.ndarray) -> Interval:
-    # Paired: a resample draws prompts, and with each what both configurations did on it.
+    # Paired: a resample draws prompts, and takes both configurations' results on each.
     value = own.mean() / other.mean() - 1
     if len(own) < 2:
         return Interval(float(value), float("nan"), float("nan"))

@@ -1,4 +1,4 @@
-"""What a report of an evaluation says, apart from how it is laid out."""
+"""The content of an evaluation's report, without its layout."""
 
 from dataclasses import dataclass, field
 
@@ -7,7 +7,7 @@ from hullft_ops.ttft.evaluation.measurements import CONFIDENCE, NONE, Interval, 
 from hullft_ops.ttft.evaluation.results import Row
 
 _EXAMPLES = 4
-# Between these two, text can turn its own direction alone. The four of their kind go in pairs.
+# Between these two, text can change only its own direction. There are four such marks, in pairs.
 ISOLATE, END_ISOLATE = "\u2068", "\u2069"
 _ISOLATES = dict.fromkeys(range(0x2066, 0x206A))
 Cells = tuple[str, ...]
@@ -17,7 +17,7 @@ Cells = tuple[str, ...]
 class Section:
     """A heading with paragraphs, and a table or a picture below them.
 
-    ``verbatim`` says that the table's last column holds texts whose layout matters.
+    ``verbatim``: the table's last column has texts whose layout matters.
     """
 
     title: str
@@ -37,7 +37,7 @@ def report_sections(measured: Measurements, picture: str) -> list[Section]:
 
 
 def example_section(measured: Measurements) -> Section:
-    """The prompts that the best configuration helps most and least, with how they begin."""
+    """The prompts that the best configuration helps most and least, each with its beginning."""
     best = min(measured.configs[1:], key=measured.mean_bits)
     ranked = sorted(measured.rows[best], key=_gain)
     shown = ranked[:_EXAMPLES] + ranked[_EXAMPLES:][-_EXAMPLES:]
@@ -60,7 +60,7 @@ def example_section(measured: Measurements) -> Section:
 
 
 def leaders(measured: Measurements) -> list[str]:
-    """Of each method and refresh, the configuration with the fewest bits per byte."""
+    """The configuration with the fewest bits per byte, for each method and refresh."""
     best: dict[tuple[str, int], str] = {}
     for config in measured.configs[1:]:
         settings = measured.settings(config)
@@ -231,7 +231,7 @@ def _gain(row: Row) -> float:
 
 
 def _name(text: str) -> str:
-    """A name for a sentence, which it must not turn round."""
+    """The name, marked so that it cannot change the direction of the sentence around it."""
     if text.isascii():
         return text
     return f"{ISOLATE}{text.translate(_ISOLATES)}{END_ISOLATE}"

@@ -1,4 +1,4 @@
-"""Gradient Reuse on SIFT's picks in their order: over a text's runs of picks, or over all of them.
+"""Gradient Reuse on SIFT's picks in order: within each run of a text's picks, or over all of them.
 
 After the ablation of Khamis and Maalouf, *Efficient Test-Time Finetuning of LLMs via Convex
 Reconstruction and Gradient Caching*, arXiv:2605.30337.
@@ -16,7 +16,7 @@ from hullft_ops.ttft.support import Support
 
 @dataclass
 class PickedSift:
-    """SIFT as a selection method, which remembers the order of its last picks."""
+    """SIFT as a selection method that remembers the order of its last picks."""
 
     noise: float
     name: ClassVar[str] = "sift"
@@ -29,7 +29,7 @@ class PickedSift:
         queries: torch.Tensor,
         n_select: int,
     ) -> hullft_ops.Selection:
-        """As `SelectionMethod` says; ``picks`` are then positions in the datastore."""
+        """As `SelectionMethod`. Afterwards ``picks`` has positions in the datastore."""
         found = hullft_ops.sift_select_indexed(
             embeddings, candidates, queries, n_select, noise=self.noise
         )
@@ -38,12 +38,12 @@ class PickedSift:
 
 
 def in_runs(support: Support, picks: list[int], reuse: Reuse) -> Support:
-    """The support with the steps in the order of ``picks``, one entry for each run of them.
+    """The support with its steps in the order of ``picks``, and one entry for each run.
 
     Args:
-        support: every different pick once.
+        support: has every different pick once.
         picks: positions in the datastore.
-        reuse: as `reuse_runs` takes it.
+        reuse: as in `reuse_runs`.
     """
     runs = reuse_runs(picks, reuse)
     tokens = dict(zip(support.indices, support.input_ids, strict=True))

@@ -1,10 +1,10 @@
 """Picking settings by successive halving: many on few prompts, then the better ones on more.
 
 After Jamieson and Talwalkar, *Non-stochastic Best Arm Identification and Hyperparameter
-Optimization* (AISTATS 2016): every rung gets the same share of the time and passes on the better
-part of its configurations. All configurations of a rung run on the same prompts, so that they are
-compared in pairs. The decisions depend on the rows alone, their recorded times included: a killed
-run reads its rows again, decides as before and goes on.
+Optimization* (AISTATS 2016). Every rung gets the same share of the time and passes on the better
+part of its configurations. All configurations of a rung run on the same prompts, so comparisons
+are paired. Decisions depend only on the rows and their recorded times: after a kill, the next run
+reads the rows, decides as before and goes on.
 """
 
 import math
@@ -33,16 +33,16 @@ class Rung:
 
 @dataclass(frozen=True)
 class Tuned:
-    """The settings found.
+    """The best settings.
 
     Attributes:
         settings: keyword arguments of `TestTimeFinetuner`.
         bits_per_byte: mean over the prompts.
         bits_per_byte_before: mean over the same prompts without adaptation.
-        seconds: mean from the prompt to the adapted model.
-        prompts: how many.
-        seconds_spent: measuring, over all configurations.
-        rungs: what was compared.
+        seconds: mean time from the prompt to the adapted model.
+        prompts: number of prompts behind these means.
+        seconds_spent: time spent measuring all configurations.
+        rungs: what each rung compared.
     """
 
     settings: Settings
@@ -67,19 +67,19 @@ def tune(
     limit: float,
     seed: int = 0,
 ) -> Tuned:
-    """The candidate with the fewest mean bits per byte among those within the time for a prompt.
+    """The candidate with the fewest mean bits per byte among those that are quick enough.
 
     Args:
-        measure: gives the row of a candidate on a prompt, from a file or by running it.
-        prompts: held out, in the order in which they are used.
+        measure: returns the row of a candidate on a prompt, from a file or by running it.
+        prompts: held-out prompts, in the order of their use.
         candidates: settings to choose from.
-        seconds: what a prompt may take in the mean, from the prompt to the adapted model.
-        limit: seconds of measuring in all. Measuring stops there even if some candidates have not
-            run at all; which these are, the seed decides.
+        seconds: mean time that a prompt may take, from the prompt to the adapted model.
+        limit: seconds of measuring in all. Measuring stops there even if some candidates have
+            never run. The seed decides which ones.
         seed: shuffles the candidates.
 
     Raises:
-        ConfigError: no candidates, prompts or time, or none of the candidates is quick enough.
+        ConfigError: there are no candidates, prompts or time, or no candidate is quick enough.
     """
     if not candidates or not prompts:
         raise ConfigError(f"got {len(candidates)} candidates and {len(prompts)} prompts")
@@ -137,11 +137,11 @@ class _Search:
     used: int = 0
 
     def run_rung(self, share: float) -> None:
-        """Run the candidates on further prompts for about ``share`` seconds, on one at least."""
+        """Run the candidates on more prompts, at least on one, for about ``share`` seconds."""
         start, last = self.spent, 0.0
         while self.used < len(self.prompts):
             begun = self.spent
-            # The first prompt of all must be run; any other must fit.
+            # The very first prompt always runs; any other must fit into the time.
             if self.used and begun + last > min(start + share, self.limit):
                 break
             self._run_prompt(self.prompts[self.used])
@@ -170,7 +170,7 @@ class _Search:
         if self.used == 1:
             self.alive = [candidate for candidate in self.alive if candidate.rows]
             return
-        # Compared is what all have: a prompt that only some have run on is left out.
+        # Leave out a prompt that only some have run on: all must be compared on the same.
         self.used -= 1
         for candidate in self.alive:
             del candidate.rows[self.used :]

@@ -1,4 +1,4 @@
-"""A tuning from its inputs to the configuration file, with its rows in a results file."""
+"""Tuning from inputs to a configuration file, with the rows in a results file."""
 
 import json
 from dataclasses import asdict
@@ -25,10 +25,10 @@ def run_tuning(
     limit: float,
     log: Console,
 ) -> Tuned:
-    """Tune, and write the configuration found to ``output``.
+    """Tune, and write the best configuration to ``output``.
 
     Raises:
-        ConfigError: a setting that `TestTimeFinetuner` refuses, or none that is quick enough.
+        ConfigError: `TestTimeFinetuner` refuses a setting, or no setting is quick enough.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     evaluator = inputs.evaluator(config.seed)

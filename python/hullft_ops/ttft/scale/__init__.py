@@ -1,1 +1,1 @@
-"""Indexing, evaluation and search by the workers of a Ray cluster, or of one machine."""
+"""Indexing, evaluation and search with the workers of a Ray cluster, or of one machine."""

@@ -1,4 +1,4 @@
-"""A Ray cluster, or one that is started on this machine, and the workers asked of it."""
+"""Connecting to a Ray cluster, or starting one on this machine, and its workers."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -12,24 +12,24 @@ from hullft_ops._checks import check_integer
 from hullft_ops._extras import needed_by
 from hullft_ops.ttft.errors import ScaleError
 
-# What workers hand back is small and fetched at once.
+# Workers return small results, which are fetched at once.
 _OBJECT_STORE_BYTES = 256 << 20
-# A worker that dies on the same work again is more likely to run out of memory than unlucky.
+# A worker that keeps dying on the same work more likely runs out of memory than has bad luck.
 ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
 class Workers:
-    """How many worker processes, and what each computes with.
+    """How many worker processes to use, and what each computes with.
 
     Attributes:
-        count: as many as the cluster's processors (or GPUs) are enough for when None.
-        threads: of each, in torch and FAISS; Ray reserves as many processors. The last bits of a
-            matrix product depend on it, so results are equal where this number is.
-        gpus: GPUs that Ray reserves for each; a share of one if below 1.
+        count: number of workers; None takes as many as the cluster's processors (or GPUs) allow.
+        threads: threads of each worker in torch and FAISS. Ray reserves as many processors. The
+            last bits of a matrix product depend on it: equal numbers give equal results.
+        gpus: GPUs that Ray reserves for each worker; below 1, a share of one.
 
     Raises:
-        TypeError, ValueError: a number that none can be asked by.
+        TypeError, ValueError: a number is of the wrong type or out of range.
     """
 
     count: int | None = None
@@ -46,10 +46,10 @@ class Workers:
 
 @contextmanager
 def cluster(workers: Workers) -> Iterator[Workers]:
-    """Ray, connected to, and ``workers`` with their count filled in.
+    """Connect to Ray for the block, and yield ``workers`` with their count filled in.
 
-    It is the Ray that this process is connected to; or else that at ``RAY_ADDRESS``; or else one
-    that is started here, reports nothing to anybody, and ends with the block.
+    Uses the Ray that this process is already connected to, else the one at ``RAY_ADDRESS``. Without
+    either, starts one here that sends no usage reports and stops at the end of the block.
 
     Raises:
         ImportError: Ray is not installed.
@@ -70,13 +70,13 @@ def cluster(workers: Workers) -> Iterator[Workers]:
 def staff(
     worker: type, workers: Workers, arguments: Sequence[tuple[Any, ...]]
 ) -> Iterator[list[Any]]:
-    """Worker processes, for the block. Another takes the place of one that dies, and its work.
+    """Worker processes for the block. If one dies, another takes over its place and its work.
 
     Args:
-        worker: their class, whose first argument is ``workers.threads``. What may fail is better
-            done in a method than in the constructor: its exception arrives as it is.
-        workers: what each computes with.
-        arguments: further ones of the constructor, for each worker.
+        worker: the workers' class. The constructor's first argument is ``workers.threads``. Do
+            what may fail in a method, not in the constructor: a method's exception arrives intact.
+        workers: what each worker computes with.
+        arguments: for each worker, the other arguments of the constructor.
     """
     ray = import_ray()
     start = ray.remote(worker).options(
@@ -94,7 +94,7 @@ def staff(
 
 
 def use_threads(threads: int) -> None:
-    """Compute with so many threads in this process."""
+    """Compute with this many threads in this process."""
     import faiss
 
     torch.set_num_threads(threads)
@@ -102,10 +102,10 @@ def use_threads(threads: int) -> None:
 
 
 def import_ray() -> Any:
-    """The module.
+    """The module ``ray``.
 
     Raises:
-        ImportError: it is not installed.
+        ImportError: Ray is not installed.
     """
     with needed_by("hullft_ops.ttft.scale", "ray"):
         import ray

@@ -10,12 +10,12 @@ from hullft_ops.ttft.embedding import Embedder, EncodeBatches, encode_checked, l
 from hullft_ops.ttft.scale.cluster import Workers, cluster, staff, use_threads
 from hullft_ops.ttft.scale.pool import in_order
 
-# Batches a worker may be ahead of the slowest, whose vectors wait in memory.
+# How many batches a worker may be ahead of the slowest; their vectors wait in memory.
 _AHEAD = 8
 
 
 class EmbeddingWorker:
-    """Holds an embedder, loaded with the first batch."""
+    """Holds an embedder, which the first batch loads."""
 
     def __init__(self, threads: int, name: str, dim: int) -> None:
         self._threads, self._name, self._dim = threads, name, dim
@@ -37,15 +37,15 @@ class EmbeddingWorker:
 
 
 def ray_embedding(embedder: Embedder, name: str, workers: Workers) -> EncodeBatches:
-    """What `index_corpus` takes to embed in Ray's workers.
+    """Pass this to `index_corpus` to embed in Ray's workers.
 
-    They start with the first batch and end with the last. A batch has the vectors that a single
-    process computes with as many threads: what it consists of is the same.
+    The workers start with the first batch and stop after the last. The batches are those of a
+    single process, so their vectors equal those of a process with as many threads.
 
     Args:
-        embedder: the one that the datastore is written with.
-        name: what `load_embedder` loads it by, also where the workers are.
-        workers: how many, and what each computes with.
+        embedder: the datastore's embedder.
+        name: the name by which `load_embedder` loads it, on the workers' machines too.
+        workers: how many workers, and what each computes with.
     """
     # Workers may run in another directory.
     source = str(Path(name).resolve()) if Path(name).is_dir() else name

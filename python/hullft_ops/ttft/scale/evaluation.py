@@ -1,4 +1,4 @@
-"""Configurations on held-out prompts, measured in several processes."""
+"""Measuring configurations on held-out prompts in several processes."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,7 +22,7 @@ Task = tuple[Prompt, list[Settings], list[Row]]
 
 
 class EvaluationWorker:
-    """Holds a model, an embedder and a datastore, loaded with the first prompt."""
+    """Holds a model, an embedder and a datastore, which the first prompt loads."""
 
     def __init__(self, threads: int, config: Config, run: str, device: str) -> None:
         self._threads, self._config, self._run, self._device = threads, config, run, device
@@ -32,9 +32,9 @@ class EvaluationWorker:
         """A row for each of the settings.
 
         Args:
-            prompt: what to adapt to.
-            settings: in the order to measure them in.
-            known: rows of the prompt from before.
+            prompt: the prompt to adapt to.
+            settings: measured in this order.
+            known: earlier rows of this prompt.
         """
         evaluator = self._evaluator
         evaluator.remember(known)
@@ -66,14 +66,14 @@ class EvaluationWorker:
 def evaluate_on_ray(
     config: Config, inputs: Inputs, results: ResultsFile, workers: Workers, log: Console
 ) -> None:
-    """Add the rows that ``results`` lacks, in the order in which they are done.
+    """Add the rows that ``results`` lacks, as workers finish them.
 
-    A worker has a prompt at a time, with all of its configurations. Rows are those that a single
-    process of as many threads gives, but for the seconds.
+    A worker takes one prompt at a time, with all of its configurations. Except for the seconds,
+    rows equal those of a single process with as many threads.
 
     Raises:
-        ConfigError: a setting that is refused, or a prompt that cannot be scored.
-        ScaleError: too small a cluster, or a prompt that ends every worker it is given to.
+        ConfigError: a setting is refused, or a prompt cannot be scored.
+        ScaleError: the cluster is too small, or a prompt kills every worker that takes it.
     """
     evaluator = inputs.evaluator(config.seed)
     evaluator.prepare(config.configurations)
@@ -108,7 +108,7 @@ def _tasks(
 
 
 def _found_anywhere(config: Config) -> Config:
-    """The same with directories that do not depend on the working directory."""
+    """The same configuration, with absolute paths of directories."""
 
     def whole(name: str) -> str:
         return str(Path(name).resolve()) if Path(name).is_dir() else name

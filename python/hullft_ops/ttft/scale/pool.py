@@ -1,4 +1,4 @@
-"""Work handed out to workers as they become idle."""
+"""Handing out work to workers as they become idle."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -18,17 +18,17 @@ def completed(
     begin: Callable[[Any, Item], Any],
     ahead: int | None = None,
 ) -> Generator[tuple[int, Any]]:
-    """``(position, result)`` of every item, each as soon as it is there.
+    """``(position, result)`` of every item, as soon as the result arrives.
 
     Args:
-        actors: the workers; each has one item at a time.
-        items: taken only when a worker is idle.
-        begin: asks a worker for an item's result, which Ray promises.
-        ahead: how many items past the earliest unfinished one may be begun; any number when None.
+        actors: the workers; each works on one item at a time.
+        items: an item is taken only when a worker is idle.
+        begin: starts an item on a worker and returns Ray's promise of the result.
+        ahead: how many items may start past the earliest unfinished one; None for any number.
 
     Raises:
-        ScaleError: the worker of an item died, and those that took its place died of it too; or no
-            machine of the cluster is left.
+        ScaleError: an item killed its worker and the workers that replaced it, or no machine of
+            the cluster is left.
     """
     idle, running = deque(actors), dict[Any, tuple[int, Any]]()
     waiting = enumerate(items)
@@ -47,7 +47,7 @@ def completed(
 def in_order(
     actors: Sequence[Any], items: Iterable[Item], begin: Callable[[Any, Item], Any], ahead: int
 ) -> Generator[Any]:
-    """The results of `completed` in the order of the items; ``ahead`` of them are kept at most."""
+    """The results of `completed` in the order of the items. At most ``ahead`` of them wait."""
     kept: dict[int, Any] = {}
     position = 0
     for found, result in completed(actors, items, begin, ahead):
@@ -58,10 +58,10 @@ def in_order(
 
 
 def first_ready(promises: list[Any]) -> Any:
-    """The first of what Ray promised that is there, or has failed.
+    """The first promise that Ray has kept, or that has failed.
 
     Raises:
-        ScaleError: no machine of the cluster is left, where Ray would wait for another.
+        ScaleError: no machine of the cluster is left. Ray itself would wait for another.
     """
     ray = import_ray()
     while True:
@@ -73,7 +73,7 @@ def first_ready(promises: list[Any]) -> Any:
 
 
 def fetched(promise: Any) -> Any:
-    """What Ray promised, or the exception that the worker raised.
+    """The result that Ray promised. Raises the exception of a worker that failed.
 
     Raises:
         ScaleError: the worker died `ATTEMPTS` times.

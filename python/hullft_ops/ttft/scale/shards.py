@@ -1,4 +1,4 @@
-"""A datastore whose embeddings are held, and searched exactly, by several workers."""
+"""A datastore whose embeddings several workers hold and search exactly."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,13 +18,13 @@ from hullft_ops.ttft.store_contract import checked_search
 
 
 class ShardWorker:
-    """Holds the embeddings ``[first, stop)`` of a datastore in memory, from the first search on."""
+    """Holds the embeddings ``[first, stop)`` of a datastore, which its first search loads."""
 
     def __init__(self, threads: int, path: Path, first: int, stop: int) -> None:
         self._threads, self._path, self._first, self._stop = threads, path, first, stop
 
     def search(self, queries: np.ndarray, k: int) -> Neighbours:
-        """The ``k`` nearest of its embeddings, or all if they are fewer."""
+        """The ``k`` nearest of its embeddings, or all of them if there are fewer."""
         scores, ids = exact_search(self._rows, queries, min(k, len(self._rows)))
         return scores, ids + self._first
 
@@ -36,13 +36,13 @@ class ShardWorker:
 
 
 class ShardedStore:
-    """A `Store` that workers search. Made by `sharded`.
+    """A `Store` that workers search. `sharded` makes it.
 
-    It finds what exact search in one process finds, equal scores included. This process reads the
-    texts and the embeddings of what it finds.
+    It finds what exact search in one process finds, ties included. This process reads the texts
+    and embeddings that a search finds.
 
     Attributes:
-        datastore: the datastore itself, for metadata and `Datastore.filter`; searched here.
+        datastore: the datastore itself, for metadata and `Datastore.filter`. It searches here.
     """
 
     def __init__(self, store: Datastore, actors: Sequence[Any]) -> None:
@@ -59,11 +59,10 @@ class ShardedStore:
     def search(
         self, queries: np.ndarray | torch.Tensor, k: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `Datastore.search`, exact whatever the datastore's index.
+        """As `Datastore.search`, but always exact, whatever the datastore's index.
 
         Raises:
-            ScaleError: a worker died, and those that took its place; or no machine of the cluster
-                is left.
+            ScaleError: a worker and its replacements died, or no machine of the cluster is left.
         """
         checked, k = checked_search("ShardedStore.search", self, queries, k)
         vectors = checked.numpy()
@@ -79,17 +78,17 @@ class ShardedStore:
 def sharded(
     path: str | Path, workers: Workers | None = None, *, verify: bool = True
 ) -> Iterator[ShardedStore]:
-    """The datastore at ``path``, for the block, with an equal part of the embeddings a worker.
+    """Open the datastore at ``path`` for the block. Each worker holds an equal part of it.
 
     Args:
-        path: the datastore's directory, the same where the workers are.
-        workers: how many, and with how many threads each searches.
-        verify: as `Datastore.open`.
+        path: the datastore's directory, the same on the workers' machines.
+        workers: how many workers, and the threads of each.
+        verify: as in `Datastore.open`.
 
     Raises:
         ImportError: Ray is not installed.
         FileNotFoundError, ValueError: as `Datastore.open`.
-        ScaleError: too small a cluster.
+        ScaleError: the cluster is too small.
     """
     whole = Path(path).resolve()
     store = Datastore.open(whole, verify=verify)
