@@ -83,12 +83,13 @@ set_target_properties(hullft_kernels PROPERTIES
   POSITION_INDEPENDENT_CODE ON CUDA_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON)
 
 set(HULLFT_CUDA_HOST_SOURCES
+  csrc/cuda_host/accumulate.cpp
+  csrc/cuda_host/adam_replay.cpp
   csrc/cuda_host/context.cpp
   csrc/cuda_host/device.cpp
   csrc/cuda_host/frank_wolfe.cpp
   csrc/cuda_host/integerize.cpp
   csrc/cuda_host/knn.cpp
   csrc/cuda_host/lmo.cpp
-  csrc/cuda_host/replay.cpp
   csrc/cuda_host/sift.cpp)
 string(REPLACE ";" " " HULLFT_CUDA_TARGETS "${HULLFT_CUDA_TARGETS}")  # for build_info

@@ -8,7 +8,7 @@ python=${1:-python3}
 torch=$("$python" -c 'import importlib.util as u; print(u.find_spec("torch").submodule_search_locations[0])')
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
-sources=(csrc/cpu/*.cpp csrc/cpu/simd/dispatch.cpp csrc/cpu/simd/kernels_portable.cpp)
+sources=(csrc/cpu/*.cpp csrc/cpu/frank_wolfe/*.cpp csrc/host/*.cpp csrc/cpu/simd/dispatch.cpp csrc/cpu/simd/kernels_portable.cpp)
 for source in "${sources[@]}"; do
   aarch64-linux-gnu-g++ -std=c++20 -O3 -Wall -Wextra -Werror -fvisibility=hidden \
     -DTORCH_TARGET_VERSION=0x020b000000000000 -isystem "$torch/include" \

@@ -3,8 +3,8 @@
 
 #include <vector>
 
-#include "../flat_tensor.h"
-#include "../replay_checks.h"
+#include "../host/flat_tensor.h"
+#include "../host/replay_checks.h"
 #include "multi_tensor.h"
 #include "simd/kernels.h"
 #include "storage.h"

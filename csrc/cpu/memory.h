@@ -8,8 +8,8 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "../checks.h"
-#include "../selection_arguments.h"
+#include "../host/checks.h"
+#include "../host/selection_arguments.h"
 
 namespace hullft {
 

@@ -10,7 +10,7 @@
 #include <optional>
 #include <vector>
 
-#include "../selection_arguments.h"
+#include "../host/selection_arguments.h"
 #include "storage.h"
 
 namespace hullft {

@@ -1,7 +1,7 @@
 // How one query's answer goes into the output tensors.
 #pragma once
 
-#include "../selection_arguments.h"
+#include "../host/selection_arguments.h"
 #include "selection_answer.h"
 #include "storage.h"
 

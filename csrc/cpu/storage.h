@@ -7,8 +7,8 @@
 #include <cmath>
 #include <cstdint>
 
-#include "../checks.h"
 #include "../core/dtypes.h"
+#include "../host/checks.h"
 
 namespace hullft {
 

@@ -5,7 +5,7 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include "../empty.h"
+#include "../host/empty.h"
 #include "device.h"
 
 namespace hullft {

@@ -3,10 +3,11 @@
 
 #include <cstdint>
 #include <optional>
+#include <utility>
 
 #include "../cuda/frank_wolfe.h"
 #include "../cuda/pool_view.h"
-#include "../selection_arguments.h"
+#include "../host/selection_arguments.h"
 
 namespace hullft {
 
@@ -22,6 +23,9 @@ inline Storage storage_of(const Tensor& t) {
       return Storage::kFloat32;
   }
 }
+
+// A launch takes tensors of one pair of dtypes.
+using Storages = std::pair<Storage, Storage>;
 
 // A block counts the candidates of its query in 32 bits, all of its threads on at a time.
 inline void check_launch(const char* op, int64_t batch, int64_t candidates) {

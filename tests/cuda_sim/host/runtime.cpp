@@ -5,7 +5,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "allocation.h"
+#include "host/allocation.h"
 #include "cuda_host/device.h"
 
 namespace {

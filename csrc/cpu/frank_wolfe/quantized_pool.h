@@ -8,10 +8,10 @@
 #include <mutex>
 #include <vector>
 
-#include "aligned.h"
-#include "query_pool.h"
-#include "share_rows.h"
-#include "simd/kernels.h"
+#include "../aligned.h"
+#include "../query_pool.h"
+#include "../share_rows.h"
+#include "../simd/kernels.h"
 
 namespace hullft {
 

@@ -1,10 +1,10 @@
 // fw_select and fw_select_indexed on the CPU. Schemas: csrc/ops.cpp.
 #include <torch/csrc/stable/library.h>
 
+#include "../kept_solver.h"
+#include "../memory.h"
+#include "../select_batch.h"
 #include "fw_solver.h"
-#include "kept_solver.h"
-#include "memory.h"
-#include "select_batch.h"
 
 namespace hullft {
 namespace {

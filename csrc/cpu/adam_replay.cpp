@@ -6,8 +6,8 @@
 #include <type_traits>
 #include <vector>
 
-#include "../flat_tensor.h"
-#include "../replay_checks.h"
+#include "../host/flat_tensor.h"
+#include "../host/replay_checks.h"
 #include "multi_tensor.h"
 #include "simd/kernels.h"
 #include "storage.h"

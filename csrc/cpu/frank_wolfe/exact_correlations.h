@@ -6,9 +6,9 @@
 #include <cstdint>
 #include <limits>
 
-#include "../core/frank_wolfe.h"
-#include "gram_columns.h"
-#include "query_pool.h"
+#include "../../core/frank_wolfe.h"
+#include "../gram_columns.h"
+#include "../query_pool.h"
 #include "support.h"
 
 namespace hullft {

@@ -15,7 +15,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "core/frank_wolfe.h"
+#include "../core/frank_wolfe.h"
 
 // The headers of torch 2.11 have the plain one alone, which does not repeat what torch said.
 #ifndef STABLE_TORCH_ERROR_CODE_CHECK

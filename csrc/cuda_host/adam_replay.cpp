@@ -1,23 +1,19 @@
-// adam_replay_ and grad_accumulate_ on CUDA. Schemas: csrc/ops.cpp.
+// adam_replay_ on CUDA. Schemas: csrc/ops.cpp.
+#include "../cuda/adam_replay.h"
+
 #include <torch/csrc/stable/library.h>
 
 #include <map>
 #include <optional>
-#include <utility>
 #include <vector>
 
-#include "../cuda/accumulate.h"
-#include "../cuda/adam_replay.h"
-#include "../flat_tensor.h"
-#include "../replay_checks.h"
+#include "../host/flat_tensor.h"
+#include "../host/replay_checks.h"
 #include "context.h"
 #include "views.h"
 
 namespace hullft {
 namespace {
-
-// A launch takes tensors of one pair of dtypes.
-using Storages = std::pair<Storage, Storage>;
 
 bool on_cpu(const Tensor& t) { return t.is_cpu(); }
 
@@ -85,33 +81,8 @@ void adam_replay(std::vector<Tensor> params, std::vector<Tensor> grads,
     if (on_cpu(steps[i])) write_step(steps[i], entries[i].steps_done + double(repeats));
 }
 
-void grad_accumulate(std::vector<Tensor> caches, std::vector<Tensor> grads, double alpha,
-                     double beta) {
-  constexpr const char* op = "grad_accumulate_";
-  check_accumulate_arguments(op, {"caches", caches}, {"grads", grads}, alpha, beta);
-  if (caches.empty()) return;
-  const NoGrad no_grad;
-  const CudaContext context(op, caches[0]);
-  std::vector<FlatTensor> flat, written;
-  std::map<Storages, std::vector<AccumulateEntry>> groups;
-  for (size_t i = 0; i < caches.size(); ++i) {
-    const Strides layout = pairing_layout(caches[i]);
-    written.emplace_back(caches[i], layout);
-    flat.emplace_back(grads[i], layout);
-    groups[{storage_of(caches[i]), storage_of(grads[i])}].push_back(
-        {written.back().data(), flat.back().data(), caches[i].numel()});
-  }
-  for (const auto& [storages, group] : groups)
-    check_cuda(op, launch_accumulate(group.data(), int64_t(group.size()), storages.first,
-                                     storages.second, alpha, beta, context.stream()));
-  for (FlatTensor& t : written) t.write_back();
-}
-
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(hullft_ops, CUDA, m) {
-  m.impl("adam_replay_", TORCH_BOX(&adam_replay));
-  m.impl("grad_accumulate_", TORCH_BOX(&grad_accumulate));
-}
+STABLE_TORCH_LIBRARY_IMPL(hullft_ops, CUDA, m) { m.impl("adam_replay_", TORCH_BOX(&adam_replay)); }
 
 }  // namespace hullft

@@ -10,13 +10,13 @@
 #include <numeric>
 #include <vector>
 
-#include "../core/frank_wolfe.h"
-#include "../selection_arguments.h"
+#include "../../core/frank_wolfe.h"
+#include "../../host/selection_arguments.h"
+#include "../integerizer.h"
+#include "../residual.h"
+#include "../selection_answer.h"
 #include "exact_correlations.h"
-#include "integerizer.h"
-#include "residual.h"
 #include "screened_correlations.h"
-#include "selection_answer.h"
 
 namespace hullft {
 

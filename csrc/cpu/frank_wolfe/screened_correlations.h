@@ -15,10 +15,10 @@
 #include <limits>
 #include <vector>
 
-#include "../core/frank_wolfe.h"
-#include "column_cache.h"
+#include "../../core/frank_wolfe.h"
+#include "../column_cache.h"
+#include "../query_pool.h"
 #include "quantized_pool.h"
-#include "query_pool.h"
 #include "support.h"
 
 namespace hullft {

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "core/adam.h"
+#include "../core/adam.h"
 #include "tensor_lists.h"
 
 namespace hullft {
