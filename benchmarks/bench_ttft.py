@@ -34,8 +34,8 @@ from hullft_ops.ttft import (
     load_embedder,
     tiny_lm_path,
 )
-from hullft_ops.ttft.bfloat16 import has_bfloat16
-from hullft_ops.ttft.embedding import Embedder
+from hullft_ops.ttft.model.onednn import has_bfloat16
+from hullft_ops.ttft.store.embedding import Embedder
 
 LR = 5e-5
 _BFLOAT16_SHARE = 0.1

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.results import Results
-from hullft_ops._files import replacing
+from hullft_ops.ttft._files import replacing
 
 _MIN_POINTS = 3
 _COLUMNS = 3

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from hullft_ops.ttft import Support
 
 from benchmarks.timing import Call
-from hullft_ops.ttft.loss import MeanLoss
-from hullft_ops.ttft.training import fast_forwards
+from hullft_ops.ttft.model.loss import MeanLoss
+from hullft_ops.ttft.model.trainer import fast_forwards
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")

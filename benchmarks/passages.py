@@ -8,8 +8,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from hullft_ops.ttft import Datastore
-from hullft_ops.ttft.corpus import installed_corpus
-from hullft_ops.ttft.embedding import Embedder
+from hullft_ops.ttft.evaluation.corpus import installed_corpus
+from hullft_ops.ttft.store.embedding import Embedder
 
 # Least and most tokens of a passage, drawn evenly on a logarithmic scale.
 LENGTHS = {"300": (280, 320), "short": (20, 100), "mixed": (20, 500)}

@@ -8,7 +8,7 @@ from benchmarks.bench_replay import TIMES_ONE_STEP
 from benchmarks.pools import DISTINCT, REAL_DIM
 from benchmarks.results import Results
 from benchmarks.timing import Comparison, format_seconds
-from hullft_ops._files import replacing
+from hullft_ops.ttft._files import replacing
 
 _INTRODUCTION = """\
 Medians. Ours and its peers are measured in the same run, with the same number of threads, after

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.timing import Comparison, Timing
-from hullft_ops._files import replacing
+from hullft_ops.ttft._files import replacing
 
 FORMAT = 1
 

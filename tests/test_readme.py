@@ -15,7 +15,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest
 from typer.testing import CliRunner
 
-from hullft_ops.commands import app
+from hullft_ops.cli.app import app
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from itertools import chain, islice, zip_longest
 from pathlib import Path
 
-from hullft_ops._files import replacing
-from hullft_ops.ttft.passages import normalised, split_passages
+from hullft_ops.ttft._files import replacing
+from hullft_ops.ttft.evaluation.corpus import normalised, split_passages
 
 HELD_OUT_ONE_IN = 4
 # A manual of a thousand passages would leave no room for others.

@@ -12,8 +12,8 @@ import argparse
 from pathlib import Path
 
 from hullft_ops.ttft.evaluation.config import config_id, read_config
-from hullft_ops.ttft.evaluation.measurements import NONE, Measurements
 from hullft_ops.ttft.evaluation.results import read_rows
+from hullft_ops.ttft.evaluation.statistics import NONE, Measurements
 
 MAX_ABOVE = 0.01
 

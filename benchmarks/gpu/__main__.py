@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from hullft_ops._files import replacing
+from hullft_ops.ttft._files import replacing
 
 STEPS = ("environment", "operators", "graphs", "selection", "replay", "ttft")
 

@@ -27,10 +27,10 @@ from benchmarks.passages import LENGTHS
 from benchmarks.recorder import Recorder
 from benchmarks.timing import Comparison, Pace
 from hullft_ops.ttft import Support
-from hullft_ops.ttft.snapshot import ModelSnapshot
-from hullft_ops.ttft.stage_clock import StageClock
-from hullft_ops.ttft.support import Seconds
-from hullft_ops.ttft.training import SupportTrainer, trainable_parameters
+from hullft_ops.ttft.model.snapshot import ModelSnapshot
+from hullft_ops.ttft.model.timing import StageClock
+from hullft_ops.ttft.model.trainer import SupportTrainer, trainable_parameters
+from hullft_ops.ttft.retrieval.support import Seconds
 
 
 def run(device: torch.device, *, small: bool) -> Iterator[dict[str, Any]]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hullft_ops import _checks
 from hullft_ops import _ops as ops
-from hullft_ops._gradients import by_device, check_dense, check_place
+from hullft_ops._checks import by_device, check_dense, check_place
 from hullft_ops._ops import check_lists_on_one_device, register_fake
 from hullft_ops._sharding import check_sharding, count_writes, local
 from hullft_ops.replay import ReplayAdam

@@ -22,7 +22,7 @@ from hullft_ops._adam_options import (
     check_options,
     step_options,
 )
-from hullft_ops._gradients import by_device, check_dense, check_place, check_state
+from hullft_ops._checks import by_device, check_dense, check_place, check_state
 from hullft_ops._ops import check_lists_on_one_device, numbered, passed, register_fake
 from hullft_ops._sharding import check_sharding, count_writes, local
 

@@ -11,8 +11,9 @@ import torch
 from transformers import GPT2LMHeadModel
 from typer.testing import CliRunner, Result
 
-from hullft_ops.commands import app
-from hullft_ops.ttft import Datastore, adapt_command, finetuner, load_embedder
+from hullft_ops.cli import adapt as adapt_command
+from hullft_ops.cli.app import app
+from hullft_ops.ttft import Datastore, finetuner, load_embedder
 from hullft_ops.ttft.errors import NonFiniteLossError
 
 PROMPT = "the cat sat on the red mat"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hullft_ops.ttft import corpus as corpus_module
-from hullft_ops.ttft.corpus import (
+from hullft_ops.ttft.evaluation import corpus as corpus_module
+from hullft_ops.ttft.evaluation.corpus import (
     FAMILIES,
     HELD_OUT_ONE_IN,
     PASSAGE_BUDGET,
@@ -16,8 +16,9 @@ from hullft_ops.ttft.corpus import (
     CorpusError,
     installed_corpus,
     jsonl_corpus,
+    normalised,
+    split_passages,
 )
-from hullft_ops.ttft.passages import normalised, split_passages
 
 CODE = '''"""A module."""
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from hullft_ops.commands import app
+from hullft_ops.cli.app import app
 from hullft_ops.ttft import Datastore, bits_per_byte
-from hullft_ops.ttft.corpus import HELD_OUT_ONE_IN, Passage
 from hullft_ops.ttft.evaluation import runner
+from hullft_ops.ttft.evaluation.corpus import HELD_OUT_ONE_IN, Passage
 from hullft_ops.ttft.evaluation.prompts import choose_prompts
 from hullft_ops.ttft.evaluation.runner import Evaluator
-from hullft_ops.ttft.loading import load_model
+from hullft_ops.ttft.model.loading import load_model
 
 PROMPTS = 3
 STEPS = 6

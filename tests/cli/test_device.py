@@ -8,8 +8,8 @@ import torch
 from transformers import GPT2LMHeadModel
 from typer.testing import CliRunner
 
-from hullft_ops.commands import app
-from hullft_ops.ttft.loading import checked_device, load_model
+from hullft_ops.cli.app import app
+from hullft_ops.ttft.model.loading import checked_device, load_model
 
 COMMANDS = {
     "adapt": ["--prompt", "the cat sat on the red mat"],

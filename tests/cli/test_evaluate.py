@@ -15,15 +15,14 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from hullft_ops.commands import app
+from hullft_ops.cli.app import app
 from hullft_ops.ttft import Datastore, bits_per_byte, load_embedder
 from hullft_ops.ttft.evaluation import runner
 from hullft_ops.ttft.evaluation.config import ConfigError
 from hullft_ops.ttft.evaluation.prompts import read_prompts
 from hullft_ops.ttft.evaluation.results import open_results, read_rows
-from hullft_ops.ttft.evaluation.runner import Evaluator
-from hullft_ops.ttft.evaluation.shared_search import OneEmbedding
-from hullft_ops.ttft.loading import load_model
+from hullft_ops.ttft.evaluation.runner import Evaluator, OneEmbedding
+from hullft_ops.ttft.model.loading import load_model
 
 PROMPTS = 4
 GRID = ["--method", "knn", "--method", "hullft", "--steps", 3, "--refresh", 1, "--refresh", 2]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hullft_ops.commands_evaluation import configuration
+from hullft_ops.cli.evaluate import configuration
 from hullft_ops.ttft.evaluation.config import (
     Config,
     ConfigError,

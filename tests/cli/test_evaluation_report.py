@@ -13,14 +13,19 @@ from scipy import ndimage
 from scipy.stats import bootstrap
 from typer.testing import CliRunner
 
-from hullft_ops.commands import app
+from hullft_ops.cli.app import app
 from hullft_ops.ttft.evaluation.config import config_id, expand_grid
-from hullft_ops.ttft.evaluation.equal_time import at_time, lower_hull, pareto
-from hullft_ops.ttft.evaluation.measurements import NONE, Interval, Measurements
-from hullft_ops.ttft.evaluation.report_pages import write_report
-from hullft_ops.ttft.evaluation.report_plot import write_plot
+from hullft_ops.ttft.evaluation.report_pages import write_plot, write_report
 from hullft_ops.ttft.evaluation.report_sections import report_sections
 from hullft_ops.ttft.evaluation.results import Row, read_rows
+from hullft_ops.ttft.evaluation.statistics import (
+    NONE,
+    Interval,
+    Measurements,
+    at_time,
+    lower_hull,
+    pareto,
+)
 from result_rows import result_row
 
 KNN, HULLFT = expand_grid([{"method": ["knn", "hullft"], "n_select": 3}], None)

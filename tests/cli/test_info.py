@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 
 from hullft_ops import _C, cli
 from hullft_ops.bug_report import bug_report
+from hullft_ops.cli.app import app
 from hullft_ops.collect_env import collect_env, format_env
-from hullft_ops.commands import app
 
 RUN_WITHOUT = """
 import sys
@@ -106,14 +106,14 @@ def test_without_faiss_info_works_and_the_demo_names_the_extra(tmp_path: Path) -
 
 
 def test_an_import_that_fails_for_another_reason_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "hullft_ops.commands", ModuleType("commands"))
+    monkeypatch.setitem(sys.modules, "hullft_ops.cli.app", ModuleType("commands"))
     with pytest.raises(ImportError, match="cannot import name 'app'"):
         cli.main()
 
 
 def test_a_part_of_the_layer_that_is_missing_is_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "hullft_ops.ttft")
-    monkeypatch.setitem(sys.modules, "hullft_ops.ttft.datastore", None)
+    monkeypatch.setitem(sys.modules, "hullft_ops.ttft.store.datastore", None)
     with pytest.raises(ModuleNotFoundError, match=r"hullft_ops\.ttft\.datastore"):
         importlib.import_module("hullft_ops.ttft")
 

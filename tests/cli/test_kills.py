@@ -19,11 +19,12 @@ import torch
 from typer.testing import CliRunner
 
 from forked import forked, status_of
-from hullft_ops.commands import app
-from hullft_ops.ttft import Datastore, load_embedder, store_writer
-from hullft_ops.ttft.embedding import SentenceTransformerEmbedder
+from hullft_ops.cli.app import app
+from hullft_ops.ttft import Datastore, load_embedder
 from hullft_ops.ttft.evaluation.results import ResultsFile
-from hullft_ops.ttft.journal import Journal
+from hullft_ops.ttft.store import writer as store_writer
+from hullft_ops.ttft.store.embedding import SentenceTransformerEmbedder
+from hullft_ops.ttft.store.journal import Journal
 
 TEXTS = 1500
 

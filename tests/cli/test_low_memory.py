@@ -64,7 +64,7 @@ def test_what_finds_no_memory_later_ends_with_a_line(
 
     commands = ModuleType("commands")
     monkeypatch.setattr(commands, "app", app, raising=False)
-    monkeypatch.setitem(sys.modules, "hullft_ops.commands", commands)
+    monkeypatch.setitem(sys.modules, "hullft_ops.cli.app", commands)
     with pytest.raises(SystemExit) as ended:
         cli.main()
     line = str(ended.value)
@@ -87,7 +87,7 @@ def test_other_errors_are_raised(error: Exception, monkeypatch: pytest.MonkeyPat
 
     commands = ModuleType("commands")
     monkeypatch.setattr(commands, "app", app, raising=False)
-    monkeypatch.setitem(sys.modules, "hullft_ops.commands", commands)
+    monkeypatch.setitem(sys.modules, "hullft_ops.cli.app", commands)
     with pytest.raises(type(error)) as raised:
         cli.main()
     assert raised.value is error

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from hullft_ops.commands import app
+from hullft_ops.cli.app import app
 from hullft_ops.ttft.evaluation.config import ConfigError
-from hullft_ops.ttft.evaluation.measurements import Measurements
 from hullft_ops.ttft.evaluation.report_pages import html, markdown, write_report
 from hullft_ops.ttft.evaluation.report_sections import example_section, report_sections
 from hullft_ops.ttft.evaluation.results import read_rows
+from hullft_ops.ttft.evaluation.statistics import Measurements
 from result_rows import result_row
 
 EVIL = "</td></table><script>alert(\"x\")</script><img src='y' onerror=z>{{ 7 * 7 }}&amp;|$\\frac["

@@ -11,9 +11,9 @@ from click.testing import Result
 from rich.console import Console
 from typer.testing import CliRunner
 
-from hullft_ops import commands_adapt
 from hullft_ops._terminal import printable, show
-from hullft_ops.commands import app
+from hullft_ops.cli import adapt as commands_adapt
+from hullft_ops.cli.app import app
 from hullft_ops.ttft import Datastore, TestTimeFinetuner, load_embedder
 
 # Clears the screen, writes to the clipboard, hides a link's address, turns the direction.

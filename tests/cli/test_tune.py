@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from hullft_ops.commands import app
-from hullft_ops.ttft.evaluation import tuning_run
+from hullft_ops.cli.app import app
+from hullft_ops.ttft.evaluation import tuning as tuning_run
 from hullft_ops.ttft.evaluation.config import ConfigError, Settings, config_id, expand_grid
 from hullft_ops.ttft.evaluation.prompts import Prompt
 from hullft_ops.ttft.evaluation.results import Row

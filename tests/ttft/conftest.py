@@ -21,7 +21,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from hullft_ops.ttft import Datastore, TestTimeFinetuner, backward
+from hullft_ops.ttft import Datastore, TestTimeFinetuner
+from hullft_ops.ttft.model import backward
 
 CONTEXT = 32
 TRAINING_TEXT = ["hello world, the cat sat on the mat and the dog ran to the park"] * 20

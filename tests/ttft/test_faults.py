@@ -11,8 +11,8 @@ from torch import nn
 import hullft_ops
 from hullft_ops.ttft import Datastore, TestTimeFinetuner
 from hullft_ops.ttft import finetuner as finetuner_module
-from hullft_ops.ttft.loss import MeanLoss
-from hullft_ops.ttft.snapshot import ModelSnapshot
+from hullft_ops.ttft.model.loss import MeanLoss
+from hullft_ops.ttft.model.snapshot import ModelSnapshot
 from model_state import differences, state_of
 
 PROMPT = "the cat sat on the red mat"

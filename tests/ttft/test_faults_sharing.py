@@ -15,7 +15,8 @@ import torch
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 
 from forked import forked, status_of
-from hullft_ops.ttft import bits_per_byte, claims
+from hullft_ops.ttft import bits_per_byte
+from hullft_ops.ttft.model import exclusive as claims
 from model_state import differences, state_of
 from operators_elsewhere import operators, same_as, spawned
 

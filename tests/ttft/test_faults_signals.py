@@ -18,7 +18,7 @@ import pytest
 
 from hullft_ops.ttft import adaptation
 from hullft_ops.ttft.adaptation import signals_held
-from hullft_ops.ttft.snapshot import ModelSnapshot
+from hullft_ops.ttft.model.snapshot import ModelSnapshot
 from model_state import differences, state_of
 
 PROMPT = "the cat sat on the red mat"

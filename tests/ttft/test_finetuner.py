@@ -14,10 +14,11 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 import hullft_ops
-from hullft_ops.ttft import Datastore, TestTimeFinetuner, adaptation, bits_per_byte, stage_clock
+from hullft_ops.ttft import Datastore, TestTimeFinetuner, adaptation, bits_per_byte
 from hullft_ops.ttft import finetuner as finetuner_module
-from hullft_ops.ttft import support as support_module
-from hullft_ops.ttft.loss import MeanLoss
+from hullft_ops.ttft.model import timing as stage_clock
+from hullft_ops.ttft.model.loss import MeanLoss
+from hullft_ops.ttft.retrieval import support as support_module
 
 CONTEXT = 32
 LR = 1e-2

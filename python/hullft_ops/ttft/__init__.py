@@ -3,18 +3,18 @@
 from hullft_ops._extras import missing
 
 try:
-    from hullft_ops.ttft.allocation import keep_freed_memory
-    from hullft_ops.ttft.datastore import Datastore
-    from hullft_ops.ttft.embedding import Embedder, SentenceTransformerEmbedder, load_embedder
     from hullft_ops.ttft.finetuner import AdaptationReport, TestTimeFinetuner
-    from hullft_ops.ttft.indexing import Cutting, index_corpus
-    from hullft_ops.ttft.methods import SelectionMethod
-    from hullft_ops.ttft.retriever import Retriever
-    from hullft_ops.ttft.scoring import BitsPerByte, bits_per_byte, score_text
-    from hullft_ops.ttft.search_index import IndexThresholds
-    from hullft_ops.ttft.sources import Source
-    from hullft_ops.ttft.store_contract import Store
-    from hullft_ops.ttft.support import Support
+    from hullft_ops.ttft.model.memory import keep_freed_memory
+    from hullft_ops.ttft.model.scoring import BitsPerByte, bits_per_byte, score_text
+    from hullft_ops.ttft.retrieval.activeft import Retriever
+    from hullft_ops.ttft.retrieval.methods import SelectionMethod
+    from hullft_ops.ttft.retrieval.support import Support
+    from hullft_ops.ttft.store.base import Store
+    from hullft_ops.ttft.store.build import Cutting, index_corpus
+    from hullft_ops.ttft.store.datastore import Datastore
+    from hullft_ops.ttft.store.embedding import Embedder, SentenceTransformerEmbedder, load_embedder
+    from hullft_ops.ttft.store.search import IndexThresholds
+    from hullft_ops.ttft.store.sources import Source
     from hullft_ops.ttft.tiny import tiny_lm_path
 except ModuleNotFoundError as error:
     if error.name is None or error.name.startswith("hullft_ops"):

@@ -8,9 +8,9 @@ from time import perf_counter
 from types import FrameType, TracebackType
 from typing import Any
 
-from hullft_ops.ttft.adaptation_report import AdaptationReport
-from hullft_ops.ttft.claims import Claim
-from hullft_ops.ttft.snapshot import ModelSnapshot
+from hullft_ops.ttft.model.exclusive import Claim
+from hullft_ops.ttft.model.snapshot import ModelSnapshot
+from hullft_ops.ttft.report import AdaptationReport
 
 # How many changes an error names.
 _LISTED = 4

@@ -7,3 +7,7 @@ class NonFiniteLossError(RuntimeError):
 
 class ScaleError(ValueError):
     """Workers that cannot be had, or that died of what they were given; the message says which."""
+
+
+class InputError(ValueError):
+    """A command cannot run on what it is given; the message says why."""

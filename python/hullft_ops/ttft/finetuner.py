@@ -19,21 +19,26 @@ if TYPE_CHECKING:
 
 from hullft_ops._checks import check_integer, check_number
 from hullft_ops.ttft.adaptation import Adaptation
-from hullft_ops.ttft.adaptation_report import AdaptationReport
-from hullft_ops.ttft.bfloat16 import has_bfloat16
-from hullft_ops.ttft.causal import check_causal
-from hullft_ops.ttft.claims import Claim
-from hullft_ops.ttft.context import context_length, known_context
-from hullft_ops.ttft.embedding import Embedder, check_embedder
-from hullft_ops.ttft.generation import continuation, tokens_to_continue
-from hullft_ops.ttft.methods import MAX_STEPS, SelectionMethod, method_name, selection_method
-from hullft_ops.ttft.out_of_memory import out_of_memory_explained
-from hullft_ops.ttft.plan import ORDERS, SCHEDULES
-from hullft_ops.ttft.snapshot import ModelSnapshot
-from hullft_ops.ttft.stage_clock import StageClock
-from hullft_ops.ttft.store_contract import Store
-from hullft_ops.ttft.support import Support, SupportSelector
-from hullft_ops.ttft.training import SupportTrainer, trainable_parameters
+from hullft_ops.ttft.model.causal import check_causal
+from hullft_ops.ttft.model.context import context_length, known_context
+from hullft_ops.ttft.model.exclusive import Claim
+from hullft_ops.ttft.model.generation import continuation, tokens_to_continue
+from hullft_ops.ttft.model.memory import out_of_memory_explained
+from hullft_ops.ttft.model.onednn import has_bfloat16
+from hullft_ops.ttft.model.snapshot import ModelSnapshot
+from hullft_ops.ttft.model.steps import ORDERS, SCHEDULES
+from hullft_ops.ttft.model.timing import StageClock
+from hullft_ops.ttft.model.trainer import SupportTrainer, trainable_parameters
+from hullft_ops.ttft.report import AdaptationReport
+from hullft_ops.ttft.retrieval.methods import (
+    MAX_STEPS,
+    SelectionMethod,
+    method_name,
+    selection_method,
+)
+from hullft_ops.ttft.retrieval.support import Support, SupportSelector
+from hullft_ops.ttft.store.base import Store
+from hullft_ops.ttft.store.embedding import Embedder, check_embedder
 
 __all__ = ["AdaptationReport", "TestTimeFinetuner"]
 
@@ -66,8 +71,9 @@ class TestTimeFinetuner:
         method: "hullft" for `hullft_ops.fw_select_indexed` over the pool, "knn" for a step on each
             of the ``n_select`` nearest, "random" for a step on each of as many drawn from the
             pool, "sift" for `hullft_ops.sift_select_indexed`, or any `SelectionMethod`; those of
-            `hullft_ops.ttft.methods` take a seed or SIFT's noise. On a pool of fewer texts than
-            steps "knn" and "random" take a step on each, the others ``n_select``; all warn.
+            `hullft_ops.ttft.retrieval.methods` take a seed or SIFT's noise. On a pool of fewer
+            texts than steps "knn" and "random" take a step on each, the others ``n_select``; all
+            warn.
         variant: Frank-Wolfe variant of "hullft".
         pool_size: how many neighbours to select from; all of a smaller store.
         lr: Adam's learning rate.

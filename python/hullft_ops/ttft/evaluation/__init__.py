@@ -1,1 +1,5 @@
-"""Comparing methods of test-time finetuning: evaluation, report, tuning."""
+"""Comparing methods on held-out prompts.
+
+Configurations, the evaluator, results files, statistics, reports and tuning. Imports the finetuner
+and what stands below it.
+"""

@@ -9,9 +9,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
-from hullft_ops.ttft.methods import Random, Sift
+from hullft_ops.ttft.retrieval.methods import Random, Sift
+from hullft_ops.ttft.store.embedding import DEFAULT_EMBEDDER
 from hullft_ops.ttft.tiny import default_lr
 
 Settings = dict[str, Any]

@@ -7,9 +7,8 @@ from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hullft_ops._terminal import show
-from hullft_ops.ttft.datastore import Datastore
-from hullft_ops.ttft.embedding import Embedder
 from hullft_ops.ttft.evaluation.config import Config, ConfigError
+from hullft_ops.ttft.evaluation.corpus import load_corpus, open_or_build
 from hullft_ops.ttft.evaluation.prompts import (
     Prompt,
     count_domains,
@@ -17,13 +16,9 @@ from hullft_ops.ttft.evaluation.prompts import (
     read_prompts,
 )
 from hullft_ops.ttft.evaluation.runner import Evaluator
-from hullft_ops.ttft.loading import (
-    checked_device,
-    load_corpus,
-    load_model,
-    open_embedder,
-    open_or_build,
-)
+from hullft_ops.ttft.model.loading import checked_device, load_model
+from hullft_ops.ttft.store.datastore import Datastore
+from hullft_ops.ttft.store.embedding import Embedder, open_embedder
 
 DATASTORES = "hullft_datastores"
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hullft_ops.ttft.corpus import Passage, record_of_line
 from hullft_ops.ttft.evaluation.config import ConfigError
-from hullft_ops.ttft.json_lines import is_unicode, numbered
+from hullft_ops.ttft.evaluation.corpus import Passage, record_of_line
+from hullft_ops.ttft.store.sources import is_unicode, numbered
 
 NO_DOMAIN = "all"
 

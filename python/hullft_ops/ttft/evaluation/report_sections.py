@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from hullft_ops.ttft.evaluation.equal_time import at_time
-from hullft_ops.ttft.evaluation.measurements import CONFIDENCE, NONE, Interval, Measurements
 from hullft_ops.ttft.evaluation.results import Row
+from hullft_ops.ttft.evaluation.statistics import CONFIDENCE, NONE, Interval, Measurements, at_time
 
 _EXAMPLES = 4
 # Between these two, text can change only its own direction. There are four such marks, in pairs.

@@ -4,14 +4,39 @@ After the ablation of Khamis and Maalouf, *Efficient Test-Time Finetuning of LLM
 Reconstruction and Gradient Caching*, arXiv:2605.30337.
 """
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from itertools import groupby
+from typing import ClassVar, Literal
 
 import torch
 
 import hullft_ops
-from hullft_ops.ttft.runs import Reuse, reuse_runs
-from hullft_ops.ttft.support import Support
+from hullft_ops.ttft.retrieval.support import Support
+
+Reuse = Literal["global", "consecutive"]
+
+
+def reuse_runs(picks: Iterable[int], reuse: Reuse) -> list[tuple[int, int]]:
+    """Turns picks in their order, such as SIFT makes them, into (example, repeats).
+
+    Args:
+        picks: examples, one for each optimizer step.
+        reuse: "consecutive" merges equal picks that follow one another and keeps the order;
+            "global" merges all picks of an example, at the place of its first.
+
+    Returns:
+        The repeats add up to the number of picks.
+
+    Raises:
+        ValueError: ``reuse`` is neither.
+    """
+    if reuse == "consecutive":
+        return [(example, sum(1 for _ in equal)) for example, equal in groupby(picks)]
+    if reuse == "global":
+        return list(Counter(picks).items())
+    raise ValueError(f"reuse_runs: reuse must be 'global' or 'consecutive', got {reuse!r}")
 
 
 @dataclass

@@ -1,1 +1,4 @@
-"""Indexing, evaluation and search with the workers of a Ray cluster, or of one machine."""
+"""Many workers: indexing, searching and evaluating with Ray.
+
+Imports ``ttft.evaluation`` and what stands below it.
+"""

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hullft_ops.ttft.embedding import Embedder, EncodeBatches, encode_checked, load_embedder
-from hullft_ops.ttft.scale.cluster import Workers, cluster, staff, use_threads
-from hullft_ops.ttft.scale.pool import in_order
+from hullft_ops.ttft.scale.cluster import Workers, cluster, in_order, staff, use_threads
+from hullft_ops.ttft.store.embedding import Embedder, EncodeBatches, encode_checked, load_embedder
 
 # How many batches a worker may be ahead of the slowest; their vectors wait in memory.
 _AHEAD = 8

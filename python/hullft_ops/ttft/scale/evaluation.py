@@ -7,16 +7,17 @@ from pathlib import Path
 
 from rich.console import Console
 
-from hullft_ops.ttft.datastore import Datastore
+from hullft_ops.ttft._progress import progress_bar
 from hullft_ops.ttft.evaluation.config import Config, ConfigError, Settings
 from hullft_ops.ttft.evaluation.inputs import Inputs
 from hullft_ops.ttft.evaluation.prompts import Prompt
 from hullft_ops.ttft.evaluation.results import ResultsFile, Row
 from hullft_ops.ttft.evaluation.runner import Evaluator, missing_pairs
-from hullft_ops.ttft.loading import checked_device, load_model, open_embedder
-from hullft_ops.ttft.progress import progress_bar
-from hullft_ops.ttft.scale.cluster import Workers, cluster, staff, use_threads
-from hullft_ops.ttft.scale.pool import completed
+from hullft_ops.ttft.model.loading import checked_device, load_model
+from hullft_ops.ttft.model.memory import keep_freed_memory
+from hullft_ops.ttft.scale.cluster import Workers, cluster, completed, staff, use_threads
+from hullft_ops.ttft.store.datastore import Datastore
+from hullft_ops.ttft.store.embedding import open_embedder
 
 Task = tuple[Prompt, list[Settings], list[Row]]
 
@@ -47,6 +48,7 @@ class EvaluationWorker:
     def _evaluator(self) -> Evaluator:
         use_threads(self._threads)
         assert self._config.store is not None
+        keep_freed_memory()
         model, tokenizer = load_model(
             self._config.model,
             checked_device(self._device),

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from hullft_ops.ttft.datastore import Datastore
-from hullft_ops.ttft.scale.cluster import Workers, cluster, staff, use_threads
-from hullft_ops.ttft.scale.pool import fetched, first_ready
-from hullft_ops.ttft.search_index import Neighbours, exact_search, largest
-from hullft_ops.ttft.store_contract import checked_search
+from hullft_ops.ttft.scale.cluster import Workers, cluster, fetched, first_ready, staff, use_threads
+from hullft_ops.ttft.store.base import checked_search
+from hullft_ops.ttft.store.datastore import Datastore
+from hullft_ops.ttft.store.search import Neighbours, exact_search, largest
 
 
 class ShardWorker:

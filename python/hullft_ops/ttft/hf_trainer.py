@@ -1,0 +1,120 @@
+"""transformers' Trainer for examples with a multiplicity."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import Trainer
+
+if TYPE_CHECKING:
+    from torch import nn
+
+from hullft_ops.replay import ReplayAdam
+from hullft_ops.ttft.model.trainer import trainable_parameters
+
+COLUMN = "multiplicity"
+
+
+class _Repeats:
+    """Sets the ``repeats`` of an optimizer's next step, unless the call passes them."""
+
+    def __init__(self) -> None:
+        self.next: int | None = None
+
+    def __call__(
+        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        repeats, self.next = self.next, None
+        return args, {"repeats": repeats, **kwargs}
+
+
+class ReplayTrainer(Trainer):
+    """A `Trainer` that takes several optimizer steps with each example's gradient.
+
+    The dataset's column "multiplicity" says how many Adam steps to take with the gradient of each
+    example. Whatever the number, they cost one forward-backward pass and one `ReplayAdam` sweep. To
+    refresh an example's gradient in between, put the example into several rows. Evaluation ignores
+    the column: each example counts once.
+
+    The optimizer is the one in ``optimizers``, or a `ReplayAdam` on all parameters that require a
+    gradient, with the rate, betas, epsilon and decoupled weight decay of the arguments. The
+    learning-rate schedule, ``max_steps`` and logging count sweeps, not Adam steps.
+
+    The arguments are those of `Trainer`. A batch takes one sweep, so all of its examples must have
+    the same multiplicity; with a ``per_device_train_batch_size`` of 1 they always do.
+    ``gradient_accumulation_steps`` must be 1. ``remove_unused_columns`` must be False, or Trainer
+    removes the column.
+
+    Raises:
+        ValueError: ``gradient_accumulation_steps`` is not 1, unused columns are removed, or the
+            optimizer is not a `ReplayAdam`.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.args.gradient_accumulation_steps != 1:
+            raise ValueError(
+                "ReplayTrainer: gradient_accumulation_steps must be 1, "
+                f"got {self.args.gradient_accumulation_steps}"
+            )
+        if self.args.remove_unused_columns:
+            raise ValueError("ReplayTrainer: remove_unused_columns must be False, got True")
+        self._repeats = _Repeats()
+        if getattr(self, "optimizer_cls_and_kwargs", None) is not None:
+            raise ValueError(
+                "ReplayTrainer: optimizer_cls_and_kwargs must be None, it makes a ReplayAdam"
+            )
+        if self.optimizer is not None:
+            self._repeat_steps(self.optimizer)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """A `ReplayAdam` that repeats each step as often as the last batch says."""
+        if self.optimizer is None:
+            model: nn.Module = self.model  # type: ignore[assignment]  # Trainer refuses None
+            optimizer = ReplayAdam(
+                trainable_parameters(model),
+                lr=self.args.learning_rate,
+                betas=(self.args.adam_beta1, self.args.adam_beta2),
+                eps=self.args.adam_epsilon,
+                weight_decay=self.args.weight_decay,
+                decoupled_weight_decay=True,
+            )
+            self._repeat_steps(optimizer)
+            self.optimizer = optimizer
+        return self.optimizer
+
+    def _repeat_steps(self, optimizer: torch.optim.Optimizer) -> None:
+        if not isinstance(optimizer, ReplayAdam):
+            raise ValueError(
+                "ReplayTrainer: optimizers must have a ReplayAdam or None, got "
+                f"{type(optimizer).__name__}, which cannot repeat a step"
+            )
+        # Trainer and accelerate call step() without our arguments, so a hook adds them. It outlives
+        # the trainer, so it must not hold a reference to it.
+        optimizer.register_step_pre_hook(self._repeats)
+
+    def training_step(
+        self, model: "nn.Module", inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """One forward-backward pass. The batch's multiplicity applies to the next step.
+
+        Raises:
+            ValueError: the batch has no multiplicity, one below 1, or different ones.
+        """
+        counts = torch.as_tensor(inputs.pop(COLUMN, []), device="cpu").flatten().tolist()
+        if not counts or len(set(counts)) > 1 or counts[0] < 1:
+            raise ValueError(
+                f"ReplayTrainer: a batch must have one {COLUMN}, at least 1, for all of its "
+                f"examples, got {counts}"
+            )
+        self._repeats.next = counts[0]
+        loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
+        return loss
+
+    def prediction_step(
+        self, model: "nn.Module", inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """Trainer's own step, without the batch's multiplicity, which models do not know."""
+        known = {name: value for name, value in inputs.items() if name != COLUMN}
+        step: tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
+        step = super().prediction_step(model, known, *args, **kwargs)
+        return step

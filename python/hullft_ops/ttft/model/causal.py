@@ -1,0 +1,191 @@
+"""Whether a model is a causal language model, by what it computes."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary, WeakSet
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hullft_ops.ttft.model.context import virtual_tokens
+from hullft_ops.ttft.model.exclusive import Claim
+from hullft_ops.ttft.model.snapshot import ModelSnapshot
+
+# Of logits that no gradient tells about: a few steps of bfloat16.
+_ROUNDING = 2**-5
+
+_causal: "WeakSet[nn.Module]" = WeakSet()
+# With the tokenizer's size at that time.
+_highest: "WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, int]]" = WeakKeyDictionary()
+
+
+def check_causal(
+    function: str, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
+) -> None:
+    """Refuse a model that no causal loss is for, or that lacks ids of the tokenizer.
+
+    The first time that a model comes, it reads two tokens twice. The logits of the first must not
+    depend on the last.
+
+    Raises:
+        ValueError: it is none; the message says why, and which class would be.
+    """
+    highest = _highest_id(tokenizer)
+    _check_ids(function, model, highest, _embedding_rows(model))
+    if model in _causal:
+        return
+    virtual_tokens(function, model)
+    with _left_alone(model):
+        model.train(False)
+        try:
+            _probe(function, model, tokenizer, highest)
+        # One that is not whole, or has no memory left, says so where it is used.
+        except RuntimeError:
+            return
+    _causal.add(model)
+
+
+def _probe(
+    function: str, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", highest: int
+) -> None:
+    one, other = _two_texts(model, tokenizer, highest)
+    try:
+        logits = getattr(_run(model, one), "logits", None)
+    except (TypeError, ValueError) as error:
+        raise _refusal(function, model, "which cannot run on input_ids alone") from error
+    if logits is None:
+        raise _refusal(function, model, "which gives no logits")
+    if logits.shape[:-1] != one.shape:
+        said = f"whose logits have shape {tuple(logits.shape)} for {one.shape[1]} tokens"
+        raise _refusal(function, model, said)
+    _check_ids(function, model, highest, logits.shape[-1])
+    first, again = logits[0, 0], _run(model, other).logits[0, 0]
+    # NaN is for the loss to complain about.
+    if torch.equal(first.nan_to_num(), again.nan_to_num()):
+        return
+    # Experts multiply those tokens at once that chose them, so that a causal model may round one
+    # by what comes after it. A gradient of what is masked is 0 to the bit.
+    sees = _has_gradient(model, one, highest)
+    if sees is None:
+        sees = bool((first - again).abs().max() > _ROUNDING * first.abs().max())
+    if sees:
+        said = "whose logits for the first token change with the last"
+        raise _refusal(function, model, said)
+
+
+def _run(model: "PreTrainedModel", tokens: torch.Tensor) -> Any:
+    with torch.no_grad(), _same_draws(model):
+        return model(input_ids=tokens, use_cache=False)
+
+
+def _same_draws(model: "PreTrainedModel") -> AbstractContextManager[None]:
+    """Some draw random numbers in eval mode too: the same for both texts, not the caller's."""
+    return torch.random.fork_rng([model.device] if model.device.type == "cuda" else [])
+
+
+def _has_gradient(model: "PreTrainedModel", tokens: torch.Tensor, highest: int) -> bool | None:
+    """Whether the first token's logits depend on what is embedded for the last; None if unknown."""
+    read: list[torch.Tensor] = []
+
+    def note(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        read.append(output.detach().requires_grad_())
+        return read[-1]
+
+    # An encoder and a decoder have one each, of the same weight.
+    tables = [m for m in model.modules() if isinstance(m, nn.Embedding)]
+    handles = [m.register_forward_hook(note) for m in tables if m.num_embeddings > highest]
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), _same_draws(model):
+            logits = model(input_ids=tokens.clone(), use_cache=False).logits
+            gradients = torch.autograd.grad(logits[0, 0].float().sum(), read, allow_unused=True)
+    # Of weights that were made in inference mode, and kernels that have no backward pass.
+    except RuntimeError:
+        return None
+    finally:
+        for handle in handles:
+            handle.remove()
+    return any(g is not None and bool(g[..., -1, :].any()) for g in gradients) if read else None
+
+
+def _two_texts(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", highest: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of two tokens each, the last one different; no special ones, which models may mask."""
+    special = {*tokenizer.all_special_ids, getattr(model.config, "pad_token_id", None)}
+    middle = highest // 2
+    ordinary = (i for i in (*range(middle, highest + 1), *range(middle)) if i not in special)
+    first, last = (*islice(ordinary, 2), 0, min(1, highest))[:2]
+    one, other = torch.tensor([[[first, first]], [[first, last]]], device=model.device)
+    return one, other
+
+
+@contextmanager
+def _left_alone(model: nn.Module) -> Iterator[None]:
+    """Modes, buffers and what a forward notes on the model are afterwards what they were."""
+    with Claim(model):
+        snapshot = ModelSnapshot(model, ())
+        snapshot.save()
+        try:
+            yield
+        finally:
+            snapshot.restore()
+
+
+def _highest_id(tokenizer: "PreTrainedTokenizerBase") -> int:
+    known = _highest.get(tokenizer)
+    if known is None or known[0] != len(tokenizer):
+        known = _highest[tokenizer] = len(tokenizer), max(tokenizer.get_vocab().values())
+    return known[1]
+
+
+def _embedding_rows(model: "PreTrainedModel") -> int | None:
+    try:
+        table: Any = model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
+    rows = getattr(table, "num_embeddings", None)
+    return rows if isinstance(rows, int) else None
+
+
+def _check_ids(function: str, model: "PreTrainedModel", highest: int, count: int | None) -> None:
+    if count is not None and highest >= count:
+        inner = _inner(model)
+        served = _served(inner)
+        raise ValueError(
+            f"{function}: model must have every id of the tokenizer, up to {highest}, got "
+            f"{type(inner).__name__} with {count}: load the tokenizer that belongs to it"
+            f"{f', or {served}' if served else ''}"
+        )
+
+
+def _inner(model: "PreTrainedModel") -> "PreTrainedModel":
+    """The model without PEFT's wrapper."""
+    unwrap: Callable[[], PreTrainedModel] | None = getattr(model, "get_base_model", None)
+    return model if unwrap is None else unwrap()
+
+
+def _refusal(function: str, model: "PreTrainedModel", reason: str) -> ValueError:
+    inner = _inner(model)
+    return ValueError(
+        f"{function}: model must be a causal language model, got {type(inner).__name__}, "
+        f"{reason}: {_served(inner) or f'transformers has none for {inner.config.model_type}'}"
+    )
+
+
+def _served(model: "PreTrainedModel") -> str | None:
+    """How to load a causal model of that type, unless this is how it was loaded."""
+    from transformers.models.auto import modeling_auto
+
+    config = model.config
+    name = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    # What decodes for an encoder is a decoder by its class.
+    by_flag = getattr(config, "is_decoder", None) is False
+    by_flag = by_flag and not getattr(config, "is_encoder_decoder", False)
+    if name is None or (name == type(model).__name__ and not by_flag):
+        return None
+    return f"load it as {name}{' with is_decoder=True' if by_flag else ''}"

@@ -1,0 +1,100 @@
+"""Continuing a prompt."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hullft_ops._checks import check_integer, check_text
+from hullft_ops.ttft.model.patches import modes_restored
+
+# transformers' default. It is named here because the prompt must leave room for it.
+_NEW_TOKENS = 20
+
+
+def continuation(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt: str,
+    context: int,
+    **generate_kwargs: Any,
+) -> str:
+    """What the model writes after ``prompt``, without special tokens. Runs in eval mode.
+
+    Args:
+        model: a causal language model.
+        tokenizer: its tokenizer.
+        prompt: the text to continue. If it is too long, the model reads its last tokens, as many as
+            leave room for the new ones. It never reads a special token that the tokenizer appends.
+        context: how many tokens the model can read at once.
+        generate_kwargs: for ``model.generate``. ``max_new_tokens`` defaults to 20, unless a
+            ``generation_config`` sets it.
+
+    Raises:
+        TypeError, ValueError: as `tokens_to_continue`.
+        RuntimeError: another thread is adapting the model, or one that shares its modules.
+    """
+    tokens = tokens_to_continue(tokenizer, prompt, context, generate_kwargs)
+    generate_kwargs["max_new_tokens"] = _new_tokens(generate_kwargs)
+    # A configuration may request more than the tokens.
+    generate_kwargs["return_dict_in_generate"] = False
+    ids = torch.tensor([tokens], device=model.device)
+    if tokenizer.pad_token_id is None:
+        generate_kwargs.setdefault("pad_token_id", tokenizer.eos_token_id)
+    with modes_restored(model), torch.no_grad():
+        model.train(False)
+        generate: Callable[..., torch.Tensor] = model.generate  # type: ignore[assignment]
+        output = generate(input_ids=ids, attention_mask=torch.ones_like(ids), **generate_kwargs)
+    return str(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
+
+
+def tokens_to_continue(
+    tokenizer: "PreTrainedTokenizerBase", prompt: str, context: int, generate_kwargs: dict[str, Any]
+) -> list[int]:
+    """The tokens of the prompt that `continuation` reads.
+
+    Raises:
+        TypeError: prompt is not a str, or ``max_new_tokens`` is not an int.
+        ValueError: ``max_new_tokens`` leaves no room for the prompt; ``max_length`` or
+            ``return_dict_in_generate`` is set; or the prompt has no token or is not valid Unicode.
+    """
+    check_text("generate", "prompt", prompt)
+    if generate_kwargs.get("max_length") is not None:
+        raise ValueError(
+            "generate: max_new_tokens must be given in place of max_length, got max_length "
+            f"{generate_kwargs['max_length']}"
+        )
+    if generate_kwargs.get("return_dict_in_generate"):
+        raise ValueError(
+            "generate: return_dict_in_generate must be False, the continuation is all it gives"
+        )
+    new = _new_tokens(generate_kwargs)
+    if not 1 <= new < context:
+        raise ValueError(
+            f"generate: max_new_tokens must be in 1..{context - 1} with a context of "
+            f"{context}, got {new}"
+        )
+    check_integer("generate", "max_new_tokens", new, 1)
+    tokens = _continued(tokenizer, prompt)
+    if not tokens:
+        raise ValueError(f"generate: prompt must have a token, got {prompt[:20]!r}")
+    return tokens[new - context :]
+
+
+def _new_tokens(generate_kwargs: dict[str, Any]) -> int:
+    config = generate_kwargs.get("generation_config")
+    given = (generate_kwargs.get("max_new_tokens"), getattr(config, "max_new_tokens", None))
+    return next((new for new in given if new is not None), _NEW_TOKENS)
+
+
+def _continued(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int]:
+    """The prompt's tokens, without those that the tokenizer appends to end a text."""
+    encoding = tokenizer(prompt, return_special_tokens_mask=True, verbose=False)
+    tokens, added = list(encoding["input_ids"]), list(encoding["special_tokens_mask"])
+    # Keep one token of an empty prompt: the model can continue the token that opens a text.
+    while len(tokens) > 1 and added.pop():
+        tokens.pop()
+    return tokens

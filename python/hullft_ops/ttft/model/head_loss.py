@@ -1,0 +1,151 @@
+"""The loss of a linear head over a vocabulary, and its gradients, without storing all logits."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from hullft_ops.ttft.model.onednn import add_product, multiply, multiply_into
+
+# A CPU multiplies this many rows of the weight at once. On a whole vocabulary MKL reaches little
+# more than half of its speed.
+_TILE = 1024
+# The room for logits is rounded up to a multiple of this many positions.
+_ROUNDED = 128
+
+
+def linear_mean_loss(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, rows: int
+) -> Tensor:
+    """The mean cross-entropy of ``linear(hidden, weight, bias)``, ``rows`` positions at a time.
+
+    Multiplies in the dtype of autocast if that is on. The gradients are computed with the loss, so
+    each chunk of logits is computed once. Use it only for a loss that you will differentiate.
+
+    Args:
+        hidden: ``[T, d]``.
+        weight: ``[V, d]``.
+        bias: ``[V]``, or None.
+        targets: int64 ``[T]``.
+        rows: positions whose logits exist at once, at least 1.
+
+    Returns:
+        A scalar: float64 for float64 products, float32 for all others.
+    """
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    with torch.autocast(device, enabled=False):
+        arguments = (hidden, weight, bias, targets, rows, dtype)
+        loss: Tensor = _LinearMeanLoss.apply(*arguments)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _LinearMeanLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        rows: int,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        gradients = _Gradients(ctx.needs_input_grad, hidden, weight, bias)
+        factor = weight.to(dtype)
+        offset = None if bias is None else bias.to(dtype)
+        losses: list[Tensor] = []
+        precise = torch.promote_types(dtype, torch.float32)
+        chunks = zip(torch.split(hidden.to(dtype), rows), torch.split(targets, rows), strict=True)
+        for chunk, wanted in chunks:
+            logits = _logits(_room(chunk, factor, rows, dtype), chunk, factor, offset)
+            log_p = _room(chunk, factor, rows, precise)
+            torch.log_softmax(logits, dim=-1, dtype=precise, out=log_p)
+            del logits
+            losses.append(log_p.gather(1, wanted[:, None]))
+            off = log_p.exp_().scatter_add_(
+                1, wanted[:, None], log_p.new_full((1, 1), -1.0).expand(len(wanted), 1)
+            )
+            off.div_(len(targets))
+            gradients.add(off, chunk, factor)
+        ctx.gradients = gradients
+        return -torch.cat(losses).mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        made = ctx.gradients.made()
+        # Autograd adds in place to a gradient that nobody else holds. A tied embedding adds one.
+        del ctx.gradients
+        # It is mostly 1, and then there is nothing to multiply. Looking would stall a GPU.
+        if grad.device.type != "cpu" or grad != 1:
+            for gradient in made:
+                if gradient is not None:
+                    gradient.mul_(grad)
+        return (*made, None, None, None)
+
+
+def _tiles(weight: Tensor) -> Iterator[slice]:
+    step = _TILE if weight.device.type == "cpu" else len(weight)
+    return (slice(start, start + step) for start in range(0, len(weight), step))
+
+
+def _room(hidden: Tensor, weight: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
+    """``[T, V]``, with room for a slightly longer text, so that the next text fits there too."""
+    rounded = -(-len(hidden) // _ROUNDED) * _ROUNDED
+    return hidden.new_empty(min(rounded, rows), len(weight), dtype=dtype)[: len(hidden)]
+
+
+def _logits(logits: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    for tile in _tiles(weight):
+        multiply_into(logits[:, tile], hidden, weight[tile].T)
+    return logits if bias is None else logits.add_(bias)
+
+
+class _Gradients:
+    """Sums the gradients of hidden states, weight and bias over chunks, if they are needed."""
+
+    def __init__(
+        self,
+        needed: tuple[bool, ...],
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+    ) -> None:
+        self._needs_hidden, self._needs_weight = needed[:2]
+        self._needs_bias = bias is not None and needed[2]
+        self._dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
+        self._hidden: list[Tensor] = []
+        self._weight: Tensor | None = None
+        self._bias: Tensor | None = None
+
+    def add(self, off: Tensor, hidden: Tensor, weight: Tensor) -> None:
+        """``off`` [rows, V] is the gradient of a chunk's logits."""
+        if self._needs_bias:
+            self._bias = off.sum(0) if self._bias is None else self._bias + off.sum(0)
+        factor = off.to(hidden.dtype)
+        if self._needs_hidden:
+            self._hidden.append(multiply(factor, weight))
+        if not self._needs_weight:
+            return
+        first = self._weight is None
+        if self._weight is None:
+            # Later chunks add to it, so it has the precision of the sum.
+            self._weight = off.new_empty(weight.shape)
+        for tile in _tiles(weight):
+            part, rows = self._weight[tile], factor[:, tile].T
+            if first:
+                multiply_into(part, rows, hidden)
+            else:
+                add_product(part, rows, hidden)
+
+    def made(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        hidden = torch.cat(self._hidden) if self._hidden else None
+        sums = (hidden, self._weight, self._bias)
+        made = [
+            None if found is None or dtype is None else found.to(dtype)
+            for found, dtype in zip(sums, self._dtypes, strict=True)
+        ]
+        return made[0], made[1], made[2]

@@ -1,0 +1,143 @@
+"""Models and tokenizers, loaded with errors that a user can act on."""
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hullft_ops.ttft.errors import InputError
+from hullft_ops.ttft.model.memory import is_out_of_memory
+from hullft_ops.ttft.tiny import tiny_lm_path
+
+_NAMED_WEIGHTS = 3
+
+
+def checked_device(name: str) -> torch.device:
+    """The device of that name, for a model.
+
+    Raises:
+        InputError: it is none that models run on here, or not there.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"device {name}: {first_line(error)}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"device {name}: must be cpu, cuda or cuda:N")
+    found = torch.cuda.device_count() if device.type == "cuda" else 1
+    if (device.index or 0) >= found:
+        kind = device.type.upper()
+        raise InputError(f"device {name}: torch {torch.__version__} finds {found} {kind} devices")
+    return device
+
+
+def load_model(
+    name: str | None, device: torch.device, *, allow_missing_weights: bool = False
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """A model in float32 and its tokenizer, by name or directory; the tiny model when None.
+
+    Args:
+        name: name or directory.
+        device: where the model shall be.
+        allow_missing_weights: take random weights for those that the checkpoint lacks, and leave
+            out those that the configuration has no place for.
+
+    Raises:
+        InputError: there is no such model, transformers cannot load it, or its weights are not
+            those of its configuration.
+    """
+    from transformers import AutoModelForCausalLM
+
+    if name is not None:
+        check_directory("model", name)
+    source = name if name is not None else tiny_lm_path()
+    with loading(f"model {source}"):
+        # Weights in any other format would be unpickled.
+        found: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+        model: PreTrainedModel = found[0]
+        tokenizer = _tokenizer(source)
+    if not allow_missing_weights:
+        _check_weights(f"model {source}", found[1])
+    # A model is moved in place; the type of what `to` returns is lost in its decorators.
+    model.to(device)  # type: ignore[arg-type]
+    return model, tokenizer
+
+
+def open_tokenizer(name: str) -> "PreTrainedTokenizerBase":
+    """The tokenizer of that name or in that directory.
+
+    Raises:
+        InputError: there is no such tokenizer, or transformers cannot load it.
+    """
+    check_directory("tokenizer", name)
+    with loading(f"tokenizer {name}"):
+        return _tokenizer(name)
+
+
+def _check_weights(what: str, loaded: Mapping[str, Collection[str]]) -> None:
+    """transformers leaves out what a model ties to others, or does without."""
+    found = {kind: sorted(loaded[f"{kind}_keys"]) for kind in ("missing", "unexpected")}
+    said = [
+        f"{len(names)} {kind} ({', '.join(names[:_NAMED_WEIGHTS])}"
+        f"{', ...' if len(names) > _NAMED_WEIGHTS else ''})"
+        for kind, names in found.items()
+        if names
+    ]
+    if said:
+        raise InputError(
+            f"{what}: its weights are not those of its configuration: {', '.join(said)}; "
+            "--allow-missing-weights loads it all the same"
+        )
+
+
+def _tokenizer(source: str | Path) -> "PreTrainedTokenizerBase":
+    from transformers import AutoTokenizer
+
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        source, trust_remote_code=False
+    )
+    return tokenizer
+
+
+def check_directory(what: str, name: str) -> None:
+    """Raises:
+    InputError: the name is a path, and no directory is there.
+    """
+    # The libraries take a path that is not there for a name on the hub, and say so at length.
+    if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
+        raise InputError(f"{what} {name}: no such directory")
+
+
+@contextmanager
+def loading(what: str) -> Iterator[None]:
+    """Turn what the libraries raise into an `InputError` of one line."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    # What they raise for a directory that holds no model, half of one or another's weights.
+    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        # The libraries advise to pass that argument, which no command has.
+        if "trust_remote_code" in str(error):
+            raise InputError(
+                f"{what}: it needs code that ships with it, which is not run"
+            ) from error
+        raise InputError(f"{what}: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first; its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

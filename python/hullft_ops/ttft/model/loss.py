@@ -1,0 +1,234 @@
+"""The loss of a causal language model on one text."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.nn.modules.module import _has_any_global_hook
+
+from hullft_ops.ttft.model.head_loss import linear_mean_loss
+from hullft_ops.ttft.model.memory import is_out_of_memory
+from hullft_ops.ttft.model.patches import is_replaced_here
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+# At most this many bytes of float32 logits exist at once: a few hundred positions. With fewer, the
+# products of a chunk are too small to be fast.
+_CHUNK_BYTES = 64 * 2**20
+# Enough to show a head that does more than multiply.
+_PROBE_TOKENS = 16
+# A base model raises one of these if it cannot be called alone.
+_NOT_CALLED_ALONE = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
+
+def next_token_losses(model: "PreTrainedModel", tokens: torch.Tensor) -> torch.Tensor:
+    """The negative log-likelihood in nats of every token but the first, given the tokens before.
+
+    Args:
+        model: a causal language model.
+        tokens: int64 ``[T]``, T at least 2, within the model's context.
+
+    Returns:
+        ``[T - 1]``: float64 for a float64 model, float32 for all others.
+    """
+    logits = model(input_ids=tokens[None], use_cache=False).logits[0]
+    precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return cross_entropy(precise[:-1], tokens[1:], reduction="none")
+
+
+class MeanLoss:
+    """The mean of `next_token_losses`, to train on; most models never store a text's full logits.
+
+    Hidden states come from the base model. The loss and the gradients of the hidden states and of
+    the head's weight are computed chunk by chunk. This needs a head that is a plain linear layer
+    and reproduces the model's own logits bit for bit on the first text. A head that also scales or
+    caps its logits is left to the model.
+
+    Call only ``backward()`` on it. A stand-in tensor hands the head's gradient of a tied weight to
+    the weight's ``.grad``, so `torch.autograd.grad` with respect to that weight misses it.
+
+    Args:
+        model: a causal language model, or a PEFT model around one.
+
+    Attributes:
+        n_full_logits: how many losses needed a text's full logits.
+    """
+
+    def __init__(self, model: "PreTrainedModel") -> None:
+        self.n_full_logits = 0
+        self._model = model
+        self._split = _SplitModel.of(model)
+        self._compared = False
+
+    def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
+        """A scalar, in nats; tokens int64 ``[T]``, T at least 2, within the model's context."""
+        if self._split is not None and not self._split.is_of(self._model):
+            self._split, self._compared = _SplitModel.of(self._model), False
+        if self._split is not None and self._split.serves():
+            if not self._compared:
+                self._compare(self._split, tokens[:_PROBE_TOKENS])
+            if self._compared and self._split is not None:
+                return self._split.mean_loss(tokens)
+        self.n_full_logits += 1
+        return next_token_losses(self._model, tokens).mean()
+
+    @torch.no_grad()
+    def _compare(self, split: "_SplitModel", probe: torch.Tensor) -> None:
+        wanted = self._model(input_ids=probe[None], use_cache=False).logits
+        # NaN equals nothing, so a later text has to decide.
+        if not wanted.isfinite().all():
+            return
+        try:
+            same = torch.equal(split.head(split.hidden(probe)), wanted)
+        except _NOT_CALLED_ALONE as error:
+            if is_out_of_memory(error):
+                raise
+            same = False
+        self._compared = True
+        if not same:
+            self._split = None
+
+
+@dataclass(frozen=True)
+class _SplitModel:
+    """A causal language model as hidden states and a linear head.
+
+    ``bypassed`` are the modules whose own forward is not called, including the head. ``embedding``
+    shares the head's weight, and ``around`` are the modules that contain it.
+    """
+
+    config: "PreTrainedConfig"
+    base: nn.Module
+    head: nn.Linear
+    bypassed: tuple[nn.Module, ...]
+    embedding: nn.Embedding | None
+    around: tuple[nn.Module, ...]
+
+    @classmethod
+    def of(cls, model: "PreTrainedModel") -> "_SplitModel | None":
+        inner, base, head = _parts(model)
+        # A subclass, such as an adapter or a quantized layer, is more than its weight.
+        if base is inner or type(head) is not nn.Linear:
+            return None
+        embedding = _embedding_of(inner, head.weight)
+        around = () if embedding is None else tuple(_ancestors(model, embedding))
+        config = inner.config.get_text_config()
+        return cls(config, base, head, (*_ancestors(model, base), head), embedding, around)
+
+    def is_of(self, model: "PreTrainedModel") -> bool:
+        """False if a part of the model has been replaced since."""
+        _, base, head = _parts(model)
+        return base is self.base and head is self.head
+
+    def serves(self) -> bool:
+        """False if somebody listens to a bypassed module, or the head does more than multiply."""
+        # A cap changes small logits by less than a low-precision model can show.
+        if getattr(self.config, "final_logit_softcapping", None) is not None:
+            return False
+        heard: bool = bool(_has_any_global_hook())  # type: ignore[no-untyped-call]
+        return not heard and not any(map(_is_wrapped, self.bypassed))
+
+    def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
+        hidden: torch.Tensor = self.base(input_ids=tokens[None], use_cache=False).last_hidden_state
+        return hidden
+
+    def mean_loss(self, tokens: torch.Tensor) -> torch.Tensor:
+        head = self.head
+        rows = max(_CHUNK_BYTES // (4 * head.weight.shape[0]), 1)
+        embedding = self.embedding
+        if embedding is not None and not self._adds_in_place(embedding):
+            embedding = None
+        with nullcontext() if embedding is None else _sparse_gradient(embedding):
+            hidden = self.hidden(tokens)[0, :-1]
+        weight = head.weight if embedding is None else _stand_in(head.weight)
+        return linear_mean_loss(hidden, weight, head.bias, tokens[1:], rows)
+
+    def _adds_in_place(self, embedding: nn.Embedding) -> bool:
+        """Whether a tied weight's two gradients can share one place without anybody noticing.
+
+        Autograd would make a second, dense gradient for the embedding and add the two. In a small
+        model it is a third of all parameters, and almost all of it is zeros.
+        """
+        weight = embedding.weight
+        if weight is not self.head.weight or not weight.requires_grad or _is_listened_to(weight):
+            return False
+        # On a GPU the addition would wait for the number of different rows.
+        if weight.device.type != "cpu" or embedding.sparse or embedding.scale_grad_by_freq:
+            return False
+        # An adapter around an embedding reads the embedding's options for its own weights.
+        if any(hasattr(module, "base_layer") for module in self.around):
+            return False
+        return not any(_is_wrapped(m) or _is_compiled(m) for m in (*self.around, embedding))
+
+
+def _parts(model: "PreTrainedModel") -> "tuple[PreTrainedModel, nn.Module, nn.Module | None]":
+    """The model without PEFT's wrapper, the part that computes hidden states, and the head."""
+    unwrap: Callable[[], PreTrainedModel] | None = getattr(model, "get_base_model", None)
+    inner = model if unwrap is None else unwrap()
+    head: nn.Module | None = inner.get_output_embeddings()  # type: ignore[no-untyped-call]
+    return inner, inner.base_model, head
+
+
+def _embedding_of(model: nn.Module, weight: torch.Tensor) -> nn.Embedding | None:
+    embeddings = (m for m in model.modules() if isinstance(m, nn.Embedding))
+    return next((m for m in embeddings if m.weight is weight), None)
+
+
+@contextmanager
+def _sparse_gradient(embedding: nn.Embedding) -> Iterator[None]:
+    """Make the embedding's backward compute gradients only for the rows that were read."""
+    embedding.sparse = True
+    try:
+        yield
+    finally:
+        embedding.sparse = False
+
+
+def _stand_in(weight: torch.Tensor) -> torch.Tensor:
+    """A leaf with the same values that hands its gradient over to ``weight.grad``.
+
+    Autograd adds a sparse gradient to a ``.grad`` in place. The head's gradient arrives first,
+    because the backward pass reaches the embedding last.
+    """
+    leaf = weight.detach().requires_grad_()
+
+    def hand_over(leaf: torch.Tensor) -> None:
+        if weight.grad is None:
+            weight.grad = leaf.grad
+        elif leaf.grad is not None:
+            weight.grad += leaf.grad
+        leaf.grad = None
+
+    leaf.register_post_accumulate_grad_hook(hand_over)  # type: ignore[no-untyped-call]
+    return leaf
+
+
+def _ancestors(model: nn.Module, descendant: nn.Module) -> Iterator[nn.Module]:
+    name = next(name for name, module in model.named_modules() if module is descendant)
+    parts = name.split(".")
+    return (model.get_submodule(".".join(parts[:depth])) for depth in range(len(parts)))
+
+
+def _is_wrapped(module: nn.Module) -> bool:
+    """Whether somebody listens to the module's forward, or has replaced it."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or ("forward" in vars(module) and not is_replaced_here(module))
+    )
+
+
+def _is_listened_to(weight: torch.Tensor) -> bool:
+    """Whether a hook waits for the weight's gradient."""
+    return bool(weight._backward_hooks or weight._post_accumulate_grad_hooks)
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return module._compiled_call_impl is not None

@@ -1,0 +1,159 @@
+"""float32 matrix products by oneDNN, on processors whose vectors MKL leaves half empty.
+
+MKL keeps its AVX-512 code to Intel's processors; torch multiplies float32 with MKL on all of them.
+On a Zen 5 (2 threads, torch 2.13) the products of GPT-2's layers run at 210 GFlop/s with MKL and at
+440 to 490 with oneDNN, which torch has within it too.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hullft_ops import _C
+from hullft_ops.ttft.model.patches import own_forward, replaced_forwards
+
+# Multiply-adds from which on a product is worth the millisecond or two that oneDNN takes to compile
+# code for every new shape.
+_LEAST_WORK = 2**24
+
+
+def wide_products(model: nn.Module) -> AbstractContextManager[None]:
+    """Has the model's linear layers multiply with oneDNN, where that is what is faster.
+
+    That is for large products of plain float32 tensors on the CPU, outside of autocast.
+    """
+    on_cpu = any(parameter.device.type == "cpu" for parameter in model.parameters())
+    if not (_has_wider_products() and on_cpu):
+        return nullcontext()
+    from transformers.pytorch_utils import Conv1D
+
+    return replaced_forwards(model, {nn.Linear: _linear, Conv1D: _conv1d})
+
+
+def multiply_into(out: Tensor, a: Tensor, b: Tensor) -> None:
+    """``out[:] = a @ b`` for matrices, ``out`` in their dtype or a wider one."""
+    if out.dtype == a.dtype and not _serves(a, b):
+        torch.mm(a, b, out=out)
+    else:
+        out.copy_(multiply(a, b))
+
+
+def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """``total += a @ b`` for matrices, ``total`` in their dtype or a wider one."""
+    if total.dtype == a.dtype and not _serves(a, b):
+        total.addmm_(a, b)
+    else:
+        total += multiply(a, b)
+
+
+def multiply(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b`` for matrices."""
+    return _product(a, b) if _serves(a, b) else a @ b
+
+
+@cache
+def _has_wider_products() -> bool:
+    return (
+        "avx512" in _C.simd_levels()
+        and not _C.is_intel_processor()
+        and torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
+def _linear(layer: Any, x: Tensor) -> Tensor:
+    # Not every quantized weight has a transpose.
+    return _multiply_add_rows(layer, x, layer.weight.T if _is_plain(layer.weight) else layer.weight)
+
+
+def _conv1d(layer: Any, x: Tensor) -> Tensor:
+    return _multiply_add_rows(layer, x, layer.weight)
+
+
+def _multiply_add_rows(layer: Any, x: Tensor, b: Tensor) -> Tensor:
+    if not _serves(x, b, layer.bias):
+        return own_forward(layer, x)
+    return _multiply_add(x.flatten(0, -2), b, layer.bias).view(*x.shape[:-1], -1)
+
+
+def _serves(a: Tensor, b: Tensor, bias: Tensor | None = None) -> bool:
+    tensors = (a, b) if bias is None else (a, b, bias)
+    return (
+        _has_wider_products()
+        and bool(torch.backends.mkldnn.enabled)
+        and not torch.is_autocast_enabled("cpu")
+        and all(map(_is_plain, tensors))
+        and a.dim() > 1
+        and a.shape[-1] == b.shape[0]
+        and (bias is None or bias.shape == b.shape[1:])
+        and a.numel() * b.shape[1] >= _LEAST_WORK
+    )
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return (
+        type(tensor) in (Tensor, torch.nn.Parameter)
+        and tensor.dtype == torch.float32
+        and tensor.device.type == "cpu"
+        and tensor.layout == torch.strided
+        and not tensor.is_nested
+    )
+
+
+def _product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    # The operator reads a bias as if it had no strides, and refuses some of a second matrix's.
+    offset = None if bias is None else bias.contiguous()
+    factor = b.T if _is_rows_or_columns(b) else b.T.contiguous()
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(a, factor, offset, "none", [], "")
+    return product
+
+
+def _is_rows_or_columns(matrix: Tensor) -> bool:
+    (rows, columns), (down, right) = matrix.shape, matrix.stride()
+    return (right == 1 and down >= columns) or (down == 1 and right >= rows)
+
+
+def _multiply_add(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    product: Tensor = _Product.apply(a, b, bias)  # type: ignore[no-untyped-call]
+    return product
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+        needs_a, needs_b, _ = ctx.needs_input_grad
+        ctx.save_for_backward(a if needs_b else None, b if needs_a else None)
+        ctx.is_transposed = b.T.is_contiguous()
+        return _product(a, b, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        a, b = ctx.saved_tensors
+        needs_a, needs_b, needs_bias = ctx.needs_input_grad
+        return (
+            _multiply_add(grad, b.T) if needs_a else None,
+            _gradient(a, grad, is_transposed=ctx.is_transposed) if needs_b else None,
+            grad.sum(0) if needs_bias else None,
+        )
+
+
+def _gradient(a: Tensor, grad: Tensor, *, is_transposed: bool) -> Tensor:
+    """``a.T @ grad`` in the strides of its parameter, whose ``.grad`` then takes it uncopied."""
+    return _multiply_add(grad.T, a).T if is_transposed else _multiply_add(a.T, grad)
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """False for a processor on which torch multiplies bfloat16 in software.
+
+    Products of GPT-2's sizes then took 4 to 5 times as long as in float32 with AVX-512, where
+    oneDNN emulates the instructions, and 4 to 190 times with AVX2, where it has no kernels for them
+    (2 threads, torch 2.13).
+    """
+    if device.type != "cpu":
+        return True
+    # Of an emulation torch says that it is supported.
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and not _C.lacks_bfloat16()

@@ -1,0 +1,92 @@
+"""Another forward for some of a model's modules, for a while."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu
+
+from hullft_ops.ttft.model.exclusive import Claim
+
+# Given the module and its input.
+Forward = Callable[[Any, torch.Tensor], torch.Tensor]
+
+
+@contextmanager
+def replaced_forwards(model: nn.Module, forwards: Mapping[type, Forward]) -> Iterator[None]:
+    """Has every module of exactly those types run another forward; a compiled model its own.
+
+    A subclass, such as a quantized layer, stays as it is, and so does a module whose forward
+    somebody has replaced. Meant for forward and backward pass alike: a checkpointed layer runs
+    again in the latter.
+    """
+    replaced: list[nn.Module] = []
+    with Claim(model):
+        try:
+            for module in model.modules():
+                if type(module) in forwards and "forward" not in vars(module):
+                    forward = forwards[type(module)]
+                    replaced.append(module)
+                    vars(module)["forward"] = partial(_call, forward, module)
+            yield
+        finally:
+            _put_back(replaced)
+
+
+def put_back_forwards(model: nn.Module) -> None:
+    """End all that `replaced_forwards` has done to the model and was kept from undoing."""
+    _put_back(module for module in model.modules() if is_replaced_here(module))
+
+
+def is_replaced_here(module: nn.Module) -> bool:
+    """Whether `replaced_forwards` has given the module its forward."""
+    forward = vars(module).get("forward")
+    return isinstance(forward, partial) and forward.func is _call
+
+
+def own_forward(module: Any, x: torch.Tensor) -> torch.Tensor:
+    """What the module's class makes of the input, whatever forward it has at the moment."""
+    own: torch.Tensor = type(module).forward(module, x)
+    return own
+
+
+def _put_back(modules: Iterable[nn.Module]) -> None:
+    for module in modules:
+        vars(module).pop("forward", None)
+
+
+def _call(forward: Forward, module: Any, x: torch.Tensor) -> torch.Tensor:
+    return own_forward(module, x) if torch.compiler.is_compiling() else forward(module, x)
+
+
+def fused_activations(model: nn.Module) -> AbstractContextManager[None]:
+    """Has GPT-2's activation, transformers' "gelu_new", run as torch's GELU, the same function.
+
+    It is eight operations otherwise, each of which reads and writes a layer's widest tensor. In
+    bfloat16 they also round each time.
+    """
+    from transformers.activations import NewGELUActivation
+
+    return replaced_forwards(model, {NewGELUActivation: _gelu})
+
+
+def _gelu(module: Any, x: Tensor) -> Tensor:
+    return gelu(x, approximate="tanh")
+
+
+@contextmanager
+def modes_restored(model: nn.Module) -> Iterator[None]:
+    """Put every module back in its own mode on exit; ``model.train`` would make them all alike.
+
+    Other threads that score or adapt the model wait or are refused meanwhile.
+    """
+    with Claim(model):
+        modes = [(module, module.training) for module in model.modules()]
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training

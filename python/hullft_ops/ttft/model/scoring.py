@@ -1,0 +1,214 @@
+"""Bits per byte: how well a model predicts a text, whatever its tokenizer.
+
+``bpb = NLL in nats / (ln 2 * bytes scored)``, after Khamis and Maalouf, *Efficient Test-Time
+Finetuning of LLMs via Convex Reconstruction and Gradient Caching*, arXiv:2605.30337, but with the
+bytes of the tokens that were scored and long texts scored in full.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from hullft_ops._checks import check_integer, check_text
+from hullft_ops.ttft.errors import NonFiniteLossError
+from hullft_ops.ttft.model.causal import check_causal
+from hullft_ops.ttft.model.context import context_length
+from hullft_ops.ttft.model.loss import next_token_losses
+from hullft_ops.ttft.model.onednn import wide_products
+from hullft_ops.ttft.model.patches import modes_restored
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class BitsPerByte:
+    """A text's score. Over several texts, add up ``nll`` and ``bytes`` before dividing.
+
+    Attributes:
+        nll: negative log-likelihood of the scored tokens, in nats.
+        bytes: UTF-8 bytes that those tokens stand for.
+        tokens: how many tokens were scored.
+    """
+
+    nll: float
+    bytes: int
+    tokens: int
+
+    @property
+    def value(self) -> float:
+        """Bits per byte."""
+        return self.nll / (math.log(2) * self.bytes)
+
+
+def bits_per_byte(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    text: str,
+    *,
+    max_length: int | None = None,
+    stride: int | None = None,
+) -> float:
+    """Bits per byte of ``text`` under ``model``; `score_text` says how, and gives the parts."""
+    return _score("bits_per_byte", model, tokenizer, text, max_length, stride).value
+
+
+def score_text(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    text: str,
+    *,
+    max_length: int | None = None,
+    stride: int | None = None,
+) -> BitsPerByte:
+    """Score every token of ``text`` once, but for the first, which has no context.
+
+    A tokenizer that begins a text with a special token gives the first token its context, so
+    there all of the text is scored. Special tokens themselves never are, and none is added that
+    the tokenizer does not add. A text longer than the context is scored by a window that moves by
+    ``stride``: each token is predicted from at least ``max_length - stride`` before it, as far as
+    there are. Runs in eval mode and puts every module back in its own mode; scorings of one model
+    in several threads wait for each other.
+
+    Args:
+        model: a causal language model.
+        tokenizer: its tokenizer, a fast one.
+        text: at least 2 tokens.
+        max_length: tokens per forward pass, at most the model's context; that context when None.
+        stride: tokens that the window moves by, below ``max_length``; half of it when None.
+
+    Raises:
+        TypeError: text is not a str, or max_length or stride is not an int.
+        ValueError: nothing to score, text that is not valid Unicode, max_length or stride out of
+            range, a slow tokenizer, or a model that is not causal or lacks ids of the tokenizer.
+        NonFiniteLossError: the model's loss is not finite; a RuntimeError.
+        RuntimeError: another thread adapts the model, or one that shares its modules.
+    """
+    return _score("score_text", model, tokenizer, text, max_length, stride)
+
+
+def _score(
+    function: str,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    text: str,
+    max_length: int | None,
+    stride: int | None,
+) -> BitsPerByte:
+    check_text(function, "text", text)
+    if not tokenizer.is_fast:
+        raise ValueError(f"{function}: tokenizer must be a fast one, got {type(tokenizer)}")
+    check_causal(function, model, tokenizer)
+    length = context_length(function, model, tokenizer, max_length)
+    stride = length // 2 if stride is None else stride
+    stride = check_integer(function, "stride", stride, 1)
+    if stride >= length:
+        raise ValueError(f"{function}: stride must be below max_length {length}, got {stride}")
+    ids, first, byte_count = _tokenize(tokenizer, text)
+    if first >= len(ids) or byte_count == 0:
+        raise ValueError(
+            f"{function}: text must have a token with a context, got {text[:20]!r} "
+            f"of {len(ids)} tokens"
+        )
+    nll = _negative_log_likelihood(model, ids, first, length, stride)
+    if not math.isfinite(nll):
+        raise NonFiniteLossError(f"{function}: the loss of {text[:20]!r}... is {nll}")
+    return BitsPerByte(nll=nll, bytes=byte_count, tokens=len(ids) - first)
+
+
+def _tokenize(tokenizer: "PreTrainedTokenizerBase", text: str) -> tuple[list[int], int, int]:
+    """Tokens, the position of the first to score, and the bytes from there to the end."""
+    encoding = tokenizer(
+        text, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False
+    )
+    content = [i for i, special in enumerate(encoding["special_tokens_mask"]) if not special]
+    if not content:
+        return encoding["input_ids"], len(encoding["input_ids"]), 0
+    start, stop = content[0], content[-1] + 1
+    ids, first = encoding["input_ids"][:stop], max(start, 1)
+    offsets = encoding["offset_mapping"][start:stop]
+    return ids, first, scored_bytes(tokenizer, text, ids[start:], offsets, first - start)
+
+
+@torch.no_grad()
+def _negative_log_likelihood(
+    model: "PreTrainedModel", ids: list[int], first: int, length: int, stride: int
+) -> float:
+    tokens = torch.tensor(ids, device=model.device)
+    total = 0.0
+    with modes_restored(model), wide_products(model):
+        model.train(False)
+        for begin, end, scored_from in _windows(len(ids), first, length, stride):
+            losses = next_token_losses(model, tokens[begin:end])
+            total += losses[scored_from - begin - 1 :].double().sum().item()
+    return total
+
+
+def _windows(count: int, first: int, length: int, stride: int) -> Iterator[tuple[int, int, int]]:
+    """``(begin, end, scored_from)`` of each window; the scored ranges join up."""
+    begin, scored_from = 0, first
+    while scored_from < count:
+        end = min(begin + length, count)
+        yield begin, end, scored_from
+        begin, scored_from = begin + stride, end
+
+
+_SPACE = "\u0120"  # how byte-level tokens write a space
+_BYTE_FALLBACK = re.compile(r"<0x[0-9A-F]{2}>")
+
+
+def scored_bytes(
+    tokenizer: "PreTrainedTokenizerBase",
+    text: str,
+    ids: Sequence[int],
+    offsets: Sequence[tuple[int, int]],
+    first: int,
+) -> int:
+    """UTF-8 bytes of ``text`` in the tokens from ``first`` on; a token may split a character.
+
+    Args:
+        tokenizer: a fast tokenizer.
+        text: the text.
+        ids: its tokens, without special tokens that the tokenizer adds.
+        offsets: the span of characters of each token, as fast tokenizers report it.
+        first: 0 or 1.
+    """
+    tokens = tokenizer.convert_ids_to_tokens(list(ids))
+    if _is_byte_level(tokenizer):
+        # Offsets do not help here: some of these tokenizers leave white space out of them.
+        return len(text.encode()) - sum(
+            _bytes_of_first(tokenizer, text, token) for token in tokens[:first]
+        )
+    return len(text.encode()) - _leading_bytes(text, tokens, offsets, first)
+
+
+def _is_byte_level(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether tokens have one character per byte."""
+    decoder = json.loads(tokenizer.backend_tokenizer.to_str())["decoder"]
+    return "ByteLevel" in json.dumps(decoder)
+
+
+def _bytes_of_first(tokenizer: "PreTrainedTokenizerBase", text: str, token: str) -> int:
+    if token in tokenizer.get_added_vocab():
+        return len(token.encode())
+    # Do not count the space that some tokenizers put before a text.
+    return len(token) - (token.startswith(_SPACE) and not text.startswith(" "))
+
+
+def _leading_bytes(
+    text: str, tokens: Sequence[str], offsets: Sequence[tuple[int, int]], first: int
+) -> int:
+    if first == 0:
+        return 0
+    end = offsets[0][1]
+    if len(offsets) == 1 or offsets[1][0] >= end:
+        return len(text[:end].encode())
+    # The first two tokens share a character. Either the first token is one byte of it, or it is the
+    # mark that SentencePiece puts before a text, and holds no byte.
+    shared = 1 if _BYTE_FALLBACK.fullmatch(tokens[0]) else 0
+    return len(text[: offsets[1][0]].encode()) + shared

@@ -1,0 +1,217 @@
+"""Training a model on a support: passes, replays, clipping and learning rates."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+import hullft_ops
+from hullft_ops.ttft.errors import NonFiniteLossError
+from hullft_ops.ttft.model.backward import backward_in_parts
+from hullft_ops.ttft.model.loss import MeanLoss
+from hullft_ops.ttft.model.onednn import wide_products
+from hullft_ops.ttft.model.patches import fused_activations, modes_restored
+from hullft_ops.ttft.model.steps import Sweep, learning_rate_factor, plan
+from hullft_ops.ttft.model.timing import StageClock
+
+
+class SupportTrainer:
+    """Adam with a fresh state for every support. All supports share its buffers.
+
+    Args:
+        model: a causal language model, or a PEFT model around one.
+        trained: the parameters to train, each once.
+        lr: Adam's learning rate.
+        order: order of the steps, see `plan`.
+        schedule: schedule of the learning rate, see `learning_rate_factor`.
+        max_grad_norm: norm to clip every gradient to; None for no clipping.
+        autocast: dtype of the forward pass; None for the model's own.
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        trained: Sequence[nn.Parameter],
+        *,
+        lr: float,
+        order: str,
+        schedule: str,
+        max_grad_norm: float | None,
+        autocast: torch.dtype | None,
+    ) -> None:
+        self._model = model
+        self._trained = trained
+        self._lr = lr
+        self._order = order
+        self._schedule = schedule
+        self._max_grad_norm = max_grad_norm
+        self._autocast = autocast
+        self._optimizer = hullft_ops.ReplayAdam(trained, lr=lr)
+        self._loss = MeanLoss(model)
+
+    @property
+    def n_full_logits(self) -> int:
+        """How many passes so far needed the full logits of a text."""
+        return self._loss.n_full_logits
+
+    def share_buffers_with(self, other: "SupportTrainer") -> None:
+        """Use the optimizer state of another trainer of the same parameters.
+
+        Only one of the two may train at a time.
+        """
+        self._optimizer.state = other._optimizer.state
+
+    def train(
+        self,
+        texts: Sequence[Sequence[int]],
+        indices: Sequence[int],
+        counts: Sequence[int],
+        refreshes: Sequence[int],
+        clock: StageClock,
+    ) -> list[float]:
+        """Take ``counts[i]`` steps on ``texts[i]``, and return the loss of every pass.
+
+        Args:
+            texts: tokens, at least 2 each.
+            indices: the number that an error gives each text.
+            counts: steps for each text; 0 means no pass.
+            refreshes: steps per gradient for each text, at least 1.
+            clock: counts the stages "forward", "backward" and "step".
+
+        Raises:
+            NonFiniteLossError: a loss is not finite.
+        """
+        sweeps = list(plan(counts, refreshes, self._order))
+        passes: list[tuple[int, int]] = []
+        # Allocated before any memory that is freed again: the moments stay, and in the gap that
+        # such memory leaves they would block the next allocation of its size.
+        self._optimizer.make_state()
+        self._optimizer.reset()
+        # Its gradients take room, so they exist only for this support.
+        cache = hullft_ops.GradientCache(self._trained)
+        done, steps = 0, sum(counts)
+        # The caller may be in a mode that records no gradients, as in generation.
+        with (
+            modes_restored(self._model),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            fast_forwards(self._model),
+        ):
+            # One tensor for all losses, allocated first. A loss left where its pass put it would
+            # split the memory that the next pass needs for larger activations.
+            fresh = sum(sweep.fresh for sweep in sweeps)
+            losses = torch.empty(fresh, dtype=torch.float64, device=self._model.device)
+            self._model.train(False)
+            tokens = [torch.tensor(text, device=self._model.device) for text in texts]
+            for sweep in sweeps:
+                rates = [self._rate(step, steps) for step in range(done, done + sweep.repeats)]
+                if sweep.fresh:
+                    loss = self._forward(tokens[sweep.example], clock)
+                    losses[len(passes)] = loss.detach()
+                    passes.append((indices[sweep.example], done))
+                    if self._model.device.type == "cpu":
+                        _check_losses([loss.item()], passes[-1:], steps)
+                    self._backward(loss, sweep, cache, rates, clock)
+                    del loss
+                else:
+                    with clock.of("step"):
+                        self._step(partial(cache.replay, sweep.example, self._optimizer), rates)
+                        if not sweep.keep:
+                            cache.drop(sweep.example)
+                # A caller's autocast would keep using its copies of the old weights.
+                torch.clear_autocast_cache()
+                done += sweep.repeats
+            self._optimizer.zero_grad(set_to_none=True)
+        # Read all losses together at the end. Reading each one would stall a GPU every time, and
+        # reading none would leave the GPU's work out of the time.
+        values: list[float] = losses.tolist()
+        _check_losses(values, passes, steps)
+        return values
+
+    def _forward(self, tokens: torch.Tensor, clock: StageClock) -> torch.Tensor:
+        self._optimizer.zero_grad(set_to_none=True)
+        with clock.of("forward"), self._autocast_context():
+            loss = self._loss(tokens)
+        if not loss.requires_grad:
+            raise RuntimeError(
+                "TestTimeFinetuner: the loss depends on no parameter that is trained, as of an "
+                "adapter that is merged or not active"
+            )
+        return loss
+
+    def _backward(
+        self,
+        loss: torch.Tensor,
+        sweep: Sweep,
+        cache: hullft_ops.GradientCache,
+        rates: Sequence[float],
+        clock: StageClock,
+    ) -> None:
+        """Compute the gradients of the loss, and take the steps with them."""
+
+        def take(gradients: dict[torch.Tensor, torch.Tensor]) -> None:
+            with clock.of("step"):
+                self._step(partial(self._optimizer.step, grads=gradients), rates)
+
+        if self._steps_in_backward(sweep):
+            with clock.of("backward"):
+                backward_in_parts(loss, self._trained, take)
+            return
+        with clock.of("backward"):
+            torch.autograd.backward(loss)
+        with clock.of("step"):
+            if self._max_grad_norm is not None:
+                nn.utils.clip_grad_norm_(self._trained, self._max_grad_norm)
+            if sweep.keep:
+                cache.accumulate(sweep.example, beta=0)
+        take({p: p.grad for p in self._trained if p.grad is not None})
+
+    def _steps_in_backward(self, sweep: Sweep) -> bool:
+        """Whether each gradient is needed only for the steps of its own parameter.
+
+        Only on the CPU: nobody has measured what the additional calls cost on a GPU.
+        """
+        return self._model.device.type == "cpu" and self._max_grad_norm is None and not sweep.keep
+
+    def _rate(self, step: int, steps: int) -> float:
+        return self._lr * learning_rate_factor(self._schedule, step, steps)
+
+    def _step(self, step: Callable[..., None], rates: Sequence[float]) -> None:
+        # Steps of different rates cannot share a sweep over memory.
+        for rate, same in groupby(rates):
+            self._optimizer.param_groups[0]["lr"] = rate
+            step(repeats=len(list(same)))
+
+    def _autocast_context(self) -> AbstractContextManager[object]:
+        if self._autocast is None:
+            return nullcontext()
+        return torch.autocast(self._model.device.type, dtype=self._autocast)
+
+
+def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The model's parameters that require a gradient, each once, in the model's order."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+@contextmanager
+def fast_forwards(model: nn.Module) -> Iterator[None]:
+    """Run the block with faster forwards: the model's own functions, up to rounding."""
+    with wide_products(model), fused_activations(model):
+        yield
+
+
+def _check_losses(losses: list[float], passes: list[tuple[int, int]], steps: int) -> None:
+    for loss, (index, done) in zip(losses, passes, strict=True):
+        if not math.isfinite(loss):
+            raise NonFiniteLossError(
+                f"TestTimeFinetuner: the loss of text {index} of the datastore is {loss} at step "
+                f"{done + 1} of {steps}; the model has been restored"
+            )

@@ -1,0 +1,5 @@
+"""From a prompt to its support: the texts to train on and how many steps each gets.
+
+The selection methods, the selector that applies one to a store, and activeft's interface. Imports
+``ttft.store`` and ``ttft.model`` at most.
+"""

@@ -1,0 +1,328 @@
+"""SIFT over a FAISS index, with the signature of ``activeft.sift.Retriever``.
+
+A user of activeft switches by one import::
+
+    from hullft_ops.ttft import Retriever  # instead of: from activeft.sift import Retriever
+
+The signature is that of activeft's repository. Calls of activeft 0.1.1 on PyPI, which has
+``llambda`` for ``lambda_`` and no ``alpha``, keep their meaning. The guide "A library that selects"
+lists what differs on purpose.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    import faiss
+
+import hullft_ops
+from hullft_ops import _checks
+from hullft_ops._C import build_info, cuda_unusable
+from hullft_ops._extras import needed_by
+from hullft_ops.selection import repeated
+from hullft_ops.ttft.store.embedding import for_torch
+
+METHODS = ("sift", "hullft")
+_OP = "Retriever"
+
+
+class RetrievalTime(NamedTuple):
+    """Wall-clock seconds of one call."""
+
+    faiss: float
+    """Spent in the search."""
+    sift: float
+    """Spent in the selection; 0 without one."""
+
+
+Retrieved = tuple[np.ndarray, np.ndarray, np.ndarray, RetrievalTime]
+_LAMBDA = 0.01
+
+
+class _Found(NamedTuple):
+    """Candidates for n queries: scores [n, k], ids [n, k] with -1 past those found, rows
+    [n, k, d]."""
+
+    scores: np.ndarray
+    ids: np.ndarray
+    rows: np.ndarray
+
+
+class Retriever:
+    """Finds many candidates with FAISS and selects among them.
+
+    Attributes:
+        index: the FAISS index.
+        also_query_opposite, alpha, only_faiss, device: as given.
+    """
+
+    def __init__(
+        self,
+        index: "faiss.Index",
+        acquisition_function: None = None,
+        lambda_: float = _LAMBDA,
+        fast: bool = False,
+        also_query_opposite: bool = True,
+        alpha: float | None = None,
+        only_faiss: bool = False,
+        device: torch.device | str | None = None,
+        *,
+        method: str = "sift",
+        llambda: float | None = None,
+    ) -> None:
+        """
+        Args:
+            index: a FAISS index that can reconstruct its vectors.
+            acquisition_function: None. Others than SIFT need activeft.
+            lambda_: the variance of SIFT's observation noise.
+            fast: False. SIFT-Fast approximates what is selected exactly here.
+            also_query_opposite: candidates are those of largest inner product with the query or
+                its opposite; wants an inner-product index.
+            alpha: keep SIFT's i-th pick only where the standard deviation after it is at most
+                1 / (alpha * i). None keeps all. A bool here is ``only_faiss``, and ``device`` comes
+                after it, as in activeft 0.1.1.
+            only_faiss: return the nearest, select nothing.
+            device: where to select; None is the current CUDA device where there is one and this
+                build has kernels, else the CPU. With a warning it is the CPU too where they cannot
+                run: below compute capability 8.0, or with a driver for an older CUDA than the
+                build's.
+            method: "sift", or "hullft" for :func:`hullft_ops.fw_select` (pairwise).
+            llambda: ``lambda_``, as activeft 0.1.1 calls it.
+
+        Raises:
+            TypeError: an argument of another type.
+            ValueError: an argument that is not supported, or options that do not fit the index.
+            ImportError: faiss is not installed.
+        """
+        with needed_by(_OP):
+            import faiss
+        if acquisition_function is not None:
+            raise ValueError(
+                f"{_OP}: acquisition_function must be None, got "
+                f"{type(acquisition_function).__name__}: only SIFT with lambda_ is supported, use "
+                "activeft for other acquisition functions"
+            )
+        if fast:
+            raise ValueError(
+                f"{_OP}: fast must be False, got {fast!r}: SIFT-Fast approximates SIFT, whose "
+                "exact picks are made here in less time"
+            )
+        if method not in METHODS:
+            raise ValueError(f"{_OP}: method must be one of {', '.join(METHODS)}, got {method!r}")
+        lambda_ = _lambda_of(lambda_, llambda)
+        alpha, only_faiss, device = _arranged(alpha, only_faiss, device)
+        if alpha is not None:
+            _checks.check_noise(_OP, alpha, name="alpha")
+            if method != "sift":
+                raise ValueError(f"{_OP}: alpha stops sift, method is {method}")
+        if also_query_opposite and index.metric_type != faiss.METRIC_INNER_PRODUCT:
+            raise ValueError(
+                f"{_OP}: also_query_opposite wants an index by inner product, got metric type "
+                f"{index.metric_type}: set it to False"
+            )
+        self.index = index
+        self.also_query_opposite = also_query_opposite
+        self.alpha = alpha
+        self.only_faiss = only_faiss
+        self.device = _device(device)
+        self._lambda = lambda_
+        self._method = method
+
+    @property
+    def acquisition_function(self) -> None:
+        """None: operators of this package select."""
+
+    def search(
+        self,
+        query: np.ndarray,
+        N: int,  # noqa: N803 (activeft's names)
+        K: int | None,  # noqa: N803
+        mean_pooling: bool = False,
+        threads: int = 1,
+    ) -> Retrieved:
+        """:meth:`batch_search` for one query of shape [m, d]; the answers lose their first
+        dimension."""
+        values, indices, rows, seconds = self.batch_search(
+            np.asarray(query)[None], N, K, mean_pooling, threads
+        )
+        return values[0], indices[0], rows[0], seconds
+
+    def batch_search(
+        self,
+        queries: np.ndarray,
+        N: int,  # noqa: N803
+        K: int | None = None,  # noqa: N803
+        mean_pooling: bool = False,
+        threads: int = 1,
+    ) -> Retrieved:
+        """Selects for every query.
+
+        Args:
+            queries: [n, m, d]: n queries of m embeddings each. Candidates are those near their
+                mean; SIFT lowers the summed variance at all m.
+            N: how many to return; a candidate may come repeatedly.
+            K: how many candidates to search for; None, 0 and more than there are is the whole
+                index.
+            mean_pooling: SIFT lowers the variance at the mean of the m embeddings alone.
+            threads: for the search and the selection on the CPU.
+
+        Returns:
+            Values float32 [n, N], indices int64 [n, N], embeddings float32 [n, N, d] and the time.
+            SIFT's values are minus the variance that is left after each pick, HullFT's the convex
+            weights, those without a selection FAISS's scores. With ``alpha`` each is an object
+            array [n] of such arrays, which may be shorter than N.
+
+        Raises:
+            ValueError: shapes or numbers that do not fit the index, NaN or infinity, a query for
+                which the index finds nothing.
+        """
+        queries = for_torch(queries, np.float32)
+        n, k, threads = self._check_search(queries, N, K, threads)
+        means = queries.mean(axis=1)
+        with _threads(threads):
+            start = perf_counter()
+            found = self._search(means, k)
+            searched = perf_counter()
+            if self.only_faiss:
+                scores, ids, rows = (array[:, :n] for array in found)
+                return scores, ids, rows, RetrievalTime(searched - start, 0.0)
+            targets = means[:, None] if mean_pooling or self._method == "hullft" else queries
+            values, picks = self._select(found, targets, n)
+            ids = np.take_along_axis(found.ids, picks, axis=1)
+            rows = np.take_along_axis(found.rows, picks[:, :, None], axis=1)
+            if self.alpha is not None:
+                values, ids, rows = _stopped(self.alpha, values, ids, rows)
+            return values, ids, rows, RetrievalTime(searched - start, perf_counter() - searched)
+
+    def _check_search(
+        self, queries: np.ndarray, n: int, k: int | None, threads: int
+    ) -> tuple[int, int, int]:
+        if queries.ndim != 3 or queries.shape[1] == 0:
+            raise ValueError(f"{_OP}: queries must have shape [n, m, d], got {list(queries.shape)}")
+        if queries.shape[2] != self.index.d:
+            raise ValueError(
+                f"{_OP}: queries have dim {queries.shape[2]}, the index has dim {self.index.d}"
+            )
+        if not np.isfinite(queries).all():
+            raise ValueError(f"{_OP}: queries have NaN or infinity")
+        if self.index.ntotal == 0:
+            raise ValueError(f"{_OP}: the index is empty")
+        n = _checks.check_integer(_OP, "N", n, 1)
+        threads = _checks.check_integer(_OP, "threads", threads, 1)
+        k = _checks.check_integer(_OP, "K", 0 if k is None else k, 0)
+        k = min(k, self.index.ntotal) or self.index.ntotal
+        if self.only_faiss and n > k:
+            raise ValueError(f"{_OP}: N is {n}, only {k} are searched for")
+        return n, k, threads
+
+    def _search(self, queries: np.ndarray, k: int) -> _Found:
+        found = _Found(*self.index.search_and_reconstruct(queries, k))
+        if not self.also_query_opposite:
+            return found
+        opposite = _Found(*self.index.search_and_reconstruct(-queries, k))
+        both = _Found(*(np.concatenate(pair, 1) for pair in zip(found, opposite, strict=True)))
+        order = np.argsort(-both.scores, axis=1, kind="stable")[:, :k]
+        return _Found(
+            np.take_along_axis(both.scores, order, axis=1),
+            np.take_along_axis(both.ids, order, axis=1),
+            np.take_along_axis(both.rows, order[:, :, None], axis=1),
+        )
+
+    def _select(
+        self, found: _Found, targets: np.ndarray, n_select: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Values and picks [n, n_select], the picks as columns of what was found."""
+        sizes = (found.ids >= 0).sum(axis=1)
+        if len(sizes) and sizes.min() == 0:
+            raise ValueError(f"{_OP}: the index finds nothing for query {sizes.argmin()}")
+        pool = torch.from_numpy(found.rows).to(self.device)
+        query = torch.from_numpy(targets).to(self.device)
+        pool_sizes = torch.from_numpy(sizes).to(self.device)
+        if self._method == "sift":
+            sift = hullft_ops.sift_select(
+                pool, query, n_select, noise=self._lambda, pool_sizes=pool_sizes
+            )
+            return -sift.variance.cpu().numpy(), _picks_of(sift.picks)
+        hull = hullft_ops.fw_select(
+            pool, query[:, 0], n_select, variant="pairwise", pool_sizes=pool_sizes
+        )
+        weights = repeated(hull.weights, hull.counts)
+        return weights.cpu().numpy(), _picks_of(hull.multiset())
+
+
+def _lambda_of(lambda_: float, llambda: float | None) -> float:
+    if llambda is None:
+        _checks.check_noise(_OP, lambda_, name="lambda_")
+        return lambda_
+    _checks.check_noise(_OP, llambda, name="llambda")
+    if lambda_ not in (_LAMBDA, llambda):
+        raise ValueError(f"{_OP}: lambda_ is {lambda_}, llambda, its other name, is {llambda}")
+    return llambda
+
+
+def _arranged(
+    alpha: float | None, only_faiss: Any, device: Any
+) -> tuple[float | None, bool, torch.device | str | None]:
+    """activeft 0.1.1 has no alpha: only_faiss and device come one place earlier."""
+    if isinstance(alpha, bool) and only_faiss is not True:
+        alpha, only_faiss, device = None, alpha, only_faiss or device
+    if not isinstance(only_faiss, bool | np.bool_):
+        raise TypeError(f"{_OP}: only_faiss must be a bool, got {type(only_faiss).__name__}")
+    return alpha, bool(only_faiss), device
+
+
+def _stopped(alpha: float, values: np.ndarray, *columns: np.ndarray) -> Iterator[np.ndarray]:
+    """Of values, ids and rows those that are certain enough for their place."""
+    deviation = np.sqrt(np.maximum(-values, 0))
+    kept = deviation <= 1 / (alpha * np.arange(1, values.shape[1] + 1))
+    for column in (values, *columns):
+        ragged = np.empty(len(kept), dtype=object)
+        for i, mask in enumerate(kept):
+            ragged[i] = column[i][mask]
+        yield ragged
+
+
+def _picks_of(picks: torch.Tensor) -> np.ndarray:
+    """On the CPU the operators refuse bad vectors; on CUDA they show as picks of -1."""
+    array: np.ndarray = picks.cpu().numpy()
+    failed = (array < 0).any(axis=1)
+    if failed.any():
+        raise ValueError(
+            f"{_OP}: what the index finds for query {failed.argmax()} has NaN or infinity, or "
+            "inner products that overflow"
+        )
+    return array
+
+
+def _device(device: torch.device | str | None) -> torch.device:
+    if device is not None:
+        return torch.device(device)
+    if not torch.cuda.is_available() or not build_info()["cuda"]:
+        return torch.device("cpu")
+    # Asking torch for the current device starts CUDA; before that it is the first.
+    started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    unusable = cuda_unusable(torch.cuda.current_device() if started else 0)
+    if not unusable:
+        return torch.device("cuda")
+    warnings.warn(f"{_OP}: selects on the CPU: {unusable}", stacklevel=3)
+    return torch.device("cpu")
+
+
+@contextmanager
+def _threads(threads: int) -> Iterator[None]:
+    import faiss
+
+    before = faiss.omp_get_max_threads(), torch.get_num_threads()
+    faiss.omp_set_num_threads(threads)
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before[0])
+        torch.set_num_threads(before[1])

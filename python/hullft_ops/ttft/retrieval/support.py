@@ -1,0 +1,209 @@
+"""Choosing the texts to finetune on for a prompt, and the number of steps on each."""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from time import perf_counter
+
+import torch
+
+import hullft_ops
+from hullft_ops._checks import check_text
+from hullft_ops.ttft.retrieval.methods import SelectionMethod, method_name, steps_of
+from hullft_ops.ttft.store.base import Store
+from hullft_ops.ttft.store.embedding import Embedder, encode_checked
+
+# A causal loss needs a token and a next one.
+MIN_TOKENS = 2
+# Keep the tokens of this many texts: some 30 MB for texts of 1000 tokens.
+_TOKENIZED_TEXTS = 4096
+
+
+@dataclass
+class Seconds:
+    """Wall-clock seconds spent in each stage for one prompt."""
+
+    embed: float = 0.0
+    search: float = 0.0
+    select: float = 0.0
+    tokenize: float = 0.0
+
+    @contextmanager
+    def of(self, stage: str, *, share: int = 1) -> Iterator[None]:
+        """Add the time of the body, or one of ``share`` equal parts of it, to ``stage``."""
+        start = perf_counter()
+        yield
+        setattr(self, stage, getattr(self, stage) + (perf_counter() - start) / share)
+
+
+@dataclass(frozen=True)
+class Support:
+    """The texts that a model is trained on for a prompt, largest weight first.
+
+    Attributes:
+        indices: positions in the datastore.
+        weights: the convex weights; "knn" and "random" give equal ones.
+        counts: optimizer steps for each text. The sum is n_select, or less if the method takes one
+            step per text and the pool has fewer texts.
+        residual: distance from the prompt's embedding to the weighted mean.
+        gap: Frank-Wolfe gap over the pool.
+        input_ids: the tokens of each text, cut to the model's context.
+        seconds: time spent so far.
+    """
+
+    indices: list[int]
+    weights: list[float]
+    counts: list[int]
+    residual: float
+    gap: float
+    input_ids: list[list[int]]
+    seconds: Seconds = field(compare=False)
+
+
+class SupportSelector:
+    """Finds the support of prompts in a datastore.
+
+    Args:
+        store: where the neighbours come from.
+        embedder: embeds the prompts.
+        tokenize: returns a text's tokens, cut to the model's context. The tokens of recent texts
+            are cached.
+        n_select: optimizer steps per prompt.
+        method: chooses among the neighbours.
+        pool_size: how many neighbours to choose from; a smaller store offers all of its texts.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        embedder: Embedder,
+        tokenize: Callable[[str], list[int]],
+        n_select: int,
+        method: SelectionMethod,
+        pool_size: int,
+    ) -> None:
+        self._store = store
+        self._embedder = embedder
+        self._n_select = n_select
+        self._method = method
+        self._pool_size = pool_size
+        self._tokens = lru_cache(_TOKENIZED_TEXTS)(lambda i: tuple(tokenize(store.texts[i])))
+
+    def select(self, prompts: Sequence[str]) -> list[Support]:
+        """The support of each prompt. Embeds, searches and selects for all prompts in one go.
+
+        A model cannot train on a text of fewer than 2 tokens. If the method chooses one, it leaves
+        the pool and the method chooses again, so the steps still add up to n_select. Warns if the
+        pool has fewer texts than n_select.
+
+        Raises:
+            TypeError: a prompt is not a str, or the method returns no Selection.
+            ValueError: a prompt is blank or not valid Unicode, no text of a pool has enough
+                tokens, or the method's choice breaks the rules of `SelectionMethod`.
+        """
+        for prompt in prompts:
+            _check_prompt(prompt)
+        if not prompts:
+            return []
+        share, shared = len(prompts), Seconds()
+        with shared.of("embed", share=share):
+            vectors = encode_checked("TestTimeFinetuner", self._embedder, list(prompts))
+            queries = torch.from_numpy(vectors)
+        with shared.of("search", share=share):
+            _, candidates = self._store.search(queries, min(self._pool_size, len(self._store)))
+        with shared.of("select", share=share):
+            selections = self._choose(candidates, queries)
+        return [
+            self._support(
+                candidates[i],
+                queries[i],
+                selections[i],
+                Seconds(shared.embed, shared.search, shared.select),
+            )
+            for i in range(share)
+        ]
+
+    def _support(
+        self,
+        candidates: torch.Tensor,
+        query: torch.Tensor,
+        selection: hullft_ops.Selection,
+        seconds: Seconds,
+    ) -> Support:
+        while True:
+            size = int(selection.support_size)
+            chosen = candidates[selection.indices[:size]]
+            with seconds.of("tokenize"):
+                input_ids = [list(self._tokens(i)) for i in chosen.tolist()]
+            trainable = torch.tensor(
+                [len(tokens) >= MIN_TOKENS for tokens in input_ids], device=candidates.device
+            )
+            if trainable.all():
+                break
+            candidates = candidates[~torch.isin(candidates, chosen[~trainable])]
+            with seconds.of("select"):
+                [selection] = self._choose(candidates[None], query[None])
+        if len(candidates) < self._n_select:
+            self._warn_of(len(candidates))
+        return Support(
+            indices=chosen.tolist(),
+            weights=selection.weights[:size].tolist(),
+            counts=selection.counts[:size].tolist(),
+            residual=float(selection.residual),
+            gap=float(selection.gap),
+            input_ids=input_ids,
+            seconds=seconds,
+        )
+
+    def _choose(
+        self, candidates: torch.Tensor, queries: torch.Tensor
+    ) -> list[hullft_ops.Selection]:
+        """One selection for each row."""
+        pool = candidates.shape[1]
+        if not pool:
+            raise ValueError(
+                f"TestTimeFinetuner: the pool must have a text of {MIN_TOKENS} tokens or more"
+            )
+        steps = steps_of(self._method, self._n_select, pool)
+        batch = self._method(self._store.embeddings, candidates, queries, steps)
+        if not isinstance(batch, hullft_ops.Selection):
+            raise TypeError(
+                f"TestTimeFinetuner: method {method_name(self._method)} must return a Selection, "
+                f"got {type(batch).__name__}"
+            )
+        selections = [hullft_ops.Selection(*(t[i] for t in batch)) for i in range(len(queries))]
+        for selection in selections:
+            self._check_selection(selection, pool, steps)
+        return selections
+
+    def _warn_of(self, pool: int) -> None:
+        steps = steps_of(self._method, self._n_select, pool)
+        taken = f"{steps} steps, one on each" if steps < self._n_select else "all steps on these"
+        warnings.warn(
+            "TestTimeFinetuner: the pool has fewer texts to train on than n_select, "
+            f"{pool} of {self._n_select} (pool_size is {self._pool_size}): "
+            f"method {method_name(self._method)!r} takes {taken}",
+            stacklevel=2,
+        )
+
+    def _check_selection(self, selection: hullft_ops.Selection, pool: int, steps: int) -> None:
+        size = int(selection.support_size)
+        indices, counts = selection.indices[:size].tolist(), selection.counts[:size].tolist()
+        if len(set(indices)) < size or not all(0 <= index < pool for index in indices):
+            raise ValueError(
+                f"TestTimeFinetuner: method {method_name(self._method)} must choose different "
+                f"candidates of 0..{pool - 1}, got {indices}"
+            )
+        if sum(counts) != steps or min(counts, default=0) < 0:
+            raise ValueError(
+                f"TestTimeFinetuner: method {method_name(self._method)} must give counts that are "
+                f"not negative and sum to {steps}, got {counts}"
+            )
+
+
+def _check_prompt(prompt: str) -> None:
+    check_text("TestTimeFinetuner", "prompt", prompt)
+    if not prompt.strip():
+        raise ValueError(f"TestTimeFinetuner: prompt must hold text, got {prompt[:20]!r}")

@@ -1,0 +1,351 @@
+"""Texts on disk and the search for those near a query.
+
+A datastore is a directory:
+
+    manifest.json                 see `Manifest`; names the data directory and its files
+    data-<hex>/texts-00000.arrow  texts and metadata, Arrow streams that HF datasets memory-maps
+    data-<hex>/embeddings.f32     float32 [count, dim] in C order, row i embeds text i
+    data-<hex>/index-<hex>.faiss  inverted lists, where the datastore is large
+    journal.json                  see `Journal`; while a write is under way
+
+The embeddings are one file, not an Arrow column: Arrow splits a column at every record batch, and
+both the operators and FAISS need one contiguous matrix to read without a copy. It is also all that
+a flat FAISS index holds, so a small datastore is searched in the mapped file.
+"""
+
+import tempfile
+import zlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import torch
+from rich.console import Console
+
+if TYPE_CHECKING:
+    import datasets
+
+from hullft_ops._extras import needed_by
+from hullft_ops.ttft._files import full_disk_explained
+from hullft_ops.ttft._progress import progress_bar
+from hullft_ops.ttft.store.base import checked_search
+from hullft_ops.ttft.store.embedding import Embedder
+from hullft_ops.ttft.store.format import (
+    JOURNAL_FILE,
+    MANIFEST_FILE,
+    OWN_DIRECTORIES,
+    DataFile,
+    Manifest,
+    VersionError,
+    blocks,
+    check_file,
+    own_entries,
+    remove_data,
+)
+from hullft_ops.ttft.store.journal import Journal, locked
+from hullft_ops.ttft.store.search import IndexThresholds, ListSearch, exact_search, open_index
+from hullft_ops.ttft.store.writer import StoreWriter, fraction_for
+
+Scalar = str | int | float | bool | None
+
+_EXACT_ROWS = 20_000
+# Twice what a vector may be off when it is written: another processor may round a norm otherwise.
+_NORM_TOLERANCE = 2e-3
+
+
+class Datastore:
+    """Texts with their embeddings, searched by inner product. Made by `build` or `open`.
+
+    Attributes:
+        manifest: what the datastore holds, from what, and how it is searched.
+        rows: the texts and their metadata by position, a `datasets.Dataset`.
+        texts: the texts by position; each is read from disk when asked for.
+        embeddings: float32 ``[count, dim]``, row i of unit norm for ``texts[i]``. Mapped from
+            disk, copied nowhere; writing to it changes this process's view, never the file.
+        positions: int64 ``[len(store)]``, ascending: what `filter` left to search; None for all.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        rows: "datasets.Dataset",
+        embeddings: torch.Tensor,
+        lists: ListSearch | None = None,
+        positions: torch.Tensor | None = None,
+    ) -> None:
+        self.manifest = manifest
+        self.rows = rows
+        self.texts: Sequence[str] = rows["text"]
+        self.embeddings = embeddings
+        self.positions = positions
+        self._lists = lists
+
+    @property
+    def embedder(self) -> str:
+        """Name of the embedder that made the embeddings."""
+        return self.manifest.embedder
+
+    @property
+    def dim(self) -> int:
+        """Length of an embedding."""
+        return self.manifest.dim
+
+    def __len__(self) -> int:
+        return self.manifest.count if self.positions is None else len(self.positions)
+
+    @classmethod
+    def build(
+        cls,
+        texts: Iterable[str],
+        embedder: Embedder,
+        path: str | Path,
+        *,
+        progress: bool = True,
+        overwrite: bool = False,
+        thresholds: IndexThresholds | None = None,
+    ) -> "Datastore":
+        """Write a datastore and open it. Texts are streamed: only a batch is in memory.
+
+        The directory is prepared beside ``path`` and appears whole: an exception or a kill leaves
+        ``path`` as it was (a kill leaves a ``.<name>.*.partial`` directory beside it). What takes
+        long enough to be killed is better built by `index_corpus`, which resumes.
+
+        Args:
+            texts: the texts, in the order of their positions; an empty text is a text.
+            embedder: gives the unit vectors; its name goes into the manifest.
+            path: the directory to make; missing parents are made.
+            progress: show a progress bar on stderr.
+            overwrite: replace the datastore at ``path``, in one atomic step. Files that are not a
+                datastore's stay, and a directory that is not a datastore is refused.
+            thresholds: which search index to build.
+
+        Raises:
+            TypeError: an item of ``texts`` is not a str, or the embedder gives no float32.
+            ValueError: no texts, a text that is not valid Unicode, vectors that are not unit
+                vectors of ``embedder.dim``, or ``overwrite`` of what is not a datastore.
+            FileExistsError: ``path`` exists and is not to be overwritten.
+            OSError: it cannot be written; the message says so where the disk is full.
+        """
+        if isinstance(texts, str):
+            raise TypeError("Datastore.build: texts must be an iterable of str, got one str")
+        path = Path(path)
+        _check_destination(path, overwrite)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            full_disk_explained(path, "no datastore was written, nor one replaced"),
+            tempfile.TemporaryDirectory(
+                prefix=f".{path.name}.", suffix=".partial", dir=path.parent
+            ) as staging,
+        ):
+            # TemporaryDirectory's own is private to the user; one inside follows the umask.
+            staged = Path(staging) / "store"
+            staged.mkdir()
+            with progress_bar(Console(stderr=True), shown=progress) as bar:
+                writer = StoreWriter.begin(staged, embedder, {}, "Datastore.build")
+                rows = ({"text": text} for text in bar.track(texts, description="writing texts"))
+                if writer.write_texts(rows, dict) == 0:
+                    raise ValueError("Datastore.build: texts is empty, need at least 1")
+                writer.embed(bar)
+                writer.finish(thresholds or IndexThresholds())
+            _put_in_place(staged, path, overwrite)
+        return cls.open(path)
+
+    @classmethod
+    def open(cls, path: str | Path, *, verify: bool = True) -> "Datastore":
+        """Open the datastore at ``path``: maps its files, runs nothing that they contain.
+
+        Args:
+            path: the directory.
+            verify: read every file once, to compare it with its checksum and to see that every
+                embedding is a unit vector. Sizes and texts are checked in any case.
+
+        Raises:
+            FileNotFoundError: no such directory.
+            ValueError: not a datastore, an unfinished one, one of another format version, or one
+                whose files are missing, corrupt, or at odds with the manifest; a text that is null
+                or an embedding that is no unit vector, as one with NaN is not.
+        """
+        path = Path(path)
+        try:
+            manifest = Manifest.read(path)
+        except (FileNotFoundError, ValueError) as error:
+            raise type(error)(f"Datastore.open: {error}") from error
+        data = path / manifest.data
+        index = manifest.index
+        for file in (*manifest.shards, *([index.file] if index.file else [])):
+            check_file("Datastore.open", data, file, checksum=verify)
+        # Another process may be adding vectors.
+        check_file("Datastore.open", data, manifest.embeddings, checksum=False, longer=True)
+        if verify:
+            _check_embeddings(data / manifest.embeddings.file, manifest)
+        rows = _open_rows(data, manifest)
+        embeddings = _open_embeddings(data / manifest.embeddings.file, manifest)
+        lists = None
+        if index.file:
+            lists = open_index(data / index.file.file, embeddings.numpy(), index)
+        return cls(manifest, rows, embeddings, lists)
+
+    def filter(self, **metadata: Scalar | Sequence[Scalar]) -> "Datastore":
+        """The same datastore, of which `search` finds only the texts with these values.
+
+        ``store.filter(domain="man")`` or ``store.filter(domain=["man", "docs"], year=2024)``.
+        Positions, and with them ``texts``, ``rows`` and ``embeddings``, stay those of the whole.
+
+        Raises:
+            ValueError: no such column, a value of another type, or no text with these values.
+        """
+        table = self.rows.data.table
+        mask = np.ones(self.manifest.count, bool)
+        for name, wanted in metadata.items():
+            if name not in table.column_names:
+                raise ValueError(
+                    f"Datastore.filter: no metadata {name!r}, has "
+                    f"{', '.join(table.column_names[1:]) or 'none'}"
+                )
+            values = [wanted] if isinstance(wanted, Scalar | np.generic) else list(wanted)
+            mask &= _is_in(name, table.column(name), values)
+        if self.positions is not None:
+            mask &= np.isin(np.arange(len(mask)), self.positions.numpy())
+        if not mask.any():
+            raise ValueError(f"Datastore.filter: no text has {metadata}")
+        positions = torch.from_numpy(np.flatnonzero(mask))
+        return Datastore(self.manifest, self.rows, self.embeddings, self._lists, positions)
+
+    def search(
+        self, queries: np.ndarray | torch.Tensor, k: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The ``k`` nearest texts of each query; exactly, unless ``manifest.index`` says otherwise.
+
+        Args:
+            queries: float32 ``[B, dim]``, finite, on the CPU as the datastore is.
+            k: how many; at most ``len(store)``.
+
+        Returns:
+            ``(scores, ids)``: inner products float32 ``[B, k]`` and positions int64 ``[B, k]``,
+            nearest first, the lower position first of equal scores.
+
+        Raises:
+            TypeError: queries are not float32, or k is not an int.
+            ValueError: queries on a GPU, a wrong shape, a value that is not finite, or k out of
+                range.
+        """
+        vectors, k = checked_search("Datastore.search", self, queries, k)
+        rows = None if self.positions is None else self.positions.numpy()
+        matrix = self.embeddings.numpy()
+        # Few texts are searched sooner one by one than picked out of the lists.
+        if self._lists is None or len(self) <= _EXACT_ROWS:
+            scores, ids = exact_search(matrix, vectors.numpy(), k, rows)
+        else:
+            scores, ids = self._lists.search(vectors.numpy(), k, rows)
+        return torch.from_numpy(scores), torch.from_numpy(ids)
+
+
+def _check_destination(path: Path, overwrite: bool) -> None:
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not overwrite:
+        raise FileExistsError(f"Datastore.build: {path} exists; overwrite=True replaces it")
+    try:
+        Journal.read(path)
+        Manifest.read(path)
+    except VersionError:
+        return
+    except ValueError as error:
+        raise ValueError(f"Datastore.build: will not overwrite {path}: {error}") from error
+
+
+def _put_in_place(staged: Path, path: Path, overwrite: bool) -> None:
+    """Move a finished directory to ``path``.
+
+    No file system swaps two directories portably, so an existing datastore gets the new data
+    directory beside the old one, and replacing its manifest, one file, is the atomic step.
+    """
+    _check_destination(path, overwrite)
+    if not (path / MANIFEST_FILE).exists():
+        staged.rename(path)
+        return
+    with locked(path):
+        new = Manifest.read(staged)
+        (staged / new.data).rename(path / new.data)
+        (staged / MANIFEST_FILE).replace(path / MANIFEST_FILE)
+        (path / JOURNAL_FILE).unlink(missing_ok=True)
+        for old in own_entries(path, OWN_DIRECTORIES):
+            if old.name != new.data:
+                remove_data(old)
+
+
+def _open_rows(data: Path, manifest: Manifest) -> "datasets.Dataset":
+    with needed_by("Datastore.open"):
+        import datasets
+
+    shards = [_open_shard(data / shard.file, shard) for shard in manifest.shards]
+    schemas = [shard.data.table.schema for shard in shards]
+    if any(not schema.equals(schemas[0]) for schema in schemas):
+        raise ValueError(f"Datastore.open: the columns of the files in {data} differ")
+    return datasets.concatenate_datasets(shards)
+
+
+def _open_shard(file: Path, shard: DataFile) -> "datasets.Dataset":
+    import datasets
+
+    try:
+        dataset = datasets.Dataset.from_file(str(file))
+        table = dataset.data.table
+        # Arrow trusts the offsets in a file: one out of range would read outside of it.
+        table.validate(full=True)
+    # What the libraries raise for foreign bytes is not documented.
+    except Exception as error:
+        raise ValueError(f"Datastore.open: {file} is missing or corrupt: {error}") from error
+    first = table.schema.field(0) if table.schema.names else None
+    if first != pa.field("text", pa.string()) or len(table) != shard.count:
+        raise ValueError(
+            f"Datastore.open: {file} must hold {shard.count} texts, got {len(table)} rows of "
+            f"{table.schema.to_string(show_schema_metadata=False)}"
+        )
+    texts = table.column(0)
+    if texts.null_count:
+        row = pa.compute.index(texts.is_null(), True).as_py()
+        raise ValueError(f"Datastore.open: {file} must hold a text in each row, row {row} is null")
+    return dataset
+
+
+def _check_embeddings(file: Path, manifest: Manifest) -> None:
+    """Compare the checksum and the norms in one pass; what is mapped would stay in memory."""
+    crc32 = first = 0
+    wrong: str | None = None
+    for block in blocks(file, manifest.embeddings.bytes, 4 * manifest.dim):
+        crc32 = zlib.crc32(block, crc32)
+        rows = np.frombuffer(block, np.float32).reshape(-1, manifest.dim)
+        norms = np.sqrt(np.einsum("ij,ij->i", rows, rows))
+        # The comparison is false for NaN.
+        off = np.flatnonzero(~(np.abs(norms - 1) < _NORM_TOLERANCE))
+        if wrong is None and off.size:
+            wrong = f"row {first + off[0]} has norm {norms[off[0]]}"
+        first += len(rows)
+    if crc32 != manifest.embeddings.crc32:
+        raise ValueError(f"Datastore.open: {file} is missing or corrupt: its checksum is wrong")
+    if wrong:
+        raise ValueError(f"Datastore.open: {file} must hold unit vectors, {wrong}")
+
+
+def _open_embeddings(file: Path, manifest: Manifest) -> torch.Tensor:
+    # Copy on write: PyTorch has no read-only tensors, and the file must stay as it is.
+    shape = (manifest.count, manifest.dim)
+    return torch.from_numpy(np.memmap(file, np.float32, mode="c", shape=shape))
+
+
+def _is_in(name: str, column: pa.ChunkedArray, values: list[Scalar]) -> np.ndarray:
+    try:
+        fraction = fraction_for(column.type, values)
+        if fraction is not None:
+            raise pa.ArrowInvalid(f"{fraction!r} is no integer")
+        wanted = pa.array(values, type=column.type)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+        raise ValueError(
+            f"Datastore.filter: {name} is {column.type}, got {values[0]!r}: {error}"
+        ) from error
+    found: np.ndarray = pa.compute.is_in(column, value_set=wanted).to_numpy(zero_copy_only=False)
+    return found

@@ -1,0 +1,258 @@
+"""Searching a matrix of embeddings: all of it while it is small, by inverted lists beyond.
+
+Inverted lists find candidates by short codes; the embeddings then rank these exactly, so scores
+are inner products whatever the index, and only which rows are found is approximate.
+"""
+
+import errno
+import math
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import faiss
+
+from hullft_ops._extras import needed_by
+from hullft_ops.ttft._files import FULL, sync
+from hullft_ops.ttft.store.format import DataFile, SearchIndex, crc32_of
+from hullft_ops.ttft.store.index_layout import check_layout
+
+# Rows gathered or added at a time.
+_BLOCK_ROWS = 1 << 15
+_RECALL_K = 200
+_RECALL_QUERIES = 128
+_CANDIDATES = 4
+# Of rows for each list; faiss asks for at least 39.
+_TRAINING_ROWS = 64
+_MAX_SUBQUANTIZERS = 64
+_LEAST_PART = 4  # dimensions
+# Values of a part's code, which are learned from as many rows.
+_PRODUCT_VALUES = 256
+
+Neighbours = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class IndexThresholds:
+    """Which index a datastore of how many texts gets, and how good it has to be.
+
+    Attributes:
+        flat: exact search up to this many texts, and of fewer than 4 whatever it is.
+        ivf: inverted lists of 8-bit codes up to this many, and of fewer than 256 whatever it is;
+            product-quantised ones beyond.
+        recall: lists are read until the measured recall at 200 neighbours is at least this.
+    """
+
+    flat: int = 100_000
+    ivf: int = 1_000_000
+    recall: float = 0.95
+
+
+def exact_search(
+    matrix: np.ndarray, queries: np.ndarray, k: int, rows: np.ndarray | None = None
+) -> Neighbours:
+    """The ``k`` largest inner products of each query and their rows, the lower row first of equals.
+
+    Args:
+        matrix: float32 ``[count, dim]``.
+        queries: float32 ``[B, dim]``.
+        k: at most the rows searched.
+        rows: int64, ascending; all when None.
+    """
+    if rows is None:
+        return _exact_search_of_all(matrix, queries, k)
+    scores = np.empty((len(queries), 0), np.float32)
+    ids = np.empty((len(queries), 0), np.int64)
+    for start in range(0, len(rows), _BLOCK_ROWS):
+        block = rows[start : start + _BLOCK_ROWS]
+        found, places = exact_search(matrix[block], queries, min(k, len(block)))
+        scores = np.concatenate([scores, found], axis=1)
+        ids = np.concatenate([ids, block[places]], axis=1)
+        scores, ids = largest(scores, ids, min(k, ids.shape[1]))
+    return scores, ids
+
+
+def _exact_search_of_all(matrix: np.ndarray, queries: np.ndarray, k: int) -> Neighbours:
+    with needed_by("Datastore.search"):
+        import faiss
+
+    asked = min(k + 1, len(matrix))
+    while True:
+        found = faiss.knn(queries, matrix, asked, metric=faiss.METRIC_INNER_PRODUCT)
+        # FAISS leaves equal scores in the order of its heap, which keeps any of those that are
+        # equal to its last.
+        scores, ids = largest(*found, asked)
+        # What compares with no number, FAISS does not find.
+        unfound = np.flatnonzero(ids[:, k - 1] < 0)
+        if unfound.size:
+            raise ValueError(
+                f"Datastore.search: query {unfound[0]} must have finite inner products with at "
+                f"least {k} texts: embeddings have NaN or infinity, or are too large"
+            )
+        if asked == len(matrix) or (scores[:, k - 1] > scores[:, -1]).all():
+            return scores[:, :k], ids[:, :k]
+        asked = min(2 * asked, len(matrix))
+
+
+@dataclass(frozen=True)
+class ListSearch:
+    """Inverted lists, and the matrix that ranks what they find."""
+
+    index: Any  # a faiss.IndexIVF, whose stubs lack what the factory returns
+    matrix: np.ndarray
+    probes: int
+    candidates: int
+
+    def search(self, queries: np.ndarray, k: int, rows: np.ndarray | None = None) -> Neighbours:
+        """`exact_search`, but for rows in lists that are not read."""
+        scores = np.empty((len(queries), k), np.float32)
+        ids = np.empty((len(queries), k), np.int64)
+        for position, candidates in enumerate(self.find(queries, k, rows)):
+            some = np.sort(candidates[candidates >= 0])
+            # Lists with too few texts between them cannot answer.
+            pool = some if len(some) >= k else rows
+            query = queries[position : position + 1]
+            scores[position], ids[position] = (
+                part[0] for part in exact_search(self.matrix, query, k, pool)
+            )
+        return scores, ids
+
+    def find(self, queries: np.ndarray, k: int, rows: np.ndarray | None = None) -> np.ndarray:
+        """Rows that may be among the ``k`` nearest, int64 ``[B, candidates * k]``; -1 for none."""
+        import faiss
+
+        wanted = min(k * self.candidates, len(self.matrix) if rows is None else len(rows))
+        # FAISS's stubs do not know the keywords that its Python layer adds.
+        parameters = faiss.SearchParametersIVF(  # type: ignore[call-arg]
+            nprobe=self.probes, sel=_selector(self, rows)
+        )
+        found: np.ndarray = self.index.search(queries, wanted, params=parameters)[1]
+        # They were read from the file.
+        foreign = found[(found < -1) | (found >= len(self.matrix))]
+        if foreign.size:
+            raise ValueError(
+                f"Datastore.search: the index must name rows 0..{len(self.matrix) - 1}, names "
+                f"{foreign[0]}: the datastore is corrupt"
+            )
+        return found
+
+
+def open_index(file: Path, matrix: np.ndarray, facts: SearchIndex) -> ListSearch:
+    """The index in ``file``, mapped, once its layout is checked: FAISS trusts what it reads.
+
+    Raises:
+        ValueError: it is not the index that ``facts`` describes.
+    """
+    with needed_by("Datastore.open"):
+        import faiss
+
+    check_layout(file, (len(matrix), matrix.shape[1]), facts)
+    try:
+        index = faiss.read_index(str(file), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
+    except RuntimeError as error:
+        raise ValueError(f"{file} is missing or corrupt: {error}") from error
+    found = (index.ntotal, index.d, getattr(index, "nlist", None))
+    wanted = (*matrix.shape, facts.lists)
+    if found != wanted:
+        raise ValueError(f"{file} must have rows, dim and lists {wanted}, has {found}")
+    return ListSearch(index, matrix, facts.probes, facts.candidates)
+
+
+def build_index(
+    folder: Path, vectors: DataFile, dim: int, thresholds: IndexThresholds
+) -> SearchIndex:
+    """Choose an index for the vectors in ``folder`` and, unless it is flat, write it there."""
+    if vectors.count <= thresholds.flat or vectors.count < _CANDIDATES:
+        return SearchIndex()
+    matrix = np.memmap(folder / vectors.file, np.float32, "r", shape=(vectors.count, dim))
+    few = vectors.count <= thresholds.ivf or vectors.count < _PRODUCT_VALUES
+    kind = "ivf" if few else "ivfpq"
+    lists = max(1, min(4 * math.isqrt(vectors.count), vectors.count // 39))
+    index = _trained(matrix, kind, lists)
+    for start in range(0, len(matrix), _BLOCK_ROWS):
+        index.add(np.ascontiguousarray(matrix[start : start + _BLOCK_ROWS]))
+    facts = _measured(index, matrix, SearchIndex(kind, lists, candidates=_CANDIDATES), thresholds)
+    file = folder / f"index-{uuid4().hex}.faiss"
+    _write(index, file)
+    sync(file)
+    sync(folder)
+    # Another version of FAISS might lay it out otherwise, and nobody could open it then.
+    check_layout(file, (len(matrix), dim), facts)
+    written = DataFile(file.name, vectors.count, file.stat().st_size, crc32_of(file))
+    return replace(facts, file=written)
+
+
+def _write(index: Any, file: Path) -> None:
+    import faiss
+
+    try:
+        faiss.write_index(index, str(file))
+    except RuntimeError as error:
+        # What the system said is in the text alone.
+        codes = (code for code in FULL if os.strerror(code) in str(error))
+        raise OSError(next(codes, errno.EIO), str(error), str(file)) from error
+
+
+def _trained(matrix: np.ndarray, kind: str, lists: int) -> Any:
+    import faiss
+
+    dim = matrix.shape[1]
+    most = min(_MAX_SUBQUANTIZERS, max(1, dim // _LEAST_PART))
+    parts = max(m for m in range(1, most + 1) if dim % m == 0)
+    # "np": not to spend most of the time on an order of the codes that no search here uses.
+    code = "SQ8" if kind == "ivf" else f"PQ{parts}x8np"
+    index: Any = faiss.index_factory(dim, f"IVF{lists},{code}", faiss.METRIC_INNER_PRODUCT)
+    # A small datastore trains on what it has, without FAISS's warnings of that.
+    index.cp.min_points_per_centroid = 1
+    if kind == "ivfpq":
+        index.pq.cp.min_points_per_centroid = 1
+    index.train(_sample(matrix, max(lists * _TRAINING_ROWS, 1 << 14)))
+    return index
+
+
+def _measured(
+    index: Any, matrix: np.ndarray, facts: SearchIndex, thresholds: IndexThresholds
+) -> SearchIndex:
+    """The fewest lists, doubling, whose recall is as wanted; all of them if none is."""
+    queries = _sample(matrix, _RECALL_QUERIES)
+    # A stored vector finds itself in any index, which says nothing.
+    k = min(_RECALL_K, len(matrix) - 1)
+    _, exact = exact_search(matrix, queries, k + 1)
+    probes = 1
+    while True:
+        found = ListSearch(index, matrix, probes, facts.candidates).find(queries, k + 1)
+        # Those found are ranked exactly, so a neighbour among them is not lost again.
+        hits = [len(np.intersect1d(a[1:], b)) for a, b in zip(exact, found, strict=True)]
+        recall = float(np.mean(hits)) / k
+        if recall >= thresholds.recall or probes == facts.lists:
+            return replace(
+                facts, probes=probes, recall=recall, recall_k=k, recall_queries=len(queries)
+            )
+        probes = min(2 * probes, facts.lists)
+
+
+def _sample(matrix: np.ndarray, count: int) -> np.ndarray:
+    rows = np.random.default_rng(0).choice(len(matrix), min(count, len(matrix)), replace=False)
+    return np.ascontiguousarray(matrix[np.sort(rows)])
+
+
+def _selector(search: ListSearch, rows: np.ndarray | None) -> "faiss.IDSelector | None":
+    import faiss
+
+    if rows is None:
+        return None
+    mask = np.zeros(len(search.matrix), bool)
+    mask[rows] = True
+    bits = np.packbits(mask, bitorder="little")
+    return faiss.IDSelectorBitmap(bits)  # type: ignore[call-arg, arg-type]
+
+
+def largest(scores: np.ndarray, ids: np.ndarray, k: int) -> Neighbours:
+    """The ``k`` largest of each row of scores ``[B, n]``, the lower id first of equals."""
+    order = np.lexsort((ids, -scores), axis=-1)[:, :k]
+    return np.take_along_axis(scores, order, axis=-1), np.take_along_axis(ids, order, axis=-1)

@@ -1,0 +1,297 @@
+"""Reading a corpus record by record: JSONL, Parquet, a folder of texts, an HF dataset."""
+
+import codecs
+import io
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeGuard
+
+import pyarrow as pa
+import pyarrow.parquet
+
+from hullft_ops._extras import needed_by
+
+if TYPE_CHECKING:
+    import datasets
+
+_ROWS = 256
+# No text is that long. A few compressed bytes can hold an endless line, which must not fill memory.
+_MAX_LINE_BYTES = 1 << 28
+_NAMED = 5
+_JSON_SUFFIXES = {".jsonl", ".ndjson", ".json"}
+_COMPRESSIONS = {".zst", ".gz", ".bz2"}
+# Before this many records, a share of bad ones says little.
+_JUDGED_RECORDS = 100
+
+Record = dict[str, Any]
+
+
+class SourceError(ValueError):
+    """A corpus that cannot be read; the message says why."""
+
+
+@dataclass
+class Counts:
+    """How many records were read, and how many were left out and why.
+
+    Attributes:
+        records: lines, rows or files, including malformed ones.
+        malformed: records without a usable text.
+        named: the first malformed records, each with its place and what is wrong with it.
+    """
+
+    records: int = 0
+    malformed: int = 0
+    named: list[str] = field(default_factory=list)
+
+    def bad(self, place: str, why: str) -> None:
+        """Count an unusable record."""
+        self.malformed += 1
+        if len(self.named) < _NAMED:
+            self.named.append(f"{place}: {why}")
+
+    def check(self, source: str, max_bad_share: float) -> None:
+        """Refuse a source whose share of malformed records exceeds ``max_bad_share``."""
+        if self.malformed > max_bad_share * self.records:
+            raise SourceError(
+                f"{source}: {self.malformed} of {self.records} records are malformed, at most a "
+                f"share of {max_bad_share:g} may be: {'; '.join(self.named)}"
+            )
+
+
+@dataclass(frozen=True)
+class Source:
+    """A corpus, and which of its fields to read.
+
+    Attributes:
+        corpus: a path, or a `datasets.Dataset`. In a folder, every file at any depth is a record,
+            except symbolic links and hidden files: those whose name, or a folder's name on the way
+            to them, begins with a dot. The path itself may be hidden.
+        text_column: the field that holds the text.
+        metadata: more fields to keep. A record that lacks one gets None; if all records lack it,
+            that is an error.
+        max_bad_share: the share of records that may be malformed.
+
+    Raises:
+        TypeError: metadata is a single str.
+        SourceError: metadata names "text" although another field holds the text. A datastore uses
+            that name for the text itself.
+    """
+
+    corpus: "str | Path | datasets.Dataset"
+    text_column: str = "text"
+    metadata: tuple[str, ...] = ()
+    max_bad_share: float = 0.01
+
+    def __post_init__(self) -> None:
+        if isinstance(self.metadata, str):
+            raise TypeError(
+                f"Source: metadata must be a sequence of names, got one str {self.metadata!r}"
+            )
+        if "text" in self.metadata and self.text_column != "text":
+            raise SourceError(
+                'metadata must not name "text", as a datastore names the text itself, here of '
+                f"{self.text_column!r}, got {', '.join(self.metadata)}"
+            )
+
+    @property
+    def name(self) -> str:
+        """Its name in reports and errors."""
+        if _is_dataset(self.corpus):
+            return f"dataset {self.corpus._fingerprint}"
+        return str(self.corpus)
+
+    def records(self, counts: Counts) -> Iterator[Record]:
+        """Each record's "text", its "source" (file and line, row or path) and its metadata.
+
+        Raises:
+            FileNotFoundError: there is no such path.
+            SourceError: the corpus is of no known kind, lacks a column, or has too many malformed
+                records.
+        """
+        found = dict.fromkeys(self.metadata, False)
+        for place, values in self._raw(counts):
+            counts.records += 1
+            record = self._record(place, values)
+            if isinstance(record, str):
+                counts.bad(place, record)
+                if counts.records >= _JUDGED_RECORDS:
+                    counts.check(self.name, self.max_bad_share)
+                continue
+            for name in found:
+                found[name] |= record[name] is not None
+            yield record
+        counts.check(self.name, self.max_bad_share)
+        missing = [name for name, seen in found.items() if not seen]
+        if missing and counts.records > counts.malformed:
+            raise SourceError(f"{self.name}: no record has the metadata {', '.join(missing)}")
+
+    def _record(self, place: str, values: Mapping[str, Any] | str) -> Record | str:
+        """The record to keep, or what is wrong with it."""
+        if isinstance(values, str):
+            return values
+        text = values.get(self.text_column)
+        if not isinstance(text, str):
+            return f'no string "{self.text_column}"'
+        kept = {name: values.get(name) for name in self.metadata}
+        for name, value in {self.text_column: text, **kept}.items():
+            if isinstance(value, str) and not is_unicode(value):
+                return f'"{name}" with half a surrogate pair'
+        return {"text": text, "source": place, **kept}
+
+    def _raw(self, counts: Counts) -> Iterator[tuple[str, Mapping[str, Any] | str]]:
+        """Each record's place, and its values or what is wrong with them."""
+        if _is_dataset(self.corpus):
+            yield from self._dataset_rows(self.corpus)
+            return
+        path = Path(self.corpus)
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such file or folder")
+        suffixes = [s for s in path.suffixes if s not in _COMPRESSIONS]
+        if path.is_dir():
+            if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+                yield from self._dataset_rows(_saved_dataset(path))
+            else:
+                yield from _files(path, self.text_column)
+        elif suffixes and suffixes[-1] in _JSON_SUFFIXES:
+            yield from _json_lines(path)
+        elif path.suffix == ".parquet":
+            yield from self._parquet_rows(path)
+        else:
+            raise SourceError(
+                f"{path}: must be .jsonl (.zst, .gz or .bz2 after it as may be), .parquet, "
+                "a folder of text files or a saved dataset"
+            )
+
+    def _parquet_rows(self, path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        try:
+            table = pa.parquet.ParquetFile(path)
+        except pa.ArrowInvalid as error:
+            raise SourceError(f"{path}: not Parquet: {error}") from error
+        columns = self._columns(str(path), table.schema_arrow.names)
+        rows = (
+            row
+            for batch in table.iter_batches(batch_size=_ROWS, columns=columns)
+            for row in batch.to_pylist()
+        )
+        return ((f"{path.name}:{number}", row) for number, row in enumerate(rows))
+
+    def _dataset_rows(self, dataset: "datasets.Dataset") -> Iterator[tuple[str, Mapping[str, Any]]]:
+        columns = self._columns(self.name, dataset.column_names)
+        rows: Iterable[Mapping[str, Any]] = dataset.select_columns(columns)
+        return ((f"row {number}", row) for number, row in enumerate(rows))
+
+    def _columns(self, name: str, have: list[str]) -> list[str]:
+        columns = list(dict.fromkeys([self.text_column, *self.metadata]))
+        missing = [column for column in columns if column not in have]
+        if missing:
+            raise SourceError(f"{name}: no column {', '.join(missing)}; has {', '.join(have)}")
+        return columns
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | str]]:
+    with io.BufferedReader(pa.input_stream(str(path), compression="detect")) as lines:
+        for number, line in numbered(_lines(lines)):
+            yield f"{path.name}:{number}", _json_object(line)
+
+
+def _lines(file: io.BufferedReader) -> Iterator[bytes]:
+    """Each line; of a line that is too long, only enough to show that it is."""
+    while line := file.readline(_MAX_LINE_BYTES + 1):
+        yield line
+        while len(line) > _MAX_LINE_BYTES and not line.endswith(b"\n"):
+            line = file.readline(_MAX_LINE_BYTES + 1)
+
+
+def _json_object(line: bytes) -> Mapping[str, Any] | str:
+    if len(line) > _MAX_LINE_BYTES:
+        return f"longer than {_MAX_LINE_BYTES} bytes"
+    try:
+        return object_of(line)
+    except ValueError as error:
+        return str(error)
+
+
+def _files(folder: Path, text_column: str) -> Iterator[tuple[str, Mapping[str, Any] | str]]:
+    for path in sorted(_visible(folder)):
+        if path.is_file() and not path.is_symlink():
+            name = path.relative_to(folder).as_posix()
+            place = name.encode(errors="replace").decode()
+            if place != name:
+                yield place, "a name that is not UTF-8"
+                continue
+            try:
+                yield place, {text_column: path.read_text(encoding="utf-8-sig")}
+            except UnicodeDecodeError:
+                yield place, "not UTF-8"
+
+
+def _visible(folder: Path) -> Iterator[Path]:
+    """Every file in the folder, at any depth, that is not hidden; hidden folders are not read."""
+    for root, folders, names in os.walk(folder, onerror=_raise):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(root, name) for name in names if not name.startswith("."))
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise error
+
+
+def _is_dataset(corpus: object) -> "TypeGuard[datasets.Dataset]":
+    """Whether it is a `datasets.Dataset`. Looks only if somebody has imported the library."""
+    library = sys.modules.get("datasets")
+    return library is not None and isinstance(corpus, library.Dataset)
+
+
+def _saved_dataset(path: Path) -> "datasets.Dataset":
+    with needed_by(f"Source: {path}"):
+        import datasets
+
+    try:
+        dataset = datasets.load_from_disk(str(path))
+    # The library does not document what it raises for foreign files.
+    except Exception as error:
+        raise SourceError(f"{path}: not a saved dataset: {error!r}") from error
+    if isinstance(dataset, datasets.DatasetDict):
+        raise SourceError(f"{path}: has the splits {', '.join(dataset)}: give the folder of one")
+    return dataset
+
+
+def numbered(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+    """Those that are not blank, counted from 1, without the mark that may begin a file."""
+    for number, line in enumerate(lines, start=1):
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        if line.strip():
+            yield number, line
+
+
+def object_of(line: bytes) -> dict[str, Any]:
+    """The object on a line.
+
+    Raises:
+        ValueError: there is none; the message says why, in a few words.
+    """
+    try:
+        found = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise ValueError("not UTF-8") from None
+    # ValueError also for an integer of more digits than Python reads.
+    except (ValueError, RecursionError):
+        raise ValueError("not JSON") from None
+    if not isinstance(found, dict):
+        raise ValueError("not an object")
+    return found
+
+
+def is_unicode(text: str) -> bool:
+    """False for half a surrogate pair, which JSON can spell."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,341 @@
+"""Writing a datastore's files, with only a batch of texts in memory at a time.
+
+A write adds one shard: first its texts, one Arrow file, then a vector for each, at the end of the
+file of vectors. Until the manifest names both, readers see the datastore as it was.
+"""
+
+import os
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+from uuid import uuid4
+
+import pyarrow as pa
+from rich.progress import Progress
+
+from hullft_ops._checks import check_integer, check_text
+from hullft_ops._extras import needed_by
+from hullft_ops.ttft._files import sync
+from hullft_ops.ttft.store.embedding import Embedder, EncodeBatches, check_embedder, encode_in_turn
+from hullft_ops.ttft.store.format import (
+    EMBEDDINGS_FILE,
+    JOURNAL_FILE,
+    MANIFEST_FILE,
+    OWN_DIRECTORIES,
+    OWN_FILES,
+    OWN_PARTIALS,
+    DataFile,
+    Manifest,
+    check_file,
+    crc32_of,
+    own_entries,
+    refuse_link,
+    remove_data,
+)
+from hullft_ops.ttft.store.journal import Journal
+from hullft_ops.ttft.store.search import IndexThresholds, build_index
+
+Row = Mapping[str, str | int | float | bool | None]
+
+_ROWS_PER_WRITE = 1024
+# Enough for an embedder to sort by length, few enough for the progress bar to move. A resumed
+# write forms the same batches: what a text is batched with changes the last bits of its vector.
+_TEXTS_PER_ENCODE = 128
+# A commit waits for the disk, which a cheap embedder should not do at every batch.
+_SECONDS_PER_COMMIT = 2.0
+_SCALARS = (pa.types.is_string, pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
+
+
+@dataclass
+class StoreWriter:
+    """A write into ``directory``. The caller holds the lock.
+
+    Attributes:
+        directory: the datastore's directory; it exists.
+        embedder: gives the vectors.
+        base: the datastore as its readers see it; None before the first write is finished.
+        journal: how far this write has come.
+        function: what error messages begin with.
+    """
+
+    directory: Path
+    embedder: Embedder
+    base: Manifest | None
+    journal: Journal
+    function: str
+
+    @classmethod
+    def begin(
+        cls, directory: Path, embedder: Embedder, settings: dict[str, Any], function: str
+    ) -> "StoreWriter":
+        """A new write; one that was interrupted is rolled back."""
+        dim = check_integer(function, "embedder.dim", embedder.dim, 1)
+        base = Manifest.read(directory) if (directory / MANIFEST_FILE).exists() else None
+        journal = Journal(
+            embedder=embedder.name,
+            dim=dim,
+            data=base.data if base else f"data-{uuid4().hex}",
+            settings=settings,
+            embeddings_crc32=base.embeddings.crc32 if base else 0,
+        )
+        writer = cls(directory, embedder, base, journal, function)
+        check_embedder(function, embedder, writer.base or writer.journal)
+        refuse_link(writer._folder)
+        journal.write(directory)
+        writer._folder.mkdir(exist_ok=True)
+        writer._tidy()
+        return writer
+
+    @classmethod
+    def resume(
+        cls, directory: Path, embedder: Embedder, settings: dict[str, Any], function: str
+    ) -> "StoreWriter":
+        """The write that was interrupted. ValueError where it was another one."""
+        journal = Journal.read(directory)
+        if journal is None:
+            raise ValueError(f"{function}: no interrupted write in {directory}")
+        if journal.settings != settings:
+            changed = sorted(
+                name
+                for name in journal.settings.keys() | settings.keys()
+                if journal.settings.get(name) != settings.get(name)
+            )
+            raise ValueError(
+                f"{function}: the interrupted write in {directory} has other settings: "
+                + ", ".join(
+                    f"{name} was {journal.settings.get(name)!r}, is {settings.get(name)!r}"
+                    for name in changed
+                )
+            )
+        base = Manifest.read(directory) if (directory / MANIFEST_FILE).exists() else None
+        if base and base.data != journal.data:
+            raise ValueError(
+                f"{function}: the interrupted write in {directory} is into {journal.data}, the "
+                f"datastore is in {base.data} by now: restart rolls it back and begins anew"
+            )
+        writer = cls(directory, embedder, base, journal, function)
+        check_embedder(function, embedder, writer.base or writer.journal)
+        refuse_link(writer._folder)
+        writer._folder.mkdir(exist_ok=True)
+        if journal.shard is None:
+            writer._tidy()
+        return writer
+
+    @property
+    def _folder(self) -> Path:
+        return self.directory / self.journal.data
+
+    @property
+    def finished(self) -> bool:
+        """Whether a kill struck after the manifest was written and before the journal went."""
+        shard = self.journal.shard
+        return self.base is not None and shard is not None and shard in self.base.shards
+
+    def write_texts(self, rows: Iterable[Row], report: Callable[[], dict[str, Any]]) -> int:
+        """Write the shard's texts, unless they are written; how many there are.
+
+        Args:
+            rows: each with a "text" and the same further columns, whose values are scalars.
+            report: asked for what the manifest will say of the source, after the last row.
+        """
+        if self.journal.shard is None:
+            number = len(self.base.shards) if self.base else 0
+            file = self._folder / f"texts-{number:05}.arrow"
+            refuse_link(file)
+            count = _write_rows(self.function, rows, file, self._schema())
+            if count == 0:
+                return 0
+            sync(file)
+            sync(self._folder)
+            shard = DataFile(file.name, count, file.stat().st_size, crc32_of(file))
+            self.journal = replace(self.journal, shard=shard, source=report())
+            self.journal.write(self.directory)
+        assert self.journal.shard is not None
+        return self.journal.shard.count
+
+    def embed(self, bar: Progress, encode: EncodeBatches | None = None) -> None:
+        """Write the vectors of the texts that have none. What ``bar`` counts is on the disk.
+
+        Args:
+            bar: where progress is shown.
+            encode: gives the vectors of batches; the embedder, one after the other, when None.
+        """
+        # An index is built, and texts are searched, with FAISS: hours of embedding come before.
+        with needed_by(self.function):
+            import datasets
+            import faiss  # noqa: F401
+        encode = encode or encode_in_turn(self.function, self.embedder)
+        shard = self.journal.shard
+        assert shard is not None
+        check_file(self.function, self._folder, shard)
+        texts = datasets.Dataset.from_file(str(self._folder / shard.file))["text"]
+        task = bar.add_task("embedding", total=len(texts), completed=self.journal.embedded)
+        starts = range(self.journal.embedded, len(texts), _TEXTS_PER_ENCODE)
+        batches = (list(texts[start : start + _TEXTS_PER_ENCODE]) for start in starts)
+        done = self.journal.embedded
+        with self._vectors() as out, closing(encode(batches)) as encoded:
+            crc32, committed = self.journal.embeddings_crc32, time.monotonic()
+            for vectors in encoded:
+                block = vectors.tobytes()
+                out.write(block)
+                crc32 = zlib.crc32(block, crc32)
+                done += len(vectors)
+                if done == len(texts) or time.monotonic() - committed > _SECONDS_PER_COMMIT:
+                    out.flush()
+                    os.fsync(out.fileno())
+                    self.journal = replace(self.journal, embedded=done, embeddings_crc32=crc32)
+                    self.journal.write(self.directory)
+                    bar.update(task, completed=done)
+                    committed = time.monotonic()
+
+    def finish(self, thresholds: IndexThresholds) -> Manifest:
+        """Build the index, and make readers see the new texts."""
+        if self.base is None or not self.finished:
+            self.base = self._manifest(thresholds)
+            self.base.write(self.directory)
+        self._tidy()
+        (self.directory / JOURNAL_FILE).unlink()
+        sync(self.directory)
+        return self.base
+
+    def abandon(self) -> None:
+        """Leave the datastore as it was before this write; nothing where there was none."""
+        if self.base is None:
+            remove_data(self._folder)
+        else:
+            self._tidy()
+        (self.directory / JOURNAL_FILE).unlink()
+
+    def _manifest(self, thresholds: IndexThresholds) -> Manifest:
+        journal, shard = self.journal, self.journal.shard
+        assert shard is not None
+        before = self.base.count if self.base else 0
+        count = before + shard.count
+        vectors = DataFile(
+            EMBEDDINGS_FILE, count, count * journal.dim * 4, journal.embeddings_crc32
+        )
+        check_file(self.function, self._folder, vectors, checksum=False)
+        return Manifest(
+            embedder=journal.embedder,
+            dim=journal.dim,
+            count=count,
+            data=journal.data,
+            shards=(*(self.base.shards if self.base else ()), shard),
+            embeddings=vectors,
+            sources=(*(self.base.sources if self.base else ()), journal.source or {}),
+            index=build_index(self._folder, vectors, journal.dim, thresholds),
+        )
+
+    def _vectors(self) -> BinaryIO:
+        """The file of vectors, cut to what was committed, checked, and positioned at its end."""
+        journal = self.journal
+        rows = (self.base.count if self.base else 0) + journal.embedded
+        known = DataFile(EMBEDDINGS_FILE, rows, rows * journal.dim * 4, journal.embeddings_crc32)
+        file = self._folder / EMBEDDINGS_FILE
+        refuse_link(file)
+        file.touch()
+        if file.stat().st_size > known.bytes:
+            os.truncate(file, known.bytes)
+        check_file(self.function, self._folder, known)
+        return file.open("ab")
+
+    def _tidy(self) -> None:
+        """Remove what interrupted and replaced states left behind."""
+        wanted = {EMBEDDINGS_FILE}
+        if self.base:
+            wanted |= {shard.file for shard in self.base.shards}
+            wanted |= {self.base.index.file.file} if self.base.index.file else set()
+        for path in own_entries(self._folder, OWN_FILES):
+            if path.name not in wanted:
+                path.unlink()
+        for partial in own_entries(self.directory, OWN_PARTIALS):
+            partial.unlink()
+        for folder in own_entries(self.directory, OWN_DIRECTORIES):
+            if folder != self._folder:
+                remove_data(folder)
+        vectors = self._folder / EMBEDDINGS_FILE
+        refuse_link(vectors)
+        size = self.base.embeddings.bytes if self.base else 0
+        if vectors.exists() and vectors.stat().st_size > size:
+            os.truncate(vectors, size)
+
+    def _schema(self) -> pa.Schema | None:
+        """The columns of the datastore that is added to."""
+        if self.base is None:
+            return None
+        with pa.ipc.open_stream(str(self._folder / self.base.shards[0].file)) as shard:
+            return shard.schema
+
+
+def _write_rows(function: str, rows: Iterable[Row], file: Path, known: pa.Schema | None) -> int:
+    checked = _checked(function, rows)
+    first = list(islice(checked, _ROWS_PER_WRITE))
+    if not first:
+        return 0
+    schema = known or _schema(function, first)
+    if set(schema.names) != set(first[0]):
+        raise ValueError(
+            f"{function}: the datastore has the columns {', '.join(schema.names)}, "
+            f"got {', '.join(first[0])}"
+        )
+    count = 0
+    with pa.ipc.new_stream(str(file), schema) as writer:
+        batch = first
+        while batch:
+            try:
+                writer.write_batch(_record_batch(batch, schema))
+            except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+                raise ValueError(
+                    f"{function}: in rows {count} to {count + len(batch) - 1}, a value of the "
+                    f"metadata differs in type from those before it: {error}"
+                ) from error
+            count += len(batch)
+            batch = list(islice(checked, _ROWS_PER_WRITE))
+    return count
+
+
+def fraction_for(kind: pa.DataType, values: Iterable[object]) -> float | None:
+    """The first fraction among values for an integer type; Arrow would round it towards 0."""
+    if not pa.types.is_integer(kind):
+        return None
+    return next((v for v in values if isinstance(v, float) and not v.is_integer()), None)
+
+
+def _record_batch(rows: list[Row], schema: pa.Schema) -> pa.RecordBatch:
+    for field in schema:
+        fraction = fraction_for(field.type, (row.get(field.name) for row in rows))
+        if fraction is not None:
+            raise pa.ArrowInvalid(f"{field.name} is {field.type}, got {fraction!r}")
+    return pa.RecordBatch.from_pylist(rows, schema=schema)
+
+
+def _schema(function: str, rows: list[Row]) -> pa.Schema:
+    """A string "text" and the further columns, of the types that the first rows have."""
+    columns = [name for name in rows[0] if name != "text"]
+    found = [pa.field("text", pa.string())]
+    for name in columns:
+        try:
+            kind = pa.array([row.get(name) for row in rows]).type
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise ValueError(f"{function}: metadata {name} mixes types: {error}") from error
+        except OverflowError as error:
+            raise ValueError(f"{function}: metadata {name} is out of range: {error}") from error
+        if pa.types.is_null(kind):
+            kind = pa.string()
+        if not any(is_kind(kind) for is_kind in _SCALARS):
+            raise ValueError(
+                f"{function}: metadata {name} must be strings, numbers or booleans, got {kind}"
+            )
+        found.append(pa.field(name, kind))
+    return pa.schema(found)
+
+
+def _checked(function: str, rows: Iterable[Row]) -> Iterator[Row]:
+    for position, row in enumerate(rows):
+        check_text(function, f"texts[{position}]", row["text"])
+        yield row

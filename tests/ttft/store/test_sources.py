@@ -1,0 +1,227 @@
+"""Reading corpora of every kind, and what bad ones get."""
+
+import gzip
+import json
+import os
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from hullft_ops.ttft.store.sources import Counts, Source, SourceError
+
+RECORDS = [{"text": f"text {i} é", "domain": "ab"[i % 2], "year": 2000 + i} for i in range(5)]
+LINES = "".join(json.dumps(record) + "\n" for record in RECORDS)
+
+
+def read(corpus: object, **options: object) -> tuple[list[dict[str, object]], Counts]:
+    counts = Counts()
+    return list(Source(corpus, **options).records(counts)), counts
+
+
+def jsonl(path: Path) -> Path:
+    (path / "c.jsonl").write_text(LINES)
+    return path / "c.jsonl"
+
+
+def jsonl_zst(path: Path) -> Path:
+    """Two frames, as `cat` leaves them."""
+    halves = [LINES[:70].encode(), LINES[70:].encode()]
+    frames = [pa.Codec("zstd").compress(half, asbytes=True) for half in halves]
+    (path / "c.jsonl.zst").write_bytes(b"".join(frames))
+    return path / "c.jsonl.zst"
+
+
+def jsonl_gz(path: Path) -> Path:
+    (path / "c.jsonl.gz").write_bytes(gzip.compress(LINES.encode()))
+    return path / "c.jsonl.gz"
+
+
+def parquet(path: Path) -> Path:
+    pa.parquet.write_table(pa.Table.from_pylist(RECORDS), path / "c.parquet", row_group_size=2)
+    return path / "c.parquet"
+
+
+def saved(path: Path) -> Path:
+    datasets.Dataset.from_list(RECORDS).save_to_disk(str(path / "saved"))
+    return path / "saved"
+
+
+def in_memory(path: Path) -> datasets.Dataset:
+    return datasets.Dataset.from_list(RECORDS)
+
+
+@pytest.mark.parametrize("make", [jsonl, jsonl_zst, jsonl_gz, parquet, saved, in_memory])
+def test_every_kind_gives_the_same_records(make, tmp_path):
+    records, counts = read(make(tmp_path), metadata=("domain", "year"))
+    assert [{k: v for k, v in r.items() if k != "source"} for r in records] == RECORDS
+    assert (counts.records, counts.malformed) == (5, 0)
+    assert len({record["source"] for record in records}) == 5
+
+
+def test_a_folder_gives_its_files_by_name(tmp_path):
+    folder = tmp_path / "texts"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "b.txt").write_text("bee")
+    (folder / "a.md").write_text("naïve")
+    (folder / "deep" / "c").write_text("sea")
+    (folder / "picture.png").write_bytes(b"\x89PNG\xff")
+    (folder / "link.txt").symlink_to(folder / "b.txt")
+    records, counts = read(folder, max_bad_share=0.5)
+    assert records == [
+        {"text": "naïve", "source": "a.md"},
+        {"text": "bee", "source": "b.txt"},
+        {"text": "sea", "source": "deep/c"},
+    ]
+    assert counts.named == ["picture.png: not UTF-8"]
+
+
+def test_a_file_whose_name_is_no_text_is_malformed(tmp_path):
+    (tmp_path / "a").write_text("ay")
+    (tmp_path / os.fsdecode(b"b\xff")).write_text("bee")
+    records, counts = read(tmp_path, max_bad_share=0.5)
+    assert [record["source"] for record in records] == ["a"]
+    assert counts.named == ["b?: a name that is not UTF-8"]
+
+
+def test_hidden_files_are_left_out_but_in_a_folder_given(tmp_path):
+    folder = tmp_path / ".notes"
+    (folder / ".git" / "deep").mkdir(parents=True)
+    for name in ("a", ".b", ".git/c", ".git/deep/d"):
+        (folder / name).write_text(name)
+    assert [record["source"] for record in read(folder)[0]] == ["a"]
+    assert [record["source"] for record in read(folder / ".git")[0]] == ["c", "deep/d"]
+
+
+def test_hidden_folders_are_not_read(tmp_path, monkeypatch):
+    for folder in (".git/objects/a", "b/.cache/c"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "b" / "text").write_text("bee")
+    walked, scandir = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: walked.append(str(path)) or scandir(path))
+    assert [record["source"] for record in read(tmp_path)[0]] == ["b/text"]
+    assert walked == [str(tmp_path), str(tmp_path / "b")]
+
+
+def test_files_and_folders_are_in_one_order(tmp_path):
+    for name in ("b.txt", "b/z", "b-c/a", "b0", "a/b/c", "a/b.c", "B"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    paths = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    assert [record["source"] for record in read(tmp_path)[0]] == [
+        path.relative_to(tmp_path).as_posix() for path in paths
+    ]
+
+
+def test_another_text_column_and_a_source_of_its_own(tmp_path):
+    (tmp_path / "c.jsonl").write_text('{"body": "hello", "source": "page 3"}\n')
+    records, _ = read(tmp_path / "c.jsonl", text_column="body", metadata=("source",))
+    assert records == [{"text": "hello", "source": "page 3"}]
+
+
+def test_malformed_lines_are_counted_and_named(tmp_path):
+    lines = [b'{"text": "good"}', b"{oops", b'["x"]', b"", b'{"text": 3}', b"\xff", b"[" * 99999]
+    (tmp_path / "c.jsonl").write_bytes(b"\n".join([*lines, b'{"text": "\\ud800"}']) + b"\n")
+    records, counts = read(tmp_path / "c.jsonl", max_bad_share=0.9)
+    assert [record["source"] for record in records] == ["c.jsonl:1"]
+    assert (counts.records, counts.malformed) == (7, 6)
+    assert counts.named == [
+        "c.jsonl:2: not JSON",
+        "c.jsonl:3: not an object",
+        'c.jsonl:5: no string "text"',
+        "c.jsonl:6: not UTF-8",
+        "c.jsonl:7: not JSON",
+    ]
+
+
+@pytest.mark.parametrize(("share", "fails"), [(0.2, False), (0.19, True)])
+def test_too_many_malformed_lines_are_refused(tmp_path, share, fails):
+    (tmp_path / "c.jsonl").write_text(LINES[: LINES.rindex("{")] + "oops\n")
+    if not fails:
+        assert len(read(tmp_path / "c.jsonl", max_bad_share=share)[0]) == 4
+        return
+    with pytest.raises(
+        SourceError, match=r"1 of 5 records are malformed, .* 0.19 .*c.jsonl:5: not"
+    ):
+        read(tmp_path / "c.jsonl", max_bad_share=share)
+
+
+def test_a_bad_corpus_is_refused_before_all_of_it_is_read(tmp_path):
+    (tmp_path / "c.jsonl").write_text("oops\n" * 5000)
+    with pytest.raises(SourceError, match="100 of 100 records"):
+        read(tmp_path / "c.jsonl")
+
+
+@pytest.mark.parametrize("make", [jsonl, parquet, saved, in_memory])
+def test_missing_columns_are_named(make, tmp_path):
+    corpus = make(tmp_path)
+    with pytest.raises(SourceError, match="colour"):
+        read(corpus, metadata=("domain", "colour"))
+    with pytest.raises(SourceError, match="body"):
+        read(corpus, text_column="body")
+
+
+def test_metadata_does_not_take_the_place_of_the_text(tmp_path):
+    with pytest.raises(SourceError, match="must not name \"text\", .* of 'body', got year, text"):
+        Source(tmp_path / "c.jsonl", "body", ("year", "text"))
+
+
+def test_what_cannot_be_read_is_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere.jsonl: no such file or folder"):
+        read(tmp_path / "nowhere.jsonl")
+    (tmp_path / "c.csv").write_text("text\n")
+    with pytest.raises(SourceError, match=r"c.csv: must be .jsonl"):
+        read(tmp_path / "c.csv")
+    (tmp_path / "c.parquet").write_text("junk")
+    with pytest.raises(SourceError, match=r"c.parquet: not Parquet"):
+        read(tmp_path / "c.parquet")
+    datasets.DatasetDict({"train": in_memory(tmp_path)}).save_to_disk(str(tmp_path / "splits"))
+    with pytest.raises(SourceError, match="has the splits train: give the folder of one"):
+        read(tmp_path / "splits")
+
+
+def test_a_folder_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "b.txt").write_text("b")
+    (tmp_path / "a.txt").write_text("a")
+    scandir = os.scandir
+
+    def refuse(path):
+        if Path(path).name == "sub":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError, match="sub"):
+        read(tmp_path)
+
+
+def test_a_folder_that_looks_like_a_dataset_and_is_none(tmp_path):
+    (tmp_path / "dataset_dict.json").write_text("{}")
+    with pytest.raises(SourceError, match="not a saved dataset: KeyError"):
+        read(tmp_path)
+
+
+def test_one_name_is_no_sequence_of_names(tmp_path):
+    with pytest.raises(TypeError, match="metadata must be a sequence of names, got one str 'year'"):
+        Source(tmp_path / "c.jsonl", metadata="year")
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    (tmp_path / "c.jsonl").write_text(LINES, encoding="utf-8-sig")
+    records, counts = read(tmp_path / "c.jsonl")
+    assert len(records) == len(RECORDS)
+    assert counts.malformed == 0
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("a", encoding="utf-8-sig")
+    assert [record["text"] for record in read(tmp_path / "texts")[0]] == ["a"]
+
+
+def test_metadata_that_is_no_unicode_is_malformed(tmp_path):
+    lines = [{"text": "a", "domain": "\ud800"}] + [{"text": "b", "domain": "c"}] * 9
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    records, counts = read(tmp_path / "c.jsonl", metadata=("domain",), max_bad_share=0.2)
+    assert len(records) == 9
+    assert counts.named == ['c.jsonl:1: "domain" with half a surrogate pair']
