@@ -32,6 +32,7 @@ def state_of(model: nn.Module) -> dict[str, object]:
         found[f"{name}: place"] = buffer.data_ptr(), id(buffer)
     for name, module in model.named_modules():
         found[f"module {name}"] = id(module), type(module), module.training
+        found[f"module {name}: forward"] = vars(module).get("forward")
         for kind in _HOOKS:
             found[f"module {name}: {kind}"] = list(getattr(module, kind, ()))
     return found
