@@ -21,8 +21,8 @@ HULLFT_HD T larger(T x, T y) {
   return x > y ? x : y;
 }
 
-// The same between two points of any norm, given their squares. No other row counts: beside one that
-// is far longer, all points would be one. Equal points have no direction between them, even at 0.
+// The same between two points of any norm, given their squares. No other row counts: beside one
+// that is far longer all points would be one. Equal points are no direction apart, even at 0.
 template <typename T>
 HULLFT_HD bool is_rounding(T squared_length, T square, T other_square) {
   return double(squared_length) <= kMinSquaredLength * double(larger(square, other_square));
