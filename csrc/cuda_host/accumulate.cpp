@@ -1,10 +1,11 @@
 // grad_accumulate_ on CUDA. Schema: csrc/ops.cpp.
+#include "../cuda/accumulate.h"
+
 #include <torch/csrc/stable/library.h>
 
 #include <map>
 #include <vector>
 
-#include "../cuda/accumulate.h"
 #include "../host/flat_tensor.h"
 #include "../host/replay_checks.h"
 #include "context.h"

@@ -5,8 +5,8 @@
 #include <stdexcept>
 #include <string>
 
-#include "host/allocation.h"
 #include "cuda_host/device.h"
+#include "host/allocation.h"
 
 namespace {
 
