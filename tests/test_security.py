@@ -1,6 +1,7 @@
 """Nothing in the package can unpickle, run a model's own code, or print text as markup."""
 
 import ast
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,3 +101,13 @@ def test_embedders_are_loaded_by_a_version_that_runs_no_code_of_a_folder() -> No
 )
 def test_it_would_be_seen(line: str) -> None:
     assert list(dangers(ast.parse(line)))
+
+
+def test_the_tests_that_the_security_policy_names_are_there() -> None:
+    policy = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    table = policy.partition("## Which test shows it")[2]
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", table)
+    assert len(named) > 20
+    for path, test in named:
+        source = (ROOT / path).read_text(encoding="utf-8")
+        assert f"def {test or 'test_'}" in source, (path, test)
