@@ -1,8 +1,8 @@
-"""Whether a FAISS file is laid out as the indexes that `build_index` writes.
+"""Checking that a FAISS file has the layout that `build_index` writes.
 
-FAISS trusts the sizes in its files, so that a forged one could have it read or write anywhere.
-Every size is compared here with what the manifest says, before FAISS sees the file; what is left to
-it are numbers alone: centroids, codes and row numbers.
+FAISS trusts the sizes in its files, so a forged size could make it read or write anywhere. Here
+every size is compared with the manifest before FAISS sees the file. FAISS then reads only numbers:
+centroids, codes and row numbers.
 """
 
 import mmap
@@ -17,10 +17,10 @@ _EIGHT_BITS = 0  # faiss.ScalarQuantizer.QT_8bit
 
 
 def check_layout(file: Path, shape: tuple[int, int], facts: SearchIndex) -> None:
-    """Refuse a file that is not the index ``facts`` of a matrix of that shape.
+    """Refuse a file that is not the index ``facts`` of a matrix with that shape.
 
     Raises:
-        ValueError: a size in it is another one, or the file ends elsewhere.
+        ValueError: a size in it differs, or the file has another length.
     """
     with file.open("rb") as opened:
         if file.stat().st_size == 0:
@@ -30,7 +30,7 @@ def check_layout(file: Path, shape: tuple[int, int], facts: SearchIndex) -> None
 
 
 class _Walk:
-    """A place in the file, which moves on with what is read."""
+    """A position in the file. It moves on with every read."""
 
     def __init__(self, file: Path, content: mmap.mmap) -> None:
         self._file = file
@@ -42,7 +42,7 @@ class _Walk:
         self._expect("kind", self._bytes(4), _FOURCC[facts.kind])
         self._header(count, dim)
         self._expect("lists", self._one("Q"), facts.lists)
-        self._one("Q")  # lists to read, which each search says anew
+        self._one("Q")  # lists to read; each search sets its own number
         self._quantizer(facts.lists, dim)
         self._expect("direct map", (self._one("B"), self._one("Q")), (0, 0))
         code = self._scalar_code(dim) if facts.kind == "ivf" else self._product_code(dim)
@@ -94,7 +94,7 @@ class _Walk:
                 raise self._error("list sizes", length, f"at most {2 * lists}")
             pairs = self._many(length)
             places, sizes = pairs[::2], pairs[1::2]
-            # In FAISS each place is where a size goes.
+            # FAISS stores each size at its place.
             if len(places) != len(sizes) or any(place >= lists for place in places):
                 raise self._error("list numbers", "others", f"below {lists}")
             if len(set(places)) != len(places):
