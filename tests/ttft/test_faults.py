@@ -308,6 +308,24 @@ def test_a_parameter_without_storage_is_refused_before_it_is_copied(gpt2, make):
         pytest.fail("the body must not run")
 
 
+def test_an_attribute_that_cannot_be_put_back_is_named_and_all_else_is_back(gpt2, make, bits):
+    class Refuses(dict):
+        def clear(self):
+            raise TypeError("it is for reading")
+
+    gpt2.transformer.scales = Refuses(one=1)
+    finetuner, before = make(gpt2), bits(gpt2)
+    with (
+        pytest.raises(RuntimeError, match=r": transformer: it is for reading$"),
+        finetuner.adapted(PROMPT),
+    ):
+        gpt2.transformer.scales["two"] = 2
+    assert before.changed() == set()
+    del gpt2.transformer.scales
+    with finetuner.adapted(PROMPT):
+        pass
+
+
 @pytest.mark.parametrize(
     "fault", [MemoryError(), no_memory(), torch.OutOfMemoryError("x"), of_compiled_code()]
 )

@@ -1,7 +1,6 @@
 """The index that a size gets, its measured recall, and that it is right about what it returns."""
 
 import json
-import struct
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,6 @@ import pytest
 import torch
 
 from hullft_ops.ttft import Datastore
-from hullft_ops.ttft.store.index_layout import check_layout
 from hullft_ops.ttft.store.search import IndexThresholds, exact_search
 
 COUNT, DIM = 4000, 16
@@ -168,34 +166,6 @@ def test_lists_that_are_mostly_empty_are_searched(monkeypatch, sparse):
     assert b"sprs" in content
     _, ids = store.search(ThreeVectors().vectors[1:2], 400)
     assert sorted(ids[0].tolist()) == list(range(1, 1200, 3))
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ({0: 2**40}, "list sizes must be at most"),
-        ({0: 5}, "list numbers must be below"),
-        ({1: 2**40}, "list numbers must be below"),
-        ({1: 7, 3: 7}, "list numbers must be different ones"),
-        ({2: 1}, "rows in lists must be 1200"),
-    ],
-)
-def test_forged_list_numbers_are_refused(sparse, tmp_path, words, message):
-    """By the place of a word behind the kind: the length, then number and size of each list."""
-    store, content = sparse
-    forged, start = bytearray(content), content.index(b"sprs") + 4
-    for place, value in words.items():
-        struct.pack_into("<Q", forged, start + 8 * place, value)
-    file = tmp_path / "index-00.faiss"
-    file.write_bytes(forged)
-    shape = tuple(store.embeddings.shape)
-    with pytest.raises(ValueError, match=message):
-        check_layout(file, shape, store.manifest.index)
-    file.write_bytes(content)
-    check_layout(file, shape, store.manifest.index)
-    file.write_bytes(b"")
-    with pytest.raises(ValueError, match="it is empty"):
-        check_layout(file, shape, store.manifest.index)
 
 
 def test_an_index_outside_of_the_datastore_is_refused(given, tmp_path):

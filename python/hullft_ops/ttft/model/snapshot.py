@@ -78,7 +78,8 @@ class ModelSnapshot:
         for record in kept.in_order():
             try:
                 changes += record.restore()
-            except RuntimeError as error:
+            # Whatever one raises, the others are put back.
+            except Exception as error:
                 changes.append(f"{record.name}: {error}")
         changes += self._copy_back(kept)
         # An interrupt in the middle of training may have left them behind.
@@ -288,7 +289,7 @@ class _Attributes:
         self._attributes = attributes
         self._names = set(attributes)
         self._values: list[tuple[str, Any, Any]] = [
-            (key, value, value.copy() if isinstance(value, list | dict) else None)
+            (key, value, _items(value))
             for key, value in attributes.items()
             if _is_plain(key, value)
         ]
@@ -309,6 +310,12 @@ class _Attributes:
                 _refill(value, items)
             now[key] = value
         return []
+
+
+def _items(value: object) -> list[Any] | dict[Any, Any] | None:
+    if isinstance(value, list):
+        return list(value)
+    return dict(value) if isinstance(value, dict) else None
 
 
 _SCALAR = (bool, int, float, str, type(None))

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 from hullft_ops._extras import needed_by
 from hullft_ops.ttft._files import FULL, sync
 from hullft_ops.ttft.store.format import DataFile, SearchIndex, crc32_of
-from hullft_ops.ttft.store.index_layout import check_layout
 
 # Rows to gather or add at a time.
 _BLOCK_ROWS = 1 << 15
@@ -144,7 +143,7 @@ class ListSearch:
 
 
 def open_index(file: Path, matrix: np.ndarray, facts: SearchIndex) -> ListSearch:
-    """Check the layout of the index in ``file``, because FAISS trusts what it reads, and map it.
+    """Map the index in ``file``. FAISS trusts the file, and so do we.
 
     Raises:
         ValueError: it is not the index that ``facts`` describes.
@@ -152,7 +151,6 @@ def open_index(file: Path, matrix: np.ndarray, facts: SearchIndex) -> ListSearch
     with needed_by("Datastore.open"):
         import faiss
 
-    check_layout(file, (len(matrix), matrix.shape[1]), facts)
     try:
         index = faiss.read_index(str(file), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
     except RuntimeError as error:
@@ -182,8 +180,6 @@ def build_index(
     _write(index, file)
     sync(file)
     sync(folder)
-    # Another version of FAISS might use another layout, which nobody could open.
-    check_layout(file, (len(matrix), dim), facts)
     written = DataFile(file.name, vectors.count, file.stat().st_size, crc32_of(file))
     return replace(facts, file=written)
 
