@@ -74,12 +74,14 @@ _STAGES = ("embed", "search", "select", "tokenize", "forward", "backward", "step
 def run_adapt(
     config: Config, prompt: str, max_new_tokens: int | None, out: Console, *, device: str = "cpu"
 ) -> None:
-    """Adapt to ``prompt`` and print what was retrieved, with weights and counts, bits per byte of
-    the prompt before and after, seconds and, unless ``max_new_tokens`` is None, a continuation.
-    The model runs on ``device``.
+    """Adapt to ``prompt`` and print the results.
+
+    Prints the retrieved texts with weights and counts, the prompt's bits per byte before and after,
+    seconds and, unless ``max_new_tokens`` is None, a continuation. The model runs on ``device``.
 
     Raises:
-        ConfigError, InputError: something cannot be loaded, or the prompt cannot be adapted to.
+        ConfigError, InputError: something cannot be loaded, or the model cannot adapt to the
+            prompt.
         torch.OutOfMemoryError: memory ran out; the message says what to lower.
     """
     settings, place = _one(config), checked_device(device)
@@ -94,7 +96,7 @@ def run_adapt(
         ttft = TestTimeFinetuner(
             model, tokenizer, store, embedder, **finetuner_options(settings, config.seed)
         )
-    # A file's values may be of any type.
+    # A file's values may have any type.
     except (TypeError, ValueError) as error:
         raise ConfigError(str(error)) from error
     try:
@@ -127,7 +129,7 @@ def run_adapt(
             soft_wrap=True,
         )
     if continued is not None:
-        # Rich would wrap it, turn its tabs into spaces and take some of it for markup.
+        # Rich would wrap it, turn tabs into spaces and read some of it as markup.
         shown = printable(continued, lines=True) if out.is_terminal else continued
         out.file.write(f"{shown}\n")
 
@@ -150,7 +152,7 @@ def _open(config: Config) -> Datastore:
 def _table(report: AdaptationReport, store: Datastore) -> Table:
     table = Table(box=box.SIMPLE, title=f"{report.support_size} texts by {report.method}")
     for name in ("position", "weight", "steps"):
-        # The texts would take their room.
+        # Otherwise the texts would take the room of the numbers.
         table.add_column(name, justify="right", no_wrap=True, min_width=len(name))
     table.add_column("text", no_wrap=True, overflow="ellipsis")
     for index, weight, count in zip(report.indices, report.weights, report.counts, strict=True):

@@ -1,9 +1,9 @@
 """The main job end to end: adapt a language model to held-out passages of real text.
 
 A prompt is a passage of a document that the datastore does not hold. As in the papers of HullFT
-and SIFT, the prompt's own text is what is scored: a method retrieves the prompt's neighbours,
-finetunes on those it selects, and then the bits per byte of the prompt are measured. The prompt
-itself is never trained on.
+and SIFT, the prompt's own text is scored. A method retrieves the prompt's neighbours, finetunes on
+those it selects, and then the prompt's bits per byte are measured. The model never trains on the
+prompt itself.
 """
 
 import json
@@ -44,7 +44,7 @@ SCORED = "the prompt's own text, of a held-out document; it is retrieved for, ne
 
 _COLUMNS = ["bits per\nbyte", "against\nnone", "search\ns", "select\ns", "finetune\ns"]
 _COLUMNS += ["passes", "support"]
-# By their keys in demo.json: how they are shown, and their settings.
+# The methods by their keys in demo.json: their labels and their settings.
 METHODS: dict[str, tuple[str, Settings]] = {
     "none": (NONE, {}),
     "knn": ("kNN", {"method": "knn", "refresh": 1}),
@@ -58,7 +58,7 @@ class DemoOptions:
     """The options of ``hullft-ops demo``, whose help explains them.
 
     Raises:
-        InputError: a number out of its range, or no such device.
+        InputError: a number is out of range, or there is no such device.
     """
 
     model: str | None
@@ -89,11 +89,11 @@ class DemoOptions:
 def run_demo(options: DemoOptions, out: Console, log: Console) -> None:
     """Compare `METHODS` on held-out prompts: print a table, write a JSON and a PNG.
 
-    The table goes to ``out`` and progress to ``log``. The two files appear whole, and only when
-    every prompt has been run.
+    The table goes to ``out`` and progress to ``log``. The two files appear whole, and only after
+    every prompt has run.
 
     Raises:
-        InputError, ConfigError: the options cannot be met.
+        InputError, ConfigError: the options cannot work.
         NonFiniteLossError: a loss is not finite.
     """
     started = time.perf_counter()
@@ -179,7 +179,7 @@ def _check_sizes(corpus: Corpus, options: DemoOptions) -> None:
 def _run_all(
     evaluator: Evaluator, prompts: Sequence[Prompt], shared: Settings, log: Console
 ) -> tuple[list[Row], list[dict[str, Any]]]:
-    """A row for each prompt and setting, and what demo.json holds of each prompt."""
+    """A row for each prompt and setting, and the entry of each prompt in demo.json."""
     settings = {key: own | shared for key, (_, own) in METHODS.items() if own}
     evaluator.prepare(list(settings.values()))
     for setting in settings.values():
@@ -203,10 +203,10 @@ def _run_all(
 
 
 def compare(rows: Sequence[Row]) -> dict[str, Any]:
-    """Each method's means, and which is below which; HullFT is where both of its settings are.
+    """Each method's means, and which one is below which. HullFT counts if both settings do.
 
     Args:
-        rows: of every method but "none" on every prompt, the methods in the order of `METHODS`.
+        rows: rows of every method except "none" on every prompt, in the order of `METHODS`.
     """
     measured = Measurements.of(rows)
     configs = dict(zip(METHODS, measured.configs, strict=True))
@@ -265,7 +265,7 @@ def table(figures: dict[str, Any]) -> Table:
 
 
 def sentences(figures: dict[str, Any]) -> list[str]:
-    """What the table does not show: on how many prompts, and whether adapting hurts."""
+    """Facts that the table lacks: on how many prompts a method wins, and whether adapting hurts."""
     verdicts, lines = figures["verdicts"], []
     for other in ("none", "knn"):
         shown = ", ".join(

@@ -1,4 +1,4 @@
-"""What ``hullft-ops index`` and ``hullft-ops info DIR`` do."""
+"""The commands ``hullft-ops index`` and ``hullft-ops info DIR``."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class IndexRequest:
-    """The arguments of ``hullft-ops index``, by the same names; ``modes`` at most one.
+    """The arguments of ``hullft-ops index``, by the same names. ``modes`` has at most one.
 
-    ``workers`` are Ray's; this process alone when None.
+    ``workers`` are Ray's; None for this process alone.
     """
 
     source: Path
@@ -81,14 +81,14 @@ def run_index(request: IndexRequest, out: Console, log: Console) -> Datastore:
 
 
 def describe(path: Path, *, as_json: bool) -> str:
-    """What the datastore at ``path`` holds; every file is compared with its checksum.
+    """A description of the datastore at ``path``. Compares every file with its checksum.
 
     Raises:
         FileNotFoundError, ValueError: as `Datastore.open`.
     """
     store = Datastore.open(path)
     if as_json:
-        # DEL is the one control character that JSON leaves as it is.
+        # DEL is the only control character that JSON leaves as it is.
         return json.dumps(asdict(store.manifest), indent=2).replace("\x7f", "\\u007f")
     return "\n".join(_described(path, store))
 

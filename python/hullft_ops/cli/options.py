@@ -112,11 +112,11 @@ def workers_of(
     gpus: float | None,
     device: str | None = None,
 ) -> "Workers | None":
-    """The workers asked for; None for this process.
+    """The workers to use; None for this process.
 
     Raises:
-        ImportError: Ray is asked for and not installed.
-        ScaleError: a number out of range, or options of Ray without it.
+        ImportError: Ray is needed and not installed.
+        ScaleError: a number is out of range, or Ray's options come without Ray.
     """
     from hullft_ops.ttft.errors import ScaleError
 

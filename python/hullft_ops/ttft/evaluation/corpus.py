@@ -45,7 +45,7 @@ class CorpusError(ValueError):
     """A text that cannot make a datastore and prompts; the message says what is missing."""
 
 
-# Lines of a corpus that a message names.
+# A message names this many lines of a corpus.
 _NAMED_LINES = 3
 
 
@@ -262,7 +262,7 @@ def normalised(passage: str) -> str:
 
 
 def load_corpus(file: Path | None, log: Console) -> Corpus:
-    """The corpus in a JSONL file, or that of the installed packages; says what it left out.
+    """The corpus in a JSONL file, or of the installed packages. Logs the lines it leaves out.
 
     Raises:
         InputError: the file cannot be read, or there is no text.
@@ -284,7 +284,7 @@ def load_corpus(file: Path | None, log: Console) -> Corpus:
 def open_or_build(
     corpus: Corpus, embedder: Embedder, path: Path, log: Console
 ) -> tuple[Datastore, bool]:
-    """The corpus's datastore at ``path``, and whether it was there already.
+    """The corpus's datastore at ``path``, and whether it already existed.
 
     Raises:
         InputError: something that is not a datastore is in its place.
