@@ -114,7 +114,7 @@ def test_an_import_that_fails_for_another_reason_is_raised(monkeypatch: pytest.M
 def test_a_part_of_the_layer_that_is_missing_is_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "hullft_ops.ttft")
     monkeypatch.setitem(sys.modules, "hullft_ops.ttft.store.datastore", None)
-    with pytest.raises(ModuleNotFoundError, match=r"hullft_ops\.ttft\.datastore"):
+    with pytest.raises(ModuleNotFoundError, match=r"hullft_ops\.ttft\.store\.datastore"):
         importlib.import_module("hullft_ops.ttft")
 
 
