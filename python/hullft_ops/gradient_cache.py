@@ -1,4 +1,4 @@
-"""A cache of one gradient per example, for steps with it that are not consecutive."""
+"""A cache of one gradient per example, for steps that are not consecutive."""
 
 from collections.abc import Hashable, Iterable, Sequence
 
@@ -14,27 +14,28 @@ from hullft_ops.replay import ReplayAdam
 
 
 class GradientCache:
-    """One gradient per example, kept apart from ``.grad``, to step with again without a clone.
+    """One gradient per example, kept outside ``.grad``, to step with again without a clone.
 
-    For orders in which an example's steps are not consecutive::
+    Use it when an example's steps are not consecutive::
 
         loss(example).backward()
         cache.accumulate(example, beta=0)
         ...
         cache.replay(example, optimizer, repeats=2)
 
-    Buffers are allocated when an example first needs them and handed on to later examples when it
-    is dropped; all of them go when the cache does.
+    An example's first gradient allocates its buffers. Dropping the example passes them on to later
+    ones. All buffers go with the cache.
 
     Args:
-        params: the parameters whose gradients are kept. Those of DTensors are sharded alike.
-        dtype: of the cached gradients, float32, float64, bfloat16 or float16; None keeps each
+        params: the parameters whose gradients to keep. Gradients of DTensors are sharded alike.
+        dtype: dtype of the cached gradients: float32, float64, bfloat16 or float16; None for each
             parameter's own. bfloat16 halves the memory of float32 parameters, and the replay reads
-            it as it is.
+            it directly.
 
     Raises:
-        TypeError: a parameter that is not a tensor.
-        ValueError: no parameters, one given twice, one that is not floating, or another dtype.
+        TypeError: a parameter is not a tensor.
+        ValueError: there are no parameters, one comes twice or is not floating, or the dtype is
+            another one.
     """
 
     def __init__(self, params: Iterable[Tensor], dtype: torch.dtype | None = None) -> None:
@@ -65,12 +66,12 @@ class GradientCache:
         return example in self._cached
 
     def __len__(self) -> int:
-        """The number of examples cached."""
+        """The number of cached examples."""
         return len(self._cached)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all buffers in this process, those of dropped examples included."""
+        """Bytes of all buffers in this process, including those of dropped examples."""
         in_use = [t for entry in self._cached.values() for t in entry if t is not None]
         free = [t for buffers in self._free for t in buffers]
         return sum(local(t).nbytes for t in in_use + free)
@@ -79,23 +80,23 @@ class GradientCache:
     def accumulate(self, example: Hashable, *, alpha: float = 1.0, beta: float = 1.0) -> None:
         """Takes the parameters' present ``.grad``: ``cached = beta * cached + alpha * grad``.
 
-        An example that is not cached starts from zero; ``beta=0`` replaces what is cached. A
+        An example that is not cached starts from zero; ``beta=0`` replaces the cached gradient. A
         parameter whose ``.grad`` is None adds nothing, and :meth:`replay` leaves it alone unless it
-        had a gradient before. Arithmetic is float32, or float64 where the cache or the gradient is.
-        A CUDA graph repeats what it captured: an example that was not cached then starts from zero
-        at every replay.
+        had a gradient before. Arithmetic is float64 if the cache or the gradient is, else float32.
+        A CUDA graph repeats what it captured: an example that was not cached at that time starts
+        from zero at every replay.
 
         Args:
-            example: what the gradient is filed under, an index for instance.
+            example: the key of the gradient, for example an index.
             alpha: finite weight of the present gradient.
-            beta: finite weight of what is cached.
+            beta: finite weight of the cached gradient.
 
         Raises:
-            TypeError: a sparse gradient, alpha or beta that is not a number.
-            ValueError: no parameter has a gradient, a parameter changed its shape, alpha or beta
-                is not finite.
+            TypeError: a gradient is sparse, or alpha or beta is not a number.
+            ValueError: no parameter has a gradient, a parameter has changed its shape, or alpha or
+                beta is not finite.
         """
-        # Also where nothing is cached yet, so that no operator asks for beta.
+        # Checked here because no operator sees beta while nothing is cached.
         _checks.check_finite("GradientCache.accumulate", "alpha", alpha)
         _checks.check_finite("GradientCache.accumulate", "beta", beta)
         self._check_gradients()
@@ -137,7 +138,7 @@ class GradientCache:
     ) -> None:
         """Takes optimizer steps with the example's cached gradient.
 
-        ``repeats`` is that of :meth:`ReplayAdam.step`. No ``.grad`` is read or written.
+        ``repeats`` is as in :meth:`ReplayAdam.step`. It reads and writes no ``.grad``.
 
         Raises:
             KeyError: the example is not cached.
@@ -146,7 +147,7 @@ class GradientCache:
         optimizer.step(repeats=repeats, grads=self.gradients(example))
 
     def drop(self, example: Hashable) -> None:
-        """Forgets an example; its buffers serve later ones.
+        """Forgets an example. Later examples use its buffers.
 
         Raises:
             KeyError: the example is not cached.
@@ -158,7 +159,7 @@ class GradientCache:
                 buffers.append(buffer)
 
     def clear(self) -> None:
-        """Forgets every example; the buffers serve later ones."""
+        """Forgets every example. Later examples use the buffers."""
         for example in list(self._cached):
             self.drop(example)
 
@@ -188,7 +189,7 @@ class GradientCache:
         if self._free[i]:
             return self._free[i].pop()
         param = self._params[i]
-        # What is made in inference mode cannot be scaled outside of it.
+        # A tensor made in inference mode cannot be scaled outside of it.
         with torch.inference_mode(False):
             return torch.empty_like(param, dtype=self._dtype, memory_format=torch.preserve_format)
 

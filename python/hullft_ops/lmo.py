@@ -1,7 +1,7 @@
-"""One linear-minimisation step of Frank-Wolfe, for loops of one's own.
+"""One linear-minimisation step of Frank-Wolfe, for your own loops.
 
-Frank and Wolfe, *An Algorithm for Quadratic Programming* (1956); the problem and its notation are
-those of :func:`hullft_ops.fw_select`.
+Frank and Wolfe, *An Algorithm for Quadratic Programming* (1956). The problem and its notation are
+as in :func:`hullft_ops.fw_select`.
 """
 
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from hullft_ops._ops import check_same_device, passed, real_of, register_fake
 class LmoStep(NamedTuple):
     """Where to move, and how far, for one query or a batch (``..`` is ``[]`` or ``[B]``).
 
-    All but the vertex are float64 for float64 pools and float32 for all others.
+    All fields except the vertex are float64 for float64 pools and float32 for all others.
     """
 
     vertex: torch.Tensor
@@ -40,21 +40,22 @@ def fw_lmo(
 ) -> LmoStep:
     """The vertex of the pool's hull to move toward from ``current``, with exact line search.
 
-    Vectors may have any norm. Between points that differ by less than 1e-6 of the longer, the
-    difference is taken for rounding, and ``gamma`` is 0.
+    Vectors may have any norm. If two points differ by less than 1e-6 of the longer one, the
+    difference counts as rounding, and ``gamma`` is 0.
 
     Args:
         pool: [K, d], shared by a batch of queries, or [B, K, d]. float32, float64, bfloat16 or
             float16; the arithmetic is float64 on the CPU.
         query: [d] or [B, d], of the pool's dtype and device.
-        current: like ``query``: the point reached so far, a convex combination of the pool.
+        current: shaped like ``query``: the current point, a convex combination of the pool.
         pool_sizes: int64 [B]: query b sees only the first ``pool_sizes[b]`` rows of its pool.
 
     Raises:
-        TypeError: an argument of the wrong type or dtype.
-        ValueError: shapes or devices that do not fit, an empty pool, NaN or infinity.
-        RuntimeError, torch.OutOfMemoryError: on CUDA, of a device that cannot run the kernels, or
-            without the memory. Bad values show in the outputs there: a vertex of -1, and NaN.
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: shapes or devices do not fit, a pool is empty, or a value is NaN or infinity. On
+            CUDA bad values show in the outputs instead: a vertex of -1, and NaN.
+        RuntimeError, torch.OutOfMemoryError: on CUDA, the device cannot run the kernels, or memory
+            ran out.
     """
     op = "fw_lmo"
     _checks.check_float_tensor(op, "pool", pool)

@@ -1,9 +1,9 @@
 """Reusing a gradient: Adam that takes several steps with one.
 
-An example of multiplicity c is trained on c times, but its gradient is recomputed only every few
-steps and applied again in between (Gradient Reuse: Khamis and Maalouf, *Efficient Test-Time
-Finetuning of LLMs via Convex Reconstruction and Gradient Caching*, arXiv:2605.30337). Consecutive
-steps with one gradient are one sweep over memory here, whatever their number.
+A model takes c steps on an example of multiplicity c, but computes its gradient only every few
+steps and applies it again in between (Gradient Reuse: Khamis and Maalouf, *Efficient Test-Time
+Finetuning of LLMs via Convex Reconstruction and Gradient Caching*, arXiv:2605.30337). Here
+consecutive steps with one gradient are one sweep over memory, whatever their number.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,20 +32,21 @@ _STATE = ("step", "exp_avg", "exp_avg_sq")
 class ReplayAdam(Optimizer):
     """Adam and AdamW with ``step(repeats=r)``: r steps with one gradient in one sweep over memory.
 
-    The result is that of r calls of :class:`torch.optim.Adam` (or AdamW) with the gradient held
-    fixed: bias correction advances at every step and weight decay acts on the moving parameter.
-    Parameters, gradient and moments are read once and parameters and moments written once, so that
-    a few steps cost about what one does. ``state_dict`` is interchangeable with
-    ``torch.optim.Adam`` and ``AdamW`` in both directions.
+    The result equals r calls of :class:`torch.optim.Adam` (or AdamW) with the gradient held fixed:
+    bias correction advances at every step and weight decay acts on the moving parameter. The sweep
+    reads parameters, gradient and moments once and writes parameters and moments once, so a few
+    steps cost about as much as one. ``state_dict`` is interchangeable with ``torch.optim.Adam`` and
+    ``AdamW`` in both directions.
 
     Parameters are float32, float64, bfloat16 or float16, dense in any order of dimensions or
     strided, and share no memory. Gradients may have another of these dtypes and other strides.
-    Arithmetic is float64 for float64 parameters and float32 for all others, to which the gradient
-    is rounded first. Moments have the parameter's dtype. 16-bit parameters and moments are rounded
-    once a call, not once a step, which makes ``step(repeats=r)`` more accurate than r calls.
-    The result does not depend on the number of threads.
+    Arithmetic is float64 for float64 parameters and float32 for all others; the gradient is rounded
+    to that first. Moments have the parameter's dtype. 16-bit parameters and moments are rounded
+    once per call, not once per step, so ``step(repeats=r)`` is more accurate than r calls. The
+    result does not depend on the number of threads.
 
-    Parameters may be DTensors, sharded or replicated, as FSDP2 makes them. Their moments are too.
+    Parameters may be DTensors, sharded or replicated, as FSDP2 makes them. Their moments are then
+    DTensors too.
 
     Args:
         params: parameters, named parameters or groups of them, as for any torch optimizer.
@@ -53,22 +54,23 @@ class ReplayAdam(Optimizer):
         betas: decay rates of the first and second moment, each in [0, 1).
         eps: added to the root of the second moment.
         weight_decay: L2 penalty, or decoupled decay.
-        amsgrad, differentiable: False, as torch's Adam has them by default.
-        foreach, fused: taken for Adam's sake; there is one implementation. They exclude each other.
+        amsgrad, differentiable: must be False, the default of torch's Adam.
+        foreach, fused: accepted as by Adam, but there is only one implementation. They exclude each
+            other.
         maximize: step along the gradient instead of against it.
-        capturable: keep step counts beside the parameters, and read an ``lr`` that is a tensor
-            there too, so that steps can be captured in a CUDA graph. Neither is checked then. An
-            ``lr`` that is a number, or on the CPU, is captured as it is.
+        capturable: keep step counts beside the parameters, and read the learning rate there too if
+            it is a tensor, so that a CUDA graph can capture steps. Neither is checked then. A
+            number, or a rate on the CPU, is captured with its present value.
         decoupled_weight_decay: decay the parameter itself, as AdamW does.
-        rounding_seed: round bfloat16 parameters up or down at random, right on average, instead of
-            to nearest, which loses steps below half a unit in the last place. The random bits
-            depend on this seed, the step count, which parameters of a group are stepped together,
-            and the place of a value in its parameter's memory, or its shard's: they are the same on
-            every device, for any number of threads. From 0 to 2147483647.
+        rounding_seed: round bfloat16 parameters up or down at random, right on average. Rounding to
+            nearest loses steps below half a unit in the last place. The random bits depend on this
+            seed, the step count, which parameters of a group step together, and a value's place in
+            the memory of its parameter or shard. They are the same on every device and for any
+            number of threads. From 0 to 2147483647.
 
     Raises:
-        TypeError: an option of another type.
-        ValueError: an option out of its range, or a parameter that is not floating.
+        TypeError: an option has the wrong type.
+        ValueError: an option is out of range, or a parameter is not floating.
 
     After Kingma and Ba, *Adam: A Method for Stochastic Optimization* (2015), and Loshchilov and
     Hutter, *Decoupled Weight Decay Regularization* (2019).
@@ -104,7 +106,7 @@ class ReplayAdam(Optimizer):
             "fused": fused,
             "decoupled_weight_decay": decoupled_weight_decay,
         }
-        if rounding_seed is not None:  # otherwise the defaults are those of torch.optim.Adam
+        if rounding_seed is not None:  # otherwise the defaults equal torch.optim.Adam's
             defaults["rounding_seed"] = _checks.check_integer(
                 "ReplayAdam", "rounding_seed", rounding_seed, 0
             )
@@ -131,12 +133,12 @@ class ReplayAdam(Optimizer):
         super().__setstate__(state)
         for group in self.param_groups:
             group.setdefault("maximize", False)
-            # torch's older AdamW has no name for what it is.
+            # torch's older AdamW does not have this option.
             decoupled = self.defaults["decoupled_weight_decay"]
             group.setdefault("decoupled_weight_decay", decoupled)
             for name, value in TORCH_OPTIONS.items():
                 group.setdefault(name, value)
-            # A state of torch's own Adam says nothing of it.
+            # A state of torch's own Adam lacks it.
             if "rounding_seed" in self.defaults:
                 group.setdefault("rounding_seed", self.defaults["rounding_seed"])
             for param in group["params"]:
@@ -174,25 +176,26 @@ class ReplayAdam(Optimizer):
         """Takes steps with the present gradients.
 
         Args:
-            closure: evaluated once, with gradients enabled, before the steps; its loss is returned.
-            repeats: how many steps, at least 1, for all groups. None takes each group's own option
-                ``"repeats"``, which goes through wrappers that call ``step()`` without arguments;
-                a group without one takes a single step.
-            grads: the gradient of each parameter that is to move, in place of every ``.grad``; of
-                the parameter's shape and device and any of the four dtypes, and of a DTensor's mesh
-                and placements. Not with a closure. See :class:`GradientCache`.
+            closure: evaluated once before the steps, with gradients enabled; its loss is returned.
+            repeats: how many steps to take in all groups, at least 1. None takes each group's own
+                option ``"repeats"``, which works through wrappers that call ``step()`` without
+                arguments. A group without that option takes one step.
+            grads: the gradient of each parameter to move, in place of every ``.grad``. It has the
+                parameter's shape and device, a DTensor's mesh and placements, and any of the four
+                dtypes. Not with a closure. See :class:`GradientCache`.
 
-        Parameters without a gradient are left alone. What is refused is refused before any
-        parameter is written, in whatever group.
+        Parameters without a gradient stay as they are. An error is raised before any parameter of
+        any group is written.
 
         Raises:
-            TypeError: ``repeats`` is not an int, ``grads`` no mapping of tensors, a gradient is
-                sparse or alone a DTensor, or the state holds something else than tensors.
-            ValueError: ``repeats < 1``, an option that has gone out of its range, a gradient or
-                moment of another shape, device, mesh or placements, parameters that are Partial,
-                whose memory overlaps, views that interleave among them, or that have no storage,
-                ``grads`` for a tensor that is no parameter of this optimizer.
-            RuntimeError: captured in a CUDA graph without ``capturable``, or before
+            TypeError: ``repeats`` is not an int, ``grads`` is not a mapping of tensors, a gradient
+                is sparse, only one of gradient and parameter is a DTensor, or the state holds
+                something other than tensors.
+            ValueError: ``repeats < 1``; an option is now out of range; a gradient or moment has
+                another shape, device, mesh or placements; a parameter is Partial, overlaps or
+                interleaves with another in memory, or has no storage; or ``grads`` has a tensor
+                that is not a parameter of this optimizer.
+            RuntimeError: a CUDA graph captures the step without ``capturable``, or before
                 :meth:`make_state`.
         """
         if repeats is not None:
@@ -215,7 +218,7 @@ class ReplayAdam(Optimizer):
             for group, found in rows
             for columns in by_device(found)
         ]
-        if len(calls) > 1:  # one alone checks its tensors before it writes
+        if len(calls) > 1:  # a single call checks its tensors before it writes
             _check_together(calls)
         for columns, options in calls:
             ops.adam_replay_(*columns, **options)
@@ -227,8 +230,8 @@ class ReplayAdam(Optimizer):
     def reset(self) -> None:
         """Zeroes moments and step counts in place, as if no step had been taken.
 
-        The next steps are those of a newly made optimizer with the present options; nothing is
-        allocated again.
+        The next steps equal those of a new optimizer with the present options. Nothing is allocated
+        again.
         """
         for param_state in self.state.values():
             for name in _STATE:
@@ -239,20 +242,20 @@ class ReplayAdam(Optimizer):
     def make_state(self) -> None:
         """Makes moments and step count of every parameter that has none, as its first step would.
 
-        Made before what is freed again, activations for instance, they do not come to lie where
-        that was, in the way of what needs as much room next. Made before a step is captured in a
-        CUDA graph, they are not made anew at every replay.
+        Call it before you allocate memory that is freed again, such as activations. Otherwise the
+        moments may settle in the freed memory and block the next allocation of that size. Call it
+        before a CUDA graph captures a step, or every replay makes the state again.
 
         Raises:
-            RuntimeError: called while a CUDA graph is captured.
+            RuntimeError: a CUDA graph is being captured.
         """
         for group in self.param_groups:
             for param in group["params"]:
                 self._state_of(param, group)
 
     def _seed_of(self, group: Mapping[str, Any], first: Tensor) -> int | None:
-        """For the parameters of a call, which are told apart by their places in it: other calls of
-        the same step have other first ones."""
+        """A seed for the parameters of one call. Within a call their places tell them apart; other
+        calls of the same step begin with another parameter."""
         if group.get("rounding_seed") is None:
             return None
         seed = _checks.check_integer("ReplayAdam", "rounding_seed", group["rounding_seed"], 0)
@@ -260,7 +263,7 @@ class ReplayAdam(Optimizer):
         return seed + next(i for i, param in enumerate(params) if param is first)
 
     def _check_capture(self) -> None:
-        """A CUDA graph would repeat a step count that is read on the CPU."""
+        """Refuse a capture that would repeat a step count from the CPU at every replay."""
         for i, group in enumerate(self.param_groups):
             of_devices = {param.device: param for param in group["params"]}
             if not any(map(_is_captured, of_devices.values())):
@@ -300,7 +303,7 @@ class ReplayAdam(Optimizer):
     def _rows(
         self, group: dict[str, Any], grads: Mapping[Tensor, Tensor] | None
     ) -> Iterator[tuple[Tensor, ...]]:
-        """Parameter, gradient, moments and step count of each parameter that is to move."""
+        """Parameter, gradient, moments and step count of each parameter that will move."""
         for i, param in enumerate(group["params"]):
             grad = param.grad if grads is None else grads.get(param)
             if grad is None:
@@ -330,12 +333,12 @@ class ReplayAdam(Optimizer):
 def _is_captured(param: Tensor) -> bool:
     if not param.is_cuda:
         return False
-    with torch.cuda.device(param.device):  # a device has a current stream of its own
+    with torch.cuda.device(param.device):  # each device has its own current stream
         return torch.cuda.is_current_stream_capturing()
 
 
 def _new_state(param: Tensor, capturable: bool) -> dict[str, Tensor]:
-    # What is made in inference mode cannot be zeroed or loaded into outside of it.
+    # A tensor made in inference mode cannot be zeroed or loaded into outside of it.
     with torch.inference_mode(False):
         step = torch.zeros((), dtype=torch.float32, device=param.device if capturable else "cpu")
         moments = (torch.zeros_like(param, memory_format=torch.preserve_format) for _ in _STATE[1:])
@@ -343,7 +346,7 @@ def _new_state(param: Tensor, capturable: bool) -> dict[str, Tensor]:
 
 
 def _check_together(calls: Sequence[tuple[tuple[list[Tensor], ...], dict[str, Any]]]) -> None:
-    """Refuses what any of the calls would, and memory that two of them share."""
+    """Refuses what any of the calls would refuse, and memory that two of them share."""
     for device in dict.fromkeys(columns[0][0].device for columns, _ in calls):
         there = [call for call in calls if call[0][0][0].device == device]
         joined = zip(*(columns for columns, _ in there), strict=True)

@@ -1,6 +1,6 @@
 """Selecting the texts to finetune on: Frank-Wolfe, its integer counts, and nearest neighbours.
 
-The method is that of Khamis and Maalouf, *Efficient Test-Time Finetuning of LLMs via Convex
+The method comes from Khamis and Maalouf, *Efficient Test-Time Finetuning of LLMs via Convex
 Reconstruction and Gradient Caching* (arXiv:2605.30337).
 """
 
@@ -20,13 +20,13 @@ from hullft_ops._ops import (
 
 
 class Selection(NamedTuple):
-    """What was selected, for one query or a batch (``..`` is ``[]`` or ``[B]``).
+    """The selection for one query or a batch (``..`` is ``[]`` or ``[B]``).
 
     Weights, residual and gap are float64 for float64 pools and float32 for all others.
 
-    On CUDA, where raising would wait for the device, NaN, infinity, and sizes and candidates out of
-    range show in what their query gets: -1 in ``indices`` and ``num_iter``, a ``support_size`` of
-    0, and NaN in weights, residual and gap.
+    On CUDA, raising would wait for the device. There NaN, infinity, and sizes or candidates out of
+    range show in the outputs of their query: -1 in ``indices`` and ``num_iter``, a ``support_size``
+    of 0, and NaN in weights, residual and gap.
     """
 
     indices: torch.Tensor
@@ -71,7 +71,7 @@ def _check_fw_options(
     variant: str,
     swap_passes: int,
 ) -> tuple[int, int, float, float, str, int]:
-    """The options in the operators' order."""
+    """The checked options, in the operators' order."""
     n_select = _checks.check_integer(op, "n_select", n_select, 1)
     max_iter = _checks.check_integer(op, "max_iter", max_iter, 0)
     _checks.check_tolerance(op, "tol", tol)
@@ -101,37 +101,38 @@ def fw_select(
     differentiable.
 
     Vectors may have any norm: scaling pool and query by one power of two scales ``residual`` and
-    ``gap`` and changes nothing else. ``gap_tol`` alone is absolute. A direction shorter than 1e-6
-    of the longer of the two points it joins is taken for rounding: "vanilla" and "away" stop at
-    it, "pairwise" moves the whole weight along it.
+    ``gap`` and changes nothing else. Only ``gap_tol`` is absolute. A direction counts as rounding
+    if it is shorter than 1e-6 of the longer of the two points it joins. "vanilla" and "away" stop
+    there; "pairwise" moves the whole weight along it.
 
-    An exact line search leaves the two atoms of a pairwise step level, so that rounding decides
-    which of them the next step takes from: with another instruction set, or on CUDA, "pairwise" may
-    end with another support of about the same residual. ``max_iter`` is often what ends it.
+    An exact line search leaves the two atoms of a pairwise step equally good, so rounding decides
+    which of them the next step takes from. With another instruction set, or on CUDA, "pairwise" may
+    end with another support of about the same residual. Often only ``max_iter`` stops it.
 
-    As published, "vanilla" begins with one row and takes a step before it looks whether the support
-    is full: with ``n_select=1`` it ends with two, returns the one of larger weight with that
-    weight, and reports residual and gap of both. The other variants keep to one.
+    As published, "vanilla" begins with one row and takes a step before it checks whether the
+    support is full. With ``n_select=1`` it ends with two rows, returns the one with the larger
+    weight and that weight, and reports residual and gap of both. The other variants keep to one.
 
     Args:
         pool: [K, d], shared by a batch of queries, or [B, K, d]. float32, float64, bfloat16 or
             float16; the state is float64 on the CPU. Any strides; only a last dimension that is
             not dense is copied.
         query: [d] or [B, d], of the pool's dtype and device.
-        n_select: the largest support, and what the counts sum to. It may exceed K.
+        n_select: the largest support, and the sum of the counts. It may exceed K.
         max_iter: the largest number of steps.
         tol: stop when the residual norm is below this share of the query's norm.
-        gap_tol: stop when the Frank-Wolfe gap is at most this, a squared length; 0 is never.
-        variant: ``"vanilla"`` stops when the support is full; ``"away"`` and ``"pairwise"``
-            (Lacoste-Julien and Jaggi, 2015) drop atoms, and with a full support go on within it.
+        gap_tol: stop when the Frank-Wolfe gap, a squared length, is at most this; 0 never stops.
+        variant: ``"vanilla"`` stops when the support is full. ``"away"`` and ``"pairwise"``
+            (Lacoste-Julien and Jaggi, 2015) drop atoms, and go on within a full support.
         swap_passes: passes of single-unit swaps that improve the counts.
         pool_sizes: int64 [B]: query b sees only the first ``pool_sizes[b]`` rows of its pool.
 
     Raises:
-        TypeError: an argument of the wrong type or dtype.
-        ValueError: shapes, devices or options that do not fit, an empty pool, NaN or infinity.
-        RuntimeError, torch.OutOfMemoryError: on CUDA, of a device that cannot run the kernels, or
-            without the memory. Bad values show in the outputs there, see :class:`Selection`.
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: shapes, devices or options do not fit, a pool is empty, or a value is NaN or
+            infinity. On CUDA bad values show in the outputs instead, see :class:`Selection`.
+        RuntimeError, torch.OutOfMemoryError: on CUDA, the device cannot run the kernels, or memory
+            ran out.
     """
     op = "fw_select"
     _checks.check_float_tensor(op, "pool", pool)
@@ -177,20 +178,20 @@ def fw_select_indexed(
     swap_passes: int = 2,
     pool_sizes: torch.Tensor | None = None,
 ) -> Selection:
-    """:func:`fw_select` on pools that are rows of one embedding matrix, which are read in place.
+    """:func:`fw_select` on pools that are rows of one embedding matrix, which it reads in place.
 
-    The answer is that of ``fw_select(embeddings[candidates], query, ...)``: its ``indices`` are
-    positions in ``candidates``; ``candidates.gather(-1, indices.clamp(min=0))`` are rows of
+    The answer equals ``fw_select(embeddings[candidates], query, ...)``: its ``indices`` are
+    positions in ``candidates``, and ``candidates.gather(-1, indices.clamp(min=0))`` are rows of
     ``embeddings``.
 
     Args:
-        embeddings: [M, d], of any dtype that a pool may have.
-        candidates: int64 [K] or [B, K]: rows of ``embeddings``, such as a search returns them.
-        query: [d] or [B, d], with a batch exactly when ``candidates`` has one.
-        pool_sizes: int64 [B]: only the first ``pool_sizes[b]`` candidates of query b are read.
+        embeddings: [M, d], in any dtype that a pool may have.
+        candidates: int64 [K] or [B, K]: rows of ``embeddings``, for example from a search.
+        query: [d] or [B, d], with a batch exactly if ``candidates`` has one.
+        pool_sizes: int64 [B]: reads only the first ``pool_sizes[b]`` candidates of query b.
 
-    The other arguments and the errors are those of :func:`fw_select`; a candidate outside
-    ``0..M-1`` is a ValueError.
+    The other arguments and the errors are as in :func:`fw_select`. A candidate outside ``0..M-1``
+    raises a ValueError.
     """
     op = "fw_select_indexed"
     _checks.check_float_tensor(op, "embeddings", embeddings)
@@ -240,30 +241,30 @@ def integerize(
 ) -> torch.Tensor:
     """Rounds convex weights to counts that sum to ``n_select`` and keep the query close.
 
-    Minimises ``||query - support.T @ counts / n_select||^2`` by rounding down, giving the units
-    that remain one by one where each helps most, and ``swap_passes`` passes of single-unit swaps.
-    Ties go to the lowest index. A swap must lower that squared distance by more than 1e-14 of the
+    Minimises ``||query - support.T @ counts / n_select||^2``. It rounds down, gives each remaining
+    unit to the row where it helps most, and makes ``swap_passes`` passes of single-unit swaps. Ties
+    go to the lowest index. A swap must lower that squared distance by more than 1e-14 of the
     support's largest squared norm.
 
     Args:
         support: [m, d] or [B, m, d], float32, float64, bfloat16 or float16.
         query: [d] or [B, d], of the support's dtype and device.
-        weights: [m] or [B, m], float32 or float64. Negative ones count as 0, their sum as 1; if
-            none is positive they count as equal.
-        n_select: what each row of counts sums to.
-        swap_passes: the largest number of passes; one without a swap is the last.
-        support_sizes: int64 [B]: query b uses only the first ``support_sizes[b]`` rows; the counts
-            of the others are 0.
+        weights: [m] or [B, m], float32 or float64. Negative ones count as 0, and the rest is scaled
+            to sum to 1. If none is positive, all count as equal.
+        n_select: the sum of each row of counts.
+        swap_passes: the largest number of passes; a pass without a swap is the last.
+        support_sizes: int64 [B]: query b uses only the first ``support_sizes[b]`` rows; the other
+            rows get counts of 0.
 
     Returns:
         int64 [m] or [B, m], every count >= 0.
 
     Raises:
-        TypeError: an argument of the wrong type or dtype.
-        ValueError: shapes or devices that do not fit, an empty support, NaN or infinity, weights
-            whose sum float64 does not hold.
-        RuntimeError, torch.OutOfMemoryError: on CUDA, of a device that cannot run the kernels, or
-            without the memory. Bad values give counts of -1 there.
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: shapes or devices do not fit, a support is empty, a value is NaN or infinity, or
+            the sum of the weights overflows float64. On CUDA bad values give counts of -1 instead.
+        RuntimeError, torch.OutOfMemoryError: on CUDA, the device cannot run the kernels, or memory
+            ran out.
     """
     op = "integerize"
     _checks.check_float_tensor(op, "support", support)
@@ -316,10 +317,11 @@ def knn_select(
     *,
     pool_sizes: torch.Tensor | None = None,
 ) -> Selection:
-    """The ``n_select`` nearest rows of the pool by inner product, each once and of equal weight.
+    """The ``n_select`` nearest rows of the pool by inner product, each once and with equal weight.
 
-    Arguments, result and errors are those of :func:`fw_select`; ``n_select`` beyond a pool is a
-    ValueError. Nearest first, lower index first on ties; ``num_iter`` is 0.
+    Arguments, result and errors are as in :func:`fw_select`. An ``n_select`` beyond the size of a
+    pool raises a ValueError. The nearest row comes first, on ties the lower index. ``num_iter`` is
+    0.
     """
     op = "knn_select"
     _checks.check_float_tensor(op, "pool", pool)

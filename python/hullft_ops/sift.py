@@ -1,6 +1,6 @@
 """SIFT: the texts whose noisy observation leaves the least variance at the query.
 
-The method is that of Hübotter, Bongni, Hakimi and Krause, *Efficiently Learning at Test-Time:
+The method comes from Hübotter, Bongni, Hakimi and Krause, *Efficiently Learning at Test-Time:
 Active Fine-Tuning of LLMs* (arXiv:2410.08020).
 """
 
@@ -15,11 +15,11 @@ from hullft_ops.selection import Selection, repeated
 
 
 class SiftSelection(NamedTuple):
-    """What SIFT picked, for one query or a batch (``..`` is ``[]`` or ``[B]``).
+    """SIFT's picks for one query or a batch (``..`` is ``[]`` or ``[B]``).
 
-    The first seven fields are those of a :class:`Selection` in which each of the ``n_select`` picks
-    has the weight ``1 / n_select``; ``picks`` tells their order. Weights, residual, gap and
-    variance are float64 for float64 pools and float32 for all others.
+    The first seven fields form a :class:`Selection` in which each of the ``n_select`` picks has the
+    weight ``1 / n_select``. ``picks`` holds their order. Weights, residual, gap and variance are
+    float64 for float64 pools and float32 for all others.
     """
 
     indices: torch.Tensor
@@ -45,12 +45,11 @@ class SiftSelection(NamedTuple):
 
     @property
     def selection(self) -> Selection:
-        """Without the order."""
+        """The picks as a `Selection`, without their order."""
         return Selection(*self[:7])
 
     def multiset(self) -> torch.Tensor:
-        """int64 [.., n_select]: every index repeated ``counts`` times, the most often picked
-        first."""
+        """int64 [.., n_select]: every index repeated ``counts`` times, the largest count first."""
         return repeated(self.indices, self.counts)
 
 
@@ -64,32 +63,33 @@ def sift_select(
 ) -> SiftSelection:
     """Picks one row after another, each time the one that lowers the variance at the query most.
 
-    The model is a Gaussian process with the linear kernel ``x @ y``, of which picking a row is an
-    observation with independent noise; a row may be picked repeatedly. Each pick costs one product
-    of the pool with a vector and O(K n) more after n picks; ``n_select`` vectors of length K are
-    kept. Ties go to the lowest index. The result does not depend on the number of threads, and is
-    not differentiable.
+    The model is a Gaussian process with the linear kernel ``x @ y``. Picking a row observes the
+    process there, with independent noise; a row may be picked repeatedly. After n picks the next
+    one costs a product of the pool with a vector, and O(K n) more. ``n_select`` vectors of length K
+    stay in memory. Ties go to the lowest index. The result does not depend on the number of
+    threads, and is not differentiable.
 
     Args:
         pool: [K, d], shared by a batch of queries, or [B, K, d]. float32, float64, bfloat16 or
             float16; the state is float64 on the CPU. Any strides; only a last dimension that is
             not dense is copied.
-        query: [d] or [B, d], of the pool's dtype and device; or [B, m, d], m targets for each of
-            a batch of queries, whose summed variance is lowered and whose mean the residual and gap
-            refer to.
-        n_select: how many picks to make. It may exceed K.
+        query: [d] or [B, d], of the pool's dtype and device; or [B, m, d] with m targets for each
+            query. The picks lower the sum of the targets' variances. Residual and gap refer to the
+            mean of the targets.
+        n_select: the number of picks. It may exceed K.
         noise: the variance of the noise, the paper's lambda. It is absolute: for vectors ``s``
             times as long, ``s**2`` times the noise gives the same picks. The smaller it is, the
-            less does a row that was picked already tell anew. Below some 1e-28 of the rows'
-            squared norms, rounding decides which row tells most.
+            less a second pick of the same row helps. Below some 1e-28 of the rows' squared norms,
+            rounding decides which row helps most.
         pool_sizes: int64 [B]: query b sees only the first ``pool_sizes[b]`` rows of its pool.
 
     Raises:
-        TypeError: an argument of the wrong type or dtype.
-        ValueError: shapes, devices or options that do not fit, an empty pool, NaN or infinity.
-        RuntimeError, torch.OutOfMemoryError: on CUDA, of a device that cannot run the kernels, or
-            without the memory. Bad values show in the outputs there, see :class:`Selection`;
-            picks are -1 and variances NaN.
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: shapes, devices or options do not fit, a pool is empty, or a value is NaN or
+            infinity. On CUDA bad values show in the outputs instead, see :class:`Selection`; picks
+            are -1 and variances NaN.
+        RuntimeError, torch.OutOfMemoryError: on CUDA, the device cannot run the kernels, or memory
+            ran out.
     """
     op = "sift_select"
     n_select = _check_arguments(op, "pool", pool, query, n_select, noise, pool_sizes)
@@ -121,20 +121,20 @@ def sift_select_indexed(
     noise: float = 0.01,
     pool_sizes: torch.Tensor | None = None,
 ) -> SiftSelection:
-    """:func:`sift_select` on pools that are rows of one embedding matrix, which are read in place.
+    """:func:`sift_select` on pools that are rows of one embedding matrix, which it reads in place.
 
-    The answer is that of ``sift_select(embeddings[candidates], query, ...)``: its ``indices`` and
-    ``picks`` are positions in ``candidates``; ``candidates.gather(-1, picks)`` are rows of
+    The answer equals ``sift_select(embeddings[candidates], query, ...)``: its ``indices`` and
+    ``picks`` are positions in ``candidates``, and ``candidates.gather(-1, picks)`` are rows of
     ``embeddings``.
 
     Args:
-        embeddings: [M, d], of any dtype that a pool may have.
-        candidates: int64 [K] or [B, K]: rows of ``embeddings``, such as a search returns them.
-        query: [d], [B, d] or [B, m, d], with a batch exactly when ``candidates`` has one.
-        pool_sizes: int64 [B]: only the first ``pool_sizes[b]`` candidates of query b are read.
+        embeddings: [M, d], in any dtype that a pool may have.
+        candidates: int64 [K] or [B, K]: rows of ``embeddings``, for example from a search.
+        query: [d], [B, d] or [B, m, d], with a batch exactly if ``candidates`` has one.
+        pool_sizes: int64 [B]: reads only the first ``pool_sizes[b]`` candidates of query b.
 
-    The other arguments and the errors are those of :func:`sift_select`; a candidate outside
-    ``0..M-1`` is a ValueError.
+    The other arguments and the errors are as in :func:`sift_select`. A candidate outside ``0..M-1``
+    raises a ValueError.
     """
     op = "sift_select_indexed"
     if isinstance(embeddings, torch.Tensor) and embeddings.dim() != 2:
@@ -197,7 +197,7 @@ def _check_arguments(
 
 
 def _one_target(query: torch.Tensor) -> torch.Tensor:
-    # Indexing would ask for the device itself, which a fake tensor need not have.
+    # Indexing would need the device itself, which a fake tensor may lack.
     return query.select(1, 0) if query.dim() == 3 else query
 
 

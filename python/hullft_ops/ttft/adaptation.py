@@ -1,4 +1,4 @@
-"""A model adapted for as long as a with block."""
+"""Keeping a model adapted for the length of a with block."""
 
 import signal
 import threading
@@ -18,17 +18,18 @@ _Handler = Callable[[int, FrameType | None], Any]
 
 
 class Adaptation(AbstractContextManager[AdaptationReport]):
-    """Claims a model, saves it, changes it; and on exit, whatever the exit, puts it back.
+    """Claims a model, saves it and changes it. On exit, whatever the exit, restores it.
 
-    Signals are held back while the model is saved and restored, never while it is trained or the
-    block runs. Python may deliver one as `__exit__` is called, before it can hold any: the model is
-    then restored when the exception is dropped, as at the end of its except clause.
+    It holds signals back while it saves and restores the model, never during training or in the
+    block. Python may deliver a signal at the call of `__exit__`, before that can hold any. The
+    model is then restored when the exception is dropped, for example at the end of its except
+    clause.
 
     Args:
-        claim: keeps others from the model.
-        snapshot: saves and restores it.
+        claim: keeps others away from the model.
+        snapshot: saves and restores the model.
         adapt: changes the model; calls its argument before the first change.
-        timed: whether the time to restore goes into the report.
+        timed: whether the report gets the time to restore.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class Adaptation(AbstractContextManager[AdaptationReport]):
             )
 
     def __del__(self) -> None:
-        # A generator that is never finished, or an exit that was cut short, drops it so.
+        # Reached if a generator was never finished, or an exit was cut short.
         if hasattr(self, "_claim") and self._claim.is_held:
             self._close()
 
@@ -90,7 +91,7 @@ class Adaptation(AbstractContextManager[AdaptationReport]):
         try:
             self._restore()
         except BaseException:
-            # A signal may have come before it could be held; what is done is not done again.
+            # A signal may have come before it could be held. Restoring does not repeat its work.
             self._restore()
             raise
 
@@ -113,16 +114,16 @@ def _not_restored(changes: list[str]) -> str:
 
 @contextmanager
 def signals_held() -> Iterator[None]:
-    """Hold back the signals that Python handles, and call their handlers at the end, each of them.
+    """Hold back the signals that Python handles, and call each of their handlers at the end.
 
-    Only the main thread is ever interrupted: in another one this does nothing.
+    Python interrupts only the main thread. In other threads this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     found = {number: signal.getsignal(number) for number in signal.valid_signals()}
     handlers: dict[int, _Handler] = {n: h for n, h in found.items() if callable(h)}
-    # A stack calls every one, also where another raises.
+    # A stack calls every handler, even if another one raises.
     with ExitStack() as arrived:
 
         def hold(number: int, frame: FrameType | None) -> None:
@@ -136,7 +137,7 @@ def signals_held() -> Iterator[None]:
             try:
                 _put_back(handlers)
             except BaseException:
-                # A handler that is back already may raise before the last one is.
+                # A handler that is already back may raise before the last one is back.
                 _put_back(handlers)
                 raise
 

@@ -1,13 +1,13 @@
-"""Errors of test-time finetuning that a caller may want to go on after."""
+"""Errors of test-time finetuning that a caller may want to catch."""
 
 
 class NonFiniteLossError(RuntimeError):
-    """A loss was not finite, as it is where the learning rate is too high."""
+    """A loss was not finite, for example because the learning rate is too high."""
 
 
 class ScaleError(ValueError):
-    """Workers that cannot be had, or that died of what they were given; the message says which."""
+    """Workers could not start, or died of their work; the message says which."""
 
 
 class InputError(ValueError):
-    """A command cannot run on what it is given; the message says why."""
+    """A command cannot run on its inputs; the message says why."""

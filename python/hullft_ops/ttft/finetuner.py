@@ -1,8 +1,8 @@
-"""Adapting a language model to a prompt, for as long as a with block.
+"""Adapting a language model to a prompt for the length of a with block.
 
-The method is Khamis and Maalouf, *Efficient Test-Time Finetuning of LLMs via Convex
-Reconstruction and Gradient Caching*, arXiv:2605.30337: support texts by convex reconstruction of
-the prompt's embedding, and every gradient used for up to ``refresh`` optimizer steps.
+The method comes from Khamis and Maalouf, *Efficient Test-Time Finetuning of LLMs via Convex
+Reconstruction and Gradient Caching*, arXiv:2605.30337. A convex reconstruction of the prompt's
+embedding chooses the support texts. Every gradient serves up to ``refresh`` optimizer steps.
 """
 
 from collections.abc import Callable, Sequence
@@ -50,58 +50,59 @@ __all__ = ["AdaptationReport", "TestTimeFinetuner"]
 class TestTimeFinetuner:
     """Finetunes a causal language model on a prompt's neighbours, and undoes it.
 
-    Every parameter with ``requires_grad`` is trained: all of a plain model, the adapters alone of
-    a PEFT model. Texts are cut to the context, never padded. Training runs in eval mode: dropout
-    is off, which makes an adaptation repeatable and a replayed gradient the one that would be
-    computed again, and so is gradient checkpointing. The optimizer is Adam with a fresh state for
-    every prompt.
+    It trains every parameter with ``requires_grad``: all of a plain model, only the adapters of a
+    PEFT model. Texts are cut to the context, never padded. Training runs in eval mode, so dropout
+    and gradient checkpointing are off. That makes an adaptation repeatable, and a replayed gradient
+    equals the one that would be computed again. The optimizer is Adam with a fresh state for every
+    prompt.
 
-    Memory: at most five times the trained parameters (themselves, gradients, Adam's two moments
+    Memory: at most five times the trained parameters (the parameters, gradients, Adam's two moments
     and the copy to restore), the frozen parameters once, and the activations of one text. On a CPU
-    four times and the largest gradient, unless gradients are clipped or kept: steps are taken in
-    the backward pass, with each gradient once it is whole. The moments and the copy stay for the
-    next prompt. bfloat16 autocast adds half a parameter size for the weights it casts, and
-    "interleaved" with ``refresh`` above 1 one gradient for every text with steps to replay.
+    it is four times and the largest gradient, unless gradients are clipped or kept, because the
+    steps run in the backward pass, with each gradient as soon as it is complete. The moments and
+    the copy stay for the next prompt. bfloat16 autocast adds half a parameter size for the weights
+    it casts. "interleaved" with ``refresh`` above 1 adds a gradient for every text with steps to
+    replay.
 
     Args:
         model: any ``AutoModelForCausalLM``, or a PEFT model around one. To move or cast it after
             its first adaptation, make a new finetuner: this one keeps an optimizer for it.
         tokenizer: its tokenizer.
         store: where the neighbours come from.
-        embedder: embeds prompts; the one that the store was built with.
+        embedder: embeds prompts. It must be the embedder that built the store.
         n_select: optimizer steps per prompt, 100,000 at most.
         refresh: optimizer steps per gradient; an example with c steps takes ceil(c / refresh)
-            forward-backward passes. Or a function that gives it for an example's c.
+            forward-backward passes. Or a function that returns it for an example's c.
         method: "hullft" for `hullft_ops.fw_select_indexed` over the pool, "knn" for a step on each
-            of the ``n_select`` nearest, "random" for a step on each of as many drawn from the
-            pool, "sift" for `hullft_ops.sift_select_indexed`, or any `SelectionMethod`; those of
-            `hullft_ops.ttft.retrieval.methods` take a seed or SIFT's noise. On a pool of fewer
-            texts than steps "knn" and "random" take a step on each, the others ``n_select``; all
-            warn.
+            of the ``n_select`` nearest texts, "random" for a step on each of ``n_select`` texts
+            drawn from the pool, "sift" for `hullft_ops.sift_select_indexed`, or any
+            `SelectionMethod`. `hullft_ops.ttft.retrieval.methods` has methods with a seed or SIFT's
+            noise. If the pool has fewer texts than steps, "knn" and "random" take one step on each
+            text and the others still take ``n_select``; all warn.
         variant: Frank-Wolfe variant of "hullft".
-        pool_size: how many neighbours to select from; all of a smaller store.
+        pool_size: how many neighbours to select from; a smaller store offers all of its texts.
         lr: Adam's learning rate.
-        max_length: tokens of a text to train on; the model's context when None.
-        dtype: "bfloat16" to train under autocast, parameters and optimizer staying what they are;
-            None for the model's own. Warns on a processor without bfloat16 instructions.
-        order: "grouped" takes an example's steps one after the other, "interleaved" goes round
+        max_length: tokens of a text to train on; None for the model's context.
+        dtype: "bfloat16" to train under autocast, which leaves parameters and optimizer as they
+            are; None for the model's own. Warns on a processor without bfloat16 instructions.
+        order: "grouped" takes an example's steps one after the other. "interleaved" goes round
             the examples and keeps a gradient of each for its replays.
         schedule: "constant", or "linear" or "cosine" to fall towards 0 over the prompt's steps.
-            Each step, replayed or not, has its own rate, so that replays are a sweep each.
-        max_grad_norm: norm to which each gradient is clipped before its steps; None for no limit.
-            With ``math.inf`` too all gradients of a pass are made before the first step, which a
-            model needs whose backward pass has a use for weights it makes no gradients of.
+            Each step, replayed or not, has its own rate, so each replay is a sweep of its own.
+        max_grad_norm: norm to clip each gradient to before its steps; None for no limit. Any
+            number, even ``math.inf``, makes all gradients of a pass before the first step. A model
+            needs that if its backward pass uses weights that it makes no gradients of.
 
     Raises:
-        TypeError: an argument that counts is not an int, a norm or rate not a number, or a method
-            that is not callable.
-        ValueError: an argument out of range, an unknown name, an embedder that is not the store's,
-            a model without trainable parameters, with some on the meta device or made in inference
-            mode, one that is not causal or lacks ids of the tokenizer, one whose context is not
-            known, or one whose logits are those of PEFT's virtual tokens too.
+        TypeError: a count is not an int, a norm or rate is not a number, or the method is not
+            callable.
+        ValueError: an argument is out of range, a name is unknown, or the embedder is not the
+            store's. Or the model has no trainable parameters, has some on the meta device or made
+            in inference mode, is not causal, lacks ids of the tokenizer, has an unknown context, or
+            gives logits for PEFT's virtual tokens.
     """
 
-    # pytest takes every class whose name begins like this one's for a test.
+    # pytest takes every class whose name begins with "Test" for a test.
     __test__ = False
 
     def __init__(
@@ -149,7 +150,7 @@ class TestTimeFinetuner:
         self.order = order
         self._pool_size = pool_size
         self._max_length = context_length("TestTimeFinetuner", model, tokenizer, max_length)
-        # Where texts end is no limit of what the model reads, unless nothing else is known.
+        # The length of training texts limits what the model reads only if nothing else does.
         known = known_context("TestTimeFinetuner", model, tokenizer)
         self._context = self._max_length if known is None else known
         autocast = autocast_dtype(dtype, model.device)
@@ -170,7 +171,7 @@ class TestTimeFinetuner:
         )
 
     def __setattr__(self, name: str, value: object) -> None:
-        # What is read of it later would no longer be what its parts were made with.
+        # A later value would not match the parts that were made with the first one.
         if not name.startswith("_") and name in vars(self):
             raise AttributeError(
                 f"TestTimeFinetuner: {name} cannot be changed, make a new finetuner"
@@ -178,16 +179,16 @@ class TestTimeFinetuner:
         super().__setattr__(name, value)
 
     def __getstate__(self) -> object:
-        # Its model may be adapted at the moment, and its datastore is a file.
+        # Its model may be adapted right now, and its datastore is a file.
         raise TypeError(
             "TestTimeFinetuner: it can be neither pickled nor copied: make one in each process, of "
             "the model and datastore there"
         )
 
     def share_memory_with(self, other: "TestTimeFinetuner") -> None:
-        """Use the other's copy of the weights and its optimizer state; one at a time adapts.
+        """Use the other's copy of the weights and its optimizer state. One at a time may adapt.
 
-        For comparing settings on one model: each finetuner of its own would keep three times the
+        Use it to compare settings on one model: otherwise each finetuner keeps three times the
         trained parameters.
 
         Raises:
@@ -204,24 +205,24 @@ class TestTimeFinetuner:
         self._trainer.share_buffers_with(other._trainer)
 
     def select(self, prompt: str) -> Support:
-        """What `adapted` would train on, without training.
+        """The support that `adapted` would train on, without training.
 
-        A text of fewer than 2 tokens cannot be trained on. Should one be chosen, it leaves the
-        pool and the selection is made anew, so that the steps still add up to ``n_select``.
+        A model cannot train on a text of fewer than 2 tokens. If the method chooses one, it leaves
+        the pool and the method chooses again, so the steps still add up to ``n_select``.
 
         Raises:
             TypeError: prompt is not a str.
-            ValueError: prompt is blank, or no text of the pool can be trained on.
+            ValueError: prompt is blank, or no text of the pool has enough tokens.
             torch.OutOfMemoryError: memory ran out, on any device.
         """
         [support] = self._select([prompt])
         return support
 
     def select_batch(self, prompts: Sequence[str]) -> list[Support]:
-        """`select` for many prompts, embedded, searched for and selected for in one go.
+        """`select` for many prompts. Embeds, searches and selects for all of them in one go.
 
-        What is chosen is the same as one by one, as far as the embedder gives a text the same
-        vector in a batch. `adapted` takes each support in place of its prompt.
+        The supports equal those of single prompts if the embedder gives a text the same vector in
+        a batch. `adapted` takes a support in place of its prompt.
 
         Raises:
             TypeError, ValueError, torch.OutOfMemoryError: as `select`, for any of the prompts.
@@ -231,38 +232,38 @@ class TestTimeFinetuner:
         return self._select(list(prompts))
 
     def adapted(self, prompt: str | Support) -> AbstractContextManager[AdaptationReport]:
-        """The model adapted to ``prompt`` inside the with block, and as it was after it.
+        """Adapt the model to ``prompt`` for the length of a with block, and restore it afterwards.
 
-        On exit, also by an exception in the block or while adapting, parameters and buffers have
-        the bits they had before, in the same storage; so have gradients, ``requires_grad`` flags,
-        modes and plain attributes of modules. The prompt is only embedded, so it may be longer
+        On exit, even after an exception in the block or while adapting, parameters and buffers have
+        the same bits as before, in the same storage. Gradients, ``requires_grad`` flags, modes and
+        plain attributes of modules come back too. The prompt is only embedded, so it may be longer
         than the model's context.
 
-        What cannot be put back is a RuntimeError at the end of the block that names it: modules
-        that were added, removed, replaced or parametrized, parameters that were added, storage
-        that was given up, and merged adapters. Frozen parameters are not copied: a write to one is
-        such an error where torch counts it (in ``_version``), and stays unnoticed where torch does
-        not, as through ``.data`` or ``.numpy()``.
+        Some changes in the block cannot be undone. A RuntimeError at its end names them: modules
+        that were added, removed, replaced or parametrized, parameters that were added, storage that
+        was given up, and merged adapters. Frozen parameters have no copy. A write to one is such an
+        error if torch counts it (in ``_version``). Torch does not count writes through ``.data`` or
+        ``.numpy()``; these go unnoticed.
 
-        Signals whose handlers are Python's, Ctrl-C's for one, wait while the model is saved or
-        restored, and are not touched while it is trained or the block runs. An interrupt in the
-        instant between block and restoring leaves the model adapted, and claimed, until the
-        exception is dropped, as at the end of its except clause.
+        While the model is saved or restored, signals with a Python handler wait, including Ctrl-C.
+        During training and in the block no handler is touched. An interrupt in the instant between
+        block and restoring leaves the model adapted, and claimed, until the exception is dropped,
+        for example at the end of its except clause.
 
-        Other threads may not adapt, score or continue the model meanwhile; while they score or
-        continue it, this waits. Enter and leave the block in one thread.
+        Meanwhile other threads may not adapt, score or continue the model. If they already score or
+        continue it, this waits. Enter and leave the block in the same thread.
 
         Args:
-            prompt: a text, or what `select` or `select_batch` found for one.
+            prompt: a text, or a support from `select` or `select_batch`.
 
         Raises:
             TypeError: prompt is not a str.
-            ValueError: prompt is blank, or no text of the pool can be trained on.
-            RuntimeError: the model, or one that shares its modules or what either trains, is
-                adapted already, by this finetuner or another one, in this thread or another one;
-                it has other parameters with ``requires_grad`` than when this finetuner was made,
-                or none of them in its loss, as with merged adapters; or the block changed what
-                cannot be put back.
+            ValueError: prompt is blank, or no text of the pool has enough tokens.
+            RuntimeError: the model is already adapted, by any finetuner in any thread, or a model
+                is that shares its modules or the trained parameters of either; its parameters with
+                ``requires_grad`` have changed since this finetuner was made; its loss depends on
+                none of them, as with merged adapters; or the block made a change that cannot be
+                undone.
             NonFiniteLossError: a loss is not finite; a RuntimeError.
             torch.OutOfMemoryError: memory ran out while adapting, on any device.
         """
@@ -277,24 +278,24 @@ class TestTimeFinetuner:
         """Adapt to ``prompt``, continue it, restore the model.
 
         Args:
-            prompt: of one longer than the context, the last tokens are read that leave room.
-            generate_kwargs: for ``model.generate``; ``max_new_tokens`` is 20 unless given.
+            prompt: the text. If it is too long, the model reads its last tokens, as many as leave
+                room for the new ones.
+            generate_kwargs: for ``model.generate``; ``max_new_tokens`` defaults to 20.
 
         Returns:
-            The continuation alone, special tokens left out.
+            Only the continuation, without special tokens.
 
         Raises:
             TypeError, ValueError, RuntimeError: as `adapted`.
-            ValueError: ``max_new_tokens`` leaves no room for the prompt, or ``max_length`` is
-                given.
+            ValueError: ``max_new_tokens`` leaves no room for the prompt, or ``max_length`` is set.
         """
-        # What cannot be met is said before the adaptation that it is not to cost.
+        # Refuse impossible arguments before spending time on an adaptation.
         tokens_to_continue(self.tokenizer, prompt, self._context, generate_kwargs)
         with self.adapted(prompt):
             return self.continuation(prompt, **generate_kwargs)
 
     def continuation(self, prompt: str, **generate_kwargs: Any) -> str:
-        """What the model, as it is now, writes after ``prompt``; arguments as of `generate`."""
+        """What the model, as it is now, writes after ``prompt``; arguments as in `generate`."""
         context = self._context
         return continuation(self.model, self.tokenizer, prompt, context, **generate_kwargs)
 
@@ -314,7 +315,7 @@ class TestTimeFinetuner:
 
     def _finetune(self, support: Support, clock: StageClock) -> AdaptationReport:
         start = perf_counter()
-        # A text without steps has no gradient, which no function should have to foresee.
+        # A text without steps has no gradient. No function should have to expect that.
         refreshes = [self._refresh_of(count) if count else 1 for count in support.counts]
         full_logits_before = self._trainer.n_full_logits
         losses = self._trainer.train(

@@ -1,4 +1,4 @@
-"""What one adaptation did and where its time went."""
+"""The report of an adaptation: what it did and where its time went."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -8,35 +8,36 @@ from typing import Any
 class AdaptationReport:
     """What one adaptation did, in plain numbers.
 
-    Seconds are wall-clock. On CUDA those of ``save``, ``forward``, ``backward`` and ``step`` are
-    the GPU's own, from events in its stream: measuring never waits for it.
+    Seconds are wall-clock. On CUDA the seconds of ``save``, ``forward``, ``backward`` and ``step``
+    come from events in the GPU's stream, so measuring never waits for the GPU.
 
     Attributes:
-        method, n_select, order: as the finetuner was given them, the method by its name.
-        refresh: optimizer steps per gradient; a list, one for each text, where a function gave it.
+        method, n_select, order: the finetuner's arguments, the method by its name.
+        refresh: optimizer steps per gradient; a list with one number per text if the finetuner got
+            a function.
         support_size: number of different texts.
         indices: their positions in the datastore, largest weight first.
         weights: their convex weights.
-        counts: optimizer steps for each; the sum is ``n_select``, or as many as there are texts
-            where a method takes one step on each and there are fewer.
+        counts: optimizer steps on each text. The sum is ``n_select``, or the number of texts if
+            that is smaller and the method takes one step on each.
         residual: distance from the prompt's embedding to the weighted mean.
         gap: Frank-Wolfe gap over the pool.
-        seconds_embed: to embed the prompt (a prompt's share of its batch, as the next two),
-        seconds_search: to find its neighbours,
-        seconds_select: to select among them,
-        seconds_finetune: to tokenize the support and train; the next four are parts of it,
-        seconds_tokenize: to read the chosen texts and tokenize those not seen lately,
-        seconds_forward: for the losses,
-        seconds_backward: for the gradients,
-        seconds_step: to clip them, to take the optimizer steps and to keep gradients for later,
-        seconds_save: to save the parameters before,
-        seconds_restore: to put the model back. None until the with block is left, and on CUDA,
-            where the work is only handed to the GPU.
-        forward_backward_passes: gradients computed.
-        optimizer_steps: Adam steps taken, replays included.
+        seconds_embed: to embed the prompt. This and the next two are a prompt's share of its batch.
+        seconds_search: to find its neighbours.
+        seconds_select: to select among them.
+        seconds_finetune: to tokenize the support and train. The next four are parts of it.
+        seconds_tokenize: to read the chosen texts and tokenize those that are not cached.
+        seconds_forward: for the losses.
+        seconds_backward: for the gradients.
+        seconds_step: to clip gradients, take the optimizer steps and keep gradients for later.
+        seconds_save: to save the parameters before.
+        seconds_restore: to restore the model. None until the with block ends, and on CUDA, where
+            the work is only handed to the GPU.
+        forward_backward_passes: how many gradients were computed.
+        optimizer_steps: how many Adam steps were taken, including replays.
         losses: mean loss per token, in nats, of each pass in order.
-        full_logits_passes: passes that made the logits of a whole text at once, which takes more
-            memory: all of them for a head that is more than a linear layer, or that is listened to.
+        full_logits_passes: passes that stored the logits of a whole text, which takes more memory.
+            All passes do if the head is more than a linear layer, or somebody listens to it.
     """
 
     method: str
@@ -65,5 +66,5 @@ class AdaptationReport:
     full_logits_passes: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """The same, as a dictionary that `json.dumps` takes."""
+        """The report as a dictionary for `json.dumps`."""
         return asdict(self)

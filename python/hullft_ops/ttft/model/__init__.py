@@ -1,6 +1,5 @@
-"""What test-time finetuning does to a language model.
+"""Everything that test-time finetuning does to a language model.
 
-Loading it, its loss and gradients, the training steps, scoring and generating, saving and restoring
-it, and keeping other threads from it meanwhile. Imports the operators, and no other folder of
-``ttft``.
+Loading, losses and gradients, training steps, scoring, generating, saving and restoring, and
+keeping other threads away meanwhile. Imports the operators, and no other folder of ``ttft``.
 """

@@ -1,4 +1,4 @@
-"""Whether a model is a causal language model, by what it computes."""
+"""Testing by computation whether a model is a causal language model."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -16,24 +16,24 @@ from hullft_ops.ttft.model.context import virtual_tokens
 from hullft_ops.ttft.model.exclusive import Claim
 from hullft_ops.ttft.model.snapshot import ModelSnapshot
 
-# Of logits that no gradient tells about: a few steps of bfloat16.
+# The largest relative rounding of logits, if no gradient can tell: a few steps of bfloat16.
 _ROUNDING = 2**-5
 
 _causal: "WeakSet[nn.Module]" = WeakSet()
-# With the tokenizer's size at that time.
+# The highest id, with the tokenizer's size at that time.
 _highest: "WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, int]]" = WeakKeyDictionary()
 
 
 def check_causal(
     function: str, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
 ) -> None:
-    """Refuse a model that no causal loss is for, or that lacks ids of the tokenizer.
+    """Refuse a model that has no causal loss, or that lacks ids of the tokenizer.
 
-    The first time that a model comes, it reads two tokens twice. The logits of the first must not
-    depend on the last.
+    When a model first comes, it reads two tokens twice. The logits of the first token must not
+    depend on the last one.
 
     Raises:
-        ValueError: it is none; the message says why, and which class would be.
+        ValueError: the model is refused; the message says why, and which class would do.
     """
     highest = _highest_id(tokenizer)
     _check_ids(function, model, highest, _embedding_rows(model))
@@ -44,7 +44,7 @@ def check_causal(
         model.train(False)
         try:
             _probe(function, model, tokenizer, highest)
-        # One that is not whole, or has no memory left, says so where it is used.
+        # A model that is incomplete, or has no memory left, fails with a better message in use.
         except RuntimeError:
             return
     _causal.add(model)
@@ -65,11 +65,11 @@ def _probe(
         raise _refusal(function, model, said)
     _check_ids(function, model, highest, logits.shape[-1])
     first, again = logits[0, 0], _run(model, other).logits[0, 0]
-    # NaN is for the loss to complain about.
+    # The loss complains about NaN.
     if torch.equal(first.nan_to_num(), again.nan_to_num()):
         return
-    # Experts multiply those tokens at once that chose them, so that a causal model may round one
-    # by what comes after it. A gradient of what is masked is 0 to the bit.
+    # An expert multiplies all tokens that chose it at once, so later tokens may change how a causal
+    # model rounds a token. The gradient of a masked token is exactly 0.
     sees = _has_gradient(model, one, highest)
     if sees is None:
         sees = bool((first - again).abs().max() > _ROUNDING * first.abs().max())
@@ -84,26 +84,27 @@ def _run(model: "PreTrainedModel", tokens: torch.Tensor) -> Any:
 
 
 def _same_draws(model: "PreTrainedModel") -> AbstractContextManager[None]:
-    """Some draw random numbers in eval mode too: the same for both texts, not the caller's."""
+    """Give both texts the same random numbers, and not the caller's: some models draw even in
+    eval mode."""
     return torch.random.fork_rng([model.device] if model.device.type == "cuda" else [])
 
 
 def _has_gradient(model: "PreTrainedModel", tokens: torch.Tensor, highest: int) -> bool | None:
-    """Whether the first token's logits depend on what is embedded for the last; None if unknown."""
+    """Whether the first token's logits depend on the last token's embedding; None if unknown."""
     read: list[torch.Tensor] = []
 
     def note(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
         read.append(output.detach().requires_grad_())
         return read[-1]
 
-    # An encoder and a decoder have one each, of the same weight.
+    # An encoder and a decoder each have one, with the same weight.
     tables = [m for m in model.modules() if isinstance(m, nn.Embedding)]
     handles = [m.register_forward_hook(note) for m in tables if m.num_embeddings > highest]
     try:
         with torch.inference_mode(False), torch.enable_grad(), _same_draws(model):
             logits = model(input_ids=tokens.clone(), use_cache=False).logits
             gradients = torch.autograd.grad(logits[0, 0].float().sum(), read, allow_unused=True)
-    # Of weights that were made in inference mode, and kernels that have no backward pass.
+    # Raised for weights made in inference mode, and for kernels without a backward pass.
     except RuntimeError:
         return None
     finally:
@@ -115,7 +116,7 @@ def _has_gradient(model: "PreTrainedModel", tokens: torch.Tensor, highest: int) 
 def _two_texts(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", highest: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of two tokens each, the last one different; no special ones, which models may mask."""
+    """Two texts of two tokens. Only the last differs; none is special, as models may mask those."""
     special = {*tokenizer.all_special_ids, getattr(model.config, "pad_token_id", None)}
     middle = highest // 2
     ordinary = (i for i in (*range(middle, highest + 1), *range(middle)) if i not in special)
@@ -126,7 +127,7 @@ def _two_texts(
 
 @contextmanager
 def _left_alone(model: nn.Module) -> Iterator[None]:
-    """Modes, buffers and what a forward notes on the model are afterwards what they were."""
+    """Restore modes, buffers and whatever a forward notes on the model."""
     with Claim(model):
         snapshot = ModelSnapshot(model, ())
         snapshot.save()
@@ -178,12 +179,12 @@ def _refusal(function: str, model: "PreTrainedModel", reason: str) -> ValueError
 
 
 def _served(model: "PreTrainedModel") -> str | None:
-    """How to load a causal model of that type, unless this is how it was loaded."""
+    """How to load a causal model of that type, unless it was loaded that way."""
     from transformers.models.auto import modeling_auto
 
     config = model.config
     name = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
-    # What decodes for an encoder is a decoder by its class.
+    # A model that decodes for an encoder is a decoder by its class.
     by_flag = getattr(config, "is_decoder", None) is False
     by_flag = by_flag and not getattr(config, "is_encoder_decoder", False)
     if name is None or (name == type(model).__name__ and not by_flag):

@@ -1,4 +1,4 @@
-"""Who has a model for the moment, so that no two adaptations or scorings meet in one."""
+"""Who uses a model at the moment, so that no two adaptations or scorings meet in it."""
 
 import os
 import threading
@@ -10,25 +10,25 @@ from weakref import WeakValueDictionary
 import torch
 from torch import nn
 
-# One for each process, since a fork may find that of its parent held. Reentrant: a garbage
-# collection while it is held may drop an adaptation, which ends it.
+# One lock per process, because a fork may happen while the parent holds its lock. It is reentrant:
+# a garbage collection under the lock may drop an adaptation, which ends it.
 _changes: dict[int, threading.Condition] = {}
-# A claim whose release was cut short by an interrupt goes with its last reference.
+# If an interrupt cuts a release short, the claim goes with its last reference.
 _held: "WeakValueDictionary[int, Claim]" = WeakValueDictionary()
 
 
 class Claim(AbstractContextManager[None]):
-    """A model for one thread alone, while it is adapted, or scored with modes of its own.
+    """Reserves a model for one thread while it adapts the model, or sets modes to score it.
 
-    Models that share modules, as a model and a PEFT model around it do, are one. Models that share
-    tensors alone are one as far as one trains what the other reads.
+    Models that share modules, like a model and a PEFT model around it, count as one. Models that
+    share only tensors count as one if one of them trains a tensor that the other reads.
 
-    A thread may score what it adapts. Scorings of several threads wait for each other, and an
-    adaptation waits for the scorings of others.
+    A thread may score the model that it adapts. Scorings in several threads wait for each other,
+    and an adaptation waits for the scorings of other threads.
 
     Args:
-        model: what is used.
-        trained: those of its parameters that are trained; none of them where it is scored.
+        model: the model.
+        trained: the parameters that the thread trains; none if it scores.
     """
 
     def __init__(self, model: nn.Module, trained: Sequence[nn.Parameter] = ()) -> None:
@@ -41,8 +41,8 @@ class Claim(AbstractContextManager[None]):
 
     def __enter__(self) -> None:
         """Raises:
-        RuntimeError: another thread adapts the model, or this one does so already; or another
-            thread used it when this process was forked.
+        RuntimeError: another thread adapts the model, this one already does, or another thread used
+            it when this process was forked.
         """
         modules = frozenset(map(id, self._model.modules()))
         self._changed = modules | _addresses(self._trained)
@@ -53,7 +53,7 @@ class Claim(AbstractContextManager[None]):
         try:
             with change:
                 while self._must_wait():
-                    # A claim that is only dropped does not notify.
+                    # A claim that is dropped without release does not notify.
                     change.wait(1.0)
                 _held[id(self)] = self
         except BaseException:
@@ -69,7 +69,7 @@ class Claim(AbstractContextManager[None]):
         self.release()
 
     def release(self) -> None:
-        """Leave the model to others; nothing where it was left already."""
+        """Release the model for others. Does nothing the second time."""
         change = _change()
         with change:
             _held.pop(id(self), None)
@@ -111,7 +111,7 @@ class Claim(AbstractContextManager[None]):
         return not (self._changed.isdisjoint(other._read) and other._changed.isdisjoint(self._read))
 
     def _is_lost(self) -> bool:
-        """Whether its thread stayed behind at a fork; the one that forked is the child's main."""
+        """Whether its thread stayed in the parent at a fork. Only the forking thread goes on."""
         return self._process != os.getpid() and self._thread != threading.main_thread().ident
 
 
@@ -132,7 +132,7 @@ def _change() -> threading.Condition:
 
 
 def _addresses(parameters: Iterable[torch.Tensor]) -> frozenset[int]:
-    """Of the tensors and of their storage, which views share; a tensor without one has none."""
+    """Ids of the tensors and addresses of their storage, which views share, if they have any."""
     held = list(parameters)
     storages = {tensor.untyped_storage().data_ptr() for tensor in held}
     return frozenset(map(id, held)) | (storages - {0})

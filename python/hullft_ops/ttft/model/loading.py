@@ -1,4 +1,4 @@
-"""Models and tokenizers, loaded with errors that a user can act on."""
+"""Loading models and tokenizers, with errors that a user can act on."""
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,10 +18,10 @@ _NAMED_WEIGHTS = 3
 
 
 def checked_device(name: str) -> torch.device:
-    """The device of that name, for a model.
+    """The device with that name, for a model.
 
     Raises:
-        InputError: it is none that models run on here, or not there.
+        InputError: models do not run on such a device here, or it does not exist.
     """
     try:
         device = torch.device(name)
@@ -39,17 +39,17 @@ def checked_device(name: str) -> torch.device:
 def load_model(
     name: str | None, device: torch.device, *, allow_missing_weights: bool = False
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """A model in float32 and its tokenizer, by name or directory; the tiny model when None.
+    """A model in float32 and its tokenizer.
 
     Args:
-        name: name or directory.
-        device: where the model shall be.
-        allow_missing_weights: take random weights for those that the checkpoint lacks, and leave
-            out those that the configuration has no place for.
+        name: name or directory; None for the tiny model.
+        device: the model's device.
+        allow_missing_weights: fill weights that the checkpoint lacks with random numbers, and leave
+            out weights that the configuration has no place for.
 
     Raises:
-        InputError: there is no such model, transformers cannot load it, or its weights are not
-            those of its configuration.
+        InputError: there is no such model, transformers cannot load it, or its weights do not match
+            its configuration.
     """
     from transformers import AutoModelForCausalLM
 
@@ -69,13 +69,13 @@ def load_model(
         tokenizer = _tokenizer(source)
     if not allow_missing_weights:
         _check_weights(f"model {source}", found[1])
-    # A model is moved in place; the type of what `to` returns is lost in its decorators.
+    # A model moves in place. The decorators of `to` lose its type.
     model.to(device)  # type: ignore[arg-type]
     return model, tokenizer
 
 
 def open_tokenizer(name: str) -> "PreTrainedTokenizerBase":
-    """The tokenizer of that name or in that directory.
+    """The tokenizer with that name or in that directory.
 
     Raises:
         InputError: there is no such tokenizer, or transformers cannot load it.
@@ -86,7 +86,7 @@ def open_tokenizer(name: str) -> "PreTrainedTokenizerBase":
 
 
 def _check_weights(what: str, loaded: Mapping[str, Collection[str]]) -> None:
-    """transformers leaves out what a model ties to others, or does without."""
+    """Refuse missing or unknown weights. transformers does not list tied or optional ones."""
     found = {kind: sorted(loaded[f"{kind}_keys"]) for kind in ("missing", "unexpected")}
     said = [
         f"{len(names)} {kind} ({', '.join(names[:_NAMED_WEIGHTS])}"
@@ -112,25 +112,25 @@ def _tokenizer(source: str | Path) -> "PreTrainedTokenizerBase":
 
 def check_directory(what: str, name: str) -> None:
     """Raises:
-    InputError: the name is a path, and no directory is there.
+    InputError: the name is a path without a directory.
     """
-    # The libraries take a path that is not there for a name on the hub, and say so at length.
+    # The libraries take a missing path for a name on the hub, and complain at length.
     if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
         raise InputError(f"{what} {name}: no such directory")
 
 
 @contextmanager
 def loading(what: str) -> Iterator[None]:
-    """Turn what the libraries raise into an `InputError` of one line."""
+    """Turn the libraries' exceptions into an `InputError` of one line."""
     from safetensors import SafetensorError
 
     try:
         yield
-    # What they raise for a directory that holds no model, half of one or another's weights.
+    # They raise these for a directory with no model, half of one, or another model's weights.
     except (OSError, RuntimeError, SafetensorError, ValueError) as error:
         if is_out_of_memory(error):
             raise
-        # The libraries advise to pass that argument, which no command has.
+        # The libraries advise passing that argument, which no command has.
         if "trust_remote_code" in str(error):
             raise InputError(
                 f"{what}: it needs code that ships with it, which is not run"
@@ -139,5 +139,5 @@ def loading(what: str) -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says first; its type where it says nothing."""
+    """The first line of an error's message, or its type if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

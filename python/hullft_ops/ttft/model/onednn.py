@@ -1,8 +1,8 @@
 """float32 matrix products by oneDNN, on processors whose vectors MKL leaves half empty.
 
-MKL keeps its AVX-512 code to Intel's processors; torch multiplies float32 with MKL on all of them.
-On a Zen 5 (2 threads, torch 2.13) the products of GPT-2's layers run at 210 GFlop/s with MKL and at
-440 to 490 with oneDNN, which torch has within it too.
+MKL runs its AVX-512 code only on Intel's processors, and torch multiplies float32 with MKL on all
+processors. On a Zen 5 (2 threads, torch 2.13) the products of GPT-2's layers run at 210 GFlop/s
+with MKL and at 440 to 490 with oneDNN, which torch also contains.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from hullft_ops import _C
 from hullft_ops.ttft.model.patches import own_forward, replaced_forwards
 
-# Multiply-adds from which on a product is worth the millisecond or two that oneDNN takes to compile
-# code for every new shape.
+# oneDNN takes a millisecond or two to compile code for every new shape. Products with fewer
+# multiply-adds are not worth that.
 _LEAST_WORK = 2**24
 
 
 def wide_products(model: nn.Module) -> AbstractContextManager[None]:
-    """Has the model's linear layers multiply with oneDNN, where that is what is faster.
+    """Make the model's linear layers multiply with oneDNN where that is faster.
 
-    That is for large products of plain float32 tensors on the CPU, outside of autocast.
+    It is faster for large products of plain float32 tensors on the CPU, outside of autocast.
     """
     on_cpu = any(parameter.device.type == "cpu" for parameter in model.parameters())
     if not (_has_wider_products() and on_cpu):
@@ -34,7 +34,7 @@ def wide_products(model: nn.Module) -> AbstractContextManager[None]:
 
 
 def multiply_into(out: Tensor, a: Tensor, b: Tensor) -> None:
-    """``out[:] = a @ b`` for matrices, ``out`` in their dtype or a wider one."""
+    """``out[:] = a @ b`` for matrices. ``out`` has their dtype or a wider one."""
     if out.dtype == a.dtype and not _serves(a, b):
         torch.mm(a, b, out=out)
     else:
@@ -42,7 +42,7 @@ def multiply_into(out: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """``total += a @ b`` for matrices, ``total`` in their dtype or a wider one."""
+    """``total += a @ b`` for matrices. ``total`` has their dtype or a wider one."""
     if total.dtype == a.dtype and not _serves(a, b):
         total.addmm_(a, b)
     else:
@@ -105,7 +105,7 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def _product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    # The operator reads a bias as if it had no strides, and refuses some of a second matrix's.
+    # The operator ignores a bias's strides, and refuses some strides of a second matrix.
     offset = None if bias is None else bias.contiguous()
     factor = b.T if _is_rows_or_columns(b) else b.T.contiguous()
     product: Tensor = torch.ops.mkldnn._linear_pointwise(a, factor, offset, "none", [], "")
@@ -142,18 +142,18 @@ class _Product(torch.autograd.Function):
 
 
 def _gradient(a: Tensor, grad: Tensor, *, is_transposed: bool) -> Tensor:
-    """``a.T @ grad`` in the strides of its parameter, whose ``.grad`` then takes it uncopied."""
+    """``a.T @ grad`` in the parameter's strides, so that its ``.grad`` takes it without a copy."""
     return _multiply_add(grad.T, a).T if is_transposed else _multiply_add(a.T, grad)
 
 
 def has_bfloat16(device: torch.device) -> bool:
     """False for a processor on which torch multiplies bfloat16 in software.
 
-    Products of GPT-2's sizes then took 4 to 5 times as long as in float32 with AVX-512, where
-    oneDNN emulates the instructions, and 4 to 190 times with AVX2, where it has no kernels for them
-    (2 threads, torch 2.13).
+    There, products of GPT-2's sizes took 4 to 5 times as long as in float32 with AVX-512, where
+    oneDNN emulates the instructions, and 4 to 190 times as long with AVX2, where it has no kernels
+    for them (2 threads, torch 2.13).
     """
     if device.type != "cpu":
         return True
-    # Of an emulation torch says that it is supported.
+    # torch counts an emulation as support.
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and not _C.lacks_bfloat16()

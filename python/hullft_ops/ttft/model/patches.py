@@ -1,4 +1,4 @@
-"""Another forward for some of a model's modules, for a while."""
+"""Giving some of a model's modules another forward for a while."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -11,17 +11,17 @@ from torch.nn.functional import gelu
 
 from hullft_ops.ttft.model.exclusive import Claim
 
-# Given the module and its input.
+# Called with the module and its input.
 Forward = Callable[[Any, torch.Tensor], torch.Tensor]
 
 
 @contextmanager
 def replaced_forwards(model: nn.Module, forwards: Mapping[type, Forward]) -> Iterator[None]:
-    """Has every module of exactly those types run another forward; a compiled model its own.
+    """Make every module of exactly these types run another forward. A compiled model keeps its own.
 
     A subclass, such as a quantized layer, stays as it is, and so does a module whose forward
-    somebody has replaced. Meant for forward and backward pass alike: a checkpointed layer runs
-    again in the latter.
+    somebody has replaced. Keep it active in the backward pass too: a checkpointed layer runs again
+    there.
     """
     replaced: list[nn.Module] = []
     with Claim(model):
@@ -37,7 +37,7 @@ def replaced_forwards(model: nn.Module, forwards: Mapping[type, Forward]) -> Ite
 
 
 def put_back_forwards(model: nn.Module) -> None:
-    """End all that `replaced_forwards` has done to the model and was kept from undoing."""
+    """Undo what an interrupted `replaced_forwards` left behind in the model."""
     _put_back(module for module in model.modules() if is_replaced_here(module))
 
 
@@ -48,7 +48,7 @@ def is_replaced_here(module: nn.Module) -> bool:
 
 
 def own_forward(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """What the module's class makes of the input, whatever forward it has at the moment."""
+    """The output of the class's own forward, whatever forward the module has at the moment."""
     own: torch.Tensor = type(module).forward(module, x)
     return own
 
@@ -63,10 +63,10 @@ def _call(forward: Forward, module: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def fused_activations(model: nn.Module) -> AbstractContextManager[None]:
-    """Has GPT-2's activation, transformers' "gelu_new", run as torch's GELU, the same function.
+    """Run GPT-2's activation, transformers' "gelu_new", as torch's GELU, the same function.
 
-    It is eight operations otherwise, each of which reads and writes a layer's widest tensor. In
-    bfloat16 they also round each time.
+    Otherwise it takes eight operations, and each reads and writes a layer's widest tensor. In
+    bfloat16 each also rounds.
     """
     from transformers.activations import NewGELUActivation
 
@@ -79,9 +79,9 @@ def _gelu(module: Any, x: Tensor) -> Tensor:
 
 @contextmanager
 def modes_restored(model: nn.Module) -> Iterator[None]:
-    """Put every module back in its own mode on exit; ``model.train`` would make them all alike.
+    """Put every module back in its own mode on exit. ``model.train`` would give all the same one.
 
-    Other threads that score or adapt the model wait or are refused meanwhile.
+    Meanwhile other threads that score or adapt the model wait or are refused.
     """
     with Claim(model):
         modes = [(module, module.training) for module in model.modules()]

@@ -1,8 +1,8 @@
 """Bits per byte: how well a model predicts a text, whatever its tokenizer.
 
 ``bpb = NLL in nats / (ln 2 * bytes scored)``, after Khamis and Maalouf, *Efficient Test-Time
-Finetuning of LLMs via Convex Reconstruction and Gradient Caching*, arXiv:2605.30337, but with the
-bytes of the tokens that were scored and long texts scored in full.
+Finetuning of LLMs via Convex Reconstruction and Gradient Caching*, arXiv:2605.30337. Two things
+differ: only the bytes of scored tokens count, and long texts are scored in full.
 """
 
 import json
@@ -32,7 +32,7 @@ class BitsPerByte:
 
     Attributes:
         nll: negative log-likelihood of the scored tokens, in nats.
-        bytes: UTF-8 bytes that those tokens stand for.
+        bytes: UTF-8 bytes of those tokens.
         tokens: how many tokens were scored.
     """
 
@@ -54,7 +54,7 @@ def bits_per_byte(
     max_length: int | None = None,
     stride: int | None = None,
 ) -> float:
-    """Bits per byte of ``text`` under ``model``; `score_text` says how, and gives the parts."""
+    """Bits per byte of ``text`` under ``model``. `score_text` explains it and returns the parts."""
     return _score("bits_per_byte", model, tokenizer, text, max_length, stride).value
 
 
@@ -66,26 +66,27 @@ def score_text(
     max_length: int | None = None,
     stride: int | None = None,
 ) -> BitsPerByte:
-    """Score every token of ``text`` once, but for the first, which has no context.
+    """Score every token of ``text`` once, except the first, which has no context.
 
-    A tokenizer that begins a text with a special token gives the first token its context, so
-    there all of the text is scored. Special tokens themselves never are, and none is added that
-    the tokenizer does not add. A text longer than the context is scored by a window that moves by
-    ``stride``: each token is predicted from at least ``max_length - stride`` before it, as far as
-    there are. Runs in eval mode and puts every module back in its own mode; scorings of one model
-    in several threads wait for each other.
+    If the tokenizer begins a text with a special token, that token is the context of the first, and
+    the whole text is scored. Special tokens are never scored, and only the tokenizer adds them. If
+    a text is longer than the context, a window moves over it by ``stride``. The model then predicts
+    each token from at least ``max_length - stride`` earlier tokens, if there are that many. Runs in
+    eval mode and puts every module back in its own mode. Scorings of one model in several threads
+    wait for each other.
 
     Args:
         model: a causal language model.
         tokenizer: its tokenizer, a fast one.
         text: at least 2 tokens.
-        max_length: tokens per forward pass, at most the model's context; that context when None.
-        stride: tokens that the window moves by, below ``max_length``; half of it when None.
+        max_length: tokens per forward pass, at most the model's context; None for that context.
+        stride: tokens that the window moves by, below ``max_length``; None for half of it.
 
     Raises:
         TypeError: text is not a str, or max_length or stride is not an int.
-        ValueError: nothing to score, text that is not valid Unicode, max_length or stride out of
-            range, a slow tokenizer, or a model that is not causal or lacks ids of the tokenizer.
+        ValueError: there is nothing to score, the text is not valid Unicode, max_length or stride
+            is out of range, the tokenizer is slow, or the model is not causal or lacks ids of the
+            tokenizer.
         NonFiniteLossError: the model's loss is not finite; a RuntimeError.
         RuntimeError: another thread adapts the model, or one that shares its modules.
     """
@@ -122,7 +123,7 @@ def _score(
 
 
 def _tokenize(tokenizer: "PreTrainedTokenizerBase", text: str) -> tuple[list[int], int, int]:
-    """Tokens, the position of the first to score, and the bytes from there to the end."""
+    """The tokens, the position of the first one to score, and the bytes from there to the end."""
     encoding = tokenizer(
         text, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False
     )

@@ -14,11 +14,11 @@ T = TypeVar("T")
 
 
 class ModelSnapshot:
-    """A copy of the parameters that finetuning changes, its memory kept from use to use.
+    """A copy of the parameters that finetuning changes. It keeps its memory from use to use.
 
     Args:
         model: the model.
-        trained: those of its parameters that will change, each once.
+        trained: the parameters that will change, each once.
     """
 
     def __init__(self, model: nn.Module, trained: Sequence[nn.Parameter]) -> None:
@@ -28,10 +28,10 @@ class ModelSnapshot:
         self._kept: _Kept | None = None
 
     def save(self) -> None:
-        """Copy the trained parameters, note everything else, and take the gradients off.
+        """Copy the trained parameters, note everything else, and detach the gradients.
 
         Raises:
-            RuntimeError: the storage of a trained parameter is gone.
+            RuntimeError: a trained parameter has lost its storage.
         """
         # A tensor made in inference mode could not be written to outside of it.
         with torch.inference_mode(False), torch.no_grad():
@@ -48,28 +48,28 @@ class ModelSnapshot:
                 torch._foreach_copy_(self._saved, self._trained)
             kept = _Kept(self._model, self._trained)
         self._kept = kept
-        # Taken off, not zeroed: a backward pass must not add to what the caller holds.
+        # Detached, not zeroed: a backward pass must not add to a gradient that the caller holds.
         for parameter in self._trained:
             parameter.grad = None
         for merges in kept.merges:
             merges.watch()
 
     def restore(self) -> list[str]:
-        """Put everything back; after a call that was cut short, the next one does it all.
+        """Put everything back. If a call is cut short, the next call does all of it.
 
-        The trained parameters and all buffers come back bit for bit, copied into the storage they
-        came from, so that every alias of one (tied weights, an optimizer) sees it. So do
-        gradients, ``requires_grad`` flags, the modes of the modules, plain values that modules
-        and their configurations keep as attributes, parameters that were replaced or removed and,
-        where the model was cast, moved or resized meanwhile, the storage of every parameter.
+        The trained parameters and all buffers come back bit for bit. They are copied into their own
+        storage, so every alias (tied weights, an optimizer) sees it. Gradients, ``requires_grad``
+        flags, modes, plain attributes of modules and their configurations, and replaced or removed
+        parameters come back too. If the model was cast, moved or resized meanwhile, so does the
+        storage of every parameter.
 
-        Of frozen parameters there is no copy. Writes to them are noticed where torch counts them
-        (in ``_version``): not those through ``.data``, ``.numpy()`` or another alias.
+        Frozen parameters have no copy. A write to one is noticed if torch counts it (in
+        ``_version``), which it does not for ``.data``, ``.numpy()`` or another alias.
 
         Returns:
-            What is not back: the storage of a parameter or a buffer that is gone, a frozen
-            parameter that torch counted a write to, merged adapters, and modules that were added,
-            removed, replaced or given another class. All else is.
+            What could not be put back: a parameter or buffer that lost its storage, a frozen
+            parameter with a write that torch counted, merged adapters, and modules that were added,
+            removed, replaced or given another class. Everything else is back.
         """
         kept = self._kept
         if kept is None:
@@ -82,10 +82,10 @@ class ModelSnapshot:
             except Exception as error:
                 changes.append(f"{record.name}: {error}")
         changes += self._copy_back(kept)
-        # An interrupt may have left them behind in the middle of training.
+        # An interrupt in the middle of training may have left them behind.
         put_back_forwards(self._model)
         stop_listening(self._trained)
-        # A caller's autocast holds copies of the weights as they were in between.
+        # A caller's autocast holds copies of the adapted weights.
         torch.clear_autocast_cache()
         self._kept = None
         return changes
@@ -118,7 +118,7 @@ def _alike(saved: torch.Tensor, parameter: torch.Tensor) -> bool:
 
 
 class _Kept:
-    """What a model is made of and everything in it, but for the copies of trained parameters."""
+    """A model's structure and everything in it, except the copies of trained parameters."""
 
     def __init__(self, model: nn.Module, trained: Sequence[torch.Tensor]) -> None:
         own = set(map(id, trained))
@@ -140,14 +140,14 @@ class _Kept:
 
 
 class _Parameter:
-    """Its storage, gradient and flag; of a frozen one also how often it has been written to."""
+    """A parameter's storage, gradient and flag; if it is frozen, also its count of writes."""
 
     def __init__(self, name: str, tensor: torch.Tensor, *, is_frozen: bool) -> None:
         self.name = name
         self.tensor = tensor
         self._bytes = tensor.untyped_storage().nbytes()
         self._requires_grad = tensor.requires_grad
-        # Of frozen ones too: a cast of the model would put others in their place.
+        # For frozen parameters too: a cast of the model would replace the gradients.
         self._gradient = tensor.grad
         self._data = [(one, one.detach()) for one in (tensor, tensor.grad) if one is not None]
         # A parameter made in inference mode counts no writes.
@@ -189,7 +189,7 @@ class _Buffer:
 
 
 class _Module:
-    """Which children, parameters and buffers it has, and what is in its buffers."""
+    """A module's children, parameters and buffers, with the content of the buffers."""
 
     def __init__(self, name: str, module: nn.Module) -> None:
         self.name = name
@@ -209,7 +209,7 @@ class _Module:
         edits = list(self._edits())
         yield from edits
         if not edits:
-            # As load_state_dict(assign=True) puts others in their place.
+            # load_state_dict(assign=True) may have replaced them.
             _refill(self._module._parameters, self._parameters)
         for key, kept in self._buffers.items():
             if not edits:
@@ -218,7 +218,7 @@ class _Module:
                 yield from self._copy_back(key, kept)
 
     def _edits(self) -> Iterator[str]:
-        """What is not undone."""
+        """Edits that cannot be undone."""
         if type(self._module) is not self._class:
             now = type(self._module).__name__
             yield f"{self.name} is a {now}, and was a {self._class.__name__}"
@@ -251,20 +251,20 @@ class _Module:
         if kept.tensor.untyped_storage().nbytes() < kept.bytes:
             yield f"{self._path(key)}: its storage is gone"
             return
-        # A write would be one to a graph that holds the buffer. To ask a GPU would mean to wait.
+        # A needless write would disturb a graph that holds the buffer. Comparing stalls a GPU.
         if kept.tensor.device.type == "cpu" and torch.equal(kept.tensor, kept.copy):
             return
         try:
             with torch.no_grad():
                 kept.tensor.copy_(kept.copy)
         except RuntimeError as error:
-            # Of an expanded one no element can be written, nor could have been.
+            # No element of an expanded buffer can be written, so none has changed.
             if not torch.equal(kept.tensor, kept.copy):
                 yield f"{self._path(key)}: {error}"
 
 
 def _refill(mapping: dict[str, T], items: dict[str, T]) -> None:
-    """Make the mapping that of the items, in their order."""
+    """Make the mapping hold exactly the items, in order."""
     now = dict(mapping.items())
     if list(now) != list(items):
         mapping.clear()
@@ -277,11 +277,11 @@ def _refill(mapping: dict[str, T], items: dict[str, T]) -> None:
 
 
 class _Attributes:
-    """The plain values that a module, or a configuration, keeps beside parameters and buffers.
+    """The plain values that a module or a configuration keeps beside parameters and buffers.
 
-    A module's mode is one. A forward may change a buffer and such a value together, as dynamic RoPE
-    does its frequencies and for how many positions they are: one without the other would be another
-    model.
+    A module's mode is one. A forward may change such a value together with a buffer, as dynamic
+    RoPE changes its frequencies and their number of positions. Restoring only one of them would
+    make another model.
     """
 
     def __init__(self, name: str, attributes: dict[str, Any]) -> None:
@@ -296,12 +296,12 @@ class _Attributes:
 
     def restore(self) -> list[str]:
         now = self._attributes
-        # A forward may ask for whether there is one, and with it for what it made then.
+        # A forward may check whether an attribute exists, and then use what it made with it.
         for key in now.keys() - self._names:
             if _is_plain(key, now[key]):
                 del now[key]
         for key, value, items in self._values:
-            # What has become a module since stays one, and a function is somebody's.
+            # A name that has become a module stays one. A function belongs to somebody else.
             if key in now.get("_modules", ()) or not _is_plain(key, now.get(key)):
                 continue
             if isinstance(value, list):
@@ -322,31 +322,31 @@ _SCALAR = (bool, int, float, str, type(None))
 
 
 def _is_plain(name: str, value: object) -> bool:
-    """Lists of names too, as PEFT's of the active adapters, and its scales by adapter."""
+    """Whether to keep the value. PEFT's list of active adapters and its scales count as plain."""
     if name == "merged_adapters":
         return False
     if isinstance(value, list | tuple):
         return all(isinstance(item, str) for item in value)
-    # Torch's own mappings, of parameters and hooks for two, begin with a line.
+    # Torch's own mappings, such as parameters and hooks, begin with an underscore.
     if isinstance(value, dict) and not name.startswith("_"):
         return all(isinstance(item, _SCALAR) for item in value.values())
     return isinstance(value, (*_SCALAR, torch.Tensor))
 
 
 def _attributes(modules: Sequence[tuple[str, nn.Module]]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Of each module, and once of each configuration, which modules share."""
+    """The attributes of each module, and of each configuration once, because modules share it."""
     once: dict[int, dict[str, Any]] = {}
     for name, module in modules:
         yield name, vars(module)
         configuration = getattr(vars(module).get("config"), "__dict__", None)
-        # That of a class cannot be written to.
+        # A class's own mapping cannot be written to.
         if isinstance(configuration, dict):
             once[id(configuration)] = configuration
     yield from (("config", found) for found in once.values())
 
 
 class _Watched(list[str]):
-    """PEFT's list of the adapters that a layer has merged, and whether there were others."""
+    """PEFT's list of the adapters that a layer has merged. It notes whether it ever changed."""
 
     changed = False
 
@@ -356,7 +356,7 @@ class _Watched(list[str]):
 
 
 class _Merges:
-    """PEFT's layers add their adapters to frozen weights, and subtract them again, rounded."""
+    """Watches for merges: PEFT adds adapters to frozen weights and subtracts them with rounding."""
 
     def __init__(self, name: str, layer: Any) -> None:
         self.name = name

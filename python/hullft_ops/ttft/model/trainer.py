@@ -243,7 +243,7 @@ def check_trained(model: "PreTrainedModel", trained: Sequence[torch.nn.Parameter
 
 @contextmanager
 def inference_tensors_explained(model: "PreTrainedModel") -> Iterator[None]:
-    """Say which parameter cannot be trained through; a model trained behind those alone can be."""
+    """Name the parameter that gradients cannot pass. Training after such parameters is possible."""
     try:
         yield
     except RuntimeError as error:

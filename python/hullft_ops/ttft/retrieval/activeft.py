@@ -4,9 +4,9 @@ A user of activeft switches by one import::
 
     from hullft_ops.ttft import Retriever  # instead of: from activeft.sift import Retriever
 
-The signature is that of activeft's repository. Calls of activeft 0.1.1 on PyPI, which has
+The signature follows activeft's repository. Calls written for activeft 0.1.1 on PyPI, which has
 ``llambda`` for ``lambda_`` and no ``alpha``, keep their meaning. The guide "A library that selects"
-lists what differs on purpose.
+lists the deliberate differences.
 """
 
 import warnings
@@ -46,8 +46,7 @@ _LAMBDA = 0.01
 
 
 class _Found(NamedTuple):
-    """Candidates for n queries: scores [n, k], ids [n, k] with -1 past those found, rows
-    [n, k, d]."""
+    """Candidates for n queries: scores [n, k], ids [n, k], rows [n, k, d]. Missing ids are -1."""
 
     scores: np.ndarray
     ids: np.ndarray
@@ -59,7 +58,7 @@ class Retriever:
 
     Attributes:
         index: the FAISS index.
-        also_query_opposite, alpha, only_faiss, device: as given.
+        also_query_opposite, alpha, only_faiss, device: the arguments.
     """
 
     def __init__(
@@ -79,25 +78,25 @@ class Retriever:
         """
         Args:
             index: a FAISS index that can reconstruct its vectors.
-            acquisition_function: None. Others than SIFT need activeft.
+            acquisition_function: must be None. Functions other than SIFT need activeft.
             lambda_: the variance of SIFT's observation noise.
-            fast: False. SIFT-Fast approximates what is selected exactly here.
-            also_query_opposite: candidates are those of largest inner product with the query or
-                its opposite; wants an inner-product index.
-            alpha: keep SIFT's i-th pick only where the standard deviation after it is at most
+            fast: must be False. SIFT-Fast approximates what this class selects exactly.
+            also_query_opposite: take the candidates with the largest inner products with the query
+                or its opposite. Needs an inner-product index.
+            alpha: keep SIFT's i-th pick only if the standard deviation after it is at most
                 1 / (alpha * i). None keeps all. A bool here is ``only_faiss``, and ``device`` comes
                 after it, as in activeft 0.1.1.
             only_faiss: return the nearest, select nothing.
-            device: where to select; None is the current CUDA device where there is one and this
-                build has kernels, else the CPU. With a warning it is the CPU too where they cannot
+            device: where to select. None takes the current CUDA device if there is one and this
+                build has kernels, else the CPU. It warns and takes the CPU if the kernels cannot
                 run: below compute capability 8.0, or with a driver for an older CUDA than the
                 build's.
             method: "sift", or "hullft" for :func:`hullft_ops.fw_select` (pairwise).
-            llambda: ``lambda_``, as activeft 0.1.1 calls it.
+            llambda: activeft 0.1.1's name for ``lambda_``.
 
         Raises:
-            TypeError: an argument of another type.
-            ValueError: an argument that is not supported, or options that do not fit the index.
+            TypeError: an argument has another type.
+            ValueError: an argument is not supported, or the options do not fit the index.
             ImportError: faiss is not installed.
         """
         with needed_by(_OP):
@@ -136,7 +135,7 @@ class Retriever:
 
     @property
     def acquisition_function(self) -> None:
-        """None: operators of this package select."""
+        """None, because this package's operators select."""
 
     def search(
         self,
@@ -146,8 +145,7 @@ class Retriever:
         mean_pooling: bool = False,
         threads: int = 1,
     ) -> Retrieved:
-        """:meth:`batch_search` for one query of shape [m, d]; the answers lose their first
-        dimension."""
+        """:meth:`batch_search` for one query of shape [m, d], without the batch dimension."""
         values, indices, rows, seconds = self.batch_search(
             np.asarray(query)[None], N, K, mean_pooling, threads
         )
@@ -164,23 +162,23 @@ class Retriever:
         """Selects for every query.
 
         Args:
-            queries: [n, m, d]: n queries of m embeddings each. Candidates are those near their
-                mean; SIFT lowers the summed variance at all m.
+            queries: [n, m, d]: n queries of m embeddings each. Candidates are near the mean of the
+                m; SIFT lowers the summed variance at all m.
             N: how many to return; a candidate may come repeatedly.
-            K: how many candidates to search for; None, 0 and more than there are is the whole
-                index.
-            mean_pooling: SIFT lowers the variance at the mean of the m embeddings alone.
-            threads: for the search and the selection on the CPU.
+            K: how many candidates to search for. None, 0 and numbers beyond the index mean the
+                whole index.
+            mean_pooling: SIFT lowers only the variance at the mean of the m embeddings.
+            threads: threads for the search, and for the selection on the CPU.
 
         Returns:
             Values float32 [n, N], indices int64 [n, N], embeddings float32 [n, N, d] and the time.
-            SIFT's values are minus the variance that is left after each pick, HullFT's the convex
-            weights, those without a selection FAISS's scores. With ``alpha`` each is an object
-            array [n] of such arrays, which may be shorter than N.
+            SIFT's values are minus the remaining variance after each pick. HullFT's values are the
+            convex weights. Without a selection they are FAISS's scores. With ``alpha`` each is an
+            object array [n] of such arrays, which may be shorter than N.
 
         Raises:
-            ValueError: shapes or numbers that do not fit the index, NaN or infinity, a query for
-                which the index finds nothing.
+            ValueError: shapes or numbers do not fit the index, a value is NaN or infinity, or the
+                index finds nothing for a query.
         """
         queries = for_torch(queries, np.float32)
         n, k, threads = self._check_search(queries, N, K, threads)
@@ -237,7 +235,7 @@ class Retriever:
     def _select(
         self, found: _Found, targets: np.ndarray, n_select: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Values and picks [n, n_select], the picks as columns of what was found."""
+        """Values and picks [n, n_select]. The picks are columns of ``found``."""
         sizes = (found.ids >= 0).sum(axis=1)
         if len(sizes) and sizes.min() == 0:
             raise ValueError(f"{_OP}: the index finds nothing for query {sizes.argmin()}")
@@ -269,7 +267,7 @@ def _lambda_of(lambda_: float, llambda: float | None) -> float:
 def _arranged(
     alpha: float | None, only_faiss: Any, device: Any
 ) -> tuple[float | None, bool, torch.device | str | None]:
-    """activeft 0.1.1 has no alpha: only_faiss and device come one place earlier."""
+    """Sort out calls for activeft 0.1.1. It has no alpha, so only_faiss and device come earlier."""
     if isinstance(alpha, bool) and only_faiss is not True:
         alpha, only_faiss, device = None, alpha, only_faiss or device
     if not isinstance(only_faiss, bool | np.bool_):
@@ -278,7 +276,7 @@ def _arranged(
 
 
 def _stopped(alpha: float, values: np.ndarray, *columns: np.ndarray) -> Iterator[np.ndarray]:
-    """Of values, ids and rows those that are certain enough for their place."""
+    """Keep the values, ids and rows that are certain enough for their place."""
     deviation = np.sqrt(np.maximum(-values, 0))
     kept = deviation <= 1 / (alpha * np.arange(1, values.shape[1] + 1))
     for column in (values, *columns):
@@ -289,7 +287,7 @@ def _stopped(alpha: float, values: np.ndarray, *columns: np.ndarray) -> Iterator
 
 
 def _picks_of(picks: torch.Tensor) -> np.ndarray:
-    """On the CPU the operators refuse bad vectors; on CUDA they show as picks of -1."""
+    """The picks as an array. Raises for picks of -1, by which CUDA marks bad vectors."""
     array: np.ndarray = picks.cpu().numpy()
     failed = (array < 0).any(axis=1)
     if failed.any():

@@ -1,4 +1,4 @@
-"""What the finetuner asks of a store of texts, and what every search checks."""
+"""What the finetuner needs from a store of texts, and what every search checks."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -27,14 +27,14 @@ class Store(Protocol):
 
     @property
     def embedder(self) -> str:
-        """Name of the embedder that made the embeddings."""
+        """The name of the embedder that made the embeddings."""
 
     @property
     def dim(self) -> int:
         """Length of an embedding."""
 
     def __len__(self) -> int:
-        """How many texts a search looks through."""
+        """The number of texts that a search considers."""
 
     def search(
         self, queries: np.ndarray | torch.Tensor, k: int
@@ -49,7 +49,8 @@ def checked_search(
 
     Raises:
         TypeError: queries are not float32, or k is not an int.
-        ValueError: queries on a GPU, a wrong shape, a value that is not finite, or k out of range.
+        ValueError: queries are on a GPU, have a wrong shape or a value that is not finite, or k is
+            out of range.
     """
     if isinstance(given, torch.Tensor) and given.device.type != "cpu":
         raise ValueError(f"{function}: queries must be on the CPU, got {given.device}")

@@ -1,4 +1,4 @@
-"""From a corpus to a datastore: streamed, resumable after a kill, added to later."""
+"""Turning a corpus into a datastore: it streams, resumes after a kill, and appends."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
@@ -36,17 +36,17 @@ MODES = ("new", "append", "resume", "restart")
 
 @dataclass(frozen=True)
 class Cutting:
-    """Which texts a record gives.
+    """How to cut a record into texts.
 
     Attributes:
-        tokenizer: counts the tokens; needed with ``chunk_tokens``.
-        chunk_tokens: length of a text in tokens, at least 1; whole records when None.
+        tokenizer: counts the tokens; required with ``chunk_tokens``.
+        chunk_tokens: length of a text in tokens, at least 1; None for whole records.
         overlap: tokens that a text shares with the one before it, fewer than ``chunk_tokens``.
-        min_chars: texts with fewer characters, blanks at both ends aside, are left out.
+        min_chars: leave out texts with fewer characters, not counting blanks at both ends.
 
     Raises:
-        TypeError: a size that is not an int.
-        ValueError: a size out of range, or ``chunk_tokens`` without a fast tokenizer, or
+        TypeError: a size is not an int.
+        ValueError: a size is out of range, ``chunk_tokens`` comes without a fast tokenizer, or
             ``overlap`` without ``chunk_tokens``.
     """
 
@@ -68,7 +68,7 @@ class Cutting:
         self.cut()
 
     def _check(self, name: str, least: int) -> None:
-        # Of NumPy's integers, which JSON does not know, Python's are made.
+        # JSON does not know NumPy's integers, so convert them to Python's.
         whole = check_integer("Cutting", name, getattr(self, name), least)
         object.__setattr__(self, name, whole)
 
@@ -92,31 +92,31 @@ def index_corpus(
 ) -> Datastore:
     """Write a corpus into the datastore at ``path``, and open it.
 
-    Texts go to the disk first and are embedded from there. What the progress bar counts is on the
-    disk: a killed process loses none of it, and ``mode="resume"`` gives the datastore that an
-    uninterrupted run would have given. Readers see the datastore as it was until all is done.
+    Texts go to the disk first and are embedded from there. Whatever the progress bar counts is on
+    the disk. A killed process loses none of it, and ``mode="resume"`` makes the same datastore as
+    an uninterrupted run. Until all is done, readers see the datastore as it was.
 
     Args:
-        source: what to read. Exact repetitions, of texts in the datastore too, are left out.
+        source: what to read. Exact repetitions are left out, even of texts in the datastore.
         path: the datastore's directory.
-        embedder: gives the unit vectors.
-        cutting: how records are cut into texts; whole records when None.
+        embedder: makes the unit vectors.
+        cutting: how to cut records into texts; None keeps records whole.
         thresholds: which search index to build.
         mode: "new": ``path`` must be free. "append": add to a finished datastore. "resume": finish
-            an interrupted write of the same source, or begin one where there is none. "restart":
-            roll an interrupted write back, then write anew; begin one where there is none.
-        console: where progress is drawn; nowhere when None.
-        encode: embeds batches elsewhere, as `hullft_ops.ttft.scale.embedding.ray_embedding` does;
-            in this process when None.
+            an interrupted write of the same source. "restart": roll an interrupted write back and
+            write again. Without an interrupted write, "resume" and "restart" begin a new one.
+        console: shows the progress; None shows none.
+        encode: embeds batches elsewhere, for example
+            `hullft_ops.ttft.scale.embedding.ray_embedding`; None embeds in this process.
 
     Raises:
         FileNotFoundError: there is no such source, or no datastore to append to.
         FileExistsError: ``mode`` is "new" and ``path`` is not free, or "restart" and a finished
             datastore is there.
-        ValueError: another embedder or other settings than the datastore's, a corrupt file, or
+        ValueError: the datastore has another embedder or other settings, a file is corrupt, or
             another process is writing the datastore.
-        SourceError: the source cannot be read as asked, or nothing in it fits.
-        OSError: the disk is full, for one; resume goes on from there.
+        SourceError: the source cannot be read, or nothing in it fits.
+        OSError: for example, the disk is full; "resume" goes on from there.
     """
     if mode not in MODES:
         raise ValueError(f"{_FUNCTION}: mode must be one of {', '.join(MODES)}, got {mode!r}")
@@ -124,12 +124,12 @@ def index_corpus(
     path = Path(path)
     settings = _settings(source, cutting)
     if not path.is_dir():
-        # What is refused leaves no directory where there was none.
+        # Refuse before creating a directory.
         _check_state(path, mode, settings)
         path.mkdir(parents=True, exist_ok=True)
     advice = "the datastore is as its readers saw it before: free some space, then resume"
     with locked(path), full_disk_explained(path, advice):
-        # Without the lock, a journal may be that of a write under way.
+        # Before the lock, the journal could have belonged to a write under way.
         _check_state(path, mode, settings)
         if mode == "resume" and Journal.read(path):
             writer = StoreWriter.resume(path, embedder, settings, _FUNCTION)
@@ -171,7 +171,7 @@ def _write_texts(writer: StoreWriter, source: Source, cutting: Cutting, bar: Pro
     try:
         count = writer.write_texts(rows, report)
     except (ValueError, OSError):
-        # Texts that cannot be written now cannot be when the write is resumed.
+        # Texts that cannot be written now cannot be written by a resumed run either.
         writer.abandon()
         raise
     if count == 0:
@@ -211,7 +211,7 @@ def _check_state(path: Path, mode: str, settings: dict[str, Any]) -> None:
 
 
 def _settings(source: Source, cutting: Cutting) -> dict[str, Any]:
-    """What decides which texts come, as JSON keeps it."""
+    """The settings that decide the texts, as JSON stores them."""
     tokenizer = cutting.tokenizer
     return {
         "source": source.name,

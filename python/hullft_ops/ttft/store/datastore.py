@@ -1,16 +1,16 @@
-"""Texts on disk and the search for those near a query.
+"""Texts on disk, and the search for texts near a query.
 
 A datastore is a directory:
 
     manifest.json                 see `Manifest`; names the data directory and its files
-    data-<hex>/texts-00000.arrow  texts and metadata, Arrow streams that HF datasets memory-maps
+    data-<hex>/texts-00000.arrow  texts and metadata, an Arrow stream that HF datasets memory-maps
     data-<hex>/embeddings.f32     float32 [count, dim] in C order, row i embeds text i
-    data-<hex>/index-<hex>.faiss  inverted lists, where the datastore is large
-    journal.json                  see `Journal`; while a write is under way
+    data-<hex>/index-<hex>.faiss  inverted lists, if the datastore is large
+    journal.json                  see `Journal`; only while a write is under way
 
-The embeddings are one file, not an Arrow column: Arrow splits a column at every record batch, and
-both the operators and FAISS need one contiguous matrix to read without a copy. It is also all that
-a flat FAISS index holds, so a small datastore is searched in the mapped file.
+The embeddings are one file, not an Arrow column. Arrow splits a column at every record batch, but
+the operators and FAISS need one contiguous matrix to read without a copy. A flat FAISS index would
+hold nothing else, so a search of a small datastore reads the mapped file.
 """
 
 import tempfile
@@ -52,20 +52,21 @@ from hullft_ops.ttft.store.writer import StoreWriter, fraction_for
 Scalar = str | int | float | bool | None
 
 _EXACT_ROWS = 20_000
-# Twice what a vector may be off when it is written: another processor may round a norm otherwise.
+# Twice the tolerance when a vector is written: another processor may round a norm differently.
 _NORM_TOLERANCE = 2e-3
 
 
 class Datastore:
-    """Texts with their embeddings, searched by inner product. Made by `build` or `open`.
+    """Texts with their embeddings, searched by inner product. `build` or `open` makes one.
 
     Attributes:
-        manifest: what the datastore holds, from what, and how it is searched.
+        manifest: the contents of the datastore, their sources, and how it is searched.
         rows: the texts and their metadata by position, a `datasets.Dataset`.
-        texts: the texts by position; each is read from disk when asked for.
-        embeddings: float32 ``[count, dim]``, row i of unit norm for ``texts[i]``. Mapped from
-            disk, copied nowhere; writing to it changes this process's view, never the file.
-        positions: int64 ``[len(store)]``, ascending: what `filter` left to search; None for all.
+        texts: the texts by position; each access reads one from disk.
+        embeddings: float32 ``[count, dim]``, row i of unit norm for ``texts[i]``. Mapped from disk
+            without a copy. Writing to it changes this process's view, never the file.
+        positions: int64 ``[len(store)]``, ascending: the positions that `filter` left to search;
+            None for all.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class Datastore:
 
     @property
     def embedder(self) -> str:
-        """Name of the embedder that made the embeddings."""
+        """The name of the embedder that made the embeddings."""
         return self.manifest.embedder
 
     @property
@@ -109,25 +110,26 @@ class Datastore:
     ) -> "Datastore":
         """Write a datastore and open it. Texts are streamed: only a batch is in memory.
 
-        The directory is prepared beside ``path`` and appears whole: an exception or a kill leaves
-        ``path`` as it was (a kill leaves a ``.<name>.*.partial`` directory beside it). What takes
-        long enough to be killed is better built by `index_corpus`, which resumes.
+        The directory is prepared beside ``path`` and appears whole. An exception or a kill leaves
+        ``path`` as it was; a kill also leaves a ``.<name>.*.partial`` directory beside it. Use
+        `index_corpus`, which resumes, for anything that takes long.
 
         Args:
             texts: the texts, in the order of their positions; an empty text is a text.
-            embedder: gives the unit vectors; its name goes into the manifest.
-            path: the directory to make; missing parents are made.
+            embedder: makes the unit vectors; its name goes into the manifest.
+            path: the directory to create, with missing parents.
             progress: show a progress bar on stderr.
-            overwrite: replace the datastore at ``path``, in one atomic step. Files that are not a
-                datastore's stay, and a directory that is not a datastore is refused.
+            overwrite: replace the datastore at ``path``, in one atomic step. Foreign files stay,
+                and a directory that is not a datastore is refused.
             thresholds: which search index to build.
 
         Raises:
-            TypeError: an item of ``texts`` is not a str, or the embedder gives no float32.
-            ValueError: no texts, a text that is not valid Unicode, vectors that are not unit
-                vectors of ``embedder.dim``, or ``overwrite`` of what is not a datastore.
-            FileExistsError: ``path`` exists and is not to be overwritten.
-            OSError: it cannot be written; the message says so where the disk is full.
+            TypeError: an item of ``texts`` is not a str, or the embedder returns no float32.
+            ValueError: there are no texts, a text is not valid Unicode, the vectors are not unit
+                vectors of ``embedder.dim``, or ``overwrite`` meets something other than a
+                datastore.
+            FileExistsError: ``path`` exists and ``overwrite`` is False.
+            OSError: writing failed; the message says so if the disk is full.
         """
         if isinstance(texts, str):
             raise TypeError("Datastore.build: texts must be an iterable of str, got one str")
@@ -140,7 +142,7 @@ class Datastore:
                 prefix=f".{path.name}.", suffix=".partial", dir=path.parent
             ) as staging,
         ):
-            # TemporaryDirectory's own is private to the user; one inside follows the umask.
+            # TemporaryDirectory's folder is private to the user; a folder in it follows the umask.
             staged = Path(staging) / "store"
             staged.mkdir()
             with progress_bar(Console(stderr=True), shown=progress) as bar:
@@ -155,18 +157,18 @@ class Datastore:
 
     @classmethod
     def open(cls, path: str | Path, *, verify: bool = True) -> "Datastore":
-        """Open the datastore at ``path``: maps its files, runs nothing that they contain.
+        """Open the datastore at ``path``. Maps its files and runs nothing from them.
 
         Args:
             path: the directory.
-            verify: read every file once, to compare it with its checksum and to see that every
-                embedding is a unit vector. Sizes and texts are checked in any case.
+            verify: read every file once, to compare its checksum and to check that every embedding
+                is a unit vector. Sizes and texts are always checked.
 
         Raises:
-            FileNotFoundError: no such directory.
-            ValueError: not a datastore, an unfinished one, one of another format version, or one
-                whose files are missing, corrupt, or at odds with the manifest; a text that is null
-                or an embedding that is no unit vector, as one with NaN is not.
+            FileNotFoundError: there is no such directory.
+            ValueError: it is not a datastore, is unfinished or has another format version; a file
+                is missing, corrupt or contradicts the manifest; a text is null; or an embedding is
+                not a unit vector, for example because of NaN.
         """
         path = Path(path)
         try:
@@ -189,13 +191,14 @@ class Datastore:
         return cls(manifest, rows, embeddings, lists)
 
     def filter(self, **metadata: Scalar | Sequence[Scalar]) -> "Datastore":
-        """The same datastore, of which `search` finds only the texts with these values.
+        """The same datastore, where `search` finds only texts with these values.
 
         ``store.filter(domain="man")`` or ``store.filter(domain=["man", "docs"], year=2024)``.
-        Positions, and with them ``texts``, ``rows`` and ``embeddings``, stay those of the whole.
+        Positions, ``texts``, ``rows`` and ``embeddings`` still refer to the whole datastore.
 
         Raises:
-            ValueError: no such column, a value of another type, or no text with these values.
+            ValueError: there is no such column, a value has another type, or no text has these
+                values.
         """
         table = self.rows.data.table
         mask = np.ones(self.manifest.count, bool)
@@ -217,25 +220,25 @@ class Datastore:
     def search(
         self, queries: np.ndarray | torch.Tensor, k: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The ``k`` nearest texts of each query; exactly, unless ``manifest.index`` says otherwise.
+        """The ``k`` texts nearest to each query; exact unless ``manifest.index`` says otherwise.
 
         Args:
-            queries: float32 ``[B, dim]``, finite, on the CPU as the datastore is.
-            k: how many; at most ``len(store)``.
+            queries: float32 ``[B, dim]``, finite, on the CPU like the datastore.
+            k: how many texts, at most ``len(store)``.
 
         Returns:
             ``(scores, ids)``: inner products float32 ``[B, k]`` and positions int64 ``[B, k]``,
-            nearest first, the lower position first of equal scores.
+            nearest first. Of equal scores, the lower position comes first.
 
         Raises:
             TypeError: queries are not float32, or k is not an int.
-            ValueError: queries on a GPU, a wrong shape, a value that is not finite, or k out of
-                range.
+            ValueError: queries are on a GPU, have a wrong shape or a value that is not finite, or k
+                is out of range.
         """
         vectors, k = checked_search("Datastore.search", self, queries, k)
         rows = None if self.positions is None else self.positions.numpy()
         matrix = self.embeddings.numpy()
-        # Few texts are searched sooner one by one than picked out of the lists.
+        # Comparing few texts one by one is faster than picking them out of the lists.
         if self._lists is None or len(self) <= _EXACT_ROWS:
             scores, ids = exact_search(matrix, vectors.numpy(), k, rows)
         else:
@@ -296,7 +299,7 @@ def _open_shard(file: Path, shard: DataFile) -> "datasets.Dataset":
         table = dataset.data.table
         # Arrow trusts the offsets in a file: one out of range would read outside of it.
         table.validate(full=True)
-    # What the libraries raise for foreign bytes is not documented.
+    # The libraries do not document what they raise for foreign bytes.
     except Exception as error:
         raise ValueError(f"Datastore.open: {file} is missing or corrupt: {error}") from error
     first = table.schema.field(0) if table.schema.names else None
@@ -313,7 +316,7 @@ def _open_shard(file: Path, shard: DataFile) -> "datasets.Dataset":
 
 
 def _check_embeddings(file: Path, manifest: Manifest) -> None:
-    """Compare the checksum and the norms in one pass; what is mapped would stay in memory."""
+    """Compare the checksum and the norms in one pass. Reading the map would fill memory."""
     crc32 = first = 0
     wrong: str | None = None
     for block in blocks(file, manifest.embeddings.bytes, 4 * manifest.dim):

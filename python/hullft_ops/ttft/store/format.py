@@ -25,8 +25,8 @@ _MAX_CRC32 = 2**32 - 1
 _DATA_DIRECTORY = re.compile(r"data-[0-9a-f]{1,32}")
 _SHARD_FILE = re.compile(r"texts-[0-9]{5}\.arrow")
 _INDEX_FILE = re.compile(r"index-[0-9a-f]{1,32}\.faiss")
-# All that a write may remove, by the whole name; anything else is a user's. A killed process leaves
-# the first of these.
+# A write may remove only files with these whole names; any other file belongs to the user. A killed
+# process leaves the first kind.
 OWN_PARTIALS = re.compile(rf"\.(?:manifest|journal)\.json\.{UUID}\.partial")
 OWN_DIRECTORIES = re.compile(f"data-{UUID}")
 OWN_FILES = re.compile(rf"embeddings\.f32|texts-[0-9]{{5}}\.arrow|index-{UUID}\.faiss")
@@ -206,7 +206,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def own_entries(folder: Path, names: re.Pattern[str]) -> list[Path]:
-    """What this program wrote into ``folder`` under one of its ``OWN_`` names; never a link."""
+    """This program's files in ``folder``, by one of its ``OWN_`` names; never a link."""
     is_kind = Path.is_dir if names is OWN_DIRECTORIES else Path.is_file
     return [
         entry
@@ -245,7 +245,7 @@ def check_source(file: Path, source: object) -> None:
 
 
 def check_data_directory(file: Path, name: object) -> None:
-    """Refuse a data directory that is named otherwise than ours, in ``file``."""
+    """Refuse a data directory in ``file`` whose name is not one of ours."""
     _check_name(file, "data", name, _DATA_DIRECTORY, "data-0a1b")
 
 
@@ -318,7 +318,7 @@ def crc32_of(file: Path, size: int | None = None) -> int:
 
 
 def blocks(file: Path, size: int, unit: int = 1) -> Iterator[bytes]:
-    """A file's first ``size`` bytes in parts that are whole multiples of ``unit``."""
+    """A file's first ``size`` bytes, in parts whose sizes are multiples of ``unit``."""
     step = max(1, _READ_BYTES // unit) * unit
     with file.open("rb") as content:
         while block := content.read(min(size, step)):

@@ -1,7 +1,7 @@
-"""Searching a matrix of embeddings: all of it while it is small, by inverted lists beyond.
+"""Searching a matrix of embeddings: all of a small one, by inverted lists in a large one.
 
-Inverted lists find candidates by short codes; the embeddings then rank these exactly, so scores
-are inner products whatever the index, and only which rows are found is approximate.
+Inverted lists find candidates by short codes, and the embeddings then rank them exactly. So scores
+are always inner products, and only the choice of rows is approximate.
 """
 
 import errno
@@ -21,16 +21,16 @@ from hullft_ops._extras import needed_by
 from hullft_ops.ttft._files import FULL, sync
 from hullft_ops.ttft.store.format import DataFile, SearchIndex, crc32_of
 
-# Rows gathered or added at a time.
+# Rows to gather or add at a time.
 _BLOCK_ROWS = 1 << 15
 _RECALL_K = 200
 _RECALL_QUERIES = 128
 _CANDIDATES = 4
-# Of rows for each list; faiss asks for at least 39.
+# Rows to train each list on; faiss wants at least 39.
 _TRAINING_ROWS = 64
 _MAX_SUBQUANTIZERS = 64
 _LEAST_PART = 4  # dimensions
-# Values of a part's code, which are learned from as many rows.
+# Values of a part's code; learning them takes at least as many rows.
 _PRODUCT_VALUES = 256
 
 Neighbours = tuple[np.ndarray, np.ndarray]
@@ -38,13 +38,14 @@ Neighbours = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class IndexThresholds:
-    """Which index a datastore of how many texts gets, and how good it has to be.
+    """Which index a datastore gets, by its number of texts, and the recall it must reach.
 
     Attributes:
-        flat: exact search up to this many texts, and of fewer than 4 whatever it is.
-        ivf: inverted lists of 8-bit codes up to this many, and of fewer than 256 whatever it is;
-            product-quantised ones beyond.
-        recall: lists are read until the measured recall at 200 neighbours is at least this.
+        flat: exact search up to this many texts, and always for fewer than 4.
+        ivf: inverted lists of 8-bit codes up to this many texts, and always for fewer than 256;
+            product-quantised codes beyond.
+        recall: a search reads enough lists that the measured recall at 200 neighbours is at least
+            this.
     """
 
     flat: int = 100_000
@@ -55,13 +56,13 @@ class IndexThresholds:
 def exact_search(
     matrix: np.ndarray, queries: np.ndarray, k: int, rows: np.ndarray | None = None
 ) -> Neighbours:
-    """The ``k`` largest inner products of each query and their rows, the lower row first of equals.
+    """The ``k`` largest inner products of each query and their rows, on ties the lower row first.
 
     Args:
         matrix: float32 ``[count, dim]``.
         queries: float32 ``[B, dim]``.
-        k: at most the rows searched.
-        rows: int64, ascending; all when None.
+        k: at most the number of rows to search.
+        rows: the rows to search, int64, ascending; None for all.
     """
     if rows is None:
         return _exact_search_of_all(matrix, queries, k)
@@ -83,10 +84,10 @@ def _exact_search_of_all(matrix: np.ndarray, queries: np.ndarray, k: int) -> Nei
     asked = min(k + 1, len(matrix))
     while True:
         found = faiss.knn(queries, matrix, asked, metric=faiss.METRIC_INNER_PRODUCT)
-        # FAISS leaves equal scores in the order of its heap, which keeps any of those that are
-        # equal to its last.
+        # FAISS returns equal scores in the order of its heap, and keeps any of the rows that tie
+        # with the last.
         scores, ids = largest(*found, asked)
-        # What compares with no number, FAISS does not find.
+        # FAISS does not find a row whose score is NaN.
         unfound = np.flatnonzero(ids[:, k - 1] < 0)
         if unfound.size:
             raise ValueError(
@@ -100,7 +101,7 @@ def _exact_search_of_all(matrix: np.ndarray, queries: np.ndarray, k: int) -> Nei
 
 @dataclass(frozen=True)
 class ListSearch:
-    """Inverted lists, and the matrix that ranks what they find."""
+    """Inverted lists, and the matrix that ranks their candidates."""
 
     index: Any  # a faiss.IndexIVF, whose stubs lack what the factory returns
     matrix: np.ndarray
@@ -108,7 +109,7 @@ class ListSearch:
     candidates: int
 
     def search(self, queries: np.ndarray, k: int, rows: np.ndarray | None = None) -> Neighbours:
-        """`exact_search`, but for rows in lists that are not read."""
+        """As `exact_search`, but misses rows in lists that it does not read."""
         scores = np.empty((len(queries), k), np.float32)
         ids = np.empty((len(queries), k), np.int64)
         for position, candidates in enumerate(self.find(queries, k, rows)):
@@ -126,12 +127,12 @@ class ListSearch:
         import faiss
 
         wanted = min(k * self.candidates, len(self.matrix) if rows is None else len(rows))
-        # FAISS's stubs do not know the keywords that its Python layer adds.
+        # FAISS's stubs lack the keywords that its Python layer adds.
         parameters = faiss.SearchParametersIVF(  # type: ignore[call-arg]
             nprobe=self.probes, sel=_selector(self, rows)
         )
         found: np.ndarray = self.index.search(queries, wanted, params=parameters)[1]
-        # They were read from the file.
+        # The row numbers come from the file.
         foreign = found[(found < -1) | (found >= len(self.matrix))]
         if foreign.size:
             raise ValueError(
@@ -142,7 +143,7 @@ class ListSearch:
 
 
 def open_index(file: Path, matrix: np.ndarray, facts: SearchIndex) -> ListSearch:
-    """The index in ``file``, mapped. FAISS trusts what it reads, and so its file is trusted.
+    """Map the index in ``file``. FAISS trusts the file, and so do we.
 
     Raises:
         ValueError: it is not the index that ``facts`` describes.
@@ -189,7 +190,7 @@ def _write(index: Any, file: Path) -> None:
     try:
         faiss.write_index(index, str(file))
     except RuntimeError as error:
-        # What the system said is in the text alone.
+        # Only the text has the system's error.
         codes = (code for code in FULL if os.strerror(code) in str(error))
         raise OSError(next(codes, errno.EIO), str(error), str(file)) from error
 
@@ -200,10 +201,10 @@ def _trained(matrix: np.ndarray, kind: str, lists: int) -> Any:
     dim = matrix.shape[1]
     most = min(_MAX_SUBQUANTIZERS, max(1, dim // _LEAST_PART))
     parts = max(m for m in range(1, most + 1) if dim % m == 0)
-    # "np": not to spend most of the time on an order of the codes that no search here uses.
+    # "np" skips sorting the codes. That takes most of the time, and no search here uses the order.
     code = "SQ8" if kind == "ivf" else f"PQ{parts}x8np"
     index: Any = faiss.index_factory(dim, f"IVF{lists},{code}", faiss.METRIC_INNER_PRODUCT)
-    # A small datastore trains on what it has, without FAISS's warnings of that.
+    # A small datastore trains on what it has, without FAISS's warnings.
     index.cp.min_points_per_centroid = 1
     if kind == "ivfpq":
         index.pq.cp.min_points_per_centroid = 1
@@ -214,15 +215,15 @@ def _trained(matrix: np.ndarray, kind: str, lists: int) -> Any:
 def _measured(
     index: Any, matrix: np.ndarray, facts: SearchIndex, thresholds: IndexThresholds
 ) -> SearchIndex:
-    """The fewest lists, doubling, whose recall is as wanted; all of them if none is."""
+    """The smallest number of lists, doubling each time, that reaches the recall; else all lists."""
     queries = _sample(matrix, _RECALL_QUERIES)
-    # A stored vector finds itself in any index, which says nothing.
+    # A stored vector always finds itself, which proves nothing.
     k = min(_RECALL_K, len(matrix) - 1)
     _, exact = exact_search(matrix, queries, k + 1)
     probes = 1
     while True:
         found = ListSearch(index, matrix, probes, facts.candidates).find(queries, k + 1)
-        # Those found are ranked exactly, so a neighbour among them is not lost again.
+        # Candidates are ranked exactly, so a neighbour among them is not lost again.
         hits = [len(np.intersect1d(a[1:], b)) for a, b in zip(exact, found, strict=True)]
         recall = float(np.mean(hits)) / k
         if recall >= thresholds.recall or probes == facts.lists:
@@ -249,6 +250,6 @@ def _selector(search: ListSearch, rows: np.ndarray | None) -> "faiss.IDSelector 
 
 
 def largest(scores: np.ndarray, ids: np.ndarray, k: int) -> Neighbours:
-    """The ``k`` largest of each row of scores ``[B, n]``, the lower id first of equals."""
+    """The ``k`` largest of each row of scores ``[B, n]``, on ties the lower id first."""
     order = np.lexsort((ids, -scores), axis=-1)[:, :k]
     return np.take_along_axis(scores, order, axis=-1), np.take_along_axis(ids, order, axis=-1)

@@ -262,7 +262,7 @@ def _saved_dataset(path: Path) -> "datasets.Dataset":
 
 
 def numbered(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Those that are not blank, counted from 1, without the mark that may begin a file."""
+    """The lines that are not blank, with their numbers from 1, without a byte-order mark."""
     for number, line in enumerate(lines, start=1):
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
@@ -274,13 +274,13 @@ def object_of(line: bytes) -> dict[str, Any]:
     """The object on a line.
 
     Raises:
-        ValueError: there is none; the message says why, in a few words.
+        ValueError: the line holds no object; the message says why, in a few words.
     """
     try:
         found = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError:
         raise ValueError("not UTF-8") from None
-    # ValueError also for an integer of more digits than Python reads.
+    # ValueError also for an integer with more digits than Python reads.
     except (ValueError, RecursionError):
         raise ValueError("not JSON") from None
     if not isinstance(found, dict):
@@ -289,7 +289,7 @@ def object_of(line: bytes) -> dict[str, Any]:
 
 
 def is_unicode(text: str) -> bool:
-    """False for half a surrogate pair, which JSON can spell."""
+    """Whether UTF-8 can encode it. JSON can spell half a surrogate pair, which it cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:

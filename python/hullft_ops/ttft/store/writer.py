@@ -1,7 +1,7 @@
 """Writing a datastore's files, with only a batch of texts in memory at a time.
 
-A write adds one shard: first its texts, one Arrow file, then a vector for each, at the end of the
-file of vectors. Until the manifest names both, readers see the datastore as it was.
+A write adds one shard: first its texts as one Arrow file, then their vectors at the end of the file
+of vectors. Until the manifest names both, readers see the datastore as it was.
 """
 
 import os
@@ -44,7 +44,7 @@ Row = Mapping[str, str | int | float | bool | None]
 
 _ROWS_PER_WRITE = 1024
 # Enough for an embedder to sort by length, few enough for the progress bar to move. A resumed
-# write forms the same batches: what a text is batched with changes the last bits of its vector.
+# write forms the same batches, because the batch changes the last bits of a vector.
 _TEXTS_PER_ENCODE = 128
 # A commit waits for the disk, which a cheap embedder should not do at every batch.
 _SECONDS_PER_COMMIT = 2.0
@@ -57,8 +57,8 @@ class StoreWriter:
 
     Attributes:
         directory: the datastore's directory; it exists.
-        embedder: gives the vectors.
-        base: the datastore as its readers see it; None before the first write is finished.
+        embedder: makes the vectors.
+        base: the datastore as its readers see it; None until the first write is finished.
         journal: how far this write has come.
         function: what error messages begin with.
     """
@@ -73,7 +73,7 @@ class StoreWriter:
     def begin(
         cls, directory: Path, embedder: Embedder, settings: dict[str, Any], function: str
     ) -> "StoreWriter":
-        """A new write; one that was interrupted is rolled back."""
+        """A new write. Rolls an interrupted one back."""
         dim = check_integer(function, "embedder.dim", embedder.dim, 1)
         base = Manifest.read(directory) if (directory / MANIFEST_FILE).exists() else None
         journal = Journal(
@@ -95,7 +95,7 @@ class StoreWriter:
     def resume(
         cls, directory: Path, embedder: Embedder, settings: dict[str, Any], function: str
     ) -> "StoreWriter":
-        """The write that was interrupted. ValueError where it was another one."""
+        """The interrupted write. ValueError if it had other settings."""
         journal = Journal.read(directory)
         if journal is None:
             raise ValueError(f"{function}: no interrupted write in {directory}")
@@ -132,16 +132,16 @@ class StoreWriter:
 
     @property
     def finished(self) -> bool:
-        """Whether a kill struck after the manifest was written and before the journal went."""
+        """Whether a kill struck between writing the manifest and removing the journal."""
         shard = self.journal.shard
         return self.base is not None and shard is not None and shard in self.base.shards
 
     def write_texts(self, rows: Iterable[Row], report: Callable[[], dict[str, Any]]) -> int:
-        """Write the shard's texts, unless they are written; how many there are.
+        """Write the shard's texts, unless that is done, and return how many there are.
 
         Args:
-            rows: each with a "text" and the same further columns, whose values are scalars.
-            report: asked for what the manifest will say of the source, after the last row.
+            rows: each with a "text" and the same other columns, whose values are scalars.
+            report: called after the last row; returns the manifest's entry on the source.
         """
         if self.journal.shard is None:
             number = len(self.base.shards) if self.base else 0
@@ -159,13 +159,13 @@ class StoreWriter:
         return self.journal.shard.count
 
     def embed(self, bar: Progress, encode: EncodeBatches | None = None) -> None:
-        """Write the vectors of the texts that have none. What ``bar`` counts is on the disk.
+        """Write the missing vectors. Whatever ``bar`` counts is on the disk.
 
         Args:
-            bar: where progress is shown.
-            encode: gives the vectors of batches; the embedder, one after the other, when None.
+            bar: shows the progress.
+            encode: makes the vectors of batches; None uses the embedder, batch by batch.
         """
-        # An index is built, and texts are searched, with FAISS: hours of embedding come before.
+        # Indexing and searching need FAISS. Hours of embedding come first, so check it now.
         with needed_by(self.function):
             import datasets
             import faiss  # noqa: F401
@@ -204,7 +204,7 @@ class StoreWriter:
         return self.base
 
     def abandon(self) -> None:
-        """Leave the datastore as it was before this write; nothing where there was none."""
+        """Leave the datastore as it was before this write, or nothing if there was none."""
         if self.base is None:
             remove_data(self._folder)
         else:
@@ -232,7 +232,7 @@ class StoreWriter:
         )
 
     def _vectors(self) -> BinaryIO:
-        """The file of vectors, cut to what was committed, checked, and positioned at its end."""
+        """The file of vectors, cut to the committed part, checked, and positioned at its end."""
         journal = self.journal
         rows = (self.base.count if self.base else 0) + journal.embedded
         known = DataFile(EMBEDDINGS_FILE, rows, rows * journal.dim * 4, journal.embeddings_crc32)
@@ -245,7 +245,7 @@ class StoreWriter:
         return file.open("ab")
 
     def _tidy(self) -> None:
-        """Remove what interrupted and replaced states left behind."""
+        """Remove files that interrupted or replaced states left behind."""
         wanted = {EMBEDDINGS_FILE}
         if self.base:
             wanted |= {shard.file for shard in self.base.shards}
@@ -265,7 +265,7 @@ class StoreWriter:
             os.truncate(vectors, size)
 
     def _schema(self) -> pa.Schema | None:
-        """The columns of the datastore that is added to."""
+        """The columns of the existing datastore."""
         if self.base is None:
             return None
         with pa.ipc.open_stream(str(self._folder / self.base.shards[0].file)) as shard:
@@ -300,7 +300,7 @@ def _write_rows(function: str, rows: Iterable[Row], file: Path, known: pa.Schema
 
 
 def fraction_for(kind: pa.DataType, values: Iterable[object]) -> float | None:
-    """The first fraction among values for an integer type; Arrow would round it towards 0."""
+    """The first fraction among the values of an integer type. Arrow would round it towards 0."""
     if not pa.types.is_integer(kind):
         return None
     return next((v for v in values if isinstance(v, float) and not v.is_integer()), None)
@@ -315,7 +315,7 @@ def _record_batch(rows: list[Row], schema: pa.Schema) -> pa.RecordBatch:
 
 
 def _schema(function: str, rows: list[Row]) -> pa.Schema:
-    """A string "text" and the further columns, of the types that the first rows have."""
+    """A string "text" and the other columns, with the types of the first rows."""
     columns = [name for name in rows[0] if name != "text"]
     found = [pa.field("text", pa.string())]
     for name in columns:
