@@ -16,7 +16,7 @@ import torch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hullft_ops._checks import check_integer, check_number
+from hullft_ops._checks import check_integer
 from hullft_ops.ttft.adaptation import Adaptation
 from hullft_ops.ttft.model.causal import check_causal
 from hullft_ops.ttft.model.context import context_length, known_context
@@ -29,6 +29,7 @@ from hullft_ops.ttft.model.timing import StageClock
 from hullft_ops.ttft.model.trainer import (
     SupportTrainer,
     autocast_dtype,
+    check_norm,
     check_trained,
     inference_tensors_explained,
     trainable_parameters,
@@ -130,7 +131,7 @@ class TestTimeFinetuner:
         pool_size = check_integer("TestTimeFinetuner", "pool_size", pool_size, 1)
         _check_choice("order", order, ORDERS)
         _check_choice("schedule", schedule, SCHEDULES)
-        _check_norm(max_grad_norm)
+        check_norm(max_grad_norm)
         chosen = selection_method(method, variant)
         check_embedder("TestTimeFinetuner", embedder, store)
         trained = trainable_parameters(model)
@@ -389,13 +390,6 @@ class TestTimeFinetuner:
 
 def _same(some: Sequence[object], others: Sequence[object]) -> bool:
     return [id(one) for one in some] == [id(other) for other in others]
-
-
-def _check_norm(max_grad_norm: object) -> None:
-    if max_grad_norm is None:
-        return
-    if not check_number("TestTimeFinetuner", "max_grad_norm", max_grad_norm) > 0:  # NaN too
-        raise ValueError(f"TestTimeFinetuner: max_grad_norm must be above 0, got {max_grad_norm}")
 
 
 def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:

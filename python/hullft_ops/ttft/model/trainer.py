@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 import hullft_ops
+from hullft_ops._checks import check_number
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.model.backward import backward_in_parts
 from hullft_ops.ttft.model.loss import MeanLoss
@@ -270,3 +271,10 @@ def autocast_dtype(dtype: str | torch.dtype | None, device: torch.device) -> tor
             stacklevel=3,
         )
     return torch.bfloat16
+
+
+def check_norm(max_grad_norm: object) -> None:
+    if max_grad_norm is None:
+        return
+    if not check_number("TestTimeFinetuner", "max_grad_norm", max_grad_norm) > 0:  # NaN too
+        raise ValueError(f"TestTimeFinetuner: max_grad_norm must be above 0, got {max_grad_norm}")
