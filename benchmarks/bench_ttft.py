@@ -152,8 +152,8 @@ def allowed_differences(case: Case) -> dict[str, float]:
     if case.dtype is not None:
         # Adam follows the sign of even the smallest gradients, and bfloat16 may lose that sign.
         return {_OF_CHANGE: _BFLOAT16_SHARE}
-    # If a gradient is only rounding, Adam steps by its sign, once for every use of it. The loops end
-    # that far apart, and twice as far with twice the uses.
+    # If a gradient is only rounding, Adam steps by its sign, once for every use of it. The loops
+    # end that far apart, and twice as far with twice the uses.
     allowed = {_DETERMINED: 1e-6 * max(case.refresh / 2, 1)}
     # In a small model, the key biases may move further than that.
     return allowed | ({_RELATIVE: 1e-5} if case.model == "gpt2" else {})

@@ -11,10 +11,10 @@ import torch
 from transformers import GPT2LMHeadModel
 from typer.testing import CliRunner, Result
 
-from hullft_ops.cli import adapt as adapt_command
 from hullft_ops.cli.app import app
 from hullft_ops.ttft import Datastore, finetuner, load_embedder
 from hullft_ops.ttft.errors import NonFiniteLossError
+from hullft_ops.ttft.model import scoring
 
 PROMPT = "the cat sat on the red mat"
 
@@ -41,7 +41,7 @@ def invoke(*arguments: object) -> Result:
 
 
 def test_it_shows_what_was_retrieved_and_what_that_gained(own: list[object], store: Path) -> None:
-    result = invoke(*own, "--steps", 6)
+    result = invoke(*own, "--n-select", 6)
     assert result.exit_code == 0, result.output
     rows = re.findall(r"^ +(\d+) +([01]\.\d{3}) +(\d+) +(\w.*)", result.stdout, re.MULTILINE)
     assert f"{len(rows)} texts by hullft" in result.stdout
@@ -61,7 +61,7 @@ def test_it_shows_what_was_retrieved_and_what_that_gained(own: list[object], sto
 def test_fewer_texts_than_steps_are_said_in_a_line(
     own: list[object], method: str, steps: int
 ) -> None:
-    result = invoke(*own, "--method", method, "--steps", 12)
+    result = invoke(*own, "--method", method, "--n-select", 12)
     assert result.exit_code == 0, result.output
     assert f"{steps} steps with" in result.stdout
     (said,) = (line for line in result.stderr.splitlines() if "n_select" in line)
@@ -92,7 +92,7 @@ def test_out_of_memory_says_what_to_lower(
         return forward(*arguments, **keywords)
 
     monkeypatch.setattr(GPT2LMHeadModel, "forward", counted)
-    result = invoke(*own, "--steps", 6, "--refresh", 1, "--generate")
+    result = invoke(*own, "--n-select", 6, "--refresh", 1, "--generate")
     assert result.exit_code == 2, result.output
     assert said in result.stderr
     assert "Traceback" not in result.output
@@ -106,7 +106,7 @@ def test_it_says_when_adapting_hurts(
     own: list[object], bits: tuple[float, float], hurt: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter(bits)
-    monkeypatch.setattr(adapt_command, "bits_per_byte", lambda *_, **__: next(scores))
+    monkeypatch.setattr(scoring, "bits_per_byte", lambda *_, **__: next(scores))
     result = invoke(*own)
     assert result.exit_code == 0, result.output
     assert ("\nAdapting hurt: the model predicts this prompt worse" in result.stdout) == hurt
@@ -145,7 +145,7 @@ def test_a_configuration_says_what_the_command_line_does_not(
 def test_a_model_without_a_limit_takes_one(
     own: list[object], unlimited_directory: Path, tmp_path: Path
 ) -> None:
-    bloom = [*own, "--model", unlimited_directory, "--steps", 4, "--prompt", 3 * PROMPT]
+    bloom = [*own, "--model", unlimited_directory, "--n-select", 4, "--prompt", 3 * PROMPT]
     asked = invoke(*bloom)
     assert (asked.exit_code, "max_length must be given" in asked.stderr) == (2, True)
     config = tmp_path / "settings.json"
@@ -194,8 +194,8 @@ def test_texts_at_random_follow_the_seed(own: list[object], tmp_path: Path) -> N
         (["--store", "/no/such/store"], "store /no/such/store: "),
         (["--method", "nearest"], "method must be one of hullft, "),
         (["--method", ""], "method must be one of hullft, "),
-        (["--steps", 0], "n_select must be in 1..100000, got 0"),
-        (["--steps", 10**9], "n_select must be in 1..100000, got 1000000000"),
+        (["--n-select", 0], "n_select must be in 1..100000, got 0"),
+        (["--n-select", 10**9], "n_select must be in 1..100000, got 1000000000"),
         (["--max-length", 257], "max_length is 257, the model's context is 256"),
         (["--max-length", 1], "max_length must be in 2..2147483647, got 1"),
         (["--prompt", " "], "text must have a token"),

@@ -33,7 +33,7 @@ def invoke(*arguments: object) -> Result:
 def own(model_directory: Path, embedder_directory: Path, corpus_file: Path) -> list[object]:
     """The options of a run on the user's own model, embedder and corpus."""
     arguments = ["--model", model_directory, "--embedder", embedder_directory]
-    return [*arguments, "--corpus", corpus_file, "--prompts", PROMPTS, "--steps", STEPS]
+    return [*arguments, "--corpus", corpus_file, "--prompts", PROMPTS, "--n-select", STEPS]
 
 
 @pytest.fixture(scope="session")
@@ -139,7 +139,7 @@ def test_a_corpus_of_fewer_texts_than_steps_is_enough(
 ) -> None:
     few = tmp_path / "few.jsonl"
     few.write_text("\n".join(corpus_file.read_text().splitlines()[14:24]))
-    result = invoke(*own, "--corpus", few, "--prompts", 1, "--steps", 12, "--output", tmp_path)
+    result = invoke(*own, "--corpus", few, "--prompts", 1, "--n-select", 12, "--output", tmp_path)
     assert result.exit_code == 0, result.output
     written = json.loads((tmp_path / "demo.json").read_text(encoding="utf-8"))
     texts = written["corpus"]["passages"]
@@ -232,8 +232,8 @@ def test_a_loss_that_is_not_finite_ends_with_one_line(own: list[object], tmp_pat
         (["--corpus", "/no/such/file"], "corpus /no/such/file: No such file or directory"),
         (["--embedder", "./no-embedder"], "embedder ./no-embedder: no such directory"),
         (["--prompts", 0], "prompts must be at least 1, got 0"),
-        (["--steps", -1], "steps must be in 1..100000, got -1"),
-        (["--steps", 10**9], "steps must be in 1..100000, got 1000000000"),
+        (["--n-select", -1], "n_select must be in 1..100000, got -1"),
+        (["--n-select", 10**9], "n_select must be in 1..100000, got 1000000000"),
         (["--lr", 0], "lr must be above 0 and finite, got 0.0"),
         (["--lr", "nan"], "lr must be above 0 and finite, got nan"),
         (["--lr", "inf"], "lr must be above 0 and finite, got inf"),

@@ -16,7 +16,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from hullft_ops import _C, cli
+from hullft_ops import _C, __version__, cli
 from hullft_ops.bug_report import bug_report
 from hullft_ops.cli.app import app
 from hullft_ops.collect_env import collect_env, format_env
@@ -91,6 +91,32 @@ def test_python_dash_m_needs_torch_alone(module: str) -> None:
     assert _C.build_info()["compiler"] in text
 
 
+def test_the_commands_leave_the_slow_parts_for_later() -> None:
+    code = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from hullft_ops.cli.app import app\n"
+        "for arguments in (['--help'], ['demo', '--help'], ['info']):\n"
+        "    assert CliRunner().invoke(app, arguments).exit_code == 0\n"
+        "slow = {'transformers', 'pyarrow', 'matplotlib', 'hullft_ops.ttft'}\n"
+        "sys.exit(str(slow & set(sys.modules)) if slow & set(sys.modules) else 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_version() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.stdout) == (0, f"hullft-ops {__version__}\n")
+
+
+@pytest.mark.parametrize("command", ["adapt", "demo", "evaluate", "tune"])
+def test_help_has_both_names_of_n_select_and_no_type_for_a_flag(command: str) -> None:
+    text = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).stdout
+    assert re.search("--n-select, ?--steps", text)
+    assert re.search("--allow-missing-weights +Load a model", text)
+
+
 def test_without_typer_the_command_names_the_extra() -> None:
     result = run_without("typer", "info")
     assert result.returncode == 1
@@ -112,9 +138,9 @@ def test_an_import_that_fails_for_another_reason_is_raised(monkeypatch: pytest.M
 
 
 def test_a_part_of_the_layer_that_is_missing_is_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "hullft_ops.ttft")
+    monkeypatch.delitem(sys.modules, "hullft_ops.ttft", raising=False)
     monkeypatch.setitem(sys.modules, "hullft_ops.ttft.store.datastore", None)
-    with pytest.raises(ModuleNotFoundError, match=r"hullft_ops\.ttft\.datastore"):
+    with pytest.raises(ModuleNotFoundError, match=r"hullft_ops\.ttft\.store\.datastore"):
         importlib.import_module("hullft_ops.ttft")
 
 

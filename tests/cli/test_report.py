@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from hullft_ops.cli.demo import METHODS, compare, sentences, table, write_json, write_plot
+from hullft_ops.ttft.evaluation.comparison import (
+    METHODS,
+    compare,
+    sentences,
+    table,
+    write_json,
+    write_plot,
+)
 from result_rows import SETTINGS, result_row
 
 BITS = {

@@ -87,8 +87,9 @@ def test_modules_that_share_what_one_trains_are_refused(gpt2, make):
     view = copy.deepcopy(gpt2)
     view.transformer.wpe.weight = torch.nn.Parameter(gpt2.transformer.wpe.weight.data[:])
     own, adapters, base = make(gpt2), make(wrapped), wrapped.get_base_model()
+    other = make(view)
     with own.adapted(PROMPT):
-        assert "already" in in_thread(lambda: adapt(make(view)))
+        assert "already" in in_thread(lambda: adapt(other))
         # Of its own tensors throughout.
         with adapters.adapted(PROMPT):
             pass

@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
@@ -14,15 +14,15 @@ from hullft_ops._terminal import printable
 from hullft_ops.cli import options
 from hullft_ops.cli.errors import errors_of
 from hullft_ops.cli.evaluate import configuration
-from hullft_ops.ttft.evaluation.config import Config, ConfigError, Settings, finetuner_options
-from hullft_ops.ttft.finetuner import TestTimeFinetuner
-from hullft_ops.ttft.model.context import scored_context
-from hullft_ops.ttft.model.loading import checked_device, load_model
-from hullft_ops.ttft.model.memory import out_of_memory_explained
-from hullft_ops.ttft.model.scoring import bits_per_byte
-from hullft_ops.ttft.report import AdaptationReport
-from hullft_ops.ttft.store.datastore import Datastore
-from hullft_ops.ttft.store.embedding import open_embedder
+
+if TYPE_CHECKING:
+    from hullft_ops.ttft.evaluation.config import Config
+    from hullft_ops.ttft.report import AdaptationReport
+    from hullft_ops.ttft.store.datastore import Datastore
+
+_SCORING = "out of memory while scoring the prompt: give a shorter --prompt or a smaller --model"
+_GENERATING = "out of memory while generating: lower --max-new-tokens or give a shorter --prompt"
+_STAGES = ("embed", "search", "select", "tokenize", "forward", "backward", "step")
 
 
 def adapt(
@@ -38,18 +38,16 @@ def adapt(
     method: Annotated[
         str | None, typer.Option(help="hullft, knn, random or sift.", show_default="hullft")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps.", show_default="20")] = None,
+    n_select: Annotated[
+        int | None,
+        typer.Option("--n-select", "--steps", help="Optimizer steps.", show_default="20"),
+    ] = None,
     refresh: Annotated[
         int | None, typer.Option(help="Steps per gradient.", show_default="2")
     ] = None,
-    lr: Annotated[
-        float | None,
-        typer.Option(
-            help="Learning rate.", show_default="2e-4 for the shipped model, 5e-5 for others"
-        ),
-    ] = None,
+    lr: options.RateOption = None,
     max_length: options.MaxLengthOption = None,
-    generate: Annotated[bool, typer.Option("--generate", help="Continue the prompt.")] = False,
+    generate: Annotated[bool, options.flag("--generate", help="Continue the prompt.")] = False,
     max_new_tokens: Annotated[int, typer.Option(help="Length of the continuation.")] = 64,
 ) -> None:
     """Adapt to a prompt: what was retrieved, bits per byte before and after, a continuation."""
@@ -58,22 +56,14 @@ def adapt(
             config,
             inputs={"model": model, "embedder": embedder, "store": store}
             | {"allow_missing_weights": allow_missing_weights or None},
-            axes={"method": method, "n_select": steps, "refresh": refresh, "lr": lr}
+            axes={"method": method, "n_select": n_select, "refresh": refresh, "lr": lr}
             | {"max_length": max_length},
             default={"method": "hullft", "n_select": 20, "refresh": 2},
         )
-        new_tokens = max_new_tokens if generate else None
-        run_adapt(chosen, prompt, new_tokens, Console(), device=device or "cpu")
+        _run(chosen, prompt, max_new_tokens if generate else None, device or "cpu")
 
 
-_SCORING = "out of memory while scoring the prompt: give a shorter --prompt or a smaller --model"
-_GENERATING = "out of memory while generating: lower --max-new-tokens or give a shorter --prompt"
-_STAGES = ("embed", "search", "select", "tokenize", "forward", "backward", "step")
-
-
-def run_adapt(
-    config: Config, prompt: str, max_new_tokens: int | None, out: Console, *, device: str = "cpu"
-) -> None:
+def _run(config: "Config", prompt: str, max_new_tokens: int | None, device: str) -> None:
     """Adapt to ``prompt`` and print the results.
 
     Prints the retrieved texts with weights and counts, the prompt's bits per byte before and after,
@@ -84,10 +74,23 @@ def run_adapt(
             prompt.
         torch.OutOfMemoryError: memory ran out; the message says what to lower.
     """
-    settings, place = _one(config), checked_device(device)
+    from hullft_ops.ttft.evaluation.config import ConfigError, finetuner_options
+    from hullft_ops.ttft.evaluation.inputs import open_store
+    from hullft_ops.ttft.finetuner import TestTimeFinetuner
+    from hullft_ops.ttft.model.context import scored_context
+    from hullft_ops.ttft.model.loading import checked_device, load_model
+    from hullft_ops.ttft.model.memory import out_of_memory_explained
+    from hullft_ops.ttft.model.scoring import bits_per_byte
+    from hullft_ops.ttft.store.embedding import open_embedder
+
+    if len(config.configurations) != 1:
+        raise ConfigError(f"adapt takes one configuration, got {len(config.configurations)}")
+    (settings,), place = config.configurations, checked_device(device)
     if settings.get("reuse") is not None:
         raise ConfigError("settings: reuse is for evaluate alone")
-    store = _open(config)
+    if config.store is None:
+        raise ConfigError("store must be given, `hullft-ops index` makes one")
+    store = open_store(config.store)
     model, tokenizer = load_model(
         config.model, place, allow_missing_weights=config.allow_missing_weights
     )
@@ -113,6 +116,7 @@ def run_adapt(
                     continued = ttft.continuation(prompt, max_new_tokens=max_new_tokens)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    out = Console()
     out.print(_table(report, store))
     seconds = ", ".join(f"{stage} {getattr(report, f'seconds_{stage}'):.3f}" for stage in _STAGES)
     out.print(
@@ -134,22 +138,7 @@ def run_adapt(
         out.file.write(f"{shown}\n")
 
 
-def _one(config: Config) -> Settings:
-    if len(config.configurations) != 1:
-        raise ConfigError(f"adapt takes one configuration, got {len(config.configurations)}")
-    return config.configurations[0]
-
-
-def _open(config: Config) -> Datastore:
-    if config.store is None:
-        raise ConfigError("store must be given, `hullft-ops index` makes one")
-    try:
-        return Datastore.open(config.store)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"store {config.store}: {error}") from error
-
-
-def _table(report: AdaptationReport, store: Datastore) -> Table:
+def _table(report: "AdaptationReport", store: "Datastore") -> Table:
     table = Table(box=box.SIMPLE, title=f"{report.support_size} texts by {report.method}")
     for name in ("position", "weight", "steps"):
         # Otherwise the texts would take the room of the numbers.

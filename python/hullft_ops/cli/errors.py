@@ -6,8 +6,21 @@ from contextlib import contextmanager
 from typing import Any
 
 import typer
+import typer.core
 
-from hullft_ops._terminal import echo
+from hullft_ops._terminal import echo, printable
+
+
+class Commands(typer.core.TyperGroup):
+    """Errors of the command line quote it, and a shell's ``*`` puts names of files there."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            if isinstance(message := getattr(error, "message", None), str):
+                error.message = printable(message, lines=True)  # type: ignore[attr-defined]
+            raise
 
 
 @contextmanager

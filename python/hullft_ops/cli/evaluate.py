@@ -36,9 +36,9 @@ def evaluate(
     limit: options.LimitOption = None,
     seed: options.SeedOption = None,
     method: options.MethodOption = None,
-    steps: options.StepsOption = None,
+    n_select: options.NSelectOption = None,
     refresh: options.RefreshOption = None,
-    lr: options.RateOption = None,
+    lr: options.RatesOption = None,
     output: Annotated[
         Path, typer.Option(help="Results file; rows that it holds are not run again.")
     ] = Path("results.jsonl"),
@@ -58,7 +58,7 @@ def evaluate(
             inputs={"model": model, "embedder": embedder, "store": store, "prompts": prompts}
             | {"corpus": corpus, "limit": limit, "seed": seed}
             | {"allow_missing_weights": allow_missing_weights or None},
-            axes={"method": method, "n_select": steps, "refresh": refresh, "lr": lr},
+            axes={"method": method, "n_select": n_select, "refresh": refresh, "lr": lr},
             default={"method": ["knn", "hullft"]},
         )
         log = Console(stderr=True)
@@ -101,9 +101,9 @@ def tune(
     limit: options.LimitOption = None,
     seed: options.SeedOption = None,
     method: options.MethodOption = None,
-    steps: options.StepsOption = None,
+    n_select: options.NSelectOption = None,
     refresh: options.RefreshOption = None,
-    lr: options.RateOption = None,
+    lr: options.RatesOption = None,
     seconds: Annotated[
         float, typer.Option(help="What a prompt may take, up to the adapted model.")
     ] = float("inf"),
@@ -125,7 +125,7 @@ def tune(
             inputs={"model": model, "embedder": embedder, "store": store, "prompts": prompts}
             | {"corpus": corpus, "limit": limit, "seed": seed}
             | {"allow_missing_weights": allow_missing_weights or None},
-            axes={"method": method, "n_select": steps, "refresh": refresh, "lr": lr},
+            axes={"method": method, "n_select": n_select, "refresh": refresh, "lr": lr},
             default=TUNING_GRID,
         )
         log = Console(stderr=True)

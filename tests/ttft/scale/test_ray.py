@@ -29,7 +29,6 @@ from hullft_ops.ttft import (
     TestTimeFinetuner,
     index_corpus,
     load_embedder,
-    store_writer,
 )
 from hullft_ops.ttft.errors import ScaleError
 from hullft_ops.ttft.evaluation.results import Row, read_rows
@@ -37,6 +36,7 @@ from hullft_ops.ttft.scale import cluster as pool
 from hullft_ops.ttft.scale.cluster import Workers, cluster, completed, in_order, staff
 from hullft_ops.ttft.scale.embedding import ray_embedding
 from hullft_ops.ttft.scale.shards import sharded
+from hullft_ops.ttft.store import writer
 from hullft_ops.ttft.store.journal import Journal
 from processes import below, content, is_running
 
@@ -377,7 +377,7 @@ def test_a_command_joins_the_cluster_at_ray_address(
 def test_index_goes_on_from_the_journal(
     corpus: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_writer, "_SECONDS_PER_COMMIT", 0.0)
+    monkeypatch.setattr(writer, "_SECONDS_PER_COMMIT", 0.0)
     path, embedder = tmp_path / "store", load_embedder(EMBEDDER)
     encode = ray_embedding(embedder, EMBEDDER, Workers(2))
 

@@ -16,7 +16,7 @@ import faiss
 import numpy as np
 import pytest
 
-from hullft_ops.cli.index import describe
+from hullft_ops.cli.info import describe
 from hullft_ops.ttft import Datastore
 from hullft_ops.ttft.store import build as indexing
 from hullft_ops.ttft.store import datastore as datastore_module

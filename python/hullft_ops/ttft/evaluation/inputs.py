@@ -57,6 +57,14 @@ def open_inputs(config: Config, log: Console, *, device: str = "cpu") -> Inputs:
     return replace(inputs, prompts=chosen)
 
 
+def open_store(path: Path) -> Datastore:
+    """The datastore at ``path``; a `ConfigError` says why it cannot be opened."""
+    try:
+        return Datastore.open(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"store {path}: {error}") from error
+
+
 def _unknown_prompts(inputs: Inputs, config: Config, log: Console) -> list[Prompt]:
     """The prompts to use: as many as the configuration says, without those in the datastore."""
     limit = len(inputs.prompts) if config.limit is None else config.limit
@@ -96,7 +104,4 @@ def _texts(
     if config.corpus is not None:
         raise ConfigError("corpus must not be given along with store and prompts")
     prompts = read_prompts(config.prompts)
-    try:
-        return config.store, Datastore.open(config.store), prompts
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"store {config.store}: {error}") from error
+    return config.store, open_store(config.store), prompts

@@ -1,6 +1,7 @@
 """Training a model on a support: passes, replays, clipping and learning rates."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -14,10 +15,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 import hullft_ops
+from hullft_ops._checks import check_number
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.model.backward import backward_in_parts
 from hullft_ops.ttft.model.loss import MeanLoss
-from hullft_ops.ttft.model.onednn import wide_products
+from hullft_ops.ttft.model.onednn import has_bfloat16, wide_products
 from hullft_ops.ttft.model.patches import fused_activations, modes_restored
 from hullft_ops.ttft.model.steps import Sweep, learning_rate_factor, plan
 from hullft_ops.ttft.model.timing import StageClock
@@ -215,3 +217,64 @@ def _check_losses(losses: list[float], passes: list[tuple[int, int]], steps: int
                 f"TestTimeFinetuner: the loss of text {index} of the datastore is {loss} at step "
                 f"{done + 1} of {steps}; the model has been restored"
             )
+
+
+def check_trained(model: "PreTrainedModel", trained: Sequence[torch.nn.Parameter]) -> None:
+    absent = [n for n, p in model.named_parameters() if p.requires_grad and p.is_meta]
+    if absent:
+        raise ValueError(
+            "TestTimeFinetuner: what is trained must have storage, "
+            f"got {len(absent)} parameters on the meta device, {absent[0]} for one"
+        )
+    made = [n for n, p in model.named_parameters() if p.requires_grad and p.is_inference()]
+    if made:
+        raise ValueError(
+            "TestTimeFinetuner: what is trained must be made outside of inference mode, got "
+            f"{len(made)} parameters made in it, {made[0]} for one: load the model outside of "
+            "torch.inference_mode()"
+        )
+    if any(parameter.dtype == torch.float16 for parameter in trained):
+        warnings.warn(
+            "TestTimeFinetuner: trained parameters are float16, in which the square of a small "
+            "gradient is 0 and Adam's step far too large: load the model with dtype=torch.float32 "
+            "or torch.bfloat16",
+            stacklevel=3,
+        )
+
+
+@contextmanager
+def inference_tensors_explained(model: "PreTrainedModel") -> Iterator[None]:
+    """Name the parameter that gradients cannot pass. Training after such parameters is possible."""
+    try:
+        yield
+    except RuntimeError as error:
+        made = [name for name, p in model.named_parameters() if p.is_inference()]
+        if not made or "Inference tensors cannot be saved" not in str(error):
+            raise
+        raise RuntimeError(
+            "TestTimeFinetuner: what gradients pass through must be made outside of inference "
+            f"mode, got {len(made)} frozen parameters made in it, {made[0]} for one: load the "
+            "model outside of torch.inference_mode()"
+        ) from error
+
+
+def autocast_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype | None:
+    if dtype is None:
+        return None
+    # float16 would need its losses scaled.
+    if dtype not in ("bfloat16", torch.bfloat16):
+        raise ValueError(f"TestTimeFinetuner: dtype must be bfloat16 or None, got {dtype}")
+    if not has_bfloat16(device):
+        warnings.warn(
+            "TestTimeFinetuner: this processor multiplies bfloat16 in software, far slower than "
+            "float32: dtype=None is faster",
+            stacklevel=3,
+        )
+    return torch.bfloat16
+
+
+def check_norm(max_grad_norm: object) -> None:
+    if max_grad_norm is None:
+        return
+    if not check_number("TestTimeFinetuner", "max_grad_norm", max_grad_norm) > 0:  # NaN too
+        raise ValueError(f"TestTimeFinetuner: max_grad_norm must be above 0, got {max_grad_norm}")

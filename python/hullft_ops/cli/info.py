@@ -1,0 +1,85 @@
+"""The command of ``hullft-ops`` that describes the installation, or a datastore."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hullft_ops._terminal import echo, printable
+from hullft_ops.bug_report import bug_report
+from hullft_ops.cli.options import flag
+from hullft_ops.collect_env import collect_env, format_env
+
+if TYPE_CHECKING:
+    from hullft_ops.ttft.store.datastore import Datastore
+
+
+def info(
+    datastore: Annotated[
+        Path | None, typer.Argument(help="A datastore to check and describe instead.")
+    ] = None,
+    as_json: Annotated[bool, flag("--json", help="Print it as JSON.")] = False,
+    as_report: Annotated[
+        bool, flag("--report", help="Print a block for a bug report; no names, no paths.")
+    ] = False,
+) -> None:
+    """Print versions, build flags, devices and threads; or what a datastore holds."""
+    if as_report and (as_json or datastore is not None):
+        typer.echo("hullft-ops info: --report takes neither --json nor a datastore", err=True)
+        raise typer.Exit(2)
+    if datastore is not None:
+        try:
+            echo(*describe(datastore, as_json=as_json).split("\n"))
+        except (OSError, ValueError) as error:
+            echo(f"hullft-ops info: {error}", err=True)
+            raise typer.Exit(2) from error
+        return
+    if as_report:
+        typer.echo(bug_report())
+        return
+    env = collect_env()
+    typer.echo(json.dumps(env, indent=2) if as_json else format_env(env))
+
+
+def describe(path: Path, *, as_json: bool) -> str:
+    """What the datastore at ``path`` holds; every file is compared with its checksum.
+
+    Raises:
+        FileNotFoundError, ValueError: as `Datastore.open`.
+    """
+    from hullft_ops.ttft.store.datastore import Datastore
+
+    store = Datastore.open(path)
+    if as_json:
+        # DEL is the one control character that JSON leaves as it is.
+        return json.dumps(asdict(store.manifest), indent=2).replace("\x7f", "\\u007f")
+    return "\n".join(description(path, store))
+
+
+def description(path: Path, store: "Datastore") -> list[str]:
+    """A datastore in lines: what is in it, and the sources of its texts."""
+    manifest = store.manifest
+    columns = [name for name in store.rows.column_names if name != "text"]
+    entries = {
+        "texts": f"{manifest.count}",
+        "embedder": f"{manifest.embedder}, {manifest.dim} dimensions",
+        "metadata": ", ".join(columns) or "none",
+        "search": str(manifest.index),
+    }
+    lines = [f"datastore {path}", *(f"  {name:<10} {value}" for name, value in entries.items())]
+    for source, shard in zip(manifest.sources, manifest.shards, strict=False):
+        lines.append(f"  {'source':<10} {_source_line(source, shard.count)}")
+        lines += [f"  {'':<10} malformed {named}" for named in source.get("malformed_named", [])]
+    return [printable(line) for line in lines]
+
+
+def _source_line(source: dict[str, Any], count: int) -> str:
+    if not source:
+        return f"{count} texts given by a program"
+    return (
+        f"{source['settings']['source']}: {count} texts of {source['records']} records; left out: "
+        f"{source['malformed']} malformed records, {source['near_empty']} near-empty texts, "
+        f"{source['repeated']} repeated texts"
+    )

@@ -1,0 +1,155 @@
+"""No adaptation, kNN and HullFT side by side: what `hullft-ops demo` runs, prints and draws."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from hullft_ops.ttft._files import replacing
+from hullft_ops.ttft._progress import progress_bar
+from hullft_ops.ttft.errors import NonFiniteLossError
+from hullft_ops.ttft.evaluation.config import Settings
+from hullft_ops.ttft.evaluation.prompts import Prompt
+from hullft_ops.ttft.evaluation.report_pages import quality_plot
+from hullft_ops.ttft.evaluation.report_sections import hurt_sentences
+from hullft_ops.ttft.evaluation.results import Row
+from hullft_ops.ttft.evaluation.runner import Evaluator
+from hullft_ops.ttft.evaluation.statistics import NONE, Measurements
+
+_COLUMNS = ["bits per\nbyte", "against\nnone", "search\ns", "select\ns", "finetune\ns"]
+_COLUMNS += ["passes", "support"]
+# The methods by their keys in demo.json: their labels and their settings.
+METHODS: dict[str, tuple[str, Settings]] = {
+    "none": (NONE, {}),
+    "knn": ("kNN", {"method": "knn", "refresh": 1}),
+    "hullft_refresh1": ("HullFT refresh 1", {"method": "hullft", "refresh": 1}),
+    "hullft_refresh2": ("HullFT refresh 2", {"method": "hullft", "refresh": 2}),
+}
+
+
+def run_all(
+    evaluator: Evaluator, prompts: Sequence[Prompt], shared: Settings, log: Console
+) -> tuple[list[Row], list[dict[str, Any]]]:
+    """A row for each prompt and setting, and the entry of each prompt in demo.json."""
+    settings = {key: own | shared for key, (_, own) in METHODS.items() if own}
+    evaluator.prepare(list(settings.values()))
+    for setting in settings.values():
+        evaluator.warm_up(prompts[0], setting)
+    rows: list[Row] = []
+    shown = []
+    with progress_bar(log) as bar:
+        task = bar.add_task("adapting", total=len(prompts) * len(settings))
+        for prompt in prompts:
+            runs: dict[str, Any] = {}
+            for key, setting in settings.items():
+                row, report = evaluator.measure_with_report(prompt, setting)
+                if report is None or row.error is not None:
+                    raise NonFiniteLossError(row.error)
+                rows.append(row)
+                runs.setdefault("none", {"bits_per_byte": row.bits_per_byte_before, "report": None})
+                runs[key] = {"bits_per_byte": row.bits_per_byte_after, "report": asdict(report)}
+                bar.advance(task)
+            shown.append({"source": prompt.domain, "text": prompt.text, "runs": runs})
+    return rows, shown
+
+
+def compare(rows: Sequence[Row]) -> dict[str, Any]:
+    """Each method's means, and which one is below which. HullFT counts if both settings do.
+
+    Args:
+        rows: rows of every method except "none" on every prompt, in the order of `METHODS`.
+    """
+    measured = Measurements.of(rows)
+    configs = dict(zip(METHODS, measured.configs, strict=True))
+    bits = {key: measured.mean_bits(config) for key, config in configs.items()}
+    knn, *hullft = list(METHODS)[1:]
+
+    def below(keys: Sequence[str], other: str) -> dict[str, int]:
+        return {key: measured.prompts_below(configs[key], configs[other]) for key in keys}
+
+    methods = {}
+    for key, (label, settings) in METHODS.items():
+        config = configs[key]
+        stages = measured.mean_stages(config)
+        methods[key] = {
+            "label": label,
+            "refresh": settings.get("refresh"),
+            "bits_per_byte": bits[key],
+            **{f"seconds_{stage}": seconds for stage, seconds in stages.items()},
+            "forward_backward_passes": measured.mean_of(config, "passes"),
+            "optimizer_steps": measured.mean_of(config, "steps"),
+            "support_size": measured.mean_of(config, "support_size"),
+            "seconds_total": measured.mean_seconds(config),
+            "relative_to_none": bits[key] / bits["none"] - 1,
+        }
+    verdicts = {
+        "knn_below_none": bits[knn] < bits["none"],
+        "hullft_below_none": all(bits[key] < bits["none"] for key in hullft),
+        "hullft_below_knn": all(bits[key] < bits[knn] for key in hullft),
+        "prompts": len(measured.prompts),
+        "prompts_below_none": below([knn, *hullft], "none"),
+        "prompts_below_knn": below(hullft, knn),
+    }
+    return {"methods": methods, "verdicts": verdicts}
+
+
+def table(figures: dict[str, Any]) -> Table:
+    """A row for each method: means over the prompts."""
+    title = f"Mean of {figures['verdicts']['prompts']} held-out prompts"
+    # Without the usual padding it fits a terminal of 80 columns.
+    made = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    made.add_column("method")
+    for heading in _COLUMNS:
+        made.add_column(heading, justify="right", no_wrap=True)
+    for key, mean in figures["methods"].items():
+        cells = (
+            f"{mean['relative_to_none']:+.1%}",
+            f"{mean['seconds_embed'] + mean['seconds_search']:.3f}",
+            f"{mean['seconds_select']:.4f}",
+            f"{mean['seconds_finetune']:.2f}",
+            f"{mean['forward_backward_passes']:.1f}",
+            f"{mean['support_size']:.1f}",
+        )
+        shown = () if key == "none" else cells
+        made.add_row(mean["label"], f"{mean['bits_per_byte']:.4f}", *shown)
+    return made
+
+
+def sentences(figures: dict[str, Any]) -> list[str]:
+    """Facts that the table lacks: on how many prompts a method wins, and whether adapting hurts."""
+    verdicts, lines = figures["verdicts"], []
+    for other in ("none", "knn"):
+        shown = ", ".join(
+            f"{METHODS[key][0]} on {below} of {verdicts['prompts']} prompts"
+            for key, below in verdicts[f"prompts_below_{other}"].items()
+        )
+        lines.append(f"Fewer bits than {METHODS[other][0]}: {shown}.")
+    means = figures["methods"].values()
+    return lines + hurt_sentences([m["label"] for m in means if m["relative_to_none"] > 0])
+
+
+def write_json(content: dict[str, Any], path: Path) -> None:
+    """Write ``content``; the file appears whole or not at all."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    with replacing(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def write_plot(figures: dict[str, Any], path: Path) -> None:
+    """Draw quality against time as a PNG; the file appears whole or not at all."""
+    none, *adapted = figures["methods"].values()
+    end = 1.2 * max(mean["seconds_total"] for mean in adapted)
+    count = figures["verdicts"]["prompts"]
+    with quality_plot(path, (7.2, 4.4), none["bits_per_byte"], end, count) as (_, axes):
+        for mean, marker in zip(adapted, "^so", strict=True):
+            seconds, bits = mean["seconds_total"], mean["bits_per_byte"]
+            label = f"{mean['label']}: {bits:.3f} ({mean['relative_to_none']:+.1%})"
+            axes.plot(seconds, bits, marker, markersize=11, label=label)
+        axes.margins(y=0.25)
+        axes.set_xlabel("seconds per prompt (search, selection, finetuning)")
+        axes.legend(loc="center left", frameon=False)
