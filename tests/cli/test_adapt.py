@@ -99,6 +99,25 @@ def test_out_of_memory_says_what_to_lower(
     assert isinstance(result.exception, SystemExit)
 
 
+def test_it_says_which_steps_its_budget_leaves_out(own: list[object]) -> None:
+    steps, gains = {}, {}
+    for name, arguments in (
+        ("all", []),
+        ("enough", ["--seconds", 1e6]),
+        ("none", ["--seconds", 1e-6]),
+    ):
+        result = invoke(*own, "--n-select", 6, *arguments)
+        assert result.exit_code == 0, result.output
+        steps[name] = re.findall(r"^ +\d+ +[01]\.\d{3} +(\d+)", result.stdout, re.MULTILINE)
+        gains[name] = re.findall(r"prompt: (\S+) before, (\S+) after", result.stdout)[0]
+        left_out = "6 more steps did not fit into 1e-06 s" in result.stdout
+        assert (name == "none") == left_out == ("0 steps with 0 gradients" in result.stdout)
+    assert steps["enough"] == steps["all"] != steps["none"]
+    assert set(steps["none"]) == {"0"}
+    assert gains["enough"] == gains["all"]
+    assert len(set(gains["none"])) == 1
+
+
 @pytest.mark.parametrize(
     ("bits", "hurt"), [((3.55, 4.04), True), ((3.55, math.nan), True), ((3.55, 3.55), False)]
 )
@@ -197,6 +216,9 @@ def test_texts_at_random_follow_the_seed(own: list[object], tmp_path: Path) -> N
         (["--n-select", 0], "n_select must be in 1..100000, got 0"),
         (["--n-select", 10**9], "n_select must be in 1..100000, got 1000000000"),
         (["--max-length", 257], "max_length is 257, the model's context is 256"),
+        (["--seconds", 0], "seconds must be above 0, got 0"),
+        (["--seconds", -1], "seconds must be above 0, got -1"),
+        (["--seconds", "nan"], "seconds must be above 0, got nan"),
         (["--max-length", 1], "max_length must be in 2..2147483647, got 1"),
         (["--prompt", " "], "text must have a token"),
         (["--model", "/no/such/model"], "model /no/such/model: no such directory"),

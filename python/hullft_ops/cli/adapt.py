@@ -47,6 +47,13 @@ def adapt(
     ] = None,
     lr: options.RateOption = None,
     max_length: options.MaxLengthOption = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            help="Time to adapt, retrieval included; steps that do not fit are left out.",
+            show_default="no limit",
+        ),
+    ] = None,
     generate: Annotated[bool, options.flag("--generate", help="Continue the prompt.")] = False,
     max_new_tokens: Annotated[int, typer.Option(help="Length of the continuation.")] = 64,
 ) -> None:
@@ -60,11 +67,13 @@ def adapt(
             | {"max_length": max_length},
             default={"method": "hullft", "n_select": 20, "refresh": 2},
         )
-        _run(chosen, prompt, max_new_tokens if generate else None, device or "cpu")
+        _run(chosen, prompt, seconds, max_new_tokens if generate else None, device or "cpu")
 
 
-def _run(config: "Config", prompt: str, max_new_tokens: int | None, device: str) -> None:
-    """Adapt to ``prompt`` and print the results.
+def _run(
+    config: "Config", prompt: str, budget: float | None, max_new_tokens: int | None, device: str
+) -> None:
+    """Adapt to ``prompt``, in ``budget`` seconds if given, and print the results.
 
     Prints the retrieved texts with weights and counts, the prompt's bits per byte before and after,
     seconds and, unless ``max_new_tokens`` is None, a continuation. The model runs on ``device``.
@@ -107,7 +116,7 @@ def _run(config: "Config", prompt: str, max_new_tokens: int | None, device: str)
         score = partial(bits_per_byte, model, tokenizer, prompt, max_length=length)
         with out_of_memory_explained(_SCORING):
             before = score()
-        with ttft.adapted(prompt) as report:
+        with ttft.adapted(prompt, seconds=budget) as report:
             with out_of_memory_explained(_SCORING):
                 after = score()
             continued = None
@@ -125,6 +134,10 @@ def _run(config: "Config", prompt: str, max_new_tokens: int | None, device: str)
         highlight=False,
         soft_wrap=True,
     )
+    if report.steps_left_out:
+        out.print(
+            f"{report.steps_left_out} more steps did not fit into {budget:g} s", highlight=False
+        )
     out.print(f"bits per byte of the prompt: {before:.4f} before, {after:.4f} after")
     if not after <= before:  # NaN too
         out.print(
@@ -144,7 +157,9 @@ def _table(report: "AdaptationReport", store: "Datastore") -> Table:
         # Otherwise the texts would take the room of the numbers.
         table.add_column(name, justify="right", no_wrap=True, min_width=len(name))
     table.add_column("text", no_wrap=True, overflow="ellipsis")
-    for index, weight, count in zip(report.indices, report.weights, report.counts, strict=True):
+    for index, weight, count in zip(
+        report.indices, report.weights, report.steps_taken, strict=True
+    ):
         excerpt = Text(printable(" ".join(store.texts[index].split())))
         table.add_row(str(index), f"{weight:.3f}", str(count), excerpt)
     return table
