@@ -4,6 +4,7 @@ from hullft_ops._extras import missing
 
 try:
     from hullft_ops.ttft.finetuner import AdaptationReport, TestTimeFinetuner
+    from hullft_ops.ttft.model.loading import load_model
     from hullft_ops.ttft.model.memory import keep_freed_memory
     from hullft_ops.ttft.model.scoring import BitsPerByte, bits_per_byte, score_text
     from hullft_ops.ttft.retrieval.activeft import Retriever
@@ -39,6 +40,7 @@ __all__ = [
     "index_corpus",
     "keep_freed_memory",
     "load_embedder",
+    "load_model",
     "score_text",
     "tiny_lm_path",
 ]
