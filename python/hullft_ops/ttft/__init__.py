@@ -14,6 +14,7 @@ try:
     from hullft_ops.ttft.store.build import Cutting, index_corpus
     from hullft_ops.ttft.store.datastore import Datastore
     from hullft_ops.ttft.store.embedding import Embedder, SentenceTransformerEmbedder, load_embedder
+    from hullft_ops.ttft.store.memory import MemoryStore
     from hullft_ops.ttft.store.search import IndexThresholds
     from hullft_ops.ttft.store.sources import Source
     from hullft_ops.ttft.tiny import tiny_lm_path
@@ -29,6 +30,7 @@ __all__ = [
     "Datastore",
     "Embedder",
     "IndexThresholds",
+    "MemoryStore",
     "Retriever",
     "SelectionMethod",
     "SentenceTransformerEmbedder",
