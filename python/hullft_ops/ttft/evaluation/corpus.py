@@ -16,8 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from hullft_ops._terminal import show
-from hullft_ops.ttft.errors import InputError
-from hullft_ops.ttft.model.loading import first_line
+from hullft_ops.ttft.errors import InputError, first_line
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.embedding import Embedder
 from hullft_ops.ttft.store.sources import is_unicode, numbered, object_of
