@@ -29,6 +29,7 @@ class Adaptation(AbstractContextManager[AdaptationReport]):
         claim: keeps others away from the model.
         snapshot: saves and restores the model.
         adapt: changes the model; calls its argument before the first change.
+        forget: drops what belongs to the adapted model.
         timed: whether the report gets the time to restore.
     """
 
@@ -38,8 +39,10 @@ class Adaptation(AbstractContextManager[AdaptationReport]):
         snapshot: ModelSnapshot,
         adapt: Callable[[Callable[[], None]], AdaptationReport],
         *,
+        forget: Callable[[], None],
         timed: bool,
     ) -> None:
+        self._forget = forget
         self._snapshot = snapshot
         self._adapt = adapt
         self._timed = timed
@@ -97,6 +100,8 @@ class Adaptation(AbstractContextManager[AdaptationReport]):
 
     def _restore(self) -> None:
         with signals_held():
+            if self._claim.is_held:
+                self._forget()
             changes = self._snapshot.restore() if self._saved else []
             self._saved = False
             self._claim.release()

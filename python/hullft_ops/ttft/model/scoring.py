@@ -21,7 +21,7 @@ from hullft_ops.ttft.model.context import context_length
 from hullft_ops.ttft.model.loss import next_token_losses
 from hullft_ops.ttft.model.onednn import wide_products
 from hullft_ops.ttft.model.patches import modes_restored
-from hullft_ops.ttft.model.prefix import prefix_room
+from hullft_ops.ttft.model.prefix import Prefix, prefix_room
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -102,6 +102,17 @@ def score_text(
         RuntimeError: another thread adapts the model, or one that shares its modules.
     """
     return _score("score_text", model, tokenizer, text, max_length, stride, prefix_ids)
+
+
+def score_behind(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    text: str,
+    context: int,
+    prefix: Prefix,
+) -> BitsPerByte:
+    """`score_text` with ``prefix`` before the text, in windows of ``context`` tokens."""
+    return _score("score_text", model, tokenizer, text, context, None, prefix.ids)
 
 
 def _score(
