@@ -12,9 +12,8 @@ from transformers import GPT2LMHeadModel
 from typer.testing import CliRunner, Result
 
 from hullft_ops.cli.app import app
-from hullft_ops.ttft import Datastore, finetuner, load_embedder
+from hullft_ops.ttft import BitsPerByte, Datastore, finetuner, load_embedder
 from hullft_ops.ttft.errors import NonFiniteLossError
-from hullft_ops.ttft.model import scoring
 from tiny_gguf import tiny_llama, write_gguf
 
 PROMPT = "the cat sat on the red mat"
@@ -77,6 +76,21 @@ def test_a_gguf_file_is_dequantized_once_and_said_so(
     refused = invoke(*own)
     assert refused.exit_code == 2
     assert refused.stderr.startswith(f"hullft-ops adapt: model {file}: cut off: must have ")
+
+
+def test_texts_before_the_prompt_need_no_step(own: list[object]) -> None:
+    found = {}
+    for steps, context in ((0, 0), (0, 1), (4, 1)):
+        result = invoke(*own, "--n-select", steps, "--context", context, "--generate")
+        assert result.exit_code == 0, result.output
+        assert (" texts by " in result.stdout) == (steps > 0)
+        listed = re.search(r"^texts before the prompt, nearest last: \d+$", result.stdout, re.M)
+        assert (listed is not None) == (context > 0)
+        scores = re.search(r"prompt: (\d\.\d+) before, (\d\.\d+) after", result.stdout)
+        assert scores is not None
+        found[steps, context] = scores.groups()
+    assert found[0, 0][0] == found[0, 0][1] == found[0, 1][0]
+    assert len({after for _, after in found.values()}) == 3
 
 
 @pytest.mark.parametrize(("method", "steps"), [("knn", 10), ("hullft", 12)])
@@ -146,8 +160,8 @@ def test_it_says_which_steps_its_budget_leaves_out(own: list[object]) -> None:
 def test_it_says_when_adapting_hurts(
     own: list[object], bits: tuple[float, float], hurt: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scores = iter(bits)
-    monkeypatch.setattr(scoring, "bits_per_byte", lambda *_, **__: next(scores))
+    scores = iter([BitsPerByte(nll=value * math.log(2), bytes=1, tokens=1) for value in bits])
+    monkeypatch.setattr(finetuner, "score_behind", lambda *_: next(scores))
     result = invoke(*own)
     assert result.exit_code == 0, result.output
     assert ("\nAdapting hurt: the model predicts this prompt worse" in result.stdout) == hurt
@@ -235,8 +249,9 @@ def test_texts_at_random_follow_the_seed(own: list[object], tmp_path: Path) -> N
         (["--store", "/no/such/store"], "store /no/such/store: "),
         (["--method", "nearest"], "method must be one of hullft, "),
         (["--method", ""], "method must be one of hullft, "),
-        (["--n-select", 0], "n_select must be in 1..100000, got 0"),
-        (["--n-select", 10**9], "n_select must be in 1..100000, got 1000000000"),
+        (["--n-select", -1], "n_select must be in 0..100000, got -1"),
+        (["--n-select", 10**9], "n_select must be in 0..100000, got 1000000000"),
+        (["--context", -1], "context must be in 0..2147483647, got -1"),
         (["--max-length", 257], "max_length is 257, the model's context is 256"),
         (["--seconds", 0], "seconds must be above 0, got 0"),
         (["--seconds", -1], "seconds must be above 0, got -1"),
@@ -288,7 +303,7 @@ def test_without_a_store_it_is_asked_for() -> None:
     [
         ("SupportTrainer", "_forward", MemoryError(), "out of memory, adapting on texts of up to"),
         ("SupportTrainer", "_forward", NonFiniteLossError("loss is nan"), "loss is nan"),
-        ("SupportSelector", "select", MemoryError(), "out of memory, selecting texts"),
+        ("SupportSelector", "_choose", MemoryError(), "out of memory, selecting texts"),
     ],
 )
 def test_what_fails_on_the_way_ends_with_one_line(

@@ -16,7 +16,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 from hullft_ops.cli.app import app
-from hullft_ops.ttft import Datastore, bits_per_byte, load_embedder
+from hullft_ops.ttft import Datastore, TestTimeFinetuner, bits_per_byte, load_embedder
 from hullft_ops.ttft.evaluation import runner
 from hullft_ops.ttft.evaluation.config import ConfigError
 from hullft_ops.ttft.evaluation.prompts import read_prompts
@@ -246,6 +246,48 @@ def test_gradient_reuse_on_the_picks_of_sift(inputs: list[object], tmp_path: Pat
         assert of(3, " reuse=global")["passes"] <= of(3, " reuse=consecutive")["passes"] <= 12
         assert len({of(3, r)["support_size"] for r in ("", " reuse=consecutive")}) == 1
         assert all(of(3, r)["steps"] == 12 for r in ("", " reuse=global", " reuse=consecutive"))
+
+
+def test_texts_in_the_context_extend_a_file(
+    first: Path, inputs: list[object], tmp_path: Path
+) -> None:
+    output = tmp_path / "results.jsonl"
+    output.write_bytes(first.read_bytes())
+    grid = [*GRID, "--steps", 0, "--context", 0, "--context", 2]
+    result = invoke(*inputs, *grid, "--limit", PROMPTS, "--output", output)
+    assert result.exit_code == 0, result.stderr
+    assert output.read_bytes().startswith(first.read_bytes())
+    rows = rows_of(output)
+    both = ["no steps", *CONFIGS]
+    assert {row["config"] for row in rows} == {*both, *(f"{name} context=2" for name in both)}
+    assert len(rows) == 2 * len(both) * PROMPTS
+    model, tokenizer = load_model(str(inputs[1]), torch.device("cpu"))
+    embedder = load_embedder(str(inputs[3]))
+    options = {"n_select": 0, "context": 2}
+    store = Datastore.open(Path(str(inputs[5])))
+    finetuner = TestTimeFinetuner(model, tokenizer, store, embedder, **options)
+    texts = {prompt.id: prompt.text for prompt in read_prompts(Path(str(inputs[7])))}
+    fit: list[int] = []
+    for prompt in {row["prompt"] for row in rows}:
+        of = {row["config"]: row for row in rows if row["prompt"] == prompt}
+        assert len({row["bytes_scored"] for row in of.values()}) == 1
+        assert len({row["bits_per_byte_before"] for row in of.values()}) == 1
+        after = {name: row["bits_per_byte_after"] for name, row in of.items()}
+        assert after["no steps"] == of["no steps"]["bits_per_byte_before"]
+        with finetuner.adapted(texts[prompt]) as report:
+            fit.append(len(report.context_indices))
+        for name in both:
+            assert (after[name] == after[f"{name} context=2"]) == (fit[-1] == 0)
+        wanted = bits_per_byte(model, tokenizer, texts[prompt], prefix_ids=report.prefix_ids)
+        assert after["no steps context=2"] == pytest.approx(wanted, rel=1e-6)
+        row = of["no steps context=2"]
+        assert (row["steps"], row["passes"], row["support_size"]) == (0, 0, 0)
+        assert row["settings"]["context"] == 2
+    assert any(fit)
+    page = CliRunner().invoke(app, ["report", str(output), "--out", str(tmp_path / "report")])
+    assert page.exit_code == 0, page.output
+    written = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    assert "knn n=3 refresh=1 lr=0.01 context=2" in written
 
 
 def max_lengths_of(

@@ -12,6 +12,7 @@ from hullft_ops.ttft.evaluation.config import (
     ConfigError,
     config_id,
     expand_grid,
+    family,
     read_config,
     shipped_configs,
 )
@@ -38,6 +39,22 @@ def test_a_configuration_comes_once() -> None:
 def test_the_id_says_all_that_is_not_a_default() -> None:
     (setting,) = expand_grid([{"n_select": 5, "variant": "away", "pool_size": 200}], None)
     assert config_id(setting) == "hullft n=5 refresh=2 lr=0.0002 variant=away"
+
+
+def test_texts_in_the_context_are_named_where_there_are_any() -> None:
+    plain, two = expand_grid([{"method": "knn", "n_select": 20, "context": [0, 5]}], "gpt2")
+    assert config_id(plain) == "knn n=20 refresh=1 lr=5e-05"
+    assert config_id(two) == "knn n=20 refresh=1 lr=5e-05 context=5"
+    assert (family(plain), family(two)) == ("knn", "knn context=5")
+
+
+def test_without_steps_only_the_context_counts() -> None:
+    axes = {"method": ["knn", "hullft"], "n_select": [0, 20], "refresh": [1, 2], "lr": [1.0, 2.0]}
+    grid = expand_grid([axes | {"context": [0, 5], "variant": "away"}], None)
+    stepless = [settings for settings in grid if settings["n_select"] == 0]
+    assert [config_id(s) for s in stepless] == ["no steps", "no steps context=5"]
+    assert {family(s) for s in stepless} == {"no steps"}
+    assert len(grid) == 2 + 2 * (2 + 4)
 
 
 @pytest.mark.parametrize("key", ["lr", "noise", "max_grad_norm"])

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from hullft_ops.cli.app import app
 from hullft_ops.ttft.evaluation.config import config_id, expand_grid
 from hullft_ops.ttft.evaluation.report_pages import write_plot, write_report
-from hullft_ops.ttft.evaluation.report_sections import report_sections
+from hullft_ops.ttft.evaluation.report_sections import leaders, report_sections
 from hullft_ops.ttft.evaluation.results import Row, read_rows
 from hullft_ops.ttft.evaluation.statistics import (
     NONE,
@@ -51,6 +51,24 @@ def rows() -> list[Row]:
     noise = np.random.default_rng(0).normal(scale=0.05, size=30)
     rows = [row(i, KNN, 1.5 + i / 10, 2.0) for i in range(30)]
     return rows + [row(i, HULLFT, 1.4 + i / 10 + noise[i], 1.0) for i in range(30)]
+
+
+def test_a_method_with_texts_in_the_context_is_a_rival_of_its_own(rows: list[Row]) -> None:
+    several = [{"method": "knn", "n_select": 3, "context": 5}, {"n_select": 0, "context": [1, 5]}]
+    behind, one, five = expand_grid(several, None)
+    rows += [row(i, behind, 1.3 + i / 10, 2.5) for i in range(30)]
+    rows += [row(i, one, 1.8 + i / 10, 0.1) for i in range(30)]
+    rows += [row(i, five, 1.6 + i / 10, 0.3) for i in range(30)]
+    measured = Measurements.of(rows)
+    knn, hullft = map(config_id, (KNN, HULLFT))
+    assert leaders(measured) == [knn, hullft, config_id(behind), "no steps context=5"]
+    at = at_time(measured, "no steps", 0.2)
+    assert at is not None
+    assert at.configs == ("no steps context=1", "no steps context=5")
+    assert at.bits.mean() == pytest.approx(1.7 + 2.9 / 2)
+    found = at_time(measured, "knn context=5", 3.0)
+    assert found is not None
+    assert found.configs == (config_id(behind),)
 
 
 def test_means_and_differences(rows: list[Row]) -> None:

@@ -154,6 +154,17 @@ def test_the_command_writes_a_configuration_that_evaluate_takes(
     assert row["settings"] == written["settings"]
 
 
+def test_the_command_tunes_the_texts_in_the_context(
+    options: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = invoke(*options, "--context", 0, "--context", 1)
+    assert result.exit_code == 0, result.stderr
+    rows = map(json.loads, (tmp_path / "rows.jsonl").read_text().splitlines())
+    assert {row["settings"]["context"] for row in rows} == {0, 1}
+    assert json.loads((tmp_path / "tuned.json").read_text())["settings"]["context"] in (0, 1)
+
+
 def test_the_command_says_when_adapting_hurts(
     options: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -146,7 +146,7 @@ STAGES = {
     "keeping a gradient": patched(lambda f: CACHE, "accumulate", 2),
     "clipping": patched(lambda f: nn.utils, "clip_grad_norm_", 2),
     "replay": patched(lambda f: CACHE, "replay", 2, after=True),
-    "report": patched(lambda f: finetuner_module, "AdaptationReport"),
+    "report": patched(lambda f: finetuner_module.AdaptationReport, "of"),
 }
 OPTIONS = {
     "between the steps of one gradient": {"schedule": "linear", "refresh": 3},

@@ -311,7 +311,9 @@ def test_generate_works_on_the_adapted_model(model, tokenizer, make):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"n_select": 0}, ValueError, "n_select must be .*, got 0"),
+        ({"n_select": -1}, ValueError, "n_select must be .*, got -1"),
+        ({"context": -1}, ValueError, "context must be .*, got -1"),
+        ({"context": 1.0}, TypeError, "context must be an int, got float"),
         ({"n_select": 2.0}, TypeError, "n_select must be an int, got float"),
         ({"refresh": 0}, ValueError, "refresh must be .*, got 0"),
         ({"pool_size": 0}, ValueError, "pool_size must be .*, got 0"),
@@ -327,7 +329,7 @@ def test_generate_works_on_the_adapted_model(model, tokenizer, make):
         ({"max_grad_norm": "1"}, TypeError, "max_grad_norm must be a number, got str"),
         ({"max_grad_norm": True}, TypeError, "max_grad_norm must be a number, got bool"),
         ({"variant": "greedy"}, ValueError, "variant must be one of .*, got 'greedy'"),
-        ({"n_select": 100_001}, ValueError, r"n_select must be in 1\.\.100000, got 100001"),
+        ({"n_select": 100_001}, ValueError, r"n_select must be in 0\.\.100000, got 100001"),
     ],
 )
 def test_bad_arguments_are_refused(gpt2, make, options, error, message):

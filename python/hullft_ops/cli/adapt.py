@@ -45,6 +45,10 @@ def adapt(
     refresh: Annotated[
         int | None, typer.Option(help="Steps per gradient.", show_default="2")
     ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(help="Nearest texts to put before the prompt.", show_default="0"),
+    ] = None,
     lr: options.RateOption = None,
     max_length: options.MaxLengthOption = None,
     seconds: Annotated[
@@ -64,7 +68,7 @@ def adapt(
             inputs={"model": model, "embedder": embedder, "store": store}
             | {"allow_missing_weights": allow_missing_weights or None},
             axes={"method": method, "n_select": n_select, "refresh": refresh, "lr": lr}
-            | {"max_length": max_length},
+            | {"context": context, "max_length": max_length},
             default={"method": "hullft", "n_select": 20, "refresh": 2},
         )
         _run(chosen, prompt, seconds, max_new_tokens if generate else None, device or "cpu")
@@ -86,10 +90,8 @@ def _run(
     from hullft_ops.ttft.evaluation.config import ConfigError, finetuner_options
     from hullft_ops.ttft.evaluation.inputs import open_store
     from hullft_ops.ttft.finetuner import TestTimeFinetuner
-    from hullft_ops.ttft.model.context import scored_context
     from hullft_ops.ttft.model.loading import checked_device, load_model
     from hullft_ops.ttft.model.memory import out_of_memory_explained
-    from hullft_ops.ttft.model.scoring import bits_per_byte
     from hullft_ops.ttft.store.embedding import open_embedder
 
     if len(config.configurations) != 1:
@@ -115,13 +117,11 @@ def _run(
     except (TypeError, ValueError) as error:
         raise ConfigError(str(error)) from error
     try:
-        length = scored_context("adapt", model, tokenizer, settings.get("max_length"))
-        score = partial(bits_per_byte, model, tokenizer, prompt, max_length=length)
         with out_of_memory_explained(_SCORING):
-            before = score()
+            before = ttft.score_text(prompt).value
         with ttft.adapted(prompt, seconds=budget) as report:
             with out_of_memory_explained(_SCORING):
-                after = score()
+                after = ttft.score_text(prompt).value
             continued = None
             if max_new_tokens is not None:
                 with out_of_memory_explained(_GENERATING):
@@ -129,7 +129,11 @@ def _run(
     except ValueError as error:
         raise ConfigError(str(error)) from error
     out = Console()
-    out.print(_table(report, store))
+    if report.indices:
+        out.print(_table(report, store))
+    if settings.get("context"):
+        places = ", ".join(map(str, report.context_indices)) or "none fits"
+        out.print(f"texts before the prompt, nearest last: {places}", highlight=False)
     seconds = ", ".join(f"{stage} {getattr(report, f'seconds_{stage}'):.3f}" for stage in _STAGES)
     out.print(
         f"{report.optimizer_steps} steps with {report.forward_backward_passes} gradients; "

@@ -38,6 +38,7 @@ def evaluate(
     method: options.MethodOption = None,
     n_select: options.NSelectOption = None,
     refresh: options.RefreshOption = None,
+    context: options.ContextOption = None,
     lr: options.RatesOption = None,
     output: Annotated[
         Path, typer.Option(help="Results file; rows that it holds are not run again.")
@@ -58,7 +59,8 @@ def evaluate(
             inputs={"model": model, "embedder": embedder, "store": store, "prompts": prompts}
             | {"corpus": corpus, "limit": limit, "seed": seed}
             | {"allow_missing_weights": allow_missing_weights or None},
-            axes={"method": method, "n_select": n_select, "refresh": refresh, "lr": lr},
+            axes={"method": method, "n_select": n_select, "refresh": refresh, "lr": lr}
+            | {"context": context},
             default={"method": ["knn", "hullft"]},
         )
         log = Console(stderr=True)
@@ -103,6 +105,7 @@ def tune(
     method: options.MethodOption = None,
     n_select: options.NSelectOption = None,
     refresh: options.RefreshOption = None,
+    context: options.ContextOption = None,
     lr: options.RatesOption = None,
     seconds: Annotated[
         float, typer.Option(help="What a prompt may take, up to the adapted model.")
@@ -125,7 +128,8 @@ def tune(
             inputs={"model": model, "embedder": embedder, "store": store, "prompts": prompts}
             | {"corpus": corpus, "limit": limit, "seed": seed}
             | {"allow_missing_weights": allow_missing_weights or None},
-            axes={"method": method, "n_select": n_select, "refresh": refresh, "lr": lr},
+            axes={"method": method, "n_select": n_select, "refresh": refresh, "lr": lr}
+            | {"context": context},
             default=TUNING_GRID,
         )
         log = Console(stderr=True)

@@ -84,6 +84,13 @@ NSelectOption = Annotated[
         "--n-select", "--steps", help="Optimizer steps a prompt, given once for each value."
     ),
 ]
+ContextOption = Annotated[
+    list[int] | None,
+    typer.Option(
+        help="Nearest texts before the prompt, given once for each value; 0 for none.",
+        show_default="0",
+    ),
+]
 RefreshOption = Annotated[
     list[int] | None, typer.Option(help="Steps a gradient, given once for each value.")
 ]

@@ -31,6 +31,7 @@ class Adaptation(AbstractContextManager[AdaptationReport]):
         adapt: changes the model. It gets a function to call before the first change, and the
             deadline on `perf_counter`, or None.
         seconds: from entering the block, waiting for the claim included, to the deadline.
+        forget: drops what belongs to the adapted model.
         timed: whether the report gets the time to restore.
     """
 
@@ -41,8 +42,10 @@ class Adaptation(AbstractContextManager[AdaptationReport]):
         adapt: Callable[[Callable[[], None], float | None], AdaptationReport],
         *,
         seconds: float | None,
+        forget: Callable[[], None],
         timed: bool,
     ) -> None:
+        self._forget = forget
         self._snapshot = snapshot
         self._adapt = adapt
         self._seconds = seconds
@@ -102,6 +105,8 @@ class Adaptation(AbstractContextManager[AdaptationReport]):
 
     def _restore(self) -> None:
         with signals_held():
+            if self._claim.is_held:
+                self._forget()
             changes = self._snapshot.restore() if self._saved else []
             self._saved = False
             self._claim.release()

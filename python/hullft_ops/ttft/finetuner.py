@@ -22,7 +22,9 @@ from hullft_ops.ttft.model.causal import check_causal
 from hullft_ops.ttft.model.context import context_length, known_context
 from hullft_ops.ttft.model.exclusive import Claim
 from hullft_ops.ttft.model.generation import continuation, tokens_to_continue
-from hullft_ops.ttft.model.memory import out_of_memory_explained
+from hullft_ops.ttft.model.memory import out_of_memory_explained, training_advice
+from hullft_ops.ttft.model.prefix import Prefix
+from hullft_ops.ttft.model.scoring import BitsPerByte, score_behind
 from hullft_ops.ttft.model.snapshot import ModelSnapshot
 from hullft_ops.ttft.model.steps import ORDERS, SCHEDULES
 from hullft_ops.ttft.model.timing import StageClock
@@ -38,6 +40,7 @@ from hullft_ops.ttft.model.trainer import (
     trainable_parameters,
 )
 from hullft_ops.ttft.report import AdaptationReport
+from hullft_ops.ttft.retrieval.in_context import InContext
 from hullft_ops.ttft.retrieval.methods import (
     MAX_STEPS,
     SelectionMethod,
@@ -74,7 +77,8 @@ class TestTimeFinetuner:
         tokenizer: its tokenizer.
         store: where the neighbours come from.
         embedder: embeds prompts. It must be the embedder that built the store.
-        n_select: optimizer steps per prompt, 100,000 at most.
+        n_select: optimizer steps per prompt, 100,000 at most. With 0 the model stays as it is and
+            there is no copy, so nothing that the block changes is undone.
         refresh: optimizer steps per gradient; an example with c steps takes ceil(c / refresh)
             forward-backward passes. Or a function that returns it for an example's c.
         method: "hullft" for `hullft_ops.fw_select_indexed` over the pool, "knn" for a step on each
@@ -96,6 +100,9 @@ class TestTimeFinetuner:
         max_grad_norm: norm to clip each gradient to before its steps; None for no limit. Any
             number, even ``math.inf``, makes all gradients of a pass before the first step. A model
             needs that if its backward pass uses weights that it makes no gradients of.
+        context: how many of the nearest texts stand before the prompt, nearest last, while the
+            finetuner scores or continues it adapted. Texts stay whole; the farthest go until the
+            rest leaves room for the prompt, or for half of the model's context.
 
     Raises:
         TypeError: a count is not an int, a norm or rate is not a number, or the method is not
@@ -127,11 +134,13 @@ class TestTimeFinetuner:
         order: str = "grouped",
         schedule: str = "constant",
         max_grad_norm: float | None = None,
+        context: int = 0,
     ) -> None:
-        n_select = check_integer("TestTimeFinetuner", "n_select", n_select, 1, MAX_STEPS)
+        n_select = check_integer("TestTimeFinetuner", "n_select", n_select, 0, MAX_STEPS)
         if not callable(refresh):
             refresh = check_integer("TestTimeFinetuner", "refresh", refresh, 1)
         pool_size = check_integer("TestTimeFinetuner", "pool_size", pool_size, 1)
+        context = check_integer("TestTimeFinetuner", "context", context, 0)
         check_choice("order", order, ORDERS)
         check_choice("schedule", schedule, SCHEDULES)
         check_limit("max_grad_norm", max_grad_norm)
@@ -152,7 +161,7 @@ class TestTimeFinetuner:
         self.refresh = refresh
         self.method = method_name(chosen)
         self.order = order
-        self._pool_size = pool_size
+        self.context = context
         self._max_length = context_length("TestTimeFinetuner", model, tokenizer, max_length)
         # The length of training texts limits what the model reads only if nothing else does.
         known = known_context("TestTimeFinetuner", model, tokenizer)
@@ -170,8 +179,10 @@ class TestTimeFinetuner:
         self._trained = trained
         self._autocast = autocast
         self._snapshot = ModelSnapshot(model, trained)
+        self._prefix = Prefix()
+        in_context = InContext(store, tokenizer, context, self._context)
         self._selector = SupportSelector(
-            store, embedder, self._tokenize, n_select, chosen, pool_size
+            store, embedder, self._tokenize, n_select, chosen, pool_size, in_context
         )
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -219,7 +230,7 @@ class TestTimeFinetuner:
             ValueError: prompt is blank, or no text of the pool has enough tokens.
             torch.OutOfMemoryError: memory ran out, on any device.
         """
-        [support] = self._select([prompt])
+        [support] = self._selector.select([prompt])
         return support
 
     def select_batch(self, prompts: Sequence[str]) -> list[Support]:
@@ -233,7 +244,7 @@ class TestTimeFinetuner:
         """
         if isinstance(prompts, str):
             raise TypeError("TestTimeFinetuner: prompts must be a sequence of str, got one str")
-        return self._select(list(prompts))
+        return self._selector.select(list(prompts))
 
     def adapted(
         self, prompt: str | Support, *, seconds: float | None = None
@@ -285,6 +296,7 @@ class TestTimeFinetuner:
             self._snapshot,
             partial(self._adapt, prompt),
             seconds=check_limit("seconds", seconds),
+            forget=self._prefix.clear,
             timed=self.model.device.type != "cuda",
         )
 
@@ -310,9 +322,17 @@ class TestTimeFinetuner:
             return self.continuation(prompt, **generate_kwargs)
 
     def continuation(self, prompt: str, **generate_kwargs: Any) -> str:
-        """What the model, as it is now, writes after ``prompt``; arguments as in `generate`."""
-        context = self._context
-        return continuation(self.model, self.tokenizer, prompt, context, **generate_kwargs)
+        """What the model, as it is now, writes after ``prompt``; arguments as in `generate`.
+
+        While adapted, it reads the texts in its context first, as many of the nearest as leave room
+        for prompt and new tokens.
+        """
+        generate_kwargs |= {"context": self._context, "prefix": self._prefix}
+        return continuation(self.model, self.tokenizer, prompt, **generate_kwargs)
+
+    def score_text(self, text: str) -> BitsPerByte:
+        """`hullft_ops.ttft.score_text` of the model as it is now, with the texts in its context."""
+        return score_behind(self.model, self.tokenizer, text, self._context, self._prefix)
 
     def _tokenize(self, text: str) -> list[int]:
         encoding = self.tokenizer(text, truncation=True, max_length=self._max_length)
@@ -323,12 +343,20 @@ class TestTimeFinetuner:
     ) -> AdaptationReport:
         check_same_trained(self.model, self._trained)
         support = prompt if isinstance(prompt, Support) else self.select(prompt)
+        if support.indices and not self.n_select:
+            raise ValueError("TestTimeFinetuner: n_select must be above 0 for a support with steps")
         clock = StageClock(self.model.device)
-        with out_of_memory_explained(self._advice(support)):
-            with clock.of("save"):
-                save()
+        advice = training_advice(
+            support.input_ids, self._max_length, self._autocast, self.order, self.n_select
+        )
+        with out_of_memory_explained(advice):
+            if support.indices:
+                with clock.of("save"):
+                    save()
             with inference_tensors_explained(self.model):
-                return self._finetune(support, clock, deadline)
+                report = self._finetune(support, clock, deadline)
+        self._prefix.texts = support.context_ids
+        return report
 
     def _finetune(
         self, support: Support, clock: StageClock, deadline: float | None
@@ -337,33 +365,25 @@ class TestTimeFinetuner:
         # A text without steps has no gradient. No function should have to expect that.
         refreshes = [self._refresh_of(count) if count else 1 for count in support.counts]
         full_logits_before = self._trainer.n_full_logits
-        losses, taken = self._trainer.train(
-            support.input_ids, support.indices, support.counts, refreshes, clock, deadline
-        )
+        losses: list[float] = []
+        taken: list[int] = []
+        # Even without a step, training would allocate the optimizer's state.
+        if support.indices:
+            losses, taken = self._trainer.train(
+                support.input_ids, support.indices, support.counts, refreshes, clock, deadline
+            )
         seconds = perf_counter() - start + support.seconds.tokenize
-        return AdaptationReport(
+        return AdaptationReport.of(
+            support,
+            clock,
             method=self.method,
             n_select=self.n_select,
             refresh=refreshes if callable(self.refresh) else self.refresh,
-            support_size=len(support.indices),
-            indices=support.indices,
-            weights=support.weights,
-            counts=support.counts,
-            residual=support.residual,
-            gap=support.gap,
-            seconds_embed=support.seconds.embed,
-            seconds_search=support.seconds.search,
-            seconds_select=support.seconds.select,
             seconds_finetune=seconds,
             forward_backward_passes=len(losses),
             optimizer_steps=sum(taken),
             losses=losses,
             order=self.order,
-            seconds_tokenize=support.seconds.tokenize,
-            seconds_forward=clock.seconds("forward"),
-            seconds_backward=clock.seconds("backward"),
-            seconds_step=clock.seconds("step"),
-            seconds_save=clock.seconds("save"),
             full_logits_passes=self._trainer.n_full_logits - full_logits_before,
             steps_taken=taken,
             steps_left_out=sum(support.counts) - sum(taken),
@@ -373,27 +393,3 @@ class TestTimeFinetuner:
         if not callable(self.refresh):
             return self.refresh
         return check_integer("TestTimeFinetuner", "refresh", self.refresh(count), 1)
-
-    def _select(self, prompts: list[str]) -> list[Support]:
-        advice = (
-            "TestTimeFinetuner: out of memory, selecting texts; the model is as it was. Lower "
-            f"pool_size (it is {self._pool_size}), or shorten the prompt"
-        )
-        with out_of_memory_explained(advice):
-            return self._selector.select(prompts)
-
-    def _advice(self, support: Support) -> str:
-        longest = max(map(len, support.input_ids))
-        advice = (
-            f"TestTimeFinetuner: out of memory, adapting on texts of up to {longest} tokens; the "
-            f"model has been restored. Lower max_length (it is {self._max_length}), or train less "
-            "of the model: PEFT adapters, or requires_grad_(False) for some of it"
-        )
-        if self._autocast is None:
-            advice += '; dtype="bfloat16" makes activations smaller'
-        if self.order == "interleaved":
-            advice += (
-                f'; order "grouped" keeps no gradients, a lower n_select (it is {self.n_select}) '
-                "fewer of them"
-            )
-        return advice

@@ -1,7 +1,14 @@
 """The report of an adaptation: what it did and where its time went."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hullft_ops.ttft.model.timing import StageClock
+    from hullft_ops.ttft.retrieval.support import Support
+
+_STAGES = ("save", "forward", "backward", "step")
 
 
 @dataclass
@@ -20,7 +27,8 @@ class AdaptationReport:
         weights: their convex weights.
         counts: optimizer steps chosen for each text. The sum is ``n_select``, or the number of
             texts if that is smaller and the method takes one step on each.
-        residual: distance from the prompt's embedding to the weighted mean.
+        residual: distance from the prompt's embedding to the weighted mean; its length without
+            steps.
         gap: Frank-Wolfe gap over the pool.
         seconds_embed: to embed the prompt. This and the next two are a prompt's share of its batch.
         seconds_search: to find its neighbours.
@@ -41,6 +49,8 @@ class AdaptationReport:
         losses: mean loss per token, in nats, of each pass in order.
         full_logits_passes: passes that stored the logits of a whole text, which takes more memory.
             All passes do if the head is more than a linear layer, or somebody listens to it.
+        context_indices: positions of the texts that stand before the prompt, nearest last.
+        prefix_ids: their tokens, to pass to `bits_per_byte`.
     """
 
     method: str
@@ -69,6 +79,29 @@ class AdaptationReport:
     full_logits_passes: int = 0
     steps_taken: list[int] = field(default_factory=list)
     steps_left_out: int = 0
+    context_indices: list[int] = field(default_factory=list)
+    prefix_ids: list[int] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, support: "Support", clock: "StageClock", **others: Any) -> "AdaptationReport":
+        """A report with what the support and the clock say, and the ``others``."""
+        spent = support.seconds
+        others |= {f"seconds_{stage}": clock.seconds(stage) for stage in _STAGES}
+        return cls(
+            support_size=len(support.indices),
+            indices=support.indices,
+            weights=support.weights,
+            counts=support.counts,
+            residual=support.residual,
+            gap=support.gap,
+            seconds_embed=spent.embed,
+            seconds_search=spent.search,
+            seconds_select=spent.select,
+            seconds_tokenize=spent.tokenize,
+            context_indices=support.context_indices,
+            prefix_ids=list(chain.from_iterable(support.context_ids)),
+            **others,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The report as a dictionary for `json.dumps`."""

@@ -47,13 +47,13 @@ def content_ids(tokenizer, text):
 
 
 @torch.no_grad()
-def naive_nll(model, ids, length, stride):
+def naive_nll(model, ids, length, stride, head=(), first=1):
     """One forward pass for every token, from the context that the window gives it."""
     total, begin, end = 0.0, 0, length
-    for position in range(1, len(ids)):
+    for position in range(first, len(ids)):
         while position >= end:
             begin, end = begin + stride, begin + stride + length
-        logits = model(torch.tensor([ids[begin:position]])).logits[0, -1]
+        logits = model(torch.tensor([[*head, *ids[begin:position]]])).logits[0, -1]
         total -= torch.log_softmax(logits.double(), dim=-1)[ids[position]].item()
     return total
 
@@ -69,6 +69,43 @@ def test_it_is_the_naive_computation(request, tokenizers, architecture, kind, te
     assert score.tokens == len(ids) - 1
     assert bits_per_byte(model, tokenizer, text) == score.value
     assert score.value == pytest.approx(score.nll / math.log(2) / score.bytes, rel=1e-15)
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS.keys())
+@pytest.mark.parametrize("size", [3, 12, 100])
+@pytest.mark.parametrize("kind", ["byte_level", "byte_level_bos_eos", "byte_fallback_bos"])
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_a_prefix_is_a_context_for_the_same_tokens(
+    request, tokenizers, architecture, kind, size, text
+):
+    model, tokenizer = request.getfixturevalue(architecture).double(), tokenizers[kind]
+    ids, opened = content_ids(tokenizer, text)
+    prefix = [5 + i % 200 for i in range(size)]
+    room, half = CONTEXT - len(ids), CONTEXT // 2 - opened
+    kept = prefix[-room:] if room >= half else prefix[-half:]
+    head = [*ids[:opened], *kept]
+    window = CONTEXT - len(head)
+    wanted = naive_nll(model, ids[opened:], window, window // 2, head, first=1 - opened)
+    score = score_text(model, tokenizer, text, prefix_ids=prefix)
+    assert score.nll == pytest.approx(wanted, rel=1e-12)
+    plain = score_text(model, tokenizer, text)
+    assert (score.tokens, score.bytes) == (plain.tokens, plain.bytes)
+    assert score.nll != plain.nll
+    assert bits_per_byte(model, tokenizer, text, prefix_ids=prefix) == score.value
+    assert score_text(model, tokenizer, text, prefix_ids=[]) == plain
+
+
+@pytest.mark.parametrize(("length", "size"), [(2, 9), (3, 9), (4, 1), (4, 9), (5, 2)])
+def test_a_prefix_leaves_a_window_of_two_tokens(llama, tokenizer, length, size):
+    ids, _ = content_ids(tokenizer, TEXTS["long"])
+    prefix = list(range(5, 5 + size))
+    kept = min(size, length // 2, length - 2)
+    head, window = prefix[size - kept :], length - kept
+    score = score_text(
+        llama.double(), tokenizer, TEXTS["long"], max_length=length, prefix_ids=prefix
+    )
+    wanted = naive_nll(llama, ids, window, window // 2, head)
+    assert score.nll == pytest.approx(wanted, rel=1e-12)
 
 
 @pytest.mark.parametrize(("length", "stride"), [(2, 1), (8, 1), (8, 7), (32, 5), (32, 31)])
@@ -177,6 +214,14 @@ def test_long_texts_pass_without_a_warning(gpt2, tokenizer, caplog, monkeypatch)
         ("ab c", {"max_length": 8.0}, TypeError, "max_length must be an int, got float"),
         ("ab c", {"stride": 0}, ValueError, "stride must be .*, got 0"),
         ("ab c", {"stride": 32}, ValueError, "stride must be below max_length 32, got 32"),
+        (
+            "ab c",
+            {"stride": 29, "prefix_ids": [5] * 3},
+            ValueError,
+            "stride must be below max_length 32, less the prefix of 3 tokens, got 29",
+        ),
+        ("ab c", {"prefix_ids": [320]}, ValueError, r"each of prefix_ids must be in 0..2\d\d, got"),
+        ("ab c", {"prefix_ids": ["a"]}, TypeError, "each of prefix_ids must be an int, got str"),
         (
             "ab c",
             {"max_length": 8, "stride": 8},

@@ -27,8 +27,12 @@ _SIFT_DEFAULTS = {"noise": Sift.noise, "reuse": None}
 _DEFAULTS |= _SIFT_DEFAULTS
 # A configuration's name always states these; it states other settings if they are not the default.
 _NAMED = ("method", "n_select", "refresh", "lr")
+# What else says something if there is no step.
+_STEPLESS = ("context", "max_length")
 # These take one step on each text, so there is no gradient to reuse.
 _ONE_STEP_A_TEXT = ("knn", "random")
+# Name of settings without steps.
+NO_STEPS = "no steps"
 EXPERIMENTS = "experiments"
 
 
@@ -145,18 +149,34 @@ def expand_grid(grid: Iterable[Mapping[str, Any]], model: str | None) -> tuple[S
 
 
 def config_id(settings: Mapping[str, Any]) -> str:
-    """A name for filled-in settings. It states every value that is not a default, exactly."""
+    """A name for filled-in settings. It states every value that is not a default, exactly.
+
+    Without steps it leaves out how they would be taken.
+    """
     said = " ".join(
         f"{key}={_shown(settings[key])}"
         for key in sorted(settings)
         # A results file may have a key that this version does not know.
         if key not in _NAMED and not (key in _DEFAULTS and settings[key] == _DEFAULTS[key])
     )
+    if settings["n_select"] == 0:
+        return f"{NO_STEPS} {said}".strip()
     named = (
         f"{settings['method']} n={settings['n_select']} refresh={settings['refresh']} "
         f"lr={_shown(settings['lr'])}"
     )
     return f"{named} {said}".strip()
+
+
+def family(settings: Mapping[str, Any]) -> str:
+    """The method, and how many texts are in the context: what a report compares.
+
+    Settings without steps are one family, whatever is in the context.
+    """
+    if settings["n_select"] == 0:
+        return NO_STEPS
+    context = settings.get("context", 0)
+    return f"{settings['method']} context={context}" if context else str(settings["method"])
 
 
 def finetuner_options(settings: Settings, seed: int) -> dict[str, Any]:
@@ -181,6 +201,10 @@ def _filled(settings: Settings, model: str | None) -> Settings:
     for name in _SIFT_DEFAULTS.keys() & filled.keys():
         if filled["method"] != "sift":
             raise ConfigError(f"settings: {name} is of method sift, got {filled['method']!r}")
+    if filled["n_select"] == 0:
+        stepless = {name: filled[name] for name in _STEPLESS if name in filled}
+        named = {"method": "knn", "n_select": filled["n_select"], "refresh": 1}
+        return named | {"lr": default_lr(model)} | stepless
     return filled
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from hullft_ops.ttft.evaluation.config import family
 from hullft_ops.ttft.evaluation.results import Row
 from hullft_ops.ttft.evaluation.statistics import CONFIDENCE, NONE, Interval, Measurements, at_time
 
@@ -59,11 +60,14 @@ def example_section(measured: Measurements) -> Section:
 
 
 def leaders(measured: Measurements) -> list[str]:
-    """The configuration with the fewest bits per byte, for each method and refresh."""
+    """The configuration with the fewest bits per byte, for each method and refresh.
+
+    A method with texts in the context is another method, see `family`.
+    """
     best: dict[tuple[str, int], str] = {}
     for config in measured.configs[1:]:
         settings = measured.settings(config)
-        key = settings["method"], settings["refresh"]
+        key = family(settings), settings["refresh"]
         if key not in best or measured.mean_bits(config) < measured.mean_bits(best[key]):
             best[key] = config
     return list(best.values())
@@ -164,8 +168,8 @@ def _equal_time(measured: Measurements) -> Section:
     table: list[Cells] = []
     for config in leaders(measured):
         seconds = measured.mean_seconds(config)
-        method = measured.settings(config)["method"]
-        for rival in sorted({measured.settings(c)["method"] for c in measured.rows} - {method}):
+        method = family(measured.settings(config))
+        for rival in sorted({family(measured.settings(c)) for c in measured.rows} - {method}):
             other = at_time(measured, rival, seconds)
             if other is not None:
                 bits = measured.relative_to(config, other.bits)

@@ -173,8 +173,9 @@ class Evaluator:
         report = None
         try:
             support = self._support(prompt, settings)
-            with self._finetuner(settings).adapted(support) as report:
-                return report, self._score(prompt, settings).value, None
+            finetuner = self._finetuner(settings)
+            with finetuner.adapted(support) as report, out_of_memory_explained(_SCORING):
+                return report, finetuner.score_text(prompt.text).value, None
         except NonFiniteLossError as error:
             return report, None, str(error)
 

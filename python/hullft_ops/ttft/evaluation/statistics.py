@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hullft_ops.ttft.evaluation.config import ConfigError
+from hullft_ops.ttft.evaluation.config import ConfigError, family
 from hullft_ops.ttft.evaluation.results import STAGES, Row
 
 CONFIDENCE = 0.95
@@ -219,7 +219,7 @@ class AtTime:
 
 
 def at_time(measured: Measurements, method: str, seconds: float) -> AtTime | None:
-    """The method's quality if a prompt takes ``seconds`` on average.
+    """The quality of a method, by its `family`, if a prompt takes ``seconds`` on average.
 
     The line goes through the method's configurations that no other, and no line between two
     others, beats in both quality and time. None if all of them take longer.
@@ -227,7 +227,7 @@ def at_time(measured: Measurements, method: str, seconds: float) -> AtTime | Non
     points = {
         c: (measured.mean_seconds(c), measured.mean_bits(c))
         for c in measured.rows
-        if measured.settings(c)["method"] == method
+        if family(measured.settings(c)) == method
     }
     front = lower_hull(points)
     below = [c for c in front if points[c][0] <= seconds]

@@ -35,7 +35,7 @@ def check_causal(
     Raises:
         ValueError: the model is refused; the message says why, and which class would do.
     """
-    highest = _highest_id(tokenizer)
+    highest = highest_id(tokenizer)
     _check_ids(function, model, highest, _embedding_rows(model))
     if model in _causal:
         return
@@ -137,7 +137,8 @@ def _left_alone(model: nn.Module) -> Iterator[None]:
             snapshot.restore()
 
 
-def _highest_id(tokenizer: "PreTrainedTokenizerBase") -> int:
+def highest_id(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """The highest id of the vocabulary, which may have gaps."""
     known = _highest.get(tokenizer)
     if known is None or known[0] != len(tokenizer):
         known = _highest[tokenizer] = len(tokenizer), max(tokenizer.get_vocab().values())

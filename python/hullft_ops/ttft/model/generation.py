@@ -1,6 +1,7 @@
 """Continuing a prompt."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
 
 from hullft_ops._checks import check_integer, check_text
 from hullft_ops.ttft.model.patches import modes_restored
+from hullft_ops.ttft.model.prefix import Prefix, fitting, opened_tokens, prefix_room
 
 # transformers' default. It is named here because the prompt must leave room for it.
 _NEW_TOKENS = 20
@@ -20,6 +22,8 @@ def continuation(
     tokenizer: "PreTrainedTokenizerBase",
     prompt: str,
     context: int,
+    *,
+    prefix: Prefix | None = None,
     **generate_kwargs: Any,
 ) -> str:
     """What the model writes after ``prompt``, without special tokens. Runs in eval mode.
@@ -30,6 +34,8 @@ def continuation(
         prompt: the text to continue. If it is too long, the model reads its last tokens, as many as
             leave room for the new ones. It never reads a special token that the tokenizer appends.
         context: how many tokens the model can read at once.
+        prefix: texts before the prompt. The first ones go until the rest fits beside the prompt and
+            the new tokens, see `prefix_room`.
         generate_kwargs: for ``model.generate``. ``max_new_tokens`` defaults to 20, unless a
             ``generation_config`` sets it.
 
@@ -37,7 +43,8 @@ def continuation(
         TypeError, ValueError: as `tokens_to_continue`.
         RuntimeError: another thread is adapting the model, or one that shares its modules.
     """
-    tokens = tokens_to_continue(tokenizer, prompt, context, generate_kwargs)
+    texts = () if prefix is None else prefix.texts
+    tokens = tokens_to_continue(tokenizer, prompt, context, generate_kwargs, texts)
     generate_kwargs["max_new_tokens"] = _new_tokens(generate_kwargs)
     # A configuration may request more than the tokens.
     generate_kwargs["return_dict_in_generate"] = False
@@ -52,9 +59,13 @@ def continuation(
 
 
 def tokens_to_continue(
-    tokenizer: "PreTrainedTokenizerBase", prompt: str, context: int, generate_kwargs: dict[str, Any]
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt: str,
+    context: int,
+    generate_kwargs: dict[str, Any],
+    texts: Sequence[Sequence[int]] = (),
 ) -> list[int]:
-    """The tokens of the prompt that `continuation` reads.
+    """The tokens that `continuation` reads: of the prompt, and of the texts before it.
 
     Raises:
         TypeError: prompt is not a str, or ``max_new_tokens`` is not an int.
@@ -78,23 +89,18 @@ def tokens_to_continue(
             f"{context}, got {new}"
         )
     check_integer("generate", "max_new_tokens", new, 1)
-    tokens = _continued(tokenizer, prompt)
+    tokens, opening = opened_tokens(tokenizer, prompt)
     if not tokens:
         raise ValueError(f"generate: prompt must have a token, got {prompt[:20]!r}")
-    return tokens[new - context :]
+    room = prefix_room(context - new, len(tokens), opening)
+    kept = fitting(reversed(texts), room)[::-1]
+    if not kept:
+        return tokens[new - context :]
+    head = [*tokens[:opening], *chain.from_iterable(kept)]
+    return [*head, *tokens[opening:][new + len(head) - context :]]
 
 
 def _new_tokens(generate_kwargs: dict[str, Any]) -> int:
     config = generate_kwargs.get("generation_config")
     given = (generate_kwargs.get("max_new_tokens"), getattr(config, "max_new_tokens", None))
     return next((new for new in given if new is not None), _NEW_TOKENS)
-
-
-def _continued(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int]:
-    """The prompt's tokens, without those that the tokenizer appends to end a text."""
-    encoding = tokenizer(prompt, return_special_tokens_mask=True, verbose=False)
-    tokens, added = list(encoding["input_ids"]), list(encoding["special_tokens_mask"])
-    # Keep one token of an empty prompt: the model can continue the token that opens a text.
-    while len(tokens) > 1 and added.pop():
-        tokens.pop()
-    return tokens

@@ -4,7 +4,7 @@ import ctypes
 import mmap
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -120,3 +120,27 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
         text in str(error) for text in _TEXTS
     )
+
+
+def training_advice(
+    texts: Sequence[Sequence[int]],
+    max_length: int,
+    autocast: torch.dtype | None,
+    order: str,
+    n_select: int,
+) -> str:
+    """What to do if a finetuner with these settings runs out of memory on ``texts``."""
+    longest = max(map(len, texts), default=0)
+    advice = (
+        f"TestTimeFinetuner: out of memory, adapting on texts of up to {longest} tokens; the "
+        f"model has been restored. Lower max_length (it is {max_length}), or train less of the "
+        "model: PEFT adapters, or requires_grad_(False) for some of it"
+    )
+    if autocast is None:
+        advice += '; dtype="bfloat16" makes activations smaller'
+    if order == "interleaved":
+        advice += (
+            f'; order "grouped" keeps no gradients, a lower n_select (it is {n_select}) fewer of '
+            "them"
+        )
+    return advice

@@ -16,11 +16,12 @@ import torch
 
 from hullft_ops._checks import check_integer, check_text
 from hullft_ops.ttft.errors import NonFiniteLossError
-from hullft_ops.ttft.model.causal import check_causal
+from hullft_ops.ttft.model.causal import check_causal, highest_id
 from hullft_ops.ttft.model.context import context_length
 from hullft_ops.ttft.model.loss import next_token_losses
 from hullft_ops.ttft.model.onednn import wide_products
 from hullft_ops.ttft.model.patches import modes_restored
+from hullft_ops.ttft.model.prefix import Prefix, prefix_room
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -53,9 +54,11 @@ def bits_per_byte(
     *,
     max_length: int | None = None,
     stride: int | None = None,
+    prefix_ids: Sequence[int] = (),
 ) -> float:
     """Bits per byte of ``text`` under ``model``. `score_text` explains it and returns the parts."""
-    return _score("bits_per_byte", model, tokenizer, text, max_length, stride).value
+    parts = _score("bits_per_byte", model, tokenizer, text, max_length, stride, prefix_ids)
+    return parts.value
 
 
 def score_text(
@@ -65,6 +68,7 @@ def score_text(
     *,
     max_length: int | None = None,
     stride: int | None = None,
+    prefix_ids: Sequence[int] = (),
 ) -> BitsPerByte:
     """Score every token of ``text`` once, except the first, which has no context.
 
@@ -75,22 +79,40 @@ def score_text(
     eval mode and puts every module back in its own mode. Scorings of one model in several threads
     wait for each other.
 
+    A prefix stands before the text, after its opening special tokens, and before every window of a
+    long text. With it the same tokens are scored as without it. The prefix may take what the text
+    leaves of ``max_length``, or half of it if the text leaves less. Of a longer prefix the model
+    reads the last tokens.
+
     Args:
         model: a causal language model.
         tokenizer: its tokenizer, a fast one.
         text: at least 2 tokens.
         max_length: tokens per forward pass, at most the model's context; None for that context.
-        stride: tokens that the window moves by, below ``max_length``; None for half of it.
+        stride: tokens that the window moves by; None for half of the window. It must be below
+            ``max_length``, less the tokens of the prefix.
+        prefix_ids: tokens before the text, without special ones, as in ``report.prefix_ids``.
 
     Raises:
-        TypeError: text is not a str, or max_length or stride is not an int.
+        TypeError: text is not a str, or max_length, stride or a token of prefix_ids is not an int.
         ValueError: there is nothing to score, the text is not valid Unicode, max_length or stride
-            is out of range, the tokenizer is slow, or the model is not causal or lacks ids of the
-            tokenizer.
+            is out of range, the tokenizer is slow or lacks a token of prefix_ids, or the model is
+            not causal or lacks ids of the tokenizer.
         NonFiniteLossError: the model's loss is not finite; a RuntimeError.
         RuntimeError: another thread adapts the model, or one that shares its modules.
     """
-    return _score("score_text", model, tokenizer, text, max_length, stride)
+    return _score("score_text", model, tokenizer, text, max_length, stride, prefix_ids)
+
+
+def score_behind(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    text: str,
+    context: int,
+    prefix: Prefix,
+) -> BitsPerByte:
+    """`score_text` with ``prefix`` before the text, in windows of ``context`` tokens."""
+    return _score("score_text", model, tokenizer, text, context, None, prefix.ids)
 
 
 def _score(
@@ -100,30 +122,42 @@ def _score(
     text: str,
     max_length: int | None,
     stride: int | None,
+    prefix_ids: Sequence[int],
 ) -> BitsPerByte:
     check_text(function, "text", text)
     if not tokenizer.is_fast:
         raise ValueError(f"{function}: tokenizer must be a fast one, got {type(tokenizer)}")
     check_causal(function, model, tokenizer)
     length = context_length(function, model, tokenizer, max_length)
-    stride = length // 2 if stride is None else stride
-    stride = check_integer(function, "stride", stride, 1)
-    if stride >= length:
-        raise ValueError(f"{function}: stride must be below max_length {length}, got {stride}")
-    ids, first, byte_count = _tokenize(tokenizer, text)
+    ids, start, byte_count = _tokenize(tokenizer, text)
+    first = max(start, 1)
     if first >= len(ids) or byte_count == 0:
         raise ValueError(
             f"{function}: text must have a token with a context, got {text[:20]!r} "
             f"of {len(ids)} tokens"
         )
-    nll = _negative_log_likelihood(model, ids, first, length, stride)
+    highest = highest_id(tokenizer)
+    prefix = [check_integer(function, "each of prefix_ids", i, 0, highest) for i in prefix_ids]
+    room = prefix_room(length, len(ids), start)
+    head = [*ids[:start], *prefix[max(0, len(prefix) - room) :]] if prefix and room else []
+    # Without a prefix, only the first window reads the special tokens that open a text.
+    skipped = start if head else 0
+    window = length - len(head)
+    stride = window // 2 if stride is None else stride
+    stride = check_integer(function, "stride", stride, 1)
+    if stride >= window:
+        less = f", less the prefix of {len(head)} tokens" if head else ""
+        raise ValueError(
+            f"{function}: stride must be below max_length {length}{less}, got {stride}"
+        )
+    nll = _negative_log_likelihood(model, head, ids[skipped:], first - skipped, window, stride)
     if not math.isfinite(nll):
         raise NonFiniteLossError(f"{function}: the loss of {text[:20]!r}... is {nll}")
     return BitsPerByte(nll=nll, bytes=byte_count, tokens=len(ids) - first)
 
 
 def _tokenize(tokenizer: "PreTrainedTokenizerBase", text: str) -> tuple[list[int], int, int]:
-    """The tokens, the position of the first one to score, and the bytes from there to the end."""
+    """The tokens, how many special ones open the text, and the bytes of those that are scored."""
     encoding = tokenizer(
         text, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False
     )
@@ -131,22 +165,29 @@ def _tokenize(tokenizer: "PreTrainedTokenizerBase", text: str) -> tuple[list[int
     if not content:
         return encoding["input_ids"], len(encoding["input_ids"]), 0
     start, stop = content[0], content[-1] + 1
-    ids, first = encoding["input_ids"][:stop], max(start, 1)
+    ids, unscored = encoding["input_ids"][:stop], 0 if start else 1
     offsets = encoding["offset_mapping"][start:stop]
-    return ids, first, scored_bytes(tokenizer, text, ids[start:], offsets, first - start)
+    return ids, start, scored_bytes(tokenizer, text, ids[start:], offsets, unscored)
 
 
 @torch.no_grad()
 def _negative_log_likelihood(
-    model: "PreTrainedModel", ids: list[int], first: int, length: int, stride: int
+    model: "PreTrainedModel",
+    head: list[int],
+    body: list[int],
+    first: int,
+    length: int,
+    stride: int,
 ) -> float:
-    tokens = torch.tensor(ids, device=model.device)
+    """Of ``body`` from ``first`` on, in windows of ``length`` tokens with ``head`` before each."""
+    tokens = torch.tensor([*head, *body], device=model.device)
+    before, after = tokens[: len(head)], tokens[len(head) :]
     total = 0.0
     with modes_restored(model), wide_products(model):
         model.train(False)
-        for begin, end, scored_from in _windows(len(ids), first, length, stride):
-            losses = next_token_losses(model, tokens[begin:end])
-            total += losses[scored_from - begin - 1 :].double().sum().item()
+        for begin, end, scored_from in _windows(len(body), first, length, stride):
+            losses = next_token_losses(model, torch.cat([before, after[begin:end]]))
+            total += losses[len(head) + scored_from - begin - 1 :].double().sum().item()
     return total
 
 

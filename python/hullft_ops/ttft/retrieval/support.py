@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from time import perf_counter
 
@@ -11,6 +11,8 @@ import torch
 
 import hullft_ops
 from hullft_ops._checks import check_text
+from hullft_ops.ttft.model.memory import out_of_memory_explained
+from hullft_ops.ttft.retrieval.in_context import InContext
 from hullft_ops.ttft.retrieval.methods import SelectionMethod, method_name, steps_of
 from hullft_ops.ttft.store.base import Store
 from hullft_ops.ttft.store.embedding import Embedder, encode_checked
@@ -46,11 +48,14 @@ class Support:
         indices: positions in the datastore.
         weights: the convex weights; "knn" and "random" give equal ones.
         counts: optimizer steps for each text. The sum is n_select, or less if the method takes one
-            step per text and the pool has fewer texts.
-        residual: distance from the prompt's embedding to the weighted mean.
+            step per text and the pool has fewer texts. Without steps there are no texts.
+        residual: distance from the prompt's embedding to the weighted mean; its length without
+            texts.
         gap: Frank-Wolfe gap over the pool.
         input_ids: the tokens of each text, cut to the model's context.
         seconds: time spent so far.
+        context_indices: positions of the texts that stand before the prompt, nearest last.
+        context_ids: the tokens of each of those.
     """
 
     indices: list[int]
@@ -60,6 +65,8 @@ class Support:
     gap: float
     input_ids: list[list[int]]
     seconds: Seconds = field(compare=False)
+    context_indices: list[int] = field(default_factory=list)
+    context_ids: list[list[int]] = field(default_factory=list)
 
 
 class SupportSelector:
@@ -70,9 +77,10 @@ class SupportSelector:
         embedder: embeds the prompts.
         tokenize: returns a text's tokens, cut to the model's context. The tokens of recent texts
             are cached.
-        n_select: optimizer steps per prompt.
+        n_select: optimizer steps per prompt; 0 for an empty support.
         method: chooses among the neighbours.
         pool_size: how many neighbours to choose from; a smaller store offers all of its texts.
+        in_context: picks the texts that stand before the prompt.
     """
 
     def __init__(
@@ -83,7 +91,9 @@ class SupportSelector:
         n_select: int,
         method: SelectionMethod,
         pool_size: int,
+        in_context: InContext,
     ) -> None:
+        self._in_context = in_context
         self._store = store
         self._embedder = embedder
         self._n_select = n_select
@@ -102,20 +112,29 @@ class SupportSelector:
             TypeError: a prompt is not a str, or the method returns no Selection.
             ValueError: a prompt is blank or not valid Unicode, no text of a pool has enough
                 tokens, or the method's choice breaks the rules of `SelectionMethod`.
+            torch.OutOfMemoryError: memory ran out, on any device.
         """
         for prompt in prompts:
             _check_prompt(prompt)
-        if not prompts:
-            return []
+        advice = (
+            "TestTimeFinetuner: out of memory, selecting texts; the model is as it was. Lower "
+            f"pool_size (it is {self._pool_size}), or shorten the prompt"
+        )
+        with out_of_memory_explained(advice):
+            return self._select(prompts) if prompts else []
+
+    def _select(self, prompts: Sequence[str]) -> list[Support]:
         share, shared = len(prompts), Seconds()
         with shared.of("embed", share=share):
             vectors = encode_checked("TestTimeFinetuner", self._embedder, list(prompts))
             queries = torch.from_numpy(vectors)
         with shared.of("search", share=share):
-            _, candidates = self._store.search(queries, min(self._pool_size, len(self._store)))
+            sought = max(self._pool_size, self._in_context.count)
+            _, nearest = self._store.search(queries, min(sought, len(self._store)))
+        candidates = nearest[:, : self._pool_size]
         with shared.of("select", share=share):
-            selections = self._choose(candidates, queries)
-        return [
+            selections = self._choose(candidates, queries) if self._n_select else [None] * share
+        supports = [
             self._support(
                 candidates[i],
                 queries[i],
@@ -124,14 +143,22 @@ class SupportSelector:
             )
             for i in range(share)
         ]
+        return [self._with_context(*one) for one in zip(supports, prompts, nearest, strict=True)]
+
+    def _with_context(self, support: Support, prompt: str, nearest: torch.Tensor) -> Support:
+        with support.seconds.of("tokenize"):
+            indices, ids = self._in_context.pick(prompt, nearest[: self._in_context.count].tolist())
+        return replace(support, context_indices=indices, context_ids=ids)
 
     def _support(
         self,
         candidates: torch.Tensor,
         query: torch.Tensor,
-        selection: hullft_ops.Selection,
+        selection: hullft_ops.Selection | None,
         seconds: Seconds,
     ) -> Support:
+        if selection is None:
+            return Support([], [], [], float(query.norm()), 0.0, [], seconds)
         while True:
             size = int(selection.support_size)
             chosen = candidates[selection.indices[:size]]

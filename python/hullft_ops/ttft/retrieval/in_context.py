@@ -1,0 +1,55 @@
+"""The texts of a datastore that stand before a prompt."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from hullft_ops.ttft.model.prefix import fitting, opened_tokens, prefix_room
+from hullft_ops.ttft.store.base import Store
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# A blank line tells the model that another text begins.
+SEPARATOR = "\n\n"
+_TOKENIZED_TEXTS = 4096
+
+
+class InContext:
+    """Picks the nearest texts that fit before a prompt.
+
+    Texts stay whole. The farthest go until the rest fits, see `prefix_room`.
+
+    Args:
+        store: where the texts come from.
+        tokenizer: the model's.
+        count: how many texts to take at most.
+        context: tokens that the model reads at once.
+    """
+
+    def __init__(
+        self, store: Store, tokenizer: "PreTrainedTokenizerBase", count: int, context: int
+    ) -> None:
+        self.count = count
+        self._tokenizer = tokenizer
+        self._context = context
+        self._tokens = lru_cache(_TOKENIZED_TEXTS)(lambda i: self._tokenize(store.texts[i]))
+
+    def pick(self, prompt: str, nearest: Sequence[int]) -> tuple[list[int], list[list[int]]]:
+        """Positions and tokens of the texts before ``prompt``, the nearest last.
+
+        Args:
+            prompt: the prompt.
+            nearest: positions in the datastore, nearest first.
+        """
+        if not self.count:
+            return [], []
+        tokens, opening = opened_tokens(self._tokenizer, prompt)
+        room = prefix_room(self._context, len(tokens), opening)
+        # Lazy: a text beyond the last that fits is not read.
+        texts = fitting(map(self._tokens, nearest[: self.count]), room)
+        return list(nearest[: len(texts)])[::-1], texts[::-1]
+
+    def _tokenize(self, text: str) -> list[int]:
+        encoding = self._tokenizer(text + SEPARATOR, add_special_tokens=False, verbose=False)
+        return list(encoding["input_ids"])
