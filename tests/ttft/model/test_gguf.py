@@ -201,6 +201,21 @@ def test_a_file_that_cannot_be_read_is_named_and_nothing_is_written(
     assert not cache.exists()
 
 
+def test_forged_metadata_is_refused_or_harmless(file: Path, tmp_path: Path) -> None:
+    whole, random = file.read_bytes(), np.random.default_rng(0)
+    forged = tmp_path / "forged.gguf"
+    refused = 0
+    for _ in range(400):
+        content = bytearray(whole)
+        content[random.integers(4, 700)] = random.integers(256)
+        forged.write_bytes(content)
+        try:
+            assert reading.read_header(forged).bytes <= len(whole)
+        except InputError:
+            refused += 1
+    assert refused > 100
+
+
 def test_a_file_larger_than_the_memory_is_refused(
     file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
