@@ -198,3 +198,12 @@ def test_workers_of_ray_do_as_they_are_configured(
     said = "another model, tokenizer, datastore" if allow else "12 missing"
     with pytest.raises(ValueError, match=said):
         worker.measure(Prompt("the cat"), [{}], [])
+
+
+def test_workers_of_ray_find_a_gguf_file_from_any_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("tiny.gguf").touch()
+    found = workers._found_anywhere(Config(model="tiny.gguf", store=Path("store")))
+    assert found.model == str(tmp_path / "tiny.gguf")
