@@ -99,7 +99,8 @@ def test_the_same_tokens_are_scored_behind_them(model, tokenizer, make, short):
             adapted = score_text(model, tokenizer, prompt)
             behind = finetuner.score_text(prompt)
             prefix = report.prefix_ids
-            assert bits_per_byte(model, tokenizer, prompt, prefix_ids=prefix) == behind.value
+            whole = bits_per_byte(model, tokenizer, prompt, prefix_ids=prefix)
+            assert behind.value == pytest.approx(whole, rel=1e-5)
         assert (behind.tokens, behind.bytes) == (plain.tokens, plain.bytes)
         assert len({plain.nll, adapted.nll, behind.nll}) == 3
         assert finetuner.score_text(prompt) == plain, "restored, and without the texts"
@@ -114,7 +115,8 @@ def test_without_steps_nothing_is_trained_or_copied(model, tokenizer, make, shor
         assert all(p.grad is None for p in model.parameters())
         assert all(module.training for module in model.modules())
         value = finetuner.score_text(PROMPT).value
-    assert value == bits_per_byte(model, tokenizer, PROMPT, prefix_ids=report.prefix_ids)
+    wanted = bits_per_byte(model, tokenizer, PROMPT, prefix_ids=report.prefix_ids)
+    assert value == pytest.approx(wanted, rel=1e-5)
     assert (report.support_size, report.optimizer_steps, report.losses) == (0, 0, [])
     assert report.indices == report.counts == report.weights == []
     assert report.context_indices

@@ -119,7 +119,8 @@ def _run(config: "Config", prompt: str, max_new_tokens: int | None, device: str)
     if settings.get("context"):
         places = ", ".join(map(str, report.context_indices)) or "none fits"
         out.print(f"texts before the prompt, nearest last: {places}", highlight=False)
-    seconds = ", ".join(f"{stage} {getattr(report, f'seconds_{stage}'):.3f}" for stage in _STAGES)
+    stages = (*_STAGES, "prefill") if report.context_indices else _STAGES
+    seconds = ", ".join(f"{stage} {getattr(report, f'seconds_{stage}'):.3f}" for stage in stages)
     out.print(
         f"{report.optimizer_steps} steps with {report.forward_backward_passes} gradients; "
         f"seconds: {seconds}",

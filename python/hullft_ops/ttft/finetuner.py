@@ -331,16 +331,19 @@ class TestTimeFinetuner:
             raise ValueError("TestTimeFinetuner: n_select must be above 0 for a support with steps")
         clock = StageClock(self.model.device)
         advice = training_advice(
-            support.input_ids, self._max_length, self._autocast, self.order, self.n_select
+            support.input_ids,
+            self._max_length,
+            self._autocast,
+            self.order,
+            self.n_select,
+            self.context,
         )
         with out_of_memory_explained(advice):
             if support.indices:
                 with clock.of("save"):
                     save()
             with inference_tensors_explained(self.model):
-                report = self._finetune(support, clock)
-        self._prefix.texts = support.context_ids
-        return report
+                return self._finetune(support, clock)
 
     def _finetune(self, support: Support, clock: StageClock) -> AdaptationReport:
         start = perf_counter()
@@ -354,6 +357,8 @@ class TestTimeFinetuner:
                 support.input_ids, support.indices, support.counts, refreshes, clock
             )
         seconds = perf_counter() - start + support.seconds.tokenize
+        with clock.of("prefill"):
+            self._prefix.read(self.model, self.tokenizer, support.context_ids)
         return AdaptationReport.of(
             support,
             clock,

@@ -41,7 +41,8 @@ class Row:
         bits_per_byte_after: adapted; None where a loss was not finite, see ``error``.
         bytes_scored: of the prompt.
         seconds: wall-clock seconds by stage: "embed" and "search" (measured once for a prompt),
-            "select", "finetune"; empty where there is an error.
+            "select", "finetune", to which reading the texts in the context counts; empty where
+            there is an error.
         seconds_row: wall-clock seconds that the row took, scoring and restoring included.
         passes: forward-backward passes.
         steps: optimizer steps.
