@@ -77,10 +77,12 @@ def test_the_prompts_search_finds_them(gpt2, make, store, monkeypatch):
     search = store.search
     monkeypatch.setattr(store, "search", lambda q, k: searched.append(k) or search(q, k))
     make(gpt2, context=3).select(PROMPT)
-    make(gpt2, context=50).select(PROMPT)
-    assert searched == [30, 50]
+    make(gpt2, context=31).select(PROMPT)
+    # No more texts fit than the model reads tokens.
+    make(gpt2, context=2**31 - 1).select(PROMPT)
+    assert searched == [30, 31, CONTEXT]
     # More texts before the prompt offer no more to train on.
-    with_context, plain = make(gpt2, context=50).select(PROMPT), make(gpt2).select(PROMPT)
+    with_context, plain = make(gpt2, context=31).select(PROMPT), make(gpt2).select(PROMPT)
     assert with_context.indices == plain.indices
     assert with_context.counts == plain.counts
 
@@ -133,7 +135,7 @@ def test_without_steps_and_texts_it_is_the_model(model, tokenizer, make):
 
 def test_a_support_with_steps_needs_a_finetuner_with_steps(gpt2, make, bits):
     support, before = make(gpt2).select(PROMPT), bits(gpt2)
-    message = "n_select must be above 0 for a support with steps"
+    message = "n_select must be above 0 for this support, got 0"
     with pytest.raises(ValueError, match=message), make(gpt2, n_select=0).adapted(support):
         pytest.fail("it must be refused")
     assert before.changed() == set()

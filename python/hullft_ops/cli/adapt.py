@@ -129,9 +129,10 @@ def _run(config: "Config", prompt: str, max_new_tokens: int | None, device: str)
     )
     out.print(f"bits per byte of the prompt: {before:.4f} before, {after:.4f} after")
     if not after <= before:  # NaN too
+        gentler = "Fewer steps, a lower learning rate or texts" if report.losses else "Texts"
         out.print(
-            "Adapting hurt: the model predicts this prompt worse than before. Fewer steps, a lower "
-            "learning rate or texts closer to the prompt may help.",
+            "Adapting hurt: the model predicts this prompt worse than before. "
+            f"{gentler} closer to the prompt may help.",
             soft_wrap=True,
         )
     if continued is not None:

@@ -328,7 +328,7 @@ class TestTimeFinetuner:
         self._check_same_trained()
         support = prompt if isinstance(prompt, Support) else self.select(prompt)
         if support.indices and not self.n_select:
-            raise ValueError("TestTimeFinetuner: n_select must be above 0 for a support with steps")
+            raise ValueError("TestTimeFinetuner: n_select must be above 0 for this support, got 0")
         clock = StageClock(self.model.device)
         advice = training_advice(
             support.input_ids,
