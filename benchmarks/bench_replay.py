@@ -13,7 +13,7 @@ from hullft_ops.ttft import keep_freed_memory
 TIMES_ONE_STEP = "times one step"
 DIFFERENCE = "largest difference from torch, of the allowed"
 _LR = 5e-5
-# Parameters of which a machine of 16 GiB has room for two optimizers, theirs and ours.
+# A machine with 16 GiB has room for two optimizers, a peer's and ours, of this many parameters.
 _MOST_IN_TURNS = 200_000_000
 _BUFFERS_READ = 4  # parameter, gradient, two moments
 _BUFFERS_WRITTEN = 3  # all but the gradient
@@ -98,7 +98,7 @@ def _time_peer(
     params: list[torch.Tensor],
     expected: list[torch.Tensor],
 ) -> float:
-    """The largest difference of a parameter from ours, as a share of what rounding may make."""
+    """The largest difference of a parameter from ours, as a share of what rounding may cause."""
     step = _steps(peers.adams(params, _LR)[name](), case.repeats)
     step()
     # Each side rounds a parameter below 1/8 to float32 by up to 2^-28 a step.

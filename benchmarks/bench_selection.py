@@ -1,4 +1,4 @@
-"""Selection with integerization, a batch of queries with a pool each."""
+"""Selection with integerization on a batch of queries, each with its own pool."""
 
 import itertools
 from collections.abc import Iterator
@@ -16,10 +16,10 @@ from benchmarks.sift_peers import time_activeft
 from hullft_ops import reference
 
 _MAX_POOL_BYTES = 2**30
-# Peers that take queries one by one are timed on this many of a batch of pools larger than these.
+# With larger pools, peers that take queries one by one are timed on this many of a batch.
 _LOOPED_QUERIES = 8
 _LOOPED_POOL = 200 * 1024
-# Of the batched peer, whose Gram matrices are float32 [B, K, K].
+# Limit of the batched peer, whose Gram matrices are float32 [B, K, K].
 _MAX_GRAM_BYTES = 2**29
 _MAX_GRAM_CANDIDATES = 1000
 ALLOWED_DIFFERENCES = {
@@ -113,10 +113,10 @@ def test_selection(case: Case, recorder: Recorder, device: torch.device) -> None
 def assert_as_reference(
     case: Case, pool: torch.Tensor, query: torch.Tensor, selection: hullft_ops.Selection
 ) -> None:
-    """The queries to be checked, and that repeated queries agree with the distinct ones."""
+    """Check the selections. Repeated queries must agree with the distinct ones."""
     found = differences(case, pool, query, selection)
     assert all(found[name] <= most for name, most in ALLOWED_DIFFERENCES.items()), found
-    if pool.is_cuda:  # Its state is float32: nearly equal atoms may change places.
+    if pool.is_cuda:  # CUDA's state is float32: nearly equal atoms may change places.
         return
     for b in range(case.checked_queries):
         expected = _expected(case, pool, query, b)
@@ -168,7 +168,7 @@ def time_numpy(
 
 
 def time_gram(case: Case, recorder: Recorder, pool: torch.Tensor, query: torch.Tensor) -> None:
-    """All queries at once, in float32, whose rounding may choose between nearly equal atoms."""
+    """All queries at once in float32. Its rounding may choose between nearly equal atoms."""
     x, q = pool[: case.checked_queries], query[: case.checked_queries]
     exact = peers.torch_select(x.double(), q.double(), case.n_select)
     rounded = peers.torch_select(x.float(), q.float(), case.n_select)
@@ -191,7 +191,7 @@ def _time_nnls(
     queries: torch.Tensor,
     selection: hullft_ops.Selection,
 ) -> None:
-    """The exact minimum: the reported gap must bound how far above it the selection is."""
+    """The exact minimum. The selection may be above it by at most the reported gap."""
     pool, query = distinct[0].numpy(), queries[0].numpy()
     if case.dtype == "float32":
         off = query - peers.simplex_nnls(pool, query) @ pool

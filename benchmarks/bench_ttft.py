@@ -88,11 +88,11 @@ def test_ttft(
 
 
 def measure_ttft(case: Case, recorder: Recorder, device: torch.device, folder: Path) -> None:
-    """Keeps its datastore in the folder."""
+    """Measure a case. Its datastore goes into ``folder``."""
     keep_freed_memory()
     finetuner, prompt = _finetuner(case, device, folder)
     model, base = finetuner.model, _parameters(finetuner.model)
-    # In a process of its own: another case's memory must not be in its way, nor serve it.
+    # In its own process: another case's memory must neither hinder nor help it.
     buffers = in_fresh_process(_buffers, case, device, folder / f"memory-{case}")
     recorder.fact("parameter-sized buffers", buffers)
     support = finetuner.select(prompt)
@@ -129,7 +129,7 @@ def parameter_differences(
     adapted: list[torch.Tensor],
     found: list[torch.Tensor],
 ) -> dict[str, float]:
-    """How far apart ours and a loop end, each from the parameters ``base`` of the model."""
+    """How far apart ours and a loop end, if both start from the parameters ``base``."""
     names = [name for name, _ in model.named_parameters()]
     off = _difference(adapted, found)
     return {
@@ -148,19 +148,19 @@ def assert_same_end(case: Case, difference: dict[str, float]) -> None:
 
 
 def allowed_differences(case: Case) -> dict[str, float]:
-    """How large the `parameter_differences` may be that have a limit."""
+    """The limits of those `parameter_differences` that have one."""
     if case.dtype is not None:
-        # Adam follows the sign of the smallest gradients too, which bfloat16 does not always keep.
+        # Adam follows the sign of even the smallest gradients, and bfloat16 may lose that sign.
         return {_OF_CHANGE: _BFLOAT16_SHARE}
-    # Where a gradient is rounding alone, Adam steps by its sign, once for every use of it: the two
-    # loops end as far apart, and twice as far with twice the uses.
+    # If a gradient is only rounding, Adam steps by its sign, once for every use of it. The loops
+    # end that far apart, and twice as far with twice the uses.
     allowed = {_DETERMINED: 1e-6 * max(case.refresh / 2, 1)}
-    # A small model's key biases alone may move further than that.
+    # In a small model, the key biases may move further than that.
     return allowed | ({_RELATIVE: 1e-5} if case.model == "gpt2" else {})
 
 
 def _finetuner(case: Case, device: torch.device, folder: Path) -> tuple[TestTimeFinetuner, str]:
-    """One that has not been used, and a prompt."""
+    """An unused finetuner, and a prompt."""
     model, tokenizer = _model(case.model, device)
     store, prompt = _store(case.lengths, case.texts, folder)
     finetuner = TestTimeFinetuner(
@@ -205,7 +205,7 @@ def _record_passes(
 def _model(name: str, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The tiny model, or GPT-2's architecture (124 M, context 1024) with random weights.
 
-    GPT-2 reads the tiny model's tokens, which its vocabulary has numbers for.
+    GPT-2 reads the tiny model's tokens, whose ids fit into its vocabulary.
     """
     tokenizer = AutoTokenizer.from_pretrained(tiny_lm_path(), trust_remote_code=False)
     model: PreTrainedModel
@@ -216,7 +216,7 @@ def _model(name: str, device: torch.device) -> tuple[PreTrainedModel, PreTrained
     else:
         torch.manual_seed(0)
         model = GPT2LMHeadModel(GPT2Config())
-    # Ours trains without dropout: so does the peer.
+    # Ours trains without dropout, so the peer does too.
     nn.Module.to(model, device)
     return model.train(False), tokenizer
 
@@ -241,10 +241,10 @@ def _difference(a: list[torch.Tensor], b: list[torch.Tensor]) -> list[torch.Tens
 
 
 def _determined(names: list[str], parameters: list[torch.Tensor]) -> list[torch.Tensor]:
-    """GPT-2's parameters but for the biases of its keys.
+    """GPT-2's parameters, except the biases of its keys.
 
-    A softmax is the same whatever is added to all of its arguments, so that the gradient of these
-    is rounding alone, which Adam makes steps of. They end elsewhere in float64 too.
+    A softmax does not change if all of its arguments grow by the same number. So the gradient of
+    these biases is only rounding, and Adam turns it into steps. They end elsewhere even in float64.
     """
     found = []
     for name, parameter in zip(names, parameters, strict=True):

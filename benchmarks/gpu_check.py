@@ -1,10 +1,10 @@
 """Builds, tests and times the CUDA operators on one GPU: ``python benchmarks/gpu_check.py``.
 
-The build, for that card alone, takes the place of an installed ``hullft_ops``. The whole takes
-under 9 minutes and downloads nothing. It writes a JSON file and a table after each step, and a log
-as the steps run. A step whose package or tool is missing is recorded as not run, with what it
-needs. ``--dry-run`` goes through the same steps on the CPU, but for the build and the sanitizer,
-whose commands it prints: what the sanitizer runs is the step ``operators``.
+The build, only for that card, replaces an installed ``hullft_ops``. The whole takes under 9 minutes
+and downloads nothing. It writes a JSON file and a table after each step, and a log as the steps
+run. If a step's package or tool is missing, the step counts as not run, and the record names what
+it needs. ``--dry-run`` runs the same steps on the CPU, except the build and the sanitizer, whose
+commands it prints. The sanitizer runs the step ``operators``.
 """
 
 import argparse
@@ -29,9 +29,9 @@ FORMAT = 1
 BUDGET_SECONDS = 520
 _TTFT_PACKAGES = ("numpy", "pyarrow", "rich", "transformers")
 _TOOLS_IN_MODULES = ("cmake", "ninja")  # scikit-build-core finds them there too
-_MOST_PROCESSES = 8  # of tests on one GPU
-_REHEARSAL_SECONDS = 300  # a step's: a CPU that others use is no measure of a GPU's time
-# What the CUDA kernels have no part in, or what asks for them itself.
+_MOST_PROCESSES = 8  # for tests on one GPU
+_REHEARSAL_SECONDS = 300  # per step: the time on a shared CPU says nothing about a GPU's
+# Tests that do not use the CUDA kernels, or that request them themselves.
 _OTHER_TESTS = (
     "test_benchmarks",
     "test_compile_gate",
@@ -45,7 +45,7 @@ _OTHER_TESTS = (
     "test_quotient_proof",
     "test_readme",
 )
-# An operator that returns tensors, and two that write to lists of them; the rest is collected.
+# An operator that returns tensors, and two that write to lists of them; the rest is only collected.
 _REHEARSED_TESTS = ("test_fw_select_indexed.py", "test_grad_accumulate.py", "test_replay_adam.py")
 PASSED, FAILED, NOT_RUN, REHEARSED = "passed", "failed", "not run", "rehearsed on the CPU"
 
@@ -55,11 +55,11 @@ class Step:
     """One command and its share of the time.
 
     Attributes:
-        seconds: its budget, besides what those before it have left; it is stopped after that.
-        command: what runs; ``{output}`` is a file that it may write for ``read``.
-        read: makes the step's results of that file.
-        modules, tools: what must be installed, or the step is not run.
-        rehearsal: runs instead in a dry run; None: the command is only printed.
+        seconds: its budget. It also gets the time that earlier steps left, and is then stopped.
+        command: the command; ``{output}`` is a file that it may write for ``read``.
+        read: turns that file into the step's results.
+        modules, tools: must be installed, or the step does not run.
+        rehearsal: runs instead in a dry run; None only prints the command.
     """
 
     name: str
@@ -82,13 +82,13 @@ def _available(tool: str) -> bool:
 
 
 def _installed(module: str) -> bool:
-    """A folder of that name, as ``cmake`` here, is none: it has no origin."""
+    """A mere folder of that name, like our ``cmake``, does not count: it has no origin."""
     spec = find_spec(module)
     return spec is not None and spec.origin is not None
 
 
 def _path() -> str:
-    """Of programs: first those beside Python, where pip puts them; last those of CUDA."""
+    """Where to look for programs: first beside Python, where pip puts them, last in CUDA."""
     cuda = os.environ.get("CUDA_HOME", "/usr/local/cuda")
     on_path = os.environ.get("PATH") or os.defpath
     return os.pathsep.join([str(Path(sys.executable).parent), on_path, f"{cuda}/bin"])
@@ -104,7 +104,7 @@ def read_json(output: Path) -> dict[str, Any]:
 
 
 def read_junit(output: Path) -> dict[str, Any]:
-    """Counts, why tests were skipped, and which failed."""
+    """Counts, the reasons of skipped tests, and the names of failed ones."""
     suite = ElementTree.parse(output).getroot()[0]
     counts = {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
     skipped: dict[str, int] = {}
@@ -135,9 +135,9 @@ def _measurement(name: str, seconds: float, device: str, modules: tuple[str, ...
 
 
 def _sanitizer(tool: str, seconds: float, device: str) -> Step:
-    """Our kernels alone, not what torch tries of the CUDA API and may fail.
+    """Check only our kernels, not calls of the CUDA API that torch tries and that may fail.
 
-    torch's caching allocator would hide the ends of tensors.
+    torch's caching allocator would hide the ends of tensors, so it is off.
     """
     program = _measurement("operators", seconds, device)
     command = ["compute-sanitizer", "--tool", tool, "--kernel-name", "kns=hullft"]
@@ -151,7 +151,7 @@ def _sanitizer(tool: str, seconds: float, device: str) -> Step:
 
 
 def _tests(seconds: float, device: str) -> Step:
-    # Without --strict-config an option that an older pytest does not know is no error.
+    # Without --strict-config, an older pytest accepts options that it does not know.
     command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=--import-mode=importlib",
                "--junitxml", "{output}", "-p", "no:cacheprovider",
                "--continue-on-collection-errors"]  # fmt: skip
@@ -178,13 +178,13 @@ def plan(device: str) -> list[Step]:
         _measurement("selection", 40, device, ("numpy", "pytest")),
         _measurement("replay", 40, device, _TTFT_PACKAGES),
         _measurement("ttft", 120, device, (*_TTFT_PACKAGES, "pytest")),
-        # Last, for they take many times as long as what they run: all time that is left is theirs.
+        # Last, because they slow their program down many times: they get all the remaining time.
         *(_sanitizer(tool, 13, device) for tool in ("memcheck", "racecheck", "initcheck")),
     ]  # fmt: skip
 
 
 def run_step(step: Step, seconds: float, log: IO[bytes], *, dry_run: bool) -> dict[str, Any]:
-    """What became of a step, for the file; what it says goes to the log as it comes."""
+    """Run a step and return its record for the file. Its output goes to the log as it comes."""
     heading = f"== {step.name}: {' '.join(step.command)}"
     print(heading, flush=True)
     log.write(f"{heading}\n".encode())
@@ -233,7 +233,7 @@ def _execute(
         try:
             process.wait(seconds)
         except BaseException as error:
-            # With what it has started, which would run on beside the next step.
+            # Kill its children too, or they would run on beside the next step.
             os.killpg(process.pid, signal.SIGKILL)
             if not isinstance(error, subprocess.TimeoutExpired):
                 raise
@@ -244,9 +244,9 @@ def _execute(
 
 
 def check(device: str, log: IO[bytes], *, dry_run: bool) -> Iterator[dict[str, Any]]:
-    """Every step in turn; without a build there is nothing to try.
+    """Run every step in turn. Without a build the other steps do not run.
 
-    What a step leaves of its time is the next one's: no budget here has met a GPU yet.
+    The next step gets the time that a step leaves, because no budget here has met a GPU yet.
     """
     end = monotonic()
     built: bool | None = None
@@ -297,7 +297,7 @@ def _comparison_row(comparison: dict[str, Any]) -> str:
 
 
 def _shown(value: float | None) -> str:
-    """None is what a step writes for NaN and infinity."""
+    """The number as text. A step writes None for NaN and infinity."""
     return "not finite" if value is None else f"{value:.3g}"
 
 
@@ -331,14 +331,14 @@ def _commit() -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    """Whole or not at all; without this package, which may not be built."""
+    """Write the file whole or not at all. Does not need this package, which may not be built."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}.partial")
     scratch.write_text(text, encoding="utf-8")
     scratch.replace(path)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0 when every step passed, 1 when one failed, 3 when none failed and some were not run."""
+    """0 if every step passed, 1 if one failed, 3 if none failed and some did not run."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -364,7 +364,7 @@ def main(arguments: list[str] | None = None) -> int:
     with output.with_suffix(".log").open("wb") as log:
         for record in check(options.device, log, dry_run=options.dry_run):
             records.append(record)
-            # Whoever stops this has the steps so far.
+            # If somebody stops this, the file has the steps so far.
             write()
             print(f"   {record['status']} {record['why']}", flush=True)
     print(f"wrote {output}")

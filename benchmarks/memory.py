@@ -32,7 +32,7 @@ def peak_bytes(call: Call, device: torch.device) -> int:
         torch.cuda.reset_peak_memory_stats(device)
         call()
         return torch.cuda.max_memory_allocated(device)
-    # What was freed before and not given back would hide as much of the call's own.
+    # Freed memory that the process still holds would hide as much of the call's memory.
     ctypes.CDLL(None).malloc_trim(0)
     _CLEAR_REFS.write_text(_RESET_PEAK)
     call()

@@ -1,4 +1,4 @@
-"""Runs one step, and writes what it has found each time that it has found more."""
+"""Runs one step, and writes its results whenever there are more."""
 
 import argparse
 import importlib
@@ -24,17 +24,17 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device(options.device)
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # of the stream that a graph is captured from, and of events
+        torch.cuda.set_device(device)  # for captured graphs and for events
     step = importlib.import_module(f"benchmarks.gpu.{options.step}")
     found: Iterator[dict[str, Any]] = step.run(device, small=options.small)
     for so_far in found:
-        # Whole, also for who reads it when this process has been stopped.
+        # The file must be whole even if this process is stopped.
         with replacing(options.output) as scratch:
             scratch.write_text(json.dumps(_known(so_far), allow_nan=False), encoding="utf-8")
 
 
 def _known(value: Any) -> Any:
-    """None for NaN and infinity, which JSON has no words for: they are results too."""
+    """The value with None for NaN and infinity. They are results too, but JSON lacks them."""
     if isinstance(value, dict):
         return {name: _known(each) for name, each in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Builds the package for one card and installs it, before there is a package to import."""
+"""Builds the package for one card and installs it. Runs before the package can be imported."""
 
 import argparse
 import os
@@ -10,11 +10,11 @@ import torch
 
 
 def command(capability: tuple[int, int]) -> list[str]:
-    """pip's, which asks no index.
+    """The command of pip, without an index.
 
-    The card's own machine code alone builds in a third of the time. CMake's "native" would run a
-    program to find out which, and take another card's where that fails. CMake keeps the choice for
-    the next build of a folder, so this build has its own.
+    Building machine code only for this card takes a third of the time. CMake's "native" would run a
+    program to find the card, and guess another card if that fails. CMake keeps the choice for the
+    next build in a folder, so this build has its own folder.
     """
     major, minor = capability
     pip = [sys.executable, "-m", "pip", "install", "-v", "--no-build-isolation", "--no-deps"]
@@ -36,7 +36,7 @@ def main() -> int:
     if find_spec("pip") is None:
         subprocess.run([sys.executable, "-m", "ensurepip"], check=True)
     print(" ".join(install), flush=True)
-    # A system's Python would refuse; no package of the system is replaced.
+    # A system's Python would refuse. This replaces no package of the system.
     environment = os.environ | {"PIP_BREAK_SYSTEM_PACKAGES": "1"}
     return subprocess.run(install, env=environment, check=False).returncode
 

@@ -23,7 +23,7 @@ _REPEATS, _STEPS = 3, 30
 
 @dataclass(frozen=True)
 class Shape:
-    """Of a selection: it decides which way the kernels take."""
+    """The shape of a selection. It decides which path the kernels take."""
 
     batch: int
     candidates: int
@@ -34,12 +34,12 @@ class Shape:
 SMALL = Shape(3, 70, 36, 9)  # Gram matrices first
 # More threads in a block, and rows that no load of 16 bytes is aligned to.
 UNALIGNED = Shape(2, 300, 37, 9)
-# Columns when an atom is picked, and the largest blocks.
+# Columns whenever an atom is picked, and the largest blocks.
 COLUMNS = Shape(12, 1100, 36, 3)
 # A query's state does not fit into shared memory, of an H100 or of any other card.
 GLOBAL = Shape(1, 30_000, 8, 3)
 _MOST_CHECKED = 1500  # candidates that a reference in plain torch compares with each other
-_SIZES = (2500, 70_001)  # of what is swept; the second has a tail
+_SIZES = (2500, 70_001)  # elements in a sweep; the second has a tail
 
 
 @dataclass
@@ -47,8 +47,8 @@ class Call:
     """One operator on one set of inputs.
 
     Attributes:
-        run: calls it on tensors of the device; gives every tensor that it returned or wrote.
-        check: raises AssertionError when what it gave, on the CPU, is wrong.
+        run: calls it on tensors of the device; returns every tensor that it returned or wrote.
+        check: takes these tensors on the CPU; raises AssertionError if they are wrong.
         inputs: name to tensor on the CPU, in the order that ``run`` takes them.
     """
 
@@ -71,7 +71,7 @@ def problem(seed: int, shape: Shape = SMALL) -> tuple[torch.Tensor, torch.Tensor
 
 
 def calls(seed: int) -> dict[str, Call]:
-    """Every operator, those of float32 state and those of float64, by a readable name."""
+    """Every operator by a readable name, with float32 and with float64 state."""
     shapes = {"": SMALL, ", unaligned": UNALIGNED, ", columns": COLUMNS, ", global state": GLOBAL}
     made: dict[str, Call] = {}
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
@@ -88,7 +88,7 @@ def calls(seed: int) -> dict[str, Call]:
 
 
 def _selection(pool: torch.Tensor, query: torch.Tensor, n: int) -> dict[str, Call]:
-    """Those whose way depends on the shape."""
+    """The operators whose path depends on the shape."""
     batch, count, _ = pool.shape
     candidates = torch.arange(count).flip(0).repeat(batch, 1).contiguous()
     both = {"pool": pool, "query": query}
@@ -152,7 +152,7 @@ def _tolerance(dtype: torch.dtype) -> float:
 def _check_selection(
     pool: torch.Tensor, query: torch.Tensor, n: int, out: list[torch.Tensor]
 ) -> None:
-    """Residual and gap are those of the weights, which are convex; counts add up."""
+    """The weights must be convex, residual and gap must match them, and counts must add up."""
     indices, weights, counts, support_size, residual, gap, _ = out
     tolerance = _tolerance(pool.dtype)
     for b in range(len(query)):
@@ -171,12 +171,12 @@ def _check_selection(
 def _check_frank_wolfe(
     pool: torch.Tensor, query: torch.Tensor, n: int, variant: str, out: list[torch.Tensor]
 ) -> None:
-    """As near to the query as the definition comes: atoms may change places, not the residual.
+    """Must come as near to the query as the definition. Atoms may change places; the residual not.
 
-    In pairwise steps rounding may choose between two of the support, and with it where they end.
+    In pairwise steps rounding may choose between two atoms, and so decide where the steps end.
     """
     _check_selection(pool, query, n, out)
-    # The reference of away steps wants a matrix of all candidates by all.
+    # The reference of away steps needs a matrix of all candidates by all candidates.
     if variant == "pairwise" or (variant == "away" and pool.shape[1] > _MOST_CHECKED):
         return
     for b in range(len(query)):
@@ -193,7 +193,7 @@ def _check_knn(pool: torch.Tensor, query: torch.Tensor, n: int, out: list[torch.
 
 
 def _check_sift(pool: torch.Tensor, query: torch.Tensor, n: int, out: list[torch.Tensor]) -> None:
-    """Given those before it every pick is the best within rounding; the rest follows from them."""
+    """Every pick must be the best after the earlier ones, up to rounding. The rest follows."""
     picks, variance = out[7:]
     _check_selection(pool, query, n, out[:7])
     for b in range(len(query)):
@@ -232,7 +232,7 @@ def _normal(seed: int, dtype: torch.dtype, size: int) -> torch.Tensor:
 
 
 def _close(found: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype, steps: int) -> None:
-    """Of a step that rounds twice, by half an eps each time."""
+    """Compare within the rounding of ``steps``. Each step rounds twice, by half an eps."""
     relative = steps * torch.finfo(dtype).eps
     torch.testing.assert_close(found.double(), wanted, rtol=relative, atol=relative)
 

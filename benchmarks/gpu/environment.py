@@ -1,4 +1,4 @@
-"""Versions, the binary, the card, and that every operator has a kernel for it."""
+"""Versions, the binary and the card. Checks that every operator has a kernel for it."""
 
 import subprocess
 from collections.abc import Iterator

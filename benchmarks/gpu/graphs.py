@@ -1,7 +1,7 @@
 """Every operator captured in a CUDA graph, and replayed on other data.
 
-Capture forbids synchronisation and allocation outside torch's allocator; the replay must give the
-bits of an eager call.
+Capture forbids synchronisation and allocation outside torch's allocator. The replay must give the
+same bits as an eager call.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +19,7 @@ _TIMED_REPLAYS = 50
 
 
 class Graph:
-    """A function without arguments, captured; on the CPU it is called again instead."""
+    """A captured function without arguments. On the CPU it is called again instead."""
 
     def __init__(self, function: Callable[[], Sequence[torch.Tensor]], device: torch.device):
         self._function, self._device = function, device
@@ -45,7 +45,7 @@ class Graph:
         return self.outputs
 
     def seconds(self) -> float:
-        """A replay's, without the cost of a call from Python: in a row, timed by the device."""
+        """Seconds of a replay in a row, timed by the device, without Python's cost of a call."""
         self.replay()
         if self._captured is None:
             return measure(self.replay, Pace(0.0, 2, 2)).seconds
@@ -78,7 +78,7 @@ def run(device: torch.device, *, small: bool) -> Iterator[dict[str, Any]]:
 
 
 def _check_optimizer(device: torch.device) -> None:
-    """Captured steps go on counting, and read a rate and a gradient that change in between."""
+    """Captured steps must keep counting, and read a rate and a gradient that change meanwhile."""
     start = torch.linspace(-1, 1, 3000).bfloat16()
     optimizers, params = [], []
     rate = torch.tensor(1e-2, device=device)
@@ -112,7 +112,7 @@ def _check_optimizer(device: torch.device) -> None:
 
 
 def _filled(param: torch.Tensor, i: int) -> torch.Tensor:
-    """The gradient in its place, which a graph has captured, with other values."""
+    """The gradient with other values, in the memory that a graph has captured."""
     if param.grad is None:
         raise RuntimeError("ReplayAdam: the parameter has lost its gradient")
     return param.grad.copy_(torch.linspace(-i, 2, param.numel()).to(param.grad))

@@ -1,4 +1,4 @@
-"""Every operator once, checked: small enough for compute-sanitizer."""
+"""Runs and checks every operator once, on inputs small enough for compute-sanitizer."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,8 +1,8 @@
 """``ReplayAdam.step(repeats=r)`` in bytes a second, against a copy on the same device.
 
-The bandwidth is that of a captured graph's replays: from Python the steps of many tensors take the
-host about as long as the device, and a copy does not. The comparisons with torch's optimizers are
-of calls from Python, theirs and ours.
+The bandwidth comes from replays of a captured graph. From Python, steps on many tensors would take
+the host about as long as the device, unlike a copy. The comparisons with torch's optimizers use
+calls from Python on both sides.
 """
 
 import math
@@ -23,11 +23,11 @@ from hullft_ops import ReplayAdam
 _GOAL_SHARE = 0.85
 _SHARE = "share of the copy's bandwidth"
 _COPY_BYTES = 2**30
-# Of a step of one element: csrc/cuda/README.md derives them.
+# For a step of one element; csrc/cuda/README.md derives them.
 _BYTES, _INSTRUCTIONS = 28, 31
-_CYCLES = 10**8  # that a kernel spins for to tell the clock
-_SLOWEST, _FASTEST = 3e8, 4e9  # cycles a second that can be believed
-_LANES, _ISSUED = 128, 0.85  # of an SM; the share of its issue slots that is filled
+_CYCLES = 10**8  # a kernel spins this long to measure the clock
+_SLOWEST, _FASTEST = 3e8, 4e9  # credible cycles a second
+_LANES, _ISSUED = 128, 0.85  # of an SM; the share of issue slots that it fills
 
 
 def run(device: torch.device, *, small: bool) -> Iterator[dict[str, Any]]:
@@ -48,11 +48,11 @@ def run(device: torch.device, *, small: bool) -> Iterator[dict[str, Any]]:
 
 
 def goal_share(repeats: int, copied: float, issued: float) -> float:
-    """Of the copy's bandwidth; less where the steps' arithmetic takes longer than the memory.
+    """The share of a copy's bandwidth to reach. Less if arithmetic takes longer than memory.
 
     Args:
-        copied: bytes a second of a copy.
-        issued: instructions a second, of single elements, that the device can issue.
+        copied: a copy's bytes a second.
+        issued: instructions on single elements that the device can issue in a second.
     """
     memory, arithmetic = _BYTES / copied, repeats * _INSTRUCTIONS / (_ISSUED * issued)
     return _GOAL_SHARE * min(1.0, memory / arithmetic)
@@ -65,9 +65,9 @@ def _issued_per_second(clock: float | None, device: torch.device) -> float:
 
 
 def _clock(device: torch.device) -> float | None:
-    """Cycles a second of the multiprocessors as they are now, or at most; None where neither shows.
+    """The multiprocessors' present cycles a second, or the most they can do; None if unknown.
 
-    Properties have the highest clock, which a card seldom keeps, and not in every torch.
+    Some versions of torch have the highest clock among the properties. A card seldom keeps it.
     """
     spin = getattr(torch.cuda, "_sleep", None)
     if spin is not None:
@@ -79,7 +79,7 @@ def _clock(device: torch.device) -> float | None:
 
 
 def _copy_bytes_per_second(device: torch.device, pace: Pace, size: int) -> float:
-    """Bytes read and bytes written."""
+    """Bytes a second, read and written together."""
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     timing = measure(synchronised(lambda: target.copy_(source), device), pace)

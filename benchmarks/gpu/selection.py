@@ -37,7 +37,7 @@ def run(device: torch.device, *, small: bool) -> Iterator[dict[str, Any]]:
 
 
 def _measure(case: Case, device: torch.device, pace: Pace) -> Comparison:
-    """The steps that were taken are among the facts: a full support ends a solve early."""
+    """Measure a case. The facts include the number of steps: a full support ends a solve early."""
     distinct, queries = distinct_pools(case.candidates, case.dim)
     dtype = getattr(torch, case.dtype)
     pool = tiled(distinct.to(dtype), case.batch).to(device)
@@ -51,7 +51,7 @@ def _measure(case: Case, device: torch.device, pace: Pace) -> Comparison:
     selection = select()
     comparison = Comparison("selection", str(case), asdict(case))
     recorder = Recorder(None, device, pace, comparison)
-    # A difference is recorded and ends nothing: the times are worth having beside it.
+    # Record a difference and go on: the times are still worth having.
     for name, difference in differences(case, pool, query, selection).items():
         recorder.fact(name, difference)
     recorder.ours(select)

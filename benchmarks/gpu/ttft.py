@@ -1,7 +1,7 @@
-"""Finetuning for a prompt, against the loops of `benchmarks.loops`: training and restoring alone.
+"""Finetuning for a prompt, against the loops of `benchmarks.loops`: only training and restoring.
 
-GPT-2 with random weights trains on random tokens, so that torch and transformers are all it needs:
-no datastore, no embedder, no tokenizer. Everything runs in this process, on one model.
+GPT-2 with random weights trains on random tokens, so it needs only torch and transformers: no
+datastore, no embedder, no tokenizer. Everything runs in this process, on one model.
 """
 
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ def run(device: torch.device, *, small: bool) -> Iterator[dict[str, Any]]:
     torch.manual_seed(0)
     model = GPT2LMHeadModel(_small_config() if small else GPT2Config())
     nn.Module.to(model, device)
-    # Ours trains without dropout: so do the loops.
+    # Ours trains without dropout, so the loops do too.
     model.train(False)
     measured: list[dict[str, Any]] = []
     goals: list[dict[str, Any]] = []

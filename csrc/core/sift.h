@@ -4,8 +4,7 @@
 // LLMs" (2025): under a Gaussian process with a linear kernel, pick the candidate whose noisy
 // observation lowers the variance at the query most. A pick s has the conditional covariance
 // column_k = Cov(k, s | earlier picks) with every candidate k; everything else follows from it.
-// Covariances are never squared: float32 does not hold the squares of those of short or long
-// vectors.
+// Covariances are never squared: for short or long vectors float32 does not hold their squares.
 #pragma once
 
 #include "platform.h"

@@ -234,7 +234,7 @@ PickTensors::Tuple select(const char* op, const char* pool_name, const Tensor& p
                           const SiftOptions& options, double held, const MakePool& make_pool) {
   const int64_t n = options.n_select, batch = query.size(0);
   const double candidates = double(padded(sizes.largest()));
-  // The columns of the picks, their Gram columns, and those of the targets.
+  // The columns of the picks, their Gram columns, and the columns of the targets.
   const double columns = double(n) + std::min(double(n), candidates) + double(options.n_targets);
   check_memory(op, n, batch, width, held + 8.0 * at_once(batch) * columns * candidates);
   const SiftOutput output(pool, batch, n);

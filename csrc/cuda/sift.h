@@ -7,7 +7,7 @@
 
 namespace hullft {
 
-// query.stride goes from the targets of one query to those of the next; they lie one after another.
+// The targets of a query follow one another; query.stride leads to the targets of the next query.
 struct SiftProblem {
   PoolView pool;
   QueryView query;

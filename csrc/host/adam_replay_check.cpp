@@ -1,5 +1,5 @@
-// adam_replay_check: what adam_replay_ refuses of tensors, for those of several of its calls before
-// the first of them writes. Schema: csrc/ops.cpp.
+// adam_replay_check refuses the tensors that adam_replay_ would refuse, for several calls at once
+// and before the first of them writes. Schema: csrc/ops.cpp.
 #include <torch/csrc/stable/library.h>
 
 #include <vector>

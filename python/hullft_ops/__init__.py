@@ -2,8 +2,8 @@
 
 Selection (:func:`fw_select`, :func:`fw_select_indexed`, :func:`integerize`, :func:`knn_select`,
 :func:`sift_select`, :func:`sift_select_indexed`, :func:`fw_lmo`) and
-gradient replay (:class:`ReplayAdam`, :class:`GradientCache`). The layer that runs them end to end
-on a HuggingFace model is :mod:`hullft_ops.ttft`, with the extra ``hullft_ops[ttft]``.
+gradient replay (:class:`ReplayAdam`, :class:`GradientCache`). :mod:`hullft_ops.ttft` runs them end
+to end on a HuggingFace model. It needs the extra ``hullft_ops[ttft]``.
 """
 
 from hullft_ops._low_memory import end_command as _end_command
@@ -11,7 +11,7 @@ from hullft_ops._low_memory import end_command as _end_command
 try:
     import torch  # noqa: F401 (loads the libraries that the extension links)
 except (ImportError, MemoryError, OSError) as error:
-    # Before the command's own code is reached.
+    # The command's own code has not started yet.
     _end_command(error)
     raise
 

@@ -1,4 +1,4 @@
-"""The options of ReplayAdam's parameter groups: what they may be, and what the operator takes."""
+"""The options of ReplayAdam's parameter groups: their limits, and those that the operator takes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hullft_ops import _checks
 
-# What torch.optim.Adam keeps in its groups besides, so that a state_dict goes both ways.
+# torch.optim.Adam's other options. Keeping them makes a state_dict work in both directions.
 TORCH_OPTIONS = {
     "amsgrad": False,
     "foreach": None,
@@ -51,7 +51,7 @@ def check_options(group: Mapping[str, Any]) -> None:
 
 
 def check_betas_alike(betas: Sequence[object]) -> None:
-    """Of new groups, as torch does; a schedule of momentum may mix them later."""
+    """Check the betas of new groups, as torch does. A schedule of momentum may mix them later."""
     kinds = [type(beta).__name__ for beta in betas]
     if isinstance(betas[0], Tensor) != isinstance(betas[1], Tensor):
         raise ValueError(
@@ -76,9 +76,9 @@ def _number(name: str, value: object) -> float:
 
 
 def step_options(group: Mapping[str, Any], repeats: int | None, seed: int | None) -> dict[str, Any]:
-    """The operator's, checked again: anybody may have changed the group.
+    """The operator's options, checked again because anybody may have changed the group.
 
-    ``repeats`` is that of the call; None leaves it to the group.
+    ``repeats`` comes from the call; None takes the group's.
     """
     stays_on_device = group["capturable"] and isinstance(group["lr"], Tensor)
     lr = 0.0 if stays_on_device else _number("lr", group["lr"])

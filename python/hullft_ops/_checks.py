@@ -1,8 +1,8 @@
-"""What the public functions ask of their arguments, before any operator runs.
+"""Checks of the public functions' arguments, before any operator runs.
 
-Only metadata is read (shapes, dtypes, devices), so the same errors come for CPU, CUDA, meta and
-fake tensors. What depends on values (NaN, ragged sizes, candidates) is checked by the operators,
-in the pass that reads them.
+They read only metadata (shapes, dtypes, devices), so errors are the same for CPU, CUDA, meta and
+fake tensors. The operators check values (NaN, ragged sizes, candidates) in the pass that reads
+them.
 """
 
 import operator
@@ -20,7 +20,7 @@ _INT32_MAX = 2**31 - 1
 _INF = float("inf")
 _LARGEST_INT = 2**1023
 _TORCH_INTEGERS = (int, torch.SymInt)
-# NumPy's integers are Integral and none is an int; its floats are Real, most of them no float.
+# NumPy's integers are Integral but not int. Its floats are Real, but most are not float.
 _INTEGERS = (*_TORCH_INTEGERS, Integral)
 _NUMBERS = (float, int, Real)
 
@@ -68,7 +68,7 @@ def check_device(
 
 
 def check_integer(op: str, name: str, value: object, low: int, high: int = _INT32_MAX) -> int:
-    """The value as torch's operators take it."""
+    """The value as an int for torch's operators."""
     if isinstance(value, bool) or not isinstance(value, _INTEGERS):
         raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}")
     number = value if isinstance(value, _TORCH_INTEGERS) else operator.index(value)
@@ -117,7 +117,7 @@ def check_variant(op: str, variant: object) -> None:
 
 
 def check_query(op: str, query: torch.Tensor, pool_name: str, pool: torch.Tensor) -> None:
-    """query [d] or [B, d] against pool [.., d]."""
+    """Check query [d] or [B, d] against pool [.., d]."""
     check_like(op, "query", query, pool_name, pool)
     if query.dim() not in (1, 2):
         raise ValueError(f"{op}: query must have shape [d] or [B, d], got {list(query.shape)}")
@@ -130,7 +130,7 @@ def check_query(op: str, query: torch.Tensor, pool_name: str, pool: torch.Tensor
 
 
 def check_pool(op: str, name: str, pool: torch.Tensor, query: torch.Tensor) -> None:
-    """pool [K, d] or, with a batch of queries, [B, K, d]."""
+    """Check pool [K, d] or, with a batch of queries, [B, K, d]."""
     if pool.dim() not in (2, 3):
         raise ValueError(
             f"{op}: {name} must have shape [K, d] or [B, K, d], got {list(pool.shape)}"
@@ -151,8 +151,10 @@ def check_pool(op: str, name: str, pool: torch.Tensor, query: torch.Tensor) -> N
 
 
 def check_candidates(op: str, candidates: object, query: torch.Tensor) -> None:
-    """candidates int64 [K] or [B, K], with a batch exactly when the query has one; the query may
-    have several targets, [B, m, d]."""
+    """Check candidates int64 [K] or [B, K], with a batch exactly if the query has one.
+
+    The query may have several targets, [B, m, d].
+    """
     tensor = check_tensor(op, "candidates", candidates)
     if tensor.dtype != torch.int64:
         raise TypeError(f"{op}: candidates must be int64, got {tensor.dtype}")
@@ -168,7 +170,7 @@ def check_candidates(op: str, candidates: object, query: torch.Tensor) -> None:
 
 
 def check_sizes(op: str, name: str, sizes: object, query: torch.Tensor) -> None:
-    """Ragged sizes, int64 [B]; their values are checked by the operator."""
+    """Check ragged sizes, int64 [B]. The operator checks their values."""
     if sizes is None:
         return
     tensor = check_tensor(op, name, sizes)
@@ -193,13 +195,13 @@ def check_dense(op: str, i: int, grad: object, advice: str) -> None:
 
 
 def check_storage(op: str, name: str, tensor: Tensor) -> None:
-    """The dispatcher would take any operator on a meta tensor for a question about shapes."""
+    """Refuse a meta tensor. The dispatcher would take the call for a question about shapes."""
     if tensor.is_meta:
         raise ValueError(f"{op}: {name} has no storage, it is on the meta device")
 
 
 def check_state(op: str, i: int, state: Mapping[str, object], names: Sequence[str]) -> None:
-    """Of parameter ``i``; anybody may have changed it."""
+    """Check the state of parameter ``i``, which anybody may have changed."""
     for name in names:
         if name not in state:
             raise ValueError(f"{op}: the state of parameter {i} has no {name}")

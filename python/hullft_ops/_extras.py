@@ -1,17 +1,17 @@
-"""What to say where a library is missing that comes with an extra of this package."""
+"""The message for a missing library that comes with an extra of this package."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 def missing(what: str, library: str | None, extra: str = "ttft") -> str:
-    """That ``what`` needs the library, and how to install the extra: no index has this package."""
+    """Says that ``what`` needs the library, and how to install the extra: no index has us yet."""
     return f"{what} needs {library}: pip install '.[{extra}]' in its checkout"
 
 
 @contextmanager
 def needed_by(what: str, extra: str = "ttft") -> Iterator[None]:
-    """Around an import where a library is used: a missing one raises what `missing` says.
+    """Wrap it around an import. If the library is missing, it raises the message of `missing`.
 
     Raises:
         ImportError: the library is not installed.

@@ -1,4 +1,4 @@
-"""How the command ends where a library finds no memory, while it is loaded or later."""
+"""How the command ends if a library finds no memory, while it loads or later."""
 
 import errno
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hullft_ops._terminal import printable
 
-# The loader of shared libraries, torch, Python and C++ have no type of error for it.
+# The loader of shared libraries, torch, Python and C++ have no common type of error for it.
 _TEXTS = (
     "failed to map segment from shared object",
     "cannot map zero-fill pages",
@@ -17,7 +17,7 @@ _TEXTS = (
 
 
 def exit_line(error: BaseException) -> str | None:
-    """A line that says that memory ran out; None where the error has another cause."""
+    """A line that says that memory ran out, or None if the error has another cause."""
     cause: BaseException | None = error
     while cause is not None:
         lines = str(cause).splitlines()

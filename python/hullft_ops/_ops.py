@@ -1,13 +1,13 @@
-"""The registered operators, as this package calls them, and what their fake kernels share.
+"""The registered operators, as this package calls them, and code that their fake kernels share.
 
 Importing this module loads the extension, which registers the operators. An operator throws
 ``std::invalid_argument`` for a bad value. torch raises that as a ValueError up to 2.13 and as a
-RuntimeError in 2.15; called through this module it is always a ValueError. A lack of memory on CUDA
+RuntimeError in 2.15. Through this module it is always a ValueError. If CUDA runs out of memory, it
 is torch's own error.
 
-A fake kernel says what an operator returns (shapes, dtypes, devices) without computing it:
-``torch.compile``, ``torch.export`` and fake tensors need nothing else. Each stands beside its
-public function.
+A fake kernel returns an operator's shapes, dtypes and devices without computing anything:
+``torch.compile``, ``torch.export`` and fake tensors need nothing else. Each is beside its public
+function.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -32,14 +32,14 @@ SelectionTensors = tuple[
 
 ops = torch.ops.hullft_ops
 
-# csrc/cuda_host/context.* begins so what it says of the device, and not of an argument.
+# csrc/cuda_host/context.* begins errors about the device, not about an argument, like this.
 _OF_THE_DEVICE = ("CUDA error: ", "this torch was built without CUDA", "no current stream of ")
-# csrc/host/allocation.h begins so.
+# csrc/host/allocation.h begins its errors like this.
 _NO_MEMORY = "hullft_ops: CUDA out of memory: "
 
 
 def refusal(op: str, error: RuntimeError) -> ValueError | None:
-    """The ValueError that the operator threw, or None where the error is of another kind."""
+    """The ValueError that the operator threw, or None if the error is of another kind."""
     message = str(error).splitlines()[0] if str(error) else ""
     prefix = f"{op}: "
     if type(error) is not RuntimeError or not message.startswith(prefix):
@@ -50,7 +50,7 @@ def refusal(op: str, error: RuntimeError) -> ValueError | None:
 
 
 def no_memory(op: str, error: RuntimeError) -> torch.OutOfMemoryError | None:
-    """The error of an operator that CUDA gives no memory, or None where it is of another kind."""
+    """The error of an operator that got no memory from CUDA, or None if it is of another kind."""
     if type(error) is not RuntimeError or not str(error).startswith(_NO_MEMORY):
         return None
     return torch.OutOfMemoryError(str(error).splitlines()[0].replace("hullft_ops", op, 1))
@@ -99,7 +99,7 @@ def fake_selection(
     n_select: int,
     **others: torch.Tensor | None,
 ) -> SelectionTensors:
-    """What a selection returns for a batch of queries; others that are None were not passed."""
+    """The empty result of a selection for a batch of queries. ``others`` may be None."""
     check_same_device(op, pool_name, pool, query=query, **passed(**others))
     rows, batch = (query.shape[0], n_select), (query.shape[0],)
     real = real_of(pool)
@@ -120,16 +120,16 @@ def real_of(pool: torch.Tensor) -> torch.dtype:
 
 
 def passed(**tensors: torch.Tensor | None) -> dict[str, torch.Tensor]:
-    """The optional tensors that a call has."""
+    """The optional tensors that a call passes."""
     return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
 
 def check_same_device(
     op: str, first_name: str, first: torch.Tensor, **others: torch.Tensor | None
 ) -> None:
-    """Refuse one meta tensor among others, which brings a call here: nothing would be computed.
+    """Refuse a meta tensor among real ones. It brings a call here, and nothing would be computed.
 
-    torch takes None for any tensor of a schema.
+    torch accepts None for any tensor of a schema.
     """
     for name, tensor in {first_name: first, **others}.items():
         if tensor is None:
@@ -140,7 +140,7 @@ def check_same_device(
 def check_lists_on_one_device(
     op: str, lists: Mapping[str, Sequence[torch.Tensor]], scalars: Mapping[str, torch.Tensor]
 ) -> None:
-    """`check_same_device` for lists of tensors; scalars may lie on the CPU too."""
+    """`check_same_device` for lists of tensors. Scalars may also be on the CPU."""
     named = [pair for name, tensors in lists.items() for pair in numbered(name, tensors).items()]
     named += [(name, tensor) for name, tensor in scalars.items() if tensor.device.type != "cpu"]
     for name, tensor in named:
@@ -148,12 +148,12 @@ def check_lists_on_one_device(
 
 
 def numbered(name: str, tensors: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors of a list by the names that errors give them."""
+    """The tensors of a list, by their names in errors."""
     return {f"{name}[{i}]": tensor for i, tensor in enumerate(tensors)}
 
 
 # No output of a selection has a gradient. torch's own kernel for operators without a derivative
-# would say that they have one, and warn when a backward pass loses it.
+# would claim one, and warn when a backward pass loses it.
 _NOT_DIFFERENTIABLE = (
     "fw_lmo",
     "fw_select",
@@ -167,7 +167,8 @@ _WRITING = ("adam_replay_", "grad_accumulate_")
 
 
 def _counting_versions(name: str) -> Callable[..., None]:
-    """A backward through a graph that saved what is written must fail, as after torch's own."""
+    """Count the writes. A backward pass that needs the old values must fail, as with torch's own
+    operators."""
     operator = getattr(ops, name).default
     aliases = [argument.alias_info for argument in operator._schema.arguments]
     written = [i for i, alias in enumerate(aliases) if alias is not None and alias.is_write]

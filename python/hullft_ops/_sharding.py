@@ -1,7 +1,7 @@
-"""DTensor parameters, as FSDP2 makes them: an operator takes the part of each that is here.
+"""DTensor parameters, as FSDP2 makes them: an operator takes the local part of each.
 
-A sharding rule for the operators would not do: torch protects the placements of the first argument
-that an operator writes, and of no other.
+A sharding rule for the operators would not work. torch protects the placements of only the first
+argument that an operator writes.
 """
 
 import sys
@@ -13,14 +13,14 @@ from torch import Tensor
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """DTensor is slow to import, and loaded wherever there is one."""
+    """Whether it is a DTensor. Does not import DTensor, which is slow: its users have loaded it."""
     return isinstance(tensor, getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", ()))
 
 
 def check_sharding(op: str, i: int, param: Any, others: Mapping[str, Any]) -> None:
-    """Refuses what is not laid out over the processes as parameter ``i`` is.
+    """Refuse tensors that are not laid out over the processes like parameter ``i``.
 
-    Only layouts are read, which all processes know, so that all of them refuse or none.
+    It reads only layouts, which all processes know, so either all of them refuse or none.
     """
     for name, other in others.items():
         if is_sharded(other) != is_sharded(param):
@@ -42,11 +42,11 @@ def check_sharding(op: str, i: int, param: Any, others: Mapping[str, Any]) -> No
 
 
 def local(tensor: Any) -> Tensor:
-    """The part of a DTensor that is here, perhaps empty; any other tensor as it is."""
+    """The local part of a DTensor, which may be empty. Any other tensor comes back unchanged."""
     here: Tensor = tensor.to_local() if is_sharded(tensor) else tensor
     return here
 
 
 def count_writes(tensors: Iterable[Tensor]) -> None:
-    """A DTensor has a version of its own, beside that of its part here."""
+    """Count the writes of DTensors. A DTensor and its local part have separate versions."""
     torch.autograd.graph.increment_version([t for t in tensors if is_sharded(t)])

@@ -1,4 +1,4 @@
-"""Printing what others wrote: texts, names, errors and models cannot steer the terminal."""
+"""Printing foreign texts, names, errors and models so that they cannot steer the terminal."""
 
 import re
 import sys
@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-# Control characters (C0 but for tabs, DEL, C1), halves of surrogate pairs, which no terminal's
-# encoding has, and what changes the direction of writing.
+# Control characters (C0 except tabs, DEL, C1), halves of surrogate pairs, which no terminal can
+# encode, and marks that change the direction of writing.
 _STEERING = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 
 
 def printable(text: object, *, lines: bool = False) -> str:
-    """``str(text)`` with escapes such as ``\\x1b`` for all that steers a terminal.
+    """``str(text)`` with escapes such as ``\\x1b`` for characters that steer a terminal.
 
     Args:
-        text: what to print.
+        text: the object to print.
         lines: leave line ends as they are.
     """
 

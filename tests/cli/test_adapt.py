@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 from hullft_ops.cli.app import app
 from hullft_ops.ttft import BitsPerByte, Datastore, finetuner, load_embedder
 from hullft_ops.ttft.errors import NonFiniteLossError
+from tiny_gguf import tiny_llama, write_gguf
 
 PROMPT = "the cat sat on the red mat"
 
@@ -54,6 +55,27 @@ def test_it_shows_what_was_retrieved_and_what_that_gained(own: list[object], sto
     assert found is not None
     assert float(found[2]) < float(found[1])
     assert result.stdout.rstrip().endswith("after")
+
+
+def test_a_gguf_file_is_dequantized_once_and_said_so(
+    own: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file = write_gguf(tmp_path / "tiny.gguf", tiny_llama())
+    own[own.index("--model") + 1] = file
+    first, second = invoke(*own, "--n-select", 4), invoke(*own, "--n-select", 4)
+    assert first.exit_code == second.exit_code == 0, first.output
+    before, after = first.stderr.splitlines()
+    assert before.startswith(f"dequantizing {file}, once: ")
+    assert after.startswith("dequantized in ")
+    assert str(tmp_path / "cache" / "hullft_ops" / "gguf") in after
+    assert second.stderr == ""
+    scores = [line for line in first.stdout.splitlines() if line.startswith("bits per byte")]
+    assert scores == [s for s in second.stdout.splitlines() if s.startswith("bits per byte")] != []
+    file.write_bytes(file.read_bytes()[:-1])
+    refused = invoke(*own)
+    assert refused.exit_code == 2
+    assert refused.stderr.startswith(f"hullft-ops adapt: model {file}: cut off: must have ")
 
 
 def test_texts_before_the_prompt_need_no_step(own: list[object]) -> None:
@@ -111,6 +133,25 @@ def test_out_of_memory_says_what_to_lower(
     assert said in result.stderr
     assert "Traceback" not in result.output
     assert isinstance(result.exception, SystemExit)
+
+
+def test_it_says_which_steps_its_budget_leaves_out(own: list[object]) -> None:
+    steps, gains = {}, {}
+    for name, arguments in (
+        ("all", []),
+        ("enough", ["--seconds", 1e6]),
+        ("none", ["--seconds", 1e-6]),
+    ):
+        result = invoke(*own, "--n-select", 6, *arguments)
+        assert result.exit_code == 0, result.output
+        steps[name] = re.findall(r"^ +\d+ +[01]\.\d{3} +(\d+)", result.stdout, re.MULTILINE)
+        gains[name] = re.findall(r"prompt: (\S+) before, (\S+) after", result.stdout)[0]
+        left_out = "6 more steps did not fit into 1e-06 s" in result.stdout
+        assert (name == "none") == left_out == ("0 steps with 0 gradients" in result.stdout)
+    assert steps["enough"] == steps["all"] != steps["none"]
+    assert set(steps["none"]) == {"0"}
+    assert gains["enough"] == gains["all"]
+    assert len(set(gains["none"])) == 1
 
 
 @pytest.mark.parametrize(
@@ -212,6 +253,9 @@ def test_texts_at_random_follow_the_seed(own: list[object], tmp_path: Path) -> N
         (["--n-select", 10**9], "n_select must be in 0..100000, got 1000000000"),
         (["--context", -1], "context must be in 0..2147483647, got -1"),
         (["--max-length", 257], "max_length is 257, the model's context is 256"),
+        (["--seconds", 0], "seconds must be above 0, got 0"),
+        (["--seconds", -1], "seconds must be above 0, got -1"),
+        (["--seconds", "nan"], "seconds must be above 0, got nan"),
         (["--max-length", 1], "max_length must be in 2..2147483647, got 1"),
         (["--prompt", " "], "text must have a token"),
         (["--model", "/no/such/model"], "model /no/such/model: no such directory"),

@@ -115,19 +115,8 @@ def options(
     model_directory: Path, embedder_directory: Path, corpus_file: Path, tmp_path: Path
 ) -> list[object]:
     given: list[object] = ["--model", model_directory, "--embedder", embedder_directory]
-    given += [
-        "--corpus",
-        corpus_file,
-        "--limit",
-        5,
-        "--refresh",
-        1,
-        "--n-select",
-        2,
-        "--n-select",
-        6,
-    ]
-    given += ["--lr", 1e-4, "--lr", 1e-2, "--method", "hullft", "--minutes", 1]
+    given += ["--corpus", corpus_file, "--limit", 5, "--refresh", 1, "--n-select", 2]
+    given += ["--n-select", 6, "--lr", 1e-4, "--lr", 1e-2, "--method", "hullft", "--minutes", 1]
     return [*given, "--results", tmp_path / "rows.jsonl", "--output", tmp_path / "tuned.json"]
 
 

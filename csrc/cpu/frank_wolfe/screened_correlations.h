@@ -151,7 +151,7 @@ class ScreenedCorrelations {
   // Makes atoms of contenders_.
   void admit() {
     const int64_t first = n_atoms_;
-    candidates_.resize(size_t(first));  // drops those of the query before
+    candidates_.resize(size_t(first));  // drops the previous query's
     for (const int64_t k : contenders_) {
       atom_of_[size_t(k)] = n_atoms_++;
       candidates_.push_back(k);

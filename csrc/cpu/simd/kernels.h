@@ -56,8 +56,8 @@ static inline int64_t quantized_width(int64_t d) {
 // knows.
 constexpr int64_t kQuantizedTile = 4;
 
-// The largest norm of those of a row's integers that meet in one lane of a product. By Cauchy and
-// Schwarz no part of such a lane's sum exceeds its square, about 2^30, so that 32 bits hold it.
+// One lane of a product adds up some of a row's integers. This bounds their norm: by Cauchy and
+// Schwarz a part of the lane's sum is at most its square, about 2^30, and fits into 32 bits.
 constexpr float kQuantizedNorm = 32000;
 
 struct QuantizedColumn {

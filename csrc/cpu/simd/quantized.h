@@ -20,8 +20,8 @@ inline Value* quantized_row(Value* values, int64_t k, int64_t width, int64_t til
   return values + k / tile * tile * width + k % tile * kVector;
 }
 
-// sum + the products of a and b, those of two neighbours in each lane. It wraps for rows that turn
-// out to want a larger scale, whose sums nobody reads.
+// sum + a * b, where each lane adds the products of two neighbours. It wraps for rows that need a
+// larger scale; nobody reads their sums.
 inline VecI add_products(VecI sum, VecS a, VecS b) {
 #if defined(__AVX512VNNI__)
   return VecI(_mm512_dpwssd_epi32(__m512i(sum), __m512i(a), __m512i(b)));

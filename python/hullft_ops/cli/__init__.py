@@ -1,4 +1,4 @@
-"""Entry point of the ``hullft-ops`` command, which says in a line why it cannot run."""
+"""Entry point of the ``hullft-ops`` command. If it cannot run, it says why in one line."""
 
 import sys
 
@@ -8,7 +8,8 @@ from hullft_ops import _extras, _low_memory
 def main() -> None:
     """Run the command line.
 
-    Exits with a line where a library is missing, which names the extra, and where memory runs out.
+    If a library is missing, it exits with a line that names the extra. It also exits with a line if
+    memory runs out.
     """
     try:
         from hullft_ops.cli.app import app

@@ -1,5 +1,6 @@
 """The command of ``hullft-ops`` that adapts to one prompt."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hullft_ops._terminal import printable
+from hullft_ops._terminal import echo, printable
 from hullft_ops.cli import options
 from hullft_ops.cli.errors import errors_of
 from hullft_ops.cli.evaluate import configuration
@@ -50,6 +51,13 @@ def adapt(
     ] = None,
     lr: options.RateOption = None,
     max_length: options.MaxLengthOption = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            help="Time to adapt, retrieval included; steps that do not fit are left out.",
+            show_default="no limit",
+        ),
+    ] = None,
     generate: Annotated[bool, options.flag("--generate", help="Continue the prompt.")] = False,
     max_new_tokens: Annotated[int, typer.Option(help="Length of the continuation.")] = 64,
 ) -> None:
@@ -63,16 +71,20 @@ def adapt(
             | {"context": context, "max_length": max_length},
             default={"method": "hullft", "n_select": 20, "refresh": 2},
         )
-        _run(chosen, prompt, max_new_tokens if generate else None, device or "cpu")
+        _run(chosen, prompt, seconds, max_new_tokens if generate else None, device or "cpu")
 
 
-def _run(config: "Config", prompt: str, max_new_tokens: int | None, device: str) -> None:
-    """Adapt to ``prompt`` and print what was retrieved, with weights and counts, bits per byte of
-    the prompt before and after, seconds and, unless ``max_new_tokens`` is None, a continuation.
-    The model runs on ``device``.
+def _run(
+    config: "Config", prompt: str, budget: float | None, max_new_tokens: int | None, device: str
+) -> None:
+    """Adapt to ``prompt``, in ``budget`` seconds if given, and print the results.
+
+    Prints the retrieved texts with weights and counts, the prompt's bits per byte before and after,
+    seconds and, unless ``max_new_tokens`` is None, a continuation. The model runs on ``device``.
 
     Raises:
-        ConfigError, InputError: something cannot be loaded, or the prompt cannot be adapted to.
+        ConfigError, InputError: something cannot be loaded, or the model cannot adapt to the
+            prompt.
         torch.OutOfMemoryError: memory ran out; the message says what to lower.
     """
     from hullft_ops.ttft.evaluation.config import ConfigError, finetuner_options
@@ -91,20 +103,23 @@ def _run(config: "Config", prompt: str, max_new_tokens: int | None, device: str)
         raise ConfigError("store must be given, `hullft-ops index` makes one")
     store = open_store(config.store)
     model, tokenizer = load_model(
-        config.model, place, allow_missing_weights=config.allow_missing_weights
+        config.model,
+        place,
+        allow_missing_weights=config.allow_missing_weights,
+        say=partial(echo, err=True),
     )
     embedder = open_embedder(config.embedder)
     try:
         ttft = TestTimeFinetuner(
             model, tokenizer, store, embedder, **finetuner_options(settings, config.seed)
         )
-    # A file's values may be of any type.
+    # A file's values may have any type.
     except (TypeError, ValueError) as error:
         raise ConfigError(str(error)) from error
     try:
         with out_of_memory_explained(_SCORING):
             before = ttft.score_text(prompt).value
-        with ttft.adapted(prompt) as report:
+        with ttft.adapted(prompt, seconds=budget) as report:
             with out_of_memory_explained(_SCORING):
                 after = ttft.score_text(prompt).value
             continued = None
@@ -127,6 +142,10 @@ def _run(config: "Config", prompt: str, max_new_tokens: int | None, device: str)
         highlight=False,
         soft_wrap=True,
     )
+    if report.steps_left_out:
+        out.print(
+            f"{report.steps_left_out} more steps did not fit into {budget:g} s", highlight=False
+        )
     out.print(f"bits per byte of the prompt: {before:.4f} before, {after:.4f} after")
     if not after <= before:  # NaN too
         gentler = "Fewer steps, a lower learning rate or texts" if report.losses else "Texts"
@@ -136,7 +155,7 @@ def _run(config: "Config", prompt: str, max_new_tokens: int | None, device: str)
             soft_wrap=True,
         )
     if continued is not None:
-        # Rich would wrap it, turn its tabs into spaces and take some of it for markup.
+        # Rich would wrap it, turn tabs into spaces and read some of it as markup.
         shown = printable(continued, lines=True) if out.is_terminal else continued
         out.file.write(f"{shown}\n")
 
@@ -144,10 +163,12 @@ def _run(config: "Config", prompt: str, max_new_tokens: int | None, device: str)
 def _table(report: "AdaptationReport", store: "Datastore") -> Table:
     table = Table(box=box.SIMPLE, title=f"{report.support_size} texts by {report.method}")
     for name in ("position", "weight", "steps"):
-        # The texts would take their room.
+        # Otherwise the texts would take the room of the numbers.
         table.add_column(name, justify="right", no_wrap=True, min_width=len(name))
     table.add_column("text", no_wrap=True, overflow="ellipsis")
-    for index, weight, count in zip(report.indices, report.weights, report.counts, strict=True):
+    for index, weight, count in zip(
+        report.indices, report.weights, report.steps_taken, strict=True
+    ):
         excerpt = Text(printable(" ".join(store.texts[index].split())))
         table.add_row(str(index), f"{weight:.3f}", str(count), excerpt)
     return table

@@ -1,13 +1,14 @@
 """The command of ``hullft-ops`` that adapts a language model to held-out passages of real text.
 
 A prompt is a passage of a document that the datastore does not hold. As in the papers of HullFT
-and SIFT, the prompt's own text is what is scored: a method retrieves the prompt's neighbours,
-finetunes on those it selects, and then the bits per byte of the prompt are measured. The prompt
-itself is never trained on.
+and SIFT, the prompt's own text is scored. A method retrieves the prompt's neighbours, finetunes on
+those it selects, and then the prompt's bits per byte are measured. The model never trains on the
+prompt itself.
 """
 
 import math
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -88,7 +89,9 @@ def demo(
                 f"{len(texts.store)} passages to retrieve and {len(texts.held_out)} to prompt "
                 f"with, need at least 1 and {prompts} (prompts)"
             )
-        loaded, tokenizer = load_model(model, place, allow_missing_weights=allow_missing_weights)
+        loaded, tokenizer = load_model(
+            model, place, allow_missing_weights=allow_missing_weights, say=partial(show, log)
+        )
         name = model or "the tiny model of hullft_ops"
         try:
             context_length(f"model {name}", loaded, tokenizer, max_length)
@@ -142,7 +145,7 @@ def demo(
             "prompts": runs,
         }
         output.mkdir(parents=True, exist_ok=True)
-        # Each appears whole, and only now that every prompt has been run.
+        # Each file appears whole, and only now that every prompt has run.
         files = output / "demo.json", output / "demo.png"
         comparison.write_json(content, files[0])
         comparison.write_plot(figures, files[1])

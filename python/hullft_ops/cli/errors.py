@@ -1,4 +1,4 @@
-"""How the commands of ``hullft-ops`` end where they cannot do what they are asked."""
+"""How the commands of ``hullft-ops`` end if they cannot do their work."""
 
 import warnings
 from collections.abc import Iterator
@@ -25,10 +25,10 @@ class Commands(typer.core.TyperGroup):
 
 @contextmanager
 def errors_of(command: str, *more: type[Exception]) -> Iterator[None]:
-    """Run a command's body: what it cannot do, memory included, is one line and exit code 2.
+    """Run a command's body. If it cannot do its work, print one line and exit with code 2.
 
-    So is each error of a type in ``more``. A warning of `TestTimeFinetuner` is a line too. The
-    process keeps the memory that it frees.
+    The same holds if memory runs out, and for errors of the types in ``more``. A warning of
+    `TestTimeFinetuner` is one line too. The process keeps the memory that it frees.
     """
     from torch import OutOfMemoryError
     from transformers.utils.logging import disable_progress_bar
@@ -38,7 +38,7 @@ def errors_of(command: str, *more: type[Exception]) -> Iterator[None]:
     from hullft_ops.ttft.model.memory import keep_freed_memory
 
     keep_freed_memory()
-    # Loading a model would draw a bar of its own through ours.
+    # Loading a model would draw its own bar through ours.
     disable_progress_bar()  # type: ignore[no-untyped-call]
     ends: tuple[type[Exception], ...] = (
         ConfigError,

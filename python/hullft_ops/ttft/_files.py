@@ -7,16 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# Of `uuid.uuid4().hex`, which no name that a person gives matches.
+# The form of `uuid.uuid4().hex`. A person would not choose such a name.
 UUID = "[0-9a-f]{12}4[0-9a-f]{3}[89ab][0-9a-f]{15}"
-# No space, no quota, a file larger than may be.
+# No space, no quota, or a file that is too large.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file to write, which takes the place of ``path`` once it is whole."""
-    # Of this call alone: other threads and processes may be replacing it too.
+    """A file to write. Once it is complete, it takes the place of ``path``."""
+    # Only this call uses it: other threads and processes may be replacing ``path`` too.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         with full_disk_explained(path, "the file is as it was before"):
@@ -28,10 +28,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def full_disk_explained(path: Path, advice: str) -> Iterator[None]:
-    """Say what could not be written, and ``advice``, where the disk is full.
+    """If the disk is full, say what could not be written, and ``advice``.
 
     Raises:
-        OSError: it is; with the same ``errno``.
+        OSError: the disk is full; the ``errno`` stays the same.
     """
     try:
         yield
@@ -43,7 +43,7 @@ def full_disk_explained(path: Path, advice: str) -> Iterator[None]:
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    """`replacing`, and on the disk before this returns."""
+    """As `replacing`. The content is on the disk when this returns."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
         sync(temporary)

@@ -28,7 +28,9 @@ class Adaptation(AbstractContextManager[AdaptationReport]):
     Args:
         claim: keeps others away from the model.
         snapshot: saves and restores the model.
-        adapt: changes the model; calls its argument before the first change.
+        adapt: changes the model. It gets a function to call before the first change, and the
+            deadline on `perf_counter`, or None.
+        seconds: from entering the block, waiting for the claim included, to the deadline.
         forget: drops what belongs to the adapted model.
         timed: whether the report gets the time to restore.
     """
@@ -37,27 +39,30 @@ class Adaptation(AbstractContextManager[AdaptationReport]):
         self,
         claim: Claim,
         snapshot: ModelSnapshot,
-        adapt: Callable[[Callable[[], None]], AdaptationReport],
+        adapt: Callable[[Callable[[], None], float | None], AdaptationReport],
         *,
+        seconds: float | None,
         forget: Callable[[], None],
         timed: bool,
     ) -> None:
         self._forget = forget
         self._snapshot = snapshot
         self._adapt = adapt
+        self._seconds = seconds
         self._timed = timed
         self._report: AdaptationReport | None = None
         self._saved = False
         self._claim = claim
 
     def __enter__(self) -> AdaptationReport:
+        deadline = None if self._seconds is None else perf_counter() + self._seconds
         if self._claim.is_held:
             raise RuntimeError(
                 "TestTimeFinetuner: this adaptation is entered already: leave its with block first"
             )
         try:
             self._claim.__enter__()
-            self._report = self._adapt(self._save)
+            self._report = self._adapt(self._save, deadline)
             return self._report
         except BaseException:
             self._close()

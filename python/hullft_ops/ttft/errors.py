@@ -11,3 +11,8 @@ class ScaleError(ValueError):
 
 class InputError(ValueError):
     """A command cannot run on its inputs; the message says why."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type if the message is empty."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -31,9 +31,12 @@ from hullft_ops.ttft.model.timing import StageClock
 from hullft_ops.ttft.model.trainer import (
     SupportTrainer,
     autocast_dtype,
-    check_norm,
+    check_choice,
+    check_limit,
+    check_same_trained,
     check_trained,
     inference_tensors_explained,
+    same,
     trainable_parameters,
 )
 from hullft_ops.ttft.report import AdaptationReport
@@ -138,9 +141,9 @@ class TestTimeFinetuner:
             refresh = check_integer("TestTimeFinetuner", "refresh", refresh, 1)
         pool_size = check_integer("TestTimeFinetuner", "pool_size", pool_size, 1)
         context = check_integer("TestTimeFinetuner", "context", context, 0)
-        _check_choice("order", order, ORDERS)
-        _check_choice("schedule", schedule, SCHEDULES)
-        check_norm(max_grad_norm)
+        check_choice("order", order, ORDERS)
+        check_choice("schedule", schedule, SCHEDULES)
+        check_limit("max_grad_norm", max_grad_norm)
         chosen = selection_method(method, variant)
         check_embedder("TestTimeFinetuner", embedder, store)
         trained = trainable_parameters(model)
@@ -208,7 +211,7 @@ class TestTimeFinetuner:
         """
         if other.model is not self.model:
             raise ValueError("TestTimeFinetuner: only finetuners of one model can share memory")
-        if not _same(self._trained, other._trained):
+        if not same(self._trained, other._trained):
             raise ValueError(
                 "TestTimeFinetuner: only finetuners of the same parameters can share memory, got "
                 f"{len(self._trained)} and {len(other._trained)}"
@@ -243,7 +246,9 @@ class TestTimeFinetuner:
             raise TypeError("TestTimeFinetuner: prompts must be a sequence of str, got one str")
         return self._selector.select(list(prompts))
 
-    def adapted(self, prompt: str | Support) -> AbstractContextManager[AdaptationReport]:
+    def adapted(
+        self, prompt: str | Support, *, seconds: float | None = None
+    ) -> AbstractContextManager[AdaptationReport]:
         """Adapt the model to ``prompt`` for the length of a with block, and restore it afterwards.
 
         On exit, even after an exception in the block or while adapting, parameters and buffers have
@@ -267,10 +272,18 @@ class TestTimeFinetuner:
 
         Args:
             prompt: a text, or a support from `select` or `select_batch`.
+            seconds: budget from entering the block to its first line, waits and retrieval included;
+                None for no limit. Texts of larger weight come first, with "interleaved" in each
+                round. Training stops before a pass that it expects to end late, and no pass starts
+                late, so at most one ends late. If retrieval takes the whole budget, there is none.
+                ``report.steps_left_out`` counts the other steps. Learning rates follow the schedule
+                of all steps. With a budget, and only then, each pass waits for a GPU to finish it.
+                Texts in the context are read after that, in time of their own.
 
         Raises:
-            TypeError: prompt is not a str.
-            ValueError: prompt is blank, or no text of the pool has enough tokens.
+            TypeError: prompt is not a str, or seconds is not a number.
+            ValueError: prompt is blank, no text of the pool has enough tokens, or seconds is not
+                above 0.
             RuntimeError: the model is already adapted, by any finetuner in any thread, or a model
                 is that shares its modules or the trained parameters of either; its parameters with
                 ``requires_grad`` have changed since this finetuner was made; its loss depends on
@@ -283,16 +296,18 @@ class TestTimeFinetuner:
             Claim(self.model, self._trained),
             self._snapshot,
             partial(self._adapt, prompt),
+            seconds=check_limit("seconds", seconds),
             forget=self._prefix.clear,
             timed=self.model.device.type != "cuda",
         )
 
-    def generate(self, prompt: str, **generate_kwargs: Any) -> str:
+    def generate(self, prompt: str, *, seconds: float | None = None, **generate_kwargs: Any) -> str:
         """Adapt to ``prompt``, continue it, restore the model.
 
         Args:
             prompt: the text. If it is too long, the model reads its last tokens, as many as leave
                 room for the new ones.
+            seconds: budget for adapting, as in `adapted`; the continuation takes its own time.
             generate_kwargs: for ``model.generate``; ``max_new_tokens`` defaults to 20.
 
         Returns:
@@ -304,7 +319,7 @@ class TestTimeFinetuner:
         """
         # Refuse impossible arguments before spending time on an adaptation.
         tokens_to_continue(self.tokenizer, prompt, self._context, generate_kwargs)
-        with self.adapted(prompt):
+        with self.adapted(prompt, seconds=seconds):
             return self.continuation(prompt, **generate_kwargs)
 
     def continuation(self, prompt: str, **generate_kwargs: Any) -> str:
@@ -324,8 +339,10 @@ class TestTimeFinetuner:
         encoding = self.tokenizer(text, truncation=True, max_length=self._max_length)
         return list(encoding["input_ids"])
 
-    def _adapt(self, prompt: str | Support, save: Callable[[], None]) -> AdaptationReport:
-        self._check_same_trained()
+    def _adapt(
+        self, prompt: str | Support, save: Callable[[], None], deadline: float | None
+    ) -> AdaptationReport:
+        check_same_trained(self.model, self._trained)
         support = prompt if isinstance(prompt, Support) else self.select(prompt)
         if support.indices and not self.n_select:
             raise ValueError("TestTimeFinetuner: n_select must be above 0 for this support, got 0")
@@ -343,19 +360,18 @@ class TestTimeFinetuner:
                 with clock.of("save"):
                     save()
             with inference_tensors_explained(self.model):
-                return self._finetune(support, clock)
+                return self._finetune(support, clock, deadline)
 
-    def _finetune(self, support: Support, clock: StageClock) -> AdaptationReport:
+    def _finetune(
+        self, support: Support, clock: StageClock, deadline: float | None
+    ) -> AdaptationReport:
         start = perf_counter()
         # A text without steps has no gradient. No function should have to expect that.
         refreshes = [self._refresh_of(count) if count else 1 for count in support.counts]
         full_logits_before = self._trainer.n_full_logits
-        losses = []
-        # Even without a step, training would allocate the optimizer's state.
-        if support.indices:
-            losses = self._trainer.train(
-                support.input_ids, support.indices, support.counts, refreshes, clock
-            )
+        losses, taken = self._trainer.train(
+            support.input_ids, support.indices, support.counts, refreshes, clock, deadline
+        )
         seconds = perf_counter() - start + support.seconds.tokenize
         with clock.of("prefill"):
             self._prefix.read(self.model, self.tokenizer, support.context_ids)
@@ -367,33 +383,15 @@ class TestTimeFinetuner:
             refresh=refreshes if callable(self.refresh) else self.refresh,
             seconds_finetune=seconds,
             forward_backward_passes=len(losses),
-            optimizer_steps=sum(support.counts),
+            optimizer_steps=sum(taken),
             losses=losses,
             order=self.order,
             full_logits_passes=self._trainer.n_full_logits - full_logits_before,
+            steps_taken=taken,
+            steps_left_out=sum(support.counts) - sum(taken),
         )
-
-    def _check_same_trained(self) -> None:
-        wanted = trainable_parameters(self.model)
-        if not _same(wanted, self._trained):
-            raise RuntimeError(
-                "TestTimeFinetuner: the model has other parameters with requires_grad than when "
-                f"this finetuner was made, {len(wanted)} now and {len(self._trained)} then: make a "
-                "new finetuner"
-            )
 
     def _refresh_of(self, count: int) -> int:
         if not callable(self.refresh):
             return self.refresh
         return check_integer("TestTimeFinetuner", "refresh", self.refresh(count), 1)
-
-
-def _same(some: Sequence[object], others: Sequence[object]) -> bool:
-    return [id(one) for one in some] == [id(other) for other in others]
-
-
-def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(
-            f"TestTimeFinetuner: {name} must be one of {', '.join(choices)}, got {value!r}"
-        )

@@ -25,8 +25,8 @@ class AdaptationReport:
         support_size: number of different texts.
         indices: their positions in the datastore, largest weight first.
         weights: their convex weights.
-        counts: optimizer steps on each text. The sum is ``n_select``, or the number of texts if
-            that is smaller and the method takes one step on each.
+        counts: optimizer steps chosen for each text. The sum is ``n_select``, or the number of
+            texts if that is smaller and the method takes one step on each.
         residual: distance from the prompt's embedding to the weighted mean; its length without
             steps.
         gap: Frank-Wolfe gap over the pool.
@@ -44,6 +44,9 @@ class AdaptationReport:
             the work is only handed to the GPU.
         forward_backward_passes: how many gradients were computed.
         optimizer_steps: how many Adam steps were taken, including replays.
+        steps_taken: those on each text. They equal ``counts`` unless a budget in seconds ended the
+            training.
+        steps_left_out: how many steps did not fit into the budget.
         losses: mean loss per token, in nats, of each pass in order.
         full_logits_passes: passes that stored the logits of a whole text, which takes more memory.
             All passes do if the head is more than a linear layer, or somebody listens to it.
@@ -75,6 +78,8 @@ class AdaptationReport:
     seconds_save: float = 0.0
     seconds_restore: float | None = None
     full_logits_passes: int = 0
+    steps_taken: list[int] = field(default_factory=list)
+    steps_left_out: int = 0
     context_indices: list[int] = field(default_factory=list)
     prefix_ids: list[int] = field(default_factory=list)
     seconds_prefill: float = 0.0

@@ -23,7 +23,7 @@ from hullft_ops.ttft.evaluation.statistics import NONE, Measurements
 
 _COLUMNS = ["bits per\nbyte", "against\nnone", "search\ns", "select\ns", "finetune\ns"]
 _COLUMNS += ["passes", "support"]
-# By their keys in demo.json: how they are shown, and their settings.
+# The methods by their keys in demo.json: their labels and their settings.
 METHODS: dict[str, tuple[str, Settings]] = {
     "none": (NONE, {}),
     "knn": ("kNN", {"method": "knn", "refresh": 1}),
@@ -35,7 +35,7 @@ METHODS: dict[str, tuple[str, Settings]] = {
 def run_all(
     evaluator: Evaluator, prompts: Sequence[Prompt], shared: Settings, log: Console
 ) -> tuple[list[Row], list[dict[str, Any]]]:
-    """A row for each prompt and setting, and what demo.json holds of each prompt."""
+    """A row for each prompt and setting, and the entry of each prompt in demo.json."""
     settings = {key: own | shared for key, (_, own) in METHODS.items() if own}
     evaluator.prepare(list(settings.values()))
     for setting in settings.values():
@@ -59,10 +59,10 @@ def run_all(
 
 
 def compare(rows: Sequence[Row]) -> dict[str, Any]:
-    """Each method's means, and which is below which; HullFT is where both of its settings are.
+    """Each method's means, and which one is below which. HullFT counts if both settings do.
 
     Args:
-        rows: of every method but "none" on every prompt, the methods in the order of `METHODS`.
+        rows: rows of every method except "none" on every prompt, in the order of `METHODS`.
     """
     measured = Measurements.of(rows)
     configs = dict(zip(METHODS, measured.configs, strict=True))
@@ -121,7 +121,7 @@ def table(figures: dict[str, Any]) -> Table:
 
 
 def sentences(figures: dict[str, Any]) -> list[str]:
-    """What the table does not show: on how many prompts, and whether adapting hurts."""
+    """Facts that the table lacks: on how many prompts a method wins, and whether adapting hurts."""
     verdicts, lines = figures["verdicts"], []
     for other in ("none", "knn"):
         shown = ", ".join(

@@ -45,7 +45,8 @@ class Config:
     """What `evaluate`, `tune` and `adapt` run on.
 
     Attributes:
-        model: name or directory of a causal language model; None for the tiny model of the package.
+        model: name of a causal language model, as `load_model` takes it; None for the tiny model of
+            the package.
         embedder: name or directory, as `load_embedder` takes it.
         store: directory of a datastore.
         prompts: JSONL file of held-out prompts, each with a "text" and, if there are several

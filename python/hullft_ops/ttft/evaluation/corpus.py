@@ -16,8 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from hullft_ops._terminal import show
-from hullft_ops.ttft.errors import InputError
-from hullft_ops.ttft.model.loading import first_line
+from hullft_ops.ttft.errors import InputError, first_line
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.embedding import Embedder
 from hullft_ops.ttft.store.sources import is_unicode, numbered, object_of
@@ -45,7 +44,7 @@ class CorpusError(ValueError):
     """A text that cannot make a datastore and prompts; the message says what is missing."""
 
 
-# Lines of a corpus that a message names.
+# A message names this many lines of a corpus.
 _NAMED_LINES = 3
 
 
@@ -262,7 +261,7 @@ def normalised(passage: str) -> str:
 
 
 def load_corpus(file: Path | None, log: Console) -> Corpus:
-    """The corpus in a JSONL file, or that of the installed packages; says what it left out.
+    """The corpus in a JSONL file, or of the installed packages. Logs the lines it leaves out.
 
     Raises:
         InputError: the file cannot be read, or there is no text.
@@ -284,7 +283,7 @@ def load_corpus(file: Path | None, log: Console) -> Corpus:
 def open_or_build(
     corpus: Corpus, embedder: Embedder, path: Path, log: Console
 ) -> tuple[Datastore, bool]:
-    """The corpus's datastore at ``path``, and whether it was there already.
+    """The corpus's datastore at ``path``, and whether it already existed.
 
     Raises:
         InputError: something that is not a datastore is in its place.

@@ -1,6 +1,7 @@
 """Loading the inputs of an evaluation from its configuration."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -48,7 +49,10 @@ def open_inputs(config: Config, log: Console, *, device: str = "cpu") -> Inputs:
     embedder = open_embedder(config.embedder)
     path, store, prompts = _texts(config, embedder, log)
     model, tokenizer = load_model(
-        config.model, place, allow_missing_weights=config.allow_missing_weights
+        config.model,
+        place,
+        allow_missing_weights=config.allow_missing_weights,
+        say=partial(show, log),
     )
     inputs = Inputs(model, tokenizer, path, store, embedder, prompts)
     chosen = _unknown_prompts(inputs, config, log)

@@ -16,22 +16,22 @@ NO_DOMAIN = "all"
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text to adapt to and to score, and the kind of text that it is."""
+    """A text to adapt to and to score, with its domain."""
 
     text: str
     domain: str = NO_DOMAIN
 
     @property
     def id(self) -> str:
-        """The same for the same text, whatever file or position it came from."""
+        """An id that depends only on the text, not on its file or position."""
         return hashlib.sha256(self.text.encode()).hexdigest()[:16]
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """The prompts of a JSONL file in their order, a text that comes again left out.
+    """The prompts of a JSONL file in order, each text once.
 
     Raises:
-        ConfigError: no such file, a line without a string "text", or no prompts at all.
+        ConfigError: there is no such file, a line has no string "text", or there are no prompts.
     """
     prompts: dict[str, Prompt] = {}
     try:
@@ -50,7 +50,7 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 
 def choose_prompts(held_out: Sequence[Passage], count: int, seed: int) -> list[Passage]:
-    """The first ``count`` by a hash of ``seed`` and text, a passage of each document in turn."""
+    """The first ``count`` by a hash of ``seed`` and text. Documents take turns."""
     ranked = sorted(held_out, key=lambda p: hashlib.sha256(f"{seed}\n{p.text}".encode()).digest())
     taken: Counter[str] = Counter()
     rounds = []
@@ -61,7 +61,7 @@ def choose_prompts(held_out: Sequence[Passage], count: int, seed: int) -> list[P
 
 
 def ranked_prompts(prompts: Sequence[Prompt], seed: int) -> list[Prompt]:
-    """The prompts by a hash of seed and text, a domain in turn."""
+    """The prompts ordered by a hash of seed and text. Domains take turns."""
     passages = [Passage(prompt.domain, prompt.text) for prompt in prompts]
     ranked = choose_prompts(passages, len(passages), seed)
     return [Prompt(passage.text, passage.source) for passage in ranked]

@@ -26,11 +26,11 @@ PICTURE = "report.png"
 
 
 def write_report(results: Path, directory: Path) -> list[Path]:
-    """Write ``report.md``, ``report.png`` and ``report.html``; each appears whole or not at all.
+    """Write ``report.md``, ``report.png`` and ``report.html``. Each appears whole or not at all.
 
     Args:
         results: a results file of `evaluate` or `tune`.
-        directory: where to; made where there is none.
+        directory: the folder for the files; it is created if necessary.
 
     Raises:
         ConfigError: the file cannot be read, or has nothing to compare.
@@ -66,7 +66,7 @@ def markdown(sections: Sequence[Section]) -> str:
 
 
 def html(sections: Sequence[Section], pictures: dict[str, bytes]) -> str:
-    """The sections as one page: PNG pictures are inside of it, and every text is escaped."""
+    """The sections as one page. It contains the PNG pictures and escapes every text."""
     environment = Environment(
         loader=PackageLoader("hullft_ops.ttft.evaluation", "."),
         autoescape=True,
@@ -90,7 +90,7 @@ def _cell(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """On one line, and no HTML, which Markdown would pass on."""
+    """The text on one line, without HTML, which Markdown would pass on."""
     return " ".join(text.splitlines()).replace("&", "&amp;").replace("<", "&lt;")
 
 
@@ -115,7 +115,7 @@ def quality_plot(
 ) -> Iterator[tuple[Figure, Axes]]:
     """Axes to draw in, with a line at ``none`` bits per byte and seconds up to ``end``.
 
-    After the body they become a PNG; the file appears whole or not at all.
+    After the body they are saved as a PNG. The file appears whole or not at all.
     """
     figure = Figure(figsize=inches, layout="constrained")
     axes = figure.add_subplot()
@@ -137,10 +137,10 @@ def _draw_groups(measured: Measurements, axes: Axes) -> None:
         settings = measured.settings(config)
         groups.setdefault(f"{settings['method']}, refresh {settings['refresh']}", []).append(config)
     for number, (label, configs) in enumerate(sorted(groups.items())):
-        # What matplotlib would take for mathematics.
+        # matplotlib would read it as mathematics.
         label = label.replace("$", r"\$")
         points = [(measured.mean_seconds(c), measured.mean_bits(c)) for c in configs]
         marker = _MARKERS[number % len(_MARKERS)]
-        # Whole at the edges too, and above the axis.
+        # Draw markers whole at the edges, and above the axis.
         seconds, bits = zip(*points, strict=True)
         axes.plot(seconds, bits, marker, markersize=8, label=label, clip_on=False, zorder=3)

@@ -86,9 +86,9 @@ def _overview(measured: Measurements) -> Section:
     counts = ", ".join(f"{_name(d)} {sum(measured.domains == d)}" for d in _domains(measured))
     lines = [
         f"{len(measured.prompts)} held-out prompts ({counts}), {len(measured.rows)} "
-        f"configurations, seed {first.seed}. Scored is the prompt's own text, which is retrieved "
-        "for and never trained on. Every prompt has the same weight.",
-        f"In brackets: {CONFIDENCE:.0%} intervals of a paired bootstrap over the prompts.",
+        f"configurations, seed {first.seed}. A prompt's own text is scored; the methods retrieve "
+        "for it and never train on it. Every prompt has the same weight.",
+        f"Brackets hold {CONFIDENCE:.0%} intervals of a paired bootstrap over the prompts.",
     ]
     if measured.incomplete:
         lines.append(f"{measured.incomplete} prompts are left out: not every configuration ran.")
@@ -156,8 +156,9 @@ def _between_methods(measured: Measurements) -> Section:
         "finetuning speed",
     )
     text = (
-        "The best configuration of each method and refresh against each other. Where a method has "
-        "several here, its best is chosen on these same prompts, which flatters it a little."
+        "This table compares the best configurations of each method and refresh. If a method has "
+        "several configurations here, its best is chosen on these same prompts, which flatters it "
+        "a little."
     )
     return Section("Between methods", [text], header, table)
 
@@ -183,11 +184,11 @@ def _equal_time(measured: Measurements) -> Section:
                     )
                 )
     text = (
-        "The best configuration of each method and refresh against every other method at the same "
-        "mean time. Between two configurations of the other method, those that give it the best "
-        "mean, each prompt's bits per byte are interpolated linearly in the mean seconds of the "
-        "two. Where the other method is no better for more time than it takes here, it takes less. "
-        "A method that is never so fast has no line."
+        "This table compares the best configuration of each method and refresh with every other "
+        "method at the same mean time. Two configurations of the other method enclose that time; "
+        "of all such pairs, the one with the best mean counts. Each prompt's bits per byte are "
+        "interpolated linearly in the mean seconds of the two. If the other method gains nothing "
+        "from more time, it takes less. A method that is never that fast has no line."
     )
     header = ("configuration", "takes", "against", "takes", "bits per byte", "so it is")
     return Section("At equal time", [text], header, table)
@@ -218,7 +219,7 @@ def _conditions(measured: Measurements) -> Section:
     lines = [
         f"Run {_name(rows[0].run)}; {', '.join(versions)}; "
         f"torch threads {', '.join(map(str, threads))}.",
-        "Seconds are wall-clock, on the machine and under the load that there was.",
+        "Seconds are wall-clock, on that machine under its load at the time.",
     ]
     if len({(repr(sorted(row.versions.items())), row.threads) for row in rows}) > 1:
         lines.append("Not all rows are of the same versions, device and threads.")

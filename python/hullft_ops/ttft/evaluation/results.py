@@ -1,7 +1,7 @@
-"""The results of an evaluation: a JSONL file that a killed run goes on with.
+"""The results of an evaluation: a JSONL file from which a killed run goes on.
 
-A row is appended and synced to the disk before the next one is begun, so a kill loses at most the
-row in progress. A last line that was cut off is dropped when the file is opened again.
+Each row is synced to the disk before the next one begins, so a kill loses at most the row in
+progress. Opening the file again drops a last line that was cut off.
 """
 
 import fcntl
@@ -31,26 +31,26 @@ class Row:
 
     Attributes:
         run: fingerprint of model, tokenizer, datastore, embedder and seed.
-        prompt: id of the prompt, which its text decides.
-        config: id of the configuration, which ``settings`` decides.
+        prompt: id of the prompt, derived from its text.
+        config: id of the configuration, derived from ``settings``.
         settings: keyword arguments of `TestTimeFinetuner`.
-        domain: the prompt's.
-        excerpt: how the prompt begins.
-        seed: of whatever is random.
+        domain: domain of the prompt.
+        excerpt: the beginning of the prompt.
+        seed: drives everything that is random.
         bits_per_byte_before: without adaptation.
-        bits_per_byte_after: adapted; None where a loss was not finite, see ``error``.
-        bytes_scored: of the prompt.
+        bits_per_byte_after: with adaptation; None if a loss was not finite, see ``error``.
+        bytes_scored: scored bytes of the prompt.
         seconds: wall-clock seconds by stage: "embed" and "search" (measured once for a prompt),
-            "select", "finetune", to which reading the texts in the context counts; empty where
-            there is an error.
-        seconds_row: wall-clock seconds that the row took, scoring and restoring included.
-        passes: forward-backward passes.
-        steps: optimizer steps.
-        support_size: different texts.
+            "select", "finetune", which includes reading the texts in the context; empty
+            after an error.
+        seconds_row: wall-clock seconds of the whole row, including scoring and restoring.
+        passes: number of forward-backward passes.
+        steps: number of optimizer steps.
+        support_size: number of different texts.
         residual: distance from the prompt's embedding to the weighted mean of the support.
-        error: why there is no result; None where there is.
-        versions: of the packages that decide the numbers, and the type of the model's device.
-        threads: of torch.
+        error: why there is no result; None if there is one.
+        versions: versions of the packages that decide the numbers, and the model's type of device.
+        threads: torch's number of threads.
     """
 
     run: str
@@ -79,12 +79,12 @@ class Row:
 
     @property
     def seconds_total(self) -> float:
-        """From the prompt to the adapted model."""
+        """Seconds from the prompt to the adapted model."""
         return sum(self.seconds.values())
 
 
 _ROW_BEGINS = b'{"run": "'
-# Of any number in a row; beyond it, sums are infinite.
+# The largest number in a row. Beyond it, sums become infinite.
 _LARGEST = 1e100
 _TYPES: dict[tuple[str, ...], Any] = {
     ("run", "prompt", "config", "domain", "excerpt"): str,
@@ -97,7 +97,7 @@ _TYPES: dict[tuple[str, ...], Any] = {
 
 
 class ResultsFile:
-    """Rows on disk, by prompt and configuration. Made by `open_results`."""
+    """Rows on disk, by prompt and configuration. `open_results` makes one."""
 
     def __init__(self, path: Path, descriptor: int, rows: dict[tuple[str, str], Row]) -> None:
         self.path = path
@@ -105,11 +105,11 @@ class ResultsFile:
         self._descriptor = descriptor
 
     def append(self, row: Row) -> None:
-        """Write a row; it is on the disk when this returns, and where it raises not in the file.
+        """Write a row. It is on the disk when this returns, and not in the file if this raises.
 
         Raises:
-            ValueError: there is one for that prompt and configuration.
-            OSError: it cannot be written; the message says so where the disk is full.
+            ValueError: there is already a row for that prompt and configuration.
+            OSError: the row cannot be written; the message says so if the disk is full.
         """
         if row.key in self.rows:
             raise ValueError(f"{self.path} holds a row of {row.config} on {row.prompt}")
@@ -127,18 +127,18 @@ class ResultsFile:
                 line = line[os.write(self._descriptor, line) :]
             os.fsync(self._descriptor)
         except BaseException:
-            # The next row must not be written behind half of this one.
+            # The next row must not follow half of this one.
             os.ftruncate(self._descriptor, size)
             raise
 
 
 @contextmanager
 def open_results(path: Path, run: str) -> Iterator[ResultsFile]:
-    """A results file to append to, made where there is none; no other process may hold it.
+    """Open a results file to append to, or create it. No other process may have it open.
 
     Raises:
-        ConfigError: it is held by another process, holds rows of another run, or lines that are
-            not rows.
+        ConfigError: another process has the file open, or it holds rows of another run or lines
+            that are not rows.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
@@ -151,7 +151,7 @@ def open_results(path: Path, run: str) -> Iterator[ResultsFile]:
                 f"{path} holds rows of another model, tokenizer, datastore, embedder or seed "
                 f"(run {other.run}, this one is {run}); name another file"
             )
-        # Not before: what is no results file is left as it is.
+        # Not earlier: a file with other content must stay as it is.
         _drop_torn_line(descriptor, path)
         yield ResultsFile(path, descriptor, rows)
     finally:
@@ -159,10 +159,11 @@ def open_results(path: Path, run: str) -> Iterator[ResultsFile]:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a results file, in their order; a last line that is cut off is left out.
+    """The rows of a results file in order, without a last line that is cut off.
 
     Raises:
-        ConfigError: no such file, a line that is not a row, or two of one prompt and configuration.
+        ConfigError: there is no such file, a line is not a row, or two rows have the same prompt
+            and configuration.
     """
     try:
         content = path.read_bytes()
@@ -180,7 +181,7 @@ def read_rows(path: Path) -> list[Row]:
 def _row(line: bytes, where: str) -> Row:
     try:
         content = object_of(line)
-        # No page could be written with half a surrogate pair.
+        # Half a surrogate pair could not be written to any page.
         json.dumps(content, ensure_ascii=False).encode()
         row = Row(**{field.name: content[field.name] for field in fields(Row)})
     except KeyError as error:
@@ -188,7 +189,7 @@ def _row(line: bytes, where: str) -> Row:
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{where}: not a row: {error}") from error
     _check_types(row, where)
-    # Files of earlier versions hold names with rounded numbers.
+    # Files of earlier versions have names with rounded numbers.
     return replace(row, config=config_id(row.settings))
 
 
@@ -222,7 +223,7 @@ def _check_types(row: Row, where: str) -> None:
 
 
 def _is_sound(value: object) -> bool:
-    """Whether a number is one that statistics can be made of; anything else is."""
+    """False for a number that would spoil statistics."""
     if isinstance(value, int | float):
         return not isinstance(value, bool) and 0 <= value < _LARGEST
     return True

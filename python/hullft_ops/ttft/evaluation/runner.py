@@ -1,4 +1,4 @@
-"""Configurations on held-out prompts, a row of results for each pair."""
+"""Running configurations on held-out prompts, with a row of results for each pair."""
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -43,16 +43,16 @@ _PACKAGES = ("hullft_ops", "torch", "transformers", "tokenizers", "faiss-cpu")
 class Evaluator:
     """Measures configurations of test-time finetuning, one prompt at a time.
 
-    What the configurations of a prompt share is computed once: its bits per byte without
-    adaptation, its embedding and its neighbours. The finetuners share the copy of the weights and
-    the optimizer's state.
+    The configurations of a prompt share its bits per byte without adaptation, its embedding and its
+    neighbours, which are computed once. The finetuners share the copy of the weights and the
+    optimizer's state.
 
     Args:
         model: a causal language model.
         tokenizer: its tokenizer.
         store: where the neighbours come from.
-        embedder: the one that the store was built with.
-        seed: of whatever is random.
+        embedder: the embedder that built the store.
+        seed: drives everything that is random.
     """
 
     def __init__(
@@ -82,16 +82,16 @@ class Evaluator:
         return fingerprint(self._model, self._tokenizer, self._datastore, self._seed)
 
     def prepare(self, settings: Sequence[Settings]) -> None:
-        """Make the finetuners, so that what is wrong with a setting shows before anything runs.
+        """Make the finetuners, so that a wrong setting shows before anything runs.
 
         Raises:
-            ConfigError: `TestTimeFinetuner` refuses a setting; the message is its own.
+            ConfigError: `TestTimeFinetuner` refuses a setting; the message comes from it.
         """
         for setting in settings:
             self._finetuner(setting)
 
     def in_store(self, prompts: Sequence[Prompt]) -> set[str]:
-        """Ids of the prompts whose nearest text in the datastore is the prompt, layout aside."""
+        """Ids of the prompts whose nearest text in the datastore is the prompt, up to layout."""
         if not prompts:
             return set()
         _, ids = self._store.search(
@@ -104,12 +104,12 @@ class Evaluator:
         }
 
     def warm_up(self, prompt: Prompt, settings: Settings) -> None:
-        """Pay for allocations and thread pools, which no configuration should."""
+        """Pay for allocations and thread pools now, so that no configuration has to."""
         try:
             self._adapt(prompt, settings)
         except ValueError as error:
             raise ConfigError(f"prompt {prompt.text[:40]!r}: {error}") from error
-        # The prompt's rows shall say how long its embedding and search take when warm.
+        # The prompt's rows must have the times of a warm embedding and search.
         self._embedder.forget()
         self._store.forget()
 
@@ -123,16 +123,16 @@ class Evaluator:
         """Adapt to the prompt, score it, restore the model.
 
         Raises:
-            ConfigError: the prompt cannot be scored, or adapted to.
+            ConfigError: the prompt cannot be scored, or the model cannot adapt to it.
         """
         return self.measure_with_report(prompt, settings)[0]
 
     def measure_with_report(
         self, prompt: Prompt, settings: Settings
     ) -> tuple[Row, AdaptationReport | None]:
-        """As `measure`, and what the adaptation did; None where a loss in it was not finite.
+        """As `measure`, with the adaptation's report, or None if a loss in it was not finite.
 
-        Embedding and search take as long in the report as in the row.
+        The report has the same times of embedding and search as the row.
         """
         start = perf_counter()
         torch.manual_seed(self._seed)
@@ -196,7 +196,7 @@ class Evaluator:
         return scored_context("score_text", self._model, self._tokenizer, given)
 
     def _seconds(self, report: AdaptationReport) -> dict[str, float]:
-        """By stage; embedding and search were done for another configuration's row, maybe."""
+        """Seconds by stage. Another configuration's row may have paid for embedding and search."""
         return {
             "embed": self._embedder.seconds,
             "search": self._store.seconds,
@@ -241,7 +241,7 @@ def evaluate(
     Each prompt begins with another configuration, so that none always runs first.
 
     Raises:
-        ConfigError: a setting that `TestTimeFinetuner` refuses, or a prompt that cannot be scored.
+        ConfigError: `TestTimeFinetuner` refuses a setting, or a prompt cannot be scored.
     """
     evaluator.prepare(settings)
     evaluator.remember(results.rows.values())
@@ -260,7 +260,7 @@ def evaluate(
 def missing_pairs(
     prompts: Sequence[Prompt], settings: Sequence[Settings], results: ResultsFile
 ) -> list[tuple[Prompt, Settings]]:
-    """What ``results`` has no row of, a prompt after the other, in the order to run it in."""
+    """The pairs that ``results`` has no row for, prompt by prompt, in the order to run them."""
     return [
         (prompt, setting)
         for number, prompt in enumerate(prompts)
@@ -270,7 +270,7 @@ def missing_pairs(
 
 
 def rotated(items: Sequence[T], by: int) -> list[T]:
-    """The items beginning with number ``by``, counted around."""
+    """The items, rotated to begin with number ``by``."""
     start = by % len(items)
     return [*items[start:], *items[:start]]
 
@@ -283,9 +283,9 @@ def _version(package: str) -> str | None:
 
 
 class OneEmbedding:
-    """An embedder that remembers the last text it was given.
+    """An embedder that remembers its last text.
 
-    ``seconds`` is how long the vectors that it last gave took to compute.
+    ``seconds`` is the time that its last vectors took to compute.
     """
 
     def __init__(self, embedder: Embedder) -> None:
@@ -296,7 +296,7 @@ class OneEmbedding:
         self._last: tuple[list[str], np.ndarray] | None = None
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """As the embedder's own."""
+        """As the embedder's own method."""
         if self._last is None or self._last[0] != list(texts):
             start = perf_counter()
             vectors = self._embedder.encode(texts)
@@ -305,14 +305,14 @@ class OneEmbedding:
         return self._last[1]
 
     def forget(self) -> None:
-        """Compute anew whatever text comes next."""
+        """Compute the next text again, whatever it is."""
         self._last = None
 
 
 class OneSearch:
     """A `Store` that remembers the neighbours of another store's last query.
 
-    ``seconds`` is how long the neighbours that it last returned took to find.
+    ``seconds`` is the time that its last neighbours took to find.
     """
 
     def __init__(self, store: Store) -> None:
@@ -326,7 +326,7 @@ class OneSearch:
 
     @property
     def embeddings(self) -> torch.Tensor:
-        # A database's grow with what it finds.
+        # A database's embeddings grow with every search.
         return self._store.embeddings
 
     def __len__(self) -> int:
@@ -335,7 +335,7 @@ class OneSearch:
     def search(
         self, queries: np.ndarray | torch.Tensor, k: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As the other store's own."""
+        """As the other store's own method."""
         query = torch.as_tensor(queries, device="cpu")
         if self._query is None or not torch.equal(query, self._query):
             self._query = query.clone()
@@ -348,5 +348,5 @@ class OneSearch:
         return found
 
     def forget(self) -> None:
-        """Search anew whatever query comes next."""
+        """Search for the next query again, whatever it is."""
         self._query = None

@@ -19,12 +19,12 @@ Reuse = Literal["global", "consecutive"]
 
 
 def reuse_runs(picks: Iterable[int], reuse: Reuse) -> list[tuple[int, int]]:
-    """Turns picks in their order, such as SIFT makes them, into (example, repeats).
+    """Turn ordered picks, such as SIFT's, into (example, repeats).
 
     Args:
         picks: examples, one for each optimizer step.
-        reuse: "consecutive" merges equal picks that follow one another and keeps the order;
-            "global" merges all picks of an example, at the place of its first.
+        reuse: "consecutive" merges equal picks that follow one another and keeps the order.
+            "global" merges all picks of an example, at the place of its first pick.
 
     Returns:
         The repeats add up to the number of picks.

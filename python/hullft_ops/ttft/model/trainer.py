@@ -18,6 +18,7 @@ import hullft_ops
 from hullft_ops._checks import check_number
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.model.backward import backward_in_parts
+from hullft_ops.ttft.model.budget import Budget
 from hullft_ops.ttft.model.loss import MeanLoss
 from hullft_ops.ttft.model.onednn import has_bfloat16, wide_products
 from hullft_ops.ttft.model.patches import fused_activations, modes_restored
@@ -78,8 +79,9 @@ class SupportTrainer:
         counts: Sequence[int],
         refreshes: Sequence[int],
         clock: StageClock,
-    ) -> list[float]:
-        """Take ``counts[i]`` steps on ``texts[i]``, and return the loss of every pass.
+        deadline: float | None = None,
+    ) -> tuple[list[float], list[int]]:
+        """Take ``counts[i]`` steps on ``texts[i]``.
 
         Args:
             texts: tokens, at least 2 each.
@@ -87,10 +89,18 @@ class SupportTrainer:
             counts: steps for each text; 0 means no pass.
             refreshes: steps per gradient for each text, at least 1.
             clock: counts the stages "forward", "backward" and "step".
+            deadline: time on `perf_counter`. Training stops before a sweep that it expects to end
+                later, see `Budget`. Learning rates fall as if it took all steps.
+
+        Returns:
+            The loss of every pass, and the number of steps that each text got.
 
         Raises:
             NonFiniteLossError: a loss is not finite.
         """
+        # Even without a step, the state of the optimizer would be allocated.
+        if not texts:
+            return [], []
         sweeps = list(plan(counts, refreshes, self._order))
         passes: list[tuple[int, int]] = []
         # Allocated before any memory that is freed again: the moments stay, and in the gap that
@@ -99,7 +109,8 @@ class SupportTrainer:
         self._optimizer.reset()
         # Its gradients take room, so they exist only for this support.
         cache = hullft_ops.GradientCache(self._trained)
-        done, steps = 0, sum(counts)
+        budget = None if deadline is None else Budget(deadline, {p.device for p in self._trained})
+        taken, done, steps = [0] * len(texts), 0, sum(counts)
         # The caller may be in a mode that records no gradients, as in generation.
         with (
             modes_restored(self._model),
@@ -114,6 +125,8 @@ class SupportTrainer:
             self._model.train(False)
             tokens = [torch.tensor(text, device=self._model.device) for text in texts]
             for sweep in sweeps:
+                if budget and not budget.allows(len(texts[sweep.example]), fresh=sweep.fresh):
+                    break
                 rates = [self._rate(step, steps) for step in range(done, done + sweep.repeats)]
                 if sweep.fresh:
                     loss = self._forward(tokens[sweep.example], clock)
@@ -130,13 +143,14 @@ class SupportTrainer:
                             cache.drop(sweep.example)
                 # A caller's autocast would keep using its copies of the old weights.
                 torch.clear_autocast_cache()
+                taken[sweep.example] += sweep.repeats
                 done += sweep.repeats
             self._optimizer.zero_grad(set_to_none=True)
         # Read all losses together at the end. Reading each one would stall a GPU every time, and
         # reading none would leave the GPU's work out of the time.
-        values: list[float] = losses.tolist()
+        values: list[float] = losses[: len(passes)].tolist()
         _check_losses(values, passes, steps)
-        return values
+        return values, taken
 
     def _forward(self, tokens: torch.Tensor, clock: StageClock) -> torch.Tensor:
         self._optimizer.zero_grad(set_to_none=True)
@@ -273,8 +287,31 @@ def autocast_dtype(dtype: str | torch.dtype | None, device: torch.device) -> tor
     return torch.bfloat16
 
 
-def check_norm(max_grad_norm: object) -> None:
-    if max_grad_norm is None:
-        return
-    if not check_number("TestTimeFinetuner", "max_grad_norm", max_grad_norm) > 0:  # NaN too
-        raise ValueError(f"TestTimeFinetuner: max_grad_norm must be above 0, got {max_grad_norm}")
+def check_limit(name: str, limit: object) -> float | None:
+    if limit is None:
+        return None
+    number = check_number("TestTimeFinetuner", name, limit)
+    if not number > 0:  # NaN too
+        raise ValueError(f"TestTimeFinetuner: {name} must be above 0, got {limit}")
+    return float(number)
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(
+            f"TestTimeFinetuner: {name} must be one of {', '.join(choices)}, got {value!r}"
+        )
+
+
+def check_same_trained(model: nn.Module, trained: Sequence[nn.Parameter]) -> None:
+    wanted = trainable_parameters(model)
+    if not same(wanted, trained):
+        raise RuntimeError(
+            "TestTimeFinetuner: the model has other parameters with requires_grad than when "
+            f"this finetuner was made, {len(wanted)} now and {len(trained)} then: make a "
+            "new finetuner"
+        )
+
+
+def same(some: Sequence[object], others: Sequence[object]) -> bool:
+    return [id(one) for one in some] == [id(other) for other in others]

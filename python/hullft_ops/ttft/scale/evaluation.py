@@ -110,10 +110,10 @@ def _tasks(
 
 
 def _found_anywhere(config: Config) -> Config:
-    """The same configuration, with absolute paths of directories."""
+    """The same configuration, with absolute paths."""
 
     def whole(name: str) -> str:
-        return str(Path(name).resolve()) if Path(name).is_dir() else name
+        return str(Path(name).resolve()) if Path(name).exists() else name
 
     return replace(
         config,

