@@ -134,7 +134,8 @@ def _run(
     if settings.get("context"):
         places = ", ".join(map(str, report.context_indices)) or "none fits"
         out.print(f"texts before the prompt, nearest last: {places}", highlight=False)
-    seconds = ", ".join(f"{stage} {getattr(report, f'seconds_{stage}'):.3f}" for stage in _STAGES)
+    stages = (*_STAGES, "prefill") if report.context_indices else _STAGES
+    seconds = ", ".join(f"{stage} {getattr(report, f'seconds_{stage}'):.3f}" for stage in stages)
     out.print(
         f"{report.optimizer_steps} steps with {report.forward_backward_passes} gradients; "
         f"seconds: {seconds}",
@@ -147,9 +148,10 @@ def _run(
         )
     out.print(f"bits per byte of the prompt: {before:.4f} before, {after:.4f} after")
     if not after <= before:  # NaN too
+        gentler = "Fewer steps, a lower learning rate or texts" if report.losses else "Texts"
         out.print(
-            "Adapting hurt: the model predicts this prompt worse than before. Fewer steps, a lower "
-            "learning rate or texts closer to the prompt may help.",
+            "Adapting hurt: the model predicts this prompt worse than before. "
+            f"{gentler} closer to the prompt may help.",
             soft_wrap=True,
         )
     if continued is not None:

@@ -278,6 +278,7 @@ class TestTimeFinetuner:
                 late, so at most one ends late. If retrieval takes the whole budget, there is none.
                 ``report.steps_left_out`` counts the other steps. Learning rates follow the schedule
                 of all steps. With a budget, and only then, each pass waits for a GPU to finish it.
+                Texts in the context are read after that, in time of their own.
 
         Raises:
             TypeError: prompt is not a str, or seconds is not a number.
@@ -344,19 +345,22 @@ class TestTimeFinetuner:
         check_same_trained(self.model, self._trained)
         support = prompt if isinstance(prompt, Support) else self.select(prompt)
         if support.indices and not self.n_select:
-            raise ValueError("TestTimeFinetuner: n_select must be above 0 for a support with steps")
+            raise ValueError("TestTimeFinetuner: n_select must be above 0 for this support, got 0")
         clock = StageClock(self.model.device)
         advice = training_advice(
-            support.input_ids, self._max_length, self._autocast, self.order, self.n_select
+            support.input_ids,
+            self._max_length,
+            self._autocast,
+            self.order,
+            self.n_select,
+            self.context,
         )
         with out_of_memory_explained(advice):
             if support.indices:
                 with clock.of("save"):
                     save()
             with inference_tensors_explained(self.model):
-                report = self._finetune(support, clock, deadline)
-        self._prefix.texts = support.context_ids
-        return report
+                return self._finetune(support, clock, deadline)
 
     def _finetune(
         self, support: Support, clock: StageClock, deadline: float | None
@@ -365,14 +369,12 @@ class TestTimeFinetuner:
         # A text without steps has no gradient. No function should have to expect that.
         refreshes = [self._refresh_of(count) if count else 1 for count in support.counts]
         full_logits_before = self._trainer.n_full_logits
-        losses: list[float] = []
-        taken: list[int] = []
-        # Even without a step, training would allocate the optimizer's state.
-        if support.indices:
-            losses, taken = self._trainer.train(
-                support.input_ids, support.indices, support.counts, refreshes, clock, deadline
-            )
+        losses, taken = self._trainer.train(
+            support.input_ids, support.indices, support.counts, refreshes, clock, deadline
+        )
         seconds = perf_counter() - start + support.seconds.tokenize
+        with clock.of("prefill"):
+            self._prefix.read(self.model, self.tokenizer, support.context_ids)
         return AdaptationReport.of(
             support,
             clock,

@@ -8,15 +8,15 @@ if TYPE_CHECKING:
     from hullft_ops.ttft.model.timing import StageClock
     from hullft_ops.ttft.retrieval.support import Support
 
-_STAGES = ("save", "forward", "backward", "step")
+_STAGES = ("save", "forward", "backward", "step", "prefill")
 
 
 @dataclass
 class AdaptationReport:
     """What one adaptation did, in plain numbers.
 
-    Seconds are wall-clock. On CUDA the seconds of ``save``, ``forward``, ``backward`` and ``step``
-    come from events in the GPU's stream, so measuring never waits for the GPU.
+    Seconds are wall-clock. On CUDA those of ``save``, ``forward``, ``backward``, ``step`` and
+    ``prefill`` come from events in the GPU's stream, so measuring never waits for the GPU.
 
     Attributes:
         method, n_select, order: the finetuner's arguments, the method by its name.
@@ -38,6 +38,7 @@ class AdaptationReport:
         seconds_forward: for the losses.
         seconds_backward: for the gradients.
         seconds_step: to clip gradients, take the optimizer steps and keep gradients for later.
+        seconds_prefill: to read the texts in the context once, after training.
         seconds_save: to save the parameters before.
         seconds_restore: to restore the model. None until the with block ends, and on CUDA, where
             the work is only handed to the GPU.
@@ -81,6 +82,7 @@ class AdaptationReport:
     steps_left_out: int = 0
     context_indices: list[int] = field(default_factory=list)
     prefix_ids: list[int] = field(default_factory=list)
+    seconds_prefill: float = 0.0
 
     @classmethod
     def of(cls, support: "Support", clock: "StageClock", **others: Any) -> "AdaptationReport":

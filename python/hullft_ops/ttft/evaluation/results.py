@@ -41,7 +41,8 @@ class Row:
         bits_per_byte_after: with adaptation; None if a loss was not finite, see ``error``.
         bytes_scored: scored bytes of the prompt.
         seconds: wall-clock seconds by stage: "embed" and "search" (measured once for a prompt),
-            "select", "finetune"; empty after an error.
+            "select", "finetune", which includes reading the texts in the context; empty
+            after an error.
         seconds_row: wall-clock seconds of the whole row, including scoring and restoring.
         passes: number of forward-backward passes.
         steps: number of optimizer steps.

@@ -201,7 +201,7 @@ class Evaluator:
             "embed": self._embedder.seconds,
             "search": self._store.seconds,
             "select": report.seconds_select,
-            "finetune": report.seconds_finetune,
+            "finetune": report.seconds_finetune + report.seconds_prefill,
         }
 
     def _support(self, prompt: Prompt, settings: Settings) -> Support:

@@ -46,6 +46,9 @@ def continuation(
     texts = () if prefix is None else prefix.texts
     tokens = tokens_to_continue(tokenizer, prompt, context, generate_kwargs, texts)
     generate_kwargs["max_new_tokens"] = _new_tokens(generate_kwargs)
+    cached = None if prefix is None else prefix.cached
+    if cached and cached.steers(model, generate_kwargs) and cached.begins(model, tokens):
+        generate_kwargs |= cached.arguments(model)
     # A configuration may request more than the tokens.
     generate_kwargs["return_dict_in_generate"] = False
     ids = torch.tensor([tokens], device=model.device)

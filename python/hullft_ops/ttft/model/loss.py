@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -26,17 +26,20 @@ _PROBE_TOKENS = 16
 _NOT_CALLED_ALONE = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
-def next_token_losses(model: "PreTrainedModel", tokens: torch.Tensor) -> torch.Tensor:
+def next_token_losses(
+    model: "PreTrainedModel", tokens: torch.Tensor, **cached: Any
+) -> torch.Tensor:
     """The negative log-likelihood in nats of every token but the first, given the tokens before.
 
     Args:
         model: a causal language model.
         tokens: int64 ``[T]``, T at least 2, within the model's context.
+        cached: arguments that give the model a cache of the tokens before.
 
     Returns:
         ``[T - 1]``: float64 for a float64 model, float32 for all others.
     """
-    logits = model(input_ids=tokens[None], use_cache=False).logits[0]
+    logits = model(input_ids=tokens[None], **{"use_cache": False} | cached).logits[0]
     precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return cross_entropy(precise[:-1], tokens[1:], reduction="none")
 

@@ -128,6 +128,7 @@ def training_advice(
     autocast: torch.dtype | None,
     order: str,
     n_select: int,
+    context: int,
 ) -> str:
     """What to do if a finetuner with these settings runs out of memory on ``texts``."""
     longest = max(map(len, texts), default=0)
@@ -143,4 +144,6 @@ def training_advice(
             f'; order "grouped" keeps no gradients, a lower n_select (it is {n_select}) fewer of '
             "them"
         )
+    if context:
+        advice += f"; a lower context (it is {context}) puts fewer texts before the prompt"
     return advice

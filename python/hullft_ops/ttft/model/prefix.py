@@ -1,11 +1,17 @@
-"""Texts before a prompt: how many fit, and where they go."""
+"""Texts before a prompt: how many fit, and what the model keeps of them."""
 
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
 
+import torch
+
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hullft_ops.ttft.model.onednn import wide_products
+from hullft_ops.ttft.model.patches import modes_restored
+from hullft_ops.ttft.model.prefill import Prefill, prefill
 
 
 def prefix_room(context: int, text: int, opening: int) -> int:
@@ -49,14 +55,35 @@ class Prefix:
 
     Attributes:
         texts: their tokens, the nearest text last.
+        cached: the adapted model's cache of them and of the tokens that open a text; None if there
+            are no texts, or the model cannot go on from a cache.
     """
 
     def __init__(self) -> None:
         self.texts: list[list[int]] = []
+        self.cached: Prefill | None = None
+
+    def read(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        texts: list[list[int]],
+    ) -> None:
+        """Stand before the prompt from now on. The model reads the texts, once if it can."""
+        self.texts = texts
+        if not texts:
+            return
+        tokens, opening = opened_tokens(tokenizer, "a")
+        with modes_restored(model), wide_products(model), torch.no_grad():
+            model.train(False)
+            self.cached = prefill(model, [*tokens[:opening], *self.ids])
+        if model.device.type == "cuda":
+            # The time that this took is part of the adaptation.
+            torch.cuda.current_stream(model.device).synchronize()
 
     @property
     def ids(self) -> list[int]:
         return list(chain.from_iterable(self.texts))
 
     def clear(self) -> None:
-        self.texts = []
+        self.texts, self.cached = [], None

@@ -21,6 +21,7 @@ from hullft_ops.ttft.model.context import context_length
 from hullft_ops.ttft.model.loss import next_token_losses
 from hullft_ops.ttft.model.onednn import wide_products
 from hullft_ops.ttft.model.patches import modes_restored
+from hullft_ops.ttft.model.prefill import Prefill, prefill
 from hullft_ops.ttft.model.prefix import Prefix, prefix_room
 
 if TYPE_CHECKING:
@@ -112,7 +113,8 @@ def score_behind(
     prefix: Prefix,
 ) -> BitsPerByte:
     """`score_text` with ``prefix`` before the text, in windows of ``context`` tokens."""
-    return _score("score_text", model, tokenizer, text, context, None, prefix.ids)
+    cached = prefix.cached
+    return _score("score_text", model, tokenizer, text, context, None, prefix.ids, cached)
 
 
 def _score(
@@ -123,6 +125,7 @@ def _score(
     max_length: int | None,
     stride: int | None,
     prefix_ids: Sequence[int],
+    cached: Prefill | None = None,
 ) -> BitsPerByte:
     check_text(function, "text", text)
     if not tokenizer.is_fast:
@@ -150,10 +153,11 @@ def _score(
         raise ValueError(
             f"{function}: stride must be below max_length {length}{less}, got {stride}"
         )
-    nll = _negative_log_likelihood(model, head, ids[skipped:], first - skipped, window, stride)
+    body, first = ids[skipped:], first - skipped
+    nll = _negative_log_likelihood(model, head, body, first, window, stride, cached)
     if not math.isfinite(nll):
         raise NonFiniteLossError(f"{function}: the loss of {text[:20]!r}... is {nll}")
-    return BitsPerByte(nll=nll, bytes=byte_count, tokens=len(ids) - first)
+    return BitsPerByte(nll=nll, bytes=byte_count, tokens=len(body) - first)
 
 
 def _tokenize(tokenizer: "PreTrainedTokenizerBase", text: str) -> tuple[list[int], int, int]:
@@ -178,16 +182,25 @@ def _negative_log_likelihood(
     first: int,
     length: int,
     stride: int,
+    cached: Prefill | None,
 ) -> float:
     """Of ``body`` from ``first`` on, in windows of ``length`` tokens with ``head`` before each."""
     tokens = torch.tensor([*head, *body], device=model.device)
     before, after = tokens[: len(head)], tokens[len(head) :]
+    windows = list(_windows(len(body), first, length, stride))
     total = 0.0
     with modes_restored(model), wide_products(model):
         model.train(False)
-        for begin, end, scored_from in _windows(len(body), first, length, stride):
-            losses = next_token_losses(model, torch.cat([before, after[begin:end]]))
-            total += losses[len(head) + scored_from - begin - 1 :].double().sum().item()
+        if cached is None or not (head and cached.begins(model, head)):
+            # A single window reads the prefix once anyway.
+            cached = prefill(model, head) if len(windows) > 1 else None
+        if cached is not None:
+            before = before[-1:]
+        for begin, end, scored_from in windows:
+            arguments = {} if cached is None else cached.arguments(model)
+            window = torch.cat([before, after[begin:end]])
+            losses = next_token_losses(model, window, **arguments)
+            total += losses[len(before) + scored_from - begin - 1 :].double().sum().item()
     return total
 
 

@@ -98,6 +98,9 @@ class SupportTrainer:
         Raises:
             NonFiniteLossError: a loss is not finite.
         """
+        # Even without a step, the state of the optimizer would be allocated.
+        if not texts:
+            return [], []
         sweeps = list(plan(counts, refreshes, self._order))
         passes: list[tuple[int, int]] = []
         # Allocated before any memory that is freed again: the moments stay, and in the gap that

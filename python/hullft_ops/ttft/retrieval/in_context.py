@@ -30,7 +30,8 @@ class InContext:
     def __init__(
         self, store: Store, tokenizer: "PreTrainedTokenizerBase", count: int, context: int
     ) -> None:
-        self.count = count
+        # Each takes a token or more.
+        self.count = min(count, context)
         self._tokenizer = tokenizer
         self._context = context
         self._tokens = lru_cache(_TOKENIZED_TEXTS)(lambda i: self._tokenize(store.texts[i]))
