@@ -7,8 +7,7 @@
 namespace hullft {
 
 // `said`: torch's own words, "" where it keeps them to itself, as before 2.13. Memory of valid
-// sizes is then taken to be lacking. The start of the text is known to
-// python/hullft_ops/_operators.py.
+// sizes is then taken to be lacking. python/hullft_ops/_ops.py knows how the text starts.
 inline std::string allocation_failure(const char* what, int64_t bytes, bool cuda, int device,
                                       const std::string& said) {
   const bool lacking = cuda && (said.empty() || said.find("out of memory") != std::string::npos);

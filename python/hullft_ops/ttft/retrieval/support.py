@@ -12,15 +12,13 @@ import torch
 import hullft_ops
 from hullft_ops._checks import check_text
 from hullft_ops.ttft.model.memory import out_of_memory_explained
-from hullft_ops.ttft.retrieval.in_context import InContext
+from hullft_ops.ttft.retrieval.in_context import TOKENIZED_TEXTS, InContext
 from hullft_ops.ttft.retrieval.methods import SelectionMethod, method_name, steps_of
 from hullft_ops.ttft.store.base import Store
 from hullft_ops.ttft.store.embedding import Embedder, encode_checked
 
 # A causal loss needs a token and a next one.
 MIN_TOKENS = 2
-# Keep the tokens of this many texts: some 30 MB for texts of 1000 tokens.
-_TOKENIZED_TEXTS = 4096
 
 
 @dataclass
@@ -99,7 +97,7 @@ class SupportSelector:
         self._n_select = n_select
         self._method = method
         self._pool_size = pool_size
-        self._tokens = lru_cache(_TOKENIZED_TEXTS)(lambda i: tuple(tokenize(store.texts[i])))
+        self._tokens = lru_cache(TOKENIZED_TEXTS)(lambda i: tuple(tokenize(store.texts[i])))
 
     def select(self, prompts: Sequence[str]) -> list[Support]:
         """The support of each prompt. Embeds, searches and selects for all prompts in one go.
