@@ -290,6 +290,38 @@ def test_texts_in_the_context_extend_a_file(
     assert "knn n=3 refresh=1 lr=0.01 context=2" in written
 
 
+def test_contexts_share_an_adaptation(
+    inputs: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapted = TestTimeFinetuner.adapted
+    adaptations: list[object] = []
+
+    def counted(finetuner: TestTimeFinetuner, *arguments: Any, **options: Any) -> Any:
+        adaptations.append(finetuner)
+        return adapted(finetuner, *arguments, **options)
+
+    monkeypatch.setattr(TestTimeFinetuner, "adapted", counted)
+    contexts = (2, 0, 1)
+    grid = [*inputs, "--method", "hullft", "--steps", 4, "--lr", 0.01, "--limit", 2]
+
+    def rows(name: str, *contexts: int) -> list[dict[str, Any]]:
+        options = [option for context in contexts for option in ("--context", context)]
+        result = invoke(*grid, *options, "--output", tmp_path / name)
+        assert result.exit_code == 0, result.stderr
+        return rows_of(tmp_path / name)
+
+    together = rows("together.jsonl", *contexts)
+    # One for each prompt, and one to warm up.
+    assert len(adaptations) == 3
+    alone = [row for context in contexts for row in rows(f"{context}.jsonl", context)]
+    timed = ("seconds", "seconds_row")
+    kept = [{key: row[key] for key in row if key not in timed} for row in (*together, *alone)]
+    assert sorted(kept[:6], key=str) == sorted(kept[6:], key=str)
+    assert len({row["bits_per_byte_after"] for row in together}) > 2
+    for row in together:
+        assert all(row["seconds"][stage] > 0 for stage in ("embed", "search", "select", "finetune"))
+
+
 def max_lengths_of(
     inputs: list[object], lengths: list[int | None], tmp_path: Path
 ) -> dict[tuple[str, int | None], dict[str, Any]]:
@@ -333,7 +365,7 @@ def test_a_run_that_is_done_is_left_as_it_is(
 ) -> None:
     output = tmp_path / "done.jsonl"
     output.write_bytes(first.read_bytes())
-    monkeypatch.delattr(Evaluator, "_adapt")
+    monkeypatch.delattr(Evaluator, "_adapted")
     assert invoke(*inputs, *GRID, "--limit", PROMPTS, "--output", output).exit_code == 0
     assert output.read_bytes() == first.read_bytes()
 

@@ -203,3 +203,19 @@ def test_generation_continues_prompt_and_texts_as_one(model, tokenizer, make, sh
         wanted = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
         assert finetuner.continuation(PROMPT, max_new_tokens=left, do_sample=False) == wanted
     assert finetuner.generate(PROMPT, max_new_tokens=left, do_sample=False) == wanted
+
+
+def test_one_adaptation_is_scored_with_several_contexts(gpt2, make, short):
+    finetuner, other = make(gpt2, store=short), make(gpt2, store=short, context=2)
+    with other.adapted(PROMPT):
+        score = other.score_text(PROMPT)
+    support = other.select(PROMPT)
+    with finetuner.adapted(PROMPT) as report:
+        without = finetuner.score_text(PROMPT)
+        read = finetuner.read_context(report, support)
+        assert finetuner.score_text(PROMPT) == score
+        assert (read.context_indices, read.losses) == (support.context_indices, report.losses)
+        finetuner.read_context(report, finetuner.select(PROMPT))
+        assert finetuner.score_text(PROMPT) == without != score
+    with pytest.raises(RuntimeError, match="read_context needs an adapted model"):
+        finetuner.read_context(report, support)

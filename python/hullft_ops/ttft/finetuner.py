@@ -7,7 +7,9 @@ embedding chooses the support texts. Every gradient serves up to ``refresh`` opt
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
+from itertools import chain
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -334,6 +336,34 @@ class TestTimeFinetuner:
     def score_text(self, text: str) -> BitsPerByte:
         """`hullft_ops.ttft.score_text` of the model as it is now, with the texts in its context."""
         return score_behind(self.model, self.tokenizer, text, self._context, self._prefix)
+
+    def read_context(self, report: AdaptationReport, support: Support) -> AdaptationReport:
+        """Put the texts in the context of ``support`` before the prompt, in place of those there.
+
+        Only while adapted. It makes no pass for gradients, so one adaptation can be compared with
+        several contexts.
+
+        Args:
+            report: the adaptation's.
+            support: its ``context_ids`` are read, nothing else.
+
+        Returns:
+            The report of an adaptation that had read them from the start.
+
+        Raises:
+            RuntimeError: this finetuner adapts no model right now.
+        """
+        if not self._prefix.is_read:
+            raise RuntimeError("TestTimeFinetuner: read_context needs an adapted model, got none")
+        clock = StageClock(self.model.device)
+        with clock.of("prefill"):
+            self._prefix.read(self.model, self.tokenizer, support.context_ids)
+        return replace(
+            report,
+            context_indices=support.context_indices,
+            prefix_ids=list(chain.from_iterable(support.context_ids)),
+            seconds_prefill=clock.seconds("prefill"),
+        )
 
     def _tokenize(self, text: str) -> list[int]:
         encoding = self.tokenizer(text, truncation=True, max_length=self._max_length)

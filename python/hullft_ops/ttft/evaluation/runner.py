@@ -1,8 +1,10 @@
 """Running configurations on held-out prompts, with a row of results for each pair."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from importlib import metadata
+from itertools import groupby
+from operator import itemgetter
 from time import perf_counter
 from typing import TypeVar
 
@@ -34,6 +36,8 @@ from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.embedding import Embedder
 
 T = TypeVar("T")
+# The adaptation's report, bits per byte, and what failed.
+_Outcome = tuple[AdaptationReport | None, float | None, str | None]
 
 EXCERPT_CHARS = 200
 _SCORING = "out of memory while scoring a prompt: leave out the longest or give a smaller --model"
@@ -106,7 +110,7 @@ class Evaluator:
     def warm_up(self, prompt: Prompt, settings: Settings) -> None:
         """Pay for allocations and thread pools now, so that no configuration has to."""
         try:
-            self._adapt(prompt, settings)
+            self._adapted(prompt, [settings])
         except ValueError as error:
             raise ConfigError(f"prompt {prompt.text[:40]!r}: {error}") from error
         # The prompt's rows must have the times of a warm embedding and search.
@@ -134,50 +138,82 @@ class Evaluator:
 
         The report has the same times of embedding and search as the row.
         """
+        [result] = self._measured(prompt, [settings])
+        return result
+
+    def measure_all(self, prompt: Prompt, settings: Sequence[Settings]) -> Iterator[Row]:
+        """A row for each of the settings.
+
+        Those that differ in ``context`` alone share one adaptation. Each row has its whole time.
+        """
+        together: dict[str, list[Settings]] = {}
+        for setting in settings:
+            together.setdefault(config_id(setting | {"context": 0}), []).append(setting)
+        for group in together.values():
+            yield from (row for row, _ in self._measured(prompt, group))
+
+    def _measured(
+        self, prompt: Prompt, group: Sequence[Settings]
+    ) -> Iterator[tuple[Row, AdaptationReport | None]]:
+        """Rows and reports of settings that differ in ``context`` alone."""
         start = perf_counter()
         torch.manual_seed(self._seed)
         try:
-            before, size = self._score_before(prompt, settings)
-            report, after, failure = self._adapt(prompt, settings)
+            # A prompt's settings have one length of scored windows, and so one score before.
+            before, size = self._score_before(prompt, group[0])
+            for settings, (report, after, failure) in zip(
+                group, self._adapted(prompt, group), strict=True
+            ):
+                seconds = self._seconds(report) if report else {}
+                if report:
+                    report.seconds_embed = seconds["embed"]
+                    report.seconds_search = seconds["search"]
+                row = Row(
+                    run=self.run,
+                    prompt=prompt.id,
+                    config=config_id(settings),
+                    settings=settings,
+                    domain=prompt.domain,
+                    excerpt=prompt.text[:EXCERPT_CHARS],
+                    seed=self._seed,
+                    bits_per_byte_before=before,
+                    bits_per_byte_after=after,
+                    bytes_scored=size,
+                    seconds=seconds,
+                    seconds_row=perf_counter() - start,
+                    passes=report.forward_backward_passes if report else 0,
+                    steps=report.optimizer_steps if report else 0,
+                    support_size=len(set(report.indices)) if report else 0,
+                    residual=report.residual if report else None,
+                    error=failure,
+                    versions=self._versions,
+                    threads=torch.get_num_threads(),
+                )
+                yield row, report
+                start = perf_counter()
         except ValueError as error:
             raise ConfigError(f"prompt {prompt.text[:40]!r}: {error}") from error
-        seconds = self._seconds(report) if report else {}
-        if report:
-            report.seconds_embed, report.seconds_search = seconds["embed"], seconds["search"]
-        row = Row(
-            run=self.run,
-            prompt=prompt.id,
-            config=config_id(settings),
-            settings=settings,
-            domain=prompt.domain,
-            excerpt=prompt.text[:EXCERPT_CHARS],
-            seed=self._seed,
-            bits_per_byte_before=before,
-            bits_per_byte_after=after,
-            bytes_scored=size,
-            seconds=seconds,
-            seconds_row=perf_counter() - start,
-            passes=report.forward_backward_passes if report else 0,
-            steps=report.optimizer_steps if report else 0,
-            support_size=len(set(report.indices)) if report else 0,
-            residual=report.residual if report else None,
-            error=failure,
-            versions=self._versions,
-            threads=torch.get_num_threads(),
-        )
-        return row, report
 
-    def _adapt(
-        self, prompt: Prompt, settings: Settings
-    ) -> tuple[AdaptationReport | None, float | None, str | None]:
+    def _adapted(self, prompt: Prompt, group: Sequence[Settings]) -> list[_Outcome]:
+        """One adaptation, scored with the texts in the context that each of the settings asks for.
+
+        If it fails, all of them do.
+        """
+        finetuner = self._finetuner(group[0])
         report = None
         try:
-            support = self._support(prompt, settings)
-            finetuner = self._finetuner(settings)
-            with finetuner.adapted(support) as report, out_of_memory_explained(_SCORING):
-                return report, finetuner.score_text(prompt.text).value, None
+            with (
+                finetuner.adapted(self._support(prompt, group[0])) as report,
+                out_of_memory_explained(_SCORING),
+            ):
+                outcomes: list[_Outcome] = [(report, finetuner.score_text(prompt.text).value, None)]
+                for settings in group[1:]:
+                    context = self._finetuner(settings).select(prompt.text)
+                    other = finetuner.read_context(report, context)
+                    outcomes.append((other, finetuner.score_text(prompt.text).value, None))
+                return outcomes
         except NonFiniteLossError as error:
-            return report, None, str(error)
+            return [(report, None, str(error))] * len(group)
 
     def _score_before(self, prompt: Prompt, settings: Settings) -> tuple[float, int]:
         key = prompt.id, self._scored_context(settings)
@@ -252,9 +288,10 @@ def evaluate(
     total = len(prompts) * len(settings)
     with progress_bar(log) as bar:
         task = bar.add_task("evaluating", total=total, completed=total - len(missing))
-        for prompt, setting in missing:
-            results.append(evaluator.measure(prompt, setting))
-            bar.advance(task)
+        for prompt, pairs in groupby(missing, key=itemgetter(0)):
+            for row in evaluator.measure_all(prompt, [setting for _, setting in pairs]):
+                results.append(row)
+                bar.advance(task)
 
 
 def missing_pairs(

@@ -57,11 +57,13 @@ class Prefix:
         texts: their tokens, the nearest text last.
         cached: the adapted model's cache of them and of the tokens that open a text; None if there
             are no texts, or the model cannot go on from a cache.
+        is_read: whether an adaptation is there, with or without texts.
     """
 
     def __init__(self) -> None:
         self.texts: list[list[int]] = []
         self.cached: Prefill | None = None
+        self.is_read = False
 
     def read(
         self,
@@ -70,7 +72,7 @@ class Prefix:
         texts: list[list[int]],
     ) -> None:
         """Stand before the prompt from now on. The model reads the texts, once if it can."""
-        self.texts = texts
+        self.texts, self.cached, self.is_read = texts, None, True
         if not texts:
             return
         tokens, opening = opened_tokens(tokenizer, "a")
@@ -86,4 +88,4 @@ class Prefix:
         return list(chain.from_iterable(self.texts))
 
     def clear(self) -> None:
-        self.texts, self.cached = [], None
+        self.texts, self.cached, self.is_read = [], None, False

@@ -34,7 +34,7 @@ class EvaluationWorker:
 
         Args:
             prompt: the prompt to adapt to.
-            settings: measured in this order.
+            settings: what to measure.
             known: earlier rows of this prompt.
         """
         evaluator = self._evaluator
@@ -42,7 +42,7 @@ class EvaluationWorker:
         if not self._warm:
             evaluator.warm_up(prompt, settings[0])
             self._warm = True
-        return [evaluator.measure(prompt, setting) for setting in settings]
+        return list(evaluator.measure_all(prompt, settings))
 
     @cached_property
     def _evaluator(self) -> Evaluator:
