@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import struct
 from pathlib import Path
@@ -66,6 +67,18 @@ def test_it_writes_three_things(first: tuple[Result, Path]) -> None:
     png = (output / "demo.png").read_bytes()
     assert png.startswith(b"\x89PNG\r\n\x1a\n")
     assert struct.unpack(">II", png[16:24]) == (1080, 660)
+
+
+def test_it_says_how_long_it_takes_and_continues_a_prompt(
+    first: tuple[Result, Path], written: dict[str, Any]
+) -> None:
+    result = first[0]
+    assert re.search(r"about \d+ s: \d+ prompts, \d+ passes each, [\d.e-]+ s a pass", result.stderr)
+    text, before, after = written["continued"].values()
+    assert text == written["prompts"][0]["text"][: len(text)]
+    assert before != after
+    for label in ("no adaptation", "HullFT refresh 2"):
+        assert f"\nContinued, {label}:\n" in result.stdout
 
 
 def test_json_says_what_was_run(written: dict[str, Any], own: list[object]) -> None:

@@ -16,7 +16,7 @@ import torch
 import typer
 from rich.console import Console
 
-from hullft_ops._terminal import show
+from hullft_ops._terminal import echo, show
 from hullft_ops.cli import options
 from hullft_ops.cli.errors import errors_of
 from hullft_ops.collect_env import collect_env
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 POOL_SIZE = 200
+_SHOWN_CHARS = 240
 SCORED = "the prompt's own text, of a held-out document; it is retrieved for, never trained on"
 
 
@@ -116,6 +117,7 @@ def demo(
         ]
         evaluator = Evaluator(loaded, tokenizer, store, encoder)
         rows, runs = comparison.run_all(evaluator, chosen, shared, log)
+        continued = comparison.continued(evaluator, chosen[0], shared)
         figures = comparison.compare(rows)
         content = {
             "format_version": FORMAT_VERSION,
@@ -143,6 +145,7 @@ def demo(
             "seconds": time.perf_counter() - started,
             **figures,
             "prompts": runs,
+            "continued": continued,
         }
         output.mkdir(parents=True, exist_ok=True)
         # Each file appears whole, and only now that every prompt has run.
@@ -153,6 +156,10 @@ def demo(
         out.print(comparison.table(figures))
         for line in comparison.sentences(figures):
             out.print(line, highlight=False)
+        for label, text in continued.items():
+            heading = "The first prompt begins" if label == "text" else f"Continued, {label}"
+            echo("", f"{heading}:", *text[-_SHOWN_CHARS:].splitlines())
+        echo()
         show(out, *files)
 
 

@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from hullft_ops._terminal import show
 from hullft_ops.ttft._files import replacing
 from hullft_ops.ttft._progress import progress_bar
 from hullft_ops.ttft.errors import NonFiniteLossError
@@ -20,7 +21,10 @@ from hullft_ops.ttft.evaluation.report_sections import hurt_sentences
 from hullft_ops.ttft.evaluation.results import Row
 from hullft_ops.ttft.evaluation.runner import Evaluator
 from hullft_ops.ttft.evaluation.statistics import NONE, Measurements
+from hullft_ops.ttft.report import AdaptationReport
 
+# Some three lines of a continuation.
+_NEW_TOKENS = 40
 _COLUMNS = ["bits per\nbyte", "against\nnone", "search\ns", "select\ns", "finetune\ns"]
 _COLUMNS += ["passes", "support"]
 # The methods by their keys in demo.json: their labels and their settings.
@@ -39,7 +43,8 @@ def run_all(
     settings = {key: own | shared for key, (_, own) in METHODS.items() if own}
     evaluator.prepare(list(settings.values()))
     for setting in settings.values():
-        evaluator.warm_up(prompts[0], setting)
+        evaluator.warm_up(prompts[0], setting | {"n_select": 1})
+    show(log, _expected_time(evaluator, prompts, shared))
     rows: list[Row] = []
     shown = []
     with progress_bar(log) as bar:
@@ -47,15 +52,41 @@ def run_all(
         for prompt in prompts:
             runs: dict[str, Any] = {}
             for key, setting in settings.items():
-                row, report = evaluator.measure_with_report(prompt, setting)
-                if report is None or row.error is not None:
-                    raise NonFiniteLossError(row.error)
+                row, report = _measured(evaluator, prompt, setting)
                 rows.append(row)
                 runs.setdefault("none", {"bits_per_byte": row.bits_per_byte_before, "report": None})
                 runs[key] = {"bits_per_byte": row.bits_per_byte_after, "report": asdict(report)}
                 bar.advance(task)
             shown.append({"source": prompt.domain, "text": prompt.text, "runs": runs})
     return rows, shown
+
+
+def _measured(
+    evaluator: Evaluator, prompt: Prompt, settings: Settings
+) -> tuple[Row, AdaptationReport]:
+    row, report = evaluator.measure_with_report(prompt, settings)
+    if report is None or row.error is not None:
+        raise NonFiniteLossError(row.error)
+    return row, report
+
+
+def _expected_time(evaluator: Evaluator, prompts: Sequence[Prompt], shared: Settings) -> str:
+    short = {"method": "knn", "refresh": 1} | shared | {"n_select": min(2, shared["n_select"])}
+    _, report = _measured(evaluator, prompts[0], short)
+    each = report.seconds_finetune / report.forward_backward_passes
+    # HullFT at refresh 2 makes about three quarters of the passes.
+    passes = round(2.75 * shared["n_select"])
+    seconds = len(prompts) * passes * each
+    about = f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} s"
+    return f"about {about}: {len(prompts)} prompts, {passes} passes each, {each:.2g} s a pass"
+
+
+def continued(evaluator: Evaluator, prompt: Prompt, shared: Settings) -> dict[str, str]:
+    """The first half of a prompt, and what the model writes after it, adapted to it and not."""
+    start = prompt.text[: len(prompt.text) // 2]
+    label, own = METHODS["hullft_refresh2"]
+    before, after = evaluator.continuations(start, own | shared, _NEW_TOKENS)
+    return {"text": start, NONE: before, label: after}
 
 
 def compare(rows: Sequence[Row]) -> dict[str, Any]:

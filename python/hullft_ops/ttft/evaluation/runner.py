@@ -1,7 +1,7 @@
 """Running configurations on held-out prompts, with a row of results for each pair."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import metadata
 from itertools import groupby
 from operator import itemgetter
@@ -151,6 +151,19 @@ class Evaluator:
             together.setdefault(config_id(setting | {"context": 0}), []).append(setting)
         for group in together.values():
             yield from (row for row, _ in self._measured(prompt, group))
+
+    def continuations(self, text: str, settings: Settings, new_tokens: int) -> tuple[str, str]:
+        """What the model writes after ``text`` as it is, and adapted to it.
+
+        New tokens take at most half of the context.
+        """
+        finetuner = self._finetuner(settings)
+        if length := self._scored_context(settings):
+            new_tokens = min(new_tokens, length // 2)
+        written = partial(finetuner.continuation, text, max_new_tokens=new_tokens, do_sample=False)
+        before = written()
+        with finetuner.adapted(text):
+            return before, written()
 
     def _measured(
         self, prompt: Prompt, group: Sequence[Settings]
