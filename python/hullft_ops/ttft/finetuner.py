@@ -16,10 +16,9 @@ import torch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from hullft_ops.ttft.experts.folder import Experts
-
 from hullft_ops._checks import check_integer
 from hullft_ops.ttft.adaptation import Adaptation
+from hullft_ops.ttft.experts.folder import Experts
 from hullft_ops.ttft.experts.merge import ExpertMerger, add
 from hullft_ops.ttft.model.causal import check_causal
 from hullft_ops.ttft.model.context import context_length, known_context
@@ -116,9 +115,9 @@ class TestTimeFinetuner:
         TypeError: a count is not an int, a norm or rate is not a number, or the method is not
             callable.
         ValueError: an argument is out of range, a name is unknown, the embedder is not the store's,
-            or the experts are of another model or datastore. Or the model has no trainable parameters, has some on the meta device or made
-            in inference mode, is not causal, lacks ids of the tokenizer, has an unknown context, or
-            gives logits for PEFT's virtual tokens.
+            or the experts are not of the model and store. Or the model has no trainable parameters,
+            has some on the meta device or made in inference mode, is not causal, lacks ids of the
+            tokenizer, has an unknown context, or gives logits for PEFT's virtual tokens.
     """
 
     # pytest takes every class whose name begins with "Test" for a test.
@@ -143,7 +142,7 @@ class TestTimeFinetuner:
         schedule: str = "constant",
         max_grad_norm: float | None = None,
         context: int = 0,
-        experts: "Experts | None" = None,
+        experts: Experts | None = None,
         n_experts: int = 4,
         expert_scale: float = 1.0,
         expert_temperature: float | None = None,

@@ -10,6 +10,7 @@ from torch import nn
 
 import hullft_ops
 from hullft_ops.ttft import Datastore, bits_per_byte, score_text
+from hullft_ops.ttft.experts.folder import Factors
 from hullft_ops.ttft.model.prefix import Prefix
 from hullft_ops.ttft.model.trainer import SupportTrainer
 
@@ -22,18 +23,18 @@ RANK, SCALE = 3, 0.5
 class Random:
     """Experts with random differences: factors of the matrices, a whole one of a vector."""
 
-    def __init__(self, model: nn.Module, centroids: torch.Tensor, dtype=torch.float32) -> None:
+    def __init__(self, model: nn.Module, centroids: torch.Tensor) -> None:
         self.centroids = centroids
         self.checked: list[int] = []
         named = {name: p for name, p in model.named_parameters() if p.dim() <= 2}
         random = torch.Generator().manual_seed(0)
 
         def draw(*shape: int) -> torch.Tensor:
-            return (0.1 * torch.randn(*shape, generator=random)).to(dtype)
+            return 0.1 * torch.randn(*shape, generator=random)
 
         self.updates = [
             {
-                name: (draw(p.shape[0], RANK), draw(RANK, p.shape[1]), SCALE)
+                name: Factors(draw(p.shape[0], RANK), draw(RANK, p.shape[1]), SCALE)
                 if p.dim() == 2
                 else draw(*p.shape)
                 for name, p in named.items()
@@ -50,7 +51,7 @@ class Random:
     def whole(self, index: int) -> dict[str, torch.Tensor]:
         """The differences, multiplied out."""
         return {
-            name: one if isinstance(one, torch.Tensor) else one[2] * one[0] @ one[1]
+            name: one if isinstance(one, torch.Tensor) else one.scale * one.b @ one.a
             for name, one in self.updates[index].items()
         }
 
@@ -62,7 +63,7 @@ def centroids(store):
 
 @pytest.fixture
 def experts_of(centroids) -> Callable[..., Random]:
-    return lambda model, **options: Random(model, centroids, **options)
+    return lambda model: Random(model, centroids)
 
 
 def copied(model):
@@ -186,12 +187,15 @@ def test_the_texts_in_the_context_are_read_by_the_merged_model(
     assert kept.changed() == set()
 
 
-class Stopped(Exception):
-    pass
-
-
 def stop(*arguments, **options):
-    raise Stopped
+    raise KeyError
+
+
+def adapt_until_stopped(finetuner, kept, stage):
+    with finetuner.adapted(PROMPT):
+        assert stage == "block"
+        assert kept.changed()
+        stop()
 
 
 @pytest.mark.parametrize("steps", [0, 4])
@@ -218,10 +222,8 @@ def test_whatever_stops_it_the_model_is_as_it_was(
             patched.setattr(SupportTrainer, "train", stop)
         elif stage == "prefill":
             patched.setattr(Prefix, "read", stop)
-        with pytest.raises(Stopped), finetuner.adapted(PROMPT):
-            assert stage == "block"
-            assert kept.changed()
-            raise Stopped
+        with pytest.raises(KeyError):
+            adapt_until_stopped(finetuner, kept, stage)
     assert kept.changed() == set()
     assert [module.training for module in gpt2.modules()] == modes
     assert all(parameter.grad is None for parameter in gpt2.parameters())

@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 import hullft_ops
 from hullft_ops._checks import check_finite, check_integer, check_noise
+from hullft_ops.ttft.experts.folder import Experts, Factors
 from hullft_ops.ttft.model.timing import StageClock
 from hullft_ops.ttft.store.base import Store
 
-if TYPE_CHECKING:
-    from hullft_ops.ttft.experts.folder import Experts
-
-# The factors B [rows, rank] and A [rank, columns] of a weight's difference and their scale, or the
-# whole difference.
-Update = tuple[torch.Tensor, torch.Tensor, float] | torch.Tensor
-# A parameter, and the updates that it gets, each with its share.
-Addition = tuple[nn.Parameter, list[tuple[Update, float]]]
+# Differences of one parameter, each with its share in the mixture.
+Shares = list[tuple[Factors | torch.Tensor, float]]
+# A parameter, and what to add to it.
+Addition = tuple[nn.Parameter, Shares]
 # Experts and their convex weights, largest first.
 Mixture = tuple[list[int], list[float]]
 
@@ -45,10 +45,10 @@ class ExpertMerger:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: "PreTrainedModel",
         trained: Sequence[nn.Parameter],
         store: Store,
-        experts: "Experts | None",
+        experts: Experts | None,
         count: int,
         scale: float,
         temperature: float | None,
@@ -75,19 +75,14 @@ class ExpertMerger:
         """
         if self._experts is None:
             return [([], [])] * len(queries)
-        centroids = torch.as_tensor(self._experts.centroids)
+        centroids = self._experts.centroids
         if self._temperature is not None:
             # One by one: a product for the whole batch would round otherwise than for one prompt.
-            return [self._softmax(centroids, query) for query in queries]
+            return [_softmax(centroids, query, self._count, self._temperature) for query in queries]
         found = hullft_ops.fw_select(centroids, queries, self._count, variant="pairwise")
         sizes = found.support_size.tolist()
         rows = zip(found.indices.tolist(), found.weights.tolist(), sizes, strict=True)
         return [(indices[:size], weights[:size]) for indices, weights, size in rows]
-
-    def _softmax(self, centroids: torch.Tensor, query: torch.Tensor) -> Mixture:
-        similarities = torch.cosine_similarity(centroids, query[None])
-        values, indices = similarities.topk(self._count)
-        return indices.tolist(), torch.softmax(values / self._temperature, 0).tolist()
 
     def read(
         self, indices: Sequence[int], weights: Sequence[float], clock: StageClock
@@ -106,30 +101,30 @@ class ExpertMerger:
                 f"TestTimeFinetuner: this support has {len(indices)} experts, so it needs a "
                 "finetuner with experts, and n_experts above 0"
             )
-        updates: dict[str, list[tuple[Update, float]]] = defaultdict(list)
+        found: dict[str, Shares] = defaultdict(list)
         with clock.of("merge"):
             for index, weight in zip(indices, weights, strict=True):
                 for name, update in self._experts.update(index).items():
-                    updates[name].append((update, self._scale * weight))
-            return self._checked(updates)
+                    found[name].append((update, self._scale * weight))
+            return self._checked(found)
 
-    def _checked(self, updates: dict[str, list[tuple[Update, float]]]) -> list[Addition]:
+    def _checked(self, found: dict[str, Shares]) -> list[Addition]:
         parameters = dict(self._model.named_parameters())
         trained = set(map(id, self._trained))
-        for name, ones in updates.items():
+        for name, shares in found.items():
             if name not in parameters or id(parameters[name]) not in trained:
                 raise ValueError(
                     "TestTimeFinetuner: what experts change must be a parameter with requires_grad "
                     f"of the model, {name} is {'frozen' if name in parameters else 'none of it'}"
                 )
-            shape = list(parameters[name].shape)
-            for found in (_shape(one) for one, _ in ones):
-                if found != shape:
+            wanted = list(parameters[name].shape)
+            for shape in (_shape(update) for update, _ in shares):
+                if shape != wanted:
                     raise ValueError(
-                        f"TestTimeFinetuner: the experts' {name} has shape {found}, the model's "
-                        f"has {shape}"
+                        f"TestTimeFinetuner: the experts' {name} has shape {shape}, the model's "
+                        f"has {wanted}"
                     )
-        return [(parameters[name], ones) for name, ones in updates.items()]
+        return [(parameters[name], shares) for name, shares in found.items()]
 
 
 def add(additions: Sequence[Addition], clock: StageClock) -> None:
@@ -138,21 +133,27 @@ def add(additions: Sequence[Addition], clock: StageClock) -> None:
         return
     # In inference mode, torch would not count these writes.
     with clock.of("merge"), torch.inference_mode(False), torch.no_grad():
-        for parameter, updates in additions:
-            factors = [(*one, share) for one, share in updates if isinstance(one, tuple)]
-            if factors:
-                left = torch.cat([b * (scale * share) for b, _, scale, share in factors], 1)
-                right = torch.cat([a for _, a, _, _ in factors])
-                parameter.addmm_(left.to(parameter), right.to(parameter))
-            for one, share in updates:
+        for parameter, shares in additions:
+            low = [(one, share) for one, share in shares if isinstance(one, Factors)]
+            if low:
+                b = torch.cat([one.b * (one.scale * share) for one, share in low], 1)
+                a = torch.cat([one.a for one, _ in low])
+                parameter.addmm_(b.to(parameter), a.to(parameter))
+            for one, share in shares:
                 if isinstance(one, torch.Tensor):
                     parameter.add_(one.to(parameter), alpha=share)
         # A caller's autocast would keep using its copies of the old weights.
         torch.clear_autocast_cache()
 
 
-def _shape(update: Update) -> list[int]:
-    if isinstance(update, torch.Tensor):
-        return list(update.shape)
-    b, a, _ = update
-    return [b.shape[0], a.shape[1]]
+def _softmax(
+    centroids: torch.Tensor, query: torch.Tensor, count: int, temperature: float
+) -> Mixture:
+    values, indices = torch.cosine_similarity(centroids, query[None]).topk(count)
+    return indices.tolist(), torch.softmax(values / temperature, 0).tolist()
+
+
+def _shape(update: Factors | torch.Tensor) -> list[int]:
+    if isinstance(update, Factors):
+        return [update.b.shape[0], update.a.shape[1]]
+    return list(update.shape)
