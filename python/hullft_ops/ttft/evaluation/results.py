@@ -151,8 +151,8 @@ def open_results(path: Path, run: str) -> Iterator[ResultsFile]:
         other = next((row for row in rows.values() if row.run != run), None)
         if other is not None:
             raise ConfigError(
-                f"{path} holds rows of another model, tokenizer, datastore, embedder, seed or "
-                f"experts (run {other.run}, this one is {run}); name another file"
+                f"{path} holds rows of another model, tokenizer, datastore, embedder or seed, or "
+                f"of other experts (run {other.run}, this one is {run}); name another file"
             )
         # Not earlier: a file with other content must stay as it is.
         _drop_torn_line(descriptor, path)
