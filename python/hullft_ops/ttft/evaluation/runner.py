@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from importlib import metadata
 from time import perf_counter
 from typing import TypeVar
 
@@ -11,6 +10,7 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hullft_ops.collect_env import versions_of
 from hullft_ops.ttft._progress import progress_bar
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.evaluation.config import (
@@ -76,7 +76,7 @@ class Evaluator:
         self._finetuners: dict[str, TestTimeFinetuner] = {}
         self._sifts: dict[str, PickedSift] = {}
         self._before: dict[tuple[str, int | None], tuple[float, int]] = {}
-        self._versions = {name: _version(name) for name in _PACKAGES}
+        self._versions = versions_of(_PACKAGES)
         self._versions["device"] = model.device.type
 
     @cached_property
@@ -277,13 +277,6 @@ def rotated(items: Sequence[T], by: int) -> list[T]:
     """The items, rotated to begin with number ``by``."""
     start = by % len(items)
     return [*items[start:], *items[:start]]
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 class OneEmbedding:

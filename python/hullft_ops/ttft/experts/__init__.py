@@ -4,6 +4,7 @@ The clusters of a datastore, building an expert for each, and the folder that ho
 ``ttft.retrieval``, ``ttft.store`` and ``ttft.model`` at most.
 """
 
+from hullft_ops.ttft.experts.build import build_experts
 from hullft_ops.ttft.experts.folder import Experts
 
-__all__ = ["Experts"]
+__all__ = ["Experts", "build_experts"]

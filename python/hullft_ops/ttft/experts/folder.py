@@ -43,7 +43,7 @@ DIFFERENCE_FILE = "difference.safetensors"
 FILES = {"lora": (CONFIG_FILE, ADAPTER_FILE), "full": (DIFFERENCE_FILE,)}
 # What PEFT puts before the name of a module, and after it.
 _BEFORE, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
-_MAX_EXPERTS = 10_000
+MAX_EXPERTS = 10_000
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Manifest:
         manifest = cls(**values)
         if manifest.kind not in FILES:
             raise ValueError(f"{file}: kind must be lora or full, got {manifest.kind!r}")
-        check_count(file, "clusters", manifest.clusters, 1, _MAX_EXPERTS)
+        check_count(file, "clusters", manifest.clusters, 1, MAX_EXPERTS)
         files = manifest.files
         if not isinstance(files, dict) or not all(isinstance(v, str) for v in files.values()):
             raise ValueError(f"{file}: files must be an object of SHA-256 sums, got {files!r}")
