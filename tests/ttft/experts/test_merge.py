@@ -3,9 +3,11 @@
 import json
 import math
 from collections.abc import Callable
+from copy import deepcopy
 
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 import hullft_ops
@@ -48,13 +50,6 @@ class Random:
     def check(self, model: nn.Module, store, n_experts: int) -> None:
         self.checked.append(n_experts)
 
-    def whole(self, index: int) -> dict[str, torch.Tensor]:
-        """The differences, multiplied out."""
-        return {
-            name: one if isinstance(one, torch.Tensor) else one.scale * one.b @ one.a
-            for name, one in self.updates[index].items()
-        }
-
 
 @pytest.fixture
 def centroids(store):
@@ -74,8 +69,9 @@ def by_hand(before, experts, indices, weights, scale=1.0):
     """The parameters with the experts added one by one, in float64."""
     merged = {name: parameter.double() for name, parameter in before.items()}
     for index, weight in zip(indices, weights, strict=True):
-        for name, difference in experts.whole(index).items():
-            merged[name] = merged[name] + scale * weight * difference.double()
+        for name, one in experts.update(index).items():
+            whole = one.scale * one.b @ one.a if isinstance(one, Factors) else one
+            merged[name] = merged[name] + scale * weight * whole.double()
     return merged
 
 
@@ -327,3 +323,47 @@ def test_finetuners_with_and_without_experts_share_memory(gpt2, make, experts_of
             assert kept.changed()
         assert kept.changed() == set()
     assert second._snapshot is first._snapshot
+
+
+# Experts from a folder
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("full", [False, True])
+def test_one_expert_is_its_adapter_or_its_difference(model, make, build, few, bits, full):
+    experts, before, kept = build(model, full=full), copied(model), bits(model)
+    ids = torch.tensor([[5, 6, 7, 8, 9]])
+    finetuner = make(model, store=few, experts=experts, n_experts=1, n_select=0)
+    with finetuner.adapted(PROMPT) as report, torch.no_grad():
+        assert report.expert_weights == [1.0]
+        assert_close(model, by_hand(before, experts, report.expert_indices, [1.0]))
+        merged = model(ids).logits
+    assert kept.changed() == set()
+    with torch.no_grad():
+        assert (merged - model(ids).logits).abs().max() > 1e-3
+        if not full:
+            folder = experts.path / f"{report.expert_indices[0]:04d}"
+            adapter = PeftModel.from_pretrained(deepcopy(model), folder).eval()
+            torch.testing.assert_close(adapter(ids).logits, merged, atol=1e-5, rtol=0)
+
+
+def test_experts_of_something_else_are_refused_before_a_weight_is_touched(
+    gpt2, llama, make, build, few, store
+):
+    experts = build(gpt2)
+    versions = [parameter._version for parameter in (*gpt2.parameters(), *llama.parameters())]
+    lora = get_peft_model(deepcopy(gpt2), LoraConfig(r=1, fan_in_fan_out=True))
+    for model, given, count, message in (
+        (gpt2, few, 4, "n_experts is 4, .* holds 3 experts"),
+        (gpt2, store, 2, "store has 60 texts .*, the experts .* 14 texts"),
+        (llama, few, 2, "model is LlamaForCausalLM with .*, the experts"),
+        (lora, few, 2, "model must be a plain one"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make(model, store=given, experts=experts, n_experts=count)
+    finetuner = make(gpt2, store=few, experts=experts, n_experts=3)
+    for file in experts.path.glob("*/adapter_model.safetensors"):
+        file.write_bytes(file.read_bytes()[:-1])
+    refused(finetuner, r"adapter_model\.safetensors is damaged")
+    after = [parameter._version for parameter in (*gpt2.parameters(), *llama.parameters())]
+    assert after == versions
