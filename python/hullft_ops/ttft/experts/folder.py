@@ -24,7 +24,6 @@ from hullft_ops._checks import check_integer
 from hullft_ops.ttft._files import sha256_of
 from hullft_ops.ttft.model.loading import weights_digest
 from hullft_ops.ttft.store.base import Store
-from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.format import (
     MANIFEST_FILE,
     check_count,
@@ -32,6 +31,7 @@ from hullft_ops.ttft.store.format import (
     refuse_link,
     write_json_durably,
 )
+from hullft_ops.ttft.store.format import Manifest as DatastoreManifest
 
 FORMAT = "hullft_ops.experts"
 FORMAT_VERSION = 1
@@ -346,8 +346,9 @@ def store_digest(store: Store) -> str:
     """A name for a store's content."""
     digest = hashlib.sha256(store.embedder.encode())
     # Reading all of a large datastore would take longer than a prompt.
-    if isinstance(store, Datastore):
-        digest.update(json.dumps(store.manifest.checksums).encode())
+    manifest = getattr(store, "manifest", None)
+    if isinstance(manifest, DatastoreManifest):
+        digest.update(json.dumps(manifest.checksums).encode())
     else:
         digest.update(store.embeddings.numpy().data)
     return digest.hexdigest()[:16]

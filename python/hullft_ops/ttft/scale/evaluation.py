@@ -8,7 +8,7 @@ from rich.console import Console
 
 from hullft_ops.ttft._progress import progress_bar
 from hullft_ops.ttft.evaluation.config import Config, ConfigError, Settings
-from hullft_ops.ttft.evaluation.inputs import Inputs
+from hullft_ops.ttft.evaluation.inputs import Inputs, open_experts
 from hullft_ops.ttft.evaluation.prompts import Prompt
 from hullft_ops.ttft.evaluation.results import ResultsFile, Row
 from hullft_ops.ttft.evaluation.runner import Evaluator, missing_pairs
@@ -62,11 +62,12 @@ class EvaluationWorker:
         )
         store = Datastore.open(self._config.store, verify=False)
         embedder = open_embedder(self._config.embedder)
-        evaluator = Evaluator(model, tokenizer, store, embedder, seed=self._config.seed)
+        experts, seed = open_experts(self._config.experts), self._config.seed
+        evaluator = Evaluator(model, tokenizer, store, embedder, seed=seed, experts=experts)
         if evaluator.run != self._run:
             raise ConfigError(
-                f"a worker has another model, tokenizer, datastore or embedder than the driver "
-                f"under the same name (run {evaluator.run}, the driver's is {self._run})"
+                "a worker has another model, tokenizer, datastore, embedder or experts than the "
+                f"driver under the same name (run {evaluator.run}, the driver's is {self._run})"
             )
         return evaluator
 
@@ -122,4 +123,5 @@ def _found_anywhere(config: Config) -> Config:
         model=config.model and found_anywhere(config.model),
         embedder=found_anywhere(config.embedder),
         store=config.store and config.store.resolve(),
+        experts=config.experts and config.experts.resolve(),
     )
