@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, partial
-from importlib import metadata
 from itertools import groupby
 from operator import itemgetter
 from time import perf_counter
@@ -13,6 +12,7 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hullft_ops.collect_env import versions_of
 from hullft_ops.ttft._progress import progress_bar
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.evaluation.config import (
@@ -23,15 +23,15 @@ from hullft_ops.ttft.evaluation.config import (
 )
 from hullft_ops.ttft.evaluation.corpus import normalised
 from hullft_ops.ttft.evaluation.prompts import Prompt
-from hullft_ops.ttft.evaluation.results import ResultsFile, Row, fingerprint
+from hullft_ops.ttft.evaluation.results import MERGE, ResultsFile, Row, fingerprint
 from hullft_ops.ttft.evaluation.sift_reuse import PickedSift, in_runs
+from hullft_ops.ttft.experts.folder import Experts
 from hullft_ops.ttft.finetuner import AdaptationReport, TestTimeFinetuner
 from hullft_ops.ttft.model.context import scored_context
 from hullft_ops.ttft.model.memory import out_of_memory_explained
 from hullft_ops.ttft.model.scoring import BitsPerByte, score_text
 from hullft_ops.ttft.retrieval.methods import Sift
 from hullft_ops.ttft.retrieval.support import Support
-from hullft_ops.ttft.store.base import Store
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.embedding import Embedder
 
@@ -57,6 +57,7 @@ class Evaluator:
         store: where the neighbours come from.
         embedder: the embedder that built the store.
         seed: drives everything that is random.
+        experts: experts for settings with "n_experts".
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Evaluator:
         embedder: Embedder,
         *,
         seed: int = 0,
+        experts: Experts | None = None,
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
@@ -74,10 +76,11 @@ class Evaluator:
         self._datastore = store
         self._store = OneSearch(store)
         self._seed = seed
+        self._experts = experts
         self._finetuners: dict[str, TestTimeFinetuner] = {}
         self._sifts: dict[str, PickedSift] = {}
         self._before: dict[tuple[str, int | None], tuple[float, int]] = {}
-        self._versions = {name: _version(name) for name in _PACKAGES}
+        self._versions = versions_of(_PACKAGES)
         self._versions["device"] = model.device.type
 
     @cached_property
@@ -251,7 +254,7 @@ class Evaluator:
             "search": self._store.seconds,
             "select": report.seconds_select,
             "finetune": report.seconds_finetune + report.seconds_prefill,
-        }
+        } | ({MERGE: report.seconds_merge} if report.expert_indices else {})
 
     def _support(self, prompt: Prompt, settings: Settings) -> Support:
         support = self._finetuner(settings).select(prompt.text)
@@ -263,7 +266,7 @@ class Evaluator:
         key = config_id(settings)
         if key not in self._finetuners:
             try:
-                options = finetuner_options(settings, self._seed)
+                options = finetuner_options(settings, self._seed, self._experts)
                 if isinstance(options["method"], Sift):
                     self._sifts[key] = options["method"] = PickedSift(options["method"].noise)
                 made = TestTimeFinetuner(
@@ -325,13 +328,6 @@ def rotated(items: Sequence[T], by: int) -> list[T]:
     return [*items[start:], *items[:start]]
 
 
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 class OneEmbedding:
     """An embedder that remembers its last text.
 
@@ -365,8 +361,9 @@ class OneSearch:
     ``seconds`` is the time that its last neighbours took to find.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Datastore) -> None:
         self.texts = store.texts
+        self.manifest = store.manifest
         self.embedder = store.embedder
         self.dim = store.dim
         self._store = store
