@@ -155,12 +155,12 @@ def test_a_byte_order_mark_is_none_of_it(tmp_path: Path) -> None:
 
 
 def test_a_name_of_nothing_is_told_what_ships(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="No such file .*; cpu_timing, paper"):
+    with pytest.raises(ConfigError, match="No such file .*; cpu_timing, experts, paper"):
         read_config(tmp_path / "sweep")
 
 
 def test_every_shipped_configuration_is_one() -> None:
-    assert shipped_configs() == ["cpu_timing", "paper", "sift_reuse", "smollm2", "sweep_n"]
+    assert shipped_configs() == ["cpu_timing", "experts", "paper", "sift_reuse", "smollm2", "sweep_n"]
     for name in shipped_configs():
         config = read_config(name)
         assert config.configurations
