@@ -1,0 +1,171 @@
+"""Tables and picture of a study, from the rows that `hullft-ops evaluate` wrote.
+
+    python -m benchmarks.study benchmarks/results/smollm2/rows.jsonl --page docs/results/smollm2.md
+
+fills the tables of the page, between ``<!-- table NAME -->`` and ``<!-- end -->``, and draws the
+picture beside it. A comparison takes the prompts that both of its configurations ran on.
+"""
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+from hullft_ops.ttft.evaluation.results import Row, read_rows
+from hullft_ops.ttft.evaluation.statistics import NONE, Interval, Measurements
+
+# What the page compares: a configuration, and its rival.
+COMPARED = (
+    ("5 texts", "kNN 20 steps"),
+    ("HullFT 20 steps, refresh 2", "kNN 20 steps"),
+    ("HullFT 20 steps, refresh 2", "SIFT 20 steps"),
+    ("HullFT 20 steps", "kNN 20 steps"),
+    ("HullFT 20 steps", "SIFT 20 steps"),
+    ("HullFT 20 steps, refresh 2, 5 texts", "5 texts"),
+    ("kNN 5 steps, 5 texts", "5 texts"),
+    ("experts", "nearest expert"),
+    ("experts", "experts by softmax"),
+    ("experts, kNN 5 steps", "kNN 20 steps"),
+    ("experts, 1 text", "1 text"),
+    ("experts, 5 texts", "5 texts"),
+    ("experts, 5 texts", "HullFT 20 steps, refresh 2, 5 texts"),
+    ("experts, kNN 5 steps, 5 texts", "experts, 5 texts"),
+)
+METHODS = {"knn": "kNN", "sift": "SIFT", "hullft": "HullFT", "random": "random"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("rows", type=Path)
+    parser.add_argument("--page", type=Path, required=True)
+    arguments = parser.parse_args()
+    rows = read_rows(arguments.rows)
+    page = arguments.page.read_text(encoding="utf-8")
+    arguments.page.write_text(filled(page, rows), encoding="utf-8")
+    draw(rows, arguments.page.with_suffix(".png"))
+
+
+def filled(page: str, rows: Sequence[Row]) -> str:
+    """The page with its tables made from the rows."""
+    tables = {"all": table(rows), "compared": comparisons(rows)}
+
+    def fill(match: re.Match[str]) -> str:
+        return f"{match[1]}\n{tables[match[2]]}\n{match[3]}"
+
+    return re.sub(r"(<!-- table (\w+) -->)\n.*?(<!-- end -->)", fill, page, flags=re.DOTALL)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Every configuration on the prompts that it ran on, fewest bits against none first."""
+    lines = [
+        "| the model gets | prompts | bits per byte | none | against none | seconds | passes |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    made = []
+    for name, own in by_label(rows).items():
+        one = Measurements.of(own)
+        config = one.configs[1]
+        against = one.relative_bits(config, NONE)
+        cells = (
+            name,
+            str(len(one.prompts)),
+            f"{one.mean_bits(config):.3f}",
+            f"{one.mean_bits(NONE):.3f}",
+            _percent(against),
+            f"{one.mean_seconds(config):.1f}",
+            f"{one.mean_of(config, 'passes'):.1f}",
+        )
+        made.append((against.value, "| " + " | ".join(cells) + " |"))
+    return "\n".join([*lines, *(line for _, line in sorted(made))])
+
+
+def comparisons(rows: Sequence[Row]) -> str:
+    """Each pair of `COMPARED` that the rows have."""
+    lines = [
+        "| | against | prompts | bits per byte | difference | fewer bits on | seconds |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    labelled = by_label(rows)
+    for name, rival in COMPARED:
+        if name not in labelled or rival not in labelled:
+            continue
+        both = _common(labelled[name], labelled[rival])
+        own, other = (next(c for c in both.configs if label(both, c) == n) for n in (name, rival))
+        cells = (
+            name,
+            rival,
+            str(len(both.prompts)),
+            f"{both.mean_bits(own):.3f}, {both.mean_bits(other):.3f}",
+            _percent(both.relative_bits(own, other)),
+            f"{both.prompts_below(own, other)}",
+            f"{both.mean_seconds(own):.1f}, {both.mean_seconds(other):.1f}",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """Bits against seconds, each relative to the same prompts without adaptation."""
+    figure, axes = pyplot.subplots(figsize=(7.2, 4.4), dpi=150)
+    for name, own in by_label(rows).items():
+        one = Measurements.of(own)
+        change = one.relative_bits(one.configs[1], NONE).value
+        point = max(one.mean_seconds(one.configs[1]), 0.05), 100 * change
+        kind = "tab:green" if "expert" in name else "tab:blue" if "steps" in name else "tab:orange"
+        axes.plot(*point, "o", color=kind)
+        axes.annotate(name, point, (4, 3), textcoords="offset points", size=6)
+    axes.set_xscale("log")
+    axes.set_xlabel("seconds per prompt, one thread")
+    axes.set_ylabel("bits per byte against none, %")
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+def by_label(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows of each configuration, by what it is called here."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        name = _label(row.settings)
+        if name != NONE:
+            found.setdefault(name, []).append(row)
+    return found
+
+
+def label(measured: Measurements, config: str) -> str:
+    return NONE if config == NONE else _label(measured.settings(config))
+
+
+def _label(settings: dict[str, Any]) -> str:
+    parts = []
+    if count := settings.get("n_experts"):
+        kind = "nearest expert" if count == 1 else "experts"
+        parts.append(f"{kind} by softmax" if settings.get("expert_temperature") else kind)
+    if settings["n_select"]:
+        parts.append(f"{METHODS[settings['method']]} {settings['n_select']} steps")
+    if settings["refresh"] > 1:
+        parts.append(f"refresh {settings['refresh']}")
+    if texts := settings.get("context"):
+        parts.append("1 text" if texts == 1 else f"{texts} texts")
+    return ", ".join(parts) or NONE
+
+
+def _common(own: Sequence[Row], other: Sequence[Row]) -> Measurements:
+    shared = {row.prompt for row in own} & {row.prompt for row in other}
+    return Measurements.of([row for row in (*own, *other) if row.prompt in shared])
+
+
+def _percent(interval: Interval) -> str:
+    return f"{interval.value:+.1%} [{interval.low:+.1%}, {interval.high:+.1%}]"
+
+
+if __name__ == "__main__":
+    main()
