@@ -2,8 +2,8 @@
 
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,6 +51,11 @@ _PARTIAL = re.compile(
     rf"\.(?:[0-9]{{4}}|{re.escape(MANIFEST_FILE)}|{re.escape(CENTROIDS_FILE)})\.{UUID}\.partial"
 )
 
+# An expert, and the positions of its texts.
+Task = tuple[int, list[int]]
+# Yields each expert with its files, in any order.
+TrainExperts = Callable[[Manifest, list[Task]], Generator[tuple[int, dict[str, bytes]]]]
+
 
 def build_experts(
     model: "PreTrainedModel",
@@ -66,6 +71,7 @@ def build_experts(
     full: bool = False,
     seed: int = 0,
     console: Console | None = None,
+    train: TrainExperts | None = None,
 ) -> Experts:
     """Cluster a datastore, train an expert for each cluster, and write them to ``path``.
 
@@ -95,6 +101,8 @@ def build_experts(
             training takes four times the model's memory besides.
         seed: chooses the clusters and the adapters' first values.
         console: shows the progress; None shows none.
+        train: trains experts elsewhere, for example `hullft_ops.ttft.scale.experts.ray_training`;
+            None trains them in this process.
 
     Raises:
         ImportError: PEFT or FAISS is not installed.
@@ -144,33 +152,38 @@ def build_experts(
             versions=versions_of(_PACKAGES),
         )
         with _opened(path, manifest) as build:
-            _train(build, model, tokenizer, store, console)
+            _train(build, store, train or _training_here(model, tokenizer, store), console)
     return Experts.open(path)
 
 
-def _train(
-    build: "_Build",
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    store: Store,
-    console: Console | None,
-) -> None:
+def _train(build: "_Build", store: Store, train: TrainExperts, console: Console | None) -> None:
     """Train the experts that are not there, and finish the folder."""
     groups = build.clusters(store)
     limit = build.manifest.passages
     sizes = [size if limit is None else min(size, limit) for size in groups.sizes.tolist()]
     missing = [expert for expert in range(len(sizes)) if not build.has(expert)]
-    if not missing:
-        build.finish()
-        return
-    trainer = ExpertTrainer(model, tokenizer, store, build.manifest)
     rest = sum(sizes[expert] for expert in missing)
     with progress_bar(console or Console(quiet=True), shown=console is not None) as bar:
         task = bar.add_task("training experts", total=sum(sizes), completed=sum(sizes) - rest)
-        for expert in missing:
-            build.add(expert, trainer.files(expert, groups.texts_of(expert)))
-            bar.advance(task, sizes[expert])
+        tasks = [(expert, groups.texts_of(expert)) for expert in missing]
+        with closing(train(build.manifest, tasks)) as trained:
+            for expert, files in trained:
+                build.add(expert, files)
+                bar.advance(task, sizes[expert])
     build.finish()
+
+
+def _training_here(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", store: Store
+) -> TrainExperts:
+    def train(manifest: Manifest, tasks: list[Task]) -> Generator[tuple[int, dict[str, bytes]]]:
+        if not tasks:
+            return
+        trainer = ExpertTrainer(model, tokenizer, store, manifest)
+        for expert, positions in tasks:
+            yield expert, trainer.files(expert, positions)
+
+    return train
 
 
 class _Build:
@@ -227,7 +240,9 @@ class _Build:
         self.manifest.write(self.path)
 
     def _record(self, sums: dict[str, str]) -> None:
-        self.manifest = replace(self.manifest, files=self.manifest.files | sums)
+        # Workers may finish in any order.
+        files = dict(sorted((self.manifest.files | sums).items()))
+        self.manifest = replace(self.manifest, files=files)
         self.manifest.write(self.path)
 
 

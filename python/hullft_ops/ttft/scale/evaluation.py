@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 
 from rich.console import Console
 
@@ -15,7 +14,14 @@ from hullft_ops.ttft.evaluation.results import ResultsFile, Row
 from hullft_ops.ttft.evaluation.runner import Evaluator, missing_pairs
 from hullft_ops.ttft.model.loading import checked_device, load_model
 from hullft_ops.ttft.model.memory import keep_freed_memory
-from hullft_ops.ttft.scale.cluster import Workers, cluster, completed, staff, use_threads
+from hullft_ops.ttft.scale.cluster import (
+    Workers,
+    cluster,
+    completed,
+    found_anywhere,
+    staff,
+    use_threads,
+)
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.embedding import open_embedder
 
@@ -112,14 +118,10 @@ def _tasks(
 
 def _found_anywhere(config: Config) -> Config:
     """The same configuration, with absolute paths."""
-
-    def whole(name: str) -> str:
-        return str(Path(name).resolve()) if Path(name).exists() else name
-
     return replace(
         config,
-        model=config.model and whole(config.model),
-        embedder=whole(config.embedder),
+        model=config.model and found_anywhere(config.model),
+        embedder=found_anywhere(config.embedder),
         store=config.store and config.store.resolve(),
         experts=config.experts and config.experts.resolve(),
     )
