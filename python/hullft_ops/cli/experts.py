@@ -14,11 +14,6 @@ from hullft_ops.cli.errors import errors_of
 experts = typer.Typer(help="Experts for the regions of a datastore.", no_args_is_help=True)
 
 
-@experts.callback()
-def _experts() -> None:
-    """Without it, the only command would take the group's name."""
-
-
 @experts.command()
 def build(
     store: Annotated[Path, typer.Argument(help="Directory of a datastore.")],

@@ -16,7 +16,7 @@ from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from forked import forked, status_of
-from hullft_ops.ttft import Datastore, MemoryStore, _files
+from hullft_ops.ttft import Datastore, MemoryStore, TestTimeFinetuner, _files
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.experts import Experts
 from hullft_ops.ttft.experts import build as build_module
@@ -283,8 +283,17 @@ def test_arguments_out_of_range_are_refused(
 
 
 def test_models_and_stores_that_do_not_fit_are_refused(
-    build: Build, gpt2: PreTrainedModel, store: Datastore, monkeypatch: pytest.MonkeyPatch
+    build: Build,
+    make: Callable[..., TestTimeFinetuner],
+    gpt2: PreTrainedModel,
+    store: Datastore,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    with (
+        make(gpt2, n_select=1).adapted("the cat"),
+        pytest.raises(RuntimeError, match="is adapted to another prompt already"),
+    ):
+        build(gpt2)
     part = Datastore(store.manifest, store.rows, store.embeddings, None, torch.arange(5))
     with pytest.raises(ValueError, match="5 to search and 60 embeddings"):
         build(gpt2, store=part)

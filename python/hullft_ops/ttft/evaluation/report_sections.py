@@ -99,7 +99,7 @@ def _overview(measured: Measurements) -> Section:
 
 def _quality_and_time(measured: Measurements) -> Section:
     quality = ("configuration", "bits per byte", "against none", "better on", "worse on")
-    merging = [MERGE] * any(measured.mean_stages(config)[MERGE] for config in measured.configs)
+    merging = [MERGE] * any(MERGE in measured.mean_stages(config) for config in measured.configs)
     times = ("embed and search", "select", *merging, "finetune", "total")
     header = (*quality, *times, "passes", "texts")
     table: list[Cells] = [(NONE, f"{measured.mean_bits(NONE):.4f}", *[""] * (len(header) - 2))]
@@ -117,7 +117,7 @@ def _quality_and_time(measured: Measurements) -> Section:
                 f"{measured.prompts_below(NONE, config)} of {count}",
                 f"{stages['embed'] + stages['search']:.3f} s",
                 f"{1e3 * stages['select']:.2f} ms",
-                *(f"{stages[stage]:.3f} s" for stage in (*merging, "finetune")),
+                *(f"{stages.get(stage, 0):.3f} s" for stage in (*merging, "finetune")),
                 f"{measured.mean_seconds(config):.3f} s",
                 f"{measured.mean_of(config, 'passes'):.1f}",
                 f"{measured.mean_of(config, 'support_size'):.1f}",

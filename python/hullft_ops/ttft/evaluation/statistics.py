@@ -106,11 +106,10 @@ class Measurements:
         return fmean(values or [0])
 
     def mean_stages(self, config: str) -> dict[str, float]:
-        """Mean seconds of each stage; 0 for ``NONE``, and for merging where nothing is merged."""
-        rows, stages = self.rows.get(config, ()), (*STAGES, MERGE)
-        return {
-            stage: fmean([row.seconds.get(stage, 0) for row in rows] or [0]) for stage in stages
-        }
+        """Mean seconds of each stage of its rows; 0 for ``NONE``."""
+        rows = self.rows.get(config, ())
+        stages = rows[0].seconds if rows else STAGES
+        return {stage: fmean([row.seconds[stage] for row in rows] or [0]) for stage in stages}
 
     def settings(self, config: str) -> dict[str, Any]:
         return self.rows[config][0].settings
