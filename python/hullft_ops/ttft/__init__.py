@@ -3,6 +3,7 @@
 from hullft_ops._extras import missing
 
 try:
+    from hullft_ops.ttft.adapted_model import SavedAdapter
     from hullft_ops.ttft.finetuner import AdaptationReport, TestTimeFinetuner
     from hullft_ops.ttft.model.loading import load_model
     from hullft_ops.ttft.model.memory import keep_freed_memory
@@ -32,6 +33,7 @@ __all__ = [
     "IndexThresholds",
     "MemoryStore",
     "Retriever",
+    "SavedAdapter",
     "SelectionMethod",
     "SentenceTransformerEmbedder",
     "Source",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 from hullft_ops._checks import check_integer
 from hullft_ops.ttft.adaptation import Adaptation
+from hullft_ops.ttft.adapted_model import AdaptedModel
 from hullft_ops.ttft.model.causal import check_causal
 from hullft_ops.ttft.model.context import context_length, known_context
 from hullft_ops.ttft.model.exclusive import Claim
@@ -295,6 +296,7 @@ class TestTimeFinetuner:
         return Adaptation(
             Claim(self.model, self._trained),
             self._snapshot,
+            AdaptedModel(self.model, self.tokenizer, self._trained, self._snapshot, self._context),
             partial(self._adapt, prompt),
             seconds=check_limit("seconds", seconds),
             forget=self._prefix.clear,
