@@ -189,7 +189,7 @@ def test_a_folder_is_replaced_only_if_it_is_ours(gpt2, make, tmp_path):
     with make(gpt2).adapted(PROMPT) as report:
         report.save_adapter(mine, rank=2)
         first = (mine / "adapter_model.safetensors").read_bytes()
-        with pytest.raises(FileExistsError, match="mine exists; overwrite=True replaces"):
+        with pytest.raises(FileExistsError, match="mine exists: name another"):
             report.save_adapter(mine, rank=4)
         assert (mine / "adapter_model.safetensors").read_bytes() == first
         with pytest.raises(FileExistsError, match="users exists, and has no hullft_ops.json"):

@@ -75,7 +75,7 @@ def replaceable(path: Path, *, overwrite: bool) -> set[str]:
     if not os.path.lexists(path) or (path.is_dir() and not any(path.iterdir())):
         return set()
     if not overwrite:
-        raise FileExistsError(f"{path} exists; overwrite=True replaces what was saved there")
+        raise FileExistsError(f"{path} exists: name another, or pass overwrite=True")
     try:
         names = set(json.loads((path / MANIFEST).read_bytes()))
         return {name for name in names if Path(name).name == name} | {MANIFEST}
