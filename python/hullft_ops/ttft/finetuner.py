@@ -8,6 +8,7 @@ embedding chooses the support texts. Every gradient serves up to ``refresh`` opt
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
+from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 from hullft_ops._checks import check_integer
 from hullft_ops.ttft.adaptation import Adaptation
+from hullft_ops.ttft.adaptation_cache import DEFAULT_BYTES, AdaptationCache
 from hullft_ops.ttft.adapted_model import AdaptedModel
 from hullft_ops.ttft.model.causal import check_causal
 from hullft_ops.ttft.model.context import context_length, known_context
@@ -37,6 +39,7 @@ from hullft_ops.ttft.model.trainer import (
     check_same_trained,
     check_trained,
     inference_tensors_explained,
+    refreshes_of,
     same,
     trainable_parameters,
 )
@@ -104,6 +107,10 @@ class TestTimeFinetuner:
         context: how many of the nearest texts stand before the prompt, nearest last, while the
             finetuner scores or continues it adapted. Texts stay whole; the farthest go until the
             rest leaves room for the prompt, or for half of the model's context.
+        cache_dir: folder that keeps the trained parameters for each support and settings. A prompt
+            that comes again gets the same bits without a pass. An entry has the size of the trained
+            parameters. None to keep nothing.
+        cache_bytes: size of that folder; the entries that nobody used for longest go.
 
     Raises:
         TypeError: a count is not an int, a norm or rate is not a number, or the method is not
@@ -136,6 +143,8 @@ class TestTimeFinetuner:
         schedule: str = "constant",
         max_grad_norm: float | None = None,
         context: int = 0,
+        cache_dir: str | Path | None = None,
+        cache_bytes: int = DEFAULT_BYTES,
     ) -> None:
         n_select = check_integer("TestTimeFinetuner", "n_select", n_select, 0, MAX_STEPS)
         if not callable(refresh):
@@ -148,11 +157,6 @@ class TestTimeFinetuner:
         chosen = selection_method(method, variant)
         check_embedder("TestTimeFinetuner", embedder, store)
         trained = trainable_parameters(model)
-        if not trained:
-            raise ValueError(
-                "TestTimeFinetuner: model must have a parameter with requires_grad, got none; "
-                "PEFT adapters are loaded with is_trainable=True"
-            )
         check_trained(model, trained)
         check_causal("TestTimeFinetuner", model, tokenizer)
         self.model = model
@@ -168,15 +172,10 @@ class TestTimeFinetuner:
         known = known_context("TestTimeFinetuner", model, tokenizer)
         self._context = self._max_length if known is None else known
         autocast = autocast_dtype(dtype, model.device)
-        self._trainer = SupportTrainer(
-            model,
-            trained,
-            lr=lr,
-            order=order,
-            schedule=schedule,
-            max_grad_norm=max_grad_norm,
-            autocast=autocast,
-        )
+        settings: dict[str, Any] = {"lr": lr, "order": order, "schedule": schedule}
+        settings |= {"max_grad_norm": max_grad_norm, "autocast": autocast}
+        self._trainer = SupportTrainer(model, trained, **settings)
+        self._cache = AdaptationCache(cache_dir, cache_bytes, model, trained, settings)
         self._trained = trained
         self._autocast = autocast
         self._snapshot = ModelSnapshot(model, trained)
@@ -368,12 +367,13 @@ class TestTimeFinetuner:
         self, support: Support, clock: StageClock, deadline: float | None
     ) -> AdaptationReport:
         start = perf_counter()
-        # A text without steps has no gradient. No function should have to expect that.
-        refreshes = [self._refresh_of(count) if count else 1 for count in support.counts]
+        refreshes = refreshes_of(self.refresh, support.counts)
         full_logits_before = self._trainer.n_full_logits
-        losses, taken = self._trainer.train(
-            support.input_ids, support.indices, support.counts, refreshes, clock, deadline
+        texts, counts = support.input_ids, support.counts
+        train = partial(
+            self._trainer.train, texts, support.indices, counts, refreshes, clock, deadline
         )
+        losses, taken, from_cache = self._cache.train(texts, counts, refreshes, train)
         seconds = perf_counter() - start + support.seconds.tokenize
         with clock.of("prefill"):
             self._prefix.read(self.model, self.tokenizer, support.context_ids)
@@ -384,7 +384,8 @@ class TestTimeFinetuner:
             n_select=self.n_select,
             refresh=refreshes if callable(self.refresh) else self.refresh,
             seconds_finetune=seconds,
-            forward_backward_passes=len(losses),
+            forward_backward_passes=0 if from_cache else len(losses),
+            from_cache=from_cache,
             optimizer_steps=sum(taken),
             losses=losses,
             order=self.order,
@@ -392,8 +393,3 @@ class TestTimeFinetuner:
             steps_taken=taken,
             steps_left_out=sum(support.counts) - sum(taken),
         )
-
-    def _refresh_of(self, count: int) -> int:
-        if not callable(self.refresh):
-            return self.refresh
-        return check_integer("TestTimeFinetuner", "refresh", self.refresh(count), 1)

@@ -38,7 +38,8 @@ class AdaptationReport:
         seconds_embed: to embed the prompt. This and the next two are a prompt's share of its batch.
         seconds_search: to find its neighbours.
         seconds_select: to select among them.
-        seconds_finetune: to tokenize the support and train. The next four are parts of it.
+        seconds_finetune: to tokenize the support and train, and to read or write the cache. The
+            next four are parts of it.
         seconds_tokenize: to read the chosen texts and tokenize those that are not cached.
         seconds_forward: for the losses.
         seconds_backward: for the gradients.
@@ -47,7 +48,7 @@ class AdaptationReport:
         seconds_save: to save the parameters before.
         seconds_restore: to restore the model. None until the with block ends, and on CUDA, where
             the work is only handed to the GPU.
-        forward_backward_passes: how many gradients were computed.
+        forward_backward_passes: how many gradients were computed; 0 if ``from_cache``.
         optimizer_steps: how many Adam steps were taken, including replays.
         steps_taken: those on each text. They equal ``counts`` unless a budget in seconds ended the
             training.
@@ -57,6 +58,8 @@ class AdaptationReport:
             All passes do if the head is more than a linear layer, or somebody listens to it.
         context_indices: positions of the texts that stand before the prompt, nearest last.
         prefix_ids: their tokens, to pass to `bits_per_byte`.
+        from_cache: whether the trained parameters come from the cache. The steps and losses are
+            then those of the training that the entry keeps.
     """
 
     method: str
@@ -88,6 +91,7 @@ class AdaptationReport:
     context_indices: list[int] = field(default_factory=list)
     prefix_ids: list[int] = field(default_factory=list)
     seconds_prefill: float = 0.0
+    from_cache: bool = False
 
     @classmethod
     def of(cls, support: "Support", clock: "StageClock", **others: Any) -> "AdaptationReport":

@@ -5,7 +5,6 @@ progress. Opening the file again drops a last line that was cut off.
 """
 
 import fcntl
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hullft_ops.ttft._files import full_disk_explained
 from hullft_ops.ttft.evaluation.config import ConfigError, config_id
+from hullft_ops.ttft.fingerprint import sampled_digest
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.sources import object_of
 
@@ -248,8 +248,6 @@ def _drop_torn_line(descriptor: int, path: Path) -> None:
     os.fsync(descriptor)
 
 
-# Enough to tell two models apart. Reading all of a large model takes longer than a prompt.
-_VALUES_OF_TENSOR = 1024
 # Tokenizers with the same vocabulary may merge, normalise and prefix text differently.
 _SENTENCE = "Naïve  TOKENS of x_1 = 3.14;\n\tİt's 10,000 日本 🙂"
 
@@ -258,11 +256,7 @@ def fingerprint(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, store: Datastore, seed: int
 ) -> str:
     """A name for the weights, the tokenizer, the datastore and its embedder, and the seed."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        head = tensor.detach().flatten()[:_VALUES_OF_TENSOR].float().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(head.numpy().tobytes())
+    digest = sampled_digest(model)
     tokens = [sorted(tokenizer.get_vocab().items()), tokenizer(_SENTENCE)["input_ids"]]
     files = [*store.manifest.shards, store.manifest.embeddings]
     sums = [[file.bytes, file.crc32] for file in files]
