@@ -33,10 +33,10 @@ def with_lora(model, name="default", **options):
     return get_peft_model(model, lora, adapter_name=name)
 
 
-@pytest.mark.parametrize("name", ["default", "mine"])
-def test_peft_loads_a_trained_adapter(llama, make, tmp_path, name):
+@pytest.mark.parametrize(("name", "whole"), [("default", None), ("mine", None), ("x", ["lm_head"])])
+def test_peft_loads_a_trained_adapter(llama, make, tmp_path, name, whole):
     base = saved_base(llama, tmp_path / "base")
-    with make(with_lora(llama, name)).adapted(PROMPT) as report:
+    with make(with_lora(llama, name, modules_to_save=whole)).adapted(PROMPT) as report:
         adapted = logits(llama)
         saved = report.save_adapter(tmp_path / "mine")
         report.save_adapter(tmp_path / "renamed", base_model="served")
@@ -48,7 +48,7 @@ def test_peft_loads_a_trained_adapter(llama, make, tmp_path, name):
     # What vLLM's filesystem resolver looks at.
     assert config["peft_type"] == "LORA"
     assert config["base_model_name_or_path"] == str(tmp_path / "base")
-    assert not config["modules_to_save"]
+    assert config["modules_to_save"] == whole
     renamed = json.loads((tmp_path / "renamed" / "adapter_config.json").read_text())
     assert renamed == config | {"base_model_name_or_path": "served"}
 

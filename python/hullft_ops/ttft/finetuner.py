@@ -278,7 +278,8 @@ class TestTimeFinetuner:
                 late, so at most one ends late. If retrieval takes the whole budget, there is none.
                 ``report.steps_left_out`` counts the other steps. Learning rates follow the schedule
                 of all steps. With a budget, and only then, each pass waits for a GPU to finish it.
-                Texts in the context are read after that, in time of their own.
+                After that, in time of their own, `cache_dir` is written and the texts in the
+                context are read.
 
         Raises:
             TypeError: prompt is not a str, or seconds is not a number.
