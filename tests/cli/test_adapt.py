@@ -8,11 +8,19 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from transformers import GPT2LMHeadModel
 from typer.testing import CliRunner, Result
 
 from hullft_ops.cli.app import app
-from hullft_ops.ttft import BitsPerByte, Datastore, finetuner, load_embedder
+from hullft_ops.ttft import (
+    BitsPerByte,
+    Datastore,
+    bits_per_byte,
+    finetuner,
+    load_embedder,
+    load_model,
+)
 from hullft_ops.ttft.errors import NonFiniteLossError
 from tiny_gguf import tiny_llama, write_gguf
 
@@ -165,6 +173,30 @@ def test_it_says_when_adapting_hurts(
     result = invoke(*own)
     assert result.exit_code == 0, result.output
     assert ("\nAdapting hurt: the model predicts this prompt worse" in result.stdout) == hurt
+
+
+def test_a_saved_adaptation_serves_in_plain_peft(
+    own: list[object], model_directory: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "mine"
+    result = invoke(*own, "--n-select", 6, "--save", folder, "--save-rank", 4)
+    assert result.exit_code == 0, result.output
+    said = re.search(
+        r"saved to (.*): a LoRA of rank 4 with (\d+\.\d) % of the squared change, (\d\.\d{4}) bits "
+        r"per byte; it leaves out transformer.wte.weight, transformer.wpe.weight and \d+ more",
+        result.stdout,
+    )
+    assert said is not None, result.output
+    assert said[1] == str(folder)
+    assert 0 < float(said[2]) < 100
+    base, tokenizer = load_model(model_directory)
+    loaded = PeftModel.from_pretrained(base, folder)
+    assert loaded.peft_config["default"].base_model_name_or_path == str(model_directory)
+    assert bits_per_byte(loaded, tokenizer, PROMPT) == pytest.approx(float(said[3]), abs=1e-4)
+    again = invoke(*own, "--n-select", 6, "--save", folder)
+    assert (again.exit_code, "mine exists: name another" in again.stderr) == (2, True)
+    stepless = invoke(*own, "--n-select", 0, "--save", tmp_path / "none")
+    assert (stepless.exit_code, "--save needs n_select above 0" in stepless.stderr) == (2, True)
 
 
 def test_it_continues_the_prompt(own: list[object]) -> None:

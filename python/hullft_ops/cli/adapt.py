@@ -16,12 +16,14 @@ from hullft_ops.cli.errors import errors_of
 from hullft_ops.cli.evaluate import configuration
 
 if TYPE_CHECKING:
+    from hullft_ops.ttft.adapted_model import SavedAdapter
     from hullft_ops.ttft.evaluation.config import Config
     from hullft_ops.ttft.report import AdaptationReport
     from hullft_ops.ttft.store.datastore import Datastore
 
 _SCORING = "out of memory while scoring the prompt: give a shorter --prompt or a smaller --model"
 _GENERATING = "out of memory while generating: lower --max-new-tokens or give a shorter --prompt"
+_SAVING = "out of memory while saving: give a shorter --prompt or leave out --save"
 _STAGES = ("embed", "search", "select", "tokenize", "forward", "backward", "step")
 
 
@@ -65,6 +67,11 @@ def adapt(
     ] = None,
     generate: Annotated[bool, options.flag("--generate", help="Continue the prompt.")] = False,
     max_new_tokens: Annotated[int, typer.Option(help="Length of the continuation.")] = 64,
+    save: Annotated[
+        Path | None,
+        typer.Option(help="New folder for the adaptation, as a LoRA that PEFT and vLLM load."),
+    ] = None,
+    save_rank: Annotated[int, typer.Option(min=1, help="Rank of that LoRA.")] = 16,
 ) -> None:
     """Adapt to a prompt: what was retrieved, bits per byte before and after, a continuation."""
     with errors_of("adapt"):
@@ -76,22 +83,32 @@ def adapt(
             | {"context": context, "n_experts": n_experts, "max_length": max_length},
             default={"method": "hullft", "n_select": 20, "refresh": 2},
         )
-        _run(chosen, prompt, seconds, max_new_tokens if generate else None, device or "cpu")
+        length = max_new_tokens if generate else None
+        _run(chosen, prompt, seconds, length, device or "cpu", save, save_rank)
 
 
 def _run(
-    config: "Config", prompt: str, budget: float | None, max_new_tokens: int | None, device: str
+    config: "Config",
+    prompt: str,
+    budget: float | None,
+    max_new_tokens: int | None,
+    device: str,
+    folder: Path | None,
+    rank: int,
 ) -> None:
     """Adapt to ``prompt``, in ``budget`` seconds if given, and print the results.
 
     Prints the retrieved texts with weights and counts, the prompt's bits per byte before and after,
     seconds and, unless ``max_new_tokens`` is None, a continuation. The model runs on ``device``.
+    Unless ``folder`` is None, a LoRA of that ``rank`` is written into it.
 
     Raises:
         ConfigError, InputError: something cannot be loaded, or the model cannot adapt to the
             prompt.
+        FileExistsError: there is something at ``folder``.
         torch.OutOfMemoryError: memory ran out; the message says what to lower.
     """
+    from hullft_ops.ttft._files import replaceable
     from hullft_ops.ttft.evaluation.config import ConfigError, finetuner_options, open_experts
     from hullft_ops.ttft.evaluation.inputs import open_store
     from hullft_ops.ttft.finetuner import TestTimeFinetuner
@@ -104,6 +121,11 @@ def _run(
     (settings,), place = config.configurations, checked_device(device)
     if settings.get("reuse") is not None:
         raise ConfigError("settings: reuse is for evaluate alone")
+    if folder is not None:
+        if not settings.get("n_select"):
+            raise ConfigError("--save needs n_select above 0: without a step nothing changes")
+        # Refused before the work, not after it.
+        replaceable(folder, overwrite=False)
     if config.store is None:
         raise ConfigError("store must be given, `hullft-ops index` makes one")
     store = open_store(config.store)
@@ -130,6 +152,10 @@ def _run(
             if max_new_tokens is not None:
                 with out_of_memory_explained(_GENERATING):
                     continued = ttft.continuation(prompt, max_new_tokens=max_new_tokens)
+            saved = None
+            if folder is not None:
+                with out_of_memory_explained(_SAVING):
+                    saved = report.save_adapter(folder, rank=rank, text=prompt)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     out = Console()
@@ -164,10 +190,21 @@ def _run(
             f"{gentler} closer to the prompt may help.",
             soft_wrap=True,
         )
+    if saved is not None:
+        out.print(_said(saved, folder, rank), highlight=False, soft_wrap=True, markup=False)
     if continued is not None:
         # Rich would wrap it, turn tabs into spaces and read some of it as markup.
         shown = printable(continued, lines=True) if out.is_terminal else continued
         out.file.write(f"{shown}\n")
+
+
+def _said(saved: "SavedAdapter", folder: Path | None, rank: int) -> str:
+    more = f" and {len(saved.left_out) - 2} more" if len(saved.left_out) > 2 else ""
+    left_out = f"; it leaves out {', '.join(saved.left_out[:2])}{more}" if saved.left_out else ""
+    return printable(
+        f"saved to {folder}: a LoRA of rank {rank} with {100 * saved.share:.1f} % of the squared "
+        f"change, {saved.bits_per_byte['saved']:.4f} bits per byte{left_out}"
+    )
 
 
 def _table(report: "AdaptationReport", store: "Datastore") -> Table:

@@ -3,6 +3,7 @@
 from hullft_ops._extras import missing
 
 try:
+    from hullft_ops.ttft.adapted_model import SavedAdapter
     from hullft_ops.ttft.experts import Experts, build_experts
     from hullft_ops.ttft.finetuner import AdaptationReport, TestTimeFinetuner
     from hullft_ops.ttft.model.loading import load_model
@@ -34,6 +35,7 @@ __all__ = [
     "IndexThresholds",
     "MemoryStore",
     "Retriever",
+    "SavedAdapter",
     "SelectionMethod",
     "SentenceTransformerEmbedder",
     "Source",

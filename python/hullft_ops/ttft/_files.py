@@ -2,7 +2,9 @@
 
 import errno
 import hashlib
+import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +12,8 @@ from pathlib import Path
 
 # The form of `uuid.uuid4().hex`. A person would not choose such a name.
 UUID = "[0-9a-f]{12}4[0-9a-f]{3}[89ab][0-9a-f]{15}"
+# Lists the files that we wrote into a folder.
+MANIFEST = "hullft_ops.json"
 # No space, no quota, or a file that is too large.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -25,6 +29,59 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
+    """A folder to write files into. Once they are complete, they appear at ``path``.
+
+    A new folder appears whole. With ``overwrite``, the files take the places of the files that an
+    earlier call wrote into the folder, one after the other. Other files stay.
+
+    Raises:
+        FileExistsError: there is something at ``path`` that may not be replaced.
+    """
+    path = path.absolute()
+    ours = replaceable(path, overwrite=overwrite)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        with full_disk_explained(path, "nothing there has changed"):
+            staging.mkdir()
+            yield staging
+            names = {file.name for file in staging.iterdir()} | {MANIFEST}
+            (staging / MANIFEST).write_text(json.dumps(sorted(names)), encoding="utf-8")
+            for name in names:
+                sync(staging / name)
+        if not ours:
+            staging.rename(path)
+            return
+        for name in names - ours:
+            if (path / name).exists():
+                raise FileExistsError(f"{path / name} exists, and is not a file of ours")
+        for name in sorted(names):
+            (staging / name).replace(path / name)
+        for name in ours - names:
+            (path / name).unlink(missing_ok=True)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def replaceable(path: Path, *, overwrite: bool) -> set[str]:
+    """The names of the files in the folder that we wrote; none if it is new or empty.
+
+    Raises:
+        FileExistsError: there is something else, or ``overwrite`` is False.
+    """
+    if not os.path.lexists(path) or (path.is_dir() and not any(path.iterdir())):
+        return set()
+    if not overwrite:
+        raise FileExistsError(f"{path} exists: name another, or pass overwrite=True")
+    try:
+        names = set(json.loads((path / MANIFEST).read_bytes()))
+        return {name for name in names if Path(name).name == name} | {MANIFEST}
+    except (OSError, ValueError, TypeError) as error:
+        raise FileExistsError(f"{path} exists, and has no {MANIFEST} of ours") from error
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from time import perf_counter
 from types import FrameType, TracebackType
 from typing import Any
 
+from hullft_ops.ttft.adapted_model import AdaptedModel
 from hullft_ops.ttft.model.exclusive import Claim
 from hullft_ops.ttft.model.snapshot import ModelSnapshot
 from hullft_ops.ttft.report import AdaptationReport
@@ -28,6 +29,7 @@ class Adaptation(AbstractContextManager[AdaptationReport]):
     Args:
         claim: keeps others away from the model.
         snapshot: saves and restores the model.
+        adapted: what the report gets while the model is adapted.
         adapt: changes the model. It gets a function to call before the first change, and the
             deadline on `perf_counter`, or None.
         seconds: from entering the block, waiting for the claim included, to the deadline.
@@ -39,6 +41,7 @@ class Adaptation(AbstractContextManager[AdaptationReport]):
         self,
         claim: Claim,
         snapshot: ModelSnapshot,
+        adapted: AdaptedModel,
         adapt: Callable[[Callable[[], None], float | None], AdaptationReport],
         *,
         seconds: float | None,
@@ -47,6 +50,7 @@ class Adaptation(AbstractContextManager[AdaptationReport]):
     ) -> None:
         self._forget = forget
         self._snapshot = snapshot
+        self._adapted = adapted
         self._adapt = adapt
         self._seconds = seconds
         self._timed = timed
@@ -63,6 +67,7 @@ class Adaptation(AbstractContextManager[AdaptationReport]):
         try:
             self._claim.__enter__()
             self._report = self._adapt(self._save, deadline)
+            self._report.hold(self._adapted if self._saved else None)
             return self._report
         except BaseException:
             self._close()
@@ -107,6 +112,8 @@ class Adaptation(AbstractContextManager[AdaptationReport]):
         with signals_held():
             if self._claim.is_held:
                 self._forget()
+            if self._report is not None:
+                self._report.hold(None)
             changes = self._snapshot.restore() if self._saved else []
             self._saved = False
             self._claim.release()

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from itertools import chain
+from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 from hullft_ops._checks import check_integer
 from hullft_ops.ttft.adaptation import Adaptation
+from hullft_ops.ttft.adaptation_cache import DEFAULT_BYTES, AdaptationCache
+from hullft_ops.ttft.adapted_model import AdaptedModel
 from hullft_ops.ttft.experts.folder import Experts
 from hullft_ops.ttft.experts.merge import ExpertMerger, add
 from hullft_ops.ttft.model.causal import check_causal
@@ -40,6 +43,7 @@ from hullft_ops.ttft.model.trainer import (
     check_same_trained,
     checked_trained,
     inference_tensors_explained,
+    refreshes_of,
     same,
 )
 from hullft_ops.ttft.report import AdaptationReport
@@ -112,6 +116,10 @@ class TestTimeFinetuner:
         expert_scale: multiplies the merged difference.
         expert_temperature: None for the weights that `hullft_ops.fw_select` gives the regions'
             centroids. A number for a softmax of the cosine similarities divided by it.
+        cache_dir: folder that keeps the trained parameters for each support and settings. A prompt
+            that comes again gets the same bits without a pass. An entry has the size of the trained
+            parameters. None to keep nothing.
+        cache_bytes: size of that folder; the entries that nobody used for longest go.
 
     Raises:
         TypeError: a count is not an int, a norm or rate is not a number, or the method is not
@@ -148,6 +156,8 @@ class TestTimeFinetuner:
         n_experts: int = 4,
         expert_scale: float = 1.0,
         expert_temperature: float | None = None,
+        cache_dir: str | Path | None = None,
+        cache_bytes: int = DEFAULT_BYTES,
     ) -> None:
         n_select = check_integer("TestTimeFinetuner", "n_select", n_select, 0, MAX_STEPS)
         if not callable(refresh):
@@ -174,14 +184,12 @@ class TestTimeFinetuner:
         known = known_context("TestTimeFinetuner", model, tokenizer)
         self._context = self._max_length if known is None else known
         autocast = autocast_dtype(dtype, model.device)
-        self._trainer = SupportTrainer(
-            model,
-            trained,
-            lr=lr,
-            order=order,
-            schedule=schedule,
-            max_grad_norm=max_grad_norm,
-            autocast=autocast,
+        settings: dict[str, Any] = {"lr": lr, "order": order, "schedule": schedule}
+        settings |= {"max_grad_norm": max_grad_norm, "autocast": autocast}
+        self._trainer = SupportTrainer(model, trained, **settings)
+        merged = None if experts is None else (experts.digest, expert_scale)
+        self._cache = AdaptationCache(
+            cache_dir, cache_bytes, model, trained, settings | {"experts": merged}
         )
         self._trained = trained
         self._autocast = autocast
@@ -287,7 +295,8 @@ class TestTimeFinetuner:
                 late, so at most one ends late. If retrieval takes the whole budget, there is none.
                 ``report.steps_left_out`` counts the other steps. Learning rates follow the schedule
                 of all steps. With a budget, and only then, each pass waits for a GPU to finish it.
-                Texts in the context are read after that, in time of their own.
+                After that, in time of their own, `cache_dir` is written and the texts in the
+                context are read.
 
         Raises:
             TypeError: prompt is not a str, or seconds is not a number.
@@ -304,6 +313,7 @@ class TestTimeFinetuner:
         return Adaptation(
             Claim(self.model, self._trained),
             self._snapshot,
+            AdaptedModel(self.model, self.tokenizer, self._trained, self._snapshot, self._context),
             partial(self._adapt, prompt),
             seconds=check_limit("seconds", seconds),
             forget=self._prefix.clear,
@@ -386,24 +396,32 @@ class TestTimeFinetuner:
         clock = StageClock(self.model.device)
         limits = (self._max_length, self._autocast, self.order, self.n_select, self.context)
         with out_of_memory_explained(training_advice(support.input_ids, *limits)):
+            refreshes = refreshes_of(self.refresh, support.counts)
+            merged = list(zip(support.expert_indices, support.expert_weights, strict=True))
+            key = self._cache.key(support.input_ids, support.counts, refreshes, merged)
             additions = self._merger.read(support.expert_indices, support.expert_weights, clock)
             if support.indices or additions:
                 with clock.of("save"):
                     save()
             add(additions, clock)
             with inference_tensors_explained(self.model):
-                return self._finetune(support, clock, deadline)
+                return self._finetune(support, refreshes, key, clock, deadline)
 
     def _finetune(
-        self, support: Support, clock: StageClock, deadline: float | None
+        self,
+        support: Support,
+        refreshes: list[int],
+        key: str | None,
+        clock: StageClock,
+        deadline: float | None,
     ) -> AdaptationReport:
         start = perf_counter()
-        # A text without steps has no gradient. No function should have to expect that.
-        refreshes = [self._refresh_of(count) if count else 1 for count in support.counts]
         full_logits_before = self._trainer.n_full_logits
-        losses, taken = self._trainer.train(
-            support.input_ids, support.indices, support.counts, refreshes, clock, deadline
+        texts, counts = support.input_ids, support.counts
+        train = partial(
+            self._trainer.train, texts, support.indices, counts, refreshes, clock, deadline
         )
+        losses, taken, from_cache = self._cache.train(key, counts, train)
         seconds = perf_counter() - start + support.seconds.tokenize
         with clock.of("prefill"):
             self._prefix.read(self.model, self.tokenizer, support.context_ids)
@@ -414,7 +432,8 @@ class TestTimeFinetuner:
             n_select=self.n_select,
             refresh=refreshes if callable(self.refresh) else self.refresh,
             seconds_finetune=seconds,
-            forward_backward_passes=len(losses),
+            forward_backward_passes=0 if from_cache else len(losses),
+            from_cache=from_cache,
             optimizer_steps=sum(taken),
             losses=losses,
             order=self.order,
@@ -422,8 +441,3 @@ class TestTimeFinetuner:
             steps_taken=taken,
             steps_left_out=sum(support.counts) - sum(taken),
         )
-
-    def _refresh_of(self, count: int) -> int:
-        if not callable(self.refresh):
-            return self.refresh
-        return check_integer("TestTimeFinetuner", "refresh", self.refresh(count), 1)

@@ -2,9 +2,11 @@
 
 from dataclasses import asdict, dataclass, field
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hullft_ops.ttft.adapted_model import AdaptedModel, SavedAdapter
     from hullft_ops.ttft.model.timing import StageClock
     from hullft_ops.ttft.retrieval.support import Support
 
@@ -18,6 +20,11 @@ class AdaptationReport:
     Seconds are wall-clock. On CUDA those of ``save``, ``merge``, ``forward``, ``backward``,
     ``step`` and ``prefill`` come from events in the GPU's stream, so measuring never waits for the
     GPU.
+    Inside the with block, `save_adapter` and `save_pretrained` keep the adaptation. Copies of the
+    report hold the numbers alone.
+
+    Seconds are wall-clock. On CUDA those of ``save``, ``forward``, ``backward``, ``step`` and
+    ``prefill`` come from events in the GPU's stream, so measuring never waits for the GPU.
 
     Attributes:
         method, n_select, order: the finetuner's arguments, the method by its name.
@@ -44,7 +51,7 @@ class AdaptationReport:
         seconds_merge: to read the experts' files and add the experts to the parameters.
         seconds_restore: to restore the model. None until the with block ends, and on CUDA, where
             the work is only handed to the GPU.
-        forward_backward_passes: how many gradients were computed.
+        forward_backward_passes: how many gradients were computed; 0 if ``from_cache``.
         optimizer_steps: how many Adam steps were taken, including replays.
         steps_taken: those on each text. They equal ``counts`` unless a budget in seconds ended the
             training.
@@ -56,6 +63,8 @@ class AdaptationReport:
         prefix_ids: their tokens, to pass to `bits_per_byte`.
         expert_indices: the experts that were merged, largest weight first.
         expert_weights: their convex weights, before ``expert_scale``.
+        from_cache: whether the trained parameters come from the cache. The steps and losses are
+            then those of the training that the entry keeps.
     """
 
     method: str
@@ -90,6 +99,7 @@ class AdaptationReport:
     expert_indices: list[int] = field(default_factory=list)
     expert_weights: list[float] = field(default_factory=list)
     seconds_merge: float = 0.0
+    from_cache: bool = False
 
     @classmethod
     def of(cls, support: "Support", clock: "StageClock", **others: Any) -> "AdaptationReport":
@@ -113,6 +123,81 @@ class AdaptationReport:
             expert_weights=support.expert_weights,
             **others,
         )
+
+    def __post_init__(self) -> None:
+        # Not a field: the report stays plain data.
+        self._adapted: AdaptedModel | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_adapted": None}
+
+    def hold(self, adapted: "AdaptedModel | None") -> None:
+        """Take the adapted model while there is one, None afterwards. The with block does it."""
+        self._adapted = adapted
+
+    def save_adapter(
+        self,
+        path: str | Path,
+        *,
+        rank: int | None = None,
+        base_model: str | None = None,
+        text: str | None = None,
+        overwrite: bool = False,
+    ) -> "SavedAdapter":
+        """Write the adaptation as a folder that ``PeftModel.from_pretrained`` loads.
+
+        PEFT adapters that were trained are written as they are. After full finetuning, the folder
+        gets a LoRA: for each linear layer the one of rank ``rank`` that comes closest to the change
+        of its weight, by singular value decomposition. Texts in the context are not part of it.
+
+        The folder has `adapter_config.json` and `adapter_model.safetensors`, and appears whole.
+        vLLM's filesystem resolver takes a LoRA without ``modules_to_save``, if ``base_model`` is
+        the name of the model that it serves.
+
+        Args:
+            path: the folder.
+            rank: rank of the LoRA after full finetuning; None for trained adapters.
+            base_model: the base model's name for the configuration; None for the name that the
+                model was loaded by.
+            text: score it without the adaptation, with it and with the adapter. Takes memory for
+                another copy of the trained parameters.
+            overwrite: replace the files that an earlier call wrote into the folder, one after the
+                other. Other files stay.
+
+        Raises:
+            RuntimeError: the with block has ended, or n_select is 0.
+            TypeError: rank is not an int, or text is not a str.
+            ValueError: rank is missing, below 1 or given for trained adapters; no or several
+                adapters are active; parameters outside of the adapter were trained; no trained
+                parameter fits into a LoRA; or the text cannot be scored.
+            FileExistsError: the folder exists, and may not be overwritten.
+        """
+        return self._alive("save_adapter").save_adapter(
+            path, rank=rank, base_model=base_model, text=text, overwrite=overwrite
+        )
+
+    def save_pretrained(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write the adapted model and its tokenizer as a folder for ``from_pretrained``.
+
+        Args:
+            path: the folder. It appears whole.
+            overwrite: as for `save_adapter`.
+
+        Raises:
+            RuntimeError: the with block has ended, or n_select is 0.
+            ValueError: the model's adapters are trained.
+            FileExistsError: the folder exists, and may not be overwritten.
+        """
+        self._alive("save_pretrained").save_pretrained(path, overwrite=overwrite)
+
+    def _alive(self, function: str) -> "AdaptedModel":
+        if self._adapted is None:
+            why = "the model is restored" if self.n_select else "n_select is 0, nothing was trained"
+            raise RuntimeError(
+                f"AdaptationReport: {why}: call {function} inside of the with block, on the report "
+                "that it gives"
+            )
+        return self._adapted
 
     def to_dict(self) -> dict[str, Any]:
         """The report as a dictionary for `json.dumps`."""

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hullft_ops.ttft._files import full_disk_explained
 from hullft_ops.ttft.evaluation.config import ConfigError, config_id
-from hullft_ops.ttft.model.loading import weights_digest
+from hullft_ops.ttft.fingerprint import sampled_digest
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.sources import object_of
 
@@ -260,7 +260,7 @@ def fingerprint(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, store: Datastore, seed: int
 ) -> str:
     """A name for the weights, the tokenizer, the datastore and its embedder, and the seed."""
-    digest = weights_digest(model)
+    digest = sampled_digest(model)
     tokens = [sorted(tokenizer.get_vocab().items()), tokenizer(_SENTENCE)["input_ids"]]
     about = [tokens, store.manifest.embedder, len(store), seed, store.manifest.checksums]
     digest.update(json.dumps(about).encode())

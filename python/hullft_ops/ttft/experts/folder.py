@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 from hullft_ops._checks import check_integer
 from hullft_ops.ttft._files import sha256_of
-from hullft_ops.ttft.model.loading import weights_digest
+from hullft_ops.ttft.fingerprint import sampled_digest
 from hullft_ops.ttft.store.base import Store
 from hullft_ops.ttft.store.format import (
     MANIFEST_FILE,
@@ -346,7 +346,7 @@ def check_plain(function: str, model: "PreTrainedModel") -> None:
 
 def fingerprint(model: "PreTrainedModel") -> str:
     """A name for the model's weights, their shapes and dtypes."""
-    return weights_digest(model).hexdigest()[:16]
+    return sampled_digest(model).hexdigest()[:16]
 
 
 def store_digest(store: Store) -> str:

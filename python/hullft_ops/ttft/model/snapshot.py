@@ -27,6 +27,11 @@ class ModelSnapshot:
         self._saved: list[torch.Tensor] = []
         self._kept: _Kept | None = None
 
+    @property
+    def saved(self) -> Sequence[torch.Tensor]:
+        """The values of the trained parameters from before, between `save` and `restore`."""
+        return self._saved
+
     def save(self) -> None:
         """Copy the trained parameters, note everything else, and detach the gradients.
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 import hullft_ops
-from hullft_ops._checks import check_number
+from hullft_ops._checks import check_integer, check_number
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.model.backward import backward_in_parts
 from hullft_ops.ttft.model.budget import Budget
@@ -323,6 +323,14 @@ def check_same_trained(model: nn.Module, trained: Sequence[nn.Parameter]) -> Non
             f"this finetuner was made, {len(wanted)} now and {len(trained)} then: make a "
             "new finetuner"
         )
+
+
+def refreshes_of(refresh: int | Callable[[int], int], counts: Sequence[int]) -> list[int]:
+    if not callable(refresh):
+        return [refresh] * len(counts)
+    # A text without steps has no gradient. No function should have to expect that.
+    found = [refresh(count) if count else 1 for count in counts]
+    return [check_integer("TestTimeFinetuner", "refresh", one, 1) for one in found]
 
 
 def same(some: Sequence[object], others: Sequence[object]) -> bool:
