@@ -78,8 +78,13 @@ def description(path: Path, store: "Datastore") -> list[str]:
 def _source_line(source: dict[str, Any], count: int) -> str:
     if not source:
         return f"{count} texts given by a program"
-    return (
+    line = (
         f"{source['settings']['source']}: {count} texts of {source['records']} records; left out: "
         f"{source['malformed']} malformed records, {source['near_empty']} near-empty texts, "
         f"{source['repeated']} repeated texts"
     )
+    if not source.get("binary"):
+        return line
+    named = source.get("binary_named", [])
+    more = ", ..." if source["binary"] > len(named) else ""
+    return f"{line}, {source['binary']} files that are not text ({', '.join(named)}{more})"
