@@ -74,7 +74,7 @@ def adapt(
     ] = None,
     generate: Annotated[
         bool | None,
-        options.flag(
+        typer.Option(
             "--generate/--no-generate", help="Continue the prompt.", show_default="with --corpus"
         ),
     ] = None,

