@@ -143,7 +143,7 @@ def open_embedder(name: str) -> SentenceTransformerEmbedder:
         InputError: there is no such embedder, or sentence-transformers cannot load it.
     """
     check_directory("embedder", name)
-    with loading(f"embedder {name}"):
+    with loading(f"embedder {name}", name):
         return load_embedder(name)
 
 
