@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from hullft_ops.cli.app import app
 from hullft_ops.ttft import Datastore
+from hullft_ops.ttft.store.embedding import SentenceTransformerEmbedder
 
 
 @pytest.fixture
@@ -78,7 +79,9 @@ def test_inverted_lists_are_said(file: Path, embedder_directory: Path, tmp_path:
     ("arguments", "message"),
     [
         (["--append", "--resume"], "choose one of --append and --resume"),
-        (["--overlap", "3"], "--overlap and --tokenizer need --chunk-tokens"),
+        (["--overlap", "3", "--chunk-tokens", "0"], "overlap 3 needs chunk_tokens"),
+        (["--tokenizer", "x"], "--tokenizer needs --chunk-tokens"),
+        (["--exclude", "*.md"], "include and exclude need a folder"),
         (["--max-bad-share", "2"], "--max-bad-share must be from 0 to 1, got 2"),
         (["--metadata", "colour"], "no record has the metadata colour"),
         (["--append"], "no datastore at"),
@@ -112,3 +115,42 @@ def test_info_of_what_is_no_datastore(tmp_path: Path) -> None:
     result = invoke("info", tmp_path)
     assert result.exit_code == 2
     assert result.stderr.startswith("hullft-ops info: Datastore.open: ")
+
+
+def test_a_folder_of_mixed_files_is_cut_to_what_the_embedder_reads(
+    embedder_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SentenceTransformerEmbedder, "max_tokens", 8)
+    folder = tmp_path / "mine"
+    (folder / "deep").mkdir(parents=True)
+    words = ["cat", "dog", "mat", "ran", "the"] * 8
+    (folder / "a.md").write_text(" ".join(words))
+    (folder / "deep" / "b").write_text(" ".join(reversed(words)))
+    (folder / "deep" / "log").write_text("left out, as the pattern says")
+    for n in range(7):
+        (folder / f"{n}.png").write_bytes(b"\x89PNG\0")
+    own = (folder, "--embedder", embedder_directory, "--exclude", "log")
+    result = invoke("index", *own, "--out", tmp_path / "store")
+    assert result.exit_code == 0, result.stderr
+    assert f"texts are cut to 8 tokens: {embedder_directory} reads no more" in result.stderr
+    assert "10 texts of 2 records; left out: 0 malformed" in result.stdout
+    named = ", ".join(f"{n}.png" for n in range(5))
+    assert f"7 files that are not text ({named}, ...)" in result.stdout
+    assert invoke("info", tmp_path / "store").stdout == result.stdout
+    whole = invoke("index", *own, "--out", tmp_path / "whole", "--chunk-tokens", 0)
+    assert "2 texts of 2 records" in whole.stdout
+    assert "texts are cut" not in whole.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ('{"text": "the cat sat on the mat"}\n' * 2, "1 texts of 2 records"),
+        ("the cat sat on the mat\n", "1 texts of 1 records"),
+    ],
+)
+def test_stdin(given: str, said: str, embedder_directory: Path, tmp_path: Path) -> None:
+    own = ["index", "-", "--out", str(tmp_path / "store"), "--embedder", str(embedder_directory)]
+    result = CliRunner().invoke(app, own, input=given)
+    assert result.exit_code == 0, result.stderr
+    assert f"stdin: {said}" in result.stdout

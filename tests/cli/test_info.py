@@ -6,19 +6,22 @@ import json
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+import typer
 from typer.testing import CliRunner
 
 from hullft_ops import _C, __version__, cli
 from hullft_ops.bug_report import bug_report
-from hullft_ops.cli.app import app
+from hullft_ops.cli.app import EXAMPLES, app
 from hullft_ops.collect_env import collect_env, format_env
 
 RUN_WITHOUT = """
@@ -111,10 +114,38 @@ def test_version() -> None:
 
 
 @pytest.mark.parametrize("command", ["adapt", "demo", "evaluate", "tune"])
-def test_help_has_both_names_of_n_select_and_no_type_for_a_flag(command: str) -> None:
+def test_help_has_both_names_of_n_select(command: str) -> None:
     text = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).stdout
     assert re.search("--n-select, ?--steps", text)
     assert re.search("--allow-missing-weights +Load a model", text)
+
+
+COMMANDS = [function.__name__ for function in EXAMPLES]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example_and_no_type_for_a_flag(command: str) -> None:
+    text = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).stdout
+    assert "bool" not in text
+    (example,) = re.findall(r"Example: hullft-ops (.*)", text)
+    name, *arguments = shlex.split(example)
+    assert name == command
+    group: Any = typer.main.get_command(app)
+    # Refuses an option that the command does not have.
+    group.commands[name].make_context(name, arguments)
+
+
+def test_completion_completes_commands_and_can_be_installed() -> None:
+    text = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"}).stdout
+    assert re.search("--install-completion +Install completion", text)
+    assert "bool" not in text
+    asked = {
+        "_HULLFT_OPS_COMPLETE": "complete_bash",
+        "COMP_WORDS": "hullft-ops ",
+        "COMP_CWORD": "1",
+    }
+    found = CliRunner().invoke(app, [], env=asked, prog_name="hullft-ops")
+    assert sorted(found.stdout.split()) == COMMANDS
 
 
 def test_without_typer_the_command_names_the_extra() -> None:

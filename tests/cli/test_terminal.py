@@ -83,11 +83,13 @@ def test_index_of_files_of_hostile_names(embedder_directory: Path, tmp_path: Pat
     (folder / "bad\x1b[2J.txt").write_bytes(b"\xff")
     own = ("index", folder, "--out", tmp_path / "store", "--embedder", embedder_directory)
     result = invoke(*own)
-    assert result.exit_code == 2
-    assert r"bad\x1b[2J.txt: not UTF-8" in result.stderr
-    result = invoke(*own, "--max-bad-share", 0.5)
     assert result.exit_code == 0, result.stderr
-    assert r"malformed bad\x1b[2J.txt: not UTF-8" in result.stdout
+    assert r"1 files that are not text (bad\x1b[2J.txt)" in result.stdout
+    lines = folder / "bad\x1b[2J.jsonl"
+    lines.write_text("oops\n")
+    result = invoke("index", lines, "--out", tmp_path / "other", "--embedder", embedder_directory)
+    assert result.exit_code == 2
+    assert r"bad\x1b[2J.jsonl:1: not JSON" in result.stderr
 
 
 def test_adapt_and_evaluate(

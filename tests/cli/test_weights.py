@@ -1,6 +1,7 @@
 """A checkpoint has the weights that its configuration says, or is refused."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ from typer.testing import CliRunner, Result
 
 from hullft_ops.cli.app import app
 from hullft_ops.ttft import Datastore, load_embedder
+from hullft_ops.ttft.errors import InputError
 from hullft_ops.ttft.evaluation.config import Config
 from hullft_ops.ttft.evaluation.prompts import Prompt
 from hullft_ops.ttft.model.loading import load_model
@@ -106,6 +108,14 @@ def test_a_folder_of_adapters_is_loaded_around_its_base(folder: Path, tmp_path: 
     for file in folder.glob("tokenizer*"):
         shutil.copy(file, adapters)
     assert torch.allclose(loaded(adapters), logits(model))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_damaged_file_is_named(name: str, folder: Path) -> None:
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match=re.escape(f"model {folder}: {name}: ")):
+        load_model(folder)
 
 
 def test_the_shipped_model_is_whole() -> None:

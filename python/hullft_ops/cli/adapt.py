@@ -1,5 +1,7 @@
 """The command of ``hullft-ops`` that adapts to one prompt."""
 
+import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from hullft_ops.ttft.evaluation.config import Config
     from hullft_ops.ttft.report import AdaptationReport
     from hullft_ops.ttft.store.datastore import Datastore
+    from hullft_ops.ttft.store.embedding import SentenceTransformerEmbedder
 
 _SCORING = "out of memory while scoring the prompt: give a shorter --prompt or a smaller --model"
 _GENERATING = "out of memory while generating: lower --max-new-tokens or give a shorter --prompt"
@@ -28,14 +31,25 @@ _STAGES = ("embed", "search", "select", "tokenize", "forward", "backward", "step
 
 
 def adapt(
-    prompt: Annotated[str, typer.Option(help="The text to adapt to.")],
+    prompt: Annotated[str | None, typer.Option(help="The text to adapt to.")] = None,
+    prompt_file: Annotated[
+        Path | None,
+        typer.Option(help="File with the text to adapt to, - for stdin; its last line end is cut."),
+    ] = None,
     config: options.ConfigOption = None,
     model: options.ModelOption = None,
     allow_missing_weights: options.AllowMissingOption = False,
     device: options.DeviceOption = None,
     embedder: options.EmbedderOption = None,
     store: Annotated[
-        Path | None, typer.Option(help="Directory of a datastore; needed without --config.")
+        Path | None, typer.Option(help="Directory of a datastore; or give --corpus.")
+    ] = None,
+    corpus: Annotated[
+        Path | None,
+        typer.Option(
+            help="Your folder of texts; its datastore is kept in hullft_datastores, and only "
+            "changed files are embedded again."
+        ),
     ] = None,
     experts: options.ExpertsOption = None,
     method: Annotated[
@@ -65,7 +79,12 @@ def adapt(
             show_default="no limit",
         ),
     ] = None,
-    generate: Annotated[bool, options.flag("--generate", help="Continue the prompt.")] = False,
+    generate: Annotated[
+        bool | None,
+        typer.Option(
+            "--generate/--no-generate", help="Continue the prompt.", show_default="with --corpus"
+        ),
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Length of the continuation.")] = 64,
     save: Annotated[
         Path | None,
@@ -75,6 +94,9 @@ def adapt(
 ) -> None:
     """Adapt to a prompt: what was retrieved, bits per byte before and after, a continuation."""
     with errors_of("adapt"):
+        from hullft_ops.ttft.evaluation.config import ConfigError
+
+        text = _prompt(prompt, prompt_file)
         chosen = configuration(
             config,
             inputs={"model": model, "embedder": embedder, "store": store, "experts": experts}
@@ -83,8 +105,29 @@ def adapt(
             | {"context": context, "n_experts": n_experts, "max_length": max_length},
             default={"method": "hullft", "n_select": 20, "refresh": 2},
         )
+        if corpus is not None:
+            if store is not None:
+                raise ConfigError("give one of --store and --corpus")
+            chosen = replace(chosen, store=None, corpus=corpus)
+        if generate is None:
+            generate = corpus is not None
         length = max_new_tokens if generate else None
-        _run(chosen, prompt, seconds, length, device or "cpu", save, save_rank)
+        _run(chosen, text, seconds, length, device or "cpu", save, save_rank)
+
+
+def _prompt(prompt: str | None, file: Path | None) -> str:
+    from hullft_ops.ttft.evaluation.config import ConfigError
+
+    if file is None and prompt is not None:
+        return prompt
+    if file is None or prompt is not None:
+        raise ConfigError("give one of --prompt and --prompt-file")
+    content = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"prompt file {file}: not UTF-8") from error
+    return text.removesuffix("\n").removesuffix("\r")
 
 
 def _run(
@@ -122,13 +165,16 @@ def _run(
     if settings.get("reuse") is not None:
         raise ConfigError("settings: reuse is for evaluate alone")
     if folder is not None:
-        if not settings.get("n_select"):
-            raise ConfigError("--save needs n_select above 0: without a step nothing changes")
+        if not (settings.get("n_select") or settings.get("n_experts")):
+            raise ConfigError("--save needs n_select or n_experts above 0: else nothing changes")
         # Refused before the work, not after it.
         replaceable(folder, overwrite=False)
-    if config.store is None:
-        raise ConfigError("store must be given, `hullft-ops index` makes one")
-    store = open_store(config.store)
+    if config.store is not None:
+        found: Datastore | Path = open_store(config.store)
+    elif config.corpus is not None:
+        found = config.corpus
+    else:
+        raise ConfigError("store must be given, `hullft-ops index` makes one; or give --corpus")
     model, tokenizer = load_model(
         config.model,
         place,
@@ -136,6 +182,7 @@ def _run(
         say=partial(echo, err=True),
     )
     embedder, experts = open_embedder(config.embedder), open_experts(config.experts)
+    store = _store_of(found, embedder) if isinstance(found, Path) else found
     try:
         given = finetuner_options(settings, config.seed, experts)
         ttft = TestTimeFinetuner(model, tokenizer, store, embedder, **given)
@@ -205,6 +252,19 @@ def _said(saved: "SavedAdapter", folder: Path | None, rank: int) -> str:
         f"saved to {folder}: a LoRA of rank {rank} with {100 * saved.share:.1f} % of the squared "
         f"change, {saved.bits_per_byte['saved']:.4f} bits per byte{left_out}"
     )
+
+
+def _store_of(corpus: Path, embedder: "SentenceTransformerEmbedder") -> "Datastore":
+    from hullft_ops.ttft.evaluation.config import ConfigError
+    from hullft_ops.ttft.evaluation.inputs import DATASTORES
+    from hullft_ops.ttft.store.build import Cutting
+    from hullft_ops.ttft.store.reuse import folder_datastore
+
+    cutting, root = Cutting(embedder.tokenizer, embedder.max_tokens), Path(DATASTORES)
+    try:
+        return folder_datastore(corpus, embedder, cutting, root, Console(stderr=True))
+    except ValueError as error:
+        raise ConfigError(f"corpus {corpus}: {error}") from error
 
 
 def _table(report: "AdaptationReport", store: "Datastore") -> Table:

@@ -7,23 +7,30 @@ import typer
 from hullft_ops import __version__
 from hullft_ops.cli.adapt import adapt
 from hullft_ops.cli.demo import demo
-from hullft_ops.cli.errors import Commands
+from hullft_ops.cli.errors import Command, Commands
 from hullft_ops.cli.evaluate import evaluate, report, tune
 from hullft_ops.cli.experts import experts
 from hullft_ops.cli.index import index
 from hullft_ops.cli.info import info
-from hullft_ops.cli.options import flag
 
 app = typer.Typer(
     cls=Commands,
     help="Test-time finetuning of language models with HullFT.",
     no_args_is_help=True,
-    add_completion=False,
     # Local variables of a failing frame may be whole corpora.
     pretty_exceptions_show_locals=False,
 )
-for command in (adapt, demo, evaluate, index, info, report, tune):
-    app.command()(command)
+EXAMPLES = {
+    adapt: "adapt --corpus notes --prompt 'The tide tables say'",
+    demo: "demo --prompts 4 --output hullft_demo",
+    evaluate: "evaluate --store store --prompts prompts.jsonl --method knn --method hullft",
+    index: "index notes --out store --exclude '*.log'",
+    info: "info store",
+    report: "report results.jsonl --out hullft_report",
+    tune: "tune --store store --prompts prompts.jsonl --minutes 5",
+}
+for command, example in EXAMPLES.items():
+    app.command(cls=Command, epilog=f"Example: hullft-ops {example}")(command)
 app.add_typer(experts, name="experts")
 
 
@@ -37,7 +44,9 @@ def _print_version(asked: bool) -> None:
 def _options(
     version: Annotated[
         bool,
-        flag("--version", callback=_print_version, is_eager=True, help="Print the version."),
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
 ) -> None:
     """The options of the command itself; `_print_version` has acted on them by now."""

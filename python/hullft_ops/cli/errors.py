@@ -10,9 +10,29 @@ import typer.core
 
 from hullft_ops._terminal import echo, printable
 
+# A command writes what it has done, so the next run can go on from there.
+_GOES_ON = {
+    "adapt": "the same command goes on; the vectors of a --corpus are kept as far as they came",
+    "demo": "the same command begins again, with its datastore if that was finished",
+    "evaluate": "the same command goes on with the rows that its --output has",
+    "experts build": "the same command goes on with the next expert",
+    "index": "the same command with --resume goes on (without --append or --restart)",
+    "tune": "the same command goes on with the rows that its --results has",
+}
+
+
+class Command(typer.core.TyperCommand):
+    """A command whose help names no type for its flags."""
+
+    def get_params(self, ctx: Any) -> Any:
+        return _without_types(super().get_params(ctx))
+
 
 class Commands(typer.core.TyperGroup):
     """Errors of the command line quote it, and a shell's ``*`` puts names of files there."""
+
+    def get_params(self, ctx: Any) -> Any:
+        return _without_types(super().get_params(ctx))
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -23,12 +43,21 @@ class Commands(typer.core.TyperGroup):
             raise
 
 
+def _without_types(params: list[Any]) -> list[Any]:
+    """A flag takes no value, so its help should name no type."""
+    for param in params:
+        if getattr(param, "is_flag", False):
+            param.metavar = ""
+    return params
+
+
 @contextmanager
 def errors_of(command: str, *more: type[Exception]) -> Iterator[None]:
     """Run a command's body. If it cannot do its work, print one line and exit with code 2.
 
     The same holds if memory runs out, and for errors of the types in ``more``. A warning of
-    `TestTimeFinetuner` is one line too. The process keeps the memory that it frees.
+    `TestTimeFinetuner` is one line too. After Ctrl-C the line says how to go on, and the code is
+    130. The process keeps the memory that it frees.
     """
     from torch import OutOfMemoryError
     from transformers.utils.logging import disable_progress_bar
@@ -54,6 +83,10 @@ def errors_of(command: str, *more: type[Exception]) -> Iterator[None]:
     except (*ends, *more) as error:
         echo(f"hullft-ops {command}: {error}", err=True)
         raise typer.Exit(2) from error
+    except KeyboardInterrupt as error:
+        goes_on = _GOES_ON.get(command, "nothing was written")
+        echo(f"hullft-ops {command}: interrupted: {goes_on}", err=True)
+        raise typer.Exit(130) from error
 
 
 @contextmanager

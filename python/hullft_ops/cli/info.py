@@ -9,7 +9,6 @@ import typer
 
 from hullft_ops._terminal import echo, printable
 from hullft_ops.bug_report import bug_report
-from hullft_ops.cli.options import flag
 from hullft_ops.collect_env import collect_env, format_env
 
 if TYPE_CHECKING:
@@ -20,9 +19,9 @@ def info(
     datastore: Annotated[
         Path | None, typer.Argument(help="A datastore to check and describe instead.")
     ] = None,
-    as_json: Annotated[bool, flag("--json", help="Print it as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
     as_report: Annotated[
-        bool, flag("--report", help="Print a block for a bug report; no names, no paths.")
+        bool, typer.Option("--report", help="Print a block for a bug report; no names, no paths.")
     ] = False,
 ) -> None:
     """Print versions, build flags, devices and threads; or what a datastore holds."""
@@ -78,8 +77,13 @@ def description(path: Path, store: "Datastore") -> list[str]:
 def _source_line(source: dict[str, Any], count: int) -> str:
     if not source:
         return f"{count} texts given by a program"
-    return (
+    line = (
         f"{source['settings']['source']}: {count} texts of {source['records']} records; left out: "
         f"{source['malformed']} malformed records, {source['near_empty']} near-empty texts, "
         f"{source['repeated']} repeated texts"
     )
+    if not source.get("binary"):
+        return line
+    named = source.get("binary_named", [])
+    more = ", ..." if source["binary"] > len(named) else ""
+    return f"{line}, {source['binary']} files that are not text ({', '.join(named)}{more})"

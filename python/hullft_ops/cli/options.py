@@ -1,7 +1,6 @@
 """The options that several commands of ``hullft-ops`` take."""
 
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,9 +17,6 @@ class Engine(StrEnum):
     ray = "ray"
 
 
-# A flag takes no value, so its help should name no type.
-flag = partial(typer.Option, metavar="")
-
 ConfigOption = Annotated[
     str | None,
     typer.Option(help="JSON file, or the name of a configuration that ships with the package."),
@@ -34,7 +30,7 @@ ModelOption = Annotated[
 ]
 AllowMissingOption = Annotated[
     bool,
-    flag(
+    typer.Option(
         "--allow-missing-weights",
         help="Load a model whose checkpoint has not the weights of its configuration.",
     ),

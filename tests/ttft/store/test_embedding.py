@@ -34,6 +34,15 @@ def test_the_default_embedder_gives_unit_vectors(minilm):
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-6, atol=0)
 
 
+def test_it_reads_as_many_tokens_as_it_says(minilm):
+    words = ["cat"] * minilm.max_tokens
+    changed, longer = [*words[:-1], "dog"], [*words, "dog"]
+    whole, other, same = minilm.encode([" ".join(text) for text in (words, changed, longer)])
+    assert len(words) == 254
+    np.testing.assert_allclose(same, whole, atol=1e-6)
+    assert np.abs(other - whole).max() > 1e-3
+
+
 def test_no_texts_give_no_vectors(minilm):
     assert minilm.encode([]).shape == (0, 384)
 

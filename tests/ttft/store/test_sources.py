@@ -1,8 +1,12 @@
 """Reading corpora of every kind, and what bad ones get."""
 
 import gzip
+import io
 import json
 import os
+import re
+import sys
+import uuid
 from pathlib import Path
 
 import datasets
@@ -69,13 +73,14 @@ def test_a_folder_gives_its_files_by_name(tmp_path):
     (folder / "deep" / "c").write_text("sea")
     (folder / "picture.png").write_bytes(b"\x89PNG\xff")
     (folder / "link.txt").symlink_to(folder / "b.txt")
-    records, counts = read(folder, max_bad_share=0.5)
+    records, counts = read(folder)
     assert records == [
         {"text": "naïve", "source": "a.md"},
         {"text": "bee", "source": "b.txt"},
         {"text": "sea", "source": "deep/c"},
     ]
-    assert counts.named == ["picture.png: not UTF-8"]
+    assert (counts.records, counts.malformed) == (3, 0)
+    assert (counts.binary, counts.binary_named) == (1, ["picture.png"])
 
 
 def test_a_file_whose_name_is_no_text_is_malformed(tmp_path):
@@ -205,7 +210,7 @@ def test_a_folder_that_looks_like_a_dataset_and_is_none(tmp_path):
 
 
 def test_one_name_is_no_sequence_of_names(tmp_path):
-    with pytest.raises(TypeError, match="metadata must be a sequence of names, got one str 'year'"):
+    with pytest.raises(TypeError, match="metadata must be a sequence of str, got one str 'year'"):
         Source(tmp_path / "c.jsonl", metadata="year")
 
 
@@ -225,3 +230,86 @@ def test_metadata_that_is_no_unicode_is_malformed(tmp_path):
     records, counts = read(tmp_path / "c.jsonl", metadata=("domain",), max_bad_share=0.2)
     assert len(records) == 9
     assert counts.named == ['c.jsonl:1: "domain" with half a surrogate pair']
+
+
+def mixed(folder: Path) -> Path:
+    for name in ("README.md", "src/a.py", "src/deep/b.py", "build/c.py", "notes/d.md", "x.bin"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"text of {name}")
+    (folder / "x.bin").write_bytes(b"text, then\0" + b"a" * 9)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "found"),
+    [
+        ((), ("*.py",), ["README.md", "notes/d.md"]),
+        (("*.py",), (), ["build/c.py", "src/a.py", "src/deep/b.py"]),
+        (("**/*.py", "notes"), ("build/", "src/deep"), ["notes/d.md", "src/a.py"]),
+        (("./src/*.py",), ("deep",), ["src/a.py"]),
+    ],
+)
+def test_patterns_choose_among_the_files_of_a_folder(tmp_path, include, exclude, found):
+    records, _ = read(mixed(tmp_path), include=include, exclude=exclude)
+    assert [record["source"] for record in records] == found
+
+
+def test_patterns_need_a_folder(tmp_path):
+    with pytest.raises(SourceError, match="include and exclude need a folder"):
+        read(jsonl(tmp_path), include=("*.md",))
+
+
+def test_a_datastore_in_the_folder_is_no_text_of_the_users(tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    store = tmp_path / "store"
+    (store / f"data-{uuid.uuid4().hex}").mkdir(parents=True)
+    (store / "manifest.json").write_text("{}")
+    (tmp_path / "manifest.json").write_text("one of the user's")
+    assert [record["source"] for record in read(tmp_path)[0]] == ["a.txt", "manifest.json"]
+
+
+@pytest.mark.parametrize("name", ["a.md", "a.txt", "a.rst.gz"])
+def test_one_text_file_is_one_record(tmp_path, name):
+    text = "naïve\nlines\n"
+    content = text.replace("\n", "\r\n").encode("utf-8-sig")
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    assert read(tmp_path / name)[0] == [{"text": text, "source": name}]
+    (tmp_path / "b.txt").write_bytes(b"\xff")
+    with pytest.raises(SourceError, match=r"1 of 1 records .* b.txt: not UTF-8"):
+        read(tmp_path / "b.txt")
+
+
+def test_a_json_file_may_hold_an_array_or_lines(tmp_path):
+    file = tmp_path / "c.json"
+    file.write_text("\n" + json.dumps([*RECORDS, "a string", 7], indent=1))
+    records, counts = read(file, max_bad_share=0.2)
+    assert [record["text"] for record in records] == [r["text"] for r in RECORDS] + ["a string"]
+    assert records[5]["source"] == "c.json:5"
+    assert counts.named == ["c.json:6: not an object or a string"]
+    file.write_text(LINES)
+    assert len(read(file)[0]) == len(RECORDS)
+    file.write_text('[{"text": 1},]')
+    with pytest.raises(SourceError, match=r"c.json: not JSON: .*line 1 column"):
+        read(file)
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (LINES, [(record["text"], f"stdin:{n}") for n, record in enumerate(RECORDS, 1)]),
+        ("[A link](to)\nand a line\n", [("[A link](to)\nand a line\n", "stdin")]),
+        ("", [("", "stdin")]),
+    ],
+)
+def test_stdin_is_lines_of_json_or_one_text(content, found, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content.encode("utf-8-sig"))))
+    assert [(record["text"], record["source"]) for record in read("-")[0]] == found
+    assert Source("-").name == "stdin"
+
+
+@pytest.mark.parametrize("cut", [lambda content: content[:60], lambda content: b"junk" + content])
+def test_a_damaged_compressed_file_is_named(tmp_path, cut):
+    file = jsonl_gz(tmp_path)
+    file.write_bytes(cut(file.read_bytes()))
+    with pytest.raises(SourceError, match=re.escape(f"{file}: ")):
+        read(file)

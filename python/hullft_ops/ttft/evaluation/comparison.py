@@ -42,13 +42,13 @@ def run_all(
     """A row for each prompt and setting, and the entry of each prompt in demo.json."""
     settings = {key: own | shared for key, (_, own) in METHODS.items() if own}
     evaluator.prepare(list(settings.values()))
-    for setting in settings.values():
-        evaluator.warm_up(prompts[0], setting | {"n_select": 1})
-    show(log, _expected_time(evaluator, prompts, shared))
     rows: list[Row] = []
     shown = []
     with progress_bar(log) as bar:
         task = bar.add_task("adapting", total=len(prompts) * len(settings))
+        for setting in settings.values():
+            evaluator.warm_up(prompts[0], setting | {"n_select": 1})
+        show(log, _expected_time(evaluator, prompts, shared))
         for prompt in prompts:
             runs: dict[str, Any] = {}
             for key, setting in settings.items():

@@ -300,10 +300,10 @@ def evaluate(
     missing = missing_pairs(prompts, settings, results)
     if not missing:
         return
-    evaluator.warm_up(*missing[0])
     total = len(prompts) * len(settings)
     with progress_bar(log) as bar:
         task = bar.add_task("evaluating", total=total, completed=total - len(missing))
+        evaluator.warm_up(*missing[0])
         for prompt, pairs in groupby(missing, key=itemgetter(0)):
             for row in evaluator.measure_all(prompt, [setting for _, setting in pairs]):
                 results.append(row)

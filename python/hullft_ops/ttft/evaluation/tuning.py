@@ -18,6 +18,7 @@ from typing import Any
 from rich.console import Console
 
 from hullft_ops.ttft._files import replacing
+from hullft_ops.ttft._progress import progress_bar
 from hullft_ops.ttft.evaluation.config import Config, ConfigError, Settings, config_id
 from hullft_ops.ttft.evaluation.inputs import Inputs
 from hullft_ops.ttft.evaluation.prompts import Prompt
@@ -216,7 +217,8 @@ def run_tuning(
     evaluator = inputs.evaluator(config.seed)
     candidates = config.configurations
     evaluator.prepare(candidates)
-    with open_results(results, evaluator.run) as file, log.status("") as status:
+    with open_results(results, evaluator.run) as file, progress_bar(log) as bar:
+        task = bar.add_task("tuning, seconds", total=limit if limit < math.inf else None)
         evaluator.remember(file.rows.values())
         if not file.rows:
             evaluator.warm_up(inputs.prompts[0], candidates[0])
@@ -226,9 +228,9 @@ def run_tuning(
             nonlocal spent
             key = prompt.id, config_id(settings)
             if key not in file.rows:
-                status.update(f"{spent:.0f} of at most {limit:.0f} s: {key[1]}")
                 file.append(evaluator.measure(prompt, settings))
             spent += file.rows[key].seconds_row
+            bar.update(task, completed=spent, description=f"tuning, seconds ({key[1]})")
             return file.rows[key]
 
         tuned = tune(

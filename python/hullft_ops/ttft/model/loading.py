@@ -1,5 +1,6 @@
 """Loading models and tokenizers, with errors that a user can act on."""
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -78,7 +79,7 @@ def load_model(
         source = dequantized(file, check, say)
     elif name is not None:
         check_directory("model", name)
-    with loading(what), nullcontext() if file is None else no_bars():
+    with loading(what, source), nullcontext() if file is None else no_bars():
         # Weights in any other format would be unpickled.
         found: Any = AutoModelForCausalLM.from_pretrained(
             source,
@@ -104,7 +105,7 @@ def open_tokenizer(name: str) -> "PreTrainedTokenizerBase":
     file = gguf_file(name)
     if file is None:
         check_directory("tokenizer", name)
-    with loading(f"tokenizer {name}"):
+    with loading(f"tokenizer {name}", name):
         return _tokenizer(name if file is None else dequantized(file))
 
 
@@ -144,14 +145,18 @@ def check_directory(what: str, name: str | Path) -> None:
 
 
 @contextmanager
-def loading(what: str) -> Iterator[None]:
-    """Turn the libraries' exceptions into an `InputError` of one line."""
+def loading(what: str, folder: str | Path) -> Iterator[None]:
+    """Turn the libraries' exceptions into an `InputError` of one line.
+
+    If a file of ``folder`` is damaged, the line names it, which the libraries do not.
+    """
     from safetensors import SafetensorError
 
     try:
         yield
-    # They raise these for a directory with no model, half of one, or another model's weights.
-    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
+    # They raise these for a directory with no model, half of one, or another model's weights; and
+    # the last two for JSON of another form.
+    except (OSError, RuntimeError, SafetensorError, ValueError, AttributeError, TypeError) as error:
         if is_out_of_memory(error):
             raise
         # The libraries advise passing that argument, which no command has.
@@ -159,4 +164,21 @@ def loading(what: str) -> Iterator[None]:
             raise InputError(
                 f"{what}: it needs code that ships with it, which is not run"
             ) from error
-        raise InputError(f"{what}: {first_line(error)}") from error
+        said = _damaged_file(Path(folder)) or first_line(error)
+        raise InputError(f"{what}: {said}") from error
+
+
+def _damaged_file(folder: Path) -> str | None:
+    """The first file of a model that cannot be read, and why."""
+    from safetensors import SafetensorError, safe_open
+
+    for file in sorted([*folder.glob("*"), *folder.glob("*/*")]):
+        try:
+            if file.suffix == ".safetensors":
+                with safe_open(file, "pt"):
+                    pass
+            elif file.suffix == ".json":
+                json.loads(file.read_bytes())
+        except (OSError, SafetensorError, ValueError) as error:
+            return f"{file.relative_to(folder)}: {first_line(error)}"
+    return None

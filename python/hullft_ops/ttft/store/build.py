@@ -164,6 +164,8 @@ def _write_texts(writer: StoreWriter, source: Source, cutting: Cutting, bar: Pro
             "records": counts.records,
             "malformed": counts.malformed,
             "malformed_named": counts.named,
+            "binary": counts.binary,
+            "binary_named": counts.binary_named,
             "near_empty": left.near_empty,
             "repeated": left.repeated,
         }
@@ -182,6 +184,7 @@ def _write_texts(writer: StoreWriter, source: Source, cutting: Cutting, bar: Pro
             f"{left.repeated} are repeated"
             + (f" or among the {known} in the datastore" if known else "")
             + "".join(f"; {name}" for name in counts.named)
+            + (f"; {counts.binary} files are not text" if counts.binary else "")
         )
 
 
@@ -213,7 +216,9 @@ def _check_state(path: Path, mode: str, settings: dict[str, Any]) -> None:
 def _settings(source: Source, cutting: Cutting) -> dict[str, Any]:
     """The settings that decide the texts, as JSON stores them."""
     tokenizer = cutting.tokenizer
-    return {
+    # Absent where they are empty, so that an older version's interrupted write can be resumed.
+    globs = {name: list(getattr(source, name)) for name in ("include", "exclude")}
+    return {name: given for name, given in globs.items() if given} | {
         "source": source.name,
         "text_column": source.text_column,
         "metadata": list(source.metadata),

@@ -1,5 +1,6 @@
 """Turning texts into unit vectors, by which a datastore is searched."""
 
+import math
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -96,6 +97,14 @@ class SentenceTransformerEmbedder:
             return tokenizer
         return PreTrainedTokenizerFast(tokenizer_object=tokenizer)  # type: ignore[no-untyped-call]
 
+    @property
+    def max_tokens(self) -> int | None:
+        """How many tokens of a text the model reads, without its special ones; None for all."""
+        length = self._model.max_seq_length
+        if length is None or not length < math.inf:
+            return None
+        return max(1, length - self.tokenizer.num_special_tokens_to_add())
+
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """float32 ``[len(texts), dim]``, each row of Euclidean norm 1."""
         with wide_products(self._model):
@@ -105,7 +114,9 @@ class SentenceTransformerEmbedder:
         return vectors.astype(np.float32, copy=False).reshape(len(texts), self.dim)
 
 
-def load_embedder(name: str = DEFAULT_EMBEDDER, *, device: str | None = None) -> Embedder:
+def load_embedder(
+    name: str = DEFAULT_EMBEDDER, *, device: str | None = None
+) -> SentenceTransformerEmbedder:
     """The embedder with that name.
 
     Args:
@@ -125,14 +136,14 @@ def load_embedder(name: str = DEFAULT_EMBEDDER, *, device: str | None = None) ->
     return SentenceTransformerEmbedder(str(get_model_path()), name=name, device=device)
 
 
-def open_embedder(name: str) -> Embedder:
+def open_embedder(name: str) -> SentenceTransformerEmbedder:
     """The embedder with that name or in that directory.
 
     Raises:
         InputError: there is no such embedder, or sentence-transformers cannot load it.
     """
     check_directory("embedder", name)
-    with loading(f"embedder {name}"):
+    with loading(f"embedder {name}", name):
         return load_embedder(name)
 
 

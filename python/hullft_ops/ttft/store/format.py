@@ -244,9 +244,14 @@ def check_source(file: Path, source: object) -> None:
         raise ValueError(f"{file}: sources.settings.source must be a string, got {source!r}")
     for name in ("records", "malformed", "near_empty", "repeated"):
         check_count(file, f"sources.{name}", source.get(name), 0, _MAX_COUNT)
+    # Absent before there were folders of mixed files.
+    check_count(file, "sources.binary", source.get("binary", 0), 0, _MAX_COUNT)
     named = source.get("malformed_named")
     if not isinstance(named, list) or not all(isinstance(line, str) for line in named):
         raise ValueError(f"{file}: sources.malformed_named must be strings, got {named!r}")
+    named = source.get("binary_named", [])
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise ValueError(f"{file}: sources.binary_named must be strings, got {named!r}")
 
 
 def check_data_directory(file: Path, name: object) -> None:

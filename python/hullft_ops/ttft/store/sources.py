@@ -1,19 +1,21 @@
-"""Reading a corpus record by record: JSONL, Parquet, a folder of texts, an HF dataset."""
+"""Reading a corpus record by record: JSON, Parquet, texts, a folder of files, an HF dataset."""
 
 import codecs
 import io
 import json
-import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeGuard
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeGuard
 
 import pyarrow as pa
 import pyarrow.parquet
 
 from hullft_ops._extras import needed_by
+from hullft_ops.ttft.store.folder import visible_files
 
 if TYPE_CHECKING:
     import datasets
@@ -23,11 +25,17 @@ _ROWS = 256
 _MAX_LINE_BYTES = 1 << 28
 _NAMED = 5
 _JSON_SUFFIXES = {".jsonl", ".ndjson", ".json"}
+_TEXT_SUFFIXES = {".md", ".rst", ".txt"}
 _COMPRESSIONS = {".zst", ".gz", ".bz2"}
+# A text in UTF-8 has no zero byte, and a binary file is likely to have one this early.
+_LOOKED_AT_BYTES = 1 << 13
+STDIN = "-"
 # Before this many records, a share of bad ones says little.
 _JUDGED_RECORDS = 100
 
 Record = dict[str, Any]
+# A record's place, and its values or what is wrong with them.
+Raw = tuple[str, Mapping[str, Any] | str]
 
 
 class SourceError(ValueError):
@@ -42,17 +50,27 @@ class Counts:
         records: lines, rows or files, including malformed ones.
         malformed: records without a usable text.
         named: the first malformed records, each with its place and what is wrong with it.
+        binary: files of a folder that are not UTF-8 text; they are no records.
+        binary_named: the first of them.
     """
 
     records: int = 0
     malformed: int = 0
     named: list[str] = field(default_factory=list)
+    binary: int = 0
+    binary_named: list[str] = field(default_factory=list)
 
     def bad(self, place: str, why: str) -> None:
         """Count an unusable record."""
         self.malformed += 1
         if len(self.named) < _NAMED:
             self.named.append(f"{place}: {why}")
+
+    def skip(self, place: str) -> None:
+        """Count a file that is not text."""
+        self.binary += 1
+        if len(self.binary_named) < _NAMED:
+            self.binary_named.append(place)
 
     def check(self, source: str, max_bad_share: float) -> None:
         """Refuse a source whose share of malformed records exceeds ``max_bad_share``."""
@@ -68,13 +86,18 @@ class Source:
     """A corpus, and which of its fields to read.
 
     Attributes:
-        corpus: a path, or a `datasets.Dataset`. In a folder, every file at any depth is a record,
-            except symbolic links and hidden files: those whose name, or a folder's name on the way
-            to them, begins with a dot. The path itself may be hidden.
+        corpus: a path, "-" for stdin, or a `datasets.Dataset`. In a folder, every text file at any
+            depth is a record, except symbolic links, files of datastores and hidden files: those
+            whose name, or a folder's name on the way to them, begins with a dot. The path itself
+            may be hidden. Stdin is JSONL if it begins with "{", else one text.
         text_column: the field that holds the text.
         metadata: more fields to keep. A record that lacks one gets None; if all records lack it,
             that is an error.
         max_bad_share: the share of records that may be malformed.
+        include: in a folder, read only the files that one of these patterns matches. A pattern
+            matches a path below the folder, or the name of a file or folder on it. ``*`` matches
+            slashes too.
+        exclude: in a folder, leave out what one of these patterns matches.
 
     Raises:
         TypeError: metadata is a single str.
@@ -86,12 +109,13 @@ class Source:
     text_column: str = "text"
     metadata: tuple[str, ...] = ()
     max_bad_share: float = 0.01
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if isinstance(self.metadata, str):
-            raise TypeError(
-                f"Source: metadata must be a sequence of names, got one str {self.metadata!r}"
-            )
+        for name in ("metadata", "include", "exclude"):
+            if isinstance(value := getattr(self, name), str):
+                raise TypeError(f"Source: {name} must be a sequence of str, got one str {value!r}")
         if "text" in self.metadata and self.text_column != "text":
             raise SourceError(
                 'metadata must not name "text", as a datastore names the text itself, here of '
@@ -103,7 +127,7 @@ class Source:
         """Its name in reports and errors."""
         if _is_dataset(self.corpus):
             return f"dataset {self.corpus._fingerprint}"
-        return str(self.corpus)
+        return "stdin" if str(self.corpus) == STDIN else str(self.corpus)
 
     def records(self, counts: Counts) -> Iterator[Record]:
         """Each record's "text", its "source" (file and line, row or path) and its metadata.
@@ -143,29 +167,85 @@ class Source:
                 return f'"{name}" with half a surrogate pair'
         return {"text": text, "source": place, **kept}
 
-    def _raw(self, counts: Counts) -> Iterator[tuple[str, Mapping[str, Any] | str]]:
+    def _raw(self, counts: Counts) -> Iterator[Raw]:
         """Each record's place, and its values or what is wrong with them."""
         if _is_dataset(self.corpus):
             yield from self._dataset_rows(self.corpus)
             return
-        path = Path(self.corpus)
-        if not path.exists():
+        path, stdin = Path(self.corpus), str(self.corpus) == STDIN
+        if not stdin and not path.exists():
             raise FileNotFoundError(f"{path}: no such file or folder")
-        suffixes = [s for s in path.suffixes if s not in _COMPRESSIONS]
-        if path.is_dir():
-            if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
-                yield from self._dataset_rows(_saved_dataset(path))
-            else:
-                yield from _files(path, self.text_column)
-        elif suffixes and suffixes[-1] in _JSON_SUFFIXES:
-            yield from _json_lines(path)
+        is_saved = (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+        if path.is_dir() and not is_saved:
+            yield from self._files(path, counts)
+            return
+        if self.include or self.exclude:
+            raise SourceError(f"{self.name}: include and exclude need a folder of files")
+        suffix = ["", *(s for s in path.suffixes if s not in _COMPRESSIONS)][-1]
+        if stdin:
+            yield from self._stdin(sys.stdin.buffer)
+        elif is_saved:
+            yield from self._dataset_rows(_saved_dataset(path))
+        elif suffix in _JSON_SUFFIXES | _TEXT_SUFFIXES:
+            with _decompressed(path) as file:
+                if suffix in _TEXT_SUFFIXES:
+                    yield path.name, self._whole(file.read())
+                elif suffix == ".json" and _first_byte(file.peek()) == b"[":
+                    yield from self._array(path, file)
+                else:
+                    yield from _json_lines(path.name, _lines(file))
         elif path.suffix == ".parquet":
             yield from self._parquet_rows(path)
         else:
             raise SourceError(
-                f"{path}: must be .jsonl (.zst, .gz or .bz2 after it as may be), .parquet, "
-                "a folder of text files or a saved dataset"
+                f"{path}: must be .jsonl, .json, .md, .rst or .txt (.zst, .gz or .bz2 after it as "
+                "may be), .parquet, a folder of files or a saved dataset"
             )
+
+    def _files(self, folder: Path, counts: Counts) -> Iterator[Raw]:
+        for path in visible_files(folder, self.include, self.exclude):
+            name = path.relative_to(folder).as_posix()
+            place = name.encode(errors="replace").decode()
+            if place != name:
+                yield place, "a name that is not UTF-8"
+                continue
+            with path.open("rb") as file:
+                head = file.read(_LOOKED_AT_BYTES)
+                found = self._whole(head if b"\0" in head else head + file.read())
+            if isinstance(found, str):
+                counts.skip(place)
+            else:
+                yield place, found
+
+    def _stdin(self, stdin: BinaryIO) -> Iterator[Raw]:
+        first = next(_lines(stdin), b"")
+        if _first_byte(first) == b"{":
+            yield from _json_lines("stdin", chain([first], _lines(stdin)))
+        else:
+            yield "stdin", self._whole(first + stdin.read())
+
+    def _array(self, path: Path, file: BinaryIO) -> Iterator[Raw]:
+        content = file.read(_MAX_LINE_BYTES + 1)
+        if len(content) > _MAX_LINE_BYTES:
+            raise SourceError(f"{path}: an array longer than {_MAX_LINE_BYTES} bytes must be JSONL")
+        try:
+            items = json.loads(content.decode("utf-8-sig"))
+        except (ValueError, RecursionError) as error:
+            raise SourceError(f"{path}: not JSON: {error}") from error
+        for number, item in enumerate(items):
+            values = {self.text_column: item} if isinstance(item, str) else item
+            is_object = isinstance(values, dict)
+            yield f"{path.name}:{number}", values if is_object else "not an object or a string"
+
+    def _whole(self, content: bytes) -> dict[str, str] | str:
+        """The text of a file as a record, or what is wrong with it."""
+        try:
+            text = content.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            return "not UTF-8"
+        if "\0" in text:
+            return "not text"
+        return {self.text_column: text.replace("\r\n", "\n").replace("\r", "\n")}
 
     def _parquet_rows(self, path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         try:
@@ -193,13 +273,26 @@ class Source:
         return columns
 
 
-def _json_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | str]]:
-    with io.BufferedReader(pa.input_stream(str(path), compression="detect")) as lines:
-        for number, line in numbered(_lines(lines)):
-            yield f"{path.name}:{number}", _json_object(line)
+@contextmanager
+def _decompressed(path: Path) -> Iterator[io.BufferedReader]:
+    """The file to read. The errors of decompression do not say which file is damaged."""
+    try:
+        with io.BufferedReader(pa.input_stream(str(path), compression="detect")) as file:
+            yield file
+    except OSError as error:
+        raise SourceError(f"{path}: {error}") from error
 
 
-def _lines(file: io.BufferedReader) -> Iterator[bytes]:
+def _first_byte(content: bytes) -> bytes:
+    return content.removeprefix(codecs.BOM_UTF8).lstrip()[:1]
+
+
+def _json_lines(name: str, lines: Iterable[bytes]) -> Iterator[Raw]:
+    for number, line in numbered(lines):
+        yield f"{name}:{number}", _json_object(line)
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
     """Each line; of a line that is too long, only enough to show that it is."""
     while line := file.readline(_MAX_LINE_BYTES + 1):
         yield line
@@ -214,31 +307,6 @@ def _json_object(line: bytes) -> Mapping[str, Any] | str:
         return object_of(line)
     except ValueError as error:
         return str(error)
-
-
-def _files(folder: Path, text_column: str) -> Iterator[tuple[str, Mapping[str, Any] | str]]:
-    for path in sorted(_visible(folder)):
-        if path.is_file() and not path.is_symlink():
-            name = path.relative_to(folder).as_posix()
-            place = name.encode(errors="replace").decode()
-            if place != name:
-                yield place, "a name that is not UTF-8"
-                continue
-            try:
-                yield place, {text_column: path.read_text(encoding="utf-8-sig")}
-            except UnicodeDecodeError:
-                yield place, "not UTF-8"
-
-
-def _visible(folder: Path) -> Iterator[Path]:
-    """Every file in the folder, at any depth, that is not hidden; hidden folders are not read."""
-    for root, folders, names in os.walk(folder, onerror=_raise):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(root, name) for name in names if not name.startswith("."))
-
-
-def _raise(error: OSError) -> NoReturn:
-    raise error
 
 
 def _is_dataset(corpus: object) -> "TypeGuard[datasets.Dataset]":
