@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from lm_eval.api.model import CacheHook
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 if TYPE_CHECKING:
@@ -44,9 +46,9 @@ class HullftLM(HFLM):  # type: ignore[misc]
     document share one adaptation, and `HFLM` answers them, a document at a time. Requests with an
     empty context get the model as it is.
 
-    Texts of the datastore for the context go before each context, as text, nearest last. The
-    farthest go until the rest fits. ``loglikelihood_rolling`` has no context: its result is the
-    likelihood of these texts and the document less that of these texts alone.
+    Texts of the datastore for the context go before each context, nearest last. The farthest go
+    until the rest fits. ``loglikelihood_rolling`` has no context: its windows get shorter, and the
+    tokens of the texts stand before each.
 
     Without steps and without texts in the context, it is `HFLM`.
 
@@ -185,11 +187,24 @@ class HullftLM(HFLM):  # type: ignore[misc]
             before = self._fitting(nearest, self._room(kind, requests))
             if not before:
                 return answer(requests, disable_tqdm=True)
-            found = answer([_behind(before, r) for r in requests], disable_tqdm=True)
             if kind == _ROLLING:
-                [alone] = answer([replace(requests[0], arguments=(before,))], disable_tqdm=True)
-                return [together - alone for together in found]
-            return found
+                return [self._rolling_behind(before, request.args[0]) for request in requests]
+            return answer([_behind(before, r) for r in requests], disable_tqdm=True)
+
+    def _rolling_behind(self, before: list[str], text: str) -> float:
+        """The likelihood of the text's tokens in windows, each behind the tokens of ``before``."""
+        ids = [token for one in before for token in self._tokens(one)]
+        windows = get_rolling_token_windows(
+            self.tok_encode(text), self.prefix_token_id, self.max_length - len(ids), 1
+        )
+        parts = [
+            # The token that opens a text opens the first of all.
+            (None, [*read, *ids] if first else [*ids, *read], scored)
+            for first, (read, scored) in zip(
+                chain([True], repeat(False)), map(make_disjoint_window, windows), strict=False
+            )
+        ]
+        return sum(value for value, _ in self._loglikelihood_tokens(parts, disable_tqdm=True))
 
     def _room(self, kind: str, requests: "list[Instance]") -> int:
         """How many tokens may stand before each of the requests."""
@@ -206,13 +221,15 @@ class HullftLM(HFLM):  # type: ignore[misc]
         new = int(normalize_gen_kwargs(second, self.max_gen_toks)["max_gen_toks"])
         return len(self.tok_encode(context)) + new
 
-    def _fitting(self, nearest: list[str], room: int) -> str:
-        """The nearest texts that fit into ``room`` tokens, nearest last."""
+    def _fitting(self, nearest: list[str], room: int) -> list[str]:
+        """The nearest texts that fit into ``room`` tokens, each ended, nearest last."""
         parts = [text + SEPARATOR for text in nearest]
-        tokens = (self.tok_encode(part, add_special_tokens=False) for part in parts)
-        return "".join(reversed(parts[: len(fitting(tokens, room))]))
+        return parts[: len(fitting(map(self._tokens, parts), room))][::-1]
+
+    def _tokens(self, part: str) -> list[int]:
+        return list(self.tok_encode(part, add_special_tokens=False))
 
 
-def _behind(before: str, request: "Instance") -> "Instance":
+def _behind(before: list[str], request: "Instance") -> "Instance":
     context, *others = request.args
-    return replace(request, arguments=(before + context, *others))
+    return replace(request, arguments=("".join(before) + context, *others))

@@ -1,10 +1,10 @@
 """Tasks of the harness over docstrings of NumPy and SciPy, and the texts for their datastore.
 
-    python benchmarks/lm_eval/docstrings.py documents          writes docstrings.jsonl beside this
-    python benchmarks/lm_eval/docstrings.py texts FILE.jsonl   what to index
+    python benchmarks/harness/docstrings.py documents          writes docstrings.jsonl beside this
+    python benchmarks/harness/docstrings.py texts FILE.jsonl   what to index
 
 A document is the beginning of a docstring. Its choices are what comes next, and what comes next in
-the three documents most like it. No text to index belongs to a document or holds one of the choices.
+the three documents most like it. No text to index belongs to a document or holds a choice.
 """
 
 import argparse
@@ -80,7 +80,8 @@ def _documents_of(docstrings: list[tuple[str, str]]) -> Iterator[dict[str, Any]]
         others = [parts[i][2] for i in nearest if i != place and parts[i][2] != answer]
         choices = [answer, *others[: CHOICES - 1]]
         order.shuffle(choices)
-        yield {"name": name, "context": context, "choices": choices, "answer": choices.index(answer)}
+        place = choices.index(answer)
+        yield {"name": name, "context": context, "choices": choices, "answer": place}
 
 
 def _texts(docstrings: list[tuple[str, str]]) -> Iterator[str]:
