@@ -121,8 +121,8 @@ def local_requests(task: str, count: int) -> list[Instance]:
 
 def test_without_steps_every_answer_is_that_of_hf(loaded, plain, monkeypatch):
     mine = HullftLM(**loaded, n_select=0)
-    choices, texts = (local_requests(f"docstrings_{kind}", 4) for kind in ("choice", "text"))
-    assert (len(choices), len(texts)) == (16, 4)
+    choices, texts = (local_requests(f"docstrings_{kind}", 3) for kind in ("choice", "text"))
+    assert (len(choices), len(texts)) == (12, 3)
     assert mine.loglikelihood(choices) == plain.loglikelihood(choices)
     assert mine.loglikelihood_rolling(texts) == plain.loglikelihood_rolling(texts)
     asked = [generated(i, request.args[0]) for i, request in enumerate(choices[::8])]
@@ -137,7 +137,7 @@ def test_without_steps_every_answer_is_that_of_hf(loaded, plain, monkeypatch):
 
     monkeypatch.setattr(HFLM, "_loglikelihood_tokens", count)
     mine.loglikelihood(choices)
-    assert batches == [16]
+    assert batches == [12]
 
 
 # What is adapted to
