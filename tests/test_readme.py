@@ -34,7 +34,8 @@ WITH_BLOCKS = [page for page in PAGES if blocks(page)]
 def test_there_are_blocks() -> None:
     assert len(blocks(PAGES[0])) >= 3
     guides = [page.stem for page in WITH_BLOCKS if page.parent.name == "guides"]
-    assert guides == ["datastore", "evaluation", "kernels", "library", "loop", "scale", "ttft"]
+    named = ["datastore", "evaluation", "experts", "kernels", "library", "loop", "scale", "ttft"]
+    assert guides == named
     assert any(kind == "bash" for page in WITH_BLOCKS for kind, _ in blocks(page))
 
 

@@ -5,6 +5,7 @@
 
 import os
 import platform
+from collections.abc import Iterable
 from importlib import metadata
 from typing import Any
 
@@ -34,7 +35,7 @@ def collect_env() -> dict[str, Any]:
     in bytes of every GPU that torch can use.
     """
     return {
-        "versions": {"python": platform.python_version(), **_package_versions()},
+        "versions": {"python": platform.python_version(), **versions_of(PACKAGES)},
         "platform": platform.platform(),
         "build": dict(_C.build_info()),
         "cpu": {
@@ -72,8 +73,9 @@ def format_env(env: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _package_versions() -> dict[str, str | None]:
-    return {package: _version(package) for package in PACKAGES}
+def versions_of(packages: Iterable[str]) -> dict[str, str | None]:
+    """The version of each package, or None if it is not installed."""
+    return {package: _version(package) for package in packages}
 
 
 def _version(package: str) -> str | None:

@@ -35,6 +35,7 @@ def adapt(
     store: Annotated[
         Path | None, typer.Option(help="Directory of a datastore; needed without --config.")
     ] = None,
+    experts: options.ExpertsOption = None,
     method: Annotated[
         str | None, typer.Option(help="hullft, knn, random or sift.", show_default="hullft")
     ] = None,
@@ -48,6 +49,10 @@ def adapt(
     context: Annotated[
         int | None,
         typer.Option(help="Nearest texts to put before the prompt.", show_default="0"),
+    ] = None,
+    n_experts: Annotated[
+        int | None,
+        typer.Option("--n-experts", help="Experts to merge, at most.", show_default="0"),
     ] = None,
     lr: options.RateOption = None,
     max_length: options.MaxLengthOption = None,
@@ -65,10 +70,10 @@ def adapt(
     with errors_of("adapt"):
         chosen = configuration(
             config,
-            inputs={"model": model, "embedder": embedder, "store": store}
+            inputs={"model": model, "embedder": embedder, "store": store, "experts": experts}
             | {"allow_missing_weights": allow_missing_weights or None},
             axes={"method": method, "n_select": n_select, "refresh": refresh, "lr": lr}
-            | {"context": context, "max_length": max_length},
+            | {"context": context, "n_experts": n_experts, "max_length": max_length},
             default={"method": "hullft", "n_select": 20, "refresh": 2},
         )
         _run(chosen, prompt, seconds, max_new_tokens if generate else None, device or "cpu")
@@ -88,7 +93,7 @@ def _run(
         torch.OutOfMemoryError: memory ran out; the message says what to lower.
     """
     from hullft_ops.ttft.evaluation.config import ConfigError, finetuner_options
-    from hullft_ops.ttft.evaluation.inputs import open_store
+    from hullft_ops.ttft.evaluation.inputs import open_experts, open_store
     from hullft_ops.ttft.finetuner import TestTimeFinetuner
     from hullft_ops.ttft.model.loading import checked_device, load_model
     from hullft_ops.ttft.model.memory import out_of_memory_explained
@@ -108,11 +113,10 @@ def _run(
         allow_missing_weights=config.allow_missing_weights,
         say=partial(echo, err=True),
     )
-    embedder = open_embedder(config.embedder)
+    embedder, experts = open_embedder(config.embedder), open_experts(config.experts)
     try:
-        ttft = TestTimeFinetuner(
-            model, tokenizer, store, embedder, **finetuner_options(settings, config.seed)
-        )
+        given = finetuner_options(settings, config.seed, experts)
+        ttft = TestTimeFinetuner(model, tokenizer, store, embedder, **given)
     # A file's values may have any type.
     except (TypeError, ValueError) as error:
         raise ConfigError(str(error)) from error
@@ -134,7 +138,13 @@ def _run(
     if settings.get("context"):
         places = ", ".join(map(str, report.context_indices)) or "none fits"
         out.print(f"texts before the prompt, nearest last: {places}", highlight=False)
-    stages = (*_STAGES, "prefill") if report.context_indices else _STAGES
+    if report.expert_indices:
+        merged = zip(report.expert_indices, report.expert_weights, strict=True)
+        shown = ", ".join(f"{index} ({weight:.3f})" for index, weight in merged)
+        out.print(f"experts merged, with their weights: {shown}", highlight=False)
+    merging = ["merge"] * bool(report.expert_indices)
+    reading = ["prefill"] * bool(report.context_indices)
+    stages = (*_STAGES, *merging, *reading)
     seconds = ", ".join(f"{stage} {getattr(report, f'seconds_{stage}'):.3f}" for stage in stages)
     out.print(
         f"{report.optimizer_steps} steps with {report.forward_backward_passes} gradients; "

@@ -9,6 +9,7 @@ from hullft_ops.cli.adapt import adapt
 from hullft_ops.cli.demo import demo
 from hullft_ops.cli.errors import Commands
 from hullft_ops.cli.evaluate import evaluate, report, tune
+from hullft_ops.cli.experts import experts
 from hullft_ops.cli.index import index
 from hullft_ops.cli.info import info
 from hullft_ops.cli.options import flag
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 for command in (adapt, demo, evaluate, index, info, report, tune):
     app.command()(command)
+app.add_typer(experts, name="experts")
 
 
 def _print_version(asked: bool) -> None:

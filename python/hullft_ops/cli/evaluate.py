@@ -31,6 +31,7 @@ def evaluate(
     device: options.DeviceOption = None,
     embedder: options.EmbedderOption = None,
     store: options.StoreOption = None,
+    experts: options.ExpertsOption = None,
     prompts: options.PromptsOption = None,
     corpus: options.CorpusOption = None,
     limit: options.LimitOption = None,
@@ -39,6 +40,7 @@ def evaluate(
     n_select: options.NSelectOption = None,
     refresh: options.RefreshOption = None,
     context: options.ContextOption = None,
+    n_experts: options.NExpertsOption = None,
     lr: options.RatesOption = None,
     output: Annotated[
         Path, typer.Option(help="Results file; rows that it holds are not run again.")
@@ -57,10 +59,10 @@ def evaluate(
         chosen = configuration(
             config,
             inputs={"model": model, "embedder": embedder, "store": store, "prompts": prompts}
-            | {"corpus": corpus, "limit": limit, "seed": seed}
+            | {"corpus": corpus, "limit": limit, "seed": seed, "experts": experts}
             | {"allow_missing_weights": allow_missing_weights or None},
             axes={"method": method, "n_select": n_select, "refresh": refresh, "lr": lr}
-            | {"context": context},
+            | {"context": context, "n_experts": n_experts},
             default={"method": ["knn", "hullft"]},
         )
         log = Console(stderr=True)
@@ -98,6 +100,7 @@ def tune(
     device: options.DeviceOption = None,
     embedder: options.EmbedderOption = None,
     store: options.StoreOption = None,
+    experts: options.ExpertsOption = None,
     prompts: options.PromptsOption = None,
     corpus: options.CorpusOption = None,
     limit: options.LimitOption = None,
@@ -106,6 +109,7 @@ def tune(
     n_select: options.NSelectOption = None,
     refresh: options.RefreshOption = None,
     context: options.ContextOption = None,
+    n_experts: options.NExpertsOption = None,
     lr: options.RatesOption = None,
     seconds: Annotated[
         float, typer.Option(help="What a prompt may take, up to the adapted model.")
@@ -126,10 +130,10 @@ def tune(
         chosen = configuration(
             config,
             inputs={"model": model, "embedder": embedder, "store": store, "prompts": prompts}
-            | {"corpus": corpus, "limit": limit, "seed": seed}
+            | {"corpus": corpus, "limit": limit, "seed": seed, "experts": experts}
             | {"allow_missing_weights": allow_missing_weights or None},
             axes={"method": method, "n_select": n_select, "refresh": refresh, "lr": lr}
-            | {"context": context},
+            | {"context": context, "n_experts": n_experts},
             default=TUNING_GRID,
         )
         log = Console(stderr=True)

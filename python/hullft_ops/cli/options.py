@@ -57,6 +57,17 @@ EmbedderNameOption = Annotated[
     str, typer.Option(help="Name or directory of a sentence-transformers model.")
 ]
 StoreOption = Annotated[Path | None, typer.Option(help="Directory of a datastore; with --prompts.")]
+ExpertsOption = Annotated[
+    Path | None, typer.Option(help="Directory of experts to merge; with --n-experts.")
+]
+NExpertsOption = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--n-experts",
+        help="Experts to merge a prompt, at most, given once for each value; 0 for none.",
+        show_default="0",
+    ),
+]
 PromptsOption = Annotated[
     Path | None,
     typer.Option(help='JSONL file of held-out prompts, each a "text" and maybe a "domain".'),

@@ -3,6 +3,7 @@
 from hullft_ops._extras import missing
 
 try:
+    from hullft_ops.ttft.experts import Experts, build_experts
     from hullft_ops.ttft.finetuner import AdaptationReport, TestTimeFinetuner
     from hullft_ops.ttft.model.loading import load_model
     from hullft_ops.ttft.model.memory import keep_freed_memory
@@ -29,6 +30,7 @@ __all__ = [
     "Cutting",
     "Datastore",
     "Embedder",
+    "Experts",
     "IndexThresholds",
     "MemoryStore",
     "Retriever",
@@ -39,6 +41,7 @@ __all__ = [
     "Support",
     "TestTimeFinetuner",
     "bits_per_byte",
+    "build_experts",
     "index_corpus",
     "keep_freed_memory",
     "load_embedder",

@@ -1,6 +1,7 @@
 """Files that appear whole or not at all."""
 
 import errno
+import hashlib
 import os
 import uuid
 from collections.abc import Iterator
@@ -48,6 +49,12 @@ def write_durably(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
         sync(temporary)
     sync(path.parent)
+
+
+def sha256_of(file: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal digits."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def sync(path: Path) -> None:

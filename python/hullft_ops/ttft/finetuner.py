@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 from hullft_ops._checks import check_integer
 from hullft_ops.ttft.adaptation import Adaptation
+from hullft_ops.ttft.experts.folder import Experts
+from hullft_ops.ttft.experts.merge import ExpertMerger, add
 from hullft_ops.ttft.model.causal import check_causal
 from hullft_ops.ttft.model.context import context_length, known_context
 from hullft_ops.ttft.model.exclusive import Claim
@@ -34,10 +36,9 @@ from hullft_ops.ttft.model.trainer import (
     check_choice,
     check_limit,
     check_same_trained,
-    check_trained,
+    checked_trained,
     inference_tensors_explained,
     same,
-    trainable_parameters,
 )
 from hullft_ops.ttft.report import AdaptationReport
 from hullft_ops.ttft.retrieval.in_context import InContext
@@ -77,8 +78,8 @@ class TestTimeFinetuner:
         tokenizer: its tokenizer.
         store: where the neighbours come from.
         embedder: embeds prompts. It must be the embedder that built the store.
-        n_select: optimizer steps per prompt, 100,000 at most. With 0 the model stays as it is and
-            there is no copy, so nothing that the block changes is undone.
+        n_select: optimizer steps per prompt, 100,000 at most. With 0, and no experts, the model
+            stays as it is and there is no copy, so nothing that the block changes is undone.
         refresh: optimizer steps per gradient; an example with c steps takes ceil(c / refresh)
             forward-backward passes. Or a function that returns it for an example's c.
         method: "hullft" for `hullft_ops.fw_select_indexed` over the pool, "knn" for a step on each
@@ -103,14 +104,20 @@ class TestTimeFinetuner:
         context: how many of the nearest texts stand before the prompt, nearest last, while the
             finetuner scores or continues it adapted. Texts stay whole; the farthest go until the
             rest leaves room for the prompt, or for half of the model's context.
+        experts: experts of this model and datastore. Those of the prompt's region are added to the
+            weights before the first step. Every weight that an expert changes must be trained.
+        n_experts: how many of them to merge at most; 0 for none.
+        expert_scale: multiplies the merged difference.
+        expert_temperature: None for the weights that `hullft_ops.fw_select` gives the regions'
+            centroids. A number for a softmax of the cosine similarities divided by it.
 
     Raises:
         TypeError: a count is not an int, a norm or rate is not a number, or the method is not
             callable.
-        ValueError: an argument is out of range, a name is unknown, or the embedder is not the
-            store's. Or the model has no trainable parameters, has some on the meta device or made
-            in inference mode, is not causal, lacks ids of the tokenizer, has an unknown context, or
-            gives logits for PEFT's virtual tokens.
+        ValueError: an argument is out of range, a name is unknown, the embedder is not the store's,
+            or the experts are not of the model and store. Or the model has no trainable parameters,
+            has some on the meta device or made in inference mode, is not causal, lacks ids of the
+            tokenizer, has an unknown context, or gives logits for PEFT's virtual tokens.
     """
 
     # pytest takes every class whose name begins with "Test" for a test.
@@ -135,6 +142,10 @@ class TestTimeFinetuner:
         schedule: str = "constant",
         max_grad_norm: float | None = None,
         context: int = 0,
+        experts: Experts | None = None,
+        n_experts: int = 4,
+        expert_scale: float = 1.0,
+        expert_temperature: float | None = None,
     ) -> None:
         n_select = check_integer("TestTimeFinetuner", "n_select", n_select, 0, MAX_STEPS)
         if not callable(refresh):
@@ -146,13 +157,7 @@ class TestTimeFinetuner:
         check_limit("max_grad_norm", max_grad_norm)
         chosen = selection_method(method, variant)
         check_embedder("TestTimeFinetuner", embedder, store)
-        trained = trainable_parameters(model)
-        if not trained:
-            raise ValueError(
-                "TestTimeFinetuner: model must have a parameter with requires_grad, got none; "
-                "PEFT adapters are loaded with is_trainable=True"
-            )
-        check_trained(model, trained)
+        trained = checked_trained(model)
         check_causal("TestTimeFinetuner", model, tokenizer)
         self.model = model
         self.tokenizer = tokenizer
@@ -181,9 +186,11 @@ class TestTimeFinetuner:
         self._snapshot = ModelSnapshot(model, trained)
         self._prefix = Prefix()
         in_context = InContext(store, tokenizer, context, self._context)
-        self._selector = SupportSelector(
-            store, embedder, self._tokenize, n_select, chosen, pool_size, in_context
+        self._merger = ExpertMerger(
+            model, trained, store, experts, n_experts, expert_scale, expert_temperature
         )
+        selecting = (n_select, chosen, pool_size, in_context, self._merger.weigh)
+        self._selector = SupportSelector(store, embedder, self._tokenize, *selecting)
 
     def __setattr__(self, name: str, value: object) -> None:
         # A later value would not match the parts that were made with the first one.
@@ -347,18 +354,13 @@ class TestTimeFinetuner:
         if support.indices and not self.n_select:
             raise ValueError("TestTimeFinetuner: n_select must be above 0 for this support, got 0")
         clock = StageClock(self.model.device)
-        advice = training_advice(
-            support.input_ids,
-            self._max_length,
-            self._autocast,
-            self.order,
-            self.n_select,
-            self.context,
-        )
-        with out_of_memory_explained(advice):
-            if support.indices:
+        limits = (self._max_length, self._autocast, self.order, self.n_select, self.context)
+        with out_of_memory_explained(training_advice(support.input_ids, *limits)):
+            additions = self._merger.read(support.expert_indices, support.expert_weights, clock)
+            if support.indices or additions:
                 with clock.of("save"):
                     save()
+            add(additions, clock)
             with inference_tensors_explained(self.model):
                 return self._finetune(support, clock, deadline)
 

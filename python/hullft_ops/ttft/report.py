@@ -8,15 +8,16 @@ if TYPE_CHECKING:
     from hullft_ops.ttft.model.timing import StageClock
     from hullft_ops.ttft.retrieval.support import Support
 
-_STAGES = ("save", "forward", "backward", "step", "prefill")
+_STAGES = ("save", "merge", "forward", "backward", "step", "prefill")
 
 
 @dataclass
 class AdaptationReport:
     """What one adaptation did, in plain numbers.
 
-    Seconds are wall-clock. On CUDA those of ``save``, ``forward``, ``backward``, ``step`` and
-    ``prefill`` come from events in the GPU's stream, so measuring never waits for the GPU.
+    Seconds are wall-clock. On CUDA those of ``save``, ``merge``, ``forward``, ``backward``,
+    ``step`` and ``prefill`` come from events in the GPU's stream, so measuring never waits for the
+    GPU.
 
     Attributes:
         method, n_select, order: the finetuner's arguments, the method by its name.
@@ -32,7 +33,7 @@ class AdaptationReport:
         gap: Frank-Wolfe gap over the pool.
         seconds_embed: to embed the prompt. This and the next two are a prompt's share of its batch.
         seconds_search: to find its neighbours.
-        seconds_select: to select among them.
+        seconds_select: to select among them and among the experts.
         seconds_finetune: to tokenize the support and train. The next four are parts of it.
         seconds_tokenize: to read the chosen texts and tokenize those that are not cached.
         seconds_forward: for the losses.
@@ -40,6 +41,7 @@ class AdaptationReport:
         seconds_step: to clip gradients, take the optimizer steps and keep gradients for later.
         seconds_prefill: to read the texts in the context once, after training.
         seconds_save: to save the parameters before.
+        seconds_merge: to read the experts' files and add the experts to the parameters.
         seconds_restore: to restore the model. None until the with block ends, and on CUDA, where
             the work is only handed to the GPU.
         forward_backward_passes: how many gradients were computed.
@@ -52,6 +54,8 @@ class AdaptationReport:
             All passes do if the head is more than a linear layer, or somebody listens to it.
         context_indices: positions of the texts that stand before the prompt, nearest last.
         prefix_ids: their tokens, to pass to `bits_per_byte`.
+        expert_indices: the experts that were merged, largest weight first.
+        expert_weights: their convex weights, before ``expert_scale``.
     """
 
     method: str
@@ -83,6 +87,9 @@ class AdaptationReport:
     context_indices: list[int] = field(default_factory=list)
     prefix_ids: list[int] = field(default_factory=list)
     seconds_prefill: float = 0.0
+    expert_indices: list[int] = field(default_factory=list)
+    expert_weights: list[float] = field(default_factory=list)
+    seconds_merge: float = 0.0
 
     @classmethod
     def of(cls, support: "Support", clock: "StageClock", **others: Any) -> "AdaptationReport":
@@ -102,6 +109,8 @@ class AdaptationReport:
             seconds_tokenize=spent.tokenize,
             context_indices=support.context_indices,
             prefix_ids=list(chain.from_iterable(support.context_ids)),
+            expert_indices=support.expert_indices,
+            expert_weights=support.expert_weights,
             **others,
         )
 

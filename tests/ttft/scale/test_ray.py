@@ -421,6 +421,20 @@ def test_workers_of_two_threads_give_the_rows_of_a_process_of_two(
     assert untimed(found) == untimed(read_rows(tmp_path / "alone.jsonl"))
 
 
+@pytest.mark.cpu_only(ELSEWHERE)
+def test_experts_have_the_bits_of_those_of_one_process(
+    inputs: list[str], store: Path, tmp_path: Path
+) -> None:
+    own = ["experts", "build", str(store), *inputs[1:3], "--clusters", "3", "--passages", "2"]
+    with threads(1):
+        invoke(*own, "--out", tmp_path / "alone")
+        invoke(*own, "--out", tmp_path / "ray", *ON_RAY)
+    files = [path.relative_to(tmp_path / "alone") for path in (tmp_path / "alone").rglob("*.*")]
+    assert len(files) == 2 + 2 * 3
+    for file in files:
+        assert (tmp_path / "ray" / file).read_bytes() == (tmp_path / "alone" / file).read_bytes()
+
+
 def test_a_finetuner_takes_shards(
     store: Path, gpt2: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
 ) -> None:

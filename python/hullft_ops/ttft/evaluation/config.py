@@ -9,6 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from hullft_ops.ttft.experts.folder import Experts
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
 from hullft_ops.ttft.retrieval.methods import Random, Sift
 from hullft_ops.ttft.store.embedding import DEFAULT_EMBEDDER
@@ -16,7 +17,7 @@ from hullft_ops.ttft.tiny import default_lr
 
 Settings = dict[str, Any]
 
-_INPUTS = ("model", "tokenizer", "store", "embedder")
+_INPUTS = ("model", "tokenizer", "store", "embedder", "experts")
 _DEFAULTS = {
     name: parameter.default
     for name, parameter in inspect.signature(TestTimeFinetuner).parameters.items()
@@ -24,15 +25,20 @@ _DEFAULTS = {
 }
 # SIFT's additional settings. "reuse" is None, "global" or "consecutive", see `reuse_runs`.
 _SIFT_DEFAULTS = {"noise": Sift.noise, "reuse": None}
-_DEFAULTS |= _SIFT_DEFAULTS
+# Only settings that say so merge experts.
+_DEFAULTS |= _SIFT_DEFAULTS | {"n_experts": 0}
 # A configuration's name always states these; it states other settings if they are not the default.
 _NAMED = ("method", "n_select", "refresh", "lr")
 # What else says something if there is no step.
-_STEPLESS = ("context", "max_length")
+_STEPLESS = ("context", "max_length", "n_experts", "expert_scale", "expert_temperature")
+# What says something only if experts are merged.
+_OF_EXPERTS = ("expert_scale", "expert_temperature")
 # These take one step on each text, so there is no gradient to reuse.
 _ONE_STEP_A_TEXT = ("knn", "random")
 # Name of settings without steps.
 NO_STEPS = "no steps"
+# The family of settings without steps that merge experts.
+MERGED = "merged"
 EXPERIMENTS = "experiments"
 
 
@@ -49,6 +55,7 @@ class Config:
             the package.
         embedder: name or directory, as `load_embedder` takes it.
         store: directory of a datastore.
+        experts: directory of experts of the model and datastore, for settings with "n_experts".
         prompts: JSONL file of held-out prompts, each with a "text" and, if there are several
             domains, a "domain".
         corpus: JSONL file to split into a datastore and prompts, if ``store`` and ``prompts`` are
@@ -65,6 +72,7 @@ class Config:
     model: str | None = None
     embedder: str = DEFAULT_EMBEDDER
     store: Path | None = None
+    experts: Path | None = None
     prompts: Path | None = None
     corpus: Path | None = None
     limit: int | None = None
@@ -81,7 +89,17 @@ class Config:
 
     @property
     def configurations(self) -> tuple[Settings, ...]:
-        """Every configuration of the grid, see `expand_grid`."""
+        """Every configuration of the grid, see `expand_grid`.
+
+        Raises:
+            ConfigError: as `expand_grid`, or there are experts and the settings do not say how many
+                of them to merge.
+        """
+        if self.experts is not None and not any("n_experts" in axes for axes in self.settings):
+            raise ConfigError(
+                f"experts is {self.experts}, and no settings have n_experts, which says how many "
+                "of them to merge"
+            )
         return expand_grid(self.settings, self.model)
 
     def with_changes(self, **changes: Any) -> "Config":
@@ -169,23 +187,31 @@ def config_id(settings: Mapping[str, Any]) -> str:
 
 
 def family(settings: Mapping[str, Any]) -> str:
-    """The method, and how many texts are in the context: what a report compares.
+    """What a report compares: the method, merged experts, how many texts are in the context.
 
-    Settings without steps are one family, whatever is in the context.
+    Settings without steps are one family with experts and one without, whatever is in the context.
     """
+    merged = bool(settings.get("n_experts"))
     if settings["n_select"] == 0:
-        return NO_STEPS
+        return MERGED if merged else NO_STEPS
     context = settings.get("context", 0)
-    return f"{settings['method']} context={context}" if context else str(settings["method"])
+    parts = [str(settings["method"])] + [MERGED] * merged + [f"context={context}"] * bool(context)
+    return " ".join(parts)
 
 
-def finetuner_options(settings: Settings, seed: int) -> dict[str, Any]:
+def finetuner_options(
+    settings: Settings, seed: int, experts: Experts | None = None
+) -> dict[str, Any]:
     """The keyword arguments of `TestTimeFinetuner` in filled-in settings, without "reuse".
 
     Raises:
-        TypeError, ValueError: the noise is not valid.
+        TypeError, ValueError: the noise is not valid, or there are no experts to merge.
     """
     options = {k: v for k, v in settings.items() if k not in _SIFT_DEFAULTS}
+    if settings.get("n_experts"):
+        if experts is None:
+            raise ValueError(f"n_experts is {settings['n_experts']}, and experts names none")
+        options["experts"] = experts
     if settings["method"] == "sift":
         options["method"] = Sift(settings.get("noise", Sift.noise))
     elif settings["method"] == "random":
@@ -201,6 +227,8 @@ def _filled(settings: Settings, model: str | None) -> Settings:
     for name in _SIFT_DEFAULTS.keys() & filled.keys():
         if filled["method"] != "sift":
             raise ConfigError(f"settings: {name} is of method sift, got {filled['method']!r}")
+    if not filled.get("n_experts"):
+        filled = {k: v for k, v in filled.items() if k not in _OF_EXPERTS}
     if filled["n_select"] == 0:
         stepless = {name: filled[name] for name in _STEPLESS if name in filled}
         named = {"method": "knn", "n_select": filled["n_select"], "refresh": 1}
@@ -212,7 +240,7 @@ def _from_json(content: dict[str, Any]) -> Config:
     given = {k: v for k, v in content.items() if not k.startswith("_") and k != "tuned"}
     _check_keys(given, [field.name for field in fields(Config)], "")
     known = {k: v for k, v in given.items() if v is not None}
-    for name in ("model", "embedder", "store", "prompts", "corpus", "description"):
+    for name in ("model", "embedder", "store", "experts", "prompts", "corpus", "description"):
         if not isinstance(known.get(name, ""), str):
             raise ConfigError(f"{name} must be a string, got {known[name]!r}")
     for name in ("limit", "seed"):
@@ -222,7 +250,7 @@ def _from_json(content: dict[str, Any]) -> Config:
         raise ConfigError(
             f"allow_missing_weights must be true or false, got {known['allow_missing_weights']!r}"
         )
-    for name in ("store", "prompts", "corpus"):
+    for name in ("store", "experts", "prompts", "corpus"):
         if name in known:
             known[name] = Path(known[name])
     grid = known.get("settings", [])

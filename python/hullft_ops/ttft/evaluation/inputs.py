@@ -17,6 +17,7 @@ from hullft_ops.ttft.evaluation.prompts import (
     read_prompts,
 )
 from hullft_ops.ttft.evaluation.runner import Evaluator
+from hullft_ops.ttft.experts.folder import Experts
 from hullft_ops.ttft.model.loading import checked_device, load_model
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.embedding import Embedder, open_embedder
@@ -26,17 +27,20 @@ DATASTORES = "hullft_datastores"
 
 @dataclass(frozen=True)
 class Inputs:
-    """A model, a datastore, and the prompts that the datastore does not hold, in order."""
+    """A model, a datastore, its experts, and the prompts that it does not hold, in order."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     store_path: Path
     store: Datastore
     embedder: Embedder
+    experts: Experts | None
     prompts: list[Prompt]
 
     def evaluator(self, seed: int) -> Evaluator:
-        return Evaluator(self.model, self.tokenizer, self.store, self.embedder, seed=seed)
+        return Evaluator(
+            self.model, self.tokenizer, self.store, self.embedder, seed=seed, experts=self.experts
+        )
 
 
 def open_inputs(config: Config, log: Console, *, device: str = "cpu") -> Inputs:
@@ -54,7 +58,8 @@ def open_inputs(config: Config, log: Console, *, device: str = "cpu") -> Inputs:
         allow_missing_weights=config.allow_missing_weights,
         say=partial(show, log),
     )
-    inputs = Inputs(model, tokenizer, path, store, embedder, prompts)
+    experts = open_experts(config.experts)
+    inputs = Inputs(model, tokenizer, path, store, embedder, experts, prompts)
     chosen = _unknown_prompts(inputs, config, log)
     domains = ", ".join(f"{name}: {count}" for name, count in count_domains(chosen).items())
     show(log, f"{len(chosen)} prompts ({domains}), datastore of {len(store)} texts")
@@ -67,6 +72,14 @@ def open_store(path: Path) -> Datastore:
         return Datastore.open(path)
     except (OSError, ValueError) as error:
         raise ConfigError(f"store {path}: {error}") from error
+
+
+def open_experts(path: Path | None) -> Experts | None:
+    """The experts at ``path``; a `ConfigError` says why they cannot be opened."""
+    try:
+        return None if path is None else Experts.open(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"experts {path}: {error}") from error
 
 
 def _unknown_prompts(inputs: Inputs, config: Config, log: Console) -> list[Prompt]:

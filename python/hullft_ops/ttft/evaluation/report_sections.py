@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from hullft_ops.ttft.evaluation.config import family
-from hullft_ops.ttft.evaluation.results import Row
+from hullft_ops.ttft.evaluation.results import MERGE, Row
 from hullft_ops.ttft.evaluation.statistics import CONFIDENCE, NONE, Interval, Measurements, at_time
 
 _EXAMPLES = 4
@@ -62,7 +62,7 @@ def example_section(measured: Measurements) -> Section:
 def leaders(measured: Measurements) -> list[str]:
     """The configuration with the fewest bits per byte, for each method and refresh.
 
-    A method with texts in the context is another method, see `family`.
+    A method with experts or with texts in the context is another method, see `family`.
     """
     best: dict[tuple[str, int], str] = {}
     for config in measured.configs[1:]:
@@ -99,7 +99,9 @@ def _overview(measured: Measurements) -> Section:
 
 def _quality_and_time(measured: Measurements) -> Section:
     quality = ("configuration", "bits per byte", "against none", "better on", "worse on")
-    header = (*quality, "embed and search", "select", "finetune", "total", "passes", "texts")
+    merging = [MERGE] * any(MERGE in measured.mean_stages(config) for config in measured.configs)
+    times = ("embed and search", "select", *merging, "finetune", "total")
+    header = (*quality, *times, "passes", "texts")
     table: list[Cells] = [(NONE, f"{measured.mean_bits(NONE):.4f}", *[""] * (len(header) - 2))]
     count, hurt = len(measured.prompts), []
     for config in sorted(measured.configs[1:], key=measured.mean_bits):
@@ -115,7 +117,7 @@ def _quality_and_time(measured: Measurements) -> Section:
                 f"{measured.prompts_below(NONE, config)} of {count}",
                 f"{stages['embed'] + stages['search']:.3f} s",
                 f"{1e3 * stages['select']:.2f} ms",
-                f"{stages['finetune']:.3f} s",
+                *(f"{stages.get(stage, 0):.3f} s" for stage in (*merging, "finetune")),
                 f"{measured.mean_seconds(config):.3f} s",
                 f"{measured.mean_of(config, 'passes'):.1f}",
                 f"{measured.mean_of(config, 'support_size'):.1f}",

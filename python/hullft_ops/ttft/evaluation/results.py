@@ -5,7 +5,6 @@ progress. Opening the file again drops a last line that was cut off.
 """
 
 import fcntl
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -19,10 +18,14 @@ from transformers import PreTrainedTokenizerBase
 
 from hullft_ops.ttft._files import full_disk_explained
 from hullft_ops.ttft.evaluation.config import ConfigError, config_id
+from hullft_ops.ttft.experts.folder import Experts
+from hullft_ops.ttft.model.loading import weights_digest
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.sources import object_of
 
 STAGES = ("embed", "search", "select", "finetune")
+# The stage of rows that merge experts.
+MERGE = "merge"
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Row:
     """One configuration on one prompt.
 
     Attributes:
-        run: fingerprint of model, tokenizer, datastore, embedder and seed.
+        run: fingerprint of model, tokenizer, datastore, embedder, seed and experts.
         prompt: id of the prompt, derived from its text.
         config: id of the configuration, derived from ``settings``.
         settings: keyword arguments of `TestTimeFinetuner`.
@@ -41,8 +44,8 @@ class Row:
         bits_per_byte_after: with adaptation; None if a loss was not finite, see ``error``.
         bytes_scored: scored bytes of the prompt.
         seconds: wall-clock seconds by stage: "embed" and "search" (measured once for a prompt),
-            "select", "finetune", which includes reading the texts in the context; empty
-            after an error.
+            "select", "finetune", which includes reading the texts in the context, and "merge" if
+            experts were merged; empty after an error.
         seconds_row: wall-clock seconds of the whole row, including scoring and restoring.
         passes: number of forward-backward passes.
         steps: number of optimizer steps.
@@ -148,8 +151,8 @@ def open_results(path: Path, run: str) -> Iterator[ResultsFile]:
         other = next((row for row in rows.values() if row.run != run), None)
         if other is not None:
             raise ConfigError(
-                f"{path} holds rows of another model, tokenizer, datastore, embedder or seed "
-                f"(run {other.run}, this one is {run}); name another file"
+                f"{path} holds rows of another model, tokenizer, datastore, embedder or seed, or "
+                f"of other experts (run {other.run}, this one is {run}); name another file"
             )
         # Not earlier: a file with other content must stay as it is.
         _drop_torn_line(descriptor, path)
@@ -210,8 +213,10 @@ def _check_types(row: Row, where: str) -> None:
     seconds = row.seconds
     numbers = all(isinstance(v, int | float) and _is_sound(v) for v in seconds.values())
     stages: set[str] = set() if row.error is not None and not seconds else set(STAGES)
+    if stages and row.settings.get("n_experts"):
+        stages.add(MERGE)
     if not numbers or seconds.keys() != stages or (stages and not seconds["finetune"] > 0):
-        raise ConfigError(f"{where}: seconds must be numbers, of {STAGES}, got {seconds!r}")
+        raise ConfigError(f"{where}: seconds must be numbers, of {sorted(stages)}, got {seconds!r}")
     named = {"method": str, "n_select": int, "refresh": int, "lr": int | float}
     for name, kind in named.items():
         value = row.settings.get(name)
@@ -248,24 +253,22 @@ def _drop_torn_line(descriptor: int, path: Path) -> None:
     os.fsync(descriptor)
 
 
-# Enough to tell two models apart. Reading all of a large model takes longer than a prompt.
-_VALUES_OF_TENSOR = 1024
 # Tokenizers with the same vocabulary may merge, normalise and prefix text differently.
 _SENTENCE = "Naïve  TOKENS of x_1 = 3.14;\n\tİt's 10,000 日本 🙂"
 
 
 def fingerprint(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, store: Datastore, seed: int
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    store: Datastore,
+    seed: int,
+    experts: Experts | None = None,
 ) -> str:
-    """A name for the weights, the tokenizer, the datastore and its embedder, and the seed."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        head = tensor.detach().flatten()[:_VALUES_OF_TENSOR].float().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(head.numpy().tobytes())
+    """A name for the weights, tokenizer, datastore and embedder, seed, and experts if any."""
+    digest = weights_digest(model)
     tokens = [sorted(tokenizer.get_vocab().items()), tokenizer(_SENTENCE)["input_ids"]]
-    files = [*store.manifest.shards, store.manifest.embeddings]
-    sums = [[file.bytes, file.crc32] for file in files]
-    about = [tokens, store.manifest.embedder, len(store), seed, sums]
+    about = [tokens, store.manifest.embedder, len(store), seed, store.manifest.checksums]
     digest.update(json.dumps(about).encode())
+    if experts is not None:
+        digest.update(json.dumps(experts.manifest.files, sort_keys=True).encode())
     return digest.hexdigest()[:16]

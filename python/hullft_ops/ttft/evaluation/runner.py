@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from importlib import metadata
 from time import perf_counter
 from typing import TypeVar
 
@@ -11,6 +10,7 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hullft_ops.collect_env import versions_of
 from hullft_ops.ttft._progress import progress_bar
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.evaluation.config import (
@@ -21,15 +21,15 @@ from hullft_ops.ttft.evaluation.config import (
 )
 from hullft_ops.ttft.evaluation.corpus import normalised
 from hullft_ops.ttft.evaluation.prompts import Prompt
-from hullft_ops.ttft.evaluation.results import ResultsFile, Row, fingerprint
+from hullft_ops.ttft.evaluation.results import MERGE, ResultsFile, Row, fingerprint
 from hullft_ops.ttft.evaluation.sift_reuse import PickedSift, in_runs
+from hullft_ops.ttft.experts.folder import Experts
 from hullft_ops.ttft.finetuner import AdaptationReport, TestTimeFinetuner
 from hullft_ops.ttft.model.context import scored_context
 from hullft_ops.ttft.model.memory import out_of_memory_explained
 from hullft_ops.ttft.model.scoring import BitsPerByte, score_text
 from hullft_ops.ttft.retrieval.methods import Sift
 from hullft_ops.ttft.retrieval.support import Support
-from hullft_ops.ttft.store.base import Store
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.embedding import Embedder
 
@@ -53,6 +53,7 @@ class Evaluator:
         store: where the neighbours come from.
         embedder: the embedder that built the store.
         seed: drives everything that is random.
+        experts: experts for settings with "n_experts".
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Evaluator:
         embedder: Embedder,
         *,
         seed: int = 0,
+        experts: Experts | None = None,
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
@@ -70,16 +72,18 @@ class Evaluator:
         self._datastore = store
         self._store = OneSearch(store)
         self._seed = seed
+        self._experts = experts
         self._finetuners: dict[str, TestTimeFinetuner] = {}
         self._sifts: dict[str, PickedSift] = {}
         self._before: dict[tuple[str, int | None], tuple[float, int]] = {}
-        self._versions = {name: _version(name) for name in _PACKAGES}
+        self._versions = versions_of(_PACKAGES)
         self._versions["device"] = model.device.type
 
     @cached_property
     def run(self) -> str:
         """The `fingerprint` of its rows; not every use of an evaluator makes some."""
-        return fingerprint(self._model, self._tokenizer, self._datastore, self._seed)
+        inputs = (self._model, self._tokenizer, self._datastore, self._seed)
+        return fingerprint(*inputs, experts=self._experts)
 
     def prepare(self, settings: Sequence[Settings]) -> None:
         """Make the finetuners, so that a wrong setting shows before anything runs.
@@ -202,7 +206,7 @@ class Evaluator:
             "search": self._store.seconds,
             "select": report.seconds_select,
             "finetune": report.seconds_finetune + report.seconds_prefill,
-        }
+        } | ({MERGE: report.seconds_merge} if report.expert_indices else {})
 
     def _support(self, prompt: Prompt, settings: Settings) -> Support:
         support = self._finetuner(settings).select(prompt.text)
@@ -214,7 +218,7 @@ class Evaluator:
         key = config_id(settings)
         if key not in self._finetuners:
             try:
-                options = finetuner_options(settings, self._seed)
+                options = finetuner_options(settings, self._seed, self._experts)
                 if isinstance(options["method"], Sift):
                     self._sifts[key] = options["method"] = PickedSift(options["method"].noise)
                 made = TestTimeFinetuner(
@@ -275,13 +279,6 @@ def rotated(items: Sequence[T], by: int) -> list[T]:
     return [*items[start:], *items[:start]]
 
 
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 class OneEmbedding:
     """An embedder that remembers its last text.
 
@@ -315,8 +312,9 @@ class OneSearch:
     ``seconds`` is the time that its last neighbours took to find.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Datastore) -> None:
         self.texts = store.texts
+        self.manifest = store.manifest
         self.embedder = store.embedder
         self.dim = store.dim
         self._store = store

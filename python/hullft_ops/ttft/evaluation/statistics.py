@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hullft_ops.ttft.evaluation.config import ConfigError, family
-from hullft_ops.ttft.evaluation.results import STAGES, Row
+from hullft_ops.ttft.evaluation.results import MERGE, STAGES, Row
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
@@ -106,9 +106,10 @@ class Measurements:
         return fmean(values or [0])
 
     def mean_stages(self, config: str) -> dict[str, float]:
-        """Mean seconds of each stage; 0 for ``NONE``."""
+        """Mean seconds of each stage of its rows; 0 for ``NONE``."""
         rows = self.rows.get(config, ())
-        return {stage: fmean([row.seconds[stage] for row in rows] or [0]) for stage in STAGES}
+        stages = rows[0].seconds if rows else STAGES
+        return {stage: fmean([row.seconds[stage] for row in rows] or [0]) for stage in stages}
 
     def settings(self, config: str) -> dict[str, Any]:
         return self.rows[config][0].settings
@@ -126,9 +127,10 @@ class Measurements:
         return _ratio_interval(self.bits_of(config), bits, self._weights)
 
     def finetuning_speed(self, config: str, other: str) -> Interval:
-        """How many times as fast as ``other`` it finetunes, by mean seconds."""
+        """How many times as fast as ``other`` it finetunes and merges, by mean seconds."""
         own, others = (
-            np.array([row.seconds["finetune"] for row in self.rows[c]]) for c in (config, other)
+            np.array([r.seconds["finetune"] + r.seconds.get(MERGE, 0) for r in self.rows[c]])
+            for c in (config, other)
         )
         less_one = _ratio_interval(others, own, self._weights)
         return Interval(less_one.value + 1, less_one.low + 1, less_one.high + 1)

@@ -250,6 +250,7 @@ def _write(config: Config, inputs: Inputs, tuned: Tuned, output: Path) -> None:
         "allow_missing_weights": config.allow_missing_weights,
         "embedder": config.embedder,
         "store": str(inputs.store_path),
+        "experts": str(config.experts) if tuned.settings.get("n_experts") else None,
         "settings": figures.pop("settings"),
         "tuned": figures,
     }

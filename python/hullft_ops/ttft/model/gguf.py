@@ -5,7 +5,6 @@ which takes longer than everything else at a start, so its result goes into the 
 """
 
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -26,6 +25,7 @@ from typing import IO, TYPE_CHECKING, Any
 import torch
 
 from hullft_ops._extras import needed_by
+from hullft_ops.ttft._files import sha256_of
 from hullft_ops.ttft.errors import InputError, first_line
 from hullft_ops.ttft.model.memory import available_memory, is_out_of_memory
 
@@ -147,10 +147,8 @@ def dequantized(
 def cache_folder(file: Path) -> Path:
     """Where the cache keeps the file's model: by content, not by name."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    with file.open("rb") as content:
-        digest = hashlib.file_digest(content, "sha256").hexdigest()
     readers = "-".join(f"{name}-{version(name)}" for name in ("transformers", "gguf"))
-    return base / "hullft_ops" / "gguf" / f"{digest[:32]}-{readers}-{_LAYOUT}"
+    return base / "hullft_ops" / "gguf" / f"{sha256_of(file)[:32]}-{readers}-{_LAYOUT}"
 
 
 def read_header(file: Path) -> Header:

@@ -1,11 +1,13 @@
 """Loading models and tokenizers, with errors that a user can act on."""
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -16,6 +18,8 @@ from hullft_ops.ttft.model.memory import is_out_of_memory
 from hullft_ops.ttft.tiny import tiny_lm_path
 
 _NAMED_WEIGHTS = 3
+# Enough to tell two models apart. Reading all of a large model takes longer than a prompt.
+_VALUES_OF_TENSOR = 1024
 
 
 def checked_device(name: str) -> torch.device:
@@ -106,6 +110,16 @@ def open_tokenizer(name: str) -> "PreTrainedTokenizerBase":
         check_directory("tokenizer", name)
     with loading(f"tokenizer {name}"):
         return _tokenizer(name if file is None else dequantized(file))
+
+
+def weights_digest(model: nn.Module) -> "hashlib._Hash":
+    """A hash of the names, dtypes, shapes and first values of parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        head = tensor.detach().flatten()[:_VALUES_OF_TENSOR].float().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(head.numpy().tobytes())
+    return digest
 
 
 def _check_weights(what: str, loaded: Keys) -> None:

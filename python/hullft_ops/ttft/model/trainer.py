@@ -233,7 +233,18 @@ def _check_losses(losses: list[float], passes: list[tuple[int, int]], steps: int
             )
 
 
-def check_trained(model: "PreTrainedModel", trained: Sequence[torch.nn.Parameter]) -> None:
+def checked_trained(model: "PreTrainedModel") -> list[nn.Parameter]:
+    """The parameters to train, see `trainable_parameters`. Warns if they are float16.
+
+    Raises:
+        ValueError: there are none, or some are on the meta device or made in inference mode.
+    """
+    trained = trainable_parameters(model)
+    if not trained:
+        raise ValueError(
+            "TestTimeFinetuner: model must have a parameter with requires_grad, got none; "
+            "PEFT adapters are loaded with is_trainable=True"
+        )
     absent = [n for n, p in model.named_parameters() if p.requires_grad and p.is_meta]
     if absent:
         raise ValueError(
@@ -254,6 +265,7 @@ def check_trained(model: "PreTrainedModel", trained: Sequence[torch.nn.Parameter
             "or torch.bfloat16",
             stacklevel=3,
         )
+    return trained
 
 
 @contextmanager

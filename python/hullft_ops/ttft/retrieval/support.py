@@ -54,6 +54,8 @@ class Support:
         seconds: time spent so far.
         context_indices: positions of the texts that stand before the prompt, nearest last.
         context_ids: the tokens of each of those.
+        expert_indices: the experts to merge, largest weight first.
+        expert_weights: their convex weights.
     """
 
     indices: list[int]
@@ -65,6 +67,8 @@ class Support:
     seconds: Seconds = field(compare=False)
     context_indices: list[int] = field(default_factory=list)
     context_ids: list[list[int]] = field(default_factory=list)
+    expert_indices: list[int] = field(default_factory=list)
+    expert_weights: list[float] = field(default_factory=list)
 
 
 class SupportSelector:
@@ -79,6 +83,7 @@ class SupportSelector:
         method: chooses among the neighbours.
         pool_size: how many neighbours to choose from; a smaller store offers all of its texts.
         in_context: picks the texts that stand before the prompt.
+        weigh: returns the experts of each embedded prompt [B, dim] and their weights.
     """
 
     def __init__(
@@ -90,8 +95,10 @@ class SupportSelector:
         method: SelectionMethod,
         pool_size: int,
         in_context: InContext,
+        weigh: Callable[[torch.Tensor], list[tuple[list[int], list[float]]]],
     ) -> None:
         self._in_context = in_context
+        self._weigh = weigh
         self._store = store
         self._embedder = embedder
         self._n_select = n_select
@@ -132,6 +139,7 @@ class SupportSelector:
         candidates = nearest[:, : self._pool_size]
         with shared.of("select", share=share):
             selections = self._choose(candidates, queries) if self._n_select else [None] * share
+            experts = self._weigh(queries)
         supports = [
             self._support(
                 candidates[i],
@@ -141,12 +149,25 @@ class SupportSelector:
             )
             for i in range(share)
         ]
-        return [self._with_context(*one) for one in zip(supports, prompts, nearest, strict=True)]
+        more = zip(supports, prompts, nearest, experts, strict=True)
+        return [self._with_context_and_experts(*one) for one in more]
 
-    def _with_context(self, support: Support, prompt: str, nearest: torch.Tensor) -> Support:
+    def _with_context_and_experts(
+        self,
+        support: Support,
+        prompt: str,
+        nearest: torch.Tensor,
+        experts: tuple[list[int], list[float]],
+    ) -> Support:
         with support.seconds.of("tokenize"):
             indices, ids = self._in_context.pick(prompt, nearest[: self._in_context.count].tolist())
-        return replace(support, context_indices=indices, context_ids=ids)
+        return replace(
+            support,
+            context_indices=indices,
+            context_ids=ids,
+            expert_indices=experts[0],
+            expert_weights=experts[1],
+        )
 
     def _support(
         self,

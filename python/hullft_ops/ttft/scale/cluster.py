@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -100,6 +101,11 @@ def use_threads(threads: int) -> None:
 
     torch.set_num_threads(threads)
     faiss.omp_set_num_threads(threads)
+
+
+def found_anywhere(name: str) -> str:
+    """The name of a model or file, by which a worker in another directory finds it too."""
+    return str(Path(name).resolve()) if Path(name).exists() else name
 
 
 def import_ray() -> Any:

@@ -2,11 +2,17 @@
 
 from collections.abc import Generator, Iterable
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
-from hullft_ops.ttft.scale.cluster import Workers, cluster, in_order, staff, use_threads
+from hullft_ops.ttft.scale.cluster import (
+    Workers,
+    cluster,
+    found_anywhere,
+    in_order,
+    staff,
+    use_threads,
+)
 from hullft_ops.ttft.store.embedding import Embedder, EncodeBatches, encode_checked, load_embedder
 
 # How many batches a worker may be ahead of the slowest; their vectors wait in memory.
@@ -46,8 +52,7 @@ def ray_embedding(embedder: Embedder, name: str, workers: Workers) -> EncodeBatc
         name: the name by which `load_embedder` loads it, on the workers' machines too.
         workers: how many workers, and what each computes with.
     """
-    # Workers may run in another directory.
-    source = str(Path(name).resolve()) if Path(name).is_dir() else name
+    source = found_anywhere(name)
 
     def encode(batches: Iterable[list[str]]) -> Generator[np.ndarray]:
         with (

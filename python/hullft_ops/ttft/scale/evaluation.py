@@ -3,19 +3,25 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 
 from rich.console import Console
 
 from hullft_ops.ttft._progress import progress_bar
 from hullft_ops.ttft.evaluation.config import Config, ConfigError, Settings
-from hullft_ops.ttft.evaluation.inputs import Inputs
+from hullft_ops.ttft.evaluation.inputs import Inputs, open_experts
 from hullft_ops.ttft.evaluation.prompts import Prompt
 from hullft_ops.ttft.evaluation.results import ResultsFile, Row
 from hullft_ops.ttft.evaluation.runner import Evaluator, missing_pairs
 from hullft_ops.ttft.model.loading import checked_device, load_model
 from hullft_ops.ttft.model.memory import keep_freed_memory
-from hullft_ops.ttft.scale.cluster import Workers, cluster, completed, staff, use_threads
+from hullft_ops.ttft.scale.cluster import (
+    Workers,
+    cluster,
+    completed,
+    found_anywhere,
+    staff,
+    use_threads,
+)
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.embedding import open_embedder
 
@@ -56,11 +62,12 @@ class EvaluationWorker:
         )
         store = Datastore.open(self._config.store, verify=False)
         embedder = open_embedder(self._config.embedder)
-        evaluator = Evaluator(model, tokenizer, store, embedder, seed=self._config.seed)
+        experts, seed = open_experts(self._config.experts), self._config.seed
+        evaluator = Evaluator(model, tokenizer, store, embedder, seed=seed, experts=experts)
         if evaluator.run != self._run:
             raise ConfigError(
-                f"a worker has another model, tokenizer, datastore or embedder than the driver "
-                f"under the same name (run {evaluator.run}, the driver's is {self._run})"
+                "a worker has another model, tokenizer, datastore, embedder or experts than the "
+                f"driver under the same name (run {evaluator.run}, the driver's is {self._run})"
             )
         return evaluator
 
@@ -111,13 +118,10 @@ def _tasks(
 
 def _found_anywhere(config: Config) -> Config:
     """The same configuration, with absolute paths."""
-
-    def whole(name: str) -> str:
-        return str(Path(name).resolve()) if Path(name).exists() else name
-
     return replace(
         config,
-        model=config.model and whole(config.model),
-        embedder=whole(config.embedder),
+        model=config.model and found_anywhere(config.model),
+        embedder=found_anywhere(config.embedder),
         store=config.store and config.store.resolve(),
+        experts=config.experts and config.experts.resolve(),
     )

@@ -110,6 +110,11 @@ class Manifest:
     format: str = FORMAT
     format_version: int = FORMAT_VERSION
 
+    @property
+    def checksums(self) -> list[list[int]]:
+        """Bytes and CRC-32 of each file with texts, then of the vectors."""
+        return [[file.bytes, file.crc32] for file in (*self.shards, self.embeddings)]
+
     def write(self, directory: Path) -> None:
         """Replace the manifest in ``directory``, in one durable step."""
         write_json_durably(directory / MANIFEST_FILE, asdict(self))
@@ -192,7 +197,7 @@ def write_json_durably(file: Path, values: dict[str, Any]) -> None:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file of the datastore. ValueError if there is none."""
+    """The object in a manifest or journal. ValueError if there is none."""
     size = file.stat().st_size
     if size > _MAX_JSON_BYTES:
         raise ValueError(f"{file} must have at most {_MAX_JSON_BYTES} bytes, has {size}")
@@ -201,7 +206,7 @@ def read_json(file: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not JSON: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{file} is not a datastore's: it holds no object")
+        raise ValueError(f"{file} must hold a JSON object, holds {type(values).__name__}")
     return values
 
 
@@ -226,7 +231,7 @@ def remove_data(data: Path) -> None:
 def refuse_link(path: Path) -> None:
     """Refuse a symbolic link, which could lead out of the datastore's directory."""
     if path.is_symlink():
-        raise ValueError(f"{path} is a symbolic link: a datastore's files must be its own")
+        raise ValueError(f"{path} is a symbolic link: a folder's files must be its own")
 
 
 def check_source(file: Path, source: object) -> None:

@@ -87,7 +87,7 @@ class Journal:
 
 
 @contextmanager
-def locked(directory: Path) -> Iterator[None]:
+def locked(directory: Path, what: str = "datastore") -> Iterator[None]:
     """Keep other writers out of ``directory``. The system unlocks it if the process dies.
 
     Raises:
@@ -98,7 +98,7 @@ def locked(directory: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ValueError(f"another process is writing the datastore {directory}") from error
+            raise ValueError(f"another process is writing the {what} {directory}") from error
         yield
     finally:
         os.close(descriptor)

@@ -1,0 +1,312 @@
+"""Building experts: one for each cluster of a datastore, and going on after a kill."""
+
+import re
+import shutil
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from rich.console import Console
+from safetensors.torch import save
+from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hullft_ops._checks import check_integer, check_number
+from hullft_ops.collect_env import versions_of
+from hullft_ops.ttft._files import UUID, sha256_of, sync, write_durably
+from hullft_ops.ttft._progress import progress_bar
+from hullft_ops.ttft.experts.clusters import Clusters, spherical_clusters
+from hullft_ops.ttft.experts.expert_trainer import ExpertTrainer
+from hullft_ops.ttft.experts.folder import (
+    CENTROIDS_FILE,
+    FILES,
+    MAX_EXPERTS,
+    Experts,
+    Manifest,
+    check_plain,
+    check_sum,
+    fingerprint,
+    folder_of,
+    read_tensors,
+    store_digest,
+)
+from hullft_ops.ttft.model.causal import check_causal
+from hullft_ops.ttft.model.context import context_length
+from hullft_ops.ttft.model.exclusive import Claim
+from hullft_ops.ttft.store.base import Store
+from hullft_ops.ttft.store.format import MANIFEST_FILE
+from hullft_ops.ttft.store.journal import locked
+
+_FUNCTION = "build_experts"
+_MAX_RANK = 4096
+_MAX_SEED = 2**31 - 1
+_PACKAGES = ("hullft_ops", "faiss-cpu", "peft", "torch", "transformers")
+# What a killed build leaves behind. A person would not choose such a name.
+_PARTIAL = re.compile(
+    rf"\.(?:[0-9]{{4}}|{re.escape(MANIFEST_FILE)}|{re.escape(CENTROIDS_FILE)})\.{UUID}\.partial"
+)
+
+# An expert, and the positions of its texts.
+Task = tuple[int, list[int]]
+# Yields each expert with its files, in any order.
+TrainExperts = Callable[[Manifest, list[Task]], Generator[tuple[int, dict[str, bytes]]]]
+
+
+def build_experts(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    store: Store,
+    path: str | Path,
+    *,
+    clusters: int = 64,
+    rank: int = 16,
+    passages: int | None = None,
+    lr: float = 5e-4,
+    max_length: int | None = None,
+    full: bool = False,
+    seed: int = 0,
+    console: Console | None = None,
+    train: TrainExperts | None = None,
+) -> Experts:
+    """Cluster a datastore, train an expert for each cluster, and write them to ``path``.
+
+    An expert is a LoRA adapter on all linear layers but the head, trained from the base model in
+    one epoch over its cluster's texts, nearest to the centroid first. Adam takes one step on each
+    text; its rate falls linearly to 0. Texts of fewer than 2 tokens are left out; a cluster of only
+    such texts gets an expert that changes nothing.
+
+    The model itself is never written to: the adapters are trained in a copy that shares its
+    weights. Other threads may not use it meanwhile.
+
+    Each expert's folder appears whole. After a kill at any moment, the same call goes on with the
+    next expert. With one thread, the files have the same bits as without the kill.
+
+    Args:
+        model: the base model, with plain weights in floating point.
+        tokenizer: its tokenizer.
+        store: the texts and their embeddings.
+        path: the folder to create, or one with experts of the same settings to finish.
+        clusters: number of experts, at most one for each text.
+        rank: rank of each adapter.
+        passages: train on at most so many texts of a cluster; None for all.
+        lr: Adam's learning rate at the first step.
+        max_length: tokens of a text to train on; None for the model's context.
+        full: train all parameters with ``requires_grad`` in place of adapters, and keep the
+            differences of the weights. For small models: each expert is as large as the model, and
+            training takes four times the model's memory besides.
+        seed: chooses the clusters and the adapters' first values.
+        console: shows the progress; None shows none.
+        train: trains experts elsewhere, for example `hullft_ops.ttft.scale.experts.ray_training`;
+            None trains them in this process.
+
+    Raises:
+        ImportError: PEFT or FAISS is not installed.
+        TypeError: a count is not an int, or the rate is not a number.
+        ValueError: an argument is out of range; the model is quantized, has PEFT adapters or is not
+            causal; the datastore is filtered; ``path`` holds experts of other settings; a file of
+            a finished expert is damaged; or another process is writing there.
+        FileExistsError: ``path`` holds something else.
+        NonFiniteLossError: a loss is not finite. The experts before stay.
+        RuntimeError: the model is adapted at the moment.
+        OSError: for example, the disk is full; the same call goes on.
+        torch.OutOfMemoryError: memory ran out, on any device.
+    """
+    clusters = check_integer(_FUNCTION, "clusters", clusters, 1, MAX_EXPERTS)
+    rank = check_integer(_FUNCTION, "rank", rank, 1, _MAX_RANK)
+    seed = check_integer(_FUNCTION, "seed", seed, 0, _MAX_SEED)
+    if passages is not None:
+        passages = check_integer(_FUNCTION, "passages", passages, 1)
+    if not 0 < check_number(_FUNCTION, "lr", lr) < float("inf"):
+        raise ValueError(f"{_FUNCTION}: lr must be above 0 and finite, got {lr}")
+    if clusters > len(store):
+        raise ValueError(f"{_FUNCTION}: clusters is {clusters}, the store has {len(store)} texts")
+    if len(store.embeddings) != len(store):
+        raise ValueError(
+            f"{_FUNCTION}: store must have all of its texts at hand, got {len(store)} to search "
+            f"and {len(store.embeddings)} embeddings: build from a datastore without a filter"
+        )
+    check_plain(_FUNCTION, model)
+    check_causal(_FUNCTION, model, tokenizer)
+    path = Path(path)
+    with Claim(model, list(model.parameters())):
+        manifest = Manifest(
+            kind="full" if full else "lora",
+            model=model.name_or_path or "",
+            fingerprint=fingerprint(model),
+            store=store_digest(store),
+            embedder=store.embedder,
+            clusters=clusters,
+            rank=0 if full else rank,
+            # With alpha equal to the rank, a product counts once.
+            scale=1.0,
+            fan_in_fan_out=not full and _fan_in_fan_out(model),
+            seed=seed,
+            lr=float(lr),
+            passages=passages,
+            max_length=context_length(_FUNCTION, model, tokenizer, max_length),
+            versions=versions_of(_PACKAGES),
+        )
+        with _opened(path, manifest) as build:
+            _train(build, store, train or _training_here(model, tokenizer, store), console)
+    return Experts.open(path)
+
+
+def _train(build: "_Build", store: Store, train: TrainExperts, console: Console | None) -> None:
+    """Train the experts that are not there, and finish the folder."""
+    groups = build.clusters(store)
+    limit = build.manifest.passages
+    sizes = [size if limit is None else min(size, limit) for size in groups.sizes.tolist()]
+    missing = [expert for expert in range(len(sizes)) if not build.has(expert)]
+    rest = sum(sizes[expert] for expert in missing)
+    with progress_bar(console or Console(quiet=True), shown=console is not None) as bar:
+        task = bar.add_task("training experts", total=sum(sizes), completed=sum(sizes) - rest)
+        tasks = [(expert, groups.texts_of(expert)) for expert in missing]
+        with closing(train(build.manifest, tasks)) as trained:
+            for expert, files in trained:
+                build.add(expert, files)
+                bar.advance(task, sizes[expert])
+    build.finish()
+
+
+def _training_here(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", store: Store
+) -> TrainExperts:
+    def train(manifest: Manifest, tasks: list[Task]) -> Generator[tuple[int, dict[str, bytes]]]:
+        if not tasks:
+            return
+        trainer = ExpertTrainer(model, tokenizer, store, manifest)
+        for expert, positions in tasks:
+            yield expert, trainer.files(expert, positions)
+
+    return train
+
+
+class _Build:
+    """A folder of experts that are being built. Only one process at a time has it open."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    def clusters(self, store: Store) -> Clusters:
+        """The clusters on the disk, or new ones that are there when this returns."""
+        manifest, file = self.manifest, self.path / CENTROIDS_FILE
+        if CENTROIDS_FILE in manifest.files:
+            check_sum(self.path, manifest, CENTROIDS_FILE)
+            return Clusters(**read_tensors(file))
+        found = spherical_clusters(store.embeddings, manifest.clusters, manifest.seed)
+        write_durably(file, save(vars(found)))
+        self._record({CENTROIDS_FILE: sha256_of(file)})
+        return found
+
+    def has(self, expert: int) -> bool:
+        """Whether the expert is there. ValueError if a file of it is damaged."""
+        folder = folder_of(expert)
+        if not (self.path / folder).exists():
+            return False
+        try:
+            for file in FILES[self.manifest.kind]:
+                check_sum(self.path, self.manifest, f"{folder}/{file}")
+        except ValueError as error:
+            raise ValueError(
+                f"{_FUNCTION}: {error}: delete {self.path / folder} to have it built again"
+            ) from error
+        return True
+
+    def add(self, expert: int, files: dict[str, bytes]) -> None:
+        """Write an expert. A kill leaves all of it or nothing that counts."""
+        folder = folder_of(expert)
+        staged = self.path / f".{folder}.{uuid4().hex}.partial"
+        staged.mkdir()
+        try:
+            for name, content in files.items():
+                write_durably(staged / name, content)
+            # First the checksums: a folder that is in place can always be verified.
+            self._record({f"{folder}/{name}": sha256_of(staged / name) for name in files})
+            staged.rename(self.path / folder)
+            sync(self.path)
+        finally:
+            if staged.exists():
+                shutil.rmtree(staged)
+
+    def finish(self) -> None:
+        """Let `Experts.open` open the folder."""
+        self.manifest = replace(self.manifest, finished=True)
+        self.manifest.write(self.path)
+
+    def _record(self, sums: dict[str, str]) -> None:
+        # Workers may finish in any order.
+        files = dict(sorted((self.manifest.files | sums).items()))
+        self.manifest = replace(self.manifest, files=files)
+        self.manifest.write(self.path)
+
+
+@contextmanager
+def _opened(path: Path, asked: Manifest) -> Iterator[_Build]:
+    """A new folder for such experts, or one that was begun with the same settings."""
+    _check_entries(path, asked)
+    path.mkdir(parents=True, exist_ok=True)
+    with locked(path, "experts"):
+        # Before the lock, a file could have belonged to a build under way.
+        _check_entries(path, asked)
+        for entry in path.iterdir():
+            if _is_partial(entry):
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        if (path / MANIFEST_FILE).exists():
+            yield _Build(path, Manifest.read(path))
+            return
+        asked.write(path)
+        yield _Build(path, asked)
+
+
+def _check_entries(path: Path, asked: Manifest) -> None:
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise FileExistsError(f"{_FUNCTION}: {path} exists and is not a folder")
+    known = {MANIFEST_FILE, CENTROIDS_FILE, *map(folder_of, range(asked.clusters))}
+    begun = (path / MANIFEST_FILE).exists()
+    if begun:
+        try:
+            _check_settings(path, asked, Manifest.read(path))
+        except ValueError as error:
+            raise ValueError(f"{_FUNCTION}: {error}") from error
+    for entry in sorted(path.iterdir()):
+        if not (_is_partial(entry) or (begun and entry.name in known)):
+            raise FileExistsError(f"{_FUNCTION}: {path} holds {entry.name}, which is no expert")
+
+
+def _is_partial(entry: Path) -> bool:
+    return bool(_PARTIAL.fullmatch(entry.name)) and not entry.is_symlink()
+
+
+def _check_settings(path: Path, asked: Manifest, built: Manifest) -> None:
+    ours, theirs = asdict(asked), asdict(built)
+    # Model and kind decide the layout of weights.
+    others = ("files", "finished", "fan_in_fan_out")
+    odd = [name for name in ours if ours[name] != theirs[name] and name not in others]
+    if odd:
+        raise ValueError(
+            f"{path} is built with {', '.join(f'{name} {theirs[name]!r}' for name in odd)}, asked "
+            f"for {', '.join(f'{name} {ours[name]!r}' for name in odd)}: name another folder"
+        )
+
+
+def _fan_in_fan_out(model: "PreTrainedModel") -> bool:
+    """Whether the weights that adapters change are ``[in, out]``, as those of GPT-2."""
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    linear = (m for m in model.modules() if isinstance(m, nn.Linear | Conv1D) and m is not head)
+    kinds = {isinstance(module, Conv1D) for module in linear}
+    if len(kinds) != 1:
+        raise ValueError(
+            f"{_FUNCTION}: model must have linear layers of one kind beside its head, got "
+            f"{'Linear and Conv1D' if kinds else 'none'} in {type(model).__name__}"
+        )
+    return kinds.pop()

@@ -1,0 +1,354 @@
+"""The folder of experts on disk, and reading them.
+
+manifest.json                       see `Manifest`
+centroids.safetensors               "centroids" float32 [C, dim], "sizes" int64 [C], "texts"
+                                    int64 [count]: positions cluster by cluster, nearest first
+0003/adapter_config.json            with the next file, a LoRA adapter as PEFT saves it
+0003/adapter_model.safetensors
+0003/difference.safetensors         in place of an adapter, if ``kind`` is "full"
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+from hullft_ops._checks import check_integer
+from hullft_ops.ttft._files import sha256_of
+from hullft_ops.ttft.model.loading import weights_digest
+from hullft_ops.ttft.store.base import Store
+from hullft_ops.ttft.store.format import (
+    MANIFEST_FILE,
+    check_count,
+    read_json,
+    refuse_link,
+    write_json_durably,
+)
+from hullft_ops.ttft.store.format import Manifest as DatastoreManifest
+
+FORMAT = "hullft_ops.experts"
+FORMAT_VERSION = 1
+CENTROIDS_FILE = "centroids.safetensors"
+CONFIG_FILE = "adapter_config.json"
+ADAPTER_FILE = "adapter_model.safetensors"
+DIFFERENCE_FILE = "difference.safetensors"
+# The files of an expert, by kind. The last one holds its tensors.
+FILES = {"lora": (CONFIG_FILE, ADAPTER_FILE), "full": (DIFFERENCE_FILE,)}
+# What PEFT puts before the name of a module, and after it.
+_BEFORE, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
+MAX_EXPERTS = 10_000
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What experts were built from, and their files.
+
+    Attributes:
+        kind: "lora" (adapters) or "full" (differences of weights).
+        model: the base model's name or directory; may be empty.
+        fingerprint: names the base model's weights.
+        store: names the datastore's content.
+        embedder: the datastore's embedder.
+        clusters: number of experts.
+        rank: rank of each adapter; 0 if ``kind`` is "full".
+        scale: factor on each adapter's product.
+        fan_in_fan_out: whether the adapted weights are ``[in, out]``, as GPT-2's.
+        seed: seed of the clusters and of the adapters' first values.
+        lr: Adam's learning rate at the first step.
+        passages: at most how many texts of a cluster its expert was trained on; None for all.
+        max_length: tokens of a text, at most.
+        versions: versions of the packages that decide the numbers.
+        files: SHA-256 of each file, by its path in the folder.
+        finished: False while experts are being built.
+        format: "hullft_ops.experts".
+        format_version: layout of the folder: 1.
+    """
+
+    kind: str
+    model: str
+    fingerprint: str
+    store: str
+    embedder: str
+    clusters: int
+    rank: int
+    scale: float
+    fan_in_fan_out: bool
+    seed: int
+    lr: float
+    passages: int | None
+    max_length: int
+    versions: dict[str, str | None]
+    files: dict[str, str] = field(default_factory=dict)
+    finished: bool = False
+    format: str = FORMAT
+    format_version: int = FORMAT_VERSION
+
+    def write(self, folder: Path) -> None:
+        """Replace the manifest in ``folder``, in one durable step."""
+        write_json_durably(folder / MANIFEST_FILE, asdict(self))
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest":
+        """The manifest in ``folder``.
+
+        Raises:
+            FileNotFoundError: there is no such folder.
+            ValueError: it holds no experts, or experts of another format version.
+        """
+        if not folder.exists():
+            raise FileNotFoundError(f"no experts at {folder}")
+        file = folder / MANIFEST_FILE
+        refuse_link(file)
+        if not file.is_file():
+            raise ValueError(f"{folder} holds no experts: it has no {MANIFEST_FILE}")
+        values = read_json(file)
+        if values.get("format") != FORMAT:
+            raise ValueError(f"{folder} holds no experts: {file} lacks format {FORMAT!r}")
+        if values.get("format_version") != FORMAT_VERSION:
+            raise ValueError(
+                f"{folder} has format version {values.get('format_version')!r} of experts, this "
+                f"package reads version {FORMAT_VERSION}: build them again"
+            )
+        odd = sorted(values.keys() ^ {one.name for one in fields(cls)})
+        if odd:
+            raise ValueError(f"{file}: its fields differ from a manifest's in {odd}")
+        manifest = cls(**values)
+        if manifest.kind not in FILES:
+            raise ValueError(f"{file}: kind must be lora or full, got {manifest.kind!r}")
+        check_count(file, "clusters", manifest.clusters, 1, MAX_EXPERTS)
+        files = manifest.files
+        if not isinstance(files, dict) or not all(isinstance(v, str) for v in files.values()):
+            raise ValueError(f"{file}: files must be an object of SHA-256 sums, got {files!r}")
+        return manifest
+
+
+class Factors(NamedTuple):
+    """A change of low rank: ``scale * b @ a`` has the weight's shape and is to be added to it.
+
+    Attributes:
+        b: float ``[rows, r]``.
+        a: float ``[r, columns]``.
+        scale: a factor on the product.
+    """
+
+    b: torch.Tensor
+    a: torch.Tensor
+    scale: float
+
+
+Update = dict[str, Factors | torch.Tensor]
+
+
+class Experts:
+    """Experts for the regions of a datastore. `Experts.open` or `build_experts` makes them.
+
+    Attributes:
+        path: their folder.
+        manifest: what they were built from.
+        centroids: float32 ``[C, dim]``: the mean of the embeddings in each cluster, not normalised.
+        sizes: int64 ``[C]``: the number of texts in each cluster.
+    """
+
+    def __init__(
+        self, path: Path, manifest: Manifest, centroids: torch.Tensor, sizes: torch.Tensor
+    ) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.centroids = centroids
+        self.sizes = sizes
+        self._updates: dict[int, Update] = {}
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Experts":
+        """Open the experts at ``path``. Reads the manifest and the centroids, no adapter.
+
+        Raises:
+            FileNotFoundError: there is no such folder.
+            ValueError: it holds no experts, they are unfinished or have another format version, or
+                the centroids are missing or damaged.
+        """
+        path = Path(path)
+        try:
+            manifest = Manifest.read(path)
+            if not manifest.finished:
+                raise ValueError(
+                    f"{path} holds {count_built(manifest)} of {manifest.clusters} experts: build "
+                    "them with the same settings again to go on"
+                )
+            check_sum(path, manifest, CENTROIDS_FILE)
+            tensors = read_tensors(path / CENTROIDS_FILE)
+        except (FileNotFoundError, ValueError) as error:
+            raise type(error)(f"Experts.open: {error}") from error
+        return cls(path, manifest, tensors["centroids"], tensors["sizes"])
+
+    def __len__(self) -> int:
+        return self.manifest.clusters
+
+    def update(self, expert: int) -> Update:
+        """What merging an expert alone adds to each weight, by the weight's name in the base model.
+
+        The first call compares checksums and maps the file; the tensors are read from the disk as
+        they are used. Do not write to them.
+
+        Args:
+            expert: 0 to ``len(experts) - 1``.
+
+        Returns:
+            `Factors` for each weight, or the difference itself if ``manifest.kind`` is "full".
+
+        Raises:
+            TypeError: expert is not an int.
+            ValueError: there is no such expert, or a file of it is missing or damaged.
+        """
+        expert = check_integer("Experts.update", "expert", expert, 0, len(self) - 1)
+        if expert not in self._updates:
+            folder, files = folder_of(expert), FILES[self.manifest.kind]
+            try:
+                for file in files:
+                    check_sum(self.path, self.manifest, f"{folder}/{file}")
+                tensors = read_tensors(self.path / folder / files[-1])
+            except ValueError as error:
+                raise ValueError(f"Experts.update: {error}") from error
+            full = self.manifest.kind == "full"
+            self._updates[expert] = {**tensors} if full else self._factors(tensors)
+        return self._updates[expert]
+
+    def check(self, model: "PreTrainedModel", store: Store, n_experts: int = 1) -> None:
+        """Refuse what these experts do not belong to. The model must not be adapted at the moment.
+
+        Args:
+            model: the model to merge experts into.
+            store: the datastore whose prompts they answer.
+            n_experts: how many experts a prompt gets at most.
+
+        Raises:
+            TypeError: n_experts is not an int.
+            ValueError: the model is quantized, has PEFT adapters or other weights than the base
+                model; the datastore or its embedder is another; there are fewer experts than
+                ``n_experts``; or an expert's file is missing.
+        """
+        count = check_integer("Experts.check", "n_experts", n_experts, 1)
+        if count > len(self):
+            raise ValueError(
+                f"Experts.check: n_experts is {count}, {self.path} holds {len(self)} experts"
+            )
+        check_plain("Experts.check", model)
+        found = fingerprint(model)
+        if found != self.manifest.fingerprint:
+            raise ValueError(
+                f"Experts.check: model is {model.name_or_path or type(model).__name__} with "
+                f"weights {found}, the experts in {self.path} are of "
+                f"{self.manifest.model or 'a model without a name'} with weights "
+                f"{self.manifest.fingerprint}"
+            )
+        self._check_store(store)
+        for name in self.manifest.files:
+            if not (self.path / name).is_file():
+                raise ValueError(f"Experts.check: {self.path / name} is missing")
+
+    def _check_store(self, store: Store) -> None:
+        manifest = self.manifest
+        if (store.embedder, store.dim) != (manifest.embedder, self.centroids.shape[1]):
+            raise ValueError(
+                f"Experts.check: store has embeddings of {store.embedder} of dim {store.dim}, the "
+                f"experts in {self.path} are of {manifest.embedder} of dim "
+                f"{self.centroids.shape[1]}"
+            )
+        if (found := store_digest(store)) != manifest.store:
+            raise ValueError(
+                f"Experts.check: store has {len(store)} texts with digest {found}, the experts in "
+                f"{self.path} are of one with {int(self.sizes.sum())} texts and digest "
+                f"{manifest.store}"
+            )
+
+    def _factors(self, tensors: dict[str, torch.Tensor]) -> Update:
+        found: Update = {}
+        for key, a in tensors.items():
+            if not key.endswith(_A):
+                continue
+            module = key.removeprefix(_BEFORE).removesuffix(_A)
+            b = tensors[key.removesuffix(_A) + _B]
+            first, second = (a.T, b.T) if self.manifest.fan_in_fan_out else (b, a)
+            found[f"{module}.weight"] = Factors(first, second, self.manifest.scale)
+        return found
+
+
+def folder_of(expert: int) -> str:
+    """The name of an expert's folder."""
+    return f"{expert:04d}"
+
+
+def count_built(manifest: Manifest) -> int:
+    """How many experts the manifest names."""
+    return len({name.split("/")[0] for name in manifest.files if "/" in name})
+
+
+def check_sum(folder: Path, manifest: Manifest, name: str) -> None:
+    """Raises:
+    ValueError: the file is missing, or has another SHA-256 than in the manifest.
+    """
+    file, recorded = folder / name, manifest.files.get(name)
+    refuse_link(file)
+    if not file.is_file():
+        raise ValueError(f"{file} is missing")
+    if (found := sha256_of(file)) != recorded:
+        raise ValueError(f"{file} is damaged: its SHA-256 is {found}, the manifest has {recorded}")
+
+
+def read_tensors(file: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file, mapped.
+
+    Raises:
+        ValueError: it is no such file.
+    """
+    try:
+        with safe_open(file, framework="pt") as content:
+            return {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged: {error}") from error
+
+
+def check_plain(function: str, model: "PreTrainedModel") -> None:
+    """Refuse a model with weights that experts cannot be added to.
+
+    Raises:
+        ValueError: the model is quantized, or has PEFT adapters.
+    """
+    name = type(model).__name__
+    if getattr(model, "get_base_model", None) or any(
+        hasattr(module, "base_layer") for module in model.modules()
+    ):
+        raise ValueError(
+            f"{function}: model must be a plain one, as experts are of plain weights, got {name} "
+            "with PEFT adapters: give the base model, after unload()"
+        )
+    odd = next((n for n, p in model.named_parameters() if not p.is_floating_point()), None)
+    if odd or getattr(model, "is_quantized", False):
+        raise ValueError(
+            f"{function}: model must have weights in floating point, as experts are, got {name} "
+            f"that is quantized{f', {odd} for one' if odd else ''}: load it in float32 or bfloat16"
+        )
+
+
+def fingerprint(model: "PreTrainedModel") -> str:
+    """A name for the model's weights, their shapes and dtypes."""
+    return weights_digest(model).hexdigest()[:16]
+
+
+def store_digest(store: Store) -> str:
+    """A name for a store's content."""
+    digest = hashlib.sha256(store.embedder.encode())
+    # Reading all of a large datastore would take longer than a prompt.
+    manifest = getattr(store, "manifest", None)
+    if isinstance(manifest, DatastoreManifest):
+        digest.update(json.dumps(manifest.checksums).encode())
+    else:
+        digest.update(store.embeddings.numpy().data)
+    return digest.hexdigest()[:16]
