@@ -21,7 +21,7 @@ from packaging.version import Version
 
 from wheel_matrix import ROOT, tool
 
-EXTRAS = ("ttft", "test", "bench", "qdrant", "ray")
+EXTRAS = ("ttft", "test", "bench", "lm-eval", "qdrant", "ray")
 
 
 def lowest(requirement: str) -> str:

@@ -1,0 +1,235 @@
+"""A model of the harness that adapts to each document before it answers."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import chain, repeat
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lm_eval.api.model import CacheHook
+from lm_eval.api.registry import register_model
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+
+from hullft_ops._checks import check_integer
+from hullft_ops.lm_eval.documents import documents, readable_end
+from hullft_ops.ttft.finetuner import TestTimeFinetuner
+from hullft_ops.ttft.model.prefix import fitting, prefix_room
+from hullft_ops.ttft.retrieval.in_context import SEPARATOR
+from hullft_ops.ttft.retrieval.methods import SelectionMethod
+from hullft_ops.ttft.store.base import Store
+from hullft_ops.ttft.store.datastore import Datastore
+from hullft_ops.ttft.store.embedding import DEFAULT_EMBEDDER, Embedder, open_embedder
+from hullft_ops.ttft.tiny import PAPER_LR
+
+_log = logging.getLogger(__name__)
+
+_ROLLING, _GENERATING = "loglikelihood_rolling", "generate_until"
+# A method of `HFLM` that answers requests.
+_Answer = Callable[..., list[Any]]
+
+
+@register_model("hullft")
+class HullftLM(HFLM):  # type: ignore[misc]
+    """`HFLM` that adapts to each document of a task while it answers the document's requests.
+
+    Retrieval reads the question: the context of the requests, or the beginning that different
+    contexts share. Of a long one it reads the end, because examples stand before the question. For
+    ``loglikelihood_rolling`` it reads the text itself, as the paper does. All requests of a
+    document share one adaptation, and `HFLM` answers them, a document at a time. Requests with an
+    empty context get the model as it is.
+
+    Texts of the datastore for the context go before each context, nearest last. The farthest go
+    until the rest fits. ``loglikelihood_rolling`` has no context: its windows get shorter, and the
+    tokens of the texts stand before each.
+
+    Without steps and without texts in the context, it is `HFLM`.
+
+    Args:
+        pretrained: as in `HFLM`, like all arguments that do not stand here.
+        store: a datastore or its directory.
+        embedder: the embedder that built it, or its name.
+        method, n_select, refresh, pool_size, lr, context: as in `TestTimeFinetuner`.
+        seconds: budget for each adaptation, as in `TestTimeFinetuner.adapted`; None for no limit.
+        max_length: tokens that the model reads at once, as in `HFLM`, and tokens of a text to train
+            on; None for the model's context.
+
+    Raises:
+        TypeError, ValueError: as `TestTimeFinetuner`; or there is no store, or the batch size is
+            "auto", although there are steps or texts in the context.
+    """
+
+    # `HFLM`'s, which has no types.
+    cache_hook: Any
+    _world_size: int
+
+    def __init__(
+        self,
+        pretrained: Any,
+        *,
+        store: str | Path | Store | None = None,
+        embedder: str | Embedder = DEFAULT_EMBEDDER,
+        method: str | SelectionMethod = "hullft",
+        n_select: int = 50,
+        refresh: int = 2,
+        pool_size: int = 200,
+        lr: float = PAPER_LR,
+        context: int = 0,
+        seconds: float | None = None,
+        max_length: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        n_select = check_integer("hullft", "n_select", n_select, 0)
+        context = check_integer("hullft", "context", context, 0)
+        if (n_select or context) and store is None:
+            raise ValueError(
+                "hullft: store must be given for n_select or context above 0, got none; "
+                "`hullft-ops index` makes one"
+            )
+        super().__init__(pretrained, max_length=max_length, **kwargs)
+        self._seconds = seconds
+        self._finetuner: TestTimeFinetuner | None = None
+        if not (n_select or context) or store is None:
+            return
+        if self.batch_size == "auto":
+            raise ValueError(
+                "hullft: batch_size must be a number for n_select or context above 0, got auto: "
+                "batches hold requests of one document"
+            )
+        self._embedder = open_embedder(embedder) if isinstance(embedder, str) else embedder
+        self._finetuner = TestTimeFinetuner(
+            self.model,
+            self.tokenizer,
+            Datastore.open(store) if isinstance(store, str | Path) else store,
+            self._embedder,
+            n_select=n_select,
+            refresh=refresh,
+            method=method,
+            pool_size=pool_size,
+            lr=lr,
+            max_length=max_length,
+            context=context,
+        )
+
+    def loglikelihood(
+        self, requests: "list[Instance]", disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
+        return self._by_document("loglikelihood", super().loglikelihood, requests, disable_tqdm)
+
+    def loglikelihood_rolling(
+        self, requests: "list[Instance]", disable_tqdm: bool = False
+    ) -> list[float]:
+        answer = super().loglikelihood_rolling
+        return self._by_document(_ROLLING, answer, requests, disable_tqdm)
+
+    def generate_until(self, requests: "list[Instance]", disable_tqdm: bool = False) -> list[str]:
+        return self._by_document(_GENERATING, super().generate_until, requests, disable_tqdm)
+
+    def _by_document(
+        self, kind: str, answer: _Answer, requests: "list[Instance]", disable_tqdm: bool
+    ) -> list[Any]:
+        if self._finetuner is None:
+            return answer(requests, disable_tqdm=disable_tqdm)
+        answers: list[Any] = [None] * len(requests)
+        hidden = disable_tqdm or self.rank != 0
+        for document in tqdm(documents(requests), desc=f"hullft: {kind}", disable=hidden):
+            some = [requests[place] for place in document.places]
+            if document.question is None:
+                _log.warning(
+                    "hullft: %d of %d requests get the model as it is: their contexts are empty, "
+                    "or those of a document have no beginning in common",
+                    len(some),
+                    len(requests),
+                )
+            with self._alone():
+                found = self._answers(self._finetuner, kind, answer, some, document.question)
+            for place, request, one in zip(document.places, some, found, strict=True):
+                answers[place] = one
+                self.cache_hook.add_partial(kind, request.args, one)
+        return answers
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep the cache and the other ranks out of `HFLM`'s methods.
+
+        The cache gets a document's answers together. Otherwise a run that goes on after a kill
+        could get one choice of a document, and take it for the question. And ranks have different
+        numbers of documents, so they must not wait for each other in each.
+        """
+        before = self.cache_hook, self._world_size
+        self.cache_hook, self._world_size = CacheHook(None), 1
+        try:
+            yield
+        finally:
+            self.cache_hook, self._world_size = before
+
+    def _answers(
+        self,
+        finetuner: TestTimeFinetuner,
+        kind: str,
+        answer: _Answer,
+        requests: "list[Instance]",
+        question: str | None,
+    ) -> list[Any]:
+        if question is None:
+            return answer(requests, disable_tqdm=True)
+        if kind != _ROLLING:
+            question = readable_end(question, self._embedder)
+        with finetuner.adapted(question, seconds=self._seconds) as report:
+            nearest = [finetuner.store.texts[i] for i in reversed(report.context_indices)]
+            before = self._fitting(nearest, self._room(kind, requests))
+            if not before:
+                return answer(requests, disable_tqdm=True)
+            if kind == _ROLLING:
+                return [self._rolling_behind(before, request.args[0]) for request in requests]
+            return answer([_behind(before, r) for r in requests], disable_tqdm=True)
+
+    def _rolling_behind(self, before: list[str], text: str) -> float:
+        """The likelihood of the text's tokens in windows, each behind the tokens of ``before``."""
+        ids = [token for one in before for token in self._tokens(one)]
+        windows = get_rolling_token_windows(
+            self.tok_encode(text), self.prefix_token_id, self.max_length - len(ids), 1
+        )
+        parts = [
+            # The token that opens a text opens the first of all.
+            (None, [*read, *ids] if first else [*ids, *read], scored)
+            for first, (read, scored) in zip(
+                chain([True], repeat(False)), map(make_disjoint_window, windows), strict=False
+            )
+        ]
+        return sum(value for value, _ in self._loglikelihood_tokens(parts, disable_tqdm=True))
+
+    def _room(self, kind: str, requests: "list[Instance]") -> int:
+        """How many tokens may stand before each of the requests."""
+        if kind == _ROLLING:
+            longest = max(len(self.tok_encode(request.args[0])) for request in requests)
+            # One token stands before all texts.
+            return prefix_room(self.max_length, longest, 1)
+        return self.max_length - max(self._length(kind, *request.args) for request in requests)
+
+    def _length(self, kind: str, context: str, second: Any) -> int:
+        """Tokens of the context and a continuation, or as many as may be generated."""
+        if kind != _GENERATING:
+            return len(self.tok_encode(context + second))
+        new = int(normalize_gen_kwargs(second, self.max_gen_toks)["max_gen_toks"])
+        return len(self.tok_encode(context)) + new
+
+    def _fitting(self, nearest: list[str], room: int) -> list[str]:
+        """The nearest texts that fit into ``room`` tokens, each ended, nearest last."""
+        parts = [text + SEPARATOR for text in nearest]
+        return parts[: len(fitting(map(self._tokens, parts), room))][::-1]
+
+    def _tokens(self, part: str) -> list[int]:
+        return list(self.tok_encode(part, add_special_tokens=False))
+
+
+def _behind(before: list[str], request: "Instance") -> "Instance":
+    context, *others = request.args
+    return replace(request, arguments=("".join(before) + context, *others))
