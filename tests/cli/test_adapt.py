@@ -196,7 +196,10 @@ def test_a_saved_adaptation_serves_in_plain_peft(
     again = invoke(*own, "--n-select", 6, "--save", folder)
     assert (again.exit_code, "mine exists: name another" in again.stderr) == (2, True)
     stepless = invoke(*own, "--n-select", 0, "--save", tmp_path / "none")
-    assert (stepless.exit_code, "--save needs n_select or n_experts above 0" in stepless.stderr) == (2, True)
+    assert (
+        stepless.exit_code,
+        "--save needs n_select" in stepless.stderr,
+    ) == (2, True)
 
 
 def test_it_continues_the_prompt(own: list[object]) -> None:
