@@ -367,6 +367,29 @@ def test_the_farthest_texts_go_until_the_rest_fits(adapting, plain, monkeypatch)
     assert room - size < longest[0] <= room
 
 
+def test_texts_stand_before_each_window_of_a_long_text(adapting, plain, monkeypatch):
+    windows: list[tuple[list[int], list[int]]] = []
+    answer = HFLM._loglikelihood_tokens
+
+    def record(self: HFLM, requests: list[Any], **options: Any) -> Any:
+        windows.extend((read, scored) for _, read, scored in requests)
+        return answer(self, requests, **options)
+
+    monkeypatch.setattr(HFLM, "_loglikelihood_tokens", record)
+    text = "\n".join(TEXTS)
+    adapting(n_select=0, context=1, max_length=64).loglikelihood_rolling([rolling(0, text)])
+    assert [token for _, scored in windows for token in scored] == plain.tok_encode(text)
+    (first, *_), *others = windows
+    assert others
+    assert first[0] == plain.prefix_token_id
+    before = first[1:]
+    assert plain.tok_decode(before) in {one + SEPARATOR for one in TEXTS}
+    for read, scored in windows:
+        assert before == (read[1:] if read is first else read)[: len(before)]
+        # The model reads all but the last token.
+        assert len(read) + len(scored) <= 65
+
+
 # How it is asked for
 
 

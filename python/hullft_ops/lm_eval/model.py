@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -207,12 +206,11 @@ class HullftLM(HFLM):  # type: ignore[misc]
         )
         parts = [
             # The token that opens a text opens the first of all.
-            (None, [*read, *ids] if first else [*ids, *read], scored)
-            for first, (read, scored) in zip(
-                chain([True], repeat(False)), map(make_disjoint_window, windows), strict=False
-            )
+            (None, [*ids, *read] if place else [*read, *ids], scored)
+            for place, (read, scored) in enumerate(map(make_disjoint_window, windows))
         ]
-        return sum(value for value, _ in self._loglikelihood_tokens(parts, disable_tqdm=True))
+        found = self._loglikelihood_tokens(parts, disable_tqdm=True)
+        return float(sum(value for value, _ in found))
 
     def _room(self, kind: str, requests: "list[Instance]") -> int:
         """How many tokens may stand before each of the requests."""
@@ -220,7 +218,8 @@ class HullftLM(HFLM):  # type: ignore[misc]
             longest = max(len(self.tok_encode(request.args[0])) for request in requests)
             # One token stands before all texts.
             return prefix_room(self.max_length, longest, 1)
-        return self.max_length - max(self._length(kind, *request.args) for request in requests)
+        longest = max(self._length(kind, *request.args) for request in requests)
+        return int(self.max_length) - longest
 
     def _length(self, kind: str, context: str, second: Any) -> int:
         """Tokens of the context and a continuation, or as many as may be generated."""
