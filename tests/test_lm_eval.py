@@ -24,12 +24,21 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hullft_ops.lm_eval import HullftLM
 from hullft_ops.lm_eval import documents as documents_module
-from hullft_ops.ttft import Datastore, MemoryStore, TestTimeFinetuner, load_embedder, tiny_lm_path
+from hullft_ops.ttft import (
+    Datastore,
+    Experts,
+    MemoryStore,
+    TestTimeFinetuner,
+    build_experts,
+    load_embedder,
+    tiny_lm_path,
+)
 from hullft_ops.ttft.retrieval.in_context import SEPARATOR
 
 ROOT = Path(__file__).parent.parent
 TASKS = ROOT / "benchmarks" / "harness"
 TEXTS = [f"def area_{n}(side):\n    return {n} * side" for n in range(12)]
+STEPS = {"n_select": 2, "lr": 1e-3, "pool_size": 4}
 UNTIL = {"until": ["\n\n"], "max_gen_toks": 4}
 
 
@@ -82,13 +91,18 @@ def embedder() -> Recorder:
 
 
 @pytest.fixture
-def adapting(loaded, embedder):
-    """Makes a model that takes two large steps, or what the arguments say."""
+def store(embedder) -> MemoryStore:
     store = MemoryStore(TEXTS, embedder.encode(TEXTS), embedder.name)
     embedder.seen.clear()
+    return store
+
+
+@pytest.fixture
+def adapting(loaded, store, embedder):
+    """Makes a model that takes two large steps, or what the arguments say."""
 
     def make(**arguments: Any) -> HullftLM:
-        given = {"n_select": 2, "lr": 1e-3, "pool_size": 4} | arguments
+        given = STEPS | arguments
         return HullftLM(**loaded, store=store, embedder=embedder, **given)
 
     return make
@@ -167,6 +181,28 @@ def test_a_document_is_adapted_to_once(adapting, plain, monkeypatch):
         places = [n for n, request in enumerate(requests) if request.args[0] == question]
         assert [answers[place] for place in places] == model.loglikelihood(alone), i
     assert all(a != b for a, b in zip(answers, plain.loglikelihood(requests), strict=True))
+
+
+@pytest.mark.parametrize("merging", [False, True])
+def test_answers_are_those_of_hf_on_the_adapted_model(
+    adapting, plain, store, embedder, tmp_path, merging
+):
+    settings = dict(STEPS)
+    if merging:
+        folder = tmp_path / "experts"
+        size = {"clusters": 2, "rank": 2, "passages": 1, "lr": 1e-2}
+        build_experts(plain.model, plain.tokenizer, store, folder, **size)
+        settings = {"n_select": 0, "experts": Experts.open(folder), "n_experts": 1}
+    question = "def area_3(side):"
+    requests = [scored(0, question, answer) for answer in (" return 3", " pass")]
+    finetuner = TestTimeFinetuner(plain.model, plain.tokenizer, store, embedder, **settings)
+    with finetuner.adapted(question) as report:
+        wanted = plain.loglikelihood(requests)
+    assert report.expert_indices if merging else report.optimizer_steps == 2
+    assert wanted != plain.loglikelihood(requests)
+    if merging:
+        settings["experts"] = str(folder)
+    assert adapting(**settings).loglikelihood(requests) == wanted
 
 
 def test_retrieval_sees_the_question_and_no_answer(adapting, embedder):
@@ -331,11 +367,37 @@ def test_the_farthest_texts_go_until_the_rest_fits(adapting, plain, monkeypatch)
     assert room - size < longest[0] <= room
 
 
+def test_texts_stand_before_each_window_of_a_long_text(adapting, plain, monkeypatch):
+    windows: list[tuple[list[int], list[int]]] = []
+    answer = HFLM._loglikelihood_tokens
+
+    def record(self: HFLM, requests: list[Any], **options: Any) -> Any:
+        windows.extend((read, scored) for _, read, scored in requests)
+        return answer(self, requests, **options)
+
+    monkeypatch.setattr(HFLM, "_loglikelihood_tokens", record)
+    text = "\n".join(TEXTS)
+    adapting(n_select=0, context=1, max_length=64).loglikelihood_rolling([rolling(0, text)])
+    assert [token for _, scored in windows for token in scored] == plain.tok_encode(text)
+    (first, *_), *others = windows
+    assert others
+    assert first[0] == plain.prefix_token_id
+    before = first[1:]
+    assert plain.tok_decode(before) in {one + SEPARATOR for one in TEXTS}
+    for read, scored in windows:
+        assert before == (read[1:] if read is first else read)[: len(before)]
+        # The model reads all but the last token.
+        assert len(read) + len(scored) <= 65
+
+
 # How it is asked for
 
 
 def test_steps_need_a_store_and_batches_of_a_known_size(loaded, adapting):
-    with pytest.raises(ValueError, match="hullft: store must be given for n_select or context"):
+    with pytest.raises(
+        ValueError,
+        match="hullft: store must be given for n_select or",
+    ):
         HullftLM(**loaded)
     with pytest.raises(ValueError, match="hullft: batch_size must be a number .* got auto"):
         HullftLM(

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 
 from hullft_ops._checks import check_integer
 from hullft_ops.lm_eval.documents import documents, readable_end
+from hullft_ops.ttft.experts.folder import Experts
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
 from hullft_ops.ttft.model.prefix import fitting, prefix_room
 from hullft_ops.ttft.retrieval.in_context import SEPARATOR
@@ -50,20 +50,21 @@ class HullftLM(HFLM):  # type: ignore[misc]
     until the rest fits. ``loglikelihood_rolling`` has no context: its windows get shorter, and the
     tokens of the texts stand before each.
 
-    Without steps and without texts in the context, it is `HFLM`.
+    Without steps, texts in the context and experts, it is `HFLM`.
 
     Args:
         pretrained: as in `HFLM`, like all arguments that do not stand here.
         store: a datastore or its directory.
         embedder: the embedder that built it, or its name.
-        method, n_select, refresh, pool_size, lr, context: as in `TestTimeFinetuner`.
+        method, n_select, refresh, pool_size, lr, context, n_experts: as in `TestTimeFinetuner`.
+        experts: experts of the model and the datastore, or their folder.
         seconds: budget for each adaptation, as in `TestTimeFinetuner.adapted`; None for no limit.
         max_length: tokens that the model reads at once, as in `HFLM`, and tokens of a text to train
             on; None for the model's context.
 
     Raises:
-        TypeError, ValueError: as `TestTimeFinetuner`; or there is no store, or the batch size is
-            "auto", although there are steps or texts in the context.
+        TypeError, ValueError: as `TestTimeFinetuner`; or there is something to adapt with, but no
+            store, or the batch size is "auto".
     """
 
     # `HFLM`'s, which has no types.
@@ -82,25 +83,29 @@ class HullftLM(HFLM):  # type: ignore[misc]
         pool_size: int = 200,
         lr: float = PAPER_LR,
         context: int = 0,
+        experts: str | Path | Experts | None = None,
+        n_experts: int = 4,
         seconds: float | None = None,
         max_length: int | None = None,
         **kwargs: Any,
     ) -> None:
-        n_select = check_integer("hullft", "n_select", n_select, 0)
-        context = check_integer("hullft", "context", context, 0)
-        if (n_select or context) and store is None:
+        counts = {"n_select": n_select, "context": context, "n_experts": n_experts}
+        for name, count in counts.items():
+            check_integer("hullft", name, count, 0)
+        adapts = bool(n_select or context or (experts is not None and n_experts))
+        if adapts and store is None:
             raise ValueError(
-                "hullft: store must be given for n_select or context above 0, got none; "
-                "`hullft-ops index` makes one"
+                "hullft: store must be given for n_select or context above 0 and for experts, got "
+                "none; `hullft-ops index` makes one"
             )
         super().__init__(pretrained, max_length=max_length, **kwargs)
         self._seconds = seconds
         self._finetuner: TestTimeFinetuner | None = None
-        if not (n_select or context) or store is None:
+        if not adapts or store is None:
             return
         if self.batch_size == "auto":
             raise ValueError(
-                "hullft: batch_size must be a number for n_select or context above 0, got auto: "
+                "hullft: batch_size must be a number if documents are adapted to, got auto: "
                 "batches hold requests of one document"
             )
         self._embedder = open_embedder(embedder) if isinstance(embedder, str) else embedder
@@ -116,6 +121,8 @@ class HullftLM(HFLM):  # type: ignore[misc]
             lr=lr,
             max_length=max_length,
             context=context,
+            experts=Experts.open(experts) if isinstance(experts, str | Path) else experts,
+            n_experts=n_experts,
         )
 
     def loglikelihood(
@@ -199,12 +206,11 @@ class HullftLM(HFLM):  # type: ignore[misc]
         )
         parts = [
             # The token that opens a text opens the first of all.
-            (None, [*read, *ids] if first else [*ids, *read], scored)
-            for first, (read, scored) in zip(
-                chain([True], repeat(False)), map(make_disjoint_window, windows), strict=False
-            )
+            (None, [*ids, *read] if place else [*read, *ids], scored)
+            for place, (read, scored) in enumerate(map(make_disjoint_window, windows))
         ]
-        return sum(value for value, _ in self._loglikelihood_tokens(parts, disable_tqdm=True))
+        found = self._loglikelihood_tokens(parts, disable_tqdm=True)
+        return float(sum(value for value, _ in found))
 
     def _room(self, kind: str, requests: "list[Instance]") -> int:
         """How many tokens may stand before each of the requests."""
@@ -212,7 +218,8 @@ class HullftLM(HFLM):  # type: ignore[misc]
             longest = max(len(self.tok_encode(request.args[0])) for request in requests)
             # One token stands before all texts.
             return prefix_room(self.max_length, longest, 1)
-        return self.max_length - max(self._length(kind, *request.args) for request in requests)
+        longest = max(self._length(kind, *request.args) for request in requests)
+        return int(self.max_length) - longest
 
     def _length(self, kind: str, context: str, second: Any) -> int:
         """Tokens of the context and a continuation, or as many as may be generated."""
