@@ -61,7 +61,7 @@ def split(found: dict[str, list[Document]]) -> tuple[list[dict[str, str]], list[
     seen: set[str] = set()
     for domain, texts in found.items():
         kept = [d for number, d in enumerate(texts) if number % HELD_OUT_ONE_IN]
-        rows = []
+        rows: list[dict[str, str]] = []
         for document in kept:
             for text in document.passages():
                 if len(rows) < PASSAGES_A_DOMAIN and normalised(text) not in seen:

@@ -9,12 +9,14 @@ from rich.console import Console
 
 from hullft_ops._terminal import echo, show
 from hullft_ops.cli import options
-from hullft_ops.cli.errors import errors_of
+from hullft_ops.cli.errors import Command, errors_of
 
 experts = typer.Typer(help="Experts for the regions of a datastore.", no_args_is_help=True)
 
 
-@experts.command()
+@experts.command(
+    cls=Command, epilog="Example: hullft-ops experts build store --passages 96 --out experts"
+)
 def build(
     store: Annotated[Path, typer.Argument(help="Directory of a datastore.")],
     out: Annotated[Path, typer.Option(help="Folder of the experts, or of some to go on with.")],
@@ -30,7 +32,7 @@ def build(
     lr: Annotated[float, typer.Option(help="Learning rate of the first step.")] = 5e-4,
     max_length: options.MaxLengthOption = None,
     full: Annotated[
-        bool, options.flag("--full", help="Train all weights in place of adapters.")
+        bool, typer.Option("--full", help="Train all weights in place of adapters.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Chooses clusters and first values.")] = 0,
     engine: options.EngineOption = options.Engine.process,

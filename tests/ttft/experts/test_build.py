@@ -172,7 +172,7 @@ def test_the_seed_decides_and_a_finished_build_shows_its_progress(
         build(gpt2, f"seed{n}", seed=n, clusters=1, console=Console(file=shown)) for n in (0, 1)
     )
     assert "training experts" in shown.getvalue()
-    assert "4/4" in shown.getvalue()
+    assert "4 of 4" in shown.getvalue()
     pairs = zip(one.update(0).values(), other.update(0).values(), strict=True)
     assert not any(torch.equal(a.a, b.a) for a, b in pairs)
 

@@ -27,6 +27,7 @@ class Random:
 
     def __init__(self, model: nn.Module, centroids: torch.Tensor) -> None:
         self.centroids = centroids
+        self.digest = "random"
         self.checked: list[int] = []
         named = {name: p for name, p in model.named_parameters() if p.dim() <= 2}
         random = torch.Generator().manual_seed(0)
