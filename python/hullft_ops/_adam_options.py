@@ -50,13 +50,16 @@ def check_options(group: Mapping[str, Any]) -> None:
             raise ValueError(f"ReplayAdam: {name} must be False, got {group[name]}")
 
 
-def check_betas_alike(betas: Sequence[object]) -> None:
-    """Check the betas of new groups, as torch does. A schedule of momentum may mix them later."""
-    kinds = [type(beta).__name__ for beta in betas]
+def check_new_options(group: Mapping[str, Any]) -> None:
+    """Check the options of a new group. Its betas are alike, as torch wants them.
+
+    A schedule of momentum may mix them later.
+    """
+    check_options(group)
+    betas = group["betas"]
     if isinstance(betas[0], Tensor) != isinstance(betas[1], Tensor):
-        raise ValueError(
-            f"ReplayAdam: betas must be two numbers or two tensors, got {' and '.join(kinds)}"
-        )
+        kinds = " and ".join(type(beta).__name__ for beta in betas)
+        raise ValueError(f"ReplayAdam: betas must be two numbers or two tensors, got {kinds}")
 
 
 def _repeats_of(group: Mapping[str, Any]) -> int:

@@ -6,11 +6,11 @@ as in :func:`hullft_ops.fw_select`.
 
 from typing import NamedTuple
 
-import torch
+from torch import Tensor
 
 from hullft_ops import _checks
 from hullft_ops import _ops as ops
-from hullft_ops._ops import check_same_device, passed, real_of, register_fake
+from hullft_ops._ops import for_queries
 
 
 class LmoStep(NamedTuple):
@@ -19,24 +19,24 @@ class LmoStep(NamedTuple):
     All fields except the vertex are float64 for float64 pools and float32 for all others.
     """
 
-    vertex: torch.Tensor
+    vertex: Tensor
     """int64 [..]: the row of the pool that correlates best with ``query - current``."""
-    correlation: torch.Tensor
+    correlation: Tensor
     """[..]: its inner product with ``query - current``."""
-    gamma: torch.Tensor
+    gamma: Tensor
     """[..]: the step in 0..1 that brings ``current + gamma * (pool[vertex] - current)`` nearest to
     the query; 0 when the row lies within 1e-6 of the longer of it and ``current``."""
-    gap: torch.Tensor
+    gap: Tensor
     """[..]: the Frank-Wolfe gap, an upper bound on how much half the squared distance to the query
     could still fall while ``current`` stays in the hull."""
 
 
 def fw_lmo(
-    pool: torch.Tensor,
-    query: torch.Tensor,
-    current: torch.Tensor,
+    pool: Tensor,
+    query: Tensor,
+    current: Tensor,
     *,
-    pool_sizes: torch.Tensor | None = None,
+    pool_sizes: Tensor | None = None,
 ) -> LmoStep:
     """The vertex of the pool's hull to move toward from ``current``, with exact line search.
 
@@ -58,39 +58,12 @@ def fw_lmo(
             ran out.
     """
     op = "fw_lmo"
-    _checks.check_float_tensor(op, "pool", pool)
-    _checks.check_float_tensor(op, "query", query)
-    _checks.check_float_tensor(op, "current", current)
     _checks.check_pool(op, "pool", pool, query)
+    _checks.check_float_tensor(op, "current", current)
     _checks.check_like(op, "current", current, "query", query)
     if current.shape != query.shape:
         raise ValueError(
             f"{op}: current must have query's shape {list(query.shape)}, got {list(current.shape)}"
         )
     _checks.check_sizes(op, "pool_sizes", pool_sizes, query)
-    batched = query.dim() == 2
-    tensors = ops.fw_lmo(
-        pool,
-        query if batched else query.unsqueeze(0),
-        current if batched else current.unsqueeze(0),
-        pool_sizes,
-    )
-    return LmoStep(*(tensors if batched else (t.squeeze(0) for t in tensors)))
-
-
-@register_fake("fw_lmo")
-def _fake_fw_lmo(
-    pool: torch.Tensor,
-    query: torch.Tensor,
-    current: torch.Tensor,
-    pool_sizes: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    others = {"query": query, "current": current, **passed(pool_sizes=pool_sizes)}
-    check_same_device("fw_lmo", "pool", pool, **others)
-    batch, real = (query.shape[0],), real_of(pool)
-    return (
-        pool.new_empty(batch, dtype=torch.int64),
-        pool.new_empty(batch, dtype=real),
-        pool.new_empty(batch, dtype=real),
-        pool.new_empty(batch, dtype=real),
-    )
+    return LmoStep(*for_queries(ops.fw_lmo, pool, [query, current], pool_sizes))

@@ -16,15 +16,8 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from hullft_ops import _checks
 from hullft_ops import _ops as ops
-from hullft_ops._adam_options import (
-    TORCH_OPTIONS,
-    check_betas_alike,
-    check_options,
-    step_options,
-)
-from hullft_ops._checks import by_device, check_dense, check_place, check_state
-from hullft_ops._ops import check_lists_on_one_device, numbered, passed, register_fake
-from hullft_ops._sharding import check_sharding, count_writes, local
+from hullft_ops._adam_options import TORCH_OPTIONS, check_new_options, check_options, step_options
+from hullft_ops._ops import by_device, count_writes, local
 
 _STATE = ("step", "exp_avg", "exp_avg_sq")
 
@@ -115,9 +108,7 @@ class ReplayAdam(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group; its own options take the place of the optimizer's defaults."""
         if isinstance(param_group, dict):
-            options = {**self.defaults, **param_group}
-            check_options(options)
-            check_betas_alike(options["betas"])
+            check_new_options({**self.defaults, **param_group})
         super().add_param_group(param_group)
         for i, param in enumerate(self.param_groups[-1]["params"]):
             if param.dtype not in _checks.FLOAT_DTYPES:
@@ -308,12 +299,12 @@ class ReplayAdam(Optimizer):
             grad = param.grad if grads is None else grads.get(param)
             if grad is None:
                 continue
-            check_dense("ReplayAdam.step", i, grad, "torch.optim.SparseAdam takes those")
-            check_place("ReplayAdam.step", i, param, grad)
+            op, advice = "ReplayAdam.step", "torch.optim.SparseAdam takes those"
+            _checks.check_gradient(op, i, param, grad, advice)
             state = self._state_of(param, group)
-            check_state("ReplayAdam.step", i, state, _STATE)
+            _checks.check_state(op, i, state, _STATE)
             moments = {name: state[name] for name in _STATE[1:]}
-            check_sharding("ReplayAdam.step", i, param, {"the gradient": grad, **moments})
+            _checks.check_sharding(op, i, param, {"the gradient": grad, **moments})
             yield param, grad, state["exp_avg"], state["exp_avg_sq"], state["step"]
 
     def _state_of(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
@@ -355,33 +346,3 @@ def _check_together(calls: Sequence[tuple[tuple[list[Tensor], ...], dict[str, An
             *(list(chain.from_iterable(column)) for column in joined),
             [rate for rate in rates if rate is not None],
         )
-
-
-@register_fake("adam_replay_")
-def _fake_adam_replay(
-    params: list[Tensor],
-    grads: list[Tensor],
-    exp_avgs: list[Tensor],
-    exp_avg_sqs: list[Tensor],
-    steps: list[Tensor],
-    *,
-    lr_tensor: Tensor | None = None,
-    **_options: object,
-) -> None:
-    lists = {"params": params, "grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs}
-    scalars = numbered("steps", steps) | passed(lr_tensor=lr_tensor)
-    check_lists_on_one_device("adam_replay_", lists, scalars)
-
-
-@register_fake("adam_replay_check")
-def _fake_adam_replay_check(
-    params: list[Tensor],
-    grads: list[Tensor],
-    exp_avgs: list[Tensor],
-    exp_avg_sqs: list[Tensor],
-    steps: list[Tensor],
-    lr_tensors: list[Tensor],
-) -> None:
-    lists = {"params": params, "grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs}
-    scalars = numbered("steps", steps) | numbered("lr_tensors", lr_tensors)
-    check_lists_on_one_device("adam_replay_check", lists, scalars)
