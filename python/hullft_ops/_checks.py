@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+FLOATS = "float32, float64, bfloat16 or float16"
 VARIANTS = ("vanilla", "away", "pairwise")
 _INT32_MAX = 2**31 - 1
 _INF = float("inf")
@@ -46,9 +47,7 @@ def check_tensor(op: str, name: str, value: object) -> Tensor:
 def check_float_tensor(op: str, name: str, value: object) -> Tensor:
     tensor = check_tensor(op, name, value)
     if tensor.dtype not in FLOAT_DTYPES:
-        raise TypeError(
-            f"{op}: {name} must be float32, float64, bfloat16 or float16, got {tensor.dtype}"
-        )
+        raise TypeError(f"{op}: {name} must be {FLOATS}, got {tensor.dtype}")
     return tensor
 
 
@@ -237,3 +236,60 @@ def check_sharding(op: str, i: int, param: Any, others: Mapping[str, Any]) -> No
                     f"{op}: {name} of parameter {i} has {what} {getattr(other, what)}, the "
                     f"parameter {getattr(param, what)}"
                 )
+
+
+def check_adam_options(group: Mapping[str, Any]) -> None:
+    """Check the options of a parameter group of ReplayAdam."""
+    for name in ("lr", "betas", "eps", "weight_decay"):
+        if name not in group:
+            raise ValueError(f"ReplayAdam: a parameter group must have {name!r}, got {list(group)}")
+    for name in ("lr", "eps", "weight_decay"):
+        value = adam_number(name, group[name])
+        if not 0 <= value < _INF:
+            raise ValueError(f"ReplayAdam: {name} must be finite and >= 0, got {value}")
+    betas = group["betas"]
+    if not isinstance(betas, Sequence) or len(betas) != 2:
+        raise ValueError(f"ReplayAdam: betas must be two numbers, got {betas!r}")
+    for i, beta in enumerate(betas):
+        value = adam_number(f"betas[{i}]", beta)
+        if not 0 <= value < 1:
+            raise ValueError(f"ReplayAdam: betas[{i}] must be in [0, 1), got {value}")
+    if group.get("rounding_seed") is not None:
+        check_integer("ReplayAdam", "rounding_seed", group["rounding_seed"], 0)
+    for name in ("decoupled_weight_decay", "maximize"):
+        if not isinstance(group.get(name, False), bool):
+            raise TypeError(f"ReplayAdam: {name} must be a bool, got {type(group[name]).__name__}")
+    for name in ("foreach", "fused"):
+        if not isinstance(group.get(name), bool | None):
+            kind = type(group[name]).__name__
+            raise TypeError(f"ReplayAdam: {name} must be a bool or None, got {kind}")
+    if group.get("foreach") and group.get("fused"):
+        raise ValueError("ReplayAdam: foreach and fused exclude each other, got both")
+    check_integer("ReplayAdam", "repeats", group.get("repeats", 1), 1)
+    for name in ("amsgrad", "differentiable"):
+        if group.get(name):
+            raise ValueError(f"ReplayAdam: {name} must be False, got {group[name]}")
+
+
+def check_new_adam_options(group: Mapping[str, Any]) -> None:
+    """Check the options of a new group. Its betas are alike, as torch wants them.
+
+    A schedule of momentum may mix them later.
+    """
+    check_adam_options(group)
+    betas = group["betas"]
+    if isinstance(betas[0], Tensor) != isinstance(betas[1], Tensor):
+        kinds = " and ".join(type(beta).__name__ for beta in betas)
+        raise ValueError(f"ReplayAdam: betas must be two numbers or two tensors, got {kinds}")
+
+
+def adam_number(name: str, value: object) -> float:
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(
+                f"ReplayAdam: {name} must have one element, got shape {list(value.shape)}"
+            )
+        if value.is_complex():
+            raise TypeError(f"ReplayAdam: {name} must be a real number, got {value.dtype}")
+        return float(value)
+    return check_number("ReplayAdam", name, value)

@@ -34,7 +34,7 @@ def collect_env() -> dict[str, Any]:
     in bytes of every GPU that torch can use.
     """
     return {
-        "versions": {"python": platform.python_version(), **_package_versions()},
+        "versions": {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
         "platform": platform.platform(),
         "build": dict(_C.build_info()),
         "cpu": {
@@ -72,10 +72,6 @@ def format_env(env: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _package_versions() -> dict[str, str | None]:
-    return {package: _version(package) for package in PACKAGES}
-
-
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
@@ -84,17 +80,15 @@ def _version(package: str) -> str | None:
 
 
 def _cuda_devices() -> list[dict[str, Any]]:
-    devices = []
-    for index in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(index)
-        devices.append(
-            {
-                "name": properties.name,
-                "capability": f"{properties.major}.{properties.minor}",
-                "memory_bytes": properties.total_memory,
-            }
-        )
-    return devices
+    properties = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+    return [
+        {
+            "name": device.name,
+            "capability": f"{device.major}.{device.minor}",
+            "memory_bytes": device.total_memory,
+        }
+        for device in properties
+    ]
 
 
 def _device_line(device: dict[str, Any]) -> str:

@@ -46,15 +46,12 @@ class GradientCache:
             _checks.check_tensor("GradientCache", f"params[{i}]", param)
             if param.dtype not in _checks.FLOAT_DTYPES:
                 raise ValueError(
-                    f"GradientCache: params[{i}] must be float32, float64, bfloat16 or float16, "
-                    f"got {param.dtype}"
+                    f"GradientCache: params[{i}] must be {_checks.FLOATS}, got {param.dtype}"
                 )
         if len(set(self._params)) < len(self._params):
             raise ValueError("GradientCache: params has a parameter twice")
         if dtype is not None and dtype not in _checks.FLOAT_DTYPES:
-            raise ValueError(
-                f"GradientCache: dtype must be float32, float64, bfloat16 or float16, got {dtype}"
-            )
+            raise ValueError(f"GradientCache: dtype must be {_checks.FLOATS}, got {dtype}")
         self._dtype = dtype
         self._shapes = [param.shape for param in self._params]
         self._cached: dict[Hashable, list[Tensor | None]] = {}

@@ -16,10 +16,18 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from hullft_ops import _checks
 from hullft_ops import _ops as ops
-from hullft_ops._adam_options import TORCH_OPTIONS, check_new_options, check_options, step_options
 from hullft_ops._ops import by_device, count_writes, local
 
 _STATE = ("step", "exp_avg", "exp_avg_sq")
+# torch.optim.Adam's other options. Keeping them makes a state_dict work in both directions.
+_TORCH_OPTIONS = {
+    "amsgrad": False,
+    "foreach": None,
+    "maximize": False,
+    "capturable": False,
+    "differentiable": False,
+    "fused": None,
+}
 
 
 class ReplayAdam(Optimizer):
@@ -108,30 +116,26 @@ class ReplayAdam(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group; its own options take the place of the optimizer's defaults."""
         if isinstance(param_group, dict):
-            check_new_options({**self.defaults, **param_group})
+            _checks.check_new_adam_options({**self.defaults, **param_group})
         super().add_param_group(param_group)
         for i, param in enumerate(self.param_groups[-1]["params"]):
             if param.dtype not in _checks.FLOAT_DTYPES:
                 self.param_groups.pop()
                 raise ValueError(
-                    f"ReplayAdam: parameter {i} of the group must be float32, float64, bfloat16 "
-                    f"or float16, got {param.dtype}"
+                    f"ReplayAdam: parameter {i} of the group must be {_checks.FLOATS}, got "
+                    f"{param.dtype}"
                 )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for group in state["param_groups"]:
-            check_options(group)
+            _checks.check_adam_options(group)
         super().__setstate__(state)
+        # A state of torch's own Adam, or of its older AdamW, lacks these.
+        own = self.defaults.keys() & {"decoupled_weight_decay", "rounding_seed"}
+        options = _TORCH_OPTIONS | {name: self.defaults[name] for name in own}
         for group in self.param_groups:
-            group.setdefault("maximize", False)
-            # torch's older AdamW does not have this option.
-            decoupled = self.defaults["decoupled_weight_decay"]
-            group.setdefault("decoupled_weight_decay", decoupled)
-            for name, value in TORCH_OPTIONS.items():
+            for name, value in options.items():
                 group.setdefault(name, value)
-            # A state of torch's own Adam lacks it.
-            if "rounding_seed" in self.defaults:
-                group.setdefault("rounding_seed", self.defaults["rounding_seed"])
             for param in group["params"]:
                 count = self.state.get(param, {}).get("step")
                 if count is not None and not isinstance(count, Tensor):
@@ -204,7 +208,7 @@ class ReplayAdam(Optimizer):
         calls = [
             (
                 tuple([local(tensor) for tensor in column] for column in columns),
-                step_options(group, repeats, self._seed_of(group, columns[0][0])),
+                _step_options(group, repeats, self._seed_of(group, columns[0][0])),
             )
             for group, found in rows
             for columns in by_device(found)
@@ -319,6 +323,33 @@ class ReplayAdam(Optimizer):
             # All or nothing: an interrupt or a lack of memory must not leave some of them.
             state.update(_new_state(param, group["capturable"]))
         return state
+
+
+def _step_options(
+    group: Mapping[str, Any], repeats: int | None, seed: int | None
+) -> dict[str, Any]:
+    """The operator's options, checked again because anybody may have changed the group.
+
+    ``repeats`` comes from the call; None takes the group's.
+    """
+    if repeats is None:
+        repeats = _checks.check_integer("ReplayAdam", "repeats", group.get("repeats", 1), 1)
+    stays_on_device = group["capturable"] and isinstance(group["lr"], Tensor)
+    lr = 0.0 if stays_on_device else _checks.adam_number("lr", group["lr"])
+    _checks.check_adam_options({**group, "lr": lr})
+    beta1, beta2 = group["betas"]
+    return {
+        "repeats": repeats,
+        "lr": float(lr),
+        "beta1": float(beta1),
+        "beta2": float(beta2),
+        "eps": float(group["eps"]),
+        "weight_decay": float(group["weight_decay"]),
+        "decoupled": group["decoupled_weight_decay"],
+        "maximize": group["maximize"],
+        "lr_tensor": group["lr"] if stays_on_device else None,
+        "seed": seed,
+    }
 
 
 def _is_captured(param: Tensor) -> bool:
