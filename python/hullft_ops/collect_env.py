@@ -5,6 +5,7 @@
 
 import os
 import platform
+from collections.abc import Iterable
 from importlib import metadata
 from typing import Any
 
@@ -34,7 +35,7 @@ def collect_env() -> dict[str, Any]:
     in bytes of every GPU that torch can use.
     """
     return {
-        "versions": {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
+        "versions": {"python": platform.python_version(), **versions_of(PACKAGES)},
         "platform": platform.platform(),
         "build": dict(_C.build_info()),
         "cpu": {
@@ -70,6 +71,11 @@ def format_env(env: dict[str, Any]) -> str:
         lines.append(title)
         lines += [f"  {name:<22} {_shown(value)}" for name, value in entries.items()]
     return "\n".join(lines)
+
+
+def versions_of(packages: Iterable[str]) -> dict[str, str | None]:
+    """The version of each package, or None if it is not installed."""
+    return {package: _version(package) for package in packages}
 
 
 def _version(package: str) -> str | None:

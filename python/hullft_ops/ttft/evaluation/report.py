@@ -1,0 +1,347 @@
+"""An evaluation's report as Markdown and as one HTML page that needs no other file."""
+
+import base64
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import combinations, cycle
+from math import isnan
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from hullft_ops.ttft._files import replacing
+from hullft_ops.ttft.evaluation.config import family
+from hullft_ops.ttft.evaluation.results import Row, read_rows
+from hullft_ops.ttft.evaluation.statistics import (
+    CONFIDENCE,
+    NONE,
+    Interval,
+    Measurements,
+    at_time,
+    pareto,
+)
+
+TITLE = "Evaluation of test-time finetuning"
+PICTURE = "report.png"
+_MARKERS = "osD^vP*Xhd"
+_EXAMPLES = 4
+# Between these two, text can change only its own direction. There are four such marks, in pairs.
+ISOLATE, END_ISOLATE = "\u2068", "\u2069"
+_ISOLATES = dict.fromkeys(range(0x2066, 0x206A))
+Cells = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with paragraphs, and a table or a picture below them.
+
+    ``verbatim``: the table's last column has texts whose layout matters.
+    """
+
+    title: str
+    paragraphs: list[str]
+    header: Cells = ()
+    table: list[Cells] = field(default_factory=list)
+    picture: str | None = None
+    verbatim: bool = False
+
+
+def report_sections(measured: Measurements, picture: str) -> list[Section]:
+    """The sections of a report; ``picture`` names the file of the plot."""
+    line = "The line joins the configurations that no other beats in both quality and time."
+    plot = Section("Quality against time", [line], picture=picture)
+    sections = [_overview(measured), _quality_and_time(measured), plot]
+    if len(leaders(measured)) > 1:
+        sections += [_between_methods(measured), _equal_time(measured)]
+    return [*sections, _by_domain(measured), _conditions(measured)]
+
+
+def example_section(measured: Measurements) -> Section:
+    """The prompts that the best configuration helps most and least, each with its beginning."""
+    best = min(measured.configs[1:], key=measured.mean_bits)
+    ranked = sorted(measured.rows[best], key=_gain)
+    shown = ranked[:_EXAMPLES] + ranked[_EXAMPLES:][-_EXAMPLES:]
+    table: list[Cells] = []
+    for row in shown:
+        bits = f"{row.bits_per_byte_before:.3f}", f"{row.bits_per_byte_after:.3f}"
+        table.append((row.domain, *bits, f"{_gain(row):+.1%}", row.excerpt))
+    header = ("domain", "bits per byte before", "after", "change", "text")
+    text = f"By {_name(best)}; each with how its text begins."
+    return Section("Prompts helped most and least", [text], header, table, verbatim=True)
+
+
+def leaders(measured: Measurements) -> list[str]:
+    """The configuration with the fewest bits per byte, for each method and refresh.
+
+    A method with texts in the context is another method, see `family`.
+    """
+    best: dict[tuple[str, int], str] = {}
+    for config in measured.configs[1:]:
+        settings = measured.settings(config)
+        key = family(settings), settings["refresh"]
+        if key not in best or measured.mean_bits(config) < measured.mean_bits(best[key]):
+            best[key] = config
+    return list(best.values())
+
+
+def hurt_sentences(names: list[str]) -> list[str]:
+    """Says which configurations are worse than no adaptation; nothing where none is."""
+    if not names:
+        return []
+    shown = ", ".join(names)
+    return [f"Adapting hurts: on average, prompts take more bits with {shown} than without."]
+
+
+def _overview(measured: Measurements) -> Section:
+    first = next(iter(measured.rows.values()))[0]
+    counts = ", ".join(f"{_name(d)} {sum(measured.domains == d)}" for d in _domains(measured))
+    lines = [
+        f"{len(measured.prompts)} held-out prompts ({counts}), {len(measured.rows)} "
+        f"configurations, seed {first.seed}. A prompt's own text is scored; the methods retrieve "
+        "for it and never train on it. Every prompt has the same weight.",
+        f"Brackets hold {CONFIDENCE:.0%} intervals of a paired bootstrap over the prompts.",
+    ]
+    if measured.incomplete:
+        lines.append(f"{measured.incomplete} prompts are left out: not every configuration ran.")
+    for config, count in measured.failed.items():
+        lines.append(f"Left out: {_name(config)}, whose loss was not finite on {count} prompts.")
+    return Section("What was run", lines)
+
+
+def _quality_and_time(measured: Measurements) -> Section:
+    quality = ("configuration", "bits per byte", "against none", "better on", "worse on")
+    header = (*quality, "embed and search", "select", "finetune", "total", "passes", "texts")
+    table: list[Cells] = [(NONE, f"{measured.mean_bits(NONE):.4f}", *[""] * (len(header) - 2))]
+    count, hurt = len(measured.prompts), []
+    for config in sorted(measured.configs[1:], key=measured.mean_bits):
+        if measured.mean_bits(config) > measured.mean_bits(NONE):
+            hurt.append(_name(config))
+        stages = measured.mean_stages(config)
+        table.append(
+            (
+                config,
+                f"{measured.mean_bits(config):.4f}",
+                _percent(measured.relative_bits(config, NONE)),
+                f"{measured.prompts_below(config, NONE)} of {count}",
+                f"{measured.prompts_below(NONE, config)} of {count}",
+                f"{stages['embed'] + stages['search']:.3f} s",
+                f"{1e3 * stages['select']:.2f} ms",
+                f"{stages['finetune']:.3f} s",
+                f"{measured.mean_seconds(config):.3f} s",
+                f"{measured.mean_of(config, 'passes'):.1f}",
+                f"{measured.mean_of(config, 'support_size'):.1f}",
+            )
+        )
+    lines = ["Means over the prompts.", *hurt_sentences(hurt)]
+    return Section("Quality and time", lines, header, table)
+
+
+def _between_methods(measured: Measurements) -> Section:
+    table: list[Cells] = []
+    for other, config in combinations(leaders(measured), 2):
+        bits = measured.relative_bits(config, other)
+        below = f"{measured.prompts_below(config, other)} of {len(measured.prompts)}"
+        speed = _bounded(measured.finetuning_speed(config, other), ".2f", " x")
+        table.append((config, other, _percent(bits), _verdict(bits), below, speed))
+    compared = ("configuration", "against", "bits per byte", "so it is")
+    header = (*compared, "better on", "finetuning speed")
+    text = (
+        "This table compares the best configurations of each method and refresh. If a method has "
+        "several configurations here, its best is chosen on these same prompts, which flatters it "
+        "a little."
+    )
+    return Section("Between methods", [text], header, table)
+
+
+def _equal_time(measured: Measurements) -> Section:
+    table: list[Cells] = []
+    for config in leaders(measured):
+        seconds = measured.mean_seconds(config)
+        method = family(measured.settings(config))
+        for rival in sorted({family(measured.settings(c)) for c in measured.rows} - {method}):
+            other = at_time(measured, rival, seconds)
+            if other is not None:
+                bits = measured.relative_to(config, other.bits)
+                against = " to ".join(other.configs), f"{other.seconds:.3f} s"
+                cells = config, f"{seconds:.3f} s", *against, _percent(bits), _verdict(bits)
+                table.append(cells)
+    text = (
+        "This table compares the best configuration of each method and refresh with every other "
+        "method at the same mean time. Two configurations of the other method enclose that time; "
+        "of all such pairs, the one with the best mean counts. Each prompt's bits per byte are "
+        "interpolated linearly in the mean seconds of the two. If the other method gains nothing "
+        "from more time, it takes less. A method that is never that fast has no line."
+    )
+    header = ("configuration", "takes", "against", "takes", "bits per byte", "so it is")
+    return Section("At equal time", [text], header, table)
+
+
+def _by_domain(measured: Measurements) -> Section:
+    domains = _domains(measured)
+
+    def bits(config: str, domain: str) -> str:
+        return f"{measured.bits_of(config)[measured.domains == domain].mean():.4f}"
+
+    table: list[Cells] = [(NONE, *(bits(NONE, name) for name in domains))]
+    for config in leaders(measured):
+        changes = (_percent(measured.relative_bits(config, NONE, name)) for name in domains)
+        cells = (f"{bits(config, n)} {c}" for n, c in zip(domains, changes, strict=True))
+        table.append((config, *cells))
+    text = "Bits per byte, and the change against no adaptation."
+    return Section("By domain", [text], ("configuration", *domains), table)
+
+
+def _conditions(measured: Measurements) -> Section:
+    rows = [row for of_config in measured.rows.values() for row in of_config]
+    versions = sorted({_name(f"{k} {v}") for row in rows for k, v in row.versions.items() if v})
+    threads = sorted({row.threads for row in rows})
+    lines = [
+        f"Run {_name(rows[0].run)}; {', '.join(versions)}; "
+        f"torch threads {', '.join(map(str, threads))}.",
+        "Seconds are wall-clock, on that machine under its load at the time.",
+    ]
+    if len({(repr(sorted(row.versions.items())), row.threads) for row in rows}) > 1:
+        lines.append("Not all rows are of the same versions, device and threads.")
+    return Section("Conditions", lines)
+
+
+def _domains(measured: Measurements) -> list[str]:
+    return sorted(set(measured.domains.tolist()))
+
+
+def _gain(row: Row) -> float:
+    return (row.bits_per_byte_after or 0.0) / row.bits_per_byte_before - 1
+
+
+def _name(text: str) -> str:
+    """The name, marked so that it cannot change the direction of the sentence around it."""
+    if text.isascii():
+        return text
+    return f"{ISOLATE}{text.translate(_ISOLATES)}{END_ISOLATE}"
+
+
+def _percent(interval: Interval) -> str:
+    return _bounded(interval, "+.1%")
+
+
+def _bounded(interval: Interval, form: str, unit: str = "") -> str:
+    value = f"{interval.value:{form}}{unit}"
+    if isnan(interval.low):
+        return value
+    return f"{value} [{interval.low:{form}}, {interval.high:{form}}]"
+
+
+def _verdict(interval: Interval) -> str:
+    if not interval.excludes_zero:
+        return "not told apart"
+    return "better" if interval.value < 0 else "worse"
+
+
+def write_report(results: Path, directory: Path) -> list[Path]:
+    """Write ``report.md``, ``report.png`` and ``report.html``. Each appears whole or not at all.
+
+    Args:
+        results: a results file of `evaluate` or `tune`.
+        directory: the folder for the files; it is created if necessary.
+
+    Raises:
+        ConfigError: the file cannot be read, or has nothing to compare.
+    """
+    measured = Measurements.of(read_rows(results))
+    directory.mkdir(parents=True, exist_ok=True)
+    sections = report_sections(measured, PICTURE)
+    picture = directory / PICTURE
+    write_plot(measured, picture)
+    page = html([*sections, example_section(measured)], {PICTURE: picture.read_bytes()})
+    pages = {directory / "report.md": markdown(sections), directory / "report.html": page}
+    for path, text in pages.items():
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return [*pages, picture]
+
+
+def markdown(sections: Sequence[Section]) -> str:
+    """The sections as Markdown, with a link to each picture."""
+    parts = [f"# {TITLE}"]
+    for section in sections:
+        parts += [f"## {section.title}", *map(_plain, section.paragraphs)]
+        if section.table:
+            lines = [section.header, ("---",) * len(section.header), *section.table]
+            cells = [[_plain(cell).replace("|", "\\|") for cell in line] for line in lines]
+            parts.append("\n".join(f"| {' | '.join(line)} |" for line in cells))
+        if section.picture:
+            parts.append(f"![{section.title}]({section.picture})")
+    return "\n\n".join(parts) + "\n"
+
+
+def html(sections: Sequence[Section], pictures: dict[str, bytes]) -> str:
+    """The sections as one page. It contains the PNG pictures and escapes every text."""
+    environment = Environment(
+        loader=PackageLoader("hullft_ops.ttft.evaluation", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["isolated"] = _isolated
+    encoded = {name: base64.b64encode(content).decode() for name, content in pictures.items()}
+    page = environment.get_template("report.html.jinja")
+    return page.render(title=TITLE, sections=sections, pictures=encoded)
+
+
+def _isolated(text: str) -> Markup:
+    escaped = str(escape(text))
+    return Markup(escaped.replace(ISOLATE, "<bdi>").replace(END_ISOLATE, "</bdi>"))
+
+
+def _plain(text: str) -> str:
+    """The text on one line, without HTML, which Markdown would pass on."""
+    return " ".join(text.splitlines()).replace("&", "&amp;").replace("<", "&lt;")
+
+
+def write_plot(measured: Measurements, path: Path) -> None:
+    """Draw bits per byte against seconds as a PNG; the file appears whole or not at all."""
+    points = {c: (measured.mean_seconds(c), measured.mean_bits(c)) for c in measured.rows}
+    groups: dict[str, list[tuple[float, float]]] = {}
+    for config, point in points.items():
+        settings = measured.settings(config)
+        # matplotlib would read a dollar as mathematics.
+        label = f"{settings['method']}, refresh {settings['refresh']}".replace("$", r"\$")
+        groups.setdefault(label, []).append(point)
+    none, count = measured.mean_bits(NONE), len(measured.prompts)
+    end = 1.05 * max(seconds for seconds, _ in points.values())
+    # Draw markers whole at the edges, and above the axis.
+    whole: dict[str, Any] = {"markersize": 8, "clip_on": False, "zorder": 3}
+    with quality_plot(path, (8.0, 5.0), none, end, count) as (figure, axes):
+        for (label, group), marker in zip(sorted(groups.items()), cycle(_MARKERS), strict=False):
+            axes.plot(*zip(*group, strict=True), marker, label=label, **whole)
+        front = [points[name] for name in pareto(points)]
+        axes.plot(*zip(*front, strict=True), color="#999999", linewidth=1, zorder=1)
+        figure.legend(loc="outside right center", frameon=False)
+
+
+@contextmanager
+def quality_plot(
+    path: Path, inches: tuple[float, float], none: float, end: float, prompts: int
+) -> Iterator[tuple[Figure, Axes]]:
+    """Axes to draw in, with a line at ``none`` bits per byte and seconds up to ``end``.
+
+    After the body they are saved as a PNG. The file appears whole or not at all.
+    """
+    figure = Figure(figsize=inches, layout="constrained")
+    axes = figure.add_subplot()
+    axes.axhline(none, color="#666666", linestyle="--", label=f"{NONE}: {none:.3f}")
+    axes.set_xlim(0, end)
+    axes.set_xlabel("seconds per prompt (embedding, search, selection, finetuning)")
+    axes.set_ylabel("bits per byte (lower is better)")
+    axes.set_title(f"Test-time finetuning: mean of {prompts} held-out prompts")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    yield figure, axes
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
