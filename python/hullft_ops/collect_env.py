@@ -63,7 +63,10 @@ def format_env(env: dict[str, Any]) -> str:
             "SIMD level in use": cpu["simd"],
             "torch CPU capability": cpu["torch_capability"],
             "torch CUDA": env["torch_cuda"],
-            "CUDA devices": [_device_line(device) for device in env["cuda_devices"]],
+            "CUDA devices": [
+                f"{d['name']} (capability {d['capability']}, {d['memory_bytes'] / 2**30:.0f} GiB)"
+                for d in env["cuda_devices"]
+            ],
         },
     }
     lines = []
@@ -95,11 +98,6 @@ def _cuda_devices() -> list[dict[str, Any]]:
         }
         for device in properties
     ]
-
-
-def _device_line(device: dict[str, Any]) -> str:
-    gibibytes = device["memory_bytes"] / 2**30
-    return f"{device['name']} (capability {device['capability']}, {gibibytes:.0f} GiB)"
 
 
 def _shown(value: object) -> str:

@@ -44,18 +44,12 @@ def fw_lmo(
     difference counts as rounding, and ``gamma`` is 0.
 
     Args:
-        pool: [K, d], shared by a batch of queries, or [B, K, d]. float32, float64, bfloat16 or
-            float16; the arithmetic is float64 on the CPU.
-        query: [d] or [B, d], of the pool's dtype and device.
+        pool, query: as in :func:`fw_select`.
         current: shaped like ``query``: the current point, a convex combination of the pool.
         pool_sizes: int64 [B]: query b sees only the first ``pool_sizes[b]`` rows of its pool.
 
-    Raises:
-        TypeError: an argument has the wrong type or dtype.
-        ValueError: shapes or devices do not fit, a pool is empty, or a value is NaN or infinity. On
-            CUDA bad values show in the outputs instead: a vertex of -1, and NaN.
-        RuntimeError, torch.OutOfMemoryError: on CUDA, the device cannot run the kernels, or memory
-            ran out.
+    The errors are as in :func:`fw_select`. On CUDA bad values show in the outputs instead: a vertex
+    of -1, and NaN.
     """
     op = "fw_lmo"
     _checks.check_pool(op, "pool", pool, query)

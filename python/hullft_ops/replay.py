@@ -20,14 +20,8 @@ from hullft_ops._ops import by_device, count_writes, local
 
 _STATE = ("step", "exp_avg", "exp_avg_sq")
 # torch.optim.Adam's other options. Keeping them makes a state_dict work in both directions.
-_TORCH_OPTIONS = {
-    "amsgrad": False,
-    "foreach": None,
-    "maximize": False,
-    "capturable": False,
-    "differentiable": False,
-    "fused": None,
-}
+_TORCH_OPTIONS: dict[str, Any] = {"foreach": None, "fused": None, "maximize": False}
+_TORCH_OPTIONS |= {"amsgrad": False, "capturable": False, "differentiable": False}
 
 
 class ReplayAdam(Optimizer):
@@ -94,19 +88,10 @@ class ReplayAdam(Optimizer):
         decoupled_weight_decay: bool = False,
         rounding_seed: int | None = None,
     ) -> None:
-        defaults: dict[str, Any] = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "amsgrad": amsgrad,
-            "foreach": foreach,
-            "maximize": maximize,
-            "capturable": capturable,
-            "differentiable": differentiable,
-            "fused": fused,
-            "decoupled_weight_decay": decoupled_weight_decay,
-        }
+        defaults: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps}
+        defaults |= {"weight_decay": weight_decay, "decoupled_weight_decay": decoupled_weight_decay}
+        defaults |= {"foreach": foreach, "fused": fused, "maximize": maximize, "amsgrad": amsgrad}
+        defaults |= {"capturable": capturable, "differentiable": differentiable}
         if rounding_seed is not None:  # otherwise the defaults equal torch.optim.Adam's
             defaults["rounding_seed"] = _checks.check_integer(
                 "ReplayAdam", "rounding_seed", rounding_seed, 0
@@ -121,10 +106,8 @@ class ReplayAdam(Optimizer):
         for i, param in enumerate(self.param_groups[-1]["params"]):
             if param.dtype not in _checks.FLOAT_DTYPES:
                 self.param_groups.pop()
-                raise ValueError(
-                    f"ReplayAdam: parameter {i} of the group must be {_checks.FLOATS}, got "
-                    f"{param.dtype}"
-                )
+                name = f"parameter {i} of the group"
+                raise ValueError(f"ReplayAdam: {name} must be {_checks.FLOATS}, got {param.dtype}")
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for group in state["param_groups"]:

@@ -199,12 +199,8 @@ def integerize(
     Returns:
         int64 [m] or [B, m], every count >= 0.
 
-    Raises:
-        TypeError: an argument has the wrong type or dtype.
-        ValueError: shapes or devices do not fit, a support is empty, a value is NaN or infinity, or
-            the sum of the weights overflows float64. On CUDA bad values give counts of -1 instead.
-        RuntimeError, torch.OutOfMemoryError: on CUDA, the device cannot run the kernels, or memory
-            ran out.
+    The errors are as in :func:`fw_select`. A sum of weights that overflows float64 raises a
+    ValueError too. On CUDA bad values give counts of -1 instead.
     """
     op = "integerize"
     _checks.check_pool(op, "support", support, query)

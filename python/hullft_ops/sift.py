@@ -70,9 +70,7 @@ def sift_select(
     threads, and is not differentiable.
 
     Args:
-        pool: [K, d], shared by a batch of queries, or [B, K, d]. float32, float64, bfloat16 or
-            float16; the state is float64 on the CPU. Any strides; only a last dimension that is
-            not dense is copied.
+        pool: as in :func:`fw_select`.
         query: [d] or [B, d], of the pool's dtype and device; or [B, m, d] with m targets for each
             query. The picks lower the sum of the targets' variances. Residual and gap refer to the
             mean of the targets.
@@ -83,13 +81,8 @@ def sift_select(
             rounding decides which row helps most.
         pool_sizes: int64 [B]: query b sees only the first ``pool_sizes[b]`` rows of its pool.
 
-    Raises:
-        TypeError: an argument has the wrong type or dtype.
-        ValueError: shapes, devices or options do not fit, a pool is empty, or a value is NaN or
-            infinity. On CUDA bad values show in the outputs instead, see :class:`Selection`; picks
-            are -1 and variances NaN.
-        RuntimeError, torch.OutOfMemoryError: on CUDA, the device cannot run the kernels, or memory
-            ran out.
+    The errors are as in :func:`fw_select`. Where bad values show in the outputs on CUDA, picks are
+    -1 and variances NaN.
     """
     op = "sift_select"
     n_select = _check_arguments(op, "pool", pool, query, n_select, noise, pool_sizes)

@@ -15,8 +15,7 @@ from typer.testing import CliRunner, Result
 from hullft_ops.cli.app import app
 from hullft_ops.ttft import Datastore, bits_per_byte
 from hullft_ops.ttft.evaluation import runner
-from hullft_ops.ttft.evaluation.corpus import HELD_OUT_ONE_IN, Passage
-from hullft_ops.ttft.evaluation.prompts import choose_prompts
+from hullft_ops.ttft.evaluation.corpus import HELD_OUT_ONE_IN, Passage, choose_prompts
 from hullft_ops.ttft.evaluation.runner import Evaluator
 from hullft_ops.ttft.model.loading import load_model
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 from hullft_ops.cli.app import app
 from hullft_ops.ttft.evaluation import tuning as tuning_run
 from hullft_ops.ttft.evaluation.config import ConfigError, Settings, config_id, expand_grid
-from hullft_ops.ttft.evaluation.prompts import Prompt
+from hullft_ops.ttft.evaluation.corpus import Prompt
 from hullft_ops.ttft.evaluation.results import Row
 from hullft_ops.ttft.evaluation.tuning import Tuned, tune
 from result_rows import result_row

@@ -9,10 +9,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hullft_ops._terminal import show
 from hullft_ops.ttft.evaluation.config import Config, ConfigError
-from hullft_ops.ttft.evaluation.corpus import load_corpus, open_or_build
-from hullft_ops.ttft.evaluation.prompts import (
+from hullft_ops.ttft.evaluation.corpus import (
     Prompt,
     count_domains,
+    load_corpus,
+    open_or_build,
     ranked_prompts,
     read_prompts,
 )

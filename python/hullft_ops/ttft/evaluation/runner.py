@@ -19,8 +19,7 @@ from hullft_ops.ttft.evaluation.config import (
     config_id,
     finetuner_options,
 )
-from hullft_ops.ttft.evaluation.corpus import normalised
-from hullft_ops.ttft.evaluation.prompts import Prompt
+from hullft_ops.ttft.evaluation.corpus import Prompt, normalised
 from hullft_ops.ttft.evaluation.results import ResultsFile, Row, fingerprint
 from hullft_ops.ttft.evaluation.sift_reuse import PickedSift, in_runs
 from hullft_ops.ttft.finetuner import AdaptationReport, TestTimeFinetuner

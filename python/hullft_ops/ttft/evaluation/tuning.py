@@ -13,14 +13,15 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rich.console import Console
 
 from hullft_ops.ttft._files import replacing
 from hullft_ops.ttft.evaluation.config import Config, ConfigError, Settings, config_id
+from hullft_ops.ttft.evaluation.corpus import Prompt
 from hullft_ops.ttft.evaluation.inputs import Inputs
-from hullft_ops.ttft.evaluation.prompts import Prompt
 from hullft_ops.ttft.evaluation.results import Row, open_results
 from hullft_ops.ttft.evaluation.runner import rotated
 
@@ -96,13 +97,11 @@ def tune(
     alive = [_Candidate(settings) for settings in candidates]
     random.Random(seed).shuffle(alive)
     state = _Search(measure, prompts, seconds, limit, alive)
-    rungs_left = max(1, math.ceil(math.log(len(alive), ETA)))
     rungs = []
-    while rungs_left:
+    for rungs_left in range(max(1, math.ceil(math.log(len(alive), ETA))), 0, -1):
         state.run_rung(share=(limit - state.spent) / rungs_left)
         rungs.append(Rung(len(state.alive), state.used))
-        rungs_left -= 1
-        if rungs_left:
+        if rungs_left > 1:
             state.halve()
         if len(state.alive) == 1 and state.used == len(prompts):
             break
@@ -110,7 +109,7 @@ def tune(
     return Tuned(
         settings=best.settings,
         bits_per_byte=best.bits,
-        bits_per_byte_before=_mean([row.bits_per_byte_before for row in best.rows]),
+        bits_per_byte_before=fmean(row.bits_per_byte_before for row in best.rows),
         seconds=best.seconds,
         prompts=len(best.rows),
         seconds_spent=state.spent,
@@ -126,11 +125,11 @@ class _Candidate:
     @property
     def bits(self) -> float:
         values = [row.bits_per_byte_after for row in self.rows]
-        return _mean([math.inf if value is None else value for value in values])
+        return fmean(math.inf if value is None else value for value in values)
 
     @property
     def seconds(self) -> float:
-        return _mean([row.seconds_total for row in self.rows])
+        return fmean(row.seconds_total for row in self.rows)
 
 
 @dataclass
@@ -155,7 +154,6 @@ class _Search:
             last = self.spent - begun
 
     def halve(self) -> None:
-        """Keep the better candidates."""
         kept = math.ceil(len(self.alive) / ETA)
         self.alive = sorted(self.alive, key=lambda candidate: candidate.bits)[:kept]
 
@@ -168,19 +166,14 @@ class _Search:
             candidate.rows.append(row)
             self.spent += row.seconds_row
         self.used += 1
-        self._drop_unfinished()
-        self._drop_slow()
-
-    def _drop_unfinished(self) -> None:
-        if all(len(candidate.rows) == self.used for candidate in self.alive):
-            return
         if self.used == 1:
             self.alive = [candidate for candidate in self.alive if candidate.rows]
-            return
-        # Leave out a prompt that only some have run on: all must be compared on the same.
-        self.used -= 1
-        for candidate in self.alive:
-            del candidate.rows[self.used :]
+        elif any(len(candidate.rows) < self.used for candidate in self.alive):
+            # Leave out a prompt that only some have run on: all must be compared on the same.
+            self.used -= 1
+            for candidate in self.alive:
+                del candidate.rows[self.used :]
+        self._drop_slow()
 
     def _drop_slow(self) -> None:
         quick = [c for c in self.alive if c.seconds <= self.seconds and c.bits < math.inf]
@@ -191,10 +184,6 @@ class _Search:
                 f"the quickest, {config_id(fastest.settings)}, takes {fastest.seconds:.3g} s"
             )
         self.alive = quick
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def run_tuning(
@@ -232,12 +221,7 @@ def run_tuning(
             return file.rows[key]
 
         tuned = tune(
-            measure,
-            inputs.prompts,
-            candidates,
-            seconds=seconds,
-            limit=limit,
-            seed=config.seed,
+            measure, inputs.prompts, candidates, seconds=seconds, limit=limit, seed=config.seed
         )
     _write(config, inputs, tuned, output)
     return tuned

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from hullft_ops.ttft._progress import progress_bar
 from hullft_ops.ttft.evaluation.config import Config, ConfigError, Settings
+from hullft_ops.ttft.evaluation.corpus import Prompt
 from hullft_ops.ttft.evaluation.inputs import Inputs
-from hullft_ops.ttft.evaluation.prompts import Prompt
 from hullft_ops.ttft.evaluation.results import ResultsFile, Row
 from hullft_ops.ttft.evaluation.runner import Evaluator, missing_pairs
 from hullft_ops.ttft.model.loading import checked_device, load_model
@@ -30,13 +30,7 @@ class EvaluationWorker:
         self._warm = False
 
     def measure(self, prompt: Prompt, settings: list[Settings], known: list[Row]) -> list[Row]:
-        """A row for each of the settings.
-
-        Args:
-            prompt: the prompt to adapt to.
-            settings: measured in this order.
-            known: earlier rows of this prompt.
-        """
+        """A row for each of the settings; ``known`` has earlier rows of the prompt."""
         evaluator = self._evaluator
         evaluator.remember(known)
         if not self._warm:
