@@ -257,8 +257,7 @@ def normalised(passage: str) -> str:
 def load_corpus(file: Path | None, log: Console) -> Corpus:
     """The corpus in a JSONL file, or of the installed packages. Logs the lines it leaves out.
 
-    Raises:
-        InputError: the file cannot be read, or there is no text.
+    An `InputError` says that the file cannot be read, or that there is no text.
     """
     try:
         corpus = jsonl_corpus(file) if file else installed_corpus()
@@ -279,8 +278,7 @@ def open_or_build(
 ) -> tuple[Datastore, bool]:
     """The corpus's datastore at ``path``, and whether it already existed.
 
-    Raises:
-        InputError: something that is not a datastore is in its place.
+    An `InputError` says that something that is not a datastore is in its place.
     """
     try:
         store = Datastore.open(path)
@@ -301,8 +299,8 @@ def open_or_build(
 def read_prompts(path: Path) -> list[Prompt]:
     """The prompts of a JSONL file in order, each text once.
 
-    Raises:
-        ConfigError: there is no such file, a line has no string "text", or there are no prompts.
+    A `ConfigError` says that there is no such file, that a line has no string "text", or that there
+    are no prompts.
     """
     prompts: dict[str, Prompt] = {}
     try:
@@ -336,11 +334,6 @@ def ranked_prompts(prompts: Sequence[Prompt], seed: int) -> list[Prompt]:
     passages = [Passage(prompt.domain, prompt.text) for prompt in prompts]
     ranked = choose_prompts(passages, len(passages), seed)
     return [Prompt(passage.text, passage.source) for passage in ranked]
-
-
-def count_domains(prompts: Sequence[Prompt]) -> dict[str, int]:
-    """How many prompts each domain has, by name."""
-    return dict(sorted(Counter(prompt.domain for prompt in prompts).items()))
 
 
 def _prompt(line: bytes) -> Prompt:

@@ -1,5 +1,6 @@
 """Loading the inputs of an evaluation from its configuration."""
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,6 @@ from hullft_ops._terminal import show
 from hullft_ops.ttft.evaluation.config import Config, ConfigError
 from hullft_ops.ttft.evaluation.corpus import (
     Prompt,
-    count_domains,
     load_corpus,
     open_or_build,
     ranked_prompts,
@@ -57,7 +57,8 @@ def open_inputs(config: Config, log: Console, *, device: str = "cpu") -> Inputs:
     )
     inputs = Inputs(model, tokenizer, path, store, embedder, prompts)
     chosen = _unknown_prompts(inputs, config, log)
-    domains = ", ".join(f"{name}: {count}" for name, count in count_domains(chosen).items())
+    counts = sorted(Counter(prompt.domain for prompt in chosen).items())
+    domains = ", ".join(f"{name}: {count}" for name, count in counts)
     show(log, f"{len(chosen)} prompts ({domains}), datastore of {len(store)} texts")
     return replace(inputs, prompts=chosen)
 

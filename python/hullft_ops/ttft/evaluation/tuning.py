@@ -99,10 +99,11 @@ def tune(
     state = _Search(measure, prompts, seconds, limit, alive)
     rungs = []
     for rungs_left in range(max(1, math.ceil(math.log(len(alive), ETA))), 0, -1):
-        state.run_rung(share=(limit - state.spent) / rungs_left)
+        state.run_rung(min(limit, state.spent + (limit - state.spent) / rungs_left))
         rungs.append(Rung(len(state.alive), state.used))
         if rungs_left > 1:
-            state.halve()
+            state.alive.sort(key=lambda candidate: candidate.bits)
+            state.alive = state.alive[: math.ceil(len(state.alive) / ETA)]
         if len(state.alive) == 1 and state.used == len(prompts):
             break
     best = min(state.alive, key=lambda candidate: candidate.bits)
@@ -142,20 +143,14 @@ class _Search:
     spent: float = 0.0
     used: int = 0
 
-    def run_rung(self, share: float) -> None:
-        """Run the candidates on more prompts, at least on one, for about ``share`` seconds."""
-        start, last = self.spent, 0.0
-        while self.used < len(self.prompts):
+    def run_rung(self, end: float) -> None:
+        """Run the candidates on more prompts, until about ``end`` seconds are spent in all."""
+        last = 0.0
+        # The very first prompt always runs; any other must fit into the time.
+        while self.used < len(self.prompts) and (not self.used or self.spent + last <= end):
             begun = self.spent
-            # The very first prompt always runs; any other must fit into the time.
-            if self.used and begun + last > min(start + share, self.limit):
-                break
             self._run_prompt(self.prompts[self.used])
             last = self.spent - begun
-
-    def halve(self) -> None:
-        kept = math.ceil(len(self.alive) / ETA)
-        self.alive = sorted(self.alive, key=lambda candidate: candidate.bits)[:kept]
 
     def _run_prompt(self, prompt: Prompt) -> None:
         for number in rotated(range(len(self.alive)), self.used):
