@@ -238,8 +238,11 @@ def check_sharding(op: str, i: int, param: Any, others: Mapping[str, Any]) -> No
                 )
 
 
-def check_adam_options(group: Mapping[str, Any]) -> None:
-    """Check the options of a parameter group of ReplayAdam."""
+def check_adam_options(group: Mapping[str, Any], *, new: bool = False) -> None:
+    """Check the options of a parameter group of ReplayAdam.
+
+    As torch wants it, betas are alike in a new one. A schedule of momentum may mix them later.
+    """
     for name in ("lr", "betas", "eps", "weight_decay"):
         if name not in group:
             raise ValueError(f"ReplayAdam: a parameter group must have {name!r}, got {list(group)}")
@@ -269,16 +272,7 @@ def check_adam_options(group: Mapping[str, Any]) -> None:
     for name in ("amsgrad", "differentiable"):
         if group.get(name):
             raise ValueError(f"ReplayAdam: {name} must be False, got {group[name]}")
-
-
-def check_new_adam_options(group: Mapping[str, Any]) -> None:
-    """Check the options of a new group. Its betas are alike, as torch wants them.
-
-    A schedule of momentum may mix them later.
-    """
-    check_adam_options(group)
-    betas = group["betas"]
-    if isinstance(betas[0], Tensor) != isinstance(betas[1], Tensor):
+    if new and isinstance(betas[0], Tensor) != isinstance(betas[1], Tensor):
         kinds = " and ".join(type(beta).__name__ for beta in betas)
         raise ValueError(f"ReplayAdam: betas must be two numbers or two tensors, got {kinds}")
 

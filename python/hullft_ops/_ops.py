@@ -36,44 +36,29 @@ def _translated(op: str, error: RuntimeError) -> Exception | None:
     return None if said == message or said.startswith(_OF_THE_DEVICE) else ValueError(message)
 
 
-def _operator(name: str) -> Callable[..., Any]:
-    packet = getattr(ops, name)
-
-    def call(*arguments: Any, **options: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return packet(*arguments, **options)
-        try:
-            return packet(*arguments, **options)
-        except RuntimeError as error:
-            translated = _translated(name, error)
-            if translated is None:
-                raise
-            raise translated from None
-
-    return call
+def call(op: str, *arguments: Any, **options: Any) -> Any:
+    """The operator's results."""
+    operator = getattr(ops, op)
+    if torch.compiler.is_compiling():
+        return operator(*arguments, **options)
+    try:
+        return operator(*arguments, **options)
+    except RuntimeError as error:
+        translated = _translated(op, error)
+        if translated is None:
+            raise
+        raise translated from None
 
 
-adam_replay_ = _operator("adam_replay_")
-adam_replay_check = _operator("adam_replay_check")
-fw_lmo = _operator("fw_lmo")
-fw_select = _operator("fw_select")
-fw_select_indexed = _operator("fw_select_indexed")
-grad_accumulate_ = _operator("grad_accumulate_")
-integerize = _operator("integerize")
-knn_select = _operator("knn_select")
-sift_select = _operator("sift_select")
-sift_select_indexed = _operator("sift_select_indexed")
-
-
-def for_queries(
-    operator: Callable[..., Any], pool: Tensor, queries: Sequence[Tensor], *options: object
+def call_for_queries(
+    op: str, pool: Tensor, queries: Sequence[Tensor], *options: object
 ) -> tuple[Tensor, ...]:
     """The operator's results. The last of ``queries`` says whether they are one or a batch."""
     if queries[-1].dim() > 1:
-        results: tuple[Tensor, ...] = operator(pool, *queries, *options)
+        results: tuple[Tensor, ...] = call(op, pool, *queries, *options)
         return results
     batch_of_one = (tensor.unsqueeze(0) for tensor in queries)
-    return tuple(t.squeeze(0) for t in operator(pool, *batch_of_one, *options))
+    return tuple(t.squeeze(0) for t in call(op, pool, *batch_of_one, *options))
 
 
 def by_device(rows: Sequence[tuple[Tensor, ...]]) -> Iterator[tuple[list[Tensor], ...]]:

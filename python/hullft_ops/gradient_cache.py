@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from hullft_ops import _checks
-from hullft_ops import _ops as ops
-from hullft_ops._ops import by_device, count_writes, local
+from hullft_ops._ops import by_device, call, count_writes, local
 from hullft_ops.replay import ReplayAdam
 
 
@@ -123,10 +122,8 @@ class GradientCache:
         Raises:
             KeyError: the example is not cached.
         """
-        entry = self._entry(example)
-        return {
-            param: grad for param, grad in zip(self._params, entry, strict=True) if grad is not None
-        }
+        pairs = zip(self._params, self._entry(example), strict=True)
+        return {param: grad for param, grad in pairs if grad is not None}
 
     def replay(
         self, example: Hashable, optimizer: ReplayAdam, *, repeats: int | None = None
@@ -189,5 +186,5 @@ class GradientCache:
 def _accumulate(rows: Sequence[tuple[Tensor, ...]], alpha: float, beta: float) -> None:
     for caches, grads in by_device(rows):
         here = ([local(t) for t in column] for column in (caches, grads))
-        ops.grad_accumulate_(*here, alpha=alpha, beta=beta)
+        call("grad_accumulate_", *here, alpha=alpha, beta=beta)
         count_writes(caches)

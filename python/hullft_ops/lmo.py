@@ -9,8 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from hullft_ops import _checks
-from hullft_ops import _ops as ops
-from hullft_ops._ops import for_queries
+from hullft_ops._ops import call_for_queries
 
 
 class LmoStep(NamedTuple):
@@ -60,4 +59,4 @@ def fw_lmo(
             f"{op}: current must have query's shape {list(query.shape)}, got {list(current.shape)}"
         )
     _checks.check_sizes(op, "pool_sizes", pool_sizes, query)
-    return LmoStep(*for_queries(ops.fw_lmo, pool, [query, current], pool_sizes))
+    return LmoStep(*call_for_queries(op, pool, [query, current], pool_sizes))

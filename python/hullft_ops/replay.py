@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from hullft_ops import _checks
-from hullft_ops import _ops as ops
-from hullft_ops._ops import by_device, count_writes, local
+from hullft_ops._ops import by_device, call, count_writes, local
 
 _STATE = ("step", "exp_avg", "exp_avg_sq")
 # torch.optim.Adam's other options. Keeping them makes a state_dict work in both directions.
@@ -101,7 +100,7 @@ class ReplayAdam(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group; its own options take the place of the optimizer's defaults."""
         if isinstance(param_group, dict):
-            _checks.check_new_adam_options({**self.defaults, **param_group})
+            _checks.check_adam_options({**self.defaults, **param_group}, new=True)
         super().add_param_group(param_group)
         for i, param in enumerate(self.param_groups[-1]["params"]):
             if param.dtype not in _checks.FLOAT_DTYPES:
@@ -199,7 +198,7 @@ class ReplayAdam(Optimizer):
         if len(calls) > 1:  # a single call checks its tensors before it writes
             _check_together(calls)
         for columns, options in calls:
-            ops.adam_replay_(*columns, **options)
+            call("adam_replay_", *columns, **options)
         for _, found in rows:
             count_writes(t for param, _, *moments, _ in found for t in (param, *moments))
         return loss
@@ -356,7 +355,8 @@ def _check_together(calls: Sequence[tuple[tuple[list[Tensor], ...], dict[str, An
         there = [call for call in calls if call[0][0][0].device == device]
         joined = zip(*(columns for columns, _ in there), strict=True)
         rates = [options["lr_tensor"] for _, options in there]
-        ops.adam_replay_check(
+        call(
+            "adam_replay_check",
             *(list(chain.from_iterable(column)) for column in joined),
             [rate for rate in rates if rate is not None],
         )

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from hullft_ops import _checks
-from hullft_ops import _ops as ops
-from hullft_ops._ops import for_queries
+from hullft_ops._ops import call, call_for_queries
 
 
 class Selection(NamedTuple):
@@ -129,7 +128,7 @@ def fw_select(
     _checks.check_pool(op, "pool", pool, query)
     options = _check_fw_options(op, n_select, max_iter, tol, gap_tol, variant, swap_passes)
     _checks.check_sizes(op, "pool_sizes", pool_sizes, query)
-    return Selection(*for_queries(ops.fw_select, pool, [query], *options, pool_sizes))
+    return Selection(*call_for_queries(op, pool, [query], *options, pool_sizes))
 
 
 def fw_select_indexed(
@@ -167,7 +166,7 @@ def fw_select_indexed(
     options = _check_fw_options(op, n_select, max_iter, tol, gap_tol, variant, swap_passes)
     _checks.check_sizes(op, "pool_sizes", pool_sizes, query)
     queries = [candidates, query]
-    return Selection(*for_queries(ops.fw_select_indexed, embeddings, queries, *options, pool_sizes))
+    return Selection(*call_for_queries(op, embeddings, queries, *options, pool_sizes))
 
 
 def integerize(
@@ -209,7 +208,8 @@ def integerize(
     swap_passes = _checks.check_integer(op, "swap_passes", swap_passes, 0)
     _checks.check_sizes(op, "support_sizes", support_sizes, query)
     batched = query.dim() == 2
-    counts: Tensor = ops.integerize(
+    counts: Tensor = call(
+        op,
         support,
         query if batched else query.unsqueeze(0),
         weights if batched else weights.unsqueeze(0),
@@ -249,4 +249,4 @@ def knn_select(
     if n_select > pool.shape[-2]:
         raise ValueError(f"{op}: n_select is {n_select}, pool has {pool.shape[-2]} rows")
     _checks.check_sizes(op, "pool_sizes", pool_sizes, query)
-    return Selection(*for_queries(ops.knn_select, pool, [query], n_select, pool_sizes))
+    return Selection(*call_for_queries(op, pool, [query], n_select, pool_sizes))

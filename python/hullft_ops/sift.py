@@ -9,8 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from hullft_ops import _checks
-from hullft_ops import _ops as ops
-from hullft_ops._ops import for_queries
+from hullft_ops._ops import call_for_queries
 from hullft_ops.selection import Selection
 
 
@@ -86,7 +85,7 @@ def sift_select(
     """
     op = "sift_select"
     n_select = _check_arguments(op, "pool", pool, query, n_select, noise, pool_sizes)
-    return SiftSelection(*for_queries(ops.sift_select, pool, [query], n_select, noise, pool_sizes))
+    return SiftSelection(*call_for_queries(op, pool, [query], n_select, noise, pool_sizes))
 
 
 def sift_select_indexed(
@@ -118,9 +117,7 @@ def sift_select_indexed(
     n_select = _check_arguments(op, "embeddings", embeddings, query, n_select, noise, pool_sizes)
     _checks.check_candidates(op, candidates, query)
     options = n_select, noise, pool_sizes
-    return SiftSelection(
-        *for_queries(ops.sift_select_indexed, embeddings, [candidates, query], *options)
-    )
+    return SiftSelection(*call_for_queries(op, embeddings, [candidates, query], *options))
 
 
 def _check_arguments(

@@ -43,8 +43,7 @@ class Inputs:
 def open_inputs(config: Config, log: Console, *, device: str = "cpu") -> Inputs:
     """Load what ``config`` names, with the model on ``device``. Logs the prompts it leaves out.
 
-    Raises:
-        ConfigError, InputError: something cannot be loaded; the message says what.
+    A `ConfigError` or `InputError` says what cannot be loaded.
     """
     place = checked_device(device)
     embedder = open_embedder(config.embedder)

@@ -245,12 +245,7 @@ def _verdict(interval: Interval) -> str:
 def write_report(results: Path, directory: Path) -> list[Path]:
     """Write ``report.md``, ``report.png`` and ``report.html``. Each appears whole or not at all.
 
-    Args:
-        results: a results file of `evaluate` or `tune`.
-        directory: the folder for the files; it is created if necessary.
-
-    Raises:
-        ConfigError: the file cannot be read, or has nothing to compare.
+    A `ConfigError` says that the results cannot be read, or that there is nothing to compare.
     """
     measured = Measurements.of(read_rows(results))
     directory.mkdir(parents=True, exist_ok=True)

@@ -74,18 +74,15 @@ class Measurements:
             raise ConfigError("results hold no prompt that every configuration has a result on")
         table = {config: [by_key[p, config] for p in prompts] for config in configs}
         first = table[configs[0]]
-        bits = [[row.bits_per_byte_before for row in first]]
-        seconds = [[0.0] * len(prompts)]
-        for config in configs:
-            bits.append([row.bits_per_byte_after or 0.0 for row in table[config]])
-            seconds.append([row.seconds_total for row in table[config]])
+        bits = [[row.bits_per_byte_after or 0.0 for row in table[config]] for config in configs]
+        seconds = [[row.seconds_total for row in table[config]] for config in configs]
         return cls(
             configs=[NONE, *configs],
             rows=table,
             prompts=prompts,
             domains=np.array([row.domain for row in first]),
-            bits=np.array(bits),
-            seconds=np.array(seconds),
+            bits=np.array([[row.bits_per_byte_before for row in first], *bits]),
+            seconds=np.array([[0.0] * len(prompts), *seconds]),
             failed=failed,
             incomplete=len(every) - len(prompts),
         )

@@ -65,11 +65,9 @@ def evaluate_on_ray(
     """Add the rows that ``results`` lacks, as workers finish them.
 
     A worker takes one prompt at a time, with all of its configurations. Except for the seconds,
-    rows equal those of a single process with as many threads.
-
-    Raises:
-        ConfigError: a setting is refused, or a prompt cannot be scored.
-        ScaleError: the cluster is too small, or a prompt kills every worker that takes it.
+    rows equal those of a single process with as many threads. A `ConfigError` says that a setting
+    is refused or that a prompt cannot be scored. A `ScaleError` says that the cluster is too small,
+    or that a prompt kills every worker that takes it.
     """
     evaluator = inputs.evaluator(config.seed)
     evaluator.prepare(config.configurations)
