@@ -20,9 +20,8 @@ def test_a_refusal_becomes_a_value_error_with_its_text(
         raise RuntimeError(f"{name}: pool has NaN or infinity\nException raised from here")
 
     monkeypatch.setattr(_ops.ops, name, refuse)
-    call = _ops._operator(name)
     with pytest.raises(ValueError, match=f"^{name}: pool has NaN or infinity$"):
-        call(torch.ones(1))
+        _ops.call(name, torch.ones(1))
 
 
 def test_a_lack_of_memory_on_cuda_is_torchs_own_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,7 +35,7 @@ def test_a_lack_of_memory_on_cuda_is_torchs_own_error(monkeypatch: pytest.Monkey
         "^fw_select: CUDA out of memory: no workspace of 12 bytes on cuda:1: CUDA out of memory.$"
     )
     with pytest.raises(torch.OutOfMemoryError, match=wanted):
-        _ops._operator("fw_select")(torch.ones(1))
+        _ops.call("fw_select", torch.ones(1))
 
 
 @pytest.mark.parametrize(
@@ -61,7 +60,7 @@ def test_other_errors_stay_as_they_are(
 
     monkeypatch.setattr(_ops.ops, "fw_select", fail)
     with pytest.raises(type(error)) as raised:
-        _ops._operator("fw_select")(torch.ones(1))
+        _ops.call("fw_select", torch.ones(1))
     assert raised.value is error
 
 

@@ -6,7 +6,7 @@ gradient replay (:class:`ReplayAdam`, :class:`GradientCache`). :mod:`hullft_ops.
 to end on a HuggingFace model. It needs the extra ``hullft_ops[ttft]``.
 """
 
-from hullft_ops._low_memory import end_command as _end_command
+from hullft_ops._terminal import end_command as _end_command
 
 try:
     import torch  # noqa: F401 (loads the libraries that the extension links)

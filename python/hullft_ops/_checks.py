@@ -6,15 +6,16 @@ them.
 """
 
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from hullft_ops import _checks
-
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+FLOATS = "float32, float64, bfloat16 or float16"
 VARIANTS = ("vanilla", "away", "pairwise")
 _INT32_MAX = 2**31 - 1
 _INF = float("inf")
@@ -33,8 +34,8 @@ def no_tensor(op: str, name: str, value: object) -> TypeError:
     )
 
 
-def check_tensor(op: str, name: str, value: object) -> torch.Tensor:
-    if not isinstance(value, torch.Tensor):
+def check_tensor(op: str, name: str, value: object) -> Tensor:
+    if not isinstance(value, Tensor):
         raise no_tensor(op, name, value)
     if value.is_nested:
         raise TypeError(f"{op}: {name} must be dense, got a nested tensor")
@@ -43,26 +44,28 @@ def check_tensor(op: str, name: str, value: object) -> torch.Tensor:
     return value
 
 
-def check_float_tensor(op: str, name: str, value: object) -> torch.Tensor:
+def check_float_tensor(op: str, name: str, value: object) -> Tensor:
     tensor = check_tensor(op, name, value)
     if tensor.dtype not in FLOAT_DTYPES:
-        raise TypeError(
-            f"{op}: {name} must be float32, float64, bfloat16 or float16, got {tensor.dtype}"
-        )
+        raise TypeError(f"{op}: {name} must be {FLOATS}, got {tensor.dtype}")
     return tensor
 
 
-def check_like(
-    op: str, name: str, tensor: torch.Tensor, like_name: str, like: torch.Tensor
-) -> None:
+def check_int64(op: str, name: str, value: object, query: Tensor) -> Tensor:
+    tensor = check_tensor(op, name, value)
+    if tensor.dtype != torch.int64:
+        raise TypeError(f"{op}: {name} must be int64, got {tensor.dtype}")
+    check_device(op, name, tensor, "query", query)
+    return tensor
+
+
+def check_like(op: str, name: str, tensor: Tensor, like_name: str, like: Tensor) -> None:
     if tensor.dtype != like.dtype:
         raise TypeError(f"{op}: {name} is {tensor.dtype}, {like_name} is {like.dtype}")
     check_device(op, name, tensor, like_name, like)
 
 
-def check_device(
-    op: str, name: str, tensor: torch.Tensor, like_name: str, like: torch.Tensor
-) -> None:
+def check_device(op: str, name: str, tensor: Tensor, like_name: str, like: Tensor) -> None:
     if tensor.device != like.device:
         raise ValueError(f"{op}: {name} is on {tensor.device}, {like_name} is on {like.device}")
 
@@ -116,49 +119,44 @@ def check_variant(op: str, variant: object) -> None:
         raise ValueError(f"{op}: variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
 
 
-def check_query(op: str, query: torch.Tensor, pool_name: str, pool: torch.Tensor) -> None:
-    """Check query [d] or [B, d] against pool [.., d]."""
-    check_like(op, "query", query, pool_name, pool)
-    if query.dim() not in (1, 2):
-        raise ValueError(f"{op}: query must have shape [d] or [B, d], got {list(query.shape)}")
-    if query.shape[-1] != pool.shape[-1]:
-        raise ValueError(
-            f"{op}: query has dim {query.shape[-1]}, {pool_name} has dim {pool.shape[-1]}"
-        )
-    if pool.shape[-1] == 0:
-        raise ValueError(f"{op}: {pool_name} has dim 0")
-
-
-def check_pool(op: str, name: str, pool: torch.Tensor, query: torch.Tensor) -> None:
-    """Check pool [K, d] or, with a batch of queries, [B, K, d]."""
+def check_pool(op: str, name: str, pool: Tensor, query: Tensor) -> None:
+    """Check pool [K, d] or, with a batch of queries, [B, K, d]; and query [d] or [B, d]."""
+    check_float_tensor(op, name, pool)
+    check_float_tensor(op, "query", query)
     if pool.dim() not in (2, 3):
         raise ValueError(
             f"{op}: {name} must have shape [K, d] or [B, K, d], got {list(pool.shape)}"
         )
-    check_query(op, query, name, pool)
+    check_like(op, "query", query, name, pool)
+    if query.dim() not in (1, 2):
+        raise ValueError(f"{op}: query must have shape [d] or [B, d], got {list(query.shape)}")
+    if query.shape[-1] != pool.shape[-1]:
+        raise ValueError(f"{op}: query has dim {query.shape[-1]}, {name} has dim {pool.shape[-1]}")
+    if pool.shape[-1] == 0:
+        raise ValueError(f"{op}: {name} has dim 0")
     if pool.shape[-2] == 0:
         raise ValueError(f"{op}: {name} is empty, got shape {list(pool.shape)}")
-    if pool.dim() == 2:
-        return
-    if query.dim() == 1:
+    if pool.dim() == 3 and query.dim() == 1:
         raise ValueError(
             f"{op}: {name} has a batch of {pool.shape[0]}, query has shape {list(query.shape)}"
         )
-    if pool.shape[0] != query.shape[0]:
+    if pool.dim() == 3 and pool.shape[0] != query.shape[0]:
         raise ValueError(
             f"{op}: {name} has a batch of {pool.shape[0]}, query a batch of {query.shape[0]}"
         )
 
 
-def check_candidates(op: str, candidates: object, query: torch.Tensor) -> None:
+def check_embeddings(op: str, embeddings: Tensor) -> None:
+    if check_float_tensor(op, "embeddings", embeddings).dim() != 2:
+        raise ValueError(f"{op}: embeddings must have shape [M, d], got {list(embeddings.shape)}")
+
+
+def check_candidates(op: str, candidates: object, query: Tensor) -> None:
     """Check candidates int64 [K] or [B, K], with a batch exactly if the query has one.
 
     The query may have several targets, [B, m, d].
     """
-    tensor = check_tensor(op, "candidates", candidates)
-    if tensor.dtype != torch.int64:
-        raise TypeError(f"{op}: candidates must be int64, got {tensor.dtype}")
-    check_device(op, "candidates", tensor, "query", query)
+    tensor = check_int64(op, "candidates", candidates, query)
     batch = query.shape[:1] if query.dim() > 1 else query.shape[:0]
     if tensor.dim() != len(batch) + 1 or tensor.shape[:-1] != batch:
         raise ValueError(
@@ -169,28 +167,16 @@ def check_candidates(op: str, candidates: object, query: torch.Tensor) -> None:
         raise ValueError(f"{op}: candidates is empty, got shape {list(tensor.shape)}")
 
 
-def check_sizes(op: str, name: str, sizes: object, query: torch.Tensor) -> None:
+def check_sizes(op: str, name: str, sizes: object, query: Tensor) -> None:
     """Check ragged sizes, int64 [B]. The operator checks their values."""
     if sizes is None:
         return
-    tensor = check_tensor(op, name, sizes)
-    if tensor.dtype != torch.int64:
-        raise TypeError(f"{op}: {name} must be int64, got {tensor.dtype}")
-    check_device(op, name, tensor, "query", query)
+    tensor = check_int64(op, name, sizes, query)
     if query.dim() == 1:
         raise ValueError(f"{op}: {name} wants a batch, query has shape {list(query.shape)}")
     if tuple(tensor.shape) != (query.shape[0],):
         raise ValueError(
             f"{op}: {name} must have shape [{query.shape[0]}], got {list(tensor.shape)}"
-        )
-
-
-def check_dense(op: str, i: int, grad: object, advice: str) -> None:
-    if not isinstance(grad, Tensor):
-        raise _checks.no_tensor(op, f"the gradient of parameter {i}", grad)
-    if grad.layout != torch.strided:
-        raise TypeError(
-            f"{op}: the gradient of parameter {i} must be dense, got layout {grad.layout}; {advice}"
         )
 
 
@@ -207,23 +193,97 @@ def check_state(op: str, i: int, state: Mapping[str, object], names: Sequence[st
             raise ValueError(f"{op}: the state of parameter {i} has no {name}")
         tensor = state[name]
         if not isinstance(tensor, Tensor):
-            raise _checks.no_tensor(op, f"{name} of parameter {i}", tensor)
+            raise no_tensor(op, f"{name} of parameter {i}", tensor)
         check_storage(op, f"{name} of parameter {i}", tensor)
 
 
-def check_place(op: str, i: int, param: Tensor, grad: Tensor) -> None:
+def check_gradient(op: str, i: int, param: Tensor, grad: object, advice: str) -> None:
+    """Check the gradient of parameter ``i``; ``advice`` says what to do with a sparse one."""
+    name = f"the gradient of parameter {i}"
+    if not isinstance(grad, Tensor):
+        raise no_tensor(op, name, grad)
+    if grad.layout != torch.strided:
+        raise TypeError(f"{op}: {name} must be dense, got layout {grad.layout}; {advice}")
     check_storage(op, f"parameter {i}", param)
     if grad.device != param.device:
+        raise ValueError(f"{op}: {name} is on {grad.device}, the parameter on {param.device}")
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether it is a DTensor. Does not import DTensor, which is slow: its users have loaded it."""
+    return isinstance(tensor, getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", ()))
+
+
+def check_sharding(op: str, i: int, param: Any, others: Mapping[str, Any]) -> None:
+    """Refuse tensors that are not laid out over the processes like parameter ``i``.
+
+    It reads only layouts, which all processes know, so either all of them refuse or none.
+    """
+    for name, other in others.items():
+        if is_sharded(other) != is_sharded(param):
+            came, own = ("a DTensor" if is_sharded(t) else "a plain tensor" for t in (other, param))
+            raise TypeError(f"{op}: {name} of parameter {i} is {came}, the parameter {own}")
+    if not is_sharded(param):
+        return
+    if any(placement.is_partial() for placement in param.placements):
         raise ValueError(
-            f"{op}: the gradient of parameter {i} is on {grad.device}, the parameter on "
-            f"{param.device}"
+            f"{op}: parameter {i} must be sharded or replicated, got placements {param.placements}"
         )
+    for name, other in others.items():
+        for what in ("shape", "device_mesh", "placements"):
+            if getattr(other, what) != getattr(param, what):
+                raise ValueError(
+                    f"{op}: {name} of parameter {i} has {what} {getattr(other, what)}, the "
+                    f"parameter {getattr(param, what)}"
+                )
 
 
-def by_device(rows: Sequence[tuple[Tensor, ...]]) -> Iterator[tuple[list[Tensor], ...]]:
-    """The columns of the rows, for each device of the first column in turn."""
-    devices: dict[torch.device, list[tuple[Tensor, ...]]] = {}
-    for row in rows:
-        devices.setdefault(row[0].device, []).append(row)
-    for of_device in devices.values():
-        yield tuple(list(column) for column in zip(*of_device, strict=True))
+def check_adam_options(group: Mapping[str, Any], *, new: bool = False) -> None:
+    """Check the options of a parameter group of ReplayAdam.
+
+    As torch wants it, betas are alike in a new one. A schedule of momentum may mix them later.
+    """
+    for name in ("lr", "betas", "eps", "weight_decay"):
+        if name not in group:
+            raise ValueError(f"ReplayAdam: a parameter group must have {name!r}, got {list(group)}")
+    for name in ("lr", "eps", "weight_decay"):
+        value = adam_number(name, group[name])
+        if not 0 <= value < _INF:
+            raise ValueError(f"ReplayAdam: {name} must be finite and >= 0, got {value}")
+    betas = group["betas"]
+    if not isinstance(betas, Sequence) or len(betas) != 2:
+        raise ValueError(f"ReplayAdam: betas must be two numbers, got {betas!r}")
+    for i, beta in enumerate(betas):
+        value = adam_number(f"betas[{i}]", beta)
+        if not 0 <= value < 1:
+            raise ValueError(f"ReplayAdam: betas[{i}] must be in [0, 1), got {value}")
+    if group.get("rounding_seed") is not None:
+        check_integer("ReplayAdam", "rounding_seed", group["rounding_seed"], 0)
+    for name in ("decoupled_weight_decay", "maximize"):
+        if not isinstance(group.get(name, False), bool):
+            raise TypeError(f"ReplayAdam: {name} must be a bool, got {type(group[name]).__name__}")
+    for name in ("foreach", "fused"):
+        if not isinstance(group.get(name), bool | None):
+            kind = type(group[name]).__name__
+            raise TypeError(f"ReplayAdam: {name} must be a bool or None, got {kind}")
+    if group.get("foreach") and group.get("fused"):
+        raise ValueError("ReplayAdam: foreach and fused exclude each other, got both")
+    check_integer("ReplayAdam", "repeats", group.get("repeats", 1), 1)
+    for name in ("amsgrad", "differentiable"):
+        if group.get(name):
+            raise ValueError(f"ReplayAdam: {name} must be False, got {group[name]}")
+    if new and isinstance(betas[0], Tensor) != isinstance(betas[1], Tensor):
+        kinds = " and ".join(type(beta).__name__ for beta in betas)
+        raise ValueError(f"ReplayAdam: betas must be two numbers or two tensors, got {kinds}")
+
+
+def adam_number(name: str, value: object) -> float:
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(
+                f"ReplayAdam: {name} must have one element, got shape {list(value.shape)}"
+            )
+        if value.is_complex():
+            raise TypeError(f"ReplayAdam: {name} must be a real number, got {value.dtype}")
+        return float(value)
+    return check_number("ReplayAdam", name, value)

@@ -1,4 +1,4 @@
-"""The registered operators, as this package calls them, and code that their fake kernels share.
+"""The operators as this package calls them, and their fake kernels.
 
 Importing this module loads the extension, which registers the operators. An operator throws
 ``std::invalid_argument`` for a bad value. torch raises that as a ValueError up to 2.13 and as a
@@ -6,29 +6,16 @@ RuntimeError in 2.15. Through this module it is always a ValueError. If CUDA run
 is torch's own error.
 
 A fake kernel returns an operator's shapes, dtypes and devices without computing anything:
-``torch.compile``, ``torch.export`` and fake tensors need nothing else. Each is beside its public
-function.
+``torch.compile``, ``torch.export`` and fake tensors need nothing else.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from hullft_ops import _C, _checks  # noqa: F401 (the import of _C registers the operators)
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-# Indices, weights, counts, support size, residual, gap and number of steps.
-SelectionTensors = tuple[
-    torch.Tensor,
-    torch.Tensor,
-    torch.Tensor,
-    torch.Tensor,
-    torch.Tensor,
-    torch.Tensor,
-    torch.Tensor,
-]
 
 ops = torch.ops.hullft_ops
 
@@ -38,123 +25,71 @@ _OF_THE_DEVICE = ("CUDA error: ", "this torch was built without CUDA", "no curre
 _NO_MEMORY = "hullft_ops: CUDA out of memory: "
 
 
-def refusal(op: str, error: RuntimeError) -> ValueError | None:
-    """The ValueError that the operator threw, or None if the error is of another kind."""
-    message = str(error).splitlines()[0] if str(error) else ""
-    prefix = f"{op}: "
-    if type(error) is not RuntimeError or not message.startswith(prefix):
+def _translated(op: str, error: RuntimeError) -> Exception | None:
+    """The error to raise for one that the operator threw; None if that one says all."""
+    message, _, _ = str(error).partition("\n")
+    if type(error) is not RuntimeError:
         return None
-    if message.removeprefix(prefix).startswith(_OF_THE_DEVICE):
-        return None
-    return ValueError(message)
+    if message.startswith(_NO_MEMORY):
+        return torch.OutOfMemoryError(message.replace("hullft_ops", op, 1))
+    said = message.removeprefix(f"{op}: ")
+    return None if said == message or said.startswith(_OF_THE_DEVICE) else ValueError(message)
 
 
-def no_memory(op: str, error: RuntimeError) -> torch.OutOfMemoryError | None:
-    """The error of an operator that got no memory from CUDA, or None if it is of another kind."""
-    if type(error) is not RuntimeError or not str(error).startswith(_NO_MEMORY):
-        return None
-    return torch.OutOfMemoryError(str(error).splitlines()[0].replace("hullft_ops", op, 1))
+def call(op: str, *arguments: Any, **options: Any) -> Any:
+    """The operator's results."""
+    operator = getattr(ops, op)
+    if torch.compiler.is_compiling():
+        return operator(*arguments, **options)
+    try:
+        return operator(*arguments, **options)
+    except RuntimeError as error:
+        translated = _translated(op, error)
+        if translated is None:
+            raise
+        raise translated from None
 
 
-def _operator(name: str) -> Callable[..., Any]:
-    packet = getattr(ops, name)
-
-    def call(*arguments: Any, **options: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return packet(*arguments, **options)
-        try:
-            return packet(*arguments, **options)
-        except RuntimeError as error:
-            translated = refusal(name, error) or no_memory(name, error)
-            if translated is None:
-                raise
-            raise translated from None
-
-    return call
+def call_for_queries(
+    op: str, pool: Tensor, queries: Sequence[Tensor], *options: object
+) -> tuple[Tensor, ...]:
+    """The operator's results. The last of ``queries`` says whether they are one or a batch."""
+    if queries[-1].dim() > 1:
+        results: tuple[Tensor, ...] = call(op, pool, *queries, *options)
+        return results
+    batch_of_one = (tensor.unsqueeze(0) for tensor in queries)
+    return tuple(t.squeeze(0) for t in call(op, pool, *batch_of_one, *options))
 
 
-adam_replay_ = _operator("adam_replay_")
-adam_replay_check = _operator("adam_replay_check")
-fw_lmo = _operator("fw_lmo")
-fw_select = _operator("fw_select")
-fw_select_indexed = _operator("fw_select_indexed")
-grad_accumulate_ = _operator("grad_accumulate_")
-integerize = _operator("integerize")
-knn_select = _operator("knn_select")
-sift_select = _operator("sift_select")
-sift_select_indexed = _operator("sift_select_indexed")
+def by_device(rows: Sequence[tuple[Tensor, ...]]) -> Iterator[tuple[list[Tensor], ...]]:
+    """The columns of the rows, for each device of the first column in turn."""
+    devices: dict[torch.device, list[tuple[Tensor, ...]]] = {}
+    for row in rows:
+        devices.setdefault(row[0].device, []).append(row)
+    for of_device in devices.values():
+        yield tuple(list(column) for column in zip(*of_device, strict=True))
 
 
-def register_fake(name: str) -> Callable[[F], F]:
-    """Make the decorated function the operator's fake kernel."""
-    decorator: Callable[[F], F] = torch.library.register_fake(f"hullft_ops::{name}")
-    return decorator
+def local(tensor: Any) -> Tensor:
+    """The local part of a DTensor, which may be empty. Any other tensor comes back unchanged.
 
-
-def fake_selection(
-    op: str,
-    pool_name: str,
-    pool: torch.Tensor,
-    query: torch.Tensor,
-    n_select: int,
-    **others: torch.Tensor | None,
-) -> SelectionTensors:
-    """The empty result of a selection for a batch of queries. ``others`` may be None."""
-    check_same_device(op, pool_name, pool, query=query, **passed(**others))
-    rows, batch = (query.shape[0], n_select), (query.shape[0],)
-    real = real_of(pool)
-    return (
-        pool.new_empty(rows, dtype=torch.int64),
-        pool.new_empty(rows, dtype=real),
-        pool.new_empty(rows, dtype=torch.int64),
-        pool.new_empty(batch, dtype=torch.int64),
-        pool.new_empty(batch, dtype=real),
-        pool.new_empty(batch, dtype=real),
-        pool.new_empty(batch, dtype=torch.int64),
-    )
-
-
-def real_of(pool: torch.Tensor) -> torch.dtype:
-    """The dtype of weights and residuals."""
-    return torch.float64 if pool.dtype == torch.float64 else torch.float32
-
-
-def passed(**tensors: torch.Tensor | None) -> dict[str, torch.Tensor]:
-    """The optional tensors that a call passes."""
-    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
-
-
-def check_same_device(
-    op: str, first_name: str, first: torch.Tensor, **others: torch.Tensor | None
-) -> None:
-    """Refuse a meta tensor among real ones. It brings a call here, and nothing would be computed.
-
-    torch accepts None for any tensor of a schema.
+    A sharding rule for the operators would not work. torch protects the placements of only the
+    first argument that an operator writes.
     """
-    for name, tensor in {first_name: first, **others}.items():
-        if tensor is None:
-            raise TypeError(f"hullft_ops: {name} must be a torch.Tensor, got NoneType")
-        _checks.check_device(op, name, tensor, first_name, first)
+    here: Tensor = tensor.to_local() if _checks.is_sharded(tensor) else tensor
+    return here
 
 
-def check_lists_on_one_device(
-    op: str, lists: Mapping[str, Sequence[torch.Tensor]], scalars: Mapping[str, torch.Tensor]
-) -> None:
-    """`check_same_device` for lists of tensors. Scalars may also be on the CPU."""
-    named = [pair for name, tensors in lists.items() for pair in numbered(name, tensors).items()]
-    named += [(name, tensor) for name, tensor in scalars.items() if tensor.device.type != "cpu"]
-    for name, tensor in named:
-        _checks.check_device(op, name, tensor, "the first tensor", named[0][1])
+def count_writes(tensors: Iterable[Tensor]) -> None:
+    """Count the writes of DTensors. A DTensor and its local part have separate versions."""
+    torch.autograd.graph.increment_version([t for t in tensors if _checks.is_sharded(t)])
 
 
-def numbered(name: str, tensors: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors of a list, by their names in errors."""
-    return {f"{name}[{i}]": tensor for i, tensor in enumerate(tensors)}
-
-
-# No output of a selection has a gradient. torch's own kernel for operators without a derivative
-# would claim one, and warn when a backward pass loses it.
-_NOT_DIFFERENTIABLE = (
+# Results by their names in the schemas. The others have an entry for each selected row.
+_FOR_EACH_QUERY = ("support_size", "residual", "gap", "num_iter", "vertex", "correlation", "gamma")
+_INT64 = ("indices", "counts", "support_size", "num_iter", "picks", "vertex")
+_SCALARS = ("steps", "lr_tensor", "lr_tensors")  # may be on the CPU too
+_SELECTING = (
     "fw_lmo",
     "fw_select",
     "fw_select_indexed",
@@ -166,6 +101,52 @@ _NOT_DIFFERENTIABLE = (
 _WRITING = ("adam_replay_", "grad_accumulate_")
 
 
+def _fake(name: str) -> Callable[..., Any]:
+    schema = getattr(ops, name).default._schema
+
+    def results(*arguments: Any, **options: Any) -> Any:
+        given = options | dict(zip((a.name for a in schema.arguments), arguments, strict=False))
+        _check_devices(name, schema, given)
+        if not schema.returns:
+            return None
+        pool = given[schema.arguments[0].name]
+        if name == "integerize":
+            return pool.new_empty(given["weights"].shape, dtype=torch.int64)
+        real = torch.float64 if pool.dtype == torch.float64 else torch.float32
+        batch = given["query"].shape[0]
+        return tuple(
+            pool.new_empty(
+                (batch,) if result.name in _FOR_EACH_QUERY else (batch, given["n_select"]),
+                dtype=torch.int64 if result.name in _INT64 else real,
+            )
+            for result in schema.returns
+        )
+
+    return results
+
+
+def _check_devices(op: str, schema: Any, given: dict[str, Any]) -> None:
+    """Refuse a meta tensor among real ones. It brings a call here, and nothing would be computed.
+
+    torch accepts None for any tensor of a schema.
+    """
+    named: dict[str, Tensor] = {}
+    for argument in schema.arguments:
+        value = given.get(argument.name)
+        if value is None and str(argument.type) == "Tensor":
+            raise TypeError(f"hullft_ops: {argument.name} must be a torch.Tensor, got NoneType")
+        if isinstance(value, Tensor):
+            named[argument.name] = value
+        elif str(argument.type) == "List[Tensor]":
+            named |= {f"{argument.name}[{i}]": tensor for i, tensor in enumerate(value or ())}
+    first = next(iter(named), "")
+    for name, tensor in named.items():
+        if name.partition("[")[0] in _SCALARS and tensor.device.type == "cpu":
+            continue
+        like_name = "the first tensor" if first.endswith("]") else first
+        _checks.check_device(op, name, tensor, like_name, named[first])
+
+
 def _counting_versions(name: str) -> Callable[..., None]:
     """Count the writes. A backward pass that needs the old values must fail, as with torch's own
     operators."""
@@ -173,7 +154,7 @@ def _counting_versions(name: str) -> Callable[..., None]:
     aliases = [argument.alias_info for argument in operator._schema.arguments]
     written = [i for i, alias in enumerate(aliases) if alias is not None and alias.is_write]
 
-    def run(keys: torch._C.DispatchKeySet, *lists: Sequence[torch.Tensor], **options: Any) -> None:
+    def run(keys: torch._C.DispatchKeySet, *lists: Sequence[Tensor], **options: Any) -> None:
         with torch._C._AutoDispatchBelowADInplaceOrView():
             operator.redispatch(keys & torch._C._after_ADInplaceOrView_keyset, *lists, **options)
         for i in written:
@@ -183,7 +164,11 @@ def _counting_versions(name: str) -> Callable[..., None]:
 
 
 _library = torch.library.Library("hullft_ops", "IMPL")  # type: ignore[no-untyped-call]
-for _name in _NOT_DIFFERENTIABLE:
+for _name in (*_SELECTING, *_WRITING, "adam_replay_check"):
+    torch.library.register_fake(f"hullft_ops::{_name}", _fake(_name))
+for _name in _SELECTING:
+    # No output of a selection has a gradient. torch's own kernel for operators without a derivative
+    # would claim one, and warn when a backward pass loses it.
     _library.impl(  # type: ignore[no-untyped-call]
         _name, torch.library.fallthrough_kernel, "Autograd"
     )

@@ -1,12 +1,22 @@
-"""Printing foreign texts, names, errors and models so that they cannot steer the terminal."""
+"""What a command prints: foreign texts that cannot steer the terminal, and a lack of memory."""
 
+import errno
 import re
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+# The loader of shared libraries, torch, Python and C++ have no common type of error for it.
+_NO_MEMORY = (
+    "failed to map segment from shared object",
+    "cannot map zero-fill pages",
+    "can't allocate memory",
+    "can't start new thread",
+    "std::bad_alloc",
+)
 # Control characters (C0 except tabs, DEL, C1), halves of surrogate pairs, which no terminal can
 # encode, and marks that change the direction of writing.
 _STEERING = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
@@ -15,9 +25,7 @@ _STEERING = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u
 def printable(text: object, *, lines: bool = False) -> str:
     """``str(text)`` with escapes such as ``\\x1b`` for characters that steer a terminal.
 
-    Args:
-        text: the object to print.
-        lines: leave line ends as they are.
+    ``lines`` leaves line ends as they are.
     """
 
     def escaped(match: re.Match[str]) -> str:
@@ -38,3 +46,25 @@ def show(console: "Console", *lines: object) -> None:
     """Print each as a line, `printable`, to a console."""
     text = "\n".join(map(printable, lines))
     console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def exit_line(error: BaseException) -> str | None:
+    """A line that says that memory ran out, or None if the error has another cause."""
+    cause: BaseException | None = error
+    while cause is not None:
+        lines = str(cause).splitlines()
+        # NumPy's own words come before the loader's.
+        said = next((line for line in lines if any(text in line for text in _NO_MEMORY)), None)
+        if isinstance(cause, MemoryError) or getattr(cause, "errno", None) == errno.ENOMEM:
+            said = said or next(iter(lines), type(cause).__name__)
+        if said:
+            return f"hullft-ops: too little memory, or too low a ulimit -v: {printable(said)}"
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def end_command(error: BaseException) -> None:
+    """Exit with `exit_line`, if there is one and this process is the command, not a user's."""
+    as_module = sys.argv[0] == "-m" and "hullft_ops" in sys.orig_argv
+    if (as_module or Path(sys.argv[0]).name == "hullft-ops") and (line := exit_line(error)):
+        sys.exit(line)

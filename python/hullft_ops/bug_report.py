@@ -38,11 +38,7 @@ _SETTING = re.compile(r"[\w.,:+*={}\[\]()-]{1,80}")
 
 
 def bug_report(environment: Mapping[str, str] | None = None) -> str:
-    """A Markdown block for an issue: versions, build, machine, and the variables that matter.
-
-    Args:
-        environment: the variables; ``os.environ`` if None.
-    """
+    """A Markdown block for an issue: versions, build, machine, and the variables that matter."""
     variables = os.environ if environment is None else environment
     lines = [f"  {name:<22} {_shown(variables[name])}" for name in VARIABLES if name in variables]
     body = [format_env(collect_env()), "environment", *(lines or ["  none of those that matter"])]

@@ -63,7 +63,10 @@ def format_env(env: dict[str, Any]) -> str:
             "SIMD level in use": cpu["simd"],
             "torch CPU capability": cpu["torch_capability"],
             "torch CUDA": env["torch_cuda"],
-            "CUDA devices": [_device_line(device) for device in env["cuda_devices"]],
+            "CUDA devices": [
+                f"{d['name']} (capability {d['capability']}, {d['memory_bytes'] / 2**30:.0f} GiB)"
+                for d in env["cuda_devices"]
+            ],
         },
     }
     lines = []
@@ -86,22 +89,15 @@ def _version(package: str) -> str | None:
 
 
 def _cuda_devices() -> list[dict[str, Any]]:
-    devices = []
-    for index in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(index)
-        devices.append(
-            {
-                "name": properties.name,
-                "capability": f"{properties.major}.{properties.minor}",
-                "memory_bytes": properties.total_memory,
-            }
-        )
-    return devices
-
-
-def _device_line(device: dict[str, Any]) -> str:
-    gibibytes = device["memory_bytes"] / 2**30
-    return f"{device['name']} (capability {device['capability']}, {gibibytes:.0f} GiB)"
+    properties = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+    return [
+        {
+            "name": device.name,
+            "capability": f"{device.major}.{device.minor}",
+            "memory_bytes": device.total_memory,
+        }
+        for device in properties
+    ]
 
 
 def _shown(value: object) -> str:

@@ -6,10 +6,7 @@ import torch
 from torch import Tensor
 
 from hullft_ops import _checks
-from hullft_ops import _ops as ops
-from hullft_ops._checks import by_device, check_dense, check_place
-from hullft_ops._ops import check_lists_on_one_device, register_fake
-from hullft_ops._sharding import check_sharding, count_writes, local
+from hullft_ops._ops import by_device, call, count_writes, local
 from hullft_ops.replay import ReplayAdam
 
 
@@ -48,15 +45,12 @@ class GradientCache:
             _checks.check_tensor("GradientCache", f"params[{i}]", param)
             if param.dtype not in _checks.FLOAT_DTYPES:
                 raise ValueError(
-                    f"GradientCache: params[{i}] must be float32, float64, bfloat16 or float16, "
-                    f"got {param.dtype}"
+                    f"GradientCache: params[{i}] must be {_checks.FLOATS}, got {param.dtype}"
                 )
         if len(set(self._params)) < len(self._params):
             raise ValueError("GradientCache: params has a parameter twice")
         if dtype is not None and dtype not in _checks.FLOAT_DTYPES:
-            raise ValueError(
-                f"GradientCache: dtype must be float32, float64, bfloat16 or float16, got {dtype}"
-            )
+            raise ValueError(f"GradientCache: dtype must be {_checks.FLOATS}, got {dtype}")
         self._dtype = dtype
         self._shapes = [param.shape for param in self._params]
         self._cached: dict[Hashable, list[Tensor | None]] = {}
@@ -128,10 +122,8 @@ class GradientCache:
         Raises:
             KeyError: the example is not cached.
         """
-        entry = self._entry(example)
-        return {
-            param: grad for param, grad in zip(self._params, entry, strict=True) if grad is not None
-        }
+        pairs = zip(self._params, self._entry(example), strict=True)
+        return {param: grad for param, grad in pairs if grad is not None}
 
     def replay(
         self, example: Hashable, optimizer: ReplayAdam, *, repeats: int | None = None
@@ -169,21 +161,18 @@ class GradientCache:
         return self._cached[example]
 
     def _check_gradients(self) -> None:
+        op = "GradientCache.accumulate"
         for i, (param, shape) in enumerate(zip(self._params, self._shapes, strict=True)):
             if param.shape != shape:
                 raise ValueError(
-                    f"GradientCache.accumulate: params[{i}] had shape {list(shape)} when the cache "
-                    f"was made, now has {list(param.shape)}"
+                    f"{op}: params[{i}] had shape {list(shape)} when the cache was made, now has "
+                    f"{list(param.shape)}"
                 )
             if param.grad is not None:
-                check_dense("GradientCache.accumulate", i, param.grad, "make it dense first")
-                check_place("GradientCache.accumulate", i, param, param.grad)
-                found = {"the gradient": param.grad}
-                check_sharding("GradientCache.accumulate", i, param, found)
+                _checks.check_gradient(op, i, param, param.grad, "make it dense first")
+                _checks.check_sharding(op, i, param, {"the gradient": param.grad})
         if all(param.grad is None for param in self._params):
-            raise ValueError(
-                "GradientCache.accumulate: no parameter has a gradient, call backward() first"
-            )
+            raise ValueError(f"{op}: no parameter has a gradient, call backward() first")
 
     def _take_buffer(self, i: int) -> Tensor:
         if self._free[i]:
@@ -197,12 +186,5 @@ class GradientCache:
 def _accumulate(rows: Sequence[tuple[Tensor, ...]], alpha: float, beta: float) -> None:
     for caches, grads in by_device(rows):
         here = ([local(t) for t in column] for column in (caches, grads))
-        ops.grad_accumulate_(*here, alpha=alpha, beta=beta)
+        call("grad_accumulate_", *here, alpha=alpha, beta=beta)
         count_writes(caches)
-
-
-@register_fake("grad_accumulate_")
-def _fake_grad_accumulate(
-    caches: list[Tensor], grads: list[Tensor], *, alpha: float = 1.0, beta: float = 1.0
-) -> None:
-    check_lists_on_one_device("grad_accumulate_", {"caches": caches, "grads": grads}, {})

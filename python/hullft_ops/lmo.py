@@ -6,11 +6,10 @@ as in :func:`hullft_ops.fw_select`.
 
 from typing import NamedTuple
 
-import torch
+from torch import Tensor
 
 from hullft_ops import _checks
-from hullft_ops import _ops as ops
-from hullft_ops._ops import check_same_device, passed, real_of, register_fake
+from hullft_ops._ops import call_for_queries
 
 
 class LmoStep(NamedTuple):
@@ -19,24 +18,24 @@ class LmoStep(NamedTuple):
     All fields except the vertex are float64 for float64 pools and float32 for all others.
     """
 
-    vertex: torch.Tensor
+    vertex: Tensor
     """int64 [..]: the row of the pool that correlates best with ``query - current``."""
-    correlation: torch.Tensor
+    correlation: Tensor
     """[..]: its inner product with ``query - current``."""
-    gamma: torch.Tensor
+    gamma: Tensor
     """[..]: the step in 0..1 that brings ``current + gamma * (pool[vertex] - current)`` nearest to
     the query; 0 when the row lies within 1e-6 of the longer of it and ``current``."""
-    gap: torch.Tensor
+    gap: Tensor
     """[..]: the Frank-Wolfe gap, an upper bound on how much half the squared distance to the query
     could still fall while ``current`` stays in the hull."""
 
 
 def fw_lmo(
-    pool: torch.Tensor,
-    query: torch.Tensor,
-    current: torch.Tensor,
+    pool: Tensor,
+    query: Tensor,
+    current: Tensor,
     *,
-    pool_sizes: torch.Tensor | None = None,
+    pool_sizes: Tensor | None = None,
 ) -> LmoStep:
     """The vertex of the pool's hull to move toward from ``current``, with exact line search.
 
@@ -44,53 +43,20 @@ def fw_lmo(
     difference counts as rounding, and ``gamma`` is 0.
 
     Args:
-        pool: [K, d], shared by a batch of queries, or [B, K, d]. float32, float64, bfloat16 or
-            float16; the arithmetic is float64 on the CPU.
-        query: [d] or [B, d], of the pool's dtype and device.
+        pool, query: as in :func:`fw_select`.
         current: shaped like ``query``: the current point, a convex combination of the pool.
         pool_sizes: int64 [B]: query b sees only the first ``pool_sizes[b]`` rows of its pool.
 
-    Raises:
-        TypeError: an argument has the wrong type or dtype.
-        ValueError: shapes or devices do not fit, a pool is empty, or a value is NaN or infinity. On
-            CUDA bad values show in the outputs instead: a vertex of -1, and NaN.
-        RuntimeError, torch.OutOfMemoryError: on CUDA, the device cannot run the kernels, or memory
-            ran out.
+    The errors are as in :func:`fw_select`. On CUDA bad values show in the outputs instead: a vertex
+    of -1, and NaN.
     """
     op = "fw_lmo"
-    _checks.check_float_tensor(op, "pool", pool)
-    _checks.check_float_tensor(op, "query", query)
-    _checks.check_float_tensor(op, "current", current)
     _checks.check_pool(op, "pool", pool, query)
+    _checks.check_float_tensor(op, "current", current)
     _checks.check_like(op, "current", current, "query", query)
     if current.shape != query.shape:
         raise ValueError(
             f"{op}: current must have query's shape {list(query.shape)}, got {list(current.shape)}"
         )
     _checks.check_sizes(op, "pool_sizes", pool_sizes, query)
-    batched = query.dim() == 2
-    tensors = ops.fw_lmo(
-        pool,
-        query if batched else query.unsqueeze(0),
-        current if batched else current.unsqueeze(0),
-        pool_sizes,
-    )
-    return LmoStep(*(tensors if batched else (t.squeeze(0) for t in tensors)))
-
-
-@register_fake("fw_lmo")
-def _fake_fw_lmo(
-    pool: torch.Tensor,
-    query: torch.Tensor,
-    current: torch.Tensor,
-    pool_sizes: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    others = {"query": query, "current": current, **passed(pool_sizes=pool_sizes)}
-    check_same_device("fw_lmo", "pool", pool, **others)
-    batch, real = (query.shape[0],), real_of(pool)
-    return (
-        pool.new_empty(batch, dtype=torch.int64),
-        pool.new_empty(batch, dtype=real),
-        pool.new_empty(batch, dtype=real),
-        pool.new_empty(batch, dtype=real),
-    )
+    return LmoStep(*call_for_queries(op, pool, [query, current], pool_sizes))

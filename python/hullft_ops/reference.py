@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 # Of vectors of norm 1.
 _MIN_SQUARED_LENGTH = 1e-12
@@ -17,17 +18,17 @@ _MIN_IMPROVEMENT = 1e-14
 class ReferenceSelection(NamedTuple):
     """One query's selection; ``indices``, ``weights`` and ``counts`` hold only the support."""
 
-    indices: torch.Tensor
-    weights: torch.Tensor
-    counts: torch.Tensor
+    indices: Tensor
+    weights: Tensor
+    counts: Tensor
     residual: float
     gap: float
     num_iter: int
 
 
 def fw_select(
-    pool: torch.Tensor,
-    query: torch.Tensor,
+    pool: Tensor,
+    query: Tensor,
     n_select: int,
     *,
     max_iter: int = 250,
@@ -38,10 +39,9 @@ def fw_select(
 ) -> ReferenceSelection:
     """Frank-Wolfe on pool [K, d] and query [d]; every step computes the residual again."""
     x, q = pool.double(), query.double()
+    unit = torch.eye(len(x), dtype=torch.float64)
     s = _argmax(x @ q)
-    w = torch.zeros(len(x), dtype=torch.float64)
-    w[s] = 1.0
-    support = {s}
+    w, support = unit[s], {s}
     num_iter = 0
     while num_iter < max_iter:
         current = x.T @ w
@@ -50,68 +50,48 @@ def fw_select(
         if r.norm() < tol * q.norm() or (gap_tol > 0 and c.max() - r @ current <= gap_tol):
             break
         if variant == "vanilla":
-            moved = _vanilla_step(x, w, support, c, r, current)
+            s = _argmax(c)
+            direction = x[s] - current
+            if _is_rounding(x[s], current):
+                break
+            gamma = (r @ direction / (direction @ direction)).clamp(0, 1)
+            w = (1 - gamma) * w + gamma * unit[s]
+            support.add(s)
         else:
             held = sorted(support)
             s = max(held if len(held) >= n_select else range(len(x)), key=c.tolist().__getitem__)
             a = min(held, key=c.tolist().__getitem__)
             stepped = corrective_step(variant, x, q, w, s, a)
-            moved = stepped is not None
-            if stepped is not None:
-                w = stepped
-                support = set(w.nonzero().flatten().tolist())
-        if not moved:
-            break
+            if stepped is None:
+                break
+            w, support = stepped, set(stepped.nonzero().flatten().tolist())
         num_iter += 1
         if variant == "vanilla" and len(support) >= n_select:
             break
-    current = x.T @ w
-    c = x @ (q - current)
     order = sorted(support, key=lambda k: (-w[k].item(), k))[:n_select]
     indices = torch.tensor(order, dtype=torch.int64)
-    return ReferenceSelection(
-        indices,
-        w[indices],
-        integerize(x[indices], q, w[indices], n_select, swap_passes=swap_passes),
-        (q - current).norm().item(),
-        (c.max() - (q - current) @ current).item(),
-        num_iter,
-    )
+    counts = integerize(x[indices], q, w[indices], n_select, swap_passes=swap_passes)
+    return ReferenceSelection(indices, w[indices], counts, *_reached(x, q, x.T @ w), num_iter)
 
 
-def _argmax(values: torch.Tensor) -> int:
+def _reached(x: Tensor, q: Tensor, current: Tensor) -> tuple[float, float]:
+    """The residual and the gap at a point."""
+    r = q - current
+    return r.norm().item(), ((x @ r).max() - r @ current).item()
+
+
+def _argmax(values: Tensor) -> int:
     """The lowest index of the largest value."""
     return int((values == values.max()).nonzero()[0])
 
 
-def _vanilla_step(
-    x: torch.Tensor,
-    w: torch.Tensor,
-    support: set[int],
-    c: torch.Tensor,
-    r: torch.Tensor,
-    current: torch.Tensor,
-) -> bool:
-    s = _argmax(c)
-    direction = x[s] - current
-    if _is_rounding(x[s], current):
-        return False
-    gamma = (r @ direction / (direction @ direction)).clamp(0, 1)
-    w *= 1 - gamma
-    w[s] += gamma
-    support.add(s)
-    return True
-
-
-def _is_rounding(start: torch.Tensor, end: torch.Tensor) -> bool:
+def _is_rounding(start: Tensor, end: Tensor) -> bool:
     """Whether two points are too close, beside their norms, for a direction between them."""
     largest = torch.maximum(start @ start, end @ end)
     return bool((end - start).square().sum() <= _MIN_SQUARED_LENGTH * largest)
 
 
-def corrective_step(
-    variant: str, x: torch.Tensor, q: torch.Tensor, w: torch.Tensor, s: int, a: int
-) -> torch.Tensor | None:
+def corrective_step(variant: str, x: Tensor, q: Tensor, w: Tensor, s: int, a: int) -> Tensor | None:
     """Weights [K] after an away or pairwise step between the vertices s and a.
 
     None if no step improves.
@@ -148,7 +128,7 @@ class ReferenceLmo(NamedTuple):
     gap: float
 
 
-def fw_lmo(pool: torch.Tensor, query: torch.Tensor, current: torch.Tensor) -> ReferenceLmo:
+def fw_lmo(pool: Tensor, query: Tensor, current: Tensor) -> ReferenceLmo:
     """The vertex of pool [K, d] to move current [d] toward, to get nearer to query [d]."""
     x, at = pool.double(), current.double()
     r = query.double() - at
@@ -160,7 +140,7 @@ def fw_lmo(pool: torch.Tensor, query: torch.Tensor, current: torch.Tensor) -> Re
     return ReferenceLmo(s, c[s].item(), gamma, (c[s] - r @ at).item())
 
 
-def knn_select(pool: torch.Tensor, query: torch.Tensor, n_select: int) -> ReferenceSelection:
+def knn_select(pool: Tensor, query: Tensor, n_select: int) -> ReferenceSelection:
     """The n_select rows of pool [K, d] with the largest inner products with query [d].
 
     All have the same weight.
@@ -169,12 +149,8 @@ def knn_select(pool: torch.Tensor, query: torch.Tensor, n_select: int) -> Refere
     b = x @ q
     indices = torch.tensor(sorted(range(len(x)), key=lambda k: (-b[k].item(), k))[:n_select])
     w = torch.full((n_select,), 1 / n_select, dtype=torch.float64)
-    current = x[indices].T @ w
-    r = q - current
-    gap = ((x @ r).max() - r @ current).item()
-    return ReferenceSelection(
-        indices, w, torch.ones(n_select, dtype=torch.int64), r.norm().item(), gap, 0
-    )
+    counts = torch.ones(n_select, dtype=torch.int64)
+    return ReferenceSelection(indices, w, counts, *_reached(x, q, x[indices].T @ w), 0)
 
 
 class ReferenceSift(NamedTuple):
@@ -190,7 +166,7 @@ _SIFT_ROUNDING = 1e-12
 
 
 def sift_select(
-    pool: torch.Tensor, query: torch.Tensor, n_select: int, *, noise: float = 0.01
+    pool: Tensor, query: Tensor, n_select: int, *, noise: float = 0.01
 ) -> ReferenceSift:
     """SIFT on pool [K, d] and query [d] or, for several targets, [m, d]."""
     x, q = pool.double(), query.double().reshape(-1, pool.shape[1])
@@ -205,34 +181,25 @@ def sift_select(
     support = sorted(set(picks), key=lambda k: (-counts[k].item(), k))
     indices = torch.tensor(support)
     w = counts[indices].double() / n_select
-    current = x[indices].T @ w
-    r = q.mean(0) - current
-    gap = ((x @ r).max() - r @ current).item()
-    selection = ReferenceSelection(indices, w, counts[indices], r.norm().item(), gap, n_select)
+    reached = _reached(x, q.mean(0), x[indices].T @ w)
+    selection = ReferenceSelection(indices, w, counts[indices], *reached, n_select)
     return ReferenceSift(selection, picks, variance)
 
 
-def variance_after(
-    pool: torch.Tensor, targets: torch.Tensor, picks: Sequence[int], noise: float
-) -> torch.Tensor:
+def variance_after(pool: Tensor, targets: Tensor, picks: Sequence[int], noise: float) -> Tensor:
     """[K]: the variance that remains at targets [m, d] after observing the picks and row k."""
     rows = torch.arange(len(pool)).unsqueeze(1)
     observed = torch.cat([torch.tensor([picks]).long().expand(len(pool), -1), rows], dim=1)
     gram = (pool @ pool.T)[observed.unsqueeze(2), observed.unsqueeze(1)]  # [K, n, n]
     cross = (pool @ targets.T)[observed]  # [K, n, m]
     noisy = gram + noise * torch.eye(len(picks) + 1, dtype=pool.dtype)
-    explained: torch.Tensor = (cross * torch.linalg.solve(noisy, cross)).sum((1, 2))
+    explained: Tensor = (cross * torch.linalg.solve(noisy, cross)).sum((1, 2))
     return targets.square().sum() - explained
 
 
 def integerize(
-    support: torch.Tensor,
-    query: torch.Tensor,
-    weights: torch.Tensor,
-    n_select: int,
-    *,
-    swap_passes: int = 2,
-) -> torch.Tensor:
+    support: Tensor, query: Tensor, weights: Tensor, n_select: int, *, swap_passes: int = 2
+) -> Tensor:
     """Counts [m] that sum to n_select, for support [m, d], query [d], weights [m]."""
     x, q, w = support.double(), query.double(), weights.double().clamp(min=0)
     m = len(x)
@@ -245,15 +212,11 @@ def integerize(
         c = torch.tensor(trial, dtype=torch.float64) / n_select
         return float(c @ gram @ c - 2 * (c @ b))
 
-    def moved(source: int | None, target: int) -> list[int]:
-        trial = list(counts)
-        trial[target] += 1
-        if source is not None:
-            trial[source] -= 1
-        return trial
+    def changed(target: int, source: int | None = None) -> list[int]:
+        return [count + (i == target) - (i == source) for i, count in enumerate(counts)]
 
     while sum(counts) < n_select:
-        losses = [loss(moved(None, i)) for i in range(m)]
+        losses = [loss(changed(i)) for i in range(m)]
         counts[losses.index(min(losses))] += 1
     for _ in range(swap_passes):
         improved = False
@@ -261,8 +224,8 @@ def integerize(
             for j in range(m):
                 if j == i or counts[i] == 0:
                     continue
-                if loss(moved(i, j)) < loss(counts) - improvement:
-                    counts = moved(i, j)
+                if loss(changed(j, i)) < loss(counts) - improvement:
+                    counts = changed(j, i)
                     improved = True
         if not improved:
             break
@@ -272,21 +235,21 @@ def integerize(
 class ReferenceAdam(NamedTuple):
     """Parameters, moments and step counts after some Adam steps, each a list of new tensors."""
 
-    params: list[torch.Tensor]
-    exp_avgs: list[torch.Tensor]
-    exp_avg_sqs: list[torch.Tensor]
-    steps: list[torch.Tensor]
+    params: list[Tensor]
+    exp_avgs: list[Tensor]
+    exp_avg_sqs: list[Tensor]
+    steps: list[Tensor]
 
 
 def adam_replay(
-    params: Sequence[torch.Tensor],
-    grads: Sequence[torch.Tensor],
-    exp_avgs: Sequence[torch.Tensor],
-    exp_avg_sqs: Sequence[torch.Tensor],
-    steps: Sequence[torch.Tensor],
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    steps: Sequence[Tensor],
     *,
     repeats: int,
-    lr: float | torch.Tensor,
+    lr: float | Tensor,
     beta1: float,
     beta2: float,
     eps: float,
@@ -336,40 +299,27 @@ def philox(counter: Sequence[int], key: Sequence[int]) -> list[int]:
     return c
 
 
-def round_to_bfloat16(
-    values: torch.Tensor, *, seed: int, tensor: int, steps_done: int
-) -> torch.Tensor:
+def round_to_bfloat16(values: Tensor, *, seed: int, tensor: int, steps_done: int) -> Tensor:
     """Round float32 values to bfloat16, up or down at random, right on average.
 
     A value's 16 random bits depend on its place in memory, its tensor's place in the list of
     parameters, and the number of earlier steps. They are added below the bits that stay.
     """
-    bits = values.flatten().view(torch.int32).tolist()
-    rounded = []
-    for i, word in enumerate(bits):
-        group = i // 8
+    flat, halves = values.flatten(), []
+    for i in range(len(flat)):
+        group, place = divmod(i, 8)
         counter = (group & _WORD, group >> 32, tensor, steps_done & _WORD)
-        halves = philox(counter, (seed & _WORD, seed >> 32))[i % 8 // 2]
-        noise = halves >> 16 * (i % 2) & 0xFFFF
-        magnitude = word & 0x7FFFFFFF
-        finite = magnitude < 0x7F800000
-        rounded.append((word & _WORD) + noise >> 16 if finite else None)
-    nearest = values.flatten().bfloat16()
-    kept = [
-        near if bits_of is None else bits_of
-        for bits_of, near in zip(rounded, nearest.view(torch.int16).tolist(), strict=True)
-    ]
-    signed = [(word & 0xFFFF) - ((word & 0x8000) << 1) for word in kept]
-    return torch.tensor(signed, dtype=torch.int16).view(torch.bfloat16).view(values.shape)
+        word = philox(counter, (seed & _WORD, seed >> 32))[place // 2]
+        halves.append(word >> 16 * (place % 2) & 0xFFFF)
+    noise = torch.tensor(halves, dtype=torch.int64)
+    rounded = ((flat.view(torch.int32).long() & _WORD) + noise >> 16).to(torch.uint16)
+    finite, nearest = flat.isfinite(), flat.bfloat16()
+    return torch.where(finite, rounded.view(torch.bfloat16), nearest).view(values.shape)
 
 
 def grad_accumulate(
-    caches: Sequence[torch.Tensor],
-    grads: Sequence[torch.Tensor],
-    *,
-    alpha: float = 1.0,
-    beta: float = 1.0,
-) -> list[torch.Tensor]:
+    caches: Sequence[Tensor], grads: Sequence[Tensor], *, alpha: float = 1.0, beta: float = 1.0
+) -> list[Tensor]:
     """``beta * cache + alpha * grad``; with ``beta = 0`` the cache may hold anything, even NaN."""
     return [
         alpha * grad.double() + (beta * cache.double() if beta != 0 else 0.0)

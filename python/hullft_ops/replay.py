@@ -15,18 +15,12 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from hullft_ops import _checks
-from hullft_ops import _ops as ops
-from hullft_ops._adam_options import (
-    TORCH_OPTIONS,
-    check_betas_alike,
-    check_options,
-    step_options,
-)
-from hullft_ops._checks import by_device, check_dense, check_place, check_state
-from hullft_ops._ops import check_lists_on_one_device, numbered, passed, register_fake
-from hullft_ops._sharding import check_sharding, count_writes, local
+from hullft_ops._ops import by_device, call, count_writes, local
 
 _STATE = ("step", "exp_avg", "exp_avg_sq")
+# torch.optim.Adam's other options. Keeping them makes a state_dict work in both directions.
+_TORCH_OPTIONS: dict[str, Any] = {"foreach": None, "fused": None, "maximize": False}
+_TORCH_OPTIONS |= {"amsgrad": False, "capturable": False, "differentiable": False}
 
 
 class ReplayAdam(Optimizer):
@@ -93,19 +87,10 @@ class ReplayAdam(Optimizer):
         decoupled_weight_decay: bool = False,
         rounding_seed: int | None = None,
     ) -> None:
-        defaults: dict[str, Any] = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "amsgrad": amsgrad,
-            "foreach": foreach,
-            "maximize": maximize,
-            "capturable": capturable,
-            "differentiable": differentiable,
-            "fused": fused,
-            "decoupled_weight_decay": decoupled_weight_decay,
-        }
+        defaults: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps}
+        defaults |= {"weight_decay": weight_decay, "decoupled_weight_decay": decoupled_weight_decay}
+        defaults |= {"foreach": foreach, "fused": fused, "maximize": maximize, "amsgrad": amsgrad}
+        defaults |= {"capturable": capturable, "differentiable": differentiable}
         if rounding_seed is not None:  # otherwise the defaults equal torch.optim.Adam's
             defaults["rounding_seed"] = _checks.check_integer(
                 "ReplayAdam", "rounding_seed", rounding_seed, 0
@@ -115,32 +100,24 @@ class ReplayAdam(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group; its own options take the place of the optimizer's defaults."""
         if isinstance(param_group, dict):
-            options = {**self.defaults, **param_group}
-            check_options(options)
-            check_betas_alike(options["betas"])
+            _checks.check_adam_options({**self.defaults, **param_group}, new=True)
         super().add_param_group(param_group)
         for i, param in enumerate(self.param_groups[-1]["params"]):
             if param.dtype not in _checks.FLOAT_DTYPES:
                 self.param_groups.pop()
-                raise ValueError(
-                    f"ReplayAdam: parameter {i} of the group must be float32, float64, bfloat16 "
-                    f"or float16, got {param.dtype}"
-                )
+                name = f"parameter {i} of the group"
+                raise ValueError(f"ReplayAdam: {name} must be {_checks.FLOATS}, got {param.dtype}")
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for group in state["param_groups"]:
-            check_options(group)
+            _checks.check_adam_options(group)
         super().__setstate__(state)
+        # A state of torch's own Adam, or of its older AdamW, lacks these.
+        own = self.defaults.keys() & {"decoupled_weight_decay", "rounding_seed"}
+        options = _TORCH_OPTIONS | {name: self.defaults[name] for name in own}
         for group in self.param_groups:
-            group.setdefault("maximize", False)
-            # torch's older AdamW does not have this option.
-            decoupled = self.defaults["decoupled_weight_decay"]
-            group.setdefault("decoupled_weight_decay", decoupled)
-            for name, value in TORCH_OPTIONS.items():
+            for name, value in options.items():
                 group.setdefault(name, value)
-            # A state of torch's own Adam lacks it.
-            if "rounding_seed" in self.defaults:
-                group.setdefault("rounding_seed", self.defaults["rounding_seed"])
             for param in group["params"]:
                 count = self.state.get(param, {}).get("step")
                 if count is not None and not isinstance(count, Tensor):
@@ -213,7 +190,7 @@ class ReplayAdam(Optimizer):
         calls = [
             (
                 tuple([local(tensor) for tensor in column] for column in columns),
-                step_options(group, repeats, self._seed_of(group, columns[0][0])),
+                _step_options(group, repeats, self._seed_of(group, columns[0][0])),
             )
             for group, found in rows
             for columns in by_device(found)
@@ -221,7 +198,7 @@ class ReplayAdam(Optimizer):
         if len(calls) > 1:  # a single call checks its tensors before it writes
             _check_together(calls)
         for columns, options in calls:
-            ops.adam_replay_(*columns, **options)
+            call("adam_replay_", *columns, **options)
         for _, found in rows:
             count_writes(t for param, _, *moments, _ in found for t in (param, *moments))
         return loss
@@ -308,12 +285,12 @@ class ReplayAdam(Optimizer):
             grad = param.grad if grads is None else grads.get(param)
             if grad is None:
                 continue
-            check_dense("ReplayAdam.step", i, grad, "torch.optim.SparseAdam takes those")
-            check_place("ReplayAdam.step", i, param, grad)
+            op, advice = "ReplayAdam.step", "torch.optim.SparseAdam takes those"
+            _checks.check_gradient(op, i, param, grad, advice)
             state = self._state_of(param, group)
-            check_state("ReplayAdam.step", i, state, _STATE)
+            _checks.check_state(op, i, state, _STATE)
             moments = {name: state[name] for name in _STATE[1:]}
-            check_sharding("ReplayAdam.step", i, param, {"the gradient": grad, **moments})
+            _checks.check_sharding(op, i, param, {"the gradient": grad, **moments})
             yield param, grad, state["exp_avg"], state["exp_avg_sq"], state["step"]
 
     def _state_of(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
@@ -328,6 +305,33 @@ class ReplayAdam(Optimizer):
             # All or nothing: an interrupt or a lack of memory must not leave some of them.
             state.update(_new_state(param, group["capturable"]))
         return state
+
+
+def _step_options(
+    group: Mapping[str, Any], repeats: int | None, seed: int | None
+) -> dict[str, Any]:
+    """The operator's options, checked again because anybody may have changed the group.
+
+    ``repeats`` comes from the call; None takes the group's.
+    """
+    if repeats is None:
+        repeats = _checks.check_integer("ReplayAdam", "repeats", group.get("repeats", 1), 1)
+    stays_on_device = group["capturable"] and isinstance(group["lr"], Tensor)
+    lr = 0.0 if stays_on_device else _checks.adam_number("lr", group["lr"])
+    _checks.check_adam_options({**group, "lr": lr})
+    beta1, beta2 = group["betas"]
+    return {
+        "repeats": repeats,
+        "lr": float(lr),
+        "beta1": float(beta1),
+        "beta2": float(beta2),
+        "eps": float(group["eps"]),
+        "weight_decay": float(group["weight_decay"]),
+        "decoupled": group["decoupled_weight_decay"],
+        "maximize": group["maximize"],
+        "lr_tensor": group["lr"] if stays_on_device else None,
+        "seed": seed,
+    }
 
 
 def _is_captured(param: Tensor) -> bool:
@@ -351,37 +355,8 @@ def _check_together(calls: Sequence[tuple[tuple[list[Tensor], ...], dict[str, An
         there = [call for call in calls if call[0][0][0].device == device]
         joined = zip(*(columns for columns, _ in there), strict=True)
         rates = [options["lr_tensor"] for _, options in there]
-        ops.adam_replay_check(
+        call(
+            "adam_replay_check",
             *(list(chain.from_iterable(column)) for column in joined),
             [rate for rate in rates if rate is not None],
         )
-
-
-@register_fake("adam_replay_")
-def _fake_adam_replay(
-    params: list[Tensor],
-    grads: list[Tensor],
-    exp_avgs: list[Tensor],
-    exp_avg_sqs: list[Tensor],
-    steps: list[Tensor],
-    *,
-    lr_tensor: Tensor | None = None,
-    **_options: object,
-) -> None:
-    lists = {"params": params, "grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs}
-    scalars = numbered("steps", steps) | passed(lr_tensor=lr_tensor)
-    check_lists_on_one_device("adam_replay_", lists, scalars)
-
-
-@register_fake("adam_replay_check")
-def _fake_adam_replay_check(
-    params: list[Tensor],
-    grads: list[Tensor],
-    exp_avgs: list[Tensor],
-    exp_avg_sqs: list[Tensor],
-    steps: list[Tensor],
-    lr_tensors: list[Tensor],
-) -> None:
-    lists = {"params": params, "grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs}
-    scalars = numbered("steps", steps) | numbered("lr_tensors", lr_tensors)
-    check_lists_on_one_device("adam_replay_check", lists, scalars)

@@ -7,16 +7,10 @@ Reconstruction and Gradient Caching* (arXiv:2605.30337).
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from hullft_ops import _checks
-from hullft_ops import _ops as ops
-from hullft_ops._ops import (
-    SelectionTensors,
-    check_same_device,
-    fake_selection,
-    passed,
-    register_fake,
-)
+from hullft_ops._ops import call, call_for_queries
 
 
 class Selection(NamedTuple):
@@ -29,37 +23,33 @@ class Selection(NamedTuple):
     of 0, and NaN in weights, residual and gap.
     """
 
-    indices: torch.Tensor
+    indices: Tensor
     """int64 [.., n_select]: rows of the pool, largest weight first, lower index first on equal
     weights, -1 past the support."""
-    weights: torch.Tensor
+    weights: Tensor
     """[.., n_select]: the convex weights, 0 past the support."""
-    counts: torch.Tensor
+    counts: Tensor
     """int64 [.., n_select]: how often each row is used; >= 0, each row sums to n_select."""
-    support_size: torch.Tensor
+    support_size: Tensor
     """int64 [..]: how many entries of ``indices`` are set."""
-    residual: torch.Tensor
+    residual: Tensor
     """[..]: distance of the query from its convex combination."""
-    gap: torch.Tensor
+    gap: Tensor
     """[..]: the Frank-Wolfe gap over the whole pool, an upper bound on how much half the squared
     residual could still fall."""
-    num_iter: torch.Tensor
+    num_iter: Tensor
     """int64 [..]: steps taken."""
 
-    def multiset(self) -> torch.Tensor:
+    def multiset(self) -> Tensor:
         """int64 [.., n_select]: every index repeated ``counts`` times, largest weight first."""
         return repeated(self.indices, self.counts)
 
 
-def repeated(indices: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+def repeated(indices: Tensor, counts: Tensor) -> Tensor:
     """int64 [.., n_select]: every index repeated ``counts`` times; counts sum to n_select."""
     ends = counts.cumsum(-1)
     units = torch.arange(counts.shape[-1], device=ends.device).expand(ends.shape).contiguous()
     return indices.gather(-1, torch.searchsorted(ends, units, right=True))
-
-
-def _selection(batched: bool, tensors: SelectionTensors) -> Selection:
-    return Selection(*(tensors if batched else (t.squeeze(0) for t in tensors)))
 
 
 def _check_fw_options(
@@ -82,8 +72,8 @@ def _check_fw_options(
 
 
 def fw_select(
-    pool: torch.Tensor,
-    query: torch.Tensor,
+    pool: Tensor,
+    query: Tensor,
     n_select: int,
     *,
     max_iter: int = 250,
@@ -91,7 +81,7 @@ def fw_select(
     gap_tol: float = 0.0,
     variant: str = "vanilla",
     swap_passes: int = 2,
-    pool_sizes: torch.Tensor | None = None,
+    pool_sizes: Tensor | None = None,
 ) -> Selection:
     """Writes each query as a sparse convex combination of its pool and rounds it to counts.
 
@@ -135,40 +125,16 @@ def fw_select(
             ran out.
     """
     op = "fw_select"
-    _checks.check_float_tensor(op, "pool", pool)
-    _checks.check_float_tensor(op, "query", query)
     _checks.check_pool(op, "pool", pool, query)
     options = _check_fw_options(op, n_select, max_iter, tol, gap_tol, variant, swap_passes)
     _checks.check_sizes(op, "pool_sizes", pool_sizes, query)
-    batched = query.dim() == 2
-    tensors = ops.fw_select(
-        pool,
-        query if batched else query.unsqueeze(0),
-        *options,
-        pool_sizes,
-    )
-    return _selection(batched, tensors)
-
-
-@register_fake("fw_select")
-def _fake_fw_select(
-    pool: torch.Tensor,
-    query: torch.Tensor,
-    n_select: int,
-    max_iter: int = 250,
-    tol: float = 1e-5,
-    gap_tol: float = 0.0,
-    variant: str = "vanilla",
-    swap_passes: int = 2,
-    pool_sizes: torch.Tensor | None = None,
-) -> SelectionTensors:
-    return fake_selection("fw_select", "pool", pool, query, n_select, pool_sizes=pool_sizes)
+    return Selection(*call_for_queries(op, pool, [query], *options, pool_sizes))
 
 
 def fw_select_indexed(
-    embeddings: torch.Tensor,
-    candidates: torch.Tensor,
-    query: torch.Tensor,
+    embeddings: Tensor,
+    candidates: Tensor,
+    query: Tensor,
     n_select: int,
     *,
     max_iter: int = 250,
@@ -176,7 +142,7 @@ def fw_select_indexed(
     gap_tol: float = 0.0,
     variant: str = "vanilla",
     swap_passes: int = 2,
-    pool_sizes: torch.Tensor | None = None,
+    pool_sizes: Tensor | None = None,
 ) -> Selection:
     """:func:`fw_select` on pools that are rows of one embedding matrix, which it reads in place.
 
@@ -194,51 +160,24 @@ def fw_select_indexed(
     raises a ValueError.
     """
     op = "fw_select_indexed"
-    _checks.check_float_tensor(op, "embeddings", embeddings)
-    _checks.check_float_tensor(op, "query", query)
-    if embeddings.dim() != 2:
-        raise ValueError(f"{op}: embeddings must have shape [M, d], got {list(embeddings.shape)}")
+    _checks.check_embeddings(op, embeddings)
     _checks.check_pool(op, "embeddings", embeddings, query)
     _checks.check_candidates(op, candidates, query)
     options = _check_fw_options(op, n_select, max_iter, tol, gap_tol, variant, swap_passes)
     _checks.check_sizes(op, "pool_sizes", pool_sizes, query)
-    batched = query.dim() == 2
-    tensors = ops.fw_select_indexed(
-        embeddings,
-        candidates if batched else candidates.unsqueeze(0),
-        query if batched else query.unsqueeze(0),
-        *options,
-        pool_sizes,
-    )
-    return _selection(batched, tensors)
-
-
-@register_fake("fw_select_indexed")
-def _fake_fw_select_indexed(
-    embeddings: torch.Tensor,
-    candidates: torch.Tensor,
-    query: torch.Tensor,
-    n_select: int,
-    max_iter: int = 250,
-    tol: float = 1e-5,
-    gap_tol: float = 0.0,
-    variant: str = "vanilla",
-    swap_passes: int = 2,
-    pool_sizes: torch.Tensor | None = None,
-) -> SelectionTensors:
-    others = {"candidates": candidates, "pool_sizes": pool_sizes}
-    return fake_selection("fw_select_indexed", "embeddings", embeddings, query, n_select, **others)
+    queries = [candidates, query]
+    return Selection(*call_for_queries(op, embeddings, queries, *options, pool_sizes))
 
 
 def integerize(
-    support: torch.Tensor,
-    query: torch.Tensor,
-    weights: torch.Tensor,
+    support: Tensor,
+    query: Tensor,
+    weights: Tensor,
     n_select: int,
     *,
     swap_passes: int = 2,
-    support_sizes: torch.Tensor | None = None,
-) -> torch.Tensor:
+    support_sizes: Tensor | None = None,
+) -> Tensor:
     """Rounds convex weights to counts that sum to ``n_select`` and keep the query close.
 
     Minimises ``||query - support.T @ counts / n_select||^2``. It rounds down, gives each remaining
@@ -259,23 +198,18 @@ def integerize(
     Returns:
         int64 [m] or [B, m], every count >= 0.
 
-    Raises:
-        TypeError: an argument has the wrong type or dtype.
-        ValueError: shapes or devices do not fit, a support is empty, a value is NaN or infinity, or
-            the sum of the weights overflows float64. On CUDA bad values give counts of -1 instead.
-        RuntimeError, torch.OutOfMemoryError: on CUDA, the device cannot run the kernels, or memory
-            ran out.
+    The errors are as in :func:`fw_select`. A sum of weights that overflows float64 raises a
+    ValueError too. On CUDA bad values give counts of -1 instead.
     """
     op = "integerize"
-    _checks.check_float_tensor(op, "support", support)
-    _checks.check_float_tensor(op, "query", query)
     _checks.check_pool(op, "support", support, query)
     _check_weights(op, weights, support, query)
     n_select = _checks.check_integer(op, "n_select", n_select, 1)
     swap_passes = _checks.check_integer(op, "swap_passes", swap_passes, 0)
     _checks.check_sizes(op, "support_sizes", support_sizes, query)
     batched = query.dim() == 2
-    counts: torch.Tensor = ops.integerize(
+    counts: Tensor = call(
+        op,
         support,
         query if batched else query.unsqueeze(0),
         weights if batched else weights.unsqueeze(0),
@@ -286,21 +220,7 @@ def integerize(
     return counts if batched else counts.squeeze(0)
 
 
-@register_fake("integerize")
-def _fake_integerize(
-    support: torch.Tensor,
-    query: torch.Tensor,
-    weights: torch.Tensor,
-    n_select: int,
-    swap_passes: int = 2,
-    support_sizes: torch.Tensor | None = None,
-) -> torch.Tensor:
-    others = {"query": query, "weights": weights, **passed(support_sizes=support_sizes)}
-    check_same_device("integerize", "support", support, **others)
-    return support.new_empty(weights.shape, dtype=torch.int64)
-
-
-def _check_weights(op: str, weights: object, support: torch.Tensor, query: torch.Tensor) -> None:
+def _check_weights(op: str, weights: object, support: Tensor, query: Tensor) -> None:
     tensor = _checks.check_tensor(op, "weights", weights)
     if tensor.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"{op}: weights must be float32 or float64, got {tensor.dtype}")
@@ -311,11 +231,11 @@ def _check_weights(op: str, weights: object, support: torch.Tensor, query: torch
 
 
 def knn_select(
-    pool: torch.Tensor,
-    query: torch.Tensor,
+    pool: Tensor,
+    query: Tensor,
     n_select: int,
     *,
-    pool_sizes: torch.Tensor | None = None,
+    pool_sizes: Tensor | None = None,
 ) -> Selection:
     """The ``n_select`` nearest rows of the pool by inner product, each once and with equal weight.
 
@@ -324,23 +244,9 @@ def knn_select(
     0.
     """
     op = "knn_select"
-    _checks.check_float_tensor(op, "pool", pool)
-    _checks.check_float_tensor(op, "query", query)
     _checks.check_pool(op, "pool", pool, query)
     n_select = _checks.check_integer(op, "n_select", n_select, 1)
     if n_select > pool.shape[-2]:
         raise ValueError(f"{op}: n_select is {n_select}, pool has {pool.shape[-2]} rows")
     _checks.check_sizes(op, "pool_sizes", pool_sizes, query)
-    batched = query.dim() == 2
-    tensors = ops.knn_select(pool, query if batched else query.unsqueeze(0), n_select, pool_sizes)
-    return _selection(batched, tensors)
-
-
-@register_fake("knn_select")
-def _fake_knn_select(
-    pool: torch.Tensor,
-    query: torch.Tensor,
-    n_select: int,
-    pool_sizes: torch.Tensor | None = None,
-) -> SelectionTensors:
-    return fake_selection("knn_select", "pool", pool, query, n_select, pool_sizes=pool_sizes)
+    return Selection(*call_for_queries(op, pool, [query], n_select, pool_sizes))

@@ -6,12 +6,11 @@ Active Fine-Tuning of LLMs* (arXiv:2410.08020).
 
 from typing import NamedTuple
 
-import torch
+from torch import Tensor
 
 from hullft_ops import _checks
-from hullft_ops import _ops as ops
-from hullft_ops._ops import SelectionTensors, fake_selection, register_fake
-from hullft_ops.selection import Selection, repeated
+from hullft_ops._ops import call_for_queries
+from hullft_ops.selection import Selection
 
 
 class SiftSelection(NamedTuple):
@@ -22,24 +21,24 @@ class SiftSelection(NamedTuple):
     float64 for float64 pools and float32 for all others.
     """
 
-    indices: torch.Tensor
+    indices: Tensor
     """int64 [.., n_select]: the rows that were picked, the most often picked first, lower index
     first when picked equally often, -1 past the support."""
-    weights: torch.Tensor
+    weights: Tensor
     """[.., n_select]: ``counts / n_select``."""
-    counts: torch.Tensor
+    counts: Tensor
     """int64 [.., n_select]: how often each row was picked; each row sums to n_select."""
-    support_size: torch.Tensor
+    support_size: Tensor
     """int64 [..]: how many different rows were picked."""
-    residual: torch.Tensor
+    residual: Tensor
     """[..]: distance of the query from the mean of the picks."""
-    gap: torch.Tensor
+    gap: Tensor
     """[..]: the Frank-Wolfe gap of the mean of the picks over the whole pool."""
-    num_iter: torch.Tensor
+    num_iter: Tensor
     """int64 [..]: n_select."""
-    picks: torch.Tensor
+    picks: Tensor
     """int64 [.., n_select]: rows of the pool in the order in which they were picked."""
-    variance: torch.Tensor
+    variance: Tensor
     """[.., n_select]: the variance at the query after each pick, summed over the targets where
     there are several."""
 
@@ -48,18 +47,18 @@ class SiftSelection(NamedTuple):
         """The picks as a `Selection`, without their order."""
         return Selection(*self[:7])
 
-    def multiset(self) -> torch.Tensor:
+    def multiset(self) -> Tensor:
         """int64 [.., n_select]: every index repeated ``counts`` times, the largest count first."""
-        return repeated(self.indices, self.counts)
+        return self.selection.multiset()
 
 
 def sift_select(
-    pool: torch.Tensor,
-    query: torch.Tensor,
+    pool: Tensor,
+    query: Tensor,
     n_select: int,
     *,
     noise: float = 0.01,
-    pool_sizes: torch.Tensor | None = None,
+    pool_sizes: Tensor | None = None,
 ) -> SiftSelection:
     """Picks one row after another, each time the one that lowers the variance at the query most.
 
@@ -70,9 +69,7 @@ def sift_select(
     threads, and is not differentiable.
 
     Args:
-        pool: [K, d], shared by a batch of queries, or [B, K, d]. float32, float64, bfloat16 or
-            float16; the state is float64 on the CPU. Any strides; only a last dimension that is
-            not dense is copied.
+        pool: as in :func:`fw_select`.
         query: [d] or [B, d], of the pool's dtype and device; or [B, m, d] with m targets for each
             query. The picks lower the sum of the targets' variances. Residual and gap refer to the
             mean of the targets.
@@ -83,43 +80,22 @@ def sift_select(
             rounding decides which row helps most.
         pool_sizes: int64 [B]: query b sees only the first ``pool_sizes[b]`` rows of its pool.
 
-    Raises:
-        TypeError: an argument has the wrong type or dtype.
-        ValueError: shapes, devices or options do not fit, a pool is empty, or a value is NaN or
-            infinity. On CUDA bad values show in the outputs instead, see :class:`Selection`; picks
-            are -1 and variances NaN.
-        RuntimeError, torch.OutOfMemoryError: on CUDA, the device cannot run the kernels, or memory
-            ran out.
+    The errors are as in :func:`fw_select`. Where bad values show in the outputs on CUDA, picks are
+    -1 and variances NaN.
     """
     op = "sift_select"
     n_select = _check_arguments(op, "pool", pool, query, n_select, noise, pool_sizes)
-    batched = query.dim() > 1
-    tensors = ops.sift_select(
-        pool, query if batched else query.unsqueeze(0), n_select, noise, pool_sizes
-    )
-    return _selection(batched, tensors)
-
-
-@register_fake("sift_select")
-def _fake_sift_select(
-    pool: torch.Tensor,
-    query: torch.Tensor,
-    n_select: int,
-    noise: float = 0.01,
-    pool_sizes: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, ...]:
-    selection = fake_selection("sift_select", "pool", pool, query, n_select, pool_sizes=pool_sizes)
-    return _with_picks(selection)
+    return SiftSelection(*call_for_queries(op, pool, [query], n_select, noise, pool_sizes))
 
 
 def sift_select_indexed(
-    embeddings: torch.Tensor,
-    candidates: torch.Tensor,
-    query: torch.Tensor,
+    embeddings: Tensor,
+    candidates: Tensor,
+    query: Tensor,
     n_select: int,
     *,
     noise: float = 0.01,
-    pool_sizes: torch.Tensor | None = None,
+    pool_sizes: Tensor | None = None,
 ) -> SiftSelection:
     """:func:`sift_select` on pools that are rows of one embedding matrix, which it reads in place.
 
@@ -137,51 +113,23 @@ def sift_select_indexed(
     raises a ValueError.
     """
     op = "sift_select_indexed"
-    if isinstance(embeddings, torch.Tensor) and embeddings.dim() != 2:
-        raise ValueError(f"{op}: embeddings must have shape [M, d], got {list(embeddings.shape)}")
+    _checks.check_embeddings(op, embeddings)
     n_select = _check_arguments(op, "embeddings", embeddings, query, n_select, noise, pool_sizes)
     _checks.check_candidates(op, candidates, query)
-    batched = query.dim() > 1
-    tensors = ops.sift_select_indexed(
-        embeddings,
-        candidates if batched else candidates.unsqueeze(0),
-        query if batched else query.unsqueeze(0),
-        n_select,
-        noise,
-        pool_sizes,
-    )
-    return _selection(batched, tensors)
-
-
-@register_fake("sift_select_indexed")
-def _fake_sift_select_indexed(
-    embeddings: torch.Tensor,
-    candidates: torch.Tensor,
-    query: torch.Tensor,
-    n_select: int,
-    noise: float = 0.01,
-    pool_sizes: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, ...]:
-    op, others = "sift_select_indexed", {"candidates": candidates, "pool_sizes": pool_sizes}
-    return _with_picks(fake_selection(op, "embeddings", embeddings, query, n_select, **others))
-
-
-def _with_picks(selection: SelectionTensors) -> tuple[torch.Tensor, ...]:
-    indices, weights = selection[:2]
-    return (*selection, torch.empty_like(indices), torch.empty_like(weights))
+    options = n_select, noise, pool_sizes
+    return SiftSelection(*call_for_queries(op, embeddings, [candidates, query], *options))
 
 
 def _check_arguments(
     op: str,
     pool_name: str,
-    pool: torch.Tensor,
-    query: torch.Tensor,
+    pool: Tensor,
+    query: Tensor,
     n_select: int,
     noise: float,
-    pool_sizes: torch.Tensor | None,
+    pool_sizes: Tensor | None,
 ) -> int:
     """The number of picks, as the operators take it."""
-    _checks.check_float_tensor(op, pool_name, pool)
     _checks.check_float_tensor(op, "query", query)
     if query.dim() not in (1, 2, 3):
         raise ValueError(
@@ -189,17 +137,10 @@ def _check_arguments(
         )
     if query.dim() == 3 and query.shape[1] == 0:
         raise ValueError(f"{op}: query has no targets, got shape {list(query.shape)}")
-    _checks.check_pool(op, pool_name, pool, _one_target(query))
+    # Indexing would need the device itself, which a fake tensor may lack.
+    one_target = query.select(1, 0) if query.dim() == 3 else query
+    _checks.check_pool(op, pool_name, pool, one_target)
     n_select = _checks.check_integer(op, "n_select", n_select, 1)
     _checks.check_noise(op, noise)
-    _checks.check_sizes(op, "pool_sizes", pool_sizes, _one_target(query))
+    _checks.check_sizes(op, "pool_sizes", pool_sizes, one_target)
     return n_select
-
-
-def _one_target(query: torch.Tensor) -> torch.Tensor:
-    # Indexing would need the device itself, which a fake tensor may lack.
-    return query.select(1, 0) if query.dim() == 3 else query
-
-
-def _selection(batched: bool, tensors: tuple[torch.Tensor, ...]) -> SiftSelection:
-    return SiftSelection(*(tensors if batched else (t.squeeze(0) for t in tensors)))

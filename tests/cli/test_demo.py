@@ -16,13 +16,14 @@ from typer.testing import CliRunner, Result
 from hullft_ops.cli.app import app
 from hullft_ops.ttft import Datastore, bits_per_byte
 from hullft_ops.ttft.evaluation import runner
-from hullft_ops.ttft.evaluation.corpus import HELD_OUT_ONE_IN, Passage
-from hullft_ops.ttft.evaluation.prompts import choose_prompts
+from hullft_ops.ttft.evaluation.corpus import HELD_OUT_ONE_IN, Passage, choose_prompts
 from hullft_ops.ttft.evaluation.runner import Evaluator
 from hullft_ops.ttft.model.loading import load_model
 
 PROMPTS = 3
 STEPS = 6
+# For what does not depend on the numbers.
+BRIEF = ["--prompts", 1, "--n-select", 2]
 METHODS = ["none", "knn", "hullft_refresh1", "hullft_refresh2"]
 
 
@@ -136,7 +137,7 @@ def test_its_methods_keep_one_copy_of_the_weights(
         kept.extend(finetuner._snapshot for finetuner in evaluator._finetuners.values())
 
     monkeypatch.setattr(Evaluator, "prepare", look)
-    assert invoke(*own, "--output", tmp_path).exit_code == 0
+    assert invoke(*own, *BRIEF, "--output", tmp_path).exit_code == 0
     assert len(kept) == 3
     assert all(snapshot is kept[0] for snapshot in kept)
 
@@ -181,22 +182,24 @@ def test_a_second_run_reuses_the_datastore_and_gives_the_same_numbers(
 
 
 def test_another_corpus_gets_its_own_datastore(
-    own: list[object], corpus_file: Path, tmp_path: Path
+    first: tuple[Result, Path], own: list[object], corpus_file: Path, tmp_path: Path
 ) -> None:
-    assert invoke(*own, "--output", tmp_path).exit_code == 0
+    shutil.copytree(first[1] / "datastore", tmp_path / "datastore")
     [old] = (tmp_path / "datastore").iterdir()
     shorter = tmp_path / "shorter.jsonl"
     shorter.write_text("\n".join(corpus_file.read_text().splitlines()[:-8]))
-    assert invoke(*own, "--corpus", shorter, "--output", tmp_path).exit_code == 0
+    assert invoke(*own, *BRIEF, "--corpus", shorter, "--output", tmp_path).exit_code == 0
     [new] = set((tmp_path / "datastore").iterdir()) - {old}
     assert len(Datastore.open(new)) < len(Datastore.open(old))
 
 
-def test_a_corrupt_datastore_is_built_again_and_said(own: list[object], tmp_path: Path) -> None:
-    assert invoke(*own, "--output", tmp_path).exit_code == 0
+def test_a_corrupt_datastore_is_built_again_and_said(
+    first: tuple[Result, Path], own: list[object], tmp_path: Path
+) -> None:
+    shutil.copytree(first[1] / "datastore", tmp_path / "datastore")
     [embeddings] = tmp_path.rglob("*.f32")
     embeddings.write_bytes(b"not vectors")
-    result = invoke(*own, "--output", tmp_path)
+    result = invoke(*own, *BRIEF, "--output", tmp_path)
     assert result.exit_code == 0
     assert "building it again" in " ".join(result.stderr.split())
     [path] = (tmp_path / "datastore").iterdir()
@@ -279,7 +282,7 @@ def test_a_model_without_a_limit_takes_one(
         "nor tokenizer has a limit"
     )
     assert not (tmp_path / "out").exists()
-    result = invoke(*options, "--max-length", 16)
+    result = invoke(*options, *BRIEF, "--max-length", 16)
     assert result.exit_code == 0, result.stderr
     written = json.loads((tmp_path / "out" / "demo.json").read_text(encoding="utf-8"))
     assert written["config"]["max_length"] == 16
@@ -293,7 +296,8 @@ def test_an_output_that_cannot_be_written_ends_with_one_line(
     own: list[object], tmp_path: Path
 ) -> None:
     (tmp_path / "out").write_text("a file")
-    result = invoke(*own, "--output", tmp_path / "out", "--datastore", tmp_path / "stores")
+    stores = tmp_path / "stores"
+    result = invoke(*own, *BRIEF, "--output", tmp_path / "out", "--datastore", stores)
     assert result.exit_code == 2
     assert result.stderr.splitlines()[-1].startswith("hullft-ops demo: [Errno 17] File exists: ")
 

@@ -19,7 +19,7 @@ from hullft_ops.cli.app import app
 from hullft_ops.ttft import Datastore, TestTimeFinetuner, bits_per_byte, load_embedder
 from hullft_ops.ttft.evaluation import runner
 from hullft_ops.ttft.evaluation.config import ConfigError
-from hullft_ops.ttft.evaluation.prompts import read_prompts
+from hullft_ops.ttft.evaluation.corpus import read_prompts
 from hullft_ops.ttft.evaluation.results import open_results, read_rows
 from hullft_ops.ttft.evaluation.runner import Evaluator, OneEmbedding
 from hullft_ops.ttft.model.loading import load_model

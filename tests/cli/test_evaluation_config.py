@@ -16,7 +16,7 @@ from hullft_ops.ttft.evaluation.config import (
     read_config,
     shipped_configs,
 )
-from hullft_ops.ttft.evaluation.prompts import Prompt
+from hullft_ops.ttft.evaluation.corpus import Prompt
 from hullft_ops.ttft.evaluation.results import open_results, read_rows
 from hullft_ops.ttft.evaluation.runner import missing_pairs
 from result_rows import result_row

@@ -15,8 +15,7 @@ from typer.testing import CliRunner
 
 from hullft_ops.cli.app import app
 from hullft_ops.ttft.evaluation.config import config_id, expand_grid
-from hullft_ops.ttft.evaluation.report_pages import write_plot, write_report
-from hullft_ops.ttft.evaluation.report_sections import leaders, report_sections
+from hullft_ops.ttft.evaluation.report import leaders, report_sections, write_plot, write_report
 from hullft_ops.ttft.evaluation.results import Row, read_rows
 from hullft_ops.ttft.evaluation.statistics import (
     NONE,

@@ -20,7 +20,7 @@ from hullft_ops.ttft.evaluation.config import (
     family,
     read_config,
 )
-from hullft_ops.ttft.evaluation.prompts import Prompt
+from hullft_ops.ttft.evaluation.corpus import Prompt
 from hullft_ops.ttft.experts import Experts, build_experts
 from hullft_ops.ttft.model.loading import load_model
 from hullft_ops.ttft.scale.evaluation import EvaluationWorker

@@ -13,8 +13,13 @@ from typer.testing import CliRunner
 
 from hullft_ops.cli.app import app
 from hullft_ops.ttft.evaluation.config import ConfigError
-from hullft_ops.ttft.evaluation.report_pages import html, markdown, write_report
-from hullft_ops.ttft.evaluation.report_sections import example_section, report_sections
+from hullft_ops.ttft.evaluation.report import (
+    example_section,
+    html,
+    markdown,
+    report_sections,
+    write_report,
+)
 from hullft_ops.ttft.evaluation.results import read_rows
 from hullft_ops.ttft.evaluation.statistics import Measurements
 from result_rows import result_row

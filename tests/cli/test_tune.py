@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 from hullft_ops.cli.app import app
 from hullft_ops.ttft.evaluation import tuning as tuning_run
 from hullft_ops.ttft.evaluation.config import ConfigError, Settings, config_id, expand_grid
-from hullft_ops.ttft.evaluation.prompts import Prompt
+from hullft_ops.ttft.evaluation.corpus import Prompt
 from hullft_ops.ttft.evaluation.results import Row
 from hullft_ops.ttft.evaluation.tuning import Tuned, tune
 from result_rows import result_row
@@ -125,7 +125,7 @@ def test_the_folder_of_the_configuration_is_made_before_the_measuring(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     output = tmp_path / "new" / "folder" / "tuned.json"
-    result = invoke(*options[:-1], output)
+    result = invoke(*options, "--limit", 1, "--output", output)
     assert result.exit_code == 0, result.stderr
     assert json.loads(output.read_text())["settings"]["method"] == "hullft"
 
@@ -158,7 +158,7 @@ def test_the_command_tunes_the_texts_in_the_context(
     options: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    result = invoke(*options, "--context", 0, "--context", 1)
+    result = invoke(*options, "--context", 0, "--context", 1, "--limit", 1)
     assert result.exit_code == 0, result.stderr
     rows = map(json.loads, (tmp_path / "rows.jsonl").read_text().splitlines())
     assert {row["settings"]["context"] for row in rows} == {0, 1}
@@ -181,6 +181,7 @@ def test_a_run_that_was_cut_off_decides_as_it_would_have(
     options: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    options += ["--limit", 2]
     assert invoke(*options).exit_code == 0
     whole = (tmp_path / "rows.jsonl").read_bytes()
     written = (tmp_path / "tuned.json").read_bytes()
@@ -206,7 +207,7 @@ def test_a_model_without_a_limit_is_tuned_with_the_length_of_the_settings(
     monkeypatch.chdir(tmp_path)
     config = tmp_path / "config.json"
     config.write_text(json.dumps({"settings": {"max_length": 16}}), encoding="utf-8")
-    result = invoke(*options, "--model", unlimited_directory, "--config", config)
+    result = invoke(*options, "--model", unlimited_directory, "--config", config, "--limit", 2)
     assert result.exit_code == 0, result.stderr
     written = json.loads((tmp_path / "tuned.json").read_text(encoding="utf-8"))
     assert written["settings"]["max_length"] == 16

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from hullft_ops.cli.app import app
 from hullft_ops.ttft import Datastore, SentenceTransformerEmbedder, load_embedder
 from hullft_ops.ttft.evaluation.config import Config
-from hullft_ops.ttft.evaluation.prompts import Prompt
+from hullft_ops.ttft.evaluation.corpus import Prompt
 from hullft_ops.ttft.scale import embedding as embedding_workers
 from hullft_ops.ttft.scale import evaluation as evaluation_workers
 

@@ -26,7 +26,7 @@ from hullft_ops.cli.app import app
 from hullft_ops.ttft import Datastore, load_embedder
 from hullft_ops.ttft.errors import InputError
 from hullft_ops.ttft.evaluation.config import Config
-from hullft_ops.ttft.evaluation.prompts import Prompt
+from hullft_ops.ttft.evaluation.corpus import Prompt
 from hullft_ops.ttft.model.loading import load_model
 from hullft_ops.ttft.scale import evaluation as workers
 

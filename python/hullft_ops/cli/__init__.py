@@ -2,7 +2,7 @@
 
 import sys
 
-from hullft_ops import _extras, _low_memory
+from hullft_ops import _extras, _terminal
 
 
 def main() -> None:
@@ -16,7 +16,7 @@ def main() -> None:
 
         app()
     except (ImportError, MemoryError, OSError, RuntimeError) as error:
-        if line := _low_memory.exit_line(error):
+        if line := _terminal.exit_line(error):
             sys.exit(line)
         missing = _missing_library(error)
         if missing is None:

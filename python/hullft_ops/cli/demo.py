@@ -64,8 +64,12 @@ def demo(
     with errors_of("demo"):
         from hullft_ops.ttft.errors import InputError
         from hullft_ops.ttft.evaluation import comparison
-        from hullft_ops.ttft.evaluation.corpus import load_corpus, open_or_build
-        from hullft_ops.ttft.evaluation.prompts import Prompt, choose_prompts
+        from hullft_ops.ttft.evaluation.corpus import (
+            Prompt,
+            choose_prompts,
+            load_corpus,
+            open_or_build,
+        )
         from hullft_ops.ttft.evaluation.runner import Evaluator
         from hullft_ops.ttft.model.context import context_length
         from hullft_ops.ttft.model.loading import checked_device, load_model

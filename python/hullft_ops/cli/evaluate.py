@@ -87,7 +87,7 @@ def report(
 ) -> None:
     """Write tables with confidence intervals, a plot of quality against time, an HTML page."""
     with errors_of("report"):
-        from hullft_ops.ttft.evaluation.report_pages import write_report
+        from hullft_ops.ttft.evaluation.report import write_report
 
         for path in write_report(results, out):
             echo(path)

@@ -17,12 +17,9 @@ COLUMN = "multiplicity"
 class _Repeats:
     """Sets the ``repeats`` of an optimizer's next step, unless the call passes them."""
 
-    def __init__(self) -> None:
-        self.next: int | None = None
+    next: int | None = None
 
-    def __call__(
-        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def __call__(self, _: object, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         repeats, self.next = self.next, None
         return args, {"repeats": repeats, **kwargs}
 
@@ -115,6 +112,4 @@ class ReplayTrainer(Trainer):
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         """Trainer's own step, without the batch's multiplicity, which models do not know."""
         known = {name: value for name, value in inputs.items() if name != COLUMN}
-        step: tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
-        step = super().prediction_step(model, known, *args, **kwargs)
-        return step
+        return super().prediction_step(model, known, *args, **kwargs)

@@ -20,7 +20,7 @@ from forked import forked, status_of
 from hullft_ops.ttft import Datastore
 from hullft_ops.ttft._files import replacing
 from hullft_ops.ttft.evaluation import results as results_module
-from hullft_ops.ttft.evaluation.report_pages import write_report
+from hullft_ops.ttft.evaluation.report import write_report
 from hullft_ops.ttft.evaluation.results import open_results, read_rows
 from hullft_ops.ttft.store import writer as store_writer
 from hullft_ops.ttft.store.build import index_corpus

@@ -15,9 +15,8 @@ from hullft_ops.ttft._files import replacing
 from hullft_ops.ttft._progress import progress_bar
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.evaluation.config import Settings
-from hullft_ops.ttft.evaluation.prompts import Prompt
-from hullft_ops.ttft.evaluation.report_pages import quality_plot
-from hullft_ops.ttft.evaluation.report_sections import hurt_sentences
+from hullft_ops.ttft.evaluation.corpus import Prompt
+from hullft_ops.ttft.evaluation.report import hurt_sentences, quality_plot
 from hullft_ops.ttft.evaluation.results import Row
 from hullft_ops.ttft.evaluation.runner import Evaluator
 from hullft_ops.ttft.evaluation.statistics import NONE, Measurements

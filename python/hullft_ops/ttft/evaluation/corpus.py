@@ -1,13 +1,15 @@
-"""The text of a demonstration: a datastore's passages, and held-out prompts that are not in it.
+"""Texts: a datastore's passages, and held-out prompts, which are scored and never trained on.
 
-The text is the source of well-known installed packages, or a JSONL file. Whole documents are held
+A corpus is the source of well-known installed packages, or a JSONL file. Whole documents are held
 out, by a hash of their name, so the same text splits the same way everywhere.
 """
 
 import hashlib
 import importlib.util
+import json
 import re
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -17,6 +19,7 @@ from rich.console import Console
 
 from hullft_ops._terminal import show
 from hullft_ops.ttft.errors import InputError, first_line
+from hullft_ops.ttft.evaluation.config import ConfigError
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.embedding import Embedder
 from hullft_ops.ttft.store.sources import is_unicode, numbered, object_of
@@ -38,14 +41,13 @@ FAMILIES = (
 )
 # Two cores embed about 25 passages a second, so this store takes 90 seconds.
 PASSAGE_BUDGET = 2500
+# A message names this many lines of a corpus.
+_NAMED_LINES = 3
+NO_DOMAIN = "all"
 
 
 class CorpusError(ValueError):
     """A text that cannot make a datastore and prompts; the message says what is missing."""
-
-
-# A message names this many lines of a corpus.
-_NAMED_LINES = 3
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,19 @@ class Passage:
 
     source: str
     text: str
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text to adapt to and to score, with its domain."""
+
+    text: str
+    domain: str = NO_DOMAIN
+
+    @property
+    def id(self) -> str:
+        """An id that depends only on the text, not on its file or position."""
+        return hashlib.sha256(self.text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -108,11 +123,14 @@ def installed_corpus() -> Corpus:
     if not families:
         packages = sorted({package for package, _ in FAMILIES})
         raise CorpusError(f"no sources of {', '.join(packages)} found; give a corpus file")
-    documents = [
-        document
-        for ranked in families
-        for document in _within_budget(ranked, PASSAGE_BUDGET // len(families))
-    ]
+    documents: list[Document] = []
+    for ranked in families:
+        budget = PASSAGE_BUDGET // len(families)
+        for document in ranked:
+            size = len(document.passages())
+            if size <= budget:
+                budget -= size
+                documents.append(document)
     return _split("installed packages", documents, [])
 
 
@@ -141,23 +159,11 @@ def _family_documents(family: tuple[str, str]) -> list[Document]:
     if spec is None or not spec.submodule_search_locations:
         return []
     root = Path(spec.submodule_search_locations[0])
-    documents = [
-        Document(
-            f"{package}/{pattern}",
-            path.relative_to(root.parent).as_posix(),
-            path.read_text(encoding="utf-8"),
-        )
-        for path in root.glob(pattern)
-    ]
+    documents = []
+    for path in root.glob(pattern):
+        name, text = path.relative_to(root.parent).as_posix(), path.read_text(encoding="utf-8")
+        documents.append(Document(f"{package}/{pattern}", name, text))
     return sorted(documents, key=lambda document: document.rank)
-
-
-def _within_budget(ranked: Iterable[Document], budget: int) -> Iterator[Document]:
-    for document in ranked:
-        size = len(document.passages())
-        if size <= budget:
-            budget -= size
-            yield document
 
 
 def record_of_line(line: bytes) -> tuple[str, dict[str, Any]]:
@@ -174,14 +180,17 @@ def record_of_line(line: bytes) -> tuple[str, dict[str, Any]]:
 
 
 def _split(name: str, documents: list[Document], malformed: list[str]) -> Corpus:
-    held, kept = _hold_out(documents)
+    held: list[Document] = []
+    kept: list[Document] = []
+    order = sorted(documents, key=lambda document: (document.family, document.rank))
+    for _, family in groupby(order, key=lambda document: document.family):
+        for number, document in enumerate(family):
+            (kept if number % HELD_OUT_ONE_IN else held).append(document)
+    passages = [Passage(d.name, text) for d in kept for text in d.passages()]
     store: dict[str, Passage] = {}
-    repeated = 0
-    for passage in _passages(kept):
-        key = normalised(passage.text)
-        repeated += key in store
-        store.setdefault(key, passage)
-    candidates = {normalised(passage.text): passage for passage in _passages(held)}
+    for passage in passages:
+        store.setdefault(normalised(passage.text), passage)
+    candidates = {normalised(text): Passage(d.name, text) for d in held for text in d.passages()}
     candidates = {key: p for key, p in candidates.items() if len(key) >= PROMPT_CHARS}
     held_out = [passage for key, passage in candidates.items() if key not in store]
     return Corpus(
@@ -190,25 +199,10 @@ def _split(name: str, documents: list[Document], malformed: list[str]) -> Corpus
         held_out=held_out,
         documents=len(documents),
         held_out_documents=len(held),
-        repeated=repeated,
+        repeated=len(passages) - len(store),
         leaked=len(candidates) - len(held_out),
         malformed=malformed,
     )
-
-
-def _hold_out(documents: Iterable[Document]) -> tuple[list[Document], list[Document]]:
-    held: list[Document] = []
-    kept: list[Document] = []
-    order = sorted(documents, key=lambda document: (document.family, document.rank))
-    for _, family in groupby(order, key=lambda document: document.family):
-        ranked = list(family)
-        held += ranked[::HELD_OUT_ONE_IN]
-        kept += (d for i, d in enumerate(ranked) if i % HELD_OUT_ONE_IN)
-    return held, kept
-
-
-def _passages(documents: Iterable[Document]) -> Iterator[Passage]:
-    return (Passage(d.name, text) for d in documents for text in d.passages())
 
 
 # Strongest first: a top-level definition, a method, a blank line, a line, a word.
@@ -263,8 +257,7 @@ def normalised(passage: str) -> str:
 def load_corpus(file: Path | None, log: Console) -> Corpus:
     """The corpus in a JSONL file, or of the installed packages. Logs the lines it leaves out.
 
-    Raises:
-        InputError: the file cannot be read, or there is no text.
+    An `InputError` says that the file cannot be read, or that there is no text.
     """
     try:
         corpus = jsonl_corpus(file) if file else installed_corpus()
@@ -285,8 +278,7 @@ def open_or_build(
 ) -> tuple[Datastore, bool]:
     """The corpus's datastore at ``path``, and whether it already existed.
 
-    Raises:
-        InputError: something that is not a datastore is in its place.
+    An `InputError` says that something that is not a datastore is in its place.
     """
     try:
         store = Datastore.open(path)
@@ -302,3 +294,53 @@ def open_or_build(
         return Datastore.build(texts, embedder, path, overwrite=True), False
     except (OSError, ValueError) as error:
         raise InputError(f"datastore {path}: {first_line(error)}") from error
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """The prompts of a JSONL file in order, each text once.
+
+    A `ConfigError` says that there is no such file, that a line has no string "text", or that there
+    are no prompts.
+    """
+    prompts: dict[str, Prompt] = {}
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise ConfigError(f"prompts {path}: {error.strerror}") from error
+    for number, line in numbered(lines):
+        try:
+            prompt = _prompt(line)
+        except ValueError as error:
+            raise ConfigError(f"prompts {path}: line {number}: {error}") from error
+        prompts.setdefault(prompt.id, prompt)
+    if not prompts:
+        raise ConfigError(f"prompts {path}: holds no prompt")
+    return list(prompts.values())
+
+
+def choose_prompts(held_out: Sequence[Passage], count: int, seed: int) -> list[Passage]:
+    """The first ``count`` by a hash of ``seed`` and text. Documents take turns."""
+    ranked = sorted(held_out, key=lambda p: hashlib.sha256(f"{seed}\n{p.text}".encode()).digest())
+    taken: Counter[str] = Counter()
+    rounds = []
+    for position, passage in enumerate(ranked):
+        rounds.append((taken[passage.source], position))
+        taken[passage.source] += 1
+    return [ranked[position] for _, position in sorted(rounds)[:count]]
+
+
+def ranked_prompts(prompts: Sequence[Prompt], seed: int) -> list[Prompt]:
+    """The prompts ordered by a hash of seed and text. Domains take turns."""
+    passages = [Passage(prompt.domain, prompt.text) for prompt in prompts]
+    ranked = choose_prompts(passages, len(passages), seed)
+    return [Prompt(passage.text, passage.source) for passage in ranked]
+
+
+def _prompt(line: bytes) -> Prompt:
+    text, record = record_of_line(line)
+    domain = record.get("domain", NO_DOMAIN)
+    if not isinstance(domain, str):
+        raise ValueError(f'"domain" must be a string, got {json.dumps(domain)}')
+    if not is_unicode(domain):
+        raise ValueError('"domain" with half a surrogate pair')
+    return Prompt(text, domain)

@@ -1,5 +1,6 @@
 """Loading the inputs of an evaluation from its configuration."""
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -9,10 +10,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hullft_ops._terminal import show
 from hullft_ops.ttft.evaluation.config import Config, ConfigError, open_experts
-from hullft_ops.ttft.evaluation.corpus import load_corpus, open_or_build
-from hullft_ops.ttft.evaluation.prompts import (
+from hullft_ops.ttft.evaluation.corpus import (
     Prompt,
-    count_domains,
+    load_corpus,
+    open_or_build,
     ranked_prompts,
     read_prompts,
 )
@@ -46,8 +47,7 @@ class Inputs:
 def open_inputs(config: Config, log: Console, *, device: str = "cpu") -> Inputs:
     """Load what ``config`` names, with the model on ``device``. Logs the prompts it leaves out.
 
-    Raises:
-        ConfigError, InputError: something cannot be loaded; the message says what.
+    A `ConfigError` or `InputError` says what cannot be loaded.
     """
     place = checked_device(device)
     embedder = open_embedder(config.embedder)
@@ -61,7 +61,8 @@ def open_inputs(config: Config, log: Console, *, device: str = "cpu") -> Inputs:
     experts = open_experts(config.experts)
     inputs = Inputs(model, tokenizer, path, store, embedder, experts, prompts)
     chosen = _unknown_prompts(inputs, config, log)
-    domains = ", ".join(f"{name}: {count}" for name, count in count_domains(chosen).items())
+    counts = sorted(Counter(prompt.domain for prompt in chosen).items())
+    domains = ", ".join(f"{name}: {count}" for name, count in counts)
     show(log, f"{len(chosen)} prompts ({domains}), datastore of {len(store)} texts")
     return replace(inputs, prompts=chosen)
 

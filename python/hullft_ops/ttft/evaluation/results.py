@@ -145,7 +145,10 @@ def open_results(path: Path, run: str) -> Iterator[ResultsFile]:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
-        _lock(descriptor, path)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"results {path}: another process is writing to it") from error
         rows = {row.key: row for row in read_rows(path)}
         other = next((row for row in rows.values() if row.run != run), None)
         if other is not None:
@@ -231,13 +234,6 @@ def _is_sound(value: object) -> bool:
     if isinstance(value, int | float):
         return not isinstance(value, bool) and 0 <= value < _LARGEST
     return True
-
-
-def _lock(descriptor: int, path: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise ConfigError(f"results {path}: another process is writing to it") from error
 
 
 def _drop_torn_line(descriptor: int, path: Path) -> None:

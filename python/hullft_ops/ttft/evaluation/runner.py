@@ -21,8 +21,7 @@ from hullft_ops.ttft.evaluation.config import (
     config_id,
     finetuner_options,
 )
-from hullft_ops.ttft.evaluation.corpus import normalised
-from hullft_ops.ttft.evaluation.prompts import Prompt
+from hullft_ops.ttft.evaluation.corpus import Prompt, normalised
 from hullft_ops.ttft.evaluation.results import MERGE, ResultsFile, Row, fingerprint
 from hullft_ops.ttft.evaluation.sift_reuse import PickedSift, in_runs
 from hullft_ops.ttft.experts.folder import Experts

@@ -19,18 +19,10 @@ Reuse = Literal["global", "consecutive"]
 
 
 def reuse_runs(picks: Iterable[int], reuse: Reuse) -> list[tuple[int, int]]:
-    """Turn ordered picks, such as SIFT's, into (example, repeats).
+    """Turn ordered picks, one for each optimizer step, into (example, repeats).
 
-    Args:
-        picks: examples, one for each optimizer step.
-        reuse: "consecutive" merges equal picks that follow one another and keeps the order.
-            "global" merges all picks of an example, at the place of its first pick.
-
-    Returns:
-        The repeats add up to the number of picks.
-
-    Raises:
-        ValueError: ``reuse`` is neither.
+    "consecutive" merges equal picks that follow one another and keeps the order. "global" merges
+    all picks of an example, at the place of its first pick. Anything else is a ValueError.
     """
     if reuse == "consecutive":
         return [(example, sum(1 for _ in equal)) for example, equal in groupby(picks)]
@@ -63,13 +55,7 @@ class PickedSift:
 
 
 def in_runs(support: Support, picks: list[int], reuse: Reuse) -> Support:
-    """The support with its steps in the order of ``picks``, and one entry for each run.
-
-    Args:
-        support: has every different pick once.
-        picks: positions in the datastore.
-        reuse: as in `reuse_runs`.
-    """
+    """The support with its steps in the order of ``picks``, and one entry for each run."""
     runs = reuse_runs(picks, reuse)
     tokens = dict(zip(support.indices, support.input_ids, strict=True))
     return replace(

@@ -1,5 +1,6 @@
 """Rows of results as matrices, and the certainty of differences between configurations."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -65,7 +66,7 @@ class Measurements:
         if len({row.run for row in rows}) != 1:
             raise ConfigError(f"results must be of one run, got {len({r.run for r in rows})}")
         by_key = {row.key: row for row in rows}
-        failed = _failures(rows)
+        failed = Counter(row.config for row in rows if row.error is not None)
         configs = [c for c in dict.fromkeys(row.config for row in rows) if c not in failed]
         every = list(dict.fromkeys(row.prompt for row in rows))
         prompts = [p for p in every if all((p, c) in by_key for c in configs)]
@@ -73,18 +74,15 @@ class Measurements:
             raise ConfigError("results hold no prompt that every configuration has a result on")
         table = {config: [by_key[p, config] for p in prompts] for config in configs}
         first = table[configs[0]]
-        bits = [[row.bits_per_byte_before for row in first]]
-        seconds = [[0.0] * len(prompts)]
-        for config in configs:
-            bits.append([row.bits_per_byte_after or 0.0 for row in table[config]])
-            seconds.append([row.seconds_total for row in table[config]])
+        bits = [[row.bits_per_byte_after or 0.0 for row in table[config]] for config in configs]
+        seconds = [[row.seconds_total for row in table[config]] for config in configs]
         return cls(
             configs=[NONE, *configs],
             rows=table,
             prompts=prompts,
             domains=np.array([row.domain for row in first]),
-            bits=np.array(bits),
-            seconds=np.array(seconds),
+            bits=np.array([[row.bits_per_byte_before for row in first], *bits]),
+            seconds=np.array([[0.0] * len(prompts), *seconds]),
             failed=failed,
             incomplete=len(every) - len(prompts),
         )
@@ -160,14 +158,6 @@ def _ratio_interval(own: np.ndarray, other: np.ndarray, weights: np.ndarray) -> 
     return Interval(float(value), float(low), float(high))
 
 
-def _failures(rows: Sequence[Row]) -> dict[str, int]:
-    failed: dict[str, int] = {}
-    for row in rows:
-        if row.error is not None:
-            failed[row.config] = failed.get(row.config, 0) + 1
-    return failed
-
-
 def pareto(points: dict[str, tuple[float, float]]) -> list[str]:
     """Names of the points (time, quality) that no other point beats.
 
@@ -190,19 +180,17 @@ def lower_hull(points: dict[str, tuple[float, float]]) -> list[str]:
     worse of them would make the method look worse than it is.
     """
     hull: list[str] = []
+
+    def last_is_below(right: tuple[float, float]) -> bool:
+        left, middle = (points[name] for name in hull[-2:])
+        across, along = right[1] - left[1], right[0] - left[0]
+        return (middle[1] - left[1]) * along < across * (middle[0] - left[0])
+
     for name in pareto(points):
-        while len(hull) > 1 and not _is_below(*(points[n] for n in (*hull[-2:], name))):
+        while len(hull) > 1 and not last_is_below(points[name]):
             hull.pop()
         hull.append(name)
     return hull
-
-
-def _is_below(
-    left: tuple[float, float], middle: tuple[float, float], right: tuple[float, float]
-) -> bool:
-    """Whether the middle point is below the line from the left to the right one."""
-    across, along = right[1] - left[1], right[0] - left[0]
-    return (middle[1] - left[1]) * along < across * (middle[0] - left[0])
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rich.console import Console
@@ -20,8 +21,8 @@ from rich.console import Console
 from hullft_ops.ttft._files import replacing
 from hullft_ops.ttft._progress import progress_bar
 from hullft_ops.ttft.evaluation.config import Config, ConfigError, Settings, config_id
+from hullft_ops.ttft.evaluation.corpus import Prompt
 from hullft_ops.ttft.evaluation.inputs import Inputs
-from hullft_ops.ttft.evaluation.prompts import Prompt
 from hullft_ops.ttft.evaluation.results import Row, open_results
 from hullft_ops.ttft.evaluation.runner import rotated
 
@@ -97,21 +98,20 @@ def tune(
     alive = [_Candidate(settings) for settings in candidates]
     random.Random(seed).shuffle(alive)
     state = _Search(measure, prompts, seconds, limit, alive)
-    rungs_left = max(1, math.ceil(math.log(len(alive), ETA)))
     rungs = []
-    while rungs_left:
-        state.run_rung(share=(limit - state.spent) / rungs_left)
+    for rungs_left in range(max(1, math.ceil(math.log(len(alive), ETA))), 0, -1):
+        state.run_rung(min(limit, state.spent + (limit - state.spent) / rungs_left))
         rungs.append(Rung(len(state.alive), state.used))
-        rungs_left -= 1
-        if rungs_left:
-            state.halve()
+        if rungs_left > 1:
+            state.alive.sort(key=lambda candidate: candidate.bits)
+            state.alive = state.alive[: math.ceil(len(state.alive) / ETA)]
         if len(state.alive) == 1 and state.used == len(prompts):
             break
     best = min(state.alive, key=lambda candidate: candidate.bits)
     return Tuned(
         settings=best.settings,
         bits_per_byte=best.bits,
-        bits_per_byte_before=_mean([row.bits_per_byte_before for row in best.rows]),
+        bits_per_byte_before=fmean(row.bits_per_byte_before for row in best.rows),
         seconds=best.seconds,
         prompts=len(best.rows),
         seconds_spent=state.spent,
@@ -127,11 +127,11 @@ class _Candidate:
     @property
     def bits(self) -> float:
         values = [row.bits_per_byte_after for row in self.rows]
-        return _mean([math.inf if value is None else value for value in values])
+        return fmean(math.inf if value is None else value for value in values)
 
     @property
     def seconds(self) -> float:
-        return _mean([row.seconds_total for row in self.rows])
+        return fmean(row.seconds_total for row in self.rows)
 
 
 @dataclass
@@ -144,21 +144,14 @@ class _Search:
     spent: float = 0.0
     used: int = 0
 
-    def run_rung(self, share: float) -> None:
-        """Run the candidates on more prompts, at least on one, for about ``share`` seconds."""
-        start, last = self.spent, 0.0
-        while self.used < len(self.prompts):
+    def run_rung(self, end: float) -> None:
+        """Run the candidates on more prompts, until about ``end`` seconds are spent in all."""
+        last = 0.0
+        # The very first prompt always runs; any other must fit into the time.
+        while self.used < len(self.prompts) and (not self.used or self.spent + last <= end):
             begun = self.spent
-            # The very first prompt always runs; any other must fit into the time.
-            if self.used and begun + last > min(start + share, self.limit):
-                break
             self._run_prompt(self.prompts[self.used])
             last = self.spent - begun
-
-    def halve(self) -> None:
-        """Keep the better candidates."""
-        kept = math.ceil(len(self.alive) / ETA)
-        self.alive = sorted(self.alive, key=lambda candidate: candidate.bits)[:kept]
 
     def _run_prompt(self, prompt: Prompt) -> None:
         for number in rotated(range(len(self.alive)), self.used):
@@ -169,19 +162,14 @@ class _Search:
             candidate.rows.append(row)
             self.spent += row.seconds_row
         self.used += 1
-        self._drop_unfinished()
-        self._drop_slow()
-
-    def _drop_unfinished(self) -> None:
-        if all(len(candidate.rows) == self.used for candidate in self.alive):
-            return
         if self.used == 1:
             self.alive = [candidate for candidate in self.alive if candidate.rows]
-            return
-        # Leave out a prompt that only some have run on: all must be compared on the same.
-        self.used -= 1
-        for candidate in self.alive:
-            del candidate.rows[self.used :]
+        elif any(len(candidate.rows) < self.used for candidate in self.alive):
+            # Leave out a prompt that only some have run on: all must be compared on the same.
+            self.used -= 1
+            for candidate in self.alive:
+                del candidate.rows[self.used :]
+        self._drop_slow()
 
     def _drop_slow(self) -> None:
         quick = [c for c in self.alive if c.seconds <= self.seconds and c.bits < math.inf]
@@ -192,10 +180,6 @@ class _Search:
                 f"the quickest, {config_id(fastest.settings)}, takes {fastest.seconds:.3g} s"
             )
         self.alive = quick
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def run_tuning(
@@ -234,12 +218,7 @@ def run_tuning(
             return file.rows[key]
 
         tuned = tune(
-            measure,
-            inputs.prompts,
-            candidates,
-            seconds=seconds,
-            limit=limit,
-            seed=config.seed,
+            measure, inputs.prompts, candidates, seconds=seconds, limit=limit, seed=config.seed
         )
     _write(config, inputs, tuned, output)
     return tuned

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,9 @@ from hullft_ops.ttft.errors import ScaleError
 _OBJECT_STORE_BYTES = 256 << 20
 # A worker that keeps dying on the same work more likely runs out of memory than has bad luck.
 ATTEMPTS = 3
+_SECONDS_PER_LOOK = 5.0
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,18 @@ def cluster(workers: Workers) -> Iterator[Workers]:
     """
     ray = import_ray()
     connected = not ray.is_initialized()
-    if connected:
-        _connect(ray, workers)
+    if connected and (address := os.environ.get("RAY_ADDRESS")):
+        ray.init(address, log_to_driver=False, logging_level="warning")
+    elif connected:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(
+            "local",
+            num_cpus=None if workers.count is None else workers.count * workers.threads,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="warning",
+        )
     try:
         yield _counted(workers, ray.cluster_resources())
     finally:
@@ -74,11 +88,9 @@ def staff(
 ) -> Iterator[list[Any]]:
     """Worker processes for the block. If one dies, another takes over its place and its work.
 
-    Args:
-        worker: the workers' class. The constructor's first argument is ``workers.threads``. Do
-            what may fail in a method, not in the constructor: a method's exception arrives intact.
-        workers: what each worker computes with.
-        arguments: for each worker, the other arguments of the constructor.
+    The constructor's first argument is ``workers.threads``, and ``arguments`` has the others for
+    each worker. Do what may fail in a method, not in the constructor: a method's exception arrives
+    intact.
     """
     ray = import_ray()
     start = ray.remote(worker).options(
@@ -109,30 +121,10 @@ def found_anywhere(name: str) -> str:
 
 
 def import_ray() -> Any:
-    """The module ``ray``.
-
-    Raises:
-        ImportError: Ray is not installed.
-    """
+    """The module ``ray``; an ImportError says that it is not installed, and how to install it."""
     with needed_by("hullft_ops.ttft.scale", "ray"):
         import ray
     return ray
-
-
-def _connect(ray: Any, workers: Workers) -> None:
-    address = os.environ.get("RAY_ADDRESS")
-    if address:
-        ray.init(address, log_to_driver=False, logging_level="warning")
-        return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(
-        "local",
-        num_cpus=None if workers.count is None else workers.count * workers.threads,
-        object_store_memory=_OBJECT_STORE_BYTES,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="warning",
-    )
 
 
 def _counted(workers: Workers, has: dict[str, float]) -> Workers:
@@ -148,24 +140,17 @@ def _counted(workers: Workers, has: dict[str, float]) -> Workers:
     return replace(workers, count=count)
 
 
-Item = TypeVar("Item")
-
-_SECONDS_PER_LOOK = 5.0
-
-
 def completed(
     actors: Sequence[Any],
     items: Iterable[Item],
     begin: Callable[[Any, Item], Any],
-    ahead: int | None = None,
+    ahead: float = inf,
 ) -> Generator[tuple[int, Any]]:
     """``(position, result)`` of every item, as soon as the result arrives.
 
-    Args:
-        actors: the workers; each works on one item at a time.
-        items: an item is taken only when a worker is idle.
-        begin: starts an item on a worker and returns Ray's promise of the result.
-        ahead: how many items may start past the earliest unfinished one; None for any number.
+    A worker works on one item at a time, and an item is taken only when a worker is idle. ``begin``
+    returns Ray's promise of the result. ``ahead`` limits how many items may start past the earliest
+    unfinished one.
 
     Raises:
         ScaleError: an item killed its worker and the workers that replaced it, or no machine of
@@ -175,7 +160,9 @@ def completed(
     waiting = enumerate(items)
     entry = next(waiting, None)
     while entry is not None or running:
-        while entry is not None and idle and _near(entry[0], running, ahead):
+        while entry is not None and idle:
+            if entry[0] - min((found for found, _ in running.values()), default=inf) >= ahead:
+                break
             actor = idle.popleft()
             running[begin(actor, entry[1])] = entry[0], actor
             entry = next(waiting, None)
@@ -201,8 +188,7 @@ def in_order(
 def first_ready(promises: list[Any]) -> Any:
     """The first promise that Ray has kept, or that has failed.
 
-    Raises:
-        ScaleError: no machine of the cluster is left. Ray itself would wait for another.
+    If no machine of the cluster is left, that is a ScaleError. Ray itself would wait for another.
     """
     ray = import_ray()
     while True:
@@ -216,8 +202,7 @@ def first_ready(promises: list[Any]) -> Any:
 def fetched(promise: Any) -> Any:
     """The result that Ray promised. Raises the exception of a worker that failed.
 
-    Raises:
-        ScaleError: the worker died `ATTEMPTS` times.
+    If the worker died `ATTEMPTS` times, that is a ScaleError.
     """
     ray = import_ray()
     try:
@@ -229,9 +214,3 @@ def fetched(promise: Any) -> Any:
             f"workers: the same work ended its worker {ATTEMPTS} times, maybe out of memory: "
             + str(error).splitlines()[0]
         ) from error
-
-
-def _near(position: int, running: dict[Any, tuple[int, Any]], ahead: int | None) -> bool:
-    if ahead is None or not running:
-        return True
-    return position - min(found for found, _ in running.values()) < ahead

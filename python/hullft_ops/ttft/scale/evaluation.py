@@ -8,8 +8,8 @@ from rich.console import Console
 
 from hullft_ops.ttft._progress import progress_bar
 from hullft_ops.ttft.evaluation.config import Config, ConfigError, Settings, open_experts
+from hullft_ops.ttft.evaluation.corpus import Prompt
 from hullft_ops.ttft.evaluation.inputs import Inputs
-from hullft_ops.ttft.evaluation.prompts import Prompt
 from hullft_ops.ttft.evaluation.results import ResultsFile, Row
 from hullft_ops.ttft.evaluation.runner import Evaluator, missing_pairs
 from hullft_ops.ttft.model.loading import checked_device, load_model
@@ -36,13 +36,7 @@ class EvaluationWorker:
         self._warm = False
 
     def measure(self, prompt: Prompt, settings: list[Settings], known: list[Row]) -> list[Row]:
-        """A row for each of the settings.
-
-        Args:
-            prompt: the prompt to adapt to.
-            settings: what to measure.
-            known: earlier rows of this prompt.
-        """
+        """A row for each of the settings; ``known`` has earlier rows of the prompt."""
         evaluator = self._evaluator
         evaluator.remember(known)
         if not self._warm:
@@ -78,11 +72,9 @@ def evaluate_on_ray(
     """Add the rows that ``results`` lacks, as workers finish them.
 
     A worker takes one prompt at a time, with all of its configurations. Except for the seconds,
-    rows equal those of a single process with as many threads.
-
-    Raises:
-        ConfigError: a setting is refused, or a prompt cannot be scored.
-        ScaleError: the cluster is too small, or a prompt kills every worker that takes it.
+    rows equal those of a single process with as many threads. A `ConfigError` says that a setting
+    is refused or that a prompt cannot be scored. A `ScaleError` says that the cluster is too small,
+    or that a prompt kills every worker that takes it.
     """
     evaluator = inputs.evaluator(config.seed)
     evaluator.prepare(config.configurations)

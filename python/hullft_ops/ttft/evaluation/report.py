@@ -1,11 +1,34 @@
-"""The content of an evaluation's report, without its layout."""
+"""An evaluation's report as Markdown and as one HTML page that needs no other file."""
 
+import base64
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import combinations, cycle
+from math import isnan
+from pathlib import Path
+from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from hullft_ops.ttft._files import replacing
 from hullft_ops.ttft.evaluation.config import family
-from hullft_ops.ttft.evaluation.results import MERGE, Row
-from hullft_ops.ttft.evaluation.statistics import CONFIDENCE, NONE, Interval, Measurements, at_time
+from hullft_ops.ttft.evaluation.results import MERGE, Row, read_rows
+from hullft_ops.ttft.evaluation.statistics import (
+    CONFIDENCE,
+    NONE,
+    Interval,
+    Measurements,
+    at_time,
+    pareto,
+)
 
+TITLE = "Evaluation of test-time finetuning"
+PICTURE = "report.png"
+_MARKERS = "osD^vP*Xhd"
 _EXAMPLES = 4
 # Between these two, text can change only its own direction. There are four such marks, in pairs.
 ISOLATE, END_ISOLATE = "\u2068", "\u2069"
@@ -30,7 +53,9 @@ class Section:
 
 def report_sections(measured: Measurements, picture: str) -> list[Section]:
     """The sections of a report; ``picture`` names the file of the plot."""
-    sections = [_overview(measured), _quality_and_time(measured), _plot(measured, picture)]
+    line = "The line joins the configurations that no other beats in both quality and time."
+    plot = Section("Quality against time", [line], picture=picture)
+    sections = [_overview(measured), _quality_and_time(measured), plot]
     if len(leaders(measured)) > 1:
         sections += [_between_methods(measured), _equal_time(measured)]
     return [*sections, _by_domain(measured), _conditions(measured)]
@@ -41,22 +66,13 @@ def example_section(measured: Measurements) -> Section:
     best = min(measured.configs[1:], key=measured.mean_bits)
     ranked = sorted(measured.rows[best], key=_gain)
     shown = ranked[:_EXAMPLES] + ranked[_EXAMPLES:][-_EXAMPLES:]
-    return Section(
-        "Prompts helped most and least",
-        [f"By {_name(best)}; each with how its text begins."],
-        ("domain", "bits per byte before", "after", "change", "text"),
-        [
-            (
-                row.domain,
-                f"{row.bits_per_byte_before:.3f}",
-                f"{row.bits_per_byte_after:.3f}",
-                f"{_gain(row):+.1%}",
-                row.excerpt,
-            )
-            for row in shown
-        ],
-        verbatim=True,
-    )
+    table: list[Cells] = []
+    for row in shown:
+        bits = f"{row.bits_per_byte_before:.3f}", f"{row.bits_per_byte_after:.3f}"
+        table.append((row.domain, *bits, f"{_gain(row):+.1%}", row.excerpt))
+    header = ("domain", "bits per byte before", "after", "change", "text")
+    text = f"By {_name(best)}; each with how its text begins."
+    return Section("Prompts helped most and least", [text], header, table, verbatim=True)
 
 
 def leaders(measured: Measurements) -> list[str]:
@@ -127,36 +143,15 @@ def _quality_and_time(measured: Measurements) -> Section:
     return Section("Quality and time", lines, header, table)
 
 
-def _plot(measured: Measurements, picture: str) -> Section:
-    text = "The line joins the configurations that no other beats in both quality and time."
-    return Section("Quality against time", [text], picture=picture)
-
-
 def _between_methods(measured: Measurements) -> Section:
-    chosen = leaders(measured)
     table: list[Cells] = []
-    for number, other in enumerate(chosen):
-        for config in chosen[number + 1 :]:
-            bits = measured.relative_bits(config, other)
-            speed = measured.finetuning_speed(config, other)
-            table.append(
-                (
-                    config,
-                    other,
-                    _percent(bits),
-                    _verdict(bits),
-                    f"{measured.prompts_below(config, other)} of {len(measured.prompts)}",
-                    _times(speed),
-                )
-            )
-    header = (
-        "configuration",
-        "against",
-        "bits per byte",
-        "so it is",
-        "better on",
-        "finetuning speed",
-    )
+    for other, config in combinations(leaders(measured), 2):
+        bits = measured.relative_bits(config, other)
+        below = f"{measured.prompts_below(config, other)} of {len(measured.prompts)}"
+        speed = _bounded(measured.finetuning_speed(config, other), ".2f", " x")
+        table.append((config, other, _percent(bits), _verdict(bits), below, speed))
+    compared = ("configuration", "against", "bits per byte", "so it is")
+    header = (*compared, "better on", "finetuning speed")
     text = (
         "This table compares the best configurations of each method and refresh. If a method has "
         "several configurations here, its best is chosen on these same prompts, which flatters it "
@@ -166,7 +161,6 @@ def _between_methods(measured: Measurements) -> Section:
 
 
 def _equal_time(measured: Measurements) -> Section:
-    """Each leader against every other method at the leader's mean time."""
     table: list[Cells] = []
     for config in leaders(measured):
         seconds = measured.mean_seconds(config)
@@ -175,16 +169,9 @@ def _equal_time(measured: Measurements) -> Section:
             other = at_time(measured, rival, seconds)
             if other is not None:
                 bits = measured.relative_to(config, other.bits)
-                table.append(
-                    (
-                        config,
-                        f"{seconds:.3f} s",
-                        " to ".join(other.configs),
-                        f"{other.seconds:.3f} s",
-                        _percent(bits),
-                        _verdict(bits),
-                    )
-                )
+                against = " to ".join(other.configs), f"{other.seconds:.3f} s"
+                cells = config, f"{seconds:.3f} s", *against, _percent(bits), _verdict(bits)
+                table.append(cells)
     text = (
         "This table compares the best configuration of each method and refresh with every other "
         "method at the same mean time. Two configurations of the other method enclose that time; "
@@ -198,17 +185,14 @@ def _equal_time(measured: Measurements) -> Section:
 
 def _by_domain(measured: Measurements) -> Section:
     domains = _domains(measured)
-    none = measured.bits[0]
-    table: list[Cells] = [
-        (NONE, *(f"{none[measured.domains == name].mean():.4f}" for name in domains))
-    ]
+
+    def bits(config: str, domain: str) -> str:
+        return f"{measured.bits_of(config)[measured.domains == domain].mean():.4f}"
+
+    table: list[Cells] = [(NONE, *(bits(NONE, name) for name in domains))]
     for config in leaders(measured):
-        own = measured.bits_of(config)
-        cells = (
-            f"{own[measured.domains == name].mean():.4f} "
-            f"{_percent(measured.relative_bits(config, NONE, name))}"
-            for name in domains
-        )
+        changes = (_percent(measured.relative_bits(config, NONE, name)) for name in domains)
+        cells = (f"{bits(config, n)} {c}" for n, c in zip(domains, changes, strict=True))
         table.append((config, *cells))
     text = "Bits per byte, and the change against no adaptation."
     return Section("By domain", [text], ("configuration", *domains), table)
@@ -244,18 +228,117 @@ def _name(text: str) -> str:
 
 
 def _percent(interval: Interval) -> str:
-    if interval.low != interval.low:
-        return f"{interval.value:+.1%}"
-    return f"{interval.value:+.1%} [{interval.low:+.1%}, {interval.high:+.1%}]"
+    return _bounded(interval, "+.1%")
 
 
-def _times(interval: Interval) -> str:
-    if interval.low != interval.low:
-        return f"{interval.value:.2f} x"
-    return f"{interval.value:.2f} x [{interval.low:.2f}, {interval.high:.2f}]"
+def _bounded(interval: Interval, form: str, unit: str = "") -> str:
+    value = f"{interval.value:{form}}{unit}"
+    if isnan(interval.low):
+        return value
+    return f"{value} [{interval.low:{form}}, {interval.high:{form}}]"
 
 
 def _verdict(interval: Interval) -> str:
     if not interval.excludes_zero:
         return "not told apart"
     return "better" if interval.value < 0 else "worse"
+
+
+def write_report(results: Path, directory: Path) -> list[Path]:
+    """Write ``report.md``, ``report.png`` and ``report.html``. Each appears whole or not at all.
+
+    A `ConfigError` says that the results cannot be read, or that there is nothing to compare.
+    """
+    measured = Measurements.of(read_rows(results))
+    directory.mkdir(parents=True, exist_ok=True)
+    sections = report_sections(measured, PICTURE)
+    picture = directory / PICTURE
+    write_plot(measured, picture)
+    page = html([*sections, example_section(measured)], {PICTURE: picture.read_bytes()})
+    pages = {directory / "report.md": markdown(sections), directory / "report.html": page}
+    for path, text in pages.items():
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return [*pages, picture]
+
+
+def markdown(sections: Sequence[Section]) -> str:
+    """The sections as Markdown, with a link to each picture."""
+    parts = [f"# {TITLE}"]
+    for section in sections:
+        parts += [f"## {section.title}", *map(_plain, section.paragraphs)]
+        if section.table:
+            lines = [section.header, ("---",) * len(section.header), *section.table]
+            cells = [[_plain(cell).replace("|", "\\|") for cell in line] for line in lines]
+            parts.append("\n".join(f"| {' | '.join(line)} |" for line in cells))
+        if section.picture:
+            parts.append(f"![{section.title}]({section.picture})")
+    return "\n\n".join(parts) + "\n"
+
+
+def html(sections: Sequence[Section], pictures: dict[str, bytes]) -> str:
+    """The sections as one page. It contains the PNG pictures and escapes every text."""
+    environment = Environment(
+        loader=PackageLoader("hullft_ops.ttft.evaluation", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["isolated"] = _isolated
+    encoded = {name: base64.b64encode(content).decode() for name, content in pictures.items()}
+    page = environment.get_template("report.html.jinja")
+    return page.render(title=TITLE, sections=sections, pictures=encoded)
+
+
+def _isolated(text: str) -> Markup:
+    escaped = str(escape(text))
+    return Markup(escaped.replace(ISOLATE, "<bdi>").replace(END_ISOLATE, "</bdi>"))
+
+
+def _plain(text: str) -> str:
+    """The text on one line, without HTML, which Markdown would pass on."""
+    return " ".join(text.splitlines()).replace("&", "&amp;").replace("<", "&lt;")
+
+
+def write_plot(measured: Measurements, path: Path) -> None:
+    """Draw bits per byte against seconds as a PNG; the file appears whole or not at all."""
+    points = {c: (measured.mean_seconds(c), measured.mean_bits(c)) for c in measured.rows}
+    groups: dict[str, list[tuple[float, float]]] = {}
+    for config, point in points.items():
+        settings = measured.settings(config)
+        # matplotlib would read a dollar as mathematics.
+        label = f"{settings['method']}, refresh {settings['refresh']}".replace("$", r"\$")
+        groups.setdefault(label, []).append(point)
+    none, count = measured.mean_bits(NONE), len(measured.prompts)
+    end = 1.05 * max(seconds for seconds, _ in points.values())
+    # Draw markers whole at the edges, and above the axis.
+    whole: dict[str, Any] = {"markersize": 8, "clip_on": False, "zorder": 3}
+    with quality_plot(path, (8.0, 5.0), none, end, count) as (figure, axes):
+        for (label, group), marker in zip(sorted(groups.items()), cycle(_MARKERS), strict=False):
+            axes.plot(*zip(*group, strict=True), marker, label=label, **whole)
+        front = [points[name] for name in pareto(points)]
+        axes.plot(*zip(*front, strict=True), color="#999999", linewidth=1, zorder=1)
+        figure.legend(loc="outside right center", frameon=False)
+
+
+@contextmanager
+def quality_plot(
+    path: Path, inches: tuple[float, float], none: float, end: float, prompts: int
+) -> Iterator[tuple[Figure, Axes]]:
+    """Axes to draw in, with a line at ``none`` bits per byte and seconds up to ``end``.
+
+    After the body they are saved as a PNG. The file appears whole or not at all.
+    """
+    figure = Figure(figsize=inches, layout="constrained")
+    axes = figure.add_subplot()
+    axes.axhline(none, color="#666666", linestyle="--", label=f"{NONE}: {none:.3f}")
+    axes.set_xlim(0, end)
+    axes.set_xlabel("seconds per prompt (embedding, search, selection, finetuning)")
+    axes.set_ylabel("bits per byte (lower is better)")
+    axes.set_title(f"Test-time finetuning: mean of {prompts} held-out prompts")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    yield figure, axes
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
