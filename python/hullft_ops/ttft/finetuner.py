@@ -1,8 +1,7 @@
 """Adapting a language model to a prompt for the length of a with block.
 
 The method comes from Khamis and Maalouf, *Efficient Test-Time Finetuning of LLMs via Convex
-Reconstruction and Gradient Caching*, arXiv:2605.30337. A convex reconstruction of the prompt's
-embedding chooses the support texts. Every gradient serves up to ``refresh`` optimizer steps.
+Reconstruction and Gradient Caching*, arXiv:2605.30337.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,12 +32,10 @@ from hullft_ops.ttft.model.memory import out_of_memory_explained, training_advic
 from hullft_ops.ttft.model.prefix import Prefix
 from hullft_ops.ttft.model.scoring import BitsPerByte, score_behind
 from hullft_ops.ttft.model.snapshot import ModelSnapshot
-from hullft_ops.ttft.model.steps import ORDERS, SCHEDULES
 from hullft_ops.ttft.model.timing import StageClock
 from hullft_ops.ttft.model.trainer import (
     SupportTrainer,
     autocast_dtype,
-    check_choice,
     check_limit,
     check_same_trained,
     checked_trained,
@@ -72,11 +69,9 @@ class TestTimeFinetuner:
 
     Memory: at most five times the trained parameters (the parameters, gradients, Adam's two moments
     and the copy to restore), the frozen parameters once, and the activations of one text. On a CPU
-    it is four times and the largest gradient, unless gradients are clipped or kept, because the
-    steps run in the backward pass, with each gradient as soon as it is complete. The moments and
-    the copy stay for the next prompt. bfloat16 autocast adds half a parameter size for the weights
-    it casts. "interleaved" with ``refresh`` above 1 adds a gradient for every text with steps to
-    replay.
+    it is four times and the largest gradient, unless gradients are clipped or kept. The moments and
+    the copy stay for the next prompt. bfloat16 autocast adds half a parameter size. "interleaved"
+    with ``refresh`` above 1 adds a gradient for every text with steps to replay.
 
     Args:
         model: any ``AutoModelForCausalLM``, or a PEFT model around one. To move or cast it after
@@ -88,25 +83,22 @@ class TestTimeFinetuner:
             stays as it is and there is no copy, so nothing that the block changes is undone.
         refresh: optimizer steps per gradient; an example with c steps takes ceil(c / refresh)
             forward-backward passes. Or a function that returns it for an example's c.
-        method: "hullft" for `hullft_ops.fw_select_indexed` over the pool, "knn" for a step on each
-            of the ``n_select`` nearest texts, "random" for a step on each of ``n_select`` texts
-            drawn from the pool, "sift" for `hullft_ops.sift_select_indexed`, or any
-            `SelectionMethod`. `hullft_ops.ttft.retrieval.methods` has methods with a seed or SIFT's
-            noise. If the pool has fewer texts than steps, "knn" and "random" take one step on each
-            text and the others still take ``n_select``; all warn.
+        method: "hullft" for `hullft_ops.fw_select_indexed` over the pool, "sift" for
+            `hullft_ops.sift_select_indexed`, "knn" for a step on each of the ``n_select`` nearest
+            texts, "random" for a step on each of ``n_select`` texts drawn from the pool, or any
+            `SelectionMethod`. A pool with fewer texts than steps is a warning.
         variant: Frank-Wolfe variant of "hullft".
         pool_size: how many neighbours to select from; a smaller store offers all of its texts.
         lr: Adam's learning rate.
         max_length: tokens of a text to train on; None for the model's context.
         dtype: "bfloat16" to train under autocast, which leaves parameters and optimizer as they
             are; None for the model's own. Warns on a processor without bfloat16 instructions.
-        order: "grouped" takes an example's steps one after the other. "interleaved" goes round
-            the examples and keeps a gradient of each for its replays.
+        order: "grouped" takes an example's steps one after the other, "interleaved" goes round the
+            examples and keeps a gradient of each for its replays.
         schedule: "constant", or "linear" or "cosine" to fall towards 0 over the prompt's steps.
-            Each step, replayed or not, has its own rate, so each replay is a sweep of its own.
         max_grad_norm: norm to clip each gradient to before its steps; None for no limit. Any
-            number, even ``math.inf``, makes all gradients of a pass before the first step. A model
-            needs that if its backward pass uses weights that it makes no gradients of.
+            number, even ``math.inf``, makes all gradients of a pass before the first step, for
+            models whose backward pass uses weights that it makes no gradients of.
         context: how many of the nearest texts stand before the prompt, nearest last, while the
             finetuner scores or continues it adapted. Texts stay whole; the farthest go until the
             rest leaves room for the prompt, or for half of the model's context.
@@ -116,14 +108,12 @@ class TestTimeFinetuner:
         expert_scale: multiplies the merged difference.
         expert_temperature: None for the weights that `hullft_ops.fw_select` gives the regions'
             centroids. A number for a softmax of the cosine similarities divided by it.
-        cache_dir: folder that keeps the trained parameters for each support and settings. A prompt
-            that comes again gets the same bits without a pass. An entry has the size of the trained
-            parameters. None to keep nothing.
+        cache_dir: folder that keeps the trained parameters of each support and settings, so that a
+            prompt that comes again gets the same bits without a pass. None to keep nothing.
         cache_bytes: size of that folder; the entries that nobody used for longest go.
 
     Raises:
-        TypeError: a count is not an int, a norm or rate is not a number, or the method is not
-            callable.
+        TypeError: a count is not an int, a norm or rate no number, or the method not callable.
         ValueError: an argument is out of range, a name is unknown, the embedder is not the store's,
             or the experts are not of the model and store. Or the model has no trainable parameters,
             has some on the meta device or made in inference mode, is not causal, lacks ids of the
@@ -164,9 +154,6 @@ class TestTimeFinetuner:
             refresh = check_integer("TestTimeFinetuner", "refresh", refresh, 1)
         pool_size = check_integer("TestTimeFinetuner", "pool_size", pool_size, 1)
         context = check_integer("TestTimeFinetuner", "context", context, 0)
-        check_choice("order", order, ORDERS)
-        check_choice("schedule", schedule, SCHEDULES)
-        check_limit("max_grad_norm", max_grad_norm)
         chosen = selection_method(method, variant)
         check_embedder("TestTimeFinetuner", embedder, store)
         trained = checked_trained(model)
@@ -203,7 +190,6 @@ class TestTimeFinetuner:
         self._selector = SupportSelector(store, embedder, self._tokenize, *selecting)
 
     def __setattr__(self, name: str, value: object) -> None:
-        # A later value would not match the parts that were made with the first one.
         if not name.startswith("_") and name in vars(self):
             raise AttributeError(
                 f"TestTimeFinetuner: {name} cannot be changed, make a new finetuner"
@@ -211,7 +197,6 @@ class TestTimeFinetuner:
         super().__setattr__(name, value)
 
     def __getstate__(self) -> object:
-        # Its model may be adapted right now, and its datastore is a file.
         raise TypeError(
             "TestTimeFinetuner: it can be neither pickled nor copied: make one in each process, of "
             "the model and datastore there"
@@ -220,11 +205,8 @@ class TestTimeFinetuner:
     def share_memory_with(self, other: "TestTimeFinetuner") -> None:
         """Use the other's copy of the weights and its optimizer state. One at a time may adapt.
 
-        Use it to compare settings on one model: otherwise each finetuner keeps three times the
-        trained parameters.
-
-        Raises:
-            ValueError: the other finetunes another model, or other parameters of it.
+        Otherwise each finetuner of a model keeps three times the trained parameters. Raises
+        ValueError if the other finetunes another model, or other parameters of it.
         """
         if other.model is not self.model:
             raise ValueError("TestTimeFinetuner: only finetuners of one model can share memory")
@@ -254,10 +236,7 @@ class TestTimeFinetuner:
         """`select` for many prompts. Embeds, searches and selects for all of them in one go.
 
         The supports equal those of single prompts if the embedder gives a text the same vector in
-        a batch. `adapted` takes a support in place of its prompt.
-
-        Raises:
-            TypeError, ValueError, torch.OutOfMemoryError: as `select`, for any of the prompts.
+        a batch. `adapted` takes a support in place of its prompt. Raises what `select` raises.
         """
         if isinstance(prompts, str):
             raise TypeError("TestTimeFinetuner: prompts must be a sequence of str, got one str")
@@ -270,33 +249,23 @@ class TestTimeFinetuner:
 
         On exit, even after an exception in the block or while adapting, parameters and buffers have
         the same bits as before, in the same storage. Gradients, ``requires_grad`` flags, modes and
-        plain attributes of modules come back too. The prompt is only embedded, so it may be longer
-        than the model's context.
-
-        Some changes in the block cannot be undone. A RuntimeError at its end names them: modules
-        that were added, removed, replaced or parametrized, parameters that were added, storage that
-        was given up, and merged adapters. Frozen parameters have no copy. A write to one is such an
-        error if torch counts it (in ``_version``). Torch does not count writes through ``.data`` or
-        ``.numpy()``; these go unnoticed.
-
-        While the model is saved or restored, signals with a Python handler wait, including Ctrl-C.
-        During training and in the block no handler is touched. An interrupt in the instant between
-        block and restoring leaves the model adapted, and claimed, until the exception is dropped,
-        for example at the end of its except clause.
+        plain attributes of modules come back too. A RuntimeError names changes that cannot be
+        undone, such as modules that were replaced, merged adapters and writes to frozen parameters
+        that torch counts. The prompt is only embedded, so it may be longer than the model's
+        context. The guide says what holds for signals and interrupts.
 
         Meanwhile other threads may not adapt, score or continue the model. If they already score or
         continue it, this waits. Enter and leave the block in the same thread.
 
         Args:
             prompt: a text, or a support from `select` or `select_batch`.
-            seconds: budget from entering the block to its first line, waits and retrieval included;
-                None for no limit. Texts of larger weight come first, with "interleaved" in each
-                round. Training stops before a pass that it expects to end late, and no pass starts
-                late, so at most one ends late. If retrieval takes the whole budget, there is none.
-                ``report.steps_left_out`` counts the other steps. Learning rates follow the schedule
-                of all steps. With a budget, and only then, each pass waits for a GPU to finish it.
-                After that, in time of their own, `cache_dir` is written and the texts in the
-                context are read.
+            seconds: budget from entering the block to its first line, waits, retrieval and merging
+                included; None for no limit. Texts of larger weight come first, with "interleaved"
+                in each round. Training stops before a pass that it expects to end late, and no pass
+                starts late, so at most one ends late. ``report.steps_left_out`` counts the other
+                steps. Learning rates follow the schedule of all steps. With a budget, and only
+                then, each pass waits for a GPU to finish it. After that, in time of their own,
+                ``cache_dir`` is written and the texts in the context are read.
 
         Raises:
             TypeError: prompt is not a str, or seconds is not a number.
@@ -305,8 +274,7 @@ class TestTimeFinetuner:
             RuntimeError: the model is already adapted, by any finetuner in any thread, or a model
                 is that shares its modules or the trained parameters of either; its parameters with
                 ``requires_grad`` have changed since this finetuner was made; its loss depends on
-                none of them, as with merged adapters; or the block made a change that cannot be
-                undone.
+                none of them; or the block made a change that cannot be undone.
             NonFiniteLossError: a loss is not finite; a RuntimeError.
             torch.OutOfMemoryError: memory ran out while adapting, on any device.
         """
@@ -333,10 +301,9 @@ class TestTimeFinetuner:
             Only the continuation, without special tokens.
 
         Raises:
-            TypeError, ValueError, RuntimeError: as `adapted`.
             ValueError: ``max_new_tokens`` leaves no room for the prompt, or ``max_length`` is set.
+            TypeError, ValueError, RuntimeError: as `adapted`.
         """
-        # Refuse impossible arguments before spending time on an adaptation.
         tokens_to_continue(self.tokenizer, prompt, self._context, generate_kwargs)
         with self.adapted(prompt, seconds=seconds):
             return self.continuation(prompt, **generate_kwargs)
@@ -357,18 +324,8 @@ class TestTimeFinetuner:
     def read_context(self, report: AdaptationReport, support: Support) -> AdaptationReport:
         """Put the texts in the context of ``support`` before the prompt, in place of those there.
 
-        Only while adapted. It makes no pass for gradients, so one adaptation can be compared with
-        several contexts.
-
-        Args:
-            report: the adaptation's.
-            support: its ``context_ids`` are read, nothing else.
-
-        Returns:
-            The report of an adaptation that had read them from the start.
-
-        Raises:
-            RuntimeError: this finetuner adapts no model right now.
+        So one adaptation serves several contexts. Returns the report of an adaptation that had read
+        these texts from the start. Raises RuntimeError if this finetuner adapts no model right now.
         """
         if not self._prefix.is_read:
             raise RuntimeError("TestTimeFinetuner: read_context needs an adapted model, got none")

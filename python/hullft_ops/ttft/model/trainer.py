@@ -22,7 +22,7 @@ from hullft_ops.ttft.model.budget import Budget
 from hullft_ops.ttft.model.loss import MeanLoss
 from hullft_ops.ttft.model.onednn import has_bfloat16, wide_products
 from hullft_ops.ttft.model.patches import fused_activations, modes_restored
-from hullft_ops.ttft.model.steps import Sweep, learning_rate_factor, plan
+from hullft_ops.ttft.model.steps import ORDERS, SCHEDULES, Sweep, learning_rate_factor, plan
 from hullft_ops.ttft.model.timing import StageClock
 
 
@@ -50,12 +50,14 @@ class SupportTrainer:
         max_grad_norm: float | None,
         autocast: torch.dtype | None,
     ) -> None:
+        check_choice("order", order, ORDERS)
+        check_choice("schedule", schedule, SCHEDULES)
         self._model = model
         self._trained = trained
         self._lr = lr
         self._order = order
         self._schedule = schedule
-        self._max_grad_norm = max_grad_norm
+        self._max_grad_norm = check_limit("max_grad_norm", max_grad_norm)
         self._autocast = autocast
         self._optimizer = hullft_ops.ReplayAdam(trained, lr=lr)
         self._loss = MeanLoss(model)
