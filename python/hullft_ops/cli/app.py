@@ -1,5 +1,6 @@
 """The ``hullft-ops`` command, put together from a file for each of its commands."""
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -19,7 +20,7 @@ app = typer.Typer(
     # Local variables of a failing frame may be whole corpora.
     pretty_exceptions_show_locals=False,
 )
-EXAMPLES = {
+EXAMPLES: dict[Callable[..., None], str] = {
     adapt: "adapt --corpus notes --prompt 'The tide tables say'",
     demo: "demo --prompts 4 --output hullft_demo",
     evaluate: "evaluate --store store --prompts prompts.jsonl --method knn --method hullft",
