@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from hullft_ops import _C, __version__, cli
 from hullft_ops.bug_report import bug_report
-from hullft_ops.cli.app import EXAMPLES, app
+from hullft_ops.cli.app import app
 from hullft_ops.collect_env import collect_env, format_env
 
 RUN_WITHOUT = """
@@ -120,7 +120,8 @@ def test_help_has_both_names_of_n_select(command: str) -> None:
     assert re.search("--allow-missing-weights +Load a model", text)
 
 
-COMMANDS = [function.__name__ for function in EXAMPLES]
+GROUP: Any = typer.main.get_command(app)
+COMMANDS = list(GROUP.commands)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -130,9 +131,8 @@ def test_help_has_an_example_and_no_type_for_a_flag(command: str) -> None:
     (example,) = re.findall(r"Example: hullft-ops (.*)", text)
     name, *arguments = shlex.split(example)
     assert name == command
-    group: Any = typer.main.get_command(app)
     # Refuses an option that the command does not have.
-    group.commands[name].make_context(name, arguments)
+    GROUP.commands[name].make_context(name, arguments)
 
 
 def test_completion_completes_commands_and_can_be_installed() -> None:

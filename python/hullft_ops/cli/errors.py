@@ -12,7 +12,7 @@ from hullft_ops._terminal import echo, printable
 
 # A command writes what it has done, so the next run can go on from there.
 _GOES_ON = {
-    "adapt": "the same command goes on; the vectors of a --corpus are kept as far as they came",
+    "adapt": "the same command begins again; of a --corpus, it embeds what is still missing",
     "demo": "the same command begins again, with its datastore if that was finished",
     "evaluate": "the same command goes on with the rows that its --output has",
     "experts build": "the same command goes on with the next expert",

@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 from hullft_ops import cli
 from hullft_ops.cli.app import app
 from hullft_ops.ttft import (
+    Cutting,
     Datastore,
     Source,
     TestTimeFinetuner,
@@ -387,8 +388,9 @@ def test_index_goes_on_from_the_journal(
             yield next(vectors)
         raise KeyboardInterrupt
 
+    cutting = Cutting(embedder.tokenizer, embedder.max_tokens)
     with pytest.raises(KeyboardInterrupt):
-        index_corpus(Source(corpus), path, embedder, encode=interrupted)
+        index_corpus(Source(corpus), path, embedder, cutting=cutting, encode=interrupted)
     journal = Journal.read(path)
     assert journal is not None
     assert journal.embedded == 3 * 128
