@@ -1,9 +1,10 @@
 """Tables and picture of a study, from the rows that `hullft-ops evaluate` wrote.
 
-    python -m benchmarks.study benchmarks/results/smollm2/rows.jsonl --page docs/results/smollm2.md
+    python -m benchmarks.study benchmarks/results/smollm2/rows.jsonl --picture docs/smollm2.png \\
+        README.md docs/results/smollm2.md
 
-fills the tables of the page, between ``<!-- table NAME -->`` and ``<!-- end -->``, and draws the
-picture beside it. A comparison takes the prompts that both of its configurations ran on.
+fills the tables of the pages, between ``<!-- table NAME -->`` and ``<!-- end -->``, and draws the
+picture. A comparison takes the prompts that both of its configurations ran on.
 """
 
 import argparse
@@ -37,28 +38,57 @@ COMPARED = (
     ("experts, 5 texts", "HullFT 20 steps, refresh 2, 5 texts"),
     ("experts, kNN 5 steps, 5 texts", "experts, 5 texts"),
 )
+# The README's table, on the prompts that all of these ran on.
+HEADLINE = (
+    "kNN 20 steps",
+    "HullFT 20 steps, refresh 2",
+    "5 texts",
+    "HullFT 20 steps, refresh 2, 5 texts",
+    "experts",
+    "experts, 5 texts",
+)
 METHODS = {"knn": "kNN", "sift": "SIFT", "hullft": "HullFT", "random": "random"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rows", type=Path)
-    parser.add_argument("--page", type=Path, required=True)
+    parser.add_argument("pages", type=Path, nargs="*")
+    parser.add_argument("--picture", type=Path)
     arguments = parser.parse_args()
     rows = read_rows(arguments.rows)
-    page = arguments.page.read_text(encoding="utf-8")
-    arguments.page.write_text(filled(page, rows), encoding="utf-8")
-    draw(rows, arguments.page.with_suffix(".png"))
+    for page in arguments.pages:
+        page.write_text(filled(page.read_text(encoding="utf-8"), rows), encoding="utf-8")
+    if arguments.picture:
+        draw(rows, arguments.picture)
 
 
 def filled(page: str, rows: Sequence[Row]) -> str:
     """The page with its tables made from the rows."""
-    tables = {"all": table(rows), "compared": comparisons(rows)}
+    tables = {"headline": headline, "all": table, "compared": comparisons}
 
     def fill(match: re.Match[str]) -> str:
-        return f"{match[1]}\n{tables[match[2]]}\n{match[3]}"
+        return f"{match[1]}\n{tables[match[2]](rows)}\n{match[3]}"
 
     return re.sub(r"(<!-- table (\w+) -->)\n.*?(<!-- end -->)", fill, page, flags=re.DOTALL)
+
+
+def headline(rows: Sequence[Row]) -> str:
+    """`HEADLINE` side by side."""
+    labelled = by_label(rows)
+    all_of_them = Measurements.of([row for name in HEADLINE for row in labelled[name]])
+    none = all_of_them.mean_bits(NONE)
+    lines = [
+        f"| {len(all_of_them.prompts)} prompts | bits per byte | against none | seconds |",
+        "| --- | --- | --- | --- |",
+        f"| {NONE} | {none:.3f} | | |",
+    ]
+    for name in HEADLINE:
+        config = next(c for c in all_of_them.configs if label(all_of_them, c) == name)
+        change, seconds = all_of_them.relative_bits(config, NONE), all_of_them.mean_seconds(config)
+        bits = all_of_them.mean_bits(config)
+        lines.append(f"| {name} | {bits:.3f} | {_percent(change)} | {seconds:.1f} |")
+    return "\n".join(lines)
 
 
 def table(rows: Sequence[Row]) -> str:
