@@ -85,7 +85,8 @@ def count_writes(tensors: Iterable[Tensor]) -> None:
     torch.autograd.graph.increment_version([t for t in tensors if _checks.is_sharded(t)])
 
 
-# Results by their names in the schemas. The others have an entry for each selected row.
+# A schema names an operator's results, and the names say what a fake kernel returns. Results that
+# are in neither list have an entry for each selected row, in the dtype of weights.
 _FOR_EACH_QUERY = ("support_size", "residual", "gap", "num_iter", "vertex", "correlation", "gamma")
 _INT64 = ("indices", "counts", "support_size", "num_iter", "picks", "vertex")
 _SCALARS = ("steps", "lr_tensor", "lr_tensors")  # may be on the CPU too

@@ -116,22 +116,18 @@ class ResultsFile:
         if row.key in self.rows:
             raise ValueError(f"{self.path} holds a row of {row.config} on {row.prompt}")
         line = json.dumps(asdict(row), ensure_ascii=False, allow_nan=False).encode() + b"\n"
-        with full_disk_explained(
-            self.path, "the rows before are kept: free some space, then run the same again"
-        ):
-            self._write(line)
-        self.rows[row.key] = row
-
-    def _write(self, line: bytes) -> None:
         size = os.fstat(self._descriptor).st_size
-        try:
-            while line:
-                line = line[os.write(self._descriptor, line) :]
-            os.fsync(self._descriptor)
-        except BaseException:
-            # The next row must not follow half of this one.
-            os.ftruncate(self._descriptor, size)
-            raise
+        advice = "the rows before are kept: free some space, then run the same again"
+        with full_disk_explained(self.path, advice):
+            try:
+                while line:
+                    line = line[os.write(self._descriptor, line) :]
+                os.fsync(self._descriptor)
+            except BaseException:
+                # The next row must not follow half of this one.
+                os.ftruncate(self._descriptor, size)
+                raise
+        self.rows[row.key] = row
 
 
 @contextmanager
