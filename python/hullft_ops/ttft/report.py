@@ -5,7 +5,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hullft_ops.ttft.model.timing import StageClock
+    from hullft_ops.ttft.model.steps import StageClock
     from hullft_ops.ttft.retrieval.support import Support
 
 _STAGES = ("save", "forward", "backward", "step", "prefill")

@@ -18,12 +18,10 @@ import hullft_ops
 from hullft_ops._checks import check_number
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.model.backward import backward_in_parts
-from hullft_ops.ttft.model.budget import Budget
 from hullft_ops.ttft.model.loss import MeanLoss
 from hullft_ops.ttft.model.onednn import has_bfloat16, wide_products
 from hullft_ops.ttft.model.patches import fused_activations, modes_restored
-from hullft_ops.ttft.model.steps import Sweep, learning_rate_factor, plan
-from hullft_ops.ttft.model.timing import StageClock
+from hullft_ops.ttft.model.steps import Budget, StageClock, Sweep, learning_rate_factor, plan
 
 
 class SupportTrainer:
