@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hullft_ops._checks import check_integer, check_text
-from hullft_ops.ttft.model.patches import modes_restored
+from hullft_ops.ttft.model.patches import eval_mode
 from hullft_ops.ttft.model.prefix import Prefix, fitting, opened_tokens, prefix_room
 
 # transformers' default. It is named here because the prompt must leave room for it.
@@ -54,8 +54,7 @@ def continuation(
     ids = torch.tensor([tokens], device=model.device)
     if tokenizer.pad_token_id is None:
         generate_kwargs.setdefault("pad_token_id", tokenizer.eos_token_id)
-    with modes_restored(model), torch.no_grad():
-        model.train(False)
+    with eval_mode(model), torch.no_grad():
         generate: Callable[..., torch.Tensor] = model.generate  # type: ignore[assignment]
         output = generate(input_ids=ids, attention_mask=torch.ones_like(ids), **generate_kwargs)
     return str(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
@@ -76,10 +75,11 @@ def tokens_to_continue(
             ``return_dict_in_generate`` is set; or the prompt has no token or is not valid Unicode.
     """
     check_text("generate", "prompt", prompt)
-    if generate_kwargs.get("max_length") is not None:
+    length = generate_kwargs.get("max_length")
+    if length is not None:
         raise ValueError(
             "generate: max_new_tokens must be given in place of max_length, got max_length "
-            f"{generate_kwargs['max_length']}"
+            f"{length}"
         )
     if generate_kwargs.get("return_dict_in_generate"):
         raise ValueError(

@@ -20,7 +20,7 @@ from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.model.backward import backward_in_parts
 from hullft_ops.ttft.model.loss import MeanLoss
 from hullft_ops.ttft.model.onednn import has_bfloat16, wide_products
-from hullft_ops.ttft.model.patches import fused_activations, modes_restored
+from hullft_ops.ttft.model.patches import eval_mode, fused_activations
 from hullft_ops.ttft.model.steps import Budget, StageClock, Sweep, learning_rate_factor, plan
 
 
@@ -111,7 +111,7 @@ class SupportTrainer:
         taken, done, steps = [0] * len(texts), 0, sum(counts)
         # The caller may be in a mode that records no gradients, as in generation.
         with (
-            modes_restored(self._model),
+            eval_mode(self._model),
             torch.inference_mode(False),
             torch.enable_grad(),
             fast_forwards(self._model),
@@ -120,7 +120,6 @@ class SupportTrainer:
             # split the memory that the next pass needs for larger activations.
             fresh = sum(sweep.fresh for sweep in sweeps)
             losses = torch.empty(fresh, dtype=torch.float64, device=self._model.device)
-            self._model.train(False)
             tokens = [torch.tensor(text, device=self._model.device) for text in texts]
             for sweep in sweeps:
                 if budget and not budget.allows(len(texts[sweep.example]), fresh=sweep.fresh):
