@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from hullft_ops.ttft.model.backward import stop_listening
+from hullft_ops.ttft.model.loss import stop_listening
 from hullft_ops.ttft.model.patches import put_back_forwards
 
 T = TypeVar("T")

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 import hullft_ops
 from hullft_ops._checks import check_number
 from hullft_ops.ttft.errors import NonFiniteLossError
-from hullft_ops.ttft.model.backward import backward_in_parts
-from hullft_ops.ttft.model.loss import MeanLoss
+from hullft_ops.ttft.model.loss import MeanLoss, backward_in_parts
 from hullft_ops.ttft.model.onednn import has_bfloat16, wide_products
 from hullft_ops.ttft.model.patches import eval_mode, fused_activations
 from hullft_ops.ttft.model.steps import Budget, StageClock, Sweep, learning_rate_factor, plan
