@@ -17,9 +17,10 @@ from hullft_ops.ttft import Datastore
 from hullft_ops.ttft.store import build as passage_rows
 from hullft_ops.ttft.store import writer as store_writer
 from hullft_ops.ttft.store.build import MODES, Cutting, index_corpus
-from hullft_ops.ttft.store.journal import Journal, locked
+from hullft_ops.ttft.store.format import Journal
 from hullft_ops.ttft.store.search import IndexThresholds
 from hullft_ops.ttft.store.sources import Source, SourceError
+from hullft_ops.ttft.store.writer import locked
 
 COUNT = 300
 # A change after the first vectors are committed, and before the last are.

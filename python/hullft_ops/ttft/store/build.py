@@ -18,14 +18,14 @@ from hullft_ops.ttft.store.embedding import Embedder, EncodeBatches, check_embed
 from hullft_ops.ttft.store.format import (
     MANIFEST_FILE,
     OWN_PARTIALS,
+    Journal,
     Manifest,
     own_entries,
     refuse_link,
 )
-from hullft_ops.ttft.store.journal import Journal, locked
 from hullft_ops.ttft.store.search import IndexThresholds
 from hullft_ops.ttft.store.sources import Counts, Record, Source, SourceError
-from hullft_ops.ttft.store.writer import StoreWriter
+from hullft_ops.ttft.store.writer import StoreWriter, locked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import datasets
 
 from hullft_ops._extras import needed_by
-from hullft_ops.ttft._files import full_disk_explained
+from hullft_ops.ttft._files import blocks, full_disk_explained
 from hullft_ops.ttft._progress import progress_bar
 from hullft_ops.ttft.store.base import checked_search
 from hullft_ops.ttft.store.embedding import Embedder
@@ -38,16 +38,15 @@ from hullft_ops.ttft.store.format import (
     MANIFEST_FILE,
     OWN_DIRECTORIES,
     DataFile,
+    Journal,
     Manifest,
     VersionError,
-    blocks,
     check_file,
     own_entries,
     remove_data,
 )
-from hullft_ops.ttft.store.journal import Journal, locked
 from hullft_ops.ttft.store.search import IndexThresholds, ListSearch, exact_search, open_index
-from hullft_ops.ttft.store.writer import StoreWriter, fraction_for
+from hullft_ops.ttft.store.writer import StoreWriter, fraction_for, locked
 
 Scalar = str | int | float | bool | None
 

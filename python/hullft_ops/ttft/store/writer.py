@@ -4,11 +4,12 @@ A write adds one shard: first its texts as one Arrow file, then their vectors at
 of vectors. Until the manifest names both, readers see the datastore as it was.
 """
 
+import fcntl
 import os
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -20,7 +21,7 @@ from rich.progress import Progress
 
 from hullft_ops._checks import check_integer, check_text
 from hullft_ops._extras import needed_by
-from hullft_ops.ttft._files import sync
+from hullft_ops.ttft._files import crc32_of, sync
 from hullft_ops.ttft.store.embedding import Embedder, EncodeBatches, check_embedder, encode_in_turn
 from hullft_ops.ttft.store.format import (
     EMBEDDINGS_FILE,
@@ -30,14 +31,13 @@ from hullft_ops.ttft.store.format import (
     OWN_FILES,
     OWN_PARTIALS,
     DataFile,
+    Journal,
     Manifest,
     check_file,
-    crc32_of,
     own_entries,
     refuse_link,
     remove_data,
 )
-from hullft_ops.ttft.store.journal import Journal
 from hullft_ops.ttft.store.search import IndexThresholds, build_index
 
 Row = Mapping[str, str | int | float | bool | None]
@@ -69,13 +69,17 @@ class StoreWriter:
     journal: Journal
     function: str
 
+    def __post_init__(self) -> None:
+        check_embedder(self.function, self.embedder, self.base or self.journal)
+        refuse_link(self._folder)
+
     @classmethod
     def begin(
         cls, directory: Path, embedder: Embedder, settings: dict[str, Any], function: str
     ) -> "StoreWriter":
         """A new write. Rolls an interrupted one back."""
         dim = check_integer(function, "embedder.dim", embedder.dim, 1)
-        base = Manifest.read(directory) if (directory / MANIFEST_FILE).exists() else None
+        base = _finished(directory)
         journal = Journal(
             embedder=embedder.name,
             dim=dim,
@@ -84,8 +88,6 @@ class StoreWriter:
             embeddings_crc32=base.embeddings.crc32 if base else 0,
         )
         writer = cls(directory, embedder, base, journal, function)
-        check_embedder(function, embedder, writer.base or writer.journal)
-        refuse_link(writer._folder)
         journal.write(directory)
         writer._folder.mkdir(exist_ok=True)
         writer._tidy()
@@ -99,28 +101,21 @@ class StoreWriter:
         journal = Journal.read(directory)
         if journal is None:
             raise ValueError(f"{function}: no interrupted write in {directory}")
-        if journal.settings != settings:
-            changed = sorted(
-                name
-                for name in journal.settings.keys() | settings.keys()
-                if journal.settings.get(name) != settings.get(name)
-            )
+        names = sorted(journal.settings.keys() | settings.keys())
+        pairs = [(name, journal.settings.get(name), settings.get(name)) for name in names]
+        changed = [f"{name} was {was!r}, is {now!r}" for name, was, now in pairs if was != now]
+        if changed:
             raise ValueError(
                 f"{function}: the interrupted write in {directory} has other settings: "
-                + ", ".join(
-                    f"{name} was {journal.settings.get(name)!r}, is {settings.get(name)!r}"
-                    for name in changed
-                )
+                + ", ".join(changed)
             )
-        base = Manifest.read(directory) if (directory / MANIFEST_FILE).exists() else None
+        base = _finished(directory)
         if base and base.data != journal.data:
             raise ValueError(
                 f"{function}: the interrupted write in {directory} is into {journal.data}, the "
                 f"datastore is in {base.data} by now: restart rolls it back and begins anew"
             )
         writer = cls(directory, embedder, base, journal, function)
-        check_embedder(function, embedder, writer.base or writer.journal)
-        refuse_link(writer._folder)
         writer._folder.mkdir(exist_ok=True)
         if journal.shard is None:
             writer._tidy()
@@ -129,6 +124,12 @@ class StoreWriter:
     @property
     def _folder(self) -> Path:
         return self.directory / self.journal.data
+
+    @property
+    def _shard(self) -> DataFile:
+        if self.journal.shard is None:
+            raise ValueError(f"{self.function}: no texts have been written into {self.directory}")
+        return self.journal.shard
 
     @property
     def finished(self) -> bool:
@@ -155,8 +156,7 @@ class StoreWriter:
             shard = DataFile(file.name, count, file.stat().st_size, crc32_of(file))
             self.journal = replace(self.journal, shard=shard, source=report())
             self.journal.write(self.directory)
-        assert self.journal.shard is not None
-        return self.journal.shard.count
+        return self._shard.count
 
     def embed(self, bar: Progress, encode: EncodeBatches | None = None) -> None:
         """Write the missing vectors. Whatever ``bar`` counts is on the disk.
@@ -170,14 +170,12 @@ class StoreWriter:
             import datasets
             import faiss  # noqa: F401
         encode = encode or encode_in_turn(self.function, self.embedder)
-        shard = self.journal.shard
-        assert shard is not None
-        check_file(self.function, self._folder, shard)
-        texts = datasets.Dataset.from_file(str(self._folder / shard.file))["text"]
-        task = bar.add_task("embedding", total=len(texts), completed=self.journal.embedded)
-        starts = range(self.journal.embedded, len(texts), _TEXTS_PER_ENCODE)
-        batches = (list(texts[start : start + _TEXTS_PER_ENCODE]) for start in starts)
+        check_file(self.function, self._folder, self._shard)
+        texts = datasets.Dataset.from_file(str(self._folder / self._shard.file))["text"]
         done = self.journal.embedded
+        task = bar.add_task("embedding", total=len(texts), completed=done)
+        starts = range(done, len(texts), _TEXTS_PER_ENCODE)
+        batches = (list(texts[start : start + _TEXTS_PER_ENCODE]) for start in starts)
         with self._vectors() as out, closing(encode(batches)) as encoded:
             crc32, committed = self.journal.embeddings_crc32, time.monotonic()
             for vectors in encoded:
@@ -193,7 +191,7 @@ class StoreWriter:
                     bar.update(task, completed=done)
                     committed = time.monotonic()
 
-    def finish(self, thresholds: IndexThresholds) -> Manifest:
+    def finish(self, thresholds: IndexThresholds) -> None:
         """Build the index, and make readers see the new texts."""
         if self.base is None or not self.finished:
             self.base = self._manifest(thresholds)
@@ -201,7 +199,6 @@ class StoreWriter:
         self._tidy()
         (self.directory / JOURNAL_FILE).unlink()
         sync(self.directory)
-        return self.base
 
     def abandon(self) -> None:
         """Leave the datastore as it was before this write, or nothing if there was none."""
@@ -212,30 +209,29 @@ class StoreWriter:
         (self.directory / JOURNAL_FILE).unlink()
 
     def _manifest(self, thresholds: IndexThresholds) -> Manifest:
-        journal, shard = self.journal, self.journal.shard
-        assert shard is not None
-        before = self.base.count if self.base else 0
-        count = before + shard.count
-        vectors = DataFile(
-            EMBEDDINGS_FILE, count, count * journal.dim * 4, journal.embeddings_crc32
-        )
+        journal, base = self.journal, self.base
+        vectors = self._known_vectors(self._shard.count)
         check_file(self.function, self._folder, vectors, checksum=False)
         return Manifest(
             embedder=journal.embedder,
             dim=journal.dim,
-            count=count,
+            count=vectors.count,
             data=journal.data,
-            shards=(*(self.base.shards if self.base else ()), shard),
+            shards=(*(base.shards if base else ()), self._shard),
             embeddings=vectors,
-            sources=(*(self.base.sources if self.base else ()), journal.source or {}),
+            sources=(*(base.sources if base else ()), journal.source or {}),
             index=build_index(self._folder, vectors, journal.dim, thresholds),
         )
 
+    def _known_vectors(self, new: int) -> DataFile:
+        """The file of vectors with ``new`` of this write."""
+        count = (self.base.count if self.base else 0) + new
+        size = count * self.journal.dim * 4
+        return DataFile(EMBEDDINGS_FILE, count, size, self.journal.embeddings_crc32)
+
     def _vectors(self) -> BinaryIO:
         """The file of vectors, cut to the committed part, checked, and positioned at its end."""
-        journal = self.journal
-        rows = (self.base.count if self.base else 0) + journal.embedded
-        known = DataFile(EMBEDDINGS_FILE, rows, rows * journal.dim * 4, journal.embeddings_crc32)
+        known = self._known_vectors(self.journal.embedded)
         file = self._folder / EMBEDDINGS_FILE
         refuse_link(file)
         file.touch()
@@ -249,7 +245,8 @@ class StoreWriter:
         wanted = {EMBEDDINGS_FILE}
         if self.base:
             wanted |= {shard.file for shard in self.base.shards}
-            wanted |= {self.base.index.file.file} if self.base.index.file else set()
+            if self.base.index.file:
+                wanted.add(self.base.index.file.file)
         for path in own_entries(self._folder, OWN_FILES):
             if path.name not in wanted:
                 path.unlink()
@@ -272,20 +269,41 @@ class StoreWriter:
             return shard.schema
 
 
+def _finished(directory: Path) -> Manifest | None:
+    return Manifest.read(directory) if (directory / MANIFEST_FILE).exists() else None
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Keep other writers out of ``directory``. The system unlocks it if the process dies.
+
+    Raises:
+        ValueError: another process is writing there.
+    """
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"another process is writing the datastore {directory}") from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _write_rows(function: str, rows: Iterable[Row], file: Path, known: pa.Schema | None) -> int:
     checked = _checked(function, rows)
-    first = list(islice(checked, _ROWS_PER_WRITE))
-    if not first:
+    batch = list(islice(checked, _ROWS_PER_WRITE))
+    if not batch:
         return 0
-    schema = known or _schema(function, first)
-    if set(schema.names) != set(first[0]):
+    schema = known or _schema(function, batch)
+    if set(schema.names) != set(batch[0]):
         raise ValueError(
             f"{function}: the datastore has the columns {', '.join(schema.names)}, "
-            f"got {', '.join(first[0])}"
+            f"got {', '.join(batch[0])}"
         )
     count = 0
     with pa.ipc.new_stream(str(file), schema) as writer:
-        batch = first
         while batch:
             try:
                 writer.write_batch(_record_batch(batch, schema))
