@@ -32,7 +32,7 @@ from hullft_ops._extras import needed_by
 from hullft_ops.ttft._files import blocks, full_disk_explained
 from hullft_ops.ttft._progress import progress_bar
 from hullft_ops.ttft.store.base import checked_search
-from hullft_ops.ttft.store.embedding import Embedder
+from hullft_ops.ttft.store.embedding import Embedder, not_unit
 from hullft_ops.ttft.store.format import (
     JOURNAL_FILE,
     MANIFEST_FILE,
@@ -183,11 +183,13 @@ class Datastore:
         if verify:
             _check_embeddings(data / manifest.embeddings.file, manifest)
         rows = _open_rows(data, manifest)
-        embeddings = _open_embeddings(data / manifest.embeddings.file, manifest)
+        # Copy on write: PyTorch has no read-only tensors, and the file must stay as it is.
+        shape = (manifest.count, manifest.dim)
+        vectors = np.memmap(data / manifest.embeddings.file, np.float32, mode="c", shape=shape)
         lists = None
         if index.file:
-            lists = open_index(data / index.file.file, embeddings.numpy(), index)
-        return cls(manifest, rows, embeddings, lists)
+            lists = open_index(data / index.file.file, vectors, index)
+        return cls(manifest, rows, torch.from_numpy(vectors), lists)
 
     def filter(self, **metadata: Scalar | Sequence[Scalar]) -> "Datastore":
         """The same datastore, where `search` finds only texts with these values.
@@ -317,26 +319,18 @@ def _open_shard(file: Path, shard: DataFile) -> "datasets.Dataset":
 def _check_embeddings(file: Path, manifest: Manifest) -> None:
     """Compare the checksum and the norms in one pass. Reading the map would fill memory."""
     crc32 = first = 0
-    wrong: str | None = None
+    wrong = None
     for block in blocks(file, manifest.embeddings.bytes, 4 * manifest.dim):
         crc32 = zlib.crc32(block, crc32)
         rows = np.frombuffer(block, np.float32).reshape(-1, manifest.dim)
-        norms = np.sqrt(np.einsum("ij,ij->i", rows, rows))
-        # The comparison is false for NaN.
-        off = np.flatnonzero(~(np.abs(norms - 1) < _NORM_TOLERANCE))
-        if wrong is None and off.size:
-            wrong = f"row {first + off[0]} has norm {norms[off[0]]}"
+        found = not_unit(rows, _NORM_TOLERANCE)
+        if found and not wrong:
+            wrong = f"row {first + found[0]} has norm {found[1]}"
         first += len(rows)
     if crc32 != manifest.embeddings.crc32:
         raise ValueError(f"Datastore.open: {file} is missing or corrupt: its checksum is wrong")
     if wrong:
         raise ValueError(f"Datastore.open: {file} must hold unit vectors, {wrong}")
-
-
-def _open_embeddings(file: Path, manifest: Manifest) -> torch.Tensor:
-    # Copy on write: PyTorch has no read-only tensors, and the file must stay as it is.
-    shape = (manifest.count, manifest.dim)
-    return torch.from_numpy(np.memmap(file, np.float32, mode="c", shape=shape))
 
 
 def _is_in(name: str, column: pa.ChunkedArray, values: list[Scalar]) -> np.ndarray:

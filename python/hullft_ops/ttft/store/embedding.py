@@ -1,8 +1,7 @@
 """Turning texts into unit vectors, by which a datastore is searched."""
 
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -26,22 +25,6 @@ NORM_TOLERANCE = 1e-3
 EncodeBatches = Callable[[Iterable[list[str]]], Generator[np.ndarray]]
 
 _asking = threading.Lock()
-
-
-@contextmanager
-def _no_questions() -> Iterator[None]:
-    """Make transformers refuse a model's own code where it would ask on the terminal.
-
-    sentence-transformers 6 forgets to pass ``trust_remote_code`` on to some of its modules.
-    """
-    from transformers import dynamic_module_utils as asks
-
-    with _asking:
-        seconds, asks.TIME_OUT_REMOTE_CODE = asks.TIME_OUT_REMOTE_CODE, 0
-        try:
-            yield
-        finally:
-            asks.TIME_OUT_REMOTE_CODE = seconds
 
 
 class Embedder(Protocol):
@@ -78,8 +61,18 @@ class SentenceTransformerEmbedder:
         # Imported late: it takes longer than everything else, and other Embedders do not need it.
         with needed_by("SentenceTransformerEmbedder"):
             from sentence_transformers import SentenceTransformer
-        with _no_questions():
-            self._model = SentenceTransformer(name_or_path, device=device, trust_remote_code=False)
+        from transformers import dynamic_module_utils as asks
+
+        # sentence-transformers 6 forgets to pass ``trust_remote_code`` on to some of its modules.
+        # transformers would ask on the terminal there; without time for an answer it refuses.
+        with _asking:
+            seconds, asks.TIME_OUT_REMOTE_CODE = asks.TIME_OUT_REMOTE_CODE, 0
+            try:
+                self._model = SentenceTransformer(
+                    name_or_path, device=device, trust_remote_code=False
+                )
+            finally:
+                asks.TIME_OUT_REMOTE_CODE = seconds
         self.name = name or name_or_path
         # Not every model states its dimension, and the method for it has been renamed.
         self.dim: int = self._model.encode([""]).shape[1]
@@ -162,15 +155,24 @@ def encode_checked(function: str, embedder: Embedder, texts: Sequence[str]) -> n
             f"{function}: embedder {embedder.name} must give shape "
             f"{(len(texts), embedder.dim)}, got {vectors.shape}"
         )
-    norms = np.linalg.norm(vectors, axis=1)
-    # This also finds norms that are not finite: the comparison is false for NaN.
-    wrong = np.flatnonzero(~(np.abs(norms - 1) < NORM_TOLERANCE))
-    if wrong.size:
+    wrong = not_unit(vectors)
+    if wrong:
+        row, norm = wrong
         raise ValueError(
             f"{function}: embedder {embedder.name} must give unit vectors, got one of norm "
-            f"{norms[wrong[0]]} for {texts[wrong[0]][:60]!r}"
+            f"{norm} for {texts[row][:60]!r}"
         )
     return for_torch(vectors)
+
+
+def not_unit(
+    vectors: np.ndarray, tolerance: float = NORM_TOLERANCE
+) -> tuple[int, np.floating] | None:
+    """The first row whose norm is not 1 and that norm, or None if there is no such row."""
+    norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+    # The comparison is false for NaN.
+    wrong = np.flatnonzero(~(np.abs(norms - 1) < tolerance))
+    return (int(wrong[0]), norms[wrong[0]]) if wrong.size else None
 
 
 def encode_in_turn(function: str, embedder: Embedder) -> EncodeBatches:
