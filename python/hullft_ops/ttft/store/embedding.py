@@ -118,20 +118,14 @@ def load_embedder(name: str = DEFAULT_EMBEDDER, *, device: str | None = None) ->
 
 
 def open_embedder(name: str) -> Embedder:
-    """The embedder with that name or in that directory.
-
-    Raises:
-        InputError: there is no such embedder, or sentence-transformers cannot load it.
-    """
+    """The embedder with that name or in that directory. InputError if none can be loaded."""
     check_directory("embedder", name)
     with loading(f"embedder {name}"):
         return load_embedder(name)
 
 
 def check_embedder(function: str, embedder: Embedder, known: "Manifest | Journal | Store") -> None:
-    """Raises:
-    ValueError: the datastore comes from another embedder.
-    """
+    """ValueError if the datastore comes from another embedder."""
     if (embedder.name, embedder.dim) != (known.embedder, known.dim):
         raise ValueError(
             f"{function}: embedder is {embedder.name} of dim {embedder.dim}, "
@@ -147,20 +141,26 @@ def encode_checked(function: str, embedder: Embedder, texts: Sequence[str]) -> n
         ValueError: it has the wrong shape, a value that is not finite, or a norm that is not 1.
     """
     vectors = embedder.encode(texts)
+    return checked_vectors(function, embedder.name, embedder.dim, texts, vectors)
+
+
+def checked_vectors(
+    function: str, name: str, dim: int, texts: Sequence[str], vectors: np.ndarray
+) -> np.ndarray:
+    """The vectors of the embedder ``name``, checked as by `encode_checked`."""
     if not isinstance(vectors, np.ndarray) or vectors.dtype != np.float32:
         got = getattr(vectors, "dtype", type(vectors).__name__)
-        raise TypeError(f"{function}: embedder {embedder.name} must give float32, got {got}")
-    if vectors.shape != (len(texts), embedder.dim):
+        raise TypeError(f"{function}: embedder {name} must give float32, got {got}")
+    if vectors.shape != (len(texts), dim):
         raise ValueError(
-            f"{function}: embedder {embedder.name} must give shape "
-            f"{(len(texts), embedder.dim)}, got {vectors.shape}"
+            f"{function}: embedder {name} must give shape {(len(texts), dim)}, got {vectors.shape}"
         )
     wrong = not_unit(vectors)
     if wrong:
         row, norm = wrong
         raise ValueError(
-            f"{function}: embedder {embedder.name} must give unit vectors, got one of norm "
-            f"{norm} for {texts[row][:60]!r}"
+            f"{function}: embedder {name} must give unit vectors, got one of norm {norm} for "
+            f"{texts[row][:60]!r}"
         )
     return for_torch(vectors)
 

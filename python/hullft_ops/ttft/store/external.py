@@ -10,7 +10,7 @@ import torch
 
 from hullft_ops._extras import needed_by
 from hullft_ops.ttft.store.base import checked_search
-from hullft_ops.ttft.store.embedding import Embedder, encode_checked
+from hullft_ops.ttft.store.embedding import Embedder, checked_vectors
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient
@@ -90,7 +90,8 @@ class DatabaseStore:
         if not new:
             return
         texts, vectors = self._database.fetch(new)
-        checked = encode_checked(_FUNCTION, _Vectors(self, np.asarray(vectors)), list(texts))
+        name = f"{self.embedder} in the database"
+        checked = checked_vectors(_FUNCTION, name, self.dim, texts, np.asarray(vectors))
         if len(texts) != len(new):
             raise ValueError(f"{_FUNCTION}: database must give {len(new)} texts, gave {len(texts)}")
         # An interrupted fetch may have left texts without a place, but no place without a text.
@@ -98,18 +99,6 @@ class DatabaseStore:
         self.texts[known:] = texts
         self.embeddings = torch.cat([self.embeddings[:known], torch.from_numpy(checked)])
         self._places |= {key: known + place for place, key in enumerate(new)}
-
-
-class _Vectors:
-    """The database's vectors dressed as an embedder, so that the same checks apply."""
-
-    def __init__(self, store: DatabaseStore, vectors: np.ndarray) -> None:
-        self.name = f"{store.embedder} in the database"
-        self.dim = store.dim
-        self._vectors = vectors
-
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
-        return self._vectors
 
 
 class QdrantDatabase:
