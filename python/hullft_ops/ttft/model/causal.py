@@ -29,10 +29,7 @@ def check_causal(
     """Refuse a model that has no causal loss, or that lacks ids of the tokenizer.
 
     When a model first comes, it reads two tokens twice. The logits of the first token must not
-    depend on the last one.
-
-    Raises:
-        ValueError: the model is refused; the message says why, and which class would do.
+    depend on the last one. The ValueError says why it is refused, and which class would do.
     """
     highest = highest_id(tokenizer)
     try:

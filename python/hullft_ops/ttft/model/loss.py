@@ -15,7 +15,7 @@ from hullft_ops.ttft.model.memory import is_out_of_memory
 from hullft_ops.ttft.model.patches import is_replaced_here
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
 # At most this many bytes of float32 logits exist at once: a few hundred positions. With fewer, the
 # products of a chunk are too small to be fast.
@@ -61,87 +61,74 @@ class MeanLoss:
     Call only ``backward()`` on it. A stand-in tensor hands the head's gradient of a tied weight to
     the weight's ``.grad``, so `torch.autograd.grad` with respect to that weight misses it.
 
-    Args:
-        model: a causal language model, or a PEFT model around one.
-
-    Attributes:
-        n_full_logits: how many losses needed a text's full logits.
+    ``n_full_logits`` counts the losses that needed a text's full logits.
     """
 
     def __init__(self, model: "PreTrainedModel") -> None:
         self.n_full_logits = 0
         self._model = model
-        self._split = _SplitModel.of(model)
-        self._compared = False
+        # The base model and the head that were compared, and whether they gave the model's logits.
+        self._compared: tuple[nn.Module, nn.Module, bool] | None = None
 
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
         """A scalar, in nats; tokens int64 ``[T]``, T at least 2, within the model's context."""
-        if self._split is not None and not self._split.is_of(self._model):
-            self._split, self._compared = _SplitModel.of(self._model), False
-        if self._split is not None and self._split.serves():
-            if not self._compared:
-                self._compare(self._split, tokens[:_PROBE_TOKENS])
-            if self._compared and self._split is not None:
-                return self._split.mean_loss(tokens)
+        split = _SplitModel.of(self._model)
+        if split is not None and self._agrees(split, tokens[:_PROBE_TOKENS]):
+            return split.mean_loss(tokens)
         self.n_full_logits += 1
         return next_token_losses(self._model, tokens).mean()
 
     @torch.no_grad()
-    def _compare(self, split: "_SplitModel", probe: torch.Tensor) -> None:
+    def _agrees(self, split: "_SplitModel", probe: torch.Tensor) -> bool:
+        if self._compared is not None:
+            base, head, same = self._compared
+            if base is split.base and head is split.head:
+                return same
         wanted = self._model(input_ids=probe[None], use_cache=False).logits
         # NaN equals nothing, so a later text has to decide.
         if not wanted.isfinite().all():
-            return
+            return False
         try:
             same = torch.equal(split.head(split.hidden(probe)), wanted)
         except _NOT_CALLED_ALONE as error:
             if is_out_of_memory(error):
                 raise
             same = False
-        self._compared = True
-        if not same:
-            self._split = None
+        self._compared = split.base, split.head, same
+        return same
 
 
 @dataclass(frozen=True)
 class _SplitModel:
     """A causal language model as hidden states and a linear head.
 
-    ``bypassed`` are the modules whose own forward is not called, including the head. ``embedding``
-    shares the head's weight, and ``around`` are the modules that contain it.
+    ``embedding`` shares the head's weight, and ``around`` are the modules that contain it.
     """
 
-    config: "PreTrainedConfig"
     base: nn.Module
     head: nn.Linear
-    bypassed: tuple[nn.Module, ...]
     embedding: nn.Embedding | None
     around: tuple[nn.Module, ...]
 
     @classmethod
     def of(cls, model: "PreTrainedModel") -> "_SplitModel | None":
-        inner, base, head = _parts(model)
+        """None if the head does more than multiply, or somebody listens to a bypassed module."""
+        inner = unwrapped(model)
+        base: nn.Module = inner.base_model
+        head: nn.Module | None = inner.get_output_embeddings()  # type: ignore[no-untyped-call]
         # A subclass, such as an adapter or a quantized layer, is more than its weight.
         if base is inner or type(head) is not nn.Linear:
+            return None
+        # A cap changes small logits by less than a low-precision model can show.
+        if getattr(inner.config.get_text_config(), "final_logit_softcapping", None) is not None:
+            return None
+        heard: bool = bool(_has_any_global_hook())  # type: ignore[no-untyped-call]
+        if heard or any(map(_is_wrapped, (*_ancestors(model, base), head))):
             return None
         embeddings = (m for m in inner.modules() if isinstance(m, nn.Embedding))
         embedding = next((m for m in embeddings if m.weight is head.weight), None)
         around = () if embedding is None else tuple(_ancestors(model, embedding))
-        config = inner.config.get_text_config()
-        return cls(config, base, head, (*_ancestors(model, base), head), embedding, around)
-
-    def is_of(self, model: "PreTrainedModel") -> bool:
-        """False if a part of the model has been replaced since."""
-        _, base, head = _parts(model)
-        return base is self.base and head is self.head
-
-    def serves(self) -> bool:
-        """False if somebody listens to a bypassed module, or the head does more than multiply."""
-        # A cap changes small logits by less than a low-precision model can show.
-        if getattr(self.config, "final_logit_softcapping", None) is not None:
-            return False
-        heard: bool = bool(_has_any_global_hook())  # type: ignore[no-untyped-call]
-        return not heard and not any(map(_is_wrapped, self.bypassed))
+        return cls(base, head, embedding, around)
 
     def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
         hidden: torch.Tensor = self.base(input_ids=tokens[None], use_cache=False).last_hidden_state
@@ -181,13 +168,6 @@ class _SplitModel:
             return False
         affected = (*self.around, embedding)
         return not any(_is_wrapped(m) or m._compiled_call_impl is not None for m in affected)
-
-
-def _parts(model: "PreTrainedModel") -> "tuple[PreTrainedModel, nn.Module, nn.Module | None]":
-    """The model without PEFT's wrapper, the part that computes hidden states, and the head."""
-    inner = unwrapped(model)
-    head: nn.Module | None = inner.get_output_embeddings()  # type: ignore[no-untyped-call]
-    return inner, inner.base_model, head
 
 
 def _stand_in(weight: torch.Tensor) -> torch.Tensor:
@@ -231,11 +211,6 @@ def backward_in_parts(loss: torch.Tensor, parameters: Sequence[torch.Tensor], ta
 
     ``take`` may change their parameters. An operation that multiplies by a parameter on the way
     back also contributes to its gradient, so it is done by then. Autograd notices any other use.
-
-    Args:
-        loss: a scalar.
-        parameters: leaves without a gradient.
-        take: receives parameters and their gradients.
 
     Raises:
         RuntimeError: the backward pass needs a parameter that ``take`` has changed, or makes its

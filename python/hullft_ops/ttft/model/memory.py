@@ -70,11 +70,7 @@ def _number_after(label: str, file: Path) -> int | None:
 
 @contextmanager
 def out_of_memory_explained(advice: str) -> Iterator[None]:
-    """Raise ``advice`` in place of torch's message if an allocation fails, on any device.
-
-    Raises:
-        torch.OutOfMemoryError: an allocation in the body failed.
-    """
+    """Raise `torch.OutOfMemoryError` with ``advice`` if an allocation fails, on any device."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

@@ -68,13 +68,9 @@ class Budget:
 
     It expects a pass to take as long as the slowest one so far. If the next text has more tokens
     than the text of that pass, it expects proportionally more. A replay is expected to take as long
-    as the slowest replay. Nothing starts after the deadline, so even a sweep that takes longer than
-    expected is the only one that ends late.
-
-    Args:
-        deadline: when `perf_counter` says that time is up.
-        devices: where the work runs. Unless it is the CPU, each question waits for it: until the
-            work is done, nobody knows how long it takes.
+    as the slowest replay. Nothing starts after the deadline on `perf_counter`, so even a sweep that
+    takes longer than expected is the only one that ends late. Each question waits for ``devices``
+    other than the CPU: until their work is done, nobody knows how long it takes.
     """
 
     def __init__(self, deadline: float, devices: Iterable[torch.device]) -> None:
@@ -85,11 +81,10 @@ class Budget:
         self._started: tuple[float, int, bool] | None = None
 
     def allows(self, tokens: int, *, fresh: bool) -> bool:
-        """Whether a sweep may start now. If so it must, and end before the next question.
+        """Whether a sweep on a text of so many tokens may start now.
 
-        Args:
-            tokens: the length of its text.
-            fresh: whether it is a pass, not a replay.
+        If so it must, and end before the next question. It is ``fresh`` if it is a pass, not a
+        replay.
         """
         for device in self._devices:
             torch.accelerator.synchronize(device)

@@ -173,7 +173,10 @@ class SupportTrainer:
             with clock.of("step"):
                 self._step(partial(self._optimizer.step, grads=gradients), rates)
 
-        if self._steps_in_backward(sweep):
+        # Each gradient is then needed only for the steps of its own parameter. Only on the CPU:
+        # nobody has measured what the additional calls cost on a GPU.
+        on_cpu = self._model.device.type == "cpu"
+        if on_cpu and self._max_grad_norm is None and not sweep.keep:
             with clock.of("backward"):
                 backward_in_parts(loss, self._trained, take)
             return
@@ -185,13 +188,6 @@ class SupportTrainer:
             if sweep.keep:
                 cache.accumulate(sweep.example, beta=0)
         take({p: p.grad for p in self._trained if p.grad is not None})
-
-    def _steps_in_backward(self, sweep: Sweep) -> bool:
-        """Whether each gradient is needed only for the steps of its own parameter.
-
-        Only on the CPU: nobody has measured what the additional calls cost on a GPU.
-        """
-        return self._model.device.type == "cpu" and self._max_grad_norm is None and not sweep.keep
 
     def _rate(self, step: int, steps: int) -> float:
         return self._lr * learning_rate_factor(self._schedule, step, steps)

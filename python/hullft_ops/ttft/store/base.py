@@ -50,10 +50,7 @@ def checked_search(
 ) -> tuple[torch.Tensor, int]:
     """Queries float32 ``[B, dim]``, contiguous and finite on the CPU, and ``k`` in 1..len(store).
 
-    Raises:
-        TypeError: queries are not float32, or k is not an int.
-        ValueError: queries are on a GPU, have a wrong shape or a value that is not finite, or k is
-            out of range.
+    Raises what `Datastore.search` says for all others.
     """
     queries = _floats(function, "queries", given)
     if queries.ndim != 2 or queries.shape[1] != store.dim:
@@ -123,11 +120,7 @@ class MemoryStore:
     def search(
         self, queries: np.ndarray | torch.Tensor, k: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `Datastore.search`.
-
-        Raises:
-            TypeError, ValueError: as `Datastore.search`.
-        """
+        """As `Datastore.search`, with the same errors."""
         vectors, k = checked_search("MemoryStore.search", self, queries, k)
         scores = torch.empty(len(vectors), 0, dtype=torch.float32, device="cpu")
         ids = torch.empty(len(vectors), 0, dtype=torch.int64, device="cpu")

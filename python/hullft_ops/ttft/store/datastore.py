@@ -285,24 +285,25 @@ def _open_rows(data: Path, manifest: Manifest) -> "datasets.Dataset":
     with needed_by("Datastore.open"):
         import datasets
 
-    shards = [_open_shard(data / shard.file, shard) for shard in manifest.shards]
+    shards = []
+    for shard in manifest.shards:
+        file = data / shard.file
+        try:
+            opened = datasets.Dataset.from_file(str(file))
+            # Arrow trusts the offsets in a file: one out of range would read outside of it.
+            opened.data.table.validate(full=True)
+        # The libraries do not document what they raise for foreign bytes.
+        except Exception as error:
+            raise ValueError(f"Datastore.open: {file} is missing or corrupt: {error}") from error
+        _check_texts(file, shard, opened.data.table)
+        shards.append(opened)
     schemas = [shard.data.table.schema for shard in shards]
     if any(not schema.equals(schemas[0]) for schema in schemas):
         raise ValueError(f"Datastore.open: the columns of the files in {data} differ")
     return datasets.concatenate_datasets(shards)
 
 
-def _open_shard(file: Path, shard: DataFile) -> "datasets.Dataset":
-    import datasets
-
-    try:
-        dataset = datasets.Dataset.from_file(str(file))
-        table = dataset.data.table
-        # Arrow trusts the offsets in a file: one out of range would read outside of it.
-        table.validate(full=True)
-    # The libraries do not document what they raise for foreign bytes.
-    except Exception as error:
-        raise ValueError(f"Datastore.open: {file} is missing or corrupt: {error}") from error
+def _check_texts(file: Path, shard: DataFile, table: pa.Table) -> None:
     first = table.schema.field(0) if table.schema.names else None
     if first != pa.field("text", pa.string()) or len(table) != shard.count:
         raise ValueError(
@@ -313,7 +314,6 @@ def _open_shard(file: Path, shard: DataFile) -> "datasets.Dataset":
     if texts.null_count:
         row = pa.compute.index(texts.is_null(), True).as_py()
         raise ValueError(f"Datastore.open: {file} must hold a text in each row, row {row} is null")
-    return dataset
 
 
 def _check_embeddings(file: Path, manifest: Manifest) -> None:

@@ -134,12 +134,7 @@ def check_embedder(function: str, embedder: Embedder, known: "Manifest | Journal
 
 
 def encode_checked(function: str, embedder: Embedder, texts: Sequence[str]) -> np.ndarray:
-    """``embedder.encode(texts)``, checked against the promise of `Embedder`.
-
-    Raises:
-        TypeError: the result is not a float32 array.
-        ValueError: it has the wrong shape, a value that is not finite, or a norm that is not 1.
-    """
+    """The texts' vectors; TypeError or ValueError if they break the promise of `Embedder`."""
     vectors = embedder.encode(texts)
     return checked_vectors(function, embedder.name, embedder.dim, texts, vectors)
 
@@ -173,16 +168,6 @@ def not_unit(
     # The comparison is false for NaN.
     wrong = np.flatnonzero(~(np.abs(norms - 1) < tolerance))
     return (int(wrong[0]), norms[wrong[0]]) if wrong.size else None
-
-
-def encode_in_turn(function: str, embedder: Embedder) -> EncodeBatches:
-    """Encode batches one after the other with `encode_checked`."""
-
-    def encode(batches: Iterable[list[str]]) -> Generator[np.ndarray]:
-        for texts in batches:
-            yield encode_checked(function, embedder, texts)
-
-    return encode
 
 
 def for_torch(array: np.ndarray, dtype: DTypeLike | None = None) -> np.ndarray:

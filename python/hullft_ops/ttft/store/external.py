@@ -67,8 +67,7 @@ class DatabaseStore:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As `Datastore.search`; scores are dot products with the database's vectors.
 
-        Raises:
-            TypeError, ValueError: as `Datastore.search`, or the database answers wrongly.
+        TypeError and ValueError also if the database answers wrongly.
         """
         vectors, k = checked_search(_FUNCTION, self, queries, k)
         found = self._database.search(vectors.numpy(), k)

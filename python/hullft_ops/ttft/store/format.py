@@ -115,28 +115,27 @@ class Manifest:
 
     def write(self, directory: Path) -> None:
         """Replace the manifest in ``directory``, in one durable step."""
-        _write_json_durably(directory / MANIFEST_FILE, self)
+        write_json_durably(directory / MANIFEST_FILE, asdict(self))
 
     @classmethod
     def read(cls, directory: Path) -> "Manifest":
         """The manifest in ``directory``, with every field checked.
 
-        Raises:
-            FileNotFoundError: there is no such directory.
-            ValueError: it is not a datastore, or an unfinished or corrupt one.
-            VersionError: the datastore has another format version.
+        FileNotFoundError if there is no such directory, ValueError if it is no datastore, or an
+        unfinished or corrupt one, VersionError if it has another format version.
         """
         if not directory.exists():
             raise FileNotFoundError(f"no datastore at {directory}")
         file = directory / MANIFEST_FILE
-        values = _read_json(file)
-        if values is None:
+        refuse_link(file)
+        if not file.is_file():
             if (directory / JOURNAL_FILE).is_file():
                 raise ValueError(
                     f"{directory} is a datastore that was not finished: "
                     "hullft-ops index --resume finishes it"
                 )
             raise ValueError(f"{directory} is not a datastore: it has no {MANIFEST_FILE}")
+        values = read_json(file)
         if values.get("format") != FORMAT:
             raise ValueError(f"{directory} is not a datastore: {file} lacks format {FORMAT!r}")
         version = values.get("format_version")
@@ -154,8 +153,8 @@ def _checked(manifest: Manifest, file: Path) -> Manifest:
     shards: Any = manifest.shards
     sources: Any = manifest.sources
     _check(isinstance(manifest.embedder, str), file, "embedder", "a string", manifest.embedder)
-    _check_count(file, "dim", dim, 1, _MAX_DIM)
-    _check_count(file, "count", count, 1, _MAX_COUNT)
+    check_count(file, "dim", dim, 1, _MAX_DIM)
+    check_count(file, "count", count, 1, _MAX_COUNT)
     _check_name(file, "data", manifest.data, _DATA_DIRECTORY)
     _check(manifest.metric == METRIC, file, "metric", repr(METRIC), manifest.metric)
     _check(isinstance(shards, list) and shards, file, "shards", "a list of files", shards)
@@ -184,14 +183,14 @@ def _search_index(file: Path, values: Any, count: int) -> SearchIndex:
     kind, recall = index.kind, index.recall
     _check(kind in ("flat", "ivf", "ivfpq"), file, "index.kind", "flat, ivf or ivfpq", kind)
     for name in ("recall_k", "recall_queries"):
-        _check_count(file, f"index.{name}", getattr(index, name), 0, count)
+        check_count(file, f"index.{name}", getattr(index, name), 0, count)
     share = type(recall) in (int, float) and 0 <= recall <= 1
     _check(share, file, "index.recall", "from 0 to 1", recall)
     if kind == "flat":
         return replace(index, file=None)
-    _check_count(file, "index.lists", index.lists, 1, count)
-    _check_count(file, "index.probes", index.probes, 1, index.lists)
-    _check_count(file, "index.candidates", index.candidates, 1, count)
+    check_count(file, "index.lists", index.lists, 1, count)
+    check_count(file, "index.probes", index.probes, 1, index.lists)
+    check_count(file, "index.candidates", index.candidates, 1, count)
     found = _data_file(file, "index.file", index.file, _INDEX_FILE)
     _check(found.count == count, file, "index.file.count", str(count), found.count)
     return replace(index, file=found)
@@ -223,19 +222,16 @@ class Journal:
 
     def write(self, directory: Path) -> None:
         """Replace the journal in ``directory``, in one durable step."""
-        _write_json_durably(directory / JOURNAL_FILE, self)
+        write_json_durably(directory / JOURNAL_FILE, asdict(self))
 
     @classmethod
     def read(cls, directory: Path) -> "Journal | None":
-        """The journal in ``directory``, or None if no write is under way.
-
-        Raises:
-            ValueError: the journal is corrupt.
-        """
+        """The journal in ``directory``, or None if no write is under way. ValueError if corrupt."""
         file = directory / JOURNAL_FILE
-        values = _read_json(file)
-        if values is None:
+        refuse_link(file)
+        if not file.is_file():
             return None
+        values = read_json(file)
         shard = values.get("shard")
         found = None if shard is None else _data_file(file, "shard", shard, _SHARD_FILE)
         try:
@@ -246,24 +242,21 @@ class Journal:
         _check_name(file, "data", journal.data, _DATA_DIRECTORY)
         _check(isinstance(journal.embedder, str), file, "embedder", "a string", journal.embedder)
         _check(isinstance(settings, dict), file, "settings", "an object", settings)
-        _check_count(file, "dim", journal.dim, 1, _MAX_DIM)
-        _check_count(file, "embedded", journal.embedded, 0, found.count if found else 0)
-        _check_count(file, "embeddings_crc32", journal.embeddings_crc32, 0, _MAX_CRC32)
+        check_count(file, "dim", journal.dim, 1, _MAX_DIM)
+        check_count(file, "embedded", journal.embedded, 0, found.count if found else 0)
+        check_count(file, "embeddings_crc32", journal.embeddings_crc32, 0, _MAX_CRC32)
         if journal.source is not None:
             _check_source(file, journal.source)
         return journal
 
 
-def _write_json_durably(file: Path, record: Manifest | Journal) -> None:
-    content = json.dumps(asdict(record), indent=2, allow_nan=False)
-    write_durably(file, f"{content}\n".encode())
+def write_json_durably(file: Path, values: dict[str, Any]) -> None:
+    """Replace ``file`` with the object, in one durable step."""
+    write_durably(file, (json.dumps(values, indent=2, allow_nan=False) + "\n").encode())
 
 
-def _read_json(file: Path) -> dict[str, Any] | None:
-    """The object in a JSON file of the datastore; None if there is no such file."""
-    refuse_link(file)
-    if not file.is_file():
-        return None
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a manifest or journal. ValueError if there is none."""
     size = file.stat().st_size
     if size > _MAX_JSON_BYTES:
         raise ValueError(f"{file} must have at most {_MAX_JSON_BYTES} bytes, has {size}")
@@ -281,7 +274,8 @@ def _check(sound: object, file: Path, name: str, wanted: str, got: object) -> No
         raise ValueError(f"{file}: {name} must be {wanted}, got {got!r}")
 
 
-def _check_count(file: Path, name: str, value: Any, least: int, most: int) -> None:
+def check_count(file: Path, name: str, value: Any, least: int, most: int) -> None:
+    """Refuse anything but an integer from ``least`` to ``most``."""
     wanted = "a positive integer" if least else "an integer of 0 or more"
     _check(type(value) is int and value >= least, file, name, wanted, value)
     _check(value <= most, file, name, f"at most {most}", value)
@@ -301,7 +295,7 @@ def _check_source(file: Path, source: Any) -> None:
     named = isinstance(source["settings"].get("source"), str)
     _check(named, file, "sources.settings.source", "a string", source)
     for name in ("records", "malformed", "near_empty", "repeated"):
-        _check_count(file, f"sources.{name}", source.get(name), 0, _MAX_COUNT)
+        check_count(file, f"sources.{name}", source.get(name), 0, _MAX_COUNT)
     lines = source.get("malformed_named")
     strings = isinstance(lines, list) and all(isinstance(line, str) for line in lines)
     _check(strings, file, "sources.malformed_named", "strings", lines)
@@ -312,7 +306,7 @@ def _data_file(source: Path, field: str, values: Any, pattern: re.Pattern[str]) 
     found = DataFile(**_known(DataFile, values, source))
     _check_name(source, field, found.file, pattern)
     for name, most in (("count", _MAX_COUNT), ("bytes", 2**63 - 1), ("crc32", _MAX_CRC32)):
-        _check_count(source, f"{field}.{name}", getattr(found, name), 0, most)
+        check_count(source, f"{field}.{name}", getattr(found, name), 0, most)
     return found
 
 
@@ -354,15 +348,7 @@ def check_file(
 ) -> None:
     """Refuse a file that is missing, a link, or not of the recorded size and checksum.
 
-    Args:
-        function: what the message begins with.
-        folder: where the file is.
-        wanted: the recorded name, size and checksum.
-        checksum: also read the content and compare its checksum.
-        longer: the file may be longer; the rest is not checked.
-
-    Raises:
-        ValueError: the file is refused.
+    A ``longer`` file passes; the rest of it is not checked. Messages begin with ``function``.
     """
     file = folder / wanted.file
     for path in (folder, file):

@@ -22,7 +22,7 @@ from rich.progress import Progress
 from hullft_ops._checks import check_integer, check_text
 from hullft_ops._extras import needed_by
 from hullft_ops.ttft._files import crc32_of, sync
-from hullft_ops.ttft.store.embedding import Embedder, EncodeBatches, check_embedder, encode_in_turn
+from hullft_ops.ttft.store.embedding import Embedder, EncodeBatches, check_embedder, encode_checked
 from hullft_ops.ttft.store.format import (
     EMBEDDINGS_FILE,
     JOURNAL_FILE,
@@ -48,29 +48,26 @@ _ROWS_PER_WRITE = 1024
 _TEXTS_PER_ENCODE = 128
 # A commit waits for the disk, which a cheap embedder should not do at every batch.
 _SECONDS_PER_COMMIT = 2.0
+_NO_VECTORS = DataFile(EMBEDDINGS_FILE, 0, 0, 0)
 _SCALARS = (pa.types.is_string, pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
 
 
 @dataclass
 class StoreWriter:
-    """A write into ``directory``. The caller holds the lock.
+    """A write into ``directory``, which exists. The caller holds the lock.
 
-    Attributes:
-        directory: the datastore's directory; it exists.
-        embedder: makes the vectors.
-        base: the datastore as its readers see it; None until the first write is finished.
-        journal: how far this write has come.
-        function: what error messages begin with.
+    ``base`` is the datastore as its readers see it, without texts until the first write is
+    finished. Messages of errors begin with ``function``.
     """
 
     directory: Path
     embedder: Embedder
-    base: Manifest | None
+    base: Manifest
     journal: Journal
     function: str
 
     def __post_init__(self) -> None:
-        check_embedder(self.function, self.embedder, self.base or self.journal)
+        check_embedder(self.function, self.embedder, self.base)
         refuse_link(self._folder)
 
     @classmethod
@@ -79,14 +76,10 @@ class StoreWriter:
     ) -> "StoreWriter":
         """A new write. Rolls an interrupted one back."""
         dim = check_integer(function, "embedder.dim", embedder.dim, 1)
-        base = _finished(directory)
-        journal = Journal(
-            embedder=embedder.name,
-            dim=dim,
-            data=base.data if base else f"data-{uuid4().hex}",
-            settings=settings,
-            embeddings_crc32=base.embeddings.crc32 if base else 0,
-        )
+        data = f"data-{uuid4().hex}"
+        base = _finished(directory) or Manifest(embedder.name, dim, 0, data, (), _NO_VECTORS)
+        crc32 = base.embeddings.crc32
+        journal = Journal(base.embedder, base.dim, base.data, settings, crc32)
         writer = cls(directory, embedder, base, journal, function)
         journal.write(directory)
         writer._folder.mkdir(exist_ok=True)
@@ -109,8 +102,9 @@ class StoreWriter:
                 f"{function}: the interrupted write in {directory} has other settings: "
                 + ", ".join(changed)
             )
-        base = _finished(directory)
-        if base and base.data != journal.data:
+        fresh = Manifest(journal.embedder, journal.dim, 0, journal.data, (), _NO_VECTORS)
+        base = _finished(directory) or fresh
+        if base.data != journal.data:
             raise ValueError(
                 f"{function}: the interrupted write in {directory} is into {journal.data}, the "
                 f"datastore is in {base.data} by now: restart rolls it back and begins anew"
@@ -134,8 +128,7 @@ class StoreWriter:
     @property
     def finished(self) -> bool:
         """Whether a kill struck between writing the manifest and removing the journal."""
-        shard = self.journal.shard
-        return self.base is not None and shard is not None and shard in self.base.shards
+        return self.journal.shard in self.base.shards
 
     def write_texts(self, rows: Iterable[Row], report: Callable[[], dict[str, Any]]) -> int:
         """Write the shard's texts, unless that is done, and return how many there are.
@@ -145,8 +138,7 @@ class StoreWriter:
             report: called after the last row; returns the manifest's entry on the source.
         """
         if self.journal.shard is None:
-            number = len(self.base.shards) if self.base else 0
-            file = self._folder / f"texts-{number:05}.arrow"
+            file = self._folder / f"texts-{len(self.base.shards):05}.arrow"
             refuse_link(file)
             count = _write_rows(self.function, rows, file, self._schema())
             if count == 0:
@@ -159,24 +151,19 @@ class StoreWriter:
         return self._shard.count
 
     def embed(self, bar: Progress, encode: EncodeBatches | None = None) -> None:
-        """Write the missing vectors. Whatever ``bar`` counts is on the disk.
-
-        Args:
-            bar: shows the progress.
-            encode: makes the vectors of batches; None uses the embedder, batch by batch.
-        """
+        """Write the missing vectors. Whatever ``bar`` counts is on the disk."""
         # Indexing and searching need FAISS. Hours of embedding come first, so check it now.
         with needed_by(self.function):
             import datasets
             import faiss  # noqa: F401
-        encode = encode or encode_in_turn(self.function, self.embedder)
         check_file(self.function, self._folder, self._shard)
         texts = datasets.Dataset.from_file(str(self._folder / self._shard.file))["text"]
         done = self.journal.embedded
         task = bar.add_task("embedding", total=len(texts), completed=done)
         starts = range(done, len(texts), _TEXTS_PER_ENCODE)
         batches = (list(texts[start : start + _TEXTS_PER_ENCODE]) for start in starts)
-        with self._vectors() as out, closing(encode(batches)) as encoded:
+        own = (encode_checked(self.function, self.embedder, batch) for batch in batches)
+        with self._vectors() as out, closing(encode(batches) if encode else own) as encoded:
             crc32, committed = self.journal.embeddings_crc32, time.monotonic()
             for vectors in encoded:
                 block = vectors.tobytes()
@@ -193,7 +180,7 @@ class StoreWriter:
 
     def finish(self, thresholds: IndexThresholds) -> None:
         """Build the index, and make readers see the new texts."""
-        if self.base is None or not self.finished:
+        if not self.finished:
             self.base = self._manifest(thresholds)
             self.base.write(self.directory)
         self._tidy()
@@ -202,51 +189,51 @@ class StoreWriter:
 
     def abandon(self) -> None:
         """Leave the datastore as it was before this write, or nothing if there was none."""
-        if self.base is None:
-            remove_data(self._folder)
-        else:
+        if self.base.count:
             self._tidy()
+        else:
+            remove_data(self._folder)
         (self.directory / JOURNAL_FILE).unlink()
 
     def _manifest(self, thresholds: IndexThresholds) -> Manifest:
-        journal, base = self.journal, self.base
         vectors = self._known_vectors(self._shard.count)
         check_file(self.function, self._folder, vectors, checksum=False)
-        return Manifest(
-            embedder=journal.embedder,
-            dim=journal.dim,
+        return replace(
+            self.base,
             count=vectors.count,
-            data=journal.data,
-            shards=(*(base.shards if base else ()), self._shard),
+            shards=(*self.base.shards, self._shard),
             embeddings=vectors,
-            sources=(*(base.sources if base else ()), journal.source or {}),
-            index=build_index(self._folder, vectors, journal.dim, thresholds),
+            sources=(*self.base.sources, self.journal.source or {}),
+            index=build_index(self._folder, vectors, self.base.dim, thresholds),
         )
 
     def _known_vectors(self, new: int) -> DataFile:
         """The file of vectors with ``new`` of this write."""
-        count = (self.base.count if self.base else 0) + new
-        size = count * self.journal.dim * 4
+        count = self.base.count + new
+        size = count * self.base.dim * 4
         return DataFile(EMBEDDINGS_FILE, count, size, self.journal.embeddings_crc32)
 
     def _vectors(self) -> BinaryIO:
         """The file of vectors, cut to the committed part, checked, and positioned at its end."""
         known = self._known_vectors(self.journal.embedded)
-        file = self._folder / EMBEDDINGS_FILE
-        refuse_link(file)
+        file = self._cut(known.bytes)
         file.touch()
-        if file.stat().st_size > known.bytes:
-            os.truncate(file, known.bytes)
         check_file(self.function, self._folder, known)
         return file.open("ab")
 
+    def _cut(self, size: int) -> Path:
+        """The file of vectors, without the bytes after ``size``."""
+        file = self._folder / EMBEDDINGS_FILE
+        refuse_link(file)
+        if file.exists() and file.stat().st_size > size:
+            os.truncate(file, size)
+        return file
+
     def _tidy(self) -> None:
         """Remove files that interrupted or replaced states left behind."""
-        wanted = {EMBEDDINGS_FILE}
-        if self.base:
-            wanted |= {shard.file for shard in self.base.shards}
-            if self.base.index.file:
-                wanted.add(self.base.index.file.file)
+        wanted = {EMBEDDINGS_FILE, *(shard.file for shard in self.base.shards)}
+        if self.base.index.file:
+            wanted.add(self.base.index.file.file)
         for path in own_entries(self._folder, OWN_FILES):
             if path.name not in wanted:
                 path.unlink()
@@ -255,15 +242,11 @@ class StoreWriter:
         for folder in own_entries(self.directory, OWN_DIRECTORIES):
             if folder != self._folder:
                 remove_data(folder)
-        vectors = self._folder / EMBEDDINGS_FILE
-        refuse_link(vectors)
-        size = self.base.embeddings.bytes if self.base else 0
-        if vectors.exists() and vectors.stat().st_size > size:
-            os.truncate(vectors, size)
+        self._cut(self.base.embeddings.bytes)
 
     def _schema(self) -> pa.Schema | None:
         """The columns of the existing datastore."""
-        if self.base is None:
+        if not self.base.shards:
             return None
         with pa.ipc.open_stream(str(self._folder / self.base.shards[0].file)) as shard:
             return shard.schema
@@ -275,10 +258,9 @@ def _finished(directory: Path) -> Manifest | None:
 
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Keep other writers out of ``directory``. The system unlocks it if the process dies.
+    """Keep other writers out of ``directory``; ValueError if one is at work.
 
-    Raises:
-        ValueError: another process is writing there.
+    The system unlocks it if the process dies.
     """
     descriptor = os.open(directory, os.O_RDONLY)
     try:
