@@ -14,7 +14,7 @@ from benchmarks.recorder import Recorder
 from hullft_ops.ttft import keep_freed_memory
 from hullft_ops.ttft.experts.folder import Experts, Factors
 from hullft_ops.ttft.experts.merge import ExpertMerger, add
-from hullft_ops.ttft.model.timing import StageClock
+from hullft_ops.ttft.model.steps import StageClock
 
 DIFFERENCE = "largest difference from addmm_, relative"
 _SCALE = 2.0

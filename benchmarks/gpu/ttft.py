@@ -28,7 +28,7 @@ from benchmarks.recorder import Recorder
 from benchmarks.timing import Comparison, Pace
 from hullft_ops.ttft import Support
 from hullft_ops.ttft.model.snapshot import ModelSnapshot
-from hullft_ops.ttft.model.timing import StageClock
+from hullft_ops.ttft.model.steps import StageClock
 from hullft_ops.ttft.model.trainer import SupportTrainer, trainable_parameters
 from hullft_ops.ttft.retrieval.support import Seconds
 

@@ -24,7 +24,7 @@ from hullft_ops.ttft import Datastore, load_embedder
 from hullft_ops.ttft.evaluation.results import ResultsFile
 from hullft_ops.ttft.store import writer as store_writer
 from hullft_ops.ttft.store.embedding import SentenceTransformerEmbedder
-from hullft_ops.ttft.store.journal import Journal
+from hullft_ops.ttft.store.format import Journal
 
 TEXTS = 1500
 

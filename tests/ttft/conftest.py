@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from hullft_ops.ttft import Datastore, TestTimeFinetuner
-from hullft_ops.ttft.model import backward
+from hullft_ops.ttft.model import loss
 
 CONTEXT = 32
 TRAINING_TEXT = ["hello world, the cat sat on the mat and the dog ran to the park"] * 20
@@ -55,7 +55,7 @@ class HashingEmbedder:
 @pytest.fixture(autouse=True)
 def _steps_in_backward(monkeypatch: pytest.MonkeyPatch) -> None:
     """Models as small as these would be too small to be trained in parts."""
-    monkeypatch.setattr(backward, "_LEAST_BYTES", 1)
+    monkeypatch.setattr(loss, "_LEAST_BYTES", 1)
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +65,12 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _no_wait_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the system holds outlives a process that is killed, and no test cuts the power."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 @pytest.fixture

@@ -13,10 +13,9 @@ from transformers import PreTrainedModel
 
 import hullft_ops
 from hullft_ops.ttft import AdaptationReport, TestTimeFinetuner, adaptation
-from hullft_ops.ttft.model import budget as budget_module
-from hullft_ops.ttft.model.budget import Budget
+from hullft_ops.ttft.model import steps as steps_module
 from hullft_ops.ttft.model.loss import MeanLoss
-from hullft_ops.ttft.model.steps import ORDERS, SCHEDULES, plan
+from hullft_ops.ttft.model.steps import ORDERS, SCHEDULES, Budget, plan
 from hullft_ops.ttft.model.trainer import SupportTrainer
 
 PROMPT = "the cat sat on the red mat"
@@ -49,7 +48,7 @@ class Time:
 @pytest.fixture
 def clock(embedder: object, monkeypatch: pytest.MonkeyPatch) -> Time:
     clock = Time()
-    for module in (adaptation, budget_module):
+    for module in (adaptation, steps_module):
         monkeypatch.setattr(module, "perf_counter", lambda: clock.now)
     encode, loss, replay = embedder.encode, MeanLoss.__call__, hullft_ops.GradientCache.replay
 
@@ -254,7 +253,7 @@ def test_a_gpu_is_waited_for_before_the_clock_is_read(monkeypatch: pytest.Monkey
         now += 1
 
     monkeypatch.setattr(torch.accelerator, "synchronize", wait)
-    monkeypatch.setattr(budget_module, "perf_counter", lambda: now)
+    monkeypatch.setattr(steps_module, "perf_counter", lambda: now)
     gpu = torch.device("cuda", 1)
     budget = Budget(2.5, [gpu, torch.device("cpu"), gpu])
     assert [budget.allows(8, fresh=True) for _ in range(2)] == [True, False]

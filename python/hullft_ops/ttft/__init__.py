@@ -12,11 +12,10 @@ try:
     from hullft_ops.ttft.retrieval.activeft import Retriever
     from hullft_ops.ttft.retrieval.methods import SelectionMethod
     from hullft_ops.ttft.retrieval.support import Support
-    from hullft_ops.ttft.store.base import Store
+    from hullft_ops.ttft.store.base import MemoryStore, Store
     from hullft_ops.ttft.store.build import Cutting, index_corpus
     from hullft_ops.ttft.store.datastore import Datastore
     from hullft_ops.ttft.store.embedding import Embedder, SentenceTransformerEmbedder, load_embedder
-    from hullft_ops.ttft.store.memory import MemoryStore
     from hullft_ops.ttft.store.search import IndexThresholds
     from hullft_ops.ttft.store.sources import Source
     from hullft_ops.ttft.tiny import tiny_lm_path

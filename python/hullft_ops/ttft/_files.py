@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and their checksums."""
 
 import errno
 import hashlib
@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import uuid
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ UUID = "[0-9a-f]{12}4[0-9a-f]{3}[89ab][0-9a-f]{15}"
 MANIFEST = "hullft_ops.json"
 # No space, no quota, or a file that is too large.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_READ_BYTES = 1 << 22
 
 
 @contextmanager
@@ -121,3 +123,20 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def crc32_of(file: Path, size: int | None = None) -> int:
+    """zlib's CRC-32 of a file's first ``size`` bytes, or of all bytes if None."""
+    crc32 = 0
+    for block in blocks(file, file.stat().st_size if size is None else size):
+        crc32 = zlib.crc32(block, crc32)
+    return crc32
+
+
+def blocks(file: Path, size: int, unit: int = 1) -> Iterator[bytes]:
+    """A file's first ``size`` bytes, in parts whose sizes are multiples of ``unit``."""
+    step = max(1, _READ_BYTES // unit) * unit
+    with file.open("rb") as content:
+        while block := content.read(min(size, step)):
+            yield block
+            size -= len(block)

@@ -32,7 +32,7 @@ from hullft_ops.ttft.model.memory import out_of_memory_explained, training_advic
 from hullft_ops.ttft.model.prefix import Prefix
 from hullft_ops.ttft.model.scoring import BitsPerByte, score_behind
 from hullft_ops.ttft.model.snapshot import ModelSnapshot
-from hullft_ops.ttft.model.timing import StageClock
+from hullft_ops.ttft.model.steps import StageClock
 from hullft_ops.ttft.model.trainer import (
     SupportTrainer,
     autocast_dtype,

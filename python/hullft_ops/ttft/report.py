@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hullft_ops.ttft.adapted_model import AdaptedModel, SavedAdapter
-    from hullft_ops.ttft.model.timing import StageClock
+    from hullft_ops.ttft.model.steps import StageClock
     from hullft_ops.ttft.retrieval.support import Support
 
 _STAGES = ("save", "merge", "forward", "backward", "step", "prefill")

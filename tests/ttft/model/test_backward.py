@@ -4,16 +4,15 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from hullft_ops.ttft.model import backward
-from hullft_ops.ttft.model.backward import backward_in_parts
-from hullft_ops.ttft.model.loss import MeanLoss
+from hullft_ops.ttft.model import loss as loss_module
+from hullft_ops.ttft.model.loss import MeanLoss, backward_in_parts
 
 TOKENS = torch.arange(1, 30)
 
 
 @pytest.fixture(autouse=True)
 def _one_at_a_time(monkeypatch):
-    monkeypatch.setattr(backward, "_SHARE", 0.0)
+    monkeypatch.setattr(loss_module, "_SHARE", 0.0)
 
 
 def gradients_of(model):
@@ -64,7 +63,7 @@ def test_parameters_may_change_meanwhile(model):
 
 @pytest.mark.parametrize("least", [0, 5000, 10**9])
 def test_what_is_handed_over_is_large_enough(model, monkeypatch, least):
-    monkeypatch.setattr(backward, "_LEAST_BYTES", least)
+    monkeypatch.setattr(loss_module, "_LEAST_BYTES", least)
     sizes = []
 
     def take(gradients):

@@ -38,7 +38,7 @@ from hullft_ops.ttft.scale.cluster import Workers, cluster, completed, in_order,
 from hullft_ops.ttft.scale.embedding import ray_embedding
 from hullft_ops.ttft.scale.shards import sharded
 from hullft_ops.ttft.store import writer
-from hullft_ops.ttft.store.journal import Journal
+from hullft_ops.ttft.store.format import Journal
 from processes import below, content, is_running
 
 ELSEWHERE = "the operators of another process are the CPU's"

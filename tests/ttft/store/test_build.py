@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import threading
 from collections.abc import Callable
@@ -17,9 +18,10 @@ from hullft_ops.ttft import Datastore
 from hullft_ops.ttft.store import build as passage_rows
 from hullft_ops.ttft.store import writer as store_writer
 from hullft_ops.ttft.store.build import MODES, Cutting, index_corpus
-from hullft_ops.ttft.store.journal import Journal, locked
+from hullft_ops.ttft.store.format import Journal
 from hullft_ops.ttft.store.search import IndexThresholds
 from hullft_ops.ttft.store.sources import Source, SourceError
+from hullft_ops.ttft.store.writer import locked
 
 COUNT = 300
 # A change after the first vectors are committed, and before the last are.
@@ -114,13 +116,13 @@ def test_an_append_killed_at_any_change_ends_as_if_it_was_not(source, more, embe
     def append(path: Path, mode: str) -> Datastore:
         return index_corpus(more, path, embedder, thresholds=INVERTED, mode=mode)
 
-    whole = index_corpus(source, tmp_path / "whole", embedder, thresholds=INVERTED)
-    before = content(whole)
+    before = content(index_corpus(source, tmp_path / "before", embedder, thresholds=INVERTED))
+    shutil.copytree(tmp_path / "before", tmp_path / "whole")
     whole = append(tmp_path / "whole", "append")
     assert len(whole) == COUNT + 150
     for number in range(100):
         path = tmp_path / f"killed{number}"
-        index_corpus(source, path, embedder, thresholds=INVERTED)
+        shutil.copytree(tmp_path / "before", path)
         if not killed(number, lambda path=path: append(path, "append")):
             break
         seen = content(Datastore.open(path))

@@ -1,9 +1,8 @@
 """Building, opening and searching a datastore, and what becomes of one when that fails."""
 
 import json
-import subprocess
-import sys
-import textwrap
+import os
+import signal
 import zlib
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from forked import forked, status_of
 from hullft_ops.ttft import Datastore
 
 
@@ -221,30 +221,22 @@ def test_an_overwrite_that_fails_while_moving_leaves_the_old_datastore(
     assert list(Datastore.open(tmp_path / "store").texts) == texts
 
 
+class Killer:
+    name, dim = "hashing", 24
+    calls = 0
+
+    def encode(self, texts):
+        self.calls += 1
+        if self.calls == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return np.eye(1, 24, dtype=np.float32).repeat(len(texts), axis=0)
+
+
 def test_a_killed_overwrite_leaves_the_old_datastore(store, texts, tmp_path):
-    script = """
-        import os, signal, sys
-        import numpy as np
-        from hullft_ops.ttft import Datastore
-
-        class Killer:
-            name, dim = "hashing", 24
-            calls = 0
-
-            def encode(self, texts):
-                self.calls += 1
-                if self.calls == 2:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return np.eye(1, 24, dtype=np.float32).repeat(len(texts), axis=0)
-
-        Datastore.build(["a"] * 200, Killer(), sys.argv[1], progress=False, overwrite=True)
-    """
-    run = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), str(tmp_path / "store")],
-        capture_output=True,
-    )
-    assert run.returncode == -9, run.stderr
-    assert list(Datastore.open(tmp_path / "store").texts) == texts
+    path, options = tmp_path / "store", {"progress": False, "overwrite": True}
+    child = forked(lambda: Datastore.build(["a"] * 200, Killer(), path, **options))
+    assert status_of(child) == -signal.SIGKILL
+    assert list(Datastore.open(path).texts) == texts
 
 
 @pytest.mark.parametrize(

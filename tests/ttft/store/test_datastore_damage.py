@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from hullft_ops.ttft import Datastore
-from hullft_ops.ttft.store import format as checksums
+from hullft_ops.ttft import _files as checksums
 
 TEXTS = "texts-00000.arrow"
 VECTORS = "embeddings.f32"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hullft_ops.ttft import Datastore, MemoryStore, TestTimeFinetuner
-from hullft_ops.ttft.store import memory
+from hullft_ops.ttft.store import base
 
 COUNT, DIM = 300, 24
 
@@ -30,7 +30,7 @@ TEXTS = [str(number) for number in range(COUNT)]
 @pytest.mark.parametrize("block", [7, 1 << 14])
 @pytest.mark.parametrize("k", [1, 2, 50, COUNT])
 def test_a_search_equals_the_datastores(k, block, tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "_BLOCK_ROWS", block)
+    monkeypatch.setattr(base, "_BLOCK_ROWS", block)
     stored = Datastore.build(TEXTS, Given(), tmp_path / "store", progress=False)
     held = MemoryStore(TEXTS, Given().encode(TEXTS), "given")
     queries = np.random.default_rng(1).normal(size=(20, DIM)).astype(np.float32)

@@ -23,7 +23,7 @@ from hullft_ops.ttft.store import datastore as datastore_module
 from hullft_ops.ttft.store import search as search_index
 from hullft_ops.ttft.store import sources as sources_module
 from hullft_ops.ttft.store.build import Cutting, index_corpus
-from hullft_ops.ttft.store.journal import Journal
+from hullft_ops.ttft.store.format import Journal
 from hullft_ops.ttft.store.search import IndexThresholds
 from hullft_ops.ttft.store.sources import Counts, Source
 from hullft_ops.ttft.store.writer import StoreWriter

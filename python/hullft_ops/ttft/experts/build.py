@@ -40,7 +40,7 @@ from hullft_ops.ttft.model.context import context_length
 from hullft_ops.ttft.model.exclusive import Claim
 from hullft_ops.ttft.store.base import Store
 from hullft_ops.ttft.store.format import MANIFEST_FILE
-from hullft_ops.ttft.store.journal import locked
+from hullft_ops.ttft.store.writer import locked
 
 _FUNCTION = "build_experts"
 _MAX_RANK = 4096

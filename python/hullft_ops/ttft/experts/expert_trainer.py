@@ -15,7 +15,7 @@ from hullft_ops._extras import needed_by
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.experts.folder import ADAPTER_FILE, CONFIG_FILE, DIFFERENCE_FILE, Manifest
 from hullft_ops.ttft.model.memory import out_of_memory_explained
-from hullft_ops.ttft.model.timing import StageClock
+from hullft_ops.ttft.model.steps import StageClock
 from hullft_ops.ttft.model.trainer import SupportTrainer, trainable_parameters
 from hullft_ops.ttft.store.base import Store
 

@@ -1,7 +1,6 @@
 """Testing by computation whether a model is a causal language model."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet
@@ -12,7 +11,7 @@ from torch import nn
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hullft_ops.ttft.model.context import virtual_tokens
+from hullft_ops.ttft.model.context import unwrapped, virtual_tokens
 from hullft_ops.ttft.model.exclusive import Claim
 from hullft_ops.ttft.model.snapshot import ModelSnapshot
 
@@ -30,23 +29,29 @@ def check_causal(
     """Refuse a model that has no causal loss, or that lacks ids of the tokenizer.
 
     When a model first comes, it reads two tokens twice. The logits of the first token must not
-    depend on the last one.
-
-    Raises:
-        ValueError: the model is refused; the message says why, and which class would do.
+    depend on the last one. The ValueError says why it is refused, and which class would do.
     """
     highest = highest_id(tokenizer)
-    _check_ids(function, model, highest, _embedding_rows(model))
+    try:
+        rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    except (AttributeError, NotImplementedError):
+        rows = None
+    _check_ids(function, model, highest, rows if isinstance(rows, int) else None)
     if model in _causal:
         return
     virtual_tokens(function, model)
-    with _left_alone(model):
-        model.train(False)
+    # It restores modes, buffers and whatever a forward notes on the model.
+    snapshot = ModelSnapshot(model, ())
+    with Claim(model):
+        snapshot.save()
         try:
+            model.train(False)
             _probe(function, model, tokenizer, highest)
         # A model that is incomplete, or has no memory left, fails with a better message in use.
         except RuntimeError:
             return
+        finally:
+            snapshot.restore()
     _causal.add(model)
 
 
@@ -61,8 +66,8 @@ def _probe(
     if logits is None:
         raise _refusal(function, model, "which gives no logits")
     if logits.shape[:-1] != one.shape:
-        said = f"whose logits have shape {tuple(logits.shape)} for {one.shape[1]} tokens"
-        raise _refusal(function, model, said)
+        shape, count = tuple(logits.shape), one.shape[1]
+        raise _refusal(function, model, f"whose logits have shape {shape} for {count} tokens")
     _check_ids(function, model, highest, logits.shape[-1])
     first, again = logits[0, 0], _run(model, other).logits[0, 0]
     # The loss complains about NaN.
@@ -74,8 +79,7 @@ def _probe(
     if sees is None:
         sees = bool((first - again).abs().max() > _ROUNDING * first.abs().max())
     if sees:
-        said = "whose logits for the first token change with the last"
-        raise _refusal(function, model, said)
+        raise _refusal(function, model, "whose logits for the first token change with the last")
 
 
 def _run(model: "PreTrainedModel", tokens: torch.Tensor) -> Any:
@@ -125,18 +129,6 @@ def _two_texts(
     return one, other
 
 
-@contextmanager
-def _left_alone(model: nn.Module) -> Iterator[None]:
-    """Restore modes, buffers and whatever a forward notes on the model."""
-    with Claim(model):
-        snapshot = ModelSnapshot(model, ())
-        snapshot.save()
-        try:
-            yield
-        finally:
-            snapshot.restore()
-
-
 def highest_id(tokenizer: "PreTrainedTokenizerBase") -> int:
     """The highest id of the vocabulary, which may have gaps."""
     known = _highest.get(tokenizer)
@@ -145,18 +137,9 @@ def highest_id(tokenizer: "PreTrainedTokenizerBase") -> int:
     return known[1]
 
 
-def _embedding_rows(model: "PreTrainedModel") -> int | None:
-    try:
-        table: Any = model.get_input_embeddings()
-    except (AttributeError, NotImplementedError):
-        return None
-    rows = getattr(table, "num_embeddings", None)
-    return rows if isinstance(rows, int) else None
-
-
 def _check_ids(function: str, model: "PreTrainedModel", highest: int, count: int | None) -> None:
     if count is not None and highest >= count:
-        inner = _inner(model)
+        inner = unwrapped(model)
         served = _served(inner)
         raise ValueError(
             f"{function}: model must have every id of the tokenizer, up to {highest}, got "
@@ -165,14 +148,8 @@ def _check_ids(function: str, model: "PreTrainedModel", highest: int, count: int
         )
 
 
-def _inner(model: "PreTrainedModel") -> "PreTrainedModel":
-    """The model without PEFT's wrapper."""
-    unwrap: Callable[[], PreTrainedModel] | None = getattr(model, "get_base_model", None)
-    return model if unwrap is None else unwrap()
-
-
 def _refusal(function: str, model: "PreTrainedModel", reason: str) -> ValueError:
-    inner = _inner(model)
+    inner = unwrapped(model)
     return ValueError(
         f"{function}: model must be a causal language model, got {type(inner).__name__}, "
         f"{reason}: {_served(inner) or f'transformers has none for {inner.config.model_type}'}"

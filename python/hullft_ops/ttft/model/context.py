@@ -1,5 +1,6 @@
 """How many tokens a model can read at once."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -28,20 +29,18 @@ def context_length(
         ValueError: max_length is below 2 or above the model's context; or it is None and neither
             the model nor the tokenizer has a limit; or a PEFT model's virtual tokens have logits.
     """
-    limit = _model_limit(function, model)
-    if max_length is not None:
-        max_length = check_integer(function, "max_length", max_length, 2)
-        if limit is not None and max_length > limit:
+    if max_length is None:
+        known = known_context(function, model, tokenizer)
+        if known is None:
             raise ValueError(
-                f"{function}: max_length is {max_length}, the model's context is {limit}"
+                f"{function}: max_length must be given, neither model nor tokenizer has a limit"
             )
-        return max_length
-    known = known_context(function, model, tokenizer)
-    if known is None:
-        raise ValueError(
-            f"{function}: max_length must be given, neither model nor tokenizer has a limit"
-        )
-    return known
+        return known
+    limit = _model_limit(function, model)
+    max_length = check_integer(function, "max_length", max_length, 2)
+    if limit is not None and max_length > limit:
+        raise ValueError(f"{function}: max_length is {max_length}, the model's context is {limit}")
+    return max_length
 
 
 def known_context(
@@ -74,14 +73,19 @@ def _model_limit(function: str, model: "PreTrainedModel") -> int | None:
     # Models without a limit may say -1.
     limit = next((positions for positions in found if positions and positions > 0), None)
     virtual = virtual_tokens(function, model)
-    return None if limit is None else limit - virtual - _positions_before_the_first(model)
+    if limit is None:
+        return None
+    # Rows of RoBERTa's position embedding that belong to padding, so no token can use them.
+    tables = (m for name, m in model.named_modules() if name.endswith("position_embeddings"))
+    table = next((m for m in tables if isinstance(m, nn.Embedding)), None)
+    padding = None if table is None else table.padding_idx
+    return int(limit) - virtual - (0 if padding is None else padding + 1)
 
 
 def virtual_tokens(function: str, model: "PreTrainedModel") -> int:
     """Positions that a PEFT method takes for its own tokens.
 
-    Raises:
-        ValueError: they have logits, which nothing here could tell apart from the text's.
+    ValueError if those have logits, which nothing here could tell apart from the text's.
     """
     adapter: Any = getattr(model, "active_peft_config", None)
     if not getattr(adapter, "is_prompt_learning", False):
@@ -94,9 +98,7 @@ def virtual_tokens(function: str, model: "PreTrainedModel") -> int:
     return int(adapter.num_virtual_tokens)
 
 
-def _positions_before_the_first(model: "PreTrainedModel") -> int:
-    """Rows of RoBERTa's position embedding that belong to padding, so no token can use them."""
-    for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            return 0 if module.padding_idx is None else module.padding_idx + 1
-    return 0
+def unwrapped(model: "PreTrainedModel") -> "PreTrainedModel":
+    """The model without PEFT's wrapper."""
+    unwrap: Callable[[], PreTrainedModel] | None = getattr(model, "get_base_model", None)
+    return model if unwrap is None else unwrap()

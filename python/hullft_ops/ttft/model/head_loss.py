@@ -25,10 +25,7 @@ def linear_mean_loss(
     each chunk of logits is computed once. Use it only for a loss that you will differentiate.
 
     Args:
-        hidden: ``[T, d]``.
-        weight: ``[V, d]``.
-        bias: ``[V]``, or None.
-        targets: int64 ``[T]``.
+        hidden, weight, bias, targets: ``[T, d]``, ``[V, d]``, ``[V]`` or None, int64 ``[T]``.
         rows: positions whose logits exist at once, at least 1.
 
     Returns:
@@ -53,14 +50,18 @@ class _LinearMeanLoss(torch.autograd.Function):
         rows: int,
         dtype: torch.dtype,
     ) -> Tensor:
-        gradients = _Gradients(ctx.needs_input_grad, hidden, weight, bias)
+        gradients = _Gradients(ctx.needs_input_grad)
         factor = weight.to(dtype)
         offset = None if bias is None else bias.to(dtype)
         losses: list[Tensor] = []
         precise = torch.promote_types(dtype, torch.float32)
         chunks = zip(torch.split(hidden.to(dtype), rows), torch.split(targets, rows), strict=True)
         for chunk, wanted in chunks:
-            logits = _logits(_room(chunk, factor, rows, dtype), chunk, factor, offset)
+            logits = _room(chunk, factor, rows, dtype)
+            for tile in _tiles(factor):
+                multiply_into(logits[:, tile], chunk, factor[tile].T)
+            if offset is not None:
+                logits.add_(offset)
             log_p = _room(chunk, factor, rows, precise)
             torch.log_softmax(logits, dim=-1, dtype=precise, out=log_p)
             del logits
@@ -70,21 +71,21 @@ class _LinearMeanLoss(torch.autograd.Function):
             )
             off.div_(len(targets))
             gradients.add(off, chunk, factor)
-        ctx.gradients = gradients
+        ctx.gradients = gradients.of(hidden, weight, bias)
         return -torch.cat(losses).mean()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        made = ctx.gradients.made()
+        gradients = ctx.gradients
         # Autograd adds in place to a gradient that nobody else holds. A tied embedding adds one.
         del ctx.gradients
         # It is mostly 1, and then there is nothing to multiply. Looking would stall a GPU.
         if grad.device.type != "cpu" or grad != 1:
-            for gradient in made:
+            for gradient in gradients:
                 if gradient is not None:
                     gradient.mul_(grad)
-        return (*made, None, None, None)
+        return (*gradients, None, None, None)
 
 
 def _tiles(weight: Tensor) -> Iterator[slice]:
@@ -98,25 +99,11 @@ def _room(hidden: Tensor, weight: Tensor, rows: int, dtype: torch.dtype) -> Tens
     return hidden.new_empty(min(rounded, rows), len(weight), dtype=dtype)[: len(hidden)]
 
 
-def _logits(logits: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    for tile in _tiles(weight):
-        multiply_into(logits[:, tile], hidden, weight[tile].T)
-    return logits if bias is None else logits.add_(bias)
-
-
 class _Gradients:
     """Sums the gradients of hidden states, weight and bias over chunks, if they are needed."""
 
-    def __init__(
-        self,
-        needed: tuple[bool, ...],
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-    ) -> None:
-        self._needs_hidden, self._needs_weight = needed[:2]
-        self._needs_bias = bias is not None and needed[2]
-        self._dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
+    def __init__(self, needed: tuple[bool, ...]) -> None:
+        self._needs_hidden, self._needs_weight, self._needs_bias = needed[:3]
         self._hidden: list[Tensor] = []
         self._weight: Tensor | None = None
         self._bias: Tensor | None = None
@@ -141,11 +128,11 @@ class _Gradients:
             else:
                 add_product(part, rows, hidden)
 
-    def made(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def of(self, *tensors: Tensor | None) -> list[Tensor | None]:
+        """The gradients of hidden states, weight and bias, in their dtypes."""
         hidden = torch.cat(self._hidden) if self._hidden else None
         sums = (hidden, self._weight, self._bias)
-        made = [
-            None if found is None or dtype is None else found.to(dtype)
-            for found, dtype in zip(sums, self._dtypes, strict=True)
+        return [
+            None if total is None or tensor is None else total.to(tensor.dtype)
+            for total, tensor in zip(sums, tensors, strict=True)
         ]
-        return made[0], made[1], made[2]

@@ -20,11 +20,7 @@ _NAMED_WEIGHTS = 3
 
 
 def checked_device(name: str) -> torch.device:
-    """The device with that name, for a model.
-
-    Raises:
-        InputError: models do not run on such a device here, or it does not exist.
-    """
+    """The device with that name. InputError if models do not run on it here, or there is none."""
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -71,8 +67,19 @@ def load_model(
     what = f"model {source}"
 
     def check(keys: Keys) -> None:
-        if not allow_missing_weights:
-            _check_weights(what, keys)
+        # transformers does not list tied or optional ones.
+        found = {kind: sorted(keys[f"{kind}_keys"]) for kind in ("missing", "unexpected")}
+        said = [
+            f"{len(names)} {kind} ({', '.join(names[:_NAMED_WEIGHTS])}"
+            f"{', ...' if len(names) > _NAMED_WEIGHTS else ''})"
+            for kind, names in found.items()
+            if names
+        ]
+        if said and not allow_missing_weights:
+            raise InputError(
+                f"{what}: its weights are not those of its configuration: {', '.join(said)}; "
+                "--allow-missing-weights loads it all the same"
+            )
 
     file = None if name is None else gguf_file(name)
     if file is not None:
@@ -90,39 +97,19 @@ def load_model(
         )
         model: PreTrainedModel = found[0]
         tokenizer = _tokenizer(source)
-    check({kind: found[1][kind] for kind in ("missing_keys", "unexpected_keys")})
+    check(found[1])
     # A model moves in place. The decorators of `to` lose its type.
     model.to(place)  # type: ignore[arg-type]
     return model, tokenizer
 
 
 def open_tokenizer(name: str) -> "PreTrainedTokenizerBase":
-    """The tokenizer with that name, in that directory or of that GGUF file.
-
-    Raises:
-        InputError: there is no such tokenizer, or transformers cannot load it.
-    """
+    """The tokenizer with that name, in that directory or of that GGUF file, or InputError."""
     file = gguf_file(name)
     if file is None:
         check_directory("tokenizer", name)
     with loading(f"tokenizer {name}", name):
         return _tokenizer(name if file is None else dequantized(file))
-
-
-def _check_weights(what: str, loaded: Keys) -> None:
-    """Refuse missing or unknown weights. transformers does not list tied or optional ones."""
-    found = {kind: sorted(loaded[f"{kind}_keys"]) for kind in ("missing", "unexpected")}
-    said = [
-        f"{len(names)} {kind} ({', '.join(names[:_NAMED_WEIGHTS])}"
-        f"{', ...' if len(names) > _NAMED_WEIGHTS else ''})"
-        for kind, names in found.items()
-        if names
-    ]
-    if said:
-        raise InputError(
-            f"{what}: its weights are not those of its configuration: {', '.join(said)}; "
-            "--allow-missing-weights loads it all the same"
-        )
 
 
 def _tokenizer(source: str | Path) -> "PreTrainedTokenizerBase":
@@ -135,9 +122,7 @@ def _tokenizer(source: str | Path) -> "PreTrainedTokenizerBase":
 
 
 def check_directory(what: str, name: str | Path) -> None:
-    """Raises:
-    InputError: the name is a path without a directory.
-    """
+    """InputError if the name is a path without a directory."""
     # The libraries take a missing path for a name on the hub, and complain at length.
     is_path = isinstance(name, Path) or name.startswith(("/", ".", "~"))
     if is_path and not Path(name).is_dir():

@@ -1,8 +1,6 @@
 """Keeping freed memory in the process, asking how much is left, and explaining when none is."""
 
 import ctypes
-import mmap
-import os
 import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,13 +15,12 @@ _MMAP_MAX = -4
 _NEVER = -1
 _LARGEST_KEPT = 2**30
 
-# The size of a block to allocate and free: below the threshold, so that it comes from the heap.
-_BLOCK = 2**29
-_OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
-_NO_MORE_THAN_THERE_IS = "2"
 _MEMORY = Path("/proc/meminfo")
 # A container's own limit and use.
 _CONTAINER = Path("/sys/fs/cgroup")
+# Texts of a plain RuntimeError: from torch on the CPU, from an operator in compiled code, and from
+# CUDA when a launch finds no memory.
+_TEXTS = ("can't allocate memory", "CUDA out of memory", "CUDA error: out of memory")
 
 
 def keep_freed_memory() -> bool:
@@ -36,10 +33,8 @@ def keep_freed_memory() -> bool:
     (``MALLOC_MMAP_THRESHOLD_``, ``MALLOC_TRIM_THRESHOLD_``) have the same effect. It does not
     affect other allocators or GPUs.
 
-    It also requests huge pages for new memory if the system grants them on request
-    (``/sys/kernel/mm/transparent_hugepage/enabled`` says ``madvise``). Copies, casts and optimizer
-    steps then wait less for address translation. For that it reserves address space for half of
-    the machine's memory, unless the system counts that as memory in use.
+    ``GLIBC_TUNABLES=glibc.malloc.hugetlb=1``, set before the process starts, asks for huge pages,
+    with glibc 2.35 or later, if ``/sys/kernel/mm/transparent_hugepage/enabled`` says ``madvise``.
 
     Returns:
         False if the C library is not glibc. Then nothing has changed.
@@ -49,29 +44,7 @@ def keep_freed_memory() -> bool:
     libc = ctypes.CDLL(None)
     # Before 2.35 glibc refuses a threshold of this size. Then forbid separate mappings altogether.
     large = libc.mallopt(_MMAP_THRESHOLD, _LARGEST_KEPT) or libc.mallopt(_MMAP_MAX, 0)
-    kept = bool(large and libc.mallopt(_TRIM_THRESHOLD, _NEVER))
-    if kept and _OVERCOMMIT.exists() and _OVERCOMMIT.read_text().strip() != _NO_MORE_THAN_THERE_IS:
-        _ask_for_huge_pages(libc, os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE // 2)
-    return kept
-
-
-def _ask_for_huge_pages(libc: ctypes.CDLL, size: int) -> None:
-    """Allocate heap, advise huge pages for it and free it: malloc hands it out next."""
-    libc.malloc.restype = ctypes.c_void_p
-    libc.malloc.argtypes = [ctypes.c_size_t]
-    libc.free.argtypes = [ctypes.c_void_p]
-    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    blocks: list[int] = []
-    while len(blocks) * _BLOCK < size:
-        block = libc.malloc(_BLOCK)
-        if block is None:
-            break
-        blocks.append(block)
-        start = -(-block // mmap.PAGESIZE) * mmap.PAGESIZE
-        if libc.madvise(start, block + _BLOCK - start, mmap.MADV_HUGEPAGE) != 0:
-            break
-    for block in reversed(blocks):
-        libc.free(block)
+    return bool(large and libc.mallopt(_TRIM_THRESHOLD, _NEVER))
 
 
 def available_memory() -> int | None:
@@ -95,18 +68,9 @@ def _number_after(label: str, file: Path) -> int | None:
     return int(words[0]) if words and words[0].isdigit() else None
 
 
-# Texts of a plain RuntimeError: from torch on the CPU, from an operator in compiled code, and from
-# CUDA when a launch finds no memory.
-_TEXTS = ("can't allocate memory", "CUDA out of memory", "CUDA error: out of memory")
-
-
 @contextmanager
 def out_of_memory_explained(advice: str) -> Iterator[None]:
-    """Raise ``advice`` in place of torch's message if an allocation fails, on any device.
-
-    Raises:
-        torch.OutOfMemoryError: an allocation in the body failed.
-    """
+    """Raise `torch.OutOfMemoryError` with ``advice`` if an allocation fails, on any device."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

@@ -105,16 +105,13 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def _product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    (rows, columns), (down, right) = b.shape, b.stride()
     # The operator ignores a bias's strides, and refuses some strides of a second matrix.
+    along = (right == 1 and down >= columns) or (down == 1 and right >= rows)
+    factor = b.T if along else b.T.contiguous()
     offset = None if bias is None else bias.contiguous()
-    factor = b.T if _is_rows_or_columns(b) else b.T.contiguous()
     product: Tensor = torch.ops.mkldnn._linear_pointwise(a, factor, offset, "none", [], "")
     return product
-
-
-def _is_rows_or_columns(matrix: Tensor) -> bool:
-    (rows, columns), (down, right) = matrix.shape, matrix.stride()
-    return (right == 1 and down >= columns) or (down == 1 and right >= rows)
 
 
 def _multiply_add(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -134,16 +131,12 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         a, b = ctx.saved_tensors
         needs_a, needs_b, needs_bias = ctx.needs_input_grad
-        return (
-            _multiply_add(grad, b.T) if needs_a else None,
-            _gradient(a, grad, is_transposed=ctx.is_transposed) if needs_b else None,
-            grad.sum(0) if needs_bias else None,
-        )
-
-
-def _gradient(a: Tensor, grad: Tensor, *, is_transposed: bool) -> Tensor:
-    """``a.T @ grad`` in the parameter's strides, so that its ``.grad`` takes it without a copy."""
-    return _multiply_add(grad.T, a).T if is_transposed else _multiply_add(a.T, grad)
+        of_a = _multiply_add(grad, b.T) if needs_a else None
+        of_b = None
+        if needs_b:
+            # In the parameter's strides, so that its ``.grad`` takes it without a copy.
+            of_b = _multiply_add(grad.T, a).T if ctx.is_transposed else _multiply_add(a.T, grad)
+        return of_a, of_b, grad.sum(0) if needs_bias else None
 
 
 def has_bfloat16(device: torch.device) -> bool:

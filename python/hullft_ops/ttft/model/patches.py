@@ -1,4 +1,4 @@
-"""Giving some of a model's modules another forward for a while."""
+"""Giving a model's modules another forward or mode for a while."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -12,7 +12,7 @@ from torch.nn.functional import gelu
 from hullft_ops.ttft.model.exclusive import Claim
 
 # Called with the module and its input.
-Forward = Callable[[Any, torch.Tensor], torch.Tensor]
+Forward = Callable[[Any, Tensor], Tensor]
 
 
 @contextmanager
@@ -47,9 +47,9 @@ def is_replaced_here(module: nn.Module) -> bool:
     return isinstance(forward, partial) and forward.func is _call
 
 
-def own_forward(module: Any, x: torch.Tensor) -> torch.Tensor:
+def own_forward(module: Any, x: Tensor) -> Tensor:
     """The output of the class's own forward, whatever forward the module has at the moment."""
-    own: torch.Tensor = type(module).forward(module, x)
+    own: Tensor = type(module).forward(module, x)
     return own
 
 
@@ -58,7 +58,7 @@ def _put_back(modules: Iterable[nn.Module]) -> None:
         vars(module).pop("forward", None)
 
 
-def _call(forward: Forward, module: Any, x: torch.Tensor) -> torch.Tensor:
+def _call(forward: Forward, module: Any, x: Tensor) -> Tensor:
     return own_forward(module, x) if torch.compiler.is_compiling() else forward(module, x)
 
 
@@ -78,14 +78,16 @@ def _gelu(module: Any, x: Tensor) -> Tensor:
 
 
 @contextmanager
-def modes_restored(model: nn.Module) -> Iterator[None]:
-    """Put every module back in its own mode on exit. ``model.train`` would give all the same one.
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put the model in eval mode, and on exit every module back in its own mode.
 
     Meanwhile other threads that score or adapt the model wait or are refused.
     """
     with Claim(model):
+        # ``model.train`` would give all the same mode.
         modes = [(module, module.training) for module in model.modules()]
         try:
+            model.train(False)
             yield
         finally:
             for module, training in modes:

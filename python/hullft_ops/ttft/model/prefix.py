@@ -1,29 +1,44 @@
-"""Texts before a prompt: how many fit, and what the model keeps of them."""
+"""Texts before a prompt: how many fit, and the cache with which the model reads them only once."""
 
+import copy
+import inspect
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
+from torch import nn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hullft_ops.ttft.model.context import unwrapped, virtual_tokens
+from hullft_ops.ttft.model.memory import is_out_of_memory
 from hullft_ops.ttft.model.onednn import wide_products
-from hullft_ops.ttft.model.patches import modes_restored
-from hullft_ops.ttft.model.prefill import Prefill, prefill
+from hullft_ops.ttft.model.patches import eval_mode
+
+# Enough to show a model that ignores a cache, or counts positions from where it begins.
+_PROBE_TOKENS = 8
+# A model that cannot go on from a cache may raise one of these.
+_NOT_CONTINUED = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+# With these, generation needs no more than the cache of one sequence.
+_STEERING = {"do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "eos_token_id"}
+_STEERING |= {"pad_token_id", "max_new_tokens", "min_new_tokens", "return_dict_in_generate"}
+# What a model's own configuration may ask for beyond that.
+_SEVERAL = ("num_beams", "num_return_sequences", "guidance_scale")
+_OTHERS = ("cache_implementation", "prompt_lookup_num_tokens", "assistant_early_exit")
+
+# Whether a model goes on from a cache as from the tokens themselves.
+_known: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()
 
 
 def prefix_room(context: int, text: int, opening: int) -> int:
-    """How many tokens may stand before a text.
+    """How many tokens may stand before a text, and after the special tokens that open it.
 
     As many as leave room for the whole text. Before a text longer than half of the context they may
-    take the other half, or a little less, because a window needs two tokens of the text.
-
-    Args:
-        context: tokens that the model reads at once.
-        text: tokens of the text, its opening special tokens included.
-        opening: how many those are. They stand before the prefix.
+    take the other half, or a little less, because a window needs two tokens of the text. ``text``
+    counts the ``opening`` tokens too.
     """
     return max(0, min(max(context - text, context // 2 - opening), context - opening - 2))
 
@@ -50,6 +65,119 @@ def opened_tokens(tokenizer: "PreTrainedTokenizerBase", text: str) -> tuple[list
     return tokens, added.index(0) if 0 in added else len(added)
 
 
+class Prefill:
+    """A model's cache of all of some tokens but the last, which is read again for its logits.
+
+    It serves as long as torch counts no write to the model's parameters, and the same adapters are
+    active.
+    """
+
+    def __init__(self, model: "PreTrainedModel", tokens: Sequence[int], cache: Any) -> None:
+        self.tokens = list(tokens)
+        self._cache = cache
+        self._state = _state(model)
+
+    def arguments(self, model: "PreTrainedModel") -> dict[str, Any]:
+        """Arguments for one call of ``forward`` or ``generate`` to go on from the cache."""
+        return _going_on(model, self._cache)
+
+    def begins(self, model: "PreTrainedModel", tokens: Sequence[int]) -> bool:
+        """Whether the model, as it is now, may read ``tokens`` from the cache on."""
+        head = list(tokens[: len(self.tokens)])
+        return head == self.tokens and self._state == _state(model)
+
+    def steers(self, model: "PreTrainedModel", generate_kwargs: dict[str, Any]) -> bool:
+        """Whether generation with these arguments can use the cache."""
+        config = getattr(model, "generation_config", None)
+        return (
+            generate_kwargs.keys() <= _STEERING
+            and all(getattr(config, name, None) in (None, 1) for name in _SEVERAL)
+            and all(getattr(config, name, None) is None for name in _OTHERS)
+            and getattr(config, "use_cache", None) is not False
+        )
+
+
+def prefill(model: "PreTrainedModel", tokens: Sequence[int]) -> Prefill | None:
+    """Read ``tokens``, in eval mode and without gradients.
+
+    Returns:
+        None if the model makes no plain cache or does not go on from one as from the tokens: it
+        must then read them each time.
+    """
+    if len(tokens) < 2 or virtual_tokens("prefill", model):
+        return None
+    if model not in _known:
+        found = _goes_on(model, tokens[:_PROBE_TOKENS])
+        if found is None:
+            return None
+        _known[model] = found
+    cache = _read(model, tokens[:-1]) if _known[model] else None
+    return None if cache is None else Prefill(model, tokens, cache)
+
+
+@torch.no_grad()
+def _goes_on(model: "PreTrainedModel", tokens: Sequence[int]) -> bool | None:
+    """Whether a cache of half of them gives the others' logits; None if these are not finite."""
+    ids = torch.tensor([list(tokens)], device=model.device)
+    half = ids.shape[1] // 2
+    wanted = model(input_ids=ids, use_cache=False).logits[0, half:]
+    if not wanted.isfinite().all():
+        return None
+    try:
+        cache = _read(model, tokens[:half])
+        if cache is None:
+            return False
+        logits = model(input_ids=ids[:, half:], **_going_on(model, cache)).logits[0]
+        rounding = torch.finfo(wanted.dtype).eps ** 0.5 * wanted.abs().max()
+        return bool((logits - wanted).abs().max() <= rounding)
+    except _NOT_CONTINUED as error:
+        if is_out_of_memory(error):
+            raise
+        return False
+
+
+@torch.no_grad()
+def _read(model: "PreTrainedModel", tokens: Sequence[int]) -> Any:
+    """The model's cache of the tokens; None if it is none whose layers can be copied."""
+    from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+    ids = torch.tensor([list(tokens)], device=model.device)
+    # The logits of a long prefix would take more memory than its cache.
+    one = {"logits_to_keep": 1} if "logits_to_keep" in _parameters(model) else {}
+    cache = getattr(model(input_ids=ids, use_cache=True, **one), _keyword(model), None)
+    plain = DynamicLayer, DynamicSlidingWindowLayer
+    if type(cache) is not DynamicCache or any(type(layer) not in plain for layer in cache.layers):
+        return None
+    return cache if cache.get_seq_length() == len(tokens) else None
+
+
+def _going_on(model: "PreTrainedModel", cache: Any) -> dict[str, Any]:
+    # Layers of these kinds put longer tensors in place of theirs, so the copy may share them.
+    copied = copy.copy(cache)
+    copied.layers = [copy.copy(layer) for layer in cache.layers]
+    return {_keyword(model): copied, "use_cache": True}
+
+
+def _keyword(model: "PreTrainedModel") -> str:
+    """What this version of transformers calls a cache."""
+    return "cache" if "cache" in _parameters(model) else "past_key_values"
+
+
+def _parameters(model: "PreTrainedModel") -> Any:
+    return inspect.signature(unwrapped(model).forward).parameters
+
+
+def _state(model: nn.Module) -> list[tuple[object, object]]:
+    """Parameters with the writes to them, and which adapters are active."""
+    adapted = [module for module in model.modules() if hasattr(module, "base_layer")]
+    switches = ("disable_adapters", "active_adapters")
+    return [
+        # Torch counts no writes to a tensor made in inference mode.
+        *((id(p), 0 if p.is_inference() else p._version) for p in model.parameters()),
+        *((name, str(getattr(module, name, None))) for module in adapted for name in switches),
+    ]
+
+
 class Prefix:
     """The texts that stand before the prompt of an adaptation.
 
@@ -61,6 +189,9 @@ class Prefix:
     """
 
     def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
         self.texts: list[list[int]] = []
         self.cached: Prefill | None = None
         self.is_read = False
@@ -76,8 +207,7 @@ class Prefix:
         if not texts:
             return
         tokens, opening = opened_tokens(tokenizer, "a")
-        with modes_restored(model), wide_products(model), torch.no_grad():
-            model.train(False)
+        with eval_mode(model), wide_products(model), torch.no_grad():
             self.cached = prefill(model, [*tokens[:opening], *self.ids])
         if model.device.type == "cuda":
             # The time that this took is part of the adaptation.
@@ -86,6 +216,3 @@ class Prefix:
     @property
     def ids(self) -> list[int]:
         return list(chain.from_iterable(self.texts))
-
-    def clear(self) -> None:
-        self.texts, self.cached, self.is_read = [], None, False

@@ -20,12 +20,14 @@ from hullft_ops.ttft.model.causal import check_causal, highest_id
 from hullft_ops.ttft.model.context import context_length
 from hullft_ops.ttft.model.loss import next_token_losses
 from hullft_ops.ttft.model.onednn import wide_products
-from hullft_ops.ttft.model.patches import modes_restored
-from hullft_ops.ttft.model.prefill import Prefill, prefill
-from hullft_ops.ttft.model.prefix import Prefix, prefix_room
+from hullft_ops.ttft.model.patches import eval_mode
+from hullft_ops.ttft.model.prefix import Prefill, Prefix, prefill, prefix_room
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_SPACE = "\u0120"  # how byte-level tokens write a space
+_BYTE_FALLBACK = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,7 @@ def bits_per_byte(
     prefix_ids: Sequence[int] = (),
 ) -> float:
     """Bits per byte of ``text`` under ``model``. `score_text` explains it and returns the parts."""
-    parts = _score("bits_per_byte", model, tokenizer, text, max_length, stride, prefix_ids)
-    return parts.value
+    return _score("bits_per_byte", model, tokenizer, text, max_length, stride, prefix_ids).value
 
 
 def score_text(
@@ -113,8 +114,7 @@ def score_behind(
     prefix: Prefix,
 ) -> BitsPerByte:
     """`score_text` with ``prefix`` before the text, in windows of ``context`` tokens."""
-    cached = prefix.cached
-    return _score("score_text", model, tokenizer, text, context, None, prefix.ids, cached)
+    return _score("score_text", model, tokenizer, text, context, None, prefix.ids, prefix.cached)
 
 
 def _score(
@@ -169,9 +169,32 @@ def _tokenize(tokenizer: "PreTrainedTokenizerBase", text: str) -> tuple[list[int
     if not content:
         return encoding["input_ids"], len(encoding["input_ids"]), 0
     start, stop = content[0], content[-1] + 1
-    ids, unscored = encoding["input_ids"][:stop], 0 if start else 1
-    offsets = encoding["offset_mapping"][start:stop]
-    return ids, start, scored_bytes(tokenizer, text, ids[start:], offsets, unscored)
+    ids, count = encoding["input_ids"][:stop], len(text.encode())
+    if start == 0:
+        token = tokenizer.convert_ids_to_tokens(ids)[0]
+        count -= _bytes_of_first(tokenizer, text, token, encoding["offset_mapping"][:stop])
+    return ids, start, count
+
+
+def _bytes_of_first(
+    tokenizer: "PreTrainedTokenizerBase", text: str, token: str, offsets: Sequence[tuple[int, int]]
+) -> int:
+    """UTF-8 bytes of ``text`` in its first token, which may split a character."""
+    decoder = json.loads(tokenizer.backend_tokenizer.to_str())["decoder"]
+    if "ByteLevel" in json.dumps(decoder):
+        # Such tokens have a character per byte. Offsets do not help here: some of these tokenizers
+        # leave white space out of them.
+        if token in tokenizer.get_added_vocab():
+            return len(token.encode())
+        # Do not count the space that some tokenizers put before a text.
+        return len(token) - (token.startswith(_SPACE) and not text.startswith(" "))
+    end = offsets[0][1]
+    if len(offsets) == 1 or offsets[1][0] >= end:
+        return len(text[:end].encode())
+    # The first two tokens share a character. Either the first token is one byte of it, or it is the
+    # mark that SentencePiece puts before a text, and holds no byte.
+    shared = 1 if _BYTE_FALLBACK.fullmatch(token) else 0
+    return len(text[: offsets[1][0]].encode()) + shared
 
 
 @torch.no_grad()
@@ -189,8 +212,7 @@ def _negative_log_likelihood(
     before, after = tokens[: len(head)], tokens[len(head) :]
     windows = list(_windows(len(body), first, length, stride))
     total = 0.0
-    with modes_restored(model), wide_products(model):
-        model.train(False)
+    with eval_mode(model), wide_products(model):
         if cached is None or not (head and cached.begins(model, head)):
             # A single window reads the prefix once anyway.
             cached = prefill(model, head) if len(windows) > 1 else None
@@ -211,59 +233,3 @@ def _windows(count: int, first: int, length: int, stride: int) -> Iterator[tuple
         end = min(begin + length, count)
         yield begin, end, scored_from
         begin, scored_from = begin + stride, end
-
-
-_SPACE = "\u0120"  # how byte-level tokens write a space
-_BYTE_FALLBACK = re.compile(r"<0x[0-9A-F]{2}>")
-
-
-def scored_bytes(
-    tokenizer: "PreTrainedTokenizerBase",
-    text: str,
-    ids: Sequence[int],
-    offsets: Sequence[tuple[int, int]],
-    first: int,
-) -> int:
-    """UTF-8 bytes of ``text`` in the tokens from ``first`` on; a token may split a character.
-
-    Args:
-        tokenizer: a fast tokenizer.
-        text: the text.
-        ids: its tokens, without special tokens that the tokenizer adds.
-        offsets: the span of characters of each token, as fast tokenizers report it.
-        first: 0 or 1.
-    """
-    tokens = tokenizer.convert_ids_to_tokens(list(ids))
-    if _is_byte_level(tokenizer):
-        # Offsets do not help here: some of these tokenizers leave white space out of them.
-        return len(text.encode()) - sum(
-            _bytes_of_first(tokenizer, text, token) for token in tokens[:first]
-        )
-    return len(text.encode()) - _leading_bytes(text, tokens, offsets, first)
-
-
-def _is_byte_level(tokenizer: "PreTrainedTokenizerBase") -> bool:
-    """Whether tokens have one character per byte."""
-    decoder = json.loads(tokenizer.backend_tokenizer.to_str())["decoder"]
-    return "ByteLevel" in json.dumps(decoder)
-
-
-def _bytes_of_first(tokenizer: "PreTrainedTokenizerBase", text: str, token: str) -> int:
-    if token in tokenizer.get_added_vocab():
-        return len(token.encode())
-    # Do not count the space that some tokenizers put before a text.
-    return len(token) - (token.startswith(_SPACE) and not text.startswith(" "))
-
-
-def _leading_bytes(
-    text: str, tokens: Sequence[str], offsets: Sequence[tuple[int, int]], first: int
-) -> int:
-    if first == 0:
-        return 0
-    end = offsets[0][1]
-    if len(offsets) == 1 or offsets[1][0] >= end:
-        return len(text[:end].encode())
-    # The first two tokens share a character. Either the first token is one byte of it, or it is the
-    # mark that SentencePiece puts before a text, and holds no byte.
-    shared = 1 if _BYTE_FALLBACK.fullmatch(tokens[0]) else 0
-    return len(text[: offsets[1][0]].encode()) + shared

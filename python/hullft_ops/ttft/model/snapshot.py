@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from hullft_ops.ttft.model.backward import stop_listening
+from hullft_ops.ttft.model.loss import stop_listening
 from hullft_ops.ttft.model.patches import put_back_forwards
 
 T = TypeVar("T")
@@ -162,7 +162,7 @@ class _Parameter:
         with torch.inference_mode(False):
             for tensor, data in self._data:
                 # model.half() and model.to() put other data into parameters and gradients.
-                if not _same_storage(tensor, data):
+                if _place(tensor) != _place(data):
                     tensor.data = data
         if self.tensor.requires_grad != self._requires_grad:
             self.tensor.requires_grad_(self._requires_grad)
@@ -177,13 +177,8 @@ class _Parameter:
         return self.tensor.untyped_storage().nbytes() < self._bytes
 
 
-def _same_storage(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return (one.data_ptr(), one.dtype, one.shape, one.stride()) == (
-        other.data_ptr(),
-        other.dtype,
-        other.shape,
-        other.stride(),
-    )
+def _place(tensor: torch.Tensor) -> tuple[object, ...]:
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,15 @@
-"""The order of the steps on a support, and which of them compute a new gradient."""
+"""The steps on a support: their order, their gradients, their learning rates and their time."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from time import perf_counter
+from typing import Any
+
+import torch
 
 ORDERS = ("grouped", "interleaved")
 SCHEDULES = ("constant", "linear", "cosine")
@@ -31,13 +38,14 @@ def plan(counts: Sequence[int], refreshes: Sequence[int], order: str) -> Iterato
     "grouped" takes an example's steps one after the other, as Khamis and Maalouf
     (arXiv:2605.30337) do. "interleaved" goes round the examples that have steps left.
     """
+    examples = list(enumerate(zip(counts, refreshes, strict=True)))
     if order == "grouped":
-        for example, (count, refresh) in enumerate(zip(counts, refreshes, strict=True)):
+        for example, (count, refresh) in examples:
             for done in range(0, count, refresh):
                 yield Sweep(example, True, min(refresh, count - done), False)
         return
     for done in range(max(counts)):
-        for example, (count, refresh) in enumerate(zip(counts, refreshes, strict=True)):
+        for example, (count, refresh) in examples:
             if done < count:
                 keep = done + 1 < count and (done + 1) % refresh != 0
                 yield Sweep(example, done % refresh == 0, 1, keep)
@@ -53,3 +61,82 @@ def learning_rate_factor(schedule: str, step: int, steps: int) -> float:
     if schedule == "cosine":
         return (1 + math.cos(math.pi * step / steps)) / 2
     return 1.0
+
+
+class Budget:
+    """Tells before each sweep whether it fits into the time that is left.
+
+    It expects a pass to take as long as the slowest one so far. If the next text has more tokens
+    than the text of that pass, it expects proportionally more. A replay is expected to take as long
+    as the slowest replay. Nothing starts after the deadline on `perf_counter`, so even a sweep that
+    takes longer than expected is the only one that ends late. Each question waits for ``devices``
+    other than the CPU: until their work is done, nobody knows how long it takes.
+    """
+
+    def __init__(self, deadline: float, devices: Iterable[torch.device]) -> None:
+        self._deadline = deadline
+        self._devices = {device for device in devices if device.type != "cpu"}
+        # Of passes and of replays: the seconds of the slowest one, and the tokens of its text.
+        self._slowest = {True: (0.0, 1), False: (0.0, 1)}
+        self._started: tuple[float, int, bool] | None = None
+
+    def allows(self, tokens: int, *, fresh: bool) -> bool:
+        """Whether a sweep on a text of so many tokens may start now.
+
+        If so it must, and end before the next question. It is ``fresh`` if it is a pass, not a
+        replay.
+        """
+        for device in self._devices:
+            torch.accelerator.synchronize(device)
+        now = perf_counter()
+        if self._started is not None:
+            start, length, kind = self._started
+            self._slowest[kind] = max(self._slowest[kind], (now - start, length))
+        self._started = now, tokens, fresh
+        seconds, length = self._slowest[fresh]
+        # A replay does not read its text.
+        expected = seconds * max(1.0, tokens / length) if fresh else seconds
+        return now < self._deadline and now + expected <= self._deadline
+
+
+class StageClock:
+    """Counts the seconds of each stage without waiting for the device.
+
+    On CUDA two events in the device's current stream mark a stage, on other devices two readings of
+    the clock.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        on_cuda = device.type == "cuda"
+        self._now: Callable[[], Any] = partial(_cuda_event, device) if on_cuda else perf_counter
+        self._spans: dict[str, list[tuple[Any, Any]]] = defaultdict(list)
+        self._stage: str | None = None
+        self._start: Any = None
+
+    @contextmanager
+    def of(self, stage: str) -> Iterator[None]:
+        """Count the body's time for ``stage``, except the stages within it."""
+        around = self._stage
+        self._go_over_to(stage)
+        yield
+        self._go_over_to(around)
+
+    def _go_over_to(self, stage: str | None) -> None:
+        now = self._now()
+        if self._stage is not None:
+            self._spans[self._stage].append((self._start, now))
+        self._stage, self._start = stage, now
+
+    def seconds(self, stage: str) -> float:
+        """Seconds counted for ``stage``. On CUDA the device must have finished it."""
+        spans = self._spans[stage]
+        if all(isinstance(start, float) for start, _ in spans):
+            return sum((end - start for start, end in spans), 0.0)
+        return float(sum(start.elapsed_time(end) for start, end in spans)) / 1e3
+
+
+def _cuda_event(device: torch.device) -> torch.cuda.Event:
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    # The device need not be the current one.
+    event.record(torch.cuda.current_stream(device))
+    return event

@@ -17,13 +17,18 @@ if TYPE_CHECKING:
 import hullft_ops
 from hullft_ops._checks import check_integer, check_number
 from hullft_ops.ttft.errors import NonFiniteLossError
-from hullft_ops.ttft.model.backward import backward_in_parts
-from hullft_ops.ttft.model.budget import Budget
-from hullft_ops.ttft.model.loss import MeanLoss
+from hullft_ops.ttft.model.loss import MeanLoss, backward_in_parts
 from hullft_ops.ttft.model.onednn import has_bfloat16, wide_products
-from hullft_ops.ttft.model.patches import fused_activations, modes_restored
-from hullft_ops.ttft.model.steps import ORDERS, SCHEDULES, Sweep, learning_rate_factor, plan
-from hullft_ops.ttft.model.timing import StageClock
+from hullft_ops.ttft.model.patches import eval_mode, fused_activations
+from hullft_ops.ttft.model.steps import (
+    ORDERS,
+    SCHEDULES,
+    Budget,
+    StageClock,
+    Sweep,
+    learning_rate_factor,
+    plan,
+)
 
 
 class SupportTrainer:
@@ -115,7 +120,7 @@ class SupportTrainer:
         taken, done, steps = [0] * len(texts), 0, sum(counts)
         # The caller may be in a mode that records no gradients, as in generation.
         with (
-            modes_restored(self._model),
+            eval_mode(self._model),
             torch.inference_mode(False),
             torch.enable_grad(),
             fast_forwards(self._model),
@@ -124,7 +129,6 @@ class SupportTrainer:
             # split the memory that the next pass needs for larger activations.
             fresh = sum(sweep.fresh for sweep in sweeps)
             losses = torch.empty(fresh, dtype=torch.float64, device=self._model.device)
-            self._model.train(False)
             tokens = [torch.tensor(text, device=self._model.device) for text in texts]
             for sweep in sweeps:
                 if budget and not budget.allows(len(texts[sweep.example]), fresh=sweep.fresh):
@@ -179,7 +183,10 @@ class SupportTrainer:
             with clock.of("step"):
                 self._step(partial(self._optimizer.step, grads=gradients), rates)
 
-        if self._steps_in_backward(sweep):
+        # Each gradient is then needed only for the steps of its own parameter. Only on the CPU:
+        # nobody has measured what the additional calls cost on a GPU.
+        on_cpu = self._model.device.type == "cpu"
+        if on_cpu and self._max_grad_norm is None and not sweep.keep:
             with clock.of("backward"):
                 backward_in_parts(loss, self._trained, take)
             return
@@ -191,13 +198,6 @@ class SupportTrainer:
             if sweep.keep:
                 cache.accumulate(sweep.example, beta=0)
         take({p: p.grad for p in self._trained if p.grad is not None})
-
-    def _steps_in_backward(self, sweep: Sweep) -> bool:
-        """Whether each gradient is needed only for the steps of its own parameter.
-
-        Only on the CPU: nobody has measured what the additional calls cost on a GPU.
-        """
-        return self._model.device.type == "cpu" and self._max_grad_norm is None and not sweep.keep
 
     def _rate(self, step: int, steps: int) -> float:
         return self._lr * learning_rate_factor(self._schedule, step, steps)

@@ -41,16 +41,10 @@ class RetrievalTime(NamedTuple):
     """Spent in the selection; 0 without one."""
 
 
+# For n queries: scores [n, k], ids [n, k] and rows [n, k, d] of candidates. Missing ids are -1.
+_Found = tuple[np.ndarray, np.ndarray, np.ndarray]
 Retrieved = tuple[np.ndarray, np.ndarray, np.ndarray, RetrievalTime]
 _LAMBDA = 0.01
-
-
-class _Found(NamedTuple):
-    """Candidates for n queries: scores [n, k], ids [n, k], rows [n, k, d]. Missing ids are -1."""
-
-    scores: np.ndarray
-    ids: np.ndarray
-    rows: np.ndarray
 
 
 class Retriever:
@@ -192,8 +186,7 @@ class Retriever:
                 return scores, ids, rows, RetrievalTime(searched - start, 0.0)
             targets = means[:, None] if mean_pooling or self._method == "hullft" else queries
             values, picks = self._select(found, targets, n)
-            ids = np.take_along_axis(found.ids, picks, axis=1)
-            rows = np.take_along_axis(found.rows, picks[:, :, None], axis=1)
+            ids, rows = _columns(picks, *found[1:])
             if self.alpha is not None:
                 values, ids, rows = _stopped(self.alpha, values, ids, rows)
             return values, ids, rows, RetrievalTime(searched - start, perf_counter() - searched)
@@ -220,26 +213,25 @@ class Retriever:
         return n, k, threads
 
     def _search(self, queries: np.ndarray, k: int) -> _Found:
-        found = _Found(*self.index.search_and_reconstruct(queries, k))
+        found: _Found = self.index.search_and_reconstruct(queries, k)
         if not self.also_query_opposite:
             return found
-        opposite = _Found(*self.index.search_and_reconstruct(-queries, k))
-        both = _Found(*(np.concatenate(pair, 1) for pair in zip(found, opposite, strict=True)))
-        order = np.argsort(-both.scores, axis=1, kind="stable")[:, :k]
-        return _Found(
-            np.take_along_axis(both.scores, order, axis=1),
-            np.take_along_axis(both.ids, order, axis=1),
-            np.take_along_axis(both.rows, order[:, :, None], axis=1),
-        )
+        opposite: _Found = self.index.search_and_reconstruct(-queries, k)
+        both: list[np.ndarray] = [
+            np.concatenate(pair, 1) for pair in zip(found, opposite, strict=True)
+        ]
+        scores, ids, rows = _columns(np.argsort(-both[0], kind="stable")[:, :k], *both)
+        return scores, ids, rows
 
     def _select(
         self, found: _Found, targets: np.ndarray, n_select: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Values and picks [n, n_select]. The picks are columns of ``found``."""
-        sizes = (found.ids >= 0).sum(axis=1)
+        _, ids, rows = found
+        sizes = (ids >= 0).sum(axis=1)
         if len(sizes) and sizes.min() == 0:
             raise ValueError(f"{_OP}: the index finds nothing for query {sizes.argmin()}")
-        pool = torch.from_numpy(found.rows).to(self.device)
+        pool = torch.from_numpy(rows).to(self.device)
         query = torch.from_numpy(targets).to(self.device)
         pool_sizes = torch.from_numpy(sizes).to(self.device)
         if self._method == "sift":
@@ -252,6 +244,12 @@ class Retriever:
         )
         weights = repeated(hull.weights, hull.counts)
         return weights.cpu().numpy(), _picks_of(hull.multiset())
+
+
+def _columns(columns: np.ndarray, *arrays: np.ndarray) -> Iterator[np.ndarray]:
+    """These columns [n, k] of each array [n, m] or [n, m, d]."""
+    for array in arrays:
+        yield np.take_along_axis(array, columns if array.ndim == 2 else columns[..., None], axis=1)
 
 
 def _lambda_of(lambda_: float, llambda: float | None) -> float:

@@ -17,15 +17,10 @@ TOKENIZED_TEXTS = 4096
 
 
 class InContext:
-    """Picks the nearest texts that fit before a prompt.
+    """Picks the nearest texts of a store, ``count`` at most, that fit before a prompt.
 
-    Texts stay whole. The farthest go until the rest fits, see `prefix_room`.
-
-    Args:
-        store: where the texts come from.
-        tokenizer: the model's.
-        count: how many texts to take at most.
-        context: tokens that the model reads at once.
+    Texts stay whole. The farthest go until the rest fits into the ``context`` of the tokenizer's
+    model, see `prefix_room`.
     """
 
     def __init__(
@@ -40,9 +35,7 @@ class InContext:
     def pick(self, prompt: str, nearest: Sequence[int]) -> tuple[list[int], list[list[int]]]:
         """Positions and tokens of the texts before ``prompt``, the nearest last.
 
-        Args:
-            prompt: the prompt.
-            nearest: positions in the datastore, nearest first.
+        ``nearest`` are positions in the datastore, nearest first.
         """
         if not self.count:
             return [], []

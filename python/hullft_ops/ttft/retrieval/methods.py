@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch
+from torch import Tensor
 
 import hullft_ops
+from hullft_ops import Selection
 from hullft_ops._checks import check_integer, check_noise, check_variant
 
-METHODS = ("hullft", "knn", "random", "sift")
 # Steps per prompt: selection and training hold memory for each step.
 MAX_STEPS = 100_000
 
@@ -22,13 +23,8 @@ class SelectionMethod(Protocol):
     """
 
     def __call__(
-        self,
-        embeddings: torch.Tensor,
-        candidates: torch.Tensor,
-        queries: torch.Tensor,
-        n_select: int,
-        /,
-    ) -> hullft_ops.Selection:
+        self, embeddings: Tensor, candidates: Tensor, queries: Tensor, n_select: int, /
+    ) -> Selection:
         """Choose for each of B prompts.
 
         Args:
@@ -55,12 +51,8 @@ class HullFT:
         check_variant("TestTimeFinetuner", self.variant)
 
     def __call__(
-        self,
-        embeddings: torch.Tensor,
-        candidates: torch.Tensor,
-        queries: torch.Tensor,
-        n_select: int,
-    ) -> hullft_ops.Selection:
+        self, embeddings: Tensor, candidates: Tensor, queries: Tensor, n_select: int
+    ) -> Selection:
         return hullft_ops.fw_select_indexed(
             embeddings, candidates, queries, n_select, variant=self.variant
         )
@@ -74,12 +66,8 @@ class KNN:
     one_step_each: ClassVar[bool] = True
 
     def __call__(
-        self,
-        embeddings: torch.Tensor,
-        candidates: torch.Tensor,
-        queries: torch.Tensor,
-        n_select: int,
-    ) -> hullft_ops.Selection:
+        self, embeddings: Tensor, candidates: Tensor, queries: Tensor, n_select: int
+    ) -> Selection:
         return hullft_ops.knn_select(embeddings[candidates], queries, n_select)
 
 
@@ -99,16 +87,12 @@ class Random:
         check_integer("Random", "seed", self.seed, 0)
 
     def __call__(
-        self,
-        embeddings: torch.Tensor,
-        candidates: torch.Tensor,
-        queries: torch.Tensor,
-        n_select: int,
-    ) -> hullft_ops.Selection:
+        self, embeddings: Tensor, candidates: Tensor, queries: Tensor, n_select: int
+    ) -> Selection:
         drawn = [self._draw(query, candidates.shape[1], n_select) for query in queries]
         return _uniform(embeddings[candidates], queries, torch.stack(drawn))
 
-    def _draw(self, query: torch.Tensor, size: int, n_select: int) -> torch.Tensor:
+    def _draw(self, query: Tensor, size: int, n_select: int) -> Tensor:
         key = str(self.seed).encode() + query.contiguous().cpu().numpy().tobytes()
         seed = int.from_bytes(hashlib.sha256(key).digest()[:8]) >> 1
         generator = torch.Generator("cpu").manual_seed(seed)
@@ -130,44 +114,33 @@ class Sift:
         check_noise("Sift", self.noise)
 
     def __call__(
-        self,
-        embeddings: torch.Tensor,
-        candidates: torch.Tensor,
-        queries: torch.Tensor,
-        n_select: int,
-    ) -> hullft_ops.Selection:
+        self, embeddings: Tensor, candidates: Tensor, queries: Tensor, n_select: int
+    ) -> Selection:
         return hullft_ops.sift_select_indexed(
             embeddings, candidates, queries, n_select, noise=self.noise
         ).selection
 
 
-def _uniform(
-    pools: torch.Tensor, queries: torch.Tensor, indices: torch.Tensor
-) -> hullft_ops.Selection:
+def _uniform(pools: Tensor, queries: Tensor, indices: Tensor) -> Selection:
     """Select the rows at indices [B, n] of pools [B, K, d], each once and with equal weight."""
-    batch, n_select = indices.shape
+    count = indices.shape[1]
     x, q = pools.double(), queries.double()
     residuals = q - x.gather(1, indices[..., None].expand(-1, -1, x.shape[-1])).mean(1)
     correlation = torch.einsum("bkd,bd->bk", x, residuals)
     gap = correlation.amax(1) - correlation.gather(1, indices).mean(1)
-    return hullft_ops.Selection(
+    return Selection(
         indices=indices,
-        weights=residuals.new_full((batch, n_select), 1 / n_select, dtype=torch.float32),
+        weights=torch.full_like(indices, 1 / count, dtype=torch.float32),
         counts=torch.ones_like(indices),
-        support_size=indices.new_full((batch,), n_select),
+        support_size=indices.new_full((len(indices),), count),
         residual=residuals.norm(dim=1).float(),
         gap=gap.float(),
-        num_iter=indices.new_zeros(batch),
+        num_iter=indices.new_zeros(len(indices)),
     )
 
 
 def selection_method(method: "str | SelectionMethod", variant: str) -> SelectionMethod:
-    """The method with that name, or the method itself.
-
-    Raises:
-        ValueError: there is no such name or variant.
-        TypeError: ``method`` is neither a name nor callable.
-    """
+    """The method with that name, or the method itself."""
     check_variant("TestTimeFinetuner", variant)
     if not isinstance(method, str):
         if not callable(method):
@@ -176,15 +149,11 @@ def selection_method(method: "str | SelectionMethod", variant: str) -> Selection
                 f"got {type(method).__name__}"
             )
         return method
-    named: dict[str, SelectionMethod] = {
-        "hullft": HullFT(variant),
-        "knn": KNN(),
-        "random": Random(),
-        "sift": Sift(),
-    }
+    own: tuple[HullFT | KNN | Random | Sift, ...] = HullFT(variant), KNN(), Random(), Sift()
+    named: dict[str, SelectionMethod] = {one.name: one for one in own}
     if method not in named:
         raise ValueError(
-            f"TestTimeFinetuner: method must be one of {', '.join(METHODS)}, got {method!r}"
+            f"TestTimeFinetuner: method must be one of {', '.join(named)}, got {method!r}"
         )
     return named[method]
 

@@ -107,17 +107,10 @@ class SupportSelector:
         self._tokens = lru_cache(TOKENIZED_TEXTS)(lambda i: tuple(tokenize(store.texts[i])))
 
     def select(self, prompts: Sequence[str]) -> list[Support]:
-        """The support of each prompt. Embeds, searches and selects for all prompts in one go.
+        """The support of each prompt, as `TestTimeFinetuner.select_batch` promises it.
 
-        A model cannot train on a text of fewer than 2 tokens. If the method chooses one, it leaves
-        the pool and the method chooses again, so the steps still add up to n_select. Warns if the
-        pool has fewer texts than n_select.
-
-        Raises:
-            TypeError: a prompt is not a str, or the method returns no Selection.
-            ValueError: a prompt is blank or not valid Unicode, no text of a pool has enough
-                tokens, or the method's choice breaks the rules of `SelectionMethod`.
-            torch.OutOfMemoryError: memory ran out, on any device.
+        Warns if the pool has fewer texts than n_select. TypeError or ValueError if the method's
+        choice breaks the rules of `SelectionMethod`.
         """
         for prompt in prompts:
             _check_prompt(prompt)

@@ -1,4 +1,4 @@
-"""What the finetuner needs from a store of texts, and what every search checks."""
+"""What the finetuner needs from a store, what every search checks, and a store in memory."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -7,7 +7,10 @@ import numpy as np
 import torch
 
 from hullft_ops._checks import check_integer
-from hullft_ops.ttft.store.embedding import for_torch
+from hullft_ops.ttft.store.embedding import for_torch, not_unit
+
+# Rows of a store in memory to compare with all queries at a time.
+_BLOCK_ROWS = 1 << 14
 
 
 class Store(Protocol):
@@ -47,17 +50,9 @@ def checked_search(
 ) -> tuple[torch.Tensor, int]:
     """Queries float32 ``[B, dim]``, contiguous and finite on the CPU, and ``k`` in 1..len(store).
 
-    Raises:
-        TypeError: queries are not float32, or k is not an int.
-        ValueError: queries are on a GPU, have a wrong shape or a value that is not finite, or k is
-            out of range.
+    Raises what `Datastore.search` says for all others.
     """
-    if isinstance(given, torch.Tensor) and given.device.type != "cpu":
-        raise ValueError(f"{function}: queries must be on the CPU, got {given.device}")
-    values = for_torch(given) if isinstance(given, np.ndarray) else given
-    queries = torch.as_tensor(values, device="cpu")
-    if queries.dtype != torch.float32:
-        raise TypeError(f"{function}: queries must be float32, got {queries.dtype}")
+    queries = _floats(function, "queries", given)
     if queries.ndim != 2 or queries.shape[1] != store.dim:
         raise ValueError(
             f"{function}: queries must have shape [B, {store.dim}], got {list(queries.shape)}"
@@ -67,4 +62,76 @@ def checked_search(
     k = check_integer(function, "k", k, 1)
     if k > len(store):
         raise ValueError(f"{function}: k is {k}, the store has {len(store)} texts")
-    return queries.detach().contiguous(), k
+    return queries, k
+
+
+def _floats(function: str, name: str, given: np.ndarray | torch.Tensor) -> torch.Tensor:
+    if isinstance(given, torch.Tensor) and given.device.type != "cpu":
+        raise ValueError(f"{function}: {name} must be on the CPU, got {given.device}")
+    values = for_torch(given) if isinstance(given, np.ndarray) else given
+    tensor = torch.as_tensor(values, device="cpu")
+    if tensor.dtype != torch.float32:
+        raise TypeError(f"{function}: {name} must be float32, got {tensor.dtype}")
+    return tensor.detach().contiguous()
+
+
+class MemoryStore:
+    """A `Store` in memory, without files, FAISS or Arrow. Its search is exact.
+
+    Args:
+        texts: at least one.
+        embeddings: float32 ``[len(texts), dim]`` on the CPU; row i has norm 1 and embeds
+            ``texts[i]``. They are not copied: do not change them afterwards.
+        embedder_name: the name of the embedder that made them.
+
+    Raises:
+        TypeError: texts are not strings, or embeddings are not float32.
+        ValueError: there is no text, or embeddings are on a GPU, have a wrong shape or a norm that
+            is not 1.
+    """
+
+    def __init__(
+        self, texts: Sequence[str], embeddings: np.ndarray | torch.Tensor, embedder_name: str
+    ) -> None:
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise TypeError("MemoryStore: texts must be a sequence of strings")
+        if len(texts) == 0:
+            raise ValueError("MemoryStore: texts is empty")
+        vectors = _floats("MemoryStore", "embeddings", embeddings)
+        if vectors.ndim != 2 or vectors.shape[0] != len(texts) or vectors.shape[1] == 0:
+            raise ValueError(
+                f"MemoryStore: embeddings must have shape [{len(texts)}, dim] for {len(texts)} "
+                f"texts, got {list(vectors.shape)}"
+            )
+        wrong = not_unit(vectors.numpy())
+        if wrong:
+            row, norm = wrong
+            raise ValueError(
+                f"MemoryStore: embeddings must be unit vectors, row {row} has norm {norm}"
+            )
+        self.texts: Sequence[str] = tuple(texts)
+        self.embeddings = vectors
+        self.embedder = embedder_name
+        self.dim = vectors.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def search(
+        self, queries: np.ndarray | torch.Tensor, k: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `Datastore.search`, with the same errors."""
+        vectors, k = checked_search("MemoryStore.search", self, queries, k)
+        scores = torch.empty(len(vectors), 0, dtype=torch.float32, device="cpu")
+        ids = torch.empty(len(vectors), 0, dtype=torch.int64, device="cpu")
+        for start in range(0, len(self), _BLOCK_ROWS):
+            block = self.embeddings[start : start + _BLOCK_ROWS]
+            # In float32, equal rows may get different scores: the product rounds by place.
+            found = (vectors.double() @ block.double().T).float()
+            places = torch.arange(start, start + len(block), device="cpu").expand(len(vectors), -1)
+            # Stable, and lower positions stand first, so they also win ties.
+            both = torch.cat([scores, found], dim=1)
+            scores, order = both.sort(dim=1, descending=True, stable=True)
+            ids = torch.cat([ids, places], dim=1).gather(1, order)[:, :k]
+            scores = scores[:, :k]
+        return scores, ids

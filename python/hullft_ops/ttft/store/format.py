@@ -1,14 +1,16 @@
-"""The file that says what a datastore's directory holds."""
+"""The files that say what a datastore's directory holds: its manifest, and the journal of a write.
+
+Everything that the journal names reaches the disk before the journal does. So a process may be
+killed at any moment: the next one can finish the write or roll it back.
+"""
 
 import json
 import re
-import zlib
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from hullft_ops.ttft._files import UUID, write_durably
+from hullft_ops.ttft._files import UUID, crc32_of, write_durably
 
 FORMAT = "hullft_ops.datastore"
 FORMAT_VERSION = 2
@@ -24,6 +26,7 @@ _MAX_CRC32 = 2**32 - 1
 # Every file name in a manifest has one of these forms, which keeps its paths inside the directory.
 _DATA_DIRECTORY = re.compile(r"data-[0-9a-f]{1,32}")
 _SHARD_FILE = re.compile(r"texts-[0-9]{5}\.arrow")
+_EMBEDDINGS_FILE = re.compile(re.escape(EMBEDDINGS_FILE))
 _INDEX_FILE = re.compile(r"index-[0-9a-f]{1,32}\.faiss")
 # A write may remove only files with these whole names; any other file belongs to the user. A killed
 # process leaves the first kind.
@@ -123,10 +126,8 @@ class Manifest:
     def read(cls, directory: Path) -> "Manifest":
         """The manifest in ``directory``, with every field checked.
 
-        Raises:
-            FileNotFoundError: there is no such directory.
-            ValueError: it is not a datastore, or an unfinished or corrupt one.
-            VersionError: the datastore has another format version.
+        FileNotFoundError if there is no such directory, ValueError if it is no datastore, or an
+        unfinished or corrupt one, VersionError if it has another format version.
         """
         if not directory.exists():
             raise FileNotFoundError(f"no datastore at {directory}")
@@ -148,47 +149,110 @@ class Manifest:
                 f"{directory} has datastore format version {version!r}, this package reads "
                 f"version {FORMAT_VERSION}: build it again from its texts"
             )
-        return cls._from_values(values, file)
+        return _checked(cls(**_known(cls, values, file)), file)
+
+
+def _checked(manifest: Manifest, file: Path) -> Manifest:
+    """The manifest with objects for its files and its index, which JSON gives as dictionaries."""
+    count, dim = manifest.count, manifest.dim
+    shards: Any = manifest.shards
+    sources: Any = manifest.sources
+    _check(isinstance(manifest.embedder, str), file, "embedder", "a string", manifest.embedder)
+    check_count(file, "dim", dim, 1, _MAX_DIM)
+    check_count(file, "count", count, 1, _MAX_COUNT)
+    _check_name(file, "data", manifest.data, _DATA_DIRECTORY)
+    _check(manifest.metric == METRIC, file, "metric", repr(METRIC), manifest.metric)
+    _check(isinstance(shards, list) and shards, file, "shards", "a list of files", shards)
+    found = tuple(_data_file(file, "shards", shard, _SHARD_FILE) for shard in shards)
+    whole = sum(shard.count for shard in found)
+    _check(whole == count, file, "count", "the sum over shards", count)
+    few = isinstance(sources, list) and len(sources) <= len(shards)
+    _check(few, file, "sources", "a list of objects, at most one a shard", sources)
+    for source in sources:
+        _check_source(file, source)
+    embeddings = _data_file(file, "embeddings", manifest.embeddings, _EMBEDDINGS_FILE)
+    if (embeddings.count, embeddings.bytes) != (count, count * dim * 4):
+        raise ValueError(
+            f"{file}: embeddings must be {count} rows in {count * dim * 4} bytes, "
+            f"got {embeddings.count} in {embeddings.bytes}"
+        )
+    index = _search_index(file, manifest.index, count)
+    return replace(
+        manifest, shards=found, sources=tuple(sources), embeddings=embeddings, index=index
+    )
+
+
+def _search_index(file: Path, values: Any, count: int) -> SearchIndex:
+    _check(isinstance(values, dict), file, "index", "an object", values)
+    index = SearchIndex(**_known(SearchIndex, values, file))
+    kind, recall = index.kind, index.recall
+    _check(kind in ("flat", "ivf", "ivfpq"), file, "index.kind", "flat, ivf or ivfpq", kind)
+    for name in ("recall_k", "recall_queries"):
+        check_count(file, f"index.{name}", getattr(index, name), 0, count)
+    share = type(recall) in (int, float) and 0 <= recall <= 1
+    _check(share, file, "index.recall", "from 0 to 1", recall)
+    if kind == "flat":
+        return replace(index, file=None)
+    check_count(file, "index.lists", index.lists, 1, count)
+    check_count(file, "index.probes", index.probes, 1, index.lists)
+    check_count(file, "index.candidates", index.candidates, 1, count)
+    found = _data_file(file, "index.file", index.file, _INDEX_FILE)
+    _check(found.count == count, file, "index.file.count", str(count), found.count)
+    return replace(index, file=found)
+
+
+@dataclass(frozen=True)
+class Journal:
+    """A write under way.
+
+    Attributes:
+        embedder: name of the embedder.
+        dim: length of a vector.
+        data: name of the data directory.
+        settings: what the texts are made from. Only a write with the same settings may resume.
+        source: the report on the texts, once they are written.
+        shard: the file of the texts, once they are written.
+        embedded: how many of the texts have a vector on the disk.
+        embeddings_crc32: zlib CRC-32 of all vectors so far, including those of earlier shards.
+    """
+
+    embedder: str
+    dim: int
+    data: str
+    settings: dict[str, Any]
+    embeddings_crc32: int
+    source: dict[str, Any] | None = None
+    shard: DataFile | None = None
+    embedded: int = 0
+
+    def write(self, directory: Path) -> None:
+        """Replace the journal in ``directory``, in one durable step."""
+        write_json_durably(directory / JOURNAL_FILE, asdict(self))
 
     @classmethod
-    def _from_values(cls, values: dict[str, Any], file: Path) -> "Manifest":
-        manifest = cls(**_known(cls, values, file))
-        if not isinstance(manifest.embedder, str):
-            raise ValueError(f"{file}: embedder must be a string, got {manifest.embedder!r}")
-        check_count(file, "dim", manifest.dim, 1, _MAX_DIM)
-        check_count(file, "count", manifest.count, 1, _MAX_COUNT)
-        check_data_directory(file, manifest.data)
-        if manifest.metric != METRIC:
-            raise ValueError(f"{file}: metric must be {METRIC!r}, got {manifest.metric!r}")
-        shards = manifest.shards
-        if not isinstance(shards, list) or not shards:
-            raise ValueError(f"{file}: shards must be a list of files, got {shards!r}")
-        checked = tuple(data_file(file, "shards", shard, _SHARD_FILE) for shard in shards)
-        if sum(shard.count for shard in checked) != manifest.count:
-            raise ValueError(f"{file}: count must be the sum over shards, got {manifest.count}")
-        sources = manifest.sources
-        if not isinstance(sources, list) or len(sources) > len(shards):
-            raise ValueError(
-                f"{file}: sources must be a list of objects, at most one a shard, got {sources!r}"
-            )
-        for source in sources:
-            check_source(file, source)
-        embeddings = data_file(
-            file, "embeddings", manifest.embeddings, re.compile(re.escape(EMBEDDINGS_FILE))
-        )
-        wanted = manifest.count * manifest.dim * 4
-        if (embeddings.count, embeddings.bytes) != (manifest.count, wanted):
-            raise ValueError(
-                f"{file}: embeddings must be {manifest.count} rows in {wanted} bytes, "
-                f"got {embeddings.count} in {embeddings.bytes}"
-            )
-        return replace(
-            manifest,
-            shards=checked,
-            sources=tuple(sources),
-            embeddings=embeddings,
-            index=_search_index(file, manifest.index, manifest.count),
-        )
+    def read(cls, directory: Path) -> "Journal | None":
+        """The journal in ``directory``, or None if no write is under way. ValueError if corrupt."""
+        file = directory / JOURNAL_FILE
+        refuse_link(file)
+        if not file.is_file():
+            return None
+        values = read_json(file)
+        shard = values.get("shard")
+        found = None if shard is None else _data_file(file, "shard", shard, _SHARD_FILE)
+        try:
+            journal = cls(**{**values, "shard": found})
+        except TypeError as error:
+            raise ValueError(f"{file} is not a datastore's journal: {error}") from error
+        settings = journal.settings
+        _check_name(file, "data", journal.data, _DATA_DIRECTORY)
+        _check(isinstance(journal.embedder, str), file, "embedder", "a string", journal.embedder)
+        _check(isinstance(settings, dict), file, "settings", "an object", settings)
+        check_count(file, "dim", journal.dim, 1, _MAX_DIM)
+        check_count(file, "embedded", journal.embedded, 0, found.count if found else 0)
+        check_count(file, "embeddings_crc32", journal.embeddings_crc32, 0, _MAX_CRC32)
+        if journal.source is not None:
+            _check_source(file, journal.source)
+        return journal
 
 
 def write_json_durably(file: Path, values: dict[str, Any]) -> None:
@@ -207,6 +271,59 @@ def read_json(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file} is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{file} must hold a JSON object, holds {type(values).__name__}")
+    return values
+
+
+def _check(sound: object, file: Path, name: str, wanted: str, got: object) -> None:
+    if not sound:
+        raise ValueError(f"{file}: {name} must be {wanted}, got {got!r}")
+
+
+def check_count(file: Path, name: str, value: Any, least: int, most: int) -> None:
+    """Refuse anything but an integer from ``least`` to ``most``."""
+    wanted = "a positive integer" if least else "an integer of 0 or more"
+    _check(type(value) is int and value >= least, file, name, wanted, value)
+    _check(value <= most, file, name, f"at most {most}", value)
+
+
+def _check_name(file: Path, field: str, name: Any, pattern: re.Pattern[str]) -> None:
+    ours = isinstance(name, str) and pattern.fullmatch(name)
+    _check(ours, file, field, f"named like {pattern.pattern}", name)
+
+
+def _check_source(file: Path, source: Any) -> None:
+    """Refuse anything but a report on a source: an empty object, or what `index_corpus` writes."""
+    if source == {}:
+        return
+    known = isinstance(source, dict) and isinstance(source.get("settings"), dict)
+    _check(known, file, "sources", "objects with settings", source)
+    named = isinstance(source["settings"].get("source"), str)
+    _check(named, file, "sources.settings.source", "a string", source)
+    for name in ("records", "malformed", "near_empty", "repeated"):
+        check_count(file, f"sources.{name}", source.get(name), 0, _MAX_COUNT)
+    # Absent before there were folders of mixed files.
+    check_count(file, "sources.binary", source.get("binary", 0), 0, _MAX_COUNT)
+    for name in ("malformed_named", "binary_named"):
+        lines = source.get(name, [] if name == "binary_named" else None)
+        strings = isinstance(lines, list) and all(isinstance(line, str) for line in lines)
+        _check(strings, file, f"sources.{name}", "strings", lines)
+
+
+def _data_file(source: Path, field: str, values: Any, pattern: re.Pattern[str]) -> DataFile:
+    _check(isinstance(values, dict), source, field, "an object", values)
+    found = DataFile(**_known(DataFile, values, source))
+    _check_name(source, field, found.file, pattern)
+    for name, most in (("count", _MAX_COUNT), ("bytes", 2**63 - 1), ("crc32", _MAX_CRC32)):
+        check_count(source, f"{field}.{name}", getattr(found, name), 0, most)
+    return found
+
+
+def _known(kind: type, values: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Return ``values``; refuse them unless their names are the fields of ``kind``."""
+    names = {field.name for field in fields(kind)}
+    if values.keys() != names:
+        odd = sorted(values.keys() ^ names)
+        raise ValueError(f"{file}: must have the fields {sorted(names)}, differs in {odd}")
     return values
 
 
@@ -234,122 +351,12 @@ def refuse_link(path: Path) -> None:
         raise ValueError(f"{path} is a symbolic link: a folder's files must be its own")
 
 
-def check_source(file: Path, source: object) -> None:
-    """Refuse anything but a report on a source: an empty object, or what `index_corpus` writes."""
-    if source == {}:
-        return
-    if not isinstance(source, dict) or not isinstance(source.get("settings"), dict):
-        raise ValueError(f"{file}: sources must be objects with settings, got {source!r}")
-    if not isinstance(source["settings"].get("source"), str):
-        raise ValueError(f"{file}: sources.settings.source must be a string, got {source!r}")
-    for name in ("records", "malformed", "near_empty", "repeated"):
-        check_count(file, f"sources.{name}", source.get(name), 0, _MAX_COUNT)
-    # Absent before there were folders of mixed files.
-    check_count(file, "sources.binary", source.get("binary", 0), 0, _MAX_COUNT)
-    named = source.get("malformed_named")
-    if not isinstance(named, list) or not all(isinstance(line, str) for line in named):
-        raise ValueError(f"{file}: sources.malformed_named must be strings, got {named!r}")
-    named = source.get("binary_named", [])
-    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
-        raise ValueError(f"{file}: sources.binary_named must be strings, got {named!r}")
-
-
-def check_data_directory(file: Path, name: object) -> None:
-    """Refuse a data directory in ``file`` whose name is not one of ours."""
-    _check_name(file, "data", name, _DATA_DIRECTORY, "data-0a1b")
-
-
-def _check_name(file: Path, field: str, name: object, pattern: re.Pattern[str], like: str) -> None:
-    if not isinstance(name, str) or not pattern.fullmatch(name):
-        raise ValueError(f"{file}: {field} must be named like {like}, got {name!r}")
-
-
-def data_file(
-    source: Path, field: str, values: object, pattern: re.Pattern[str] = _SHARD_FILE
-) -> DataFile:
-    """The data file that a JSON object describes. ValueError unless every part is sound."""
-    if not isinstance(values, dict):
-        raise ValueError(f"{source}: {field} must be an object, got {values!r}")
-    found = DataFile(**_known(DataFile, values, source))
-    _check_name(source, field, found.file, pattern, pattern.pattern)
-    for name, most in (("count", _MAX_COUNT), ("bytes", 2**63 - 1), ("crc32", _MAX_CRC32)):
-        check_count(source, f"{field}.{name}", getattr(found, name), 0, most)
-    return found
-
-
-def _search_index(file: Path, values: object, count: int) -> SearchIndex:
-    if not isinstance(values, dict):
-        raise ValueError(f"{file}: index must be an object, got {values!r}")
-    index = SearchIndex(**_known(SearchIndex, values, file))
-    if index.kind not in ("flat", "ivf", "ivfpq"):
-        raise ValueError(f"{file}: index.kind must be flat, ivf or ivfpq, got {index.kind!r}")
-    for name in ("recall_k", "recall_queries"):
-        check_count(file, f"index.{name}", getattr(index, name), 0, count)
-    if type(index.recall) not in (int, float) or not 0 <= index.recall <= 1:
-        raise ValueError(f"{file}: index.recall must be from 0 to 1, got {index.recall!r}")
-    if index.kind == "flat":
-        return replace(index, file=None)
-    check_count(file, "index.lists", index.lists, 1, count)
-    check_count(file, "index.probes", index.probes, 1, index.lists)
-    check_count(file, "index.candidates", index.candidates, 1, count)
-    found = data_file(file, "index.file", index.file, _INDEX_FILE)
-    if found.count != count:
-        raise ValueError(f"{file}: index.file.count must be {count}, got {found.count}")
-    return replace(index, file=found)
-
-
-def _known(kind: type, values: dict[str, Any], file: Path) -> dict[str, Any]:
-    """Return ``values``; refuse them unless their names are the fields of ``kind``."""
-    names = {field.name for field in fields(kind)}
-    if values.keys() != names:
-        odd = sorted(values.keys() ^ names)
-        raise ValueError(f"{file}: must have the fields {sorted(names)}, differs in {odd}")
-    return values
-
-
-def check_count(file: Path, name: str, value: object, least: int, most: int) -> None:
-    """Refuse anything but an integer from ``least`` to ``most``."""
-    if type(value) is not int or value < least:
-        wanted = "a positive integer" if least else "an integer of 0 or more"
-        raise ValueError(f"{file}: {name} must be {wanted}, got {value!r}")
-    if value > most:
-        raise ValueError(f"{file}: {name} must be at most {most}, got {value}")
-
-
-_READ_BYTES = 1 << 22
-
-
-def crc32_of(file: Path, size: int | None = None) -> int:
-    """zlib's CRC-32 of a file's first ``size`` bytes, or of all bytes if None."""
-    crc32 = 0
-    for block in blocks(file, file.stat().st_size if size is None else size):
-        crc32 = zlib.crc32(block, crc32)
-    return crc32
-
-
-def blocks(file: Path, size: int, unit: int = 1) -> Iterator[bytes]:
-    """A file's first ``size`` bytes, in parts whose sizes are multiples of ``unit``."""
-    step = max(1, _READ_BYTES // unit) * unit
-    with file.open("rb") as content:
-        while block := content.read(min(size, step)):
-            yield block
-            size -= len(block)
-
-
 def check_file(
     function: str, folder: Path, wanted: DataFile, *, checksum: bool = True, longer: bool = False
 ) -> None:
     """Refuse a file that is missing, a link, or not of the recorded size and checksum.
 
-    Args:
-        function: what the message begins with.
-        folder: where the file is.
-        wanted: the recorded name, size and checksum.
-        checksum: also read the content and compare its checksum.
-        longer: the file may be longer; the rest is not checked.
-
-    Raises:
-        ValueError: the file is refused.
+    A ``longer`` file passes; the rest of it is not checked. Messages begin with ``function``.
     """
     file = folder / wanted.file
     for path in (folder, file):

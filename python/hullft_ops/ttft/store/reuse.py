@@ -21,8 +21,8 @@ from hullft_ops.ttft.store.format import (
     own_entries,
     remove_data,
 )
-from hullft_ops.ttft.store.journal import locked
 from hullft_ops.ttft.store.sources import Counts, Source
+from hullft_ops.ttft.store.writer import locked
 
 _NAME_DIGITS = 12
 

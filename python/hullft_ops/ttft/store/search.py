@@ -9,17 +9,14 @@ import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
 
-if TYPE_CHECKING:
-    import faiss
-
 from hullft_ops._extras import needed_by
-from hullft_ops.ttft._files import FULL, sync
-from hullft_ops.ttft.store.format import DataFile, SearchIndex, crc32_of
+from hullft_ops.ttft._files import FULL, crc32_of, sync
+from hullft_ops.ttft.store.format import DataFile, SearchIndex
 
 # Rows to gather or add at a time.
 _BLOCK_ROWS = 1 << 15
@@ -58,11 +55,7 @@ def exact_search(
 ) -> Neighbours:
     """The ``k`` largest inner products of each query and their rows, on ties the lower row first.
 
-    Args:
-        matrix: float32 ``[count, dim]``.
-        queries: float32 ``[B, dim]``.
-        k: at most the number of rows to search.
-        rows: the rows to search, int64, ascending; None for all.
+    ``rows``, int64, ascending and at least ``k``, are those to search; None for all.
     """
     if rows is None:
         return _exact_search_of_all(matrix, queries, k)
@@ -126,11 +119,15 @@ class ListSearch:
         """Rows that may be among the ``k`` nearest, int64 ``[B, candidates * k]``; -1 for none."""
         import faiss
 
-        wanted = min(k * self.candidates, len(self.matrix) if rows is None else len(rows))
+        wanted, selector = min(k * self.candidates, len(self.matrix)), None
+        if rows is not None:
+            wanted = min(k * self.candidates, len(rows))
+            mask = np.zeros(len(self.matrix), bool)
+            mask[rows] = True
+            bits = np.packbits(mask, bitorder="little")
+            selector = faiss.IDSelectorBitmap(bits)  # type: ignore[call-arg, arg-type]
         # FAISS's stubs lack the keywords that its Python layer adds.
-        parameters = faiss.SearchParametersIVF(  # type: ignore[call-arg]
-            nprobe=self.probes, sel=_selector(self, rows)
-        )
+        parameters = faiss.SearchParametersIVF(nprobe=self.probes, sel=selector)  # type: ignore[call-arg]
         found: np.ndarray = self.index.search(queries, wanted, params=parameters)[1]
         # The row numbers come from the file.
         foreign = found[(found < -1) | (found >= len(self.matrix))]
@@ -143,11 +140,7 @@ class ListSearch:
 
 
 def open_index(file: Path, matrix: np.ndarray, facts: SearchIndex) -> ListSearch:
-    """Map the index in ``file``. FAISS trusts the file, and so do we.
-
-    Raises:
-        ValueError: it is not the index that ``facts`` describes.
-    """
+    """Map the index in ``file``, which FAISS trusts. ValueError if ``facts`` describes another."""
     with needed_by("Datastore.open"):
         import faiss
 
@@ -168,6 +161,8 @@ def build_index(
     """Choose an index for the vectors in ``folder`` and, unless it is flat, write it there."""
     if vectors.count <= thresholds.flat or vectors.count < _CANDIDATES:
         return SearchIndex()
+    import faiss
+
     matrix = np.memmap(folder / vectors.file, np.float32, "r", shape=(vectors.count, dim))
     few = vectors.count <= thresholds.ivf or vectors.count < _PRODUCT_VALUES
     kind = "ivf" if few else "ivfpq"
@@ -177,22 +172,16 @@ def build_index(
         index.add(np.ascontiguousarray(matrix[start : start + _BLOCK_ROWS]))
     facts = _measured(index, matrix, SearchIndex(kind, lists, candidates=_CANDIDATES), thresholds)
     file = folder / f"index-{uuid4().hex}.faiss"
-    _write(index, file)
-    sync(file)
-    sync(folder)
-    written = DataFile(file.name, vectors.count, file.stat().st_size, crc32_of(file))
-    return replace(facts, file=written)
-
-
-def _write(index: Any, file: Path) -> None:
-    import faiss
-
     try:
         faiss.write_index(index, str(file))
     except RuntimeError as error:
         # Only the text has the system's error.
         codes = (code for code in FULL if os.strerror(code) in str(error))
         raise OSError(next(codes, errno.EIO), str(error), str(file)) from error
+    sync(file)
+    sync(folder)
+    written = DataFile(file.name, vectors.count, file.stat().st_size, crc32_of(file))
+    return replace(facts, file=written)
 
 
 def _trained(matrix: np.ndarray, kind: str, lists: int) -> Any:
@@ -236,17 +225,6 @@ def _measured(
 def _sample(matrix: np.ndarray, count: int) -> np.ndarray:
     rows = np.random.default_rng(0).choice(len(matrix), min(count, len(matrix)), replace=False)
     return np.ascontiguousarray(matrix[np.sort(rows)])
-
-
-def _selector(search: ListSearch, rows: np.ndarray | None) -> "faiss.IDSelector | None":
-    import faiss
-
-    if rows is None:
-        return None
-    mask = np.zeros(len(search.matrix), bool)
-    mask[rows] = True
-    bits = np.packbits(mask, bitorder="little")
-    return faiss.IDSelectorBitmap(bits)  # type: ignore[call-arg, arg-type]
 
 
 def largest(scores: np.ndarray, ids: np.ndarray, k: int) -> Neighbours:

@@ -4,11 +4,12 @@ A write adds one shard: first its texts as one Arrow file, then their vectors at
 of vectors. Until the manifest names both, readers see the datastore as it was.
 """
 
+import fcntl
 import os
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -20,8 +21,8 @@ from rich.progress import Progress
 
 from hullft_ops._checks import check_integer, check_text
 from hullft_ops._extras import needed_by
-from hullft_ops.ttft._files import sync
-from hullft_ops.ttft.store.embedding import Embedder, EncodeBatches, check_embedder, encode_in_turn
+from hullft_ops.ttft._files import crc32_of, sync
+from hullft_ops.ttft.store.embedding import Embedder, EncodeBatches, check_embedder, encode_checked
 from hullft_ops.ttft.store.format import (
     EMBEDDINGS_FILE,
     JOURNAL_FILE,
@@ -30,14 +31,13 @@ from hullft_ops.ttft.store.format import (
     OWN_FILES,
     OWN_PARTIALS,
     DataFile,
+    Journal,
     Manifest,
     check_file,
-    crc32_of,
     own_entries,
     refuse_link,
     remove_data,
 )
-from hullft_ops.ttft.store.journal import Journal
 from hullft_ops.ttft.store.search import IndexThresholds, build_index
 
 Row = Mapping[str, str | int | float | bool | None]
@@ -48,26 +48,27 @@ _ROWS_PER_WRITE = 1024
 _TEXTS_PER_ENCODE = 128
 # A commit waits for the disk, which a cheap embedder should not do at every batch.
 _SECONDS_PER_COMMIT = 2.0
+_NO_VECTORS = DataFile(EMBEDDINGS_FILE, 0, 0, 0)
 _SCALARS = (pa.types.is_string, pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
 
 
 @dataclass
 class StoreWriter:
-    """A write into ``directory``. The caller holds the lock.
+    """A write into ``directory``, which exists. The caller holds the lock.
 
-    Attributes:
-        directory: the datastore's directory; it exists.
-        embedder: makes the vectors.
-        base: the datastore as its readers see it; None until the first write is finished.
-        journal: how far this write has come.
-        function: what error messages begin with.
+    ``base`` is the datastore as its readers see it, without texts until the first write is
+    finished. Messages of errors begin with ``function``.
     """
 
     directory: Path
     embedder: Embedder
-    base: Manifest | None
+    base: Manifest
     journal: Journal
     function: str
+
+    def __post_init__(self) -> None:
+        check_embedder(self.function, self.embedder, self.base)
+        refuse_link(self._folder)
 
     @classmethod
     def begin(
@@ -75,17 +76,11 @@ class StoreWriter:
     ) -> "StoreWriter":
         """A new write. Rolls an interrupted one back."""
         dim = check_integer(function, "embedder.dim", embedder.dim, 1)
-        base = Manifest.read(directory) if (directory / MANIFEST_FILE).exists() else None
-        journal = Journal(
-            embedder=embedder.name,
-            dim=dim,
-            data=base.data if base else f"data-{uuid4().hex}",
-            settings=settings,
-            embeddings_crc32=base.embeddings.crc32 if base else 0,
-        )
+        data = f"data-{uuid4().hex}"
+        base = _finished(directory) or Manifest(embedder.name, dim, 0, data, (), _NO_VECTORS)
+        crc32 = base.embeddings.crc32
+        journal = Journal(base.embedder, base.dim, base.data, settings, crc32)
         writer = cls(directory, embedder, base, journal, function)
-        check_embedder(function, embedder, writer.base or writer.journal)
-        refuse_link(writer._folder)
         journal.write(directory)
         writer._folder.mkdir(exist_ok=True)
         writer._tidy()
@@ -99,28 +94,22 @@ class StoreWriter:
         journal = Journal.read(directory)
         if journal is None:
             raise ValueError(f"{function}: no interrupted write in {directory}")
-        if journal.settings != settings:
-            changed = sorted(
-                name
-                for name in journal.settings.keys() | settings.keys()
-                if journal.settings.get(name) != settings.get(name)
-            )
+        names = sorted(journal.settings.keys() | settings.keys())
+        pairs = [(name, journal.settings.get(name), settings.get(name)) for name in names]
+        changed = [f"{name} was {was!r}, is {now!r}" for name, was, now in pairs if was != now]
+        if changed:
             raise ValueError(
                 f"{function}: the interrupted write in {directory} has other settings: "
-                + ", ".join(
-                    f"{name} was {journal.settings.get(name)!r}, is {settings.get(name)!r}"
-                    for name in changed
-                )
+                + ", ".join(changed)
             )
-        base = Manifest.read(directory) if (directory / MANIFEST_FILE).exists() else None
-        if base and base.data != journal.data:
+        fresh = Manifest(journal.embedder, journal.dim, 0, journal.data, (), _NO_VECTORS)
+        base = _finished(directory) or fresh
+        if base.data != journal.data:
             raise ValueError(
                 f"{function}: the interrupted write in {directory} is into {journal.data}, the "
                 f"datastore is in {base.data} by now: restart rolls it back and begins anew"
             )
         writer = cls(directory, embedder, base, journal, function)
-        check_embedder(function, embedder, writer.base or writer.journal)
-        refuse_link(writer._folder)
         writer._folder.mkdir(exist_ok=True)
         if journal.shard is None:
             writer._tidy()
@@ -131,10 +120,15 @@ class StoreWriter:
         return self.directory / self.journal.data
 
     @property
+    def _shard(self) -> DataFile:
+        if self.journal.shard is None:
+            raise ValueError(f"{self.function}: no texts have been written into {self.directory}")
+        return self.journal.shard
+
+    @property
     def finished(self) -> bool:
         """Whether a kill struck between writing the manifest and removing the journal."""
-        shard = self.journal.shard
-        return self.base is not None and shard is not None and shard in self.base.shards
+        return self.journal.shard in self.base.shards
 
     def write_texts(self, rows: Iterable[Row], report: Callable[[], dict[str, Any]]) -> int:
         """Write the shard's texts, unless that is done, and return how many there are.
@@ -144,8 +138,7 @@ class StoreWriter:
             report: called after the last row; returns the manifest's entry on the source.
         """
         if self.journal.shard is None:
-            number = len(self.base.shards) if self.base else 0
-            file = self._folder / f"texts-{number:05}.arrow"
+            file = self._folder / f"texts-{len(self.base.shards):05}.arrow"
             refuse_link(file)
             count = _write_rows(self.function, rows, file, self._schema())
             if count == 0:
@@ -155,30 +148,22 @@ class StoreWriter:
             shard = DataFile(file.name, count, file.stat().st_size, crc32_of(file))
             self.journal = replace(self.journal, shard=shard, source=report())
             self.journal.write(self.directory)
-        assert self.journal.shard is not None
-        return self.journal.shard.count
+        return self._shard.count
 
     def embed(self, bar: Progress, encode: EncodeBatches | None = None) -> None:
-        """Write the missing vectors. Whatever ``bar`` counts is on the disk.
-
-        Args:
-            bar: shows the progress.
-            encode: makes the vectors of batches; None uses the embedder, batch by batch.
-        """
+        """Write the missing vectors. Whatever ``bar`` counts is on the disk."""
         # Indexing and searching need FAISS. Hours of embedding come first, so check it now.
         with needed_by(self.function):
             import datasets
             import faiss  # noqa: F401
-        encode = encode or encode_in_turn(self.function, self.embedder)
-        shard = self.journal.shard
-        assert shard is not None
-        check_file(self.function, self._folder, shard)
-        texts = datasets.Dataset.from_file(str(self._folder / shard.file))["text"]
-        task = bar.add_task("embedding", total=len(texts), completed=self.journal.embedded)
-        starts = range(self.journal.embedded, len(texts), _TEXTS_PER_ENCODE)
-        batches = (list(texts[start : start + _TEXTS_PER_ENCODE]) for start in starts)
+        check_file(self.function, self._folder, self._shard)
+        texts = datasets.Dataset.from_file(str(self._folder / self._shard.file))["text"]
         done = self.journal.embedded
-        with self._vectors() as out, closing(encode(batches)) as encoded:
+        task = bar.add_task("embedding", total=len(texts), completed=done)
+        starts = range(done, len(texts), _TEXTS_PER_ENCODE)
+        batches = (list(texts[start : start + _TEXTS_PER_ENCODE]) for start in starts)
+        own = (encode_checked(self.function, self.embedder, batch) for batch in batches)
+        with self._vectors() as out, closing(encode(batches) if encode else own) as encoded:
             crc32, committed = self.journal.embeddings_crc32, time.monotonic()
             for vectors in encoded:
                 block = vectors.tobytes()
@@ -193,63 +178,62 @@ class StoreWriter:
                     bar.update(task, completed=done)
                     committed = time.monotonic()
 
-    def finish(self, thresholds: IndexThresholds) -> Manifest:
+    def finish(self, thresholds: IndexThresholds) -> None:
         """Build the index, and make readers see the new texts."""
-        if self.base is None or not self.finished:
+        if not self.finished:
             self.base = self._manifest(thresholds)
             self.base.write(self.directory)
         self._tidy()
         (self.directory / JOURNAL_FILE).unlink()
         sync(self.directory)
-        return self.base
 
     def abandon(self) -> None:
         """Leave the datastore as it was before this write, or nothing if there was none."""
-        if self.base is None:
-            remove_data(self._folder)
-        else:
+        if self.base.count:
             self._tidy()
+        else:
+            remove_data(self._folder)
         (self.directory / JOURNAL_FILE).unlink()
 
     def _manifest(self, thresholds: IndexThresholds) -> Manifest:
-        journal, shard = self.journal, self.journal.shard
-        assert shard is not None
-        before = self.base.count if self.base else 0
-        count = before + shard.count
-        vectors = DataFile(
-            EMBEDDINGS_FILE, count, count * journal.dim * 4, journal.embeddings_crc32
-        )
+        vectors = self._known_vectors(self._shard.count)
         check_file(self.function, self._folder, vectors, checksum=False)
-        return Manifest(
-            embedder=journal.embedder,
-            dim=journal.dim,
-            count=count,
-            data=journal.data,
-            shards=(*(self.base.shards if self.base else ()), shard),
+        return replace(
+            self.base,
+            count=vectors.count,
+            shards=(*self.base.shards, self._shard),
             embeddings=vectors,
-            sources=(*(self.base.sources if self.base else ()), journal.source or {}),
-            index=build_index(self._folder, vectors, journal.dim, thresholds),
+            sources=(*self.base.sources, self.journal.source or {}),
+            index=build_index(self._folder, vectors, self.base.dim, thresholds),
         )
+
+    def _known_vectors(self, new: int) -> DataFile:
+        """The file of vectors with ``new`` of this write."""
+        count = self.base.count + new
+        size = count * self.base.dim * 4
+        return DataFile(EMBEDDINGS_FILE, count, size, self.journal.embeddings_crc32)
 
     def _vectors(self) -> BinaryIO:
         """The file of vectors, cut to the committed part, checked, and positioned at its end."""
-        journal = self.journal
-        rows = (self.base.count if self.base else 0) + journal.embedded
-        known = DataFile(EMBEDDINGS_FILE, rows, rows * journal.dim * 4, journal.embeddings_crc32)
-        file = self._folder / EMBEDDINGS_FILE
-        refuse_link(file)
+        known = self._known_vectors(self.journal.embedded)
+        file = self._cut(known.bytes)
         file.touch()
-        if file.stat().st_size > known.bytes:
-            os.truncate(file, known.bytes)
         check_file(self.function, self._folder, known)
         return file.open("ab")
 
+    def _cut(self, size: int) -> Path:
+        """The file of vectors, without the bytes after ``size``."""
+        file = self._folder / EMBEDDINGS_FILE
+        refuse_link(file)
+        if file.exists() and file.stat().st_size > size:
+            os.truncate(file, size)
+        return file
+
     def _tidy(self) -> None:
         """Remove files that interrupted or replaced states left behind."""
-        wanted = {EMBEDDINGS_FILE}
-        if self.base:
-            wanted |= {shard.file for shard in self.base.shards}
-            wanted |= {self.base.index.file.file} if self.base.index.file else set()
+        wanted = {EMBEDDINGS_FILE, *(shard.file for shard in self.base.shards)}
+        if self.base.index.file:
+            wanted.add(self.base.index.file.file)
         for path in own_entries(self._folder, OWN_FILES):
             if path.name not in wanted:
                 path.unlink()
@@ -258,34 +242,50 @@ class StoreWriter:
         for folder in own_entries(self.directory, OWN_DIRECTORIES):
             if folder != self._folder:
                 remove_data(folder)
-        vectors = self._folder / EMBEDDINGS_FILE
-        refuse_link(vectors)
-        size = self.base.embeddings.bytes if self.base else 0
-        if vectors.exists() and vectors.stat().st_size > size:
-            os.truncate(vectors, size)
+        self._cut(self.base.embeddings.bytes)
 
     def _schema(self) -> pa.Schema | None:
         """The columns of the existing datastore."""
-        if self.base is None:
+        if not self.base.shards:
             return None
         with pa.ipc.open_stream(str(self._folder / self.base.shards[0].file)) as shard:
             return shard.schema
 
 
+def _finished(directory: Path) -> Manifest | None:
+    return Manifest.read(directory) if (directory / MANIFEST_FILE).exists() else None
+
+
+@contextmanager
+def locked(directory: Path, what: str = "datastore") -> Iterator[None]:
+    """Keep other writers out of ``directory``; ValueError if one is at work.
+
+    The system unlocks it if the process dies.
+    """
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"another process is writing the {what} {directory}") from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _write_rows(function: str, rows: Iterable[Row], file: Path, known: pa.Schema | None) -> int:
     checked = _checked(function, rows)
-    first = list(islice(checked, _ROWS_PER_WRITE))
-    if not first:
+    batch = list(islice(checked, _ROWS_PER_WRITE))
+    if not batch:
         return 0
-    schema = known or _schema(function, first)
-    if set(schema.names) != set(first[0]):
+    schema = known or _schema(function, batch)
+    if set(schema.names) != set(batch[0]):
         raise ValueError(
             f"{function}: the datastore has the columns {', '.join(schema.names)}, "
-            f"got {', '.join(first[0])}"
+            f"got {', '.join(batch[0])}"
         )
     count = 0
     with pa.ipc.new_stream(str(file), schema) as writer:
-        batch = first
         while batch:
             try:
                 writer.write_batch(_record_batch(batch, schema))

@@ -8,8 +8,7 @@ from transformers import BloomConfig, BloomForCausalLM, MistralConfig, MistralFo
 from hullft_ops.ttft import Datastore, score_text
 from hullft_ops.ttft.model import scoring
 from hullft_ops.ttft.model.generation import continuation
-from hullft_ops.ttft.model.prefill import prefill
-from hullft_ops.ttft.model.prefix import Prefix
+from hullft_ops.ttft.model.prefix import Prefix, prefill
 
 CONTEXT = 32
 PROMPT = "the cat sat on the red mat"
@@ -135,7 +134,7 @@ def test_a_model_that_ignores_its_cache_reads_the_prefix_each_time(gpt2, tokeniz
     def forgetful(input_ids=None, cache=None, past_key_values=None, **options):
         return forward(input_ids=input_ids, **options)
 
-    monkeypatch.setattr("hullft_ops.ttft.model.prefill._known", {})
+    monkeypatch.setattr("hullft_ops.ttft.model.prefix._known", {})
     monkeypatch.setattr(gpt2, "forward", forgetful)
     assert prefix_of(gpt2, tokenizer).cached is None
     found = score_text(gpt2, tokenizer, LONG, prefix_ids=IDS)
