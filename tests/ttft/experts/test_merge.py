@@ -246,12 +246,16 @@ def test_a_budget_counts_the_merging_and_leaves_it_whole(gpt2, make, experts_of)
 
 def test_a_callers_autocast_sees_the_merged_weights(gpt2, make, experts_of):
     ids = torch.tensor([[5, 6, 7]])
-    finetuner = make(gpt2, experts=experts_of(gpt2), n_select=0)
+    experts, base = experts_of(gpt2), copied(gpt2)
+    finetuner = make(gpt2, experts=experts, n_select=0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         before = gpt2(ids).logits
-        with finetuner.adapted(PROMPT):
+        with finetuner.adapted(PROMPT) as report:
             assert not torch.equal(gpt2(ids).logits, before)
+            merged = copied(gpt2)
         assert torch.equal(gpt2(ids).logits, before)
+    wanted = by_hand(base, experts, report.expert_indices, report.expert_weights)
+    assert all(torch.allclose(merged[n].double(), wanted[n], atol=1e-6) for n in merged)
 
 
 def test_factors_of_another_dtype_and_in_inference_mode(gpt2, make, experts_of, bits):
