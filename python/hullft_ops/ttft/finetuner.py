@@ -282,7 +282,7 @@ class TestTimeFinetuner:
             seconds: budget from entering the block to its first line, waits and retrieval included;
                 None for no limit. Texts of larger weight come first, with "interleaved" in each
                 round. Training stops before a pass that it expects to end late, and no pass starts
-                late, so at most one ends late. If retrieval takes the whole budget, there is none.
+                late, so at most one ends late. If retrieval and merging take it all, there is none.
                 ``report.steps_left_out`` counts the other steps. Learning rates follow the schedule
                 of all steps. With a budget, and only then, each pass waits for a GPU to finish it.
                 Texts in the context are read after that, in time of their own.

@@ -14,6 +14,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers.pytorch_utils import Conv1D
 
 from forked import forked, status_of
 from hullft_ops.ttft import Datastore, MemoryStore, TestTimeFinetuner, _files
@@ -21,6 +22,7 @@ from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.experts import Experts
 from hullft_ops.ttft.experts import build as build_module
 from hullft_ops.ttft.model.trainer import SupportTrainer
+from hullft_ops.ttft.store.journal import locked
 
 Build = Callable[..., Experts]
 TOKENS = torch.tensor([[5, 9, 70, 81, 92, 33, 14, 200]])
@@ -206,6 +208,11 @@ def test_other_settings_are_refused(
     with pytest.raises(ValueError, match="is built with fingerprint .*, asked for fingerprint"):
         build(llama)
     assert contents(tmp_path) == before
+    with (
+        locked(tmp_path / "experts"),
+        pytest.raises(ValueError, match="another process is writing the experts"),
+    ):
+        build(gpt2)
 
 
 def test_what_is_no_expert_is_refused_and_stays(
@@ -286,6 +293,7 @@ def test_models_and_stores_that_do_not_fit_are_refused(
     build: Build,
     make: Callable[..., TestTimeFinetuner],
     gpt2: PreTrainedModel,
+    llama: PreTrainedModel,
     store: Datastore,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -304,3 +312,6 @@ def test_models_and_stores_that_do_not_fit_are_refused(
     lora = LoraConfig(r=1, target_modules="all-linear", fan_in_fan_out=True)
     with pytest.raises(ValueError, match="build_experts: model must be a plain one"):
         build(get_peft_model(gpt2, lora))
+    llama.model.layers[0].mlp.up_proj = Conv1D(24, 16)
+    with pytest.raises(ValueError, match="layers of one kind beside its head, got Linear and Conv"):
+        build(llama)
