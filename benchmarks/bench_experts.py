@@ -16,6 +16,7 @@ from hullft_ops.ttft.experts.folder import Experts, Factors
 from hullft_ops.ttft.experts.merge import ExpertMerger, add
 from hullft_ops.ttft.model.steps import StageClock
 
+ADDMM = "addmm_ of concatenated factors"
 DIFFERENCE = "largest difference from addmm_, relative"
 _SCALE = 2.0
 
@@ -71,12 +72,12 @@ def test_experts(case: Case, recorder: Recorder, device: torch.device) -> None:
     ours()
     peer()
     off = max(
-        float((one - other).norm() / other.norm())
+        float((one.detach() - other).norm() / other.norm())
         for one, other in zip(trained, others, strict=True)
     )
     recorder.fact(DIFFERENCE, off)
     recorder.ours(ours)
-    recorder.peer("addmm_ of concatenated factors", peer)
+    recorder.peer(ADDMM, peer)
     assert off < 1e-6
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.bench_experts import ADDMM
 from benchmarks.bench_replay import TIMES_ONE_STEP
 from benchmarks.pools import DISTINCT, REAL_DIM
 from benchmarks.results import Results
@@ -48,6 +49,11 @@ pools: 64 are these {DISTINCT}, repeated {64 // DISTINCT} times, each in memory 
 
 # What a reader must know to understand a group's table.
 _NOTES = {
+    "experts": """\
+Experts (LoRA) are merged into a Llama's linear layers, 30 of width 576 as in SmolLM2-135M. The
+peer's factors are concatenated and scaled before its time is taken; ours looks them up and does
+both.
+""",
     "ttft": """\
 The padded loop pads every passage, of about 300 tokens in the cases named 300, to all positions of
 the model (1024 of GPT-2, 512 of the tiny one), computes in float32 whatever ours does, and clones
@@ -56,7 +62,7 @@ no gradient, and computes in the dtype of ours (bfloat16 by autocast). Both take
 published method on our selection and do nothing else (`benchmarks/loops.py`); ours also searches,
 selects and restores. GPT-2 is its architecture with random weights. Parameter differences are
 between ours and the loop that ends farther from it.
-"""
+""",
 }
 
 
@@ -80,6 +86,7 @@ def goals(results: Results) -> list[Goal]:
         *_selection_goals(results),
         *_sift_goals(results),
         *_replay_goals(results),
+        *_experts_goals(results),
         *_ttft_goals(results),
     ]
 
@@ -127,6 +134,12 @@ def _sift_goals(results: Results) -> Iterator[Goal]:
         if found := results.find("sift", dtype="float32", **case):
             text = f"SIFT, {_pools(batch, dim)}, N = 50: times activeft SIFT"
             yield Goal(text, 200.0, True, found.ratio("activeft SIFT"))
+
+
+def _experts_goals(results: Results) -> Iterator[Goal]:
+    if found := results.find("experts", layers=30, hidden=576, experts=4, rank=16):
+        text = "merging 4 experts of rank 16 into 135 M parameters: times one addmm_ a weight"
+        yield Goal(text, 1.3, False, 1 / found.ratio(ADDMM))
 
 
 def _replay_goals(results: Results) -> Iterator[Goal]:

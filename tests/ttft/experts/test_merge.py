@@ -48,6 +48,11 @@ class Random:
     def update(self, index: int):
         return self.updates[index]
 
+    def seen(self) -> torch.Tensor:
+        ones = [one for update in self.updates for one in update.values()]
+        both = [t for one in ones for t in (one[:2] if isinstance(one, Factors) else [one])]
+        return torch.cat([tensor.flatten() for tensor in both])
+
     def check(self, model: nn.Module, store, n_experts: int) -> None:
         self.checked.append(n_experts)
 
@@ -87,6 +92,7 @@ def test_the_weights_get_the_convex_combination_of_the_experts(
 ):
     experts, before, kept = experts_of(model), copied(model), bits(model)
     finetuner = make(model, experts=experts, n_experts=3, n_select=0, expert_scale=scale)
+    seen = experts.seen()
     query = torch.from_numpy(embedder.encode([PROMPT]))[0]
     chosen = hullft_ops.fw_select(centroids, query, 3, variant="pairwise")
     size = int(chosen.support_size)
@@ -103,6 +109,7 @@ def test_the_weights_get_the_convex_combination_of_the_experts(
         assert report.seconds_merge > 0
         assert report.seconds_save > 0
     assert kept.changed() == set()
+    assert torch.equal(experts.seen(), seen), "the experts' own tensors are only read"
     said = json.loads(json.dumps(report.to_dict()))
     assert said["expert_weights"] == report.expert_weights
     assert experts.checked == [3]
@@ -240,12 +247,16 @@ def test_a_budget_counts_the_merging_and_leaves_it_whole(gpt2, make, experts_of)
 
 def test_a_callers_autocast_sees_the_merged_weights(gpt2, make, experts_of):
     ids = torch.tensor([[5, 6, 7]])
-    finetuner = make(gpt2, experts=experts_of(gpt2), n_select=0)
+    experts, base = experts_of(gpt2), copied(gpt2)
+    finetuner = make(gpt2, experts=experts, n_select=0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         before = gpt2(ids).logits
-        with finetuner.adapted(PROMPT):
+        with finetuner.adapted(PROMPT) as report:
             assert not torch.equal(gpt2(ids).logits, before)
+            merged = copied(gpt2)
         assert torch.equal(gpt2(ids).logits, before)
+    wanted = by_hand(base, experts, report.expert_indices, report.expert_weights)
+    assert all(torch.allclose(merged[n].double(), wanted[n], atol=1e-6) for n in merged)
 
 
 def test_factors_of_another_dtype_and_in_inference_mode(gpt2, make, experts_of, bits):

@@ -131,19 +131,29 @@ def add(additions: Sequence[Addition], clock: StageClock) -> None:
     """Add to each parameter, in place. All factors of a parameter take one product."""
     if not additions:
         return
+    # A product for each of hundreds of weights: multiplying every factor would take long beside it.
+    columns: dict[tuple[tuple[int, float], ...], torch.Tensor] = {}
     # In inference mode, torch would not count these writes.
     with clock.of("merge"), torch.inference_mode(False), torch.no_grad():
         for parameter, shares in additions:
             low = [(one, share) for one, share in shares if isinstance(one, Factors)]
             if low:
-                b = torch.cat([one.b * (one.scale * share) for one, share in low], 1)
-                a = torch.cat([one.a for one, _ in low])
-                parameter.addmm_(b.to(parameter), a.to(parameter))
+                b, a = torch.cat([one.b for one, _ in low], 1), torch.cat([one.a for one, _ in low])
+                scales = tuple((len(one.a), one.scale * share) for one, share in low)
+                if scales not in columns:
+                    columns[scales] = _column(scales, a.device)
+                parameter.addmm_(b.to(parameter), a.mul_(columns[scales]).to(parameter))
             for one, share in shares:
                 if isinstance(one, torch.Tensor):
                     parameter.add_(one.to(parameter), alpha=share)
         # A caller's autocast would keep using its copies of the old weights.
         torch.clear_autocast_cache()
+
+
+def _column(scales: Sequence[tuple[int, float]], device: torch.device) -> torch.Tensor:
+    """Each scale as often as its rank says, float32 [rows, 1]."""
+    values = [[scale] for rank, scale in scales for _ in range(rank)]
+    return torch.tensor(values, dtype=torch.float32, device=device)
 
 
 def _softmax(
