@@ -58,6 +58,7 @@ def test_it_prints_the_table_and_what_it_left_out(first: tuple[Result, Path]) ->
     assert f"Mean of {PROMPTS} held-out prompts" in result.stdout
     assert str(output / "demo.json") in result.stdout
     said = " ".join(result.stderr.split())
+    assert said.startswith("reading /")
     assert "4 lines left out (line 11: not JSON; line 12: no string" in said
     assert "building it" in said
 

@@ -87,6 +87,7 @@ def demo(
             raise InputError(f"max_length must be at least 2, got {max_length}")
         place = checked_device(device or "cpu")
         started, log = time.perf_counter(), Console(stderr=True)
+        show(log, f"reading {corpus or 'the sources of installed packages'}")
         texts = load_corpus(corpus, log)
         if not texts.store or len(texts.held_out) < prompts:
             raise InputError(
