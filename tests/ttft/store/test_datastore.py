@@ -86,7 +86,7 @@ def test_progress_goes_to_stderr_and_only_when_wanted(embedder, tmp_path, capfd)
     out, err = capfd.readouterr()
     assert out == ""
     assert "embedding" in err
-    assert "2/2" in err
+    assert "2 of 2" in err
 
 
 def test_an_empty_directory_is_used(embedder, tmp_path):

@@ -106,7 +106,7 @@ def outside_offsets() -> pa.Array:
         (lambda path: (path / "manifest.json").unlink(), "not a datastore: it has no manifest"),
         (lambda path: (path / "manifest.json").write_bytes(b"\xff\x00"), "is not JSON"),
         (lambda path: (path / "manifest.json").write_text("[" * 100_000), "is not JSON"),
-        (lambda path: (path / "manifest.json").write_text("[]"), "is not a datastore"),
+        (lambda path: (path / "manifest.json").write_text("[]"), "must hold a JSON object"),
         (edited_manifest(format="other"), "is not a datastore"),
         (edited_manifest(format_version=3), "version 3, this package reads version 2: build it"),
         (edited_manifest(format_version=1), "version 1, this package reads version 2: build it"),
