@@ -82,10 +82,8 @@ def tokens_to_continue(
         )
     new = _new_tokens(generate_kwargs)
     if not 1 <= new < context:
-        raise ValueError(
-            f"generate: max_new_tokens must be in 1..{context - 1} with a context of "
-            f"{context}, got {new}"
-        )
+        allowed = f"1..{context - 1} with a context of {context}"
+        raise ValueError(f"generate: max_new_tokens must be in {allowed}, got {new}")
     check_integer("generate", "max_new_tokens", new, 1)
     tokens, opening = opened_tokens(tokenizer, prompt)
     if not tokens:

@@ -113,7 +113,9 @@ class SupportSelector:
         choice breaks the rules of `SelectionMethod`.
         """
         for prompt in prompts:
-            _check_prompt(prompt)
+            check_text("TestTimeFinetuner", "prompt", prompt)
+            if not prompt.strip():
+                raise ValueError(f"TestTimeFinetuner: prompt must hold text, got {prompt[:20]!r}")
         advice = (
             "TestTimeFinetuner: out of memory, selecting texts; the model is as it was. Lower "
             f"pool_size (it is {self._pool_size}), or shorten the prompt"
@@ -240,9 +242,3 @@ class SupportSelector:
                 f"TestTimeFinetuner: method {method_name(self._method)} must give counts that are "
                 f"not negative and sum to {steps}, got {counts}"
             )
-
-
-def _check_prompt(prompt: str) -> None:
-    check_text("TestTimeFinetuner", "prompt", prompt)
-    if not prompt.strip():
-        raise ValueError(f"TestTimeFinetuner: prompt must hold text, got {prompt[:20]!r}")

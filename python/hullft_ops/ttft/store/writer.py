@@ -316,15 +316,13 @@ def _record_batch(rows: list[Row], schema: pa.Schema) -> pa.RecordBatch:
 
 def _schema(function: str, rows: list[Row]) -> pa.Schema:
     """A string "text" and the other columns, with the types of the first rows."""
-    columns = [name for name in rows[0] if name != "text"]
     found = [pa.field("text", pa.string())]
-    for name in columns:
+    for name in (name for name in rows[0] if name != "text"):
         try:
             kind = pa.array([row.get(name) for row in rows]).type
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise ValueError(f"{function}: metadata {name} mixes types: {error}") from error
-        except OverflowError as error:
-            raise ValueError(f"{function}: metadata {name} is out of range: {error}") from error
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+            fault = "is out of range" if isinstance(error, OverflowError) else "mixes types"
+            raise ValueError(f"{function}: metadata {name} {fault}: {error}") from error
         if pa.types.is_null(kind):
             kind = pa.string()
         if not any(is_kind(kind) for is_kind in _SCALARS):
