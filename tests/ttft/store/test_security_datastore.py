@@ -208,6 +208,10 @@ def test_forged_journals_are_refused_or_harmless(embedder, tmp_path):
     assert refused > 150
 
 
+SOURCE = {"settings": {"source": "c"}, "records": 1, "malformed": 0, "near_empty": 0}
+SOURCE |= {"repeated": 0, "malformed_named": []}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -220,6 +224,14 @@ def test_forged_journals_are_refused_or_harmless(embedder, tmp_path):
         (lambda v: v["embeddings"].update(crc32=2**32), "embeddings.crc32 must be at most"),
         (lambda v: v.update(sources=[{}] * 9), "at most one a shard"),
         (lambda v: v.update(sources=[{"a": 1}]), "sources must be objects with settings"),
+        (
+            lambda v: v.update(sources=[SOURCE | {"binary": -1}]),
+            "sources.binary must be an integer",
+        ),
+        (
+            lambda v: v.update(sources=[SOURCE | {"binary_named": [3]}]),
+            "binary_named must be strings",
+        ),
     ],
 )
 def test_values_out_of_their_range_are_named(path, change, message):

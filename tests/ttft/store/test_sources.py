@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from hullft_ops.ttft.store import sources
 from hullft_ops.ttft.store.sources import Counts, Source, SourceError
 
 RECORDS = [{"text": f"text {i} é", "domain": "ab"[i % 2], "year": 2000 + i} for i in range(5)]
@@ -305,6 +306,19 @@ def test_stdin_is_lines_of_json_or_one_text(content, found, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content.encode("utf-8-sig"))))
     assert [(record["text"], record["source"]) for record in read("-")[0]] == found
     assert Source("-").name == "stdin"
+
+
+def test_a_text_without_end_does_not_fill_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "_MAX_LINE_BYTES", 50)
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"a" * 999))
+    with pytest.raises(SourceError, match="a.txt.gz: longer than 50 bytes"):
+        read(tmp_path / "a.txt.gz")
+    (tmp_path / "b").write_bytes(b"b" * 999)
+    with pytest.raises(SourceError, match="b: longer than 50 bytes"):
+        read(tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"c" * 999)))
+    with pytest.raises(SourceError, match="stdin: longer than 50 bytes"):
+        read("-")
 
 
 @pytest.mark.parametrize("cut", [lambda content: content[:60], lambda content: b"junk" + content])

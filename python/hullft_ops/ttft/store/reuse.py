@@ -68,8 +68,12 @@ def folder_datastore(
         console=console,
         encode=vectors.encode,
     )
-    show(console, f"{len(store)} passages, {vectors.embedded} of them embedded now")
+    binary = store.manifest.sources[0].get("binary", 0)
+    skipped = f"; {binary} files that are not text were skipped" if binary else ""
+    show(console, f"{len(store)} passages, {vectors.embedded} of them embedded now{skipped}")
     for old in earlier:
+        if old.is_symlink():
+            continue
         # Another process that is writing it needs it.
         with suppress(ValueError), locked(old):
             _remove(old)

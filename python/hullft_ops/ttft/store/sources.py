@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import datasets
 
 _ROWS = 256
-# No text is that long. A few compressed bytes can hold an endless line, which must not fill memory.
+# No text is that long. A few compressed bytes can hold an endless one, which must not fill memory.
 _MAX_LINE_BYTES = 1 << 28
 _NAMED = 5
 _JSON_SUFFIXES = {".jsonl", ".ndjson", ".json"}
@@ -189,7 +189,7 @@ class Source:
         elif suffix in _JSON_SUFFIXES | _TEXT_SUFFIXES:
             with _decompressed(path) as file:
                 if suffix in _TEXT_SUFFIXES:
-                    yield path.name, self._whole(file.read())
+                    yield path.name, self._whole(file.read(_MAX_LINE_BYTES + 1))
                 elif suffix == ".json" and _first_byte(file.peek()) == b"[":
                     yield from self._array(path, file)
                 else:
@@ -211,18 +211,20 @@ class Source:
                 continue
             with path.open("rb") as file:
                 head = file.read(_LOOKED_AT_BYTES)
-                found = self._whole(head if b"\0" in head else head + file.read())
-            if isinstance(found, str):
+                content = head if b"\0" in head else head + file.read(_MAX_LINE_BYTES)
+            found = self._whole(content)
+            if isinstance(found, str) and len(content) <= _MAX_LINE_BYTES:
                 counts.skip(place)
             else:
                 yield place, found
 
     def _stdin(self, stdin: BinaryIO) -> Iterator[Raw]:
-        first = next(_lines(stdin), b"")
+        lines = _lines(stdin)
+        first = next(lines, b"")
         if _first_byte(first) == b"{":
-            yield from _json_lines("stdin", chain([first], _lines(stdin)))
+            yield from _json_lines("stdin", chain([first], lines))
         else:
-            yield "stdin", self._whole(first + stdin.read())
+            yield "stdin", self._whole(first + stdin.read(_MAX_LINE_BYTES))
 
     def _array(self, path: Path, file: BinaryIO) -> Iterator[Raw]:
         content = file.read(_MAX_LINE_BYTES + 1)
@@ -239,6 +241,8 @@ class Source:
 
     def _whole(self, content: bytes) -> dict[str, str] | str:
         """The text of a file as a record, or what is wrong with it."""
+        if len(content) > _MAX_LINE_BYTES:
+            return f"longer than {_MAX_LINE_BYTES} bytes"
         try:
             text = content.decode("utf-8-sig")
         except UnicodeDecodeError:
