@@ -15,7 +15,7 @@ STEP = [
     "@P1 BRA 0x80",  # to the sums
     "SHFL.IDX PT, R16, R13, R79, 0x1f",
     "@!P0 EXIT",
-    "FFMA R2, R3, R4, R2",
+    "MUFU.RCP64H R2, R3",
     "BRA 0x0",
     "DADD R6, R6, R8",
     "BAR.SYNC.DEFER_BLOCKING 0x0",
@@ -56,12 +56,12 @@ def test_the_step_is_the_smallest_loop(tool: ModuleType) -> None:
     ],
 )
 def test_barriers_and_the_stack_are_seen(tool: ModuleType, line: str, fault: str) -> None:
-    code = [line if at == 6 else given for at, given in enumerate(STEP)]
+    code = [line if at == 0 else given for at, given in enumerate(STEP)]
     assert tool.faults(code, 8) == [fault]
 
 
 def test_a_listing_that_cannot_be_read_is_an_error(tool: ModuleType) -> None:
-    with pytest.raises(RuntimeError, match="no loop with SHFL.IDX"):
+    with pytest.raises(RuntimeError, match="no loop with SHFL.IDX and MUFU.RCP"):
         tool.step_loop(["FADD R0, R1, R2", "EXIT"])
     with pytest.raises(RuntimeError, match="no instruction before 0020"):
         tool.kernels(listing(STEP).replace("/*0010*/", "/*0020*/"))

@@ -23,11 +23,11 @@ KERNEL = "fw_warp_kernel"
 # Instructions of a step, by type and variant: each kernel's template arguments as in its symbol.
 LIMITS = {
     "float, vanilla": ("IfLi0E", 170),
-    "float, away": ("IfLi1E", 400),
-    "float, pairwise": ("IfLi2E", 400),
-    "double, vanilla": ("IdLi0E", 400),
-    "double, away": ("IdLi1E", 400),
-    "double, pairwise": ("IdLi2E", 400),
+    "float, away": ("IfLi1E", 640),
+    "float, pairwise": ("IfLi2E", 600),
+    "double, vanilla": ("IdLi0E", 300),
+    "double, away": ("IdLi1E", 1050),
+    "double, pairwise": ("IdLi2E", 960),
 }
 
 BARRIER, STACK = re.compile(r"\bBAR\b"), re.compile(r"\b(LDL|STL)\b")
@@ -115,10 +115,14 @@ def loops(code: list[str]) -> list[set[int]]:
 
 
 def step_loop(code: list[str]) -> list[str]:
-    """The smallest loop that asks a lane for its register: the one with the largest correlation."""
-    steps = [body for body in loops(code) if any(code[i].startswith("SHFL.IDX") for i in body)]
+    """The smallest loop that asks the lane of the largest correlation and takes a quotient."""
+
+    def has(body: set[int], operation: str) -> bool:
+        return any(operation in code[i] for i in body)
+
+    steps = [body for body in loops(code) if has(body, "SHFL.IDX") and has(body, "MUFU.RCP")]
     if not steps:
-        raise RuntimeError("check_sass: no loop with SHFL.IDX")
+        raise RuntimeError("check_sass: no loop with SHFL.IDX and MUFU.RCP")
     return [code[i] for i in sorted(min(steps, key=len))]
 
 

@@ -303,13 +303,13 @@ class FwWarp {
 
   // w <- scale * w + by * e_k, and all that follows from w; g is the column of k.
   __device__ __forceinline__ void move(const FwPick& pick, S scale, S by, const S (&g)[kSlots]) {
+    const int slot = slot_of(pick.k);
 #pragma unroll
     for (int i = 0; i < kSlots; ++i) {
       u_[i] *= scale;
       u_[i] += by * g[i];
-      w_[i] *= scale;
+      w_[i] = w_[i] * scale + (i == slot ? by : S(0));
     }
-    add_weight(pick.k, by);
     const double z = double(scale), y = double(by);
     it_.wb = z * it_.wb + y * pick.b;
     it_.wu = z * (z * it_.wu + 2 * y * pick.atom.u) + y * y * pick.atom.gram;
@@ -319,7 +319,7 @@ class FwWarp {
     const int slot = slot_of(k);
 #pragma unroll
     for (int i = 0; i < kSlots; ++i)
-      if (i == slot) w_[i] += by;
+      w_[i] += i == slot ? by : S(0);  // as a branch, ptxas makes it a jump into a table
   }
 
   __device__ __forceinline__ void enter(const FwPick& pick) {
@@ -330,8 +330,8 @@ class FwWarp {
   __device__ __forceinline__ void leave(int k) {
     const int slot = slot_of(k);
 #pragma unroll
-    for (int i = 0; i < kSlots; ++i)
-      if (i == slot) w_[i] = 0, held_ &= ~(1u << i);
+    for (int i = 0; i < kSlots; ++i) w_[i] = i == slot ? S(0) : w_[i];
+    held_ &= ~(1u << slot);
     --support_size_;
   }
 

@@ -216,10 +216,10 @@ FW_MUTANTS = {
     "a drop that stays in its slot": Mutant(
         "fw_warp",
         FW_WARP,
-        "w_[i] = 0, held_ &= ~(1u << i);",
-        "w_[i] = 0;",
+        "held_ &= ~(1u << slot);",
+        "",
         "plain",
-        "fw_drops",
+        "fw_warp_converges",
         WRONG,
     ),
     "a slot past the pool": Mutant(
