@@ -73,6 +73,7 @@ add_library(hullft_kernels OBJECT
   csrc/cuda/adam_replay.cu
   csrc/cuda/correlate.cu
   csrc/cuda/frank_wolfe.cu
+  csrc/cuda/fw_warp.cu
   csrc/cuda/gram.cu
   csrc/cuda/integerize.cu
   csrc/cuda/knn.cu

@@ -5,7 +5,7 @@ than KERNELS promises. Shared memory is the static part that ptxas reports and t
 host may ask for besides. Fails too where the table in csrc/cuda/README.md is not the one that this
 makes: ``--write`` puts it there::
 
-    python tools/compile_gate.py [--write]
+    python tools/compile_gate.py [--write] [--keep FOLDER]
 
 Needs nvcc, no GPU.
 """
@@ -49,8 +49,11 @@ KERNELS = {
     "adam_kernel": (256, 512),
     "advance_kernel": (256, 1024),
     "correlate_kernel": (256, 512),
+    "correlate_query_kernel": (256, 512),
     "fw_kernel<float": (512, 512),
     "fw_kernel<double": (256, 256),
+    "fw_warp_kernel<float": (256, 512),
+    "fw_warp_kernel<double": (256, 256),
     "gram_kernel": (256, 512),
     "integerize_kernel": (256, 512),
     "knn_gap_kernel": (256, 1024),
@@ -192,10 +195,10 @@ def compile_unit(nvcc: str, source: Path, architecture: int, scratch: Path) -> l
     return parse(done.stdout + done.stderr, architecture)
 
 
-def compile_all(nvcc: str) -> list[Cost]:
-    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(os.cpu_count()) as pool:
+def compile_all(nvcc: str, cubins: Path) -> list[Cost]:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = [
-            pool.submit(compile_unit, nvcc, source, architecture, Path(scratch))
+            pool.submit(compile_unit, nvcc, source, architecture, cubins)
             for source in sorted(CUDA.glob("*.cu"))
             for architecture in SHARED_PER_SM
         ]
@@ -255,12 +258,16 @@ def write(text: str) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true", help="put the table into the README")
+    parser.add_argument("--keep", type=Path, help="a folder for the cubins, to be made")
     arguments = parser.parse_args()
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         raise SystemExit("compile_gate: nvcc is not on PATH")
     check_sources()
-    costs = compile_all(nvcc)
+    with tempfile.TemporaryDirectory() as scratch:
+        if arguments.keep is not None:
+            arguments.keep.mkdir(parents=True)
+        costs = compile_all(nvcc, arguments.keep or Path(scratch))
     text = table(costs, release(nvcc))
     print(text)
     if arguments.write:

@@ -79,13 +79,21 @@ HULLFT_HD T line_search(T slope, T squared_length) {
   return clip(slope / squared_length, T(0), T(1));
 }
 
-// Toward the vertex s; also the Frank-Wolfe step of the away-step variant.
+// The steps below may have a narrower type S than the inner products that they are made of.
+
+// Squared length of the direction between the iterate and the atom k.
 template <typename T>
-HULLFT_HD Step<T> toward_step(const Atom<T>& s, const Iterate<T>& it) {
-  Step<T> step;
-  const T curvature = s.gram - 2 * s.u + it.wu;
+HULLFT_HD T squared_direction(const Atom<T>& k, const Iterate<T>& it) {
+  return k.gram - 2 * k.u + it.wu;
+}
+
+// Toward the vertex s; also the Frank-Wolfe step of the away-step variant.
+template <typename T, typename S = T>
+HULLFT_HD Step<S> toward_step(const Atom<T>& s, const Iterate<T>& it) {
+  Step<S> step;
+  const T curvature = squared_direction(s, it);
   if (is_rounding(curvature, s.gram, it.wu)) return step;
-  const T gamma = line_search(s.c - mean_correlation(it), curvature);
+  const S gamma = line_search(S(s.c - mean_correlation(it)), S(curvature));
   step.scale = 1 - gamma;
   step.toward = gamma;
   step.moves = true;
@@ -93,34 +101,35 @@ HULLFT_HD Step<T> toward_step(const Atom<T>& s, const Iterate<T>& it) {
 }
 
 // Away from the support's worst atom a, at most until its weight is used up.
-template <typename T>
-HULLFT_HD Step<T> away_step(const Atom<T>& a, const Iterate<T>& it) {
-  Step<T> step;
-  const T curvature = a.gram - 2 * a.u + it.wu;
+template <typename T, typename S = T>
+HULLFT_HD Step<S> away_step(const Atom<T>& a, const Iterate<T>& it) {
+  Step<S> step;
+  const T curvature = squared_direction(a, it);
   if (is_rounding(curvature, a.gram, it.wu)) return step;
-  const T gamma_max = a.weight / (1 - a.weight);
-  const T gamma = clip((mean_correlation(it) - a.c) / curvature, T(0), gamma_max);
+  const S gamma_max = S(a.weight) / (1 - S(a.weight));
+  const S gamma = clip(S(mean_correlation(it) - a.c) / S(curvature), S(0), gamma_max);
   step.scale = 1 + gamma;
   step.away = gamma;
-  step.moves = gamma > T(0);
+  step.moves = gamma > S(0);
   step.drops = gamma == gamma_max;
   return step;
 }
 
 // Moves weight from a to s. Between two (nearly) equal atoms any amount is a descent as long as the
 // slope is positive, so all of it moves and the support gets smaller instead of stalling.
-template <typename T>
-HULLFT_HD Step<T> pairwise_step(const Atom<T>& s, const Atom<T>& a, T gram_sa) {
-  Step<T> step;
+template <typename T, typename S = T>
+HULLFT_HD Step<S> pairwise_step(const Atom<T>& s, const Atom<T>& a, T gram_sa) {
+  Step<S> step;
   const T slope = s.c - a.c;
   if (!(slope > T(0))) return step;
   const T curvature = s.gram + a.gram - 2 * gram_sa;
-  const T gamma =
-      is_rounding(curvature, s.gram, a.gram) ? a.weight : clip(slope / curvature, T(0), a.weight);
+  const S weight = S(a.weight);
+  const S gamma =
+      is_rounding(curvature, s.gram, a.gram) ? weight : clip(S(slope) / S(curvature), S(0), weight);
   step.toward = gamma;
   step.away = gamma;
-  step.moves = gamma > T(0);
-  step.drops = gamma == a.weight;
+  step.moves = gamma > S(0);
+  step.drops = gamma == weight;
   return step;
 }
 

@@ -19,20 +19,41 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
-template <typename S>
-__global__ void __launch_bounds__(kThreads, 2)
-    correlate_kernel(PoolView pool, int64_t blocks_per_query, const S* vectors, S* products) {
+// The block's share of one query's products. A size or a candidate out of range reads nothing that
+// is not there; the kernel after this one reports it.
+template <typename S, typename VectorOf>
+__device__ __forceinline__ void correlate_share(const PoolView& pool, int64_t blocks_per_query,
+                                                const VectorOf& vector_of, S* products) {
   const BlockThread me;
   const int64_t query = int64_t(blockIdx.x) / blocks_per_query;
   const int64_t first = int64_t(blockIdx.x) % blocks_per_query * kRowsPerBlock;
-  // A size out of range reads nothing that is not there; the kernel after this one reports it.
-  int64_t n = pool.sizes ? pool.sizes[query] : int64_t(pool.width);
-  if (n < 0 || n > pool.width) n = 0;
+  const int n = checked_size(pool, query, me);
   const int64_t last = first + kRowsPerBlock < n ? first + kRowsPerBlock : n;
-  with_rows<S>(pool, query, int(n), [&](const auto& rows) {
-    multiply_rows(rows, int(first), int(last), vectors + query * pool.d,
+  with_rows<S>(pool, query, n, [&](const auto& rows) {
+    multiply_rows(rows, int(first), int(last), vector_of(rows, query),
                   products + query * pool.width, me);
   });
+}
+
+template <typename S>
+__global__ void __launch_bounds__(kThreads, 2)
+    correlate_kernel(PoolView pool, int64_t blocks_per_query, const S* vectors, S* products) {
+  const auto vector_of = [&](const auto&, int64_t query) { return vectors + query * pool.d; };
+  correlate_share(pool, blocks_per_query, vector_of, products);
+}
+
+template <typename S>
+__global__ void __launch_bounds__(kThreads, 2)
+    correlate_query_kernel(PoolView pool, QueryView queries, int64_t blocks_per_query,
+                           S* products) {
+  const auto vector_of = [&](const auto& rows, int64_t query) {
+    return query_at(rows, queries, query);
+  };
+  correlate_share(pool, blocks_per_query, vector_of, products);
+}
+
+int64_t blocks_of_query(const PoolView& pool) {
+  return (int64_t(pool.width) + kRowsPerBlock - 1) / kRowsPerBlock;
 }
 
 template <typename T, typename S>
@@ -46,7 +67,7 @@ cudaError_t residual(const QueryView& query, const QueryView* current, int64_t b
 template <typename S>
 cudaError_t correlate(const PoolView& pool, int64_t batch, const void* vectors, void* products,
                       cudaStream_t stream) {
-  const int64_t blocks = (int64_t(pool.width) + kRowsPerBlock - 1) / kRowsPerBlock;
+  const int64_t blocks = blocks_of_query(pool);
   if (blocks * batch > 0x7fffffff) return cudaErrorInvalidValue;
   PoolView view = pool;
   view.vectors = aligned16(pool.base, pool.row_stride, pool.storage) &&
@@ -54,6 +75,16 @@ cudaError_t correlate(const PoolView& pool, int64_t batch, const void* vectors, 
                  pool.d * int64_t(sizeof(S)) % 16 == 0;
   HULLFT_LAUNCH(correlate_kernel<S>, dim3(unsigned(blocks * batch)), dim3(kThreads), 0, stream,
                 view, blocks, static_cast<const S*>(vectors), static_cast<S*>(products));
+  return cudaGetLastError();
+}
+
+template <typename S>
+cudaError_t correlate_queries(const PoolView& pool, const QueryView& queries, int64_t batch,
+                              void* products, cudaStream_t stream) {
+  const int64_t blocks = blocks_of_query(pool);
+  if (blocks * batch > 0x7fffffff) return cudaErrorInvalidValue;
+  HULLFT_LAUNCH(correlate_query_kernel<S>, dim3(unsigned(blocks * batch)), dim3(kThreads), 0,
+                stream, pool, queries, blocks, static_cast<S*>(products));
   return cudaGetLastError();
 }
 
@@ -80,6 +111,14 @@ cudaError_t launch_correlate(const PoolView& pool, int64_t batch, const void* ve
   return pool.storage == Storage::kFloat64
              ? correlate<double>(pool, batch, vectors, products, stream)
              : correlate<float>(pool, batch, vectors, products, stream);
+}
+
+cudaError_t launch_correlate_queries(const PoolView& pool, const QueryView& queries, int64_t batch,
+                                     void* products, cudaStream_t stream) {
+  if (batch == 0) return cudaSuccess;
+  return pool.storage == Storage::kFloat64
+             ? correlate_queries<double>(pool, queries, batch, products, stream)
+             : correlate_queries<float>(pool, queries, batch, products, stream);
 }
 
 }  // namespace hullft

@@ -2,8 +2,10 @@
 #include <algorithm>
 
 #include "block_launch.cuh"
+#include "correlate.h"
 #include "frank_wolfe.h"
 #include "fw_block.cuh"
+#include "fw_warp.h"
 #include "gram.h"
 #include "parts.h"
 
@@ -52,6 +54,17 @@ cudaError_t launch_solve(const FwProblem& problem, const FwPlan& plan, void* wor
                            : launch<S, false>(problem, plan, workspace, outputs, stream);
 }
 
+cudaError_t launch_warp(const FwProblem& problem, const FwPlan& plan, void* workspace,
+                        const FwOutputs& outputs, cudaStream_t stream) {
+  const cudaError_t status =
+      launch_correlate_queries(problem.pool, problem.query, problem.batch, workspace, stream);
+  if (status != cudaSuccess) return status;
+  const void* grams = static_cast<unsigned char*>(workspace) + plan.columns_offset;
+  return launch_fw_warp(problem, workspace, grams,
+                        plan.column_stride / real_bytes_of(problem.pool.storage), plan.threads,
+                        outputs, stream);
+}
+
 }  // namespace
 
 FwPlan plan_frank_wolfe(const FwProblem& p, const LaunchLimits& limits) {
@@ -60,20 +73,24 @@ FwPlan plan_frank_wolfe(const FwProblem& p, const LaunchLimits& limits) {
       [&](const LaunchLimits& within, bool gram) { return plan_columns(p, within, gram); });
 }
 
-FwPlan plan_columns(const FwProblem& p, const LaunchLimits& limits, bool gram) {
+FwPlan plan_columns(const FwProblem& p, const LaunchLimits& limits, bool gram, bool warp) {
   const int64_t real_bytes = real_bytes_of(p.pool.storage);
   const int64_t width = p.pool.width;
   const int spare = p.variant == Variant::kVanilla ? 0 : kSpareColumns;
   FwPlan plan;
   plan.gram = gram;
+  plan.warp = gram && warp && width <= kWarpCandidates;
   plan.slots = int(std::min(width, int64_t(p.n_select) + 1 + spare));
-  plan.threads = threads_for(p.pool.width, p.pool.storage);
+  plan.threads =
+      plan.warp ? fw_warp_threads(p.batch, kFullDevice) : threads_for(p.pool.width, p.pool.storage);
   plan.state_bytes = fw_state_bytes(p.pool.width, plan.slots, real_bytes);
   plan.shared_limit = limits.shared_bytes - kFixedSharedBytes;
   plan.shared_state = plan.state_bytes <= plan.shared_limit;
   const int64_t column_bytes = (plan.gram ? width : plan.slots) * width * real_bytes;
   plan.column_stride = plan.gram && n_pools(p.pool, p.batch) == 1 ? 0 : column_bytes;
-  const int64_t state_bytes = plan.shared_state ? 0 : plan.state_bytes;
+  const int64_t state_bytes = plan.warp ? aligned_bytes(width * real_bytes)  // its products
+                              : plan.shared_state ? 0
+                                                  : plan.state_bytes;
   const int64_t all_bytes = plan.column_stride ? 0 : column_bytes;
   plan.part =
       queries_of_part(p.batch, state_bytes + plan.column_stride, all_bytes, limits.workspace_bytes);
@@ -93,7 +110,8 @@ cudaError_t launch_frank_wolfe(const FwProblem& problem, const FwPlan& plan, voi
       const cudaError_t status = launch_grams(part.pool, part.batch, gram, stream);
       if (status != cudaSuccess) return status;
     }
-    const cudaError_t status = problem.pool.storage == Storage::kFloat64
+    const cudaError_t status = plan.warp ? launch_warp(part, plan, workspace, out, stream)
+                               : problem.pool.storage == Storage::kFloat64
                                    ? launch_solve<double>(part, plan, workspace, out, stream)
                                    : launch_solve<float>(part, plan, workspace, out, stream);
     if (status != cudaSuccess) return status;

@@ -36,20 +36,22 @@ struct LaunchLimits {
 struct FwPlan {
   bool gram;          // whole Gram matrices before the solve, or columns as atoms are picked
   bool shared_state;  // O(K) state of a query in shared or in global memory
+  bool warp;          // one warp takes the steps, in place of a block: small pools with their Gram
   int threads;
   int slots;               // atoms whose column is kept
   int64_t shared_limit;    // bytes of the largest state that lies in shared memory
   int64_t column_stride;   // bytes of the columns of one query, 0: one Gram matrix for all
   int64_t state_bytes;     // of one query
-  int64_t columns_offset;  // into the workspace, after the states that lie there
+  int64_t columns_offset;  // into the workspace, after the states or products that lie there
   int64_t part;            // queries that are solved at a time
   int64_t workspace_bytes;
 };
 
 FwPlan plan_frank_wolfe(const FwProblem& problem, const LaunchLimits& limits);
 
-// The same with the way of making columns given.
-FwPlan plan_columns(const FwProblem& problem, const LaunchLimits& limits, bool gram);
+// The same with the way of making columns given. `warp`: one warp takes the steps if it can.
+FwPlan plan_columns(const FwProblem& problem, const LaunchLimits& limits, bool gram,
+                    bool warp = true);
 
 // workspace: plan.workspace_bytes, a multiple of 16 bytes. An input or product that is not finite,
 // and a size or candidate out of range, show in the outputs: see csrc/cuda/README.md.

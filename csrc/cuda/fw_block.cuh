@@ -2,18 +2,9 @@
 // correlations; warp 0 alone keeps the support and decides, between two barriers a step.
 #pragma once
 
-#include "block_integerize.cuh"
-#include "frank_wolfe.h"
-#include "fw_state.cuh"
-#include "rows.cuh"
-#include "selection_outputs.cuh"
+#include "fw_answer.cuh"
 
 namespace hullft {
-
-template <typename S>
-__device__ __forceinline__ S epsilon() {
-  return sizeof(S) == 8 ? S(2.220446049250313e-16) : S(1.1920929e-7);
-}
 
 template <typename S>
 class FwBlock {
@@ -38,7 +29,9 @@ class FwBlock {
     while (control_.action < Action::kDone) {
       const Action action = control_.action;
       if (action == Action::kCorrelate || action == Action::kColumn) multiply(action);
-      if (action == Action::kResidual) residual_ = exact_residual();
+      if (action == Action::kResidual)
+        residual_ =
+            exact_residual<S>(p_, query_, n_, x_.table, control_.support_size, scratch_, me_);
       if (action == Action::kCorrelate && !correlations_finite()) return fail(out);
       if (action == Action::kCorrelate || action == Action::kStep) update();
       __syncthreads();
@@ -46,7 +39,6 @@ class FwBlock {
       __syncthreads();
     }
     if (control_.action == Action::kFail) return fail(out);
-    sort_support();
     write(out);
   }
 
@@ -109,31 +101,6 @@ class FwBlock {
       control_.best_value[me_.warp] = best.value;
       control_.best_index[me_.warp] = best.index;
     }
-  }
-
-  // ||q - X^T w|| from the rows: near 0 the recurrence loses half its digits. Four rows are read at
-  // a time, each into a sum of its own.
-  __device__ __forceinline__ S exact_residual() {
-    const int m = control_.support_size;
-    S squared = 0;
-    with_rows<S>(p_.pool, query_, n_, [&](const auto& rows) {
-      const auto* q = query_at(rows, p_.query, query_);
-      for (int64_t i = me_.thread; i < rows.d; i += me_.n_threads) {
-        S sums[kTileRows] = {};
-#pragma unroll 1
-        for (int j = 0; j < m; j += kTileRows) {
-#pragma unroll
-          for (int r = 0; r < kTileRows; ++r) {
-            const int entry = x_.table.order[j + r < m ? j + r : m - 1];
-            const S w = j + r < m ? x_.table.weight[entry] : S(0);
-            sums[r] += w * widen_to<S>(rows[x_.table.atom[entry]][i]);
-          }
-        }
-        const S r = widen_to<S>(q[i]) - ((sums[0] + sums[1]) + (sums[2] + sums[3]));
-        squared += r * r;
-      }
-    });
-    return S(sqrt(block_sum(squared, scratch_, me_)));
   }
 
   // ---- warp 0: every lane holds the same members
@@ -358,45 +325,13 @@ class FwBlock {
     __syncwarp();
   }
 
-  // ---- the answer
-
-  // order[r] is the entry of rank r: largest weight first, lower index first on equal weights.
-  __device__ __forceinline__ void sort_support() {
-    for (int j = me_.thread; j < control_.n_entries; j += me_.n_threads) {
-      const int atom = x_.table.atom[j];
-      if (atom < 0) continue;
-      const S w = x_.table.weight[j];
-      int rank = 0;
-      for (int i = 0; i < control_.n_entries; ++i) {
-        const int other = x_.table.atom[i];
-        if (other < 0) continue;
-        const S v = x_.table.weight[i];
-        rank += v > w || (v == w && other < atom);
-      }
-      x_.table.order[rank] = j;
-    }
-    __syncthreads();
-  }
-
   __device__ __forceinline__ void write(const FwOutputs& out) {
-    const int m = control_.support_size < p_.n_select ? control_.support_size : p_.n_select;
-    const auto entry = [this](int i) { return x_.table.order[i]; };
-    const auto atom = [&](int i) { return x_.table.atom[entry(i)]; };
-    const auto weight = [&](int i) { return double(x_.table.weight[entry(i)]); };
-    const auto gram = [&](int i, int j) { return double(column(entry(i))[atom(j)]); };
-    for (int i = me_.thread; i < m; i += me_.n_threads) x_.counts.b[i] = double(x_.b[atom(i)]);
-    __syncthreads();
-    BlockIntegerizer integerizer(gram, x_.counts, m, p_.n_select, scratch_, me_);
-    integerizer.run(weight, p_.swap_passes);
-    __syncthreads();
-    const int64_t first = query_ * p_.n_select;
-    for (int i = me_.thread; i < p_.n_select; i += me_.n_threads) {
-      out.indices[first + i] = i < m ? atom(i) : -1;
-      out.counts[first + i] = i < m ? x_.counts.counts[i] : 0;
-      static_cast<S*>(out.weights)[first + i] = i < m ? x_.table.weight[entry(i)] : S(0);
-    }
+    const auto b = [this](int atom) { return x_.b[atom]; };
+    const auto of_entry = [this](int entry) { return column(entry); };
+    const FwAnswer<S> answer{x_.table, x_.counts, control_.n_entries, control_.support_size};
+    write_answer(p_, query_, answer, b, of_entry, out, scratch_, me_);
     if (me_.thread == 0)
-      write_scalars<S>(query_, m, residual_, control_.gap, control_.iterations, out);
+      write_scalars<S>(query_, answer.size(p_), residual_, control_.gap, control_.iterations, out);
   }
 
   const FwProblem& p_;

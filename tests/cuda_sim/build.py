@@ -21,8 +21,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parent.parent / "csrc"
 UNITS = (
-    "accumulate", "adam_replay", "correlate", "frank_wolfe", "gram", "integerize", "knn", "lmo",
-    "sift",
+    "accumulate", "adam_replay", "correlate", "frank_wolfe", "fw_warp", "gram", "integerize", "knn",
+    "lmo", "sift",
 )  # fmt: skip
 CLANG = "clang++-19"
 _TIMELESS = ["-Xclang", "-fno-pch-timestamp"]

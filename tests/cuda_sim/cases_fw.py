@@ -1,6 +1,7 @@
 """Frank-Wolfe: every variant, with whole Gram matrices and with columns."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import product
 
 import torch
 
@@ -25,6 +26,22 @@ from hullft_ops import reference
 SIZES = ((1, 1, 3), (2, 3, 1), (31, 8, 7), (33, 20, 12), (65, 33, 9), (130, 64, 20), (257, 17, 6))
 """Candidates, dimension, n_select: on both sides of a warp, a tile of rows, a Gram tile, a block,
 a vector load and a chunk of d."""
+
+WAYS: dict[str, dict[str, bool]] = {
+    "warp": {"gram": True},
+    "block": {"gram": True, "warp": False},
+    "columns": {"gram": False},
+}
+"""Who takes the steps, and where columns come from."""
+
+EDGES = ((1, 1, 3), (31, 8, 7), (32, 9, 8), (33, 20, 12), (255, 12, 9), (256, 12, 9))
+"""Sizes on both sides of a lane's slots and of the largest pool that one warp takes."""
+
+
+def launches(seed: int, **options: int) -> Iterator[Launch]:
+    """Every way, with two warps a block."""
+    for way in WAYS.values():
+        yield Launch(seed, threads=64, **way, **options)
 
 
 def fw_matches(
@@ -52,7 +69,31 @@ def fw_holds(library: Library, dtype: torch.dtype, variant: str, launch: Launch)
 
 @case
 def fw_gram(library: Library, seed: int) -> None:
-    fw_matches(library, torch.float32, "away", Launch(seed, gram=True), SIZES)
+    fw_matches(library, torch.float32, "away", Launch(seed, gram=True, warp=False), SIZES)
+
+
+@case
+def fw_warp(library: Library, seed: int) -> None:
+    """Each lane's slots, none, some or all of them in use; more warps than the one that steps."""
+    for variant, threads in (("vanilla", 64), ("away", 96)):
+        launch = Launch(seed, gram=True, threads=threads)
+        fw_matches(library, torch.float32, variant, launch, EDGES)
+
+
+@case
+def fw_warp_converges(library: Library, seed: int) -> None:
+    """Past many refreshed sums, and where every step needs the residual from the rows."""
+    launch = Launch(seed, gram=True, threads=64)
+    pool, query = hull_problem(8, 1, 70, 12, torch.float32)
+    inside = (torch.softmax(5 * pool[..., 0], -1).unsqueeze(-1) * pool).sum(1)
+    for variant in VARIANTS:
+        for q in (query, inside):
+            answer = library.frank_wolfe(
+                pool, q, 30, variant=variant, max_iter=90, tol=1e-9, launch=launch
+            )
+            check_consistent(pool[0], q[0], 30, of_query(answer, 0))
+            dropped = answer.weights[0, : int(answer.support_size)] == 0
+            assert variant == "vanilla" or not dropped.any()
 
 
 @case
@@ -62,7 +103,9 @@ def fw_columns(library: Library, seed: int) -> None:
 
 @case
 def fw_full_support(library: Library, seed: int) -> None:
-    fw_matches(library, torch.float32, "vanilla", Launch(seed, gram=False, threads=64), SIZES[3:4])
+    for way in ("columns", "warp"):
+        launch = Launch(seed, threads=64, **WAYS[way])
+        fw_matches(library, torch.float32, "vanilla", launch, SIZES[3:4])
 
 
 @case
@@ -95,8 +138,8 @@ def check_outside_hull(library: Library, launch: Launch) -> None:
 @case
 def fw_drops(library: Library, seed: int) -> None:
     """Atoms leave the support."""
-    for gram in (True, False):
-        check_outside_hull(library, Launch(seed, gram, 64))
+    for launch in launches(seed):
+        check_outside_hull(library, launch)
 
 
 @case
@@ -111,7 +154,7 @@ def fw_odd_rows(library: Library, seed: int) -> None:
 @case
 def fw_global_state(library: Library, seed: int) -> None:
     for gram in (True, False):
-        launch = Launch(seed, gram, 64, SMALL_SHARED)
+        launch = Launch(seed, gram, 64, SMALL_SHARED, warp=False)
         fw_matches(library, torch.float32, "away", launch, SIZES[2:5])
         fw_matches(library, torch.float64, "vanilla", launch, SIZES[2:5])
 
@@ -124,22 +167,21 @@ def fw_evicted_columns(library: Library, seed: int) -> None:
 
 @case
 def fw_ties(library: Library, seed: int) -> None:
-    """Equal rows, in the shares of three threads: the lowest index wins."""
-    launch = Launch(seed, threads=64)
+    """Equal rows, in the shares of one thread and of others: the lowest index wins."""
     for dtype in (torch.float32, torch.float64):
         pool = torch.zeros(1, 200, 4, dtype=dtype)
         pool[0, :, 1] = 1
-        pool[0, [70, 135, 190]] = torch.tensor([1.0, 0, 0, 0], dtype=dtype)
+        pool[0, [70, 102, 135, 190]] = torch.tensor([1.0, 0, 0, 0], dtype=dtype)
         query = torch.tensor([[2.0, 0, 0, 0]], dtype=dtype)
-        answer = library.frank_wolfe(pool, query, 3, launch=launch)
-        assert answer.indices[0].tolist() == [70, -1, -1]
+        for launch in launches(seed):
+            answer = library.frank_wolfe(pool, query, 3, launch=launch)
+            assert answer.indices[0].tolist() == [70, -1, -1]
 
 
 @case
 def fw_failures(library: Library, seed: int) -> None:
     """A query that cannot be solved says so, and its neighbours do not notice."""
-    for gram in (True, False):
-        launch = Launch(seed, gram, 64)
+    for launch in launches(seed):
         for pool, query in problems_of_bad_values():
             answer = library.frank_wolfe(pool, query, 4, launch=launch)
             check_consistent(pool[0], query[0], 4, of_query(answer, 0))
@@ -156,8 +198,7 @@ def fw_ragged(library: Library, seed: int) -> None:
     """Sizes, good and bad; shared pools; rows in place."""
     pool, query = hull_problem(2, 5, 40, 12, torch.float64)
     sizes = torch.tensor([40, 1, 33, 0, 41])
-    for gram in (True, False):
-        launch = Launch(seed, gram, 64)
+    for launch in launches(seed):
         answer = library.frank_wolfe(pool, query, 6, sizes=sizes, launch=launch)
         shared = library.frank_wolfe(pool[0], query, 6, sizes=sizes, launch=launch)
         for b in range(3):
@@ -178,9 +219,9 @@ def fw_indexed(library: Library, seed: int) -> None:
     candidates = torch.stack([torch.randperm(80, generator=generator)[:37] for _ in range(4)])
     sizes = torch.tensor([37, 20, 37, 37])
     candidates[2, 5], candidates[3, 36] = -1, 80
-    for gram in (True, False):
+    for launch in launches(seed):
         answer = library.frank_wolfe(
-            embeddings, query, 6, candidates=candidates, sizes=sizes, launch=Launch(seed, gram, 64)
+            embeddings, query, 6, candidates=candidates, sizes=sizes, launch=launch
         )
         for b in range(2):
             rows = embeddings[candidates[b, : int(sizes[b])]]
@@ -192,8 +233,7 @@ def fw_indexed(library: Library, seed: int) -> None:
 @case
 def fw_stopping(library: Library, seed: int) -> None:
     """max_iter = 0, a query inside the hull, gap_tol, and n_select = 1."""
-    launch = Launch(seed, threads=64)
-    for dtype in (torch.float32, torch.float64):
+    for dtype, launch in product((torch.float32, torch.float64), launches(seed)):
         pool, query = hull_problem(5, 1, 20, 8, dtype)
         for options in ({"max_iter": 0}, {"gap_tol": 0.05}, {"tol": 0.4}, {"tol": 0.0}):
             for n_select in (1, 6):
@@ -214,8 +254,11 @@ def fw_scaled(library: Library, seed: int) -> None:
         pool[:, 1::2] = pool[:, ::2]
         query[0] = pool[0, 3]
         for variant in VARIANTS:
-            for n_select, gram, tol in ((1, True, 0.0), (7, False, 1e-5), (7, False, 0.7)):
-                options = {"variant": variant, "tol": tol, "launch": Launch(seed, gram, 64)}
+            for n_select, way, tol in (
+                (1, "block", 0.0), (7, "columns", 0.7), (7, "warp", 1e-5), (7, "warp", 0.7),
+            ):  # fmt: skip
+                launch = Launch(seed, threads=64, **WAYS[way])
+                options = {"variant": variant, "tol": tol, "launch": launch}
                 expected = library.frank_wolfe(pool, query, n_select, **options)
                 for scale in scales:
                     x, q = pool * scale, query * scale
@@ -225,16 +268,19 @@ def fw_scaled(library: Library, seed: int) -> None:
 @case
 def fw_parts(library: Library, seed: int) -> None:
     """A batch in parts gives the bits of the whole: own pools, shared ones, rows in place."""
-    for gram in (True, False):
+    for way in WAYS.values():
         for problem in problems_of_parts():
             whole, parts, in_global = (
                 library.frank_wolfe(n_select=6, **problem, launch=launch)
                 for launch in (
-                    Launch(seed, gram, 64),
-                    Launch(seed, gram, 64, max_workspace_bytes=14_000),
-                    Launch(seed, gram, 64, SMALL_SHARED, max_workspace_bytes=1),
+                    Launch(seed, threads=64, **way),
+                    Launch(seed, threads=64, **way, max_workspace_bytes=14_000),
+                    Launch(
+                        seed, threads=64, **way, max_shared_bytes=SMALL_SHARED,
+                        max_workspace_bytes=1,
+                    ),
                 )
-            )
+            )  # fmt: skip
             check_same(parts, whole)
             check_same(in_global, whole)
             assert whole.support_size[[0, 2, 4]].min() > 1

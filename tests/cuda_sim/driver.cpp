@@ -40,7 +40,7 @@ struct FwCase {
   Selection out;
   int32_t n_select, max_iter, swap_passes, variant;
   double tol, gap_tol;
-  int32_t force_gram, force_threads, force_slots;  // -1: as planned
+  int32_t force_gram, force_warp, force_threads, force_slots;  // -1: as planned
 };
 
 struct KnnCase {
@@ -190,7 +190,8 @@ class DeviceSelection {
 hullft::FwPlan plan_of(const FwCase& c, const hullft::FwProblem& problem,
                        const hullft::LaunchLimits& limits) {
   hullft::FwPlan plan = hullft::plan_frank_wolfe(problem, limits);
-  if (c.force_gram >= 0) plan = hullft::plan_columns(problem, limits, c.force_gram != 0);
+  if (c.force_gram >= 0)
+    plan = hullft::plan_columns(problem, limits, c.force_gram != 0, c.force_warp != 0);
   if (c.force_threads > 0) plan.threads = c.force_threads;
   if (c.force_slots > 0) plan.slots = c.force_slots;
   return plan;

@@ -45,7 +45,7 @@ class _FwCase(ctypes.Structure):
     _fields_ = [
         ("pool", _Pool), ("out", _Selection), ("n_select", _I32), ("max_iter", _I32),
         ("swap_passes", _I32), ("variant", _I32), ("tol", _F64), ("gap_tol", _F64),
-        ("force_gram", _I32), ("force_threads", _I32), ("force_slots", _I32),
+        ("force_gram", _I32), ("force_warp", _I32), ("force_threads", _I32), ("force_slots", _I32),
     ]  # fmt: skip
 
 
@@ -100,9 +100,10 @@ class Plan(ctypes.Structure):
     """FwPlan of csrc/cuda/frank_wolfe.h."""
 
     _fields_ = [
-        ("gram", ctypes.c_bool), ("shared_state", ctypes.c_bool), ("threads", ctypes.c_int),
-        ("slots", ctypes.c_int), ("shared_limit", _I64), ("column_stride", _I64),
-        ("state_bytes", _I64), ("columns_offset", _I64), ("part", _I64), ("workspace_bytes", _I64),
+        ("gram", ctypes.c_bool), ("shared_state", ctypes.c_bool), ("warp", ctypes.c_bool),
+        ("threads", ctypes.c_int), ("slots", ctypes.c_int), ("shared_limit", _I64),
+        ("column_stride", _I64), ("state_bytes", _I64), ("columns_offset", _I64), ("part", _I64),
+        ("workspace_bytes", _I64),
     ]  # fmt: skip
 
 
@@ -154,6 +155,8 @@ class Launch:
     max_shared_bytes: int = H100_SHARED_BYTES
     slots: int = -1
     """Columns that are kept, at most as many as planned."""
+    warp: bool = True
+    """With Gram matrices and at most 256 candidates, one warp takes the steps."""
     max_workspace_bytes: int = WORKSPACE_BYTES
 
     def schedule(self) -> _Schedule:
@@ -233,7 +236,8 @@ class Library:
         gram = -1 if launch.gram is None else int(launch.gram)
         case = _FwCase(
             _pool(pool, query, candidates, sizes), answer.pointers(), n_select, max_iter,
-            swap_passes, VARIANTS[variant], tol, gap_tol, gram, launch.threads, launch.slots,
+            swap_passes, VARIANTS[variant], tol, gap_tol, gram, int(launch.warp), launch.threads,
+            launch.slots,
         )  # fmt: skip
         self._call("sim_frank_wolfe", case, launch)
         return answer

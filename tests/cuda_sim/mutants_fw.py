@@ -3,6 +3,7 @@
 from cuda_sim.mutants import OUTSIDE, RACE, WRONG, Mutant
 
 FW = "cuda/fw_block.cuh"
+FW_WARP = "cuda/fw_warp.cuh"
 
 FW_MUTANTS = {
     "no barrier before the decision": Mutant(
@@ -124,9 +125,9 @@ FW_MUTANTS = {
     ),
     "a row of the residual taken again": Mutant(
         "frank_wolfe",
-        FW,
-        "j + r < m ? x_.table.weight[entry] : S(0)",
-        "x_.table.weight[entry]",
+        "cuda/fw_answer.cuh",
+        "j + r < m ? table.weight[entry] : S(0)",
+        "table.weight[entry]",
         "plain",
         "fw_gram",
         WRONG,
@@ -165,6 +166,78 @@ FW_MUTANTS = {
         "double(square == square || other_square == square)",
         "plain",
         "fw_scaled",
+        WRONG,
+    ),
+    "no barrier after the steps of the warp": Mutant(
+        "fw_warp",
+        FW_WARP,
+        "advance();\n      __syncthreads();",
+        "advance();",
+        "race",
+        "fw_warp",
+        RACE,
+    ),
+    "a lane mask that leaves one out": Mutant(
+        "fw_warp",
+        FW_WARP,
+        "__shfl_sync(kFullWarp, u, k)",
+        "__shfl_sync(kFullWarp >> 1, u, k)",
+        "plain",
+        "fw_warp",
+        "warp mask leaves out its caller",
+    ),
+    "the register of another slot": Mutant(
+        "fw_warp",
+        FW_WARP,
+        "slot = i, u = u_[i], w = w_[i];",
+        "slot = i, w = w_[i];",
+        "plain",
+        "fw_warp",
+        WRONG,
+    ),
+    "a product of the step before": Mutant(
+        "fw_warp",
+        FW_WARP,
+        "it_.wb = z * it_.wb + y * pick.b;",
+        "it_.wb = it_.wb + y * pick.b;",
+        "plain",
+        "fw_warp",
+        WRONG,
+    ),
+    "a tie to the highest slot": Mutant(
+        "fw_warp",
+        FW_WARP,
+        "for (int i = kSlots - 2; i >= 0; --i)",
+        "for (int i = 0; i < kSlots - 1; ++i)",
+        "plain",
+        "fw_ties",
+        WRONG,
+    ),
+    "a drop that stays in its slot": Mutant(
+        "fw_warp",
+        FW_WARP,
+        "held_ &= ~(1u << slot);",
+        "",
+        "plain",
+        "fw_warp_converges",
+        WRONG,
+    ),
+    "a slot past the pool": Mutant(
+        "fw_warp",
+        FW_WARP,
+        "if (i < n_slots_)",
+        "if (i <= n_slots_)",
+        "asan",
+        "fw_warp",
+        OUTSIDE,
+    ),
+    "one atom too many for the warp": Mutant(
+        "fw_warp",
+        FW_WARP,
+        "p_.n_select > 1 ? p_.n_select : 2;",
+        "p_.n_select + 1;",
+        "plain",
+        "fw_full_support",
         WRONG,
     ),
 }

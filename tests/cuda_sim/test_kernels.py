@@ -10,7 +10,7 @@ import hullft_ops
 from adam_problems import adam_replay, make_tensors
 from cuda_sim import build
 from cuda_sim.cases import CASES
-from cuda_sim.cases_fw import SIZES, fw_holds, fw_matches
+from cuda_sim.cases_fw import EDGES, SIZES, WAYS, fw_holds, fw_matches
 from cuda_sim.checks import (
     DTYPES,
     SMALL_SHARED,
@@ -42,22 +42,23 @@ def test_address_sanitizer(workers: Workers, name: str) -> None:
     assert workers.run_cases(build.build("asan"), "asan", [name], seed=0, timeout=120) == ""
 
 
-@pytest.mark.parametrize("columns", ["gram", "lazy"])
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_frank_wolfe_equals_reference(
-    library: Libraries, dtype: str, variant: str, columns: str
+    library: Libraries, dtype: str, variant: str, way: str
 ) -> None:
     for seed, threads in ((0, -1), (7, 64)):
-        launch = Launch(seed, gram=columns == "gram", threads=threads)
-        fw_matches(library("plain"), DTYPES[dtype], variant, launch, SIZES)
+        launch = Launch(seed, threads=threads, **WAYS[way])
+        sizes = EDGES if way == "warp" else SIZES
+        fw_matches(library("plain"), DTYPES[dtype], variant, launch, sizes)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_frank_wolfe_holds_over_many_steps(library: Libraries, dtype: str, variant: str) -> None:
-    for seed, gram in ((0, True), (7, False)):
-        fw_holds(library("plain"), DTYPES[dtype], variant, Launch(seed, gram, 64))
+    for seed, way in enumerate(WAYS.values()):
+        fw_holds(library("plain"), DTYPES[dtype], variant, Launch(seed, threads=64, **way))
 
 
 @pytest.mark.parametrize("n_select", [1, 5, 20, 50])
@@ -66,12 +67,14 @@ def test_golden_pools(
     library: Libraries, golden: dict[str, torch.Tensor], dtype: str, n_select: int
 ) -> None:
     pool, query = golden["pool"].to(DTYPES[dtype]), golden["query"].to(DTYPES[dtype])
-    answer = library("plain").frank_wolfe(pool, query, n_select)
-    assert torch.equal(answer.indices, golden[f"indices_n{n_select}"])
-    assert torch.equal(answer.counts, golden[f"counts_n{n_select}"])
-    tolerance = 1e-10 if dtype == "float64" else 1e-5
-    assert (answer.weights - golden[f"weights_n{n_select}"]).abs().max() < tolerance
-    assert (answer.residual - golden[f"residual_n{n_select}"]).abs().max() < tolerance
+    for warp in (True, False):
+        launch = Launch(gram=True, warp=warp)
+        answer = library("plain").frank_wolfe(pool, query, n_select, launch=launch)
+        assert torch.equal(answer.indices, golden[f"indices_n{n_select}"])
+        assert torch.equal(answer.counts, golden[f"counts_n{n_select}"])
+        tolerance = 1e-10 if dtype == "float64" else 1e-5
+        assert (answer.weights - golden[f"weights_n{n_select}"]).abs().max() < tolerance
+        assert (answer.residual - golden[f"residual_n{n_select}"]).abs().max() < tolerance
 
 
 @pytest.mark.parametrize("noise", [0.01, 0.2])
@@ -130,12 +133,12 @@ def test_same_bits_whatever_the_order(library: Libraries) -> None:
         got = library("plain").frank_wolfe(pool, query, 20, variant="pairwise", launch=launch)
         return [getattr(got, name) for name in got.__dataclass_fields__]
 
-    for gram in (True, False):
-        first = answer(Launch(0, gram))
+    for way in WAYS.values():
+        first = answer(Launch(0, **way))
         for seed in (1, 5):
-            for got, wanted in zip(answer(Launch(seed, gram)), first, strict=True):
+            for got, wanted in zip(answer(Launch(seed, **way)), first, strict=True):
                 assert torch.equal(got, wanted)
-        in_global = answer(Launch(0, gram, max_shared_bytes=SMALL_SHARED))
+        in_global = answer(Launch(0, **way, max_shared_bytes=SMALL_SHARED))
         for got, wanted in zip(in_global, first, strict=True):
             assert torch.equal(got, wanted)
 
@@ -167,24 +170,34 @@ def test_adam_gives_the_bits_of_the_cpu(
 
 
 @pytest.mark.parametrize(
-    ("batch", "candidates", "dim", "gram", "shared_state"),
+    ("batch", "candidates", "dim", "gram", "warp", "shared_state"),
     [
-        (1, 50, 384, True, True),
-        (1, 200, 1024, True, True),
-        (1024, 200, 1024, True, True),
-        (1, 1000, 1024, True, True),
-        (1024, 1000, 1024, False, True),
-        (1, 5000, 4096, True, True),
-        (1024, 5000, 1024, False, True),
-        (1, 65_536, 1024, False, False),
+        (1, 50, 384, True, True, True),
+        (1, 200, 1024, True, True, True),
+        (1024, 200, 1024, True, True, True),
+        (1, 256, 1024, True, True, True),
+        (1, 257, 1024, True, False, True),
+        (1, 1000, 1024, True, False, True),
+        (1024, 1000, 1024, False, False, True),
+        (1, 5000, 4096, True, False, True),
+        (1024, 5000, 1024, False, False, True),
+        (1, 65_536, 1024, False, False, False),
     ],
 )
 def test_plan(
-    library: Libraries, batch: int, candidates: int, dim: int, gram: bool, shared_state: bool
+    library: Libraries,
+    batch: int,
+    candidates: int,
+    dim: int,
+    gram: bool,
+    warp: bool,
+    shared_state: bool,
 ) -> None:
     """The table in csrc/cuda/README.md."""
     plan = library("plain").plan(batch, candidates, dim, 50, H100_SHARED_BYTES)
-    assert (bool(plan.gram), bool(plan.shared_state)) == (gram, shared_state)
+    assert (plan.gram, plan.warp, plan.shared_state) == (gram, warp, shared_state)
+    if warp:
+        assert plan.threads == (256 if batch == 1 else 64)
 
 
 def test_the_shapes_of_the_gpu_check_take_every_way(library: Libraries) -> None:
@@ -195,7 +208,7 @@ def test_the_shapes_of_the_gpu_check_take_every_way(library: Libraries) -> None:
         for s in shapes
     ]
     assert [(bool(p.gram), bool(p.shared_state), p.threads) for p in plans] == [
-        (True, True, 128), (True, True, 256), (False, True, 512), (False, False, 512),
+        (True, True, 256), (True, True, 256), (False, True, 512), (False, False, 512),
     ]  # fmt: skip
 
 

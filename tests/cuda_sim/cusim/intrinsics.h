@@ -76,6 +76,12 @@ __attribute__((no_sanitize("thread"))) T atomicAdd(T* p, T value) {
   return old;
 }
 
+// Through the cache of what no thread of the kernel writes.
+template <class T>
+T __ldg(const T* p) {
+  return *p;
+}
+
 // Products that the compiler may not fuse with what uses them.
 inline float __fmul_rn(float a, float b) {
   volatile float product = a * b;

@@ -1,0 +1,402 @@
+// One warp takes the steps of one query, with the state in registers: the schedule of
+// core/frank_wolfe.h for small pools whose Gram matrix is there. Lane l holds candidates l, l + 32
+// and so on. <w, b> and <w, u> follow from step to step in float64, so that a step reduces nothing
+// but the largest correlations. The other warps of the block help before and after the steps.
+#pragma once
+
+#include "fw_answer.cuh"
+#include "fw_warp.h"
+
+namespace hullft {
+
+constexpr int kSlots = kWarpCandidates / kWarp;  // candidates of a lane
+constexpr int kRefresh = 16;                     // steps between two sums of <w, b> and <w, u>
+
+template <typename S>
+struct FwWarpShared {
+  FwControl<S> control;
+  BlockScratch scratch;
+  double b[kWarpCandidates], square[kWarpCandidates];  // -inf and 0 past the pool
+  S weight[kWarpCandidates];
+  double count_v[kWarpCandidates], count_b[kWarpCandidates], diagonal[kWarpCandidates];
+  int atom[kWarpCandidates], order[kWarpCandidates];
+  int counts[kWarpCandidates], held[kWarpCandidates];
+};
+
+// A candidate that a reduction found.
+struct FwPick {
+  int k;
+  double b;
+  unsigned added;  // 1 if it is not in the support
+  Atom<double> atom;
+};
+
+// Hides from the compiler how a pointer was made, so that it keeps the pointer and not its parts.
+template <typename T>
+__device__ __forceinline__ T* opaque(T* p) {
+#if defined(__CUDA_ARCH__)
+  asm("" : "+l"(p));
+#endif
+  return p;
+}
+
+// x / y for the length of a step. To float32 without the slow path of an IEEE division: the
+// reciprocal's 20 bits become 40 by one step of Newton's method.
+template <typename S>
+__device__ __forceinline__ S quotient(double x, double y) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (sizeof(S) == 4) {
+    double r;
+    asm("rcp.approx.ftz.f64 %0, %1;" : "=d"(r) : "d"(y));
+    r = fma(r, fma(-y, r, 1.0), r);
+    return S(x * r);
+  }
+#endif
+  return S(x / y);
+}
+
+template <typename S, Variant kVariant>
+class FwWarp {
+ public:
+  // products: the rows' with the query. gram: of the query's pool, a row is `width` long.
+  __device__ __forceinline__ FwWarp(const FwProblem& problem, int64_t query, const S* products,
+                                    const S* gram, FwWarpShared<S>& shared)
+      : p_(problem), query_(query), products_(products), gram_(gram), shared_(shared) {}
+
+  __device__ __forceinline__ void solve(const FwOutputs& out) {
+    n_ = checked_size(p_.pool, query_, me_);
+    if (n_ == 0 || !load_products()) return write_failure<S>(query_, p_.n_select, out, me_);
+    if (me_.warp == 0) start();
+    while (true) {
+      if (me_.warp == 0) advance();
+      __syncthreads();
+      const Action action = shared_.control.action;
+      if (action == Action::kFail) return write_failure<S>(query_, p_.n_select, out, me_);
+      residual_ = exact_residual<S>(p_, query_, n_, table(), shared_.control.support_size,
+                                    shared_.scratch, me_);
+      if (action == Action::kDone || double(residual_) < p_.tol * sqrt(qq_)) return write(out);
+    }
+  }
+
+ private:
+  static constexpr bool kCorrective = kVariant != Variant::kVanilla;
+
+  // ---- all warps
+
+  // The products with the query and the squares into shared memory; false if one is not finite.
+  __device__ __forceinline__ bool load_products() {
+    bool bad = false;
+    for (int k = me_.thread; k < kWarpCandidates; k += me_.n_threads) {
+      shared_.b[k] = k < n_ ? double(products_[k]) : -INFINITY;
+      shared_.square[k] = k < n_ ? double(column(k)[k]) : 0.0;
+      bad = bad || (k < n_ && !finite(shared_.b[k]));
+    }
+    S qq = 0;
+    with_rows<S>(p_.pool, query_, n_, [&](const auto& rows) {
+      const auto* q = query_at(rows, p_.query, query_);
+      for (int64_t i = me_.thread; i < rows.d; i += me_.n_threads)
+        qq += widen_to<S>(q[i]) * widen_to<S>(q[i]);
+    });
+    qq_ = double(S(block_sum(qq, shared_.scratch, me_)));
+    return !__syncthreads_or(bad || !finite(qq_));
+  }
+
+  __device__ __forceinline__ const S* column(int k) const {
+    return gram_ + int64_t(k) * p_.pool.width;
+  }
+
+  __device__ __forceinline__ FwTable<S> table() const {
+    return {shared_.atom, shared_.weight, shared_.order};
+  }
+
+  __device__ __forceinline__ void write(const FwOutputs& out) const {
+    const FwControl<S>& control = shared_.control;
+    const CountArrays counts{shared_.count_v, shared_.count_b, shared_.diagonal, shared_.counts,
+                             shared_.held};
+    const FwAnswer<S> answer{table(), counts, control.support_size, control.support_size};
+    const auto b = [this](int k) { return shared_.b[k]; };
+    const auto of_entry = [this](int entry) { return column(shared_.atom[entry]); };
+    write_answer(p_, query_, answer, b, of_entry, out, shared_.scratch, me_);
+    if (me_.thread == 0)
+      write_scalars<S>(query_, answer.size(p_), residual_, control.gap, control.iterations, out);
+  }
+
+  // ---- warp 0: what is not an array of slots is the same in every lane
+
+  __device__ __forceinline__ int candidate(int slot) const { return slot * kWarp + me_.lane; }
+
+  __device__ __forceinline__ bool is_mine(int k) const {
+    return unsigned(k) % kWarp == unsigned(me_.lane);
+  }
+
+  // The slot of candidate k, kSlots in all lanes but its own.
+  __device__ __forceinline__ int slot_of(int k) const {
+    return is_mine(k) ? int(unsigned(k) / kWarp) : kSlots;
+  }
+
+  // The largest value, the lowest candidate on ties. One that is not a number is never it.
+  __device__ __forceinline__ FwPick best_of(const S (&values)[kSlots]) const {
+    S most[kSlots];
+#pragma unroll
+    for (int i = 0; i < kSlots; ++i) most[i] = values[i];
+#pragma unroll
+    for (int apart = kSlots / 2; apart > 0; apart /= 2)
+#pragma unroll
+      for (int i = 0; i < apart; ++i) most[i] = fmax(most[i], most[i + apart]);
+    int slot = kSlots - 1;
+    S u = u_[slot], w = w_[slot];
+#pragma unroll
+    for (int i = kSlots - 2; i >= 0; --i)
+      if (values[i] == most[0]) slot = i, u = u_[i], w = w_[i];
+    const int k = warp_best(Best<S>{most[0], candidate(slot)}).index;
+    FwPick pick;
+    pick.b = shared_.b[k];
+    pick.atom.u = double(__shfl_sync(kFullWarp, u, k));  // of lane k % 32
+    pick.atom.c = pick.b - pick.atom.u;
+    pick.atom.gram = shared_.square[k];
+    pick.atom.weight = kCorrective ? double(__shfl_sync(kFullWarp, w, k)) : 0;
+    pick.added = ~(__shfl_sync(kFullWarp, held_, k) >> (unsigned(k) / kWarp)) & 1;
+    pick.k = k;
+    return pick;
+  }
+
+  // The lane's share of a column. Slots past the pool keep what they hold.
+  __device__ __forceinline__ void load_column(int k, S (&to)[kSlots]) const {
+    const S* from = opaque(lane_gram_ + unsigned(k < n_ ? k : 0) * unsigned(p_.pool.width));
+#pragma unroll
+    for (int i = 0; i < kSlots; ++i)
+      if (i < n_slots_) to[i] = __ldg(from + i * kWarp);
+  }
+
+  // The solve starts at the vertex of largest correlation.
+  __device__ __forceinline__ void start() {
+#pragma unroll
+    for (int i = 0; i < kSlots; ++i) b_[i] = S(shared_.b[candidate(i)]), u_[i] = w_[i] = 0;
+    lane_gram_ = opaque(gram_ + me_.lane);
+    n_slots_ = (n_ - me_.lane + kWarp - 1) / kWarp;
+    const FwPick s = best_of(b_);
+    load_column(s.k, u_);
+    add_weight(s.k, 1);
+    enter(s);
+    it_ = {s.b, s.atom.gram};
+    last_ = p_.n_select == 1 && !kCorrective && p_.max_iter > 1 ? 1 : p_.max_iter;
+    full_ = p_.n_select > 1 ? p_.n_select : 2;  // with one atom to select, a step is taken too
+    pause_ = last_ < kRefresh ? last_ : kRefresh;
+    floor_ = within_ = (p_.tol * p_.tol + 32.0 * double(epsilon<S>())) * qq_;
+    gap_floor_ = p_.gap_tol > 0 ? p_.gap_tol : -INFINITY;
+  }
+
+  // Steps until all warps are needed: at the end, or where the residual may be 0.
+  __device__ __forceinline__ void advance() {
+    Action action = Action::kStep;
+    while (action == Action::kStep) {
+      action = take_steps();
+      if (!finite(gap_) || !finite(it_.wu)) action = Action::kFail;
+      if (action == Action::kStep) refresh();
+    }
+    publish(action);
+    // If the solve goes on, the rows have said that this residual is not 0.
+    floor_ = -INFINITY;
+    pause_ = iterations_ + 1;
+  }
+
+  // Returns kStep where the sums are due.
+  __device__ __forceinline__ Action take_steps() {
+    S g[kSlots] = {};
+    while (true) {
+      S c[kSlots];
+#pragma unroll
+      for (int i = 0; i < kSlots; ++i) c[i] = b_[i] - u_[i];
+      const FwPick top = best_of(c);
+      if constexpr (!kCorrective) load_column(top.k, g);  // while the scalars are computed
+      gap_ = top.atom.c - mean_correlation(it_);
+      const double squared = (qq_ - it_.wb) - mean_correlation(it_);
+      // One branch: the negations see what is not a number.
+      bool ends = is_last() | !(gap_ > gap_floor_) | !(squared > floor_);
+      if constexpr (kCorrective) {
+        if (ends) return reason(squared);
+        const Step<S> step = corrective_step(c, top);
+        if (!step.moves) return finite(step.toward + step.away) ? Action::kDone : Action::kFail;
+      } else {
+        const double curvature = squared_direction(top.atom, it_);
+        ends = ends | is_rounding(curvature, top.atom.gram, it_.wu);
+        if (ends) return reason(squared);
+        const S gamma = clip(quotient<S>(gap_, curvature), S(0), S(1));
+        move(top, 1 - gamma, gamma, g);
+        enter(top);
+      }
+      ++iterations_;
+    }
+  }
+
+  // Steps go no further before sums or an answer; a vanilla solve ends with a full support.
+  __device__ __forceinline__ bool is_last() const {
+    return (iterations_ == pause_) | (!kCorrective && support_size_ >= full_);
+  }
+
+  // Why the steps stop. A direction too short to move along ends a vanilla solve.
+  __device__ __forceinline__ Action reason(double squared) const {
+    if (iterations_ == last_ || gap_ <= gap_floor_) return Action::kDone;
+    if (!kCorrective && support_size_ >= full_) return Action::kDone;
+    if (squared <= floor_) return Action::kResidual;
+    return iterations_ == pause_ ? Action::kStep : Action::kDone;
+  }
+
+  // Away and pairwise steps; where the support is full, between its atoms alone.
+  __device__ __forceinline__ Step<S> corrective_step(const S (&c)[kSlots], const FwPick& top) {
+    const FwPick a = best_of_support(c, S(-1));
+    const FwPick s = support_size_ < p_.n_select ? top : best_of_support(c, S(1));
+    return kVariant == Variant::kPairwise ? step_between(s, a) : step_along(s, a);
+  }
+
+  // The atom of the support with the largest correlation, or with the smallest one by sign -1.
+  __device__ __forceinline__ FwPick best_of_support(const S (&c)[kSlots], S sign) const {
+    S values[kSlots];
+#pragma unroll
+    for (int i = 0; i < kSlots; ++i) values[i] = held_ >> i & 1 ? sign * c[i] : -S(INFINITY);
+    return best_of(values);
+  }
+
+  __device__ __forceinline__ Step<S> step_between(const FwPick& s, const FwPick& a) {
+    const double gram_sa = double(column(s.k < n_ ? s.k : 0)[a.k < n_ ? a.k : 0]);
+    S toward[kSlots] = {}, away[kSlots] = {};
+    load_column(s.k, toward), load_column(a.k, away);
+    const Step<S> step = pairwise_step<double, S>(s.atom, a.atom, gram_sa);
+    if (!step.moves) return step;
+#pragma unroll
+    for (int i = 0; i < kSlots; ++i) {
+      u_[i] += step.toward * toward[i];
+      u_[i] -= step.away * away[i];
+    }
+    add_weight(s.k, step.toward), add_weight(a.k, -step.away);
+    const double by = double(step.toward);
+    const double squared_length = s.atom.gram + a.atom.gram - 2 * gram_sa;
+    it_.wb += by * (s.b - a.b);
+    it_.wu += by * (2 * (s.atom.u - a.atom.u) + by * squared_length);
+    enter(s);
+    if (step.drops) leave(a.k);
+    return step;
+  }
+
+  __device__ __forceinline__ Step<S> step_along(const FwPick& s, const FwPick& a) {
+    const bool leaves = prefers_away(s.atom.c, a.atom.c, it_);
+    const FwPick to{leaves ? a.k : s.k,
+                    leaves ? a.b : s.b,
+                    0,
+                    {0, leaves ? a.atom.u : s.atom.u, leaves ? a.atom.gram : s.atom.gram, 0}};
+    S g[kSlots] = {};
+    load_column(to.k, g);
+    Step<S> step;
+    if (leaves) {
+      step = away_step<double, S>(a.atom, it_);
+    } else {
+      step = toward_step<double, S>(s.atom, it_);
+      step.moves = step.moves && step.toward > S(0);
+    }
+    if (!step.moves) return step;
+    move(to, step.scale, leaves ? -step.away : step.toward, g);
+    if (!leaves) enter(s);
+    if (step.drops) leave(a.k);
+    if (step.scale == S(0)) keep_only(s.k);
+    return step;
+  }
+
+  // w <- scale * w + by * e_k, and all that follows from w; g is the column of k.
+  __device__ __forceinline__ void move(const FwPick& pick, S scale, S by, const S (&g)[kSlots]) {
+    const int slot = slot_of(pick.k);
+#pragma unroll
+    for (int i = 0; i < kSlots; ++i) {
+      u_[i] *= scale;
+      u_[i] += by * g[i];
+      w_[i] = w_[i] * scale + (i == slot ? by : S(0));
+    }
+    const double z = double(scale), y = double(by);
+    it_.wb = z * it_.wb + y * pick.b;
+    it_.wu = z * (z * it_.wu + 2 * y * pick.atom.u) + y * y * pick.atom.gram;
+  }
+
+  __device__ __forceinline__ void add_weight(int k, S by) {
+    const int slot = slot_of(k);
+#pragma unroll
+    for (int i = 0; i < kSlots; ++i)
+      w_[i] += i == slot ? by : S(0);  // as a branch, ptxas makes it a jump into a table
+  }
+
+  __device__ __forceinline__ void enter(const FwPick& pick) {
+    support_size_ += int(pick.added);
+    held_ |= 1u << slot_of(pick.k);
+  }
+
+  __device__ __forceinline__ void leave(int k) {
+    const int slot = slot_of(k);
+#pragma unroll
+    for (int i = 0; i < kSlots; ++i) w_[i] = i == slot ? S(0) : w_[i];
+    held_ &= ~(1u << slot);
+    --support_size_;
+  }
+
+  // The other weights are 0 already.
+  __device__ __forceinline__ void keep_only(int k) {
+    held_ = is_mine(k) ? 1u << unsigned(k) / kWarp : 0;
+    support_size_ = 1;
+  }
+
+  // The sums from the slots, so that the recurrences cannot drift.
+  __device__ __forceinline__ void refresh() {
+    double wb = 0, wu = 0;
+#pragma unroll
+    for (int i = 0; i < kSlots; ++i) {
+      if (!(held_ >> i & 1)) continue;
+      wb += double(w_[i]) * double(b_[i]);
+      wu += double(w_[i]) * double(u_[i]);
+    }
+    it_ = {warp_sum(wb), warp_sum(wu)};
+    pause_ = last_ - iterations_ < kRefresh ? last_ : iterations_ + kRefresh;
+    floor_ = within_;
+  }
+
+  // The support as a table, for all warps.
+  __device__ __forceinline__ void publish(Action action) {
+    int listed = 0;
+#pragma unroll
+    for (int i = 0; i < kSlots; ++i) {
+      const bool holds = held_ >> i & 1;
+      const unsigned lanes = __ballot_sync(kFullWarp, holds);
+      const int entry = listed + __popc(lanes & ((1u << me_.lane) - 1));
+      if (holds) {
+        shared_.atom[entry] = candidate(i), shared_.weight[entry] = w_[i];
+        shared_.order[entry] = entry;
+      }
+      listed += __popc(lanes);
+    }
+    if (me_.lane != 0) return;
+    FwControl<S>& control = shared_.control;
+    control.action = action, control.support_size = listed;
+    control.iterations = iterations_, control.gap = S(gap_);
+  }
+
+  const FwProblem& p_;
+  const int64_t query_;
+  const S *const products_, *const gram_;
+  FwWarpShared<S>& shared_;
+  const BlockThread me_;
+  int n_ = 0;
+  S residual_ = 0;
+  double qq_ = 0;
+  // Of warp 0. Slot i of a lane is candidate i * 32 + lane.
+  S b_[kSlots], u_[kSlots], w_[kSlots];
+  unsigned held_ = 0;  // a bit for each slot in the support; bit kSlots and above mean nothing
+  Iterate<double> it_{0, 0};
+  double gap_ = 0;
+  // A squared residual that must come from the rows, since the recurrence loses half its digits
+  // near 0; floor_ lets one step pass that the rows have agreed to.
+  double within_ = 0, floor_ = 0;
+  double gap_floor_ = 0;  // the gap that ends the solve
+  int support_size_ = 0, iterations_ = 0;
+  const S* lane_gram_ = nullptr;
+  int n_slots_ = 0;  // of the lane, in the pool
+  int full_ = 0;
+  int pause_ = 0, last_ = 0;  // steps until the sums are due, and until the end
+};
+
+}  // namespace hullft
