@@ -310,7 +310,7 @@ def test_a_corpus_without_text_is_refused(content: str, own: list[object], tmp_p
     result = invoke(*own, "--corpus", empty, "--output", tmp_path / "out")
     assert result.exit_code == 2
     assert 'each line must be an object with a string "text"' in result.stderr
-    assert len(result.stderr.splitlines()) == 1
+    assert len(result.stderr.splitlines()) == 2, "what it reads, and what is wrong"
 
 
 def test_a_model_directory_without_a_model_is_refused(own: list[object], tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def test_completion_completes_commands_and_can_be_installed() -> None:
         "COMP_CWORD": "1",
     }
     found = CliRunner().invoke(app, [], env=asked, prog_name="hullft-ops")
-    assert sorted(found.stdout.split()) == sorted([*COMMANDS, "experts"])
+    assert sorted(found.stdout.split()) == sorted(COMMANDS)
 
 
 def test_without_typer_the_command_names_the_extra() -> None:

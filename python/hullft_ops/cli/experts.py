@@ -9,14 +9,18 @@ from rich.console import Console
 
 from hullft_ops._terminal import echo, show
 from hullft_ops.cli import options
-from hullft_ops.cli.errors import Command, errors_of
+from hullft_ops.cli.errors import Command, Commands, errors_of
 
-experts = typer.Typer(help="Experts for the regions of a datastore.", no_args_is_help=True)
-
-
-@experts.command(
-    cls=Command, epilog="Example: hullft-ops experts build store --passages 96 --out experts"
+EXAMPLE = "Example: hullft-ops experts build store --passages 96 --out experts"
+experts = typer.Typer(
+    cls=Commands,
+    help="Experts for the regions of a datastore.",
+    no_args_is_help=True,
+    epilog=EXAMPLE,
 )
+
+
+@experts.command(cls=Command, epilog=EXAMPLE)
 def build(
     store: Annotated[Path, typer.Argument(help="Directory of a datastore.")],
     out: Annotated[Path, typer.Option(help="Folder of the experts, or of some to go on with.")],

@@ -35,7 +35,7 @@ from hullft_ops.ttft import (
 )
 from hullft_ops.ttft.retrieval.in_context import SEPARATOR
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TASKS = ROOT / "benchmarks" / "harness"
 TEXTS = [f"def area_{n}(side):\n    return {n} * side" for n in range(12)]
 STEPS = {"n_select": 2, "lr": 1e-3, "pool_size": 4}
