@@ -47,6 +47,8 @@ HEADLINE = (
     "experts",
     "experts, 5 texts",
 )
+# An interval over fewer says nothing.
+LEAST_PROMPTS = 8
 METHODS = {"knn": "kNN", "sift": "SIFT", "hullft": "HullFT", "random": "random"}
 
 
@@ -161,13 +163,13 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
 
 def by_label(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """The rows of each configuration, by what it is called here."""
+    """The rows of each configuration that ran on enough prompts, by what it is called here."""
     found: dict[str, list[Row]] = {}
     for row in rows:
         name = _label(row.settings)
         if name != NONE:
             found.setdefault(name, []).append(row)
-    return found
+    return {name: own for name, own in found.items() if len(own) >= LEAST_PROMPTS}
 
 
 def label(measured: Measurements, config: str) -> str:
