@@ -39,9 +39,8 @@ def fw_select(
 ) -> ReferenceSelection:
     """Frank-Wolfe on pool [K, d] and query [d]; every step computes the residual again."""
     x, q = pool.double(), query.double()
-    unit = torch.eye(len(x), dtype=torch.float64)
     s = _argmax(x @ q)
-    w, support = unit[s], {s}
+    w, support = _vertex(x, s), {s}
     num_iter = 0
     while num_iter < max_iter:
         current = x.T @ w
@@ -55,7 +54,7 @@ def fw_select(
             if _is_rounding(x[s], current):
                 break
             gamma = (r @ direction / (direction @ direction)).clamp(0, 1)
-            w = (1 - gamma) * w + gamma * unit[s]
+            w = (1 - gamma) * w + gamma * _vertex(x, s)
             support.add(s)
         else:
             held = sorted(support)
@@ -80,6 +79,13 @@ def _reached(x: Tensor, q: Tensor, current: Tensor) -> tuple[float, float]:
     return r.norm().item(), ((x @ r).max() - r @ current).item()
 
 
+def _vertex(x: Tensor, k: int) -> Tensor:
+    """The weights [K] that are all on row k."""
+    w = torch.zeros(len(x), dtype=torch.float64)
+    w[k] = 1
+    return w
+
+
 def _argmax(values: Tensor) -> int:
     """The lowest index of the largest value."""
     return int((values == values.max()).nonzero()[0])
@@ -99,13 +105,13 @@ def corrective_step(variant: str, x: Tensor, q: Tensor, w: Tensor, s: int, a: in
     current = x.T @ w
     r = q - current
     toward_slope, away_slope = r @ (x[s] - current), r @ (current - x[a])
-    unit = torch.eye(len(x), dtype=torch.float64)
+    at_s, at_a = _vertex(x, s), _vertex(x, a)
     if variant == "pairwise":
-        start, end, change, limit = x[a], x[s], unit[s] - unit[a], w[a]
+        start, end, change, limit = x[a], x[s], at_s - at_a, w[a]
     elif toward_slope < away_slope:
-        start, end, change, limit = x[a], current, w - unit[a], w[a] / (1 - w[a])
+        start, end, change, limit = x[a], current, w - at_a, w[a] / (1 - w[a])
     else:
-        start, end, change, limit = current, x[s], unit[s] - w, torch.ones_like(w[s])
+        start, end, change, limit = current, x[s], at_s - w, torch.ones_like(w[s])
     direction, short = end - start, _is_rounding(start, end)
     slope, curvature = r @ direction, direction @ direction
     if slope <= 0 or (short and variant != "pairwise"):
@@ -113,7 +119,7 @@ def corrective_step(variant: str, x: Tensor, q: Tensor, w: Tensor, s: int, a: in
     gamma = limit if short else (slope / curvature).clamp(max=limit)
     stepped = w + gamma * change
     if gamma == limit and variant == "away" and toward_slope >= away_slope:
-        return unit[s]
+        return at_s
     if gamma == limit:
         stepped[a] = 0.0
     return stepped
