@@ -1,7 +1,7 @@
 """Tables and picture of a study, from the rows that `hullft-ops evaluate` wrote.
 
-    python -m benchmarks.study benchmarks/results/smollm2/rows.jsonl --picture docs/smollm2.png \\
-        README.md docs/results/smollm2.md
+    python -m benchmarks.study benchmarks/results/smollm2/rows.jsonl README.md \\
+        docs/results/smollm2.md --picture docs/smollm2.png
 
 fills the tables of the pages, between ``<!-- table NAME -->`` and ``<!-- end -->``, and draws the
 picture. A comparison takes the prompts that both of its configurations ran on.
@@ -46,6 +46,14 @@ HEADLINE = (
     "HullFT 20 steps, refresh 2, 5 texts",
     "experts",
     "experts, 5 texts",
+)
+DRAWN = (
+    *HEADLINE,
+    "nearest expert",
+    "1 text",
+    "experts, 1 text",
+    "kNN 5 steps",
+    "experts, kNN 5 steps",
 )
 # An interval over fewer says nothing.
 LEAST_PROMPTS = 8
@@ -143,18 +151,30 @@ def comparisons(rows: Sequence[Row]) -> str:
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Bits against seconds, each relative to the same prompts without adaptation."""
-    figure, axes = pyplot.subplots(figsize=(7.2, 4.4), dpi=150)
-    for name, own in by_label(rows).items():
-        one = Measurements.of(own)
-        change = one.relative_bits(one.configs[1], NONE).value
-        point = max(one.mean_seconds(one.configs[1]), 0.05), 100 * change
+    """Bits against seconds, on the prompts that all of `DRAWN` ran on."""
+    labelled = by_label(rows)
+    measured = Measurements.of([row for name in DRAWN for row in labelled[name]])
+    figure, axes = pyplot.subplots(figsize=(7.2, 4.2), dpi=150)
+    axes.axhline(measured.mean_bits(NONE), color="0.6", linewidth=1)
+    axes.annotate(NONE, (0.1, measured.mean_bits(NONE)), (0, -10), textcoords="offset points")
+    for config in measured.configs[1:]:
+        name = label(measured, config)
+        point = measured.mean_seconds(config), measured.mean_bits(config)
         kind = "tab:green" if "expert" in name else "tab:blue" if "steps" in name else "tab:orange"
         axes.plot(*point, "o", color=kind)
-        axes.annotate(name, point, (4, 3), textcoords="offset points", size=6)
+        axes.annotate(
+            name.replace(", refresh 2", ""),
+            point,
+            (-5, -11 if "kNN 20" in name else 4) if point[0] > 9 else (5, 4),
+            textcoords="offset points",
+            horizontalalignment="right" if point[0] > 9 else "left",
+            size=8,
+        )
     axes.set_xscale("log")
-    axes.set_xlabel("seconds per prompt, one thread")
-    axes.set_ylabel("bits per byte against none, %")
+    axes.set_xlim(0.09, 80)
+    axes.set_xticks([0.1, 1, 10], ["0.1", "1", "10"])
+    axes.set_xlabel(f"seconds a prompt, one core; mean of {len(measured.prompts)} prompts")
+    axes.set_ylabel("bits per byte")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     figure.tight_layout()
