@@ -4,6 +4,7 @@ import inspect
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from importlib import resources
 from itertools import product
 from pathlib import Path
@@ -87,7 +88,7 @@ class Config:
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed must be in 0..2^63 - 1, got {self.seed}")
 
-    @property
+    @cached_property
     def configurations(self) -> tuple[Settings, ...]:
         """Every configuration of the grid, see `expand_grid`. It names the experts by their digest.
 

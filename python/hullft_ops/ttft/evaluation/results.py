@@ -45,7 +45,8 @@ class Row:
         seconds: wall-clock seconds by stage: "embed" and "search" (measured once for a prompt),
             "select", "finetune", which includes reading the texts in the context, and "merge" if
             experts were merged; empty after an error.
-        seconds_row: wall-clock seconds of the whole row, including scoring and restoring.
+        seconds_row: wall-clock seconds of the whole row, including scoring and restoring. Of rows
+            that share an adaptation, the first has those of all.
         passes: number of forward-backward passes.
         steps: number of optimizer steps.
         support_size: number of different texts.

@@ -17,11 +17,10 @@ from hullft_ops.ttft.experts.folder import ADAPTER_FILE, CONFIG_FILE, DIFFERENCE
 from hullft_ops.ttft.model.memory import out_of_memory_explained
 from hullft_ops.ttft.model.steps import StageClock
 from hullft_ops.ttft.model.trainer import SupportTrainer, trainable_parameters
+from hullft_ops.ttft.retrieval.support import MIN_TOKENS
 from hullft_ops.ttft.store.base import Store
 
 _FUNCTION = "build_experts"
-# A model cannot train on fewer.
-_LEAST_TOKENS = 2
 _OUT_OF_MEMORY = "out of memory while training experts: lower max_length"
 
 
@@ -76,7 +75,7 @@ class ExpertTrainer:
                 break
             text = self._store.texts[position]
             tokens = self._tokenizer(text, truncation=True, max_length=length)["input_ids"]
-            if len(tokens) >= _LEAST_TOKENS:
+            if len(tokens) >= MIN_TOKENS:
                 texts.append(list(tokens))
                 indices.append(position)
         return texts, indices
