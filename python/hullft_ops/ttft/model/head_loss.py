@@ -39,6 +39,16 @@ def linear_mean_loss(
     return loss
 
 
+def unscaled(loss: Tensor) -> Tensor:
+    """The loss. Its own ``backward()`` now takes the gradients as they are, without a factor of 1.
+
+    Reading whether a factor is 1 would stall a GPU, and the gradient of a vocabulary is large.
+    """
+    if hasattr(loss.grad_fn, "is_root"):
+        loss.grad_fn.is_root = True
+    return loss
+
+
 class _LinearMeanLoss(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -50,6 +60,7 @@ class _LinearMeanLoss(torch.autograd.Function):
         rows: int,
         dtype: torch.dtype,
     ) -> Tensor:
+        ctx.is_root = False
         gradients = _Gradients(ctx.needs_input_grad)
         factor = weight.to(dtype)
         offset = None if bias is None else bias.to(dtype)
@@ -80,8 +91,7 @@ class _LinearMeanLoss(torch.autograd.Function):
         gradients = ctx.gradients
         # Autograd adds in place to a gradient that nobody else holds. A tied embedding adds one.
         del ctx.gradients
-        # It is mostly 1, and then there is nothing to multiply. Looking would stall a GPU.
-        if grad.device.type != "cpu" or grad != 1:
+        if not ctx.is_root:
             for gradient in gradients:
                 if gradient is not None:
                     gradient.mul_(grad)

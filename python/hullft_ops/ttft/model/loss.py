@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.module import _has_any_global_hook
 
+from hullft_ops.ttft.model.attention import no_padding_check, unmasked
 from hullft_ops.ttft.model.context import unwrapped
 from hullft_ops.ttft.model.head_loss import linear_mean_loss
 from hullft_ops.ttft.model.memory import is_out_of_memory
@@ -67,35 +69,43 @@ class MeanLoss:
     def __init__(self, model: "PreTrainedModel") -> None:
         self.n_full_logits = 0
         self._model = model
-        # The base model and the head that were compared, and whether they gave the model's logits.
-        self._compared: tuple[nn.Module, nn.Module, bool] | None = None
+        # The base model and the head that were compared, and the arguments with which they gave the
+        # model's logits, if any.
+        self._compared: tuple[nn.Module, nn.Module, dict[str, Any] | None] | None = None
 
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
         """A scalar, in nats; tokens int64 ``[T]``, T at least 2, within the model's context."""
         split = _SplitModel.of(self._model)
-        if split is not None and self._agrees(split, tokens[:_PROBE_TOKENS]):
-            return split.mean_loss(tokens)
+        if split is not None:
+            arguments = self._agreeing(split, tokens[:_PROBE_TOKENS])
+            if arguments is not None:
+                return split.mean_loss(tokens, arguments)
         self.n_full_logits += 1
         return next_token_losses(self._model, tokens).mean()
 
     @torch.no_grad()
-    def _agrees(self, split: "_SplitModel", probe: torch.Tensor) -> bool:
+    def _agreeing(self, split: "_SplitModel", probe: torch.Tensor) -> dict[str, Any] | None:
+        """Arguments for `_SplitModel.hidden` that give the model's own logits; None if none do."""
         if self._compared is not None:
-            base, head, same = self._compared
+            base, head, agreeing = self._compared
             if base is split.base and head is split.head:
-                return same
+                return agreeing
         wanted = self._model(input_ids=probe[None], use_cache=False).logits
         # NaN equals nothing, so a later text has to decide.
         if not wanted.isfinite().all():
-            return False
-        try:
-            same = torch.equal(split.head(split.hidden(probe)), wanted)
-        except _NOT_CALLED_ALONE as error:
-            if is_out_of_memory(error):
-                raise
-            same = False
-        self._compared = split.base, split.head, same
-        return same
+            return None
+        agreeing = None
+        for make in (partial(unmasked, split.base), dict[str, Any]):
+            try:
+                arguments = make()
+                if torch.equal(split.head(split.hidden(probe, arguments)), wanted):
+                    agreeing = arguments
+                    break
+            except _NOT_CALLED_ALONE as error:
+                if is_out_of_memory(error):
+                    raise
+        self._compared = split.base, split.head, agreeing
+        return agreeing
 
 
 @dataclass(frozen=True)
@@ -130,22 +140,24 @@ class _SplitModel:
         around = () if embedding is None else tuple(_ancestors(model, embedding))
         return cls(base, head, embedding, around)
 
-    def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
-        hidden: torch.Tensor = self.base(input_ids=tokens[None], use_cache=False).last_hidden_state
+    def hidden(self, tokens: torch.Tensor, arguments: dict[str, Any]) -> torch.Tensor:
+        with no_padding_check(self.base):
+            read = self.base(input_ids=tokens[None], use_cache=False, **arguments)
+        hidden: torch.Tensor = read.last_hidden_state
         return hidden
 
-    def mean_loss(self, tokens: torch.Tensor) -> torch.Tensor:
+    def mean_loss(self, tokens: torch.Tensor, arguments: dict[str, Any]) -> torch.Tensor:
         weight = self.head.weight
         rows = max(_CHUNK_BYTES // (4 * weight.shape[0]), 1)
         embedding = self.embedding
         if embedding is None or not self._adds_in_place(embedding):
-            hidden = self.hidden(tokens)
+            hidden = self.hidden(tokens, arguments)
         else:
             weight = _stand_in(weight)
             # Its backward then computes gradients only for the rows that were read.
             embedding.sparse = True
             try:
-                hidden = self.hidden(tokens)
+                hidden = self.hidden(tokens, arguments)
             finally:
                 embedding.sparse = False
         return linear_mean_loss(hidden[0, :-1], weight, self.head.bias, tokens[1:], rows)

@@ -144,7 +144,7 @@ def _read(model: "PreTrainedModel", tokens: Sequence[int]) -> Any:
     ids = torch.tensor([list(tokens)], device=model.device)
     # The logits of a long prefix would take more memory than its cache.
     one = {"logits_to_keep": 1} if "logits_to_keep" in _parameters(model) else {}
-    cache = getattr(model(input_ids=ids, use_cache=True, **one), _keyword(model), None)
+    cache = getattr(model(input_ids=ids, use_cache=True, **one), cache_keyword(model), None)
     plain = DynamicLayer, DynamicSlidingWindowLayer
     if type(cache) is not DynamicCache or any(type(layer) not in plain for layer in cache.layers):
         return None
@@ -155,15 +155,15 @@ def _going_on(model: "PreTrainedModel", cache: Any) -> dict[str, Any]:
     # Layers of these kinds put longer tensors in place of theirs, so the copy may share them.
     copied = copy.copy(cache)
     copied.layers = [copy.copy(layer) for layer in cache.layers]
-    return {_keyword(model): copied, "use_cache": True}
+    return {cache_keyword(model): copied, "use_cache": True}
 
 
-def _keyword(model: "PreTrainedModel") -> str:
+def cache_keyword(model: nn.Module) -> str:
     """What this version of transformers calls a cache."""
     return "cache" if "cache" in _parameters(model) else "past_key_values"
 
 
-def _parameters(model: "PreTrainedModel") -> Any:
+def _parameters(model: Any) -> Any:
     return inspect.signature(unwrapped(model).forward).parameters
 
 

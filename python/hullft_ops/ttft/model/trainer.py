@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 import hullft_ops
 from hullft_ops._checks import check_integer, check_number
 from hullft_ops.ttft.errors import NonFiniteLossError
+from hullft_ops.ttft.model.head_loss import unscaled
 from hullft_ops.ttft.model.loss import MeanLoss, backward_in_parts
 from hullft_ops.ttft.model.onednn import has_bfloat16, wide_products
 from hullft_ops.ttft.model.patches import eval_mode, fused_activations
@@ -161,7 +162,7 @@ class SupportTrainer:
     def _forward(self, tokens: torch.Tensor, clock: StageClock) -> torch.Tensor:
         self._optimizer.zero_grad(set_to_none=True)
         with clock.of("forward"), self._autocast_context():
-            loss = self._loss(tokens)
+            loss = unscaled(self._loss(tokens))
         if not loss.requires_grad:
             raise RuntimeError(
                 "TestTimeFinetuner: the loss depends on no parameter that is trained, as of an "

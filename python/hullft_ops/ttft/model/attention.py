@@ -1,0 +1,99 @@
+"""Reading one text: without a mask, and padded to one of a few lengths."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+from hullft_ops.ttft.model.context import unwrapped
+from hullft_ops.ttft.model.prefix import cache_keyword
+
+# Padded texts have a multiple of this many tokens.
+_BUCKET = 64
+# Kinds of RoPE whose frequencies depend on how long a text is.
+_CHANGING_ROPE = ("dynamic", "longrope")
+_PADDING_CHECK = "warn_if_padding_and_no_attention_mask"
+
+
+def unmasked(base: nn.Module) -> dict[str, Any]:
+    """Arguments with which the base model reads one text and transformers makes no mask for it.
+
+    Without a cache, transformers compares positions on the device to see whether texts are packed,
+    and waits for the answer. With an empty cache it knows. This cache stays empty. Empty for a
+    model that keeps more than keys and values.
+    """
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    cache = _empty_cache(base)
+    if any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers):
+        return {}
+    vars(cache)["update"] = _as_they_are
+    return {cache_keyword(base): cache}
+
+
+def _empty_cache(base: Any) -> Any:
+    from transformers.cache_utils import DynamicCache
+
+    return DynamicCache(config=base.config.get_text_config())
+
+
+def _as_they_are(keys: Any, values: Any, *others: object, **named: object) -> tuple[Any, Any]:
+    return keys, values
+
+
+@contextmanager
+def no_padding_check(base: nn.Module) -> Iterator[None]:
+    """Keep transformers from looking for padding in a text, which would stall a GPU."""
+    vars(base)[_PADDING_CHECK] = lambda *arguments: None
+    try:
+        yield
+    finally:
+        vars(base).pop(_PADDING_CHECK, None)
+
+
+def can_pad(model: "PreTrainedModel") -> bool:
+    """Whether tokens behind a text can leave alone what a causal model makes of the text.
+
+    False if a RoPE changes with the length, or if the model attends to a window or keeps more than
+    keys and values.
+    """
+    from transformers.cache_utils import DynamicLayer
+
+    inner = unwrapped(model)
+    config = inner.config.get_text_config()
+    rope = f"{getattr(config, 'rope_parameters', '')}{getattr(config, 'rope_scaling', '')}"
+    if any(kind in rope for kind in _CHANGING_ROPE):
+        return False
+    return all(type(layer) is DynamicLayer for layer in _empty_cache(inner).layers)
+
+
+def padded_length(length: int, context: int | None) -> int:
+    """The next multiple of 64 tokens, or the model's context if that is less."""
+    rounded = -(-length // _BUCKET) * _BUCKET
+    return rounded if context is None else max(length, min(rounded, context))
+
+
+def padded(tokens: Sequence[int], length: int) -> list[int]:
+    """The text, and up to ``length`` its last token with all bits inverted, which marks padding.
+
+    The model reads that token there, so padding brings no row of the embedding that the text has
+    not read.
+    """
+    return [*tokens, *[~tokens[-1]] * (length - len(tokens))]
+
+
+def without_marks(text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the model reads of a `padded` text, and the share of each loss in their mean.
+
+    Returns:
+        int64 ``[T]`` and float64 ``[T - 1]``. The first token has no loss. Padding has a share
+        of 0, and the others have equal shares, which add up to 1.
+    """
+    is_real = text >= 0
+    shares = is_real[1:].double()
+    return torch.where(is_real, text, ~text), shares / shares.sum()
