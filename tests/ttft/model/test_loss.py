@@ -41,9 +41,9 @@ def chunks(monkeypatch):
     seen = []
     original = loss_module.linear_mean_loss
 
-    def spy(hidden, weight, bias, targets, rows):
+    def spy(hidden, weight, bias, targets, rows, *others):
         seen.append(rows)
-        return original(hidden, weight, bias, targets, rows)
+        return original(hidden, weight, bias, targets, rows, *others)
 
     monkeypatch.setattr(loss_module, "linear_mean_loss", spy)
     return seen
@@ -252,8 +252,7 @@ def dense_embedding_gradients(model):
     # Autograd's engine runs the backward of a CPU in this thread, where the mode is.
     with DenseEmbeddingGradients(len(embedding.weight)) as made:
         mean_loss(TOKENS).backward()
-    assert not embedding.sparse
-    assert embedding.weight.grad is None or not embedding.weight.grad.is_sparse
+    assert "forward" not in vars(embedding)
     return made.count
 
 
@@ -296,12 +295,35 @@ def test_an_adapter_on_a_tied_embedding_trains_beside_it(gpt2):
     assert_equals_plain(model.double(), 1e-12)
 
 
+def padded_with_a_row(model):
+    model.get_input_embeddings().padding_idx = int(TOKENS[3])
+
+
+def normed(model):
+    model.get_input_embeddings().max_norm = 0.01
+
+
 @pytest.mark.parametrize(
-    "change", [hooked_weight, hooked_gradient, hooked_embedding, scaled_by_frequency]
+    ("change", "dense"),
+    [
+        (hooked_weight, 0),
+        (hooked_gradient, 0),
+        (hooked_embedding, 0),
+        (padded_with_a_row, 0),
+        (normed, 1),
+        (scaled_by_frequency, 1),
+    ],
 )
-def test_a_tied_embedding_that_would_show_it_makes_a_dense_gradient(gpt2, change):
+def test_a_tied_embedding_has_the_gradient_that_autograd_gives_it(gpt2, change, dense):
     change(gpt2)
-    assert dense_embedding_gradients(gpt2.double()) == 1
+    assert dense_embedding_gradients(gpt2.double()) == dense
+
+
+def test_the_gradient_of_a_tied_weight_can_be_asked_for(gpt2):
+    weight, mean_loss = gpt2.double().get_input_embeddings().weight, MeanLoss(gpt2)
+    (found,) = torch.autograd.grad(mean_loss(TOKENS), weight)
+    (wanted,) = torch.autograd.grad(next_token_losses(gpt2, TOKENS).mean(), weight)
+    assert (found - wanted).norm() <= 1e-13 * wanted.norm()
 
 
 def test_an_untied_embedding_makes_a_dense_gradient(llama):
@@ -327,7 +349,7 @@ def test_a_forward_that_fails_leaves_the_embedding_as_it_was(gpt2):
     mean_loss(TOKENS)
     with pytest.raises(IndexError):
         mean_loss(TOKENS + 320)
-    assert not gpt2.get_input_embeddings().sparse
+    assert "forward" not in vars(gpt2.get_input_embeddings())
 
 
 @pytest.mark.parametrize("vocabulary", [1, 5, 1024, 1025, 2050])

@@ -36,7 +36,7 @@ def context_length(
                 f"{function}: max_length must be given, neither model nor tokenizer has a limit"
             )
         return known
-    limit = _model_limit(function, model)
+    limit = model_limit(function, model)
     max_length = check_integer(function, "max_length", max_length, 2)
     if limit is not None and max_length > limit:
         raise ValueError(f"{function}: max_length is {max_length}, the model's context is {limit}")
@@ -47,7 +47,7 @@ def known_context(
     function: str, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
 ) -> int | None:
     """The model's context, else the tokenizer's, or None if neither has a limit."""
-    limit = _model_limit(function, model)
+    limit = model_limit(function, model)
     if limit is None and tokenizer.model_max_length < _NO_LIMIT:
         limit = int(tokenizer.model_max_length)
     return limit
@@ -67,7 +67,8 @@ def scored_context(
     return max_length if known_context(function, model, tokenizer) is None else None
 
 
-def _model_limit(function: str, model: "PreTrainedModel") -> int | None:
+def model_limit(function: str, model: "PreTrainedModel") -> int | None:
+    """How many tokens the model can read at once; None if its configuration does not say."""
     config = model.config.get_text_config()
     found = (getattr(config, name, None) for name in _POSITIONS)
     # Models without a limit may say -1.

@@ -10,11 +10,11 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.module import _has_any_global_hook
 
-from hullft_ops.ttft.model.attention import no_padding_check, unmasked
+from hullft_ops.ttft.model.attention import no_padding_check, unmasked, without_marks
 from hullft_ops.ttft.model.context import unwrapped
-from hullft_ops.ttft.model.head_loss import linear_mean_loss
+from hullft_ops.ttft.model.head_loss import TiedGradient, linear_mean_loss
 from hullft_ops.ttft.model.memory import is_out_of_memory
-from hullft_ops.ttft.model.patches import is_replaced_here
+from hullft_ops.ttft.model.patches import forward_of, is_replaced_here
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -60,9 +60,6 @@ class MeanLoss:
     and reproduces the model's own logits bit for bit on the first text. A head that also scales or
     caps its logits is left to the model.
 
-    Call only ``backward()`` on it. A stand-in tensor hands the head's gradient of a tied weight to
-    the weight's ``.grad``, so `torch.autograd.grad` with respect to that weight misses it.
-
     ``n_full_logits`` counts the losses that needed a text's full logits.
     """
 
@@ -75,13 +72,21 @@ class MeanLoss:
 
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
         """A scalar, in nats; tokens int64 ``[T]``, T at least 2, within the model's context."""
+        return self._of(tokens, None)
+
+    def of_padded(self, text: torch.Tensor) -> torch.Tensor:
+        """The loss of a text that `attention.padded` has padded, without its padding."""
+        return self._of(*without_marks(text))
+
+    def _of(self, tokens: torch.Tensor, shares: torch.Tensor | None) -> torch.Tensor:
         split = _SplitModel.of(self._model)
         if split is not None:
             arguments = self._agreeing(split, tokens[:_PROBE_TOKENS])
             if arguments is not None:
-                return split.mean_loss(tokens, arguments)
+                return split.mean_loss(tokens, arguments, shares)
         self.n_full_logits += 1
-        return next_token_losses(self._model, tokens).mean()
+        losses = next_token_losses(self._model, tokens)
+        return losses.mean() if shares is None else (losses * shares.to(losses.dtype)).sum()
 
     @torch.no_grad()
     def _agreeing(self, split: "_SplitModel", probe: torch.Tensor) -> dict[str, Any] | None:
@@ -112,13 +117,12 @@ class MeanLoss:
 class _SplitModel:
     """A causal language model as hidden states and a linear head.
 
-    ``embedding`` shares the head's weight, and ``around`` are the modules that contain it.
+    ``embedding`` has the head's weight, and trains it in the head's gradient.
     """
 
     base: nn.Module
     head: nn.Linear
     embedding: nn.Embedding | None
-    around: tuple[nn.Module, ...]
 
     @classmethod
     def of(cls, model: "PreTrainedModel") -> "_SplitModel | None":
@@ -133,12 +137,14 @@ class _SplitModel:
         if getattr(inner.config.get_text_config(), "final_logit_softcapping", None) is not None:
             return None
         heard: bool = bool(_has_any_global_hook())  # type: ignore[no-untyped-call]
-        if heard or any(map(_is_wrapped, (*_ancestors(model, base), head))):
+        if heard or any(map(is_wrapped, (*_ancestors(model, base), head))):
             return None
-        embeddings = (m for m in inner.modules() if isinstance(m, nn.Embedding))
-        embedding = next((m for m in embeddings if m.weight is head.weight), None)
-        around = () if embedding is None else tuple(_ancestors(model, embedding))
-        return cls(base, head, embedding, around)
+        modules = list(inner.modules())
+        # Code that was compiled for the embedding would be compiled for every pass again.
+        compiled = any(module._compiled_call_impl is not None for module in modules)
+        embeddings = (m for m in modules if type(m) is nn.Embedding and m.weight is head.weight)
+        embedding = None if compiled else next(filter(_can_be_tied, embeddings), None)
+        return cls(base, head, embedding)
 
     def hidden(self, tokens: torch.Tensor, arguments: dict[str, Any]) -> torch.Tensor:
         with no_padding_check(self.base):
@@ -146,59 +152,25 @@ class _SplitModel:
         hidden: torch.Tensor = read.last_hidden_state
         return hidden
 
-    def mean_loss(self, tokens: torch.Tensor, arguments: dict[str, Any]) -> torch.Tensor:
-        weight = self.head.weight
+    def mean_loss(
+        self, tokens: torch.Tensor, arguments: dict[str, Any], shares: torch.Tensor | None
+    ) -> torch.Tensor:
+        weight, bias, tied = self.head.weight, self.head.bias, TiedGradient()
         rows = max(_CHUNK_BYTES // (4 * weight.shape[0]), 1)
-        embedding = self.embedding
-        if embedding is None or not self._adds_in_place(embedding):
+        if self.embedding is None:
             hidden = self.hidden(tokens, arguments)
         else:
-            weight = _stand_in(weight)
-            # Its backward then computes gradients only for the rows that were read.
-            embedding.sparse = True
-            try:
+            with forward_of(self.embedding, tied.embed):
                 hidden = self.hidden(tokens, arguments)
-            finally:
-                embedding.sparse = False
-        return linear_mean_loss(hidden[0, :-1], weight, self.head.bias, tokens[1:], rows)
-
-    def _adds_in_place(self, embedding: nn.Embedding) -> bool:
-        """Whether a tied weight's two gradients can share one place without anybody noticing."""
-        # Autograd would make a second, dense gradient for the embedding, almost all zeros, and add
-        # the two. It takes 113 of 2,830 MB at the peak of SmolLM2-135M, and 140 MB of GPT-2; both
-        # ways are equally fast.
-        weight = embedding.weight
-        if weight is not self.head.weight or not weight.requires_grad:
-            return False
-        if weight._backward_hooks or weight._post_accumulate_grad_hooks:
-            return False
-        # On a GPU the addition would wait for the number of different rows.
-        if weight.device.type != "cpu" or embedding.sparse or embedding.scale_grad_by_freq:
-            return False
-        # An adapter around an embedding reads the embedding's options for its own weights.
-        if any(hasattr(module, "base_layer") for module in self.around):
-            return False
-        affected = (*self.around, embedding)
-        return not any(_is_wrapped(m) or m._compiled_call_impl is not None for m in affected)
+        # A model that does not call its embedding computes the two gradients apart.
+        shared = tied if tied.is_read else None
+        return linear_mean_loss(hidden[0, :-1], weight, bias, tokens[1:], rows, shares, shared)
 
 
-def _stand_in(weight: torch.Tensor) -> torch.Tensor:
-    """A leaf with the same values that hands its gradient over to ``weight.grad``.
-
-    Autograd adds a sparse gradient to a ``.grad`` in place. The head's gradient arrives first,
-    because the backward pass reaches the embedding last.
-    """
-    leaf = weight.detach().requires_grad_()
-
-    def hand_over(leaf: torch.Tensor) -> None:
-        if weight.grad is None:
-            weight.grad = leaf.grad
-        elif leaf.grad is not None:
-            weight.grad += leaf.grad
-        leaf.grad = None
-
-    leaf.register_post_accumulate_grad_hook(hand_over)  # type: ignore[no-untyped-call]
-    return leaf
+def _can_be_tied(embedding: nn.Embedding) -> bool:
+    """Whether its gradient is that of plain rows, which can be added to the head's."""
+    plain = not (embedding.sparse or embedding.scale_grad_by_freq) and embedding.max_norm is None
+    return plain and embedding.weight.requires_grad and "forward" not in vars(embedding)
 
 
 def _ancestors(model: nn.Module, descendant: nn.Module) -> Iterator[nn.Module]:
@@ -207,7 +179,7 @@ def _ancestors(model: nn.Module, descendant: nn.Module) -> Iterator[nn.Module]:
     return (model.get_submodule(".".join(parts[:depth])) for depth in range(len(parts)))
 
 
-def _is_wrapped(module: nn.Module) -> bool:
+def is_wrapped(module: nn.Module) -> bool:
     """Whether somebody listens to the module's forward, or has replaced it."""
     return bool(
         module._forward_hooks
