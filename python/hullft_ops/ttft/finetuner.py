@@ -62,16 +62,15 @@ class TestTimeFinetuner:
     """Finetunes a causal language model on a prompt's neighbours, and undoes it.
 
     It trains every parameter with ``requires_grad``: all of a plain model, only the adapters of a
-    PEFT model. Texts are cut to the context, never padded. Training runs in eval mode, so dropout
-    and gradient checkpointing are off. That makes an adaptation repeatable, and a replayed gradient
-    equals the one that would be computed again. The optimizer is Adam with a fresh state for every
-    prompt.
+    PEFT model. Texts are cut to the context. Training runs in eval mode, so dropout and gradient
+    checkpointing are off, and a replayed gradient equals a new one. The CPU repeats an adaptation
+    exactly; torch's attention on CUDA may not. Adam has a fresh state for every prompt.
 
     Memory: at most five times the trained parameters (the parameters, gradients, Adam's two moments
     and the copy to restore), the frozen parameters once, and the activations of one text. On a CPU
     it is four times and the largest gradient, unless gradients are clipped or kept. The moments and
-    the copy stay for the next prompt. bfloat16 autocast adds half a parameter size. "interleaved"
-    with ``refresh`` above 1 adds a gradient for every text with steps to replay.
+    the copy stay for the next prompt, and so does the memory of CUDA graphs. bfloat16 autocast adds
+    half a parameter size, "interleaved" with ``refresh`` above 1 a gradient for every text.
 
     Args:
         model: any ``AutoModelForCausalLM``, or a PEFT model around one. To move or cast it after
@@ -99,6 +98,8 @@ class TestTimeFinetuner:
         max_grad_norm: norm to clip each gradient to before its steps; None for no limit. Any
             number, even ``math.inf``, makes all gradients of a pass before the first step, for
             models whose backward pass uses weights that it makes no gradients of.
+        graphs: on CUDA, capture a pass for each multiple of 64 tokens and replay it. A warning says
+            what cannot be captured. No effect elsewhere.
         context: how many of the nearest texts stand before the prompt, nearest last, while the
             finetuner scores or continues it adapted. Texts stay whole; the farthest go until the
             rest leaves room for the prompt, or for half of the model's context.
@@ -141,6 +142,7 @@ class TestTimeFinetuner:
         order: str = "grouped",
         schedule: str = "constant",
         max_grad_norm: float | None = None,
+        graphs: bool = True,
         context: int = 0,
         experts: Experts | None = None,
         n_experts: int = 4,
@@ -173,11 +175,9 @@ class TestTimeFinetuner:
         autocast = autocast_dtype(dtype, model.device)
         settings: dict[str, Any] = {"lr": lr, "order": order, "schedule": schedule}
         settings |= {"max_grad_norm": max_grad_norm, "autocast": autocast}
-        self._trainer = SupportTrainer(model, trained, **settings)
-        merged = None if experts is None else (experts.digest, expert_scale)
-        self._cache = AdaptationCache(
-            cache_dir, cache_bytes, model, trained, settings | {"experts": merged}
-        )
+        self._trainer = SupportTrainer(model, trained, **settings, graphs=graphs)
+        merged = {"experts": None if experts is None else (experts.digest, expert_scale)}
+        self._cache = AdaptationCache(cache_dir, cache_bytes, model, trained, settings | merged)
         self._trained = trained
         self._autocast = autocast
         self._snapshot = ModelSnapshot(model, trained)

@@ -43,7 +43,7 @@ class AdaptationReport:
         seconds_select: to select among them and among the experts.
         seconds_finetune: to tokenize the support and train. The next four are parts of it.
         seconds_tokenize: to read the chosen texts and tokenize those that are not cached.
-        seconds_forward: for the losses.
+        seconds_forward: for the losses, and for all of a pass that is the replay of a CUDA graph.
         seconds_backward: for the gradients.
         seconds_step: to clip gradients, take the optimizer steps and keep gradients for later.
         seconds_prefill: to read the texts in the context once, after training.

@@ -169,13 +169,18 @@ def _parameters(model: Any) -> Any:
 
 def _state(model: nn.Module) -> list[tuple[object, object]]:
     """Parameters with the writes to them, and which adapters are active."""
-    adapted = [module for module in model.modules() if hasattr(module, "base_layer")]
-    switches = ("disable_adapters", "active_adapters")
     return [
         # Torch counts no writes to a tensor made in inference mode.
         *((id(p), 0 if p.is_inference() else p._version) for p in model.parameters()),
-        *((name, str(getattr(module, name, None))) for module in adapted for name in switches),
+        *adapter_switches(model),
     ]
+
+
+def adapter_switches(model: nn.Module) -> list[tuple[str, str]]:
+    """Which adapters of which layers are active."""
+    adapted = [module for module in model.modules() if hasattr(module, "base_layer")]
+    switches = ("disable_adapters", "active_adapters")
+    return [(name, str(getattr(layer, name, None))) for layer in adapted for name in switches]
 
 
 class Prefix:

@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from functools import cached_property, partial
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 import hullft_ops
 from hullft_ops._checks import check_integer, check_number
 from hullft_ops.ttft.errors import NonFiniteLossError
+from hullft_ops.ttft.model.attention import can_pad, on_device, padded, padded_length
+from hullft_ops.ttft.model.context import model_limit
+from hullft_ops.ttft.model.graphs import PassGraphs
 from hullft_ops.ttft.model.head_loss import unscaled
 from hullft_ops.ttft.model.loss import MeanLoss, backward_in_parts
 from hullft_ops.ttft.model.onednn import has_bfloat16, wide_products
@@ -31,6 +34,9 @@ from hullft_ops.ttft.model.steps import (
     plan,
 )
 
+# Consecutive steps of one rate, and how many they are.
+Runs = list[tuple[float | torch.Tensor, int]]
+
 
 class SupportTrainer:
     """Adam with a fresh state for every support. All supports share its buffers.
@@ -43,6 +49,7 @@ class SupportTrainer:
         schedule: schedule of the learning rate, see `learning_rate_factor`.
         max_grad_norm: norm to clip every gradient to; None for no clipping.
         autocast: dtype of the forward pass; None for the model's own.
+        graphs: on CUDA, capture passes in graphs and replay them, see `PassGraphs`.
     """
 
     def __init__(
@@ -55,6 +62,7 @@ class SupportTrainer:
         schedule: str,
         max_grad_norm: float | None,
         autocast: torch.dtype | None,
+        graphs: bool = True,
     ) -> None:
         check_choice("order", order, ORDERS)
         check_choice("schedule", schedule, SCHEDULES)
@@ -67,11 +75,24 @@ class SupportTrainer:
         self._autocast = autocast
         self._optimizer = hullft_ops.ReplayAdam(trained, lr=lr)
         self._loss = MeanLoss(model)
+        self._may_capture = graphs
+        # Of the runs in a pass. A graph reads them where they are.
+        self._rates: list[torch.Tensor] = []
 
     @property
     def n_full_logits(self) -> int:
         """How many passes so far needed the full logits of a text."""
         return self._loss.n_full_logits
+
+    @cached_property
+    def graphs(self) -> PassGraphs | None:
+        """On CUDA the captured passes, unless they are turned off."""
+        on_cuda = self._model.device.type == "cuda"
+        return PassGraphs(self._model, self._trained) if on_cuda and self._may_capture else None
+
+    @cached_property
+    def _is_padded(self) -> bool:
+        return self._model.device.type == "cuda" and can_pad(self._model)
 
     def share_buffers_with(self, other: "SupportTrainer") -> None:
         """Use the optimizer state of another trainer of the same parameters.
@@ -113,12 +134,14 @@ class SupportTrainer:
         passes: list[tuple[int, int]] = []
         # Allocated before any memory that is freed again: the moments stay, and in the gap that
         # such memory leaves they would block the next allocation of its size.
+        self._optimizer.param_groups[0]["capturable"] = self.graphs is not None
         self._optimizer.make_state()
         self._optimizer.reset()
+        graphs = self.graphs if self.graphs and self.graphs.can_serve(self._optimizer) else None
         # Its gradients take room, so they exist only for this support.
         cache = hullft_ops.GradientCache(self._trained)
         budget = None if deadline is None else Budget(deadline, {p.device for p in self._trained})
-        taken, done, steps = [0] * len(texts), 0, sum(counts)
+        taken, done, steps, device = [0] * len(texts), 0, sum(counts), self._model.device
         # The caller may be in a mode that records no gradients, as in generation.
         with (
             eval_mode(self._model),
@@ -129,40 +152,78 @@ class SupportTrainer:
             # One tensor for all losses, allocated first. A loss left where its pass put it would
             # split the memory that the next pass needs for larger activations.
             fresh = sum(sweep.fresh for sweep in sweeps)
-            losses = torch.empty(fresh, dtype=torch.float64, device=self._model.device)
-            tokens = [torch.tensor(text, device=self._model.device) for text in texts]
+            losses = torch.empty(fresh, dtype=torch.float64, device=device)
+            context = model_limit("TestTimeFinetuner", self._model)
+            lengths = (
+                padded_length(len(text), context) if self._is_padded else 0 for text in texts
+            )
+            tokens = on_device([padded(*one) for one in zip(texts, lengths, strict=True)], device)
             for sweep in sweeps:
                 if budget and not budget.allows(len(texts[sweep.example]), fresh=sweep.fresh):
                     break
-                rates = [self._rate(step, steps) for step in range(done, done + sweep.repeats)]
+                rates = (self._rate(step, steps) for step in range(done, done + sweep.repeats))
+                # Steps of different rates cannot share a sweep over memory.
+                runs: Runs = [(rate, len(list(same))) for rate, same in groupby(rates)]
                 if sweep.fresh:
-                    loss = self._forward(tokens[sweep.example], clock)
-                    losses[len(passes)] = loss.detach()
+                    text = tokens[sweep.example]
                     passes.append((indices[sweep.example], done))
-                    if self._model.device.type == "cpu":
-                        _check_losses([loss.item()], passes[-1:], steps)
-                    self._backward(loss, sweep, cache, rates, clock)
-                    del loss
+                    check = partial(_check_losses, passes=passes[-1:], steps=steps)
+                    one_pass = partial(self._pass, sweep=sweep, cache=cache, check=check)
+                    if graphs is None or sweep.keep:
+                        loss = one_pass(text, clock, runs=runs)
+                    else:
+                        kind = (len(text), *(repeats for _, repeats in runs))
+                        one_pass = partial(one_pass, runs=self._in_tensors(runs))
+                        loss = graphs.run(kind, text, one_pass, clock)
+                    losses[len(passes) - 1] = loss
                 else:
                     with clock.of("step"):
-                        self._step(partial(cache.replay, sweep.example, self._optimizer), rates)
+                        self._step(partial(cache.replay, sweep.example, self._optimizer), runs)
                         if not sweep.keep:
                             cache.drop(sweep.example)
                 # A caller's autocast would keep using its copies of the old weights.
                 torch.clear_autocast_cache()
                 taken[sweep.example] += sweep.repeats
                 done += sweep.repeats
-            self._optimizer.zero_grad(set_to_none=True)
         # Read all losses together at the end. Reading each one would stall a GPU every time, and
         # reading none would leave the GPU's work out of the time.
         values: list[float] = losses[: len(passes)].tolist()
         _check_losses(values, passes, steps)
         return values, taken
 
-    def _forward(self, tokens: torch.Tensor, clock: StageClock) -> torch.Tensor:
+    def _in_tensors(self, runs: Runs) -> Runs:
+        """The runs with their rates in tensors that stay where they are."""
+        device = self._model.device
+        while len(self._rates) < len(runs):
+            self._rates.append(torch.zeros((), dtype=torch.float64, device=device))
+        rates = self._rates[: len(runs)]
+        for tensor, (rate, _) in zip(rates, runs, strict=True):
+            tensor.fill_(rate)
+        return [(tensor, repeats) for tensor, (_, repeats) in zip(rates, runs, strict=True)]
+
+    def _pass(
+        self,
+        tokens: torch.Tensor,
+        clock: StageClock,
+        *,
+        sweep: Sweep,
+        cache: hullft_ops.GradientCache,
+        runs: Runs,
+        check: Callable[[list[float]], None],
+    ) -> torch.Tensor:
+        """The loss of a text, after the steps with its gradient. Leaves no gradients."""
         self._optimizer.zero_grad(set_to_none=True)
+        loss = self._forward(tokens, clock)
+        # Elsewhere, looking would stall the device.
+        if loss.device.type == "cpu":
+            check([loss.item()])
+        self._backward(loss, sweep, cache, runs, clock)
+        self._optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
+
+    def _forward(self, tokens: torch.Tensor, clock: StageClock) -> torch.Tensor:
         with clock.of("forward"), self._autocast_context():
-            loss = unscaled(self._loss(tokens))
+            loss = unscaled((self._loss.of_padded if self._is_padded else self._loss)(tokens))
         if not loss.requires_grad:
             raise RuntimeError(
                 "TestTimeFinetuner: the loss depends on no parameter that is trained, as of an "
@@ -175,14 +236,14 @@ class SupportTrainer:
         loss: torch.Tensor,
         sweep: Sweep,
         cache: hullft_ops.GradientCache,
-        rates: Sequence[float],
+        runs: Runs,
         clock: StageClock,
     ) -> None:
         """Compute the gradients of the loss, and take the steps with them."""
 
         def take(gradients: dict[torch.Tensor, torch.Tensor]) -> None:
             with clock.of("step"):
-                self._step(partial(self._optimizer.step, grads=gradients), rates)
+                self._step(partial(self._optimizer.step, grads=gradients), runs)
 
         # Each gradient is then needed only for the steps of its own parameter. Only on the CPU:
         # nobody has measured what the additional calls cost on a GPU.
@@ -203,11 +264,10 @@ class SupportTrainer:
     def _rate(self, step: int, steps: int) -> float:
         return self._lr * learning_rate_factor(self._schedule, step, steps)
 
-    def _step(self, step: Callable[..., None], rates: Sequence[float]) -> None:
-        # Steps of different rates cannot share a sweep over memory.
-        for rate, same in groupby(rates):
+    def _step(self, step: Callable[..., None], runs: Runs) -> None:
+        for rate, repeats in runs:
             self._optimizer.param_groups[0]["lr"] = rate
-            step(repeats=len(list(same)))
+            step(repeats=repeats)
 
     def _autocast_context(self) -> AbstractContextManager[object]:
         if self._autocast is None:

@@ -1,0 +1,150 @@
+"""Training passes as CUDA graphs: captured once for each length of text, then replayed.
+
+Tests replay stand-ins on the CPU. Nobody has captured a pass on a GPU yet.
+"""
+
+import warnings
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+from hullft_ops.ttft.model.attention import can_pad
+from hullft_ops.ttft.model.loss import is_wrapped
+from hullft_ops.ttft.model.prefix import adapter_switches
+from hullft_ops.ttft.model.steps import StageClock
+
+# Trains on a text, counts its stages on the clock, and returns the loss.
+Pass = Callable[[Tensor, StageClock], Tensor]
+# Records a call without running it. Returns what ``replay()`` runs it, and what that fills.
+Capture = Callable[[Callable[[], Tensor]], tuple[Any, Tensor]]
+
+
+class PassGraphs:
+    """The graphs of one model's passes, all in one memory pool.
+
+    A graph repeats kernels on fixed addresses. A snapshot restores a model in place, so a graph
+    serves one prompt after the other. If a tensor of the model or of the optimizer has moved, or
+    other adapters are active, all graphs are dropped.
+
+    ``new_capture`` makes a `Capture` with a memory pool of its own.
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        trained: Sequence[nn.Parameter],
+        new_capture: Callable[[], Capture] | None = None,
+    ) -> None:
+        self._model = model
+        self._trained = trained
+        self._new_capture = new_capture or partial(_capture_on, model.device)
+        self._capture: Capture | None = None
+        # The graph, the text that it reads and the loss that it writes.
+        self._captured: dict[Hashable, tuple[Any, Tensor, Tensor]] = {}
+        self._state: list[object] = []
+        self._failure = self._warned = ""
+
+    @property
+    def count(self) -> int:
+        """How many kinds of passes are captured."""
+        return len(self._captured)
+
+    def can_serve(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Drop graphs that no longer fit. False, after a warning, if passes cannot be captured."""
+        why = self._failure or _obstacle(self._model)
+        if why is not None:
+            self._warn(why)
+            return False
+        state = _state(self._model, optimizer)
+        if state != self._state:
+            self._drop()
+            self._state = state
+        return True
+
+    def run(self, kind: Hashable, text: Tensor, one_pass: Pass, clock: StageClock) -> Tensor:
+        """Replay the pass of this kind, or run it and capture it for the next time.
+
+        Passes of one kind differ only in their texts, int64 ``[T]`` with one T, and in values of
+        tensors that they read. They leave no gradients behind. The clock counts a whole replay as
+        the stage "forward".
+        """
+        if kind not in self._captured:
+            # A capture cannot load kernels. This call does.
+            loss = one_pass(text, clock)
+            if not self._failure:
+                self._add(kind, text.clone(), one_pass)
+            return loss
+        graph, read, loss = self._captured[kind]
+        with clock.of("forward"):
+            read.copy_(text)
+            graph.replay()
+        # torch counts no write of a replay.
+        torch.autograd.graph.increment_version(self._trained)
+        return loss
+
+    def _add(self, kind: Hashable, text: Tensor, one_pass: Pass) -> None:
+        torch.clear_autocast_cache()  # a replay must cast the weights again
+        self._capture = self._capture or self._new_capture()
+        try:
+            # Nobody can read events that were captured, so they go to a clock of their own.
+            graph, loss = self._capture(partial(one_pass, text, StageClock(torch.device("cpu"))))
+            self._captured[kind] = graph, text, loss
+        except RuntimeError as error:
+            self._failure = str(error).partition("\n")[0]
+            self._drop()
+            self._warn(self._failure)
+            # They lie in the pool of the capture that was cut short.
+            for parameter in self._trained:
+                parameter.grad = None
+
+    def _drop(self) -> None:
+        # torch refuses a pool whose graphs are all gone.
+        self._captured, self._capture = {}, None
+
+    def _warn(self, why: str) -> None:
+        if why != self._warned:
+            self._warned = why
+            said = "TestTimeFinetuner: training runs without CUDA graphs"
+            warnings.warn(f"{said}: {why}", stacklevel=2)
+
+
+def _capture_on(device: torch.device) -> Capture:
+    pool = torch.cuda.graph_pool_handle()
+    stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def capture(run: Callable[[], Tensor]) -> tuple[Any, Tensor]:
+        graph = torch.cuda.CUDAGraph()
+        # "thread_local" lets other threads call CUDA meanwhile.
+        with torch.cuda.device(device), torch.cuda.graph(graph, pool, stream, "thread_local"):
+            loss = run()
+        return graph, loss
+
+    return capture
+
+
+def _obstacle(model: "PreTrainedModel") -> str | None:
+    devices = {tensor.device for tensor in chain(model.parameters(), model.buffers())}
+    if len(devices) > 1:
+        return f"the model is on {len(devices)} devices"
+    if not can_pad(model):
+        return "its attention or its positions change with the length of a text"
+    hooks = (p._backward_hooks or p._post_accumulate_grad_hooks for p in model.parameters())
+    heard: bool = bool(_has_any_global_hook())  # type: ignore[no-untyped-call]
+    heard = heard or any(hooks) or any(map(is_wrapped, model.modules()))
+    return "somebody listens to a module, or has replaced its forward" if heard else None
+
+
+def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[object]:
+    """What graphs depend on and nobody passes to them."""
+    kept = chain.from_iterable(state.values() for state in optimizer.state.values())
+    tensors = chain(model.parameters(), model.buffers(), kept)
+    places = [(t.data_ptr(), t.shape, t.dtype, t.requires_grad) for t in tensors]
+    return [places, adapter_switches(model)]
