@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from adam_training import (
     OptimizerClass,
@@ -184,6 +185,28 @@ def test_reset_equals_a_new_optimizer_and_keeps_its_buffers() -> None:
     train(twin, ReplayAdam(twin.parameters(), lr=1e-2), range(3, 6), 2)
     assert_same_bits(model, twin)
     assert buffers == [t.data_ptr() for state in optimizer.state.values() for t in state.values()]
+
+
+class Operators(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.names.append(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+def test_reset_is_one_operator_for_all_tensors_of_a_device() -> None:
+    """On a GPU each would be a launch."""
+    model = make_model(torch.float32)
+    optimizer = ReplayAdam(model.parameters())
+    optimizer.make_state()
+    with Operators() as operators:
+        optimizer.reset()
+    assert operators.names == ["_foreach_zero_"]
 
 
 def test_a_first_step_in_inference_mode() -> None:
