@@ -3,11 +3,13 @@
 The build, only for that card, replaces an installed ``hullft_ops``. The whole takes under 9 minutes
 and downloads nothing. It writes a JSON file and a table after each step, and a log as the steps
 run. If a step's package or tool is missing, the step counts as not run, and the record names what
-it needs. ``--dry-run`` runs the same steps on the CPU, except the build and the sanitizer, whose
-commands it prints. The sanitizer runs the step ``operators``.
+it needs. ``--dry-run`` runs the same steps on the CPU, except the build, ncu and the sanitizer,
+whose commands it prints. The sanitizer runs the step ``operators``. The step ``passes`` leaves a
+profiler's trace beside the results.
 """
 
 import argparse
+import csv
 import json
 import os
 import shutil
@@ -29,22 +31,15 @@ FORMAT = 1
 BUDGET_SECONDS = 520
 _TTFT_PACKAGES = ("numpy", "pyarrow", "rich", "transformers")
 _TOOLS_IN_MODULES = ("cmake", "ninja")  # scikit-build-core finds them there too
+_SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 _MOST_PROCESSES = 8  # for tests on one GPU
 _REHEARSAL_SECONDS = 300  # per step: the time on a shared CPU says nothing about a GPU's
 # Tests that do not use the CUDA kernels, or that request them themselves.
 _OTHER_TESTS = (
-    "test_benchmarks",
-    "test_compile_gate",
-    "test_cuda_build",
-    "test_cuda_errors",
-    "test_distribution",
-    "test_examples",
-    "test_fuzz_corpus",
-    "test_gpu_check",
-    "test_packaging",
-    "test_quotient_proof",
-    "test_readme",
-)
+    "test_benchmarks", "test_compile_gate", "test_cuda_build", "test_cuda_errors",
+    "test_distribution", "test_examples", "test_fuzz_corpus", "test_gpu_check", "test_packaging",
+    "test_quotient_proof", "test_readme",
+)  # fmt: skip
 # An operator that returns tensors, and two that write to lists of them; the rest is only collected.
 _REHEARSED_TESTS = ("test_fw_select_indexed.py", "test_grad_accumulate.py", "test_replay_adam.py")
 PASSED, FAILED, NOT_RUN, REHEARSED = "passed", "failed", "not run", "rehearsed on the CPU"
@@ -56,7 +51,8 @@ class Step:
 
     Attributes:
         seconds: its budget. It also gets the time that earlier steps left, and is then stopped.
-        command: the command; ``{output}`` is a file that it may write for ``read``.
+        command: the command; ``{output}`` is a file that it may write for ``read``, and other files
+            that stay begin with ``{beside}``.
         read: turns that file into the step's results.
         modules, tools: must be installed, or the step does not run.
         rehearsal: runs instead in a dry run; None only prints the command.
@@ -120,6 +116,20 @@ def read_junit(output: Path) -> dict[str, Any]:
     return {**counts, "why skipped": skipped, "failed": failed}
 
 
+def read_ncu(output: Path) -> dict[str, Any]:
+    """Each kernel's metrics, with their units, from the page of details."""
+    lines = output.read_text(encoding="utf-8").splitlines()
+    start = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), len(lines))
+    metrics: dict[str, dict[str, str]] = {}
+    for row in csv.DictReader(lines[start:]):
+        if row["Metric Name"]:
+            of_kernel = metrics.setdefault(row["Kernel Name"], {})
+            of_kernel[row["Metric Name"]] = f"{row['Metric Value']} {row['Metric Unit']}".strip()
+    if not metrics:
+        raise ValueError("no launch was profiled")
+    return {"metrics": metrics}
+
+
 def operator_tests() -> list[str]:
     tests = sorted((ROOT / "tests").glob("test_*.py"))
     return [str(path.relative_to(ROOT)) for path in tests if path.stem not in _OTHER_TESTS]
@@ -128,7 +138,7 @@ def operator_tests() -> list[str]:
 def _measurement(name: str, seconds: float, device: str, modules: tuple[str, ...] = ()) -> Step:
     def command(on: str, *more: str) -> list[str]:
         return [sys.executable, "-m", "benchmarks.gpu", name, "--device", on,
-                "--output", "{output}", *more]  # fmt: skip
+                "--output", "{output}", "--beside", "{beside}", *more]  # fmt: skip
 
     return Step(name, seconds, command(device), read_json, modules,
                 rehearsal=command("cpu", "--small"))  # fmt: skip
@@ -148,6 +158,15 @@ def _sanitizer(tool: str, seconds: float, device: str) -> Step:
         tools=("compute-sanitizer",),
         environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
     )  # fmt: skip
+
+
+def _launches(seconds: float, device: str) -> Step:
+    """Profile one launch each of the main kernels, with every metric that ncu has a section for."""
+    program = _measurement("launches", seconds, device).command
+    command = ["ncu", "--set", "full", "--csv", "--page", "details", "--log-file", "{output}"]
+    command += ["--kernel-name", "regex:^(gram|fw_warp|adam)_kernel", "--launch-count", "3"]
+    command += [part.replace("{output}", "{output}.json") for part in program]
+    return Step("ncu", seconds, command, read_ncu, tools=("ncu",))
 
 
 def _tests(seconds: float, device: str) -> Step:
@@ -171,15 +190,17 @@ def plan(device: str) -> list[Step]:
     return [
         Step("build", 150, build, read_nothing,
              ("scikit_build_core", "pybind11"), ("nvcc", "cmake", "ninja")),
-        _measurement("environment", 20, device),
-        _measurement("operators", 20, device),
-        _tests(70, device),
-        _measurement("graphs", 20, device),
-        _measurement("selection", 40, device, ("numpy", "pytest")),
-        _measurement("replay", 40, device, _TTFT_PACKAGES),
-        _measurement("ttft", 120, device, (*_TTFT_PACKAGES, "pytest")),
+        _measurement("environment", 15, device),
+        _measurement("operators", 15, device),
+        _tests(65, device),
+        _measurement("graphs", 15, device),
+        _measurement("selection", 35, device, ("numpy", "pytest")),
+        _measurement("replay", 30, device, _TTFT_PACKAGES),
+        _measurement("passes", 45, device, (*_TTFT_PACKAGES, "pytest")),
+        _measurement("ttft", 75, device, (*_TTFT_PACKAGES, "pytest")),
+        _launches(20, device),
         # Last, because they slow their program down many times: they get all the remaining time.
-        *(_sanitizer(tool, 13, device) for tool in ("memcheck", "racecheck", "initcheck")),
+        *(_sanitizer(tool, 13, device) for tool in _SANITIZERS),
     ]  # fmt: skip
 
 
@@ -193,7 +214,7 @@ def run_step(step: Step, seconds: float, log: IO[bytes], *, dry_run: bool) -> di
     command, missing = step.rehearsal if dry_run else step.command, step.missing()
     if command is None:
         needs = f"; it needs {', '.join(missing)}" if missing else ""
-        return {**record, "status": NOT_RUN, "why": f"a dry run only prints this command{needs}"}
+        return {**record, "status": NOT_RUN, "why": f"needs a GPU, a dry run prints it{needs}"}
     if not dry_run and missing:
         return {**record, "status": NOT_RUN, "why": f"needs {', '.join(missing)}"}
     if seconds <= 0:
@@ -218,9 +239,10 @@ def run_step(step: Step, seconds: float, log: IO[bytes], *, dry_run: bool) -> di
 def _execute(
     step: Step, command: list[str], output: Path, seconds: float, log: IO[bytes]
 ) -> tuple[str, str]:
+    beside = str(Path(str(log.name)).resolve()).removesuffix(".log")
     try:
         process = subprocess.Popen(
-            [part.format(output=output) for part in command],
+            [part.format(output=output, beside=beside) for part in command],
             cwd=ROOT,
             env=os.environ | {"PATH": _path()} | step.environment,
             stdout=log,
@@ -347,7 +369,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--commit", help="of the sources, where git cannot tell")
     parser.add_argument(
         "--output", type=Path, default=ROOT / "benchmarks/results/gpu_check.json",
-        help="a JSON file, whose folder is made; .md and .log go beside it",
+        help="a JSON file, whose folder is made; .md, .log and .trace.json.gz go beside it",
     )  # fmt: skip
     options = parser.parse_args(arguments)
     output: Path = options.output

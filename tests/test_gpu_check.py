@@ -1,8 +1,10 @@
 """The check that runs on a GPU: its steps rehearsed here, and what becomes of failing ones."""
 
 import dataclasses
+import gzip
 import json
 import math
+import re
 import subprocess
 import sys
 import tempfile
@@ -16,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 from benchmarks import gpu_check
-from benchmarks.gpu import build, operators, replay, selection
+from benchmarks.gpu import build, launches, operators, replay, selection
 from benchmarks.gpu.__main__ import main as gpu_step
 from benchmarks.gpu.replay import goal_share
 from benchmarks.gpu_check import Step
@@ -60,11 +62,13 @@ def test_every_step_but_the_launches_runs_where_a_gpu_machine_lacks_what_it_lack
     found = json.loads(output.read_text(encoding="utf-8"))
     assert found["steps"] == ended
     became = {step["name"]: step["status"] for step in ended}
-    printed = ["build", *(f"compute-sanitizer {t}" for t in ("memcheck", "racecheck", "initcheck"))]
+    sanitizers = ("memcheck", "racecheck", "initcheck", "synccheck")
+    printed = ["build", "ncu", *(f"compute-sanitizer {tool}" for tool in sanitizers)]
     assert list(became) == [step.name for step in gpu_check.plan("cuda:0")]
     assert became == {
         name: gpu_check.NOT_RUN if name in printed else gpu_check.REHEARSED for name in became
     }, log
+    assert all("needs a GPU" in s["why"] for s in ended if s["name"] in printed)
     assert process.returncode == 3
     assert all(f"== {name}:" in text for name in became for text in (stdout, log))
     assert not {"cmake", "ninja"} & set(ended[0]["why"].replace(",", "").split())
@@ -75,7 +79,7 @@ def test_every_step_but_the_launches_runs_where_a_gpu_machine_lacks_what_it_lack
     checked, captured = results["operators"]["checked"], results["graphs"]["captured"]
     assert len(checked) == 93
     assert captured == [*checked, "ReplayAdam, capturable"]
-    for name in ("selection", "replay", "ttft"):
+    for name in ("selection", "replay", "passes", "ttft"):
         assert all(c["ours"]["seconds"] > 0 for c in results[name]["comparisons"])
         assert all(goal["met"] for goal in results[name]["goals"])
     assert {"padded loop", "torch loop"} == results["ttft"]["comparisons"][0]["peers"].keys()
@@ -85,7 +89,10 @@ def test_every_step_but_the_launches_runs_where_a_gpu_machine_lacks_what_it_lack
         "gpu.json",
         "gpu.log",
         "gpu.md",
+        "gpu.trace.json.gz",
     ]
+    with gzip.open(output.with_suffix(".trace.json.gz")) as trace:
+        assert json.load(trace)["traceEvents"]
 
 
 KILLED = """
@@ -329,3 +336,32 @@ def test_junit_results(tmp_path: Path) -> None:
     path.write_text('<testsuites><testsuite tests="0"/></testsuites>', encoding="utf-8")
     with pytest.raises(ValueError, match="no test ran"):
         gpu_check.read_junit(path)
+
+
+NCU = """==PROF== Connected to process 12
+==PROF== Profiling "adam_kernel" - 0: 0%....100% - 40 passes
+"ID","Process ID","Kernel Name","Section Name","Metric Name","Metric Unit","Metric Value"
+"0","12","adam_kernel","GPU Speed Of Light Throughput","Duration","us","1,210.5"
+"0","12","adam_kernel","GPU Speed Of Light Throughput","","",""
+"0","12","adam_kernel","Occupancy","Achieved Occupancy","%","61.2"
+"""
+
+
+def test_metrics_of_kernels(tmp_path: Path) -> None:
+    path = tmp_path / "output"
+    path.write_text(NCU, encoding="utf-8")
+    metrics = {"Duration": "1,210.5 us", "Achieved Occupancy": "61.2 %"}
+    assert gpu_check.read_ncu(path) == {"metrics": {"adam_kernel": metrics}}
+    path.write_text("==ERROR== ERR_NVGPUCTRPERM", encoding="utf-8")
+    with pytest.raises(ValueError, match="no launch was profiled"):
+        gpu_check.read_ncu(path)
+
+
+def test_the_kernels_to_profile_are_in_the_sources() -> None:
+    (launched,) = launches.run(torch.device("cpu"), small=True)
+    (step,) = (step for step in gpu_check.plan("cuda:0") if step.name == "ncu")
+    pattern = step.command[step.command.index("--kernel-name") + 1].removeprefix("regex:")
+    sources = "".join(path.read_text() for path in (gpu_check.ROOT / "csrc/cuda").glob("*.cu"))
+    for name in launched["launched"]:
+        assert re.search(pattern, name)
+        assert f" {name}(" in sources

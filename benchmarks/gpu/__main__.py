@@ -12,7 +12,7 @@ import torch
 
 from hullft_ops.ttft._files import replacing
 
-STEPS = ("environment", "operators", "graphs", "selection", "replay", "ttft")
+STEPS = ("environment", "operators", "graphs", "selection", "replay", "ttft", "passes", "launches")
 
 
 def main() -> None:
@@ -21,12 +21,14 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", help="cuda (the default), cuda:N or cpu")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--small", action="store_true", help="sizes that prove nothing")
+    parser.add_argument("--beside", help="how the names of other files begin")
     options = parser.parse_args()
     device = torch.device(options.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # for captured graphs and for events
     step = importlib.import_module(f"benchmarks.gpu.{options.step}")
-    found: Iterator[dict[str, Any]] = step.run(device, small=options.small)
+    traced = {"beside": options.beside} if options.step == "passes" else {}
+    found: Iterator[dict[str, Any]] = step.run(device, small=options.small, **traced)
     for so_far in found:
         # The file must be whole even if this process is stopped.
         with replacing(options.output) as scratch:

@@ -35,11 +35,7 @@ from hullft_ops.ttft.retrieval.support import Seconds
 
 def run(device: torch.device, *, small: bool) -> Iterator[dict[str, Any]]:
     pace = Pace(0.0, 2, 2) if small else Pace(2.0, 3, 20)
-    torch.manual_seed(0)
-    model = GPT2LMHeadModel(_small_config() if small else GPT2Config())
-    nn.Module.to(model, device)
-    # Ours trains without dropout, so the loops do too.
-    model.train(False)
+    model = random_gpt2(device, small)
     measured: list[dict[str, Any]] = []
     goals: list[dict[str, Any]] = []
     for case in _cases(small):
@@ -48,6 +44,14 @@ def run(device: torch.device, *, small: bool) -> Iterator[dict[str, Any]]:
         measured.append(asdict(comparison))
         goals += [goal(comparison, *allowed) for allowed in allowed_differences(case).items()]
         yield {"comparisons": measured, "goals": goals}
+
+
+def random_gpt2(device: torch.device, small: bool) -> GPT2LMHeadModel:
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(_small_config() if small else GPT2Config())
+    nn.Module.to(model, device)
+    # Ours trains without dropout, so the loops do too.
+    return model.train(False)
 
 
 def _cases(small: bool) -> list[Case]:

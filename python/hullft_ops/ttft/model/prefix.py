@@ -177,9 +177,9 @@ def _state(model: nn.Module) -> list[tuple[object, object]]:
 
 
 def adapter_switches(model: nn.Module) -> list[tuple[str, str]]:
-    """Which adapters of which layers are active."""
+    """Which adapters of which layers are active, and how they are scaled."""
     adapted = [module for module in model.modules() if hasattr(module, "base_layer")]
-    switches = ("disable_adapters", "active_adapters")
+    switches = ("disable_adapters", "active_adapters", "scaling")
     return [(name, str(getattr(layer, name, None))) for layer in adapted for name in switches]
 
 
