@@ -100,6 +100,20 @@ def test_a_pass_of_each_kind_is_captured_once(model, options, captures, replays)
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_graphs_serve_one_prompt_after_the_other(gpt2, make, bits):
+    before, stand_in, finetuner = bits(gpt2), StandIn(), make(gpt2)
+    trainer = finetuner._trainer
+    trainer._is_padded = True
+    trainer.graphs = PassGraphs(gpt2, trainable_parameters(gpt2), stand_in.new_capture)
+    for _ in range(2):
+        with finetuner.adapted("the cat sat on the red mat") as report:
+            assert before.changed()
+        assert not before.changed()
+    assert (stand_in.pools, stand_in.captures) == (1, trainer.graphs.count)
+    assert stand_in.replays == 2 * report.forward_backward_passes - stand_in.captures
+    assert not make(gpt2, graphs=False)._trainer._may_capture
+
+
 def move_a_parameter(model, trainer):
     parameter = next(model.parameters())
     parameter.data = parameter.data.clone()
@@ -126,7 +140,7 @@ def test_what_cannot_be_captured_runs_as_before_and_says_why(gpt2, error):
     wanted = train(trainer_of(gpt2), gpt2)
     stand_in = StandIn(error)
     trainer = trainer_of(gpt2, stand_in)
-    with pytest.warns(UserWarning, match="without CUDA graphs: not permitted$"):
+    with pytest.warns(UserWarning, match="uses no CUDA graphs: not permitted$"):
         assert_alike(train(trainer, gpt2), wanted)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

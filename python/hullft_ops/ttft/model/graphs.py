@@ -43,8 +43,7 @@ class PassGraphs:
         trained: Sequence[nn.Parameter],
         new_capture: Callable[[], Capture] | None = None,
     ) -> None:
-        self._model = model
-        self._trained = trained
+        self._model, self._trained = model, trained
         self._new_capture = new_capture or partial(_capture_on, model.device)
         self._capture: Capture | None = None
         # The graph, the text that it reads and the loss that it writes.
@@ -59,12 +58,10 @@ class PassGraphs:
 
     def can_serve(self, optimizer: torch.optim.Optimizer) -> bool:
         """Drop graphs that no longer fit. False, after a warning, if passes cannot be captured."""
-        why = self._failure or _obstacle(self._model)
-        if why is not None:
+        if why := self._failure or _obstacle(self._model):
             self._warn(why)
             return False
-        state = _state(self._model, optimizer)
-        if state != self._state:
+        if (state := _state(self._model, optimizer)) != self._state:
             self._drop()
             self._state = state
         return True
@@ -112,8 +109,7 @@ class PassGraphs:
     def _warn(self, why: str) -> None:
         if why != self._warned:
             self._warned = why
-            said = "TestTimeFinetuner: training runs without CUDA graphs"
-            warnings.warn(f"{said}: {why}", stacklevel=2)
+            warnings.warn(f"TestTimeFinetuner: training uses no CUDA graphs: {why}", stacklevel=2)
 
 
 def _capture_on(device: torch.device) -> Capture:
@@ -122,8 +118,12 @@ def _capture_on(device: torch.device) -> Capture:
 
     def capture(run: Callable[[], Tensor]) -> tuple[Any, Tensor]:
         graph = torch.cuda.CUDAGraph()
-        # "thread_local" lets other threads call CUDA meanwhile.
-        with torch.cuda.device(device), torch.cuda.graph(graph, pool, stream, "thread_local"):
+        with (
+            torch.cuda.device(device),
+            # torch would leave its stream current if the capture fails.
+            torch.cuda.stream(torch.cuda.current_stream(device)),
+            torch.cuda.graph(graph, pool, stream, "thread_local"),  # other threads may call CUDA
+        ):
             loss = run()
         return graph, loss
 
