@@ -2,10 +2,9 @@
 
 The build, only for that card, replaces an installed ``hullft_ops``. The whole takes under 9 minutes
 and downloads nothing. It writes a JSON file and a table after each step, and a log as the steps
-run. If a step's package or tool is missing, the step counts as not run, and the record names what
-it needs. ``--dry-run`` runs the same steps on the CPU, except the build, ncu and the sanitizer,
-whose commands it prints. The sanitizer runs the step ``operators``. The step ``passes`` leaves a
-profiler's trace beside the results.
+run. If a step lacks a package or tool, the record names what it needs. ``--dry-run`` runs the same
+steps on the CPU, except the build, ncu and the sanitizer, whose commands it prints. The sanitizer
+runs the step ``operators``. The step ``passes`` leaves a profiler's trace beside the results.
 """
 
 import argparse
@@ -174,13 +173,14 @@ def _tests(seconds: float, device: str) -> Step:
     command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=--import-mode=importlib",
                "--junitxml", "{output}", "-p", "no:cacheprovider",
                "--continue-on-collection-errors"]  # fmt: skip
-    if _installed("xdist"):
-        processes = min(_MOST_PROCESSES, len(os.sched_getaffinity(0)))
-        command += ["-n", str(processes), "--dist", "worksteal"]
     command += operator_tests()
+    most = min(_MOST_PROCESSES, len(os.sched_getaffinity(0)))
+    # Every process collects all tests, so a rehearsal has one.
+    spread = ["--dist", "worksteal", "-n"] if _installed("xdist") else []
+    one, several = (spread and [*spread, str(n)] for n in (1, most))
     return Step(
-        "tests", seconds, [*command, "--device", device], read_junit, ("pytest", "numpy"),
-        rehearsal=[*command, "--mirrored", "-k", " or ".join(_REHEARSED_TESTS)],
+        "tests", seconds, [*command, *several, "--device", device], read_junit, ("pytest", "numpy"),
+        rehearsal=[*command, *one, "--mirrored", "-k", " or ".join(_REHEARSED_TESTS)],
     )  # fmt: skip
 
 
