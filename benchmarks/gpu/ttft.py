@@ -51,7 +51,8 @@ def random_gpt2(device: torch.device, small: bool) -> GPT2LMHeadModel:
     model = GPT2LMHeadModel(_small_config() if small else GPT2Config())
     nn.Module.to(model, device)
     # Ours trains without dropout, so the loops do too.
-    return model.train(False)
+    model.train(False)
+    return model
 
 
 def _cases(small: bool) -> list[Case]:

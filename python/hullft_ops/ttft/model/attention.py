@@ -105,4 +105,5 @@ def on_device(texts: Sequence[Sequence[int]], device: torch.device) -> list[torc
     flat = torch.tensor([*chain.from_iterable(texts)], dtype=torch.int64, device="cpu")
     if device.type == "cuda":
         flat = flat.pin_memory()
-    return list(flat.to(device, non_blocking=True).split([len(text) for text in texts]))
+    there = flat.to(device, non_blocking=True)
+    return list(torch.split(there, [len(text) for text in texts]))

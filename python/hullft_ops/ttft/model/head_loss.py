@@ -52,8 +52,9 @@ def unscaled(loss: Tensor) -> Tensor:
 
     Reading whether a factor is 1 would stall a GPU, and the gradient of a vocabulary is large.
     """
-    if hasattr(loss.grad_fn, "is_root"):
-        loss.grad_fn.is_root = True
+    node: Any = loss.grad_fn
+    if hasattr(node, "is_root"):
+        node.is_root = True
     return loss
 
 
