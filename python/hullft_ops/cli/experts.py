@@ -35,6 +35,9 @@ def build(
     ] = None,
     lr: Annotated[float, typer.Option(help="Learning rate of the first step.")] = 5e-4,
     max_length: options.MaxLengthOption = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="bfloat16 to train under autocast.", show_default="float32")
+    ] = None,
     full: Annotated[
         bool, typer.Option("--full", help="Train all weights in place of adapters.")
     ] = False,
@@ -73,6 +76,7 @@ def build(
             passages=passages,
             lr=lr,
             max_length=max_length,
+            dtype=dtype,
             full=full,
             seed=seed,
             console=Console(stderr=True),

@@ -172,7 +172,7 @@ class TestTimeFinetuner:
         # The length of training texts limits what the model reads only if nothing else does.
         known = known_context("TestTimeFinetuner", model, tokenizer)
         self._context = self._max_length if known is None else known
-        autocast = autocast_dtype(dtype, model.device)
+        autocast = autocast_dtype("TestTimeFinetuner", dtype, model.device)
         settings: dict[str, Any] = {"lr": lr, "order": order, "schedule": schedule}
         settings |= {"max_grad_norm": max_grad_norm, "autocast": autocast}
         self._trainer = SupportTrainer(model, trained, **settings, graphs=graphs)

@@ -179,6 +179,22 @@ def test_the_seed_decides_and_a_finished_build_shows_its_progress(
     assert not any(torch.equal(a.a, b.a) for a, b in pairs)
 
 
+@pytest.mark.filterwarnings("ignore:build_experts. this processor multiplies bfloat16 in software")
+def test_experts_trained_in_bfloat16_stay_in_float32(
+    build: Build, gpt2: PreTrainedModel, tmp_path: Path
+) -> None:
+    single, half = (
+        build(gpt2, f"{dtype}", dtype=dtype, clusters=1) for dtype in (None, "bfloat16")
+    )
+    assert (single.manifest.dtype, half.manifest.dtype) == (None, "bfloat16")
+    pairs = zip(single.update(0).values(), half.update(0).values(), strict=True)
+    for exact, near in pairs:
+        assert near.b.dtype == torch.float32
+        assert not torch.equal(near.b, exact.b)
+        # Adam's steps are of one size, and bfloat16 loses the sign of few gradients.
+        assert (near.b - exact.b).norm() < 0.3 * exact.b.norm()
+
+
 def test_texts_too_short_to_train_on_are_left_out(
     build: Build, gpt2: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,6 +206,7 @@ def test_texts_too_short_to_train_on_are_left_out(
     assert not any((change.b @ change.a).any() for change in changes.values())
 
 
+@pytest.mark.filterwarnings("ignore:build_experts. this processor multiplies bfloat16 in software")
 def test_other_settings_are_refused(
     build: Build, gpt2: PreTrainedModel, llama: PreTrainedModel, tmp_path: Path
 ) -> None:
@@ -201,6 +218,7 @@ def test_other_settings_are_refused(
         ({"clusters": 2}, "is built with clusters 3, asked for clusters 2"),
         ({"full": True}, "is built with kind 'lora', rank 2, asked for kind 'full', rank 0"),
         ({"passages": None}, "is built with passages 4, asked for passages None"),
+        ({"dtype": "bfloat16"}, "is built with dtype None, asked for dtype 'bfloat16'"),
     ]
     for options, said in refused:
         with pytest.raises(ValueError, match=said):
@@ -278,6 +296,7 @@ def test_a_loss_that_is_not_finite_names_the_cluster(build: Build, gpt2: PreTrai
         ({"seed": -1}, "seed must be in 0.."),
         ({"lr": 0.0}, "lr must be above 0 and finite, got 0.0"),
         ({"lr": float("nan")}, "lr must be above 0 and finite, got nan"),
+        ({"dtype": "float16"}, "dtype must be bfloat16 or None, got float16"),
         ({"max_length": 33}, "max_length is 33, the model's context is 32"),
     ],
 )

@@ -38,6 +38,7 @@ from hullft_ops.ttft.experts.folder import (
 from hullft_ops.ttft.model.causal import check_causal
 from hullft_ops.ttft.model.context import context_length
 from hullft_ops.ttft.model.exclusive import Claim
+from hullft_ops.ttft.model.trainer import autocast_dtype
 from hullft_ops.ttft.store.base import Store
 from hullft_ops.ttft.store.format import MANIFEST_FILE
 from hullft_ops.ttft.store.writer import locked
@@ -68,6 +69,7 @@ def build_experts(
     passages: int | None = None,
     lr: float = 5e-4,
     max_length: int | None = None,
+    dtype: str | None = None,
     full: bool = False,
     seed: int = 0,
     console: Console | None = None,
@@ -96,6 +98,8 @@ def build_experts(
         passages: train on at most so many texts of a cluster; None for all.
         lr: Adam's learning rate at the first step.
         max_length: tokens of a text to train on; None for the model's context.
+        dtype: "bfloat16" to train under autocast: faster where the processor multiplies bfloat16.
+            The experts stay in float32.
         full: train all parameters with ``requires_grad`` in place of adapters, and keep the
             differences of the weights. For small models: each expert is as large as the model, and
             training takes four times the model's memory besides.
@@ -132,6 +136,7 @@ def build_experts(
         )
     check_plain(_FUNCTION, model)
     check_causal(_FUNCTION, model, tokenizer)
+    autocast = autocast_dtype(_FUNCTION, dtype, model.device)
     path = Path(path)
     with Claim(model, list(model.parameters())):
         manifest = Manifest(
@@ -149,6 +154,7 @@ def build_experts(
             lr=float(lr),
             passages=passages,
             max_length=context_length(_FUNCTION, model, tokenizer, max_length),
+            dtype=None if autocast is None else "bfloat16",
             versions=versions_of(_PACKAGES),
         )
         with _opened(path, manifest) as build:

@@ -16,7 +16,7 @@ from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.experts.folder import ADAPTER_FILE, CONFIG_FILE, DIFFERENCE_FILE, Manifest
 from hullft_ops.ttft.model.memory import out_of_memory_explained
 from hullft_ops.ttft.model.steps import StageClock
-from hullft_ops.ttft.model.trainer import SupportTrainer, trainable_parameters
+from hullft_ops.ttft.model.trainer import SupportTrainer, autocast_dtype, trainable_parameters
 from hullft_ops.ttft.retrieval.support import MIN_TOKENS
 from hullft_ops.ttft.store.base import Store
 
@@ -49,7 +49,7 @@ class ExpertTrainer:
             order="grouped",
             schedule="linear",
             max_grad_norm=None,
-            autocast=None,
+            autocast=autocast_dtype(_FUNCTION, manifest.dtype, model.device),
         )
 
     def files(self, expert: int, positions: list[int]) -> dict[str, bytes]:

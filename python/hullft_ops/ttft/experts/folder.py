@@ -65,6 +65,7 @@ class Manifest:
         lr: Adam's learning rate at the first step.
         passages: at most how many texts of a cluster its expert was trained on; None for all.
         max_length: tokens of a text, at most.
+        dtype: "bfloat16" if they were trained under autocast, otherwise None.
         versions: versions of the packages that decide the numbers.
         files: SHA-256 of each file, by its path in the folder.
         finished: False while experts are being built.
@@ -85,6 +86,7 @@ class Manifest:
     lr: float
     passages: int | None
     max_length: int
+    dtype: str | None
     versions: dict[str, str | None]
     files: dict[str, str] = field(default_factory=dict)
     finished: bool = False

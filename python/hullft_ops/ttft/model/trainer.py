@@ -347,15 +347,17 @@ def inference_tensors_explained(model: "PreTrainedModel") -> Iterator[None]:
         ) from error
 
 
-def autocast_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype | None:
+def autocast_dtype(
+    function: str, dtype: str | torch.dtype | None, device: torch.device
+) -> torch.dtype | None:
     if dtype is None:
         return None
     # float16 would need its losses scaled.
     if dtype not in ("bfloat16", torch.bfloat16):
-        raise ValueError(f"TestTimeFinetuner: dtype must be bfloat16 or None, got {dtype}")
+        raise ValueError(f"{function}: dtype must be bfloat16 or None, got {dtype}")
     if not has_bfloat16(device):
         warnings.warn(
-            "TestTimeFinetuner: this processor multiplies bfloat16 in software, far slower than "
+            f"{function}: this processor multiplies bfloat16 in software, far slower than "
             "float32: dtype=None is faster",
             stacklevel=3,
         )
