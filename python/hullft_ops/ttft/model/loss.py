@@ -46,6 +46,10 @@ def next_token_losses(
         ``[T - 1]``: float64 for a float64 model, float32 for all others.
     """
     logits = model(input_ids=tokens[None], **{"use_cache": False} | cached).logits[0]
+    return _losses_of(logits, tokens)
+
+
+def _losses_of(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return cross_entropy(precise[:-1], tokens[1:], reduction="none")
 
@@ -72,11 +76,24 @@ class MeanLoss:
 
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
         """A scalar, in nats; tokens int64 ``[T]``, T at least 2, within the model's context."""
+        [loss] = self.of_rows(tokens[None], [len(tokens)])
+        return loss
+
+    def of_rows(self, rows: torch.Tensor, lengths: Sequence[int]) -> list[torch.Tensor]:
+        """The loss of each text of a batch.
+
+        Args:
+            rows: int64 ``[R, T]``, within the model's context. What stands behind a text does not
+                count: the model is causal.
+            lengths: tokens of each row's text, at least 2.
+        """
         split = _SplitModel.of(self._model)
-        if split is not None and self._agrees(split, tokens[:_PROBE_TOKENS]):
-            return split.mean_loss(tokens)
-        self.n_full_logits += 1
-        return next_token_losses(self._model, tokens).mean()
+        if split is not None and self._agrees(split, rows[:, :_PROBE_TOKENS]):
+            return split.mean_losses(rows, lengths)
+        self.n_full_logits += len(rows)
+        logits = self._model(input_ids=rows, use_cache=False).logits.unbind()
+        texts = zip(logits, rows, lengths, strict=True)
+        return [_losses_of(found[:length], row[:length]).mean() for found, row, length in texts]
 
     @torch.no_grad()
     def _agrees(self, split: "_SplitModel", probe: torch.Tensor) -> bool:
@@ -84,7 +101,7 @@ class MeanLoss:
             base, head, same = self._compared
             if base is split.base and head is split.head:
                 return same
-        wanted = self._model(input_ids=probe[None], use_cache=False).logits
+        wanted = self._model(input_ids=probe, use_cache=False).logits
         # NaN equals nothing, so a later text has to decide.
         if not wanted.isfinite().all():
             return False
@@ -130,25 +147,29 @@ class _SplitModel:
         around = () if embedding is None else tuple(_ancestors(model, embedding))
         return cls(base, head, embedding, around)
 
-    def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
-        hidden: torch.Tensor = self.base(input_ids=tokens[None], use_cache=False).last_hidden_state
+    def hidden(self, rows: torch.Tensor) -> torch.Tensor:
+        hidden: torch.Tensor = self.base(input_ids=rows, use_cache=False).last_hidden_state
         return hidden
 
-    def mean_loss(self, tokens: torch.Tensor) -> torch.Tensor:
+    def mean_losses(self, rows: torch.Tensor, lengths: Sequence[int]) -> list[torch.Tensor]:
         weight = self.head.weight
-        rows = max(_CHUNK_BYTES // (4 * weight.shape[0]), 1)
+        chunk = max(_CHUNK_BYTES // (4 * weight.shape[0]), 1)
         embedding = self.embedding
         if embedding is None or not self._adds_in_place(embedding):
-            hidden = self.hidden(tokens)
+            hidden = self.hidden(rows)
         else:
             weight = _stand_in(weight)
             # Its backward then computes gradients only for the rows that were read.
             embedding.sparse = True
             try:
-                hidden = self.hidden(tokens)
+                hidden = self.hidden(rows)
             finally:
                 embedding.sparse = False
-        return linear_mean_loss(hidden[0, :-1], weight, self.head.bias, tokens[1:], rows)
+        texts = zip(hidden.unbind(), rows, lengths, strict=True)
+        return [
+            linear_mean_loss(found[: length - 1], weight, self.head.bias, row[1:length], chunk)
+            for found, row, length in texts
+        ]
 
     def _adds_in_place(self, embedding: nn.Embedding) -> bool:
         """Whether a tied weight's two gradients can share one place without anybody noticing."""
