@@ -100,7 +100,8 @@ class SupportTrainer:
         for sweep in plan(counts, refreshes, self._order) if steps else ():
             if sweep.fresh:
                 yield sweep.example, done
-            self._take(sweep, cache, self._rates(done, sweep, steps), clock)
+            rates = [self._rate(step, steps) for step in range(done, done + sweep.repeats)]
+            self._take(sweep, cache, rates, clock)
             done += sweep.repeats
             self._optimizer.zero_grad(set_to_none=True)
 
@@ -159,7 +160,7 @@ class SupportTrainer:
             for sweep in sweeps:
                 if budget and not budget.allows(len(texts[sweep.example]), fresh=sweep.fresh):
                     break
-                rates = self._rates(done, sweep, steps)
+                rates = [self._rate(step, steps) for step in range(done, done + sweep.repeats)]
                 if sweep.fresh:
                     loss = self._forward(tokens[sweep.example], clock)
                     losses[len(passes)] = loss.detach()
@@ -232,9 +233,8 @@ class SupportTrainer:
                 cache.accumulate(sweep.example, beta=0)
             self._step(self._optimizer.step, rates)
 
-    def _rates(self, done: int, sweep: Sweep, steps: int) -> list[float]:
-        taken = range(done, done + sweep.repeats)
-        return [self._lr * learning_rate_factor(self._schedule, step, steps) for step in taken]
+    def _rate(self, step: int, steps: int) -> float:
+        return self._lr * learning_rate_factor(self._schedule, step, steps)
 
     def _step(self, step: Callable[..., None], rates: Sequence[float]) -> None:
         # Steps of different rates cannot share a sweep over memory.
