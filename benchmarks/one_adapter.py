@@ -59,7 +59,7 @@ def main() -> None:
 def trained_texts(experts: Experts) -> list[int]:
     """Positions of the texts that the experts were trained on, cluster by cluster."""
     tensors = read_tensors(experts.path / CENTROIDS_FILE)
-    clusters = tensors["texts"].split(tensors["sizes"].tolist())
+    clusters = torch.split(tensors["texts"], tensors["sizes"].tolist())
     return torch.cat([texts[: experts.manifest.passages] for texts in clusters]).tolist()
 
 

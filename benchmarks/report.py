@@ -49,6 +49,11 @@ pools: 64 are these {DISTINCT}, repeated {64 // DISTINCT} times, each in memory 
 
 # What a reader must know to understand a group's table.
 _NOTES = {
+    "many": """\
+LoRAs of rank 8 on all linear layers but the head, one for each of B prompts, 10 steps each. Ours
+trains them side by side (`adapt_many`), the peer one after the other (`adapted`). Both embed,
+search and select. Of B prompts the peer is timed on two, and the result is scaled.
+""",
     "experts": """\
 Experts (LoRA) are merged into a Llama's linear layers, 30 of width 576 as in SmolLM2-135M. The
 peer's factors are concatenated and scaled before its time is taken; ours looks them up and does

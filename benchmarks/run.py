@@ -21,7 +21,7 @@ from benchmarks.timing import Comparison
 from hullft_ops.collect_env import collect_env
 
 ROOT = Path(__file__).parents[1]
-GROUPS = ("selection", "sift", "integerize", "replay", "accumulate", "experts", "ttft")
+GROUPS = ("selection", "sift", "integerize", "replay", "accumulate", "experts", "ttft", "many")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -19,6 +19,7 @@ try:
     from hullft_ops.ttft.store.search import IndexThresholds
     from hullft_ops.ttft.store.sources import Source
     from hullft_ops.ttft.tiny import tiny_lm_path
+    from hullft_ops.ttft.training import TrainedAdapter
 except ModuleNotFoundError as error:
     if error.name is None or error.name.startswith("hullft_ops"):
         raise
@@ -41,6 +42,7 @@ __all__ = [
     "Store",
     "Support",
     "TestTimeFinetuner",
+    "TrainedAdapter",
     "bits_per_byte",
     "build_experts",
     "index_corpus",

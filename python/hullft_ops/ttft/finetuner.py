@@ -6,11 +6,8 @@ Reconstruction and Gradient Caching*, arXiv:2605.30337.
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from functools import partial
-from itertools import chain
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -39,9 +36,7 @@ from hullft_ops.ttft.model.trainer import (
     check_limit,
     check_same_trained,
     checked_trained,
-    inference_tensors_explained,
     refreshes_of,
-    same,
 )
 from hullft_ops.ttft.report import AdaptationReport
 from hullft_ops.ttft.retrieval.in_context import InContext
@@ -54,6 +49,7 @@ from hullft_ops.ttft.retrieval.methods import (
 from hullft_ops.ttft.retrieval.support import Support, SupportSelector
 from hullft_ops.ttft.store.base import Store
 from hullft_ops.ttft.store.embedding import Embedder, check_embedder
+from hullft_ops.ttft.training import TrainedAdapter, train_adapters, train_model
 
 __all__ = ["AdaptationReport", "TestTimeFinetuner"]
 
@@ -170,11 +166,13 @@ class TestTimeFinetuner:
         self.context = context
         self._max_length = context_length("TestTimeFinetuner", model, tokenizer, max_length)
         # The length of training texts limits what the model reads only if nothing else does.
-        known = known_context("TestTimeFinetuner", model, tokenizer)
-        self._context = self._max_length if known is None else known
+        self._context = known_context("TestTimeFinetuner", model, tokenizer) or self._max_length
         autocast = autocast_dtype("TestTimeFinetuner", dtype, model.device)
         settings: dict[str, Any] = {"lr": lr, "order": order, "schedule": schedule}
         settings |= {"max_grad_norm": max_grad_norm, "autocast": autocast}
+        self._settings = settings
+        self._reported: dict[str, Any] = {"method": self.method, "n_select": n_select}
+        self._reported |= {"refresh": refresh, "order": order}
         self._trainer = SupportTrainer(model, trained, **settings, graphs=graphs)
         merged = {"experts": None if experts is None else (experts.digest, expert_scale)}
         self._cache = AdaptationCache(cache_dir, cache_bytes, model, trained, settings | merged)
@@ -210,13 +208,8 @@ class TestTimeFinetuner:
         """
         if other.model is not self.model:
             raise ValueError("TestTimeFinetuner: only finetuners of one model can share memory")
-        if not same(self._trained, other._trained):
-            raise ValueError(
-                "TestTimeFinetuner: only finetuners of the same parameters can share memory, got "
-                f"{len(self._trained)} and {len(other._trained)}"
-            )
-        self._snapshot = other._snapshot
         self._trainer.share_buffers_with(other._trainer)
+        self._snapshot = other._snapshot
 
     def select(self, prompt: str) -> Support:
         """The support that `adapted` would train on, without training.
@@ -238,12 +231,10 @@ class TestTimeFinetuner:
         The supports equal those of single prompts if the embedder gives a text the same vector in
         a batch. `adapted` takes a support in place of its prompt. Raises what `select` raises.
         """
-        if isinstance(prompts, str):
-            raise TypeError("TestTimeFinetuner: prompts must be a sequence of str, got one str")
-        return self._selector.select(list(prompts))
+        return self._selector.select(prompts)
 
     def adapted(
-        self, prompt: str | Support, *, seconds: float | None = None
+        self, prompt: str | Support | TrainedAdapter, *, seconds: float | None = None
     ) -> AbstractContextManager[AdaptationReport]:
         """Adapt the model to ``prompt`` for the length of a with block, and restore it afterwards.
 
@@ -258,7 +249,8 @@ class TestTimeFinetuner:
         continue it, this waits. Enter and leave the block in the same thread.
 
         Args:
-            prompt: a text, or a support from `select` or `select_batch`.
+            prompt: a text, a support from `select` or `select_batch`, or an adapter from
+                `adapt_many`, which takes no steps.
             seconds: budget from entering the block to its first line, waits, retrieval and merging
                 included; None for no limit. Texts of larger weight come first, with "interleaved"
                 in each round. Training stops before a pass that it expects to end late, and no pass
@@ -287,6 +279,42 @@ class TestTimeFinetuner:
             forget=self._prefix.clear,
             timed=self.model.device.type != "cuda",
         )
+
+    def adapt_many(
+        self, prompts: Sequence[str] | Sequence[Support], *, batch_size: int = 16
+    ) -> list[TrainedAdapter]:
+        """Train an adapter for each prompt, many side by side.
+
+        The model must be a PEFT model that trains plain LoRAs of linear layers, and nothing else.
+        Each prompt's adapter begins as the model's own and takes the steps that `adapted` would
+        take: the two agree up to rounding. A pass reads the next text of every prompt, each row
+        through its own adapter. The model does not change, so other threads may use it.
+        ``cache_dir`` is neither read nor written.
+
+        Args:
+            prompts: texts, or supports from `select_batch`.
+            batch_size: prompts to train at a time. Each takes four times the adapter's parameters,
+                and the activations of a text.
+
+        Returns:
+            Adapters in the order of the prompts. `adapted` takes each in place of its prompt.
+
+        Raises:
+            TypeError, ValueError: as `select_batch`; batch_size is not an int or below 1; or other
+                parameters are trained.
+            RuntimeError: the model is adapted at the moment, or a layer reads no batch.
+            NonFiniteLossError: a loss is not finite; it names the prompt.
+            torch.OutOfMemoryError: memory ran out, on any device.
+        """
+        batch_size = check_integer("adapt_many", "batch_size", batch_size, 1)
+        given = [prompt for prompt in prompts if isinstance(prompt, Support)]
+        supports = given if len(given) == len(prompts) else self.select_batch(prompts)
+        check_same_trained(self.model, self._trained)
+        advice = self._advice([text for support in supports for text in support.input_ids])
+        advice += f"; a lower batch_size (it is {batch_size}) trains fewer adapters at a time"
+        training = (self.model, self._trained, self._settings)
+        with out_of_memory_explained(advice):
+            return train_adapters(*training, supports, batch_size, **self._reported)
 
     def generate(self, prompt: str, *, seconds: float | None = None, **generate_kwargs: Any) -> str:
         """Adapt to ``prompt``, continue it, restore the model.
@@ -329,30 +357,30 @@ class TestTimeFinetuner:
         """
         if not self._prefix.is_read:
             raise RuntimeError("TestTimeFinetuner: read_context needs an adapted model, got none")
-        clock = StageClock(self.model.device)
-        with clock.of("prefill"):
-            self._prefix.read(self.model, self.tokenizer, support.context_ids)
-        return replace(
-            report,
-            context_indices=support.context_indices,
-            prefix_ids=list(chain.from_iterable(support.context_ids)),
-            seconds_prefill=clock.seconds("prefill"),
-        )
+        return self._with_context(report, support)
 
     def _tokenize(self, text: str) -> list[int]:
         encoding = self.tokenizer(text, truncation=True, max_length=self._max_length)
         return list(encoding["input_ids"])
 
+    def _advice(self, texts: list[list[int]]) -> str:
+        limits = (self._max_length, self._autocast, self.order, self.n_select, self.context)
+        return training_advice(texts, *limits)
+
     def _adapt(
-        self, prompt: str | Support, save: Callable[[], None], deadline: float | None
+        self,
+        prompt: str | Support | TrainedAdapter,
+        save: Callable[[], None],
+        deadline: float | None,
     ) -> AdaptationReport:
         check_same_trained(self.model, self._trained)
+        clock = StageClock(self.model.device)
+        if isinstance(prompt, TrainedAdapter):
+            return self._with_context(prompt.put_into(self._trained, save, clock), prompt.support)
         support = prompt if isinstance(prompt, Support) else self.select(prompt)
         if support.indices and not self.n_select:
             raise ValueError("TestTimeFinetuner: n_select must be above 0 for this support, got 0")
-        clock = StageClock(self.model.device)
-        limits = (self._max_length, self._autocast, self.order, self.n_select, self.context)
-        with out_of_memory_explained(training_advice(support.input_ids, *limits)):
+        with out_of_memory_explained(self._advice(support.input_ids)):
             refreshes = refreshes_of(self.refresh, support.counts)
             merged = list(zip(support.expert_indices, support.expert_weights, strict=True))
             key = self._cache.key(support.input_ids, support.counts, refreshes, merged)
@@ -361,40 +389,12 @@ class TestTimeFinetuner:
                 with clock.of("save"):
                     save()
             add(additions, clock)
-            with inference_tensors_explained(self.model):
-                return self._finetune(support, refreshes, key, clock, deadline)
+            train = partial(train_model, self._trainer, self._cache, key, support, refreshes)
+            report = train(clock, deadline, **self._reported)
+            return self._with_context(report, support)
 
-    def _finetune(
-        self,
-        support: Support,
-        refreshes: list[int],
-        key: str | None,
-        clock: StageClock,
-        deadline: float | None,
-    ) -> AdaptationReport:
-        start = perf_counter()
-        full_logits_before = self._trainer.n_full_logits
-        texts, counts = support.input_ids, support.counts
-        train = partial(
-            self._trainer.train, texts, support.indices, counts, refreshes, clock, deadline
-        )
-        losses, taken, from_cache = self._cache.train(key, counts, train)
-        seconds = perf_counter() - start + support.seconds.tokenize
+    def _with_context(self, report: AdaptationReport, support: Support) -> AdaptationReport:
+        clock = StageClock(self.model.device)
         with clock.of("prefill"):
             self._prefix.read(self.model, self.tokenizer, support.context_ids)
-        return AdaptationReport.of(
-            support,
-            clock,
-            method=self.method,
-            n_select=self.n_select,
-            refresh=refreshes if callable(self.refresh) else self.refresh,
-            seconds_finetune=seconds,
-            forward_backward_passes=0 if from_cache else len(losses),
-            from_cache=from_cache,
-            optimizer_steps=sum(taken),
-            losses=losses,
-            order=self.order,
-            full_logits_passes=self._trainer.n_full_logits - full_logits_before,
-            steps_taken=taken,
-            steps_left_out=sum(support.counts) - sum(taken),
-        )
+        return report.with_context(support, clock.seconds("prefill"))

@@ -1,6 +1,7 @@
 """The report of an adaptation: what it did and where its time went."""
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,10 +103,30 @@ class AdaptationReport:
     from_cache: bool = False
 
     @classmethod
-    def of(cls, support: "Support", clock: "StageClock", **others: Any) -> "AdaptationReport":
-        """A report with what the support and the clock say, and the ``others``."""
+    def of(
+        cls,
+        support: "Support",
+        clock: "StageClock",
+        losses: list[float],
+        taken: list[int],
+        refreshes: list[int],
+        *,
+        refresh: int | Callable[[int], int],
+        share: int = 1,
+        from_cache: bool = False,
+        **others: Any,
+    ) -> "AdaptationReport":
+        """A report with what the support and the clock say, and the ``others``.
+
+        Args:
+            losses: of each pass.
+            taken: steps on each text.
+            refreshes: steps per gradient of each text, as ``refresh`` has them.
+            share: how many prompts share the clock's time.
+            from_cache: whether the passes are those of an entry.
+        """
         spent = support.seconds
-        others |= {f"seconds_{stage}": clock.seconds(stage) for stage in _STAGES}
+        others |= {f"seconds_{stage}": clock.seconds(stage) / share for stage in _STAGES}
         return cls(
             support_size=len(support.indices),
             indices=support.indices,
@@ -121,7 +142,23 @@ class AdaptationReport:
             prefix_ids=list(chain.from_iterable(support.context_ids)),
             expert_indices=support.expert_indices,
             expert_weights=support.expert_weights,
+            refresh=refreshes if callable(refresh) else refresh,
+            losses=losses,
+            forward_backward_passes=0 if from_cache else len(losses),
+            from_cache=from_cache,
+            optimizer_steps=sum(taken),
+            steps_taken=taken,
+            steps_left_out=sum(support.counts) - sum(taken),
             **others,
+        )
+
+    def with_context(self, support: "Support", seconds: float) -> "AdaptationReport":
+        """The report of an adaptation that read the support's context in so many seconds."""
+        return replace(
+            self,
+            context_indices=support.context_indices,
+            prefix_ids=list(chain.from_iterable(support.context_ids)),
+            seconds_prefill=seconds,
         )
 
     def __post_init__(self) -> None:

@@ -48,6 +48,10 @@ def next_token_losses(
         ``[T - 1]``: float64 for a float64 model, float32 for all others.
     """
     logits = model(input_ids=tokens[None], **{"use_cache": False} | cached).logits[0]
+    return _losses_of(logits, tokens)
+
+
+def _losses_of(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return cross_entropy(precise[:-1], tokens[1:], reduction="none")
 
@@ -72,21 +76,36 @@ class MeanLoss:
 
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
         """A scalar, in nats; tokens int64 ``[T]``, T at least 2, within the model's context."""
-        return self._of(tokens, None)
+        return self._of(tokens[None], [len(tokens)])[0]
 
     def of_padded(self, text: torch.Tensor) -> torch.Tensor:
         """The loss of a text that `attention.padded` has padded, without its padding."""
-        return self._of(*without_marks(text))
+        tokens, shares = without_marks(text)
+        return self._of(tokens[None], [len(tokens)], shares)[0]
 
-    def _of(self, tokens: torch.Tensor, shares: torch.Tensor | None) -> torch.Tensor:
+    def of_rows(self, rows: torch.Tensor, lengths: Sequence[int]) -> list[torch.Tensor]:
+        """The loss of each text of a batch.
+
+        Args:
+            rows: int64 ``[R, T]``, within the model's context. What stands behind a text does not
+                count: the model is causal.
+            lengths: tokens of each row's text, at least 2.
+        """
+        return self._of(rows, lengths)
+
+    def _of(
+        self, rows: torch.Tensor, lengths: Sequence[int], shares: torch.Tensor | None = None
+    ) -> list[torch.Tensor]:
         split = _SplitModel.of(self._model)
         if split is not None:
-            arguments = self._agreeing(split, tokens[:_PROBE_TOKENS])
+            arguments = self._agreeing(split, rows[:, :_PROBE_TOKENS])
             if arguments is not None:
-                return split.mean_loss(tokens, arguments, shares)
-        self.n_full_logits += 1
-        losses = next_token_losses(self._model, tokens)
-        return losses.mean() if shares is None else (losses * shares.to(losses.dtype)).sum()
+                return split.mean_losses(rows, lengths, arguments, shares)
+        self.n_full_logits += len(rows)
+        logits = self._model(input_ids=rows, use_cache=False).logits.unbind()
+        texts = zip(logits, rows, lengths, strict=True)
+        each = (_losses_of(found[:length], row[:length]) for found, row, length in texts)
+        return [o.mean() if shares is None else (o * shares.to(o.dtype)).sum() for o in each]
 
     @torch.no_grad()
     def _agreeing(self, split: "_SplitModel", probe: torch.Tensor) -> dict[str, Any] | None:
@@ -95,7 +114,7 @@ class MeanLoss:
             base, head, agreeing = self._compared
             if base is split.base and head is split.head:
                 return agreeing
-        wanted = self._model(input_ids=probe[None], use_cache=False).logits
+        wanted = self._model(input_ids=probe, use_cache=False).logits
         # NaN equals nothing, so a later text has to decide.
         if not wanted.isfinite().all():
             return None
@@ -146,25 +165,35 @@ class _SplitModel:
         embedding = None if compiled else next(filter(_can_be_tied, embeddings), None)
         return cls(base, head, embedding)
 
-    def hidden(self, tokens: torch.Tensor, arguments: dict[str, Any]) -> torch.Tensor:
+    def hidden(self, rows: torch.Tensor, arguments: dict[str, Any]) -> torch.Tensor:
         with no_padding_check(self.base):
-            read = self.base(input_ids=tokens[None], use_cache=False, **arguments)
+            read = self.base(input_ids=rows, use_cache=False, **arguments)
         hidden: torch.Tensor = read.last_hidden_state
         return hidden
 
-    def mean_loss(
-        self, tokens: torch.Tensor, arguments: dict[str, Any], shares: torch.Tensor | None
-    ) -> torch.Tensor:
+    def mean_losses(
+        self,
+        rows: torch.Tensor,
+        lengths: Sequence[int],
+        arguments: dict[str, Any],
+        shares: torch.Tensor | None,
+    ) -> list[torch.Tensor]:
         weight, bias, tied = self.head.weight, self.head.bias, TiedGradient()
-        rows = max(_CHUNK_BYTES // (4 * weight.shape[0]), 1)
-        if self.embedding is None:
-            hidden = self.hidden(tokens, arguments)
+        chunk = max(_CHUNK_BYTES // (4 * weight.shape[0]), 1)
+        # Each row's head would have a gradient of its own to add the embedding's to.
+        if self.embedding is None or len(rows) > 1:
+            hidden = self.hidden(rows, arguments)
         else:
             with forward_of(self.embedding, tied.embed):
-                hidden = self.hidden(tokens, arguments)
+                hidden = self.hidden(rows, arguments)
         # A model that does not call its embedding computes the two gradients apart.
         shared = tied if tied.is_read else None
-        return linear_mean_loss(hidden[0, :-1], weight, bias, tokens[1:], rows, shares, shared)
+        return [
+            linear_mean_loss(
+                found[: length - 1], weight, bias, row[1:length], chunk, shares, shared
+            )
+            for found, row, length in zip(hidden.unbind(), rows, lengths, strict=True)
+        ]
 
 
 def _can_be_tied(embedding: nn.Embedding) -> bool:

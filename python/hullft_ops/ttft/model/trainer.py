@@ -98,8 +98,33 @@ class SupportTrainer:
         """Use the optimizer state of another trainer of the same parameters.
 
         Only one of the two may train at a time.
+
+        Raises:
+            ValueError: it trains other parameters.
         """
+        if not same(self._trained, other._trained):
+            raise ValueError(
+                "TestTimeFinetuner: only finetuners of the same parameters can share memory, got "
+                f"{len(self._trained)} and {len(other._trained)}"
+            )
         self._optimizer.state = other._optimizer.state
+
+    def steps(
+        self, counts: Sequence[int], refreshes: Sequence[int], clock: StageClock
+    ) -> Iterator[tuple[int, int]]:
+        """Take the steps of `train`, but leave the passes to the caller.
+
+        Whenever it yields a text and the number of steps so far, the gradients of the mean loss on
+        that text must be in ``.grad`` before it goes on.
+        """
+        done, steps = 0, sum(counts)
+        cache = hullft_ops.GradientCache(self._trained)
+        for sweep in plan(counts, refreshes, self._order) if steps else ():
+            if sweep.fresh:
+                yield sweep.example, done
+            self._take(sweep, cache, self._runs(done, sweep.repeats, steps), clock)
+            done += sweep.repeats
+            self._optimizer.zero_grad(set_to_none=True)
 
     def train(
         self,
@@ -144,6 +169,7 @@ class SupportTrainer:
         taken, done, steps, device = [0] * len(texts), 0, sum(counts), self._model.device
         # The caller may be in a mode that records no gradients, as in generation.
         with (
+            inference_tensors_explained(self._model),
             eval_mode(self._model),
             torch.inference_mode(False),
             torch.enable_grad(),
@@ -161,13 +187,11 @@ class SupportTrainer:
             for sweep in sweeps:
                 if budget and not budget.allows(len(texts[sweep.example]), fresh=sweep.fresh):
                     break
-                rates = (self._rate(step, steps) for step in range(done, done + sweep.repeats))
-                # Steps of different rates cannot share a sweep over memory.
-                runs: Runs = [(rate, len(list(same))) for rate, same in groupby(rates)]
+                runs = self._runs(done, sweep.repeats, steps)
                 if sweep.fresh:
                     text = tokens[sweep.example]
                     passes.append((indices[sweep.example], done))
-                    check = partial(_check_losses, passes=passes[-1:], steps=steps)
+                    check = partial(check_losses, passes=passes[-1:], steps=steps)
                     one_pass = partial(self._pass, sweep=sweep, cache=cache, check=check)
                     if graphs is None or sweep.keep:
                         loss = one_pass(text, clock, runs=runs)
@@ -177,10 +201,7 @@ class SupportTrainer:
                         loss = graphs.run(kind, text, one_pass, clock)
                     losses[len(passes) - 1] = loss
                 else:
-                    with clock.of("step"):
-                        self._step(partial(cache.replay, sweep.example, self._optimizer), runs)
-                        if not sweep.keep:
-                            cache.drop(sweep.example)
+                    self._take(sweep, cache, runs, clock)
                 # A caller's autocast would keep using its copies of the old weights.
                 torch.clear_autocast_cache()
                 taken[sweep.example] += sweep.repeats
@@ -188,7 +209,7 @@ class SupportTrainer:
         # Read all losses together at the end. Reading each one would stall a GPU every time, and
         # reading none would leave the GPU's work out of the time.
         values: list[float] = losses[: len(passes)].tolist()
-        _check_losses(values, passes, steps)
+        check_losses(values, passes, steps)
         return values, taken
 
     def _in_tensors(self, runs: Runs) -> Runs:
@@ -222,14 +243,9 @@ class SupportTrainer:
         return loss.detach()
 
     def _forward(self, tokens: torch.Tensor, clock: StageClock) -> torch.Tensor:
-        with clock.of("forward"), self._autocast_context():
+        with clock.of("forward"), autocasting(self._model.device, self._autocast):
             loss = unscaled((self._loss.of_padded if self._is_padded else self._loss)(tokens))
-        if not loss.requires_grad:
-            raise RuntimeError(
-                "TestTimeFinetuner: the loss depends on no parameter that is trained, as of an "
-                "adapter that is merged or not active"
-            )
-        return loss
+        return checked_to_train(loss)
 
     def _backward(
         self,
@@ -254,25 +270,41 @@ class SupportTrainer:
             return
         with clock.of("backward"):
             torch.autograd.backward(loss)
+        self._take(sweep, cache, runs, clock)
+
+    def _take(
+        self,
+        sweep: Sweep,
+        cache: hullft_ops.GradientCache,
+        runs: Runs,
+        clock: StageClock,
+    ) -> None:
+        """Take the steps of a sweep, with the gradients in ``.grad`` if it is fresh."""
         with clock.of("step"):
+            if not sweep.fresh:
+                self._step(partial(cache.replay, sweep.example, self._optimizer), runs)
+                if not sweep.keep:
+                    cache.drop(sweep.example)
+                return
             if self._max_grad_norm is not None:
                 nn.utils.clip_grad_norm_(self._trained, self._max_grad_norm)
             if sweep.keep:
                 cache.accumulate(sweep.example, beta=0)
-        take({p: p.grad for p in self._trained if p.grad is not None})
+            self._step(self._optimizer.step, runs)
 
-    def _rate(self, step: int, steps: int) -> float:
-        return self._lr * learning_rate_factor(self._schedule, step, steps)
+    def _runs(self, done: int, repeats: int, steps: int) -> Runs:
+        """The rates of the next ``repeats`` of all steps."""
+        factors = (
+            learning_rate_factor(self._schedule, step, steps)
+            for step in range(done, done + repeats)
+        )
+        # Steps of different rates cannot share a sweep over memory.
+        return [(self._lr * factor, len(list(same))) for factor, same in groupby(factors)]
 
     def _step(self, step: Callable[..., None], runs: Runs) -> None:
         for rate, repeats in runs:
             self._optimizer.param_groups[0]["lr"] = rate
             step(repeats=repeats)
-
-    def _autocast_context(self) -> AbstractContextManager[object]:
-        if self._autocast is None:
-            return nullcontext()
-        return torch.autocast(self._model.device.type, dtype=self._autocast)
 
 
 def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
@@ -287,12 +319,35 @@ def fast_forwards(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def _check_losses(losses: list[float], passes: list[tuple[int, int]], steps: int) -> None:
+def autocasting(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+def checked_to_train(loss: torch.Tensor) -> torch.Tensor:
+    if not loss.requires_grad:
+        raise RuntimeError(
+            "TestTimeFinetuner: the loss depends on no parameter that is trained, as of an adapter "
+            "that is merged or not active"
+        )
+    return loss
+
+
+def check_losses(
+    losses: Sequence[float], passes: Sequence[tuple[int, int]], steps: int, prompt: str = ""
+) -> None:
+    """Raise NonFiniteLossError if a loss is not finite.
+
+    Args:
+        losses: of each pass.
+        passes: the text of each, and the number of steps before it.
+        steps: how many steps there are.
+        prompt: names the prompt in the error.
+    """
     for loss, (index, done) in zip(losses, passes, strict=True):
         if not math.isfinite(loss):
             raise NonFiniteLossError(
                 f"TestTimeFinetuner: the loss of text {index} of the datastore is {loss} at step "
-                f"{done + 1} of {steps}; the model has been restored"
+                f"{done + 1} of {steps}{prompt}; the model has been restored"
             )
 
 

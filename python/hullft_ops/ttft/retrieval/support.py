@@ -112,10 +112,14 @@ class SupportSelector:
         Warns if the pool has fewer texts than n_select. TypeError or ValueError if the method's
         choice breaks the rules of `SelectionMethod`.
         """
-        for prompt in prompts:
-            check_text("TestTimeFinetuner", "prompt", prompt)
+        if isinstance(prompts, str):
+            raise TypeError("TestTimeFinetuner: prompts must be a sequence of str, got one str")
+        prompts = list(prompts)
+        for i, prompt in enumerate(prompts):
+            name = f"prompts[{i}]" if len(prompts) > 1 else "prompt"
+            check_text("TestTimeFinetuner", name, prompt)
             if not prompt.strip():
-                raise ValueError(f"TestTimeFinetuner: prompt must hold text, got {prompt[:20]!r}")
+                raise ValueError(f"TestTimeFinetuner: {name} must hold text, got {prompt[:20]!r}")
         advice = (
             "TestTimeFinetuner: out of memory, selecting texts; the model is as it was. Lower "
             f"pool_size (it is {self._pool_size}), or shorten the prompt"
@@ -141,6 +145,7 @@ class SupportSelector:
                 queries[i],
                 selections[i],
                 Seconds(shared.embed, shared.search, shared.select),
+                f" of prompts[{i}]" if share > 1 else "",
             )
             for i in range(share)
         ]
@@ -170,6 +175,7 @@ class SupportSelector:
         query: torch.Tensor,
         selection: hullft_ops.Selection | None,
         seconds: Seconds,
+        whose: str,
     ) -> Support:
         if selection is None:
             return Support([], [], [], float(query.norm()), 0.0, [], seconds)
@@ -185,7 +191,7 @@ class SupportSelector:
                 break
             candidates = candidates[~torch.isin(candidates, chosen[~trainable])]
             with seconds.of("select"):
-                [selection] = self._choose(candidates[None], query[None])
+                [selection] = self._choose(candidates[None], query[None], whose)
         if len(candidates) < self._n_select:
             self._warn_of(len(candidates))
         return Support(
@@ -199,13 +205,14 @@ class SupportSelector:
         )
 
     def _choose(
-        self, candidates: torch.Tensor, queries: torch.Tensor
+        self, candidates: torch.Tensor, queries: torch.Tensor, whose: str = ""
     ) -> list[hullft_ops.Selection]:
-        """One selection for each row."""
+        """One selection for each row. ``whose`` names the pool in an error."""
         pool = candidates.shape[1]
         if not pool:
             raise ValueError(
-                f"TestTimeFinetuner: the pool must have a text of {MIN_TOKENS} tokens or more"
+                f"TestTimeFinetuner: the pool{whose} must have a text of {MIN_TOKENS} tokens or "
+                "more"
             )
         steps = steps_of(self._method, self._n_select, pool)
         batch = self._method(self._store.embeddings, candidates, queries, steps)

@@ -1,0 +1,198 @@
+"""Training the LoRAs of many prompts side by side, each row of a batch through its own."""
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+from hullft_ops.ttft.model.loss import MeanLoss
+from hullft_ops.ttft.model.steps import StageClock
+from hullft_ops.ttft.model.trainer import (
+    SupportTrainer,
+    autocasting,
+    checked_to_train,
+    fast_forwards,
+)
+
+# A row may be padded by so many tokens to join a batch. On a CPU a pass of its own costs about as
+# much: it calls all operators and reads all weights once more.
+_MOST_PADDING = 64
+
+
+class Slot:
+    """A prompt's LoRA, and the steps that it has left.
+
+    Attributes:
+        parameters: of the LoRA, in the order of the model's.
+        text: the tokens to make the next gradients of; empty once all steps are taken.
+        passes: the text of each pass, and the number of steps before it.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        steps: Iterator[tuple[int, int]],
+        texts: Sequence[Sequence[int]],
+    ) -> None:
+        self.parameters = parameters
+        self.passes: list[tuple[int, int]] = []
+        self._steps = steps
+        self._texts = texts
+        self._losses: list[Tensor] = []
+        self._go_on()
+
+    def take(self, loss: Tensor) -> None:
+        """Take the steps with the gradients of this loss, which are in ``.grad``."""
+        self._losses.append(loss.detach())
+        self._go_on()
+
+    def losses(self) -> list[float]:
+        """Of every pass."""
+        return torch.stack(self._losses).tolist() if self._losses else []
+
+    def _go_on(self) -> None:
+        self.text: Sequence[int] = ()
+        for position, done in islice(self._steps, 1):
+            self.text = self._texts[position]
+            self.passes.append((position, done))
+
+
+class LoraSlots:
+    """A copy of a PEFT model in which each row of a batch goes through a LoRA of its own.
+
+    The copy shares the frozen weights. The model stays as it is, so there is nothing to restore,
+    and other threads may use it meanwhile.
+
+    Args:
+        model: a PEFT model.
+        trained: its trained parameters. Each LoRA begins with their values.
+        autocast: dtype of the forward pass; None for the model's own.
+        settings: the others of `SupportTrainer`.
+
+    Raises:
+        ValueError: other parameters than those of plain LoRAs of linear layers are trained.
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        trained: Sequence[nn.Parameter],
+        *,
+        autocast: torch.dtype | None,
+        **settings: Any,
+    ) -> None:
+        begun = {id(p): nn.Parameter(p.detach().clone(), requires_grad=False) for p in trained}
+        shared: dict[int, Any] = {id(p): p for p in model.parameters()}
+        self._model = copy.deepcopy(model, shared | begun).train(False)
+        self._begun = list(begun.values())
+        self._autocast = autocast
+        self._settings = settings | {"autocast": autocast}
+        self._loss = MeanLoss(self._model)
+        self._rows: list[Slot] = []
+        self._replace_products()
+
+    @property
+    def device(self) -> torch.device:
+        return self._model.device
+
+    @property
+    def n_full_logits(self) -> int:
+        """How many passes of a prompt so far needed the full logits of a text."""
+        return self._loss.n_full_logits
+
+    def train(
+        self,
+        texts: Sequence[Sequence[Sequence[int]]],
+        counts: Sequence[Sequence[int]],
+        refreshes: Sequence[Sequence[int]],
+        clock: StageClock,
+    ) -> list[Slot]:
+        """Take ``counts[b][i]`` steps of prompt b on ``texts[b][i]``, as `SupportTrainer` would.
+
+        A pass takes the next text of every prompt that has steps left. Each text's loss reaches
+        only the LoRA of its row.
+
+        Args:
+            texts: tokens, at least 2 each.
+            counts: steps for each text; 0 means no pass.
+            refreshes: steps per gradient for each text, at least 1.
+            clock: counts the stages "forward", "backward" and "step".
+        """
+        with torch.enable_grad(), fast_forwards(self._model):
+            slots = []
+            for own, *plan in zip(texts, counts, refreshes, strict=True):
+                parameters = [nn.Parameter(begun.clone()) for begun in self._begun]
+                trainer = SupportTrainer(self._model, parameters, **self._settings)
+                slots.append(Slot(parameters, trainer.steps(*plan, clock), own))
+            while waiting := [slot for slot in slots if slot.text]:
+                for rows in _batches(waiting):
+                    self._pass(rows, clock)
+        return slots
+
+    def _pass(self, rows: list[Slot], clock: StageClock) -> None:
+        self._rows = rows
+        lengths = [len(row.text) for row in rows]
+        # Behind a text stands its last token: a causal model does not see it.
+        padded = [[*row.text, *row.text[-1:] * (max(lengths) - len(row.text))] for row in rows]
+        tokens = torch.tensor(padded, device=self._model.device)
+        with clock.of("forward"), autocasting(self._model.device, self._autocast):
+            losses = self._loss.of_rows(tokens, lengths)
+        with clock.of("backward"):
+            checked_to_train(torch.stack(losses).sum()).backward()
+        for row, loss in zip(rows, losses, strict=True):
+            row.take(loss)
+
+    def _replace_products(self) -> None:
+        positions = {id(begun): i for i, begun in enumerate(self._begun)}
+        others = {id(p): name for name, p in self._model.named_parameters() if id(p) in positions}
+        for factor in _factors(self._model):
+            if id(factor.weight) in positions:
+                vars(factor)["forward"] = partial(self._product, positions[id(factor.weight)])
+                others.pop(id(factor.weight), None)
+        if others:
+            raise ValueError(
+                "adapt_many: what is trained must be plain LoRAs of linear layers, as PEFT's "
+                f"get_peft_model makes them, got {len(others)} other parameters, "
+                f"{next(iter(others.values()))} for one"
+            )
+
+    def _product(self, position: int, x: Tensor) -> Tensor:
+        if x.dim() < 3 or len(x) != len(self._rows):
+            raise RuntimeError(
+                "adapt_many: each layer with a LoRA must get a row for each of "
+                f"{len(self._rows)} prompts, [B, T, in], got {list(x.shape)}"
+            )
+        factors = torch.stack([row.parameters[position] for row in self._rows])
+        return (x.flatten(1, -2) @ factors.mT).unflatten(1, x.shape[1:-1])
+
+
+def _factors(model: nn.Module) -> Iterator[nn.Linear]:
+    """The linear layers whose product is all that a LoRA needs of its factors."""
+    if not getattr(model, "peft_config", None):
+        return
+    from peft.tuners.lora import Linear
+
+    for layer in model.modules():
+        # A subclass or a variant, such as DoRA, may read the weights.
+        if type(layer) is Linear and not layer.lora_variant:
+            for factor in (*layer.lora_A.values(), *layer.lora_B.values()):
+                if type(factor) is nn.Linear and factor.bias is None:
+                    yield factor
+
+
+def _batches(slots: Iterable[Slot]) -> Iterator[list[Slot]]:
+    """Slots whose texts have similar lengths, so that little is padded."""
+    batch: list[Slot] = []
+    for slot in sorted(slots, key=lambda slot: len(slot.text), reverse=True):
+        if batch and len(batch[0].text) - len(slot.text) > _MOST_PADDING:
+            yield batch
+            batch = []
+        batch.append(slot)
+    yield batch
