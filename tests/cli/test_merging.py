@@ -109,18 +109,18 @@ def test_a_worker_opens_the_experts_that_its_configuration_names(
     results: Path, folder: Path, model_directory: Path, embedder_directory: Path
 ) -> None:
     names = {"model": str(model_directory), "embedder": str(embedder_directory)}
-    config = Config(**names, store=folder / "store", experts=folder / "experts")
+    store, config = folder / "store", Config(**names, experts=folder / "experts")
     given = [row for row in rows_of(results) if row["excerpt"] == PROMPTS[0]]
-    threads = torch.get_num_threads()
-    worker = EvaluationWorker(threads, config, given[0]["run"], "cpu")
-    rows = worker.measure(Prompt(PROMPTS[0]), [row["settings"] for row in given], [])
+    task = Prompt(PROMPTS[0]), [row["settings"] for row in given], []
+    worker = EvaluationWorker(config, store, given[0]["run"], "cpu")
+    rows = worker(task)
     assert [row.bits_per_byte_after for row in rows] == [
         pytest.approx(row["bits_per_byte_after"], rel=1e-6) for row in given
     ]
     config = replace(config, experts=folder / "others")
-    worker = EvaluationWorker(threads, config, given[0]["run"], "cpu")
+    worker = EvaluationWorker(config, store, given[0]["run"], "cpu")
     with pytest.raises(ConfigError, match="the settings are of experts"):
-        worker.measure(Prompt(PROMPTS[0]), [row["settings"] for row in given], [])
+        worker(task)
 
 
 def test_the_report_shows_merging_and_its_time(results: Path, folder: Path, tmp_path: Path) -> None:

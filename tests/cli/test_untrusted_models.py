@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 from hullft_ops.cli.app import app
 from hullft_ops.ttft import Datastore, SentenceTransformerEmbedder, load_embedder
 from hullft_ops.ttft.evaluation.config import Config
-from hullft_ops.ttft.evaluation.corpus import Prompt
 from hullft_ops.ttft.scale import embedding as embedding_workers
 from hullft_ops.ttft.scale import evaluation as evaluation_workers
 
@@ -196,16 +195,13 @@ def test_nor_do_workers_of_ray(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO(YES))
-    for workers in (embedding_workers, evaluation_workers):
-        monkeypatch.setattr(workers, "use_threads", lambda threads: None)
-    config = Config(model=str(model), store=store)
-    worker = evaluation_workers.EvaluationWorker(1, config, "run", "cpu")
+    config = Config(model=str(model))
     with pytest.raises(ValueError, match=REFUSED):
-        worker.measure(Prompt("the cat"), [{}], [])
+        evaluation_workers.EvaluationWorker(config, store, "run", "cpu")
     folder = shipping(get_model_path(), "embedder")
     modules(folder, "shipped.Module", beside=True)
     with pytest.raises(ValueError, match="trust_remote_code"):
-        embedding_workers.EmbeddingWorker(1, str(folder), 384).encode(["the cat"])
+        embedding_workers.load_encoder(str(folder), 384)
     assert not mark.exists()
 
 

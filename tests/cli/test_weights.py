@@ -26,7 +26,6 @@ from hullft_ops.cli.app import app
 from hullft_ops.ttft import Datastore, load_embedder
 from hullft_ops.ttft.errors import InputError
 from hullft_ops.ttft.evaluation.config import Config
-from hullft_ops.ttft.evaluation.corpus import Prompt
 from hullft_ops.ttft.model.loading import load_model
 from hullft_ops.ttft.scale import evaluation as workers
 
@@ -200,14 +199,12 @@ def test_every_command_refuses_it_unless_told_otherwise(
 
 @pytest.mark.parametrize("allow", [False, True])
 def test_workers_of_ray_do_as_they_are_configured(
-    allow: bool, lying: Callable[..., Path], store: Path, monkeypatch: pytest.MonkeyPatch
+    allow: bool, lying: Callable[..., Path], store: Path
 ) -> None:
-    monkeypatch.setattr(workers, "use_threads", lambda threads: None)
-    config = Config(model=str(lying(n_layer=2)), store=store, allow_missing_weights=allow)
-    worker = workers.EvaluationWorker(1, config, "another run", "cpu")
+    config = Config(model=str(lying(n_layer=2)), allow_missing_weights=allow)
     said = "another model, tokenizer, datastore" if allow else "12 missing"
     with pytest.raises(ValueError, match=said):
-        worker.measure(Prompt("the cat"), [{}], [])
+        workers.EvaluationWorker(config, store, "another run", "cpu")
 
 
 def test_workers_of_ray_find_a_gguf_file_from_any_directory(
@@ -215,5 +212,5 @@ def test_workers_of_ray_find_a_gguf_file_from_any_directory(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("tiny.gguf").touch()
-    found = workers._found_anywhere(Config(model="tiny.gguf", store=Path("store")))
+    found = workers._found_anywhere(Config(model="tiny.gguf"))
     assert found.model == str(tmp_path / "tiny.gguf")

@@ -23,8 +23,7 @@ _READ_BYTES = 1 << 22
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A file to write. Once it is complete, it takes the place of ``path``."""
-    # Only this call uses it: other threads and processes may be replacing ``path`` too.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    temporary = _partial(path)
     try:
         with full_disk_explained(path, "the file is as it was before"):
             yield temporary
@@ -45,11 +44,8 @@ def writing_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
     """
     path = path.absolute()
     ours = replaceable(path, overwrite=overwrite)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
+    with staging_folder(path) as staging:
         with full_disk_explained(path, "nothing there has changed"):
-            staging.mkdir()
             yield staging
             names = {file.name for file in staging.iterdir()} | {MANIFEST}
             (staging / MANIFEST).write_text(json.dumps(sorted(names)), encoding="utf-8")
@@ -65,8 +61,23 @@ def writing_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
             (staging / name).replace(path / name)
         for name in ours - names:
             (path / name).unlink(missing_ok=True)
+
+
+@contextmanager
+def staging_folder(path: Path) -> Iterator[Path]:
+    """A new folder beside ``path``, which goes at the end of the block unless it was moved."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = _partial(path)
+    try:
+        staging.mkdir()
+        yield staging
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _partial(path: Path) -> Path:
+    # Only one call uses it: other threads and processes may be replacing ``path`` too.
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
 
 
 def replaceable(path: Path, *, overwrite: bool) -> set[str]:
@@ -88,11 +99,7 @@ def replaceable(path: Path, *, overwrite: bool) -> set[str]:
 
 @contextmanager
 def full_disk_explained(path: Path, advice: str) -> Iterator[None]:
-    """If the disk is full, say what could not be written, and ``advice``.
-
-    Raises:
-        OSError: the disk is full; the ``errno`` stays the same.
-    """
+    """If the disk is full, raise an OSError that names ``path``, with ``advice``."""
     try:
         yield
     except OSError as error:
@@ -110,12 +117,6 @@ def write_durably(path: Path, content: bytes) -> None:
     sync(path.parent)
 
 
-def sha256_of(file: Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal digits."""
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
-
-
 def sync(path: Path) -> None:
     """Wait until the file's content, or the directory's entries, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -123,6 +124,12 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sha256_of(file: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal digits."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def crc32_of(file: Path, size: int | None = None) -> int:

@@ -50,7 +50,7 @@ pytestmark = pytest.mark.long
 
 ON_RAY = ["--engine", "ray", "--workers", "2"]
 GRID = ["--method", "knn", "--method", "hullft", "--steps", "20", "--refresh", "1"]
-AT_WORK = (b"ray::EmbeddingWorker.encode", b"ray::EvaluationWorker.measure")
+AT_WORK = b"ray::Worker.work"
 # A command that waits for its end once three rows are in the file.
 HALTED = """
 import sys
@@ -93,21 +93,19 @@ from hullft_ops.ttft.scale.cluster import Workers, cluster, staff
 from hullft_ops.ttft.scale.cluster import in_order
 from processes import below, content
 
-class Worker:
-    def __init__(self, threads):
-        pass
-    def work(self, number):
+class Same:
+    def __call__(self, number):
         return number
 
-with cluster(Workers(1)) as found:
+with cluster(Workers(1)):
     commands = {pid: content(Path(f"/proc/{pid}/cmdline")) for pid in below(os.getpid())}
     [agent] = [pid for pid, command in commands.items() if b"RuntimeEnvAgent" in command]
     os.kill(agent, signal.SIGKILL)
     while any(node["Alive"] for node in ray.nodes()):
         time.sleep(0.1)
     try:
-        with staff(Worker, found, [()]) as actors:
-            list(in_order(actors, [1], lambda actor, n: actor.work.remote(n), ahead=1))
+        with staff(Same, Workers(1), [()]) as actors:
+            list(in_order(actors, [1], ahead=1))
     except ScaleError as error:
         print(error)
 """
@@ -180,10 +178,10 @@ def rows(inputs: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[Ro
 class Toy:
     """Doubles a number, and dies of those below zero: of -1 once, of others each time."""
 
-    def __init__(self, threads: int, graves: Path) -> None:
+    def __init__(self, graves: Path) -> None:
         self._graves = graves
 
-    def double(self, number: int) -> int:
+    def __call__(self, number: int) -> int:
         if number == 0:
             raise KeyError("zero")
         grave = self._graves / f"{len(list(self._graves.iterdir()))}"
@@ -196,8 +194,8 @@ class Toy:
 def doubled(numbers: list[int], graves: Path) -> list[int]:
     # Classes of a test file are not importable where the workers are.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    with cluster(Workers(2)) as found, staff(Toy, found, [(graves,)] * 2) as actors:
-        return list(in_order(actors, numbers, lambda actor, n: actor.double.remote(n), ahead=3))
+    with cluster(Workers(2)), staff(Toy, Workers(2), [(graves,)] * 2) as actors:
+        return list(in_order(actors, numbers, ahead=3))
 
 
 def text(number: int) -> str:
@@ -250,17 +248,17 @@ def wait_for(condition: Callable[[], Any], seconds: float = 300) -> Any:
 @pytest.fixture
 def killed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """With the first results that come while another worker is at its work, that one is killed."""
-    victims, fetch = list[int](), pool.fetched
+    victims, fetch = list[int](), pool.first_result
 
-    def fetched(promise: Any) -> Any:
-        result = fetch(promise)
+    def first_result(promises: list[Any]) -> tuple[Any, Any]:
+        result = fetch(promises)
         victim = None if victims else busy_worker()
         if victim is not None:
             os.kill(victim, signal.SIGKILL)
             victims.append(victim)
         return result
 
-    monkeypatch.setattr(pool, "fetched", fetched)
+    monkeypatch.setattr(pool, "first_result", first_result)
     yield victims
     assert victims, "the run was over before a worker was killed"
 
@@ -341,8 +339,8 @@ def test_no_more_is_begun_than_asked(tmp_path: Path) -> None:
             yield number
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    with cluster(Workers(1)) as found, staff(Toy, found, [(tmp_path,)]) as actors:
-        results = completed(actors, items(), lambda actor, n: actor.double.remote(n))
+    with cluster(Workers(1)), staff(Toy, Workers(1), [(tmp_path,)]) as actors:
+        results = completed(actors, items())
         assert next(results) == (0, 2)
         # One is looked at to know whether there is another.
         assert begun == [1, 2]
@@ -501,8 +499,8 @@ def test_numbers_that_none_can_be_asked_by_end_with_one_line(
 
 
 def test_as_many_workers_as_there_is_room_for() -> None:
-    with cluster(Workers(threads=1)) as found:
-        assert found.count == CPUS
+    with cluster(Workers(threads=1)) as count:
+        assert count == CPUS
 
 
 @pytest.mark.parametrize("option", ["--workers", "--threads-per-worker", "--gpus-per-worker"])

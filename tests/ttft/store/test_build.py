@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -218,15 +219,17 @@ def test_a_folders_empty_file_is_counted_when_texts_are_cut(embedder, tokenizer,
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"chunk_tokens": 64}, "chunk_tokens needs a tokenizer"),
+        ({"chunk_tokens": 64}, "chunk_tokens needs a fast tokenizer"),
+        ({"chunk_tokens": 64, "tokenizer": SimpleNamespace(is_fast=False)}, "a fast tokenizer"),
         ({"overlap": 3}, "overlap 3 needs chunk_tokens"),
         ({"chunk_tokens": 0, "tokenizer": True}, r"chunk_tokens must be in 1\.\.\d+, got 0"),
         ({"min_chars": -1}, r"min_chars must be in 0\.\.\d+, got -1"),
+        ({"overlap": -1}, r"overlap must be in 0\.\.\d+, got -1"),
         ({"chunk_tokens": 4, "overlap": 4, "tokenizer": True}, "overlap must be .* got 4 of 4"),
     ],
 )
 def test_a_cutting_that_cannot_be_done_is_refused(tokenizer, options, message):
-    given = options | ({"tokenizer": tokenizer} if "tokenizer" in options else {})
+    given = options | ({"tokenizer": tokenizer} if options.get("tokenizer") is True else {})
     with pytest.raises(ValueError, match=message):
         Cutting(**given)
 

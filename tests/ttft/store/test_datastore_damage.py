@@ -15,6 +15,7 @@ from hullft_ops.ttft import _files as checksums
 
 TEXTS = "texts-00000.arrow"
 VECTORS = "embeddings.f32"
+UUID = f"{'0' * 12}4000{'8' * 16}"
 
 
 def data_file(path: Path, name: str) -> Path:
@@ -117,7 +118,7 @@ def outside_offsets() -> pa.Array:
         (edited_manifest(dim=25), "embeddings must be 60 rows in 6000 bytes, got 60 in 5760"),
         (edited_manifest(metric="l2"), "metric must be 'inner_product', got 'l2'"),
         (edited_manifest(data="../elsewhere"), "data must be named like .*, got '../elsewhere'"),
-        (edited_manifest(data="data-0"), f"{TEXTS} is missing or corrupt"),
+        (edited_manifest(data=f"data-{UUID}"), f"{TEXTS} is missing or corrupt"),
         (edited_manifest(extra=1), r"differs in \['extra'\]"),
         (edited_manifest(shards=[]), "shards must be a list of files"),
         (edited_manifest(sources="x"), "sources must be a list of objects"),

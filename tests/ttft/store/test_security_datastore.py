@@ -29,6 +29,7 @@ from hullft_ops.ttft.store.sources import Counts, Source
 from hullft_ops.ttft.store.writer import StoreWriter
 
 COUNT = 600
+UUID = f"{'0' * 12}4000{'8' * 16}"
 KINDS = {"ivf": IndexThresholds(flat=100), "ivfpq": IndexThresholds(flat=100, ivf=200)}
 
 
@@ -192,7 +193,7 @@ def test_forged_journals_are_refused_or_harmless(embedder, tmp_path):
     shard = {"file": "texts-00000.arrow", "count": 3, "bytes": 9, "crc32": 1}
     settings = {"source": "c.jsonl"}
     source = {"settings": settings, "records": 1, "malformed": 0, "near_empty": 0, "repeated": 0}
-    good = {"embedder": "e", "dim": 2, "data": "data-0", "settings": settings, "shard": shard}
+    good = {"embedder": "e", "dim": 2, "data": f"data-{UUID}", "settings": settings, "shard": shard}
     good |= {"embeddings_crc32": 0, "embedded": 2, "source": source | {"malformed_named": []}}
     file.write_text(json.dumps(good))
     assert Journal.read(tmp_path).embedded == 2
@@ -267,7 +268,7 @@ def test_a_write_removes_and_changes_nothing_behind_a_link(path, embedder, tmp_p
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "kept").write_text("kept")
-    (path / "data-00").symlink_to(outside)
+    (path / f"data-{UUID}").symlink_to(outside)
     (tmp_path / "c.jsonl").write_text('{"text": "one more text of some length", "source": "x"}\n')
     source = Source(tmp_path / "c.jsonl")
     with pytest.raises(ValueError, match="has the columns text, got"):
@@ -307,15 +308,15 @@ def test_lines_of_any_length_are_named_and_passed_over(tmp_path, monkeypatch):
     records = list(Source(tmp_path / "c.jsonl", max_bad_share=1).records(counts))
     assert [record["text"] for record in records] == ["one", "two", "y" * 87]
     assert (counts.records, counts.malformed) == (8, 5)
-    assert counts.named[0] == "c.jsonl:2: longer than 100 bytes"
-    assert counts.named[-1] == "c.jsonl:8: longer than 100 bytes"
+    assert counts.malformed_named[0] == "c.jsonl:2: longer than 100 bytes"
+    assert counts.malformed_named[-1] == "c.jsonl:8: longer than 100 bytes"
 
 
 def test_numbers_of_too_many_digits_are_malformed(tmp_path):
     (tmp_path / "c.jsonl").write_text('{"text": "one"}\n{"text": "two", "n": ' + "7" * 5000 + "}\n")
     counts = Counts()
     assert len(list(Source(tmp_path / "c.jsonl", max_bad_share=1).records(counts))) == 1
-    assert counts.named == ["c.jsonl:2: not JSON"]
+    assert counts.malformed_named == ["c.jsonl:2: not JSON"]
 
 
 def test_vectors_that_are_none_are_refused(path, embedder):

@@ -89,7 +89,7 @@ def test_a_file_whose_name_is_no_text_is_malformed(tmp_path):
     (tmp_path / os.fsdecode(b"b\xff")).write_text("bee")
     records, counts = read(tmp_path, max_bad_share=0.5)
     assert [record["source"] for record in records] == ["a"]
-    assert counts.named == ["b?: a name that is not UTF-8"]
+    assert counts.malformed_named == ["b?: a name that is not UTF-8"]
 
 
 def test_hidden_files_are_left_out_but_in_a_folder_given(tmp_path):
@@ -133,7 +133,7 @@ def test_malformed_lines_are_counted_and_named(tmp_path):
     records, counts = read(tmp_path / "c.jsonl", max_bad_share=0.9)
     assert [record["source"] for record in records] == ["c.jsonl:1"]
     assert (counts.records, counts.malformed) == (7, 6)
-    assert counts.named == [
+    assert counts.malformed_named == [
         "c.jsonl:2: not JSON",
         "c.jsonl:3: not an object",
         'c.jsonl:5: no string "text"',
@@ -230,7 +230,7 @@ def test_metadata_that_is_no_unicode_is_malformed(tmp_path):
     (tmp_path / "c.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     records, counts = read(tmp_path / "c.jsonl", metadata=("domain",), max_bad_share=0.2)
     assert len(records) == 9
-    assert counts.named == ['c.jsonl:1: "domain" with half a surrogate pair']
+    assert counts.malformed_named == ['c.jsonl:1: "domain" with half a surrogate pair']
 
 
 def mixed(folder: Path) -> Path:
@@ -286,7 +286,7 @@ def test_a_json_file_may_hold_an_array_or_lines(tmp_path):
     records, counts = read(file, max_bad_share=0.2)
     assert [record["text"] for record in records] == [r["text"] for r in RECORDS] + ["a string"]
     assert records[5]["source"] == "c.json:5"
-    assert counts.named == ["c.json:6: not an object or a string"]
+    assert counts.malformed_named == ["c.json:6: not an object or a string"]
     file.write_text(LINES)
     assert len(read(file)[0]) == len(RECORDS)
     file.write_text('[{"text": 1},]')

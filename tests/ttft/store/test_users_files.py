@@ -153,6 +153,6 @@ def test_a_write_into_a_datastore_that_was_replaced_is_not_resumed(
 def test_a_journal_of_a_users_is_not_removed(embedder, tmp_path):
     Datastore.build(["a"], embedder, tmp_path / "store", progress=False)
     (tmp_path / "store" / "journal.json").write_text('{"monday": "rain"}')
-    with pytest.raises(ValueError, match=r"journal\.json is not a datastore's journal"):
+    with pytest.raises(ValueError, match=r"journal\.json: must have the fields .*monday"):
         Datastore.build(["b"], embedder, tmp_path / "store", progress=False, overwrite=True)
     assert (tmp_path / "store" / "journal.json").read_text() == '{"monday": "rain"}'

@@ -4,16 +4,23 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from math import inf
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from hullft_ops._checks import check_integer
 from hullft_ops._extras import needed_by
 from hullft_ops.ttft.errors import ScaleError
+from hullft_ops.ttft.model.loading import load_model
+from hullft_ops.ttft.model.memory import keep_freed_memory
+from hullft_ops.ttft.store.datastore import Datastore
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # Workers return small results, which are fetched at once.
 _OBJECT_STORE_BYTES = 256 << 20
@@ -21,7 +28,8 @@ _OBJECT_STORE_BYTES = 256 << 20
 ATTEMPTS = 3
 _SECONDS_PER_LOOK = 5.0
 
-Item = TypeVar("Item")
+# Loads what a worker needs, and returns the function that does an item of its work.
+Load = Callable[..., Callable[[Any], Any]]
 
 
 @dataclass(frozen=True)
@@ -46,13 +54,18 @@ class Workers:
         if self.count is not None:
             object.__setattr__(self, "count", check_integer("Workers", "count", self.count, 1))
         object.__setattr__(self, "threads", check_integer("Workers", "threads", self.threads, 1))
-        if not 0 <= self.gpus < float("inf"):
+        if not 0 <= self.gpus < inf:
             raise ValueError(f"Workers: gpus must be 0 or more, got {self.gpus}")
+
+    @property
+    def device(self) -> str:
+        """The device of each worker's model."""
+        return "cuda" if self.gpus else "cpu"
 
 
 @contextmanager
-def cluster(workers: Workers) -> Iterator[Workers]:
-    """Connect to Ray for the block, and yield ``workers`` with their count filled in.
+def cluster(workers: Workers) -> Iterator[int]:
+    """Connect to Ray for the block, and yield the number of workers.
 
     Uses the Ray that this process is already connected to, else the one at ``RAY_ADDRESS``. Without
     either, starts one here that sends no usage reports and stops at the end of the block.
@@ -62,44 +75,73 @@ def cluster(workers: Workers) -> Iterator[Workers]:
         ScaleError: the cluster is too small for the workers.
     """
     ray = import_ray()
-    connected = not ray.is_initialized()
-    if connected and (address := os.environ.get("RAY_ADDRESS")):
-        ray.init(address, log_to_driver=False, logging_level="warning")
-    elif connected:
+    connects = not ray.is_initialized()
+    quiet = {"log_to_driver": False, "logging_level": "warning"}
+    if connects and (address := os.environ.get("RAY_ADDRESS")):
+        ray.init(address, **quiet)
+    elif connects:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         ray.init(
             "local",
             num_cpus=None if workers.count is None else workers.count * workers.threads,
             object_store_memory=_OBJECT_STORE_BYTES,
             include_dashboard=False,
-            log_to_driver=False,
-            logging_level="warning",
+            **quiet,
         )
     try:
-        yield _counted(workers, ray.cluster_resources())
+        yield _count(workers, ray.cluster_resources())
     finally:
-        if connected:
+        if connects:
             ray.shutdown()
+
+
+def _count(workers: Workers, has: dict[str, float]) -> int:
+    needs = {"CPU": float(workers.threads), "GPU": workers.gpus}
+    room = min(int(has.get(name, 0.0) / each) for name, each in needs.items() if each)
+    count = room if workers.count is None else workers.count
+    if count > room or not room:
+        gpus = f" and {workers.gpus:g} GPUs" if workers.gpus else ""
+        raise ScaleError(
+            f"workers: {max(count, 1)} of {workers.threads} processors{gpus} each do not fit a "
+            f"cluster of {has.get('CPU', 0.0):g} processors and {has.get('GPU', 0.0):g} GPUs"
+        )
+    return count
+
+
+class Worker:
+    """Loads what it needs with the first item: the exception of a constructor would not arrive."""
+
+    def __init__(self, threads: int, load: Load, arguments: tuple[Any, ...]) -> None:
+        self._threads, self._load, self._arguments = threads, load, arguments
+
+    def work(self, item: Any) -> Any:
+        return self._function(item)
+
+    @cached_property
+    def _function(self) -> Callable[[Any], Any]:
+        import faiss
+
+        torch.set_num_threads(self._threads)
+        faiss.omp_set_num_threads(self._threads)
+        return self._load(*self._arguments)
 
 
 @contextmanager
 def staff(
-    worker: type, workers: Workers, arguments: Sequence[tuple[Any, ...]]
+    load: Load, workers: Workers, arguments: Sequence[tuple[Any, ...]]
 ) -> Iterator[list[Any]]:
-    """Worker processes for the block. If one dies, another takes over its place and its work.
+    """For the block, a `Worker` process for each of ``arguments``.
 
-    The constructor's first argument is ``workers.threads``, and ``arguments`` has the others for
-    each worker. Do what may fail in a method, not in the constructor: a method's exception arrives
-    intact.
+    If one dies, another takes over its place and its work.
     """
     ray = import_ray()
-    start = ray.remote(worker).options(
+    start = ray.remote(Worker).options(
         num_cpus=workers.threads,
         num_gpus=workers.gpus,
         max_restarts=-1,
         max_task_retries=ATTEMPTS - 1,
     )
-    actors = [start.remote(workers.threads, *given) for given in arguments]
+    actors = [start.remote(workers.threads, load, given) for given in arguments]
     try:
         yield actors
     finally:
@@ -107,12 +149,13 @@ def staff(
             ray.kill(actor)
 
 
-def use_threads(threads: int) -> None:
-    """Compute with this many threads in this process."""
-    import faiss
-
-    torch.set_num_threads(threads)
-    faiss.omp_set_num_threads(threads)
+def load_model_and_store(
+    model: str | None, store: Path, device: str, *, allow_missing_weights: bool
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, Datastore]":
+    """What a worker adapts. The driver has verified the datastore."""
+    keep_freed_memory()
+    loaded = load_model(model, device, allow_missing_weights=allow_missing_weights)
+    return *loaded, Datastore.open(store, verify=False)
 
 
 def found_anywhere(name: str) -> str:
@@ -127,86 +170,60 @@ def import_ray() -> Any:
     return ray
 
 
-def _counted(workers: Workers, has: dict[str, float]) -> Workers:
-    needs = {"CPU": float(workers.threads), "GPU": workers.gpus}
-    room = min(int(has.get(name, 0.0) / each) for name, each in needs.items() if each)
-    count = room if workers.count is None else workers.count
-    if count > room or not room:
-        gpus = f" and {workers.gpus:g} GPUs" if workers.gpus else ""
-        raise ScaleError(
-            f"workers: {max(count, 1)} of {workers.threads} processors{gpus} each do not fit a "
-            f"cluster of {has.get('CPU', 0.0):g} processors and {has.get('GPU', 0.0):g} GPUs"
-        )
-    return replace(workers, count=count)
-
-
 def completed(
-    actors: Sequence[Any],
-    items: Iterable[Item],
-    begin: Callable[[Any, Item], Any],
-    ahead: float = inf,
+    actors: Sequence[Any], items: Iterable[Any], ahead: float = inf
 ) -> Generator[tuple[int, Any]]:
     """``(position, result)`` of every item, as soon as the result arrives.
 
-    A worker works on one item at a time, and an item is taken only when a worker is idle. ``begin``
-    returns Ray's promise of the result. ``ahead`` limits how many items may start past the earliest
-    unfinished one.
+    A worker works on one item at a time. Of the items that no worker has begun, at most one is
+    taken. ``ahead`` limits how many items may start past the earliest unfinished one.
 
     Raises:
-        ScaleError: an item killed its worker and the workers that replaced it, or no machine of
-            the cluster is left.
+        ScaleError: as `first_result`.
     """
     idle, running = deque(actors), dict[Any, tuple[int, Any]]()
-    waiting = enumerate(items)
-    entry = next(waiting, None)
-    while entry is not None or running:
-        while entry is not None and idle:
-            if entry[0] - min((found for found, _ in running.values()), default=inf) >= ahead:
-                break
-            actor = idle.popleft()
-            running[begin(actor, entry[1])] = entry[0], actor
-            entry = next(waiting, None)
-        ready = first_ready(list(running))
-        position, actor = running.pop(ready)
-        yield position, fetched(ready)
+
+    def finished() -> tuple[int, Any]:
+        promise, result = first_result(list(running))
+        position, actor = running.pop(promise)
         idle.append(actor)
+        return position, result
+
+    for position, item in enumerate(items):
+        while running and (
+            not idle or position - min(begun for begun, _ in running.values()) >= ahead
+        ):
+            yield finished()
+        actor = idle.popleft()
+        running[actor.work.remote(item)] = position, actor
+    while running:
+        yield finished()
 
 
-def in_order(
-    actors: Sequence[Any], items: Iterable[Item], begin: Callable[[Any, Item], Any], ahead: int
-) -> Generator[Any]:
+def in_order(actors: Sequence[Any], items: Iterable[Any], ahead: int) -> Generator[Any]:
     """The results of `completed` in the order of the items. At most ``ahead`` of them wait."""
     kept: dict[int, Any] = {}
     position = 0
-    for found, result in completed(actors, items, begin, ahead):
+    for found, result in completed(actors, items, ahead):
         kept[found] = result
         while position in kept:
             yield kept.pop(position)
             position += 1
 
 
-def first_ready(promises: list[Any]) -> Any:
-    """The first promise that Ray has kept, or that has failed.
+def first_result(promises: list[Any]) -> tuple[Any, Any]:
+    """The first of Ray's promises to be kept, and its result, or the exception of its worker.
 
-    If no machine of the cluster is left, that is a ScaleError. Ray itself would wait for another.
+    Raises:
+        ScaleError: the worker died `ATTEMPTS` times, or no machine of the cluster is left.
     """
     ray = import_ray()
-    while True:
-        ready, _ = ray.wait(promises, timeout=_SECONDS_PER_LOOK)
-        if ready:
-            return ready[0]
+    while not (ready := ray.wait(promises, timeout=_SECONDS_PER_LOOK)[0]):
+        # Ray itself would wait for another machine.
         if not any(node["Alive"] for node in ray.nodes()):
             raise ScaleError("workers: no machine of the Ray cluster is alive any more")
-
-
-def fetched(promise: Any) -> Any:
-    """The result that Ray promised. Raises the exception of a worker that failed.
-
-    If the worker died `ATTEMPTS` times, that is a ScaleError.
-    """
-    ray = import_ray()
     try:
-        return ray.get(promise)
+        return ready[0], ray.get(ready[0])
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
     except ray.exceptions.RayActorError as error:

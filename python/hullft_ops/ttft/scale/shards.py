@@ -1,8 +1,7 @@
 """A datastore whose embeddings several workers hold and search exactly."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,28 +9,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from hullft_ops.ttft.scale.cluster import Workers, cluster, fetched, first_ready, staff, use_threads
+from hullft_ops.ttft.scale.cluster import Workers, cluster, first_result, staff
 from hullft_ops.ttft.store.base import checked_search
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.search import Neighbours, exact_search, largest
 
 
-class ShardWorker:
-    """Holds the embeddings ``[first, stop)`` of a datastore, which its first search loads."""
+def load_shard(path: Path, first: int, stop: int) -> Callable[[tuple[np.ndarray, int]], Neighbours]:
+    """What a worker does: the ``k`` nearest of embeddings ``[first, stop)``, or all if fewer."""
+    rows = Datastore.open(path, verify=False).embeddings.numpy()[first:stop].copy()
 
-    def __init__(self, threads: int, path: Path, first: int, stop: int) -> None:
-        self._threads, self._path, self._first, self._stop = threads, path, first, stop
+    def search(query: tuple[np.ndarray, int]) -> Neighbours:
+        vectors, k = query
+        scores, ids = exact_search(rows, vectors, min(k, len(rows)))
+        return scores, ids + first
 
-    def search(self, queries: np.ndarray, k: int) -> Neighbours:
-        """The ``k`` nearest of its embeddings, or all of them if there are fewer."""
-        scores, ids = exact_search(self._rows, queries, min(k, len(self._rows)))
-        return scores, ids + self._first
-
-    @cached_property
-    def _rows(self) -> np.ndarray:
-        use_threads(self._threads)
-        store = Datastore.open(self._path, verify=False)
-        return store.embeddings.numpy()[self._first : self._stop].copy()
+    return search
 
 
 class ShardedStore:
@@ -63,12 +56,10 @@ class ShardedStore:
         Raises:
             ScaleError: a worker and its replacements died, or no machine of the cluster is left.
         """
-        checked, k = checked_search("ShardedStore.search", self, queries, k)
-        vectors = checked.numpy()
-        promises = [actor.search.remote(vectors, k) for actor in self._actors]
-        parts = [fetched(first_ready([promise])) for promise in promises]
-        scores = np.concatenate([part[0] for part in parts], axis=1)
-        ids = np.concatenate([part[1] for part in parts], axis=1)
+        vectors, k = checked_search("ShardedStore.search", self, queries, k)
+        promises = [actor.work.remote((vectors.numpy(), k)) for actor in self._actors]
+        parts = [first_result([promise])[1] for promise in promises]
+        scores, ids = (np.concatenate(each, axis=1) for each in zip(*parts, strict=True))
         scores, ids = largest(scores, ids, k)
         return torch.from_numpy(scores), torch.from_numpy(ids)
 
@@ -89,11 +80,11 @@ def sharded(
         FileNotFoundError, ValueError: as `Datastore.open`.
         ScaleError: the cluster is too small.
     """
-    whole = Path(path).resolve()
+    whole, workers = Path(path).resolve(), workers or Workers()
     store = Datastore.open(whole, verify=verify)
-    with cluster(workers or Workers()) as found:
-        count = min(found.count or 1, len(store))
+    with cluster(workers) as most:
+        count = min(most, len(store))
         borders = [len(store) * i // count for i in range(count + 1)]
-        parts = [(whole, first, stop) for first, stop in pairwise(borders)]
-        with staff(ShardWorker, found, parts) as actors:
+        shards = [(whole, *border) for border in pairwise(borders)]
+        with staff(load_shard, workers, shards) as actors:
             yield ShardedStore(store, actors)

@@ -9,7 +9,7 @@ import torch
 from hullft_ops._checks import check_integer
 from hullft_ops.ttft.store.embedding import for_torch, not_unit
 
-# Rows of a store in memory to compare with all queries at a time.
+# Rows of a store in memory to convert to float64 at a time.
 _BLOCK_ROWS = 1 << 14
 
 
@@ -103,11 +103,9 @@ class MemoryStore:
                 f"MemoryStore: embeddings must have shape [{len(texts)}, dim] for {len(texts)} "
                 f"texts, got {list(vectors.shape)}"
             )
-        wrong = not_unit(vectors.numpy())
-        if wrong:
-            row, norm = wrong
+        if wrong := not_unit(vectors.numpy()):
             raise ValueError(
-                f"MemoryStore: embeddings must be unit vectors, row {row} has norm {norm}"
+                "MemoryStore: embeddings must be unit vectors, row {} has norm {}".format(*wrong)
             )
         self.texts: Sequence[str] = tuple(texts)
         self.embeddings = vectors
@@ -122,16 +120,9 @@ class MemoryStore:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As `Datastore.search`, with the same errors."""
         vectors, k = checked_search("MemoryStore.search", self, queries, k)
-        scores = torch.empty(len(vectors), 0, dtype=torch.float32, device="cpu")
-        ids = torch.empty(len(vectors), 0, dtype=torch.int64, device="cpu")
-        for start in range(0, len(self), _BLOCK_ROWS):
-            block = self.embeddings[start : start + _BLOCK_ROWS]
-            # In float32, equal rows may get different scores: the product rounds by place.
-            found = (vectors.double() @ block.double().T).float()
-            places = torch.arange(start, start + len(block), device="cpu").expand(len(vectors), -1)
-            # Stable, and lower positions stand first, so they also win ties.
-            both = torch.cat([scores, found], dim=1)
-            scores, order = both.sort(dim=1, descending=True, stable=True)
-            ids = torch.cat([ids, places], dim=1).gather(1, order)[:, :k]
-            scores = scores[:, :k]
-        return scores, ids
+        # In float32, equal rows may get different scores: the product rounds by place.
+        parts = self.embeddings.split(_BLOCK_ROWS)
+        products = [(vectors.double() @ part.double().T).float() for part in parts]
+        # Stable, so the lower position comes first of equal scores.
+        scores, order = torch.cat(products, dim=1).sort(dim=1, descending=True, stable=True)
+        return scores[:, :k], order[:, :k]

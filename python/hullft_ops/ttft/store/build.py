@@ -1,8 +1,8 @@
 """Turning a corpus into a datastore: it streams, resumes after a kill, and appends."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 
 _FUNCTION = "index_corpus"
 MODES = ("new", "append", "resume", "restart")
+_DIGEST_BYTES = 16
+_RECENT = 1 << 14
+# Characters to tokenize at a time, so that a text of any length takes bounded memory.
+_WINDOW = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -63,17 +67,23 @@ class Cutting:
             # JSON does not know NumPy's integers, so convert them to Python's.
             whole = check_integer("Cutting", name, getattr(self, name), least)
             object.__setattr__(self, name, whole)
-        if self.chunk_tokens is None and self.overlap:
-            raise ValueError(f"Cutting: overlap {self.overlap} needs chunk_tokens")
-        if self.chunk_tokens is not None and self.tokenizer is None:
-            raise ValueError("Cutting: chunk_tokens needs a tokenizer")
-        self.cut()
+        if self.chunk_tokens is None:
+            if self.overlap:
+                raise ValueError(f"Cutting: overlap {self.overlap} needs chunk_tokens")
+        elif self.tokenizer is None or not self.tokenizer.is_fast:
+            raise ValueError("Cutting: chunk_tokens needs a fast tokenizer, which knows characters")
+        elif self.overlap >= self.chunk_tokens:
+            raise ValueError(
+                f"Cutting: overlap must be below chunk_tokens, got {self.overlap} of "
+                f"{self.chunk_tokens}"
+            )
 
-    def cut(self) -> Callable[[str], Iterator[str]] | None:
-        """A function that cuts a record's text, or None for whole records."""
-        if self.tokenizer is None or self.chunk_tokens is None:
-            return None
-        return token_chunks(self.tokenizer, self.chunk_tokens, self.overlap)
+    def texts(self, text: str) -> Iterable[str]:
+        """The texts of a record."""
+        # Cutting an empty text yields nothing, but it must be counted.
+        if self.tokenizer is None or self.chunk_tokens is None or not text:
+            return (text,)
+        return token_chunks(text, self.tokenizer, self.chunk_tokens, self.overlap)
 
 
 def index_corpus(
@@ -144,61 +154,60 @@ def index_corpus(
 
 
 def _write_texts(writer: StoreWriter, source: Source, cutting: Cutting, bar: Progress) -> None:
-    counts, left, seen = Counts(), Left(), SeenTexts()
-    if writer.base.count and writer.journal.shard is None:
+    counts, seen, known = Counts(), SeenTexts(), writer.base.count
+    if known and writer.journal.shard is None:
         for text in Datastore.open(writer.directory).texts:
             seen.add(text)
-    records = source.records(counts)
-    rows = passage_rows(records, cutting.cut(), cutting.min_chars, seen, left)
-
-    def report() -> dict[str, Any]:
-        return {
-            "settings": writer.journal.settings,
-            "records": counts.records,
-            "malformed": counts.malformed,
-            "malformed_named": counts.named,
-            "binary": counts.binary,
-            "binary_named": counts.binary_named,
-            "near_empty": left.near_empty,
-            "repeated": left.repeated,
-        }
-
+    rows = bar.track(_passages(source, cutting, seen, counts), description="writing texts")
     try:
-        count = writer.write_texts(bar.track(rows, description="writing texts"), report)
+        report = {"settings": writer.journal.settings}
+        if writer.write_texts(rows, lambda: report | asdict(counts)) == 0:
+            raise SourceError(
+                f"{source.name}: nothing to index: of {counts.records} records {counts.malformed} "
+                f"are malformed, {counts.near_empty} texts have fewer than {cutting.min_chars} "
+                f"characters, {counts.repeated} are repeated"
+                + (f" or among the {known} in the datastore" if known else "")
+                + "".join(f"; {name}" for name in counts.malformed_named)
+                + (f"; {counts.binary} files are not text" if counts.binary else "")
+            )
     except (ValueError, OSError):
         # Texts that cannot be written now cannot be written by a resumed run either.
         writer.abandon()
         raise
-    if count == 0:
-        writer.abandon()
-        count = writer.base.count
-        known = f" or among the {count} in the datastore" if count else ""
-        raise SourceError(
-            f"{source.name}: nothing to index: of {counts.records} records {counts.malformed} are "
-            f"malformed, {left.near_empty} texts have fewer than {cutting.min_chars} characters, "
-            f"{left.repeated} are repeated{known}"
-            + "".join(f"; {name}" for name in counts.named)
-            + (f"; {counts.binary} files are not text" if counts.binary else "")
-        )
+
+
+def _passages(
+    source: Source, cutting: Cutting, seen: "SeenTexts", counts: Counts
+) -> Iterator[Record]:
+    """The passages that are new to ``seen``, with the metadata of their records."""
+    for record in source.records(counts):
+        for text in cutting.texts(record["text"]):
+            if len(text.strip()) < cutting.min_chars:
+                counts.near_empty += 1
+            elif seen.add(text):
+                counts.repeated += 1
+            else:
+                yield {**record, "text": text}
 
 
 def _check_state(path: Path, mode: str, settings: dict[str, Any]) -> None:
+    """Refuse a mode that does not fit what is at ``path``."""
     journal = Journal.read(path)
     refuse_link(path / MANIFEST_FILE)
-    finished = (path / MANIFEST_FILE).exists()
-    if journal and mode in ("new", "append"):
-        raise ValueError(
-            f"{_FUNCTION}: a write into {path} was interrupted, {journal.embedded} texts into its "
-            "embedding: resume finishes it, restart rolls it back and begins anew"
-        )
-    if not journal and not finished:
+    if journal:
+        if mode in ("new", "append"):
+            raise ValueError(
+                f"{_FUNCTION}: a write into {path} was interrupted, {journal.embedded} texts into "
+                "its embedding: resume finishes it, restart rolls it back and begins anew"
+            )
+    elif not (path / MANIFEST_FILE).exists():
         if path.exists() and set(path.iterdir()) - set(own_entries(path, OWN_PARTIALS)):
             raise FileExistsError(f"{_FUNCTION}: {path} is not empty and not a datastore")
         if mode == "append":
             raise FileNotFoundError(f"{_FUNCTION}: no datastore at {path} to append to")
-    elif not journal and mode in ("new", "restart"):
+    elif mode in ("new", "restart"):
         raise FileExistsError(f"{_FUNCTION}: {path} exists: append adds to it")
-    elif not journal and mode == "resume":
+    elif mode == "resume":
         done = Manifest.read(path).sources
         if all(source.get("settings") != settings for source in done):
             raise ValueError(
@@ -224,24 +233,15 @@ def _settings(source: Source, cutting: Cutting) -> dict[str, Any]:
     }
 
 
-Cut = Callable[[str], Iterable[str]]
-_DIGEST_BYTES = 16
-_RECENT = 1 << 14
-
-
-@dataclass
-class Left:
-    """How many texts were left out: near-empty ones and exact repetitions."""
-
-    near_empty: int = 0
-    repeated: int = 0
+def text_digest(text: str) -> bytes:
+    """A text's 128-bit digest."""
+    return hashlib.blake2b(text.encode(), digest_size=_DIGEST_BYTES).digest()
 
 
 class SeenTexts:
-    """Remembers texts by a 128-bit digest: 16 bytes for each text.
+    """Remembers texts by their digests: recent ones in a set, older ones in sorted arrays.
 
-    Recent digests are in a set, older ones in sorted arrays. Each array is at least twice as long
-    as the next, so there are few arrays and a digest is seldom merged.
+    Each array is at least twice as long as the next, so they are few, and seldom merged.
     """
 
     def __init__(self) -> None:
@@ -250,38 +250,17 @@ class SeenTexts:
 
     def add(self, text: str) -> bool:
         """Remember ``text``. True if it was there already."""
-        digest = hashlib.blake2b(text.encode(), digest_size=_DIGEST_BYTES).digest()
+        digest = text_digest(text)
         if digest in self._recent or any(_contains(array, digest) for array in self._sorted):
             return True
         self._recent.add(digest)
         if len(self._recent) == _RECENT:
-            self._merge()
+            new = np.sort(np.array(list(self._recent), dtype=f"S{_DIGEST_BYTES}"))
+            self._recent.clear()
+            while self._sorted and len(self._sorted[-1]) < 2 * len(new):
+                new = np.sort(np.concatenate([self._sorted.pop(), new]), kind="stable")
+            self._sorted.append(new)
         return False
-
-    def _merge(self) -> None:
-        new = np.sort(np.array(list(self._recent), dtype=f"S{_DIGEST_BYTES}"))
-        self._recent.clear()
-        while self._sorted and len(self._sorted[-1]) < 2 * len(new):
-            new = np.sort(np.concatenate([self._sorted.pop(), new]), kind="stable")
-        self._sorted.append(new)
-
-
-def passage_rows(
-    records: Iterable[Record], cut: Cut | None, min_chars: int, seen: SeenTexts, left: Left
-) -> Iterator[Record]:
-    """The records' passages that are new to ``seen``, with the metadata of their records.
-
-    ``left`` counts those that are left out.
-    """
-    for record in records:
-        # Cutting an empty text yields nothing, but it must be counted.
-        for text in cut(record["text"]) if cut and record["text"] else (record["text"],):
-            if len(text.strip()) < min_chars:
-                left.near_empty += 1
-            elif seen.add(text):
-                left.repeated += 1
-            else:
-                yield {**record, "text": text}
 
 
 def _contains(array: np.ndarray, digest: bytes) -> bool:
@@ -290,54 +269,36 @@ def _contains(array: np.ndarray, digest: bytes) -> bool:
     return place < len(array) and bytes(array[place]) == digest.rstrip(b"\0")
 
 
-# Characters to tokenize at a time, so that a text of any length takes bounded memory.
-_WINDOW = 1 << 18
-
-
 def token_chunks(
-    tokenizer: "PreTrainedTokenizerBase", max_tokens: int, overlap: int = 0
-) -> Callable[[str], Iterator[str]]:
-    """A function that cuts a text into verbatim pieces of ``max_tokens`` tokens.
+    text: str, tokenizer: "PreTrainedTokenizerBase", max_tokens: int, overlap: int = 0
+) -> Iterator[str]:
+    """Cut a text into verbatim pieces of ``max_tokens`` tokens, not counting special ones.
 
-    Special tokens are not counted. The last piece may be shorter. Each piece begins ``overlap``
-    tokens before the end of the one before. Without overlap the pieces join up to the text again.
+    The last piece may be shorter. Each piece begins ``overlap`` tokens before the end of the one
+    before. Without overlap the pieces join up to the text again.
     """
-    if max_tokens < 1:
-        raise ValueError(f"token_chunks: max_tokens must be at least 1, got {max_tokens}")
-    if not 0 <= overlap < max_tokens:
-        raise ValueError(
-            f"token_chunks: overlap must be at least 0 and below max_tokens, got {overlap} "
-            f"of {max_tokens}"
+    start = 0
+    while start < len(text):
+        window = text[start : start + _WINDOW]
+        # Tokenizers warn of texts beyond a model's context; here the texts are cut to fit.
+        encoding = tokenizer(
+            window,
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            truncation=False,
+            verbose=False,
         )
-    if not tokenizer.is_fast:
-        raise ValueError("token_chunks: tokenizer must be a fast one, which knows characters")
-
-    def cut(text: str) -> Iterator[str]:
-        start = 0
-        while start < len(text):
-            window = text[start : start + _WINDOW]
-            # Tokenizers warn of texts beyond a model's context; here the texts are cut to fit.
-            encoding = tokenizer(
-                window,
-                add_special_tokens=False,
-                return_offsets_mapping=True,
-                truncation=False,
-                verbose=False,
-            )
-            starts = [begin for begin, _ in encoding["offset_mapping"]]
-            whole = start + len(window) == len(text)
-            for first in range(0, max(len(starts), 1), max_tokens - overlap):
-                end = first + max_tokens
-                begin = starts[first] if first else 0
+        starts = [begin for begin, _ in encoding["offset_mapping"]]
+        whole = start + len(window) == len(text)
+        for first in range(0, max(len(starts), 1), max_tokens - overlap):
+            end = first + max_tokens
+            begin = starts[first] if first else 0
+            if end >= len(starts):
                 # The next window cuts the last piece of this one again, with the text after it.
-                if end >= len(starts) and (whole or begin == 0):
+                if whole or begin == 0:
                     yield window[begin:]
-                    start += len(window)
-                    break
-                if end >= len(starts):
-                    start += begin
-                    break
-                if starts[end] > begin:
-                    yield window[begin : starts[end]]
-
-    return cut
+                    begin = len(window)
+                start += begin
+                break
+            if starts[end] > begin:
+                yield window[begin : starts[end]]

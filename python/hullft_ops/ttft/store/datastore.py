@@ -8,13 +8,10 @@ A datastore is a directory:
     data-<hex>/index-<hex>.faiss  inverted lists, if the datastore is large
     journal.json                  see `Journal`; only while a write is under way
 
-The embeddings are one file, not an Arrow column. Arrow splits a column at every record batch, but
-the operators and FAISS need one contiguous matrix to read without a copy. A flat FAISS index would
-hold nothing else, so a search of a small datastore reads the mapped file.
+The embeddings are one file, not an Arrow column, which would be split at every record batch: the
+operators and FAISS read one contiguous matrix without a copy.
 """
 
-import tempfile
-import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,28 +22,26 @@ import pyarrow.compute
 import torch
 from rich.console import Console
 
-if TYPE_CHECKING:
-    import datasets
-
 from hullft_ops._extras import needed_by
-from hullft_ops.ttft._files import blocks, full_disk_explained
+from hullft_ops.ttft._files import blocks, full_disk_explained, staging_folder
 from hullft_ops.ttft._progress import progress_bar
 from hullft_ops.ttft.store.base import checked_search
 from hullft_ops.ttft.store.embedding import Embedder, not_unit
 from hullft_ops.ttft.store.format import (
     JOURNAL_FILE,
     MANIFEST_FILE,
-    OWN_DIRECTORIES,
     DataFile,
     Journal,
     Manifest,
     VersionError,
     check_file,
-    own_entries,
-    remove_data,
+    remove_all_but,
 )
 from hullft_ops.ttft.store.search import IndexThresholds, ListSearch, exact_search, open_index
 from hullft_ops.ttft.store.writer import StoreWriter, fraction_for, locked
+
+if TYPE_CHECKING:
+    import datasets
 
 Scalar = str | int | float | bool | None
 
@@ -61,6 +56,8 @@ class Datastore:
     Attributes:
         manifest: the contents of the datastore, their sources, and how it is searched.
         rows: the texts and their metadata by position, a `datasets.Dataset`.
+        embedder: the name of the embedder that made the embeddings.
+        dim: length of an embedding.
         texts: the texts by position; each access reads one from disk.
         embeddings: float32 ``[count, dim]``, row i of unit norm for ``texts[i]``. Mapped from disk
             without a copy. Writing to it changes this process's view, never the file.
@@ -77,21 +74,12 @@ class Datastore:
         positions: torch.Tensor | None = None,
     ) -> None:
         self.manifest = manifest
+        self.embedder, self.dim = manifest.embedder, manifest.dim
         self.rows = rows
         self.texts: Sequence[str] = rows["text"]
         self.embeddings = embeddings
         self.positions = positions
         self._lists = lists
-
-    @property
-    def embedder(self) -> str:
-        """The name of the embedder that made the embeddings."""
-        return self.manifest.embedder
-
-    @property
-    def dim(self) -> int:
-        """Length of an embedding."""
-        return self.manifest.dim
 
     def __len__(self) -> int:
         return self.manifest.count if self.positions is None else len(self.positions)
@@ -107,26 +95,23 @@ class Datastore:
         overwrite: bool = False,
         thresholds: IndexThresholds | None = None,
     ) -> "Datastore":
-        """Write a datastore and open it. Texts are streamed: only a batch is in memory.
+        """Write a datastore and open it. Only a batch of texts is in memory.
 
-        The directory is prepared beside ``path`` and appears whole. An exception or a kill leaves
-        ``path`` as it was; a kill also leaves a ``.<name>.*.partial`` directory beside it. Use
-        `index_corpus`, which resumes, for anything that takes long.
+        The directory appears whole. An exception or a kill leaves ``path`` as it was; a kill also
+        leaves a ``.<name>.*.partial`` directory beside it. `index_corpus` can resume.
 
         Args:
-            texts: the texts, in the order of their positions; an empty text is a text.
+            texts: in the order of their positions; an empty text is a text.
             embedder: makes the unit vectors; its name goes into the manifest.
             path: the directory to create, with missing parents.
             progress: show a progress bar on stderr.
-            overwrite: replace the datastore at ``path``, in one atomic step. Foreign files stay,
-                and a directory that is not a datastore is refused.
+            overwrite: replace the datastore at ``path``, in one atomic step. Foreign files stay.
             thresholds: which search index to build.
 
         Raises:
-            TypeError: an item of ``texts`` is not a str, or the embedder returns no float32.
+            TypeError: a text is not a str, or the embedder returns no float32.
             ValueError: there are no texts, a text is not valid Unicode, the vectors are not unit
-                vectors of ``embedder.dim``, or ``overwrite`` meets something other than a
-                datastore.
+                vectors of ``embedder.dim``, or what is to be overwritten is not a datastore.
             FileExistsError: ``path`` exists and ``overwrite`` is False.
             OSError: writing failed; the message says so if the disk is full.
         """
@@ -134,24 +119,16 @@ class Datastore:
             raise TypeError("Datastore.build: texts must be an iterable of str, got one str")
         path = Path(path)
         _check_destination(path, overwrite)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            full_disk_explained(path, "no datastore was written, nor one replaced"),
-            tempfile.TemporaryDirectory(
-                prefix=f".{path.name}.", suffix=".partial", dir=path.parent
-            ) as staging,
-        ):
-            # TemporaryDirectory's folder is private to the user; a folder in it follows the umask.
-            staged = Path(staging) / "store"
-            staged.mkdir()
+        advice = "no datastore was written, nor one replaced"
+        with full_disk_explained(path, advice), staging_folder(path) as staging:
             with progress_bar(Console(stderr=True), shown=progress) as bar:
-                writer = StoreWriter.begin(staged, embedder, {}, "Datastore.build")
+                writer = StoreWriter.begin(staging, embedder, {}, "Datastore.build")
                 rows = ({"text": text} for text in bar.track(texts, description="writing texts"))
                 if writer.write_texts(rows, dict) == 0:
                     raise ValueError("Datastore.build: texts is empty, need at least 1")
                 writer.embed(bar)
                 writer.finish(thresholds or IndexThresholds())
-            _put_in_place(staged, path, overwrite)
+            _put_in_place(staging, path, overwrite)
         return cls.open(path)
 
     @classmethod
@@ -160,8 +137,8 @@ class Datastore:
 
         Args:
             path: the directory.
-            verify: read every file once, to compare its checksum and to check that every embedding
-                is a unit vector. Sizes and texts are always checked.
+            verify: read every file, to compare its checksum and to check that every embedding is a
+                unit vector. Sizes and texts are always checked.
 
         Raises:
             FileNotFoundError: there is no such directory.
@@ -169,27 +146,22 @@ class Datastore:
                 is missing, corrupt or contradicts the manifest; a text is null; or an embedding is
                 not a unit vector, for example because of NaN.
         """
-        path = Path(path)
         try:
-            manifest = Manifest.read(path)
+            manifest = Manifest.read(Path(path))
         except (FileNotFoundError, ValueError) as error:
             raise type(error)(f"Datastore.open: {error}") from error
-        data = path / manifest.data
-        index = manifest.index
-        for file in (*manifest.shards, *([index.file] if index.file else [])):
-            check_file("Datastore.open", data, file, checksum=verify)
-        # Another process may be adding vectors.
-        check_file("Datastore.open", data, manifest.embeddings, checksum=False, longer=True)
+        data, index, vectors = Path(path) / manifest.data, manifest.index, manifest.embeddings
+        for file in manifest.files:
+            # Another process may be adding vectors.
+            check_file("Datastore.open", data, file, checksum=verify, longer=file is vectors)
         if verify:
-            _check_embeddings(data / manifest.embeddings.file, manifest)
+            _check_norms(data / vectors.file, manifest)
         rows = _open_rows(data, manifest)
         # Copy on write: PyTorch has no read-only tensors, and the file must stay as it is.
         shape = (manifest.count, manifest.dim)
-        vectors = np.memmap(data / manifest.embeddings.file, np.float32, mode="c", shape=shape)
-        lists = None
-        if index.file:
-            lists = open_index(data / index.file.file, vectors, index)
-        return cls(manifest, rows, torch.from_numpy(vectors), lists)
+        matrix = np.memmap(data / vectors.file, np.float32, mode="c", shape=shape)
+        lists = open_index(data / index.file.file, matrix, index) if index.file else None
+        return cls(manifest, rows, torch.from_numpy(matrix), lists)
 
     def filter(self, **metadata: Scalar | Sequence[Scalar]) -> "Datastore":
         """The same datastore, where `search` finds only texts with these values.
@@ -262,11 +234,7 @@ def _check_destination(path: Path, overwrite: bool) -> None:
 
 
 def _put_in_place(staged: Path, path: Path, overwrite: bool) -> None:
-    """Move a finished directory to ``path``.
-
-    No file system swaps two directories portably, so an existing datastore gets the new data
-    directory beside the old one, and replacing its manifest, one file, is the atomic step.
-    """
+    """Move a finished directory to ``path``. Replacing a manifest, one file, is an atomic step."""
     _check_destination(path, overwrite)
     if not (path / MANIFEST_FILE).exists():
         staged.rename(path)
@@ -276,9 +244,7 @@ def _put_in_place(staged: Path, path: Path, overwrite: bool) -> None:
         (staged / new.data).rename(path / new.data)
         (staged / MANIFEST_FILE).replace(path / MANIFEST_FILE)
         (path / JOURNAL_FILE).unlink(missing_ok=True)
-        for old in own_entries(path, OWN_DIRECTORIES):
-            if old.name != new.data:
-                remove_data(old)
+        remove_all_but(path, new)
 
 
 def _open_rows(data: Path, manifest: Manifest) -> "datasets.Dataset":
@@ -316,21 +282,17 @@ def _check_texts(file: Path, shard: DataFile, table: pa.Table) -> None:
         raise ValueError(f"Datastore.open: {file} must hold a text in each row, row {row} is null")
 
 
-def _check_embeddings(file: Path, manifest: Manifest) -> None:
-    """Compare the checksum and the norms in one pass. Reading the map would fill memory."""
-    crc32 = first = 0
-    wrong = None
+def _check_norms(file: Path, manifest: Manifest) -> None:
+    first = 0
+    # Reading the map would fill memory.
     for block in blocks(file, manifest.embeddings.bytes, 4 * manifest.dim):
-        crc32 = zlib.crc32(block, crc32)
         rows = np.frombuffer(block, np.float32).reshape(-1, manifest.dim)
-        found = not_unit(rows, _NORM_TOLERANCE)
-        if found and not wrong:
-            wrong = f"row {first + found[0]} has norm {found[1]}"
+        if wrong := not_unit(rows, _NORM_TOLERANCE):
+            raise ValueError(
+                f"Datastore.open: {file} must hold unit vectors, row {first + wrong[0]} has norm "
+                f"{wrong[1]}"
+            )
         first += len(rows)
-    if crc32 != manifest.embeddings.crc32:
-        raise ValueError(f"Datastore.open: {file} is missing or corrupt: its checksum is wrong")
-    if wrong:
-        raise ValueError(f"Datastore.open: {file} must hold unit vectors, {wrong}")
 
 
 def _is_in(name: str, column: pa.ChunkedArray, values: list[Scalar]) -> np.ndarray:

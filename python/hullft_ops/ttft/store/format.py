@@ -1,4 +1,4 @@
-"""The files that say what a datastore's directory holds: its manifest, and the journal of a write.
+"""The manifest of a datastore, and the journal of a write into it.
 
 Everything that the journal names reaches the disk before the journal does. So a process may be
 killed at any moment: the next one can finish the write or roll it back.
@@ -23,20 +23,18 @@ _MAX_JSON_BYTES = 1 << 26
 _MAX_DIM = 2**31 - 1
 _MAX_COUNT = 2**48  # texts; products with the bytes of a vector stay within 64 bits
 _MAX_CRC32 = 2**32 - 1
-# Every file name in a manifest has one of these forms, which keeps its paths inside the directory.
-_DATA_DIRECTORY = re.compile(r"data-[0-9a-f]{1,32}")
+# Files with these whole names are ours, and those of a user are not. They keep the paths in a
+# manifest inside the directory. A killed process leaves the last kind.
+OWN_DIRECTORIES = re.compile(f"data-{UUID}")
 _SHARD_FILE = re.compile(r"texts-[0-9]{5}\.arrow")
 _EMBEDDINGS_FILE = re.compile(re.escape(EMBEDDINGS_FILE))
-_INDEX_FILE = re.compile(r"index-[0-9a-f]{1,32}\.faiss")
-# A write may remove only files with these whole names; any other file belongs to the user. A killed
-# process leaves the first kind.
+_INDEX_FILE = re.compile(rf"index-{UUID}\.faiss")
+OWN_FILES = re.compile("|".join(p.pattern for p in (_SHARD_FILE, _EMBEDDINGS_FILE, _INDEX_FILE)))
 OWN_PARTIALS = re.compile(rf"\.(?:manifest|journal)\.json\.{UUID}\.partial")
-OWN_DIRECTORIES = re.compile(f"data-{UUID}")
-OWN_FILES = re.compile(rf"embeddings\.f32|texts-[0-9]{{5}}\.arrow|index-{UUID}\.faiss")
 
 
 class VersionError(ValueError):
-    """A datastore of a version that this package cannot read."""
+    """A datastore of another format version."""
 
 
 @dataclass(frozen=True)
@@ -51,17 +49,17 @@ class DataFile:
 
 @dataclass(frozen=True)
 class SearchIndex:
-    """How a datastore is searched, and the recall that was measured when it was built.
+    """How a datastore is searched.
 
     Attributes:
         kind: "flat" (exact, over the embeddings themselves), "ivf" (inverted lists of 8-bit
-            codes) or "ivfpq" (inverted lists of product-quantised codes). With both kinds of
-            lists, the embeddings rank the candidates again.
+            codes) or "ivfpq" (inverted lists of product-quantised codes). The embeddings rank
+            again what lists find.
         lists: number of inverted lists; 0 for "flat".
         probes: how many lists a search reads.
         candidates: how many codes are ranked again per neighbour.
-        recall: share of the exact ``recall_k`` neighbours that a search finds, a mean over
-            ``recall_queries`` stored vectors, each without itself; 1 for "flat".
+        recall: share of the exact ``recall_k`` neighbours that a search found when it was built, a
+            mean over ``recall_queries`` stored vectors, each without itself; 1 for "flat".
         file: the index; None for "flat".
     """
 
@@ -114,6 +112,11 @@ class Manifest:
     format_version: int = FORMAT_VERSION
 
     @property
+    def files(self) -> list[DataFile]:
+        """The files in the data directory."""
+        return [*self.shards, self.embeddings, *filter(None, [self.index.file])]
+
+    @property
     def checksums(self) -> list[list[int]]:
         """Bytes and CRC-32 of each file with texts, then of the vectors."""
         return [[file.bytes, file.crc32] for file in (*self.shards, self.embeddings)]
@@ -126,8 +129,10 @@ class Manifest:
     def read(cls, directory: Path) -> "Manifest":
         """The manifest in ``directory``, with every field checked.
 
-        FileNotFoundError if there is no such directory, ValueError if it is no datastore, or an
-        unfinished or corrupt one, VersionError if it has another format version.
+        Raises:
+            FileNotFoundError: there is no such directory.
+            ValueError: it holds no datastore, or an unfinished or corrupt one.
+            VersionError: it has another format version.
         """
         if not directory.exists():
             raise FileNotFoundError(f"no datastore at {directory}")
@@ -160,7 +165,7 @@ def _checked(manifest: Manifest, file: Path) -> Manifest:
     _check(isinstance(manifest.embedder, str), file, "embedder", "a string", manifest.embedder)
     check_count(file, "dim", dim, 1, _MAX_DIM)
     check_count(file, "count", count, 1, _MAX_COUNT)
-    _check_name(file, "data", manifest.data, _DATA_DIRECTORY)
+    _check_name(file, "data", manifest.data, OWN_DIRECTORIES)
     _check(manifest.metric == METRIC, file, "metric", repr(METRIC), manifest.metric)
     _check(isinstance(shards, list) and shards, file, "shards", "a list of files", shards)
     found = tuple(_data_file(file, "shards", shard, _SHARD_FILE) for shard in shards)
@@ -193,9 +198,8 @@ def _search_index(file: Path, values: Any, count: int) -> SearchIndex:
     _check(share, file, "index.recall", "from 0 to 1", recall)
     if kind == "flat":
         return replace(index, file=None)
-    check_count(file, "index.lists", index.lists, 1, count)
-    check_count(file, "index.probes", index.probes, 1, index.lists)
-    check_count(file, "index.candidates", index.candidates, 1, count)
+    for name, most in (("lists", count), ("probes", index.lists), ("candidates", count)):
+        check_count(file, f"index.{name}", getattr(index, name), 1, most)
     found = _data_file(file, "index.file", index.file, _INDEX_FILE)
     _check(found.count == count, file, "index.file.count", str(count), found.count)
     return replace(index, file=found)
@@ -206,14 +210,12 @@ class Journal:
     """A write under way.
 
     Attributes:
-        embedder: name of the embedder.
-        dim: length of a vector.
-        data: name of the data directory.
+        embedder, dim, data: as in `Manifest`.
         settings: what the texts are made from. Only a write with the same settings may resume.
+        embeddings_crc32: zlib CRC-32 of all vectors so far, earlier shards included.
         source: the report on the texts, once they are written.
         shard: the file of the texts, once they are written.
         embedded: how many of the texts have a vector on the disk.
-        embeddings_crc32: zlib CRC-32 of all vectors so far, including those of earlier shards.
     """
 
     embedder: str
@@ -236,22 +238,19 @@ class Journal:
         refuse_link(file)
         if not file.is_file():
             return None
-        values = read_json(file)
-        shard = values.get("shard")
-        found = None if shard is None else _data_file(file, "shard", shard, _SHARD_FILE)
-        try:
-            journal = cls(**{**values, "shard": found})
-        except TypeError as error:
-            raise ValueError(f"{file} is not a datastore's journal: {error}") from error
-        settings = journal.settings
-        _check_name(file, "data", journal.data, _DATA_DIRECTORY)
+        journal = cls(**_known(cls, read_json(file), file))
+        _check_name(file, "data", journal.data, OWN_DIRECTORIES)
         _check(isinstance(journal.embedder, str), file, "embedder", "a string", journal.embedder)
-        _check(isinstance(settings, dict), file, "settings", "an object", settings)
-        check_count(file, "dim", journal.dim, 1, _MAX_DIM)
-        check_count(file, "embedded", journal.embedded, 0, found.count if found else 0)
-        check_count(file, "embeddings_crc32", journal.embeddings_crc32, 0, _MAX_CRC32)
+        _check(isinstance(journal.settings, dict), file, "settings", "an object", journal.settings)
+        if journal.shard is not None:
+            shard = _data_file(file, "shard", journal.shard, _SHARD_FILE)
+            journal = replace(journal, shard=shard)
         if journal.source is not None:
             _check_source(file, journal.source)
+        check_count(file, "dim", journal.dim, 1, _MAX_DIM)
+        most = journal.shard.count if journal.shard else 0
+        check_count(file, "embedded", journal.embedded, 0, most)
+        check_count(file, "embeddings_crc32", journal.embeddings_crc32, 0, _MAX_CRC32)
         return journal
 
 
@@ -261,7 +260,7 @@ def write_json_durably(file: Path, values: dict[str, Any]) -> None:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object in a manifest or journal. ValueError if there is none."""
+    """The object in a JSON file. ValueError if there is none."""
     size = file.stat().st_size
     if size > _MAX_JSON_BYTES:
         raise ValueError(f"{file} must have at most {_MAX_JSON_BYTES} bytes, has {size}")
@@ -299,12 +298,12 @@ def _check_source(file: Path, source: Any) -> None:
     _check(known, file, "sources", "objects with settings", source)
     named = isinstance(source["settings"].get("source"), str)
     _check(named, file, "sources.settings.source", "a string", source)
-    for name in ("records", "malformed", "near_empty", "repeated"):
-        check_count(file, f"sources.{name}", source.get(name), 0, _MAX_COUNT)
     # Absent before there were folders of mixed files.
-    check_count(file, "sources.binary", source.get("binary", 0), 0, _MAX_COUNT)
+    values = {"binary": 0, "binary_named": []} | source
+    for name in ("records", "malformed", "near_empty", "repeated", "binary"):
+        check_count(file, f"sources.{name}", values.get(name), 0, _MAX_COUNT)
     for name in ("malformed_named", "binary_named"):
-        lines = source.get(name, [] if name == "binary_named" else None)
+        lines = values.get(name)
         strings = isinstance(lines, list) and all(isinstance(line, str) for line in lines)
         _check(strings, file, f"sources.{name}", "strings", lines)
 
@@ -337,12 +336,17 @@ def own_entries(folder: Path, names: re.Pattern[str]) -> list[Path]:
     ]
 
 
-def remove_data(data: Path) -> None:
-    """Remove this program's files from a data directory, and the directory if nothing is left."""
-    for file in own_entries(data, OWN_FILES):
-        file.unlink()
-    if not any(data.iterdir()):
-        data.rmdir()
+def remove_all_but(directory: Path, manifest: Manifest | None) -> None:
+    """Remove this program's files from a datastore, except those that the manifest names."""
+    kept = [Path(manifest.data, file.file) for file in manifest.files] if manifest else []
+    for partial in own_entries(directory, OWN_PARTIALS):
+        partial.unlink()
+    for data in own_entries(directory, OWN_DIRECTORIES):
+        for file in own_entries(data, OWN_FILES):
+            if file.relative_to(directory) not in kept:
+                file.unlink()
+        if not any(data.iterdir()):
+            data.rmdir()
 
 
 def refuse_link(path: Path) -> None:

@@ -10,17 +10,10 @@ import numpy as np
 from rich.console import Console
 
 from hullft_ops._terminal import show
-from hullft_ops.ttft.store.build import Cutting, index_corpus
+from hullft_ops.ttft.store.build import Cutting, index_corpus, text_digest
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.embedding import Embedder, encode_checked
-from hullft_ops.ttft.store.format import (
-    JOURNAL_FILE,
-    MANIFEST_FILE,
-    OWN_DIRECTORIES,
-    OWN_PARTIALS,
-    own_entries,
-    remove_data,
-)
+from hullft_ops.ttft.store.format import JOURNAL_FILE, MANIFEST_FILE, remove_all_but
 from hullft_ops.ttft.store.sources import Counts, Source
 from hullft_ops.ttft.store.writer import locked
 
@@ -30,34 +23,21 @@ _NAME_DIGITS = 12
 def folder_datastore(
     corpus: Path, embedder: Embedder, cutting: Cutting, root: Path, console: Console
 ) -> Datastore:
-    """The datastore of a folder's present texts, kept in a directory below ``root``.
+    """The datastore of the texts in ``corpus``, kept in a directory below ``root``.
 
     If no file has changed, nothing is embedded. If some have, the folder's earlier datastore gives
-    the vectors of the passages that stayed, and is then removed. A killed call loses none of the
-    vectors that the progress bar counted: the next call goes on from there, if the files are the
-    same.
-
-    Args:
-        corpus: the folder, or a file that `Source` reads. Nothing in it is changed.
-        embedder: makes the unit vectors.
-        cutting: how to cut a file into passages.
-        root: holds a directory for each folder; created if need be.
-        console: shows where the datastore is, and the progress.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-        SourceError: the folder cannot be read, or has no text.
-        ValueError: a datastore below ``root`` is corrupt, or another process is writing it.
-        OSError: for example, the disk is full.
+    the vectors of the passages that stayed, and is then removed. After a kill, the next call goes
+    on as `index_corpus` does, if the files are the same. Raises what `index_corpus` does.
     """
     source = Source(corpus.resolve())
-    path = root / f"{_key(source, embedder, cutting)}-{_fingerprint(source)}"
+    key = _key(source, embedder, cutting)
+    path = root / f"{key}-{_fingerprint(source)}"
     if (path / MANIFEST_FILE).exists():
         store = Datastore.open(path)
         show(console, f"{corpus} has not changed: {len(store)} passages in {path}")
         return store
     show(console, f"datastore of {corpus}: {path}")
-    earlier = [old for old in root.glob(path.name[: _NAME_DIGITS + 1] + "*") if old != path]
+    earlier = [old for old in root.glob(f"{key}-*") if old != path]
     vectors = _Reused(embedder, earlier)
     store = index_corpus(
         source,
@@ -71,17 +51,19 @@ def folder_datastore(
     binary = store.manifest.sources[0].get("binary", 0)
     skipped = f"; {binary} files that are not text were skipped" if binary else ""
     show(console, f"{len(store)} passages, {vectors.embedded} of them embedded now{skipped}")
-    for old in earlier:
-        if old.is_symlink():
-            continue
+    for old in (old for old in earlier if not old.is_symlink()):
         # Another process that is writing it needs it.
         with suppress(ValueError), locked(old):
-            _remove(old)
+            for name in (MANIFEST_FILE, JOURNAL_FILE):
+                (old / name).unlink(missing_ok=True)
+            remove_all_but(old, None)
+            if not any(old.iterdir()):
+                old.rmdir()
     return store
 
 
 class _Reused:
-    """Vectors by the hash of their passage, and the embedder for passages without one."""
+    """Vectors by the digest of their passage, and the embedder for passages without one."""
 
     def __init__(self, embedder: Embedder, datastores: Iterable[Path]) -> None:
         self.embedded = 0
@@ -91,20 +73,16 @@ class _Reused:
             if (path / MANIFEST_FILE).exists():
                 store = Datastore.open(path)
                 rows = store.embeddings.numpy()
-                self._known.update(zip(map(_hash, store.texts), rows, strict=True))
+                self._known.update(zip(map(text_digest, store.texts), rows, strict=True))
 
     def encode(self, batches: Iterable[list[str]]) -> Generator[np.ndarray]:
         """The vectors of each batch, see `EncodeBatches`."""
         for texts in batches:
-            rows = [self._known.get(_hash(text)) for text in texts]
+            rows = [self._known.get(text_digest(text)) for text in texts]
             new = [text for text, row in zip(texts, rows, strict=True) if row is None]
             found = iter(encode_checked("folder_datastore", self._embedder, new) if new else ())
             self.embedded += len(new)
             yield np.stack([next(found) if row is None else row for row in rows])
-
-
-def _hash(text: str) -> bytes:
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 def _key(source: Source, embedder: Embedder, cutting: Cutting) -> str:
@@ -120,15 +98,3 @@ def _fingerprint(source: Source) -> str:
     for record in source.records(Counts()):
         digest.update(json.dumps([record["source"], record["text"]]).encode())
     return digest.hexdigest()[:_NAME_DIGITS]
-
-
-def _remove(path: Path) -> None:
-    """Remove a datastore, and its directory if nothing else is in it."""
-    for name in (MANIFEST_FILE, JOURNAL_FILE):
-        (path / name).unlink(missing_ok=True)
-    for partial in own_entries(path, OWN_PARTIALS):
-        partial.unlink()
-    for data in own_entries(path, OWN_DIRECTORIES):
-        remove_data(data)
-    if not any(path.iterdir()):
-        path.rmdir()

@@ -63,10 +63,10 @@ def exact_search(
     ids = np.empty((len(queries), 0), np.int64)
     for start in range(0, len(rows), _BLOCK_ROWS):
         block = rows[start : start + _BLOCK_ROWS]
-        found, places = exact_search(matrix[block], queries, min(k, len(block)))
+        found, places = _exact_search_of_all(matrix[block], queries, min(k, len(block)))
         scores = np.concatenate([scores, found], axis=1)
         ids = np.concatenate([ids, block[places]], axis=1)
-        scores, ids = largest(scores, ids, min(k, ids.shape[1]))
+        scores, ids = largest(scores, ids, k)
     return scores, ids
 
 
@@ -92,6 +92,12 @@ def _exact_search_of_all(matrix: np.ndarray, queries: np.ndarray, k: int) -> Nei
         asked = min(2 * asked, len(matrix))
 
 
+def largest(scores: np.ndarray, ids: np.ndarray, k: int) -> Neighbours:
+    """The ``k`` largest of each row of scores ``[B, n]``, on ties the lower id first."""
+    order = np.lexsort((ids, -scores), axis=-1)[:, :k]
+    return np.take_along_axis(scores, order, axis=-1), np.take_along_axis(ids, order, axis=-1)
+
+
 @dataclass(frozen=True)
 class ListSearch:
     """Inverted lists, and the matrix that ranks their candidates."""
@@ -109,26 +115,25 @@ class ListSearch:
             some = np.sort(candidates[candidates >= 0])
             # Lists with too few texts between them cannot answer.
             pool = some if len(some) >= k else rows
-            query = queries[position : position + 1]
-            scores[position], ids[position] = (
-                part[0] for part in exact_search(self.matrix, query, k, pool)
-            )
+            found = exact_search(self.matrix, queries[position, None], k, pool)
+            scores[position], ids[position] = found[0][0], found[1][0]
         return scores, ids
 
     def find(self, queries: np.ndarray, k: int, rows: np.ndarray | None = None) -> np.ndarray:
         """Rows that may be among the ``k`` nearest, int64 ``[B, candidates * k]``; -1 for none."""
         import faiss
 
-        wanted, selector = min(k * self.candidates, len(self.matrix)), None
+        count, selector = len(self.matrix), None
         if rows is not None:
-            wanted = min(k * self.candidates, len(rows))
-            mask = np.zeros(len(self.matrix), bool)
+            mask = np.zeros(count, bool)
             mask[rows] = True
             bits = np.packbits(mask, bitorder="little")
             selector = faiss.IDSelectorBitmap(bits)  # type: ignore[call-arg, arg-type]
+            count = len(rows)
         # FAISS's stubs lack the keywords that its Python layer adds.
         parameters = faiss.SearchParametersIVF(nprobe=self.probes, sel=selector)  # type: ignore[call-arg]
-        found: np.ndarray = self.index.search(queries, wanted, params=parameters)[1]
+        asked = min(k * self.candidates, count)
+        found: np.ndarray = self.index.search(queries, asked, params=parameters)[1]
         # The row numbers come from the file.
         foreign = found[(found < -1) | (found >= len(self.matrix))]
         if foreign.size:
@@ -225,9 +230,3 @@ def _measured(
 def _sample(matrix: np.ndarray, count: int) -> np.ndarray:
     rows = np.random.default_rng(0).choice(len(matrix), min(count, len(matrix)), replace=False)
     return np.ascontiguousarray(matrix[np.sort(rows)])
-
-
-def largest(scores: np.ndarray, ids: np.ndarray, k: int) -> Neighbours:
-    """The ``k`` largest of each row of scores ``[B, n]``, on ties the lower id first."""
-    order = np.lexsort((ids, -scores), axis=-1)[:, :k]
-    return np.take_along_axis(scores, order, axis=-1), np.take_along_axis(ids, order, axis=-1)

@@ -44,27 +44,31 @@ class SourceError(ValueError):
 
 @dataclass
 class Counts:
-    """How many records were read, and how many were left out and why.
+    """How many records were read, and what was left out and why.
 
     Attributes:
         records: lines, rows or files, including malformed ones.
         malformed: records without a usable text.
-        named: the first malformed records, each with its place and what is wrong with it.
+        malformed_named: the first of them, each with its place and what is wrong with it.
         binary: files of a folder that are not UTF-8 text; they are no records.
         binary_named: the first of them.
+        near_empty: texts with too few characters.
+        repeated: exact repetitions of a text.
     """
 
     records: int = 0
     malformed: int = 0
-    named: list[str] = field(default_factory=list)
+    malformed_named: list[str] = field(default_factory=list)
     binary: int = 0
     binary_named: list[str] = field(default_factory=list)
+    near_empty: int = 0
+    repeated: int = 0
 
     def bad(self, place: str, why: str) -> None:
         """Count an unusable record."""
         self.malformed += 1
-        if len(self.named) < _NAMED:
-            self.named.append(f"{place}: {why}")
+        if len(self.malformed_named) < _NAMED:
+            self.malformed_named.append(f"{place}: {why}")
 
     def skip(self, place: str) -> None:
         """Count a file that is not text."""
@@ -77,7 +81,7 @@ class Counts:
         if self.malformed > max_bad_share * self.records:
             raise SourceError(
                 f"{source}: {self.malformed} of {self.records} records are malformed, at most a "
-                f"share of {max_bad_share:g} may be: {'; '.join(self.named)}"
+                f"share of {max_bad_share:g} may be: {'; '.join(self.malformed_named)}"
             )
 
 
@@ -137,7 +141,7 @@ class Source:
             SourceError: the corpus is of no known kind, lacks a column, or has too many malformed
                 records.
         """
-        found = dict.fromkeys(self.metadata, False)
+        missing = set(self.metadata)
         for place, values in self._raw(counts):
             counts.records += 1
             record = self._record(place, values)
@@ -146,13 +150,12 @@ class Source:
                 if counts.records >= _JUDGED_RECORDS:
                     counts.check(self.name, self.max_bad_share)
                 continue
-            for name in found:
-                found[name] |= record[name] is not None
+            missing -= {name for name in missing if record[name] is not None}
             yield record
         counts.check(self.name, self.max_bad_share)
-        missing = [name for name, seen in found.items() if not seen]
         if missing and counts.records > counts.malformed:
-            raise SourceError(f"{self.name}: no record has the metadata {', '.join(missing)}")
+            names = ", ".join(name for name in self.metadata if name in missing)
+            raise SourceError(f"{self.name}: no record has the metadata {names}")
 
     def _record(self, place: str, values: Mapping[str, Any] | str) -> Record | str:
         """The record to keep, or what is wrong with it."""
@@ -168,7 +171,6 @@ class Source:
         return {"text": text, "source": place, **kept}
 
     def _raw(self, counts: Counts) -> Iterator[Raw]:
-        """Each record's place, and its values or what is wrong with them."""
         if _is_dataset(self.corpus):
             yield from self._dataset_rows(self.corpus)
             return
@@ -251,29 +253,27 @@ class Source:
             return "not text"
         return {self.text_column: text.replace("\r\n", "\n").replace("\r", "\n")}
 
-    def _parquet_rows(self, path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    def _parquet_rows(self, path: Path) -> Iterator[Raw]:
         try:
             table = pa.parquet.ParquetFile(path)
         except pa.ArrowInvalid as error:
             raise SourceError(f"{path}: not Parquet: {error}") from error
-        columns = self._columns(str(path), table.schema_arrow.names)
-        rows = (
-            row
-            for batch in table.iter_batches(batch_size=_ROWS, columns=columns)
-            for row in batch.to_pylist()
-        )
+        columns = self._columns(table.schema_arrow.names)
+        batches = table.iter_batches(batch_size=_ROWS, columns=columns)
+        rows = chain.from_iterable(batch.to_pylist() for batch in batches)
         return ((f"{path.name}:{number}", row) for number, row in enumerate(rows))
 
-    def _dataset_rows(self, dataset: "datasets.Dataset") -> Iterator[tuple[str, Mapping[str, Any]]]:
-        columns = self._columns(self.name, dataset.column_names)
-        rows: Iterable[Mapping[str, Any]] = dataset.select_columns(columns)
+    def _dataset_rows(self, dataset: "datasets.Dataset") -> Iterator[Raw]:
+        rows: Iterable[Mapping[str, Any]] = dataset.select_columns(
+            self._columns(dataset.column_names)
+        )
         return ((f"row {number}", row) for number, row in enumerate(rows))
 
-    def _columns(self, name: str, have: list[str]) -> list[str]:
+    def _columns(self, have: list[str]) -> list[str]:
         columns = list(dict.fromkeys([self.text_column, *self.metadata]))
         missing = [column for column in columns if column not in have]
         if missing:
-            raise SourceError(f"{name}: no column {', '.join(missing)}; has {', '.join(have)}")
+            raise SourceError(f"{self.name}: no column {', '.join(missing)}; has {', '.join(have)}")
         return columns
 
 
@@ -291,11 +291,6 @@ def _first_byte(content: bytes) -> bytes:
     return content.removeprefix(codecs.BOM_UTF8).lstrip()[:1]
 
 
-def _json_lines(name: str, lines: Iterable[bytes]) -> Iterator[Raw]:
-    for number, line in numbered(lines):
-        yield f"{name}:{number}", _json_object(line)
-
-
 def _lines(file: BinaryIO) -> Iterator[bytes]:
     """Each line; of a line that is too long, only enough to show that it is."""
     while line := file.readline(_MAX_LINE_BYTES + 1):
@@ -304,13 +299,15 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
             line = file.readline(_MAX_LINE_BYTES + 1)
 
 
-def _json_object(line: bytes) -> Mapping[str, Any] | str:
-    if len(line) > _MAX_LINE_BYTES:
-        return f"longer than {_MAX_LINE_BYTES} bytes"
-    try:
-        return object_of(line)
-    except ValueError as error:
-        return str(error)
+def _json_lines(name: str, lines: Iterable[bytes]) -> Iterator[Raw]:
+    for number, line in numbered(lines):
+        values: Mapping[str, Any] | str = f"longer than {_MAX_LINE_BYTES} bytes"
+        if len(line) <= _MAX_LINE_BYTES:
+            try:
+                values = object_of(line)
+            except ValueError as error:
+                values = str(error)
+        yield f"{name}:{number}", values
 
 
 def _is_dataset(corpus: object) -> "TypeGuard[datasets.Dataset]":

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
@@ -27,16 +27,12 @@ from hullft_ops.ttft.store.format import (
     EMBEDDINGS_FILE,
     JOURNAL_FILE,
     MANIFEST_FILE,
-    OWN_DIRECTORIES,
-    OWN_FILES,
-    OWN_PARTIALS,
     DataFile,
     Journal,
     Manifest,
     check_file,
-    own_entries,
     refuse_link,
-    remove_data,
+    remove_all_but,
 )
 from hullft_ops.ttft.store.search import IndexThresholds, build_index
 
@@ -48,8 +44,8 @@ _ROWS_PER_WRITE = 1024
 _TEXTS_PER_ENCODE = 128
 # A commit waits for the disk, which a cheap embedder should not do at every batch.
 _SECONDS_PER_COMMIT = 2.0
-_NO_VECTORS = DataFile(EMBEDDINGS_FILE, 0, 0, 0)
 _SCALARS = (pa.types.is_string, pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
+_NOT_OF_TYPE = (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError)
 
 
 @dataclass
@@ -76,14 +72,13 @@ class StoreWriter:
     ) -> "StoreWriter":
         """A new write. Rolls an interrupted one back."""
         dim = check_integer(function, "embedder.dim", embedder.dim, 1)
-        data = f"data-{uuid4().hex}"
-        base = _finished(directory) or Manifest(embedder.name, dim, 0, data, (), _NO_VECTORS)
+        base = _readable(directory, embedder.name, dim, f"data-{uuid4().hex}")
         crc32 = base.embeddings.crc32
         journal = Journal(base.embedder, base.dim, base.data, settings, crc32)
         writer = cls(directory, embedder, base, journal, function)
         journal.write(directory)
-        writer._folder.mkdir(exist_ok=True)
         writer._tidy()
+        writer._folder.mkdir(exist_ok=True)
         return writer
 
     @classmethod
@@ -102,17 +97,16 @@ class StoreWriter:
                 f"{function}: the interrupted write in {directory} has other settings: "
                 + ", ".join(changed)
             )
-        fresh = Manifest(journal.embedder, journal.dim, 0, journal.data, (), _NO_VECTORS)
-        base = _finished(directory) or fresh
+        base = _readable(directory, journal.embedder, journal.dim, journal.data)
         if base.data != journal.data:
             raise ValueError(
                 f"{function}: the interrupted write in {directory} is into {journal.data}, the "
                 f"datastore is in {base.data} by now: restart rolls it back and begins anew"
             )
         writer = cls(directory, embedder, base, journal, function)
-        writer._folder.mkdir(exist_ok=True)
         if journal.shard is None:
             writer._tidy()
+        writer._folder.mkdir(exist_ok=True)
         return writer
 
     @property
@@ -133,9 +127,8 @@ class StoreWriter:
     def write_texts(self, rows: Iterable[Row], report: Callable[[], dict[str, Any]]) -> int:
         """Write the shard's texts, unless that is done, and return how many there are.
 
-        Args:
-            rows: each with a "text" and the same other columns, whose values are scalars.
-            report: called after the last row; returns the manifest's entry on the source.
+        Each row has a "text" and the same other columns, whose values are scalars. After the last,
+        ``report`` returns the manifest's entry on the source.
         """
         if self.journal.shard is None:
             file = self._folder / f"texts-{len(self.base.shards):05}.arrow"
@@ -163,7 +156,7 @@ class StoreWriter:
         starts = range(done, len(texts), _TEXTS_PER_ENCODE)
         batches = (list(texts[start : start + _TEXTS_PER_ENCODE]) for start in starts)
         own = (encode_checked(self.function, self.embedder, batch) for batch in batches)
-        with self._vectors() as out, closing(encode(batches) if encode else own) as encoded:
+        with self._open_vectors() as out, closing(encode(batches) if encode else own) as encoded:
             crc32, committed = self.journal.embeddings_crc32, time.monotonic()
             for vectors in encoded:
                 block = vectors.tobytes()
@@ -181,67 +174,50 @@ class StoreWriter:
     def finish(self, thresholds: IndexThresholds) -> None:
         """Build the index, and make readers see the new texts."""
         if not self.finished:
-            self.base = self._manifest(thresholds)
+            vectors = self._vectors(self._shard.count)
+            check_file(self.function, self._folder, vectors, checksum=False)
+            self.base = replace(
+                self.base,
+                count=vectors.count,
+                shards=(*self.base.shards, self._shard),
+                embeddings=vectors,
+                sources=(*self.base.sources, self.journal.source or {}),
+                index=build_index(self._folder, vectors, self.base.dim, thresholds),
+            )
             self.base.write(self.directory)
-        self._tidy()
-        (self.directory / JOURNAL_FILE).unlink()
+        self.abandon()
         sync(self.directory)
 
     def abandon(self) -> None:
-        """Leave the datastore as it was before this write, or nothing if there was none."""
-        if self.base.count:
-            self._tidy()
-        else:
-            remove_data(self._folder)
+        """Remove the journal, and the files that no reader sees."""
+        self._tidy()
         (self.directory / JOURNAL_FILE).unlink()
 
-    def _manifest(self, thresholds: IndexThresholds) -> Manifest:
-        vectors = self._known_vectors(self._shard.count)
-        check_file(self.function, self._folder, vectors, checksum=False)
-        return replace(
-            self.base,
-            count=vectors.count,
-            shards=(*self.base.shards, self._shard),
-            embeddings=vectors,
-            sources=(*self.base.sources, self.journal.source or {}),
-            index=build_index(self._folder, vectors, self.base.dim, thresholds),
-        )
-
-    def _known_vectors(self, new: int) -> DataFile:
+    def _vectors(self, new: int) -> DataFile:
         """The file of vectors with ``new`` of this write."""
         count = self.base.count + new
         size = count * self.base.dim * 4
         return DataFile(EMBEDDINGS_FILE, count, size, self.journal.embeddings_crc32)
 
-    def _vectors(self) -> BinaryIO:
+    def _open_vectors(self) -> BinaryIO:
         """The file of vectors, cut to the committed part, checked, and positioned at its end."""
-        known = self._known_vectors(self.journal.embedded)
-        file = self._cut(known.bytes)
+        known = self._vectors(self.journal.embedded)
+        self._cut(known.bytes)
+        file = self._folder / EMBEDDINGS_FILE
         file.touch()
         check_file(self.function, self._folder, known)
         return file.open("ab")
 
-    def _cut(self, size: int) -> Path:
-        """The file of vectors, without the bytes after ``size``."""
+    def _cut(self, size: int) -> None:
+        """Remove the vectors after ``size`` bytes."""
         file = self._folder / EMBEDDINGS_FILE
         refuse_link(file)
         if file.exists() and file.stat().st_size > size:
             os.truncate(file, size)
-        return file
 
     def _tidy(self) -> None:
-        """Remove files that interrupted or replaced states left behind."""
-        wanted = {EMBEDDINGS_FILE, *(shard.file for shard in self.base.shards)}
-        if self.base.index.file:
-            wanted.add(self.base.index.file.file)
-        for path in own_entries(self._folder, OWN_FILES):
-            if path.name not in wanted:
-                path.unlink()
-        for partial in own_entries(self.directory, OWN_PARTIALS):
-            partial.unlink()
-        for folder in own_entries(self.directory, OWN_DIRECTORIES):
-            if folder != self._folder:
-                remove_data(folder)
+        """Remove what interrupted or replaced states left behind."""
+        remove_all_but(self.directory, self.base if self.base.count else None)
         self._cut(self.base.embeddings.bytes)
 
     def _schema(self) -> pa.Schema | None:
@@ -252,8 +228,11 @@ class StoreWriter:
             return shard.schema
 
 
-def _finished(directory: Path) -> Manifest | None:
-    return Manifest.read(directory) if (directory / MANIFEST_FILE).exists() else None
+def _readable(directory: Path, embedder: str, dim: int, data: str) -> Manifest:
+    """The datastore as its readers see it, or one without texts."""
+    if (directory / MANIFEST_FILE).exists():
+        return Manifest.read(directory)
+    return Manifest(embedder, dim, 0, data, (), DataFile(EMBEDDINGS_FILE, 0, 0, 0))
 
 
 @contextmanager
@@ -274,36 +253,30 @@ def locked(directory: Path, what: str = "datastore") -> Iterator[None]:
 
 
 def _write_rows(function: str, rows: Iterable[Row], file: Path, known: pa.Schema | None) -> int:
-    checked = _checked(function, rows)
-    batch = list(islice(checked, _ROWS_PER_WRITE))
-    if not batch:
+    rows, count = iter(rows), 0
+    batches = iter(lambda: list(islice(rows, _ROWS_PER_WRITE)), [])
+    first = next(batches, None)
+    if first is None:
         return 0
-    schema = known or _schema(function, batch)
-    if set(schema.names) != set(batch[0]):
+    schema = known or _inferred(function, first)
+    if set(schema.names) != set(first[0]):
         raise ValueError(
             f"{function}: the datastore has the columns {', '.join(schema.names)}, "
-            f"got {', '.join(batch[0])}"
+            f"got {', '.join(first[0])}"
         )
-    count = 0
     with pa.ipc.new_stream(str(file), schema) as writer:
-        while batch:
+        for batch in chain([first], batches):
+            for position, row in enumerate(batch, count):
+                check_text(function, f"texts[{position}]", row["text"])
             try:
                 writer.write_batch(_record_batch(batch, schema))
-            except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+            except _NOT_OF_TYPE as error:
                 raise ValueError(
                     f"{function}: in rows {count} to {count + len(batch) - 1}, a value of the "
                     f"metadata differs in type from those before it: {error}"
                 ) from error
             count += len(batch)
-            batch = list(islice(checked, _ROWS_PER_WRITE))
     return count
-
-
-def fraction_for(kind: pa.DataType, values: Iterable[object]) -> float | None:
-    """The first fraction among the values of an integer type. Arrow would round it towards 0."""
-    if not pa.types.is_integer(kind):
-        return None
-    return next((v for v in values if isinstance(v, float) and not v.is_integer()), None)
 
 
 def _record_batch(rows: list[Row], schema: pa.Schema) -> pa.RecordBatch:
@@ -314,13 +287,20 @@ def _record_batch(rows: list[Row], schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_pylist(rows, schema=schema)
 
 
-def _schema(function: str, rows: list[Row]) -> pa.Schema:
+def fraction_for(kind: pa.DataType, values: Iterable[object]) -> float | None:
+    """The first fraction among the values of an integer type. Arrow would round it towards 0."""
+    if not pa.types.is_integer(kind):
+        return None
+    return next((v for v in values if isinstance(v, float) and not v.is_integer()), None)
+
+
+def _inferred(function: str, rows: list[Row]) -> pa.Schema:
     """A string "text" and the other columns, with the types of the first rows."""
     found = [pa.field("text", pa.string())]
     for name in (name for name in rows[0] if name != "text"):
         try:
             kind = pa.array([row.get(name) for row in rows]).type
-        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+        except _NOT_OF_TYPE as error:
             fault = "is out of range" if isinstance(error, OverflowError) else "mixes types"
             raise ValueError(f"{function}: metadata {name} {fault}: {error}") from error
         if pa.types.is_null(kind):
@@ -331,9 +311,3 @@ def _schema(function: str, rows: list[Row]) -> pa.Schema:
             )
         found.append(pa.field(name, kind))
     return pa.schema(found)
-
-
-def _checked(function: str, rows: Iterable[Row]) -> Iterator[Row]:
-    for position, row in enumerate(rows):
-        check_text(function, f"texts[{position}]", row["text"])
-        yield row
