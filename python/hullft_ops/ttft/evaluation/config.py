@@ -31,7 +31,7 @@ _SIFT_DEFAULTS = {"noise": Sift.noise, "reuse": None}
 _DEFAULTS |= _SIFT_DEFAULTS | {"n_experts": 0, "experts": None}
 # A configuration's name always states these; it states other settings if they are not the default.
 _NAMED = ("method", "n_select", "refresh", "lr")
-# What says something only if experts are merged, and what does without steps.
+# Settings that matter only if experts are merged, and settings that matter without steps.
 _OF_EXPERTS = ("experts", "expert_scale", "expert_temperature")
 _STEPLESS = ("context", "max_length", "n_experts", *_OF_EXPERTS)
 # These take one step on each text, so there is no gradient to reuse.

@@ -293,7 +293,7 @@ def rotated(items: Sequence[T], by: int) -> list[T]:
 
 
 class _Remembering:
-    """Remembers what it found until it forgets, and in ``seconds`` the time that the last took."""
+    """Keeps its results until it is told to forget. ``seconds`` is the time of the latest one."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -326,7 +326,7 @@ class OneEmbedding(_Remembering):
 
 
 class OneSearch(_Remembering):
-    """A `Store` that looks once for the neighbours of a query in another."""
+    """A `Store` that searches another one once for each query."""
 
     def __init__(self, store: Datastore) -> None:
         super().__init__()

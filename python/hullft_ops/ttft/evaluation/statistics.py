@@ -162,9 +162,9 @@ def pareto(points: dict[str, tuple[float, float]]) -> list[str]:
 
 @dataclass(frozen=True)
 class AtTime:
-    """Bits per byte, float64 ``[prompts]``, of a configuration, or linearly between two of them.
+    """Bits per byte, float64 ``[prompts]``, of one configuration or linearly between two.
 
-    ``seconds`` is the time of that, or less if the method gains nothing from more.
+    ``seconds`` is the time that was asked for, or less if the method gains nothing from more.
     """
 
     configs: tuple[str, ...]
