@@ -6,6 +6,7 @@
 import os
 import platform
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib import metadata
 from typing import Any
 
@@ -30,9 +31,8 @@ PACKAGES = (
 def collect_env() -> dict[str, Any]:
     """Versions, build flags, devices and threads, as values that JSON can hold.
 
-    ``versions`` maps a package to its version, or to None if it is not installed. ``build``
-    describes the extension module. ``cuda_devices`` lists name, compute capability and memory
-    in bytes of every GPU that torch can use.
+    ``versions`` has None for a package that is not installed. ``build`` describes the extension
+    module. ``cuda_devices`` has every GPU that torch can use.
     """
     return {
         "versions": {"python": platform.python_version(), **versions_of(PACKAGES)},
@@ -46,7 +46,14 @@ def collect_env() -> dict[str, Any]:
             "threads": torch.get_num_threads(),
         },
         "torch_cuda": torch.version.cuda,
-        "cuda_devices": _cuda_devices(),
+        "cuda_devices": [
+            {
+                "name": device.name,
+                "capability": f"{device.major}.{device.minor}",
+                "memory_bytes": device.total_memory,
+            }
+            for device in map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+        ],
     }
 
 
@@ -78,26 +85,11 @@ def format_env(env: dict[str, Any]) -> str:
 
 def versions_of(packages: Iterable[str]) -> dict[str, str | None]:
     """The version of each package, or None if it is not installed."""
-    return {package: _version(package) for package in packages}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _cuda_devices() -> list[dict[str, Any]]:
-    properties = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
-    return [
-        {
-            "name": device.name,
-            "capability": f"{device.major}.{device.minor}",
-            "memory_bytes": device.total_memory,
-        }
-        for device in properties
-    ]
+    found: dict[str, str | None] = dict.fromkeys(packages)
+    for package in found:
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
 
 
 def _shown(value: object) -> str:

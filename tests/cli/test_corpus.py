@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from hullft_ops.ttft.errors import InputError
 from hullft_ops.ttft.evaluation import corpus as corpus_module
 from hullft_ops.ttft.evaluation.corpus import (
     FAMILIES,
     HELD_OUT_ONE_IN,
     PASSAGE_BUDGET,
     PASSAGE_CHARS,
-    CorpusError,
     installed_corpus,
     jsonl_corpus,
     normalised,
@@ -92,7 +92,7 @@ def test_documents_are_held_out_whole(tmp_path: Path) -> None:
     long = ["\n".join(f"line {i} of record {r}" for i in range(200)) for r in range(16)]
     corpus = jsonl_corpus(write_records(tmp_path / "c.jsonl", long))
     kept = {passage.source for passage in corpus.store}
-    held = {passage.source for passage in corpus.held_out}
+    held = {prompt.domain for prompt in corpus.held_out}
     assert len(corpus.store) > len(kept) > 1
     assert not kept & held
     assert (len(held), corpus.held_out_documents) == (16 // HELD_OUT_ONE_IN, 16 // HELD_OUT_ONE_IN)
@@ -166,7 +166,7 @@ def test_malformed_lines_are_named_and_blank_ones_passed_over(tmp_path: Path) ->
 def test_a_file_without_usable_text_is_refused(tmp_path: Path, content: str, message: str) -> None:
     file = tmp_path / "c.jsonl"
     file.write_text(content)
-    with pytest.raises(CorpusError, match=f"c.jsonl: {message}"):
+    with pytest.raises(InputError, match=f"c.jsonl: {message}"):
         jsonl_corpus(file)
 
 
@@ -191,8 +191,8 @@ def test_the_installed_corpus_has_its_size_and_every_family() -> None:
     for package, pattern in FAMILIES:
         folder = f"{package}/{pattern.split('*')[0]}"
         assert any(passage.source.startswith(folder) for passage in corpus.store), folder
-        assert any(passage.source.startswith(folder) for passage in corpus.held_out), folder
-    assert not {p.source for p in corpus.store} & {p.source for p in corpus.held_out}
+        assert any(prompt.domain.startswith(folder) for prompt in corpus.held_out), folder
+    assert not {p.source for p in corpus.store} & {p.domain for p in corpus.held_out}
     assert not {normalised(p.text) for p in corpus.store} & {
         normalised(p.text) for p in corpus.held_out
     }
@@ -204,5 +204,5 @@ def test_a_family_that_is_not_installed_is_passed_over(monkeypatch: pytest.Monke
     monkeypatch.setattr(corpus_module, "FAMILIES", families)
     assert {p.source.split("/")[0] for p in installed_corpus().store} == {"torch"}
     monkeypatch.setattr(corpus_module, "FAMILIES", families[1:])
-    with pytest.raises(CorpusError, match="no sources of no_such_package found"):
+    with pytest.raises(InputError, match="no sources of no_such_package found"):
         installed_corpus()

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 from hullft_ops.cli.app import app
 from hullft_ops.ttft import Datastore, bits_per_byte
 from hullft_ops.ttft.evaluation import runner
-from hullft_ops.ttft.evaluation.corpus import HELD_OUT_ONE_IN, Passage, choose_prompts
+from hullft_ops.ttft.evaluation.corpus import HELD_OUT_ONE_IN, Prompt, choose_prompts
 from hullft_ops.ttft.evaluation.runner import Evaluator
 from hullft_ops.ttft.model.loading import load_model
 
@@ -68,7 +68,7 @@ def test_it_writes_three_things(first: tuple[Result, Path]) -> None:
     assert sorted(path.name for path in output.iterdir()) == ["datastore", "demo.json", "demo.png"]
     png = (output / "demo.png").read_bytes()
     assert png.startswith(b"\x89PNG\r\n\x1a\n")
-    assert struct.unpack(">II", png[16:24]) == (1080, 660)
+    assert struct.unpack(">II", png[16:24]) == (1200, 750)
 
 
 def test_it_says_how_long_it_takes_and_continues_a_prompt(
@@ -330,10 +330,10 @@ def test_a_model_whose_weights_are_cut_short_is_refused(
     assert result.stderr.splitlines()[-1].startswith(f"hullft-ops demo: model {broken}: ")
 
 
-def test_prompts_take_turns_over_documents_and_follow_the_seed() -> None:
-    held_out = [Passage(f"file {i % 4}", f"text {i}") for i in range(20)]
+def test_prompts_take_turns_over_domains_and_follow_the_seed() -> None:
+    held_out = [Prompt(f"text {i}", f"file {i % 4}") for i in range(20)]
     chosen = choose_prompts(held_out, 8, seed=0)
-    assert sorted(passage.source for passage in chosen) == sorted(p.source for p in held_out[:8])
-    assert len({passage.source for passage in chosen[:4]}) == 4
+    assert sorted(prompt.domain for prompt in chosen) == sorted(p.domain for p in held_out[:8])
+    assert len({prompt.domain for prompt in chosen[:4]}) == 4
     assert chosen[:3] == choose_prompts(held_out[::-1], 3, seed=0)
     assert chosen != choose_prompts(held_out, 8, seed=1)

@@ -378,7 +378,7 @@ def test_no_row_has_the_seconds_of_the_warm_up(
 
     def look(embedding: OneEmbedding, texts: list[str]) -> np.ndarray:
         # Whether the embedder computes it, rather than gives it out again.
-        if embedding._last is None or embedding._last[0] != list(texts):
+        if tuple(texts) not in embedding._found:
             read.append(texts[0])
         return encode(embedding, texts)
 

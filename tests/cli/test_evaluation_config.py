@@ -109,18 +109,18 @@ def test_the_command_line_takes_the_place_of_an_axis_in_every_settings(tmp_path:
     grid = [{"method": "sift", "noise": 0.2, "lr": [1.0, 2.0]}, {"method": "knn"}]
     file.write_text(json.dumps({"settings": grid}))
     axes = {"method": None, "lr": [3.0], "n_select": []}
-    changed = configuration(str(file), inputs={}, axes=axes, default={"method": "hullft"})
+    changed = configuration({"config": str(file), **axes}, default={"method": "hullft"})
     assert changed.settings == (
         {"method": "sift", "noise": 0.2, "lr": [3.0]},
         {"method": "knn", "lr": [3.0]},
     )
-    default = configuration(None, inputs={}, axes=axes, default={"method": "hullft", "lr": 1.0})
+    default = configuration(axes, default={"method": "hullft", "lr": 1.0})
     assert default.settings == ({"method": "hullft", "lr": [3.0]},)
 
 
 def test_a_zero_on_the_command_line_is_a_value() -> None:
     axes = {"method": "", "n_select": 0, "lr": 0.0, "refresh": None}
-    changed = configuration(None, inputs={}, axes=axes, default={"method": "hullft", "lr": 1.0})
+    changed = configuration(axes, default={"method": "hullft", "lr": 1.0})
     assert changed.settings == ({"method": "", "n_select": 0, "lr": 0.0},)
 
 

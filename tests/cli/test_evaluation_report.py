@@ -22,7 +22,6 @@ from hullft_ops.ttft.evaluation.statistics import (
     Interval,
     Measurements,
     at_time,
-    lower_hull,
     pareto,
 )
 from result_rows import result_row
@@ -179,9 +178,18 @@ def test_a_method_is_joined_where_it_does_best() -> None:
         "beaten": (5.0, 0.9),
     }
     assert pareto(points) == ["quick", "poor", "good", "above", "slow"]
-    assert lower_hull(points) == ["quick", "good", "slow"]
-    assert lower_hull({**points, "above": (3.0, 0.85)}) == ["quick", "good", "above", "slow"]
-    assert lower_hull({"only": (1.0, 2.0)}) == ["only"]
+    grid = expand_grid([{"method": "knn", "n_select": list(range(1, 7))}], None)
+    names = dict(zip(points, grid, strict=True))
+    rows = [row(0, names[name], bits, seconds) for name, (seconds, bits) in points.items()]
+    measured = Measurements.of(rows)
+
+    def at(seconds: float) -> list[str]:
+        found = at_time(measured, "knn", seconds)
+        return [name for name in points if found and config_id(names[name]) in found.configs]
+
+    # The lines that join "quick", "good" and "slow" are below all others.
+    assert [at(s) for s in (0.9, 1.0, 2.0, 2.1)] == [[], ["quick"], ["quick", "good"], ["good"]]
+    assert [at(s) for s in (3.0, 3.9, 9.0)] == [["good", "slow"], ["slow"], ["slow"]]
 
 
 def test_quality_at_a_time_lies_between_two_configurations(rows: list[Row]) -> None:

@@ -64,7 +64,7 @@ def test_what_measures_goes_on_with_its_rows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    interrupt(monkeypatch, Evaluator, "_score_before", 1)
+    interrupt(monkeypatch, Evaluator, "_score_before", 2)
     own = (command, "--model", model_directory, "--embedder", embedder_directory)
     own += ("--corpus", corpus_file, "--n-select", 2)
     result = invoke(*own, *(("--prompts", 2) if command == "demo" else ("--limit", 2)))

@@ -1,23 +1,14 @@
-"""The numbers of a comparison, and the table, JSON and PNG made of them."""
+"""The numbers of a comparison, and the table and JSON made of them."""
 
 import io
 import json
-import struct
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from hullft_ops.ttft.evaluation.comparison import (
-    METHODS,
-    compare,
-    sentences,
-    table,
-    write_json,
-    write_plot,
-)
+from hullft_ops.ttft.evaluation.comparison import METHODS, compare, sentences, table, write_json
 from result_rows import SETTINGS, result_row
 
 BITS = {
@@ -97,15 +88,14 @@ def test_json_holds_every_number(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["demo.json"]
 
 
-@pytest.mark.parametrize("write", [write_json, write_plot])
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(
-    write: Callable[[dict[str, Any], Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "file"
     file.write_text("old")
     monkeypatch.setattr(Path, "replace", _disk_full)
     with pytest.raises(OSError, match="disk full"):
-        write(comparison(), file)
+        write_json(comparison(), file)
     assert file.read_text() == "old"
     assert list(tmp_path.iterdir()) == [file]
 
@@ -146,12 +136,3 @@ def test_a_sentence_says_when_adapting_hurts() -> None:
     assert sentences(worse)[2:] == [
         "Adapting hurts: on average, prompts take more bits with kNN than without."
     ]
-
-
-def test_plot_is_a_png_of_the_stated_size(tmp_path: Path) -> None:
-    write_plot(comparison(), tmp_path / "demo.png")
-    content = (tmp_path / "demo.png").read_bytes()
-    assert content.startswith(b"\x89PNG\r\n\x1a\n")
-    assert content.endswith(b"IEND\xaeB`\x82")
-    assert struct.unpack(">II", content[16:24]) == (1080, 660)
-    assert [path.name for path in tmp_path.iterdir()] == ["demo.png"]

@@ -66,7 +66,7 @@ def test_it_finds_a_setting_near_the_best_in_less_time_than_the_grid_takes() -> 
     assert true_bits(tuned.settings) <= 1.01 * min(map(true_bits, GRID))
     assert tuned.seconds_spent <= 300
     assert len(landscape.calls) < 0.5 * len(GRID) * len(PROMPTS)
-    sizes = [rung.configurations for rung in tuned.rungs]
+    sizes = [rung["configurations"] for rung in tuned.rungs]
     assert sizes[0] == len(GRID)
     assert all(later == math.ceil(size / 3) for size, later in pairwise(sizes))
 
@@ -75,7 +75,7 @@ def test_all_candidates_of_a_rung_run_on_the_same_prompts() -> None:
     landscape = Landscape()
     tuned = search(landscape, limit=300)
     used = Counter(config for _, config in landscape.calls)
-    assert sorted(set(used.values())) == sorted({rung.prompts for rung in tuned.rungs})
+    assert sorted(set(used.values())) == sorted({rung["prompts"] for rung in tuned.rungs})
     assert tuned.prompts == max(used.values())
 
 
@@ -84,6 +84,17 @@ def test_the_time_limit_holds_but_for_the_row_in_progress(limit: float) -> None:
     tuned = search(Landscape(), limit=limit)
     assert tuned.seconds_spent <= limit + 0.06 * 50 + 0.05
     assert tuned.prompts >= 1
+
+
+def test_a_limit_that_is_spent_to_the_last_second_ends_the_search() -> None:
+    def measure(prompt: Prompt, settings: Settings) -> Row:
+        assert len(calls) < 2, "the time is spent"
+        calls.append(prompt.id)
+        return result_row(prompt.id, settings=settings, seconds_row=0.5)
+
+    calls: list[str] = []
+    tuned = tune(measure, PROMPTS, GRID[:4], seconds=math.inf, limit=1.0)
+    assert (tuned.seconds_spent, tuned.prompts) == (1.0, 1)
 
 
 def test_the_time_for_a_prompt_is_a_bound() -> None:

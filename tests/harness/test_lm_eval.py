@@ -404,7 +404,7 @@ def test_steps_need_a_store_and_batches_of_a_known_size(loaded, adapting):
             **loaded | {"batch_size": "auto"},
             store=MemoryStore(["a"], np.ones((1, 1), np.float32), "x"),
         )
-    with pytest.raises(ValueError, match="hullft: n_select must be in 0"):
+    with pytest.raises(ValueError, match="n_select must be in 0"):
         adapting(n_select=-1)
 
 

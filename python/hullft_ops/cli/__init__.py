@@ -6,11 +6,7 @@ from hullft_ops import _extras, _terminal
 
 
 def main() -> None:
-    """Run the command line.
-
-    If a library is missing, it exits with a line that names the extra. It also exits with a line if
-    memory runs out.
-    """
+    """Run the command line. Without a library or memory that it needs, exit with a line."""
     try:
         from hullft_ops.cli.app import app
 
@@ -18,22 +14,13 @@ def main() -> None:
     except (ImportError, MemoryError, OSError, RuntimeError) as error:
         if line := _terminal.exit_line(error):
             sys.exit(line)
-        missing = _missing_library(error)
-        if missing is None:
+        # hullft_ops.ttft turns a missing library into an ImportError with that one as its cause.
+        cause = error if isinstance(error, ModuleNotFoundError) else error.__cause__
+        missing = cause.name if isinstance(cause, ModuleNotFoundError) else None
+        if missing is None or missing.split(".")[0] == "hullft_ops":
             raise
+        extra = "ray" if missing.split(".")[0] == "ray" else "ttft"
         sys.exit(
-            f"{_extras.missing('hullft-ops', missing, _extra_of(missing))}\n"
+            f"{_extras.missing('hullft-ops', missing, extra)}\n"
             "Without it, python -m hullft_ops.collect_env prints what 'hullft-ops info' does."
         )
-
-
-def _extra_of(library: str) -> str:
-    return "ray" if library.split(".")[0] == "ray" else "ttft"
-
-
-def _missing_library(error: Exception) -> str | None:
-    # hullft_ops.ttft turns a missing library into an ImportError with that one as its cause.
-    cause = error if isinstance(error, ModuleNotFoundError) else error.__cause__
-    if not isinstance(cause, ModuleNotFoundError) or cause.name is None:
-        return None
-    return None if cause.name.split(".")[0] == "hullft_ops" else cause.name

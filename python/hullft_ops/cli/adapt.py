@@ -93,18 +93,12 @@ def adapt(
     save_rank: Annotated[int, typer.Option(min=1, help="Rank of that LoRA.")] = 16,
 ) -> None:
     """Adapt to a prompt: what was retrieved, bits per byte before and after, a continuation."""
+    given = locals()
     with errors_of("adapt"):
         from hullft_ops.ttft.evaluation.config import ConfigError
 
         text = _prompt(prompt, prompt_file)
-        chosen = configuration(
-            config,
-            inputs={"model": model, "embedder": embedder, "store": store, "experts": experts}
-            | {"allow_missing_weights": allow_missing_weights or None},
-            axes={"method": method, "n_select": n_select, "refresh": refresh, "lr": lr}
-            | {"context": context, "n_experts": n_experts, "max_length": max_length},
-            default={"method": "hullft", "n_select": 20, "refresh": 2},
-        )
+        chosen = configuration(given, default={"method": "hullft", "n_select": 20, "refresh": 2})
         if corpus is not None:
             if store is not None:
                 raise ConfigError("give one of --store and --corpus")

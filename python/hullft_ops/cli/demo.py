@@ -1,16 +1,10 @@
-"""The command of ``hullft-ops`` that adapts a language model to held-out passages of real text.
-
-A prompt is a passage of a document that the datastore does not hold. As in the papers of HullFT
-and SIFT, the prompt's own text is scored. A method retrieves the prompt's neighbours, finetunes on
-those it selects, and then the prompt's bits per byte are measured. The model never trains on the
-prompt itself.
-"""
+"""The command of ``hullft-ops`` that adapts a language model to held-out passages of real text."""
 
 import math
 import time
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -20,9 +14,6 @@ from hullft_ops._terminal import echo, show
 from hullft_ops.cli import options
 from hullft_ops.cli.errors import errors_of
 from hullft_ops.collect_env import collect_env
-
-if TYPE_CHECKING:
-    from hullft_ops.ttft.evaluation.corpus import Corpus
 
 FORMAT_VERSION = 1
 POOL_SIZE = 200
@@ -61,16 +52,14 @@ def demo(
     seed: Annotated[int, typer.Option(help="Chooses the prompts among held-out passages.")] = 0,
 ) -> None:
     """Compare no adaptation, kNN and HullFT on held-out passages of real text."""
+    given = {k: str(v) if isinstance(v, Path) else v for k, v in locals().items()}
     with errors_of("demo"):
         from hullft_ops.ttft.errors import InputError
         from hullft_ops.ttft.evaluation import comparison
-        from hullft_ops.ttft.evaluation.corpus import (
-            Prompt,
-            choose_prompts,
-            load_corpus,
-            open_or_build,
-        )
+        from hullft_ops.ttft.evaluation.corpus import choose_prompts, load_corpus, open_or_build
+        from hullft_ops.ttft.evaluation.report import write_plot
         from hullft_ops.ttft.evaluation.runner import Evaluator
+        from hullft_ops.ttft.evaluation.statistics import Measurements
         from hullft_ops.ttft.model.context import context_length
         from hullft_ops.ttft.model.loading import checked_device, load_model
         from hullft_ops.ttft.retrieval.methods import MAX_STEPS
@@ -116,35 +105,35 @@ def demo(
             # kNN cannot take more texts than the pool has.
             "pool_size": max(POOL_SIZE, n_select),
         }
-        chosen = [
-            Prompt(passage.text, passage.source)
-            for passage in choose_prompts(texts.held_out, prompts, seed)
-        ]
+        chosen = choose_prompts(texts.held_out, prompts, seed)
         evaluator = Evaluator(loaded, tokenizer, store, encoder)
         rows, runs = comparison.run_all(evaluator, chosen, shared, log)
         continued = comparison.continued(evaluator, chosen[0], shared)
         figures = comparison.compare(rows)
+        config = {
+            "model": name,
+            "device": device or "cpu",
+            "steps": given.pop("n_select"),
+            "lr": shared["lr"],
+            "pool_size": shared["pool_size"],
+            "model_parameters": loaded.num_parameters(),
+            "threads": torch.get_num_threads(),
+        }
         content = {
             "format_version": FORMAT_VERSION,
             "scored": SCORED,
-            "config": {
-                "model": name,
-                "device": device or "cpu",
-                "corpus": None if corpus is None else str(corpus),
-                "embedder": embedder,
-                "prompts": prompts,
-                "steps": n_select,
-                "lr": shared["lr"],
-                "max_length": max_length,
-                "output": str(output),
-                "datastore": None if datastore is None else str(datastore),
-                "seed": seed,
-                "allow_missing_weights": allow_missing_weights,
-                "model_parameters": loaded.num_parameters(),
-                "pool_size": shared["pool_size"],
-                "threads": torch.get_num_threads(),
+            "config": given | config,
+            "corpus": {
+                "name": texts.name,
+                "documents": texts.documents,
+                "held_out_documents": texts.held_out_documents,
+                "passages": len(texts.store),
+                "held_out_passages": len(texts.held_out),
+                "repeated_passages_left_out": texts.repeated,
+                "held_out_passages_in_store_left_out": texts.leaked,
+                "malformed_lines": texts.malformed,
+                "fingerprint": fingerprint,
             },
-            "corpus": _facts(texts, fingerprint),
             "datastore": store_facts,
             "environment": collect_env(),
             "seconds": time.perf_counter() - started,
@@ -156,7 +145,7 @@ def demo(
         # Each file appears whole, and only now that every prompt has run.
         files = output / "demo.json", output / "demo.png"
         comparison.write_json(content, files[0])
-        comparison.write_plot(figures, files[1])
+        write_plot(Measurements.of(rows), files[1])
         out = Console()
         out.print(comparison.table(figures))
         for line in comparison.sentences(figures):
@@ -166,17 +155,3 @@ def demo(
             echo("", f"{heading}:", *text[-_SHOWN_CHARS:].splitlines())
         echo()
         show(out, *files)
-
-
-def _facts(corpus: "Corpus", fingerprint: str) -> dict[str, Any]:
-    return {
-        "name": corpus.name,
-        "documents": corpus.documents,
-        "held_out_documents": corpus.held_out_documents,
-        "passages": len(corpus.store),
-        "held_out_passages": len(corpus.held_out),
-        "repeated_passages_left_out": corpus.repeated,
-        "held_out_passages_in_store_left_out": corpus.leaked,
-        "malformed_lines": corpus.malformed,
-        "fingerprint": fingerprint,
-    }

@@ -21,18 +21,23 @@ _GOES_ON = {
 }
 
 
-class Command(typer.core.TyperCommand):
-    """A command whose help names no type for its flags."""
+class _UntypedFlags:
+    """A command whose help names no type for its flags, which take no value."""
 
     def get_params(self, ctx: Any) -> Any:
-        return _without_types(super().get_params(ctx))
+        params = super().get_params(ctx)  # type: ignore[misc]
+        for param in params:
+            if getattr(param, "is_flag", False):
+                param.metavar = ""
+        return params
 
 
-class Commands(typer.core.TyperGroup):
+class Command(_UntypedFlags, typer.core.TyperCommand):
+    """A command of ``hullft-ops``."""
+
+
+class Commands(_UntypedFlags, typer.core.TyperGroup):
     """Errors of the command line quote it, and a shell's ``*`` puts names of files there."""
-
-    def get_params(self, ctx: Any) -> Any:
-        return _without_types(super().get_params(ctx))
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -41,14 +46,6 @@ class Commands(typer.core.TyperGroup):
             if isinstance(message := getattr(error, "message", None), str):
                 error.message = printable(message, lines=True)  # type: ignore[attr-defined]
             raise
-
-
-def _without_types(params: list[Any]) -> list[Any]:
-    """A flag takes no value, so its help should name no type."""
-    for param in params:
-        if getattr(param, "is_flag", False):
-            param.metavar = ""
-    return params
 
 
 @contextmanager
@@ -63,42 +60,29 @@ def errors_of(command: str, *more: type[Exception]) -> Iterator[None]:
     from transformers.utils.logging import disable_progress_bar
 
     from hullft_ops.ttft.errors import InputError, NonFiniteLossError, ScaleError
-    from hullft_ops.ttft.evaluation.config import ConfigError
     from hullft_ops.ttft.model.memory import keep_freed_memory
 
     keep_freed_memory()
     # Loading a model would draw its own bar through ours.
     disable_progress_bar()  # type: ignore[no-untyped-call]
-    ends: tuple[type[Exception], ...] = (
-        ConfigError,
-        InputError,
-        NonFiniteLossError,
-        OSError,
-        OutOfMemoryError,
-        ScaleError,
-    )
+    ends: tuple[type[Exception], ...] = (InputError, NonFiniteLossError, OSError)
+    ends += (OutOfMemoryError, ScaleError, *more)
+    shown = warnings.showwarning
+
+    def show(message: Warning | str, *place: Any, **options: Any) -> None:
+        if str(message).startswith("TestTimeFinetuner: "):
+            typer.echo(f"hullft-ops {command}: {message}", err=True)
+        else:
+            shown(message, *place, **options)
+
     try:
-        with _warnings_as_lines(command):
+        with warnings.catch_warnings():
+            warnings.showwarning = show
             yield
-    except (*ends, *more) as error:
+    except ends as error:
         echo(f"hullft-ops {command}: {error}", err=True)
         raise typer.Exit(2) from error
     except KeyboardInterrupt as error:
         goes_on = _GOES_ON.get(command, "nothing was written")
         echo(f"hullft-ops {command}: interrupted: {goes_on}", err=True)
         raise typer.Exit(130) from error
-
-
-@contextmanager
-def _warnings_as_lines(command: str) -> Iterator[None]:
-    with warnings.catch_warnings():
-        shown = warnings.showwarning
-
-        def show(message: Warning | str, *place: Any, **options: Any) -> None:
-            if str(message).startswith("TestTimeFinetuner: "):
-                typer.echo(f"hullft-ops {command}: {message}", err=True)
-            else:
-                shown(message, *place, **options)
-
-        warnings.showwarning = show
-        yield

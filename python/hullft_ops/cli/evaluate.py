@@ -1,5 +1,7 @@
 """The commands of ``hullft-ops`` that compare methods: evaluate, report, tune."""
 
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +11,6 @@ from rich.console import Console
 from hullft_ops._terminal import echo
 from hullft_ops.cli import options
 from hullft_ops.cli.errors import errors_of
-from hullft_ops.cli.options import workers_of
 
 if TYPE_CHECKING:
     from hullft_ops.ttft.evaluation.config import Config
@@ -22,6 +23,8 @@ TUNING_GRID = {
     "refresh": [1, 2, 4],
     "lr": [5e-5, 1e-4, 2e-4, 4e-4, 8e-4],
 }
+# The options that take the place of settings.
+_AXES = ("method", "n_select", "refresh", "lr", "context", "n_experts", "max_length")
 
 
 def evaluate(
@@ -51,31 +54,24 @@ def evaluate(
     gpus_per_worker: options.GpusOption = None,
 ) -> None:
     """Run methods x steps x refresh x learning rate on held-out prompts, a JSONL row each."""
+    given = locals()
     with errors_of("evaluate"):
         from hullft_ops.ttft.evaluation.inputs import open_inputs
         from hullft_ops.ttft.evaluation.results import open_results
         from hullft_ops.ttft.evaluation.runner import evaluate as run
 
-        chosen = configuration(
-            config,
-            inputs={"model": model, "embedder": embedder, "store": store, "prompts": prompts}
-            | {"corpus": corpus, "limit": limit, "seed": seed, "experts": experts}
-            | {"allow_missing_weights": allow_missing_weights or None},
-            axes={"method": method, "n_select": n_select, "refresh": refresh, "lr": lr}
-            | {"context": context, "n_experts": n_experts},
-            default={"method": ["knn", "hullft"]},
-        )
+        chosen = configuration(given, default={"method": ["knn", "hullft"]})
         log = Console(stderr=True)
-        asked = workers_of(engine, workers, threads_per_worker, gpus_per_worker, device)
+        on_ray = options.workers_of(engine, workers, threads_per_worker, gpus_per_worker, device)
         inputs = open_inputs(chosen, log, device=device or "cpu")
         evaluator = inputs.evaluator(chosen.seed)
         with open_results(output, evaluator.run) as results:
-            if asked is None:
+            if on_ray is None:
                 run(evaluator, inputs.prompts, chosen.configurations, results, log)
             else:
                 from hullft_ops.ttft.scale.evaluation import evaluate_on_ray
 
-                evaluate_on_ray(chosen, inputs, results, asked, log)
+                evaluate_on_ray(chosen, inputs, results, on_ray, log)
         echo(output)
 
 
@@ -89,8 +85,7 @@ def report(
     with errors_of("report"):
         from hullft_ops.ttft.evaluation.report import write_report
 
-        for path in write_report(results, out):
-            echo(path)
+        echo(*write_report(results, out))
 
 
 def tune(
@@ -123,46 +118,40 @@ def tune(
     ] = Path("tuned.json"),
 ) -> None:
     """Pick method, steps, refresh and learning rate on held-out prompts by successive halving."""
+    given = locals()
     with errors_of("tune"):
+        from hullft_ops.ttft.evaluation.config import config_id
         from hullft_ops.ttft.evaluation.inputs import open_inputs
         from hullft_ops.ttft.evaluation.tuning import run_tuning
 
-        chosen = configuration(
-            config,
-            inputs={"model": model, "embedder": embedder, "store": store, "prompts": prompts}
-            | {"corpus": corpus, "limit": limit, "seed": seed, "experts": experts}
-            | {"allow_missing_weights": allow_missing_weights or None},
-            axes={"method": method, "n_select": n_select, "refresh": refresh, "lr": lr}
-            | {"context": context, "n_experts": n_experts},
-            default=TUNING_GRID,
-        )
+        chosen = configuration(given, default=TUNING_GRID)
         log = Console(stderr=True)
         inputs = open_inputs(chosen, log, device=device or "cpu")
         tuned = run_tuning(
             chosen, inputs, results, output, seconds=seconds, limit=60 * minutes, log=log
         )
         echo(
-            f"{tuned.name}: {tuned.bits_per_byte:.4f} bits per byte "
+            f"{config_id(tuned.settings)}: {tuned.bits_per_byte:.4f} bits per byte "
             f"({tuned.bits_per_byte_before:.4f} without), {tuned.seconds:.3f} s a prompt, "
             f"on {tuned.prompts} prompts",
             output,
         )
         if tuned.bits_per_byte > tuned.bits_per_byte_before:
-            typer.echo(
-                "Adapting hurts: even with these settings, prompts take more bits than without."
-            )
+            echo("Adapting hurts: even with these settings, prompts take more bits than without.")
 
 
-def configuration(
-    config: str | None, inputs: dict[str, Any], axes: dict[str, Any], default: dict[str, Any]
-) -> "Config":
+def configuration(given: Mapping[str, Any], default: dict[str, Any]) -> "Config":
     """The configuration file's content, with what the command line says in place of it.
 
-    ``axes`` take the place of those in all of the file's settings; without any, of the default's.
+    ``given`` has a command's options by name. Those for settings take the place of the values in
+    all of the file's settings; without any, in ``default``.
     """
     from hullft_ops.ttft.evaluation.config import Config, read_config
 
-    read = read_config(config) if config else Config()
+    read = read_config(given["config"]) if given.get("config") else Config()
+    inputs = {field.name: given.get(field.name) for field in fields(Config)}
+    # Without the flag, the file decides.
+    inputs["allow_missing_weights"] = inputs["allow_missing_weights"] or None
     changed = read.with_changes(**inputs)
-    given = {name: values for name, values in axes.items() if values is not None and values != []}
-    return changed.with_changes(settings=tuple(s | given for s in changed.settings or (default,)))
+    axes = {name: given[name] for name in _AXES if given.get(name) not in (None, [])}
+    return changed.with_changes(settings=tuple(s | axes for s in changed.settings or (default,)))

@@ -9,6 +9,7 @@ import typer
 
 from hullft_ops._terminal import echo, printable
 from hullft_ops.bug_report import bug_report
+from hullft_ops.cli.errors import errors_of
 from hullft_ops.collect_env import collect_env, format_env
 
 if TYPE_CHECKING:
@@ -29,17 +30,13 @@ def info(
         typer.echo("hullft-ops info: --report takes neither --json nor a datastore", err=True)
         raise typer.Exit(2)
     if datastore is not None:
-        try:
+        with errors_of("info", ValueError):
             echo(*describe(datastore, as_json=as_json).split("\n"))
-        except (OSError, ValueError) as error:
-            echo(f"hullft-ops info: {error}", err=True)
-            raise typer.Exit(2) from error
-        return
-    if as_report:
+    elif as_report:
         typer.echo(bug_report())
-        return
-    env = collect_env()
-    typer.echo(json.dumps(env, indent=2) if as_json else format_env(env))
+    else:
+        env = collect_env()
+        typer.echo(json.dumps(env, indent=2) if as_json else format_env(env))
 
 
 def describe(path: Path, *, as_json: bool) -> str:

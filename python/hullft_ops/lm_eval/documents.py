@@ -3,34 +3,18 @@
 import os.path
 import re
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from lm_eval.api.instance import Instance
+from lm_eval.api.instance import Instance
 
 from hullft_ops.ttft.store.embedding import Embedder, SentenceTransformerEmbedder
 
 
-@dataclass
-class Document:
-    """Requests that share an adaptation.
-
-    Attributes:
-        question: what to adapt to; None if nothing is known but answers.
-        places: positions of its requests, ascending.
-    """
-
-    question: str | None
-    places: list[int] = field(default_factory=list)
-
-
-def documents(requests: "Sequence[Instance]") -> list[Document]:
-    """The documents in the order of their first requests.
+def documents(requests: Sequence[Instance]) -> list[tuple[str | None, list[int]]]:
+    """The question of each document, and the positions of the requests that share it.
 
     A document is a task and a ``doc_id``. A request without a ``doc_id`` is one of its own.
     Requests with an empty context ask how likely an answer is by itself, so they have no question.
-    All of these come together, as one document.
+    All of these come together, as one document with None. The order is that of first requests.
     """
     places: dict[Hashable, list[int]] = {}
     for place, request in enumerate(requests):
@@ -38,14 +22,11 @@ def documents(requests: "Sequence[Instance]") -> list[Document]:
         if request.args[0].strip():
             key = place if request.doc_id is None else (request.task_name, request.doc_id)
         places.setdefault(key, []).append(place)
-    found: dict[Hashable, Document] = {}
+    found: dict[Hashable, tuple[str | None, list[int]]] = {}
     for key, members in places.items():
         shared = None if key is None else question([requests[i].args[0] for i in members])
-        document = found.setdefault(key if shared else None, Document(shared))
-        document.places += members
-    for document in found.values():
-        document.places.sort()
-    return list(found.values())
+        found.setdefault(key if shared else None, (shared, []))[1].extend(members)
+    return [(shared, sorted(members)) for shared, members in found.values()]
 
 
 def question(contexts: Sequence[str]) -> str | None:

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
@@ -14,10 +15,6 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-if TYPE_CHECKING:
-    from lm_eval.api.instance import Instance
-
-from hullft_ops._checks import check_integer
 from hullft_ops.lm_eval.documents import documents, readable_end
 from hullft_ops.ttft.experts.folder import Experts
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
@@ -70,6 +67,7 @@ class HullftLM(HFLM):  # type: ignore[misc]
     # `HFLM`'s, which has no types.
     cache_hook: Any
     _world_size: int
+    _finetuner: TestTimeFinetuner | None = None
 
     def __init__(
         self,
@@ -89,9 +87,6 @@ class HullftLM(HFLM):  # type: ignore[misc]
         max_length: int | None = None,
         **kwargs: Any,
     ) -> None:
-        counts = {"n_select": n_select, "context": context, "n_experts": n_experts}
-        for name, count in counts.items():
-            check_integer("hullft", name, count, 0)
         adapts = bool(n_select or context or (experts is not None and n_experts))
         if adapts and store is None:
             raise ValueError(
@@ -100,7 +95,6 @@ class HullftLM(HFLM):  # type: ignore[misc]
             )
         super().__init__(pretrained, max_length=max_length, **kwargs)
         self._seconds = seconds
-        self._finetuner: TestTimeFinetuner | None = None
         if not adapts or store is None:
             return
         if self.batch_size == "auto":
@@ -125,30 +119,26 @@ class HullftLM(HFLM):  # type: ignore[misc]
             n_experts=n_experts,
         )
 
-    def loglikelihood(
-        self, requests: "list[Instance]", disable_tqdm: bool = False
-    ) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> Any:
         return self._by_document("loglikelihood", super().loglikelihood, requests, disable_tqdm)
 
-    def loglikelihood_rolling(
-        self, requests: "list[Instance]", disable_tqdm: bool = False
-    ) -> list[float]:
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> Any:
         answer = super().loglikelihood_rolling
         return self._by_document(_ROLLING, answer, requests, disable_tqdm)
 
-    def generate_until(self, requests: "list[Instance]", disable_tqdm: bool = False) -> list[str]:
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> Any:
         return self._by_document(_GENERATING, super().generate_until, requests, disable_tqdm)
 
     def _by_document(
-        self, kind: str, answer: _Answer, requests: "list[Instance]", disable_tqdm: bool
+        self, kind: str, answer: _Answer, requests: list[Instance], disable_tqdm: bool
     ) -> list[Any]:
         if self._finetuner is None:
             return answer(requests, disable_tqdm=disable_tqdm)
         answers: list[Any] = [None] * len(requests)
         hidden = disable_tqdm or self.rank != 0
-        for document in tqdm(documents(requests), desc=f"hullft: {kind}", disable=hidden):
-            some = [requests[place] for place in document.places]
-            if document.question is None:
+        for question, places in tqdm(documents(requests), desc=f"hullft: {kind}", disable=hidden):
+            some = [requests[place] for place in places]
+            if question is None:
                 _log.warning(
                     "hullft: %d of %d requests get the model as it is: their contexts are empty, "
                     "or those of a document have no beginning in common",
@@ -156,8 +146,8 @@ class HullftLM(HFLM):  # type: ignore[misc]
                     len(requests),
                 )
             with self._alone():
-                found = self._answers(self._finetuner, kind, answer, some, document.question)
-            for place, request, one in zip(document.places, some, found, strict=True):
+                found = self._answers(self._finetuner, kind, answer, some, question)
+            for place, request, one in zip(places, some, found, strict=True):
                 answers[place] = one
                 self.cache_hook.add_partial(kind, request.args, one)
         return answers
@@ -182,7 +172,7 @@ class HullftLM(HFLM):  # type: ignore[misc]
         finetuner: TestTimeFinetuner,
         kind: str,
         answer: _Answer,
-        requests: "list[Instance]",
+        requests: list[Instance],
         question: str | None,
     ) -> list[Any]:
         if question is None:
@@ -190,53 +180,45 @@ class HullftLM(HFLM):  # type: ignore[misc]
         if kind != _ROLLING:
             question = readable_end(question, self._embedder)
         with finetuner.adapted(question, seconds=self._seconds) as report:
-            nearest = [finetuner.store.texts[i] for i in reversed(report.context_indices)]
-            before = self._fitting(nearest, self._room(kind, requests))
+            nearest = [finetuner.store.texts[i] + SEPARATOR for i in report.context_indices[::-1]]
+            fit = fitting(map(self._tokens, nearest), self._room(kind, requests))
+            before = nearest[: len(fit)][::-1]
             if not before:
                 return answer(requests, disable_tqdm=True)
             if kind == _ROLLING:
-                return [self._rolling_behind(before, request.args[0]) for request in requests]
-            return answer([_behind(before, r) for r in requests], disable_tqdm=True)
+                ids = [token for text in fit[::-1] for token in text]
+                return [self._rolling_behind(ids, request.args[0]) for request in requests]
+            text = "".join(before)
+            behind = [replace(r, arguments=(text + r.args[0], *r.args[1:])) for r in requests]
+            return answer(behind, disable_tqdm=True)
 
-    def _rolling_behind(self, before: list[str], text: str) -> float:
-        """The likelihood of the text's tokens in windows, each behind the tokens of ``before``."""
-        ids = [token for one in before for token in self._tokens(one)]
+    def _rolling_behind(self, before: list[int], text: str) -> float:
+        """The likelihood of the text's tokens in windows, each behind the tokens ``before``."""
         windows = get_rolling_token_windows(
-            self.tok_encode(text), self.prefix_token_id, self.max_length - len(ids), 1
+            self.tok_encode(text), self.prefix_token_id, self.max_length - len(before), 1
         )
         parts = [
             # The token that opens a text opens the first of all.
-            (None, [*ids, *read] if place else [*read, *ids], scored)
+            (None, [*before, *read] if place else [*read, *before], scored)
             for place, (read, scored) in enumerate(map(make_disjoint_window, windows))
         ]
         found = self._loglikelihood_tokens(parts, disable_tqdm=True)
         return float(sum(value for value, _ in found))
 
-    def _room(self, kind: str, requests: "list[Instance]") -> int:
+    def _room(self, kind: str, requests: list[Instance]) -> int:
         """How many tokens may stand before each of the requests."""
-        if kind == _ROLLING:
-            longest = max(len(self.tok_encode(request.args[0])) for request in requests)
-            # One token stands before all texts.
-            return prefix_room(self.max_length, longest, 1)
         longest = max(self._length(kind, *request.args) for request in requests)
+        # One token stands before all texts of a rolling likelihood.
+        if kind == _ROLLING:
+            return prefix_room(self.max_length, longest, 1)
         return int(self.max_length) - longest
 
-    def _length(self, kind: str, context: str, second: Any) -> int:
+    def _length(self, kind: str, context: str, second: Any = "") -> int:
         """Tokens of the context and a continuation, or as many as may be generated."""
         if kind != _GENERATING:
             return len(self.tok_encode(context + second))
         new = int(normalize_gen_kwargs(second, self.max_gen_toks)["max_gen_toks"])
         return len(self.tok_encode(context)) + new
 
-    def _fitting(self, nearest: list[str], room: int) -> list[str]:
-        """The nearest texts that fit into ``room`` tokens, each ended, nearest last."""
-        parts = [text + SEPARATOR for text in nearest]
-        return parts[: len(fitting(map(self._tokens, parts), room))][::-1]
-
     def _tokens(self, part: str) -> list[int]:
         return list(self.tok_encode(part, add_special_tokens=False))
-
-
-def _behind(before: list[str], request: "Instance") -> "Instance":
-    context, *others = request.args
-    return replace(request, arguments=("".join(before) + context, *others))

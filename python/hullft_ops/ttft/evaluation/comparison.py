@@ -8,15 +8,15 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from hullft_ops._terminal import show
-from hullft_ops.ttft._files import replacing
+from hullft_ops.ttft._files import write_durably
 from hullft_ops.ttft._progress import progress_bar
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.evaluation.config import Settings
 from hullft_ops.ttft.evaluation.corpus import Prompt
-from hullft_ops.ttft.evaluation.report import hurt_sentences, quality_plot
+from hullft_ops.ttft.evaluation.report import hurt_sentences
 from hullft_ops.ttft.evaluation.results import Row
 from hullft_ops.ttft.evaluation.runner import Evaluator
 from hullft_ops.ttft.evaluation.statistics import NONE, Measurements
@@ -63,14 +63,14 @@ def run_all(
 def _measured(
     evaluator: Evaluator, prompt: Prompt, settings: Settings
 ) -> tuple[Row, AdaptationReport]:
-    row, report = evaluator.measure_with_report(prompt, settings)
+    [(row, report)] = evaluator.measure(prompt, [settings])
     if report is None or row.error is not None:
         raise NonFiniteLossError(row.error)
     return row, report
 
 
 def _expected_time(evaluator: Evaluator, prompts: Sequence[Prompt], shared: Settings) -> str:
-    short = {"method": "knn", "refresh": 1} | shared | {"n_select": min(2, shared["n_select"])}
+    short = METHODS["knn"][1] | shared | {"n_select": min(2, shared["n_select"])}
     _, report = _measured(evaluator, prompts[0], short)
     each = report.seconds_finetune / report.forward_backward_passes
     # HullFT at refresh 2 makes about three quarters of the passes.
@@ -130,12 +130,11 @@ def compare(rows: Sequence[Row]) -> dict[str, Any]:
 
 def table(figures: dict[str, Any]) -> Table:
     """A row for each method: means over the prompts."""
+    columns = [Column(heading, justify="right", no_wrap=True) for heading in _COLUMNS]
     title = f"Mean of {figures['verdicts']['prompts']} held-out prompts"
     # Without the usual padding it fits a terminal of 80 columns.
-    made = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    made.add_column("method")
-    for heading in _COLUMNS:
-        made.add_column(heading, justify="right", no_wrap=True)
+    layout: dict[str, Any] = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
+    made = Table("method", *columns, title=title, **layout)
     for key, mean in figures["methods"].items():
         cells = (
             f"{mean['relative_to_none']:+.1%}",
@@ -166,20 +165,4 @@ def sentences(figures: dict[str, Any]) -> list[str]:
 def write_json(content: dict[str, Any], path: Path) -> None:
     """Write ``content``; the file appears whole or not at all."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-    with replacing(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
-
-
-def write_plot(figures: dict[str, Any], path: Path) -> None:
-    """Draw quality against time as a PNG; the file appears whole or not at all."""
-    none, *adapted = figures["methods"].values()
-    end = 1.2 * max(mean["seconds_total"] for mean in adapted)
-    count = figures["verdicts"]["prompts"]
-    with quality_plot(path, (7.2, 4.4), none["bits_per_byte"], end, count) as (_, axes):
-        for mean, marker in zip(adapted, "^so", strict=True):
-            seconds, bits = mean["seconds_total"], mean["bits_per_byte"]
-            label = f"{mean['label']}: {bits:.3f} ({mean['relative_to_none']:+.1%})"
-            axes.plot(seconds, bits, marker, markersize=11, label=label)
-        axes.margins(y=0.25)
-        axes.set_xlabel("seconds per prompt (search, selection, finetuning)")
-        axes.legend(loc="center left", frameon=False)
+    write_durably(path, f"{text}\n".encode())

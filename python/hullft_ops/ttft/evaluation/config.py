@@ -10,6 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from hullft_ops.ttft.errors import InputError
 from hullft_ops.ttft.experts.folder import Experts
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
 from hullft_ops.ttft.retrieval.methods import Random, Sift
@@ -30,20 +31,25 @@ _SIFT_DEFAULTS = {"noise": Sift.noise, "reuse": None}
 _DEFAULTS |= _SIFT_DEFAULTS | {"n_experts": 0, "experts": None}
 # A configuration's name always states these; it states other settings if they are not the default.
 _NAMED = ("method", "n_select", "refresh", "lr")
-# What else says something if there is no step.
-# What says something only if experts are merged.
+# Settings that matter only if experts are merged, and settings that matter without steps.
 _OF_EXPERTS = ("experts", "expert_scale", "expert_temperature")
 _STEPLESS = ("context", "max_length", "n_experts", *_OF_EXPERTS)
 # These take one step on each text, so there is no gradient to reuse.
 _ONE_STEP_A_TEXT = ("knn", "random")
-# Name of settings without steps.
 NO_STEPS = "no steps"
 # The family of settings without steps that merge experts.
 MERGED = "merged"
-EXPERIMENTS = "experiments"
+_SHIPPED = Path(str(resources.files(__package__))) / "experiments"
+# The types of a file's values; all others are strings, and some of these name files.
+_KINDS: dict[str, tuple[type, str]] = {
+    "limit": (int, "an integer"),
+    "seed": (int, "an integer"),
+    "allow_missing_weights": (bool, "true or false"),
+}
+_PATHS = ("store", "experts", "prompts", "corpus")
 
 
-class ConfigError(ValueError):
+class ConfigError(InputError):
     """A configuration that cannot be run; the message names the file and the key."""
 
 
@@ -122,22 +128,19 @@ def read_config(source: str | Path) -> Config:
         ConfigError: there is no such file, it is not JSON, a key is unknown, or a value has the
             wrong type.
     """
-    path = _find(source)
+    path, shipped = Path(source), _SHIPPED / f"{source}.json"
+    if shipped.is_file() and not path.exists():
+        path = shipped
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        shipped = ", ".join(shipped_configs())
-        raise ConfigError(
-            f"config {source}: {error.strerror}; {shipped} ship with the package"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"config {source}: not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"config {source}: must be an object, got {type(content).__name__}")
-    try:
-        return _from_json(content)
+        return _from_json(json.loads(path.read_text(encoding="utf-8-sig")))
     except ConfigError as error:
         raise ConfigError(f"config {source}: {error}") from error
+    except OSError as error:
+        names = ", ".join(shipped_configs())
+        said = f"{error.strerror}; {names} ship with the package"
+        raise ConfigError(f"config {source}: {said}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"config {source}: not JSON: {error}") from error
 
 
 def open_experts(path: Path | None) -> Experts | None:
@@ -150,7 +153,7 @@ def open_experts(path: Path | None) -> Experts | None:
 
 def shipped_configs() -> list[str]:
     """Names of the configurations that ship with the package."""
-    return sorted(path.stem for path in _shipped().glob("*.json"))
+    return sorted(path.stem for path in _SHIPPED.glob("*.json"))
 
 
 def expand_grid(grid: Iterable[Mapping[str, Any]], model: str | None) -> tuple[Settings, ...]:
@@ -183,19 +186,19 @@ def config_id(settings: Mapping[str, Any]) -> str:
 
     Without steps it leaves out how they would be taken.
     """
-    said = " ".join(
+    said = [
         f"{key}={_shown(settings[key])}"
         for key in sorted(settings)
         # A results file may have a key that this version does not know.
         if key not in _NAMED and not (key in _DEFAULTS and settings[key] == _DEFAULTS[key])
-    )
+    ]
     if settings["n_select"] == 0:
-        return f"{NO_STEPS} {said}".strip()
+        return " ".join([NO_STEPS, *said])
     named = (
         f"{settings['method']} n={settings['n_select']} refresh={settings['refresh']} "
         f"lr={_shown(settings['lr'])}"
     )
-    return f"{named} {said}".strip()
+    return " ".join([named, *said])
 
 
 def family(settings: Mapping[str, Any]) -> str:
@@ -251,28 +254,22 @@ def _filled(settings: Settings, model: str | None) -> Settings:
     return filled
 
 
-def _from_json(content: dict[str, Any]) -> Config:
+def _from_json(content: Any) -> Config:
+    if not isinstance(content, dict):
+        raise ConfigError(f"must be an object, got {type(content).__name__}")
     given = {k: v for k, v in content.items() if not k.startswith("_") and k != "tuned"}
     _check_keys(given, [field.name for field in fields(Config)], "")
     known = {k: v for k, v in given.items() if v is not None}
-    for name in ("model", "embedder", "store", "experts", "prompts", "corpus", "description"):
-        if not isinstance(known.get(name, ""), str):
-            raise ConfigError(f"{name} must be a string, got {known[name]!r}")
-    for name in ("limit", "seed"):
-        if name in known and type(known[name]) is not int:
-            raise ConfigError(f"{name} must be an integer, got {known[name]!r}")
-    if type(known.get("allow_missing_weights", False)) is not bool:
-        raise ConfigError(
-            f"allow_missing_weights must be true or false, got {known['allow_missing_weights']!r}"
-        )
-    for name in ("store", "experts", "prompts", "corpus"):
-        if name in known:
-            known[name] = Path(known[name])
-    grid = known.get("settings", [])
+    grid = known.pop("settings", [])
+    for name, value in known.items():
+        kind, wanted = _KINDS.get(name, (str, "a string"))
+        if type(value) is not kind:
+            raise ConfigError(f"{name} must be {wanted}, got {value!r}")
+    known |= {name: Path(known[name]) for name in _PATHS if name in known}
     grid = grid if isinstance(grid, list) else [grid]
     if not all(isinstance(axes, dict) for axes in grid):
         raise ConfigError(f"settings must be an object or a list of them, got {grid!r}")
-    config = Config(**known | {"settings": tuple(grid)})
+    config = Config(**known, settings=tuple(grid))
     # Only to refuse a bad grid: the model, and with it the learning rate, may still change.
     expand_grid(grid, config.model)
     return config
@@ -282,15 +279,6 @@ def _check_keys(given: Iterable[str], known: Iterable[str], prefix: str) -> None
     unknown = sorted(set(given) - set(known))
     if unknown:
         raise ConfigError(f"{prefix}unknown key {unknown[0]!r}, known are {', '.join(known)}")
-
-
-def _find(source: str | Path) -> Path:
-    shipped = _shipped() / f"{source}.json"
-    return shipped if shipped.is_file() and not Path(source).exists() else Path(source)
-
-
-def _shipped() -> Path:
-    return Path(str(resources.files(__package__))) / EXPERIMENTS
 
 
 def _shown(value: object) -> str:

@@ -46,10 +46,6 @@ _NAMED_LINES = 3
 NO_DOMAIN = "all"
 
 
-class CorpusError(ValueError):
-    """A text that cannot make a datastore and prompts; the message says what is missing."""
-
-
 @dataclass(frozen=True)
 class Document:
     """A file or a record. Each family of documents is split separately."""
@@ -89,7 +85,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The passages for the datastore, and those that may be prompts.
+    """The passages for the datastore, and those that may be prompts, with documents as domains.
 
     ``repeated`` counts passages that the store already held. ``leaked`` counts held-out passages
     that the store also holds. Both ignore layout, and both kinds are left out, as are held-out
@@ -99,7 +95,7 @@ class Corpus:
 
     name: str
     store: list[Passage]
-    held_out: list[Passage]
+    held_out: list[Prompt]
     documents: int
     held_out_documents: int
     repeated: int
@@ -108,21 +104,19 @@ class Corpus:
 
     def fingerprint(self, embedder_name: str) -> str:
         """SHA-256 of the embedder's name and of the store's texts in order."""
-        digest = hashlib.sha256(embedder_name.encode())
-        for passage in self.store:
-            digest.update(b"\0" + passage.text.encode())
-        return digest.hexdigest()
+        texts = (passage.text for passage in self.store)
+        return hashlib.sha256("\0".join([embedder_name, *texts]).encode()).hexdigest()
 
 
 def installed_corpus() -> Corpus:
     """Sources of installed packages: about ``PASSAGE_BUDGET`` passages from `FAMILIES`.
 
-    Raises CorpusError if none of the packages is installed with its sources.
+    Raises InputError if none of the packages is installed with its sources.
     """
     families = [ranked for ranked in map(_family_documents, FAMILIES) if ranked]
     if not families:
-        packages = sorted({package for package, _ in FAMILIES})
-        raise CorpusError(f"no sources of {', '.join(packages)} found; give a corpus file")
+        packages = ", ".join(sorted({package for package, _ in FAMILIES}))
+        raise InputError(f"corpus: no sources of {packages} found; give a corpus file")
     documents: list[Document] = []
     for ranked in families:
         budget = PASSAGE_BUDGET // len(families)
@@ -138,7 +132,7 @@ def jsonl_corpus(path: Path) -> Corpus:
     """The records of a JSONL file: one object per line, whose string "text" is a document.
 
     Other lines are left out and named in ``malformed``. Raises FileNotFoundError if there is no
-    such file and CorpusError if no line is usable.
+    such file and InputError if no line is usable.
     """
     documents, malformed = [], []
     with path.open("rb") as lines:
@@ -149,7 +143,7 @@ def jsonl_corpus(path: Path) -> Corpus:
                 malformed.append(f"line {number}: {error}")
     if not documents:
         what = f"{len(malformed)} lines, none usable ({malformed[0]})" if malformed else "empty"
-        raise CorpusError(f'{path}: {what}; each line must be an object with a string "text"')
+        raise InputError(f'corpus {path}: {what}; each line must be an object with a string "text"')
     return _split(path.name, documents, malformed)
 
 
@@ -190,9 +184,9 @@ def _split(name: str, documents: list[Document], malformed: list[str]) -> Corpus
     store: dict[str, Passage] = {}
     for passage in passages:
         store.setdefault(normalised(passage.text), passage)
-    candidates = {normalised(text): Passage(d.name, text) for d in held for text in d.passages()}
+    candidates = {normalised(text): Prompt(text, d.name) for d in held for text in d.passages()}
     candidates = {key: p for key, p in candidates.items() if len(key) >= PROMPT_CHARS}
-    held_out = [passage for key, passage in candidates.items() if key not in store]
+    held_out = [prompt for key, prompt in candidates.items() if key not in store]
     return Corpus(
         name=name,
         store=list(store.values()),
@@ -263,13 +257,10 @@ def load_corpus(file: Path | None, log: Console) -> Corpus:
         corpus = jsonl_corpus(file) if file else installed_corpus()
     except OSError as error:
         raise InputError(f"corpus {file}: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"corpus {error}") from error
     if corpus.malformed:
         named = "; ".join(corpus.malformed[:_NAMED_LINES])
         more = "; ..." if len(corpus.malformed) > _NAMED_LINES else ""
-        lines = f"{len(corpus.malformed)} lines left out ({named}{more})"
-        show(log, f"{corpus.name}: {lines}")
+        show(log, f"{corpus.name}: {len(corpus.malformed)} lines left out ({named}{more})")
     return corpus
 
 
@@ -309,38 +300,27 @@ def read_prompts(path: Path) -> list[Prompt]:
         raise ConfigError(f"prompts {path}: {error.strerror}") from error
     for number, line in numbered(lines):
         try:
-            prompt = _prompt(line)
+            text, record = record_of_line(line)
+            domain = record.get("domain", NO_DOMAIN)
+            if not isinstance(domain, str):
+                raise ValueError(f'"domain" must be a string, got {json.dumps(domain)}')
+            if not is_unicode(domain):
+                raise ValueError('"domain" with half a surrogate pair')
         except ValueError as error:
             raise ConfigError(f"prompts {path}: line {number}: {error}") from error
-        prompts.setdefault(prompt.id, prompt)
+        prompts.setdefault(text, Prompt(text, domain))
     if not prompts:
         raise ConfigError(f"prompts {path}: holds no prompt")
     return list(prompts.values())
 
 
-def choose_prompts(held_out: Sequence[Passage], count: int, seed: int) -> list[Passage]:
-    """The first ``count`` by a hash of ``seed`` and text. Documents take turns."""
-    ranked = sorted(held_out, key=lambda p: hashlib.sha256(f"{seed}\n{p.text}".encode()).digest())
-    taken: Counter[str] = Counter()
-    rounds = []
-    for position, passage in enumerate(ranked):
-        rounds.append((taken[passage.source], position))
-        taken[passage.source] += 1
-    return [ranked[position] for _, position in sorted(rounds)[:count]]
+def choose_prompts(prompts: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
+    """The first ``count`` by a hash of ``seed`` and text. Domains take turns."""
+    ranked = sorted(prompts, key=lambda p: hashlib.sha256(f"{seed}\n{p.text}".encode()).digest())
+    seen: Counter[str] = Counter()
 
+    def turn(prompt: Prompt) -> int:
+        seen[prompt.domain] += 1
+        return seen[prompt.domain]
 
-def ranked_prompts(prompts: Sequence[Prompt], seed: int) -> list[Prompt]:
-    """The prompts ordered by a hash of seed and text. Domains take turns."""
-    passages = [Passage(prompt.domain, prompt.text) for prompt in prompts]
-    ranked = choose_prompts(passages, len(passages), seed)
-    return [Prompt(passage.text, passage.source) for passage in ranked]
-
-
-def _prompt(line: bytes) -> Prompt:
-    text, record = record_of_line(line)
-    domain = record.get("domain", NO_DOMAIN)
-    if not isinstance(domain, str):
-        raise ValueError(f'"domain" must be a string, got {json.dumps(domain)}')
-    if not is_unicode(domain):
-        raise ValueError('"domain" with half a surrogate pair')
-    return Prompt(text, domain)
+    return sorted(ranked, key=turn)[:count]

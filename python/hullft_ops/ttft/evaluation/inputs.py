@@ -1,7 +1,7 @@
 """Loading the inputs of an evaluation from its configuration."""
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -12,9 +12,10 @@ from hullft_ops._terminal import show
 from hullft_ops.ttft.evaluation.config import Config, ConfigError, open_experts
 from hullft_ops.ttft.evaluation.corpus import (
     Prompt,
+    choose_prompts,
     load_corpus,
+    normalised,
     open_or_build,
-    ranked_prompts,
     read_prompts,
 )
 from hullft_ops.ttft.evaluation.runner import Evaluator
@@ -59,12 +60,11 @@ def open_inputs(config: Config, log: Console, *, device: str = "cpu") -> Inputs:
         say=partial(show, log),
     )
     experts = open_experts(config.experts)
-    inputs = Inputs(model, tokenizer, path, store, embedder, experts, prompts)
-    chosen = _unknown_prompts(inputs, config, log)
+    chosen = _unknown_prompts(prompts, store, embedder, config, log)
     counts = sorted(Counter(prompt.domain for prompt in chosen).items())
     domains = ", ".join(f"{name}: {count}" for name, count in counts)
     show(log, f"{len(chosen)} prompts ({domains}), datastore of {len(store)} texts")
-    return replace(inputs, prompts=chosen)
+    return Inputs(model, tokenizer, path, store, embedder, experts, chosen)
 
 
 def open_store(path: Path) -> Datastore:
@@ -75,18 +75,21 @@ def open_store(path: Path) -> Datastore:
         raise ConfigError(f"store {path}: {error}") from error
 
 
-def _unknown_prompts(inputs: Inputs, config: Config, log: Console) -> list[Prompt]:
-    """The prompts to use: as many as the configuration says, without those in the datastore."""
-    limit = len(inputs.prompts) if config.limit is None else config.limit
-    ranked = ranked_prompts(inputs.prompts, config.seed)
-    evaluator = inputs.evaluator(config.seed)
+def _unknown_prompts(
+    prompts: list[Prompt], store: Datastore, embedder: Embedder, config: Config, log: Console
+) -> list[Prompt]:
+    """As many prompts as the configuration says, without those whose nearest text is the prompt."""
+    ranked = choose_prompts(prompts, len(prompts), config.seed)
+    limit = len(ranked) if config.limit is None else config.limit
     chosen: list[Prompt] = []
     looked_at = 0
     # Embedding takes time, so look at no more prompts than necessary.
     while len(chosen) < limit and looked_at < len(ranked):
         some = ranked[looked_at : looked_at + limit - len(chosen)]
-        known = evaluator.in_store(some)
-        chosen += [prompt for prompt in some if prompt.id not in known]
+        _, nearest = store.search(embedder.encode([prompt.text for prompt in some]), 1)
+        for prompt, position in zip(some, nearest[:, 0].tolist(), strict=True):
+            if normalised(store.texts[position]) != normalised(prompt.text):
+                chosen.append(prompt)
         looked_at += len(some)
     if looked_at > len(chosen):
         log.print(f"{looked_at - len(chosen)} prompts left out: the datastore holds their text")
@@ -110,7 +113,7 @@ def _texts(
         corpus = load_corpus(config.corpus, log)
         path = Path(DATASTORES) / corpus.fingerprint(embedder.name)[:16]
         store, _ = open_or_build(corpus, embedder, path, log)
-        return path, store, [Prompt(passage.text) for passage in corpus.held_out]
+        return path, store, [Prompt(prompt.text) for prompt in corpus.held_out]
     if config.corpus is not None:
         raise ConfigError("corpus must not be given along with store and prompts")
     prompts = read_prompts(config.prompts)

@@ -1,20 +1,17 @@
 """An evaluation's report as Markdown and as one HTML page that needs no other file."""
 
 import base64
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, cycle
 from math import isnan
 from pathlib import Path
-from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader
 from markupsafe import Markup, escape
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hullft_ops.ttft._files import replacing
+from hullft_ops.ttft._files import replacing, write_durably
 from hullft_ops.ttft.evaluation.config import family
 from hullft_ops.ttft.evaluation.results import MERGE, Row, read_rows
 from hullft_ops.ttft.evaluation.statistics import (
@@ -65,9 +62,8 @@ def example_section(measured: Measurements) -> Section:
     """The prompts that the best configuration helps most and least, each with its beginning."""
     best = min(measured.configs[1:], key=measured.mean_bits)
     ranked = sorted(measured.rows[best], key=_gain)
-    shown = ranked[:_EXAMPLES] + ranked[_EXAMPLES:][-_EXAMPLES:]
     table: list[Cells] = []
-    for row in shown:
+    for row in ranked[:_EXAMPLES] + ranked[_EXAMPLES:][-_EXAMPLES:]:
         bits = f"{row.bits_per_byte_before:.3f}", f"{row.bits_per_byte_after:.3f}"
         table.append((row.domain, *bits, f"{_gain(row):+.1%}", row.excerpt))
     header = ("domain", "bits per byte before", "after", "change", "text")
@@ -76,29 +72,23 @@ def example_section(measured: Measurements) -> Section:
 
 
 def leaders(measured: Measurements) -> list[str]:
-    """The configuration with the fewest bits per byte, for each method and refresh.
-
-    A method with experts or with texts in the context is another method, see `family`.
-    """
-    best: dict[tuple[str, int], str] = {}
+    """The configuration with the fewest bits per byte, for each `family` and refresh."""
+    groups: dict[tuple[str, int], list[str]] = {}
     for config in measured.configs[1:]:
         settings = measured.settings(config)
-        key = family(settings), settings["refresh"]
-        if key not in best or measured.mean_bits(config) < measured.mean_bits(best[key]):
-            best[key] = config
-    return list(best.values())
+        groups.setdefault((family(settings), settings["refresh"]), []).append(config)
+    return [min(group, key=measured.mean_bits) for group in groups.values()]
 
 
 def hurt_sentences(names: list[str]) -> list[str]:
     """Says which configurations are worse than no adaptation; nothing where none is."""
-    if not names:
-        return []
     shown = ", ".join(names)
-    return [f"Adapting hurts: on average, prompts take more bits with {shown} than without."]
+    hurts = f"Adapting hurts: on average, prompts take more bits with {shown} than without."
+    return [hurts] if names else []
 
 
 def _overview(measured: Measurements) -> Section:
-    first = next(iter(measured.rows.values()))[0]
+    first = measured.rows[measured.configs[1]][0]
     counts = ", ".join(f"{_name(d)} {sum(measured.domains == d)}" for d in _domains(measured))
     lines = [
         f"{len(measured.prompts)} held-out prompts ({counts}), {len(measured.rows)} "
@@ -118,11 +108,10 @@ def _quality_and_time(measured: Measurements) -> Section:
     merging = [MERGE] * any(MERGE in measured.mean_stages(config) for config in measured.configs)
     times = ("embed and search", "select", *merging, "finetune", "total")
     header = (*quality, *times, "passes", "texts")
-    table: list[Cells] = [(NONE, f"{measured.mean_bits(NONE):.4f}", *[""] * (len(header) - 2))]
-    count, hurt = len(measured.prompts), []
-    for config in sorted(measured.configs[1:], key=measured.mean_bits):
-        if measured.mean_bits(config) > measured.mean_bits(NONE):
-            hurt.append(_name(config))
+    none, count = measured.mean_bits(NONE), len(measured.prompts)
+    ranked = sorted(measured.configs[1:], key=measured.mean_bits)
+    table: list[Cells] = [(NONE, f"{none:.4f}", *[""] * (len(header) - 2))]
+    for config in ranked:
         stages = measured.mean_stages(config)
         table.append(
             (
@@ -139,6 +128,7 @@ def _quality_and_time(measured: Measurements) -> Section:
                 f"{measured.mean_of(config, 'support_size'):.1f}",
             )
         )
+    hurt = [_name(config) for config in ranked if measured.mean_bits(config) > none]
     lines = ["Means over the prompts.", *hurt_sentences(hurt)]
     return Section("Quality and time", lines, header, table)
 
@@ -161,12 +151,12 @@ def _between_methods(measured: Measurements) -> Section:
 
 
 def _equal_time(measured: Measurements) -> Section:
+    methods = sorted({family(measured.settings(config)) for config in measured.rows})
     table: list[Cells] = []
     for config in leaders(measured):
-        seconds = measured.mean_seconds(config)
-        method = family(measured.settings(config))
-        for rival in sorted({family(measured.settings(c)) for c in measured.rows} - {method}):
-            other = at_time(measured, rival, seconds)
+        seconds, own = measured.mean_seconds(config), family(measured.settings(config))
+        for rival in methods:
+            other = None if rival == own else at_time(measured, rival, seconds)
             if other is not None:
                 bits = measured.relative_to(config, other.bits)
                 against = " to ".join(other.configs), f"{other.seconds:.3f} s"
@@ -189,11 +179,12 @@ def _by_domain(measured: Measurements) -> Section:
     def bits(config: str, domain: str) -> str:
         return f"{measured.bits_of(config)[measured.domains == domain].mean():.4f}"
 
+    def change(config: str, domain: str) -> str:
+        return _percent(measured.relative_bits(config, NONE, domain))
+
     table: list[Cells] = [(NONE, *(bits(NONE, name) for name in domains))]
     for config in leaders(measured):
-        changes = (_percent(measured.relative_bits(config, NONE, name)) for name in domains)
-        cells = (f"{bits(config, n)} {c}" for n, c in zip(domains, changes, strict=True))
-        table.append((config, *cells))
+        table.append((config, *(f"{bits(config, n)} {change(config, n)}" for n in domains)))
     text = "Bits per byte, and the change against no adaptation."
     return Section("By domain", [text], ("configuration", *domains), table)
 
@@ -222,9 +213,7 @@ def _gain(row: Row) -> float:
 
 def _name(text: str) -> str:
     """The name, marked so that it cannot change the direction of the sentence around it."""
-    if text.isascii():
-        return text
-    return f"{ISOLATE}{text.translate(_ISOLATES)}{END_ISOLATE}"
+    return text if text.isascii() else f"{ISOLATE}{text.translate(_ISOLATES)}{END_ISOLATE}"
 
 
 def _percent(interval: Interval) -> str:
@@ -233,15 +222,14 @@ def _percent(interval: Interval) -> str:
 
 def _bounded(interval: Interval, form: str, unit: str = "") -> str:
     value = f"{interval.value:{form}}{unit}"
-    if isnan(interval.low):
-        return value
-    return f"{value} [{interval.low:{form}}, {interval.high:{form}}]"
+    bounds = f" [{interval.low:{form}}, {interval.high:{form}}]"
+    return value if isnan(interval.low) else value + bounds
 
 
 def _verdict(interval: Interval) -> str:
-    if not interval.excludes_zero:
-        return "not told apart"
-    return "better" if interval.value < 0 else "worse"
+    if interval.low > 0:
+        return "worse"
+    return "better" if interval.high < 0 else "not told apart"
 
 
 def write_report(results: Path, directory: Path) -> list[Path]:
@@ -257,8 +245,7 @@ def write_report(results: Path, directory: Path) -> list[Path]:
     page = html([*sections, example_section(measured)], {PICTURE: picture.read_bytes()})
     pages = {directory / "report.md": markdown(sections), directory / "report.html": page}
     for path, text in pages.items():
-        with replacing(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_durably(path, text.encode())
     return [*pages, picture]
 
 
@@ -278,13 +265,7 @@ def markdown(sections: Sequence[Section]) -> str:
 
 def html(sections: Sequence[Section], pictures: dict[str, bytes]) -> str:
     """The sections as one page. It contains the PNG pictures and escapes every text."""
-    environment = Environment(
-        loader=PackageLoader("hullft_ops.ttft.evaluation", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = Environment(loader=PackageLoader(__package__, "."), autoescape=True)
     environment.filters["isolated"] = _isolated
     encoded = {name: base64.b64encode(content).decode() for name, content in pictures.items()}
     page = environment.get_template("report.html.jinja")
@@ -304,41 +285,30 @@ def _plain(text: str) -> str:
 def write_plot(measured: Measurements, path: Path) -> None:
     """Draw bits per byte against seconds as a PNG; the file appears whole or not at all."""
     points = {c: (measured.mean_seconds(c), measured.mean_bits(c)) for c in measured.rows}
+    none, count = measured.mean_bits(NONE), len(measured.prompts)
     groups: dict[str, list[tuple[float, float]]] = {}
     for config, point in points.items():
         settings = measured.settings(config)
         # matplotlib would read a dollar as mathematics.
         label = f"{settings['method']}, refresh {settings['refresh']}".replace("$", r"\$")
         groups.setdefault(label, []).append(point)
-    none, count = measured.mean_bits(NONE), len(measured.prompts)
-    end = 1.05 * max(seconds for seconds, _ in points.values())
-    # Draw markers whole at the edges, and above the axis.
-    whole: dict[str, Any] = {"markersize": 8, "clip_on": False, "zorder": 3}
-    with quality_plot(path, (8.0, 5.0), none, end, count) as (figure, axes):
-        for (label, group), marker in zip(sorted(groups.items()), cycle(_MARKERS), strict=False):
-            axes.plot(*zip(*group, strict=True), marker, label=label, **whole)
-        front = [points[name] for name in pareto(points)]
-        axes.plot(*zip(*front, strict=True), color="#999999", linewidth=1, zorder=1)
-        figure.legend(loc="outside right center", frameon=False)
-
-
-@contextmanager
-def quality_plot(
-    path: Path, inches: tuple[float, float], none: float, end: float, prompts: int
-) -> Iterator[tuple[Figure, Axes]]:
-    """Axes to draw in, with a line at ``none`` bits per byte and seconds up to ``end``.
-
-    After the body they are saved as a PNG. The file appears whole or not at all.
-    """
-    figure = Figure(figsize=inches, layout="constrained")
+    figure = Figure(figsize=(8.0, 5.0), layout="constrained")
     axes = figure.add_subplot()
     axes.axhline(none, color="#666666", linestyle="--", label=f"{NONE}: {none:.3f}")
-    axes.set_xlim(0, end)
+    for (label, group), marker in zip(sorted(groups.items()), cycle(_MARKERS), strict=False):
+        if len(group) == 1:
+            label += f": {group[0][1]:.3f}"
+        seconds, bits = zip(*group, strict=True)
+        # Draw markers whole at the edges, and above the axis.
+        axes.plot(seconds, bits, marker, label=label, markersize=8, clip_on=False, zorder=3)
+    front = [points[name] for name in pareto(points)]
+    axes.plot(*zip(*front, strict=True), color="#999999", linewidth=1, zorder=1)
+    axes.set_xlim(0, 1.05 * max(seconds for seconds, _ in points.values()))
     axes.set_xlabel("seconds per prompt (embedding, search, selection, finetuning)")
     axes.set_ylabel("bits per byte (lower is better)")
-    axes.set_title(f"Test-time finetuning: mean of {prompts} held-out prompts")
+    axes.set_title(f"Test-time finetuning: mean of {count} held-out prompts")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    yield figure, axes
+    figure.legend(loc="outside right center", frameon=False)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)

@@ -33,11 +33,9 @@ class Row:
 
     Attributes:
         run: fingerprint of model, tokenizer, datastore, embedder and seed.
-        prompt: id of the prompt, derived from its text.
-        config: id of the configuration, derived from ``settings``.
+        prompt, config: ids, derived from the prompt's text and from ``settings``.
         settings: keyword arguments of `TestTimeFinetuner`.
-        domain: domain of the prompt.
-        excerpt: the beginning of the prompt.
+        domain, excerpt: the prompt's domain and its beginning.
         seed: drives everything that is random.
         bits_per_byte_before: without adaptation.
         bits_per_byte_after: with adaptation; None if a loss was not finite, see ``error``.
@@ -47,9 +45,8 @@ class Row:
             experts were merged; empty after an error.
         seconds_row: wall-clock seconds of the whole row, including scoring and restoring. Of rows
             that share an adaptation, the first has those of all.
-        passes: number of forward-backward passes.
-        steps: number of optimizer steps.
-        support_size: number of different texts.
+        passes, steps, support_size: numbers of forward-backward passes, of optimizer steps, and of
+            different texts.
         residual: distance from the prompt's embedding to the weighted mean of the support.
         error: why there is no result; None if there is one.
         versions: versions of the packages that decide the numbers, and the model's type of device.
@@ -97,15 +94,16 @@ _TYPES: dict[tuple[str, ...], Any] = {
     ("bits_per_byte_after", "residual"): int | float | None,
     ("error",): str | None,
 }
+_SETTING_TYPES = {"method": str, "n_select": int, "refresh": int, "lr": int | float}
 
 
+@dataclass
 class ResultsFile:
     """Rows on disk, by prompt and configuration. `open_results` makes one."""
 
-    def __init__(self, path: Path, descriptor: int, rows: dict[tuple[str, str], Row]) -> None:
-        self.path = path
-        self.rows = rows
-        self._descriptor = descriptor
+    path: Path
+    descriptor: int
+    rows: dict[tuple[str, str], Row]
 
     def append(self, row: Row) -> None:
         """Write a row. It is on the disk when this returns, and not in the file if this raises.
@@ -117,16 +115,16 @@ class ResultsFile:
         if row.key in self.rows:
             raise ValueError(f"{self.path} holds a row of {row.config} on {row.prompt}")
         line = json.dumps(asdict(row), ensure_ascii=False, allow_nan=False).encode() + b"\n"
-        size = os.fstat(self._descriptor).st_size
+        size = os.fstat(self.descriptor).st_size
         advice = "the rows before are kept: free some space, then run the same again"
         with full_disk_explained(self.path, advice):
             try:
                 while line:
-                    line = line[os.write(self._descriptor, line) :]
-                os.fsync(self._descriptor)
+                    line = line[os.write(self.descriptor, line) :]
+                os.fsync(self.descriptor)
             except BaseException:
                 # The next row must not follow half of this one.
-                os.ftruncate(self._descriptor, size)
+                os.ftruncate(self.descriptor, size)
                 raise
         self.rows[row.key] = row
 
@@ -140,10 +138,9 @@ def open_results(path: Path, run: str) -> Iterator[ResultsFile]:
             that are not rows.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-    try:
+    with path.open("ab") as file:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ConfigError(f"results {path}: another process is writing to it") from error
         rows = {row.key: row for row in read_rows(path)}
@@ -154,10 +151,8 @@ def open_results(path: Path, run: str) -> Iterator[ResultsFile]:
                 f"(run {other.run}, this one is {run}); name another file"
             )
         # Not earlier: a file with other content must stay as it is.
-        _drop_torn_line(descriptor, path)
-        yield ResultsFile(path, descriptor, rows)
-    finally:
-        os.close(descriptor)
+        _drop_torn_line(file.fileno(), path)
+        yield ResultsFile(path, file.fileno(), rows)
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -190,40 +185,39 @@ def _row(line: bytes, where: str) -> Row:
         raise ConfigError(f"{where}: lacks {error}") from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{where}: not a row: {error}") from error
-    _check_types(row, where)
+    if wrong := next(_faults(row), None):
+        raise ConfigError(f"{where}: {wrong}")
     # Files of earlier versions have names with rounded numbers.
     return replace(row, config=config_id(row.settings))
 
 
-def _check_types(row: Row, where: str) -> None:
+def _faults(row: Row) -> Iterator[str]:
+    """What is wrong with the row's values. A check relies on those before it."""
     for names, wanted in _TYPES.items():
         for name in names:
             value = getattr(row, name)
             if not isinstance(value, wanted) or not _is_sound(value):
                 kind = getattr(wanted, "__name__", wanted)
                 sound = ", a number in 0..1e100" if isinstance(value, int | float) else ""
-                raise ConfigError(f"{where}: {name} must be {kind}{sound}, got {value!r}")
+                yield f"{name} must be {kind}{sound}, got {value!r}"
     if not row.bits_per_byte_before > 0:
-        raise ConfigError(
-            f"{where}: bits_per_byte_before must be above 0, got {row.bits_per_byte_before}"
-        )
+        yield f"bits_per_byte_before must be above 0, got {row.bits_per_byte_before}"
     if row.error is None and row.bits_per_byte_after is None:
-        raise ConfigError(f"{where}: must have bits_per_byte_after or an error, got neither")
+        yield "must have bits_per_byte_after or an error, got neither"
     seconds = row.seconds
-    numbers = all(isinstance(v, int | float) and _is_sound(v) for v in seconds.values())
-    stages: set[str] = set() if row.error is not None and not seconds else set(STAGES)
+    stages = set(STAGES) if seconds or row.error is None else set()
     if stages and row.settings.get("n_experts"):
         stages.add(MERGE)
+    numbers = all(isinstance(v, int | float) and _is_sound(v) for v in seconds.values())
     if not numbers or seconds.keys() != stages or (stages and not seconds["finetune"] > 0):
-        raise ConfigError(f"{where}: seconds must be numbers, of {sorted(stages)}, got {seconds!r}")
-    named = {"method": str, "n_select": int, "refresh": int, "lr": int | float}
-    for name, kind in named.items():
+        yield f"seconds must be numbers, of {sorted(stages)}, got {seconds!r}"
+    for name, wanted in _SETTING_TYPES.items():
         value = row.settings.get(name)
-        if not isinstance(value, kind) or not _is_sound(value):
-            raise ConfigError(f"{where}: settings lack a {name}, got {row.settings!r}")
+        if not isinstance(value, wanted) or not _is_sound(value):
+            yield f"settings lack a {name}, got {row.settings!r}"
     length = row.settings.get("max_length")
     if length is not None and type(length) is not int:
-        raise ConfigError(f"{where}: max_length must be an integer, got {length!r}")
+        yield f"max_length must be an integer, got {length!r}"
 
 
 def _is_sound(value: object) -> bool:

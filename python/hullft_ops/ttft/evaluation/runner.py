@@ -1,11 +1,11 @@
 """Running configurations on held-out prompts, with a row of results for each pair."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
 from itertools import groupby
 from operator import itemgetter
 from time import perf_counter
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,14 +21,15 @@ from hullft_ops.ttft.evaluation.config import (
     config_id,
     finetuner_options,
 )
-from hullft_ops.ttft.evaluation.corpus import Prompt, normalised
+from hullft_ops.ttft.evaluation.corpus import Prompt
 from hullft_ops.ttft.evaluation.results import MERGE, ResultsFile, Row, fingerprint
 from hullft_ops.ttft.evaluation.sift_reuse import PickedSift, in_runs
 from hullft_ops.ttft.experts.folder import Experts
-from hullft_ops.ttft.finetuner import AdaptationReport, TestTimeFinetuner
+from hullft_ops.ttft.finetuner import TestTimeFinetuner
 from hullft_ops.ttft.model.context import scored_context
 from hullft_ops.ttft.model.memory import out_of_memory_explained
-from hullft_ops.ttft.model.scoring import BitsPerByte, score_text
+from hullft_ops.ttft.model.scoring import score_text
+from hullft_ops.ttft.report import AdaptationReport
 from hullft_ops.ttft.retrieval.methods import Sift
 from hullft_ops.ttft.retrieval.support import Support
 from hullft_ops.ttft.store.datastore import Datastore
@@ -51,10 +52,7 @@ class Evaluator:
     optimizer's state.
 
     Args:
-        model: a causal language model.
-        tokenizer: its tokenizer.
-        store: where the neighbours come from.
-        embedder: the embedder that built the store.
+        model, tokenizer, store, embedder: as in `TestTimeFinetuner`.
         seed: drives everything that is random.
         experts: experts for settings with "n_experts".
     """
@@ -96,25 +94,10 @@ class Evaluator:
         for setting in settings:
             self._finetuner(setting)
 
-    def in_store(self, prompts: Sequence[Prompt]) -> set[str]:
-        """Ids of the prompts whose nearest text in the datastore is the prompt, up to layout."""
-        if not prompts:
-            return set()
-        _, ids = self._store.search(
-            torch.from_numpy(self._embedder.encode([p.text for p in prompts])), 1
-        )
-        return {
-            prompt.id
-            for prompt, nearest in zip(prompts, ids[:, 0].tolist(), strict=True)
-            if normalised(self._store.texts[nearest]) == normalised(prompt.text)
-        }
-
     def warm_up(self, prompt: Prompt, settings: Settings) -> None:
         """Pay for allocations and thread pools now, so that no configuration has to."""
-        try:
-            self._adapted(prompt, [settings])
-        except ValueError as error:
-            raise ConfigError(f"prompt {prompt.text[:40]!r}: {error}") from error
+        for _ in self.measure(prompt, [settings]):
+            pass
         # The prompt's rows must have the times of a warm embedding and search.
         self._embedder.forget()
         self._store.forget()
@@ -125,24 +108,6 @@ class Evaluator:
             key = row.prompt, self._scored_context(row.settings)
             self._before[key] = row.bits_per_byte_before, row.bytes_scored
 
-    def measure(self, prompt: Prompt, settings: Settings) -> Row:
-        """Adapt to the prompt, score it, restore the model.
-
-        Raises:
-            ConfigError: the prompt cannot be scored, or the model cannot adapt to it.
-        """
-        return self.measure_with_report(prompt, settings)[0]
-
-    def measure_with_report(
-        self, prompt: Prompt, settings: Settings
-    ) -> tuple[Row, AdaptationReport | None]:
-        """As `measure`, with the adaptation's report, or None if a loss in it was not finite.
-
-        The report has the same times of embedding and search as the row.
-        """
-        [result] = self._measured(prompt, [settings])
-        return result
-
     def measure_all(self, prompt: Prompt, settings: Sequence[Settings]) -> Iterator[Row]:
         """A row for each of the settings.
 
@@ -152,7 +117,7 @@ class Evaluator:
         for setting in settings:
             together.setdefault(config_id(setting | {"context": 0}), []).append(setting)
         for group in together.values():
-            yield from (row for row, _ in self._measured(prompt, group))
+            yield from (row for row, _ in self.measure(prompt, group))
 
     def continuations(self, text: str, settings: Settings, new_tokens: int) -> tuple[str, str]:
         """What the model writes after ``text`` as it is, and adapted to it.
@@ -167,47 +132,49 @@ class Evaluator:
         with finetuner.adapted(text):
             return before, written()
 
-    def _measured(
+    def measure(
         self, prompt: Prompt, group: Sequence[Settings]
     ) -> Iterator[tuple[Row, AdaptationReport | None]]:
-        """Rows and reports of settings that differ in ``context`` alone."""
+        """Adapt to the prompt, score it with each of the settings, restore the model.
+
+        The settings differ in ``context`` alone. A report has its row's times of embedding and
+        search; it is None if a loss was not finite.
+
+        Raises:
+            ConfigError: the prompt cannot be scored, or the model cannot adapt to it.
+        """
         start = perf_counter()
         torch.manual_seed(self._seed)
         try:
             # A prompt's settings have one length of scored windows, and so one score before.
             before, size = self._score_before(prompt, group[0])
-            for settings, (report, after, failure) in zip(
-                group, self._adapted(prompt, group), strict=True
-            ):
-                seconds = self._seconds(report) if report else {}
-                if report:
-                    report.seconds_embed = seconds["embed"]
-                    report.seconds_search = seconds["search"]
-                row = Row(
-                    run=self.run,
-                    prompt=prompt.id,
-                    config=config_id(settings),
-                    settings=settings,
-                    domain=prompt.domain,
-                    excerpt=prompt.text[:EXCERPT_CHARS],
-                    seed=self._seed,
-                    bits_per_byte_before=before,
-                    bits_per_byte_after=after,
-                    bytes_scored=size,
-                    seconds=seconds,
-                    seconds_row=perf_counter() - start,
-                    passes=report.forward_backward_passes if report else 0,
-                    steps=report.optimizer_steps if report else 0,
-                    support_size=len(set(report.indices)) if report else 0,
-                    residual=report.residual if report else None,
-                    error=failure,
-                    versions=self._versions,
-                    threads=torch.get_num_threads(),
-                )
-                yield row, report
-                start = perf_counter()
+            outcomes = self._adapted(prompt, group)
         except ValueError as error:
             raise ConfigError(f"prompt {prompt.text[:40]!r}: {error}") from error
+        for settings, (report, after, failure) in zip(group, outcomes, strict=True):
+            row = Row(
+                run=self.run,
+                prompt=prompt.id,
+                config=config_id(settings),
+                settings=settings,
+                domain=prompt.domain,
+                excerpt=prompt.text[:EXCERPT_CHARS],
+                seed=self._seed,
+                bits_per_byte_before=before,
+                bits_per_byte_after=after,
+                bytes_scored=size,
+                seconds=self._seconds(report) if report else {},
+                seconds_row=perf_counter() - start,
+                passes=report.forward_backward_passes if report else 0,
+                steps=report.optimizer_steps if report else 0,
+                support_size=len(set(report.indices)) if report else 0,
+                residual=report.residual if report else None,
+                error=failure,
+                versions=self._versions,
+                threads=torch.get_num_threads(),
+            )
+            yield row, report
+            start = perf_counter()
 
     def _adapted(self, prompt: Prompt, group: Sequence[Settings]) -> list[_Outcome]:
         """One adaptation, scored with the texts in the context that each of the settings asks for.
@@ -231,16 +198,12 @@ class Evaluator:
             return [(report, None, str(error))] * len(group)
 
     def _score_before(self, prompt: Prompt, settings: Settings) -> tuple[float, int]:
-        key = prompt.id, self._scored_context(settings)
-        if key not in self._before:
-            score = self._score(prompt, settings)
-            self._before[key] = score.value, score.bytes
-        return self._before[key]
-
-    def _score(self, prompt: Prompt, settings: Settings) -> BitsPerByte:
         length = self._scored_context(settings)
-        with out_of_memory_explained(_SCORING):
-            return score_text(self._model, self._tokenizer, prompt.text, max_length=length)
+        if (prompt.id, length) not in self._before:
+            with out_of_memory_explained(_SCORING):
+                score = score_text(self._model, self._tokenizer, prompt.text, max_length=length)
+            self._before[prompt.id, length] = score.value, score.bytes
+        return self._before[prompt.id, length]
 
     def _scored_context(self, settings: Settings) -> int | None:
         given = settings.get("max_length")
@@ -248,9 +211,11 @@ class Evaluator:
 
     def _seconds(self, report: AdaptationReport) -> dict[str, float]:
         """Seconds by stage. Another configuration's row may have paid for embedding and search."""
+        report.seconds_embed = self._embedder.seconds
+        report.seconds_search = self._store.seconds
         return {
-            "embed": self._embedder.seconds,
-            "search": self._store.seconds,
+            "embed": report.seconds_embed,
+            "search": report.seconds_search,
             "select": report.seconds_select,
             "finetune": report.seconds_finetune + report.seconds_prefill,
         } | ({MERGE: report.seconds_merge} if report.expert_indices else {})
@@ -263,21 +228,21 @@ class Evaluator:
 
     def _finetuner(self, settings: Settings) -> TestTimeFinetuner:
         key = config_id(settings)
-        if key not in self._finetuners:
-            try:
-                options = finetuner_options(settings, self._seed, self._experts)
-                if isinstance(options["method"], Sift):
-                    self._sifts[key] = options["method"] = PickedSift(options["method"].noise)
-                made = TestTimeFinetuner(
-                    self._model, self._tokenizer, self._store, self._embedder, **options
-                )
-            except (TypeError, ValueError) as error:
-                raise ConfigError(f"{key}: {error}") from error
-            for other in self._finetuners.values():
-                made.share_memory_with(other)
-                break
-            self._finetuners[key] = made
-        return self._finetuners[key]
+        if key in self._finetuners:
+            return self._finetuners[key]
+        try:
+            options = finetuner_options(settings, self._seed, self._experts)
+            if isinstance(options["method"], Sift):
+                self._sifts[key] = options["method"] = PickedSift(options["method"].noise)
+            made = TestTimeFinetuner(
+                self._model, self._tokenizer, self._store, self._embedder, **options
+            )
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{key}: {error}") from error
+        if self._finetuners:
+            made.share_memory_with(next(iter(self._finetuners.values())))
+        self._finetuners[key] = made
+        return made
 
 
 def evaluate(
@@ -327,53 +292,50 @@ def rotated(items: Sequence[T], by: int) -> list[T]:
     return [*items[start:], *items[:start]]
 
 
-class OneEmbedding:
-    """An embedder that remembers its last text.
+class _Remembering:
+    """Keeps its results until it is told to forget. ``seconds`` is the time of the latest one."""
 
-    ``seconds`` is the time that its last vectors took to compute.
-    """
-
-    def __init__(self, embedder: Embedder) -> None:
-        self.name = embedder.name
-        self.dim = embedder.dim
+    def __init__(self) -> None:
         self.seconds = 0.0
-        self._embedder = embedder
-        self._last: tuple[list[str], np.ndarray] | None = None
-
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """As the embedder's own method."""
-        if self._last is None or self._last[0] != list(texts):
-            start = perf_counter()
-            vectors = self._embedder.encode(texts)
-            self.seconds = perf_counter() - start
-            self._last = list(texts), vectors
-        return self._last[1]
+        self._found: dict[Hashable, tuple[float, Any]] = {}
 
     def forget(self) -> None:
-        """Compute the next text again, whatever it is."""
-        self._last = None
+        self._found.clear()
+
+    def _once(self, key: Hashable, find: Callable[..., Any], *arguments: Any) -> Any:
+        if key not in self._found:
+            start = perf_counter()
+            found = find(*arguments)
+            self._found[key] = perf_counter() - start, found
+        self.seconds, found = self._found[key]
+        return found
 
 
-class OneSearch:
-    """A `Store` that remembers the neighbours of another store's last query.
+class OneEmbedding(_Remembering):
+    """An `Embedder` that embeds a text once."""
 
-    ``seconds`` is the time that its last neighbours took to find.
-    """
+    def __init__(self, embedder: Embedder) -> None:
+        super().__init__()
+        self.name = embedder.name
+        self.dim = embedder.dim
+        self._encode = embedder.encode
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        vectors: np.ndarray = self._once(tuple(texts), self._encode, texts)
+        return vectors
+
+
+class OneSearch(_Remembering):
+    """A `Store` that searches another one once for each query."""
 
     def __init__(self, store: Datastore) -> None:
+        super().__init__()
         self.texts = store.texts
         self.manifest = store.manifest
+        self.embeddings = store.embeddings
         self.embedder = store.embedder
         self.dim = store.dim
         self._store = store
-        self.seconds = 0.0
-        self._query: torch.Tensor | None = None
-        self._found: dict[int, tuple[float, tuple[torch.Tensor, torch.Tensor]]] = {}
-
-    @property
-    def embeddings(self) -> torch.Tensor:
-        # A database's embeddings grow with every search.
-        return self._store.embeddings
 
     def __len__(self) -> int:
         return len(self._store)
@@ -381,18 +343,8 @@ class OneSearch:
     def search(
         self, queries: np.ndarray | torch.Tensor, k: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As the other store's own method."""
         query = torch.as_tensor(queries, device="cpu")
-        if self._query is None or not torch.equal(query, self._query):
-            self._query = query.clone()
-            self._found.clear()
-        if k not in self._found:
-            start = perf_counter()
-            found = self._store.search(query, k)
-            self._found[k] = perf_counter() - start, found
-        self.seconds, found = self._found[k]
+        found: tuple[torch.Tensor, torch.Tensor] = self._once(
+            (query.numpy().tobytes(), k), self._store.search, query, k
+        )
         return found
-
-    def forget(self) -> None:
-        """Search for the next query again, whatever it is."""
-        self._query = None

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import ClassVar, Literal
 
-import torch
+from torch import Tensor
 
-import hullft_ops
+from hullft_ops import Selection, sift_select_indexed
 from hullft_ops.ttft.retrieval.support import Support
 
 Reuse = Literal["global", "consecutive"]
@@ -33,23 +33,16 @@ def reuse_runs(picks: Iterable[int], reuse: Reuse) -> list[tuple[int, int]]:
 
 @dataclass
 class PickedSift:
-    """SIFT as a selection method that remembers the order of its last picks."""
+    """SIFT as a `SelectionMethod`. ``picks`` are its last picks in order, as store positions."""
 
     noise: float
     name: ClassVar[str] = "sift"
     picks: list[int] = field(default_factory=list)
 
     def __call__(
-        self,
-        embeddings: torch.Tensor,
-        candidates: torch.Tensor,
-        queries: torch.Tensor,
-        n_select: int,
-    ) -> hullft_ops.Selection:
-        """As `SelectionMethod`. Afterwards ``picks`` has positions in the datastore."""
-        found = hullft_ops.sift_select_indexed(
-            embeddings, candidates, queries, n_select, noise=self.noise
-        )
+        self, embeddings: Tensor, candidates: Tensor, queries: Tensor, n_select: int
+    ) -> Selection:
+        found = sift_select_indexed(embeddings, candidates, queries, n_select, noise=self.noise)
         self.picks = candidates[0][found.picks[0]].tolist()
         return found.selection
 

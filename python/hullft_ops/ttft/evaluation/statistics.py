@@ -3,7 +3,8 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
+from itertools import product
 from statistics import fmean
 from typing import Any
 
@@ -25,10 +26,6 @@ class Interval:
     low: float
     high: float
 
-    @property
-    def excludes_zero(self) -> bool:
-        return self.low > 0 or self.high < 0
-
 
 @dataclass(frozen=True)
 class Measurements:
@@ -41,7 +38,6 @@ class Measurements:
         prompts: ids of the prompts.
         domains: the domain of each prompt.
         bits: float64 ``[configs, prompts]``, bits per byte.
-        seconds: float64 ``[configs, prompts]``, from the prompt to the adapted model.
         failed: configurations that were left out, with the number of prompts they failed on.
         incomplete: prompts that were left out, because not every configuration has run on them.
     """
@@ -51,7 +47,6 @@ class Measurements:
     prompts: list[str]
     domains: np.ndarray
     bits: np.ndarray
-    seconds: np.ndarray
     failed: dict[str, int]
     incomplete: int
 
@@ -75,14 +70,12 @@ class Measurements:
         table = {config: [by_key[p, config] for p in prompts] for config in configs}
         first = table[configs[0]]
         bits = [[row.bits_per_byte_after or 0.0 for row in table[config]] for config in configs]
-        seconds = [[row.seconds_total for row in table[config]] for config in configs]
         return cls(
             configs=[NONE, *configs],
             rows=table,
             prompts=prompts,
             domains=np.array([row.domain for row in first]),
             bits=np.array([[row.bits_per_byte_before for row in first], *bits]),
-            seconds=np.array([[0.0] * len(prompts), *seconds]),
             failed=failed,
             incomplete=len(every) - len(prompts),
         )
@@ -96,12 +89,11 @@ class Measurements:
         return fmean(self.bits_of(config))
 
     def mean_seconds(self, config: str) -> float:
-        return float(self.seconds[self.configs.index(config)].mean())
+        return self.mean_of(config, "seconds_total")
 
     def mean_of(self, config: str, attribute: str) -> float:
         """The mean of a number in the configuration's rows; 0 for ``NONE``, which has none."""
-        values = [getattr(row, attribute) for row in self.rows.get(config, ())]
-        return fmean(values or [0])
+        return fmean([getattr(row, attribute) for row in self.rows.get(config, ())] or [0])
 
     def mean_stages(self, config: str) -> dict[str, float]:
         """Mean seconds of each stage of its rows; 0 for ``NONE``."""
@@ -114,15 +106,12 @@ class Measurements:
 
     def relative_bits(self, config: str, other: str, domain: str | None = None) -> Interval:
         """Mean bits per byte relative to ``other``, minus 1, on one domain or on all prompts."""
-        own, others = self.bits_of(config), self.bits_of(other)
-        if domain is None:
-            return self.relative_to(config, others)
-        inside = self.domains == domain
-        return _ratio_interval(own[inside], others[inside], resampling(int(inside.sum())))
+        inside = slice(None) if domain is None else self.domains == domain
+        return _relative(self.bits_of(config)[inside], self.bits_of(other)[inside])
 
     def relative_to(self, config: str, bits: np.ndarray) -> Interval:
         """Mean bits per byte relative to the mean of ``bits``, float64 ``[prompts]``, minus 1."""
-        return _ratio_interval(self.bits_of(config), bits, self._weights)
+        return _relative(self.bits_of(config), bits)
 
     def finetuning_speed(self, config: str, other: str) -> Interval:
         """How many times as fast as ``other`` it finetunes and merges, by mean seconds."""
@@ -130,32 +119,30 @@ class Measurements:
             np.array([r.seconds["finetune"] + r.seconds.get(MERGE, 0) for r in self.rows[c]])
             for c in (config, other)
         )
-        less_one = _ratio_interval(others, own, self._weights)
+        less_one = _relative(others, own)
         return Interval(less_one.value + 1, less_one.low + 1, less_one.high + 1)
 
     def prompts_below(self, config: str, other: str) -> int:
         """The number of prompts on which a configuration takes fewer bits per byte than another."""
         return int((self.bits_of(config) < self.bits_of(other)).sum())
 
-    @cached_property
-    def _weights(self) -> np.ndarray:
-        return resampling(len(self.prompts))
 
-
-def resampling(count: int, *, seed: int = 0) -> np.ndarray:
-    """How often each resample draws each of ``count`` prompts, float64 ``[R, count]``."""
-    generator = np.random.default_rng(seed)
+@lru_cache(maxsize=4)
+def _resamples(count: int) -> np.ndarray:
+    """How often each resample draws each of ``count`` prompts, float64 ``[RESAMPLES, count]``."""
+    generator = np.random.default_rng(0)
     return generator.multinomial(count, [1 / count] * count, size=RESAMPLES).astype(np.float64)
 
 
-def _ratio_interval(own: np.ndarray, other: np.ndarray, weights: np.ndarray) -> Interval:
+def _relative(own: np.ndarray, other: np.ndarray) -> Interval:
     # Paired: a resample draws prompts, and takes both configurations' results on each.
-    value = own.mean() / other.mean() - 1
+    value = float(own.mean() / other.mean() - 1)
     if len(own) < 2:
-        return Interval(float(value), float("nan"), float("nan"))
+        return Interval(value, float("nan"), float("nan"))
+    weights = _resamples(len(own))
     resampled = (weights @ own) / (weights @ other) - 1
     low, high = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Interval(float(value), float(low), float(high))
+    return Interval(value, float(low), float(high))
 
 
 def pareto(points: dict[str, tuple[float, float]]) -> list[str]:
@@ -173,34 +160,11 @@ def pareto(points: dict[str, tuple[float, float]]) -> list[str]:
     return front
 
 
-def lower_hull(points: dict[str, tuple[float, float]]) -> list[str]:
-    """Names of the points of the front that are below every line between two others of it.
-
-    Two configurations with the same steps differ a little in time by chance. A front through the
-    worse of them would make the method look worse than it is.
-    """
-    hull: list[str] = []
-
-    def last_is_below(right: tuple[float, float]) -> bool:
-        left, middle = (points[name] for name in hull[-2:])
-        across, along = right[1] - left[1], right[0] - left[0]
-        return (middle[1] - left[1]) * along < across * (middle[0] - left[0])
-
-    for name in pareto(points):
-        while len(hull) > 1 and not last_is_below(points[name]):
-            hull.pop()
-        hull.append(name)
-    return hull
-
-
 @dataclass(frozen=True)
 class AtTime:
-    """A method's quality at a given time.
+    """Bits per byte, float64 ``[prompts]``, of one configuration or linearly between two.
 
-    Attributes:
-        configs: the configuration that takes that time, or the two on either side of it.
-        seconds: the time, or less if even the slowest configuration of the front takes less.
-        bits: float64 ``[prompts]``, bits per byte, interpolated linearly between the two.
+    ``seconds`` is the time that was asked for, or less if the method gains nothing from more.
     """
 
     configs: tuple[str, ...]
@@ -209,25 +173,17 @@ class AtTime:
 
 
 def at_time(measured: Measurements, method: str, seconds: float) -> AtTime | None:
-    """The quality of a method, by its `family`, if a prompt takes ``seconds`` on average.
+    """The best quality of a method, by its `family`, if a prompt takes ``seconds`` on average.
 
-    The line goes through the method's configurations that no other, and no line between two
-    others, beats in both quality and time. None if all of them take longer.
+    None if all of the method's configurations take longer.
     """
-    points = {
-        c: (measured.mean_seconds(c), measured.mean_bits(c))
-        for c in measured.rows
-        if family(measured.settings(c)) == method
-    }
-    front = lower_hull(points)
-    below = [c for c in front if points[c][0] <= seconds]
-    if not below:
-        return None
-    first = below[-1]
-    start, bits = points[first][0], measured.bits_of(first)
-    if len(below) == len(front) or start == seconds:
-        return AtTime((first,), start, bits)
-    second = front[len(below)]
-    share = (seconds - start) / (points[second][0] - start)
-    mixed = (1 - share) * bits + share * measured.bits_of(second)
-    return AtTime((first, second), seconds, mixed)
+    own = [c for c in measured.rows if family(measured.settings(c)) == method]
+    time = {c: measured.mean_seconds(c) for c in sorted(own, key=measured.mean_seconds)}
+    quick = [c for c in time if time[c] <= seconds]
+
+    found = [AtTime((c,), time[c], measured.bits_of(c)) for c in quick]
+    for first, second in product(quick, [c for c in time if time[c] > seconds]):
+        share = (seconds - time[first]) / (time[second] - time[first])
+        bits = (1 - share) * measured.bits_of(first) + share * measured.bits_of(second)
+        found.append(AtTime((first, second), seconds, bits))
+    return min(found, key=lambda at: float(at.bits.mean()), default=None)

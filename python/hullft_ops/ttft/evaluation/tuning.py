@@ -14,11 +14,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from rich.console import Console
 
-from hullft_ops.ttft._files import replacing
+from hullft_ops.ttft._files import write_durably
 from hullft_ops.ttft._progress import progress_bar
 from hullft_ops.ttft.evaluation.config import Config, ConfigError, Settings, config_id
 from hullft_ops.ttft.evaluation.corpus import Prompt
@@ -33,14 +32,6 @@ Measure = Callable[[Prompt, Settings], Row]
 
 
 @dataclass(frozen=True)
-class Rung:
-    """How many configurations a rung compared, and on how many prompts in all."""
-
-    configurations: int
-    prompts: int
-
-
-@dataclass(frozen=True)
 class Tuned:
     """The best settings.
 
@@ -51,7 +42,7 @@ class Tuned:
         seconds: mean time from the prompt to the adapted model.
         prompts: number of prompts behind these means.
         seconds_spent: time spent measuring all configurations.
-        rungs: what each rung compared.
+        rungs: how many "configurations" each rung compared, and on how many "prompts" in all.
     """
 
     settings: Settings
@@ -60,11 +51,7 @@ class Tuned:
     seconds: float
     prompts: int
     seconds_spent: float
-    rungs: list[Rung]
-
-    @property
-    def name(self) -> str:
-        return config_id(self.settings)
+    rungs: list[dict[str, int]]
 
 
 def tune(
@@ -97,24 +84,23 @@ def tune(
             raise ConfigError(f"the time for {what} must be above 0 s, got {allowed:g}")
     alive = [_Candidate(settings) for settings in candidates]
     random.Random(seed).shuffle(alive)
-    state = _Search(measure, prompts, seconds, limit, alive)
+    search = _Search(measure, prompts, seconds, limit, alive)
     rungs = []
     for rungs_left in range(max(1, math.ceil(math.log(len(alive), ETA))), 0, -1):
-        state.run_rung(min(limit, state.spent + (limit - state.spent) / rungs_left))
-        rungs.append(Rung(len(state.alive), state.used))
-        if rungs_left > 1:
-            state.alive.sort(key=lambda candidate: candidate.bits)
-            state.alive = state.alive[: math.ceil(len(state.alive) / ETA)]
-        if len(state.alive) == 1 and state.used == len(prompts):
+        search.run_rung(search.spent + (limit - search.spent) / rungs_left)
+        rungs.append({"configurations": len(search.alive), "prompts": search.used})
+        search.alive.sort(key=lambda candidate: candidate.bits)
+        search.alive = search.alive[: math.ceil(len(search.alive) / ETA)]
+        if len(search.alive) == 1 and search.used == len(prompts):
             break
-    best = min(state.alive, key=lambda candidate: candidate.bits)
+    best = search.alive[0]
     return Tuned(
         settings=best.settings,
         bits_per_byte=best.bits,
         bits_per_byte_before=fmean(row.bits_per_byte_before for row in best.rows),
         seconds=best.seconds,
         prompts=len(best.rows),
-        seconds_spent=state.spent,
+        seconds_spent=search.spent,
         rungs=rungs,
     )
 
@@ -148,16 +134,15 @@ class _Search:
         """Run the candidates on more prompts, until about ``end`` seconds are spent in all."""
         last = 0.0
         # The very first prompt always runs; any other must fit into the time.
-        while self.used < len(self.prompts) and (not self.used or self.spent + last <= end):
+        while self.used < len(self.prompts) and (not self.used or self.spent + last < end):
             begun = self.spent
             self._run_prompt(self.prompts[self.used])
             last = self.spent - begun
 
     def _run_prompt(self, prompt: Prompt) -> None:
-        for number in rotated(range(len(self.alive)), self.used):
+        for candidate in rotated(self.alive, self.used):
             if self.spent >= self.limit:
                 break
-            candidate = self.alive[number]
             row = self.measure(prompt, candidate.settings)
             candidate.rows.append(row)
             self.spent += row.seconds_row
@@ -169,9 +154,6 @@ class _Search:
             self.used -= 1
             for candidate in self.alive:
                 del candidate.rows[self.used :]
-        self._drop_slow()
-
-    def _drop_slow(self) -> None:
         quick = [c for c in self.alive if c.seconds <= self.seconds and c.bits < math.inf]
         if not quick:
             fastest = min(self.alive, key=lambda candidate: candidate.seconds)
@@ -206,27 +188,21 @@ def run_tuning(
         evaluator.remember(file.rows.values())
         if not file.rows:
             evaluator.warm_up(inputs.prompts[0], candidates[0])
-        spent = 0.0
 
         def measure(prompt: Prompt, settings: Settings) -> Row:
-            nonlocal spent
             key = prompt.id, config_id(settings)
             if key not in file.rows:
-                file.append(evaluator.measure(prompt, settings))
-            spent += file.rows[key].seconds_row
-            bar.update(task, completed=spent, description=f"tuning, seconds ({key[1]})")
-            return file.rows[key]
+                [(row, _)] = evaluator.measure(prompt, [settings])
+                file.append(row)
+            row = file.rows[key]
+            bar.update(task, advance=row.seconds_row, description=f"tuning, seconds ({key[1]})")
+            return row
 
         tuned = tune(
             measure, inputs.prompts, candidates, seconds=seconds, limit=limit, seed=config.seed
         )
-    _write(config, inputs, tuned, output)
-    return tuned
-
-
-def _write(config: Config, inputs: Inputs, tuned: Tuned, output: Path) -> None:
     figures = asdict(tuned)
-    content: dict[str, Any] = {
+    content = {
         "model": config.model,
         "allow_missing_weights": config.allow_missing_weights,
         "embedder": config.embedder,
@@ -235,5 +211,5 @@ def _write(config: Config, inputs: Inputs, tuned: Tuned, output: Path) -> None:
         "settings": figures.pop("settings"),
         "tuned": figures,
     }
-    with replacing(output) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_durably(output, f"{json.dumps(content, indent=2)}\n".encode())
+    return tuned
