@@ -1,13 +1,9 @@
 """The check of the machine code: on listings, without cuobjdump."""
 
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
-
 import pytest
 
-TOOL = Path(__file__).parent.parent / "tools" / "check_sass.py"
+import check_sass
+
 STEP = [
     "FADD R0, R1, -R2",
     "REDUX.MAX UR4, R0",
@@ -26,26 +22,17 @@ STEP = [
 """A loop of eight instructions, a longer one around it, and one that is never reached."""
 
 
-@pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("check_sass", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def listing(code: list[str]) -> str:
     lines = [f"        /*{16 * i:04x}*/    {line} ;    /* 0x0 */" for i, line in enumerate(code)]
     return "\n".join(["\t\tFunction : fw_warp_kernelIfLi0E", *lines])
 
 
-def test_the_step_is_the_smallest_loop(tool: ModuleType) -> None:
-    (code,) = tool.kernels(listing(STEP)).values()
+def test_the_step_is_the_smallest_loop() -> None:
+    (code,) = check_sass.kernels(listing(STEP)).values()
     assert code == STEP
-    assert tool.step_loop(code) == STEP[:8]
-    assert tool.faults(code, 8) == []
-    assert tool.faults(code, 7) == ["8 instructions a step, at most 7 are promised"]
+    assert check_sass.step_loop(code) == STEP[:8]
+    assert check_sass.faults(code, 8) == []
+    assert check_sass.faults(code, 7) == ["8 instructions a step, at most 7 are promised"]
 
 
 @pytest.mark.parametrize(
@@ -55,13 +42,13 @@ def test_the_step_is_the_smallest_loop(tool: ModuleType) -> None:
         ("@P0 STL [R1+0x8], R4", "'@P0 STL [R1+0x8], R4' uses the stack"),
     ],
 )
-def test_barriers_and_the_stack_are_seen(tool: ModuleType, line: str, fault: str) -> None:
+def test_barriers_and_the_stack_are_seen(line: str, fault: str) -> None:
     code = [line if at == 0 else given for at, given in enumerate(STEP)]
-    assert tool.faults(code, 8) == [fault]
+    assert check_sass.faults(code, 8) == [fault]
 
 
-def test_a_listing_that_cannot_be_read_is_an_error(tool: ModuleType) -> None:
+def test_a_listing_that_cannot_be_read_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="no loop with SHFL.IDX and MUFU.RCP"):
-        tool.step_loop(["FADD R0, R1, R2", "EXIT"])
+        check_sass.step_loop(["FADD R0, R1, R2", "EXIT"])
     with pytest.raises(RuntimeError, match="no instruction before 0020"):
-        tool.kernels(listing(STEP).replace("/*0010*/", "/*0020*/"))
+        check_sass.kernels(listing(STEP).replace("/*0010*/", "/*0020*/"))

@@ -1,14 +1,12 @@
 """The gate that reads what ptxas says: on logs, without nvcc."""
 
 import dataclasses
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-TOOL = Path(__file__).parent.parent / "tools" / "compile_gate.py"
+import compile_gate as gate
+
 SYMBOL = "_ZN6hullft12_GLOBAL__N_19fw_kernelIfLb{}EEEvNS_9FwProblemENS_6FwPlanEPhNS_9FwOutputsE"
 LOG = """ptxas info    : Compiling entry function '{symbol}' for 'sm_90'
 ptxas info    : Function properties for {symbol}
@@ -17,16 +15,7 @@ ptxas info    : Used {registers} registers, used 1 barriers, {shared} bytes smem
 """
 
 
-@pytest.fixture(scope="module")
-def gate() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("compile_gate", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def faults(gate: ModuleType, architecture: int, **cost: int) -> list[str]:
+def faults(architecture: int, **cost: int) -> list[str]:
     values = {"spills": 0, "registers": 120, "shared": 512, "in_shared": 1} | cost
     symbol = SYMBOL.format(values.pop("in_shared"))
     (found,) = gate.parse(LOG.format(symbol=symbol, **values), architecture)
@@ -34,24 +23,24 @@ def faults(gate: ModuleType, architecture: int, **cost: int) -> list[str]:
 
 
 @pytest.mark.parametrize("architecture", [80, 90, 100])
-def test_dynamic_shared_memory_is_counted(gate: ModuleType, architecture: int) -> None:
+def test_dynamic_shared_memory_is_counted(architecture: int) -> None:
     """The host leaves 1024 bytes for what the kernel has besides: more does not fit."""
     limit = gate.block_limit(architecture)
-    assert faults(gate, architecture, shared=1024) == []
+    assert faults(architecture, shared=1024) == []
     message = f"may ask for 1025 + {limit - 1024} bytes of shared memory, a block may have {limit}"
-    found = faults(gate, architecture, shared=1025)
+    found = faults(architecture, shared=1025)
     assert any(message in fault for fault in found)
-    assert faults(gate, architecture, shared=1025, in_shared=0) == []
+    assert faults(architecture, shared=1025, in_shared=0) == []
 
 
-def test_spills_and_broken_promises(gate: ModuleType) -> None:
-    assert any("spills 8 bytes" in fault for fault in faults(gate, 90, spills=8))
-    found = faults(gate, 90, registers=129)
+def test_spills_and_broken_promises() -> None:
+    assert any("spills 8 bytes" in fault for fault in faults(90, spills=8))
+    found = faults(90, registers=129)
     assert found == ["fw_kernel<float, true> on sm_90: 0 resident threads, 512 promised"]
 
 
 def test_every_source_with_dynamic_shared_memory_is_counted(
-    gate: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate.check_sources()
     monkeypatch.setattr(gate, "CUDA", tmp_path)
@@ -61,7 +50,7 @@ def test_every_source_with_dynamic_shared_memory_is_counted(
 
 
 @pytest.fixture
-def costs(gate: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list:
+def costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list:
     """Of two kernels, and a README that holds their table as nvcc 1 made it."""
     log = LOG.format(symbol=SYMBOL.format(1), spills=0, registers=118, shared=512)
     found = [*gate.parse(log, 80), *gate.parse(log, 90)]
@@ -72,20 +61,20 @@ def costs(gate: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return found
 
 
-def test_a_written_table_is_not_stale(gate: ModuleType, costs: list) -> None:
+def test_a_written_table_is_not_stale(costs: list) -> None:
     assert not gate.stale(gate.table(costs, "1"))
     text = gate.README.read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
 
 
-def test_another_table_is_stale(gate: ModuleType, costs: list) -> None:
+def test_another_table_is_stale(costs: list) -> None:
     fewer_registers = [dataclasses.replace(cost, registers=100) for cost in costs]
     assert gate.stale(gate.table(fewer_registers, "1"))
     assert gate.stale(gate.table(costs[:1], "1"))
 
 
-def test_another_compiler_may_allocate_otherwise(gate: ModuleType, costs: list) -> None:
+def test_another_compiler_may_allocate_otherwise(costs: list) -> None:
     fewer_registers = [dataclasses.replace(cost, registers=100) for cost in costs]
     assert not gate.stale(gate.table(fewer_registers, "2"))
     less_dynamic = [dataclasses.replace(cost, dynamic=0) for cost in costs]

@@ -59,25 +59,28 @@ def configure(folder: Path, nvcc: str | None = None, **settings: str) -> tuple[i
     return done.returncode, " ".join((done.stdout + done.stderr).split())
 
 
-def test_an_old_compiler_is_left_out(tmp_path: Path) -> None:
+def test_an_old_compiler_is_left_out_and_is_an_error_where_it_must_be_used(tmp_path: Path) -> None:
     status, said = configure(tmp_path, OLD_NVCC)
     assert status == 0, said
     assert "hullft_ops: the CUDA kernels want nvcc 12.0 or later" in said
     assert f"{tmp_path}/nvcc is 11.5" in said
     assert "configured with CUDA []" in said
-
-
-def test_an_old_compiler_that_must_be_used_is_an_error(tmp_path: Path) -> None:
     status, said = configure(tmp_path, OLD_NVCC, HULLFT_CUDA="ON")
     assert status != 0
     assert "HULLFT_CUDA=ON cannot be had with it" in said
 
 
+@pytest.fixture(scope="module")
+def configured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where CMake looks for the compilers once."""
+    return tmp_path_factory.mktemp("configured")
+
+
 @pytest.mark.parametrize("architectures", ["75", "90-real;70-virtual", "all-major"])
 def test_architectures_without_the_instructions_are_refused(
-    tmp_path: Path, architectures: str
+    configured: Path, architectures: str
 ) -> None:
-    status, said = configure(tmp_path, HULLFT_CUDA_ARCHITECTURES=architectures)
+    status, said = configure(configured, HULLFT_CUDA_ARCHITECTURES=architectures)
     assert status != 0
     assert "hullft_ops: the CUDA kernels want architectures of at least 80" in said
 

@@ -1,45 +1,39 @@
 """What decides whether a distribution is good: tools/wheel_matrix, check_sdist, lowest_versions."""
 
-import importlib
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+
+import check_sdist
+import lowest_versions
+import wheel_matrix
 
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture
-def tool(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    return importlib.import_module(request.param)
-
-
-@pytest.mark.parametrize("tool", ["check_sdist"], indirect=True)
-def test_sdist_differences(tool: ModuleType) -> None:
+def test_sdist_differences() -> None:
     tracked = ["csrc/ops.cpp", ".ci/run", "benchmarks/results/cpu.md", "benchmarks/results.py"]
     packed = ["csrc/ops.cpp", "benchmarks/results.py", "PKG-INFO"]
-    assert tool.differences(tracked, packed) == []
-    assert tool.differences(tracked, packed[1:]) == ["missing from the sdist: csrc/ops.cpp"]
-    assert tool.differences(tracked, [*packed, ".ci/run", "notes.txt"]) == [
+    assert check_sdist.differences(tracked, packed) == []
+    assert check_sdist.differences(tracked, packed[1:]) == ["missing from the sdist: csrc/ops.cpp"]
+    assert check_sdist.differences(tracked, [*packed, ".ci/run", "notes.txt"]) == [
         "should not be in the sdist: .ci/run",
         "should not be in the sdist: notes.txt",
     ]
 
 
-@pytest.mark.parametrize("tool", ["wheel_matrix"], indirect=True)
-def test_platform_tags_that_name_a_glibc(tool: ModuleType) -> None:
+def test_platform_tags_that_name_a_glibc() -> None:
     name = "hullft_ops-0.1.0-cp311-cp311-{}.whl"
     granted = Path(name.format("manylinux_2_27_x86_64.manylinux_2_28_x86_64"))
-    assert tool.manylinux(granted) == ["manylinux_2_27_x86_64", "manylinux_2_28_x86_64"]
-    assert tool.manylinux(Path(name.format("linux_x86_64"))) == []
+    assert wheel_matrix.manylinux(granted) == ["manylinux_2_27_x86_64", "manylinux_2_28_x86_64"]
+    assert wheel_matrix.manylinux(Path(name.format("linux_x86_64"))) == []
 
 
 @pytest.fixture
-def uv(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+def uv(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """What the commands of wheel_matrix end with, by a word that their last argument has."""
     statuses: dict[str, int] = {}
 
@@ -49,19 +43,17 @@ def uv(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
                 raise subprocess.CalledProcessError(status, str(command))
         return "built somehow\nworks with torch 2.99.0+cpu\n"
 
-    monkeypatch.setattr(tool, "run", run)
-    monkeypatch.setattr(tool, "tool", lambda name: name)
+    monkeypatch.setattr(wheel_matrix, "run", run)
+    monkeypatch.setattr(wheel_matrix, "tool", lambda name: name)
     return statuses
 
 
-def run_matrix(
-    tool: ModuleType, monkeypatch: pytest.MonkeyPatch, work: Path, *options: str
-) -> int | str | None:
+def run_matrix(monkeypatch: pytest.MonkeyPatch, work: Path, *options: str) -> int | str | None:
     wheel = "hullft_ops-0.1.0-cp311-cp311-manylinux_2_28_x86_64.whl"
     command = ["wheel_matrix", "--work", str(work), "--wheel", wheel, *options]
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit) as ended:
-        tool.main()
+        wheel_matrix.main()
     return ended.value.code
 
 
@@ -69,7 +61,6 @@ ONE_TORCH = "| Python | torch newest |\n| --- | --- |\n"
 TWO_TORCHES = "| Python | torch 1.0 | torch newest |\n| --- | --- | --- |\n"
 
 
-@pytest.mark.parametrize("tool", ["wheel_matrix"], indirect=True)
 @pytest.mark.parametrize(
     ("torches", "word", "status", "code", "table"),
     [
@@ -88,7 +79,6 @@ TWO_TORCHES = "| Python | torch 1.0 | torch newest |\n| --- | --- | --- |\n"
     ],
 )
 def test_the_table_and_the_exit_code_say_what_was_seen_to_work(
-    tool: ModuleType,
     uv: dict[str, int],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -101,12 +91,11 @@ def test_the_table_and_the_exit_code_say_what_was_seen_to_work(
 ) -> None:
     uv[word] = status
     options = ["--python", "3.99", "--torch", *torches]
-    assert run_matrix(tool, monkeypatch, tmp_path, *options) == code
+    assert run_matrix(monkeypatch, tmp_path, *options) == code
     assert capsys.readouterr().out.endswith(table)
 
 
-@pytest.mark.parametrize("tool", ["lowest_versions"], indirect=True)
-def test_every_dependency_has_a_lower_bound(tool: ModuleType) -> None:
+def test_every_dependency_has_a_lower_bound() -> None:
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
     project = pyproject["project"]
     own = {"all"}  # names the other extras
@@ -117,20 +106,16 @@ def test_every_dependency_has_a_lower_bound(tool: ModuleType) -> None:
         for r in extra
     ]
     for requirement in [*project["dependencies"], *listed, *pyproject["build-system"]["requires"]]:
-        assert tool.lowest(requirement) == requirement.replace(">=", "==")
+        assert lowest_versions.lowest(requirement) == requirement.replace(">=", "==")
 
 
-@pytest.mark.parametrize("tool", ["lowest_versions"], indirect=True)
 @pytest.mark.parametrize("requirement", ["torch", "torch==2.13", "torch>=2.11,<3"])
-def test_a_dependency_without_a_plain_lower_bound_is_named(
-    tool: ModuleType, requirement: str
-) -> None:
+def test_a_dependency_without_a_plain_lower_bound_is_named(requirement: str) -> None:
     with pytest.raises(SystemExit, match=f"{requirement!r} has no lower bound"):
-        tool.lowest(requirement)
+        lowest_versions.lowest(requirement)
 
 
-@pytest.mark.parametrize("tool", ["lowest_versions"], indirect=True)
-def test_each_direct_dependency_is_held_at_the_highest_of_its_bounds(tool: ModuleType) -> None:
+def test_each_direct_dependency_is_held_at_the_highest_of_its_bounds() -> None:
     project = {
         "dependencies": ["torch>=2.11"],
         "optional-dependencies": {
@@ -140,5 +125,5 @@ def test_each_direct_dependency_is_held_at_the_highest_of_its_bounds(tool: Modul
             "docs": ["numpy>=2"],
         },
     }
-    held = tool.constraints_of(project, ["ttft", "test", "bench"])
+    held = lowest_versions.constraints_of(project, ["ttft", "test", "bench"])
     assert held == ["torch==2.11", "numpy==1.26", "coverage==7.10"]

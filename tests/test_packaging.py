@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,7 @@ SLOW = (
 )
 
 
+@cache
 def imported_in_a_new_process() -> list[str]:
     """The modules that an import of this package brings beside those of torch."""
     result = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, check=True)

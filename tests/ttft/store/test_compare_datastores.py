@@ -1,28 +1,18 @@
 """The tool that says whether two datastores hold the same."""
 
-import importlib.util
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 
+import compare_datastores
 from hullft_ops.ttft import Datastore, Source, index_corpus
 
-TOOL = Path(__file__).parents[3] / "tools" / "compare_datastores.py"
 RECORDS = [{"text": f"passage {i} of a corpus", "domain": "ab"[i % 2]} for i in range(40)]
 SAME = "the same"
-
-
-@pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("compare_datastores", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -39,41 +29,41 @@ def built(embedder, tmp_path) -> Callable[..., Path]:
     return build
 
 
-def differing(tool: ModuleType, store: Path, other: Path) -> set[str]:
-    found = tool.compare(Datastore.open(store), Datastore.open(other))
+def differing(store: Path, other: Path) -> set[str]:
+    found = compare_datastores.compare(Datastore.open(store), Datastore.open(other))
     return {what.split(",")[0] for what, difference in found.items() if difference}
 
 
-def test_a_second_build_is_the_same(tool, built, monkeypatch, capsys):
+def test_a_second_build_is_the_same(built, monkeypatch, capsys):
     stores = built("one", RECORDS), built("two", RECORDS)
     monkeypatch.setattr(sys, "argv", ["compare", *map(str, stores)])
     with pytest.raises(SystemExit) as ended:
-        tool.main()
+        compare_datastores.main()
     assert ended.value.code == 0
     assert capsys.readouterr().out.count(SAME) == 5
 
 
-def test_each_difference_is_named(tool, built, monkeypatch):
+def test_each_difference_is_named(built, monkeypatch):
     whole = built("whole", RECORDS)
-    assert differing(tool, whole, built("fewer", RECORDS[:-1])) == {
+    assert differing(whole, built("fewer", RECORDS[:-1])) == {
         *("count", "texts and metadata", "embeddings", "manifest")
     }
     swapped = [RECORDS[1], RECORDS[0], *RECORDS[2:]]
-    assert differing(tool, whole, built("order", swapped)) == {
+    assert differing(whole, built("order", swapped)) == {
         *("texts and metadata", "embeddings", "manifest")
     }
     renamed = [{**RECORDS[0], "domain": "c"}, *RECORDS[1:]]
-    assert differing(tool, whole, built("metadata", renamed)) == {"texts and metadata", "manifest"}
+    assert differing(whole, built("metadata", renamed)) == {"texts and metadata", "manifest"}
     monkeypatch.setattr(sys, "argv", ["compare", str(whole), str(whole.parent / "order")])
     with pytest.raises(SystemExit) as ended:
-        tool.main()
+        compare_datastores.main()
     assert ended.value.code == 1
 
 
-def test_the_last_bit_of_a_vector_counts(tool, built):
+def test_the_last_bit_of_a_vector_counts(built):
     store, other = (Datastore.open(built(name, RECORDS)) for name in ("one", "two"))
     vector = other.embeddings[7].numpy()
     vector[0] = np.nextafter(vector[0], np.float32(2))
-    found = tool.compare(store, other)
+    found = compare_datastores.compare(store, other)
     assert found.pop("embeddings, bit for bit").startswith("1 of 40 vectors, by ")
     assert not any(found.values())
