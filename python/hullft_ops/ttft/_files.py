@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, and their checksums."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -38,18 +39,14 @@ def writing_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
     """A folder to write files into. Once they are complete, they appear at ``path``.
 
     A new folder appears whole. With ``overwrite``, the files take the places of the files that an
-    earlier call wrote into the folder, one after the other. Other files stay.
-
-    Raises:
-        FileExistsError: there is something at ``path`` that may not be replaced.
+    earlier call wrote into the folder, one after the other. Other files stay. FileExistsError if
+    there is something at ``path`` that may not be replaced.
     """
     path = path.absolute()
     ours = replaceable(path, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
+    with staging_folder(path) as staging:
         with full_disk_explained(path, "nothing there has changed"):
-            staging.mkdir()
             yield staging
             names = {file.name for file in staging.iterdir()} | {MANIFEST}
             (staging / MANIFEST).write_text(json.dumps(sorted(names)), encoding="utf-8")
@@ -65,16 +62,23 @@ def writing_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
             (staging / name).replace(path / name)
         for name in ours - names:
             (path / name).unlink(missing_ok=True)
+
+
+@contextmanager
+def staging_folder(path: Path) -> Iterator[Path]:
+    """A folder beside ``path``, to be renamed to it once it is complete."""
+    staging = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    with full_disk_explained(path, "nothing there has changed"):
+        staging.mkdir()
+    try:
+        yield staging
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
 def replaceable(path: Path, *, overwrite: bool) -> set[str]:
     """The names of the files in the folder that we wrote; none if it is new or empty.
-
-    Raises:
-        FileExistsError: there is something else, or ``overwrite`` is False.
-    """
+    FileExistsError if there is something else, or ``overwrite`` is False."""
     if not os.path.lexists(path) or (path.is_dir() and not any(path.iterdir())):
         return set()
     if not overwrite:
@@ -88,11 +92,7 @@ def replaceable(path: Path, *, overwrite: bool) -> set[str]:
 
 @contextmanager
 def full_disk_explained(path: Path, advice: str) -> Iterator[None]:
-    """If the disk is full, say what could not be written, and ``advice``.
-
-    Raises:
-        OSError: the disk is full; the ``errno`` stays the same.
-    """
+    """If the disk is full, say what could not be written, and ``advice``, in the OSError."""
     try:
         yield
     except OSError as error:
@@ -108,6 +108,17 @@ def write_durably(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
         sync(temporary)
     sync(path.parent)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Wait until nobody else writes there. The system unlocks it if the process dies."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def sha256_of(file: Path) -> str:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hullft_ops.ttft.model.onednn import add_product, multiply, multiply_into
+from hullft_ops.ttft.model.onednn import multiply, multiply_into
 
 # A CPU multiplies this many rows of the weight at once. On a whole vocabulary MKL reaches little
 # more than half of its speed.
@@ -21,15 +21,11 @@ def linear_mean_loss(
 ) -> Tensor:
     """The mean cross-entropy of ``linear(hidden, weight, bias)``, ``rows`` positions at a time.
 
-    Multiplies in the dtype of autocast if that is on. The gradients are computed with the loss, so
-    each chunk of logits is computed once. Use it only for a loss that you will differentiate.
+    They are ``[T, d]``, ``[V, d]`` and ``[V]`` or None; ``targets`` are int64 ``[T]``. Multiplies in
+    the dtype of autocast if that is on. The gradients are computed with the loss, so each chunk of
+    logits is computed once. Use it only for a loss that you will differentiate.
 
-    Args:
-        hidden, weight, bias, targets: ``[T, d]``, ``[V, d]``, ``[V]`` or None, int64 ``[T]``.
-        rows: positions whose logits exist at once, at least 1.
-
-    Returns:
-        A scalar: float64 for float64 products, float32 for all others.
+    The loss is float64 for float64 products, float32 for all others.
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
@@ -122,11 +118,7 @@ class _Gradients:
             # Later chunks add to it, so it has the precision of the sum.
             self._weight = off.new_empty(weight.shape)
         for tile in _tiles(weight):
-            part, rows = self._weight[tile], factor[:, tile].T
-            if first:
-                multiply_into(part, rows, hidden)
-            else:
-                add_product(part, rows, hidden)
+            multiply_into(self._weight[tile], factor[:, tile].T, hidden, add=not first)
 
     def of(self, *tensors: Tensor | None) -> list[Tensor | None]:
         """The gradients of hidden states, weight and bias, in their dtypes."""
