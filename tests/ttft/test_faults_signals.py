@@ -250,7 +250,7 @@ def test_an_alarm_in_the_block_or_while_training_raises_there(gpt2, make):
 def test_restoring_that_is_cut_short_is_done_again(gpt2, make, monkeypatch):
     """By what no handler holds back, such as an exception set in a thread from outside."""
     finetuner, before, calls = make(gpt2), state_of(gpt2), []
-    restore = snapshot._Parameter.restore
+    restore = snapshot._Tensor.restore
 
     def cut_once(self):
         calls.append(self.name)
@@ -258,10 +258,10 @@ def test_restoring_that_is_cut_short_is_done_again(gpt2, make, monkeypatch):
             raise KeyboardInterrupt
         return restore(self)
 
-    monkeypatch.setattr(snapshot._Parameter, "restore", cut_once)
+    monkeypatch.setattr(snapshot._Tensor, "restore", cut_once)
     with pytest.raises(KeyboardInterrupt), finetuner.adapted(PROMPT):
         pass
-    assert len(calls) == 3 + len(list(gpt2.parameters()))
+    assert len(calls) == 3 + len([*gpt2.parameters(), *gpt2.buffers()])
     assert differences(before, state_of(gpt2)) == []
     with finetuner.adapted(PROMPT):
         pass

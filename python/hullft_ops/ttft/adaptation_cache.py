@@ -45,7 +45,7 @@ class AdaptationCache:
     ``limit`` is the size of all entries in bytes. A file that is being written comes on top.
     """
 
-    folder: Path | None
+    folder: str | Path | None
     limit: int
     model: "PreTrainedModel"
     trained: Sequence[nn.Parameter]
@@ -55,7 +55,8 @@ class AdaptationCache:
         check_integer("TestTimeFinetuner", "cache_bytes", self.limit, 0, 1 << 63)
         own = set(map(id, self.trained))
         self._named = {name: p for name, p in self.model.named_parameters() if id(p) in own}
-        if self.folder is None:
+        self._folder = None if self.folder is None else Path(self.folder)
+        if self._folder is None:
             return
         size = sum(p.nbytes for p in self.trained)
         if size > self.limit:
@@ -63,11 +64,11 @@ class AdaptationCache:
                 f"TestTimeFinetuner: cache_bytes must be at least {size}, the bytes of the trained "
                 f"parameters, got {self.limit}"
             )
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(parents=True, exist_ok=True)
 
     def key(self, support: "Support", refreshes: Sequence[int]) -> str | None:
         """The name of an entry; None if nothing is kept. Call it before the model changes."""
-        if self.folder is None or not support.indices:
+        if self._folder is None or not support.indices:
             return None
         # All bytes are read once. This notices a model that was trained further in between.
         digest = sampled_digest(self.model)
@@ -90,9 +91,9 @@ class AdaptationCache:
         Returns losses, steps on each text, and whether they come from an entry. What ``train``
         makes is kept if it took all steps. Warns of a damaged entry, and if none can be written.
         """
-        if self.folder is None or key is None:
+        if self._folder is None or key is None:
             return *train(), False
-        entry = self.folder / f"{key}.safetensors"
+        entry = self._folder / f"{key}.safetensors"
         losses = self._read(entry)
         if losses is not None:
             return losses, list(counts), True

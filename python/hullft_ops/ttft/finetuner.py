@@ -60,15 +60,16 @@ class TestTimeFinetuner:
     """Finetunes a causal language model on a prompt's neighbours, and undoes it.
 
     It trains every parameter with ``requires_grad``: all of a plain model, only the adapters of a
-    PEFT model. Texts are cut to the context, never padded. Training runs in eval mode, so an
-    adaptation is repeatable, and a replayed gradient equals the one that would be computed again.
-    The optimizer is Adam with a fresh state for every prompt.
+    PEFT model. Texts are cut to the context, never padded. Training runs in eval mode, so dropout
+    and gradient checkpointing are off. That makes an adaptation repeatable, and a replayed gradient
+    equals the one that would be computed again. The optimizer is Adam with a fresh state for every
+    prompt.
 
-    Memory: the activations of one text and at most five times the trained parameters: themselves,
-    gradients, Adam's two moments and the copy to restore. On a CPU it is four times and the largest
-    gradient, unless gradients are clipped or kept. The moments and the copy stay for the next
-    prompt. bfloat16 autocast adds half a parameter size. "interleaved" with ``refresh`` above 1
-    adds a gradient for every text with steps to replay.
+    Memory: at most five times the trained parameters (the parameters, gradients, Adam's two moments
+    and the copy to restore), the frozen parameters once, and the activations of one text. On a CPU
+    it is four times and the largest gradient, unless gradients are clipped or kept. The moments and
+    the copy stay for the next prompt. bfloat16 autocast adds half a parameter size. "interleaved"
+    with ``refresh`` above 1 adds a gradient for every text with steps to replay.
 
     Args:
         model: any ``AutoModelForCausalLM``, or a PEFT model around one. To move or cast it after
@@ -172,9 +173,8 @@ class TestTimeFinetuner:
         settings |= {"max_grad_norm": max_grad_norm, "autocast": autocast}
         self._trainer = SupportTrainer(model, trained, **settings)
         merged = None if experts is None else (experts.digest, expert_scale)
-        folder = None if cache_dir is None else Path(cache_dir)
         self._cache = AdaptationCache(
-            folder, cache_bytes, model, trained, settings | {"experts": merged}
+            cache_dir, cache_bytes, model, trained, settings | {"experts": merged}
         )
         self._trained = trained
         self._autocast = autocast

@@ -28,12 +28,12 @@ def context_length(
     the model nor the tokenizer has a limit. Raises what `virtual_tokens` raises.
     """
     if max_length is None:
-        max_length = known_context(function, model, tokenizer)
-        if max_length is None:
+        known = known_context(function, model, tokenizer)
+        if known is None:
             raise ValueError(
                 f"{function}: max_length must be given, neither model nor tokenizer has a limit"
             )
-        return max_length
+        return known
     limit = _model_limit(function, model)
     max_length = check_integer(function, "max_length", max_length, 2)
     if limit is not None and max_length > limit:

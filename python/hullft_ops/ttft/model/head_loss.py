@@ -21,11 +21,15 @@ def linear_mean_loss(
 ) -> Tensor:
     """The mean cross-entropy of ``linear(hidden, weight, bias)``, ``rows`` positions at a time.
 
-    They are ``[T, d]``, ``[V, d]`` and ``[V]`` or None; ``targets`` are int64 ``[T]``. Multiplies in
-    the dtype of autocast if that is on. The gradients are computed with the loss, so each chunk of
-    logits is computed once. Use it only for a loss that you will differentiate.
+    Multiplies in the dtype of autocast if that is on. The gradients are computed with the loss, so
+    each chunk of logits is computed once. Use it only for a loss that you will differentiate.
 
-    The loss is float64 for float64 products, float32 for all others.
+    Args:
+        hidden, weight, bias, targets: ``[T, d]``, ``[V, d]``, ``[V]`` or None, int64 ``[T]``.
+        rows: positions whose logits exist at once, at least 1.
+
+    Returns:
+        A scalar: float64 for float64 products, float32 for all others.
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype

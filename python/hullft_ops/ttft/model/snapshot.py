@@ -22,7 +22,7 @@ class ModelSnapshot:
         self._model = model
         self._trained: list[torch.Tensor] = list(trained)
         self.saved: list[torch.Tensor] = []
-        self._records: list[_Module | _Parameter | _Attributes | _Merges] = []
+        self._records: list[_Module | _Tensor | _Attributes | _Merges] = []
 
     def save(self) -> None:
         """Copy the trained parameters, note everything else, and detach the gradients. RuntimeError
@@ -52,13 +52,15 @@ class ModelSnapshot:
             if isinstance(record, _Merges):
                 record.watch()
 
-    def _noted(self) -> "Iterator[_Module | _Parameter | _Attributes | _Merges]":
+    def _noted(self) -> "Iterator[_Module | _Tensor | _Attributes | _Merges]":
         modules = dict(self._model.named_modules())
         copies = {id(p): saved for p, saved in zip(self._trained, self.saved, strict=True)}
         for name, module in modules.items():
             yield _Module(name, module)
         for name, parameter in self._model.named_parameters():
-            yield _Parameter(name, parameter, copies.get(id(parameter)))
+            yield _Tensor(name, parameter, copies.get(id(parameter)))
+        for name, buffer in self._model.named_buffers():
+            yield _Tensor(name, buffer, buffer.clone())
         configurations: dict[int, dict[str, Any]] = {}
         for name, module in modules.items():
             yield _Attributes(name, vars(module))
@@ -110,8 +112,9 @@ def put(values: Iterable[torch.Tensor], parameters: Iterable[nn.Parameter]) -> N
     torch.clear_autocast_cache()
 
 
-class _Parameter:
-    """A parameter's storage, gradient and flag. Without a copy it is frozen: its writes count."""
+class _Tensor:
+    """The storage, gradient and flag of a parameter or buffer, and a copy of its content. A frozen
+    parameter has no copy: its writes count."""
 
     def __init__(self, name: str, tensor: torch.Tensor, copy: torch.Tensor | None) -> None:
         self.name = name
@@ -120,8 +123,8 @@ class _Parameter:
         self._bytes = tensor.untyped_storage().nbytes()
         self._requires_grad = tensor.requires_grad
         # For frozen parameters too: a cast of the model would replace the gradients.
-        self._gradient = tensor.grad
-        self._data = [(one, one.detach()) for one in (tensor, tensor.grad) if one is not None]
+        self._gradient = tensor.grad if tensor.is_leaf else None
+        self._data = [(one, one.detach()) for one in (tensor, self._gradient) if one is not None]
         # A parameter made in inference mode counts no writes.
         self._version = tensor._version if copy is None and not tensor.is_inference() else None
 
@@ -135,15 +138,28 @@ class _Parameter:
                     tensor.data = data
         if self._tensor.requires_grad != self._requires_grad:
             self._tensor.requires_grad_(self._requires_grad)
-        self._tensor.grad = self._gradient
+        if self._tensor.is_leaf:
+            self._tensor.grad = self._gradient
         if self._version is not None and self._version != self._tensor._version:
             changes.append(f"{self.name}: it is frozen, and was written to")
         # A copy into less storage would write past its end.
         if self._tensor.untyped_storage().nbytes() < self._bytes:
             changes.append(f"{self.name}: its storage is gone")
         elif self._copy is not None:
-            self._tensor.copy_(self._copy)
+            self._write(self._copy)
         return changes
+
+    def _write(self, copy: torch.Tensor) -> None:
+        # A needless write would disturb a graph that holds a buffer. Comparing stalls a GPU.
+        is_buffer = not isinstance(self._tensor, nn.Parameter)
+        if is_buffer and copy.device.type == "cpu" and torch.equal(self._tensor, copy):
+            return
+        try:
+            self._tensor.copy_(copy)
+        except RuntimeError:
+            # No element of an expanded buffer can be written, so none has changed.
+            if not torch.equal(self._tensor, copy):
+                raise
 
 
 def _place(tensor: torch.Tensor) -> tuple[object, ...]:
@@ -151,7 +167,7 @@ def _place(tensor: torch.Tensor) -> tuple[object, ...]:
 
 
 class _Module:
-    """A module's class, children, parameters and buffers, with the content of the buffers."""
+    """A module's class, children, parameters and buffers."""
 
     def __init__(self, name: str, module: nn.Module) -> None:
         self.name = name
@@ -161,11 +177,6 @@ class _Module:
         self._parameters = dict(module._parameters.items())
         # A forward may also fill one that was None.
         self._buffers = dict(module._buffers.items())
-        self._contents = {
-            key: (buffer, buffer.clone(), buffer.untyped_storage().nbytes())
-            for key, buffer in self._buffers.items()
-            if buffer is not None
-        }
 
     def restore(self) -> Iterator[str]:
         edits = list(self._edits())
@@ -176,8 +187,6 @@ class _Module:
             for key, buffer in self._buffers.items():
                 # A module may have put another tensor in its place, as dynamic RoPE does.
                 self._module._buffers[key] = buffer
-        for key, content in self._contents.items():
-            yield from self._copy_back(key, *content)
 
     def _edits(self) -> Iterator[str]:
         """Edits that cannot be undone."""
@@ -201,23 +210,6 @@ class _Module:
 
     def _path(self, key: str) -> str:
         return f"{self.name}.{key}" if self.name else key
-
-    def _copy_back(
-        self, key: str, buffer: torch.Tensor, copy: torch.Tensor, size: int
-    ) -> Iterator[str]:
-        if buffer.untyped_storage().nbytes() < size:
-            yield f"{self._path(key)}: its storage is gone"
-            return
-        # A needless write would disturb a graph that holds the buffer. Comparing stalls a GPU.
-        if buffer.device.type == "cpu" and torch.equal(buffer, copy):
-            return
-        try:
-            with torch.no_grad():
-                buffer.copy_(copy)
-        except RuntimeError as error:
-            # No element of an expanded buffer can be written, so none has changed.
-            if not torch.equal(buffer, copy):
-                yield f"{self._path(key)}: {error}"
 
 
 def _refill(mapping: dict[str, T], items: dict[str, T]) -> None:

@@ -34,8 +34,14 @@ from hullft_ops.ttft.model.steps import (
 class SupportTrainer:
     """Adam with a fresh state for every support. All supports share its buffers.
 
-    ``trained`` has each parameter once. For ``order`` see `plan`, for ``schedule`` see
-    `learning_rate_factor`. ``autocast`` is the dtype of the forward pass; None for the model's own.
+    Args:
+        model: a causal language model, or a PEFT model around one.
+        trained: the parameters to train, each once.
+        lr: Adam's learning rate.
+        order: order of the steps, see `plan`.
+        schedule: schedule of the learning rate, see `learning_rate_factor`.
+        max_grad_norm: norm to clip every gradient to; None for no clipping.
+        autocast: dtype of the forward pass; None for the model's own.
     """
 
     def __init__(
