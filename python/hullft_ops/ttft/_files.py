@@ -24,8 +24,7 @@ _READ_BYTES = 1 << 22
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A file to write. Once it is complete, it takes the place of ``path``."""
-    # Only this call uses it: other threads and processes may be replacing ``path`` too.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    temporary = _partial(path)
     try:
         with full_disk_explained(path, "the file is as it was before"):
             yield temporary
@@ -39,12 +38,13 @@ def writing_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
     """A folder to write files into. Once they are complete, they appear at ``path``.
 
     A new folder appears whole. With ``overwrite``, the files take the places of the files that an
-    earlier call wrote into the folder, one after the other. Other files stay. FileExistsError if
-    there is something at ``path`` that may not be replaced.
+    earlier call wrote into the folder, one after the other. Other files stay.
+
+    Raises:
+        FileExistsError: there is something at ``path`` that may not be replaced.
     """
     path = path.absolute()
     ours = replaceable(path, overwrite=overwrite)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with staging_folder(path) as staging:
         with full_disk_explained(path, "nothing there has changed"):
             yield staging
@@ -66,14 +66,19 @@ def writing_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
 
 @contextmanager
 def staging_folder(path: Path) -> Iterator[Path]:
-    """A folder beside ``path``, to be renamed to it once it is complete."""
-    staging = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    with full_disk_explained(path, "nothing there has changed"):
-        staging.mkdir()
+    """A new folder beside ``path``, which goes at the end of the block unless it was moved."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = _partial(path)
     try:
+        staging.mkdir()
         yield staging
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _partial(path: Path) -> Path:
+    # Only one call uses it: other threads and processes may be replacing ``path`` too.
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
 
 
 def replaceable(path: Path, *, overwrite: bool) -> set[str]:
@@ -92,7 +97,7 @@ def replaceable(path: Path, *, overwrite: bool) -> set[str]:
 
 @contextmanager
 def full_disk_explained(path: Path, advice: str) -> Iterator[None]:
-    """If the disk is full, say what could not be written, and ``advice``, in the OSError."""
+    """If the disk is full, raise an OSError that names ``path``, with ``advice``."""
     try:
         yield
     except OSError as error:
@@ -110,6 +115,15 @@ def write_durably(path: Path, content: bytes) -> None:
     sync(path.parent)
 
 
+def sync(path: Path) -> None:
+    """Wait until the file's content, or the directory's entries, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """Wait until nobody else writes there. The system unlocks it if the process dies."""
@@ -125,15 +139,6 @@ def sha256_of(file: Path) -> str:
     """The SHA-256 of a file's content, in hexadecimal digits."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Wait until the file's content, or the directory's entries, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def crc32_of(file: Path, size: int | None = None) -> int:
