@@ -83,7 +83,10 @@ def _partial(path: Path) -> Path:
 
 def replaceable(path: Path, *, overwrite: bool) -> set[str]:
     """The names of the files in the folder that we wrote; none if it is new or empty.
-    FileExistsError if there is something else, or ``overwrite`` is False."""
+
+    Raises:
+        FileExistsError: there is something else, or ``overwrite`` is False.
+    """
     if not os.path.lexists(path) or (path.is_dir() and not any(path.iterdir())):
         return set()
     if not overwrite:
@@ -124,17 +127,6 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Wait until nobody else writes there. The system unlocks it if the process dies."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def sha256_of(file: Path) -> str:
     """The SHA-256 of a file's content, in hexadecimal digits."""
     with file.open("rb") as content:
@@ -156,3 +148,14 @@ def blocks(file: Path, size: int, unit: int = 1) -> Iterator[bytes]:
         while block := content.read(min(size, step)):
             yield block
             size -= len(block)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Wait until nobody else writes there. The system unlocks it if the process dies."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
