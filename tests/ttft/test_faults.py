@@ -274,7 +274,7 @@ def test_what_cannot_be_restored_is_named_and_all_else_is_back(gpt2, make):
         finetuner.adapted(PROMPT),
     ):
         # A copy that does not fit stands for whatever may fail.
-        finetuner._snapshot._saved[3] = torch.empty(bias.numel() + 1)
+        finetuner._snapshot.saved[3].resize_(bias.numel() + 1)
     assert differences(before, state_of(gpt2)) == [f"{name}: bytes"]
 
 

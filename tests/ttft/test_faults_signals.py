@@ -19,6 +19,7 @@ import pytest
 
 from hullft_ops.ttft import adaptation
 from hullft_ops.ttft.adaptation import signals_held
+from hullft_ops.ttft.model import snapshot
 from hullft_ops.ttft.model.snapshot import ModelSnapshot
 from model_state import differences, state_of
 
@@ -249,18 +250,18 @@ def test_an_alarm_in_the_block_or_while_training_raises_there(gpt2, make):
 def test_restoring_that_is_cut_short_is_done_again(gpt2, make, monkeypatch):
     """By what no handler holds back, such as an exception set in a thread from outside."""
     finetuner, before, calls = make(gpt2), state_of(gpt2), []
-    copy_back = ModelSnapshot._copy_back
+    restore = snapshot._Tensor.restore
 
-    def cut_once(self, kept):
-        calls.append("copy")
-        if len(calls) == 1:
+    def cut_once(self):
+        calls.append(self.name)
+        if len(calls) == 3:
             raise KeyboardInterrupt
-        return copy_back(self, kept)
+        return restore(self)
 
-    monkeypatch.setattr(ModelSnapshot, "_copy_back", cut_once)
+    monkeypatch.setattr(snapshot._Tensor, "restore", cut_once)
     with pytest.raises(KeyboardInterrupt), finetuner.adapted(PROMPT):
         pass
-    assert len(calls) == 2
+    assert len(calls) == 3 + len([*gpt2.parameters(), *gpt2.buffers()])
     assert differences(before, state_of(gpt2)) == []
     with finetuner.adapted(PROMPT):
         pass

@@ -123,7 +123,7 @@ def test_without_steps_nothing_is_trained_or_copied(model, tokenizer, make, shor
     assert report.indices == report.counts == report.weights == []
     assert report.context_indices
     assert not finetuner._trainer._optimizer.state
-    assert not finetuner._snapshot._saved
+    assert not finetuner._snapshot.saved
 
 
 def test_without_steps_and_texts_it_is_the_model(model, tokenizer, make):

@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, and their checksums."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -147,3 +148,14 @@ def blocks(file: Path, size: int, unit: int = 1) -> Iterator[bytes]:
         while block := content.read(min(size, step)):
             yield block
             size -= len(block)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Wait until nobody else writes there. The system unlocks it if the process dies."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -4,13 +4,13 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
 from time import perf_counter
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 from hullft_ops.ttft.adapted_model import AdaptedModel
 from hullft_ops.ttft.model.exclusive import Claim
-from hullft_ops.ttft.model.snapshot import ModelSnapshot
 from hullft_ops.ttft.report import AdaptationReport
 
 # How many changes an error names.
@@ -18,6 +18,7 @@ _LISTED = 4
 _Handler = Callable[[int, FrameType | None], Any]
 
 
+@dataclass(eq=False, repr=False)
 class Adaptation(AbstractContextManager[AdaptationReport]):
     """Claims a model, saves it and changes it. On exit, whatever the exit, restores it.
 
@@ -26,79 +27,56 @@ class Adaptation(AbstractContextManager[AdaptationReport]):
     model is then restored when the exception is dropped, for example at the end of its except
     clause.
 
-    Args:
-        claim: keeps others away from the model.
-        snapshot: saves and restores the model.
-        adapted: what the report gets while the model is adapted.
-        adapt: changes the model. It gets a function to call before the first change, and the
-            deadline on `perf_counter`, or None.
-        seconds: from entering the block, waiting for the claim included, to the deadline.
-        forget: drops what belongs to the adapted model.
-        timed: whether the report gets the time to restore.
+    ``adapt`` changes the model. It gets a function to call before the first change, and the
+    deadline on `perf_counter`, so many ``seconds`` after the block is entered. ``forget`` drops
+    what belongs to the adapted model. If ``timed``, the report gets the time to restore.
     """
 
-    def __init__(
-        self,
-        claim: Claim,
-        snapshot: ModelSnapshot,
-        adapted: AdaptedModel,
-        adapt: Callable[[Callable[[], None], float | None], AdaptationReport],
-        *,
-        seconds: float | None,
-        forget: Callable[[], None],
-        timed: bool,
-    ) -> None:
-        self._forget = forget
-        self._snapshot = snapshot
-        self._adapted = adapted
-        self._adapt = adapt
-        self._seconds = seconds
-        self._timed = timed
-        self._report: AdaptationReport | None = None
-        self._saved = False
-        self._claim = claim
+    claim: Claim
+    adapted: AdaptedModel
+    adapt: Callable[[Callable[[], None], float | None], AdaptationReport]
+    seconds: float | None
+    forget: Callable[[], None]
+    timed: bool
+    _report: AdaptationReport | None = field(default=None, init=False)
+    _saved: bool = field(default=False, init=False)
 
     def __enter__(self) -> AdaptationReport:
-        deadline = None if self._seconds is None else perf_counter() + self._seconds
-        if self._claim.is_held:
+        deadline = None if self.seconds is None else perf_counter() + self.seconds
+        if self.claim.is_held:
             raise RuntimeError(
                 "TestTimeFinetuner: this adaptation is entered already: leave its with block first"
             )
         try:
-            self._claim.__enter__()
-            self._report = self._adapt(self._save, deadline)
-            self._report.hold(self._adapted if self._saved else None)
+            self.claim.__enter__()
+            self._report = self.adapt(self._save, deadline)
+            self._report.hold(self.adapted if self._saved else None)
             return self._report
         except BaseException:
             self._close()
             raise
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         left = perf_counter()
         self._close()
-        if self._timed and self._report is not None:
+        if self.timed and self._report is not None:
             self._report.seconds_restore = perf_counter() - left
-        if not self._claim.is_of_this_thread:
+        if not self.claim.is_of_this_thread:
             raise RuntimeError(
-                f"TestTimeFinetuner: the thread {self._claim.name} entered this with block, and "
+                f"TestTimeFinetuner: the thread {self.claim.name} entered this with block, and "
                 f"{threading.current_thread().name} left it; the model is restored, enter and "
                 "leave a block in one thread"
             )
 
     def __del__(self) -> None:
         # Reached if a generator was never finished, or an exit was cut short.
-        if hasattr(self, "_claim") and self._claim.is_held:
+        if hasattr(self, "claim") and self.claim.is_held:
             self._close()
 
     def _save(self) -> None:
         with signals_held():
             self._saved = True
-            self._snapshot.save()
+            self.adapted.snapshot.save()
 
     def _close(self) -> None:
         try:
@@ -110,23 +88,20 @@ class Adaptation(AbstractContextManager[AdaptationReport]):
 
     def _restore(self) -> None:
         with signals_held():
-            if self._claim.is_held:
-                self._forget()
+            if self.claim.is_held:
+                self.forget()
             if self._report is not None:
                 self._report.hold(None)
-            changes = self._snapshot.restore() if self._saved else []
+            changes = self.adapted.snapshot.restore() if self._saved else []
             self._saved = False
-            self._claim.release()
+            self.claim.release()
             if changes:
-                raise RuntimeError(_not_restored(changes))
-
-
-def _not_restored(changes: list[str]) -> str:
-    more = f"; and {len(changes) - _LISTED} more" if len(changes) > _LISTED else ""
-    return (
-        "TestTimeFinetuner: the with block made changes that are not undone, load the model again "
-        f"and make them outside of the block: {'; '.join(changes[:_LISTED])}{more}"
-    )
+                more = f"; and {len(changes) - _LISTED} more" if len(changes) > _LISTED else ""
+                raise RuntimeError(
+                    "TestTimeFinetuner: the with block made changes that are not undone, load the "
+                    "model again and make them outside of the block: "
+                    f"{'; '.join(changes[:_LISTED])}{more}"
+                )
 
 
 @contextmanager

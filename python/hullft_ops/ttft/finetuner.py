@@ -1,8 +1,6 @@
-"""Adapting a language model to a prompt for the length of a with block.
-
-The method comes from Khamis and Maalouf, *Efficient Test-Time Finetuning of LLMs via Convex
-Reconstruction and Gradient Caching*, arXiv:2605.30337.
-"""
+"""Adapting a language model to a prompt for the length of a with block, by the method of Khamis and
+Maalouf, *Efficient Test-Time Finetuning of LLMs via Convex Reconstruction and Gradient Caching*,
+arXiv:2605.30337."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -73,21 +71,21 @@ class TestTimeFinetuner:
             its first adaptation, make a new finetuner: this one keeps an optimizer for it.
         tokenizer: its tokenizer.
         store: where the neighbours come from.
-        embedder: embeds prompts. It must be the embedder that built the store.
+        embedder: the one that built the store; it embeds prompts.
         n_select: optimizer steps per prompt, 100,000 at most. With 0, and no experts, the model
             stays as it is and there is no copy, so nothing that the block changes is undone.
         refresh: optimizer steps per gradient; an example with c steps takes ceil(c / refresh)
             forward-backward passes. Or a function that returns it for an example's c.
         method: "hullft" for `hullft_ops.fw_select_indexed` over the pool, "sift" for
-            `hullft_ops.sift_select_indexed`, "knn" for a step on each of the ``n_select`` nearest
-            texts, "random" for a step on each of ``n_select`` texts drawn from the pool, or any
-            `SelectionMethod`. A pool with fewer texts than steps is a warning.
+            `hullft_ops.sift_select_indexed`, "knn" for a step on each of the nearest texts,
+            "random" for a step on each of some texts drawn from the pool, or any `SelectionMethod`.
+            A pool with fewer texts than steps is a warning.
         variant: Frank-Wolfe variant of "hullft".
-        pool_size: how many neighbours to select from; a smaller store offers all of its texts.
+        pool_size: how many neighbours to select from, or all texts of a smaller store.
         lr: Adam's learning rate.
         max_length: tokens of a text to train on; None for the model's context.
-        dtype: "bfloat16" to train under autocast, which leaves parameters and optimizer as they
-            are; None for the model's own. Warns on a processor without bfloat16 instructions.
+        dtype: "bfloat16" to train under autocast; None for the model's own. Warns on a processor
+            without bfloat16 instructions.
         order: "grouped" takes an example's steps one after the other, "interleaved" goes round the
             examples and keeps a gradient of each for its replays.
         schedule: "constant", or "linear" or "cosine" to fall towards 0 over the prompt's steps.
@@ -97,24 +95,24 @@ class TestTimeFinetuner:
         graphs: on CUDA, capture a pass for each multiple of 64 tokens and replay it. A warning says
             what cannot be captured. No effect elsewhere.
         context: how many of the nearest texts stand before the prompt, nearest last, while the
-            finetuner scores or continues it adapted. Texts stay whole; the farthest go until the
-            rest leaves room for the prompt, or for half of the model's context.
-        experts: experts of this model and datastore. Those of the prompt's region are added to the
-            weights before the first step. Every weight that an expert changes must be trained.
+            finetuner scores or continues it. Texts stay whole; the farthest go until the rest
+            leaves room for the prompt, or for half of the model's context.
+        experts: those of the prompt's region are added to the weights before the first step. Every
+            weight that an expert changes must be trained.
         n_experts: how many of them to merge at most; 0 for none.
         expert_scale: multiplies the merged difference.
-        expert_temperature: None for the weights that `hullft_ops.fw_select` gives the regions'
-            centroids. A number for a softmax of the cosine similarities divided by it.
-        cache_dir: folder that keeps the trained parameters of each support and settings, so that a
-            prompt that comes again gets the same bits without a pass. None to keep nothing.
+        expert_temperature: None for the weights of `hullft_ops.fw_select` over the centroids. A
+            number for a softmax of the cosine similarities divided by it.
+        cache_dir: folder that keeps trained parameters, so that a prompt that comes again gets the
+            same bits without a pass. None to keep nothing.
         cache_bytes: size of that folder; the entries that nobody used for longest go.
 
     Raises:
-        TypeError: a count is not an int, a norm or rate no number, or the method not callable.
-        ValueError: an argument is out of range, a name is unknown, the embedder is not the store's,
-            or the experts are not of the model and store. Or the model has no trainable parameters,
-            has some on the meta device or made in inference mode, is not causal, lacks ids of the
-            tokenizer, has an unknown context, or gives logits for PEFT's virtual tokens.
+        TypeError, ValueError: an argument has the wrong type or is out of range, a name is unknown,
+            the embedder is not the store's, or the experts are not of the model and store. Or the
+            model has no trainable parameters, has some on the meta device or made in inference
+            mode, is not causal, lacks ids of the tokenizer, has an unknown context, or gives logits
+            for PEFT's virtual tokens.
     """
 
     # pytest takes every class whose name begins with "Test" for a test.
@@ -218,8 +216,7 @@ class TestTimeFinetuner:
         the pool and the method chooses again, so the steps still add up to ``n_select``.
 
         Raises:
-            TypeError: prompt is not a str.
-            ValueError: prompt is blank, or no text of the pool has enough tokens.
+            TypeError, ValueError: prompt is not a str or blank, or no text has enough tokens.
             torch.OutOfMemoryError: memory ran out, on any device.
         """
         [support] = self._selector.select([prompt])
@@ -252,17 +249,13 @@ class TestTimeFinetuner:
             prompt: a text, a support from `select` or `select_batch`, or an adapter from
                 `adapt_many`, which takes no steps.
             seconds: budget from entering the block to its first line, waits, retrieval and merging
-                included; None for no limit. Texts of larger weight come first, with "interleaved"
-                in each round. Training stops before a pass that it expects to end late, and no pass
-                starts late, so at most one ends late. ``report.steps_left_out`` counts the other
-                steps. Learning rates follow the schedule of all steps. With a budget, and only
-                then, each pass waits for a GPU to finish it. After that, in time of their own,
-                ``cache_dir`` is written and the texts in the context are read.
+                included; None for no limit. Training stops before a pass that it expects to end
+                late, and ``report.steps_left_out`` counts the other steps. Learning rates follow
+                the schedule of all steps. With a budget, each pass waits for a GPU to finish it.
+                Writing ``cache_dir`` and reading the texts in the context take time of their own.
 
         Raises:
-            TypeError: prompt is not a str, or seconds is not a number.
-            ValueError: prompt is blank, no text of the pool has enough tokens, or seconds is not
-                above 0.
+            TypeError, ValueError: as `select`, or seconds is not a number above 0.
             RuntimeError: the model is already adapted, by any finetuner in any thread, or a model
                 is that shares its modules or the trained parameters of either; its parameters with
                 ``requires_grad`` have changed since this finetuner was made; its loss depends on
@@ -272,7 +265,6 @@ class TestTimeFinetuner:
         """
         return Adaptation(
             Claim(self.model, self._trained),
-            self._snapshot,
             AdaptedModel(self.model, self.tokenizer, self._trained, self._snapshot, self._context),
             partial(self._adapt, prompt),
             seconds=check_limit("seconds", seconds),
@@ -328,9 +320,8 @@ class TestTimeFinetuner:
         Returns:
             Only the continuation, without special tokens.
 
-        Raises:
-            ValueError: ``max_new_tokens`` leaves no room for the prompt, or ``max_length`` is set.
-            TypeError, ValueError, RuntimeError: as `adapted`.
+        Raises what `adapted` raises; ValueError if ``max_new_tokens`` leaves no room for the
+        prompt, or ``max_length`` is set.
         """
         tokens_to_continue(self.tokenizer, prompt, self._context, generate_kwargs)
         with self.adapted(prompt, seconds=seconds):
@@ -382,8 +373,7 @@ class TestTimeFinetuner:
             raise ValueError("TestTimeFinetuner: n_select must be above 0 for this support, got 0")
         with out_of_memory_explained(self._advice(support.input_ids)):
             refreshes = refreshes_of(self.refresh, support.counts)
-            merged = list(zip(support.expert_indices, support.expert_weights, strict=True))
-            key = self._cache.key(support.input_ids, support.counts, refreshes, merged)
+            key = self._cache.key(support, refreshes)
             additions = self._merger.read(support.expert_indices, support.expert_weights, clock)
             if support.indices or additions:
                 with clock.of("save"):

@@ -30,20 +30,17 @@ class ReplayTrainer(Trainer):
     The dataset's column "multiplicity" says how many Adam steps to take with the gradient of each
     example. Whatever the number, they cost one forward-backward pass and one `ReplayAdam` sweep. To
     refresh an example's gradient in between, put the example into several rows. Evaluation ignores
-    the column: each example counts once.
+    the column. The learning-rate schedule, ``max_steps`` and logging count sweeps, not Adam steps.
 
     The optimizer is the one in ``optimizers``, or a `ReplayAdam` on all parameters that require a
-    gradient, with the rate, betas, epsilon and decoupled weight decay of the arguments. The
-    learning-rate schedule, ``max_steps`` and logging count sweeps, not Adam steps.
+    gradient, with the rate, betas, epsilon and decoupled weight decay of the arguments.
 
     The arguments are those of `Trainer`. A batch takes one sweep, so all of its examples must have
     the same multiplicity; with a ``per_device_train_batch_size`` of 1 they always do.
-    ``gradient_accumulation_steps`` must be 1. ``remove_unused_columns`` must be False, or Trainer
-    removes the column.
 
     Raises:
-        ValueError: ``gradient_accumulation_steps`` is not 1, unused columns are removed, or the
-            optimizer is not a `ReplayAdam`.
+        ValueError: ``gradient_accumulation_steps`` is not 1, ``remove_unused_columns`` is not
+            False, or the optimizer is not a `ReplayAdam`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -67,7 +64,7 @@ class ReplayTrainer(Trainer):
         """A `ReplayAdam` that repeats each step as often as the last batch says."""
         if self.optimizer is None:
             model: nn.Module = self.model  # type: ignore[assignment]  # Trainer refuses None
-            optimizer = ReplayAdam(
+            self.optimizer = ReplayAdam(
                 trainable_parameters(model),
                 lr=self.args.learning_rate,
                 betas=(self.args.adam_beta1, self.args.adam_beta2),
@@ -75,8 +72,7 @@ class ReplayTrainer(Trainer):
                 weight_decay=self.args.weight_decay,
                 decoupled_weight_decay=True,
             )
-            self._repeat_steps(optimizer)
-            self.optimizer = optimizer
+            self._repeat_steps(self.optimizer)
         return self.optimizer
 
     def _repeat_steps(self, optimizer: torch.optim.Optimizer) -> None:

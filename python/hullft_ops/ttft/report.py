@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from hullft_ops.ttft.retrieval.support import Support
 
 _STAGES = ("save", "merge", "forward", "backward", "step", "prefill")
+_OF_SUPPORT = ["indices", "weights", "counts", "residual", "gap", "context_indices"]
+_OF_SUPPORT += ["expert_indices", "expert_weights"]
 
 
 @dataclass
@@ -20,36 +22,28 @@ class AdaptationReport:
 
     Seconds are wall-clock. On CUDA those of ``save``, ``merge``, ``forward``, ``backward``,
     ``step`` and ``prefill`` come from events in the GPU's stream, so measuring never waits for the
-    GPU.
-    Inside the with block, `save_adapter` and `save_pretrained` keep the adaptation. Copies of the
-    report hold the numbers alone.
-
-    Seconds are wall-clock. On CUDA those of ``save``, ``forward``, ``backward``, ``step`` and
-    ``prefill`` come from events in the GPU's stream, so measuring never waits for the GPU.
+    GPU. Inside the with block, `save_adapter` and `save_pretrained` keep the adaptation. Copies of
+    the report hold the numbers alone.
 
     Attributes:
         method, n_select, order: the finetuner's arguments, the method by its name.
         refresh: optimizer steps per gradient; a list with one number per text if the finetuner got
             a function.
         support_size: number of different texts.
-        indices: their positions in the datastore, largest weight first.
-        weights: their convex weights.
-        counts: optimizer steps chosen for each text. The sum is ``n_select``, or the number of
-            texts if that is smaller and the method takes one step on each.
-        residual: distance from the prompt's embedding to the weighted mean; its length without
-            steps.
-        gap: Frank-Wolfe gap over the pool.
+        indices, weights, counts, residual, gap: as in `Support`.
+        context_indices, expert_indices, expert_weights: as in `Support`.
+        prefix_ids: the tokens of the texts before the prompt, to pass to `bits_per_byte`.
         seconds_embed: to embed the prompt. This and the next two are a prompt's share of its batch.
         seconds_search: to find its neighbours.
         seconds_select: to select among them and among the experts.
+        seconds_save: to save the parameters before.
+        seconds_merge: to read the experts' files and add the experts to the parameters.
         seconds_finetune: to tokenize the support and train. The next four are parts of it.
         seconds_tokenize: to read the chosen texts and tokenize those that are not cached.
         seconds_forward: for the losses, and for all of a pass that is the replay of a CUDA graph.
         seconds_backward: for the gradients.
         seconds_step: to clip gradients, take the optimizer steps and keep gradients for later.
         seconds_prefill: to read the texts in the context once, after training.
-        seconds_save: to save the parameters before.
-        seconds_merge: to read the experts' files and add the experts to the parameters.
         seconds_restore: to restore the model. None until the with block ends, and on CUDA, where
             the work is only handed to the GPU.
         forward_backward_passes: how many gradients were computed; 0 if ``from_cache``.
@@ -60,10 +54,6 @@ class AdaptationReport:
         losses: mean loss per token, in nats, of each pass in order.
         full_logits_passes: passes that stored the logits of a whole text, which takes more memory.
             All passes do if the head is more than a linear layer, or somebody listens to it.
-        context_indices: positions of the texts that stand before the prompt, nearest last.
-        prefix_ids: their tokens, to pass to `bits_per_byte`.
-        expert_indices: the experts that were merged, largest weight first.
-        expert_weights: their convex weights, before ``expert_scale``.
         from_cache: whether the trained parameters come from the cache. The steps and losses are
             then those of the training that the entry keeps.
     """
@@ -125,23 +115,12 @@ class AdaptationReport:
             share: how many prompts share the clock's time.
             from_cache: whether the passes are those of an entry.
         """
-        spent = support.seconds
+        others |= {name: getattr(support, name) for name in _OF_SUPPORT}
+        others |= {f"seconds_{stage}": spent for stage, spent in vars(support.seconds).items()}
         others |= {f"seconds_{stage}": clock.seconds(stage) / share for stage in _STAGES}
         return cls(
             support_size=len(support.indices),
-            indices=support.indices,
-            weights=support.weights,
-            counts=support.counts,
-            residual=support.residual,
-            gap=support.gap,
-            seconds_embed=spent.embed,
-            seconds_search=spent.search,
-            seconds_select=spent.select,
-            seconds_tokenize=spent.tokenize,
-            context_indices=support.context_indices,
             prefix_ids=list(chain.from_iterable(support.context_ids)),
-            expert_indices=support.expert_indices,
-            expert_weights=support.expert_weights,
             refresh=refreshes if callable(refresh) else refresh,
             losses=losses,
             forward_backward_passes=0 if from_cache else len(losses),
@@ -187,12 +166,11 @@ class AdaptationReport:
         gets a LoRA: for each linear layer the one of rank ``rank`` that comes closest to the change
         of its weight, by singular value decomposition. Texts in the context are not part of it.
 
-        The folder has `adapter_config.json` and `adapter_model.safetensors`, and appears whole.
         vLLM's filesystem resolver takes a LoRA without ``modules_to_save``, if ``base_model`` is
         the name of the model that it serves.
 
         Args:
-            path: the folder.
+            path: the folder. It appears whole.
             rank: rank of the LoRA after full finetuning; None for trained adapters.
             base_model: the base model's name for the configuration; None for the name that the
                 model was loaded by.
@@ -203,29 +181,21 @@ class AdaptationReport:
 
         Raises:
             RuntimeError: the with block has ended, or n_select is 0.
-            TypeError: rank is not an int, or text is not a str.
-            ValueError: rank is missing, below 1 or given for trained adapters; no or several
-                adapters are active; parameters outside of the adapter were trained; no trained
-                parameter fits into a LoRA; or the text cannot be scored.
+            TypeError, ValueError: rank is missing, no int, below 1 or given for trained adapters;
+                no or several adapters are active; parameters outside of the adapter were trained;
+                no trained parameter fits into a LoRA; or the text cannot be scored.
             FileExistsError: the folder exists, and may not be overwritten.
         """
-        return self._alive("save_adapter").save_adapter(
-            path, rank=rank, base_model=base_model, text=text, overwrite=overwrite
-        )
+        adapted = self._alive("save_adapter")
+        return adapted.save_adapter(Path(path), rank, base_model, text, overwrite)
 
     def save_pretrained(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the adapted model and its tokenizer as a folder for ``from_pretrained``.
 
-        Args:
-            path: the folder. It appears whole.
-            overwrite: as for `save_adapter`.
-
-        Raises:
-            RuntimeError: the with block has ended, or n_select is 0.
-            ValueError: the model's adapters are trained.
-            FileExistsError: the folder exists, and may not be overwritten.
+        Arguments and errors are those of `save_adapter`; a model whose adapters are trained is a
+        ValueError.
         """
-        self._alive("save_pretrained").save_pretrained(path, overwrite=overwrite)
+        self._alive("save_pretrained").save_pretrained(Path(path), overwrite)
 
     def _alive(self, function: str) -> "AdaptedModel":
         if self._adapted is None:

@@ -49,7 +49,7 @@ def test_one_more_would_be_seen(large, make, monkeypatch):
 
     def save_twice(self):
         saved(self)
-        self.second = [tensor.clone() for tensor in self._saved]
+        self.second = [tensor.clone() for tensor in self.saved]
 
     monkeypatch.setattr(ModelSnapshot, "save", save_twice)
     assert buffers(large, make) > 4.9

@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from hullft_ops import _C
 from hullft_ops.ttft import bits_per_byte, load_embedder
 from hullft_ops.ttft.model import onednn as products
-from hullft_ops.ttft.model.onednn import add_product, multiply, multiply_into, wide_products
+from hullft_ops.ttft.model.onednn import multiply, multiply_into, wide_products
 
 pytestmark = pytest.mark.skipif(
     not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="torch was built without oneDNN"
@@ -241,7 +241,7 @@ def test_matrices(made):
     assert differ(out[:, 3:9], wanted) < 1e-6
     assert (out[:, :3] == 7).all()
     assert (out[:, 9:] == 7).all()
-    add_product(total, a, b)
+    multiply_into(total, a, b, add=True)
     assert differ(total, wanted + 1) < 1e-6
     assert made == [(9, 8, 6)] * 3
 
@@ -253,7 +253,7 @@ def test_matrices_that_torch_multiplies(made, monkeypatch, dtype):
     wanted = (a @ b).float()
     out, total = torch.empty(9, 6), torch.ones(9, 6)
     multiply_into(out, a, b)
-    add_product(total, a, b)
+    multiply_into(total, a, b, add=True)
     assert torch.equal(multiply(a, b), a @ b)
     assert torch.equal(out, wanted)
     assert torch.allclose(total, wanted + 1, atol=1e-6)

@@ -1,7 +1,6 @@
 """Experts: adapters for the regions of a datastore, trained before any prompt comes.
 
-The clusters of a datastore, building an expert for each, and the folder that holds them. Imports
-``ttft.retrieval``, ``ttft.store`` and ``ttft.model`` at most.
+Imports ``ttft.retrieval``, ``ttft.store`` and ``ttft.model`` at most.
 """
 
 from hullft_ops.ttft.experts.build import build_experts

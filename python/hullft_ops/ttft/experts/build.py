@@ -4,13 +4,12 @@ import re
 import shutil
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
-from uuid import uuid4
 
 from rich.console import Console
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import nn
 
 if TYPE_CHECKING:
@@ -18,21 +17,20 @@ if TYPE_CHECKING:
 
 from hullft_ops._checks import check_integer, check_number
 from hullft_ops.collect_env import versions_of
-from hullft_ops.ttft._files import UUID, sha256_of, sync, write_durably
+from hullft_ops.ttft._files import UUID, sha256_of, staging_folder, sync, write_durably
 from hullft_ops.ttft._progress import progress_bar
 from hullft_ops.ttft.experts.clusters import Clusters, spherical_clusters
 from hullft_ops.ttft.experts.expert_trainer import ExpertTrainer
 from hullft_ops.ttft.experts.folder import (
     CENTROIDS_FILE,
-    FILES,
     MAX_EXPERTS,
     Experts,
     Manifest,
     check_plain,
-    check_sum,
+    checked_file,
+    checked_files,
     fingerprint,
     folder_of,
-    read_tensors,
     store_digest,
 )
 from hullft_ops.ttft.model.causal import check_causal
@@ -45,7 +43,6 @@ from hullft_ops.ttft.store.writer import locked
 
 _FUNCTION = "build_experts"
 _MAX_RANK = 4096
-_MAX_SEED = 2**31 - 1
 _PACKAGES = ("hullft_ops", "faiss-cpu", "peft", "torch", "transformers")
 # What a killed build leaves behind. A person would not choose such a name.
 _PARTIAL = re.compile(
@@ -82,15 +79,12 @@ def build_experts(
     text; its rate falls linearly to 0. Texts of fewer than 2 tokens are left out; a cluster of only
     such texts gets an expert that changes nothing.
 
-    The model itself is never written to: the adapters are trained in a copy that shares its
-    weights. Other threads may not use it meanwhile.
-
-    Each expert's folder appears whole. After a kill at any moment, the same call goes on with the
-    next expert. With one thread, the files have the same bits as without the kill.
+    The model itself is never written to, but other threads may not use it meanwhile. Each expert's
+    folder appears whole. After a kill at any moment, the same call goes on with the next expert.
+    With one thread, the files have the same bits as without the kill.
 
     Args:
-        model: the base model, with plain weights in floating point.
-        tokenizer: its tokenizer.
+        model, tokenizer: the base model, with plain weights in floating point, and its tokenizer.
         store: the texts and their embeddings.
         path: the folder to create, or one with experts of the same settings to finish.
         clusters: number of experts, at most one for each text.
@@ -101,8 +95,8 @@ def build_experts(
         dtype: "bfloat16" to train under autocast: faster where the processor multiplies bfloat16.
             The experts stay in float32.
         full: train all parameters with ``requires_grad`` in place of adapters, and keep the
-            differences of the weights. For small models: each expert is as large as the model, and
-            training takes four times the model's memory besides.
+            differences of the weights. Each expert is then as large as the model, and training
+            takes four times the model's memory besides.
         seed: chooses the clusters and the adapters' first values.
         console: shows the progress; None shows none.
         train: trains experts elsewhere, for example `hullft_ops.ttft.scale.experts.ray_training`;
@@ -110,19 +104,18 @@ def build_experts(
 
     Raises:
         ImportError: PEFT or FAISS is not installed.
-        TypeError: a count is not an int, or the rate is not a number.
-        ValueError: an argument is out of range; the model is quantized, has PEFT adapters or is not
-            causal; the datastore is filtered; ``path`` holds experts of other settings; a file of
-            a finished expert is damaged; or another process is writing there.
+        TypeError, ValueError: an argument has the wrong type or is out of range; the model is
+            quantized, has PEFT adapters or is not causal; the datastore is filtered; ``path`` holds
+            experts of other settings; a file of a finished expert is damaged; or another process is
+            writing there.
         FileExistsError: ``path`` holds something else.
         NonFiniteLossError: a loss is not finite. The experts before stay.
         RuntimeError: the model is adapted at the moment.
-        OSError: for example, the disk is full; the same call goes on.
-        torch.OutOfMemoryError: memory ran out, on any device.
+        OSError, torch.OutOfMemoryError: disk or memory is full. The same call goes on.
     """
     clusters = check_integer(_FUNCTION, "clusters", clusters, 1, MAX_EXPERTS)
     rank = check_integer(_FUNCTION, "rank", rank, 1, _MAX_RANK)
-    seed = check_integer(_FUNCTION, "seed", seed, 0, _MAX_SEED)
+    seed = check_integer(_FUNCTION, "seed", seed, 0)
     if passages is not None:
         passages = check_integer(_FUNCTION, "passages", passages, 1)
     if not 0 < check_number(_FUNCTION, "lr", lr) < float("inf"):
@@ -192,19 +185,18 @@ def _training_here(
     return train
 
 
+@dataclass
 class _Build:
     """A folder of experts that are being built. Only one process at a time has it open."""
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
-        self.path = path
-        self.manifest = manifest
+    path: Path
+    manifest: Manifest
 
     def clusters(self, store: Store) -> Clusters:
         """The clusters on the disk, or new ones that are there when this returns."""
         manifest, file = self.manifest, self.path / CENTROIDS_FILE
         if CENTROIDS_FILE in manifest.files:
-            check_sum(self.path, manifest, CENTROIDS_FILE)
-            return Clusters(**read_tensors(file))
+            return Clusters(**load_file(checked_file(self.path, manifest, CENTROIDS_FILE)))
         found = spherical_clusters(store.embeddings, manifest.clusters, manifest.seed)
         write_durably(file, save(vars(found)))
         self._record({CENTROIDS_FILE: sha256_of(file)})
@@ -212,33 +204,24 @@ class _Build:
 
     def has(self, expert: int) -> bool:
         """Whether the expert is there. ValueError if a file of it is damaged."""
-        folder = folder_of(expert)
-        if not (self.path / folder).exists():
-            return False
+        folder = self.path / folder_of(expert)
         try:
-            for file in FILES[self.manifest.kind]:
-                check_sum(self.path, self.manifest, f"{folder}/{file}")
+            return folder.exists() and bool(checked_files(self.path, self.manifest, expert))
         except ValueError as error:
             raise ValueError(
-                f"{_FUNCTION}: {error}: delete {self.path / folder} to have it built again"
+                f"{_FUNCTION}: {error}: delete {folder} to have it built again"
             ) from error
-        return True
 
     def add(self, expert: int, files: dict[str, bytes]) -> None:
         """Write an expert. A kill leaves all of it or nothing that counts."""
-        folder = folder_of(expert)
-        staged = self.path / f".{folder}.{uuid4().hex}.partial"
-        staged.mkdir()
-        try:
+        folder = self.path / folder_of(expert)
+        with staging_folder(folder) as staged:
             for name, content in files.items():
                 write_durably(staged / name, content)
             # First the checksums: a folder that is in place can always be verified.
-            self._record({f"{folder}/{name}": sha256_of(staged / name) for name in files})
-            staged.rename(self.path / folder)
-            sync(self.path)
-        finally:
-            if staged.exists():
-                shutil.rmtree(staged)
+            self._record({f"{folder.name}/{name}": sha256_of(staged / name) for name in files})
+            staged.rename(folder)
+        sync(self.path)
 
     def finish(self) -> None:
         """Let `Experts.open` open the folder."""
@@ -255,52 +238,41 @@ class _Build:
 @contextmanager
 def _opened(path: Path, asked: Manifest) -> Iterator[_Build]:
     """A new folder for such experts, or one that was begun with the same settings."""
-    _check_entries(path, asked)
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(f"{_FUNCTION}: {path} exists and is not a folder")
     path.mkdir(parents=True, exist_ok=True)
     with locked(path, "experts"):
-        # Before the lock, a file could have belonged to a build under way.
-        _check_entries(path, asked)
-        for entry in path.iterdir():
-            if _is_partial(entry):
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-        if (path / MANIFEST_FILE).exists():
-            yield _Build(path, Manifest.read(path))
-            return
-        asked.write(path)
-        yield _Build(path, asked)
+        begun = (path / MANIFEST_FILE).exists()
+        manifest = _begun(path, asked) if begun else asked
+        known = {MANIFEST_FILE, CENTROIDS_FILE, *map(folder_of, range(asked.clusters))}
+        others = [entry for entry in path.iterdir() if not (begun and entry.name in known)]
+        for entry in sorted(others):
+            if entry.is_symlink() or not _PARTIAL.fullmatch(entry.name):
+                raise FileExistsError(f"{_FUNCTION}: {path} holds {entry.name}, which is no expert")
+        for entry in others:
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        if not begun:
+            asked.write(path)
+        yield _Build(path, manifest)
 
 
-def _check_entries(path: Path, asked: Manifest) -> None:
-    if not path.exists():
-        return
-    if not path.is_dir():
-        raise FileExistsError(f"{_FUNCTION}: {path} exists and is not a folder")
-    known = {MANIFEST_FILE, CENTROIDS_FILE, *map(folder_of, range(asked.clusters))}
-    begun = (path / MANIFEST_FILE).exists()
-    if begun:
-        try:
-            _check_settings(path, asked, Manifest.read(path))
-        except ValueError as error:
-            raise ValueError(f"{_FUNCTION}: {error}") from error
-    for entry in sorted(path.iterdir()):
-        if not (_is_partial(entry) or (begun and entry.name in known)):
-            raise FileExistsError(f"{_FUNCTION}: {path} holds {entry.name}, which is no expert")
-
-
-def _is_partial(entry: Path) -> bool:
-    return bool(_PARTIAL.fullmatch(entry.name)) and not entry.is_symlink()
-
-
-def _check_settings(path: Path, asked: Manifest, built: Manifest) -> None:
+def _begun(path: Path, asked: Manifest) -> Manifest:
+    """The manifest of the experts that are there. ValueError if they have other settings."""
+    try:
+        built = Manifest.read(path)
+    except ValueError as error:
+        raise ValueError(f"{_FUNCTION}: {error}") from error
     ours, theirs = asdict(asked), asdict(built)
     # Model and kind decide the layout of weights.
     others = ("files", "finished", "fan_in_fan_out")
     odd = [name for name in ours if ours[name] != theirs[name] and name not in others]
     if odd:
         raise ValueError(
-            f"{path} is built with {', '.join(f'{name} {theirs[name]!r}' for name in odd)}, asked "
-            f"for {', '.join(f'{name} {ours[name]!r}' for name in odd)}: name another folder"
+            f"{_FUNCTION}: {path} is built with "
+            f"{', '.join(f'{name} {theirs[name]!r}' for name in odd)}, asked for "
+            f"{', '.join(f'{name} {ours[name]!r}' for name in odd)}: name another folder"
         )
+    return built
 
 
 def _fan_in_fan_out(model: "PreTrainedModel") -> bool:

@@ -14,18 +14,13 @@ _SAMPLE = 256
 
 @dataclass(frozen=True)
 class Clusters:
-    """A datastore's texts in groups, each with one text at least.
+    """A datastore's texts in groups, each with one text at least."""
 
-    Attributes:
-        centroids: float32 ``[C, dim]``: the mean of each cluster's unit vectors, not normalised.
-        sizes: int64 ``[C]``: the number of texts in each cluster.
-        texts: int64 ``[count]``: positions of the texts, cluster by cluster. Within a cluster,
-            those nearest to the centroid come first.
-    """
-
-    centroids: torch.Tensor
-    sizes: torch.Tensor
-    texts: torch.Tensor
+    centroids: torch.Tensor  # float32 [C, dim], means of unit vectors, not normalised
+    sizes: torch.Tensor  # int64 [C], the number of texts in each
+    texts: (
+        torch.Tensor
+    )  # int64 [count], positions cluster by cluster, nearest to the centroid first
 
     def texts_of(self, cluster: int) -> list[int]:
         """The positions of a cluster's texts, nearest to its centroid first."""
@@ -35,14 +30,10 @@ class Clusters:
 
 
 def spherical_clusters(embeddings: torch.Tensor, clusters: int, seed: int) -> Clusters:
-    """Cluster unit vectors by their inner products, with FAISS.
+    """Cluster unit vectors, float32 ``[count, dim]``, by their inner products, with FAISS.
 
-    With one thread, equal arguments give equal bits.
-
-    Args:
-        embeddings: float32 ``[count, dim]`` on the CPU, each row of norm 1.
-        clusters: how many, from 1 to ``count``.
-        seed: chooses the sample and the first centroids.
+    ``seed`` chooses the sample and the first centroids. With one thread, equal arguments give equal
+    bits.
     """
     with needed_by("build_experts"):
         import faiss
@@ -61,16 +52,15 @@ def spherical_clusters(embeddings: torch.Tensor, clusters: int, seed: int) -> Cl
     kmeans.train(matrix)
     scores, nearest = kmeans.assign(matrix)
     labels = _none_empty(nearest, scores, clusters)
-    centroids = np.empty((clusters, matrix.shape[1]), np.float32)
-    texts = []
-    for cluster in range(clusters):
-        rows = np.flatnonzero(labels == cluster)
-        members = matrix[rows]
-        centroids[cluster] = members.mean(axis=0, dtype=np.float64)
-        # On ties the lower position comes first.
-        texts.append(rows[np.argsort(-(members @ centroids[cluster]), kind="stable")])
-    sizes = np.bincount(labels, minlength=clusters).astype(np.int64)
-    ordered = np.concatenate(texts).astype(np.int64)
+    groups = [np.flatnonzero(labels == cluster) for cluster in range(clusters)]
+    means = [matrix[rows].mean(axis=0, dtype=np.float64) for rows in groups]
+    centroids = np.stack(means).astype(np.float32)
+    # On ties the lower position comes first.
+    texts = [
+        rows[np.argsort(-(matrix[rows] @ centroid), kind="stable")]
+        for rows, centroid in zip(groups, centroids, strict=True)
+    ]
+    sizes, ordered = np.array([len(rows) for rows in groups]), np.concatenate(texts)
     return Clusters(*map(torch.from_numpy, (centroids, sizes, ordered)))
 
 

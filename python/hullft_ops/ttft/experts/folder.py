@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,46 +49,24 @@ MAX_EXPERTS = 10_000
 
 @dataclass(frozen=True)
 class Manifest:
-    """What experts were built from, and their files.
+    """What experts were built from, and their files."""
 
-    Attributes:
-        kind: "lora" (adapters) or "full" (differences of weights).
-        model: the base model's name or directory; may be empty.
-        fingerprint: names the base model's weights.
-        store: names the datastore's content.
-        embedder: the datastore's embedder.
-        clusters: number of experts.
-        rank: rank of each adapter; 0 if ``kind`` is "full".
-        scale: factor on each adapter's product.
-        fan_in_fan_out: whether the adapted weights are ``[in, out]``, as GPT-2's.
-        seed: seed of the clusters and of the adapters' first values.
-        lr: Adam's learning rate at the first step.
-        passages: at most how many texts of a cluster its expert was trained on; None for all.
-        max_length: tokens of a text, at most.
-        dtype: "bfloat16" if they were trained under autocast, otherwise None.
-        versions: versions of the packages that decide the numbers.
-        files: SHA-256 of each file, by its path in the folder.
-        finished: False while experts are being built.
-        format: "hullft_ops.experts".
-        format_version: layout of the folder: 1.
-    """
-
-    kind: str
-    model: str
-    fingerprint: str
-    store: str
+    kind: str  # "lora" (adapters) or "full" (differences of weights)
+    model: str  # the base model's name or directory; may be empty
+    fingerprint: str  # names the base model's weights
+    store: str  # names the datastore's content
     embedder: str
-    clusters: int
-    rank: int
-    scale: float
-    fan_in_fan_out: bool
-    seed: int
-    lr: float
-    passages: int | None
-    max_length: int
-    dtype: str | None
-    versions: dict[str, str | None]
-    files: dict[str, str] = field(default_factory=dict)
+    clusters: int  # number of experts
+    rank: int  # of each adapter; 0 if ``kind`` is "full"
+    scale: float  # factor on each adapter's product
+    fan_in_fan_out: bool  # whether the adapted weights are ``[in, out]``, as GPT-2's
+    seed: int  # of the clusters and of the adapters' first values
+    lr: float  # Adam's learning rate at the first step
+    passages: int | None  # texts of a cluster that its expert was trained on, at most; None for all
+    max_length: int  # tokens of a text, at most
+    dtype: str | None  # "bfloat16" if they were trained under autocast
+    versions: dict[str, str | None]  # of the packages that decide the numbers
+    files: dict[str, str] = field(default_factory=dict)  # SHA-256 by the path in the folder
     finished: bool = False
     format: str = FORMAT
     format_version: int = FORMAT_VERSION
@@ -99,12 +77,8 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
-        """The manifest in ``folder``.
-
-        Raises:
-            FileNotFoundError: there is no such folder.
-            ValueError: it holds no experts, or experts of another format version.
-        """
+        """The manifest in ``folder``. FileNotFoundError if there is no such folder, ValueError if
+        it holds no experts, or experts of another format version."""
         if not folder.exists():
             raise FileNotFoundError(f"no experts at {folder}")
         file = folder / MANIFEST_FILE
@@ -133,22 +107,21 @@ class Manifest:
 
 
 class Factors(NamedTuple):
-    """A change of low rank: ``scale * b @ a`` has the weight's shape and is to be added to it.
-
-    Attributes:
-        b: float ``[rows, r]``.
-        a: float ``[r, columns]``.
-        scale: a factor on the product.
-    """
+    """What is added to a weight: ``scale * b @ a``, with b ``[rows, r]`` and a ``[r, columns]``."""
 
     b: torch.Tensor
     a: torch.Tensor
     scale: float
 
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((self.b.shape[0], self.a.shape[1]))
+
 
 Update = dict[str, Factors | torch.Tensor]
 
 
+@dataclass(eq=False, repr=False)
 class Experts:
     """Experts for the regions of a datastore. `Experts.open` or `build_experts` makes them.
 
@@ -159,14 +132,11 @@ class Experts:
         sizes: int64 ``[C]``: the number of texts in each cluster.
     """
 
-    def __init__(
-        self, path: Path, manifest: Manifest, centroids: torch.Tensor, sizes: torch.Tensor
-    ) -> None:
-        self.path = path
-        self.manifest = manifest
-        self.centroids = centroids
-        self.sizes = sizes
-        self._updates: dict[int, Update] = {}
+    path: Path
+    manifest: Manifest
+    centroids: torch.Tensor
+    sizes: torch.Tensor
+    _updates: dict[int, Update] = field(default_factory=dict, init=False)
 
     @cached_property
     def digest(self) -> str:
@@ -178,21 +148,19 @@ class Experts:
     def open(cls, path: str | Path) -> "Experts":
         """Open the experts at ``path``. Reads the manifest and the centroids, no adapter.
 
-        Raises:
-            FileNotFoundError: there is no such folder.
-            ValueError: it holds no experts, they are unfinished or have another format version, or
-                the centroids are missing or damaged.
+        FileNotFoundError if there is no such folder, ValueError if it holds no experts, they are
+        unfinished or have another format version, or the centroids are missing or damaged.
         """
         path = Path(path)
         try:
             manifest = Manifest.read(path)
             if not manifest.finished:
+                built = len({name.split("/")[0] for name in manifest.files if "/" in name})
                 raise ValueError(
-                    f"{path} holds {count_built(manifest)} of {manifest.clusters} experts: build "
-                    "them with the same settings again to go on"
+                    f"{path} holds {built} of {manifest.clusters} experts: build them with the "
+                    "same settings again to go on"
                 )
-            check_sum(path, manifest, CENTROIDS_FILE)
-            tensors = read_tensors(path / CENTROIDS_FILE)
+            tensors = load_file(checked_file(path, manifest, CENTROIDS_FILE))
         except (FileNotFoundError, ValueError) as error:
             raise type(error)(f"Experts.open: {error}") from error
         return cls(path, manifest, tensors["centroids"], tensors["sizes"])
@@ -203,42 +171,27 @@ class Experts:
     def update(self, expert: int) -> Update:
         """What merging an expert alone adds to each weight, by the weight's name in the base model.
 
-        The first call compares checksums and maps the file; the tensors are read from the disk as
-        they are used. Do not write to them.
-
-        Args:
-            expert: 0 to ``len(experts) - 1``.
-
-        Returns:
-            `Factors` for each weight, or the difference itself if ``manifest.kind`` is "full".
+        That is `Factors`, or the difference itself if ``manifest.kind`` is "full". The first call
+        compares checksums and maps the file; the tensors are read from the disk as they are used.
+        Do not write to them.
 
         Raises:
-            TypeError: expert is not an int.
             ValueError: there is no such expert, or a file of it is missing or damaged.
         """
         expert = check_integer("Experts.update", "expert", expert, 0, len(self) - 1)
         if expert not in self._updates:
-            folder, files = folder_of(expert), FILES[self.manifest.kind]
             try:
-                for file in files:
-                    check_sum(self.path, self.manifest, f"{folder}/{file}")
-                tensors = read_tensors(self.path / folder / files[-1])
+                *_, file = checked_files(self.path, self.manifest, expert)
             except ValueError as error:
                 raise ValueError(f"Experts.update: {error}") from error
-            full = self.manifest.kind == "full"
+            tensors, full = load_file(file), self.manifest.kind == "full"
             self._updates[expert] = {**tensors} if full else self._factors(tensors)
         return self._updates[expert]
 
     def check(self, model: "PreTrainedModel", store: Store, n_experts: int = 1) -> None:
         """Refuse what these experts do not belong to. The model must not be adapted at the moment.
 
-        Args:
-            model: the model to merge experts into.
-            store: the datastore whose prompts they answer.
-            n_experts: how many experts a prompt gets at most.
-
         Raises:
-            TypeError: n_experts is not an int.
             ValueError: the model is quantized, has PEFT adapters or other weights than the base
                 model; the datastore or its embedder is another; there are fewer experts than
                 ``n_experts``; or an expert's file is missing.
@@ -294,42 +247,25 @@ def folder_of(expert: int) -> str:
     return f"{expert:04d}"
 
 
-def count_built(manifest: Manifest) -> int:
-    """How many experts the manifest names."""
-    return len({name.split("/")[0] for name in manifest.files if "/" in name})
+def checked_files(folder: Path, manifest: Manifest, expert: int) -> list[Path]:
+    """An expert's files, the one with its tensors last. ValueError as from `checked_file`."""
+    names = (f"{folder_of(expert)}/{file}" for file in FILES[manifest.kind])
+    return [checked_file(folder, manifest, name) for name in names]
 
 
-def check_sum(folder: Path, manifest: Manifest, name: str) -> None:
-    """Raises:
-    ValueError: the file is missing, or has another SHA-256 than in the manifest.
-    """
+def checked_file(folder: Path, manifest: Manifest, name: str) -> Path:
+    """The file. ValueError if it is missing, or has another SHA-256 than in the manifest."""
     file, recorded = folder / name, manifest.files.get(name)
     refuse_link(file)
     if not file.is_file():
         raise ValueError(f"{file} is missing")
     if (found := sha256_of(file)) != recorded:
         raise ValueError(f"{file} is damaged: its SHA-256 is {found}, the manifest has {recorded}")
-
-
-def read_tensors(file: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file, mapped.
-
-    Raises:
-        ValueError: it is no such file.
-    """
-    try:
-        with safe_open(file, framework="pt") as content:
-            return {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{file} is damaged: {error}") from error
+    return file
 
 
 def check_plain(function: str, model: "PreTrainedModel") -> None:
-    """Refuse a model with weights that experts cannot be added to.
-
-    Raises:
-        ValueError: the model is quantized, or has PEFT adapters.
-    """
+    """Refuse a model whose weights experts cannot be added to: quantized, or with PEFT adapters."""
     name = type(model).__name__
     if getattr(model, "get_base_model", None) or any(
         hasattr(module, "base_layer") for module in model.modules()

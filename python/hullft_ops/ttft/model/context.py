@@ -24,10 +24,8 @@ def context_length(
 ) -> int:
     """Tokens per forward pass: ``max_length``, else the model's context, else the tokenizer's.
 
-    Raises:
-        TypeError: max_length is not an int.
-        ValueError: max_length is below 2 or above the model's context; or it is None and neither
-            the model nor the tokenizer has a limit; or a PEFT model's virtual tokens have logits.
+    ValueError if max_length is below 2 or above the model's context, or if it is None and neither
+    the model nor the tokenizer has a limit. Raises what `virtual_tokens` raises.
     """
     if max_length is None:
         known = known_context(function, model, tokenizer)
@@ -59,11 +57,7 @@ def scored_context(
     tokenizer: "PreTrainedTokenizerBase",
     max_length: int | None,
 ) -> int | None:
-    """The ``max_length`` to score with, if ``max_length`` limits the texts to train on.
-
-    None if the model or the tokenizer has a limit: the length of training texts limits what the
-    model reads only if nothing else does.
-    """
+    """``max_length``, if nothing else limits what the model reads; or None."""
     return max_length if known_context(function, model, tokenizer) is None else None
 
 
@@ -78,8 +72,7 @@ def model_limit(function: str, model: "PreTrainedModel") -> int | None:
         return None
     # Rows of RoBERTa's position embedding that belong to padding, so no token can use them.
     tables = (m for name, m in model.named_modules() if name.endswith("position_embeddings"))
-    table = next((m for m in tables if isinstance(m, nn.Embedding)), None)
-    padding = None if table is None else table.padding_idx
+    padding = next((m.padding_idx for m in tables if isinstance(m, nn.Embedding)), None)
     return int(limit) - virtual - (0 if padding is None else padding + 1)
 
 

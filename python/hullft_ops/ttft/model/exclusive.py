@@ -30,16 +30,12 @@ class Claim(AbstractContextManager[None]):
     def __init__(self, model: nn.Module, trained: Sequence[nn.Parameter] = ()) -> None:
         self._model = model
         self._trained = trained
-        self._changed: frozenset[int] = frozenset()
-        self._read: frozenset[int] = frozenset()
-        self._process = self._thread = 0
+        self._thread = 0
         self.name = ""
 
     def __enter__(self) -> None:
-        """Raises:
-        RuntimeError: another thread adapts the model, this one already does, or another thread used
-            it when this process was forked.
-        """
+        """RuntimeError if another thread adapts the model, this one already does, or another thread
+        used it when this process was forked."""
         modules = frozenset(map(id, self._model.modules()))
         self._changed = modules | _addresses(self._trained)
         self._read = modules | _addresses(self._model.parameters())
@@ -87,26 +83,25 @@ class Claim(AbstractContextManager[None]):
                     "process was forked, so that its weights and modes here are in between: load "
                     "it again"
                 )
-            if other.is_of_this_thread:
-                if self._trained and other._trained:
-                    raise RuntimeError(
-                        "TestTimeFinetuner: the model, or one that shares its modules, is adapted "
-                        "to another prompt already: leave that with block first"
-                    )
-            elif other._trained and self._trained:
+            if self._trained and other._trained:
+                advice = (
+                    ": leave that with block first"
+                    if other.is_of_this_thread
+                    else f", by the thread {other.name}: give each thread its own copy of the model"
+                )
                 raise RuntimeError(
                     "TestTimeFinetuner: the model, or one that shares its modules, is adapted to "
-                    f"another prompt already, by the thread {other.name}: give each thread its own "
-                    "copy of the model"
+                    f"another prompt already{advice}"
                 )
-            elif other._trained:
+            if other.is_of_this_thread:
+                continue
+            if other._trained:
                 raise RuntimeError(
                     f"TestTimeFinetuner: the thread {other.name} adapts the model, or one that "
                     "shares its modules: score or continue it in that thread, or give each thread "
                     "its own copy of the model"
                 )
-            else:
-                waits = True
+            waits = True
         return waits
 
     def _meets(self, other: "Claim") -> bool:

@@ -30,13 +30,10 @@ def continuation(
 
     If the prompt is too long, the model reads its last tokens, as many as leave room for the new
     ones. It never reads a special token that the tokenizer appends. The first texts of ``prefix``
-    go until the rest fits beside the prompt and the new tokens, see `prefix_room`.
-    ``generate_kwargs`` are for ``model.generate``; ``max_new_tokens`` defaults to 20, unless a
-    ``generation_config`` sets it.
+    go until the rest fits, see `prefix_room`. ``generate_kwargs`` are for ``model.generate``;
+    ``max_new_tokens`` defaults to 20, unless a ``generation_config`` sets it.
 
-    Raises:
-        TypeError, ValueError: as `tokens_to_continue`.
-        RuntimeError: another thread is adapting the model, or one that shares its modules.
+    Raises what `tokens_to_continue` raises.
     """
     prefix = prefix or Prefix()
     tokens = tokens_to_continue(tokenizer, prompt, context, generate_kwargs, prefix.texts)
@@ -64,17 +61,13 @@ def tokens_to_continue(
 ) -> list[int]:
     """The tokens that `continuation` reads: of the prompt, and of the texts before it.
 
-    Raises:
-        TypeError: prompt is not a str, or ``max_new_tokens`` is not an int.
-        ValueError: ``max_new_tokens`` leaves no room for the prompt; ``max_length`` or
-            ``return_dict_in_generate`` is set; or the prompt has no token or is not valid Unicode.
+    ValueError if ``max_new_tokens`` leaves no room for the prompt, ``max_length`` or
+    ``return_dict_in_generate`` is set, or the prompt has no token.
     """
     check_text("generate", "prompt", prompt)
-    length = generate_kwargs.get("max_length")
-    if length is not None:
+    if (length := generate_kwargs.get("max_length")) is not None:
         raise ValueError(
-            "generate: max_new_tokens must be given in place of max_length, got max_length "
-            f"{length}"
+            f"generate: max_new_tokens must be given in place of max_length, got {length}"
         )
     if generate_kwargs.get("return_dict_in_generate"):
         raise ValueError(

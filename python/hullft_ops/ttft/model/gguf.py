@@ -1,10 +1,9 @@
 """Models in GGUF, the format of llama.cpp: dequantized once, and kept as safetensors.
 
-Training needs plain weights, so the quantized ones become float32. transformers reads the file,
-which takes longer than everything else at a start, so its result goes into the user's cache.
+Training needs plain weights. transformers dequantizes them, which takes longer than everything else
+at a start, so the result goes into the user's cache.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -24,7 +23,7 @@ from typing import IO, TYPE_CHECKING, Any
 import torch
 
 from hullft_ops._extras import needed_by
-from hullft_ops.ttft._files import crc32_of, sha256_of
+from hullft_ops.ttft._files import alone_in, crc32_of, sha256_of, staging_folder
 from hullft_ops.ttft.errors import InputError, first_line
 from hullft_ops.ttft.model.memory import available_memory, is_out_of_memory
 
@@ -50,24 +49,20 @@ _silencing = threading.Lock()
 
 @dataclass(frozen=True)
 class Header:
-    """What a GGUF file says of itself: how many tokens its vocabulary has, how many values each of
-    its tensors, and how many bytes it must have."""
+    """What a GGUF file says of itself: the tokens of its vocabulary, the values of each tensor, and
+    the bytes that it must have at least."""
 
     architecture: str
     tokens: int
     tensors: dict[str, int]
     bytes: int
 
-    @property
-    def weights(self) -> int:
-        return sum(self.tensors.values())
-
 
 def gguf_file(name: str | Path) -> Path | None:
     """The GGUF file that ``name`` stands for; None if it stands for another kind of model.
 
     A file is taken for GGUF whatever its name: Ollama's have no suffix. A folder counts if it has
-    no safetensors. InputError if there is no such file, or more than one in the folder.
+    no safetensors, and must hold one such file.
     """
     if name == SMOLLM2:
         return _smollm2()
@@ -108,19 +103,14 @@ def dequantized(
     """The folder of the user's cache with the file's model and tokenizer, made if it is not there.
 
     ``check`` raises if it does not accept the missing and unexpected keys. ``say`` takes a line
-    before and after the work, if there is any to do.
-
-    Raises:
-        ImportError: the package gguf is not installed.
-        InputError: the file is damaged, larger than the memory, or transformers cannot read it;
-            nothing has been written. Or the cache cannot be written.
+    before and after the work, if there is any to do. For errors see `load_model`.
     """
     with needed_by(f"model {file}"):
         import gguf  # noqa: F401
     header = read_header(file)
+    weights, largest = sum(header.tensors.values()), max(header.tensors.values(), default=0)
     # SmolLM2-135M takes 0.94 GB by this sum, and as much was measured.
-    largest = max(header.tensors.values(), default=0)
-    needed = 4 * (header.weights + 3 * largest) + file.stat().st_size
+    needed = 4 * (weights + 3 * largest) + file.stat().st_size
     available = available_memory()
     # Without this the system would end the process.
     if available is not None and needed > available:
@@ -136,7 +126,7 @@ def dequantized(
     started = time.perf_counter()
     say = say or (lambda line: None)
     # As measured on SmolLM2: most of the time goes into the vocabulary.
-    seconds = 1 + 4.5e-4 * header.tokens + 2.2e-8 * header.weights
+    seconds = 1 + 4.5e-4 * header.tokens + 2.2e-8 * weights
     say(f"dequantizing {file}, once: about {seconds:.0f} s")
     model, tokenizer, keys = _converted(file, header)
     check(keys)
@@ -188,15 +178,18 @@ def _parsed(opened: IO[bytes], size: int) -> Header:
     def string() -> str:
         return read(numbers("Q")[0]).decode()
 
+    def scalars(kind: int, count: int) -> tuple[Any, ...]:
+        if kind not in _SCALARS:
+            raise ValueError(f"its metadata has a value of type {kind}, which GGUF does not define")
+        return numbers(f"{count}{_SCALARS[kind]}")
+
     def value(kind: int) -> Any:
         if kind == _STRING:
             return string()
         if kind == _ARRAY:
             inner, count = numbers("IQ")
-            if inner == _STRING:
-                return [string() for _ in range(count)]
-            return numbers(f"{count}{_scalar(inner)}")
-        return numbers(_scalar(kind))[0]
+            return [string() for _ in range(count)] if inner == _STRING else scalars(inner, count)
+        return scalars(kind, 1)[0]
 
     if (magic := read(len(_MAGIC))) != _MAGIC:
         raise ValueError(f"must begin with {_MAGIC!r} as GGUF files do, begins with {magic!r}")
@@ -215,12 +208,13 @@ def _parsed(opened: IO[bytes], size: int) -> Header:
         block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
         tensors[name] = values
         end = max(end, offset + values // block * block_bytes)
-    architecture, parts = said.get("general.architecture"), said.get("split.count", 1)
+    architecture = said.get("general.architecture")
     if not isinstance(architecture, str):
         raise ValueError("its metadata must name a general.architecture")
-    if parts != 1:
-        advice = "llama-gguf-split --merge joins them"
-        raise ValueError(f"must be whole, is one of {parts} files: {advice}")
+    if (parts := said.get("split.count", 1)) != 1:
+        raise ValueError(
+            f"must be whole, is one of {parts} files: llama-gguf-split --merge joins them"
+        )
     alignment = said.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 1:
         raise ValueError(f"general.alignment must be at least 1, is {alignment!r}")
@@ -228,12 +222,6 @@ def _parsed(opened: IO[bytes], size: int) -> Header:
     tokens = said.get("tokenizer.ggml.tokens")
     count = len(tokens) if isinstance(tokens, list) else 0
     return Header(architecture, count, tensors, begin + end)
-
-
-def _scalar(kind: int) -> str:
-    if kind not in _SCALARS:
-        raise ValueError(f"its metadata has a value of type {kind}, which GGUF does not define")
-    return _SCALARS[kind]
 
 
 def _converted(
@@ -276,7 +264,7 @@ def _converted(
 
 def _left_out(header: Header, model: "PreTrainedModel", missing: set[str]) -> list[str]:
     """The tensors that transformers has read past: it does not say so."""
-    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+    from transformers import modeling_gguf_pytorch_utils
 
     taken = sum(p.numel() for name, p in model.named_parameters() if name not in missing)
     # Some files repeat the embedding as the output layer.
@@ -284,12 +272,10 @@ def _left_out(header: Header, model: "PreTrainedModel", missing: set[str]) -> li
     tensors = {name: size for name, size in header.tensors.items() if name not in repeated}
     if sum(tensors.values()) <= taken:
         return []
-    architectures = {name: key for key, name in MODEL_ARCH_NAMES.items()}
-    if header.architecture not in architectures:
-        return sorted(tensors)
-    names = get_tensor_name_map(architectures[header.architecture], model.config.num_hidden_layers)
-    known = {names.get_name(name.rpartition(".")[0]) for name in model.state_dict()}
-    return sorted(name for name in tensors if name.rpartition(".")[0] not in known)
+    reader: Any = modeling_gguf_pytorch_utils
+    processor = reader.TENSOR_PROCESSORS.get(header.architecture, reader.TensorProcessor)
+    known = reader.get_gguf_hf_weights_map(model, processor(config=model.config.to_dict()))
+    return sorted(tensors.keys() - known.keys())
 
 
 @contextmanager
@@ -316,17 +302,15 @@ def _write(
     folder: Path, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", keys: Keys
 ) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}.partial")
-    with folder.with_name(f".{folder.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with alone_in(folder.parent):
         # Another process may have been faster, or may have been killed in the middle.
         if _keys_of(folder) is not None:
             return
-        for remains in (partial, folder):
+        for remains in (folder, *folder.parent.glob(f".{folder.name}*.partial")):
             shutil.rmtree(remains, ignore_errors=True)
         missing = keys["missing_keys"]
         weights = {name: t for name, t in model.state_dict().items() if name not in missing}
-        try:
+        with staging_folder(folder) as partial:
             with no_bars():
                 model.save_pretrained(partial, state_dict=weights)
             tokenizer.save_pretrained(partial)
@@ -339,9 +323,6 @@ def _write(
             sums = {path.name: crc32_of(path) for path in partial.iterdir()}
             (partial / _MANIFEST).write_text(json.dumps({"crc32": sums, "keys": keys}))
             partial.rename(folder)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
 
 
 def _keys_of(folder: Path) -> Keys | None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from hullft_ops.ttft.model.onednn import add_product, multiply, multiply_into
+from hullft_ops.ttft.model.onednn import multiply, multiply_into
 
 # A CPU multiplies this many rows of the weight at once. On a whole vocabulary MKL reaches little
 # more than half of its speed.
@@ -202,11 +202,7 @@ class _Gradients:
             # Later chunks add to it, so it has the precision of the sum.
             self._weight = off.new_empty(weight.shape)
         for tile in _tiles(weight):
-            part, rows = self._weight[tile], factor[:, tile].T
-            if first:
-                multiply_into(part, rows, hidden)
-            else:
-                add_product(part, rows, hidden)
+            multiply_into(self._weight[tile], factor[:, tile].T, hidden, add=not first)
 
     def of(self, *tensors: Tensor | None) -> list[Tensor | None]:
         """The gradients of hidden states, weight and bias, in their dtypes."""

@@ -87,16 +87,16 @@ def load_model(
     elif name is not None:
         check_directory("model", name)
     with loading(what, source), nullcontext() if file is None else no_bars():
-        # Weights in any other format would be unpickled.
         found: Any = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=torch.float32,
+            # Weights in any other format would be unpickled.
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
         )
-        model: PreTrainedModel = found[0]
         tokenizer = _tokenizer(source)
+    model: PreTrainedModel = found[0]
     check(found[1])
     # A model moves in place. The decorators of `to` lose its type.
     model.to(place)  # type: ignore[arg-type]
@@ -109,16 +109,14 @@ def open_tokenizer(name: str) -> "PreTrainedTokenizerBase":
     if file is None:
         check_directory("tokenizer", name)
     with loading(f"tokenizer {name}", name):
-        return _tokenizer(name if file is None else dequantized(file))
+        found: PreTrainedTokenizerBase = _tokenizer(name if file is None else dequantized(file))
+    return found
 
 
-def _tokenizer(source: str | Path) -> "PreTrainedTokenizerBase":
+def _tokenizer(source: str | Path) -> Any:
     from transformers import AutoTokenizer
 
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-        source, trust_remote_code=False
-    )
-    return tokenizer
+    return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
 
 
 def check_directory(what: str, name: str | Path) -> None:

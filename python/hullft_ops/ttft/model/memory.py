@@ -9,9 +9,7 @@ from pathlib import Path
 import torch
 
 # From glibc's malloc.h.
-_TRIM_THRESHOLD = -1
-_MMAP_THRESHOLD = -3
-_MMAP_MAX = -4
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 _NEVER = -1
 _LARGEST_KEPT = 2**30
 
@@ -27,17 +25,15 @@ def keep_freed_memory() -> bool:
     """Make this process keep the memory that it frees, from now on.
 
     glibc returns large blocks to the system and gets new ones page by page. Every pass of a model
-    on the CPU pays for that: its gradients and logits are such blocks, and so are its weights in
-    bfloat16 under autocast. With this call the process stays as large as it once was. The command
-    ``hullft-ops`` calls it. Environment variables for glibc's thresholds
-    (``MALLOC_MMAP_THRESHOLD_``, ``MALLOC_TRIM_THRESHOLD_``) have the same effect. It does not
-    affect other allocators or GPUs.
+    on the CPU pays for that, for gradients, logits and, under autocast, weights. With this call the
+    process stays as large as it once was. The command ``hullft-ops`` calls it. The environment
+    variables ``MALLOC_MMAP_THRESHOLD_`` and ``MALLOC_TRIM_THRESHOLD_`` have the same effect. It
+    does not affect other allocators or GPUs.
 
     ``GLIBC_TUNABLES=glibc.malloc.hugetlb=1``, set before the process starts, asks for huge pages,
     with glibc 2.35 or later, if ``/sys/kernel/mm/transparent_hugepage/enabled`` says ``madvise``.
 
-    Returns:
-        False if the C library is not glibc. Then nothing has changed.
+    Returns False if the C library is not glibc. Then nothing has changed.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
@@ -96,18 +92,16 @@ def training_advice(
 ) -> str:
     """What to do if a finetuner with these settings runs out of memory on ``texts``."""
     longest = max(map(len, texts), default=0)
-    advice = (
+    parts = [
         f"TestTimeFinetuner: out of memory, adapting on texts of up to {longest} tokens; the "
         f"model has been restored. Lower max_length (it is {max_length}), or train less of the "
         "model: PEFT adapters, or requires_grad_(False) for some of it"
-    )
+    ]
     if autocast is None:
-        advice += '; dtype="bfloat16" makes activations smaller'
+        parts.append('dtype="bfloat16" makes activations smaller')
     if order == "interleaved":
-        advice += (
-            f'; order "grouped" keeps no gradients, a lower n_select (it is {n_select}) fewer of '
-            "them"
-        )
+        fewer = f"a lower n_select (it is {n_select}) fewer of them"
+        parts.append(f'order "grouped" keeps no gradients, {fewer}')
     if context:
-        advice += f"; a lower context (it is {context}) puts fewer texts before the prompt"
-    return advice
+        parts.append(f"a lower context (it is {context}) puts fewer texts before the prompt")
+    return "; ".join(parts)

@@ -1,8 +1,8 @@
 """float32 matrix products by oneDNN, on processors whose vectors MKL leaves half empty.
 
-MKL runs its AVX-512 code only on Intel's processors, and torch multiplies float32 with MKL on all
-processors. On a Zen 5 (2 threads, torch 2.13) the products of GPT-2's layers run at 210 GFlop/s
-with MKL and at 440 to 490 with oneDNN, which torch also contains.
+MKL runs its AVX-512 code only on Intel's processors, but torch multiplies float32 with MKL on all.
+On a Zen 5 (2 threads, torch 2.13) GPT-2's products run at 210 GFlop/s with MKL and at 440 to 490
+with oneDNN, which torch also contains.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -30,23 +30,17 @@ def wide_products(model: nn.Module) -> AbstractContextManager[None]:
         return nullcontext()
     from transformers.pytorch_utils import Conv1D
 
-    return replaced_forwards(model, {nn.Linear: _linear, Conv1D: _conv1d})
+    return replaced_forwards(model, {nn.Linear: _forward, Conv1D: _forward})
 
 
-def multiply_into(out: Tensor, a: Tensor, b: Tensor) -> None:
-    """``out[:] = a @ b`` for matrices. ``out`` has their dtype or a wider one."""
+def multiply_into(out: Tensor, a: Tensor, b: Tensor, *, add: bool = False) -> None:
+    """``out[:] = a @ b``, or ``out += a @ b``. ``out`` has their dtype or a wider one."""
     if out.dtype == a.dtype and not _serves(a, b):
-        torch.mm(a, b, out=out)
+        out.addmm_(a, b, beta=int(add))
+    elif add:
+        out += multiply(a, b)
     else:
         out.copy_(multiply(a, b))
-
-
-def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """``total += a @ b`` for matrices. ``total`` has their dtype or a wider one."""
-    if total.dtype == a.dtype and not _serves(a, b):
-        total.addmm_(a, b)
-    else:
-        total += multiply(a, b)
 
 
 def multiply(a: Tensor, b: Tensor) -> Tensor:
@@ -65,16 +59,11 @@ def _has_wider_products() -> bool:
     )
 
 
-def _linear(layer: Any, x: Tensor) -> Tensor:
+def _forward(layer: Any, x: Tensor) -> Tensor:
+    b: Tensor = layer.weight
     # Not every quantized weight has a transpose.
-    return _multiply_add_rows(layer, x, layer.weight.T if _is_plain(layer.weight) else layer.weight)
-
-
-def _conv1d(layer: Any, x: Tensor) -> Tensor:
-    return _multiply_add_rows(layer, x, layer.weight)
-
-
-def _multiply_add_rows(layer: Any, x: Tensor, b: Tensor) -> Tensor:
+    if type(layer) is nn.Linear and _is_plain(b):
+        b = b.T
     if not _serves(x, b, layer.bias):
         return own_forward(layer, x)
     return _multiply_add(x.flatten(0, -2), b, layer.bias).view(*x.shape[:-1], -1)
@@ -142,9 +131,8 @@ class _Product(torch.autograd.Function):
 def has_bfloat16(device: torch.device) -> bool:
     """False for a processor on which torch multiplies bfloat16 in software.
 
-    There, products of GPT-2's sizes took 4 to 5 times as long as in float32 with AVX-512, where
-    oneDNN emulates the instructions, and 4 to 190 times as long with AVX2, where it has no kernels
-    for them (2 threads, torch 2.13).
+    There, products of GPT-2's sizes took 4 to 5 times as long as in float32 with AVX-512, and 4 to
+    190 times as long with AVX2 (2 threads, torch 2.13).
     """
     if device.type != "cpu":
         return True

@@ -66,11 +66,8 @@ def opened_tokens(tokenizer: "PreTrainedTokenizerBase", text: str) -> tuple[list
 
 
 class Prefill:
-    """A model's cache of all of some tokens but the last, which is read again for its logits.
-
-    It serves as long as torch counts no write to the model's parameters, and the same adapters are
-    active.
-    """
+    """A model's cache of all of some tokens but the last, which is read again for its logits. It
+    serves until torch counts a write to the model's parameters, or other adapters are active."""
 
     def __init__(self, model: "PreTrainedModel", tokens: Sequence[int], cache: Any) -> None:
         self.tokens = list(tokens)
@@ -79,7 +76,10 @@ class Prefill:
 
     def arguments(self, model: "PreTrainedModel") -> dict[str, Any]:
         """Arguments for one call of ``forward`` or ``generate`` to go on from the cache."""
-        return _going_on(model, self._cache)
+        # Layers of these kinds put longer tensors in place of theirs, so the copy may share them.
+        copied = copy.copy(self._cache)
+        copied.layers = [copy.copy(layer) for layer in self._cache.layers]
+        return {cache_keyword(model): copied, "use_cache": True}
 
     def begins(self, model: "PreTrainedModel", tokens: Sequence[int]) -> bool:
         """Whether the model, as it is now, may read ``tokens`` from the cache on."""
@@ -98,12 +98,8 @@ class Prefill:
 
 
 def prefill(model: "PreTrainedModel", tokens: Sequence[int]) -> Prefill | None:
-    """Read ``tokens``, in eval mode and without gradients.
-
-    Returns:
-        None if the model makes no plain cache or does not go on from one as from the tokens: it
-        must then read them each time.
-    """
+    """Read ``tokens``, in eval mode and without gradients. None if the model makes no plain cache,
+    or does not go on from one as from the tokens: it must then read them each time."""
     if len(tokens) < 2 or virtual_tokens("prefill", model):
         return None
     if model not in _known:
@@ -111,8 +107,7 @@ def prefill(model: "PreTrainedModel", tokens: Sequence[int]) -> Prefill | None:
         if found is None:
             return None
         _known[model] = found
-    cache = _read(model, tokens[:-1]) if _known[model] else None
-    return None if cache is None else Prefill(model, tokens, cache)
+    return _read(model, tokens) if _known[model] else None
 
 
 @torch.no_grad()
@@ -124,10 +119,10 @@ def _goes_on(model: "PreTrainedModel", tokens: Sequence[int]) -> bool | None:
     if not wanted.isfinite().all():
         return None
     try:
-        cache = _read(model, tokens[:half])
-        if cache is None:
+        read = _read(model, tokens[: half + 1])
+        if read is None:
             return False
-        logits = model(input_ids=ids[:, half:], **_going_on(model, cache)).logits[0]
+        logits = model(input_ids=ids[:, half:], **read.arguments(model)).logits[0]
         rounding = torch.finfo(wanted.dtype).eps ** 0.5 * wanted.abs().max()
         return bool((logits - wanted).abs().max() <= rounding)
     except _NOT_CONTINUED as error:
@@ -137,25 +132,18 @@ def _goes_on(model: "PreTrainedModel", tokens: Sequence[int]) -> bool | None:
 
 
 @torch.no_grad()
-def _read(model: "PreTrainedModel", tokens: Sequence[int]) -> Any:
-    """The model's cache of the tokens; None if it is none whose layers can be copied."""
+def _read(model: "PreTrainedModel", tokens: Sequence[int]) -> Prefill | None:
+    """None if the model's cache is none whose layers can be copied."""
     from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-    ids = torch.tensor([list(tokens)], device=model.device)
+    ids = torch.tensor([list(tokens[:-1])], device=model.device)
     # The logits of a long prefix would take more memory than its cache.
     one = {"logits_to_keep": 1} if "logits_to_keep" in _parameters(model) else {}
     cache = getattr(model(input_ids=ids, use_cache=True, **one), cache_keyword(model), None)
     plain = DynamicLayer, DynamicSlidingWindowLayer
     if type(cache) is not DynamicCache or any(type(layer) not in plain for layer in cache.layers):
         return None
-    return cache if cache.get_seq_length() == len(tokens) else None
-
-
-def _going_on(model: "PreTrainedModel", cache: Any) -> dict[str, Any]:
-    # Layers of these kinds put longer tensors in place of theirs, so the copy may share them.
-    copied = copy.copy(cache)
-    copied.layers = [copy.copy(layer) for layer in cache.layers]
-    return {cache_keyword(model): copied, "use_cache": True}
+    return Prefill(model, tokens, cache) if cache.get_seq_length() == ids.shape[1] else None
 
 
 def cache_keyword(model: nn.Module) -> str:
@@ -184,14 +172,8 @@ def adapter_switches(model: nn.Module) -> list[tuple[str, str]]:
 
 
 class Prefix:
-    """The texts that stand before the prompt of an adaptation.
-
-    Attributes:
-        texts: their tokens, the nearest text last.
-        cached: the adapted model's cache of them and of the tokens that open a text; None if there
-            are no texts, or the model cannot go on from a cache.
-        is_read: whether an adaptation is there, with or without texts.
-    """
+    """The texts before the prompt of an adaptation, nearest last, and the cache of them and of the
+    tokens that open a text, if there can be one. ``is_read`` while there is an adaptation."""
 
     def __init__(self) -> None:
         self.clear()

@@ -1,14 +1,13 @@
 """Bits per byte: how well a model predicts a text, whatever its tokenizer.
 
-``bpb = NLL in nats / (ln 2 * bytes scored)``, after Khamis and Maalouf, *Efficient Test-Time
-Finetuning of LLMs via Convex Reconstruction and Gradient Caching*, arXiv:2605.30337. Two things
-differ: only the bytes of scored tokens count, and long texts are scored in full.
+``bpb = NLL in nats / (ln 2 * bytes scored)``, after Khamis and Maalouf, arXiv:2605.30337. Two
+things differ: only the bytes of scored tokens count, and long texts are scored in full.
 """
 
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -78,13 +77,11 @@ def score_text(
     the whole text is scored. Special tokens are never scored, and only the tokenizer adds them. If
     a text is longer than the context, a window moves over it by ``stride``. The model then predicts
     each token from at least ``max_length - stride`` earlier tokens, if there are that many. Runs in
-    eval mode and puts every module back in its own mode. Scorings of one model in several threads
-    wait for each other.
+    eval mode. Scorings of one model in several threads wait for each other.
 
-    A prefix stands before the text, after its opening special tokens, and before every window of a
-    long text. With it the same tokens are scored as without it. The prefix may take what the text
-    leaves of ``max_length``, or half of it if the text leaves less. Of a longer prefix the model
-    reads the last tokens.
+    A prefix stands after the special tokens that open the text, and before every window of a long
+    text. The same tokens are scored as without it. It may take what the text leaves of
+    ``max_length``, or half of it if the text leaves less, for its last tokens.
 
     Args:
         model: a causal language model.
@@ -96,10 +93,9 @@ def score_text(
         prefix_ids: tokens before the text, without special ones, as in ``report.prefix_ids``.
 
     Raises:
-        TypeError: text is not a str, or max_length, stride or a token of prefix_ids is not an int.
-        ValueError: there is nothing to score, the text is not valid Unicode, max_length or stride
-            is out of range, the tokenizer is slow or lacks a token of prefix_ids, or the model is
-            not causal or lacks ids of the tokenizer.
+        TypeError, ValueError: an argument has the wrong type or is out of range, there is nothing
+            to score, the tokenizer is slow or lacks a token of prefix_ids, or the model is not
+            causal or lacks ids of the tokenizer.
         NonFiniteLossError: the model's loss is not finite; a RuntimeError.
         RuntimeError: another thread adapts the model, or one that shares its modules.
     """
@@ -171,15 +167,15 @@ def _tokenize(tokenizer: "PreTrainedTokenizerBase", text: str) -> tuple[list[int
     start, stop = content[0], content[-1] + 1
     ids, count = encoding["input_ids"][:stop], len(text.encode())
     if start == 0:
-        token = tokenizer.convert_ids_to_tokens(ids)[0]
-        count -= _bytes_of_first(tokenizer, text, token, encoding["offset_mapping"][:stop])
+        count -= _bytes_of_first(tokenizer, text, ids[0], encoding["offset_mapping"][:stop])
     return ids, start, count
 
 
 def _bytes_of_first(
-    tokenizer: "PreTrainedTokenizerBase", text: str, token: str, offsets: Sequence[tuple[int, int]]
+    tokenizer: "PreTrainedTokenizerBase", text: str, first: int, offsets: Sequence[tuple[int, int]]
 ) -> int:
     """UTF-8 bytes of ``text`` in its first token, which may split a character."""
+    [token] = tokenizer.convert_ids_to_tokens([first])
     decoder = json.loads(tokenizer.backend_tokenizer.to_str())["decoder"]
     if "ByteLevel" in json.dumps(decoder):
         # Such tokens have a character per byte. Offsets do not help here: some of these tokenizers
@@ -210,26 +206,19 @@ def _negative_log_likelihood(
     """Of ``body`` from ``first`` on, in windows of ``length`` tokens with ``head`` before each."""
     tokens = torch.tensor([*head, *body], device=model.device)
     before, after = tokens[: len(head)], tokens[len(head) :]
-    windows = list(_windows(len(body), first, length, stride))
-    total = 0.0
+    begin, total = 0, 0.0
     with eval_mode(model), wide_products(model):
         if cached is None or not (head and cached.begins(model, head)):
             # A single window reads the prefix once anyway.
-            cached = prefill(model, head) if len(windows) > 1 else None
+            cached = prefill(model, head) if len(body) > length else None
         if cached is not None:
             before = before[-1:]
-        for begin, end, scored_from in windows:
+        while first < len(body):
+            end = min(begin + length, len(body))
             arguments = {} if cached is None else cached.arguments(model)
             window = torch.cat([before, after[begin:end]])
             losses = next_token_losses(model, window, **arguments)
-            total += losses[len(before) + scored_from - begin - 1 :].double().sum().item()
+            total += losses[len(before) + first - begin - 1 :].double().sum().item()
+            # The scored ranges join up.
+            begin, first = begin + stride, end
     return total
-
-
-def _windows(count: int, first: int, length: int, stride: int) -> Iterator[tuple[int, int, int]]:
-    """``(begin, end, scored_from)`` of each window; the scored ranges join up."""
-    begin, scored_from = 0, first
-    while scored_from < count:
-        end = min(begin + length, count)
-        yield begin, end, scored_from
-        begin, scored_from = begin + stride, end

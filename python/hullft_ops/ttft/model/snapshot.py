@@ -1,7 +1,6 @@
 """Putting a model back exactly as it was."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -14,30 +13,20 @@ T = TypeVar("T")
 
 
 class ModelSnapshot:
-    """A copy of the parameters that finetuning changes. It keeps its memory from use to use.
+    """Saves a model, and restores it. ``trained`` are the parameters that will change, each once.
 
-    Args:
-        model: the model.
-        trained: the parameters that will change, each once.
+    ``saved`` are their values at the last `save`. The memory of these copies is used again.
     """
 
     def __init__(self, model: nn.Module, trained: Sequence[nn.Parameter]) -> None:
         self._model = model
         self._trained: list[torch.Tensor] = list(trained)
-        self._saved: list[torch.Tensor] = []
-        self._kept: _Kept | None = None
-
-    @property
-    def saved(self) -> Sequence[torch.Tensor]:
-        """The values of the trained parameters from before, between `save` and `restore`."""
-        return self._saved
+        self.saved: list[torch.Tensor] = []
+        self._records: list[_Module | _Tensor | _Attributes | _Merges] = []
 
     def save(self) -> None:
-        """Copy the trained parameters, note everything else, and detach the gradients.
-
-        Raises:
-            RuntimeError: a trained parameter has lost its storage.
-        """
+        """Copy the trained parameters, note everything else, and detach the gradients. RuntimeError
+        if a trained parameter has lost its storage."""
         # A tensor made in inference mode could not be written to outside of it.
         with torch.inference_mode(False), torch.no_grad():
             for parameter in self._trained:
@@ -46,150 +35,139 @@ class ModelSnapshot:
                         "TestTimeFinetuner: the storage of a trained parameter "
                         f"{list(parameter.shape)} is gone: load the model again"
                     )
-            if not all(map(_alike, self._saved, self._trained)) or not self._saved:
-                self._saved = [torch.empty_like(parameter) for parameter in self._trained]
+            # The model may have been moved or cast since the last time.
+            if not self.saved or any(
+                (saved.dtype, saved.device) != (parameter.dtype, parameter.device)
+                for saved, parameter in zip(self.saved, self._trained, strict=True)
+            ):
+                self.saved = [torch.empty_like(parameter) for parameter in self._trained]
             # torch refuses an empty list.
             if self._trained:
-                torch._foreach_copy_(self._saved, self._trained)
-            kept = _Kept(self._model, self._trained)
-        self._kept = kept
+                torch._foreach_copy_(self.saved, self._trained)
+            self._records = list(self._noted())
         # Detached, not zeroed: a backward pass must not add to a gradient that the caller holds.
         for parameter in self._trained:
             parameter.grad = None
-        for merges in kept.merges:
-            merges.watch()
+        for record in self._records:
+            if isinstance(record, _Merges):
+                record.watch()
+
+    def _noted(self) -> "Iterator[_Module | _Tensor | _Attributes | _Merges]":
+        modules = dict(self._model.named_modules())
+        copies = {id(p): saved for p, saved in zip(self._trained, self.saved, strict=True)}
+        for name, module in modules.items():
+            yield _Module(name, module)
+        for name, parameter in self._model.named_parameters():
+            yield _Tensor(name, parameter, copies.get(id(parameter)))
+        for name, buffer in self._model.named_buffers():
+            yield _Tensor(name, buffer, buffer.clone())
+        configurations: dict[int, dict[str, Any]] = {}
+        for name, module in modules.items():
+            yield _Attributes(name, vars(module))
+            configuration: Any = getattr(vars(module).get("config"), "__dict__", None)
+            # Modules share them. A class's own mapping cannot be written to.
+            if isinstance(configuration, dict):
+                configurations[id(configuration)] = configuration
+            if isinstance(getattr(module, "merged_adapters", None), list):
+                yield _Merges(name, module)
+        for one in configurations.values():
+            yield _Attributes("config", one)
 
     def restore(self) -> list[str]:
         """Put everything back. If a call is cut short, the next call does all of it.
 
-        The trained parameters and all buffers come back bit for bit. They are copied into their own
-        storage, so every alias (tied weights, an optimizer) sees it. Gradients, ``requires_grad``
-        flags, modes, plain attributes of modules and their configurations, and replaced or removed
-        parameters come back too. If the model was cast, moved or resized meanwhile, so does the
-        storage of every parameter.
-
-        Frozen parameters have no copy. A write to one is noticed if torch counts it (in
-        ``_version``), which it does not for ``.data``, ``.numpy()`` or another alias.
+        The trained parameters and all buffers are copied bit for bit into their own storage, so
+        every alias (tied weights, an optimizer) sees it. Frozen parameters have no copy. A write to
+        one is noticed if torch counts it, which it does not for ``.data`` or ``.numpy()``.
 
         Returns:
             What could not be put back: a parameter or buffer that lost its storage, a frozen
             parameter with a write that torch counted, merged adapters, and modules that were added,
             removed, replaced or given another class. Everything else is back.
         """
-        kept = self._kept
-        if kept is None:
+        if not self._records:
             return []
         changes: list[str] = []
-        for record in kept.in_order():
+        for record in self._records:
             try:
                 changes += record.restore()
             # Whatever one raises, the others are put back.
             except Exception as error:
                 changes.append(f"{record.name}: {error}")
-        changes += self._copy_back(kept)
         # An interrupt in the middle of training may have left them behind.
         put_back_forwards(self._model)
         stop_listening(self._trained)
         # A caller's autocast holds copies of the adapted weights.
         torch.clear_autocast_cache()
-        self._kept = None
-        return changes
-
-    def _copy_back(self, kept: "_Kept") -> list[str]:
-        names = {id(record.tensor): record.name for record in kept.parameters}
-        gone = {id(record.tensor) for record in kept.parameters if record.is_gone()}
-        pairs = [
-            (parameter, saved)
-            for parameter, saved in zip(self._trained, self._saved, strict=True)
-            if id(parameter) not in gone
-        ]
-        changes: list[str] = []
-        with torch.no_grad():
-            try:
-                if pairs:
-                    torch._foreach_copy_([one for one, _ in pairs], [other for _, other in pairs])
-            except RuntimeError:
-                for parameter, saved in pairs:
-                    try:
-                        parameter.copy_(saved)
-                    except RuntimeError as error:
-                        changes.append(f"{names[id(parameter)]}: {error}")
+        self._records = []
         return changes
 
 
-def _alike(saved: torch.Tensor, parameter: torch.Tensor) -> bool:
-    """False once the model has been moved or cast."""
-    return saved.dtype == parameter.dtype and saved.device == parameter.device
+def put(values: Iterable[torch.Tensor], parameters: Iterable[nn.Parameter]) -> None:
+    """Copy the values into the parameters, whatever mode the caller is in."""
+    with torch.inference_mode(False), torch.no_grad():
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.copy_(value)
+    # A caller's autocast holds copies of the values before.
+    torch.clear_autocast_cache()
 
 
-class _Kept:
-    """A model's structure and everything in it, except the copies of trained parameters."""
+class _Tensor:
+    """The storage, gradient and flag of a parameter or buffer, and a copy of its content. A frozen
+    parameter has no copy: its writes count."""
 
-    def __init__(self, model: nn.Module, trained: Sequence[torch.Tensor]) -> None:
-        own = set(map(id, trained))
-        self.parameters = [
-            _Parameter(name, parameter, is_frozen=id(parameter) not in own)
-            for name, parameter in model.named_parameters()
-        ]
-        modules = list(model.named_modules())
-        self.modules = [_Module(name, module) for name, module in modules]
-        self.attributes = [_Attributes(name, found) for name, found in _attributes(modules)]
-        self.merges = [
-            _Merges(name, module)
-            for name, module in modules
-            if isinstance(getattr(module, "merged_adapters", None), list)
-        ]
-
-    def in_order(self) -> "list[_Parameter | _Module | _Attributes | _Merges]":
-        return [*self.modules, *self.parameters, *self.attributes, *self.merges]
-
-
-class _Parameter:
-    """A parameter's storage, gradient and flag; if it is frozen, also its count of writes."""
-
-    def __init__(self, name: str, tensor: torch.Tensor, *, is_frozen: bool) -> None:
+    def __init__(self, name: str, tensor: torch.Tensor, copy: torch.Tensor | None) -> None:
         self.name = name
-        self.tensor = tensor
+        self._tensor = tensor
+        self._copy = copy
         self._bytes = tensor.untyped_storage().nbytes()
         self._requires_grad = tensor.requires_grad
         # For frozen parameters too: a cast of the model would replace the gradients.
-        self._gradient = tensor.grad
-        self._data = [(one, one.detach()) for one in (tensor, tensor.grad) if one is not None]
+        self._gradient = tensor.grad if tensor.is_leaf else None
+        self._data = [(one, one.detach()) for one in (tensor, self._gradient) if one is not None]
         # A parameter made in inference mode counts no writes.
-        self._version = tensor._version if is_frozen and not tensor.is_inference() else None
+        self._version = tensor._version if copy is None and not tensor.is_inference() else None
 
-    def restore(self) -> Iterator[str]:
+    @torch.no_grad()
+    def restore(self) -> list[str]:
+        changes: list[str] = []
         with torch.inference_mode(False):
             for tensor, data in self._data:
                 # model.half() and model.to() put other data into parameters and gradients.
                 if _place(tensor) != _place(data):
                     tensor.data = data
-        if self.tensor.requires_grad != self._requires_grad:
-            self.tensor.requires_grad_(self._requires_grad)
-        self.tensor.grad = self._gradient
-        if self.is_gone():
-            yield f"{self.name}: its storage is gone"
-        if self._version is not None and self._version != self.tensor._version:
-            yield f"{self.name}: it is frozen, and was written to"
+        if self._tensor.requires_grad != self._requires_grad:
+            self._tensor.requires_grad_(self._requires_grad)
+        if self._tensor.is_leaf:
+            self._tensor.grad = self._gradient
+        if self._version is not None and self._version != self._tensor._version:
+            changes.append(f"{self.name}: it is frozen, and was written to")
+        # A copy into less storage would write past its end.
+        if self._tensor.untyped_storage().nbytes() < self._bytes:
+            changes.append(f"{self.name}: its storage is gone")
+        elif self._copy is not None:
+            self._write(self._copy)
+        return changes
 
-    def is_gone(self) -> bool:
-        """Whether a copy into its storage would write past its end."""
-        return self.tensor.untyped_storage().nbytes() < self._bytes
+    def _write(self, copy: torch.Tensor) -> None:
+        # A needless write would disturb a graph that holds a buffer. Comparing stalls a GPU.
+        is_buffer = not isinstance(self._tensor, nn.Parameter)
+        if is_buffer and copy.device.type == "cpu" and torch.equal(self._tensor, copy):
+            return
+        try:
+            self._tensor.copy_(copy)
+        except RuntimeError:
+            # No element of an expanded buffer can be written, so none has changed.
+            if not torch.equal(self._tensor, copy):
+                raise
 
 
 def _place(tensor: torch.Tensor) -> tuple[object, ...]:
     return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
-@dataclass(frozen=True)
-class _Buffer:
-    tensor: torch.Tensor
-    copy: torch.Tensor
-    bytes: int
-
-
 class _Module:
-    """A module's children, parameters and buffers, with the content of the buffers."""
+    """A module's class, children, parameters and buffers."""
 
     def __init__(self, name: str, module: nn.Module) -> None:
         self.name = name
@@ -198,12 +176,7 @@ class _Module:
         self._children = dict(module._modules.items())
         self._parameters = dict(module._parameters.items())
         # A forward may also fill one that was None.
-        self._buffers = {
-            key: None
-            if buffer is None
-            else _Buffer(buffer, buffer.clone(), buffer.untyped_storage().nbytes())
-            for key, buffer in module._buffers.items()
-        }
+        self._buffers = dict(module._buffers.items())
 
     def restore(self) -> Iterator[str]:
         edits = list(self._edits())
@@ -211,11 +184,9 @@ class _Module:
         if not edits:
             # load_state_dict(assign=True) may have replaced them.
             _refill(self._module._parameters, self._parameters)
-        for key, kept in self._buffers.items():
-            if not edits:
-                self._put_back(key, None if kept is None else kept.tensor)
-            if kept is not None:
-                yield from self._copy_back(key, kept)
+            for key, buffer in self._buffers.items():
+                # A module may have put another tensor in its place, as dynamic RoPE does.
+                self._module._buffers[key] = buffer
 
     def _edits(self) -> Iterator[str]:
         """Edits that cannot be undone."""
@@ -240,28 +211,6 @@ class _Module:
     def _path(self, key: str) -> str:
         return f"{self.name}.{key}" if self.name else key
 
-    def _put_back(self, key: str, buffer: torch.Tensor | None) -> None:
-        # A module may have put another tensor in its place, as dynamic RoPE does.
-        if key in self._module._buffers:
-            setattr(self._module, key, buffer)
-        else:
-            self._module._buffers[key] = buffer
-
-    def _copy_back(self, key: str, kept: _Buffer) -> Iterator[str]:
-        if kept.tensor.untyped_storage().nbytes() < kept.bytes:
-            yield f"{self._path(key)}: its storage is gone"
-            return
-        # A needless write would disturb a graph that holds the buffer. Comparing stalls a GPU.
-        if kept.tensor.device.type == "cpu" and torch.equal(kept.tensor, kept.copy):
-            return
-        try:
-            with torch.no_grad():
-                kept.tensor.copy_(kept.copy)
-        except RuntimeError as error:
-            # No element of an expanded buffer can be written, so none has changed.
-            if not torch.equal(kept.tensor, kept.copy):
-                yield f"{self._path(key)}: {error}"
-
 
 def _refill(mapping: dict[str, T], items: dict[str, T]) -> None:
     """Make the mapping hold exactly the items, in order."""
@@ -280,8 +229,7 @@ class _Attributes:
     """The plain values that a module or a configuration keeps beside parameters and buffers.
 
     A module's mode is one. A forward may change such a value together with a buffer, as dynamic
-    RoPE changes its frequencies and their number of positions. Restoring only one of them would
-    make another model.
+    RoPE does. Restoring only one of them would make another model.
     """
 
     def __init__(self, name: str, attributes: dict[str, Any]) -> None:
@@ -289,7 +237,7 @@ class _Attributes:
         self._attributes = attributes
         self._names = set(attributes)
         self._values: list[tuple[str, Any, Any]] = [
-            (key, value, _items(value))
+            (key, value, value.copy() if isinstance(value, list | dict) else None)
             for key, value in attributes.items()
             if _is_plain(key, value)
         ]
@@ -312,12 +260,6 @@ class _Attributes:
         return []
 
 
-def _items(value: object) -> list[Any] | dict[Any, Any] | None:
-    if isinstance(value, list):
-        return list(value)
-    return dict(value) if isinstance(value, dict) else None
-
-
 _SCALAR = (bool, int, float, str, type(None))
 
 
@@ -331,28 +273,6 @@ def _is_plain(name: str, value: object) -> bool:
     if isinstance(value, dict) and not name.startswith("_"):
         return all(isinstance(item, _SCALAR) for item in value.values())
     return isinstance(value, (*_SCALAR, torch.Tensor))
-
-
-def _attributes(modules: Sequence[tuple[str, nn.Module]]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The attributes of each module, and of each configuration once, because modules share it."""
-    once: dict[int, dict[str, Any]] = {}
-    for name, module in modules:
-        yield name, vars(module)
-        configuration = getattr(vars(module).get("config"), "__dict__", None)
-        # A class's own mapping cannot be written to.
-        if isinstance(configuration, dict):
-            once[id(configuration)] = configuration
-    yield from (("config", found) for found in once.values())
-
-
-class _Watched(list[str]):
-    """PEFT's list of the adapters that a layer has merged. It notes whether it ever changed."""
-
-    changed = False
-
-    def append(self, name: str) -> None:
-        self.changed = True
-        super().append(name)
 
 
 class _Merges:
@@ -373,3 +293,13 @@ class _Merges:
         self._layer.merged_adapters = self._merged
         if self._watched.changed or self._before != self._merged:
             yield f"{self.name}: adapters were merged into its frozen weights, or unmerged"
+
+
+class _Watched(list[str]):
+    """PEFT's list of the adapters that a layer has merged. It notes whether it ever grew."""
+
+    changed = False
+
+    def append(self, name: str) -> None:
+        self.changed = True
+        super().append(name)

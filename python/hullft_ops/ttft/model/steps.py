@@ -17,19 +17,12 @@ SCHEDULES = ("constant", "linear", "cosine")
 
 @dataclass(frozen=True)
 class Sweep:
-    """Consecutive steps with one gradient.
+    """Consecutive steps with one gradient."""
 
-    Attributes:
-        example: its position in the support.
-        fresh: compute the gradient; otherwise use the one that was kept for the example.
-        repeats: how many steps.
-        keep: a later sweep needs the gradient too.
-    """
-
-    example: int
-    fresh: bool
-    repeats: int
-    keep: bool
+    example: int  # its position in the support
+    fresh: bool  # compute the gradient; otherwise use the one that was kept for the example
+    repeats: int  # how many steps
+    keep: bool  # a later sweep needs the gradient too
 
 
 def plan(counts: Sequence[int], refreshes: Sequence[int], order: str) -> Iterator[Sweep]:
@@ -66,11 +59,10 @@ def learning_rate_factor(schedule: str, step: int, steps: int) -> float:
 class Budget:
     """Tells before each sweep whether it fits into the time that is left.
 
-    It expects a pass to take as long as the slowest one so far. If the next text has more tokens
-    than the text of that pass, it expects proportionally more. A replay is expected to take as long
-    as the slowest replay. Nothing starts after the deadline on `perf_counter`, so even a sweep that
-    takes longer than expected is the only one that ends late. Each question waits for ``devices``
-    other than the CPU: until their work is done, nobody knows how long it takes.
+    It expects a pass to take as long as the slowest one so far, and proportionally longer on a
+    longer text, and a replay as long as the slowest replay. Nothing starts after the deadline on
+    `perf_counter`, so at most one sweep ends late. Each question waits for ``devices`` other than
+    the CPU: until their work is done, nobody knows how long it takes.
     """
 
     def __init__(self, deadline: float, devices: Iterable[torch.device]) -> None:
@@ -81,10 +73,9 @@ class Budget:
         self._started: tuple[float, int, bool] | None = None
 
     def allows(self, tokens: int, *, fresh: bool) -> bool:
-        """Whether a sweep on a text of so many tokens may start now.
+        """Whether a sweep on a text of so many tokens, a pass if it is ``fresh``, may start now.
 
-        If so it must, and end before the next question. It is ``fresh`` if it is a pass, not a
-        replay.
+        If so it must, and end before the next question.
         """
         for device in self._devices:
             torch.accelerator.synchronize(device)
@@ -100,11 +91,7 @@ class Budget:
 
 
 class StageClock:
-    """Counts the seconds of each stage without waiting for the device.
-
-    On CUDA two events in the device's current stream mark a stage, on other devices two readings of
-    the clock.
-    """
+    """Counts the seconds of each stage, on CUDA by events in its stream, without waiting for it."""
 
     def __init__(self, device: torch.device) -> None:
         on_cuda = device.type == "cuda"

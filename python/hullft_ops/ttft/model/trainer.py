@@ -143,14 +143,11 @@ class SupportTrainer:
             counts: steps for each text; 0 means no pass.
             refreshes: steps per gradient for each text, at least 1.
             clock: counts the stages "forward", "backward" and "step".
-            deadline: time on `perf_counter`. Training stops before a sweep that it expects to end
-                later, see `Budget`. Learning rates fall as if it took all steps.
+            deadline: of the `Budget`. Learning rates fall as if there were none.
 
         Returns:
-            The loss of every pass, and the number of steps that each text got.
-
-        Raises:
-            NonFiniteLossError: a loss is not finite.
+            The loss of every pass, and the number of steps that each text got. NonFiniteLossError
+            if a loss is not finite.
         """
         # Even without a step, the state of the optimizer would be allocated.
         if not texts:
@@ -352,25 +349,21 @@ def check_losses(
 
 
 def checked_trained(model: "PreTrainedModel") -> list[nn.Parameter]:
-    """The parameters to train, see `trainable_parameters`. Warns if they are float16.
-
-    Raises:
-        ValueError: there are none, or some are on the meta device or made in inference mode.
-    """
+    """The parameters to train, see `trainable_parameters`. Warns if they are float16. ValueError if
+    there are none, or some are on the meta device or made in inference mode."""
     trained = trainable_parameters(model)
     if not trained:
         raise ValueError(
             "TestTimeFinetuner: model must have a parameter with requires_grad, got none; "
             "PEFT adapters are loaded with is_trainable=True"
         )
-    absent = [n for n, p in model.named_parameters() if p.requires_grad and p.is_meta]
-    if absent:
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if absent := [name for name, p in named if p.is_meta]:
         raise ValueError(
             "TestTimeFinetuner: what is trained must have storage, "
             f"got {len(absent)} parameters on the meta device, {absent[0]} for one"
         )
-    made = [n for n, p in model.named_parameters() if p.requires_grad and p.is_inference()]
-    if made:
+    if made := [name for name, p in named if p.is_inference()]:
         raise ValueError(
             "TestTimeFinetuner: what is trained must be made outside of inference mode, got "
             f"{len(made)} parameters made in it, {made[0]} for one: load the model outside of "
