@@ -13,12 +13,13 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from safetensors.torch import load_file
 
 from hullft_ops.ttft import Datastore, load_model
 from hullft_ops.ttft.experts import Experts, build_experts
 from hullft_ops.ttft.experts.build import Task
 from hullft_ops.ttft.experts.expert_trainer import ExpertTrainer
-from hullft_ops.ttft.experts.folder import CENTROIDS_FILE, Manifest, read_tensors
+from hullft_ops.ttft.experts.folder import CENTROIDS_FILE, Manifest
 
 
 def main() -> None:
@@ -58,7 +59,7 @@ def main() -> None:
 
 def trained_texts(experts: Experts) -> list[int]:
     """Positions of the texts that the experts were trained on, cluster by cluster."""
-    tensors = read_tensors(experts.path / CENTROIDS_FILE)
+    tensors = load_file(experts.path / CENTROIDS_FILE)
     clusters = torch.split(tensors["texts"], tensors["sizes"].tolist())
     return torch.cat([texts[: experts.manifest.passages] for texts in clusters]).tolist()
 

@@ -28,8 +28,8 @@ if(NOT CMAKE_CUDA_COMPILER)
 endif()
 
 enable_language(CUDA)
-if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.0)
-  set(HULLFT_OLD_NVCC "hullft_ops: the CUDA kernels want nvcc 12.0 or later, ${CMAKE_CUDA_COMPILER} \
+if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.1)
+  set(HULLFT_OLD_NVCC "hullft_ops: the CUDA kernels want nvcc 12.1 or later, ${CMAKE_CUDA_COMPILER} \
 is ${CMAKE_CUDA_COMPILER_VERSION}")
   if(HULLFT_CUDA STREQUAL "ON")
     message(FATAL_ERROR "${HULLFT_OLD_NVCC}: HULLFT_CUDA=ON cannot be had with it")

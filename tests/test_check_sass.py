@@ -52,3 +52,47 @@ def test_a_listing_that_cannot_be_read_is_an_error() -> None:
         check_sass.step_loop(["FADD R0, R1, R2", "EXIT"])
     with pytest.raises(RuntimeError, match="no instruction before 0020"):
         check_sass.kernels(listing(STEP).replace("/*0010*/", "/*0020*/"))
+
+
+ELEMENT = ["FMUL R1, R0, R2", "MUFU.RSQ R2, R1", "MUFU.RCP R3, R2", "FFMA.RP R3, R3, R3, 1"]
+ROOT = [
+    "FMUL.FTZ R3, R1, R2",
+    "FMUL.FTZ R2, R2, 0.5",
+    "FFMA R1, -R3, R3, R1",
+    "FFMA R3, R1, R2, R3",
+]
+
+
+def adam_loop(elements: list[str], root: list[str] = ROOT) -> list[str]:
+    """A loop over steps: the elements, and a way around that takes their roots one by one."""
+    code = [*elements, "@P0 BRA AFTER"]
+    for _ in range(8):
+        code += ["MUFU.RSQ R2, R1", f"@!P1 BRA {16 * (len(code) + 3):#x}", "CALL.REL.NOINC 0x0"]
+        code += root
+    code[len(elements)] = f"@P0 BRA {16 * len(code):#x}"
+    return [*code, "FADD R0, R0, 1", "@P2 BRA 0x0", "EXIT"]
+
+
+def test_the_elements_of_an_adam_step_follow_one_another() -> None:
+    code = adam_loop(["BSSY B0, 0x0", *ELEMENT * 8])
+    assert check_sass.step_lengths(code) == [1 + 4 * 8 + 3]
+    assert check_sass.adam_faults(code) == []
+
+
+@pytest.mark.parametrize("between", ["BSSY B1, 0x0", "@P1 BRA 0x50", "CALL.REL.NOINC 0x0"])
+def test_a_branch_between_the_elements_is_seen(between: str) -> None:
+    code = adam_loop(["BSSY B0, 0x0", *ELEMENT, between, *ELEMENT * 7])
+    assert check_sass.adam_faults(code) == ["branches between the elements of the step at 0x0"]
+
+
+def test_long_steps_the_stack_and_other_roots_are_seen() -> None:
+    code = adam_loop([*ELEMENT * 8, *["FADD R0, R0, 1"] * 240])
+    assert check_sass.adam_faults(code) == [
+        "275 instructions a step, at most 30 an element promised"
+    ]
+    code = adam_loop(["LDL R0, [R1]", *ELEMENT * 8])
+    assert check_sass.adam_faults(code) == ["'LDL R0, [R1]' uses the stack"]
+    code = adam_loop(ELEMENT * 8, ["FMUL R3, R1, R2", "FFMA R3, R1, R2, R3"])
+    assert check_sass.adam_faults(code) == [
+        "ptxas makes other square roots than FMUL, FMUL, FFMA, FFMA"
+    ]

@@ -62,7 +62,7 @@ def configure(folder: Path, nvcc: str | None = None, **settings: str) -> tuple[i
 def test_an_old_compiler_is_left_out_and_is_an_error_where_it_must_be_used(tmp_path: Path) -> None:
     status, said = configure(tmp_path, OLD_NVCC)
     assert status == 0, said
-    assert "hullft_ops: the CUDA kernels want nvcc 12.0 or later" in said
+    assert "hullft_ops: the CUDA kernels want nvcc 12.1 or later" in said
     assert f"{tmp_path}/nvcc is 11.5" in said
     assert "configured with CUDA []" in said
     status, said = configure(tmp_path, OLD_NVCC, HULLFT_CUDA="ON")

@@ -46,5 +46,7 @@ def test_quotients_are_those_of_the_division(tmp_path: Path) -> None:
     reciprocals, wrong = proof["upwards"]
     assert reciprocals > 0
     assert wrong == 0
+    assert proof["cuda"] == (4, 0)
+    assert proof["roots"][1] == 88  # of 90 million: see csrc/core/from_estimates.h
     # Rounding the other way is wrong now and then: the program tells.
     assert proof["nearest"][1] > 0

@@ -20,6 +20,7 @@ from adam_training import (
     make_model,
     train,
 )
+from hullft_ops import _checks
 from hullft_ops.replay import ReplayAdam
 
 PEERS: dict[str, tuple[OptimizerClass, dict[str, object]]] = {
@@ -309,3 +310,43 @@ def test_step_counts_of_old_torch_stay_off_a_default_device() -> None:
         optimizer.load_state_dict(state)
     optimizer.step(grads={param: torch.ones(3)})
     assert optimizer.state[param]["step"].item() == 5
+
+
+class Operators(TorchDispatchMode):
+    """Names of what was called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def many_parameters() -> tuple[list[torch.Tensor], ReplayAdam]:
+    params = [torch.ones(2, requires_grad=True) for _ in range(148)]
+    for param in params:
+        param.grad = torch.ones(2)
+    return params, ReplayAdam(params)
+
+
+def test_a_step_checks_a_model_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One by one, the parameters of a model would take the host longer than the sweep."""
+    checked: list[int] = []
+    monkeypatch.setattr(_checks, "check_gradient", lambda op, i, *_: checked.append(i))
+    params, optimizer = many_parameters()
+    optimizer.step(repeats=2)
+    assert checked == []
+    assert all(torch.equal(param, params[0]) for param in params)
+    assert (params[0] < 1).all()
+
+
+def test_a_reset_is_one_call() -> None:
+    _, optimizer = many_parameters()
+    optimizer.step()
+    with Operators() as called:
+        optimizer.reset()
+    assert called.names == ["aten._foreach_zero_.default"]
+    for state in optimizer.state.values():
+        assert all((state[name] == 0).all() for name in ("step", "exp_avg", "exp_avg_sq"))

@@ -1,7 +1,9 @@
-"""Reads the machine code of the Frank-Wolfe solver that has one warp a query.
+"""Reads the machine code of two loops: the steps of the Frank-Wolfe solver that has one warp a
+query, and the steps of the Adam sweep.
 
-Fails where the loop of its steps has a barrier of the block, more instructions than LIMITS allows,
-or a load or store of a thread's stack::
+Fails where a loop has more instructions than LIMITS or ADAM_LIMIT allows, or a kernel loads or
+stores a thread's stack. The Frank-Wolfe loop has no barrier of the block. The Adam loop takes the
+roots and quotients of a thread's elements one after the other, without a branch between them::
 
     python tools/check_sass.py CUBINS
 
@@ -16,6 +18,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 KERNEL = "fw_warp_kernel"
@@ -29,6 +32,18 @@ LIMITS = {
     "double, away": ("IdLi1E", 1050),
     "double, pairwise": ("IdLi2E", 960),
 }
+
+# The sweeps with float32 arithmetic, and the instructions of a step on one element.
+ADAM = "adam_kernel"
+ADAM_KERNELS = {
+    "Adam, float": "IfLb0E",
+    "Adam, bfloat16": "INS_8BFloat16ELb0E",
+    "Adam, bfloat16, stochastic": "INS_8BFloat16ELb1E",
+    "Adam, float16": "INS_7Float16ELb0E",
+}
+ADAM_ELEMENTS, ADAM_LIMIT = 8, 30
+# What ptxas makes of a square root: csrc/core/from_estimates.h does the same.
+ROOT = ("FMUL", "FMUL", "FFMA", "FFMA")
 
 BARRIER, STACK = re.compile(r"\bBAR\b"), re.compile(r"\b(LDL|STL)\b")
 
@@ -70,6 +85,14 @@ def kernels(text: str) -> dict[str, list[str]]:
                 raise RuntimeError(f"check_sass: {name}: no instruction before {match[1]}")
             found[name].append(match[2])
     return found
+
+
+def operation(line: str) -> str:
+    """``FFMA`` of ``@!P0 FFMA.RP R1, R2, R3, R4``."""
+    match = re.match(r"(?:@!?U?P\w+ )?([A-Z]\w*)", line)
+    if match is None:
+        raise RuntimeError(f"check_sass: cannot read {line!r}")
+    return match[1]
 
 
 def successors(code: list[str], at: int) -> list[int]:
@@ -136,22 +159,107 @@ def faults(code: list[str], limit: int) -> list[str]:
     return found
 
 
+def straight_runs(code: list[str], body: set[int]) -> list[list[int]]:
+    """What is left of a loop's body between branches and the places that they go to."""
+    targets = {after for at in body for after in successors(code, at) if after != at + 1}
+    runs: list[list[int]] = []
+    for at in sorted(body):
+        parted = not runs or runs[-1][-1] != at - 1 or at in targets
+        if parted or operation(code[at - 1]) in ("BRA", "CALL", "RET", "EXIT", "WARPSYNC"):
+            runs.append([])
+        runs[-1].append(at)
+    return runs
+
+
+def shortest_way(code: list[str], body: set[int], start: int, end: int) -> int:
+    """Instructions after ``start`` and before ``end``."""
+    waiting, seen, passed = [start], {start}, 0
+    while waiting:
+        following = {after for at in waiting for after in successors(code, at) if after in body}
+        if end in following:
+            return passed
+        waiting, passed = sorted(following - seen), passed + 1
+        seen |= following
+    raise RuntimeError(f"check_sass: no way from {16 * start:#x} to {16 * end:#x}")
+
+
+def adam_steps(code: list[str]) -> list[set[int]]:
+    """The loops over steps: the innermost ones with square roots."""
+    found = [body for body in loops(code) if any("MUFU.RSQ" in code[i] for i in body)]
+    return [body for body in found if not any(other < body for other in found)]
+
+
+def quick_run(code: list[str], body: set[int]) -> list[int] | None:
+    """The straight run of a step with the roots and quotients of all elements. One BSSY in it is
+    that of the way around, for elements that are not ordinary."""
+    for run in straight_runs(code, body):
+        counts = [sum(name in code[at] for at in run) for name in ("MUFU.RSQ", "MUFU.RCP", "BSSY")]
+        if counts[:2] == [ADAM_ELEMENTS] * 2 and counts[2] <= 1:
+            return run
+    return None
+
+
+def adam_faults(code: list[str]) -> list[str]:
+    """What is wrong with a kernel of the Adam sweep."""
+    found = [f"{line!r} uses the stack" for line in code if STACK.search(line)]
+    steps = adam_steps(code)
+    if not steps:
+        raise RuntimeError("check_sass: no loop with MUFU.RSQ")
+    for body, taken in zip(steps, step_lengths(code), strict=True):
+        if taken == 0:
+            found.append(f"branches between the elements of the step at {16 * min(body):#x}")
+        elif taken > ADAM_LIMIT * ADAM_ELEMENTS:
+            found.append(f"{taken} instructions a step, at most {ADAM_LIMIT} an element promised")
+    # The step that takes roots one by one, as ptxas makes them.
+    alone = [
+        run
+        for run in straight_runs(code, set(range(len(code))))
+        if tuple(operation(code[at]) for at in run[:4]) == ROOT
+    ]
+    if len(alone) < ADAM_ELEMENTS:
+        found.append(f"ptxas makes other square roots than {', '.join(ROOT)}")
+    return found
+
+
+def step_lengths(code: list[str]) -> list[int]:
+    """Instructions of each kind of step on all elements of a thread, 0 where they are parted."""
+    runs = [(body, quick_run(code, body)) for body in adam_steps(code)]
+    return [
+        0 if run is None else len(run) + shortest_way(code, body, run[-1], run[0])
+        for body, run in runs
+    ]
+
+
+def fw_reports(code: dict[str, list[str]]) -> Iterator[tuple[str, int, list[str]]]:
+    """Name, instructions of a step and faults of each kernel."""
+    for name, (symbol, limit) in LIMITS.items():
+        (found,) = (lines for key, lines in code.items() if f"{KERNEL}{symbol}" in key)
+        yield name, len(step_loop(found)), faults(found, limit)
+
+
+def adam_reports(code: dict[str, list[str]]) -> Iterator[tuple[str, list[int], list[str]]]:
+    for name, symbol in ADAM_KERNELS.items():
+        (found,) = (lines for key, lines in code.items() if f"{ADAM}{symbol}" in key)
+        yield name, step_lengths(found), adam_faults(found)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cubins", type=Path, help="a folder")
     arguments = parser.parse_args()
-    paths = sorted(arguments.cubins.glob("fw_warp.*.cubin"))
-    if not paths:
-        raise SystemExit(f"check_sass: no fw_warp.*.cubin in {arguments.cubins}")
     failed = False
-    for path in paths:
-        code = kernels(disassemble(path))
-        for name, (symbol, limit) in LIMITS.items():
-            (found,) = (lines for key, lines in code.items() if f"{KERNEL}{symbol}" in key)
-            print(f"{path.stem}, {name}: {len(step_loop(found))} instructions a step")
-            for fault in faults(found, limit):
-                failed = True
-                print(f"check_sass: {path.stem}, {name}: {fault}", file=sys.stderr)
+    for unit in ("fw_warp", "adam_replay"):
+        paths = sorted(arguments.cubins.glob(f"{unit}.*.cubin"))
+        if not paths:
+            raise SystemExit(f"check_sass: no {unit}.*.cubin in {arguments.cubins}")
+        for path in paths:
+            code = kernels(disassemble(path))
+            reports = fw_reports(code) if unit == "fw_warp" else adam_reports(code)
+            for name, found, wrong in reports:
+                print(f"{path.stem}, {name}: {found} instructions a step")
+                for fault in wrong:
+                    failed = True
+                    print(f"check_sass: {path.stem}, {name}: {fault}", file=sys.stderr)
     return int(failed)
 
 

@@ -88,16 +88,28 @@ HULLFT_HD bool adam_settled(const AdamOptions& o, double t) {
 // `product`, with which no later operation may be fused: parameters and moments are rounded where
 // torch.optim.Adam rounds them, so that they stay its equals over any number of steps.
 template <WeightDecay kDecay, typename Math, typename V, typename R>
-HULLFT_HD void adam_update(AdamState<V>& x, V grad, const AdamRates<R>& rates,
-                           const AdamStep<R>& step, const Math& math) {
+HULLFT_HD void adam_moments(AdamState<V>& x, V grad, const AdamRates<R>& rates, const Math& math) {
   if constexpr (kDecay == WeightDecay::kCoupled)
     grad = math.fma(rates.coupled_decay, x.param, grad);
   const V anchor = rates.blend_from_grad ? grad : x.exp_avg;
   x.exp_avg = math.fma(rates.blend, grad - x.exp_avg, anchor);
   x.exp_avg_sq = math.fma(rates.square * grad, grad, math.product(rates.beta2, x.exp_avg_sq));
-  const V direction = math.quotient(x.exp_avg, math.root(x.exp_avg_sq) + step.eps);
+}
+
+// With the direction exp_avg / (sqrt(exp_avg_sq) + eps).
+template <WeightDecay kDecay, typename Math, typename V, typename R>
+HULLFT_HD void adam_move(AdamState<V>& x, V direction, const AdamRates<R>& rates,
+                         const AdamStep<R>& step, const Math& math) {
   if constexpr (kDecay == WeightDecay::kDecoupled) x.param = math.product(rates.keep, x.param);
   x.param = math.fma(step.rate, direction, x.param);
+}
+
+template <WeightDecay kDecay, typename Math, typename V, typename R>
+HULLFT_HD void adam_update(AdamState<V>& x, V grad, const AdamRates<R>& rates,
+                           const AdamStep<R>& step, const Math& math) {
+  adam_moments<kDecay>(x, grad, rates, math);
+  const V direction = math.quotient(x.exp_avg, math.root(x.exp_avg_sq) + step.eps);
+  adam_move<kDecay>(x, direction, rates, step, math);
 }
 
 }  // namespace hullft

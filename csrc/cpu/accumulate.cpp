@@ -32,7 +32,7 @@ void grad_accumulate(std::vector<Tensor> caches, std::vector<Tensor> grads, doub
   std::vector<AccumulateTensor> tensors;
   MultiTensorElements elements;
   for (size_t i = 0; i < caches.size(); ++i) {
-    const Strides layout = pairing_layout(caches[i]);
+    const Layout layout = pairing_layout(caches[i]);
     tensors.push_back({FlatTensor(caches[i], layout), FlatTensor(grads[i], layout),
                        caches[i].scalar_type(), grads[i].scalar_type()});
     elements.add(caches[i].numel());

@@ -56,7 +56,7 @@ class AdamReplay {
 
   void add(const Tensor& param, const Tensor& grad, const Tensor& exp_avg, const Tensor& exp_avg_sq,
            double steps_done) {
-    const Strides layout = pairing_layout(param);
+    const Layout layout = pairing_layout(param);
     tensors_.push_back({FlatTensor(param, layout), FlatTensor(grad, layout),
                         FlatTensor(exp_avg, layout), FlatTensor(exp_avg_sq, layout),
                         param.scalar_type(), grad.scalar_type(), steps_done,

@@ -10,22 +10,21 @@ __global__ void __launch_bounds__(kSweepThreads, 2)
     accumulate_kernel(SweepBatch<AccumulateEntry> batch, Storage grad_type, R alpha, R beta) {
   const SweepPlace place = sweep_place(batch);
   const AccumulateEntry& entry = batch.entries[place.entry];
-  for (int64_t tile = 0; tile < kSweepChunk; tile += kSweepTile<R>) {
-    const int64_t at = place.start + tile + int64_t(threadIdx.x) * kSweepVector<R>;
-    const int count = sweep_count<R>(at, entry.numel);
-    if (count == 0) return;
-    T* cache = static_cast<T*>(entry.cache) + at;
+  T* const cache = static_cast<T*>(entry.cache);
+  for (int64_t tile = 0; tile < kSweepChunk && place.start + tile < entry.numel;
+       tile += kSweepTile<R>) {
+    const SweepPieces<T, R> pieces(place.start + tile, entry.numel);
     SweepVector<R> sum;
-    load_sweep(entry.grad, grad_type, at, count, sum);
+    load_sweep(pieces, entry.grad, grad_type, sum);
 #pragma unroll
     for (int j = 0; j < kSweepVector<R>; ++j) sum[j] *= alpha;
     if (beta != R(0)) {  // else the cache may hold anything, NaN too
       SweepVector<R> before;
-      load_sweep(cache, count, before);
+      load_sweep(pieces, cache, before);
 #pragma unroll
       for (int j = 0; j < kSweepVector<R>; ++j) sum[j] += beta * before[j];
     }
-    store_sweep(cache, count, sum);
+    store_sweep(pieces, cache, sum);
   }
 }
 

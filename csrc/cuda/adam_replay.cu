@@ -2,6 +2,7 @@
 
 #include "../core/arithmetic.h"
 #include "../core/stochastic_rounding.h"
+#include "adam_directions.cuh"
 #include "adam_replay.h"
 #include "sweep.cuh"
 
@@ -9,25 +10,6 @@ namespace hullft {
 namespace {
 
 constexpr int kStepTable = 64;  // steps whose constants are in shared memory at a time
-
-template <typename R>
-struct DeviceMath {
-  __device__ __forceinline__ R root(R v) const { return sqrt(v); }
-  __device__ __forceinline__ R quotient(R a, R b) const { return a / b; }
-  __device__ __forceinline__ R fma(R a, R b, R c) const {
-    if constexpr (sizeof(R) == 8)
-      return ::fma(a, b, c);
-    else
-      return ::fmaf(a, b, c);
-  }
-  // Of two PTX instructions that name no rounding ptxas may make one, whatever stands between them.
-  __device__ __forceinline__ R product(R a, R b) const {
-    if constexpr (sizeof(R) == 8)
-      return __dmul_rn(a, b);
-    else
-      return __fmul_rn(a, b);
-  }
-};
 
 __device__ __forceinline__ double read_value(const void* p, bool wide) {
   return wide ? *static_cast<const double*>(p) : double(*static_cast<const float*>(p));
@@ -60,30 +42,44 @@ struct AdamLane {
   SweepVector<R> param, grad, exp_avg, exp_avg_sq;
 };
 
+// Coupled decay changes the gradient from step to step.
 template <WeightDecay kDecay, typename R>
 __device__ __forceinline__ void take_steps(AdamLane<R>& x, const AdamRates<R>& rates,
                                            const AdamStep<R>* steps, int n) {
+  constexpr bool kCoupled = kDecay == WeightDecay::kCoupled;
+  const DeviceMath<R> math;
+  bool ordinary = !kCoupled && are_ordinary(x.exp_avg, x.exp_avg_sq, x.grad);
   for (int s = 0; s < n; ++s) {
     const AdamStep<R> step = steps[s];
+    SweepVector<R> directions;
 #pragma unroll
     for (int j = 0; j < kSweepVector<R>; ++j) {
       AdamState<R> state{x.param[j], x.exp_avg[j], x.exp_avg_sq[j]};
-      adam_update<kDecay>(state, x.grad[j], rates, step, DeviceMath<R>{});
-      x.param[j] = state.param, x.exp_avg[j] = state.exp_avg, x.exp_avg_sq[j] = state.exp_avg_sq;
+      adam_moments<kDecay>(state, x.grad[j], rates, math);
+      x.exp_avg[j] = state.exp_avg, x.exp_avg_sq[j] = state.exp_avg_sq;
+    }
+    if (kCoupled) ordinary = are_ordinary(x.exp_avg, x.exp_avg_sq, x.exp_avg);
+    make_directions(x.exp_avg, x.exp_avg_sq, step.eps, ordinary, directions);
+#pragma unroll
+    for (int j = 0; j < kSweepVector<R>; ++j) {
+      AdamState<R> state{x.param[j], x.exp_avg[j], x.exp_avg_sq[j]};
+      adam_move<kDecay>(state, directions[j], rates, step, math);
+      x.param[j] = state.param;
     }
   }
 }
 
-// The elements of one thread, of which the first is number `at` of its tensor.
-__device__ __forceinline__ void store_rounded(BFloat16* p, int count,
+using RoundedPieces = SweepPieces<BFloat16, float>;
+
+__device__ __forceinline__ void store_rounded(const RoundedPieces& pieces, BFloat16* p,
                                               const SweepVector<float>& values,
-                                              const RoundingKey& key, int64_t at) {
-  static_assert(kSweepVector<float> == kRoundingGroup, "a thread has one group");
-  const RandomWords random = rounding_words(key, at / kRoundingGroup);
+                                              const RoundingKey& key) {
+  static_assert(RoundedPieces::kCount == kRoundingGroup, "a thread has one group");
+  const RandomWords random = rounding_words(key, pieces.at(0) / kRoundingGroup);
   BFloat16 narrow[kRoundingGroup];
 #pragma unroll
   for (int j = 0; j < kRoundingGroup; ++j) narrow[j] = to_bfloat16(values[j], random, j);
-  store_narrow<float>(p, count, narrow);
+  store_narrow(pieces, p, narrow);
 }
 
 template <typename T, bool kStochastic>
@@ -98,19 +94,18 @@ __global__ void __launch_bounds__(kSweepThreads, 2)
   const int64_t repeats = call.repeats;
   const double decay = DeviceMath<double>{}.product(options.lr, options.weight_decay);
   const AdamRates<R> rates = adam_rates<R>(options, decay);
+  T* const param = static_cast<T*>(entry.param);
+  T* const exp_avg = static_cast<T*>(entry.exp_avg);
+  T* const exp_avg_sq = static_cast<T*>(entry.exp_avg_sq);
   // All threads go through all tiles: the barriers of fill_steps are theirs too.
   for (int64_t tile = 0; tile < kSweepChunk && place.start + tile < entry.numel;
        tile += kSweepTile<R>) {
-    const int64_t at = place.start + tile + int64_t(threadIdx.x) * kSweepVector<R>;
-    const int count = sweep_count<R>(at, entry.numel);
-    T* param = static_cast<T*>(entry.param) + at;
-    T* exp_avg = static_cast<T*>(entry.exp_avg) + at;
-    T* exp_avg_sq = static_cast<T*>(entry.exp_avg_sq) + at;
+    const SweepPieces<T, R> pieces(place.start + tile, entry.numel);
     AdamLane<R> x;
-    load_sweep(param, count, x.param);
-    load_sweep(exp_avg, count, x.exp_avg);
-    load_sweep(exp_avg_sq, count, x.exp_avg_sq);
-    load_sweep(entry.grad, grad_type, at, count, x.grad);
+    load_sweep(pieces, param, x.param);
+    load_sweep(pieces, exp_avg, x.exp_avg);
+    load_sweep(pieces, exp_avg_sq, x.exp_avg_sq);
+    load_sweep(pieces, entry.grad, grad_type, x.grad);
 #pragma unroll
     for (int j = 0; j < kSweepVector<R>; ++j) x.grad[j] *= rates.sign;
     for (int64_t first = 0; first < repeats; first += kStepTable) {
@@ -123,23 +118,24 @@ __global__ void __launch_bounds__(kSweepThreads, 2)
         take_steps<WeightDecay::kDecoupled>(x, rates, steps, n);
     }
     if constexpr (kStochastic)
-      store_rounded(param, count, x.param, {call.seed, entry.place, rounding_step(done)}, at);
+      store_rounded(pieces, param, x.param, {call.seed, entry.place, rounding_step(done)});
     else
-      store_sweep(param, count, x.param);
-    store_sweep(exp_avg, count, x.exp_avg);
-    store_sweep(exp_avg_sq, count, x.exp_avg_sq);
+      store_sweep(pieces, param, x.param);
+    store_sweep(pieces, exp_avg, x.exp_avg);
+    store_sweep(pieces, exp_avg_sq, x.exp_avg_sq);
   }
 }
 
 __global__ void __launch_bounds__(kSweepThreads, 2)
     advance_kernel(SweepBatch<AdamEntry> batch, double repeats) {
-  const int i = int(threadIdx.x);
-  if (i >= batch.n || !batch.entries[i].device_step) return;
-  void* step = const_cast<void*>(batch.entries[i].device_step);
-  if (batch.entries[i].wide_step)
-    *static_cast<double*>(step) += repeats;
-  else
-    *static_cast<float*>(step) += float(repeats);
+  for (int i = int(threadIdx.x); i < batch.n; i += kSweepThreads) {
+    const AdamEntry& entry = batch.entries[i];
+    void* step = const_cast<void*>(entry.device_step);
+    if (entry.wide_step)
+      *static_cast<double*>(step) += repeats;
+    else
+      *static_cast<float*>(step) += float(repeats);
+  }
 }
 
 template <typename T, bool kStochastic = false>
@@ -172,7 +168,8 @@ cudaError_t launch_adam_replay(const AdamEntry* entries, int64_t n, Storage para
 
 cudaError_t launch_advance_steps(const AdamEntry* entries, int64_t n, int64_t repeats,
                                  cudaStream_t stream) {
-  SweepBatch<AdamEntry> batch{};
+  SweepBatch<AdamEntry> batch;
+  batch.n = 0;
   std::unordered_set<const void*> advanced;  // tensors may share a step
   const auto flush = [&] {
     HULLFT_LAUNCH(advance_kernel, dim3(1), dim3(kSweepThreads), 0, stream, batch, double(repeats));

@@ -1,5 +1,7 @@
-// Loads that widen the storage type to the type of the arithmetic, 16 bytes at a time.
+// Loads that widen the storage type to the type of the arithmetic, up to 16 bytes at a time.
 #pragma once
+
+#include <type_traits>
 
 #include "../core/dtypes.h"
 #include "device.cuh"
@@ -8,6 +10,11 @@ namespace hullft {
 
 template <typename T>
 constexpr int kVector = 16 / int(sizeof(T));
+
+// What one load or store moves of kCount elements that lie side by side.
+template <typename T, int kCount>
+using Word = std::conditional_t<kCount * sizeof(T) % 16 == 0, uint4,
+                                std::conditional_t<kCount * sizeof(T) == 8, uint2, uint32_t>>;
 
 template <typename S>
 __device__ __forceinline__ S widen_to(S x) {
@@ -28,18 +35,26 @@ __device__ __forceinline__ S widen_to(Float16 x) {
 #endif
 }
 
+// p must be a multiple of the word's size.
+template <int kCount, typename S, typename T>
+__device__ __forceinline__ void load_words(const T* p, S* out) {
+  constexpr int kStep = int(sizeof(Word<T, kCount>) / sizeof(T));
+  static_assert(kCount % kStep == 0, "whole words only");
+#pragma unroll
+  for (int i = 0; i < kCount; i += kStep) {
+    const auto raw = *reinterpret_cast<const Word<T, kCount>*>(p + i);
+    T values[kStep];
+    memcpy(values, &raw, sizeof raw);
+#pragma unroll
+    for (int j = 0; j < kStep; ++j) out[i + j] = widen_to<S>(values[j]);
+  }
+}
+
 // p must be a multiple of 16 bytes.
 template <int kCount, typename S, typename T>
 __device__ __forceinline__ void load_wide(const T* p, S (&out)[kCount]) {
   static_assert(kCount % kVector<T> == 0, "whole vectors only");
-#pragma unroll
-  for (int i = 0; i < kCount; i += kVector<T>) {
-    const uint4 raw = *reinterpret_cast<const uint4*>(p + i);
-    T values[kVector<T>];
-    memcpy(values, &raw, sizeof raw);
-#pragma unroll
-    for (int j = 0; j < kVector<T>; ++j) out[i + j] = widen_to<S>(values[j]);
-  }
+  load_words<kCount>(p, out);
 }
 
 }  // namespace hullft

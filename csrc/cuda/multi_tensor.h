@@ -1,4 +1,4 @@
-// Sweeps over the elements of many tensors in few launches: the list travels by value in the
+// Sweeps over the elements of many tensors in one launch, or few: the list travels by value in the
 // launch, so that nothing is copied to the device and a launch can be captured in a graph.
 #pragma once
 
@@ -9,10 +9,11 @@ namespace hullft {
 constexpr int kSweepThreads = 256;
 constexpr int64_t kSweepChunk = 16384;  // elements of a block
 
-// Entry has a member numel. A launch may take 4 KB of arguments.
+// Entry has a member numel. A launch may take 32,764 bytes of arguments (from CUDA 12.1 on); some
+// are left for what follows the batch.
 template <typename Entry>
 struct SweepBatch {
-  static constexpr int kMax = (3584 - 8) / int(sizeof(Entry) + sizeof(uint32_t));
+  static constexpr int kMax = (32764 - 256) / int(sizeof(Entry) + sizeof(uint32_t));
 
   Entry entries[kMax];
   uint32_t first_block[kMax + 1];  // of each entry, and their number
@@ -24,7 +25,8 @@ struct SweepBatch {
 template <typename Entry, typename Status, typename Launch>
 Status for_each_batch(const Entry* entries, int64_t n, Status ok, const Launch& launch) {
   constexpr uint32_t kMaxBlocks = 0x7fffffff;
-  SweepBatch<Entry> batch{};
+  SweepBatch<Entry> batch;  // 32 KB that need no zeros
+  batch.n = 0, batch.first_block[0] = 0;
   const auto flush = [&] {
     const Status status = launch(batch, batch.first_block[batch.n]);
     batch.n = 0;

@@ -19,10 +19,6 @@ constexpr int64_t kSweepTile = int64_t(kSweepThreads) * kSweepVector<R>;
 template <typename R>
 using SweepVector = R[kSweepVector<R>];
 
-// Whether whole vectors of 16 bytes make up those elements.
-template <typename T, typename R>
-constexpr bool kSweepsVectors = kSweepVector<R> % kVector<T> == 0;
-
 template <typename T, typename R>
 __device__ __forceinline__ T narrow_to(R x) {
   if constexpr (sizeof(T) == sizeof(BFloat16)) {
@@ -45,59 +41,86 @@ __device__ __forceinline__ T narrow_to(R x) {
   }
 }
 
-template <typename T>
-__device__ __forceinline__ bool starts_vector(const T* p) {
-  return reinterpret_cast<uintptr_t>(p) % 16 == 0;
-}
+// Which elements of a tile a thread has: pieces of at most 16 bytes of T. The threads' pieces lie
+// side by side, so that a warp stores whole sectors.
+template <typename T, typename R>
+struct SweepPieces {
+  static constexpr int kCount = kVector<T> < kSweepVector<R> ? kVector<T> : kSweepVector<R>;
 
-// Elements p[0] .. p[count - 1], zeros past them.
-template <typename R, typename T>
-__device__ __forceinline__ void load_sweep(const T* p, int count, SweepVector<R>& out) {
-  if constexpr (kSweepsVectors<T, R>)
-    if (count == kSweepVector<R> && starts_vector(p)) return load_wide(p, out);
-#pragma unroll
-  for (int j = 0; j < kSweepVector<R>; ++j) out[j] = j < count ? widen_to<R>(p[j]) : R(0);
-}
+  int64_t tile;  // the first element of the tile in its tensor
+  int64_t numel;
 
-template <typename R, typename T>
-__device__ __forceinline__ void store_narrow(T* p, int count, const T (&narrow)[kSweepVector<R>]) {
-  if constexpr (kSweepsVectors<T, R>) {
-    if (count == kSweepVector<R> && starts_vector(p)) {
+  __device__ __forceinline__ SweepPieces(int64_t tile, int64_t numel) : tile(tile), numel(numel) {}
+
+  // Where element j of the thread is in the tensor.
+  __device__ __forceinline__ int64_t at(int j) const {
+    return tile + int64_t(j - j % kCount) * kSweepThreads + int64_t(threadIdx.x) * kCount +
+           j % kCount;
+  }
+
+  // Whether words of the tensor at p make up the tile. All threads of the block agree.
+  template <typename G>
+  __device__ __forceinline__ bool in_words(const G* p) const {
+    return tile + kSweepTile<R> <= numel &&
+           reinterpret_cast<uintptr_t>(p) % sizeof(Word<G, kCount>) == 0;
+  }
+};
+
+// The thread's elements of the tensor at p, zeros past its end.
+template <typename T, typename R, typename G>
+__device__ __forceinline__ void load_sweep(const SweepPieces<T, R>& pieces, const G* p,
+                                           SweepVector<R>& out) {
+  constexpr int kCount = SweepPieces<T, R>::kCount;
+  if (pieces.in_words(p)) {
 #pragma unroll
-      for (int j = 0; j < kSweepVector<R>; j += kVector<T>) {
-        uint4 raw;
-        memcpy(&raw, narrow + j, sizeof raw);
-        *reinterpret_cast<uint4*>(p + j) = raw;
-      }
-      return;
-    }
+    for (int j = 0; j < kSweepVector<R>; j += kCount) load_words<kCount>(p + pieces.at(j), out + j);
+    return;
   }
 #pragma unroll
   for (int j = 0; j < kSweepVector<R>; ++j)
-    if (j < count) p[j] = narrow[j];
+    out[j] = pieces.at(j) < pieces.numel ? widen_to<R>(p[pieces.at(j)]) : R(0);
 }
 
-template <typename R, typename T>
-__device__ __forceinline__ void store_sweep(T* p, int count, const SweepVector<R>& values) {
+template <typename T, typename R>
+__device__ __forceinline__ void store_narrow(const SweepPieces<T, R>& pieces, T* p,
+                                             const T (&narrow)[kSweepVector<R>]) {
+  constexpr int kCount = SweepPieces<T, R>::kCount;
+  if (pieces.in_words(p)) {
+#pragma unroll
+    for (int j = 0; j < kSweepVector<R>; j += kCount) {
+      Word<T, kCount> raw;
+      memcpy(&raw, narrow + j, sizeof raw);
+      *reinterpret_cast<Word<T, kCount>*>(p + pieces.at(j)) = raw;
+    }
+    return;
+  }
+#pragma unroll
+  for (int j = 0; j < kSweepVector<R>; ++j)
+    if (pieces.at(j) < pieces.numel) p[pieces.at(j)] = narrow[j];
+}
+
+template <typename T, typename R>
+__device__ __forceinline__ void store_sweep(const SweepPieces<T, R>& pieces, T* p,
+                                            const SweepVector<R>& values) {
   T narrow[kSweepVector<R>];
 #pragma unroll
   for (int j = 0; j < kSweepVector<R>; ++j) narrow[j] = narrow_to<T>(values[j]);
-  store_narrow<R>(p, count, narrow);
+  store_narrow(pieces, p, narrow);
 }
 
 // The same for a gradient whose type is known at run time alone.
-template <typename R>
-__device__ __forceinline__ void load_sweep(const void* p, Storage type, int64_t offset, int count,
-                                           SweepVector<R>& out) {
+template <typename T, typename R>
+__device__ __forceinline__ void load_sweep(const SweepPieces<T, R>& pieces, const void* p,
+                                           Storage type, SweepVector<R>& out) {
   switch (type) {
     case Storage::kFloat64:
-      return load_sweep(static_cast<const double*>(p) + offset, count, out);
+      return load_sweep(pieces, static_cast<const double*>(p), out);
     case Storage::kBFloat16:
-      return load_sweep(static_cast<const BFloat16*>(p) + offset, count, out);
+      return load_sweep(pieces, static_cast<const BFloat16*>(p), out);
     case Storage::kFloat16:
-      return load_sweep(static_cast<const Float16*>(p) + offset, count, out);
+      return load_sweep(pieces, static_cast<const Float16*>(p), out);
     default:
-      return load_sweep(static_cast<const float*>(p) + offset, count, out);
+      return load_sweep(pieces, static_cast<const float*>(p), out);
   }
 }
 
@@ -118,13 +141,6 @@ __device__ __forceinline__ SweepPlace sweep_place(const SweepBatch<Entry>& batch
       high = middle;
   }
   return {low, int64_t(blockIdx.x - batch.first_block[low]) * kSweepChunk};
-}
-
-// How many of the elements at `at` this thread has.
-template <typename R>
-__device__ __forceinline__ int sweep_count(int64_t at, int64_t numel) {
-  const int64_t left = numel - at;
-  return left <= 0 ? 0 : left < kSweepVector<R> ? int(left) : kSweepVector<R>;
 }
 
 }  // namespace hullft

@@ -24,7 +24,7 @@ void grad_accumulate(std::vector<Tensor> caches, std::vector<Tensor> grads, doub
   std::vector<FlatTensor> flat, written;
   std::map<Storages, std::vector<AccumulateEntry>> groups;
   for (size_t i = 0; i < caches.size(); ++i) {
-    const Strides layout = pairing_layout(caches[i]);
+    const Layout layout = pairing_layout(caches[i]);
     written.emplace_back(caches[i], layout);
     flat.emplace_back(grads[i], layout);
     groups[{storage_of(caches[i]), storage_of(grads[i])}].push_back(

@@ -52,24 +52,26 @@ void adam_replay(std::vector<Tensor> params, std::vector<Tensor> grads,
   const AdamCall call = adam_call(options, repeats, lr_tensor, check_seed(op, seed));
   if (params.empty()) return;
   std::vector<AdamEntry> entries;
+  entries.reserve(params.size());
   for (size_t i = 0; i < params.size(); ++i) {
     entries.push_back(with_step(op, step_list, i, params[0], AdamEntry{}));
     entries.back().place = uint32_t(i);
   }
   const NoGrad no_grad;
   const CudaContext context(op, params[0]);
-  std::vector<FlatTensor> flat, written;
+  std::vector<FlatTensor> read, written;
+  read.reserve(params.size()), written.reserve(3 * params.size());
   std::map<Storages, std::vector<AdamEntry>> groups;
   for (size_t i = 0; i < params.size(); ++i) {
-    const Strides layout = pairing_layout(params[i]);
-    const FlatTensor param(params[i], layout), exp_avg(exp_avgs[i], layout),
-        exp_avg_sq(exp_avg_sqs[i], layout);
-    flat.emplace_back(grads[i], layout);
-    entries[i].param = param.data(), entries[i].grad = flat.back().data();
-    entries[i].exp_avg = exp_avg.data(), entries[i].exp_avg_sq = exp_avg_sq.data();
+    const Layout layout = pairing_layout(params[i]);
+    const auto data_of = [&](std::vector<FlatTensor>& kept, const Tensor& t) {
+      return kept.emplace_back(t, layout).data();
+    };
+    entries[i].param = data_of(written, params[i]), entries[i].grad = data_of(read, grads[i]);
+    entries[i].exp_avg = data_of(written, exp_avgs[i]);
+    entries[i].exp_avg_sq = data_of(written, exp_avg_sqs[i]);
     entries[i].numel = params[i].numel();
     groups[{storage_of(params[i]), storage_of(grads[i])}].push_back(entries[i]);
-    for (const FlatTensor& t : {param, exp_avg, exp_avg_sq}) written.push_back(t);
   }
   for (const auto& [storages, group] : groups)
     check_cuda(op, launch_adam_replay(group.data(), int64_t(group.size()), storages.first,

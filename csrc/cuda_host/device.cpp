@@ -2,6 +2,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <stdexcept>
@@ -9,8 +10,9 @@
 namespace hullft {
 namespace {
 
-// The runtime works with every driver of its major version and those after it.
-constexpr int kWantedDriver = CUDART_VERSION / 1000 * 1000;
+// The runtime works with every driver of its major version and those after it. Launches with more
+// than 4 KB of arguments need 12.1.
+constexpr int kWantedDriver = std::max(CUDART_VERSION / 1000 * 1000, 12010);
 
 // Reductions of a warp's integers and conversions to bfloat16 are instructions of 8.0.
 constexpr int kWantedMajor = 8;

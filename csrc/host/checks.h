@@ -87,8 +87,10 @@ inline std::string device_name(const Tensor& t) {
   }
 }
 
-inline void check_same_device(const char* op, const std::string& name, const Tensor& t,
-                              const std::string& ref_name, const Tensor& ref) {
+// What is named prints itself, so that a name is made for an error alone.
+template <typename Name>
+void check_same_device(const char* op, const Name& name, const Tensor& t, const char* ref_name,
+                       const Tensor& ref) {
   if (t.device() != ref.device())
     value_error(op, name, " is on ", device_name(t), ", ", ref_name, " is on ", device_name(ref));
 }
@@ -114,13 +116,18 @@ inline void check_like(const char* op, const char* name, const Tensor& t, const 
 
 // A storage that was freed or shrunk leaves its tensors' shapes as they were: refuse to read past
 // its end.
-inline void check_storage(const char* op, const std::string& name, const Tensor& t) {
-  if (t.numel() == 0) return;
+template <typename Name>
+void check_storage(const char* op, const Name& name, const Tensor& t) {
+  const int64_t numel = t.numel();
+  if (numel == 0) return;
   int64_t bytes = 0, offset = 0;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(t.get(), &bytes));
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_offset(t.get(), &offset));
-  int64_t last = offset;
-  for (int64_t d = 0; d < t.dim(); ++d) last += (t.size(d) - 1) * t.stride(d);
+  int64_t last = offset + numel - 1;
+  if (!t.is_contiguous()) {
+    last = offset;
+    for (int64_t d = 0; d < t.dim(); ++d) last += (t.size(d) - 1) * t.stride(d);
+  }
   const int64_t wanted = (last + 1) * int64_t(t.element_size());
   if (t.const_data_ptr() == nullptr || wanted > bytes)
     value_error(op, name, " needs ", wanted, " bytes of storage, it has ", bytes);

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -31,14 +32,30 @@ inline bool is_dense(const Tensor& t) {
 
 using Strides = std::vector<int64_t>;
 
-inline bool has_strides(const Tensor& t, const Strides& strides) {
+// The order of a tensor's elements in memory. A model has hundreds of contiguous tensors: those
+// need no list.
+struct Layout {
+  bool contiguous;
+  Strides strides;  // unless contiguous
+};
+
+inline bool has_layout(const Tensor& t, const Layout& layout) {
+  if (layout.contiguous) return t.is_contiguous();
   for (int64_t d = 0; d < t.dim(); ++d)
-    if (t.size(d) > 1 && t.stride(d) != strides[size_t(d)]) return false;
+    if (t.size(d) > 1 && t.stride(d) != layout.strides[size_t(d)]) return false;
   return true;
 }
 
+inline Strides contiguous_strides(const Tensor& t) {
+  Strides strides(size_t(t.dim()));
+  int64_t stride = 1;
+  for (size_t d = strides.size(); d-- > 0; stride *= t.size(int64_t(d))) strides[d] = stride;
+  return strides;
+}
+
 // A temporary of t's dtype and shape.
-inline Tensor empty_with_strides(const Tensor& t, const Strides& strides) {
+inline Tensor empty_with_layout(const Tensor& t, const Layout& layout) {
+  const Strides strides = layout.contiguous ? contiguous_strides(t) : layout.strides;
   int32_t dtype;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &dtype));
   return empty_strided(t, t.dim(), t.sizes().data(), strides.data(), dtype);
@@ -58,36 +75,36 @@ class NoGrad {
 
 // The layout in which t and its companions are paired: its own when that is dense, else that of
 // a contiguous tensor.
-inline Strides pairing_layout(const Tensor& t) {
-  if (is_dense(t)) return {t.strides().begin(), t.strides().end()};
-  Strides strides(size_t(t.dim()));
-  int64_t stride = 1;
-  for (size_t d = strides.size(); d-- > 0; stride *= t.size(int64_t(d))) strides[d] = stride;
-  return strides;
+inline Layout pairing_layout(const Tensor& t) {
+  if (t.is_contiguous() || !is_dense(t)) return {true, {}};
+  return {false, {t.strides().begin(), t.strides().end()}};
 }
 
 // A tensor in a given layout: itself, or a copy where its strides are others.
 class FlatTensor {
  public:
-  FlatTensor(const Tensor& t, const Strides& layout) : original_(t), flat_(t) {
-    if (!has_strides(t, layout)) {
-      flat_ = empty_with_strides(t, layout);
-      torch::stable::copy_(flat_, t);
-      copied_ = true;
+  FlatTensor(const Tensor& t, const Layout& layout) {
+    if (has_layout(t, layout)) {
+      data_ = t.mutable_data_ptr();
+      return;
     }
-    data_ = flat_.mutable_data_ptr();
+    copy_.emplace(Copy{t, empty_with_layout(t, layout)});
+    torch::stable::copy_(copy_->flat, t);
+    data_ = copy_->flat.mutable_data_ptr();
   }
 
   void* data() const { return data_; }
 
   // Puts what was written to a copy where it belongs.
   void write_back() {
-    if (copied_) torch::stable::copy_(original_, flat_);
+    if (copy_) torch::stable::copy_(copy_->original, copy_->flat);
   }
 
  private:
-  Tensor original_, flat_;
-  bool copied_ = false;
+  struct Copy {
+    Tensor original, flat;
+  };
+  std::optional<Copy> copy_;
   void* data_;
 };
 

@@ -13,7 +13,8 @@
 
 namespace hullft {
 
-inline void check_not_negative(const char* op, const std::string& name, double value) {
+template <typename Name>
+void check_not_negative(const char* op, const Name& name, double value) {
   if (!(value >= 0) || std::isinf(value))
     value_error(op, name, " must be finite and >= 0, got ", value);
 }
@@ -46,7 +47,8 @@ inline void check_companion(const char* op, const TensorList& list, size_t i, co
   check_storage(op, entry(list, i), list[i]);
 }
 
-inline void check_one_value(const char* op, const std::string& name, const Tensor& t) {
+template <typename Name>
+void check_one_value(const char* op, const Name& name, const Tensor& t) {
   const ScalarType type = t.scalar_type();
   if (t.numel() != 1 || (type != ScalarType::Float && type != ScalarType::Double))
     value_error(op, name, " must hold one float32 or float64 value, got ", dtype_name(type),
@@ -88,8 +90,9 @@ inline double read_value(const Tensor& t) {
 
 // A learning rate in a tensor. One that lies on a GPU is read by the launch, unchecked; then this
 // is 0.
-inline double read_lr_tensor(const char* op, const std::string& name, const Tensor& lr,
-                             const std::vector<Tensor>& params) {
+template <typename Name>
+double read_lr_tensor(const char* op, const Name& name, const Tensor& lr,
+                      const std::vector<Tensor>& params) {
   check_one_value(op, name, lr);
   if (!lr.is_cpu()) {
     if (!params.empty()) check_same_device(op, name, lr, "the first tensor", params[0]);

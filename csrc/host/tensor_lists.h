@@ -24,9 +24,17 @@ struct TensorList {
   size_t size() const { return tensors.size(); }
 };
 
-inline std::string entry(const TensorList& list, size_t i) {
-  return std::string(list.name) + "[" + std::to_string(i) + "]";
+// A tensor's name, for messages.
+struct Entry {
+  const char* list;
+  size_t index;
+};
+
+inline std::ostream& operator<<(std::ostream& out, const Entry& entry) {
+  return out << entry.list << "[" << entry.index << "]";
 }
+
+inline Entry entry(const TensorList& list, size_t i) { return {list.name, i}; }
 
 inline std::string shape_of(const Tensor& t) {
   std::ostringstream text;
@@ -120,7 +128,7 @@ class OverlapCheck {
   };
 
   // Elements from the first to the last, both included.
-  int64_t extent_of(const Tensor& t, const std::string& name, bool written) const {
+  int64_t extent_of(const Tensor& t, const Entry& name, bool written) const {
     if (t.is_contiguous()) return t.numel();
     std::vector<std::pair<int64_t, int64_t>> stride_size;
     for (int64_t d = 0; d < t.dim(); ++d)

@@ -7,7 +7,7 @@ them.
 
 import operator
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -207,6 +207,19 @@ def check_gradient(op: str, i: int, param: Tensor, grad: object, advice: str) ->
     check_storage(op, f"parameter {i}", param)
     if grad.device != param.device:
         raise ValueError(f"{op}: {name} is on {grad.device}, the parameter on {param.device}")
+
+
+def is_plain(tensors: Iterable[Tensor]) -> bool:
+    """Whether none is of a subclass, such as DTensor."""
+    return {*map(type, tensors)} <= {Tensor, torch.nn.Parameter}
+
+
+def are_alike(tensors: Sequence[Tensor]) -> bool:
+    """Whether there are some, all plain, dense and on one device that has memory."""
+    if not tensors or not is_plain(tensors) or tensors[0].is_meta:
+        return False
+    places = {(tensor.device, tensor.layout) for tensor in tensors}
+    return len(places) == 1 and tensors[0].layout == torch.strided
 
 
 def is_sharded(tensor: Tensor) -> bool:

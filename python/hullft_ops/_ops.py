@@ -80,6 +80,13 @@ def local(tensor: Any) -> Tensor:
     return here
 
 
+def locals_of(columns: tuple[list[Tensor], ...]) -> tuple[list[Tensor], ...]:
+    """The local parts of all columns; the first says whether there are DTensors."""
+    if _checks.is_plain(columns[0]):
+        return columns
+    return tuple([local(tensor) for tensor in column] for column in columns)
+
+
 def count_writes(tensors: Iterable[Tensor]) -> None:
     """Count the writes of DTensors. A DTensor and its local part have separate versions."""
     torch.autograd.graph.increment_version([t for t in tensors if _checks.is_sharded(t)])

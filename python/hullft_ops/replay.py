@@ -7,7 +7,9 @@ consecutive steps with one gradient are one sweep over memory, whatever their nu
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain
+from contextlib import suppress
+from itertools import chain, compress
+from operator import itemgetter
 from typing import Any, overload
 
 import torch
@@ -15,9 +17,10 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from hullft_ops import _checks
-from hullft_ops._ops import by_device, call, count_writes, local
+from hullft_ops._ops import by_device, call, count_writes, locals_of
 
 _STATE = ("step", "exp_avg", "exp_avg_sq")
+_OF_STATE = itemgetter("exp_avg", "exp_avg_sq", "step")  # as the operator takes them
 # torch.optim.Adam's other options. Keeping them makes a state_dict work in both directions.
 _TORCH_OPTIONS: dict[str, Any] = {"foreach": None, "fused": None, "maximize": False}
 _TORCH_OPTIONS |= {"amsgrad": False, "capturable": False, "differentiable": False}
@@ -186,21 +189,25 @@ class ReplayAdam(Optimizer):
                 loss = closure()
         if grads is not None:
             self._check_known(grads)
-        rows = [(group, list(self._rows(group, grads))) for group in self.param_groups]
-        calls = [
-            (
-                tuple([local(tensor) for tensor in column] for column in columns),
-                _step_options(group, repeats, self._seed_of(group, columns[0][0])),
-            )
-            for group, found in rows
-            for columns in by_device(found)
+        columns = [
+            (group, found) for group in self.param_groups for found in self._columns(group, grads)
         ]
-        if len(calls) > 1:  # a single call checks its tensors before it writes
-            _check_together(calls)
-        for columns, options in calls:
-            call("adam_replay_", *columns, **options)
-        for _, found in rows:
-            count_writes(t for param, _, *moments, _ in found for t in (param, *moments))
+        calls = [
+            (locals_of(found), _step_options(group, repeats, self._seed_of(group, found[0][0])))
+            for group, found in columns
+        ]
+        try:
+            if len(calls) > 1:  # a single call checks its tensors before it writes
+                _check_together(calls)
+            for tensors, options in calls:
+                call("adam_replay_", *tensors, **options)
+        except Exception:
+            for group in self.param_groups:  # names a tensor by its parameter, if one is wrong
+                list(self._rows(group, grads))
+            raise
+        for _, (params, _, exp_avgs, exp_avg_sqs, _) in columns:
+            if not _checks.is_plain(params):
+                count_writes(chain(params, exp_avgs, exp_avg_sqs))
         return loss
 
     @torch.no_grad()
@@ -277,6 +284,23 @@ class ReplayAdam(Optimizer):
                     f"ReplayAdam.step: key {i} of grads, of shape {list(param.shape)}, is not a "
                     "parameter of this optimizer"
                 )
+
+    def _columns(
+        self, group: dict[str, Any], grads: Mapping[Tensor, Tensor] | None
+    ) -> list[tuple[list[Tensor], ...]]:
+        """Parameters, gradients, moments and step counts that will move, for each device.
+
+        A model has hundreds. Of plain tensors on one device, the operator checks the rest.
+        """
+        given = [p.grad if grads is None else grads.get(p) for p in group["params"]]
+        moving = [grad is not None for grad in given]
+        params, found = (list(compress(column, moving)) for column in (group["params"], given))
+        if _checks.are_alike(params + found):
+            states = [self.state[param] or self._state_of(param, group) for param in params]
+            with suppress(KeyError):
+                moments_and_steps = map(list, zip(*map(_OF_STATE, states), strict=True))
+                return [(params, found, *moments_and_steps)]
+        return list(by_device(list(self._rows(group, grads))))
 
     def _rows(
         self, group: dict[str, Any], grads: Mapping[Tensor, Tensor] | None

@@ -2,7 +2,7 @@
 
 import torch
 
-from adam_problems import OPTIONS, make_tensors
+from adam_problems import OPTIONS, AdamTensors, make_tensors
 from cuda_sim.checks import case
 from cuda_sim.library import Launch, Library
 from hullft_ops import reference
@@ -124,9 +124,45 @@ def adam_stochastic(library: Library, seed: int) -> None:
 
 
 @case
+def adam_directions(library: Library, seed: int) -> None:
+    """Quotients of numbers of any size, alone in a thread and among others: all moments stay as
+    they are, and the parameter becomes the direction."""
+    numbers = [0.0, -0.0, 1.0, -3.7, 2**-81, 2**-126, -(2**-149), 2.9e-37, 2.1e11, 3e38]
+    numbers += [float("inf"), float("nan"), 1 - 2**-24, 2**-80]
+    squares = [*(abs(x) for x in numbers), -1.0, 2**-141, 2**-142, 3.3e-31, 1e22, 7e22, 1e23]
+    generator = torch.Generator().manual_seed(0)
+    wide = (torch.rand(2, 900, generator=generator) * 240 - 120).exp2()
+    usual = 1e-4 * torch.randn(2, 600, generator=generator)
+    pairs = torch.cartesian_prod(torch.tensor(numbers), torch.tensor(squares))
+    m, v = (
+        torch.cat([pairs[:, i], wide[i], usual[i].pow(1 + i), pairs[:, i].repeat_interleave(8)])
+        for i in range(2)
+    )
+    keep = 1 - 2.0**-30  # what it leaves of a float32 is that
+    for eps, decay in (
+        (1e-8, 0.0), (0.0, 0.0), (2.0**-50, 0.0), (2.0**-45, 0.0), (1e10, 0.0), (1e30, 0.0),
+        (1e-8, 0.5), (2 - 2.0**-22, 0.0), (2 - 2.0**-23, 0.0),
+    ):  # fmt: skip
+        tensors = AdamTensors(
+            [-torch.zeros_like(m)], [torch.zeros_like(m)], [m.clone()], [v.clone()],
+            [torch.tensor(1e12)],
+        )  # fmt: skip
+        library.adam_replay_(
+            tensors, 1, lr=1.0, beta1=keep, beta2=keep, eps=eps, weight_decay=decay,
+            launch=Launch(seed),
+        )  # fmt: skip
+        root = v.double().sqrt().float()  # torch rounds that of float32 otherwise now and then
+        got, wanted = tensors.params[0], -(tensors.exp_avgs[0] / (root + eps))
+        assert torch.equal(tensors.exp_avg_sqs[0].nan_to_num(), v.nan_to_num())
+        assert torch.equal(got.isnan(), wanted.isnan())
+        number = ~wanted.isnan()
+        assert torch.equal(got[number].view(torch.int32), wanted[number].view(torch.int32))
+
+
+@case
 def adam_many_tensors(library: Library, seed: int) -> None:
     """More tensors than one launch takes, with a rest that does not fill another."""
-    sizes = [0 if i % 7 == 3 else 1 + i % 5 for i in range(150)]
+    sizes = [0 if i % 7 == 3 else 1 + i % 5 for i in range(600)]
     check_adam(library, torch.float32, torch.float32, sizes, 1, Launch(seed), device_steps=True)
 
 
@@ -143,7 +179,7 @@ def accumulate(library: Library, seed: int) -> None:
         (b16, f32, [300, 5], 0.5, 0),
         (f16, f64, [9, 2050], -2.0, 1),
         (f64, b16, [33], 0.0, 0),
-        (f32, f32, [2] * 200, 1.0, 3),
+        (f32, f32, [2] * 20, 1.0, 3),
     ):
         caches, grads = normal(sizes, cache_dtype), normal(sizes, grad_dtype)
         if beta == 0:

@@ -92,5 +92,29 @@ inline double __dmul_rn(double a, double b) {
   return product;
 }
 
+// a b + c, rounded up.
+inline float __fmaf_ru(float a, float b, float c) {
+  const double product = double(a) * double(b), sum = product + double(c);
+  const double added = sum - product;
+  const double lost = (product - (sum - added)) + (double(c) - added);
+  const float nearest = float(sum);
+  const bool below = double(nearest) < sum || (double(nearest) == sum && lost > 0);
+  return below ? std::nextafter(nearest, INFINITY) : nearest;
+}
+
+namespace cusim {
+// What the hardware may make of a number: the nearest one, or that above or below it.
+inline float estimate(double exact) {
+  const float nearest = float(exact);
+  if (exact == 0 || !std::isfinite(nearest)) return nearest;
+  uint32_t bits;
+  memcpy(&bits, &nearest, sizeof bits);
+  bits += (bits * 2654435761u >> 16) % 3 - 1;
+  float near;
+  memcpy(&near, &bits, sizeof near);
+  return near;
+}
+}  // namespace cusim
+
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
