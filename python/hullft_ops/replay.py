@@ -219,8 +219,8 @@ class ReplayAdam(Optimizer):
         """
         kept = [s[name] for s in self.state.values() for name in _STATE if name in s]
         # A launch for each tensor would take the host longer than the device.
-        for (tensors,) in by_device([(local(tensor),) for tensor in kept]):
-            torch._foreach_zero_(tensors)
+        for found in by_device([(tensor,) for tensor in kept]):
+            torch._foreach_zero_(*locals_of(found))
         count_writes(kept)
 
     @torch.no_grad()
