@@ -55,8 +55,6 @@ from hullft_ops.ttft.retrieval.support import Support, SupportSelector
 from hullft_ops.ttft.store.base import Store
 from hullft_ops.ttft.store.embedding import Embedder, check_embedder
 
-__all__ = ["AdaptationReport", "TestTimeFinetuner"]
-
 
 class TestTimeFinetuner:
     """Finetunes a causal language model on a prompt's neighbours, and undoes it.
@@ -111,6 +109,8 @@ class TestTimeFinetuner:
         cache_dir: folder that keeps the trained parameters of each support and settings, so that a
             prompt that comes again gets the same bits without a pass. None to keep nothing.
         cache_bytes: size of that folder; the entries that nobody used for longest go.
+        on_step: called with the number of steps so far: 0 before the first, then after those with
+            each gradient. Not for what ``cache_dir`` has. ``seconds`` counts its time too.
 
     Raises:
         TypeError: a count is not an int, a norm or rate no number, or the method not callable.
@@ -148,6 +148,7 @@ class TestTimeFinetuner:
         expert_temperature: float | None = None,
         cache_dir: str | Path | None = None,
         cache_bytes: int = DEFAULT_BYTES,
+        on_step: Callable[[int], object] | None = None,
     ) -> None:
         n_select = check_integer("TestTimeFinetuner", "n_select", n_select, 0, MAX_STEPS)
         if not callable(refresh):
@@ -168,12 +169,11 @@ class TestTimeFinetuner:
         self.context = context
         self._max_length = context_length("TestTimeFinetuner", model, tokenizer, max_length)
         # The length of training texts limits what the model reads only if nothing else does.
-        known = known_context("TestTimeFinetuner", model, tokenizer)
-        self._context = self._max_length if known is None else known
+        self._context = known_context("TestTimeFinetuner", model, tokenizer) or self._max_length
         autocast = autocast_dtype(dtype, model.device)
         settings: dict[str, Any] = {"lr": lr, "order": order, "schedule": schedule}
         settings |= {"max_grad_norm": max_grad_norm, "autocast": autocast}
-        self._trainer = SupportTrainer(model, trained, **settings)
+        self._trainer = SupportTrainer(model, trained, on_step=on_step, **settings)
         merged = None if experts is None else (experts.digest, expert_scale)
         self._cache = AdaptationCache(
             cache_dir, cache_bytes, model, trained, settings | {"experts": merged}

@@ -19,12 +19,8 @@ class AdaptationReport:
 
     Seconds are wall-clock. On CUDA those of ``save``, ``merge``, ``forward``, ``backward``,
     ``step`` and ``prefill`` come from events in the GPU's stream, so measuring never waits for the
-    GPU.
-    Inside the with block, `save_adapter` and `save_pretrained` keep the adaptation. Copies of the
-    report hold the numbers alone.
-
-    Seconds are wall-clock. On CUDA those of ``save``, ``forward``, ``backward``, ``step`` and
-    ``prefill`` come from events in the GPU's stream, so measuring never waits for the GPU.
+    GPU. Inside the with block, `save_adapter` and `save_pretrained` keep the adaptation. Copies of
+    the report hold the numbers alone.
 
     Attributes:
         method, n_select, order: the finetuner's arguments, the method by its name.

@@ -25,10 +25,11 @@ from hullft_ops.ttft.evaluation.corpus import Prompt, normalised
 from hullft_ops.ttft.evaluation.results import MERGE, ResultsFile, Row, fingerprint
 from hullft_ops.ttft.evaluation.sift_reuse import PickedSift, in_runs
 from hullft_ops.ttft.experts.folder import Experts
-from hullft_ops.ttft.finetuner import AdaptationReport, TestTimeFinetuner
+from hullft_ops.ttft.finetuner import TestTimeFinetuner
 from hullft_ops.ttft.model.context import scored_context
 from hullft_ops.ttft.model.memory import out_of_memory_explained
 from hullft_ops.ttft.model.scoring import BitsPerByte, score_text
+from hullft_ops.ttft.report import AdaptationReport
 from hullft_ops.ttft.retrieval.methods import Sift
 from hullft_ops.ttft.retrieval.support import Support
 from hullft_ops.ttft.store.datastore import Datastore

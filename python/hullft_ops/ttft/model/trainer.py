@@ -42,6 +42,7 @@ class SupportTrainer:
         schedule: schedule of the learning rate, see `learning_rate_factor`.
         max_grad_norm: norm to clip every gradient to; None for no clipping.
         autocast: dtype of the forward pass; None for the model's own.
+        on_step: called with the number of steps so far: 0 before the first, then after each sweep.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class SupportTrainer:
         schedule: str,
         max_grad_norm: float | None,
         autocast: torch.dtype | None,
+        on_step: Callable[[int], object] | None = None,
     ) -> None:
         check_choice("order", order, ORDERS)
         check_choice("schedule", schedule, SCHEDULES)
@@ -64,6 +66,7 @@ class SupportTrainer:
         self._schedule = schedule
         self._max_grad_norm = check_limit("max_grad_norm", max_grad_norm)
         self._autocast = autocast
+        self._on_step = on_step or (lambda steps: None)
         self._optimizer = hullft_ops.ReplayAdam(trained, lr=lr)
         self._loss = MeanLoss(model)
 
@@ -130,6 +133,7 @@ class SupportTrainer:
             fresh = sum(sweep.fresh for sweep in sweeps)
             losses = torch.empty(fresh, dtype=torch.float64, device=self._model.device)
             tokens = [torch.tensor(text, device=self._model.device) for text in texts]
+            self._on_step(0)
             for sweep in sweeps:
                 if budget and not budget.allows(len(texts[sweep.example]), fresh=sweep.fresh):
                     break
@@ -151,6 +155,7 @@ class SupportTrainer:
                 torch.clear_autocast_cache()
                 taken[sweep.example] += sweep.repeats
                 done += sweep.repeats
+                self._on_step(done)
             self._optimizer.zero_grad(set_to_none=True)
         # Read all losses together at the end. Reading each one would stall a GPU every time, and
         # reading none would leave the GPU's work out of the time.
