@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -23,7 +23,7 @@ from hullft_ops.ttft.store.base import Store
 # Okabe and Ito's colours, which colour-blind readers tell apart.
 _BLUE, _RED, _GREEN, _ORANGE, _GREY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#999999"
 _LISTED, _EXCERPT = 5, 115
-_CENTRED = {"ha": "center", "va": "center"}
+_CENTRED: dict[str, Any] = {"ha": "center", "va": "center"}
 
 
 def plot_adaptation(
@@ -62,7 +62,12 @@ def plot_adaptation(
     _draw_embeddings(left, report, store, query, experts, pool_size)
     _draw_scores(right, scores)
     # Texts may have what matplotlib reads as mathematics.
-    look = {"family": "monospace", "fontsize": 8, "linespacing": 1.5, "parse_math": False}
+    look: dict[str, Any] = {
+        "family": "monospace",
+        "fontsize": 8,
+        "linespacing": 1.5,
+        "parse_math": False,
+    }
     figure.text(0.03, 0.19, "\n".join(_lines(report, store)), va="top", **look)
     with replacing(Path(path)) as temporary, warnings.catch_warnings():
         # Its font lacks some scripts, and draws boxes for them.
@@ -96,7 +101,9 @@ def _draw_embeddings(
 
     _, [near] = store.search(query[None], min(pool_size, len(store)))
     around = torch.cat([store.embeddings[near], query[None]])
-    _, singular, components = torch.linalg.svd(around - around.mean(0))
+    centre = around.mean(0)
+    _, singular, components = torch.linalg.svd(around - centre)
+    plane: torch.Tensor = components[:2].T
     shares = (100 * singular.square() / singular.square().sum()).tolist()
     axes.set_xlabel(f"first principal component ({shares[0]:.0f} % of the variance)")
     axes.set_ylabel(f"second ({shares[1]:.0f} %)")
@@ -104,17 +111,19 @@ def _draw_embeddings(
     axes.set_title(title if report.indices else "No text is trained on", loc="left")
 
     def placed(points: torch.Tensor) -> torch.Tensor:
-        return (points - around.mean(0)) @ components[:2].T
+        return (points - centre) @ plane
 
     def draw(
         points: torch.Tensor, label: str, color: str, marker: str, sizes: list[float], *names: str
     ) -> None:
-        axes.scatter(*placed(points).T, sizes, color, marker=marker, edgecolor="white")
+        x, y = placed(points).T.tolist()
+        axes.scatter(x, y, sizes, color, marker=marker, edgecolor="white")
         axes.scatter([], [], 60, color, marker=marker, label=label)
         # A name beside its marker, away from the mean, hides neither.
         directions = torch.nn.functional.normalize(placed(points) - placed(mean[None]))
         offsets = directions * (torch.tensor(sizes)[:, None].sqrt() / 2 + 7)
-        for name, place, beside in zip(names, placed(points), offsets, strict=False):
+        places = zip(names, zip(x, y, strict=True), offsets.tolist(), strict=False)
+        for name, place, beside in places:
             note = axes.annotate(
                 name, place, beside, textcoords="offset points", color=color, **_CENTRED
             )
@@ -126,7 +135,7 @@ def _draw_embeddings(
     if report.indices:
         corners, angles = placed(chosen), torch.linspace(0, 2 * math.pi, 721)
         farthest = (corners @ torch.stack([angles.cos(), angles.sin()])).argmax(0)
-        axes.fill(*corners[farthest].T, facecolor=f"{_BLUE}22", edgecolor=_BLUE)
+        axes.fill(*corners[farthest].T.tolist(), facecolor=f"{_BLUE}22", edgecolor=_BLUE)
         names = map(str, range(1, _LISTED + 1))
         draw(chosen, "trained on, sized by steps", _BLUE, "o", _sizes(report.steps_taken), *names)
         label = f"weighted mean, {report.residual:.2f} from the prompt"
@@ -151,6 +160,8 @@ def _sizes(amounts: Sequence[float]) -> list[float]:
 
 
 def _draw_scores(axes: "Axes", scores: Sequence[tuple[int, float]]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     steps, bits = zip(*scores, strict=True)
     axes.axhline(bits[0], color=_GREY, linestyle="--")
     axes.plot(steps, bits, "o-", color=_BLUE, clip_on=False)
@@ -158,7 +169,7 @@ def _draw_scores(axes: "Axes", scores: Sequence[tuple[int, float]]) -> None:
     title = f"Bits per byte of the prompt: {bits[0]:.3f} before, {bits[-1]:.3f} after"
     axes.set_title(title, loc="left")
     axes.set(xlabel="optimizer steps", ylabel="bits per byte (lower is better)")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)
 
 
