@@ -1,7 +1,8 @@
 """The examples of the README and of the guides run as written.
 
-A page's blocks run one after the other in an empty directory: Python in one namespace, and in the
-guides every line of the shell blocks, which begin with ``hullft-ops``.
+A page's blocks run one after the other in a directory that has ``docs`` and nothing else: Python in
+one namespace and, of all pages but the README, the lines of shell blocks, which begin with
+``hullft-ops``.
 """
 
 import os
@@ -42,6 +43,7 @@ def test_there_are_blocks() -> None:
 @pytest.mark.parametrize("page", WITH_BLOCKS, ids=lambda page: page.stem)
 def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
     namespace: dict[str, Any] = {}
     for number, (kind, text) in enumerate(blocks(page)):
         if kind == "python":

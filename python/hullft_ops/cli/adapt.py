@@ -91,6 +91,10 @@ def adapt(
         typer.Option(help="New folder for the adaptation, as a LoRA that PEFT and vLLM load."),
     ] = None,
     save_rank: Annotated[int, typer.Option(min=1, help="Rank of that LoRA.")] = 16,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="PNG file: the texts and experts chosen, bits per byte over the steps."),
+    ] = None,
 ) -> None:
     """Adapt to a prompt: what was retrieved, bits per byte before and after, a continuation."""
     given = locals()
@@ -106,7 +110,7 @@ def adapt(
         if generate is None:
             generate = corpus is not None
         length = max_new_tokens if generate else None
-        _run(chosen, text, seconds, length, device or "cpu", save, save_rank)
+        _run(chosen, text, seconds, length, device or "cpu", save, save_rank, plot)
 
 
 def _prompt(prompt: str | None, file: Path | None) -> str:
@@ -132,12 +136,14 @@ def _run(
     device: str,
     folder: Path | None,
     rank: int,
+    picture: Path | None,
 ) -> None:
     """Adapt to ``prompt``, in ``budget`` seconds if given, and print the results.
 
     Prints the retrieved texts with weights and counts, the prompt's bits per byte before and after,
     seconds and, unless ``max_new_tokens`` is None, a continuation. The model runs on ``device``.
-    Unless ``folder`` is None, a LoRA of that ``rank`` is written into it.
+    Unless ``folder`` is None, a LoRA of that ``rank`` is written into it; unless ``picture`` is
+    None, a plot into that file.
 
     Raises:
         ConfigError, InputError: something cannot be loaded, or the model cannot adapt to the
@@ -145,13 +151,16 @@ def _run(
         FileExistsError: there is something at ``folder``.
         torch.OutOfMemoryError: memory ran out; the message says what to lower.
     """
+    import torch
+
     from hullft_ops.ttft._files import replaceable
     from hullft_ops.ttft.evaluation.config import ConfigError, finetuner_options, open_experts
     from hullft_ops.ttft.evaluation.inputs import open_store
     from hullft_ops.ttft.finetuner import TestTimeFinetuner
     from hullft_ops.ttft.model.loading import checked_device, load_model
     from hullft_ops.ttft.model.memory import out_of_memory_explained
-    from hullft_ops.ttft.store.embedding import open_embedder
+    from hullft_ops.ttft.plot import check_plot, plot_adaptation
+    from hullft_ops.ttft.store.embedding import encode_checked, open_embedder
 
     if len(config.configurations) != 1:
         raise ConfigError(f"adapt takes one configuration, got {len(config.configurations)}")
@@ -163,6 +172,11 @@ def _run(
             raise ConfigError("--save needs n_select or n_experts above 0: else nothing changes")
         # Refused before the work, not after it.
         replaceable(folder, overwrite=False)
+    if picture is not None:
+        try:
+            check_plot(picture)
+        except (ImportError, ValueError) as error:
+            raise ConfigError(str(error)) from error
     if config.store is not None:
         found: Datastore | Path = open_store(config.store)
     elif config.corpus is not None:
@@ -177,8 +191,15 @@ def _run(
     )
     embedder, experts = open_embedder(config.embedder), open_experts(config.experts)
     store = _store_of(found, embedder) if isinstance(found, Path) else found
+    scores: list[tuple[int, float]] = []
+
+    def score(steps: int) -> None:
+        scores.append((steps, ttft.score_text(prompt).value))
+
     try:
         given = finetuner_options(settings, config.seed, experts)
+        # Within a budget, scoring would take the time of steps.
+        given["on_step"] = score if picture is not None and budget is None else None
         ttft = TestTimeFinetuner(model, tokenizer, store, embedder, **given)
     # A file's values may have any type.
     except (TypeError, ValueError) as error:
@@ -233,6 +254,12 @@ def _run(
         )
     if saved is not None:
         out.print(_said(saved, folder, rank), highlight=False, soft_wrap=True, markup=False)
+    if picture is not None:
+        scores = [(0, before), *scores, (report.optimizer_steps, after)]
+        query = torch.from_numpy(encode_checked("adapt", embedder, [prompt])[0])
+        pool_size = given.get("pool_size", 200)
+        plot_adaptation(picture, report, store, query, scores, experts=experts, pool_size=pool_size)
+        out.print(f"plot: {printable(picture)}", highlight=False, soft_wrap=True, markup=False)
     if continued is not None:
         # Rich would wrap it, turn tabs into spaces and read some of it as markup.
         shown = printable(continued, lines=True) if out.is_terminal else continued

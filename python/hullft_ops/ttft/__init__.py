@@ -5,10 +5,12 @@ from hullft_ops._extras import missing
 try:
     from hullft_ops.ttft.adapted_model import SavedAdapter
     from hullft_ops.ttft.experts import Experts, build_experts
-    from hullft_ops.ttft.finetuner import AdaptationReport, TestTimeFinetuner
+    from hullft_ops.ttft.finetuner import TestTimeFinetuner
     from hullft_ops.ttft.model.loading import load_model
     from hullft_ops.ttft.model.memory import keep_freed_memory
     from hullft_ops.ttft.model.scoring import BitsPerByte, bits_per_byte, score_text
+    from hullft_ops.ttft.plot import plot_adaptation
+    from hullft_ops.ttft.report import AdaptationReport
     from hullft_ops.ttft.retrieval.activeft import Retriever
     from hullft_ops.ttft.retrieval.methods import SelectionMethod
     from hullft_ops.ttft.retrieval.support import Support
@@ -49,6 +51,7 @@ __all__ = [
     "keep_freed_memory",
     "load_embedder",
     "load_model",
+    "plot_adaptation",
     "score_text",
     "tiny_lm_path",
 ]

@@ -49,8 +49,6 @@ from hullft_ops.ttft.store.base import Store
 from hullft_ops.ttft.store.embedding import Embedder, check_embedder
 from hullft_ops.ttft.training import TrainedAdapter, train_adapters, train_model
 
-__all__ = ["AdaptationReport", "TestTimeFinetuner"]
-
 
 class TestTimeFinetuner:
     """Finetunes a causal language model on a prompt's neighbours, and undoes it.
@@ -106,6 +104,8 @@ class TestTimeFinetuner:
         cache_dir: folder that keeps trained parameters, so that a prompt that comes again gets the
             same bits without a pass. None to keep nothing.
         cache_bytes: size of that folder; the entries that nobody used for longest go.
+        on_step: called with the number of steps so far: 0 before the first, then after those with
+            each gradient. Not for what ``cache_dir`` has. ``seconds`` counts its time too.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type or is out of range, a name is unknown,
@@ -144,6 +144,7 @@ class TestTimeFinetuner:
         expert_temperature: float | None = None,
         cache_dir: str | Path | None = None,
         cache_bytes: int = DEFAULT_BYTES,
+        on_step: Callable[[int], object] | None = None,
     ) -> None:
         n_select = check_integer("TestTimeFinetuner", "n_select", n_select, 0, MAX_STEPS)
         if not callable(refresh):
@@ -171,7 +172,7 @@ class TestTimeFinetuner:
         self._settings = settings
         self._reported: dict[str, Any] = {"method": self.method, "n_select": n_select}
         self._reported |= {"refresh": refresh, "order": order}
-        self._trainer = SupportTrainer(model, trained, **settings, graphs=graphs)
+        self._trainer = SupportTrainer(model, trained, **settings, graphs=graphs, on_step=on_step)
         merged = {"experts": None if experts is None else (experts.digest, expert_scale)}
         self._cache = AdaptationCache(cache_dir, cache_bytes, model, trained, settings | merged)
         self._trained = trained

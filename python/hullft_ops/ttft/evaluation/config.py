@@ -19,7 +19,7 @@ from hullft_ops.ttft.tiny import default_lr
 
 Settings = dict[str, Any]
 
-_INPUTS = ("model", "tokenizer", "store", "embedder", "experts")
+_INPUTS = ("model", "tokenizer", "store", "embedder", "experts", "on_step")
 _DEFAULTS = {
     name: parameter.default
     for name, parameter in inspect.signature(TestTimeFinetuner).parameters.items()

@@ -50,6 +50,7 @@ class SupportTrainer:
         max_grad_norm: norm to clip every gradient to; None for no clipping.
         autocast: dtype of the forward pass; None for the model's own.
         graphs: on CUDA, capture passes in graphs and replay them, see `PassGraphs`.
+        on_step: called with the number of steps so far: 0 before the first, then after each sweep.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class SupportTrainer:
         max_grad_norm: float | None,
         autocast: torch.dtype | None,
         graphs: bool = True,
+        on_step: Callable[[int], object] | None = None,
     ) -> None:
         check_choice("order", order, ORDERS)
         check_choice("schedule", schedule, SCHEDULES)
@@ -73,6 +75,7 @@ class SupportTrainer:
         self._schedule = schedule
         self._max_grad_norm = check_limit("max_grad_norm", max_grad_norm)
         self._autocast = autocast
+        self._on_step = on_step or (lambda steps: None)
         self._optimizer = hullft_ops.ReplayAdam(trained, lr=lr)
         self._loss = MeanLoss(model)
         self._may_capture = graphs
@@ -181,6 +184,7 @@ class SupportTrainer:
                 padded_length(len(text), context) if self._is_padded else 0 for text in texts
             )
             tokens = on_device([padded(*one) for one in zip(texts, lengths, strict=True)], device)
+            self._on_step(0)
             for sweep in sweeps:
                 if budget and not budget.allows(len(texts[sweep.example]), fresh=sweep.fresh):
                     break
@@ -203,6 +207,7 @@ class SupportTrainer:
                 torch.clear_autocast_cache()
                 taken[sweep.example] += sweep.repeats
                 done += sweep.repeats
+                self._on_step(done)
         # Read all losses together at the end. Reading each one would stall a GPU every time, and
         # reading none would leave the GPU's work out of the time.
         values: list[float] = losses[: len(passes)].tolist()
