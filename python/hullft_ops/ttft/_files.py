@@ -38,10 +38,8 @@ def writing_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
     """A folder to write files into. Once they are complete, they appear at ``path``.
 
     A new folder appears whole. With ``overwrite``, the files take the places of the files that an
-    earlier call wrote into the folder, one after the other. Other files stay.
-
-    Raises:
-        FileExistsError: there is something at ``path`` that may not be replaced.
+    earlier call wrote into the folder, one after the other. Other files stay. FileExistsError if
+    there is something at ``path`` that may not be replaced.
     """
     path = path.absolute()
     ours = replaceable(path, overwrite=overwrite)
@@ -84,8 +82,7 @@ def _partial(path: Path) -> Path:
 def replaceable(path: Path, *, overwrite: bool) -> set[str]:
     """The names of the files in the folder that we wrote; none if it is new or empty.
 
-    Raises:
-        FileExistsError: there is something else, or ``overwrite`` is False.
+    FileExistsError if there is something else, or ``overwrite`` is False.
     """
     if not os.path.lexists(path) or (path.is_dir() and not any(path.iterdir())):
         return set()

@@ -68,11 +68,8 @@ def cluster(workers: Workers) -> Iterator[int]:
     """Connect to Ray for the block, and yield the number of workers.
 
     Uses the Ray that this process is already connected to, else the one at ``RAY_ADDRESS``. Without
-    either, starts one here that sends no usage reports and stops at the end of the block.
-
-    Raises:
-        ImportError: Ray is not installed.
-        ScaleError: the cluster is too small for the workers.
+    either, starts one here that sends no usage reports and stops at the end of the block. A cluster
+    that is too small for the workers is a ScaleError.
     """
     ray = import_ray()
     connects = not ray.is_initialized()
@@ -177,9 +174,6 @@ def completed(
 
     A worker works on one item at a time. Of the items that no worker has begun, at most one is
     taken. ``ahead`` limits how many items may start past the earliest unfinished one.
-
-    Raises:
-        ScaleError: as `first_result`.
     """
     idle, running = deque(actors), dict[Any, tuple[int, Any]]()
 
@@ -212,10 +206,9 @@ def in_order(actors: Sequence[Any], items: Iterable[Any], ahead: int) -> Generat
 
 
 def first_result(promises: list[Any]) -> tuple[Any, Any]:
-    """The first of Ray's promises to be kept, and its result, or the exception of its worker.
+    """The first of Ray's promises to be kept, and its result. Raises the exception of its worker.
 
-    Raises:
-        ScaleError: the worker died `ATTEMPTS` times, or no machine of the cluster is left.
+    If the worker died `ATTEMPTS` times, or no machine is left, that is a ScaleError.
     """
     ray = import_ray()
     while not (ready := ray.wait(promises, timeout=_SECONDS_PER_LOOK)[0]):

@@ -53,8 +53,7 @@ class ShardedStore:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As `Datastore.search`, but always exact, whatever the datastore's index.
 
-        Raises:
-            ScaleError: a worker and its replacements died, or no machine of the cluster is left.
+        ScaleError if a worker and its replacements died, or no machine of the cluster is left.
         """
         vectors, k = checked_search("ShardedStore.search", self, queries, k)
         promises = [actor.work.remote((vectors.numpy(), k)) for actor in self._actors]
@@ -77,8 +76,7 @@ def sharded(
 
     Raises:
         ImportError: Ray is not installed.
-        FileNotFoundError, ValueError: as `Datastore.open`.
-        ScaleError: the cluster is too small.
+        FileNotFoundError, ValueError: as `Datastore.open`, or the cluster is too small.
     """
     whole, workers = Path(path).resolve(), workers or Workers()
     store = Datastore.open(whole, verify=verify)

@@ -48,10 +48,7 @@ class Store(Protocol):
 def checked_search(
     function: str, store: Store, given: np.ndarray | torch.Tensor, k: int
 ) -> tuple[torch.Tensor, int]:
-    """Queries float32 ``[B, dim]``, contiguous and finite on the CPU, and ``k`` in 1..len(store).
-
-    Raises what `Datastore.search` says for all others.
-    """
+    """Queries float32 ``[B, dim]`` on the CPU and ``k``, with the errors of `Datastore.search`."""
     queries = _floats(function, "queries", given)
     if queries.ndim != 2 or queries.shape[1] != store.dim:
         raise ValueError(
@@ -121,7 +118,7 @@ class MemoryStore:
         """As `Datastore.search`, with the same errors."""
         vectors, k = checked_search("MemoryStore.search", self, queries, k)
         # In float32, equal rows may get different scores: the product rounds by place.
-        parts = self.embeddings.split(_BLOCK_ROWS)
+        parts = torch.split(self.embeddings, _BLOCK_ROWS)
         products = [(vectors.double() @ part.double().T).float() for part in parts]
         # Stable, so the lower position comes first of equal scores.
         scores, order = torch.cat(products, dim=1).sort(dim=1, descending=True, stable=True)

@@ -38,7 +38,7 @@ from hullft_ops.ttft.store.format import (
     remove_all_but,
 )
 from hullft_ops.ttft.store.search import IndexThresholds, ListSearch, exact_search, open_index
-from hullft_ops.ttft.store.writer import StoreWriter, fraction_for, locked
+from hullft_ops.ttft.store.writer import NOT_OF_TYPE, StoreWriter, array_of, locked
 
 if TYPE_CHECKING:
     import datasets
@@ -297,11 +297,8 @@ def _check_norms(file: Path, manifest: Manifest) -> None:
 
 def _is_in(name: str, column: pa.ChunkedArray, values: list[Scalar]) -> np.ndarray:
     try:
-        fraction = fraction_for(column.type, values)
-        if fraction is not None:
-            raise pa.ArrowInvalid(f"{fraction!r} is no integer")
-        wanted = pa.array(values, type=column.type)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+        wanted = array_of(column.type, values)
+    except NOT_OF_TYPE as error:
         raise ValueError(
             f"Datastore.filter: {name} is {column.type}, got {values[0]!r}: {error}"
         ) from error

@@ -139,8 +139,7 @@ def check_embedder(function: str, embedder: Embedder, known: "Manifest | Journal
 
 def encode_checked(function: str, embedder: Embedder, texts: Sequence[str]) -> np.ndarray:
     """The texts' vectors; TypeError or ValueError if they break the promise of `Embedder`."""
-    vectors = embedder.encode(texts)
-    return checked_vectors(function, embedder.name, embedder.dim, texts, vectors)
+    return checked_vectors(function, embedder.name, embedder.dim, texts, embedder.encode(texts))
 
 
 def checked_vectors(

@@ -65,10 +65,7 @@ class DatabaseStore:
     def search(
         self, queries: np.ndarray | torch.Tensor, k: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `Datastore.search`; scores are dot products with the database's vectors.
-
-        TypeError and ValueError also if the database answers wrongly.
-        """
+        """As `Datastore.search`. TypeError and ValueError also if the database answers wrongly."""
         vectors, k = checked_search(_FUNCTION, self, queries, k)
         found = self._database.search(vectors.numpy(), k)
         if [len(set(keys)) for keys in found] != [k] * len(vectors):
@@ -149,12 +146,14 @@ class QdrantDatabase:
             self._collection, list(keys), with_payload=[self._text_field], with_vectors=True
         )
         points = {record.id: record for record in records}
-        payloads = [(points[key].payload if key in points else None) or {} for key in keys]
-        texts = [payload.get(self._text_field) for payload in payloads]
-        for key, text in zip(keys, texts, strict=True):
+        texts: list[str] = []
+        for key in keys:
+            payload = points[key].payload if key in points else None
+            text = (payload or {}).get(self._text_field)
             if not isinstance(text, str):
                 raise ValueError(
                     f"QdrantDatabase: point {key} of {self._collection} must have a string "
                     f"{self._text_field!r}, got {text!r}"
                 )
+            texts.append(text)
         return texts, np.asarray([points[key].vector for key in keys], dtype=np.float32)

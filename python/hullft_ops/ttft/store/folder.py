@@ -13,9 +13,6 @@ def visible_files(folder: Path, include: Iterable[str], exclude: Iterable[str]) 
 
     Symbolic links, hidden files and folders, and datastores are left out; so are files that no
     pattern of ``include`` matches, if there are any, or that one of ``exclude`` does.
-
-    Raises:
-        OSError: a folder cannot be read.
     """
     wanted, unwanted = _patterns(include), _patterns(exclude)
     files = _walk(folder, folder, unwanted)

@@ -104,8 +104,7 @@ class ListSearch:
 
     index: Any  # a faiss.IndexIVF, whose stubs lack what the factory returns
     matrix: np.ndarray
-    probes: int
-    candidates: int
+    facts: SearchIndex
 
     def search(self, queries: np.ndarray, k: int, rows: np.ndarray | None = None) -> Neighbours:
         """As `exact_search`, but misses rows in lists that it does not read."""
@@ -131,8 +130,8 @@ class ListSearch:
             selector = faiss.IDSelectorBitmap(bits)  # type: ignore[call-arg, arg-type]
             count = len(rows)
         # FAISS's stubs lack the keywords that its Python layer adds.
-        parameters = faiss.SearchParametersIVF(nprobe=self.probes, sel=selector)  # type: ignore[call-arg]
-        asked = min(k * self.candidates, count)
+        parameters = faiss.SearchParametersIVF(nprobe=self.facts.probes, sel=selector)  # type: ignore[call-arg]
+        asked = min(k * self.facts.candidates, count)
         found: np.ndarray = self.index.search(queries, asked, params=parameters)[1]
         # The row numbers come from the file.
         foreign = found[(found < -1) | (found >= len(self.matrix))]
@@ -157,7 +156,7 @@ def open_index(file: Path, matrix: np.ndarray, facts: SearchIndex) -> ListSearch
     wanted = (*matrix.shape, facts.lists)
     if found != wanted:
         raise ValueError(f"{file} must have rows, dim and lists {wanted}, has {found}")
-    return ListSearch(index, matrix, facts.probes, facts.candidates)
+    return ListSearch(index, matrix, facts)
 
 
 def build_index(
@@ -175,7 +174,8 @@ def build_index(
     index = _trained(matrix, kind, lists)
     for start in range(0, len(matrix), _BLOCK_ROWS):
         index.add(np.ascontiguousarray(matrix[start : start + _BLOCK_ROWS]))
-    facts = _measured(index, matrix, SearchIndex(kind, lists, candidates=_CANDIDATES), thresholds)
+    facts = SearchIndex(kind, lists, probes=1, candidates=_CANDIDATES)
+    facts = _measured(index, matrix, facts, thresholds.recall)
     file = folder / f"index-{uuid4().hex}.faiss"
     try:
         faiss.write_index(index, str(file))
@@ -206,25 +206,20 @@ def _trained(matrix: np.ndarray, kind: str, lists: int) -> Any:
     return index
 
 
-def _measured(
-    index: Any, matrix: np.ndarray, facts: SearchIndex, thresholds: IndexThresholds
-) -> SearchIndex:
+def _measured(index: Any, matrix: np.ndarray, facts: SearchIndex, recall: float) -> SearchIndex:
     """The smallest number of lists, doubling each time, that reaches the recall; else all lists."""
     queries = _sample(matrix, _RECALL_QUERIES)
     # A stored vector always finds itself, which proves nothing.
     k = min(_RECALL_K, len(matrix) - 1)
     _, exact = exact_search(matrix, queries, k + 1)
-    probes = 1
     while True:
-        found = ListSearch(index, matrix, probes, facts.candidates).find(queries, k + 1)
+        found = ListSearch(index, matrix, facts).find(queries, k + 1)
         # Candidates are ranked exactly, so a neighbour among them is not lost again.
         hits = [len(np.intersect1d(a[1:], b)) for a, b in zip(exact, found, strict=True)]
-        recall = float(np.mean(hits)) / k
-        if recall >= thresholds.recall or probes == facts.lists:
-            return replace(
-                facts, probes=probes, recall=recall, recall_k=k, recall_queries=len(queries)
-            )
-        probes = min(2 * probes, facts.lists)
+        share = float(np.mean(hits)) / k
+        if share >= recall or facts.probes == facts.lists:
+            return replace(facts, recall=share, recall_k=k, recall_queries=len(queries))
+        facts = replace(facts, probes=min(2 * facts.probes, facts.lists))
 
 
 def _sample(matrix: np.ndarray, count: int) -> np.ndarray:

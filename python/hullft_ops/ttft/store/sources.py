@@ -67,14 +67,12 @@ class Counts:
     def bad(self, place: str, why: str) -> None:
         """Count an unusable record."""
         self.malformed += 1
-        if len(self.malformed_named) < _NAMED:
-            self.malformed_named.append(f"{place}: {why}")
+        self.malformed_named = [*self.malformed_named, f"{place}: {why}"][:_NAMED]
 
     def skip(self, place: str) -> None:
         """Count a file that is not text."""
         self.binary += 1
-        if len(self.binary_named) < _NAMED:
-            self.binary_named.append(place)
+        self.binary_named = [*self.binary_named, place][:_NAMED]
 
     def check(self, source: str, max_bad_share: float) -> None:
         """Refuse a source whose share of malformed records exceeds ``max_bad_share``."""
@@ -264,9 +262,8 @@ class Source:
         return ((f"{path.name}:{number}", row) for number, row in enumerate(rows))
 
     def _dataset_rows(self, dataset: "datasets.Dataset") -> Iterator[Raw]:
-        rows: Iterable[Mapping[str, Any]] = dataset.select_columns(
-            self._columns(dataset.column_names)
-        )
+        columns = self._columns(dataset.column_names)
+        rows: Iterable[Mapping[str, Any]] = dataset.select_columns(columns)
         return ((f"row {number}", row) for number, row in enumerate(rows))
 
     def _columns(self, have: list[str]) -> list[str]:
@@ -340,11 +337,7 @@ def numbered(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
 
 
 def object_of(line: bytes) -> dict[str, Any]:
-    """The object on a line.
-
-    Raises:
-        ValueError: the line holds no object; the message says why, in a few words.
-    """
+    """The object on a line. If there is none, a ValueError says why, in a few words."""
     try:
         found = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError:

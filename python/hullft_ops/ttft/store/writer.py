@@ -45,7 +45,7 @@ _TEXTS_PER_ENCODE = 128
 # A commit waits for the disk, which a cheap embedder should not do at every batch.
 _SECONDS_PER_COMMIT = 2.0
 _SCALARS = (pa.types.is_string, pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
-_NOT_OF_TYPE = (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError)
+NOT_OF_TYPE = (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError)
 
 
 @dataclass
@@ -268,30 +268,27 @@ def _write_rows(function: str, rows: Iterable[Row], file: Path, known: pa.Schema
         for batch in chain([first], batches):
             for position, row in enumerate(batch, count):
                 check_text(function, f"texts[{position}]", row["text"])
-            try:
-                writer.write_batch(_record_batch(batch, schema))
-            except _NOT_OF_TYPE as error:
-                raise ValueError(
-                    f"{function}: in rows {count} to {count + len(batch) - 1}, a value of the "
-                    f"metadata differs in type from those before it: {error}"
-                ) from error
+            columns = []
+            for name, kind in zip(schema.names, schema.types, strict=True):
+                try:
+                    columns.append(array_of(kind, [row.get(name) for row in batch]))
+                except NOT_OF_TYPE as error:
+                    raise ValueError(
+                        f"{function}: in rows {count} to {count + len(batch) - 1}, a value of the "
+                        f"metadata {name} is not {kind}, as those before it: {error}"
+                    ) from error
+            writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
             count += len(batch)
     return count
 
 
-def _record_batch(rows: list[Row], schema: pa.Schema) -> pa.RecordBatch:
-    for field in schema:
-        fraction = fraction_for(field.type, (row.get(field.name) for row in rows))
-        if fraction is not None:
-            raise pa.ArrowInvalid(f"{field.name} is {field.type}, got {fraction!r}")
-    return pa.RecordBatch.from_pylist(rows, schema=schema)
-
-
-def fraction_for(kind: pa.DataType, values: Iterable[object]) -> float | None:
-    """The first fraction among the values of an integer type. Arrow would round it towards 0."""
-    if not pa.types.is_integer(kind):
-        return None
-    return next((v for v in values if isinstance(v, float) and not v.is_integer()), None)
+def array_of(kind: pa.DataType, values: list[Any]) -> pa.Array:
+    """The values as an array; one of `NOT_OF_TYPE` if a value is not of that type."""
+    for value in values if pa.types.is_integer(kind) else ():
+        # Arrow would round it towards 0.
+        if isinstance(value, float) and not value.is_integer():
+            raise pa.ArrowInvalid(f"{value!r} is no integer")
+    return pa.array(values, type=kind)
 
 
 def _inferred(function: str, rows: list[Row]) -> pa.Schema:
@@ -300,7 +297,7 @@ def _inferred(function: str, rows: list[Row]) -> pa.Schema:
     for name in (name for name in rows[0] if name != "text"):
         try:
             kind = pa.array([row.get(name) for row in rows]).type
-        except _NOT_OF_TYPE as error:
+        except NOT_OF_TYPE as error:
             fault = "is out of range" if isinstance(error, OverflowError) else "mixes types"
             raise ValueError(f"{function}: metadata {name} {fault}: {error}") from error
         if pa.types.is_null(kind):
