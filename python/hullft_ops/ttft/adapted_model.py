@@ -1,6 +1,5 @@
 """An adapted model, and files that keep its adaptation."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,13 +15,10 @@ if TYPE_CHECKING:
 
 from hullft_ops._checks import check_integer
 from hullft_ops.ttft._files import writing_folder
+from hullft_ops.ttft.experts.folder import BEFORE, LORA_A, LORA_B, adapter_files
 from hullft_ops.ttft.model.gguf import no_bars
 from hullft_ops.ttft.model.scoring import score_text
 from hullft_ops.ttft.model.snapshot import ModelSnapshot, put
-
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-# PEFT's name for the model that it wraps.
-_PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
@@ -126,12 +122,10 @@ class AdaptedModel:
         weights = get_peft_model_state_dict(
             self.model, adapter_name=adapter, save_embedding_layers=False
         )
-        self.model.peft_config[adapter].save_pretrained(str(folder))
-        config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        config = self.model.peft_config[adapter].to_dict()
         # Other kinds may compute what they save.
         if config["peft_type"] == "LORA":
             self._check_complete(adapter, weights)
-        config |= {"inference_mode": True}
         config |= {"base_model_name_or_path": base_model or config["base_model_name_or_path"]}
         _write(folder, config, weights)
 
@@ -239,7 +233,6 @@ def _write_lora(folder: Path, fitted: Iterable[_Fitted], rank: int, base_model: 
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "inference_mode": True,
         "r": rank,
         "lora_alpha": rank,
         "bias": "none",
@@ -247,15 +240,11 @@ def _write_lora(folder: Path, fitted: Iterable[_Fitted], rank: int, base_model: 
         "fan_in_fan_out": any(one.is_transposed for one in layers),
         "base_model_name_or_path": base_model,
     }
-    weights = {f"{_PREFIX}{one.layer}.lora_A.weight": one.a for one in layers}
-    weights |= {f"{_PREFIX}{one.layer}.lora_B.weight": one.b for one in layers}
+    weights = {f"{BEFORE}{one.layer}{LORA_A}": one.a for one in layers}
+    weights |= {f"{BEFORE}{one.layer}{LORA_B}": one.b for one in layers}
     _write(folder, config, weights)
 
 
 def _write(folder: Path, config: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
-    from safetensors.torch import save_file
-
-    (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
-    # Cloned, because safetensors refuses views.
-    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
-    save_file(copies, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    for name, content in adapter_files(config, weights).items():
+        (folder / name).write_bytes(content)

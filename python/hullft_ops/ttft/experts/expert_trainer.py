@@ -1,7 +1,6 @@
 """Training an expert on the texts of its cluster."""
 
 import copy
-import json
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +12,7 @@ if TYPE_CHECKING:
 
 from hullft_ops._extras import needed_by
 from hullft_ops.ttft.errors import NonFiniteLossError
-from hullft_ops.ttft.experts.folder import ADAPTER_FILE, CONFIG_FILE, DIFFERENCE_FILE, Manifest
+from hullft_ops.ttft.experts.folder import DIFFERENCE_FILE, Manifest, adapter_files
 from hullft_ops.ttft.model.memory import out_of_memory_explained
 from hullft_ops.ttft.model.steps import StageClock
 from hullft_ops.ttft.model.trainer import SupportTrainer, autocast_dtype, trainable_parameters
@@ -64,7 +63,12 @@ class ExpertTrainer:
             raise NonFiniteLossError(
                 f"{_FUNCTION}: cluster {expert}: a loss is not finite: lower lr"
             ) from error
-        return self._difference() if self._full else self._adapter()
+        if self._full:
+            return self._difference()
+        from peft import get_peft_model_state_dict
+
+        config = self._copy.peft_config["default"].to_dict()
+        return adapter_files(config, get_peft_model_state_dict(self._copy))
 
     def _tokens(self, positions: list[int]) -> tuple[list[list[int]], list[int]]:
         texts: list[list[int]] = []
@@ -97,18 +101,6 @@ class ExpertTrainer:
         names = [name for name, p in self._copy.named_parameters() if p.requires_grad]
         pairs = zip(names, self._trained, self._base, strict=True)
         return {DIFFERENCE_FILE: save({n: (p - base).detach() for n, p, base in pairs})}
-
-    def _adapter(self) -> dict[str, bytes]:
-        from peft import get_peft_model_state_dict
-
-        config = self._copy.peft_config["default"].to_dict() | {"inference_mode": True}
-        # The order of a set differs from process to process.
-        listed = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
-        tensors = get_peft_model_state_dict(self._copy)
-        return {
-            CONFIG_FILE: json.dumps(listed, indent=2, sort_keys=True).encode(),
-            ADAPTER_FILE: save(tensors, metadata={"format": "pt"}),
-        }
 
 
 def _with_adapter(model: "PreTrainedModel", manifest: Manifest) -> Any:

@@ -13,10 +13,10 @@ import json
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,7 +43,7 @@ DIFFERENCE_FILE = "difference.safetensors"
 # The files of an expert, by kind. The last one holds its tensors.
 FILES = {"lora": (CONFIG_FILE, ADAPTER_FILE), "full": (DIFFERENCE_FILE,)}
 # What PEFT puts before the name of a module, and after it.
-_BEFORE, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
+BEFORE, LORA_A, LORA_B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 MAX_EXPERTS = 10_000
 
 
@@ -233,10 +233,10 @@ class Experts:
     def _factors(self, tensors: dict[str, torch.Tensor]) -> Update:
         found: Update = {}
         for key, a in tensors.items():
-            if not key.endswith(_A):
+            if not key.endswith(LORA_A):
                 continue
-            module = key.removeprefix(_BEFORE).removesuffix(_A)
-            b = tensors[key.removesuffix(_A) + _B]
+            module = key.removeprefix(BEFORE).removesuffix(LORA_A)
+            b = tensors[key.removesuffix(LORA_A) + LORA_B]
             first, second = (a.T, b.T) if self.manifest.fan_in_fan_out else (b, a)
             found[f"{module}.weight"] = Factors(first, second, self.manifest.scale)
         return found
@@ -262,6 +262,16 @@ def checked_file(folder: Path, manifest: Manifest, name: str) -> Path:
     if (found := sha256_of(file)) != recorded:
         raise ValueError(f"{file} is damaged: its SHA-256 is {found}, the manifest has {recorded}")
     return file
+
+
+def adapter_files(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str, bytes]:
+    """The files of an adapter as PEFT saves it, by name."""
+    # The order of a set differs from process to process.
+    plain = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
+    content = json.dumps(plain | {"inference_mode": True}, indent=2, sort_keys=True)
+    # Cloned, because safetensors refuses views.
+    copies = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    return {CONFIG_FILE: content.encode(), ADAPTER_FILE: save(copies, metadata={"format": "pt"})}
 
 
 def check_plain(function: str, model: "PreTrainedModel") -> None:
