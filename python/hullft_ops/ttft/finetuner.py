@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -308,7 +308,8 @@ class TestTimeFinetuner:
         """
         batch_size = check_integer("adapt_many", "batch_size", batch_size, 1)
         given = [prompt for prompt in prompts if isinstance(prompt, Support)]
-        supports = given if len(given) == len(prompts) else self.select_batch(prompts)
+        texts = cast(Sequence[str], prompts)
+        supports = given if len(given) == len(prompts) else self.select_batch(texts)
         check_same_trained(self.model, self._trained)
         advice = self._advice([text for support in supports for text in support.input_ids])
         advice += f"; a lower batch_size (it is {batch_size}) trains fewer adapters at a time"
