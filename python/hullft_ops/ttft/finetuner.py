@@ -287,9 +287,8 @@ class TestTimeFinetuner:
 
         The model must be a PEFT model that trains plain LoRAs of linear layers, and nothing else.
         Each prompt's adapter begins as the model's own and takes the steps that `adapted` would
-        take: the two agree up to rounding. A pass reads the next text of every prompt, each row
-        through its own adapter. The model does not change, so other threads may use it.
-        ``cache_dir`` is neither read nor written.
+        take, without ``cache_dir``: the two agree up to rounding. A pass reads the next text of
+        every prompt, each row through its own adapter. Other threads may use the model meanwhile.
 
         Args:
             prompts: texts, or supports from `select_batch`.

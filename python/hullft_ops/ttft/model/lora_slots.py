@@ -92,15 +92,12 @@ class LoraSlots:
         shared: dict[int, Any] = {id(p): p for p in model.parameters()}
         self._model = copy.deepcopy(model, shared | begun).train(False)
         self._begun = list(begun.values())
+        self.device: torch.device = self._model.device
         self._autocast = autocast
         self._settings = settings | {"autocast": autocast}
         self._loss = MeanLoss(self._model)
         self._rows: list[Slot] = []
         self._replace_products()
-
-    @property
-    def device(self) -> torch.device:
-        return self._model.device
 
     @property
     def n_full_logits(self) -> int:
@@ -127,10 +124,10 @@ class LoraSlots:
         """
         with torch.enable_grad(), fast_forwards(self._model):
             slots = []
-            for own, *plan in zip(texts, counts, refreshes, strict=True):
+            for own, steps, reuse in zip(texts, counts, refreshes, strict=True):
                 parameters = [nn.Parameter(begun.clone()) for begun in self._begun]
                 trainer = SupportTrainer(self._model, parameters, **self._settings)
-                slots.append(Slot(parameters, trainer.steps(*plan, clock), own))
+                slots.append(Slot(parameters, trainer.steps(steps, reuse, clock), own))
             while waiting := [slot for slot in slots if slot.text]:
                 for rows in _batches(waiting):
                     self._pass(rows, clock)
@@ -141,8 +138,8 @@ class LoraSlots:
         lengths = [len(row.text) for row in rows]
         # Behind a text stands its last token: a causal model does not see it.
         padded = [[*row.text, *[row.text[-1]] * (max(lengths) - len(row.text))] for row in rows]
-        tokens = torch.tensor(padded, device=self._model.device)
-        with clock.of("forward"), autocasting(self._model.device, self._autocast):
+        tokens = torch.tensor(padded, device=self.device)
+        with clock.of("forward"), autocasting(self.device, self._autocast):
             losses = self._loss.of_rows(tokens, lengths)
         with clock.of("backward"):
             torch.autograd.backward(checked_to_train(torch.stack(losses).sum()))
