@@ -17,6 +17,7 @@ import pytest
 import torch
 from benchmarks import (
     bench_accumulate,
+    bench_many,
     bench_selection,
     bench_ttft,
     compare,
@@ -329,6 +330,43 @@ def test_ttft_compares_where_either_loop_ends(
     assert list(comparison.peers) == ["padded loop", "torch loop"][: right + 1]
 
 
+class PromptsInTurn:
+    """What `measure_many` asks of a finetuner. Together, the second prompt ends ``off`` away."""
+
+    def __init__(self, off: float) -> None:
+        self.model, self._off = small_gpt2(), off
+
+    def adapt_many(self, prompts: list[str]) -> list[SimpleNamespace]:
+        trained = []
+        for i in range(len(prompts)):
+            with self.adapted(prompts[i]) as report:
+                found = [p.detach() + i * self._off for p in self.model.parameters()]
+            trained.append(SimpleNamespace(parameters=found, report=report))
+        return trained
+
+    @contextmanager
+    def adapted(self, prompt: str) -> Iterator[SimpleNamespace]:
+        LOOPS["torch"](self.model, [list(prompt.encode())], [1], refresh=1, lr=1e-3)
+        yield SimpleNamespace(losses=[float(len(prompt))])
+        self.model.load_state_dict(small_gpt2().state_dict())
+
+
+@pytest.mark.parametrize("off", [0.0, 1e-3])
+def test_many_compares_each_adapter_with_that_of_its_prompt_alone(
+    off: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu, case = torch.device("cpu"), bench_many.Case("tiny", 4)
+    comparison = Comparison("many", str(case), {})
+    monkeypatch.setattr(bench_many, "_finetuner", lambda *arguments: PromptsInTurn(off))
+    monkeypatch.setattr(bench_many, "_held_out", lambda: ["\1\2\3", "\4\5", "\6\7", "\1\3"])
+    monkeypatch.setattr(bench_many, "keep_freed_memory", lambda: None)
+    recorder = Recorder(None, cpu, Pace(0.0, 2, 2), comparison)
+    with pytest.raises(AssertionError) if off else nullcontext():
+        bench_many.measure_many(case, recorder, cpu, tmp_path)
+    assert comparison.facts[bench_many.LOSSES] == 0
+    assert comparison.facts[bench_many.PER_HOUR] == 4 * 3600 / comparison.seconds
+
+
 def test_a_fresh_process_is_another_with_as_many_threads() -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
@@ -439,14 +477,14 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("alone")
 def test_a_small_run_measures_every_operator(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pytest", "benchmarks", "--ignore=benchmarks/bench_ttft.py"]
-    command += ["-q", "--grid", "smoke", "--benchmark-json", str(tmp_path / "found.json")]
-    command += ["-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "benchmarks", "-q", "-p", "no:cacheprovider"]
+    command += [f"--ignore=benchmarks/bench_{group}.py" for group in ("ttft", "many")]
+    command += ["--grid", "smoke", "--benchmark-json", str(tmp_path / "found.json")]
     completed = subprocess.run(command, cwd=run.ROOT, capture_output=True, text=True, check=False)
     assert completed.returncode == 0, completed.stdout + completed.stderr
     measured = json.loads((tmp_path / "found.json").read_text())["benchmarks"]
     found = [comparison(item["extra_info"]) for item in measured]
-    assert {one.group for one in found} == {*run.GROUPS} - {"ttft"}
+    assert {one.group for one in found} == {*run.GROUPS} - {"ttft", "many"}
     assert all(one.ours is not None and one.ours.seconds > 0 and one.peers for one in found)
     vanilla = [one for one in found if one.case.get("variant") == "vanilla"]
     assert vanilla

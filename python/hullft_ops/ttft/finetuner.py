@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -280,9 +280,8 @@ class TestTimeFinetuner:
 
         The model must be a PEFT model that trains plain LoRAs of linear layers, and nothing else.
         Each prompt's adapter begins as the model's own and takes the steps that `adapted` would
-        take: the two agree up to rounding. A pass reads the next text of every prompt, each row
-        through its own adapter. The model does not change, so other threads may use it.
-        ``cache_dir`` is neither read nor written.
+        take, without ``cache_dir``: the two agree up to rounding. A pass reads the next text of
+        every prompt, each row through its own adapter. Other threads may use the model meanwhile.
 
         Args:
             prompts: texts, or supports from `select_batch`.
@@ -301,7 +300,8 @@ class TestTimeFinetuner:
         """
         batch_size = check_integer("adapt_many", "batch_size", batch_size, 1)
         given = [prompt for prompt in prompts if isinstance(prompt, Support)]
-        supports = given if len(given) == len(prompts) else self.select_batch(prompts)
+        texts = cast(Sequence[str], prompts)
+        supports = given if len(given) == len(prompts) else self.select_batch(texts)
         check_same_trained(self.model, self._trained)
         advice = self._advice([text for support in supports for text in support.input_ids])
         advice += f"; a lower batch_size (it is {batch_size}) trains fewer adapters at a time"

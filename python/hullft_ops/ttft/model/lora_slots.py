@@ -21,9 +21,9 @@ from hullft_ops.ttft.model.trainer import (
     fast_forwards,
 )
 
-# A row may be padded by so many tokens to join a batch. On a CPU a pass of its own costs about as
-# much: it calls all operators and reads all weights once more.
-_MOST_PADDING = 64
+# A row may be padded by so many tokens to join a batch. A pass of the tiny model or of SmolLM2-135M
+# on one CPU thread takes as long as some 40 tokens more do, however short its text is.
+_MOST_PADDING = 32
 
 
 class Slot:
@@ -92,15 +92,12 @@ class LoraSlots:
         shared: dict[int, Any] = {id(p): p for p in model.parameters()}
         self._model = copy.deepcopy(model, shared | begun).train(False)
         self._begun = list(begun.values())
+        self.device: torch.device = self._model.device
         self._autocast = autocast
         self._settings = settings | {"autocast": autocast}
         self._loss = MeanLoss(self._model)
         self._rows: list[Slot] = []
         self._replace_products()
-
-    @property
-    def device(self) -> torch.device:
-        return self._model.device
 
     @property
     def n_full_logits(self) -> int:
@@ -127,10 +124,10 @@ class LoraSlots:
         """
         with torch.enable_grad(), fast_forwards(self._model):
             slots = []
-            for own, *plan in zip(texts, counts, refreshes, strict=True):
+            for own, steps, reuse in zip(texts, counts, refreshes, strict=True):
                 parameters = [nn.Parameter(begun.clone()) for begun in self._begun]
                 trainer = SupportTrainer(self._model, parameters, **self._settings)
-                slots.append(Slot(parameters, trainer.steps(*plan, clock), own))
+                slots.append(Slot(parameters, trainer.steps(steps, reuse, clock), own))
             while waiting := [slot for slot in slots if slot.text]:
                 for rows in _batches(waiting):
                     self._pass(rows, clock)
@@ -140,12 +137,12 @@ class LoraSlots:
         self._rows = rows
         lengths = [len(row.text) for row in rows]
         # Behind a text stands its last token: a causal model does not see it.
-        padded = [[*row.text, *row.text[-1:] * (max(lengths) - len(row.text))] for row in rows]
-        tokens = torch.tensor(padded, device=self._model.device)
-        with clock.of("forward"), autocasting(self._model.device, self._autocast):
+        padded = [[*row.text, *[row.text[-1]] * (max(lengths) - len(row.text))] for row in rows]
+        tokens = torch.tensor(padded, device=self.device)
+        with clock.of("forward"), autocasting(self.device, self._autocast):
             losses = self._loss.of_rows(tokens, lengths)
         with clock.of("backward"):
-            checked_to_train(torch.stack(losses).sum()).backward()
+            torch.autograd.backward(checked_to_train(torch.stack(losses).sum()))
         for row, loss in zip(rows, losses, strict=True):
             row.take(loss)
 
@@ -170,7 +167,8 @@ class LoraSlots:
                 f"{len(self._rows)} prompts, [B, T, in], got {list(x.shape)}"
             )
         factors = torch.stack([row.parameters[position] for row in self._rows])
-        return (x.flatten(1, -2) @ factors.mT).unflatten(1, x.shape[1:-1])
+        product: Tensor = x.flatten(1, -2) @ factors.mT
+        return product.view(*x.shape[:-1], -1)
 
 
 def _factors(model: nn.Module) -> Iterator[nn.Linear]:
