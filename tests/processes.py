@@ -1,6 +1,9 @@
-"""Which processes there are, from /proc."""
+"""Which processes there are, from /proc, and waiting for what becomes of them."""
 
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 def content(file: Path) -> bytes:
@@ -22,4 +25,13 @@ def below(pid: int) -> set[int]:
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         for child in map(int, content(task).split()):
             found |= {child} | below(child)
+    return found
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 300) -> Any:
+    """What the condition gives once that is true."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
     return found

@@ -1,0 +1,43 @@
+"""The README and the guides, and running their blocks.
+
+A page's blocks run one after the other in the working directory: Python in one namespace and, of
+all pages but the README, the lines of shell blocks, which begin with ``hullft-ops``.
+"""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+from typer.testing import CliRunner
+
+from hullft_ops.cli.app import app
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# tests/ttft/scale, which has started Ray, runs this one.
+SCALE = ROOT / "docs" / "guides" / "scale.md"
+BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    found = BLOCK.findall(page.read_text(encoding="utf-8"))
+    # The README's commands set up an environment, or need a model from a network.
+    return [b for b in found if b[0] == "python" or page.name != "README.md"]
+
+
+def run_blocks(page: Path) -> None:
+    namespace: dict[str, Any] = {}
+    for number, (kind, text) in enumerate(blocks(page)):
+        if kind == "python":
+            exec(compile(text, f"{page.name}, block {number}", "exec"), namespace)
+        else:
+            for line in text.splitlines():
+                run(line)
+
+
+def run(line: str) -> None:
+    program, *arguments = shlex.split(line)
+    assert program == "hullft-ops"
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, f"{line}\n{result.output}"
