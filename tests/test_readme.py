@@ -1,4 +1,4 @@
-"""The examples of the README and of the guides run as written, each page in a directory with ``docs`` alone."""
+"""The examples of the README and the guides run as written, in a directory with ``docs`` alone."""
 
 import os
 from pathlib import Path
