@@ -88,7 +88,7 @@ def test_a_branch_between_the_elements_is_seen(between: str) -> None:
 def test_long_steps_the_stack_and_other_roots_are_seen() -> None:
     code = adam_loop([*ELEMENT * 8, *["FADD R0, R0, 1"] * 240])
     assert check_sass.adam_faults(code) == [
-        "275 instructions a step, at most 30 an element promised"
+        "275 instructions a step, at most 31 an element promised"
     ]
     code = adam_loop(["LDL R0, [R1]", *ELEMENT * 8])
     assert check_sass.adam_faults(code) == ["'LDL R0, [R1]' uses the stack"]

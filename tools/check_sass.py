@@ -41,7 +41,7 @@ ADAM_KERNELS = {
     "Adam, bfloat16, stochastic": "INS_8BFloat16ELb1E",
     "Adam, float16": "INS_7Float16ELb0E",
 }
-ADAM_ELEMENTS, ADAM_LIMIT = 8, 30
+ADAM_ELEMENTS, ADAM_LIMIT = 8, 31
 # What ptxas makes of a square root: csrc/core/from_estimates.h does the same.
 ROOT = ("FMUL", "FMUL", "FFMA", "FFMA")
 
@@ -184,8 +184,8 @@ def shortest_way(code: list[str], body: set[int], start: int, end: int) -> int:
 
 
 def adam_steps(code: list[str]) -> list[set[int]]:
-    """The loops over steps: the innermost ones with square roots."""
-    found = [body for body in loops(code) if any("MUFU.RSQ" in code[i] for i in body)]
+    """The loops over steps: the innermost ones with square roots of float32."""
+    found = [body for body in loops(code) if any("MUFU.RSQ " in code[i] for i in body)]
     return [body for body in found if not any(other < body for other in found)]
 
 
@@ -193,7 +193,9 @@ def quick_run(code: list[str], body: set[int]) -> list[int] | None:
     """The straight run of a step with the roots and quotients of all elements. One BSSY in it is
     that of the way around, for elements that are not ordinary."""
     for run in straight_runs(code, body):
-        counts = [sum(name in code[at] for at in run) for name in ("MUFU.RSQ", "MUFU.RCP", "BSSY")]
+        counts = [
+            sum(name in code[at] for at in run) for name in ("MUFU.RSQ ", "MUFU.RCP ", "BSSY")
+        ]
         if counts[:2] == [ADAM_ELEMENTS] * 2 and counts[2] <= 1:
             return run
     return None
