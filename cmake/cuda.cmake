@@ -12,7 +12,7 @@ set(HULLFT_CUDA_VERSION "")
 set(HULLFT_CUDA_TARGETS "")
 
 if(HULLFT_CUDA STREQUAL "OFF")
-  message(STATUS "hullft_ops: CPU only (HULLFT_CUDA=OFF)")
+  message(STATUS "hullft_ops: compiling for the CPU only (HULLFT_CUDA=OFF)")
   return()
 endif()
 
@@ -23,7 +23,7 @@ if(NOT CMAKE_CUDA_COMPILER)
     message(FATAL_ERROR "hullft_ops: HULLFT_CUDA=ON, but there is no working CUDA compiler: put "
                         "nvcc on PATH or set CUDACXX")
   endif()
-  message(STATUS "hullft_ops: no CUDA compiler, CPU only")
+  message(STATUS "hullft_ops: compiling for the CPU only: no CUDA compiler on PATH or in CUDACXX")
   return()
 endif()
 
@@ -66,7 +66,9 @@ endforeach()
 set(CMAKE_CUDA_STANDARD 20)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(HULLFT_CUDA_VERSION "${CMAKE_CUDA_COMPILER_VERSION}")
-message(STATUS "hullft_ops: CUDA ${HULLFT_CUDA_VERSION} for ${HULLFT_CUDA_TARGETS}")
+message(STATUS "hullft_ops: compiling CUDA kernels with nvcc ${HULLFT_CUDA_VERSION} for "
+               "${HULLFT_CUDA_TARGETS}, which takes minutes; to leave them out: "
+               "pip install -C cmake.define.HULLFT_CUDA=OFF ...")
 
 add_library(hullft_kernels OBJECT
   csrc/cuda/accumulate.cu

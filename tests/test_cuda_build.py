@@ -59,6 +59,14 @@ def configure(folder: Path, nvcc: str | None = None, **settings: str) -> tuple[i
     return done.returncode, " ".join((done.stdout + done.stderr).split())
 
 
+def test_it_says_what_it_compiles_and_how_to_leave_it_out(tmp_path: Path) -> None:
+    _, said = configure(tmp_path)
+    assert "hullft_ops: compiling CUDA kernels with nvcc " in said
+    assert "pip install -C cmake.define.HULLFT_CUDA=OFF" in said
+    _, said = configure(tmp_path, HULLFT_CUDA="OFF")
+    assert "hullft_ops: compiling for the CPU only (HULLFT_CUDA=OFF)" in said
+
+
 def test_an_old_compiler_is_left_out_and_is_an_error_where_it_must_be_used(tmp_path: Path) -> None:
     status, said = configure(tmp_path, OLD_NVCC)
     assert status == 0, said

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from packaging.utils import canonicalize_name
 import hullft_ops
 from hullft_ops import _C
 
+ROOT = Path(__file__).parent.parent
 IMPORT = """
 import json, sys
 import torch
@@ -93,6 +95,17 @@ def test_what_is_imported_comes_with_an_extra_of_that_name() -> None:
 
 def test_version_is_that_of_the_distribution() -> None:
     assert hullft_ops.__version__ == importlib.metadata.version("hullft_ops")
+
+
+def test_metadata_is_complete() -> None:
+    metadata = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert metadata["authors"] == [{"name": "hullft_ops developers"}]
+    assert {"test-time finetuning", "Frank-Wolfe"} <= set(metadata["keywords"])
+    assert metadata["urls"]["Paper"].endswith("2605.30337")
+    assert {f"Programming Language :: Python :: 3.{minor}" for minor in range(11, 15)} <= set(
+        metadata["classifiers"]
+    )
+    assert (ROOT / metadata["readme"]).is_file()
 
 
 def test_simd_levels() -> None:
