@@ -122,7 +122,8 @@ class AdaptedModel:
         weights = get_peft_model_state_dict(
             self.model, adapter_name=adapter, save_embedding_layers=False
         )
-        config = self.model.peft_config[adapter].to_dict()
+        config: Any = self.model.peft_config[adapter]
+        config = config.to_dict()
         # Other kinds may compute what they save.
         if config["peft_type"] == "LORA":
             self._check_complete(adapter, weights)

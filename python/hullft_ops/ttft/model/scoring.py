@@ -175,7 +175,7 @@ def _bytes_of_first(
     tokenizer: "PreTrainedTokenizerBase", text: str, first: int, offsets: Sequence[tuple[int, int]]
 ) -> int:
     """UTF-8 bytes of ``text`` in its first token, which may split a character."""
-    [token] = tokenizer.convert_ids_to_tokens([first])
+    token = tokenizer.convert_ids_to_tokens([first])[0]
     decoder = json.loads(tokenizer.backend_tokenizer.to_str())["decoder"]
     if "ByteLevel" in json.dumps(decoder):
         # Such tokens have a character per byte. Offsets do not help here: some of these tokenizers

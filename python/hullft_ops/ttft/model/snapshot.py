@@ -53,7 +53,7 @@ class ModelSnapshot:
                 record.watch()
 
     def _noted(self) -> "Iterator[_Module | _Tensor | _Attributes | _Merges]":
-        modules = dict(self._model.named_modules())
+        modules: dict[str, nn.Module] = dict(self._model.named_modules())
         copies = {id(p): saved for p, saved in zip(self._trained, self.saved, strict=True)}
         for name, module in modules.items():
             yield _Module(name, module)
