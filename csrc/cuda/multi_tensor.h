@@ -9,11 +9,15 @@ namespace hullft {
 constexpr int kSweepThreads = 256;
 constexpr int64_t kSweepChunk = 16384;  // elements of a block
 
-// Entry has a member numel. A launch may take 32,764 bytes of arguments (from CUDA 12.1 on); some
-// are left for what follows the batch.
+// What a launch may take from CUDA 12.1 on. The simulator sets less, so that few tensors fill one.
+#ifndef HULLFT_ARGUMENT_BYTES
+#define HULLFT_ARGUMENT_BYTES 32764
+#endif
+
+// Entry has a member numel. Some arguments follow the batch.
 template <typename Entry>
 struct SweepBatch {
-  static constexpr int kMax = (32764 - 256) / int(sizeof(Entry) + sizeof(uint32_t));
+  static constexpr int kMax = (HULLFT_ARGUMENT_BYTES - 256) / int(sizeof(Entry) + sizeof(uint32_t));
 
   Entry entries[kMax];
   uint32_t first_block[kMax + 1];  // of each entry, and their number

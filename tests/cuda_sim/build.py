@@ -86,7 +86,7 @@ def _common(csrc: Path) -> list[str]:
     return [
         "-std=c++20", "-g", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas",
         "-isystem", str(cuda_include()),
-        f"-I{HERE / 'cusim'}", f"-I{csrc}",
+        f"-I{HERE / 'cusim'}", f"-I{csrc}", "-DHULLFT_ARGUMENT_BYTES=4096",
     ]  # fmt: skip
 
 

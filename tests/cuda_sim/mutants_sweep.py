@@ -159,15 +159,6 @@ SWEEP_MUTANTS = {
         "adam",
         OUTSIDE,
     ),
-    "a step on the device advanced by half of the threads": Mutant(
-        "adam_replay",
-        REPLAY,
-        "i < batch.n; i += kSweepThreads",
-        "i < batch.n; i += batch.n",
-        "plain",
-        "adam_many_tensors",
-        WRONG,
-    ),
     "a quotient that loses bits": Mutant(
         "adam_replay",
         DIRECTIONS,
