@@ -14,7 +14,7 @@ from benchmarks.recorder import Recorder
 from hullft_ops.ttft import keep_freed_memory
 from hullft_ops.ttft.experts.folder import Experts, Factors
 from hullft_ops.ttft.experts.merge import ExpertMerger, add
-from hullft_ops.ttft.model.steps import StageClock
+from hullft_ops.ttft.training.steps import StageClock
 
 ADDMM = "addmm_ of concatenated factors"
 DIFFERENCE = "largest difference from addmm_, relative"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 from benchmarks.timing import Call
 from hullft_ops.ttft.model.loss import MeanLoss
-from hullft_ops.ttft.model.trainer import fast_forwards
+from hullft_ops.ttft.training.trainer import fast_forwards
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")

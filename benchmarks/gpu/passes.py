@@ -15,8 +15,9 @@ from benchmarks.gpu.ttft import random_gpt2, random_support
 from benchmarks.recorder import Recorder
 from benchmarks.timing import Comparison, Pace, synchronised
 from hullft_ops.ttft.model.snapshot import ModelSnapshot
-from hullft_ops.ttft.model.steps import StageClock
-from hullft_ops.ttft.model.trainer import SupportTrainer, trainable_parameters
+from hullft_ops.ttft.training.checks import trainable_parameters
+from hullft_ops.ttft.training.steps import StageClock
+from hullft_ops.ttft.training.trainer import SupportTrainer
 
 _DIFFERENCE, _MILLISECONDS, _GRAPHS = "parameter difference, relative", "ms a prompt", "graphs"
 _ALLOWED = 1e-6

@@ -28,9 +28,10 @@ from benchmarks.recorder import Recorder
 from benchmarks.timing import Comparison, Pace
 from hullft_ops.ttft import Support
 from hullft_ops.ttft.model.snapshot import ModelSnapshot
-from hullft_ops.ttft.model.steps import StageClock
-from hullft_ops.ttft.model.trainer import SupportTrainer, trainable_parameters
 from hullft_ops.ttft.retrieval.support import Seconds
+from hullft_ops.ttft.training.checks import trainable_parameters
+from hullft_ops.ttft.training.steps import StageClock
+from hullft_ops.ttft.training.trainer import SupportTrainer
 
 
 def run(device: torch.device, *, small: bool) -> Iterator[dict[str, Any]]:

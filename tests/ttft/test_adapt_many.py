@@ -12,7 +12,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 from hullft_ops.ttft import Datastore, TestTimeFinetuner, TrainedAdapter, bits_per_byte
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.model import lora_slots
-from hullft_ops.ttft.model.lora_slots import LoraSlots
+from hullft_ops.ttft.training.lora_slots import LoraSlots
 
 PROMPTS = ["the cat sat on the red mat", "a dog ran to the park", "hello world", "blue house tree"]
 LAYERS = {"gpt2": ["c_attn", "c_proj", "c_fc"], "llama": ["q_proj", "v_proj", "down_proj"]}

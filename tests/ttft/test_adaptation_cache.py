@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from hullft_ops.ttft.model.trainer import SupportTrainer
+from hullft_ops.ttft.training.trainer import SupportTrainer
 
 PROMPT = "the cat sat on the red mat"
 OTHER = "a blue tree ran to the world"

@@ -15,8 +15,8 @@ import hullft_ops
 from hullft_ops.ttft import AdaptationReport, TestTimeFinetuner, adaptation
 from hullft_ops.ttft.model import steps as steps_module
 from hullft_ops.ttft.model.loss import MeanLoss
-from hullft_ops.ttft.model.steps import ORDERS, SCHEDULES, Budget, plan
-from hullft_ops.ttft.model.trainer import SupportTrainer
+from hullft_ops.ttft.training.steps import ORDERS, SCHEDULES, Budget, plan
+from hullft_ops.ttft.training.trainer import SupportTrainer
 
 PROMPT = "the cat sat on the red mat"
 Make = Callable[..., TestTimeFinetuner]

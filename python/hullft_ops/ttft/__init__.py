@@ -20,8 +20,8 @@ try:
     from hullft_ops.ttft.store.embedding import Embedder, SentenceTransformerEmbedder, load_embedder
     from hullft_ops.ttft.store.search import IndexThresholds
     from hullft_ops.ttft.store.sources import Source
+    from hullft_ops.ttft.support_training import TrainedAdapter
     from hullft_ops.ttft.tiny import tiny_lm_path
-    from hullft_ops.ttft.training import TrainedAdapter
 except ModuleNotFoundError as error:
     if error.name is None or error.name.startswith("hullft_ops"):
         raise

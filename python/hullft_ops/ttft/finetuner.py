@@ -27,15 +27,6 @@ from hullft_ops.ttft.model.memory import out_of_memory_explained, training_advic
 from hullft_ops.ttft.model.prefix import Prefix
 from hullft_ops.ttft.model.scoring import BitsPerByte, score_behind
 from hullft_ops.ttft.model.snapshot import ModelSnapshot
-from hullft_ops.ttft.model.steps import StageClock
-from hullft_ops.ttft.model.trainer import (
-    SupportTrainer,
-    autocast_dtype,
-    check_limit,
-    check_same_trained,
-    checked_trained,
-    refreshes_of,
-)
 from hullft_ops.ttft.report import AdaptationReport
 from hullft_ops.ttft.retrieval.in_context import InContext
 from hullft_ops.ttft.retrieval.methods import (
@@ -47,7 +38,16 @@ from hullft_ops.ttft.retrieval.methods import (
 from hullft_ops.ttft.retrieval.support import Support, SupportSelector
 from hullft_ops.ttft.store.base import Store
 from hullft_ops.ttft.store.embedding import Embedder, check_embedder
-from hullft_ops.ttft.training import TrainedAdapter, train_adapters, train_model
+from hullft_ops.ttft.support_training import TrainedAdapter, train_adapters, train_model
+from hullft_ops.ttft.training.checks import (
+    autocast_dtype,
+    check_limit,
+    check_same_trained,
+    checked_trained,
+    refreshes_of,
+)
+from hullft_ops.ttft.training.steps import StageClock
+from hullft_ops.ttft.training.trainer import SupportTrainer
 
 
 class TestTimeFinetuner:

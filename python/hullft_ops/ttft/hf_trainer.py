@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 from hullft_ops.replay import ReplayAdam
-from hullft_ops.ttft.model.trainer import trainable_parameters
+from hullft_ops.ttft.training.checks import trainable_parameters
 
 COLUMN = "multiplicity"
 

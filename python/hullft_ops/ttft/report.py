@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hullft_ops.ttft.adapted_model import AdaptedModel, SavedAdapter
-    from hullft_ops.ttft.model.steps import StageClock
     from hullft_ops.ttft.retrieval.support import Support
+    from hullft_ops.ttft.training.steps import StageClock
 
 _STAGES = ("save", "merge", "forward", "backward", "step", "prefill")
 _OF_SUPPORT = ["indices", "weights", "counts", "residual", "gap", "context_indices"]

@@ -21,8 +21,8 @@ from hullft_ops.ttft import Datastore, MemoryStore, TestTimeFinetuner, _files
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.experts import Experts
 from hullft_ops.ttft.experts import build as build_module
-from hullft_ops.ttft.model.trainer import SupportTrainer
 from hullft_ops.ttft.store.writer import locked
+from hullft_ops.ttft.training.trainer import SupportTrainer
 
 Build = Callable[..., Experts]
 TOKENS = torch.tensor([[5, 9, 70, 81, 92, 33, 14, 200]])

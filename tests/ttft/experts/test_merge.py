@@ -14,7 +14,7 @@ import hullft_ops
 from hullft_ops.ttft import Datastore, bits_per_byte, score_text
 from hullft_ops.ttft.experts.folder import Factors
 from hullft_ops.ttft.model.prefix import Prefix
-from hullft_ops.ttft.model.trainer import SupportTrainer
+from hullft_ops.ttft.training.trainer import SupportTrainer
 
 LR = 1e-2
 PROMPT = "the cat sat on the red mat"

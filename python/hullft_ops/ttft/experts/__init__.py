@@ -1,6 +1,6 @@
 """Experts: adapters for the regions of a datastore, trained before any prompt comes.
 
-Imports ``ttft.retrieval``, ``ttft.store`` and ``ttft.model`` at most.
+Imports ``ttft.retrieval`` and the folders below it at most.
 """
 
 from hullft_ops.ttft.experts.build import build_experts

@@ -36,10 +36,10 @@ from hullft_ops.ttft.experts.folder import (
 from hullft_ops.ttft.model.causal import check_causal
 from hullft_ops.ttft.model.context import context_length
 from hullft_ops.ttft.model.exclusive import Claim
-from hullft_ops.ttft.model.trainer import autocast_dtype
 from hullft_ops.ttft.store.base import Store
 from hullft_ops.ttft.store.format import MANIFEST_FILE
 from hullft_ops.ttft.store.writer import locked
+from hullft_ops.ttft.training.checks import autocast_dtype
 
 _FUNCTION = "build_experts"
 _MAX_RANK = 4096

@@ -14,10 +14,11 @@ from hullft_ops._extras import needed_by
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.experts.folder import DIFFERENCE_FILE, Manifest, adapter_files
 from hullft_ops.ttft.model.memory import out_of_memory_explained
-from hullft_ops.ttft.model.steps import StageClock
-from hullft_ops.ttft.model.trainer import SupportTrainer, autocast_dtype, trainable_parameters
 from hullft_ops.ttft.retrieval.support import MIN_TOKENS
 from hullft_ops.ttft.store.base import Store
+from hullft_ops.ttft.training.checks import autocast_dtype, trainable_parameters
+from hullft_ops.ttft.training.steps import StageClock
+from hullft_ops.ttft.training.trainer import SupportTrainer
 
 _FUNCTION = "build_experts"
 _OUT_OF_MEMORY = "out of memory while training experts: lower max_length"

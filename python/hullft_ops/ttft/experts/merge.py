@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 import hullft_ops
 from hullft_ops._checks import check_finite, check_integer, check_noise
 from hullft_ops.ttft.experts.folder import Experts, Factors
-from hullft_ops.ttft.model.steps import StageClock
 from hullft_ops.ttft.store.base import Store
+from hullft_ops.ttft.training.steps import StageClock
 
 # Differences of one parameter, each with its share in the mixture.
 Shares = list[tuple[Factors | torch.Tensor, float]]

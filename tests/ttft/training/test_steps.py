@@ -6,7 +6,7 @@ from itertools import count
 import pytest
 import torch
 
-from hullft_ops.ttft.model.steps import StageClock
+from hullft_ops.ttft.training.steps import StageClock
 
 
 @dataclass
@@ -43,7 +43,7 @@ def test_events_lie_in_the_stream_of_the_device(monkeypatch: pytest.MonkeyPatch)
 
 def test_other_devices_read_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     readings = iter([1.0, 2.0, 4.0, 8.0])
-    monkeypatch.setattr("hullft_ops.ttft.model.steps.perf_counter", lambda: next(readings))
+    monkeypatch.setattr("hullft_ops.ttft.training.steps.perf_counter", lambda: next(readings))
     clock = StageClock(torch.device("cpu"))
     with clock.of("outer"), clock.of("inner"):
         pass

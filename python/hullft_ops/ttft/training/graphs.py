@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 from hullft_ops.ttft.model.attention import can_pad
 from hullft_ops.ttft.model.loss import is_wrapped
 from hullft_ops.ttft.model.prefix import adapter_switches
-from hullft_ops.ttft.model.steps import StageClock
+from hullft_ops.ttft.training.steps import StageClock
 
 # Trains on a text, counts its stages on the clock, and returns the loss.
 Pass = Callable[[Tensor, StageClock], Tensor]

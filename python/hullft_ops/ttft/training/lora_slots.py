@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 from hullft_ops.ttft.model.loss import MeanLoss
-from hullft_ops.ttft.model.steps import StageClock
-from hullft_ops.ttft.model.trainer import (
+from hullft_ops.ttft.training.steps import StageClock
+from hullft_ops.ttft.training.trainer import (
     SupportTrainer,
     autocasting,
     checked_to_train,

@@ -5,9 +5,10 @@ import warnings
 import pytest
 import torch
 
-from hullft_ops.ttft.model.graphs import PassGraphs
-from hullft_ops.ttft.model.steps import StageClock
-from hullft_ops.ttft.model.trainer import SupportTrainer, trainable_parameters
+from hullft_ops.ttft.training.checks import trainable_parameters
+from hullft_ops.ttft.training.graphs import PassGraphs
+from hullft_ops.ttft.training.steps import StageClock
+from hullft_ops.ttft.training.trainer import SupportTrainer
 
 # Paddings of 24, 32 (the context) and 24 tokens, as the tests' buckets are 8 tokens wide.
 TEXTS = [list(range(3, 24)), list(range(50, 76)), list(range(9, 31, 1))]

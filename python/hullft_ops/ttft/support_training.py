@@ -14,16 +14,12 @@ if TYPE_CHECKING:
 
 from hullft_ops.ttft.adaptation_cache import AdaptationCache
 from hullft_ops.ttft.model.exclusive import Claim
-from hullft_ops.ttft.model.lora_slots import LoraSlots
-from hullft_ops.ttft.model.steps import StageClock
-from hullft_ops.ttft.model.trainer import (
-    SupportTrainer,
-    check_losses,
-    inference_tensors_explained,
-    refreshes_of,
-)
 from hullft_ops.ttft.report import AdaptationReport
 from hullft_ops.ttft.retrieval.support import Support
+from hullft_ops.ttft.training.checks import inference_tensors_explained, refreshes_of
+from hullft_ops.ttft.training.lora_slots import LoraSlots
+from hullft_ops.ttft.training.steps import StageClock
+from hullft_ops.ttft.training.trainer import SupportTrainer, check_losses
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,6 @@
 """Training a model on a support: passes, replays, clipping and learning rates."""
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property, partial
@@ -15,16 +14,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 import hullft_ops
-from hullft_ops._checks import check_integer, check_number
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.model.attention import can_pad, on_device, padded, padded_length
 from hullft_ops.ttft.model.context import model_limit
-from hullft_ops.ttft.model.graphs import PassGraphs
 from hullft_ops.ttft.model.head_loss import unscaled
 from hullft_ops.ttft.model.loss import MeanLoss, backward_in_parts
-from hullft_ops.ttft.model.onednn import has_bfloat16, wide_products
+from hullft_ops.ttft.model.onednn import wide_products
 from hullft_ops.ttft.model.patches import eval_mode, fused_activations
-from hullft_ops.ttft.model.steps import (
+from hullft_ops.ttft.training.checks import (
+    check_choice,
+    check_limit,
+    inference_tensors_explained,
+    same,
+)
+from hullft_ops.ttft.training.graphs import PassGraphs
+from hullft_ops.ttft.training.steps import (
     ORDERS,
     SCHEDULES,
     Budget,
@@ -309,11 +313,6 @@ class SupportTrainer:
             step(repeats=repeats)
 
 
-def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The model's parameters that require a gradient, each once, in the model's order."""
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-
 @contextmanager
 def fast_forwards(model: nn.Module) -> Iterator[None]:
     """Run the block with faster forwards: the model's own functions, up to rounding."""
@@ -351,105 +350,3 @@ def check_losses(
                 f"TestTimeFinetuner: the loss of text {index} of the datastore is {loss} at step "
                 f"{done + 1} of {steps}{prompt}; the model has been restored"
             )
-
-
-def checked_trained(model: "PreTrainedModel") -> list[nn.Parameter]:
-    """The parameters to train, see `trainable_parameters`. Warns if they are float16. ValueError if
-    there are none, or some are on the meta device or made in inference mode."""
-    trained = trainable_parameters(model)
-    if not trained:
-        raise ValueError(
-            "TestTimeFinetuner: model must have a parameter with requires_grad, got none; "
-            "PEFT adapters are loaded with is_trainable=True"
-        )
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    if absent := [name for name, p in named if p.is_meta]:
-        raise ValueError(
-            "TestTimeFinetuner: what is trained must have storage, "
-            f"got {len(absent)} parameters on the meta device, {absent[0]} for one"
-        )
-    if made := [name for name, p in named if p.is_inference()]:
-        raise ValueError(
-            "TestTimeFinetuner: what is trained must be made outside of inference mode, got "
-            f"{len(made)} parameters made in it, {made[0]} for one: load the model outside of "
-            "torch.inference_mode()"
-        )
-    if any(parameter.dtype == torch.float16 for parameter in trained):
-        warnings.warn(
-            "TestTimeFinetuner: trained parameters are float16, in which the square of a small "
-            "gradient is 0 and Adam's step far too large: load the model with dtype=torch.float32 "
-            "or torch.bfloat16",
-            stacklevel=3,
-        )
-    return trained
-
-
-@contextmanager
-def inference_tensors_explained(model: "PreTrainedModel") -> Iterator[None]:
-    """Name the parameter that gradients cannot pass. Training after such parameters is possible."""
-    try:
-        yield
-    except RuntimeError as error:
-        made = [name for name, p in model.named_parameters() if p.is_inference()]
-        if not made or "Inference tensors cannot be saved" not in str(error):
-            raise
-        raise RuntimeError(
-            "TestTimeFinetuner: what gradients pass through must be made outside of inference "
-            f"mode, got {len(made)} frozen parameters made in it, {made[0]} for one: load the "
-            "model outside of torch.inference_mode()"
-        ) from error
-
-
-def autocast_dtype(
-    function: str, dtype: str | torch.dtype | None, device: torch.device
-) -> torch.dtype | None:
-    if dtype is None:
-        return None
-    # float16 would need its losses scaled.
-    if dtype not in ("bfloat16", torch.bfloat16):
-        raise ValueError(f"{function}: dtype must be bfloat16 or None, got {dtype}")
-    if not has_bfloat16(device):
-        warnings.warn(
-            f"{function}: this processor multiplies bfloat16 in software, far slower than "
-            "float32: dtype=None is faster",
-            stacklevel=3,
-        )
-    return torch.bfloat16
-
-
-def check_limit(name: str, limit: object) -> float | None:
-    if limit is None:
-        return None
-    number = check_number("TestTimeFinetuner", name, limit)
-    if not number > 0:  # NaN too
-        raise ValueError(f"TestTimeFinetuner: {name} must be above 0, got {limit}")
-    return float(number)
-
-
-def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(
-            f"TestTimeFinetuner: {name} must be one of {', '.join(choices)}, got {value!r}"
-        )
-
-
-def check_same_trained(model: nn.Module, trained: Sequence[nn.Parameter]) -> None:
-    wanted = trainable_parameters(model)
-    if not same(wanted, trained):
-        raise RuntimeError(
-            "TestTimeFinetuner: the model has other parameters with requires_grad than when "
-            f"this finetuner was made, {len(wanted)} now and {len(trained)} then: make a "
-            "new finetuner"
-        )
-
-
-def refreshes_of(refresh: int | Callable[[int], int], counts: Sequence[int]) -> list[int]:
-    if not callable(refresh):
-        return [refresh] * len(counts)
-    # A text without steps has no gradient. No function should have to expect that.
-    found = [refresh(count) if count else 1 for count in counts]
-    return [check_integer("TestTimeFinetuner", "refresh", one, 1) for one in found]
-
-
-def same(some: Sequence[object], others: Sequence[object]) -> bool:
-    return [id(one) for one in some] == [id(other) for other in others]

@@ -10,7 +10,7 @@ from transformers import get_scheduler
 
 import hullft_ops
 from hullft_ops.ttft.model import trainer as trainer_module
-from hullft_ops.ttft.model.steps import ORDERS, SCHEDULES
+from hullft_ops.ttft.training.steps import ORDERS, SCHEDULES
 
 PROMPT = "the cat sat on the red mat"
 LR = 1e-2
