@@ -15,9 +15,9 @@ from transformers import PreTrainedModel
 
 import hullft_ops
 from hullft_ops.ttft import Datastore, TestTimeFinetuner, adaptation, bits_per_byte, training
-from hullft_ops.ttft.model import steps as steps_module
 from hullft_ops.ttft.model.loss import MeanLoss
 from hullft_ops.ttft.retrieval import support as support_module
+from hullft_ops.ttft.training import steps as steps_module
 
 CONTEXT = 32
 LR = 1e-2

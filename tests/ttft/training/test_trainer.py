@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 from transformers import get_scheduler
 
 import hullft_ops
-from hullft_ops.ttft.model import trainer as trainer_module
+from hullft_ops.ttft.training import trainer as trainer_module
 from hullft_ops.ttft.training.steps import ORDERS, SCHEDULES
 
 PROMPT = "the cat sat on the red mat"
