@@ -168,19 +168,23 @@ def _launches(seconds: float, device: str) -> Step:
     return Step("ncu", seconds, command, read_ncu, tools=("ncu",))
 
 
+def _in_processes(most: int) -> list[str]:
+    """Options of pytest, if it has the plugin."""
+    count = min(most, len(os.sched_getaffinity(0)))
+    return ["-n", str(count), "--dist", "worksteal"] if _installed("xdist") else []
+
+
 def _tests(seconds: float, device: str) -> Step:
     # Without --strict-config, an older pytest accepts options that it does not know.
     command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=--import-mode=importlib",
                "--junitxml", "{output}", "-p", "no:cacheprovider",
                "--continue-on-collection-errors"]  # fmt: skip
     command += operator_tests()
-    most = min(_MOST_PROCESSES, len(os.sched_getaffinity(0)))
-    # Every process collects all tests, so a rehearsal has one.
-    spread = ["--dist", "worksteal", "-n"] if _installed("xdist") else []
-    one, several = (spread and [*spread, str(n)] for n in (1, most))
     return Step(
-        "tests", seconds, [*command, *several, "--device", device], read_junit, ("pytest", "numpy"),
-        rehearsal=[*command, *one, "--mirrored", "-k", " or ".join(_REHEARSED_TESTS)],
+        "tests", seconds, [*command, *_in_processes(_MOST_PROCESSES), "--device", device],
+        read_junit, ("pytest", "numpy"),
+        # Collecting is most of it, and every process collects.
+        rehearsal=[*command, *_in_processes(1), "--mirrored", "-k", " or ".join(_REHEARSED_TESTS)],
     )  # fmt: skip
 
 

@@ -21,7 +21,8 @@ class GradientCache:
         cache.replay(example, optimizer, repeats=2)
 
     An example's first gradient allocates its buffers. Dropping the example passes them on to later
-    ones. All buffers go with the cache.
+    ones. All buffers go with the cache. Of an example that is not cached, :meth:`gradients`,
+    :meth:`replay` and :meth:`drop` raise a KeyError.
 
     Args:
         params: the parameters whose gradients to keep. Gradients of DTensors are sharded alike.
@@ -117,11 +118,7 @@ class GradientCache:
         self._cached[example] = entry
 
     def gradients(self, example: Hashable) -> dict[Tensor, Tensor]:
-        """The cached gradient of each parameter that has one: the buffers themselves, not copies.
-
-        Raises:
-            KeyError: the example is not cached.
-        """
+        """The cached gradient of each parameter that has one: the buffers, not copies."""
         pairs = zip(self._params, self._entry(example), strict=True)
         return {param: grad for param, grad in pairs if grad is not None}
 
@@ -130,20 +127,12 @@ class GradientCache:
     ) -> None:
         """Takes optimizer steps with the example's cached gradient.
 
-        ``repeats`` is as in :meth:`ReplayAdam.step`. It reads and writes no ``.grad``.
-
-        Raises:
-            KeyError: the example is not cached.
-            TypeError, ValueError: as :meth:`ReplayAdam.step`.
+        It reads and writes no ``.grad``. ``repeats`` and errors are as in :meth:`ReplayAdam.step`.
         """
         optimizer.step(repeats=repeats, grads=self.gradients(example))
 
     def drop(self, example: Hashable) -> None:
-        """Forgets an example. Later examples use its buffers.
-
-        Raises:
-            KeyError: the example is not cached.
-        """
+        """Forgets an example. Later examples use its buffers."""
         entry = self._entry(example)
         del self._cached[example]
         for buffers, buffer in zip(self._free, entry, strict=True):

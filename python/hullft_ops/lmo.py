@@ -43,9 +43,8 @@ def fw_lmo(
     difference counts as rounding, and ``gamma`` is 0.
 
     Args:
-        pool, query: as in :func:`fw_select`.
+        pool, query, pool_sizes: as in :func:`fw_select`.
         current: shaped like ``query``: the current point, a convex combination of the pool.
-        pool_sizes: int64 [B]: query b sees only the first ``pool_sizes[b]`` rows of its pool.
 
     The errors are as in :func:`fw_select`. On CUDA bad values show in the outputs instead: a vertex
     of -1, and NaN.

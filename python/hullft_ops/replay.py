@@ -8,6 +8,7 @@ consecutive steps with one gradient are one sweep over memory, whatever their nu
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import chain, compress
 from operator import itemgetter
 from typing import Any, overload
@@ -21,9 +22,6 @@ from hullft_ops._ops import by_device, call, count_writes, locals_of
 
 _STATE = ("step", "exp_avg", "exp_avg_sq")
 _OF_STATE = itemgetter("exp_avg", "exp_avg_sq", "step")  # as the operator takes them
-# torch.optim.Adam's other options. Keeping them makes a state_dict work in both directions.
-_TORCH_OPTIONS: dict[str, Any] = {"foreach": None, "fused": None, "maximize": False}
-_TORCH_OPTIONS |= {"amsgrad": False, "capturable": False, "differentiable": False}
 
 
 class ReplayAdam(Optimizer):
@@ -115,11 +113,9 @@ class ReplayAdam(Optimizer):
         for group in state["param_groups"]:
             _checks.check_adam_options(group)
         super().__setstate__(state)
-        # A state of torch's own Adam, or of its older AdamW, lacks these.
-        own = self.defaults.keys() & {"decoupled_weight_decay", "rounding_seed"}
-        options = _TORCH_OPTIONS | {name: self.defaults[name] for name in own}
         for group in self.param_groups:
-            for name, value in options.items():
+            # A state of torch's own Adam, or of its older AdamW, lacks some options.
+            for name, value in self.defaults.items():
                 group.setdefault(name, value)
             for param in group["params"]:
                 count = self.state.get(param, {}).get("step")
@@ -316,7 +312,7 @@ class ReplayAdam(Optimizer):
             _checks.check_state(op, i, state, _STATE)
             moments = {name: state[name] for name in _STATE[1:]}
             _checks.check_sharding(op, i, param, {"the gradient": grad, **moments})
-            yield param, grad, state["exp_avg"], state["exp_avg_sq"], state["step"]
+            yield param, grad, *moments.values(), state["step"]
 
     def _state_of(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[param]
@@ -327,26 +323,26 @@ class ReplayAdam(Optimizer):
                     "before the capture of a CUDA graph, which would make it at every replay: "
                     "call make_state() first"
                 )
-            # All or nothing: an interrupt or a lack of memory must not leave some of them.
-            state.update(_new_state(param, group["capturable"]))
+            zeros = partial(torch.zeros_like, memory_format=torch.preserve_format)
+            count_device = param.device if group["capturable"] else "cpu"
+            # A tensor made in inference mode cannot be zeroed or loaded into outside of it.
+            with torch.inference_mode(False):
+                step = torch.zeros((), dtype=torch.float32, device=count_device)
+                # All or nothing: an interrupt or a lack of memory must not leave some of them.
+                state.update(step=step, exp_avg=zeros(param), exp_avg_sq=zeros(param))
         return state
 
 
 def _step_options(
     group: Mapping[str, Any], repeats: int | None, seed: int | None
 ) -> dict[str, Any]:
-    """The operator's options, checked again because anybody may have changed the group.
-
-    ``repeats`` comes from the call; None takes the group's.
-    """
-    if repeats is None:
-        repeats = _checks.check_integer("ReplayAdam", "repeats", group.get("repeats", 1), 1)
+    """The operator's options, checked again because anybody may have changed the group."""
     stays_on_device = group["capturable"] and isinstance(group["lr"], Tensor)
     lr = 0.0 if stays_on_device else _checks.adam_number("lr", group["lr"])
     _checks.check_adam_options({**group, "lr": lr})
     beta1, beta2 = group["betas"]
     return {
-        "repeats": repeats,
+        "repeats": repeats or int(group.get("repeats", 1)),
         "lr": float(lr),
         "beta1": float(beta1),
         "beta2": float(beta2),
@@ -364,14 +360,6 @@ def _is_captured(param: Tensor) -> bool:
         return False
     with torch.cuda.device(param.device):  # each device has its own current stream
         return torch.cuda.is_current_stream_capturing()
-
-
-def _new_state(param: Tensor, capturable: bool) -> dict[str, Tensor]:
-    # A tensor made in inference mode cannot be zeroed or loaded into outside of it.
-    with torch.inference_mode(False):
-        step = torch.zeros((), dtype=torch.float32, device=param.device if capturable else "cpu")
-        moments = (torch.zeros_like(param, memory_format=torch.preserve_format) for _ in _STATE[1:])
-        return dict(zip(_STATE, (step, *moments), strict=True))
 
 
 def _check_together(calls: Sequence[tuple[tuple[list[Tensor], ...], dict[str, Any]]]) -> None:

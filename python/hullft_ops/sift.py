@@ -17,23 +17,17 @@ class SiftSelection(NamedTuple):
     """SIFT's picks for one query or a batch (``..`` is ``[]`` or ``[B]``).
 
     The first seven fields form a :class:`Selection` in which each of the ``n_select`` picks has the
-    weight ``1 / n_select``. ``picks`` holds their order. Weights, residual, gap and variance are
-    float64 for float64 pools and float32 for all others.
+    weight ``1 / n_select``: the row that is picked most often comes first, and residual and gap are
+    those of the mean of the picks. Weights, residual, gap and variance are float64 for float64
+    pools and float32 for all others.
     """
 
     indices: Tensor
-    """int64 [.., n_select]: the rows that were picked, the most often picked first, lower index
-    first when picked equally often, -1 past the support."""
     weights: Tensor
-    """[.., n_select]: ``counts / n_select``."""
     counts: Tensor
-    """int64 [.., n_select]: how often each row was picked; each row sums to n_select."""
     support_size: Tensor
-    """int64 [..]: how many different rows were picked."""
     residual: Tensor
-    """[..]: distance of the query from the mean of the picks."""
     gap: Tensor
-    """[..]: the Frank-Wolfe gap of the mean of the picks over the whole pool."""
     num_iter: Tensor
     """int64 [..]: n_select."""
     picks: Tensor
@@ -69,7 +63,7 @@ def sift_select(
     threads, and is not differentiable.
 
     Args:
-        pool: as in :func:`fw_select`.
+        pool, pool_sizes: as in :func:`fw_select`.
         query: [d] or [B, d], of the pool's dtype and device; or [B, m, d] with m targets for each
             query. The picks lower the sum of the targets' variances. Residual and gap refer to the
             mean of the targets.
@@ -78,7 +72,6 @@ def sift_select(
             times as long, ``s**2`` times the noise gives the same picks. The smaller it is, the
             less a second pick of the same row helps. Below some 1e-28 of the rows' squared norms,
             rounding decides which row helps most.
-        pool_sizes: int64 [B]: query b sees only the first ``pool_sizes[b]`` rows of its pool.
 
     The errors are as in :func:`fw_select`. Where bad values show in the outputs on CUDA, picks are
     -1 and variances NaN.
@@ -104,10 +97,8 @@ def sift_select_indexed(
     ``embeddings``.
 
     Args:
-        embeddings: [M, d], in any dtype that a pool may have.
-        candidates: int64 [K] or [B, K]: rows of ``embeddings``, for example from a search.
+        embeddings, candidates, pool_sizes: as in :func:`fw_select_indexed`.
         query: [d], [B, d] or [B, m, d], with a batch exactly if ``candidates`` has one.
-        pool_sizes: int64 [B]: reads only the first ``pool_sizes[b]`` candidates of query b.
 
     The other arguments and the errors are as in :func:`sift_select`. A candidate outside ``0..M-1``
     raises a ValueError.

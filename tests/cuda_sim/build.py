@@ -84,7 +84,7 @@ def _run(command: list[str]) -> None:
 
 def _common(csrc: Path) -> list[str]:
     return [
-        "-std=c++20", "-g", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas",
+        "-std=c++20", "-g1", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas",
         "-isystem", str(cuda_include()),
         f"-I{HERE / 'cusim'}", f"-I{csrc}", "-DHULLFT_ARGUMENT_BYTES=4096",
     ]  # fmt: skip
@@ -193,7 +193,8 @@ def build_patched(kind: str, unit: str, file: str, old: str, new: str, into: Pat
     objects = into / "objects"
     objects.mkdir()
     for path in base.glob("*.o"):
-        shutil.copy(path, objects)
+        if path.stem != unit:
+            (objects / path.name).symlink_to(path)
     _compile_unit(kind, csrc, unit, base, objects)
     return _link(kind, objects, first=unit)
 

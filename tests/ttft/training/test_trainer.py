@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 from transformers import get_scheduler
 
 import hullft_ops
-from hullft_ops.ttft.training import trainer as trainer_module
+from hullft_ops.ttft.training import checks
 from hullft_ops.ttft.training.steps import ORDERS, SCHEDULES
 
 PROMPT = "the cat sat on the red mat"
@@ -199,7 +199,7 @@ def test_autocast_multiplies_in_bfloat16_and_keeps_parameters(gpt2, make, bits):
 
 @pytest.mark.parametrize("supported", [True, False])
 def test_a_processor_without_bfloat16_is_warned_of(gpt2, make, monkeypatch, recwarn, supported):
-    monkeypatch.setattr(trainer_module, "has_bfloat16", lambda device: supported)
+    monkeypatch.setattr(checks, "has_bfloat16", lambda device: supported)
     make(gpt2, dtype="bfloat16")
     assert any("in software" in str(warning.message) for warning in recwarn) != supported
 

@@ -141,16 +141,15 @@ def _uniform(pools: Tensor, queries: Tensor, indices: Tensor) -> Selection:
 
 def selection_method(method: "str | SelectionMethod", variant: str) -> SelectionMethod:
     """The method with that name, or the method itself."""
-    check_variant("TestTimeFinetuner", variant)
-    if not isinstance(method, str):
-        if not callable(method):
-            raise TypeError(
-                "TestTimeFinetuner: method must be a name or a SelectionMethod, "
-                f"got {type(method).__name__}"
-            )
-        return method
     own: tuple[HullFT | KNN | Random | Sift, ...] = HullFT(variant), KNN(), Random(), Sift()
     named: dict[str, SelectionMethod] = {one.name: one for one in own}
+    if not isinstance(method, str):
+        if not callable(method):
+            kind = type(method).__name__
+            raise TypeError(
+                f"TestTimeFinetuner: method must be a name or a SelectionMethod, got {kind}"
+            )
+        return method
     if method not in named:
         raise ValueError(
             f"TestTimeFinetuner: method must be one of {', '.join(named)}, got {method!r}"

@@ -139,35 +139,17 @@ class SupportSelector:
         with shared.of("select", share=share):
             selections = self._choose(candidates, queries) if self._n_select else [None] * share
             experts = self._weigh(queries)
-        supports = [
-            self._support(
-                candidates[i],
-                queries[i],
-                selections[i],
-                Seconds(shared.embed, shared.search, shared.select),
-                f" of prompts[{i}]" if share > 1 else "",
-            )
-            for i in range(share)
-        ]
-        more = zip(supports, prompts, nearest, experts, strict=True)
-        return [self._with_context_and_experts(*one) for one in more]
-
-    def _with_context_and_experts(
-        self,
-        support: Support,
-        prompt: str,
-        nearest: torch.Tensor,
-        experts: tuple[list[int], list[float]],
-    ) -> Support:
-        with support.seconds.of("tokenize"):
-            indices, ids = self._in_context.pick(prompt, nearest[: self._in_context.count].tolist())
-        return replace(
-            support,
-            context_indices=indices,
-            context_ids=ids,
-            expert_indices=experts[0],
-            expert_weights=experts[1],
-        )
+        supports = []
+        for i, prompt in enumerate(prompts):
+            seconds, whose = replace(shared), f" of prompts[{i}]" if share > 1 else ""
+            support = self._support(candidates[i], queries[i], selections[i], seconds, whose)
+            with seconds.of("tokenize"):
+                count = self._in_context.count
+                indices, ids = self._in_context.pick(prompt, nearest[i, :count].tolist())
+            support = replace(support, context_indices=indices, context_ids=ids)
+            chosen, weights = experts[i]
+            supports.append(replace(support, expert_indices=chosen, expert_weights=weights))
+        return supports
 
     def _support(
         self,
@@ -237,15 +219,14 @@ class SupportSelector:
         )
 
     def _check_selection(self, selection: hullft_ops.Selection, pool: int, steps: int) -> None:
+        method = f"TestTimeFinetuner: method {method_name(self._method)}"
         size = int(selection.support_size)
         indices, counts = selection.indices[:size].tolist(), selection.counts[:size].tolist()
         if len(set(indices)) < size or not all(0 <= index < pool for index in indices):
             raise ValueError(
-                f"TestTimeFinetuner: method {method_name(self._method)} must choose different "
-                f"candidates of 0..{pool - 1}, got {indices}"
+                f"{method} must choose different candidates of 0..{pool - 1}, got {indices}"
             )
         if sum(counts) != steps or min(counts, default=0) < 0:
             raise ValueError(
-                f"TestTimeFinetuner: method {method_name(self._method)} must give counts that are "
-                f"not negative and sum to {steps}, got {counts}"
+                f"{method} must give counts that are not negative and sum to {steps}, got {counts}"
             )
