@@ -93,7 +93,7 @@ def adapt(
     save_rank: Annotated[int, typer.Option(min=1, help="Rank of that LoRA.")] = 16,
 ) -> None:
     """Adapt to a prompt: what was retrieved, bits per byte before and after, a continuation."""
-    given = locals()
+    given = dict(locals())
     with errors_of("adapt"):
         from hullft_ops.ttft.evaluation.config import ConfigError
 
