@@ -87,6 +87,9 @@ def test_json_says_what_was_run(written: dict[str, Any], own: list[object]) -> N
     config = written["config"]
     assert (config["prompts"], config["steps"], config["seed"]) == (PROMPTS, STEPS, 0)
     assert (config["lr"], config["model"]) == (0.01, str(own[1]))
+    names = "model device corpus embedder prompts steps lr max_length output datastore seed"
+    names += " allow_missing_weights model_parameters pool_size threads"
+    assert config.keys() == set(names.split())
     corpus = written["corpus"]
     assert corpus["documents"] == 60
     assert corpus["held_out_documents"] == math.ceil(60 / HELD_OUT_ONE_IN)

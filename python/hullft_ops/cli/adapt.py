@@ -97,7 +97,7 @@ def adapt(
     ] = None,
 ) -> None:
     """Adapt to a prompt: what was retrieved, bits per byte before and after, a continuation."""
-    given = locals()
+    given = dict(locals())
     with errors_of("adapt"):
         from hullft_ops.ttft.evaluation.config import ConfigError
 

@@ -52,7 +52,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Chooses the prompts among held-out passages.")] = 0,
 ) -> None:
     """Compare no adaptation, kNN and HullFT on held-out passages of real text."""
-    given = {k: str(v) if isinstance(v, Path) else v for k, v in locals().items()}
+    given = dict(locals())
     with errors_of("demo"):
         from hullft_ops.ttft.errors import InputError
         from hullft_ops.ttft.evaluation import comparison
@@ -110,7 +110,7 @@ def demo(
         rows, runs = comparison.run_all(evaluator, chosen, shared, log)
         continued = comparison.continued(evaluator, chosen[0], shared)
         figures = comparison.compare(rows)
-        config = {
+        used = {
             "model": name,
             "device": device or "cpu",
             "steps": given.pop("n_select"),
@@ -119,10 +119,11 @@ def demo(
             "model_parameters": loaded.num_parameters(),
             "threads": torch.get_num_threads(),
         }
+        asked = {k: str(v) if isinstance(v, Path) else v for k, v in given.items()}
         content = {
             "format_version": FORMAT_VERSION,
             "scored": SCORED,
-            "config": given | config,
+            "config": asked | used,
             "corpus": {
                 "name": texts.name,
                 "documents": texts.documents,

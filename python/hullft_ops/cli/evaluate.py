@@ -54,7 +54,7 @@ def evaluate(
     gpus_per_worker: options.GpusOption = None,
 ) -> None:
     """Run methods x steps x refresh x learning rate on held-out prompts, a JSONL row each."""
-    given = locals()
+    given = dict(locals())
     with errors_of("evaluate"):
         from hullft_ops.ttft.evaluation.inputs import open_inputs
         from hullft_ops.ttft.evaluation.results import open_results
@@ -118,7 +118,7 @@ def tune(
     ] = Path("tuned.json"),
 ) -> None:
     """Pick method, steps, refresh and learning rate on held-out prompts by successive halving."""
-    given = locals()
+    given = dict(locals())
     with errors_of("tune"):
         from hullft_ops.ttft.evaluation.config import config_id
         from hullft_ops.ttft.evaluation.inputs import open_inputs
