@@ -20,12 +20,8 @@ class AdaptationReport:
 
     Seconds are wall-clock. On CUDA those of ``save``, ``merge``, ``forward``, ``backward``,
     ``step`` and ``prefill`` come from events in the GPU's stream, so measuring never waits for the
-    GPU.
-    Inside the with block, `save_adapter` and `save_pretrained` keep the adaptation. Copies of the
-    report hold the numbers alone.
-
-    Seconds are wall-clock. On CUDA those of ``save``, ``forward``, ``backward``, ``step`` and
-    ``prefill`` come from events in the GPU's stream, so measuring never waits for the GPU.
+    GPU. Inside the with block, `save_adapter` and `save_pretrained` keep the adaptation. Copies of
+    the report hold the numbers alone.
 
     Attributes:
         method, n_select, order: the finetuner's arguments, the method by its name.
@@ -118,12 +114,7 @@ class AdaptationReport:
     ) -> "AdaptationReport":
         """A report with what the support and the clock say, and the ``others``.
 
-        Args:
-            losses: of each pass.
-            taken: steps on each text.
-            refreshes: steps per gradient of each text, as ``refresh`` has them.
-            share: how many prompts share the clock's time.
-            from_cache: whether the passes are those of an entry.
+        ``share`` prompts share the clock's time.
         """
         spent = support.seconds
         others |= {f"seconds_{stage}": clock.seconds(stage) / share for stage in _STAGES}
@@ -153,7 +144,6 @@ class AdaptationReport:
         )
 
     def with_context(self, support: "Support", seconds: float) -> "AdaptationReport":
-        """The report of an adaptation that read the support's context in so many seconds."""
         return replace(
             self,
             context_indices=support.context_indices,
