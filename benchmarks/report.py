@@ -52,7 +52,8 @@ _NOTES = {
     "many": """\
 LoRAs of rank 8 on all linear layers but the head, one for each of B prompts, 10 steps each. Ours
 trains them side by side (`adapt_many`), the peer one after the other (`adapted`). Both embed,
-search and select. Of B prompts the peer is timed on two, and the result is scaled.
+search and select. The peer is timed on one or two of the B prompts, and scaled by the tokens that
+the training on all of them reads.
 """,
     "experts": """\
 Experts (LoRA) are merged into a Llama's linear layers, 30 of width 576 as in SmolLM2-135M. The

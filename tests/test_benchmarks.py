@@ -341,7 +341,8 @@ class PromptsInTurn:
         for i in range(len(prompts)):
             with self.adapted(prompts[i]) as report:
                 found = [p.detach() + i * self._off for p in self.model.parameters()]
-            trained.append(SimpleNamespace(parameters=found, report=report))
+            support = SimpleNamespace(input_ids=[prompts[i]], counts=[1])
+            trained.append(SimpleNamespace(parameters=found, report=report, support=support))
         return trained
 
     @contextmanager
@@ -360,10 +361,19 @@ def test_many_compares_each_adapter_with_that_of_its_prompt_alone(
     monkeypatch.setattr(bench_many, "_finetuner", lambda *arguments: PromptsInTurn(off))
     monkeypatch.setattr(bench_many, "_held_out", lambda: ["\1\2\3", "\4\5", "\6\7", "\1\3"])
     monkeypatch.setattr(bench_many, "keep_freed_memory", lambda: None)
-    recorder = Recorder(None, cpu, Pace(0.0, 2, 2), comparison)
+    recorder, scales = Recorder(None, cpu, Pace(0.0, 2, 2), comparison), list[float]()
+    peer = recorder.peer
+
+    def scaled(name: str, call: Callable[[], object], *, scale: float) -> None:
+        scales.append(scale)
+        peer(name, call, scale=scale)
+
+    monkeypatch.setattr(recorder, "peer", scaled)
     with pytest.raises(AssertionError) if off else nullcontext():
         bench_many.measure_many(case, recorder, cpu, tmp_path)
     assert comparison.facts[bench_many.LOSSES] == 0
+    # Two prompts of 5 tokens stand for all 9.
+    assert scales == [9 / 5]
     assert comparison.facts[bench_many.PER_HOUR] == 4 * 3600 / comparison.seconds
 
 

@@ -108,12 +108,7 @@ class AdaptationReport:
     ) -> "AdaptationReport":
         """A report with what the support and the clock say, and the ``others``.
 
-        Args:
-            losses: of each pass.
-            taken: steps on each text.
-            refreshes: steps per gradient of each text, as ``refresh`` has them.
-            share: how many prompts share the clock's time.
-            from_cache: whether the passes are those of an entry.
+        ``share`` prompts share the clock's time.
         """
         others |= {name: getattr(support, name) for name in _OF_SUPPORT}
         others |= {f"seconds_{stage}": spent for stage, spent in vars(support.seconds).items()}
@@ -132,7 +127,6 @@ class AdaptationReport:
         )
 
     def with_context(self, support: "Support", seconds: float) -> "AdaptationReport":
-        """The report of an adaptation that read the support's context in so many seconds."""
         return replace(
             self,
             context_indices=support.context_indices,

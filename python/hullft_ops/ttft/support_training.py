@@ -72,10 +72,7 @@ def train_model(
     deadline: float | None,
     **reported: Any,
 ) -> AdaptationReport:
-    """Train on the support, or take the entry ``key`` of the cache.
-
-    ``reported`` are further attributes of the report.
-    """
+    """Train on the support, or take the entry ``key`` of the cache."""
     start, before = perf_counter(), trainer.n_full_logits
     arguments = (support.input_ids, support.indices, support.counts, refreshes, clock, deadline)
     train = partial(trainer.train, *arguments)
@@ -102,10 +99,7 @@ def train_adapters(
     **reported: Any,
 ) -> list[TrainedAdapter]:
     """Train an adapter on each support, ``batch_size`` at a time, with these settings of the
-    `SupportTrainer`. ``reported`` are further attributes of each report.
-
-    Raises:
-        ValueError, RuntimeError: as `TestTimeFinetuner.adapt_many`.
+    `SupportTrainer`.
     """
     adapters: list[TrainedAdapter] = []
     with torch.inference_mode(False), inference_tensors_explained(model):

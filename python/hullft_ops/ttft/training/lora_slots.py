@@ -27,13 +27,7 @@ _MOST_PADDING = 32
 
 
 class Slot:
-    """A prompt's LoRA, and the steps that it has left.
-
-    Attributes:
-        parameters: of the LoRA, in the order of the model's.
-        text: the tokens to make the next gradients of; empty once all steps are taken.
-        passes: the text of each pass, and the number of steps before it.
-    """
+    """A prompt's LoRA, and the steps that it has left; ``text`` is empty once all are taken."""
 
     def __init__(
         self,
@@ -70,11 +64,7 @@ class LoraSlots:
     The copy shares the frozen weights. The model stays as it is, so there is nothing to restore,
     and other threads may use it meanwhile.
 
-    Args:
-        model: a PEFT model.
-        trained: its trained parameters. Each LoRA begins with their values.
-        autocast: dtype of the forward pass; None for the model's own.
-        settings: the others of `SupportTrainer`.
+    Each LoRA begins with the values of ``trained``. The other arguments are `SupportTrainer`'s.
 
     Raises:
         ValueError: other parameters than those of plain LoRAs of linear layers are trained.
@@ -115,12 +105,6 @@ class LoraSlots:
 
         A pass takes the next text of every prompt that has steps left. Each text's loss reaches
         only the LoRA of its row.
-
-        Args:
-            texts: tokens, at least 2 each.
-            counts: steps for each text; 0 means no pass.
-            refreshes: steps per gradient for each text, at least 1.
-            clock: counts the stages "forward", "backward" and "step".
         """
         with torch.enable_grad(), fast_forwards(self._model):
             slots = []

@@ -336,13 +336,9 @@ def checked_to_train(loss: torch.Tensor) -> torch.Tensor:
 def check_losses(
     losses: Sequence[float], passes: Sequence[tuple[int, int]], steps: int, prompt: str = ""
 ) -> None:
-    """Raise NonFiniteLossError if a loss is not finite.
+    """Raise NonFiniteLossError for a loss that is not finite.
 
-    Args:
-        losses: of each pass.
-        passes: the text of each, and the number of steps before it.
-        steps: how many steps there are.
-        prompt: names the prompt in the error.
+    ``passes`` have the text of each pass, and the number of steps before it.
     """
     for loss, (index, done) in zip(losses, passes, strict=True):
         if not math.isfinite(loss):
