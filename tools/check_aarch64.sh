@@ -9,9 +9,8 @@ torch=$("$python" -c 'import importlib.util as u; print(u.find_spec("torch").sub
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 sources=(csrc/cpu/*.cpp csrc/cpu/frank_wolfe/*.cpp csrc/host/*.cpp csrc/cpu/simd/dispatch.cpp csrc/cpu/simd/kernels_portable.cpp)
-for source in "${sources[@]}"; do
+printf '%s\n' "${sources[@]}" | xargs -P "$(nproc)" -I{} sh -c '
   aarch64-linux-gnu-g++ -std=c++20 -O3 -Wall -Wextra -Werror -fvisibility=hidden \
-    -DTORCH_TARGET_VERSION=0x020b000000000000 -isystem "$torch/include" \
-    -c "$source" -o "$out/$(basename "$source").o"
-done
+    -DTORCH_TARGET_VERSION=0x020b000000000000 -isystem "$1/include" \
+    -c "$0" -o "$2/$(basename "$0").o"' {} "$torch" "$out"
 echo "${#sources[@]} sources compile for aarch64"

@@ -153,13 +153,15 @@ class Build:
         for path in [ROOT / "CMakeLists.txt", *here]:
             self._copy(path.relative_to(ROOT))
 
-    def compile(self) -> None:
+    def configure(self) -> None:
         run("cmake", "-S", self.source, "-B", self.objects, "-G", "Ninja",
             "-DCMAKE_BUILD_TYPE=None", "-DHULLFT_CUDA=OFF", "-DCMAKE_CXX_COMPILER=g++",
             f"-DCMAKE_CXX_FLAGS=-O1 -g1 -fno-omit-frame-pointer {self._kind.flags}",
             f"-DPython_EXECUTABLE={sys.executable}", "-DSKBUILD_PROJECT_VERSION=0",
             "-DSKBUILD_PROJECT_VERSION_FULL=0+sanitized",
             f"-Dpybind11_DIR={pybind11_directory()}")  # fmt: skip
+
+    def compile(self) -> None:
         run("cmake", "--build", self.objects)
         package = self.package / "hullft_ops"
         shutil.copytree(ROOT / "python" / "hullft_ops", package, dirs_exist_ok=True)
@@ -237,7 +239,8 @@ def python(build: Build, kind: Sanitizer, preloads: str, *arguments: str) -> lis
 def run_tests(build: Build, kind: Sanitizer, preloads: str, tests: list[str]) -> None:
     command = python(
         build, kind, preloads,
-        "import pytest\nsys.exit(pytest.main(sys.argv[1:]))",
+        # What the right sources do with the trigger must be clean too.
+        TRIGGER + "import pytest\nsys.exit(pytest.main(sys.argv[1:]))",
         "-q", "-x", "-p", "no:cacheprovider", *tests,
     )  # fmt: skip
     finished = subprocess.run(command, cwd=ROOT, env=os.environ | {"HYPOTHESIS_PROFILE": "few"})
@@ -276,10 +279,9 @@ def main() -> None:
     kind = KINDS[arguments.kind]
     build = Build(arguments.kind, kind)
     build.copy_sources()
+    build.configure()
     build.compile()
     preloads = build.preloads()
-    # The right sources first: what they do with the trigger must be clean.
-    subprocess.run(python(build, kind, preloads, TRIGGER), check=True, cwd=ROOT)
     run_tests(build, kind, preloads, arguments.only or kind.tests)
     check_planted(build, kind, preloads)
 

@@ -173,7 +173,7 @@ def raises(kind: str):
 @pytest.mark.parametrize("of", KINDS)
 def test_a_fault_while_adapting_leaves_the_model_as_it_was(gpt2, make, monkeypatch, of, stage):
     model = KINDS[of](gpt2)
-    finetuner = make(model, **({"n_select": 9, "refresh": 1} | OPTIONS.get(stage, {})))
+    finetuner = make(model, **({"n_select": 5, "refresh": 1} | OPTIONS.get(stage, {})))
     with finetuner.adapted(PROMPT):  # so that optimizer and copy are there
         pass
     for kind in ERRORS if of == "full" else ("error", "interrupt", "allocator"):
@@ -185,13 +185,13 @@ def test_a_fault_while_adapting_leaves_the_model_as_it_was(gpt2, make, monkeypat
                 pytest.fail("the body must not run")
             assert fault.raised
         with unchanged(model), finetuner.adapted(PROMPT) as report:
-            assert report.optimizer_steps == 9
+            assert report.optimizer_steps == 5
 
 
 @pytest.mark.parametrize("of", KINDS)
 def test_a_fault_in_the_body_leaves_the_model_as_it_was(gpt2, make, of):
     model = KINDS[of](gpt2)
-    finetuner = make(model)
+    finetuner = make(model, n_select=3)
     for error in (make_error() for make_error in ERRORS.values()):
         with unchanged(model):
             # The caller's own error is passed on as it is.
