@@ -133,8 +133,8 @@ HULLFT_HD Step<S> pairwise_step(const Atom<T>& s, const Atom<T>& a, T gram_sa) {
   return step;
 }
 
-// The atoms of a pairwise step that was not cut short, the lower candidate first. Their correlations
-// are equal then, but for rounding: the next step takes the first for either.
+// The atoms of a pairwise step that was not cut short, the lower candidate first. Their
+// correlations are equal then, but for rounding: the next step takes the first for either.
 template <typename I>
 struct LevelAtoms {
   I first = -1, second = -1;

@@ -231,15 +231,6 @@ FW_MUTANTS = {
         "fw_warp",
         OUTSIDE,
     ),
-    "a level atom with the weight of another": Mutant(
-        "fw_warp",
-        FW_WARP,
-        "return pick_of(level_.first, u, w);",
-        "return pick_of(level_.first, u_[0], w_[0]);",
-        "plain",
-        "fw_pairwise",
-        WRONG,
-    ),
     "rounding between level atoms": Mutant(
         "frank_wolfe",
         FW,
