@@ -167,10 +167,12 @@ class FwWarp {
   // What a pairwise step takes for a pick.
   __device__ __forceinline__ FwPick leveled(const FwPick& pick) const {
     if (pick.k != level_.second) return pick;
-    S u = u_[0], w = w_[0];
+    // A bit, since nvcc would move arrays to memory to take the element of a number.
+    const unsigned chosen = 1u << unsigned(level_.first) / kWarp;
+    S u = 0, w = 0;
 #pragma unroll
-    for (int i = 1; i < kSlots; ++i)
-      if (i == int(unsigned(level_.first) / kWarp)) u = u_[i], w = w_[i];
+    for (int i = 0; i < kSlots; ++i)
+      if (chosen >> i & 1) u = u_[i], w = w_[i];
     return pick_of(level_.first, u, w);
   }
 
@@ -290,7 +292,7 @@ class FwWarp {
     enter(s);
     if (step.drops) leave(a.k);
     level_ = {};
-    if (!step.drops) level_ = {s.k < a.k ? s.k : a.k, s.k < a.k ? a.k : s.k};
+    if (!step.drops) level_ = {min(s.k, a.k), max(s.k, a.k)};
     return step;
   }
 
