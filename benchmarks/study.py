@@ -31,6 +31,7 @@ COMPARED = (
     ("HullFT 20 steps", "SIFT 20 steps"),
     ("HullFT 20 steps, refresh 2, 5 texts", "5 texts"),
     ("kNN 5 steps, 5 texts", "5 texts"),
+    ("experts", "kNN 20 steps"),
     ("experts", "nearest expert"),
     ("experts", "experts by softmax"),
     ("experts, kNN 5 steps", "kNN 20 steps"),
