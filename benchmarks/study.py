@@ -36,6 +36,7 @@ COMPARED = (
     ("experts", "experts by softmax"),
     ("experts, kNN 5 steps", "kNN 20 steps"),
     ("experts, 1 text", "1 text"),
+    ("experts, 1 text", "5 texts"),
     ("experts, 5 texts", "5 texts"),
     ("experts, 5 texts", "HullFT 20 steps, refresh 2, 5 texts"),
     ("experts, kNN 5 steps, 5 texts", "experts, 5 texts"),
