@@ -11,7 +11,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 from hullft_ops.ttft import Datastore, TestTimeFinetuner, TrainedAdapter, bits_per_byte
 from hullft_ops.ttft.errors import NonFiniteLossError
-from hullft_ops.ttft.model import lora_slots
+from hullft_ops.ttft.training import lora_slots
 from hullft_ops.ttft.training.lora_slots import LoraSlots
 
 PROMPTS = ["the cat sat on the red mat", "a dog ran to the park", "hello world", "blue house tree"]

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 import hullft_ops
 from hullft_ops.ttft import AdaptationReport, TestTimeFinetuner, adaptation
-from hullft_ops.ttft.model import steps as steps_module
 from hullft_ops.ttft.model.loss import MeanLoss
+from hullft_ops.ttft.training import steps as steps_module
 from hullft_ops.ttft.training.steps import ORDERS, SCHEDULES, Budget, plan
 from hullft_ops.ttft.training.trainer import SupportTrainer
 

@@ -14,7 +14,13 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 import hullft_ops
-from hullft_ops.ttft import Datastore, TestTimeFinetuner, adaptation, bits_per_byte, training
+from hullft_ops.ttft import (
+    Datastore,
+    TestTimeFinetuner,
+    adaptation,
+    bits_per_byte,
+    support_training,
+)
 from hullft_ops.ttft.model.loss import MeanLoss
 from hullft_ops.ttft.retrieval import support as support_module
 from hullft_ops.ttft.training import steps as steps_module
@@ -205,7 +211,7 @@ def test_every_stage_counts_where_it_belongs(gpt2, make, embedder, store, monkey
     """Time stands still but in one function after the other."""
     finetuner = make(gpt2)
     now = 0.0
-    for module in (adaptation, training, steps_module, support_module):
+    for module in (adaptation, support_training, steps_module, support_module):
         monkeypatch.setattr(module, "perf_counter", lambda: now)
 
     def seconds(owner, name):
