@@ -300,12 +300,12 @@ class SupportTrainer:
 
     def _runs(self, done: int, repeats: int, steps: int) -> Runs:
         """The rates of the next ``repeats`` of all steps."""
-        factors = (
-            learning_rate_factor(self._schedule, step, steps)
-            for step in range(done, done + repeats)
-        )
+        rates = (self._rate(step, steps) for step in range(done, done + repeats))
         # Steps of different rates cannot share a sweep over memory.
-        return [(self._lr * factor, len(list(same))) for factor, same in groupby(factors)]
+        return [(rate, len(list(same))) for rate, same in groupby(rates)]
+
+    def _rate(self, step: int, steps: int) -> float:
+        return self._lr * learning_rate_factor(self._schedule, step, steps)
 
     def _step(self, step: Callable[..., None], runs: Runs) -> None:
         for rate, repeats in runs:
