@@ -12,6 +12,7 @@ The embeddings are one file, not an Arrow column, which would be split at every 
 operators and FAISS read one contiguous matrix without a copy.
 """
 
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -137,8 +138,8 @@ class Datastore:
 
         Args:
             path: the directory.
-            verify: read every file, to compare its checksum and to check that every embedding is a
-                unit vector. Sizes and texts are always checked.
+            verify: read every file once, to compare its checksum and to check that every embedding
+                is a unit vector. Sizes and texts are always checked.
 
         Raises:
             FileNotFoundError: there is no such directory.
@@ -152,10 +153,12 @@ class Datastore:
             raise type(error)(f"Datastore.open: {error}") from error
         data, index, vectors = Path(path) / manifest.data, manifest.index, manifest.embeddings
         for file in manifest.files:
-            # Another process may be adding vectors.
-            check_file("Datastore.open", data, file, checksum=verify, longer=file is vectors)
+            if file is not vectors:
+                check_file("Datastore.open", data, file, checksum=verify)
+        # Another process may be adding vectors.
+        check_file("Datastore.open", data, vectors, checksum=False, longer=True)
         if verify:
-            _check_norms(data / vectors.file, manifest)
+            _check_embeddings(data / vectors.file, manifest)
         rows = _open_rows(data, manifest)
         # Copy on write: PyTorch has no read-only tensors, and the file must stay as it is.
         shape = (manifest.count, manifest.dim)
@@ -282,17 +285,21 @@ def _check_texts(file: Path, shard: DataFile, table: pa.Table) -> None:
         raise ValueError(f"Datastore.open: {file} must hold a text in each row, row {row} is null")
 
 
-def _check_norms(file: Path, manifest: Manifest) -> None:
-    first = 0
-    # Reading the map would fill memory.
+def _check_embeddings(file: Path, manifest: Manifest) -> None:
+    """Compare the checksum and the norms in one pass. Reading the map would fill memory."""
+    crc32 = first = 0
+    wrong = None
     for block in blocks(file, manifest.embeddings.bytes, 4 * manifest.dim):
+        crc32 = zlib.crc32(block, crc32)
         rows = np.frombuffer(block, np.float32).reshape(-1, manifest.dim)
-        if wrong := not_unit(rows, _NORM_TOLERANCE):
-            raise ValueError(
-                f"Datastore.open: {file} must hold unit vectors, row {first + wrong[0]} has norm "
-                f"{wrong[1]}"
-            )
+        found = not_unit(rows, _NORM_TOLERANCE)
+        if found and not wrong:
+            wrong = f"row {first + found[0]} has norm {found[1]}"
         first += len(rows)
+    if crc32 != manifest.embeddings.crc32:
+        raise ValueError(f"Datastore.open: {file} is missing or corrupt: its checksum is wrong")
+    if wrong:
+        raise ValueError(f"Datastore.open: {file} must hold unit vectors, {wrong}")
 
 
 def _is_in(name: str, column: pa.ChunkedArray, values: list[Scalar]) -> np.ndarray:
