@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 from hullft_ops.ttft.adaptation_cache import AdaptationCache
 from hullft_ops.ttft.model.exclusive import Claim
+from hullft_ops.ttft.model.snapshot import put
 from hullft_ops.ttft.report import AdaptationReport
 from hullft_ops.ttft.retrieval.support import Support
 from hullft_ops.ttft.training.checks import inference_tensors_explained, refreshes_of
@@ -55,10 +56,7 @@ class TrainedAdapter:
             )
         with clock.of("save"):
             save()
-        with torch.inference_mode(False), torch.no_grad():
-            torch._foreach_copy_(list(trained), list(self.parameters))
-        # A caller's autocast holds copies of the values before.
-        torch.clear_autocast_cache()
+        put(self.parameters, trained)
         return replace(self.report, seconds_save=clock.seconds("save"))
 
 
