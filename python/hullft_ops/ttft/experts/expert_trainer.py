@@ -16,7 +16,7 @@ from hullft_ops.ttft.experts.folder import DIFFERENCE_FILE, Manifest, adapter_fi
 from hullft_ops.ttft.model.memory import out_of_memory_explained
 from hullft_ops.ttft.retrieval.support import MIN_TOKENS
 from hullft_ops.ttft.store.base import Store
-from hullft_ops.ttft.training.checks import autocast_dtype, trainable_parameters
+from hullft_ops.ttft.training.checks import trainable_parameters
 from hullft_ops.ttft.training.steps import StageClock
 from hullft_ops.ttft.training.trainer import SupportTrainer
 
@@ -49,7 +49,7 @@ class ExpertTrainer:
             order="grouped",
             schedule="linear",
             max_grad_norm=None,
-            autocast=autocast_dtype(_FUNCTION, manifest.dtype, model.device),
+            autocast=None if manifest.dtype is None else torch.bfloat16,
         )
 
     def files(self, expert: int, positions: list[int]) -> dict[str, bytes]:
