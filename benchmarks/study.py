@@ -4,14 +4,16 @@
         docs/results/smollm2.md --picture docs/smollm2.png
 
 fills the tables of the pages, between ``<!-- table NAME -->`` and ``<!-- end -->``, and draws the
-picture. A comparison takes the prompts that both of its configurations ran on.
+picture. ``<!-- table NAME FILE -->`` takes the rows of another file beside the first. A comparison
+takes the prompts that both of its configurations ran on.
 """
 
 import argparse
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import matplotlib
@@ -40,6 +42,9 @@ COMPARED = (
     ("experts, 5 texts", "5 texts"),
     ("experts, 5 texts", "HullFT 20 steps, refresh 2, 5 texts"),
     ("experts, kNN 5 steps, 5 texts", "experts, 5 texts"),
+    ("15 texts", "5 texts"),
+    ("experts, 15 texts", "15 texts"),
+    ("experts, 5 texts", "15 texts"),
 )
 # The README's table, on the prompts that all of these ran on.
 HEADLINE = (
@@ -69,21 +74,23 @@ def main() -> None:
     parser.add_argument("pages", type=Path, nargs="*")
     parser.add_argument("--picture", type=Path)
     arguments = parser.parse_args()
-    rows = read_rows(arguments.rows)
     for page in arguments.pages:
-        page.write_text(filled(page.read_text(encoding="utf-8"), rows), encoding="utf-8")
+        page.write_text(filled(page.read_text(encoding="utf-8"), arguments.rows), encoding="utf-8")
     if arguments.picture:
-        draw(rows, arguments.picture)
+        draw(read_rows(arguments.rows), arguments.picture)
 
 
-def filled(page: str, rows: Sequence[Row]) -> str:
-    """The page with its tables made from the rows."""
+def filled(page: str, rows: Path) -> str:
+    """The page with its tables made from the rows of a file, and of files beside it."""
     tables = {"headline": headline, "all": table, "compared": comparisons}
 
     def fill(match: re.Match[str]) -> str:
-        return f"{match[1]}\n{tables[match[2]](rows)}\n{match[3]}"
+        file = rows.with_name(match[3]) if match[3] else rows
+        made = budgets(file) if match[2] == "budgets" else tables[match[2]](read_rows(file))
+        return f"{match[1]}\n{made}\n{match[4]}"
 
-    return re.sub(r"(<!-- table (\w+) -->)\n.*?(<!-- end -->)", fill, page, flags=re.DOTALL)
+    marked = r"(<!-- table (\w+)(?: (\S+))? -->)\n.*?(<!-- end -->)"
+    return re.sub(marked, fill, page, flags=re.DOTALL)
 
 
 def headline(rows: Sequence[Row]) -> str:
@@ -150,6 +157,23 @@ def comparisons(rows: Sequence[Row]) -> str:
             f"{seconds(both, own):.1f}, {seconds(both, other):.1f}",
         )
         lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def budgets(path: Path) -> str:
+    """What `benchmarks.budgets` measured, a line a budget."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = [
+        "| budget, seconds | adaptations | kept | at the latest | passes | bits per byte |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for budget in sorted({row["budget"] for row in rows}):
+        own = [row for row in rows if row["budget"] == budget]
+        kept = sum(row["seconds"] <= budget + row["seconds_pass"] for row in own)
+        passes, bits = (mean(row[key] for row in own) for key in ("passes", "bits_per_byte"))
+        latest = max(row["seconds"] for row in own)
+        cells = budget, len(own), kept, f"{latest:.2f} s", f"{passes:.1f}", f"{bits:.3f}"
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 
 
