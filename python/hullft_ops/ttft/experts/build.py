@@ -268,7 +268,7 @@ def _begun(path: Path, asked: Manifest) -> Manifest:
     odd = [name for name in ours if ours[name] != theirs[name] and name not in others]
     if odd:
         raise ValueError(
-            f"{_FUNCTION}: {path} is built with "
+            f"{_FUNCTION}: {path} was built with "
             f"{', '.join(f'{name} {theirs[name]!r}' for name in odd)}, asked for "
             f"{', '.join(f'{name} {ours[name]!r}' for name in odd)}: name another folder"
         )

@@ -288,7 +288,8 @@ def check_plain(function: str, model: "PreTrainedModel") -> None:
     if odd or getattr(model, "is_quantized", False):
         raise ValueError(
             f"{function}: model must have weights in floating point, as experts are, got {name} "
-            f"that is quantized{f', {odd} for one' if odd else ''}: load it in float32 or bfloat16"
+            f"that is quantized{f', for example {odd}' if odd else ''}: "
+            "load it in float32 or bfloat16"
         )
 
 
