@@ -125,7 +125,7 @@ def index_corpus(
         ValueError: the datastore has another embedder or other settings, a file is corrupt, or
             another process is writing the datastore.
         SourceError: the source cannot be read, or nothing in it fits.
-        OSError: for example, the disk is full; "resume" goes on from there.
+        OSError: for example, the disk is full; "resume" continues from there.
     """
     if mode not in MODES:
         raise ValueError(f"{_FUNCTION}: mode must be one of {', '.join(MODES)}, got {mode!r}")
