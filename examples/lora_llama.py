@@ -2,8 +2,8 @@
 
     python examples/lora_llama.py
 
-The model is small and has random weights, and its tokenizer is that of the model that ships with
-hullft_ops; put your own in their place.
+The model is small and has random weights, and the tokenizer belongs to hullft_ops's toy model.
+Replace both by your own.
 """
 
 import tempfile
@@ -41,7 +41,7 @@ def main() -> dict[str, float]:
     embedder = load_embedder()
     with tempfile.TemporaryDirectory() as folder:
         store = Datastore.build(TEXTS, embedder, Path(folder) / "store", progress=False)
-        # Of a PEFT model only what PEFT trains is changed, and restored.
+        # Only the adapters are changed and restored.
         ttft = TestTimeFinetuner(model, tokenizer, store, embedder, n_select=20, lr=1e-2)
         before = bits_per_byte(model, tokenizer, PROMPT)
         with ttft.adapted(PROMPT) as report:

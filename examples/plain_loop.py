@@ -2,7 +2,7 @@
 
     python examples/plain_loop.py
 
-A toy in which the rows of a matrix are both the texts and their embeddings.
+In this toy the rows of a matrix are both the texts and their embeddings.
 """
 
 import torch
@@ -19,7 +19,7 @@ def main() -> dict[str, float]:
     pool = nn.functional.normalize(torch.randn(200, 64), dim=-1)
     query = nn.functional.normalize(pool[:4].mean(0), dim=-1)
 
-    # Which rows reconstruct the query, and how many of the steps each deserves.
+    # The rows that reconstruct the query, and the number of steps on each.
     selection = hullft_ops.fw_select(pool, query, STEPS, variant="pairwise")
     size = int(selection.support_size)
 

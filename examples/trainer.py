@@ -1,9 +1,9 @@
-"""transformers' Trainer on examples with a multiplicity.
+"""transformers' Trainer on examples with multiplicities.
 
     python examples/trainer.py
 
-Selection tells how many steps each text gets; a row of the dataset is a gradient and the number of
-steps to take with it. The model is the small one that ships with hullft_ops.
+Selection decides how many steps each text gets. A row of the dataset gives one gradient and the
+number of steps to take with it. The model is hullft_ops's toy.
 """
 
 import tempfile

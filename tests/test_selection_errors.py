@@ -97,7 +97,7 @@ VALUE_ERRORS: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "sizes without batch": (
         lambda: call_fw(POOL[0], QUERY[0], pool_sizes=torch.tensor([1])),
-        "pool_sizes wants a batch",
+        "pool_sizes needs a batch",
     ),
     "device": (lambda: call_fw(query=QUERY.to("meta")), "query is on meta, pool is on cpu"),
     "candidates shape": (

@@ -173,7 +173,7 @@ def check_sizes(op: str, name: str, sizes: object, query: Tensor) -> None:
         return
     tensor = check_int64(op, name, sizes, query)
     if query.dim() == 1:
-        raise ValueError(f"{op}: {name} wants a batch, query has shape {list(query.shape)}")
+        raise ValueError(f"{op}: {name} needs a batch, query has shape {list(query.shape)}")
     if tuple(tensor.shape) != (query.shape[0],):
         raise ValueError(
             f"{op}: {name} must have shape [{query.shape[0]}], got {list(tensor.shape)}"

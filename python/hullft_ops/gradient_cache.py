@@ -11,7 +11,7 @@ from hullft_ops.replay import ReplayAdam
 
 
 class GradientCache:
-    """One gradient per example, kept outside ``.grad``, to step with again without a clone.
+    """One gradient per example, kept outside ``.grad``, for more steps later.
 
     Use it when an example's steps are not consecutive::
 
@@ -21,8 +21,8 @@ class GradientCache:
         cache.replay(example, optimizer, repeats=2)
 
     An example's first gradient allocates its buffers. Dropping the example passes them on to later
-    ones. All buffers go with the cache. Of an example that is not cached, :meth:`gradients`,
-    :meth:`replay` and :meth:`drop` raise a KeyError.
+    ones. Deleting the cache frees all buffers. :meth:`gradients`, :meth:`replay` and :meth:`drop`
+    raise a KeyError for an example that is not cached.
 
     Args:
         params: the parameters whose gradients to keep. Gradients of DTensors are sharded alike.

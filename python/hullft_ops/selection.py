@@ -113,7 +113,7 @@ def fw_select(
         tol: stop when the residual norm is below this share of the query's norm.
         gap_tol: stop when the Frank-Wolfe gap, a squared length, is at most this; 0 never stops.
         variant: ``"vanilla"`` stops when the support is full. ``"away"`` and ``"pairwise"``
-            (Lacoste-Julien and Jaggi, 2015) drop atoms, and go on within a full support.
+            (Lacoste-Julien and Jaggi, 2015) drop atoms, and continue within a full support.
         swap_passes: passes of single-unit swaps that improve the counts.
         pool_sizes: int64 [B]: query b sees only the first ``pool_sizes[b]`` rows of its pool.
 

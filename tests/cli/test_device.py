@@ -56,7 +56,7 @@ def test_workers_of_ray_have_their_own_option(tmp_path: Path) -> None:
     arguments = ["evaluate", "--engine", "ray", "--device", "cuda"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 2
-    assert "--device needs --engine process, --gpus-per-worker is that of Ray" in result.stderr
+    assert "--device needs --engine process; with Ray, use --gpus-per-worker" in result.stderr
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:0"])

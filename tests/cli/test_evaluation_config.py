@@ -131,7 +131,7 @@ def test_a_zero_on_the_command_line_is_a_value() -> None:
         ("[]", "must be an object, got list"),
         ('{"stores": 1}', "unknown key 'stores', known are model, embedder"),
         ('{"settings": {"steps": 1}}', "settings: unknown key 'steps', known are n_select"),
-        ('{"settings": {"method": "knn", "noise": 0.1}}', "noise is of method sift, got 'knn'"),
+        ('{"settings": {"method": "knn", "noise": 0.1}}', "noise is for method sift, got 'knn'"),
         ('{"settings": 7}', "settings must be an object or a list of them"),
         ('{"limit": "7"}', "limit must be an integer, got '7'"),
         ('{"model": 7}', "model must be a string, got 7"),

@@ -38,7 +38,7 @@ def test_build_and_go_on(model_directory: Path, store: Path, tmp_path: Path) -> 
     other = build(*own, "--full")
     assert other.exit_code == 2
     assert other.stderr.startswith("hullft-ops experts build: build_experts: ")
-    assert "is built with kind 'lora', rank 2, asked for kind 'full', rank 0" in other.stderr
+    assert "was built with kind 'lora', rank 2, asked for kind 'full', rank 0" in other.stderr
 
 
 def test_what_cannot_be_built_ends_with_one_line(store: Path, tmp_path: Path) -> None:

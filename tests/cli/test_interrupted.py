@@ -41,7 +41,8 @@ def test_index_goes_on_with_resume(
     with monkeypatch.context() as patch:
         interrupt(patch, SentenceTransformerEmbedder, "encode")
         line = last_line(invoke(*own))
-    assert line.startswith("hullft-ops index: interrupted: the same command with --resume goes on")
+    advice = "run the same command with --resume to continue"
+    assert line.startswith(f"hullft-ops index: interrupted: {advice}")
     result = invoke(*own, "--resume")
     assert result.exit_code == 0, result.output
 
@@ -49,9 +50,9 @@ def test_index_goes_on_with_resume(
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        ("evaluate", "the same command goes on with the rows that its --output has"),
-        ("tune", "the same command goes on with the rows that its --results has"),
-        ("demo", "the same command begins again, with its datastore if that was finished"),
+        ("evaluate", "run the same command to continue; --output keeps its rows"),
+        ("tune", "run the same command to continue; --results keeps its rows"),
+        ("demo", "run the same command again; it reuses its datastore if that was finished"),
     ],
 )
 def test_what_measures_goes_on_with_its_rows(

@@ -119,7 +119,7 @@ def test_a_worker_opens_the_experts_that_its_configuration_names(
     ]
     config = replace(config, experts=folder / "others")
     worker = EvaluationWorker(config, store, given[0]["run"], "cpu")
-    with pytest.raises(ConfigError, match="the settings are of experts"):
+    with pytest.raises(ConfigError, match="the settings were made with experts"):
         worker(task)
 
 
@@ -190,7 +190,7 @@ def test_tune_writes_experts_that_evaluate_and_adapt_take(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--n-experts", 2], "n_experts is 2, and experts names none"),
+        (["--n-experts", 2], "n_experts is 2, but experts is not given"),
         (["--experts", "EXPERTS"], "no settings have n_experts"),
         (["--experts", "EXPERTS", "--n-experts", 4], "n_experts is 4, .* holds 3 experts"),
         (["--experts", "EXPERTS", "--n-experts", -1], "n_experts must be"),

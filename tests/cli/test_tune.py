@@ -113,7 +113,7 @@ def test_nothing_quick_enough_is_an_error_that_names_the_quickest() -> None:
 def test_time_is_wanted(none: float) -> None:
     with pytest.raises(ConfigError, match="the time for a prompt must be above 0 s, got"):
         search(Landscape(), seconds=none)
-    with pytest.raises(ConfigError, match="the time for all of the measuring must be above 0 s"):
+    with pytest.raises(ConfigError, match="the time for all measurements must be above 0 s"):
         search(Landscape(), limit=none)
 
 

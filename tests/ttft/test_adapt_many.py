@@ -217,7 +217,7 @@ def test_a_prompt_without_support_is_named(llama, tokenizer, embedder, tmp_path)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (None, r"got \d+ other parameters, model.embed_tokens.weight for one"),
+        (None, r"got \d+ other parameters, for example model.embed_tokens.weight"),
         ({"modules_to_save": ["lm_head"]}, "got 1 other .*lm_head.modules_to_save.default.weight"),
         ({"use_dora": True}, r"got 18 other parameters, .*lora_A.default.weight"),
         ({"target_modules": ["embed_tokens"]}, "got 2 other .*embed_tokens.lora_embedding_A"),

@@ -354,8 +354,8 @@ def with_lora(model: PreTrainedModel, layer: str) -> PreTrainedModel:
 
 def test_a_model_made_in_inference_mode_is_refused(llama, make):
     message = (
-        r"TestTimeFinetuner: what is trained must be made outside of inference mode, got 21 "
-        r"parameters made in it, model.embed_tokens.weight for one: load the model outside of"
+        r"TestTimeFinetuner: trained parameters must be made outside of inference mode, got 21 "
+        r"parameters made in it, for example model.embed_tokens.weight: load the model outside of"
     )
     with pytest.raises(ValueError, match=message):
         make(made_in_inference_mode(llama))
@@ -365,8 +365,8 @@ def test_frozen_parameters_made_in_inference_mode_let_no_gradient_through(llama,
     model = with_lora(made_in_inference_mode(llama), "q_proj")
     finetuner, before = make(model), bits(model)
     message = (
-        r"TestTimeFinetuner: what gradients pass through must be made outside of inference mode, "
-        r"got 21 frozen parameters made in it, .*model.embed_tokens.weight for one"
+        r"TestTimeFinetuner: frozen parameters must be made outside of inference mode, "
+        r"got 21 made in it, for example .*model.embed_tokens.weight"
     )
     with pytest.raises(RuntimeError, match=message), finetuner.adapted(PROMPT):
         pytest.fail("the body must not run")

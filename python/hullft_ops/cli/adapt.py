@@ -47,7 +47,7 @@ def adapt(
     corpus: Annotated[
         Path | None,
         typer.Option(
-            help="Your folder of texts; its datastore is kept in hullft_datastores, and only "
+            help="Your folder of texts. Its datastore stays in hullft_datastores; only "
             "changed files are embedded again."
         ),
     ] = None,
@@ -68,7 +68,7 @@ def adapt(
     ] = None,
     n_experts: Annotated[
         int | None,
-        typer.Option("--n-experts", help="Experts to merge, at most.", show_default="0"),
+        typer.Option("--n-experts", help="Most experts to merge.", show_default="0"),
     ] = None,
     lr: options.RateOption = None,
     max_length: options.MaxLengthOption = None,
@@ -93,10 +93,10 @@ def adapt(
     save_rank: Annotated[int, typer.Option(min=1, help="Rank of that LoRA.")] = 16,
     plot: Annotated[
         Path | None,
-        typer.Option(help="PNG file: the texts and experts chosen, bits per byte over the steps."),
+        typer.Option(help="PNG file: chosen texts and experts, and bits per byte over the steps."),
     ] = None,
 ) -> None:
-    """Adapt to a prompt: what was retrieved, bits per byte before and after, a continuation."""
+    """Adapt to a prompt; print the texts, bits per byte before and after, a continuation."""
     given = dict(locals())
     with errors_of("adapt"):
         from hullft_ops.ttft.evaluation.config import ConfigError

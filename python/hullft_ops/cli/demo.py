@@ -45,7 +45,7 @@ def demo(
     datastore: Annotated[
         Path | None,
         typer.Option(
-            help="Directory that keeps a datastore for each corpus.",
+            help="Directory with a datastore for each corpus.",
             show_default="OUTPUT/datastore",
         ),
     ] = None,

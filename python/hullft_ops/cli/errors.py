@@ -10,14 +10,14 @@ import typer.core
 
 from hullft_ops._terminal import echo, printable
 
-# A command writes what it has done, so the next run can go on from there.
-_GOES_ON = {
-    "adapt": "the same command begins again; of a --corpus, it embeds what is still missing",
-    "demo": "the same command begins again, with its datastore if that was finished",
-    "evaluate": "the same command goes on with the rows that its --output has",
-    "experts build": "the same command goes on with the next expert",
-    "index": "the same command with --resume goes on (without --append or --restart)",
-    "tune": "the same command goes on with the rows that its --results has",
+# A command saves its progress, so the next run can continue.
+_ADVICE = {
+    "adapt": "run the same command again; with --corpus it embeds only the rest",
+    "demo": "run the same command again; it reuses its datastore if that was finished",
+    "evaluate": "run the same command to continue; --output keeps its rows",
+    "experts build": "run the same command to continue with the next expert",
+    "index": "run the same command with --resume to continue (without --append or --restart)",
+    "tune": "run the same command to continue; --results keeps its rows",
 }
 
 
@@ -83,6 +83,6 @@ def errors_of(command: str, *more: type[Exception]) -> Iterator[None]:
         echo(f"hullft-ops {command}: {error}", err=True)
         raise typer.Exit(2) from error
     except KeyboardInterrupt as error:
-        goes_on = _GOES_ON.get(command, "nothing was written")
+        goes_on = _ADVICE.get(command, "nothing was written")
         echo(f"hullft-ops {command}: interrupted: {goes_on}", err=True)
         raise typer.Exit(130) from error

@@ -45,15 +45,15 @@ def evaluate(
     context: options.ContextOption = None,
     n_experts: options.NExpertsOption = None,
     lr: options.RatesOption = None,
-    output: Annotated[
-        Path, typer.Option(help="Results file; rows that it holds are not run again.")
-    ] = Path("results.jsonl"),
+    output: Annotated[Path, typer.Option(help="Results file; its rows are not run again.")] = Path(
+        "results.jsonl"
+    ),
     engine: options.EngineOption = options.Engine.process,
     workers: options.WorkersOption = None,
     threads_per_worker: options.ThreadsOption = None,
     gpus_per_worker: options.GpusOption = None,
 ) -> None:
-    """Run methods x steps x refresh x learning rate on held-out prompts, a JSONL row each."""
+    """Run methods x steps x refresh x learning rate on held-out prompts; write JSONL rows."""
     given = dict(locals())
     with errors_of("evaluate"):
         from hullft_ops.ttft.evaluation.inputs import open_inputs
@@ -106,12 +106,12 @@ def tune(
     context: options.ContextOption = None,
     n_experts: options.NExpertsOption = None,
     lr: options.RatesOption = None,
-    seconds: Annotated[
-        float, typer.Option(help="What a prompt may take, up to the adapted model.")
-    ] = float("inf"),
-    minutes: Annotated[float, typer.Option(help="Time limit for all of the measuring.")] = 10.0,
+    seconds: Annotated[float, typer.Option(help="Time limit for adapting to one prompt.")] = float(
+        "inf"
+    ),
+    minutes: Annotated[float, typer.Option(help="Time limit for all adapting and scoring.")] = 10.0,
     results: Annotated[
-        Path, typer.Option(help="Results file; a run that was killed goes on with its rows.")
+        Path, typer.Option(help="Results file; a killed run continues from its rows.")
     ] = Path("tune.jsonl"),
     output: Annotated[
         Path, typer.Option(help="Configuration to write, for `evaluate` and `adapt`.")

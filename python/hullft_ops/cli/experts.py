@@ -23,7 +23,7 @@ experts = typer.Typer(
 @experts.command(cls=Command, epilog=EXAMPLE)
 def build(
     store: Annotated[Path, typer.Argument(help="Directory of a datastore.")],
-    out: Annotated[Path, typer.Option(help="Folder of the experts, or of some to go on with.")],
+    out: Annotated[Path, typer.Option(help="New folder for the experts, or one to finish.")],
     model: options.ModelOption = None,
     allow_missing_weights: options.AllowMissingOption = False,
     device: options.DeviceOption = None,
@@ -39,15 +39,15 @@ def build(
         str | None, typer.Option(help="bfloat16 to train under autocast.", show_default="float32")
     ] = None,
     full: Annotated[
-        bool, typer.Option("--full", help="Train all weights in place of adapters.")
+        bool, typer.Option("--full", help="Train all weights instead of adapters.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Chooses clusters and first values.")] = 0,
+    seed: Annotated[int, typer.Option(help="Chooses clusters and initial values.")] = 0,
     engine: options.EngineOption = options.Engine.process,
     workers: options.WorkersOption = None,
     threads_per_worker: options.ThreadsOption = None,
     gpus_per_worker: options.GpusOption = None,
 ) -> None:
-    """Train an adapter for each cluster of a datastore; after a kill, the same command goes on."""
+    """Train an adapter for each cluster of a datastore; after a kill, run it again."""
     with errors_of("experts build", ValueError):
         from hullft_ops.ttft.evaluation.inputs import open_store
         from hullft_ops.ttft.experts import build_experts

@@ -26,13 +26,13 @@ def index(
     include: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="GLOB", help="Of a folder, read only what this pattern matches; repeatable."
+            metavar="GLOB", help="In a folder, read only files that match this; repeatable."
         ),
     ] = None,
     exclude: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="GLOB", help="Of a folder, leave out what this pattern matches; repeatable."
+            metavar="GLOB", help="In a folder, leave out files that match this; repeatable."
         ),
     ] = None,
     text_column: Annotated[str, typer.Option(help="Field that holds the text.")] = "text",
@@ -50,7 +50,8 @@ def index(
     tokenizer: Annotated[
         str | None,
         typer.Option(
-            help="Name or directory of the tokenizer that counts.", show_default="the embedder's"
+            help="Name or directory of the tokenizer that counts.",
+            show_default="the embedder's",
         ),
     ] = None,
     min_chars: Annotated[int, typer.Option(help="Shorter texts are left out.")] = 16,
@@ -58,14 +59,14 @@ def index(
         float, typer.Option(help="Share of records that may be malformed.")
     ] = 0.01,
     flat_up_to: Annotated[
-        int, typer.Option(help="Texts up to which search is exact; inverted lists beyond.")
+        int, typer.Option(help="Exact search up to this many texts; inverted lists beyond.")
     ] = 100_000,
     ivf_up_to: Annotated[
-        int, typer.Option(help="Texts up to which lists hold 8-bit codes; product codes beyond.")
+        int, typer.Option(help="8-bit codes in lists up to this many texts; product codes beyond.")
     ] = 1_000_000,
     append: Annotated[bool, typer.Option("--append", help="Add to a finished datastore.")] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Finish an interrupted run, or begin.")
+        bool, typer.Option("--resume", help="Finish an interrupted run, or begin one.")
     ] = False,
     restart: Annotated[
         bool, typer.Option("--restart", help="Roll an interrupted run back and begin anew.")
@@ -75,7 +76,7 @@ def index(
     threads_per_worker: options.ThreadsOption = None,
     gpus_per_worker: options.GpusOption = None,
 ) -> None:
-    """Make a datastore of a corpus: streamed, and resumable after a kill."""
+    """Build a datastore from a corpus; a killed run can resume."""
     with errors_of("index", ValueError):
         from hullft_ops.ttft.model.loading import open_tokenizer
         from hullft_ops.ttft.store.build import Cutting, index_corpus

@@ -25,7 +25,7 @@ def info(
         bool, typer.Option("--report", help="Print a block for a bug report; no names, no paths.")
     ] = False,
 ) -> None:
-    """Print versions, build flags, devices and threads; or what a datastore holds."""
+    """Print versions, build flags, devices and threads, or describe a datastore."""
     if as_report and (as_json or datastore is not None):
         typer.echo("hullft-ops info: --report takes neither --json nor a datastore", err=True)
         raise typer.Exit(2)

@@ -32,13 +32,13 @@ AllowMissingOption = Annotated[
     bool,
     typer.Option(
         "--allow-missing-weights",
-        help="Load a model whose checkpoint has not the weights of its configuration.",
+        help="Load a model even if its checkpoint lacks weights or has others.",
     ),
 ]
 DeviceOption = Annotated[
     str | None,
     typer.Option(
-        help="Where the language model runs, by torch's name: cpu, cuda, cuda:1.",
+        help="Device of the language model: cpu, cuda, cuda:1.",
         show_default="cpu",
     ),
 ]
@@ -60,63 +60,58 @@ NExpertsOption = Annotated[
     list[int] | None,
     typer.Option(
         "--n-experts",
-        help="Experts to merge a prompt, at most, given once for each value; 0 for none.",
+        help="Most experts to merge per prompt, 0 for none; repeatable.",
         show_default="0",
     ),
 ]
 PromptsOption = Annotated[
     Path | None,
-    typer.Option(help='JSONL file of held-out prompts, each a "text" and maybe a "domain".'),
+    typer.Option(help='JSONL file of held-out prompts: "text", optionally "domain".'),
 ]
 CorpusOption = Annotated[
     Path | None,
     typer.Option(
-        help="JSONL file to build a datastore from and to hold prompts out of, without --store.",
+        help="Without --store: JSONL file to split into a datastore and held-out prompts.",
         show_default="sources of installed packages",
     ),
 ]
 LimitOption = Annotated[
     int | None,
-    typer.Option(help="How many prompts, drawn evenly over the domains.", show_default="all"),
+    typer.Option(help="Number of prompts, drawn evenly over the domains.", show_default="all"),
 ]
 SeedOption = Annotated[
-    int | None, typer.Option(help="Chooses the prompts, and what else is random.", show_default="0")
+    int | None,
+    typer.Option(help="Seed of the prompts and other random choices.", show_default="0"),
 ]
 MethodOption = Annotated[
-    list[str] | None, typer.Option(help="Method, given once for each.", show_default="from config")
+    list[str] | None, typer.Option(help="Method; repeatable.", show_default="from config")
 ]
 NSelectOption = Annotated[
     list[int] | None,
-    typer.Option(
-        "--n-select", "--steps", help="Optimizer steps a prompt, given once for each value."
-    ),
+    typer.Option("--n-select", "--steps", help="Optimizer steps per prompt; repeatable."),
 ]
 ContextOption = Annotated[
     list[int] | None,
     typer.Option(
-        help="Nearest texts before the prompt, given once for each value; 0 for none.",
+        help="Nearest texts before the prompt, 0 for none; repeatable.",
         show_default="0",
     ),
 ]
-RefreshOption = Annotated[
-    list[int] | None, typer.Option(help="Steps a gradient, given once for each value.")
-]
+RefreshOption = Annotated[list[int] | None, typer.Option(help="Steps per gradient; repeatable.")]
 RateOption = Annotated[
     float | None,
     typer.Option(help="Learning rate.", show_default="2e-4 for the shipped model, 5e-5 for others"),
 ]
-RatesOption = Annotated[
-    list[float] | None, typer.Option(help="Learning rate, given once for each value.")
-]
+RatesOption = Annotated[list[float] | None, typer.Option(help="Learning rate; repeatable.")]
 MaxLengthOption = Annotated[
     int | None,
     typer.Option(
-        help="Tokens of a text to train on; a model that states no context reads as many at once.",
+        help="Most tokens of a text to train on; also the context of a model that states none.",
         show_default="the model's context",
     ),
 ]
 EngineOption = Annotated[
-    Engine, typer.Option(help="This process, or workers of Ray: at RAY_ADDRESS, else here.")
+    Engine, typer.Option(help="This process, or Ray workers, at RAY_ADDRESS or on this machine.")
 ]
 WorkersOption = Annotated[
     int | None,
@@ -125,7 +120,7 @@ WorkersOption = Annotated[
 ThreadsOption = Annotated[
     int | None,
     typer.Option(
-        help="Threads of each worker, on which the last bits of results depend.", show_default="1"
+        help="Threads per worker; the last bits of results depend on it.", show_default="1"
     ),
 ]
 GpusOption = Annotated[
@@ -156,7 +151,7 @@ def workers_of(
                 raise ScaleError(f"--{name} needs --engine ray")
         return None
     if device is not None:
-        raise ScaleError("--device needs --engine process, --gpus-per-worker is that of Ray")
+        raise ScaleError("--device needs --engine process; with Ray, use --gpus-per-worker")
     from hullft_ops.ttft.scale.cluster import Workers, import_ray
 
     import_ray()

@@ -90,7 +90,7 @@ class HullftLM(HFLM):  # type: ignore[misc]
         adapts = bool(n_select or context or (experts is not None and n_experts))
         if adapts and store is None:
             raise ValueError(
-                "hullft: store must be given for n_select or context above 0 and for experts, got "
+                "hullft: store must be given for n_select or context above 0, or for experts, got "
                 "none; `hullft-ops index` makes one"
             )
         super().__init__(pretrained, max_length=max_length, **kwargs)
@@ -99,7 +99,7 @@ class HullftLM(HFLM):  # type: ignore[misc]
             return
         if self.batch_size == "auto":
             raise ValueError(
-                "hullft: batch_size must be a number if documents are adapted to, got auto: "
+                "hullft: batch_size must be a number to adapt to documents, got auto: "
                 "batches hold requests of one document"
             )
         self._embedder = open_embedder(embedder) if isinstance(embedder, str) else embedder

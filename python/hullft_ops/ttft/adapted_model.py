@@ -140,7 +140,7 @@ class AdaptedModel:
         if outside:
             raise ValueError(
                 f"save_adapter: all trained parameters must be of the adapter {adapter!r}, got "
-                f"{len(outside)} others, {outside[0]} for one"
+                f"{len(outside)} others, for example {outside[0]}"
             )
 
     def _fit(self, rank: int) -> tuple[dict[int, _Fitted], float, list[str]]:

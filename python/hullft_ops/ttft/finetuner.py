@@ -93,17 +93,17 @@ class TestTimeFinetuner:
         graphs: on CUDA, capture a pass for each multiple of 64 tokens and replay it. A warning says
             what cannot be captured. No effect elsewhere.
         context: how many of the nearest texts stand before the prompt, nearest last, while the
-            finetuner scores or continues it. Texts stay whole; the farthest go until the rest
-            leaves room for the prompt, or for half of the model's context.
-        experts: those of the prompt's region are added to the weights before the first step. Every
-            weight that an expert changes must be trained.
+            finetuner scores or continues it. Texts are never cut; the farthest are dropped
+            until the prompt fits, or half of the model's context is free.
+        experts: the finetuner adds those of the prompt's region to the weights before the first
+            step. They may change only trained weights.
         n_experts: how many of them to merge at most; 0 for none.
         expert_scale: multiplies the merged difference.
         expert_temperature: None for the weights of `hullft_ops.fw_select` over the centroids. A
             number for a softmax of the cosine similarities divided by it.
         cache_dir: folder that keeps trained parameters, so that a prompt that comes again gets the
             same bits without a pass. None to keep nothing.
-        cache_bytes: size of that folder; the entries that nobody used for longest go.
+        cache_bytes: the folder's largest size; the least recently used entries are deleted.
         on_step: called with the number of steps so far: 0 before the first, then after those with
             each gradient. Not for what ``cache_dir`` has. ``seconds`` counts its time too.
 
@@ -238,10 +238,10 @@ class TestTimeFinetuner:
 
         On exit, even after an exception in the block or while adapting, parameters and buffers have
         the same bits as before, in the same storage. Gradients, ``requires_grad`` flags, modes and
-        plain attributes of modules come back too. A RuntimeError names changes that cannot be
+        plain attributes of modules are restored too. A RuntimeError names changes that cannot be
         undone, such as modules that were replaced, merged adapters and writes to frozen parameters
         that torch counts. The prompt is only embedded, so it may be longer than the model's
-        context. The guide says what holds for signals and interrupts.
+        context. The guide describes signals and interrupts.
 
         Meanwhile other threads may not adapt, score or continue the model. If they already score or
         continue it, this waits. Enter and leave the block in the same thread.

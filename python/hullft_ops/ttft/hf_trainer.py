@@ -55,7 +55,7 @@ class ReplayTrainer(Trainer):
         self._repeats = _Repeats()
         if getattr(self, "optimizer_cls_and_kwargs", None) is not None:
             raise ValueError(
-                "ReplayTrainer: optimizer_cls_and_kwargs must be None, it makes a ReplayAdam"
+                "ReplayTrainer: optimizer_cls_and_kwargs must be None: a ReplayAdam is used"
             )
         if self.optimizer is not None:
             self._repeat_steps(self.optimizer)

@@ -23,7 +23,7 @@ class AdaptationReport:
     Seconds are wall-clock. On CUDA those of ``save``, ``merge``, ``forward``, ``backward``,
     ``step`` and ``prefill`` come from events in the GPU's stream, so measuring never waits for the
     GPU. Inside the with block, `save_adapter` and `save_pretrained` keep the adaptation. Copies of
-    the report hold the numbers alone.
+    the report have only the numbers.
 
     Attributes:
         method, n_select, order: the finetuner's arguments, the method by its name.
@@ -53,7 +53,7 @@ class AdaptationReport:
         steps_left_out: how many steps did not fit into the budget.
         losses: mean loss per token, in nats, of each pass in order.
         full_logits_passes: passes that stored the logits of a whole text, which takes more memory.
-            All passes do if the head is more than a linear layer, or somebody listens to it.
+            All passes do if the head is more than a linear layer, or has hooks.
         from_cache: whether the trained parameters come from the cache. The steps and losses are
             then those of the training that the entry keeps.
     """

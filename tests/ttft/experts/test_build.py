@@ -213,17 +213,17 @@ def test_other_settings_are_refused(
     build(gpt2)
     before = contents(tmp_path)
     refused: list[tuple[dict[str, Any], str]] = [
-        ({"rank": 3}, "is built with rank 2, asked for rank 3"),
-        ({"seed": 1, "lr": 1e-3}, "is built with seed 0, lr 0.01, asked for seed 1, lr 0.001"),
-        ({"clusters": 2}, "is built with clusters 3, asked for clusters 2"),
-        ({"full": True}, "is built with kind 'lora', rank 2, asked for kind 'full', rank 0"),
-        ({"passages": None}, "is built with passages 4, asked for passages None"),
-        ({"dtype": "bfloat16"}, "is built with dtype None, asked for dtype 'bfloat16'"),
+        ({"rank": 3}, "was built with rank 2, asked for rank 3"),
+        ({"seed": 1, "lr": 1e-3}, "was built with seed 0, lr 0.01, asked for seed 1, lr 0.001"),
+        ({"clusters": 2}, "was built with clusters 3, asked for clusters 2"),
+        ({"full": True}, "was built with kind 'lora', rank 2, asked for kind 'full', rank 0"),
+        ({"passages": None}, "was built with passages 4, asked for passages None"),
+        ({"dtype": "bfloat16"}, "was built with dtype None, asked for dtype 'bfloat16'"),
     ]
     for options, said in refused:
         with pytest.raises(ValueError, match=said):
             build(gpt2, **options)
-    with pytest.raises(ValueError, match="is built with fingerprint .*, asked for fingerprint"):
+    with pytest.raises(ValueError, match="was built with fingerprint .*, asked for fingerprint"):
         build(llama)
     assert contents(tmp_path) == before
     with (

@@ -328,7 +328,7 @@ def test_vectors_of_the_index_that_are_not_finite(
 
     for name in ("fw_select", "sift_select"):
         monkeypatch.setattr(hullft_ops, name, as_on_cuda(getattr(hullft_ops, name)))
-    message = "^Retriever: what the index finds for query 1 has NaN or infinity"
+    message = "^Retriever: the candidates of query 1 have NaN or infinity"
     with pytest.raises(ValueError, match=message):
         Retriever(index, **options).batch_search(queries, 5, 20)
     found = Retriever(index, **options).batch_search(queries[:1], 5, 20)[1]
@@ -346,7 +346,7 @@ ERRORS: dict[str, tuple[Callable[[], object], str]] = {
     "method": (lambda: Retriever(flat_index(), method="knn"), "method must be one of sift, hullft"),
     "opposite": (
         lambda: Retriever(flat_index(faiss.METRIC_L2)),
-        "also_query_opposite wants an index by inner product, got metric type 1",
+        "also_query_opposite needs an index by inner product, got metric type 1",
     ),
     "query rank": (lambda: Retriever(flat_index()).search(QUERY[0], 2, 5), "queries must have"),
     "dim": (

@@ -452,7 +452,7 @@ def test_a_fraction_is_no_integer(embedder, tmp_path):
     assert len(store.filter(year=2021.0)) == 1500
     before = content(store)
     with pytest.raises(
-        ValueError, match="metadata year is not int64, as those before it: 2.7 is no integer"
+        ValueError, match="metadata year is not int64 like the others: 2.7 is no integer"
     ):
         index_corpus(of_years(tmp_path / "b.jsonl", [3, 2.7]), path, embedder, mode="append")
     late = of_years(tmp_path / "c.jsonl", [2021] * 1500 + [3.9])

@@ -104,8 +104,8 @@ class Config:
         """
         if self.experts is not None and not any("n_experts" in axes for axes in self.settings):
             raise ConfigError(
-                f"experts is {self.experts}, and no settings have n_experts, which says how many "
-                "of them to merge"
+                f"experts is {self.experts}, but no settings have n_experts, the number "
+                "of experts to merge"
             )
         experts = open_experts(self.experts)
         named = {} if experts is None else {"experts": experts.digest}
@@ -226,9 +226,11 @@ def finetuner_options(
     named = options.pop("experts", None)
     if settings.get("n_experts"):
         if experts is None:
-            raise ValueError(f"n_experts is {settings['n_experts']}, and experts names none")
+            raise ValueError(f"n_experts is {settings['n_experts']}, but experts is not given")
         if named not in (None, experts.digest):
-            raise ValueError(f"the settings are of experts {named}, got experts {experts.digest}")
+            raise ValueError(
+                f"the settings were made with experts {named}, got experts {experts.digest}"
+            )
         options["experts"] = experts
     if settings["method"] == "sift":
         options["method"] = Sift(settings.get("noise", Sift.noise))
@@ -244,7 +246,7 @@ def _filled(settings: Settings, model: str | None) -> Settings:
         filled["refresh"] = 1
     for name in _SIFT_DEFAULTS.keys() & filled.keys():
         if filled["method"] != "sift":
-            raise ConfigError(f"settings: {name} is of method sift, got {filled['method']!r}")
+            raise ConfigError(f"settings: {name} is for method sift, got {filled['method']!r}")
     if not filled.get("n_experts"):
         filled = {k: v for k, v in filled.items() if k not in _OF_EXPERTS}
     if filled["n_select"] == 0:

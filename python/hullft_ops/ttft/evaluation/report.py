@@ -67,7 +67,7 @@ def example_section(measured: Measurements) -> Section:
         bits = f"{row.bits_per_byte_before:.3f}", f"{row.bits_per_byte_after:.3f}"
         table.append((row.domain, *bits, f"{_gain(row):+.1%}", row.excerpt))
     header = ("domain", "bits per byte before", "after", "change", "text")
-    text = f"By {_name(best)}; each with how its text begins."
+    text = f"With {_name(best)}. The table shows the beginning of each prompt."
     return Section("Prompts helped most and least", [text], header, table, verbatim=True)
 
 
@@ -92,15 +92,15 @@ def _overview(measured: Measurements) -> Section:
     counts = ", ".join(f"{_name(d)} {sum(measured.domains == d)}" for d in _domains(measured))
     lines = [
         f"{len(measured.prompts)} held-out prompts ({counts}), {len(measured.rows)} "
-        f"configurations, seed {first.seed}. A prompt's own text is scored; the methods retrieve "
-        "for it and never train on it. Every prompt has the same weight.",
-        f"Brackets hold {CONFIDENCE:.0%} intervals of a paired bootstrap over the prompts.",
+        f"configurations, seed {first.seed}. The methods retrieve texts for a prompt, train on "
+        "those, and score the prompt. Every prompt has the same weight.",
+        f"Brackets are {CONFIDENCE:.0%} intervals of a paired bootstrap over the prompts.",
     ]
     if measured.incomplete:
         lines.append(f"{measured.incomplete} prompts are left out: not every configuration ran.")
     for config, count in measured.failed.items():
         lines.append(f"Left out: {_name(config)}, whose loss was not finite on {count} prompts.")
-    return Section("What was run", lines)
+    return Section("Runs", lines)
 
 
 def _quality_and_time(measured: Measurements) -> Section:
@@ -143,9 +143,8 @@ def _between_methods(measured: Measurements) -> Section:
     compared = ("configuration", "against", "bits per byte", "so it is")
     header = (*compared, "better on", "finetuning speed")
     text = (
-        "This table compares the best configurations of each method and refresh. If a method has "
-        "several configurations here, its best is chosen on these same prompts, which flatters it "
-        "a little."
+        "This table compares the best configuration of each method and refresh. The best is chosen "
+        "on these same prompts, which flatters a method with several configurations a little."
     )
     return Section("Between methods", [text], header, table)
 
@@ -165,9 +164,9 @@ def _equal_time(measured: Measurements) -> Section:
     text = (
         "This table compares the best configuration of each method and refresh with every other "
         "method at the same mean time. Two configurations of the other method enclose that time; "
-        "of all such pairs, the one with the best mean counts. Each prompt's bits per byte are "
-        "interpolated linearly in the mean seconds of the two. If the other method gains nothing "
-        "from more time, it takes less. A method that is never that fast has no line."
+        "the pair with the best mean counts. Each prompt's bits per byte are interpolated linearly "
+        "in their mean seconds. If the other method gains nothing from more time, its faster "
+        "configuration counts. A method that is never that fast has no row."
     )
     header = ("configuration", "takes", "against", "takes", "bits per byte", "so it is")
     return Section("At equal time", [text], header, table)

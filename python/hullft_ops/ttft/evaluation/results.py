@@ -234,7 +234,7 @@ def _drop_torn_line(descriptor: int, path: Path) -> None:
     if not torn:
         return
     if not torn.startswith(_ROW_BEGINS[: len(torn)]):
-        raise ConfigError(f"results {path}: its last line is no row, and none that was cut off")
+        raise ConfigError(f"results {path}: its last line is neither a row nor a truncated one")
     os.ftruncate(descriptor, whole)
     os.fsync(descriptor)
 

@@ -79,7 +79,7 @@ def tune(
     """
     if not candidates or not prompts:
         raise ConfigError(f"got {len(candidates)} candidates and {len(prompts)} prompts")
-    for what, allowed in (("a prompt", seconds), ("all of the measuring", limit)):
+    for what, allowed in (("a prompt", seconds), ("all measurements", limit)):
         if not allowed > 0:
             raise ConfigError(f"the time for {what} must be above 0 s, got {allowed:g}")
     alive = [_Candidate(settings) for settings in candidates]

@@ -80,7 +80,7 @@ def build_experts(
     such texts gets an expert that changes nothing.
 
     The model itself is never written to, but other threads may not use it meanwhile. Each expert's
-    folder appears whole. After a kill at any moment, the same call goes on with the next expert.
+    folder appears whole. After a kill at any moment, the same call trains the missing experts.
     With one thread, the files have the same bits as without the kill.
 
     Args:
@@ -111,7 +111,7 @@ def build_experts(
         FileExistsError: ``path`` holds something else.
         NonFiniteLossError: a loss is not finite. The experts before stay.
         RuntimeError: the model is adapted at the moment.
-        OSError, torch.OutOfMemoryError: disk or memory is full. The same call goes on.
+        OSError, torch.OutOfMemoryError: disk or memory is full. The same call continues.
     """
     clusters = check_integer(_FUNCTION, "clusters", clusters, 1, MAX_EXPERTS)
     rank = check_integer(_FUNCTION, "rank", rank, 1, _MAX_RANK)
@@ -268,7 +268,7 @@ def _begun(path: Path, asked: Manifest) -> Manifest:
     odd = [name for name in ours if ours[name] != theirs[name] and name not in others]
     if odd:
         raise ValueError(
-            f"{_FUNCTION}: {path} is built with "
+            f"{_FUNCTION}: {path} was built with "
             f"{', '.join(f'{name} {theirs[name]!r}' for name in odd)}, asked for "
             f"{', '.join(f'{name} {ours[name]!r}' for name in odd)}: name another folder"
         )

@@ -158,7 +158,7 @@ class Experts:
                 built = len({name.split("/")[0] for name in manifest.files if "/" in name})
                 raise ValueError(
                     f"{path} holds {built} of {manifest.clusters} experts: build them with the "
-                    "same settings again to go on"
+                    "same settings again to continue"
                 )
             tensors = load_file(checked_file(path, manifest, CENTROIDS_FILE))
         except (FileNotFoundError, ValueError) as error:
@@ -189,7 +189,7 @@ class Experts:
         return self._updates[expert]
 
     def check(self, model: "PreTrainedModel", store: Store, n_experts: int = 1) -> None:
-        """Refuse what these experts do not belong to. The model must not be adapted at the moment.
+        """Check that these experts belong to the model and store. Not while the model is adapted.
 
         Raises:
             ValueError: the model is quantized, has PEFT adapters or other weights than the base
@@ -288,7 +288,8 @@ def check_plain(function: str, model: "PreTrainedModel") -> None:
     if odd or getattr(model, "is_quantized", False):
         raise ValueError(
             f"{function}: model must have weights in floating point, as experts are, got {name} "
-            f"that is quantized{f', {odd} for one' if odd else ''}: load it in float32 or bfloat16"
+            f"that is quantized{f', for example {odd}' if odd else ''}: "
+            "load it in float32 or bfloat16"
         )
 
 

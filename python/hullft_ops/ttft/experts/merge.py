@@ -91,7 +91,7 @@ class ExpertMerger:
         for name, shares in found.items():
             if name not in parameters or id(parameters[name]) not in trained:
                 raise ValueError(
-                    "TestTimeFinetuner: what experts change must be a parameter with requires_grad "
+                    "TestTimeFinetuner: experts may change only parameters with requires_grad "
                     f"of the model, {name} is {'frozen' if name in parameters else 'none of it'}"
                 )
             for update, _ in shares:

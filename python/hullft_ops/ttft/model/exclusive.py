@@ -80,7 +80,7 @@ class Claim(AbstractContextManager[None]):
             if other._process != os.getpid() and other._thread != threading.main_thread().ident:
                 raise RuntimeError(
                     "TestTimeFinetuner: another thread adapted or scored the model when this "
-                    "process was forked, so that its weights and modes here are in between: load "
+                    "process was forked, so its weights and modes here may be half changed: load "
                     "it again"
                 )
             if self._trained and other._trained:

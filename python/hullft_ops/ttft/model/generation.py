@@ -71,7 +71,7 @@ def tokens_to_continue(
         )
     if generate_kwargs.get("return_dict_in_generate"):
         raise ValueError(
-            "generate: return_dict_in_generate must be False, the continuation is all it gives"
+            "generate: return_dict_in_generate must be False: only the continuation is returned"
         )
     new = _new_tokens(generate_kwargs)
     if not 1 <= new < context:

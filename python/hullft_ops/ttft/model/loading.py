@@ -77,8 +77,8 @@ def load_model(
         ]
         if said and not allow_missing_weights:
             raise InputError(
-                f"{what}: its weights are not those of its configuration: {', '.join(said)}; "
-                "--allow-missing-weights loads it all the same"
+                f"{what}: its weights do not match its configuration: {', '.join(said)}; "
+                "--allow-missing-weights loads it anyway"
             )
 
     file = None if name is None else gguf_file(name)

@@ -116,7 +116,7 @@ class Retriever:
                 raise ValueError(f"{_OP}: alpha stops sift, method is {method}")
         if also_query_opposite and index.metric_type != faiss.METRIC_INNER_PRODUCT:
             raise ValueError(
-                f"{_OP}: also_query_opposite wants an index by inner product, got metric type "
+                f"{_OP}: also_query_opposite needs an index by inner product, got metric type "
                 f"{index.metric_type}: set it to False"
             )
         self.index = index
@@ -290,7 +290,7 @@ def _picks_of(picks: torch.Tensor) -> np.ndarray:
     failed = (array < 0).any(axis=1)
     if failed.any():
         raise ValueError(
-            f"{_OP}: what the index finds for query {failed.argmax()} has NaN or infinity, or "
+            f"{_OP}: the candidates of query {failed.argmax()} have NaN or infinity, or "
             "inner products that overflow"
         )
     return array

@@ -19,7 +19,7 @@ class SelectionMethod(Protocol):
     """Any function with this signature, or any object with such a ``__call__``, is a method.
 
     Reports use its ``name`` if it has one, else the name of the function or class. If it has a
-    true ``one_step_each``, nobody asks it for more steps than there are candidates.
+    true ``one_step_each``, it never gets more steps than candidates.
     """
 
     def __call__(

@@ -71,7 +71,9 @@ class Cutting:
             if self.overlap:
                 raise ValueError(f"Cutting: overlap {self.overlap} needs chunk_tokens")
         elif self.tokenizer is None or not self.tokenizer.is_fast:
-            raise ValueError("Cutting: chunk_tokens needs a fast tokenizer, which knows characters")
+            raise ValueError(
+                "Cutting: chunk_tokens needs a fast tokenizer, which maps tokens to characters"
+            )
         elif self.overlap >= self.chunk_tokens:
             raise ValueError(
                 f"Cutting: overlap must be below chunk_tokens, got {self.overlap} of "
@@ -123,7 +125,7 @@ def index_corpus(
         ValueError: the datastore has another embedder or other settings, a file is corrupt, or
             another process is writing the datastore.
         SourceError: the source cannot be read, or nothing in it fits.
-        OSError: for example, the disk is full; "resume" goes on from there.
+        OSError: for example, the disk is full; "resume" continues from there.
     """
     if mode not in MODES:
         raise ValueError(f"{_FUNCTION}: mode must be one of {', '.join(MODES)}, got {mode!r}")

@@ -78,8 +78,8 @@ class Counts:
         """Refuse a source whose share of malformed records exceeds ``max_bad_share``."""
         if self.malformed > max_bad_share * self.records:
             raise SourceError(
-                f"{source}: {self.malformed} of {self.records} records are malformed, at most a "
-                f"share of {max_bad_share:g} may be: {'; '.join(self.malformed_named)}"
+                f"{source}: {self.malformed} of {self.records} records are malformed, more than "
+                f"max_bad_share {max_bad_share:g}: {'; '.join(self.malformed_named)}"
             )
 
 
@@ -120,7 +120,7 @@ class Source:
                 raise TypeError(f"Source: {name} must be a sequence of str, got one str {value!r}")
         if "text" in self.metadata and self.text_column != "text":
             raise SourceError(
-                'metadata must not name "text", as a datastore names the text itself, here of '
+                'metadata must not name "text", the datastore\'s name of the text, here from '
                 f"{self.text_column!r}, got {', '.join(self.metadata)}"
             )
 
@@ -198,8 +198,8 @@ class Source:
             yield from self._parquet_rows(path)
         else:
             raise SourceError(
-                f"{path}: must be .jsonl, .json, .md, .rst or .txt (.zst, .gz or .bz2 after it as "
-                "may be), .parquet, a folder of files or a saved dataset"
+                f"{path}: must be .jsonl, .json, .md, .rst or .txt (optionally .zst, .gz or "
+                ".bz2), .parquet, a folder of files or a saved dataset"
             )
 
     def _files(self, folder: Path, counts: Counts) -> Iterator[Raw]:

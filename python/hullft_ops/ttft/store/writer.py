@@ -275,7 +275,7 @@ def _write_rows(function: str, rows: Iterable[Row], file: Path, known: pa.Schema
                 except NOT_OF_TYPE as error:
                     raise ValueError(
                         f"{function}: in rows {count} to {count + len(batch) - 1}, a value of the "
-                        f"metadata {name} is not {kind}, as those before it: {error}"
+                        f"metadata {name} is not {kind} like the others: {error}"
                     ) from error
             writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
             count += len(batch)

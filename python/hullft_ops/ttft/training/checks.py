@@ -32,13 +32,13 @@ def checked_trained(model: "PreTrainedModel") -> list[nn.Parameter]:
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if absent := [name for name, p in named if p.is_meta]:
         raise ValueError(
-            "TestTimeFinetuner: what is trained must have storage, "
-            f"got {len(absent)} parameters on the meta device, {absent[0]} for one"
+            "TestTimeFinetuner: trained parameters must have storage, "
+            f"got {len(absent)} parameters on the meta device, for example {absent[0]}"
         )
     if made := [name for name, p in named if p.is_inference()]:
         raise ValueError(
-            "TestTimeFinetuner: what is trained must be made outside of inference mode, got "
-            f"{len(made)} parameters made in it, {made[0]} for one: load the model outside of "
+            "TestTimeFinetuner: trained parameters must be made outside of inference mode, got "
+            f"{len(made)} parameters made in it, for example {made[0]}: load the model outside of "
             "torch.inference_mode()"
         )
     if any(parameter.dtype == torch.float16 for parameter in trained):
@@ -75,8 +75,8 @@ def inference_tensors_explained(model: "PreTrainedModel") -> Iterator[None]:
         if not made or "Inference tensors cannot be saved" not in str(error):
             raise
         raise RuntimeError(
-            "TestTimeFinetuner: what gradients pass through must be made outside of inference "
-            f"mode, got {len(made)} frozen parameters made in it, {made[0]} for one: load the "
+            "TestTimeFinetuner: frozen parameters must be made outside of inference mode, got "
+            f"{len(made)} made in it, for example {made[0]}: load the "
             "model outside of torch.inference_mode()"
         ) from error
 

@@ -139,9 +139,9 @@ class LoraSlots:
                 others.pop(id(factor.weight), None)
         if others:
             raise ValueError(
-                "adapt_many: what is trained must be plain LoRAs of linear layers, as PEFT's "
+                "adapt_many: trained parameters must be plain LoRAs of linear layers, as PEFT's "
                 f"get_peft_model makes them, got {len(others)} other parameters, "
-                f"{next(iter(others.values()))} for one"
+                f"for example {next(iter(others.values()))}"
             )
 
     def _product(self, position: int, x: Tensor) -> Tensor:

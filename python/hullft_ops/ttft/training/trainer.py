@@ -327,8 +327,8 @@ def autocasting(device: torch.device, dtype: torch.dtype | None) -> AbstractCont
 def checked_to_train(loss: torch.Tensor) -> torch.Tensor:
     if not loss.requires_grad:
         raise RuntimeError(
-            "TestTimeFinetuner: the loss depends on no parameter that is trained, as of an adapter "
-            "that is merged or not active"
+            "TestTimeFinetuner: the loss depends on no parameter that is trained: is an adapter "
+            "merged or not active?"
         )
     return loss
 
