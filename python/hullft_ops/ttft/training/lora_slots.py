@@ -145,6 +145,9 @@ class LoraSlots:
             )
 
     def _product(self, position: int, x: Tensor) -> Tensor:
+        if len(self._rows) == 1:
+            # A batched product of one matrix takes longer.
+            return nn.functional.linear(x, self._rows[0].parameters[position])
         if x.dim() < 3 or len(x) != len(self._rows):
             raise RuntimeError(
                 "adapt_many: each layer with a LoRA must get a row for each of "
