@@ -30,8 +30,8 @@ class AdaptationReport:
         refresh: optimizer steps per gradient; a list with one number per text if the finetuner got
             a function.
         support_size: number of different texts.
-        indices, weights, counts, residual, gap: as in `Support`.
-        context_indices, expert_indices, expert_weights: as in `Support`.
+        indices, weights, counts, residual, gap, context_indices, expert_indices, expert_weights: as
+            in `Support`.
         prefix_ids: the tokens of the texts before the prompt, to pass to `bits_per_byte`.
         seconds_embed: to embed the prompt. This and the next two are a prompt's share of its batch.
         seconds_search: to find its neighbours.

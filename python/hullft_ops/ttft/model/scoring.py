@@ -1,8 +1,4 @@
-"""Bits per byte: how well a model predicts a text, whatever its tokenizer.
-
-``bpb = NLL in nats / (ln 2 * bytes scored)``, after Khamis and Maalouf, arXiv:2605.30337. Two
-things differ: only the bytes of scored tokens count, and long texts are scored in full.
-"""
+"""Bits per byte: how well a model predicts a text, whatever its tokenizer."""
 
 import json
 import math
@@ -31,21 +27,16 @@ _BYTE_FALLBACK = re.compile(r"<0x[0-9A-F]{2}>")
 
 @dataclass(frozen=True)
 class BitsPerByte:
-    """A text's score. Over several texts, add up ``nll`` and ``bytes`` before dividing.
+    """A text's score. Over several texts, add up ``nll`` and ``bytes`` before dividing."""
 
-    Attributes:
-        nll: negative log-likelihood of the scored tokens, in nats.
-        bytes: UTF-8 bytes of those tokens.
-        tokens: how many tokens were scored.
-    """
-
-    nll: float
-    bytes: int
-    tokens: int
+    nll: float  # negative log-likelihood of the scored tokens, in nats
+    bytes: int  # UTF-8 bytes of those tokens
+    tokens: int  # how many they are
 
     @property
     def value(self) -> float:
-        """Bits per byte."""
+        """Bits per byte, after Khamis and Maalouf, arXiv:2605.30337: ``nll / (ln 2 * bytes)``. Two
+        things differ: only scored tokens' bytes count, and long texts are scored in full."""
         return self.nll / (math.log(2) * self.bytes)
 
 
@@ -84,8 +75,7 @@ def score_text(
     ``max_length``, or half of it if the text leaves less, for its last tokens.
 
     Args:
-        model: a causal language model.
-        tokenizer: its tokenizer, a fast one.
+        model, tokenizer: a causal language model and its tokenizer, a fast one.
         text: at least 2 tokens.
         max_length: tokens per forward pass, at most the model's context; None for that context.
         stride: tokens that the window moves by; None for half of the window. It must be below
