@@ -349,11 +349,7 @@ class PickedSift:
     picks: list[int] = field(default_factory=list)
 
     def __call__(
-        self,
-        embeddings: torch.Tensor,
-        candidates: torch.Tensor,
-        queries: torch.Tensor,
-        n_select: int,
+        self, embeddings: Tensor, candidates: Tensor, queries: Tensor, n_select: int
     ) -> Selection:
         found = sift_select_indexed(embeddings, candidates, queries, n_select, noise=self.noise)
         self.picks = candidates[0][found.picks[0]].tolist()

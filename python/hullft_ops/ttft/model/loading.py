@@ -129,10 +129,8 @@ def check_directory(what: str, name: str | Path) -> None:
 
 @contextmanager
 def loading(what: str, folder: str | Path) -> Iterator[None]:
-    """Turn the libraries' exceptions into an `InputError` of one line.
-
-    If a file of ``folder`` is damaged, the line names it, which the libraries do not.
-    """
+    """Turn the libraries' exceptions into an `InputError` of one line, which names a damaged file
+    of ``folder``."""
     from safetensors import SafetensorError
 
     try:

@@ -18,7 +18,8 @@ Forward = Callable[[Any, Tensor], Tensor]
 @contextmanager
 def replaced_forwards(model: nn.Module, forwards: Mapping[type, Forward]) -> Iterator[None]:
     """Make every module of exactly these types run another forward, unless it is compiled or
-    somebody has replaced it. Also in the backward pass, where checkpointed layers run again."""
+    somebody has replaced its own. Checkpointed layers run again in the backward pass: keep the
+    block open for it."""
     replaced: list[nn.Module] = []
     with Claim(model):
         try:

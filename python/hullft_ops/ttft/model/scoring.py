@@ -1,4 +1,8 @@
-"""Bits per byte: how well a model predicts a text, whatever its tokenizer."""
+"""Bits per byte: how well a model predicts a text, whatever its tokenizer.
+
+``bpb = NLL in nats / (ln 2 * bytes scored)``, after Khamis and Maalouf, arXiv:2605.30337. Two
+things differ: only the bytes of scored tokens count, and long texts are scored in full.
+"""
 
 import json
 import math
@@ -27,16 +31,20 @@ _BYTE_FALLBACK = re.compile(r"<0x[0-9A-F]{2}>")
 
 @dataclass(frozen=True)
 class BitsPerByte:
-    """A text's score. Over several texts, add up ``nll`` and ``bytes`` before dividing."""
+    """A text's score. Over several texts, add up ``nll`` and ``bytes`` before dividing.
 
-    nll: float  # negative log-likelihood of the scored tokens, in nats
-    bytes: int  # UTF-8 bytes of those tokens
-    tokens: int  # how many they are
+    Attributes:
+        nll: negative log-likelihood of the scored tokens, in nats.
+        bytes, tokens: the scored tokens' UTF-8 bytes, and how many tokens they are.
+    """
+
+    nll: float
+    bytes: int
+    tokens: int
 
     @property
     def value(self) -> float:
-        """Bits per byte, after Khamis and Maalouf, arXiv:2605.30337: ``nll / (ln 2 * bytes)``. Two
-        things differ: only scored tokens' bytes count, and long texts are scored in full."""
+        """Bits per byte."""
         return self.nll / (math.log(2) * self.bytes)
 
 

@@ -45,16 +45,8 @@ Runs = list[tuple[float | torch.Tensor, int]]
 class SupportTrainer:
     """Adam with a fresh state for every support. All supports share its buffers.
 
-    Args:
-        model: a causal language model, or a PEFT model around one.
-        trained: the parameters to train, each once.
-        lr: Adam's learning rate.
-        order: order of the steps, see `plan`.
-        schedule: schedule of the learning rate, see `learning_rate_factor`.
-        max_grad_norm: norm to clip every gradient to; None for no clipping.
-        autocast: dtype of the forward pass; None for the model's own.
-        graphs: on CUDA, capture passes in graphs and replay them, see `PassGraphs`.
-        on_step: called with the number of steps so far: 0 before the first, then after each sweep.
+    ``trained`` are the parameters to train, each once, ``autocast`` is the dtype of the forward
+    pass; None for the model's own. The other arguments are `TestTimeFinetuner`'s.
     """
 
     def __init__(
@@ -113,11 +105,8 @@ class SupportTrainer:
     def steps(
         self, counts: Sequence[int], refreshes: Sequence[int], clock: StageClock
     ) -> Iterator[tuple[int, int]]:
-        """Take the steps of `train`, but leave the passes to the caller.
-
-        Whenever it yields a text and the number of steps so far, the gradients of the mean loss on
-        that text must be in ``.grad`` before it goes on.
-        """
+        """Take the steps of `train`. It yields each text to read and the number of steps so far;
+        the gradients of the text's mean loss must be in ``.grad`` before it goes on."""
         done, steps = 0, sum(counts)
         cache = hullft_ops.GradientCache(self._trained)
         for sweep in plan(counts, refreshes, self._order) if steps else ():
