@@ -6,6 +6,7 @@ from contextlib import suppress
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaMLP
 
@@ -112,6 +113,29 @@ def test_steps_are_taken_as_the_finetuner_says(llama, make, passes, options):
         report, wanted = alone(finetuner, support)
         assert largest_difference(adapter.parameters, wanted) < 1e-9
         assert adapter.report.full_logits_passes == report.full_logits_passes > 0
+
+
+class BatchedProducts(TorchDispatchMode):
+    """Counts them."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten.bmm.default
+        return function(*args, **kwargs or {})
+
+
+def test_a_prompt_that_is_alone_in_its_batch_takes_no_batched_products(llama, make):
+    finetuner = make(with_lora(llama), n_select=4)
+    supports = finetuner.select_batch(PROMPTS[:2])
+    with BatchedProducts() as two:
+        finetuner.adapt_many(supports)
+    with BatchedProducts() as one:
+        [adapter] = finetuner.adapt_many(supports[:1])
+    report, wanted = alone(finetuner, supports[0])
+    assert largest_difference(adapter.parameters, wanted) < 1e-5
+    assert adapter.report.losses == pytest.approx(report.losses, abs=1e-5)
+    assert two.count > one.count == 0
 
 
 def test_an_adapter_scores_continues_and_is_saved(llama, tokenizer, make, bits, tmp_path):

@@ -19,8 +19,8 @@ from hullft_ops.ttft import (
     TestTimeFinetuner,
     adaptation,
     bits_per_byte,
-    support_training,
 )
+from hullft_ops.ttft import finetuner as finetuner_module
 from hullft_ops.ttft.model.loss import MeanLoss
 from hullft_ops.ttft.retrieval import support as support_module
 from hullft_ops.ttft.training import steps as steps_module
@@ -211,7 +211,7 @@ def test_every_stage_counts_where_it_belongs(gpt2, make, embedder, store, monkey
     """Time stands still but in one function after the other."""
     finetuner = make(gpt2)
     now = 0.0
-    for module in (adaptation, support_training, steps_module, support_module):
+    for module in (adaptation, finetuner_module, steps_module, support_module):
         monkeypatch.setattr(module, "perf_counter", lambda: now)
 
     def seconds(owner, name):

@@ -22,14 +22,12 @@ _Handler = Callable[[int, FrameType | None], Any]
 class Adaptation(AbstractContextManager[AdaptationReport]):
     """Claims a model, saves it and changes it. On exit, whatever the exit, restores it.
 
-    It holds signals back while it saves and restores the model, never during training or in the
-    block. Python may deliver a signal at the call of `__exit__`, before that can hold any. The
-    model is then restored when the exception is dropped, for example at the end of its except
-    clause.
+    It holds signals back while it saves and restores the model. If one comes at the call of
+    `__exit__`, before that can hold any, `__del__` restores the model.
 
-    ``adapt`` changes the model. It gets a function to call before the first change, and the
-    deadline on `perf_counter`, so many ``seconds`` after the block is entered. ``forget`` drops
-    what belongs to the adapted model. If ``timed``, the report gets the time to restore.
+    ``adapt`` gets a function to call before the first change, and the deadline on `perf_counter`,
+    so many ``seconds`` after the block is entered. ``forget`` drops what belongs to the adapted
+    model.
     """
 
     claim: Claim
@@ -37,7 +35,6 @@ class Adaptation(AbstractContextManager[AdaptationReport]):
     adapt: Callable[[Callable[[], None], float | None], AdaptationReport]
     seconds: float | None
     forget: Callable[[], None]
-    timed: bool
     _report: AdaptationReport | None = field(default=None, init=False)
     _saved: bool = field(default=False, init=False)
 
@@ -59,7 +56,8 @@ class Adaptation(AbstractContextManager[AdaptationReport]):
     def __exit__(self, *raised: object) -> None:
         left = perf_counter()
         self._close()
-        if self.timed and self._report is not None:
+        # A GPU is only handed the work.
+        if self._report is not None and self.adapted.model.device.type != "cuda":
             self._report.seconds_restore = perf_counter() - left
         if not self.claim.is_of_this_thread:
             raise RuntimeError(
@@ -106,10 +104,8 @@ class Adaptation(AbstractContextManager[AdaptationReport]):
 
 @contextmanager
 def signals_held() -> Iterator[None]:
-    """Hold back the signals that Python handles, and call each of their handlers at the end.
-
-    Python interrupts only the main thread. In other threads this does nothing.
-    """
+    """Hold back the signals that Python handles, and call each of their handlers at the end."""
+    # Python interrupts no other thread.
     if threading.current_thread() is not threading.main_thread():
         yield
         return

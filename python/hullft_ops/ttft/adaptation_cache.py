@@ -1,8 +1,6 @@
 """Trained parameters on disk, so that nobody trains twice on the same texts.
 
-An entry's name is the SHA-256 of everything that decides its bits: the model's weights and
-configuration, the tokens of the support's texts with their steps, the settings of the training and
-the versions of the packages. Entries hold parameters and losses, no text.
+An entry's name is the SHA-256 of everything that decides its bits. Entries hold no text.
 """
 
 import json
@@ -88,8 +86,7 @@ class AdaptationCache:
     ) -> tuple[list[float], list[int], bool]:
         """Put trained parameters into the model: those of an entry, or else what ``train`` makes.
 
-        Returns losses, steps on each text, and whether they come from an entry. What ``train``
-        makes is kept if it took all steps. Warns of a damaged entry, and if none can be written.
+        Returns losses, steps on each text, and whether they come from an entry.
         """
         if self._folder is None or key is None:
             return *train(), False
@@ -98,6 +95,7 @@ class AdaptationCache:
         if losses is not None:
             return losses, list(counts), True
         losses, taken = train()
+        # A budget may have left some out.
         if taken == list(counts):
             self._write(entry, losses)
         return losses, taken, False

@@ -26,9 +26,8 @@ class SavedAdapter:
     """What `AdaptationReport.save_adapter` wrote.
 
     Attributes:
-        share: the share of the squared difference between the weights with and without the
-            adaptation that the adapter keeps, in 0..1, over all trained parameters. It is 1 for
-            adapters that were trained.
+        share: how much of the squared change of all trained parameters the adapter keeps, in 0..1;
+            1 for adapters that were trained.
         left_out: the names of the trained parameters that changed and do not fit into a LoRA:
             norms, biases, embeddings, and layers that share their weight with another.
         bits_per_byte: of the text, "before" the adaptation, "adapted" and with the "saved" adapter;
@@ -186,8 +185,7 @@ class AdaptedModel:
 
 
 def _active_adapter(model: "PreTrainedModel") -> str | None:
-    """The name of the model's adapter; None if it has none. ValueError if not one is active, or the
-    model is no PEFT model and has some."""
+    """The name of the model's adapter; None if it has none. ValueError unless one is active."""
     if not getattr(model, "peft_config", None):
         return None
     names = getattr(model, "active_adapters", None)
@@ -199,8 +197,7 @@ def _active_adapter(model: "PreTrainedModel") -> str | None:
 
 
 def _layers(model: nn.Module, trained: Sequence[nn.Parameter]) -> dict[int, tuple[str, bool]]:
-    """The layers that a LoRA can change, by the id of their weight: name, and whether the weight is
-    stored as ``[in, out]``."""
+    """The layers that a LoRA can change, by their weight's id, and whether it is ``[in, out]``."""
     from transformers.pytorch_utils import Conv1D
 
     uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
@@ -213,10 +210,8 @@ def _layers(model: nn.Module, trained: Sequence[nn.Parameter]) -> dict[int, tupl
 
 
 def _low_rank(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The best approximation of a float64 matrix ``[m, n]``, by the singular value decomposition.
-
-    Its factors are float32 ``[m, rank]`` and ``[rank, n]``, filled up with zeros if need be.
-    """
+    """The best approximation of a float64 matrix ``[m, n]``, as float32 ``[m, rank]`` times
+    ``[rank, n]``, by the singular value decomposition. Zeros fill up the factors if need be."""
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     # The singular vectors of the shorter side. In float64 the square costs nothing that counts.
     _, vectors = torch.linalg.eigh(wide @ wide.T)

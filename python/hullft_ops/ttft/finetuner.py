@@ -1,11 +1,10 @@
-"""Adapting a language model to a prompt for the length of a with block, by the method of Khamis and
-Maalouf, *Efficient Test-Time Finetuning of LLMs via Convex Reconstruction and Gradient Caching*,
-arXiv:2605.30337."""
+"""Adapting a language model to a prompt for the length of a with block."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -38,7 +37,7 @@ from hullft_ops.ttft.retrieval.methods import (
 from hullft_ops.ttft.retrieval.support import Support, SupportSelector
 from hullft_ops.ttft.store.base import Store
 from hullft_ops.ttft.store.embedding import Embedder, check_embedder
-from hullft_ops.ttft.support_training import TrainedAdapter, train_adapters, train_model
+from hullft_ops.ttft.support_training import TrainedAdapter, train_adapters
 from hullft_ops.ttft.training.checks import (
     autocast_dtype,
     check_limit,
@@ -53,6 +52,9 @@ from hullft_ops.ttft.training.trainer import SupportTrainer
 class TestTimeFinetuner:
     """Finetunes a causal language model on a prompt's neighbours, and undoes it.
 
+    The method is that of Khamis and Maalouf, *Efficient Test-Time Finetuning of LLMs via Convex
+    Reconstruction and Gradient Caching*, arXiv:2605.30337.
+
     It trains every parameter with ``requires_grad``: all of a plain model, only the adapters of a
     PEFT model. Texts are cut to the context. Training runs in eval mode, so dropout and gradient
     checkpointing are off, and a replayed gradient equals a new one. The CPU repeats an adaptation
@@ -65,9 +67,8 @@ class TestTimeFinetuner:
     half a parameter size, "interleaved" with ``refresh`` above 1 a gradient for every text.
 
     Args:
-        model: any ``AutoModelForCausalLM``, or a PEFT model around one. To move or cast it after
-            its first adaptation, make a new finetuner: this one keeps an optimizer for it.
-        tokenizer: its tokenizer.
+        model, tokenizer: any ``AutoModelForCausalLM``, or a PEFT model around one. To move or cast
+            it after its first adaptation, make a new finetuner: this one keeps an optimizer for it.
         store: where the neighbours come from.
         embedder: the one that built the store; it embeds prompts.
         n_select: optimizer steps per prompt, 100,000 at most. With 0, and no experts, the model
@@ -75,9 +76,9 @@ class TestTimeFinetuner:
         refresh: optimizer steps per gradient; an example with c steps takes ceil(c / refresh)
             forward-backward passes. Or a function that returns it for an example's c.
         method: "hullft" for `hullft_ops.fw_select_indexed` over the pool, "sift" for
-            `hullft_ops.sift_select_indexed`, "knn" for a step on each of the nearest texts,
-            "random" for a step on each of some texts drawn from the pool, or any `SelectionMethod`.
-            A pool with fewer texts than steps is a warning.
+            `hullft_ops.sift_select_indexed`, "knn" or "random" for a step on each of the nearest
+            texts or of texts drawn from the pool, or any `SelectionMethod`. Warns if the pool has
+            fewer texts than there are steps.
         variant: Frank-Wolfe variant of "hullft".
         pool_size: how many neighbours to select from, or all texts of a smaller store.
         lr: Adam's learning rate.
@@ -99,7 +100,7 @@ class TestTimeFinetuner:
             step. They may change only trained weights.
         n_experts: how many of them to merge at most; 0 for none.
         expert_scale: multiplies the merged difference.
-        expert_temperature: None for the weights of `hullft_ops.fw_select` over the centroids. A
+        expert_temperature: None to weigh them by `hullft_ops.fw_select` over the centroids. A
             number for a softmax of the cosine similarities divided by it.
         cache_dir: folder that keeps trained parameters, so that a prompt that comes again gets the
             same bits without a pass. None to keep nothing.
@@ -108,11 +109,10 @@ class TestTimeFinetuner:
             each gradient. Not for what ``cache_dir`` has. ``seconds`` counts its time too.
 
     Raises:
-        TypeError, ValueError: an argument has the wrong type or is out of range, a name is unknown,
-            the embedder is not the store's, or the experts are not of the model and store. Or the
-            model has no trainable parameters, has some on the meta device or made in inference
-            mode, is not causal, lacks ids of the tokenizer, has an unknown context, or gives logits
-            for PEFT's virtual tokens.
+        TypeError, ValueError: an argument has the wrong type or is out of range, embedder or
+            experts do not belong to the store, or the model is not causal, lacks ids of the
+            tokenizer, has an unknown context, gives logits for PEFT's virtual tokens, or has no
+            trainable parameters, or some on the meta device or made in inference mode.
     """
 
     # pytest takes every class whose name begins with "Test" for a test.
@@ -216,18 +216,17 @@ class TestTimeFinetuner:
         A model cannot train on a text of fewer than 2 tokens. If the method chooses one, it leaves
         the pool and the method chooses again, so the steps still add up to ``n_select``.
 
-        Raises:
-            TypeError, ValueError: prompt is not a str or blank, or no text has enough tokens.
-            torch.OutOfMemoryError: memory ran out, on any device.
+        TypeError or ValueError if prompt is not a str or blank, or no text has enough tokens.
+        torch.OutOfMemoryError if memory ran out, on any device.
         """
         [support] = self._selector.select([prompt])
         return support
 
     def select_batch(self, prompts: Sequence[str]) -> list[Support]:
-        """`select` for many prompts. Embeds, searches and selects for all of them in one go.
+        """`select` for many prompts, in one go; it raises the same.
 
         The supports equal those of single prompts if the embedder gives a text the same vector in
-        a batch. `adapted` takes a support in place of its prompt. Raises what `select` raises.
+        a batch. `adapted` takes a support in place of its prompt.
         """
         return self._selector.select(prompts)
 
@@ -243,8 +242,8 @@ class TestTimeFinetuner:
         that torch counts. The prompt is only embedded, so it may be longer than the model's
         context. The guide describes signals and interrupts.
 
-        Meanwhile other threads may not adapt, score or continue the model. If they already score or
-        continue it, this waits. Enter and leave the block in the same thread.
+        Other threads may not adapt, score or continue the model meanwhile. If they already do, this
+        waits. Enter and leave the block in the same thread.
 
         Args:
             prompt: a text, a support from `select` or `select_batch`, or an adapter from
@@ -258,9 +257,9 @@ class TestTimeFinetuner:
         Raises:
             TypeError, ValueError: as `select`, or seconds is not a number above 0.
             RuntimeError: the model is already adapted, by any finetuner in any thread, or a model
-                is that shares its modules or the trained parameters of either; its parameters with
-                ``requires_grad`` have changed since this finetuner was made; its loss depends on
-                none of them; or the block made a change that cannot be undone.
+                is that shares its modules or the trained parameters of either; other parameters
+                have ``requires_grad`` than when this finetuner was made; the loss depends on none
+                of them; or the block made a change that cannot be undone.
             NonFiniteLossError: a loss is not finite; a RuntimeError.
             torch.OutOfMemoryError: memory ran out while adapting, on any device.
         """
@@ -270,7 +269,6 @@ class TestTimeFinetuner:
             partial(self._adapt, prompt),
             seconds=check_limit("seconds", seconds),
             forget=self._prefix.clear,
-            timed=self.model.device.type != "cuda",
         )
 
     def adapt_many(
@@ -292,11 +290,10 @@ class TestTimeFinetuner:
             Adapters in the order of the prompts. `adapted` takes each in place of its prompt.
 
         Raises:
-            TypeError, ValueError: as `select_batch`; batch_size is not an int or below 1; or other
+            TypeError, ValueError: as `select`; batch_size is not an int or below 1; or other
                 parameters are trained.
             RuntimeError: the model is adapted at the moment, or a layer reads no batch.
-            NonFiniteLossError: a loss is not finite; it names the prompt.
-            torch.OutOfMemoryError: memory ran out, on any device.
+            NonFiniteLossError, torch.OutOfMemoryError: as `adapted`; the first names the prompt.
         """
         batch_size = check_integer("adapt_many", "batch_size", batch_size, 1)
         given = [prompt for prompt in prompts if isinstance(prompt, Support)]
@@ -312,14 +309,10 @@ class TestTimeFinetuner:
     def generate(self, prompt: str, *, seconds: float | None = None, **generate_kwargs: Any) -> str:
         """Adapt to ``prompt``, continue it, restore the model.
 
-        Args:
-            prompt: the text. If it is too long, the model reads its last tokens, as many as leave
-                room for the new ones.
-            seconds: budget for adapting, as in `adapted`; the continuation takes its own time.
-            generate_kwargs: for ``model.generate``; ``max_new_tokens`` defaults to 20.
-
-        Returns:
-            Only the continuation, without special tokens.
+        Of a prompt that is too long, the model reads the last tokens, as many as leave room for the
+        new ones. ``seconds`` is the budget for adapting, as in `adapted`. ``generate_kwargs`` are
+        for ``model.generate``; ``max_new_tokens`` defaults to 20. Returns only the continuation,
+        without special tokens.
 
         Raises what `adapted` raises; ValueError if ``max_new_tokens`` leaves no room for the
         prompt, or ``max_length`` is set.
@@ -380,8 +373,21 @@ class TestTimeFinetuner:
                 with clock.of("save"):
                     save()
             add(additions, clock)
-            train = partial(train_model, self._trainer, self._cache, key, support, refreshes)
-            report = train(clock, deadline, **self._reported)
+            start, before = perf_counter(), self._trainer.n_full_logits
+            texts = support.input_ids, support.indices, support.counts
+            train = partial(self._trainer.train, *texts, refreshes, clock, deadline)
+            losses, taken, from_cache = self._cache.train(key, support.counts, train)
+            report = AdaptationReport.of(
+                support,
+                clock,
+                losses,
+                taken,
+                refreshes,
+                from_cache=from_cache,
+                seconds_finetune=perf_counter() - start + support.seconds.tokenize,
+                full_logits_passes=self._trainer.n_full_logits - before,
+                **self._reported,
+            )
             return self._with_context(report, support)
 
     def _with_context(self, report: AdaptationReport, support: Support) -> AdaptationReport:

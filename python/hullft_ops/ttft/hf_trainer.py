@@ -28,9 +28,9 @@ class ReplayTrainer(Trainer):
     """A `Trainer` that takes several optimizer steps with each example's gradient.
 
     The dataset's column "multiplicity" says how many Adam steps to take with the gradient of each
-    example. Whatever the number, they cost one forward-backward pass and one `ReplayAdam` sweep. To
-    refresh an example's gradient in between, put the example into several rows. Evaluation ignores
-    the column. The learning-rate schedule, ``max_steps`` and logging count sweeps, not Adam steps.
+    example, in one `ReplayAdam` sweep. To refresh an example's gradient in between, put the example
+    into several rows. Evaluation ignores the column. The learning-rate schedule, ``max_steps`` and
+    logging count sweeps, not Adam steps.
 
     The optimizer is the one in ``optimizers``, or a `ReplayAdam` on all parameters that require a
     gradient, with the rate, betas, epsilon and decoupled weight decay of the arguments.
@@ -88,11 +88,7 @@ class ReplayTrainer(Trainer):
     def training_step(
         self, model: "nn.Module", inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> torch.Tensor:
-        """One forward-backward pass. The batch's multiplicity applies to the next step.
-
-        Raises:
-            ValueError: the batch has no multiplicity, one below 1, or different ones.
-        """
+        """One forward-backward pass. The batch's multiplicity, or a ValueError, is for its step."""
         counts = torch.as_tensor(inputs.pop(COLUMN, []), device="cpu").flatten().tolist()
         if not counts or len(set(counts)) > 1 or counts[0] < 1:
             raise ValueError(

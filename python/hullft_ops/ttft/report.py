@@ -30,8 +30,8 @@ class AdaptationReport:
         refresh: optimizer steps per gradient; a list with one number per text if the finetuner got
             a function.
         support_size: number of different texts.
-        indices, weights, counts, residual, gap: as in `Support`.
-        context_indices, expert_indices, expert_weights: as in `Support`.
+        indices, weights, counts, residual, gap, context_indices, expert_indices, expert_weights: as
+            in `Support`.
         prefix_ids: the tokens of the texts before the prompt, to pass to `bits_per_byte`.
         seconds_embed: to embed the prompt. This and the next two are a prompt's share of its batch.
         seconds_search: to find its neighbours.
@@ -106,10 +106,7 @@ class AdaptationReport:
         from_cache: bool = False,
         **others: Any,
     ) -> "AdaptationReport":
-        """A report with what the support and the clock say, and the ``others``.
-
-        ``share`` prompts share the clock's time.
-        """
+        """A report with what the support and the clock say; ``share`` prompts share its time."""
         others |= {name: getattr(support, name) for name in _OF_SUPPORT}
         others |= {f"seconds_{stage}": spent for stage, spent in vars(support.seconds).items()}
         others |= {f"seconds_{stage}": clock.seconds(stage) / share for stage in _STAGES}
@@ -175,9 +172,8 @@ class AdaptationReport:
 
         Raises:
             RuntimeError: the with block has ended, or n_select is 0.
-            TypeError, ValueError: rank is missing, no int, below 1 or given for trained adapters;
-                no or several adapters are active; parameters outside of the adapter were trained;
-                no trained parameter fits into a LoRA; or the text cannot be scored.
+            TypeError, ValueError: rank is wrong; there is not one active adapter, or other
+                parameters were trained; no parameter fits into a LoRA; or the text has no score.
             FileExistsError: the folder exists, and may not be overwritten.
         """
         adapted = self._alive("save_adapter")

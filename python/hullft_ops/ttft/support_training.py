@@ -1,8 +1,7 @@
-"""Training on supports: a model's parameters, or an adapter for each of many supports."""
+"""Training an adapter for each of many supports."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,6 @@ from torch import nn
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-from hullft_ops.ttft.adaptation_cache import AdaptationCache
 from hullft_ops.ttft.model.exclusive import Claim
 from hullft_ops.ttft.model.snapshot import put
 from hullft_ops.ttft.report import AdaptationReport
@@ -20,7 +18,7 @@ from hullft_ops.ttft.retrieval.support import Support
 from hullft_ops.ttft.training.checks import inference_tensors_explained, refreshes_of
 from hullft_ops.ttft.training.lora_slots import LoraSlots
 from hullft_ops.ttft.training.steps import StageClock
-from hullft_ops.ttft.training.trainer import SupportTrainer, check_losses
+from hullft_ops.ttft.training.trainer import check_losses
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,11 +41,7 @@ class TrainedAdapter:
     def put_into(
         self, trained: Sequence[nn.Parameter], save: Callable[[], None], clock: StageClock
     ) -> AdaptationReport:
-        """Call ``save``, and copy the adapter into the parameters ``trained``.
-
-        Raises:
-            ValueError: it is an adapter of other parameters.
-        """
+        """Call ``save``, and copy the adapter into ``trained``; ValueError if it does not fit."""
         shapes, wanted = ([p.shape for p in own] for own in (self.parameters, trained))
         if shapes != wanted:
             raise ValueError(
@@ -60,34 +54,6 @@ class TrainedAdapter:
         return replace(self.report, seconds_save=clock.seconds("save"))
 
 
-def train_model(
-    trainer: SupportTrainer,
-    cache: AdaptationCache,
-    key: str | None,
-    support: Support,
-    refreshes: list[int],
-    clock: StageClock,
-    deadline: float | None,
-    **reported: Any,
-) -> AdaptationReport:
-    """Train on the support, or take the entry ``key`` of the cache."""
-    start, before = perf_counter(), trainer.n_full_logits
-    arguments = (support.input_ids, support.indices, support.counts, refreshes, clock, deadline)
-    train = partial(trainer.train, *arguments)
-    losses, taken, from_cache = cache.train(key, support.counts, train)
-    return AdaptationReport.of(
-        support,
-        clock,
-        losses,
-        taken,
-        refreshes,
-        from_cache=from_cache,
-        seconds_finetune=perf_counter() - start + support.seconds.tokenize,
-        full_logits_passes=trainer.n_full_logits - before,
-        **reported,
-    )
-
-
 def train_adapters(
     model: "PreTrainedModel",
     trained: Sequence[nn.Parameter],
@@ -96,9 +62,7 @@ def train_adapters(
     batch_size: int,
     **reported: Any,
 ) -> list[TrainedAdapter]:
-    """Train an adapter on each support, ``batch_size`` at a time, with these settings of the
-    `SupportTrainer`.
-    """
+    """Train them ``batch_size`` at a time, with these settings of the `SupportTrainer`."""
     adapters: list[TrainedAdapter] = []
     with torch.inference_mode(False), inference_tensors_explained(model):
         with Claim(model, trained):
@@ -119,7 +83,7 @@ def _train_batch(
     texts, counts = [one.input_ids for one in supports], [one.counts for one in supports]
     refreshes = [refreshes_of(reported["refresh"], own) for own in counts]
     trained = slots.train(texts, counts, refreshes, clock)
-    losses = [slot.losses() for slot in trained]
+    losses = [torch.stack(slot.losses).tolist() if slot.losses else [] for slot in trained]
     seconds = (perf_counter() - start) / len(supports)
     adapters = []
     for i, (support, slot) in enumerate(zip(supports, trained, strict=True)):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import hullft_ops
-from hullft_ops.ttft.evaluation.sift_reuse import reuse_runs
+from hullft_ops.ttft.evaluation.runner import reuse_runs
 
 PICKS = [7, 7, 3, 7, 3, 3, 3, 9]
 

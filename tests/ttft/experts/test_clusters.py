@@ -2,7 +2,7 @@
 
 import torch
 
-from hullft_ops.ttft.experts.clusters import Clusters, spherical_clusters
+from hullft_ops.ttft.experts.build import Clusters, spherical_clusters
 
 
 def unit_vectors(count: int) -> torch.Tensor:

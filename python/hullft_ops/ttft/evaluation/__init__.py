@@ -1,1 +1,1 @@
-"""Comparing methods on held-out prompts: evaluation, statistics, reports, tuning."""
+"""Comparing methods on held-out prompts."""

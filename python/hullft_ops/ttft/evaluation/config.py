@@ -58,9 +58,7 @@ class Config:
     """What `evaluate`, `tune` and `adapt` run on.
 
     Attributes:
-        model: name of a causal language model, as `load_model` takes it; None for the tiny model of
-            the package.
-        embedder: name or directory, as `load_embedder` takes it.
+        model, embedder, allow_missing_weights: as `load_model` and `load_embedder` take them.
         store: directory of a datastore.
         experts: directory of experts of the model and datastore, for settings with "n_experts".
         prompts: JSONL file of held-out prompts, each with a "text" and, if there are several
@@ -69,7 +67,6 @@ class Config:
             None. If it is None too, the sources of installed packages are split.
         limit: how many of the prompts to use, drawn evenly over the domains; None for all.
         seed: chooses the prompts, and drives everything else that is random.
-        allow_missing_weights: as in `load_model`.
         settings: the grid: dictionaries of `TestTimeFinetuner`'s keyword arguments. A list stands
             for each of its items. The method "sift" also takes "noise", and "reuse" for steps in
             the order of its picks.
@@ -96,11 +93,9 @@ class Config:
 
     @cached_property
     def configurations(self) -> tuple[Settings, ...]:
-        """Every configuration of the grid, see `expand_grid`. It names the experts by their digest.
+        """Every configuration of the grid, see `expand_grid`, with the digest of its experts.
 
-        Raises:
-            ConfigError: as `expand_grid` and `open_experts`, or there are experts and the settings
-                do not say how many of them to merge.
+        A `ConfigError` also says that the settings do not say how many experts to merge.
         """
         if self.experts is not None and not any("n_experts" in axes for axes in self.settings):
             raise ConfigError(
@@ -122,11 +117,7 @@ def read_config(source: str | Path) -> Config:
 
     The keys are those of `Config`; ``settings`` is one dictionary or a list of them. Keys that
     begin with "_" are ignored, and so is "tuned", which says where the settings come from. A null
-    stands for the default.
-
-    Raises:
-        ConfigError: there is no such file, it is not JSON, a key is unknown, or a value has the
-            wrong type.
+    stands for the default. A `ConfigError` says what is wrong with the file.
     """
     path, shipped = Path(source), _SHIPPED / f"{source}.json"
     if shipped.is_file() and not path.exists():
@@ -157,16 +148,10 @@ def shipped_configs() -> list[str]:
 
 
 def expand_grid(grid: Iterable[Mapping[str, Any]], model: str | None) -> tuple[Settings, ...]:
-    """Every configuration of a grid once, with method, steps, refresh and rate filled in.
+    """Every configuration of a grid, see `Config`, once, with method, steps, refresh and rate.
 
-    Args:
-        grid: dictionaries of `TestTimeFinetuner`'s keyword arguments; a list stands for each of
-            its items.
-        model: decides the learning rate if the grid sets none.
-
-    Raises:
-        ConfigError: a key is unknown, one of SIFT's keys is set for another method, or a list is
-            empty.
+    ``model`` decides the learning rate if the grid sets none. A `ConfigError` says that a key is
+    unknown, that one of SIFT's keys is set for another method, or that a list is empty.
     """
     expanded: dict[str, Settings] = {}
     for axes in grid:
@@ -182,10 +167,7 @@ def expand_grid(grid: Iterable[Mapping[str, Any]], model: str | None) -> tuple[S
 
 
 def config_id(settings: Mapping[str, Any]) -> str:
-    """A name for filled-in settings. It states every value that is not a default, exactly.
-
-    Without steps it leaves out how they would be taken.
-    """
+    """A name for filled-in settings. It states every value that is not a default, exactly."""
     said = [
         f"{key}={_shown(settings[key])}"
         for key in sorted(settings)
@@ -202,10 +184,7 @@ def config_id(settings: Mapping[str, Any]) -> str:
 
 
 def family(settings: Mapping[str, Any]) -> str:
-    """What a report compares: the method, merged experts, how many texts are in the context.
-
-    Settings without steps are one family with experts and one without, whatever is in the context.
-    """
+    """What a report compares: the method, merged experts, how many texts are in the context."""
     merged = bool(settings.get("n_experts"))
     if settings["n_select"] == 0:
         return MERGED if merged else NO_STEPS
@@ -219,8 +198,7 @@ def finetuner_options(
 ) -> dict[str, Any]:
     """The keyword arguments of `TestTimeFinetuner` in filled-in settings, without "reuse".
 
-    Raises:
-        TypeError, ValueError: the noise is not valid, or there are no experts to merge, or others.
+    TypeError or ValueError if the noise is not valid, or there are no experts to merge, or others.
     """
     options = {k: v for k, v in settings.items() if k not in _SIFT_DEFAULTS}
     named = options.pop("experts", None)

@@ -1,8 +1,4 @@
-"""Texts: a datastore's passages, and held-out prompts, which are scored and never trained on.
-
-A corpus is the source of well-known installed packages, or a JSONL file. Whole documents are held
-out, by a hash of their name, so the same text splits the same way everywhere.
-"""
+"""Texts: a datastore's passages, and held-out prompts, which are scored and never trained on."""
 
 import hashlib
 import importlib.util
@@ -87,10 +83,9 @@ class Prompt:
 class Corpus:
     """The passages for the datastore, and those that may be prompts, with documents as domains.
 
-    ``repeated`` counts passages that the store already held. ``leaked`` counts held-out passages
-    that the store also holds. Both ignore layout, and both kinds are left out, as are held-out
-    passages of fewer than ``PROMPT_CHARS`` characters. ``malformed`` names the input lines that
-    were left out.
+    Whole documents are held out, by a hash of their name. These are left out: passages that the
+    store already held, ``repeated``, and held-out ones that it also holds, ``leaked``, whatever
+    their layout; short held-out ones; and ``malformed`` lines of the input.
     """
 
     name: str
@@ -109,10 +104,7 @@ class Corpus:
 
 
 def installed_corpus() -> Corpus:
-    """Sources of installed packages: about ``PASSAGE_BUDGET`` passages from `FAMILIES`.
-
-    Raises InputError if none of the packages is installed with its sources.
-    """
+    """Sources of installed packages: about ``PASSAGE_BUDGET`` passages from `FAMILIES`."""
     families = [ranked for ranked in map(_family_documents, FAMILIES) if ranked]
     if not families:
         packages = ", ".join(sorted({package for package, _ in FAMILIES}))
@@ -129,11 +121,7 @@ def installed_corpus() -> Corpus:
 
 
 def jsonl_corpus(path: Path) -> Corpus:
-    """The records of a JSONL file: one object per line, whose string "text" is a document.
-
-    Other lines are left out and named in ``malformed``. Raises FileNotFoundError if there is no
-    such file and InputError if no line is usable.
-    """
+    """The records of a JSONL file: one object per line, whose string "text" is a document."""
     documents, malformed = [], []
     with path.open("rb") as lines:
         for number, line in numbered(lines):
@@ -241,18 +229,12 @@ def _passage_end(text: str, start: int, max_chars: int) -> int:
 
 
 def normalised(passage: str) -> str:
-    """The passage's lines without indentation, trailing space and blank lines.
-
-    Two passages that differ only in layout have the same normalised form.
-    """
+    """The passage's lines without indentation, trailing space and blank lines."""
     return "\n".join(filter(None, (line.strip() for line in passage.splitlines())))
 
 
 def load_corpus(file: Path | None, log: Console) -> Corpus:
-    """The corpus in a JSONL file, or of the installed packages. Logs the lines it leaves out.
-
-    An `InputError` says that the file cannot be read, or that there is no text.
-    """
+    """The corpus in a JSONL file, or of the installed packages. Logs the lines it leaves out."""
     try:
         corpus = jsonl_corpus(file) if file else installed_corpus()
     except OSError as error:
@@ -267,10 +249,7 @@ def load_corpus(file: Path | None, log: Console) -> Corpus:
 def open_or_build(
     corpus: Corpus, embedder: Embedder, path: Path, log: Console
 ) -> tuple[Datastore, bool]:
-    """The corpus's datastore at ``path``, and whether it already existed.
-
-    An `InputError` says that something that is not a datastore is in its place.
-    """
+    """The corpus's datastore at ``path``, and whether it already existed."""
     try:
         store = Datastore.open(path)
     except FileNotFoundError:
@@ -288,11 +267,7 @@ def open_or_build(
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """The prompts of a JSONL file in order, each text once.
-
-    A `ConfigError` says that there is no such file, that a line has no string "text", or that there
-    are no prompts.
-    """
+    """The prompts of a JSONL file in order, each text once; a `ConfigError` says what is wrong."""
     prompts: dict[str, Prompt] = {}
     try:
         lines = path.read_bytes().split(b"\n")

@@ -46,10 +46,7 @@ class Inputs:
 
 
 def open_inputs(config: Config, log: Console, *, device: str = "cpu") -> Inputs:
-    """Load what ``config`` names, with the model on ``device``. Logs the prompts it leaves out.
-
-    A `ConfigError` or `InputError` says what cannot be loaded.
-    """
+    """Load what ``config`` names, with the model on ``device``. Logs the prompts it leaves out."""
     place = checked_device(device)
     embedder = open_embedder(config.embedder)
     path, store, prompts = _texts(config, embedder, log)

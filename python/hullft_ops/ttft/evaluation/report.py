@@ -232,10 +232,7 @@ def _verdict(interval: Interval) -> str:
 
 
 def write_report(results: Path, directory: Path) -> list[Path]:
-    """Write ``report.md``, ``report.png`` and ``report.html``. Each appears whole or not at all.
-
-    A `ConfigError` says that the results cannot be read, or that there is nothing to compare.
-    """
+    """Write ``report.md``, ``report.png`` and ``report.html``. Each appears whole or not at all."""
     measured = Measurements.of(read_rows(results))
     directory.mkdir(parents=True, exist_ok=True)
     sections = report_sections(measured, PICTURE)

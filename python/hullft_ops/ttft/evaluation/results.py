@@ -1,8 +1,4 @@
-"""The results of an evaluation: a JSONL file from which a killed run goes on.
-
-Each row is synced to the disk before the next one begins, so a kill loses at most the row in
-progress. Opening the file again drops a last line that was cut off.
-"""
+"""The results of an evaluation: a JSONL file from which a killed run goes on."""
 
 import fcntl
 import json
@@ -106,12 +102,7 @@ class ResultsFile:
     rows: dict[tuple[str, str], Row]
 
     def append(self, row: Row) -> None:
-        """Write a row. It is on the disk when this returns, and not in the file if this raises.
-
-        Raises:
-            ValueError: there is already a row for that prompt and configuration.
-            OSError: the row cannot be written; the message says so if the disk is full.
-        """
+        """Write a row. It is on the disk when this returns, and not in the file if this raises."""
         if row.key in self.rows:
             raise ValueError(f"{self.path} holds a row of {row.config} on {row.prompt}")
         line = json.dumps(asdict(row), ensure_ascii=False, allow_nan=False).encode() + b"\n"
@@ -131,7 +122,7 @@ class ResultsFile:
 
 @contextmanager
 def open_results(path: Path, run: str) -> Iterator[ResultsFile]:
-    """Open a results file to append to, or create it. No other process may have it open.
+    """Open a results file to append to, or create it. Drops a last line that a kill cut off.
 
     Raises:
         ConfigError: another process has the file open, or it holds rows of another run or lines
@@ -158,9 +149,8 @@ def open_results(path: Path, run: str) -> Iterator[ResultsFile]:
 def read_rows(path: Path) -> list[Row]:
     """The rows of a results file in order, without a last line that is cut off.
 
-    Raises:
-        ConfigError: there is no such file, a line is not a row, or two rows have the same prompt
-            and configuration.
+    ConfigError if there is no such file, a line is not a row, or two rows are of one prompt and
+    configuration.
     """
     try:
         content = path.read_bytes()

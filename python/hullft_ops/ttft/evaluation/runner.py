@@ -1,17 +1,21 @@
 """Running configurations on held-out prompts, with a row of results for each pair."""
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import groupby
 from operator import itemgetter
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
 from rich.console import Console
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hullft_ops import Selection, sift_select_indexed
 from hullft_ops.collect_env import versions_of
 from hullft_ops.ttft._progress import progress_bar
 from hullft_ops.ttft.errors import NonFiniteLossError
@@ -23,7 +27,6 @@ from hullft_ops.ttft.evaluation.config import (
 )
 from hullft_ops.ttft.evaluation.corpus import Prompt
 from hullft_ops.ttft.evaluation.results import MERGE, ResultsFile, Row, fingerprint
-from hullft_ops.ttft.evaluation.sift_reuse import PickedSift, in_runs
 from hullft_ops.ttft.experts.folder import Experts
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
 from hullft_ops.ttft.model.context import scored_context
@@ -36,6 +39,7 @@ from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.embedding import Embedder
 
 T = TypeVar("T")
+Reuse = Literal["global", "consecutive"]
 # The adaptation's report, bits per byte, and what failed.
 _Outcome = tuple[AdaptationReport | None, float | None, str | None]
 
@@ -48,13 +52,8 @@ class Evaluator:
     """Measures configurations of test-time finetuning, one prompt at a time.
 
     The configurations of a prompt share its bits per byte without adaptation, its embedding and its
-    neighbours, which are computed once. The finetuners share the copy of the weights and the
-    optimizer's state.
-
-    Args:
-        model, tokenizer, store, embedder: as in `TestTimeFinetuner`.
-        seed: drives everything that is random.
-        experts: experts for settings with "n_experts".
+    neighbours. Their finetuners share memory. ``seed`` drives everything that is random,
+    ``experts`` serve settings with "n_experts", the rest is as in `TestTimeFinetuner`.
     """
 
     def __init__(
@@ -86,11 +85,7 @@ class Evaluator:
         return fingerprint(self._model, self._tokenizer, self._datastore, self._seed)
 
     def prepare(self, settings: Sequence[Settings]) -> None:
-        """Make the finetuners, so that a wrong setting shows before anything runs.
-
-        Raises:
-            ConfigError: `TestTimeFinetuner` refuses a setting; the message comes from it.
-        """
+        """Make the finetuners; a `ConfigError` says why `TestTimeFinetuner` refuses a setting."""
         for setting in settings:
             self._finetuner(setting)
 
@@ -109,10 +104,8 @@ class Evaluator:
             self._before[key] = row.bits_per_byte_before, row.bytes_scored
 
     def measure_all(self, prompt: Prompt, settings: Sequence[Settings]) -> Iterator[Row]:
-        """A row for each of the settings.
-
-        Those that differ in ``context`` alone share one adaptation. Each row has its whole time.
-        """
+        """A row for each of the settings. Those that differ in ``context`` alone share one
+        adaptation."""
         together: dict[str, list[Settings]] = {}
         for setting in settings:
             together.setdefault(config_id(setting | {"context": 0}), []).append(setting)
@@ -120,12 +113,10 @@ class Evaluator:
             yield from (row for row, _ in self.measure(prompt, group))
 
     def continuations(self, text: str, settings: Settings, new_tokens: int) -> tuple[str, str]:
-        """What the model writes after ``text`` as it is, and adapted to it.
-
-        New tokens take at most half of the context.
-        """
+        """What the model writes after ``text`` as it is, and adapted to it."""
         finetuner = self._finetuner(settings)
         if length := self._scored_context(settings):
+            # Leave room for the text.
             new_tokens = min(new_tokens, length // 2)
         written = partial(finetuner.continuation, text, max_new_tokens=new_tokens, do_sample=False)
         before = written()
@@ -137,11 +128,8 @@ class Evaluator:
     ) -> Iterator[tuple[Row, AdaptationReport | None]]:
         """Adapt to the prompt, score it with each of the settings, restore the model.
 
-        The settings differ in ``context`` alone. A report has its row's times of embedding and
-        search; it is None if a loss was not finite.
-
-        Raises:
-            ConfigError: the prompt cannot be scored, or the model cannot adapt to it.
+        The settings differ in ``context`` alone. There is no report if a loss was not finite. A
+        `ConfigError` says why the model cannot score the prompt or adapt to it.
         """
         start = perf_counter()
         torch.manual_seed(self._seed)
@@ -177,10 +165,7 @@ class Evaluator:
             start = perf_counter()
 
     def _adapted(self, prompt: Prompt, group: Sequence[Settings]) -> list[_Outcome]:
-        """One adaptation, scored with the texts in the context that each of the settings asks for.
-
-        If it fails, all of them do.
-        """
+        """One adaptation, scored with the texts in the context of each of the settings."""
         finetuner = self._finetuner(group[0])
         report = None
         try:
@@ -252,13 +237,7 @@ def evaluate(
     results: ResultsFile,
     log: Console,
 ) -> None:
-    """Add the rows that ``results`` lacks, prompt by prompt.
-
-    Each prompt begins with another configuration, so that none always runs first.
-
-    Raises:
-        ConfigError: `TestTimeFinetuner` refuses a setting, or a prompt cannot be scored.
-    """
+    """Add the rows that ``results`` lacks, prompt by prompt. Raises what `Evaluator` raises."""
     evaluator.prepare(settings)
     evaluator.remember(results.rows.values())
     missing = missing_pairs(prompts, settings, results)
@@ -278,6 +257,7 @@ def missing_pairs(
     prompts: Sequence[Prompt], settings: Sequence[Settings], results: ResultsFile
 ) -> list[tuple[Prompt, Settings]]:
     """The pairs that ``results`` has no row for, prompt by prompt, in the order to run them."""
+    # Each prompt begins with another configuration, so that none always runs first.
     return [
         (prompt, setting)
         for number, prompt in enumerate(prompts)
@@ -287,7 +267,6 @@ def missing_pairs(
 
 
 def rotated(items: Sequence[T], by: int) -> list[T]:
-    """The items, rotated to begin with number ``by``."""
     start = by % len(items)
     return [*items[start:], *items[:start]]
 
@@ -340,11 +319,51 @@ class OneSearch(_Remembering):
     def __len__(self) -> int:
         return len(self._store)
 
-    def search(
-        self, queries: np.ndarray | torch.Tensor, k: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def search(self, queries: np.ndarray | Tensor, k: int) -> tuple[Tensor, Tensor]:
         query = torch.as_tensor(queries, device="cpu")
-        found: tuple[torch.Tensor, torch.Tensor] = self._once(
-            (query.numpy().tobytes(), k), self._store.search, query, k
-        )
+        key = query.numpy().tobytes(), k
+        found: tuple[Tensor, Tensor] = self._once(key, self._store.search, query, k)
         return found
+
+
+def reuse_runs(picks: Iterable[int], reuse: Reuse) -> list[tuple[int, int]]:
+    """Turn ordered picks, one for each optimizer step, into (example, repeats).
+
+    "consecutive" merges equal picks that follow one another and keeps the order. "global" merges
+    all picks of an example, at the place of its first pick. Khamis and Maalouf, arXiv:2605.30337,
+    compare the two.
+    """
+    if reuse == "consecutive":
+        return [(example, sum(1 for _ in equal)) for example, equal in groupby(picks)]
+    if reuse == "global":
+        return list(Counter(picks).items())
+    raise ValueError(f"reuse_runs: reuse must be 'global' or 'consecutive', got {reuse!r}")
+
+
+@dataclass
+class PickedSift:
+    """SIFT as a `SelectionMethod`. ``picks`` are its last picks in order, as store positions."""
+
+    noise: float
+    name: ClassVar[str] = "sift"
+    picks: list[int] = field(default_factory=list)
+
+    def __call__(
+        self, embeddings: Tensor, candidates: Tensor, queries: Tensor, n_select: int
+    ) -> Selection:
+        found = sift_select_indexed(embeddings, candidates, queries, n_select, noise=self.noise)
+        self.picks = candidates[0][found.picks[0]].tolist()
+        return found.selection
+
+
+def in_runs(support: Support, picks: list[int], reuse: Reuse) -> Support:
+    """The support with its steps in the order of ``picks``, and one entry for each run."""
+    indices, counts = zip(*reuse_runs(picks, reuse), strict=True)
+    tokens = dict(zip(support.indices, support.input_ids, strict=True))
+    return replace(
+        support,
+        indices=list(indices),
+        counts=list(counts),
+        weights=[count / len(picks) for count in counts],
+        input_ids=[tokens[index] for index in indices],
+    )

@@ -52,12 +52,7 @@ class Measurements:
 
     @classmethod
     def of(cls, rows: Sequence[Row]) -> "Measurements":
-        """The results of one run.
-
-        Raises:
-            ConfigError: there are no rows, rows of several runs, or no prompt that all
-                configurations ran on.
-        """
+        """ConfigError if these are not rows of one run, or all configurations share no prompt."""
         if len({row.run for row in rows}) != 1:
             raise ConfigError(f"results must be of one run, got {len({r.run for r in rows})}")
         by_key = {row.key: row for row in rows}
@@ -146,10 +141,9 @@ def _relative(own: np.ndarray, other: np.ndarray) -> Interval:
 
 
 def pareto(points: dict[str, tuple[float, float]]) -> list[str]:
-    """Names of the points (time, quality) that no other point beats.
+    """Names of the points (time, quality) that no other point beats, in the order of time.
 
-    A point beats another if it is lower in one coordinate and not higher in the other. The names
-    are in the order of time. Of equal points the first is named.
+    A point beats another if it is lower in one coordinate and not higher in the other.
     """
     front: list[str] = []
     best = float("inf")
@@ -173,14 +167,10 @@ class AtTime:
 
 
 def at_time(measured: Measurements, method: str, seconds: float) -> AtTime | None:
-    """The best quality of a method, by its `family`, if a prompt takes ``seconds`` on average.
-
-    None if all of the method's configurations take longer.
-    """
+    """The best quality of a `family` at a mean time; None if its configurations are all slower."""
     own = [c for c in measured.rows if family(measured.settings(c)) == method]
     time = {c: measured.mean_seconds(c) for c in sorted(own, key=measured.mean_seconds)}
     quick = [c for c in time if time[c] <= seconds]
-
     found = [AtTime((c,), time[c], measured.bits_of(c)) for c in quick]
     for first, second in product(quick, [c for c in time if time[c] > seconds]):
         share = (seconds - time[first]) / (time[second] - time[first])

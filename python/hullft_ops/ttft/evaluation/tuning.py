@@ -1,13 +1,10 @@
 """Picking settings by successive halving: many on few prompts, then the better ones on more.
 
 After Jamieson and Talwalkar, *Non-stochastic Best Arm Identification and Hyperparameter
-Optimization* (AISTATS 2016). Every rung gets the same share of the time and passes on the better
-part of its configurations. All configurations of a rung run on the same prompts, so comparisons
-are paired. Decisions depend only on the rows and their recorded times: after a kill, the next run
-reads the rows, decides as before and goes on.
+Optimization* (AISTATS 2016). Every rung gets the same share of the time, on the same prompts for
+all. Decisions depend only on the rows, so a run that was killed goes on as it would have.
 """
 
-import json
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -17,13 +14,13 @@ from statistics import fmean
 
 from rich.console import Console
 
-from hullft_ops.ttft._files import write_durably
 from hullft_ops.ttft._progress import progress_bar
 from hullft_ops.ttft.evaluation.config import Config, ConfigError, Settings, config_id
 from hullft_ops.ttft.evaluation.corpus import Prompt
 from hullft_ops.ttft.evaluation.inputs import Inputs
 from hullft_ops.ttft.evaluation.results import Row, open_results
 from hullft_ops.ttft.evaluation.runner import rotated
+from hullft_ops.ttft.store.format import write_json_durably
 
 # Each rung keeps one in this many.
 ETA = 3
@@ -70,8 +67,7 @@ def tune(
         prompts: held-out prompts, in the order of their use.
         candidates: settings to choose from.
         seconds: mean time that a prompt may take, from the prompt to the adapted model.
-        limit: seconds of measuring in all. Measuring stops there even if some candidates have
-            never run. The seed decides which ones.
+        limit: seconds of measuring in all, even if some candidates have then never run.
         seed: shuffles the candidates.
 
     Raises:
@@ -174,11 +170,7 @@ def run_tuning(
     limit: float,
     log: Console,
 ) -> Tuned:
-    """Tune, and write the best configuration to ``output``.
-
-    Raises:
-        ConfigError: `TestTimeFinetuner` refuses a setting, or no setting is quick enough.
-    """
+    """Tune, and write the best configuration to ``output``. Raises what `tune` raises."""
     output.parent.mkdir(parents=True, exist_ok=True)
     evaluator = inputs.evaluator(config.seed)
     candidates = config.configurations
@@ -211,5 +203,5 @@ def run_tuning(
         "settings": figures.pop("settings"),
         "tuned": figures,
     }
-    write_durably(output, f"{json.dumps(content, indent=2)}\n".encode())
+    write_json_durably(output, content)
     return tuned

@@ -1,7 +1,4 @@
-"""Experts: adapters for the regions of a datastore, trained before any prompt comes.
-
-Imports ``ttft.retrieval`` and the folders below it at most.
-"""
+"""Experts: adapters for the regions of a datastore, trained before any prompt comes."""
 
 from hullft_ops.ttft.experts.build import build_experts
 from hullft_ops.ttft.experts.folder import Experts

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+import torch
 from rich.console import Console
 from safetensors.torch import load_file, save
 from torch import nn
@@ -16,10 +18,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hullft_ops._checks import check_integer, check_number
+from hullft_ops._extras import needed_by
 from hullft_ops.collect_env import versions_of
 from hullft_ops.ttft._files import UUID, sha256_of, staging_folder, sync, write_durably
 from hullft_ops.ttft._progress import progress_bar
-from hullft_ops.ttft.experts.clusters import Clusters, spherical_clusters
 from hullft_ops.ttft.experts.expert_trainer import ExpertTrainer
 from hullft_ops.ttft.experts.folder import (
     CENTROIDS_FILE,
@@ -43,6 +45,9 @@ from hullft_ops.ttft.training.checks import autocast_dtype
 
 _FUNCTION = "build_experts"
 _MAX_RANK = 4096
+_ROUNDS = 25
+# As many texts for each cluster decide its place; the others only join a cluster.
+_SAMPLE = 256
 _PACKAGES = ("hullft_ops", "faiss-cpu", "peft", "torch", "transformers")
 # What a killed build leaves behind. A person would not choose such a name.
 _PARTIAL = re.compile(
@@ -91,9 +96,7 @@ def build_experts(
         rank: rank of each adapter.
         passages: train on at most so many texts of a cluster; None for all.
         lr: Adam's learning rate at the first step.
-        max_length: tokens of a text to train on; None for the model's context.
-        dtype: "bfloat16" to train under autocast: faster where the processor multiplies bfloat16.
-            The experts stay in float32.
+        max_length, dtype: as in `TestTimeFinetuner`. The experts stay in float32.
         full: train all parameters with ``requires_grad`` in place of adapters, and keep the
             differences of the weights. Each expert is then as large as the model, and training
             takes four times the model's memory besides.
@@ -104,10 +107,9 @@ def build_experts(
 
     Raises:
         ImportError: PEFT or FAISS is not installed.
-        TypeError, ValueError: an argument has the wrong type or is out of range; the model is
-            quantized, has PEFT adapters or is not causal; the datastore is filtered; ``path`` holds
-            experts of other settings; a file of a finished expert is damaged; or another process is
-            writing there.
+        TypeError, ValueError: an argument is wrong; the model is quantized, has PEFT adapters or is
+            not causal; the datastore is filtered; ``path`` holds experts of other settings or a
+            damaged one; or another process is writing there.
         FileExistsError: ``path`` holds something else.
         NonFiniteLossError: a loss is not finite. The experts before stay.
         RuntimeError: the model is adapted at the moment.
@@ -192,7 +194,7 @@ class _Build:
     path: Path
     manifest: Manifest
 
-    def clusters(self, store: Store) -> Clusters:
+    def clusters(self, store: Store) -> "Clusters":
         """The clusters on the disk, or new ones that are there when this returns."""
         manifest, file = self.manifest, self.path / CENTROIDS_FILE
         if CENTROIDS_FILE in manifest.files:
@@ -288,3 +290,61 @@ def _fan_in_fan_out(model: "PreTrainedModel") -> bool:
             f"{'Linear and Conv1D' if kinds else 'none'} in {type(model).__name__}"
         )
     return kinds.pop()
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """A datastore's texts in groups, each with one text at least."""
+
+    centroids: torch.Tensor  # float32 [C, dim], means of unit vectors, not normalised
+    sizes: torch.Tensor  # int64 [C], the number of texts in each
+    # int64 [count], positions cluster by cluster, nearest to the centroid first
+    texts: torch.Tensor
+
+    def texts_of(self, cluster: int) -> list[int]:
+        """The positions of a cluster's texts, nearest to its centroid first."""
+        end = int(self.sizes[: cluster + 1].sum())
+        found: list[int] = self.texts[end - int(self.sizes[cluster]) : end].tolist()
+        return found
+
+
+def spherical_clusters(embeddings: torch.Tensor, clusters: int, seed: int) -> Clusters:
+    """Cluster unit vectors, float32 ``[count, dim]``, by their inner products, with FAISS."""
+    with needed_by(_FUNCTION):
+        import faiss
+
+    matrix = embeddings.numpy()
+    kmeans = faiss.Kmeans(
+        matrix.shape[1],
+        clusters,
+        niter=_ROUNDS,
+        spherical=True,
+        seed=seed,
+        # A small datastore has fewer; FAISS would warn.
+        min_points_per_centroid=1,
+        max_points_per_centroid=_SAMPLE,
+    )
+    kmeans.train(matrix)
+    scores, nearest = kmeans.assign(matrix)
+    labels = _none_empty(nearest, scores, clusters)
+    groups = [np.flatnonzero(labels == cluster) for cluster in range(clusters)]
+    means = [matrix[rows].mean(axis=0, dtype=np.float64) for rows in groups]
+    centroids = np.stack(means).astype(np.float32)
+    # On ties the lower position comes first.
+    texts = [
+        rows[np.argsort(-(matrix[rows] @ centroid), kind="stable")]
+        for rows, centroid in zip(groups, centroids, strict=True)
+    ]
+    sizes, ordered = np.array([len(rows) for rows in groups]), np.concatenate(texts)
+    return Clusters(*map(torch.from_numpy, (centroids, sizes, ordered)))
+
+
+def _none_empty(nearest: np.ndarray, scores: np.ndarray, clusters: int) -> np.ndarray:
+    """The cluster of each text. Equal embeddings can leave a centroid without any: it gets the text
+    farthest from its own centroid, out of a cluster that keeps another."""
+    labels, sizes = nearest.copy(), np.bincount(nearest, minlength=clusters)
+    for empty in np.flatnonzero(sizes == 0):
+        text = np.where(sizes[labels] > 1, scores, np.inf).argmin()
+        sizes[labels[text]] -= 1
+        labels[text], sizes[empty] = empty, 1
+    return labels

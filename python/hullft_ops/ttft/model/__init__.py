@@ -1,4 +1,1 @@
-"""Everything that test-time finetuning does to a language model.
-
-Imports the operators, and no other folder of ``ttft``.
-"""
+"""Everything that test-time finetuning does to a language model."""

@@ -58,11 +58,7 @@ def no_padding_check(base: nn.Module) -> Iterator[None]:
 
 
 def can_pad(model: "PreTrainedModel") -> bool:
-    """Whether tokens behind a text can leave alone what a causal model makes of the text.
-
-    False if a RoPE changes with the length, or if the model attends to a window or keeps more than
-    keys and values.
-    """
+    """Whether a model makes the same of a text if tokens stand behind it."""
     from transformers.cache_utils import DynamicLayer
 
     inner = unwrapped(model)
@@ -80,21 +76,14 @@ def padded_length(length: int, context: int | None) -> int:
 
 
 def padded(tokens: Sequence[int], length: int) -> list[int]:
-    """The text, and up to ``length`` its last token with all bits inverted, which marks padding.
-
-    The model reads that token there, so padding brings no row of the embedding that the text has
-    not read.
-    """
+    """The text, and up to ``length`` its last token with all bits inverted, which marks padding."""
+    # The model reads that token there: no other row of the embedding gets a gradient.
     return [*tokens, *[~tokens[-1]] * (length - len(tokens))]
 
 
 def without_marks(text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the model reads of a `padded` text, and the share of each loss in their mean.
-
-    Returns:
-        int64 ``[T]`` and float64 ``[T - 1]``. The first token has no loss. Padding has a share
-        of 0, and the others have equal shares, which add up to 1.
-    """
+    """What the model reads of a `padded` text, int64 ``[T]``, and the share of each loss in their
+    mean, float64 ``[T - 1]``: 0 for padding."""
     is_real = text >= 0
     shares = is_real[1:].double()
     return torch.where(is_real, text, ~text), shares / shares.sum()

@@ -26,11 +26,8 @@ _highest: "WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, int]]" = WeakKe
 def check_causal(
     function: str, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
 ) -> None:
-    """Refuse a model that has no causal loss, or that lacks ids of the tokenizer.
-
-    When a model first comes, it reads two tokens twice. The logits of the first token must not
-    depend on the last one. The ValueError says why it is refused, and which class would do.
-    """
+    """Refuse a model that lacks ids of the tokenizer, or whose logits for the first of two tokens
+    depend on the last. A model is probed once. The ValueError says which class would do."""
     highest = highest_id(tokenizer)
     try:
         rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
@@ -88,8 +85,7 @@ def _run(model: "PreTrainedModel", tokens: torch.Tensor) -> Any:
 
 
 def _same_draws(model: "PreTrainedModel") -> AbstractContextManager[None]:
-    """Give both texts the same random numbers, and not the caller's: some models draw even in
-    eval mode."""
+    # Some models draw even in eval mode. The caller's random numbers stay as they are.
     return torch.random.fork_rng([model.device] if model.device.type == "cuda" else [])
 
 

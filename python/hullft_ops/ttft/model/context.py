@@ -22,11 +22,7 @@ def context_length(
     tokenizer: "PreTrainedTokenizerBase",
     max_length: int | None,
 ) -> int:
-    """Tokens per forward pass: ``max_length``, else the model's context, else the tokenizer's.
-
-    ValueError if max_length is below 2 or above the model's context, or if it is None and neither
-    the model nor the tokenizer has a limit. Raises what `virtual_tokens` raises.
-    """
+    """Tokens per forward pass: ``max_length``, else the model's context, else the tokenizer's."""
     if max_length is None:
         known = known_context(function, model, tokenizer)
         if known is None:

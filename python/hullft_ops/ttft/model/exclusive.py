@@ -17,14 +17,12 @@ _held: "WeakValueDictionary[int, Claim]" = WeakValueDictionary()
 
 
 class Claim(AbstractContextManager[None]):
-    """Reserves a model for one thread while it adapts the model, or sets modes to score it.
+    """Reserves a model for one thread, which trains these parameters of it, or none and scores.
 
     Models that share modules, like a model and a PEFT model around it, count as one. Models that
-    share only tensors count as one if one of them trains a tensor that the other reads.
-
-    A thread may score the model that it adapts. Scorings in several threads wait for each other,
-    and an adaptation waits for the scorings of other threads. ``trained`` are the parameters that
-    the thread trains; none if it scores.
+    share only tensors count as one if one of them trains a tensor that the other reads. A thread
+    may score the model that it adapts. It waits for other threads that score; that another one
+    adapts, or it already does itself, is a RuntimeError.
     """
 
     def __init__(self, model: nn.Module, trained: Sequence[nn.Parameter] = ()) -> None:
@@ -34,8 +32,6 @@ class Claim(AbstractContextManager[None]):
         self.name = ""
 
     def __enter__(self) -> None:
-        """RuntimeError if another thread adapts the model, this one already does, or another thread
-        used it when this process was forked."""
         modules = frozenset(map(id, self._model.modules()))
         self._changed = modules | _addresses(self._trained)
         self._read = modules | _addresses(self._model.parameters())

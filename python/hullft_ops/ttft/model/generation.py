@@ -26,15 +26,7 @@ def continuation(
     prefix: Prefix | None = None,
     **generate_kwargs: Any,
 ) -> str:
-    """What the model writes after ``prompt``, without special tokens. Runs in eval mode.
-
-    If the prompt is too long, the model reads its last tokens, as many as leave room for the new
-    ones. It never reads a special token that the tokenizer appends. The first texts of ``prefix``
-    go until the rest fits, see `prefix_room`. ``generate_kwargs`` are for ``model.generate``;
-    ``max_new_tokens`` defaults to 20, unless a ``generation_config`` sets it.
-
-    Raises what `tokens_to_continue` raises.
-    """
+    """See `TestTimeFinetuner.generate`. The first texts of ``prefix`` go until the rest fits."""
     prefix = prefix or Prefix()
     tokens = tokens_to_continue(tokenizer, prompt, context, generate_kwargs, prefix.texts)
     generate_kwargs["max_new_tokens"] = _new_tokens(generate_kwargs)
@@ -59,11 +51,7 @@ def tokens_to_continue(
     generate_kwargs: dict[str, Any],
     texts: Sequence[Sequence[int]] = (),
 ) -> list[int]:
-    """The tokens that `continuation` reads: of the prompt, and of the texts before it.
-
-    ValueError if ``max_new_tokens`` leaves no room for the prompt, ``max_length`` or
-    ``return_dict_in_generate`` is set, or the prompt has no token.
-    """
+    """The tokens that `continuation` reads: of the prompt, and of the texts before it."""
     check_text("generate", "prompt", prompt)
     if (length := generate_kwargs.get("max_length")) is not None:
         raise ValueError(

@@ -1,8 +1,4 @@
-"""Models in GGUF, the format of llama.cpp: dequantized once, and kept as safetensors.
-
-Training needs plain weights. transformers dequantizes them, which takes longer than everything else
-at a start, so the result goes into the user's cache.
-"""
+"""Models in GGUF, the format of llama.cpp: dequantized once, and kept in the user's cache."""
 
 import json
 import os
@@ -49,26 +45,22 @@ _silencing = threading.Lock()
 
 @dataclass(frozen=True)
 class Header:
-    """What a GGUF file says of itself: the tokens of its vocabulary, the values of each tensor, and
-    the bytes that it must have at least."""
+    """What a GGUF file says of itself."""
 
     architecture: str
-    tokens: int
-    tensors: dict[str, int]
-    bytes: int
+    tokens: int  # of its vocabulary
+    tensors: dict[str, int]  # how many values each has
+    bytes: int  # that the file must have at least
 
 
 def gguf_file(name: str | Path) -> Path | None:
-    """The GGUF file that ``name`` stands for; None if it stands for another kind of model.
-
-    A file is taken for GGUF whatever its name: Ollama's have no suffix. A folder counts if it has
-    no safetensors, and must hold one such file.
-    """
+    """The GGUF file that ``name`` stands for; None if it stands for another kind of model."""
     if name == SMOLLM2:
         return _smollm2()
     path = Path(name)
     if path.is_dir():
         return None if any(path.glob("*.safetensors")) else _only_file(path)
+    # Whatever its name: Ollama's have no suffix.
     if path.is_file():
         return path
     if path.suffix.lower() == ".gguf":
@@ -102,8 +94,7 @@ def dequantized(
 ) -> Path:
     """The folder of the user's cache with the file's model and tokenizer, made if it is not there.
 
-    ``check`` raises if it does not accept the missing and unexpected keys. ``say`` takes a line
-    before and after the work, if there is any to do. For errors see `load_model`.
+    ``check`` refuses missing and unexpected keys. ``say`` and the errors are `load_model`'s.
     """
     with needed_by(f"model {file}"):
         import gguf  # noqa: F401

@@ -30,14 +30,9 @@ def linear_mean_loss(
     Multiplies in the dtype of autocast if that is on. The gradients are computed with the loss, so
     each chunk of logits is computed once. Use it only for a loss that you will differentiate.
 
-    Args:
-        hidden, weight, bias, targets: ``[T, d]``, ``[V, d]``, ``[V]`` or None, int64 ``[T]``.
-        rows: positions whose logits exist at once, at least 1.
-        shares: ``[T]``, the share of each position in the mean; None for equal ones.
-        tied: takes the weight's gradient to the embedding that has the same weight.
-
-    Returns:
-        A scalar: float64 for float64 products, float32 for all others.
+    The shapes are ``[T, d]``, ``[V, d]``, ``[V]`` or None, and int64 ``[T]`` of targets. ``shares``
+    is ``[T]``, the share of each position in the mean; None for equal ones. ``tied`` takes the
+    weight's gradient to the embedding. The scalar is float64 for float64 products, else float32.
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype

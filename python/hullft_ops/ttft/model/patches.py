@@ -17,12 +17,9 @@ Forward = Callable[[Any, Tensor], Tensor]
 
 @contextmanager
 def replaced_forwards(model: nn.Module, forwards: Mapping[type, Forward]) -> Iterator[None]:
-    """Make every module of exactly these types run another forward. A compiled model keeps its own.
-
-    A subclass, such as a quantized layer, stays as it is, and so does a module whose forward
-    somebody has replaced. Keep it active in the backward pass too: a checkpointed layer runs again
-    there.
-    """
+    """Make every module of exactly these types run another forward, unless it is compiled or
+    somebody has replaced its own. Checkpointed layers run again in the backward pass: keep the
+    block open for it."""
     replaced: list[nn.Module] = []
     with Claim(model):
         try:
@@ -73,12 +70,10 @@ def _call(forward: Forward, module: Any, x: Tensor) -> Tensor:
 
 
 def fused_activations(model: nn.Module) -> AbstractContextManager[None]:
-    """Run GPT-2's activation, transformers' "gelu_new", as torch's GELU, the same function.
-
-    Otherwise it takes eight operations, and each reads and writes a layer's widest tensor. In
-    bfloat16 each also rounds.
-    """
+    """Run GPT-2's activation, transformers' "gelu_new", as torch's GELU, the same function."""
     from transformers.activations import NewGELUActivation
+
+    # It takes eight operations, and each reads, writes and, in bfloat16, rounds a large tensor.
 
     return replaced_forwards(model, {NewGELUActivation: _gelu})
 
@@ -89,10 +84,7 @@ def _gelu(module: Any, x: Tensor) -> Tensor:
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put the model in eval mode, and on exit every module back in its own mode.
-
-    Meanwhile other threads that score or adapt the model wait or are refused.
-    """
+    """Put the model in eval mode, and on exit every module back in its own mode."""
     with Claim(model):
         # ``model.train`` would give all the same mode.
         modes = [(module, module.training) for module in model.modules()]

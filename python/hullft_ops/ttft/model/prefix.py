@@ -34,11 +34,10 @@ _known: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()
 
 
 def prefix_room(context: int, text: int, opening: int) -> int:
-    """How many tokens may stand before a text, and after the special tokens that open it.
+    """How many tokens may stand before ``text`` tokens, of which ``opening`` special ones open it.
 
     As many as leave room for the whole text. Before a text longer than half of the context they may
-    take the other half, or a little less, because a window needs two tokens of the text. ``text``
-    counts the ``opening`` tokens too.
+    take the other half, or a little less, because a window needs two tokens of the text.
     """
     return max(0, min(max(context - text, context // 2 - opening), context - opening - 2))
 

@@ -35,8 +35,7 @@ class BitsPerByte:
 
     Attributes:
         nll: negative log-likelihood of the scored tokens, in nats.
-        bytes: UTF-8 bytes of those tokens.
-        tokens: how many tokens were scored.
+        bytes, tokens: the scored tokens' UTF-8 bytes, and how many tokens they are.
     """
 
     nll: float
@@ -84,8 +83,7 @@ def score_text(
     ``max_length``, or half of it if the text leaves less, for its last tokens.
 
     Args:
-        model: a causal language model.
-        tokenizer: its tokenizer, a fast one.
+        model, tokenizer: a causal language model and its tokenizer, a fast one.
         text: at least 2 tokens.
         max_length: tokens per forward pass, at most the model's context; None for that context.
         stride: tokens that the window moves by; None for half of the window. It must be below

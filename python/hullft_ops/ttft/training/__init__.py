@@ -1,4 +1,1 @@
-"""Adam steps on texts, several with each gradient: in one model, or in many adapters at once.
-
-Imports ``ttft.model`` at most.
-"""
+"""Adam steps on texts, several with each gradient: in one model, or in many adapters at once."""

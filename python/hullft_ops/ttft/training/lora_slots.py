@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -26,48 +27,34 @@ from hullft_ops.ttft.training.trainer import (
 _MOST_PADDING = 32
 
 
+@dataclass(eq=False)
 class Slot:
-    """A prompt's LoRA, and the steps that it has left; ``text`` is empty once all are taken."""
+    """A prompt's LoRA, its passes so far, and the ``steps`` of its trainer.
 
-    def __init__(
-        self,
-        parameters: Sequence[nn.Parameter],
-        steps: Iterator[tuple[int, int]],
-        texts: Sequence[Sequence[int]],
-    ) -> None:
-        self.parameters = parameters
-        self.passes: list[tuple[int, int]] = []
-        self._steps = steps
-        self._texts = texts
-        self._losses: list[Tensor] = []
-        self._go_on()
+    ``text`` is the one to read next; it is empty once all steps are taken.
+    """
 
-    def take(self, loss: Tensor) -> None:
-        """Take the steps with the gradients of this loss, which are in ``.grad``."""
-        self._losses.append(loss.detach())
-        self._go_on()
+    parameters: Sequence[nn.Parameter]
+    steps: Iterator[tuple[int, int]]
+    texts: Sequence[Sequence[int]]
+    text: Sequence[int] = ()
+    passes: list[tuple[int, int]] = field(default_factory=list)
+    losses: list[Tensor] = field(default_factory=list)
 
-    def losses(self) -> list[float]:
-        """Of every pass."""
-        return torch.stack(self._losses).tolist() if self._losses else []
-
-    def _go_on(self) -> None:
-        self.text: Sequence[int] = ()
-        for position, done in islice(self._steps, 1):
-            self.text = self._texts[position]
+    def go_on(self) -> None:
+        """Take the steps with the gradients in ``.grad``, if any, up to the next pass."""
+        self.text = ()
+        for position, done in islice(self.steps, 1):
+            self.text = self.texts[position]
             self.passes.append((position, done))
 
 
 class LoraSlots:
     """A copy of a PEFT model in which each row of a batch goes through a LoRA of its own.
 
-    The copy shares the frozen weights. The model stays as it is, so there is nothing to restore,
-    and other threads may use it meanwhile.
-
-    Each LoRA begins with the values of ``trained``. The other arguments are `SupportTrainer`'s.
-
-    Raises:
-        ValueError: other parameters than those of plain LoRAs of linear layers are trained.
+    The copy shares the frozen weights, and other threads may use the model meanwhile. Each LoRA
+    begins with the values of ``trained``. The other arguments are `SupportTrainer`'s. ValueError if
+    other parameters than those of plain LoRAs of linear layers are trained.
     """
 
     def __init__(
@@ -101,23 +88,21 @@ class LoraSlots:
         refreshes: Sequence[Sequence[int]],
         clock: StageClock,
     ) -> list[Slot]:
-        """Take ``counts[b][i]`` steps of prompt b on ``texts[b][i]``, as `SupportTrainer` would.
-
-        A pass takes the next text of every prompt that has steps left. Each text's loss reaches
-        only the LoRA of its row.
-        """
+        """Take ``counts[b][i]`` steps of prompt b on ``texts[b][i]``, as `SupportTrainer` would."""
         with torch.enable_grad(), fast_forwards(self._model):
             slots = []
             for own, steps, reuse in zip(texts, counts, refreshes, strict=True):
                 parameters = [nn.Parameter(begun.clone()) for begun in self._begun]
                 trainer = SupportTrainer(self._model, parameters, **self._settings)
                 slots.append(Slot(parameters, trainer.steps(steps, reuse, clock), own))
+                slots[-1].go_on()
             while waiting := [slot for slot in slots if slot.text]:
                 for rows in _batches(waiting):
                     self._pass(rows, clock)
         return slots
 
     def _pass(self, rows: list[Slot], clock: StageClock) -> None:
+        """Read the next text of each. Its loss reaches only the LoRA of its row."""
         self._rows = rows
         lengths = [len(row.text) for row in rows]
         # Behind a text stands its last token: a causal model does not see it.
@@ -128,7 +113,8 @@ class LoraSlots:
         with clock.of("backward"):
             torch.autograd.backward(checked_to_train(torch.stack(losses).sum()))
         for row, loss in zip(rows, losses, strict=True):
-            row.take(loss)
+            row.losses.append(loss.detach())
+            row.go_on()
 
     def _replace_products(self) -> None:
         positions = {id(begun): i for i, begun in enumerate(self._begun)}
@@ -145,6 +131,9 @@ class LoraSlots:
             )
 
     def _product(self, position: int, x: Tensor) -> Tensor:
+        if len(self._rows) == 1:
+            # A batched product of one matrix takes longer.
+            return nn.functional.linear(x, self._rows[0].parameters[position])
         if x.dim() < 3 or len(x) != len(self._rows):
             raise RuntimeError(
                 "adapt_many: each layer with a LoRA must get a row for each of "

@@ -45,10 +45,7 @@ def plan(counts: Sequence[int], refreshes: Sequence[int], order: str) -> Iterato
 
 
 def learning_rate_factor(schedule: str, step: int, steps: int) -> float:
-    """The factor on the learning rate at step ``step`` of ``steps``, counted from 0.
-
-    "linear" and "cosine" fall from 1 to 0; only a step after the last would have 0.
-    """
+    """The factor on the learning rate at step ``step`` of ``steps``, counted from 0."""
     if schedule == "linear":
         return 1 - step / steps
     if schedule == "cosine":
@@ -73,10 +70,8 @@ class Budget:
         self._started: tuple[float, int, bool] | None = None
 
     def allows(self, tokens: int, *, fresh: bool) -> bool:
-        """Whether a sweep on a text of so many tokens, a pass if it is ``fresh``, may start now.
-
-        If so it must, and end before the next question.
-        """
+        """Whether a sweep on a text of so many tokens, a pass if it is ``fresh``, may start now. If
+        so it must, and end before the next question."""
         for device in self._devices:
             torch.accelerator.synchronize(device)
         now = perf_counter()

@@ -45,16 +45,8 @@ Runs = list[tuple[float | torch.Tensor, int]]
 class SupportTrainer:
     """Adam with a fresh state for every support. All supports share its buffers.
 
-    Args:
-        model: a causal language model, or a PEFT model around one.
-        trained: the parameters to train, each once.
-        lr: Adam's learning rate.
-        order: order of the steps, see `plan`.
-        schedule: schedule of the learning rate, see `learning_rate_factor`.
-        max_grad_norm: norm to clip every gradient to; None for no clipping.
-        autocast: dtype of the forward pass; None for the model's own.
-        graphs: on CUDA, capture passes in graphs and replay them, see `PassGraphs`.
-        on_step: called with the number of steps so far: 0 before the first, then after each sweep.
+    ``trained`` are the parameters to train, each once, ``autocast`` is the dtype of the forward
+    pass; None for the model's own. The other arguments are `TestTimeFinetuner`'s.
     """
 
     def __init__(
@@ -102,13 +94,7 @@ class SupportTrainer:
         return self._model.device.type == "cuda" and can_pad(self._model)
 
     def share_buffers_with(self, other: "SupportTrainer") -> None:
-        """Use the optimizer state of another trainer of the same parameters.
-
-        Only one of the two may train at a time.
-
-        Raises:
-            ValueError: it trains other parameters.
-        """
+        """Use the optimizer state of another trainer of these parameters. One trains at a time."""
         if not same(self._trained, other._trained):
             raise ValueError(
                 "TestTimeFinetuner: only finetuners of the same parameters can share memory, got "
@@ -119,11 +105,8 @@ class SupportTrainer:
     def steps(
         self, counts: Sequence[int], refreshes: Sequence[int], clock: StageClock
     ) -> Iterator[tuple[int, int]]:
-        """Take the steps of `train`, but leave the passes to the caller.
-
-        Whenever it yields a text and the number of steps so far, the gradients of the mean loss on
-        that text must be in ``.grad`` before it goes on.
-        """
+        """Take the steps of `train`. It yields each text to read and the number of steps so far;
+        the gradients of the text's mean loss must be in ``.grad`` before it goes on."""
         done, steps = 0, sum(counts)
         cache = hullft_ops.GradientCache(self._trained)
         for sweep in plan(counts, refreshes, self._order) if steps else ():
@@ -142,19 +125,12 @@ class SupportTrainer:
         clock: StageClock,
         deadline: float | None = None,
     ) -> tuple[list[float], list[int]]:
-        """Take ``counts[i]`` steps on ``texts[i]``.
+        """Take ``counts[i]`` steps on the tokens ``texts[i]``, ``refreshes[i]`` with each gradient.
 
-        Args:
-            texts: tokens, at least 2 each.
-            indices: the number that an error gives each text.
-            counts: steps for each text; 0 means no pass.
-            refreshes: steps per gradient for each text, at least 1.
-            clock: counts the stages "forward", "backward" and "step".
-            deadline: of the `Budget`. Learning rates fall as if there were none.
-
-        Returns:
-            The loss of every pass, and the number of steps that each text got. NonFiniteLossError
-            if a loss is not finite.
+        An error names a text by ``indices``. The clock counts the stages "forward", "backward" and
+        "step". ``deadline`` is that of a `Budget`; learning rates fall as if there were none.
+        Returns the loss of every pass, and the number of steps that each text got.
+        NonFiniteLossError if a loss is not finite.
         """
         # Even without a step, the state of the optimizer would be allocated.
         if not texts:
@@ -240,18 +216,15 @@ class SupportTrainer:
     ) -> torch.Tensor:
         """The loss of a text, after the steps with its gradient. Leaves no gradients."""
         self._optimizer.zero_grad(set_to_none=True)
-        loss = self._forward(tokens, clock)
+        with clock.of("forward"), autocasting(self._model.device, self._autocast):
+            loss = unscaled((self._loss.of_padded if self._is_padded else self._loss)(tokens))
+        checked_to_train(loss)
         # Elsewhere, looking would stall the device.
         if loss.device.type == "cpu":
             check([loss.item()])
         self._backward(loss, sweep, cache, runs, clock)
         self._optimizer.zero_grad(set_to_none=True)
         return loss.detach()
-
-    def _forward(self, tokens: torch.Tensor, clock: StageClock) -> torch.Tensor:
-        with clock.of("forward"), autocasting(self._model.device, self._autocast):
-            loss = unscaled((self._loss.of_padded if self._is_padded else self._loss)(tokens))
-        return checked_to_train(loss)
 
     def _backward(
         self,
@@ -302,7 +275,7 @@ class SupportTrainer:
         """The rates of the next ``repeats`` of all steps."""
         rates = (self._rate(step, steps) for step in range(done, done + repeats))
         # Steps of different rates cannot share a sweep over memory.
-        return [(rate, len(list(same))) for rate, same in groupby(rates)]
+        return [(rate, len(list(equal))) for rate, equal in groupby(rates)]
 
     def _rate(self, step: int, steps: int) -> float:
         return self._lr * learning_rate_factor(self._schedule, step, steps)
@@ -336,10 +309,7 @@ def checked_to_train(loss: torch.Tensor) -> torch.Tensor:
 def check_losses(
     losses: Sequence[float], passes: Sequence[tuple[int, int]], steps: int, prompt: str = ""
 ) -> None:
-    """Raise NonFiniteLossError for a loss that is not finite.
-
-    ``passes`` have the text of each pass, and the number of steps before it.
-    """
+    """Refuse a loss that is not finite. ``passes`` have their texts, and the steps before each."""
     for loss, (index, done) in zip(losses, passes, strict=True):
         if not math.isfinite(loss):
             raise NonFiniteLossError(
