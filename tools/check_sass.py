@@ -1,10 +1,11 @@
 """Reads the machine code of three loops: the steps of the Frank-Wolfe solver that has one warp a
-query, the steps of the Adam sweep, and the chunks of d of the Gram kernels.
+query, the steps of the Adam sweep, and the loop over d of the Gram kernels.
 
-Fails where a loop has more instructions than LIMITS, ADAM_LIMIT or GRAM allows, or a kernel loads
-or stores a thread's stack. The Frank-Wolfe loop has no barrier of the block. The Adam loop takes
-the roots and quotients of a thread's elements one after the other, without a branch between them. A
-Gram loop has all the loads of a chunk under way before it uses the first one::
+Fails where a loop has more instructions than LIMITS, ADAM_LIMIT or GRAM_KERNELS allow, or a kernel
+loads or stores a thread's stack. The Frank-Wolfe loop has no barrier of the block. The Adam loop
+takes the roots and quotients of a thread's elements one after the other, without a branch between
+them. A turn of the Gram loop has all its loads under way before it uses the first one. For all
+types but float64 it multiplies with tensor cores, and uses no shared memory::
 
     python tools/check_sass.py CUBINS
 
@@ -46,20 +47,31 @@ ADAM_ELEMENTS, ADAM_LIMIT = 8, 31
 # What ptxas makes of a square root: csrc/core/from_estimates.h does the same.
 ROOT = ("FMUL", "FMUL", "FFMA", "FFMA")
 
-# A chunk of the Gram kernels: template arguments, the instruction that multiplies and how many of
-# it, and instructions in all.
+# The loops over d of the Gram kernels: template arguments, the instruction that multiplies, how
+# often a turn has it, and the instructions of a turn.
 GRAM_KERNELS = {
-    "Gram, float, large": ("gram_kernelIfLi32E", "HMMA.1688.F32.TF32", 48, 270),
-    "Gram, float, small": ("gram_kernelIfLi16E", "HMMA.1688.F32.TF32", 24, 270),
-    "Gram, bfloat16, large": ("gram_kernelINS_8BFloat16ELi32E", "HMMA.16816.F32.BF16", 16, 270),
-    "Gram, bfloat16, small": ("gram_kernelINS_8BFloat16ELi16E", "HMMA.16816.F32.BF16", 8, 270),
-    "Gram, float16, large": ("gram_kernelINS_7Float16ELi32E", "HMMA.16816.F32 ", 16, 270),
-    "Gram, float16, small": ("gram_kernelINS_7Float16ELi16E", "HMMA.16816.F32 ", 8, 270),
-    "Gram, double": ("gram_float64_kernel", "DFMA", 256, 600),
+    "Gram, float, large tile": ("gram_kernelIfLi32E", "HMMA.1688.F32.TF32 ", 48, 200),
+    "Gram, float, small tile": ("gram_kernelIfLi16E", "HMMA.1688.F32.TF32 ", 24, 190),
+    "Gram, bfloat16, large tile": (
+        "gram_kernelINS_8BFloat16ELi32E",
+        "HMMA.16816.F32.BF16 ",
+        16,
+        125,
+    ),
+    "Gram, bfloat16, small tile": (
+        "gram_kernelINS_8BFloat16ELi16E",
+        "HMMA.16816.F32.BF16 ",
+        8,
+        105,
+    ),
+    "Gram, float16, large tile": ("gram_kernelINS_7Float16ELi32E", "HMMA.16816.F32 ", 16, 125),
+    "Gram, float16, small tile": ("gram_kernelINS_7Float16ELi16E", "HMMA.16816.F32 ", 8, 105),
+    "Gram, double": ("gram_float64_kernel", "DFMA ", 256, 475),
 }
-GRAM_LOADS = 8  # of 16 bytes
+GRAM_LOADS = 8  # of 16 bytes, a turn
 
 BARRIER, STACK = re.compile(r"\bBAR\b"), re.compile(r"\b(LDL|STL)\b")
+SHARED = re.compile(r"\b(BAR|LDS|STS)\b")
 
 
 def tools_folder() -> Path | None:
@@ -246,31 +258,32 @@ def step_lengths(code: list[str]) -> list[int]:
     ]
 
 
-def gram_chunk(code: list[str], product: str) -> tuple[list[str], int]:
-    """The loop over chunks, and the instructions of a chunk that is whole."""
-    chunks = [body for body in loops(code) if any(product in code[at] for at in body)]
-    if not chunks:
-        raise RuntimeError(f"check_sass: no loop with {product.strip()}")
-    body = max(chunks, key=len)
+def gram_turn(code: list[str], product: str) -> tuple[list[str], int]:
+    """The loop over d, and the instructions of a turn whose rows are all read in whole vectors."""
+    found = [body for body in loops(code) if any(product in code[at] for at in body)]
+    if not found:
+        raise RuntimeError(f"check_sass: no loop with {product}")
+    body = max(found, key=len)
     return [code[at] for at in sorted(body)], 1 + shortest_way(code, body, min(body), min(body))
 
 
 def gram_faults(code: list[str], product: str, products: int, limit: int) -> list[str]:
-    """What is wrong with a Gram kernel. Only float64 passes through shared memory."""
+    """What is wrong with a Gram kernel. float64 alone passes through shared memory."""
     found = [f"{line!r} uses the stack" for line in code if STACK.search(line)]
-    chunk, taken = gram_chunk(code, product)
-    user = "STS" if product == "DFMA" else product
-    loads = [at for at, line in enumerate(chunk) if "LDG.E.128" in line]
-    users = [at for at, line in enumerate(chunk) if user in line]
-    if len(loads) != GRAM_LOADS or loads[-1] > users[0]:
-        early = sum(at < users[0] for at in loads)
-        found.append(f"{early} loads before the first {user.strip()}, {GRAM_LOADS} promised")
-    if (made := sum(product in line for line in chunk)) != products:
-        found.append(f"{made} {product.strip()} a chunk, {products} promised")
+    turn, taken = gram_turn(code, product)
+    user = "STS" if product == "DFMA " else product
+    first = next((at for at, line in enumerate(turn) if user in line), 0)
+    early = sum("LDG.E.128" in line for line in turn[:first])
+    if early != GRAM_LOADS or any("LDG.E.128" in line for line in turn[first:]):
+        found.append(
+            f"{early} loads before the first {user}, {GRAM_LOADS} and no later one promised"
+        )
+    if (made := sum(product in line for line in turn)) != products:
+        found.append(f"{made} {product}in a turn, {products} promised")
     if user == product:
-        found += [f"{line!r} in the loop" for line in chunk if re.search(r"\b(BAR|LDS|STS)\b", line)]
+        found += [f"{line!r} in the loop" for line in turn if SHARED.search(line)]
     if taken > limit:
-        found.append(f"{taken} instructions a chunk, at most {limit} are promised")
+        found.append(f"{taken} instructions a turn, at most {limit} are promised")
     return found
 
 
@@ -290,7 +303,7 @@ def adam_reports(code: dict[str, list[str]]) -> Iterator[tuple[str, list[int], l
 def gram_reports(code: dict[str, list[str]]) -> Iterator[tuple[str, int, list[str]]]:
     for name, (symbol, product, products, limit) in GRAM_KERNELS.items():
         (found,) = (lines for key, lines in code.items() if symbol in key)
-        yield name, gram_chunk(found, product)[1], gram_faults(found, product, products, limit)
+        yield name, gram_turn(found, product)[1], gram_faults(found, product, products, limit)
 
 
 REPORTS = {"fw_warp": fw_reports, "adam_replay": adam_reports, "gram": gram_reports}

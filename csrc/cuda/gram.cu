@@ -18,7 +18,7 @@ constexpr int kLargeTile = 32, kSmallTile = 16;
 // Cycles of an H100; csrc/cuda/README.md derives them. They say where the one way of making columns
 // overtakes the other.
 constexpr double kSms = 132;
-constexpr double kFloat64ProductsPerCycle = 51;  // of an SM
+constexpr double kFloat64ProductsPerCycle = 32;  // of an SM
 constexpr double kSmBytesPerCycle = 40;          // that one block reads
 constexpr double kDeviceBytesPerCycle = 1914;
 
