@@ -96,3 +96,54 @@ def test_long_steps_the_stack_and_other_roots_are_seen() -> None:
     assert check_sass.adam_faults(code) == [
         "ptxas makes other square roots than FMUL, FMUL, FFMA, FFMA"
     ]
+
+
+MMA = "HMMA.16816.F32 "
+LOADS = ["LDG.E.128.CONSTANT R8, desc[UR6][R8.64]"] * 8
+
+
+def gram_loop(body: list[str]) -> list[str]:
+    """Whole vectors, a way around that reads elements, and the products."""
+    products = [f"{MMA}R4, R8, R12, R4"] * 2
+    return ["@P0 BRA 0x20", "BRA 0x50", *["LD.E.U16 R8, [R2]"] * 3, *body, *products, "@P1 BRA 0x0"]
+
+
+def test_the_loads_of_a_gram_turn_come_first() -> None:
+    code = gram_loop(LOADS)
+    assert check_sass.gram_turn(code, MMA)[1] == 2 + 8 + 2 + 1
+    assert check_sass.gram_faults(code, MMA, 2, 13) == []
+    assert check_sass.gram_faults(code, MMA, 2, 12) == [
+        "13 instructions a turn, at most 12 are promised"
+    ]
+    assert check_sass.gram_faults(code, MMA, 3, 13) == [f"2 {MMA}in a turn, 3 promised"]
+    with pytest.raises(RuntimeError, match="no loop with HMMA.1688"):
+        check_sass.gram_turn(code, "HMMA.1688")
+
+
+@pytest.mark.parametrize(
+    ("body", "fault"),
+    [
+        (LOADS[1:], f"7 loads before the first {MMA}, 8 and no later one promised"),
+        (
+            [*LOADS[1:], f"{MMA}R4, R8, R12, R4", LOADS[0]],
+            f"7 loads before the first {MMA}, 8 and no later one promised",
+        ),
+        ([*LOADS, "STS [R1], R2"], "'STS [R1], R2' in the loop"),
+        ([*LOADS, "LDL R1, [R2]"], "'LDL R1, [R2]' uses the stack"),
+    ],
+)
+def test_late_loads_and_shared_memory_in_a_gram_turn_are_seen(body: list[str], fault: str) -> None:
+    assert fault in check_sass.gram_faults(gram_loop(body), MMA, 2, 100)
+
+
+def test_float64_stores_to_shared_memory_after_its_loads() -> None:
+    late = gram_loop([*LOADS[1:], "STS [R1], R2", LOADS[0], "DFMA R2, R2, R4, R6"])
+    assert check_sass.gram_faults(late, "DFMA ", 1, 100) == [
+        "7 loads before the first STS, 8 and no later one promised"
+    ]
+    assert (
+        check_sass.gram_faults(
+            gram_loop([*LOADS, "STS [R1], R2", "DFMA R2, R2, R4, R6"]), "DFMA ", 1, 100
+        )
+        == []
+    )

@@ -1,55 +1,9 @@
-"""What three TF32 products make of a float32 Gram matrix: a model of tensor cores in NumPy.
-
-A float32 x is hi + lo, both of TF32's 11 bits. Of the product (hi + lo)(hi' + lo') the model leaves
-out lo lo'. A tensor core multiplies exactly and adds 8 products to a float32 sum that it cuts off
-instead of rounding it (Fasi, Higham, Mikaitis and Pranesh, "Numerical behavior of NVIDIA tensor
-cores", PeerJ Computer Science, 2021).
-"""
+"""The errors and ties of a float32 Gram matrix from three TF32 products, on the model in NumPy."""
 
 import numpy as np
 import pytest
 
-DEPTH = 8
-"""Products that one instruction adds to a sum: mma.m16n8k8."""
-WARPS = 8
-"""Each adds up its share of d."""
-Matrix = np.ndarray
-
-
-def tf32(x: Matrix) -> Matrix:
-    """Rounded to the nearest number of 11 bits, ties away from 0, as cvt.rna.tf32.f32 does."""
-    bits = x.astype(np.float32).view(np.uint32)
-    return ((bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
-
-
-def cut(x: Matrix) -> Matrix:
-    """float64 to float32, toward 0."""
-    nearest = x.astype(np.float32)
-    beyond = np.abs(nearest.astype(np.float64)) > np.abs(x)
-    return np.where(beyond, np.nextafter(nearest, np.float32(0)), nearest)
-
-
-def accumulate(a: Matrix, b: Matrix) -> Matrix:
-    """a b^T in the tensor core's steps of DEPTH columns."""
-    sums = np.zeros((len(a), len(b)), np.float32)
-    for start in range(0, a.shape[1], DEPTH):
-        part = slice(start, start + DEPTH)
-        products = a[:, part].astype(np.float64) @ b[:, part].astype(np.float64).T
-        sums = cut(sums.astype(np.float64) + products)
-    return sums
-
-
-def gram(pool: Matrix) -> Matrix:
-    """The Gram matrix of pool [K, d]. The three products have sums of their own, so that those of
-    rows i and j are those of j and i."""
-    total = np.zeros((len(pool), len(pool)), np.float32)
-    for warp in range(WARPS):
-        columns = np.arange(pool.shape[1]) // DEPTH % WARPS == warp
-        hi = tf32(pool[:, columns])
-        lo = tf32(pool[:, columns] - hi)
-        total += accumulate(hi, hi) + (accumulate(hi, lo) + accumulate(lo, hi))
-    lower = np.tril(total)
-    return lower + np.tril(total, -1).T
+from tf32_gram import Matrix, accumulate, gram, split
 
 
 def embeddings(candidates: int, dim: int, seed: int) -> Matrix:
@@ -72,7 +26,7 @@ def error(made: Matrix, pool: Matrix) -> float:
 def test_three_products_are_as_good_as_float32(dim: int) -> None:
     pool = embeddings(60, dim, seed=dim)
     assert error(gram(pool), pool) <= 1e-6
-    hi = tf32(pool)
+    hi, _ = split(pool)
     assert error(accumulate(hi, hi), pool) > 1e-5  # one product is not
 
 

@@ -1,9 +1,11 @@
-"""Reads the machine code of two loops: the steps of the Frank-Wolfe solver that has one warp a
-query, and the steps of the Adam sweep.
+"""Reads the machine code of three loops: the steps of the Frank-Wolfe solver that has one warp a
+query, the steps of the Adam sweep, and the loop over d of the Gram kernels.
 
-Fails where a loop has more instructions than LIMITS or ADAM_LIMIT allows, or a kernel loads or
-stores a thread's stack. The Frank-Wolfe loop has no barrier of the block. The Adam loop takes the
-roots and quotients of a thread's elements one after the other, without a branch between them::
+Fails where a loop has more instructions than LIMITS, ADAM_LIMIT or GRAM_KERNELS allow, or a kernel
+loads or stores a thread's stack. The Frank-Wolfe loop has no barrier of the block. The Adam loop
+takes the roots and quotients of a thread's elements one after the other, without a branch between
+them. A turn of the Gram loop has all its loads under way before it uses the first one. For all
+types but float64 it multiplies with tensor cores, and uses no shared memory::
 
     python tools/check_sass.py CUBINS
 
@@ -45,7 +47,31 @@ ADAM_ELEMENTS, ADAM_LIMIT = 8, 31
 # What ptxas makes of a square root: csrc/core/from_estimates.h does the same.
 ROOT = ("FMUL", "FMUL", "FFMA", "FFMA")
 
+# The loops over d of the Gram kernels: template arguments, the instruction that multiplies, how
+# often a turn has it, and the instructions of a turn.
+GRAM_KERNELS = {
+    "Gram, float, large tile": ("gram_kernelIfLi32E", "HMMA.1688.F32.TF32 ", 48, 200),
+    "Gram, float, small tile": ("gram_kernelIfLi16E", "HMMA.1688.F32.TF32 ", 24, 190),
+    "Gram, bfloat16, large tile": (
+        "gram_kernelINS_8BFloat16ELi32E",
+        "HMMA.16816.F32.BF16 ",
+        16,
+        125,
+    ),
+    "Gram, bfloat16, small tile": (
+        "gram_kernelINS_8BFloat16ELi16E",
+        "HMMA.16816.F32.BF16 ",
+        8,
+        105,
+    ),
+    "Gram, float16, large tile": ("gram_kernelINS_7Float16ELi32E", "HMMA.16816.F32 ", 16, 125),
+    "Gram, float16, small tile": ("gram_kernelINS_7Float16ELi16E", "HMMA.16816.F32 ", 8, 105),
+    "Gram, double": ("gram_float64_kernel", "DFMA ", 256, 475),
+}
+GRAM_LOADS = 8  # of 16 bytes, a turn
+
 BARRIER, STACK = re.compile(r"\bBAR\b"), re.compile(r"\b(LDL|STL)\b")
+SHARED = re.compile(r"\b(BAR|LDS|STS)\b")
 
 
 def tools_folder() -> Path | None:
@@ -232,6 +258,35 @@ def step_lengths(code: list[str]) -> list[int]:
     ]
 
 
+def gram_turn(code: list[str], product: str) -> tuple[list[str], int]:
+    """The loop over d, and the instructions of a turn whose rows are all read in whole vectors."""
+    found = [body for body in loops(code) if any(product in code[at] for at in body)]
+    if not found:
+        raise RuntimeError(f"check_sass: no loop with {product}")
+    body = max(found, key=len)
+    return [code[at] for at in sorted(body)], 1 + shortest_way(code, body, min(body), min(body))
+
+
+def gram_faults(code: list[str], product: str, products: int, limit: int) -> list[str]:
+    """What is wrong with a Gram kernel. float64 alone passes through shared memory."""
+    found = [f"{line!r} uses the stack" for line in code if STACK.search(line)]
+    turn, taken = gram_turn(code, product)
+    user = "STS" if product == "DFMA " else product
+    first = next((at for at, line in enumerate(turn) if user in line), 0)
+    early = sum("LDG.E.128" in line for line in turn[:first])
+    if early != GRAM_LOADS or any("LDG.E.128" in line for line in turn[first:]):
+        found.append(
+            f"{early} loads before the first {user}, {GRAM_LOADS} and no later one promised"
+        )
+    if (made := sum(product in line for line in turn)) != products:
+        found.append(f"{made} {product}in a turn, {products} promised")
+    if user == product:
+        found += [f"{line!r} in the loop" for line in turn if SHARED.search(line)]
+    if taken > limit:
+        found.append(f"{taken} instructions a turn, at most {limit} are promised")
+    return found
+
+
 def fw_reports(code: dict[str, list[str]]) -> Iterator[tuple[str, int, list[str]]]:
     """Name, instructions of a step and faults of each kernel."""
     for name, (symbol, limit) in LIMITS.items():
@@ -245,19 +300,27 @@ def adam_reports(code: dict[str, list[str]]) -> Iterator[tuple[str, list[int], l
         yield name, step_lengths(found), adam_faults(found)
 
 
+def gram_reports(code: dict[str, list[str]]) -> Iterator[tuple[str, int, list[str]]]:
+    for name, (symbol, product, products, limit) in GRAM_KERNELS.items():
+        (found,) = (lines for key, lines in code.items() if symbol in key)
+        yield name, gram_turn(found, product)[1], gram_faults(found, product, products, limit)
+
+
+REPORTS = {"fw_warp": fw_reports, "adam_replay": adam_reports, "gram": gram_reports}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cubins", type=Path, help="a folder")
     arguments = parser.parse_args()
     failed = False
-    for unit in ("fw_warp", "adam_replay"):
+    for unit, reports in REPORTS.items():
         paths = sorted(arguments.cubins.glob(f"{unit}.*.cubin"))
         if not paths:
             raise SystemExit(f"check_sass: no {unit}.*.cubin in {arguments.cubins}")
         for path in paths:
             code = kernels(disassemble(path))
-            reports = fw_reports(code) if unit == "fw_warp" else adam_reports(code)
-            for name, found, wrong in reports:
+            for name, found, wrong in reports(code):
                 print(f"{path.stem}, {name}: {found} instructions a step")
                 for fault in wrong:
                     failed = True

@@ -54,6 +54,8 @@ KERNELS = {
     "fw_kernel<double": (256, 256),
     "fw_warp_kernel<float": (256, 512),
     "fw_warp_kernel<double": (256, 256),
+    "gram_float64_kernel": (256, 512),
+    "gram_kernel<float, 32": (256, 256),
     "gram_kernel": (256, 512),
     "integerize_kernel": (256, 512),
     "knn_gap_kernel": (256, 1024),

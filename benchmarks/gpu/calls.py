@@ -35,7 +35,7 @@ SMALL = Shape(3, 70, 36, 9)  # Gram matrices first
 # More threads in a block, and rows that no load of 16 bytes is aligned to.
 UNALIGNED = Shape(2, 300, 37, 9)
 # Columns whenever an atom is picked, and the largest blocks.
-COLUMNS = Shape(12, 1100, 36, 3)
+COLUMNS = Shape(12, 1500, 36, 3)
 # A query's state does not fit into shared memory, of an H100 or of any other card.
 GLOBAL = Shape(1, 30_000, 8, 3)
 _MOST_CHECKED = 1500  # candidates that a reference in plain torch compares with each other

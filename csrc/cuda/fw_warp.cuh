@@ -31,15 +31,6 @@ struct FwPick {
   Atom<double> atom;
 };
 
-// Hides from the compiler how a pointer was made, so that it keeps the pointer and not its parts.
-template <typename T>
-__device__ __forceinline__ T* opaque(T* p) {
-#if defined(__CUDA_ARCH__)
-  asm("" : "+l"(p));
-#endif
-  return p;
-}
-
 // x / y for the length of a step. To float32 without the slow path of an IEEE division: the
 // reciprocal's 20 bits become 40 by one step of Newton's method.
 template <typename S>

@@ -1,8 +1,11 @@
 """The kernels of one product or one decision: gram, integerize, lmo, knn."""
 
+import numpy as np
 import torch
 
+import tf32_gram
 from cuda_sim.checks import (
+    DTYPES,
     case,
     check_equals,
     check_failed,
@@ -16,6 +19,10 @@ from hullft_ops import reference
 from problems import make_problem
 
 
+def exact_gram(pool: torch.Tensor) -> torch.Tensor:
+    return pool.double() @ pool.double().mT
+
+
 @case
 def gram(library: Library, seed: int) -> None:
     for dtype, candidates, dim in (
@@ -27,9 +34,24 @@ def gram(library: Library, seed: int) -> None:
         pool, _ = hull_problem(6, 2, candidates, dim, dtype)
         got = library.gram(pool, Launch(seed))
         assert torch.equal(got, got.mT)
-        exact = pool.double() @ pool.double().mT
         tolerance = 1e-14 if dtype == torch.float64 else 1e-6
-        assert (got.double() - exact).abs().max() <= tolerance
+        assert (got.double() - exact_gram(pool)).abs().max() <= tolerance
+
+
+@case
+def gram_tiles(library: Library, seed: int) -> None:
+    """Small tiles and large ones: exact sums of integers, the bits of the model, ties."""
+    generator = torch.Generator().manual_seed(8)
+    for dtype in DTYPES.values():
+        for batch, candidates, dim in ((1, 37, 100), (23, 33, 72)):
+            pool = torch.randint(-9, 10, (batch, candidates, dim), generator=generator).to(dtype)
+            assert torch.equal(library.gram(pool, Launch(seed)).double(), exact_gram(pool))
+    pool, _ = hull_problem(7, 23, 33, 152, torch.float32)
+    pool[:, 32] = pool[:, 5]
+    got = library.gram(pool, Launch(seed))
+    assert torch.equal(got[:, 32], got[:, 5])
+    assert torch.equal(library.gram(pool[:1], Launch(seed)), got[:1])
+    assert np.array_equal(got[0].numpy(), tf32_gram.gram(pool[0].numpy()))
 
 
 @case

@@ -1,6 +1,7 @@
 // Barriers of the block and operations of the warp: who waits, who is woken, what is an error.
 #pragma once
 
+#include <cmath>
 #include <type_traits>
 
 #include "fiber.h"
@@ -154,6 +155,50 @@ unsigned reduce(uint32_t mask, unsigned value, const char* what, int line) {
   unsigned out;
   warp_op(mask, &value, sizeof value, &out, 0, reduce_result<Op>, what, line);
   return out;
+}
+
+// What a lane has of a tensor core's operands: csrc/cuda/mma.cuh says of which rows and words.
+struct Fragments {
+  float* c;
+  const uint32_t *a, *b;
+};
+
+// float64 to float32, toward 0.
+inline float cut(double sum) {
+  const float nearest = float(sum);
+  const bool beyond = std::isfinite(nearest) && std::fabs(double(nearest)) > std::fabs(sum);
+  return beyond ? std::nextafter(nearest, 0.0f) : nearest;
+}
+
+// A tensor core multiplies exactly and cuts its sums off instead of rounding them. Word: kCount
+// numbers, float at(uint32_t word, int i).
+template <class Word>
+__attribute__((no_sanitize("thread"))) void mma_result(Fiber* warp, uint32_t) {
+  const auto of_lane = [warp](int lane) {
+    const Fragments* f;
+    memcpy(&f, warp[lane].in, sizeof f);
+    return f;
+  };
+  for (int row = 0; row < 16; ++row)
+    for (int column = 0; column < 8; ++column) {
+      float& c = of_lane(row % 8 * 4 + column / 2)->c[row / 8 * 2 + column % 2];
+      double sum = double(c);
+      for (int word = 0; word < 8; ++word) {
+        const uint32_t a = of_lane(row % 8 * 4 + word % 4)->a[word / 4 * 2 + row / 8];
+        const uint32_t b = of_lane(column * 4 + word % 4)->b[word / 4];
+        for (int i = 0; i < Word::kCount; ++i)
+          sum += double(Word::at(a, i)) * double(Word::at(b, i));
+      }
+      c = cut(sum);
+    }
+}
+
+template <class Word>
+void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], int line) {
+  const Fragments mine{c, a, b};
+  const Fragments* in = &mine;
+  const void* out;
+  warp_op(~0u, &in, sizeof in, &out, 0, mma_result<Word>, "mma", line);
 }
 
 }  // namespace cusim
