@@ -72,18 +72,10 @@ class Support:
 
 
 class SupportSelector:
-    """Finds the support of prompts in a datastore.
+    """Finds the support of prompts in a datastore, with the settings of `TestTimeFinetuner`.
 
-    Args:
-        store: where the neighbours come from.
-        embedder: embeds the prompts.
-        tokenize: returns a text's tokens, cut to the model's context. The tokens of recent texts
-            are cached.
-        n_select: optimizer steps per prompt; 0 for an empty support.
-        method: chooses among the neighbours.
-        pool_size: how many neighbours to choose from; a smaller store offers all of its texts.
-        in_context: picks the texts that stand before the prompt.
-        weigh: returns the experts of each embedded prompt [B, dim] and their weights.
+    ``tokenize`` returns a text's tokens, cut to the model's context; those of recent texts are
+    cached. ``weigh`` returns the experts of each embedded prompt [B, dim] and their weights.
     """
 
     def __init__(
@@ -144,8 +136,7 @@ class SupportSelector:
             seconds, whose = replace(shared), f" of prompts[{i}]" if share > 1 else ""
             support = self._support(candidates[i], queries[i], selections[i], seconds, whose)
             with seconds.of("tokenize"):
-                count = self._in_context.count
-                indices, ids = self._in_context.pick(prompt, nearest[i, :count].tolist())
+                indices, ids = self._in_context.pick(prompt, nearest[i].tolist())
             support = replace(support, context_indices=indices, context_ids=ids)
             chosen, weights = experts[i]
             supports.append(replace(support, expert_indices=chosen, expert_weights=weights))
@@ -174,8 +165,17 @@ class SupportSelector:
             candidates = candidates[~torch.isin(candidates, chosen[~trainable])]
             with seconds.of("select"):
                 [selection] = self._choose(candidates[None], query[None], whose)
-        if len(candidates) < self._n_select:
-            self._warn_of(len(candidates))
+        if (pool := len(candidates)) < self._n_select:
+            steps, name = steps_of(self._method, self._n_select, pool), method_name(self._method)
+            taken = (
+                f"{steps} steps, one on each" if steps < self._n_select else "all steps on these"
+            )
+            warnings.warn(
+                "TestTimeFinetuner: the pool has fewer texts to train on than n_select, "
+                f"{pool} of {self._n_select} (pool_size is {self._pool_size}): method {name!r} "
+                f"takes {taken}",
+                stacklevel=2,
+            )
         return Support(
             indices=chosen.tolist(),
             weights=selection.weights[:size].tolist(),
@@ -198,35 +198,23 @@ class SupportSelector:
             )
         steps = steps_of(self._method, self._n_select, pool)
         batch = self._method(self._store.embeddings, candidates, queries, steps)
+        method = f"TestTimeFinetuner: method {method_name(self._method)}"
         if not isinstance(batch, hullft_ops.Selection):
-            raise TypeError(
-                f"TestTimeFinetuner: method {method_name(self._method)} must return a Selection, "
-                f"got {type(batch).__name__}"
-            )
+            raise TypeError(f"{method} must return a Selection, got {type(batch).__name__}")
         selections = [hullft_ops.Selection(*(t[i] for t in batch)) for i in range(len(queries))]
         for selection in selections:
-            self._check_selection(selection, pool, steps)
+            _check_selection(method, selection, pool, steps)
         return selections
 
-    def _warn_of(self, pool: int) -> None:
-        steps = steps_of(self._method, self._n_select, pool)
-        taken = f"{steps} steps, one on each" if steps < self._n_select else "all steps on these"
-        warnings.warn(
-            "TestTimeFinetuner: the pool has fewer texts to train on than n_select, "
-            f"{pool} of {self._n_select} (pool_size is {self._pool_size}): "
-            f"method {method_name(self._method)!r} takes {taken}",
-            stacklevel=2,
-        )
 
-    def _check_selection(self, selection: hullft_ops.Selection, pool: int, steps: int) -> None:
-        method = f"TestTimeFinetuner: method {method_name(self._method)}"
-        size = int(selection.support_size)
-        indices, counts = selection.indices[:size].tolist(), selection.counts[:size].tolist()
-        if len(set(indices)) < size or not all(0 <= index < pool for index in indices):
-            raise ValueError(
-                f"{method} must choose different candidates of 0..{pool - 1}, got {indices}"
-            )
-        if sum(counts) != steps or min(counts, default=0) < 0:
-            raise ValueError(
-                f"{method} must give counts that are not negative and sum to {steps}, got {counts}"
-            )
+def _check_selection(method: str, selection: hullft_ops.Selection, pool: int, steps: int) -> None:
+    size = int(selection.support_size)
+    indices, counts = selection.indices[:size].tolist(), selection.counts[:size].tolist()
+    if len(set(indices)) < size or not all(0 <= index < pool for index in indices):
+        raise ValueError(
+            f"{method} must choose different candidates of 0..{pool - 1}, got {indices}"
+        )
+    if sum(counts) != steps or min(counts, default=0) < 0:
+        raise ValueError(
+            f"{method} must give counts that are not negative and sum to {steps}, got {counts}"
+        )

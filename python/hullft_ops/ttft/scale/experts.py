@@ -23,10 +23,8 @@ def load_training(
     """What a worker does: the files of an expert, trained on the texts at some positions."""
     # The driver has loaded the model, whatever weights it lacks.
     loaded, tokenizer, store = load_model_and_store(model, path, device, allow_missing_weights=True)
-    found, wanted = (
-        (fingerprint(loaded), store_digest(store)),
-        (manifest.fingerprint, manifest.store),
-    )
+    found = fingerprint(loaded), store_digest(store)
+    wanted = manifest.fingerprint, manifest.store
     if found != wanted:
         raise ScaleError(
             "a worker has another model or datastore than the driver under the same name: "

@@ -51,10 +51,7 @@ class ShardedStore:
     def search(
         self, queries: np.ndarray | torch.Tensor, k: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `Datastore.search`, but always exact, whatever the datastore's index.
-
-        ScaleError if a worker and its replacements died, or no machine of the cluster is left.
-        """
+        """As `Datastore.search`, but always exact. ScaleError if the workers died."""
         vectors, k = checked_search("ShardedStore.search", self, queries, k)
         promises = [actor.work.remote((vectors.numpy(), k)) for actor in self._actors]
         parts = [first_result([promise])[1] for promise in promises]

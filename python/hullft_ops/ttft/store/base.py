@@ -14,10 +14,10 @@ _BLOCK_ROWS = 1 << 14
 
 
 class Store(Protocol):
-    """Texts with their embeddings, searched by inner product.
+    """Texts with their embeddings, searched by inner product. Any object with these members is one.
 
     `Datastore` is on disk, `MemoryStore` in memory, `DatabaseStore` reads a vector database, and
-    workers search a `ShardedStore`. Any object with these members will do.
+    workers search a `ShardedStore`.
     """
 
     @property

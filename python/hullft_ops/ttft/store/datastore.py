@@ -8,8 +8,8 @@ A datastore is a directory:
     data-<hex>/index-<hex>.faiss  inverted lists, if the datastore is large
     journal.json                  see `Journal`; only while a write is under way
 
-The embeddings are one file, not an Arrow column, which would be split at every record batch: the
-operators and FAISS read one contiguous matrix without a copy.
+The operators and FAISS read the embeddings as one matrix without a copy. An Arrow column would be
+split at every record batch.
 """
 
 import zlib
@@ -31,7 +31,6 @@ from hullft_ops.ttft.store.embedding import Embedder, not_unit
 from hullft_ops.ttft.store.format import (
     JOURNAL_FILE,
     MANIFEST_FILE,
-    DataFile,
     Journal,
     Manifest,
     VersionError,
@@ -57,8 +56,7 @@ class Datastore:
     Attributes:
         manifest: the contents of the datastore, their sources, and how it is searched.
         rows: the texts and their metadata by position, a `datasets.Dataset`.
-        embedder: the name of the embedder that made the embeddings.
-        dim: length of an embedding.
+        embedder, dim: the name of the embedder, and the length of an embedding.
         texts: the texts by position; each access reads one from disk.
         embeddings: float32 ``[count, dim]``, row i of unit norm for ``texts[i]``. Mapped from disk
             without a copy. Writing to it changes this process's view, never the file.
@@ -99,7 +97,7 @@ class Datastore:
         """Write a datastore and open it. Only a batch of texts is in memory.
 
         The directory appears whole. An exception or a kill leaves ``path`` as it was; a kill also
-        leaves a ``.<name>.*.partial`` directory beside it. `index_corpus` can resume.
+        leaves a ``.<name>.*.partial`` directory beside it.
 
         Args:
             texts: in the order of their positions; an empty text is a text.
@@ -110,11 +108,10 @@ class Datastore:
             thresholds: which search index to build.
 
         Raises:
-            TypeError: a text is not a str, or the embedder returns no float32.
-            ValueError: there are no texts, a text is not valid Unicode, the vectors are not unit
-                vectors of ``embedder.dim``, or what is to be overwritten is not a datastore.
+            TypeError, ValueError: there are no texts, a text is not a valid str, the embedder
+                returns anything but unit vectors, or ``path`` to overwrite is not a datastore.
             FileExistsError: ``path`` exists and ``overwrite`` is False.
-            OSError: writing failed; the message says so if the disk is full.
+            OSError: for example, the disk is full.
         """
         if isinstance(texts, str):
             raise TypeError("Datastore.build: texts must be an iterable of str, got one str")
@@ -125,7 +122,7 @@ class Datastore:
             with progress_bar(Console(stderr=True), shown=progress) as bar:
                 writer = StoreWriter.begin(staging, embedder, {}, "Datastore.build")
                 rows = ({"text": text} for text in bar.track(texts, description="writing texts"))
-                if writer.write_texts(rows, dict) == 0:
+                if not writer.write_texts(rows, dict):
                     raise ValueError("Datastore.build: texts is empty, need at least 1")
                 writer.embed(bar)
                 writer.finish(thresholds or IndexThresholds())
@@ -143,9 +140,8 @@ class Datastore:
 
         Raises:
             FileNotFoundError: there is no such directory.
-            ValueError: it is not a datastore, is unfinished or has another format version; a file
-                is missing, corrupt or contradicts the manifest; a text is null; or an embedding is
-                not a unit vector, for example because of NaN.
+            ValueError: it is not a datastore, is unfinished or has another format version; or a
+                file is missing, corrupt or contradicts the manifest.
         """
         try:
             manifest = Manifest.read(Path(path))
@@ -171,10 +167,7 @@ class Datastore:
 
         ``store.filter(domain="man")`` or ``store.filter(domain=["man", "docs"], year=2024)``.
         Positions, ``texts``, ``rows`` and ``embeddings`` still refer to the whole datastore.
-
-        Raises:
-            ValueError: there is no such column, a value has another type, or no text has these
-                values.
+        ValueError if a column is missing, a value has another type, or no text has these values.
         """
         table = self.rows.data.table
         mask = np.ones(self.manifest.count, bool)
@@ -264,7 +257,7 @@ def _open_rows(data: Path, manifest: Manifest) -> "datasets.Dataset":
         # The libraries do not document what they raise for foreign bytes.
         except Exception as error:
             raise ValueError(f"Datastore.open: {file} is missing or corrupt: {error}") from error
-        _check_texts(file, shard, opened.data.table)
+        _check_texts(file, shard.count, opened.data.table)
         shards.append(opened)
     schemas = [shard.data.table.schema for shard in shards]
     if any(not schema.equals(schemas[0]) for schema in schemas):
@@ -272,11 +265,11 @@ def _open_rows(data: Path, manifest: Manifest) -> "datasets.Dataset":
     return datasets.concatenate_datasets(shards)
 
 
-def _check_texts(file: Path, shard: DataFile, table: pa.Table) -> None:
+def _check_texts(file: Path, count: int, table: pa.Table) -> None:
     first = table.schema.field(0) if table.schema.names else None
-    if first != pa.field("text", pa.string()) or len(table) != shard.count:
+    if first != pa.field("text", pa.string()) or len(table) != count:
         raise ValueError(
-            f"Datastore.open: {file} must hold {shard.count} texts, got {len(table)} rows of "
+            f"Datastore.open: {file} must hold {count} texts, got {len(table)} rows of "
             f"{table.schema.to_string(show_schema_metadata=False)}"
         )
     texts = table.column(0)
