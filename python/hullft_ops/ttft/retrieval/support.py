@@ -99,11 +99,7 @@ class SupportSelector:
         self._tokens = lru_cache(TOKENIZED_TEXTS)(lambda i: tuple(tokenize(store.texts[i])))
 
     def select(self, prompts: Sequence[str]) -> list[Support]:
-        """The support of each prompt, as `TestTimeFinetuner.select_batch` promises it.
-
-        Warns if the pool has fewer texts than n_select. TypeError or ValueError if the method's
-        choice breaks the rules of `SelectionMethod`.
-        """
+        """The support of each prompt, as `TestTimeFinetuner.select_batch` promises it."""
         if isinstance(prompts, str):
             raise TypeError("TestTimeFinetuner: prompts must be a sequence of str, got one str")
         prompts = list(prompts)

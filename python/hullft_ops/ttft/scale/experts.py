@@ -37,12 +37,8 @@ def load_training(
 def ray_training(model: str | None, store: Path, workers: Workers) -> TrainExperts:
     """Pass this to `build_experts` to train in Ray's workers, each one expert at a time.
 
-    With as many threads, the experts have the bits of a single process.
-
-    Args:
-        model: the name by which `load_model` loads the model, on the workers' machines too.
-        store: the datastore's directory.
-        workers: how many workers, and what each computes with.
+    With as many threads, the experts have the bits of a single process. `load_model` loads
+    ``model`` and `Datastore.open` opens ``store`` on the workers' machines too.
     """
 
     def train(manifest: Manifest, tasks: list[Task]) -> Generator[tuple[int, dict[str, bytes]]]:

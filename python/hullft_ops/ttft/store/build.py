@@ -113,10 +113,7 @@ def index_corpus(
 
     Args:
         source: what to read. Exact repetitions are left out, even of texts in the datastore.
-        path: the datastore's directory.
-        embedder: makes the unit vectors.
         cutting: how to cut records into texts; None keeps records whole.
-        thresholds: which search index to build.
         mode: "new": ``path`` must be free. "append": add to a finished datastore. "resume": finish
             an interrupted write of the same source. "restart": roll an interrupted write back and
             write again. Without an interrupted write, "resume" and "restart" begin a new one.
@@ -143,14 +140,12 @@ def index_corpus(
     with locked(path), full_disk_explained(path, advice):
         # Before the lock, the journal could have belonged to a write under way.
         journal = _check_state(path, mode, settings)
-        if mode == "resume" and journal:
-            writer = StoreWriter.resume(path, journal, embedder, settings, _FUNCTION)
-        elif mode == "resume" and (path / MANIFEST_FILE).exists():
+        if mode == "resume" and journal is None and (path / MANIFEST_FILE).exists():
             store = Datastore.open(path)
             check_embedder(_FUNCTION, embedder, store.manifest)
             return store
-        else:
-            writer = StoreWriter.begin(path, embedder, settings, _FUNCTION)
+        interrupted = journal if mode == "resume" else None
+        writer = StoreWriter.begin(path, embedder, settings, _FUNCTION, interrupted)
         with progress_bar(console or Console(quiet=True), shown=console is not None) as bar:
             if writer.journal.shard is None:
                 _write_texts(writer, source, cutting, bar)

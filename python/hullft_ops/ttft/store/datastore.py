@@ -26,7 +26,7 @@ from rich.console import Console
 from hullft_ops._extras import needed_by
 from hullft_ops.ttft._files import blocks, full_disk_explained, staging_folder
 from hullft_ops.ttft._progress import progress_bar
-from hullft_ops.ttft.store.base import checked_search
+from hullft_ops.ttft.store.base import Found, Queries, checked_search
 from hullft_ops.ttft.store.embedding import Embedder, not_unit
 from hullft_ops.ttft.store.format import (
     JOURNAL_FILE,
@@ -101,11 +101,10 @@ class Datastore:
 
         Args:
             texts: in the order of their positions; an empty text is a text.
-            embedder: makes the unit vectors; its name goes into the manifest.
+            embedder: its name goes into the manifest.
             path: the directory to create, with missing parents.
             progress: show a progress bar on stderr.
             overwrite: replace the datastore at ``path``, in one atomic step. Foreign files stay.
-            thresholds: which search index to build.
 
         Raises:
             TypeError, ValueError: there are no texts, a text is not a valid str, the embedder
@@ -177,8 +176,15 @@ class Datastore:
                     f"Datastore.filter: no metadata {name!r}, has "
                     f"{', '.join(table.column_names[1:]) or 'none'}"
                 )
+            column = table.column(name)
             values = [wanted] if isinstance(wanted, Scalar | np.generic) else list(wanted)
-            mask &= _is_in(name, table.column(name), values)
+            try:
+                found = pa.compute.is_in(column, value_set=array_of(column.type, values))
+            except NOT_OF_TYPE as error:
+                raise ValueError(
+                    f"Datastore.filter: {name} is {column.type}, got {values[0]!r}: {error}"
+                ) from error
+            mask &= found.to_numpy(zero_copy_only=False)
         if self.positions is not None:
             mask &= np.isin(np.arange(len(mask)), self.positions.numpy())
         if not mask.any():
@@ -186,9 +192,7 @@ class Datastore:
         positions = torch.from_numpy(np.flatnonzero(mask))
         return Datastore(self.manifest, self.rows, self.embeddings, self._lists, positions)
 
-    def search(
-        self, queries: np.ndarray | torch.Tensor, k: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def search(self, queries: Queries, k: int) -> Found:
         """The ``k`` texts nearest to each query; exact unless ``manifest.index`` says otherwise.
 
         Args:
@@ -293,14 +297,3 @@ def _check_embeddings(file: Path, manifest: Manifest) -> None:
         raise ValueError(f"Datastore.open: {file} is missing or corrupt: its checksum is wrong")
     if wrong:
         raise ValueError(f"Datastore.open: {file} must hold unit vectors, {wrong}")
-
-
-def _is_in(name: str, column: pa.ChunkedArray, values: list[Scalar]) -> np.ndarray:
-    try:
-        wanted = array_of(column.type, values)
-    except NOT_OF_TYPE as error:
-        raise ValueError(
-            f"Datastore.filter: {name} is {column.type}, got {values[0]!r}: {error}"
-        ) from error
-    found: np.ndarray = pa.compute.is_in(column, value_set=wanted).to_numpy(zero_copy_only=False)
-    return found

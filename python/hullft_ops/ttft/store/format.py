@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from hullft_ops.ttft._files import UUID, crc32_of, write_durably
+from hullft_ops.ttft._files import UUID, crc32_of, sync, write_durably
 
 FORMAT = "hullft_ops.datastore"
 FORMAT_VERSION = 2
@@ -45,6 +45,13 @@ class DataFile:
     count: int
     bytes: int
     crc32: int
+
+    @classmethod
+    def written(cls, file: Path, count: int) -> "DataFile":
+        """The file, which has ``count`` rows. It is on the disk when this returns."""
+        sync(file)
+        sync(file.parent)
+        return cls(file.name, count, file.stat().st_size, crc32_of(file))
 
 
 @dataclass(frozen=True)

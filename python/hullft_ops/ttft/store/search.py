@@ -15,7 +15,7 @@ from uuid import uuid4
 import numpy as np
 
 from hullft_ops._extras import needed_by
-from hullft_ops.ttft._files import FULL, crc32_of, sync
+from hullft_ops.ttft._files import FULL
 from hullft_ops.ttft.store.format import DataFile, SearchIndex
 
 # Rows to gather or add at a time.
@@ -181,10 +181,7 @@ def build_index(
         # Only the text has the system's error.
         codes = (code for code in FULL if os.strerror(code) in str(error))
         raise OSError(next(codes, errno.EIO), str(error), str(file)) from error
-    sync(file)
-    sync(folder)
-    written = DataFile(file.name, vectors.count, file.stat().st_size, crc32_of(file))
-    return replace(facts, file=written)
+    return replace(facts, file=DataFile.written(file, vectors.count))
 
 
 def _trained(matrix: np.ndarray, kind: str, lists: int) -> Any:

@@ -20,7 +20,7 @@ from rich.progress import Progress
 
 from hullft_ops._checks import check_integer, check_text
 from hullft_ops._extras import needed_by
-from hullft_ops.ttft._files import alone_in, crc32_of, sync
+from hullft_ops.ttft._files import alone_in, sync
 from hullft_ops.ttft.store.embedding import Embedder, EncodeBatches, check_embedder, encode_checked
 from hullft_ops.ttft.store.format import (
     EMBEDDINGS_FILE,
@@ -63,28 +63,19 @@ class StoreWriter:
 
     @classmethod
     def begin(
-        cls, directory: Path, embedder: Embedder, settings: dict[str, Any], function: str
-    ) -> "StoreWriter":
-        """A new write. Rolls an interrupted one back."""
-        dim = check_integer(function, "embedder.dim", embedder.dim, 1)
-        base = _readable(directory, embedder.name, dim, f"data-{uuid4().hex}")
-        crc32 = base.embeddings.crc32
-        journal = Journal(base.embedder, base.dim, base.data, settings, crc32)
-        writer = cls(directory, embedder, base, journal, function)
-        journal.write(directory)
-        writer._prepare()
-        return writer
-
-    @classmethod
-    def resume(
         cls,
         directory: Path,
-        journal: Journal,
         embedder: Embedder,
         settings: dict[str, Any],
         function: str,
+        interrupted: Journal | None = None,
     ) -> "StoreWriter":
-        """The interrupted write of the journal. ValueError if it had other settings."""
+        """A new write, which rolls an interrupted one back, or the ``interrupted`` one.
+
+        ValueError if that had other settings, or the datastore has been replaced since.
+        """
+        dim = check_integer(function, "embedder.dim", embedder.dim, 1)
+        journal = interrupted or Journal(embedder.name, dim, f"data-{uuid4().hex}", settings, 0)
         names = sorted(journal.settings.keys() | settings.keys())
         pairs = [(name, journal.settings.get(name), settings.get(name)) for name in names]
         changed = [f"{name} was {was!r}, is {now!r}" for name, was, now in pairs if was != now]
@@ -93,14 +84,23 @@ class StoreWriter:
                 f"{function}: the interrupted write in {directory} has other settings: "
                 + ", ".join(changed)
             )
-        base = _readable(directory, journal.embedder, journal.dim, journal.data)
-        if base.data != journal.data:
+        if (directory / MANIFEST_FILE).exists():
+            base = Manifest.read(directory)
+        else:
+            none = DataFile(EMBEDDINGS_FILE, 0, 0, 0)
+            base = Manifest(journal.embedder, journal.dim, 0, journal.data, (), none)
+        if interrupted is None:
+            journal = Journal(base.embedder, base.dim, base.data, settings, base.embeddings.crc32)
+        elif base.data != journal.data:
             raise ValueError(
                 f"{function}: the interrupted write in {directory} is into {journal.data}, the "
                 f"datastore is in {base.data} by now: restart rolls it back and begins anew"
             )
         writer = cls(directory, embedder, base, journal, function)
-        writer._prepare()
+        journal.write(directory)
+        if journal.shard is None:
+            writer._tidy()
+        writer._folder.mkdir(exist_ok=True)
         return writer
 
     @property
@@ -126,9 +126,7 @@ class StoreWriter:
                 known = earlier.schema
         count = _write_rows(self.function, rows, file, known)
         if count:
-            sync(file)
-            sync(self._folder)
-            shard = DataFile(file.name, count, file.stat().st_size, crc32_of(file))
+            shard = DataFile.written(file, count)
             self.journal = replace(self.journal, shard=shard, source=report())
             self.journal.write(self.directory)
         return count > 0
@@ -211,22 +209,10 @@ class StoreWriter:
         if file.exists() and file.stat().st_size > size:
             os.truncate(file, size)
 
-    def _prepare(self) -> None:
-        if self.journal.shard is None:
-            self._tidy()
-        self._folder.mkdir(exist_ok=True)
-
     def _tidy(self) -> None:
         """Remove what interrupted or replaced states left behind."""
         remove_all_but(self.directory, self.base if self.base.count else None)
         self._cut(self.base.embeddings.bytes)
-
-
-def _readable(directory: Path, embedder: str, dim: int, data: str) -> Manifest:
-    """The datastore as its readers see it, or one without texts."""
-    if (directory / MANIFEST_FILE).exists():
-        return Manifest.read(directory)
-    return Manifest(embedder, dim, 0, data, (), DataFile(EMBEDDINGS_FILE, 0, 0, 0))
 
 
 def locked(directory: Path, what: str = "datastore") -> AbstractContextManager[None]:
