@@ -149,7 +149,7 @@ class HullftLM(HFLM):  # type: ignore[misc]
                     len(requests),
                 )
             with self._alone():
-                found = self._answers(self._finetuner, kind, answer, some, question)
+                found = self._answers(kind, answer, some, question)
             for place, request, one in zip(places, some, found, strict=True):
                 answers[place] = one
                 self.cache_hook.add_partial(kind, request.args, one)
@@ -169,14 +169,10 @@ class HullftLM(HFLM):  # type: ignore[misc]
             self.cache_hook, self._world_size = before
 
     def _answers(
-        self,
-        finetuner: TestTimeFinetuner,
-        kind: str,
-        answer: _Answer,
-        requests: list[Instance],
-        question: str | None,
+        self, kind: str, answer: _Answer, requests: list[Instance], question: str | None
     ) -> list[Any]:
-        if question is None:
+        finetuner = self._finetuner
+        if finetuner is None or question is None:
             return answer(requests, disable_tqdm=True)
         if kind != _ROLLING:
             question = readable_end(question, self._embedder)

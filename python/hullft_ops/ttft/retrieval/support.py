@@ -71,6 +71,7 @@ class Support:
     expert_weights: list[float] = field(default_factory=list)
 
 
+@dataclass(eq=False, repr=False)
 class SupportSelector:
     """Finds the support of prompts in a datastore, with the settings of `TestTimeFinetuner`.
 
@@ -78,24 +79,17 @@ class SupportSelector:
     cached. ``weigh`` returns the experts of each embedded prompt [B, dim] and their weights.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        embedder: Embedder,
-        tokenize: Callable[[str], list[int]],
-        n_select: int,
-        method: SelectionMethod,
-        pool_size: int,
-        in_context: InContext,
-        weigh: Callable[[torch.Tensor], list[tuple[list[int], list[float]]]],
-    ) -> None:
-        self._in_context = in_context
-        self._weigh = weigh
-        self._store = store
-        self._embedder = embedder
-        self._n_select = n_select
-        self._method = method
-        self._pool_size = pool_size
+    store: Store
+    embedder: Embedder
+    tokenize: Callable[[str], list[int]]
+    n_select: int
+    method: SelectionMethod
+    pool_size: int
+    in_context: InContext
+    weigh: Callable[[torch.Tensor], list[tuple[list[int], list[float]]]]
+
+    def __post_init__(self) -> None:
+        store, tokenize = self.store, self.tokenize
         self._tokens = lru_cache(TOKENIZED_TEXTS)(lambda i: tuple(tokenize(store.texts[i])))
 
     def select(self, prompts: Sequence[str]) -> list[Support]:
@@ -110,7 +104,7 @@ class SupportSelector:
                 raise ValueError(f"TestTimeFinetuner: {name} must hold text, got {prompt[:20]!r}")
         advice = (
             "TestTimeFinetuner: out of memory, selecting texts; the model is as it was. Lower "
-            f"pool_size (it is {self._pool_size}), or shorten the prompt"
+            f"pool_size (it is {self.pool_size}), or shorten the prompt"
         )
         with out_of_memory_explained(advice):
             return self._select(prompts) if prompts else []
@@ -118,21 +112,21 @@ class SupportSelector:
     def _select(self, prompts: Sequence[str]) -> list[Support]:
         share, shared = len(prompts), Seconds()
         with shared.of("embed", share=share):
-            vectors = encode_checked("TestTimeFinetuner", self._embedder, list(prompts))
+            vectors = encode_checked("TestTimeFinetuner", self.embedder, list(prompts))
             queries = torch.from_numpy(vectors)
         with shared.of("search", share=share):
-            sought = max(self._pool_size, self._in_context.count)
-            _, nearest = self._store.search(queries, min(sought, len(self._store)))
-        candidates = nearest[:, : self._pool_size]
+            sought = max(self.pool_size, self.in_context.count)
+            _, nearest = self.store.search(queries, min(sought, len(self.store)))
+        candidates = nearest[:, : self.pool_size]
         with shared.of("select", share=share):
-            selections = self._choose(candidates, queries) if self._n_select else [None] * share
-            experts = self._weigh(queries)
+            selections = self._choose(candidates, queries) if self.n_select else [None] * share
+            experts = self.weigh(queries)
         supports = []
         for i, prompt in enumerate(prompts):
             seconds, whose = replace(shared), f" of prompts[{i}]" if share > 1 else ""
             support = self._support(candidates[i], queries[i], selections[i], seconds, whose)
             with seconds.of("tokenize"):
-                indices, ids = self._in_context.pick(prompt, nearest[i].tolist())
+                indices, ids = self.in_context.pick(prompt, nearest[i].tolist())
             support = replace(support, context_indices=indices, context_ids=ids)
             chosen, weights = experts[i]
             supports.append(replace(support, expert_indices=chosen, expert_weights=weights))
@@ -161,14 +155,12 @@ class SupportSelector:
             candidates = candidates[~torch.isin(candidates, chosen[~trainable])]
             with seconds.of("select"):
                 [selection] = self._choose(candidates[None], query[None], whose)
-        if (pool := len(candidates)) < self._n_select:
-            steps, name = steps_of(self._method, self._n_select, pool), method_name(self._method)
-            taken = (
-                f"{steps} steps, one on each" if steps < self._n_select else "all steps on these"
-            )
+        if (pool := len(candidates)) < self.n_select:
+            steps, name = steps_of(self.method, self.n_select, pool), method_name(self.method)
+            taken = f"{steps} steps, one on each" if steps < self.n_select else "all steps on these"
             warnings.warn(
                 "TestTimeFinetuner: the pool has fewer texts to train on than n_select, "
-                f"{pool} of {self._n_select} (pool_size is {self._pool_size}): method {name!r} "
+                f"{pool} of {self.n_select} (pool_size is {self.pool_size}): method {name!r} "
                 f"takes {taken}",
                 stacklevel=2,
             )
@@ -192,9 +184,9 @@ class SupportSelector:
                 f"TestTimeFinetuner: the pool{whose} must have a text of {MIN_TOKENS} tokens or "
                 "more"
             )
-        steps = steps_of(self._method, self._n_select, pool)
-        batch = self._method(self._store.embeddings, candidates, queries, steps)
-        method = f"TestTimeFinetuner: method {method_name(self._method)}"
+        steps = steps_of(self.method, self.n_select, pool)
+        batch = self.method(self.store.embeddings, candidates, queries, steps)
+        method = f"TestTimeFinetuner: method {method_name(self.method)}"
         if not isinstance(batch, hullft_ops.Selection):
             raise TypeError(f"{method} must return a Selection, got {type(batch).__name__}")
         selections = [hullft_ops.Selection(*(t[i] for t in batch)) for i in range(len(queries))]
