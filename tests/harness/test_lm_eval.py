@@ -23,7 +23,7 @@ from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hullft_ops.lm_eval import HullftLM
-from hullft_ops.lm_eval import documents as documents_module
+from hullft_ops.lm_eval import model as documents_module
 from hullft_ops.ttft import (
     Datastore,
     Experts,

@@ -129,7 +129,7 @@ def break_backward(finetuner, error, patch):
 
 STEP, CACHE = hullft_ops.ReplayAdam, hullft_ops.GradientCache
 STAGES = {
-    "embedder": patched(lambda f: f._selector._embedder, "encode"),
+    "embedder": patched(lambda f: f._selector.embedder, "encode"),
     "search": patched(lambda f: Datastore, "search"),
     "selection": patched(lambda f: hullft_ops, "fw_select_indexed"),
     "tokenizer": patched(lambda f: type(f.tokenizer), "__call__", 2),

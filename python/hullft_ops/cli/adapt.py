@@ -1,10 +1,11 @@
 """The command of ``hullft-ops`` that adapts to one prompt."""
 
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hullft_ops._terminal import echo, printable
+from hullft_ops._terminal import echo, printable, show
 from hullft_ops.cli import options
 from hullft_ops.cli.errors import errors_of
 from hullft_ops.cli.evaluate import configuration
@@ -99,18 +100,94 @@ def adapt(
     """Adapt to a prompt; print the texts, bits per byte before and after, a continuation."""
     given = dict(locals())
     with errors_of("adapt"):
-        from hullft_ops.ttft.evaluation.config import ConfigError
+        import torch
+
+        from hullft_ops.ttft import TestTimeFinetuner, load_model, plot_adaptation
+        from hullft_ops.ttft.evaluation.config import ConfigError, finetuner_options, open_experts
+        from hullft_ops.ttft.evaluation.inputs import open_store
+        from hullft_ops.ttft.model.loading import checked_device
+        from hullft_ops.ttft.model.memory import out_of_memory_explained
+        from hullft_ops.ttft.store.embedding import encode_checked, open_embedder
 
         text = _prompt(prompt, prompt_file)
         chosen = configuration(given, default={"method": "hullft", "n_select": 20, "refresh": 2})
         if corpus is not None:
             if store is not None:
                 raise ConfigError("give one of --store and --corpus")
-            chosen = replace(chosen, store=None, corpus=corpus)
-        if generate is None:
-            generate = corpus is not None
-        length = max_new_tokens if generate else None
-        _run(chosen, text, seconds, length, device or "cpu", save, save_rank, plot)
+            chosen = replace(chosen, store=None)
+        settings = _checked_settings(chosen, save, plot)
+        place = checked_device(device or "cpu")
+        if chosen.store is not None:
+            found: Datastore | Path = open_store(chosen.store)
+        elif chosen.corpus is not None:
+            found = chosen.corpus
+        else:
+            raise ConfigError("store must be given, `hullft-ops index` makes one; or give --corpus")
+        loaded, tokenizer = load_model(
+            chosen.model,
+            place,
+            allow_missing_weights=chosen.allow_missing_weights,
+            say=partial(echo, err=True),
+        )
+        encoder, merged = open_embedder(chosen.embedder), open_experts(chosen.experts)
+        texts = _store_of(found, encoder) if isinstance(found, Path) else found
+        scores: list[tuple[int, float]] = []
+
+        def score(steps: int) -> None:
+            scores.append((steps, ttft.score_text(text).value))
+
+        try:
+            arguments = finetuner_options(settings, chosen.seed, merged)
+            # Within a budget, scoring would take the time of steps.
+            arguments["on_step"] = score if plot is not None and seconds is None else None
+            ttft = TestTimeFinetuner(loaded, tokenizer, texts, encoder, **arguments)
+        # A file's values may have any type.
+        except (TypeError, ValueError) as error:
+            raise ConfigError(str(error)) from error
+        continued = saved = None
+        try:
+            with out_of_memory_explained(_SCORING):
+                before = ttft.score_text(text).value
+            with ttft.adapted(text, seconds=seconds) as report:
+                with out_of_memory_explained(_SCORING):
+                    after = ttft.score_text(text).value
+                if generate or (generate is None and corpus is not None):
+                    with out_of_memory_explained(_GENERATING):
+                        continued = ttft.continuation(text, max_new_tokens=max_new_tokens)
+                if save is not None:
+                    with out_of_memory_explained(_SAVING):
+                        saved = report.save_adapter(save, rank=save_rank, text=text)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        out = Console()
+        if report.indices:
+            out.print(_table(report, texts))
+        show(out, *_facts(report, context=bool(settings.get("context")), seconds=seconds))
+        show(out, f"bits per byte of the prompt: {before:.4f} before, {after:.4f} after")
+        if not after <= before:  # NaN too
+            gentler = "Fewer steps, a lower learning rate or texts" if report.losses else "Texts"
+            show(
+                out,
+                "Adapting hurt: the model predicts this prompt worse than before. "
+                f"{gentler} closer to the prompt may help.",
+            )
+        if saved is not None:
+            show(out, f"saved to {save}: a LoRA of rank {save_rank} with {_said(saved)}")
+        if plot is not None:
+            plot_adaptation(
+                plot,
+                report,
+                texts,
+                torch.from_numpy(encode_checked("adapt", encoder, [text])[0]),
+                [(0, before), *scores, (report.optimizer_steps, after)],
+                experts=merged,
+                pool_size=arguments.get("pool_size", 200),
+            )
+            show(out, f"plot: {plot}")
+        if continued is not None:
+            # Rich would wrap it, turn tabs into spaces and read some of it as markup.
+            shown = printable(continued, lines=True) if out.is_terminal else continued
+            out.file.write(f"{shown}\n")
 
 
 def _prompt(prompt: str | None, file: Path | None) -> str:
@@ -128,158 +205,63 @@ def _prompt(prompt: str | None, file: Path | None) -> str:
     return text.removesuffix("\n").removesuffix("\r")
 
 
-def _run(
-    config: "Config",
-    prompt: str,
-    budget: float | None,
-    max_new_tokens: int | None,
-    device: str,
-    folder: Path | None,
-    rank: int,
-    picture: Path | None,
-) -> None:
-    """Adapt to ``prompt``, in ``budget`` seconds if given, and print the results.
-
-    Prints the retrieved texts with weights and counts, the prompt's bits per byte before and after,
-    seconds and, unless ``max_new_tokens`` is None, a continuation. The model runs on ``device``.
-    Unless ``folder`` is None, a LoRA of that ``rank`` is written into it; unless ``picture`` is
-    None, a plot into that file.
-
-    Raises:
-        ConfigError, InputError: something cannot be loaded, or the model cannot adapt to the
-            prompt.
-        FileExistsError: there is something at ``folder``.
-        torch.OutOfMemoryError: memory ran out; the message says what to lower.
-    """
-    import torch
-
+def _checked_settings(config: "Config", save: Path | None, plot: Path | None) -> dict[str, Any]:
+    """The one configuration; a ConfigError says what `adapt` cannot do, before the work."""
     from hullft_ops.ttft._files import replaceable
-    from hullft_ops.ttft.evaluation.config import ConfigError, finetuner_options, open_experts
-    from hullft_ops.ttft.evaluation.inputs import open_store
-    from hullft_ops.ttft.finetuner import TestTimeFinetuner
-    from hullft_ops.ttft.model.loading import checked_device, load_model
-    from hullft_ops.ttft.model.memory import out_of_memory_explained
-    from hullft_ops.ttft.plot import check_plot, plot_adaptation
-    from hullft_ops.ttft.store.embedding import encode_checked, open_embedder
+    from hullft_ops.ttft.evaluation.config import ConfigError
+    from hullft_ops.ttft.plot import check_plot
 
     if len(config.configurations) != 1:
         raise ConfigError(f"adapt takes one configuration, got {len(config.configurations)}")
-    (settings,), place = config.configurations, checked_device(device)
+    [settings] = config.configurations
     if settings.get("reuse") is not None:
         raise ConfigError("settings: reuse is for evaluate alone")
-    if folder is not None:
+    if save is not None:
         if not (settings.get("n_select") or settings.get("n_experts")):
             raise ConfigError("--save needs n_select or n_experts above 0: else nothing changes")
-        # Refused before the work, not after it.
-        replaceable(folder, overwrite=False)
-    if picture is not None:
+        replaceable(save, overwrite=False)
+    if plot is not None:
         try:
-            check_plot(picture)
+            check_plot(plot)
         except (ImportError, ValueError) as error:
             raise ConfigError(str(error)) from error
-    if config.store is not None:
-        found: Datastore | Path = open_store(config.store)
-    elif config.corpus is not None:
-        found = config.corpus
-    else:
-        raise ConfigError("store must be given, `hullft-ops index` makes one; or give --corpus")
-    model, tokenizer = load_model(
-        config.model,
-        place,
-        allow_missing_weights=config.allow_missing_weights,
-        say=partial(echo, err=True),
-    )
-    embedder, experts = open_embedder(config.embedder), open_experts(config.experts)
-    store = _store_of(found, embedder) if isinstance(found, Path) else found
-    scores: list[tuple[int, float]] = []
+    return settings
 
-    def score(steps: int) -> None:
-        scores.append((steps, ttft.score_text(prompt).value))
 
-    try:
-        given = finetuner_options(settings, config.seed, experts)
-        # Within a budget, scoring would take the time of steps.
-        given["on_step"] = score if picture is not None and budget is None else None
-        ttft = TestTimeFinetuner(model, tokenizer, store, embedder, **given)
-    # A file's values may have any type.
-    except (TypeError, ValueError) as error:
-        raise ConfigError(str(error)) from error
-    try:
-        with out_of_memory_explained(_SCORING):
-            before = ttft.score_text(prompt).value
-        with ttft.adapted(prompt, seconds=budget) as report:
-            with out_of_memory_explained(_SCORING):
-                after = ttft.score_text(prompt).value
-            continued = None
-            if max_new_tokens is not None:
-                with out_of_memory_explained(_GENERATING):
-                    continued = ttft.continuation(prompt, max_new_tokens=max_new_tokens)
-            saved = None
-            if folder is not None:
-                with out_of_memory_explained(_SAVING):
-                    saved = report.save_adapter(folder, rank=rank, text=prompt)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    out = Console()
-    if report.indices:
-        out.print(_table(report, store))
-    if settings.get("context"):
+def _facts(report: "AdaptationReport", *, context: bool, seconds: float | None) -> Iterator[str]:
+    stages = [*_STAGES]
+    if context:
         places = ", ".join(map(str, report.context_indices)) or "none fits"
-        out.print(f"texts before the prompt, nearest last: {places}", highlight=False)
+        yield f"texts before the prompt, nearest last: {places}"
     if report.expert_indices:
         merged = zip(report.expert_indices, report.expert_weights, strict=True)
         shown = ", ".join(f"{index} ({weight:.3f})" for index, weight in merged)
-        out.print(f"experts merged, with their weights: {shown}", highlight=False)
-    merging = ["merge"] * bool(report.expert_indices)
-    reading = ["prefill"] * bool(report.context_indices)
-    stages = (*_STAGES, *merging, *reading)
-    seconds = ", ".join(f"{stage} {getattr(report, f'seconds_{stage}'):.3f}" for stage in stages)
-    out.print(
+        yield f"experts merged, with their weights: {shown}"
+        stages.append("merge")
+    if report.context_indices:
+        stages.append("prefill")
+    took = ", ".join(f"{stage} {getattr(report, f'seconds_{stage}'):.3f}" for stage in stages)
+    yield (
         f"{report.optimizer_steps} steps with {report.forward_backward_passes} gradients; "
-        f"seconds: {seconds}",
-        highlight=False,
-        soft_wrap=True,
+        f"seconds: {took}"
     )
     if report.steps_left_out:
-        out.print(
-            f"{report.steps_left_out} more steps did not fit into {budget:g} s", highlight=False
-        )
-    out.print(f"bits per byte of the prompt: {before:.4f} before, {after:.4f} after")
-    if not after <= before:  # NaN too
-        gentler = "Fewer steps, a lower learning rate or texts" if report.losses else "Texts"
-        out.print(
-            "Adapting hurt: the model predicts this prompt worse than before. "
-            f"{gentler} closer to the prompt may help.",
-            soft_wrap=True,
-        )
-    if saved is not None:
-        out.print(_said(saved, folder, rank), highlight=False, soft_wrap=True, markup=False)
-    if picture is not None:
-        scores = [(0, before), *scores, (report.optimizer_steps, after)]
-        query = torch.from_numpy(encode_checked("adapt", embedder, [prompt])[0])
-        pool_size = given.get("pool_size", 200)
-        plot_adaptation(picture, report, store, query, scores, experts=experts, pool_size=pool_size)
-        out.print(f"plot: {printable(picture)}", highlight=False, soft_wrap=True, markup=False)
-    if continued is not None:
-        # Rich would wrap it, turn tabs into spaces and read some of it as markup.
-        shown = printable(continued, lines=True) if out.is_terminal else continued
-        out.file.write(f"{shown}\n")
+        yield f"{report.steps_left_out} more steps did not fit into {seconds:g} s"
 
 
-def _said(saved: "SavedAdapter", folder: Path | None, rank: int) -> str:
+def _said(saved: "SavedAdapter") -> str:
     more = f" and {len(saved.left_out) - 2} more" if len(saved.left_out) > 2 else ""
     left_out = f"; it leaves out {', '.join(saved.left_out[:2])}{more}" if saved.left_out else ""
-    return printable(
-        f"saved to {folder}: a LoRA of rank {rank} with {100 * saved.share:.1f} % of the squared "
-        f"change, {saved.bits_per_byte['saved']:.4f} bits per byte{left_out}"
+    return (
+        f"{100 * saved.share:.1f} % of the squared change, "
+        f"{saved.bits_per_byte['saved']:.4f} bits per byte{left_out}"
     )
 
 
 def _store_of(corpus: Path, embedder: "SentenceTransformerEmbedder") -> "Datastore":
     from hullft_ops.ttft.evaluation.config import ConfigError
     from hullft_ops.ttft.evaluation.inputs import DATASTORES
-    from hullft_ops.ttft.store.build import Cutting
-    from hullft_ops.ttft.store.reuse import folder_datastore
+    from hullft_ops.ttft.store.build import Cutting, folder_datastore
 
     cutting, root = Cutting(embedder.tokenizer, embedder.max_tokens), Path(DATASTORES)
     try:

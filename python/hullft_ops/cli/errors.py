@@ -52,9 +52,8 @@ class Commands(_UntypedFlags, typer.core.TyperGroup):
 def errors_of(command: str, *more: type[Exception]) -> Iterator[None]:
     """Run a command's body. If it cannot do its work, print one line and exit with code 2.
 
-    The same holds if memory runs out, and for errors of the types in ``more``. A warning of
-    `TestTimeFinetuner` is one line too. After Ctrl-C the line says how to go on, and the code is
-    130. The process keeps the memory that it frees.
+    So does an error of a type in ``more``. A warning of `TestTimeFinetuner` is one line too. After
+    Ctrl-C the line says how to go on, and the code is 130.
     """
     from torch import OutOfMemoryError
     from transformers.utils.logging import disable_progress_bar

@@ -78,11 +78,9 @@ def index(
 ) -> None:
     """Build a datastore from a corpus; a killed run can resume."""
     with errors_of("index", ValueError):
+        from hullft_ops.ttft import Cutting, IndexThresholds, Source, index_corpus
         from hullft_ops.ttft.model.loading import open_tokenizer
-        from hullft_ops.ttft.store.build import Cutting, index_corpus
         from hullft_ops.ttft.store.embedding import open_embedder
-        from hullft_ops.ttft.store.search import IndexThresholds
-        from hullft_ops.ttft.store.sources import Source
 
         on_ray = options.workers_of(engine, workers, threads_per_worker, gpus_per_worker)
         modes = {"append": append, "resume": resume, "restart": restart}
@@ -105,15 +103,9 @@ def index(
             from hullft_ops.ttft.scale.embedding import ray_embedding
 
             encode = ray_embedding(encoder, embedder, on_ray)
+        patterns = tuple(include or ()), tuple(exclude or ())
         store = index_corpus(
-            Source(
-                source,
-                text_column,
-                fields,
-                max_bad_share,
-                include=tuple(include or ()),
-                exclude=tuple(exclude or ()),
-            ),
+            Source(source, text_column, fields, max_bad_share, *patterns),
             out,
             encoder,
             cutting=Cutting(counter, chunk_tokens or None, overlap, min_chars),

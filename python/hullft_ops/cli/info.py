@@ -40,11 +40,7 @@ def info(
 
 
 def describe(path: Path, *, as_json: bool) -> str:
-    """What the datastore at ``path`` holds; every file is compared with its checksum.
-
-    Raises:
-        FileNotFoundError, ValueError: as `Datastore.open`.
-    """
+    """What the datastore at ``path`` holds. Raises what `Datastore.open` raises."""
     from hullft_ops.ttft.store.datastore import Datastore
 
     store = Datastore.open(path)

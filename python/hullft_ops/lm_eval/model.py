@@ -1,7 +1,9 @@
 """A model of the harness that adapts to each document before it answers."""
 
 import logging
-from collections.abc import Callable, Iterator
+import os.path
+import re
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,6 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from hullft_ops.lm_eval.documents import documents, readable_end
 from hullft_ops.ttft.experts.folder import Experts
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
 from hullft_ops.ttft.model.prefix import fitting, prefix_room
@@ -23,7 +24,12 @@ from hullft_ops.ttft.retrieval.in_context import SEPARATOR
 from hullft_ops.ttft.retrieval.methods import SelectionMethod
 from hullft_ops.ttft.store.base import Store
 from hullft_ops.ttft.store.datastore import Datastore
-from hullft_ops.ttft.store.embedding import DEFAULT_EMBEDDER, Embedder, open_embedder
+from hullft_ops.ttft.store.embedding import (
+    DEFAULT_EMBEDDER,
+    Embedder,
+    SentenceTransformerEmbedder,
+    open_embedder,
+)
 from hullft_ops.ttft.tiny import PAPER_LR
 
 _log = logging.getLogger(__name__)
@@ -40,14 +46,11 @@ class HullftLM(HFLM):  # type: ignore[misc]
     Retrieval reads the question: the context of the requests, or the beginning that different
     contexts share. Of a long one it reads the end, because examples stand before the question. For
     ``loglikelihood_rolling`` it reads the text itself, as the paper does. All requests of a
-    document share one adaptation, and `HFLM` answers them, a document at a time. Requests with an
-    empty context get the model as it is.
+    document share one adaptation. Requests with an empty context get the model as it is.
 
-    Texts of the datastore for the context go before each context, nearest last. The farthest go
-    until the rest fits. ``loglikelihood_rolling`` has no context: its windows get shorter, and the
-    tokens of the texts stand before each.
-
-    Without steps, texts in the context and experts, it is `HFLM`.
+    Texts of the datastore go before each context, nearest last; the farthest go until the rest
+    fits. ``loglikelihood_rolling`` has no context: its windows get shorter, and the tokens of the
+    texts stand before each. Without steps, texts in the context and experts, it is `HFLM`.
 
     Args:
         pretrained: as in `HFLM`, like all arguments that do not stand here.
@@ -146,7 +149,7 @@ class HullftLM(HFLM):  # type: ignore[misc]
                     len(requests),
                 )
             with self._alone():
-                found = self._answers(self._finetuner, kind, answer, some, question)
+                found = self._answers(kind, answer, some, question)
             for place, request, one in zip(places, some, found, strict=True):
                 answers[place] = one
                 self.cache_hook.add_partial(kind, request.args, one)
@@ -154,12 +157,10 @@ class HullftLM(HFLM):  # type: ignore[misc]
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Keep the cache and the other ranks out of `HFLM`'s methods.
-
-        The cache gets a document's answers together. Otherwise a run that goes on after a kill
-        could get one choice of a document, and take it for the question. And ranks have different
-        numbers of documents, so they must not wait for each other in each.
-        """
+        """Keep the cache and the other ranks out of `HFLM`'s methods."""
+        # The cache gets a document's answers together: a run that goes on after a kill would take
+        # a single choice for the question. Ranks have different numbers of documents, so they
+        # must not wait for each other in each.
         before = self.cache_hook, self._world_size
         self.cache_hook, self._world_size = CacheHook(None), 1
         try:
@@ -168,14 +169,10 @@ class HullftLM(HFLM):  # type: ignore[misc]
             self.cache_hook, self._world_size = before
 
     def _answers(
-        self,
-        finetuner: TestTimeFinetuner,
-        kind: str,
-        answer: _Answer,
-        requests: list[Instance],
-        question: str | None,
+        self, kind: str, answer: _Answer, requests: list[Instance], question: str | None
     ) -> list[Any]:
-        if question is None:
+        finetuner = self._finetuner
+        if finetuner is None or question is None:
             return answer(requests, disable_tqdm=True)
         if kind != _ROLLING:
             question = readable_end(question, self._embedder)
@@ -222,3 +219,42 @@ class HullftLM(HFLM):  # type: ignore[misc]
 
     def _tokens(self, part: str) -> list[int]:
         return list(self.tok_encode(part, add_special_tokens=False))
+
+
+def documents(requests: Sequence[Instance]) -> list[tuple[str | None, list[int]]]:
+    """The question of each document, and the positions of the requests that share it.
+
+    A request without a ``doc_id`` is a document of its own. Requests with an empty context ask how
+    likely an answer is by itself: they have no question and come together as one document.
+    """
+    places: dict[Hashable, list[int]] = {}
+    for place, request in enumerate(requests):
+        key: Hashable = None
+        if request.args[0].strip():
+            key = place if request.doc_id is None else (request.task_name, request.doc_id)
+        places.setdefault(key, []).append(place)
+    found: dict[Hashable, tuple[str | None, list[int]]] = {}
+    for key, members in places.items():
+        shared = None if key is None else question([requests[i].args[0] for i in members])
+        found.setdefault(key if shared else None, (shared, []))[1].extend(members)
+    return [(shared, sorted(members)) for shared, members in found.values()]
+
+
+def question(contexts: Sequence[str]) -> str | None:
+    """What the contexts of a document have in common before any choice; None if nothing."""
+    shared = os.path.commonprefix(list(contexts))  # noqa: RUF071 - they are no paths
+    if any(context != shared for context in contexts):
+        # Choices may begin with the same letters, so the last word may belong to a choice.
+        shared = re.sub(r"\w+\Z", "", shared)
+    return shared if shared.strip() else None
+
+
+def readable_end(text: str, embedder: Embedder) -> str:
+    """As much of the end of the text as the embedder reads, which would read the beginning."""
+    if not isinstance(embedder, SentenceTransformerEmbedder):
+        return text
+    tokenizer = embedder.tokenizer
+    limit = tokenizer.model_max_length - tokenizer.num_special_tokens_to_add()
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    places = encoding["offset_mapping"]
+    return text if len(places) <= limit else text[places[-limit][0] :]

@@ -37,9 +37,8 @@ def replacing(path: Path) -> Iterator[Path]:
 def writing_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
     """A folder to write files into. Once they are complete, they appear at ``path``.
 
-    A new folder appears whole. With ``overwrite``, the files take the places of the files that an
-    earlier call wrote into the folder, one after the other. Other files stay. FileExistsError if
-    there is something at ``path`` that may not be replaced.
+    A new folder appears whole. With ``overwrite``, the files replace those that an earlier call
+    wrote, one after the other. Other files stay. FileExistsError as from `replaceable`.
     """
     path = path.absolute()
     ours = replaceable(path, overwrite=overwrite)
@@ -148,11 +147,17 @@ def blocks(file: Path, size: int, unit: int = 1) -> Iterator[bytes]:
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Wait until nobody else writes there. The system unlocks it if the process dies."""
+def alone_in(folder: Path, busy: str | None = None) -> Iterator[None]:
+    """Wait until nobody else writes there; with ``busy``, raise a ValueError that says it instead.
+
+    The system unlocks it if the process dies.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+        except BlockingIOError as error:
+            raise ValueError(busy) from error
         yield
     finally:
         os.close(descriptor)

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from hullft_ops.ttft.store.build import Cutting
+from hullft_ops.ttft.store.build import Cutting, folder_datastore
 from hullft_ops.ttft.store.datastore import Datastore
-from hullft_ops.ttft.store.reuse import folder_datastore
 
 FILES = 300
 

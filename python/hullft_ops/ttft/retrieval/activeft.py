@@ -33,12 +33,10 @@ _OP = "Retriever"
 
 
 class RetrievalTime(NamedTuple):
-    """Wall-clock seconds of one call."""
+    """Wall-clock seconds of one call in the search and in the selection, 0 without one."""
 
     faiss: float
-    """Spent in the search."""
     sift: float
-    """Spent in the selection; 0 without one."""
 
 
 # For n queries: scores [n, k], ids [n, k] and rows [n, k, d] of candidates. Missing ids are -1.
@@ -50,9 +48,7 @@ _LAMBDA = 0.01
 class Retriever:
     """Finds many candidates with FAISS and selects among them.
 
-    Attributes:
-        index: the FAISS index.
-        also_query_opposite, alpha, only_faiss, device: the arguments.
+    ``index``, ``also_query_opposite``, ``alpha``, ``only_faiss`` and ``device`` are the arguments.
     """
 
     def __init__(
@@ -176,15 +172,15 @@ class Retriever:
         """
         queries = for_torch(queries, np.float32)
         n, k, threads = self._check_search(queries, N, K, threads)
-        means = queries.mean(axis=1)
+        means = queries.mean(axis=1, keepdims=True)
         with _threads(threads):
             start = perf_counter()
-            found = self._search(means, k)
+            found = self._search(means[:, 0], k)
             searched = perf_counter()
             if self.only_faiss:
                 scores, ids, rows = (array[:, :n] for array in found)
                 return scores, ids, rows, RetrievalTime(searched - start, 0.0)
-            targets = means[:, None] if mean_pooling or self._method == "hullft" else queries
+            targets = means if mean_pooling or self._method == "hullft" else queries
             values, picks = self._select(found, targets, n)
             ids, rows = _columns(picks, *found[1:])
             if self.alpha is not None:
@@ -217,9 +213,7 @@ class Retriever:
         if not self.also_query_opposite:
             return found
         opposite: _Found = self.index.search_and_reconstruct(-queries, k)
-        both: list[np.ndarray] = [
-            np.concatenate(pair, 1) for pair in zip(found, opposite, strict=True)
-        ]
+        both = [np.concatenate(pair, axis=1) for pair in zip(found, opposite, strict=True)]
         scores, ids, rows = _columns(np.argsort(-both[0], kind="stable")[:, :k], *both)
         return scores, ids, rows
 
@@ -228,19 +222,19 @@ class Retriever:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Values and picks [n, n_select]. The picks are columns of ``found``."""
         _, ids, rows = found
-        sizes = (ids >= 0).sum(axis=1)
-        if len(sizes) and sizes.min() == 0:
-            raise ValueError(f"{_OP}: the index finds nothing for query {sizes.argmin()}")
-        pool = torch.from_numpy(rows).to(self.device)
-        query = torch.from_numpy(targets).to(self.device)
-        pool_sizes = torch.from_numpy(sizes).to(self.device)
+        counts = (ids >= 0).sum(axis=1)
+        if len(counts) and counts.min() == 0:
+            raise ValueError(f"{_OP}: the index finds nothing for query {counts.argmin()}")
+        pool, query, sizes = (
+            torch.from_numpy(array).to(self.device) for array in (rows, targets, counts)
+        )
         if self._method == "sift":
             sift = hullft_ops.sift_select(
-                pool, query, n_select, noise=self._lambda, pool_sizes=pool_sizes
+                pool, query, n_select, noise=self._lambda, pool_sizes=sizes
             )
             return -sift.variance.cpu().numpy(), _picks_of(sift.picks)
         hull = hullft_ops.fw_select(
-            pool, query[:, 0], n_select, variant="pairwise", pool_sizes=pool_sizes
+            pool, query[:, 0], n_select, variant="pairwise", pool_sizes=sizes
         )
         weights = repeated(hull.weights, hull.counts)
         return weights.cpu().numpy(), _picks_of(hull.multiset())
@@ -253,13 +247,11 @@ def _columns(columns: np.ndarray, *arrays: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _lambda_of(lambda_: float, llambda: float | None) -> float:
-    if llambda is None:
-        _checks.check_noise(_OP, lambda_, name="lambda_")
-        return lambda_
-    _checks.check_noise(_OP, llambda, name="llambda")
-    if lambda_ not in (_LAMBDA, llambda):
+    if llambda is not None and lambda_ not in (_LAMBDA, llambda):
         raise ValueError(f"{_OP}: lambda_ is {lambda_}, llambda, its other name, is {llambda}")
-    return llambda
+    name, value = ("lambda_", lambda_) if llambda is None else ("llambda", llambda)
+    _checks.check_noise(_OP, value, name)
+    return value
 
 
 def _arranged(

@@ -19,8 +19,7 @@ TOKENIZED_TEXTS = 4096
 class InContext:
     """Picks the nearest texts of a store, ``count`` at most, that fit before a prompt.
 
-    Texts stay whole. The farthest go until the rest fits into the ``context`` of the tokenizer's
-    model, see `prefix_room`.
+    Texts stay whole. The farthest go until the rest fits into the model's ``context``.
     """
 
     def __init__(
@@ -33,10 +32,7 @@ class InContext:
         self._tokens = lru_cache(TOKENIZED_TEXTS)(lambda i: self._tokenize(store.texts[i]))
 
     def pick(self, prompt: str, nearest: Sequence[int]) -> tuple[list[int], list[list[int]]]:
-        """Positions and tokens of the texts before ``prompt``, the nearest last.
-
-        ``nearest`` are positions in the datastore, nearest first.
-        """
+        """Positions and tokens of the texts before ``prompt``, the nearest last, of ``nearest``."""
         if not self.count:
             return [], []
         tokens, opening = opened_tokens(self._tokenizer, prompt)

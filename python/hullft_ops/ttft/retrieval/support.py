@@ -71,47 +71,29 @@ class Support:
     expert_weights: list[float] = field(default_factory=list)
 
 
+@dataclass(eq=False, repr=False)
 class SupportSelector:
-    """Finds the support of prompts in a datastore.
+    """Finds the support of prompts in a datastore, with the settings of `TestTimeFinetuner`.
 
-    Args:
-        store: where the neighbours come from.
-        embedder: embeds the prompts.
-        tokenize: returns a text's tokens, cut to the model's context. The tokens of recent texts
-            are cached.
-        n_select: optimizer steps per prompt; 0 for an empty support.
-        method: chooses among the neighbours.
-        pool_size: how many neighbours to choose from; a smaller store offers all of its texts.
-        in_context: picks the texts that stand before the prompt.
-        weigh: returns the experts of each embedded prompt [B, dim] and their weights.
+    ``tokenize`` returns a text's tokens, cut to the model's context; those of recent texts are
+    cached. ``weigh`` returns the experts of each embedded prompt [B, dim] and their weights.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        embedder: Embedder,
-        tokenize: Callable[[str], list[int]],
-        n_select: int,
-        method: SelectionMethod,
-        pool_size: int,
-        in_context: InContext,
-        weigh: Callable[[torch.Tensor], list[tuple[list[int], list[float]]]],
-    ) -> None:
-        self._in_context = in_context
-        self._weigh = weigh
-        self._store = store
-        self._embedder = embedder
-        self._n_select = n_select
-        self._method = method
-        self._pool_size = pool_size
+    store: Store
+    embedder: Embedder
+    tokenize: Callable[[str], list[int]]
+    n_select: int
+    method: SelectionMethod
+    pool_size: int
+    in_context: InContext
+    weigh: Callable[[torch.Tensor], list[tuple[list[int], list[float]]]]
+
+    def __post_init__(self) -> None:
+        store, tokenize = self.store, self.tokenize
         self._tokens = lru_cache(TOKENIZED_TEXTS)(lambda i: tuple(tokenize(store.texts[i])))
 
     def select(self, prompts: Sequence[str]) -> list[Support]:
-        """The support of each prompt, as `TestTimeFinetuner.select_batch` promises it.
-
-        Warns if the pool has fewer texts than n_select. TypeError or ValueError if the method's
-        choice breaks the rules of `SelectionMethod`.
-        """
+        """The support of each prompt, as `TestTimeFinetuner.select_batch` promises it."""
         if isinstance(prompts, str):
             raise TypeError("TestTimeFinetuner: prompts must be a sequence of str, got one str")
         prompts = list(prompts)
@@ -122,7 +104,7 @@ class SupportSelector:
                 raise ValueError(f"TestTimeFinetuner: {name} must hold text, got {prompt[:20]!r}")
         advice = (
             "TestTimeFinetuner: out of memory, selecting texts; the model is as it was. Lower "
-            f"pool_size (it is {self._pool_size}), or shorten the prompt"
+            f"pool_size (it is {self.pool_size}), or shorten the prompt"
         )
         with out_of_memory_explained(advice):
             return self._select(prompts) if prompts else []
@@ -130,22 +112,21 @@ class SupportSelector:
     def _select(self, prompts: Sequence[str]) -> list[Support]:
         share, shared = len(prompts), Seconds()
         with shared.of("embed", share=share):
-            vectors = encode_checked("TestTimeFinetuner", self._embedder, list(prompts))
+            vectors = encode_checked("TestTimeFinetuner", self.embedder, list(prompts))
             queries = torch.from_numpy(vectors)
         with shared.of("search", share=share):
-            sought = max(self._pool_size, self._in_context.count)
-            _, nearest = self._store.search(queries, min(sought, len(self._store)))
-        candidates = nearest[:, : self._pool_size]
+            sought = max(self.pool_size, self.in_context.count)
+            _, nearest = self.store.search(queries, min(sought, len(self.store)))
+        candidates = nearest[:, : self.pool_size]
         with shared.of("select", share=share):
-            selections = self._choose(candidates, queries) if self._n_select else [None] * share
-            experts = self._weigh(queries)
+            selections = self._choose(candidates, queries) if self.n_select else [None] * share
+            experts = self.weigh(queries)
         supports = []
         for i, prompt in enumerate(prompts):
             seconds, whose = replace(shared), f" of prompts[{i}]" if share > 1 else ""
             support = self._support(candidates[i], queries[i], selections[i], seconds, whose)
             with seconds.of("tokenize"):
-                count = self._in_context.count
-                indices, ids = self._in_context.pick(prompt, nearest[i, :count].tolist())
+                indices, ids = self.in_context.pick(prompt, nearest[i].tolist())
             support = replace(support, context_indices=indices, context_ids=ids)
             chosen, weights = experts[i]
             supports.append(replace(support, expert_indices=chosen, expert_weights=weights))
@@ -174,8 +155,15 @@ class SupportSelector:
             candidates = candidates[~torch.isin(candidates, chosen[~trainable])]
             with seconds.of("select"):
                 [selection] = self._choose(candidates[None], query[None], whose)
-        if len(candidates) < self._n_select:
-            self._warn_of(len(candidates))
+        if (pool := len(candidates)) < self.n_select:
+            steps, name = steps_of(self.method, self.n_select, pool), method_name(self.method)
+            taken = f"{steps} steps, one on each" if steps < self.n_select else "all steps on these"
+            warnings.warn(
+                "TestTimeFinetuner: the pool has fewer texts to train on than n_select, "
+                f"{pool} of {self.n_select} (pool_size is {self.pool_size}): method {name!r} "
+                f"takes {taken}",
+                stacklevel=2,
+            )
         return Support(
             indices=chosen.tolist(),
             weights=selection.weights[:size].tolist(),
@@ -196,37 +184,25 @@ class SupportSelector:
                 f"TestTimeFinetuner: the pool{whose} must have a text of {MIN_TOKENS} tokens or "
                 "more"
             )
-        steps = steps_of(self._method, self._n_select, pool)
-        batch = self._method(self._store.embeddings, candidates, queries, steps)
+        steps = steps_of(self.method, self.n_select, pool)
+        batch = self.method(self.store.embeddings, candidates, queries, steps)
+        method = f"TestTimeFinetuner: method {method_name(self.method)}"
         if not isinstance(batch, hullft_ops.Selection):
-            raise TypeError(
-                f"TestTimeFinetuner: method {method_name(self._method)} must return a Selection, "
-                f"got {type(batch).__name__}"
-            )
+            raise TypeError(f"{method} must return a Selection, got {type(batch).__name__}")
         selections = [hullft_ops.Selection(*(t[i] for t in batch)) for i in range(len(queries))]
         for selection in selections:
-            self._check_selection(selection, pool, steps)
+            _check_selection(method, selection, pool, steps)
         return selections
 
-    def _warn_of(self, pool: int) -> None:
-        steps = steps_of(self._method, self._n_select, pool)
-        taken = f"{steps} steps, one on each" if steps < self._n_select else "all steps on these"
-        warnings.warn(
-            "TestTimeFinetuner: the pool has fewer texts to train on than n_select, "
-            f"{pool} of {self._n_select} (pool_size is {self._pool_size}): "
-            f"method {method_name(self._method)!r} takes {taken}",
-            stacklevel=2,
-        )
 
-    def _check_selection(self, selection: hullft_ops.Selection, pool: int, steps: int) -> None:
-        method = f"TestTimeFinetuner: method {method_name(self._method)}"
-        size = int(selection.support_size)
-        indices, counts = selection.indices[:size].tolist(), selection.counts[:size].tolist()
-        if len(set(indices)) < size or not all(0 <= index < pool for index in indices):
-            raise ValueError(
-                f"{method} must choose different candidates of 0..{pool - 1}, got {indices}"
-            )
-        if sum(counts) != steps or min(counts, default=0) < 0:
-            raise ValueError(
-                f"{method} must give counts that are not negative and sum to {steps}, got {counts}"
-            )
+def _check_selection(method: str, selection: hullft_ops.Selection, pool: int, steps: int) -> None:
+    size = int(selection.support_size)
+    indices, counts = selection.indices[:size].tolist(), selection.counts[:size].tolist()
+    if len(set(indices)) < size or not all(0 <= index < pool for index in indices):
+        raise ValueError(
+            f"{method} must choose different candidates of 0..{pool - 1}, got {indices}"
+        )
+    if sum(counts) != steps or min(counts, default=0) < 0:
+        raise ValueError(
+            f"{method} must give counts that are not negative and sum to {steps}, got {counts}"
+        )

@@ -65,11 +65,10 @@ class Workers:
 
 @contextmanager
 def cluster(workers: Workers) -> Iterator[int]:
-    """Connect to Ray for the block, and yield the number of workers.
+    """Connect to Ray for the block, and yield the number of workers; ScaleError if too few fit.
 
-    Uses the Ray that this process is already connected to, else the one at ``RAY_ADDRESS``. Without
-    either, starts one here that sends no usage reports and stops at the end of the block. A cluster
-    that is too small for the workers is a ScaleError.
+    Uses the Ray that this process is already connected to, else the one at ``RAY_ADDRESS``, else
+    one here that sends no usage reports and stops at the end of the block.
     """
     ray = import_ray()
     connects = not ray.is_initialized()
@@ -127,10 +126,7 @@ class Worker:
 def staff(
     load: Load, workers: Workers, arguments: Sequence[tuple[Any, ...]]
 ) -> Iterator[list[Any]]:
-    """For the block, a `Worker` process for each of ``arguments``.
-
-    If one dies, another takes over its place and its work.
-    """
+    """For the block, a `Worker` for each of ``arguments``. If one dies, another takes over."""
     ray = import_ray()
     start = ray.remote(Worker).options(
         num_cpus=workers.threads,
@@ -161,7 +157,6 @@ def found_anywhere(name: str) -> str:
 
 
 def import_ray() -> Any:
-    """The module ``ray``; an ImportError says that it is not installed, and how to install it."""
     with needed_by("hullft_ops.ttft.scale", "ray"):
         import ray
     return ray
@@ -172,8 +167,8 @@ def completed(
 ) -> Generator[tuple[int, Any]]:
     """``(position, result)`` of every item, as soon as the result arrives.
 
-    A worker works on one item at a time. Of the items that no worker has begun, at most one is
-    taken. ``ahead`` limits how many items may start past the earliest unfinished one.
+    Of the items that no worker has begun, at most one is taken. ``ahead`` limits how many items
+    may start past the earliest unfinished one.
     """
     idle, running = deque(actors), dict[Any, tuple[int, Any]]()
 

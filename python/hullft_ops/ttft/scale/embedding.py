@@ -26,13 +26,9 @@ def load_encoder(name: str, dim: int) -> Callable[[list[str]], np.ndarray]:
 def ray_embedding(embedder: Embedder, name: str, workers: Workers) -> EncodeBatches:
     """Pass this to `index_corpus` to embed in Ray's workers.
 
+    ``name`` is the one by which `load_embedder` loads the embedder, on the workers' machines too.
     The workers start with the first batch and stop after the last. The batches are those of a
     single process, so their vectors equal those of a process with as many threads.
-
-    Args:
-        embedder: the datastore's embedder.
-        name: the name by which `load_embedder` loads it, on the workers' machines too.
-        workers: how many workers, and what each computes with.
     """
     arguments = found_anywhere(name), embedder.dim
 

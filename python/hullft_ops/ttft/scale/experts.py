@@ -23,10 +23,8 @@ def load_training(
     """What a worker does: the files of an expert, trained on the texts at some positions."""
     # The driver has loaded the model, whatever weights it lacks.
     loaded, tokenizer, store = load_model_and_store(model, path, device, allow_missing_weights=True)
-    found, wanted = (
-        (fingerprint(loaded), store_digest(store)),
-        (manifest.fingerprint, manifest.store),
-    )
+    found = fingerprint(loaded), store_digest(store)
+    wanted = manifest.fingerprint, manifest.store
     if found != wanted:
         raise ScaleError(
             "a worker has another model or datastore than the driver under the same name: "
@@ -39,12 +37,8 @@ def load_training(
 def ray_training(model: str | None, store: Path, workers: Workers) -> TrainExperts:
     """Pass this to `build_experts` to train in Ray's workers, each one expert at a time.
 
-    With as many threads, the experts have the bits of a single process.
-
-    Args:
-        model: the name by which `load_model` loads the model, on the workers' machines too.
-        store: the datastore's directory.
-        workers: how many workers, and what each computes with.
+    With as many threads, the experts have the bits of a single process. `load_model` loads
+    ``model`` and `Datastore.open` opens ``store`` on the workers' machines too.
     """
 
     def train(manifest: Manifest, tasks: list[Task]) -> Generator[tuple[int, dict[str, bytes]]]:

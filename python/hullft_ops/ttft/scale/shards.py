@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from hullft_ops.ttft.scale.cluster import Workers, cluster, first_result, staff
-from hullft_ops.ttft.store.base import checked_search
+from hullft_ops.ttft.store.base import Found, Queries, checked_search
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.search import Neighbours, exact_search, largest
 
@@ -48,13 +48,8 @@ class ShardedStore:
     def __len__(self) -> int:
         return len(self.embeddings)
 
-    def search(
-        self, queries: np.ndarray | torch.Tensor, k: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `Datastore.search`, but always exact, whatever the datastore's index.
-
-        ScaleError if a worker and its replacements died, or no machine of the cluster is left.
-        """
+    def search(self, queries: Queries, k: int) -> Found:
+        """As `Datastore.search`, but always exact. ScaleError if the workers died."""
         vectors, k = checked_search("ShardedStore.search", self, queries, k)
         promises = [actor.work.remote((vectors.numpy(), k)) for actor in self._actors]
         parts = [first_result([promise])[1] for promise in promises]
@@ -69,14 +64,8 @@ def sharded(
 ) -> Iterator[ShardedStore]:
     """Open the datastore at ``path`` for the block. Each worker holds an equal part of it.
 
-    Args:
-        path: the datastore's directory, the same on the workers' machines.
-        workers: how many workers, and the threads of each.
-        verify: as in `Datastore.open`.
-
-    Raises:
-        ImportError: Ray is not installed.
-        FileNotFoundError, ValueError: as `Datastore.open`, or the cluster is too small.
+    The directory is the same on the workers' machines. Raises what `Datastore.open` raises, an
+    ImportError if Ray is not installed, and a ScaleError if the cluster is too small.
     """
     whole, workers = Path(path).resolve(), workers or Workers()
     store = Datastore.open(whole, verify=verify)

@@ -9,15 +9,19 @@ import torch
 from hullft_ops._checks import check_integer
 from hullft_ops.ttft.store.embedding import for_torch, not_unit
 
+# Vectors to search for, and the scores and positions of texts near them.
+Queries = np.ndarray | torch.Tensor
+Found = tuple[torch.Tensor, torch.Tensor]
+
 # Rows of a store in memory to convert to float64 at a time.
 _BLOCK_ROWS = 1 << 14
 
 
 class Store(Protocol):
-    """Texts with their embeddings, searched by inner product.
+    """Texts with their embeddings, searched by inner product. Any object with these members is one.
 
     `Datastore` is on disk, `MemoryStore` in memory, `DatabaseStore` reads a vector database, and
-    workers search a `ShardedStore`. Any object with these members will do.
+    workers search a `ShardedStore`.
     """
 
     @property
@@ -39,15 +43,11 @@ class Store(Protocol):
     def __len__(self) -> int:
         """The number of texts that a search considers."""
 
-    def search(
-        self, queries: np.ndarray | torch.Tensor, k: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def search(self, queries: Queries, k: int) -> Found:
         """Scores float32 ``[B, k]`` and positions int64 ``[B, k]``, nearest first."""
 
 
-def checked_search(
-    function: str, store: Store, given: np.ndarray | torch.Tensor, k: int
-) -> tuple[torch.Tensor, int]:
+def checked_search(function: str, store: Store, given: Queries, k: int) -> tuple[torch.Tensor, int]:
     """Queries float32 ``[B, dim]`` on the CPU and ``k``, with the errors of `Datastore.search`."""
     queries = _floats(function, "queries", given)
     if queries.ndim != 2 or queries.shape[1] != store.dim:
@@ -62,7 +62,7 @@ def checked_search(
     return queries, k
 
 
-def _floats(function: str, name: str, given: np.ndarray | torch.Tensor) -> torch.Tensor:
+def _floats(function: str, name: str, given: Queries) -> torch.Tensor:
     if isinstance(given, torch.Tensor) and given.device.type != "cpu":
         raise ValueError(f"{function}: {name} must be on the CPU, got {given.device}")
     values = for_torch(given) if isinstance(given, np.ndarray) else given
@@ -112,9 +112,7 @@ class MemoryStore:
     def __len__(self) -> int:
         return len(self.texts)
 
-    def search(
-        self, queries: np.ndarray | torch.Tensor, k: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def search(self, queries: Queries, k: int) -> Found:
         """As `Datastore.search`, with the same errors."""
         vectors, k = checked_search("MemoryStore.search", self, queries, k)
         # In float32, equal rows may get different scores: the product rounds by place.

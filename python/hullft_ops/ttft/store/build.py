@@ -1,7 +1,9 @@
-"""Turning a corpus into a datastore: it streams, resumes after a kill, and appends."""
+"""Turning a corpus into a datastore: it streams, resumes after a kill, appends, and reuses."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,17 +13,25 @@ from rich.console import Console
 from rich.progress import Progress
 
 from hullft_ops._checks import check_integer
+from hullft_ops._terminal import show
 from hullft_ops.ttft._files import full_disk_explained
 from hullft_ops.ttft._progress import progress_bar
 from hullft_ops.ttft.store.datastore import Datastore
-from hullft_ops.ttft.store.embedding import Embedder, EncodeBatches, check_embedder
+from hullft_ops.ttft.store.embedding import (
+    Embedder,
+    EncodeBatches,
+    check_embedder,
+    encode_checked,
+)
 from hullft_ops.ttft.store.format import (
+    JOURNAL_FILE,
     MANIFEST_FILE,
     OWN_PARTIALS,
     Journal,
     Manifest,
     own_entries,
     refuse_link,
+    remove_all_but,
 )
 from hullft_ops.ttft.store.search import IndexThresholds
 from hullft_ops.ttft.store.sources import Counts, Record, Source, SourceError
@@ -33,6 +43,7 @@ if TYPE_CHECKING:
 _FUNCTION = "index_corpus"
 MODES = ("new", "append", "resume", "restart")
 _DIGEST_BYTES = 16
+_NAME_DIGITS = 12
 _RECENT = 1 << 14
 # Characters to tokenize at a time, so that a text of any length takes bounded memory.
 _WINDOW = 1 << 18
@@ -60,13 +71,10 @@ class Cutting:
     min_chars: int = 16
 
     def __post_init__(self) -> None:
-        sizes = {"min_chars": 0, "overlap": 0}
-        if self.chunk_tokens is not None:
-            sizes["chunk_tokens"] = 1
-        for name, least in sizes.items():
+        for name, least in (("min_chars", 0), ("overlap", 0), ("chunk_tokens", 1)):
             # JSON does not know NumPy's integers, so convert them to Python's.
-            whole = check_integer("Cutting", name, getattr(self, name), least)
-            object.__setattr__(self, name, whole)
+            if (size := getattr(self, name)) is not None:
+                object.__setattr__(self, name, check_integer("Cutting", name, size, least))
         if self.chunk_tokens is None:
             if self.overlap:
                 raise ValueError(f"Cutting: overlap {self.overlap} needs chunk_tokens")
@@ -101,27 +109,22 @@ def index_corpus(
 ) -> Datastore:
     """Write a corpus into the datastore at ``path``, and open it.
 
-    Texts go to the disk first and are embedded from there. Whatever the progress bar counts is on
-    the disk. A killed process loses none of it, and ``mode="resume"`` makes the same datastore as
-    an uninterrupted run. Until all is done, readers see the datastore as it was.
+    Whatever the progress bar counts is on the disk. A killed process loses none of it, and
+    ``mode="resume"`` makes the same datastore as an uninterrupted run. Until all is done, readers
+    see the datastore as it was.
 
     Args:
         source: what to read. Exact repetitions are left out, even of texts in the datastore.
-        path: the datastore's directory.
-        embedder: makes the unit vectors.
         cutting: how to cut records into texts; None keeps records whole.
-        thresholds: which search index to build.
         mode: "new": ``path`` must be free. "append": add to a finished datastore. "resume": finish
             an interrupted write of the same source. "restart": roll an interrupted write back and
             write again. Without an interrupted write, "resume" and "restart" begin a new one.
         console: shows the progress; None shows none.
-        encode: embeds batches elsewhere, for example
-            `hullft_ops.ttft.scale.embedding.ray_embedding`; None embeds in this process.
+        encode: embeds batches elsewhere, as `ray_embedding` does; None embeds in this process.
 
     Raises:
         FileNotFoundError: there is no such source, or no datastore to append to.
-        FileExistsError: ``mode`` is "new" and ``path`` is not free, or "restart" and a finished
-            datastore is there.
+        FileExistsError: ``path`` is not free, or "restart" meets a finished datastore.
         ValueError: the datastore has another embedder or other settings, a file is corrupt, or
             another process is writing the datastore.
         SourceError: the source cannot be read, or nothing in it fits.
@@ -138,18 +141,17 @@ def index_corpus(
     advice = "the datastore is as its readers saw it before: free some space, then resume"
     with locked(path), full_disk_explained(path, advice):
         # Before the lock, the journal could have belonged to a write under way.
-        _check_state(path, mode, settings)
-        if mode == "resume" and Journal.read(path):
-            writer = StoreWriter.resume(path, embedder, settings, _FUNCTION)
-        elif mode == "resume" and (path / MANIFEST_FILE).exists():
+        journal = _check_state(path, mode, settings)
+        if mode == "resume" and journal is None and (path / MANIFEST_FILE).exists():
             store = Datastore.open(path)
             check_embedder(_FUNCTION, embedder, store.manifest)
             return store
-        else:
-            writer = StoreWriter.begin(path, embedder, settings, _FUNCTION)
+        interrupted = journal if mode == "resume" else None
+        writer = StoreWriter.begin(path, embedder, settings, _FUNCTION, interrupted)
         with progress_bar(console or Console(quiet=True), shown=console is not None) as bar:
-            if not writer.finished:
+            if writer.journal.shard is None:
                 _write_texts(writer, source, cutting, bar)
+            if not writer.finished:
                 writer.embed(bar, encode)
             writer.finish(thresholds or IndexThresholds())
     return Datastore.open(path)
@@ -157,13 +159,13 @@ def index_corpus(
 
 def _write_texts(writer: StoreWriter, source: Source, cutting: Cutting, bar: Progress) -> None:
     counts, seen, known = Counts(), SeenTexts(), writer.base.count
-    if known and writer.journal.shard is None:
+    if known:
         for text in Datastore.open(writer.directory).texts:
             seen.add(text)
     rows = bar.track(_passages(source, cutting, seen, counts), description="writing texts")
     try:
         report = {"settings": writer.journal.settings}
-        if writer.write_texts(rows, lambda: report | asdict(counts)) == 0:
+        if not writer.write_texts(rows, lambda: report | asdict(counts)):
             raise SourceError(
                 f"{source.name}: nothing to index: of {counts.records} records {counts.malformed} "
                 f"are malformed, {counts.near_empty} texts have fewer than {cutting.min_chars} "
@@ -192,8 +194,8 @@ def _passages(
                 yield {**record, "text": text}
 
 
-def _check_state(path: Path, mode: str, settings: dict[str, Any]) -> None:
-    """Refuse a mode that does not fit what is at ``path``."""
+def _check_state(path: Path, mode: str, settings: dict[str, Any]) -> Journal | None:
+    """The journal at ``path``. Refuses a mode that does not fit what is there."""
     journal = Journal.read(path)
     refuse_link(path / MANIFEST_FILE)
     if journal:
@@ -216,6 +218,7 @@ def _check_state(path: Path, mode: str, settings: dict[str, Any]) -> None:
                 f"{_FUNCTION}: no interrupted write in {path}, and the datastore there was made "
                 "from another source or with other settings: append adds to it"
             )
+    return journal
 
 
 def _settings(source: Source, cutting: Cutting) -> dict[str, Any]:
@@ -241,34 +244,28 @@ def text_digest(text: str) -> bytes:
 
 
 class SeenTexts:
-    """Remembers texts by their digests: recent ones in a set, older ones in sorted arrays.
-
-    Each array is at least twice as long as the next, so they are few, and seldom merged.
-    """
+    """Remembers texts by their digests: recent ones in a set, the others in a sorted array."""
 
     def __init__(self) -> None:
         self._recent: set[bytes] = set()
-        self._sorted: list[np.ndarray] = []
+        self._sorted = np.empty(0, f"S{_DIGEST_BYTES}")
 
     def add(self, text: str) -> bool:
         """Remember ``text``. True if it was there already."""
         digest = text_digest(text)
-        if digest in self._recent or any(_contains(array, digest) for array in self._sorted):
+        place = int(np.searchsorted(self._sorted, np.bytes_(digest)))
+        # NumPy drops the zeros at the end of an element.
+        old = place < len(self._sorted) and self._sorted[place] == digest.rstrip(b"\0")
+        if old or digest in self._recent:
             return True
         self._recent.add(digest)
-        if len(self._recent) == _RECENT:
-            new = np.sort(np.array(list(self._recent), dtype=f"S{_DIGEST_BYTES}"))
+        # Sorting now and then takes little time, and the set little memory.
+        if len(self._recent) >= max(_RECENT, len(self._sorted) // 8):
+            new = np.array(list(self._recent), self._sorted.dtype)
             self._recent.clear()
-            while self._sorted and len(self._sorted[-1]) < 2 * len(new):
-                new = np.sort(np.concatenate([self._sorted.pop(), new]), kind="stable")
-            self._sorted.append(new)
+            self._sorted = np.concatenate([self._sorted, new])
+            self._sorted.sort()
         return False
-
-
-def _contains(array: np.ndarray, digest: bytes) -> bool:
-    place = int(np.searchsorted(array, np.bytes_(digest)))
-    # NumPy drops the zeros at the end of an element.
-    return place < len(array) and bytes(array[place]) == digest.rstrip(b"\0")
 
 
 def token_chunks(
@@ -304,3 +301,70 @@ def token_chunks(
                 break
             if starts[end] > begin:
                 yield window[begin : starts[end]]
+
+
+def folder_datastore(
+    corpus: Path, embedder: Embedder, cutting: Cutting, root: Path, console: Console
+) -> Datastore:
+    """The datastore of the texts in ``corpus``, kept in a directory below ``root``.
+
+    If no file has changed, nothing is embedded. If some have, the folder's earlier datastore gives
+    the vectors of the passages that stayed, and is then removed. After a kill, the next call goes
+    on if the files are the same. Raises what `index_corpus` does.
+    """
+    source = Source(corpus.resolve())
+    # What makes texts and vectors of the folder, and the texts and their places.
+    made = (cutting.chunk_tokens, cutting.overlap, cutting.min_chars)
+    key = _name([[source.name, embedder.name, embedder.dim, *made]])
+    texts = _name([record["source"], record["text"]] for record in source.records(Counts()))
+    path = root / f"{key}-{texts}"
+    if (path / MANIFEST_FILE).exists():
+        store = Datastore.open(path)
+        show(console, f"{corpus} has not changed: {len(store)} passages in {path}")
+        return store
+    show(console, f"datastore of {corpus}: {path}")
+    known: dict[bytes, np.ndarray] = {}
+    earlier = [old for old in root.glob(f"{key}-*") if old != path]
+    for old in earlier:
+        if (old / MANIFEST_FILE).exists():
+            store = Datastore.open(old)
+            rows = store.embeddings.numpy()
+            known.update(zip(map(text_digest, store.texts), rows, strict=True))
+    embedded = 0
+
+    def encode(batches: Iterable[list[str]]) -> Generator[np.ndarray]:
+        nonlocal embedded
+        for batch in batches:
+            rows = [known.get(text_digest(text)) for text in batch]
+            new = [text for text, row in zip(batch, rows, strict=True) if row is None]
+            found = iter(encode_checked("folder_datastore", embedder, new) if new else ())
+            embedded += len(new)
+            yield np.stack([next(found) if row is None else row for row in rows])
+
+    store = index_corpus(
+        source, path, embedder, cutting=cutting, mode="resume", console=console, encode=encode
+    )
+    binary = store.manifest.sources[0].get("binary", 0)
+    skipped = f"; {binary} files that are not text were skipped" if binary else ""
+    show(console, f"{len(store)} passages, {embedded} of them embedded now{skipped}")
+    for old in earlier:
+        if not old.is_symlink():
+            _remove(old)
+    return store
+
+
+def _remove(path: Path) -> None:
+    """Remove a datastore, unless another process is writing it and so needs it."""
+    with suppress(ValueError), locked(path):
+        for name in (MANIFEST_FILE, JOURNAL_FILE):
+            (path / name).unlink(missing_ok=True)
+        remove_all_but(path, None)
+        if not any(path.iterdir()):
+            path.rmdir()
+
+
+def _name(values: Iterable[list[Any]]) -> str:
+    digest = hashlib.sha256()
+    for value in values:
+        digest.update(json.dumps(value).encode())
+    return digest.hexdigest()[:_NAME_DIGITS]

@@ -8,8 +8,8 @@ A datastore is a directory:
     data-<hex>/index-<hex>.faiss  inverted lists, if the datastore is large
     journal.json                  see `Journal`; only while a write is under way
 
-The embeddings are one file, not an Arrow column, which would be split at every record batch: the
-operators and FAISS read one contiguous matrix without a copy.
+The operators and FAISS read the embeddings as one matrix without a copy. An Arrow column would be
+split at every record batch.
 """
 
 import zlib
@@ -26,12 +26,11 @@ from rich.console import Console
 from hullft_ops._extras import needed_by
 from hullft_ops.ttft._files import blocks, full_disk_explained, staging_folder
 from hullft_ops.ttft._progress import progress_bar
-from hullft_ops.ttft.store.base import checked_search
+from hullft_ops.ttft.store.base import Found, Queries, checked_search
 from hullft_ops.ttft.store.embedding import Embedder, not_unit
 from hullft_ops.ttft.store.format import (
     JOURNAL_FILE,
     MANIFEST_FILE,
-    DataFile,
     Journal,
     Manifest,
     VersionError,
@@ -57,8 +56,7 @@ class Datastore:
     Attributes:
         manifest: the contents of the datastore, their sources, and how it is searched.
         rows: the texts and their metadata by position, a `datasets.Dataset`.
-        embedder: the name of the embedder that made the embeddings.
-        dim: length of an embedding.
+        embedder, dim: the name of the embedder, and the length of an embedding.
         texts: the texts by position; each access reads one from disk.
         embeddings: float32 ``[count, dim]``, row i of unit norm for ``texts[i]``. Mapped from disk
             without a copy. Writing to it changes this process's view, never the file.
@@ -99,22 +97,20 @@ class Datastore:
         """Write a datastore and open it. Only a batch of texts is in memory.
 
         The directory appears whole. An exception or a kill leaves ``path`` as it was; a kill also
-        leaves a ``.<name>.*.partial`` directory beside it. `index_corpus` can resume.
+        leaves a ``.<name>.*.partial`` directory beside it.
 
         Args:
             texts: in the order of their positions; an empty text is a text.
-            embedder: makes the unit vectors; its name goes into the manifest.
+            embedder: its name goes into the manifest.
             path: the directory to create, with missing parents.
             progress: show a progress bar on stderr.
             overwrite: replace the datastore at ``path``, in one atomic step. Foreign files stay.
-            thresholds: which search index to build.
 
         Raises:
-            TypeError: a text is not a str, or the embedder returns no float32.
-            ValueError: there are no texts, a text is not valid Unicode, the vectors are not unit
-                vectors of ``embedder.dim``, or what is to be overwritten is not a datastore.
+            TypeError, ValueError: there are no texts, a text is not a valid str, the embedder
+                returns anything but unit vectors, or ``path`` to overwrite is not a datastore.
             FileExistsError: ``path`` exists and ``overwrite`` is False.
-            OSError: writing failed; the message says so if the disk is full.
+            OSError: for example, the disk is full.
         """
         if isinstance(texts, str):
             raise TypeError("Datastore.build: texts must be an iterable of str, got one str")
@@ -125,7 +121,7 @@ class Datastore:
             with progress_bar(Console(stderr=True), shown=progress) as bar:
                 writer = StoreWriter.begin(staging, embedder, {}, "Datastore.build")
                 rows = ({"text": text} for text in bar.track(texts, description="writing texts"))
-                if writer.write_texts(rows, dict) == 0:
+                if not writer.write_texts(rows, dict):
                     raise ValueError("Datastore.build: texts is empty, need at least 1")
                 writer.embed(bar)
                 writer.finish(thresholds or IndexThresholds())
@@ -143,9 +139,8 @@ class Datastore:
 
         Raises:
             FileNotFoundError: there is no such directory.
-            ValueError: it is not a datastore, is unfinished or has another format version; a file
-                is missing, corrupt or contradicts the manifest; a text is null; or an embedding is
-                not a unit vector, for example because of NaN.
+            ValueError: it is not a datastore, is unfinished or has another format version; or a
+                file is missing, corrupt or contradicts the manifest.
         """
         try:
             manifest = Manifest.read(Path(path))
@@ -171,10 +166,7 @@ class Datastore:
 
         ``store.filter(domain="man")`` or ``store.filter(domain=["man", "docs"], year=2024)``.
         Positions, ``texts``, ``rows`` and ``embeddings`` still refer to the whole datastore.
-
-        Raises:
-            ValueError: there is no such column, a value has another type, or no text has these
-                values.
+        ValueError if a column is missing, a value has another type, or no text has these values.
         """
         table = self.rows.data.table
         mask = np.ones(self.manifest.count, bool)
@@ -184,8 +176,15 @@ class Datastore:
                     f"Datastore.filter: no metadata {name!r}, has "
                     f"{', '.join(table.column_names[1:]) or 'none'}"
                 )
+            column = table.column(name)
             values = [wanted] if isinstance(wanted, Scalar | np.generic) else list(wanted)
-            mask &= _is_in(name, table.column(name), values)
+            try:
+                found = pa.compute.is_in(column, value_set=array_of(column.type, values))
+            except NOT_OF_TYPE as error:
+                raise ValueError(
+                    f"Datastore.filter: {name} is {column.type}, got {values[0]!r}: {error}"
+                ) from error
+            mask &= found.to_numpy(zero_copy_only=False)
         if self.positions is not None:
             mask &= np.isin(np.arange(len(mask)), self.positions.numpy())
         if not mask.any():
@@ -193,9 +192,7 @@ class Datastore:
         positions = torch.from_numpy(np.flatnonzero(mask))
         return Datastore(self.manifest, self.rows, self.embeddings, self._lists, positions)
 
-    def search(
-        self, queries: np.ndarray | torch.Tensor, k: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def search(self, queries: Queries, k: int) -> Found:
         """The ``k`` texts nearest to each query; exact unless ``manifest.index`` says otherwise.
 
         Args:
@@ -264,7 +261,7 @@ def _open_rows(data: Path, manifest: Manifest) -> "datasets.Dataset":
         # The libraries do not document what they raise for foreign bytes.
         except Exception as error:
             raise ValueError(f"Datastore.open: {file} is missing or corrupt: {error}") from error
-        _check_texts(file, shard, opened.data.table)
+        _check_texts(file, shard.count, opened.data.table)
         shards.append(opened)
     schemas = [shard.data.table.schema for shard in shards]
     if any(not schema.equals(schemas[0]) for schema in schemas):
@@ -272,11 +269,11 @@ def _open_rows(data: Path, manifest: Manifest) -> "datasets.Dataset":
     return datasets.concatenate_datasets(shards)
 
 
-def _check_texts(file: Path, shard: DataFile, table: pa.Table) -> None:
+def _check_texts(file: Path, count: int, table: pa.Table) -> None:
     first = table.schema.field(0) if table.schema.names else None
-    if first != pa.field("text", pa.string()) or len(table) != shard.count:
+    if first != pa.field("text", pa.string()) or len(table) != count:
         raise ValueError(
-            f"Datastore.open: {file} must hold {shard.count} texts, got {len(table)} rows of "
+            f"Datastore.open: {file} must hold {count} texts, got {len(table)} rows of "
             f"{table.schema.to_string(show_schema_metadata=False)}"
         )
     texts = table.column(0)
@@ -300,14 +297,3 @@ def _check_embeddings(file: Path, manifest: Manifest) -> None:
         raise ValueError(f"Datastore.open: {file} is missing or corrupt: its checksum is wrong")
     if wrong:
         raise ValueError(f"Datastore.open: {file} must hold unit vectors, {wrong}")
-
-
-def _is_in(name: str, column: pa.ChunkedArray, values: list[Scalar]) -> np.ndarray:
-    try:
-        wanted = array_of(column.type, values)
-    except NOT_OF_TYPE as error:
-        raise ValueError(
-            f"Datastore.filter: {name} is {column.type}, got {values[0]!r}: {error}"
-        ) from error
-    found: np.ndarray = pa.compute.is_in(column, value_set=wanted).to_numpy(zero_copy_only=False)
-    return found

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from hullft_ops._extras import needed_by
-from hullft_ops.ttft.store.base import checked_search
+from hullft_ops.ttft.store.base import Found, Queries, checked_search
 from hullft_ops.ttft.store.embedding import Embedder, checked_vectors
 
 if TYPE_CHECKING:
@@ -62,9 +62,7 @@ class DatabaseStore:
     def __len__(self) -> int:
         return self._count
 
-    def search(
-        self, queries: np.ndarray | torch.Tensor, k: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def search(self, queries: Queries, k: int) -> Found:
         """As `Datastore.search`. TypeError and ValueError also if the database answers wrongly."""
         vectors, k = checked_search(_FUNCTION, self, queries, k)
         found = self._database.search(vectors.numpy(), k)

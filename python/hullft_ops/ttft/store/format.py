@@ -1,7 +1,7 @@
 """The manifest of a datastore, and the journal of a write into it.
 
-Everything that the journal names reaches the disk before the journal does. So a process may be
-killed at any moment: the next one can finish the write or roll it back.
+Whatever the journal names is on the disk before the journal is. So a process may be killed at any
+moment: the next one can finish the write or roll it back.
 """
 
 import json
@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from hullft_ops.ttft._files import UUID, crc32_of, write_durably
+from hullft_ops.ttft._files import UUID, crc32_of, sync, write_durably
 
 FORMAT = "hullft_ops.datastore"
 FORMAT_VERSION = 2
@@ -46,31 +46,30 @@ class DataFile:
     bytes: int
     crc32: int
 
+    @classmethod
+    def written(cls, file: Path, count: int) -> "DataFile":
+        """The file, which has ``count`` rows. It is on the disk when this returns."""
+        sync(file)
+        sync(file.parent)
+        return cls(file.name, count, file.stat().st_size, crc32_of(file))
+
 
 @dataclass(frozen=True)
 class SearchIndex:
-    """How a datastore is searched.
+    """How a datastore is searched; the embeddings rank again what inverted lists find.
 
-    Attributes:
-        kind: "flat" (exact, over the embeddings themselves), "ivf" (inverted lists of 8-bit
-            codes) or "ivfpq" (inverted lists of product-quantised codes). The embeddings rank
-            again what lists find.
-        lists: number of inverted lists; 0 for "flat".
-        probes: how many lists a search reads.
-        candidates: how many codes are ranked again per neighbour.
-        recall: share of the exact ``recall_k`` neighbours that a search found when it was built, a
-            mean over ``recall_queries`` stored vectors, each without itself; 1 for "flat".
-        file: the index; None for "flat".
+    ``recall`` is the share of the exact ``recall_k`` neighbours that a search found when the index
+    was built, a mean over ``recall_queries`` stored vectors, each without itself.
     """
 
-    kind: str = "flat"
+    kind: str = "flat"  # exact; lists of 8-bit codes are "ivf", of product codes "ivfpq"
     lists: int = 0
-    probes: int = 0
-    candidates: int = 1
+    probes: int = 0  # lists that a search reads
+    candidates: int = 1  # codes that are ranked again per neighbour
     recall: float = 1.0
     recall_k: int = 0
     recall_queries: int = 0
-    file: DataFile | None = None
+    file: DataFile | None = None  # None for "flat"
 
     def __str__(self) -> str:
         if self.kind == "flat":
@@ -83,29 +82,15 @@ class SearchIndex:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a datastore holds.
+    """What a datastore holds."""
 
-    Attributes:
-        embedder: name of the embedder that made the vectors.
-        dim: length of a vector.
-        count: number of texts, and of vectors.
-        data: name of the subdirectory that holds the files.
-        shards: the Arrow files of texts and metadata, in order.
-        embeddings: the file of the vectors.
-        sources: for each shard, what was read and what was left out.
-        index: how the datastore is searched.
-        metric: how vectors are compared: "inner_product".
-        format: "hullft_ops.datastore".
-        format_version: layout of the directory: 2.
-    """
-
-    embedder: str
-    dim: int
-    count: int
-    data: str
-    shards: tuple[DataFile, ...]
+    embedder: str  # name of the embedder that made the vectors
+    dim: int  # length of a vector
+    count: int  # number of texts, and of vectors
+    data: str  # name of the subdirectory that holds the files
+    shards: tuple[DataFile, ...]  # the Arrow files of texts and metadata, in order
     embeddings: DataFile
-    sources: tuple[dict[str, Any], ...] = ()
+    sources: tuple[dict[str, Any], ...] = ()  # for each shard, what was read and left out
     index: SearchIndex = SearchIndex()
     metric: str = METRIC
     format: str = FORMAT
@@ -154,37 +139,32 @@ class Manifest:
                 f"{directory} has datastore format version {version!r}, this package reads "
                 f"version {FORMAT_VERSION}: build it again from its texts"
             )
-        return _checked(cls(**_known(cls, values, file)), file)
+        return cls(**_checked(_known(cls, values, file), file))
 
 
-def _checked(manifest: Manifest, file: Path) -> Manifest:
-    """The manifest with objects for its files and its index, which JSON gives as dictionaries."""
-    count, dim = manifest.count, manifest.dim
-    shards: Any = manifest.shards
-    sources: Any = manifest.sources
-    _check(isinstance(manifest.embedder, str), file, "embedder", "a string", manifest.embedder)
-    check_count(file, "dim", dim, 1, _MAX_DIM)
+def _checked(values: dict[str, Any], file: Path) -> dict[str, Any]:
+    """The values of a manifest, with objects for its files and its index."""
+    _check_origin(file, values)
+    count, dim, shards, sources = (values[n] for n in ("count", "dim", "shards", "sources"))
     check_count(file, "count", count, 1, _MAX_COUNT)
-    _check_name(file, "data", manifest.data, OWN_DIRECTORIES)
-    _check(manifest.metric == METRIC, file, "metric", repr(METRIC), manifest.metric)
+    _check(values["metric"] == METRIC, file, "metric", repr(METRIC), values["metric"])
     _check(isinstance(shards, list) and shards, file, "shards", "a list of files", shards)
-    found = tuple(_data_file(file, "shards", shard, _SHARD_FILE) for shard in shards)
-    whole = sum(shard.count for shard in found)
+    files = tuple(_data_file(file, "shards", shard, _SHARD_FILE) for shard in shards)
+    whole = sum(shard.count for shard in files)
     _check(whole == count, file, "count", "the sum over shards", count)
     few = isinstance(sources, list) and len(sources) <= len(shards)
     _check(few, file, "sources", "a list of objects, at most one a shard", sources)
     for source in sources:
         _check_source(file, source)
-    embeddings = _data_file(file, "embeddings", manifest.embeddings, _EMBEDDINGS_FILE)
+    embeddings = _data_file(file, "embeddings", values["embeddings"], _EMBEDDINGS_FILE)
     if (embeddings.count, embeddings.bytes) != (count, count * dim * 4):
         raise ValueError(
             f"{file}: embeddings must be {count} rows in {count * dim * 4} bytes, "
             f"got {embeddings.count} in {embeddings.bytes}"
         )
-    index = _search_index(file, manifest.index, count)
-    return replace(
-        manifest, shards=found, sources=tuple(sources), embeddings=embeddings, index=index
-    )
+    index = _search_index(file, values["index"], count)
+    found = {"shards": files, "sources": tuple(sources), "embeddings": embeddings, "index": index}
+    return values | found
 
 
 def _search_index(file: Path, values: Any, count: int) -> SearchIndex:
@@ -207,25 +187,16 @@ def _search_index(file: Path, values: Any, count: int) -> SearchIndex:
 
 @dataclass(frozen=True)
 class Journal:
-    """A write under way.
-
-    Attributes:
-        embedder, dim, data: as in `Manifest`.
-        settings: what the texts are made from. Only a write with the same settings may resume.
-        embeddings_crc32: zlib CRC-32 of all vectors so far, earlier shards included.
-        source: the report on the texts, once they are written.
-        shard: the file of the texts, once they are written.
-        embedded: how many of the texts have a vector on the disk.
-    """
+    """A write under way; the first three are a manifest's."""
 
     embedder: str
     dim: int
     data: str
-    settings: dict[str, Any]
-    embeddings_crc32: int
-    source: dict[str, Any] | None = None
-    shard: DataFile | None = None
-    embedded: int = 0
+    settings: dict[str, Any]  # only a write with the same may resume
+    embeddings_crc32: int  # of all vectors so far, earlier shards included
+    source: dict[str, Any] | None = None  # the report on the texts, once they are written
+    shard: DataFile | None = None  # the file of the texts, once they are written
+    embedded: int = 0  # how many of the texts have a vector on the disk
 
     def write(self, directory: Path) -> None:
         """Replace the journal in ``directory``, in one durable step."""
@@ -238,20 +209,17 @@ class Journal:
         refuse_link(file)
         if not file.is_file():
             return None
-        journal = cls(**_known(cls, read_json(file), file))
-        _check_name(file, "data", journal.data, OWN_DIRECTORIES)
-        _check(isinstance(journal.embedder, str), file, "embedder", "a string", journal.embedder)
-        _check(isinstance(journal.settings, dict), file, "settings", "an object", journal.settings)
-        if journal.shard is not None:
-            shard = _data_file(file, "shard", journal.shard, _SHARD_FILE)
-            journal = replace(journal, shard=shard)
-        if journal.source is not None:
-            _check_source(file, journal.source)
-        check_count(file, "dim", journal.dim, 1, _MAX_DIM)
-        most = journal.shard.count if journal.shard else 0
-        check_count(file, "embedded", journal.embedded, 0, most)
-        check_count(file, "embeddings_crc32", journal.embeddings_crc32, 0, _MAX_CRC32)
-        return journal
+        values = _known(cls, read_json(file), file)
+        _check_origin(file, values)
+        settings, shard = values["settings"], values["shard"]
+        _check(isinstance(settings, dict), file, "settings", "an object", settings)
+        if shard is not None:
+            shard = _data_file(file, "shard", shard, _SHARD_FILE)
+        if values["source"] is not None:
+            _check_source(file, values["source"])
+        check_count(file, "embedded", values["embedded"], 0, shard.count if shard else 0)
+        check_count(file, "embeddings_crc32", values["embeddings_crc32"], 0, _MAX_CRC32)
+        return cls(**values | {"shard": shard})
 
 
 def write_json_durably(file: Path, values: dict[str, Any]) -> None:
@@ -278,6 +246,12 @@ def _check(sound: object, file: Path, name: str, wanted: str, got: object) -> No
         raise ValueError(f"{file}: {name} must be {wanted}, got {got!r}")
 
 
+def _check_origin(file: Path, values: dict[str, Any]) -> None:
+    _check(isinstance(values["embedder"], str), file, "embedder", "a string", values["embedder"])
+    check_count(file, "dim", values["dim"], 1, _MAX_DIM)
+    _check_name(file, "data", values["data"], OWN_DIRECTORIES)
+
+
 def check_count(file: Path, name: str, value: Any, least: int, most: int) -> None:
     """Refuse anything but an integer from ``least`` to ``most``."""
     wanted = "a positive integer" if least else "an integer of 0 or more"
@@ -291,7 +265,7 @@ def _check_name(file: Path, field: str, name: Any, pattern: re.Pattern[str]) -> 
 
 
 def _check_source(file: Path, source: Any) -> None:
-    """Refuse anything but a report on a source: an empty object, or what `index_corpus` writes."""
+    # Of texts that a program gave.
     if source == {}:
         return
     known = isinstance(source, dict) and isinstance(source.get("settings"), dict)
@@ -318,7 +292,7 @@ def _data_file(source: Path, field: str, values: Any, pattern: re.Pattern[str]) 
 
 
 def _known(kind: type, values: dict[str, Any], file: Path) -> dict[str, Any]:
-    """Return ``values``; refuse them unless their names are the fields of ``kind``."""
+    """The values; a ValueError if their names are not the fields of ``kind``."""
     names = {field.name for field in fields(kind)}
     if values.keys() != names:
         odd = sorted(values.keys() ^ names)

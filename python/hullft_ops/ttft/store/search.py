@@ -15,7 +15,7 @@ from uuid import uuid4
 import numpy as np
 
 from hullft_ops._extras import needed_by
-from hullft_ops.ttft._files import FULL, crc32_of, sync
+from hullft_ops.ttft._files import FULL
 from hullft_ops.ttft.store.format import DataFile, SearchIndex
 
 # Rows to gather or add at a time.
@@ -41,8 +41,7 @@ class IndexThresholds:
         flat: exact search up to this many texts, and always for fewer than 4.
         ivf: inverted lists of 8-bit codes up to this many texts, and always for fewer than 256;
             product-quantised codes beyond.
-        recall: a search reads enough lists that the measured recall at 200 neighbours is at least
-            this.
+        recall: a search reads enough lists to reach this recall at 200 neighbours.
     """
 
     flat: int = 100_000
@@ -110,12 +109,11 @@ class ListSearch:
         """As `exact_search`, but misses rows in lists that it does not read."""
         scores = np.empty((len(queries), k), np.float32)
         ids = np.empty((len(queries), k), np.int64)
-        for position, candidates in enumerate(self.find(queries, k, rows)):
+        for i, candidates in enumerate(self.find(queries, k, rows)):
             some = np.sort(candidates[candidates >= 0])
             # Lists with too few texts between them cannot answer.
             pool = some if len(some) >= k else rows
-            found = exact_search(self.matrix, queries[position, None], k, pool)
-            scores[position], ids[position] = found[0][0], found[1][0]
+            [scores[i]], [ids[i]] = exact_search(self.matrix, queries[i : i + 1], k, pool)
         return scores, ids
 
     def find(self, queries: np.ndarray, k: int, rows: np.ndarray | None = None) -> np.ndarray:
@@ -183,10 +181,7 @@ def build_index(
         # Only the text has the system's error.
         codes = (code for code in FULL if os.strerror(code) in str(error))
         raise OSError(next(codes, errno.EIO), str(error), str(file)) from error
-    sync(file)
-    sync(folder)
-    written = DataFile(file.name, vectors.count, file.stat().st_size, crc32_of(file))
-    return replace(facts, file=written)
+    return replace(facts, file=DataFile.written(file, vectors.count))
 
 
 def _trained(matrix: np.ndarray, kind: str, lists: int) -> Any:

@@ -3,10 +3,12 @@
 import codecs
 import io
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeGuard
@@ -15,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from hullft_ops._extras import needed_by
-from hullft_ops.ttft.store.folder import visible_files
+from hullft_ops.ttft.store.format import JOURNAL_FILE, MANIFEST_FILE, OWN_DIRECTORIES
 
 if TYPE_CHECKING:
     import datasets
@@ -34,8 +36,9 @@ STDIN = "-"
 _JUDGED_RECORDS = 100
 
 Record = dict[str, Any]
-# A record's place, and its values or what is wrong with them.
-Raw = tuple[str, Mapping[str, Any] | str]
+# A record's values, or what is wrong with them; the other also has its place.
+Values = Mapping[str, Any] | str
+Raw = tuple[str, Values]
 
 
 class SourceError(ValueError):
@@ -44,35 +47,15 @@ class SourceError(ValueError):
 
 @dataclass
 class Counts:
-    """How many records were read, and what was left out and why.
+    """How many records were read, and what was left out and why."""
 
-    Attributes:
-        records: lines, rows or files, including malformed ones.
-        malformed: records without a usable text.
-        malformed_named: the first of them, each with its place and what is wrong with it.
-        binary: files of a folder that are not UTF-8 text; they are no records.
-        binary_named: the first of them.
-        near_empty: texts with too few characters.
-        repeated: exact repetitions of a text.
-    """
-
-    records: int = 0
-    malformed: int = 0
-    malformed_named: list[str] = field(default_factory=list)
-    binary: int = 0
-    binary_named: list[str] = field(default_factory=list)
-    near_empty: int = 0
-    repeated: int = 0
-
-    def bad(self, place: str, why: str) -> None:
-        """Count an unusable record."""
-        self.malformed += 1
-        self.malformed_named = [*self.malformed_named, f"{place}: {why}"][:_NAMED]
-
-    def skip(self, place: str) -> None:
-        """Count a file that is not text."""
-        self.binary += 1
-        self.binary_named = [*self.binary_named, place][:_NAMED]
+    records: int = 0  # lines, rows or files, including malformed ones
+    malformed: int = 0  # records without a usable text
+    malformed_named: list[str] = field(default_factory=list)  # the first, with what is wrong
+    binary: int = 0  # files of a folder that are not UTF-8 text; they are no records
+    binary_named: list[str] = field(default_factory=list)  # the first
+    near_empty: int = 0  # texts with too few characters
+    repeated: int = 0  # exact repetitions of a text
 
     def check(self, source: str, max_bad_share: float) -> None:
         """Refuse a source whose share of malformed records exceeds ``max_bad_share``."""
@@ -134,17 +117,17 @@ class Source:
     def records(self, counts: Counts) -> Iterator[Record]:
         """Each record's "text", its "source" (file and line, row or path) and its metadata.
 
-        Raises:
-            FileNotFoundError: there is no such path.
-            SourceError: the corpus is of no known kind, lacks a column, or has too many malformed
-                records.
+        FileNotFoundError if there is no such path. SourceError if the corpus is of no known kind,
+        lacks a column, or has too many malformed records.
         """
         missing = set(self.metadata)
         for place, values in self._raw(counts):
             counts.records += 1
             record = self._record(place, values)
             if isinstance(record, str):
-                counts.bad(place, record)
+                counts.malformed += 1
+                if counts.malformed <= _NAMED:
+                    counts.malformed_named.append(f"{place}: {record}")
                 if counts.records >= _JUDGED_RECORDS:
                     counts.check(self.name, self.max_bad_share)
                 continue
@@ -155,7 +138,7 @@ class Source:
             names = ", ".join(name for name in self.metadata if name in missing)
             raise SourceError(f"{self.name}: no record has the metadata {names}")
 
-    def _record(self, place: str, values: Mapping[str, Any] | str) -> Record | str:
+    def _record(self, place: str, values: Values) -> Record | str:
         """The record to keep, or what is wrong with it."""
         if isinstance(values, str):
             return values
@@ -203,7 +186,10 @@ class Source:
             )
 
     def _files(self, folder: Path, counts: Counts) -> Iterator[Raw]:
-        for path in visible_files(folder, self.include, self.exclude):
+        wanted, unwanted = _patterns(self.include), _patterns(self.exclude)
+        for path in sorted(_walk(folder, folder, unwanted)):
+            if wanted and not _matches(folder, path, wanted):
+                continue
             name = path.relative_to(folder).as_posix()
             place = name.encode(errors="replace").decode()
             if place != name:
@@ -214,7 +200,9 @@ class Source:
                 content = head if b"\0" in head else head + file.read(_MAX_LINE_BYTES)
             found = self._whole(content)
             if isinstance(found, str) and len(content) <= _MAX_LINE_BYTES:
-                counts.skip(place)
+                counts.binary += 1
+                if counts.binary <= _NAMED:
+                    counts.binary_named.append(place)
             else:
                 yield place, found
 
@@ -298,7 +286,7 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
 
 def _json_lines(name: str, lines: Iterable[bytes]) -> Iterator[Raw]:
     for number, line in numbered(lines):
-        values: Mapping[str, Any] | str = f"longer than {_MAX_LINE_BYTES} bytes"
+        values: Values = f"longer than {_MAX_LINE_BYTES} bytes"
         if len(line) <= _MAX_LINE_BYTES:
             try:
                 values = object_of(line)
@@ -308,7 +296,7 @@ def _json_lines(name: str, lines: Iterable[bytes]) -> Iterator[Raw]:
 
 
 def _is_dataset(corpus: object) -> "TypeGuard[datasets.Dataset]":
-    """Whether it is a `datasets.Dataset`. Looks only if somebody has imported the library."""
+    # Only somebody who has imported the library can have one.
     library = sys.modules.get("datasets")
     return library is not None and isinstance(corpus, library.Dataset)
 
@@ -325,6 +313,34 @@ def _saved_dataset(path: Path) -> "datasets.Dataset":
     if isinstance(dataset, datasets.DatasetDict):
         raise SourceError(f"{path}: has the splits {', '.join(dataset)}: give the folder of one")
     return dataset
+
+
+def _walk(top: Path, folder: Path, unwanted: list[str]) -> Iterator[Path]:
+    entries = [entry for entry in os.scandir(folder) if not entry.is_symlink()]
+    if {MANIFEST_FILE, JOURNAL_FILE} & {entry.name for entry in entries} and any(
+        OWN_DIRECTORIES.fullmatch(entry.name) for entry in entries if entry.is_dir()
+    ):
+        # A datastore, of which no file is the user's.
+        return
+    for entry in entries:
+        path = folder / entry.name
+        if entry.name.startswith(".") or _matches(top, path, unwanted):
+            continue
+        if entry.is_dir():
+            yield from _walk(top, path, unwanted)
+        elif entry.is_file():
+            yield path
+
+
+def _patterns(globs: Iterable[str]) -> list[str]:
+    return [glob.removeprefix("./").removeprefix("**/").rstrip("/") for glob in globs]
+
+
+def _matches(folder: Path, path: Path, patterns: list[str]) -> bool:
+    """Whether a pattern matches the path, that of a folder above it, or the name of one of them."""
+    parts = path.relative_to(folder).parts if patterns else ()
+    tried = {*parts, *("/".join(parts[:count]) for count in range(1, len(parts) + 1))}
+    return any(fnmatchcase(part, pattern) for pattern in patterns for part in tried)
 
 
 def numbered(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:

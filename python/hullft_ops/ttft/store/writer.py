@@ -1,15 +1,14 @@
-"""Writing a datastore's files, with only a batch of texts in memory at a time.
+"""Writing a datastore's files, with only a batch of texts in memory.
 
-A write adds one shard: first its texts as one Arrow file, then their vectors at the end of the file
-of vectors. Until the manifest names both, readers see the datastore as it was.
+A write adds one shard: its texts as one Arrow file, then their vectors at the end of the file of
+vectors. Until the manifest names both, readers see the datastore as it was.
 """
 
-import fcntl
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -21,7 +20,7 @@ from rich.progress import Progress
 
 from hullft_ops._checks import check_integer, check_text
 from hullft_ops._extras import needed_by
-from hullft_ops.ttft._files import crc32_of, sync
+from hullft_ops.ttft._files import alone_in, sync
 from hullft_ops.ttft.store.embedding import Embedder, EncodeBatches, check_embedder, encode_checked
 from hullft_ops.ttft.store.format import (
     EMBEDDINGS_FILE,
@@ -50,17 +49,13 @@ NOT_OF_TYPE = (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError)
 
 @dataclass
 class StoreWriter:
-    """A write into ``directory``, which exists. The caller holds the lock.
-
-    ``base`` is the datastore as its readers see it, without texts until the first write is
-    finished. Messages of errors begin with ``function``.
-    """
+    """A write into ``directory``, which exists and which the caller has locked."""
 
     directory: Path
     embedder: Embedder
-    base: Manifest
+    base: Manifest  # the datastore as its readers see it, at first without texts
     journal: Journal
-    function: str
+    function: str  # the first word of an error
 
     def __post_init__(self) -> None:
         check_embedder(self.function, self.embedder, self.base)
@@ -68,27 +63,19 @@ class StoreWriter:
 
     @classmethod
     def begin(
-        cls, directory: Path, embedder: Embedder, settings: dict[str, Any], function: str
+        cls,
+        directory: Path,
+        embedder: Embedder,
+        settings: dict[str, Any],
+        function: str,
+        interrupted: Journal | None = None,
     ) -> "StoreWriter":
-        """A new write. Rolls an interrupted one back."""
-        dim = check_integer(function, "embedder.dim", embedder.dim, 1)
-        base = _readable(directory, embedder.name, dim, f"data-{uuid4().hex}")
-        crc32 = base.embeddings.crc32
-        journal = Journal(base.embedder, base.dim, base.data, settings, crc32)
-        writer = cls(directory, embedder, base, journal, function)
-        journal.write(directory)
-        writer._tidy()
-        writer._folder.mkdir(exist_ok=True)
-        return writer
+        """A new write, which rolls an interrupted one back, or the ``interrupted`` one.
 
-    @classmethod
-    def resume(
-        cls, directory: Path, embedder: Embedder, settings: dict[str, Any], function: str
-    ) -> "StoreWriter":
-        """The interrupted write. ValueError if it had other settings."""
-        journal = Journal.read(directory)
-        if journal is None:
-            raise ValueError(f"{function}: no interrupted write in {directory}")
+        ValueError if that had other settings, or the datastore has been replaced since.
+        """
+        dim = check_integer(function, "embedder.dim", embedder.dim, 1)
+        journal = interrupted or Journal(embedder.name, dim, f"data-{uuid4().hex}", settings, 0)
         names = sorted(journal.settings.keys() | settings.keys())
         pairs = [(name, journal.settings.get(name), settings.get(name)) for name in names]
         changed = [f"{name} was {was!r}, is {now!r}" for name, was, now in pairs if was != now]
@@ -97,13 +84,20 @@ class StoreWriter:
                 f"{function}: the interrupted write in {directory} has other settings: "
                 + ", ".join(changed)
             )
-        base = _readable(directory, journal.embedder, journal.dim, journal.data)
-        if base.data != journal.data:
+        if (directory / MANIFEST_FILE).exists():
+            base = Manifest.read(directory)
+        else:
+            none = DataFile(EMBEDDINGS_FILE, 0, 0, 0)
+            base = Manifest(journal.embedder, journal.dim, 0, journal.data, (), none)
+        if interrupted is None:
+            journal = Journal(base.embedder, base.dim, base.data, settings, base.embeddings.crc32)
+        elif base.data != journal.data:
             raise ValueError(
                 f"{function}: the interrupted write in {directory} is into {journal.data}, the "
                 f"datastore is in {base.data} by now: restart rolls it back and begins anew"
             )
         writer = cls(directory, embedder, base, journal, function)
+        journal.write(directory)
         if journal.shard is None:
             writer._tidy()
         writer._folder.mkdir(exist_ok=True)
@@ -114,34 +108,28 @@ class StoreWriter:
         return self.directory / self.journal.data
 
     @property
-    def _shard(self) -> DataFile:
-        if self.journal.shard is None:
-            raise ValueError(f"{self.function}: no texts have been written into {self.directory}")
-        return self.journal.shard
-
-    @property
     def finished(self) -> bool:
         """Whether a kill struck between writing the manifest and removing the journal."""
         return self.journal.shard in self.base.shards
 
-    def write_texts(self, rows: Iterable[Row], report: Callable[[], dict[str, Any]]) -> int:
-        """Write the shard's texts, unless that is done, and return how many there are.
+    def write_texts(self, rows: Iterable[Row], report: Callable[[], dict[str, Any]]) -> bool:
+        """Write the shard's texts, and return whether there are any.
 
         Each row has a "text" and the same other columns, whose values are scalars. After the last,
         ``report`` returns the manifest's entry on the source.
         """
-        if self.journal.shard is None:
-            file = self._folder / f"texts-{len(self.base.shards):05}.arrow"
-            refuse_link(file)
-            count = _write_rows(self.function, rows, file, self._schema())
-            if count == 0:
-                return 0
-            sync(file)
-            sync(self._folder)
-            shard = DataFile(file.name, count, file.stat().st_size, crc32_of(file))
+        file = self._folder / f"texts-{len(self.base.shards):05}.arrow"
+        refuse_link(file)
+        known = None
+        if self.base.shards:
+            with pa.ipc.open_stream(str(self._folder / self.base.shards[0].file)) as earlier:
+                known = earlier.schema
+        count = _write_rows(self.function, rows, file, known)
+        if count:
+            shard = DataFile.written(file, count)
             self.journal = replace(self.journal, shard=shard, source=report())
             self.journal.write(self.directory)
-        return self._shard.count
+        return count > 0
 
     def embed(self, bar: Progress, encode: EncodeBatches | None = None) -> None:
         """Write the missing vectors. Whatever ``bar`` counts is on the disk."""
@@ -149,8 +137,9 @@ class StoreWriter:
         with needed_by(self.function):
             import datasets
             import faiss  # noqa: F401
-        check_file(self.function, self._folder, self._shard)
-        texts = datasets.Dataset.from_file(str(self._folder / self._shard.file))["text"]
+        shard = self._shard
+        check_file(self.function, self._folder, shard)
+        texts = datasets.Dataset.from_file(str(self._folder / shard.file))["text"]
         done = self.journal.embedded
         task = bar.add_task("embedding", total=len(texts), completed=done)
         starts = range(done, len(texts), _TEXTS_PER_ENCODE)
@@ -193,6 +182,12 @@ class StoreWriter:
         self._tidy()
         (self.directory / JOURNAL_FILE).unlink()
 
+    @property
+    def _shard(self) -> DataFile:
+        if self.journal.shard is None:
+            raise ValueError(f"{self.function}: no texts have been written into {self.directory}")
+        return self.journal.shard
+
     def _vectors(self, new: int) -> DataFile:
         """The file of vectors with ``new`` of this write."""
         count = self.base.count + new
@@ -209,7 +204,6 @@ class StoreWriter:
         return file.open("ab")
 
     def _cut(self, size: int) -> None:
-        """Remove the vectors after ``size`` bytes."""
         file = self._folder / EMBEDDINGS_FILE
         refuse_link(file)
         if file.exists() and file.stat().st_size > size:
@@ -220,36 +214,10 @@ class StoreWriter:
         remove_all_but(self.directory, self.base if self.base.count else None)
         self._cut(self.base.embeddings.bytes)
 
-    def _schema(self) -> pa.Schema | None:
-        """The columns of the existing datastore."""
-        if not self.base.shards:
-            return None
-        with pa.ipc.open_stream(str(self._folder / self.base.shards[0].file)) as shard:
-            return shard.schema
 
-
-def _readable(directory: Path, embedder: str, dim: int, data: str) -> Manifest:
-    """The datastore as its readers see it, or one without texts."""
-    if (directory / MANIFEST_FILE).exists():
-        return Manifest.read(directory)
-    return Manifest(embedder, dim, 0, data, (), DataFile(EMBEDDINGS_FILE, 0, 0, 0))
-
-
-@contextmanager
-def locked(directory: Path, what: str = "datastore") -> Iterator[None]:
-    """Keep other writers out of ``directory``; ValueError if one is at work.
-
-    The system unlocks it if the process dies.
-    """
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"another process is writing the {what} {directory}") from error
-        yield
-    finally:
-        os.close(descriptor)
+def locked(directory: Path, what: str = "datastore") -> AbstractContextManager[None]:
+    """Keep other writers out of ``directory``; ValueError if one is at work."""
+    return alone_in(directory, f"another process is writing the {what} {directory}")
 
 
 def _write_rows(function: str, rows: Iterable[Row], file: Path, known: pa.Schema | None) -> int:
