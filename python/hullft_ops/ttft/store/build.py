@@ -244,28 +244,34 @@ def text_digest(text: str) -> bytes:
 
 
 class SeenTexts:
-    """Remembers texts by their digests: recent ones in a set, the others in a sorted array."""
+    """Remembers texts by their digests: recent ones in a set, older ones in sorted arrays.
+
+    Each array is at least twice as long as the next, so they are few, and seldom merged.
+    """
 
     def __init__(self) -> None:
         self._recent: set[bytes] = set()
-        self._sorted = np.empty(0, f"S{_DIGEST_BYTES}")
+        self._sorted: list[np.ndarray] = []
 
     def add(self, text: str) -> bool:
         """Remember ``text``. True if it was there already."""
         digest = text_digest(text)
-        place = int(np.searchsorted(self._sorted, np.bytes_(digest)))
-        # NumPy drops the zeros at the end of an element.
-        old = place < len(self._sorted) and self._sorted[place] == digest.rstrip(b"\0")
-        if old or digest in self._recent:
+        if digest in self._recent or any(_contains(array, digest) for array in self._sorted):
             return True
         self._recent.add(digest)
-        # Sorting now and then takes little time, and the set little memory.
-        if len(self._recent) >= max(_RECENT, len(self._sorted) // 8):
-            new = np.array(list(self._recent), self._sorted.dtype)
+        if len(self._recent) == _RECENT:
+            new = np.sort(np.array(list(self._recent), dtype=f"S{_DIGEST_BYTES}"))
             self._recent.clear()
-            self._sorted = np.concatenate([self._sorted, new])
-            self._sorted.sort()
+            while self._sorted and len(self._sorted[-1]) < 2 * len(new):
+                new = np.sort(np.concatenate([self._sorted.pop(), new]), kind="stable")
+            self._sorted.append(new)
         return False
+
+
+def _contains(array: np.ndarray, digest: bytes) -> bool:
+    place = int(np.searchsorted(array, np.bytes_(digest)))
+    # NumPy drops the zeros at the end of an element.
+    return place < len(array) and bytes(array[place]) == digest.rstrip(b"\0")
 
 
 def token_chunks(
