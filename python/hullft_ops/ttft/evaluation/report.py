@@ -228,7 +228,7 @@ def _bounded(interval: Interval, form: str, unit: str = "") -> str:
 def _verdict(interval: Interval) -> str:
     if interval.low > 0:
         return "worse"
-    return "better" if interval.high < 0 else "not told apart"
+    return "better" if interval.high < 0 else "no clear difference"
 
 
 def write_report(results: Path, directory: Path) -> list[Path]:
