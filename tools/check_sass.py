@@ -29,10 +29,10 @@ KERNEL = "fw_warp_kernel"
 LIMITS = {
     "float, vanilla": ("IfLi0E", 170),
     "float, away": ("IfLi1E", 640),
-    "float, pairwise": ("IfLi2E", 600),
+    "float, pairwise": ("IfLi2E", 680),
     "double, vanilla": ("IdLi0E", 300),
     "double, away": ("IdLi1E", 1050),
-    "double, pairwise": ("IdLi2E", 960),
+    "double, pairwise": ("IdLi2E", 1080),
 }
 
 # The sweeps with float32 arithmetic, and the instructions of a step on one element.

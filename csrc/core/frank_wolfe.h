@@ -133,6 +133,18 @@ HULLFT_HD Step<S> pairwise_step(const Atom<T>& s, const Atom<T>& a, T gram_sa) {
   return step;
 }
 
+// The atoms of a pairwise step that was not cut short, the lower candidate first. Their
+// correlations are equal then, but for rounding: the next step takes the first for either.
+template <typename I>
+struct LevelAtoms {
+  I first = -1, second = -1;
+};
+
+template <typename I>
+HULLFT_HD I level_atom(const LevelAtoms<I>& level, I k) {
+  return k == level.second ? level.first : k;
+}
+
 // The away-step variant takes the steeper of its two directions, the toward step on equality.
 template <typename T>
 HULLFT_HD bool prefers_away(T c_s, T c_a, const Iterate<T>& it) {

@@ -214,6 +214,8 @@ class FwBlock {
   __device__ __forceinline__ void choose() {
     s_ = top_.index;
     if (corrective() && support_size_ >= p_.n_select) s_ = high_;
+    if (p_.variant == Variant::kPairwise)
+      s_ = level_atom(level_, s_), low_ = level_atom(level_, low_);
     s_entry_ = find(s_);
     a_entry_ = corrective() ? find(low_) : 0;
     if (s_entry_ >= 0) return finish_step();
@@ -264,6 +266,9 @@ class FwBlock {
     }
     __syncwarp();
     if (step.drops) leave(a_entry_);
+    level_ = {};
+    if (p_.variant == Variant::kPairwise && !step.drops)
+      level_ = {s_ < low_ ? s_ : low_, s_ < low_ ? low_ : s_};
     if (step.scale == S(0) && corrective()) keep_only(s_entry_);
     ++iterations_;
     done_ = iterations_ >= p_.max_iter || (!corrective() && support_size_ >= p_.n_select);
@@ -349,6 +354,7 @@ class FwBlock {
   Best<S> top_{0, 0};
   int high_ = 0, low_ = 0;  // atoms of largest and smallest correlation in the support
   int s_ = 0, s_entry_ = 0, a_entry_ = 0;
+  LevelAtoms<int> level_;
   int n_entries_ = 0, support_size_ = 0, next_victim_ = 0, iterations_ = 0;
   bool placed_ = false, done_ = false, stopping_ = false;
 };

@@ -139,7 +139,11 @@ class FwWarp {
 #pragma unroll
     for (int i = kSlots - 2; i >= 0; --i)
       if (values[i] == most[0]) slot = i, u = u_[i], w = w_[i];
-    const int k = warp_best(Best<S>{most[0], candidate(slot)}).index;
+    return pick_of(warp_best(Best<S>{most[0], candidate(slot)}).index, u, w);
+  }
+
+  // u, w: of the lane that has candidate k, those of k.
+  __device__ __forceinline__ FwPick pick_of(int k, S u, S w) const {
     FwPick pick;
     pick.b = shared_.b[k];
     pick.atom.u = double(__shfl_sync(kFullWarp, u, k));  // of lane k % 32
@@ -149,6 +153,18 @@ class FwWarp {
     pick.added = ~(__shfl_sync(kFullWarp, held_, k) >> (unsigned(k) / kWarp)) & 1;
     pick.k = k;
     return pick;
+  }
+
+  // What a pairwise step takes for a pick.
+  __device__ __forceinline__ FwPick leveled(const FwPick& pick) const {
+    if (pick.k != level_.second) return pick;
+    // A bit, since nvcc would move arrays to memory to take the element of a number.
+    const unsigned chosen = 1u << unsigned(level_.first) / kWarp;
+    S u = 0, w = 0;
+#pragma unroll
+    for (int i = 0; i < kSlots; ++i)
+      if (chosen >> i & 1) u = u_[i], w = w_[i];
+    return pick_of(level_.first, u, w);
   }
 
   // The lane's share of a column. Slots past the pool keep what they hold.
@@ -237,7 +253,7 @@ class FwWarp {
   __device__ __forceinline__ Step<S> corrective_step(const S (&c)[kSlots], const FwPick& top) {
     const FwPick a = best_of_support(c, S(-1));
     const FwPick s = support_size_ < p_.n_select ? top : best_of_support(c, S(1));
-    return kVariant == Variant::kPairwise ? step_between(s, a) : step_along(s, a);
+    return kVariant == Variant::kPairwise ? step_between(leveled(s), leveled(a)) : step_along(s, a);
   }
 
   // The atom of the support with the largest correlation, or with the smallest one by sign -1.
@@ -266,6 +282,8 @@ class FwWarp {
     it_.wu += by * (2 * (s.atom.u - a.atom.u) + by * squared_length);
     enter(s);
     if (step.drops) leave(a.k);
+    level_ = {};
+    if (!step.drops) level_ = {min(s.k, a.k), max(s.k, a.k)};
     return step;
   }
 
@@ -384,6 +402,7 @@ class FwWarp {
   double within_ = 0, floor_ = 0;
   double gap_floor_ = 0;  // the gap that ends the solve
   int support_size_ = 0, iterations_ = 0;
+  LevelAtoms<int> level_;
   const S* lane_gram_ = nullptr;
   int n_slots_ = 0;  // of the lane, in the pool
   int full_ = 0;

@@ -40,7 +40,7 @@ def fw_select(
     """Frank-Wolfe on pool [K, d] and query [d]; every step computes the residual again."""
     x, q = pool.double(), query.double()
     s = _argmax(x @ q)
-    w, support = _vertex(x, s), {s}
+    w, support, level = _vertex(x, s), {s}, set[int]()
     num_iter = 0
     while num_iter < max_iter:
         current = x.T @ w
@@ -60,10 +60,13 @@ def fw_select(
             held = sorted(support)
             s = max(held if len(held) >= n_select else range(len(x)), key=c.tolist().__getitem__)
             a = min(held, key=c.tolist().__getitem__)
+            s, a = (min(level) if k in level else k for k in (s, a))
             stepped = corrective_step(variant, x, q, w, s, a)
             if stepped is None:
                 break
             w, support = stepped, set(stepped.nonzero().flatten().tolist())
+            # A pairwise step that was not cut short leaves both atoms equal, but for rounding.
+            level = {s, a} if variant == "pairwise" and a in support else set()
         num_iter += 1
         if variant == "vanilla" and len(support) >= n_select:
             break

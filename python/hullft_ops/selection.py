@@ -95,9 +95,9 @@ def fw_select(
     if it is shorter than 1e-6 of the longer of the two points it joins. "vanilla" and "away" stop
     there; "pairwise" moves the whole weight along it.
 
-    An exact line search leaves the two atoms of a pairwise step equally good, so rounding decides
-    which of them the next step takes from. With another instruction set, or on CUDA, "pairwise" may
-    end with another support of about the same residual. Often only ``max_iter`` stops it.
+    An exact line search leaves the two atoms of a pairwise step equally good, but for rounding. The
+    next step takes the lower index for either of them, so that every dtype, instruction set and
+    device takes the same steps. If one atom would be both ends of a step, "pairwise" stops.
 
     As published, "vanilla" begins with one row and takes a step before it checks whether the
     support is full. With ``n_select=1`` it ends with two rows, returns the one with the larger

@@ -101,6 +101,17 @@ def fw_warp_converges(library: Library, seed: int) -> None:
 
 
 @case
+def fw_pairwise(library: Library, seed: int) -> None:
+    """A step's level atoms count as the lower one, in any slot: many steps of the reference."""
+    pool, query = hull_problem(11, 1, 70, 12, torch.float32)
+    options = {"variant": "pairwise", "max_iter": 25}
+    expected = reference.fw_select(pool[0], query[0], 9, **options)
+    for launch in launches(seed):
+        answer = library.frank_wolfe(pool, query, 9, launch=launch, **options)
+        check_equals(of_query(answer, 0), expected)
+
+
+@case
 def fw_columns(library: Library, seed: int) -> None:
     fw_matches(library, torch.float32, "away", Launch(seed, gram=False, threads=96), SIZES[2:6])
 

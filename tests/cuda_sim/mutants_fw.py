@@ -231,6 +231,15 @@ FW_MUTANTS = {
         "fw_warp",
         OUTSIDE,
     ),
+    "rounding between level atoms": Mutant(
+        "frank_wolfe",
+        FW,
+        "level_ = {s_ < low_ ? s_ : low_, s_ < low_ ? low_ : s_};",
+        "level_ = {-1, -1};",
+        "plain",
+        "fw_pairwise",
+        WRONG,
+    ),
     "one atom too many for the warp": Mutant(
         "fw_warp",
         FW_WARP,

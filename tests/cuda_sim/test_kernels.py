@@ -90,6 +90,24 @@ def test_golden_pools_of_sift(
     assert (variance - on_cpu.variance).abs().max() < tolerance
 
 
+@pytest.mark.parametrize("n_select", [5, 20])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_golden_pools_of_pairwise(
+    library: Libraries, golden: dict[str, torch.Tensor], dtype: str, n_select: int
+) -> None:
+    """The selections and counts of the CPU, whoever takes the steps."""
+    pool, query = golden["pool"], golden["query"]
+    wanted = hullft_ops.fw_select(pool.double(), query.double(), n_select, variant="pairwise")
+    pool, query = pool.to(DTYPES[dtype]), query.to(DTYPES[dtype])
+    for way in WAYS.values():
+        answer = library("plain").frank_wolfe(
+            pool, query, n_select, variant="pairwise", launch=Launch(threads=64, **way)
+        )
+        assert torch.equal(answer.indices, wanted.indices)
+        assert torch.equal(answer.counts, wanted.counts)
+        assert (answer.weights - wanted.weights).abs().max() < 2e-5
+
+
 @pytest.mark.parametrize(("variant", "bound"), [("pairwise", 1e-6), ("away", 2e-5)])
 def test_golden_gap_of_the_corrective_variants(
     library: Libraries, golden: dict[str, torch.Tensor], variant: str, bound: float

@@ -56,6 +56,7 @@ class FwSolver {
     if (!std::isfinite(qq_)) return false;
     if (!correlations_.begin(in, options_.n_select, support_)) return false;
     s_ = correlations_.best().index;
+    level_ = {};
     support_.keep_only(s_);
     Step<double> whole;
     whole.scale = 0, whole.toward = 1;
@@ -129,11 +130,12 @@ class FwSolver {
     if (options_.variant == Variant::kVanilla) return toward_step(atom(s_), iterate_);
     if (support_.size() >= options_.n_select) s_ = extreme_of_support(std::greater<double>());
     a_ = extreme_of_support(std::less<double>());
-    const Atom<double> a = atom(a_);
     if (options_.variant == Variant::kPairwise) {
+      s_ = level_atom(level_, s_), a_ = level_atom(level_, a_);
       const Atom<double> s = atom(s_);
-      return pairwise_step(s, a, correlations_.gram(s_, a_));
+      return pairwise_step(s, atom(a_), correlations_.gram(s_, a_));
     }
+    const Atom<double> a = atom(a_);
     if (prefers_away(correlation(s_), a.c, iterate_)) return away_step(a, iterate_);
     const Step<double> step = toward_step(atom(s_), iterate_);
     return step.toward > 0 ? step : Step<double>{};
@@ -149,6 +151,11 @@ class FwSolver {
     if (step.away > 0) support_.add(a_, -step.away);
     correlations_.follow(step, s_, a_);
     if (step.drops) support_.leave(a_);
+    level_ = {};
+    if (options_.variant == Variant::kPairwise && !step.drops) {
+      level_ = {s_, a_};
+      if (candidate(a_) < candidate(s_)) std::swap(level_.first, level_.second);
+    }
     if (step.scale == 0 && options_.variant != Variant::kVanilla) support_.keep_only(s_);
     refresh_iterate();
   }
@@ -207,6 +214,7 @@ class FwSolver {
   double largest_square_ = 0;  // of the query, and of the rows that were ever in the support
   Iterate<double> iterate_{0, 0};
   int64_t s_ = 0, a_ = 0;
+  LevelAtoms<int64_t> level_;
   std::vector<size_t> order_;
   Integerizer integerizer_;
 };
