@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable
 from copy import deepcopy
+from threading import Barrier
 
 import pytest
 import torch
@@ -113,6 +114,19 @@ def test_the_weights_get_the_convex_combination_of_the_experts(
     said = json.loads(json.dumps(report.to_dict()))
     assert said["expert_weights"] == report.expert_weights
     assert experts.checked == [3]
+
+
+def test_files_are_read_at_the_same_time(gpt2, make, experts_of):
+    experts, all_are_reading = experts_of(gpt2), Barrier(3)
+
+    def update(index: int):
+        all_are_reading.wait(timeout=20)
+        return experts.updates[index]
+
+    experts.update = update
+    options = {"experts": experts, "n_experts": 3, "expert_temperature": 0.1, "n_select": 0}
+    with make(gpt2, **options).adapted(PROMPT) as report:
+        assert len(report.expert_indices) == 3
 
 
 def test_without_experts_nothing_is_merged(gpt2, make, experts_of, bits):

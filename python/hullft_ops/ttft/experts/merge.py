@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -79,9 +80,11 @@ class ExpertMerger:
                 "finetuner with experts, and n_experts above 0"
             )
         found: dict[str, Shares] = defaultdict(list)
-        with clock.of("merge"):
-            for index, weight in zip(indices, weights, strict=True):
-                for name, update in self.experts.update(index).items():
+        # Reading the files and checking their sums takes as long as adding them. Threads share it.
+        with clock.of("merge"), ThreadPoolExecutor() as threads:
+            updates = threads.map(self.experts.update, indices)
+            for expert, weight in zip(updates, weights, strict=True):
+                for name, update in expert.items():
                     found[name].append((update, self.scale * weight))
             return self._checked(found)
 
