@@ -59,10 +59,9 @@ class AdamReplay {
     const Layout layout = pairing_layout(param);
     tensors_.push_back({FlatTensor(param, layout), FlatTensor(grad, layout),
                         FlatTensor(exp_avg, layout), FlatTensor(exp_avg_sq, layout),
-                        param.scalar_type(), grad.scalar_type(), steps_done,
-                        uint32_t(tensors_.size())});
+                        dtype_of(param), dtype_of(grad), steps_done, uint32_t(tensors_.size())});
     elements_.add(param.numel());
-    if (param.scalar_type() == ScalarType::Double)
+    if (tensors_.back().param_type == ScalarType::Double)
       wide_.add(options_, repeats_, steps_done);
     else
       narrow_.add(options_, repeats_, steps_done);
@@ -116,20 +115,20 @@ void adam_replay(std::vector<Tensor> params, std::vector<Tensor> grads,
                  double eps, double weight_decay, bool decoupled, bool maximize,
                  std::optional<Tensor> lr_tensor, std::optional<int64_t> seed) {
   constexpr const char* op = "adam_replay_";
-  const TensorList step_list{"steps", steps};
-  const AdamOptions options =
-      check_adam_arguments(op, {"params", params}, {"grads", grads}, {"exp_avgs", exp_avgs},
-                           {"exp_avg_sqs", exp_avg_sqs}, step_list, repeats,
-                           {lr, beta1, beta2, eps, weight_decay, decoupled, maximize}, lr_tensor);
+  const TensorList param_list{"params", params}, step_list{"steps", steps};
+  const AdamOptions options = check_adam_arguments(
+      op, param_list, {"grads", grads}, {"exp_avgs", exp_avgs}, {"exp_avg_sqs", exp_avg_sqs},
+      step_list, repeats, {lr, beta1, beta2, eps, weight_decay, decoupled, maximize}, lr_tensor);
   std::vector<double> steps_done;
   for (size_t i = 0; i < steps.size(); ++i)
-    steps_done.push_back(read_step(op, step_list, i, params[0]));
+    steps_done.push_back(read_step(op, step_list, i, param_list[0]));
   const NoGrad no_grad;
   AdamReplay replay(options, repeats, check_seed(op, seed));
   for (size_t i = 0; i < params.size(); ++i)
     replay.add(params[i], grads[i], exp_avgs[i], exp_avg_sqs[i], steps_done[i]);
   replay.run();
-  for (size_t i = 0; i < steps.size(); ++i) write_step(steps[i], steps_done[i] + double(repeats));
+  for (size_t i = 0; i < steps.size(); ++i)
+    write_step(step_list[i], steps_done[i] + double(repeats));
 }
 
 }  // namespace

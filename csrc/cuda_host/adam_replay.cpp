@@ -15,14 +15,12 @@
 namespace hullft {
 namespace {
 
-bool on_cpu(const Tensor& t) { return t.is_cpu(); }
-
 // Steps lie on the CPU, as torch.optim.Adam keeps them, or beside their parameter, as it does with
 // capturable=True: those are read and advanced by the launch.
-AdamEntry with_step(const char* op, const TensorList& steps, size_t i, const Tensor& param,
+AdamEntry with_step(const char* op, const TensorList& steps, size_t i, const ListedTensor& first,
                     AdamEntry entry_of) {
-  entry_of.steps_done = read_step(op, steps, i, param);
-  if (on_cpu(steps[i])) return entry_of;
+  entry_of.steps_done = read_step(op, steps, i, first);
+  if (steps[i].is_cpu()) return entry_of;
   entry_of.device_step = steps[i].mutable_data_ptr();
   entry_of.wide_step = steps[i].scalar_type() == ScalarType::Double;
   return entry_of;
@@ -32,7 +30,7 @@ AdamEntry with_step(const char* op, const TensorList& steps, size_t i, const Ten
 AdamCall adam_call(const AdamOptions& options, int64_t repeats,
                    const std::optional<Tensor>& lr_tensor, std::optional<uint64_t> seed) {
   AdamCall call{options, repeats, nullptr, false, seed.has_value(), seed.value_or(0)};
-  if (!lr_tensor || on_cpu(*lr_tensor)) return call;
+  if (!lr_tensor || lr_tensor->is_cpu()) return call;
   call.device_lr = lr_tensor->const_data_ptr();
   call.wide_lr = lr_tensor->scalar_type() == ScalarType::Double;
   return call;
@@ -44,17 +42,16 @@ void adam_replay(std::vector<Tensor> params, std::vector<Tensor> grads,
                  double eps, double weight_decay, bool decoupled, bool maximize,
                  std::optional<Tensor> lr_tensor, std::optional<int64_t> seed) {
   constexpr const char* op = "adam_replay_";
-  const TensorList step_list{"steps", steps};
-  const AdamOptions options =
-      check_adam_arguments(op, {"params", params}, {"grads", grads}, {"exp_avgs", exp_avgs},
-                           {"exp_avg_sqs", exp_avg_sqs}, step_list, repeats,
-                           {lr, beta1, beta2, eps, weight_decay, decoupled, maximize}, lr_tensor);
+  const TensorList param_list{"params", params}, step_list{"steps", steps};
+  const AdamOptions options = check_adam_arguments(
+      op, param_list, {"grads", grads}, {"exp_avgs", exp_avgs}, {"exp_avg_sqs", exp_avg_sqs},
+      step_list, repeats, {lr, beta1, beta2, eps, weight_decay, decoupled, maximize}, lr_tensor);
   const AdamCall call = adam_call(options, repeats, lr_tensor, check_seed(op, seed));
   if (params.empty()) return;
   std::vector<AdamEntry> entries;
   entries.reserve(params.size());
   for (size_t i = 0; i < params.size(); ++i) {
-    entries.push_back(with_step(op, step_list, i, params[0], AdamEntry{}));
+    entries.push_back(with_step(op, step_list, i, param_list[0], AdamEntry{}));
     entries.back().place = uint32_t(i);
   }
   const NoGrad no_grad;
@@ -80,7 +77,7 @@ void adam_replay(std::vector<Tensor> params, std::vector<Tensor> grads,
       op, launch_advance_steps(entries.data(), int64_t(entries.size()), repeats, context.stream()));
   for (FlatTensor& t : written) t.write_back();
   for (size_t i = 0; i < steps.size(); ++i)
-    if (on_cpu(steps[i])) write_step(steps[i], entries[i].steps_done + double(repeats));
+    if (step_list[i].is_cpu()) write_step(step_list[i], entries[i].steps_done + double(repeats));
 }
 
 }  // namespace

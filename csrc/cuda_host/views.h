@@ -12,7 +12,7 @@
 namespace hullft {
 
 inline Storage storage_of(const Tensor& t) {
-  switch (t.scalar_type()) {
+  switch (dtype_of(t)) {
     case ScalarType::Double:
       return Storage::kFloat64;
     case ScalarType::BFloat16:

@@ -13,12 +13,13 @@ void adam_replay_check(std::vector<Tensor> params, std::vector<Tensor> grads,
                        std::vector<Tensor> exp_avgs, std::vector<Tensor> exp_avg_sqs,
                        std::vector<Tensor> steps, std::vector<Tensor> lr_tensors) {
   constexpr const char* op = "adam_replay_check";
-  const TensorList step_list{"steps", steps}, lr_list{"lr_tensors", lr_tensors};
-  check_adam_lists(op, {"params", params}, {"grads", grads}, {"exp_avgs", exp_avgs},
+  const TensorList param_list{"params", params}, step_list{"steps", steps};
+  const TensorList lr_list{"lr_tensors", lr_tensors};
+  check_adam_lists(op, param_list, {"grads", grads}, {"exp_avgs", exp_avgs},
                    {"exp_avg_sqs", exp_avg_sqs}, step_list, lr_list);
-  for (size_t i = 0; i < steps.size(); ++i) read_step(op, step_list, i, params[0]);
+  for (size_t i = 0; i < steps.size(); ++i) read_step(op, step_list, i, param_list[0]);
   for (size_t i = 0; i < lr_tensors.size(); ++i)
-    read_lr_tensor(op, entry(lr_list, i), lr_tensors[i], params);
+    read_lr_tensor(op, entry(lr_list, i), lr_list[i], param_list);
 }
 
 }  // namespace

@@ -14,6 +14,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "../core/frank_wolfe.h"
 
@@ -72,8 +73,21 @@ inline const char* dtype_name(ScalarType t) {
   }
 }
 
-inline std::string device_name(const Tensor& t) {
-  const torch::stable::Device device = t.device();
+// scalar_type() asks torch up to twenty questions, and a model has hundreds of tensors.
+inline ScalarType dtype_of(const Tensor& t) {
+  static const std::pair<int32_t, ScalarType> floats[] = {
+      {aoti_torch_dtype_float32(), ScalarType::Float},
+      {aoti_torch_dtype_bfloat16(), ScalarType::BFloat16},
+      {aoti_torch_dtype_float16(), ScalarType::Half},
+      {aoti_torch_dtype_float64(), ScalarType::Double}};
+  int32_t code = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &code));
+  for (const auto& [known, dtype] : floats)
+    if (code == known) return dtype;
+  return t.scalar_type();
+}
+
+inline std::string device_name(const torch::stable::Device& device) {
   const std::string index = device.has_index() ? ":" + std::to_string(device.index()) : "";
   switch (device.type()) {
     case torch::headeronly::DeviceType::CPU:
@@ -88,11 +102,12 @@ inline std::string device_name(const Tensor& t) {
 }
 
 // What is named prints itself, so that a name is made for an error alone.
-template <typename Name>
-void check_same_device(const char* op, const Name& name, const Tensor& t, const char* ref_name,
-                       const Tensor& ref) {
+template <typename Name, typename T, typename Ref>
+void check_same_device(const char* op, const Name& name, const T& t, const char* ref_name,
+                       const Ref& ref) {
   if (t.device() != ref.device())
-    value_error(op, name, " is on ", device_name(t), ", ", ref_name, " is on ", device_name(ref));
+    value_error(op, name, " is on ", device_name(t.device()), ", ", ref_name, " is on ",
+                device_name(ref.device()));
 }
 
 inline bool is_floating(ScalarType t) {
@@ -116,8 +131,8 @@ inline void check_like(const char* op, const char* name, const Tensor& t, const 
 
 // A storage that was freed or shrunk leaves its tensors' shapes as they were: refuse to read past
 // its end.
-template <typename Name>
-void check_storage(const char* op, const Name& name, const Tensor& t) {
+template <typename Name, typename T>
+void check_storage(const char* op, const Name& name, const T& t) {
   const int64_t numel = t.numel();
   if (numel == 0) return;
   int64_t bytes = 0, offset = 0;

@@ -41,14 +41,14 @@ inline void check_adam_options(const char* op, const AdamOptions& options) {
 
 // One tensor of an updated list and its companion.
 inline void check_companion(const char* op, const TensorList& list, size_t i, const TensorList& ref,
-                            const Tensor& first) {
+                            const ListedTensor& first) {
   check_device(op, list, i, first);
   check_same_shape(op, list, i, ref);
   check_storage(op, entry(list, i), list[i]);
 }
 
-template <typename Name>
-void check_one_value(const char* op, const Name& name, const Tensor& t) {
+template <typename Name, typename T>
+void check_one_value(const char* op, const Name& name, const T& t) {
   const ScalarType type = t.scalar_type();
   if (t.numel() != 1 || (type != ScalarType::Float && type != ScalarType::Double))
     value_error(op, name, " must hold one float32 or float64 value, got ", dtype_name(type),
@@ -83,19 +83,20 @@ inline void check_adam_lists(const char* op, const TensorList& params, const Ten
 }
 
 // Of a tensor on the CPU.
-inline double read_value(const Tensor& t) {
-  return t.scalar_type() == ScalarType::Double ? *t.const_data_ptr<double>()
-                                               : double(*t.const_data_ptr<float>());
+inline double read_value(const ListedTensor& t) {
+  const void* data = t.const_data_ptr();
+  return t.scalar_type() == ScalarType::Double ? *static_cast<const double*>(data)
+                                               : double(*static_cast<const float*>(data));
 }
 
 // A learning rate in a tensor. One that lies on a GPU is read by the launch, unchecked; then this
 // is 0.
 template <typename Name>
-double read_lr_tensor(const char* op, const Name& name, const Tensor& lr,
-                      const std::vector<Tensor>& params) {
+double read_lr_tensor(const char* op, const Name& name, const ListedTensor& lr,
+                      const TensorList& params) {
   check_one_value(op, name, lr);
   if (!lr.is_cpu()) {
-    if (!params.empty()) check_same_device(op, name, lr, "the first tensor", params[0]);
+    if (params.size()) check_same_device(op, name, lr, "the first tensor", params[0]);
     return 0;
   }
   const double value = read_value(lr);
@@ -112,12 +113,11 @@ inline AdamOptions check_adam_arguments(const char* op, const TensorList& params
                                         const std::optional<Tensor>& lr_tensor) {
   check_range(op, "repeats", repeats, 1);
   std::vector<Tensor> rates;
-  if (lr_tensor) {
-    rates.push_back(*lr_tensor);
-    options.lr = read_lr_tensor(op, "lr_tensor", *lr_tensor, params.tensors);
-  }
+  if (lr_tensor) rates.push_back(*lr_tensor);
+  const TensorList rate_list{"lr_tensor", rates};
+  if (lr_tensor) options.lr = read_lr_tensor(op, "lr_tensor", rate_list[0], params);
   check_adam_options(op, options);
-  check_adam_lists(op, params, grads, exp_avgs, exp_avg_sqs, steps, {"lr_tensor", rates});
+  check_adam_lists(op, params, grads, exp_avgs, exp_avg_sqs, steps, rate_list);
   check_single(op, "lr", options.lr, params);
   check_single(op, "weight_decay", options.weight_decay, params);
   return options;
@@ -131,7 +131,8 @@ inline std::optional<uint64_t> check_seed(const char* op, const std::optional<in
 
 // A step count. One that lies beside its parameter on a GPU is read by the launch, unchecked; then
 // this is 0.
-inline double read_step(const char* op, const TensorList& steps, size_t i, const Tensor& first) {
+inline double read_step(const char* op, const TensorList& steps, size_t i,
+                        const ListedTensor& first) {
   if (!steps[i].is_cpu()) {
     check_device(op, steps, i, first);
     return 0;
@@ -142,11 +143,11 @@ inline double read_step(const char* op, const TensorList& steps, size_t i, const
   return step;
 }
 
-inline void write_step(const Tensor& step, double value) {
+inline void write_step(const ListedTensor& step, double value) {
   if (step.scalar_type() == ScalarType::Double)
-    *step.mutable_data_ptr<double>() = value;
+    *static_cast<double*>(step.mutable_data_ptr()) = value;
   else
-    *step.mutable_data_ptr<float>() = float(value);
+    *static_cast<float*>(step.mutable_data_ptr()) = float(value);
 }
 
 inline void check_accumulate_arguments(const char* op, const TensorList& caches,

@@ -16,12 +16,57 @@
 
 namespace hullft {
 
-struct TensorList {
-  const char* name;
-  const std::vector<Tensor>& tensors;
+// What the checks ask about a tensor, read once: torch answers one question a call, and a model has
+// hundreds of tensors.
+class ListedTensor {
+ public:
+  explicit ListedTensor(const Tensor& t)
+      : tensor_(&t),
+        dtype_(dtype_of(t)),
+        device_(t.device()),
+        sizes_(t.sizes()),
+        numel_(t.numel()),
+        element_size_(int64_t(t.element_size())),
+        contiguous_(t.is_contiguous()),
+        data_(t.const_data_ptr()) {}
 
-  const Tensor& operator[](size_t i) const { return tensors[i]; }
-  size_t size() const { return tensors.size(); }
+  AtenTensorHandle get() const { return tensor_->get(); }
+  ScalarType scalar_type() const { return dtype_; }
+  const torch::stable::Device& device() const { return device_; }
+  bool is_cpu() const { return device_.type() == torch::headeronly::DeviceType::CPU; }
+  const torch::headeronly::IntHeaderOnlyArrayRef& sizes() const { return sizes_; }
+  int64_t dim() const { return int64_t(sizes_.size()); }
+  int64_t size(int64_t d) const { return sizes_[size_t(d)]; }
+  int64_t stride(int64_t d) const { return tensor_->stride(d); }
+  int64_t numel() const { return numel_; }
+  int64_t element_size() const { return element_size_; }
+  bool is_contiguous() const { return contiguous_; }
+  const void* const_data_ptr() const { return data_; }
+  void* mutable_data_ptr() const { return tensor_->mutable_data_ptr(); }
+
+ private:
+  const Tensor* tensor_;
+  ScalarType dtype_;
+  torch::stable::Device device_;
+  torch::headeronly::IntHeaderOnlyArrayRef sizes_;
+  int64_t numel_, element_size_;
+  bool contiguous_;
+  const void* data_;
+};
+
+// The tensors must outlive it.
+class TensorList {
+ public:
+  TensorList(const char* list_name, const std::vector<Tensor>& tensors)
+      : name(list_name), tensors_(tensors.begin(), tensors.end()) {}
+
+  const ListedTensor& operator[](size_t i) const { return tensors_[i]; }
+  size_t size() const { return tensors_.size(); }
+
+  const char* name;
+
+ private:
+  std::vector<ListedTensor> tensors_;
 };
 
 // A tensor's name, for messages.
@@ -36,7 +81,8 @@ inline std::ostream& operator<<(std::ostream& out, const Entry& entry) {
 
 inline Entry entry(const TensorList& list, size_t i) { return {list.name, i}; }
 
-inline std::string shape_of(const Tensor& t) {
+template <typename T>
+std::string shape_of(const T& t) {
   std::ostringstream text;
   for (int64_t d = 0; d < t.dim(); ++d) text << (d ? ", " : "[") << t.size(d);
   return t.dim() ? text.str() + "]" : "[]";
@@ -47,8 +93,8 @@ inline void check_same_length(const char* op, const TensorList& list, const Tens
     value_error(op, list.name, " has ", list.size(), " tensors, ", ref.name, " has ", ref.size());
 }
 
-inline bool same_shape(const Tensor& a, const Tensor& b) {
-  const auto x = a.sizes(), y = b.sizes();
+inline bool same_shape(const ListedTensor& a, const ListedTensor& b) {
+  const auto &x = a.sizes(), &y = b.sizes();
   return std::equal(x.begin(), x.end(), y.begin(), y.end());
 }
 
@@ -66,9 +112,9 @@ inline void check_same_dtype(const char* op, const TensorList& list, size_t i,
                 " is ", dtype_name(ref[i].scalar_type()));
 }
 
-inline void check_device(const char* op, const TensorList& list, size_t i, const Tensor& ref) {
-  if (list[i].device() != ref.device())
-    check_same_device(op, entry(list, i), list[i], "the first tensor", ref);
+inline void check_device(const char* op, const TensorList& list, size_t i,
+                         const ListedTensor& ref) {
+  check_same_device(op, entry(list, i), list[i], "the first tensor", ref);
 }
 
 inline void check_entry_floating(const char* op, const TensorList& list, size_t i) {
@@ -88,8 +134,7 @@ class OverlapCheck {
       if (list[i].numel() == 0) continue;
       const int64_t extent = extent_of(list[i], entry(list, i), written);
       const auto* begin = static_cast<const char*>(list[i].const_data_ptr());
-      ranges_.push_back(
-          {begin, begin + extent * int64_t(list[i].element_size()), &list, i, written});
+      ranges_.push_back({begin, begin + extent * list[i].element_size(), &list, i, written});
     }
   }
 
@@ -99,7 +144,7 @@ class OverlapCheck {
     for (size_t i = 0; i < list.size(); ++i) {
       const auto* begin = static_cast<const char*>(list[i].const_data_ptr());
       if (list[i].numel() == 0 || !seen.insert(begin).second) continue;
-      ranges_.push_back({begin, begin + int64_t(list[i].element_size()), &list, i, true});
+      ranges_.push_back({begin, begin + list[i].element_size(), &list, i, true});
     }
   }
 
@@ -128,7 +173,7 @@ class OverlapCheck {
   };
 
   // Elements from the first to the last, both included.
-  int64_t extent_of(const Tensor& t, const Entry& name, bool written) const {
+  int64_t extent_of(const ListedTensor& t, const Entry& name, bool written) const {
     if (t.is_contiguous()) return t.numel();
     std::vector<std::pair<int64_t, int64_t>> stride_size;
     for (int64_t d = 0; d < t.dim(); ++d)

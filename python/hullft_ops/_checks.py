@@ -215,11 +215,11 @@ def is_plain(tensors: Iterable[Tensor]) -> bool:
 
 
 def are_alike(tensors: Sequence[Tensor]) -> bool:
-    """Whether there are some, all plain, dense and on one device that has memory."""
+    """Whether there are some, all plain and on one device that has memory."""
     if not tensors or not is_plain(tensors) or tensors[0].is_meta:
         return False
-    places = {(tensor.device, tensor.layout) for tensor in tensors}
-    return len(places) == 1 and tensors[0].layout == torch.strided
+    # A number is made faster than a torch.device.
+    return len({*map(Tensor.get_device, tensors)}) == 1
 
 
 def is_sharded(tensor: Tensor) -> bool:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import chain, compress
-from operator import itemgetter
 from typing import Any, overload
 
 import torch
@@ -21,7 +20,7 @@ from hullft_ops import _checks
 from hullft_ops._ops import by_device, call, count_writes, locals_of
 
 _STATE = ("step", "exp_avg", "exp_avg_sq")
-_OF_STATE = itemgetter("exp_avg", "exp_avg_sq", "step")  # as the operator takes them
+_OPERANDS = ("exp_avg", "exp_avg_sq", "step")  # as the operator takes them
 
 
 class ReplayAdam(Optimizer):
@@ -246,7 +245,8 @@ class ReplayAdam(Optimizer):
     def _check_capture(self) -> None:
         """Refuse a capture that would repeat a step count from the CPU at every replay."""
         for i, group in enumerate(self.param_groups):
-            of_devices = {param.device: param for param in group["params"]}
+            params = group["params"]
+            of_devices = dict(zip(map(Tensor.get_device, params), params, strict=True))
             if not any(map(_is_captured, of_devices.values())):
                 continue
             if not group["capturable"]:
@@ -254,7 +254,7 @@ class ReplayAdam(Optimizer):
                     f"ReplayAdam.step: capturable of parameter group {i} must be True in the "
                     f"capture of a CUDA graph, got {group['capturable']}"
                 )
-            for j, param in enumerate(group["params"]):
+            for j, param in enumerate(params):
                 count = self.state.get(param, {}).get("step")
                 if count is not None and count.device != param.device:
                     raise RuntimeError(
@@ -288,14 +288,14 @@ class ReplayAdam(Optimizer):
 
         A model has hundreds. Of plain tensors on one device, the operator checks the rest.
         """
-        given = [p.grad if grads is None else grads.get(p) for p in group["params"]]
+        params = group["params"]
+        given = [p.grad for p in params] if grads is None else list(map(grads.get, params))
         moving = [grad is not None for grad in given]
-        params, found = (list(compress(column, moving)) for column in (group["params"], given))
-        if _checks.are_alike(params + found):
+        params, found = (list(compress(column, moving)) for column in (params, given))
+        if _checks.are_alike(params) and _checks.is_plain(found):
             states = [self.state[param] or self._state_of(param, group) for param in params]
             with suppress(KeyError):
-                moments_and_steps = map(list, zip(*map(_OF_STATE, states), strict=True))
-                return [(params, found, *moments_and_steps)]
+                return [(params, found, *([s[name] for s in states] for name in _OPERANDS))]
         return list(by_device(list(self._rows(group, grads))))
 
     def _rows(
