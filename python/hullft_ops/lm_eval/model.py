@@ -178,7 +178,8 @@ class HullftLM(HFLM):  # type: ignore[misc]
             question = readable_end(question, self._embedder)
         with finetuner.adapted(question, seconds=self._seconds) as report:
             nearest = [finetuner.store.texts[i] + SEPARATOR for i in report.context_indices[::-1]]
-            fit = fitting(map(self._tokens, nearest), self._room(kind, requests))
+            tokens = (list(self.tok_encode(text, add_special_tokens=False)) for text in nearest)
+            fit = fitting(tokens, self._room(kind, requests))
             before = nearest[: len(fit)][::-1]
             if not before:
                 return answer(requests, disable_tqdm=True)
@@ -216,9 +217,6 @@ class HullftLM(HFLM):  # type: ignore[misc]
             return len(self.tok_encode(context + second))
         new = int(normalize_gen_kwargs(second, self.max_gen_toks)["max_gen_toks"])
         return len(self.tok_encode(context)) + new
-
-    def _tokens(self, part: str) -> list[int]:
-        return list(self.tok_encode(part, add_special_tokens=False))
 
 
 def documents(requests: Sequence[Instance]) -> list[tuple[str | None, list[int]]]:

@@ -319,7 +319,7 @@ def folder_datastore(
     on if the files are the same. Raises what `index_corpus` does.
     """
     source = Source(corpus.resolve())
-    # What makes texts and vectors of the folder, and the texts and their places.
+    # The name tells what makes the texts and vectors, and which texts there are.
     made = (cutting.chunk_tokens, cutting.overlap, cutting.min_chars)
     key = _name([[source.name, embedder.name, embedder.dim, *made]])
     texts = _name([record["source"], record["text"]] for record in source.records(Counts()))
