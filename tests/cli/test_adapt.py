@@ -336,8 +336,8 @@ def test_without_a_store_it_is_asked_for() -> None:
 @pytest.mark.parametrize(
     ("owner", "name", "error", "message"),
     [
-        ("SupportTrainer", "_pass", MemoryError(), "out of memory, adapting on texts of up to"),
-        ("SupportTrainer", "_pass", NonFiniteLossError("loss is nan"), "loss is nan"),
+        ("SupportTrainer", "_backward", MemoryError(), "out of memory, adapting on texts of up to"),
+        ("SupportTrainer", "_backward", NonFiniteLossError("loss is nan"), "loss is nan"),
         ("SupportSelector", "_choose", MemoryError(), "out of memory, selecting texts"),
     ],
 )

@@ -303,8 +303,7 @@ class Clusters:
 
     def texts_of(self, cluster: int) -> list[int]:
         """The positions of a cluster's texts, nearest to its centroid first."""
-        end = int(self.sizes[: cluster + 1].sum())
-        found: list[int] = self.texts[end - int(self.sizes[cluster]) : end].tolist()
+        found: list[int] = torch.split(self.texts, self.sizes.tolist())[cluster].tolist()
         return found
 
 

@@ -12,7 +12,12 @@ from typing import Any
 import torch
 
 ORDERS = ("grouped", "interleaved")
-SCHEDULES = ("constant", "linear", "cosine")
+# The factor on the learning rate at a step of so many, counted from 0.
+SCHEDULES: dict[str, Callable[[int, int], float]] = {
+    "constant": lambda step, steps: 1.0,
+    "linear": lambda step, steps: 1 - step / steps,
+    "cosine": lambda step, steps: (1 + math.cos(math.pi * step / steps)) / 2,
+}
 
 
 @dataclass(frozen=True)
@@ -42,15 +47,6 @@ def plan(counts: Sequence[int], refreshes: Sequence[int], order: str) -> Iterato
             if done < count:
                 keep = done + 1 < count and (done + 1) % refresh != 0
                 yield Sweep(example, done % refresh == 0, 1, keep)
-
-
-def learning_rate_factor(schedule: str, step: int, steps: int) -> float:
-    """The factor on the learning rate at step ``step`` of ``steps``, counted from 0."""
-    if schedule == "linear":
-        return 1 - step / steps
-    if schedule == "cosine":
-        return (1 + math.cos(math.pi * step / steps)) / 2
-    return 1.0
 
 
 class Budget:

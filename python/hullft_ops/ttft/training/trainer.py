@@ -34,7 +34,6 @@ from hullft_ops.ttft.training.steps import (
     Budget,
     StageClock,
     Sweep,
-    learning_rate_factor,
     plan,
 )
 
@@ -63,12 +62,12 @@ class SupportTrainer:
         on_step: Callable[[int], object] | None = None,
     ) -> None:
         check_choice("order", order, ORDERS)
-        check_choice("schedule", schedule, SCHEDULES)
+        check_choice("schedule", schedule, tuple(SCHEDULES))
         self._model = model
         self._trained = trained
         self._lr = lr
         self._order = order
-        self._schedule = schedule
+        self._factor = SCHEDULES[schedule]
         self._max_grad_norm = check_limit("max_grad_norm", max_grad_norm)
         self._autocast = autocast
         self._on_step = on_step or (lambda steps: None)
@@ -278,7 +277,7 @@ class SupportTrainer:
         return [(rate, len(list(equal))) for rate, equal in groupby(rates)]
 
     def _rate(self, step: int, steps: int) -> float:
-        return self._lr * learning_rate_factor(self._schedule, step, steps)
+        return self._lr * self._factor(step, steps)
 
     def _step(self, step: Callable[..., None], runs: Runs) -> None:
         for rate, repeats in runs:
