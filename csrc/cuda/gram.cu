@@ -195,7 +195,7 @@ __device__ __forceinline__ void multiply_share(const Operands& x, int group, int
   }
 }
 
-// A warp reads every eighth row of both operands, and all rows of a chunk before it stores the first.
+// A warp reads every eighth row of both operands, all of a chunk before it stores the first.
 __global__ void __launch_bounds__(kThreads, 2)
     gram_float64_kernel(PoolView pool, int64_t n_tiles, double* gram) {
   __shared__ PlainShared shared;
