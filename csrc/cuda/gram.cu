@@ -22,7 +22,7 @@ constexpr double kFloat64ProductsPerCycle = 32;  // of an SM
 constexpr double kSmBytesPerCycle = 40;          // that one block reads
 constexpr double kDeviceBytesPerCycle = 1914;
 
-// Columns of d that a warp takes at a time, 16 bytes of a row for each lane.
+// Columns of a slice, which a warp takes at a time: 16 bytes of a row for each of four lanes.
 template <typename T>
 constexpr int kSlice = kRowLanes * kVector<T>;
 
@@ -41,8 +41,8 @@ __device__ __forceinline__ void push(uint32_t (&words)[4], T x) {
   memcpy(words, values, sizeof values);
 }
 
-// 16 bytes of each row from element `start` on, zeros from the one after `left` on. `whole`: all of
-// them are there, and aligned.
+// 16 bytes of each row from element `start` on. Past the `left` elements of a row they are zeros.
+// `whole`: all elements are there, and aligned.
 template <typename T, int kRows>
 __device__ __forceinline__ void load_rows(const T* const (&rows)[kRows], int64_t start,
                                           int64_t left, bool whole, uint32_t (&words)[kRows][4]) {
@@ -195,7 +195,7 @@ __device__ __forceinline__ void multiply_share(const Operands& x, int group, int
   }
 }
 
-// The rows of both operands, 32 lanes to a row.
+// A warp reads every eighth row of both operands, all of a chunk before it stores the first.
 __global__ void __launch_bounds__(kThreads, 2)
     gram_float64_kernel(PoolView pool, int64_t n_tiles, double* gram) {
   __shared__ PlainShared shared;
