@@ -141,6 +141,11 @@ struct LevelAtoms {
 };
 
 template <typename I>
+HULLFT_HD LevelAtoms<I> level_atoms(I s, I a) {
+  return s < a ? LevelAtoms<I>{s, a} : LevelAtoms<I>{a, s};
+}
+
+template <typename I>
 HULLFT_HD I level_atom(const LevelAtoms<I>& level, I k) {
   return k == level.second ? level.first : k;
 }

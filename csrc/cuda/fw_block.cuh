@@ -267,8 +267,7 @@ class FwBlock {
     __syncwarp();
     if (step.drops) leave(a_entry_);
     level_ = {};
-    if (p_.variant == Variant::kPairwise && !step.drops)
-      level_ = {s_ < low_ ? s_ : low_, s_ < low_ ? low_ : s_};
+    if (p_.variant == Variant::kPairwise && !step.drops) level_ = level_atoms(s_, low_);
     if (step.scale == S(0) && corrective()) keep_only(s_entry_);
     ++iterations_;
     done_ = iterations_ >= p_.max_iter || (!corrective() && support_size_ >= p_.n_select);

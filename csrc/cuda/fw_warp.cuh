@@ -283,7 +283,7 @@ class FwWarp {
     enter(s);
     if (step.drops) leave(a.k);
     level_ = {};
-    if (!step.drops) level_ = {min(s.k, a.k), max(s.k, a.k)};
+    if (!step.drops) level_ = level_atoms(s.k, a.k);
     return step;
   }
 

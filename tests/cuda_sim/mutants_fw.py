@@ -234,8 +234,8 @@ FW_MUTANTS = {
     "rounding between level atoms": Mutant(
         "frank_wolfe",
         FW,
-        "level_ = {s_ < low_ ? s_ : low_, s_ < low_ ? low_ : s_};",
-        "level_ = {-1, -1};",
+        "level_ = level_atoms(s_, low_);",
+        "level_ = {};",
         "plain",
         "fw_pairwise",
         WRONG,
