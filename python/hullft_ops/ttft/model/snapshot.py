@@ -110,11 +110,10 @@ class ModelSnapshot:
 
 def put(values: Iterable[torch.Tensor], parameters: Iterable[nn.Parameter]) -> None:
     """Copy the values into the parameters, whatever mode the caller is in."""
-    targets: list[torch.Tensor] = list(parameters)
+    # One by one: the values may be made while they are read, and would need a model's memory.
     with torch.inference_mode(False), torch.no_grad():
-        # torch refuses an empty list.
-        if targets:
-            torch._foreach_copy_(targets, list(values))
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.copy_(value)
     # A caller's autocast holds copies of the values before.
     torch.clear_autocast_cache()
 
