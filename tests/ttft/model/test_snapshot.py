@@ -8,10 +8,12 @@ from collections.abc import Callable
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import hullft_ops
 from hullft_ops.ttft import Datastore, TestTimeFinetuner
+from hullft_ops.ttft.model.snapshot import ModelSnapshot
 
 PROMPT = "the cat sat on the red mat"
 
@@ -319,3 +321,48 @@ def test_a_model_with_nothing_to_train_is_refused(gpt2, make):
     gpt2.requires_grad_(False)
     with pytest.raises(ValueError, match=r"requires_grad, got none; .*is_trainable=True"):
         make(gpt2)
+
+
+class Copies(TorchDispatchMode):
+    """Counts copies by operator, and refuses those to ``refused``, together or alone."""
+
+    def __init__(self, *refused: torch.Tensor) -> None:
+        super().__init__()
+        self.refused = {tensor.data_ptr() for tensor in refused}
+        self.counts: dict[str, int] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in ("copy_", "_foreach_copy_"):
+            self.counts[name] = self.counts.get(name, 0) + 1
+            written = args[0] if isinstance(args[0], list) else [args[0]]
+            if self.refused & {tensor.data_ptr() for tensor in written}:
+                raise RuntimeError("refused")
+        return func(*args, **kwargs or {})
+
+
+def spoiled(model):
+    """A snapshot of the model, whose parameters have all changed since."""
+    snapshot = ModelSnapshot(model, list(model.parameters()))
+    snapshot.save()
+    with torch.no_grad():
+        torch._foreach_add_(list(model.parameters()), 1.0)
+    return snapshot
+
+
+def test_parameters_are_copied_back_in_one_operator(gpt2, bits):
+    """A GPU would launch one after the other. Another dtype is another operator."""
+    gpt2.transformer.ln_f.double()
+    before, snapshot = bits(gpt2), spoiled(gpt2)
+    with Copies() as restoring:
+        assert snapshot.restore() == []
+    assert restoring.counts == {"_foreach_copy_": 2}
+    assert before.changed() == set()
+
+
+def test_a_parameter_that_refuses_its_copy_keeps_no_other_from_it(gpt2, bits):
+    before, snapshot = bits(gpt2), spoiled(gpt2)
+    name, parameter = list(gpt2.named_parameters())[3]
+    with Copies(parameter):
+        assert snapshot.restore() == [f"{name}: refused"]
+    assert before.changed() == {name}

@@ -1,5 +1,6 @@
 """Putting a model back exactly as it was."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -88,12 +89,16 @@ class ModelSnapshot:
         if not self._records:
             return []
         changes: list[str] = []
+        due: list[tuple[str, torch.Tensor, torch.Tensor]] = []
         for record in self._records:
             try:
                 changes += record.restore()
+                if isinstance(record, _Tensor):
+                    due += record.due()
             # Whatever one raises, the others are put back.
             except Exception as error:
                 changes.append(f"{record.name}: {error}")
+        changes += _copy_back(due)
         # An interrupt in the middle of training may have left them behind.
         put_back_forwards(self._model)
         stop_listening(self._trained)
@@ -105,6 +110,7 @@ class ModelSnapshot:
 
 def put(values: Iterable[torch.Tensor], parameters: Iterable[nn.Parameter]) -> None:
     """Copy the values into the parameters, whatever mode the caller is in."""
+    # One by one: the values may be made while they are read, and would need a model's memory.
     with torch.inference_mode(False), torch.no_grad():
         for parameter, value in zip(parameters, values, strict=True):
             parameter.copy_(value)
@@ -130,6 +136,7 @@ class _Tensor:
 
     @torch.no_grad()
     def restore(self) -> list[str]:
+        """Put back all but the content."""
         changes: list[str] = []
         with torch.inference_mode(False):
             for tensor, data in self._data:
@@ -142,24 +149,54 @@ class _Tensor:
             self._tensor.grad = self._gradient
         if self._version is not None and self._version != self._tensor._version:
             changes.append(f"{self.name}: it is frozen, and was written to")
-        # A copy into less storage would write past its end.
-        if self._tensor.untyped_storage().nbytes() < self._bytes:
+        if self._lacks_storage():
             changes.append(f"{self.name}: its storage is gone")
-        elif self._copy is not None:
-            self._write(self._copy)
         return changes
 
-    def _write(self, copy: torch.Tensor) -> None:
+    def due(self) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+        """Name, tensor and copy, if the content has to be copied back."""
+        # A copy into less storage would write past its end.
+        if self._copy is None or self._lacks_storage():
+            return
         # A needless write would disturb a graph that holds a buffer. Comparing stalls a GPU.
         is_buffer = not isinstance(self._tensor, nn.Parameter)
-        if is_buffer and copy.device.type == "cpu" and torch.equal(self._tensor, copy):
+        if is_buffer and self._copy.device.type == "cpu" and torch.equal(self._tensor, self._copy):
             return
-        try:
-            self._tensor.copy_(copy)
-        except RuntimeError:
-            # No element of an expanded buffer can be written, so none has changed.
-            if not torch.equal(self._tensor, copy):
-                raise
+        yield self.name, self._tensor, self._copy
+
+    def _lacks_storage(self) -> bool:
+        return self._tensor.untyped_storage().nbytes() < self._bytes
+
+
+def _copy_back(due: Sequence[tuple[str, torch.Tensor, torch.Tensor]]) -> list[str]:
+    """Copy the contents, those of one kind in one operator: a launch each takes a GPU longer."""
+    changes = []
+    kinds = defaultdict(list)
+    for name, tensor, copy in due:
+        # A buffer that cannot be written to must not keep parameters from that operator.
+        kind = isinstance(tensor, nn.Parameter), tensor.device, tensor.dtype
+        kinds[kind].append((name, tensor, copy))
+    with torch.inference_mode(False), torch.no_grad():
+        for alike in kinds.values():
+            try:
+                _, tensors, copies = map(list, zip(*alike, strict=True))
+                torch._foreach_copy_(tensors, copies)
+            except Exception:
+                for name, tensor, copy in alike:
+                    try:
+                        _copy_alone(tensor, copy)
+                    except Exception as error:
+                        changes.append(f"{name}: {error}")
+    return changes
+
+
+def _copy_alone(tensor: torch.Tensor, copy: torch.Tensor) -> None:
+    try:
+        tensor.copy_(copy)
+    except RuntimeError:
+        # No element of an expanded buffer can be written, so none has changed.
+        if not torch.equal(tensor, copy):
+            raise
 
 
 def _place(tensor: torch.Tensor) -> tuple[object, ...]:
