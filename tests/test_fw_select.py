@@ -140,6 +140,7 @@ def test_pairwise_takes_the_lower_of_two_level_atoms(
     for b in range(len(pool)):
         expected = reference.fw_select(pool[b], query[b], n_select, variant="pairwise")
         m = len(expected.indices)
+        assert sel.support_size[b] == m
         assert sel.indices[b, :m].tolist() == expected.indices.tolist()
         assert sel.counts[b, :m].tolist() == expected.counts.tolist()
         assert (sel.weights[b, :m] - expected.weights).abs().max() < float32_tolerance
