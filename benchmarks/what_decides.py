@@ -85,6 +85,7 @@ def _name(
 
 
 SIFT = _name("sift", more=" max_length=128 noise=0.2")
+SHORT = " max_length=64"
 # The pool of 200 then has 67 different texts, and the hull needs one copy of each.
 OF_COPIES = _name("hullft", more=" max_length=128 pool_size=67")
 # The tables of the page. A line is what it says, a configuration, and its rival.
@@ -115,8 +116,8 @@ TABLES: dict[str, list[tuple[str, str, str]]] = {
         ("refresh 2, kNN 15 steps", _name("hullft", refresh=2), _name("knn", 15)),
     ],
     "length": [
+        ("64 tokens", _name("hullft", more=SHORT), _name("knn", more=SHORT)),
         ("128 tokens", _name("hullft"), _name("knn")),
-        ("whole", _name("hullft", more=""), _name("knn", more="")),
     ],
     "copies": [
         ("kNN with copies, kNN without", _name("knn_of_copies"), _name("knn")),
