@@ -398,7 +398,9 @@ def test_no_row_has_the_seconds_of_the_warm_up(
 def test_a_file_of_something_else_is_left_as_it_is(content: str, tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text(content)
-    with pytest.raises(ConfigError, match="line 1: lacks 'run'|no row, and none that was cut off"):
+    with pytest.raises(
+        ConfigError, match="line 1: lacks 'run'|its last line is neither a row nor a truncated one"
+    ):
         open_results(file, "run").__enter__()
     assert file.read_text() == content
 

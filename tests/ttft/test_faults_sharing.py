@@ -280,7 +280,7 @@ def test_a_model_that_another_thread_adapts_at_the_fork_is_refused_in_the_child(
             leave.wait(60)
 
     def check():
-        with pytest.raises(RuntimeError, match="was forked, so that its weights .* load it again"):
+        with pytest.raises(RuntimeError, match="was forked, so its weights .* load it again"):
             adapt(finetuner)
 
     thread = threading.Thread(target=hold)
