@@ -13,7 +13,7 @@ from time import perf_counter
 
 from rich.console import Console
 
-from hullft_ops.ttft import TestTimeFinetuner
+from hullft_ops.ttft import TestTimeFinetuner, keep_freed_memory
 from hullft_ops.ttft.evaluation.config import read_config
 from hullft_ops.ttft.evaluation.inputs import open_inputs
 
@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("config", type=Path)
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
+    keep_freed_memory()
     config = read_config(arguments.config)
     inputs = open_inputs(config, Console(stderr=True))
     model, tokenizer = inputs.model, inputs.tokenizer

@@ -28,6 +28,7 @@ from hullft_ops.ttft.evaluation.statistics import NONE, Interval, Measurements
 COMPARED = (
     ("5 texts", "kNN 20 steps"),
     ("HullFT 20 steps, refresh 2", "kNN 20 steps"),
+    ("HullFT 20 steps, refresh 2", "kNN 15 steps"),
     ("HullFT 20 steps, refresh 2", "SIFT 20 steps"),
     ("HullFT 20 steps", "kNN 20 steps"),
     ("HullFT 20 steps", "SIFT 20 steps"),
@@ -42,6 +43,12 @@ COMPARED = (
     ("experts, 5 texts", "5 texts"),
     ("experts, 5 texts", "HullFT 20 steps, refresh 2, 5 texts"),
     ("experts, kNN 5 steps, 5 texts", "experts, 5 texts"),
+    ("one adapter", "kNN 20 steps"),
+    ("one adapter", "experts"),
+    ("one adapter, 5 texts", "5 texts"),
+    ("one adapter, 5 texts", "experts, 5 texts"),
+    ("one adapter, kNN 5 steps", "one adapter"),
+    ("one adapter, kNN 5 steps, 5 texts", "one adapter, 5 texts"),
     ("15 texts", "5 texts"),
     ("experts, 15 texts", "15 texts"),
     ("experts, 5 texts", "15 texts"),
@@ -54,6 +61,8 @@ HEADLINE = (
     "HullFT 20 steps, refresh 2, 5 texts",
     "experts",
     "experts, 5 texts",
+    "one adapter",
+    "one adapter, 5 texts",
 )
 DRAWN = (
     *HEADLINE,
@@ -65,6 +74,8 @@ DRAWN = (
 )
 # An interval over fewer says nothing.
 LEAST_PROMPTS = 8
+# The digest of the folder that `benchmarks.one_adapter` made.
+ONE_ADAPTER = "91ea1c37"
 METHODS = {"knn": "kNN", "sift": "SIFT", "hullft": "HullFT", "random": "random"}
 
 
@@ -187,7 +198,13 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     for config in measured.configs[1:]:
         name = label(measured, config)
         point = seconds(measured, config), measured.mean_bits(config)
-        kind = "tab:green" if "expert" in name else "tab:blue" if "steps" in name else "tab:orange"
+        kind = (
+            "tab:green"
+            if "expert" in name or "adapter" in name
+            else "tab:blue"
+            if "steps" in name
+            else "tab:orange"
+        )
         axes.plot(*point, "o", color=kind)
         axes.annotate(
             name.replace(", refresh 2", ""),
@@ -232,6 +249,7 @@ def _label(settings: dict[str, Any]) -> str:
     parts = []
     if count := settings.get("n_experts"):
         kind = "nearest expert" if count == 1 else "experts"
+        kind = "one adapter" if settings["experts"].startswith(ONE_ADAPTER) else kind
         parts.append(f"{kind} by softmax" if settings.get("expert_temperature") else kind)
     if settings["n_select"]:
         parts.append(f"{METHODS[settings['method']]} {settings['n_select']} steps")
