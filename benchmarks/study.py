@@ -10,8 +10,8 @@ takes the prompts that both of its configurations ran on.
 
 import argparse
 import json
-import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -21,8 +21,10 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
+from benchmarks.tables import filled as fill_tables
+from benchmarks.tables import percent
 from hullft_ops.ttft.evaluation.results import Row, read_rows
-from hullft_ops.ttft.evaluation.statistics import NONE, Interval, Measurements
+from hullft_ops.ttft.evaluation.statistics import NONE, Measurements
 
 # What the page compares: a configuration, and its rival.
 COMPARED = (
@@ -94,14 +96,13 @@ def main() -> None:
 def filled(page: str, rows: Path) -> str:
     """The page with its tables made from the rows of a file, and of files beside it."""
     tables = {"headline": headline, "all": table, "compared": comparisons}
+    read = cache(read_rows)
 
-    def fill(match: re.Match[str]) -> str:
-        file = rows.with_name(match[3]) if match[3] else rows
-        made = budgets(file) if match[2] == "budgets" else tables[match[2]](read_rows(file))
-        return f"{match[1]}\n{made}\n{match[4]}"
+    def make(name: str, file: str | None) -> str:
+        path = rows.with_name(file) if file else rows
+        return budgets(path) if name == "budgets" else tables[name](read(path))
 
-    marked = r"(<!-- table (\w+)(?: (\S+))? -->)\n.*?(<!-- end -->)"
-    return re.sub(marked, fill, page, flags=re.DOTALL)
+    return fill_tables(page, make)
 
 
 def headline(rows: Sequence[Row]) -> str:
@@ -118,7 +119,7 @@ def headline(rows: Sequence[Row]) -> str:
         config = next(c for c in all_of_them.configs if label(all_of_them, c) == name)
         change, took = all_of_them.relative_bits(config, NONE), seconds(all_of_them, config)
         bits = all_of_them.mean_bits(config)
-        lines.append(f"| {name} | {bits:.3f} | {_percent(change)} | {took:.1f} |")
+        lines.append(f"| {name} | {bits:.3f} | {percent(change)} | {took:.1f} |")
     return "\n".join(lines)
 
 
@@ -138,7 +139,7 @@ def table(rows: Sequence[Row]) -> str:
             str(len(one.prompts)),
             f"{one.mean_bits(config):.3f}",
             f"{one.mean_bits(NONE):.3f}",
-            _percent(against),
+            percent(against),
             f"{seconds(one, config):.1f}",
             f"{one.mean_of(config, 'passes'):.1f}",
         )
@@ -163,7 +164,7 @@ def comparisons(rows: Sequence[Row]) -> str:
             rival,
             str(len(both.prompts)),
             f"{both.mean_bits(own):.3f}, {both.mean_bits(other):.3f}",
-            _percent(both.relative_bits(own, other)),
+            percent(both.relative_bits(own, other)),
             f"{both.prompts_below(own, other)}",
             f"{seconds(both, own):.1f}, {seconds(both, other):.1f}",
         )
@@ -263,10 +264,6 @@ def _label(settings: dict[str, Any]) -> str:
 def _common(own: Sequence[Row], other: Sequence[Row]) -> Measurements:
     shared = {row.prompt for row in own} & {row.prompt for row in other}
     return Measurements.of([row for row in (*own, *other) if row.prompt in shared])
-
-
-def _percent(interval: Interval) -> str:
-    return f"{interval.value:+.1%} [{interval.low:+.1%}, {interval.high:+.1%}]"
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ the model. Then it fills the tables of the page; without a configuration it does
 
 import argparse
 import json
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean, median
@@ -21,6 +20,8 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from benchmarks.tables import filled as fill_tables
+from benchmarks.tables import percent
 from hullft_ops import Selection, fw_select_indexed, knn_select
 from hullft_ops.ttft.evaluation import runner
 from hullft_ops.ttft.evaluation.config import Settings, expand_grid, finetuner_options, read_config
@@ -197,11 +198,7 @@ class Watched(TestTimeFinetuner):
 
 def filled(page: str, rows: Sequence[Row], moves: Moves) -> str:
     """The page with its tables made from the rows."""
-
-    def fill(match: re.Match[str]) -> str:
-        return f"{match[1]}\n{table(match[2], rows, moves)}\n{match[3]}"
-
-    return re.sub(r"(<!-- table (\w+) -->)\n.*?(<!-- end -->)", fill, page, flags=re.DOTALL)
+    return fill_tables(page, lambda name, _: table(name, rows, moves))
 
 
 def table(name: str, rows: Sequence[Row], moves: Moves) -> str:
@@ -227,7 +224,7 @@ def table(name: str, rows: Sequence[Row], moves: Moves) -> str:
             said,
             str(len(both.prompts)),
             bits,
-            f"{change.value:+.1%} [{change.low:+.1%}, {change.high:+.1%}]",
+            percent(change),
             f"{median(each):+.1%}",
             str(both.prompts_below(*pair)),
             passes,
