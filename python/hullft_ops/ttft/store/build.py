@@ -315,8 +315,8 @@ def folder_datastore(
     """The datastore of the texts in ``corpus``, kept in a directory below ``root``.
 
     If no file has changed, nothing is embedded. If some have, the folder's earlier datastore gives
-    the vectors of the passages that stayed, and is then removed. After a kill, the next call goes
-    on if the files are the same. Raises what `index_corpus` does.
+    the vectors of the passages that stayed, and is then removed. After a kill, the next call
+    continues if the files are the same. Raises what `index_corpus` does.
     """
     source = Source(corpus.resolve())
     # The name tells what makes the texts and vectors, and which texts there are.
