@@ -17,6 +17,7 @@ from statistics import mean, median
 from typing import Any
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -32,8 +33,18 @@ COMPARED = (
     ("HullFT 20 steps, refresh 2", "kNN 20 steps"),
     ("HullFT 20 steps, refresh 2", "kNN 15 steps"),
     ("HullFT 20 steps, refresh 2", "SIFT 20 steps"),
+    ("SIFT 20 steps", "kNN 20 steps"),
     ("HullFT 20 steps", "kNN 20 steps"),
     ("HullFT 20 steps", "SIFT 20 steps"),
+    ("kNN 20 steps, rate 1e-4", "kNN 20 steps"),
+    ("HullFT 20 steps, refresh 2", "kNN 20 steps, rate 1e-4"),
+    ("5 texts", "kNN 20 steps, rate 1e-4"),
+    ("one adapter", "kNN 20 steps, rate 1e-4"),
+    ("HullFT 50 steps, refresh 2", "kNN 50 steps"),
+    ("HullFT 50 steps, refresh 2", "kNN 20 steps"),
+    ("kNN 50 steps", "kNN 20 steps"),
+    ("HullFT 50 steps, refresh 2", "HullFT 20 steps, refresh 2"),
+    ("5 texts", "kNN 50 steps"),
     ("HullFT 20 steps, refresh 2, 5 texts", "5 texts"),
     ("kNN 5 steps, 5 texts", "5 texts"),
     ("experts", "kNN 20 steps"),
@@ -78,6 +89,8 @@ DRAWN = (
 LEAST_PROMPTS = 8
 # The digest of the folder that `benchmarks.one_adapter` made.
 ONE_ADAPTER = "91ea1c37"
+# The paper's learning rate. Labels name any other.
+RATE = 5e-5
 METHODS = {"knn": "kNN", "sift": "SIFT", "hullft": "HullFT", "random": "random"}
 
 
@@ -256,6 +269,9 @@ def _label(settings: dict[str, Any]) -> str:
         parts.append(f"{METHODS[settings['method']]} {settings['n_select']} steps")
     if settings["refresh"] > 1:
         parts.append(f"refresh {settings['refresh']}")
+    if settings["n_select"] and settings["lr"] != RATE:
+        rate = np.format_float_scientific(settings["lr"], trim="-", exp_digits=1)
+        parts.append(f"rate {rate}")
     if texts := settings.get("context"):
         parts.append("1 text" if texts == 1 else f"{texts} texts")
     return ", ".join(parts) or NONE
