@@ -134,6 +134,7 @@ class FwWarp {
     for (int apart = kSlots / 2; apart > 0; apart /= 2)
 #pragma unroll
       for (int i = 0; i < apart; ++i) most[i] = fmax(most[i], most[i + apart]);
+    most[0] = fmax(most[0], -S(INFINITY));  // or lanes of NaN alone would disagree with the others
     int slot = kSlots - 1;
     S u = u_[slot], w = w_[slot];
 #pragma unroll
