@@ -163,6 +163,7 @@ def _launches(seconds: float, device: str) -> Step:
     """Profile one launch each of the main kernels, with every metric that ncu has a section for."""
     program = _measurement("launches", seconds, device).command
     command = ["ncu", "--set", "full", "--csv", "--page", "details", "--log-file", "{output}"]
+    command += ["--clock-control", "none"]  # others may share the card
     command += ["--kernel-name", "regex:^(gram|fw_warp|adam)_kernel", "--launch-count", "3"]
     command += [part.replace("{output}", "{output}.json") for part in program]
     return Step("ncu", seconds, command, read_ncu, tools=("ncu",))

@@ -247,7 +247,7 @@ def test_answers_are_consistent(variant: str, n_select: int) -> None:
         assert_consistent(pool, query, sel, n_select)
 
 
-def test_counts_on_ten_thousand_problems() -> None:
+def test_counts_and_gaps_on_ten_thousand_problems() -> None:
     for seed in range(10):
         generator = torch.Generator().manual_seed(seed)
         pool, query = make_problem(seed, 1000, 12, 6, spread=1.0)
@@ -259,6 +259,7 @@ def test_counts_on_ten_thousand_problems() -> None:
             assert (sel.counts >= 0).all()
             assert (sel.counts.sum(-1) == n_select).all()
             assert (sel.counts[sel.indices < 0] == 0).all()
+            assert (sel.gap >= 0).all()  # at the optimum, rounding would put it below
 
 
 def test_counts_equal_reference_outside_the_hull() -> None:
@@ -340,11 +341,13 @@ def test_ties_go_to_the_lowest_index(variant: str) -> None:
 
 
 def test_all_rows_equal() -> None:
-    row = torch.randn(1, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    row = torch.randn(1, 130, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for variant in VARIANTS:
         sel = hullft_ops.fw_select(row.repeat(9, 1), row[0] * 2, 4, variant=variant)
         assert sel.indices.tolist() == [0, -1, -1, -1]
         assert sel.counts.tolist() == [4, 0, 0, 0]
+        expected = reference.fw_select(row.repeat(9, 1), row[0] * 2, 4, variant=variant)
+        assert expected.indices.tolist() == [0]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -360,6 +360,7 @@ def test_metrics_of_kernels(tmp_path: Path) -> None:
 def test_the_kernels_to_profile_are_in_the_sources() -> None:
     (launched,) = launches.run(torch.device("cpu"), small=True)
     (step,) = (step for step in gpu_check.plan("cuda:0") if step.name == "ncu")
+    assert step.command[step.command.index("--clock-control") + 1] == "none"
     pattern = step.command[step.command.index("--kernel-name") + 1].removeprefix("regex:")
     sources = "".join(path.read_text() for path in (gpu_check.ROOT / "csrc/cuda").glob("*.cu"))
     for name in launched["launched"]:

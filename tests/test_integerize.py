@@ -31,6 +31,17 @@ def test_equals_reference(dtype: torch.dtype, m: int, n_select: int, swap_passes
         assert counts[b].tolist() == expected.tolist()
 
 
+def test_repeated_rows_equal_reference() -> None:
+    """Their ties go to the lowest index, whatever rounding makes of equal losses."""
+    support, query = make_problem(4, 20, 5, 30, spread=1.5)
+    repeated = support.repeat(1, 2, 1)
+    weights = random_weights(5, 20, 10)
+    counts = hullft_ops.integerize(repeated, query, weights, 20)
+    for b in range(20):
+        expected = reference.integerize(repeated[b], query[b], weights[b], 20)
+        assert counts[b].tolist() == expected.tolist()
+
+
 @pytest.mark.usefixtures("simd_level")
 def test_equals_the_counts_of_fw_select(golden: dict[str, torch.Tensor]) -> None:
     pool, query = golden["pool"].double(), golden["query"].double()

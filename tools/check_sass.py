@@ -28,11 +28,11 @@ KERNEL = "fw_warp_kernel"
 # Instructions of a step, by type and variant: each kernel's template arguments as in its symbol.
 LIMITS = {
     "float, vanilla": ("IfLi0E", 170),
-    "float, away": ("IfLi1E", 640),
-    "float, pairwise": ("IfLi2E", 680),
+    "float, away": ("IfLi1E", 520),
+    "float, pairwise": ("IfLi2E", 460),
     "double, vanilla": ("IdLi0E", 300),
-    "double, away": ("IdLi1E", 1050),
-    "double, pairwise": ("IdLi2E", 1080),
+    "double, away": ("IdLi1E", 900),
+    "double, pairwise": ("IdLi2E", 820),
 }
 
 # The sweeps with float32 arithmetic, and the instructions of a step on one element.

@@ -32,6 +32,10 @@ MAX_BLOCKS_PER_SM = 32
 SHARED_PER_SM = {80: 164 * 1024, 90: 228 * 1024, 100: 228 * 1024}
 RESERVED_SHARED = 1024  # of every block; it may ask for the rest
 
+# PTX, and the architectures whose machine code is made of it. nvcc makes the same PTX of every
+# source for 8.0 and 9.0, so its longer half runs once for both.
+VIRTUAL = {80: (80, 90), 100: (100,)}
+
 # Kernels whose dynamic shared memory the host computes, by the start of their name: their source
 # and the constant in it that the host leaves free of what a block may ask for. The largest that it
 # asks for is therefore that much below the limit, and the static part must fit in between.
@@ -188,21 +192,33 @@ def parse(log: str, architecture: int) -> list[Cost]:
     ]
 
 
-def compile_unit(nvcc: str, source: Path, architecture: int, scratch: Path) -> list[Cost]:
-    command = [nvcc, "-std=c++20", "-O3", "-Xptxas", "-v", "-cubin", f"-arch=sm_{architecture}"]
-    command += [str(source), "-o", str(scratch / f"{source.stem}.{architecture}.cubin")]
+def run(command: list[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
-    return parse(done.stdout + done.stderr, architecture)
+    return done.stdout + done.stderr
+
+
+def compile_unit(nvcc: str, source: Path, virtual: int, scratch: Path) -> list[Cost]:
+    """The costs on all architectures whose machine code is made of this PTX."""
+    ptx = scratch / f"{source.stem}.{virtual}.ptx"
+    run(
+        [nvcc, "-std=c++20", "-O3", "-ptx", f"-arch=compute_{virtual}", str(source), "-o", str(ptx)]
+    )
+    costs = []
+    for architecture in VIRTUAL[virtual]:
+        command = [nvcc, "-Xptxas", "-v", "-cubin", f"-arch=sm_{architecture}", str(ptx)]
+        log = run([*command, "-o", str(scratch / f"{source.stem}.{architecture}.cubin")])
+        costs += parse(log, architecture)
+    return costs
 
 
 def compile_all(nvcc: str, cubins: Path) -> list[Cost]:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = [
-            pool.submit(compile_unit, nvcc, source, architecture, cubins)
+            pool.submit(compile_unit, nvcc, source, virtual, cubins)
             for source in sorted(CUDA.glob("*.cu"))
-            for architecture in SHARED_PER_SM
+            for virtual in VIRTUAL
         ]
         return [cost for job in jobs for cost in job.result()]
 

@@ -1,6 +1,8 @@
 // How one query's answer goes into the output tensors.
 #pragma once
 
+#include <algorithm>
+
 #include "../host/selection_arguments.h"
 #include "selection_answer.h"
 #include "storage.h"
@@ -35,7 +37,7 @@ class SelectionOutput {
     support_size_[b] = answer.support_size;
     num_iter_[b] = answer.num_iter;
     const bool residual_fits = residual_.set(b, answer.residual);
-    return gap_.set(b, answer.gap) && residual_fits;
+    return gap_.set(b, std::max(answer.gap, 0.0)) && residual_fits;  // below 0 only by rounding
   }
 
   Tensors tensors() const { return out_.tuple(); }

@@ -27,7 +27,6 @@ struct FwWarpShared {
 struct FwPick {
   int k;
   double b;
-  unsigned added;  // 1 if it is not in the support
   Atom<double> atom;
 };
 
@@ -120,13 +119,29 @@ class FwWarp {
     return unsigned(k) % kWarp == unsigned(me_.lane);
   }
 
-  // The slot of candidate k, kSlots in all lanes but its own.
-  __device__ __forceinline__ int slot_of(int k) const {
-    return is_mine(k) ? int(unsigned(k) / kWarp) : kSlots;
+  // A bit for the slot of candidate k, none in all lanes but its own.
+  __device__ __forceinline__ unsigned bit_of(int k) const {
+    return is_mine(k) ? 1u << unsigned(k) / kWarp : 0;
   }
 
-  // The largest value, the lowest candidate on ties. One that is not a number is never it.
-  __device__ __forceinline__ FwPick best_of(const S (&values)[kSlots]) const {
+  // What the lane holds in the slot of candidate k. Chosen bit by bit, since nvcc would move arrays
+  // to memory to take the element of a number.
+  __device__ __forceinline__ S held_for(int k, const S (&values)[kSlots]) const {
+    const unsigned slot = unsigned(k) / kWarp;
+    S left[kSlots];
+#pragma unroll
+    for (int i = 0; i < kSlots; ++i) left[i] = values[i];
+#pragma unroll
+    for (int apart = 1; apart < kSlots; apart *= 2)
+#pragma unroll
+      for (int i = 0; i < kSlots; i += 2 * apart)
+        if (slot & unsigned(apart)) left[i] = left[i + apart];
+    return left[0];
+  }
+
+  // The candidate of the largest value, the lowest on ties. One that is not a number is never it.
+  // u: in the lane of that candidate, its u.
+  __device__ __forceinline__ int best_of(const S (&values)[kSlots], S& u) const {
     S most[kSlots];
 #pragma unroll
     for (int i = 0; i < kSlots; ++i) most[i] = values[i];
@@ -134,45 +149,47 @@ class FwWarp {
     for (int apart = kSlots / 2; apart > 0; apart /= 2)
 #pragma unroll
       for (int i = 0; i < apart; ++i) most[i] = fmax(most[i], most[i + apart]);
+    most[0] = fmax(most[0], -S(INFINITY));  // or lanes of NaN alone would disagree with the others
     int slot = kSlots - 1;
-    S u = u_[slot], w = w_[slot];
+    u = u_[slot];
 #pragma unroll
     for (int i = kSlots - 2; i >= 0; --i)
-      if (values[i] == most[0]) slot = i, u = u_[i], w = w_[i];
-    return pick_of(warp_best(Best<S>{most[0], candidate(slot)}).index, u, w);
+      if (values[i] == most[0]) slot = i, u = u_[i];
+    return warp_best(Best<S>{most[0], candidate(slot)}).index;
   }
 
-  // u, w: of the lane that has candidate k, those of k.
-  __device__ __forceinline__ FwPick pick_of(int k, S u, S w) const {
+  // u: in the lane of candidate k, its u.
+  __device__ __forceinline__ FwPick pick_of(int k, S u) const {
     FwPick pick;
+    pick.k = k;
     pick.b = shared_.b[k];
     pick.atom.u = double(__shfl_sync(kFullWarp, u, k));  // of lane k % 32
     pick.atom.c = pick.b - pick.atom.u;
     pick.atom.gram = shared_.square[k];
-    pick.atom.weight = kCorrective ? double(__shfl_sync(kFullWarp, w, k)) : 0;
-    pick.added = ~(__shfl_sync(kFullWarp, held_, k) >> (unsigned(k) / kWarp)) & 1;
-    pick.k = k;
     return pick;
   }
 
-  // What a pairwise step takes for a pick.
-  __device__ __forceinline__ FwPick leveled(const FwPick& pick) const {
-    if (pick.k != level_.second) return pick;
-    // A bit, since nvcc would move arrays to memory to take the element of a number.
-    const unsigned chosen = 1u << unsigned(level_.first) / kWarp;
-    S u = 0, w = 0;
-#pragma unroll
-    for (int i = 0; i < kSlots; ++i)
-      if (chosen >> i & 1) u = u_[i], w = w_[i];
-    return pick_of(level_.first, u, w);
+  __device__ __forceinline__ FwPick best_pick(const S (&values)[kSlots]) const {
+    S u;
+    const int k = best_of(values, u);
+    return pick_of(k, u);
+  }
+
+  __device__ __forceinline__ double weight_of(int k) const {
+    return double(__shfl_sync(kFullWarp, held_for(k, w_), k));
+  }
+
+  // The row of the Gram matrix that a pick names; a pick of NaN may lie past the pool.
+  __device__ __forceinline__ unsigned row_start(int k) const {
+    return unsigned(k < n_ ? k : 0) * unsigned(p_.pool.width);
   }
 
   // The lane's share of a column. Slots past the pool keep what they hold.
   __device__ __forceinline__ void load_column(int k, S (&to)[kSlots]) const {
-    const S* from = opaque(lane_gram_ + unsigned(k < n_ ? k : 0) * unsigned(p_.pool.width));
+    const S* from = opaque(lane_gram_ + row_start(k));
 #pragma unroll
     for (int i = 0; i < kSlots; ++i)
-      if (i < n_slots_) to[i] = __ldg(from + i * kWarp);
+      if (slots_ >> i & 1) to[i] = __ldg(from + i * kWarp);
   }
 
   // The solve starts at the vertex of largest correlation.
@@ -180,11 +197,12 @@ class FwWarp {
 #pragma unroll
     for (int i = 0; i < kSlots; ++i) b_[i] = S(shared_.b[candidate(i)]), u_[i] = w_[i] = 0;
     lane_gram_ = opaque(gram_ + me_.lane);
-    n_slots_ = (n_ - me_.lane + kWarp - 1) / kWarp;
-    const FwPick s = best_of(b_);
+    slots_ = (1u << (n_ - me_.lane + kWarp - 1) / kWarp) - 1;
+    const FwPick s = best_pick(b_);
     load_column(s.k, u_);
-    add_weight(s.k, 1);
-    enter(s);
+#pragma unroll
+    for (int i = 0; i < kSlots; ++i) w_[i] = S(bit_of(s.k) >> i & 1);
+    enter(s.k);
     it_ = {s.b, s.atom.gram};
     last_ = p_.n_select == 1 && !kCorrective && p_.max_iter > 1 ? 1 : p_.max_iter;
     full_ = p_.n_select > 1 ? p_.n_select : 2;  // with one atom to select, a step is taken too
@@ -209,12 +227,12 @@ class FwWarp {
 
   // Returns kStep where the sums are due.
   __device__ __forceinline__ Action take_steps() {
-    S g[kSlots] = {};
+    S g[kSlots] = {}, h[kSlots] = {};  // columns, 0 in slots past the pool
     while (true) {
       S c[kSlots];
 #pragma unroll
       for (int i = 0; i < kSlots; ++i) c[i] = b_[i] - u_[i];
-      const FwPick top = best_of(c);
+      const FwPick top = best_pick(c);
       if constexpr (!kCorrective) load_column(top.k, g);  // while the scalars are computed
       gap_ = top.atom.c - mean_correlation(it_);
       const double squared = (qq_ - it_.wb) - mean_correlation(it_);
@@ -222,7 +240,7 @@ class FwWarp {
       bool ends = is_last() | !(gap_ > gap_floor_) | !(squared > floor_);
       if constexpr (kCorrective) {
         if (ends) return reason(squared);
-        const Step<S> step = corrective_step(c, top);
+        const Step<S> step = corrective_step(c, top, g, h);
         if (!step.moves) return finite(step.toward + step.away) ? Action::kDone : Action::kFail;
       } else {
         const double curvature = squared_direction(top.atom, it_);
@@ -230,7 +248,7 @@ class FwWarp {
         if (ends) return reason(squared);
         const S gamma = clip(quotient<S>(gap_, curvature), S(0), S(1));
         move(top, 1 - gamma, gamma, g);
-        enter(top);
+        enter(top.k);
       }
       ++iterations_;
     }
@@ -250,103 +268,110 @@ class FwWarp {
   }
 
   // Away and pairwise steps; where the support is full, between its atoms alone.
-  __device__ __forceinline__ Step<S> corrective_step(const S (&c)[kSlots], const FwPick& top) {
-    const FwPick a = best_of_support(c, S(-1));
-    const FwPick s = support_size_ < p_.n_select ? top : best_of_support(c, S(1));
-    return kVariant == Variant::kPairwise ? step_between(leveled(s), leveled(a)) : step_along(s, a);
+  __device__ __forceinline__ Step<S> corrective_step(const S (&c)[kSlots], const FwPick& top,
+                                                     S (&g)[kSlots], S (&h)[kSlots]) {
+    const int a = best_of_support(c, S(-1));
+    const int s = support_size_ < p_.n_select ? top.k : best_of_support(c, S(1));
+    if constexpr (kVariant == Variant::kPairwise)
+      return step_between(level_atom(level_, s), level_atom(level_, a), g, h);
+    else
+      return step_along(s, a, g);
   }
 
   // The atom of the support with the largest correlation, or with the smallest one by sign -1.
-  __device__ __forceinline__ FwPick best_of_support(const S (&c)[kSlots], S sign) const {
-    S values[kSlots];
+  __device__ __forceinline__ int best_of_support(const S (&c)[kSlots], S sign) const {
+    S values[kSlots], u;
 #pragma unroll
     for (int i = 0; i < kSlots; ++i) values[i] = held_ >> i & 1 ? sign * c[i] : -S(INFINITY);
-    return best_of(values);
+    return best_of(values, u);
   }
 
-  __device__ __forceinline__ Step<S> step_between(const FwPick& s, const FwPick& a) {
-    const double gram_sa = double(column(s.k < n_ ? s.k : 0)[a.k < n_ ? a.k : 0]);
-    S toward[kSlots] = {}, away[kSlots] = {};
-    load_column(s.k, toward), load_column(a.k, away);
+  __device__ __forceinline__ FwPick pick(int k) const { return pick_of(k, held_for(k, u_)); }
+
+  __device__ __forceinline__ Step<S> step_between(int to, int from, S (&toward)[kSlots],
+                                                  S (&away)[kSlots]) {
+    load_column(to, toward), load_column(from, away);
+    const double gram_sa = double(__ldg(gram_ + row_start(to) + unsigned(from < n_ ? from : 0)));
+    const FwPick s = pick(to);
+    FwPick a = pick(from);
+    a.atom.weight = weight_of(from);
     const Step<S> step = pairwise_step<double, S>(s.atom, a.atom, gram_sa);
     if (!step.moves) return step;
+    const unsigned gains = bit_of(to), loses = bit_of(from);
 #pragma unroll
     for (int i = 0; i < kSlots; ++i) {
       u_[i] += step.toward * toward[i];
       u_[i] -= step.away * away[i];
+      const S more = gains >> i & 1 ? step.toward : S(0);
+      w_[i] += loses >> i & 1 ? -step.away : more;  // exactly 0 for an atom that drops
     }
-    add_weight(s.k, step.toward), add_weight(a.k, -step.away);
     const double by = double(step.toward);
     const double squared_length = s.atom.gram + a.atom.gram - 2 * gram_sa;
     it_.wb += by * (s.b - a.b);
     it_.wu += by * (2 * (s.atom.u - a.atom.u) + by * squared_length);
-    enter(s);
-    if (step.drops) leave(a.k);
+    enter(to);
+    if (step.drops) leave(from);
     level_ = {};
-    if (!step.drops) level_ = level_atoms(s.k, a.k);
+    if (!step.drops) level_ = level_atoms(to, from);
     return step;
   }
 
-  __device__ __forceinline__ Step<S> step_along(const FwPick& s, const FwPick& a) {
+  __device__ __forceinline__ Step<S> step_along(int to, int from, S (&g)[kSlots]) {
+    const FwPick s = pick(to);
+    FwPick a = pick(from);
     const bool leaves = prefers_away(s.atom.c, a.atom.c, it_);
-    const FwPick to{leaves ? a.k : s.k,
-                    leaves ? a.b : s.b,
-                    0,
-                    {0, leaves ? a.atom.u : s.atom.u, leaves ? a.atom.gram : s.atom.gram, 0}};
-    S g[kSlots] = {};
-    load_column(to.k, g);
+    load_column(leaves ? from : to, g);
     Step<S> step;
     if (leaves) {
+      a.atom.weight = weight_of(from);
       step = away_step<double, S>(a.atom, it_);
     } else {
       step = toward_step<double, S>(s.atom, it_);
       step.moves = step.moves && step.toward > S(0);
     }
     if (!step.moves) return step;
-    move(to, step.scale, leaves ? -step.away : step.toward, g);
-    if (!leaves) enter(s);
-    if (step.drops) leave(a.k);
-    if (step.scale == S(0)) keep_only(s.k);
+    move(leaves ? a : s, step.scale, leaves ? -step.away : step.toward, g);
+    if (!leaves) enter(to);
+    if (step.drops) drop(from);
+    if (step.scale == S(0)) keep_only(to);
     return step;
   }
 
   // w <- scale * w + by * e_k, and all that follows from w; g is the column of k.
   __device__ __forceinline__ void move(const FwPick& pick, S scale, S by, const S (&g)[kSlots]) {
-    const int slot = slot_of(pick.k);
+    const unsigned moved = bit_of(pick.k);
 #pragma unroll
     for (int i = 0; i < kSlots; ++i) {
       u_[i] *= scale;
       u_[i] += by * g[i];
-      w_[i] = w_[i] * scale + (i == slot ? by : S(0));
+      w_[i] = w_[i] * scale + (moved >> i & 1 ? by : S(0));
     }
     const double z = double(scale), y = double(by);
     it_.wb = z * it_.wb + y * pick.b;
     it_.wu = z * (z * it_.wu + 2 * y * pick.atom.u) + y * y * pick.atom.gram;
   }
 
-  __device__ __forceinline__ void add_weight(int k, S by) {
-    const int slot = slot_of(k);
-#pragma unroll
-    for (int i = 0; i < kSlots; ++i)
-      w_[i] += i == slot ? by : S(0);  // as a branch, ptxas makes it a jump into a table
-  }
-
-  __device__ __forceinline__ void enter(const FwPick& pick) {
-    support_size_ += int(pick.added);
-    held_ |= 1u << slot_of(pick.k);
+  __device__ __forceinline__ void enter(int k) {
+    support_size_ += int(~(__shfl_sync(kFullWarp, held_, k) >> unsigned(k) / kWarp) & 1);
+    held_ |= bit_of(k);
   }
 
   __device__ __forceinline__ void leave(int k) {
-    const int slot = slot_of(k);
-#pragma unroll
-    for (int i = 0; i < kSlots; ++i) w_[i] = i == slot ? S(0) : w_[i];
-    held_ &= ~(1u << slot);
+    held_ &= ~bit_of(k);
     --support_size_;
+  }
+
+  // What rounding has left of its weight goes too.
+  __device__ __forceinline__ void drop(int k) {
+    const unsigned dropped = bit_of(k);
+#pragma unroll
+    for (int i = 0; i < kSlots; ++i) w_[i] = dropped >> i & 1 ? S(0) : w_[i];
+    leave(k);
   }
 
   // The other weights are 0 already.
   __device__ __forceinline__ void keep_only(int k) {
-    held_ = is_mine(k) ? 1u << unsigned(k) / kWarp : 0;
+    held_ = bit_of(k);
     support_size_ = 1;
   }
 
@@ -394,7 +419,7 @@ class FwWarp {
   double qq_ = 0;
   // Of warp 0. Slot i of a lane is candidate i * 32 + lane.
   S b_[kSlots], u_[kSlots], w_[kSlots];
-  unsigned held_ = 0;  // a bit for each slot in the support; bit kSlots and above mean nothing
+  unsigned held_ = 0;  // a bit for each slot in the support
   Iterate<double> it_{0, 0};
   double gap_ = 0;
   // A squared residual that must come from the rows, since the recurrence loses half its digits
@@ -404,7 +429,7 @@ class FwWarp {
   int support_size_ = 0, iterations_ = 0;
   LevelAtoms<int> level_;
   const S* lane_gram_ = nullptr;
-  int n_slots_ = 0;  // of the lane, in the pool
+  unsigned slots_ = 0;  // a bit for each slot of the lane in the pool
   int full_ = 0;
   int pause_ = 0, last_ = 0;  // steps until the sums are due, and until the end
 };

@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     sum += double(c[out.indices[query * p.n_select + i]]);
   const double largest = block_best(mine, scratch, me).value;
   const double mean = block_sum(sum, scratch, me) / double(p.n_select);
-  if (me.thread == 0) static_cast<S*>(out.gap)[query] = S(largest - mean);
+  if (me.thread == 0) write_gap<S>(query, S(largest - mean), out);
 }
 
 template <typename S>

@@ -1,4 +1,4 @@
-// What every selection kernel writes for a query that it could not solve.
+// What every selection kernel writes for a query.
 #pragma once
 
 #include "frank_wolfe.h"
@@ -6,13 +6,19 @@
 
 namespace hullft {
 
+// Below 0 only by rounding; NaN stays.
+template <typename S>
+__device__ __forceinline__ void write_gap(int64_t query, S gap, const FwOutputs& out) {
+  static_cast<S*>(out.gap)[query] = gap < S(0) ? S(0) : gap;
+}
+
 template <typename S>
 __device__ __forceinline__ void write_scalars(int64_t query, int support_size, S residual, S gap,
                                               int num_iter, const FwOutputs& out) {
   out.support_size[query] = support_size;
   out.num_iter[query] = num_iter;
   static_cast<S*>(out.residual)[query] = residual;
-  static_cast<S*>(out.gap)[query] = gap;
+  write_gap<S>(query, gap, out);
 }
 
 // An error without a synchronisation: nothing selected, NaN, -1 steps. The counts still sum to

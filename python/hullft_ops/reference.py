@@ -39,13 +39,13 @@ def fw_select(
 ) -> ReferenceSelection:
     """Frank-Wolfe on pool [K, d] and query [d]; every step computes the residual again."""
     x, q = pool.double(), query.double()
-    s = _argmax(x @ q)
+    s = _argmax(_products(x, q))
     w, support, level = _vertex(x, s), {s}, set[int]()
     num_iter = 0
     while num_iter < max_iter:
         current = x.T @ w
         r = q - current
-        c = x @ r
+        c = _products(x, r)
         if r.norm() < tol * q.norm() or (gap_tol > 0 and c.max() - r @ current <= gap_tol):
             break
         if variant == "vanilla":
@@ -77,9 +77,14 @@ def fw_select(
 
 
 def _reached(x: Tensor, q: Tensor, current: Tensor) -> tuple[float, float]:
-    """The residual and the gap at a point."""
+    """The residual and the gap at a point of the hull, which is below 0 only by rounding."""
     r = q - current
-    return r.norm().item(), ((x @ r).max() - r @ current).item()
+    return r.norm().item(), max(((x @ r).max() - r @ current).item(), 0.0)
+
+
+def _products(x: Tensor, v: Tensor) -> Tensor:
+    """[K]: each row's inner product with v. A matrix product may differ between equal rows."""
+    return (x * v).contiguous().sum(1)
 
 
 def _vertex(x: Tensor, k: int) -> Tensor:
@@ -141,7 +146,7 @@ def fw_lmo(pool: Tensor, query: Tensor, current: Tensor) -> ReferenceLmo:
     """The vertex of pool [K, d] to move current [d] toward, to get nearer to query [d]."""
     x, at = pool.double(), current.double()
     r = query.double() - at
-    c = x @ r
+    c = _products(x, r)
     s = _argmax(c)
     direction = x[s] - at
     squared = (direction @ direction).item()
@@ -155,7 +160,7 @@ def knn_select(pool: Tensor, query: Tensor, n_select: int) -> ReferenceSelection
     All have the same weight.
     """
     x, q = pool.double(), query.double()
-    b = x @ q
+    b = _products(x, q)
     indices = torch.tensor(sorted(range(len(x)), key=lambda k: (-b[k].item(), k))[:n_select])
     w = torch.full((n_select,), 1 / n_select, dtype=torch.float64)
     counts = torch.ones(n_select, dtype=torch.int64)
@@ -214,6 +219,7 @@ def integerize(
     m = len(x)
     gram, b = x @ x.T, x @ q
     improvement = _MIN_IMPROVEMENT * gram.diagonal().max().item()
+    rounding = max(improvement, _MIN_IMPROVEMENT * b.abs().max().item())
     w = w / w.sum() if w.sum() > 0 else torch.full((m,), 1 / m, dtype=torch.float64)
     counts = [math.floor(n_select * value) for value in w.tolist()]
 
@@ -226,7 +232,8 @@ def integerize(
 
     while sum(counts) < n_select:
         losses = [loss(changed(i)) for i in range(m)]
-        counts[losses.index(min(losses))] += 1
+        tied = min(losses) + rounding
+        counts[next(i for i, value in enumerate(losses) if value <= tied)] += 1
     for _ in range(swap_passes):
         improved = False
         for i in [i for i in range(m) if counts[i] > 0]:

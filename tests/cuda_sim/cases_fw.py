@@ -209,6 +209,20 @@ def fw_failures(library: Library, seed: int) -> None:
 
 
 @case
+def fw_overflowing_lane(library: Library, seed: int) -> None:
+    """Products with the picks that overflow, for all rows of one lane: no step takes those rows."""
+    for dtype, huge in ((torch.float32, 1e30), (torch.float64, 1e300)):
+        pool = torch.tensor([0, 0.5], dtype=dtype).repeat(1, 256, 1)
+        pool[0, 5::32] = torch.tensor([huge, 0], dtype=dtype)
+        pool[0, :2] = torch.tensor([[1e10, 1], [-1e10, 1]], dtype=dtype)
+        query = torch.tensor([[0, 2]], dtype=dtype)
+        for launch in launches(seed):
+            answer = library.frank_wolfe(pool, query, 3, max_iter=6, launch=launch)
+            assert answer.indices[0].tolist() == [0, 1, -1]
+            assert answer.weights[0].tolist() == [0.5, 0.5, 0]
+
+
+@case
 def fw_ragged(library: Library, seed: int) -> None:
     """Sizes, good and bad; shared pools; rows in place."""
     pool, query = hull_problem(2, 5, 40, 12, torch.float64)

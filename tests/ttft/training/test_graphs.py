@@ -1,6 +1,7 @@
 """The bookkeeping of captured passes. A stand-in for a graph calls the pass again."""
 
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -157,6 +158,25 @@ def test_a_hook_is_called_in_every_pass(gpt2):
         train(trainer, gpt2)
     assert stand_in.captures == 0
     assert len(calls) >= 5
+
+
+class Recorded(StandIn):
+    """As on a GPU, Python runs in the capture and not in a replay."""
+
+    def capture(self, run):
+        self.captures += 1
+        loss = run()
+        return SimpleNamespace(replay=lambda: None), loss
+
+
+def test_replays_count_as_passes_with_full_logits(gpt2, monkeypatch):
+    monkeypatch.setattr("hullft_ops.ttft.model.loss._SplitModel.of", lambda model: None)
+    stand_in = Recorded()
+    trainer = trainer_of(gpt2, stand_in)
+    for n in (5, 10):
+        train(trainer, gpt2)
+        assert trainer.n_full_logits == n
+    assert stand_in.captures == 3
 
 
 def test_a_rate_is_read_by_each_replay(gpt2):

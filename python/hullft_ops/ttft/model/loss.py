@@ -57,11 +57,13 @@ class MeanLoss:
 
     Hidden states come from the base model. The loss and its gradients are computed chunk by chunk.
     This needs a head that is a plain linear layer and reproduces the model's own logits bit for bit
-    on the first text. ``n_full_logits`` counts the losses that needed a text's full logits.
+    on the first text. ``n_full_logits`` counts the losses that needed a text's full logits, and
+    ``is_full`` says whether the last one did.
     """
 
     def __init__(self, model: "PreTrainedModel") -> None:
         self.n_full_logits = 0
+        self.is_full = False
         self._model = model
         # The base model and the head that were compared, and the arguments with which they gave the
         # model's logits, if any.
@@ -87,7 +89,9 @@ class MeanLoss:
         if split is not None:
             arguments = self._agreeing(split, rows[:, :_PROBE_TOKENS])
             if arguments is not None:
+                self.is_full = False
                 return split.mean_losses(rows, lengths, arguments, shares)
+        self.is_full = True
         self.n_full_logits += len(rows)
         logits = self._model(input_ids=rows, use_cache=False).logits.unbind()
         texts = zip(logits, rows, lengths, strict=True)

@@ -73,6 +73,7 @@ class SupportTrainer:
         self._on_step = on_step or (lambda steps: None)
         self._optimizer = hullft_ops.ReplayAdam(trained, lr=lr)
         self._loss = MeanLoss(model)
+        self._n_full_logits = 0
         self._may_capture = graphs
         # Of the runs in a pass. A graph reads them where they are.
         self._rates: list[torch.Tensor] = []
@@ -80,7 +81,7 @@ class SupportTrainer:
     @property
     def n_full_logits(self) -> int:
         """How many passes so far needed the full logits of a text."""
-        return self._loss.n_full_logits
+        return self._n_full_logits
 
     @cached_property
     def graphs(self) -> PassGraphs | None:
@@ -180,6 +181,8 @@ class SupportTrainer:
                         one_pass = partial(one_pass, runs=self._in_tensors(runs))
                         loss = graphs.run(kind, text, one_pass, clock)
                     losses[len(passes) - 1] = loss
+                    # The loss does not see the replay of a graph, but it does see a capture.
+                    self._n_full_logits += self._loss.is_full
                 else:
                     self._take(sweep, cache, runs, clock)
                 # A caller's autocast would keep using its copies of the old weights.
