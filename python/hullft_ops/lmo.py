@@ -39,8 +39,8 @@ def fw_lmo(
 ) -> LmoStep:
     """The vertex of the pool's hull to move toward from ``current``, with exact line search.
 
-    Vectors may have any norm. If two points differ by less than 1e-6 of the longer one, the
-    difference counts as rounding, and ``gamma`` is 0.
+    Vectors may have any norm whose square the results' dtype holds. If two points differ by less
+    than 1e-6 of the longer one, the difference counts as rounding, and ``gamma`` is 0.
 
     Args:
         pool, query, pool_sizes: as in :func:`fw_select`.

@@ -35,8 +35,8 @@ class Selection(NamedTuple):
     residual: Tensor
     """[..]: distance of the query from its convex combination."""
     gap: Tensor
-    """[..]: the Frank-Wolfe gap over the whole pool, an upper bound on how much half the squared
-    residual could still fall."""
+    """[..]: the Frank-Wolfe gap over the whole pool, >= 0: an upper bound on how much half the
+    squared residual could still fall."""
     num_iter: Tensor
     """int64 [..]: steps taken."""
 
@@ -90,10 +90,10 @@ def fw_select(
     Ties go to the lowest index. The result does not depend on the number of threads, and is not
     differentiable.
 
-    Vectors may have any norm: scaling pool and query by one power of two scales ``residual`` and
-    ``gap`` and changes nothing else. Only ``gap_tol`` is absolute. A direction counts as rounding
-    if it is shorter than 1e-6 of the longer of the two points it joins. "vanilla" and "away" stop
-    there; "pairwise" moves the whole weight along it.
+    Vectors may have any norm whose square the results' dtype holds: scaling pool and query by one
+    power of two scales ``residual`` and ``gap`` and changes nothing else. Only ``gap_tol`` is
+    absolute. A direction counts as rounding if it is shorter than 1e-6 of the longer of the two
+    points it joins. "vanilla" and "away" stop there; "pairwise" moves the whole weight along it.
 
     An exact line search leaves the two atoms of a pairwise step equally good, but for rounding. The
     next step takes the lower index for either of them, so that every dtype, instruction set and
