@@ -103,8 +103,12 @@ def adapt(
         import torch
 
         from hullft_ops.ttft import TestTimeFinetuner, load_model, plot_adaptation
-        from hullft_ops.ttft.evaluation.config import ConfigError, finetuner_options, open_experts
-        from hullft_ops.ttft.evaluation.inputs import open_store
+        from hullft_ops.ttft.evaluation.config import (
+            ConfigError,
+            finetuner_options,
+            open_experts,
+            open_store,
+        )
         from hullft_ops.ttft.model.loading import checked_device
         from hullft_ops.ttft.model.memory import out_of_memory_explained
         from hullft_ops.ttft.store.embedding import encode_checked, open_embedder
@@ -260,7 +264,7 @@ def _said(saved: "SavedAdapter") -> str:
 
 def _store_of(corpus: Path, embedder: "SentenceTransformerEmbedder") -> "Datastore":
     from hullft_ops.ttft.evaluation.config import ConfigError
-    from hullft_ops.ttft.evaluation.inputs import DATASTORES
+    from hullft_ops.ttft.evaluation.corpus import DATASTORES
     from hullft_ops.ttft.store.build import Cutting, folder_datastore
 
     cutting, root = Cutting(embedder.tokenizer, embedder.max_tokens), Path(DATASTORES)

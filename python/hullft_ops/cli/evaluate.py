@@ -56,22 +56,19 @@ def evaluate(
     """Run methods x steps x refresh x learning rate on held-out prompts; write JSONL rows."""
     given = dict(locals())
     with errors_of("evaluate"):
-        from hullft_ops.ttft.evaluation.inputs import open_inputs
+        from hullft_ops.ttft.evaluation import runner
         from hullft_ops.ttft.evaluation.results import open_results
-        from hullft_ops.ttft.evaluation.runner import evaluate as run
 
         chosen = configuration(given, default={"method": ["knn", "hullft"]})
-        log = Console(stderr=True)
         on_ray = options.workers_of(engine, workers, threads_per_worker, gpus_per_worker, device)
-        inputs = open_inputs(chosen, log, device=device or "cpu")
-        evaluator = inputs.evaluator(chosen.seed)
-        with open_results(output, evaluator.run) as results:
-            if on_ray is None:
-                run(evaluator, inputs.prompts, chosen.configurations, results, log)
-            else:
-                from hullft_ops.ttft.scale.evaluation import evaluate_on_ray
+        inputs = runner.open_inputs(chosen, Console(stderr=True), device=device or "cpu")
+        measure = None
+        if on_ray is not None:
+            from hullft_ops.ttft.scale.evaluation import ray_rows
 
-                evaluate_on_ray(chosen, inputs, results, on_ray, log)
+            measure = ray_rows(inputs, on_ray)
+        with open_results(output, inputs.evaluator.run) as results:
+            runner.evaluate(inputs, results, measure)
         echo(output)
 
 
@@ -121,15 +118,12 @@ def tune(
     given = dict(locals())
     with errors_of("tune"):
         from hullft_ops.ttft.evaluation.config import config_id
-        from hullft_ops.ttft.evaluation.inputs import open_inputs
+        from hullft_ops.ttft.evaluation.runner import open_inputs
         from hullft_ops.ttft.evaluation.tuning import run_tuning
 
         chosen = configuration(given, default=TUNING_GRID)
-        log = Console(stderr=True)
-        inputs = open_inputs(chosen, log, device=device or "cpu")
-        tuned = run_tuning(
-            chosen, inputs, results, output, seconds=seconds, limit=60 * minutes, log=log
-        )
+        inputs = open_inputs(chosen, Console(stderr=True), device=device or "cpu")
+        tuned = run_tuning(inputs, results, output, seconds=seconds, limit=60 * minutes)
         echo(
             f"{config_id(tuned.settings)}: {tuned.bits_per_byte:.4f} bits per byte "
             f"({tuned.bits_per_byte_before:.4f} without), {tuned.seconds:.3f} s a prompt, "

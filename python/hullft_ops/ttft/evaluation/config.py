@@ -2,7 +2,8 @@
 
 import inspect
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from importlib import resources
@@ -14,6 +15,7 @@ from hullft_ops.ttft.errors import InputError
 from hullft_ops.ttft.experts.folder import Experts
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
 from hullft_ops.ttft.retrieval.methods import Random, Sift
+from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.embedding import DEFAULT_EMBEDDER
 from hullft_ops.ttft.tiny import default_lr
 
@@ -51,6 +53,18 @@ _PATHS = ("store", "experts", "prompts", "corpus")
 
 class ConfigError(InputError):
     """A configuration that cannot be run; the message names the file and the key."""
+
+
+@contextmanager
+def refusing(what: str, *more: type[Exception]) -> Iterator[None]:
+    """Turn an OSError, a ValueError or one of ``more`` into a `ConfigError` about ``what``."""
+    expected: tuple[type[Exception], ...] = (OSError, ValueError, *more)
+    try:
+        yield
+    except expected as error:
+        # Do not name a file twice.
+        named = isinstance(error, OSError) and what.endswith(f" {error.filename}")
+        raise ConfigError(f"{what}: {error.strerror if named else error}") from error
 
 
 @dataclass(frozen=True)
@@ -123,23 +137,26 @@ def read_config(source: str | Path) -> Config:
     if shipped.is_file() and not path.exists():
         path = shipped
     try:
-        return _from_json(json.loads(path.read_text(encoding="utf-8-sig")))
-    except ConfigError as error:
-        raise ConfigError(f"config {source}: {error}") from error
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        names = ", ".join(shipped_configs())
-        said = f"{error.strerror}; {names} ship with the package"
+        said = f"{error.strerror}; {', '.join(shipped_configs())} ship with the package"
         raise ConfigError(f"config {source}: {said}") from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"config {source}: not JSON: {error}") from error
+    with refusing(f"config {source}"):
+        return _from_json(content)
 
 
 def open_experts(path: Path | None) -> Experts | None:
     """The experts at ``path``; a `ConfigError` says why they cannot be opened."""
-    try:
+    with refusing(f"experts {path}"):
         return None if path is None else Experts.open(path)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"experts {path}: {error}") from error
+
+
+def open_store(path: Path) -> Datastore:
+    """The datastore at ``path``; a `ConfigError` says why it cannot be opened."""
+    with refusing(f"store {path}"):
+        return Datastore.open(path)
 
 
 def shipped_configs() -> list[str]:

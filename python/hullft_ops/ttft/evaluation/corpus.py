@@ -15,7 +15,7 @@ from rich.console import Console
 
 from hullft_ops._terminal import show
 from hullft_ops.ttft.errors import InputError, first_line
-from hullft_ops.ttft.evaluation.config import ConfigError
+from hullft_ops.ttft.evaluation.config import Config, ConfigError, open_store, refusing
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.embedding import Embedder
 from hullft_ops.ttft.store.sources import is_unicode, numbered, object_of
@@ -40,6 +40,8 @@ PASSAGE_BUDGET = 2500
 # A message names this many lines of a corpus.
 _NAMED_LINES = 3
 NO_DOMAIN = "all"
+# The folder of the datastores of corpora.
+DATASTORES = "hullft_datastores"
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ def installed_corpus() -> Corpus:
 def jsonl_corpus(path: Path) -> Corpus:
     """The records of a JSONL file: one object per line, whose string "text" is a document."""
     documents, malformed = [], []
-    with path.open("rb") as lines:
+    with refusing(f"corpus {path}"), path.open("rb") as lines:
         for number, line in numbered(lines):
             try:
                 documents.append(Document("", f"line {number}", record_of_line(line)[0]))
@@ -235,10 +237,7 @@ def normalised(passage: str) -> str:
 
 def load_corpus(file: Path | None, log: Console) -> Corpus:
     """The corpus in a JSONL file, or of the installed packages. Logs the lines it leaves out."""
-    try:
-        corpus = jsonl_corpus(file) if file else installed_corpus()
-    except OSError as error:
-        raise InputError(f"corpus {file}: {error.strerror}") from error
+    corpus = jsonl_corpus(file) if file else installed_corpus()
     if corpus.malformed:
         named = "; ".join(corpus.malformed[:_NAMED_LINES])
         more = "; ..." if len(corpus.malformed) > _NAMED_LINES else ""
@@ -269,20 +268,16 @@ def open_or_build(
 def read_prompts(path: Path) -> list[Prompt]:
     """The prompts of a JSONL file in order, each text once; a `ConfigError` says what is wrong."""
     prompts: dict[str, Prompt] = {}
-    try:
+    with refusing(f"prompts {path}"):
         lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise ConfigError(f"prompts {path}: {error.strerror}") from error
     for number, line in numbered(lines):
-        try:
+        with refusing(f"prompts {path}: line {number}"):
             text, record = record_of_line(line)
             domain = record.get("domain", NO_DOMAIN)
             if not isinstance(domain, str):
                 raise ValueError(f'"domain" must be a string, got {json.dumps(domain)}')
             if not is_unicode(domain):
                 raise ValueError('"domain" with half a surrogate pair')
-        except ValueError as error:
-            raise ConfigError(f"prompts {path}: line {number}: {error}") from error
         prompts.setdefault(text, Prompt(text, domain))
     if not prompts:
         raise ConfigError(f"prompts {path}: holds no prompt")
@@ -299,3 +294,49 @@ def choose_prompts(prompts: Sequence[Prompt], count: int, seed: int) -> list[Pro
         return seen[prompt.domain]
 
     return sorted(ranked, key=turn)[:count]
+
+
+def open_texts(
+    config: Config, embedder: Embedder, log: Console
+) -> tuple[Path, Datastore, list[Prompt]]:
+    """The datastore that ``config`` names, with its path, and the prompts that it does not hold."""
+    if (config.store is None) != (config.prompts is None):
+        raise ConfigError("store and prompts must be given together")
+    if config.store is None or config.prompts is None:
+        corpus = load_corpus(config.corpus, log)
+        path = Path(DATASTORES) / corpus.fingerprint(embedder.name)[:16]
+        store, _ = open_or_build(corpus, embedder, path, log)
+        prompts = [Prompt(prompt.text) for prompt in corpus.held_out]
+    elif config.corpus is not None:
+        raise ConfigError("corpus must not be given along with store and prompts")
+    else:
+        path, prompts = config.store, read_prompts(config.prompts)
+        store = open_store(path)
+    return path, store, _unknown_prompts(prompts, store, embedder, config, log)
+
+
+def _unknown_prompts(
+    prompts: list[Prompt], store: Datastore, embedder: Embedder, config: Config, log: Console
+) -> list[Prompt]:
+    """As many prompts as the configuration says, without those whose nearest text is the prompt."""
+    ranked = choose_prompts(prompts, len(prompts), config.seed)
+    limit = config.limit or len(ranked)
+    chosen: list[Prompt] = []
+    looked_at = 0
+    # Embedding takes time, so look at no more prompts than necessary.
+    while len(chosen) < limit and looked_at < len(ranked):
+        some = ranked[looked_at : looked_at + limit - len(chosen)]
+        _, nearest = store.search(embedder.encode([prompt.text for prompt in some]), 1)
+        for prompt, position in zip(some, nearest[:, 0].tolist(), strict=True):
+            if normalised(store.texts[position]) != normalised(prompt.text):
+                chosen.append(prompt)
+        looked_at += len(some)
+    if looked_at > len(chosen):
+        log.print(f"{looked_at - len(chosen)} prompts left out: the datastore holds their text")
+    if not ranked:
+        raise ConfigError("the corpus holds out no text that is long enough for a prompt")
+    if not chosen:
+        raise ConfigError("no prompt is left, the datastore holds the text of all of them")
+    if len(chosen) < limit and config.limit is not None:
+        raise ConfigError(f"limit is {limit}, there are {len(chosen)} prompts")
+    return chosen

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import groupby
 from operator import itemgetter
+from pathlib import Path
 from time import perf_counter
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -16,32 +17,38 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hullft_ops import Selection, sift_select_indexed
+from hullft_ops._terminal import show
 from hullft_ops.collect_env import versions_of
 from hullft_ops.ttft._progress import progress_bar
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.evaluation.config import (
-    ConfigError,
+    Config,
     Settings,
     config_id,
     finetuner_options,
+    open_experts,
+    refusing,
 )
-from hullft_ops.ttft.evaluation.corpus import Prompt
-from hullft_ops.ttft.evaluation.results import MERGE, ResultsFile, Row, fingerprint
+from hullft_ops.ttft.evaluation.corpus import Prompt, open_texts
+from hullft_ops.ttft.evaluation.results import MERGE, STAGES, ResultsFile, Row, fingerprint
 from hullft_ops.ttft.experts.folder import Experts
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
 from hullft_ops.ttft.model.context import scored_context
+from hullft_ops.ttft.model.loading import checked_device, load_model
 from hullft_ops.ttft.model.memory import out_of_memory_explained
 from hullft_ops.ttft.model.scoring import score_text
 from hullft_ops.ttft.report import AdaptationReport
 from hullft_ops.ttft.retrieval.methods import Sift
 from hullft_ops.ttft.retrieval.support import Support
 from hullft_ops.ttft.store.datastore import Datastore
-from hullft_ops.ttft.store.embedding import Embedder
+from hullft_ops.ttft.store.embedding import Embedder, open_embedder
 
 T = TypeVar("T")
 Reuse = Literal["global", "consecutive"]
 # The adaptation's report, bits per byte, and what failed.
 _Outcome = tuple[AdaptationReport | None, float | None, str | None]
+# A prompt, the settings to measure on it, and the rows that it already has.
+Task = tuple[Prompt, list[Settings], list[Row]]
 
 EXCERPT_CHARS = 200
 _SCORING = "out of memory while scoring a prompt: leave out the longest or give a smaller --model"
@@ -66,23 +73,40 @@ class Evaluator:
         seed: int = 0,
         experts: Experts | None = None,
     ) -> None:
-        self._model = model
-        self._tokenizer = tokenizer
-        self._embedder = OneEmbedding(embedder)
-        self._datastore = store
-        self._store = OneSearch(store)
+        self.model = model
+        self.tokenizer = tokenizer
+        self.store = store
+        self.embedder = embedder
+        self._embedding = OneEmbedding(embedder)
+        self._search = OneSearch(store)
         self._seed = seed
         self._experts = experts
         self._finetuners: dict[str, TestTimeFinetuner] = {}
         self._sifts: dict[str, PickedSift] = {}
+        self._warm = False
         self._before: dict[tuple[str, int | None], tuple[float, int]] = {}
         self._versions = versions_of(_PACKAGES)
         self._versions["device"] = model.device.type
 
+    @classmethod
+    def of(
+        cls,
+        config: Config,
+        store: Datastore,
+        embedder: Embedder,
+        device: str | torch.device,
+        say: Callable[[str], None] | None = None,
+    ) -> "Evaluator":
+        """One with the model, on ``device``, and the experts that ``config`` names."""
+        missing = config.allow_missing_weights
+        loaded = load_model(config.model, device, allow_missing_weights=missing, say=say)
+        experts = open_experts(config.experts)
+        return cls(*loaded, store, embedder, seed=config.seed, experts=experts)
+
     @cached_property
     def run(self) -> str:
         """The `fingerprint` of its rows; not every use of an evaluator makes some."""
-        return fingerprint(self._model, self._tokenizer, self._datastore, self._seed)
+        return fingerprint(self.model, self.tokenizer, self.store, self._seed)
 
     def prepare(self, settings: Sequence[Settings]) -> None:
         """Make the finetuners; a `ConfigError` says why `TestTimeFinetuner` refuses a setting."""
@@ -93,19 +117,24 @@ class Evaluator:
         """Pay for allocations and thread pools now, so that no configuration has to."""
         for _ in self.measure(prompt, [settings]):
             pass
+        self._warm = True
         # The prompt's rows must have the times of a warm embedding and search.
-        self._embedder.forget()
-        self._store.forget()
+        self._embedding.forget()
+        self._search.forget()
 
-    def remember(self, rows: Iterable[Row]) -> None:
-        """Take the prompts' bits per byte without adaptation from earlier rows."""
-        for row in rows:
+    def measure_all(
+        self, prompt: Prompt, settings: Sequence[Settings], known: Iterable[Row] = ()
+    ) -> Iterator[Row]:
+        """A row for each of the settings, the first one after a warm-up.
+
+        Settings that differ in ``context`` alone share one adaptation. Those of ``known``, earlier
+        rows, have the prompt's bits per byte without adaptation.
+        """
+        for row in known:
             key = row.prompt, self._scored_context(row.settings)
             self._before[key] = row.bits_per_byte_before, row.bytes_scored
-
-    def measure_all(self, prompt: Prompt, settings: Sequence[Settings]) -> Iterator[Row]:
-        """A row for each of the settings. Those that differ in ``context`` alone share one
-        adaptation."""
+        if not self._warm:
+            self.warm_up(prompt, settings[0])
         together: dict[str, list[Settings]] = {}
         for setting in settings:
             together.setdefault(config_id(setting | {"context": 0}), []).append(setting)
@@ -133,12 +162,10 @@ class Evaluator:
         """
         start = perf_counter()
         torch.manual_seed(self._seed)
-        try:
+        with refusing(f"prompt {prompt.text[:40]!r}"):
             # A prompt's settings have one length of scored windows, and so one score before.
             before, size = self._score_before(prompt, group[0])
             outcomes = self._adapted(prompt, group)
-        except ValueError as error:
-            raise ConfigError(f"prompt {prompt.text[:40]!r}: {error}") from error
         for settings, (report, after, failure) in zip(group, outcomes, strict=True):
             row = Row(
                 run=self.run,
@@ -186,24 +213,21 @@ class Evaluator:
         length = self._scored_context(settings)
         if (prompt.id, length) not in self._before:
             with out_of_memory_explained(_SCORING):
-                score = score_text(self._model, self._tokenizer, prompt.text, max_length=length)
+                score = score_text(self.model, self.tokenizer, prompt.text, max_length=length)
             self._before[prompt.id, length] = score.value, score.bytes
         return self._before[prompt.id, length]
 
     def _scored_context(self, settings: Settings) -> int | None:
         given = settings.get("max_length")
-        return scored_context("score_text", self._model, self._tokenizer, given)
+        return scored_context("score_text", self.model, self.tokenizer, given)
 
     def _seconds(self, report: AdaptationReport) -> dict[str, float]:
         """Seconds by stage. Another configuration's row may have paid for embedding and search."""
-        report.seconds_embed = self._embedder.seconds
-        report.seconds_search = self._store.seconds
-        return {
-            "embed": report.seconds_embed,
-            "search": report.seconds_search,
-            "select": report.seconds_select,
-            "finetune": report.seconds_finetune + report.seconds_prefill,
-        } | ({MERGE: report.seconds_merge} if report.expert_indices else {})
+        report.seconds_embed = self._embedding.seconds
+        report.seconds_search = self._search.seconds
+        seconds = {stage: getattr(report, f"seconds_{stage}") for stage in STAGES}
+        seconds["finetune"] += report.seconds_prefill
+        return seconds | ({MERGE: report.seconds_merge} if report.expert_indices else {})
 
     def _support(self, prompt: Prompt, settings: Settings) -> Support:
         support = self._finetuner(settings).select(prompt.text)
@@ -215,42 +239,68 @@ class Evaluator:
         key = config_id(settings)
         if key in self._finetuners:
             return self._finetuners[key]
-        try:
+        with refusing(key, TypeError):
             options = finetuner_options(settings, self._seed, self._experts)
             if isinstance(options["method"], Sift):
                 self._sifts[key] = options["method"] = PickedSift(options["method"].noise)
             made = TestTimeFinetuner(
-                self._model, self._tokenizer, self._store, self._embedder, **options
+                self.model, self.tokenizer, self._search, self._embedding, **options
             )
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"{key}: {error}") from error
         if self._finetuners:
             made.share_memory_with(next(iter(self._finetuners.values())))
         self._finetuners[key] = made
         return made
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What a configuration names, opened, and the prompts that its datastore does not hold."""
+
+    config: Config
+    store_path: Path
+    evaluator: Evaluator
+    prompts: list[Prompt]
+    log: Console
+
+
+def open_inputs(config: Config, log: Console, *, device: str = "cpu") -> Inputs:
+    """Load what ``config`` names, with the model on ``device``. Logs the prompts it leaves out."""
+    place = checked_device(device)
+    embedder = open_embedder(config.embedder)
+    path, store, prompts = open_texts(config, embedder, log)
+    evaluator = Evaluator.of(config, store, embedder, place, partial(show, log))
+    counts = sorted(Counter(prompt.domain for prompt in prompts).items())
+    domains = ", ".join(f"{name}: {count}" for name, count in counts)
+    show(log, f"{len(prompts)} prompts ({domains}), datastore of {len(store)} texts")
+    return Inputs(config, path, evaluator, prompts, log)
+
+
 def evaluate(
-    evaluator: Evaluator,
-    prompts: Sequence[Prompt],
-    settings: Sequence[Settings],
+    inputs: Inputs,
     results: ResultsFile,
-    log: Console,
+    measure: Callable[[list[Task]], Iterable[Row]] | None = None,
 ) -> None:
-    """Add the rows that ``results`` lacks, prompt by prompt. Raises what `Evaluator` raises."""
+    """Add the rows that ``results`` lacks, prompt by prompt. Raises what `Evaluator` raises.
+
+    ``measure`` makes the rows elsewhere, for example `hullft_ops.ttft.scale.evaluation.ray_rows`.
+    """
+    evaluator, settings = inputs.evaluator, inputs.config.configurations
     evaluator.prepare(settings)
-    evaluator.remember(results.rows.values())
-    missing = missing_pairs(prompts, settings, results)
-    if not missing:
-        return
-    total = len(prompts) * len(settings)
-    with progress_bar(log) as bar:
+    known: dict[str, list[Row]] = {}
+    for row in results.rows.values():
+        known.setdefault(row.prompt, []).append(row)
+    missing = missing_pairs(inputs.prompts, settings, results)
+    tasks: list[Task] = [
+        (prompt, [setting for _, setting in pairs], known.get(prompt.id, []))
+        for prompt, pairs in groupby(missing, key=itemgetter(0))
+    ]
+    total = len(inputs.prompts) * len(settings)
+    with progress_bar(inputs.log) as bar:
         task = bar.add_task("evaluating", total=total, completed=total - len(missing))
-        evaluator.warm_up(*missing[0])
-        for prompt, pairs in groupby(missing, key=itemgetter(0)):
-            for row in evaluator.measure_all(prompt, [setting for _, setting in pairs]):
-                results.append(row)
-                bar.advance(task)
+        here = (row for one in tasks for row in evaluator.measure_all(*one))
+        for row in here if measure is None else measure(tasks):
+            results.append(row)
+            bar.advance(task)
 
 
 def missing_pairs(

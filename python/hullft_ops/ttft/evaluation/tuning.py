@@ -12,14 +12,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
 
-from rich.console import Console
-
 from hullft_ops.ttft._progress import progress_bar
-from hullft_ops.ttft.evaluation.config import Config, ConfigError, Settings, config_id
+from hullft_ops.ttft.evaluation.config import ConfigError, Settings, config_id
 from hullft_ops.ttft.evaluation.corpus import Prompt
-from hullft_ops.ttft.evaluation.inputs import Inputs
 from hullft_ops.ttft.evaluation.results import Row, open_results
-from hullft_ops.ttft.evaluation.runner import rotated
+from hullft_ops.ttft.evaluation.runner import Inputs, rotated
 from hullft_ops.ttft.store.format import write_json_durably
 
 # Each rung keeps one in this many.
@@ -161,30 +158,21 @@ class _Search:
 
 
 def run_tuning(
-    config: Config,
-    inputs: Inputs,
-    results: Path,
-    output: Path,
-    *,
-    seconds: float,
-    limit: float,
-    log: Console,
+    inputs: Inputs, results: Path, output: Path, *, seconds: float, limit: float
 ) -> Tuned:
     """Tune, and write the best configuration to ``output``. Raises what `tune` raises."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    evaluator = inputs.evaluator(config.seed)
+    config, evaluator = inputs.config, inputs.evaluator
     candidates = config.configurations
     evaluator.prepare(candidates)
-    with open_results(results, evaluator.run) as file, progress_bar(log) as bar:
+    with open_results(results, evaluator.run) as file, progress_bar(inputs.log) as bar:
         task = bar.add_task("tuning, seconds", total=limit if limit < math.inf else None)
-        evaluator.remember(file.rows.values())
-        if not file.rows:
-            evaluator.warm_up(inputs.prompts[0], candidates[0])
 
         def measure(prompt: Prompt, settings: Settings) -> Row:
             key = prompt.id, config_id(settings)
             if key not in file.rows:
-                [(row, _)] = evaluator.measure(prompt, [settings])
+                known = [row for row in file.rows.values() if row.prompt == prompt.id]
+                [row] = evaluator.measure_all(prompt, [settings], known)
                 file.append(row)
             row = file.rows[key]
             bar.update(task, advance=row.seconds_row, description=f"tuning, seconds ({key[1]})")
