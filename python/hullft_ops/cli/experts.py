@@ -48,7 +48,7 @@ def build(
     gpus_per_worker: options.GpusOption = None,
 ) -> None:
     """Train an adapter for each cluster of a datastore; after a kill, run it again."""
-    with errors_of("experts build", ValueError):
+    with errors_of("experts build"):
         from hullft_ops.ttft import build_experts, load_model
         from hullft_ops.ttft.evaluation.config import open_store
 

@@ -30,7 +30,7 @@ def info(
         typer.echo("hullft-ops info: --report takes neither --json nor a datastore", err=True)
         raise typer.Exit(2)
     if datastore is not None:
-        with errors_of("info", ValueError):
+        with errors_of("info"):
             echo(*describe(datastore, as_json=as_json).split("\n"))
     elif as_report:
         typer.echo(bug_report())

@@ -4,7 +4,6 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, cycle
-from math import isnan
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader
@@ -17,7 +16,6 @@ from hullft_ops.ttft.evaluation.results import MERGE, Row, read_rows
 from hullft_ops.ttft.evaluation.statistics import (
     CONFIDENCE,
     NONE,
-    Interval,
     Measurements,
     at_time,
     pareto,
@@ -117,7 +115,7 @@ def _quality_and_time(measured: Measurements) -> Section:
             (
                 config,
                 f"{measured.mean_bits(config):.4f}",
-                _percent(measured.relative_bits(config, NONE)),
+                f"{measured.relative_bits(config, NONE):+.1%}",
                 f"{measured.prompts_below(config, NONE)} of {count}",
                 f"{measured.prompts_below(NONE, config)} of {count}",
                 f"{stages['embed'] + stages['search']:.3f} s",
@@ -138,8 +136,8 @@ def _between_methods(measured: Measurements) -> Section:
     for other, config in combinations(leaders(measured), 2):
         bits = measured.relative_bits(config, other)
         below = f"{measured.prompts_below(config, other)} of {len(measured.prompts)}"
-        speed = _bounded(measured.finetuning_speed(config, other), ".2f", " x")
-        table.append((config, other, _percent(bits), _verdict(bits), below, speed))
+        speed = f"{measured.finetuning_speed(config, other):.2f x}"
+        table.append((config, other, f"{bits:+.1%}", bits.verdict, below, speed))
     compared = ("configuration", "against", "bits per byte", "so it is")
     header = (*compared, "better on", "finetuning speed")
     text = (
@@ -159,7 +157,7 @@ def _equal_time(measured: Measurements) -> Section:
             if other is not None:
                 bits = measured.relative_to(config, other.bits)
                 against = " to ".join(other.configs), f"{other.seconds:.3f} s"
-                cells = config, f"{seconds:.3f} s", *against, _percent(bits), _verdict(bits)
+                cells = config, f"{seconds:.3f} s", *against, f"{bits:+.1%}", bits.verdict
                 table.append(cells)
     text = (
         "This table compares the best configuration of each method and refresh with every other "
@@ -175,15 +173,16 @@ def _equal_time(measured: Measurements) -> Section:
 def _by_domain(measured: Measurements) -> Section:
     domains = _domains(measured)
 
-    def bits(config: str, domain: str) -> str:
-        return f"{measured.bits_of(config)[measured.domains == domain].mean():.4f}"
+    def cell(config: str, domain: str) -> str:
+        bits = f"{measured.bits_of(config)[measured.domains == domain].mean():.4f}"
+        return (
+            bits
+            if config == NONE
+            else f"{bits} {measured.relative_bits(config, NONE, domain):+.1%}"
+        )
 
-    def change(config: str, domain: str) -> str:
-        return _percent(measured.relative_bits(config, NONE, domain))
-
-    table: list[Cells] = [(NONE, *(bits(NONE, name) for name in domains))]
-    for config in leaders(measured):
-        table.append((config, *(f"{bits(config, n)} {change(config, n)}" for n in domains)))
+    configs = [NONE, *leaders(measured)]
+    table: list[Cells] = [(config, *(cell(config, name) for name in domains)) for config in configs]
     text = "Bits per byte, and the change against no adaptation."
     return Section("By domain", [text], ("configuration", *domains), table)
 
@@ -213,22 +212,6 @@ def _gain(row: Row) -> float:
 def _name(text: str) -> str:
     """The name, marked so that it cannot change the direction of the sentence around it."""
     return text if text.isascii() else f"{ISOLATE}{text.translate(_ISOLATES)}{END_ISOLATE}"
-
-
-def _percent(interval: Interval) -> str:
-    return _bounded(interval, "+.1%")
-
-
-def _bounded(interval: Interval, form: str, unit: str = "") -> str:
-    value = f"{interval.value:{form}}{unit}"
-    bounds = f" [{interval.low:{form}}, {interval.high:{form}}]"
-    return value if isnan(interval.low) else value + bounds
-
-
-def _verdict(interval: Interval) -> str:
-    if interval.low > 0:
-        return "worse"
-    return "better" if interval.high < 0 else "no clear difference"
 
 
 def write_report(results: Path, directory: Path) -> list[Path]:

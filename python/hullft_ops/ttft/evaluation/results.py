@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from hullft_ops.ttft._files import full_disk_explained
-from hullft_ops.ttft.evaluation.config import ConfigError, config_id
+from hullft_ops.ttft.evaluation.config import ConfigError, config_id, refusing
 from hullft_ops.ttft.fingerprint import sampled_digest
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.sources import object_of
@@ -152,10 +152,8 @@ def read_rows(path: Path) -> list[Row]:
     ConfigError if there is no such file, a line is not a row, or two rows are of one prompt and
     configuration.
     """
-    try:
+    with refusing(f"results {path}"):
         content = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"results {path}: {error.strerror}") from error
     rows: dict[tuple[str, str], Row] = {}
     for number, line in enumerate(content.split(b"\n")[:-1], start=1):
         row = _row(line, f"results {path}: line {number}")

@@ -1,14 +1,14 @@
 """Running configurations on held-out prompts, with a row of results for each pair."""
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from time import perf_counter
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ from hullft_ops.ttft.model.scoring import score_text
 from hullft_ops.ttft.report import AdaptationReport
 from hullft_ops.ttft.retrieval.methods import Sift
 from hullft_ops.ttft.retrieval.support import Support
+from hullft_ops.ttft.store.base import Found, Queries
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.embedding import Embedder, open_embedder
 
@@ -321,58 +322,48 @@ def rotated(items: Sequence[T], by: int) -> list[T]:
     return [*items[start:], *items[:start]]
 
 
-class _Remembering:
-    """Keeps its results until it is told to forget. ``seconds`` is the time of the latest one."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self._found: dict[Hashable, tuple[float, Any]] = {}
-
-    def forget(self) -> None:
-        self._found.clear()
-
-    def _once(self, key: Hashable, find: Callable[..., Any], *arguments: Any) -> Any:
-        if key not in self._found:
-            start = perf_counter()
-            found = find(*arguments)
-            self._found[key] = perf_counter() - start, found
-        self.seconds, found = self._found[key]
-        return found
+def _timed(function: Callable[..., T], *arguments: Any) -> tuple[float, T]:
+    start = perf_counter()
+    found = function(*arguments)
+    return perf_counter() - start, found
 
 
-class OneEmbedding(_Remembering):
-    """An `Embedder` that embeds a text once."""
+class OneEmbedding:
+    """An `Embedder` that embeds a text once. ``seconds`` is the time of the latest one."""
 
     def __init__(self, embedder: Embedder) -> None:
-        super().__init__()
-        self.name = embedder.name
-        self.dim = embedder.dim
-        self._encode = embedder.encode
+        self.name, self.dim, self.seconds = embedder.name, embedder.dim, 0.0
+        self._once = cache(lambda texts: _timed(embedder.encode, texts))
+        self.forget = self._once.cache_clear
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        vectors: np.ndarray = self._once(tuple(texts), self._encode, texts)
+        self.seconds, vectors = self._once(tuple(texts))
         return vectors
 
 
-class OneSearch(_Remembering):
-    """A `Store` that searches another one once for each query."""
+class OneSearch:
+    """A `Store` that searches another one once for each query. ``seconds`` is as above."""
 
     def __init__(self, store: Datastore) -> None:
-        super().__init__()
         self.texts = store.texts
         self.manifest = store.manifest
         self.embeddings = store.embeddings
         self.embedder = store.embedder
         self.dim = store.dim
-        self._store = store
+        self.seconds = 0.0
+        self._count = len(store)
+
+        def search(query: bytes, k: int) -> tuple[float, Found]:
+            return _timed(store.search, np.frombuffer(query, np.float32).reshape(-1, store.dim), k)
+
+        self._once = cache(search)
+        self.forget = self._once.cache_clear
 
     def __len__(self) -> int:
-        return len(self._store)
+        return self._count
 
-    def search(self, queries: np.ndarray | Tensor, k: int) -> tuple[Tensor, Tensor]:
-        query = torch.as_tensor(queries, device="cpu")
-        key = query.numpy().tobytes(), k
-        found: tuple[Tensor, Tensor] = self._once(key, self._store.search, query, k)
+    def search(self, queries: Queries, k: int) -> Found:
+        self.seconds, found = self._once(np.asarray(queries).tobytes(), k)
         return found
 
 
@@ -390,19 +381,17 @@ def reuse_runs(picks: Iterable[int], reuse: Reuse) -> list[tuple[int, int]]:
     raise ValueError(f"reuse_runs: reuse must be 'global' or 'consecutive', got {reuse!r}")
 
 
-@dataclass
-class PickedSift:
-    """SIFT as a `SelectionMethod`. ``picks`` are its last picks in order, as store positions."""
+@dataclass(frozen=True)
+class PickedSift(Sift):
+    """SIFT that keeps its last picks in order, as store positions."""
 
-    noise: float
-    name: ClassVar[str] = "sift"
     picks: list[int] = field(default_factory=list)
 
     def __call__(
         self, embeddings: Tensor, candidates: Tensor, queries: Tensor, n_select: int
     ) -> Selection:
         found = sift_select_indexed(embeddings, candidates, queries, n_select, noise=self.noise)
-        self.picks = candidates[0][found.picks[0]].tolist()
+        self.picks[:] = candidates[0][found.picks[0]].tolist()
         return found.selection
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
+from math import isnan
 from statistics import fmean
 from typing import Any
 
@@ -20,11 +21,27 @@ NONE = "no adaptation"
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its percentile bootstrap interval; the bounds are NaN for one prompt."""
+    """An estimate with its percentile bootstrap interval; the bounds are NaN for one prompt.
+
+    It is formatted as a number, with a unit for the estimate alone: ``f"{speed:.2f x}"``.
+    """
 
     value: float
     low: float
     high: float
+
+    def __format__(self, form: str) -> str:
+        number, space, unit = form.partition(" ")
+        value = f"{self.value:{number}}{space}{unit}"
+        bounds = f" [{self.low:{number}}, {self.high:{number}}]"
+        return value if isnan(self.low) else value + bounds
+
+    @property
+    def verdict(self) -> str:
+        """What a change of bits per byte means."""
+        if self.low > 0:
+            return "worse"
+        return "better" if self.high < 0 else "no clear difference"
 
 
 @dataclass(frozen=True)
