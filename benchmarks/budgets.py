@@ -11,8 +11,6 @@ import json
 from pathlib import Path
 from time import perf_counter
 
-from rich.console import Console
-
 from hullft_ops.ttft import TestTimeFinetuner, keep_freed_memory
 from hullft_ops.ttft.evaluation.config import read_config
 from hullft_ops.ttft.evaluation.runner import open_inputs
@@ -27,7 +25,7 @@ def main() -> None:
     arguments = parser.parse_args()
     keep_freed_memory()
     config = read_config(arguments.config)
-    inputs = open_inputs(config, Console(stderr=True))
+    inputs = open_inputs(config)
     loaded, settings = inputs.evaluator, config.settings[0]
     ttft = TestTimeFinetuner(
         loaded.model, loaded.tokenizer, loaded.store, loaded.embedder, **settings

@@ -17,7 +17,6 @@ from typing import Any, ClassVar
 from unittest import mock
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from benchmarks.tables import filled as fill_tables
@@ -154,7 +153,7 @@ def main() -> None:
 def run(path: Path, output: Path, moves: Path) -> None:
     """Add the rows that ``output`` lacks, setting by setting."""
     config = read_config(path)
-    inputs = runner.open_inputs(config, Console(stderr=True))
+    inputs = runner.open_inputs(config)
     evaluator = inputs.evaluator
     with (
         mock.patch.multiple(runner, finetuner_options=_options, TestTimeFinetuner=Watched),

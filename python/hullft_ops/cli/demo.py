@@ -75,9 +75,9 @@ def demo(
     if max_length is not None and max_length < 2:
         raise InputError(f"max_length must be at least 2, got {max_length}")
     place = checked_device(device or "cpu")
-    started, log = time.perf_counter(), Console(stderr=True)
-    show(log, f"reading {corpus or 'the sources of installed packages'}")
-    texts = load_corpus(corpus, log)
+    started = time.perf_counter()
+    echo(f"reading {corpus or 'the sources of installed packages'}", err=True)
+    texts = load_corpus(corpus)
     if not texts.store or len(texts.held_out) < prompts:
         raise InputError(
             f"corpus {texts.name}: too few texts: {texts.documents} documents give "
@@ -85,7 +85,7 @@ def demo(
             f"with, need at least 1 and {prompts} (prompts)"
         )
     loaded, tokenizer = load_model(
-        model, place, allow_missing_weights=allow_missing_weights, say=partial(show, log)
+        model, place, allow_missing_weights=allow_missing_weights, say=partial(echo, err=True)
     )
     name = model or "the tiny model of hullft_ops"
     context_length(f"model {name}", loaded, tokenizer, max_length)
@@ -93,7 +93,7 @@ def demo(
     fingerprint = texts.fingerprint(encoder.name)
     path = (datastore or output / "datastore") / fingerprint[:16]
     opened = time.perf_counter()
-    store, reused = open_or_build(texts, encoder, path, log)
+    store, reused = open_or_build(texts, encoder, path)
     store_facts = {"path": str(path), "reused": reused, "seconds": time.perf_counter() - opened}
     shared = {
         "n_select": n_select,
@@ -104,7 +104,7 @@ def demo(
     }
     chosen = choose_prompts(texts.held_out, prompts, seed)
     evaluator = Evaluator(loaded, tokenizer, store, encoder)
-    rows, runs = comparison.run_all(evaluator, chosen, shared, log)
+    rows, runs = comparison.run_all(evaluator, chosen, shared)
     continued = comparison.continued(evaluator, chosen[0], shared)
     figures = comparison.compare(rows)
     used = {

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from hullft_ops._terminal import echo
 from hullft_ops.cli import options
@@ -61,7 +60,7 @@ def evaluate(
 
     chosen = configuration(given, default={"method": ["knn", "hullft"]})
     on_ray = options.workers_of(engine, workers, threads_per_worker, gpus_per_worker, device)
-    inputs = runner.open_inputs(chosen, Console(stderr=True), device=device or "cpu")
+    inputs = runner.open_inputs(chosen, device=device or "cpu")
     measure = None
     if on_ray is not None:
         from hullft_ops.ttft.scale.evaluation import ray_rows
@@ -122,7 +121,7 @@ def tune(
     from hullft_ops.ttft.evaluation.tuning import run_tuning
 
     chosen = configuration(given, default=TUNING_GRID)
-    inputs = open_inputs(chosen, Console(stderr=True), device=device or "cpu")
+    inputs = open_inputs(chosen, device=device or "cpu")
     tuned = run_tuning(inputs, results, output, seconds=seconds, limit=60 * minutes)
     echo(
         f"{config_id(tuned.settings)}: {tuned.bits_per_byte:.4f} bits per byte "

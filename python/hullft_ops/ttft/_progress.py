@@ -20,8 +20,9 @@ _SECONDS_PER_LINE = 5.0
 _SECONDS_OF_RATE = 600.0
 
 
-def progress_bar(console: Console, *, shown: bool = True) -> Progress:
-    """Shows a description, how many of how many, and the time that remains."""
+def progress_bar(console: Console | None = None, *, shown: bool = True) -> Progress:
+    """Shows a description, how many of how many, and the time that remains; None for stderr."""
+    console = console or Console(stderr=True)
     if shown and not (console.quiet or console.is_interactive or console.is_jupyter):
         return _Lines(console)
     return Progress(

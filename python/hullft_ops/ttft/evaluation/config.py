@@ -11,7 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from hullft_ops.ttft.errors import InputError
+from hullft_ops.ttft.errors import InputError, first_line
 from hullft_ops.ttft.experts.folder import Experts
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
 from hullft_ops.ttft.retrieval.methods import Random, Sift
@@ -64,7 +64,7 @@ def refusing(what: str, *more: type[Exception]) -> Iterator[None]:
     except expected as error:
         # Do not name a file twice.
         named = isinstance(error, OSError) and what.endswith(f" {error.filename}")
-        raise ConfigError(f"{what}: {error.strerror if named else error}") from error
+        raise ConfigError(f"{what}: {error.strerror if named else first_line(error)}") from error
 
 
 @dataclass(frozen=True)

@@ -2,19 +2,17 @@
 
 import hashlib
 import importlib.util
+import itertools
 import json
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from hullft_ops._terminal import show
-from hullft_ops.ttft.errors import InputError, first_line
+from hullft_ops._terminal import echo
+from hullft_ops.ttft.errors import InputError
 from hullft_ops.ttft.evaluation.config import Config, ConfigError, open_store, refusing
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.embedding import Embedder
@@ -167,7 +165,7 @@ def _split(name: str, documents: list[Document], malformed: list[str]) -> Corpus
     held: list[Document] = []
     kept: list[Document] = []
     order = sorted(documents, key=lambda document: (document.family, document.rank))
-    for _, family in groupby(order, key=lambda document: document.family):
+    for _, family in itertools.groupby(order, key=lambda document: document.family):
         for number, document in enumerate(family):
             (kept if number % HELD_OUT_ONE_IN else held).append(document)
     passages = [Passage(d.name, text) for d in kept for text in d.passages()]
@@ -235,34 +233,30 @@ def normalised(passage: str) -> str:
     return "\n".join(filter(None, (line.strip() for line in passage.splitlines())))
 
 
-def load_corpus(file: Path | None, log: Console) -> Corpus:
+def load_corpus(file: Path | None) -> Corpus:
     """The corpus in a JSONL file, or of the installed packages. Logs the lines it leaves out."""
     corpus = jsonl_corpus(file) if file else installed_corpus()
     if corpus.malformed:
         named = "; ".join(corpus.malformed[:_NAMED_LINES])
         more = "; ..." if len(corpus.malformed) > _NAMED_LINES else ""
-        show(log, f"{corpus.name}: {len(corpus.malformed)} lines left out ({named}{more})")
+        echo(f"{corpus.name}: {len(corpus.malformed)} lines left out ({named}{more})", err=True)
     return corpus
 
 
-def open_or_build(
-    corpus: Corpus, embedder: Embedder, path: Path, log: Console
-) -> tuple[Datastore, bool]:
+def open_or_build(corpus: Corpus, embedder: Embedder, path: Path) -> tuple[Datastore, bool]:
     """The corpus's datastore at ``path``, and whether it already existed."""
     try:
         store = Datastore.open(path)
     except FileNotFoundError:
-        show(log, f"no datastore for this corpus at {path}: building it")
+        echo(f"no datastore for this corpus at {path}: building it", err=True)
     except ValueError as error:
-        show(log, f"{error}: building it again")
+        echo(f"{error}: building it again", err=True)
     else:
-        show(log, f"datastore of {len(store)} passages found: {path}")
+        echo(f"datastore of {len(store)} passages found: {path}", err=True)
         return store, True
     texts = (passage.text for passage in corpus.store)
-    try:
+    with refusing(f"datastore {path}"):
         return Datastore.build(texts, embedder, path, overwrite=True), False
-    except (OSError, ValueError) as error:
-        raise InputError(f"datastore {path}: {first_line(error)}") from error
 
 
 def read_prompts(path: Path) -> list[Prompt]:
@@ -287,36 +281,29 @@ def read_prompts(path: Path) -> list[Prompt]:
 def choose_prompts(prompts: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
     """The first ``count`` by a hash of ``seed`` and text. Domains take turns."""
     ranked = sorted(prompts, key=lambda p: hashlib.sha256(f"{seed}\n{p.text}".encode()).digest())
-    seen: Counter[str] = Counter()
-
-    def turn(prompt: Prompt) -> int:
-        seen[prompt.domain] += 1
-        return seen[prompt.domain]
-
-    return sorted(ranked, key=turn)[:count]
+    turns: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
+    return sorted(ranked, key=lambda prompt: next(turns[prompt.domain]))[:count]
 
 
-def open_texts(
-    config: Config, embedder: Embedder, log: Console
-) -> tuple[Path, Datastore, list[Prompt]]:
+def open_texts(config: Config, embedder: Embedder) -> tuple[Path, Datastore, list[Prompt]]:
     """The datastore that ``config`` names, with its path, and the prompts that it does not hold."""
     if (config.store is None) != (config.prompts is None):
         raise ConfigError("store and prompts must be given together")
     if config.store is None or config.prompts is None:
-        corpus = load_corpus(config.corpus, log)
+        corpus = load_corpus(config.corpus)
         path = Path(DATASTORES) / corpus.fingerprint(embedder.name)[:16]
-        store, _ = open_or_build(corpus, embedder, path, log)
+        store, _ = open_or_build(corpus, embedder, path)
         prompts = [Prompt(prompt.text) for prompt in corpus.held_out]
     elif config.corpus is not None:
         raise ConfigError("corpus must not be given along with store and prompts")
     else:
         path, prompts = config.store, read_prompts(config.prompts)
         store = open_store(path)
-    return path, store, _unknown_prompts(prompts, store, embedder, config, log)
+    return path, store, _unknown_prompts(prompts, store, embedder, config)
 
 
 def _unknown_prompts(
-    prompts: list[Prompt], store: Datastore, embedder: Embedder, config: Config, log: Console
+    prompts: list[Prompt], store: Datastore, embedder: Embedder, config: Config
 ) -> list[Prompt]:
     """As many prompts as the configuration says, without those whose nearest text is the prompt."""
     ranked = choose_prompts(prompts, len(prompts), config.seed)
@@ -333,7 +320,7 @@ def _unknown_prompts(
         else:
             chosen.append(prompt)
     if left_out:
-        log.print(f"{left_out} prompts left out: the datastore holds their text")
+        echo(f"{left_out} prompts left out: the datastore holds their text", err=True)
     if not ranked:
         raise ConfigError("the corpus holds out no text that is long enough for a prompt")
     if not chosen:

@@ -12,12 +12,11 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hullft_ops import Selection, sift_select_indexed
-from hullft_ops._terminal import show
+from hullft_ops._terminal import echo
 from hullft_ops.collect_env import versions_of
 from hullft_ops.ttft._progress import progress_bar
 from hullft_ops.ttft.errors import NonFiniteLossError
@@ -91,15 +90,10 @@ class Evaluator:
 
     @classmethod
     def of(
-        cls,
-        config: Config,
-        store: Datastore,
-        embedder: Embedder,
-        device: str | torch.device,
-        say: Callable[[str], None] | None = None,
+        cls, config: Config, store: Datastore, embedder: Embedder, device: str | torch.device
     ) -> "Evaluator":
         """One with the model, on ``device``, and the experts that ``config`` names."""
-        missing = config.allow_missing_weights
+        missing, say = config.allow_missing_weights, partial(echo, err=True)
         loaded = load_model(config.model, device, allow_missing_weights=missing, say=say)
         experts = open_experts(config.experts)
         return cls(*loaded, store, embedder, seed=config.seed, experts=experts)
@@ -156,10 +150,10 @@ class Evaluator:
     def measure(
         self, prompt: Prompt, group: Sequence[Settings]
     ) -> Iterator[tuple[Row, AdaptationReport | None]]:
-        """Adapt to the prompt, score it with each of the settings, restore the model.
+        """Rows and reports of settings that differ in ``context`` alone: one adaptation for all.
 
-        The settings differ in ``context`` alone. There is no report if a loss was not finite. A
-        `ConfigError` says why the model cannot score the prompt or adapt to it.
+        There is no report if a loss was not finite. A `ConfigError` says why the model cannot score
+        the prompt or adapt to it.
         """
         start = perf_counter()
         torch.manual_seed(self._seed)
@@ -194,13 +188,12 @@ class Evaluator:
 
     def _adapted(self, prompt: Prompt, group: Sequence[Settings]) -> list[_Outcome]:
         """One adaptation, scored with the texts in the context of each of the settings."""
-        finetuner = self._finetuner(group[0])
-        report = None
+        finetuner, report = self._finetuner(group[0]), None
+        support = finetuner.select(prompt.text)
+        if (reuse := group[0].get("reuse")) is not None:
+            support = in_runs(support, self._sifts[config_id(group[0])].picks, reuse)
         try:
-            with (
-                finetuner.adapted(self._support(prompt, group[0])) as report,
-                out_of_memory_explained(_SCORING),
-            ):
+            with finetuner.adapted(support) as report, out_of_memory_explained(_SCORING):
                 outcomes: list[_Outcome] = [(report, finetuner.score_text(prompt.text).value, None)]
                 for settings in group[1:]:
                     context = self._finetuner(settings).select(prompt.text)
@@ -230,12 +223,6 @@ class Evaluator:
         seconds["finetune"] += report.seconds_prefill
         return seconds | ({MERGE: report.seconds_merge} if report.expert_indices else {})
 
-    def _support(self, prompt: Prompt, settings: Settings) -> Support:
-        support = self._finetuner(settings).select(prompt.text)
-        if settings.get("reuse") is None:
-            return support
-        return in_runs(support, self._sifts[config_id(settings)].picks, settings["reuse"])
-
     def _finetuner(self, settings: Settings) -> TestTimeFinetuner:
         key = config_id(settings)
         if key in self._finetuners:
@@ -261,19 +248,18 @@ class Inputs:
     store_path: Path
     evaluator: Evaluator
     prompts: list[Prompt]
-    log: Console
 
 
-def open_inputs(config: Config, log: Console, *, device: str = "cpu") -> Inputs:
+def open_inputs(config: Config, *, device: str = "cpu") -> Inputs:
     """Load what ``config`` names, with the model on ``device``. Logs the prompts it leaves out."""
     place = checked_device(device)
     embedder = open_embedder(config.embedder)
-    path, store, prompts = open_texts(config, embedder, log)
-    evaluator = Evaluator.of(config, store, embedder, place, partial(show, log))
+    path, store, prompts = open_texts(config, embedder)
+    evaluator = Evaluator.of(config, store, embedder, place)
     counts = sorted(Counter(prompt.domain for prompt in prompts).items())
     domains = ", ".join(f"{name}: {count}" for name, count in counts)
-    show(log, f"{len(prompts)} prompts ({domains}), datastore of {len(store)} texts")
-    return Inputs(config, path, evaluator, prompts, log)
+    echo(f"{len(prompts)} prompts ({domains}), datastore of {len(store)} texts", err=True)
+    return Inputs(config, path, evaluator, prompts)
 
 
 def evaluate(
@@ -296,7 +282,7 @@ def evaluate(
         for prompt, pairs in groupby(missing, key=itemgetter(0))
     ]
     total = len(inputs.prompts) * len(settings)
-    with progress_bar(inputs.log) as bar:
+    with progress_bar() as bar:
         task = bar.add_task("evaluating", total=total, completed=total - len(missing))
         here = (row for one in tasks for row in evaluator.measure_all(*one))
         for row in here if measure is None else measure(tasks):
@@ -333,7 +319,7 @@ class OneEmbedding:
 
     def __init__(self, embedder: Embedder) -> None:
         self.name, self.dim, self.seconds = embedder.name, embedder.dim, 0.0
-        self._once = cache(lambda texts: _timed(embedder.encode, texts))
+        self._once = cache(lambda texts: _timed(embedder.encode, [*texts]))
         self.forget = self._once.cache_clear
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:

@@ -155,7 +155,7 @@ def run_tuning(
     config, evaluator = inputs.config, inputs.evaluator
     candidates = config.configurations
     evaluator.prepare(candidates)
-    with open_results(results, evaluator.run) as file, progress_bar(inputs.log) as bar:
+    with open_results(results, evaluator.run) as file, progress_bar() as bar:
         task = bar.add_task("tuning, seconds", total=limit if limit < math.inf else None)
 
         def measure(prompt: Prompt, settings: Settings) -> Row:
