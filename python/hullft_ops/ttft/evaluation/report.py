@@ -102,30 +102,31 @@ def _overview(measured: Measurements) -> Section:
 
 
 def _quality_and_time(measured: Measurements) -> Section:
-    quality = ("configuration", "bits per byte", "against none", "better on", "worse on")
-    merging = [MERGE] * any(MERGE in measured.mean_stages(config) for config in measured.configs)
-    times = ("embed and search", "select", *merging, "finetune", "total")
-    header = (*quality, *times, "passes", "texts")
+    merging = any(MERGE in measured.mean_stages(config) for config in measured.configs)
     none, count = measured.mean_bits(NONE), len(measured.prompts)
-    ranked = sorted(measured.configs[1:], key=measured.mean_bits)
-    table: list[Cells] = [(NONE, f"{none:.4f}", *[""] * (len(header) - 2))]
-    for config in ranked:
+
+    def cells(config: str) -> dict[str, str]:
         stages = measured.mean_stages(config)
-        table.append(
-            (
-                config,
-                f"{measured.mean_bits(config):.4f}",
-                f"{measured.relative_bits(config, NONE):+.1%}",
-                f"{measured.prompts_below(config, NONE)} of {count}",
-                f"{measured.prompts_below(NONE, config)} of {count}",
-                f"{stages['embed'] + stages['search']:.3f} s",
-                f"{1e3 * stages['select']:.2f} ms",
-                *(f"{stages.get(stage, 0):.3f} s" for stage in (*merging, "finetune")),
-                f"{measured.mean_seconds(config):.3f} s",
-                f"{measured.mean_of(config, 'passes'):.1f}",
-                f"{measured.mean_of(config, 'support_size'):.1f}",
-            )
-        )
+        return {
+            "configuration": config,
+            "bits per byte": f"{measured.mean_bits(config):.4f}",
+            "against none": f"{measured.relative_bits(config, NONE):+.1%}",
+            "better on": f"{measured.prompts_below(config, NONE)} of {count}",
+            "worse on": f"{measured.prompts_below(NONE, config)} of {count}",
+            "embed and search": f"{stages['embed'] + stages['search']:.3f} s",
+            "select": f"{1e3 * stages['select']:.2f} ms",
+            **({MERGE: f"{stages.get(MERGE, 0):.3f} s"} if merging else {}),
+            "finetune": f"{stages['finetune']:.3f} s",
+            "total": f"{measured.mean_seconds(config):.3f} s",
+            "passes": f"{measured.mean_of(config, 'passes'):.1f}",
+            "texts": f"{measured.mean_of(config, 'support_size'):.1f}",
+        }
+
+    ranked = sorted(measured.configs[1:], key=measured.mean_bits)
+    rows = [cells(config) for config in ranked]
+    header = tuple(rows[0])
+    table: list[Cells] = [(NONE, f"{none:.4f}", *[""] * (len(header) - 2))]
+    table += [tuple(row.values()) for row in rows]
     hurt = [_name(config) for config in ranked if measured.mean_bits(config) > none]
     lines = ["Means over the prompts.", *hurt_sentences(hurt)]
     return Section("Quality and time", lines, header, table)
@@ -174,12 +175,9 @@ def _by_domain(measured: Measurements) -> Section:
     domains = _domains(measured)
 
     def cell(config: str, domain: str) -> str:
-        bits = f"{measured.bits_of(config)[measured.domains == domain].mean():.4f}"
-        return (
-            bits
-            if config == NONE
-            else f"{bits} {measured.relative_bits(config, NONE, domain):+.1%}"
-        )
+        bits = measured.bits_of(config)[measured.domains == domain].mean()
+        change = "" if config == NONE else f" {measured.relative_bits(config, NONE, domain):+.1%}"
+        return f"{bits:.4f}{change}"
 
     configs = [NONE, *leaders(measured)]
     table: list[Cells] = [(config, *(cell(config, name) for name in domains)) for config in configs]

@@ -142,10 +142,8 @@ class Evaluator:
         if length := self._scored_context(settings):
             # Leave room for the text.
             new_tokens = min(new_tokens, length // 2)
-        written = partial(finetuner.continuation, text, max_new_tokens=new_tokens, do_sample=False)
-        before = written()
-        with finetuner.adapted(text):
-            return before, written()
+        options: dict[str, Any] = {"max_new_tokens": new_tokens, "do_sample": False}
+        return finetuner.continuation(text, **options), finetuner.generate(text, **options)
 
     def measure(
         self, prompt: Prompt, group: Sequence[Settings]
