@@ -30,10 +30,7 @@ _ESCAPES = {code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" for cod
 
 
 def printable(text: object, *, lines: bool = False) -> str:
-    """``str(text)`` with escapes such as ``\\x1b`` for characters that steer a terminal.
-
-    ``lines`` leaves line ends as they are.
-    """
+    """``str(text)`` with escapes for what steers a terminal; ``lines`` leaves line ends alone."""
     return str(text).translate(_ESCAPES | {ord("\n"): "\n"} if lines else _ESCAPES)
 
 

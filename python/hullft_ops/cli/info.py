@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hullft_ops._terminal import echo, printable
-from hullft_ops.bug_report import bug_report
 from hullft_ops.cli.errors import errors_of
-from hullft_ops.collect_env import collect_env, format_env
+from hullft_ops.collect_env import bug_report, collect_env, format_env
 
 if TYPE_CHECKING:
     from hullft_ops.ttft.store.datastore import Datastore

@@ -47,10 +47,7 @@ def plot_adaptation(
         query: float32 ``[dim]`` on the CPU, the prompt's embedding.
         scores: steps and bits per byte, at least one; the first is without the adaptation.
 
-    Raises:
-        ImportError: matplotlib is not installed.
-        ValueError: the name does not end in .png.
-        OSError: the file cannot be written.
+    ImportError without matplotlib, ValueError if the name does not end in .png, or OSError.
     """
     check_plot(path)
     from matplotlib.figure import Figure

@@ -90,8 +90,7 @@ def continued(evaluator: Evaluator, prompt: Prompt, shared: Settings) -> dict[st
 def compare(rows: Sequence[Row]) -> dict[str, Any]:
     """Each method's means, and which one is below which. HullFT counts if both settings do.
 
-    Args:
-        rows: rows of every method except "none" on every prompt, in the order of `METHODS`.
+    ``rows`` are of every method except "none" on every prompt, in the order of `METHODS`.
     """
     measured = Measurements.of(rows)
     configs = dict(zip(METHODS, measured.configs, strict=True))
@@ -131,9 +130,9 @@ def table(figures: dict[str, Any]) -> Table:
     """A row for each method: means over the prompts."""
     columns = [Column(heading, justify="right", no_wrap=True) for heading in _COLUMNS]
     title = f"Mean of {figures['verdicts']['prompts']} held-out prompts"
+    made = Table("method", *columns, title=title, box=box.SIMPLE_HEAD)
     # Without the usual padding it fits a terminal of 80 columns.
-    layout: dict[str, Any] = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
-    made = Table("method", *columns, title=title, **layout)
+    made.padding, made.pad_edge = (0, 1, 0, 0), False
     for key, mean in figures["methods"].items():
         cells = (
             f"{mean['relative_to_none']:+.1%}",

@@ -107,10 +107,7 @@ class Config:
 
     @cached_property
     def configurations(self) -> tuple[Settings, ...]:
-        """Every configuration of the grid, see `expand_grid`, with the digest of its experts.
-
-        A `ConfigError` also says that the settings do not say how many experts to merge.
-        """
+        """Every configuration of the grid, see `expand_grid`, with the digest of its experts."""
         if self.experts is not None and not any("n_experts" in axes for axes in self.settings):
             raise ConfigError(
                 f"experts is {self.experts}, but no settings have n_experts, the number "
@@ -213,10 +210,7 @@ def family(settings: Mapping[str, Any]) -> str:
 def finetuner_options(
     settings: Settings, seed: int, experts: Experts | None = None
 ) -> dict[str, Any]:
-    """The keyword arguments of `TestTimeFinetuner` in filled-in settings, without "reuse".
-
-    TypeError or ValueError if the noise is not valid, or there are no experts to merge, or others.
-    """
+    """`TestTimeFinetuner`'s keyword arguments, without "reuse". ValueError if experts differ."""
     options = {k: v for k, v in settings.items() if k not in _SIFT_DEFAULTS}
     named = options.pop("experts", None)
     if settings.get("n_experts"):

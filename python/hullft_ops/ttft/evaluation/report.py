@@ -19,6 +19,7 @@ from hullft_ops.ttft.evaluation.statistics import (
     Measurements,
     at_time,
     pareto,
+    relative,
 )
 
 TITLE = "Evaluation of test-time finetuning"
@@ -156,7 +157,7 @@ def _equal_time(measured: Measurements) -> Section:
         for rival in methods:
             other = None if rival == own else at_time(measured, rival, seconds)
             if other is not None:
-                bits = measured.relative_to(config, other.bits)
+                bits = relative(measured.bits_of(config), other.bits)
                 against = " to ".join(other.configs), f"{other.seconds:.3f} s"
                 cells = config, f"{seconds:.3f} s", *against, f"{bits:+.1%}", bits.verdict
                 table.append(cells)

@@ -32,7 +32,6 @@ class Row:
         prompt, config: ids, derived from the prompt's text and from ``settings``.
         settings: keyword arguments of `TestTimeFinetuner`.
         domain, excerpt: the prompt's domain and its beginning.
-        seed: drives everything that is random.
         bits_per_byte_before: without adaptation.
         bits_per_byte_after: with adaptation; None if a loss was not finite, see ``error``.
         bytes_scored: scored bytes of the prompt.
@@ -46,7 +45,6 @@ class Row:
         residual: distance from the prompt's embedding to the weighted mean of the support.
         error: why there is no result; None if there is one.
         versions: versions of the packages that decide the numbers, and the model's type of device.
-        threads: torch's number of threads.
     """
 
     run: str
@@ -124,9 +122,7 @@ class ResultsFile:
 def open_results(path: Path, run: str) -> Iterator[ResultsFile]:
     """Open a results file to append to, or create it. Drops a last line that a kill cut off.
 
-    Raises:
-        ConfigError: another process has the file open, or it holds rows of another run or lines
-            that are not rows.
+    ConfigError if another process writes to it, it holds rows of another run, or as `read_rows`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:

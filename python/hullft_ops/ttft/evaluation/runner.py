@@ -122,8 +122,8 @@ class Evaluator:
     ) -> Iterator[Row]:
         """A row for each of the settings, the first one after a warm-up.
 
-        Settings that differ in ``context`` alone share one adaptation. Those of ``known``, earlier
-        rows, have the prompt's bits per byte without adaptation.
+        Settings that differ in ``context`` alone share an adaptation. ``known`` are the prompt's
+        earlier rows, which have its bits per byte without adaptation.
         """
         for row in known:
             key = row.prompt, self._scored_context(row.settings)

@@ -59,16 +59,14 @@ def tune(
 ) -> Tuned:
     """The candidate with the fewest mean bits per byte among those that are quick enough.
 
+    ConfigError if there are no candidates, prompts or time, or no candidate is quick enough.
+
     Args:
         measure: returns the row of a candidate on a prompt, from a file or by running it.
         prompts: held-out prompts, in the order of their use.
-        candidates: settings to choose from.
+        candidates: settings to choose from, in an order that ``seed`` shuffles.
         seconds: mean time that a prompt may take, from the prompt to the adapted model.
         limit: seconds of measuring in all, even if some candidates have then never run.
-        seed: shuffles the candidates.
-
-    Raises:
-        ConfigError: there are no candidates, prompts or time, or no candidate is quick enough.
     """
     if not candidates or not prompts:
         raise ConfigError(f"got {len(candidates)} candidates and {len(prompts)} prompts")

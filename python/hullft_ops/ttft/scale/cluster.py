@@ -37,8 +37,7 @@ class Workers:
             last bits of a matrix product depend on it: equal numbers give equal results.
         gpus: GPUs that Ray reserves for each worker; below 1, a share of one.
 
-    Raises:
-        TypeError, ValueError: a number is of the wrong type or out of range.
+    TypeError or ValueError if a number is of the wrong type or out of range.
     """
 
     count: int | None = None
