@@ -125,7 +125,8 @@ def _draw_embeddings(
     outline = [withStroke(linewidth=3, foreground="white")]
     for points, label, color, marker, sizes, names in groups:
         places = (points - centre) @ plane
-        axes.scatter(*places.T.tolist(), sizes, color, marker=marker, edgecolor="white")
+        x, y = places.T.tolist()
+        axes.scatter(x, y, sizes, color, marker=marker, edgecolor="white")
         axes.scatter([], [], 60, color, marker=marker, label=label)
         # A name beside its marker, away from the mean, hides neither.
         directions = torch.nn.functional.normalize((points - mean) @ plane)

@@ -64,7 +64,8 @@ def refusing(what: str, *more: type[Exception]) -> Iterator[None]:
     except expected as error:
         # Do not name a file twice.
         named = isinstance(error, OSError) and what.endswith(f" {error.filename}")
-        raise ConfigError(f"{what}: {error.strerror if named else first_line(error)}") from error
+        said = getattr(error, "strerror", None) if named else first_line(error)
+        raise ConfigError(f"{what}: {said}") from error
 
 
 @dataclass(frozen=True)
