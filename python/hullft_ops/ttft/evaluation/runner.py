@@ -1,7 +1,8 @@
 """Running configurations on held-out prompts, with a row of results for each pair."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from itertools import groupby
@@ -263,7 +264,7 @@ def open_inputs(config: Config, *, device: str = "cpu") -> Inputs:
 def evaluate(
     inputs: Inputs,
     results: ResultsFile,
-    measure: Callable[[list[Task]], Iterable[Row]] | None = None,
+    measure: Callable[[list[Task]], Generator[Row]] | None = None,
 ) -> None:
     """Add the rows that ``results`` lacks, prompt by prompt. Raises what `Evaluator` raises.
 
@@ -280,12 +281,12 @@ def evaluate(
         for prompt, pairs in groupby(missing, key=itemgetter(0))
     ]
     total = len(inputs.prompts) * len(settings)
-    with progress_bar() as bar:
-        task = bar.add_task("evaluating", total=total, completed=total - len(missing))
-        here = (row for one in tasks for row in evaluator.measure_all(*one))
-        for row in here if measure is None else measure(tasks):
+    here = (row for task in tasks for row in evaluator.measure_all(*task))
+    with closing(here if measure is None else measure(tasks)) as rows, progress_bar() as bar:
+        shown = bar.add_task("evaluating", total=total, completed=total - len(missing))
+        for row in rows:
             results.append(row)
-            bar.advance(task)
+            bar.advance(shown)
 
 
 def missing_pairs(

@@ -1,6 +1,6 @@
 """Measuring configurations on held-out prompts in several processes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,14 +29,14 @@ class EvaluationWorker:
         return list(self._evaluator.measure_all(*task))
 
 
-def ray_rows(inputs: Inputs, workers: Workers) -> Callable[[list[Task]], Iterator[Row]]:
+def ray_rows(inputs: Inputs, workers: Workers) -> Callable[[list[Task]], Generator[Row]]:
     """Pass this to `evaluate` to measure in Ray's workers, each one prompt at a time.
 
     Except for the seconds, rows equal those of a single process with as many threads. `ScaleError`
     if the cluster is too small, or a prompt kills every worker that takes it.
     """
 
-    def measure(tasks: list[Task]) -> Iterator[Row]:
+    def measure(tasks: list[Task]) -> Generator[Row]:
         if not tasks:
             return
         arguments = (
