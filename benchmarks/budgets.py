@@ -11,11 +11,9 @@ import json
 from pathlib import Path
 from time import perf_counter
 
-from rich.console import Console
-
 from hullft_ops.ttft import TestTimeFinetuner, keep_freed_memory
 from hullft_ops.ttft.evaluation.config import read_config
-from hullft_ops.ttft.evaluation.inputs import open_inputs
+from hullft_ops.ttft.evaluation.runner import open_inputs
 
 BUDGETS = (2.5, 5.0, 10.0, 20.0)  # seconds
 
@@ -27,10 +25,11 @@ def main() -> None:
     arguments = parser.parse_args()
     keep_freed_memory()
     config = read_config(arguments.config)
-    inputs = open_inputs(config, Console(stderr=True))
-    model, tokenizer = inputs.model, inputs.tokenizer
-    settings = config.settings[0]
-    ttft = TestTimeFinetuner(model, tokenizer, inputs.store, inputs.embedder, **settings)
+    inputs = open_inputs(config)
+    loaded, settings = inputs.evaluator, config.settings[0]
+    ttft = TestTimeFinetuner(
+        loaded.model, loaded.tokenizer, loaded.store, loaded.embedder, **settings
+    )
     with arguments.output.open("w", encoding="utf-8") as output:
         for prompt in inputs.prompts:
             for budget in BUDGETS:

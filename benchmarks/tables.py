@@ -13,4 +13,4 @@ def filled(page: str, make: Callable[[str, str | None], str]) -> str:
 
 
 def percent(interval: Interval) -> str:
-    return f"{interval.value:+.1%} [{interval.low:+.1%}, {interval.high:+.1%}]"
+    return f"{interval:+.1%}"

@@ -17,7 +17,6 @@ from typing import Any, ClassVar
 from unittest import mock
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from benchmarks.tables import filled as fill_tables
@@ -25,7 +24,6 @@ from benchmarks.tables import percent
 from hullft_ops import Selection, fw_select_indexed, knn_select
 from hullft_ops.ttft.evaluation import runner
 from hullft_ops.ttft.evaluation.config import Settings, expand_grid, finetuner_options, read_config
-from hullft_ops.ttft.evaluation.inputs import open_inputs
 from hullft_ops.ttft.evaluation.results import Row, open_results, read_rows
 from hullft_ops.ttft.evaluation.statistics import Measurements
 from hullft_ops.ttft.experts.folder import Experts
@@ -155,18 +153,18 @@ def main() -> None:
 def run(path: Path, output: Path, moves: Path) -> None:
     """Add the rows that ``output`` lacks, setting by setting."""
     config = read_config(path)
-    inputs = open_inputs(config, Console(stderr=True))
-    evaluator = inputs.evaluator(config.seed)
+    inputs = runner.open_inputs(config)
+    evaluator = inputs.evaluator
     with (
         mock.patch.multiple(runner, finetuner_options=_options, TestTimeFinetuner=Watched),
         open_results(output, evaluator.run) as results,
         moves.open("a", encoding="utf-8") as moved,
     ):
-        evaluator.remember(results.rows.values())
         for axes in config.settings:
             settings = expand_grid([axes], config.model)
             for prompt, setting in runner.missing_pairs(inputs.prompts, settings, results):
-                for row in evaluator.measure_all(prompt, [setting]):
+                known = [row for row in results.rows.values() if row.prompt == prompt.id]
+                for row in evaluator.measure_all(prompt, [setting], known):
                     own = {"prompt": row.prompt, "config": row.config, "moved": Watched.moved}
                     moved.write(json.dumps(own) + "\n")
                     moved.flush()

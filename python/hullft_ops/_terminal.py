@@ -1,7 +1,6 @@
 """What a command prints: foreign texts that cannot steer the terminal, and a lack of memory."""
 
 import errno
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,22 +18,20 @@ _NO_MEMORY = (
 )
 # Control characters (C0 except tabs, DEL, C1), halves of surrogate pairs, which no terminal can
 # encode, and marks that change the direction of writing.
-_STEERING = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+_STEERING = (
+    *range(0x09),
+    *range(0x0A, 0x20),
+    *range(0x7F, 0xA0),
+    *range(0xD800, 0xE000),
+    *range(0x202A, 0x202F),
+    *range(0x2066, 0x206A),
+)
+_ESCAPES = {code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" for code in _STEERING}
 
 
 def printable(text: object, *, lines: bool = False) -> str:
-    """``str(text)`` with escapes such as ``\\x1b`` for characters that steer a terminal.
-
-    ``lines`` leaves line ends as they are.
-    """
-
-    def escaped(match: re.Match[str]) -> str:
-        code = ord(match[0])
-        if lines and code == ord("\n"):
-            return "\n"
-        return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
-
-    return _STEERING.sub(escaped, str(text))
+    """``str(text)`` with escapes for what steers a terminal; ``lines`` leaves line ends alone."""
+    return str(text).translate(_ESCAPES | {ord("\n"): "\n"} if lines else _ESCAPES)
 
 
 def echo(*lines: object, err: bool = False) -> None:

@@ -5,7 +5,8 @@
 
 import os
 import platform
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from importlib import metadata
 from typing import Any
@@ -26,13 +27,38 @@ PACKAGES = (
     "peft",
     "numpy",
 )
+# These environment variables change threads, determinism, devices, memory or offline behaviour.
+VARIABLES = (
+    "ATEN_CPU_CAPABILITY",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "CUDA_LAUNCH_BLOCKING",
+    "CUDA_MODULE_LOADING",
+    "CUDA_VISIBLE_DEVICES",
+    "GOMP_CPU_AFFINITY",
+    "HF_HUB_OFFLINE",
+    "KMP_AFFINITY",
+    "KMP_BLOCKTIME",
+    "MALLOC_ARENA_MAX",
+    "MKL_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "OMP_PROC_BIND",
+    "OMP_WAIT_POLICY",
+    "OPENBLAS_NUM_THREADS",
+    "PYTHONHASHSEED",
+    "PYTORCH_ALLOC_CONF",
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "TOKENIZERS_PARALLELISM",
+    "TORCH_NUM_THREADS",
+    "TRANSFORMERS_OFFLINE",
+)
+# A setting has no slash, no space and no at sign: it is no path, address or secret.
+_SETTING = re.compile(r"[\w.,:+*={}\[\]()-]{1,80}")
 
 
 def collect_env() -> dict[str, Any]:
-    """Versions, build flags, devices and threads, as values that JSON can hold.
+    """Versions, build flags, the GPUs that torch can use and threads, as values for JSON.
 
-    ``versions`` has None for a package that is not installed. ``build`` describes the extension
-    module. ``cuda_devices`` has every GPU that torch can use.
+    ``versions`` has None for a package that is not installed.
     """
     return {
         "versions": {"python": platform.python_version(), **versions_of(PACKAGES)},
@@ -76,11 +102,22 @@ def format_env(env: dict[str, Any]) -> str:
             ],
         },
     }
-    lines = []
-    for title, entries in sections.items():
-        lines.append(title)
-        lines += [f"  {name:<22} {_shown(value)}" for name, value in entries.items()]
-    return "\n".join(lines)
+    return "\n".join(_section(title, entries) for title, entries in sections.items())
+
+
+def bug_report(environment: Mapping[str, str] | None = None) -> str:
+    """A Markdown block for an issue: what ran where, and nothing about who ran it.
+
+    Of the environment variables, it has those of `VARIABLES` whose values look like a setting.
+    """
+    variables = os.environ if environment is None else environment
+    found = {name: variables[name] for name in VARIABLES if name in variables}
+    shown = {
+        name: value if _SETTING.fullmatch(value) else "(set, not shown)" if value else "(empty)"
+        for name, value in found.items()
+    }
+    own = _section("environment", shown) if shown else "environment\n  none of those that matter"
+    return "\n".join(["```text", format_env(collect_env()), own, "```"])
 
 
 def versions_of(packages: Iterable[str]) -> dict[str, str | None]:
@@ -92,9 +129,9 @@ def versions_of(packages: Iterable[str]) -> dict[str, str | None]:
     return found
 
 
-def _shown(value: object) -> str:
-    text = ", ".join(value) if isinstance(value, list) else str(value or "")
-    return text or "none"
+def _section(title: str, entries: Mapping[str, object]) -> str:
+    texts = {k: ", ".join(v) if isinstance(v, list) else str(v or "") for k, v in entries.items()}
+    return "\n".join([title, *(f"  {k:<22} {text or 'none'}" for k, text in texts.items())])
 
 
 if __name__ == "__main__":

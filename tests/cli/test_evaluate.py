@@ -21,8 +21,9 @@ from hullft_ops.ttft.evaluation import runner
 from hullft_ops.ttft.evaluation.config import ConfigError
 from hullft_ops.ttft.evaluation.corpus import read_prompts
 from hullft_ops.ttft.evaluation.results import open_results, read_rows
-from hullft_ops.ttft.evaluation.runner import Evaluator, OneEmbedding
+from hullft_ops.ttft.evaluation.runner import Evaluator
 from hullft_ops.ttft.model.loading import load_model
+from hullft_ops.ttft.store.embedding import SentenceTransformerEmbedder
 
 PROMPTS = 4
 GRID = ["--method", "knn", "--method", "hullft", "--steps", 3, "--refresh", 1, "--refresh", 2]
@@ -373,20 +374,18 @@ def test_a_run_that_is_done_is_left_as_it_is(
 def test_no_row_has_the_seconds_of_the_warm_up(
     inputs: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, encode = [], OneEmbedding.encode
+    read, encode = [], SentenceTransformerEmbedder.encode
     warm_up = Evaluator.warm_up
 
-    def look(embedding: OneEmbedding, texts: list[str]) -> np.ndarray:
-        # Whether the embedder computes it, rather than gives it out again.
-        if tuple(texts) not in embedding._found:
-            read.append(texts[0])
-        return encode(embedding, texts)
+    def look(embedder: SentenceTransformerEmbedder, texts: list[str]) -> np.ndarray:
+        read.append(texts[0])
+        return encode(embedder, texts)
 
     def warm(evaluator: Evaluator, *arguments: Any) -> None:
         warm_up(evaluator, *arguments)
         read.append("warm")
 
-    monkeypatch.setattr(OneEmbedding, "encode", look)
+    monkeypatch.setattr(SentenceTransformerEmbedder, "encode", look)
     monkeypatch.setattr(Evaluator, "warm_up", warm)
     output = tmp_path / "results.jsonl"
     assert invoke(*inputs, *GRID, "--limit", 1, "--output", output).exit_code == 0

@@ -103,8 +103,12 @@ def adapt(
         import torch
 
         from hullft_ops.ttft import TestTimeFinetuner, load_model, plot_adaptation
-        from hullft_ops.ttft.evaluation.config import ConfigError, finetuner_options, open_experts
-        from hullft_ops.ttft.evaluation.inputs import open_store
+        from hullft_ops.ttft.evaluation.config import (
+            ConfigError,
+            finetuner_options,
+            open_experts,
+            open_store,
+        )
         from hullft_ops.ttft.model.loading import checked_device
         from hullft_ops.ttft.model.memory import out_of_memory_explained
         from hullft_ops.ttft.store.embedding import encode_checked, open_embedder
@@ -142,23 +146,20 @@ def adapt(
             arguments["on_step"] = score if plot is not None and seconds is None else None
             ttft = TestTimeFinetuner(loaded, tokenizer, texts, encoder, **arguments)
         # A file's values may have any type.
-        except (TypeError, ValueError) as error:
+        except TypeError as error:
             raise ConfigError(str(error)) from error
         continued = saved = None
-        try:
+        with out_of_memory_explained(_SCORING):
+            before = ttft.score_text(text).value
+        with ttft.adapted(text, seconds=seconds) as report:
             with out_of_memory_explained(_SCORING):
-                before = ttft.score_text(text).value
-            with ttft.adapted(text, seconds=seconds) as report:
-                with out_of_memory_explained(_SCORING):
-                    after = ttft.score_text(text).value
-                if generate or (generate is None and corpus is not None):
-                    with out_of_memory_explained(_GENERATING):
-                        continued = ttft.continuation(text, max_new_tokens=max_new_tokens)
-                if save is not None:
-                    with out_of_memory_explained(_SAVING):
-                        saved = report.save_adapter(save, rank=save_rank, text=text)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+                after = ttft.score_text(text).value
+            if generate or (generate is None and corpus is not None):
+                with out_of_memory_explained(_GENERATING):
+                    continued = ttft.continuation(text, max_new_tokens=max_new_tokens)
+            if save is not None:
+                with out_of_memory_explained(_SAVING):
+                    saved = report.save_adapter(save, rank=save_rank, text=text)
         out = Console()
         if report.indices:
             out.print(_table(report, texts))
@@ -223,7 +224,7 @@ def _checked_settings(config: "Config", save: Path | None, plot: Path | None) ->
     if plot is not None:
         try:
             check_plot(plot)
-        except (ImportError, ValueError) as error:
+        except ImportError as error:
             raise ConfigError(str(error)) from error
     return settings
 
@@ -259,15 +260,13 @@ def _said(saved: "SavedAdapter") -> str:
 
 
 def _store_of(corpus: Path, embedder: "SentenceTransformerEmbedder") -> "Datastore":
-    from hullft_ops.ttft.evaluation.config import ConfigError
-    from hullft_ops.ttft.evaluation.inputs import DATASTORES
+    from hullft_ops.ttft.evaluation.config import refusing
+    from hullft_ops.ttft.evaluation.corpus import DATASTORES
     from hullft_ops.ttft.store.build import Cutting, folder_datastore
 
     cutting, root = Cutting(embedder.tokenizer, embedder.max_tokens), Path(DATASTORES)
-    try:
+    with refusing(f"corpus {corpus}"):
         return folder_datastore(corpus, embedder, cutting, root, Console(stderr=True))
-    except ValueError as error:
-        raise ConfigError(f"corpus {corpus}: {error}") from error
 
 
 def _table(report: "AdaptationReport", store: "Datastore") -> Table:

@@ -49,23 +49,21 @@ class Commands(_UntypedFlags, typer.core.TyperGroup):
 
 
 @contextmanager
-def errors_of(command: str, *more: type[Exception]) -> Iterator[None]:
+def errors_of(command: str) -> Iterator[None]:
     """Run a command's body. If it cannot do its work, print one line and exit with code 2.
 
-    So does an error of a type in ``more``. A warning of `TestTimeFinetuner` is one line too. After
-    Ctrl-C the line says how to go on, and the code is 130.
+    A warning of `TestTimeFinetuner` is one line too. After Ctrl-C the line says how to go on, and
+    the code is 130.
     """
     from torch import OutOfMemoryError
     from transformers.utils.logging import disable_progress_bar
 
-    from hullft_ops.ttft.errors import InputError, NonFiniteLossError, ScaleError
+    from hullft_ops.ttft.errors import NonFiniteLossError
     from hullft_ops.ttft.model.memory import keep_freed_memory
 
     keep_freed_memory()
     # Loading a model would draw its own bar through ours.
     disable_progress_bar()  # type: ignore[no-untyped-call]
-    ends: tuple[type[Exception], ...] = (InputError, NonFiniteLossError, OSError)
-    ends += (OutOfMemoryError, ScaleError, *more)
     shown = warnings.showwarning
 
     def show(message: Warning | str, *place: Any, **options: Any) -> None:
@@ -78,7 +76,7 @@ def errors_of(command: str, *more: type[Exception]) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.showwarning = show
             yield
-    except ends as error:
+    except (ValueError, NonFiniteLossError, OSError, OutOfMemoryError) as error:
         echo(f"hullft-ops {command}: {error}", err=True)
         raise typer.Exit(2) from error
     except KeyboardInterrupt as error:

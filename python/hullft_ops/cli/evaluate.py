@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from hullft_ops._terminal import echo
 from hullft_ops.cli import options
@@ -27,6 +26,7 @@ TUNING_GRID = {
 _AXES = ("method", "n_select", "refresh", "lr", "context", "n_experts", "max_length")
 
 
+@errors_of("evaluate")
 def evaluate(
     config: options.ConfigOption = None,
     model: options.ModelOption = None,
@@ -55,26 +55,23 @@ def evaluate(
 ) -> None:
     """Run methods x steps x refresh x learning rate on held-out prompts; write JSONL rows."""
     given = dict(locals())
-    with errors_of("evaluate"):
-        from hullft_ops.ttft.evaluation.inputs import open_inputs
-        from hullft_ops.ttft.evaluation.results import open_results
-        from hullft_ops.ttft.evaluation.runner import evaluate as run
+    from hullft_ops.ttft.evaluation import runner
+    from hullft_ops.ttft.evaluation.results import open_results
 
-        chosen = configuration(given, default={"method": ["knn", "hullft"]})
-        log = Console(stderr=True)
-        on_ray = options.workers_of(engine, workers, threads_per_worker, gpus_per_worker, device)
-        inputs = open_inputs(chosen, log, device=device or "cpu")
-        evaluator = inputs.evaluator(chosen.seed)
-        with open_results(output, evaluator.run) as results:
-            if on_ray is None:
-                run(evaluator, inputs.prompts, chosen.configurations, results, log)
-            else:
-                from hullft_ops.ttft.scale.evaluation import evaluate_on_ray
+    chosen = configuration(given, default={"method": ["knn", "hullft"]})
+    on_ray = options.workers_of(engine, workers, threads_per_worker, gpus_per_worker, device)
+    inputs = runner.open_inputs(chosen, device=device or "cpu")
+    measure = None
+    if on_ray is not None:
+        from hullft_ops.ttft.scale.evaluation import ray_rows
 
-                evaluate_on_ray(chosen, inputs, results, on_ray, log)
-        echo(output)
+        measure = ray_rows(inputs, on_ray)
+    with open_results(output, inputs.evaluator.run) as results:
+        runner.evaluate(inputs, results, measure)
+    echo(output)
 
 
+@errors_of("report")
 def report(
     results: Annotated[Path, typer.Argument(help="Results file of `evaluate` or `tune`.")],
     out: Annotated[Path, typer.Option(help="Directory for report.md, .png and .html.")] = Path(
@@ -82,12 +79,12 @@ def report(
     ),
 ) -> None:
     """Write tables with confidence intervals, a plot of quality against time, an HTML page."""
-    with errors_of("report"):
-        from hullft_ops.ttft.evaluation.report import write_report
+    from hullft_ops.ttft.evaluation.report import write_report
 
-        echo(*write_report(results, out))
+    echo(*write_report(results, out))
 
 
+@errors_of("tune")
 def tune(
     config: options.ConfigOption = None,
     model: options.ModelOption = None,
@@ -119,25 +116,21 @@ def tune(
 ) -> None:
     """Pick method, steps, refresh and learning rate on held-out prompts by successive halving."""
     given = dict(locals())
-    with errors_of("tune"):
-        from hullft_ops.ttft.evaluation.config import config_id
-        from hullft_ops.ttft.evaluation.inputs import open_inputs
-        from hullft_ops.ttft.evaluation.tuning import run_tuning
+    from hullft_ops.ttft.evaluation.config import config_id
+    from hullft_ops.ttft.evaluation.runner import open_inputs
+    from hullft_ops.ttft.evaluation.tuning import run_tuning
 
-        chosen = configuration(given, default=TUNING_GRID)
-        log = Console(stderr=True)
-        inputs = open_inputs(chosen, log, device=device or "cpu")
-        tuned = run_tuning(
-            chosen, inputs, results, output, seconds=seconds, limit=60 * minutes, log=log
-        )
-        echo(
-            f"{config_id(tuned.settings)}: {tuned.bits_per_byte:.4f} bits per byte "
-            f"({tuned.bits_per_byte_before:.4f} without), {tuned.seconds:.3f} s a prompt, "
-            f"on {tuned.prompts} prompts",
-            output,
-        )
-        if tuned.bits_per_byte > tuned.bits_per_byte_before:
-            echo("Adapting hurts: even with these settings, prompts take more bits than without.")
+    chosen = configuration(given, default=TUNING_GRID)
+    inputs = open_inputs(chosen, device=device or "cpu")
+    tuned = run_tuning(inputs, results, output, seconds=seconds, limit=60 * minutes)
+    echo(
+        f"{config_id(tuned.settings)}: {tuned.bits_per_byte:.4f} bits per byte "
+        f"({tuned.bits_per_byte_before:.4f} without), {tuned.seconds:.3f} s a prompt, "
+        f"on {tuned.prompts} prompts",
+        output,
+    )
+    if tuned.bits_per_byte > tuned.bits_per_byte_before:
+        echo("Adapting hurts: even with these settings, prompts take more bits than without.")
 
 
 def configuration(given: Mapping[str, Any], default: dict[str, Any]) -> "Config":

@@ -48,9 +48,9 @@ def build(
     gpus_per_worker: options.GpusOption = None,
 ) -> None:
     """Train an adapter for each cluster of a datastore; after a kill, run it again."""
-    with errors_of("experts build", ValueError):
+    with errors_of("experts build"):
         from hullft_ops.ttft import build_experts, load_model
-        from hullft_ops.ttft.evaluation.inputs import open_store
+        from hullft_ops.ttft.evaluation.config import open_store
 
         on_ray = options.workers_of(engine, workers, threads_per_worker, gpus_per_worker, device)
         texts = open_store(store)

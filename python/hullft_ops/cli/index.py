@@ -77,7 +77,7 @@ def index(
     gpus_per_worker: options.GpusOption = None,
 ) -> None:
     """Build a datastore from a corpus; a killed run can resume."""
-    with errors_of("index", ValueError):
+    with errors_of("index"):
         from hullft_ops.ttft import Cutting, IndexThresholds, Source, index_corpus
         from hullft_ops.ttft.model.loading import open_tokenizer
         from hullft_ops.ttft.store.embedding import open_embedder

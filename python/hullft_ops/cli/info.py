@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hullft_ops._terminal import echo, printable
-from hullft_ops.bug_report import bug_report
 from hullft_ops.cli.errors import errors_of
-from hullft_ops.collect_env import collect_env, format_env
+from hullft_ops.collect_env import bug_report, collect_env, format_env
 
 if TYPE_CHECKING:
     from hullft_ops.ttft.store.datastore import Datastore
@@ -30,7 +29,7 @@ def info(
         typer.echo("hullft-ops info: --report takes neither --json nor a datastore", err=True)
         raise typer.Exit(2)
     if datastore is not None:
-        with errors_of("info", ValueError):
+        with errors_of("info"):
             echo(*describe(datastore, as_json=as_json).split("\n"))
     elif as_report:
         typer.echo(bug_report())

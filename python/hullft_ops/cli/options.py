@@ -138,9 +138,8 @@ def workers_of(
 ) -> "Workers | None":
     """The workers to use; None for this process.
 
-    Raises:
-        ImportError: Ray is needed and not installed.
-        ScaleError: a number is out of range, or Ray's options come without Ray.
+    Raises what `Workers` raises, a ScaleError if Ray's options come without Ray, and an ImportError
+    if Ray is needed and not installed.
     """
     from hullft_ops.ttft.errors import ScaleError
 
@@ -155,7 +154,4 @@ def workers_of(
     from hullft_ops.ttft.scale.cluster import Workers, import_ray
 
     import_ray()
-    try:
-        return Workers(workers, 1 if threads is None else threads, gpus or 0.0)
-    except ValueError as error:
-        raise ScaleError(str(error)) from error
+    return Workers(workers, 1 if threads is None else threads, gpus or 0.0)

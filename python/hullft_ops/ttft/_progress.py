@@ -1,5 +1,7 @@
 """The progress of long jobs: a bar on a terminal, elsewhere a line every few seconds."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from threading import Event, Thread
 
@@ -20,49 +22,34 @@ _SECONDS_PER_LINE = 5.0
 _SECONDS_OF_RATE = 600.0
 
 
-def progress_bar(console: Console, *, shown: bool = True) -> Progress:
-    """Shows a description, how many of how many, and the time that remains."""
-    if shown and not (console.quiet or console.is_interactive or console.is_jupyter):
-        return _Lines(console)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not shown,
-    )
+@contextmanager
+def progress_bar(console: Console | None = None, *, shown: bool = True) -> Iterator[Progress]:
+    """Shows a description, how many of how many, and the time that remains; None for stderr."""
+    console = console or Console(stderr=True)
+    if not shown or console.quiet or console.is_interactive or console.is_jupyter:
+        count = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        text = TextColumn("{task.description}")
+        with Progress(text, *count, console=console, disable=not shown) as bar:
+            yield bar
+        return
+    # Rich's own display would write nothing before the end.
+    bar = Progress(console=console, disable=True, speed_estimate_period=_SECONDS_OF_RATE)
+    ended = Event()
 
+    def print_lines() -> None:
+        while not ended.wait(_SECONDS_PER_LINE):
+            for task in bar.tasks[-1:]:
+                show(console, _line(task))
 
-class _Lines(Progress):
-    """A line for the latest task every few seconds, and one for each task at the end."""
-
-    def __init__(self, console: Console) -> None:
-        # Rich's own display would write nothing before the end.
-        super().__init__(
-            console=console,
-            disable=True,
-            auto_refresh=False,
-            speed_estimate_period=_SECONDS_OF_RATE,
-        )
-        self._ended = Event()
-        self._thread = Thread(target=self._print, daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._ended.set()
-        self._thread.join()
-        self._show(self.tasks)
-
-    def _print(self) -> None:
-        while not self._ended.wait(_SECONDS_PER_LINE):
-            self._show(self.tasks[-1:])
-
-    def _show(self, tasks: list[Task]) -> None:
-        if tasks:
-            show(self.console, *map(_line, tasks))
+    thread = Thread(target=print_lines, daemon=True)
+    thread.start()
+    try:
+        yield bar
+    finally:
+        ended.set()
+        thread.join()
+        for task in bar.tasks:
+            show(console, _line(task))
 
 
 def _line(task: Task) -> str:

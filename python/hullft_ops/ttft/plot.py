@@ -23,7 +23,6 @@ from hullft_ops.ttft.store.base import Store
 # Okabe and Ito's colours, which colour-blind readers tell apart.
 _BLUE, _RED, _GREEN, _ORANGE, _GREY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#999999"
 _LISTED, _EXCERPT = 5, 115
-_CENTRED: dict[str, Any] = {"ha": "center", "va": "center"}
 
 
 def plot_adaptation(
@@ -48,10 +47,7 @@ def plot_adaptation(
         query: float32 ``[dim]`` on the CPU, the prompt's embedding.
         scores: steps and bits per byte, at least one; the first is without the adaptation.
 
-    Raises:
-        ImportError: matplotlib is not installed.
-        ValueError: the name does not end in .png.
-        OSError: the file cannot be written.
+    ImportError without matplotlib, ValueError if the name does not end in .png, or OSError.
     """
     check_plot(path)
     from matplotlib.figure import Figure
@@ -62,13 +58,8 @@ def plot_adaptation(
     _draw_embeddings(left, report, store, query, experts, pool_size)
     _draw_scores(right, scores)
     # Texts may have what matplotlib reads as mathematics.
-    look: dict[str, Any] = {
-        "family": "monospace",
-        "fontsize": 8,
-        "linespacing": 1.5,
-        "parse_math": False,
-    }
-    figure.text(0.03, 0.19, "\n".join(_lines(report, store)), va="top", **look)
+    below = figure.text(0.03, 0.19, "\n".join(_lines(report, store)), parse_math=False)
+    below.set(family="monospace", fontsize=8, linespacing=1.5, verticalalignment="top")
     with replacing(Path(path)) as temporary, warnings.catch_warnings():
         # Its font lacks some scripts, and draws boxes for them.
         warnings.filterwarnings("ignore", message="Glyph")
@@ -109,47 +100,40 @@ def _draw_embeddings(
     axes.set_ylabel(f"second ({shares[1]:.0f} %)")
     title = f"{report.method} trains on {report.support_size} of the {len(near)} nearest texts"
     axes.set_title(title if report.indices else "No text is trained on", loc="left")
-
-    def placed(points: torch.Tensor) -> torch.Tensor:
-        return (points - centre) @ plane
-
-    def draw(
-        points: torch.Tensor, label: str, color: str, marker: str, sizes: list[float], *names: str
-    ) -> None:
-        x, y = placed(points).T.tolist()
+    chosen = store.embeddings[torch.tensor(report.indices, dtype=torch.int64)]
+    mean = torch.tensor(report.weights) @ chosen if report.indices else query
+    # Points with their label, colour, marker, sizes and names.
+    groups: list[tuple[Any, ...]] = [
+        (around[:-1], "nearest texts", _GREY, "o", [12.0] * len(near), ())
+    ]
+    if report.indices:
+        corners, angles = (chosen - centre) @ plane, torch.linspace(0, 2 * math.pi, 721)
+        farthest = (corners @ torch.stack([angles.cos(), angles.sin()])).argmax(0)
+        axes.fill(*corners[farthest].T.tolist(), facecolor=f"{_BLUE}22", edgecolor=_BLUE)
+        numbers, sizes = range(1, _LISTED + 1), _sizes(report.steps_taken)
+        groups.append((chosen, "trained on, sized by steps", _BLUE, "o", sizes, numbers))
+        label = f"weighted mean, {report.residual:.2f} from the prompt"
+        groups.append((mean[None], label, "black", "X", [90.0], ()))
+    if experts is not None and report.expert_indices:
+        regions, sizes = experts.centroids[report.expert_indices], _sizes(report.expert_weights)
+        label = "experts, sized by weight"
+        groups.append((regions, label, _GREEN, "D", sizes, report.expert_indices))
+    if report.context_indices:
+        read = store.embeddings[torch.tensor(report.context_indices)]
+        groups.append((read, "read before the prompt", _ORANGE, "s", [60.0] * len(read), ()))
+    groups.append((query[None], "prompt", _RED, "*", [250.0], ()))
+    outline = [withStroke(linewidth=3, foreground="white")]
+    for points, label, color, marker, sizes, names in groups:
+        places = (points - centre) @ plane
+        x, y = places.T.tolist()
         axes.scatter(x, y, sizes, color, marker=marker, edgecolor="white")
         axes.scatter([], [], 60, color, marker=marker, label=label)
         # A name beside its marker, away from the mean, hides neither.
-        directions = torch.nn.functional.normalize(placed(points) - placed(mean[None]))
+        directions = torch.nn.functional.normalize((points - mean) @ plane)
         offsets = directions * (torch.tensor(sizes)[:, None].sqrt() / 2 + 7)
-        places = zip(names, zip(x, y, strict=True), offsets.tolist(), strict=False)
-        for name, place, beside in places:
-            note = axes.annotate(
-                name, place, beside, textcoords="offset points", color=color, **_CENTRED
-            )
-            note.set_path_effects([withStroke(linewidth=3, foreground="white")])
-
-    chosen = store.embeddings[torch.tensor(report.indices, dtype=torch.int64)]
-    mean = torch.tensor(report.weights) @ chosen if report.indices else query
-    draw(around[:-1], "nearest texts", _GREY, "o", [12.0] * len(near))
-    if report.indices:
-        corners, angles = placed(chosen), torch.linspace(0, 2 * math.pi, 721)
-        farthest = (corners @ torch.stack([angles.cos(), angles.sin()])).argmax(0)
-        axes.fill(*corners[farthest].T.tolist(), facecolor=f"{_BLUE}22", edgecolor=_BLUE)
-        names = map(str, range(1, _LISTED + 1))
-        draw(chosen, "trained on, sized by steps", _BLUE, "o", _sizes(report.steps_taken), *names)
-        label = f"weighted mean, {report.residual:.2f} from the prompt"
-        draw(mean[None], label, "black", "X", [90.0])
-    if experts is not None and report.expert_indices:
-        regions = experts.centroids[torch.tensor(report.expert_indices)]
-        names = map(str, report.expert_indices)
-        draw(
-            regions, "experts, sized by weight", _GREEN, "D", _sizes(report.expert_weights), *names
-        )
-    if report.context_indices:
-        read = store.embeddings[torch.tensor(report.context_indices)]
-        draw(read, "read before the prompt", _ORANGE, "s", [60.0] * len(read))
-    draw(query[None], "prompt", _RED, "*", [250.0])
+        for name, place, beside in zip(names, places.tolist(), offsets.tolist(), strict=False):
+            note = axes.annotate(name, place, beside, textcoords="offset points", color=color)
+            note.set(ha="center", va="center", path_effects=outline)
     axes.margins(0.08)
     axes.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.1), ncols=2, frameon=False)
 

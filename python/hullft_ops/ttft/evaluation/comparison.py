@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Column, Table
 
-from hullft_ops._terminal import show
+from hullft_ops._terminal import echo
 from hullft_ops.ttft._files import write_durably
 from hullft_ops.ttft._progress import progress_bar
 from hullft_ops.ttft.errors import NonFiniteLossError
@@ -36,18 +35,18 @@ METHODS: dict[str, tuple[str, Settings]] = {
 
 
 def run_all(
-    evaluator: Evaluator, prompts: Sequence[Prompt], shared: Settings, log: Console
+    evaluator: Evaluator, prompts: Sequence[Prompt], shared: Settings
 ) -> tuple[list[Row], list[dict[str, Any]]]:
     """A row for each prompt and setting, and the entry of each prompt in demo.json."""
     settings = {key: own | shared for key, (_, own) in METHODS.items() if own}
     evaluator.prepare(list(settings.values()))
     rows: list[Row] = []
     shown = []
-    with progress_bar(log) as bar:
+    with progress_bar() as bar:
         task = bar.add_task("adapting", total=len(prompts) * len(settings))
         for setting in settings.values():
             evaluator.warm_up(prompts[0], setting | {"n_select": 1})
-        show(log, _expected_time(evaluator, prompts, shared))
+        echo(_expected_time(evaluator, prompts, shared), err=True)
         for prompt in prompts:
             runs: dict[str, Any] = {}
             for key, setting in settings.items():
@@ -91,8 +90,7 @@ def continued(evaluator: Evaluator, prompt: Prompt, shared: Settings) -> dict[st
 def compare(rows: Sequence[Row]) -> dict[str, Any]:
     """Each method's means, and which one is below which. HullFT counts if both settings do.
 
-    Args:
-        rows: rows of every method except "none" on every prompt, in the order of `METHODS`.
+    ``rows`` are of every method except "none" on every prompt, in the order of `METHODS`.
     """
     measured = Measurements.of(rows)
     configs = dict(zip(METHODS, measured.configs, strict=True))
@@ -102,11 +100,10 @@ def compare(rows: Sequence[Row]) -> dict[str, Any]:
     def below(keys: Sequence[str], other: str) -> dict[str, int]:
         return {key: measured.prompts_below(configs[key], configs[other]) for key in keys}
 
-    methods = {}
-    for key, (label, settings) in METHODS.items():
-        config = configs[key]
+    def means(key: str) -> dict[str, Any]:
+        config, (label, settings) = configs[key], METHODS[key]
         stages = measured.mean_stages(config)
-        methods[key] = {
+        return {
             "label": label,
             "refresh": settings.get("refresh"),
             "bits_per_byte": bits[key],
@@ -117,6 +114,7 @@ def compare(rows: Sequence[Row]) -> dict[str, Any]:
             "seconds_total": measured.mean_seconds(config),
             "relative_to_none": bits[key] / bits["none"] - 1,
         }
+
     verdicts = {
         "knn_below_none": bits[knn] < bits["none"],
         "hullft_below_none": all(bits[key] < bits["none"] for key in hullft),
@@ -125,16 +123,16 @@ def compare(rows: Sequence[Row]) -> dict[str, Any]:
         "prompts_below_none": below([knn, *hullft], "none"),
         "prompts_below_knn": below(hullft, knn),
     }
-    return {"methods": methods, "verdicts": verdicts}
+    return {"methods": {key: means(key) for key in METHODS}, "verdicts": verdicts}
 
 
 def table(figures: dict[str, Any]) -> Table:
     """A row for each method: means over the prompts."""
     columns = [Column(heading, justify="right", no_wrap=True) for heading in _COLUMNS]
     title = f"Mean of {figures['verdicts']['prompts']} held-out prompts"
+    made = Table("method", *columns, title=title, box=box.SIMPLE_HEAD)
     # Without the usual padding it fits a terminal of 80 columns.
-    layout: dict[str, Any] = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
-    made = Table("method", *columns, title=title, **layout)
+    made.padding, made.pad_edge = (0, 1, 0, 0), False
     for key, mean in figures["methods"].items():
         cells = (
             f"{mean['relative_to_none']:+.1%}",

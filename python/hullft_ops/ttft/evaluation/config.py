@@ -2,7 +2,8 @@
 
 import inspect
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from importlib import resources
@@ -10,10 +11,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from hullft_ops.ttft.errors import InputError
+from hullft_ops.ttft.errors import InputError, first_line
 from hullft_ops.ttft.experts.folder import Experts
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
 from hullft_ops.ttft.retrieval.methods import Random, Sift
+from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.embedding import DEFAULT_EMBEDDER
 from hullft_ops.ttft.tiny import default_lr
 
@@ -51,6 +53,19 @@ _PATHS = ("store", "experts", "prompts", "corpus")
 
 class ConfigError(InputError):
     """A configuration that cannot be run; the message names the file and the key."""
+
+
+@contextmanager
+def refusing(what: str, *more: type[Exception]) -> Iterator[None]:
+    """Turn an OSError, a ValueError or one of ``more`` into a `ConfigError` about ``what``."""
+    expected: tuple[type[Exception], ...] = (OSError, ValueError, *more)
+    try:
+        yield
+    except expected as error:
+        # Do not name a file twice.
+        named = isinstance(error, OSError) and what.endswith(f" {error.filename}")
+        said = getattr(error, "strerror", None) if named else first_line(error)
+        raise ConfigError(f"{what}: {said}") from error
 
 
 @dataclass(frozen=True)
@@ -93,10 +108,7 @@ class Config:
 
     @cached_property
     def configurations(self) -> tuple[Settings, ...]:
-        """Every configuration of the grid, see `expand_grid`, with the digest of its experts.
-
-        A `ConfigError` also says that the settings do not say how many experts to merge.
-        """
+        """Every configuration of the grid, see `expand_grid`, with the digest of its experts."""
         if self.experts is not None and not any("n_experts" in axes for axes in self.settings):
             raise ConfigError(
                 f"experts is {self.experts}, but no settings have n_experts, the number "
@@ -123,23 +135,26 @@ def read_config(source: str | Path) -> Config:
     if shipped.is_file() and not path.exists():
         path = shipped
     try:
-        return _from_json(json.loads(path.read_text(encoding="utf-8-sig")))
-    except ConfigError as error:
-        raise ConfigError(f"config {source}: {error}") from error
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        names = ", ".join(shipped_configs())
-        said = f"{error.strerror}; {names} ship with the package"
+        said = f"{error.strerror}; {', '.join(shipped_configs())} ship with the package"
         raise ConfigError(f"config {source}: {said}") from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"config {source}: not JSON: {error}") from error
+    with refusing(f"config {source}"):
+        return _from_json(content)
 
 
 def open_experts(path: Path | None) -> Experts | None:
     """The experts at ``path``; a `ConfigError` says why they cannot be opened."""
-    try:
+    with refusing(f"experts {path}"):
         return None if path is None else Experts.open(path)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"experts {path}: {error}") from error
+
+
+def open_store(path: Path) -> Datastore:
+    """The datastore at ``path``; a `ConfigError` says why it cannot be opened."""
+    with refusing(f"store {path}"):
+        return Datastore.open(path)
 
 
 def shipped_configs() -> list[str]:
@@ -196,10 +211,7 @@ def family(settings: Mapping[str, Any]) -> str:
 def finetuner_options(
     settings: Settings, seed: int, experts: Experts | None = None
 ) -> dict[str, Any]:
-    """The keyword arguments of `TestTimeFinetuner` in filled-in settings, without "reuse".
-
-    TypeError or ValueError if the noise is not valid, or there are no experts to merge, or others.
-    """
+    """`TestTimeFinetuner`'s keyword arguments, without "reuse". ValueError if experts differ."""
     options = {k: v for k, v in settings.items() if k not in _SIFT_DEFAULTS}
     named = options.pop("experts", None)
     if settings.get("n_experts"):

@@ -2,20 +2,18 @@
 
 import hashlib
 import importlib.util
+import itertools
 import json
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from hullft_ops._terminal import show
-from hullft_ops.ttft.errors import InputError, first_line
-from hullft_ops.ttft.evaluation.config import ConfigError
+from hullft_ops._terminal import echo
+from hullft_ops.ttft.errors import InputError
+from hullft_ops.ttft.evaluation.config import Config, ConfigError, open_store, refusing
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.embedding import Embedder
 from hullft_ops.ttft.store.sources import is_unicode, numbered, object_of
@@ -40,6 +38,8 @@ PASSAGE_BUDGET = 2500
 # A message names this many lines of a corpus.
 _NAMED_LINES = 3
 NO_DOMAIN = "all"
+# The folder of the datastores of corpora.
+DATASTORES = "hullft_datastores"
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def installed_corpus() -> Corpus:
 def jsonl_corpus(path: Path) -> Corpus:
     """The records of a JSONL file: one object per line, whose string "text" is a document."""
     documents, malformed = [], []
-    with path.open("rb") as lines:
+    with refusing(f"corpus {path}"), path.open("rb") as lines:
         for number, line in numbered(lines):
             try:
                 documents.append(Document("", f"line {number}", record_of_line(line)[0]))
@@ -165,7 +165,7 @@ def _split(name: str, documents: list[Document], malformed: list[str]) -> Corpus
     held: list[Document] = []
     kept: list[Document] = []
     order = sorted(documents, key=lambda document: (document.family, document.rank))
-    for _, family in groupby(order, key=lambda document: document.family):
+    for _, family in itertools.groupby(order, key=lambda document: document.family):
         for number, document in enumerate(family):
             (kept if number % HELD_OUT_ONE_IN else held).append(document)
     passages = [Passage(d.name, text) for d in kept for text in d.passages()]
@@ -233,56 +233,45 @@ def normalised(passage: str) -> str:
     return "\n".join(filter(None, (line.strip() for line in passage.splitlines())))
 
 
-def load_corpus(file: Path | None, log: Console) -> Corpus:
+def load_corpus(file: Path | None) -> Corpus:
     """The corpus in a JSONL file, or of the installed packages. Logs the lines it leaves out."""
-    try:
-        corpus = jsonl_corpus(file) if file else installed_corpus()
-    except OSError as error:
-        raise InputError(f"corpus {file}: {error.strerror}") from error
+    corpus = jsonl_corpus(file) if file else installed_corpus()
     if corpus.malformed:
         named = "; ".join(corpus.malformed[:_NAMED_LINES])
         more = "; ..." if len(corpus.malformed) > _NAMED_LINES else ""
-        show(log, f"{corpus.name}: {len(corpus.malformed)} lines left out ({named}{more})")
+        echo(f"{corpus.name}: {len(corpus.malformed)} lines left out ({named}{more})", err=True)
     return corpus
 
 
-def open_or_build(
-    corpus: Corpus, embedder: Embedder, path: Path, log: Console
-) -> tuple[Datastore, bool]:
+def open_or_build(corpus: Corpus, embedder: Embedder, path: Path) -> tuple[Datastore, bool]:
     """The corpus's datastore at ``path``, and whether it already existed."""
     try:
         store = Datastore.open(path)
     except FileNotFoundError:
-        show(log, f"no datastore for this corpus at {path}: building it")
+        echo(f"no datastore for this corpus at {path}: building it", err=True)
     except ValueError as error:
-        show(log, f"{error}: building it again")
+        echo(f"{error}: building it again", err=True)
     else:
-        show(log, f"datastore of {len(store)} passages found: {path}")
+        echo(f"datastore of {len(store)} passages found: {path}", err=True)
         return store, True
     texts = (passage.text for passage in corpus.store)
-    try:
+    with refusing(f"datastore {path}"):
         return Datastore.build(texts, embedder, path, overwrite=True), False
-    except (OSError, ValueError) as error:
-        raise InputError(f"datastore {path}: {first_line(error)}") from error
 
 
 def read_prompts(path: Path) -> list[Prompt]:
     """The prompts of a JSONL file in order, each text once; a `ConfigError` says what is wrong."""
     prompts: dict[str, Prompt] = {}
-    try:
+    with refusing(f"prompts {path}"):
         lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise ConfigError(f"prompts {path}: {error.strerror}") from error
     for number, line in numbered(lines):
-        try:
+        with refusing(f"prompts {path}: line {number}"):
             text, record = record_of_line(line)
             domain = record.get("domain", NO_DOMAIN)
             if not isinstance(domain, str):
                 raise ValueError(f'"domain" must be a string, got {json.dumps(domain)}')
             if not is_unicode(domain):
                 raise ValueError('"domain" with half a surrogate pair')
-        except ValueError as error:
-            raise ConfigError(f"prompts {path}: line {number}: {error}") from error
         prompts.setdefault(text, Prompt(text, domain))
     if not prompts:
         raise ConfigError(f"prompts {path}: holds no prompt")
@@ -292,10 +281,50 @@ def read_prompts(path: Path) -> list[Prompt]:
 def choose_prompts(prompts: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
     """The first ``count`` by a hash of ``seed`` and text. Domains take turns."""
     ranked = sorted(prompts, key=lambda p: hashlib.sha256(f"{seed}\n{p.text}".encode()).digest())
-    seen: Counter[str] = Counter()
+    turns: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
+    return sorted(ranked, key=lambda prompt: next(turns[prompt.domain]))[:count]
 
-    def turn(prompt: Prompt) -> int:
-        seen[prompt.domain] += 1
-        return seen[prompt.domain]
 
-    return sorted(ranked, key=turn)[:count]
+def open_texts(config: Config, embedder: Embedder) -> tuple[Path, Datastore, list[Prompt]]:
+    """The datastore that ``config`` names, with its path, and the prompts that it does not hold."""
+    if (config.store is None) != (config.prompts is None):
+        raise ConfigError("store and prompts must be given together")
+    if config.store is None or config.prompts is None:
+        corpus = load_corpus(config.corpus)
+        path = Path(DATASTORES) / corpus.fingerprint(embedder.name)[:16]
+        store, _ = open_or_build(corpus, embedder, path)
+        prompts = [Prompt(prompt.text) for prompt in corpus.held_out]
+    elif config.corpus is not None:
+        raise ConfigError("corpus must not be given along with store and prompts")
+    else:
+        path, prompts = config.store, read_prompts(config.prompts)
+        store = open_store(path)
+    return path, store, _unknown_prompts(prompts, store, embedder, config)
+
+
+def _unknown_prompts(
+    prompts: list[Prompt], store: Datastore, embedder: Embedder, config: Config
+) -> list[Prompt]:
+    """As many prompts as the configuration says, without those whose nearest text is the prompt."""
+    ranked = choose_prompts(prompts, len(prompts), config.seed)
+    limit = config.limit or len(ranked)
+    chosen: list[Prompt] = []
+    left_out = 0
+    for prompt in ranked:
+        # Embedding takes time, so look at no more prompts than necessary.
+        if len(chosen) == limit:
+            break
+        _, nearest = store.search(embedder.encode([prompt.text]), 1)
+        if normalised(store.texts[int(nearest)]) == normalised(prompt.text):
+            left_out += 1
+        else:
+            chosen.append(prompt)
+    if left_out:
+        echo(f"{left_out} prompts left out: the datastore holds their text", err=True)
+    if not ranked:
+        raise ConfigError("the corpus holds out no text that is long enough for a prompt")
+    if not chosen:
+        raise ConfigError("no prompt is left, the datastore holds the text of all of them")
+    if len(chosen) < limit and config.limit is not None:
+        raise ConfigError(f"limit is {limit}, there are {len(chosen)} prompts")
+    return chosen

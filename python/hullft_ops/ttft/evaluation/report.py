@@ -4,7 +4,6 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, cycle
-from math import isnan
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader
@@ -17,10 +16,10 @@ from hullft_ops.ttft.evaluation.results import MERGE, Row, read_rows
 from hullft_ops.ttft.evaluation.statistics import (
     CONFIDENCE,
     NONE,
-    Interval,
     Measurements,
     at_time,
     pareto,
+    relative,
 )
 
 TITLE = "Evaluation of test-time finetuning"
@@ -104,30 +103,31 @@ def _overview(measured: Measurements) -> Section:
 
 
 def _quality_and_time(measured: Measurements) -> Section:
-    quality = ("configuration", "bits per byte", "against none", "better on", "worse on")
-    merging = [MERGE] * any(MERGE in measured.mean_stages(config) for config in measured.configs)
-    times = ("embed and search", "select", *merging, "finetune", "total")
-    header = (*quality, *times, "passes", "texts")
+    merging = any(MERGE in measured.mean_stages(config) for config in measured.configs)
     none, count = measured.mean_bits(NONE), len(measured.prompts)
-    ranked = sorted(measured.configs[1:], key=measured.mean_bits)
-    table: list[Cells] = [(NONE, f"{none:.4f}", *[""] * (len(header) - 2))]
-    for config in ranked:
+
+    def cells(config: str) -> dict[str, str]:
         stages = measured.mean_stages(config)
-        table.append(
-            (
-                config,
-                f"{measured.mean_bits(config):.4f}",
-                _percent(measured.relative_bits(config, NONE)),
-                f"{measured.prompts_below(config, NONE)} of {count}",
-                f"{measured.prompts_below(NONE, config)} of {count}",
-                f"{stages['embed'] + stages['search']:.3f} s",
-                f"{1e3 * stages['select']:.2f} ms",
-                *(f"{stages.get(stage, 0):.3f} s" for stage in (*merging, "finetune")),
-                f"{measured.mean_seconds(config):.3f} s",
-                f"{measured.mean_of(config, 'passes'):.1f}",
-                f"{measured.mean_of(config, 'support_size'):.1f}",
-            )
-        )
+        return {
+            "configuration": config,
+            "bits per byte": f"{measured.mean_bits(config):.4f}",
+            "against none": f"{measured.relative_bits(config, NONE):+.1%}",
+            "better on": f"{measured.prompts_below(config, NONE)} of {count}",
+            "worse on": f"{measured.prompts_below(NONE, config)} of {count}",
+            "embed and search": f"{stages['embed'] + stages['search']:.3f} s",
+            "select": f"{1e3 * stages['select']:.2f} ms",
+            **({MERGE: f"{stages.get(MERGE, 0):.3f} s"} if merging else {}),
+            "finetune": f"{stages['finetune']:.3f} s",
+            "total": f"{measured.mean_seconds(config):.3f} s",
+            "passes": f"{measured.mean_of(config, 'passes'):.1f}",
+            "texts": f"{measured.mean_of(config, 'support_size'):.1f}",
+        }
+
+    ranked = sorted(measured.configs[1:], key=measured.mean_bits)
+    rows = [cells(config) for config in ranked]
+    header = tuple(rows[0])
+    table: list[Cells] = [(NONE, f"{none:.4f}", *[""] * (len(header) - 2))]
+    table += [tuple(row.values()) for row in rows]
     hurt = [_name(config) for config in ranked if measured.mean_bits(config) > none]
     lines = ["Means over the prompts.", *hurt_sentences(hurt)]
     return Section("Quality and time", lines, header, table)
@@ -138,8 +138,8 @@ def _between_methods(measured: Measurements) -> Section:
     for other, config in combinations(leaders(measured), 2):
         bits = measured.relative_bits(config, other)
         below = f"{measured.prompts_below(config, other)} of {len(measured.prompts)}"
-        speed = _bounded(measured.finetuning_speed(config, other), ".2f", " x")
-        table.append((config, other, _percent(bits), _verdict(bits), below, speed))
+        speed = f"{measured.finetuning_speed(config, other):.2f x}"
+        table.append((config, other, f"{bits:+.1%}", bits.verdict, below, speed))
     compared = ("configuration", "against", "bits per byte", "so it is")
     header = (*compared, "better on", "finetuning speed")
     text = (
@@ -157,9 +157,9 @@ def _equal_time(measured: Measurements) -> Section:
         for rival in methods:
             other = None if rival == own else at_time(measured, rival, seconds)
             if other is not None:
-                bits = measured.relative_to(config, other.bits)
+                bits = relative(measured.bits_of(config), other.bits)
                 against = " to ".join(other.configs), f"{other.seconds:.3f} s"
-                cells = config, f"{seconds:.3f} s", *against, _percent(bits), _verdict(bits)
+                cells = config, f"{seconds:.3f} s", *against, f"{bits:+.1%}", bits.verdict
                 table.append(cells)
     text = (
         "This table compares the best configuration of each method and refresh with every other "
@@ -175,15 +175,13 @@ def _equal_time(measured: Measurements) -> Section:
 def _by_domain(measured: Measurements) -> Section:
     domains = _domains(measured)
 
-    def bits(config: str, domain: str) -> str:
-        return f"{measured.bits_of(config)[measured.domains == domain].mean():.4f}"
+    def cell(config: str, domain: str) -> str:
+        bits = measured.bits_of(config)[measured.domains == domain].mean()
+        change = "" if config == NONE else f" {measured.relative_bits(config, NONE, domain):+.1%}"
+        return f"{bits:.4f}{change}"
 
-    def change(config: str, domain: str) -> str:
-        return _percent(measured.relative_bits(config, NONE, domain))
-
-    table: list[Cells] = [(NONE, *(bits(NONE, name) for name in domains))]
-    for config in leaders(measured):
-        table.append((config, *(f"{bits(config, n)} {change(config, n)}" for n in domains)))
+    configs = [NONE, *leaders(measured)]
+    table: list[Cells] = [(config, *(cell(config, name) for name in domains)) for config in configs]
     text = "Bits per byte, and the change against no adaptation."
     return Section("By domain", [text], ("configuration", *domains), table)
 
@@ -213,22 +211,6 @@ def _gain(row: Row) -> float:
 def _name(text: str) -> str:
     """The name, marked so that it cannot change the direction of the sentence around it."""
     return text if text.isascii() else f"{ISOLATE}{text.translate(_ISOLATES)}{END_ISOLATE}"
-
-
-def _percent(interval: Interval) -> str:
-    return _bounded(interval, "+.1%")
-
-
-def _bounded(interval: Interval, form: str, unit: str = "") -> str:
-    value = f"{interval.value:{form}}{unit}"
-    bounds = f" [{interval.low:{form}}, {interval.high:{form}}]"
-    return value if isnan(interval.low) else value + bounds
-
-
-def _verdict(interval: Interval) -> str:
-    if interval.low > 0:
-        return "worse"
-    return "better" if interval.high < 0 else "no clear difference"
 
 
 def write_report(results: Path, directory: Path) -> list[Path]:

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from hullft_ops.ttft._files import full_disk_explained
-from hullft_ops.ttft.evaluation.config import ConfigError, config_id
+from hullft_ops.ttft.evaluation.config import ConfigError, config_id, refusing
 from hullft_ops.ttft.fingerprint import sampled_digest
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.sources import object_of
@@ -32,7 +32,6 @@ class Row:
         prompt, config: ids, derived from the prompt's text and from ``settings``.
         settings: keyword arguments of `TestTimeFinetuner`.
         domain, excerpt: the prompt's domain and its beginning.
-        seed: drives everything that is random.
         bits_per_byte_before: without adaptation.
         bits_per_byte_after: with adaptation; None if a loss was not finite, see ``error``.
         bytes_scored: scored bytes of the prompt.
@@ -46,7 +45,6 @@ class Row:
         residual: distance from the prompt's embedding to the weighted mean of the support.
         error: why there is no result; None if there is one.
         versions: versions of the packages that decide the numbers, and the model's type of device.
-        threads: torch's number of threads.
     """
 
     run: str
@@ -124,9 +122,7 @@ class ResultsFile:
 def open_results(path: Path, run: str) -> Iterator[ResultsFile]:
     """Open a results file to append to, or create it. Drops a last line that a kill cut off.
 
-    Raises:
-        ConfigError: another process has the file open, or it holds rows of another run or lines
-            that are not rows.
+    ConfigError if another process writes to it, it holds rows of another run, or as `read_rows`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
@@ -152,10 +148,8 @@ def read_rows(path: Path) -> list[Row]:
     ConfigError if there is no such file, a line is not a row, or two rows are of one prompt and
     configuration.
     """
-    try:
+    with refusing(f"results {path}"):
         content = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"results {path}: {error.strerror}") from error
     rows: dict[tuple[str, str], Row] = {}
     for number, line in enumerate(content.split(b"\n")[:-1], start=1):
         row = _row(line, f"results {path}: line {number}")

@@ -1,47 +1,55 @@
 """Running configurations on held-out prompts, with a row of results for each pair."""
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from itertools import groupby
 from operator import itemgetter
+from pathlib import Path
 from time import perf_counter
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hullft_ops import Selection, sift_select_indexed
+from hullft_ops._terminal import echo
 from hullft_ops.collect_env import versions_of
 from hullft_ops.ttft._progress import progress_bar
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.evaluation.config import (
-    ConfigError,
+    Config,
     Settings,
     config_id,
     finetuner_options,
+    open_experts,
+    refusing,
 )
-from hullft_ops.ttft.evaluation.corpus import Prompt
-from hullft_ops.ttft.evaluation.results import MERGE, ResultsFile, Row, fingerprint
+from hullft_ops.ttft.evaluation.corpus import Prompt, open_texts
+from hullft_ops.ttft.evaluation.results import MERGE, STAGES, ResultsFile, Row, fingerprint
 from hullft_ops.ttft.experts.folder import Experts
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
 from hullft_ops.ttft.model.context import scored_context
+from hullft_ops.ttft.model.loading import checked_device, load_model
 from hullft_ops.ttft.model.memory import out_of_memory_explained
 from hullft_ops.ttft.model.scoring import score_text
 from hullft_ops.ttft.report import AdaptationReport
 from hullft_ops.ttft.retrieval.methods import Sift
 from hullft_ops.ttft.retrieval.support import Support
+from hullft_ops.ttft.store.base import Found, Queries
 from hullft_ops.ttft.store.datastore import Datastore
-from hullft_ops.ttft.store.embedding import Embedder
+from hullft_ops.ttft.store.embedding import Embedder, open_embedder
 
 T = TypeVar("T")
 Reuse = Literal["global", "consecutive"]
 # The adaptation's report, bits per byte, and what failed.
 _Outcome = tuple[AdaptationReport | None, float | None, str | None]
+# A prompt, the settings to measure on it, and the rows that it already has.
+Task = tuple[Prompt, list[Settings], list[Row]]
 
 EXCERPT_CHARS = 200
 _SCORING = "out of memory while scoring a prompt: leave out the longest or give a smaller --model"
@@ -66,23 +74,35 @@ class Evaluator:
         seed: int = 0,
         experts: Experts | None = None,
     ) -> None:
-        self._model = model
-        self._tokenizer = tokenizer
-        self._embedder = OneEmbedding(embedder)
-        self._datastore = store
-        self._store = OneSearch(store)
+        self.model = model
+        self.tokenizer = tokenizer
+        self.store = store
+        self.embedder = embedder
+        self._embedding = OneEmbedding(embedder)
+        self._search = OneSearch(store)
         self._seed = seed
         self._experts = experts
         self._finetuners: dict[str, TestTimeFinetuner] = {}
         self._sifts: dict[str, PickedSift] = {}
+        self._warm = False
         self._before: dict[tuple[str, int | None], tuple[float, int]] = {}
         self._versions = versions_of(_PACKAGES)
         self._versions["device"] = model.device.type
 
+    @classmethod
+    def of(
+        cls, config: Config, store: Datastore, embedder: Embedder, device: str | torch.device
+    ) -> "Evaluator":
+        """One with the model, on ``device``, and the experts that ``config`` names."""
+        missing, say = config.allow_missing_weights, partial(echo, err=True)
+        loaded = load_model(config.model, device, allow_missing_weights=missing, say=say)
+        experts = open_experts(config.experts)
+        return cls(*loaded, store, embedder, seed=config.seed, experts=experts)
+
     @cached_property
     def run(self) -> str:
         """The `fingerprint` of its rows; not every use of an evaluator makes some."""
-        return fingerprint(self._model, self._tokenizer, self._datastore, self._seed)
+        return fingerprint(self.model, self.tokenizer, self.store, self._seed)
 
     def prepare(self, settings: Sequence[Settings]) -> None:
         """Make the finetuners; a `ConfigError` says why `TestTimeFinetuner` refuses a setting."""
@@ -93,19 +113,24 @@ class Evaluator:
         """Pay for allocations and thread pools now, so that no configuration has to."""
         for _ in self.measure(prompt, [settings]):
             pass
+        self._warm = True
         # The prompt's rows must have the times of a warm embedding and search.
-        self._embedder.forget()
-        self._store.forget()
+        self._embedding.forget()
+        self._search.forget()
 
-    def remember(self, rows: Iterable[Row]) -> None:
-        """Take the prompts' bits per byte without adaptation from earlier rows."""
-        for row in rows:
+    def measure_all(
+        self, prompt: Prompt, settings: Sequence[Settings], known: Iterable[Row] = ()
+    ) -> Iterator[Row]:
+        """A row for each of the settings, the first one after a warm-up.
+
+        Settings that differ in ``context`` alone share an adaptation. ``known`` are the prompt's
+        earlier rows, which have its bits per byte without adaptation.
+        """
+        for row in known:
             key = row.prompt, self._scored_context(row.settings)
             self._before[key] = row.bits_per_byte_before, row.bytes_scored
-
-    def measure_all(self, prompt: Prompt, settings: Sequence[Settings]) -> Iterator[Row]:
-        """A row for each of the settings. Those that differ in ``context`` alone share one
-        adaptation."""
+        if not self._warm:
+            self.warm_up(prompt, settings[0])
         together: dict[str, list[Settings]] = {}
         for setting in settings:
             together.setdefault(config_id(setting | {"context": 0}), []).append(setting)
@@ -118,27 +143,23 @@ class Evaluator:
         if length := self._scored_context(settings):
             # Leave room for the text.
             new_tokens = min(new_tokens, length // 2)
-        written = partial(finetuner.continuation, text, max_new_tokens=new_tokens, do_sample=False)
-        before = written()
-        with finetuner.adapted(text):
-            return before, written()
+        options: dict[str, Any] = {"max_new_tokens": new_tokens, "do_sample": False}
+        return finetuner.continuation(text, **options), finetuner.generate(text, **options)
 
     def measure(
         self, prompt: Prompt, group: Sequence[Settings]
     ) -> Iterator[tuple[Row, AdaptationReport | None]]:
-        """Adapt to the prompt, score it with each of the settings, restore the model.
+        """Rows and reports of settings that differ in ``context`` alone: one adaptation for all.
 
-        The settings differ in ``context`` alone. There is no report if a loss was not finite. A
-        `ConfigError` says why the model cannot score the prompt or adapt to it.
+        There is no report if a loss was not finite. A `ConfigError` says why the model cannot score
+        the prompt or adapt to it.
         """
         start = perf_counter()
         torch.manual_seed(self._seed)
-        try:
+        with refusing(f"prompt {prompt.text[:40]!r}"):
             # A prompt's settings have one length of scored windows, and so one score before.
             before, size = self._score_before(prompt, group[0])
             outcomes = self._adapted(prompt, group)
-        except ValueError as error:
-            raise ConfigError(f"prompt {prompt.text[:40]!r}: {error}") from error
         for settings, (report, after, failure) in zip(group, outcomes, strict=True):
             row = Row(
                 run=self.run,
@@ -166,13 +187,12 @@ class Evaluator:
 
     def _adapted(self, prompt: Prompt, group: Sequence[Settings]) -> list[_Outcome]:
         """One adaptation, scored with the texts in the context of each of the settings."""
-        finetuner = self._finetuner(group[0])
-        report = None
+        finetuner, report = self._finetuner(group[0]), None
+        support = finetuner.select(prompt.text)
+        if (reuse := group[0].get("reuse")) is not None:
+            support = in_runs(support, self._sifts[config_id(group[0])].picks, reuse)
         try:
-            with (
-                finetuner.adapted(self._support(prompt, group[0])) as report,
-                out_of_memory_explained(_SCORING),
-            ):
+            with finetuner.adapted(support) as report, out_of_memory_explained(_SCORING):
                 outcomes: list[_Outcome] = [(report, finetuner.score_text(prompt.text).value, None)]
                 for settings in group[1:]:
                     context = self._finetuner(settings).select(prompt.text)
@@ -186,71 +206,87 @@ class Evaluator:
         length = self._scored_context(settings)
         if (prompt.id, length) not in self._before:
             with out_of_memory_explained(_SCORING):
-                score = score_text(self._model, self._tokenizer, prompt.text, max_length=length)
+                score = score_text(self.model, self.tokenizer, prompt.text, max_length=length)
             self._before[prompt.id, length] = score.value, score.bytes
         return self._before[prompt.id, length]
 
     def _scored_context(self, settings: Settings) -> int | None:
         given = settings.get("max_length")
-        return scored_context("score_text", self._model, self._tokenizer, given)
+        return scored_context("score_text", self.model, self.tokenizer, given)
 
     def _seconds(self, report: AdaptationReport) -> dict[str, float]:
         """Seconds by stage. Another configuration's row may have paid for embedding and search."""
-        report.seconds_embed = self._embedder.seconds
-        report.seconds_search = self._store.seconds
-        return {
-            "embed": report.seconds_embed,
-            "search": report.seconds_search,
-            "select": report.seconds_select,
-            "finetune": report.seconds_finetune + report.seconds_prefill,
-        } | ({MERGE: report.seconds_merge} if report.expert_indices else {})
-
-    def _support(self, prompt: Prompt, settings: Settings) -> Support:
-        support = self._finetuner(settings).select(prompt.text)
-        if settings.get("reuse") is None:
-            return support
-        return in_runs(support, self._sifts[config_id(settings)].picks, settings["reuse"])
+        report.seconds_embed = self._embedding.seconds
+        report.seconds_search = self._search.seconds
+        seconds = {stage: getattr(report, f"seconds_{stage}") for stage in STAGES}
+        seconds["finetune"] += report.seconds_prefill
+        return seconds | ({MERGE: report.seconds_merge} if report.expert_indices else {})
 
     def _finetuner(self, settings: Settings) -> TestTimeFinetuner:
         key = config_id(settings)
         if key in self._finetuners:
             return self._finetuners[key]
-        try:
+        with refusing(key, TypeError):
             options = finetuner_options(settings, self._seed, self._experts)
             if isinstance(options["method"], Sift):
                 self._sifts[key] = options["method"] = PickedSift(options["method"].noise)
             made = TestTimeFinetuner(
-                self._model, self._tokenizer, self._store, self._embedder, **options
+                self.model, self.tokenizer, self._search, self._embedding, **options
             )
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"{key}: {error}") from error
         if self._finetuners:
             made.share_memory_with(next(iter(self._finetuners.values())))
         self._finetuners[key] = made
         return made
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What a configuration names, opened, and the prompts that its datastore does not hold."""
+
+    config: Config
+    store_path: Path
+    evaluator: Evaluator
+    prompts: list[Prompt]
+
+
+def open_inputs(config: Config, *, device: str = "cpu") -> Inputs:
+    """Load what ``config`` names, with the model on ``device``. Logs the prompts it leaves out."""
+    place = checked_device(device)
+    embedder = open_embedder(config.embedder)
+    path, store, prompts = open_texts(config, embedder)
+    evaluator = Evaluator.of(config, store, embedder, place)
+    counts = sorted(Counter(prompt.domain for prompt in prompts).items())
+    domains = ", ".join(f"{name}: {count}" for name, count in counts)
+    echo(f"{len(prompts)} prompts ({domains}), datastore of {len(store)} texts", err=True)
+    return Inputs(config, path, evaluator, prompts)
+
+
 def evaluate(
-    evaluator: Evaluator,
-    prompts: Sequence[Prompt],
-    settings: Sequence[Settings],
+    inputs: Inputs,
     results: ResultsFile,
-    log: Console,
+    measure: Callable[[list[Task]], Generator[Row]] | None = None,
 ) -> None:
-    """Add the rows that ``results`` lacks, prompt by prompt. Raises what `Evaluator` raises."""
+    """Add the rows that ``results`` lacks, prompt by prompt. Raises what `Evaluator` raises.
+
+    ``measure`` makes the rows elsewhere, for example `hullft_ops.ttft.scale.evaluation.ray_rows`.
+    """
+    evaluator, settings = inputs.evaluator, inputs.config.configurations
     evaluator.prepare(settings)
-    evaluator.remember(results.rows.values())
-    missing = missing_pairs(prompts, settings, results)
-    if not missing:
-        return
-    total = len(prompts) * len(settings)
-    with progress_bar(log) as bar:
-        task = bar.add_task("evaluating", total=total, completed=total - len(missing))
-        evaluator.warm_up(*missing[0])
-        for prompt, pairs in groupby(missing, key=itemgetter(0)):
-            for row in evaluator.measure_all(prompt, [setting for _, setting in pairs]):
-                results.append(row)
-                bar.advance(task)
+    known: dict[str, list[Row]] = {}
+    for row in results.rows.values():
+        known.setdefault(row.prompt, []).append(row)
+    missing = missing_pairs(inputs.prompts, settings, results)
+    tasks: list[Task] = [
+        (prompt, [setting for _, setting in pairs], known.get(prompt.id, []))
+        for prompt, pairs in groupby(missing, key=itemgetter(0))
+    ]
+    total = len(inputs.prompts) * len(settings)
+    here = (row for task in tasks for row in evaluator.measure_all(*task))
+    with closing(here if measure is None else measure(tasks)) as rows, progress_bar() as bar:
+        shown = bar.add_task("evaluating", total=total, completed=total - len(missing))
+        for row in rows:
+            results.append(row)
+            bar.advance(shown)
 
 
 def missing_pairs(
@@ -271,58 +307,48 @@ def rotated(items: Sequence[T], by: int) -> list[T]:
     return [*items[start:], *items[:start]]
 
 
-class _Remembering:
-    """Keeps its results until it is told to forget. ``seconds`` is the time of the latest one."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self._found: dict[Hashable, tuple[float, Any]] = {}
-
-    def forget(self) -> None:
-        self._found.clear()
-
-    def _once(self, key: Hashable, find: Callable[..., Any], *arguments: Any) -> Any:
-        if key not in self._found:
-            start = perf_counter()
-            found = find(*arguments)
-            self._found[key] = perf_counter() - start, found
-        self.seconds, found = self._found[key]
-        return found
+def _timed(function: Callable[..., T], *arguments: Any) -> tuple[float, T]:
+    start = perf_counter()
+    found = function(*arguments)
+    return perf_counter() - start, found
 
 
-class OneEmbedding(_Remembering):
-    """An `Embedder` that embeds a text once."""
+class OneEmbedding:
+    """An `Embedder` that embeds a text once. ``seconds`` is the time of the latest one."""
 
     def __init__(self, embedder: Embedder) -> None:
-        super().__init__()
-        self.name = embedder.name
-        self.dim = embedder.dim
-        self._encode = embedder.encode
+        self.name, self.dim, self.seconds = embedder.name, embedder.dim, 0.0
+        self._once = cache(lambda texts: _timed(embedder.encode, [*texts]))
+        self.forget = self._once.cache_clear
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        vectors: np.ndarray = self._once(tuple(texts), self._encode, texts)
+        self.seconds, vectors = self._once(tuple(texts))
         return vectors
 
 
-class OneSearch(_Remembering):
-    """A `Store` that searches another one once for each query."""
+class OneSearch:
+    """A `Store` that searches another one once for each query. ``seconds`` is as above."""
 
     def __init__(self, store: Datastore) -> None:
-        super().__init__()
         self.texts = store.texts
         self.manifest = store.manifest
         self.embeddings = store.embeddings
         self.embedder = store.embedder
         self.dim = store.dim
-        self._store = store
+        self.seconds = 0.0
+        self._count = len(store)
+
+        def search(query: bytes, k: int) -> tuple[float, Found]:
+            return _timed(store.search, np.frombuffer(query, np.float32).reshape(-1, store.dim), k)
+
+        self._once = cache(search)
+        self.forget = self._once.cache_clear
 
     def __len__(self) -> int:
-        return len(self._store)
+        return self._count
 
-    def search(self, queries: np.ndarray | Tensor, k: int) -> tuple[Tensor, Tensor]:
-        query = torch.as_tensor(queries, device="cpu")
-        key = query.numpy().tobytes(), k
-        found: tuple[Tensor, Tensor] = self._once(key, self._store.search, query, k)
+    def search(self, queries: Queries, k: int) -> Found:
+        self.seconds, found = self._once(np.asarray(queries).tobytes(), k)
         return found
 
 
@@ -340,19 +366,17 @@ def reuse_runs(picks: Iterable[int], reuse: Reuse) -> list[tuple[int, int]]:
     raise ValueError(f"reuse_runs: reuse must be 'global' or 'consecutive', got {reuse!r}")
 
 
-@dataclass
-class PickedSift:
-    """SIFT as a `SelectionMethod`. ``picks`` are its last picks in order, as store positions."""
+@dataclass(frozen=True)
+class PickedSift(Sift):
+    """SIFT that keeps its last picks in order, as store positions."""
 
-    noise: float
-    name: ClassVar[str] = "sift"
     picks: list[int] = field(default_factory=list)
 
     def __call__(
         self, embeddings: Tensor, candidates: Tensor, queries: Tensor, n_select: int
     ) -> Selection:
         found = sift_select_indexed(embeddings, candidates, queries, n_select, noise=self.noise)
-        self.picks = candidates[0][found.picks[0]].tolist()
+        self.picks[:] = candidates[0][found.picks[0]].tolist()
         return found.selection
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
+from math import isnan
 from statistics import fmean
 from typing import Any
 
@@ -20,11 +21,27 @@ NONE = "no adaptation"
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its percentile bootstrap interval; the bounds are NaN for one prompt."""
+    """An estimate with its percentile bootstrap interval; the bounds are NaN for one prompt.
+
+    It is formatted as a number, with a unit for the estimate alone: ``f"{speed:.2f x}"``.
+    """
 
     value: float
     low: float
     high: float
+
+    def __format__(self, form: str) -> str:
+        number, space, unit = form.partition(" ")
+        value = f"{self.value:{number}}{space}{unit}"
+        bounds = f" [{self.low:{number}}, {self.high:{number}}]"
+        return value if isnan(self.low) else value + bounds
+
+    @property
+    def verdict(self) -> str:
+        """What a change of bits per byte means."""
+        if self.low > 0:
+            return "worse"
+        return "better" if self.high < 0 else "no clear difference"
 
 
 @dataclass(frozen=True)
@@ -102,11 +119,7 @@ class Measurements:
     def relative_bits(self, config: str, other: str, domain: str | None = None) -> Interval:
         """Mean bits per byte relative to ``other``, minus 1, on one domain or on all prompts."""
         inside = slice(None) if domain is None else self.domains == domain
-        return _relative(self.bits_of(config)[inside], self.bits_of(other)[inside])
-
-    def relative_to(self, config: str, bits: np.ndarray) -> Interval:
-        """Mean bits per byte relative to the mean of ``bits``, float64 ``[prompts]``, minus 1."""
-        return _relative(self.bits_of(config), bits)
+        return relative(self.bits_of(config)[inside], self.bits_of(other)[inside])
 
     def finetuning_speed(self, config: str, other: str) -> Interval:
         """How many times as fast as ``other`` it finetunes and merges, by mean seconds."""
@@ -114,8 +127,8 @@ class Measurements:
             np.array([r.seconds["finetune"] + r.seconds.get(MERGE, 0) for r in self.rows[c]])
             for c in (config, other)
         )
-        less_one = _relative(others, own)
-        return Interval(less_one.value + 1, less_one.low + 1, less_one.high + 1)
+        faster = relative(others, own)
+        return Interval(faster.value + 1, faster.low + 1, faster.high + 1)
 
     def prompts_below(self, config: str, other: str) -> int:
         """The number of prompts on which a configuration takes fewer bits per byte than another."""
@@ -129,7 +142,8 @@ def _resamples(count: int) -> np.ndarray:
     return generator.multinomial(count, [1 / count] * count, size=RESAMPLES).astype(np.float64)
 
 
-def _relative(own: np.ndarray, other: np.ndarray) -> Interval:
+def relative(own: np.ndarray, other: np.ndarray) -> Interval:
+    """The mean of ``own`` relative to that of ``other``, float64 ``[prompts]`` both, minus 1."""
     # Paired: a resample draws prompts, and takes both configurations' results on each.
     value = float(own.mean() / other.mean() - 1)
     if len(own) < 2:

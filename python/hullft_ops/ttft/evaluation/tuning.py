@@ -12,14 +12,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
 
-from rich.console import Console
-
 from hullft_ops.ttft._progress import progress_bar
-from hullft_ops.ttft.evaluation.config import Config, ConfigError, Settings, config_id
+from hullft_ops.ttft.evaluation.config import ConfigError, Settings, config_id
 from hullft_ops.ttft.evaluation.corpus import Prompt
-from hullft_ops.ttft.evaluation.inputs import Inputs
 from hullft_ops.ttft.evaluation.results import Row, open_results
-from hullft_ops.ttft.evaluation.runner import rotated
+from hullft_ops.ttft.evaluation.runner import Inputs, rotated
 from hullft_ops.ttft.store.format import write_json_durably
 
 # Each rung keeps one in this many.
@@ -62,16 +59,14 @@ def tune(
 ) -> Tuned:
     """The candidate with the fewest mean bits per byte among those that are quick enough.
 
+    ConfigError if there are no candidates, prompts or time, or no candidate is quick enough.
+
     Args:
         measure: returns the row of a candidate on a prompt, from a file or by running it.
         prompts: held-out prompts, in the order of their use.
-        candidates: settings to choose from.
+        candidates: settings to choose from, in an order that ``seed`` shuffles.
         seconds: mean time that a prompt may take, from the prompt to the adapted model.
         limit: seconds of measuring in all, even if some candidates have then never run.
-        seed: shuffles the candidates.
-
-    Raises:
-        ConfigError: there are no candidates, prompts or time, or no candidate is quick enough.
     """
     if not candidates or not prompts:
         raise ConfigError(f"got {len(candidates)} candidates and {len(prompts)} prompts")
@@ -80,23 +75,34 @@ def tune(
             raise ConfigError(f"the time for {what} must be above 0 s, got {allowed:g}")
     alive = [_Candidate(settings) for settings in candidates]
     random.Random(seed).shuffle(alive)
-    search = _Search(measure, prompts, seconds, limit, alive)
-    rungs = []
+    spent, used, rungs = 0.0, 0, []
     for rungs_left in range(max(1, math.ceil(math.log(len(alive), ETA))), 0, -1):
-        search.run_rung(search.spent + (limit - search.spent) / rungs_left)
-        rungs.append({"configurations": len(search.alive), "prompts": search.used})
-        search.alive.sort(key=lambda candidate: candidate.bits)
-        search.alive = search.alive[: math.ceil(len(search.alive) / ETA)]
-        if len(search.alive) == 1 and search.used == len(prompts):
+        end, last = spent + (limit - spent) / rungs_left, 0.0
+        # The very first prompt always runs; any other must fit into the time.
+        while used < len(prompts) and (not used or spent + last < end):
+            turns = rotated(alive, used)
+            rows = _rows_within(limit - spent, measure, prompts[used], turns)
+            last = sum(row.seconds_row for row in rows)
+            spent += last
+            # All must be compared on the same prompts.
+            if used and len(rows) < len(turns):
+                break
+            for candidate, row in zip(turns, rows, strict=False):
+                candidate.rows.append(row)
+            alive = _quick_enough([candidate for candidate in alive if candidate.rows], seconds)
+            used += 1
+        rungs.append({"configurations": len(alive), "prompts": used})
+        alive = sorted(alive, key=lambda candidate: candidate.bits)[: math.ceil(len(alive) / ETA)]
+        if len(alive) == 1 and used == len(prompts):
             break
-    best = search.alive[0]
+    best = alive[0]
     return Tuned(
         settings=best.settings,
         bits_per_byte=best.bits,
         bits_per_byte_before=fmean(row.bits_per_byte_before for row in best.rows),
         seconds=best.seconds,
-        prompts=len(best.rows),
-        seconds_spent=search.spent,
+        prompts=used,
+        seconds_spent=spent,
         rungs=rungs,
     )
 
@@ -116,75 +122,45 @@ class _Candidate:
         return fmean(row.seconds_total for row in self.rows)
 
 
-@dataclass
-class _Search:
-    measure: Measure
-    prompts: Sequence[Prompt]
-    seconds: float
-    limit: float
-    alive: list[_Candidate]
-    spent: float = 0.0
-    used: int = 0
+def _rows_within(
+    seconds: float, measure: Measure, prompt: Prompt, candidates: Sequence[_Candidate]
+) -> list[Row]:
+    """Rows of the first candidates, until the time is spent."""
+    rows: list[Row] = []
+    for candidate in candidates:
+        if sum(row.seconds_row for row in rows) >= seconds:
+            break
+        rows.append(measure(prompt, candidate.settings))
+    return rows
 
-    def run_rung(self, end: float) -> None:
-        """Run the candidates on more prompts, until about ``end`` seconds are spent in all."""
-        last = 0.0
-        # The very first prompt always runs; any other must fit into the time.
-        while self.used < len(self.prompts) and (not self.used or self.spent + last < end):
-            begun = self.spent
-            self._run_prompt(self.prompts[self.used])
-            last = self.spent - begun
 
-    def _run_prompt(self, prompt: Prompt) -> None:
-        for candidate in rotated(self.alive, self.used):
-            if self.spent >= self.limit:
-                break
-            row = self.measure(prompt, candidate.settings)
-            candidate.rows.append(row)
-            self.spent += row.seconds_row
-        self.used += 1
-        if self.used == 1:
-            self.alive = [candidate for candidate in self.alive if candidate.rows]
-        elif any(len(candidate.rows) < self.used for candidate in self.alive):
-            # Leave out a prompt that only some have run on: all must be compared on the same.
-            self.used -= 1
-            for candidate in self.alive:
-                del candidate.rows[self.used :]
-        quick = [c for c in self.alive if c.seconds <= self.seconds and c.bits < math.inf]
-        if not quick:
-            fastest = min(self.alive, key=lambda candidate: candidate.seconds)
-            raise ConfigError(
-                f"no configuration takes at most {self.seconds:g} s a prompt with a finite loss; "
-                f"the quickest, {config_id(fastest.settings)}, takes {fastest.seconds:.3g} s"
-            )
-        self.alive = quick
+def _quick_enough(candidates: list[_Candidate], seconds: float) -> list[_Candidate]:
+    quick = [c for c in candidates if c.seconds <= seconds and c.bits < math.inf]
+    if not quick:
+        fastest = min(candidates, key=lambda candidate: candidate.seconds)
+        raise ConfigError(
+            f"no configuration takes at most {seconds:g} s a prompt with a finite loss; "
+            f"the quickest, {config_id(fastest.settings)}, takes {fastest.seconds:.3g} s"
+        )
+    return quick
 
 
 def run_tuning(
-    config: Config,
-    inputs: Inputs,
-    results: Path,
-    output: Path,
-    *,
-    seconds: float,
-    limit: float,
-    log: Console,
+    inputs: Inputs, results: Path, output: Path, *, seconds: float, limit: float
 ) -> Tuned:
     """Tune, and write the best configuration to ``output``. Raises what `tune` raises."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    evaluator = inputs.evaluator(config.seed)
+    config, evaluator = inputs.config, inputs.evaluator
     candidates = config.configurations
     evaluator.prepare(candidates)
-    with open_results(results, evaluator.run) as file, progress_bar(log) as bar:
+    with open_results(results, evaluator.run) as file, progress_bar() as bar:
         task = bar.add_task("tuning, seconds", total=limit if limit < math.inf else None)
-        evaluator.remember(file.rows.values())
-        if not file.rows:
-            evaluator.warm_up(inputs.prompts[0], candidates[0])
 
         def measure(prompt: Prompt, settings: Settings) -> Row:
             key = prompt.id, config_id(settings)
             if key not in file.rows:
-                [(row, _)] = evaluator.measure(prompt, [settings])
+                known = [row for row in file.rows.values() if row.prompt == prompt.id]
+                [row] = evaluator.measure_all(prompt, [settings], known)
                 file.append(row)
             row = file.rows[key]
             bar.update(task, advance=row.seconds_row, description=f"tuning, seconds ({key[1]})")

@@ -1,4 +1,1 @@
-"""Many workers: indexing, searching and evaluating with Ray.
-
-Imports ``ttft.evaluation`` and what stands below it.
-"""
+"""Many workers: indexing, searching and evaluating with Ray."""

@@ -8,19 +8,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from hullft_ops._checks import check_integer
 from hullft_ops._extras import needed_by
 from hullft_ops.ttft.errors import ScaleError
-from hullft_ops.ttft.model.loading import load_model
 from hullft_ops.ttft.model.memory import keep_freed_memory
-from hullft_ops.ttft.store.datastore import Datastore
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # Workers return small results, which are fetched at once.
 _OBJECT_STORE_BYTES = 256 << 20
@@ -42,8 +37,7 @@ class Workers:
             last bits of a matrix product depend on it: equal numbers give equal results.
         gpus: GPUs that Ray reserves for each worker; below 1, a share of one.
 
-    Raises:
-        TypeError, ValueError: a number is of the wrong type or out of range.
+    TypeError or ValueError if a number is of the wrong type or out of range.
     """
 
     count: int | None = None
@@ -117,6 +111,7 @@ class Worker:
     def _function(self) -> Callable[[Any], Any]:
         import faiss
 
+        keep_freed_memory()
         torch.set_num_threads(self._threads)
         faiss.omp_set_num_threads(self._threads)
         return self._load(*self._arguments)
@@ -140,15 +135,6 @@ def staff(
     finally:
         for actor in actors:
             ray.kill(actor)
-
-
-def load_model_and_store(
-    model: str | None, store: Path, device: str, *, allow_missing_weights: bool
-) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, Datastore]":
-    """What a worker adapts. The driver has verified the datastore."""
-    keep_freed_memory()
-    loaded = load_model(model, device, allow_missing_weights=allow_missing_weights)
-    return *loaded, Datastore.open(store, verify=False)
 
 
 def found_anywhere(name: str) -> str:

@@ -7,22 +7,18 @@ from hullft_ops.ttft.errors import ScaleError
 from hullft_ops.ttft.experts.build import Task, TrainExperts
 from hullft_ops.ttft.experts.expert_trainer import ExpertTrainer
 from hullft_ops.ttft.experts.folder import Manifest, fingerprint, store_digest
-from hullft_ops.ttft.scale.cluster import (
-    Workers,
-    cluster,
-    completed,
-    found_anywhere,
-    load_model_and_store,
-    staff,
-)
+from hullft_ops.ttft.model.loading import load_model
+from hullft_ops.ttft.scale.cluster import Workers, cluster, completed, found_anywhere, staff
+from hullft_ops.ttft.store.datastore import Datastore
 
 
 def load_training(
     model: str | None, path: Path, device: str, manifest: Manifest
 ) -> Callable[[Task], dict[str, bytes]]:
     """What a worker does: the files of an expert, trained on the texts at some positions."""
-    # The driver has loaded the model, whatever weights it lacks.
-    loaded, tokenizer, store = load_model_and_store(model, path, device, allow_missing_weights=True)
+    # The driver has loaded the model, whatever weights it lacks, and verified the datastore.
+    loaded, tokenizer = load_model(model, device, allow_missing_weights=True)
+    store = Datastore.open(path, verify=False)
     found = fingerprint(loaded), store_digest(store)
     wanted = manifest.fingerprint, manifest.store
     if found != wanted:

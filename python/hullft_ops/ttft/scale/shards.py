@@ -28,13 +28,10 @@ def load_shard(path: Path, first: int, stop: int) -> Callable[[tuple[np.ndarray,
 
 
 class ShardedStore:
-    """A `Store` that workers search. `sharded` makes it.
+    """A `Store` that workers search, made by `sharded`. It finds what one process finds, ties too.
 
-    It finds what exact search in one process finds, ties included. This process reads the texts
-    and embeddings that a search finds.
-
-    Attributes:
-        datastore: the datastore itself, for metadata and `Datastore.filter`. It searches here.
+    This process reads the texts and embeddings that a search finds. ``datastore`` is for metadata
+    and `Datastore.filter`.
     """
 
     def __init__(self, store: Datastore, actors: Sequence[Any]) -> None:
