@@ -15,7 +15,6 @@ from hullft_ops.ttft._files import UUID, crc32_of, sync, write_durably
 
 FORMAT = "hullft_ops.datastore"
 FORMAT_VERSION = 2
-METRIC = "inner_product"
 MANIFEST_FILE = "manifest.json"
 JOURNAL_FILE = "journal.json"
 EMBEDDINGS_FILE = "embeddings.f32"
@@ -31,7 +30,7 @@ _INDEX_FILE = re.compile(rf"index-{UUID}\.faiss")
 OWN_FILES = re.compile("|".join(p.pattern for p in (_SHARD_FILE, _EMBEDDINGS_FILE, _INDEX_FILE)))
 OWN_PARTIALS = re.compile(rf"\.(?:manifest|journal)\.json\.{UUID}\.partial")
 
-# Types of fields: `parsed` accepts integers of that range, and strings and files of that name.
+# Types of fields: `parsed` accepts integers in a range, and strings and files whose name matches.
 _Count = Annotated[int, range(_MAX_COUNT + 1)]
 _Dim = Annotated[int, range(1, 2**31)]
 _Directory = Annotated[str, OWN_DIRECTORIES]
@@ -95,13 +94,13 @@ class Manifest:
     embeddings: Annotated[DataFile, _EMBEDDINGS_FILE]
     sources: tuple[dict[str, Any], ...] = ()  # for each shard, what was read and left out
     index: SearchIndex = SearchIndex()
-    metric: str = METRIC
+    metric: str = "inner_product"
     format: str = FORMAT
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
         count, vectors, index = self.count, self.embeddings, self.index
-        _check(self.metric == METRIC, "metric", repr(METRIC), self.metric)
+        _check(self.metric == "inner_product", "metric", "'inner_product'", self.metric)
         _check(sum(s.count for s in self.shards) == count, "count", "the sum over shards", count)
         if (vectors.count, vectors.bytes) != (count, count * self.dim * 4):
             raise ValueError(
@@ -113,11 +112,11 @@ class Manifest:
         for source in self.sources:
             _check_source(source)
         _check(0 <= index.recall <= 1, "index.recall", "from 0 to 1", index.recall)
+        rows, wanted = index.file and index.file.count, None if index.kind == "flat" else count
+        _check(rows == wanted, "index.file.count", str(wanted), rows)
         if index.kind != "flat":
             for name, most in (("lists", count), ("probes", index.lists), ("candidates", count)):
                 _check_count(f"index.{name}", getattr(index, name), range(1, most + 1))
-            rows = index.file and index.file.count
-            _check(rows == count, "index.file.count", str(count), rows)
 
     @property
     def files(self) -> list[DataFile]:
