@@ -7,7 +7,6 @@ import json
 import os
 import re
 import warnings
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 import hullft_ops
 from hullft_ops._checks import check_integer
 from hullft_ops.ttft._files import UUID, alone_in, replacing
-from hullft_ops.ttft.fingerprint import bytes_of, sampled_digest, weights_digest
+from hullft_ops.ttft.fingerprint import sampled_digest, weights_digest
 from hullft_ops.ttft.model.snapshot import put
 
 DEFAULT_BYTES = 4 << 30
@@ -53,8 +52,7 @@ class AdaptationCache:
         check_integer("TestTimeFinetuner", "cache_bytes", self.limit, 0, 1 << 63)
         own = set(map(id, self.trained))
         self._named = {name: p for name, p in self.model.named_parameters() if id(p) in own}
-        self._folder = None if self.folder is None else Path(self.folder)
-        if self._folder is None:
+        if self.folder is None:
             return
         size = sum(p.nbytes for p in self.trained)
         if size > self.limit:
@@ -62,11 +60,11 @@ class AdaptationCache:
                 f"TestTimeFinetuner: cache_bytes must be at least {size}, the bytes of the trained "
                 f"parameters, got {self.limit}"
             )
-        self._folder.mkdir(parents=True, exist_ok=True)
+        Path(self.folder).mkdir(parents=True, exist_ok=True)
 
     def key(self, support: "Support", refreshes: Sequence[int]) -> str | None:
         """The name of an entry; None if nothing is kept. Call it before the model changes."""
-        if self._folder is None or not support.indices:
+        if self.folder is None or not support.indices:
             return None
         # All bytes are read once. This notices a model that was trained further in between.
         digest = sampled_digest(self.model)
@@ -88,9 +86,9 @@ class AdaptationCache:
 
         Returns losses, steps on each text, and whether they come from an entry.
         """
-        if self._folder is None or key is None:
+        if self.folder is None or key is None:
             return *train(), False
-        entry = self._folder / f"{key}.safetensors"
+        entry = Path(self.folder) / f"{key}.safetensors"
         losses = self._read(entry)
         if losses is not None:
             return losses, list(counts), True
@@ -111,7 +109,13 @@ class AdaptationCache:
         adapters = {n: c.to_dict() for n, c in getattr(model, "peft_config", {}).items()}
         versions = [hullft_ops.__version__, torch.__version__, transformers.__version__]
         attention = getattr(model.config, "_attn_implementation", None)
-        about = [weights_digest(model), type(model).__name__, config, attention, adapters]
+        about = [
+            weights_digest(model.state_dict()),
+            type(model).__name__,
+            config,
+            attention,
+            adapters,
+        ]
         about += [model.device.type, list(self._named), self.settings, versions]
         return json.dumps(about, sort_keys=True, default=_plain)
 
@@ -124,7 +128,7 @@ class AdaptationCache:
                 about = json.loads(file.metadata()[_ABOUT])
                 tensors = {name: file.get_tensor(name) for name in self._named}
             losses: list[float] = about["losses"]
-            if _checksum(tensors) != about["crc32"]:
+            if weights_digest(tensors) != about["sha256"]:
                 raise ValueError("its checksum is wrong")
         except FileNotFoundError:
             return None
@@ -143,7 +147,7 @@ class AdaptationCache:
         from safetensors.torch import save_file
 
         tensors = {name: p.detach().contiguous() for name, p in self._named.items()}
-        about = json.dumps({"crc32": _checksum(tensors), "losses": losses})
+        about = json.dumps({"sha256": weights_digest(tensors), "losses": losses})
         try:
             with alone_in(entry.parent), replacing(entry) as partial:
                 # Of processes that were killed while they wrote: nobody else writes now.
@@ -159,23 +163,13 @@ class AdaptationCache:
         if size > self.limit:
             raise OSError(f"it has {size} bytes, cache_bytes is {self.limit}")
         others = [p for p in entry.parent.iterdir() if _ENTRY.fullmatch(p.name) and p != entry]
-        found = sorted((p.stat().st_mtime_ns, p.stat().st_size, p) for p in others)
-        total = size + sum(one for _, one, _ in found)
-        for _, one, path in found:
-            if total <= self.limit:
-                return
-            path.unlink()
-            total -= one
+        # From the last that was used to the first.
+        for other in sorted(others, key=lambda p: p.stat().st_mtime_ns, reverse=True):
+            size += other.stat().st_size
+            if size > self.limit:
+                other.unlink()
 
 
 def _plain(value: object) -> object:
     # The order of a set differs from process to process.
     return sorted(map(str, value)) if isinstance(value, set) else str(value)
-
-
-def _checksum(tensors: Mapping[str, torch.Tensor]) -> int:
-    value = 0
-    for name, tensor in tensors.items():
-        value = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}".encode(), value)
-        value = zlib.crc32(bytes_of(tensor), value)
-    return value

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 from hullft_ops._checks import check_integer
 from hullft_ops.ttft._files import writing_folder
-from hullft_ops.ttft.experts.folder import BEFORE, LORA_A, LORA_B, adapter_files
+from hullft_ops.ttft.experts.folder import BEFORE, LORA_A, LORA_B, Factors, adapter_files
 from hullft_ops.ttft.model.gguf import no_bars
 from hullft_ops.ttft.model.scoring import score_text
 from hullft_ops.ttft.model.snapshot import ModelSnapshot, put
@@ -37,22 +37,6 @@ class SavedAdapter:
     share: float
     left_out: list[str]
     bits_per_byte: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Fitted:
-    """The LoRA of a layer: ``b @ a``, float32, changes its weight ``[out, in]``."""
-
-    layer: str
-    is_transposed: bool
-    b: torch.Tensor
-    a: torch.Tensor
-
-    @property
-    def change(self) -> torch.Tensor:
-        """In the shape that the weight is stored in."""
-        product = self.b @ self.a
-        return product.T if self.is_transposed else product
 
 
 @dataclass(frozen=True)
@@ -82,13 +66,13 @@ class AdaptedModel:
         with writing_folder(path, overwrite=overwrite) as folder:
             # First, because it refuses a text that cannot be scored.
             adapted = None if text is None else self._score(text)
-            share, left_out, fitted = 1.0, list[str](), dict[int, _Fitted]()
+            share, left_out, fitted = 1.0, list[str](), dict[int, Factors]()
             if rank is None:
                 self._write_trained(folder, str(adapter), base_model)
             else:
                 rank = check_integer("save_adapter", "rank", rank, 1)
                 fitted, share, left_out = self._fit(rank)
-                _write_lora(folder, fitted.values(), rank, base_model or self.model.name_or_path)
+                self._write_lora(folder, fitted, rank, base_model or self.model.name_or_path)
             scores = {}
             if text is not None and adapted is not None:
                 with self._holding(self.snapshot.saved):
@@ -142,13 +126,13 @@ class AdaptedModel:
                 f"{len(outside)} others, for example {outside[0]}"
             )
 
-    def _fit(self, rank: int) -> tuple[dict[int, _Fitted], float, list[str]]:
-        """The LoRA by the id of each parameter, the share that it keeps, and what it leaves out."""
-        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+    def _fit(self, rank: int) -> tuple[dict[int, Factors], float, list[str]]:
+        """The factors by parameter's id, the share that they keep, and what they leave out."""
         layers = _layers(self.model, self.trained)
         if not layers:
             raise ValueError("save_adapter: no trained parameter fits into a LoRA")
-        fitted: dict[int, _Fitted] = {}
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        fitted: dict[int, Factors] = {}
         left_out: list[str] = []
         total = lost = 0.0
         for parameter, before in zip(self.trained, self.snapshot.saved, strict=True):
@@ -156,19 +140,38 @@ class AdaptedModel:
             squared = float(difference.square().sum())
             total += squared
             if id(parameter) in layers:
-                name, is_transposed = layers[id(parameter)]
-                factors = _low_rank(difference.T if is_transposed else difference, rank)
-                found = fitted[id(parameter)] = _Fitted(name, is_transposed, *factors)
-                lost += float((difference - found.change.double()).square().sum())
+                found = fitted[id(parameter)] = _low_rank(difference, rank)
+                lost += float((difference - (found.b @ found.a).double()).square().sum())
             elif squared:
                 lost += squared
                 left_out.append(names[id(parameter)])
         return fitted, 1 - lost / total if total else 1.0, left_out
 
-    def _with_changes(self, fitted: dict[int, _Fitted]) -> Iterator[torch.Tensor]:
+    def _write_lora(
+        self, folder: Path, fitted: dict[int, Factors], rank: int, base_model: str | None
+    ) -> None:
+        weights: dict[str, torch.Tensor] = {}
+        layers = _layers(self.model, self.trained)
+        for parameter, (name, is_transposed) in layers.items():
+            b, a, _ = fitted[parameter]
+            weights[f"{BEFORE}{name}{LORA_A}"] = b.T if is_transposed else a
+            weights[f"{BEFORE}{name}{LORA_B}"] = a.T if is_transposed else b
+        config = {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "r": rank,
+            "lora_alpha": rank,
+            "bias": "none",
+            "target_modules": sorted(name for name, _ in layers.values()),
+            "fan_in_fan_out": any(is_transposed for _, is_transposed in layers.values()),
+            "base_model_name_or_path": base_model,
+        }
+        _write(folder, config, weights)
+
+    def _with_changes(self, fitted: dict[int, Factors]) -> Iterator[torch.Tensor]:
         for parameter, before in zip(self.trained, self.snapshot.saved, strict=True):
             found = fitted.get(id(parameter))
-            yield before if found is None else before + found.change
+            yield before if found is None else before + found.b @ found.a
 
     @contextmanager
     def _holding(self, values: Iterable[torch.Tensor]) -> Iterator[None]:
@@ -209,9 +212,9 @@ def _layers(model: nn.Module, trained: Sequence[nn.Parameter]) -> dict[int, tupl
     }
 
 
-def _low_rank(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The best approximation of a float64 matrix ``[m, n]``, as float32 ``[m, rank]`` times
-    ``[rank, n]``, by the singular value decomposition. Zeros fill up the factors if need be."""
+def _low_rank(matrix: torch.Tensor, rank: int) -> Factors:
+    """The best approximation of a float64 matrix by factors of that rank, in float32, by the
+    singular value decomposition. Zeros fill up the factors if need be."""
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     # The singular vectors of the shorter side. In float64 the square costs nothing that counts.
     _, vectors = torch.linalg.eigh(wide @ wide.T)
@@ -221,24 +224,7 @@ def _low_rank(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tens
     scale = right.norm(dim=1).sqrt()
     scale[scale == 0] = 1
     left, right = (left * scale).float(), (right / scale[:, None]).float()
-    return (left, right) if wide is matrix else (right.T, left.T)
-
-
-def _write_lora(folder: Path, fitted: Iterable[_Fitted], rank: int, base_model: str | None) -> None:
-    layers = sorted(fitted, key=lambda one: one.layer)
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "r": rank,
-        "lora_alpha": rank,
-        "bias": "none",
-        "target_modules": [one.layer for one in layers],
-        "fan_in_fan_out": any(one.is_transposed for one in layers),
-        "base_model_name_or_path": base_model,
-    }
-    weights = {f"{BEFORE}{one.layer}{LORA_A}": one.a for one in layers}
-    weights |= {f"{BEFORE}{one.layer}{LORA_B}": one.b for one in layers}
-    _write(folder, config, weights)
+    return Factors(left, right, 1.0) if wide is matrix else Factors(right.T, left.T, 1.0)
 
 
 def _write(folder: Path, config: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:

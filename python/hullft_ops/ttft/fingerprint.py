@@ -1,7 +1,7 @@
 """What tells the weights of one model from those of another."""
 
 import hashlib
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -20,14 +20,12 @@ def sampled_digest(model: nn.Module) -> "hashlib._Hash":
     return digest
 
 
-def weights_digest(model: nn.Module) -> str:
-    """The SHA-256 of every byte of the parameters and buffers, in hexadecimal."""
+def weights_digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """The SHA-256 of names, dtypes, shapes and every byte of the tensors, in hexadecimal."""
     digest = hashlib.sha256()
-    for tensor in model.state_dict().values():
-        digest.update(bytes_of(tensor))
+    for name, tensor in tensors.items():
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        # Without a copy, if it lies on the CPU in one piece.
+        plain = tensor.detach().cpu().contiguous()
+        digest.update(plain.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def bytes_of(tensor: torch.Tensor) -> Any:
-    """The tensor's bytes as an array, without a copy if it lies on the CPU in one piece."""
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()

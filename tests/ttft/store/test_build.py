@@ -242,8 +242,7 @@ def test_appending_what_is_there_changes_nothing(source, embedder, tmp_path):
     assert len(files(tmp_path / "store")) == 3
 
 
-def test_repeated_texts_are_known_however_long_ago_they_came(monkeypatch):
-    monkeypatch.setattr(passage_rows, "_RECENT", 4)
+def test_repeated_texts_are_known_however_long_ago_they_came():
     numbers, seen, known = random.Random(0), passage_rows.SeenTexts(), set()
     for _ in range(1000):
         text = str(numbers.randrange(400))

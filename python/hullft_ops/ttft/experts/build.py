@@ -1,12 +1,13 @@
 """Building experts: one for each cluster of a datastore, and going on after a kill."""
 
+import copy
 import re
 import shutil
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,12 +23,15 @@ from hullft_ops._extras import needed_by
 from hullft_ops.collect_env import versions_of
 from hullft_ops.ttft._files import UUID, sha256_of, staging_folder, sync, write_durably
 from hullft_ops.ttft._progress import progress_bar
-from hullft_ops.ttft.experts.expert_trainer import ExpertTrainer
+from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.experts.folder import (
     CENTROIDS_FILE,
+    DIFFERENCE_FILE,
     MAX_EXPERTS,
+    Clusters,
     Experts,
     Manifest,
+    adapter_files,
     check_plain,
     checked_file,
     checked_files,
@@ -38,17 +42,16 @@ from hullft_ops.ttft.experts.folder import (
 from hullft_ops.ttft.model.causal import check_causal
 from hullft_ops.ttft.model.context import context_length
 from hullft_ops.ttft.model.exclusive import Claim
+from hullft_ops.ttft.model.memory import out_of_memory_explained
+from hullft_ops.ttft.retrieval.support import MIN_TOKENS
 from hullft_ops.ttft.store.base import Store
 from hullft_ops.ttft.store.format import MANIFEST_FILE
 from hullft_ops.ttft.store.writer import locked
-from hullft_ops.ttft.training.checks import autocast_dtype
+from hullft_ops.ttft.training.checks import autocast_dtype, trainable_parameters
+from hullft_ops.ttft.training.steps import StageClock
+from hullft_ops.ttft.training.trainer import SupportTrainer
 
 _FUNCTION = "build_experts"
-_MAX_RANK = 4096
-_ROUNDS = 25
-# As many texts for each cluster decide its place; the others only join a cluster.
-_SAMPLE = 256
-_PACKAGES = ("hullft_ops", "faiss-cpu", "peft", "torch", "transformers")
 # What a killed build leaves behind. A person would not choose such a name.
 _PARTIAL = re.compile(
     rf"\.(?:[0-9]{{4}}|{re.escape(MANIFEST_FILE)}|{re.escape(CENTROIDS_FILE)})\.{UUID}\.partial"
@@ -82,24 +85,21 @@ def build_experts(
     An expert is a LoRA adapter on all linear layers but the head, trained from the base model in
     one epoch over its cluster's texts, nearest to the centroid first. Adam takes one step on each
     text; its rate falls linearly to 0. Texts of fewer than 2 tokens are left out; a cluster of only
-    such texts gets an expert that changes nothing.
+    such texts gets an expert that changes nothing. Other threads may not use the model meanwhile.
 
-    The model itself is never written to, but other threads may not use it meanwhile. Each expert's
-    folder appears whole. After a kill at any moment, the same call trains the missing experts.
-    With one thread, the files have the same bits as without the kill.
+    Each expert's folder appears whole. After a kill at any moment, the same call trains the missing
+    experts. With one thread, the files have the same bits as without the kill.
 
     Args:
-        model, tokenizer: the base model, with plain weights in floating point, and its tokenizer.
-        store: the texts and their embeddings.
+        model: the base model, with plain weights in floating point.
         path: the folder to create, or one with experts of the same settings to finish.
         clusters: number of experts, at most one for each text.
         rank: rank of each adapter.
         passages: train on at most so many texts of a cluster; None for all.
         lr: Adam's learning rate at the first step.
         max_length, dtype: as in `TestTimeFinetuner`. The experts stay in float32.
-        full: train all parameters with ``requires_grad`` in place of adapters, and keep the
-            differences of the weights. Each expert is then as large as the model, and training
-            takes four times the model's memory besides.
+        full: train all parameters with ``requires_grad``, and keep the differences of the weights.
+            Each expert is then as large as the model, and training takes four times that besides.
         seed: chooses the clusters and the adapters' first values.
         console: shows the progress; None shows none.
         train: trains experts elsewhere, for example `hullft_ops.ttft.scale.experts.ray_training`;
@@ -116,7 +116,7 @@ def build_experts(
         OSError, torch.OutOfMemoryError: disk or memory is full. The same call continues.
     """
     clusters = check_integer(_FUNCTION, "clusters", clusters, 1, MAX_EXPERTS)
-    rank = check_integer(_FUNCTION, "rank", rank, 1, _MAX_RANK)
+    rank = check_integer(_FUNCTION, "rank", rank, 1, 4096)
     seed = check_integer(_FUNCTION, "seed", seed, 0)
     if passages is not None:
         passages = check_integer(_FUNCTION, "passages", passages, 1)
@@ -133,6 +133,14 @@ def build_experts(
     check_causal(_FUNCTION, model, tokenizer)
     autocast = autocast_dtype(_FUNCTION, dtype, model.device)
     path = Path(path)
+
+    def train_here(
+        manifest: Manifest, tasks: list[Task]
+    ) -> Generator[tuple[int, dict[str, bytes]]]:
+        trainer = ExpertTrainer(model, tokenizer, store, manifest)
+        for expert, positions in tasks:
+            yield expert, trainer.files(expert, positions)
+
     with Claim(model, list(model.parameters())):
         manifest = Manifest(
             kind="full" if full else "lora",
@@ -150,95 +158,15 @@ def build_experts(
             passages=passages,
             max_length=context_length(_FUNCTION, model, tokenizer, max_length),
             dtype=None if autocast is None else "bfloat16",
-            versions=versions_of(_PACKAGES),
+            versions=versions_of(("hullft_ops", "faiss-cpu", "peft", "torch", "transformers")),
         )
-        with _opened(path, manifest) as build:
-            _train(build, store, train or _training_here(model, tokenizer, store), console)
+        with _opened(path, manifest) as begun:
+            _fill(path, begun, store, train or train_here, console or Console(quiet=True))
     return Experts.open(path)
 
 
-def _train(build: "_Build", store: Store, train: TrainExperts, console: Console | None) -> None:
-    """Train the experts that are not there, and finish the folder."""
-    groups = build.clusters(store)
-    limit = build.manifest.passages
-    sizes = [size if limit is None else min(size, limit) for size in groups.sizes.tolist()]
-    missing = [expert for expert in range(len(sizes)) if not build.has(expert)]
-    rest = sum(sizes[expert] for expert in missing)
-    with progress_bar(console or Console(quiet=True), shown=console is not None) as bar:
-        task = bar.add_task("training experts", total=sum(sizes), completed=sum(sizes) - rest)
-        tasks = [(expert, groups.texts_of(expert)) for expert in missing]
-        with closing(train(build.manifest, tasks)) as trained:
-            for expert, files in trained:
-                build.add(expert, files)
-                bar.advance(task, sizes[expert])
-    build.finish()
-
-
-def _training_here(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", store: Store
-) -> TrainExperts:
-    def train(manifest: Manifest, tasks: list[Task]) -> Generator[tuple[int, dict[str, bytes]]]:
-        if not tasks:
-            return
-        trainer = ExpertTrainer(model, tokenizer, store, manifest)
-        for expert, positions in tasks:
-            yield expert, trainer.files(expert, positions)
-
-    return train
-
-
-@dataclass
-class _Build:
-    """A folder of experts that are being built. Only one process at a time has it open."""
-
-    path: Path
-    manifest: Manifest
-
-    def clusters(self, store: Store) -> "Clusters":
-        """The clusters on the disk, or new ones that are there when this returns."""
-        manifest, file = self.manifest, self.path / CENTROIDS_FILE
-        if CENTROIDS_FILE in manifest.files:
-            return Clusters(**load_file(checked_file(self.path, manifest, CENTROIDS_FILE)))
-        found = spherical_clusters(store.embeddings, manifest.clusters, manifest.seed)
-        write_durably(file, save(vars(found)))
-        self._record({CENTROIDS_FILE: sha256_of(file)})
-        return found
-
-    def has(self, expert: int) -> bool:
-        """Whether the expert is there. ValueError if a file of it is damaged."""
-        folder = self.path / folder_of(expert)
-        try:
-            return folder.exists() and bool(checked_files(self.path, self.manifest, expert))
-        except ValueError as error:
-            raise ValueError(
-                f"{_FUNCTION}: {error}: delete {folder} to have it built again"
-            ) from error
-
-    def add(self, expert: int, files: dict[str, bytes]) -> None:
-        """Write an expert. A kill leaves all of it or nothing that counts."""
-        folder = self.path / folder_of(expert)
-        with staging_folder(folder) as staged:
-            for name, content in files.items():
-                write_durably(staged / name, content)
-            # First the checksums: a folder that is in place can always be verified.
-            self._record({f"{folder.name}/{name}": sha256_of(staged / name) for name in files})
-            staged.rename(folder)
-        sync(self.path)
-
-    def finish(self) -> None:
-        """Let `Experts.open` open the folder."""
-        self.manifest = replace(self.manifest, finished=True)
-        self.manifest.write(self.path)
-
-    def _record(self, sums: dict[str, str]) -> None:
-        # Workers may finish in any order.
-        files = dict(sorted((self.manifest.files | sums).items()))
-        self.manifest = replace(self.manifest, files=files)
-        self.manifest.write(self.path)
-
-
 @contextmanager
-def _opened(path: Path, asked: Manifest) -> Iterator[_Build]:
+def _opened(path: Path, asked: Manifest) -> Iterator[Manifest]:
     """A new folder for such experts, or one that was begun with the same settings."""
     if path.exists() and not path.is_dir():
         raise FileExistsError(f"{_FUNCTION}: {path} exists and is not a folder")
@@ -255,7 +183,7 @@ def _opened(path: Path, asked: Manifest) -> Iterator[_Build]:
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         if not begun:
             asked.write(path)
-        yield _Build(path, manifest)
+        yield manifest
 
 
 def _begun(path: Path, asked: Manifest) -> Manifest:
@@ -277,6 +205,55 @@ def _begun(path: Path, asked: Manifest) -> Manifest:
     return built
 
 
+def _fill(
+    path: Path, manifest: Manifest, store: Store, train: TrainExperts, console: Console
+) -> None:
+    """Add what the folder lacks: clusters, experts and the finished manifest."""
+    if CENTROIDS_FILE in manifest.files:
+        groups = Clusters(**load_file(checked_file(path, manifest, CENTROIDS_FILE)))
+    else:
+        groups = spherical_clusters(store.embeddings, manifest.clusters, manifest.seed)
+        write_durably(path / CENTROIDS_FILE, save(vars(groups)))
+        manifest = _recorded(path, manifest, {CENTROIDS_FILE: path / CENTROIDS_FILE})
+    sizes = groups.sizes.clamp(max=manifest.passages or len(groups.texts)).tolist()
+    tasks = [(n, groups.texts_of(n)) for n in range(len(sizes)) if not _has(path, manifest, n)]
+    done = sum(sizes) - sum(sizes[expert] for expert, _ in tasks)
+    with progress_bar(console, shown=not console.quiet) as bar:
+        task = bar.add_task("training experts", total=sum(sizes), completed=done)
+        with closing(train(manifest, tasks)) as trained:
+            for expert, files in trained if tasks else ():
+                folder = path / folder_of(expert)
+                # A kill leaves all of the expert, or nothing that counts.
+                with staging_folder(folder) as staged:
+                    for name, content in files.items():
+                        write_durably(staged / name, content)
+                    # First the checksums: a folder that is in place can always be verified.
+                    written = {f"{folder.name}/{name}": staged / name for name in files}
+                    manifest = _recorded(path, manifest, written)
+                    staged.rename(folder)
+                sync(path)
+                bar.advance(task, sizes[expert])
+    replace(manifest, finished=True).write(path)
+
+
+def _has(path: Path, manifest: Manifest, expert: int) -> bool:
+    """Whether the expert is there. ValueError if a file of it is damaged."""
+    folder = path / folder_of(expert)
+    try:
+        return folder.exists() and bool(checked_files(path, manifest, expert))
+    except ValueError as error:
+        raise ValueError(f"{_FUNCTION}: {error}: delete {folder} to have it built again") from error
+
+
+def _recorded(path: Path, manifest: Manifest, files: dict[str, Path]) -> Manifest:
+    """The manifest with the checksums of more files, on the disk."""
+    sums = manifest.files | {name: sha256_of(file) for name, file in files.items()}
+    # Workers may finish in any order.
+    manifest = replace(manifest, files=dict(sorted(sums.items())))
+    manifest.write(path)
+    return manifest
+
+
 def _fan_in_fan_out(model: "PreTrainedModel") -> bool:
     """Whether the weights that adapters change are ``[in, out]``, as those of GPT-2."""
     from transformers.pytorch_utils import Conv1D
@@ -292,21 +269,6 @@ def _fan_in_fan_out(model: "PreTrainedModel") -> bool:
     return kinds.pop()
 
 
-@dataclass(frozen=True)
-class Clusters:
-    """A datastore's texts in groups, each with one text at least."""
-
-    centroids: torch.Tensor  # float32 [C, dim], means of unit vectors, not normalised
-    sizes: torch.Tensor  # int64 [C], the number of texts in each
-    # int64 [count], positions cluster by cluster, nearest to the centroid first
-    texts: torch.Tensor
-
-    def texts_of(self, cluster: int) -> list[int]:
-        """The positions of a cluster's texts, nearest to its centroid first."""
-        found: list[int] = torch.split(self.texts, self.sizes.tolist())[cluster].tolist()
-        return found
-
-
 def spherical_clusters(embeddings: torch.Tensor, clusters: int, seed: int) -> Clusters:
     """Cluster unit vectors, float32 ``[count, dim]``, by their inner products, with FAISS."""
     with needed_by(_FUNCTION):
@@ -316,12 +278,13 @@ def spherical_clusters(embeddings: torch.Tensor, clusters: int, seed: int) -> Cl
     kmeans = faiss.Kmeans(
         matrix.shape[1],
         clusters,
-        niter=_ROUNDS,
+        niter=25,
         spherical=True,
         seed=seed,
         # A small datastore has fewer; FAISS would warn.
         min_points_per_centroid=1,
-        max_points_per_centroid=_SAMPLE,
+        # As many texts for each cluster decide its place; the others only join a cluster.
+        max_points_per_centroid=256,
     )
     kmeans.train(matrix)
     scores, nearest = kmeans.assign(matrix)
@@ -347,3 +310,89 @@ def _none_empty(nearest: np.ndarray, scores: np.ndarray, clusters: int) -> np.nd
         sizes[labels[text]] -= 1
         labels[text], sizes[empty] = empty, 1
     return labels
+
+
+class ExpertTrainer:
+    """Trains one expert after the other, each from the base model."""
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        store: Store,
+        manifest: Manifest,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._store = store
+        self._manifest = manifest
+        self._full = manifest.kind == "full"
+        self._base: list[torch.Tensor] = [*trainable_parameters(model)]
+        self._copy: Any = copy.deepcopy(model) if self._full else _with_adapter(model, manifest)
+        self._trained = trainable_parameters(self._copy)
+        self._clock = StageClock(model.device)
+        self._trainer = SupportTrainer(
+            self._copy,
+            self._trained,
+            lr=manifest.lr,
+            order="grouped",
+            schedule="linear",
+            max_grad_norm=None,
+            autocast=None if manifest.dtype is None else torch.bfloat16,
+        )
+
+    def files(self, expert: int, positions: list[int]) -> dict[str, bytes]:
+        """The expert's files. It is trained on the texts at these positions."""
+        self._reset(expert)
+        manifest, texts = self._manifest, dict[int, list[int]]()
+        for position in positions:
+            if len(texts) == manifest.passages:
+                break
+            text = self._store.texts[position]
+            tokens = self._tokenizer(text, truncation=True, max_length=manifest.max_length)
+            if len(tokens["input_ids"]) >= MIN_TOKENS:
+                texts[position] = list(tokens["input_ids"])
+        once = [1] * len(texts)
+        try:
+            with out_of_memory_explained("out of memory while training experts: lower max_length"):
+                self._trainer.train([*texts.values()], [*texts], once, once, self._clock)
+        except NonFiniteLossError as error:
+            raise NonFiniteLossError(
+                f"{_FUNCTION}: cluster {expert}: a loss is not finite: lower lr"
+            ) from error
+        if not self._full:
+            from peft import get_peft_model_state_dict
+
+            config = self._copy.peft_config["default"].to_dict()
+            return adapter_files(config, get_peft_model_state_dict(self._copy))
+        names = [name for name, p in self._copy.named_parameters() if p.requires_grad]
+        pairs = zip(names, self._trained, self._base, strict=True)
+        return {DIFFERENCE_FILE: save({n: (p - base).detach() for n, p, base in pairs})}
+
+    @torch.no_grad()
+    def _reset(self, expert: int) -> None:
+        """Make the copy the base model again, with new adapters."""
+        if self._full:
+            torch._foreach_copy_([*self._trained], self._base)
+            return
+        device = self._copy.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed((self._manifest.seed << 16) + expert)
+            for module in self._copy.modules():
+                if hasattr(module, "reset_lora_parameters"):
+                    module.reset_lora_parameters("default", True)
+
+
+def _with_adapter(model: "PreTrainedModel", manifest: Manifest) -> Any:
+    """A PEFT model around a copy of the model that shares its weights, but not their flags."""
+    with needed_by(_FUNCTION):
+        from peft import LoraConfig, TaskType, get_peft_model
+
+    shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
+    config = LoraConfig(
+        r=manifest.rank,
+        lora_alpha=manifest.rank,
+        target_modules="all-linear",
+        fan_in_fan_out=manifest.fan_in_fan_out,
+        task_type=TaskType.CAUSAL_LM,
+    )
+    return get_peft_model(copy.deepcopy(model, shared), config)

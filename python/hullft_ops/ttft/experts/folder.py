@@ -10,10 +10,10 @@ centroids.safetensors               "centroids" float32 [C, dim], "sizes" int64 
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save
@@ -27,8 +27,8 @@ from hullft_ops.ttft.fingerprint import sampled_digest
 from hullft_ops.ttft.store.base import Store
 from hullft_ops.ttft.store.format import (
     MANIFEST_FILE,
-    check_count,
-    read_json,
+    manifest_values,
+    parsed,
     refuse_link,
     write_json_durably,
 )
@@ -51,12 +51,12 @@ MAX_EXPERTS = 10_000
 class Manifest:
     """What experts were built from, and their files."""
 
-    kind: str  # "lora" (adapters) or "full" (differences of weights)
+    kind: Annotated[str, ("lora", "full")]  # adapters, or differences of weights
     model: str  # the base model's name or directory; may be empty
     fingerprint: str  # names the base model's weights
     store: str  # names the datastore's content
     embedder: str
-    clusters: int  # number of experts
+    clusters: Annotated[int, range(1, MAX_EXPERTS + 1)]  # number of experts
     rank: int  # of each adapter; 0 if ``kind`` is "full"
     scale: float  # factor on each adapter's product
     fan_in_fan_out: bool  # whether the adapted weights are ``[in, out]``, as GPT-2's
@@ -66,7 +66,8 @@ class Manifest:
     max_length: int  # tokens of a text, at most
     dtype: str | None  # "bfloat16" if they were trained under autocast
     versions: dict[str, str | None]  # of the packages that decide the numbers
-    files: dict[str, str] = field(default_factory=dict)  # SHA-256 by the path in the folder
+    # by the path in the folder
+    files: Annotated[dict[str, str], "an object of SHA-256 sums"] = field(default_factory=dict)
     finished: bool = False
     format: str = FORMAT
     format_version: int = FORMAT_VERSION
@@ -77,33 +78,15 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
-        """The manifest in ``folder``. FileNotFoundError if there is no such folder, ValueError if
-        it holds no experts, or experts of another format version."""
-        if not folder.exists():
-            raise FileNotFoundError(f"no experts at {folder}")
-        file = folder / MANIFEST_FILE
-        refuse_link(file)
-        if not file.is_file():
-            raise ValueError(f"{folder} holds no experts: it has no {MANIFEST_FILE}")
-        values = read_json(file)
-        if values.get("format") != FORMAT:
-            raise ValueError(f"{folder} holds no experts: {file} lacks format {FORMAT!r}")
+        """The manifest in ``folder``. Raises as `manifest_values`, and a ValueError if a field is
+        wrong or the format has another version."""
+        values = manifest_values(folder, FORMAT, "experts", "holds no experts")
         if values.get("format_version") != FORMAT_VERSION:
             raise ValueError(
                 f"{folder} has format version {values.get('format_version')!r} of experts, this "
                 f"package reads version {FORMAT_VERSION}: build them again"
             )
-        odd = sorted(values.keys() ^ {one.name for one in fields(cls)})
-        if odd:
-            raise ValueError(f"{file}: its fields differ from a manifest's in {odd}")
-        manifest = cls(**values)
-        if manifest.kind not in FILES:
-            raise ValueError(f"{file}: kind must be lora or full, got {manifest.kind!r}")
-        check_count(file, "clusters", manifest.clusters, 1, MAX_EXPERTS)
-        files = manifest.files
-        if not isinstance(files, dict) or not all(isinstance(v, str) for v in files.values()):
-            raise ValueError(f"{file}: files must be an object of SHA-256 sums, got {files!r}")
-        return manifest
+        return parsed(cls, values, folder / MANIFEST_FILE)
 
 
 class Factors(NamedTuple):
@@ -119,6 +102,20 @@ class Factors(NamedTuple):
 
 
 Update = dict[str, Factors | torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """A datastore's texts in groups, each with one text at least: the tensors in CENTROIDS_FILE."""
+
+    centroids: torch.Tensor
+    sizes: torch.Tensor
+    texts: torch.Tensor
+
+    def texts_of(self, cluster: int) -> list[int]:
+        """The positions of a cluster's texts, nearest to its centroid first."""
+        found: list[int] = torch.split(self.texts, self.sizes.tolist())[cluster].tolist()
+        return found
 
 
 @dataclass(eq=False, repr=False)
@@ -169,14 +166,12 @@ class Experts:
         return self.manifest.clusters
 
     def update(self, expert: int) -> Update:
-        """What merging an expert alone adds to each weight, by the weight's name in the base model.
+        """What merging an expert alone adds to each weight, by the weight's name in the base model:
+        `Factors`, or the difference itself if ``manifest.kind`` is "full".
 
-        That is `Factors`, or the difference itself if ``manifest.kind`` is "full". The first call
-        compares checksums and maps the file; the tensors are read from the disk as they are used.
-        Do not write to them.
-
-        Raises:
-            ValueError: there is no such expert, or a file of it is missing or damaged.
+        The first call compares checksums and maps the file; the tensors are read from the disk as
+        they are used. Do not write to them. ValueError if there is no such expert, or a file of it
+        is missing or damaged.
         """
         expert = check_integer("Experts.update", "expert", expert, 0, len(self) - 1)
         if expert not in self._updates:
@@ -191,10 +186,9 @@ class Experts:
     def check(self, model: "PreTrainedModel", store: Store, n_experts: int = 1) -> None:
         """Check that these experts belong to the model and store. Not while the model is adapted.
 
-        Raises:
-            ValueError: the model is quantized, has PEFT adapters or other weights than the base
-                model; the datastore or its embedder is another; there are fewer experts than
-                ``n_experts``; or an expert's file is missing.
+        ValueError if the model is quantized, has PEFT adapters or other weights than the base
+        model; the datastore or its embedder is another; there are fewer experts than
+        ``n_experts``; or an expert's file is missing.
         """
         count = check_integer("Experts.check", "n_experts", n_experts, 1)
         if count > len(self):
@@ -210,35 +204,29 @@ class Experts:
                 f"{self.manifest.model or 'a model without a name'} with weights "
                 f"{self.manifest.fingerprint}"
             )
-        self._check_store(store)
+        embedder, dim = self.manifest.embedder, self.centroids.shape[1]
+        if (store.embedder, store.dim) != (embedder, dim):
+            raise ValueError(
+                f"Experts.check: store has embeddings of {store.embedder} of dim {store.dim}, the "
+                f"experts in {self.path} are of {embedder} of dim {dim}"
+            )
+        if (found := store_digest(store)) != self.manifest.store:
+            raise ValueError(
+                f"Experts.check: store has {len(store)} texts with digest {found}, the experts in "
+                f"{self.path} are of one with {int(self.sizes.sum())} texts and digest "
+                f"{self.manifest.store}"
+            )
         for name in self.manifest.files:
             if not (self.path / name).is_file():
                 raise ValueError(f"Experts.check: {self.path / name} is missing")
 
-    def _check_store(self, store: Store) -> None:
-        manifest = self.manifest
-        if (store.embedder, store.dim) != (manifest.embedder, self.centroids.shape[1]):
-            raise ValueError(
-                f"Experts.check: store has embeddings of {store.embedder} of dim {store.dim}, the "
-                f"experts in {self.path} are of {manifest.embedder} of dim "
-                f"{self.centroids.shape[1]}"
-            )
-        if (found := store_digest(store)) != manifest.store:
-            raise ValueError(
-                f"Experts.check: store has {len(store)} texts with digest {found}, the experts in "
-                f"{self.path} are of one with {int(self.sizes.sum())} texts and digest "
-                f"{manifest.store}"
-            )
-
     def _factors(self, tensors: dict[str, torch.Tensor]) -> Update:
         found: Update = {}
-        for key, a in tensors.items():
-            if not key.endswith(LORA_A):
-                continue
-            module = key.removeprefix(BEFORE).removesuffix(LORA_A)
-            b = tensors[key.removesuffix(LORA_A) + LORA_B]
-            first, second = (a.T, b.T) if self.manifest.fan_in_fan_out else (b, a)
-            found[f"{module}.weight"] = Factors(first, second, self.manifest.scale)
+        for key in [key.removesuffix(LORA_A) for key in tensors if key.endswith(LORA_A)]:
+            b, a = tensors[key + LORA_B], tensors[key + LORA_A]
+            if self.manifest.fan_in_fan_out:
+                b, a = a.T, b.T
+            found[f"{key.removeprefix(BEFORE)}.weight"] = Factors(b, a, self.manifest.scale)
         return found
 
 

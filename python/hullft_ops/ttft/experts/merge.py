@@ -61,8 +61,13 @@ class ExpertMerger:
             return [([], [])] * len(queries)
         centroids = self.experts.centroids
         if self.temperature is not None:
+            mixtures = []
             # One by one: a product for the whole batch would round otherwise than for one prompt.
-            return [_softmax(centroids, query, self.count, self.temperature) for query in queries]
+            for query in queries:
+                top = torch.cosine_similarity(centroids, query[None]).topk(self.count)
+                weights = torch.softmax(top.values / self.temperature, 0)
+                mixtures.append((top.indices.tolist(), weights.tolist()))
+            return mixtures
         found = hullft_ops.fw_select(centroids, queries, self.count, variant="pairwise")
         sizes = found.support_size.tolist()
         rows = zip(found.indices.tolist(), found.weights.tolist(), sizes, strict=True)
@@ -86,9 +91,6 @@ class ExpertMerger:
             for expert, weight in zip(updates, weights, strict=True):
                 for name, update in expert.items():
                     found[name].append((update, self.scale * weight))
-            return self._checked(found)
-
-    def _checked(self, found: dict[str, Shares]) -> list[Addition]:
         parameters = dict(self.model.named_parameters())
         trained = set(map(id, self.trained))
         for name, shares in found.items():
@@ -128,10 +130,3 @@ def add(additions: Sequence[Addition], clock: StageClock) -> None:
                     parameter.add_(one.to(parameter), alpha=share)
         # A caller's autocast would keep using its copies of the old weights.
         torch.clear_autocast_cache()
-
-
-def _softmax(
-    centroids: torch.Tensor, query: torch.Tensor, count: int, temperature: float
-) -> Mixture:
-    values, indices = torch.cosine_similarity(centroids, query[None]).topk(count)
-    return indices.tolist(), torch.softmax(values / temperature, 0).tolist()

@@ -18,11 +18,8 @@ _BLOCK_ROWS = 1 << 14
 
 
 class Store(Protocol):
-    """Texts with their embeddings, searched by inner product. Any object with these members is one.
-
-    `Datastore` is on disk, `MemoryStore` in memory, `DatabaseStore` reads a vector database, and
-    workers search a `ShardedStore`.
-    """
+    """Texts with their embeddings, searched by inner product. Any object with these members is one:
+    `Datastore` on disk, `MemoryStore`, `DatabaseStore`, `ShardedStore`."""
 
     @property
     def texts(self) -> Sequence[str]:
@@ -81,10 +78,7 @@ class MemoryStore:
             ``texts[i]``. They are not copied: do not change them afterwards.
         embedder_name: the name of the embedder that made them.
 
-    Raises:
-        TypeError: texts are not strings, or embeddings are not float32.
-        ValueError: there is no text, or embeddings are on a GPU, have a wrong shape or a norm that
-            is not 1.
+    TypeError or ValueError if texts or embeddings are of another kind.
     """
 
     def __init__(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sqlite3
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -27,6 +28,7 @@ from hullft_ops.ttft.store.format import (
     JOURNAL_FILE,
     MANIFEST_FILE,
     OWN_PARTIALS,
+    DataFile,
     Journal,
     Manifest,
     own_entries,
@@ -42,9 +44,6 @@ if TYPE_CHECKING:
 
 _FUNCTION = "index_corpus"
 MODES = ("new", "append", "resume", "restart")
-_DIGEST_BYTES = 16
-_NAME_DIGITS = 12
-_RECENT = 1 << 14
 # Characters to tokenize at a time, so that a text of any length takes bounded memory.
 _WINDOW = 1 << 18
 
@@ -54,15 +53,12 @@ class Cutting:
     """How to cut a record into texts.
 
     Attributes:
-        tokenizer: counts the tokens; required with ``chunk_tokens``.
+        tokenizer: counts the tokens; with ``chunk_tokens``, a fast one is required.
         chunk_tokens: length of a text in tokens, at least 1; None for whole records.
         overlap: tokens that a text shares with the one before it, fewer than ``chunk_tokens``.
         min_chars: leave out texts with fewer characters, not counting blanks at both ends.
 
-    Raises:
-        TypeError: a size is not an int.
-        ValueError: a size is out of range, ``chunk_tokens`` comes without a fast tokenizer, or
-            ``overlap`` without ``chunk_tokens``.
+    TypeError or ValueError if a size is of another type or out of range.
     """
 
     tokenizer: "PreTrainedTokenizerBase | None" = None
@@ -89,8 +85,7 @@ class Cutting:
             )
 
     def texts(self, text: str) -> Iterable[str]:
-        """The texts of a record."""
-        # Cutting an empty text yields nothing, but it must be counted.
+        """The texts of a record; an empty one stays, to be counted."""
         if self.tokenizer is None or self.chunk_tokens is None or not text:
             return (text,)
         return token_chunks(text, self.tokenizer, self.chunk_tokens, self.overlap)
@@ -126,8 +121,7 @@ def index_corpus(
         FileNotFoundError: there is no such source, or no datastore to append to.
         FileExistsError: ``path`` is not free, or "restart" meets a finished datastore.
         ValueError: the datastore has another embedder or other settings, a file is corrupt, or
-            another process is writing the datastore.
-        SourceError: the source cannot be read, or nothing in it fits.
+            another process is writing there; as a SourceError, nothing in the source fits.
         OSError: for example, the disk is full; "resume" continues from there.
     """
     if mode not in MODES:
@@ -142,22 +136,18 @@ def index_corpus(
     with locked(path), full_disk_explained(path, advice):
         # Before the lock, the journal could have belonged to a write under way.
         journal = _check_state(path, mode, settings)
-        if mode == "resume" and journal is None and (path / MANIFEST_FILE).exists():
-            store = Datastore.open(path)
-            check_embedder(_FUNCTION, embedder, store.manifest)
-            return store
-        interrupted = journal if mode == "resume" else None
-        writer = StoreWriter.begin(path, embedder, settings, _FUNCTION, interrupted)
-        with progress_bar(console or Console(quiet=True), shown=console is not None) as bar:
-            if writer.journal.shard is None:
-                _write_texts(writer, source, cutting, bar)
-            if not writer.finished:
-                writer.embed(bar, encode)
-            writer.finish(thresholds or IndexThresholds())
-    return Datastore.open(path)
+        if mode != "resume" or journal or not (path / MANIFEST_FILE).exists():
+            interrupted = journal if mode == "resume" else None
+            writer = StoreWriter.begin(path, embedder, settings, _FUNCTION, interrupted)
+            with progress_bar(console or Console(quiet=True), shown=console is not None) as bar:
+                shard = writer.journal.shard or _write_texts(writer, source, cutting, bar)
+                writer.finish(shard, bar, thresholds or IndexThresholds(), encode)
+        store = Datastore.open(path)
+        check_embedder(_FUNCTION, embedder, store)
+        return store
 
 
-def _write_texts(writer: StoreWriter, source: Source, cutting: Cutting, bar: Progress) -> None:
+def _write_texts(writer: StoreWriter, source: Source, cutting: Cutting, bar: Progress) -> DataFile:
     counts, seen, known = Counts(), SeenTexts(), writer.base.count
     if known:
         for text in Datastore.open(writer.directory).texts:
@@ -165,15 +155,16 @@ def _write_texts(writer: StoreWriter, source: Source, cutting: Cutting, bar: Pro
     rows = bar.track(_passages(source, cutting, seen, counts), description="writing texts")
     try:
         report = {"settings": writer.journal.settings}
-        if not writer.write_texts(rows, lambda: report | asdict(counts)):
-            raise SourceError(
-                f"{source.name}: nothing to index: of {counts.records} records {counts.malformed} "
-                f"are malformed, {counts.near_empty} texts have fewer than {cutting.min_chars} "
-                f"characters, {counts.repeated} are repeated"
-                + (f" or among the {known} in the datastore" if known else "")
-                + "".join(f"; {name}" for name in counts.malformed_named)
-                + (f"; {counts.binary} files are not text" if counts.binary else "")
-            )
+        if shard := writer.write_texts(rows, lambda: report | asdict(counts)):
+            return shard
+        raise SourceError(
+            f"{source.name}: nothing to index: of {counts.records} records {counts.malformed} "
+            f"are malformed, {counts.near_empty} texts have fewer than {cutting.min_chars} "
+            f"characters, {counts.repeated} are repeated"
+            + (f" or among the {known} in the datastore" if known else "")
+            + "".join(f"; {name}" for name in counts.malformed_named)
+            + (f"; {counts.binary} files are not text" if counts.binary else "")
+        )
     except (ValueError, OSError):
         # Texts that cannot be written now cannot be written by a resumed run either.
         writer.abandon()
@@ -240,38 +231,20 @@ def _settings(source: Source, cutting: Cutting) -> dict[str, Any]:
 
 def text_digest(text: str) -> bytes:
     """A text's 128-bit digest."""
-    return hashlib.blake2b(text.encode(), digest_size=_DIGEST_BYTES).digest()
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 class SeenTexts:
-    """Remembers texts by their digests: recent ones in a set, older ones in sorted arrays.
-
-    Each array is at least twice as long as the next, so they are few, and seldom merged.
-    """
+    """Remembers texts by their digests. SQLite needs some 25 bytes for each."""
 
     def __init__(self) -> None:
-        self._recent: set[bytes] = set()
-        self._sorted: list[np.ndarray] = []
+        self._digests = sqlite3.connect(":memory:")
+        self._digests.execute("CREATE TABLE seen (digest BLOB PRIMARY KEY) WITHOUT ROWID")
 
     def add(self, text: str) -> bool:
         """Remember ``text``. True if it was there already."""
-        digest = text_digest(text)
-        if digest in self._recent or any(_contains(array, digest) for array in self._sorted):
-            return True
-        self._recent.add(digest)
-        if len(self._recent) == _RECENT:
-            new = np.sort(np.array(list(self._recent), dtype=f"S{_DIGEST_BYTES}"))
-            self._recent.clear()
-            while self._sorted and len(self._sorted[-1]) < 2 * len(new):
-                new = np.sort(np.concatenate([self._sorted.pop(), new]), kind="stable")
-            self._sorted.append(new)
-        return False
-
-
-def _contains(array: np.ndarray, digest: bytes) -> bool:
-    place = int(np.searchsorted(array, np.bytes_(digest)))
-    # NumPy drops the zeros at the end of an element.
-    return place < len(array) and bytes(array[place]) == digest.rstrip(b"\0")
+        new = self._digests.execute("INSERT OR IGNORE INTO seen VALUES (?)", [text_digest(text)])
+        return new.rowcount == 0
 
 
 def token_chunks(
@@ -294,19 +267,16 @@ def token_chunks(
             verbose=False,
         )
         starts = [begin for begin, _ in encoding["offset_mapping"]]
-        whole = start + len(window) == len(text)
-        for first in range(0, max(len(starts), 1), max_tokens - overlap):
-            end = first + max_tokens
-            begin = starts[first] if first else 0
-            if end >= len(starts):
-                # The next window cuts the last piece of this one again, with the text after it.
-                if whole or begin == 0:
-                    yield window[begin:]
-                    begin = len(window)
-                start += begin
-                break
+        begin = 0
+        for end in range(max_tokens, len(starts), max_tokens - overlap):
             if starts[end] > begin:
                 yield window[begin : starts[end]]
+            begin = starts[end - overlap]
+        # The next window cuts the last piece of this one again, with the text after it.
+        if start + len(window) == len(text) or begin == 0:
+            yield window[begin:]
+            begin = len(window)
+        start += begin
 
 
 def folder_datastore(
@@ -316,7 +286,7 @@ def folder_datastore(
 
     If no file has changed, nothing is embedded. If some have, the folder's earlier datastore gives
     the vectors of the passages that stayed, and is then removed. After a kill, the next call
-    continues if the files are the same. Raises what `index_corpus` does.
+    continues if the files are the same. Raises as `index_corpus`.
     """
     source = Source(corpus.resolve())
     # The name tells what makes the texts and vectors, and which texts there are.
@@ -333,9 +303,9 @@ def folder_datastore(
     earlier = [old for old in root.glob(f"{key}-*") if old != path]
     for old in earlier:
         if (old / MANIFEST_FILE).exists():
-            store = Datastore.open(old)
-            rows = store.embeddings.numpy()
-            known.update(zip(map(text_digest, store.texts), rows, strict=True))
+            opened = Datastore.open(old)
+            rows = opened.embeddings.numpy()
+            known.update(zip(map(text_digest, opened.texts), rows, strict=True))
     embedded = 0
 
     def encode(batches: Iterable[list[str]]) -> Generator[np.ndarray]:
@@ -373,4 +343,4 @@ def _name(values: Iterable[list[Any]]) -> str:
     digest = hashlib.sha256()
     for value in values:
         digest.update(json.dumps(value).encode())
-    return digest.hexdigest()[:_NAME_DIGITS]
+    return digest.hexdigest()[:12]

@@ -29,12 +29,13 @@ from hullft_ops.ttft._progress import progress_bar
 from hullft_ops.ttft.store.base import Found, Queries, checked_search
 from hullft_ops.ttft.store.embedding import Embedder, not_unit
 from hullft_ops.ttft.store.format import (
+    FORMAT,
     JOURNAL_FILE,
     MANIFEST_FILE,
     Journal,
     Manifest,
-    VersionError,
     check_file,
+    manifest_values,
     remove_all_but,
 )
 from hullft_ops.ttft.store.search import IndexThresholds, ListSearch, exact_search, open_index
@@ -51,15 +52,14 @@ _NORM_TOLERANCE = 2e-3
 
 
 class Datastore:
-    """Texts with their embeddings, searched by inner product. `build` or `open` makes one.
+    """A `Store` on disk. `build` or `open` makes one.
 
     Attributes:
         manifest: the contents of the datastore, their sources, and how it is searched.
         rows: the texts and their metadata by position, a `datasets.Dataset`.
-        embedder, dim: the name of the embedder, and the length of an embedding.
-        texts: the texts by position; each access reads one from disk.
-        embeddings: float32 ``[count, dim]``, row i of unit norm for ``texts[i]``. Mapped from disk
-            without a copy. Writing to it changes this process's view, never the file.
+        texts: by position; each access reads one from disk.
+        embeddings: mapped from disk without a copy. Writing to them changes this process's view,
+            never the file.
         positions: int64 ``[len(store)]``, ascending: the positions that `filter` left to search;
             None for all.
     """
@@ -101,7 +101,6 @@ class Datastore:
 
         Args:
             texts: in the order of their positions; an empty text is a text.
-            embedder: its name goes into the manifest.
             path: the directory to create, with missing parents.
             progress: show a progress bar on stderr.
             overwrite: replace the datastore at ``path``, in one atomic step. Foreign files stay.
@@ -115,32 +114,37 @@ class Datastore:
         if isinstance(texts, str):
             raise TypeError("Datastore.build: texts must be an iterable of str, got one str")
         path = Path(path)
-        _check_destination(path, overwrite)
+        _replaces(path, overwrite)
         advice = "no datastore was written, nor one replaced"
         with full_disk_explained(path, advice), staging_folder(path) as staging:
             with progress_bar(Console(stderr=True), shown=progress) as bar:
                 writer = StoreWriter.begin(staging, embedder, {}, "Datastore.build")
                 rows = ({"text": text} for text in bar.track(texts, description="writing texts"))
-                if not writer.write_texts(rows, dict):
+                shard = writer.write_texts(rows, dict)
+                if shard is None:
                     raise ValueError("Datastore.build: texts is empty, need at least 1")
-                writer.embed(bar)
-                writer.finish(thresholds or IndexThresholds())
-            _put_in_place(staging, path, overwrite)
+                writer.finish(shard, bar, thresholds or IndexThresholds())
+            if _replaces(path, overwrite):
+                with locked(path):
+                    (staging / writer.base.data).rename(path / writer.base.data)
+                    # Replacing a manifest, one file, is an atomic step.
+                    (staging / MANIFEST_FILE).replace(path / MANIFEST_FILE)
+                    (path / JOURNAL_FILE).unlink(missing_ok=True)
+                    remove_all_but(path, writer.base)
+            else:
+                staging.rename(path)
         return cls.open(path)
 
     @classmethod
     def open(cls, path: str | Path, *, verify: bool = True) -> "Datastore":
-        """Open the datastore at ``path``. Maps its files and runs nothing from them.
+        """Open the datastore in the directory. Maps its files and runs nothing from them.
 
-        Args:
-            path: the directory.
-            verify: read every file once, to compare its checksum and to check that every embedding
-                is a unit vector. Sizes and texts are always checked.
+        ``verify`` reads every file once, to compare its checksum and to check that every embedding
+        is a unit vector. Sizes and texts are always checked.
 
-        Raises:
-            FileNotFoundError: there is no such directory.
-            ValueError: it is not a datastore, is unfinished or has another format version; or a
-                file is missing, corrupt or contradicts the manifest.
+        FileNotFoundError if there is no such directory. ValueError if it is not a datastore, is
+        unfinished or has another format version; or a file is missing, corrupt or contradicts the
+        manifest.
         """
         try:
             manifest = Manifest.read(Path(path))
@@ -154,11 +158,16 @@ class Datastore:
         check_file("Datastore.open", data, vectors, checksum=False, longer=True)
         if verify:
             _check_embeddings(data / vectors.file, manifest)
-        rows = _open_rows(data, manifest)
+        with needed_by("Datastore.open"):
+            import datasets
+        shards = [_open_texts(data / shard.file, shard.count) for shard in manifest.shards]
+        if any(shard.data.table.schema != shards[0].data.table.schema for shard in shards):
+            raise ValueError(f"Datastore.open: the columns of the files in {data} differ")
         # Copy on write: PyTorch has no read-only tensors, and the file must stay as it is.
         shape = (manifest.count, manifest.dim)
         matrix = np.memmap(data / vectors.file, np.float32, mode="c", shape=shape)
         lists = open_index(data / index.file.file, matrix, index) if index.file else None
+        rows = datasets.concatenate_datasets(shards)
         return cls(manifest, rows, torch.from_numpy(matrix), lists)
 
     def filter(self, **metadata: Scalar | Sequence[Scalar]) -> "Datastore":
@@ -204,9 +213,7 @@ class Datastore:
             nearest first. Of equal scores, the lower position comes first.
 
         Raises:
-            TypeError: queries are not float32, or k is not an int.
-            ValueError: queries are on a GPU, have a wrong shape or a value that is not finite, or k
-                is out of range.
+            TypeError, ValueError: queries or k are of another kind.
         """
         vectors, k = checked_search("Datastore.search", self, queries, k)
         rows = None if self.positions is None else self.positions.numpy()
@@ -219,67 +226,42 @@ class Datastore:
         return torch.from_numpy(scores), torch.from_numpy(ids)
 
 
-def _check_destination(path: Path, overwrite: bool) -> None:
+def _replaces(path: Path, overwrite: bool) -> bool:
+    """Whether a datastore is there, which may be replaced. An error if anything else is."""
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return
+        return False
     if not overwrite:
         raise FileExistsError(f"Datastore.build: {path} exists; overwrite=True replaces it")
     try:
         Journal.read(path)
-        Manifest.read(path)
-    except VersionError:
-        return
+        manifest_values(path, FORMAT, "datastore", "is not a datastore")
     except ValueError as error:
         raise ValueError(f"Datastore.build: will not overwrite {path}: {error}") from error
+    return True
 
 
-def _put_in_place(staged: Path, path: Path, overwrite: bool) -> None:
-    """Move a finished directory to ``path``. Replacing a manifest, one file, is an atomic step."""
-    _check_destination(path, overwrite)
-    if not (path / MANIFEST_FILE).exists():
-        staged.rename(path)
-        return
-    with locked(path):
-        new = Manifest.read(staged)
-        (staged / new.data).rename(path / new.data)
-        (staged / MANIFEST_FILE).replace(path / MANIFEST_FILE)
-        (path / JOURNAL_FILE).unlink(missing_ok=True)
-        remove_all_but(path, new)
+def _open_texts(file: Path, count: int) -> "datasets.Dataset":
+    """The texts in an Arrow file, ``count`` of them, and their metadata."""
+    import datasets
 
-
-def _open_rows(data: Path, manifest: Manifest) -> "datasets.Dataset":
-    with needed_by("Datastore.open"):
-        import datasets
-
-    shards = []
-    for shard in manifest.shards:
-        file = data / shard.file
-        try:
-            opened = datasets.Dataset.from_file(str(file))
-            # Arrow trusts the offsets in a file: one out of range would read outside of it.
-            opened.data.table.validate(full=True)
-        # The libraries do not document what they raise for foreign bytes.
-        except Exception as error:
-            raise ValueError(f"Datastore.open: {file} is missing or corrupt: {error}") from error
-        _check_texts(file, shard.count, opened.data.table)
-        shards.append(opened)
-    schemas = [shard.data.table.schema for shard in shards]
-    if any(not schema.equals(schemas[0]) for schema in schemas):
-        raise ValueError(f"Datastore.open: the columns of the files in {data} differ")
-    return datasets.concatenate_datasets(shards)
-
-
-def _check_texts(file: Path, count: int, table: pa.Table) -> None:
+    try:
+        opened = datasets.Dataset.from_file(str(file))
+        table: pa.Table = opened.data.table
+        # Arrow trusts the offsets in a file: one out of range would read outside of it.
+        table.validate(full=True)
+    # The libraries do not document what they raise for foreign bytes.
+    except Exception as error:
+        raise ValueError(f"Datastore.open: {file} is missing or corrupt: {error}") from error
     first = table.schema.field(0) if table.schema.names else None
     if first != pa.field("text", pa.string()) or len(table) != count:
         raise ValueError(
             f"Datastore.open: {file} must hold {count} texts, got {len(table)} rows of "
             f"{table.schema.to_string(show_schema_metadata=False)}"
         )
-    texts = table.column(0)
-    if texts.null_count:
-        row = pa.compute.index(texts.is_null(), True).as_py()
+    if table.column(0).null_count:
+        row = pa.compute.index(table.column(0).is_null(), True).as_py()
         raise ValueError(f"Datastore.open: {file} must hold a text in each row, row {row} is null")
+    return opened
 
 
 def _check_embeddings(file: Path, manifest: Manifest) -> None:

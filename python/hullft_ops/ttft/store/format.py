@@ -1,28 +1,26 @@
-"""The manifest of a datastore, and the journal of a write into it.
+"""The manifest of a datastore, the journal of a write into it, and how such files are read.
 
-Whatever the journal names is on the disk before the journal is. So a process may be killed at any
-moment: the next one can finish the write or roll it back.
+Whatever the journal names is on the disk before the journal is. So a process may be
+killed at any moment: the next one can finish the write or roll it back.
 """
 
 import json
 import re
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from hullft_ops.ttft._files import UUID, crc32_of, sync, write_durably
 
 FORMAT = "hullft_ops.datastore"
 FORMAT_VERSION = 2
-METRIC = "inner_product"
 MANIFEST_FILE = "manifest.json"
 JOURNAL_FILE = "journal.json"
 EMBEDDINGS_FILE = "embeddings.f32"
 # A manifest names one file per write: at most some thousands.
 _MAX_JSON_BYTES = 1 << 26
-_MAX_DIM = 2**31 - 1
 _MAX_COUNT = 2**48  # texts; products with the bytes of a vector stay within 64 bits
-_MAX_CRC32 = 2**32 - 1
 # Files with these whole names are ours, and those of a user are not. They keep the paths in a
 # manifest inside the directory. A killed process leaves the last kind.
 OWN_DIRECTORIES = re.compile(f"data-{UUID}")
@@ -32,9 +30,11 @@ _INDEX_FILE = re.compile(rf"index-{UUID}\.faiss")
 OWN_FILES = re.compile("|".join(p.pattern for p in (_SHARD_FILE, _EMBEDDINGS_FILE, _INDEX_FILE)))
 OWN_PARTIALS = re.compile(rf"\.(?:manifest|journal)\.json\.{UUID}\.partial")
 
-
-class VersionError(ValueError):
-    """A datastore of another format version."""
+# Types of fields: `parsed` accepts integers in a range, and strings and files whose name matches.
+_Count = Annotated[int, range(_MAX_COUNT + 1)]
+_Dim = Annotated[int, range(1, 2**31)]
+_Directory = Annotated[str, OWN_DIRECTORIES]
+_Parsed = TypeVar("_Parsed")
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class DataFile:
     """A file in the data directory: its name, bytes and zlib CRC-32, and its rows."""
 
     file: str
-    count: int
-    bytes: int
-    crc32: int
+    count: _Count
+    bytes: Annotated[int, range(2**63)]
+    crc32: Annotated[int, range(2**32)]
 
     @classmethod
     def written(cls, file: Path, count: int) -> "DataFile":
@@ -62,14 +62,15 @@ class SearchIndex:
     was built, a mean over ``recall_queries`` stored vectors, each without itself.
     """
 
-    kind: str = "flat"  # exact; lists of 8-bit codes are "ivf", of product codes "ivfpq"
-    lists: int = 0
-    probes: int = 0  # lists that a search reads
-    candidates: int = 1  # codes that are ranked again per neighbour
+    # "flat" is exact; lists of 8-bit codes are "ivf", of product codes "ivfpq"
+    kind: Annotated[str, ("flat", "ivf", "ivfpq")] = "flat"
+    lists: _Count = 0
+    probes: _Count = 0  # lists that a search reads
+    candidates: _Count = 1  # codes that are ranked again per neighbour
     recall: float = 1.0
-    recall_k: int = 0
-    recall_queries: int = 0
-    file: DataFile | None = None  # None for "flat"
+    recall_k: _Count = 0
+    recall_queries: _Count = 0
+    file: Annotated[DataFile, _INDEX_FILE] | None = None  # None for "flat"
 
     def __str__(self) -> str:
         if self.kind == "flat":
@@ -85,16 +86,37 @@ class Manifest:
     """What a datastore holds."""
 
     embedder: str  # name of the embedder that made the vectors
-    dim: int  # length of a vector
-    count: int  # number of texts, and of vectors
-    data: str  # name of the subdirectory that holds the files
-    shards: tuple[DataFile, ...]  # the Arrow files of texts and metadata, in order
-    embeddings: DataFile
+    dim: _Dim  # length of a vector
+    count: Annotated[int, range(1, _MAX_COUNT + 1)]  # number of texts, and of vectors
+    data: _Directory  # name of the subdirectory that holds the files
+    # the Arrow files of texts and metadata, in order
+    shards: Annotated[tuple[Annotated[DataFile, _SHARD_FILE], ...], "a list of files"]
+    embeddings: Annotated[DataFile, _EMBEDDINGS_FILE]
     sources: tuple[dict[str, Any], ...] = ()  # for each shard, what was read and left out
     index: SearchIndex = SearchIndex()
-    metric: str = METRIC
+    metric: str = "inner_product"
     format: str = FORMAT
     format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        count, vectors, index = self.count, self.embeddings, self.index
+        _check(self.metric == "inner_product", "metric", "'inner_product'", self.metric)
+        _check(sum(s.count for s in self.shards) == count, "count", "the sum over shards", count)
+        if (vectors.count, vectors.bytes) != (count, count * self.dim * 4):
+            raise ValueError(
+                f"embeddings must be {count} rows in {count * self.dim * 4} bytes, "
+                f"got {vectors.count} in {vectors.bytes}"
+            )
+        few = len(self.sources) <= len(self.shards)
+        _check(few, "sources", "a list of objects, at most one a shard", self.sources)
+        for source in self.sources:
+            _check_source(source)
+        _check(0 <= index.recall <= 1, "index.recall", "from 0 to 1", index.recall)
+        rows, wanted = index.file and index.file.count, None if index.kind == "flat" else count
+        _check(rows == wanted, "index.file.count", str(wanted), rows)
+        if index.kind != "flat":
+            for name, most in (("lists", count), ("probes", index.lists), ("candidates", count)):
+                _check_count(f"index.{name}", getattr(index, name), range(1, most + 1))
 
     @property
     def files(self) -> list[DataFile]:
@@ -112,77 +134,16 @@ class Manifest:
 
     @classmethod
     def read(cls, directory: Path) -> "Manifest":
-        """The manifest in ``directory``, with every field checked.
-
-        Raises:
-            FileNotFoundError: there is no such directory.
-            ValueError: it holds no datastore, or an unfinished or corrupt one.
-            VersionError: it has another format version.
-        """
-        if not directory.exists():
-            raise FileNotFoundError(f"no datastore at {directory}")
-        file = directory / MANIFEST_FILE
-        refuse_link(file)
-        if not file.is_file():
-            if (directory / JOURNAL_FILE).is_file():
-                raise ValueError(
-                    f"{directory} is a datastore that was not finished: "
-                    "hullft-ops index --resume finishes it"
-                )
-            raise ValueError(f"{directory} is not a datastore: it has no {MANIFEST_FILE}")
-        values = read_json(file)
-        if values.get("format") != FORMAT:
-            raise ValueError(f"{directory} is not a datastore: {file} lacks format {FORMAT!r}")
+        """The manifest in ``directory``. Raises as `manifest_values` and `parsed`, and a ValueError
+        if the format has another version."""
+        values = manifest_values(directory, FORMAT, "datastore", "is not a datastore")
         version = values.get("format_version")
         if version != FORMAT_VERSION:
-            raise VersionError(
+            raise ValueError(
                 f"{directory} has datastore format version {version!r}, this package reads "
                 f"version {FORMAT_VERSION}: build it again from its texts"
             )
-        return cls(**_checked(_known(cls, values, file), file))
-
-
-def _checked(values: dict[str, Any], file: Path) -> dict[str, Any]:
-    """The values of a manifest, with objects for its files and its index."""
-    _check_origin(file, values)
-    count, dim, shards, sources = (values[n] for n in ("count", "dim", "shards", "sources"))
-    check_count(file, "count", count, 1, _MAX_COUNT)
-    _check(values["metric"] == METRIC, file, "metric", repr(METRIC), values["metric"])
-    _check(isinstance(shards, list) and shards, file, "shards", "a list of files", shards)
-    files = tuple(_data_file(file, "shards", shard, _SHARD_FILE) for shard in shards)
-    whole = sum(shard.count for shard in files)
-    _check(whole == count, file, "count", "the sum over shards", count)
-    few = isinstance(sources, list) and len(sources) <= len(shards)
-    _check(few, file, "sources", "a list of objects, at most one a shard", sources)
-    for source in sources:
-        _check_source(file, source)
-    embeddings = _data_file(file, "embeddings", values["embeddings"], _EMBEDDINGS_FILE)
-    if (embeddings.count, embeddings.bytes) != (count, count * dim * 4):
-        raise ValueError(
-            f"{file}: embeddings must be {count} rows in {count * dim * 4} bytes, "
-            f"got {embeddings.count} in {embeddings.bytes}"
-        )
-    index = _search_index(file, values["index"], count)
-    found = {"shards": files, "sources": tuple(sources), "embeddings": embeddings, "index": index}
-    return values | found
-
-
-def _search_index(file: Path, values: Any, count: int) -> SearchIndex:
-    _check(isinstance(values, dict), file, "index", "an object", values)
-    index = SearchIndex(**_known(SearchIndex, values, file))
-    kind, recall = index.kind, index.recall
-    _check(kind in ("flat", "ivf", "ivfpq"), file, "index.kind", "flat, ivf or ivfpq", kind)
-    for name in ("recall_k", "recall_queries"):
-        check_count(file, f"index.{name}", getattr(index, name), 0, count)
-    share = type(recall) in (int, float) and 0 <= recall <= 1
-    _check(share, file, "index.recall", "from 0 to 1", recall)
-    if kind == "flat":
-        return replace(index, file=None)
-    for name, most in (("lists", count), ("probes", index.lists), ("candidates", count)):
-        check_count(file, f"index.{name}", getattr(index, name), 1, most)
-    found = _data_file(file, "index.file", index.file, _INDEX_FILE)
-    _check(found.count == count, file, "index.file.count", str(count), found.count)
-    return replace(index, file=found)
+        return parsed(cls, values, directory / MANIFEST_FILE)
 
 
 @dataclass(frozen=True)
@@ -190,13 +151,17 @@ class Journal:
     """A write under way; the first three are a manifest's."""
 
     embedder: str
-    dim: int
-    data: str
+    dim: _Dim
+    data: _Directory
     settings: dict[str, Any]  # only a write with the same may resume
-    embeddings_crc32: int  # of all vectors so far, earlier shards included
+    embeddings_crc32: Annotated[int, range(2**32)]  # of all vectors so far, earlier shards included
     source: dict[str, Any] | None = None  # the report on the texts, once they are written
-    shard: DataFile | None = None  # the file of the texts, once they are written
-    embedded: int = 0  # how many of the texts have a vector on the disk
+    shard: Annotated[DataFile, _SHARD_FILE] | None = None  # the texts' file, once it is written
+    embedded: _Count = 0  # how many of the texts have a vector on the disk
+
+    def __post_init__(self) -> None:
+        _check_count("embedded", self.embedded, range((self.shard.count if self.shard else 0) + 1))
+        _check_source(self.source or {})
 
     def write(self, directory: Path) -> None:
         """Replace the journal in ``directory``, in one durable step."""
@@ -206,20 +171,29 @@ class Journal:
     def read(cls, directory: Path) -> "Journal | None":
         """The journal in ``directory``, or None if no write is under way. ValueError if corrupt."""
         file = directory / JOURNAL_FILE
-        refuse_link(file)
-        if not file.is_file():
-            return None
-        values = _known(cls, read_json(file), file)
-        _check_origin(file, values)
-        settings, shard = values["settings"], values["shard"]
-        _check(isinstance(settings, dict), file, "settings", "an object", settings)
-        if shard is not None:
-            shard = _data_file(file, "shard", shard, _SHARD_FILE)
-        if values["source"] is not None:
-            _check_source(file, values["source"])
-        check_count(file, "embedded", values["embedded"], 0, shard.count if shard else 0)
-        check_count(file, "embeddings_crc32", values["embeddings_crc32"], 0, _MAX_CRC32)
-        return cls(**values | {"shard": shard})
+        values = read_json(file)
+        return None if values is None else parsed(cls, values, file)
+
+
+def manifest_values(folder: Path, kind: str, what: str, none: str) -> dict[str, Any]:
+    """The object in a folder's manifest, of the format ``kind``.
+
+    FileNotFoundError if there is no such folder, with ``what`` there is not; ValueError if it has
+    no such manifest, so that the folder ``none``.
+    """
+    if not folder.exists():
+        raise FileNotFoundError(f"no {what} at {folder}")
+    file = folder / MANIFEST_FILE
+    values = read_json(file)
+    if values is None and (folder / JOURNAL_FILE).is_file():
+        raise ValueError(
+            f"{folder} is a datastore that was not finished: hullft-ops index --resume finishes it"
+        )
+    if values is None:
+        raise ValueError(f"{folder} {none}: it has no {MANIFEST_FILE}")
+    if values.get("format") != kind:
+        raise ValueError(f"{folder} {none}: {file} lacks format {kind!r}")
+    return values
 
 
 def write_json_durably(file: Path, values: dict[str, Any]) -> None:
@@ -227,8 +201,11 @@ def write_json_durably(file: Path, values: dict[str, Any]) -> None:
     write_durably(file, (json.dumps(values, indent=2, allow_nan=False) + "\n").encode())
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file. ValueError if there is none."""
+def read_json(file: Path) -> dict[str, Any] | None:
+    """The object in a JSON file, or None without a file. ValueError if it holds no object."""
+    refuse_link(file)
+    if not file.is_file():
+        return None
     size = file.stat().st_size
     if size > _MAX_JSON_BYTES:
         raise ValueError(f"{file} must have at most {_MAX_JSON_BYTES} bytes, has {size}")
@@ -241,63 +218,73 @@ def read_json(file: Path) -> dict[str, Any]:
     return values
 
 
-def _check(sound: object, file: Path, name: str, wanted: str, got: object) -> None:
-    if not sound:
-        raise ValueError(f"{file}: {name} must be {wanted}, got {got!r}")
-
-
-def _check_origin(file: Path, values: dict[str, Any]) -> None:
-    _check(isinstance(values["embedder"], str), file, "embedder", "a string", values["embedder"])
-    check_count(file, "dim", values["dim"], 1, _MAX_DIM)
-    _check_name(file, "data", values["data"], OWN_DIRECTORIES)
-
-
-def check_count(file: Path, name: str, value: Any, least: int, most: int) -> None:
-    """Refuse anything but an integer from ``least`` to ``most``."""
-    wanted = "a positive integer" if least else "an integer of 0 or more"
-    _check(type(value) is int and value >= least, file, name, wanted, value)
-    _check(value <= most, file, name, f"at most {most}", value)
-
-
-def _check_name(file: Path, field: str, name: Any, pattern: re.Pattern[str]) -> None:
-    ours = isinstance(name, str) and pattern.fullmatch(name)
-    _check(ours, file, field, f"named like {pattern.pattern}", name)
-
-
-def _check_source(file: Path, source: Any) -> None:
-    # Of texts that a program gave.
-    if source == {}:
-        return
-    known = isinstance(source, dict) and isinstance(source.get("settings"), dict)
-    _check(known, file, "sources", "objects with settings", source)
-    named = isinstance(source["settings"].get("source"), str)
-    _check(named, file, "sources.settings.source", "a string", source)
-    # Absent before there were folders of mixed files.
-    values = {"binary": 0, "binary_named": []} | source
-    for name in ("records", "malformed", "near_empty", "repeated", "binary"):
-        check_count(file, f"sources.{name}", values.get(name), 0, _MAX_COUNT)
-    for name in ("malformed_named", "binary_named"):
-        lines = values.get(name)
-        strings = isinstance(lines, list) and all(isinstance(line, str) for line in lines)
-        _check(strings, file, f"sources.{name}", "strings", lines)
-
-
-def _data_file(source: Path, field: str, values: Any, pattern: re.Pattern[str]) -> DataFile:
-    _check(isinstance(values, dict), source, field, "an object", values)
-    found = DataFile(**_known(DataFile, values, source))
-    _check_name(source, field, found.file, pattern)
-    for name, most in (("count", _MAX_COUNT), ("bytes", 2**63 - 1), ("crc32", _MAX_CRC32)):
-        check_count(source, f"{field}.{name}", getattr(found, name), 0, most)
+def parsed(kind: type[_Parsed], values: dict[str, Any], file: Path) -> _Parsed:
+    """The object from ``file`` as a dataclass. ValueError if a field is missing, odd or wrong."""
+    try:
+        found: _Parsed = _parsed(kind, values, "")
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
     return found
 
 
-def _known(kind: type, values: dict[str, Any], file: Path) -> dict[str, Any]:
-    """The values; a ValueError if their names are not the fields of ``kind``."""
-    names = {field.name for field in fields(kind)}
-    if values.keys() != names:
-        odd = sorted(values.keys() ^ names)
-        raise ValueError(f"{file}: must have the fields {sorted(names)}, differs in {odd}")
-    return values
+def _parsed(kind: Any, value: Any, name: str) -> Any:
+    kind, form = get_args(kind) if get_origin(kind) is Annotated else (kind, None)
+    origin, inner = get_origin(kind) or kind, [*get_args(kind), None][0]
+    if origin in (Union, UnionType):
+        return None if value is None else _parsed(inner, value, name)
+    if origin is tuple:
+        sound, wanted = isinstance(value, list) and (value or not form), form or "a list of objects"
+        _check(sound, name, wanted, value)
+        return tuple(_parsed(inner, one, name) for one in value)
+    if isinstance(kind, type) and is_dataclass(kind):
+        _check(isinstance(value, dict), name, "an object", value)
+        hints = get_type_hints(kind, include_extras=True)
+        if odd := sorted(value.keys() ^ hints.keys()):
+            raise ValueError(f"must have the fields {sorted(hints)}, differs in {odd}")
+        prefix = f"{name}." if name else ""
+        value = kind(**{n: _parsed(hint, value[n], prefix + n) for n, hint in hints.items()})
+    elif origin is int:
+        _check_count(name, value, form or range(2**63))
+    else:
+        wanted = form if isinstance(form, str) else _NAMES[origin]
+        _check(type(value) is origin, name, wanted, value)
+    if isinstance(form, tuple):
+        _check(value in form, name, f"{', '.join(form[:-1])} or {form[-1]}", value)
+    if isinstance(form, re.Pattern):
+        title = value.file if isinstance(value, DataFile) else value
+        _check(form.fullmatch(title), name, f"named like {form.pattern}", title)
+    return value
+
+
+_NAMES = {str: "a string", float: "a number", bool: "true or false", dict: "an object"}
+
+
+def _check(sound: object, name: str, wanted: str, got: object) -> None:
+    if not sound:
+        raise ValueError(f"{name} must be {wanted}, got {got!r}")
+
+
+def _check_count(name: str, value: Any, limits: range) -> None:
+    wanted = "a positive integer" if limits.start else "an integer of 0 or more"
+    _check(type(value) is int and value >= limits.start, name, wanted, value)
+    _check(value < limits.stop, name, f"at most {limits.stop - 1}", value)
+
+
+def _check_source(source: dict[str, Any]) -> None:
+    # Of texts that a program gave.
+    if source == {}:
+        return
+    _check(isinstance(source.get("settings"), dict), "sources", "objects with settings", source)
+    name = source["settings"].get("source")
+    _check(isinstance(name, str), "sources.settings.source", "a string", name)
+    # Absent before there were folders of mixed files.
+    values = {"binary": 0, "binary_named": []} | source
+    for name in ("records", "malformed", "near_empty", "repeated", "binary"):
+        _check_count(f"sources.{name}", values.get(name), range(_MAX_COUNT + 1))
+    for name in ("malformed_named", "binary_named"):
+        lines = values.get(name)
+        strings = isinstance(lines, list) and all(isinstance(line, str) for line in lines)
+        _check(strings, f"sources.{name}", "strings", lines)
 
 
 def own_entries(folder: Path, names: re.Pattern[str]) -> list[Path]:

@@ -22,7 +22,6 @@ from hullft_ops.ttft.store.format import JOURNAL_FILE, MANIFEST_FILE, OWN_DIRECT
 if TYPE_CHECKING:
     import datasets
 
-_ROWS = 256
 # No text is that long. A few compressed bytes can hold an endless one, which must not fill memory.
 _MAX_LINE_BYTES = 1 << 28
 _NAMED = 5
@@ -77,17 +76,12 @@ class Source:
             may be hidden. Stdin is JSONL if it begins with "{", else one text.
         text_column: the field that holds the text.
         metadata: more fields to keep. A record that lacks one gets None; if all records lack it,
-            that is an error.
+            that is an error. "text" is the name of the text itself, whatever ``text_column`` is.
         max_bad_share: the share of records that may be malformed.
         include: in a folder, read only the files that one of these patterns matches. A pattern
             matches a path below the folder, or the name of a file or folder on it. ``*`` matches
             slashes too.
         exclude: in a folder, leave out what one of these patterns matches.
-
-    Raises:
-        TypeError: metadata is a single str.
-        SourceError: metadata names "text" although another field holds the text. A datastore uses
-            that name for the text itself.
     """
 
     corpus: "str | Path | datasets.Dataset"
@@ -117,8 +111,7 @@ class Source:
     def records(self, counts: Counts) -> Iterator[Record]:
         """Each record's "text", its "source" (file and line, row or path) and its metadata.
 
-        FileNotFoundError if there is no such path. SourceError if the corpus is of no known kind,
-        lacks a column, or has too many malformed records.
+        FileNotFoundError if there is no such path, SourceError if it cannot be read as a corpus.
         """
         missing = set(self.metadata)
         for place, values in self._raw(counts):
@@ -245,13 +238,12 @@ class Source:
         except pa.ArrowInvalid as error:
             raise SourceError(f"{path}: not Parquet: {error}") from error
         columns = self._columns(table.schema_arrow.names)
-        batches = table.iter_batches(batch_size=_ROWS, columns=columns)
+        batches = table.iter_batches(batch_size=256, columns=columns)
         rows = chain.from_iterable(batch.to_pylist() for batch in batches)
         return ((f"{path.name}:{number}", row) for number, row in enumerate(rows))
 
     def _dataset_rows(self, dataset: "datasets.Dataset") -> Iterator[Raw]:
-        columns = self._columns(dataset.column_names)
-        rows: Iterable[Mapping[str, Any]] = dataset.select_columns(columns)
+        rows = dataset.select_columns(self._columns(dataset.column_names))
         return ((f"row {number}", row) for number, row in enumerate(rows))
 
     def _columns(self, have: list[str]) -> list[str]:

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 from uuid import uuid4
 
 import pyarrow as pa
@@ -35,8 +35,6 @@ from hullft_ops.ttft.store.format import (
 )
 from hullft_ops.ttft.store.search import IndexThresholds, build_index
 
-Row = Mapping[str, str | int | float | bool | None]
-
 _ROWS_PER_WRITE = 1024
 # Enough for an embedder to sort by length, few enough for the progress bar to move. A resumed
 # write forms the same batches, because the batch changes the last bits of a vector.
@@ -52,14 +50,11 @@ class StoreWriter:
     """A write into ``directory``, which exists and which the caller has locked."""
 
     directory: Path
+    folder: Path  # of the data, in ``directory``
     embedder: Embedder
     base: Manifest  # the datastore as its readers see it, at first without texts
     journal: Journal
     function: str  # the first word of an error
-
-    def __post_init__(self) -> None:
-        check_embedder(self.function, self.embedder, self.base)
-        refuse_link(self._folder)
 
     @classmethod
     def begin(
@@ -75,103 +70,78 @@ class StoreWriter:
         ValueError if that had other settings, or the datastore has been replaced since.
         """
         dim = check_integer(function, "embedder.dim", embedder.dim, 1)
-        journal = interrupted or Journal(embedder.name, dim, f"data-{uuid4().hex}", settings, 0)
-        names = sorted(journal.settings.keys() | settings.keys())
-        pairs = [(name, journal.settings.get(name), settings.get(name)) for name in names]
-        changed = [f"{name} was {was!r}, is {now!r}" for name, was, now in pairs if was != now]
-        if changed:
+        was = settings if interrupted is None else interrupted.settings
+        names = [n for n in sorted(was.keys() | settings.keys()) if was.get(n) != settings.get(n)]
+        if names:
             raise ValueError(
                 f"{function}: the interrupted write in {directory} has other settings: "
-                + ", ".join(changed)
+                + ", ".join(f"{n} was {was.get(n)!r}, is {settings.get(n)!r}" for n in names)
             )
         if (directory / MANIFEST_FILE).exists():
             base = Manifest.read(directory)
         else:
-            none = DataFile(EMBEDDINGS_FILE, 0, 0, 0)
-            base = Manifest(journal.embedder, journal.dim, 0, journal.data, (), none)
-        if interrupted is None:
-            journal = Journal(base.embedder, base.dim, base.data, settings, base.embeddings.crc32)
-        elif base.data != journal.data:
+            data = interrupted.data if interrupted else f"data-{uuid4().hex}"
+            base = Manifest(embedder.name, dim, 0, data, (), DataFile(EMBEDDINGS_FILE, 0, 0, 0))
+        journal = interrupted or Journal(
+            base.embedder, base.dim, base.data, settings, base.embeddings.crc32
+        )
+        if base.data != journal.data:
             raise ValueError(
                 f"{function}: the interrupted write in {directory} is into {journal.data}, the "
                 f"datastore is in {base.data} by now: restart rolls it back and begins anew"
             )
-        writer = cls(directory, embedder, base, journal, function)
-        journal.write(directory)
+        check_embedder(function, embedder, journal)
+        folder = directory / base.data
+        refuse_link(folder)
+        writer = cls(directory, folder, embedder, base, journal, function)
+        writer._record()
         if journal.shard is None:
             writer._tidy()
-        writer._folder.mkdir(exist_ok=True)
+        folder.mkdir(exist_ok=True)
         return writer
 
-    @property
-    def _folder(self) -> Path:
-        return self.directory / self.journal.data
+    def write_texts(
+        self, rows: Iterable[Mapping[str, Any]], report: Callable[[], dict[str, Any]]
+    ) -> DataFile | None:
+        """Write a shard of texts, each with the same scalars beside it; None if there are none.
 
-    @property
-    def finished(self) -> bool:
-        """Whether a kill struck between writing the manifest and removing the journal."""
-        return self.journal.shard in self.base.shards
-
-    def write_texts(self, rows: Iterable[Row], report: Callable[[], dict[str, Any]]) -> bool:
-        """Write the shard's texts, and return whether there are any.
-
-        Each row has a "text" and the same other columns, whose values are scalars. After the last,
-        ``report`` returns the manifest's entry on the source.
+        After the last row, ``report`` returns the manifest's entry on the source.
         """
-        file = self._folder / f"texts-{len(self.base.shards):05}.arrow"
+        file = self.folder / f"texts-{len(self.base.shards):05}.arrow"
         refuse_link(file)
         known = None
         if self.base.shards:
-            with pa.ipc.open_stream(str(self._folder / self.base.shards[0].file)) as earlier:
+            with pa.ipc.open_stream(str(self.folder / self.base.shards[0].file)) as earlier:
                 known = earlier.schema
         count = _write_rows(self.function, rows, file, known)
-        if count:
-            shard = DataFile.written(file, count)
-            self.journal = replace(self.journal, shard=shard, source=report())
-            self.journal.write(self.directory)
-        return count > 0
+        if not count:
+            return None
+        shard = DataFile.written(file, count)
+        self._record(shard=shard, source=report())
+        return shard
 
-    def embed(self, bar: Progress, encode: EncodeBatches | None = None) -> None:
-        """Write the missing vectors. Whatever ``bar`` counts is on the disk."""
-        # Indexing and searching need FAISS. Hours of embedding come first, so check it now.
-        with needed_by(self.function):
-            import datasets
-            import faiss  # noqa: F401
-        shard = self._shard
-        check_file(self.function, self._folder, shard)
-        texts = datasets.Dataset.from_file(str(self._folder / shard.file))["text"]
-        done = self.journal.embedded
-        task = bar.add_task("embedding", total=len(texts), completed=done)
-        starts = range(done, len(texts), _TEXTS_PER_ENCODE)
-        batches = (list(texts[start : start + _TEXTS_PER_ENCODE]) for start in starts)
-        own = (encode_checked(self.function, self.embedder, batch) for batch in batches)
-        with self._open_vectors() as out, closing(encode(batches) if encode else own) as encoded:
-            crc32, committed = self.journal.embeddings_crc32, time.monotonic()
-            for vectors in encoded:
-                block = vectors.tobytes()
-                out.write(block)
-                crc32 = zlib.crc32(block, crc32)
-                done += len(vectors)
-                if done == len(texts) or time.monotonic() - committed > _SECONDS_PER_COMMIT:
-                    out.flush()
-                    os.fsync(out.fileno())
-                    self.journal = replace(self.journal, embedded=done, embeddings_crc32=crc32)
-                    self.journal.write(self.directory)
-                    bar.update(task, completed=done)
-                    committed = time.monotonic()
+    def finish(
+        self,
+        shard: DataFile,
+        bar: Progress,
+        thresholds: IndexThresholds,
+        encode: EncodeBatches | None = None,
+    ) -> None:
+        """Embed the shard's texts, build the index, and make readers see them.
 
-    def finish(self, thresholds: IndexThresholds) -> None:
-        """Build the index, and make readers see the new texts."""
-        if not self.finished:
-            vectors = self._vectors(self._shard.count)
-            check_file(self.function, self._folder, vectors, checksum=False)
+        Whatever ``bar`` counts is on the disk.
+        """
+        # A kill may have struck between writing the manifest and removing the journal.
+        if shard not in self.base.shards:
+            self._embed(shard, bar, encode)
+            vectors = self._vectors
             self.base = replace(
                 self.base,
                 count=vectors.count,
-                shards=(*self.base.shards, self._shard),
+                shards=(*self.base.shards, shard),
                 embeddings=vectors,
                 sources=(*self.base.sources, self.journal.source or {}),
-                index=build_index(self._folder, vectors, self.base.dim, thresholds),
+                index=build_index(self.folder, vectors, self.base.dim, thresholds),
             )
             self.base.write(self.directory)
         self.abandon()
@@ -182,29 +152,52 @@ class StoreWriter:
         self._tidy()
         (self.directory / JOURNAL_FILE).unlink()
 
-    @property
-    def _shard(self) -> DataFile:
-        if self.journal.shard is None:
-            raise ValueError(f"{self.function}: no texts have been written into {self.directory}")
-        return self.journal.shard
+    def _embed(self, shard: DataFile, bar: Progress, encode: EncodeBatches | None) -> None:
+        """Write the missing vectors."""
+        # Indexing and searching need FAISS. Hours of embedding come first, so check it now.
+        with needed_by(self.function):
+            import datasets
+            import faiss  # noqa: F401
+        check_file(self.function, self.folder, shard)
+        texts = datasets.Dataset.from_file(str(self.folder / shard.file))["text"]
+        # The committed vectors.
+        vectors = self._vectors
+        self._cut(vectors.bytes)
+        file = self.folder / EMBEDDINGS_FILE
+        file.touch()
+        check_file(self.function, self.folder, vectors)
+        done, crc32 = self.journal.embedded, vectors.crc32
+        task = bar.add_task("embedding", total=len(texts), completed=done)
+        starts = range(done, len(texts), _TEXTS_PER_ENCODE)
+        batches = (list(texts[start : start + _TEXTS_PER_ENCODE]) for start in starts)
+        own = (encode_checked(self.function, self.embedder, batch) for batch in batches)
+        with file.open("ab") as out, closing(encode(batches) if encode else own) as encoded:
+            committed = time.monotonic()
+            for block in encoded:
+                content = block.tobytes()
+                out.write(content)
+                crc32 = zlib.crc32(content, crc32)
+                done += len(block)
+                if done == len(texts) or time.monotonic() - committed > _SECONDS_PER_COMMIT:
+                    out.flush()
+                    os.fsync(out.fileno())
+                    self._record(embedded=done, embeddings_crc32=crc32)
+                    bar.update(task, completed=done)
+                    committed = time.monotonic()
 
-    def _vectors(self, new: int) -> DataFile:
-        """The file of vectors with ``new`` of this write."""
-        count = self.base.count + new
+    @property
+    def _vectors(self) -> DataFile:
+        """The vectors that the journal counts, with those before this write."""
+        count = self.base.count + self.journal.embedded
         size = count * self.base.dim * 4
         return DataFile(EMBEDDINGS_FILE, count, size, self.journal.embeddings_crc32)
 
-    def _open_vectors(self) -> BinaryIO:
-        """The file of vectors, cut to the committed part, checked, and positioned at its end."""
-        known = self._vectors(self.journal.embedded)
-        self._cut(known.bytes)
-        file = self._folder / EMBEDDINGS_FILE
-        file.touch()
-        check_file(self.function, self._folder, known)
-        return file.open("ab")
+    def _record(self, **changes: Any) -> None:
+        self.journal = replace(self.journal, **changes)
+        self.journal.write(self.directory)
 
     def _cut(self, size: int) -> None:
-        file = self._folder / EMBEDDINGS_FILE
+        file = self.folder / EMBEDDINGS_FILE
         refuse_link(file)
         if file.exists() and file.stat().st_size > size:
             os.truncate(file, size)
@@ -220,7 +213,9 @@ def locked(directory: Path, what: str = "datastore") -> AbstractContextManager[N
     return alone_in(directory, f"another process is writing the {what} {directory}")
 
 
-def _write_rows(function: str, rows: Iterable[Row], file: Path, known: pa.Schema | None) -> int:
+def _write_rows(
+    function: str, rows: Iterable[Mapping[str, Any]], file: Path, known: pa.Schema | None
+) -> int:
     rows, count = iter(rows), 0
     batches = iter(lambda: list(islice(rows, _ROWS_PER_WRITE)), [])
     first = next(batches, None)
@@ -259,7 +254,7 @@ def array_of(kind: pa.DataType, values: list[Any]) -> pa.Array:
     return pa.array(values, type=kind)
 
 
-def _inferred(function: str, rows: list[Row]) -> pa.Schema:
+def _inferred(function: str, rows: list[Mapping[str, Any]]) -> pa.Schema:
     """A string "text" and the other columns, with the types of the first rows."""
     found = [pa.field("text", pa.string())]
     for name in (name for name in rows[0] if name != "text"):
