@@ -13,6 +13,7 @@ import torch
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+from hullft_ops._checks import check_tensor
 from hullft_ops._extras import needed_by
 from hullft_ops._terminal import printable
 from hullft_ops.ttft._files import replacing
@@ -50,10 +51,12 @@ def plot_adaptation(
 
     Raises:
         ImportError: matplotlib is not installed.
+        TypeError: query is not a tensor.
         ValueError: the name does not end in .png.
         OSError: the file cannot be written.
     """
     check_plot(path)
+    check_tensor("plot_adaptation", "query", query)
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 7.2))

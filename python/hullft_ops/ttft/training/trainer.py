@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 import hullft_ops
+from hullft_ops._checks import check_member
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.model.attention import can_pad, on_device, padded, padded_length
 from hullft_ops.ttft.model.context import model_limit
@@ -63,6 +64,9 @@ class SupportTrainer:
     ) -> None:
         check_choice("order", order, ORDERS)
         check_choice("schedule", schedule, tuple(SCHEDULES))
+        if on_step is not None:
+            kind = "a function of the number of steps"
+            check_member("TestTimeFinetuner", "on_step", on_step, "__call__", kind)
         self._model = model
         self._trained = trained
         self._lr = lr
