@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -296,10 +296,9 @@ class TestTimeFinetuner:
             NonFiniteLossError, torch.OutOfMemoryError: as `adapted`; the first names the prompt.
         """
         batch_size = check_integer("adapt_many", "batch_size", batch_size, 1)
-        prompts = prompts if isinstance(prompts, str) else list(prompts)
-        given = [prompt for prompt in prompts if isinstance(prompt, Support)]
-        texts = cast(Sequence[str], prompts)
-        supports = given if len(given) == len(prompts) else self.select_batch(texts)
+        held: Any = prompts if isinstance(prompts, str) else list(prompts)
+        are_selected = all(isinstance(prompt, Support) for prompt in held)
+        supports: list[Support] = held if are_selected else self.select_batch(held)
         check_same_trained(self.model, self._trained)
         advice = self._advice([text for support in supports for text in support.input_ids])
         advice += f"; a lower batch_size (it is {batch_size}) trains fewer adapters at a time"
