@@ -307,7 +307,7 @@ class TestTimeFinetuner:
             return train_adapters(*training, supports, batch_size, **self._reported)
 
     def generate(self, prompt: str, *, seconds: float | None = None, **generate_kwargs: Any) -> str:
-        """Adapt to ``prompt``, continue it, restore the model.
+        """Adapt to ``prompt``, continue it, restore the model. Inside a block use `continuation`.
 
         Of a prompt that is too long, the model reads the last tokens, as many as leave room for the
         new ones. ``seconds`` is the budget for adapting, as in `adapted`. ``generate_kwargs`` are

@@ -119,7 +119,8 @@ def test_a_number_of_new_tokens_must_be_an_int(gpt2, make):
 def test_what_cannot_be_met_is_said_before_the_adaptation(gpt2, make, monkeypatch):
     finetuner, adapted = make(gpt2), []
     monkeypatch.setattr(finetuner, "adapted", adapted.append)
-    for options in ({"max_new_tokens": 32}, {"max_length": 9}, {"return_dict_in_generate": True}):
+    refused = [{"max_new_tokens": 32}, {"max_length": 9}, {"return_dict_in_generate": True}]
+    for options in (*refused, {"num_return_sequences": 2}):
         with pytest.raises(ValueError, match="^generate: "):
             finetuner.generate(PROMPT, **options)
     assert adapted == []

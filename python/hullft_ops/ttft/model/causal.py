@@ -31,9 +31,9 @@ def check_causal(
     depend on the last. A model is probed once. The ValueError says which class would do. TypeError
     if either has another type."""
     loaded = "a causal language model of transformers, as load_model returns"
-    check_member(function, "model", model, "get_input_embeddings", loaded)
+    check_member(function, "model", model, "config", loaded)
     loaded = "a tokenizer of transformers, as load_model returns"
-    check_member(function, "tokenizer", tokenizer, "is_fast", loaded)
+    check_member(function, "tokenizer", tokenizer, "get_vocab", loaded)
     highest = highest_id(tokenizer)
     try:
         rows = getattr(model.get_input_embeddings(), "num_embeddings", None)

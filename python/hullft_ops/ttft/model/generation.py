@@ -61,6 +61,8 @@ def tokens_to_continue(
         raise ValueError(
             "generate: return_dict_in_generate must be False: only the continuation is returned"
         )
+    if (count := generate_kwargs.get("num_return_sequences") or 1) != 1:
+        raise ValueError(f"generate: num_return_sequences must be 1, got {count}")
     new = check_integer("generate", "max_new_tokens", _new_tokens(generate_kwargs), 0)
     if not 1 <= new < context:
         allowed = f"1..{context - 1} with a context of {context}"

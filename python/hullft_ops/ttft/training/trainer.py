@@ -142,6 +142,7 @@ class SupportTrainer:
         passes: list[tuple[int, int]] = []
         # Allocated before any memory that is freed again: the moments stay, and in the gap that
         # such memory leaves they would block the next allocation of its size.
+        self._check_moments()
         self._optimizer.param_groups[0]["capturable"] = self.graphs is not None
         self._optimizer.make_state()
         self._optimizer.reset()
@@ -196,6 +197,16 @@ class SupportTrainer:
         values: list[float] = losses[: len(passes)].tolist()
         check_losses(values, passes, steps)
         return values, taken
+
+    def _check_moments(self) -> None:
+        for parameter, state in self._optimizer.state.items():
+            now, then = ((t.dtype, t.device) for t in (parameter, state["exp_avg"]))
+            if now != then:
+                raise RuntimeError(
+                    "TestTimeFinetuner: the model was moved or cast after this finetuner's first "
+                    f"adaptation, from {then[0]} on {then[1]} to {now[0]} on {now[1]}: make a new "
+                    "finetuner"
+                )
 
     def _in_tensors(self, runs: Runs) -> Runs:
         """The runs with their rates in tensors that stay where they are."""
