@@ -103,6 +103,12 @@ def check_noise(op: str, value: object, name: str = "noise") -> None:
         raise ValueError(f"{op}: {name} must be finite and > 0, got {value}")
 
 
+def check_member(op: str, name: str, value: object, member: str, kind: str) -> None:
+    """TypeError unless ``value`` has ``member``. ``kind`` says what has it, and what makes one."""
+    if not hasattr(value, member):
+        raise TypeError(f"{op}: {name} must be {kind}, got {type(value).__name__}")
+
+
 def check_text(op: str, name: str, value: object) -> None:
     if not isinstance(value, str):
         raise TypeError(f"{op}: {name} must be a str, got {type(value).__name__}")

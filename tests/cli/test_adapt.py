@@ -292,8 +292,9 @@ def test_texts_at_random_follow_the_seed(own: list[object], tmp_path: Path) -> N
         (["--seconds", -1], "seconds must be above 0, got -1"),
         (["--seconds", "nan"], "seconds must be above 0, got nan"),
         (["--max-length", 1], "max_length must be in 2..2147483647, got 1"),
-        (["--prompt", " "], "text must have a token"),
+        (["--prompt", " "], "the prompt must have text, got ' '"),
         (["--model", "/no/such/model"], "model /no/such/model: no such directory"),
+        (["--save", "."], "--save must name a new folder, . exists"),
         (["--generate", "--max-new-tokens", 256], "max_new_tokens must be in 1..255"),
     ],
 )

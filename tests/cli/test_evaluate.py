@@ -441,7 +441,7 @@ def test_a_second_row_of_a_pair_is_refused(first: Path, tmp_path: Path) -> None:
         ('{"text": "a prompt", "domain": "\\ud800"}\n', 'line 1: "domain" with half a surrogate'),
         ("\n", "holds no prompt"),
         # The first prompt to be adapted to is the one that warms up, the second is measured.
-        ('{"text": "a"}\n', "prompt 'a': score_text: text must have a token with a context"),
+        ('{"text": "a"}\n', "prompt 'a': score_text: text must have at least 2 tokens"),
         ('{"text": "two words"}\n{"text": "a"}\n', "prompt 'a': score_text: text must have"),
     ],
 )

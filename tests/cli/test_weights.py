@@ -190,7 +190,9 @@ def test_every_command_refuses_it_unless_told_otherwise(
     assert refused.exit_code == 2, refused.output
     [line] = [line for line in refused.stderr.splitlines() if line.startswith("hullft-ops")]
     assert "12 missing (transformer.h.1.attn.c_attn.bias, " in line
-    assert line.endswith("; --allow-missing-weights loads it anyway")
+    assert line.endswith(
+        "; allow_missing_weights=True, or --allow-missing-weights, loads it anyway"
+    )
     allowed = invoke(command, *own, "--allow-missing-weights")
     assert allowed.exit_code == 0, allowed.output
     if command == "tune":

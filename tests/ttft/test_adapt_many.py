@@ -269,6 +269,12 @@ def test_a_layer_that_mixes_rows_is_refused(llama, make):
         finetuner.adapt_many(PROMPTS)
 
 
+def test_prompts_may_come_from_an_iterator(llama, make):
+    finetuner = make(with_lora(llama), n_select=2)
+    adapters = finetuner.adapt_many(prompt for prompt in PROMPTS[:2])
+    assert [one.support for one in adapters] == finetuner.select_batch(PROMPTS[:2])
+
+
 def test_an_adapter_of_another_model_is_refused(llama, gpt2, make, bits):
     finetuner = make(with_lora(llama), n_select=2)
     [adapter] = finetuner.adapt_many(PROMPTS[:1])

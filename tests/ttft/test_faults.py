@@ -259,6 +259,16 @@ def test_a_generator_that_is_closed_or_dropped_leaves_the_model_as_it_was(gpt2, 
             pass
 
 
+def test_a_model_that_was_cast_between_two_adaptations_needs_a_new_finetuner(gpt2, make):
+    finetuner = make(gpt2, n_select=2)
+    finetuner.generate(PROMPT, max_new_tokens=2)
+    gpt2.double()
+    message = r"cast after .*, from torch.float32 on cpu to torch.float64 on cpu: make a new finet"
+    with pytest.raises(RuntimeError, match=message):
+        finetuner.generate(PROMPT)
+    assert make(gpt2, n_select=2).generate(PROMPT, max_new_tokens=2)
+
+
 def test_a_model_that_the_body_casts_comes_back_in_its_own_type(gpt2, make):
     finetuner = make(partly_frozen(gpt2))
     with unchanged(gpt2), finetuner.adapted(PROMPT):

@@ -334,12 +334,25 @@ def test_generate_works_on_the_adapted_model(model, tokenizer, make):
         ({"max_grad_norm": "1"}, TypeError, "max_grad_norm must be a number, got str"),
         ({"max_grad_norm": True}, TypeError, "max_grad_norm must be a number, got bool"),
         ({"variant": "greedy"}, ValueError, "variant must be one of .*, got 'greedy'"),
+        ({"experts": "experts"}, TypeError, "experts must be an Experts, .*, got str"),
+        ({"on_step": 3}, TypeError, "on_step must be a function of .*, got int"),
         ({"n_select": 100_001}, ValueError, r"n_select must be in 0\.\.100000, got 100001"),
     ],
 )
 def test_bad_arguments_are_refused(gpt2, make, options, error, message):
     with pytest.raises(error, match=f"TestTimeFinetuner: {message}"):
         make(gpt2, **options)
+
+
+@pytest.mark.parametrize("name", ["model", "tokenizer", "store", "embedder"])
+@pytest.mark.parametrize("wrong", ["gpt2", torch.nn.Linear(1, 1)])
+def test_what_is_no_model_tokenizer_store_or_embedder_is_refused(
+    gpt2, tokenizer, store, embedder, name, wrong
+):
+    given = {"model": gpt2, "tokenizer": tokenizer, "store": store, "embedder": embedder}
+    kind = type(wrong).__name__
+    with pytest.raises(TypeError, match=f"^TestTimeFinetuner: {name} must be an? .*, got {kind}$"):
+        TestTimeFinetuner(**given | {name: wrong})
 
 
 def made_in_inference_mode(model: PreTrainedModel) -> PreTrainedModel:

@@ -30,6 +30,15 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     return found
 
 
+def test_the_query_must_be_a_tensor(
+    gpt2: PreTrainedModel, make: Make, store: Datastore, tmp_path: Path
+) -> None:
+    with make(gpt2, n_select=0, context=1).adapted(PROMPT) as report:
+        query: Any = np.zeros(24, np.float32)
+        with pytest.raises(TypeError, match="plot_adaptation: query must be .*, got ndarray"):
+            plot_adaptation(tmp_path / "plot.png", report, store, query, [(0, 1.0)])
+
+
 @pytest.mark.parametrize("order", ["grouped", "interleaved"])
 def test_on_step_sees_the_model_between_the_steps(
     gpt2: PreTrainedModel, make: Make, order: str

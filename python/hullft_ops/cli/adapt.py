@@ -86,7 +86,7 @@ def adapt(
             "--generate/--no-generate", help="Continue the prompt.", show_default="with --corpus"
         ),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Length of the continuation.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of the continuation.")] = 64,
     save: Annotated[
         Path | None,
         typer.Option(help="New folder for the adaptation, as a LoRA that PEFT and vLLM load."),
@@ -114,6 +114,8 @@ def adapt(
         from hullft_ops.ttft.store.embedding import encode_checked, open_embedder
 
         text = _prompt(prompt, prompt_file)
+        if not text.strip():
+            raise ConfigError(f"the prompt must have text, got {text[:20]!r}")
         chosen = configuration(given, default={"method": "hullft", "n_select": 20, "refresh": 2})
         if corpus is not None:
             if store is not None:
@@ -220,7 +222,10 @@ def _checked_settings(config: "Config", save: Path | None, plot: Path | None) ->
     if save is not None:
         if not (settings.get("n_select") or settings.get("n_experts")):
             raise ConfigError("--save needs n_select or n_experts above 0: else nothing changes")
-        replaceable(save, overwrite=False)
+        try:
+            replaceable(save, overwrite=False)
+        except FileExistsError as error:
+            raise ConfigError(f"--save must name a new folder, {save} exists") from error
     if plot is not None:
         try:
             check_plot(plot)

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -153,8 +153,8 @@ class TestTimeFinetuner:
         context = check_integer("TestTimeFinetuner", "context", context, 0)
         chosen = selection_method(method, variant)
         check_embedder("TestTimeFinetuner", embedder, store)
-        trained = checked_trained(model)
         check_causal("TestTimeFinetuner", model, tokenizer)
+        trained = checked_trained(model)
         self.model = model
         self.tokenizer = tokenizer
         self.store = store
@@ -173,6 +173,9 @@ class TestTimeFinetuner:
         self._reported: dict[str, Any] = {"method": self.method, "n_select": n_select}
         self._reported |= {"refresh": refresh, "order": order}
         self._trainer = SupportTrainer(model, trained, **settings, graphs=graphs, on_step=on_step)
+        self._merger = ExpertMerger(
+            model, trained, store, experts, n_experts, expert_scale, expert_temperature
+        )
         merged = {"experts": None if experts is None else (experts.digest, expert_scale)}
         self._cache = AdaptationCache(cache_dir, cache_bytes, model, trained, settings | merged)
         self._trained = trained
@@ -180,9 +183,6 @@ class TestTimeFinetuner:
         self._snapshot = ModelSnapshot(model, trained)
         self._prefix = Prefix()
         in_context = InContext(store, tokenizer, context, self._context)
-        self._merger = ExpertMerger(
-            model, trained, store, experts, n_experts, expert_scale, expert_temperature
-        )
         selecting = (n_select, chosen, pool_size, in_context, self._merger.weigh)
         self._selector = SupportSelector(store, embedder, self._tokenize, *selecting)
 
@@ -296,9 +296,9 @@ class TestTimeFinetuner:
             NonFiniteLossError, torch.OutOfMemoryError: as `adapted`; the first names the prompt.
         """
         batch_size = check_integer("adapt_many", "batch_size", batch_size, 1)
-        given = [prompt for prompt in prompts if isinstance(prompt, Support)]
-        texts = cast(Sequence[str], prompts)
-        supports = given if len(given) == len(prompts) else self.select_batch(texts)
+        held: Any = prompts if isinstance(prompts, str) else list(prompts)
+        are_selected = all(isinstance(prompt, Support) for prompt in held)
+        supports: list[Support] = held if are_selected else self.select_batch(held)
         check_same_trained(self.model, self._trained)
         advice = self._advice([text for support in supports for text in support.input_ids])
         advice += f"; a lower batch_size (it is {batch_size}) trains fewer adapters at a time"
@@ -307,7 +307,7 @@ class TestTimeFinetuner:
             return train_adapters(*training, supports, batch_size, **self._reported)
 
     def generate(self, prompt: str, *, seconds: float | None = None, **generate_kwargs: Any) -> str:
-        """Adapt to ``prompt``, continue it, restore the model.
+        """Adapt to ``prompt``, continue it, restore the model. Inside a block use `continuation`.
 
         Of a prompt that is too long, the model reads the last tokens, as many as leave room for the
         new ones. ``seconds`` is the budget for adapting, as in `adapted`. ``generate_kwargs`` are

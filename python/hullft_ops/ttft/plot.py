@@ -13,6 +13,7 @@ import torch
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+from hullft_ops._checks import check_tensor
 from hullft_ops._extras import needed_by
 from hullft_ops._terminal import printable
 from hullft_ops.ttft._files import replacing
@@ -47,9 +48,14 @@ def plot_adaptation(
         query: float32 ``[dim]`` on the CPU, the prompt's embedding.
         scores: steps and bits per byte, at least one; the first is without the adaptation.
 
-    ImportError without matplotlib, ValueError if the name does not end in .png, or OSError.
+    Raises:
+        ImportError: matplotlib is not installed.
+        TypeError: query is not a tensor.
+        ValueError: the name does not end in .png.
+        OSError: the file cannot be written.
     """
     check_plot(path)
+    check_tensor("plot_adaptation", "query", query)
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 7.2))

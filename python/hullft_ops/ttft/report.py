@@ -189,11 +189,11 @@ class AdaptationReport:
 
     def _alive(self, function: str) -> "AdaptedModel":
         if self._adapted is None:
-            why = "the model is restored" if self.n_select else "n_select is 0, nothing was trained"
-            raise RuntimeError(
-                f"AdaptationReport: {why}: call {function} inside of the with block, on the report "
-                "that it gives"
-            )
+            if not (self.n_select or self.expert_indices):
+                why = "nothing was trained or merged, n_select is 0"
+            else:
+                why = "the model is restored, call it in the with block, on the report from there"
+            raise RuntimeError(f"{function}: {why}")
         return self._adapted
 
     def to_dict(self) -> dict[str, Any]:

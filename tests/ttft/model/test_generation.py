@@ -111,10 +111,16 @@ def test_without_room_for_the_prompt_it_is_refused(gpt2, make, bits, new):
     assert torch.is_grad_enabled()
 
 
+def test_a_number_of_new_tokens_must_be_an_int(gpt2, make):
+    with pytest.raises(TypeError, match="generate: max_new_tokens must be an int, got str"):
+        make(gpt2).generate(PROMPT, max_new_tokens="3")
+
+
 def test_what_cannot_be_met_is_said_before_the_adaptation(gpt2, make, monkeypatch):
     finetuner, adapted = make(gpt2), []
     monkeypatch.setattr(finetuner, "adapted", adapted.append)
-    for options in ({"max_new_tokens": 32}, {"max_length": 9}, {"return_dict_in_generate": True}):
+    refused = [{"max_new_tokens": 32}, {"max_length": 9}, {"return_dict_in_generate": True}]
+    for options in (*refused, {"num_return_sequences": 2}):
         with pytest.raises(ValueError, match="^generate: "):
             finetuner.generate(PROMPT, **options)
     assert adapted == []

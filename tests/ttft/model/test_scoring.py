@@ -207,8 +207,8 @@ def test_long_texts_pass_without_a_warning(gpt2, tokenizer, caplog, monkeypatch)
     [
         (None, {}, TypeError, "text must be a str, got NoneType"),
         ("a \udcff", {}, ValueError, "text must be valid Unicode: .*surrogates not allowed"),
-        ("", {}, ValueError, "text must have a token with a context, got '' of 0 tokens"),
-        ("a", {}, ValueError, "text must have a token with a context, got 'a' of 1 tokens"),
+        ("", {}, ValueError, "text must have at least 2 tokens, got '' with 0"),
+        ("a", {}, ValueError, "text must have at least 2 tokens, got 'a' with 1"),
         ("ab c", {"max_length": 1}, ValueError, "max_length must be .*, got 1"),
         ("ab c", {"max_length": 33}, ValueError, "max_length is 33, the model's context is 32"),
         ("ab c", {"max_length": 8.0}, TypeError, "max_length must be an int, got float"),
@@ -237,7 +237,7 @@ def test_bad_arguments_are_refused(gpt2, tokenizer, text, options, error, messag
 
 
 def test_only_special_tokens_are_nothing_to_score(gpt2, tokenizers):
-    with pytest.raises(ValueError, match="got '' of 2 tokens"):
+    with pytest.raises(ValueError, match="must have at least 1 token, got '' with 0"):
         bits_per_byte(gpt2, tokenizers["byte_level_bos_eos"], "")
 
 

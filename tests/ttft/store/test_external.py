@@ -143,7 +143,7 @@ class Answering:
         ({"found": [[0]]}, ValueError, r"must find 2 different texts .* found \[1\]"),
         ({"found": [[0, 0]]}, ValueError, r"must find 2 different texts .* found \[1\]"),
         ({"texts": ["a"]}, ValueError, r"must give shape \(1, 24\), got \(2, 24\)"),
-        ({"vectors": np.eye(2, 24)}, TypeError, "must give float32, got float64"),
+        ({"vectors": np.eye(2, 24)}, TypeError, "must give a float32 NumPy array, got float64"),
         ({"vectors": np.ones((2, 24), np.float32)}, ValueError, "must give unit vectors"),
     ],
 )

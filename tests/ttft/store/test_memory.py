@@ -76,8 +76,9 @@ UNIT = np.eye(3, 4, dtype=np.float32)
 @pytest.mark.parametrize(
     ("texts", "embeddings", "error", "message"),
     [
-        ("abc", UNIT, TypeError, "texts must be a sequence of strings"),
-        (["a", "b", 3], UNIT, TypeError, "texts must be a sequence of strings"),
+        ("abc", UNIT, TypeError, "texts must be a sequence of str, got one str"),
+        (["a", "b", 3], UNIT, TypeError, r"texts\[2\] must be a str, got int"),
+        (["a", "b", "c"], UNIT.tolist(), TypeError, "embeddings must be .*Tensor, got list"),
         ([], UNIT[:0], ValueError, "texts is empty"),
         (["a", "b"], UNIT, ValueError, r"must have shape \[2, dim\] for 2 texts, got \[3, 4\]"),
         (["a"], UNIT[0], ValueError, r"must have shape \[1, dim\] for 1 texts, got \[4\]"),
@@ -92,7 +93,15 @@ def test_what_it_cannot_hold_is_named(texts, embeddings, error, message):
         MemoryStore(texts, embeddings, "given")
 
 
+def test_it_takes_texts_from_an_iterator_and_names_a_wrong_name():
+    assert MemoryStore(iter("abc"), UNIT, "given").texts == ("a", "b", "c")
+    with pytest.raises(TypeError, match="MemoryStore: embedder_name must be a str, got object"):
+        MemoryStore(["a", "b", "c"], UNIT, object())
+
+
 def test_a_wrong_search_is_refused():
     held = MemoryStore(["a", "b", "c"], UNIT, "given")
+    with pytest.raises(TypeError, match="queries must be a float32 NumPy array or .*, got str"):
+        held.search("a", 1)
     with pytest.raises(ValueError, match="MemoryStore.search: k is 4, the store has 3 texts"):
         held.search(UNIT, 4)

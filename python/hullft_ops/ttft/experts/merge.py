@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 import hullft_ops
-from hullft_ops._checks import check_finite, check_integer, check_noise
+from hullft_ops._checks import check_finite, check_integer, check_member, check_noise
 from hullft_ops.ttft.experts.folder import Experts, Factors
 from hullft_ops.ttft.store.base import Store
 from hullft_ops.ttft.training.steps import StageClock
@@ -43,6 +43,9 @@ class ExpertMerger:
 
     def __post_init__(self) -> None:
         self.count = check_integer("TestTimeFinetuner", "n_experts", self.count, 0)
+        if self.experts is not None:
+            kind = "an Experts, as Experts.open returns"
+            check_member("TestTimeFinetuner", "experts", self.experts, "digest", kind)
         check_finite("TestTimeFinetuner", "expert_scale", self.scale)
         if self.temperature is not None:
             check_noise("TestTimeFinetuner", self.temperature, "expert_temperature")

@@ -11,6 +11,7 @@ from torch import nn
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hullft_ops._checks import check_member
 from hullft_ops.ttft.model.context import unwrapped, virtual_tokens
 from hullft_ops.ttft.model.exclusive import Claim
 from hullft_ops.ttft.model.snapshot import ModelSnapshot
@@ -27,7 +28,12 @@ def check_causal(
     function: str, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
 ) -> None:
     """Refuse a model that lacks ids of the tokenizer, or whose logits for the first of two tokens
-    depend on the last. A model is probed once. The ValueError says which class would do."""
+    depend on the last. A model is probed once. The ValueError says which class would do. TypeError
+    if either has another type."""
+    loaded = "a causal language model of transformers, as load_model returns"
+    check_member(function, "model", model, "config", loaded)
+    loaded = "a tokenizer of transformers, as load_model returns"
+    check_member(function, "tokenizer", tokenizer, "get_vocab", loaded)
     highest = highest_id(tokenizer)
     try:
         rows = getattr(model.get_input_embeddings(), "num_embeddings", None)

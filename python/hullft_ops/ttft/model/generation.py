@@ -61,11 +61,12 @@ def tokens_to_continue(
         raise ValueError(
             "generate: return_dict_in_generate must be False: only the continuation is returned"
         )
-    new = _new_tokens(generate_kwargs)
+    if (count := generate_kwargs.get("num_return_sequences") or 1) != 1:
+        raise ValueError(f"generate: num_return_sequences must be 1, got {count}")
+    new = check_integer("generate", "max_new_tokens", _new_tokens(generate_kwargs), 0)
     if not 1 <= new < context:
         allowed = f"1..{context - 1} with a context of {context}"
         raise ValueError(f"generate: max_new_tokens must be in {allowed}, got {new}")
-    check_integer("generate", "max_new_tokens", new, 1)
     tokens, opening = opened_tokens(tokenizer, prompt)
     if not tokens:
         raise ValueError(f"generate: prompt must have a token, got {prompt[:20]!r}")

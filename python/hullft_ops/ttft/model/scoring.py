@@ -122,16 +122,16 @@ def _score(
     cached: Prefill | None = None,
 ) -> BitsPerByte:
     check_text(function, "text", text)
+    check_causal(function, model, tokenizer)
     if not tokenizer.is_fast:
         raise ValueError(f"{function}: tokenizer must be a fast one, got {type(tokenizer)}")
-    check_causal(function, model, tokenizer)
     length = context_length(function, model, tokenizer, max_length)
     ids, start, byte_count = _tokenize(tokenizer, text)
     first = max(start, 1)
     if first >= len(ids) or byte_count == 0:
         raise ValueError(
-            f"{function}: text must have a token with a context, got {text[:20]!r} "
-            f"of {len(ids)} tokens"
+            f"{function}: text must have at least {'1 token' if start else '2 tokens'}, "
+            f"got {text[:20]!r} with {len(ids) - start}"
         )
     highest = highest_id(tokenizer)
     prefix = [check_integer(function, "each of prefix_ids", i, 0, highest) for i in prefix_ids]

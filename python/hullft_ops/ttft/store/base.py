@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from hullft_ops._checks import check_integer
+from hullft_ops._checks import check_integer, check_text
 from hullft_ops.ttft.store.embedding import for_torch, not_unit
 
 # Vectors to search for, and the scores and positions of texts near them.
@@ -62,6 +62,9 @@ def checked_search(function: str, store: Store, given: Queries, k: int) -> tuple
 def _floats(function: str, name: str, given: Queries) -> torch.Tensor:
     if isinstance(given, torch.Tensor) and given.device.type != "cpu":
         raise ValueError(f"{function}: {name} must be on the CPU, got {given.device}")
+    if not isinstance(given, np.ndarray | torch.Tensor):
+        kind = "a float32 NumPy array or torch.Tensor"
+        raise TypeError(f"{function}: {name} must be {kind}, got {type(given).__name__}")
     values = for_torch(given) if isinstance(given, np.ndarray) else given
     tensor = torch.as_tensor(values, device="cpu")
     if tensor.dtype != torch.float32:
@@ -78,14 +81,21 @@ class MemoryStore:
             ``texts[i]``. They are not copied: do not change them afterwards.
         embedder_name: the name of the embedder that made them.
 
-    TypeError or ValueError if texts or embeddings are of another kind.
+    Raises:
+        TypeError: a text or the name is not a str, or embeddings are not float32.
+        ValueError: there is no text, one is not valid Unicode, or embeddings are on a GPU, have a
+            wrong shape or a norm that is not 1.
     """
 
     def __init__(
         self, texts: Sequence[str], embeddings: np.ndarray | torch.Tensor, embedder_name: str
     ) -> None:
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-            raise TypeError("MemoryStore: texts must be a sequence of strings")
+        if isinstance(texts, str):
+            raise TypeError("MemoryStore: texts must be a sequence of str, got one str")
+        texts = tuple(texts)
+        for i, text in enumerate(texts):
+            check_text("MemoryStore", f"texts[{i}]", text)
+        check_text("MemoryStore", "embedder_name", embedder_name)
         if len(texts) == 0:
             raise ValueError("MemoryStore: texts is empty")
         vectors = _floats("MemoryStore", "embeddings", embeddings)
@@ -98,7 +108,7 @@ class MemoryStore:
             raise ValueError(
                 "MemoryStore: embeddings must be unit vectors, row {} has norm {}".format(*wrong)
             )
-        self.texts: Sequence[str] = tuple(texts)
+        self.texts: Sequence[str] = texts
         self.embeddings = vectors
         self.embedder = embedder_name
         self.dim = vectors.shape[1]

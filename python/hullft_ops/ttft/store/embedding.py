@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import DTypeLike
 
+from hullft_ops._checks import check_member
 from hullft_ops._extras import needed_by
 from hullft_ops.ttft.model.loading import check_directory, loading
 from hullft_ops.ttft.model.onednn import wide_products
@@ -126,12 +127,19 @@ def open_embedder(name: str) -> SentenceTransformerEmbedder:
 
 
 def check_embedder(function: str, embedder: Embedder, known: "Manifest | Journal | Store") -> None:
-    """ValueError if the datastore comes from another embedder."""
+    """ValueError if the datastore comes from another embedder. TypeError if either is none."""
+    check_is_embedder(function, embedder)
+    check_member(function, "store", known, "embedder", "a Store, as Datastore.open returns")
     if (embedder.name, embedder.dim) != (known.embedder, known.dim):
         raise ValueError(
             f"{function}: embedder is {embedder.name} of dim {embedder.dim}, "
             f"the datastore's is {known.embedder} of dim {known.dim}"
         )
+
+
+def check_is_embedder(function: str, embedder: Embedder) -> None:
+    kind = "an Embedder with name, dim and encode, as load_embedder returns"
+    check_member(function, "embedder", embedder, "name", kind)
 
 
 def encode_checked(function: str, embedder: Embedder, texts: Sequence[str]) -> np.ndarray:
@@ -144,8 +152,8 @@ def checked_vectors(
 ) -> np.ndarray:
     """The vectors of the embedder ``name``, checked as by `encode_checked`."""
     if not isinstance(vectors, np.ndarray) or vectors.dtype != np.float32:
-        got = getattr(vectors, "dtype", type(vectors).__name__)
-        raise TypeError(f"{function}: embedder {name} must give float32, got {got}")
+        got = vectors.dtype if isinstance(vectors, np.ndarray) else type(vectors).__name__
+        raise TypeError(f"{function}: embedder {name} must give a float32 NumPy array, got {got}")
     if vectors.shape != (len(texts), dim):
         raise ValueError(
             f"{function}: embedder {name} must give shape {(len(texts), dim)}, got {vectors.shape}"

@@ -21,7 +21,13 @@ from rich.progress import Progress
 from hullft_ops._checks import check_integer, check_text
 from hullft_ops._extras import needed_by
 from hullft_ops.ttft._files import alone_in, sync
-from hullft_ops.ttft.store.embedding import Embedder, EncodeBatches, check_embedder, encode_checked
+from hullft_ops.ttft.store.embedding import (
+    Embedder,
+    EncodeBatches,
+    check_embedder,
+    check_is_embedder,
+    encode_checked,
+)
 from hullft_ops.ttft.store.format import (
     EMBEDDINGS_FILE,
     JOURNAL_FILE,
@@ -69,6 +75,7 @@ class StoreWriter:
 
         ValueError if that had other settings, or the datastore has been replaced since.
         """
+        check_is_embedder(function, embedder)
         dim = check_integer(function, "embedder.dim", embedder.dim, 1)
         was = settings if interrupted is None else interrupted.settings
         names = [n for n in sorted(was.keys() | settings.keys()) if was.get(n) != settings.get(n)]

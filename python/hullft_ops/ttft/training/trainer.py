@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 import hullft_ops
+from hullft_ops._checks import check_member
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.model.attention import can_pad, on_device, padded, padded_length
 from hullft_ops.ttft.model.context import model_limit
@@ -63,6 +64,9 @@ class SupportTrainer:
     ) -> None:
         check_choice("order", order, ORDERS)
         check_choice("schedule", schedule, tuple(SCHEDULES))
+        if on_step is not None:
+            kind = "a function of the number of steps"
+            check_member("TestTimeFinetuner", "on_step", on_step, "__call__", kind)
         self._model = model
         self._trained = trained
         self._lr = lr
@@ -139,6 +143,7 @@ class SupportTrainer:
         passes: list[tuple[int, int]] = []
         # Allocated before any memory that is freed again: the moments stay, and in the gap that
         # such memory leaves they would block the next allocation of its size.
+        self._check_moments()
         self._optimizer.param_groups[0]["capturable"] = self.graphs is not None
         self._optimizer.make_state()
         self._optimizer.reset()
@@ -195,6 +200,16 @@ class SupportTrainer:
         values: list[float] = losses[: len(passes)].tolist()
         check_losses(values, passes, steps)
         return values, taken
+
+    def _check_moments(self) -> None:
+        for parameter, state in self._optimizer.state.items():
+            now, then = ((t.dtype, t.device) for t in (parameter, state["exp_avg"]))
+            if now != then:
+                raise RuntimeError(
+                    "TestTimeFinetuner: the model was moved or cast after this finetuner's first "
+                    f"adaptation, from {then[0]} on {then[1]} to {now[0]} on {now[1]}: make a new "
+                    "finetuner"
+                )
 
     def _in_tensors(self, runs: Runs) -> Runs:
         """The runs with their rates in tensors that stay where they are."""
