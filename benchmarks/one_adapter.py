@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 
 from hullft_ops.ttft import Datastore, load_model
 from hullft_ops.ttft.experts import Experts, build_experts
-from hullft_ops.ttft.experts.build import ExpertTrainer, Task
+from hullft_ops.ttft.experts.build import Task
+from hullft_ops.ttft.experts.expert_trainer import ExpertTrainer
 from hullft_ops.ttft.experts.folder import CENTROIDS_FILE, Manifest
 
 

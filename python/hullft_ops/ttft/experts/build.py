@@ -1,13 +1,12 @@
 """Building experts: one for each cluster of a datastore, and going on after a kill."""
 
-import copy
 import re
 import shutil
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,15 +22,13 @@ from hullft_ops._extras import needed_by
 from hullft_ops.collect_env import versions_of
 from hullft_ops.ttft._files import UUID, sha256_of, staging_folder, sync, write_durably
 from hullft_ops.ttft._progress import progress_bar
-from hullft_ops.ttft.errors import NonFiniteLossError
+from hullft_ops.ttft.experts.expert_trainer import ExpertTrainer
 from hullft_ops.ttft.experts.folder import (
     CENTROIDS_FILE,
-    DIFFERENCE_FILE,
     MAX_EXPERTS,
     Clusters,
     Experts,
     Manifest,
-    adapter_files,
     check_plain,
     checked_file,
     checked_files,
@@ -42,14 +39,10 @@ from hullft_ops.ttft.experts.folder import (
 from hullft_ops.ttft.model.causal import check_causal
 from hullft_ops.ttft.model.context import context_length
 from hullft_ops.ttft.model.exclusive import Claim
-from hullft_ops.ttft.model.memory import out_of_memory_explained
-from hullft_ops.ttft.retrieval.support import MIN_TOKENS
 from hullft_ops.ttft.store.base import Store
 from hullft_ops.ttft.store.format import MANIFEST_FILE
 from hullft_ops.ttft.store.writer import locked
-from hullft_ops.ttft.training.checks import autocast_dtype, trainable_parameters
-from hullft_ops.ttft.training.steps import StageClock
-from hullft_ops.ttft.training.trainer import SupportTrainer
+from hullft_ops.ttft.training.checks import autocast_dtype
 
 _FUNCTION = "build_experts"
 # What a killed build leaves behind. A person would not choose such a name.
@@ -310,89 +303,3 @@ def _none_empty(nearest: np.ndarray, scores: np.ndarray, clusters: int) -> np.nd
         sizes[labels[text]] -= 1
         labels[text], sizes[empty] = empty, 1
     return labels
-
-
-class ExpertTrainer:
-    """Trains one expert after the other, each from the base model."""
-
-    def __init__(
-        self,
-        model: "PreTrainedModel",
-        tokenizer: "PreTrainedTokenizerBase",
-        store: Store,
-        manifest: Manifest,
-    ) -> None:
-        self._tokenizer = tokenizer
-        self._store = store
-        self._manifest = manifest
-        self._full = manifest.kind == "full"
-        self._base: list[torch.Tensor] = [*trainable_parameters(model)]
-        self._copy: Any = copy.deepcopy(model) if self._full else _with_adapter(model, manifest)
-        self._trained = trainable_parameters(self._copy)
-        self._clock = StageClock(model.device)
-        self._trainer = SupportTrainer(
-            self._copy,
-            self._trained,
-            lr=manifest.lr,
-            order="grouped",
-            schedule="linear",
-            max_grad_norm=None,
-            autocast=None if manifest.dtype is None else torch.bfloat16,
-        )
-
-    def files(self, expert: int, positions: list[int]) -> dict[str, bytes]:
-        """The expert's files. It is trained on the texts at these positions."""
-        self._reset(expert)
-        manifest, texts = self._manifest, dict[int, list[int]]()
-        for position in positions:
-            if len(texts) == manifest.passages:
-                break
-            text = self._store.texts[position]
-            tokens = self._tokenizer(text, truncation=True, max_length=manifest.max_length)
-            if len(tokens["input_ids"]) >= MIN_TOKENS:
-                texts[position] = list(tokens["input_ids"])
-        once = [1] * len(texts)
-        try:
-            with out_of_memory_explained("out of memory while training experts: lower max_length"):
-                self._trainer.train([*texts.values()], [*texts], once, once, self._clock)
-        except NonFiniteLossError as error:
-            raise NonFiniteLossError(
-                f"{_FUNCTION}: cluster {expert}: a loss is not finite: lower lr"
-            ) from error
-        if not self._full:
-            from peft import get_peft_model_state_dict
-
-            config = self._copy.peft_config["default"].to_dict()
-            return adapter_files(config, get_peft_model_state_dict(self._copy))
-        names = [name for name, p in self._copy.named_parameters() if p.requires_grad]
-        pairs = zip(names, self._trained, self._base, strict=True)
-        return {DIFFERENCE_FILE: save({n: (p - base).detach() for n, p, base in pairs})}
-
-    @torch.no_grad()
-    def _reset(self, expert: int) -> None:
-        """Make the copy the base model again, with new adapters."""
-        if self._full:
-            torch._foreach_copy_([*self._trained], self._base)
-            return
-        device = self._copy.device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed((self._manifest.seed << 16) + expert)
-            for module in self._copy.modules():
-                if hasattr(module, "reset_lora_parameters"):
-                    module.reset_lora_parameters("default", True)
-
-
-def _with_adapter(model: "PreTrainedModel", manifest: Manifest) -> Any:
-    """A PEFT model around a copy of the model that shares its weights, but not their flags."""
-    with needed_by(_FUNCTION):
-        from peft import LoraConfig, TaskType, get_peft_model
-
-    shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
-    config = LoraConfig(
-        r=manifest.rank,
-        lora_alpha=manifest.rank,
-        target_modules="all-linear",
-        fan_in_fan_out=manifest.fan_in_fan_out,
-        task_type=TaskType.CAUSAL_LM,
-    )
-    return get_peft_model(copy.deepcopy(model, shared), config)

@@ -4,7 +4,8 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 
 from hullft_ops.ttft.errors import ScaleError
-from hullft_ops.ttft.experts.build import ExpertTrainer, Task, TrainExperts
+from hullft_ops.ttft.experts.build import Task, TrainExperts
+from hullft_ops.ttft.experts.expert_trainer import ExpertTrainer
 from hullft_ops.ttft.experts.folder import Manifest, fingerprint, store_digest
 from hullft_ops.ttft.model.loading import load_model
 from hullft_ops.ttft.scale.cluster import Workers, cluster, completed, found_anywhere, staff
