@@ -186,9 +186,10 @@ class Experts:
     def check(self, model: "PreTrainedModel", store: Store, n_experts: int = 1) -> None:
         """Check that these experts belong to the model and store. Not while the model is adapted.
 
-        ValueError if the model is quantized, has PEFT adapters or other weights than the base
-        model; the datastore or its embedder is another; there are fewer experts than
-        ``n_experts``; or an expert's file is missing.
+        Raises:
+            ValueError: the model is quantized, has PEFT adapters or other weights than the base
+                model; the datastore or its embedder is another; there are fewer experts than
+                ``n_experts``; or an expert's file is missing.
         """
         count = check_integer("Experts.check", "n_experts", n_experts, 1)
         if count > len(self):

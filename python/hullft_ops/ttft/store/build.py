@@ -53,12 +53,15 @@ class Cutting:
     """How to cut a record into texts.
 
     Attributes:
-        tokenizer: counts the tokens; with ``chunk_tokens``, a fast one is required.
+        tokenizer: counts the tokens; required with ``chunk_tokens``.
         chunk_tokens: length of a text in tokens, at least 1; None for whole records.
         overlap: tokens that a text shares with the one before it, fewer than ``chunk_tokens``.
         min_chars: leave out texts with fewer characters, not counting blanks at both ends.
 
-    TypeError or ValueError if a size is of another type or out of range.
+    Raises:
+        TypeError: a size is not an int.
+        ValueError: a size is out of range, ``chunk_tokens`` comes without a fast tokenizer, or
+            ``overlap`` without ``chunk_tokens``.
     """
 
     tokenizer: "PreTrainedTokenizerBase | None" = None

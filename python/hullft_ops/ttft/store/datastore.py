@@ -142,9 +142,10 @@ class Datastore:
         ``verify`` reads every file once, to compare its checksum and to check that every embedding
         is a unit vector. Sizes and texts are always checked.
 
-        FileNotFoundError if there is no such directory. ValueError if it is not a datastore, is
-        unfinished or has another format version; or a file is missing, corrupt or contradicts the
-        manifest.
+        Raises:
+            FileNotFoundError: there is no such directory.
+            ValueError: it is not a datastore, is unfinished or has another format version; or a
+                file is missing, corrupt or contradicts the manifest.
         """
         try:
             manifest = Manifest.read(Path(path))

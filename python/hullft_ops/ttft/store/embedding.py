@@ -48,10 +48,13 @@ class SentenceTransformerEmbedder:
     """A sentence-transformers model. That library cuts texts to the model's length.
 
     Args:
-        name_or_path: a local directory or a name on the Hugging Face hub. A ValueError if the model
-            needs code that ships with it, which never runs.
+        name_or_path: a local directory or a name on the Hugging Face hub.
         name: the name that datastores record; None for ``name_or_path``.
         device: a torch device; None lets sentence-transformers choose.
+
+    Raises:
+        ImportError: sentence-transformers is not installed.
+        ValueError: the model needs code that ships with it, which never runs.
     """
 
     def __init__(

@@ -33,11 +33,18 @@ class VectorDatabase(Protocol):
 
 
 class DatabaseStore:
-    """A `Store` that searches a vector database, whose vectors ``embedder`` made.
+    """A `Store` that searches a vector database.
 
     It fetches and keeps what a search finds, each text once. ``texts`` and ``embeddings`` hold what
     searches have found so far; a position never changes. To search only some of the texts, pass a
-    `VectorDatabase` whose ``search`` and ``len`` know only those. ValueError if it is empty.
+    `VectorDatabase` whose ``search`` and ``len`` know only those.
+
+    Args:
+        database: where the texts are.
+        embedder: the one that made its vectors.
+
+    Raises:
+        ValueError: the database is empty.
     """
 
     def __init__(self, database: VectorDatabase, embedder: Embedder) -> None:
@@ -92,9 +99,13 @@ class QdrantDatabase:
     """A collection of a Qdrant server, or of its client's local mode.
 
     Args:
-        collection: its name. Each point has one unnamed vector, compared by dot product or cosine;
-            a ValueError if that is not so.
+        client: a `qdrant_client.QdrantClient`.
+        collection: its name. Each point has one unnamed vector, compared by dot product or cosine.
         text_field: the field of a point's payload that holds the text.
+
+    Raises:
+        ImportError: qdrant-client is not installed.
+        ValueError: the collection has named vectors, only sparse ones, or another distance.
     """
 
     def __init__(
