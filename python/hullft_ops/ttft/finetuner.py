@@ -27,7 +27,6 @@ from hullft_ops.ttft.model.prefix import Prefix
 from hullft_ops.ttft.model.scoring import BitsPerByte, score_behind
 from hullft_ops.ttft.model.snapshot import ModelSnapshot
 from hullft_ops.ttft.report import AdaptationReport
-from hullft_ops.ttft.retrieval.in_context import InContext
 from hullft_ops.ttft.retrieval.methods import (
     MAX_STEPS,
     SelectionMethod,
@@ -179,12 +178,21 @@ class TestTimeFinetuner:
         self._autocast = autocast
         self._snapshot = ModelSnapshot(model, trained)
         self._prefix = Prefix()
-        in_context = InContext(store, tokenizer, context, self._context)
         self._merger = ExpertMerger(
             model, trained, store, experts, n_experts, expert_scale, expert_temperature
         )
-        selecting = (n_select, chosen, pool_size, in_context, self._merger.weigh)
-        self._selector = SupportSelector(store, embedder, self._tokenize, *selecting)
+        self._selector = SupportSelector(
+            store,
+            embedder,
+            tokenizer,
+            n_select,
+            chosen,
+            pool_size,
+            max_length=self._max_length,
+            context=context,
+            window=self._context,
+            weigh=self._merger.weigh,
+        )
 
     def __setattr__(self, name: str, value: object) -> None:
         if not name.startswith("_") and name in vars(self):
@@ -343,10 +351,6 @@ class TestTimeFinetuner:
         if not self._prefix.is_read:
             raise RuntimeError("TestTimeFinetuner: read_context needs an adapted model, got none")
         return self._with_context(report, support)
-
-    def _tokenize(self, text: str) -> list[int]:
-        encoding = self.tokenizer(text, truncation=True, max_length=self._max_length)
-        return list(encoding["input_ids"])
 
     def _advice(self, texts: list[list[int]]) -> str:
         limits = (self._max_length, self._autocast, self.order, self.n_select, self.context)

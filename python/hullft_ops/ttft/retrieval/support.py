@@ -1,4 +1,4 @@
-"""Choosing the texts to finetune on for a prompt, and the number of steps on each."""
+"""Choosing a prompt's support: the texts to finetune on, and those that stand before it."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -6,19 +6,27 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from time import perf_counter
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 import hullft_ops
 from hullft_ops._checks import check_text
 from hullft_ops.ttft.model.memory import out_of_memory_explained
-from hullft_ops.ttft.retrieval.in_context import TOKENIZED_TEXTS, InContext
+from hullft_ops.ttft.model.prefix import fitting, opened_tokens, prefix_room
 from hullft_ops.ttft.retrieval.methods import SelectionMethod, method_name, steps_of
 from hullft_ops.ttft.store.base import Store
 from hullft_ops.ttft.store.embedding import Embedder, encode_checked
 
 # A causal loss needs a token and a next one.
 MIN_TOKENS = 2
+# A blank line tells the model that another text begins.
+SEPARATOR = "\n\n"
+# Keep the tokens of this many texts: some 30 MB for texts of 1000 tokens.
+_TOKENIZED_TEXTS = 4096
 
 
 @dataclass
@@ -75,22 +83,32 @@ class Support:
 class SupportSelector:
     """Finds the support of prompts in a datastore, with the settings of `TestTimeFinetuner`.
 
-    ``tokenize`` returns a text's tokens, cut to the model's context; those of recent texts are
-    cached. ``weigh`` returns the experts of each embedded prompt [B, dim] and their weights.
+    ``window`` is how many tokens the model reads at once. ``weigh`` returns the experts of each
+    embedded prompt [B, dim] and their weights. The tokens of recent texts are cached.
     """
 
     store: Store
     embedder: Embedder
-    tokenize: Callable[[str], list[int]]
+    tokenizer: "PreTrainedTokenizerBase"
     n_select: int
     method: SelectionMethod
     pool_size: int
-    in_context: InContext
+    max_length: int
+    context: int
+    window: int
     weigh: Callable[[torch.Tensor], list[tuple[list[int], list[float]]]]
 
     def __post_init__(self) -> None:
-        store, tokenize = self.store, self.tokenize
-        self._tokens = lru_cache(TOKENIZED_TEXTS)(lambda i: tuple(tokenize(store.texts[i])))
+        # Each text in the context takes a token or more.
+        self.context = min(self.context, self.window)
+        cached, store = lru_cache(_TOKENIZED_TEXTS), self.store
+        cut: dict[str, Any] = {"truncation": True, "max_length": self.max_length}
+        whole: dict[str, Any] = {"add_special_tokens": False, "verbose": False}
+        self._tokens = cached(lambda i: self._tokenize(store.texts[i], cut))
+        self._tokens_before = cached(lambda i: self._tokenize(store.texts[i] + SEPARATOR, whole))
+
+    def _tokenize(self, text: str, options: dict[str, Any]) -> list[int]:
+        return list(self.tokenizer(text, **options)["input_ids"])
 
     def select(self, prompts: Sequence[str]) -> list[Support]:
         """The support of each prompt, as `TestTimeFinetuner.select_batch` promises it."""
@@ -115,7 +133,7 @@ class SupportSelector:
             vectors = encode_checked("TestTimeFinetuner", self.embedder, list(prompts))
             queries = torch.from_numpy(vectors)
         with shared.of("search", share=share):
-            sought = max(self.pool_size, self.in_context.count)
+            sought = max(self.pool_size, self.context)
             _, nearest = self.store.search(queries, min(sought, len(self.store)))
         candidates = nearest[:, : self.pool_size]
         with shared.of("select", share=share):
@@ -126,11 +144,23 @@ class SupportSelector:
             seconds, whose = replace(shared), f" of prompts[{i}]" if share > 1 else ""
             support = self._support(candidates[i], queries[i], selections[i], seconds, whose)
             with seconds.of("tokenize"):
-                indices, ids = self.in_context.pick(prompt, nearest[i].tolist())
-            support = replace(support, context_indices=indices, context_ids=ids)
+                before, ids = self._texts_before(prompt, nearest[i].tolist())
+            support = replace(support, context_indices=before, context_ids=ids)
             chosen, weights = experts[i]
             supports.append(replace(support, expert_indices=chosen, expert_weights=weights))
         return supports
+
+    def _texts_before(
+        self, prompt: str, nearest: Sequence[int]
+    ) -> tuple[list[int], list[list[int]]]:
+        """Positions and tokens of the nearest texts that fit before the prompt, nearest last."""
+        if not self.context:
+            return [], []
+        tokens, opening = opened_tokens(self.tokenizer, prompt)
+        room = prefix_room(self.window, len(tokens), opening)
+        # Lazy: a text beyond the last that fits is not read.
+        texts = fitting(map(self._tokens_before, nearest[: self.context]), room)
+        return list(nearest[: len(texts)])[::-1], texts[::-1]
 
     def _support(
         self,
