@@ -39,11 +39,11 @@ class Seconds:
     tokenize: float = 0.0
 
     @contextmanager
-    def of(self, stage: str, *, share: int = 1) -> Iterator[None]:
-        """Add the time of the body, or one of ``share`` equal parts of it, to ``stage``."""
+    def of(self, stage: str) -> Iterator[None]:
+        """Add the time of the body to ``stage``."""
         start = perf_counter()
         yield
-        setattr(self, stage, getattr(self, stage) + (perf_counter() - start) / share)
+        setattr(self, stage, getattr(self, stage) + (perf_counter() - start))
 
 
 @dataclass(frozen=True)
@@ -128,26 +128,28 @@ class SupportSelector:
             return self._select(prompts) if prompts else []
 
     def _select(self, prompts: Sequence[str]) -> list[Support]:
-        share, shared = len(prompts), Seconds()
-        with shared.of("embed", share=share):
+        shared = Seconds()
+        with shared.of("embed"):
             vectors = encode_checked("TestTimeFinetuner", self.embedder, list(prompts))
             queries = torch.from_numpy(vectors)
-        with shared.of("search", share=share):
+        with shared.of("search"):
             sought = max(self.pool_size, self.context)
             _, nearest = self.store.search(queries, min(sought, len(self.store)))
         candidates = nearest[:, : self.pool_size]
-        with shared.of("select", share=share):
-            selections = self._choose(candidates, queries) if self.n_select else [None] * share
+        with shared.of("select"):
+            chosen = self._choose(candidates, queries)
             experts = self.weigh(queries)
+        shares = [seconds / len(prompts) for seconds in vars(shared).values()]
         supports = []
         for i, prompt in enumerate(prompts):
-            seconds, whose = replace(shared), f" of prompts[{i}]" if share > 1 else ""
-            support = self._support(candidates[i], queries[i], selections[i], seconds, whose)
-            with seconds.of("tokenize"):
+            whose = f" of prompts[{i}]" if len(prompts) > 1 else ""
+            support = replace(chosen[i], seconds=Seconds(*shares))
+            support = self._tokenized(support, candidates[i], queries[i], whose)
+            with support.seconds.of("tokenize"):
                 before, ids = self._texts_before(prompt, nearest[i].tolist())
             support = replace(support, context_indices=before, context_ids=ids)
-            chosen, weights = experts[i]
-            supports.append(replace(support, expert_indices=chosen, expert_weights=weights))
+            merged, weights = experts[i]
+            supports.append(replace(support, expert_indices=merged, expert_weights=weights))
         return supports
 
     def _texts_before(
@@ -162,29 +164,22 @@ class SupportSelector:
         texts = fitting(map(self._tokens_before, nearest[: self.context]), room)
         return list(nearest[: len(texts)])[::-1], texts[::-1]
 
-    def _support(
-        self,
-        candidates: torch.Tensor,
-        query: torch.Tensor,
-        selection: hullft_ops.Selection | None,
-        seconds: Seconds,
-        whose: str,
+    def _tokenized(
+        self, support: Support, candidates: torch.Tensor, query: torch.Tensor, whose: str
     ) -> Support:
-        if selection is None:
-            return Support([], [], [], float(query.norm()), 0.0, [], seconds)
+        """The support with its tokens, chosen again without texts that are too short."""
+        seconds = support.seconds
         while True:
-            size = int(selection.support_size)
-            chosen = candidates[selection.indices[:size]]
             with seconds.of("tokenize"):
-                input_ids = [list(self._tokens(i)) for i in chosen.tolist()]
-            trainable = torch.tensor(
-                [len(tokens) >= MIN_TOKENS for tokens in input_ids], device=candidates.device
-            )
-            if trainable.all():
+                input_ids = [list(self._tokens(i)) for i in support.indices]
+            read = zip(support.indices, input_ids, strict=True)
+            short = [index for index, tokens in read if len(tokens) < MIN_TOKENS]
+            if not short:
                 break
-            candidates = candidates[~torch.isin(candidates, chosen[~trainable])]
+            left_out = torch.tensor(short, device=candidates.device)
+            candidates = candidates[~torch.isin(candidates, left_out)]
             with seconds.of("select"):
-                [selection] = self._choose(candidates[None], query[None], whose)
+                [support] = self._choose(candidates[None], query[None], whose)
         if (pool := len(candidates)) < self.n_select:
             steps, name = steps_of(self.method, self.n_select, pool), method_name(self.method)
             taken = f"{steps} steps, one on each" if steps < self.n_select else "all steps on these"
@@ -194,20 +189,16 @@ class SupportSelector:
                 f"takes {taken}",
                 stacklevel=2,
             )
-        return Support(
-            indices=chosen.tolist(),
-            weights=selection.weights[:size].tolist(),
-            counts=selection.counts[:size].tolist(),
-            residual=float(selection.residual),
-            gap=float(selection.gap),
-            input_ids=input_ids,
-            seconds=seconds,
-        )
+        return replace(support, input_ids=input_ids, seconds=seconds)
 
     def _choose(
         self, candidates: torch.Tensor, queries: torch.Tensor, whose: str = ""
-    ) -> list[hullft_ops.Selection]:
-        """One selection for each row. ``whose`` names the pool in an error."""
+    ) -> list[Support]:
+        """A support for each row, still without tokens. ``whose`` names the pool in an error."""
+        if not self.n_select:
+            return [
+                Support([], [], [], float(query.norm()), 0.0, [], Seconds()) for query in queries
+            ]
         pool = candidates.shape[1]
         if not pool:
             raise ValueError(
@@ -219,20 +210,21 @@ class SupportSelector:
         method = f"TestTimeFinetuner: method {method_name(self.method)}"
         if not isinstance(batch, hullft_ops.Selection):
             raise TypeError(f"{method} must return a Selection, got {type(batch).__name__}")
-        selections = [hullft_ops.Selection(*(t[i] for t in batch)) for i in range(len(queries))]
-        for selection in selections:
-            _check_selection(method, selection, pool, steps)
-        return selections
-
-
-def _check_selection(method: str, selection: hullft_ops.Selection, pool: int, steps: int) -> None:
-    size = int(selection.support_size)
-    indices, counts = selection.indices[:size].tolist(), selection.counts[:size].tolist()
-    if len(set(indices)) < size or not all(0 <= index < pool for index in indices):
-        raise ValueError(
-            f"{method} must choose different candidates of 0..{pool - 1}, got {indices}"
-        )
-    if sum(counts) != steps or min(counts, default=0) < 0:
-        raise ValueError(
-            f"{method} must give counts that are not negative and sum to {steps}, got {counts}"
-        )
+        supports = []
+        for i, row in enumerate(candidates):
+            size = int(batch.support_size[i])
+            indices, counts = batch.indices[i, :size], batch.counts[i, :size].tolist()
+            positions = indices.tolist()
+            if len(set(positions)) < size or not all(0 <= index < pool for index in positions):
+                raise ValueError(
+                    f"{method} must choose different candidates of 0..{pool - 1}, got {positions}"
+                )
+            if sum(counts) != steps or min(counts, default=0) < 0:
+                raise ValueError(
+                    f"{method} must give counts that are not negative and sum to {steps}, got "
+                    f"{counts}"
+                )
+            weights, distance = batch.weights[i, :size].tolist(), float(batch.residual[i])
+            found = row[indices].tolist(), weights, counts, distance, float(batch.gap[i])
+            supports.append(Support(*found, [], Seconds()))
+        return supports
