@@ -12,17 +12,15 @@ import torch
 from torch import Tensor
 
 from hullft_ops import _checks
-from hullft_ops._ops import call, call_for_queries
+from hullft_ops._ops import call_for_queries
 
 
 class Selection(NamedTuple):
     """The selection for one query or a batch (``..`` is ``[]`` or ``[B]``).
 
-    Weights, residual and gap are float64 for float64 pools and float32 for all others.
-
-    On CUDA, raising would wait for the device. There NaN, infinity, and sizes or candidates out of
-    range show in the outputs of their query: -1 in ``indices`` and ``num_iter``, a ``support_size``
-    of 0, and NaN in weights, residual and gap.
+    Weights, residual and gap are float64 for float64 pools and float32 for all others. On CUDA,
+    bad values show in the outputs of their query: -1 in ``indices`` and ``num_iter``, a
+    ``support_size`` of 0, and NaN in weights, residual and gap.
     """
 
     indices: Tensor
@@ -59,8 +57,7 @@ class SiftSelection(NamedTuple):
 
     The first seven fields form a :class:`Selection` in which each of the ``n_select`` picks has the
     weight ``1 / n_select``: the row that is picked most often comes first, and residual and gap are
-    those of the mean of the picks. Weights, residual, gap and variance are float64 for float64
-    pools and float32 for all others.
+    those of the mean of the picks. Variances have the dtype of the weights.
     """
 
     indices: Tensor
@@ -107,17 +104,17 @@ def fw_select(
     differentiable.
 
     Vectors may have any norm: scaling pool and query by one power of two scales ``residual`` and
-    ``gap`` and changes nothing else. Only ``gap_tol`` is absolute. A direction counts as rounding
-    if it is shorter than 1e-6 of the longer of the two points it joins. "vanilla" and "away" stop
-    there; "pairwise" moves the whole weight along it.
+    ``gap`` and changes nothing else. A direction counts as rounding if it is shorter than 1e-6 of
+    the longer of the two points it joins. "vanilla" and "away" stop there; "pairwise" moves the
+    whole weight along it.
 
     An exact line search leaves the two atoms of a pairwise step equally good, but for rounding. The
-    next step takes the lower index for either of them, so that every dtype, instruction set and
-    device takes the same steps. If one atom would be both ends of a step, "pairwise" stops.
+    next step takes the lower index for either, so that every dtype, instruction set and device
+    takes the same steps. If one atom would be both ends of a step, "pairwise" stops.
 
-    As published, "vanilla" begins with one row and takes a step before it checks whether the
-    support is full. With ``n_select=1`` it ends with two rows, returns the one with the larger
-    weight and that weight, and reports residual and gap of both. The other variants keep to one.
+    As published, "vanilla" takes a step before it checks whether the support is full. With
+    ``n_select=1`` it ends with two rows, returns the one with the larger weight and that weight,
+    and reports residual and gap of both. The other variants keep to one.
 
     Args:
         pool: [K, d], shared by a batch of queries, or [B, K, d]. float32, float64, bfloat16 or
@@ -127,7 +124,8 @@ def fw_select(
         n_select: the largest support, and the sum of the counts. It may exceed K.
         max_iter: the largest number of steps.
         tol: stop when the residual norm is below this share of the query's norm.
-        gap_tol: stop when the Frank-Wolfe gap, a squared length, is at most this; 0 never stops.
+        gap_tol: stop when the Frank-Wolfe gap, a squared length, is at most this absolute value; 0
+            never stops.
         variant: ``"vanilla"`` stops when the support is full. ``"away"`` and ``"pairwise"``
             (Lacoste-Julien and Jaggi, 2015) drop atoms, and continue within a full support.
         swap_passes: passes of single-unit swaps that improve the counts.
@@ -135,8 +133,9 @@ def fw_select(
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
-        ValueError: shapes, devices or options do not fit, a pool is empty, or a value is NaN or
-            infinity. On CUDA bad values show in the outputs instead, see :class:`Selection`.
+        ValueError: shapes, devices or options do not fit, a pool is empty, a value is NaN or
+            infinity, or a size or candidate is out of range. On CUDA, where raising would wait for
+            the device, bad values show in the outputs instead, see :class:`Selection`.
         RuntimeError, torch.OutOfMemoryError: on CUDA, the device cannot run the kernels, or memory
             ran out.
     """
@@ -170,8 +169,7 @@ def fw_select_indexed(
         query: [d] or [B, d], with a batch exactly if ``candidates`` has one.
         pool_sizes: int64 [B]: reads only the first ``pool_sizes[b]`` candidates of query b.
 
-    The other arguments and the errors are as in :func:`fw_select`. A candidate outside ``0..M-1``
-    raises a ValueError.
+    The other arguments and the errors are as in :func:`fw_select`.
     """
     op = "fw_select_indexed"
     options = _fw_options(op, n_select, max_iter, tol, gap_tol, variant, swap_passes)
@@ -207,8 +205,8 @@ def integerize(
     Returns:
         int64 [m] or [B, m], every count >= 0.
 
-    The errors are as in :func:`fw_select`. A sum of weights that overflows float64 raises a
-    ValueError too. On CUDA bad values give counts of -1 instead.
+    The errors are as in :func:`fw_select`; a sum of weights may not overflow float64. On CUDA bad
+    values give counts of -1 instead.
     """
     op = "integerize"
     _checks.check_pool(op, "support", support, query)
@@ -216,17 +214,9 @@ def integerize(
     n_select = _checks.check_integer(op, "n_select", n_select, 1)
     swap_passes = _checks.check_integer(op, "swap_passes", swap_passes, 0)
     _checks.check_sizes(op, "support_sizes", support_sizes, query)
-    batched = query.dim() == 2
-    counts: Tensor = call(
-        op,
-        support,
-        query if batched else query.unsqueeze(0),
-        weights if batched else weights.unsqueeze(0),
-        n_select,
-        swap_passes,
-        support_sizes,
-    )
-    return counts if batched else counts.squeeze(0)
+    options = n_select, swap_passes, support_sizes
+    [counts] = call_for_queries(op, support, [query, weights], *options)
+    return counts
 
 
 def _check_weights(op: str, weights: object, support: Tensor, query: Tensor) -> None:
@@ -274,8 +264,7 @@ def sift_select(
     The model is a Gaussian process with the linear kernel ``x @ y``. Picking a row observes the
     process there, with independent noise; a row may be picked repeatedly. After n picks the next
     one costs a product of the pool with a vector, and O(K n) more. ``n_select`` vectors of length K
-    stay in memory. Ties go to the lowest index. The result does not depend on the number of
-    threads, and is not differentiable.
+    stay in memory. Ties, threads and gradients are as in :func:`fw_select`.
 
     Args:
         pool, pool_sizes: as in :func:`fw_select`.
@@ -315,8 +304,7 @@ def sift_select_indexed(
         embeddings, candidates, pool_sizes: as in :func:`fw_select_indexed`.
         query: [d], [B, d] or [B, m, d], with a batch exactly if ``candidates`` has one.
 
-    The other arguments and the errors are as in :func:`sift_select`. A candidate outside ``0..M-1``
-    raises a ValueError.
+    The other arguments and the errors are as in :func:`sift_select`.
     """
     op = "sift_select_indexed"
     options = _sift_options(op, n_select, noise)
