@@ -180,8 +180,8 @@ class TestTimeFinetuner:
         self._merger = ExpertMerger(
             model, trained, store, experts, n_experts, expert_scale, expert_temperature
         )
-        selecting = (n_select, chosen, pool_size, self._max_length, context, self._context)
-        self._selector = SupportSelector(store, embedder, tokenizer, *selecting, self._merger.weigh)
+        selecting = (n_select, chosen, pool_size, context, self._context, self._merger.weigh)
+        self._selector = SupportSelector(store, embedder, tokenizer, self._tokenize, *selecting)
 
     def __setattr__(self, name: str, value: object) -> None:
         if not name.startswith("_") and name in vars(self):
@@ -335,6 +335,10 @@ class TestTimeFinetuner:
         if not self._prefix.is_read:
             raise RuntimeError("TestTimeFinetuner: read_context needs an adapted model, got none")
         return self._with_context(report, support)
+
+    def _tokenize(self, text: str) -> list[int]:
+        encoding = self.tokenizer(text, truncation=True, max_length=self._max_length)
+        return list(encoding["input_ids"])
 
     def _advice(self, texts: list[list[int]]) -> str:
         limits = (self._max_length, self._autocast, self.order, self.n_select, self.context)

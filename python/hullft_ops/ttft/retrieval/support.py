@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -83,17 +83,18 @@ class Support:
 class SupportSelector:
     """Finds the support of prompts in a datastore, with the settings of `TestTimeFinetuner`.
 
-    ``window`` is how many tokens the model reads at once. ``weigh`` returns the experts of each
-    embedded prompt [B, dim] and their weights. The tokens of recent texts are cached.
+    ``tokenize`` returns the tokens of a text to train on; those of recent texts are cached.
+    ``window`` is how many the model reads at once. ``weigh`` returns the experts of each embedded
+    prompt [B, dim] and their weights.
     """
 
     store: Store
     embedder: Embedder
     tokenizer: "PreTrainedTokenizerBase"
+    tokenize: Callable[[str], list[int]]
     n_select: int
     method: SelectionMethod
     pool_size: int
-    max_length: int
     context: int
     window: int
     weigh: Callable[[torch.Tensor], list[tuple[list[int], list[float]]]]
@@ -102,13 +103,11 @@ class SupportSelector:
         # Each text in the context takes a token or more.
         self.context = min(self.context, self.window)
         cached, store = lru_cache(_TOKENIZED_TEXTS), self.store
-        cut: dict[str, Any] = {"truncation": True, "max_length": self.max_length}
-        whole: dict[str, Any] = {"add_special_tokens": False, "verbose": False}
-        self._tokens = cached(lambda i: self._tokenize(store.texts[i], cut))
-        self._tokens_before = cached(lambda i: self._tokenize(store.texts[i] + SEPARATOR, whole))
+        self._tokens = cached(lambda i: self.tokenize(store.texts[i]))
+        self._tokens_before = cached(lambda i: self._tokenize_whole(store.texts[i] + SEPARATOR))
 
-    def _tokenize(self, text: str, options: dict[str, Any]) -> list[int]:
-        return list(self.tokenizer(text, **options)["input_ids"])
+    def _tokenize_whole(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def select(self, prompts: Sequence[str]) -> list[Support]:
         """The support of each prompt, as `TestTimeFinetuner.select_batch` promises it."""
