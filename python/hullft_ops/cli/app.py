@@ -1,4 +1,4 @@
-"""The ``hullft-ops`` command, put together from its commands."""
+"""The ``hullft-ops`` command, put together from a file for each of its commands."""
 
 from collections.abc import Callable
 from typing import Annotated
@@ -10,7 +10,8 @@ from hullft_ops.cli.adapt import adapt
 from hullft_ops.cli.demo import demo
 from hullft_ops.cli.errors import Command, Commands
 from hullft_ops.cli.evaluate import evaluate, report, tune
-from hullft_ops.cli.index import experts, index
+from hullft_ops.cli.experts import experts
+from hullft_ops.cli.index import index
 from hullft_ops.cli.info import info
 
 app = typer.Typer(
