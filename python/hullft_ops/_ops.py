@@ -1,12 +1,8 @@
 """The operators as this package calls them, and their fake kernels.
 
-Importing this module loads the extension, which registers the operators. An operator throws
-``std::invalid_argument`` for a bad value. torch raises that as a ValueError up to 2.13 and as a
-RuntimeError in 2.15. Through this module it is always a ValueError. If CUDA runs out of memory, it
-is torch's own error.
-
-A fake kernel returns an operator's shapes, dtypes and devices without computing anything:
-``torch.compile``, ``torch.export`` and fake tensors need nothing else.
+Importing this module loads the extension, which registers the operators. torch raises their
+``std::invalid_argument`` as a ValueError up to 2.13 and as a RuntimeError in 2.15; `call` always
+raises a ValueError, and torch's own error if CUDA runs out of memory.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -54,11 +50,10 @@ def call_for_queries(
     op: str, pool: Tensor, queries: Sequence[Tensor], *options: object
 ) -> tuple[Tensor, ...]:
     """The operator's results. The last of ``queries`` says whether they are one or a batch."""
-    if queries[-1].dim() > 1:
-        results: tuple[Tensor, ...] = call(op, pool, *queries, *options)
-        return results
-    batch_of_one = (tensor.unsqueeze(0) for tensor in queries)
-    return tuple(t.squeeze(0) for t in call(op, pool, *batch_of_one, *options))
+    is_batch = queries[-1].dim() > 1
+    found = call(op, pool, *(queries if is_batch else [q.unsqueeze(0) for q in queries]), *options)
+    results: tuple[Tensor, ...] = (found,) if isinstance(found, Tensor) else found
+    return results if is_batch else tuple(result.squeeze(0) for result in results)
 
 
 def by_device(rows: Sequence[tuple[Tensor, ...]]) -> Iterator[tuple[list[Tensor], ...]]:

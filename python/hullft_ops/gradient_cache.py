@@ -20,20 +20,18 @@ class GradientCache:
         ...
         cache.replay(example, optimizer, repeats=2)
 
-    An example's first gradient allocates its buffers. Dropping the example passes them on to later
-    ones. Deleting the cache frees all buffers. :meth:`gradients`, :meth:`replay` and :meth:`drop`
-    raise a KeyError for an example that is not cached.
+    An example's first gradient allocates its buffers. Dropped examples pass them on to later ones.
+    :meth:`gradients`, :meth:`replay` and :meth:`drop` raise a KeyError for an example that is not
+    cached.
 
     Args:
         params: the parameters whose gradients to keep. Gradients of DTensors are sharded alike.
         dtype: dtype of the cached gradients: float32, float64, bfloat16 or float16; None for each
-            parameter's own. bfloat16 halves the memory of float32 parameters, and the replay reads
-            it directly.
+            parameter's own.
 
     Raises:
-        TypeError: a parameter is not a tensor.
-        ValueError: there are no parameters, one comes twice or is not floating, or the dtype is
-            another one.
+        TypeError, ValueError: a parameter is not a tensor, comes twice or is not floating, there
+            are none, or the dtype is another one.
     """
 
     def __init__(self, params: Iterable[Tensor], dtype: torch.dtype | None = None) -> None:
@@ -54,8 +52,9 @@ class GradientCache:
             raise ValueError(f"GradientCache: dtype must be {_checks.FLOATS}, got {dtype}")
         self._dtype = dtype
         self._shapes = [param.shape for param in self._params]
-        self._cached: dict[Hashable, list[Tensor | None]] = {}
-        self._free: list[list[Tensor]] = [[] for _ in self._params]
+        # Buffers by their parameters: those in use, and those of dropped examples.
+        self._cached: dict[Hashable, dict[Tensor, Tensor]] = {}
+        self._free: dict[Tensor, list[Tensor]] = {param: [] for param in self._params}
 
     def __contains__(self, example: Hashable) -> bool:
         return example in self._cached
@@ -67,8 +66,8 @@ class GradientCache:
     @property
     def nbytes(self) -> int:
         """Bytes of all buffers in this process, including those of dropped examples."""
-        in_use = [t for entry in self._cached.values() for t in entry if t is not None]
-        free = [t for buffers in self._free for t in buffers]
+        in_use = [buffer for entry in self._cached.values() for buffer in entry.values()]
+        free = [buffer for buffers in self._free.values() for buffer in buffers]
         return sum(local(t).nbytes for t in in_use + free)
 
     @torch.no_grad()
@@ -95,32 +94,30 @@ class GradientCache:
         _checks.check_finite("GradientCache.accumulate", "alpha", alpha)
         _checks.check_finite("GradientCache.accumulate", "beta", beta)
         self._check_gradients()
-        cached = self._cached.get(example, [None] * len(self._params))
-        entry = list(cached)
+        entry = dict(self._cached.get(example, {}))
         started: list[tuple[Tensor, ...]] = []
         continued: list[tuple[Tensor, ...]] = []
-        for i, param in enumerate(self._params):
-            buffer = cached[i]
-            if param.grad is None:
-                entry[i] = None if beta == 0 else buffer
-            elif buffer is None:
-                buffer = entry[i] = self._take_buffer(i)
-                started.append((buffer, param.grad))
-            else:
+        for param in self._params:
+            buffer = entry.get(param)
+            if param.grad is not None and buffer is not None:
                 continued.append((buffer, param.grad))
+            elif param.grad is not None:
+                buffer = entry[param] = self._take_buffer(param)
+                started.append((buffer, param.grad))
         _accumulate(started, alpha, 0.0)
         _accumulate(continued, alpha, beta)
-        for i, (before, after) in enumerate(zip(cached, entry, strict=True)):
-            if before is not None and after is None:
-                self._free[i].append(before)
-            elif before is not None and self._params[i].grad is None:
-                before.mul_(beta)
+        for param in [known for known in entry if known.grad is None]:
+            if beta == 0:
+                self._free[param].append(entry.pop(param))
+            else:
+                entry[param].mul_(beta)
         self._cached[example] = entry
 
     def gradients(self, example: Hashable) -> dict[Tensor, Tensor]:
         """The cached gradient of each parameter that has one: the buffers, not copies."""
-        pairs = zip(self._params, self._entry(example), strict=True)
-        return {param: grad for param, grad in pairs if grad is not None}
+        if example not in self._cached:
+            raise KeyError(f"GradientCache: example {example!r} is not cached")
+        return dict(self._cached[example])
 
     def replay(
         self, example: Hashable, optimizer: ReplayAdam, *, repeats: int | None = None
@@ -132,22 +129,16 @@ class GradientCache:
         optimizer.step(repeats=repeats, grads=self.gradients(example))
 
     def drop(self, example: Hashable) -> None:
-        """Forgets an example. Later examples use its buffers."""
-        entry = self._entry(example)
+        """Forgets an example."""
+        entry = self.gradients(example)
         del self._cached[example]
-        for buffers, buffer in zip(self._free, entry, strict=True):
-            if buffer is not None:
-                buffers.append(buffer)
+        for param, buffer in entry.items():
+            self._free[param].append(buffer)
 
     def clear(self) -> None:
-        """Forgets every example. Later examples use the buffers."""
+        """Forgets every example."""
         for example in list(self._cached):
             self.drop(example)
-
-    def _entry(self, example: Hashable) -> list[Tensor | None]:
-        if example not in self._cached:
-            raise KeyError(f"GradientCache: example {example!r} is not cached")
-        return self._cached[example]
 
     def _check_gradients(self) -> None:
         op = "GradientCache.accumulate"
@@ -163,10 +154,9 @@ class GradientCache:
         if all(param.grad is None for param in self._params):
             raise ValueError(f"{op}: no parameter has a gradient, call backward() first")
 
-    def _take_buffer(self, i: int) -> Tensor:
-        if self._free[i]:
-            return self._free[i].pop()
-        param = self._params[i]
+    def _take_buffer(self, param: Tensor) -> Tensor:
+        if self._free[param]:
+            return self._free[param].pop()
         # A tensor made in inference mode cannot be scaled outside of it.
         with torch.inference_mode(False):
             return torch.empty_like(param, dtype=self._dtype, memory_format=torch.preserve_format)

@@ -26,8 +26,7 @@ class LmoStep(NamedTuple):
     """[..]: the step in 0..1 that brings ``current + gamma * (pool[vertex] - current)`` nearest to
     the query; 0 when the row lies within 1e-6 of the longer of it and ``current``."""
     gap: Tensor
-    """[..]: the Frank-Wolfe gap, an upper bound on how much half the squared distance to the query
-    could still fall while ``current`` stays in the hull."""
+    """[..]: the Frank-Wolfe gap, as in :class:`Selection`."""
 
 
 def fw_lmo(

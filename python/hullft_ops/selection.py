@@ -1,26 +1,26 @@
-"""Selecting the texts to finetune on: Frank-Wolfe, its integer counts, and nearest neighbours.
+"""Selecting the texts to finetune on: Frank-Wolfe with integer counts, SIFT, nearest neighbours.
 
-The method comes from Khamis and Maalouf, *Efficient Test-Time Finetuning of LLMs via Convex
-Reconstruction and Gradient Caching* (arXiv:2605.30337).
+Khamis and Maalouf, *Efficient Test-Time Finetuning of LLMs via Convex Reconstruction and Gradient
+Caching* (arXiv:2605.30337); for SIFT, Hübotter, Bongni, Hakimi and Krause, *Efficiently Learning at
+Test-Time: Active Fine-Tuning of LLMs* (arXiv:2410.08020).
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from hullft_ops import _checks
-from hullft_ops._ops import call, call_for_queries
+from hullft_ops._ops import call_for_queries
 
 
 class Selection(NamedTuple):
     """The selection for one query or a batch (``..`` is ``[]`` or ``[B]``).
 
-    Weights, residual and gap are float64 for float64 pools and float32 for all others.
-
-    On CUDA, raising would wait for the device. There NaN, infinity, and sizes or candidates out of
-    range show in the outputs of their query: -1 in ``indices`` and ``num_iter``, a ``support_size``
-    of 0, and NaN in weights, residual and gap.
+    Weights, residual and gap are float64 for float64 pools and float32 for all others. On CUDA,
+    bad values show in the outputs of their query: -1 in ``indices`` and ``num_iter``, a
+    ``support_size`` of 0, and NaN in weights, residual and gap.
     """
 
     indices: Tensor
@@ -52,23 +52,36 @@ def repeated(indices: Tensor, counts: Tensor) -> Tensor:
     return indices.gather(-1, torch.searchsorted(ends, units, right=True))
 
 
-def _check_fw_options(
-    op: str,
-    n_select: int,
-    max_iter: int,
-    tol: float,
-    gap_tol: float,
-    variant: str,
-    swap_passes: int,
-) -> tuple[int, int, float, float, str, int]:
-    """The checked options, in the operators' order."""
-    n_select = _checks.check_integer(op, "n_select", n_select, 1)
-    max_iter = _checks.check_integer(op, "max_iter", max_iter, 0)
-    _checks.check_tolerance(op, "tol", tol)
-    _checks.check_tolerance(op, "gap_tol", gap_tol)
-    _checks.check_variant(op, variant)
-    swap_passes = _checks.check_integer(op, "swap_passes", swap_passes, 0)
-    return n_select, max_iter, tol, gap_tol, variant, swap_passes
+class SiftSelection(NamedTuple):
+    """SIFT's picks for one query or a batch (``..`` is ``[]`` or ``[B]``).
+
+    The first seven fields form a :class:`Selection` in which each of the ``n_select`` picks has the
+    weight ``1 / n_select``: the row that is picked most often comes first, and residual and gap are
+    those of the mean of the picks. Variances have the dtype of the weights.
+    """
+
+    indices: Tensor
+    weights: Tensor
+    counts: Tensor
+    support_size: Tensor
+    residual: Tensor
+    gap: Tensor
+    num_iter: Tensor
+    """int64 [..]: n_select."""
+    picks: Tensor
+    """int64 [.., n_select]: rows of the pool in the order in which they were picked."""
+    variance: Tensor
+    """[.., n_select]: the variance at the query after each pick, summed over the targets where
+    there are several."""
+
+    @property
+    def selection(self) -> Selection:
+        """The picks as a `Selection`, without their order."""
+        return Selection(*self[:7])
+
+    def multiset(self) -> Tensor:
+        """int64 [.., n_select]: every index repeated ``counts`` times, the largest count first."""
+        return self.selection.multiset()
 
 
 def fw_select(
@@ -91,17 +104,17 @@ def fw_select(
     differentiable.
 
     Vectors may have any norm whose square the results' dtype holds: scaling pool and query by one
-    power of two scales ``residual`` and ``gap`` and changes nothing else. Only ``gap_tol`` is
-    absolute. A direction counts as rounding if it is shorter than 1e-6 of the longer of the two
-    points it joins. "vanilla" and "away" stop there; "pairwise" moves the whole weight along it.
+    power of two scales ``residual`` and ``gap`` and changes nothing else. A direction counts as
+    rounding if it is shorter than 1e-6 of the longer of the two points it joins. "vanilla" and
+    "away" stop there; "pairwise" moves the whole weight along it.
 
     An exact line search leaves the two atoms of a pairwise step equally good, but for rounding. The
-    next step takes the lower index for either of them, so that every dtype, instruction set and
-    device takes the same steps. If one atom would be both ends of a step, "pairwise" stops.
+    next step takes the lower index for either, so that every dtype, instruction set and device
+    takes the same steps. If one atom would be both ends of a step, "pairwise" stops.
 
-    As published, "vanilla" begins with one row and takes a step before it checks whether the
-    support is full. With ``n_select=1`` it ends with two rows, returns the one with the larger
-    weight and that weight, and reports residual and gap of both. The other variants keep to one.
+    As published, "vanilla" takes a step before it checks whether the support is full. With
+    ``n_select=1`` it ends with two rows, returns the one with the larger weight and that weight,
+    and reports residual and gap of both. The other variants keep to one.
 
     Args:
         pool: [K, d], shared by a batch of queries, or [B, K, d]. float32, float64, bfloat16 or
@@ -111,7 +124,8 @@ def fw_select(
         n_select: the largest support, and the sum of the counts. It may exceed K.
         max_iter: the largest number of steps.
         tol: stop when the residual norm is below this share of the query's norm.
-        gap_tol: stop when the Frank-Wolfe gap, a squared length, is at most this; 0 never stops.
+        gap_tol: stop when the Frank-Wolfe gap, a squared length, is at most this absolute value; 0
+            never stops.
         variant: ``"vanilla"`` stops when the support is full. ``"away"`` and ``"pairwise"``
             (Lacoste-Julien and Jaggi, 2015) drop atoms, and continue within a full support.
         swap_passes: passes of single-unit swaps that improve the counts.
@@ -119,16 +133,15 @@ def fw_select(
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
-        ValueError: shapes, devices or options do not fit, a pool is empty, or a value is NaN or
-            infinity. On CUDA bad values show in the outputs instead, see :class:`Selection`.
+        ValueError: shapes, devices or options do not fit, a pool is empty, a value is NaN or
+            infinity, or a size or candidate is out of range. On CUDA, where raising would wait for
+            the device, bad values show in the outputs instead, see :class:`Selection`.
         RuntimeError, torch.OutOfMemoryError: on CUDA, the device cannot run the kernels, or memory
             ran out.
     """
     op = "fw_select"
-    _checks.check_pool(op, "pool", pool, query)
-    options = _check_fw_options(op, n_select, max_iter, tol, gap_tol, variant, swap_passes)
-    _checks.check_sizes(op, "pool_sizes", pool_sizes, query)
-    return Selection(*call_for_queries(op, pool, [query], *options, pool_sizes))
+    options = _fw_options(op, n_select, max_iter, tol, gap_tol, variant, swap_passes)
+    return Selection(*_select(op, pool, [query], options, pool_sizes))
 
 
 def fw_select_indexed(
@@ -156,17 +169,11 @@ def fw_select_indexed(
         query: [d] or [B, d], with a batch exactly if ``candidates`` has one.
         pool_sizes: int64 [B]: reads only the first ``pool_sizes[b]`` candidates of query b.
 
-    The other arguments and the errors are as in :func:`fw_select`. A candidate outside ``0..M-1``
-    raises a ValueError.
+    The other arguments and the errors are as in :func:`fw_select`.
     """
     op = "fw_select_indexed"
-    _checks.check_embeddings(op, embeddings)
-    _checks.check_pool(op, "embeddings", embeddings, query)
-    _checks.check_candidates(op, candidates, query)
-    options = _check_fw_options(op, n_select, max_iter, tol, gap_tol, variant, swap_passes)
-    _checks.check_sizes(op, "pool_sizes", pool_sizes, query)
-    queries = [candidates, query]
-    return Selection(*call_for_queries(op, embeddings, queries, *options, pool_sizes))
+    options = _fw_options(op, n_select, max_iter, tol, gap_tol, variant, swap_passes)
+    return Selection(*_select(op, embeddings, [candidates, query], options, pool_sizes))
 
 
 def integerize(
@@ -198,8 +205,8 @@ def integerize(
     Returns:
         int64 [m] or [B, m], every count >= 0.
 
-    The errors are as in :func:`fw_select`. A sum of weights that overflows float64 raises a
-    ValueError too. On CUDA bad values give counts of -1 instead.
+    The errors are as in :func:`fw_select`; a sum of weights may not overflow float64. On CUDA bad
+    values give counts of -1 instead.
     """
     op = "integerize"
     _checks.check_pool(op, "support", support, query)
@@ -207,17 +214,9 @@ def integerize(
     n_select = _checks.check_integer(op, "n_select", n_select, 1)
     swap_passes = _checks.check_integer(op, "swap_passes", swap_passes, 0)
     _checks.check_sizes(op, "support_sizes", support_sizes, query)
-    batched = query.dim() == 2
-    counts: Tensor = call(
-        op,
-        support,
-        query if batched else query.unsqueeze(0),
-        weights if batched else weights.unsqueeze(0),
-        n_select,
-        swap_passes,
-        support_sizes,
-    )
-    return counts if batched else counts.squeeze(0)
+    options = n_select, swap_passes, support_sizes
+    [counts] = call_for_queries(op, support, [query, weights], *options)
+    return counts
 
 
 def _check_weights(op: str, weights: object, support: Tensor, query: Tensor) -> None:
@@ -250,3 +249,118 @@ def knn_select(
         raise ValueError(f"{op}: n_select is {n_select}, pool has {pool.shape[-2]} rows")
     _checks.check_sizes(op, "pool_sizes", pool_sizes, query)
     return Selection(*call_for_queries(op, pool, [query], n_select, pool_sizes))
+
+
+def sift_select(
+    pool: Tensor,
+    query: Tensor,
+    n_select: int,
+    *,
+    noise: float = 0.01,
+    pool_sizes: Tensor | None = None,
+) -> SiftSelection:
+    """Picks one row after another, each time the one that lowers the variance at the query most.
+
+    The model is a Gaussian process with the linear kernel ``x @ y``. Picking a row observes the
+    process there, with independent noise; a row may be picked repeatedly. After n picks the next
+    one costs a product of the pool with a vector, and O(K n) more. ``n_select`` vectors of length K
+    stay in memory. Ties, threads and gradients are as in :func:`fw_select`.
+
+    Args:
+        pool, pool_sizes: as in :func:`fw_select`.
+        query: [d] or [B, d], of the pool's dtype and device; or [B, m, d] with m targets for each
+            query. The picks lower the sum of the targets' variances. Residual and gap refer to the
+            mean of the targets.
+        n_select: the number of picks. It may exceed K.
+        noise: the variance of the noise, the paper's lambda. It is absolute: for vectors ``s``
+            times as long, ``s**2`` times the noise gives the same picks. The smaller it is, the
+            less a second pick of the same row helps. Below some 1e-28 of the rows' squared norms,
+            rounding decides which row helps most.
+
+    The errors are as in :func:`fw_select`. Where bad values show in the outputs on CUDA, picks are
+    -1 and variances NaN.
+    """
+    op = "sift_select"
+    options = _sift_options(op, n_select, noise)
+    return SiftSelection(*_select(op, pool, [query], options, pool_sizes))
+
+
+def sift_select_indexed(
+    embeddings: Tensor,
+    candidates: Tensor,
+    query: Tensor,
+    n_select: int,
+    *,
+    noise: float = 0.01,
+    pool_sizes: Tensor | None = None,
+) -> SiftSelection:
+    """:func:`sift_select` on pools that are rows of one embedding matrix, which it reads in place.
+
+    The answer equals ``sift_select(embeddings[candidates], query, ...)``: its ``indices`` and
+    ``picks`` are positions in ``candidates``, and ``candidates.gather(-1, picks)`` are rows of
+    ``embeddings``.
+
+    Args:
+        embeddings, candidates, pool_sizes: as in :func:`fw_select_indexed`.
+        query: [d], [B, d] or [B, m, d], with a batch exactly if ``candidates`` has one.
+
+    The other arguments and the errors are as in :func:`sift_select`.
+    """
+    op = "sift_select_indexed"
+    options = _sift_options(op, n_select, noise)
+    return SiftSelection(*_select(op, embeddings, [candidates, query], options, pool_sizes))
+
+
+def _fw_options(
+    op: str,
+    n_select: int,
+    max_iter: int,
+    tol: float,
+    gap_tol: float,
+    variant: str,
+    swap_passes: int,
+) -> tuple[object, ...]:
+    """The checked options, in the operators' order."""
+    n_select = _checks.check_integer(op, "n_select", n_select, 1)
+    max_iter = _checks.check_integer(op, "max_iter", max_iter, 0)
+    _checks.check_tolerance(op, "tol", tol)
+    _checks.check_tolerance(op, "gap_tol", gap_tol)
+    _checks.check_variant(op, variant)
+    swap_passes = _checks.check_integer(op, "swap_passes", swap_passes, 0)
+    return n_select, max_iter, tol, gap_tol, variant, swap_passes
+
+
+def _sift_options(op: str, n_select: int, noise: float) -> tuple[object, ...]:
+    _checks.check_noise(op, noise)
+    return _checks.check_integer(op, "n_select", n_select, 1), noise
+
+
+def _select(
+    op: str,
+    pool: Tensor,
+    queries: Sequence[Tensor],
+    options: tuple[object, ...],
+    pool_sizes: Tensor | None,
+) -> tuple[Tensor, ...]:
+    """Check tensors and run the operator. ``queries`` end with the query, after its candidates."""
+    *candidates, query = queries
+    one_target = _one_target(op, query) if op.startswith("sift") else query
+    if candidates:
+        _checks.check_embeddings(op, pool)
+    _checks.check_pool(op, "embeddings" if candidates else "pool", pool, one_target)
+    if candidates:
+        _checks.check_candidates(op, candidates[0], query)
+    _checks.check_sizes(op, "pool_sizes", pool_sizes, one_target)
+    return call_for_queries(op, pool, queries, *options, pool_sizes)
+
+
+def _one_target(op: str, query: Tensor) -> Tensor:
+    _checks.check_float_tensor(op, "query", query)
+    if query.dim() not in (1, 2, 3):
+        raise ValueError(
+            f"{op}: query must have shape [d], [B, d] or [B, m, d], got {list(query.shape)}"
+        )
+    if query.dim() == 3 and query.shape[1] == 0:
+        raise ValueError(f"{op}: query has no targets, got shape {list(query.shape)}")
+    # Indexing would need the device itself, which a fake tensor may lack.
+    return query.select(1, 0) if query.dim() == 3 else query

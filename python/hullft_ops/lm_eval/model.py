@@ -3,8 +3,7 @@
 import logging
 import os.path
 import re
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,8 @@ from tqdm import tqdm
 from hullft_ops.ttft.experts.folder import Experts
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
 from hullft_ops.ttft.model.prefix import fitting, prefix_room
-from hullft_ops.ttft.retrieval.in_context import SEPARATOR
 from hullft_ops.ttft.retrieval.methods import SelectionMethod
+from hullft_ops.ttft.retrieval.support import SEPARATOR
 from hullft_ops.ttft.store.base import Store
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.embedding import (
@@ -34,7 +33,7 @@ from hullft_ops.ttft.tiny import PAPER_LR
 
 _log = logging.getLogger(__name__)
 
-_ROLLING, _GENERATING = "loglikelihood_rolling", "generate_until"
+_ROLLING = "loglikelihood_rolling"
 # A method of `HFLM` that answers requests.
 _Answer = Callable[..., list[Any]]
 
@@ -48,9 +47,9 @@ class HullftLM(HFLM):  # type: ignore[misc]
     ``loglikelihood_rolling`` it reads the text itself, as the paper does. All requests of a
     document share one adaptation. Requests with an empty context get the model as it is.
 
-    Texts of the datastore go before each context, nearest last; the farthest go until the rest
-    fits. ``loglikelihood_rolling`` has no context: its windows get shorter, and the tokens of the
-    texts stand before each. Without steps, texts in the context and experts, it is `HFLM`.
+    Texts of the datastore go before each context, nearest last, as many as fit, and before each
+    window of ``loglikelihood_rolling``. Without steps, texts in the context and experts, it is
+    `HFLM`.
 
     Args:
         pretrained: as in `HFLM`, like all arguments that do not stand here.
@@ -123,70 +122,67 @@ class HullftLM(HFLM):  # type: ignore[misc]
         )
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> Any:
-        return self._by_document("loglikelihood", super().loglikelihood, requests, disable_tqdm)
+        return self._by_document(super().loglikelihood, requests, disable_tqdm)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> Any:
-        answer = super().loglikelihood_rolling
-        return self._by_document(_ROLLING, answer, requests, disable_tqdm)
+        return self._by_document(super().loglikelihood_rolling, requests, disable_tqdm)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> Any:
-        return self._by_document(_GENERATING, super().generate_until, requests, disable_tqdm)
+        return self._by_document(super().generate_until, requests, disable_tqdm)
 
     def _by_document(
-        self, kind: str, answer: _Answer, requests: list[Instance], disable_tqdm: bool
+        self, answer: _Answer, requests: list[Instance], disable_tqdm: bool
     ) -> list[Any]:
         if self._finetuner is None:
             return answer(requests, disable_tqdm=disable_tqdm)
         answers: list[Any] = [None] * len(requests)
         hidden = disable_tqdm or self.rank != 0
-        for question, places in tqdm(documents(requests), desc=f"hullft: {kind}", disable=hidden):
-            some = [requests[place] for place in places]
-            if question is None:
-                _log.warning(
-                    "hullft: %d of %d requests get the model as it is: their contexts are empty, "
-                    "or those of a document have no beginning in common",
-                    len(some),
-                    len(requests),
-                )
-            with self._alone():
-                found = self._answers(kind, answer, some, question)
-            for place, request, one in zip(places, some, found, strict=True):
-                answers[place] = one
-                self.cache_hook.add_partial(kind, request.args, one)
-        return answers
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Keep the cache and the other ranks out of `HFLM`'s methods."""
+        shown = tqdm(documents(requests), desc=f"hullft: {answer.__name__}", disable=hidden)
         # The cache gets a document's answers together: a run that goes on after a kill would take
         # a single choice for the question. Ranks have different numbers of documents, so they
         # must not wait for each other in each.
-        before = self.cache_hook, self._world_size
+        hook, ranks = self.cache_hook, self._world_size
         self.cache_hook, self._world_size = CacheHook(None), 1
         try:
-            yield
+            for question, places in shown:
+                some = [requests[place] for place in places]
+                if question is None:
+                    _log.warning(
+                        "hullft: %d of %d requests get the model as it is: their contexts are "
+                        "empty, or those of a document have no beginning in common",
+                        len(some),
+                        len(requests),
+                    )
+                found = self._answers(answer, some, question)
+                for place, request, one in zip(places, some, found, strict=True):
+                    answers[place] = one
+                    hook.add_partial(request.request_type, request.args, one)
         finally:
-            self.cache_hook, self._world_size = before
+            self.cache_hook, self._world_size = hook, ranks
+        return answers
 
     def _answers(
-        self, kind: str, answer: _Answer, requests: list[Instance], question: str | None
+        self, answer: _Answer, requests: list[Instance], question: str | None
     ) -> list[Any]:
         finetuner = self._finetuner
         if finetuner is None or question is None:
             return answer(requests, disable_tqdm=True)
-        if kind != _ROLLING:
+        is_rolling = requests[0].request_type == _ROLLING
+        if not is_rolling:
             question = readable_end(question, self._embedder)
         with finetuner.adapted(question, seconds=self._seconds) as report:
             nearest = [finetuner.store.texts[i] + SEPARATOR for i in report.context_indices[::-1]]
             tokens = (list(self.tok_encode(text, add_special_tokens=False)) for text in nearest)
-            fit = fitting(tokens, self._room(kind, requests))
-            before = nearest[: len(fit)][::-1]
-            if not before:
-                return answer(requests, disable_tqdm=True)
-            if kind == _ROLLING:
+            longest = max(map(self._length, requests))
+            room = self.max_length - longest
+            if is_rolling:
+                # One token stands before all texts.
+                room = prefix_room(self.max_length, longest, 1)
+            fit = fitting(tokens, room)
+            if is_rolling and fit:
                 ids = [token for text in fit[::-1] for token in text]
                 return [self._rolling_behind(ids, request.args[0]) for request in requests]
-            text = "".join(before)
+            text = "".join(nearest[: len(fit)][::-1])
             behind = [replace(r, arguments=(text + r.args[0], *r.args[1:])) for r in requests]
             return answer(behind, disable_tqdm=True)
 
@@ -203,19 +199,12 @@ class HullftLM(HFLM):  # type: ignore[misc]
         found = self._loglikelihood_tokens(parts, disable_tqdm=True)
         return float(sum(value for value, _ in found))
 
-    def _room(self, kind: str, requests: list[Instance]) -> int:
-        """How many tokens may stand before each of the requests."""
-        longest = max(self._length(kind, *request.args) for request in requests)
-        # One token stands before all texts of a rolling likelihood.
-        if kind == _ROLLING:
-            return prefix_room(self.max_length, longest, 1)
-        return int(self.max_length) - longest
-
-    def _length(self, kind: str, context: str, second: Any = "") -> int:
+    def _length(self, request: Instance) -> int:
         """Tokens of the context and a continuation, or as many as may be generated."""
-        if kind != _GENERATING:
-            return len(self.tok_encode(context + second))
-        new = int(normalize_gen_kwargs(second, self.max_gen_toks)["max_gen_toks"])
+        if request.request_type != "generate_until":
+            return len(self.tok_encode("".join(request.args)))
+        context, options = request.args
+        new = int(normalize_gen_kwargs(options, self.max_gen_toks)["max_gen_toks"])
         return len(self.tok_encode(context)) + new
 
 

@@ -27,7 +27,6 @@ from hullft_ops.ttft.model.prefix import Prefix
 from hullft_ops.ttft.model.scoring import BitsPerByte, score_behind
 from hullft_ops.ttft.model.snapshot import ModelSnapshot
 from hullft_ops.ttft.report import AdaptationReport
-from hullft_ops.ttft.retrieval.in_context import InContext
 from hullft_ops.ttft.retrieval.methods import (
     MAX_STEPS,
     SelectionMethod,
@@ -56,24 +55,24 @@ class TestTimeFinetuner:
     Reconstruction and Gradient Caching*, arXiv:2605.30337.
 
     It trains every parameter with ``requires_grad``: all of a plain model, only the adapters of a
-    PEFT model. Texts are cut to the context. Training runs in eval mode, so dropout and gradient
-    checkpointing are off, and a replayed gradient equals a new one. The CPU repeats an adaptation
-    exactly; torch's attention on CUDA may not. Adam has a fresh state for every prompt.
+    PEFT model. Training runs in eval mode, so dropout and gradient checkpointing are off, and a
+    replayed gradient equals a new one. The CPU repeats an adaptation exactly; torch's attention on
+    CUDA may not. Adam has a fresh state for every prompt.
 
     Memory: at most five times the trained parameters (the parameters, gradients, Adam's two moments
     and the copy to restore), the frozen parameters once, and the activations of one text. On a CPU
-    it is four times and the largest gradient, unless gradients are clipped or kept. The moments and
-    the copy stay for the next prompt, and so does the memory of CUDA graphs. bfloat16 autocast adds
-    half a parameter size, "interleaved" with ``refresh`` above 1 a gradient for every text.
+    it is four times and the largest gradient, unless gradients are clipped or kept. Moments, copy
+    and CUDA graphs stay for the next prompt. bfloat16 autocast adds half a parameter size,
+    "interleaved" with ``refresh`` above 1 a gradient for every text.
 
     Args:
-        model, tokenizer: any ``AutoModelForCausalLM``, or a PEFT model around one. To move or cast
-            it after its first adaptation, make a new finetuner: this one keeps an optimizer for it.
+        model, tokenizer: any ``AutoModelForCausalLM``, or a PEFT model around one. If you move or
+            cast it after its first adaptation, make a new finetuner.
         store: where the neighbours come from.
         embedder: the one that built the store; it embeds prompts.
-        n_select: optimizer steps per prompt, 100,000 at most. With 0, and no experts, the model
-            stays as it is and there is no copy, so nothing that the block changes is undone.
-        refresh: optimizer steps per gradient; an example with c steps takes ceil(c / refresh)
+        n_select: optimizer steps per prompt, 100,000 at most. With 0, and no experts, there is no
+            copy of the model, so nothing that the block changes is undone.
+        refresh: optimizer steps per gradient: an example with c steps takes ceil(c / refresh)
             forward-backward passes. Or a function that returns it for an example's c.
         method: "hullft" for `hullft_ops.fw_select_indexed` over the pool, "sift" for
             `hullft_ops.sift_select_indexed`, "knn" or "random" for a step on each of the nearest
@@ -82,7 +81,7 @@ class TestTimeFinetuner:
         variant: Frank-Wolfe variant of "hullft".
         pool_size: how many neighbours to select from, or all texts of a smaller store.
         lr: Adam's learning rate.
-        max_length: tokens of a text to train on; None for the model's context.
+        max_length: tokens to cut the texts to; None for the model's context.
         dtype: "bfloat16" to train under autocast; None for the model's own. Warns on a processor
             without bfloat16 instructions.
         order: "grouped" takes an example's steps one after the other, "interleaved" goes round the
@@ -92,12 +91,12 @@ class TestTimeFinetuner:
             number, even ``math.inf``, makes all gradients of a pass before the first step, for
             models whose backward pass uses weights that it makes no gradients of.
         graphs: on CUDA, capture a pass for each multiple of 64 tokens and replay it. A warning says
-            what cannot be captured. No effect elsewhere.
+            what cannot be captured.
         context: how many of the nearest texts stand before the prompt, nearest last, while the
             finetuner scores or continues it. Texts are never cut; the farthest are dropped
             until the prompt fits, or half of the model's context is free.
-        experts: the finetuner adds those of the prompt's region to the weights before the first
-            step. They may change only trained weights.
+        experts: the finetuner adds those of the prompt's region to the trained weights before the
+            first step.
         n_experts: how many of them to merge at most; 0 for none.
         expert_scale: multiplies the merged difference.
         expert_temperature: None to weigh them by `hullft_ops.fw_select` over the centroids. A
@@ -110,9 +109,8 @@ class TestTimeFinetuner:
 
     Raises:
         TypeError, ValueError: an argument has the wrong type or is out of range, embedder or
-            experts do not belong to the store, or the model is not causal, lacks ids of the
-            tokenizer, has an unknown context, gives logits for PEFT's virtual tokens, or has no
-            trainable parameters, or some on the meta device or made in inference mode.
+            experts do not belong to the store, or the model cannot be trained, or not with this
+            tokenizer.
     """
 
     # pytest takes every class whose name begins with "Test" for a test.
@@ -182,9 +180,8 @@ class TestTimeFinetuner:
         self._autocast = autocast
         self._snapshot = ModelSnapshot(model, trained)
         self._prefix = Prefix()
-        in_context = InContext(store, tokenizer, context, self._context)
-        selecting = (n_select, chosen, pool_size, in_context, self._merger.weigh)
-        self._selector = SupportSelector(store, embedder, self._tokenize, *selecting)
+        selecting = (n_select, chosen, pool_size, context, self._context, self._merger.weigh)
+        self._selector = SupportSelector(store, embedder, tokenizer, self._tokenize, *selecting)
 
     def __setattr__(self, name: str, value: object) -> None:
         if not name.startswith("_") and name in vars(self):
@@ -202,7 +199,6 @@ class TestTimeFinetuner:
     def share_memory_with(self, other: "TestTimeFinetuner") -> None:
         """Use the other's copy of the weights and its optimizer state. One at a time may adapt.
 
-        Otherwise each finetuner of a model keeps three times the trained parameters. Raises
         ValueError if the other finetunes another model, or other parameters of it.
         """
         if other.model is not self.model:
@@ -237,29 +233,26 @@ class TestTimeFinetuner:
 
         On exit, even after an exception in the block or while adapting, parameters and buffers have
         the same bits as before, in the same storage. Gradients, ``requires_grad`` flags, modes and
-        plain attributes of modules are restored too. A RuntimeError names changes that cannot be
-        undone, such as modules that were replaced, merged adapters and writes to frozen parameters
-        that torch counts. The prompt is only embedded, so it may be longer than the model's
-        context. The guide describes signals and interrupts.
+        plain attributes of modules are restored too. The guide lists what cannot be undone, and
+        describes signals and interrupts.
 
         Other threads may not adapt, score or continue the model meanwhile. If they already do, this
         waits. Enter and leave the block in the same thread.
 
         Args:
-            prompt: a text, a support from `select` or `select_batch`, or an adapter from
-                `adapt_many`, which takes no steps.
+            prompt: a text of any length, a support from `select` or `select_batch`, or an adapter
+                from `adapt_many`, which takes no steps.
             seconds: budget from entering the block to its first line, waits, retrieval and merging
                 included; None for no limit. Training stops before a pass that it expects to end
-                late, and ``report.steps_left_out`` counts the other steps. Learning rates follow
-                the schedule of all steps. With a budget, each pass waits for a GPU to finish it.
-                Writing ``cache_dir`` and reading the texts in the context take time of their own.
+                late, and ``report.steps_left_out`` counts the other steps. Writing ``cache_dir``
+                and reading the texts in the context take time of their own.
 
         Raises:
             TypeError, ValueError: as `select`, or seconds is not a number above 0.
-            RuntimeError: the model is already adapted, by any finetuner in any thread, or a model
-                is that shares its modules or the trained parameters of either; other parameters
-                have ``requires_grad`` than when this finetuner was made; the loss depends on none
-                of them; or the block made a change that cannot be undone.
+            RuntimeError: the model, or one that shares modules or trained parameters with it, is
+                already adapted; other parameters have ``requires_grad`` than when this finetuner
+                was made; the loss depends on none of them; or the block made a change that cannot
+                be undone.
             NonFiniteLossError: a loss is not finite; a RuntimeError.
             torch.OutOfMemoryError: memory ran out while adapting, on any device.
         """
@@ -310,9 +303,8 @@ class TestTimeFinetuner:
         """Adapt to ``prompt``, continue it, restore the model. Inside a block use `continuation`.
 
         Of a prompt that is too long, the model reads the last tokens, as many as leave room for the
-        new ones. ``seconds`` is the budget for adapting, as in `adapted`. ``generate_kwargs`` are
-        for ``model.generate``; ``max_new_tokens`` defaults to 20. Returns only the continuation,
-        without special tokens.
+        new ones. ``seconds`` is as in `adapted`. ``generate_kwargs`` are for ``model.generate``;
+        ``max_new_tokens`` defaults to 20. Returns only the continuation, without special tokens.
 
         Raises what `adapted` raises; ValueError if ``max_new_tokens`` leaves no room for the
         prompt, or ``max_length`` is set.

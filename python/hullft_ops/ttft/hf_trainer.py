@@ -28,15 +28,13 @@ class ReplayTrainer(Trainer):
     """A `Trainer` that takes several optimizer steps with each example's gradient.
 
     The dataset's column "multiplicity" says how many Adam steps to take with the gradient of each
-    example, in one `ReplayAdam` sweep. To refresh an example's gradient in between, put the example
-    into several rows. Evaluation ignores the column. The learning-rate schedule, ``max_steps`` and
-    logging count sweeps, not Adam steps.
+    example, in one `ReplayAdam` sweep; it must be one number for a batch. To refresh an example's
+    gradient in between, put the example into several rows. Evaluation ignores the column. The
+    learning-rate schedule, ``max_steps`` and logging count sweeps, not Adam steps.
 
-    The optimizer is the one in ``optimizers``, or a `ReplayAdam` on all parameters that require a
-    gradient, with the rate, betas, epsilon and decoupled weight decay of the arguments.
-
-    The arguments are those of `Trainer`. A batch takes one sweep, so all of its examples must have
-    the same multiplicity; with a ``per_device_train_batch_size`` of 1 they always do.
+    The arguments are those of `Trainer`. The optimizer is the one in ``optimizers``, or a
+    `ReplayAdam` on all parameters that require a gradient, with the rate, betas, epsilon and
+    decoupled weight decay of the arguments.
 
     Raises:
         ValueError: ``gradient_accumulation_steps`` is not 1, ``remove_unused_columns`` is not

@@ -21,9 +21,9 @@ class AdaptationReport:
     """What one adaptation did, in plain numbers.
 
     Seconds are wall-clock. On CUDA those of ``save``, ``merge``, ``forward``, ``backward``,
-    ``step`` and ``prefill`` come from events in the GPU's stream, so measuring never waits for the
-    GPU. Inside the with block, `save_adapter` and `save_pretrained` keep the adaptation. Copies of
-    the report have only the numbers.
+    ``step`` and ``prefill`` come from events in the GPU's stream. Inside the with block,
+    `save_adapter` and `save_pretrained` keep the adaptation. Copies of the report have only the
+    numbers.
 
     Attributes:
         method, n_select, order: the finetuner's arguments, the method by its name.
@@ -48,9 +48,8 @@ class AdaptationReport:
             the work is only handed to the GPU.
         forward_backward_passes: how many gradients were computed; 0 if ``from_cache``.
         optimizer_steps: how many Adam steps were taken, including replays.
-        steps_taken: those on each text. They equal ``counts`` unless a budget in seconds ended the
-            training.
-        steps_left_out: how many steps did not fit into the budget.
+        steps_taken: those on each text.
+        steps_left_out: how many steps did not fit into a budget in seconds.
         losses: mean loss per token, in nats, of each pass in order.
         full_logits_passes: passes that stored the logits of a whole text, which takes more memory.
             All passes do if the head is more than a linear layer, or has hooks.
@@ -157,18 +156,14 @@ class AdaptationReport:
         gets a LoRA: for each linear layer the one of rank ``rank`` that comes closest to the change
         of its weight, by singular value decomposition. Texts in the context are not part of it.
 
-        vLLM's filesystem resolver takes a LoRA without ``modules_to_save``, if ``base_model`` is
-        the name of the model that it serves.
-
         Args:
             path: the folder. It appears whole.
             rank: rank of the LoRA after full finetuning; None for trained adapters.
-            base_model: the base model's name for the configuration; None for the name that the
-                model was loaded by.
+            base_model: the base model's name for the configuration, as vLLM serves it; None for the
+                name that the model was loaded by.
             text: score it without the adaptation, with it and with the adapter. Takes memory for
                 another copy of the trained parameters.
-            overwrite: replace the files that an earlier call wrote into the folder, one after the
-                other. Other files stay.
+            overwrite: replace the files that an earlier call wrote there. Other files stay.
 
         Raises:
             RuntimeError: the with block has ended, or n_select is 0.

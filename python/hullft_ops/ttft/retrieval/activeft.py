@@ -4,9 +4,8 @@ A user of activeft switches by one import::
 
     from hullft_ops.ttft import Retriever  # instead of: from activeft.sift import Retriever
 
-The signature follows activeft's repository. Calls written for activeft 0.1.1 on PyPI, which has
-``llambda`` for ``lambda_`` and no ``alpha``, keep their meaning. The guide "A library that selects"
-lists the deliberate differences.
+The signature is that of activeft's repository. Calls for activeft 0.1.1 on PyPI keep their meaning.
+The guide "A library that selects" lists the deliberate differences.
 """
 
 import warnings
@@ -46,10 +45,7 @@ _LAMBDA = 0.01
 
 
 class Retriever:
-    """Finds many candidates with FAISS and selects among them.
-
-    ``index``, ``also_query_opposite``, ``alpha``, ``only_faiss`` and ``device`` are the arguments.
-    """
+    """Finds many candidates with FAISS and selects among them."""
 
     def __init__(
         self,
@@ -68,9 +64,8 @@ class Retriever:
         """
         Args:
             index: a FAISS index that can reconstruct its vectors.
-            acquisition_function: must be None. Functions other than SIFT need activeft.
+            acquisition_function, fast: must be None and False.
             lambda_: the variance of SIFT's observation noise.
-            fast: must be False. SIFT-Fast approximates what this class selects exactly.
             also_query_opposite: take the candidates with the largest inner products with the query
                 or its opposite. Needs an inner-product index.
             alpha: keep SIFT's i-th pick only if the standard deviation after it is at most
@@ -79,14 +74,12 @@ class Retriever:
             only_faiss: return the nearest, select nothing.
             device: where to select. None takes the current CUDA device if there is one and this
                 build has kernels, else the CPU. It warns and takes the CPU if the kernels cannot
-                run: below compute capability 8.0, or with a driver for an older CUDA than the
-                build's.
+                run there.
             method: "sift", or "hullft" for :func:`hullft_ops.fw_select` (pairwise).
             llambda: activeft 0.1.1's name for ``lambda_``.
 
         Raises:
-            TypeError: an argument has another type.
-            ValueError: an argument is not supported, or the options do not fit the index.
+            TypeError, ValueError: an argument is not supported, or does not fit the index.
             ImportError: faiss is not installed.
         """
         with needed_by(_OP):
@@ -104,7 +97,10 @@ class Retriever:
             )
         if method not in METHODS:
             raise ValueError(f"{_OP}: method must be one of {', '.join(METHODS)}, got {method!r}")
-        lambda_ = _lambda_of(lambda_, llambda)
+        if llambda is not None and lambda_ not in (_LAMBDA, llambda):
+            raise ValueError(f"{_OP}: lambda_ is {lambda_}, llambda, its other name, is {llambda}")
+        name, noise = ("lambda_", lambda_) if llambda is None else ("llambda", llambda)
+        _checks.check_noise(_OP, noise, name)
         alpha, only_faiss, device = _arranged(alpha, only_faiss, device)
         if alpha is not None:
             _checks.check_noise(_OP, alpha, name="alpha")
@@ -120,7 +116,7 @@ class Retriever:
         self.alpha = alpha
         self.only_faiss = only_faiss
         self.device = _device(device)
-        self._lambda = lambda_
+        self._noise = noise
         self._method = method
 
     @property
@@ -166,9 +162,8 @@ class Retriever:
             convex weights. Without a selection they are FAISS's scores. With ``alpha`` each is an
             object array [n] of such arrays, which may be shorter than N.
 
-        Raises:
-            ValueError: shapes or numbers do not fit the index, a value is NaN or infinity, or the
-                index finds nothing for a query.
+        ValueError if shapes or numbers do not fit the index, a value is NaN or infinity, or the
+        index finds nothing for a query.
         """
         queries = for_torch(queries, np.float32)
         n, k, threads = self._check_search(queries, N, K, threads)
@@ -218,40 +213,42 @@ class Retriever:
         return scores, ids, rows
 
     def _select(
-        self, found: _Found, targets: np.ndarray, n_select: int
+        self, candidates: _Found, targets: np.ndarray, n_select: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Values and picks [n, n_select]. The picks are columns of ``found``."""
-        _, ids, rows = found
+        """Values and picks [n, n_select]. The picks are columns of ``candidates``."""
+        _, ids, rows = candidates
         counts = (ids >= 0).sum(axis=1)
         if len(counts) and counts.min() == 0:
             raise ValueError(f"{_OP}: the index finds nothing for query {counts.argmin()}")
         pool, query, sizes = (
             torch.from_numpy(array).to(self.device) for array in (rows, targets, counts)
         )
+        found: hullft_ops.SiftSelection | hullft_ops.Selection
         if self._method == "sift":
-            sift = hullft_ops.sift_select(
-                pool, query, n_select, noise=self._lambda, pool_sizes=sizes
+            found = hullft_ops.sift_select(
+                pool, query, n_select, noise=self._noise, pool_sizes=sizes
             )
-            return -sift.variance.cpu().numpy(), _picks_of(sift.picks)
-        hull = hullft_ops.fw_select(
-            pool, query[:, 0], n_select, variant="pairwise", pool_sizes=sizes
-        )
-        weights = repeated(hull.weights, hull.counts)
-        return weights.cpu().numpy(), _picks_of(hull.multiset())
+            values, picks = -found.variance, found.picks
+        else:
+            found = hullft_ops.fw_select(
+                pool, query[:, 0], n_select, variant="pairwise", pool_sizes=sizes
+            )
+            values, picks = repeated(found.weights, found.counts), found.multiset()
+        columns: np.ndarray = picks.cpu().numpy()
+        # By -1, CUDA marks bad vectors.
+        failed = (columns < 0).any(axis=1)
+        if failed.any():
+            raise ValueError(
+                f"{_OP}: the candidates of query {failed.argmax()} have NaN or infinity, or "
+                "inner products that overflow"
+            )
+        return values.cpu().numpy(), columns
 
 
 def _columns(columns: np.ndarray, *arrays: np.ndarray) -> Iterator[np.ndarray]:
     """These columns [n, k] of each array [n, m] or [n, m, d]."""
     for array in arrays:
         yield np.take_along_axis(array, columns if array.ndim == 2 else columns[..., None], axis=1)
-
-
-def _lambda_of(lambda_: float, llambda: float | None) -> float:
-    if llambda is not None and lambda_ not in (_LAMBDA, llambda):
-        raise ValueError(f"{_OP}: lambda_ is {lambda_}, llambda, its other name, is {llambda}")
-    name, value = ("lambda_", lambda_) if llambda is None else ("llambda", llambda)
-    _checks.check_noise(_OP, value, name)
-    return value
 
 
 def _arranged(
@@ -274,18 +271,6 @@ def _stopped(alpha: float, values: np.ndarray, *columns: np.ndarray) -> Iterator
         for i, mask in enumerate(kept):
             ragged[i] = column[i][mask]
         yield ragged
-
-
-def _picks_of(picks: torch.Tensor) -> np.ndarray:
-    """The picks as an array. Raises for picks of -1, by which CUDA marks bad vectors."""
-    array: np.ndarray = picks.cpu().numpy()
-    failed = (array < 0).any(axis=1)
-    if failed.any():
-        raise ValueError(
-            f"{_OP}: the candidates of query {failed.argmax()} have NaN or infinity, or "
-            "inner products that overflow"
-        )
-    return array
 
 
 def _device(device: torch.device | str | None) -> torch.device:

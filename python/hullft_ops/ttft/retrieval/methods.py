@@ -10,6 +10,7 @@ from torch import Tensor
 import hullft_ops
 from hullft_ops import Selection
 from hullft_ops._checks import check_integer, check_noise, check_variant
+from hullft_ops.ttft.training.checks import check_choice
 
 # Steps per prompt: selection and training hold memory for each step.
 MAX_STEPS = 100_000
@@ -18,8 +19,8 @@ MAX_STEPS = 100_000
 class SelectionMethod(Protocol):
     """Any function with this signature, or any object with such a ``__call__``, is a method.
 
-    Reports use its ``name`` if it has one, else the name of the function or class. If it has a
-    true ``one_step_each``, it never gets more steps than candidates.
+    Reports use its ``name``, or that of the function or class. If it has a true ``one_step_each``,
+    it never gets more steps than candidates.
     """
 
     def __call__(
@@ -73,10 +74,9 @@ class KNN:
 
 @dataclass(frozen=True)
 class Random:
-    """One step on each of ``n_select`` neighbours, drawn without replacement.
+    """One step on each of ``n_select`` neighbours, drawn without replacement, or on all of fewer.
 
-    A smaller pool gets one step on each of its texts. The draw depends only on ``seed`` and the
-    prompt, not on earlier prompts or on the batch.
+    The draw depends only on ``seed`` and the prompt.
     """
 
     seed: int = 0
@@ -90,7 +90,21 @@ class Random:
         self, embeddings: Tensor, candidates: Tensor, queries: Tensor, n_select: int
     ) -> Selection:
         drawn = [self._draw(query, candidates.shape[1], n_select) for query in queries]
-        return _uniform(embeddings[candidates], queries, torch.stack(drawn))
+        indices = torch.stack(drawn)
+        count = indices.shape[1]
+        x, q = embeddings[candidates].double(), queries.double()
+        residuals = q - x.gather(1, indices[..., None].expand(-1, -1, x.shape[-1])).mean(1)
+        correlation = torch.einsum("bkd,bd->bk", x, residuals)
+        gap = correlation.amax(1) - correlation.gather(1, indices).mean(1)
+        return Selection(
+            indices=indices,
+            weights=torch.full_like(indices, 1 / count, dtype=torch.float32),
+            counts=torch.ones_like(indices),
+            support_size=indices.new_full((len(indices),), count),
+            residual=residuals.norm(dim=1).float(),
+            gap=gap.float(),
+            num_iter=indices.new_zeros(len(indices)),
+        )
 
     def _draw(self, query: Tensor, size: int, n_select: int) -> Tensor:
         key = str(self.seed).encode() + query.contiguous().cpu().numpy().tobytes()
@@ -103,8 +117,7 @@ class Random:
 class Sift:
     """`hullft_ops.sift_select_indexed` with its ``noise``: a step for every pick of a text.
 
-    The steps are grouped by text, the text with the most picks first. They do not follow the order
-    of the picks.
+    The steps are grouped by text, the text with the most picks first.
     """
 
     noise: float = 0.01
@@ -121,40 +134,19 @@ class Sift:
         ).selection
 
 
-def _uniform(pools: Tensor, queries: Tensor, indices: Tensor) -> Selection:
-    """Select the rows at indices [B, n] of pools [B, K, d], each once and with equal weight."""
-    count = indices.shape[1]
-    x, q = pools.double(), queries.double()
-    residuals = q - x.gather(1, indices[..., None].expand(-1, -1, x.shape[-1])).mean(1)
-    correlation = torch.einsum("bkd,bd->bk", x, residuals)
-    gap = correlation.amax(1) - correlation.gather(1, indices).mean(1)
-    return Selection(
-        indices=indices,
-        weights=torch.full_like(indices, 1 / count, dtype=torch.float32),
-        counts=torch.ones_like(indices),
-        support_size=indices.new_full((len(indices),), count),
-        residual=residuals.norm(dim=1).float(),
-        gap=gap.float(),
-        num_iter=indices.new_zeros(len(indices)),
-    )
-
-
 def selection_method(method: "str | SelectionMethod", variant: str) -> SelectionMethod:
     """The method with that name, or the method itself."""
     own: tuple[HullFT | KNN | Random | Sift, ...] = HullFT(variant), KNN(), Random(), Sift()
     named: dict[str, SelectionMethod] = {one.name: one for one in own}
-    if not isinstance(method, str):
-        if not callable(method):
-            kind = type(method).__name__
-            raise TypeError(
-                f"TestTimeFinetuner: method must be a name or a SelectionMethod, got {kind}"
-            )
-        return method
-    if method not in named:
-        raise ValueError(
-            f"TestTimeFinetuner: method must be one of {', '.join(named)}, got {method!r}"
+    if isinstance(method, str):
+        check_choice("method", method, tuple(named))
+        return named[method]
+    if not callable(method):
+        kind = type(method).__name__
+        raise TypeError(
+            f"TestTimeFinetuner: method must be a name or a SelectionMethod, got {kind}"
         )
-    return named[method]
+    return method
 
 
 def method_name(method: SelectionMethod) -> str:

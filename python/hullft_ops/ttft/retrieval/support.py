@@ -1,4 +1,4 @@
-"""Choosing the texts to finetune on for a prompt, and the number of steps on each."""
+"""Choosing a prompt's support: the texts to finetune on, and those that stand before it."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -6,19 +6,27 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 import hullft_ops
 from hullft_ops._checks import check_text
 from hullft_ops.ttft.model.memory import out_of_memory_explained
-from hullft_ops.ttft.retrieval.in_context import TOKENIZED_TEXTS, InContext
+from hullft_ops.ttft.model.prefix import fitting, opened_tokens, prefix_room
 from hullft_ops.ttft.retrieval.methods import SelectionMethod, method_name, steps_of
 from hullft_ops.ttft.store.base import Store
 from hullft_ops.ttft.store.embedding import Embedder, encode_checked
 
 # A causal loss needs a token and a next one.
 MIN_TOKENS = 2
+# A blank line tells the model that another text begins.
+SEPARATOR = "\n\n"
+# Keep the tokens of this many texts: some 30 MB for texts of 1000 tokens.
+_TOKENIZED_TEXTS = 4096
 
 
 @dataclass
@@ -31,11 +39,11 @@ class Seconds:
     tokenize: float = 0.0
 
     @contextmanager
-    def of(self, stage: str, *, share: int = 1) -> Iterator[None]:
-        """Add the time of the body, or one of ``share`` equal parts of it, to ``stage``."""
+    def of(self, stage: str) -> Iterator[None]:
+        """Add the time of the body to ``stage``."""
         start = perf_counter()
         yield
-        setattr(self, stage, getattr(self, stage) + (perf_counter() - start) / share)
+        setattr(self, stage, getattr(self, stage) + (perf_counter() - start))
 
 
 @dataclass(frozen=True)
@@ -77,22 +85,31 @@ class Support:
 class SupportSelector:
     """Finds the support of prompts in a datastore, with the settings of `TestTimeFinetuner`.
 
-    ``tokenize`` returns a text's tokens, cut to the model's context; those of recent texts are
-    cached. ``weigh`` returns the experts of each embedded prompt [B, dim] and their weights.
+    ``tokenize`` returns the tokens of a text to train on; those of recent texts are cached.
+    ``window`` is how many the model reads at once. ``weigh`` returns the experts of each embedded
+    prompt [B, dim] and their weights.
     """
 
     store: Store
     embedder: Embedder
+    tokenizer: "PreTrainedTokenizerBase"
     tokenize: Callable[[str], list[int]]
     n_select: int
     method: SelectionMethod
     pool_size: int
-    in_context: InContext
+    context: int
+    window: int
     weigh: Callable[[torch.Tensor], list[tuple[list[int], list[float]]]]
 
     def __post_init__(self) -> None:
-        store, tokenize = self.store, self.tokenize
-        self._tokens = lru_cache(TOKENIZED_TEXTS)(lambda i: tuple(tokenize(store.texts[i])))
+        # Each text in the context takes a token or more.
+        self.context = min(self.context, self.window)
+        cached, store = lru_cache(_TOKENIZED_TEXTS), self.store
+        self._tokens = cached(lambda i: self.tokenize(store.texts[i]))
+        self._tokens_before = cached(lambda i: self._tokenize_whole(store.texts[i] + SEPARATOR))
+
+    def _tokenize_whole(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def select(self, prompts: Sequence[str]) -> list[Support]:
         """The support of each prompt, as `TestTimeFinetuner.select_batch` promises it."""
@@ -112,51 +129,58 @@ class SupportSelector:
             return self._select(prompts) if prompts else []
 
     def _select(self, prompts: Sequence[str]) -> list[Support]:
-        share, shared = len(prompts), Seconds()
-        with shared.of("embed", share=share):
+        shared = Seconds()
+        with shared.of("embed"):
             vectors = encode_checked("TestTimeFinetuner", self.embedder, list(prompts))
             queries = torch.from_numpy(vectors)
-        with shared.of("search", share=share):
-            sought = max(self.pool_size, self.in_context.count)
+        with shared.of("search"):
+            sought = max(self.pool_size, self.context)
             _, nearest = self.store.search(queries, min(sought, len(self.store)))
         candidates = nearest[:, : self.pool_size]
-        with shared.of("select", share=share):
-            selections = self._choose(candidates, queries) if self.n_select else [None] * share
+        with shared.of("select"):
+            chosen = self._choose(candidates, queries)
             experts = self.weigh(queries)
+        shares = [seconds / len(prompts) for seconds in vars(shared).values()]
         supports = []
         for i, prompt in enumerate(prompts):
-            seconds, whose = replace(shared), f" of prompts[{i}]" if share > 1 else ""
-            support = self._support(candidates[i], queries[i], selections[i], seconds, whose)
-            with seconds.of("tokenize"):
-                indices, ids = self.in_context.pick(prompt, nearest[i].tolist())
-            support = replace(support, context_indices=indices, context_ids=ids)
-            chosen, weights = experts[i]
-            supports.append(replace(support, expert_indices=chosen, expert_weights=weights))
+            whose = f" of prompts[{i}]" if len(prompts) > 1 else ""
+            support = replace(chosen[i], seconds=Seconds(*shares))
+            support = self._tokenized(support, candidates[i], queries[i], whose)
+            with support.seconds.of("tokenize"):
+                before, ids = self._texts_before(prompt, nearest[i].tolist())
+            support = replace(support, context_indices=before, context_ids=ids)
+            merged, weights = experts[i]
+            supports.append(replace(support, expert_indices=merged, expert_weights=weights))
         return supports
 
-    def _support(
-        self,
-        candidates: torch.Tensor,
-        query: torch.Tensor,
-        selection: hullft_ops.Selection | None,
-        seconds: Seconds,
-        whose: str,
+    def _texts_before(
+        self, prompt: str, nearest: Sequence[int]
+    ) -> tuple[list[int], list[list[int]]]:
+        """Positions and tokens of the nearest texts that fit before the prompt, nearest last."""
+        if not self.context:
+            return [], []
+        tokens, opening = opened_tokens(self.tokenizer, prompt)
+        room = prefix_room(self.window, len(tokens), opening)
+        # Lazy: a text beyond the last that fits is not read.
+        texts = fitting(map(self._tokens_before, nearest[: self.context]), room)
+        return list(nearest[: len(texts)])[::-1], texts[::-1]
+
+    def _tokenized(
+        self, support: Support, candidates: torch.Tensor, query: torch.Tensor, whose: str
     ) -> Support:
-        if selection is None:
-            return Support([], [], [], float(query.norm()), 0.0, [], seconds)
+        """The support with its tokens, chosen again without texts that are too short."""
+        seconds = support.seconds
         while True:
-            size = int(selection.support_size)
-            chosen = candidates[selection.indices[:size]]
             with seconds.of("tokenize"):
-                input_ids = [list(self._tokens(i)) for i in chosen.tolist()]
-            trainable = torch.tensor(
-                [len(tokens) >= MIN_TOKENS for tokens in input_ids], device=candidates.device
-            )
-            if trainable.all():
+                input_ids = [list(self._tokens(i)) for i in support.indices]
+            read = zip(support.indices, input_ids, strict=True)
+            short = [index for index, tokens in read if len(tokens) < MIN_TOKENS]
+            if not short:
                 break
-            candidates = candidates[~torch.isin(candidates, chosen[~trainable])]
+            left_out = torch.tensor(short, device=candidates.device)
+            candidates = candidates[~torch.isin(candidates, left_out)]
             with seconds.of("select"):
-                [selection] = self._choose(candidates[None], query[None], whose)
+                [support] = self._choose(candidates[None], query[None], whose)
         if (pool := len(candidates)) < self.n_select:
             steps, name = steps_of(self.method, self.n_select, pool), method_name(self.method)
             taken = f"{steps} steps, one on each" if steps < self.n_select else "all steps on these"
@@ -166,20 +190,16 @@ class SupportSelector:
                 f"takes {taken}",
                 stacklevel=2,
             )
-        return Support(
-            indices=chosen.tolist(),
-            weights=selection.weights[:size].tolist(),
-            counts=selection.counts[:size].tolist(),
-            residual=float(selection.residual),
-            gap=float(selection.gap),
-            input_ids=input_ids,
-            seconds=seconds,
-        )
+        return replace(support, input_ids=input_ids, seconds=seconds)
 
     def _choose(
         self, candidates: torch.Tensor, queries: torch.Tensor, whose: str = ""
-    ) -> list[hullft_ops.Selection]:
-        """One selection for each row. ``whose`` names the pool in an error."""
+    ) -> list[Support]:
+        """A support for each row, still without tokens. ``whose`` names the pool in an error."""
+        if not self.n_select:
+            return [
+                Support([], [], [], float(query.norm()), 0.0, [], Seconds()) for query in queries
+            ]
         pool = candidates.shape[1]
         if not pool:
             raise ValueError(
@@ -191,20 +211,21 @@ class SupportSelector:
         method = f"TestTimeFinetuner: method {method_name(self.method)}"
         if not isinstance(batch, hullft_ops.Selection):
             raise TypeError(f"{method} must return a Selection, got {type(batch).__name__}")
-        selections = [hullft_ops.Selection(*(t[i] for t in batch)) for i in range(len(queries))]
-        for selection in selections:
-            _check_selection(method, selection, pool, steps)
-        return selections
-
-
-def _check_selection(method: str, selection: hullft_ops.Selection, pool: int, steps: int) -> None:
-    size = int(selection.support_size)
-    indices, counts = selection.indices[:size].tolist(), selection.counts[:size].tolist()
-    if len(set(indices)) < size or not all(0 <= index < pool for index in indices):
-        raise ValueError(
-            f"{method} must choose different candidates of 0..{pool - 1}, got {indices}"
-        )
-    if sum(counts) != steps or min(counts, default=0) < 0:
-        raise ValueError(
-            f"{method} must give counts that are not negative and sum to {steps}, got {counts}"
-        )
+        supports = []
+        for i, row in enumerate(candidates):
+            size = int(batch.support_size[i])
+            indices, counts = batch.indices[i, :size], batch.counts[i, :size].tolist()
+            positions = indices.tolist()
+            if len(set(positions)) < size or not all(0 <= index < pool for index in positions):
+                raise ValueError(
+                    f"{method} must choose different candidates of 0..{pool - 1}, got {positions}"
+                )
+            if sum(counts) != steps or min(counts, default=0) < 0:
+                raise ValueError(
+                    f"{method} must give counts that are not negative and sum to {steps}, got "
+                    f"{counts}"
+                )
+            weights, distance = batch.weights[i, :size].tolist(), float(batch.residual[i])
+            found = row[indices].tolist(), weights, counts, distance, float(batch.gap[i])
+            supports.append(Support(*found, [], Seconds()))
+        return supports
