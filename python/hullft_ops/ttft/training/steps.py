@@ -42,7 +42,7 @@ def plan(counts: Sequence[int], refreshes: Sequence[int], order: str) -> Iterato
             for done in range(0, count, refresh):
                 yield Sweep(example, True, min(refresh, count - done), False)
         return
-    for done in range(max(counts)):
+    for done in range(max(counts, default=0)):
         for example, (count, refresh) in examples:
             if done < count:
                 keep = done + 1 < count and (done + 1) % refresh != 0
