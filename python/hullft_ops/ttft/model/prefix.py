@@ -139,7 +139,7 @@ def _read(model: "PreTrainedModel", tokens: Sequence[int]) -> Prefill | None:
     ids = torch.tensor([list(tokens[:-1])], device=model.device)
     # The logits of a long prefix would take more memory than its cache.
     one = {"logits_to_keep": 1} if "logits_to_keep" in _parameters(model) else {}
-    cache = getattr(model(input_ids=ids, use_cache=True, **one), cache_keyword(model), None)
+    cache: Any = getattr(model(input_ids=ids, use_cache=True, **one), cache_keyword(model), None)
     if not is_plain(cache) or cache.get_seq_length() != ids.shape[1]:
         return None
     return Prefill(model, tokens, cache)
