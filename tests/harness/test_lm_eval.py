@@ -33,7 +33,7 @@ from hullft_ops.ttft import (
     load_embedder,
     tiny_lm_path,
 )
-from hullft_ops.ttft.retrieval.support import SEPARATOR
+from hullft_ops.ttft.retrieval.in_context import SEPARATOR
 
 ROOT = Path(__file__).parents[2]
 TASKS = ROOT / "benchmarks" / "harness"

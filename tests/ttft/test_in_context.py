@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hullft_ops.ttft import Datastore, TestTimeFinetuner, bits_per_byte, score_text
-from hullft_ops.ttft.retrieval.support import SEPARATOR
+from hullft_ops.ttft.retrieval.in_context import SEPARATOR
 
 CONTEXT = 32
 PROMPT = "the cat sat on the red mat"

@@ -20,8 +20,8 @@ from tqdm import tqdm
 from hullft_ops.ttft.experts.folder import Experts
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
 from hullft_ops.ttft.model.prefix import fitting, prefix_room
+from hullft_ops.ttft.retrieval.in_context import SEPARATOR
 from hullft_ops.ttft.retrieval.methods import SelectionMethod
-from hullft_ops.ttft.retrieval.support import SEPARATOR
 from hullft_ops.ttft.store.base import Store
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.embedding import (

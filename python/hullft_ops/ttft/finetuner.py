@@ -26,6 +26,7 @@ from hullft_ops.ttft.model.prefix import Prefix, continuation, tokens_to_continu
 from hullft_ops.ttft.model.scoring import BitsPerByte, score_behind
 from hullft_ops.ttft.model.snapshot import ModelSnapshot
 from hullft_ops.ttft.report import AdaptationReport
+from hullft_ops.ttft.retrieval.in_context import InContext
 from hullft_ops.ttft.retrieval.methods import (
     MAX_STEPS,
     SelectionMethod,
@@ -177,13 +178,12 @@ class TestTimeFinetuner:
         self._autocast = autocast
         self._snapshot = ModelSnapshot(model, trained)
         self._prefix = Prefix()
+        in_context = InContext(store, tokenizer, context, self._context)
         self._merger = ExpertMerger(
             model, trained, store, experts, n_experts, expert_scale, expert_temperature
         )
-        selecting = (n_select, chosen, pool_size, context, self._merger.weigh)
-        self._selector = SupportSelector(
-            store, embedder, tokenizer, self._tokenize, self._context, *selecting
-        )
+        selecting = (n_select, chosen, pool_size, in_context, self._merger.weigh)
+        self._selector = SupportSelector(store, embedder, self._tokenize, *selecting)
 
     def __setattr__(self, name: str, value: object) -> None:
         if not name.startswith("_") and name in vars(self):

@@ -6,27 +6,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from time import perf_counter
-from typing import TYPE_CHECKING
 
 import torch
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 import hullft_ops
 from hullft_ops._checks import check_text
 from hullft_ops.ttft.model.memory import out_of_memory_explained
-from hullft_ops.ttft.model.prefix import fitting, opened_tokens, prefix_room
+from hullft_ops.ttft.retrieval.in_context import TOKENIZED_TEXTS, InContext
 from hullft_ops.ttft.retrieval.methods import SelectionMethod, method_name, steps_of
 from hullft_ops.ttft.store.base import Store
 from hullft_ops.ttft.store.embedding import Embedder, encode_checked
 
 # A causal loss needs a token and a next one.
 MIN_TOKENS = 2
-# After each text in the context. A blank line tells the model that another text begins.
-SEPARATOR = "\n\n"
-# Keep the tokens of this many texts: some 30 MB for texts of 1000 tokens.
-_TOKENIZED_TEXTS = 4096
 
 
 @dataclass
@@ -83,29 +75,22 @@ class Support:
 class SupportSelector:
     """Finds the support of prompts in a datastore, with the settings of `TestTimeFinetuner`.
 
-    ``tokenize`` returns the tokens of a text to train on, cut to the model's context. Of the
-    nearest texts, ``n_context`` at most stand before the prompt, whole, as many as fit into
-    ``context`` tokens. ``weigh`` returns the experts of each embedded prompt [B, dim] and their
-    weights.
+    ``tokenize`` returns a text's tokens, cut to the model's context; those of recent texts are
+    cached. ``weigh`` returns the experts of each embedded prompt [B, dim] and their weights.
     """
 
     store: Store
     embedder: Embedder
-    tokenizer: "PreTrainedTokenizerBase"
     tokenize: Callable[[str], list[int]]
-    context: int
     n_select: int
     method: SelectionMethod
     pool_size: int
-    n_context: int
+    in_context: InContext
     weigh: Callable[[torch.Tensor], list[tuple[list[int], list[float]]]]
 
     def __post_init__(self) -> None:
-        # Each takes a token or more.
-        self.n_context = min(self.n_context, self.context)
         store, tokenize = self.store, self.tokenize
-        self._tokens = lru_cache(_TOKENIZED_TEXTS)(lambda i: tuple(tokenize(store.texts[i])))
-        self._context_tokens = lru_cache(_TOKENIZED_TEXTS)(self._tokenize_context)
+        self._tokens = lru_cache(TOKENIZED_TEXTS)(lambda i: tuple(tokenize(store.texts[i])))
 
     def select(self, prompts: Sequence[str]) -> list[Support]:
         """The support of each prompt, as `TestTimeFinetuner.select_batch` promises it."""
@@ -130,7 +115,7 @@ class SupportSelector:
             vectors = encode_checked("TestTimeFinetuner", self.embedder, list(prompts))
             queries = torch.from_numpy(vectors)
         with shared.of("search", share=share):
-            sought = max(self.pool_size, self.n_context)
+            sought = max(self.pool_size, self.in_context.count)
             _, nearest = self.store.search(queries, min(sought, len(self.store)))
         candidates = nearest[:, : self.pool_size]
         with shared.of("select", share=share):
@@ -141,25 +126,11 @@ class SupportSelector:
             seconds, whose = replace(shared), f" of prompts[{i}]" if share > 1 else ""
             support = self._support(candidates[i], queries[i], selections[i], seconds, whose)
             with seconds.of("tokenize"):
-                ids = self._before(prompt, nearest[i].tolist())
-            indices = nearest[i, : len(ids)].tolist()[::-1]
+                indices, ids = self.in_context.pick(prompt, nearest[i].tolist())
             support = replace(support, context_indices=indices, context_ids=ids)
             chosen, weights = experts[i]
             supports.append(replace(support, expert_indices=chosen, expert_weights=weights))
         return supports
-
-    def _before(self, prompt: str, nearest: Sequence[int]) -> list[list[int]]:
-        """The tokens of the texts before the prompt, the nearest last."""
-        if not self.n_context:
-            return []
-        tokens, opening = opened_tokens(self.tokenizer, prompt)
-        room = prefix_room(self.context, len(tokens), opening)
-        # Lazy: a text beyond the last that fits is not read.
-        return fitting(map(self._context_tokens, nearest[: self.n_context]), room)[::-1]
-
-    def _tokenize_context(self, index: int) -> list[int]:
-        text = self.store.texts[index] + SEPARATOR
-        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def _support(
         self,
