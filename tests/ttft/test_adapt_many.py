@@ -10,10 +10,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from hullft_ops.ttft import Datastore, TestTimeFinetuner, TrainedAdapter, bits_per_byte
+from hullft_ops.ttft import (
+    Datastore,
+    TestTimeFinetuner,
+    TrainedAdapter,
+    bits_per_byte,
+    support_training,
+)
 from hullft_ops.ttft.errors import NonFiniteLossError
-from hullft_ops.ttft.training import lora_slots
-from hullft_ops.ttft.training.lora_slots import LoraSlots
+from hullft_ops.ttft.support_training import LoraSlots
 
 PROMPTS = ["the cat sat on the red mat", "a dog ran to the park", "hello world", "blue house tree"]
 LAYERS = {"gpt2": ["c_attn", "c_proj", "c_fc"], "llama": ["q_proj", "v_proj", "down_proj"]}
@@ -292,7 +297,7 @@ def test_rows_of_similar_length_share_a_pass(llama, make, passes, monkeypatch):
     together = finetuner.adapt_many(supports)
     whole = passes.copy()
     passes.clear()
-    monkeypatch.setattr(lora_slots, "_MOST_PADDING", 6)
+    monkeypatch.setattr(support_training, "_MOST_PADDING", 6)
     apart = finetuner.adapt_many(supports)
     assert all(max(rows) - min(rows) <= 6 for rows in passes)
     assert max(max(rows) - min(rows) for rows in whole) > 6

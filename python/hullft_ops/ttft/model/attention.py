@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 from hullft_ops.ttft.model.context import unwrapped
-from hullft_ops.ttft.model.prefix import cache_keyword
+from hullft_ops.ttft.model.prefix import cache_keyword, is_plain
 
 # Padded texts have a multiple of this many tokens.
 _BUCKET = 64
@@ -28,10 +28,8 @@ def unmasked(base: nn.Module) -> dict[str, Any]:
     and waits for the answer. With an empty cache it knows. This cache stays empty. Empty for a
     model that keeps more than keys and values.
     """
-    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
-
     cache = _empty_cache(base)
-    if any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers):
+    if not is_plain(cache):
         return {}
     vars(cache)["update"] = _as_they_are
     return {cache_keyword(base): cache}

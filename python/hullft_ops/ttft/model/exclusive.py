@@ -19,10 +19,10 @@ _held: "WeakValueDictionary[int, Claim]" = WeakValueDictionary()
 class Claim(AbstractContextManager[None]):
     """Reserves a model for one thread, which trains these parameters of it, or none and scores.
 
-    Models that share modules, like a model and a PEFT model around it, count as one. Models that
-    share only tensors count as one if one of them trains a tensor that the other reads. A thread
-    may score the model that it adapts. It waits for other threads that score; that another one
-    adapts, or it already does itself, is a RuntimeError.
+    Models that share modules, like a model and a PEFT model around it, count as one, and so do
+    models of which one trains a tensor that the other reads. A thread may score the model that it
+    adapts. It waits for other threads that score. RuntimeError if another one adapts, or this one
+    adapts already.
     """
 
     def __init__(self, model: nn.Module, trained: Sequence[nn.Parameter] = ()) -> None:

@@ -25,10 +25,8 @@ def linear_mean_loss(
     shares: Tensor | None = None,
     tied: "TiedGradient | None" = None,
 ) -> Tensor:
-    """The mean cross-entropy of ``linear(hidden, weight, bias)``, ``rows`` positions at a time.
-
-    Multiplies in the dtype of autocast if that is on. The gradients are computed with the loss, so
-    each chunk of logits is computed once. Use it only for a loss that you will differentiate.
+    """The mean cross-entropy of ``linear(hidden, weight, bias)``, ``rows`` positions at a time, in
+    the dtype of autocast if that is on. It computes the gradients too: use it only to train.
 
     The shapes are ``[T, d]``, ``[V, d]``, ``[V]`` or None, and int64 ``[T]`` of targets. ``shares``
     is ``[T]``, the share of each position in the mean; None for equal ones. ``tied`` takes the
@@ -43,10 +41,8 @@ def linear_mean_loss(
 
 
 def unscaled(loss: Tensor) -> Tensor:
-    """The loss. Its own ``backward()`` now takes the gradients as they are, without a factor of 1.
-
-    Reading whether a factor is 1 would stall a GPU, and the gradient of a vocabulary is large.
-    """
+    """The loss. Its own ``backward()`` now takes the gradients as they are, without a factor of 1:
+    reading it would stall a GPU, and the gradient of a vocabulary is large."""
     node: Any = loss.grad_fn
     if hasattr(node, "is_root"):
         node.is_root = True
@@ -56,10 +52,8 @@ def unscaled(loss: Tensor) -> Tensor:
 class TiedGradient:
     """The gradient of a head's weight, on its way to the embedding that has the same weight.
 
-    Autograd would make a dense gradient for the embedding too, almost all zeros, and add the two.
-    It takes 113 of 2,830 MB at the peak of SmolLM2-135M, and 140 MB of GPT-2. Here the embedding,
-    which the backward pass reaches last, adds its rows to the head's gradient. The sum does not
-    depend on the order of threads.
+    The embedding, which the backward pass reaches last, adds its rows to it. Autograd would make a
+    dense gradient first, almost all zeros: 113 of 2,830 MB at the peak of SmolLM2-135M.
     """
 
     def __init__(self) -> None:

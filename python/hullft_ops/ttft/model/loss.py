@@ -1,6 +1,6 @@
 """The loss of a causal language model on one text, and its backward pass in parts."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -53,12 +53,11 @@ def _losses_of(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
 
 
 class MeanLoss:
-    """The mean of `next_token_losses`, to train on; most models never store a text's full logits.
+    """The mean of `next_token_losses`, to train on, chunk by chunk from the hidden states.
 
-    Hidden states come from the base model. The loss and its gradients are computed chunk by chunk.
-    This needs a head that is a plain linear layer and reproduces the model's own logits bit for bit
-    on the first text. ``n_full_logits`` counts the losses that needed a text's full logits, and
-    ``is_full`` says whether the last one did.
+    It stores a text's full logits only if the head is no plain linear layer, or does not give the
+    model's own logits, bit for bit, on the first text. ``n_full_logits`` counts such losses, and
+    ``is_full`` says whether the last one did so.
     """
 
     def __init__(self, model: "PreTrainedModel") -> None:
@@ -146,8 +145,7 @@ class _SplitModel:
         # A cap changes small logits by less than a low-precision model can show.
         if getattr(inner.config.get_text_config(), "final_logit_softcapping", None) is not None:
             return None
-        heard: bool = bool(_has_any_global_hook())  # type: ignore[no-untyped-call]
-        if heard or any(map(is_wrapped, (*_ancestors(model, base), head))):
+        if are_wrapped((*_ancestors(model, base), head)):
             return None
         modules = list(inner.modules())
         # Code that was compiled for the embedding would be compiled for every pass again.
@@ -199,8 +197,13 @@ def _ancestors(model: nn.Module, descendant: nn.Module) -> Iterator[nn.Module]:
     return (model.get_submodule(".".join(parts[:depth])) for depth in range(len(parts)))
 
 
-def is_wrapped(module: nn.Module) -> bool:
-    """Whether somebody listens to the module's forward, or has replaced it."""
+def are_wrapped(modules: Iterable[nn.Module]) -> bool:
+    """Whether somebody listens to the forward of any of these modules, or has replaced it."""
+    heard: bool = bool(_has_any_global_hook())  # type: ignore[no-untyped-call]
+    return heard or any(map(_is_wrapped, modules))
+
+
+def _is_wrapped(module: nn.Module) -> bool:
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
@@ -213,10 +216,9 @@ def is_wrapped(module: nn.Module) -> bool:
 def backward_in_parts(loss: torch.Tensor, parameters: Sequence[torch.Tensor], take: Take) -> None:
     """Hand complete gradients to ``take`` during the pass, several at a time, and drop them.
 
-    ``take`` may change their parameters. An operation that multiplies by a parameter on the way
-    back also contributes to its gradient, so it is done by then. Autograd notices any other use: a
-    RuntimeError. So is a gradient in several pieces, as of reentrant checkpoints that share the
-    parameter.
+    ``take`` may change their parameters: whatever multiplies by one on the way back contributes to
+    its gradient, and is done by then. RuntimeError if autograd notices another use, or a gradient
+    comes in pieces, as of reentrant checkpoints that share the parameter.
     """
     gradients = _Gradients(parameters, take)
     try:

@@ -20,7 +20,7 @@ from hullft_ops.ttft.model.context import context_length
 from hullft_ops.ttft.model.loss import next_token_losses
 from hullft_ops.ttft.model.onednn import wide_products
 from hullft_ops.ttft.model.patches import eval_mode
-from hullft_ops.ttft.model.prefix import Prefill, Prefix, prefill, prefix_room
+from hullft_ops.ttft.model.prefix import Prefill, Prefix, opened_tokens, prefill, prefix_room
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -126,8 +126,11 @@ def _score(
     if not tokenizer.is_fast:
         raise ValueError(f"{function}: tokenizer must be a fast one, got {type(tokenizer)}")
     length = context_length(function, model, tokenizer, max_length)
-    ids, start, byte_count = _tokenize(tokenizer, text)
+    ids, start = opened_tokens(tokenizer, text)
     first = max(start, 1)
+    byte_count = len(text.encode())
+    if ids and not start:
+        byte_count -= _bytes_of_first(tokenizer, text, ids[0])
     if first >= len(ids) or byte_count == 0:
         raise ValueError(
             f"{function}: text must have at least {'1 token' if start else '2 tokens'}, "
@@ -154,24 +157,7 @@ def _score(
     return BitsPerByte(nll=nll, bytes=byte_count, tokens=len(body) - first)
 
 
-def _tokenize(tokenizer: "PreTrainedTokenizerBase", text: str) -> tuple[list[int], int, int]:
-    """The tokens, how many special ones open the text, and the bytes of those that are scored."""
-    encoding = tokenizer(
-        text, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False
-    )
-    content = [i for i, special in enumerate(encoding["special_tokens_mask"]) if not special]
-    if not content:
-        return encoding["input_ids"], len(encoding["input_ids"]), 0
-    start, stop = content[0], content[-1] + 1
-    ids, count = encoding["input_ids"][:stop], len(text.encode())
-    if start == 0:
-        count -= _bytes_of_first(tokenizer, text, ids[0], encoding["offset_mapping"][:stop])
-    return ids, start, count
-
-
-def _bytes_of_first(
-    tokenizer: "PreTrainedTokenizerBase", text: str, first: int, offsets: Sequence[tuple[int, int]]
-) -> int:
+def _bytes_of_first(tokenizer: "PreTrainedTokenizerBase", text: str, first: int) -> int:
     """UTF-8 bytes of ``text`` in its first token, which may split a character."""
     token = tokenizer.convert_ids_to_tokens([first])[0]
     decoder = json.loads(tokenizer.backend_tokenizer.to_str())["decoder"]
@@ -182,6 +168,7 @@ def _bytes_of_first(
             return len(token.encode())
         # Do not count the space that some tokenizers put before a text.
         return len(token) - (token.startswith(_SPACE) and not text.startswith(" "))
+    offsets = tokenizer(text, return_offsets_mapping=True, verbose=False)["offset_mapping"]
     end = offsets[0][1]
     if len(offsets) == 1 or offsets[1][0] >= end:
         return len(text[:end].encode())

@@ -55,7 +55,7 @@ class ModelSnapshot:
 
     def _noted(self) -> "Iterator[_Module | _Tensor | _Attributes | _Merges]":
         modules: dict[str, nn.Module] = dict(self._model.named_modules())
-        copies = {id(p): saved for p, saved in zip(self._trained, self.saved, strict=True)}
+        copies = dict(zip(map(id, self._trained), self.saved, strict=True))
         for name, module in modules.items():
             yield _Module(name, module)
         for name, parameter in self._model.named_parameters():
@@ -78,27 +78,21 @@ class ModelSnapshot:
         """Put everything back. If a call is cut short, the next call does all of it.
 
         The trained parameters and all buffers are copied bit for bit into their own storage, so
-        every alias (tied weights, an optimizer) sees it. Frozen parameters have no copy. A write to
-        one is noticed if torch counts it, which it does not for ``.data`` or ``.numpy()``.
-
-        Returns:
-            What could not be put back: a parameter or buffer that lost its storage, a frozen
-            parameter with a write that torch counted, merged adapters, and modules that were added,
-            removed, replaced or given another class. Everything else is back.
+        every alias (tied weights, an optimizer) sees it. Returns what is not undone: storage that
+        is gone, merged adapters, a write to a frozen parameter that torch counts (not one through
+        ``.data`` or ``.numpy()``), and modules that were added, removed, replaced or given another
+        class.
         """
         if not self._records:
             return []
         changes: list[str] = []
-        due: list[tuple[str, torch.Tensor, torch.Tensor]] = []
         for record in self._records:
             try:
                 changes += record.restore()
-                if isinstance(record, _Tensor):
-                    due += record.due()
             # Whatever one raises, the others are put back.
             except Exception as error:
                 changes.append(f"{record.name}: {error}")
-        changes += _copy_back(due)
+        changes += _copy_back(one for one in self._records if isinstance(one, _Tensor))
         # An interrupt in the middle of training may have left them behind.
         put_back_forwards(self._model)
         stop_listening(self._trained)
@@ -120,11 +114,12 @@ def put(values: Iterable[torch.Tensor], parameters: Iterable[nn.Parameter]) -> N
 
 class _Tensor:
     """The storage, gradient and flag of a parameter or buffer, and a copy of its content. A frozen
-    parameter has no copy: its writes count."""
+    parameter has no copy: its writes count. `restore` leaves the content that is ``due``."""
 
     def __init__(self, name: str, tensor: torch.Tensor, copy: torch.Tensor | None) -> None:
         self.name = name
-        self._tensor = tensor
+        self.tensor = tensor
+        self.due: torch.Tensor | None = None
         self._copy = copy
         self._bytes = tensor.untyped_storage().nbytes()
         self._requires_grad = tensor.requires_grad
@@ -136,46 +131,39 @@ class _Tensor:
 
     @torch.no_grad()
     def restore(self) -> list[str]:
-        """Put back all but the content."""
         changes: list[str] = []
         with torch.inference_mode(False):
             for tensor, data in self._data:
                 # model.half() and model.to() put other data into parameters and gradients.
                 if _place(tensor) != _place(data):
                     tensor.data = data
-        if self._tensor.requires_grad != self._requires_grad:
-            self._tensor.requires_grad_(self._requires_grad)
-        if self._tensor.is_leaf:
-            self._tensor.grad = self._gradient
-        if self._version is not None and self._version != self._tensor._version:
+        if self.tensor.requires_grad != self._requires_grad:
+            self.tensor.requires_grad_(self._requires_grad)
+        if self.tensor.is_leaf:
+            self.tensor.grad = self._gradient
+        if self._version is not None and self._version != self.tensor._version:
             changes.append(f"{self.name}: it is frozen, and was written to")
-        if self._lacks_storage():
+        # A copy into less storage would write past its end.
+        if self.tensor.untyped_storage().nbytes() < self._bytes:
             changes.append(f"{self.name}: its storage is gone")
+        elif self._copy is not None:
+            # A needless write would disturb a graph that holds a buffer. Comparing stalls a GPU.
+            is_buffer = not isinstance(self.tensor, nn.Parameter)
+            compares = is_buffer and self._copy.device.type == "cpu"
+            same = compares and torch.equal(self.tensor, self._copy)
+            self.due = None if same else self._copy
         return changes
 
-    def due(self) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-        """Name, tensor and copy, if the content has to be copied back."""
-        # A copy into less storage would write past its end.
-        if self._copy is None or self._lacks_storage():
-            return
-        # A needless write would disturb a graph that holds a buffer. Comparing stalls a GPU.
-        is_buffer = not isinstance(self._tensor, nn.Parameter)
-        if is_buffer and self._copy.device.type == "cpu" and torch.equal(self._tensor, self._copy):
-            return
-        yield self.name, self._tensor, self._copy
 
-    def _lacks_storage(self) -> bool:
-        return self._tensor.untyped_storage().nbytes() < self._bytes
-
-
-def _copy_back(due: Sequence[tuple[str, torch.Tensor, torch.Tensor]]) -> list[str]:
-    """Copy the contents, those of one kind in one operator: a launch each takes a GPU longer."""
+def _copy_back(records: Iterable[_Tensor]) -> list[str]:
+    """Copy what is due, those of one kind in one operator: a launch each takes a GPU longer."""
     changes = []
     kinds = defaultdict(list)
-    for name, tensor, copy in due:
-        # A buffer that cannot be written to must not keep parameters from that operator.
-        kind = isinstance(tensor, nn.Parameter), tensor.device, tensor.dtype
-        kinds[kind].append((name, tensor, copy))
+    for one in records:
+        if one.due is not None:
+            # A buffer that cannot be written to must not keep parameters from that operator.
+            kind = isinstance(one.tensor, nn.Parameter), one.tensor.device, one.tensor.dtype
+            kinds[kind].append((one.name, one.tensor, one.due))
     with torch.inference_mode(False), torch.no_grad():
         for alike in kinds.values():
             try:
@@ -263,11 +251,8 @@ def _refill(mapping: dict[str, T], items: dict[str, T]) -> None:
 
 
 class _Attributes:
-    """The plain values that a module or a configuration keeps beside parameters and buffers.
-
-    A module's mode is one. A forward may change such a value together with a buffer, as dynamic
-    RoPE does. Restoring only one of them would make another model.
-    """
+    """The plain values of a module or a configuration, such as its mode. A forward may change one
+    together with a buffer, as dynamic RoPE does: restoring only one would make another model."""
 
     def __init__(self, name: str, attributes: dict[str, Any]) -> None:
         self.name = name
@@ -312,31 +297,27 @@ def _is_plain(name: str, value: object) -> bool:
     return isinstance(value, (*_SCALAR, torch.Tensor))
 
 
-class _Merges:
-    """Watches for merges: PEFT adds adapters to frozen weights and subtracts them with rounding."""
+class _Merges(list[str]):
+    """In place of PEFT's list of the adapters that a layer has merged, it notes whether it grew:
+    PEFT adds adapters to frozen weights and subtracts them with rounding."""
 
     def __init__(self, name: str, layer: Any) -> None:
+        self._merged: list[str] = layer.merged_adapters
+        super().__init__(self._merged)
         self.name = name
         self._layer = layer
-        self._merged: list[str] = layer.merged_adapters
         self._before = list(self._merged)
-        self._watched = _Watched(self._merged)
+        self._grew = False
 
     def watch(self) -> None:
-        self._layer.merged_adapters = self._watched
+        self._layer.merged_adapters = self
+
+    def append(self, adapter: str) -> None:
+        self._grew = True
+        super().append(adapter)
 
     def restore(self) -> Iterator[str]:
-        self._merged[:] = self._watched
+        self._merged[:] = self
         self._layer.merged_adapters = self._merged
-        if self._watched.changed or self._before != self._merged:
+        if self._grew or self._before != self._merged:
             yield f"{self.name}: adapters were merged into its frozen weights, or unmerged"
-
-
-class _Watched(list[str]):
-    """PEFT's list of the adapters that a layer has merged. It notes whether it ever grew."""
-
-    changed = False
-
-    def append(self, name: str) -> None:
-        self.changed = True
-        super().append(name)

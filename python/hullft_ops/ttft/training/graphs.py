@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 from hullft_ops.ttft.model.attention import can_pad
-from hullft_ops.ttft.model.loss import is_wrapped
+from hullft_ops.ttft.model.loss import are_wrapped
 from hullft_ops.ttft.model.prefix import adapter_switches
 from hullft_ops.ttft.training.steps import StageClock
 
@@ -28,13 +27,11 @@ Capture = Callable[[Callable[[], Tensor]], tuple[Any, Tensor]]
 
 
 class PassGraphs:
-    """The graphs of one model's passes, all in one memory pool.
+    """The graphs of one model's passes, in one memory pool. ``new_capture`` makes a `Capture` that
+    has one.
 
-    A graph repeats kernels on fixed addresses. A snapshot restores a model in place, so a graph
-    serves one prompt after the other. If a tensor of the model or of the optimizer has moved, or
-    other adapters are active, all graphs are dropped.
-
-    ``new_capture`` makes a `Capture` with a memory pool of its own.
+    A snapshot restores a model in place, so a graph serves one prompt after the other, until a
+    tensor of the model or of the optimizer moves, or other adapters are active.
     """
 
     def __init__(
@@ -67,11 +64,10 @@ class PassGraphs:
         return True
 
     def run(self, kind: Hashable, text: Tensor, one_pass: Pass, clock: StageClock) -> Tensor:
-        """Replay the pass of this kind, or run it and capture it for the next time.
+        """Replay the pass of this kind, as the stage "forward", or run it and capture it.
 
         Passes of one kind differ only in their texts, int64 ``[T]`` with one T, and in values of
-        tensors that they read. They leave no gradients behind. The clock counts a whole replay as
-        the stage "forward".
+        tensors that they read. They leave no gradients behind.
         """
         if kind not in self._captured:
             # A capture cannot load kernels. This call does.
@@ -137,9 +133,9 @@ def _obstacle(model: "PreTrainedModel") -> str | None:
     if not can_pad(model):
         return "its attention or its positions change with the length of a text"
     hooks = (p._backward_hooks or p._post_accumulate_grad_hooks for p in model.parameters())
-    heard: bool = bool(_has_any_global_hook())  # type: ignore[no-untyped-call]
-    heard = heard or any(hooks) or any(map(is_wrapped, model.modules()))
-    return "somebody listens to a module, or has replaced its forward" if heard else None
+    if any(hooks) or are_wrapped(model.modules()):
+        return "somebody listens to a module, or has replaced its forward"
+    return None
 
 
 def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[object]:

@@ -31,18 +31,15 @@ class Sweep:
 
 
 def plan(counts: Sequence[int], refreshes: Sequence[int], order: str) -> Iterator[Sweep]:
-    """The sweeps for examples with these counts, with a gradient for every ``refresh`` steps.
-
-    "grouped" takes an example's steps one after the other, as Khamis and Maalouf
-    (arXiv:2605.30337) do. "interleaved" goes round the examples that have steps left.
-    """
+    """The sweeps for examples with these counts, with a gradient for every ``refresh`` steps:
+    "grouped" as in arXiv:2605.30337, "interleaved" round the examples that have steps left."""
     examples = list(enumerate(zip(counts, refreshes, strict=True)))
     if order == "grouped":
         for example, (count, refresh) in examples:
             for done in range(0, count, refresh):
                 yield Sweep(example, True, min(refresh, count - done), False)
         return
-    for done in range(max(counts)):
+    for done in range(max(counts, default=0)):
         for example, (count, refresh) in examples:
             if done < count:
                 keep = done + 1 < count and (done + 1) % refresh != 0
@@ -50,12 +47,11 @@ def plan(counts: Sequence[int], refreshes: Sequence[int], order: str) -> Iterato
 
 
 class Budget:
-    """Tells before each sweep whether it fits into the time that is left.
+    """Tells before each sweep whether it fits into the time up to a deadline on `perf_counter`.
 
     It expects a pass to take as long as the slowest one so far, and proportionally longer on a
-    longer text, and a replay as long as the slowest replay. Nothing starts after the deadline on
-    `perf_counter`, so at most one sweep ends late. Each question waits for ``devices`` other than
-    the CPU: until their work is done, nobody knows how long it takes.
+    longer text, and a replay as long as the slowest replay. Each question waits for ``devices``
+    other than the CPU: until their work is done, nobody knows how long it takes.
     """
 
     def __init__(self, deadline: float, devices: Iterable[torch.device]) -> None:

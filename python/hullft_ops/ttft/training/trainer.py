@@ -113,7 +113,7 @@ class SupportTrainer:
         the gradients of the text's mean loss must be in ``.grad`` before it goes on."""
         done, steps = 0, sum(counts)
         cache = hullft_ops.GradientCache(self._trained)
-        for sweep in plan(counts, refreshes, self._order) if steps else ():
+        for sweep in plan(counts, refreshes, self._order):
             if sweep.fresh:
                 yield sweep.example, done
             self._take(sweep, cache, self._runs(done, sweep.repeats, steps), clock)
@@ -140,7 +140,6 @@ class SupportTrainer:
         if not texts:
             return [], []
         sweeps = list(plan(counts, refreshes, self._order))
-        passes: list[tuple[int, int]] = []
         # Allocated before any memory that is freed again: the moments stay, and in the gap that
         # such memory leaves they would block the next allocation of its size.
         self._check_moments()
@@ -151,6 +150,7 @@ class SupportTrainer:
         # Its gradients take room, so they exist only for this support.
         cache = hullft_ops.GradientCache(self._trained)
         budget = None if deadline is None else Budget(deadline, {p.device for p in self._trained})
+        passes: list[tuple[int, int]] = []
         taken, done, steps, device = [0] * len(texts), 0, sum(counts), self._model.device
         # The caller may be in a mode that records no gradients, as in generation.
         with (
@@ -164,11 +164,7 @@ class SupportTrainer:
             # split the memory that the next pass needs for larger activations.
             fresh = sum(sweep.fresh for sweep in sweeps)
             losses = torch.empty(fresh, dtype=torch.float64, device=device)
-            context = model_limit("TestTimeFinetuner", self._model)
-            lengths = (
-                padded_length(len(text), context) if self._is_padded else 0 for text in texts
-            )
-            tokens = on_device([padded(*one) for one in zip(texts, lengths, strict=True)], device)
+            tokens = on_device(self._padded(texts), device)
             self._on_step(0)
             for sweep in sweeps:
                 if budget and not budget.allows(len(texts[sweep.example]), fresh=sweep.fresh):
@@ -177,8 +173,7 @@ class SupportTrainer:
                 if sweep.fresh:
                     text = tokens[sweep.example]
                     passes.append((indices[sweep.example], done))
-                    check = partial(check_losses, passes=passes[-1:], steps=steps)
-                    one_pass = partial(self._pass, sweep=sweep, cache=cache, check=check)
+                    one_pass = partial(self._pass, sweep=sweep, cache=cache)
                     if graphs is None or sweep.keep:
                         loss = one_pass(text, clock, runs=runs)
                     else:
@@ -188,6 +183,9 @@ class SupportTrainer:
                     losses[len(passes) - 1] = loss
                     # The loss does not see the replay of a graph, but it does see a capture.
                     self._n_full_logits += self._loss.is_full
+                    # Elsewhere, looking would stall the device.
+                    if device.type == "cpu":
+                        check_losses([loss.item()], passes[-1:], steps)
                 else:
                     self._take(sweep, cache, runs, clock)
                 # A caller's autocast would keep using its copies of the old weights.
@@ -221,6 +219,12 @@ class SupportTrainer:
             tensor.fill_(rate)
         return [(tensor, repeats) for tensor, (_, repeats) in zip(rates, runs, strict=True)]
 
+    def _padded(self, texts: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
+        if not self._is_padded:
+            return texts
+        context = model_limit("TestTimeFinetuner", self._model)
+        return [padded(text, padded_length(len(text), context)) for text in texts]
+
     def _pass(
         self,
         tokens: torch.Tensor,
@@ -229,51 +233,31 @@ class SupportTrainer:
         sweep: Sweep,
         cache: hullft_ops.GradientCache,
         runs: Runs,
-        check: Callable[[list[float]], None],
     ) -> torch.Tensor:
         """The loss of a text, after the steps with its gradient. Leaves no gradients."""
-        self._optimizer.zero_grad(set_to_none=True)
-        with clock.of("forward"), autocasting(self._model.device, self._autocast):
-            loss = unscaled((self._loss.of_padded if self._is_padded else self._loss)(tokens))
-        checked_to_train(loss)
-        # Elsewhere, looking would stall the device.
-        if loss.device.type == "cpu":
-            check([loss.item()])
-        self._backward(loss, sweep, cache, runs, clock)
-        self._optimizer.zero_grad(set_to_none=True)
-        return loss.detach()
-
-    def _backward(
-        self,
-        loss: torch.Tensor,
-        sweep: Sweep,
-        cache: hullft_ops.GradientCache,
-        runs: Runs,
-        clock: StageClock,
-    ) -> None:
-        """Compute the gradients of the loss, and take the steps with them."""
 
         def take(gradients: dict[torch.Tensor, torch.Tensor]) -> None:
             with clock.of("step"):
                 self._step(partial(self._optimizer.step, grads=gradients), runs)
 
+        self._optimizer.zero_grad(set_to_none=True)
+        with clock.of("forward"), autocasting(self._model.device, self._autocast):
+            loss = unscaled((self._loss.of_padded if self._is_padded else self._loss)(tokens))
+        checked_to_train(loss)
         # Each gradient is then needed only for the steps of its own parameter. Only on the CPU:
         # nobody has measured what the additional calls cost on a GPU.
-        on_cpu = self._model.device.type == "cpu"
-        if on_cpu and self._max_grad_norm is None and not sweep.keep:
+        if loss.device.type == "cpu" and self._max_grad_norm is None and not sweep.keep:
             with clock.of("backward"):
                 backward_in_parts(loss, self._trained, take)
-            return
-        with clock.of("backward"):
-            torch.autograd.backward(loss)
-        self._take(sweep, cache, runs, clock)
+        else:
+            with clock.of("backward"):
+                torch.autograd.backward(loss)
+            self._take(sweep, cache, runs, clock)
+        self._optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
 
     def _take(
-        self,
-        sweep: Sweep,
-        cache: hullft_ops.GradientCache,
-        runs: Runs,
-        clock: StageClock,
+        self, sweep: Sweep, cache: hullft_ops.GradientCache, runs: Runs, clock: StageClock
     ) -> None:
         """Take the steps of a sweep, with the gradients in ``.grad`` if it is fresh."""
         with clock.of("step"):
