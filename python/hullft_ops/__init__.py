@@ -21,14 +21,12 @@ from hullft_ops.lmo import LmoStep, fw_lmo
 from hullft_ops.replay import ReplayAdam
 from hullft_ops.selection import (
     Selection,
-    SiftSelection,
     fw_select,
     fw_select_indexed,
     integerize,
     knn_select,
-    sift_select,
-    sift_select_indexed,
 )
+from hullft_ops.sift import SiftSelection, sift_select, sift_select_indexed
 
 __version__: str = _build_info()["version"]
 

@@ -1,0 +1,135 @@
+"""SIFT: the texts whose noisy observation leaves the least variance at the query.
+
+The method comes from Hübotter, Bongni, Hakimi and Krause, *Efficiently Learning at Test-Time:
+Active Fine-Tuning of LLMs* (arXiv:2410.08020).
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from hullft_ops import _checks
+from hullft_ops._ops import call_for_queries
+from hullft_ops.selection import Selection
+
+
+class SiftSelection(NamedTuple):
+    """SIFT's picks for one query or a batch (``..`` is ``[]`` or ``[B]``).
+
+    The first seven fields form a :class:`Selection` in which each of the ``n_select`` picks has the
+    weight ``1 / n_select``: the row that is picked most often comes first, and residual and gap are
+    those of the mean of the picks. Variances have the dtype of the weights.
+    """
+
+    indices: Tensor
+    weights: Tensor
+    counts: Tensor
+    support_size: Tensor
+    residual: Tensor
+    gap: Tensor
+    num_iter: Tensor
+    """int64 [..]: n_select."""
+    picks: Tensor
+    """int64 [.., n_select]: rows of the pool in the order in which they were picked."""
+    variance: Tensor
+    """[.., n_select]: the variance at the query after each pick, summed over the targets where
+    there are several."""
+
+    @property
+    def selection(self) -> Selection:
+        """The picks as a `Selection`, without their order."""
+        return Selection(*self[:7])
+
+    def multiset(self) -> Tensor:
+        """int64 [.., n_select]: every index repeated ``counts`` times, the largest count first."""
+        return self.selection.multiset()
+
+
+def sift_select(
+    pool: Tensor,
+    query: Tensor,
+    n_select: int,
+    *,
+    noise: float = 0.01,
+    pool_sizes: Tensor | None = None,
+) -> SiftSelection:
+    """Picks one row after another, each time the one that lowers the variance at the query most.
+
+    The model is a Gaussian process with the linear kernel ``x @ y``. Picking a row observes the
+    process there, with independent noise; a row may be picked repeatedly. After n picks the next
+    one costs a product of the pool with a vector, and O(K n) more. ``n_select`` vectors of length K
+    stay in memory. Ties, threads and gradients are as in :func:`fw_select`.
+
+    Args:
+        pool, pool_sizes: as in :func:`fw_select`.
+        query: [d] or [B, d], of the pool's dtype and device; or [B, m, d] with m targets for each
+            query. The picks lower the sum of the targets' variances. Residual and gap refer to the
+            mean of the targets.
+        n_select: the number of picks. It may exceed K.
+        noise: the variance of the noise, the paper's lambda. It is absolute: for vectors ``s``
+            times as long, ``s**2`` times the noise gives the same picks. The smaller it is, the
+            less a second pick of the same row helps. Below some 1e-28 of the rows' squared norms,
+            rounding decides which row helps most.
+
+    The errors are as in :func:`fw_select`. Where bad values show in the outputs on CUDA, picks are
+    -1 and variances NaN.
+    """
+    op = "sift_select"
+    n_select = _check_arguments(op, "pool", pool, query, n_select, noise, pool_sizes)
+    return SiftSelection(*call_for_queries(op, pool, [query], n_select, noise, pool_sizes))
+
+
+def sift_select_indexed(
+    embeddings: Tensor,
+    candidates: Tensor,
+    query: Tensor,
+    n_select: int,
+    *,
+    noise: float = 0.01,
+    pool_sizes: Tensor | None = None,
+) -> SiftSelection:
+    """:func:`sift_select` on pools that are rows of one embedding matrix, which it reads in place.
+
+    The answer equals ``sift_select(embeddings[candidates], query, ...)``: its ``indices`` and
+    ``picks`` are positions in ``candidates``, and ``candidates.gather(-1, picks)`` are rows of
+    ``embeddings``.
+
+    Args:
+        embeddings, candidates, pool_sizes: as in :func:`fw_select_indexed`.
+        query: [d], [B, d] or [B, m, d], with a batch exactly if ``candidates`` has one.
+
+    The other arguments and the errors are as in :func:`sift_select`. A candidate outside ``0..M-1``
+    raises a ValueError.
+    """
+    op = "sift_select_indexed"
+    _checks.check_embeddings(op, embeddings)
+    n_select = _check_arguments(op, "embeddings", embeddings, query, n_select, noise, pool_sizes)
+    _checks.check_candidates(op, candidates, query)
+    options = n_select, noise, pool_sizes
+    return SiftSelection(*call_for_queries(op, embeddings, [candidates, query], *options))
+
+
+def _check_arguments(
+    op: str,
+    pool_name: str,
+    pool: Tensor,
+    query: Tensor,
+    n_select: int,
+    noise: float,
+    pool_sizes: Tensor | None,
+) -> int:
+    """The number of picks, as the operators take it."""
+    _checks.check_float_tensor(op, "query", query)
+    if query.dim() not in (1, 2, 3):
+        raise ValueError(
+            f"{op}: query must have shape [d], [B, d] or [B, m, d], got {list(query.shape)}"
+        )
+    if query.dim() == 3 and query.shape[1] == 0:
+        raise ValueError(f"{op}: query has no targets, got shape {list(query.shape)}")
+    # Indexing would need the device itself, which a fake tensor may lack.
+    one_target = query.select(1, 0) if query.dim() == 3 else query
+    _checks.check_pool(op, pool_name, pool, one_target)
+    n_select = _checks.check_integer(op, "n_select", n_select, 1)
+    _checks.check_noise(op, noise)
+    _checks.check_sizes(op, "pool_sizes", pool_sizes, one_target)
+    return n_select
