@@ -84,6 +84,8 @@ def test_experts(case: Case, recorder: Recorder, device: torch.device) -> None:
 class _InMemory:
     """Random factors under the weights' names, as `Experts` keeps those that it has read."""
 
+    digest = "in memory"
+
     def __init__(self, case: Case, model: nn.Module) -> None:
         random = torch.Generator().manual_seed(1)
 

@@ -194,7 +194,7 @@ def test_a_saved_adaptation_serves_in_plain_peft(
     assert loaded.peft_config["default"].base_model_name_or_path == str(model_directory)
     assert bits_per_byte(loaded, tokenizer, PROMPT) == pytest.approx(float(said[3]), abs=1e-4)
     again = invoke(*own, "--n-select", 6, "--save", folder)
-    assert (again.exit_code, "mine exists: name another" in again.stderr) == (2, True)
+    assert (again.exit_code, "must name a new folder" in again.stderr) == (2, True)
     stepless = invoke(*own, "--n-select", 0, "--save", tmp_path / "none")
     assert (
         stepless.exit_code,
@@ -337,8 +337,8 @@ def test_without_a_store_it_is_asked_for() -> None:
 @pytest.mark.parametrize(
     ("owner", "name", "error", "message"),
     [
-        ("SupportTrainer", "_backward", MemoryError(), "out of memory, adapting on texts of up to"),
-        ("SupportTrainer", "_backward", NonFiniteLossError("loss is nan"), "loss is nan"),
+        ("SupportTrainer", "_pass", MemoryError(), "out of memory, adapting on texts of up to"),
+        ("SupportTrainer", "_pass", NonFiniteLossError("loss is nan"), "loss is nan"),
         ("SupportSelector", "_choose", MemoryError(), "out of memory, selecting texts"),
     ],
 )
@@ -350,7 +350,7 @@ def test_what_fails_on_the_way_ends_with_one_line(
     error: Exception,
     message: str,
 ) -> None:
-    def fail(*arguments: object) -> None:
+    def fail(*arguments: object, **options: object) -> None:
         raise error
 
     monkeypatch.setattr(getattr(finetuner, owner), name, fail)

@@ -249,9 +249,9 @@ class TestTimeFinetuner:
         Raises:
             TypeError, ValueError: as `select`, or seconds is not a number above 0.
             RuntimeError: the model, or one that shares modules or trained parameters with it, is
-                already adapted; other parameters have ``requires_grad`` than when this finetuner
-                was made; the loss depends on none of them; or the block made a change that cannot
-                be undone.
+                already adapted; it was moved or cast since the first adaptation; other parameters
+                have ``requires_grad`` than when this finetuner was made; the loss depends on none
+                of them; or the block made a change that cannot be undone.
             NonFiniteLossError: a loss is not finite; a RuntimeError.
             torch.OutOfMemoryError: memory ran out while adapting, on any device.
         """

@@ -32,6 +32,7 @@ class Row:
         prompt, config: ids, derived from the prompt's text and from ``settings``.
         settings: keyword arguments of `TestTimeFinetuner`.
         domain, excerpt: the prompt's domain and its beginning.
+        seed: drives everything that is random.
         bits_per_byte_before: without adaptation.
         bits_per_byte_after: with adaptation; None if a loss was not finite, see ``error``.
         bytes_scored: scored bytes of the prompt.
@@ -45,6 +46,7 @@ class Row:
         residual: distance from the prompt's embedding to the weighted mean of the support.
         error: why there is no result; None if there is one.
         versions: versions of the packages that decide the numbers, and the model's type of device.
+        threads: torch's number of threads.
     """
 
     run: str

@@ -214,7 +214,9 @@ class Datastore:
             nearest first. Of equal scores, the lower position comes first.
 
         Raises:
-            TypeError, ValueError: queries or k are of another kind.
+            TypeError: queries are not float32, or k is not an int.
+            ValueError: queries are on a GPU, have a wrong shape or a value that is not finite, or k
+                is out of range.
         """
         vectors, k = checked_search("Datastore.search", self, queries, k)
         rows = None if self.positions is None else self.positions.numpy()
