@@ -21,8 +21,9 @@ from hullft_ops.ttft.experts.merge import ExpertMerger, add
 from hullft_ops.ttft.model.causal import check_causal
 from hullft_ops.ttft.model.context import context_length, known_context
 from hullft_ops.ttft.model.exclusive import Claim
+from hullft_ops.ttft.model.generation import continuation, tokens_to_continue
 from hullft_ops.ttft.model.memory import out_of_memory_explained, training_advice
-from hullft_ops.ttft.model.prefix import Prefix, continuation, tokens_to_continue
+from hullft_ops.ttft.model.prefix import Prefix
 from hullft_ops.ttft.model.scoring import BitsPerByte, score_behind
 from hullft_ops.ttft.model.snapshot import ModelSnapshot
 from hullft_ops.ttft.report import AdaptationReport

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from hullft_ops.ttft.model.prefix import continuation
+from hullft_ops.ttft.model.generation import continuation
 
 PROMPT = "the cat sat on the red mat"
 

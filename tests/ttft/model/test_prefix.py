@@ -7,7 +7,8 @@ from transformers import BloomConfig, BloomForCausalLM, MistralConfig, MistralFo
 
 from hullft_ops.ttft import Datastore, score_text
 from hullft_ops.ttft.model import scoring
-from hullft_ops.ttft.model.prefix import Prefix, continuation, prefill
+from hullft_ops.ttft.model.generation import continuation
+from hullft_ops.ttft.model.prefix import Prefix, prefill
 
 CONTEXT = 32
 PROMPT = "the cat sat on the red mat"
