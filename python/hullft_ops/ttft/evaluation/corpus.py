@@ -309,18 +309,17 @@ def _unknown_prompts(
     ranked = choose_prompts(prompts, len(prompts), config.seed)
     limit = config.limit or len(ranked)
     chosen: list[Prompt] = []
-    left_out = 0
-    for prompt in ranked:
-        # Embedding takes time, so look at no more prompts than necessary.
-        if len(chosen) == limit:
-            break
-        _, nearest = store.search(embedder.encode([prompt.text]), 1)
-        if normalised(store.texts[int(nearest)]) == normalised(prompt.text):
-            left_out += 1
-        else:
-            chosen.append(prompt)
-    if left_out:
-        echo(f"{left_out} prompts left out: the datastore holds their text", err=True)
+    seen = 0
+    # Embedding takes time, so look at no more prompts than necessary, and at many together.
+    while len(chosen) < limit and seen < len(ranked):
+        some = ranked[seen : seen + limit - len(chosen)]
+        _, nearest = store.search(embedder.encode([prompt.text for prompt in some]), 1)
+        for prompt, position in zip(some, nearest[:, 0].tolist(), strict=True):
+            if normalised(store.texts[position]) != normalised(prompt.text):
+                chosen.append(prompt)
+        seen += len(some)
+    if seen > len(chosen):
+        echo(f"{seen - len(chosen)} prompts left out: the datastore holds their text", err=True)
     if not ranked:
         raise ConfigError("the corpus holds out no text that is long enough for a prompt")
     if not chosen:

@@ -58,13 +58,16 @@ def exact_search(
     """
     if rows is None:
         return _exact_search_of_all(matrix, queries, k)
-    parts = []
+    scores = np.empty((len(queries), 0), np.float32)
+    ids = np.empty((len(queries), 0), np.int64)
+    # Merged block by block, or the best of all blocks would take memory in proportion to the rows.
     for start in range(0, len(rows), _BLOCK_ROWS):
         block = rows[start : start + _BLOCK_ROWS]
-        scores, places = _exact_search_of_all(matrix[block], queries, min(k, len(block)))
-        parts.append((scores, block[places]))
-    scores, ids = (np.concatenate(each, axis=1) for each in zip(*parts, strict=True))
-    return largest(scores, ids, k)
+        found, places = _exact_search_of_all(matrix[block], queries, min(k, len(block)))
+        scores = np.concatenate([scores, found], axis=1)
+        ids = np.concatenate([ids, block[places]], axis=1)
+        scores, ids = largest(scores, ids, k)
+    return scores, ids
 
 
 def _exact_search_of_all(matrix: np.ndarray, queries: np.ndarray, k: int) -> Neighbours:
