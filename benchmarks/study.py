@@ -23,7 +23,6 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 from benchmarks.tables import filled as fill_tables
-from benchmarks.tables import percent
 from hullft_ops.ttft.evaluation.results import Row, read_rows
 from hullft_ops.ttft.evaluation.statistics import NONE, Measurements
 
@@ -132,7 +131,7 @@ def headline(rows: Sequence[Row]) -> str:
         config = next(c for c in all_of_them.configs if label(all_of_them, c) == name)
         change, took = all_of_them.relative_bits(config, NONE), seconds(all_of_them, config)
         bits = all_of_them.mean_bits(config)
-        lines.append(f"| {name} | {bits:.3f} | {percent(change)} | {took:.1f} |")
+        lines.append(f"| {name} | {bits:.3f} | {change:+.1%} | {took:.1f} |")
     return "\n".join(lines)
 
 
@@ -152,7 +151,7 @@ def table(rows: Sequence[Row]) -> str:
             str(len(one.prompts)),
             f"{one.mean_bits(config):.3f}",
             f"{one.mean_bits(NONE):.3f}",
-            percent(against),
+            f"{against:+.1%}",
             f"{seconds(one, config):.1f}",
             f"{one.mean_of(config, 'passes'):.1f}",
         )
@@ -177,7 +176,7 @@ def comparisons(rows: Sequence[Row]) -> str:
             rival,
             str(len(both.prompts)),
             f"{both.mean_bits(own):.3f}, {both.mean_bits(other):.3f}",
-            percent(both.relative_bits(own, other)),
+            f"{both.relative_bits(own, other):+.1%}",
             f"{both.prompts_below(own, other)}",
             f"{seconds(both, own):.1f}, {seconds(both, other):.1f}",
         )

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from benchmarks.tables import filled as fill_tables
-from benchmarks.tables import percent
 from hullft_ops import Selection, fw_select_indexed, knn_select
 from hullft_ops.ttft.evaluation import runner
 from hullft_ops.ttft.evaluation.config import Settings, expand_grid, finetuner_options, read_config
@@ -222,7 +221,7 @@ def table(name: str, rows: Sequence[Row], moves: Moves) -> str:
             said,
             str(len(both.prompts)),
             bits,
-            percent(change),
+            f"{change:+.1%}",
             f"{median(each):+.1%}",
             str(both.prompts_below(*pair)),
             passes,

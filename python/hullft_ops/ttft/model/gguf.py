@@ -157,7 +157,7 @@ def read_header(file: Path) -> Header:
 
 
 def _parsed(opened: IO[bytes], size: int) -> Header:
-    # Not by gguf's reader: it goes on behind the end of a file, as long as forged lengths say.
+    # gguf's own reader does not stop at the end of a file: forged lengths would make it loop.
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     def read(count: int) -> bytes:

@@ -130,7 +130,7 @@ def open_embedder(name: str) -> SentenceTransformerEmbedder:
 
 
 def check_embedder(function: str, embedder: Embedder, known: "Manifest | Journal | Store") -> None:
-    """ValueError if the datastore comes from another embedder. TypeError if either is none."""
+    """ValueError if the datastore comes from another embedder, TypeError for other objects."""
     check_is_embedder(function, embedder)
     check_member(function, "store", known, "embedder", "a Store, as Datastore.open returns")
     if (embedder.name, embedder.dim) != (known.embedder, known.dim):

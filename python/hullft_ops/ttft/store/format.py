@@ -178,8 +178,8 @@ class Journal:
 def manifest_values(folder: Path, kind: str, what: str, none: str) -> dict[str, Any]:
     """The object in a folder's manifest, of the format ``kind``.
 
-    FileNotFoundError if there is no such folder, with ``what`` there is not; ValueError if it has
-    no such manifest, so that the folder ``none``.
+    FileNotFoundError if there is no such folder, ValueError if it has no such manifest. In their
+    messages, ``what`` names the content, and ``none`` says what a folder without it does.
     """
     if not folder.exists():
         raise FileNotFoundError(f"no {what} at {folder}")

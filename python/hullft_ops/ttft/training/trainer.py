@@ -77,15 +77,11 @@ class SupportTrainer:
         self._on_step = on_step or (lambda steps: None)
         self._optimizer = hullft_ops.ReplayAdam(trained, lr=lr)
         self._loss = MeanLoss(model)
-        self._n_full_logits = 0
+        # How many passes so far needed the full logits of a text.
+        self.n_full_logits = 0
         self._may_capture = graphs
         # Of the runs in a pass. A graph reads them where they are.
         self._rates: list[torch.Tensor] = []
-
-    @property
-    def n_full_logits(self) -> int:
-        """How many passes so far needed the full logits of a text."""
-        return self._n_full_logits
 
     @cached_property
     def graphs(self) -> PassGraphs | None:
@@ -182,7 +178,7 @@ class SupportTrainer:
                         loss = graphs.run(kind, text, one_pass, clock)
                     losses[len(passes) - 1] = loss
                     # The loss does not see the replay of a graph, but it does see a capture.
-                    self._n_full_logits += self._loss.is_full
+                    self.n_full_logits += self._loss.is_full
                     # Elsewhere, looking would stall the device.
                     if device.type == "cpu":
                         check_losses([loss.item()], passes[-1:], steps)
