@@ -125,8 +125,22 @@ def check_variant(op: str, variant: object) -> None:
         raise ValueError(f"{op}: variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
 
 
-def check_pool(op: str, name: str, pool: Tensor, query: Tensor) -> None:
-    """Check pool [K, d] or, with a batch of queries, [B, K, d]; and query [d] or [B, d]."""
+def check_queries(
+    op: str, pool: Tensor, queries: Sequence[Tensor], pool_sizes: object, *, targets: bool = False
+) -> None:
+    """Check a pool and ``[query]``, or embeddings [M, d] and ``[candidates, query]``."""
+    *candidates, query = queries
+    name = "embeddings" if candidates else "pool"
+    if candidates and check_float_tensor(op, name, pool).dim() != 2:
+        raise ValueError(f"{op}: embeddings must have shape [M, d], got {list(pool.shape)}")
+    check_pool(op, name, pool, query, targets=targets)
+    if candidates:
+        check_candidates(op, candidates[0], query)
+    check_sizes(op, "pool_sizes", pool_sizes, query)
+
+
+def check_pool(op: str, name: str, pool: Tensor, query: Tensor, *, targets: bool = False) -> None:
+    """Check pool [K, d] or [B, K, d], and query [d], [B, d] or, for several targets, [B, m, d]."""
     check_float_tensor(op, name, pool)
     check_float_tensor(op, "query", query)
     if pool.dim() not in (2, 3):
@@ -134,8 +148,11 @@ def check_pool(op: str, name: str, pool: Tensor, query: Tensor) -> None:
             f"{op}: {name} must have shape [K, d] or [B, K, d], got {list(pool.shape)}"
         )
     check_like(op, "query", query, name, pool)
-    if query.dim() not in (1, 2):
-        raise ValueError(f"{op}: query must have shape [d] or [B, d], got {list(query.shape)}")
+    if not 1 <= query.dim() <= 2 + targets:
+        shapes = "[d], [B, d] or [B, m, d]" if targets else "[d] or [B, d]"
+        raise ValueError(f"{op}: query must have shape {shapes}, got {list(query.shape)}")
+    if query.dim() == 3 and query.shape[1] == 0:
+        raise ValueError(f"{op}: query has no targets, got shape {list(query.shape)}")
     if query.shape[-1] != pool.shape[-1]:
         raise ValueError(f"{op}: query has dim {query.shape[-1]}, {name} has dim {pool.shape[-1]}")
     if pool.shape[-1] == 0:
@@ -152,16 +169,8 @@ def check_pool(op: str, name: str, pool: Tensor, query: Tensor) -> None:
         )
 
 
-def check_embeddings(op: str, embeddings: Tensor) -> None:
-    if check_float_tensor(op, "embeddings", embeddings).dim() != 2:
-        raise ValueError(f"{op}: embeddings must have shape [M, d], got {list(embeddings.shape)}")
-
-
 def check_candidates(op: str, candidates: object, query: Tensor) -> None:
-    """Check candidates int64 [K] or [B, K], with a batch exactly if the query has one.
-
-    The query may have several targets, [B, m, d].
-    """
+    """Check candidates int64 [K] or [B, K], with a batch exactly if the query has one."""
     tensor = check_int64(op, "candidates", candidates, query)
     batch = query.shape[:1] if query.dim() > 1 else query.shape[:0]
     if tensor.dim() != len(batch) + 1 or tensor.shape[:-1] != batch:

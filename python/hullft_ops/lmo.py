@@ -49,12 +49,11 @@ def fw_lmo(
     of -1, and NaN.
     """
     op = "fw_lmo"
-    _checks.check_pool(op, "pool", pool, query)
+    _checks.check_queries(op, pool, [query], pool_sizes)
     _checks.check_float_tensor(op, "current", current)
     _checks.check_like(op, "current", current, "query", query)
     if current.shape != query.shape:
         raise ValueError(
             f"{op}: current must have query's shape {list(query.shape)}, got {list(current.shape)}"
         )
-    _checks.check_sizes(op, "pool_sizes", pool_sizes, query)
     return LmoStep(*call_for_queries(op, pool, [query, current], pool_sizes))
