@@ -21,17 +21,6 @@ _OF_THE_DEVICE = ("CUDA error: ", "this torch was built without CUDA", "no curre
 _NO_MEMORY = "hullft_ops: CUDA out of memory: "
 
 
-def _translated(op: str, error: RuntimeError) -> Exception | None:
-    """The error to raise for one that the operator threw; None if that one says all."""
-    message, _, _ = str(error).partition("\n")
-    if type(error) is not RuntimeError:
-        return None
-    if message.startswith(_NO_MEMORY):
-        return torch.OutOfMemoryError(message.replace("hullft_ops", op, 1))
-    said = message.removeprefix(f"{op}: ")
-    return None if said == message or said.startswith(_OF_THE_DEVICE) else ValueError(message)
-
-
 def call(op: str, *arguments: Any, **options: Any) -> Any:
     """The operator's results."""
     operator = getattr(ops, op)
@@ -40,10 +29,13 @@ def call(op: str, *arguments: Any, **options: Any) -> Any:
     try:
         return operator(*arguments, **options)
     except RuntimeError as error:
-        translated = _translated(op, error)
-        if translated is None:
+        message, _, _ = str(error).partition("\n")
+        said = message.removeprefix(f"{op}: ")
+        if type(error) is RuntimeError and message.startswith(_NO_MEMORY):
+            raise torch.OutOfMemoryError(message.replace("hullft_ops", op, 1)) from None
+        if type(error) is not RuntimeError or said == message or said.startswith(_OF_THE_DEVICE):
             raise
-        raise translated from None
+        raise ValueError(message) from None
 
 
 def call_for_queries(
@@ -92,20 +84,9 @@ def count_writes(tensors: Iterable[Tensor]) -> None:
 _FOR_EACH_QUERY = ("support_size", "residual", "gap", "num_iter", "vertex", "correlation", "gamma")
 _INT64 = ("indices", "counts", "support_size", "num_iter", "picks", "vertex")
 _SCALARS = ("steps", "lr_tensor", "lr_tensors")  # may be on the CPU too
-_SELECTING = (
-    "fw_lmo",
-    "fw_select",
-    "fw_select_indexed",
-    "integerize",
-    "knn_select",
-    "sift_select",
-    "sift_select_indexed",
-)
-_WRITING = ("adam_replay_", "grad_accumulate_")
 
 
-def _fake(name: str) -> Callable[..., Any]:
-    schema = getattr(ops, name).default._schema
+def _fake(name: str, schema: Any) -> Callable[..., Any]:
 
     def results(*arguments: Any, **options: Any) -> Any:
         given = options | dict(zip((a.name for a in schema.arguments), arguments, strict=False))
@@ -150,10 +131,9 @@ def _check_devices(op: str, schema: Any, given: dict[str, Any]) -> None:
         _checks.check_device(op, name, tensor, like_name, named[first])
 
 
-def _counting_versions(name: str) -> Callable[..., None]:
+def _counting_versions(operator: Any) -> Callable[..., None]:
     """Count the writes. A backward pass that needs the old values must fail, as with torch's own
     operators."""
-    operator = getattr(ops, name).default
     aliases = [argument.alias_info for argument in operator._schema.arguments]
     written = [i for i, alias in enumerate(aliases) if alias is not None and alias.is_write]
 
@@ -167,15 +147,19 @@ def _counting_versions(name: str) -> Callable[..., None]:
 
 
 _library = torch.library.Library("hullft_ops", "IMPL")  # type: ignore[no-untyped-call]
-for _name in (*_SELECTING, *_WRITING, "adam_replay_check"):
-    torch.library.register_fake(f"hullft_ops::{_name}", _fake(_name))
-for _name in _SELECTING:
-    # No output of a selection has a gradient. torch's own kernel for operators without a derivative
-    # would claim one, and warn when a backward pass loses it.
-    _library.impl(  # type: ignore[no-untyped-call]
-        _name, torch.library.fallthrough_kernel, "Autograd"
-    )
-for _name in _WRITING:
-    _library.impl(  # type: ignore[no-untyped-call]
-        _name, _counting_versions(_name), "ADInplaceOrView", with_keyset=True
-    )
+for _full_name in torch._C._dispatch_get_all_op_names():
+    _namespace, _, _name = _full_name.partition("::")
+    if _namespace != "hullft_ops":
+        continue
+    _operator = getattr(ops, _name).default
+    torch.library.register_fake(_full_name, _fake(_name, _operator._schema))
+    if _operator._schema.returns:
+        # No output of a selection has a gradient. torch's own kernel for operators without a
+        # derivative would claim one, and warn when a backward pass loses it.
+        _library.impl(  # type: ignore[no-untyped-call]
+            _name, torch.library.fallthrough_kernel, "Autograd"
+        )
+    elif _operator._schema.is_mutable:
+        _library.impl(  # type: ignore[no-untyped-call]
+            _name, _counting_versions(_operator), "ADInplaceOrView", with_keyset=True
+        )
