@@ -6,6 +6,7 @@ raises a ValueError, and torch's own error if CUDA runs out of memory.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -72,6 +73,14 @@ def locals_of(columns: tuple[list[Tensor], ...]) -> tuple[list[Tensor], ...]:
     if _checks.is_plain(columns[0]):
         return columns
     return tuple([local(tensor) for tensor in column] for column in columns)
+
+
+def call_in_place(op: str, columns: tuple[list[Tensor], ...], **options: Any) -> None:
+    """Runs an operator on local parts. It writes all columns but the second, the gradients."""
+    here = locals_of(columns)
+    call(op, *here, **options)
+    if here is not columns:
+        count_writes(chain(columns[0], *columns[2:]))
 
 
 def count_writes(tensors: Iterable[Tensor]) -> None:

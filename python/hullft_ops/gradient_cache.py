@@ -1,12 +1,12 @@
 """A cache of one gradient per example, for steps that are not consecutive."""
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable
 
 import torch
 from torch import Tensor
 
 from hullft_ops import _checks
-from hullft_ops._ops import by_device, call, count_writes, local
+from hullft_ops._ops import by_device, call_in_place, local
 from hullft_ops.replay import ReplayAdam
 
 
@@ -95,17 +95,13 @@ class GradientCache:
         _checks.check_finite("GradientCache.accumulate", "beta", beta)
         self._check_gradients()
         entry = dict(self._cached.get(example, {}))
-        started: list[tuple[Tensor, ...]] = []
-        continued: list[tuple[Tensor, ...]] = []
-        for param in self._params:
-            buffer = entry.get(param)
-            if param.grad is not None and buffer is not None:
-                continued.append((buffer, param.grad))
-            elif param.grad is not None:
-                buffer = entry[param] = self._take_buffer(param)
-                started.append((buffer, param.grad))
-        _accumulate(started, alpha, 0.0)
-        _accumulate(continued, alpha, beta)
+        grads = {param: param.grad for param in self._params if param.grad is not None}
+        continued = [param for param in grads if param in entry]
+        started = [param for param in grads if param not in entry]
+        entry |= {param: self._take_buffer(param) for param in started}
+        for params, weight in ((started, 0.0), (continued, beta)):
+            for columns in by_device([(entry[param], grads[param]) for param in params]):
+                call_in_place("grad_accumulate_", columns, alpha=alpha, beta=weight)
         for param in [known for known in entry if known.grad is None]:
             if beta == 0:
                 self._free[param].append(entry.pop(param))
@@ -149,8 +145,7 @@ class GradientCache:
                     f"{list(param.shape)}"
                 )
             if param.grad is not None:
-                _checks.check_gradient(op, i, param, param.grad, "make it dense first")
-                _checks.check_sharding(op, i, param, {"the gradient": param.grad})
+                _checks.check_gradient(op, i, param, param.grad)
         if all(param.grad is None for param in self._params):
             raise ValueError(f"{op}: no parameter has a gradient, call backward() first")
 
@@ -159,11 +154,4 @@ class GradientCache:
             return self._free[param].pop()
         # A tensor made in inference mode cannot be scaled outside of it.
         with torch.inference_mode(False):
-            return torch.empty_like(param, dtype=self._dtype, memory_format=torch.preserve_format)
-
-
-def _accumulate(rows: Sequence[tuple[Tensor, ...]], alpha: float, beta: float) -> None:
-    for caches, grads in by_device(rows):
-        here = ([local(t) for t in column] for column in (caches, grads))
-        call("grad_accumulate_", *here, alpha=alpha, beta=beta)
-        count_writes(caches)
+            return torch.empty_like(param, dtype=self._dtype)
