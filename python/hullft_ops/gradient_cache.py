@@ -37,24 +37,24 @@ class GradientCache:
     def __init__(self, params: Iterable[Tensor], dtype: torch.dtype | None = None) -> None:
         if isinstance(params, Tensor):
             raise TypeError("GradientCache: params must be an iterable of tensors, got one tensor")
-        self._params = tuple(params)
-        if not self._params:
+        params = tuple(params)
+        if not params:
             raise ValueError("GradientCache: params is empty")
-        for i, param in enumerate(self._params):
+        for i, param in enumerate(params):
             _checks.check_tensor("GradientCache", f"params[{i}]", param)
             if param.dtype not in _checks.FLOAT_DTYPES:
                 raise ValueError(
                     f"GradientCache: params[{i}] must be {_checks.FLOATS}, got {param.dtype}"
                 )
-        if len(set(self._params)) < len(self._params):
+        self._shapes = {param: param.shape for param in params}
+        if len(self._shapes) < len(params):
             raise ValueError("GradientCache: params has a parameter twice")
         if dtype is not None and dtype not in _checks.FLOAT_DTYPES:
             raise ValueError(f"GradientCache: dtype must be {_checks.FLOATS}, got {dtype}")
         self._dtype = dtype
-        self._shapes = [param.shape for param in self._params]
         # Buffers by their parameters: those in use, and those of dropped examples.
         self._cached: dict[Hashable, dict[Tensor, Tensor]] = {}
-        self._free: dict[Tensor, list[Tensor]] = {param: [] for param in self._params}
+        self._free: dict[Tensor, list[Tensor]] = {param: [] for param in params}
 
     def __contains__(self, example: Hashable) -> bool:
         return example in self._cached
@@ -93,9 +93,8 @@ class GradientCache:
         # Checked here because no operator sees beta while nothing is cached.
         _checks.check_finite("GradientCache.accumulate", "alpha", alpha)
         _checks.check_finite("GradientCache.accumulate", "beta", beta)
-        self._check_gradients()
+        grads = self._present_gradients()
         entry = dict(self._cached.get(example, {}))
-        grads = {param: param.grad for param in self._params if param.grad is not None}
         continued = [param for param in grads if param in entry]
         started = [param for param in grads if param not in entry]
         entry |= {param: self._take_buffer(param) for param in started}
@@ -136,9 +135,9 @@ class GradientCache:
         for example in list(self._cached):
             self.drop(example)
 
-    def _check_gradients(self) -> None:
+    def _present_gradients(self) -> dict[Tensor, Tensor]:
         op = "GradientCache.accumulate"
-        for i, (param, shape) in enumerate(zip(self._params, self._shapes, strict=True)):
+        for i, (param, shape) in enumerate(self._shapes.items()):
             if param.shape != shape:
                 raise ValueError(
                     f"{op}: params[{i}] had shape {list(shape)} when the cache was made, now has "
@@ -146,8 +145,10 @@ class GradientCache:
                 )
             if param.grad is not None:
                 _checks.check_gradient(op, i, param, param.grad)
-        if all(param.grad is None for param in self._params):
+        grads = {param: param.grad for param in self._shapes if param.grad is not None}
+        if not grads:
             raise ValueError(f"{op}: no parameter has a gradient, call backward() first")
+        return grads
 
     def _take_buffer(self, param: Tensor) -> Tensor:
         if self._free[param]:

@@ -235,15 +235,12 @@ def integerize(
         tied = min(losses) + rounding
         counts[next(i for i, value in enumerate(losses) if value <= tied)] += 1
     for _ in range(swap_passes):
-        improved = False
+        before = counts
         for i in [i for i in range(m) if counts[i] > 0]:
             for j in range(m):
-                if j == i or counts[i] == 0:
-                    continue
-                if loss(changed(j, i)) < loss(counts) - improvement:
+                if counts[i] > 0 and loss(changed(j, i)) < loss(counts) - improvement:
                     counts = changed(j, i)
-                    improved = True
-        if not improved:
+        if counts == before:
             break
     return torch.tensor(counts, dtype=torch.int64)
 

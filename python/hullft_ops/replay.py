@@ -1,9 +1,7 @@
 """Reusing a gradient: Adam that takes several steps with one.
 
-A model takes c steps on an example of multiplicity c, but computes its gradient only every few
-steps and applies it again in between (Gradient Reuse: Khamis and Maalouf, *Efficient Test-Time
-Finetuning of LLMs via Convex Reconstruction and Gradient Caching*, arXiv:2605.30337). Here
-consecutive steps with one gradient are one sweep over memory, whatever their number.
+Gradient Reuse: Khamis and Maalouf, *Efficient Test-Time Finetuning of LLMs via Convex
+Reconstruction and Gradient Caching* (arXiv:2605.30337).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,9 +21,8 @@ class ReplayAdam(Optimizer):
     """Adam and AdamW with ``step(repeats=r)``: r steps with one gradient in one sweep over memory.
 
     The result equals r calls of :class:`torch.optim.Adam` (or AdamW) with the gradient held fixed:
-    bias correction advances at every step and weight decay acts on the moving parameter. The sweep
-    reads parameters, gradient and moments once and writes parameters and moments once, so a few
-    steps cost about as much as one. ``state_dict`` is interchangeable with ``torch.optim.Adam`` and
+    each step advances bias correction, and weight decay acts on the moving parameter. A few steps
+    cost about as much as one. ``state_dict`` is interchangeable with ``torch.optim.Adam`` and
     ``AdamW`` in both directions.
 
     Parameters are float32, float64, bfloat16 or float16, dense in any order of dimensions or
@@ -45,8 +42,7 @@ class ReplayAdam(Optimizer):
         eps: added to the root of the second moment.
         weight_decay: L2 penalty, or decoupled decay.
         amsgrad, differentiable: must be False, the default of torch's Adam.
-        foreach, fused: accepted as by Adam, but there is only one implementation. They exclude each
-            other.
+        foreach, fused: accepted, one at most, as by Adam. They change nothing.
         maximize: step along the gradient instead of against it.
         capturable: keep step counts beside the parameters, and read the learning rate there too if
             it is a tensor, so that a CUDA graph can capture steps. Neither is checked then. A

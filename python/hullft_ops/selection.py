@@ -76,9 +76,9 @@ def fw_select(
     rounding if it is shorter than 1e-6 of the longer of the two points it joins. "vanilla" and
     "away" stop there; "pairwise" moves the whole weight along it.
 
-    An exact line search leaves the two atoms of a pairwise step equally good, but for rounding. The
-    next step takes the lower index for either, so that every dtype, instruction set and device
-    takes the same steps. If one atom would be both ends of a step, "pairwise" stops.
+    A pairwise step leaves its two atoms equally good, but for rounding. The next step takes the
+    lower index for either, so that every dtype, instruction set and device takes the same steps. If
+    one atom would be both ends of a step, "pairwise" stops.
 
     As published, "vanilla" takes a step before it checks whether the support is full. With
     ``n_select=1`` it ends with two rows, returns the one with the larger weight and that weight,

@@ -88,16 +88,13 @@ def sift_select_indexed(
 ) -> SiftSelection:
     """:func:`sift_select` on pools that are rows of one embedding matrix, which it reads in place.
 
-    The answer equals ``sift_select(embeddings[candidates], query, ...)``: its ``indices`` and
-    ``picks`` are positions in ``candidates``, and ``candidates.gather(-1, picks)`` are rows of
-    ``embeddings``.
+    ``indices`` and ``picks`` are positions in ``candidates``, as in :func:`fw_select_indexed`.
 
     Args:
         embeddings, candidates, pool_sizes: as in :func:`fw_select_indexed`.
         query: [d], [B, d] or [B, m, d], with a batch exactly if ``candidates`` has one.
 
-    The other arguments and the errors are as in :func:`sift_select`. A candidate outside ``0..M-1``
-    raises a ValueError.
+    The other arguments and the errors are as in :func:`sift_select`.
     """
     queries = [candidates, query]
     return _sift_select("sift_select_indexed", embeddings, queries, n_select, noise, pool_sizes)
