@@ -49,7 +49,10 @@ def call_for_queries(
     return results if is_batch else tuple(result.squeeze(0) for result in results)
 
 
-def by_device(rows: Sequence[tuple[Tensor, ...]]) -> Iterator[tuple[list[Tensor], ...]]:
+Columns = tuple[list[Tensor], ...]  # the arguments of an operator on lists: rows of tensors
+
+
+def by_device(rows: Sequence[tuple[Tensor, ...]]) -> Iterator[Columns]:
     """The columns of the rows, for each device of the first column in turn."""
     devices: dict[torch.device, list[tuple[Tensor, ...]]] = {}
     for row in rows:
@@ -68,14 +71,14 @@ def local(tensor: Any) -> Tensor:
     return here
 
 
-def locals_of(columns: tuple[list[Tensor], ...]) -> tuple[list[Tensor], ...]:
+def locals_of(columns: Columns) -> Columns:
     """The local parts of all columns; the first says whether there are DTensors."""
     if _checks.is_plain(columns[0]):
         return columns
     return tuple([local(tensor) for tensor in column] for column in columns)
 
 
-def call_in_place(op: str, columns: tuple[list[Tensor], ...], **options: Any) -> None:
+def call_in_place(op: str, columns: Columns, **options: Any) -> None:
     """Runs an operator on local parts. It writes all columns but the second, the gradients."""
     here = locals_of(columns)
     call(op, *here, **options)

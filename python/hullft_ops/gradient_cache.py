@@ -82,8 +82,7 @@ class GradientCache:
 
         Args:
             example: the key of the gradient, for example an index.
-            alpha: finite weight of the present gradient.
-            beta: finite weight of the cached gradient.
+            alpha, beta: finite weights of the present and of the cached gradient.
 
         Raises:
             TypeError: a gradient is sparse, or alpha or beta is not a number.

@@ -318,13 +318,12 @@ def round_to_bfloat16(values: Tensor, *, seed: int, tensor: int, steps_done: int
     A value's 16 random bits depend on its place in memory, its tensor's place in the list of
     parameters, and the number of earlier steps. They are added below the bits that stay.
     """
-    flat, halves = values.flatten(), []
-    for i in range(len(flat)):
-        group, place = divmod(i, 8)
+    flat, halves = values.flatten(), list[int]()
+    for group in range(math.ceil(len(flat) / 8)):
         counter = (group & _WORD, group >> 32, tensor, steps_done & _WORD)
-        word = philox(counter, (seed & _WORD, seed >> 32))[place // 2]
-        halves.append(word >> 16 * (place % 2) & 0xFFFF)
-    noise = torch.tensor(halves, dtype=torch.int64)
+        for word in philox(counter, (seed & _WORD, seed >> 32)):
+            halves += [word & 0xFFFF, word >> 16]
+    noise = torch.tensor(halves[: len(flat)], dtype=torch.int64)
     rounded = ((flat.view(torch.int32).long() & _WORD) + noise >> 16).to(torch.uint16)
     finite, nearest = flat.isfinite(), flat.bfloat16()
     return torch.where(finite, rounded.view(torch.bfloat16), nearest).view(values.shape)

@@ -7,6 +7,7 @@ Reconstruction and Gradient Caching* (arXiv:2605.30337).
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain, compress
+from operator import attrgetter
 from typing import Any, overload
 
 import torch
@@ -14,7 +15,9 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from hullft_ops import _checks
-from hullft_ops._ops import by_device, call, call_in_place, count_writes, locals_of
+from hullft_ops._ops import Columns, by_device, call, call_in_place, count_writes, locals_of
+
+_GradOf = Callable[[Tensor], Tensor | None]
 
 
 class ReplayAdam(Optimizer):
@@ -84,9 +87,8 @@ class ReplayAdam(Optimizer):
         defaults |= {"foreach": foreach, "fused": fused, "maximize": maximize, "amsgrad": amsgrad}
         defaults |= {"capturable": capturable, "differentiable": differentiable}
         if rounding_seed is not None:  # otherwise the defaults equal torch.optim.Adam's
-            defaults["rounding_seed"] = _checks.check_integer(
-                "ReplayAdam", "rounding_seed", rounding_seed, 0
-            )
+            seed = _checks.check_integer("ReplayAdam", "rounding_seed", rounding_seed, 0)
+            defaults["rounding_seed"] = seed
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -176,10 +178,11 @@ class ReplayAdam(Optimizer):
                 loss = closure()
         if grads is not None:
             self._check_known(grads)
+        grad_of = attrgetter("grad") if grads is None else grads.get
         calls = [
             (columns, self._options(group, columns[0][0], repeats))
             for group in self.param_groups
-            for columns in self._columns(group, grads)
+            for columns in self._columns(group, grad_of)
         ]
         try:
             if len(calls) > 1:  # a single call checks its tensors before it writes
@@ -188,7 +191,7 @@ class ReplayAdam(Optimizer):
                 call_in_place("adam_replay_", columns, **options)
         except Exception:
             for group in self.param_groups:  # names a tensor by its parameter, if one is wrong
-                list(self._rows(group, grads))
+                list(self._rows(group, grad_of))
             raise
         return loss
 
@@ -268,32 +271,28 @@ class ReplayAdam(Optimizer):
                     "parameter of this optimizer"
                 )
 
-    def _columns(
-        self, group: dict[str, Any], grads: Mapping[Tensor, Tensor] | None
-    ) -> list[tuple[list[Tensor], ...]]:
+    def _columns(self, group: dict[str, Any], grad_of: _GradOf) -> list[Columns]:
         """Parameters, gradients, moments and step counts that will move, for each device.
 
         A model has hundreds. Of plain tensors on one device, the operator checks the rest.
         """
         params = group["params"]
-        given = [p.grad for p in params] if grads is None else list(map(grads.get, params))
-        moving = [grad is not None for grad in given]
-        params, found = (list(compress(column, moving)) for column in (params, given))
-        plain = _checks.is_plain(params) and _checks.is_plain(found)
+        found = list(map(grad_of, params))
+        moving = [grad is not None for grad in found]
+        params, grads = (list(compress(column, moving)) for column in (params, found))
+        plain = _checks.is_plain(params) and _checks.is_plain(grads)
         # A device's number is made faster than a torch.device.
         if plain and len({*map(Tensor.get_device, params)}) == 1 and not params[0].is_meta:
             states = [self.state[param] or self._state_of(param, group) for param in params]
             with suppress(KeyError):
                 state_columns = ([s[name] for s in states] for name in _checks.ADAM_STATE)
-                return [(params, found, *state_columns)]
-        return list(by_device(list(self._rows(group, grads))))
+                return [(params, grads, *state_columns)]
+        return list(by_device(list(self._rows(group, grad_of))))
 
-    def _rows(
-        self, group: dict[str, Any], grads: Mapping[Tensor, Tensor] | None
-    ) -> Iterator[tuple[Tensor, ...]]:
+    def _rows(self, group: dict[str, Any], grad_of: _GradOf) -> Iterator[tuple[Tensor, ...]]:
         """Parameter, gradient, moments and step count of each parameter that will move."""
         for i, param in enumerate(group["params"]):
-            grad = param.grad if grads is None else grads.get(param)
+            grad = grad_of(param)
             if grad is not None:
                 _checks.check_gradient("ReplayAdam.step", i, param, grad)
                 state = self._state_of(param, group)
@@ -326,14 +325,10 @@ def _is_captured(param: Tensor) -> bool:
         return torch.cuda.is_current_stream_capturing()
 
 
-def _check_together(calls: Sequence[tuple[tuple[list[Tensor], ...], dict[str, Any]]]) -> None:
+def _check_together(calls: Sequence[tuple[Columns, dict[str, Any]]]) -> None:
     """Refuses what any of the calls would refuse, and memory that two of them share."""
     for device in {columns[0][0].device for columns, _ in calls}:
         there = [call for call in calls if call[0][0][0].device == device]
         joined = zip(*(locals_of(columns) for columns, _ in there), strict=True)
-        rates = [options["lr_tensor"] for _, options in there]
-        call(
-            "adam_replay_check",
-            *(list(chain.from_iterable(column)) for column in joined),
-            [rate for rate in rates if rate is not None],
-        )
+        rates = [options["lr_tensor"] for _, options in there if options["lr_tensor"] is not None]
+        call("adam_replay_check", *(list(chain.from_iterable(column)) for column in joined), rates)
