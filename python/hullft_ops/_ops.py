@@ -34,9 +34,9 @@ def call(op: str, *arguments: Any, **options: Any) -> Any:
         said = message.removeprefix(f"{op}: ")
         if type(error) is RuntimeError and message.startswith(_NO_MEMORY):
             raise torch.OutOfMemoryError(message.replace("hullft_ops", op, 1)) from None
-        if type(error) is not RuntimeError or said == message or said.startswith(_OF_THE_DEVICE):
-            raise
-        raise ValueError(message) from None
+        if type(error) is RuntimeError and said != message and not said.startswith(_OF_THE_DEVICE):
+            raise ValueError(message) from None
+        raise
 
 
 def call_for_queries(
@@ -49,7 +49,7 @@ def call_for_queries(
     return results if is_batch else tuple(result.squeeze(0) for result in results)
 
 
-Columns = tuple[list[Tensor], ...]  # the arguments of an operator on lists: rows of tensors
+Columns = tuple[list[Tensor], ...]  # a list for each argument of an operator
 
 
 def by_device(rows: Sequence[tuple[Tensor, ...]]) -> Iterator[Columns]:
@@ -99,7 +99,6 @@ _SCALARS = ("steps", "lr_tensor", "lr_tensors")  # may be on the CPU too
 
 
 def _fake(name: str, schema: Any) -> Callable[..., Any]:
-
     def results(*arguments: Any, **options: Any) -> Any:
         given = options | dict(zip((a.name for a in schema.arguments), arguments, strict=False))
         _check_devices(name, schema, given)

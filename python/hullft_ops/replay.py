@@ -212,9 +212,9 @@ class ReplayAdam(Optimizer):
     def make_state(self) -> None:
         """Makes moments and step count of every parameter that has none, as its first step would.
 
-        Call it before you allocate memory that is freed again, such as activations. Otherwise the
-        moments may settle in the freed memory and block the next allocation of that size. Call it
-        before a CUDA graph captures a step, or every replay makes the state again.
+        Call it before a CUDA graph captures a step, and before you allocate memory that is freed
+        again, such as activations. Otherwise the moments may settle in the freed memory and block
+        the next allocation of that size.
 
         Raises:
             RuntimeError: a CUDA graph is being captured.
