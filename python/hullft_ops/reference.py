@@ -89,9 +89,7 @@ def _products(x: Tensor, v: Tensor) -> Tensor:
 
 def _vertex(x: Tensor, k: int) -> Tensor:
     """The weights [K] that are all on row k."""
-    w = torch.zeros(len(x), dtype=torch.float64)
-    w[k] = 1
-    return w
+    return (torch.arange(len(x)) == k).double()
 
 
 def _argmax(values: Tensor) -> int:
@@ -304,9 +302,7 @@ def philox(counter: Sequence[int], key: Sequence[int]) -> list[int]:
     """
     c, k = list(counter), list(key)
     for _ in range(10):
-        first, second = (
-            m * word for m, word in zip(_PHILOX_MULTIPLIERS, (c[0], c[2]), strict=True)
-        )
+        first, second = _PHILOX_MULTIPLIERS[0] * c[0], _PHILOX_MULTIPLIERS[1] * c[2]
         c = [second >> 32 ^ c[1] ^ k[0], second & _WORD, first >> 32 ^ c[3] ^ k[1], first & _WORD]
         k = [(word + step) & _WORD for word, step in zip(k, _PHILOX_KEY_STEPS, strict=True)]
     return c
