@@ -144,27 +144,29 @@ def check_pool(op: str, name: str, pool: Tensor, query: Tensor, *, targets: bool
     """Check pool [K, d] or [B, K, d], and query [d], [B, d] or, for several targets, [B, m, d]."""
     check_float_tensor(op, name, pool)
     check_float_tensor(op, "query", query)
-    if pool.dim() not in (2, 3):
+    pool_dim, query_dim = pool.dim(), query.dim()
+    if pool_dim not in (2, 3):
         raise ValueError(
             f"{op}: {name} must have shape [K, d] or [B, K, d], got {list(pool.shape)}"
         )
     check_like(op, "query", query, name, pool)
-    if not 1 <= query.dim() <= 2 + targets:
+    if not 1 <= query_dim <= (3 if targets else 2):
         shapes = "[d], [B, d] or [B, m, d]" if targets else "[d] or [B, d]"
         raise ValueError(f"{op}: query must have shape {shapes}, got {list(query.shape)}")
-    if query.dim() == 3 and query.shape[1] == 0:
+    if query_dim == 3 and query.shape[1] == 0:
         raise ValueError(f"{op}: query has no targets, got shape {list(query.shape)}")
-    if query.shape[-1] != pool.shape[-1]:
-        raise ValueError(f"{op}: query has dim {query.shape[-1]}, {name} has dim {pool.shape[-1]}")
-    if pool.shape[-1] == 0:
+    *_, rows, dim = pool.shape
+    if query.shape[-1] != dim:
+        raise ValueError(f"{op}: query has dim {query.shape[-1]}, {name} has dim {dim}")
+    if dim == 0:
         raise ValueError(f"{op}: {name} has dim 0")
-    if pool.shape[-2] == 0:
+    if rows == 0:
         raise ValueError(f"{op}: {name} is empty, got shape {list(pool.shape)}")
-    if pool.dim() == 3 and query.dim() == 1:
+    if pool_dim == 3 and query_dim == 1:
         raise ValueError(
             f"{op}: {name} has a batch of {pool.shape[0]}, query has shape {list(query.shape)}"
         )
-    if pool.dim() == 3 and pool.shape[0] != query.shape[0]:
+    if pool_dim == 3 and pool.shape[0] != query.shape[0]:
         raise ValueError(
             f"{op}: {name} has a batch of {pool.shape[0]}, query a batch of {query.shape[0]}"
         )
