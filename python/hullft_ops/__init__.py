@@ -1,9 +1,7 @@
-"""Fast operators for test-time finetuning.
+"""Fast operators for test-time finetuning: selection and gradient replay.
 
-Selection (:func:`fw_select`, :func:`fw_select_indexed`, :func:`integerize`, :func:`knn_select`,
-:func:`sift_select`, :func:`sift_select_indexed`, :func:`fw_lmo`) and
-gradient replay (:class:`ReplayAdam`, :class:`GradientCache`). :mod:`hullft_ops.ttft` runs them end
-to end on a HuggingFace model. It needs the extra ``hullft_ops[ttft]``.
+:mod:`hullft_ops.ttft` runs them end to end on a HuggingFace model. It needs the extra
+``hullft_ops[ttft]``.
 """
 
 from hullft_ops._terminal import end_command as _end_command

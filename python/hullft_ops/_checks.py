@@ -16,6 +16,7 @@ from torch import Tensor
 
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 FLOATS = "float32, float64, bfloat16 or float16"
+ADAM_STATE = ("exp_avg", "exp_avg_sq", "step")  # as the operator takes it
 VARIANTS = ("vanilla", "away", "pairwise")
 _INT32_MAX = 2**31 - 1
 _INF = float("inf")
@@ -125,43 +126,54 @@ def check_variant(op: str, variant: object) -> None:
         raise ValueError(f"{op}: variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
 
 
-def check_pool(op: str, name: str, pool: Tensor, query: Tensor) -> None:
-    """Check pool [K, d] or, with a batch of queries, [B, K, d]; and query [d] or [B, d]."""
+def check_queries(
+    op: str, pool: Tensor, queries: Sequence[Tensor], pool_sizes: object, *, targets: bool = False
+) -> None:
+    """Check a pool and ``[query]``, or embeddings [M, d] and ``[candidates, query]``."""
+    *candidates, query = queries
+    name = "embeddings" if candidates else "pool"
+    if candidates and check_float_tensor(op, name, pool).dim() != 2:
+        raise ValueError(f"{op}: embeddings must have shape [M, d], got {list(pool.shape)}")
+    check_pool(op, name, pool, query, targets=targets)
+    if candidates:
+        check_candidates(op, candidates[0], query)
+    check_sizes(op, "pool_sizes", pool_sizes, query)
+
+
+def check_pool(op: str, name: str, pool: Tensor, query: Tensor, *, targets: bool = False) -> None:
+    """Check pool [K, d] or [B, K, d], and query [d], [B, d] or, for several targets, [B, m, d]."""
     check_float_tensor(op, name, pool)
     check_float_tensor(op, "query", query)
-    if pool.dim() not in (2, 3):
+    pool_dim, query_dim = pool.dim(), query.dim()
+    if pool_dim not in (2, 3):
         raise ValueError(
             f"{op}: {name} must have shape [K, d] or [B, K, d], got {list(pool.shape)}"
         )
     check_like(op, "query", query, name, pool)
-    if query.dim() not in (1, 2):
-        raise ValueError(f"{op}: query must have shape [d] or [B, d], got {list(query.shape)}")
-    if query.shape[-1] != pool.shape[-1]:
-        raise ValueError(f"{op}: query has dim {query.shape[-1]}, {name} has dim {pool.shape[-1]}")
-    if pool.shape[-1] == 0:
+    if not 1 <= query_dim <= (3 if targets else 2):
+        shapes = "[d], [B, d] or [B, m, d]" if targets else "[d] or [B, d]"
+        raise ValueError(f"{op}: query must have shape {shapes}, got {list(query.shape)}")
+    if query_dim == 3 and query.shape[1] == 0:
+        raise ValueError(f"{op}: query has no targets, got shape {list(query.shape)}")
+    *_, rows, dim = pool.shape
+    if query.shape[-1] != dim:
+        raise ValueError(f"{op}: query has dim {query.shape[-1]}, {name} has dim {dim}")
+    if dim == 0:
         raise ValueError(f"{op}: {name} has dim 0")
-    if pool.shape[-2] == 0:
+    if rows == 0:
         raise ValueError(f"{op}: {name} is empty, got shape {list(pool.shape)}")
-    if pool.dim() == 3 and query.dim() == 1:
+    if pool_dim == 3 and query_dim == 1:
         raise ValueError(
             f"{op}: {name} has a batch of {pool.shape[0]}, query has shape {list(query.shape)}"
         )
-    if pool.dim() == 3 and pool.shape[0] != query.shape[0]:
+    if pool_dim == 3 and pool.shape[0] != query.shape[0]:
         raise ValueError(
             f"{op}: {name} has a batch of {pool.shape[0]}, query a batch of {query.shape[0]}"
         )
 
 
-def check_embeddings(op: str, embeddings: Tensor) -> None:
-    if check_float_tensor(op, "embeddings", embeddings).dim() != 2:
-        raise ValueError(f"{op}: embeddings must have shape [M, d], got {list(embeddings.shape)}")
-
-
 def check_candidates(op: str, candidates: object, query: Tensor) -> None:
-    """Check candidates int64 [K] or [B, K], with a batch exactly if the query has one.
-
-    The query may have several targets, [B, m, d].
-    """
+    """Check candidates int64 [K] or [B, K], with a batch exactly if the query has one."""
     tensor = check_int64(op, "candidates", candidates, query)
     batch = query.shape[:1] if query.dim() > 1 else query.shape[:0]
     if tensor.dim() != len(batch) + 1 or tensor.shape[:-1] != batch:
@@ -192,27 +204,32 @@ def check_storage(op: str, name: str, tensor: Tensor) -> None:
         raise ValueError(f"{op}: {name} has no storage, it is on the meta device")
 
 
-def check_state(op: str, i: int, state: Mapping[str, object], names: Sequence[str]) -> None:
-    """Check the state of parameter ``i``, which anybody may have changed."""
-    for name in names:
-        if name not in state:
-            raise ValueError(f"{op}: the state of parameter {i} has no {name}")
-        tensor = state[name]
-        if not isinstance(tensor, Tensor):
-            raise no_tensor(op, f"{name} of parameter {i}", tensor)
-        check_storage(op, f"{name} of parameter {i}", tensor)
-
-
-def check_gradient(op: str, i: int, param: Tensor, grad: object, advice: str) -> None:
-    """Check the gradient of parameter ``i``; ``advice`` says what to do with a sparse one."""
+def check_gradient(op: str, i: int, param: Tensor, grad: object) -> None:
+    """Check the gradient of parameter ``i``."""
     name = f"the gradient of parameter {i}"
     if not isinstance(grad, Tensor):
         raise no_tensor(op, name, grad)
     if grad.layout != torch.strided:
+        advice = "call to_dense(), or use torch.optim.SparseAdam"
         raise TypeError(f"{op}: {name} must be dense, got layout {grad.layout}; {advice}")
     check_storage(op, f"parameter {i}", param)
     if grad.device != param.device:
         raise ValueError(f"{op}: {name} is on {grad.device}, the parameter on {param.device}")
+    check_sharding(op, name, grad, i, param)
+
+
+def check_state(op: str, i: int, param: Tensor, state: Mapping[str, object]) -> None:
+    """Check the state of parameter ``i``, which anybody may have changed."""
+    for key in ADAM_STATE:
+        name = f"{key} of parameter {i}"
+        if key not in state:
+            raise ValueError(f"{op}: the state of parameter {i} has no {key}")
+        tensor = state[key]
+        if not isinstance(tensor, Tensor):
+            raise no_tensor(op, name, tensor)
+        check_storage(op, name, tensor)
+        if key != "step":
+            check_sharding(op, name, tensor, i, param)
 
 
 def is_plain(tensors: Iterable[Tensor]) -> bool:
@@ -220,66 +237,57 @@ def is_plain(tensors: Iterable[Tensor]) -> bool:
     return {*map(type, tensors)} <= {Tensor, torch.nn.Parameter}
 
 
-def are_alike(tensors: Sequence[Tensor]) -> bool:
-    """Whether there are some, all plain and on one device that has memory."""
-    if not tensors or not is_plain(tensors) or tensors[0].is_meta:
-        return False
-    # A number is made faster than a torch.device.
-    return len({*map(Tensor.get_device, tensors)}) == 1
-
-
 def is_sharded(tensor: Tensor) -> bool:
     """Whether it is a DTensor. Does not import DTensor, which is slow: its users have loaded it."""
     return isinstance(tensor, getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", ()))
 
 
-def check_sharding(op: str, i: int, param: Any, others: Mapping[str, Any]) -> None:
-    """Refuse tensors that are not laid out over the processes like parameter ``i``.
+def check_sharding(op: str, name: str, tensor: Any, i: int, param: Any) -> None:
+    """Refuse a tensor that is not laid out over the processes like parameter ``i``.
 
     It reads only layouts, which all processes know, so either all of them refuse or none.
     """
-    for name, other in others.items():
-        if is_sharded(other) != is_sharded(param):
-            came, own = ("a DTensor" if is_sharded(t) else "a plain tensor" for t in (other, param))
-            raise TypeError(f"{op}: {name} of parameter {i} is {came}, the parameter {own}")
+    if is_sharded(tensor) != is_sharded(param):
+        came, own = ("a DTensor" if is_sharded(t) else "a plain tensor" for t in (tensor, param))
+        raise TypeError(f"{op}: {name} is {came}, the parameter {own}")
     if not is_sharded(param):
         return
     if any(placement.is_partial() for placement in param.placements):
         raise ValueError(
             f"{op}: parameter {i} must be sharded or replicated, got placements {param.placements}"
         )
-    for name, other in others.items():
-        for what in ("shape", "device_mesh", "placements"):
-            if getattr(other, what) != getattr(param, what):
-                raise ValueError(
-                    f"{op}: {name} of parameter {i} has {what} {getattr(other, what)}, the "
-                    f"parameter {getattr(param, what)}"
-                )
+    for what in ("shape", "device_mesh", "placements"):
+        came, own = getattr(tensor, what), getattr(param, what)
+        if came != own:
+            raise ValueError(f"{op}: {name} has {what} {came}, the parameter {own}")
 
 
-def check_adam_options(group: Mapping[str, Any], *, new: bool = False) -> None:
-    """Check the options of a parameter group of ReplayAdam.
+def adam_options(group: Mapping[str, Any], *, new: bool = False) -> dict[str, Any]:
+    """The options of a parameter group of ReplayAdam, checked, as the operator takes them.
 
     As torch wants it, betas are alike in a new one. A schedule of momentum may mix them later.
     """
     for name in ("lr", "betas", "eps", "weight_decay"):
         if name not in group:
             raise ValueError(f"ReplayAdam: a parameter group must have {name!r}, got {list(group)}")
+    options: dict[str, Any] = {}
     for name in ("lr", "eps", "weight_decay"):
-        value = adam_number(name, group[name])
-        if not 0 <= value < _INF:
-            raise ValueError(f"ReplayAdam: {name} must be finite and >= 0, got {value}")
+        options[name] = adam_number(name, group[name])
+        if not 0 <= options[name] < _INF:
+            raise ValueError(f"ReplayAdam: {name} must be finite and >= 0, got {options[name]}")
     betas = group["betas"]
     if not isinstance(betas, Sequence) or len(betas) != 2:
         raise ValueError(f"ReplayAdam: betas must be two numbers, got {betas!r}")
     for i, beta in enumerate(betas):
-        value = adam_number(f"betas[{i}]", beta)
+        value = options[f"beta{i + 1}"] = adam_number(f"betas[{i}]", beta)
         if not 0 <= value < 1:
             raise ValueError(f"ReplayAdam: betas[{i}] must be in [0, 1), got {value}")
-    if group.get("rounding_seed") is not None:
-        check_integer("ReplayAdam", "rounding_seed", group["rounding_seed"], 0)
-    for name in ("decoupled_weight_decay", "maximize"):
-        if not isinstance(group.get(name, False), bool):
+    if new and isinstance(betas[0], Tensor) != isinstance(betas[1], Tensor):
+        kinds = " and ".join(type(beta).__name__ for beta in betas)
+        raise ValueError(f"ReplayAdam: betas must be two numbers or two tensors, got {kinds}")
+    for name, option in (("decoupled_weight_decay", "decoupled"), ("maximize", "maximize")):
+        options[option] = group.get(name, False)
+        if not isinstance(options[option], bool):
             raise TypeError(f"ReplayAdam: {name} must be a bool, got {type(group[name]).__name__}")
     for name in ("foreach", "fused"):
         if not isinstance(group.get(name), bool | None):
@@ -287,22 +295,21 @@ def check_adam_options(group: Mapping[str, Any], *, new: bool = False) -> None:
             raise TypeError(f"ReplayAdam: {name} must be a bool or None, got {kind}")
     if group.get("foreach") and group.get("fused"):
         raise ValueError("ReplayAdam: foreach and fused exclude each other, got both")
-    check_integer("ReplayAdam", "repeats", group.get("repeats", 1), 1)
     for name in ("amsgrad", "differentiable"):
         if group.get(name):
             raise ValueError(f"ReplayAdam: {name} must be False, got {group[name]}")
-    if new and isinstance(betas[0], Tensor) != isinstance(betas[1], Tensor):
-        kinds = " and ".join(type(beta).__name__ for beta in betas)
-        raise ValueError(f"ReplayAdam: betas must be two numbers or two tensors, got {kinds}")
+    options["repeats"] = check_integer("ReplayAdam", "repeats", group.get("repeats", 1), 1)
+    options["seed"] = group.get("rounding_seed")
+    if options["seed"] is not None:
+        options["seed"] = check_integer("ReplayAdam", "rounding_seed", options["seed"], 0)
+    return options
 
 
 def adam_number(name: str, value: object) -> float:
-    if isinstance(value, Tensor):
-        if value.numel() != 1:
-            raise ValueError(
-                f"ReplayAdam: {name} must have one element, got shape {list(value.shape)}"
-            )
-        if value.is_complex():
-            raise TypeError(f"ReplayAdam: {name} must be a real number, got {value.dtype}")
-        return float(value)
-    return check_number("ReplayAdam", name, value)
+    if not isinstance(value, Tensor):
+        return float(check_number("ReplayAdam", name, value))
+    if value.numel() != 1:
+        raise ValueError(f"ReplayAdam: {name} must have one element, got shape {list(value.shape)}")
+    if value.is_complex():
+        raise TypeError(f"ReplayAdam: {name} must be a real number, got {value.dtype}")
+    return float(value)

@@ -6,6 +6,7 @@ raises a ValueError, and torch's own error if CUDA runs out of memory.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -21,17 +22,6 @@ _OF_THE_DEVICE = ("CUDA error: ", "this torch was built without CUDA", "no curre
 _NO_MEMORY = "hullft_ops: CUDA out of memory: "
 
 
-def _translated(op: str, error: RuntimeError) -> Exception | None:
-    """The error to raise for one that the operator threw; None if that one says all."""
-    message, _, _ = str(error).partition("\n")
-    if type(error) is not RuntimeError:
-        return None
-    if message.startswith(_NO_MEMORY):
-        return torch.OutOfMemoryError(message.replace("hullft_ops", op, 1))
-    said = message.removeprefix(f"{op}: ")
-    return None if said == message or said.startswith(_OF_THE_DEVICE) else ValueError(message)
-
-
 def call(op: str, *arguments: Any, **options: Any) -> Any:
     """The operator's results."""
     operator = getattr(ops, op)
@@ -40,10 +30,13 @@ def call(op: str, *arguments: Any, **options: Any) -> Any:
     try:
         return operator(*arguments, **options)
     except RuntimeError as error:
-        translated = _translated(op, error)
-        if translated is None:
-            raise
-        raise translated from None
+        message, _, _ = str(error).partition("\n")
+        said = message.removeprefix(f"{op}: ")
+        if type(error) is RuntimeError and message.startswith(_NO_MEMORY):
+            raise torch.OutOfMemoryError(message.replace("hullft_ops", op, 1)) from None
+        if type(error) is RuntimeError and said != message and not said.startswith(_OF_THE_DEVICE):
+            raise ValueError(message) from None
+        raise
 
 
 def call_for_queries(
@@ -56,7 +49,10 @@ def call_for_queries(
     return results if is_batch else tuple(result.squeeze(0) for result in results)
 
 
-def by_device(rows: Sequence[tuple[Tensor, ...]]) -> Iterator[tuple[list[Tensor], ...]]:
+Columns = tuple[list[Tensor], ...]  # a list for each argument of an operator
+
+
+def by_device(rows: Sequence[tuple[Tensor, ...]]) -> Iterator[Columns]:
     """The columns of the rows, for each device of the first column in turn."""
     devices: dict[torch.device, list[tuple[Tensor, ...]]] = {}
     for row in rows:
@@ -75,11 +71,19 @@ def local(tensor: Any) -> Tensor:
     return here
 
 
-def locals_of(columns: tuple[list[Tensor], ...]) -> tuple[list[Tensor], ...]:
+def locals_of(columns: Columns) -> Columns:
     """The local parts of all columns; the first says whether there are DTensors."""
     if _checks.is_plain(columns[0]):
         return columns
     return tuple([local(tensor) for tensor in column] for column in columns)
+
+
+def call_in_place(op: str, columns: Columns, **options: Any) -> None:
+    """Runs an operator on local parts. It writes all columns but the second, the gradients."""
+    here = locals_of(columns)
+    call(op, *here, **options)
+    if here is not columns:
+        count_writes(chain(columns[0], *columns[2:]))
 
 
 def count_writes(tensors: Iterable[Tensor]) -> None:
@@ -92,21 +96,9 @@ def count_writes(tensors: Iterable[Tensor]) -> None:
 _FOR_EACH_QUERY = ("support_size", "residual", "gap", "num_iter", "vertex", "correlation", "gamma")
 _INT64 = ("indices", "counts", "support_size", "num_iter", "picks", "vertex")
 _SCALARS = ("steps", "lr_tensor", "lr_tensors")  # may be on the CPU too
-_SELECTING = (
-    "fw_lmo",
-    "fw_select",
-    "fw_select_indexed",
-    "integerize",
-    "knn_select",
-    "sift_select",
-    "sift_select_indexed",
-)
-_WRITING = ("adam_replay_", "grad_accumulate_")
 
 
-def _fake(name: str) -> Callable[..., Any]:
-    schema = getattr(ops, name).default._schema
-
+def _fake(name: str, schema: Any) -> Callable[..., Any]:
     def results(*arguments: Any, **options: Any) -> Any:
         given = options | dict(zip((a.name for a in schema.arguments), arguments, strict=False))
         _check_devices(name, schema, given)
@@ -150,10 +142,9 @@ def _check_devices(op: str, schema: Any, given: dict[str, Any]) -> None:
         _checks.check_device(op, name, tensor, like_name, named[first])
 
 
-def _counting_versions(name: str) -> Callable[..., None]:
+def _counting_versions(operator: Any) -> Callable[..., None]:
     """Count the writes. A backward pass that needs the old values must fail, as with torch's own
     operators."""
-    operator = getattr(ops, name).default
     aliases = [argument.alias_info for argument in operator._schema.arguments]
     written = [i for i, alias in enumerate(aliases) if alias is not None and alias.is_write]
 
@@ -167,15 +158,19 @@ def _counting_versions(name: str) -> Callable[..., None]:
 
 
 _library = torch.library.Library("hullft_ops", "IMPL")  # type: ignore[no-untyped-call]
-for _name in (*_SELECTING, *_WRITING, "adam_replay_check"):
-    torch.library.register_fake(f"hullft_ops::{_name}", _fake(_name))
-for _name in _SELECTING:
-    # No output of a selection has a gradient. torch's own kernel for operators without a derivative
-    # would claim one, and warn when a backward pass loses it.
-    _library.impl(  # type: ignore[no-untyped-call]
-        _name, torch.library.fallthrough_kernel, "Autograd"
-    )
-for _name in _WRITING:
-    _library.impl(  # type: ignore[no-untyped-call]
-        _name, _counting_versions(_name), "ADInplaceOrView", with_keyset=True
-    )
+for _full_name in torch._C._dispatch_get_all_op_names():
+    _namespace, _, _name = _full_name.partition("::")
+    if _namespace != "hullft_ops":
+        continue
+    _operator = getattr(ops, _name).default
+    torch.library.register_fake(_full_name, _fake(_name, _operator._schema))
+    if _operator._schema.returns:
+        # No output of a selection has a gradient. torch's own kernel for operators without a
+        # derivative would claim one, and warn when a backward pass loses it.
+        _library.impl(  # type: ignore[no-untyped-call]
+            _name, torch.library.fallthrough_kernel, "Autograd"
+        )
+    elif _operator._schema.is_mutable:
+        _library.impl(  # type: ignore[no-untyped-call]
+            _name, _counting_versions(_operator), "ADInplaceOrView", with_keyset=True
+        )

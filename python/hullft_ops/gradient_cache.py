@@ -1,12 +1,12 @@
 """A cache of one gradient per example, for steps that are not consecutive."""
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable
 
 import torch
 from torch import Tensor
 
 from hullft_ops import _checks
-from hullft_ops._ops import by_device, call, count_writes, local
+from hullft_ops._ops import by_device, call_in_place, local
 from hullft_ops.replay import ReplayAdam
 
 
@@ -37,24 +37,24 @@ class GradientCache:
     def __init__(self, params: Iterable[Tensor], dtype: torch.dtype | None = None) -> None:
         if isinstance(params, Tensor):
             raise TypeError("GradientCache: params must be an iterable of tensors, got one tensor")
-        self._params = tuple(params)
-        if not self._params:
+        params = tuple(params)
+        if not params:
             raise ValueError("GradientCache: params is empty")
-        for i, param in enumerate(self._params):
+        for i, param in enumerate(params):
             _checks.check_tensor("GradientCache", f"params[{i}]", param)
             if param.dtype not in _checks.FLOAT_DTYPES:
                 raise ValueError(
                     f"GradientCache: params[{i}] must be {_checks.FLOATS}, got {param.dtype}"
                 )
-        if len(set(self._params)) < len(self._params):
+        self._shapes = {param: param.shape for param in params}
+        if len(self._shapes) < len(params):
             raise ValueError("GradientCache: params has a parameter twice")
         if dtype is not None and dtype not in _checks.FLOAT_DTYPES:
             raise ValueError(f"GradientCache: dtype must be {_checks.FLOATS}, got {dtype}")
         self._dtype = dtype
-        self._shapes = [param.shape for param in self._params]
         # Buffers by their parameters: those in use, and those of dropped examples.
         self._cached: dict[Hashable, dict[Tensor, Tensor]] = {}
-        self._free: dict[Tensor, list[Tensor]] = {param: [] for param in self._params}
+        self._free: dict[Tensor, list[Tensor]] = {param: [] for param in params}
 
     def __contains__(self, example: Hashable) -> bool:
         return example in self._cached
@@ -82,8 +82,7 @@ class GradientCache:
 
         Args:
             example: the key of the gradient, for example an index.
-            alpha: finite weight of the present gradient.
-            beta: finite weight of the cached gradient.
+            alpha, beta: finite weights of the present and of the cached gradient.
 
         Raises:
             TypeError: a gradient is sparse, or alpha or beta is not a number.
@@ -93,19 +92,14 @@ class GradientCache:
         # Checked here because no operator sees beta while nothing is cached.
         _checks.check_finite("GradientCache.accumulate", "alpha", alpha)
         _checks.check_finite("GradientCache.accumulate", "beta", beta)
-        self._check_gradients()
+        grads = self._present_gradients()
         entry = dict(self._cached.get(example, {}))
-        started: list[tuple[Tensor, ...]] = []
-        continued: list[tuple[Tensor, ...]] = []
-        for param in self._params:
-            buffer = entry.get(param)
-            if param.grad is not None and buffer is not None:
-                continued.append((buffer, param.grad))
-            elif param.grad is not None:
-                buffer = entry[param] = self._take_buffer(param)
-                started.append((buffer, param.grad))
-        _accumulate(started, alpha, 0.0)
-        _accumulate(continued, alpha, beta)
+        continued = [param for param in grads if param in entry]
+        started = [param for param in grads if param not in entry]
+        entry |= {param: self._take_buffer(param) for param in started}
+        for params, weight in ((started, 0.0), (continued, beta)):
+            for columns in by_device([(entry[param], grads[param]) for param in params]):
+                call_in_place("grad_accumulate_", columns, alpha=alpha, beta=weight)
         for param in [known for known in entry if known.grad is None]:
             if beta == 0:
                 self._free[param].append(entry.pop(param))
@@ -140,30 +134,24 @@ class GradientCache:
         for example in list(self._cached):
             self.drop(example)
 
-    def _check_gradients(self) -> None:
+    def _present_gradients(self) -> dict[Tensor, Tensor]:
         op = "GradientCache.accumulate"
-        for i, (param, shape) in enumerate(zip(self._params, self._shapes, strict=True)):
+        for i, (param, shape) in enumerate(self._shapes.items()):
             if param.shape != shape:
                 raise ValueError(
                     f"{op}: params[{i}] had shape {list(shape)} when the cache was made, now has "
                     f"{list(param.shape)}"
                 )
             if param.grad is not None:
-                _checks.check_gradient(op, i, param, param.grad, "make it dense first")
-                _checks.check_sharding(op, i, param, {"the gradient": param.grad})
-        if all(param.grad is None for param in self._params):
+                _checks.check_gradient(op, i, param, param.grad)
+        grads = {param: param.grad for param in self._shapes if param.grad is not None}
+        if not grads:
             raise ValueError(f"{op}: no parameter has a gradient, call backward() first")
+        return grads
 
     def _take_buffer(self, param: Tensor) -> Tensor:
         if self._free[param]:
             return self._free[param].pop()
         # A tensor made in inference mode cannot be scaled outside of it.
         with torch.inference_mode(False):
-            return torch.empty_like(param, dtype=self._dtype, memory_format=torch.preserve_format)
-
-
-def _accumulate(rows: Sequence[tuple[Tensor, ...]], alpha: float, beta: float) -> None:
-    for caches, grads in by_device(rows):
-        here = ([local(t) for t in column] for column in (caches, grads))
-        call("grad_accumulate_", *here, alpha=alpha, beta=beta)
-        count_writes(caches)
+            return torch.empty_like(param, dtype=self._dtype)

@@ -38,23 +38,19 @@ def fw_lmo(
 ) -> LmoStep:
     """The vertex of the pool's hull to move toward from ``current``, with exact line search.
 
-    Vectors may have any norm whose square the results' dtype holds. If two points differ by less
-    than 1e-6 of the longer one, the difference counts as rounding, and ``gamma`` is 0.
-
     Args:
         pool, query, pool_sizes: as in :func:`fw_select`.
         current: shaped like ``query``: the current point, a convex combination of the pool.
 
-    The errors are as in :func:`fw_select`. On CUDA bad values show in the outputs instead: a vertex
-    of -1, and NaN.
+    Norms and errors are as in :func:`fw_select`. On CUDA bad values show in the outputs instead:
+    a vertex of -1, and NaN.
     """
     op = "fw_lmo"
-    _checks.check_pool(op, "pool", pool, query)
+    _checks.check_queries(op, pool, [query], pool_sizes)
     _checks.check_float_tensor(op, "current", current)
     _checks.check_like(op, "current", current, "query", query)
     if current.shape != query.shape:
         raise ValueError(
             f"{op}: current must have query's shape {list(query.shape)}, got {list(current.shape)}"
         )
-    _checks.check_sizes(op, "pool_sizes", pool_sizes, query)
     return LmoStep(*call_for_queries(op, pool, [query, current], pool_sizes))

@@ -89,9 +89,7 @@ def _products(x: Tensor, v: Tensor) -> Tensor:
 
 def _vertex(x: Tensor, k: int) -> Tensor:
     """The weights [K] that are all on row k."""
-    w = torch.zeros(len(x), dtype=torch.float64)
-    w[k] = 1
-    return w
+    return (torch.arange(len(x)) == k).double()
 
 
 def _argmax(values: Tensor) -> int:
@@ -235,15 +233,12 @@ def integerize(
         tied = min(losses) + rounding
         counts[next(i for i, value in enumerate(losses) if value <= tied)] += 1
     for _ in range(swap_passes):
-        improved = False
+        before = counts
         for i in [i for i in range(m) if counts[i] > 0]:
             for j in range(m):
-                if j == i or counts[i] == 0:
-                    continue
-                if loss(changed(j, i)) < loss(counts) - improvement:
+                if counts[i] > 0 and loss(changed(j, i)) < loss(counts) - improvement:
                     counts = changed(j, i)
-                    improved = True
-        if not improved:
+        if counts == before:
             break
     return torch.tensor(counts, dtype=torch.int64)
 
@@ -307,9 +302,7 @@ def philox(counter: Sequence[int], key: Sequence[int]) -> list[int]:
     """
     c, k = list(counter), list(key)
     for _ in range(10):
-        first, second = (
-            m * word for m, word in zip(_PHILOX_MULTIPLIERS, (c[0], c[2]), strict=True)
-        )
+        first, second = _PHILOX_MULTIPLIERS[0] * c[0], _PHILOX_MULTIPLIERS[1] * c[2]
         c = [second >> 32 ^ c[1] ^ k[0], second & _WORD, first >> 32 ^ c[3] ^ k[1], first & _WORD]
         k = [(word + step) & _WORD for word, step in zip(k, _PHILOX_KEY_STEPS, strict=True)]
     return c
@@ -321,13 +314,12 @@ def round_to_bfloat16(values: Tensor, *, seed: int, tensor: int, steps_done: int
     A value's 16 random bits depend on its place in memory, its tensor's place in the list of
     parameters, and the number of earlier steps. They are added below the bits that stay.
     """
-    flat, halves = values.flatten(), []
-    for i in range(len(flat)):
-        group, place = divmod(i, 8)
+    flat, halves = values.flatten(), list[int]()
+    for group in range(math.ceil(len(flat) / 8)):
         counter = (group & _WORD, group >> 32, tensor, steps_done & _WORD)
-        word = philox(counter, (seed & _WORD, seed >> 32))[place // 2]
-        halves.append(word >> 16 * (place % 2) & 0xFFFF)
-    noise = torch.tensor(halves, dtype=torch.int64)
+        for word in philox(counter, (seed & _WORD, seed >> 32)):
+            halves += [word & 0xFFFF, word >> 16]
+    noise = torch.tensor(halves[: len(flat)], dtype=torch.int64)
     rounded = ((flat.view(torch.int32).long() & _WORD) + noise >> 16).to(torch.uint16)
     finite, nearest = flat.isfinite(), flat.bfloat16()
     return torch.where(finite, rounded.view(torch.bfloat16), nearest).view(values.shape)

@@ -1,15 +1,13 @@
 """Reusing a gradient: Adam that takes several steps with one.
 
-A model takes c steps on an example of multiplicity c, but computes its gradient only every few
-steps and applies it again in between (Gradient Reuse: Khamis and Maalouf, *Efficient Test-Time
-Finetuning of LLMs via Convex Reconstruction and Gradient Caching*, arXiv:2605.30337). Here
-consecutive steps with one gradient are one sweep over memory, whatever their number.
+Gradient Reuse: Khamis and Maalouf, *Efficient Test-Time Finetuning of LLMs via Convex
+Reconstruction and Gradient Caching* (arXiv:2605.30337).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from itertools import chain, compress
+from operator import attrgetter
 from typing import Any, overload
 
 import torch
@@ -17,19 +15,17 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from hullft_ops import _checks
-from hullft_ops._ops import by_device, call, count_writes, locals_of
+from hullft_ops._ops import Columns, by_device, call, call_in_place, count_writes, locals_of
 
-_STATE = ("step", "exp_avg", "exp_avg_sq")
-_OPERANDS = ("exp_avg", "exp_avg_sq", "step")  # as the operator takes them
+_GradOf = Callable[[Tensor], Tensor | None]
 
 
 class ReplayAdam(Optimizer):
     """Adam and AdamW with ``step(repeats=r)``: r steps with one gradient in one sweep over memory.
 
     The result equals r calls of :class:`torch.optim.Adam` (or AdamW) with the gradient held fixed:
-    bias correction advances at every step and weight decay acts on the moving parameter. The sweep
-    reads parameters, gradient and moments once and writes parameters and moments once, so a few
-    steps cost about as much as one. ``state_dict`` is interchangeable with ``torch.optim.Adam`` and
+    each step advances bias correction, and weight decay acts on the moving parameter. A few steps
+    cost about as much as one. ``state_dict`` is interchangeable with ``torch.optim.Adam`` and
     ``AdamW`` in both directions.
 
     Parameters are float32, float64, bfloat16 or float16, dense in any order of dimensions or
@@ -49,8 +45,7 @@ class ReplayAdam(Optimizer):
         eps: added to the root of the second moment.
         weight_decay: L2 penalty, or decoupled decay.
         amsgrad, differentiable: must be False, the default of torch's Adam.
-        foreach, fused: accepted as by Adam, but there is only one implementation. They exclude each
-            other.
+        foreach, fused: accepted, one at most, as by Adam. They change nothing.
         maximize: step along the gradient instead of against it.
         capturable: keep step counts beside the parameters, and read the learning rate there too if
             it is a tensor, so that a CUDA graph can capture steps. Neither is checked then. A
@@ -92,15 +87,14 @@ class ReplayAdam(Optimizer):
         defaults |= {"foreach": foreach, "fused": fused, "maximize": maximize, "amsgrad": amsgrad}
         defaults |= {"capturable": capturable, "differentiable": differentiable}
         if rounding_seed is not None:  # otherwise the defaults equal torch.optim.Adam's
-            defaults["rounding_seed"] = _checks.check_integer(
-                "ReplayAdam", "rounding_seed", rounding_seed, 0
-            )
+            seed = _checks.check_integer("ReplayAdam", "rounding_seed", rounding_seed, 0)
+            defaults["rounding_seed"] = seed
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group; its own options take the place of the optimizer's defaults."""
         if isinstance(param_group, dict):
-            _checks.check_adam_options({**self.defaults, **param_group}, new=True)
+            _checks.adam_options({**self.defaults, **param_group}, new=True)
         super().add_param_group(param_group)
         for i, param in enumerate(self.param_groups[-1]["params"]):
             if param.dtype not in _checks.FLOAT_DTYPES:
@@ -110,7 +104,7 @@ class ReplayAdam(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for group in state["param_groups"]:
-            _checks.check_adam_options(group)
+            _checks.adam_options(group)
         super().__setstate__(state)
         for group in self.param_groups:
             # A state of torch's own Adam, or of its older AdamW, lacks some options.
@@ -184,25 +178,21 @@ class ReplayAdam(Optimizer):
                 loss = closure()
         if grads is not None:
             self._check_known(grads)
-        columns = [
-            (group, found) for group in self.param_groups for found in self._columns(group, grads)
-        ]
+        grad_of = attrgetter("grad") if grads is None else grads.get
         calls = [
-            (locals_of(found), _step_options(group, repeats, self._seed_of(group, found[0][0])))
-            for group, found in columns
+            (columns, self._options(group, columns[0][0], repeats))
+            for group in self.param_groups
+            for columns in self._columns(group, grad_of)
         ]
         try:
             if len(calls) > 1:  # a single call checks its tensors before it writes
                 _check_together(calls)
-            for tensors, options in calls:
-                call("adam_replay_", *tensors, **options)
+            for columns, options in calls:
+                call_in_place("adam_replay_", columns, **options)
         except Exception:
             for group in self.param_groups:  # names a tensor by its parameter, if one is wrong
-                list(self._rows(group, grads))
+                list(self._rows(group, grad_of))
             raise
-        for _, (params, _, exp_avgs, exp_avg_sqs, _) in columns:
-            if not _checks.is_plain(params):
-                count_writes(chain(params, exp_avgs, exp_avg_sqs))
         return loss
 
     @torch.no_grad()
@@ -212,7 +202,7 @@ class ReplayAdam(Optimizer):
         The next steps equal those of a new optimizer with the present options. Nothing is allocated
         again.
         """
-        kept = [s[name] for s in self.state.values() for name in _STATE if name in s]
+        kept = [s[name] for s in self.state.values() for name in _checks.ADAM_STATE if name in s]
         # A launch for each tensor would take the host longer than the device.
         for found in by_device([(tensor,) for tensor in kept]):
             torch._foreach_zero_(*locals_of(found))
@@ -222,9 +212,9 @@ class ReplayAdam(Optimizer):
     def make_state(self) -> None:
         """Makes moments and step count of every parameter that has none, as its first step would.
 
-        Call it before you allocate memory that is freed again, such as activations. Otherwise the
-        moments may settle in the freed memory and block the next allocation of that size. Call it
-        before a CUDA graph captures a step, or every replay makes the state again.
+        Call it before a CUDA graph captures a step, and before you allocate memory that is freed
+        again, such as activations. Otherwise the moments may settle in the freed memory and block
+        the next allocation of that size.
 
         Raises:
             RuntimeError: a CUDA graph is being captured.
@@ -233,14 +223,19 @@ class ReplayAdam(Optimizer):
             for param in group["params"]:
                 self._state_of(param, group)
 
-    def _seed_of(self, group: Mapping[str, Any], first: Tensor) -> int | None:
-        """A seed for the parameters of one call. Within a call their places tell them apart; other
-        calls of the same step begin with another parameter."""
-        if group.get("rounding_seed") is None:
-            return None
-        seed = _checks.check_integer("ReplayAdam", "rounding_seed", group["rounding_seed"], 0)
-        params = (param for group in self.param_groups for param in group["params"])
-        return seed + next(i for i, param in enumerate(params) if param is first)
+    def _options(self, group: dict[str, Any], first: Tensor, repeats: int | None) -> dict[str, Any]:
+        """The operator's options, checked again because anybody may have changed the group."""
+        rate = group["lr"] if group["capturable"] and isinstance(group["lr"], Tensor) else None
+        options = _checks.adam_options(group if rate is None else {**group, "lr": 0.0})
+        options["lr_tensor"] = rate
+        if repeats is not None:
+            options["repeats"] = repeats
+        if options["seed"] is not None:
+            # Within a call the parameters' places tell them apart. Other calls of the same step
+            # begin with another parameter.
+            params = chain.from_iterable(group["params"] for group in self.param_groups)
+            options["seed"] += next(i for i, param in enumerate(params) if param is first)
+        return options
 
     def _check_capture(self) -> None:
         """Refuse a capture that would repeat a step count from the CPU at every replay."""
@@ -264,55 +259,45 @@ class ReplayAdam(Optimizer):
 
     def _check_known(self, grads: Mapping[Tensor, Tensor]) -> None:
         if not isinstance(grads, Mapping):
-            raise TypeError(
-                "ReplayAdam.step: grads must map parameters to gradients, got "
-                f"{type(grads).__name__}"
-            )
+            kind = type(grads).__name__
+            raise TypeError(f"ReplayAdam.step: grads must map parameters to gradients, got {kind}")
         known = {id(param) for group in self.param_groups for param in group["params"]}
         for i, param in enumerate(grads):
             if not isinstance(param, Tensor):
-                raise TypeError(
-                    f"ReplayAdam.step: key {i} of grads must be a parameter, got "
-                    f"{type(param).__name__}"
-                )
+                raise _checks.no_tensor("ReplayAdam.step", f"key {i} of grads", param)
             if id(param) not in known:
                 raise ValueError(
                     f"ReplayAdam.step: key {i} of grads, of shape {list(param.shape)}, is not a "
                     "parameter of this optimizer"
                 )
 
-    def _columns(
-        self, group: dict[str, Any], grads: Mapping[Tensor, Tensor] | None
-    ) -> list[tuple[list[Tensor], ...]]:
+    def _columns(self, group: dict[str, Any], grad_of: _GradOf) -> list[Columns]:
         """Parameters, gradients, moments and step counts that will move, for each device.
 
         A model has hundreds. Of plain tensors on one device, the operator checks the rest.
         """
         params = group["params"]
-        given = [p.grad for p in params] if grads is None else list(map(grads.get, params))
-        moving = [grad is not None for grad in given]
-        params, found = (list(compress(column, moving)) for column in (params, given))
-        if _checks.are_alike(params) and _checks.is_plain(found):
+        found = list(map(grad_of, params))
+        moving = [grad is not None for grad in found]
+        params, grads = (list(compress(column, moving)) for column in (params, found))
+        plain = _checks.is_plain(params) and _checks.is_plain(grads)
+        # A device's number is made faster than a torch.device.
+        if plain and len({*map(Tensor.get_device, params)}) == 1 and not params[0].is_meta:
             states = [self.state[param] or self._state_of(param, group) for param in params]
             with suppress(KeyError):
-                return [(params, found, *([s[name] for s in states] for name in _OPERANDS))]
-        return list(by_device(list(self._rows(group, grads))))
+                state_columns = ([s[name] for s in states] for name in _checks.ADAM_STATE)
+                return [(params, grads, *state_columns)]
+        return list(by_device(list(self._rows(group, grad_of))))
 
-    def _rows(
-        self, group: dict[str, Any], grads: Mapping[Tensor, Tensor] | None
-    ) -> Iterator[tuple[Tensor, ...]]:
+    def _rows(self, group: dict[str, Any], grad_of: _GradOf) -> Iterator[tuple[Tensor, ...]]:
         """Parameter, gradient, moments and step count of each parameter that will move."""
         for i, param in enumerate(group["params"]):
-            grad = param.grad if grads is None else grads.get(param)
-            if grad is None:
-                continue
-            op, advice = "ReplayAdam.step", "torch.optim.SparseAdam takes those"
-            _checks.check_gradient(op, i, param, grad, advice)
-            state = self._state_of(param, group)
-            _checks.check_state(op, i, state, _STATE)
-            moments = {name: state[name] for name in _STATE[1:]}
-            _checks.check_sharding(op, i, param, {"the gradient": grad, **moments})
-            yield param, grad, *moments.values(), state["step"]
+            grad = grad_of(param)
+            if grad is not None:
+                _checks.check_gradient("ReplayAdam.step", i, param, grad)
+                state = self._state_of(param, group)
+                _checks.check_state("ReplayAdam.step", i, param, state)
+                yield param, grad, *(state[name] for name in _checks.ADAM_STATE)
 
     def _state_of(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[param]
@@ -323,36 +308,14 @@ class ReplayAdam(Optimizer):
                     "before the capture of a CUDA graph, which would make it at every replay: "
                     "call make_state() first"
                 )
-            zeros = partial(torch.zeros_like, memory_format=torch.preserve_format)
             count_device = param.device if group["capturable"] else "cpu"
             # A tensor made in inference mode cannot be zeroed or loaded into outside of it.
             with torch.inference_mode(False):
                 step = torch.zeros((), dtype=torch.float32, device=count_device)
-                # All or nothing: an interrupt or a lack of memory must not leave some of them.
-                state.update(step=step, exp_avg=zeros(param), exp_avg_sq=zeros(param))
+                moments = {name: torch.zeros_like(param) for name in ("exp_avg", "exp_avg_sq")}
+            # All or nothing: an interrupt or a lack of memory must not leave some of them.
+            state.update(step=step, **moments)
         return state
-
-
-def _step_options(
-    group: Mapping[str, Any], repeats: int | None, seed: int | None
-) -> dict[str, Any]:
-    """The operator's options, checked again because anybody may have changed the group."""
-    stays_on_device = group["capturable"] and isinstance(group["lr"], Tensor)
-    lr = 0.0 if stays_on_device else _checks.adam_number("lr", group["lr"])
-    _checks.check_adam_options({**group, "lr": lr})
-    beta1, beta2 = group["betas"]
-    return {
-        "repeats": repeats or int(group.get("repeats", 1)),
-        "lr": float(lr),
-        "beta1": float(beta1),
-        "beta2": float(beta2),
-        "eps": float(group["eps"]),
-        "weight_decay": float(group["weight_decay"]),
-        "decoupled": group["decoupled_weight_decay"],
-        "maximize": group["maximize"],
-        "lr_tensor": group["lr"] if stays_on_device else None,
-        "seed": seed,
-    }
 
 
 def _is_captured(param: Tensor) -> bool:
@@ -362,14 +325,10 @@ def _is_captured(param: Tensor) -> bool:
         return torch.cuda.is_current_stream_capturing()
 
 
-def _check_together(calls: Sequence[tuple[tuple[list[Tensor], ...], dict[str, Any]]]) -> None:
+def _check_together(calls: Sequence[tuple[Columns, dict[str, Any]]]) -> None:
     """Refuses what any of the calls would refuse, and memory that two of them share."""
-    for device in dict.fromkeys(columns[0][0].device for columns, _ in calls):
+    for device in {columns[0][0].device for columns, _ in calls}:
         there = [call for call in calls if call[0][0][0].device == device]
-        joined = zip(*(columns for columns, _ in there), strict=True)
-        rates = [options["lr_tensor"] for _, options in there]
-        call(
-            "adam_replay_check",
-            *(list(chain.from_iterable(column)) for column in joined),
-            [rate for rate in rates if rate is not None],
-        )
+        joined = zip(*(locals_of(columns) for columns, _ in there), strict=True)
+        rates = [options["lr_tensor"] for _, options in there if options["lr_tensor"] is not None]
+        call("adam_replay_check", *(list(chain.from_iterable(column)) for column in joined), rates)

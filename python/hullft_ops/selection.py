@@ -4,7 +4,6 @@ Khamis and Maalouf, *Efficient Test-Time Finetuning of LLMs via Convex Reconstru
 Caching* (arXiv:2605.30337).
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,6 +11,8 @@ from torch import Tensor
 
 from hullft_ops import _checks
 from hullft_ops._ops import call_for_queries
+
+_FwOptions = tuple[int, int, float, float, str, int]
 
 
 class Selection(NamedTuple):
@@ -75,9 +76,9 @@ def fw_select(
     rounding if it is shorter than 1e-6 of the longer of the two points it joins. "vanilla" and
     "away" stop there; "pairwise" moves the whole weight along it.
 
-    An exact line search leaves the two atoms of a pairwise step equally good, but for rounding. The
-    next step takes the lower index for either, so that every dtype, instruction set and device
-    takes the same steps. If one atom would be both ends of a step, "pairwise" stops.
+    A pairwise step leaves its two atoms equally good, but for rounding. The next step takes the
+    lower index for either, so that every dtype, instruction set and device takes the same steps. If
+    one atom would be both ends of a step, "pairwise" stops.
 
     As published, "vanilla" takes a step before it checks whether the support is full. With
     ``n_select=1`` it ends with two rows, returns the one with the larger weight and that weight,
@@ -106,9 +107,8 @@ def fw_select(
         RuntimeError, torch.OutOfMemoryError: on CUDA, the device cannot run the kernels, or memory
             ran out.
     """
-    op = "fw_select"
-    options = _fw_options(op, n_select, max_iter, tol, gap_tol, variant, swap_passes)
-    return _select(op, pool, [query], options, pool_sizes)
+    options = n_select, max_iter, tol, gap_tol, variant, swap_passes
+    return _fw_select("fw_select", pool, [query], options, pool_sizes)
 
 
 def fw_select_indexed(
@@ -138,9 +138,24 @@ def fw_select_indexed(
 
     The other arguments and the errors are as in :func:`fw_select`.
     """
-    op = "fw_select_indexed"
-    options = _fw_options(op, n_select, max_iter, tol, gap_tol, variant, swap_passes)
-    return _select(op, embeddings, [candidates, query], options, pool_sizes)
+    options = n_select, max_iter, tol, gap_tol, variant, swap_passes
+    return _fw_select("fw_select_indexed", embeddings, [candidates, query], options, pool_sizes)
+
+
+def _fw_select(
+    op: str, pool: Tensor, queries: list[Tensor], options: _FwOptions, pool_sizes: Tensor | None
+) -> Selection:
+    """Run the operator. ``queries`` end with the query, after its candidates if it has some."""
+    n_select, max_iter, tol, gap_tol, variant, swap_passes = options
+    _checks.check_queries(op, pool, queries, pool_sizes)
+    n_select = _checks.check_integer(op, "n_select", n_select, 1)
+    max_iter = _checks.check_integer(op, "max_iter", max_iter, 0)
+    _checks.check_tolerance(op, "tol", tol)
+    _checks.check_tolerance(op, "gap_tol", gap_tol)
+    _checks.check_variant(op, variant)
+    swap_passes = _checks.check_integer(op, "swap_passes", swap_passes, 0)
+    options = n_select, max_iter, tol, gap_tol, variant, swap_passes
+    return Selection(*call_for_queries(op, pool, queries, *options, pool_sizes))
 
 
 def integerize(
@@ -177,23 +192,19 @@ def integerize(
     """
     op = "integerize"
     _checks.check_pool(op, "support", support, query)
-    _check_weights(op, weights, support, query)
+    _checks.check_tensor(op, "weights", weights)
+    if weights.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"{op}: weights must be float32 or float64, got {weights.dtype}")
+    _checks.check_device(op, "weights", weights, "support", support)
+    shape = [*query.shape[:-1], support.shape[-2]]
+    if list(weights.shape) != shape:
+        raise ValueError(f"{op}: weights must have shape {shape}, got {list(weights.shape)}")
     n_select = _checks.check_integer(op, "n_select", n_select, 1)
     swap_passes = _checks.check_integer(op, "swap_passes", swap_passes, 0)
     _checks.check_sizes(op, "support_sizes", support_sizes, query)
-    options = n_select, swap_passes, support_sizes
-    [counts] = call_for_queries(op, support, [query, weights], *options)
+    queries = [query, weights]
+    [counts] = call_for_queries(op, support, queries, n_select, swap_passes, support_sizes)
     return counts
-
-
-def _check_weights(op: str, weights: object, support: Tensor, query: Tensor) -> None:
-    tensor = _checks.check_tensor(op, "weights", weights)
-    if tensor.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"{op}: weights must be float32 or float64, got {tensor.dtype}")
-    _checks.check_device(op, "weights", tensor, "support", support)
-    wanted = [*query.shape[:-1], support.shape[-2]]
-    if list(tensor.shape) != wanted:
-        raise ValueError(f"{op}: weights must have shape {wanted}, got {list(tensor.shape)}")
 
 
 def knn_select(
@@ -210,46 +221,8 @@ def knn_select(
     0.
     """
     op = "knn_select"
-    _checks.check_pool(op, "pool", pool, query)
+    _checks.check_queries(op, pool, [query], pool_sizes)
     n_select = _checks.check_integer(op, "n_select", n_select, 1)
     if n_select > pool.shape[-2]:
         raise ValueError(f"{op}: n_select is {n_select}, pool has {pool.shape[-2]} rows")
-    _checks.check_sizes(op, "pool_sizes", pool_sizes, query)
     return Selection(*call_for_queries(op, pool, [query], n_select, pool_sizes))
-
-
-def _fw_options(
-    op: str,
-    n_select: int,
-    max_iter: int,
-    tol: float,
-    gap_tol: float,
-    variant: str,
-    swap_passes: int,
-) -> tuple[object, ...]:
-    """The checked options, in the operators' order."""
-    n_select = _checks.check_integer(op, "n_select", n_select, 1)
-    max_iter = _checks.check_integer(op, "max_iter", max_iter, 0)
-    _checks.check_tolerance(op, "tol", tol)
-    _checks.check_tolerance(op, "gap_tol", gap_tol)
-    _checks.check_variant(op, variant)
-    swap_passes = _checks.check_integer(op, "swap_passes", swap_passes, 0)
-    return n_select, max_iter, tol, gap_tol, variant, swap_passes
-
-
-def _select(
-    op: str,
-    pool: Tensor,
-    queries: Sequence[Tensor],
-    options: tuple[object, ...],
-    pool_sizes: Tensor | None,
-) -> Selection:
-    """Check tensors and run the operator. ``queries`` end with the query, after its candidates."""
-    *candidates, query = queries
-    if candidates:
-        _checks.check_embeddings(op, pool)
-    _checks.check_pool(op, "embeddings" if candidates else "pool", pool, query)
-    if candidates:
-        _checks.check_candidates(op, candidates[0], query)
-    _checks.check_sizes(op, "pool_sizes", pool_sizes, query)
-    return Selection(*call_for_queries(op, pool, queries, *options, pool_sizes))

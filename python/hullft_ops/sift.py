@@ -74,9 +74,7 @@ def sift_select(
     The errors are as in :func:`fw_select`. Where bad values show in the outputs on CUDA, picks are
     -1 and variances NaN.
     """
-    op = "sift_select"
-    n_select = _check_arguments(op, "pool", pool, query, n_select, noise, pool_sizes)
-    return SiftSelection(*call_for_queries(op, pool, [query], n_select, noise, pool_sizes))
+    return _sift_select("sift_select", pool, [query], n_select, noise, pool_sizes)
 
 
 def sift_select_indexed(
@@ -90,46 +88,22 @@ def sift_select_indexed(
 ) -> SiftSelection:
     """:func:`sift_select` on pools that are rows of one embedding matrix, which it reads in place.
 
-    The answer equals ``sift_select(embeddings[candidates], query, ...)``: its ``indices`` and
-    ``picks`` are positions in ``candidates``, and ``candidates.gather(-1, picks)`` are rows of
-    ``embeddings``.
+    ``indices`` and ``picks`` are positions in ``candidates``, as in :func:`fw_select_indexed`.
 
     Args:
         embeddings, candidates, pool_sizes: as in :func:`fw_select_indexed`.
         query: [d], [B, d] or [B, m, d], with a batch exactly if ``candidates`` has one.
 
-    The other arguments and the errors are as in :func:`sift_select`. A candidate outside ``0..M-1``
-    raises a ValueError.
+    The other arguments and the errors are as in :func:`sift_select`.
     """
-    op = "sift_select_indexed"
-    _checks.check_embeddings(op, embeddings)
-    n_select = _check_arguments(op, "embeddings", embeddings, query, n_select, noise, pool_sizes)
-    _checks.check_candidates(op, candidates, query)
-    options = n_select, noise, pool_sizes
-    return SiftSelection(*call_for_queries(op, embeddings, [candidates, query], *options))
+    queries = [candidates, query]
+    return _sift_select("sift_select_indexed", embeddings, queries, n_select, noise, pool_sizes)
 
 
-def _check_arguments(
-    op: str,
-    pool_name: str,
-    pool: Tensor,
-    query: Tensor,
-    n_select: int,
-    noise: float,
-    pool_sizes: Tensor | None,
-) -> int:
-    """The number of picks, as the operators take it."""
-    _checks.check_float_tensor(op, "query", query)
-    if query.dim() not in (1, 2, 3):
-        raise ValueError(
-            f"{op}: query must have shape [d], [B, d] or [B, m, d], got {list(query.shape)}"
-        )
-    if query.dim() == 3 and query.shape[1] == 0:
-        raise ValueError(f"{op}: query has no targets, got shape {list(query.shape)}")
-    # Indexing would need the device itself, which a fake tensor may lack.
-    one_target = query.select(1, 0) if query.dim() == 3 else query
-    _checks.check_pool(op, pool_name, pool, one_target)
+def _sift_select(
+    op: str, pool: Tensor, queries: list[Tensor], n_select: int, noise: float, sizes: Tensor | None
+) -> SiftSelection:
+    _checks.check_queries(op, pool, queries, sizes, targets=True)
     n_select = _checks.check_integer(op, "n_select", n_select, 1)
     _checks.check_noise(op, noise)
-    _checks.check_sizes(op, "pool_sizes", pool_sizes, one_target)
-    return n_select
+    return SiftSelection(*call_for_queries(op, pool, queries, n_select, noise, sizes))
