@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -61,21 +61,19 @@ def load_model(
         InputError: there is no such model, transformers cannot load it, its weights do not match
             its configuration, or a GGUF file is damaged or larger than the memory.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     place = checked_device(device) if isinstance(device, str) else device
     source = tiny_lm_path() if name is None else name
     what = f"model {source}"
 
     def check(keys: Keys) -> None:
-        # transformers does not list tied or optional ones.
-        found = {kind: sorted(keys[f"{kind}_keys"]) for kind in ("missing", "unexpected")}
-        said = [
-            f"{len(names)} {kind} ({', '.join(names[:_NAMED_WEIGHTS])}"
-            f"{', ...' if len(names) > _NAMED_WEIGHTS else ''})"
-            for kind, names in found.items()
-            if names
-        ]
+        said = []
+        for kind in ("missing", "unexpected"):
+            # transformers does not list tied or optional ones.
+            if names := sorted(keys[f"{kind}_keys"]):
+                more = ", ..." if len(names) > _NAMED_WEIGHTS else ""
+                said.append(f"{len(names)} {kind} ({', '.join(names[:_NAMED_WEIGHTS])}{more})")
         if said and not allow_missing_weights:
             raise InputError(
                 f"{what}: its weights do not match its configuration: {', '.join(said)}; "
@@ -96,7 +94,7 @@ def load_model(
             trust_remote_code=False,
             output_loading_info=True,
         )
-        tokenizer = _tokenizer(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     model: PreTrainedModel = found[0]
     check(found[1])
     # A model moves in place. The decorators of `to` lose its type.
@@ -106,18 +104,15 @@ def load_model(
 
 def open_tokenizer(name: str) -> "PreTrainedTokenizerBase":
     """The tokenizer with that name, in that directory or of that GGUF file, or InputError."""
+    from transformers import AutoTokenizer
+
     file = gguf_file(name)
     if file is None:
         check_directory("tokenizer", name)
     with loading(f"tokenizer {name}", name):
-        found: PreTrainedTokenizerBase = _tokenizer(name if file is None else dequantized(file))
-    return found
-
-
-def _tokenizer(source: str | Path) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        source = name if file is None else dequantized(file)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    return cast("PreTrainedTokenizerBase", tokenizer)
 
 
 def check_directory(what: str, name: str | Path) -> None:

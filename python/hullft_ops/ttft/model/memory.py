@@ -27,9 +27,7 @@ def keep_freed_memory() -> bool:
     glibc returns large blocks to the system and gets new ones page by page. Every pass of a model
     on the CPU pays for that. With this call the process stays as large as it once was. The
     environment variables ``MALLOC_MMAP_THRESHOLD_`` and ``MALLOC_TRIM_THRESHOLD_`` have the same
-    effect. ``GLIBC_TUNABLES=glibc.malloc.hugetlb=1``, set before the process starts, also asks for
-    huge pages, with glibc 2.35 or later, if ``/sys/kernel/mm/transparent_hugepage/enabled`` says
-    ``madvise``. Returns False, and changes nothing, if the C library is not glibc.
+    effect. Returns False, and changes nothing, if the C library is not glibc.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
