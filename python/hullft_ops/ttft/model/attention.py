@@ -31,7 +31,7 @@ def unmasked(base: nn.Module) -> dict[str, Any]:
     cache = _empty_cache(base)
     if not is_plain(cache):
         return {}
-    vars(cache)["update"] = _as_they_are
+    vars(cache)["update"] = lambda keys, values, *others, **named: (keys, values)
     return {cache_keyword(base): cache}
 
 
@@ -39,10 +39,6 @@ def _empty_cache(base: Any) -> Any:
     from transformers.cache_utils import DynamicCache
 
     return DynamicCache(config=base.config.get_text_config())
-
-
-def _as_they_are(keys: Any, values: Any, *others: object, **named: object) -> tuple[Any, Any]:
-    return keys, values
 
 
 @contextmanager
