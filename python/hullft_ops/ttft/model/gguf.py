@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -169,48 +170,55 @@ def _converted(
     file: Path, header: Header
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, Keys]":
     """The model in float32, its tokenizer, and the keys that the file lacks or has in addition."""
-    import transformers
+    from transformers import GgufConfig
 
     # In a folder of its own: what lies beside the file, such as an adapter, must not change it.
     with TemporaryDirectory() as place, no_bars():
         link = Path(place) / "model.gguf"
         link.symlink_to(file.resolve())
         try:
-            found: Any = transformers.AutoModelForCausalLM.from_pretrained(
-                place,
-                gguf_file=link.name,
-                dtype=torch.float32,
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-                # Some architectures' weights would stay quantized, which nothing can train.
-                quantization_config=transformers.GgufConfig(dequantize=True),
-            )
-            tokenizer = transformers.AutoTokenizer.from_pretrained(
-                place, gguf_file=link.name, trust_remote_code=False
-            )
+            # Some architectures' weights would stay quantized, which nothing can train.
+            plain = GgufConfig(dequantize=True)
+            model, loaded, tokenizer = pretrained(place, link.name, quantization_config=plain)
         # Metadata that the libraries do not expect raises anything.
         except Exception as error:
             if is_out_of_memory(error):
                 raise
             raise InputError(
-                f"model {file}: transformers {transformers.__version__} cannot read this GGUF of "
+                f"model {file}: transformers {version('transformers')} cannot read this GGUF of "
                 f"architecture {header.architecture}: {first_line(error)}"
             ) from error
-    model, loaded = found
     missing = set(loaded["missing_keys"])
     unexpected = sorted(loaded["unexpected_keys"]) or _left_out(header, model, missing)
     return model, tokenizer, {"missing_keys": sorted(missing), "unexpected_keys": unexpected}
 
 
+def pretrained(
+    source: str | Path, gguf_file: str | None = None, **options: Any
+) -> "tuple[PreTrainedModel, Keys, PreTrainedTokenizerBase]":
+    """A folder's or the hub's model in float32, the keys that do not match, and the tokenizer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    found: Any = AutoModelForCausalLM.from_pretrained(
+        source,
+        gguf_file=gguf_file,
+        dtype=torch.float32,
+        # Weights in any other format would be unpickled.
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+        **options,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf_file, trust_remote_code=False)
+    return *found, tokenizer
+
+
 def _left_out(header: Header, model: "PreTrainedModel", missing: set[str]) -> list[str]:
     """The tensors that transformers has read past: it does not say so."""
-    from transformers import modeling_gguf_pytorch_utils
-
+    reader: Any = import_module("transformers.modeling_gguf_pytorch_utils")
     taken = sum(p.numel() for name, p in model.named_parameters() if name not in missing)
     if sum(header.tensors.values()) <= taken:
         return []
-    reader: Any = modeling_gguf_pytorch_utils
     processor = reader.TENSOR_PROCESSORS.get(header.architecture, reader.TensorProcessor)
     known = reader.get_gguf_hf_weights_map(model, processor(config=model.config.to_dict()))
     return sorted(header.tensors.keys() - known.keys())
@@ -219,11 +227,10 @@ def _left_out(header: Header, model: "PreTrainedModel", missing: set[str]) -> li
 @contextmanager
 def no_bars() -> Iterator[None]:
     """Keep transformers from drawing progress bars."""
-    from transformers import modeling_gguf_pytorch_utils
     from transformers.utils import logging
 
     # For GGUF files it draws one whatever it is told.
-    reader: Any = modeling_gguf_pytorch_utils
+    reader: Any = import_module("transformers.modeling_gguf_pytorch_utils")
     with _silencing:
         bar, shown = reader.tqdm, logging.is_progress_bar_enabled()
         reader.tqdm = lambda items, **_: items

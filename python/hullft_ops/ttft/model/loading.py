@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hullft_ops.ttft.errors import InputError, first_line
-from hullft_ops.ttft.model.gguf import Keys, dequantized, gguf_file, no_bars
+from hullft_ops.ttft.model.gguf import Keys, dequantized, gguf_file, no_bars, pretrained
 from hullft_ops.ttft.model.memory import is_out_of_memory
 from hullft_ops.ttft.tiny import tiny_lm_path
 
@@ -61,8 +61,6 @@ def load_model(
         InputError: there is no such model, transformers cannot load it, its weights do not match
             its configuration, or a GGUF file is damaged or larger than the memory.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     place = checked_device(device) if isinstance(device, str) else device
     source = tiny_lm_path() if name is None else name
     what = f"model {source}"
@@ -86,17 +84,8 @@ def load_model(
     elif name is not None:
         check_directory("model", name)
     with loading(what, source), nullcontext() if file is None else no_bars():
-        found: Any = AutoModelForCausalLM.from_pretrained(
-            source,
-            dtype=torch.float32,
-            # Weights in any other format would be unpickled.
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    model: PreTrainedModel = found[0]
-    check(found[1])
+        model, loaded, tokenizer = pretrained(source)
+    check(loaded)
     # A model moves in place. The decorators of `to` lose its type.
     model.to(place)  # type: ignore[arg-type]
     return model, tokenizer
