@@ -24,9 +24,8 @@ _PADDING_CHECK = "warn_if_padding_and_no_attention_mask"
 def unmasked(base: nn.Module) -> dict[str, Any]:
     """Arguments with which the base model reads one text and transformers makes no mask for it.
 
-    Without a cache, transformers compares positions on the device to see whether texts are packed,
-    and waits for the answer. With an empty cache it knows. This cache stays empty. Empty for a
-    model that keeps more than keys and values.
+    Without a cache it would ask the device whether texts are packed, and wait for the answer. This
+    cache stays empty. There are no such arguments if the model keeps more than keys and values.
     """
     cache = _empty_cache(base)
     if not is_plain(cache):

@@ -63,10 +63,8 @@ def model_limit(function: str, model: "PreTrainedModel") -> int | None:
 
 
 def virtual_tokens(function: str, model: "PreTrainedModel") -> int:
-    """Positions that a PEFT method takes for its own tokens.
-
-    ValueError if those have logits, which nothing here could tell apart from the text's.
-    """
+    """Positions that a PEFT method takes for its own tokens. ValueError if those have logits, which
+    nothing here could tell apart from the text's."""
     adapter: Any = getattr(model, "active_peft_config", None)
     if not getattr(adapter, "is_prompt_learning", False):
         return 0

@@ -44,9 +44,8 @@ def load_model(
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """A model in float32 and its tokenizer.
 
-    The first load of a GGUF file dequantizes it and keeps the result in the user's cache:
-    ``$XDG_CACHE_HOME/hullft_ops/gguf``, or ``~/.cache/hullft_ops/gguf``. Later loads take it from
-    there, by the file's content.
+    The first load of a GGUF file dequantizes it, and keeps the result for later loads in
+    ``$XDG_CACHE_HOME/hullft_ops/gguf`` or ``~/.cache/hullft_ops/gguf``.
 
     Args:
         name: a name on the Hugging Face hub, a directory, a GGUF file or a directory with one;

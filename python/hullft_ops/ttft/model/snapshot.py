@@ -1,15 +1,13 @@
 """Putting a model back exactly as it was."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from hullft_ops.ttft.model.loss import stop_listening
 from hullft_ops.ttft.model.patches import put_back_forwards
-
-T = TypeVar("T")
 
 
 class ModelSnapshot:
@@ -36,10 +34,9 @@ class ModelSnapshot:
                         f"{list(parameter.shape)} is gone: load the model again"
                     )
             # The model may have been moved or cast since the last time.
-            if not self.saved or any(
-                (saved.dtype, saved.device) != (parameter.dtype, parameter.device)
-                for saved, parameter in zip(self.saved, self._trained, strict=True)
-            ):
+            held = (self.saved, self._trained)
+            then, now = ([(one.dtype, one.device) for one in tensors] for tensors in held)
+            if then != now:
                 self.saved = [torch.empty_like(parameter) for parameter in self._trained]
             # torch refuses an empty list.
             if self._trained:
@@ -207,7 +204,7 @@ class _Module:
         return f"{self.name}.{key}" if self.name else key
 
 
-def _refill(mapping: dict[str, T], items: dict[str, T]) -> None:
+def _refill(mapping: dict[str, Any], items: Mapping[str, Any]) -> None:
     """Make the mapping hold exactly the items, in order."""
     now = dict(mapping.items())
     if list(now) != list(items):
