@@ -102,7 +102,7 @@ def test_the_second_load_takes_it_from_the_cache(
     assert len(lines) == 2
     assert lines[0].startswith(f"dequantizing {file}, once: ")
     assert str(entry(cache)) in lines[1]
-    monkeypatch.setattr(reading, "_converted", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(reading, "read_header", lambda *_: pytest.fail("read again"))
     # By content, not by name; and Ollama's files have no suffix.
     again, same = load_model(str(file.rename(tmp_path / "sha256-1")), "cpu", say=lines.append)
     assert len(lines) == 2
@@ -182,10 +182,11 @@ def _bad_files(path: Path) -> dict[str, tuple[Path, str]]:
         ),
         "tokenizer": (written("h.gguf", tokenizer="abacus"), "cannot read this GGUF"),
         "parts": (written("i.gguf", more=_split), "is one of 3 files"),
+        "order": (written("j.gguf", order=gguf.GGUFEndian.BIG), "in the other byte order"),
     }
 
 
-BAD = "cut off,cut off early,forged length,empty,magic,version,architecture,tokenizer,parts"
+BAD = "cut off,cut off early,forged length,empty,magic,version,architecture,tokenizer,parts,order"
 
 
 @pytest.mark.parametrize("which", BAD.split(","))
