@@ -340,7 +340,8 @@ class TestTimeFinetuner:
         return list(encoding["input_ids"])
 
     def _advice(self, texts: list[list[int]]) -> str:
-        return training_advice(texts, self._max_length, self.n_select, self.context)
+        limits = (self._max_length, self.order, self.n_select, self.context)
+        return training_advice(texts, *limits)
 
     def _adapt(
         self,

@@ -77,15 +77,17 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def training_advice(
-    texts: Sequence[Sequence[int]], max_length: int, n_select: int, context: int
+    texts: Sequence[Sequence[int]], max_length: int, order: str, n_select: int, context: int
 ) -> str:
     """What to do if a finetuner with these settings runs out of memory on ``texts``."""
     longest = max(map(len, texts), default=0)
-    return (
+    advice = (
         f"TestTimeFinetuner: out of memory, adapting on texts of up to {longest} tokens; the "
-        f"model has been restored. Lower max_length (it is {max_length}), or train less of the "
-        "model: PEFT adapters, or requires_grad_(False) for some of it; "
-        'dtype="bfloat16" makes activations smaller; order "grouped" keeps no gradients, a lower '
-        f"n_select (it is {n_select}) fewer of them; a lower context (it is {context}) puts fewer "
-        "texts before the prompt"
+        f"model has been restored. Lower max_length (it is {max_length}), lower context (it is "
+        f"{context}), or train less of the model: PEFT adapters, or requires_grad_(False) for "
+        'some of it; dtype="bfloat16" makes activations smaller'
     )
+    if order == "interleaved":
+        fewer = f"a lower n_select (it is {n_select}) fewer of them"
+        advice += f'; order "grouped" keeps no gradients, {fewer}'
+    return advice
