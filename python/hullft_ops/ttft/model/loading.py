@@ -77,11 +77,11 @@ def load_model(
                 "allow_missing_weights=True, or --allow-missing-weights, loads it anyway"
             )
 
-    file = None if name is None else gguf_file(name)
-    if file is not None:
+    file = gguf_file(source)
+    if file is None:
+        check_directory("model", source)
+    else:
         source = dequantized(file, check, say)
-    elif name is not None:
-        check_directory("model", name)
     with loading(what, source), nullcontext() if file is None else no_bars():
         model, loaded, tokenizer = pretrained(source)
     check(loaded)

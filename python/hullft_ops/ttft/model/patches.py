@@ -64,7 +64,6 @@ def fused_activations(model: nn.Module) -> AbstractContextManager[None]:
     from transformers.activations import NewGELUActivation
 
     # It takes eight operations, and each reads, writes and, in bfloat16, rounds a large tensor.
-
     return replaced_forwards(model, {NewGELUActivation: _gelu})
 
 
