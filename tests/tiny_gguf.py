@@ -58,10 +58,11 @@ def write_gguf(
     architecture: str = "llama",
     tokenizer: str = "gpt2",
     without: tuple[str, ...] = (),
+    order: gguf.GGUFEndian = gguf.GGUFEndian.LITTLE,
     more: Callable[[gguf.GGUFWriter], None] = lambda writer: None,
 ) -> Path:
     """Write the model; matrices as ``kind``, vectors as float32."""
-    writer = gguf.GGUFWriter(path, architecture)
+    writer = gguf.GGUFWriter(path, architecture, endianess=order)
     config = model.config
     writer.add_context_length(CONTEXT)
     writer.add_embedding_length(config.hidden_size)

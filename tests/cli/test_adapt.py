@@ -83,7 +83,7 @@ def test_a_gguf_file_is_dequantized_once_and_said_so(
     file.write_bytes(file.read_bytes()[:-1])
     refused = invoke(*own)
     assert refused.exit_code == 2
-    assert refused.stderr.startswith(f"hullft-ops adapt: model {file}: cut off: must have ")
+    assert refused.stderr.startswith(f"hullft-ops adapt: model {file}: must be a whole GGUF model")
 
 
 def test_texts_before_the_prompt_need_no_step(own: list[object]) -> None:

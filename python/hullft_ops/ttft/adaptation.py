@@ -61,8 +61,8 @@ class Adaptation(AbstractContextManager[AdaptationReport]):
             self._report.seconds_restore = perf_counter() - left
         if not self.claim.is_of_this_thread:
             raise RuntimeError(
-                f"TestTimeFinetuner: the thread {self.claim.name} entered this with block, and "
-                f"{threading.current_thread().name} left it; the model is restored, enter and "
+                f"TestTimeFinetuner: the thread {self.claim.thread.name} entered this with block, "
+                f"and {threading.current_thread().name} left it; the model is restored, enter and "
                 "leave a block in one thread"
             )
 

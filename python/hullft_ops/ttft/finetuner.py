@@ -177,7 +177,6 @@ class TestTimeFinetuner:
         merged = {"experts": None if experts is None else (experts.digest, expert_scale)}
         self._cache = AdaptationCache(cache_dir, cache_bytes, model, trained, settings | merged)
         self._trained = trained
-        self._autocast = autocast
         self._snapshot = ModelSnapshot(model, trained)
         self._prefix = Prefix()
         selecting = (n_select, chosen, pool_size, context, self._context, self._merger.weigh)
@@ -341,7 +340,7 @@ class TestTimeFinetuner:
         return list(encoding["input_ids"])
 
     def _advice(self, texts: list[list[int]]) -> str:
-        limits = (self._max_length, self._autocast, self.order, self.n_select, self.context)
+        limits = (self._max_length, self.order, self.n_select, self.context)
         return training_advice(texts, *limits)
 
     def _adapt(

@@ -137,7 +137,6 @@ class LoraSlots:
         """Take the steps that a `SupportTrainer` would, on the supports of prompts from ``first``
         on."""
         clock, start = StageClock(self._model.device), perf_counter()
-        before = self._loss.n_full_logits
         with torch.enable_grad(), fast_forwards(self._model):
             slots = [self._slot(support, clock, reported) for support in supports]
             while waiting := [slot for slot in slots if slot.text]:
@@ -157,7 +156,7 @@ class LoraSlots:
                 slot.refreshes,
                 share=len(slots),
                 seconds_finetune=seconds + slot.support.seconds.tokenize,
-                full_logits_passes=len(own) if self._loss.n_full_logits > before else 0,
+                full_logits_passes=len(own) if self._loss.is_full else 0,
                 **reported,
             )
             parameters = [p.detach() for p in slot.parameters]

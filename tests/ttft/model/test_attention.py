@@ -55,7 +55,7 @@ def test_padding_changes_neither_loss_nor_gradients(model, dtype, most, length):
     wanted = loss_and_gradients(model, mean_loss(TOKENS))
     text = torch.tensor(padded(TOKENS.tolist(), length))
     found = loss_and_gradients(model, mean_loss.of_padded(text))
-    assert mean_loss.n_full_logits == 0
+    assert not mean_loss.is_full
     for one, other in zip(found, wanted, strict=True):
         assert (one - other).norm() <= most * other.norm()
 
@@ -69,7 +69,7 @@ def test_padding_changes_nothing_with_a_models_own_logits(gpt2):
         loss_and_gradients(gpt2, mean_loss(TOKENS)),
         strict=True,
     )
-    assert mean_loss.n_full_logits == 2
+    assert mean_loss.is_full
     for one, other in pairs:
         assert (one - other).norm() <= 1e-12 * other.norm()
 
@@ -123,4 +123,4 @@ def test_a_window_stays_without_a_mask_from_us():
     mean_loss = MeanLoss(model)
     for one, other in zip(loss_and_gradients(model, mean_loss(TOKENS)), wanted, strict=True):
         assert (one - other).norm() <= 1e-12 * other.norm()
-    assert mean_loss.n_full_logits == 0
+    assert not mean_loss.is_full

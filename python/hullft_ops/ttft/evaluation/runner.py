@@ -33,7 +33,7 @@ from hullft_ops.ttft.evaluation.corpus import Prompt, open_texts
 from hullft_ops.ttft.evaluation.results import MERGE, STAGES, ResultsFile, Row, fingerprint
 from hullft_ops.ttft.experts.folder import Experts
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
-from hullft_ops.ttft.model.context import scored_context
+from hullft_ops.ttft.model.context import known_context
 from hullft_ops.ttft.model.loading import checked_device, load_model
 from hullft_ops.ttft.model.memory import out_of_memory_explained
 from hullft_ops.ttft.model.scoring import score_text
@@ -211,8 +211,9 @@ class Evaluator:
         return self._before[prompt.id, length]
 
     def _scored_context(self, settings: Settings) -> int | None:
-        given = settings.get("max_length")
-        return scored_context("score_text", self.model, self.tokenizer, given)
+        # Training's limit counts only if nothing else limits what the model reads.
+        known = known_context("score_text", self.model, self.tokenizer)
+        return settings.get("max_length") if known is None else None
 
     def _seconds(self, report: AdaptationReport) -> dict[str, float]:
         """Seconds by stage. Another configuration's row may have paid for embedding and search."""

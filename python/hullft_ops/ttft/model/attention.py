@@ -24,14 +24,13 @@ _PADDING_CHECK = "warn_if_padding_and_no_attention_mask"
 def unmasked(base: nn.Module) -> dict[str, Any]:
     """Arguments with which the base model reads one text and transformers makes no mask for it.
 
-    Without a cache, transformers compares positions on the device to see whether texts are packed,
-    and waits for the answer. With an empty cache it knows. This cache stays empty. Empty for a
-    model that keeps more than keys and values.
+    Without a cache it would ask the device whether texts are packed, and wait for the answer. This
+    cache stays empty. There are no such arguments if the model keeps more than keys and values.
     """
     cache = _empty_cache(base)
     if not is_plain(cache):
         return {}
-    vars(cache)["update"] = _as_they_are
+    vars(cache)["update"] = lambda keys, values, *others, **named: (keys, values)
     return {cache_keyword(base): cache}
 
 
@@ -39,10 +38,6 @@ def _empty_cache(base: Any) -> Any:
     from transformers.cache_utils import DynamicCache
 
     return DynamicCache(config=base.config.get_text_config())
-
-
-def _as_they_are(keys: Any, values: Any, *others: object, **named: object) -> tuple[Any, Any]:
-    return keys, values
 
 
 @contextmanager

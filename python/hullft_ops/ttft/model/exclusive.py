@@ -28,15 +28,13 @@ class Claim(AbstractContextManager[None]):
     def __init__(self, model: nn.Module, trained: Sequence[nn.Parameter] = ()) -> None:
         self._model = model
         self._trained = trained
-        self._thread = 0
-        self.name = ""
+        self.thread = threading.current_thread()
 
     def __enter__(self) -> None:
         modules = frozenset(map(id, self._model.modules()))
         self._changed = modules | _addresses(self._trained)
         self._read = modules | _addresses(self._model.parameters())
-        self._process, self._thread = os.getpid(), threading.get_ident()
-        self.name = threading.current_thread().name
+        self._process, self.thread = os.getpid(), threading.current_thread()
         change = _change()
         try:
             with change:
@@ -64,7 +62,7 @@ class Claim(AbstractContextManager[None]):
 
     @property
     def is_of_this_thread(self) -> bool:
-        return self._thread == threading.get_ident()
+        return self.thread is threading.current_thread()
 
     def _must_wait(self) -> bool:
         waits = False
@@ -73,18 +71,17 @@ class Claim(AbstractContextManager[None]):
             if other is None or not self._meets(other):
                 continue
             # Only the thread that forks goes on in the child, as its main thread.
-            if other._process != os.getpid() and other._thread != threading.main_thread().ident:
+            if other._process != os.getpid() and other.thread is not threading.main_thread():
                 raise RuntimeError(
                     "TestTimeFinetuner: another thread adapted or scored the model when this "
                     "process was forked, so its weights and modes here may be half changed: load "
                     "it again"
                 )
             if self._trained and other._trained:
-                advice = (
-                    ": leave that with block first"
-                    if other.is_of_this_thread
-                    else f", by the thread {other.name}: give each thread its own copy of the model"
-                )
+                advice = ": leave that with block first"
+                if not other.is_of_this_thread:
+                    name = other.thread.name
+                    advice = f", by the thread {name}: give each thread its own copy of the model"
                 raise RuntimeError(
                     "TestTimeFinetuner: the model, or one that shares its modules, is adapted to "
                     f"another prompt already{advice}"
@@ -93,9 +90,9 @@ class Claim(AbstractContextManager[None]):
                 continue
             if other._trained:
                 raise RuntimeError(
-                    f"TestTimeFinetuner: the thread {other.name} adapts the model, or one that "
-                    "shares its modules: score or continue it in that thread, or give each thread "
-                    "its own copy of the model"
+                    f"TestTimeFinetuner: the thread {other.thread.name} adapts the model, or one "
+                    "that shares its modules: score or continue it in that thread, or give each "
+                    "thread its own copy of the model"
                 )
             waits = True
         return waits

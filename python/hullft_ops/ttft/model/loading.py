@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hullft_ops.ttft.errors import InputError, first_line
-from hullft_ops.ttft.model.gguf import Keys, dequantized, gguf_file, no_bars
+from hullft_ops.ttft.model.gguf import Keys, dequantized, gguf_file, no_bars, pretrained
 from hullft_ops.ttft.model.memory import is_out_of_memory
 from hullft_ops.ttft.tiny import tiny_lm_path
 
@@ -44,9 +44,8 @@ def load_model(
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """A model in float32 and its tokenizer.
 
-    The first load of a GGUF file dequantizes it and keeps the result in the user's cache:
-    ``$XDG_CACHE_HOME/hullft_ops/gguf``, or ``~/.cache/hullft_ops/gguf``. Later loads take it from
-    there, by the file's content.
+    The first load of a GGUF file dequantizes it, and keeps the result for later loads in
+    ``$XDG_CACHE_HOME/hullft_ops/gguf`` or ``~/.cache/hullft_ops/gguf``.
 
     Args:
         name: a name on the Hugging Face hub, a directory, a GGUF file or a directory with one;
@@ -61,44 +60,31 @@ def load_model(
         InputError: there is no such model, transformers cannot load it, its weights do not match
             its configuration, or a GGUF file is damaged or larger than the memory.
     """
-    from transformers import AutoModelForCausalLM
-
     place = checked_device(device) if isinstance(device, str) else device
     source = tiny_lm_path() if name is None else name
     what = f"model {source}"
 
     def check(keys: Keys) -> None:
-        # transformers does not list tied or optional ones.
-        found = {kind: sorted(keys[f"{kind}_keys"]) for kind in ("missing", "unexpected")}
-        said = [
-            f"{len(names)} {kind} ({', '.join(names[:_NAMED_WEIGHTS])}"
-            f"{', ...' if len(names) > _NAMED_WEIGHTS else ''})"
-            for kind, names in found.items()
-            if names
-        ]
+        said = []
+        for kind in ("missing", "unexpected"):
+            # transformers does not list tied or optional ones.
+            if names := sorted(keys[f"{kind}_keys"]):
+                more = ", ..." if len(names) > _NAMED_WEIGHTS else ""
+                said.append(f"{len(names)} {kind} ({', '.join(names[:_NAMED_WEIGHTS])}{more})")
         if said and not allow_missing_weights:
             raise InputError(
                 f"{what}: its weights do not match its configuration: {', '.join(said)}; "
                 "allow_missing_weights=True, or --allow-missing-weights, loads it anyway"
             )
 
-    file = None if name is None else gguf_file(name)
-    if file is not None:
+    file = gguf_file(source)
+    if file is None:
+        check_directory("model", source)
+    else:
         source = dequantized(file, check, say)
-    elif name is not None:
-        check_directory("model", name)
     with loading(what, source), nullcontext() if file is None else no_bars():
-        found: Any = AutoModelForCausalLM.from_pretrained(
-            source,
-            dtype=torch.float32,
-            # Weights in any other format would be unpickled.
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-        tokenizer = _tokenizer(source)
-    model: PreTrainedModel = found[0]
-    check(found[1])
+        model, loaded, tokenizer = pretrained(source)
+    check(loaded)
     # A model moves in place. The decorators of `to` lose its type.
     model.to(place)  # type: ignore[arg-type]
     return model, tokenizer
@@ -106,18 +92,15 @@ def load_model(
 
 def open_tokenizer(name: str) -> "PreTrainedTokenizerBase":
     """The tokenizer with that name, in that directory or of that GGUF file, or InputError."""
+    from transformers import AutoTokenizer
+
     file = gguf_file(name)
     if file is None:
         check_directory("tokenizer", name)
     with loading(f"tokenizer {name}", name):
-        found: PreTrainedTokenizerBase = _tokenizer(name if file is None else dequantized(file))
-    return found
-
-
-def _tokenizer(source: str | Path) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        source = name if file is None else dequantized(file)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    return cast("PreTrainedTokenizerBase", tokenizer)
 
 
 def check_directory(what: str, name: str | Path) -> None:

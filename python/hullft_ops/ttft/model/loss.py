@@ -14,7 +14,7 @@ from hullft_ops.ttft.model.attention import no_padding_check, unmasked, without_
 from hullft_ops.ttft.model.context import unwrapped
 from hullft_ops.ttft.model.head_loss import TiedGradient, linear_mean_loss
 from hullft_ops.ttft.model.memory import is_out_of_memory
-from hullft_ops.ttft.model.patches import forward_of, is_replaced_here
+from hullft_ops.ttft.model.patches import is_replaced_here, replaced_forwards
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -56,17 +56,16 @@ class MeanLoss:
     """The mean of `next_token_losses`, to train on, chunk by chunk from the hidden states.
 
     It stores a text's full logits only if the head is no plain linear layer, or does not give the
-    model's own logits, bit for bit, on the first text. ``n_full_logits`` counts such losses, and
-    ``is_full`` says whether the last one did so.
+    model's own logits, bit for bit, on the first text. ``is_full`` says whether the last loss did.
     """
 
     def __init__(self, model: "PreTrainedModel") -> None:
-        self.n_full_logits = 0
         self.is_full = False
         self._model = model
-        # The base model and the head that were compared, and the arguments with which they gave the
-        # model's logits, if any.
-        self._compared: tuple[nn.Module, nn.Module, dict[str, Any] | None] | None = None
+        # The base model and the head that were compared, and with which arguments they gave the
+        # model's logits, if any did.
+        self._compared: tuple[nn.Module, ...] = ()
+        self._arguments: dict[str, Any] | None = None
 
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
         """A scalar, in nats; tokens int64 ``[T]``, T at least 2, within the model's context."""
@@ -91,7 +90,6 @@ class MeanLoss:
                 self.is_full = False
                 return split.mean_losses(rows, lengths, arguments, shares)
         self.is_full = True
-        self.n_full_logits += len(rows)
         logits = self._model(input_ids=rows, use_cache=False).logits.unbind()
         texts = zip(logits, rows, lengths, strict=True)
         each = (_losses_of(found[:length], row[:length]) for found, row, length in texts)
@@ -100,26 +98,24 @@ class MeanLoss:
     @torch.no_grad()
     def _agreeing(self, split: "_SplitModel", probe: torch.Tensor) -> dict[str, Any] | None:
         """Arguments for `_SplitModel.hidden` that give the model's own logits; None if none do."""
-        if self._compared is not None:
-            base, head, agreeing = self._compared
-            if base is split.base and head is split.head:
-                return agreeing
+        if self._compared == (split.base, split.head):
+            return self._arguments
         wanted = self._model(input_ids=probe, use_cache=False).logits
         # NaN equals nothing, so a later text has to decide.
         if not wanted.isfinite().all():
             return None
-        agreeing = None
+        self._arguments = None
         for make in (partial(unmasked, split.base), dict[str, Any]):
             try:
                 arguments = make()
                 if torch.equal(split.head(split.hidden(probe, arguments)), wanted):
-                    agreeing = arguments
+                    self._arguments = arguments
                     break
             except _NOT_CALLED_ALONE as error:
                 if is_out_of_memory(error):
                     raise
-        self._compared = split.base, split.head, agreeing
-        return agreeing
+        self._compared = split.base, split.head
+        return self._arguments
 
 
 @dataclass(frozen=True)
@@ -173,7 +169,7 @@ class _SplitModel:
         if self.embedding is None or len(rows) > 1:
             hidden = self.hidden(rows, arguments)
         else:
-            with forward_of(self.embedding, tied.embed):
+            with replaced_forwards(self.embedding, {nn.Embedding: tied.embed}):
                 hidden = self.hidden(rows, arguments)
         # A model that does not call its embedding computes the two gradients apart.
         shared = tied if tied.is_read else None

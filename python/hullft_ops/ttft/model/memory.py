@@ -27,9 +27,7 @@ def keep_freed_memory() -> bool:
     glibc returns large blocks to the system and gets new ones page by page. Every pass of a model
     on the CPU pays for that. With this call the process stays as large as it once was. The
     environment variables ``MALLOC_MMAP_THRESHOLD_`` and ``MALLOC_TRIM_THRESHOLD_`` have the same
-    effect. ``GLIBC_TUNABLES=glibc.malloc.hugetlb=1``, set before the process starts, also asks for
-    huge pages, with glibc 2.35 or later, if ``/sys/kernel/mm/transparent_hugepage/enabled`` says
-    ``madvise``. Returns False, and changes nothing, if the C library is not glibc.
+    effect. Returns False, and changes nothing, if the C library is not glibc.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
@@ -79,25 +77,17 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def training_advice(
-    texts: Sequence[Sequence[int]],
-    max_length: int,
-    autocast: torch.dtype | None,
-    order: str,
-    n_select: int,
-    context: int,
+    texts: Sequence[Sequence[int]], max_length: int, order: str, n_select: int, context: int
 ) -> str:
     """What to do if a finetuner with these settings runs out of memory on ``texts``."""
     longest = max(map(len, texts), default=0)
-    parts = [
+    advice = (
         f"TestTimeFinetuner: out of memory, adapting on texts of up to {longest} tokens; the "
-        f"model has been restored. Lower max_length (it is {max_length}), or train less of the "
-        "model: PEFT adapters, or requires_grad_(False) for some of it"
-    ]
-    if autocast is None:
-        parts.append('dtype="bfloat16" makes activations smaller')
+        f"model has been restored. Lower max_length (it is {max_length}), lower context (it is "
+        f"{context}), or train less of the model: PEFT adapters, or requires_grad_(False) for "
+        'some of it; dtype="bfloat16" makes activations smaller'
+    )
     if order == "interleaved":
         fewer = f"a lower n_select (it is {n_select}) fewer of them"
-        parts.append(f'order "grouped" keeps no gradients, {fewer}')
-    if context:
-        parts.append(f"a lower context (it is {context}) puts fewer texts before the prompt")
-    return "; ".join(parts)
+        advice += f'; order "grouped" keeps no gradients, {fewer}'
+    return advice

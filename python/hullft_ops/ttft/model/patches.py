@@ -33,16 +33,6 @@ def replaced_forwards(model: nn.Module, forwards: Mapping[type, Forward]) -> Ite
             _put_back(replaced)
 
 
-@contextmanager
-def forward_of(module: nn.Module, forward: Forward) -> Iterator[None]:
-    """Make one module run another forward. The caller has checked that it runs its class's own."""
-    try:
-        vars(module)["forward"] = partial(_call, forward, module)
-        yield
-    finally:
-        _put_back([module])
-
-
 def put_back_forwards(model: nn.Module) -> None:
     """Undo what an interrupted `replaced_forwards` left behind in the model."""
     _put_back(module for module in model.modules() if is_replaced_here(module))
@@ -74,7 +64,6 @@ def fused_activations(model: nn.Module) -> AbstractContextManager[None]:
     from transformers.activations import NewGELUActivation
 
     # It takes eight operations, and each reads, writes and, in bfloat16, rounds a large tensor.
-
     return replaced_forwards(model, {NewGELUActivation: _gelu})
 
 

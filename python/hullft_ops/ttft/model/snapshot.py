@@ -1,16 +1,13 @@
 """Putting a model back exactly as it was."""
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from hullft_ops.ttft.model.loss import stop_listening
 from hullft_ops.ttft.model.patches import put_back_forwards
-
-T = TypeVar("T")
 
 
 class ModelSnapshot:
@@ -37,10 +34,9 @@ class ModelSnapshot:
                         f"{list(parameter.shape)} is gone: load the model again"
                     )
             # The model may have been moved or cast since the last time.
-            if not self.saved or any(
-                (saved.dtype, saved.device) != (parameter.dtype, parameter.device)
-                for saved, parameter in zip(self.saved, self._trained, strict=True)
-            ):
+            held = (self.saved, self._trained)
+            then, now = ([(one.dtype, one.device) for one in tensors] for tensors in held)
+            if then != now:
                 self.saved = [torch.empty_like(parameter) for parameter in self._trained]
             # torch refuses an empty list.
             if self._trained:
@@ -86,13 +82,13 @@ class ModelSnapshot:
         if not self._records:
             return []
         changes: list[str] = []
-        for record in self._records:
-            try:
-                changes += record.restore()
-            # Whatever one raises, the others are put back.
-            except Exception as error:
-                changes.append(f"{record.name}: {error}")
-        changes += _copy_back(one for one in self._records if isinstance(one, _Tensor))
+        with torch.inference_mode(False), torch.no_grad():
+            for record in self._records:
+                try:
+                    changes += record.restore()
+                # Whatever one raises, the others are put back.
+                except Exception as error:
+                    changes.append(f"{record.name}: {error}")
         # An interrupt in the middle of training may have left them behind.
         put_back_forwards(self._model)
         stop_listening(self._trained)
@@ -114,12 +110,11 @@ def put(values: Iterable[torch.Tensor], parameters: Iterable[nn.Parameter]) -> N
 
 class _Tensor:
     """The storage, gradient and flag of a parameter or buffer, and a copy of its content. A frozen
-    parameter has no copy: its writes count. `restore` leaves the content that is ``due``."""
+    parameter has no copy: its writes count."""
 
     def __init__(self, name: str, tensor: torch.Tensor, copy: torch.Tensor | None) -> None:
         self.name = name
         self.tensor = tensor
-        self.due: torch.Tensor | None = None
         self._copy = copy
         self._bytes = tensor.untyped_storage().nbytes()
         self._requires_grad = tensor.requires_grad
@@ -129,62 +124,34 @@ class _Tensor:
         # A parameter made in inference mode counts no writes.
         self._version = tensor._version if copy is None and not tensor.is_inference() else None
 
-    @torch.no_grad()
-    def restore(self) -> list[str]:
-        changes: list[str] = []
-        with torch.inference_mode(False):
-            for tensor, data in self._data:
-                # model.half() and model.to() put other data into parameters and gradients.
-                if _place(tensor) != _place(data):
-                    tensor.data = data
+    def restore(self) -> Iterator[str]:
+        for tensor, data in self._data:
+            # model.half() and model.to() put other data into parameters and gradients.
+            if _place(tensor) != _place(data):
+                tensor.data = data
         if self.tensor.requires_grad != self._requires_grad:
             self.tensor.requires_grad_(self._requires_grad)
         if self.tensor.is_leaf:
             self.tensor.grad = self._gradient
         if self._version is not None and self._version != self.tensor._version:
-            changes.append(f"{self.name}: it is frozen, and was written to")
+            yield f"{self.name}: it is frozen, and was written to"
         # A copy into less storage would write past its end.
         if self.tensor.untyped_storage().nbytes() < self._bytes:
-            changes.append(f"{self.name}: its storage is gone")
+            yield f"{self.name}: its storage is gone"
         elif self._copy is not None:
-            # A needless write would disturb a graph that holds a buffer. Comparing stalls a GPU.
-            is_buffer = not isinstance(self.tensor, nn.Parameter)
-            compares = is_buffer and self._copy.device.type == "cpu"
-            same = compares and torch.equal(self.tensor, self._copy)
-            self.due = None if same else self._copy
-        return changes
+            self._put_back(self._copy)
 
-
-def _copy_back(records: Iterable[_Tensor]) -> list[str]:
-    """Copy what is due, those of one kind in one operator: a launch each takes a GPU longer."""
-    changes = []
-    kinds = defaultdict(list)
-    for one in records:
-        if one.due is not None:
-            # A buffer that cannot be written to must not keep parameters from that operator.
-            kind = isinstance(one.tensor, nn.Parameter), one.tensor.device, one.tensor.dtype
-            kinds[kind].append((one.name, one.tensor, one.due))
-    with torch.inference_mode(False), torch.no_grad():
-        for alike in kinds.values():
-            try:
-                _, tensors, copies = map(list, zip(*alike, strict=True))
-                torch._foreach_copy_(tensors, copies)
-            except Exception:
-                for name, tensor, copy in alike:
-                    try:
-                        _copy_alone(tensor, copy)
-                    except Exception as error:
-                        changes.append(f"{name}: {error}")
-    return changes
-
-
-def _copy_alone(tensor: torch.Tensor, copy: torch.Tensor) -> None:
-    try:
-        tensor.copy_(copy)
-    except RuntimeError:
-        # No element of an expanded buffer can be written, so none has changed.
-        if not torch.equal(tensor, copy):
-            raise
+    def _put_back(self, copy: torch.Tensor) -> None:
+        # A needless write would disturb a graph that holds a buffer. Comparing stalls a GPU.
+        compares = not isinstance(self.tensor, nn.Parameter) and copy.device.type == "cpu"
+        if compares and torch.equal(self.tensor, copy):
+            return
+        try:
+            self.tensor.copy_(copy)
+        except RuntimeError:
+            # No element of an expanded buffer can be written, so none has changed.
+            if not torch.equal(self.tensor, copy):
+                raise
 
 
 def _place(tensor: torch.Tensor) -> tuple[object, ...]:
@@ -237,7 +204,7 @@ class _Module:
         return f"{self.name}.{key}" if self.name else key
 
 
-def _refill(mapping: dict[str, T], items: dict[str, T]) -> None:
+def _refill(mapping: dict[str, Any], items: Mapping[str, Any]) -> None:
     """Make the mapping hold exactly the items, in order."""
     now = dict(mapping.items())
     if list(now) != list(items):
