@@ -180,8 +180,9 @@ class TestTimeFinetuner:
         self._autocast = autocast
         self._snapshot = ModelSnapshot(model, trained)
         self._prefix = Prefix()
-        selecting = (n_select, chosen, pool_size, context, self._context, self._merger.weigh)
-        self._selector = SupportSelector(store, embedder, tokenizer, self._tokenize, *selecting)
+        lengths = self._max_length, context, self._context
+        selecting = n_select, chosen, pool_size, *lengths, self._merger.weigh
+        self._selector = SupportSelector(store, embedder, tokenizer, *selecting)
 
     def __setattr__(self, name: str, value: object) -> None:
         if not name.startswith("_") and name in vars(self):
@@ -336,10 +337,6 @@ class TestTimeFinetuner:
             raise RuntimeError("TestTimeFinetuner: read_context needs an adapted model, got none")
         return self._with_context(report, support)
 
-    def _tokenize(self, text: str) -> list[int]:
-        encoding = self.tokenizer(text, truncation=True, max_length=self._max_length)
-        return list(encoding["input_ids"])
-
     def _advice(self, texts: list[list[int]]) -> str:
         limits = (self._max_length, self._autocast, self.order, self.n_select, self.context)
         return training_advice(texts, *limits)
@@ -376,7 +373,7 @@ class TestTimeFinetuner:
                 taken,
                 refreshes,
                 from_cache=from_cache,
-                seconds_finetune=perf_counter() - start + support.seconds.tokenize,
+                seconds_finetune=perf_counter() - start + support.seconds["tokenize"],
                 full_logits_passes=self._trainer.n_full_logits - before,
                 **self._reported,
             )

@@ -107,7 +107,7 @@ class AdaptationReport:
     ) -> "AdaptationReport":
         """A report with what the support and the clock say; ``share`` prompts share its time."""
         others |= {name: getattr(support, name) for name in _OF_SUPPORT}
-        others |= {f"seconds_{stage}": spent for stage, spent in vars(support.seconds).items()}
+        others |= {f"seconds_{stage}": spent for stage, spent in support.seconds.items()}
         others |= {f"seconds_{stage}": clock.seconds(stage) / share for stage in _STAGES}
         return cls(
             support_size=len(support.indices),
