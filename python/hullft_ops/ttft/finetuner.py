@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -373,7 +374,7 @@ class TestTimeFinetuner:
                 taken,
                 refreshes,
                 from_cache=from_cache,
-                seconds_finetune=perf_counter() - start + support.seconds["tokenize"],
+                seconds=perf_counter() - start,
                 full_logits_passes=self._trainer.n_full_logits - before,
                 **self._reported,
             )
@@ -383,4 +384,9 @@ class TestTimeFinetuner:
         clock = StageClock(self.model.device)
         with clock.of("prefill"):
             self._prefix.read(self.model, self.tokenizer, support.context_ids)
-        return report.with_context(support, clock.seconds("prefill"))
+        return replace(
+            report,
+            context_indices=support.context_indices,
+            prefix_ids=self._prefix.ids,
+            seconds_prefill=clock.seconds("prefill"),
+        )

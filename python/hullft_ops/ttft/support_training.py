@@ -156,7 +156,7 @@ class LoraSlots:
                 list(counts),
                 slot.refreshes,
                 share=len(slots),
-                seconds_finetune=seconds + slot.support.seconds["tokenize"],
+                seconds=seconds,
                 full_logits_passes=len(own) if self._loss.n_full_logits > before else 0,
                 **reported,
             )

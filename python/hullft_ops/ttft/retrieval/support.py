@@ -38,9 +38,8 @@ class Support:
         indices: positions in the datastore.
         weights: the convex weights; "knn" and "random" give equal ones.
         counts: optimizer steps for each text. The sum is n_select, or less if the method takes one
-            step per text and the pool has fewer texts. "hullft" rounds the weights so that the mean
-            over the steps stays near the prompt, which may leave a text without a step, even a
-            heavy one. With an n_select of 0 there are no texts.
+            step per text and the pool has fewer texts. "hullft" may leave a text without a step,
+            even a heavy one, to keep the mean over the steps near the prompt.
         residual: distance from the prompt's embedding to the weighted mean; its length without
             texts.
         gap: Frank-Wolfe gap over the pool.
