@@ -16,7 +16,6 @@ from hullft_ops.ttft import AdaptationReport, TestTimeFinetuner, adaptation
 from hullft_ops.ttft.model.loss import MeanLoss
 from hullft_ops.ttft.training import steps as steps_module
 from hullft_ops.ttft.training.steps import ORDERS, SCHEDULES, Budget, plan
-from hullft_ops.ttft.training.trainer import SupportTrainer
 
 PROMPT = "the cat sat on the red mat"
 Make = Callable[..., TestTimeFinetuner]
@@ -160,13 +159,13 @@ def test_with_time_enough_every_bit_is_as_without_a_budget(
 def test_learning_rates_follow_the_schedule_of_all_steps(
     gpt2: PreTrainedModel, make: Make, clock: Time, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finetuner, rates, rate = make(gpt2, schedule="linear"), [], SupportTrainer._rate
+    finetuner, rates, factor = make(gpt2, schedule="linear"), [], SCHEDULES["linear"]
 
-    def seen(self: SupportTrainer, step: int, steps: int) -> float:
-        rates.append(rate(self, step, steps))
+    def seen(step: int, steps: int) -> float:
+        rates.append(factor(step, steps))
         return rates[-1]
 
-    monkeypatch.setattr(SupportTrainer, "_rate", seen)
+    monkeypatch.setitem(SCHEDULES, "linear", seen)
     clock.adapt(finetuner, math.inf)
     of_all = rates.copy()
     rates.clear()
