@@ -109,14 +109,8 @@ class AdaptationCache:
         adapters = {n: c.to_dict() for n, c in getattr(model, "peft_config", {}).items()}
         versions = [hullft_ops.__version__, torch.__version__, transformers.__version__]
         attention = getattr(model.config, "_attn_implementation", None)
-        about = [
-            weights_digest(model.state_dict()),
-            type(model).__name__,
-            config,
-            attention,
-            adapters,
-        ]
-        about += [model.device.type, list(self._named), self.settings, versions]
+        about = [weights_digest(model.state_dict()), type(model).__name__, config, attention]
+        about += [adapters, model.device.type, list(self._named), self.settings, versions]
         return json.dumps(about, sort_keys=True, default=_plain)
 
     def _read(self, entry: Path) -> list[float] | None:

@@ -101,7 +101,12 @@ class Retriever:
             raise ValueError(f"{_OP}: lambda_ is {lambda_}, llambda, its other name, is {llambda}")
         name, noise = ("lambda_", lambda_) if llambda is None else ("llambda", llambda)
         _checks.check_noise(_OP, noise, name)
-        alpha, only_faiss, device = _arranged(alpha, only_faiss, device)
+        # activeft 0.1.1 has no alpha, so only_faiss and device come earlier.
+        if isinstance(alpha, bool) and only_faiss is not True:
+            place: Any = only_faiss
+            alpha, only_faiss, device = None, alpha, place or device
+        if not isinstance(only_faiss, bool | np.bool_):
+            raise TypeError(f"{_OP}: only_faiss must be a bool, got {type(only_faiss).__name__}")
         if alpha is not None:
             _checks.check_noise(_OP, alpha, name="alpha")
             if method != "sift":
@@ -114,7 +119,7 @@ class Retriever:
         self.index = index
         self.also_query_opposite = also_query_opposite
         self.alpha = alpha
-        self.only_faiss = only_faiss
+        self.only_faiss = bool(only_faiss)
         self.device = _device(device)
         self._noise = noise
         self._method = method
@@ -249,17 +254,6 @@ def _columns(columns: np.ndarray, *arrays: np.ndarray) -> Iterator[np.ndarray]:
     """These columns [n, k] of each array [n, m] or [n, m, d]."""
     for array in arrays:
         yield np.take_along_axis(array, columns if array.ndim == 2 else columns[..., None], axis=1)
-
-
-def _arranged(
-    alpha: float | None, only_faiss: Any, device: Any
-) -> tuple[float | None, bool, torch.device | str | None]:
-    """Sort out calls for activeft 0.1.1. It has no alpha, so only_faiss and device come earlier."""
-    if isinstance(alpha, bool) and only_faiss is not True:
-        alpha, only_faiss, device = None, alpha, only_faiss or device
-    if not isinstance(only_faiss, bool | np.bool_):
-        raise TypeError(f"{_OP}: only_faiss must be a bool, got {type(only_faiss).__name__}")
-    return alpha, bool(only_faiss), device
 
 
 def _stopped(alpha: float, values: np.ndarray, *columns: np.ndarray) -> Iterator[np.ndarray]:
