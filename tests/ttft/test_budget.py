@@ -159,19 +159,20 @@ def test_with_time_enough_every_bit_is_as_without_a_budget(
 def test_learning_rates_follow_the_schedule_of_all_steps(
     gpt2: PreTrainedModel, make: Make, clock: Time, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finetuner, rates, factor = make(gpt2, schedule="linear"), [], SCHEDULES["linear"]
+    finetuner, step = make(gpt2, schedule="linear"), hullft_ops.ReplayAdam.step
+    rates: dict[float, None] = {}
 
-    def seen(step: int, steps: int) -> float:
-        rates.append(factor(step, steps))
-        return rates[-1]
+    def seen(self: hullft_ops.ReplayAdam, **options: object) -> None:
+        rates.setdefault(self.param_groups[0]["lr"])
+        step(self, **options)
 
-    monkeypatch.setitem(SCHEDULES, "linear", seen)
+    monkeypatch.setattr(hullft_ops.ReplayAdam, "step", seen)
     clock.adapt(finetuner, math.inf)
-    of_all = rates.copy()
+    of_all = list(rates)
     rates.clear()
     report, _, _ = clock.adapt(finetuner, 3.5)
-    assert 0 < report.optimizer_steps < 12
-    assert rates == of_all[: report.optimizer_steps]
+    assert 0 < report.optimizer_steps < len(of_all) == 12
+    assert list(rates) == of_all[: report.optimizer_steps]
 
 
 @pytest.mark.parametrize("order", ORDERS)

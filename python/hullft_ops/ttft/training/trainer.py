@@ -100,13 +100,11 @@ class SupportTrainer:
     ) -> Iterator[tuple[int, int]]:
         """Take the steps of `train`. It yields each text to read and the number of steps so far;
         the gradients of the text's mean loss must be in ``.grad`` before it goes on."""
-        done, steps = 0, sum(counts)
         cache = hullft_ops.GradientCache(self.trained)
-        for sweep in plan(counts, refreshes, self.order):
+        for sweep, done, runs in self._sweeps(counts, refreshes):
             if sweep.fresh:
                 yield sweep.example, done
-            self._take(sweep, cache, self._runs(done, sweep.repeats, steps), clock)
-            done += sweep.repeats
+            self._take(sweep, cache, runs, clock)
             self._optimizer.zero_grad(set_to_none=True)
 
     def train(
@@ -128,7 +126,6 @@ class SupportTrainer:
         # Even without a step, the state of the optimizer would be allocated.
         if not texts:
             return [], []
-        sweeps = list(plan(counts, refreshes, self.order))
         # Allocated before any memory that is freed again: the moments stay, and in the gap that
         # such memory leaves they would block the next allocation of its size.
         self._check_moments()
@@ -143,7 +140,7 @@ class SupportTrainer:
         budget = None if deadline is None else Budget(deadline, {p.device for p in self.trained})
         on_step = self.on_step or (lambda steps: None)
         passes: list[tuple[int, int]] = []
-        taken, done, steps, device = [0] * len(texts), 0, sum(counts), self.model.device
+        taken, steps, device = [0] * len(texts), sum(counts), self.model.device
         # The caller may be in a mode that records no gradients, as in generation.
         with (
             inference_tensors_explained(self.model),
@@ -154,14 +151,13 @@ class SupportTrainer:
         ):
             # One tensor for all losses, allocated first. A loss left where its pass put it would
             # split the memory that the next pass needs for larger activations.
-            fresh = sum(sweep.fresh for sweep in sweeps)
+            fresh = sum(sweep.fresh for sweep in plan(counts, refreshes, self.order))
             losses = torch.empty(fresh, dtype=torch.float64, device=device)
             tokens = on_device(self._padded(texts), device)
             on_step(0)
-            for sweep in sweeps:
+            for sweep, done, runs in self._sweeps(counts, refreshes):
                 if budget and not budget.allows(len(texts[sweep.example]), fresh=sweep.fresh):
                     break
-                runs = self._runs(done, sweep.repeats, steps)
                 if sweep.fresh:
                     text = tokens[sweep.example]
                     passes.append((indices[sweep.example], done))
@@ -183,8 +179,7 @@ class SupportTrainer:
                 # A caller's autocast would keep using its copies of the old weights.
                 torch.clear_autocast_cache()
                 taken[sweep.example] += sweep.repeats
-                done += sweep.repeats
-                on_step(done)
+                on_step(done + sweep.repeats)
         # Read all losses together at the end. Reading each one would stall a GPU every time, and
         # reading none would leave the GPU's work out of the time.
         values: list[float] = losses[: len(passes)].tolist()
@@ -261,12 +256,17 @@ class SupportTrainer:
                 cache.accumulate(sweep.example, beta=0)
             self._step(self._optimizer.step, runs)
 
-    def _runs(self, done: int, repeats: int, steps: int) -> Runs:
-        """The rates of the next ``repeats`` of all steps."""
-        factor = SCHEDULES[self.schedule]
-        rates = (self.lr * factor(step, steps) for step in range(done, done + repeats))
-        # Steps of different rates cannot share a sweep over memory.
-        return [(rate, len(list(equal))) for rate, equal in groupby(rates)]
+    def _sweeps(
+        self, counts: Sequence[int], refreshes: Sequence[int]
+    ) -> Iterator[tuple[Sweep, int, Runs]]:
+        """Each sweep, the number of steps before it, and the rates of its own."""
+        done, steps, factor = 0, sum(counts), SCHEDULES[self.schedule]
+        for sweep in plan(counts, refreshes, self.order):
+            end = done + sweep.repeats
+            rates = (self.lr * factor(step, steps) for step in range(done, end))
+            # Steps of different rates cannot share a sweep over memory.
+            yield sweep, done, [(rate, len(list(equal))) for rate, equal in groupby(rates)]
+            done = end
 
     def _step(self, step: Callable[..., None], runs: Runs) -> None:
         for rate, repeats in runs:
