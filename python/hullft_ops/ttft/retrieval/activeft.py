@@ -61,7 +61,8 @@ class Retriever:
         method: str = "sift",
         llambda: float | None = None,
     ) -> None:
-        """
+        """Raises TypeError or ValueError if an argument is not supported or does not fit the index.
+
         Args:
             index: a FAISS index that can reconstruct its vectors.
             acquisition_function, fast: must be None and False.
@@ -72,15 +73,10 @@ class Retriever:
                 1 / (alpha * i). None keeps all. A bool here is ``only_faiss``, and ``device`` comes
                 after it, as in activeft 0.1.1.
             only_faiss: return the nearest, select nothing.
-            device: where to select. None takes the current CUDA device if there is one and this
-                build has kernels, else the CPU. It warns and takes the CPU if the kernels cannot
-                run there.
+            device: where to select. None takes the current CUDA device if this build's kernels run
+                there, else the CPU, and warns if the device is unusable.
             method: "sift", or "hullft" for :func:`hullft_ops.fw_select` (pairwise).
             llambda: activeft 0.1.1's name for ``lambda_``.
-
-        Raises:
-            TypeError, ValueError: an argument is not supported, or does not fit the index.
-            ImportError: faiss is not installed.
         """
         with needed_by(_OP):
             import faiss
@@ -163,9 +159,8 @@ class Retriever:
 
         Returns:
             Values float32 [n, N], indices int64 [n, N], embeddings float32 [n, N, d] and the time.
-            SIFT's values are minus the remaining variance after each pick. HullFT's values are the
-            convex weights. Without a selection they are FAISS's scores. With ``alpha`` each is an
-            object array [n] of such arrays, which may be shorter than N.
+            Values are minus the variance after each of SIFT's picks, HullFT's convex weights, or
+            FAISS's scores. With ``alpha`` each is an object array [n] of arrays of up to N.
 
         ValueError if shapes or numbers do not fit the index, a value is NaN or infinity, or the
         index finds nothing for a query.
