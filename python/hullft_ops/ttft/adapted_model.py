@@ -49,12 +49,7 @@ class AdaptedModel:
     context: int
 
     def save_adapter(
-        self,
-        path: Path,
-        rank: int | None,
-        base_model: str | None,
-        text: str | None,
-        overwrite: bool,
+        self, path: Path, rank: int | None, base_name: str | None, text: str | None, overwrite: bool
     ) -> SavedAdapter:
         """See `AdaptationReport.save_adapter`."""
         adapter = _active_adapter(self.model)
@@ -67,11 +62,11 @@ class AdaptedModel:
             scores = {} if text is None else {"adapted": self._score(text)}
             share, left_out, fitted = 1.0, list[str](), list[Factors | None]()
             if rank is None:
-                self._write_trained(folder, str(adapter), base_model)
+                self._write_trained(folder, str(adapter), base_name)
             else:
                 rank = check_integer("save_adapter", "rank", rank, 1)
-                named = base_model or self.model.name_or_path
-                share, left_out, fitted = self._write_lora(folder, rank, named)
+                base_name = base_name or self.model.name_or_path
+                share, left_out, fitted = self._write_lora(folder, rank, base_name)
             if text is not None:
                 before = self.snapshot.saved
                 scores["before"] = self._score_with(before, text)
@@ -99,7 +94,7 @@ class AdaptedModel:
             self.tokenizer("", truncation=False)
             self.tokenizer.save_pretrained(folder)
 
-    def _write_trained(self, folder: Path, adapter: str, base_model: str | None) -> None:
+    def _write_trained(self, folder: Path, adapter: str, base_name: str | None) -> None:
         from peft import get_peft_model_state_dict
 
         weights = get_peft_model_state_dict(
@@ -119,11 +114,11 @@ class AdaptedModel:
                 f"save_adapter: all trained parameters must be of the adapter {adapter!r}, got "
                 f"{len(outside)} others, for example {outside[0]}"
             )
-        config |= {"base_model_name_or_path": base_model or config["base_model_name_or_path"]}
+        config |= {"base_model_name_or_path": base_name or config["base_model_name_or_path"]}
         _write(folder, config, weights)
 
     def _write_lora(
-        self, folder: Path, rank: int, base_model: str | None
+        self, folder: Path, rank: int, base_name: str | None
     ) -> tuple[float, list[str], list[Factors | None]]:
         """The share that it keeps, what it leaves out, and the factors of each parameter."""
         layers = _layers(self.model, self.trained)
@@ -156,7 +151,7 @@ class AdaptedModel:
             "bias": "none",
             "target_modules": sorted(name for name, _ in layers.values()),
             "fan_in_fan_out": any(is_transposed for _, is_transposed in layers.values()),
-            "base_model_name_or_path": base_model,
+            "base_model_name_or_path": base_name,
         }
         _write(folder, config, weights)
         return 1 - lost / total if total else 1.0, left_out, fitted
