@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -83,7 +84,7 @@ class SupportSelector:
     max_length: int
     context: int
     window: int
-    weigh: Callable[[torch.Tensor], list[tuple[list[int], list[float]]]]
+    weigh: Callable[[Tensor], list[tuple[list[int], list[float]]]]
 
     def __post_init__(self) -> None:
         # Each text in the context takes a token or more.
@@ -135,18 +136,14 @@ class SupportSelector:
             support = self._tokenized(chosen[i], candidates[i], queries[i], own, whose)
             with own.of("tokenize"):
                 before, ids = self._texts_before(prompt, nearest[i].tolist())
-            seconds = {
-                stage: shared.seconds(stage) / len(prompts) + own.seconds(stage)
-                for stage in _STAGES
-            }
-            found = replace(support, seconds=seconds, context_indices=before, context_ids=ids)
             merged, weights = experts[i]
-            supports.append(replace(found, expert_indices=merged, expert_weights=weights))
+            found = replace(support, expert_indices=merged, expert_weights=weights)
+            spent = {s: shared.seconds(s) / len(prompts) + own.seconds(s) for s in _STAGES}
+            found = replace(found, context_indices=before, context_ids=ids, seconds=spent)
+            supports.append(found)
         return supports
 
-    def _texts_before(
-        self, prompt: str, nearest: Sequence[int]
-    ) -> tuple[list[int], list[list[int]]]:
+    def _texts_before(self, prompt: str, nearest: list[int]) -> tuple[list[int], list[list[int]]]:
         """Positions and tokens of the nearest texts that fit before the prompt, nearest last."""
         if not self.context:
             return [], []
@@ -154,15 +151,10 @@ class SupportSelector:
         room = prefix_room(self.window, len(tokens), opening)
         # Lazy: a text beyond the last that fits is not read.
         texts = fitting(map(self._tokens_before, nearest[: self.context]), room)
-        return list(nearest[: len(texts)])[::-1], texts[::-1]
+        return nearest[: len(texts)][::-1], texts[::-1]
 
     def _tokenized(
-        self,
-        support: Support,
-        candidates: torch.Tensor,
-        query: torch.Tensor,
-        clock: StageClock,
-        whose: str,
+        self, support: Support, candidates: Tensor, query: Tensor, clock: StageClock, whose: str
     ) -> Support:
         """The support with its tokens, chosen again without texts that are too short."""
         while True:
@@ -187,9 +179,7 @@ class SupportSelector:
             )
         return replace(support, input_ids=input_ids)
 
-    def _choose(
-        self, candidates: torch.Tensor, queries: torch.Tensor, whose: str = ""
-    ) -> list[Support]:
+    def _choose(self, candidates: Tensor, queries: Tensor, whose: str = "") -> list[Support]:
         """A support for each row, still without tokens. ``whose`` names the pool in an error."""
         if not self.n_select:
             return [Support([], [], [], float(query.norm()), 0.0) for query in queries]

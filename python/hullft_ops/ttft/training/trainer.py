@@ -9,12 +9,12 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-import hullft_ops
+from hullft_ops import GradientCache, ReplayAdam
 from hullft_ops._checks import check_member
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.model.attention import can_pad, on_device, padded, padded_length
@@ -40,7 +40,7 @@ from hullft_ops.ttft.training.steps import (
 )
 
 # Consecutive steps of one rate, and how many they are.
-Runs = list[tuple[float | torch.Tensor, int]]
+Runs = list[tuple[float | Tensor, int]]
 
 
 @dataclass(eq=False, repr=False)
@@ -69,12 +69,12 @@ class SupportTrainer:
             kind = "a function of the number of steps"
             check_member("TestTimeFinetuner", "on_step", self.on_step, "__call__", kind)
         self.max_grad_norm = check_limit("max_grad_norm", self.max_grad_norm)
-        self._optimizer = hullft_ops.ReplayAdam(self.trained, lr=self.lr)
+        self._optimizer = ReplayAdam(self.trained, lr=self.lr)
         self._loss = MeanLoss(self.model)
         # How many passes so far needed the full logits of a text.
         self.n_full_logits = 0
         # Of the runs in a pass. A graph reads them where they are.
-        self._rates: list[torch.Tensor] = []
+        self._rates: list[Tensor] = []
 
     @cached_property
     def pass_graphs(self) -> PassGraphs | None:
@@ -100,7 +100,7 @@ class SupportTrainer:
     ) -> Iterator[tuple[int, int]]:
         """Take the steps of `train`. It yields each text to read and the number of steps so far;
         the gradients of the text's mean loss must be in ``.grad`` before it goes on."""
-        cache = hullft_ops.GradientCache(self.trained)
+        cache = GradientCache(self.trained)
         for sweep, done, runs in self._sweeps(counts, refreshes):
             if sweep.fresh:
                 yield sweep.example, done
@@ -136,7 +136,7 @@ class SupportTrainer:
         if graphs and not graphs.can_serve(self._optimizer):
             graphs = None
         # Its gradients take room, so they exist only for this support.
-        cache = hullft_ops.GradientCache(self.trained)
+        cache = GradientCache(self.trained)
         budget = None if deadline is None else Budget(deadline, {p.device for p in self.trained})
         on_step = self.on_step or (lambda steps: None)
         passes: list[tuple[int, int]] = []
@@ -210,17 +210,11 @@ class SupportTrainer:
         return [padded(text, padded_length(len(text), context)) for text in texts]
 
     def _pass(
-        self,
-        tokens: torch.Tensor,
-        clock: StageClock,
-        *,
-        sweep: Sweep,
-        cache: hullft_ops.GradientCache,
-        runs: Runs,
-    ) -> torch.Tensor:
+        self, tokens: Tensor, clock: StageClock, *, sweep: Sweep, cache: GradientCache, runs: Runs
+    ) -> Tensor:
         """The loss of a text, after the steps with its gradient. Leaves no gradients."""
 
-        def take(gradients: dict[torch.Tensor, torch.Tensor]) -> None:
+        def take(gradients: dict[Tensor, Tensor]) -> None:
             with clock.of("step"):
                 self._step(partial(self._optimizer.step, grads=gradients), runs)
 
@@ -240,9 +234,7 @@ class SupportTrainer:
         self._optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 
-    def _take(
-        self, sweep: Sweep, cache: hullft_ops.GradientCache, runs: Runs, clock: StageClock
-    ) -> None:
+    def _take(self, sweep: Sweep, cache: GradientCache, runs: Runs, clock: StageClock) -> None:
         """Take the steps of a sweep, with the gradients in ``.grad`` if it is fresh."""
         with clock.of("step"):
             if not sweep.fresh:
@@ -285,7 +277,7 @@ def autocasting(device: torch.device, dtype: torch.dtype | None) -> AbstractCont
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
-def checked_to_train(loss: torch.Tensor) -> torch.Tensor:
+def checked_to_train(loss: Tensor) -> Tensor:
     if not loss.requires_grad:
         raise RuntimeError(
             "TestTimeFinetuner: the loss depends on no parameter that is trained: is an adapter "
