@@ -146,7 +146,7 @@ class AdaptationReport:
         of its weight, by singular value decomposition. Texts in the context are not part of it.
 
         Args:
-            path: the folder. It appears whole.
+            path: the folder, which appears whole.
             rank: rank of the LoRA after full finetuning; None for trained adapters.
             base_model: the base model's name for the configuration, as vLLM serves it; None for the
                 name that the model was loaded by.

@@ -113,10 +113,7 @@ class LoraSlots:
     """
 
     def __init__(
-        self,
-        model: "PreTrainedModel",
-        trained: Sequence[nn.Parameter],
-        settings: Mapping[str, Any],
+        self, model: "PreTrainedModel", trained: Sequence[nn.Parameter], settings: Mapping[str, Any]
     ) -> None:
         begun = {id(p): nn.Parameter(p.detach().clone(), requires_grad=False) for p in trained}
         shared: dict[int, Any] = {id(p): p for p in model.parameters()}

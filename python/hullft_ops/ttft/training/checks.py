@@ -52,16 +52,12 @@ def checked_trained(model: "PreTrainedModel") -> list[nn.Parameter]:
 
 def check_same_trained(model: nn.Module, trained: Sequence[nn.Parameter]) -> None:
     wanted = trainable_parameters(model)
-    if not same(wanted, trained):
+    if [*map(id, wanted)] != [*map(id, trained)]:
         raise RuntimeError(
             "TestTimeFinetuner: the model has other parameters with requires_grad than when "
             f"this finetuner was made, {len(wanted)} now and {len(trained)} then: make a "
             "new finetuner"
         )
-
-
-def same(some: Sequence[object], others: Sequence[object]) -> bool:
-    return [id(one) for one in some] == [id(other) for other in others]
 
 
 @contextmanager

@@ -23,21 +23,9 @@ from hullft_ops.ttft.model.head_loss import unscaled
 from hullft_ops.ttft.model.loss import MeanLoss, backward_in_parts
 from hullft_ops.ttft.model.onednn import wide_products
 from hullft_ops.ttft.model.patches import eval_mode, fused_activations
-from hullft_ops.ttft.training.checks import (
-    check_choice,
-    check_limit,
-    inference_tensors_explained,
-    same,
-)
+from hullft_ops.ttft.training.checks import check_choice, check_limit, inference_tensors_explained
 from hullft_ops.ttft.training.graphs import PassGraphs
-from hullft_ops.ttft.training.steps import (
-    ORDERS,
-    SCHEDULES,
-    Budget,
-    StageClock,
-    Sweep,
-    plan,
-)
+from hullft_ops.ttft.training.steps import ORDERS, SCHEDULES, Budget, StageClock, Sweep, plan
 
 # Consecutive steps of one rate, and how many they are.
 Runs = list[tuple[float | Tensor, int]]
@@ -88,7 +76,7 @@ class SupportTrainer:
 
     def share_buffers_with(self, other: "SupportTrainer") -> None:
         """Use the optimizer state of another trainer of these parameters. One trains at a time."""
-        if not same(self.trained, other.trained):
+        if [*map(id, self.trained)] != [*map(id, other.trained)]:
             raise ValueError(
                 "TestTimeFinetuner: only finetuners of the same parameters can share memory, got "
                 f"{len(self.trained)} and {len(other.trained)}"
