@@ -169,7 +169,7 @@ class TestTimeFinetuner:
             model, trained, store, experts, n_experts, expert_scale, expert_temperature
         )
         merged = {"experts": None if experts is None else (experts.digest, expert_scale)}
-        self._cache = AdaptationCache(cache_dir, cache_bytes, model, trained, settings | merged)
+        self._cache = AdaptationCache(cache_dir, cache_bytes, model, settings | merged)
         self._trained = trained
         self._snapshot = ModelSnapshot(model, trained)
         self._prefix = Prefix()
@@ -341,7 +341,7 @@ class TestTimeFinetuner:
             raise ValueError("TestTimeFinetuner: n_select must be above 0 for this support, got 0")
         with out_of_memory_explained(self._advice(support.input_ids)):
             refreshes = refreshes_of(self.refresh, support.counts)
-            key = self._cache.key(support, refreshes)
+            entry = self._cache.entry(support, refreshes)
             additions = self._merger.read(support.expert_indices, support.expert_weights, clock)
             if support.indices or additions:
                 with clock.of("save"):
@@ -350,7 +350,7 @@ class TestTimeFinetuner:
             start, before = perf_counter(), self._trainer.n_full_logits
             texts = support.input_ids, support.indices, support.counts
             train = partial(self._trainer.train, *texts, refreshes, clock, deadline)
-            losses, taken, from_cache = self._cache.train(key, support.counts, train)
+            losses, taken, from_cache = self._cache.train(entry, support.counts, train)
             report = AdaptationReport.of(
                 support,
                 clock,

@@ -223,17 +223,16 @@ class Retriever:
         pool, query, sizes = (
             torch.from_numpy(array).to(self.device) for array in (rows, targets, counts)
         )
-        found: hullft_ops.SiftSelection | hullft_ops.Selection
         if self._method == "sift":
-            found = hullft_ops.sift_select(
+            sift = hullft_ops.sift_select(
                 pool, query, n_select, noise=self._noise, pool_sizes=sizes
             )
-            values, picks = -found.variance, found.picks
+            values, picks = -sift.variance, sift.picks
         else:
-            found = hullft_ops.fw_select(
+            hull = hullft_ops.fw_select(
                 pool, query[:, 0], n_select, variant="pairwise", pool_sizes=sizes
             )
-            values, picks = repeated(found.weights, found.counts), found.multiset()
+            values, picks = repeated(hull.weights, hull.counts), hull.multiset()
         columns: np.ndarray = picks.cpu().numpy()
         # By -1, CUDA marks bad vectors.
         failed = (columns < 0).any(axis=1)
