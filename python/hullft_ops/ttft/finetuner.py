@@ -302,8 +302,7 @@ class TestTimeFinetuner:
     def continuation(self, prompt: str, **generate_kwargs: Any) -> str:
         """What the model, as it is now, writes after ``prompt``; arguments as in `generate`.
 
-        While adapted, it reads the texts in its context first, as many of the nearest as leave room
-        for prompt and new tokens.
+        The texts in its context come first, as many of the nearest as leave room for the rest.
         """
         generate_kwargs |= {"context": self._context, "prefix": self._prefix}
         return continuation(self.model, self.tokenizer, prompt, **generate_kwargs)

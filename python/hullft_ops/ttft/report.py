@@ -166,8 +166,7 @@ class AdaptationReport:
     def save_pretrained(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the adapted model and its tokenizer as a folder for ``from_pretrained``.
 
-        Arguments and errors are those of `save_adapter`; a model whose adapters are trained is a
-        ValueError.
+        Arguments and errors as in `save_adapter`; ValueError if the model's adapters are trained.
         """
         self._alive("save_pretrained").save_pretrained(Path(path), overwrite)
 

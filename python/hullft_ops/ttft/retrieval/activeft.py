@@ -1,11 +1,7 @@
 """SIFT over a FAISS index, with the signature of ``activeft.sift.Retriever``.
 
-A user of activeft switches by one import::
-
-    from hullft_ops.ttft import Retriever  # instead of: from activeft.sift import Retriever
-
 The signature is that of activeft's repository. Calls for activeft 0.1.1 on PyPI keep their meaning.
-The guide "A library that selects" lists the deliberate differences.
+The guide "Select from tensors" lists the deliberate differences.
 """
 
 import warnings

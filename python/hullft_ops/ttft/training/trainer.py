@@ -106,9 +106,8 @@ class SupportTrainer:
     ) -> tuple[list[float], list[int]]:
         """Take ``counts[i]`` steps on the tokens ``texts[i]``, ``refreshes[i]`` with each gradient.
 
-        An error names a text by ``indices``. The clock counts the stages "forward", "backward" and
-        "step". ``deadline`` is that of a `Budget`; learning rates fall as if there were none.
-        Returns the loss of every pass, and the number of steps that each text got.
+        An error names a text by ``indices``. ``deadline`` is that of a `Budget`; learning rates
+        fall as if there were none. Returns the loss of every pass, and the steps on each text.
         NonFiniteLossError if a loss is not finite.
         """
         # Even without a step, the state of the optimizer would be allocated.
