@@ -172,10 +172,9 @@ class AdaptationReport:
 
     def _alive(self, function: str) -> "AdaptedModel":
         if self._adapted is None:
+            why = "the model is restored, call it in the with block, on the report from there"
             if not (self.n_select or self.expert_indices):
                 why = "nothing was trained or merged, n_select is 0"
-            else:
-                why = "the model is restored, call it in the with block, on the report from there"
             raise RuntimeError(f"{function}: {why}")
         return self._adapted
 

@@ -129,7 +129,6 @@ class LoraSlots:
     ) -> Iterator[TrainedAdapter]:
         """Take a `SupportTrainer`'s steps on the supports of the prompts from ``first`` on."""
         clock, start = StageClock(self._model.device), perf_counter()
-        before = self._loss.n_full_logits
         with torch.enable_grad(), fast_forwards(self._model):
             slots = [self._slot(support, clock, reported) for support in supports]
             while waiting := [slot for slot in slots if slot.text]:
@@ -148,7 +147,7 @@ class LoraSlots:
                 slot.refreshes,
                 share=len(slots),
                 seconds=seconds,
-                full_logits_passes=len(own) if self._loss.n_full_logits > before else 0,
+                full_logits_passes=len(own) if self._loss.is_full else 0,
                 **reported,
             )
             yield TrainedAdapter(slot.support, report, [p.detach() for p in slot.parameters])
