@@ -79,7 +79,7 @@ class _Prompt:
 
     @property
     def captured(self) -> int:
-        graphs = self.trainer.graphs
+        graphs = self.trainer.pass_graphs
         return 0 if graphs is None else graphs.count
 
     def end(self) -> list[torch.Tensor]:

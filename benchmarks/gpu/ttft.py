@@ -28,7 +28,6 @@ from benchmarks.recorder import Recorder
 from benchmarks.timing import Comparison, Pace
 from hullft_ops.ttft import Support
 from hullft_ops.ttft.model.snapshot import ModelSnapshot
-from hullft_ops.ttft.retrieval.support import Seconds
 from hullft_ops.ttft.training.checks import trainable_parameters
 from hullft_ops.ttft.training.steps import StageClock
 from hullft_ops.ttft.training.trainer import SupportTrainer
@@ -127,7 +126,7 @@ def random_support(case: Case, vocabulary: int) -> Support:
     lengths = torch.randint(low, high + 1, (len(counts),), generator=generator).tolist()
     texts = [torch.randint(vocabulary, (n,), generator=generator).tolist() for n in lengths]
     weights = [count / case.n_select for count in counts]
-    return Support(list(range(len(counts))), weights, counts, 0.0, 0.0, texts, Seconds())
+    return Support(list(range(len(counts))), weights, counts, 0.0, 0.0, texts)
 
 
 def _restore(parameters: list[nn.Parameter], base: list[torch.Tensor]) -> None:

@@ -16,7 +16,6 @@ from hullft_ops.ttft import AdaptationReport, TestTimeFinetuner, adaptation
 from hullft_ops.ttft.model.loss import MeanLoss
 from hullft_ops.ttft.training import steps as steps_module
 from hullft_ops.ttft.training.steps import ORDERS, SCHEDULES, Budget, plan
-from hullft_ops.ttft.training.trainer import SupportTrainer
 
 PROMPT = "the cat sat on the red mat"
 Make = Callable[..., TestTimeFinetuner]
@@ -160,19 +159,20 @@ def test_with_time_enough_every_bit_is_as_without_a_budget(
 def test_learning_rates_follow_the_schedule_of_all_steps(
     gpt2: PreTrainedModel, make: Make, clock: Time, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finetuner, rates, rate = make(gpt2, schedule="linear"), [], SupportTrainer._rate
+    finetuner, step = make(gpt2, schedule="linear"), hullft_ops.ReplayAdam.step
+    rates: dict[float, None] = {}
 
-    def seen(self: SupportTrainer, step: int, steps: int) -> float:
-        rates.append(rate(self, step, steps))
-        return rates[-1]
+    def seen(self: hullft_ops.ReplayAdam, **options: object) -> None:
+        rates.setdefault(self.param_groups[0]["lr"])
+        step(self, **options)
 
-    monkeypatch.setattr(SupportTrainer, "_rate", seen)
+    monkeypatch.setattr(hullft_ops.ReplayAdam, "step", seen)
     clock.adapt(finetuner, math.inf)
-    of_all = rates.copy()
+    of_all = list(rates)
     rates.clear()
     report, _, _ = clock.adapt(finetuner, 3.5)
-    assert 0 < report.optimizer_steps < 12
-    assert rates == of_all[: report.optimizer_steps]
+    assert 0 < report.optimizer_steps < len(of_all) == 12
+    assert list(rates) == of_all[: report.optimizer_steps]
 
 
 @pytest.mark.parametrize("order", ORDERS)

@@ -188,6 +188,16 @@ def test_a_fault_while_adapting_leaves_the_model_as_it_was(gpt2, make, monkeypat
             assert report.optimizer_steps == 5
 
 
+def test_state_of_the_optimizer_that_found_no_memory_is_made_next_time(gpt2, make, monkeypatch):
+    finetuner = make(gpt2, n_select=2)
+    with unchanged(gpt2), monkeypatch.context() as patch:
+        patch.setattr(torch, "zeros_like", OnCall(no_memory(), 5).around(torch.zeros_like))
+        with raises("allocator"), finetuner.adapted(PROMPT):
+            pytest.fail("the body must not run")
+    with unchanged(gpt2), finetuner.adapted(PROMPT) as report:
+        assert report.optimizer_steps == 2
+
+
 @pytest.mark.parametrize("of", KINDS)
 def test_a_fault_in_the_body_leaves_the_model_as_it_was(gpt2, make, of):
     model = KINDS[of](gpt2)

@@ -22,7 +22,6 @@ from hullft_ops.ttft import (
 )
 from hullft_ops.ttft import finetuner as finetuner_module
 from hullft_ops.ttft.model.loss import MeanLoss
-from hullft_ops.ttft.retrieval import support as support_module
 from hullft_ops.ttft.training import steps as steps_module
 
 CONTEXT = 32
@@ -211,7 +210,7 @@ def test_every_stage_counts_where_it_belongs(gpt2, make, embedder, store, monkey
     """Time stands still but in one function after the other."""
     finetuner = make(gpt2)
     now = 0.0
-    for module in (adaptation, finetuner_module, steps_module, support_module):
+    for module in (adaptation, finetuner_module, steps_module):
         monkeypatch.setattr(module, "perf_counter", lambda: now)
 
     def seconds(owner, name):
@@ -254,7 +253,7 @@ def test_a_text_is_tokenized_once(gpt2, make, monkeypatch):
         time.sleep(0.02)
         return tokenizer(text, **kwargs)
 
-    monkeypatch.setitem(vars(finetuner), "tokenizer", slow)
+    monkeypatch.setattr(finetuner._selector, "tokenizer", slow)
     with finetuner.adapted(PROMPT) as report:
         pass
     assert len(seen) == len(set(seen)) == report.support_size

@@ -22,12 +22,9 @@ _Handler = Callable[[int, FrameType | None], Any]
 class Adaptation(AbstractContextManager[AdaptationReport]):
     """Claims a model, saves it and changes it. On exit, whatever the exit, restores it.
 
-    It holds signals back while it saves and restores the model. If one comes at the call of
-    `__exit__`, before that can hold any, `__del__` restores the model.
-
-    ``adapt`` gets a function to call before the first change, and the deadline on `perf_counter`,
-    so many ``seconds`` after the block is entered. ``forget`` drops what belongs to the adapted
-    model.
+    Signals wait while it saves and restores. If one comes at the call of `__exit__`, before that
+    can hold any, `__del__` restores the model. ``adapt`` gets a function to call before the first
+    change, and the deadline on `perf_counter`. ``forget`` drops what belongs to the adapted model.
     """
 
     claim: Claim

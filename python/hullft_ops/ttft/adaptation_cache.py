@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,7 +36,7 @@ _ABOUT = "hullft_ops"
 
 @dataclass(eq=False)
 class AdaptationCache:
-    """Keeps the ``trained`` parameters of the supports that were used last; none without a folder.
+    """Keeps the trained parameters of the supports that were used last; none without a folder.
 
     ``limit`` is the size of all entries in bytes. A file that is being written comes on top.
     """
@@ -45,16 +44,14 @@ class AdaptationCache:
     folder: str | Path | None
     limit: int
     model: "PreTrainedModel"
-    trained: Sequence[nn.Parameter]
     settings: Mapping[str, Any]
 
     def __post_init__(self) -> None:
         check_integer("TestTimeFinetuner", "cache_bytes", self.limit, 0, 1 << 63)
-        own = set(map(id, self.trained))
-        self._named = {name: p for name, p in self.model.named_parameters() if id(p) in own}
+        self._named = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         if self.folder is None:
             return
-        size = sum(p.nbytes for p in self.trained)
+        size = sum(p.nbytes for p in self._named.values())
         if size > self.limit:
             raise ValueError(
                 f"TestTimeFinetuner: cache_bytes must be at least {size}, the bytes of the trained "
@@ -62,8 +59,8 @@ class AdaptationCache:
             )
         Path(self.folder).mkdir(parents=True, exist_ok=True)
 
-    def key(self, support: "Support", refreshes: Sequence[int]) -> str | None:
-        """The name of an entry; None if nothing is kept. Call it before the model changes."""
+    def entry(self, support: "Support", refreshes: Sequence[int]) -> Path | None:
+        """The file of an entry; None if nothing is kept. Call it before the model changes."""
         if self.folder is None or not support.indices:
             return None
         # All bytes are read once. This notices a model that was trained further in between.
@@ -74,11 +71,11 @@ class AdaptationCache:
         experts = list(zip(support.expert_indices, support.expert_weights, strict=True))
         steps = json.dumps([support.input_ids, support.counts, refreshes, experts])
         digest.update(f"{self._base}{callers}{steps}".encode())
-        return digest.hexdigest()
+        return Path(self.folder) / f"{digest.hexdigest()}.safetensors"
 
     def train(
         self,
-        key: str | None,
+        entry: Path | None,
         counts: Sequence[int],
         train: Callable[[], tuple[list[float], list[int]]],
     ) -> tuple[list[float], list[int], bool]:
@@ -86,9 +83,8 @@ class AdaptationCache:
 
         Returns losses, steps on each text, and whether they come from an entry.
         """
-        if self.folder is None or key is None:
+        if entry is None:
             return *train(), False
-        entry = Path(self.folder) / f"{key}.safetensors"
         losses = self._read(entry)
         if losses is not None:
             return losses, list(counts), True
@@ -109,14 +105,8 @@ class AdaptationCache:
         adapters = {n: c.to_dict() for n, c in getattr(model, "peft_config", {}).items()}
         versions = [hullft_ops.__version__, torch.__version__, transformers.__version__]
         attention = getattr(model.config, "_attn_implementation", None)
-        about = [
-            weights_digest(model.state_dict()),
-            type(model).__name__,
-            config,
-            attention,
-            adapters,
-        ]
-        about += [model.device.type, list(self._named), self.settings, versions]
+        about = [weights_digest(model.state_dict()), type(model).__name__, config, attention]
+        about += [adapters, model.device.type, list(self._named), self.settings, versions]
         return json.dumps(about, sort_keys=True, default=_plain)
 
     def _read(self, entry: Path) -> list[float] | None:

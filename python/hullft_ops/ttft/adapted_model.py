@@ -1,8 +1,7 @@
 """An adapted model, and files that keep its adaptation."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,12 +49,7 @@ class AdaptedModel:
     context: int
 
     def save_adapter(
-        self,
-        path: Path,
-        rank: int | None,
-        base_model: str | None,
-        text: str | None,
-        overwrite: bool,
+        self, path: Path, rank: int | None, base_name: str | None, text: str | None, overwrite: bool
     ) -> SavedAdapter:
         """See `AdaptationReport.save_adapter`."""
         adapter = _active_adapter(self.model)
@@ -65,21 +59,22 @@ class AdaptedModel:
             raise ValueError(f"save_adapter: rank {said}, the model's {trained} are trained")
         with writing_folder(path, overwrite=overwrite) as folder:
             # First, because it refuses a text that cannot be scored.
-            adapted = None if text is None else self._score(text)
-            share, left_out, fitted = 1.0, list[str](), dict[int, Factors]()
+            scores = {} if text is None else {"adapted": self._score(text)}
+            share, left_out, fitted = 1.0, list[str](), list[Factors | None]()
             if rank is None:
-                self._write_trained(folder, str(adapter), base_model)
+                self._write_trained(folder, str(adapter), base_name)
             else:
                 rank = check_integer("save_adapter", "rank", rank, 1)
-                fitted, share, left_out = self._fit(rank)
-                self._write_lora(folder, fitted, rank, base_model or self.model.name_or_path)
-            scores = {}
-            if text is not None and adapted is not None:
-                with self._holding(self.snapshot.saved):
-                    scores = {"before": self._score(text), "adapted": adapted, "saved": adapted}
+                base_name = base_name or self.model.name_or_path
+                share, left_out, fitted = self._write_lora(folder, rank, base_name)
+            if text is not None:
+                before = self.snapshot.saved
+                scores["before"] = self._score_with(before, text)
+                scores["saved"] = scores["adapted"]
                 if fitted:
-                    with self._holding(self._with_changes(fitted)):
-                        scores["saved"] = self._score(text)
+                    pairs = zip(before, fitted, strict=True)
+                    values = (v if found is None else v + found.b @ found.a for v, found in pairs)
+                    scores["saved"] = self._score_with(values, text)
         return SavedAdapter(share, left_out, scores)
 
     def save_pretrained(self, path: Path, overwrite: bool) -> None:
@@ -99,7 +94,7 @@ class AdaptedModel:
             self.tokenizer("", truncation=False)
             self.tokenizer.save_pretrained(folder)
 
-    def _write_trained(self, folder: Path, adapter: str, base_model: str | None) -> None:
+    def _write_trained(self, folder: Path, adapter: str, base_name: str | None) -> None:
         from peft import get_peft_model_state_dict
 
         weights = get_peft_model_state_dict(
@@ -107,55 +102,47 @@ class AdaptedModel:
         )
         config: Any = self.model.peft_config[adapter]
         config = config.to_dict()
-        # Other kinds may compute what they save.
-        if config["peft_type"] == "LORA":
-            self._check_complete(adapter, weights)
-        config |= {"base_model_name_or_path": base_model or config["base_model_name_or_path"]}
-        _write(folder, config, weights)
-
-    def _check_complete(self, adapter: str, weights: dict[str, torch.Tensor]) -> None:
         kept = {tensor.untyped_storage().data_ptr() for tensor in weights.values()}
         outside = [
             name
             for name, parameter in self.model.named_parameters()
             if parameter.requires_grad and parameter.untyped_storage().data_ptr() not in kept
         ]
-        if outside:
+        # Other kinds may compute what they save.
+        if outside and config["peft_type"] == "LORA":
             raise ValueError(
                 f"save_adapter: all trained parameters must be of the adapter {adapter!r}, got "
                 f"{len(outside)} others, for example {outside[0]}"
             )
+        config |= {"base_model_name_or_path": base_name or config["base_model_name_or_path"]}
+        _write(folder, config, weights)
 
-    def _fit(self, rank: int) -> tuple[dict[int, Factors], float, list[str]]:
-        """The factors by parameter's id, the share that they keep, and what they leave out."""
+    def _write_lora(
+        self, folder: Path, rank: int, base_name: str | None
+    ) -> tuple[float, list[str], list[Factors | None]]:
+        """The share that it keeps, what it leaves out, and the factors of each parameter."""
         layers = _layers(self.model, self.trained)
         if not layers:
             raise ValueError("save_adapter: no trained parameter fits into a LoRA")
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
-        fitted: dict[int, Factors] = {}
+        weights: dict[str, torch.Tensor] = {}
+        fitted: list[Factors | None] = []
         left_out: list[str] = []
         total = lost = 0.0
         for parameter, before in zip(self.trained, self.snapshot.saved, strict=True):
             difference = parameter.detach().double() - before.double()
             squared = float(difference.square().sum())
             total += squared
+            fitted.append(None)
             if id(parameter) in layers:
-                found = fitted[id(parameter)] = _low_rank(difference, rank)
-                lost += float((difference - (found.b @ found.a).double()).square().sum())
+                name, is_transposed = layers[id(parameter)]
+                b, a, _ = fitted[-1] = _low_rank(difference, rank)
+                lost += float((difference - (b @ a).double()).square().sum())
+                weights[f"{BEFORE}{name}{LORA_A}"] = b.T if is_transposed else a
+                weights[f"{BEFORE}{name}{LORA_B}"] = a.T if is_transposed else b
             elif squared:
                 lost += squared
                 left_out.append(names[id(parameter)])
-        return fitted, 1 - lost / total if total else 1.0, left_out
-
-    def _write_lora(
-        self, folder: Path, fitted: dict[int, Factors], rank: int, base_model: str | None
-    ) -> None:
-        weights: dict[str, torch.Tensor] = {}
-        layers = _layers(self.model, self.trained)
-        for parameter, (name, is_transposed) in layers.items():
-            b, a, _ = fitted[parameter]
-            weights[f"{BEFORE}{name}{LORA_A}"] = b.T if is_transposed else a
-            weights[f"{BEFORE}{name}{LORA_B}"] = a.T if is_transposed else b
         config = {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
@@ -164,22 +151,17 @@ class AdaptedModel:
             "bias": "none",
             "target_modules": sorted(name for name, _ in layers.values()),
             "fan_in_fan_out": any(is_transposed for _, is_transposed in layers.values()),
-            "base_model_name_or_path": base_model,
+            "base_model_name_or_path": base_name,
         }
         _write(folder, config, weights)
+        return 1 - lost / total if total else 1.0, left_out, fitted
 
-    def _with_changes(self, fitted: dict[int, Factors]) -> Iterator[torch.Tensor]:
-        for parameter, before in zip(self.trained, self.snapshot.saved, strict=True):
-            found = fitted.get(id(parameter))
-            yield before if found is None else before + found.b @ found.a
-
-    @contextmanager
-    def _holding(self, values: Iterable[torch.Tensor]) -> Iterator[None]:
-        """Run the block with these values in the trained parameters."""
+    def _score_with(self, values: Iterable[torch.Tensor], text: str) -> float:
+        """The score with these values in the trained parameters."""
         adapted = [parameter.detach().clone() for parameter in self.trained]
         try:
             put(values, self.trained)
-            yield
+            return self._score(text)
         finally:
             put(adapted, self.trained)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -55,9 +56,8 @@ class TestTimeFinetuner:
     Reconstruction and Gradient Caching*, arXiv:2605.30337.
 
     It trains every parameter with ``requires_grad``: all of a plain model, only the adapters of a
-    PEFT model. Training runs in eval mode, so dropout and gradient checkpointing are off, and a
-    replayed gradient equals a new one. The CPU repeats an adaptation exactly; torch's attention on
-    CUDA may not. Adam has a fresh state for every prompt.
+    PEFT model. Training runs in eval mode, without dropout or gradient checkpointing, and with a
+    fresh state of Adam. The CPU repeats an adaptation exactly; torch's attention on CUDA may not.
 
     Memory: at most five times the trained parameters (the parameters, gradients, Adam's two moments
     and the copy to restore), the frozen parameters once, and the activations of one text. On a CPU
@@ -68,49 +68,43 @@ class TestTimeFinetuner:
     Args:
         model, tokenizer: any ``AutoModelForCausalLM``, or a PEFT model around one. If you move or
             cast it after its first adaptation, make a new finetuner.
-        store: where the neighbours come from.
-        embedder: the one that built the store; it embeds prompts.
+        store, embedder: the texts, and the embedder that built the store.
         n_select: optimizer steps per prompt, 100,000 at most. With 0, and no experts, there is no
             copy of the model, so nothing that the block changes is undone.
-        refresh: optimizer steps per gradient: an example with c steps takes ceil(c / refresh)
-            forward-backward passes. Or a function that returns it for an example's c.
+        refresh: optimizer steps per gradient, or a function of a text's steps that returns it. A
+            text with c steps takes ceil(c / refresh) forward-backward passes.
         method: "hullft" for `hullft_ops.fw_select_indexed` over the pool, "sift" for
             `hullft_ops.sift_select_indexed`, "knn" or "random" for a step on each of the nearest
             texts or of texts drawn from the pool, or any `SelectionMethod`. Warns if the pool has
             fewer texts than there are steps.
         variant: Frank-Wolfe variant of "hullft".
-        pool_size: how many neighbours to select from, or all texts of a smaller store.
+        pool_size: how many neighbours to select from.
         lr: Adam's learning rate.
         max_length: tokens to cut the texts to; None for the model's context.
         dtype: "bfloat16" to train under autocast; None for the model's own. Warns on a processor
             without bfloat16 instructions.
-        order: "grouped" takes an example's steps one after the other, "interleaved" goes round the
-            examples and keeps a gradient of each for its replays.
+        order: "grouped" takes a text's steps one after the other, "interleaved" goes round the
+            texts and keeps a gradient of each for its replays.
         schedule: "constant", or "linear" or "cosine" to fall towards 0 over the prompt's steps.
         max_grad_norm: norm to clip each gradient to before its steps; None for no limit. Any
             number, even ``math.inf``, makes all gradients of a pass before the first step, for
             models whose backward pass uses weights that it makes no gradients of.
-        graphs: on CUDA, capture a pass for each multiple of 64 tokens and replay it. A warning says
-            what cannot be captured.
+        graphs: on CUDA, capture a pass for each multiple of 64 tokens, or warn why it cannot be.
         context: how many of the nearest texts stand before the prompt, nearest last, while the
             finetuner scores or continues it. Texts are never cut; the farthest are dropped
             until the prompt fits, or half of the model's context is free.
-        experts: the finetuner adds those of the prompt's region to the trained weights before the
-            first step.
-        n_experts: how many of them to merge at most; 0 for none.
-        expert_scale: multiplies the merged difference.
+        experts, n_experts, expert_scale: the experts of the prompt's region, so many at most, are
+            added to the trained weights before the first step, their sum times the scale.
         expert_temperature: None to weigh them by `hullft_ops.fw_select` over the centroids. A
             number for a softmax of the cosine similarities divided by it.
-        cache_dir: folder that keeps trained parameters, so that a prompt that comes again gets the
-            same bits without a pass. None to keep nothing.
-        cache_bytes: the folder's largest size; the least recently used entries are deleted.
+        cache_dir, cache_bytes: folder that keeps trained parameters, so that a prompt that comes
+            again gets the same bits without a pass. Beyond its largest size in bytes, the least
+            recently used entries are deleted.
         on_step: called with the number of steps so far: 0 before the first, then after those with
             each gradient. Not for what ``cache_dir`` has. ``seconds`` counts its time too.
 
-    Raises:
-        TypeError, ValueError: an argument has the wrong type or is out of range, embedder or
-            experts do not belong to the store, or the model cannot be trained, or not with this
-            tokenizer.
+    TypeError or ValueError if an argument has the wrong type or is out of range, embedder or
+    experts do not belong to the store, or the model cannot be trained, or not with this tokenizer.
     """
 
     # pytest takes every class whose name begins with "Test" for a test.
@@ -168,19 +162,19 @@ class TestTimeFinetuner:
         settings: dict[str, Any] = {"lr": lr, "order": order, "schedule": schedule}
         settings |= {"max_grad_norm": max_grad_norm, "autocast": autocast}
         self._settings = settings
-        self._reported: dict[str, Any] = {"method": self.method, "n_select": n_select}
-        self._reported |= {"refresh": refresh, "order": order}
+        self._reported = {n: vars(self)[n] for n in ("method", "n_select", "refresh", "order")}
         self._trainer = SupportTrainer(model, trained, **settings, graphs=graphs, on_step=on_step)
         self._merger = ExpertMerger(
             model, trained, store, experts, n_experts, expert_scale, expert_temperature
         )
         merged = {"experts": None if experts is None else (experts.digest, expert_scale)}
-        self._cache = AdaptationCache(cache_dir, cache_bytes, model, trained, settings | merged)
+        self._cache = AdaptationCache(cache_dir, cache_bytes, model, settings | merged)
         self._trained = trained
         self._snapshot = ModelSnapshot(model, trained)
         self._prefix = Prefix()
-        selecting = (n_select, chosen, pool_size, context, self._context, self._merger.weigh)
-        self._selector = SupportSelector(store, embedder, tokenizer, self._tokenize, *selecting)
+        lengths = self._max_length, context, self._context
+        selecting = n_select, chosen, pool_size, *lengths, self._merger.weigh
+        self._selector = SupportSelector(store, embedder, tokenizer, *selecting)
 
     def __setattr__(self, name: str, value: object) -> None:
         if not name.startswith("_") and name in vars(self):
@@ -198,7 +192,7 @@ class TestTimeFinetuner:
     def share_memory_with(self, other: "TestTimeFinetuner") -> None:
         """Use the other's copy of the weights and its optimizer state. One at a time may adapt.
 
-        ValueError if the other finetunes another model, or other parameters of it.
+        ValueError unless the other finetunes the same parameters of the same model.
         """
         if other.model is not self.model:
             raise ValueError("TestTimeFinetuner: only finetuners of one model can share memory")
@@ -208,8 +202,8 @@ class TestTimeFinetuner:
     def select(self, prompt: str) -> Support:
         """The support that `adapted` would train on, without training.
 
-        A model cannot train on a text of fewer than 2 tokens. If the method chooses one, it leaves
-        the pool and the method chooses again, so the steps still add up to ``n_select``.
+        If the method chooses a text of fewer than 2 tokens, which cannot be trained on, the text
+        leaves the pool and the method chooses again.
 
         TypeError or ValueError if prompt is not a str or blank, or no text has enough tokens.
         torch.OutOfMemoryError if memory ran out, on any device.
@@ -220,8 +214,7 @@ class TestTimeFinetuner:
     def select_batch(self, prompts: Sequence[str]) -> list[Support]:
         """`select` for many prompts, in one go; it raises the same.
 
-        The supports equal those of single prompts if the embedder gives a text the same vector in
-        a batch. `adapted` takes a support in place of its prompt.
+        The supports equal those of `select` if the embedder's vectors are the same in a batch.
         """
         return self._selector.select(prompts)
 
@@ -233,18 +226,14 @@ class TestTimeFinetuner:
         On exit, even after an exception in the block or while adapting, parameters and buffers have
         the same bits as before, in the same storage. Gradients, ``requires_grad`` flags, modes and
         plain attributes of modules are restored too. The guide lists what cannot be undone, and
-        describes signals and interrupts.
-
-        Other threads may not adapt, score or continue the model meanwhile. If they already do, this
-        waits. Enter and leave the block in the same thread.
+        describes threads, signals and interrupts. Enter and leave the block in the same thread.
 
         Args:
             prompt: a text of any length, a support from `select` or `select_batch`, or an adapter
                 from `adapt_many`, which takes no steps.
-            seconds: budget from entering the block to its first line, waits, retrieval and merging
-                included; None for no limit. Training stops before a pass that it expects to end
-                late, and ``report.steps_left_out`` counts the other steps. Writing ``cache_dir``
-                and reading the texts in the context take time of their own.
+            seconds: budget from entering the block to its first line, except for writing
+                ``cache_dir`` and reading the texts in the context; None for no limit. Training
+                stops before a pass that it expects to end late.
 
         Raises:
             TypeError, ValueError: as `select`, or seconds is not a number above 0.
@@ -269,17 +258,14 @@ class TestTimeFinetuner:
         """Train an adapter for each prompt, many side by side.
 
         The model must be a PEFT model that trains plain LoRAs of linear layers, and nothing else.
-        Each prompt's adapter begins as the model's own and takes the steps that `adapted` would
-        take, without ``cache_dir``: the two agree up to rounding. A pass reads the next text of
-        every prompt, each row through its own adapter. Other threads may use the model meanwhile.
+        Each prompt's adapter takes the steps that `adapted` would take, without ``cache_dir``: the
+        two agree up to rounding. A pass reads the next text of every prompt, each row through its
+        own adapter. Other threads may use the model meanwhile.
 
         Args:
             prompts: texts, or supports from `select_batch`.
             batch_size: prompts to train at a time. Each takes four times the adapter's parameters,
                 and the activations of a text.
-
-        Returns:
-            Adapters in the order of the prompts. `adapted` takes each in place of its prompt.
 
         Raises:
             TypeError, ValueError: as `select`; batch_size is not an int or below 1; or other
@@ -315,8 +301,7 @@ class TestTimeFinetuner:
     def continuation(self, prompt: str, **generate_kwargs: Any) -> str:
         """What the model, as it is now, writes after ``prompt``; arguments as in `generate`.
 
-        While adapted, it reads the texts in its context first, as many of the nearest as leave room
-        for prompt and new tokens.
+        The texts in its context come first, as many of the nearest as leave room for the rest.
         """
         generate_kwargs |= {"context": self._context, "prefix": self._prefix}
         return continuation(self.model, self.tokenizer, prompt, **generate_kwargs)
@@ -328,19 +313,15 @@ class TestTimeFinetuner:
     def read_context(self, report: AdaptationReport, support: Support) -> AdaptationReport:
         """Put the texts in the context of ``support`` before the prompt, in place of those there.
 
-        So one adaptation serves several contexts. Returns the report of an adaptation that had read
-        these texts from the start. Raises RuntimeError if this finetuner adapts no model right now.
+        Returns the report of an adaptation that had read these texts from the start. RuntimeError
+        if this finetuner adapts no model right now.
         """
         if not self._prefix.is_read:
             raise RuntimeError("TestTimeFinetuner: read_context needs an adapted model, got none")
         return self._with_context(report, support)
 
-    def _tokenize(self, text: str) -> list[int]:
-        encoding = self.tokenizer(text, truncation=True, max_length=self._max_length)
-        return list(encoding["input_ids"])
-
     def _advice(self, texts: list[list[int]]) -> str:
-        limits = (self._max_length, self.order, self.n_select, self.context)
+        limits = self._max_length, self.order, self.n_select, self.context
         return training_advice(texts, *limits)
 
     def _adapt(
@@ -358,7 +339,7 @@ class TestTimeFinetuner:
             raise ValueError("TestTimeFinetuner: n_select must be above 0 for this support, got 0")
         with out_of_memory_explained(self._advice(support.input_ids)):
             refreshes = refreshes_of(self.refresh, support.counts)
-            key = self._cache.key(support, refreshes)
+            entry = self._cache.entry(support, refreshes)
             additions = self._merger.read(support.expert_indices, support.expert_weights, clock)
             if support.indices or additions:
                 with clock.of("save"):
@@ -367,7 +348,7 @@ class TestTimeFinetuner:
             start, before = perf_counter(), self._trainer.n_full_logits
             texts = support.input_ids, support.indices, support.counts
             train = partial(self._trainer.train, *texts, refreshes, clock, deadline)
-            losses, taken, from_cache = self._cache.train(key, support.counts, train)
+            losses, taken, from_cache = self._cache.train(entry, support.counts, train)
             report = AdaptationReport.of(
                 support,
                 clock,
@@ -375,7 +356,7 @@ class TestTimeFinetuner:
                 taken,
                 refreshes,
                 from_cache=from_cache,
-                seconds_finetune=perf_counter() - start + support.seconds.tokenize,
+                seconds=perf_counter() - start,
                 full_logits_passes=self._trainer.n_full_logits - before,
                 **self._reported,
             )
@@ -385,4 +366,9 @@ class TestTimeFinetuner:
         clock = StageClock(self.model.device)
         with clock.of("prefill"):
             self._prefix.read(self.model, self.tokenizer, support.context_ids)
-        return report.with_context(support, clock.seconds("prefill"))
+        return replace(
+            report,
+            context_indices=support.context_indices,
+            prefix_ids=self._prefix.ids,
+            seconds_prefill=clock.seconds("prefill"),
+        )

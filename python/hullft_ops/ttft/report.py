@@ -1,7 +1,7 @@
 """The report of an adaptation: what it did and where its time went."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +11,7 @@ if TYPE_CHECKING:
     from hullft_ops.ttft.retrieval.support import Support
     from hullft_ops.ttft.training.steps import StageClock
 
-_STAGES = ("save", "merge", "forward", "backward", "step", "prefill")
-_OF_SUPPORT = ["indices", "weights", "counts", "residual", "gap", "context_indices"]
-_OF_SUPPORT += ["expert_indices", "expert_weights"]
+_STAGES = ("save", "merge", "forward", "backward", "step")
 
 
 @dataclass
@@ -21,21 +19,18 @@ class AdaptationReport:
     """What one adaptation did, in plain numbers.
 
     Seconds are wall-clock. On CUDA those of ``save``, ``merge``, ``forward``, ``backward``,
-    ``step`` and ``prefill`` come from events in the GPU's stream. Inside the with block,
-    `save_adapter` and `save_pretrained` keep the adaptation. Copies of the report have only the
-    numbers.
+    ``step`` and ``prefill`` come from events in the GPU's stream. Copies of the report have only
+    the numbers, and cannot save the adaptation.
 
     Attributes:
-        method, n_select, order: the finetuner's arguments, the method by its name.
-        refresh: optimizer steps per gradient; a list with one number per text if the finetuner got
-            a function.
+        method, n_select, refresh, order: the finetuner's arguments, the method by its name. If
+            ``refresh`` was a function, a list of its results, one per text.
         support_size: number of different texts.
         indices, weights, counts, residual, gap, context_indices, expert_indices, expert_weights: as
             in `Support`.
         prefix_ids: the tokens of the texts before the prompt, to pass to `bits_per_byte`.
-        seconds_embed: to embed the prompt. This and the next two are a prompt's share of its batch.
-        seconds_search: to find its neighbours.
-        seconds_select: to select among them and among the experts.
+        seconds_embed, seconds_search, seconds_select: to embed the prompt, to find its neighbours
+            and to select among them and the experts. All are the prompt's share of its batch.
         seconds_save: to save the parameters before.
         seconds_merge: to read the experts' files and add the experts to the parameters.
         seconds_finetune: to tokenize the support and train. The next four are parts of it.
@@ -47,8 +42,7 @@ class AdaptationReport:
         seconds_restore: to restore the model. None until the with block ends, and on CUDA, where
             the work is only handed to the GPU.
         forward_backward_passes: how many gradients were computed; 0 if ``from_cache``.
-        optimizer_steps: how many Adam steps were taken, including replays.
-        steps_taken: those on each text.
+        optimizer_steps, steps_taken: how many Adam steps were taken, in all and on each text.
         steps_left_out: how many steps did not fit into a budget in seconds.
         losses: mean loss per token, in nats, of each pass in order.
         full_logits_passes: passes that stored the logits of a whole text, which takes more memory.
@@ -101,15 +95,18 @@ class AdaptationReport:
         refreshes: list[int],
         *,
         refresh: int | Callable[[int], int],
+        seconds: float,
         share: int = 1,
         from_cache: bool = False,
         **others: Any,
     ) -> "AdaptationReport":
-        """A report with what the support and the clock say; ``share`` prompts share its time."""
-        others |= {name: getattr(support, name) for name in _OF_SUPPORT}
-        others |= {f"seconds_{stage}": spent for stage, spent in vars(support.seconds).items()}
-        others |= {f"seconds_{stage}": clock.seconds(stage) / share for stage in _STAGES}
+        """Of a prompt that trained for ``seconds``; ``share`` prompts share the clock's time."""
+        names = {field.name for field in fields(cls)}
+        others |= {name: value for name, value in vars(support).items() if name in names}
+        stages = support.seconds | {stage: clock.seconds(stage) / share for stage in _STAGES}
+        others |= {f"seconds_{stage}": spent for stage, spent in stages.items()}
         return cls(
+            seconds_finetune=seconds + support.seconds["tokenize"],
             support_size=len(support.indices),
             prefix_ids=list(chain.from_iterable(support.context_ids)),
             refresh=refreshes if callable(refresh) else refresh,
@@ -120,14 +117,6 @@ class AdaptationReport:
             steps_taken=taken,
             steps_left_out=sum(support.counts) - sum(taken),
             **others,
-        )
-
-    def with_context(self, support: "Support", seconds: float) -> "AdaptationReport":
-        return replace(
-            self,
-            context_indices=support.context_indices,
-            prefix_ids=list(chain.from_iterable(support.context_ids)),
-            seconds_prefill=seconds,
         )
 
     def __post_init__(self) -> None:
@@ -157,7 +146,7 @@ class AdaptationReport:
         of its weight, by singular value decomposition. Texts in the context are not part of it.
 
         Args:
-            path: the folder. It appears whole.
+            path: the folder, which appears whole.
             rank: rank of the LoRA after full finetuning; None for trained adapters.
             base_model: the base model's name for the configuration, as vLLM serves it; None for the
                 name that the model was loaded by.
@@ -166,7 +155,7 @@ class AdaptationReport:
             overwrite: replace the files that an earlier call wrote there. Other files stay.
 
         Raises:
-            RuntimeError: the with block has ended, or n_select is 0.
+            RuntimeError: the with block has ended, or nothing was trained or merged.
             TypeError, ValueError: rank is wrong; there is not one active adapter, or other
                 parameters were trained; no parameter fits into a LoRA; or the text has no score.
             FileExistsError: the folder exists, and may not be overwritten.
@@ -177,17 +166,15 @@ class AdaptationReport:
     def save_pretrained(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the adapted model and its tokenizer as a folder for ``from_pretrained``.
 
-        Arguments and errors are those of `save_adapter`; a model whose adapters are trained is a
-        ValueError.
+        Arguments and errors as in `save_adapter`; ValueError if the model's adapters are trained.
         """
         self._alive("save_pretrained").save_pretrained(Path(path), overwrite)
 
     def _alive(self, function: str) -> "AdaptedModel":
         if self._adapted is None:
+            why = "the model is restored, call it in the with block, on the report from there"
             if not (self.n_select or self.expert_indices):
                 why = "nothing was trained or merged, n_select is 0"
-            else:
-                why = "the model is restored, call it in the with block, on the report from there"
             raise RuntimeError(f"{function}: {why}")
         return self._adapted
 

@@ -38,8 +38,7 @@ _MOST_PADDING = 32
 class TrainedAdapter:
     """A prompt's adapter, from `TestTimeFinetuner.adapt_many`.
 
-    `TestTimeFinetuner.adapted` takes it in place of the prompt, any number of times. Inside the
-    block the model has this adapter: score it, continue the prompt, save it.
+    `TestTimeFinetuner.adapted` takes it in place of the prompt, any number of times.
 
     Attributes:
         support: the texts that it was trained on.
@@ -87,10 +86,7 @@ def train_adapters(
 
 @dataclass(eq=False)
 class _Slot:
-    """A support, its LoRA, its passes so far, and the ``steps`` of its trainer.
-
-    ``text`` is the one to read next; it is empty once all steps are taken.
-    """
+    """A support, its LoRA, its trainer's ``steps``, and the next text; empty after the last."""
 
     support: Support
     refreshes: list[int]
@@ -117,10 +113,7 @@ class LoraSlots:
     """
 
     def __init__(
-        self,
-        model: "PreTrainedModel",
-        trained: Sequence[nn.Parameter],
-        settings: Mapping[str, Any],
+        self, model: "PreTrainedModel", trained: Sequence[nn.Parameter], settings: Mapping[str, Any]
     ) -> None:
         begun = {id(p): nn.Parameter(p.detach().clone(), requires_grad=False) for p in trained}
         shared: dict[int, Any] = {id(p): p for p in model.parameters()}
@@ -133,21 +126,19 @@ class LoraSlots:
 
     def train(
         self, supports: Sequence[Support], first: int, reported: Mapping[str, Any]
-    ) -> list[TrainedAdapter]:
-        """Take the steps that a `SupportTrainer` would, on the supports of prompts from ``first``
-        on."""
+    ) -> Iterator[TrainedAdapter]:
+        """Take a `SupportTrainer`'s steps on the supports of the prompts from ``first`` on."""
         clock, start = StageClock(self._model.device), perf_counter()
         with torch.enable_grad(), fast_forwards(self._model):
             slots = [self._slot(support, clock, reported) for support in supports]
             while waiting := [slot for slot in slots if slot.text]:
                 for rows in _batches(waiting):
                     self._pass(rows, clock)
-        losses = [torch.stack(slot.losses).tolist() if slot.losses else [] for slot in slots]
+        losses = [[loss.item() for loss in slot.losses] for slot in slots]
         seconds = (perf_counter() - start) / len(slots)
-        adapters = []
-        for i, (slot, own) in enumerate(zip(slots, losses, strict=True)):
+        for i, (slot, own) in enumerate(zip(slots, losses, strict=True), first):
             counts = slot.support.counts
-            check_losses(own, slot.passes, sum(counts), f" for prompts[{first + i}]")
+            check_losses(own, slot.passes, sum(counts), f" for prompts[{i}]")
             report = AdaptationReport.of(
                 slot.support,
                 clock,
@@ -155,21 +146,18 @@ class LoraSlots:
                 list(counts),
                 slot.refreshes,
                 share=len(slots),
-                seconds_finetune=seconds + slot.support.seconds.tokenize,
+                seconds=seconds,
                 full_logits_passes=len(own) if self._loss.is_full else 0,
                 **reported,
             )
-            parameters = [p.detach() for p in slot.parameters]
-            adapters.append(TrainedAdapter(slot.support, report, parameters))
-        return adapters
+            yield TrainedAdapter(slot.support, report, [p.detach() for p in slot.parameters])
 
     def _slot(self, support: Support, clock: StageClock, reported: Mapping[str, Any]) -> _Slot:
         parameters = [nn.Parameter(begun.clone()) for begun in self._begun]
         refreshes = refreshes_of(reported["refresh"], support.counts)
         trainer = SupportTrainer(self._model, parameters, **self._settings)
-        slot = _Slot(
-            support, refreshes, parameters, trainer.steps(support.counts, refreshes, clock)
-        )
+        steps = trainer.steps(support.counts, refreshes, clock)
+        slot = _Slot(support, refreshes, parameters, steps)
         slot.go_on()
         return slot
 

@@ -57,7 +57,7 @@ def trainer_of(model, stand_in=None, **options):
     trainer = SupportTrainer(model, trained, **settings | options)
     if stand_in is not None:
         trainer._is_padded = True
-        trainer.graphs = PassGraphs(model, trained, stand_in.new_capture)
+        trainer.pass_graphs = PassGraphs(model, trained, stand_in.new_capture)
     return trainer
 
 
@@ -95,7 +95,7 @@ def test_a_pass_of_each_kind_is_captured_once(model, options, captures, replays)
     trainer = trainer_of(model, stand_in, **options)
     assert_alike(train(trainer, model), wanted)
     assert (stand_in.captures, stand_in.replays) == (captures, replays)
-    assert trainer.graphs.count == captures
+    assert trainer.pass_graphs.count == captures
     assert_alike(train(trainer, model), wanted)
     assert (stand_in.captures, stand_in.replays) == (captures, replays + captures + replays)
     assert stand_in.pools == 1
@@ -106,14 +106,14 @@ def test_graphs_serve_one_prompt_after_the_other(gpt2, make, bits):
     before, stand_in, finetuner = bits(gpt2), StandIn(), make(gpt2)
     trainer = finetuner._trainer
     trainer._is_padded = True
-    trainer.graphs = PassGraphs(gpt2, trainable_parameters(gpt2), stand_in.new_capture)
+    trainer.pass_graphs = PassGraphs(gpt2, trainable_parameters(gpt2), stand_in.new_capture)
     for _ in range(2):
         with finetuner.adapted("the cat sat on the red mat") as report:
             assert before.changed()
         assert not before.changed()
-    assert (stand_in.pools, stand_in.captures) == (1, trainer.graphs.count)
+    assert (stand_in.pools, stand_in.captures) == (1, trainer.pass_graphs.count)
     assert stand_in.replays == 2 * report.forward_backward_passes - stand_in.captures
-    assert not make(gpt2, graphs=False)._trainer._may_capture
+    assert not make(gpt2, graphs=False)._trainer.graphs
 
 
 def move_a_parameter(model, trainer):
@@ -133,7 +133,7 @@ def test_graphs_of_memory_that_has_moved_are_dropped(gpt2, move):
     wanted = train(trainer, gpt2)
     move(gpt2, trainer)
     assert_alike(train(trainer, gpt2), wanted)
-    assert (stand_in.captures, stand_in.pools, trainer.graphs.count) == (6, 2, 3)
+    assert (stand_in.captures, stand_in.pools, trainer.pass_graphs.count) == (6, 2, 3)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("not permitted\nwhile capturing"),
@@ -147,7 +147,7 @@ def test_what_cannot_be_captured_runs_as_before_and_says_why(gpt2, error):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert_alike(train(trainer, gpt2), wanted)
-    assert (stand_in.captures, trainer.graphs.count) == (1, 0)
+    assert (stand_in.captures, trainer.pass_graphs.count) == (1, 0)
 
 
 def test_a_hook_is_called_in_every_pass(gpt2):
@@ -184,7 +184,7 @@ def test_a_rate_is_read_by_each_replay(gpt2):
     stand_in = StandIn()
     trainer = trainer_of(gpt2, stand_in)
     train(trainer, gpt2)
-    trainer._lr = 1e-2
+    trainer.lr = 1e-2
     found = train(trainer, gpt2)
     assert stand_in.captures == 3
     assert_alike(found, train(trainer_of(gpt2, lr=1e-2), gpt2))
@@ -193,5 +193,5 @@ def test_a_rate_is_read_by_each_replay(gpt2):
 def test_the_cpu_has_no_graphs(gpt2):
     trainer = trainer_of(gpt2)
     train(trainer, gpt2)
-    assert trainer.graphs is None
+    assert trainer.pass_graphs is None
     assert not trainer._is_padded

@@ -1,11 +1,7 @@
 """SIFT over a FAISS index, with the signature of ``activeft.sift.Retriever``.
 
-A user of activeft switches by one import::
-
-    from hullft_ops.ttft import Retriever  # instead of: from activeft.sift import Retriever
-
 The signature is that of activeft's repository. Calls for activeft 0.1.1 on PyPI keep their meaning.
-The guide "A library that selects" lists the deliberate differences.
+The guide "Select from tensors" lists the deliberate differences.
 """
 
 import warnings
@@ -61,7 +57,8 @@ class Retriever:
         method: str = "sift",
         llambda: float | None = None,
     ) -> None:
-        """
+        """Raises TypeError or ValueError if an argument is not supported or does not fit the index.
+
         Args:
             index: a FAISS index that can reconstruct its vectors.
             acquisition_function, fast: must be None and False.
@@ -72,15 +69,10 @@ class Retriever:
                 1 / (alpha * i). None keeps all. A bool here is ``only_faiss``, and ``device`` comes
                 after it, as in activeft 0.1.1.
             only_faiss: return the nearest, select nothing.
-            device: where to select. None takes the current CUDA device if there is one and this
-                build has kernels, else the CPU. It warns and takes the CPU if the kernels cannot
-                run there.
+            device: where to select. None takes the current CUDA device if this build's kernels run
+                there, else the CPU, and warns if the device is unusable.
             method: "sift", or "hullft" for :func:`hullft_ops.fw_select` (pairwise).
             llambda: activeft 0.1.1's name for ``lambda_``.
-
-        Raises:
-            TypeError, ValueError: an argument is not supported, or does not fit the index.
-            ImportError: faiss is not installed.
         """
         with needed_by(_OP):
             import faiss
@@ -101,7 +93,12 @@ class Retriever:
             raise ValueError(f"{_OP}: lambda_ is {lambda_}, llambda, its other name, is {llambda}")
         name, noise = ("lambda_", lambda_) if llambda is None else ("llambda", llambda)
         _checks.check_noise(_OP, noise, name)
-        alpha, only_faiss, device = _arranged(alpha, only_faiss, device)
+        # activeft 0.1.1 has no alpha, so only_faiss and device come earlier.
+        if isinstance(alpha, bool) and only_faiss is not True:
+            place: Any = only_faiss
+            alpha, only_faiss, device = None, alpha, place or device
+        if not isinstance(only_faiss, bool | np.bool_):
+            raise TypeError(f"{_OP}: only_faiss must be a bool, got {type(only_faiss).__name__}")
         if alpha is not None:
             _checks.check_noise(_OP, alpha, name="alpha")
             if method != "sift":
@@ -114,7 +111,7 @@ class Retriever:
         self.index = index
         self.also_query_opposite = also_query_opposite
         self.alpha = alpha
-        self.only_faiss = only_faiss
+        self.only_faiss = bool(only_faiss)
         self.device = _device(device)
         self._noise = noise
         self._method = method
@@ -158,9 +155,8 @@ class Retriever:
 
         Returns:
             Values float32 [n, N], indices int64 [n, N], embeddings float32 [n, N, d] and the time.
-            SIFT's values are minus the remaining variance after each pick. HullFT's values are the
-            convex weights. Without a selection they are FAISS's scores. With ``alpha`` each is an
-            object array [n] of such arrays, which may be shorter than N.
+            Values are minus the variance after each of SIFT's picks, HullFT's convex weights, or
+            FAISS's scores. With ``alpha`` each is an object array [n] of arrays of up to N.
 
         ValueError if shapes or numbers do not fit the index, a value is NaN or infinity, or the
         index finds nothing for a query.
@@ -223,17 +219,16 @@ class Retriever:
         pool, query, sizes = (
             torch.from_numpy(array).to(self.device) for array in (rows, targets, counts)
         )
-        found: hullft_ops.SiftSelection | hullft_ops.Selection
         if self._method == "sift":
-            found = hullft_ops.sift_select(
+            sift = hullft_ops.sift_select(
                 pool, query, n_select, noise=self._noise, pool_sizes=sizes
             )
-            values, picks = -found.variance, found.picks
+            values, picks = -sift.variance, sift.picks
         else:
-            found = hullft_ops.fw_select(
+            hull = hullft_ops.fw_select(
                 pool, query[:, 0], n_select, variant="pairwise", pool_sizes=sizes
             )
-            values, picks = repeated(found.weights, found.counts), found.multiset()
+            values, picks = repeated(hull.weights, hull.counts), hull.multiset()
         columns: np.ndarray = picks.cpu().numpy()
         # By -1, CUDA marks bad vectors.
         failed = (columns < 0).any(axis=1)
@@ -249,17 +244,6 @@ def _columns(columns: np.ndarray, *arrays: np.ndarray) -> Iterator[np.ndarray]:
     """These columns [n, k] of each array [n, m] or [n, m, d]."""
     for array in arrays:
         yield np.take_along_axis(array, columns if array.ndim == 2 else columns[..., None], axis=1)
-
-
-def _arranged(
-    alpha: float | None, only_faiss: Any, device: Any
-) -> tuple[float | None, bool, torch.device | str | None]:
-    """Sort out calls for activeft 0.1.1. It has no alpha, so only_faiss and device come earlier."""
-    if isinstance(alpha, bool) and only_faiss is not True:
-        alpha, only_faiss, device = None, alpha, only_faiss or device
-    if not isinstance(only_faiss, bool | np.bool_):
-        raise TypeError(f"{_OP}: only_faiss must be a bool, got {type(only_faiss).__name__}")
-    return alpha, bool(only_faiss), device
 
 
 def _stopped(alpha: float, values: np.ndarray, *columns: np.ndarray) -> Iterator[np.ndarray]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import hullft_ops
 from hullft_ops import Selection
-from hullft_ops._checks import check_integer, check_noise, check_variant
+from hullft_ops._checks import check_integer, check_member, check_noise, check_variant
 from hullft_ops.ttft.training.checks import check_choice
 
 # Steps per prompt: selection and training hold memory for each step.
@@ -137,15 +137,10 @@ class Sift:
 def selection_method(method: "str | SelectionMethod", variant: str) -> SelectionMethod:
     """The method with that name, or the method itself."""
     own: tuple[HullFT | KNN | Random | Sift, ...] = HullFT(variant), KNN(), Random(), Sift()
-    named: dict[str, SelectionMethod] = {one.name: one for one in own}
     if isinstance(method, str):
-        check_choice("method", method, tuple(named))
-        return named[method]
-    if not callable(method):
-        kind = type(method).__name__
-        raise TypeError(
-            f"TestTimeFinetuner: method must be a name or a SelectionMethod, got {kind}"
-        )
+        check_choice("method", method, [one.name for one in own])
+        return next(one for one in own if one.name == method)
+    check_member("TestTimeFinetuner", "method", method, "__call__", "a name or a SelectionMethod")
     return method
 
 

@@ -1,14 +1,13 @@
 """Choosing a prompt's support: the texts to finetune on, and those that stand before it."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from time import perf_counter
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,6 +19,7 @@ from hullft_ops.ttft.model.prefix import fitting, opened_tokens, prefix_room
 from hullft_ops.ttft.retrieval.methods import SelectionMethod, method_name, steps_of
 from hullft_ops.ttft.store.base import Store
 from hullft_ops.ttft.store.embedding import Embedder, encode_checked
+from hullft_ops.ttft.training.steps import StageClock
 
 # A causal loss needs a token and a next one.
 MIN_TOKENS = 2
@@ -27,23 +27,8 @@ MIN_TOKENS = 2
 SEPARATOR = "\n\n"
 # Keep the tokens of this many texts: some 30 MB for texts of 1000 tokens.
 _TOKENIZED_TEXTS = 4096
-
-
-@dataclass
-class Seconds:
-    """Wall-clock seconds spent in each stage for one prompt."""
-
-    embed: float = 0.0
-    search: float = 0.0
-    select: float = 0.0
-    tokenize: float = 0.0
-
-    @contextmanager
-    def of(self, stage: str) -> Iterator[None]:
-        """Add the time of the body to ``stage``."""
-        start = perf_counter()
-        yield
-        setattr(self, stage, getattr(self, stage) + (perf_counter() - start))
+_STAGES = ("embed", "search", "select", "tokenize")
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -54,14 +39,13 @@ class Support:
         indices: positions in the datastore.
         weights: the convex weights; "knn" and "random" give equal ones.
         counts: optimizer steps for each text. The sum is n_select, or less if the method takes one
-            step per text and the pool has fewer texts. "hullft" rounds the weights so that the mean
-            over the steps stays near the prompt, which may leave a text without a step, even a
-            heavy one. With an n_select of 0 there are no texts.
+            step per text and the pool has fewer texts. "hullft" may leave a text without a step,
+            even a heavy one, to keep the mean over the steps near the prompt.
         residual: distance from the prompt's embedding to the weighted mean; its length without
             texts.
         gap: Frank-Wolfe gap over the pool.
         input_ids: the tokens of each text, cut to the model's context.
-        seconds: time spent so far.
+        seconds: wall-clock time by stage, as in `AdaptationReport`.
         context_indices: positions of the texts that stand before the prompt, nearest last.
         context_ids: the tokens of each of those.
         expert_indices: the experts to merge, largest weight first.
@@ -73,8 +57,10 @@ class Support:
     counts: list[int]
     residual: float
     gap: float
-    input_ids: list[list[int]]
-    seconds: Seconds = field(compare=False)
+    input_ids: list[list[int]] = field(default_factory=list)
+    seconds: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(_STAGES, 0.0), compare=False
+    )
     context_indices: list[int] = field(default_factory=list)
     context_ids: list[list[int]] = field(default_factory=list)
     expert_indices: list[int] = field(default_factory=list)
@@ -85,30 +71,33 @@ class Support:
 class SupportSelector:
     """Finds the support of prompts in a datastore, with the settings of `TestTimeFinetuner`.
 
-    ``tokenize`` returns the tokens of a text to train on; those of recent texts are cached.
-    ``window`` is how many the model reads at once. ``weigh`` returns the experts of each embedded
-    prompt [B, dim] and their weights.
+    A text to train on is cut to ``max_length`` tokens; ``window`` is how many the model reads at
+    once. ``weigh`` returns the experts of each embedded prompt [B, dim] and their weights.
     """
 
     store: Store
     embedder: Embedder
     tokenizer: "PreTrainedTokenizerBase"
-    tokenize: Callable[[str], list[int]]
     n_select: int
     method: SelectionMethod
     pool_size: int
+    max_length: int
     context: int
     window: int
-    weigh: Callable[[torch.Tensor], list[tuple[list[int], list[float]]]]
+    weigh: Callable[[Tensor], list[tuple[list[int], list[float]]]]
 
     def __post_init__(self) -> None:
         # Each text in the context takes a token or more.
         self.context = min(self.context, self.window)
-        cached, store = lru_cache(_TOKENIZED_TEXTS), self.store
-        self._tokens = cached(lambda i: self.tokenize(store.texts[i]))
-        self._tokens_before = cached(lambda i: self._tokenize_whole(store.texts[i] + SEPARATOR))
+        self._tokens = lru_cache(_TOKENIZED_TEXTS)(self._tokenized_cut)
+        self._tokens_before = lru_cache(_TOKENIZED_TEXTS)(self._tokenized_whole)
 
-    def _tokenize_whole(self, text: str) -> list[int]:
+    def _tokenized_cut(self, index: int) -> list[int]:
+        text = self.store.texts[index]
+        return list(self.tokenizer(text, truncation=True, max_length=self.max_length)["input_ids"])
+
+    def _tokenized_whole(self, index: int) -> list[int]:
+        text = self.store.texts[index] + SEPARATOR
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def select(self, prompts: Sequence[str]) -> list[Support]:
@@ -129,7 +118,7 @@ class SupportSelector:
             return self._select(prompts) if prompts else []
 
     def _select(self, prompts: Sequence[str]) -> list[Support]:
-        shared = Seconds()
+        shared = StageClock(_CPU)
         with shared.of("embed"):
             vectors = encode_checked("TestTimeFinetuner", self.embedder, list(prompts))
             queries = torch.from_numpy(vectors)
@@ -140,22 +129,21 @@ class SupportSelector:
         with shared.of("select"):
             chosen = self._choose(candidates, queries)
             experts = self.weigh(queries)
-        shares = [seconds / len(prompts) for seconds in vars(shared).values()]
         supports = []
         for i, prompt in enumerate(prompts):
             whose = f" of prompts[{i}]" if len(prompts) > 1 else ""
-            support = replace(chosen[i], seconds=Seconds(*shares))
-            support = self._tokenized(support, candidates[i], queries[i], whose)
-            with support.seconds.of("tokenize"):
+            own = StageClock(_CPU)
+            support = self._tokenized(chosen[i], candidates[i], queries[i], own, whose)
+            with own.of("tokenize"):
                 before, ids = self._texts_before(prompt, nearest[i].tolist())
-            support = replace(support, context_indices=before, context_ids=ids)
             merged, weights = experts[i]
-            supports.append(replace(support, expert_indices=merged, expert_weights=weights))
+            found = replace(support, expert_indices=merged, expert_weights=weights)
+            spent = {s: shared.seconds(s) / len(prompts) + own.seconds(s) for s in _STAGES}
+            found = replace(found, context_indices=before, context_ids=ids, seconds=spent)
+            supports.append(found)
         return supports
 
-    def _texts_before(
-        self, prompt: str, nearest: Sequence[int]
-    ) -> tuple[list[int], list[list[int]]]:
+    def _texts_before(self, prompt: str, nearest: list[int]) -> tuple[list[int], list[list[int]]]:
         """Positions and tokens of the nearest texts that fit before the prompt, nearest last."""
         if not self.context:
             return [], []
@@ -163,15 +151,14 @@ class SupportSelector:
         room = prefix_room(self.window, len(tokens), opening)
         # Lazy: a text beyond the last that fits is not read.
         texts = fitting(map(self._tokens_before, nearest[: self.context]), room)
-        return list(nearest[: len(texts)])[::-1], texts[::-1]
+        return nearest[: len(texts)][::-1], texts[::-1]
 
     def _tokenized(
-        self, support: Support, candidates: torch.Tensor, query: torch.Tensor, whose: str
+        self, support: Support, candidates: Tensor, query: Tensor, clock: StageClock, whose: str
     ) -> Support:
         """The support with its tokens, chosen again without texts that are too short."""
-        seconds = support.seconds
         while True:
-            with seconds.of("tokenize"):
+            with clock.of("tokenize"):
                 input_ids = [list(self._tokens(i)) for i in support.indices]
             read = zip(support.indices, input_ids, strict=True)
             short = [index for index, tokens in read if len(tokens) < MIN_TOKENS]
@@ -179,7 +166,7 @@ class SupportSelector:
                 break
             left_out = torch.tensor(short, device=candidates.device)
             candidates = candidates[~torch.isin(candidates, left_out)]
-            with seconds.of("select"):
+            with clock.of("select"):
                 [support] = self._choose(candidates[None], query[None], whose)
         if (pool := len(candidates)) < self.n_select:
             steps, name = steps_of(self.method, self.n_select, pool), method_name(self.method)
@@ -190,16 +177,12 @@ class SupportSelector:
                 f"takes {taken}",
                 stacklevel=2,
             )
-        return replace(support, input_ids=input_ids, seconds=seconds)
+        return replace(support, input_ids=input_ids)
 
-    def _choose(
-        self, candidates: torch.Tensor, queries: torch.Tensor, whose: str = ""
-    ) -> list[Support]:
+    def _choose(self, candidates: Tensor, queries: Tensor, whose: str = "") -> list[Support]:
         """A support for each row, still without tokens. ``whose`` names the pool in an error."""
         if not self.n_select:
-            return [
-                Support([], [], [], float(query.norm()), 0.0, [], Seconds()) for query in queries
-            ]
+            return [Support([], [], [], float(query.norm()), 0.0) for query in queries]
         pool = candidates.shape[1]
         if not pool:
             raise ValueError(
@@ -227,5 +210,5 @@ class SupportSelector:
                 )
             weights, distance = batch.weights[i, :size].tolist(), float(batch.residual[i])
             found = row[indices].tolist(), weights, counts, distance, float(batch.gap[i])
-            supports.append(Support(*found, [], Seconds()))
+            supports.append(Support(*found))
         return supports

@@ -1,1 +1,1 @@
-"""Adam steps on texts, several with each gradient: in one model, or in many adapters at once."""
+"""Adam steps on the texts of a support, several with each gradient."""

@@ -23,46 +23,41 @@ def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
 def checked_trained(model: "PreTrainedModel") -> list[nn.Parameter]:
     """The parameters to train, see `trainable_parameters`. Warns if they are float16. ValueError if
     there are none, or some are on the meta device or made in inference mode."""
-    trained = trainable_parameters(model)
-    if not trained:
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not named:
         raise ValueError(
             "TestTimeFinetuner: model must have a parameter with requires_grad, got none; "
             "PEFT adapters are loaded with is_trainable=True"
         )
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    if absent := [name for name, p in named if p.is_meta]:
+    if absent := [name for name, p in named.items() if p.is_meta]:
         raise ValueError(
             "TestTimeFinetuner: trained parameters must have storage, "
             f"got {len(absent)} parameters on the meta device, for example {absent[0]}"
         )
-    if made := [name for name, p in named if p.is_inference()]:
+    if made := [name for name, p in named.items() if p.is_inference()]:
         raise ValueError(
             "TestTimeFinetuner: trained parameters must be made outside of inference mode, got "
             f"{len(made)} parameters made in it, for example {made[0]}: load the model outside of "
             "torch.inference_mode()"
         )
-    if any(parameter.dtype == torch.float16 for parameter in trained):
+    if any(p.dtype == torch.float16 for p in named.values()):
         warnings.warn(
             "TestTimeFinetuner: trained parameters are float16, in which the square of a small "
             "gradient is 0 and Adam's step far too large: load the model with dtype=torch.float32 "
             "or torch.bfloat16",
             stacklevel=3,
         )
-    return trained
+    return list(named.values())
 
 
 def check_same_trained(model: nn.Module, trained: Sequence[nn.Parameter]) -> None:
     wanted = trainable_parameters(model)
-    if not same(wanted, trained):
+    if [*map(id, wanted)] != [*map(id, trained)]:
         raise RuntimeError(
             "TestTimeFinetuner: the model has other parameters with requires_grad than when "
             f"this finetuner was made, {len(wanted)} now and {len(trained)} then: make a "
             "new finetuner"
         )
-
-
-def same(some: Sequence[object], others: Sequence[object]) -> bool:
-    return [id(one) for one in some] == [id(other) for other in others]
 
 
 @contextmanager

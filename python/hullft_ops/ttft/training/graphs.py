@@ -27,8 +27,7 @@ Capture = Callable[[Callable[[], Tensor]], tuple[Any, Tensor]]
 
 
 class PassGraphs:
-    """The graphs of one model's passes, in one memory pool. ``new_capture`` makes a `Capture` that
-    has one.
+    """The graphs of one model's passes, in one memory pool, which ``new_capture`` makes.
 
     A snapshot restores a model in place, so a graph serves one prompt after the other, until a
     tensor of the model or of the optimizer moves, or other adapters are active.
@@ -66,8 +65,7 @@ class PassGraphs:
     def run(self, kind: Hashable, text: Tensor, one_pass: Pass, clock: StageClock) -> Tensor:
         """Replay the pass of this kind, as the stage "forward", or run it and capture it.
 
-        Passes of one kind differ only in their texts, int64 ``[T]`` with one T, and in values of
-        tensors that they read. They leave no gradients behind.
+        Passes of one kind differ only in values of tensors. They leave no gradients behind.
         """
         if kind not in self._captured:
             # A capture cannot load kernels. This call does.

@@ -50,8 +50,7 @@ class Budget:
     """Tells before each sweep whether it fits into the time up to a deadline on `perf_counter`.
 
     It expects a pass to take as long as the slowest one so far, and proportionally longer on a
-    longer text, and a replay as long as the slowest replay. Each question waits for ``devices``
-    other than the CPU: until their work is done, nobody knows how long it takes.
+    longer text, and a replay as long as the slowest replay. It waits for work on ``devices``.
     """
 
     def __init__(self, deadline: float, devices: Iterable[torch.device]) -> None:
@@ -62,8 +61,7 @@ class Budget:
         self._started: tuple[float, int, bool] | None = None
 
     def allows(self, tokens: int, *, fresh: bool) -> bool:
-        """Whether a sweep on a text of so many tokens, a pass if it is ``fresh``, may start now. If
-        so it must, and end before the next question."""
+        """Whether a sweep, a pass if it is ``fresh``, may start now. If so, it must."""
         for device in self._devices:
             torch.accelerator.synchronize(device)
         now = perf_counter()

@@ -3,17 +3,18 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property, partial
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-import hullft_ops
+from hullft_ops import GradientCache, ReplayAdam
 from hullft_ops._checks import check_member
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.model.attention import can_pad, on_device, padded, padded_length
@@ -22,26 +23,15 @@ from hullft_ops.ttft.model.head_loss import unscaled
 from hullft_ops.ttft.model.loss import MeanLoss, backward_in_parts
 from hullft_ops.ttft.model.onednn import wide_products
 from hullft_ops.ttft.model.patches import eval_mode, fused_activations
-from hullft_ops.ttft.training.checks import (
-    check_choice,
-    check_limit,
-    inference_tensors_explained,
-    same,
-)
+from hullft_ops.ttft.training.checks import check_choice, check_limit, inference_tensors_explained
 from hullft_ops.ttft.training.graphs import PassGraphs
-from hullft_ops.ttft.training.steps import (
-    ORDERS,
-    SCHEDULES,
-    Budget,
-    StageClock,
-    Sweep,
-    plan,
-)
+from hullft_ops.ttft.training.steps import ORDERS, SCHEDULES, Budget, StageClock, Sweep, plan
 
 # Consecutive steps of one rate, and how many they are.
-Runs = list[tuple[float | torch.Tensor, int]]
+Runs = list[tuple[float | Tensor, int]]
 
 
+@dataclass(eq=False, repr=False)
 class SupportTrainer:
     """Adam with a fresh state for every support. All supports share its buffers.
 
@@ -49,56 +39,47 @@ class SupportTrainer:
     pass; None for the model's own. The other arguments are `TestTimeFinetuner`'s.
     """
 
-    def __init__(
-        self,
-        model: "PreTrainedModel",
-        trained: Sequence[nn.Parameter],
-        *,
-        lr: float,
-        order: str,
-        schedule: str,
-        max_grad_norm: float | None,
-        autocast: torch.dtype | None,
-        graphs: bool = True,
-        on_step: Callable[[int], object] | None = None,
-    ) -> None:
-        check_choice("order", order, ORDERS)
-        check_choice("schedule", schedule, tuple(SCHEDULES))
-        if on_step is not None:
+    model: "PreTrainedModel"
+    trained: Sequence[nn.Parameter]
+    _: KW_ONLY
+    lr: float
+    order: str
+    schedule: str
+    max_grad_norm: float | None
+    autocast: torch.dtype | None
+    graphs: bool = True
+    on_step: Callable[[int], object] | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("order", self.order, ORDERS)
+        check_choice("schedule", self.schedule, tuple(SCHEDULES))
+        if self.on_step is not None:
             kind = "a function of the number of steps"
-            check_member("TestTimeFinetuner", "on_step", on_step, "__call__", kind)
-        self._model = model
-        self._trained = trained
-        self._lr = lr
-        self._order = order
-        self._factor = SCHEDULES[schedule]
-        self._max_grad_norm = check_limit("max_grad_norm", max_grad_norm)
-        self._autocast = autocast
-        self._on_step = on_step or (lambda steps: None)
-        self._optimizer = hullft_ops.ReplayAdam(trained, lr=lr)
-        self._loss = MeanLoss(model)
+            check_member("TestTimeFinetuner", "on_step", self.on_step, "__call__", kind)
+        self.max_grad_norm = check_limit("max_grad_norm", self.max_grad_norm)
+        self._optimizer = ReplayAdam(self.trained, lr=self.lr)
+        self._loss = MeanLoss(self.model)
         # How many passes so far needed the full logits of a text.
         self.n_full_logits = 0
-        self._may_capture = graphs
         # Of the runs in a pass. A graph reads them where they are.
-        self._rates: list[torch.Tensor] = []
+        self._rates: list[Tensor] = []
 
     @cached_property
-    def graphs(self) -> PassGraphs | None:
+    def pass_graphs(self) -> PassGraphs | None:
         """On CUDA the captured passes, unless they are turned off."""
-        on_cuda = self._model.device.type == "cuda"
-        return PassGraphs(self._model, self._trained) if on_cuda and self._may_capture else None
+        on_cuda = self.model.device.type == "cuda"
+        return PassGraphs(self.model, self.trained) if on_cuda and self.graphs else None
 
     @cached_property
     def _is_padded(self) -> bool:
-        return self._model.device.type == "cuda" and can_pad(self._model)
+        return self.model.device.type == "cuda" and can_pad(self.model)
 
     def share_buffers_with(self, other: "SupportTrainer") -> None:
         """Use the optimizer state of another trainer of these parameters. One trains at a time."""
-        if not same(self._trained, other._trained):
+        if [*map(id, self.trained)] != [*map(id, other.trained)]:
             raise ValueError(
                 "TestTimeFinetuner: only finetuners of the same parameters can share memory, got "
-                f"{len(self._trained)} and {len(other._trained)}"
+                f"{len(self.trained)} and {len(other.trained)}"
             )
         self._optimizer.state = other._optimizer.state
 
@@ -107,13 +88,11 @@ class SupportTrainer:
     ) -> Iterator[tuple[int, int]]:
         """Take the steps of `train`. It yields each text to read and the number of steps so far;
         the gradients of the text's mean loss must be in ``.grad`` before it goes on."""
-        done, steps = 0, sum(counts)
-        cache = hullft_ops.GradientCache(self._trained)
-        for sweep in plan(counts, refreshes, self._order):
+        cache = GradientCache(self.trained)
+        for sweep, done, runs in self._sweeps(counts, refreshes):
             if sweep.fresh:
                 yield sweep.example, done
-            self._take(sweep, cache, self._runs(done, sweep.repeats, steps), clock)
-            done += sweep.repeats
+            self._take(sweep, cache, runs, clock)
             self._optimizer.zero_grad(set_to_none=True)
 
     def train(
@@ -127,45 +106,45 @@ class SupportTrainer:
     ) -> tuple[list[float], list[int]]:
         """Take ``counts[i]`` steps on the tokens ``texts[i]``, ``refreshes[i]`` with each gradient.
 
-        An error names a text by ``indices``. The clock counts the stages "forward", "backward" and
-        "step". ``deadline`` is that of a `Budget`; learning rates fall as if there were none.
-        Returns the loss of every pass, and the number of steps that each text got.
+        An error names a text by ``indices``. ``deadline`` is that of a `Budget`; learning rates
+        fall as if there were none. Returns the loss of every pass, and the steps on each text.
         NonFiniteLossError if a loss is not finite.
         """
         # Even without a step, the state of the optimizer would be allocated.
         if not texts:
             return [], []
-        sweeps = list(plan(counts, refreshes, self._order))
         # Allocated before any memory that is freed again: the moments stay, and in the gap that
         # such memory leaves they would block the next allocation of its size.
         self._check_moments()
-        self._optimizer.param_groups[0]["capturable"] = self.graphs is not None
+        graphs = self.pass_graphs
+        self._optimizer.param_groups[0]["capturable"] = graphs is not None
         self._optimizer.make_state()
         self._optimizer.reset()
-        graphs = self.graphs if self.graphs and self.graphs.can_serve(self._optimizer) else None
+        if graphs and not graphs.can_serve(self._optimizer):
+            graphs = None
         # Its gradients take room, so they exist only for this support.
-        cache = hullft_ops.GradientCache(self._trained)
-        budget = None if deadline is None else Budget(deadline, {p.device for p in self._trained})
+        cache = GradientCache(self.trained)
+        budget = None if deadline is None else Budget(deadline, {p.device for p in self.trained})
+        on_step = self.on_step or (lambda steps: None)
         passes: list[tuple[int, int]] = []
-        taken, done, steps, device = [0] * len(texts), 0, sum(counts), self._model.device
+        taken, steps, device = [0] * len(texts), sum(counts), self.model.device
         # The caller may be in a mode that records no gradients, as in generation.
         with (
-            inference_tensors_explained(self._model),
-            eval_mode(self._model),
+            inference_tensors_explained(self.model),
+            eval_mode(self.model),
             torch.inference_mode(False),
             torch.enable_grad(),
-            fast_forwards(self._model),
+            fast_forwards(self.model),
         ):
             # One tensor for all losses, allocated first. A loss left where its pass put it would
             # split the memory that the next pass needs for larger activations.
-            fresh = sum(sweep.fresh for sweep in sweeps)
+            fresh = sum(sweep.fresh for sweep in plan(counts, refreshes, self.order))
             losses = torch.empty(fresh, dtype=torch.float64, device=device)
             tokens = on_device(self._padded(texts), device)
-            self._on_step(0)
-            for sweep in sweeps:
+            on_step(0)
+            for sweep, done, runs in self._sweeps(counts, refreshes):
                 if budget and not budget.allows(len(texts[sweep.example]), fresh=sweep.fresh):
                     break
-                runs = self._runs(done, sweep.repeats, steps)
                 if sweep.fresh:
                     text = tokens[sweep.example]
                     passes.append((indices[sweep.example], done))
@@ -187,8 +166,7 @@ class SupportTrainer:
                 # A caller's autocast would keep using its copies of the old weights.
                 torch.clear_autocast_cache()
                 taken[sweep.example] += sweep.repeats
-                done += sweep.repeats
-                self._on_step(done)
+                on_step(done + sweep.repeats)
         # Read all losses together at the end. Reading each one would stall a GPU every time, and
         # reading none would leave the GPU's work out of the time.
         values: list[float] = losses[: len(passes)].tolist()
@@ -197,7 +175,9 @@ class SupportTrainer:
 
     def _check_moments(self) -> None:
         for parameter, state in self._optimizer.state.items():
-            now, then = ((t.dtype, t.device) for t in (parameter, state["exp_avg"]))
+            # An interrupt may have left the state empty.
+            kept = state.get("exp_avg", parameter)
+            now, then = ((t.dtype, t.device) for t in (parameter, kept))
             if now != then:
                 raise RuntimeError(
                     "TestTimeFinetuner: the model was moved or cast after this finetuner's first "
@@ -207,44 +187,35 @@ class SupportTrainer:
 
     def _in_tensors(self, runs: Runs) -> Runs:
         """The runs with their rates in tensors that stay where they are."""
-        device = self._model.device
-        while len(self._rates) < len(runs):
-            self._rates.append(torch.zeros((), dtype=torch.float64, device=device))
-        rates = self._rates[: len(runs)]
-        for tensor, (rate, _) in zip(rates, runs, strict=True):
-            tensor.fill_(rate)
-        return [(tensor, repeats) for tensor, (_, repeats) in zip(rates, runs, strict=True)]
+        for _ in runs[len(self._rates) :]:
+            self._rates.append(torch.zeros((), dtype=torch.float64, device=self.model.device))
+        held = zip(self._rates, runs, strict=False)
+        return [(tensor.fill_(rate), repeats) for tensor, (rate, repeats) in held]
 
     def _padded(self, texts: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
         if not self._is_padded:
             return texts
-        context = model_limit("TestTimeFinetuner", self._model)
+        context = model_limit("TestTimeFinetuner", self.model)
         return [padded(text, padded_length(len(text), context)) for text in texts]
 
     def _pass(
-        self,
-        tokens: torch.Tensor,
-        clock: StageClock,
-        *,
-        sweep: Sweep,
-        cache: hullft_ops.GradientCache,
-        runs: Runs,
-    ) -> torch.Tensor:
+        self, tokens: Tensor, clock: StageClock, *, sweep: Sweep, cache: GradientCache, runs: Runs
+    ) -> Tensor:
         """The loss of a text, after the steps with its gradient. Leaves no gradients."""
 
-        def take(gradients: dict[torch.Tensor, torch.Tensor]) -> None:
+        def take(gradients: dict[Tensor, Tensor]) -> None:
             with clock.of("step"):
                 self._step(partial(self._optimizer.step, grads=gradients), runs)
 
         self._optimizer.zero_grad(set_to_none=True)
-        with clock.of("forward"), autocasting(self._model.device, self._autocast):
+        with clock.of("forward"), autocasting(self.model.device, self.autocast):
             loss = unscaled((self._loss.of_padded if self._is_padded else self._loss)(tokens))
         checked_to_train(loss)
         # Each gradient is then needed only for the steps of its own parameter. Only on the CPU:
         # nobody has measured what the additional calls cost on a GPU.
-        if loss.device.type == "cpu" and self._max_grad_norm is None and not sweep.keep:
+        if loss.device.type == "cpu" and self.max_grad_norm is None and not sweep.keep:
             with clock.of("backward"):
-                backward_in_parts(loss, self._trained, take)
+                backward_in_parts(loss, self.trained, take)
         else:
             with clock.of("backward"):
                 torch.autograd.backward(loss)
@@ -252,9 +223,7 @@ class SupportTrainer:
         self._optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 
-    def _take(
-        self, sweep: Sweep, cache: hullft_ops.GradientCache, runs: Runs, clock: StageClock
-    ) -> None:
+    def _take(self, sweep: Sweep, cache: GradientCache, runs: Runs, clock: StageClock) -> None:
         """Take the steps of a sweep, with the gradients in ``.grad`` if it is fresh."""
         with clock.of("step"):
             if not sweep.fresh:
@@ -262,20 +231,23 @@ class SupportTrainer:
                 if not sweep.keep:
                     cache.drop(sweep.example)
                 return
-            if self._max_grad_norm is not None:
-                nn.utils.clip_grad_norm_(self._trained, self._max_grad_norm)
+            if self.max_grad_norm is not None:
+                nn.utils.clip_grad_norm_(self.trained, self.max_grad_norm)
             if sweep.keep:
                 cache.accumulate(sweep.example, beta=0)
             self._step(self._optimizer.step, runs)
 
-    def _runs(self, done: int, repeats: int, steps: int) -> Runs:
-        """The rates of the next ``repeats`` of all steps."""
-        rates = (self._rate(step, steps) for step in range(done, done + repeats))
-        # Steps of different rates cannot share a sweep over memory.
-        return [(rate, len(list(equal))) for rate, equal in groupby(rates)]
-
-    def _rate(self, step: int, steps: int) -> float:
-        return self._lr * self._factor(step, steps)
+    def _sweeps(
+        self, counts: Sequence[int], refreshes: Sequence[int]
+    ) -> Iterator[tuple[Sweep, int, Runs]]:
+        """Each sweep, the number of steps before it, and the rates of its own."""
+        done, steps, factor = 0, sum(counts), SCHEDULES[self.schedule]
+        for sweep in plan(counts, refreshes, self.order):
+            end = done + sweep.repeats
+            rates = (self.lr * factor(step, steps) for step in range(done, end))
+            # Steps of different rates cannot share a sweep over memory.
+            yield sweep, done, [(rate, len(list(equal))) for rate, equal in groupby(rates)]
+            done = end
 
     def _step(self, step: Callable[..., None], runs: Runs) -> None:
         for rate, repeats in runs:
@@ -294,7 +266,7 @@ def autocasting(device: torch.device, dtype: torch.dtype | None) -> AbstractCont
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
-def checked_to_train(loss: torch.Tensor) -> torch.Tensor:
+def checked_to_train(loss: Tensor) -> Tensor:
     if not loss.requires_grad:
         raise RuntimeError(
             "TestTimeFinetuner: the loss depends on no parameter that is trained: is an adapter "
