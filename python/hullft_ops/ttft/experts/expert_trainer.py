@@ -21,7 +21,6 @@ from hullft_ops.ttft.training.steps import StageClock
 from hullft_ops.ttft.training.trainer import SupportTrainer
 
 _FUNCTION = "build_experts"
-_OUT_OF_MEMORY = "out of memory while training experts: lower max_length"
 
 
 class ExpertTrainer:

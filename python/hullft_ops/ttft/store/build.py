@@ -142,7 +142,7 @@ def index_corpus(
         if mode != "resume" or journal or not (path / MANIFEST_FILE).exists():
             interrupted = journal if mode == "resume" else None
             writer = StoreWriter.begin(path, embedder, settings, _FUNCTION, interrupted)
-            with progress_bar(console or Console(quiet=True), shown=console is not None) as bar:
+            with progress_bar(console, shown=console is not None) as bar:
                 shard = writer.journal.shard or _write_texts(writer, source, cutting, bar)
                 writer.finish(shard, bar, thresholds or IndexThresholds(), encode)
         store = Datastore.open(path)
@@ -303,7 +303,7 @@ def folder_datastore(
         return store
     show(console, f"datastore of {corpus}: {path}")
     known: dict[bytes, np.ndarray] = {}
-    earlier = [old for old in root.glob(f"{key}-*") if old != path]
+    earlier = [old for old in root.glob(f"{key}-*") if old != path and not old.is_symlink()]
     for old in earlier:
         if (old / MANIFEST_FILE).exists():
             opened = Datastore.open(old)
@@ -327,19 +327,14 @@ def folder_datastore(
     skipped = f"; {binary} files that are not text were skipped" if binary else ""
     show(console, f"{len(store)} passages, {embedded} of them embedded now{skipped}")
     for old in earlier:
-        if not old.is_symlink():
-            _remove(old)
+        # Locked: another process that is writing it needs it.
+        with suppress(ValueError), locked(old):
+            for name in (MANIFEST_FILE, JOURNAL_FILE):
+                (old / name).unlink(missing_ok=True)
+            remove_all_but(old, None)
+            if not any(old.iterdir()):
+                old.rmdir()
     return store
-
-
-def _remove(path: Path) -> None:
-    """Remove a datastore, unless another process is writing it and so needs it."""
-    with suppress(ValueError), locked(path):
-        for name in (MANIFEST_FILE, JOURNAL_FILE):
-            (path / name).unlink(missing_ok=True)
-        remove_all_but(path, None)
-        if not any(path.iterdir()):
-            path.rmdir()
 
 
 def _name(values: Iterable[list[Any]]) -> str:

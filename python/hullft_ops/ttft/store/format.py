@@ -6,15 +6,15 @@ killed at any moment: the next one can finish the write or roll it back.
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from hullft_ops.ttft._files import UUID, crc32_of, sync, write_durably
 
-FORMAT = "hullft_ops.datastore"
-FORMAT_VERSION = 2
 MANIFEST_FILE = "manifest.json"
 JOURNAL_FILE = "journal.json"
 EMBEDDINGS_FILE = "embeddings.f32"
@@ -82,8 +82,57 @@ class SearchIndex:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class FolderManifest:
+    """What a folder holds. The subclasses add the fields, and how messages name the content."""
+
+    format, format_version = "", 0
+    _what = _none = _version = ""
+
+    def write(self, folder: Path) -> None:
+        """Replace the manifest in ``folder``, in one durable step."""
+        write_json_durably(folder / MANIFEST_FILE, asdict(self))
+
+    @classmethod
+    def values(cls, folder: Path) -> dict[str, Any]:
+        """The object in the manifest of ``folder``, of any format version.
+
+        FileNotFoundError if there is no such folder, ValueError if it has no such manifest.
+        """
+        if not folder.exists():
+            raise FileNotFoundError(f"no {cls._what} at {folder}")
+        file = folder / MANIFEST_FILE
+        values = read_json(file)
+        if values is None and (folder / JOURNAL_FILE).is_file():
+            raise ValueError(
+                f"{folder} is a datastore that was not finished: hullft-ops index --resume "
+                "finishes it"
+            )
+        if values is None:
+            raise ValueError(f"{folder} {cls._none}: it has no {MANIFEST_FILE}")
+        if values.get("format") != cls.format:
+            raise ValueError(f"{folder} {cls._none}: {file} lacks format {cls.format!r}")
+        return values
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """The manifest in ``folder``. Raises as `values`, and a ValueError if a field is wrong or
+        the format has another version."""
+        values = cls.values(folder)
+        version = values.get("format_version")
+        if version != cls.format_version:
+            raise ValueError(
+                f"{folder} has {cls._version.format(version)}, this package reads version "
+                f"{cls.format_version}: build it again"
+            )
+        return parsed(cls, values, folder / MANIFEST_FILE)
+
+
+@dataclass(frozen=True)
+class Manifest(FolderManifest):
     """What a datastore holds."""
+
+    _what, _none = "datastore", "is not a datastore"
+    _version = "datastore format version {!r}"
 
     embedder: str  # name of the embedder that made the vectors
     dim: _Dim  # length of a vector
@@ -95,8 +144,8 @@ class Manifest:
     sources: tuple[dict[str, Any], ...] = ()  # for each shard, what was read and left out
     index: SearchIndex = SearchIndex()
     metric: str = "inner_product"
-    format: str = FORMAT
-    format_version: int = FORMAT_VERSION
+    format: str = "hullft_ops.datastore"
+    format_version: int = 2
 
     def __post_init__(self) -> None:
         count, vectors, index = self.count, self.embeddings, self.index
@@ -128,23 +177,6 @@ class Manifest:
         """Bytes and CRC-32 of each file with texts, then of the vectors."""
         return [[file.bytes, file.crc32] for file in (*self.shards, self.embeddings)]
 
-    def write(self, directory: Path) -> None:
-        """Replace the manifest in ``directory``, in one durable step."""
-        write_json_durably(directory / MANIFEST_FILE, asdict(self))
-
-    @classmethod
-    def read(cls, directory: Path) -> "Manifest":
-        """The manifest in ``directory``. Raises as `manifest_values` and `parsed`, and a ValueError
-        if the format has another version."""
-        values = manifest_values(directory, FORMAT, "datastore", "is not a datastore")
-        version = values.get("format_version")
-        if version != FORMAT_VERSION:
-            raise ValueError(
-                f"{directory} has datastore format version {version!r}, this package reads "
-                f"version {FORMAT_VERSION}: build it again from its texts"
-            )
-        return parsed(cls, values, directory / MANIFEST_FILE)
-
 
 @dataclass(frozen=True)
 class Journal:
@@ -175,27 +207,6 @@ class Journal:
         return None if values is None else parsed(cls, values, file)
 
 
-def manifest_values(folder: Path, kind: str, what: str, none: str) -> dict[str, Any]:
-    """The object in a folder's manifest, of the format ``kind``.
-
-    FileNotFoundError if there is no such folder, ValueError if it has no such manifest. In their
-    messages, ``what`` names the content, and ``none`` says what a folder without it does.
-    """
-    if not folder.exists():
-        raise FileNotFoundError(f"no {what} at {folder}")
-    file = folder / MANIFEST_FILE
-    values = read_json(file)
-    if values is None and (folder / JOURNAL_FILE).is_file():
-        raise ValueError(
-            f"{folder} is a datastore that was not finished: hullft-ops index --resume finishes it"
-        )
-    if values is None:
-        raise ValueError(f"{folder} {none}: it has no {MANIFEST_FILE}")
-    if values.get("format") != kind:
-        raise ValueError(f"{folder} {none}: {file} lacks format {kind!r}")
-    return values
-
-
 def write_json_durably(file: Path, values: dict[str, Any]) -> None:
     """Replace ``file`` with the object, in one durable step."""
     write_durably(file, (json.dumps(values, indent=2, allow_nan=False) + "\n").encode())
@@ -220,11 +231,9 @@ def read_json(file: Path) -> dict[str, Any] | None:
 
 def parsed(kind: type[_Parsed], values: dict[str, Any], file: Path) -> _Parsed:
     """The object from ``file`` as a dataclass. ValueError if a field is missing, odd or wrong."""
-    try:
+    with prefixed(f"{file}"):
         found: _Parsed = _parsed(kind, values, "")
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
-    return found
+        return found
 
 
 def _parsed(kind: Any, value: Any, name: str) -> Any:
@@ -310,6 +319,17 @@ def remove_all_but(directory: Path, manifest: Manifest | None) -> None:
             data.rmdir()
 
 
+@contextmanager
+def prefixed(what: str) -> Iterator[None]:
+    """Let the message of a FileNotFoundError or ValueError begin with ``what``."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{what}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
+
+
 def refuse_link(path: Path) -> None:
     """Refuse a symbolic link, which could lead out of the datastore's directory."""
     if path.is_symlink():
@@ -317,11 +337,11 @@ def refuse_link(path: Path) -> None:
 
 
 def check_file(
-    function: str, folder: Path, wanted: DataFile, *, checksum: bool = True, longer: bool = False
+    folder: Path, wanted: DataFile, *, checksum: bool = True, longer: bool = False
 ) -> None:
     """Refuse a file that is missing, a link, or not of the recorded size and checksum.
 
-    A ``longer`` file passes; the rest of it is not checked. Messages begin with ``function``.
+    A ``longer`` file passes; the rest of it is not checked.
     """
     file = folder / wanted.file
     for path in (folder, file):
@@ -329,8 +349,8 @@ def check_file(
     size = file.stat().st_size if file.is_file() else None
     if size is None or size < wanted.bytes or (size > wanted.bytes and not longer):
         raise ValueError(
-            f"{function}: {file} is missing or corrupt: it must have {wanted.bytes} bytes, "
+            f"{file} is missing or corrupt: it must have {wanted.bytes} bytes, "
             f"has {'none' if size is None else size}"
         )
     if checksum and crc32_of(file, wanted.bytes) != wanted.crc32:
-        raise ValueError(f"{function}: {file} is missing or corrupt: its checksum is wrong")
+        raise ValueError(f"{file} is missing or corrupt: its checksum is wrong")

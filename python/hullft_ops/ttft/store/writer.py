@@ -165,14 +165,14 @@ class StoreWriter:
         with needed_by(self.function):
             import datasets
             import faiss  # noqa: F401
-        check_file(self.function, self.folder, shard)
+        check_file(self.folder, shard)
         texts = datasets.Dataset.from_file(str(self.folder / shard.file))["text"]
-        # The committed vectors.
-        vectors = self._vectors
-        self._cut(vectors.bytes)
-        file = self.folder / EMBEDDINGS_FILE
+        vectors, file = self._vectors, self.folder / EMBEDDINGS_FILE
+        refuse_link(file)
         file.touch()
-        check_file(self.function, self.folder, vectors)
+        check_file(self.folder, vectors, longer=True)
+        # An interrupted write leaves vectors that its journal does not count.
+        os.truncate(file, vectors.bytes)
         done, crc32 = self.journal.embedded, vectors.crc32
         task = bar.add_task("embedding", total=len(texts), completed=done)
         starts = range(done, len(texts), _TEXTS_PER_ENCODE)
@@ -203,16 +203,9 @@ class StoreWriter:
         self.journal = replace(self.journal, **changes)
         self.journal.write(self.directory)
 
-    def _cut(self, size: int) -> None:
-        file = self.folder / EMBEDDINGS_FILE
-        refuse_link(file)
-        if file.exists() and file.stat().st_size > size:
-            os.truncate(file, size)
-
     def _tidy(self) -> None:
         """Remove what interrupted or replaced states left behind."""
         remove_all_but(self.directory, self.base if self.base.count else None)
-        self._cut(self.base.embeddings.bytes)
 
 
 def locked(directory: Path, what: str = "datastore") -> AbstractContextManager[None]:
