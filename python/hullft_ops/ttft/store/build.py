@@ -198,6 +198,13 @@ def _check_state(path: Path, mode: str, settings: dict[str, Any]) -> Journal | N
                 f"{_FUNCTION}: a write into {path} was interrupted, {journal.embedded} texts into "
                 "its embedding: resume finishes it, restart rolls it back and begins anew"
             )
+        was = journal.settings
+        names = [n for n in sorted(was.keys() | settings) if was.get(n) != settings.get(n)]
+        if names and mode == "resume":
+            raise ValueError(
+                f"{_FUNCTION}: the interrupted write in {path} has other settings: "
+                + ", ".join(f"{n} was {was.get(n)!r}, is {settings.get(n)!r}" for n in names)
+            )
     elif not (path / MANIFEST_FILE).exists():
         if path.exists() and set(path.iterdir()) - set(own_entries(path, OWN_PARTIALS)):
             raise FileExistsError(f"{_FUNCTION}: {path} is not empty and not a datastore")

@@ -307,13 +307,15 @@ def own_entries(folder: Path, names: re.Pattern[str]) -> list[Path]:
 
 
 def remove_all_but(directory: Path, manifest: Manifest | None) -> None:
-    """Remove this program's files from a datastore, except those that the manifest names."""
-    kept = [Path(manifest.data, file.file) for file in manifest.files] if manifest else []
+    """Remove this program's files from a datastore, but for those of a manifest with texts."""
+    kept: list[Path] = []
+    if manifest and manifest.count:
+        kept = [directory / manifest.data / file.file for file in manifest.files]
     for partial in own_entries(directory, OWN_PARTIALS):
         partial.unlink()
     for data in own_entries(directory, OWN_DIRECTORIES):
         for file in own_entries(data, OWN_FILES):
-            if file.relative_to(directory) not in kept:
+            if file not in kept:
                 file.unlink()
         if not any(data.iterdir()):
             data.rmdir()
