@@ -79,14 +79,13 @@ def build_experts(
     text; its rate falls linearly to 0. Texts of fewer than 2 tokens are left out; a cluster of only
     such texts gets an expert that changes nothing. Other threads may not use the model meanwhile.
 
-    Each expert's folder appears whole. After a kill at any moment, the same call trains the missing
-    experts. With one thread, the files have the same bits as without the kill.
+    After a kill at any moment, the same call trains the missing experts. With one thread, the files
+    have the same bits as without the kill.
 
     Args:
         model: the base model, with plain weights in floating point.
         path: the folder to create, or one with experts of the same settings to finish.
         clusters: number of experts, at most one for each text.
-        rank: rank of each adapter.
         passages: train on at most so many texts of a cluster; None for all.
         lr: Adam's learning rate at the first step.
         max_length, dtype: as in `TestTimeFinetuner`. The experts stay in float32.
@@ -94,8 +93,7 @@ def build_experts(
             Each expert is then as large as the model, and training takes four times that besides.
         seed: chooses the clusters and the adapters' first values.
         console: shows the progress; None shows none.
-        train: trains experts elsewhere, for example `hullft_ops.ttft.scale.experts.ray_training`;
-            None trains them in this process.
+        train: trains elsewhere, as `hullft_ops.ttft.scale.experts.ray_training` does.
 
     Raises:
         ImportError: PEFT or FAISS is not installed.

@@ -118,7 +118,7 @@ def index_corpus(
             an interrupted write of the same source. "restart": roll an interrupted write back and
             write again. Without an interrupted write, "resume" and "restart" begin a new one.
         console: shows the progress; None shows none.
-        encode: embeds batches elsewhere, as `ray_embedding` does; None embeds in this process.
+        encode: embeds batches elsewhere, as `ray_embedding` does.
 
     Raises:
         FileNotFoundError: there is no such source, or no datastore to append to.

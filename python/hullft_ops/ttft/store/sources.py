@@ -170,9 +170,10 @@ class Source:
     def _file(self, path: Path, suffix: str) -> Iterator[Raw]:
         try:
             with BufferedReader(pa.input_stream(str(path), compression="detect")) as file:
+                head = file.peek().removeprefix(codecs.BOM_UTF8).lstrip()
                 if suffix in _TEXT_SUFFIXES:
                     yield path.name, self._whole(file.read(_MAX_LINE_BYTES + 1))
-                elif suffix == ".json" and _first_byte(file.peek()) == b"[":
+                elif suffix == ".json" and head.startswith(b"["):
                     yield from self._array(path, file)
                 else:
                     yield from _json_lines(path.name, _lines(file))
@@ -200,7 +201,7 @@ class Source:
     def _stdin(self, stdin: BinaryIO) -> Iterator[Raw]:
         lines = _lines(stdin)
         first = next(lines, b"")
-        if _first_byte(first) == b"{":
+        if first.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{"):
             yield from _json_lines("stdin", chain([first], lines))
         else:
             yield "stdin", self._whole(first + stdin.read(_MAX_LINE_BYTES))
@@ -250,10 +251,6 @@ class Source:
         if missing:
             raise SourceError(f"{self.name}: no column {', '.join(missing)}; has {', '.join(have)}")
         return columns
-
-
-def _first_byte(content: bytes) -> bytes:
-    return content.removeprefix(codecs.BOM_UTF8).lstrip()[:1]
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
