@@ -28,6 +28,7 @@ from hullft_ops.ttft.store.format import (
     JOURNAL_FILE,
     MANIFEST_FILE,
     OWN_PARTIALS,
+    Counts,
     DataFile,
     Journal,
     Manifest,
@@ -36,7 +37,7 @@ from hullft_ops.ttft.store.format import (
     remove_all_but,
 )
 from hullft_ops.ttft.store.search import IndexThresholds
-from hullft_ops.ttft.store.sources import Counts, Record, Source, SourceError
+from hullft_ops.ttft.store.sources import Record, Source, SourceError
 from hullft_ops.ttft.store.writer import StoreWriter, locked
 
 if TYPE_CHECKING:

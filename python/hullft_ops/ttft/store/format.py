@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Self, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -34,6 +34,7 @@ OWN_PARTIALS = re.compile(rf"\.(?:manifest|journal)\.json\.{UUID}\.partial")
 _Count = Annotated[int, range(_MAX_COUNT + 1)]
 _Dim = Annotated[int, range(1, 2**31)]
 _Directory = Annotated[str, OWN_DIRECTORIES]
+_Strings = list[Annotated[str, "strings"]]
 _Parsed = TypeVar("_Parsed")
 
 
@@ -52,6 +53,19 @@ class DataFile:
         sync(file)
         sync(file.parent)
         return cls(file.name, count, file.stat().st_size, crc32_of(file))
+
+
+@dataclass
+class Counts:
+    """How many records of a source were read, and what was left out and why."""
+
+    records: _Count = 0  # lines, rows or files, including malformed ones
+    malformed: _Count = 0  # records without a usable text
+    malformed_named: _Strings = field(default_factory=list)  # the first, with what is wrong
+    binary: _Count = 0  # files of a folder that are not UTF-8 text; they are no records
+    binary_named: _Strings = field(default_factory=list)  # the first
+    near_empty: _Count = 0  # texts with too few characters
+    repeated: _Count = 0  # exact repetitions of a text
 
 
 @dataclass(frozen=True)
@@ -241,10 +255,10 @@ def _parsed(kind: Any, value: Any, name: str) -> Any:
     origin, inner = get_origin(kind) or kind, [*get_args(kind), None][0]
     if origin in (Union, UnionType):
         return None if value is None else _parsed(inner, value, name)
-    if origin is tuple:
+    if origin in (list, tuple):
         sound, wanted = isinstance(value, list) and (value or not form), form or "a list of objects"
         _check(sound, name, wanted, value)
-        return tuple(_parsed(inner, one, name) for one in value)
+        return origin(_parsed(inner, one, name) for one in value)
     if isinstance(kind, type) and is_dataclass(kind):
         _check(isinstance(value, dict), name, "an object", value)
         hints = get_type_hints(kind, include_extras=True)
@@ -280,30 +294,21 @@ def _check_count(name: str, value: Any, limits: range) -> None:
 
 
 def _check_source(source: dict[str, Any]) -> None:
-    # Of texts that a program gave.
-    if source == {}:
-        return
-    _check(isinstance(source.get("settings"), dict), "sources", "objects with settings", source)
-    name = source["settings"].get("source")
-    _check(isinstance(name, str), "sources.settings.source", "a string", name)
-    # Absent before there were folders of mixed files.
-    values = {"binary": 0, "binary_named": []} | source
-    for name in ("records", "malformed", "near_empty", "repeated", "binary"):
-        _check_count(f"sources.{name}", values.get(name), range(_MAX_COUNT + 1))
-    for name in ("malformed_named", "binary_named"):
-        lines = values.get(name)
-        strings = isinstance(lines, list) and all(isinstance(line, str) for line in lines)
-        _check(strings, f"sources.{name}", "strings", lines)
+    # Without anything if a program gave the texts.
+    if source:
+        # Binary files are absent before there were folders of mixed files.
+        counts = {"settings": None, "binary": 0, "binary_named": []} | source
+        settings: Any = counts.pop("settings")
+        _check(isinstance(settings, dict), "sources", "objects with settings", source)
+        _parsed(str, settings.get("source"), "sources.settings.source")
+        _parsed(Counts, counts, "sources")
 
 
 def own_entries(folder: Path, names: re.Pattern[str]) -> list[Path]:
     """This program's files in ``folder``, by one of its ``OWN_`` names; never a link."""
     is_kind = Path.is_dir if names is OWN_DIRECTORIES else Path.is_file
-    return [
-        entry
-        for entry in folder.iterdir()
-        if names.fullmatch(entry.name) and is_kind(entry) and not entry.is_symlink()
-    ]
+    found = [entry for entry in folder.iterdir() if names.fullmatch(entry.name)]
+    return [entry for entry in found if is_kind(entry) and not entry.is_symlink()]
 
 
 def remove_all_but(directory: Path, manifest: Manifest | None) -> None:

@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from io import BufferedReader
 from itertools import chain
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from hullft_ops._extras import needed_by
-from hullft_ops.ttft.store.format import JOURNAL_FILE, MANIFEST_FILE, OWN_DIRECTORIES
+from hullft_ops.ttft.store.format import JOURNAL_FILE, MANIFEST_FILE, OWN_DIRECTORIES, Counts
 
 if TYPE_CHECKING:
     import datasets
@@ -41,27 +41,6 @@ Raw = tuple[str, Values]
 
 class SourceError(ValueError):
     """A corpus that cannot be read; the message says why."""
-
-
-@dataclass
-class Counts:
-    """How many records were read, and what was left out and why."""
-
-    records: int = 0  # lines, rows or files, including malformed ones
-    malformed: int = 0  # records without a usable text
-    malformed_named: list[str] = field(default_factory=list)  # the first, with what is wrong
-    binary: int = 0  # files of a folder that are not UTF-8 text; they are no records
-    binary_named: list[str] = field(default_factory=list)  # the first
-    near_empty: int = 0  # texts with too few characters
-    repeated: int = 0  # exact repetitions of a text
-
-    def check(self, source: str, max_bad_share: float) -> None:
-        """Refuse a source whose share of malformed records exceeds ``max_bad_share``."""
-        if self.malformed > max_bad_share * self.records:
-            raise SourceError(
-                f"{source}: {self.malformed} of {self.records} records are malformed, more than "
-                f"max_bad_share {max_bad_share:g}: {'; '.join(self.malformed_named)}"
-            )
 
 
 @dataclass(frozen=True)
@@ -120,14 +99,21 @@ class Source:
                 counts.malformed += 1
                 counts.malformed_named = [*counts.malformed_named, f"{place}: {record}"][:_NAMED]
                 if counts.records >= _JUDGED_RECORDS:
-                    counts.check(self.name, self.max_bad_share)
+                    self._judge(counts)
                 continue
             missing -= {name for name in missing if record[name] is not None}
             yield record
-        counts.check(self.name, self.max_bad_share)
+        self._judge(counts)
         if missing and counts.records > counts.malformed:
             names = ", ".join(name for name in self.metadata if name in missing)
             raise SourceError(f"{self.name}: no record has the metadata {names}")
+
+    def _judge(self, counts: Counts) -> None:
+        if counts.malformed > self.max_bad_share * counts.records:
+            raise SourceError(
+                f"{self.name}: {counts.malformed} of {counts.records} records are malformed, more "
+                f"than max_bad_share {self.max_bad_share:g}: {'; '.join(counts.malformed_named)}"
+            )
 
     def _record(self, place: str, values: Values) -> Record | str:
         """The record to keep, or what is wrong with it."""
