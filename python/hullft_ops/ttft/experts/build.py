@@ -199,8 +199,12 @@ def _fill(
         write_durably(path / CENTROIDS_FILE, content)
         manifest = _recorded(path, manifest, {CENTROIDS_FILE: content})
     sizes = groups.sizes.clamp(max=manifest.passages or len(groups.texts)).tolist()
-    tasks = [(n, groups.texts_of(n)) for n in range(len(sizes)) if not _has(path, manifest, n)]
-    done = sum(sizes) - sum(sizes[expert] for expert, _ in tasks)
+    built = [n for n in range(len(sizes)) if (path / folder_of(n)).exists()]
+    with prefixed(_FUNCTION):
+        for expert in built:
+            checked_files(path, manifest, expert)
+    tasks = [(n, groups.texts_of(n)) for n in range(len(sizes)) if n not in built]
+    done = sum(sizes[expert] for expert in built)
     with progress_bar(console, shown=console is not None) as bar:
         task = bar.add_task("training experts", total=sum(sizes), completed=done)
         with closing(train(manifest, tasks)) as trained:
@@ -217,15 +221,6 @@ def _fill(
                 sync(path)
                 bar.advance(task, sizes[expert])
     replace(manifest, finished=True).write(path)
-
-
-def _has(path: Path, manifest: Manifest, expert: int) -> bool:
-    """Whether the expert is there. ValueError if a file of it is damaged."""
-    folder = path / folder_of(expert)
-    try:
-        return folder.exists() and bool(checked_files(path, manifest, expert))
-    except ValueError as error:
-        raise ValueError(f"{_FUNCTION}: {error}: delete {folder} to have it built again") from error
 
 
 def _recorded(path: Path, manifest: Manifest, files: dict[str, bytes]) -> Manifest:

@@ -221,10 +221,13 @@ def checked_file(folder: Path, manifest: Manifest, name: str) -> Path:
     """The file. ValueError if it is missing, or has another SHA-256 than in the manifest."""
     file, recorded = folder / name, manifest.files.get(name)
     refuse_link(file)
+    remedy = f"delete {file.parent} to have it built again"
     if not file.is_file():
-        raise ValueError(f"{file} is missing")
+        raise ValueError(f"{file} is missing: {remedy}")
     if (found := sha256_of(file)) != recorded:
-        raise ValueError(f"{file} is damaged: its SHA-256 is {found}, the manifest has {recorded}")
+        raise ValueError(
+            f"{file} is damaged: its SHA-256 is {found}, the manifest has {recorded}: {remedy}"
+        )
     return file
 
 

@@ -141,8 +141,7 @@ def index_corpus(
         # Before the lock, the journal could have belonged to a write under way.
         journal = _check_state(path, mode, settings)
         if mode != "resume" or journal or not (path / MANIFEST_FILE).exists():
-            interrupted = journal if mode == "resume" else None
-            writer = StoreWriter.begin(path, embedder, settings, _FUNCTION, interrupted)
+            writer = StoreWriter.begin(path, embedder, settings, _FUNCTION, journal)
             with progress_bar(console, shown=console is not None) as bar:
                 shard = writer.journal.shard or _write_texts(writer, source, cutting, bar)
                 writer.finish(shard, bar, thresholds or IndexThresholds(), encode)
@@ -190,7 +189,7 @@ def _passages(
 
 
 def _check_state(path: Path, mode: str, settings: dict[str, Any]) -> Journal | None:
-    """The journal at ``path``. Refuses a mode that does not fit what is there."""
+    """The journal of a write to resume. Refuses a mode that does not fit what is at ``path``."""
     journal = Journal.read(path)
     refuse_link(path / MANIFEST_FILE)
     if journal:
@@ -220,7 +219,7 @@ def _check_state(path: Path, mode: str, settings: dict[str, Any]) -> Journal | N
                 f"{_FUNCTION}: no interrupted write in {path}, and the datastore there was made "
                 "from another source or with other settings: append adds to it"
             )
-    return journal
+    return journal if mode == "resume" else None
 
 
 def _settings(source: Source, cutting: Cutting) -> dict[str, Any]:

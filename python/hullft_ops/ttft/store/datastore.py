@@ -215,10 +215,9 @@ class Datastore:
         """
         vectors, k = checked_search("Datastore.search", self, queries, k)
         rows = None if self.positions is None else self.positions.numpy()
-        matrix = self.embeddings.numpy()
         # Comparing few texts one by one is faster than picking them out of the lists.
         if self._lists is None or len(self) <= _EXACT_ROWS:
-            scores, ids = exact_search(matrix, vectors.numpy(), k, rows)
+            scores, ids = exact_search(self.embeddings.numpy(), vectors.numpy(), k, rows)
         else:
             scores, ids = self._lists.search(vectors.numpy(), k, rows)
         return torch.from_numpy(scores), torch.from_numpy(ids)

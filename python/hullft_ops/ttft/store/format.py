@@ -331,10 +331,9 @@ def prefixed(what: str) -> Iterator[None]:
     """Let the message of a FileNotFoundError or ValueError begin with ``what``."""
     try:
         yield
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{what}: {error}") from error
-    except ValueError as error:
-        raise ValueError(f"{what}: {error}") from error
+    except (FileNotFoundError, ValueError) as error:
+        kind = ValueError if isinstance(error, ValueError) else FileNotFoundError
+        raise kind(f"{what}: {error}") from error
 
 
 def refuse_link(path: Path) -> None:
