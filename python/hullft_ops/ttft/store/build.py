@@ -313,9 +313,8 @@ def folder_datastore(
     earlier = [old for old in root.glob(f"{key}-*") if old != path and not old.is_symlink()]
     for old in earlier:
         if (old / MANIFEST_FILE).exists():
-            opened = Datastore.open(old)
-            rows = opened.embeddings.numpy()
-            known.update(zip(map(text_digest, opened.texts), rows, strict=True))
+            store = Datastore.open(old)
+            known |= zip(map(text_digest, store.texts), store.embeddings.numpy(), strict=True)
     embedded = 0
 
     def encode(batches: Iterable[list[str]]) -> Generator[np.ndarray]:

@@ -99,16 +99,16 @@ class Source:
                 counts.malformed += 1
                 counts.malformed_named = [*counts.malformed_named, f"{place}: {record}"][:_NAMED]
                 if counts.records >= _JUDGED_RECORDS:
-                    self._judge(counts)
+                    self._check_share(counts)
                 continue
             missing -= {name for name in missing if record[name] is not None}
             yield record
-        self._judge(counts)
+        self._check_share(counts)
         if missing and counts.records > counts.malformed:
             names = ", ".join(name for name in self.metadata if name in missing)
             raise SourceError(f"{self.name}: no record has the metadata {names}")
 
-    def _judge(self, counts: Counts) -> None:
+    def _check_share(self, counts: Counts) -> None:
         if counts.malformed > self.max_bad_share * counts.records:
             raise SourceError(
                 f"{self.name}: {counts.malformed} of {counts.records} records are malformed, more "
@@ -330,8 +330,4 @@ def object_of(line: bytes) -> dict[str, Any]:
 
 def is_unicode(text: str) -> bool:
     """Whether UTF-8 can encode it. JSON can spell half a surrogate pair, which it cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return text.encode(errors="replace").decode() == text
