@@ -152,9 +152,8 @@ def index_corpus(
 
 def _write_texts(writer: StoreWriter, source: Source, cutting: Cutting, bar: Progress) -> DataFile:
     counts, seen, known = Counts(), SeenTexts(), writer.base.count
-    if known:
-        for text in Datastore.open(writer.directory).texts:
-            seen.add(text)
+    for text in Datastore.open(writer.directory).texts if known else ():
+        seen.add(text)
     rows = bar.track(_passages(source, cutting, seen, counts), description="writing texts")
     try:
         report = {"settings": writer.journal.settings}
