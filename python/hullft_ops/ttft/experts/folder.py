@@ -167,34 +167,32 @@ class Experts:
                 ``n_experts``; or an expert's file is missing.
         """
         count = check_integer("Experts.check", "n_experts", n_experts, 1)
-        if count > len(self):
-            raise ValueError(
-                f"Experts.check: n_experts is {count}, {self.path} holds {len(self)} experts"
-            )
         check_plain("Experts.check", model)
-        found = fingerprint(model)
-        if found != self.manifest.fingerprint:
-            raise ValueError(
-                f"Experts.check: model is {model.name_or_path or type(model).__name__} with "
-                f"weights {found}, the experts in {self.path} are of "
-                f"{self.manifest.model or 'a model without a name'} with weights "
-                f"{self.manifest.fingerprint}"
-            )
-        embedder, dim = self.manifest.embedder, self.centroids.shape[1]
-        if (store.embedder, store.dim) != (embedder, dim):
-            raise ValueError(
-                f"Experts.check: store has embeddings of {store.embedder} of dim {store.dim}, the "
-                f"experts in {self.path} are of {embedder} of dim {dim}"
-            )
-        if (found := store_digest(store)) != self.manifest.store:
-            raise ValueError(
-                f"Experts.check: store has {len(store)} texts with digest {found}, the experts in "
-                f"{self.path} are of one with {int(self.sizes.sum())} texts and digest "
-                f"{self.manifest.store}"
-            )
-        for name in self.manifest.files:
-            if not (self.path / name).is_file():
-                raise ValueError(f"Experts.check: {self.path / name} is missing")
+        manifest, dim = self.manifest, self.centroids.shape[1]
+        built, texts = f"the experts in {self.path} are of", int(self.sizes.sum())
+        with prefixed("Experts.check"):
+            if count > len(self):
+                raise ValueError(f"n_experts is {count}, {self.path} holds {len(self)} experts")
+            if (found := fingerprint(model)) != manifest.fingerprint:
+                name = model.name_or_path or type(model).__name__
+                base = manifest.model or "a model without a name"
+                raise ValueError(
+                    f"model is {name} with weights {found}, {built} {base} with weights "
+                    f"{manifest.fingerprint}"
+                )
+            if (store.embedder, store.dim) != (manifest.embedder, dim):
+                raise ValueError(
+                    f"store has embeddings of {store.embedder} of dim {store.dim}, {built} "
+                    f"{manifest.embedder} of dim {dim}"
+                )
+            if (found := store_digest(store)) != manifest.store:
+                raise ValueError(
+                    f"store has {len(store)} texts with digest {found}, {built} one with {texts} "
+                    f"texts and digest {manifest.store}"
+                )
+            for name in manifest.files:
+                if not (self.path / name).is_file():
+                    raise ValueError(f"{self.path / name} is missing")
 
     def _factors(self, tensors: dict[str, torch.Tensor]) -> Update:
         found: Update = {}

@@ -79,9 +79,7 @@ class Cutting:
             if self.overlap:
                 raise ValueError(f"Cutting: overlap {self.overlap} needs chunk_tokens")
         elif self.tokenizer is None or not self.tokenizer.is_fast:
-            raise ValueError(
-                "Cutting: chunk_tokens needs a fast tokenizer, which maps tokens to characters"
-            )
+            raise ValueError("Cutting: chunk_tokens needs a fast tokenizer")
         elif self.overlap >= self.chunk_tokens:
             raise ValueError(
                 f"Cutting: overlap must be below chunk_tokens, got {self.overlap} of "

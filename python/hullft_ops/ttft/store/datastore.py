@@ -177,10 +177,8 @@ class Datastore:
         mask = np.ones(self.manifest.count, bool)
         for name, wanted in metadata.items():
             if name not in table.column_names:
-                raise ValueError(
-                    f"Datastore.filter: no metadata {name!r}, has "
-                    f"{', '.join(table.column_names[1:]) or 'none'}"
-                )
+                names = ", ".join(table.column_names[1:]) or "none"
+                raise ValueError(f"Datastore.filter: no metadata {name!r}, has {names}")
             column = table.column(name)
             values = [wanted] if isinstance(wanted, Scalar | np.generic) else list(wanted)
             try:
@@ -249,10 +247,8 @@ def _open_texts(file: Path, count: int) -> "datasets.Dataset":
         raise ValueError(f"{file} is missing or corrupt: {error}") from error
     first = table.schema.field(0) if table.schema.names else None
     if first != pa.field("text", pa.string()) or len(table) != count:
-        raise ValueError(
-            f"{file} must hold {count} texts, got {len(table)} rows of "
-            f"{table.schema.to_string(show_schema_metadata=False)}"
-        )
+        schema = table.schema.to_string(show_schema_metadata=False)
+        raise ValueError(f"{file} must hold {count} texts, got {len(table)} rows of {schema}")
     if table.column(0).null_count:
         row = pa.compute.index(table.column(0).is_null(), True).as_py()
         raise ValueError(f"{file} must hold a text in each row, row {row} is null")

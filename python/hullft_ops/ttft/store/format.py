@@ -117,10 +117,7 @@ class FolderManifest:
         file = folder / MANIFEST_FILE
         values = read_json(file)
         if values is None and (folder / JOURNAL_FILE).is_file():
-            raise ValueError(
-                f"{folder} is a datastore that was not finished: hullft-ops index --resume "
-                "finishes it"
-            )
+            raise ValueError(f"{folder} is not finished: hullft-ops index --resume finishes it")
         if values is None:
             raise ValueError(f"{folder} {cls._none}: it has no {MANIFEST_FILE}")
         if values.get("format") != cls.format:
@@ -132,12 +129,10 @@ class FolderManifest:
         """The manifest in ``folder``. Raises as `values`, and a ValueError if a field is wrong or
         the format has another version."""
         values = cls.values(folder)
-        version = values.get("format_version")
-        if version != cls.format_version:
-            raise ValueError(
-                f"{folder} has {cls._version.format(version)}, this package reads version "
-                f"{cls.format_version}: build it again"
-            )
+        version, reads = values.get("format_version"), cls.format_version
+        if version != reads:
+            has = f"{folder} has {cls._version.format(version)}"
+            raise ValueError(f"{has}, this package reads version {reads}: build it again")
         return parsed(cls, values, folder / MANIFEST_FILE)
 
 
@@ -165,11 +160,10 @@ class Manifest(FolderManifest):
         count, vectors, index = self.count, self.embeddings, self.index
         _check(self.metric == "inner_product", "metric", "'inner_product'", self.metric)
         _check(sum(s.count for s in self.shards) == count, "count", "the sum over shards", count)
-        if (vectors.count, vectors.bytes) != (count, count * self.dim * 4):
-            raise ValueError(
-                f"embeddings must be {count} rows in {count * self.dim * 4} bytes, "
-                f"got {vectors.count} in {vectors.bytes}"
-            )
+        size = count * self.dim * 4
+        if (vectors.count, vectors.bytes) != (count, size):
+            got = f"{vectors.count} in {vectors.bytes}"
+            raise ValueError(f"embeddings must be {count} rows in {size} bytes, got {got}")
         few = len(self.sources) <= len(self.shards)
         _check(few, "sources", "a list of objects, at most one a shard", self.sources)
         for source in self.sources:
