@@ -148,10 +148,8 @@ def blocks(file: Path, size: int, unit: int = 1) -> Iterator[bytes]:
 
 @contextmanager
 def alone_in(folder: Path, busy: str | None = None) -> Iterator[None]:
-    """Wait until nobody else writes there; with ``busy``, raise a ValueError that says it instead.
-
-    The system unlocks it if the process dies.
-    """
+    """Wait until nobody else writes there; with ``busy``, raise a ValueError with it instead."""
+    # The system unlocks it if the process dies.
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:

@@ -101,6 +101,7 @@ def test_a_deleted_expert_is_built_again(
     build: Build, gpt2: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     build(gpt2, full=True)
+    (tmp_path / "experts" / "notes.txt").write_text("mine")
     whole = contents(tmp_path)
     damaged = tmp_path / "experts" / "0001" / "difference.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1])

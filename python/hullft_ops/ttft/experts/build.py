@@ -2,9 +2,10 @@
 
 import re
 import shutil
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import asdict, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 from hullft_ops._checks import check_integer, check_number
 from hullft_ops._extras import needed_by
 from hullft_ops.collect_env import versions_of
-from hullft_ops.ttft._files import UUID, sha256_of, staging_folder, sync, write_durably
+from hullft_ops.ttft._files import UUID, staging_folder, sync, write_durably
 from hullft_ops.ttft._progress import progress_bar
 from hullft_ops.ttft.experts.expert_trainer import ExpertTrainer
 from hullft_ops.ttft.experts.folder import (
@@ -40,15 +41,13 @@ from hullft_ops.ttft.model.causal import check_causal
 from hullft_ops.ttft.model.context import context_length
 from hullft_ops.ttft.model.exclusive import Claim
 from hullft_ops.ttft.store.base import Store
-from hullft_ops.ttft.store.format import MANIFEST_FILE
+from hullft_ops.ttft.store.format import MANIFEST_FILE, prefixed
 from hullft_ops.ttft.store.writer import locked
 from hullft_ops.ttft.training.checks import autocast_dtype
 
 _FUNCTION = "build_experts"
 # What a killed build leaves behind. A person would not choose such a name.
-_PARTIAL = re.compile(
-    rf"\.(?:[0-9]{{4}}|{re.escape(MANIFEST_FILE)}|{re.escape(CENTROIDS_FILE)})\.{UUID}\.partial"
-)
+_PARTIAL = re.compile(rf"\.(?:[0-9]{{4}}|{MANIFEST_FILE}|{CENTROIDS_FILE})\.{UUID}\.partial")
 
 # An expert, and the positions of its texts.
 Task = tuple[int, list[int]]
@@ -80,14 +79,13 @@ def build_experts(
     text; its rate falls linearly to 0. Texts of fewer than 2 tokens are left out; a cluster of only
     such texts gets an expert that changes nothing. Other threads may not use the model meanwhile.
 
-    Each expert's folder appears whole. After a kill at any moment, the same call trains the missing
-    experts. With one thread, the files have the same bits as without the kill.
+    After a kill at any moment, the same call trains the missing experts. With one thread, the files
+    have the same bits as without the kill.
 
     Args:
         model: the base model, with plain weights in floating point.
         path: the folder to create, or one with experts of the same settings to finish.
         clusters: number of experts, at most one for each text.
-        rank: rank of each adapter.
         passages: train on at most so many texts of a cluster; None for all.
         lr: Adam's learning rate at the first step.
         max_length, dtype: as in `TestTimeFinetuner`. The experts stay in float32.
@@ -95,8 +93,7 @@ def build_experts(
             Each expert is then as large as the model, and training takes four times that besides.
         seed: chooses the clusters and the adapters' first values.
         console: shows the progress; None shows none.
-        train: trains experts elsewhere, for example `hullft_ops.ttft.scale.experts.ray_training`;
-            None trains them in this process.
+        train: trains elsewhere, as `hullft_ops.ttft.scale.experts.ray_training` does.
 
     Raises:
         ImportError: PEFT or FAISS is not installed.
@@ -153,65 +150,62 @@ def build_experts(
             dtype=None if autocast is None else "bfloat16",
             versions=versions_of(("hullft_ops", "faiss-cpu", "peft", "torch", "transformers")),
         )
-        with _opened(path, manifest) as begun:
-            _fill(path, begun, store, train or train_here, console or Console(quiet=True))
+        if path.exists() and not path.is_dir():
+            raise FileExistsError(f"{_FUNCTION}: {path} exists and is not a folder")
+        path.mkdir(parents=True, exist_ok=True)
+        with locked(path, "experts"):
+            _fill(path, _begun(path, manifest), store, train or train_here, console)
     return Experts.open(path)
 
 
-@contextmanager
-def _opened(path: Path, asked: Manifest) -> Iterator[Manifest]:
-    """A new folder for such experts, or one that was begun with the same settings."""
-    if path.exists() and not path.is_dir():
-        raise FileExistsError(f"{_FUNCTION}: {path} exists and is not a folder")
-    path.mkdir(parents=True, exist_ok=True)
-    with locked(path, "experts"):
-        begun = (path / MANIFEST_FILE).exists()
-        manifest = _begun(path, asked) if begun else asked
-        known = {MANIFEST_FILE, CENTROIDS_FILE, *map(folder_of, range(asked.clusters))}
-        others = [entry for entry in path.iterdir() if not (begun and entry.name in known)]
-        for entry in sorted(others):
-            if entry.is_symlink() or not _PARTIAL.fullmatch(entry.name):
-                raise FileExistsError(f"{_FUNCTION}: {path} holds {entry.name}, which is no expert")
-        for entry in others:
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-        if not begun:
-            asked.write(path)
-        yield manifest
-
-
 def _begun(path: Path, asked: Manifest) -> Manifest:
-    """The manifest of the experts that are there. ValueError if they have other settings."""
-    try:
-        built = Manifest.read(path)
-    except ValueError as error:
-        raise ValueError(f"{_FUNCTION}: {error}") from error
-    ours, theirs = asdict(asked), asdict(built)
-    # Model and kind decide the layout of weights.
-    others = ("files", "finished", "fan_in_fan_out")
-    odd = [name for name in ours if ours[name] != theirs[name] and name not in others]
-    if odd:
-        raise ValueError(
-            f"{_FUNCTION}: {path} was built with "
-            f"{', '.join(f'{name} {theirs[name]!r}' for name in odd)}, asked for "
-            f"{', '.join(f'{name} {ours[name]!r}' for name in odd)}: name another folder"
-        )
-    return built
+    """The manifest in a new folder, or in one that was begun with the same settings."""
+    entries = {entry for entry in path.iterdir() if not entry.is_symlink()}
+    partials = {entry for entry in entries if _PARTIAL.fullmatch(entry.name)}
+    if path / MANIFEST_FILE in entries:
+        with prefixed(_FUNCTION):
+            begun = Manifest.read(path)
+        ours, theirs = asdict(asked), asdict(begun)
+        # Model and kind decide the layout of weights.
+        free = ("files", "finished", "fan_in_fan_out")
+        odd = [name for name in ours if ours[name] != theirs[name] and name not in free]
+        if odd:
+            built, wanted = (
+                ", ".join(f"{name} {values[name]!r}" for name in odd) for values in (theirs, ours)
+            )
+            raise ValueError(
+                f"{_FUNCTION}: {path} was built with {built}, asked for {wanted}: "
+                "name another folder"
+            )
+    else:
+        if others := sorted(set(path.iterdir()) - partials):
+            raise FileExistsError(f"{_FUNCTION}: {path} holds {others[0].name}, which is no expert")
+        asked.write(path)
+        begun = asked
+    for entry in partials:
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    return begun
 
 
 def _fill(
-    path: Path, manifest: Manifest, store: Store, train: TrainExperts, console: Console
+    path: Path, manifest: Manifest, store: Store, train: TrainExperts, console: Console | None
 ) -> None:
     """Add what the folder lacks: clusters, experts and the finished manifest."""
     if CENTROIDS_FILE in manifest.files:
         groups = Clusters(**load_file(checked_file(path, manifest, CENTROIDS_FILE)))
     else:
         groups = spherical_clusters(store.embeddings, manifest.clusters, manifest.seed)
-        write_durably(path / CENTROIDS_FILE, save(vars(groups)))
-        manifest = _recorded(path, manifest, {CENTROIDS_FILE: path / CENTROIDS_FILE})
+        content = save(vars(groups))
+        write_durably(path / CENTROIDS_FILE, content)
+        manifest = _recorded(path, manifest, {CENTROIDS_FILE: content})
     sizes = groups.sizes.clamp(max=manifest.passages or len(groups.texts)).tolist()
-    tasks = [(n, groups.texts_of(n)) for n in range(len(sizes)) if not _has(path, manifest, n)]
-    done = sum(sizes) - sum(sizes[expert] for expert, _ in tasks)
-    with progress_bar(console, shown=not console.quiet) as bar:
+    built = [n for n in range(len(sizes)) if (path / folder_of(n)).exists()]
+    with prefixed(_FUNCTION):
+        for expert in built:
+            checked_files(path, manifest, expert)
+    tasks = [(n, groups.texts_of(n)) for n in range(len(sizes)) if n not in built]
+    done = sum(sizes[expert] for expert in built)
+    with progress_bar(console, shown=console is not None) as bar:
         task = bar.add_task("training experts", total=sum(sizes), completed=done)
         with closing(train(manifest, tasks)) as trained:
             for expert, files in trained if tasks else ():
@@ -221,7 +215,7 @@ def _fill(
                     for name, content in files.items():
                         write_durably(staged / name, content)
                     # First the checksums: a folder that is in place can always be verified.
-                    written = {f"{folder.name}/{name}": staged / name for name in files}
+                    written = {f"{folder.name}/{name}": files[name] for name in files}
                     manifest = _recorded(path, manifest, written)
                     staged.rename(folder)
                 sync(path)
@@ -229,18 +223,9 @@ def _fill(
     replace(manifest, finished=True).write(path)
 
 
-def _has(path: Path, manifest: Manifest, expert: int) -> bool:
-    """Whether the expert is there. ValueError if a file of it is damaged."""
-    folder = path / folder_of(expert)
-    try:
-        return folder.exists() and bool(checked_files(path, manifest, expert))
-    except ValueError as error:
-        raise ValueError(f"{_FUNCTION}: {error}: delete {folder} to have it built again") from error
-
-
-def _recorded(path: Path, manifest: Manifest, files: dict[str, Path]) -> Manifest:
+def _recorded(path: Path, manifest: Manifest, files: dict[str, bytes]) -> Manifest:
     """The manifest with the checksums of more files, on the disk."""
-    sums = manifest.files | {name: sha256_of(file) for name, file in files.items()}
+    sums = manifest.files | {name: sha256(content).hexdigest() for name, content in files.items()}
     # Workers may finish in any order.
     manifest = replace(manifest, files=dict(sorted(sums.items())))
     manifest.write(path)

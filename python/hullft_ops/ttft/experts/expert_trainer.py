@@ -21,7 +21,6 @@ from hullft_ops.ttft.training.steps import StageClock
 from hullft_ops.ttft.training.trainer import SupportTrainer
 
 _FUNCTION = "build_experts"
-_OUT_OF_MEMORY = "out of memory while training experts: lower max_length"
 
 
 class ExpertTrainer:
@@ -68,9 +67,8 @@ class ExpertTrainer:
             with out_of_memory_explained("out of memory while training experts: lower max_length"):
                 self._trainer.train([*texts.values()], [*texts], once, once, self._clock)
         except NonFiniteLossError as error:
-            raise NonFiniteLossError(
-                f"{_FUNCTION}: cluster {expert}: a loss is not finite: lower lr"
-            ) from error
+            said = f"{_FUNCTION}: cluster {expert}: a loss is not finite: lower lr"
+            raise NonFiniteLossError(said) from error
         if not self._full:
             from peft import get_peft_model_state_dict
 

@@ -10,7 +10,7 @@ centroids.safetensors               "centroids" float32 [C, dim], "sizes" int64 
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -25,17 +25,9 @@ from hullft_ops._checks import check_integer
 from hullft_ops.ttft._files import sha256_of
 from hullft_ops.ttft.fingerprint import sampled_digest
 from hullft_ops.ttft.store.base import Store
-from hullft_ops.ttft.store.format import (
-    MANIFEST_FILE,
-    manifest_values,
-    parsed,
-    refuse_link,
-    write_json_durably,
-)
+from hullft_ops.ttft.store.format import FolderManifest, prefixed, refuse_link
 from hullft_ops.ttft.store.format import Manifest as DatastoreManifest
 
-FORMAT = "hullft_ops.experts"
-FORMAT_VERSION = 1
 CENTROIDS_FILE = "centroids.safetensors"
 CONFIG_FILE = "adapter_config.json"
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -48,8 +40,11 @@ MAX_EXPERTS = 10_000
 
 
 @dataclass(frozen=True)
-class Manifest:
+class Manifest(FolderManifest):
     """What experts were built from, and their files."""
+
+    _what, _none = "experts", "holds no experts"
+    _version = "format version {!r} of experts"
 
     kind: Annotated[str, ("lora", "full")]  # adapters, or differences of weights
     model: str  # the base model's name or directory; may be empty
@@ -69,24 +64,8 @@ class Manifest:
     # by the path in the folder
     files: Annotated[dict[str, str], "an object of SHA-256 sums"] = field(default_factory=dict)
     finished: bool = False
-    format: str = FORMAT
-    format_version: int = FORMAT_VERSION
-
-    def write(self, folder: Path) -> None:
-        """Replace the manifest in ``folder``, in one durable step."""
-        write_json_durably(folder / MANIFEST_FILE, asdict(self))
-
-    @classmethod
-    def read(cls, folder: Path) -> "Manifest":
-        """The manifest in ``folder``. Raises as `manifest_values`, and a ValueError if a field is
-        wrong or the format has another version."""
-        values = manifest_values(folder, FORMAT, "experts", "holds no experts")
-        if values.get("format_version") != FORMAT_VERSION:
-            raise ValueError(
-                f"{folder} has format version {values.get('format_version')!r} of experts, this "
-                f"package reads version {FORMAT_VERSION}: build them again"
-            )
-        return parsed(cls, values, folder / MANIFEST_FILE)
+    format: str = "hullft_ops.experts"
+    format_version: int = 1
 
 
 class Factors(NamedTuple):
@@ -149,7 +128,7 @@ class Experts:
         unfinished or have another format version, or the centroids are missing or damaged.
         """
         path = Path(path)
-        try:
+        with prefixed("Experts.open"):
             manifest = Manifest.read(path)
             if not manifest.finished:
                 built = len({name.split("/")[0] for name in manifest.files if "/" in name})
@@ -158,8 +137,6 @@ class Experts:
                     "same settings again to continue"
                 )
             tensors = load_file(checked_file(path, manifest, CENTROIDS_FILE))
-        except (FileNotFoundError, ValueError) as error:
-            raise type(error)(f"Experts.open: {error}") from error
         return cls(path, manifest, tensors["centroids"], tensors["sizes"])
 
     def __len__(self) -> int:
@@ -175,10 +152,8 @@ class Experts:
         """
         expert = check_integer("Experts.update", "expert", expert, 0, len(self) - 1)
         if expert not in self._updates:
-            try:
+            with prefixed("Experts.update"):
                 *_, file = checked_files(self.path, self.manifest, expert)
-            except ValueError as error:
-                raise ValueError(f"Experts.update: {error}") from error
             tensors, full = load_file(file), self.manifest.kind == "full"
             self._updates[expert] = {**tensors} if full else self._factors(tensors)
         return self._updates[expert]
@@ -192,34 +167,32 @@ class Experts:
                 ``n_experts``; or an expert's file is missing.
         """
         count = check_integer("Experts.check", "n_experts", n_experts, 1)
-        if count > len(self):
-            raise ValueError(
-                f"Experts.check: n_experts is {count}, {self.path} holds {len(self)} experts"
-            )
         check_plain("Experts.check", model)
-        found = fingerprint(model)
-        if found != self.manifest.fingerprint:
-            raise ValueError(
-                f"Experts.check: model is {model.name_or_path or type(model).__name__} with "
-                f"weights {found}, the experts in {self.path} are of "
-                f"{self.manifest.model or 'a model without a name'} with weights "
-                f"{self.manifest.fingerprint}"
-            )
-        embedder, dim = self.manifest.embedder, self.centroids.shape[1]
-        if (store.embedder, store.dim) != (embedder, dim):
-            raise ValueError(
-                f"Experts.check: store has embeddings of {store.embedder} of dim {store.dim}, the "
-                f"experts in {self.path} are of {embedder} of dim {dim}"
-            )
-        if (found := store_digest(store)) != self.manifest.store:
-            raise ValueError(
-                f"Experts.check: store has {len(store)} texts with digest {found}, the experts in "
-                f"{self.path} are of one with {int(self.sizes.sum())} texts and digest "
-                f"{self.manifest.store}"
-            )
-        for name in self.manifest.files:
-            if not (self.path / name).is_file():
-                raise ValueError(f"Experts.check: {self.path / name} is missing")
+        manifest, dim = self.manifest, self.centroids.shape[1]
+        built, texts = f"the experts in {self.path} are of", int(self.sizes.sum())
+        with prefixed("Experts.check"):
+            if count > len(self):
+                raise ValueError(f"n_experts is {count}, {self.path} holds {len(self)} experts")
+            if (found := fingerprint(model)) != manifest.fingerprint:
+                name = model.name_or_path or type(model).__name__
+                base = manifest.model or "a model without a name"
+                raise ValueError(
+                    f"model is {name} with weights {found}, {built} {base} with weights "
+                    f"{manifest.fingerprint}"
+                )
+            if (store.embedder, store.dim) != (manifest.embedder, dim):
+                raise ValueError(
+                    f"store has embeddings of {store.embedder} of dim {store.dim}, {built} "
+                    f"{manifest.embedder} of dim {dim}"
+                )
+            if (found := store_digest(store)) != manifest.store:
+                raise ValueError(
+                    f"store has {len(store)} texts with digest {found}, {built} one with {texts} "
+                    f"texts and digest {manifest.store}"
+                )
+            for name in manifest.files:
+                if not (self.path / name).is_file():
+                    raise ValueError(f"{self.path / name} is missing")
 
     def _factors(self, tensors: dict[str, torch.Tensor]) -> Update:
         found: Update = {}
@@ -246,10 +219,13 @@ def checked_file(folder: Path, manifest: Manifest, name: str) -> Path:
     """The file. ValueError if it is missing, or has another SHA-256 than in the manifest."""
     file, recorded = folder / name, manifest.files.get(name)
     refuse_link(file)
+    remedy = f"delete {file.parent} to have it built again"
     if not file.is_file():
-        raise ValueError(f"{file} is missing")
+        raise ValueError(f"{file} is missing: {remedy}")
     if (found := sha256_of(file)) != recorded:
-        raise ValueError(f"{file} is damaged: its SHA-256 is {found}, the manifest has {recorded}")
+        raise ValueError(
+            f"{file} is damaged: its SHA-256 is {found}, the manifest has {recorded}: {remedy}"
+        )
     return file
 
 

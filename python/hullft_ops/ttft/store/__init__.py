@@ -1,3 +1,1 @@
-"""Texts and their embeddings: the `Store` contract, datastores, vector databases, embedders and the
-sources of texts. Imports ``ttft.model`` at most.
-"""
+"""Texts with their embeddings: stores, embedders and sources. Imports ``ttft.model`` at most."""

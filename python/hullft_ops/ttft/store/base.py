@@ -47,10 +47,9 @@ class Store(Protocol):
 def checked_search(function: str, store: Store, given: Queries, k: int) -> tuple[torch.Tensor, int]:
     """Queries float32 ``[B, dim]`` on the CPU and ``k``, with the errors of `Datastore.search`."""
     queries = _floats(function, "queries", given)
-    if queries.ndim != 2 or queries.shape[1] != store.dim:
-        raise ValueError(
-            f"{function}: queries must have shape [B, {store.dim}], got {list(queries.shape)}"
-        )
+    shape = list(queries.shape)
+    if shape[1:] != [store.dim]:
+        raise ValueError(f"{function}: queries must have shape [B, {store.dim}], got {shape}")
     if not queries.isfinite().all():
         raise ValueError(f"{function}: queries must be finite")
     k = check_integer(function, "k", k, 1)

@@ -28,6 +28,7 @@ from hullft_ops.ttft.store.format import (
     JOURNAL_FILE,
     MANIFEST_FILE,
     OWN_PARTIALS,
+    Counts,
     DataFile,
     Journal,
     Manifest,
@@ -36,7 +37,7 @@ from hullft_ops.ttft.store.format import (
     remove_all_but,
 )
 from hullft_ops.ttft.store.search import IndexThresholds
-from hullft_ops.ttft.store.sources import Counts, Record, Source, SourceError
+from hullft_ops.ttft.store.sources import Record, Source, SourceError
 from hullft_ops.ttft.store.writer import StoreWriter, locked
 
 if TYPE_CHECKING:
@@ -78,9 +79,7 @@ class Cutting:
             if self.overlap:
                 raise ValueError(f"Cutting: overlap {self.overlap} needs chunk_tokens")
         elif self.tokenizer is None or not self.tokenizer.is_fast:
-            raise ValueError(
-                "Cutting: chunk_tokens needs a fast tokenizer, which maps tokens to characters"
-            )
+            raise ValueError("Cutting: chunk_tokens needs a fast tokenizer")
         elif self.overlap >= self.chunk_tokens:
             raise ValueError(
                 f"Cutting: overlap must be below chunk_tokens, got {self.overlap} of "
@@ -118,7 +117,7 @@ def index_corpus(
             an interrupted write of the same source. "restart": roll an interrupted write back and
             write again. Without an interrupted write, "resume" and "restart" begin a new one.
         console: shows the progress; None shows none.
-        encode: embeds batches elsewhere, as `ray_embedding` does; None embeds in this process.
+        encode: embeds batches elsewhere, as `ray_embedding` does.
 
     Raises:
         FileNotFoundError: there is no such source, or no datastore to append to.
@@ -140,9 +139,8 @@ def index_corpus(
         # Before the lock, the journal could have belonged to a write under way.
         journal = _check_state(path, mode, settings)
         if mode != "resume" or journal or not (path / MANIFEST_FILE).exists():
-            interrupted = journal if mode == "resume" else None
-            writer = StoreWriter.begin(path, embedder, settings, _FUNCTION, interrupted)
-            with progress_bar(console or Console(quiet=True), shown=console is not None) as bar:
+            writer = StoreWriter.begin(path, embedder, settings, _FUNCTION, journal)
+            with progress_bar(console, shown=console is not None) as bar:
                 shard = writer.journal.shard or _write_texts(writer, source, cutting, bar)
                 writer.finish(shard, bar, thresholds or IndexThresholds(), encode)
         store = Datastore.open(path)
@@ -152,9 +150,8 @@ def index_corpus(
 
 def _write_texts(writer: StoreWriter, source: Source, cutting: Cutting, bar: Progress) -> DataFile:
     counts, seen, known = Counts(), SeenTexts(), writer.base.count
-    if known:
-        for text in Datastore.open(writer.directory).texts:
-            seen.add(text)
+    for text in Datastore.open(writer.directory).texts if known else ():
+        seen.add(text)
     rows = bar.track(_passages(source, cutting, seen, counts), description="writing texts")
     try:
         report = {"settings": writer.journal.settings}
@@ -189,7 +186,7 @@ def _passages(
 
 
 def _check_state(path: Path, mode: str, settings: dict[str, Any]) -> Journal | None:
-    """The journal at ``path``. Refuses a mode that does not fit what is there."""
+    """The journal of a write to resume. Refuses a mode that does not fit what is at ``path``."""
     journal = Journal.read(path)
     refuse_link(path / MANIFEST_FILE)
     if journal:
@@ -197,6 +194,13 @@ def _check_state(path: Path, mode: str, settings: dict[str, Any]) -> Journal | N
             raise ValueError(
                 f"{_FUNCTION}: a write into {path} was interrupted, {journal.embedded} texts into "
                 "its embedding: resume finishes it, restart rolls it back and begins anew"
+            )
+        was = journal.settings
+        names = [n for n in sorted(was.keys() | settings) if was.get(n) != settings.get(n)]
+        if names and mode == "resume":
+            raise ValueError(
+                f"{_FUNCTION}: the interrupted write in {path} has other settings: "
+                + ", ".join(f"{n} was {was.get(n)!r}, is {settings.get(n)!r}" for n in names)
             )
     elif not (path / MANIFEST_FILE).exists():
         if path.exists() and set(path.iterdir()) - set(own_entries(path, OWN_PARTIALS)):
@@ -212,7 +216,7 @@ def _check_state(path: Path, mode: str, settings: dict[str, Any]) -> Journal | N
                 f"{_FUNCTION}: no interrupted write in {path}, and the datastore there was made "
                 "from another source or with other settings: append adds to it"
             )
-    return journal
+    return journal if mode == "resume" else None
 
 
 def _settings(source: Source, cutting: Cutting) -> dict[str, Any]:
@@ -303,12 +307,11 @@ def folder_datastore(
         return store
     show(console, f"datastore of {corpus}: {path}")
     known: dict[bytes, np.ndarray] = {}
-    earlier = [old for old in root.glob(f"{key}-*") if old != path]
+    earlier = [old for old in root.glob(f"{key}-*") if old != path and not old.is_symlink()]
     for old in earlier:
         if (old / MANIFEST_FILE).exists():
-            opened = Datastore.open(old)
-            rows = opened.embeddings.numpy()
-            known.update(zip(map(text_digest, opened.texts), rows, strict=True))
+            store = Datastore.open(old)
+            known |= zip(map(text_digest, store.texts), store.embeddings.numpy(), strict=True)
     embedded = 0
 
     def encode(batches: Iterable[list[str]]) -> Generator[np.ndarray]:
@@ -327,19 +330,14 @@ def folder_datastore(
     skipped = f"; {binary} files that are not text were skipped" if binary else ""
     show(console, f"{len(store)} passages, {embedded} of them embedded now{skipped}")
     for old in earlier:
-        if not old.is_symlink():
-            _remove(old)
+        # Locked: another process that is writing it needs it.
+        with suppress(ValueError), locked(old):
+            for name in (MANIFEST_FILE, JOURNAL_FILE):
+                (old / name).unlink(missing_ok=True)
+            remove_all_but(old, None)
+            if not any(old.iterdir()):
+                old.rmdir()
     return store
-
-
-def _remove(path: Path) -> None:
-    """Remove a datastore, unless another process is writing it and so needs it."""
-    with suppress(ValueError), locked(path):
-        for name in (MANIFEST_FILE, JOURNAL_FILE):
-            (path / name).unlink(missing_ok=True)
-        remove_all_but(path, None)
-        if not any(path.iterdir()):
-            path.rmdir()
 
 
 def _name(values: Iterable[list[Any]]) -> str:

@@ -21,7 +21,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 import torch
-from rich.console import Console
 
 from hullft_ops._extras import needed_by
 from hullft_ops.ttft._files import blocks, full_disk_explained, staging_folder
@@ -29,13 +28,12 @@ from hullft_ops.ttft._progress import progress_bar
 from hullft_ops.ttft.store.base import Found, Queries, checked_search
 from hullft_ops.ttft.store.embedding import Embedder, not_unit
 from hullft_ops.ttft.store.format import (
-    FORMAT,
     JOURNAL_FILE,
     MANIFEST_FILE,
     Journal,
     Manifest,
     check_file,
-    manifest_values,
+    prefixed,
     remove_all_but,
 )
 from hullft_ops.ttft.store.search import IndexThresholds, ListSearch, exact_search, open_index
@@ -117,7 +115,7 @@ class Datastore:
         _replaces(path, overwrite)
         advice = "no datastore was written, nor one replaced"
         with full_disk_explained(path, advice), staging_folder(path) as staging:
-            with progress_bar(Console(stderr=True), shown=progress) as bar:
+            with progress_bar(shown=progress) as bar:
                 writer = StoreWriter.begin(staging, embedder, {}, "Datastore.build")
                 rows = ({"text": text} for text in bar.track(texts, description="writing texts"))
                 shard = writer.write_texts(rows, dict)
@@ -147,28 +145,25 @@ class Datastore:
             ValueError: it is not a datastore, is unfinished or has another format version; or a
                 file is missing, corrupt or contradicts the manifest.
         """
-        try:
+        with needed_by("Datastore.open"), prefixed("Datastore.open"):
             manifest = Manifest.read(Path(path))
-        except (FileNotFoundError, ValueError) as error:
-            raise type(error)(f"Datastore.open: {error}") from error
-        data, index, vectors = Path(path) / manifest.data, manifest.index, manifest.embeddings
-        for file in manifest.files:
-            if file is not vectors:
-                check_file("Datastore.open", data, file, checksum=verify)
-        # Another process may be adding vectors.
-        check_file("Datastore.open", data, vectors, checksum=False, longer=True)
-        if verify:
-            _check_embeddings(data / vectors.file, manifest)
-        with needed_by("Datastore.open"):
+            data, index, vectors = Path(path) / manifest.data, manifest.index, manifest.embeddings
+            for file in manifest.files:
+                # Another process may be adding vectors.
+                grows = file is vectors
+                check_file(data, file, checksum=verify and not grows, longer=grows)
+            if verify:
+                _check_embeddings(data / vectors.file, manifest)
             import datasets
-        shards = [_open_texts(data / shard.file, shard.count) for shard in manifest.shards]
-        if any(shard.data.table.schema != shards[0].data.table.schema for shard in shards):
-            raise ValueError(f"Datastore.open: the columns of the files in {data} differ")
-        # Copy on write: PyTorch has no read-only tensors, and the file must stay as it is.
-        shape = (manifest.count, manifest.dim)
-        matrix = np.memmap(data / vectors.file, np.float32, mode="c", shape=shape)
-        lists = open_index(data / index.file.file, matrix, index) if index.file else None
-        rows = datasets.concatenate_datasets(shards)
+
+            shards = [_open_texts(data / shard.file, shard.count) for shard in manifest.shards]
+            if any(shard.data.table.schema != shards[0].data.table.schema for shard in shards):
+                raise ValueError(f"the columns of the files in {data} differ")
+            # Copy on write: PyTorch has no read-only tensors, and the file must stay as it is.
+            shape = (manifest.count, manifest.dim)
+            matrix = np.memmap(data / vectors.file, np.float32, mode="c", shape=shape)
+            lists = open_index(data / index.file.file, matrix, index) if index.file else None
+            rows = datasets.concatenate_datasets(shards)
         return cls(manifest, rows, torch.from_numpy(matrix), lists)
 
     def filter(self, **metadata: Scalar | Sequence[Scalar]) -> "Datastore":
@@ -182,10 +177,8 @@ class Datastore:
         mask = np.ones(self.manifest.count, bool)
         for name, wanted in metadata.items():
             if name not in table.column_names:
-                raise ValueError(
-                    f"Datastore.filter: no metadata {name!r}, has "
-                    f"{', '.join(table.column_names[1:]) or 'none'}"
-                )
+                names = ", ".join(table.column_names[1:]) or "none"
+                raise ValueError(f"Datastore.filter: no metadata {name!r}, has {names}")
             column = table.column(name)
             values = [wanted] if isinstance(wanted, Scalar | np.generic) else list(wanted)
             try:
@@ -220,10 +213,9 @@ class Datastore:
         """
         vectors, k = checked_search("Datastore.search", self, queries, k)
         rows = None if self.positions is None else self.positions.numpy()
-        matrix = self.embeddings.numpy()
         # Comparing few texts one by one is faster than picking them out of the lists.
         if self._lists is None or len(self) <= _EXACT_ROWS:
-            scores, ids = exact_search(matrix, vectors.numpy(), k, rows)
+            scores, ids = exact_search(self.embeddings.numpy(), vectors.numpy(), k, rows)
         else:
             scores, ids = self._lists.search(vectors.numpy(), k, rows)
         return torch.from_numpy(scores), torch.from_numpy(ids)
@@ -235,11 +227,9 @@ def _replaces(path: Path, overwrite: bool) -> bool:
         return False
     if not overwrite:
         raise FileExistsError(f"Datastore.build: {path} exists; overwrite=True replaces it")
-    try:
+    with prefixed(f"Datastore.build: will not overwrite {path}"):
         Journal.read(path)
-        manifest_values(path, FORMAT, "datastore", "is not a datastore")
-    except ValueError as error:
-        raise ValueError(f"Datastore.build: will not overwrite {path}: {error}") from error
+        Manifest.values(path)
     return True
 
 
@@ -254,16 +244,14 @@ def _open_texts(file: Path, count: int) -> "datasets.Dataset":
         table.validate(full=True)
     # The libraries do not document what they raise for foreign bytes.
     except Exception as error:
-        raise ValueError(f"Datastore.open: {file} is missing or corrupt: {error}") from error
+        raise ValueError(f"{file} is missing or corrupt: {error}") from error
     first = table.schema.field(0) if table.schema.names else None
     if first != pa.field("text", pa.string()) or len(table) != count:
-        raise ValueError(
-            f"Datastore.open: {file} must hold {count} texts, got {len(table)} rows of "
-            f"{table.schema.to_string(show_schema_metadata=False)}"
-        )
+        schema = table.schema.to_string(show_schema_metadata=False)
+        raise ValueError(f"{file} must hold {count} texts, got {len(table)} rows of {schema}")
     if table.column(0).null_count:
         row = pa.compute.index(table.column(0).is_null(), True).as_py()
-        raise ValueError(f"Datastore.open: {file} must hold a text in each row, row {row} is null")
+        raise ValueError(f"{file} must hold a text in each row, row {row} is null")
     return opened
 
 
@@ -279,6 +267,6 @@ def _check_embeddings(file: Path, manifest: Manifest) -> None:
             wrong = f"row {first + found[0]} has norm {found[1]}"
         first += len(rows)
     if crc32 != manifest.embeddings.crc32:
-        raise ValueError(f"Datastore.open: {file} is missing or corrupt: its checksum is wrong")
+        raise ValueError(f"{file} is missing or corrupt: its checksum is wrong")
     if wrong:
-        raise ValueError(f"Datastore.open: {file} must hold unit vectors, {wrong}")
+        raise ValueError(f"{file} must hold unit vectors, {wrong}")

@@ -157,9 +157,10 @@ def checked_vectors(
     if not isinstance(vectors, np.ndarray) or vectors.dtype != np.float32:
         got = vectors.dtype if isinstance(vectors, np.ndarray) else type(vectors).__name__
         raise TypeError(f"{function}: embedder {name} must give a float32 NumPy array, got {got}")
-    if vectors.shape != (len(texts), dim):
+    shape = len(texts), dim
+    if vectors.shape != shape:
         raise ValueError(
-            f"{function}: embedder {name} must give shape {(len(texts), dim)}, got {vectors.shape}"
+            f"{function}: embedder {name} must give shape {shape}, got {vectors.shape}"
         )
     if wrong := not_unit(vectors):
         row, norm = wrong

@@ -6,15 +6,15 @@ killed at any moment: the next one can finish the write or roll it back.
 
 import json
 import re
-from dataclasses import asdict, dataclass, is_dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from hullft_ops.ttft._files import UUID, crc32_of, sync, write_durably
 
-FORMAT = "hullft_ops.datastore"
-FORMAT_VERSION = 2
 MANIFEST_FILE = "manifest.json"
 JOURNAL_FILE = "journal.json"
 EMBEDDINGS_FILE = "embeddings.f32"
@@ -34,6 +34,7 @@ OWN_PARTIALS = re.compile(rf"\.(?:manifest|journal)\.json\.{UUID}\.partial")
 _Count = Annotated[int, range(_MAX_COUNT + 1)]
 _Dim = Annotated[int, range(1, 2**31)]
 _Directory = Annotated[str, OWN_DIRECTORIES]
+_Strings = list[Annotated[str, "strings"]]
 _Parsed = TypeVar("_Parsed")
 
 
@@ -52,6 +53,19 @@ class DataFile:
         sync(file)
         sync(file.parent)
         return cls(file.name, count, file.stat().st_size, crc32_of(file))
+
+
+@dataclass
+class Counts:
+    """How many records of a source were read, and what was left out and why."""
+
+    records: _Count = 0  # lines, rows or files, including malformed ones
+    malformed: _Count = 0  # records without a usable text
+    malformed_named: _Strings = field(default_factory=list)  # the first, with what is wrong
+    binary: _Count = 0  # files of a folder that are not UTF-8 text; they are no records
+    binary_named: _Strings = field(default_factory=list)  # the first
+    near_empty: _Count = 0  # texts with too few characters
+    repeated: _Count = 0  # exact repetitions of a text
 
 
 @dataclass(frozen=True)
@@ -82,8 +96,52 @@ class SearchIndex:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class FolderManifest:
+    """What a folder holds. The subclasses add the fields, and how messages name the content."""
+
+    format, format_version = "", 0
+    _what = _none = _version = ""
+
+    def write(self, folder: Path) -> None:
+        """Replace the manifest in ``folder``, in one durable step."""
+        write_json_durably(folder / MANIFEST_FILE, asdict(self))
+
+    @classmethod
+    def values(cls, folder: Path) -> dict[str, Any]:
+        """The object in the manifest of ``folder``, of any format version.
+
+        FileNotFoundError if there is no such folder, ValueError if it has no such manifest.
+        """
+        if not folder.exists():
+            raise FileNotFoundError(f"no {cls._what} at {folder}")
+        file = folder / MANIFEST_FILE
+        values = read_json(file)
+        if values is None and (folder / JOURNAL_FILE).is_file():
+            raise ValueError(f"{folder} is not finished: hullft-ops index --resume finishes it")
+        if values is None:
+            raise ValueError(f"{folder} {cls._none}: it has no {MANIFEST_FILE}")
+        if values.get("format") != cls.format:
+            raise ValueError(f"{folder} {cls._none}: {file} lacks format {cls.format!r}")
+        return values
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """The manifest in ``folder``. Raises as `values`, and a ValueError if a field is wrong or
+        the format has another version."""
+        values = cls.values(folder)
+        version, reads = values.get("format_version"), cls.format_version
+        if version != reads:
+            has = f"{folder} has {cls._version.format(version)}"
+            raise ValueError(f"{has}, this package reads version {reads}: build it again")
+        return parsed(cls, values, folder / MANIFEST_FILE)
+
+
+@dataclass(frozen=True)
+class Manifest(FolderManifest):
     """What a datastore holds."""
+
+    _what, _none = "datastore", "is not a datastore"
+    _version = "datastore format version {!r}"
 
     embedder: str  # name of the embedder that made the vectors
     dim: _Dim  # length of a vector
@@ -95,18 +153,17 @@ class Manifest:
     sources: tuple[dict[str, Any], ...] = ()  # for each shard, what was read and left out
     index: SearchIndex = SearchIndex()
     metric: str = "inner_product"
-    format: str = FORMAT
-    format_version: int = FORMAT_VERSION
+    format: str = "hullft_ops.datastore"
+    format_version: int = 2
 
     def __post_init__(self) -> None:
         count, vectors, index = self.count, self.embeddings, self.index
         _check(self.metric == "inner_product", "metric", "'inner_product'", self.metric)
         _check(sum(s.count for s in self.shards) == count, "count", "the sum over shards", count)
-        if (vectors.count, vectors.bytes) != (count, count * self.dim * 4):
-            raise ValueError(
-                f"embeddings must be {count} rows in {count * self.dim * 4} bytes, "
-                f"got {vectors.count} in {vectors.bytes}"
-            )
+        size = count * self.dim * 4
+        if (vectors.count, vectors.bytes) != (count, size):
+            got = f"{vectors.count} in {vectors.bytes}"
+            raise ValueError(f"embeddings must be {count} rows in {size} bytes, got {got}")
         few = len(self.sources) <= len(self.shards)
         _check(few, "sources", "a list of objects, at most one a shard", self.sources)
         for source in self.sources:
@@ -127,23 +184,6 @@ class Manifest:
     def checksums(self) -> list[list[int]]:
         """Bytes and CRC-32 of each file with texts, then of the vectors."""
         return [[file.bytes, file.crc32] for file in (*self.shards, self.embeddings)]
-
-    def write(self, directory: Path) -> None:
-        """Replace the manifest in ``directory``, in one durable step."""
-        write_json_durably(directory / MANIFEST_FILE, asdict(self))
-
-    @classmethod
-    def read(cls, directory: Path) -> "Manifest":
-        """The manifest in ``directory``. Raises as `manifest_values` and `parsed`, and a ValueError
-        if the format has another version."""
-        values = manifest_values(directory, FORMAT, "datastore", "is not a datastore")
-        version = values.get("format_version")
-        if version != FORMAT_VERSION:
-            raise ValueError(
-                f"{directory} has datastore format version {version!r}, this package reads "
-                f"version {FORMAT_VERSION}: build it again from its texts"
-            )
-        return parsed(cls, values, directory / MANIFEST_FILE)
 
 
 @dataclass(frozen=True)
@@ -175,27 +215,6 @@ class Journal:
         return None if values is None else parsed(cls, values, file)
 
 
-def manifest_values(folder: Path, kind: str, what: str, none: str) -> dict[str, Any]:
-    """The object in a folder's manifest, of the format ``kind``.
-
-    FileNotFoundError if there is no such folder, ValueError if it has no such manifest. In their
-    messages, ``what`` names the content, and ``none`` says what a folder without it does.
-    """
-    if not folder.exists():
-        raise FileNotFoundError(f"no {what} at {folder}")
-    file = folder / MANIFEST_FILE
-    values = read_json(file)
-    if values is None and (folder / JOURNAL_FILE).is_file():
-        raise ValueError(
-            f"{folder} is a datastore that was not finished: hullft-ops index --resume finishes it"
-        )
-    if values is None:
-        raise ValueError(f"{folder} {none}: it has no {MANIFEST_FILE}")
-    if values.get("format") != kind:
-        raise ValueError(f"{folder} {none}: {file} lacks format {kind!r}")
-    return values
-
-
 def write_json_durably(file: Path, values: dict[str, Any]) -> None:
     """Replace ``file`` with the object, in one durable step."""
     write_durably(file, (json.dumps(values, indent=2, allow_nan=False) + "\n").encode())
@@ -220,11 +239,9 @@ def read_json(file: Path) -> dict[str, Any] | None:
 
 def parsed(kind: type[_Parsed], values: dict[str, Any], file: Path) -> _Parsed:
     """The object from ``file`` as a dataclass. ValueError if a field is missing, odd or wrong."""
-    try:
+    with prefixed(f"{file}"):
         found: _Parsed = _parsed(kind, values, "")
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
-    return found
+        return found
 
 
 def _parsed(kind: Any, value: Any, name: str) -> Any:
@@ -232,10 +249,10 @@ def _parsed(kind: Any, value: Any, name: str) -> Any:
     origin, inner = get_origin(kind) or kind, [*get_args(kind), None][0]
     if origin in (Union, UnionType):
         return None if value is None else _parsed(inner, value, name)
-    if origin is tuple:
+    if origin in (list, tuple):
         sound, wanted = isinstance(value, list) and (value or not form), form or "a list of objects"
         _check(sound, name, wanted, value)
-        return tuple(_parsed(inner, one, name) for one in value)
+        return origin(_parsed(inner, one, name) for one in value)
     if isinstance(kind, type) and is_dataclass(kind):
         _check(isinstance(value, dict), name, "an object", value)
         hints = get_type_hints(kind, include_extras=True)
@@ -271,43 +288,46 @@ def _check_count(name: str, value: Any, limits: range) -> None:
 
 
 def _check_source(source: dict[str, Any]) -> None:
-    # Of texts that a program gave.
-    if source == {}:
-        return
-    _check(isinstance(source.get("settings"), dict), "sources", "objects with settings", source)
-    name = source["settings"].get("source")
-    _check(isinstance(name, str), "sources.settings.source", "a string", name)
-    # Absent before there were folders of mixed files.
-    values = {"binary": 0, "binary_named": []} | source
-    for name in ("records", "malformed", "near_empty", "repeated", "binary"):
-        _check_count(f"sources.{name}", values.get(name), range(_MAX_COUNT + 1))
-    for name in ("malformed_named", "binary_named"):
-        lines = values.get(name)
-        strings = isinstance(lines, list) and all(isinstance(line, str) for line in lines)
-        _check(strings, f"sources.{name}", "strings", lines)
+    # Without anything if a program gave the texts.
+    if source:
+        # Binary files are absent before there were folders of mixed files.
+        counts = {"settings": None, "binary": 0, "binary_named": []} | source
+        settings: Any = counts.pop("settings")
+        _check(isinstance(settings, dict), "sources", "objects with settings", source)
+        _parsed(str, settings.get("source"), "sources.settings.source")
+        _parsed(Counts, counts, "sources")
 
 
 def own_entries(folder: Path, names: re.Pattern[str]) -> list[Path]:
     """This program's files in ``folder``, by one of its ``OWN_`` names; never a link."""
     is_kind = Path.is_dir if names is OWN_DIRECTORIES else Path.is_file
-    return [
-        entry
-        for entry in folder.iterdir()
-        if names.fullmatch(entry.name) and is_kind(entry) and not entry.is_symlink()
-    ]
+    found = [entry for entry in folder.iterdir() if names.fullmatch(entry.name)]
+    return [entry for entry in found if is_kind(entry) and not entry.is_symlink()]
 
 
 def remove_all_but(directory: Path, manifest: Manifest | None) -> None:
-    """Remove this program's files from a datastore, except those that the manifest names."""
-    kept = [Path(manifest.data, file.file) for file in manifest.files] if manifest else []
+    """Remove this program's files from a datastore, but for those of a manifest with texts."""
+    kept: list[Path] = []
+    if manifest and manifest.count:
+        kept = [directory / manifest.data / file.file for file in manifest.files]
     for partial in own_entries(directory, OWN_PARTIALS):
         partial.unlink()
     for data in own_entries(directory, OWN_DIRECTORIES):
         for file in own_entries(data, OWN_FILES):
-            if file.relative_to(directory) not in kept:
+            if file not in kept:
                 file.unlink()
         if not any(data.iterdir()):
             data.rmdir()
+
+
+@contextmanager
+def prefixed(what: str) -> Iterator[None]:
+    """Let the message of a FileNotFoundError or ValueError begin with ``what``."""
+    try:
+        yield
+    except (FileNotFoundError, ValueError) as error:
+        kind = ValueError if isinstance(error, ValueError) else FileNotFoundError
+        raise kind(f"{what}: {error}") from error
 
 
 def refuse_link(path: Path) -> None:
@@ -317,11 +337,11 @@ def refuse_link(path: Path) -> None:
 
 
 def check_file(
-    function: str, folder: Path, wanted: DataFile, *, checksum: bool = True, longer: bool = False
+    folder: Path, wanted: DataFile, *, checksum: bool = True, longer: bool = False
 ) -> None:
     """Refuse a file that is missing, a link, or not of the recorded size and checksum.
 
-    A ``longer`` file passes; the rest of it is not checked. Messages begin with ``function``.
+    A ``longer`` file passes; the rest of it is not checked.
     """
     file = folder / wanted.file
     for path in (folder, file):
@@ -329,8 +349,8 @@ def check_file(
     size = file.stat().st_size if file.is_file() else None
     if size is None or size < wanted.bytes or (size > wanted.bytes and not longer):
         raise ValueError(
-            f"{function}: {file} is missing or corrupt: it must have {wanted.bytes} bytes, "
+            f"{file} is missing or corrupt: it must have {wanted.bytes} bytes, "
             f"has {'none' if size is None else size}"
         )
     if checksum and crc32_of(file, wanted.bytes) != wanted.crc32:
-        raise ValueError(f"{function}: {file} is missing or corrupt: its checksum is wrong")
+        raise ValueError(f"{file} is missing or corrupt: its checksum is wrong")

@@ -144,8 +144,7 @@ class ListSearch:
 
 def open_index(file: Path, matrix: np.ndarray, facts: SearchIndex) -> ListSearch:
     """Map the index in ``file``, which FAISS trusts. ValueError if ``facts`` describes another."""
-    with needed_by("Datastore.open"):
-        import faiss
+    import faiss
 
     try:
         index = faiss.read_index(str(file), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)

@@ -1,14 +1,13 @@
 """Reading a corpus record by record: JSON, Parquet, texts, a folder of files, an HF dataset."""
 
 import codecs
-import io
 import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from io import BufferedReader
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeGuard
@@ -17,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from hullft_ops._extras import needed_by
-from hullft_ops.ttft.store.format import JOURNAL_FILE, MANIFEST_FILE, OWN_DIRECTORIES
+from hullft_ops.ttft.store.format import JOURNAL_FILE, MANIFEST_FILE, OWN_DIRECTORIES, Counts
 
 if TYPE_CHECKING:
     import datasets
@@ -42,27 +41,6 @@ Raw = tuple[str, Values]
 
 class SourceError(ValueError):
     """A corpus that cannot be read; the message says why."""
-
-
-@dataclass
-class Counts:
-    """How many records were read, and what was left out and why."""
-
-    records: int = 0  # lines, rows or files, including malformed ones
-    malformed: int = 0  # records without a usable text
-    malformed_named: list[str] = field(default_factory=list)  # the first, with what is wrong
-    binary: int = 0  # files of a folder that are not UTF-8 text; they are no records
-    binary_named: list[str] = field(default_factory=list)  # the first
-    near_empty: int = 0  # texts with too few characters
-    repeated: int = 0  # exact repetitions of a text
-
-    def check(self, source: str, max_bad_share: float) -> None:
-        """Refuse a source whose share of malformed records exceeds ``max_bad_share``."""
-        if self.malformed > max_bad_share * self.records:
-            raise SourceError(
-                f"{source}: {self.malformed} of {self.records} records are malformed, more than "
-                f"max_bad_share {max_bad_share:g}: {'; '.join(self.malformed_named)}"
-            )
 
 
 @dataclass(frozen=True)
@@ -119,17 +97,23 @@ class Source:
             record = self._record(place, values)
             if isinstance(record, str):
                 counts.malformed += 1
-                if counts.malformed <= _NAMED:
-                    counts.malformed_named.append(f"{place}: {record}")
+                counts.malformed_named = [*counts.malformed_named, f"{place}: {record}"][:_NAMED]
                 if counts.records >= _JUDGED_RECORDS:
-                    counts.check(self.name, self.max_bad_share)
+                    self._check_share(counts)
                 continue
             missing -= {name for name in missing if record[name] is not None}
             yield record
-        counts.check(self.name, self.max_bad_share)
+        self._check_share(counts)
         if missing and counts.records > counts.malformed:
             names = ", ".join(name for name in self.metadata if name in missing)
             raise SourceError(f"{self.name}: no record has the metadata {names}")
+
+    def _check_share(self, counts: Counts) -> None:
+        if counts.malformed > self.max_bad_share * counts.records:
+            raise SourceError(
+                f"{self.name}: {counts.malformed} of {counts.records} records are malformed, more "
+                f"than max_bad_share {self.max_bad_share:g}: {'; '.join(counts.malformed_named)}"
+            )
 
     def _record(self, place: str, values: Values) -> Record | str:
         """The record to keep, or what is wrong with it."""
@@ -146,43 +130,45 @@ class Source:
 
     def _raw(self, counts: Counts) -> Iterator[Raw]:
         if _is_dataset(self.corpus):
-            yield from self._dataset_rows(self.corpus)
-            return
+            return self._dataset_rows(self.corpus)
         path, stdin = Path(self.corpus), str(self.corpus) == STDIN
         if not stdin and not path.exists():
             raise FileNotFoundError(f"{path}: no such file or folder")
         is_saved = (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
         if path.is_dir() and not is_saved:
-            yield from self._files(path, counts)
-            return
+            return self._files(path, counts)
         if self.include or self.exclude:
             raise SourceError(f"{self.name}: include and exclude need a folder of files")
-        suffix = ["", *(s for s in path.suffixes if s not in _COMPRESSIONS)][-1]
         if stdin:
-            yield from self._stdin(sys.stdin.buffer)
-        elif is_saved:
-            yield from self._dataset_rows(_saved_dataset(path))
-        elif suffix in _JSON_SUFFIXES | _TEXT_SUFFIXES:
-            with _decompressed(path) as file:
+            return self._stdin(sys.stdin.buffer)
+        if is_saved:
+            return self._dataset_rows(_saved_dataset(path))
+        if path.suffix == ".parquet":
+            return self._parquet_rows(path)
+        suffix = ["", *(s for s in path.suffixes if s not in _COMPRESSIONS)][-1]
+        if suffix in _JSON_SUFFIXES | _TEXT_SUFFIXES:
+            return self._file(path, suffix)
+        raise SourceError(
+            f"{path}: must be .jsonl, .json, .md, .rst or .txt (optionally .zst, .gz or .bz2), "
+            ".parquet, a folder of files or a saved dataset"
+        )
+
+    def _file(self, path: Path, suffix: str) -> Iterator[Raw]:
+        try:
+            with BufferedReader(pa.input_stream(str(path), compression="detect")) as file:
+                head = file.peek().removeprefix(codecs.BOM_UTF8).lstrip()
                 if suffix in _TEXT_SUFFIXES:
                     yield path.name, self._whole(file.read(_MAX_LINE_BYTES + 1))
-                elif suffix == ".json" and _first_byte(file.peek()) == b"[":
+                elif suffix == ".json" and head.startswith(b"["):
                     yield from self._array(path, file)
                 else:
                     yield from _json_lines(path.name, _lines(file))
-        elif path.suffix == ".parquet":
-            yield from self._parquet_rows(path)
-        else:
-            raise SourceError(
-                f"{path}: must be .jsonl, .json, .md, .rst or .txt (optionally .zst, .gz or "
-                ".bz2), .parquet, a folder of files or a saved dataset"
-            )
+        # The errors of decompression do not say which file is damaged.
+        except OSError as error:
+            raise SourceError(f"{path}: {error}") from error
 
     def _files(self, folder: Path, counts: Counts) -> Iterator[Raw]:
-        wanted, unwanted = _patterns(self.include), _patterns(self.exclude)
-        for path in sorted(_walk(folder, folder, unwanted)):
-            if wanted and not _matches(folder, path, wanted):
-                continue
+        for path in sorted(_walk(folder, folder, _patterns(self.include), _patterns(self.exclude))):
             name = path.relative_to(folder).as_posix()
             place = name.encode(errors="replace").decode()
             if place != name:
@@ -194,15 +180,14 @@ class Source:
             found = self._whole(content)
             if isinstance(found, str) and len(content) <= _MAX_LINE_BYTES:
                 counts.binary += 1
-                if counts.binary <= _NAMED:
-                    counts.binary_named.append(place)
+                counts.binary_named = [*counts.binary_named, place][:_NAMED]
             else:
                 yield place, found
 
     def _stdin(self, stdin: BinaryIO) -> Iterator[Raw]:
         lines = _lines(stdin)
         first = next(lines, b"")
-        if _first_byte(first) == b"{":
+        if first.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{"):
             yield from _json_lines("stdin", chain([first], lines))
         else:
             yield "stdin", self._whole(first + stdin.read(_MAX_LINE_BYTES))
@@ -254,20 +239,6 @@ class Source:
         return columns
 
 
-@contextmanager
-def _decompressed(path: Path) -> Iterator[io.BufferedReader]:
-    """The file to read. The errors of decompression do not say which file is damaged."""
-    try:
-        with io.BufferedReader(pa.input_stream(str(path), compression="detect")) as file:
-            yield file
-    except OSError as error:
-        raise SourceError(f"{path}: {error}") from error
-
-
-def _first_byte(content: bytes) -> bytes:
-    return content.removeprefix(codecs.BOM_UTF8).lstrip()[:1]
-
-
 def _lines(file: BinaryIO) -> Iterator[bytes]:
     """Each line; of a line that is too long, only enough to show that it is."""
     while line := file.readline(_MAX_LINE_BYTES + 1):
@@ -278,13 +249,10 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
 
 def _json_lines(name: str, lines: Iterable[bytes]) -> Iterator[Raw]:
     for number, line in numbered(lines):
-        values: Values = f"longer than {_MAX_LINE_BYTES} bytes"
-        if len(line) <= _MAX_LINE_BYTES:
-            try:
-                values = object_of(line)
-            except ValueError as error:
-                values = str(error)
-        yield f"{name}:{number}", values
+        try:
+            yield f"{name}:{number}", object_of(line)
+        except ValueError as error:
+            yield f"{name}:{number}", str(error)
 
 
 def _is_dataset(corpus: object) -> "TypeGuard[datasets.Dataset]":
@@ -307,7 +275,7 @@ def _saved_dataset(path: Path) -> "datasets.Dataset":
     return dataset
 
 
-def _walk(top: Path, folder: Path, unwanted: list[str]) -> Iterator[Path]:
+def _walk(top: Path, folder: Path, wanted: list[str], unwanted: list[str]) -> Iterator[Path]:
     entries = [entry for entry in os.scandir(folder) if not entry.is_symlink()]
     if {MANIFEST_FILE, JOURNAL_FILE} & {entry.name for entry in entries} and any(
         OWN_DIRECTORIES.fullmatch(entry.name) for entry in entries if entry.is_dir()
@@ -319,8 +287,8 @@ def _walk(top: Path, folder: Path, unwanted: list[str]) -> Iterator[Path]:
         if entry.name.startswith(".") or _matches(top, path, unwanted):
             continue
         if entry.is_dir():
-            yield from _walk(top, path, unwanted)
-        elif entry.is_file():
+            yield from _walk(top, path, wanted, unwanted)
+        elif entry.is_file() and (not wanted or _matches(top, path, wanted)):
             yield path
 
 
@@ -346,6 +314,8 @@ def numbered(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
 
 def object_of(line: bytes) -> dict[str, Any]:
     """The object on a line. If there is none, a ValueError says why, in a few words."""
+    if len(line) > _MAX_LINE_BYTES:
+        raise ValueError(f"longer than {_MAX_LINE_BYTES} bytes")
     try:
         found = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError:
@@ -360,8 +330,4 @@ def object_of(line: bytes) -> dict[str, Any]:
 
 def is_unicode(text: str) -> bool:
     """Whether UTF-8 can encode it. JSON can spell half a surrogate pair, which it cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return text.encode(errors="replace").decode() == text

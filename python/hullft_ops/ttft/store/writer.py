@@ -73,17 +73,10 @@ class StoreWriter:
     ) -> "StoreWriter":
         """A new write, which rolls an interrupted one back, or the ``interrupted`` one.
 
-        ValueError if that had other settings, or the datastore has been replaced since.
+        ValueError if the datastore has been replaced since, or is of another embedder.
         """
         check_is_embedder(function, embedder)
         dim = check_integer(function, "embedder.dim", embedder.dim, 1)
-        was = settings if interrupted is None else interrupted.settings
-        names = [n for n in sorted(was.keys() | settings.keys()) if was.get(n) != settings.get(n)]
-        if names:
-            raise ValueError(
-                f"{function}: the interrupted write in {directory} has other settings: "
-                + ", ".join(f"{n} was {was.get(n)!r}, is {settings.get(n)!r}" for n in names)
-            )
         if (directory / MANIFEST_FILE).exists():
             base = Manifest.read(directory)
         else:
@@ -103,7 +96,7 @@ class StoreWriter:
         writer = cls(directory, folder, embedder, base, journal, function)
         writer._record()
         if journal.shard is None:
-            writer._tidy()
+            remove_all_but(directory, base)
         folder.mkdir(exist_ok=True)
         return writer
 
@@ -156,7 +149,7 @@ class StoreWriter:
 
     def abandon(self) -> None:
         """Remove the journal, and the files that no reader sees."""
-        self._tidy()
+        remove_all_but(self.directory, self.base)
         (self.directory / JOURNAL_FILE).unlink()
 
     def _embed(self, shard: DataFile, bar: Progress, encode: EncodeBatches | None) -> None:
@@ -165,20 +158,19 @@ class StoreWriter:
         with needed_by(self.function):
             import datasets
             import faiss  # noqa: F401
-        check_file(self.function, self.folder, shard)
+        check_file(self.folder, shard)
         texts = datasets.Dataset.from_file(str(self.folder / shard.file))["text"]
-        # The committed vectors.
-        vectors = self._vectors
-        self._cut(vectors.bytes)
-        file = self.folder / EMBEDDINGS_FILE
-        file.touch()
-        check_file(self.function, self.folder, vectors)
+        vectors, file = self._vectors, self.folder / EMBEDDINGS_FILE
+        refuse_link(file)
         done, crc32 = self.journal.embedded, vectors.crc32
         task = bar.add_task("embedding", total=len(texts), completed=done)
         starts = range(done, len(texts), _TEXTS_PER_ENCODE)
         batches = (list(texts[start : start + _TEXTS_PER_ENCODE]) for start in starts)
         own = (encode_checked(self.function, self.embedder, batch) for batch in batches)
         with file.open("ab") as out, closing(encode(batches) if encode else own) as encoded:
+            check_file(self.folder, vectors, longer=True)
+            # An interrupted write leaves vectors that its journal does not count.
+            out.truncate(vectors.bytes)
             committed = time.monotonic()
             for block in encoded:
                 content = block.tobytes()
@@ -202,17 +194,6 @@ class StoreWriter:
     def _record(self, **changes: Any) -> None:
         self.journal = replace(self.journal, **changes)
         self.journal.write(self.directory)
-
-    def _cut(self, size: int) -> None:
-        file = self.folder / EMBEDDINGS_FILE
-        refuse_link(file)
-        if file.exists() and file.stat().st_size > size:
-            os.truncate(file, size)
-
-    def _tidy(self) -> None:
-        """Remove what interrupted or replaced states left behind."""
-        remove_all_but(self.directory, self.base if self.base.count else None)
-        self._cut(self.base.embeddings.bytes)
 
 
 def locked(directory: Path, what: str = "datastore") -> AbstractContextManager[None]:
