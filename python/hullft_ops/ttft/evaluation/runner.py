@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -78,12 +78,12 @@ class Evaluator:
         self.tokenizer = tokenizer
         self.store = store
         self.embedder = embedder
-        self._embedding = OneEmbedding(embedder)
-        self._search = OneSearch(store)
+        self._retrieval = Retrieval(store, embedder)
         self._seed = seed
         self._experts = experts
         self._finetuners: dict[str, TestTimeFinetuner] = {}
-        self._sifts: dict[str, PickedSift] = {}
+        # What SIFT picked for the latest prompt.
+        self._picks: list[int] = []
         self._warm = False
         self._before: dict[tuple[str, int | None], tuple[float, int]] = {}
         self._versions = versions_of(_PACKAGES)
@@ -109,14 +109,13 @@ class Evaluator:
         for setting in settings:
             self._finetuner(setting)
 
-    def warm_up(self, prompt: Prompt, settings: Settings) -> None:
+    def warm_up(self, prompt: Prompt, settings: Settings) -> tuple[Row, AdaptationReport | None]:
         """Pay for allocations and thread pools now, so that no configuration has to."""
-        for _ in self.measure(prompt, [settings]):
-            pass
+        [measured] = self.measure(prompt, [settings])
         self._warm = True
         # The prompt's rows must have the times of a warm embedding and search.
-        self._embedding.forget()
-        self._search.forget()
+        self._retrieval.forget()
+        return measured
 
     def measure_all(
         self, prompt: Prompt, settings: Sequence[Settings], known: Iterable[Row] = ()
@@ -190,25 +189,26 @@ class Evaluator:
         finetuner, report = self._finetuner(group[0]), None
         support = finetuner.select(prompt.text)
         if (reuse := group[0].get("reuse")) is not None:
-            support = in_runs(support, self._sifts[config_id(group[0])].picks, reuse)
+            support = in_runs(support, self._picks, reuse)
+        outcomes: list[_Outcome] = []
         try:
             with finetuner.adapted(support) as report, out_of_memory_explained(_SCORING):
-                outcomes: list[_Outcome] = [(report, finetuner.score_text(prompt.text).value, None)]
-                for settings in group[1:]:
-                    context = self._finetuner(settings).select(prompt.text)
-                    other = finetuner.read_context(report, context)
-                    outcomes.append((other, finetuner.score_text(prompt.text).value, None))
+                for settings in group:
+                    if outcomes:
+                        context = self._finetuner(settings).select(prompt.text)
+                        report = finetuner.read_context(report, context)
+                    outcomes.append((report, finetuner.score_text(prompt.text).value, None))
                 return outcomes
         except NonFiniteLossError as error:
             return [(report, None, str(error))] * len(group)
 
     def _score_before(self, prompt: Prompt, settings: Settings) -> tuple[float, int]:
-        length = self._scored_context(settings)
-        if (prompt.id, length) not in self._before:
+        key = prompt.id, self._scored_context(settings)
+        if key not in self._before:
             with out_of_memory_explained(_SCORING):
-                score = score_text(self.model, self.tokenizer, prompt.text, max_length=length)
-            self._before[prompt.id, length] = score.value, score.bytes
-        return self._before[prompt.id, length]
+                score = score_text(self.model, self.tokenizer, prompt.text, max_length=key[1])
+            self._before[key] = score.value, score.bytes
+        return self._before[key]
 
     def _scored_context(self, settings: Settings) -> int | None:
         given = settings.get("max_length")
@@ -216,8 +216,8 @@ class Evaluator:
 
     def _seconds(self, report: AdaptationReport) -> dict[str, float]:
         """Seconds by stage. Another configuration's row may have paid for embedding and search."""
-        report.seconds_embed = self._embedding.seconds
-        report.seconds_search = self._search.seconds
+        report.seconds_embed = self._retrieval.seconds_embed
+        report.seconds_search = self._retrieval.seconds_search
         seconds = {stage: getattr(report, f"seconds_{stage}") for stage in STAGES}
         seconds["finetune"] += report.seconds_prefill
         return seconds | ({MERGE: report.seconds_merge} if report.expert_indices else {})
@@ -229,10 +229,9 @@ class Evaluator:
         with refusing(key, TypeError):
             options = finetuner_options(settings, self._seed, self._experts)
             if isinstance(options["method"], Sift):
-                self._sifts[key] = options["method"] = PickedSift(options["method"].noise)
-            made = TestTimeFinetuner(
-                self.model, self.tokenizer, self._search, self._embedding, **options
-            )
+                options["method"] = PickedSift(options["method"].noise, self._picks)
+            retrieval = self._retrieval, self._retrieval
+            made = TestTimeFinetuner(self.model, self.tokenizer, *retrieval, **options)
         if self._finetuners:
             made.share_memory_with(next(iter(self._finetuners.values())))
         self._finetuners[key] = made
@@ -307,49 +306,38 @@ def rotated(items: Sequence[T], by: int) -> list[T]:
     return [*items[start:], *items[:start]]
 
 
-def _timed(function: Callable[..., T], *arguments: Any) -> tuple[float, T]:
-    start = perf_counter()
-    found = function(*arguments)
-    return perf_counter() - start, found
+class Retrieval:
+    """A datastore and its embedder in one, which embed and search once for each text.
 
+    ``seconds_embed`` and ``seconds_search`` are the times of the latest text.
+    """
 
-class OneEmbedding:
-    """An `Embedder` that embeds a text once. ``seconds`` is the time of the latest one."""
-
-    def __init__(self, embedder: Embedder) -> None:
-        self.name, self.dim, self.seconds = embedder.name, embedder.dim, 0.0
-        self._once = cache(lambda texts: _timed(embedder.encode, [*texts]))
-        self.forget = self._once.cache_clear
-
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
-        self.seconds, vectors = self._once(tuple(texts))
-        return vectors
-
-
-class OneSearch:
-    """A `Store` that searches another one once for each query. ``seconds`` is as above."""
-
-    def __init__(self, store: Datastore) -> None:
-        self.texts = store.texts
-        self.manifest = store.manifest
-        self.embeddings = store.embeddings
-        self.embedder = store.embedder
-        self.dim = store.dim
-        self.seconds = 0.0
-        self._count = len(store)
-
-        def search(query: bytes, k: int) -> tuple[float, Found]:
-            return _timed(store.search, np.frombuffer(query, np.float32).reshape(-1, store.dim), k)
-
-        self._once = cache(search)
-        self.forget = self._once.cache_clear
+    def __init__(self, store: Datastore, embedder: Embedder) -> None:
+        self._store, self._embedder = store, embedder
+        self.name, self.embedder, self.dim = embedder.name, store.embedder, store.dim
+        self.texts, self.embeddings, self.manifest = store.texts, store.embeddings, store.manifest
+        self.seconds_embed = self.seconds_search = 0.0
+        self._kept: dict[object, tuple[float, Any]] = {}
+        self.forget = self._kept.clear
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._store)
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        self.seconds_embed, vectors = self._once(tuple(texts), self._embedder.encode, texts)
+        return vectors
 
     def search(self, queries: Queries, k: int) -> Found:
-        self.seconds, found = self._once(np.asarray(queries).tobytes(), k)
+        key = np.asarray(queries).tobytes(), k
+        self.seconds_search, found = self._once(key, self._store.search, queries, k)
         return found
+
+    def _once(self, key: object, function: Callable[..., T], *given: Any) -> tuple[float, T]:
+        if key not in self._kept:
+            start = perf_counter()
+            found = function(*given)
+            self._kept[key] = perf_counter() - start, found
+        return self._kept[key]
 
 
 def reuse_runs(picks: Iterable[int], reuse: Reuse) -> list[tuple[int, int]]:
@@ -368,7 +356,7 @@ def reuse_runs(picks: Iterable[int], reuse: Reuse) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class PickedSift(Sift):
-    """SIFT that keeps its last picks in order, as store positions."""
+    """SIFT that writes its picks, as positions in the store, into a list."""
 
     picks: list[int] = field(default_factory=list)
 

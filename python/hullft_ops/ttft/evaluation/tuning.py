@@ -81,7 +81,10 @@ def tune(
         # The very first prompt always runs; any other must fit into the time.
         while used < len(prompts) and (not used or spent + last < end):
             turns = rotated(alive, used)
-            rows = _rows_within(limit - spent, measure, prompts[used], turns)
+            rows: list[Row] = []
+            for candidate in turns:
+                if sum(row.seconds_row for row in rows) < limit - spent:
+                    rows.append(measure(prompts[used], candidate.settings))
             last = sum(row.seconds_row for row in rows)
             spent += last
             # All must be compared on the same prompts.
@@ -120,18 +123,6 @@ class _Candidate:
     @property
     def seconds(self) -> float:
         return fmean(row.seconds_total for row in self.rows)
-
-
-def _rows_within(
-    seconds: float, measure: Measure, prompt: Prompt, candidates: Sequence[_Candidate]
-) -> list[Row]:
-    """Rows of the first candidates, until the time is spent."""
-    rows: list[Row] = []
-    for candidate in candidates:
-        if sum(row.seconds_row for row in rows) >= seconds:
-            break
-        rows.append(measure(prompt, candidate.settings))
-    return rows
 
 
 def _quick_enough(candidates: list[_Candidate], seconds: float) -> list[_Candidate]:
