@@ -35,7 +35,7 @@ _DEFAULTS |= _SIFT_DEFAULTS | {"n_experts": 0, "experts": None}
 _NAMED = ("method", "n_select", "refresh", "lr")
 # Settings that matter only if experts are merged, and settings that matter without steps.
 _OF_EXPERTS = ("experts", "expert_scale", "expert_temperature")
-_STEPLESS = ("context", "max_length", "n_experts", *_OF_EXPERTS)
+_STEPLESS = ("n_select", "context", "max_length", "n_experts", *_OF_EXPERTS)
 # These take one step on each text, so there is no gradient to reuse.
 _ONE_STEP_A_TEXT = ("knn", "random")
 NO_STEPS = "no steps"
@@ -189,12 +189,8 @@ def config_id(settings: Mapping[str, Any]) -> str:
         # A results file may have a key that this version does not know.
         if key not in _NAMED and not (key in _DEFAULTS and settings[key] == _DEFAULTS[key])
     ]
-    if settings["n_select"] == 0:
-        return " ".join([NO_STEPS, *said])
-    named = (
-        f"{settings['method']} n={settings['n_select']} refresh={settings['refresh']} "
-        f"lr={_shown(settings['lr'])}"
-    )
+    steps, rate = f"n={settings['n_select']} refresh={settings['refresh']}", _shown(settings["lr"])
+    named = NO_STEPS if settings["n_select"] == 0 else f"{settings['method']} {steps} lr={rate}"
     return " ".join([named, *said])
 
 
@@ -230,8 +226,7 @@ def finetuner_options(
 
 
 def _filled(settings: Settings, model: str | None) -> Settings:
-    defaults = {name: _DEFAULTS[name] for name in _NAMED} | {"lr": default_lr(model)}
-    filled = defaults | settings
+    filled = {name: _DEFAULTS[name] for name in _NAMED} | {"lr": default_lr(model)} | settings
     if filled["method"] in _ONE_STEP_A_TEXT:
         filled["refresh"] = 1
     for name in _SIFT_DEFAULTS.keys() & filled.keys():
@@ -241,8 +236,7 @@ def _filled(settings: Settings, model: str | None) -> Settings:
         filled = {k: v for k, v in filled.items() if k not in _OF_EXPERTS}
     if filled["n_select"] == 0:
         stepless = {name: filled[name] for name in _STEPLESS if name in filled}
-        named = {"method": "knn", "n_select": filled["n_select"], "refresh": 1}
-        return named | {"lr": default_lr(model)} | stepless
+        return {"method": "knn", "n_select": 0, "refresh": 1, "lr": default_lr(model)} | stepless
     return filled
 
 

@@ -160,10 +160,8 @@ def pareto(points: dict[str, tuple[float, float]]) -> list[str]:
     A point beats another if it is lower in one coordinate and not higher in the other.
     """
     front: list[str] = []
-    best = float("inf")
     for name in sorted(points, key=points.__getitem__):
-        if points[name][1] < best:
-            best = points[name][1]
+        if not front or points[name][1] < points[front[-1]][1]:
             front.append(name)
     return front
 
