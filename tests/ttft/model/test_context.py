@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from hullft_ops.ttft import bits_per_byte
-from hullft_ops.ttft.model.context import known_context, scored_context
+from hullft_ops.ttft.model.context import known_context
 
 PROMPT = "the cat sat on the red mat"
 LONG = 20 * PROMPT
@@ -109,13 +109,12 @@ def test_what_the_classes_say_goes_before_what_checkpoints_add(tokenizer, config
     assert known_context("test", model, tokenizer) == known
 
 
-def test_scoring_takes_the_length_of_texts_for_want_of_a_limit_alone(gpt2, tokenizer, monkeypatch):
-    assert scored_context("test", gpt2, tokenizer, 16) is None
-    assert scored_context("test", bloom(seq_length=24), tokenizer, 16) is None
-    assert scored_context("test", bloom(), tokenizer, 16) == 16
-    assert scored_context("test", bloom(), tokenizer, None) is None
+def test_a_tokenizers_limit_counts_for_want_of_the_models_alone(gpt2, tokenizer, monkeypatch):
+    assert known_context("test", bloom(), tokenizer) is None
     monkeypatch.setattr(tokenizer, "model_max_length", 20)
-    assert scored_context("test", bloom(), tokenizer, 16) is None
+    assert known_context("test", bloom(), tokenizer) == 20
+    assert known_context("test", bloom(seq_length=24), tokenizer) == 24
+    assert known_context("test", gpt2, tokenizer) == gpt2.config.n_positions
 
 
 def test_where_nothing_has_a_limit_texts_have_that_of_the_finetuner(make, monkeypatch):

@@ -33,7 +33,7 @@ from hullft_ops.ttft.evaluation.corpus import Prompt, open_texts
 from hullft_ops.ttft.evaluation.results import MERGE, STAGES, ResultsFile, Row, fingerprint
 from hullft_ops.ttft.experts.folder import Experts
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
-from hullft_ops.ttft.model.context import scored_context
+from hullft_ops.ttft.model.context import known_context
 from hullft_ops.ttft.model.loading import checked_device, load_model
 from hullft_ops.ttft.model.memory import out_of_memory_explained
 from hullft_ops.ttft.model.scoring import score_text
@@ -48,8 +48,8 @@ T = TypeVar("T")
 Reuse = Literal["global", "consecutive"]
 # The adaptation's report, bits per byte, and what failed.
 _Outcome = tuple[AdaptationReport | None, float | None, str | None]
-# A prompt, the settings to measure on it, and the rows that it already has.
-Task = tuple[Prompt, list[Settings], list[Row]]
+# A prompt, and the settings to measure on it.
+Task = tuple[Prompt, list[Settings]]
 
 EXCERPT_CHARS = 200
 _SCORING = "out of memory while scoring a prompt: leave out the longest or give a smaller --model"
@@ -86,6 +86,7 @@ class Evaluator:
         self._picks: list[int] = []
         self._warm = False
         self._before: dict[tuple[str, int | None], tuple[float, int]] = {}
+        self._is_limited = known_context("score_text", model, tokenizer) is not None
         self._versions = versions_of(_PACKAGES)
         self._versions["device"] = model.device.type
 
@@ -104,10 +105,16 @@ class Evaluator:
         """The `fingerprint` of its rows; not every use of an evaluator makes some."""
         return fingerprint(self.model, self.tokenizer, self.store, self._seed)
 
-    def prepare(self, settings: Sequence[Settings]) -> None:
-        """Make the finetuners; a `ConfigError` says why `TestTimeFinetuner` refuses a setting."""
+    def prepare(self, settings: Sequence[Settings], known: Iterable[Row] = ()) -> None:
+        """Make the finetuners; a `ConfigError` says why `TestTimeFinetuner` refuses a setting.
+
+        ``known`` are earlier rows, which have prompts' bits per byte without adaptation.
+        """
         for setting in settings:
             self._finetuner(setting)
+        for row in known:
+            key = row.prompt, self._scored_context(row.settings)
+            self._before[key] = row.bits_per_byte_before, row.bytes_scored
 
     def warm_up(self, prompt: Prompt, settings: Settings) -> tuple[Row, AdaptationReport | None]:
         """Pay for allocations and thread pools now, so that no configuration has to."""
@@ -117,17 +124,11 @@ class Evaluator:
         self._retrieval.forget()
         return measured
 
-    def measure_all(
-        self, prompt: Prompt, settings: Sequence[Settings], known: Iterable[Row] = ()
-    ) -> Iterator[Row]:
+    def measure_all(self, prompt: Prompt, settings: Sequence[Settings]) -> Iterator[Row]:
         """A row for each of the settings, the first one after a warm-up.
 
-        Settings that differ in ``context`` alone share an adaptation. ``known`` are the prompt's
-        earlier rows, which have its bits per byte without adaptation.
+        Settings that differ in ``context`` alone share an adaptation.
         """
-        for row in known:
-            key = row.prompt, self._scored_context(row.settings)
-            self._before[key] = row.bits_per_byte_before, row.bytes_scored
         if not self._warm:
             self.warm_up(prompt, settings[0])
         together: dict[str, list[Settings]] = {}
@@ -211,8 +212,7 @@ class Evaluator:
         return self._before[key]
 
     def _scored_context(self, settings: Settings) -> int | None:
-        given = settings.get("max_length")
-        return scored_context("score_text", self.model, self.tokenizer, given)
+        return None if self._is_limited else settings.get("max_length")
 
     def _seconds(self, report: AdaptationReport) -> dict[str, float]:
         """Seconds by stage. Another configuration's row may have paid for embedding and search."""
@@ -270,13 +270,10 @@ def evaluate(
     ``measure`` makes the rows elsewhere, for example `hullft_ops.ttft.scale.evaluation.ray_rows`.
     """
     evaluator, settings = inputs.evaluator, inputs.config.configurations
-    evaluator.prepare(settings)
-    known: dict[str, list[Row]] = {}
-    for row in results.rows.values():
-        known.setdefault(row.prompt, []).append(row)
+    evaluator.prepare(settings, results.rows.values())
     missing = missing_pairs(inputs.prompts, settings, results)
     tasks: list[Task] = [
-        (prompt, [setting for _, setting in pairs], known.get(prompt.id, []))
+        (prompt, [setting for _, setting in pairs])
         for prompt, pairs in groupby(missing, key=itemgetter(0))
     ]
     total = len(inputs.prompts) * len(settings)

@@ -143,15 +143,14 @@ def run_tuning(
     output.parent.mkdir(parents=True, exist_ok=True)
     config, evaluator = inputs.config, inputs.evaluator
     candidates = config.configurations
-    evaluator.prepare(candidates)
     with open_results(results, evaluator.run) as file, progress_bar() as bar:
+        evaluator.prepare(candidates, file.rows.values())
         task = bar.add_task("tuning, seconds", total=limit if limit < math.inf else None)
 
         def measure(prompt: Prompt, settings: Settings) -> Row:
             key = prompt.id, config_id(settings)
             if key not in file.rows:
-                known = [row for row in file.rows.values() if row.prompt == prompt.id]
-                [row] = evaluator.measure_all(prompt, [settings], known)
+                [row] = evaluator.measure_all(prompt, [settings])
                 file.append(row)
             row = file.rows[key]
             bar.update(task, advance=row.seconds_row, description=f"tuning, seconds ({key[1]})")

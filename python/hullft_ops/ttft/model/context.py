@@ -47,16 +47,6 @@ def known_context(
     return limit
 
 
-def scored_context(
-    function: str,
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    max_length: int | None,
-) -> int | None:
-    """``max_length``, if nothing else limits what the model reads; or None."""
-    return max_length if known_context(function, model, tokenizer) is None else None
-
-
 def model_limit(function: str, model: "PreTrainedModel") -> int | None:
     """How many tokens the model can read at once; None if its configuration does not say."""
     config = model.config.get_text_config()
