@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from importlib import resources
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,7 @@ _ONE_STEP_A_TEXT = ("knn", "random")
 NO_STEPS = "no steps"
 # The family of settings without steps that merge experts.
 MERGED = "merged"
-_SHIPPED = Path(str(resources.files(__package__))) / "experiments"
+_SHIPPED = Path(__file__).with_name("experiments")
 # The types of a file's values; all others are strings, and some of these name files.
 _KINDS: dict[str, tuple[type, str]] = {
     "limit": (int, "an integer"),

@@ -22,8 +22,6 @@ from hullft_ops.ttft.store.format import write_json_durably
 # Each rung keeps one in this many.
 ETA = 3
 
-Measure = Callable[[Prompt, Settings], Row]
-
 
 @dataclass(frozen=True)
 class Tuned:
@@ -49,7 +47,7 @@ class Tuned:
 
 
 def tune(
-    measure: Measure,
+    measure: Callable[[Prompt, Settings], Row],
     prompts: Sequence[Prompt],
     candidates: Sequence[Settings],
     *,
@@ -92,7 +90,14 @@ def tune(
                 break
             for candidate, row in zip(turns, rows, strict=False):
                 candidate.rows.append(row)
-            alive = _quick_enough([candidate for candidate in alive if candidate.rows], seconds)
+            tried = [candidate for candidate in alive if candidate.rows]
+            alive = [c for c in tried if c.seconds <= seconds and c.bits < math.inf]
+            if not alive:
+                fastest = min(tried, key=lambda candidate: candidate.seconds)
+                raise ConfigError(
+                    f"no configuration takes at most {seconds:g} s a prompt with a finite loss; "
+                    f"the quickest, {config_id(fastest.settings)}, takes {fastest.seconds:.3g} s"
+                )
             used += 1
         rungs.append({"configurations": len(alive), "prompts": used})
         alive = sorted(alive, key=lambda candidate: candidate.bits)[: math.ceil(len(alive) / ETA)]
@@ -123,17 +128,6 @@ class _Candidate:
     @property
     def seconds(self) -> float:
         return fmean(row.seconds_total for row in self.rows)
-
-
-def _quick_enough(candidates: list[_Candidate], seconds: float) -> list[_Candidate]:
-    quick = [c for c in candidates if c.seconds <= seconds and c.bits < math.inf]
-    if not quick:
-        fastest = min(candidates, key=lambda candidate: candidate.seconds)
-        raise ConfigError(
-            f"no configuration takes at most {seconds:g} s a prompt with a finite loss; "
-            f"the quickest, {config_id(fastest.settings)}, takes {fastest.seconds:.3g} s"
-        )
-    return quick
 
 
 def run_tuning(

@@ -257,16 +257,14 @@ def _parsed(kind: Any, value: Any, name: str) -> Any:
         of = get_args(kind)[1]
         value = {key: _parsed(of, one, f"{name}.{key}") for key, one in value.items()}
     else:
-        _check(type(value) is origin, name, _NAMES[origin], value)
+        wanted = "a string" if origin is str else "true or false"
+        _check(type(value) is origin, name, wanted, value)
     if isinstance(form, tuple):
         _check(value in form, name, f"{', '.join(form[:-1])} or {form[-1]}", value)
     if isinstance(form, re.Pattern):
         title = value.file if isinstance(value, DataFile) else value
         _check(form.fullmatch(title), name, f"named like {form.pattern}", title)
     return value
-
-
-_NAMES = {str: "a string", bool: "true or false"}
 
 
 def _check(sound: object, name: str, wanted: str, got: object) -> None:
