@@ -36,8 +36,11 @@ METHODS: dict[str, tuple[str, Settings]] = {
 
 def run_all(
     evaluator: Evaluator, prompts: Sequence[Prompt], shared: Settings
-) -> tuple[list[Row], list[dict[str, Any]]]:
-    """A row for each prompt and setting, and the entry of each prompt in demo.json."""
+) -> tuple[list[Row], dict[str, Any]]:
+    """A row for each prompt and setting, and what demo.json shows of the prompts one by one.
+
+    These are every run of each, and a continuation of the first one, adapted to it and not.
+    """
     settings = {key: own | shared for key, (_, own) in METHODS.items() if own}
     evaluator.prepare(list(settings.values()))
     rows: list[Row] = []
@@ -64,7 +67,10 @@ def run_all(
                 runs[key] = {"bits_per_byte": row.bits_per_byte_after, "report": asdict(report)}
                 bar.advance(task)
             shown.append({"source": prompt.domain, "text": prompt.text, "runs": runs})
-    return rows, shown
+    half, adapted = prompts[0].text[: len(prompts[0].text) // 2], "hullft_refresh2"
+    before, after = evaluator.continuations(half, settings[adapted], _NEW_TOKENS)
+    continued = {"text": half, NONE: before, METHODS[adapted][0]: after}
+    return rows, {"prompts": shown, "continued": continued}
 
 
 def _finite(measured: tuple[Row, AdaptationReport | None]) -> tuple[Row, AdaptationReport]:
@@ -72,14 +78,6 @@ def _finite(measured: tuple[Row, AdaptationReport | None]) -> tuple[Row, Adaptat
     if report is None or row.error is not None:
         raise NonFiniteLossError(row.error)
     return row, report
-
-
-def continued(evaluator: Evaluator, prompt: Prompt, shared: Settings) -> dict[str, str]:
-    """The first half of a prompt, and what the model writes after it, adapted to it and not."""
-    start = prompt.text[: len(prompt.text) // 2]
-    label, own = METHODS["hullft_refresh2"]
-    before, after = evaluator.continuations(start, own | shared, _NEW_TOKENS)
-    return {"text": start, NONE: before, label: after}
 
 
 def compare(rows: Sequence[Row]) -> dict[str, Any]:
@@ -155,6 +153,6 @@ def sentences(figures: dict[str, Any]) -> list[str]:
 
 
 def write_json(content: dict[str, Any], path: Path) -> None:
-    """Write ``content``; the file appears whole or not at all."""
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    """Write ``content``, with paths as strings; the file appears whole or not at all."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False, default=str)
     write_durably(path, f"{text}\n".encode())
