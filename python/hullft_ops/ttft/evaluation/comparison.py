@@ -67,7 +67,8 @@ def run_all(
                 runs[key] = {"bits_per_byte": row.bits_per_byte_after, "report": asdict(report)}
                 bar.advance(task)
             shown.append({"source": prompt.domain, "text": prompt.text, "runs": runs})
-    half, adapted = prompts[0].text[: len(prompts[0].text) // 2], "hullft_refresh2"
+    text, adapted = prompts[0].text, "hullft_refresh2"
+    half = text[: len(text) // 2]
     before, after = evaluator.continuations(half, settings[adapted], _NEW_TOKENS)
     continued = {"text": half, NONE: before, METHODS[adapted][0]: after}
     return rows, {"prompts": shown, "continued": continued}

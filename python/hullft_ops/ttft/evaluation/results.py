@@ -33,10 +33,8 @@ class Row:
         prompt, config: ids, derived from the prompt's text and from ``settings``.
         settings: keyword arguments of `TestTimeFinetuner`.
         domain, excerpt: the prompt's domain and its beginning.
-        seed: drives everything that is random.
         bits_per_byte_before: without adaptation.
         bits_per_byte_after: with adaptation; None if a loss was not finite, see ``error``.
-        bytes_scored: scored bytes of the prompt.
         seconds: wall-clock seconds by stage: "embed" and "search" (measured once for a prompt),
             "select", "finetune", which includes reading the texts in the context, and "merge" if
             experts were merged; empty after an error.

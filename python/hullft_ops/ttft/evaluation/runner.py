@@ -6,7 +6,6 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal, TypeVar
@@ -271,31 +270,26 @@ def evaluate(
     """
     evaluator, settings = inputs.evaluator, inputs.config.configurations
     evaluator.prepare(settings, results.rows.values())
-    missing = missing_pairs(inputs.prompts, settings, results)
-    tasks: list[Task] = [
-        (prompt, [setting for _, setting in pairs])
-        for prompt, pairs in groupby(missing, key=itemgetter(0))
-    ]
-    total = len(inputs.prompts) * len(settings)
+    tasks = missing_tasks(inputs.prompts, settings, results)
+    total, missing = len(inputs.prompts) * len(settings), sum(len(some) for _, some in tasks)
     here = (row for task in tasks for row in evaluator.measure_all(*task))
     with closing(here if measure is None else measure(tasks)) as rows, progress_bar() as bar:
-        shown = bar.add_task("evaluating", total=total, completed=total - len(missing))
+        shown = bar.add_task("evaluating", total=total, completed=total - missing)
         for row in rows:
             results.append(row)
             bar.advance(shown)
 
 
-def missing_pairs(
+def missing_tasks(
     prompts: Sequence[Prompt], settings: Sequence[Settings], results: ResultsFile
-) -> list[tuple[Prompt, Settings]]:
-    """The pairs that ``results`` has no row for, prompt by prompt, in the order to run them."""
+) -> list[Task]:
+    """Each prompt with the settings that ``results`` has no row for, in the order to run them."""
     # Each prompt begins with another configuration, so that none always runs first.
-    return [
-        (prompt, setting)
-        for number, prompt in enumerate(prompts)
-        for setting in rotated(settings, number)
-        if (prompt.id, config_id(setting)) not in results.rows
+    tasks = [
+        (prompt, [s for s in rotated(settings, i) if (prompt.id, config_id(s)) not in results.rows])
+        for i, prompt in enumerate(prompts)
     ]
+    return [task for task in tasks if task[1]]
 
 
 def rotated(items: Sequence[T], by: int) -> list[T]:

@@ -232,8 +232,6 @@ def parsed(kind: type[_Parsed], values: dict[str, Any], file: Path | str) -> _Pa
 def _parsed(kind: Any, value: Any, name: str) -> Any:
     kind, form = get_args(kind) if get_origin(kind) is Annotated else (kind, None)
     origin, inner = get_origin(kind) or kind, [*get_args(kind), None][0]
-    if kind is Any:
-        return value
     if origin in (Union, UnionType):
         return None if value is None else _parsed(inner, value, name)
     if origin is tuple:
@@ -254,8 +252,8 @@ def _parsed(kind: Any, value: Any, name: str) -> Any:
         _check(sound, name, form or "a number in 0..1e100", value)
     elif origin is dict:
         _check(type(value) is dict, name, form or "an object", value)
-        of = get_args(kind)[1]
-        value = {key: _parsed(of, one, f"{name}.{key}") for key, one in value.items()}
+        if (of := get_args(kind)[1]) is not Any:
+            value = {key: _parsed(of, one, f"{name}.{key}") for key, one in value.items()}
     else:
         wanted = "a string" if origin is str else "true or false"
         _check(type(value) is origin, name, wanted, value)
