@@ -161,16 +161,14 @@ def read_rows(path: Path) -> list[Row]:
 
 def _row(line: bytes, place: str) -> Row:
     """The row on a line. A ValueError names the ``place``."""
-    try:
+    with refusing(f"{place}: not a row", RecursionError):
         content = object_of(line)
         # Half a surrogate pair could not be written to any page.
         json.dumps(content, ensure_ascii=False).encode()
-        values = {field.name: content[field.name] for field in fields(Row)}
-    except KeyError as error:
-        raise ValueError(f"{place}: lacks {error}") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{place}: not a row: {error}") from error
-    row = parsed(Row, values, place)
+    names = [field.name for field in fields(Row)]
+    if missing := [name for name in names if name not in content]:
+        raise ValueError(f"{place}: lacks {missing[0]!r}")
+    row = parsed(Row, {name: content[name] for name in names}, place)
     named = {field.name: row.settings.get(field.name) for field in fields(_Named)}
     parsed(_Named, named, f"{place}: settings")
     if wrong := next(_faults(row), None):

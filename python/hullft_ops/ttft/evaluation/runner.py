@@ -297,22 +297,18 @@ def rotated(items: Sequence[T], by: int) -> list[T]:
     return [*items[start:], *items[:start]]
 
 
-class Retrieval:
+class Retrieval(Datastore):
     """A datastore and its embedder in one, which embed and search once for each text.
 
     ``seconds_embed`` and ``seconds_search`` are the times of the latest text.
     """
 
     def __init__(self, store: Datastore, embedder: Embedder) -> None:
-        self._store, self._embedder = store, embedder
-        self.name, self.embedder, self.dim = embedder.name, store.embedder, store.dim
-        self.texts, self.embeddings, self.manifest = store.texts, store.embeddings, store.manifest
+        super().__init__(store.manifest, store.rows, store.embeddings, positions=store.positions)
+        self._store, self._embedder, self.name = store, embedder, embedder.name
         self.seconds_embed = self.seconds_search = 0.0
         self._kept: dict[object, tuple[float, Any]] = {}
         self.forget = self._kept.clear
-
-    def __len__(self) -> int:
-        return len(self._store)
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         self.seconds_embed, vectors = self._once(tuple(texts), self._embedder.encode, texts)
