@@ -104,6 +104,8 @@ class Config:
             raise ConfigError(f"limit must be at least 1, got {self.limit}")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed must be in 0..2^63 - 1, got {self.seed}")
+        # Only to refuse a bad grid: the model, and with it the learning rate, may still change.
+        expand_grid(self.settings, self.model)
 
     @cached_property
     def configurations(self) -> tuple[Settings, ...]:
@@ -254,10 +256,7 @@ def _from_json(content: Any) -> Config:
     grid = grid if isinstance(grid, list) else [grid]
     if not all(isinstance(axes, dict) for axes in grid):
         raise ConfigError(f"settings must be an object or a list of them, got {grid!r}")
-    config = Config(**known, settings=tuple(grid))
-    # Only to refuse a bad grid: the model, and with it the learning rate, may still change.
-    expand_grid(grid, config.model)
-    return config
+    return Config(**known, settings=tuple(grid))
 
 
 def _check_keys(given: Iterable[str], known: Iterable[str], prefix: str) -> None:

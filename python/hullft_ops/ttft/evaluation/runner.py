@@ -86,8 +86,7 @@ class Evaluator:
         self._warm = False
         self._before: dict[tuple[str, int | None], tuple[float, int]] = {}
         self._is_limited = known_context("score_text", model, tokenizer) is not None
-        self._versions = versions_of(_PACKAGES)
-        self._versions["device"] = model.device.type
+        self._versions = versions_of(_PACKAGES) | {"device": model.device.type}
 
     @classmethod
     def of(
