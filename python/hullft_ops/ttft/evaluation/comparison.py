@@ -37,10 +37,7 @@ METHODS: dict[str, tuple[str, Settings]] = {
 def run_all(
     evaluator: Evaluator, prompts: Sequence[Prompt], shared: Settings
 ) -> tuple[list[Row], dict[str, Any]]:
-    """A row for each prompt and setting, and what demo.json shows of the prompts one by one.
-
-    These are every run of each, and a continuation of the first one, adapted to it and not.
-    """
+    """A row for each prompt and setting, then each run and a continuation for demo.json."""
     settings = {key: own | shared for key, (_, own) in METHODS.items() if own}
     evaluator.prepare(list(settings.values()))
     rows: list[Row] = []

@@ -75,8 +75,7 @@ class Config:
         model, embedder, allow_missing_weights: as `load_model` and `load_embedder` take them.
         store: directory of a datastore.
         experts: directory of experts of the model and datastore, for settings with "n_experts".
-        prompts: JSONL file of held-out prompts, each with a "text" and, if there are several
-            domains, a "domain".
+        prompts: JSONL file of held-out prompts, each with a "text" and, if you like, a "domain".
         corpus: JSONL file to split into a datastore and prompts, if ``store`` and ``prompts`` are
             None. If it is None too, the sources of installed packages are split.
         limit: how many of the prompts to use, drawn evenly over the domains; None for all.
@@ -84,7 +83,6 @@ class Config:
         settings: the grid: dictionaries of `TestTimeFinetuner`'s keyword arguments. A list stands
             for each of its items. The method "sift" also takes "noise", and "reuse" for steps in
             the order of its picks.
-        description: the purpose of the configuration.
     """
 
     model: str | None = None

@@ -146,8 +146,7 @@ def open_results(path: Path, run: str) -> Iterator[ResultsFile]:
 def read_rows(path: Path) -> list[Row]:
     """The rows of a results file in order, without a last line that is cut off.
 
-    ConfigError if there is no such file, a line is not a row, or two rows are of one prompt and
-    configuration.
+    ConfigError if there is no such file, a line is not a row, or two rows have one ``key``.
     """
     rows: dict[tuple[str, str], Row] = {}
     with refusing(f"results {path}"):

@@ -123,10 +123,7 @@ class Evaluator:
         return measured
 
     def measure_all(self, prompt: Prompt, settings: Sequence[Settings]) -> Iterator[Row]:
-        """A row for each of the settings, the first one after a warm-up.
-
-        Settings that differ in ``context`` alone share an adaptation.
-        """
+        """A row for each setting; those that differ in ``context`` alone share an adaptation."""
         if not self._warm:
             self.warm_up(prompt, settings[0])
         together: dict[str, list[Settings]] = {}
