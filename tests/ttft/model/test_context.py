@@ -109,12 +109,12 @@ def test_what_the_classes_say_goes_before_what_checkpoints_add(tokenizer, config
     assert known_context("test", model, tokenizer) == known
 
 
-def test_a_tokenizers_limit_counts_for_want_of_the_models_alone(gpt2, tokenizer, monkeypatch):
+def test_the_tokenizer_limits_what_a_model_without_a_limit_reads(gpt2, tokenizer, monkeypatch):
+    assert known_context("test", gpt2, tokenizer) == 32
+    assert known_context("test", bloom(seq_length=24), tokenizer) == 24
     assert known_context("test", bloom(), tokenizer) is None
     monkeypatch.setattr(tokenizer, "model_max_length", 20)
     assert known_context("test", bloom(), tokenizer) == 20
-    assert known_context("test", bloom(seq_length=24), tokenizer) == 24
-    assert known_context("test", gpt2, tokenizer) == gpt2.config.n_positions
 
 
 def test_where_nothing_has_a_limit_texts_have_that_of_the_finetuner(make, monkeypatch):
