@@ -159,11 +159,11 @@ def run(path: Path, output: Path, moves: Path) -> None:
         open_results(output, evaluator.run) as results,
         moves.open("a", encoding="utf-8") as moved,
     ):
+        evaluator.prepare((), results.rows.values())
         for axes in config.settings:
             settings = expand_grid([axes], config.model)
-            for prompt, setting in runner.missing_pairs(inputs.prompts, settings, results):
-                known = [row for row in results.rows.values() if row.prompt == prompt.id]
-                for row in evaluator.measure_all(prompt, [setting], known):
+            for prompt, missing in runner.missing_tasks(inputs.prompts, settings, results):
+                for row in evaluator.measure_all(prompt, missing):
                     own = {"prompt": row.prompt, "config": row.config, "moved": Watched.moved}
                     moved.write(json.dumps(own) + "\n")
                     moved.flush()

@@ -18,7 +18,7 @@ from hullft_ops.ttft.evaluation.config import (
 )
 from hullft_ops.ttft.evaluation.corpus import Prompt
 from hullft_ops.ttft.evaluation.results import open_results, read_rows
-from hullft_ops.ttft.evaluation.runner import missing_pairs
+from hullft_ops.ttft.evaluation.runner import missing_tasks
 from result_rows import result_row
 
 
@@ -76,7 +76,7 @@ def test_a_file_with_rounded_names_goes_on_by_its_settings(tmp_path: Path) -> No
     rounded = asdict(replace(row, config="knn n=50 refresh=1 lr=0.000123457"))
     file.write_text(json.dumps(rounded) + "\n")
     with open_results(file, "r") as results:
-        assert missing_pairs([prompt], grid, results) == [(prompt, grid[1])]
+        assert missing_tasks([prompt], grid, results) == [(prompt, [grid[1]])]
         results.append(result_row(prompt.id, settings=grid[1]))
     assert [row.config for row in read_rows(file)] == [config_id(settings) for settings in grid]
 

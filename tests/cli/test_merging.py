@@ -111,7 +111,7 @@ def test_a_worker_opens_the_experts_that_its_configuration_names(
     names = {"model": str(model_directory), "embedder": str(embedder_directory)}
     store, config = folder / "store", Config(**names, experts=folder / "experts")
     given = [row for row in rows_of(results) if row["excerpt"] == PROMPTS[0]]
-    task = Prompt(PROMPTS[0]), [row["settings"] for row in given], []
+    task = Prompt(PROMPTS[0]), [row["settings"] for row in given]
     worker = EvaluationWorker(config, store, given[0]["run"], "cpu")
     rows = worker(task)
     assert [row.bits_per_byte_after for row in rows] == [

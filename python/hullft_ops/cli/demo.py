@@ -94,7 +94,7 @@ def demo(
     path = (datastore or output / "datastore") / fingerprint[:16]
     opened = time.perf_counter()
     store, reused = open_or_build(texts, encoder, path)
-    store_facts = {"path": str(path), "reused": reused, "seconds": time.perf_counter() - opened}
+    store_facts = {"path": path, "reused": reused, "seconds": time.perf_counter() - opened}
     shared = {
         "n_select": n_select,
         "lr": default_lr(model) if lr is None else lr,
@@ -104,8 +104,7 @@ def demo(
     }
     chosen = choose_prompts(texts.held_out, prompts, seed)
     evaluator = Evaluator(loaded, tokenizer, store, encoder)
-    rows, runs = comparison.run_all(evaluator, chosen, shared)
-    continued = comparison.continued(evaluator, chosen[0], shared)
+    rows, shown = comparison.run_all(evaluator, chosen, shared)
     figures = comparison.compare(rows)
     used = {
         "model": name,
@@ -116,11 +115,10 @@ def demo(
         "model_parameters": loaded.num_parameters(),
         "threads": torch.get_num_threads(),
     }
-    asked = {k: str(v) if isinstance(v, Path) else v for k, v in given.items()}
     content = {
         "format_version": FORMAT_VERSION,
         "scored": SCORED,
-        "config": asked | used,
+        "config": given | used,
         "corpus": {
             "name": texts.name,
             "documents": texts.documents,
@@ -136,8 +134,7 @@ def demo(
         "environment": collect_env(),
         "seconds": time.perf_counter() - started,
         **figures,
-        "prompts": runs,
-        "continued": continued,
+        **shown,
     }
     output.mkdir(parents=True, exist_ok=True)
     # Each file appears whole, and only now that every prompt has run.
@@ -148,7 +145,7 @@ def demo(
     out.print(comparison.table(figures))
     for line in comparison.sentences(figures):
         out.print(line, highlight=False)
-    for label, text in continued.items():
+    for label, text in shown["continued"].items():
         heading = "The first prompt begins" if label == "text" else f"Continued, {label}"
         echo("", f"{heading}:", *text[-_SHOWN_CHARS:].splitlines())
     echo()

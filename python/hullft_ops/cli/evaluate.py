@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import fields
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -103,9 +104,7 @@ def tune(
     context: options.ContextOption = None,
     n_experts: options.NExpertsOption = None,
     lr: options.RatesOption = None,
-    seconds: Annotated[float, typer.Option(help="Time limit for adapting to one prompt.")] = float(
-        "inf"
-    ),
+    seconds: Annotated[float, typer.Option(help="Time limit for adapting to one prompt.")] = inf,
     minutes: Annotated[float, typer.Option(help="Time limit for all adapting and scoring.")] = 10.0,
     results: Annotated[
         Path, typer.Option(help="Results file; a killed run continues from its rows.")

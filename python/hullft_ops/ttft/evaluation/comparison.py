@@ -25,7 +25,7 @@ from hullft_ops.ttft.report import AdaptationReport
 _NEW_TOKENS = 40
 _COLUMNS = ["bits per\nbyte", "against\nnone", "search\ns", "select\ns", "finetune\ns"]
 _COLUMNS += ["passes", "support"]
-# The methods by their keys in demo.json: their labels and their settings.
+# The methods by their keys in demo.json, with their labels and settings.
 METHODS: dict[str, tuple[str, Settings]] = {
     "none": (NONE, {}),
     "knn": ("kNN", {"method": "knn", "refresh": 1}),
@@ -36,8 +36,8 @@ METHODS: dict[str, tuple[str, Settings]] = {
 
 def run_all(
     evaluator: Evaluator, prompts: Sequence[Prompt], shared: Settings
-) -> tuple[list[Row], list[dict[str, Any]]]:
-    """A row for each prompt and setting, and the entry of each prompt in demo.json."""
+) -> tuple[list[Row], dict[str, Any]]:
+    """A row for each prompt and setting, then each run and a continuation for demo.json."""
     settings = {key: own | shared for key, (_, own) in METHODS.items() if own}
     evaluator.prepare(list(settings.values()))
     rows: list[Row] = []
@@ -45,46 +45,37 @@ def run_all(
     with progress_bar() as bar:
         task = bar.add_task("adapting", total=len(prompts) * len(settings))
         for setting in settings.values():
-            evaluator.warm_up(prompts[0], setting | {"n_select": 1})
-        echo(_expected_time(evaluator, prompts, shared), err=True)
+            brief = setting | {"n_select": min(2, shared["n_select"])}
+            _, report = _finite(evaluator.warm_up(prompts[0], brief))
+        # HullFT at refresh 2 makes about three quarters of the passes.
+        passes = round(2.75 * shared["n_select"])
+        each = report.seconds_finetune / report.forward_backward_passes
+        seconds = len(prompts) * passes * each
+        about = f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} s"
+        counts = f"{len(prompts)} prompts, {passes} passes each, {each:.2g} s a pass"
+        echo(f"about {about}: {counts}", err=True)
         for prompt in prompts:
             runs: dict[str, Any] = {}
             for key, setting in settings.items():
-                row, report = _measured(evaluator, prompt, setting)
+                [measured] = evaluator.measure(prompt, [setting])
+                row, report = _finite(measured)
                 rows.append(row)
                 runs.setdefault("none", {"bits_per_byte": row.bits_per_byte_before, "report": None})
                 runs[key] = {"bits_per_byte": row.bits_per_byte_after, "report": asdict(report)}
                 bar.advance(task)
             shown.append({"source": prompt.domain, "text": prompt.text, "runs": runs})
-    return rows, shown
+    text, adapted = prompts[0].text, "hullft_refresh2"
+    half = text[: len(text) // 2]
+    before, after = evaluator.continuations(half, settings[adapted], _NEW_TOKENS)
+    continued = {"text": half, NONE: before, METHODS[adapted][0]: after}
+    return rows, {"prompts": shown, "continued": continued}
 
 
-def _measured(
-    evaluator: Evaluator, prompt: Prompt, settings: Settings
-) -> tuple[Row, AdaptationReport]:
-    [(row, report)] = evaluator.measure(prompt, [settings])
+def _finite(measured: tuple[Row, AdaptationReport | None]) -> tuple[Row, AdaptationReport]:
+    row, report = measured
     if report is None or row.error is not None:
         raise NonFiniteLossError(row.error)
     return row, report
-
-
-def _expected_time(evaluator: Evaluator, prompts: Sequence[Prompt], shared: Settings) -> str:
-    short = METHODS["knn"][1] | shared | {"n_select": min(2, shared["n_select"])}
-    _, report = _measured(evaluator, prompts[0], short)
-    each = report.seconds_finetune / report.forward_backward_passes
-    # HullFT at refresh 2 makes about three quarters of the passes.
-    passes = round(2.75 * shared["n_select"])
-    seconds = len(prompts) * passes * each
-    about = f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} s"
-    return f"about {about}: {len(prompts)} prompts, {passes} passes each, {each:.2g} s a pass"
-
-
-def continued(evaluator: Evaluator, prompt: Prompt, shared: Settings) -> dict[str, str]:
-    """The first half of a prompt, and what the model writes after it, adapted to it and not."""
-    start = prompt.text[: len(prompt.text) // 2]
-    label, own = METHODS["hullft_refresh2"]
-    before, after = evaluator.continuations(start, own | shared, _NEW_TOKENS)
-    return {"text": start, NONE: before, label: after}
 
 
 def compare(rows: Sequence[Row]) -> dict[str, Any]:
@@ -100,21 +91,20 @@ def compare(rows: Sequence[Row]) -> dict[str, Any]:
     def below(keys: Sequence[str], other: str) -> dict[str, int]:
         return {key: measured.prompts_below(configs[key], configs[other]) for key in keys}
 
-    def means(key: str) -> dict[str, Any]:
-        config, (label, settings) = configs[key], METHODS[key]
-        stages = measured.mean_stages(config)
-        return {
-            "label": label,
-            "refresh": settings.get("refresh"),
+    methods = {
+        key: {
+            "label": METHODS[key][0],
+            "refresh": METHODS[key][1].get("refresh"),
             "bits_per_byte": bits[key],
-            **{f"seconds_{stage}": seconds for stage, seconds in stages.items()},
+            **{f"seconds_{k}": seconds for k, seconds in measured.mean_stages(config).items()},
             "forward_backward_passes": measured.mean_of(config, "passes"),
             "optimizer_steps": measured.mean_of(config, "steps"),
             "support_size": measured.mean_of(config, "support_size"),
             "seconds_total": measured.mean_seconds(config),
             "relative_to_none": bits[key] / bits["none"] - 1,
         }
-
+        for key, config in configs.items()
+    }
     verdicts = {
         "knn_below_none": bits[knn] < bits["none"],
         "hullft_below_none": all(bits[key] < bits["none"] for key in hullft),
@@ -123,18 +113,19 @@ def compare(rows: Sequence[Row]) -> dict[str, Any]:
         "prompts_below_none": below([knn, *hullft], "none"),
         "prompts_below_knn": below(hullft, knn),
     }
-    return {"methods": {key: means(key) for key in METHODS}, "verdicts": verdicts}
+    return {"methods": methods, "verdicts": verdicts}
 
 
 def table(figures: dict[str, Any]) -> Table:
     """A row for each method: means over the prompts."""
     columns = [Column(heading, justify="right", no_wrap=True) for heading in _COLUMNS]
     title = f"Mean of {figures['verdicts']['prompts']} held-out prompts"
-    made = Table("method", *columns, title=title, box=box.SIMPLE_HEAD)
     # Without the usual padding it fits a terminal of 80 columns.
-    made.padding, made.pad_edge = (0, 1, 0, 0), False
+    narrow: dict[str, Any] = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
+    made = Table("method", *columns, title=title, **narrow)
     for key, mean in figures["methods"].items():
         cells = (
+            f"{mean['bits_per_byte']:.4f}",
             f"{mean['relative_to_none']:+.1%}",
             f"{mean['seconds_embed'] + mean['seconds_search']:.3f}",
             f"{mean['seconds_select']:.4f}",
@@ -142,8 +133,7 @@ def table(figures: dict[str, Any]) -> Table:
             f"{mean['forward_backward_passes']:.1f}",
             f"{mean['support_size']:.1f}",
         )
-        shown = () if key == "none" else cells
-        made.add_row(mean["label"], f"{mean['bits_per_byte']:.4f}", *shown)
+        made.add_row(mean["label"], *(cells[:1] if key == "none" else cells))
     return made
 
 
@@ -161,6 +151,6 @@ def sentences(figures: dict[str, Any]) -> list[str]:
 
 
 def write_json(content: dict[str, Any], path: Path) -> None:
-    """Write ``content``; the file appears whole or not at all."""
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    """Write ``content``, with paths as strings; the file appears whole or not at all."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False, default=str)
     write_durably(path, f"{text}\n".encode())

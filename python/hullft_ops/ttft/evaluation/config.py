@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from importlib import resources
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -35,13 +34,13 @@ _DEFAULTS |= _SIFT_DEFAULTS | {"n_experts": 0, "experts": None}
 _NAMED = ("method", "n_select", "refresh", "lr")
 # Settings that matter only if experts are merged, and settings that matter without steps.
 _OF_EXPERTS = ("experts", "expert_scale", "expert_temperature")
-_STEPLESS = ("context", "max_length", "n_experts", *_OF_EXPERTS)
+_STEPLESS = ("n_select", "context", "max_length", "n_experts", *_OF_EXPERTS)
 # These take one step on each text, so there is no gradient to reuse.
 _ONE_STEP_A_TEXT = ("knn", "random")
 NO_STEPS = "no steps"
 # The family of settings without steps that merge experts.
 MERGED = "merged"
-_SHIPPED = Path(str(resources.files(__package__))) / "experiments"
+_SHIPPED = Path(__file__).with_name("experiments")
 # The types of a file's values; all others are strings, and some of these name files.
 _KINDS: dict[str, tuple[type, str]] = {
     "limit": (int, "an integer"),
@@ -76,8 +75,7 @@ class Config:
         model, embedder, allow_missing_weights: as `load_model` and `load_embedder` take them.
         store: directory of a datastore.
         experts: directory of experts of the model and datastore, for settings with "n_experts".
-        prompts: JSONL file of held-out prompts, each with a "text" and, if there are several
-            domains, a "domain".
+        prompts: JSONL file of held-out prompts, each with a "text" and, if you like, a "domain".
         corpus: JSONL file to split into a datastore and prompts, if ``store`` and ``prompts`` are
             None. If it is None too, the sources of installed packages are split.
         limit: how many of the prompts to use, drawn evenly over the domains; None for all.
@@ -85,7 +83,6 @@ class Config:
         settings: the grid: dictionaries of `TestTimeFinetuner`'s keyword arguments. A list stands
             for each of its items. The method "sift" also takes "noise", and "reuse" for steps in
             the order of its picks.
-        description: the purpose of the configuration.
     """
 
     model: str | None = None
@@ -105,6 +102,8 @@ class Config:
             raise ConfigError(f"limit must be at least 1, got {self.limit}")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed must be in 0..2^63 - 1, got {self.seed}")
+        # Only to refuse a bad grid: the model, and with it the learning rate, may still change.
+        expand_grid(self.settings, self.model)
 
     @cached_property
     def configurations(self) -> tuple[Settings, ...]:
@@ -189,12 +188,8 @@ def config_id(settings: Mapping[str, Any]) -> str:
         # A results file may have a key that this version does not know.
         if key not in _NAMED and not (key in _DEFAULTS and settings[key] == _DEFAULTS[key])
     ]
-    if settings["n_select"] == 0:
-        return " ".join([NO_STEPS, *said])
-    named = (
-        f"{settings['method']} n={settings['n_select']} refresh={settings['refresh']} "
-        f"lr={_shown(settings['lr'])}"
-    )
+    steps, rate = f"n={settings['n_select']} refresh={settings['refresh']}", _shown(settings["lr"])
+    named = NO_STEPS if settings["n_select"] == 0 else f"{settings['method']} {steps} lr={rate}"
     return " ".join([named, *said])
 
 
@@ -230,8 +225,7 @@ def finetuner_options(
 
 
 def _filled(settings: Settings, model: str | None) -> Settings:
-    defaults = {name: _DEFAULTS[name] for name in _NAMED} | {"lr": default_lr(model)}
-    filled = defaults | settings
+    filled = {name: _DEFAULTS[name] for name in _NAMED} | {"lr": default_lr(model)} | settings
     if filled["method"] in _ONE_STEP_A_TEXT:
         filled["refresh"] = 1
     for name in _SIFT_DEFAULTS.keys() & filled.keys():
@@ -241,8 +235,7 @@ def _filled(settings: Settings, model: str | None) -> Settings:
         filled = {k: v for k, v in filled.items() if k not in _OF_EXPERTS}
     if filled["n_select"] == 0:
         stepless = {name: filled[name] for name in _STEPLESS if name in filled}
-        named = {"method": "knn", "n_select": filled["n_select"], "refresh": 1}
-        return named | {"lr": default_lr(model)} | stepless
+        return {"method": "knn", "n_select": 0, "refresh": 1, "lr": default_lr(model)} | stepless
     return filled
 
 
@@ -261,10 +254,7 @@ def _from_json(content: Any) -> Config:
     grid = grid if isinstance(grid, list) else [grid]
     if not all(isinstance(axes, dict) for axes in grid):
         raise ConfigError(f"settings must be an object or a list of them, got {grid!r}")
-    config = Config(**known, settings=tuple(grid))
-    # Only to refuse a bad grid: the model, and with it the learning rate, may still change.
-    expand_grid(grid, config.model)
-    return config
+    return Config(**known, settings=tuple(grid))
 
 
 def _check_keys(given: Iterable[str], known: Iterable[str], prefix: str) -> None:

@@ -126,7 +126,7 @@ def jsonl_corpus(path: Path) -> Corpus:
     with refusing(f"corpus {path}"), path.open("rb") as lines:
         for number, line in numbered(lines):
             try:
-                documents.append(Document("", f"line {number}", record_of_line(line)[0]))
+                documents.append(Document("", f"line {number}", record_of_line(line)["text"]))
             except ValueError as error:
                 malformed.append(f"line {number}: {error}")
     if not documents:
@@ -148,8 +148,8 @@ def _family_documents(family: tuple[str, str]) -> list[Document]:
     return sorted(documents, key=lambda document: document.rank)
 
 
-def record_of_line(line: bytes) -> tuple[str, dict[str, Any]]:
-    """The text and the whole JSONL record; a ValueError says what is wrong with the line."""
+def record_of_line(line: bytes) -> dict[str, Any]:
+    """The record on a line, with a "text"; a ValueError says what is wrong with it."""
     record = object_of(line)
     text = record.get("text")
     if not isinstance(text, str):
@@ -158,7 +158,7 @@ def record_of_line(line: bytes) -> tuple[str, dict[str, Any]]:
         raise ValueError('blank "text"')
     if not is_unicode(text):
         raise ValueError('"text" with half a surrogate pair')
-    return text, record
+    return record
 
 
 def _split(name: str, documents: list[Document], malformed: list[str]) -> Corpus:
@@ -210,22 +210,16 @@ def split_passages(text: str, max_chars: int) -> Iterator[str]:
     if max_chars < 4:
         raise ValueError(f"split_passages: max_chars must be at least 4, got {max_chars}")
     start = 0
-    while start < len(text):
-        end = _passage_end(text, start, max_chars)
+    while (remaining := len(text) - start) > max_chars:
+        end = start + min(max_chars, remaining - max_chars // 4)
+        for boundary in _BOUNDARIES:
+            if found := [*boundary.finditer(text, start + max_chars // 2, end)]:
+                end = found[-1].start()
+                break
         yield text[start:end]
         start = end
-
-
-def _passage_end(text: str, start: int, max_chars: int) -> int:
-    remaining = len(text) - start
-    if remaining <= max_chars:
-        return len(text)
-    limit = start + min(max_chars, remaining - max_chars // 4)
-    for boundary in _BOUNDARIES:
-        cuts = [match.start() for match in boundary.finditer(text, start + max_chars // 2, limit)]
-        if cuts:
-            return cuts[-1]
-    return limit
+    if remaining:
+        yield text[start:]
 
 
 def normalised(passage: str) -> str:
@@ -262,17 +256,16 @@ def open_or_build(corpus: Corpus, embedder: Embedder, path: Path) -> tuple[Datas
 def read_prompts(path: Path) -> list[Prompt]:
     """The prompts of a JSONL file in order, each text once; a `ConfigError` says what is wrong."""
     prompts: dict[str, Prompt] = {}
-    with refusing(f"prompts {path}"):
-        lines = path.read_bytes().split(b"\n")
-    for number, line in numbered(lines):
-        with refusing(f"prompts {path}: line {number}"):
-            text, record = record_of_line(line)
-            domain = record.get("domain", NO_DOMAIN)
-            if not isinstance(domain, str):
-                raise ValueError(f'"domain" must be a string, got {json.dumps(domain)}')
-            if not is_unicode(domain):
-                raise ValueError('"domain" with half a surrogate pair')
-        prompts.setdefault(text, Prompt(text, domain))
+    with refusing(f"prompts {path}"), path.open("rb") as lines:
+        for number, line in numbered(lines):
+            with refusing(f"line {number}"):
+                record = record_of_line(line)
+                domain = record.get("domain", NO_DOMAIN)
+                if not isinstance(domain, str):
+                    raise ValueError(f'"domain" must be a string, got {json.dumps(domain)}')
+                if not is_unicode(domain):
+                    raise ValueError('"domain" with half a surrogate pair')
+            prompts.setdefault(record["text"], Prompt(record["text"], domain))
     if not prompts:
         raise ConfigError(f"prompts {path}: holds no prompt")
     return list(prompts.values())

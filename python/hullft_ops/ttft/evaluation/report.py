@@ -1,6 +1,7 @@
 """An evaluation's report as Markdown and as one HTML page that needs no other file."""
 
 import base64
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, cycle
@@ -88,7 +89,8 @@ def hurt_sentences(names: list[str]) -> list[str]:
 
 def _overview(measured: Measurements) -> Section:
     first = measured.rows[measured.configs[1]][0]
-    counts = ", ".join(f"{_name(d)} {sum(measured.domains == d)}" for d in _domains(measured))
+    counted = sorted(Counter(measured.domains.tolist()).items())
+    counts = ", ".join(f"{_name(domain)} {count}" for domain, count in counted)
     lines = [
         f"{len(measured.prompts)} held-out prompts ({counts}), {len(measured.rows)} "
         f"configurations, seed {first.seed}. The methods retrieve texts for a prompt, train on "
@@ -173,7 +175,7 @@ def _equal_time(measured: Measurements) -> Section:
 
 
 def _by_domain(measured: Measurements) -> Section:
-    domains = _domains(measured)
+    domains = sorted(set(measured.domains.tolist()))
 
     def cell(config: str, domain: str) -> str:
         bits = measured.bits_of(config)[measured.domains == domain].mean()
@@ -198,10 +200,6 @@ def _conditions(measured: Measurements) -> Section:
     if len({(repr(sorted(row.versions.items())), row.threads) for row in rows}) > 1:
         lines.append("Not all rows are of the same versions, device and threads.")
     return Section("Conditions", lines)
-
-
-def _domains(measured: Measurements) -> list[str]:
-    return sorted(set(measured.domains.tolist()))
 
 
 def _gain(row: Row) -> float:

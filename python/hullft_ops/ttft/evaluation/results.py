@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, make_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from hullft_ops.ttft._files import full_disk_explained
 from hullft_ops.ttft.evaluation.config import ConfigError, config_id, refusing
 from hullft_ops.ttft.fingerprint import sampled_digest
 from hullft_ops.ttft.store.datastore import Datastore
+from hullft_ops.ttft.store.format import parsed
 from hullft_ops.ttft.store.sources import object_of
 
 STAGES = ("embed", "search", "select", "finetune")
@@ -32,10 +33,8 @@ class Row:
         prompt, config: ids, derived from the prompt's text and from ``settings``.
         settings: keyword arguments of `TestTimeFinetuner`.
         domain, excerpt: the prompt's domain and its beginning.
-        seed: drives everything that is random.
         bits_per_byte_before: without adaptation.
         bits_per_byte_after: with adaptation; None if a loss was not finite, see ``error``.
-        bytes_scored: scored bytes of the prompt.
         seconds: wall-clock seconds by stage: "embed" and "search" (measured once for a prompt),
             "select", "finetune", which includes reading the texts in the context, and "merge" if
             experts were merged; empty after an error.
@@ -80,17 +79,10 @@ class Row:
 
 
 _ROW_BEGINS = b'{"run": "'
-# The largest number in a row. Beyond it, sums become infinite.
-_LARGEST = 1e100
-_TYPES: dict[tuple[str, ...], Any] = {
-    ("run", "prompt", "config", "domain", "excerpt"): str,
-    ("settings", "seconds", "versions"): dict,
-    ("seed", "bytes_scored", "passes", "steps", "support_size", "threads"): int,
-    ("bits_per_byte_before", "seconds_row"): int | float,
-    ("bits_per_byte_after", "residual"): int | float | None,
-    ("error",): str | None,
-}
-_SETTING_TYPES = {"method": str, "n_select": int, "refresh": int, "lr": int | float}
+# The settings that every row has.
+_Named = make_dataclass(
+    "_Named", {"method": str, "n_select": int, "refresh": int, "lr": float}.items()
+)
 
 
 @dataclass
@@ -140,89 +132,64 @@ def open_results(path: Path, run: str) -> Iterator[ResultsFile]:
                 f"(run {other.run}, this one is {run}); name another file"
             )
         # Not earlier: a file with other content must stay as it is.
-        _drop_torn_line(file.fileno(), path)
+        content = path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        torn = content[whole:]
+        if not torn.startswith(_ROW_BEGINS[: len(torn)]):
+            raise ConfigError(f"results {path}: its last line is neither a row nor a truncated one")
+        if torn:
+            os.ftruncate(file.fileno(), whole)
+            os.fsync(file.fileno())
         yield ResultsFile(path, file.fileno(), rows)
 
 
 def read_rows(path: Path) -> list[Row]:
     """The rows of a results file in order, without a last line that is cut off.
 
-    ConfigError if there is no such file, a line is not a row, or two rows are of one prompt and
-    configuration.
+    ConfigError if there is no such file, a line is not a row, or two rows have one ``key``.
     """
-    with refusing(f"results {path}"):
-        content = path.read_bytes()
     rows: dict[tuple[str, str], Row] = {}
-    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
-        row = _row(line, f"results {path}: line {number}")
-        if row.key in rows:
-            raise ConfigError(f"results {path}: line {number}: a second row of {row.key}")
-        rows[row.key] = row
+    with refusing(f"results {path}"):
+        for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+            row = _row(line, f"line {number}")
+            if row.key in rows:
+                raise ValueError(f"line {number}: a second row of {row.key}")
+            rows[row.key] = row
     return list(rows.values())
 
 
-def _row(line: bytes, where: str) -> Row:
-    try:
+def _row(line: bytes, place: str) -> Row:
+    """The row on a line. A ValueError names the ``place``."""
+    with refusing(f"{place}: not a row", RecursionError):
         content = object_of(line)
         # Half a surrogate pair could not be written to any page.
         json.dumps(content, ensure_ascii=False).encode()
-        row = Row(**{field.name: content[field.name] for field in fields(Row)})
-    except KeyError as error:
-        raise ConfigError(f"{where}: lacks {error}") from error
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{where}: not a row: {error}") from error
+    names = [field.name for field in fields(Row)]
+    if missing := [name for name in names if name not in content]:
+        raise ValueError(f"{place}: lacks {missing[0]!r}")
+    row = parsed(Row, {name: content[name] for name in names}, place)
+    named = {field.name: row.settings.get(field.name) for field in fields(_Named)}
+    parsed(_Named, named, f"{place}: settings")
     if wrong := next(_faults(row), None):
-        raise ConfigError(f"{where}: {wrong}")
+        raise ValueError(f"{place}: {wrong}")
     # Files of earlier versions have names with rounded numbers.
     return replace(row, config=config_id(row.settings))
 
 
 def _faults(row: Row) -> Iterator[str]:
-    """What is wrong with the row's values. A check relies on those before it."""
-    for names, wanted in _TYPES.items():
-        for name in names:
-            value = getattr(row, name)
-            if not isinstance(value, wanted) or not _is_sound(value):
-                kind = getattr(wanted, "__name__", wanted)
-                sound = ", a number in 0..1e100" if isinstance(value, int | float) else ""
-                yield f"{name} must be {kind}{sound}, got {value!r}"
+    """What is wrong with values of the right types."""
     if not row.bits_per_byte_before > 0:
         yield f"bits_per_byte_before must be above 0, got {row.bits_per_byte_before}"
     if row.error is None and row.bits_per_byte_after is None:
         yield "must have bits_per_byte_after or an error, got neither"
-    seconds = row.seconds
-    stages = set(STAGES) if seconds or row.error is None else set()
+    stages = set(STAGES) if row.seconds or row.error is None else set()
     if stages and row.settings.get("n_experts"):
         stages.add(MERGE)
-    numbers = all(isinstance(v, int | float) and _is_sound(v) for v in seconds.values())
-    if not numbers or seconds.keys() != stages or (stages and not seconds["finetune"] > 0):
-        yield f"seconds must be numbers, of {sorted(stages)}, got {seconds!r}"
-    for name, wanted in _SETTING_TYPES.items():
-        value = row.settings.get(name)
-        if not isinstance(value, wanted) or not _is_sound(value):
-            yield f"settings lack a {name}, got {row.settings!r}"
+    if row.seconds.keys() != stages or (stages and not row.seconds["finetune"] > 0):
+        yield f"seconds must be of {sorted(stages)}, got {row.seconds!r}"
     length = row.settings.get("max_length")
     if length is not None and type(length) is not int:
         yield f"max_length must be an integer, got {length!r}"
-
-
-def _is_sound(value: object) -> bool:
-    """False for a number that would spoil statistics."""
-    if isinstance(value, int | float):
-        return not isinstance(value, bool) and 0 <= value < _LARGEST
-    return True
-
-
-def _drop_torn_line(descriptor: int, path: Path) -> None:
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    torn = content[whole:]
-    if not torn:
-        return
-    if not torn.startswith(_ROW_BEGINS[: len(torn)]):
-        raise ConfigError(f"results {path}: its last line is neither a row nor a truncated one")
-    os.ftruncate(descriptor, whole)
-    os.fsync(descriptor)
 
 
 # Tokenizers with the same vocabulary may merge, normalise and prefix text differently.

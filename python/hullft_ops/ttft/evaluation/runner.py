@@ -4,9 +4,8 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal, TypeVar
@@ -48,8 +47,8 @@ T = TypeVar("T")
 Reuse = Literal["global", "consecutive"]
 # The adaptation's report, bits per byte, and what failed.
 _Outcome = tuple[AdaptationReport | None, float | None, str | None]
-# A prompt, the settings to measure on it, and the rows that it already has.
-Task = tuple[Prompt, list[Settings], list[Row]]
+# A prompt, and the settings to measure on it.
+Task = tuple[Prompt, list[Settings]]
 
 EXCERPT_CHARS = 200
 _SCORING = "out of memory while scoring a prompt: leave out the longest or give a smaller --model"
@@ -78,16 +77,16 @@ class Evaluator:
         self.tokenizer = tokenizer
         self.store = store
         self.embedder = embedder
-        self._embedding = OneEmbedding(embedder)
-        self._search = OneSearch(store)
+        self._retrieval = Retrieval(store, embedder)
         self._seed = seed
         self._experts = experts
         self._finetuners: dict[str, TestTimeFinetuner] = {}
-        self._sifts: dict[str, PickedSift] = {}
+        # What SIFT picked for the latest prompt.
+        self._picks: list[int] = []
         self._warm = False
         self._before: dict[tuple[str, int | None], tuple[float, int]] = {}
-        self._versions = versions_of(_PACKAGES)
-        self._versions["device"] = model.device.type
+        self._is_limited = known_context("score_text", model, tokenizer) is not None
+        self._versions = versions_of(_PACKAGES) | {"device": model.device.type}
 
     @classmethod
     def of(
@@ -104,31 +103,27 @@ class Evaluator:
         """The `fingerprint` of its rows; not every use of an evaluator makes some."""
         return fingerprint(self.model, self.tokenizer, self.store, self._seed)
 
-    def prepare(self, settings: Sequence[Settings]) -> None:
-        """Make the finetuners; a `ConfigError` says why `TestTimeFinetuner` refuses a setting."""
+    def prepare(self, settings: Sequence[Settings], known: Iterable[Row] = ()) -> None:
+        """Make the finetuners; a `ConfigError` says why `TestTimeFinetuner` refuses a setting.
+
+        ``known`` are earlier rows, which have prompts' bits per byte without adaptation.
+        """
         for setting in settings:
             self._finetuner(setting)
-
-    def warm_up(self, prompt: Prompt, settings: Settings) -> None:
-        """Pay for allocations and thread pools now, so that no configuration has to."""
-        for _ in self.measure(prompt, [settings]):
-            pass
-        self._warm = True
-        # The prompt's rows must have the times of a warm embedding and search.
-        self._embedding.forget()
-        self._search.forget()
-
-    def measure_all(
-        self, prompt: Prompt, settings: Sequence[Settings], known: Iterable[Row] = ()
-    ) -> Iterator[Row]:
-        """A row for each of the settings, the first one after a warm-up.
-
-        Settings that differ in ``context`` alone share an adaptation. ``known`` are the prompt's
-        earlier rows, which have its bits per byte without adaptation.
-        """
         for row in known:
             key = row.prompt, self._scored_context(row.settings)
             self._before[key] = row.bits_per_byte_before, row.bytes_scored
+
+    def warm_up(self, prompt: Prompt, settings: Settings) -> tuple[Row, AdaptationReport | None]:
+        """Pay for allocations and thread pools now, so that no configuration has to."""
+        [measured] = self.measure(prompt, [settings])
+        self._warm = True
+        # The prompt's rows must have the times of a warm embedding and search.
+        self._retrieval.forget()
+        return measured
+
+    def measure_all(self, prompt: Prompt, settings: Sequence[Settings]) -> Iterator[Row]:
+        """A row for each setting; those that differ in ``context`` alone share an adaptation."""
         if not self._warm:
             self.warm_up(prompt, settings[0])
         together: dict[str, list[Settings]] = {}
@@ -190,35 +185,34 @@ class Evaluator:
         finetuner, report = self._finetuner(group[0]), None
         support = finetuner.select(prompt.text)
         if (reuse := group[0].get("reuse")) is not None:
-            support = in_runs(support, self._sifts[config_id(group[0])].picks, reuse)
+            support = in_runs(support, self._picks, reuse)
+        outcomes: list[_Outcome] = []
         try:
             with finetuner.adapted(support) as report, out_of_memory_explained(_SCORING):
-                outcomes: list[_Outcome] = [(report, finetuner.score_text(prompt.text).value, None)]
-                for settings in group[1:]:
-                    context = self._finetuner(settings).select(prompt.text)
-                    other = finetuner.read_context(report, context)
-                    outcomes.append((other, finetuner.score_text(prompt.text).value, None))
+                for settings in group:
+                    if outcomes:
+                        context = self._finetuner(settings).select(prompt.text)
+                        report = finetuner.read_context(report, context)
+                    outcomes.append((report, finetuner.score_text(prompt.text).value, None))
                 return outcomes
         except NonFiniteLossError as error:
             return [(report, None, str(error))] * len(group)
 
     def _score_before(self, prompt: Prompt, settings: Settings) -> tuple[float, int]:
-        length = self._scored_context(settings)
-        if (prompt.id, length) not in self._before:
+        key = prompt.id, self._scored_context(settings)
+        if key not in self._before:
             with out_of_memory_explained(_SCORING):
-                score = score_text(self.model, self.tokenizer, prompt.text, max_length=length)
-            self._before[prompt.id, length] = score.value, score.bytes
-        return self._before[prompt.id, length]
+                score = score_text(self.model, self.tokenizer, prompt.text, max_length=key[1])
+            self._before[key] = score.value, score.bytes
+        return self._before[key]
 
     def _scored_context(self, settings: Settings) -> int | None:
-        # Training's limit counts only if nothing else limits what the model reads.
-        known = known_context("score_text", self.model, self.tokenizer)
-        return settings.get("max_length") if known is None else None
+        return None if self._is_limited else settings.get("max_length")
 
     def _seconds(self, report: AdaptationReport) -> dict[str, float]:
         """Seconds by stage. Another configuration's row may have paid for embedding and search."""
-        report.seconds_embed = self._embedding.seconds
-        report.seconds_search = self._search.seconds
+        report.seconds_embed = self._retrieval.seconds_embed
+        report.seconds_search = self._retrieval.seconds_search
         seconds = {stage: getattr(report, f"seconds_{stage}") for stage in STAGES}
         seconds["finetune"] += report.seconds_prefill
         return seconds | ({MERGE: report.seconds_merge} if report.expert_indices else {})
@@ -230,10 +224,9 @@ class Evaluator:
         with refusing(key, TypeError):
             options = finetuner_options(settings, self._seed, self._experts)
             if isinstance(options["method"], Sift):
-                self._sifts[key] = options["method"] = PickedSift(options["method"].noise)
-            made = TestTimeFinetuner(
-                self.model, self.tokenizer, self._search, self._embedding, **options
-            )
+                options["method"] = PickedSift(options["method"].noise, self._picks)
+            retrieval = self._retrieval, self._retrieval
+            made = TestTimeFinetuner(self.model, self.tokenizer, *retrieval, **options)
         if self._finetuners:
             made.share_memory_with(next(iter(self._finetuners.values())))
         self._finetuners[key] = made
@@ -272,35 +265,27 @@ def evaluate(
     ``measure`` makes the rows elsewhere, for example `hullft_ops.ttft.scale.evaluation.ray_rows`.
     """
     evaluator, settings = inputs.evaluator, inputs.config.configurations
-    evaluator.prepare(settings)
-    known: dict[str, list[Row]] = {}
-    for row in results.rows.values():
-        known.setdefault(row.prompt, []).append(row)
-    missing = missing_pairs(inputs.prompts, settings, results)
-    tasks: list[Task] = [
-        (prompt, [setting for _, setting in pairs], known.get(prompt.id, []))
-        for prompt, pairs in groupby(missing, key=itemgetter(0))
-    ]
-    total = len(inputs.prompts) * len(settings)
+    evaluator.prepare(settings, results.rows.values())
+    tasks = missing_tasks(inputs.prompts, settings, results)
+    total, missing = len(inputs.prompts) * len(settings), sum(len(some) for _, some in tasks)
     here = (row for task in tasks for row in evaluator.measure_all(*task))
     with closing(here if measure is None else measure(tasks)) as rows, progress_bar() as bar:
-        shown = bar.add_task("evaluating", total=total, completed=total - len(missing))
+        shown = bar.add_task("evaluating", total=total, completed=total - missing)
         for row in rows:
             results.append(row)
             bar.advance(shown)
 
 
-def missing_pairs(
+def missing_tasks(
     prompts: Sequence[Prompt], settings: Sequence[Settings], results: ResultsFile
-) -> list[tuple[Prompt, Settings]]:
-    """The pairs that ``results`` has no row for, prompt by prompt, in the order to run them."""
+) -> list[Task]:
+    """Each prompt with the settings that ``results`` has no row for, in the order to run them."""
     # Each prompt begins with another configuration, so that none always runs first.
-    return [
-        (prompt, setting)
-        for number, prompt in enumerate(prompts)
-        for setting in rotated(settings, number)
-        if (prompt.id, config_id(setting)) not in results.rows
+    tasks = [
+        (prompt, [s for s in rotated(settings, i) if (prompt.id, config_id(s)) not in results.rows])
+        for i, prompt in enumerate(prompts)
     ]
+    return [task for task in tasks if task[1]]
 
 
 def rotated(items: Sequence[T], by: int) -> list[T]:
@@ -308,49 +293,34 @@ def rotated(items: Sequence[T], by: int) -> list[T]:
     return [*items[start:], *items[:start]]
 
 
-def _timed(function: Callable[..., T], *arguments: Any) -> tuple[float, T]:
-    start = perf_counter()
-    found = function(*arguments)
-    return perf_counter() - start, found
+class Retrieval(Datastore):
+    """A datastore and its embedder in one, which embed and search once for each text.
 
+    ``seconds_embed`` and ``seconds_search`` are the times of the latest text.
+    """
 
-class OneEmbedding:
-    """An `Embedder` that embeds a text once. ``seconds`` is the time of the latest one."""
-
-    def __init__(self, embedder: Embedder) -> None:
-        self.name, self.dim, self.seconds = embedder.name, embedder.dim, 0.0
-        self._once = cache(lambda texts: _timed(embedder.encode, [*texts]))
-        self.forget = self._once.cache_clear
+    def __init__(self, store: Datastore, embedder: Embedder) -> None:
+        super().__init__(store.manifest, store.rows, store.embeddings, positions=store.positions)
+        self._store, self._embedder, self.name = store, embedder, embedder.name
+        self.seconds_embed = self.seconds_search = 0.0
+        self._kept: dict[object, tuple[float, Any]] = {}
+        self.forget = self._kept.clear
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        self.seconds, vectors = self._once(tuple(texts))
+        self.seconds_embed, vectors = self._once(tuple(texts), self._embedder.encode, texts)
         return vectors
 
-
-class OneSearch:
-    """A `Store` that searches another one once for each query. ``seconds`` is as above."""
-
-    def __init__(self, store: Datastore) -> None:
-        self.texts = store.texts
-        self.manifest = store.manifest
-        self.embeddings = store.embeddings
-        self.embedder = store.embedder
-        self.dim = store.dim
-        self.seconds = 0.0
-        self._count = len(store)
-
-        def search(query: bytes, k: int) -> tuple[float, Found]:
-            return _timed(store.search, np.frombuffer(query, np.float32).reshape(-1, store.dim), k)
-
-        self._once = cache(search)
-        self.forget = self._once.cache_clear
-
-    def __len__(self) -> int:
-        return self._count
-
     def search(self, queries: Queries, k: int) -> Found:
-        self.seconds, found = self._once(np.asarray(queries).tobytes(), k)
+        key = np.asarray(queries).tobytes(), k
+        self.seconds_search, found = self._once(key, self._store.search, queries, k)
         return found
+
+    def _once(self, key: object, function: Callable[..., T], *given: Any) -> tuple[float, T]:
+        if key not in self._kept:
+            start = perf_counter()
+            found = function(*given)
+            self._kept[key] = perf_counter() - start, found
+        return self._kept[key]
 
 
 def reuse_runs(picks: Iterable[int], reuse: Reuse) -> list[tuple[int, int]]:
@@ -369,7 +339,7 @@ def reuse_runs(picks: Iterable[int], reuse: Reuse) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class PickedSift(Sift):
-    """SIFT that keeps its last picks in order, as store positions."""
+    """SIFT that writes its picks, as positions in the store, into a list."""
 
     picks: list[int] = field(default_factory=list)
 

@@ -52,8 +52,7 @@ class Measurements:
         configs: ids of the configurations; ``NONE`` comes first.
         rows: for each configuration except ``NONE``, one row per prompt, in the order of
             ``prompts``.
-        prompts: ids of the prompts.
-        domains: the domain of each prompt.
+        prompts, domains: each prompt's id and domain.
         bits: float64 ``[configs, prompts]``, bits per byte.
         failed: configurations that were left out, with the number of prompts they failed on.
         incomplete: prompts that were left out, because not every configuration has run on them.
@@ -127,8 +126,7 @@ class Measurements:
             np.array([r.seconds["finetune"] + r.seconds.get(MERGE, 0) for r in self.rows[c]])
             for c in (config, other)
         )
-        faster = relative(others, own)
-        return Interval(faster.value + 1, faster.low + 1, faster.high + 1)
+        return relative(others, own, less=0)
 
     def prompts_below(self, config: str, other: str) -> int:
         """The number of prompts on which a configuration takes fewer bits per byte than another."""
@@ -142,14 +140,14 @@ def _resamples(count: int) -> np.ndarray:
     return generator.multinomial(count, [1 / count] * count, size=RESAMPLES).astype(np.float64)
 
 
-def relative(own: np.ndarray, other: np.ndarray) -> Interval:
-    """The mean of ``own`` relative to that of ``other``, float64 ``[prompts]`` both, minus 1."""
+def relative(own: np.ndarray, other: np.ndarray, less: float = 1) -> Interval:
+    """The mean of ``own`` over that of ``other``, float64 ``[prompts]`` both, minus ``less``."""
     # Paired: a resample draws prompts, and takes both configurations' results on each.
-    value = float(own.mean() / other.mean() - 1)
+    value = float(own.mean() / other.mean() - less)
     if len(own) < 2:
         return Interval(value, float("nan"), float("nan"))
     weights = _resamples(len(own))
-    resampled = (weights @ own) / (weights @ other) - 1
+    resampled = (weights @ own) / (weights @ other) - less
     low, high = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(value, float(low), float(high))
 
@@ -160,10 +158,8 @@ def pareto(points: dict[str, tuple[float, float]]) -> list[str]:
     A point beats another if it is lower in one coordinate and not higher in the other.
     """
     front: list[str] = []
-    best = float("inf")
     for name in sorted(points, key=points.__getitem__):
-        if points[name][1] < best:
-            best = points[name][1]
+        if not front or points[name][1] < points[front[-1]][1]:
             front.append(name)
     return front
 

@@ -22,8 +22,6 @@ from hullft_ops.ttft.store.format import write_json_durably
 # Each rung keeps one in this many.
 ETA = 3
 
-Measure = Callable[[Prompt, Settings], Row]
-
 
 @dataclass(frozen=True)
 class Tuned:
@@ -49,7 +47,7 @@ class Tuned:
 
 
 def tune(
-    measure: Measure,
+    measure: Callable[[Prompt, Settings], Row],
     prompts: Sequence[Prompt],
     candidates: Sequence[Settings],
     *,
@@ -81,7 +79,10 @@ def tune(
         # The very first prompt always runs; any other must fit into the time.
         while used < len(prompts) and (not used or spent + last < end):
             turns = rotated(alive, used)
-            rows = _rows_within(limit - spent, measure, prompts[used], turns)
+            rows: list[Row] = []
+            for candidate in turns:
+                if sum(row.seconds_row for row in rows) < limit - spent:
+                    rows.append(measure(prompts[used], candidate.settings))
             last = sum(row.seconds_row for row in rows)
             spent += last
             # All must be compared on the same prompts.
@@ -89,7 +90,14 @@ def tune(
                 break
             for candidate, row in zip(turns, rows, strict=False):
                 candidate.rows.append(row)
-            alive = _quick_enough([candidate for candidate in alive if candidate.rows], seconds)
+            tried = [candidate for candidate in alive if candidate.rows]
+            alive = [c for c in tried if c.seconds <= seconds and c.bits < math.inf]
+            if not alive:
+                fastest = min(tried, key=lambda candidate: candidate.seconds)
+                raise ConfigError(
+                    f"no configuration takes at most {seconds:g} s a prompt with a finite loss; "
+                    f"the quickest, {config_id(fastest.settings)}, takes {fastest.seconds:.3g} s"
+                )
             used += 1
         rungs.append({"configurations": len(alive), "prompts": used})
         alive = sorted(alive, key=lambda candidate: candidate.bits)[: math.ceil(len(alive) / ETA)]
@@ -122,29 +130,6 @@ class _Candidate:
         return fmean(row.seconds_total for row in self.rows)
 
 
-def _rows_within(
-    seconds: float, measure: Measure, prompt: Prompt, candidates: Sequence[_Candidate]
-) -> list[Row]:
-    """Rows of the first candidates, until the time is spent."""
-    rows: list[Row] = []
-    for candidate in candidates:
-        if sum(row.seconds_row for row in rows) >= seconds:
-            break
-        rows.append(measure(prompt, candidate.settings))
-    return rows
-
-
-def _quick_enough(candidates: list[_Candidate], seconds: float) -> list[_Candidate]:
-    quick = [c for c in candidates if c.seconds <= seconds and c.bits < math.inf]
-    if not quick:
-        fastest = min(candidates, key=lambda candidate: candidate.seconds)
-        raise ConfigError(
-            f"no configuration takes at most {seconds:g} s a prompt with a finite loss; "
-            f"the quickest, {config_id(fastest.settings)}, takes {fastest.seconds:.3g} s"
-        )
-    return quick
-
-
 def run_tuning(
     inputs: Inputs, results: Path, output: Path, *, seconds: float, limit: float
 ) -> Tuned:
@@ -152,15 +137,14 @@ def run_tuning(
     output.parent.mkdir(parents=True, exist_ok=True)
     config, evaluator = inputs.config, inputs.evaluator
     candidates = config.configurations
-    evaluator.prepare(candidates)
     with open_results(results, evaluator.run) as file, progress_bar() as bar:
+        evaluator.prepare(candidates, file.rows.values())
         task = bar.add_task("tuning, seconds", total=limit if limit < math.inf else None)
 
         def measure(prompt: Prompt, settings: Settings) -> Row:
             key = prompt.id, config_id(settings)
             if key not in file.rows:
-                known = [row for row in file.rows.values() if row.prompt == prompt.id]
-                [row] = evaluator.measure_all(prompt, [settings], known)
+                [row] = evaluator.measure_all(prompt, [settings])
                 file.append(row)
             row = file.rows[key]
             bar.update(task, advance=row.seconds_row, description=f"tuning, seconds ({key[1]})")

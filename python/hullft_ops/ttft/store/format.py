@@ -31,6 +31,8 @@ OWN_FILES = re.compile("|".join(p.pattern for p in (_SHARD_FILE, _EMBEDDINGS_FIL
 OWN_PARTIALS = re.compile(rf"\.(?:manifest|journal)\.json\.{UUID}\.partial")
 
 # Types of fields: `parsed` accepts integers in a range, and strings and files whose name matches.
+# It accepts any number that is not negative for a float; beyond the largest, sums become infinite.
+_LARGEST = 1e100
 _Count = Annotated[int, range(_MAX_COUNT + 1)]
 _Dim = Annotated[int, range(1, 2**31)]
 _Directory = Annotated[str, OWN_DIRECTORIES]
@@ -81,7 +83,7 @@ class SearchIndex:
     lists: _Count = 0
     probes: _Count = 0  # lists that a search reads
     candidates: _Count = 1  # codes that are ranked again per neighbour
-    recall: float = 1.0
+    recall: Annotated[float, "from 0 to 1"] = 1.0
     recall_k: _Count = 0
     recall_queries: _Count = 0
     file: Annotated[DataFile, _INDEX_FILE] | None = None  # None for "flat"
@@ -237,7 +239,7 @@ def read_json(file: Path) -> dict[str, Any] | None:
     return values
 
 
-def parsed(kind: type[_Parsed], values: dict[str, Any], file: Path) -> _Parsed:
+def parsed(kind: type[_Parsed], values: dict[str, Any], file: Path | str) -> _Parsed:
     """The object from ``file`` as a dataclass. ValueError if a field is missing, odd or wrong."""
     with prefixed(f"{file}"):
         found: _Parsed = _parsed(kind, values, "")
@@ -262,8 +264,15 @@ def _parsed(kind: Any, value: Any, name: str) -> Any:
         value = kind(**{n: _parsed(hint, value[n], prefix + n) for n, hint in hints.items()})
     elif origin is int:
         _check_count(name, value, form or range(2**63))
+    elif origin is float:
+        sound = type(value) in (int, float) and 0 <= value < _LARGEST
+        _check(sound, name, form or "a number in 0..1e100", value)
+    elif origin is dict:
+        _check(type(value) is dict, name, form or "an object", value)
+        if (of := get_args(kind)[1]) is not Any:
+            value = {key: _parsed(of, one, f"{name}.{key}") for key, one in value.items()}
     else:
-        wanted = form if isinstance(form, str) else _NAMES[origin]
+        wanted = "a string" if origin is str else "true or false"
         _check(type(value) is origin, name, wanted, value)
     if isinstance(form, tuple):
         _check(value in form, name, f"{', '.join(form[:-1])} or {form[-1]}", value)
@@ -271,9 +280,6 @@ def _parsed(kind: Any, value: Any, name: str) -> Any:
         title = value.file if isinstance(value, DataFile) else value
         _check(form.fullmatch(title), name, f"named like {form.pattern}", title)
     return value
-
-
-_NAMES = {str: "a string", float: "a number", bool: "true or false", dict: "an object"}
 
 
 def _check(sound: object, name: str, wanted: str, got: object) -> None:
