@@ -148,6 +148,19 @@ def import_ray() -> Any:
     return ray
 
 
+def done_by_workers(
+    load: Load, arguments: tuple[Any, ...], tasks: Sequence[Any], workers: Workers
+) -> Generator[Any]:
+    """The result of every task, as soon as it arrives. Without tasks, no worker starts."""
+    if tasks:
+        with (
+            cluster(workers) as count,
+            staff(load, workers, [arguments] * min(count, len(tasks))) as actors,
+        ):
+            for _, result in completed(actors, tasks):
+                yield result
+
+
 def completed(
     actors: Sequence[Any], items: Iterable[Any], ahead: float = inf
 ) -> Generator[tuple[int, Any]]:
@@ -157,22 +170,20 @@ def completed(
     may start past the earliest unfinished one.
     """
     idle, running = deque(actors), dict[Any, tuple[int, Any]]()
-
-    def finished() -> tuple[int, Any]:
-        promise, result = first_result(list(running))
-        position, actor = running.pop(promise)
-        idle.append(actor)
-        return position, result
-
-    for position, item in enumerate(items):
-        while running and (
-            not idle or position - min(begun for begun, _ in running.values()) >= ahead
-        ):
-            yield finished()
-        actor = idle.popleft()
-        running[actor.work.remote(item)] = position, actor
-    while running:
-        yield finished()
+    coming = enumerate(items)
+    following = next(coming, None)
+    while following or running:
+        earliest = min((begun for begun, _ in running.values()), default=inf)
+        if following and idle and following[0] - earliest < ahead:
+            position, item = following
+            actor = idle.popleft()
+            running[actor.work.remote(item)] = position, actor
+            following = next(coming, None)
+        else:
+            promise, result = first_result(list(running))
+            position, actor = running.pop(promise)
+            idle.append(actor)
+            yield position, result
 
 
 def in_order(actors: Sequence[Any], items: Iterable[Any], ahead: int) -> Generator[Any]:
