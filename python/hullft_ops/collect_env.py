@@ -48,7 +48,6 @@ VARIABLES = (
     "PYTORCH_ALLOC_CONF",
     "PYTORCH_CUDA_ALLOC_CONF",
     "TOKENIZERS_PARALLELISM",
-    "TORCH_NUM_THREADS",
     "TRANSFORMERS_OFFLINE",
 )
 # A setting has no slash, no space and no at sign: it is no path, address or secret.

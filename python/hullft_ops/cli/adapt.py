@@ -31,6 +31,7 @@ _SAVING = "out of memory while saving: give a shorter --prompt or leave out --sa
 _STAGES = ("embed", "search", "select", "tokenize", "forward", "backward", "step")
 
 
+@errors_of("adapt")
 def adapt(
     prompt: Annotated[str | None, typer.Option(help="The text to adapt to.")] = None,
     prompt_file: Annotated[
@@ -99,98 +100,97 @@ def adapt(
 ) -> None:
     """Adapt to a prompt; print the texts, bits per byte before and after, a continuation."""
     given = dict(locals())
-    with errors_of("adapt"):
-        import torch
+    import torch
 
-        from hullft_ops.ttft import TestTimeFinetuner, load_model, plot_adaptation
-        from hullft_ops.ttft.evaluation.config import (
-            ConfigError,
-            finetuner_options,
-            open_experts,
-            open_store,
-        )
-        from hullft_ops.ttft.model.loading import checked_device
-        from hullft_ops.ttft.model.memory import out_of_memory_explained
-        from hullft_ops.ttft.store.embedding import encode_checked, open_embedder
+    from hullft_ops.ttft import TestTimeFinetuner, load_model, plot_adaptation
+    from hullft_ops.ttft.evaluation.config import (
+        ConfigError,
+        finetuner_options,
+        open_experts,
+        open_store,
+    )
+    from hullft_ops.ttft.model.loading import checked_device
+    from hullft_ops.ttft.model.memory import out_of_memory_explained
+    from hullft_ops.ttft.store.embedding import encode_checked, open_embedder
 
-        text = _prompt(prompt, prompt_file)
-        if not text.strip():
-            raise ConfigError(f"the prompt must have text, got {text[:20]!r}")
-        chosen = configuration(given, default={"method": "hullft", "n_select": 20, "refresh": 2})
-        if corpus is not None:
-            if store is not None:
-                raise ConfigError("give one of --store and --corpus")
-            chosen = replace(chosen, store=None)
-        settings = _checked_settings(chosen, save, plot)
-        place = checked_device(device or "cpu")
-        if chosen.store is not None:
-            found: Datastore | Path = open_store(chosen.store)
-        elif chosen.corpus is not None:
-            found = chosen.corpus
-        else:
-            raise ConfigError("store must be given, `hullft-ops index` makes one; or give --corpus")
-        loaded, tokenizer = load_model(
-            chosen.model,
-            place,
-            allow_missing_weights=chosen.allow_missing_weights,
-            say=partial(echo, err=True),
-        )
-        encoder, merged = open_embedder(chosen.embedder), open_experts(chosen.experts)
-        texts = _store_of(found, encoder) if isinstance(found, Path) else found
-        scores: list[tuple[int, float]] = []
+    text = _prompt(prompt, prompt_file)
+    if not text.strip():
+        raise ConfigError(f"the prompt must have text, got {text[:20]!r}")
+    chosen = configuration(given, default={"method": "hullft", "n_select": 20, "refresh": 2})
+    if store is not None and corpus is not None:
+        raise ConfigError("give one of --store and --corpus")
+    if corpus is not None:
+        chosen = replace(chosen, store=None)
+    settings = _checked_settings(chosen, save, plot)
+    place = checked_device(device or "cpu")
+    if chosen.store is not None:
+        found: Datastore | Path = open_store(chosen.store)
+    elif chosen.corpus is not None:
+        found = chosen.corpus
+    else:
+        raise ConfigError("store must be given, `hullft-ops index` makes one; or give --corpus")
+    loaded, tokenizer = load_model(
+        chosen.model,
+        place,
+        allow_missing_weights=chosen.allow_missing_weights,
+        say=partial(echo, err=True),
+    )
+    encoder, merged = open_embedder(chosen.embedder), open_experts(chosen.experts)
+    texts = _store_of(found, encoder) if isinstance(found, Path) else found
+    scores: list[tuple[int, float]] = []
 
-        def score(steps: int) -> None:
-            scores.append((steps, ttft.score_text(text).value))
+    def score(steps: int) -> None:
+        scores.append((steps, ttft.score_text(text).value))
 
-        try:
-            arguments = finetuner_options(settings, chosen.seed, merged)
-            # Within a budget, scoring would take the time of steps.
-            arguments["on_step"] = score if plot is not None and seconds is None else None
-            ttft = TestTimeFinetuner(loaded, tokenizer, texts, encoder, **arguments)
-        # A file's values may have any type.
-        except TypeError as error:
-            raise ConfigError(str(error)) from error
-        continued = saved = None
+    try:
+        arguments = finetuner_options(settings, chosen.seed, merged)
+        # Within a budget, scoring would take the time of steps.
+        arguments["on_step"] = score if plot is not None and seconds is None else None
+        ttft = TestTimeFinetuner(loaded, tokenizer, texts, encoder, **arguments)
+    # A file's values may have any type.
+    except TypeError as error:
+        raise ConfigError(str(error)) from error
+    continued = saved = None
+    with out_of_memory_explained(_SCORING):
+        before = ttft.score_text(text).value
+    with ttft.adapted(text, seconds=seconds) as report:
         with out_of_memory_explained(_SCORING):
-            before = ttft.score_text(text).value
-        with ttft.adapted(text, seconds=seconds) as report:
-            with out_of_memory_explained(_SCORING):
-                after = ttft.score_text(text).value
-            if generate or (generate is None and corpus is not None):
-                with out_of_memory_explained(_GENERATING):
-                    continued = ttft.continuation(text, max_new_tokens=max_new_tokens)
-            if save is not None:
-                with out_of_memory_explained(_SAVING):
-                    saved = report.save_adapter(save, rank=save_rank, text=text)
-        out = Console()
-        if report.indices:
-            out.print(_table(report, texts))
-        show(out, *_facts(report, context=bool(settings.get("context")), seconds=seconds))
-        show(out, f"bits per byte of the prompt: {before:.4f} before, {after:.4f} after")
-        if not after <= before:  # NaN too
-            gentler = "Fewer steps, a lower learning rate or texts" if report.losses else "Texts"
-            show(
-                out,
-                "Adapting hurt: the model predicts this prompt worse than before. "
-                f"{gentler} closer to the prompt may help.",
-            )
-        if saved is not None:
-            show(out, f"saved to {save}: a LoRA of rank {save_rank} with {_said(saved)}")
-        if plot is not None:
-            plot_adaptation(
-                plot,
-                report,
-                texts,
-                torch.from_numpy(encode_checked("adapt", encoder, [text])[0]),
-                [(0, before), *scores, (report.optimizer_steps, after)],
-                experts=merged,
-                pool_size=arguments.get("pool_size", 200),
-            )
-            show(out, f"plot: {plot}")
-        if continued is not None:
-            # Rich would wrap it, turn tabs into spaces and read some of it as markup.
-            shown = printable(continued, lines=True) if out.is_terminal else continued
-            out.file.write(f"{shown}\n")
+            after = ttft.score_text(text).value
+        if generate or (generate is None and corpus is not None):
+            with out_of_memory_explained(_GENERATING):
+                continued = ttft.continuation(text, max_new_tokens=max_new_tokens)
+        if save is not None:
+            with out_of_memory_explained(_SAVING):
+                saved = report.save_adapter(save, rank=save_rank, text=text)
+    out = Console()
+    if report.indices:
+        out.print(_table(report, texts))
+    show(out, *_facts(report, context=bool(settings.get("context")), seconds=seconds))
+    show(out, f"bits per byte of the prompt: {before:.4f} before, {after:.4f} after")
+    if not after <= before:  # NaN too
+        gentler = "Fewer steps, a lower learning rate or texts" if report.losses else "Texts"
+        show(
+            out,
+            "Adapting hurt: the model predicts this prompt worse than before. "
+            f"{gentler} closer to the prompt may help.",
+        )
+    if saved is not None:
+        show(out, f"saved to {save}: a LoRA of rank {save_rank} with {_said(saved)}")
+    if plot is not None:
+        plot_adaptation(
+            plot,
+            report,
+            texts,
+            torch.from_numpy(encode_checked("adapt", encoder, [text])[0]),
+            [(0, before), *scores, (report.optimizer_steps, after)],
+            experts=merged,
+            pool_size=arguments.get("pool_size", 200),
+        )
+        show(out, f"plot: {plot}")
+    if continued is not None:
+        # Rich would wrap it, turn tabs into spaces and read some of it as markup.
+        shown = printable(continued, lines=True) if out.is_terminal else continued
+        out.file.write(f"{shown}\n")
 
 
 def _prompt(prompt: str | None, file: Path | None) -> str:

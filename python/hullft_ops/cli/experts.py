@@ -21,6 +21,7 @@ experts = typer.Typer(
 
 
 @experts.command(cls=Command, epilog=EXAMPLE)
+@errors_of("experts build")
 def build(
     store: Annotated[Path, typer.Argument(help="Directory of a datastore.")],
     out: Annotated[Path, typer.Option(help="New folder for the experts, or one to finish.")],
@@ -48,42 +49,41 @@ def build(
     gpus_per_worker: options.GpusOption = None,
 ) -> None:
     """Train an adapter for each cluster of a datastore; after a kill, run it again."""
-    with errors_of("experts build"):
-        from hullft_ops.ttft import build_experts, load_model
-        from hullft_ops.ttft.evaluation.config import open_store
+    from hullft_ops.ttft import build_experts, load_model
+    from hullft_ops.ttft.evaluation.config import open_store
 
-        on_ray = options.workers_of(engine, workers, threads_per_worker, gpus_per_worker, device)
-        texts = open_store(store)
-        loaded, tokenizer = load_model(
-            model,
-            device or "cpu",
-            allow_missing_weights=allow_missing_weights,
-            say=partial(echo, err=True),
-        )
-        train = None
-        if on_ray is not None:
-            from hullft_ops.ttft.scale.experts import ray_training
+    on_ray = options.workers_of(engine, workers, threads_per_worker, gpus_per_worker, device)
+    texts = open_store(store)
+    loaded, tokenizer = load_model(
+        model,
+        device or "cpu",
+        allow_missing_weights=allow_missing_weights,
+        say=partial(echo, err=True),
+    )
+    train = None
+    if on_ray is not None:
+        from hullft_ops.ttft.scale.experts import ray_training
 
-            train = ray_training(model, store, on_ray)
-        built = build_experts(
-            loaded,
-            tokenizer,
-            texts,
-            out,
-            clusters=clusters,
-            rank=rank,
-            passages=passages,
-            lr=lr,
-            max_length=max_length,
-            dtype=dtype,
-            full=full,
-            seed=seed,
-            console=Console(stderr=True),
-            train=train,
-        )
-        megabytes = sum(file.stat().st_size for file in out.rglob("*") if file.is_file()) / 1e6
-        least, most = int(built.sizes.min()), int(built.sizes.max())
-        show(
-            Console(),
-            f"{len(built)} experts in {out}, {megabytes:.1f} MB, of {least} to {most} texts each",
-        )
+        train = ray_training(model, store, on_ray)
+    built = build_experts(
+        loaded,
+        tokenizer,
+        texts,
+        out,
+        clusters=clusters,
+        rank=rank,
+        passages=passages,
+        lr=lr,
+        max_length=max_length,
+        dtype=dtype,
+        full=full,
+        seed=seed,
+        console=Console(stderr=True),
+        train=train,
+    )
+    megabytes = sum(file.stat().st_size for file in out.rglob("*") if file.is_file()) / 1e6
+    least, most = int(built.sizes.min()), int(built.sizes.max())
+    show(
+        Console(),
+        f"{len(built)} experts in {out}, {megabytes:.1f} MB, of {least} to {most} texts each",
+    )

@@ -222,7 +222,7 @@ def documents(requests: Sequence[Instance]) -> list[tuple[str | None, list[int]]
         places.setdefault(key, []).append(place)
     found: dict[Hashable, tuple[str | None, list[int]]] = {}
     for key, members in places.items():
-        shared = None if key is None else question([requests[i].args[0] for i in members])
+        shared = question([requests[i].args[0] for i in members])
         found.setdefault(key if shared else None, (shared, []))[1].extend(members)
     return [(shared, sorted(members)) for shared, members in found.values()]
 
@@ -238,10 +238,9 @@ def question(contexts: Sequence[str]) -> str | None:
 
 def readable_end(text: str, embedder: Embedder) -> str:
     """As much of the end of the text as the embedder reads, which would read the beginning."""
-    if not isinstance(embedder, SentenceTransformerEmbedder):
+    if not isinstance(embedder, SentenceTransformerEmbedder) or embedder.max_tokens is None:
         return text
-    tokenizer = embedder.tokenizer
-    limit = tokenizer.model_max_length - tokenizer.num_special_tokens_to_add()
+    tokenizer, limit = embedder.tokenizer, embedder.max_tokens
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     places = encoding["offset_mapping"]
     return text if len(places) <= limit else text[places[-limit][0] :]
