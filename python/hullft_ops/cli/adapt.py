@@ -103,32 +103,25 @@ def adapt(
     import torch
 
     from hullft_ops.ttft import TestTimeFinetuner, load_model, plot_adaptation
-    from hullft_ops.ttft.evaluation.config import (
-        ConfigError,
-        finetuner_options,
-        open_experts,
-        open_store,
-    )
+    from hullft_ops.ttft.evaluation.config import finetuner_options, open_experts, open_store
     from hullft_ops.ttft.model.loading import checked_device
     from hullft_ops.ttft.model.memory import out_of_memory_explained
     from hullft_ops.ttft.store.embedding import encode_checked, open_embedder
 
     text = _prompt(prompt, prompt_file)
     if not text.strip():
-        raise ConfigError(f"the prompt must have text, got {text[:20]!r}")
+        raise ValueError(f"the prompt must have text, got {text[:20]!r}")
     chosen = configuration(given, default={"method": "hullft", "n_select": 20, "refresh": 2})
-    if store is not None and corpus is not None:
-        raise ConfigError("give one of --store and --corpus")
     if corpus is not None:
+        if store is not None:
+            raise ValueError("give one of --store and --corpus")
         chosen = replace(chosen, store=None)
     settings = _checked_settings(chosen, save, plot)
     place = checked_device(device or "cpu")
     if chosen.store is not None:
-        found: Datastore | Path = open_store(chosen.store)
-    elif chosen.corpus is not None:
-        found = chosen.corpus
-    else:
-        raise ConfigError("store must be given, `hullft-ops index` makes one; or give --corpus")
+        texts = open_store(chosen.store)
+    elif chosen.corpus is None:
+        raise ValueError("store must be given, `hullft-ops index` makes one; or give --corpus")
     loaded, tokenizer = load_model(
         chosen.model,
         place,
@@ -136,7 +129,8 @@ def adapt(
         say=partial(echo, err=True),
     )
     encoder, merged = open_embedder(chosen.embedder), open_experts(chosen.experts)
-    texts = _store_of(found, encoder) if isinstance(found, Path) else found
+    if chosen.store is None and chosen.corpus is not None:
+        texts = _store_of(chosen.corpus, encoder)
     scores: list[tuple[int, float]] = []
 
     def score(steps: int) -> None:
@@ -149,7 +143,7 @@ def adapt(
         ttft = TestTimeFinetuner(loaded, tokenizer, texts, encoder, **arguments)
     # A file's values may have any type.
     except TypeError as error:
-        raise ConfigError(str(error)) from error
+        raise ValueError(str(error)) from error
     continued = saved = None
     with out_of_memory_explained(_SCORING):
         before = ttft.score_text(text).value
@@ -194,43 +188,39 @@ def adapt(
 
 
 def _prompt(prompt: str | None, file: Path | None) -> str:
-    from hullft_ops.ttft.evaluation.config import ConfigError
-
     if file is None and prompt is not None:
         return prompt
     if file is None or prompt is not None:
-        raise ConfigError("give one of --prompt and --prompt-file")
+        raise ValueError("give one of --prompt and --prompt-file")
     content = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"prompt file {file}: not UTF-8") from error
+        raise ValueError(f"prompt file {file}: not UTF-8") from error
     return text.removesuffix("\n").removesuffix("\r")
 
 
 def _checked_settings(config: "Config", save: Path | None, plot: Path | None) -> dict[str, Any]:
-    """The one configuration; a ConfigError says what `adapt` cannot do, before the work."""
+    """The one configuration; a ValueError says what `adapt` cannot do, before the work."""
     from hullft_ops.ttft._files import replaceable
-    from hullft_ops.ttft.evaluation.config import ConfigError
     from hullft_ops.ttft.plot import check_plot
 
     if len(config.configurations) != 1:
-        raise ConfigError(f"adapt takes one configuration, got {len(config.configurations)}")
+        raise ValueError(f"adapt takes one configuration, got {len(config.configurations)}")
     [settings] = config.configurations
     if settings.get("reuse") is not None:
-        raise ConfigError("settings: reuse is for evaluate alone")
-    if save is not None:
-        if not (settings.get("n_select") or settings.get("n_experts")):
-            raise ConfigError("--save needs n_select or n_experts above 0: else nothing changes")
-        try:
+        raise ValueError("settings: reuse is for evaluate alone")
+    if save is not None and not (settings.get("n_select") or settings.get("n_experts")):
+        raise ValueError("--save needs n_select or n_experts above 0: else nothing changes")
+    try:
+        if save is not None:
             replaceable(save, overwrite=False)
-        except FileExistsError as error:
-            raise ConfigError(f"--save must name a new folder, {save} exists") from error
-    if plot is not None:
-        try:
+        if plot is not None:
             check_plot(plot)
-        except ImportError as error:
-            raise ConfigError(str(error)) from error
+    except FileExistsError as error:
+        raise ValueError(f"--save must name a new folder, {save} exists") from error
+    except ImportError as error:
+        raise ValueError(str(error)) from error
     return settings
 
 

@@ -136,11 +136,7 @@ def workers_of(
     gpus: float | None,
     device: str | None = None,
 ) -> "Workers | None":
-    """The workers to use; None for this process.
-
-    Raises what `Workers` raises, a ScaleError if Ray's options come without Ray, and an ImportError
-    if Ray is needed and not installed.
-    """
+    """The workers to use; None for this process. ScaleError if the options do not go together."""
     from hullft_ops.ttft.errors import ScaleError
 
     if engine is Engine.process:

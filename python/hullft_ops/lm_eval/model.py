@@ -211,8 +211,8 @@ class HullftLM(HFLM):  # type: ignore[misc]
 def documents(requests: Sequence[Instance]) -> list[tuple[str | None, list[int]]]:
     """The question of each document, and the positions of the requests that share it.
 
-    A request without a ``doc_id`` is a document of its own. Requests with an empty context ask how
-    likely an answer is by itself: they have no question and come together as one document.
+    A request without a ``doc_id`` is a document of its own. Those with an empty context have no
+    question: they ask how likely an answer is by itself, and count as one document.
     """
     places: dict[Hashable, list[int]] = {}
     for place, request in enumerate(requests):
