@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hullft_ops._terminal import echo, printable, show
+from hullft_ops._terminal import echo, printable
 from hullft_ops.cli import options
 from hullft_ops.cli.errors import errors_of
 from hullft_ops.cli.evaluate import configuration
@@ -159,17 +159,16 @@ def adapt(
     out = Console()
     if report.indices:
         out.print(_table(report, texts))
-    show(out, *_facts(report, context=bool(settings.get("context")), seconds=seconds))
-    show(out, f"bits per byte of the prompt: {before:.4f} before, {after:.4f} after")
+    echo(*_facts(report, context=bool(settings.get("context")), seconds=seconds))
+    echo(f"bits per byte of the prompt: {before:.4f} before, {after:.4f} after")
     if not after <= before:  # NaN too
         gentler = "Fewer steps, a lower learning rate or texts" if report.losses else "Texts"
-        show(
-            out,
+        echo(
             "Adapting hurt: the model predicts this prompt worse than before. "
             f"{gentler} closer to the prompt may help.",
         )
     if saved is not None:
-        show(out, f"saved to {save}: a LoRA of rank {save_rank} with {_said(saved)}")
+        echo(f"saved to {save}: a LoRA of rank {save_rank} with {_said(saved)}")
     if plot is not None:
         plot_adaptation(
             plot,
@@ -180,11 +179,9 @@ def adapt(
             experts=merged,
             pool_size=arguments.get("pool_size", 200),
         )
-        show(out, f"plot: {plot}")
+        echo(f"plot: {plot}")
     if continued is not None:
-        # Rich would wrap it, turn tabs into spaces and read some of it as markup.
-        shown = printable(continued, lines=True) if out.is_terminal else continued
-        out.file.write(f"{shown}\n")
+        print(printable(continued, lines=True) if out.is_terminal else continued)
 
 
 def _prompt(prompt: str | None, file: Path | None) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from hullft_ops._terminal import echo, show
+from hullft_ops._terminal import echo
 from hullft_ops.cli import options
 from hullft_ops.cli.errors import Command, Commands, errors_of
 
@@ -83,7 +83,4 @@ def build(
     )
     megabytes = sum(file.stat().st_size for file in out.rglob("*") if file.is_file()) / 1e6
     least, most = int(built.sizes.min()), int(built.sizes.max())
-    show(
-        Console(),
-        f"{len(built)} experts in {out}, {megabytes:.1f} MB, of {least} to {most} texts each",
-    )
+    echo(f"{len(built)} experts in {out}, {megabytes:.1f} MB, of {least} to {most} texts each")

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from hullft_ops._terminal import show
+from hullft_ops._terminal import echo
 from hullft_ops.cli import options
 from hullft_ops.cli.errors import errors_of
 from hullft_ops.cli.info import description
@@ -93,10 +93,10 @@ def index(
         raise ValueError(f"--max-bad-share must be from 0 to 1, got {max_bad_share}")
     fields = tuple(filter(None, (name.strip() for name in metadata.split(","))))
     encoder = open_embedder(embedder)
-    counter, encode, console = None, None, Console(stderr=True)
+    counter = encode = None
     if chunk_tokens is None and encoder.max_tokens is not None:
         chunk_tokens = encoder.max_tokens
-        show(console, f"texts are cut to {chunk_tokens} tokens: {embedder} reads no more")
+        echo(f"texts are cut to {chunk_tokens} tokens: {embedder} reads no more", err=True)
     if chunk_tokens:
         counter = open_tokenizer(tokenizer) if tokenizer else encoder.tokenizer
     if on_ray is not None:
@@ -111,7 +111,7 @@ def index(
         cutting=Cutting(counter, chunk_tokens or None, overlap, min_chars),
         thresholds=IndexThresholds(flat_up_to, ivf_up_to),
         mode=asked[0] if asked else "new",
-        console=console,
+        console=Console(stderr=True),
         encode=encode,
     )
-    show(Console(), *description(out, store))
+    echo(*description(out, store))

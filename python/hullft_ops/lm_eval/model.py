@@ -33,10 +33,6 @@ from hullft_ops.ttft.tiny import PAPER_LR
 
 _log = logging.getLogger(__name__)
 
-_ROLLING = "loglikelihood_rolling"
-# A method of `HFLM` that answers requests.
-_Answer = Callable[..., list[Any]]
-
 
 @register_model("hullft")
 class HullftLM(HFLM):  # type: ignore[misc]
@@ -131,7 +127,7 @@ class HullftLM(HFLM):  # type: ignore[misc]
         return self._by_document(super().generate_until, requests, disable_tqdm)
 
     def _by_document(
-        self, answer: _Answer, requests: list[Instance], disable_tqdm: bool
+        self, answer: Callable[..., list[Any]], requests: list[Instance], disable_tqdm: bool
     ) -> list[Any]:
         if self._finetuner is None:
             return answer(requests, disable_tqdm=disable_tqdm)
@@ -162,12 +158,12 @@ class HullftLM(HFLM):  # type: ignore[misc]
         return answers
 
     def _answers(
-        self, answer: _Answer, requests: list[Instance], question: str | None
+        self, answer: Callable[..., list[Any]], requests: list[Instance], question: str | None
     ) -> list[Any]:
         finetuner = self._finetuner
         if finetuner is None or question is None:
             return answer(requests, disable_tqdm=True)
-        is_rolling = requests[0].request_type == _ROLLING
+        is_rolling = requests[0].request_type == "loglikelihood_rolling"
         if not is_rolling:
             question = readable_end(question, self._embedder)
         with finetuner.adapted(question, seconds=self._seconds) as report:

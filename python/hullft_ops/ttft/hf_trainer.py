@@ -33,13 +33,10 @@ class ReplayTrainer(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if self.args.gradient_accumulation_steps != 1:
-            raise ValueError(
-                "ReplayTrainer: gradient_accumulation_steps must be 1, "
-                f"got {self.args.gradient_accumulation_steps}"
-            )
-        if self.args.remove_unused_columns:
-            raise ValueError("ReplayTrainer: remove_unused_columns must be False, got True")
+        required = {"gradient_accumulation_steps": 1, "remove_unused_columns": False}
+        for name, needed in required.items():
+            if (given := getattr(self.args, name)) != needed:
+                raise ValueError(f"ReplayTrainer: {name} must be {needed}, got {given}")
         self._next_step: dict[str, int] = {}
         if getattr(self, "optimizer_cls_and_kwargs", None) is not None:
             raise ValueError(
