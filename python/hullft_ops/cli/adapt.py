@@ -165,7 +165,7 @@ def adapt(
         gentler = "Fewer steps, a lower learning rate or texts" if report.losses else "Texts"
         echo(
             "Adapting hurt: the model predicts this prompt worse than before. "
-            f"{gentler} closer to the prompt may help.",
+            f"{gentler} closer to the prompt may help."
         )
     if saved is not None:
         echo(f"saved to {save}: a LoRA of rank {save_rank} with {_said(saved)}")

@@ -50,10 +50,7 @@ class Commands(_UntypedFlags, typer.core.TyperGroup):
 
 @contextmanager
 def errors_of(command: str) -> Iterator[None]:
-    """If a command's body fails, print one line and exit with code 2, or 130 after Ctrl-C.
-
-    A warning of `TestTimeFinetuner` is one line too.
-    """
+    """If the body of a command fails, print one line and exit with code 2, or 130 after Ctrl-C."""
     from torch import OutOfMemoryError
     from transformers.utils.logging import disable_progress_bar
 

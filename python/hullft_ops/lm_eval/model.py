@@ -207,8 +207,7 @@ class HullftLM(HFLM):  # type: ignore[misc]
 def documents(requests: Sequence[Instance]) -> list[tuple[str | None, list[int]]]:
     """The question of each document, and the positions of the requests that share it.
 
-    A request without a ``doc_id`` is a document of its own. Those with an empty context have no
-    question: they ask how likely an answer is by itself, and count as one document.
+    Requests with an empty context, which ask how likely an answer is by itself, have no question.
     """
     places: dict[Hashable, list[int]] = {}
     for place, request in enumerate(requests):

@@ -166,8 +166,7 @@ def completed(
 ) -> Generator[tuple[int, Any]]:
     """``(position, result)`` of every item, as soon as the result arrives.
 
-    Of the items that no worker has begun, at most one is taken. ``ahead`` limits how many items
-    may start past the earliest unfinished one.
+    At most one item waits for a worker, and ``ahead`` start past the earliest unfinished one.
     """
     idle, running = deque(actors), dict[Any, tuple[int, Any]]()
     coming = enumerate(items)
@@ -198,10 +197,7 @@ def in_order(actors: Sequence[Any], items: Iterable[Any], ahead: int) -> Generat
 
 
 def first_result(promises: list[Any]) -> tuple[Any, Any]:
-    """The first of Ray's promises to be kept, and its result. Raises the exception of its worker.
-
-    If the worker died `ATTEMPTS` times, or no machine is left, that is a ScaleError.
-    """
+    """The first promise that Ray keeps, and its result; or its worker's error, or a ScaleError."""
     ray = import_ray()
     while not (ready := ray.wait(promises, timeout=_SECONDS_PER_LOOK)[0]):
         # Ray itself would wait for another machine.
