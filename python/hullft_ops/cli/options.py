@@ -147,7 +147,6 @@ def workers_of(
         return None
     if device is not None:
         raise ScaleError("--device needs --engine process; with Ray, use --gpus-per-worker")
-    from hullft_ops.ttft.scale.cluster import Workers, import_ray
+    from hullft_ops.ttft.scale.cluster import Workers
 
-    import_ray()
     return Workers(workers, 1 if threads is None else threads, gpus or 0.0)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from hullft_ops._checks import check_integer
 from hullft_ops._extras import needed_by
 from hullft_ops.ttft.errors import ScaleError
 from hullft_ops.ttft.model.memory import keep_freed_memory
+
+with needed_by("hullft_ops.ttft.scale", "ray"):
+    ray: Any = import_module("ray")
 
 # Workers return small results, which are fetched at once.
 _OBJECT_STORE_BYTES = 256 << 20
@@ -64,7 +68,6 @@ def cluster(workers: Workers) -> Iterator[int]:
     Uses the Ray that this process is already connected to, else the one at ``RAY_ADDRESS``, else
     one here that sends no usage reports and stops at the end of the block.
     """
-    ray = import_ray()
     connects = not ray.is_initialized()
     quiet = {"log_to_driver": False, "logging_level": "warning"}
     if connects and (address := os.environ.get("RAY_ADDRESS")):
@@ -122,7 +125,6 @@ def staff(
     load: Load, workers: Workers, arguments: Sequence[tuple[Any, ...]]
 ) -> Iterator[list[Any]]:
     """For the block, a `Worker` for each of ``arguments``. If one dies, another takes over."""
-    ray = import_ray()
     start = ray.remote(Worker).options(
         num_cpus=workers.threads,
         num_gpus=workers.gpus,
@@ -140,12 +142,6 @@ def staff(
 def found_anywhere(name: str) -> str:
     """The name of a model or file, by which a worker in another directory finds it too."""
     return str(Path(name).resolve()) if Path(name).exists() else name
-
-
-def import_ray() -> Any:
-    with needed_by("hullft_ops.ttft.scale", "ray"):
-        import ray
-    return ray
 
 
 def done_by_workers(
@@ -198,7 +194,6 @@ def in_order(actors: Sequence[Any], items: Iterable[Any], ahead: int) -> Generat
 
 def first_result(promises: list[Any]) -> tuple[Any, Any]:
     """The first promise that Ray keeps, and its result; or its worker's error, or a ScaleError."""
-    ray = import_ray()
     while not (ready := ray.wait(promises, timeout=_SECONDS_PER_LOOK)[0]):
         # Ray itself would wait for another machine.
         if not any(node["Alive"] for node in ray.nodes()):
