@@ -12,6 +12,8 @@ from hullft_ops.cli import options
 from hullft_ops.cli.errors import Command, Commands, errors_of
 
 EXAMPLE = "Example: hullft-ops experts build store --passages 96 --out experts"
+# The options that `build_experts` takes by the same names.
+_SETTINGS = ("clusters", "rank", "passages", "lr", "max_length", "dtype", "full", "seed")
 experts = typer.Typer(
     cls=Commands,
     help="Experts for the regions of a datastore.",
@@ -49,6 +51,7 @@ def build(
     gpus_per_worker: options.GpusOption = None,
 ) -> None:
     """Train an adapter for each cluster of a datastore; after a kill, run it again."""
+    given = dict(locals())
     from hullft_ops.ttft import build_experts, load_model
     from hullft_ops.ttft.evaluation.config import open_store
 
@@ -65,22 +68,9 @@ def build(
         from hullft_ops.ttft.scale.experts import ray_training
 
         train = ray_training(model, store, on_ray)
-    built = build_experts(
-        loaded,
-        tokenizer,
-        texts,
-        out,
-        clusters=clusters,
-        rank=rank,
-        passages=passages,
-        lr=lr,
-        max_length=max_length,
-        dtype=dtype,
-        full=full,
-        seed=seed,
-        console=Console(stderr=True),
-        train=train,
-    )
+    settings = {name: given[name] for name in _SETTINGS}
+    console = Console(stderr=True)
+    built = build_experts(loaded, tokenizer, texts, out, **settings, console=console, train=train)
     megabytes = sum(file.stat().st_size for file in out.rglob("*") if file.is_file()) / 1e6
     least, most = int(built.sizes.min()), int(built.sizes.max())
     echo(f"{len(built)} experts in {out}, {megabytes:.1f} MB, of {least} to {most} texts each")
