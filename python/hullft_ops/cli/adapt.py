@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -112,14 +111,13 @@ def adapt(
     if not text.strip():
         raise ValueError(f"the prompt must have text, got {text[:20]!r}")
     chosen = configuration(given, default={"method": "hullft", "n_select": 20, "refresh": 2})
-    if corpus is not None:
-        if store is not None:
-            raise ValueError("give one of --store and --corpus")
-        chosen = replace(chosen, store=None)
+    if store is not None and corpus is not None:
+        raise ValueError("give one of --store and --corpus")
+    directory = None if corpus is not None else chosen.store
     settings = _checked_settings(chosen, save, plot)
     place = checked_device(device or "cpu")
-    if chosen.store is not None:
-        texts = open_store(chosen.store)
+    if directory is not None:
+        texts = open_store(directory)
     elif chosen.corpus is None:
         raise ValueError("store must be given, `hullft-ops index` makes one; or give --corpus")
     loaded, tokenizer = load_model(
@@ -129,7 +127,7 @@ def adapt(
         say=partial(echo, err=True),
     )
     encoder, merged = open_embedder(chosen.embedder), open_experts(chosen.experts)
-    if chosen.store is None and chosen.corpus is not None:
+    if directory is None and chosen.corpus is not None:
         texts = _store_of(chosen.corpus, encoder)
     scores: list[tuple[int, float]] = []
 

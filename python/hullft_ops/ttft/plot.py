@@ -44,8 +44,7 @@ def plot_adaptation(
 
     Args:
         path: a file whose name ends in .png. It is replaced.
-        report: the adaptation's.
-        store: the finetuner's, as are ``experts`` and ``pool_size``.
+        report, store, experts, pool_size: the adaptation's and its finetuner's.
         query: float32 ``[dim]`` on the CPU, the prompt's embedding.
         scores: steps and bits per byte, at least one; the first is without the adaptation.
 
