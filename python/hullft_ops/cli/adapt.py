@@ -18,7 +18,6 @@ from hullft_ops.cli.errors import errors_of
 from hullft_ops.cli.evaluate import configuration
 
 if TYPE_CHECKING:
-    from hullft_ops.ttft.adapted_model import SavedAdapter
     from hullft_ops.ttft.evaluation.config import Config
     from hullft_ops.ttft.report import AdaptationReport
     from hullft_ops.ttft.store.datastore import Datastore
@@ -166,7 +165,13 @@ def adapt(
             f"{gentler} closer to the prompt may help."
         )
     if saved is not None:
-        echo(f"saved to {save}: a LoRA of rank {save_rank} with {_said(saved)}")
+        names = saved.left_out
+        more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+        left_out = f"; it leaves out {', '.join(names[:2])}{more}" if names else ""
+        echo(
+            f"saved to {save}: a LoRA of rank {save_rank} with {100 * saved.share:.1f} % of the "
+            f"squared change, {saved.bits_per_byte['saved']:.4f} bits per byte{left_out}"
+        )
     if plot is not None:
         plot_adaptation(
             plot,
@@ -240,15 +245,6 @@ def _facts(report: "AdaptationReport", *, context: bool, seconds: float | None) 
         yield f"{report.steps_left_out} more steps did not fit into {seconds:g} s"
 
 
-def _said(saved: "SavedAdapter") -> str:
-    more = f" and {len(saved.left_out) - 2} more" if len(saved.left_out) > 2 else ""
-    left_out = f"; it leaves out {', '.join(saved.left_out[:2])}{more}" if saved.left_out else ""
-    return (
-        f"{100 * saved.share:.1f} % of the squared change, "
-        f"{saved.bits_per_byte['saved']:.4f} bits per byte{left_out}"
-    )
-
-
 def _store_of(corpus: Path, embedder: "SentenceTransformerEmbedder") -> "Datastore":
     from hullft_ops.ttft.evaluation.config import refusing
     from hullft_ops.ttft.evaluation.corpus import DATASTORES
@@ -265,9 +261,8 @@ def _table(report: "AdaptationReport", store: "Datastore") -> Table:
         # Otherwise the texts would take the room of the numbers.
         table.add_column(name, justify="right", no_wrap=True, min_width=len(name))
     table.add_column("text", no_wrap=True, overflow="ellipsis")
-    for index, weight, count in zip(
-        report.indices, report.weights, report.steps_taken, strict=True
-    ):
+    chosen = zip(report.indices, report.weights, report.steps_taken, strict=True)
+    for index, weight, count in chosen:
         excerpt = Text(printable(" ".join(store.texts[index].split())))
         table.add_row(str(index), f"{weight:.3f}", str(count), excerpt)
     return table
