@@ -11,11 +11,7 @@ def missing(what: str, library: str | None, extra: str = "ttft") -> str:
 
 @contextmanager
 def needed_by(what: str, extra: str = "ttft") -> Iterator[None]:
-    """Wrap it around an import. If the library is missing, it raises the message of `missing`.
-
-    Raises:
-        ImportError: the library is not installed.
-    """
+    """Around an import: an ImportError with the message of `missing` if the library is missing."""
     try:
         yield
     except ModuleNotFoundError as error:

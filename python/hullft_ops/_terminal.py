@@ -47,17 +47,15 @@ def show(console: "Console", *lines: object) -> None:
 
 def exit_line(error: BaseException) -> str | None:
     """A line that says that memory ran out, or None if the error has another cause."""
-    cause: BaseException | None = error
-    while cause is not None:
-        lines = str(cause).splitlines()
-        # NumPy's own words come before the loader's.
-        said = next((line for line in lines if any(text in line for text in _NO_MEMORY)), None)
-        if isinstance(cause, MemoryError) or getattr(cause, "errno", None) == errno.ENOMEM:
-            said = said or next(iter(lines), type(cause).__name__)
-        if said:
-            return f"hullft-ops: too little memory, or too low a ulimit -v: {printable(said)}"
-        cause = cause.__cause__ or cause.__context__
-    return None
+    lines = str(error).splitlines() or [type(error).__name__]
+    # NumPy's own words come before the loader's.
+    said = next((line for line in lines if any(text in line for text in _NO_MEMORY)), None)
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        said = said or lines[0]
+    if said:
+        return f"hullft-ops: too little memory, or too low a ulimit -v: {printable(said)}"
+    cause = error.__cause__ or error.__context__
+    return exit_line(cause) if cause else None
 
 
 def end_command(error: BaseException) -> None:

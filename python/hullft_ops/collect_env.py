@@ -1,7 +1,4 @@
-"""The machine and the versions that a bug report or a measurement should state.
-
-``python -m hullft_ops.collect_env`` prints them and needs only torch.
-"""
+"""The machine and versions that a bug report or a measurement states. Needs only torch."""
 
 import os
 import platform
@@ -48,7 +45,6 @@ VARIABLES = (
     "PYTORCH_ALLOC_CONF",
     "PYTORCH_CUDA_ALLOC_CONF",
     "TOKENIZERS_PARALLELISM",
-    "TORCH_NUM_THREADS",
     "TRANSFORMERS_OFFLINE",
 )
 # A setting has no slash, no space and no at sign: it is no path, address or secret.
@@ -56,10 +52,7 @@ _SETTING = re.compile(r"[\w.,:+*={}\[\]()-]{1,80}")
 
 
 def collect_env() -> dict[str, Any]:
-    """Versions, build flags, the GPUs that torch can use and threads, as values for JSON.
-
-    ``versions`` has None for a package that is not installed.
-    """
+    """Versions (None if not installed), build flags, torch's GPUs and threads, for JSON."""
     return {
         "versions": {"python": platform.python_version(), **versions_of(PACKAGES)},
         "platform": platform.platform(),
@@ -105,13 +98,9 @@ def format_env(env: dict[str, Any]) -> str:
     return "\n".join(_section(title, entries) for title, entries in sections.items())
 
 
-def bug_report(environment: Mapping[str, str] | None = None) -> str:
-    """A Markdown block for an issue: what ran where, and nothing about who ran it.
-
-    Of the environment variables, it has those of `VARIABLES` whose values look like a setting.
-    """
-    variables = os.environ if environment is None else environment
-    found = {name: variables[name] for name in VARIABLES if name in variables}
+def bug_report() -> str:
+    """A Markdown block for an issue: what ran where, and nothing about who ran it."""
+    found = {name: os.environ[name] for name in VARIABLES if name in os.environ}
     shown = {
         name: value if _SETTING.fullmatch(value) else "(set, not shown)" if value else "(empty)"
         for name, value in found.items()

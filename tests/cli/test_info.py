@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from hullft_ops import _C, __version__, cli
 from hullft_ops.bug_report import bug_report
 from hullft_ops.cli.app import app
-from hullft_ops.collect_env import collect_env, format_env
+from hullft_ops.collect_env import VARIABLES, collect_env, format_env
 
 RUN_WITHOUT = """
 import sys
@@ -210,8 +210,10 @@ def test_report_tells_nothing_of_who_ran_it(monkeypatch: pytest.MonkeyPatch) -> 
     assert getpass.getuser() not in text.split()
 
 
-def test_report_where_no_variable_matters() -> None:
-    assert bug_report({}).endswith("environment\n  none of those that matter\n```")
+def test_report_where_no_variable_matters(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    assert bug_report().endswith("environment\n  none of those that matter\n```")
 
 
 @pytest.mark.parametrize("extra", [["--json"], ["somewhere"]])

@@ -23,7 +23,7 @@ from hullft_ops.ttft.evaluation.config import (
 from hullft_ops.ttft.evaluation.corpus import Prompt
 from hullft_ops.ttft.experts import Experts, build_experts
 from hullft_ops.ttft.model.loading import load_model
-from hullft_ops.ttft.scale.evaluation import EvaluationWorker
+from hullft_ops.ttft.scale.evaluation import load_evaluator
 
 PROMPTS = ["the red cat sat on the blue mat", "a dog ran to the park on the tree"]
 FOLDERS = ("experts", "others")
@@ -112,13 +112,13 @@ def test_a_worker_opens_the_experts_that_its_configuration_names(
     store, config = folder / "store", Config(**names, experts=folder / "experts")
     given = [row for row in rows_of(results) if row["excerpt"] == PROMPTS[0]]
     task = Prompt(PROMPTS[0]), [row["settings"] for row in given]
-    worker = EvaluationWorker(config, store, given[0]["run"], "cpu")
+    worker = load_evaluator(config, store, given[0]["run"], "cpu")
     rows = worker(task)
     assert [row.bits_per_byte_after for row in rows] == [
         pytest.approx(row["bits_per_byte_after"], rel=1e-6) for row in given
     ]
     config = replace(config, experts=folder / "others")
-    worker = EvaluationWorker(config, store, given[0]["run"], "cpu")
+    worker = load_evaluator(config, store, given[0]["run"], "cpu")
     with pytest.raises(ConfigError, match="the settings were made with experts"):
         worker(task)
 

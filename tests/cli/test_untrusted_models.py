@@ -197,7 +197,7 @@ def test_nor_do_workers_of_ray(
     monkeypatch.setattr("sys.stdin", io.StringIO(YES))
     config = Config(model=str(model))
     with pytest.raises(ValueError, match=REFUSED):
-        evaluation_workers.EvaluationWorker(config, store, "run", "cpu")
+        evaluation_workers.load_evaluator(config, store, "run", "cpu")
     folder = shipping(get_model_path(), "embedder")
     modules(folder, "shipped.Module", beside=True)
     with pytest.raises(ValueError, match="trust_remote_code"):

@@ -28,6 +28,7 @@ from hullft_ops.ttft.errors import InputError
 from hullft_ops.ttft.evaluation.config import Config
 from hullft_ops.ttft.model.loading import load_model
 from hullft_ops.ttft.scale import evaluation as workers
+from hullft_ops.ttft.scale.cluster import found_anywhere
 
 SIZES: dict[str, Any] = {"vocab_size": 257, "hidden_size": 16, "intermediate_size": 24}
 SIZES |= {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
@@ -206,7 +207,7 @@ def test_workers_of_ray_do_as_they_are_configured(
     config = Config(model=str(lying(n_layer=2)), allow_missing_weights=allow)
     said = "another model, tokenizer, datastore" if allow else "12 missing"
     with pytest.raises(ValueError, match=said):
-        workers.EvaluationWorker(config, store, "another run", "cpu")
+        workers.load_evaluator(config, store, "another run", "cpu")
 
 
 def test_workers_of_ray_find_a_gguf_file_from_any_directory(
@@ -214,5 +215,4 @@ def test_workers_of_ray_find_a_gguf_file_from_any_directory(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("tiny.gguf").touch()
-    found = workers._found_anywhere(Config(model="tiny.gguf"))
-    assert found.model == str(tmp_path / "tiny.gguf")
+    assert found_anywhere("tiny.gguf") == str(tmp_path / "tiny.gguf")

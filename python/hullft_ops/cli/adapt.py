@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,13 +12,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hullft_ops._terminal import echo, printable, show
+from hullft_ops._terminal import echo, printable
 from hullft_ops.cli import options
 from hullft_ops.cli.errors import errors_of
 from hullft_ops.cli.evaluate import configuration
 
 if TYPE_CHECKING:
-    from hullft_ops.ttft.adapted_model import SavedAdapter
     from hullft_ops.ttft.evaluation.config import Config
     from hullft_ops.ttft.report import AdaptationReport
     from hullft_ops.ttft.store.datastore import Datastore
@@ -31,6 +29,7 @@ _SAVING = "out of memory while saving: give a shorter --prompt or leave out --sa
 _STAGES = ("embed", "search", "select", "tokenize", "forward", "backward", "step")
 
 
+@errors_of("adapt")
 def adapt(
     prompt: Annotated[str | None, typer.Option(help="The text to adapt to.")] = None,
     prompt_file: Annotated[
@@ -99,138 +98,129 @@ def adapt(
 ) -> None:
     """Adapt to a prompt; print the texts, bits per byte before and after, a continuation."""
     given = dict(locals())
-    with errors_of("adapt"):
-        import torch
+    import torch
 
-        from hullft_ops.ttft import TestTimeFinetuner, load_model, plot_adaptation
-        from hullft_ops.ttft.evaluation.config import (
-            ConfigError,
-            finetuner_options,
-            open_experts,
-            open_store,
-        )
-        from hullft_ops.ttft.model.loading import checked_device
-        from hullft_ops.ttft.model.memory import out_of_memory_explained
-        from hullft_ops.ttft.store.embedding import encode_checked, open_embedder
+    from hullft_ops.ttft import TestTimeFinetuner, load_model, plot_adaptation
+    from hullft_ops.ttft.evaluation.config import finetuner_options, open_experts, open_store
+    from hullft_ops.ttft.model.loading import checked_device
+    from hullft_ops.ttft.model.memory import out_of_memory_explained
+    from hullft_ops.ttft.store.embedding import encode_checked, open_embedder
 
-        text = _prompt(prompt, prompt_file)
-        if not text.strip():
-            raise ConfigError(f"the prompt must have text, got {text[:20]!r}")
-        chosen = configuration(given, default={"method": "hullft", "n_select": 20, "refresh": 2})
-        if corpus is not None:
-            if store is not None:
-                raise ConfigError("give one of --store and --corpus")
-            chosen = replace(chosen, store=None)
-        settings = _checked_settings(chosen, save, plot)
-        place = checked_device(device or "cpu")
-        if chosen.store is not None:
-            found: Datastore | Path = open_store(chosen.store)
-        elif chosen.corpus is not None:
-            found = chosen.corpus
-        else:
-            raise ConfigError("store must be given, `hullft-ops index` makes one; or give --corpus")
-        loaded, tokenizer = load_model(
-            chosen.model,
-            place,
-            allow_missing_weights=chosen.allow_missing_weights,
-            say=partial(echo, err=True),
-        )
-        encoder, merged = open_embedder(chosen.embedder), open_experts(chosen.experts)
-        texts = _store_of(found, encoder) if isinstance(found, Path) else found
-        scores: list[tuple[int, float]] = []
+    text = _prompt(prompt, prompt_file)
+    if not text.strip():
+        raise ValueError(f"the prompt must have text, got {text[:20]!r}")
+    chosen = configuration(given, default={"method": "hullft", "n_select": 20, "refresh": 2})
+    if store is not None and corpus is not None:
+        raise ValueError("give one of --store and --corpus")
+    directory = None if corpus is not None else chosen.store
+    settings = _checked_settings(chosen, save, plot)
+    place = checked_device(device or "cpu")
+    if directory is not None:
+        texts = open_store(directory)
+    elif chosen.corpus is None:
+        raise ValueError("store must be given, `hullft-ops index` makes one; or give --corpus")
+    loaded, tokenizer = load_model(
+        chosen.model,
+        place,
+        allow_missing_weights=chosen.allow_missing_weights,
+        say=partial(echo, err=True),
+    )
+    encoder, merged = open_embedder(chosen.embedder), open_experts(chosen.experts)
+    if directory is None and chosen.corpus is not None:
+        texts = _store_of(chosen.corpus, encoder)
+    scores: list[tuple[int, float]] = []
 
-        def score(steps: int) -> None:
-            scores.append((steps, ttft.score_text(text).value))
+    def score(steps: int) -> None:
+        scores.append((steps, ttft.score_text(text).value))
 
-        try:
-            arguments = finetuner_options(settings, chosen.seed, merged)
-            # Within a budget, scoring would take the time of steps.
-            arguments["on_step"] = score if plot is not None and seconds is None else None
-            ttft = TestTimeFinetuner(loaded, tokenizer, texts, encoder, **arguments)
-        # A file's values may have any type.
-        except TypeError as error:
-            raise ConfigError(str(error)) from error
-        continued = saved = None
+    try:
+        arguments = finetuner_options(settings, chosen.seed, merged)
+        # Within a budget, scoring would take the time of steps.
+        arguments["on_step"] = score if plot is not None and seconds is None else None
+        ttft = TestTimeFinetuner(loaded, tokenizer, texts, encoder, **arguments)
+    # A file's values may have any type.
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+    continued = saved = None
+    with out_of_memory_explained(_SCORING):
+        before = ttft.score_text(text).value
+    with ttft.adapted(text, seconds=seconds) as report:
         with out_of_memory_explained(_SCORING):
-            before = ttft.score_text(text).value
-        with ttft.adapted(text, seconds=seconds) as report:
-            with out_of_memory_explained(_SCORING):
-                after = ttft.score_text(text).value
-            if generate or (generate is None and corpus is not None):
-                with out_of_memory_explained(_GENERATING):
-                    continued = ttft.continuation(text, max_new_tokens=max_new_tokens)
-            if save is not None:
-                with out_of_memory_explained(_SAVING):
-                    saved = report.save_adapter(save, rank=save_rank, text=text)
-        out = Console()
-        if report.indices:
-            out.print(_table(report, texts))
-        show(out, *_facts(report, context=bool(settings.get("context")), seconds=seconds))
-        show(out, f"bits per byte of the prompt: {before:.4f} before, {after:.4f} after")
-        if not after <= before:  # NaN too
-            gentler = "Fewer steps, a lower learning rate or texts" if report.losses else "Texts"
-            show(
-                out,
-                "Adapting hurt: the model predicts this prompt worse than before. "
-                f"{gentler} closer to the prompt may help.",
-            )
-        if saved is not None:
-            show(out, f"saved to {save}: a LoRA of rank {save_rank} with {_said(saved)}")
-        if plot is not None:
-            plot_adaptation(
-                plot,
-                report,
-                texts,
-                torch.from_numpy(encode_checked("adapt", encoder, [text])[0]),
-                [(0, before), *scores, (report.optimizer_steps, after)],
-                experts=merged,
-                pool_size=arguments.get("pool_size", 200),
-            )
-            show(out, f"plot: {plot}")
-        if continued is not None:
-            # Rich would wrap it, turn tabs into spaces and read some of it as markup.
-            shown = printable(continued, lines=True) if out.is_terminal else continued
-            out.file.write(f"{shown}\n")
+            after = ttft.score_text(text).value
+        if generate or (generate is None and corpus is not None):
+            with out_of_memory_explained(_GENERATING):
+                continued = ttft.continuation(text, max_new_tokens=max_new_tokens)
+        if save is not None:
+            with out_of_memory_explained(_SAVING):
+                saved = report.save_adapter(save, rank=save_rank, text=text)
+    out = Console()
+    if report.indices:
+        out.print(_table(report, texts))
+    echo(*_facts(report, context=bool(settings.get("context")), seconds=seconds))
+    echo(f"bits per byte of the prompt: {before:.4f} before, {after:.4f} after")
+    if not after <= before:  # NaN too
+        gentler = "Fewer steps, a lower learning rate or texts" if report.losses else "Texts"
+        echo(
+            "Adapting hurt: the model predicts this prompt worse than before. "
+            f"{gentler} closer to the prompt may help."
+        )
+    if saved is not None:
+        names = saved.left_out
+        more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+        left_out = f"; it leaves out {', '.join(names[:2])}{more}" if names else ""
+        echo(
+            f"saved to {save}: a LoRA of rank {save_rank} with {100 * saved.share:.1f} % of the "
+            f"squared change, {saved.bits_per_byte['saved']:.4f} bits per byte{left_out}"
+        )
+    if plot is not None:
+        plot_adaptation(
+            plot,
+            report,
+            texts,
+            torch.from_numpy(encode_checked("adapt", encoder, [text])[0]),
+            [(0, before), *scores, (report.optimizer_steps, after)],
+            experts=merged,
+            pool_size=arguments.get("pool_size", 200),
+        )
+        echo(f"plot: {plot}")
+    if continued is not None:
+        print(printable(continued, lines=True) if out.is_terminal else continued)
 
 
 def _prompt(prompt: str | None, file: Path | None) -> str:
-    from hullft_ops.ttft.evaluation.config import ConfigError
-
     if file is None and prompt is not None:
         return prompt
     if file is None or prompt is not None:
-        raise ConfigError("give one of --prompt and --prompt-file")
+        raise ValueError("give one of --prompt and --prompt-file")
     content = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"prompt file {file}: not UTF-8") from error
+        raise ValueError(f"prompt file {file}: not UTF-8") from error
     return text.removesuffix("\n").removesuffix("\r")
 
 
 def _checked_settings(config: "Config", save: Path | None, plot: Path | None) -> dict[str, Any]:
-    """The one configuration; a ConfigError says what `adapt` cannot do, before the work."""
+    """The one configuration; a ValueError says what `adapt` cannot do, before the work."""
     from hullft_ops.ttft._files import replaceable
-    from hullft_ops.ttft.evaluation.config import ConfigError
     from hullft_ops.ttft.plot import check_plot
 
     if len(config.configurations) != 1:
-        raise ConfigError(f"adapt takes one configuration, got {len(config.configurations)}")
+        raise ValueError(f"adapt takes one configuration, got {len(config.configurations)}")
     [settings] = config.configurations
     if settings.get("reuse") is not None:
-        raise ConfigError("settings: reuse is for evaluate alone")
-    if save is not None:
-        if not (settings.get("n_select") or settings.get("n_experts")):
-            raise ConfigError("--save needs n_select or n_experts above 0: else nothing changes")
-        try:
+        raise ValueError("settings: reuse is for evaluate alone")
+    if save is not None and not (settings.get("n_select") or settings.get("n_experts")):
+        raise ValueError("--save needs n_select or n_experts above 0: else nothing changes")
+    try:
+        if save is not None:
             replaceable(save, overwrite=False)
-        except FileExistsError as error:
-            raise ConfigError(f"--save must name a new folder, {save} exists") from error
-    if plot is not None:
-        try:
+        if plot is not None:
             check_plot(plot)
-        except ImportError as error:
-            raise ConfigError(str(error)) from error
+    except FileExistsError as error:
+        raise ValueError(f"--save must name a new folder, {save} exists") from error
+    except ImportError as error:
+        raise ValueError(str(error)) from error
     return settings
 
 
@@ -255,15 +245,6 @@ def _facts(report: "AdaptationReport", *, context: bool, seconds: float | None) 
         yield f"{report.steps_left_out} more steps did not fit into {seconds:g} s"
 
 
-def _said(saved: "SavedAdapter") -> str:
-    more = f" and {len(saved.left_out) - 2} more" if len(saved.left_out) > 2 else ""
-    left_out = f"; it leaves out {', '.join(saved.left_out[:2])}{more}" if saved.left_out else ""
-    return (
-        f"{100 * saved.share:.1f} % of the squared change, "
-        f"{saved.bits_per_byte['saved']:.4f} bits per byte{left_out}"
-    )
-
-
 def _store_of(corpus: Path, embedder: "SentenceTransformerEmbedder") -> "Datastore":
     from hullft_ops.ttft.evaluation.config import refusing
     from hullft_ops.ttft.evaluation.corpus import DATASTORES
@@ -280,9 +261,8 @@ def _table(report: "AdaptationReport", store: "Datastore") -> Table:
         # Otherwise the texts would take the room of the numbers.
         table.add_column(name, justify="right", no_wrap=True, min_width=len(name))
     table.add_column("text", no_wrap=True, overflow="ellipsis")
-    for index, weight, count in zip(
-        report.indices, report.weights, report.steps_taken, strict=True
-    ):
+    chosen = zip(report.indices, report.weights, report.steps_taken, strict=True)
+    for index, weight, count in chosen:
         excerpt = Text(printable(" ".join(store.texts[index].split())))
         table.add_row(str(index), f"{weight:.3f}", str(count), excerpt)
     return table

@@ -35,19 +35,13 @@ for command, example in EXAMPLES.items():
 app.add_typer(experts, name="experts")
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+@app.callback(invoke_without_command=True)
+def _options(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
         typer.echo(f"hullft-ops {__version__}")
         raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print the version."
-        ),
-    ] = False,
-) -> None:
-    """The options of the command itself; `_print_version` has acted on them by now."""
+    if context.invoked_subcommand is None:
+        context.fail("Missing command.")

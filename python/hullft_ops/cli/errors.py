@@ -50,11 +50,7 @@ class Commands(_UntypedFlags, typer.core.TyperGroup):
 
 @contextmanager
 def errors_of(command: str) -> Iterator[None]:
-    """Run a command's body. If it cannot do its work, print one line and exit with code 2.
-
-    A warning of `TestTimeFinetuner` is one line too. After Ctrl-C the line says how to go on, and
-    the code is 130.
-    """
+    """If the body of a command fails, print one line and exit with code 2, or 130 after Ctrl-C."""
     from torch import OutOfMemoryError
     from transformers.utils.logging import disable_progress_bar
 

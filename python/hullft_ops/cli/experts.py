@@ -7,11 +7,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from hullft_ops._terminal import echo, show
+from hullft_ops._terminal import echo
 from hullft_ops.cli import options
 from hullft_ops.cli.errors import Command, Commands, errors_of
 
 EXAMPLE = "Example: hullft-ops experts build store --passages 96 --out experts"
+# The options that `build_experts` takes by the same names.
+_SETTINGS = ("clusters", "rank", "passages", "lr", "max_length", "dtype", "full", "seed")
 experts = typer.Typer(
     cls=Commands,
     help="Experts for the regions of a datastore.",
@@ -21,6 +23,7 @@ experts = typer.Typer(
 
 
 @experts.command(cls=Command, epilog=EXAMPLE)
+@errors_of("experts build")
 def build(
     store: Annotated[Path, typer.Argument(help="Directory of a datastore.")],
     out: Annotated[Path, typer.Option(help="New folder for the experts, or one to finish.")],
@@ -48,42 +51,26 @@ def build(
     gpus_per_worker: options.GpusOption = None,
 ) -> None:
     """Train an adapter for each cluster of a datastore; after a kill, run it again."""
-    with errors_of("experts build"):
-        from hullft_ops.ttft import build_experts, load_model
-        from hullft_ops.ttft.evaluation.config import open_store
+    given = dict(locals())
+    from hullft_ops.ttft import build_experts, load_model
+    from hullft_ops.ttft.evaluation.config import open_store
 
-        on_ray = options.workers_of(engine, workers, threads_per_worker, gpus_per_worker, device)
-        texts = open_store(store)
-        loaded, tokenizer = load_model(
-            model,
-            device or "cpu",
-            allow_missing_weights=allow_missing_weights,
-            say=partial(echo, err=True),
-        )
-        train = None
-        if on_ray is not None:
-            from hullft_ops.ttft.scale.experts import ray_training
+    on_ray = options.workers_of(engine, workers, threads_per_worker, gpus_per_worker, device)
+    texts = open_store(store)
+    loaded, tokenizer = load_model(
+        model,
+        device or "cpu",
+        allow_missing_weights=allow_missing_weights,
+        say=partial(echo, err=True),
+    )
+    train = None
+    if on_ray is not None:
+        from hullft_ops.ttft.scale.experts import ray_training
 
-            train = ray_training(model, store, on_ray)
-        built = build_experts(
-            loaded,
-            tokenizer,
-            texts,
-            out,
-            clusters=clusters,
-            rank=rank,
-            passages=passages,
-            lr=lr,
-            max_length=max_length,
-            dtype=dtype,
-            full=full,
-            seed=seed,
-            console=Console(stderr=True),
-            train=train,
-        )
-        megabytes = sum(file.stat().st_size for file in out.rglob("*") if file.is_file()) / 1e6
-        least, most = int(built.sizes.min()), int(built.sizes.max())
-        show(
-            Console(),
-            f"{len(built)} experts in {out}, {megabytes:.1f} MB, of {least} to {most} texts each",
-        )
+        train = ray_training(model, store, on_ray)
+    settings = {name: given[name] for name in _SETTINGS}
+    console = Console(stderr=True)
+    built = build_experts(loaded, tokenizer, texts, out, **settings, console=console, train=train)
+    megabytes = sum(file.stat().st_size for file in out.rglob("*") if file.is_file()) / 1e6
+    least, most = int(built.sizes.min()), int(built.sizes.max())
+    echo(f"{len(built)} experts in {out}, {megabytes:.1f} MB, of {least} to {most} texts each")

@@ -6,12 +6,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from hullft_ops._terminal import show
+from hullft_ops._terminal import echo
 from hullft_ops.cli import options
 from hullft_ops.cli.errors import errors_of
 from hullft_ops.cli.info import description
 
 
+@errors_of("index")
 def index(
     source: Annotated[
         Path,
@@ -77,41 +78,40 @@ def index(
     gpus_per_worker: options.GpusOption = None,
 ) -> None:
     """Build a datastore from a corpus; a killed run can resume."""
-    with errors_of("index"):
-        from hullft_ops.ttft import Cutting, IndexThresholds, Source, index_corpus
-        from hullft_ops.ttft.model.loading import open_tokenizer
-        from hullft_ops.ttft.store.embedding import open_embedder
+    from hullft_ops.ttft import Cutting, IndexThresholds, Source, index_corpus
+    from hullft_ops.ttft.model.loading import open_tokenizer
+    from hullft_ops.ttft.store.embedding import open_embedder
 
-        on_ray = options.workers_of(engine, workers, threads_per_worker, gpus_per_worker)
-        modes = {"append": append, "resume": resume, "restart": restart}
-        asked = [mode for mode, given in modes.items() if given]
-        if len(asked) > 1:
-            raise ValueError(f"choose one of --{' and --'.join(asked)}")
-        if not chunk_tokens and tokenizer:
-            raise ValueError("--tokenizer needs --chunk-tokens")
-        if not 0 <= max_bad_share <= 1:
-            raise ValueError(f"--max-bad-share must be from 0 to 1, got {max_bad_share}")
-        fields = tuple(filter(None, (name.strip() for name in metadata.split(","))))
-        encoder = open_embedder(embedder)
-        counter, encode, console = None, None, Console(stderr=True)
-        if chunk_tokens is None and encoder.max_tokens is not None:
-            chunk_tokens = encoder.max_tokens
-            show(console, f"texts are cut to {chunk_tokens} tokens: {embedder} reads no more")
-        if chunk_tokens:
-            counter = open_tokenizer(tokenizer) if tokenizer else encoder.tokenizer
-        if on_ray is not None:
-            from hullft_ops.ttft.scale.embedding import ray_embedding
+    on_ray = options.workers_of(engine, workers, threads_per_worker, gpus_per_worker)
+    modes = {"append": append, "resume": resume, "restart": restart}
+    asked = [mode for mode, given in modes.items() if given]
+    if len(asked) > 1:
+        raise ValueError(f"choose one of --{' and --'.join(asked)}")
+    if not chunk_tokens and tokenizer:
+        raise ValueError("--tokenizer needs --chunk-tokens")
+    if not 0 <= max_bad_share <= 1:
+        raise ValueError(f"--max-bad-share must be from 0 to 1, got {max_bad_share}")
+    fields = tuple(filter(None, (name.strip() for name in metadata.split(","))))
+    encoder = open_embedder(embedder)
+    counter = encode = None
+    if chunk_tokens is None and encoder.max_tokens is not None:
+        chunk_tokens = encoder.max_tokens
+        echo(f"texts are cut to {chunk_tokens} tokens: {embedder} reads no more", err=True)
+    if chunk_tokens:
+        counter = open_tokenizer(tokenizer) if tokenizer else encoder.tokenizer
+    if on_ray is not None:
+        from hullft_ops.ttft.scale.embedding import ray_embedding
 
-            encode = ray_embedding(encoder, embedder, on_ray)
-        patterns = tuple(include or ()), tuple(exclude or ())
-        store = index_corpus(
-            Source(source, text_column, fields, max_bad_share, *patterns),
-            out,
-            encoder,
-            cutting=Cutting(counter, chunk_tokens or None, overlap, min_chars),
-            thresholds=IndexThresholds(flat_up_to, ivf_up_to),
-            mode=asked[0] if asked else "new",
-            console=console,
-            encode=encode,
-        )
-        show(Console(), *description(out, store))
+        encode = ray_embedding(encoder, embedder, on_ray)
+    patterns = tuple(include or ()), tuple(exclude or ())
+    store = index_corpus(
+        Source(source, text_column, fields, max_bad_share, *patterns),
+        out,
+        encoder,
+        cutting=Cutting(counter, chunk_tokens or None, overlap, min_chars),
+        thresholds=IndexThresholds(flat_up_to, ivf_up_to),
+        mode=asked[0] if asked else "new",
+        console=Console(stderr=True),
+        encode=encode,
+    )
+    echo(*description(out, store))

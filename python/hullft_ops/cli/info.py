@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hullft_ops._terminal import echo, printable
+from hullft_ops._terminal import echo
 from hullft_ops.cli.errors import errors_of
 from hullft_ops.collect_env import bug_report, collect_env, format_env
 
@@ -30,7 +30,7 @@ def info(
         raise typer.Exit(2)
     if datastore is not None:
         with errors_of("info"):
-            echo(*describe(datastore, as_json=as_json).split("\n"))
+            echo(*describe(datastore, as_json=as_json))
     elif as_report:
         typer.echo(bug_report())
     else:
@@ -38,32 +38,31 @@ def info(
         typer.echo(json.dumps(env, indent=2) if as_json else format_env(env))
 
 
-def describe(path: Path, *, as_json: bool) -> str:
-    """What the datastore at ``path`` holds. Raises what `Datastore.open` raises."""
+def describe(path: Path, *, as_json: bool) -> list[str]:
+    """What the datastore at ``path`` holds, in lines. Raises what `Datastore.open` raises."""
     from hullft_ops.ttft.store.datastore import Datastore
 
     store = Datastore.open(path)
-    if as_json:
-        # DEL is the one control character that JSON leaves as it is.
-        return json.dumps(asdict(store.manifest), indent=2).replace("\x7f", "\\u007f")
-    return "\n".join(description(path, store))
+    if not as_json:
+        return description(path, store)
+    # DEL is the one control character that JSON leaves as it is.
+    return json.dumps(asdict(store.manifest), indent=2).replace("\x7f", "\\u007f").split("\n")
 
 
 def description(path: Path, store: "Datastore") -> list[str]:
     """A datastore in lines: what is in it, and the sources of its texts."""
     manifest = store.manifest
     columns = [name for name in store.rows.column_names if name != "text"]
-    entries = {
-        "texts": f"{manifest.count}",
-        "embedder": f"{manifest.embedder}, {manifest.dim} dimensions",
-        "metadata": ", ".join(columns) or "none",
-        "search": str(manifest.index),
-    }
-    lines = [f"datastore {path}", *(f"  {name:<10} {value}" for name, value in entries.items())]
+    entries = [
+        ("texts", f"{manifest.count}"),
+        ("embedder", f"{manifest.embedder}, {manifest.dim} dimensions"),
+        ("metadata", ", ".join(columns) or "none"),
+        ("search", f"{manifest.index}"),
+    ]
     for source, shard in zip(manifest.sources, manifest.shards, strict=False):
-        lines.append(f"  {'source':<10} {_source_line(source, shard.count)}")
-        lines += [f"  {'':<10} malformed {named}" for named in source.get("malformed_named", [])]
-    return [printable(line) for line in lines]
+        entries.append(("source", _source_line(source, shard.count)))
+        entries += [("", f"malformed {named}") for named in source.get("malformed_named", [])]
+    return [f"datastore {path}", *(f"  {name:<10} {value}" for name, value in entries)]
 
 
 def _source_line(source: dict[str, Any], count: int) -> str:

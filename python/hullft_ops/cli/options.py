@@ -136,22 +136,15 @@ def workers_of(
     gpus: float | None,
     device: str | None = None,
 ) -> "Workers | None":
-    """The workers to use; None for this process.
-
-    Raises what `Workers` raises, a ScaleError if Ray's options come without Ray, and an ImportError
-    if Ray is needed and not installed.
-    """
-    from hullft_ops.ttft.errors import ScaleError
-
+    """The workers to use; None for this process. ValueError if the options do not go together."""
     if engine is Engine.process:
         given = {"workers": workers, "threads-per-worker": threads, "gpus-per-worker": gpus}
         for name, value in given.items():
             if value is not None:
-                raise ScaleError(f"--{name} needs --engine ray")
+                raise ValueError(f"--{name} needs --engine ray")
         return None
     if device is not None:
-        raise ScaleError("--device needs --engine process; with Ray, use --gpus-per-worker")
-    from hullft_ops.ttft.scale.cluster import Workers, import_ray
+        raise ValueError("--device needs --engine process; with Ray, use --gpus-per-worker")
+    from hullft_ops.ttft.scale.cluster import Workers
 
-    import_ray()
     return Workers(workers, 1 if threads is None else threads, gpus or 0.0)

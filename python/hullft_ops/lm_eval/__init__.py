@@ -1,7 +1,4 @@
-"""The model ``hullft`` of EleutherAI's lm-evaluation-harness. Importing this registers it.
-
-``python -m hullft_ops.lm_eval ARGUMENTS`` is the harness's own command with that model.
-"""
+"""The model ``hullft`` of EleutherAI's lm-evaluation-harness. Importing this registers it."""
 
 from hullft_ops._extras import needed_by
 

@@ -1,4 +1,4 @@
-"""The harness's own command line. By now the package has registered ``hullft``."""
+"""The harness's own command, ``python -m hullft_ops.lm_eval``, with the model ``hullft``."""
 
 from lm_eval.__main__ import cli_evaluate
 

@@ -33,10 +33,6 @@ from hullft_ops.ttft.tiny import PAPER_LR
 
 _log = logging.getLogger(__name__)
 
-_ROLLING = "loglikelihood_rolling"
-# A method of `HFLM` that answers requests.
-_Answer = Callable[..., list[Any]]
-
 
 @register_model("hullft")
 class HullftLM(HFLM):  # type: ignore[misc]
@@ -131,7 +127,7 @@ class HullftLM(HFLM):  # type: ignore[misc]
         return self._by_document(super().generate_until, requests, disable_tqdm)
 
     def _by_document(
-        self, answer: _Answer, requests: list[Instance], disable_tqdm: bool
+        self, answer: Callable[..., list[Any]], requests: list[Instance], disable_tqdm: bool
     ) -> list[Any]:
         if self._finetuner is None:
             return answer(requests, disable_tqdm=disable_tqdm)
@@ -162,12 +158,12 @@ class HullftLM(HFLM):  # type: ignore[misc]
         return answers
 
     def _answers(
-        self, answer: _Answer, requests: list[Instance], question: str | None
+        self, answer: Callable[..., list[Any]], requests: list[Instance], question: str | None
     ) -> list[Any]:
         finetuner = self._finetuner
         if finetuner is None or question is None:
             return answer(requests, disable_tqdm=True)
-        is_rolling = requests[0].request_type == _ROLLING
+        is_rolling = requests[0].request_type == "loglikelihood_rolling"
         if not is_rolling:
             question = readable_end(question, self._embedder)
         with finetuner.adapted(question, seconds=self._seconds) as report:
@@ -211,8 +207,7 @@ class HullftLM(HFLM):  # type: ignore[misc]
 def documents(requests: Sequence[Instance]) -> list[tuple[str | None, list[int]]]:
     """The question of each document, and the positions of the requests that share it.
 
-    A request without a ``doc_id`` is a document of its own. Requests with an empty context ask how
-    likely an answer is by itself: they have no question and come together as one document.
+    Requests with an empty context, which ask how likely an answer is by itself, have no question.
     """
     places: dict[Hashable, list[int]] = {}
     for place, request in enumerate(requests):
@@ -222,7 +217,7 @@ def documents(requests: Sequence[Instance]) -> list[tuple[str | None, list[int]]
         places.setdefault(key, []).append(place)
     found: dict[Hashable, tuple[str | None, list[int]]] = {}
     for key, members in places.items():
-        shared = None if key is None else question([requests[i].args[0] for i in members])
+        shared = question([requests[i].args[0] for i in members])
         found.setdefault(key if shared else None, (shared, []))[1].extend(members)
     return [(shared, sorted(members)) for shared, members in found.values()]
 
@@ -238,10 +233,9 @@ def question(contexts: Sequence[str]) -> str | None:
 
 def readable_end(text: str, embedder: Embedder) -> str:
     """As much of the end of the text as the embedder reads, which would read the beginning."""
-    if not isinstance(embedder, SentenceTransformerEmbedder):
+    if not isinstance(embedder, SentenceTransformerEmbedder) or embedder.max_tokens is None:
         return text
-    tokenizer = embedder.tokenizer
-    limit = tokenizer.model_max_length - tokenizer.num_special_tokens_to_add()
+    tokenizer, limit = embedder.tokenizer, embedder.max_tokens
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     places = encoding["offset_mapping"]
     return text if len(places) <= limit else text[places[-limit][0] :]

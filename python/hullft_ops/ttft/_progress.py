@@ -6,14 +6,7 @@ from datetime import timedelta
 from threading import Event, Thread
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TimeRemainingColumn
 
 from hullft_ops._terminal import show
 
@@ -28,8 +21,7 @@ def progress_bar(console: Console | None = None, *, shown: bool = True) -> Itera
     console = console or Console(stderr=True)
     if not shown or console.quiet or console.is_interactive or console.is_jupyter:
         count = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        text = TextColumn("{task.description}")
-        with Progress(text, *count, console=console, disable=not shown) as bar:
+        with Progress("{task.description}", *count, console=console, disable=not shown) as bar:
             yield bar
         return
     # Rich's own display would write nothing before the end.

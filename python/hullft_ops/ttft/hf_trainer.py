@@ -14,16 +14,6 @@ from hullft_ops.ttft.training.checks import trainable_parameters
 COLUMN = "multiplicity"
 
 
-class _Repeats:
-    """Sets the ``repeats`` of an optimizer's next step, unless the call passes them."""
-
-    next: int | None = None
-
-    def __call__(self, _: object, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        repeats, self.next = self.next, None
-        return args, {"repeats": repeats, **kwargs}
-
-
 class ReplayTrainer(Trainer):
     """A `Trainer` that takes several optimizer steps with each example's gradient.
 
@@ -43,14 +33,11 @@ class ReplayTrainer(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if self.args.gradient_accumulation_steps != 1:
-            raise ValueError(
-                "ReplayTrainer: gradient_accumulation_steps must be 1, "
-                f"got {self.args.gradient_accumulation_steps}"
-            )
-        if self.args.remove_unused_columns:
-            raise ValueError("ReplayTrainer: remove_unused_columns must be False, got True")
-        self._repeats = _Repeats()
+        required = {"gradient_accumulation_steps": 1, "remove_unused_columns": False}
+        for name, needed in required.items():
+            if (given := getattr(self.args, name)) != needed:
+                raise ValueError(f"ReplayTrainer: {name} must be {needed}, got {given}")
+        self._next_step: dict[str, int] = {}
         if getattr(self, "optimizer_cls_and_kwargs", None) is not None:
             raise ValueError(
                 "ReplayTrainer: optimizer_cls_and_kwargs must be None: a ReplayAdam is used"
@@ -79,9 +66,16 @@ class ReplayTrainer(Trainer):
                 "ReplayTrainer: optimizers must have a ReplayAdam or None, got "
                 f"{type(optimizer).__name__}, which cannot repeat a step"
             )
-        # Trainer and accelerate call step() without our arguments, so a hook adds them. It outlives
-        # the trainer, so it must not hold a reference to it.
-        optimizer.register_step_pre_hook(self._repeats)
+        # It outlives the trainer, so the hook must not hold a reference to it.
+        next_step = self._next_step
+
+        def add_repeats(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            added = next_step | kwargs
+            next_step.clear()
+            return args, added
+
+        # Trainer and accelerate call step() without our arguments.
+        optimizer.register_step_pre_hook(add_repeats)
 
     def training_step(
         self, model: "nn.Module", inputs: dict[str, Any], *args: Any, **kwargs: Any
@@ -93,7 +87,7 @@ class ReplayTrainer(Trainer):
                 f"ReplayTrainer: a batch must have one {COLUMN}, at least 1, for all of its "
                 f"examples, got {counts}"
             )
-        self._repeats.next = counts[0]
+        self._next_step["repeats"] = counts[0]
         loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
         return loss
 

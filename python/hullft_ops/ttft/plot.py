@@ -9,6 +9,7 @@ from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +31,7 @@ def plot_adaptation(
     path: str | Path,
     report: AdaptationReport,
     store: Store,
-    query: torch.Tensor,
+    query: Tensor,
     scores: Sequence[tuple[int, float]],
     *,
     experts: Experts | None = None,
@@ -43,8 +44,7 @@ def plot_adaptation(
 
     Args:
         path: a file whose name ends in .png. It is replaced.
-        report: the adaptation's.
-        store: the finetuner's, as are ``experts`` and ``pool_size``.
+        report, store, experts, pool_size: the adaptation's and its finetuner's.
         query: float32 ``[dim]`` on the CPU, the prompt's embedding.
         scores: steps and bits per byte, at least one; the first is without the adaptation.
 
@@ -60,9 +60,8 @@ def plot_adaptation(
 
     figure = Figure(figsize=(11, 7.2))
     left = figure.add_axes((0.07, 0.37, 0.42, 0.58))
-    right = figure.add_axes((0.57, 0.37, 0.4, 0.58))
     _draw_embeddings(left, report, store, query, experts, pool_size)
-    _draw_scores(right, scores)
+    _draw_scores(figure.add_axes((0.57, 0.37, 0.4, 0.58)), scores)
     # Texts may have what matplotlib reads as mathematics.
     below = figure.text(0.03, 0.19, "\n".join(_lines(report, store)), parse_math=False)
     below.set(family="monospace", fontsize=8, linespacing=1.5, verticalalignment="top")
@@ -90,7 +89,7 @@ def _draw_embeddings(
     axes: "Axes",
     report: AdaptationReport,
     store: Store,
-    query: torch.Tensor,
+    query: Tensor,
     experts: Experts | None,
     pool_size: int,
 ) -> None:
@@ -100,7 +99,7 @@ def _draw_embeddings(
     around = torch.cat([store.embeddings[near], query[None]])
     centre = around.mean(0)
     _, singular, components = torch.linalg.svd(around - centre)
-    plane: torch.Tensor = components[:2].T
+    plane: Tensor = components[:2].T
     shares = (100 * singular.square() / singular.square().sum()).tolist()
     axes.set_xlabel(f"first principal component ({shares[0]:.0f} % of the variance)")
     axes.set_ylabel(f"second ({shares[1]:.0f} %)")
@@ -108,28 +107,11 @@ def _draw_embeddings(
     axes.set_title(title if report.indices else "No text is trained on", loc="left")
     chosen = store.embeddings[torch.tensor(report.indices, dtype=torch.int64)]
     mean = torch.tensor(report.weights) @ chosen if report.indices else query
-    # Points with their label, colour, marker, sizes and names.
-    groups: list[tuple[Any, ...]] = [
-        (around[:-1], "nearest texts", _GREY, "o", [12.0] * len(near), ())
-    ]
-    if report.indices:
-        corners, angles = (chosen - centre) @ plane, torch.linspace(0, 2 * math.pi, 721)
-        farthest = (corners @ torch.stack([angles.cos(), angles.sin()])).argmax(0)
-        axes.fill(*corners[farthest].T.tolist(), facecolor=f"{_BLUE}22", edgecolor=_BLUE)
-        numbers, sizes = range(1, _LISTED + 1), _sizes(report.steps_taken)
-        groups.append((chosen, "trained on, sized by steps", _BLUE, "o", sizes, numbers))
-        label = f"weighted mean, {report.residual:.2f} from the prompt"
-        groups.append((mean[None], label, "black", "X", [90.0], ()))
-    if experts is not None and report.expert_indices:
-        regions, sizes = experts.centroids[report.expert_indices], _sizes(report.expert_weights)
-        label = "experts, sized by weight"
-        groups.append((regions, label, _GREEN, "D", sizes, report.expert_indices))
-    if report.context_indices:
-        read = store.embeddings[torch.tensor(report.context_indices)]
-        groups.append((read, "read before the prompt", _ORANGE, "s", [60.0] * len(read), ()))
-    groups.append((query[None], "prompt", _RED, "*", [250.0], ()))
     outline = [withStroke(linewidth=3, foreground="white")]
-    for points, label, color, marker, sizes, names in groups:
+
+    def draw(
+        points: Tensor, label: str, color: str, marker: str, sizes: Any, names: Sequence[int] = ()
+    ) -> None:
         places = (points - centre) @ plane
         x, y = places.T.tolist()
         axes.scatter(x, y, sizes, color, marker=marker, edgecolor="white")
@@ -138,8 +120,25 @@ def _draw_embeddings(
         directions = torch.nn.functional.normalize((points - mean) @ plane)
         offsets = directions * (torch.tensor(sizes)[:, None].sqrt() / 2 + 7)
         for name, place, beside in zip(names, places.tolist(), offsets.tolist(), strict=False):
-            note = axes.annotate(name, place, beside, textcoords="offset points", color=color)
+            note = axes.annotate(str(name), place, beside, textcoords="offset points", color=color)
             note.set(ha="center", va="center", path_effects=outline)
+
+    draw(around[:-1], "nearest texts", _GREY, "o", [12.0] * len(near))
+    if report.indices:
+        corners, angles = (chosen - centre) @ plane, torch.linspace(0, 2 * math.pi, 721)
+        hull = corners[(corners @ torch.stack([angles.cos(), angles.sin()])).argmax(0)].T
+        axes.fill(*hull, facecolor=f"{_BLUE}22", edgecolor=_BLUE, zorder=0)
+        sizes, numbers = _sizes(report.steps_taken), range(1, _LISTED + 1)
+        draw(chosen, "trained on, sized by steps", _BLUE, "o", sizes, numbers)
+        label = f"weighted mean, {report.residual:.2f} from the prompt"
+        draw(mean[None], label, "black", "X", [90.0])
+    if experts is not None and report.expert_indices:
+        merged, sizes = report.expert_indices, _sizes(report.expert_weights)
+        draw(experts.centroids[merged], "experts, sized by weight", _GREEN, "D", sizes, merged)
+    if report.context_indices:
+        read = store.embeddings[torch.tensor(report.context_indices)]
+        draw(read, "read before the prompt", _ORANGE, "s", [60.0] * len(read))
+    draw(query[None], "prompt", _RED, "*", [250.0])
     axes.margins(0.08)
     axes.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.1), ncols=2, frameon=False)
 
@@ -170,11 +169,10 @@ def _lines(report: AdaptationReport, store: Store) -> list[str]:
         f"{number}  weight {weight:.2f} {steps:3} steps  {_excerpt(store.texts[index])}"
         for number, (index, weight, steps) in enumerate(islice(chosen, _LISTED), start=1)
     ]
-    others = report.weights[_LISTED:]
-    if others:
+    if others := report.weights[_LISTED:]:
         lines.append(f"   weight {sum(others):.2f} for the other {len(others)}")
-    merged = zip(report.expert_indices, report.expert_weights, strict=True)
     if report.expert_indices:
+        merged = zip(report.expert_indices, report.expert_weights, strict=True)
         shown = ", ".join(f"{index} (weight {weight:.2f})" for index, weight in merged)
         lines.append(f"experts merged: {shown}")
     return lines

@@ -273,6 +273,7 @@ def test_without_ray_the_extra_is_named(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, pool.__name__)
     command = ["hullft-ops", "index", str(corpus), "--out", str(tmp_path / "s"), "--engine", "ray"]
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit, match=r"needs ray: pip install '\.\[ray\]' in "):

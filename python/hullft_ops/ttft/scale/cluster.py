@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from hullft_ops._checks import check_integer
 from hullft_ops._extras import needed_by
 from hullft_ops.ttft.errors import ScaleError
 from hullft_ops.ttft.model.memory import keep_freed_memory
+
+with needed_by("hullft_ops.ttft.scale", "ray"):
+    ray: Any = import_module("ray")
 
 # Workers return small results, which are fetched at once.
 _OBJECT_STORE_BYTES = 256 << 20
@@ -64,7 +68,6 @@ def cluster(workers: Workers) -> Iterator[int]:
     Uses the Ray that this process is already connected to, else the one at ``RAY_ADDRESS``, else
     one here that sends no usage reports and stops at the end of the block.
     """
-    ray = import_ray()
     connects = not ray.is_initialized()
     quiet = {"log_to_driver": False, "logging_level": "warning"}
     if connects and (address := os.environ.get("RAY_ADDRESS")):
@@ -122,7 +125,6 @@ def staff(
     load: Load, workers: Workers, arguments: Sequence[tuple[Any, ...]]
 ) -> Iterator[list[Any]]:
     """For the block, a `Worker` for each of ``arguments``. If one dies, another takes over."""
-    ray = import_ray()
     start = ray.remote(Worker).options(
         num_cpus=workers.threads,
         num_gpus=workers.gpus,
@@ -142,10 +144,17 @@ def found_anywhere(name: str) -> str:
     return str(Path(name).resolve()) if Path(name).exists() else name
 
 
-def import_ray() -> Any:
-    with needed_by("hullft_ops.ttft.scale", "ray"):
-        import ray
-    return ray
+def done_by_workers(
+    load: Load, arguments: tuple[Any, ...], tasks: Sequence[Any], workers: Workers
+) -> Generator[Any]:
+    """The result of every task, as soon as it arrives. Without tasks, no worker starts."""
+    if tasks:
+        with (
+            cluster(workers) as count,
+            staff(load, workers, [arguments] * min(count, len(tasks))) as actors,
+        ):
+            for _, result in completed(actors, tasks):
+                yield result
 
 
 def completed(
@@ -153,26 +162,23 @@ def completed(
 ) -> Generator[tuple[int, Any]]:
     """``(position, result)`` of every item, as soon as the result arrives.
 
-    Of the items that no worker has begun, at most one is taken. ``ahead`` limits how many items
-    may start past the earliest unfinished one.
+    At most one item waits for a worker, and ``ahead`` start past the earliest unfinished one.
     """
     idle, running = deque(actors), dict[Any, tuple[int, Any]]()
-
-    def finished() -> tuple[int, Any]:
-        promise, result = first_result(list(running))
-        position, actor = running.pop(promise)
-        idle.append(actor)
-        return position, result
-
-    for position, item in enumerate(items):
-        while running and (
-            not idle or position - min(begun for begun, _ in running.values()) >= ahead
-        ):
-            yield finished()
-        actor = idle.popleft()
-        running[actor.work.remote(item)] = position, actor
-    while running:
-        yield finished()
+    coming = enumerate(items)
+    following = next(coming, None)
+    while following or running:
+        earliest = min((begun for begun, _ in running.values()), default=inf)
+        if following and idle and following[0] - earliest < ahead:
+            position, item = following
+            actor = idle.popleft()
+            running[actor.work.remote(item)] = position, actor
+            following = next(coming, None)
+        else:
+            promise, result = first_result(list(running))
+            position, actor = running.pop(promise)
+            idle.append(actor)
+            yield position, result
 
 
 def in_order(actors: Sequence[Any], items: Iterable[Any], ahead: int) -> Generator[Any]:
@@ -187,11 +193,7 @@ def in_order(actors: Sequence[Any], items: Iterable[Any], ahead: int) -> Generat
 
 
 def first_result(promises: list[Any]) -> tuple[Any, Any]:
-    """The first of Ray's promises to be kept, and its result. Raises the exception of its worker.
-
-    If the worker died `ATTEMPTS` times, or no machine is left, that is a ScaleError.
-    """
-    ray = import_ray()
+    """The first promise that Ray keeps, and its result; or its worker's error, or a ScaleError."""
     while not (ready := ray.wait(promises, timeout=_SECONDS_PER_LOOK)[0]):
         # Ray itself would wait for another machine.
         if not any(node["Alive"] for node in ray.nodes()):

@@ -1,12 +1,11 @@
 """Embedding a datastore's texts in several processes, batch by batch."""
 
 from collections.abc import Callable, Generator, Iterable
-from functools import partial
 
 import numpy as np
 
 from hullft_ops.ttft.scale.cluster import Workers, cluster, found_anywhere, in_order, staff
-from hullft_ops.ttft.store.embedding import Embedder, EncodeBatches, encode_checked, load_embedder
+from hullft_ops.ttft.store.embedding import Embedder, EncodeBatches, checked_vectors, load_embedder
 
 # How many batches a worker may be ahead of the slowest; their vectors wait in memory.
 _AHEAD = 8
@@ -15,12 +14,7 @@ _AHEAD = 8
 def load_encoder(name: str, dim: int) -> Callable[[list[str]], np.ndarray]:
     """What a worker does: the unit vectors of texts, float32 ``[len(texts), dim]``."""
     embedder = load_embedder(name)
-    if embedder.dim != dim:
-        raise ValueError(
-            f"ray_embedding: embedder {name} must have dim {dim}, as it has where the datastore "
-            f"is written, got {embedder.dim}"
-        )
-    return partial(encode_checked, "ray_embedding", embedder)
+    return lambda texts: checked_vectors("ray_embedding", name, dim, texts, embedder.encode(texts))
 
 
 def ray_embedding(embedder: Embedder, name: str, workers: Workers) -> EncodeBatches:

@@ -8,14 +8,14 @@ from hullft_ops.ttft.experts.build import Task, TrainExperts
 from hullft_ops.ttft.experts.expert_trainer import ExpertTrainer
 from hullft_ops.ttft.experts.folder import Manifest, fingerprint, store_digest
 from hullft_ops.ttft.model.loading import load_model
-from hullft_ops.ttft.scale.cluster import Workers, cluster, completed, found_anywhere, staff
+from hullft_ops.ttft.scale.cluster import Workers, done_by_workers, found_anywhere
 from hullft_ops.ttft.store.datastore import Datastore
 
 
 def load_training(
     model: str | None, path: Path, device: str, manifest: Manifest
-) -> Callable[[Task], dict[str, bytes]]:
-    """What a worker does: the files of an expert, trained on the texts at some positions."""
+) -> Callable[[Task], tuple[int, dict[str, bytes]]]:
+    """What a worker does: an expert and its files, trained on the texts at some positions."""
     # The driver has loaded the model, whatever weights it lacks, and verified the datastore.
     loaded, tokenizer = load_model(model, device, allow_missing_weights=True)
     store = Datastore.open(path, verify=False)
@@ -27,7 +27,7 @@ def load_training(
             f"digests {found}, the driver's are {wanted}"
         )
     trainer = ExpertTrainer(loaded, tokenizer, store, manifest)
-    return lambda task: trainer.files(*task)
+    return lambda task: (task[0], trainer.files(*task))
 
 
 def ray_training(model: str | None, store: Path, workers: Workers) -> TrainExperts:
@@ -38,14 +38,7 @@ def ray_training(model: str | None, store: Path, workers: Workers) -> TrainExper
     """
 
     def train(manifest: Manifest, tasks: list[Task]) -> Generator[tuple[int, dict[str, bytes]]]:
-        if not tasks:
-            return
         arguments = model and found_anywhere(model), store.resolve(), workers.device, manifest
-        with (
-            cluster(workers) as count,
-            staff(load_training, workers, [arguments] * min(count, len(tasks))) as actors,
-        ):
-            for position, files in completed(actors, tasks):
-                yield tasks[position][0], files
+        return done_by_workers(load_training, arguments, tasks, workers)
 
     return train

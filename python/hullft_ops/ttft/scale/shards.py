@@ -61,8 +61,8 @@ def sharded(
 ) -> Iterator[ShardedStore]:
     """Open the datastore at ``path`` for the block. Each worker holds an equal part of it.
 
-    The directory is the same on the workers' machines. Raises what `Datastore.open` raises, an
-    ImportError if Ray is not installed, and a ScaleError if the cluster is too small.
+    The directory is the same on the workers' machines. Raises what `Datastore.open` raises, and a
+    ScaleError if the cluster is too small.
     """
     whole, workers = Path(path).resolve(), workers or Workers()
     store = Datastore.open(whole, verify=verify)
