@@ -164,8 +164,7 @@ def shipped_configs() -> list[str]:
 def expand_grid(grid: Iterable[Mapping[str, Any]], model: str | None) -> tuple[Settings, ...]:
     """Every configuration of a grid, see `Config`, once, with method, steps, refresh and rate.
 
-    ``model`` decides the learning rate if the grid sets none. A `ConfigError` says that a key is
-    unknown, that one of SIFT's keys is set for another method, or that a list is empty.
+    ``model`` decides the rate if the grid sets none. A `ConfigError` says which key is wrong.
     """
     expanded: dict[str, Settings] = {}
     for axes in grid:
