@@ -144,6 +144,6 @@ def configuration(given: Mapping[str, Any], default: dict[str, Any]) -> "Config"
     inputs = {field.name: given.get(field.name) for field in fields(Config)}
     # Without the flag, the file decides.
     inputs["allow_missing_weights"] = inputs["allow_missing_weights"] or None
-    changed = read.with_changes(**inputs)
     axes = {name: given[name] for name in _AXES if given.get(name) not in (None, [])}
-    return changed.with_changes(settings=tuple(s | axes for s in changed.settings or (default,)))
+    inputs["settings"] = tuple(settings | axes for settings in read.settings or (default,))
+    return read.with_changes(**inputs)

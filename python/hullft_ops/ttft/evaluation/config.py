@@ -42,11 +42,7 @@ NO_STEPS = "no steps"
 MERGED = "merged"
 _SHIPPED = Path(__file__).with_name("experiments")
 # The types of a file's values; all others are strings, and some of these name files.
-_KINDS: dict[str, tuple[type, str]] = {
-    "limit": (int, "an integer"),
-    "seed": (int, "an integer"),
-    "allow_missing_weights": (bool, "true or false"),
-}
+_KINDS: dict[str, type] = {"limit": int, "seed": int, "allow_missing_weights": bool}
 _PATHS = ("store", "experts", "prompts", "corpus")
 
 
@@ -164,8 +160,7 @@ def shipped_configs() -> list[str]:
 def expand_grid(grid: Iterable[Mapping[str, Any]], model: str | None) -> tuple[Settings, ...]:
     """Every configuration of a grid, see `Config`, once, with method, steps, refresh and rate.
 
-    ``model`` decides the learning rate if the grid sets none. A `ConfigError` says that a key is
-    unknown, that one of SIFT's keys is set for another method, or that a list is empty.
+    ``model`` decides the rate if the grid sets none. A `ConfigError` says which key is wrong.
     """
     expanded: dict[str, Settings] = {}
     for axes in grid:
@@ -247,8 +242,8 @@ def _from_json(content: Any) -> Config:
     known = {k: v for k, v in given.items() if v is not None}
     grid = known.pop("settings", [])
     for name, value in known.items():
-        kind, wanted = _KINDS.get(name, (str, "a string"))
-        if type(value) is not kind:
+        if type(value) is not (kind := _KINDS.get(name, str)):
+            wanted = {int: "an integer", bool: "true or false"}.get(kind, "a string")
             raise ConfigError(f"{name} must be {wanted}, got {value!r}")
     known |= {name: Path(known[name]) for name in _PATHS if name in known}
     grid = grid if isinstance(grid, list) else [grid]

@@ -105,18 +105,18 @@ class Corpus:
 
 def installed_corpus() -> Corpus:
     """Sources of installed packages: about ``PASSAGE_BUDGET`` passages from `FAMILIES`."""
-    families = [ranked for ranked in map(_family_documents, FAMILIES) if ranked]
-    if not families:
+    found = [document for family in FAMILIES for document in _family_documents(*family)]
+    if not found:
         packages = ", ".join(sorted({package for package, _ in FAMILIES}))
         raise InputError(f"corpus: no sources of {packages} found; give a corpus file")
+    families = {document.family for document in found}
+    budgets = dict.fromkeys(families, PASSAGE_BUDGET // len(families))
     documents: list[Document] = []
-    for ranked in families:
-        budget = PASSAGE_BUDGET // len(families)
-        for document in ranked:
-            size = len(document.passages())
-            if size <= budget:
-                budget -= size
-                documents.append(document)
+    for document in sorted(found, key=lambda document: document.rank):
+        size = len(document.passages())
+        if size <= budgets[document.family]:
+            budgets[document.family] -= size
+            documents.append(document)
     return _split("installed packages", documents, [])
 
 
@@ -135,17 +135,13 @@ def jsonl_corpus(path: Path) -> Corpus:
     return _split(path.name, documents, malformed)
 
 
-def _family_documents(family: tuple[str, str]) -> list[Document]:
-    package, pattern = family
+def _family_documents(package: str, pattern: str) -> Iterator[Document]:
     spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        return []
-    root = Path(spec.submodule_search_locations[0])
-    documents = []
-    for path in root.glob(pattern):
-        name, text = path.relative_to(root.parent).as_posix(), path.read_text(encoding="utf-8")
-        documents.append(Document(f"{package}/{pattern}", name, text))
-    return sorted(documents, key=lambda document: document.rank)
+    if spec is not None and spec.submodule_search_locations:
+        root = Path(spec.submodule_search_locations[0])
+        for path in root.glob(pattern):
+            name, text = path.relative_to(root.parent).as_posix(), path.read_text(encoding="utf-8")
+            yield Document(f"{package}/{pattern}", name, text)
 
 
 def record_of_line(line: bytes) -> dict[str, Any]:

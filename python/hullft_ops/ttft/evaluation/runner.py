@@ -207,6 +207,7 @@ class Evaluator:
         return self._before[key]
 
     def _scored_context(self, settings: Settings) -> int | None:
+        # Training's limit counts only if nothing else limits what the model reads.
         return None if self._is_limited else settings.get("max_length")
 
     def _seconds(self, report: AdaptationReport) -> dict[str, float]:

@@ -264,22 +264,21 @@ def _parsed(kind: Any, value: Any, name: str) -> Any:
         value = kind(**{n: _parsed(hint, value[n], prefix + n) for n, hint in hints.items()})
     elif origin is int:
         _check_count(name, value, form or range(2**63))
-    elif origin is float:
-        sound = type(value) in (int, float) and 0 <= value < _LARGEST
-        _check(sound, name, form or "a number in 0..1e100", value)
-    elif origin is dict:
-        _check(type(value) is dict, name, form or "an object", value)
-        if (of := get_args(kind)[1]) is not Any:
-            value = {key: _parsed(of, one, f"{name}.{key}") for key, one in value.items()}
     else:
-        wanted = "a string" if origin is str else "true or false"
-        _check(type(value) is origin, name, wanted, value)
+        wanted = form if isinstance(form, str) else _NAMES[origin]
+        is_number = type(value) in (int, float) and 0 <= value < _LARGEST
+        _check(is_number if origin is float else type(value) is origin, name, wanted, value)
+    if origin is dict and (of := get_args(kind)[1]) is not Any:
+        value = {key: _parsed(of, one, f"{name}.{key}") for key, one in value.items()}
     if isinstance(form, tuple):
         _check(value in form, name, f"{', '.join(form[:-1])} or {form[-1]}", value)
     if isinstance(form, re.Pattern):
         title = value.file if isinstance(value, DataFile) else value
         _check(form.fullmatch(title), name, f"named like {form.pattern}", title)
     return value
+
+
+_NAMES = {str: "a string", bool: "true or false", dict: "an object", float: "a number in 0..1e100"}
 
 
 def _check(sound: object, name: str, wanted: str, got: object) -> None:
