@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, make_dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +79,16 @@ class Row:
 
 
 _ROW_BEGINS = b'{"run": "'
-# The settings that every row has.
-_Named = make_dataclass(
-    "_Named", {"method": str, "n_select": int, "refresh": int, "lr": float}.items()
-)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """The settings that every row has."""
+
+    method: str
+    n_select: int
+    refresh: int
+    lr: float
 
 
 @dataclass
@@ -168,8 +174,8 @@ def _row(line: bytes, place: str) -> Row:
     if missing := [name for name in names if name not in content]:
         raise ValueError(f"{place}: lacks {missing[0]!r}")
     row = parsed(Row, {name: content[name] for name in names}, place)
-    named = {field.name: row.settings.get(field.name) for field in fields(_Named)}
-    parsed(_Named, named, f"{place}: settings")
+    named = {field.name: row.settings.get(field.name) for field in fields(_Settings)}
+    parsed(_Settings, named, f"{place}: settings")
     if wrong := next(_faults(row), None):
         raise ValueError(f"{place}: {wrong}")
     # Files of earlier versions have names with rounded numbers.

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from itertools import groupby
 from pathlib import Path
 from time import perf_counter
@@ -77,7 +77,8 @@ class Evaluator:
         self.tokenizer = tokenizer
         self.store = store
         self.embedder = embedder
-        self._retrieval = Retrieval(store, embedder)
+        self._embedding = OneEmbedding(embedder)
+        self._search = OneSearch(store)
         self._seed = seed
         self._experts = experts
         self._finetuners: dict[str, TestTimeFinetuner] = {}
@@ -119,7 +120,8 @@ class Evaluator:
         [measured] = self.measure(prompt, [settings])
         self._warm = True
         # The prompt's rows must have the times of a warm embedding and search.
-        self._retrieval.forget()
+        self._embedding.forget()
+        self._search.forget()
         return measured
 
     def measure_all(self, prompt: Prompt, settings: Sequence[Settings]) -> Iterator[Row]:
@@ -212,8 +214,8 @@ class Evaluator:
 
     def _seconds(self, report: AdaptationReport) -> dict[str, float]:
         """Seconds by stage. Another configuration's row may have paid for embedding and search."""
-        report.seconds_embed = self._retrieval.seconds_embed
-        report.seconds_search = self._retrieval.seconds_search
+        report.seconds_embed = self._embedding.seconds
+        report.seconds_search = self._search.seconds
         seconds = {stage: getattr(report, f"seconds_{stage}") for stage in STAGES}
         seconds["finetune"] += report.seconds_prefill
         return seconds | ({MERGE: report.seconds_merge} if report.expert_indices else {})
@@ -226,8 +228,9 @@ class Evaluator:
             options = finetuner_options(settings, self._seed, self._experts)
             if isinstance(options["method"], Sift):
                 options["method"] = PickedSift(options["method"].noise, self._picks)
-            retrieval = self._retrieval, self._retrieval
-            made = TestTimeFinetuner(self.model, self.tokenizer, *retrieval, **options)
+            made = TestTimeFinetuner(
+                self.model, self.tokenizer, self._search, self._embedding, **options
+            )
         if self._finetuners:
             made.share_memory_with(next(iter(self._finetuners.values())))
         self._finetuners[key] = made
@@ -294,34 +297,49 @@ def rotated(items: Sequence[T], by: int) -> list[T]:
     return [*items[start:], *items[:start]]
 
 
-class Retrieval(Datastore):
-    """A datastore and its embedder in one, which embed and search once for each text.
+def _timed(function: Callable[..., T], *arguments: Any) -> tuple[float, T]:
+    start = perf_counter()
+    found = function(*arguments)
+    return perf_counter() - start, found
 
-    ``seconds_embed`` and ``seconds_search`` are the times of the latest text.
-    """
 
-    def __init__(self, store: Datastore, embedder: Embedder) -> None:
-        super().__init__(store.manifest, store.rows, store.embeddings, positions=store.positions)
-        self._store, self._embedder, self.name = store, embedder, embedder.name
-        self.seconds_embed = self.seconds_search = 0.0
-        self._kept: dict[object, tuple[float, Any]] = {}
-        self.forget = self._kept.clear
+class OneEmbedding:
+    """An `Embedder` that embeds a text once. ``seconds`` is the time of the latest one."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        self.name, self.dim, self.seconds = embedder.name, embedder.dim, 0.0
+        self._once = cache(lambda texts: _timed(embedder.encode, [*texts]))
+        self.forget = self._once.cache_clear
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        self.seconds_embed, vectors = self._once(tuple(texts), self._embedder.encode, texts)
+        self.seconds, vectors = self._once(tuple(texts))
         return vectors
 
-    def search(self, queries: Queries, k: int) -> Found:
-        key = np.asarray(queries).tobytes(), k
-        self.seconds_search, found = self._once(key, self._store.search, queries, k)
-        return found
 
-    def _once(self, key: object, function: Callable[..., T], *given: Any) -> tuple[float, T]:
-        if key not in self._kept:
-            start = perf_counter()
-            found = function(*given)
-            self._kept[key] = perf_counter() - start, found
-        return self._kept[key]
+class OneSearch:
+    """A `Store` that searches another one once for each query. ``seconds`` is as above."""
+
+    def __init__(self, store: Datastore) -> None:
+        self.texts = store.texts
+        self.manifest = store.manifest
+        self.embeddings = store.embeddings
+        self.embedder = store.embedder
+        self.dim = store.dim
+        self.seconds = 0.0
+        self._count = len(store)
+
+        def search(query: bytes, k: int) -> tuple[float, Found]:
+            return _timed(store.search, np.frombuffer(query, np.float32).reshape(-1, store.dim), k)
+
+        self._once = cache(search)
+        self.forget = self._once.cache_clear
+
+    def __len__(self) -> int:
+        return self._count
+
+    def search(self, queries: Queries, k: int) -> Found:
+        self.seconds, found = self._once(np.asarray(queries).tobytes(), k)
+        return found
 
 
 def reuse_runs(picks: Iterable[int], reuse: Reuse) -> list[tuple[int, int]]:

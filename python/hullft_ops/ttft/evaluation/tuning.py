@@ -137,6 +137,8 @@ def run_tuning(
     output.parent.mkdir(parents=True, exist_ok=True)
     config, evaluator = inputs.config, inputs.evaluator
     candidates = config.configurations
+    # A setting that is refused must not leave an empty file.
+    evaluator.prepare(candidates)
     with open_results(results, evaluator.run) as file, progress_bar() as bar:
         evaluator.prepare(candidates, file.rows.values())
         task = bar.add_task("tuning, seconds", total=limit if limit < math.inf else None)
