@@ -42,7 +42,7 @@ def echo(*lines: object, err: bool = False) -> None:
 def show(console: "Console", *lines: object) -> None:
     """Print each as a line, `printable`, to a console."""
     text = "\n".join(map(printable, lines))
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
 def exit_line(error: BaseException) -> str | None:

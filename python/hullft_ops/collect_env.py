@@ -100,10 +100,10 @@ def format_env(env: dict[str, Any]) -> str:
 
 def bug_report() -> str:
     """A Markdown block for an issue: what ran where, and nothing about who ran it."""
-    found = {name: os.environ[name] for name in VARIABLES if name in os.environ}
     shown = {
         name: value if _SETTING.fullmatch(value) else "(set, not shown)" if value else "(empty)"
-        for name, value in found.items()
+        for name, value in sorted(os.environ.items())
+        if name in VARIABLES
     }
     own = _section("environment", shown) if shown else "environment\n  none of those that matter"
     return "\n".join(["```text", format_env(collect_env()), own, "```"])

@@ -48,8 +48,8 @@ def test_every_control_character_is_escaped_and_all_else_stays() -> None:
     assert printable("a\tb\n\x1b[0m\ud800 ü 😀\u202e") == "a\tb\\x0a\\x1b[0m\\ud800 ü 😀\\u202e"
     assert printable("a\n\x1b", lines=True) == "a\n\\x1b"
     out = StringIO()
-    show(Console(file=out, force_terminal=True), f"[bold]{HOSTILE}", "next")
-    assert out.getvalue() == printable(f"[bold]{HOSTILE}") + "\nnext\n"
+    show(Console(file=out, force_terminal=True), f"[bold]{HOSTILE}", "a:cat:b")
+    assert out.getvalue() == printable(f"[bold]{HOSTILE}") + "\na:cat:b\n"
 
 
 def test_info_of_a_forged_manifest(store: Path) -> None:

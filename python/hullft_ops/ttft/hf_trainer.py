@@ -70,9 +70,7 @@ class ReplayTrainer(Trainer):
         next_step = self._next_step
 
         def add_repeats(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-            added = next_step | kwargs
-            next_step.clear()
-            return args, added
+            return args, {"repeats": next_step.pop("repeats", None), **kwargs}
 
         # Trainer and accelerate call step() without our arguments.
         optimizer.register_step_pre_hook(add_repeats)

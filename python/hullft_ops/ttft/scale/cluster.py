@@ -91,14 +91,13 @@ def cluster(workers: Workers) -> Iterator[int]:
 def _count(workers: Workers, has: dict[str, float]) -> int:
     needs = {"CPU": float(workers.threads), "GPU": workers.gpus}
     room = min(int(has.get(name, 0.0) / each) for name, each in needs.items() if each)
-    count = room if workers.count is None else workers.count
-    if count > room or not room:
+    if (workers.count or 1) > room:
         gpus = f" and {workers.gpus:g} GPUs" if workers.gpus else ""
         raise ScaleError(
-            f"workers: {max(count, 1)} of {workers.threads} processors{gpus} each do not fit a "
-            f"cluster of {has.get('CPU', 0.0):g} processors and {has.get('GPU', 0.0):g} GPUs"
+            f"workers: {workers.count or 1} of {workers.threads} processors{gpus} each do not fit "
+            f"a cluster of {has.get('CPU', 0.0):g} processors and {has.get('GPU', 0.0):g} GPUs"
         )
-    return count
+    return workers.count or room
 
 
 class Worker:
