@@ -89,7 +89,7 @@ class TestTimeFinetuner:
         max_grad_norm: norm to clip each gradient to before its steps; None for no limit. Any
             number, even ``math.inf``, makes all gradients of a pass before the first step, for
             models whose backward pass uses weights that it makes no gradients of.
-        graphs: on CUDA, capture a pass for each multiple of 64 tokens, or warn why it cannot be.
+        graphs: on CUDA, capture a pass for each multiple of 64 tokens. Warns if it cannot.
         context: how many of the nearest texts stand before the prompt, nearest last, while the
             finetuner scores or continues it. Texts are never cut; the farthest are dropped
             until the prompt fits, or half of the model's context is free.
