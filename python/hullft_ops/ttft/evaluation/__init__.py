@@ -1,1 +1,1 @@
-"""Comparing methods on held-out prompts."""
+"""Comparing methods on held-out prompts. Imports all of ``ttft`` but ``scale``."""

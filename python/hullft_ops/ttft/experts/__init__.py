@@ -1,4 +1,7 @@
-"""Experts: adapters for the regions of a datastore, trained before any prompt comes."""
+"""Experts: adapters for the regions of a datastore, trained before any prompt comes.
+
+Imports ``ttft.retrieval`` and what that may import.
+"""
 
 from hullft_ops.ttft.experts.build import build_experts
 from hullft_ops.ttft.experts.folder import Experts

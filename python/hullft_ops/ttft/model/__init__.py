@@ -1,1 +1,4 @@
-"""Everything that test-time finetuning does to a language model."""
+"""What is done to a language model: loading, loss, scoring, generation, saving and restoring.
+
+Imports no other folder of ``ttft``.
+"""

@@ -1,1 +1,1 @@
-"""Many workers: indexing, searching and evaluating with Ray."""
+"""Many workers, with Ray: indexing, searching, evaluating, experts. Imports all of ``ttft``."""

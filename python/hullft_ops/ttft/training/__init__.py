@@ -1,1 +1,1 @@
-"""Adam steps on the texts of a support, several with each gradient."""
+"""Adam steps on the texts of a support, several with each gradient. Imports ``ttft.model``."""
