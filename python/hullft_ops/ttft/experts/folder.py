@@ -132,10 +132,8 @@ class Experts:
             manifest = Manifest.read(path)
             if not manifest.finished:
                 built = len({name.split("/")[0] for name in manifest.files if "/" in name})
-                raise ValueError(
-                    f"{path} holds {built} of {manifest.clusters} experts: build them with the "
-                    "same settings again to continue"
-                )
+                found = f"{path} holds {built} of {manifest.clusters} experts"
+                raise ValueError(f"{found}: build them with the same settings again to continue")
             tensors = load_file(checked_file(path, manifest, CENTROIDS_FILE))
         return cls(path, manifest, tensors["centroids"], tensors["sizes"])
 
@@ -180,11 +178,12 @@ class Experts:
                     f"model is {name} with weights {found}, {built} {base} with weights "
                     f"{manifest.fingerprint}"
                 )
-            if (store.embedder, store.dim) != (manifest.embedder, dim):
-                raise ValueError(
-                    f"store has embeddings of {store.embedder} of dim {store.dim}, {built} "
-                    f"{manifest.embedder} of dim {dim}"
-                )
+            given, wanted = (
+                f"{store.embedder} of dim {store.dim}",
+                f"{manifest.embedder} of dim {dim}",
+            )
+            if given != wanted:
+                raise ValueError(f"store has embeddings of {given}, {built} {wanted}")
             if (found := store_digest(store)) != manifest.store:
                 raise ValueError(
                     f"store has {len(store)} texts with digest {found}, {built} one with {texts} "
@@ -223,9 +222,8 @@ def checked_file(folder: Path, manifest: Manifest, name: str) -> Path:
     if not file.is_file():
         raise ValueError(f"{file} is missing: {remedy}")
     if (found := sha256_of(file)) != recorded:
-        raise ValueError(
-            f"{file} is damaged: its SHA-256 is {found}, the manifest has {recorded}: {remedy}"
-        )
+        sums = f"its SHA-256 is {found}, the manifest has {recorded}"
+        raise ValueError(f"{file} is damaged: {sums}: {remedy}")
     return file
 
 

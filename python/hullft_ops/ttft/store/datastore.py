@@ -184,9 +184,8 @@ class Datastore:
             try:
                 found = pa.compute.is_in(column, value_set=array_of(column.type, values))
             except NOT_OF_TYPE as error:
-                raise ValueError(
-                    f"Datastore.filter: {name} is {column.type}, got {values[0]!r}: {error}"
-                ) from error
+                said = f"{name} is {column.type}, got {values[0]!r}: {error}"
+                raise ValueError(f"Datastore.filter: {said}") from error
             mask &= found.to_numpy(zero_copy_only=False)
         if self.positions is not None:
             mask &= np.isin(np.arange(len(mask)), self.positions.numpy())

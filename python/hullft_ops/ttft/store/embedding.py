@@ -133,11 +133,10 @@ def check_embedder(function: str, embedder: Embedder, known: "Manifest | Journal
     """ValueError if the datastore comes from another embedder, TypeError for other objects."""
     check_is_embedder(function, embedder)
     check_member(function, "store", known, "embedder", "a Store, as Datastore.open returns")
-    if (embedder.name, embedder.dim) != (known.embedder, known.dim):
-        raise ValueError(
-            f"{function}: embedder is {embedder.name} of dim {embedder.dim}, "
-            f"the datastore's is {known.embedder} of dim {known.dim}"
-        )
+    given = f"{embedder.name} of dim {embedder.dim}"
+    wanted = f"{known.embedder} of dim {known.dim}"
+    if given != wanted:
+        raise ValueError(f"{function}: embedder is {given}, the datastore's is {wanted}")
 
 
 def check_is_embedder(function: str, embedder: Embedder) -> None:
@@ -157,11 +156,9 @@ def checked_vectors(
     if not isinstance(vectors, np.ndarray) or vectors.dtype != np.float32:
         got = vectors.dtype if isinstance(vectors, np.ndarray) else type(vectors).__name__
         raise TypeError(f"{function}: embedder {name} must give a float32 NumPy array, got {got}")
-    shape = len(texts), dim
-    if vectors.shape != shape:
-        raise ValueError(
-            f"{function}: embedder {name} must give shape {shape}, got {vectors.shape}"
-        )
+    wanted, shape = (len(texts), dim), vectors.shape
+    if shape != wanted:
+        raise ValueError(f"{function}: embedder {name} must give shape {wanted}, got {shape}")
     if wrong := not_unit(vectors):
         row, norm = wrong
         raise ValueError(

@@ -254,8 +254,7 @@ def _inferred(function: str, rows: list[Mapping[str, Any]]) -> pa.Schema:
         if pa.types.is_null(kind):
             kind = pa.string()
         if not any(is_kind(kind) for is_kind in _SCALARS):
-            raise ValueError(
-                f"{function}: metadata {name} must be strings, numbers or booleans, got {kind}"
-            )
+            wanted = "strings, numbers or booleans"
+            raise ValueError(f"{function}: metadata {name} must be {wanted}, got {kind}")
         found.append(pa.field(name, kind))
     return pa.schema(found)
