@@ -14,6 +14,7 @@ split at every record batch.
 
 import zlib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,7 @@ _EXACT_ROWS = 20_000
 _NORM_TOLERANCE = 2e-3
 
 
+@dataclass(eq=False, repr=False)
 class Datastore:
     """A `Store` on disk. `build` or `open` makes one.
 
@@ -62,21 +64,15 @@ class Datastore:
             None for all.
     """
 
-    def __init__(
-        self,
-        manifest: Manifest,
-        rows: "datasets.Dataset",
-        embeddings: torch.Tensor,
-        lists: ListSearch | None = None,
-        positions: torch.Tensor | None = None,
-    ) -> None:
-        self.manifest = manifest
-        self.embedder, self.dim = manifest.embedder, manifest.dim
-        self.rows = rows
-        self.texts: Sequence[str] = rows["text"]
-        self.embeddings = embeddings
-        self.positions = positions
-        self._lists = lists
+    manifest: Manifest
+    rows: "datasets.Dataset"
+    embeddings: torch.Tensor
+    _lists: ListSearch | None = None
+    positions: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self.embedder, self.dim = self.manifest.embedder, self.manifest.dim
+        self.texts: Sequence[str] = self.rows["text"]
 
     def __len__(self) -> int:
         return self.manifest.count if self.positions is None else len(self.positions)
