@@ -166,29 +166,23 @@ class Experts:
         """
         count = check_integer("Experts.check", "n_experts", n_experts, 1)
         check_plain("Experts.check", model)
-        manifest, dim = self.manifest, self.centroids.shape[1]
-        built, texts = f"the experts in {self.path} are of", int(self.sizes.sum())
+        manifest, ours = self.manifest, f"the experts in {self.path} are of"
         with prefixed("Experts.check"):
             if count > len(self):
                 raise ValueError(f"n_experts is {count}, {self.path} holds {len(self)} experts")
             if (found := fingerprint(model)) != manifest.fingerprint:
-                name = model.name_or_path or type(model).__name__
+                given = f"{model.name_or_path or type(model).__name__} with weights {found}"
                 base = manifest.model or "a model without a name"
-                raise ValueError(
-                    f"model is {name} with weights {found}, {built} {base} with weights "
-                    f"{manifest.fingerprint}"
-                )
-            given, wanted = (
-                f"{store.embedder} of dim {store.dim}",
-                f"{manifest.embedder} of dim {dim}",
-            )
+                wanted = f"{base} with weights {manifest.fingerprint}"
+                raise ValueError(f"model is {given}, {ours} {wanted}")
+            given = f"{store.embedder} of dim {store.dim}"
+            wanted = f"{manifest.embedder} of dim {self.centroids.shape[1]}"
             if given != wanted:
-                raise ValueError(f"store has embeddings of {given}, {built} {wanted}")
+                raise ValueError(f"store has embeddings of {given}, {ours} {wanted}")
             if (found := store_digest(store)) != manifest.store:
-                raise ValueError(
-                    f"store has {len(store)} texts with digest {found}, {built} one with {texts} "
-                    f"texts and digest {manifest.store}"
-                )
+                given = f"{len(store)} texts with digest {found}"
+                wanted = f"one with {int(self.sizes.sum())} texts and digest {manifest.store}"
+                raise ValueError(f"store has {given}, {ours} {wanted}")
             for name in manifest.files:
                 if not (self.path / name).is_file():
                     raise ValueError(f"{self.path / name} is missing")

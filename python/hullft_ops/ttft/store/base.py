@@ -59,13 +59,12 @@ def checked_search(function: str, store: Store, given: Queries, k: int) -> tuple
 
 
 def _floats(function: str, name: str, given: Queries) -> torch.Tensor:
-    if isinstance(given, torch.Tensor) and given.device.type != "cpu":
-        raise ValueError(f"{function}: {name} must be on the CPU, got {given.device}")
-    if not isinstance(given, np.ndarray | torch.Tensor):
+    tensor = torch.from_numpy(for_torch(given)) if isinstance(given, np.ndarray) else given
+    if not isinstance(tensor, torch.Tensor):
         kind = "a float32 NumPy array or torch.Tensor"
         raise TypeError(f"{function}: {name} must be {kind}, got {type(given).__name__}")
-    values = for_torch(given) if isinstance(given, np.ndarray) else given
-    tensor = torch.as_tensor(values, device="cpu")
+    if tensor.device.type != "cpu":
+        raise ValueError(f"{function}: {name} must be on the CPU, got {tensor.device}")
     if tensor.dtype != torch.float32:
         raise TypeError(f"{function}: {name} must be float32, got {tensor.dtype}")
     return tensor.detach().contiguous()
