@@ -97,15 +97,12 @@ class MemoryStore:
         if len(texts) == 0:
             raise ValueError("MemoryStore: texts is empty")
         vectors = _floats("MemoryStore", "embeddings", embeddings)
-        if vectors.ndim != 2 or vectors.shape[0] != len(texts) or vectors.shape[1] == 0:
-            raise ValueError(
-                f"MemoryStore: embeddings must have shape [{len(texts)}, dim] for {len(texts)} "
-                f"texts, got {list(vectors.shape)}"
-            )
+        must, count, shape = "MemoryStore: embeddings must", len(texts), list(vectors.shape)
+        if len(shape) != 2 or shape[0] != count or shape[1] == 0:
+            raise ValueError(f"{must} have shape [{count}, dim] for {count} texts, got {shape}")
         if wrong := not_unit(vectors.numpy()):
-            raise ValueError(
-                "MemoryStore: embeddings must be unit vectors, row {} has norm {}".format(*wrong)
-            )
+            row, norm = wrong
+            raise ValueError(f"{must} be unit vectors, row {row} has norm {norm}")
         self.texts: Sequence[str] = texts
         self.embeddings = vectors
         self.embedder = embedder_name
