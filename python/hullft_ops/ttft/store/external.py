@@ -145,9 +145,7 @@ class QdrantDatabase:
             payload = points[key].payload if key in points else None
             text = (payload or {}).get(self._text_field)
             if not isinstance(text, str):
-                raise ValueError(
-                    f"QdrantDatabase: point {key} of {self._collection} must have a string "
-                    f"{self._text_field!r}, got {text!r}"
-                )
+                point = f"QdrantDatabase: point {key} of {self._collection}"
+                raise ValueError(f"{point} must have a string {self._text_field!r}, got {text!r}")
             texts.append(text)
         return texts, np.asarray([points[key].vector for key in keys], dtype=np.float32)
