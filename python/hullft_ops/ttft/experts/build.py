@@ -170,13 +170,10 @@ def _begun(path: Path, asked: Manifest) -> Manifest:
         free = ("files", "finished", "fan_in_fan_out")
         odd = [name for name in ours if ours[name] != theirs[name] and name not in free]
         if odd:
-            built, wanted = (
-                ", ".join(f"{name} {values[name]!r}" for name in odd) for values in (theirs, ours)
-            )
-            raise ValueError(
-                f"{_FUNCTION}: {path} was built with {built}, asked for {wanted}: "
-                "name another folder"
-            )
+            built = ", ".join(f"{name} {theirs[name]!r}" for name in odd)
+            wanted = ", ".join(f"{name} {ours[name]!r}" for name in odd)
+            said = f"{path} was built with {built}, asked for {wanted}: name another folder"
+            raise ValueError(f"{_FUNCTION}: {said}")
     else:
         if others := sorted(set(path.iterdir()) - partials):
             raise FileExistsError(f"{_FUNCTION}: {path} holds {others[0].name}, which is no expert")

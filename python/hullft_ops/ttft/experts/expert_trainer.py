@@ -1,6 +1,7 @@
 """Training an expert on the texts of its cluster."""
 
 import copy
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,19 +24,17 @@ from hullft_ops.ttft.training.trainer import SupportTrainer
 _FUNCTION = "build_experts"
 
 
+@dataclass
 class ExpertTrainer:
     """Trains one expert after the other, each from the base model."""
 
-    def __init__(
-        self,
-        model: "PreTrainedModel",
-        tokenizer: "PreTrainedTokenizerBase",
-        store: Store,
-        manifest: Manifest,
-    ) -> None:
-        self._tokenizer = tokenizer
-        self._store = store
-        self._manifest = manifest
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    store: Store
+    manifest: Manifest
+
+    def __post_init__(self) -> None:
+        model, manifest = self.model, self.manifest
         self._full = manifest.kind == "full"
         self._base: list[torch.Tensor] = [*trainable_parameters(model)]
         self._copy: Any = copy.deepcopy(model) if self._full else _with_adapter(model, manifest)
@@ -54,12 +53,12 @@ class ExpertTrainer:
     def files(self, expert: int, positions: list[int]) -> dict[str, bytes]:
         """The expert's files. It is trained on the texts at these positions."""
         self._reset(expert)
-        manifest, texts = self._manifest, dict[int, list[int]]()
+        manifest, texts = self.manifest, dict[int, list[int]]()
         for position in positions:
             if len(texts) == manifest.passages:
                 break
-            text = self._store.texts[position]
-            tokens = self._tokenizer(text, truncation=True, max_length=manifest.max_length)
+            text = self.store.texts[position]
+            tokens = self.tokenizer(text, truncation=True, max_length=manifest.max_length)
             if len(tokens["input_ids"]) >= MIN_TOKENS:
                 texts[position] = list(tokens["input_ids"])
         once = [1] * len(texts)
@@ -86,7 +85,7 @@ class ExpertTrainer:
             return
         device = self._copy.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed((self._manifest.seed << 16) + expert)
+            torch.manual_seed((self.manifest.seed << 16) + expert)
             for module in self._copy.modules():
                 if hasattr(module, "reset_lora_parameters"):
                     module.reset_lora_parameters("default", True)

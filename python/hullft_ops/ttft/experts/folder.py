@@ -132,10 +132,8 @@ class Experts:
             manifest = Manifest.read(path)
             if not manifest.finished:
                 built = len({name.split("/")[0] for name in manifest.files if "/" in name})
-                raise ValueError(
-                    f"{path} holds {built} of {manifest.clusters} experts: build them with the "
-                    "same settings again to continue"
-                )
+                found = f"{path} holds {built} of {manifest.clusters} experts"
+                raise ValueError(f"{found}: build them with the same settings again to continue")
             tensors = load_file(checked_file(path, manifest, CENTROIDS_FILE))
         return cls(path, manifest, tensors["centroids"], tensors["sizes"])
 
@@ -168,28 +166,23 @@ class Experts:
         """
         count = check_integer("Experts.check", "n_experts", n_experts, 1)
         check_plain("Experts.check", model)
-        manifest, dim = self.manifest, self.centroids.shape[1]
-        built, texts = f"the experts in {self.path} are of", int(self.sizes.sum())
+        manifest, ours = self.manifest, f"the experts in {self.path} are of"
         with prefixed("Experts.check"):
             if count > len(self):
                 raise ValueError(f"n_experts is {count}, {self.path} holds {len(self)} experts")
             if (found := fingerprint(model)) != manifest.fingerprint:
-                name = model.name_or_path or type(model).__name__
+                given = f"{model.name_or_path or type(model).__name__} with weights {found}"
                 base = manifest.model or "a model without a name"
-                raise ValueError(
-                    f"model is {name} with weights {found}, {built} {base} with weights "
-                    f"{manifest.fingerprint}"
-                )
-            if (store.embedder, store.dim) != (manifest.embedder, dim):
-                raise ValueError(
-                    f"store has embeddings of {store.embedder} of dim {store.dim}, {built} "
-                    f"{manifest.embedder} of dim {dim}"
-                )
+                wanted = f"{base} with weights {manifest.fingerprint}"
+                raise ValueError(f"model is {given}, {ours} {wanted}")
+            given = f"{store.embedder} of dim {store.dim}"
+            wanted = f"{manifest.embedder} of dim {self.centroids.shape[1]}"
+            if given != wanted:
+                raise ValueError(f"store has embeddings of {given}, {ours} {wanted}")
             if (found := store_digest(store)) != manifest.store:
-                raise ValueError(
-                    f"store has {len(store)} texts with digest {found}, {built} one with {texts} "
-                    f"texts and digest {manifest.store}"
-                )
+                given = f"{len(store)} texts with digest {found}"
+                wanted = f"one with {int(self.sizes.sum())} texts and digest {manifest.store}"
+                raise ValueError(f"store has {given}, {ours} {wanted}")
             for name in manifest.files:
                 if not (self.path / name).is_file():
                     raise ValueError(f"{self.path / name} is missing")
@@ -223,9 +216,8 @@ def checked_file(folder: Path, manifest: Manifest, name: str) -> Path:
     if not file.is_file():
         raise ValueError(f"{file} is missing: {remedy}")
     if (found := sha256_of(file)) != recorded:
-        raise ValueError(
-            f"{file} is damaged: its SHA-256 is {found}, the manifest has {recorded}: {remedy}"
-        )
+        sums = f"its SHA-256 is {found}, the manifest has {recorded}"
+        raise ValueError(f"{file} is damaged: {sums}: {remedy}")
     return file
 
 

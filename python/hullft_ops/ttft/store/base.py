@@ -59,13 +59,12 @@ def checked_search(function: str, store: Store, given: Queries, k: int) -> tuple
 
 
 def _floats(function: str, name: str, given: Queries) -> torch.Tensor:
-    if isinstance(given, torch.Tensor) and given.device.type != "cpu":
-        raise ValueError(f"{function}: {name} must be on the CPU, got {given.device}")
-    if not isinstance(given, np.ndarray | torch.Tensor):
+    tensor = torch.from_numpy(for_torch(given)) if isinstance(given, np.ndarray) else given
+    if not isinstance(tensor, torch.Tensor):
         kind = "a float32 NumPy array or torch.Tensor"
         raise TypeError(f"{function}: {name} must be {kind}, got {type(given).__name__}")
-    values = for_torch(given) if isinstance(given, np.ndarray) else given
-    tensor = torch.as_tensor(values, device="cpu")
+    if tensor.device.type != "cpu":
+        raise ValueError(f"{function}: {name} must be on the CPU, got {tensor.device}")
     if tensor.dtype != torch.float32:
         raise TypeError(f"{function}: {name} must be float32, got {tensor.dtype}")
     return tensor.detach().contiguous()
@@ -98,15 +97,12 @@ class MemoryStore:
         if len(texts) == 0:
             raise ValueError("MemoryStore: texts is empty")
         vectors = _floats("MemoryStore", "embeddings", embeddings)
-        if vectors.ndim != 2 or vectors.shape[0] != len(texts) or vectors.shape[1] == 0:
-            raise ValueError(
-                f"MemoryStore: embeddings must have shape [{len(texts)}, dim] for {len(texts)} "
-                f"texts, got {list(vectors.shape)}"
-            )
+        must, count, shape = "MemoryStore: embeddings must", len(texts), list(vectors.shape)
+        if len(shape) != 2 or shape[0] != count or shape[1] == 0:
+            raise ValueError(f"{must} have shape [{count}, dim] for {count} texts, got {shape}")
         if wrong := not_unit(vectors.numpy()):
-            raise ValueError(
-                "MemoryStore: embeddings must be unit vectors, row {} has norm {}".format(*wrong)
-            )
+            row, norm = wrong
+            raise ValueError(f"{must} be unit vectors, row {row} has norm {norm}")
         self.texts: Sequence[str] = texts
         self.embeddings = vectors
         self.embedder = embedder_name

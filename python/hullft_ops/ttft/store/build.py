@@ -81,10 +81,8 @@ class Cutting:
         elif self.tokenizer is None or not self.tokenizer.is_fast:
             raise ValueError("Cutting: chunk_tokens needs a fast tokenizer")
         elif self.overlap >= self.chunk_tokens:
-            raise ValueError(
-                f"Cutting: overlap must be below chunk_tokens, got {self.overlap} of "
-                f"{self.chunk_tokens}"
-            )
+            got = f"{self.overlap} of {self.chunk_tokens}"
+            raise ValueError(f"Cutting: overlap must be below chunk_tokens, got {got}")
 
     def texts(self, text: str) -> Iterable[str]:
         """The texts of a record; an empty one stays, to be counted."""
@@ -157,13 +155,12 @@ def _write_texts(writer: StoreWriter, source: Source, cutting: Cutting, bar: Pro
         report = {"settings": writer.journal.settings}
         if shard := writer.write_texts(rows, lambda: report | asdict(counts)):
             return shard
+        named = counts.malformed_named
         raise SourceError(
             f"{source.name}: nothing to index: of {counts.records} records {counts.malformed} "
             f"are malformed, {counts.near_empty} texts have fewer than {cutting.min_chars} "
-            f"characters, {counts.repeated} are repeated"
-            + (f" or among the {known} in the datastore" if known else "")
-            + "".join(f"; {name}" for name in counts.malformed_named)
-            + (f"; {counts.binary} files are not text" if counts.binary else "")
+            f"characters, {counts.repeated} are repeated or among the {known} in the datastore, "
+            f"{counts.binary} files are not text" + "".join(f"; {name}" for name in named)
         )
     except (ValueError, OSError):
         # Texts that cannot be written now cannot be written by a resumed run either.
@@ -198,10 +195,9 @@ def _check_state(path: Path, mode: str, settings: dict[str, Any]) -> Journal | N
         was = journal.settings
         names = [n for n in sorted(was.keys() | settings) if was.get(n) != settings.get(n)]
         if names and mode == "resume":
-            raise ValueError(
-                f"{_FUNCTION}: the interrupted write in {path} has other settings: "
-                + ", ".join(f"{n} was {was.get(n)!r}, is {settings.get(n)!r}" for n in names)
-            )
+            odd = ", ".join(f"{n} was {was.get(n)!r}, is {settings.get(n)!r}" for n in names)
+            write = f"the interrupted write in {path}"
+            raise ValueError(f"{_FUNCTION}: {write} has other settings: {odd}")
     elif not (path / MANIFEST_FILE).exists():
         if path.exists() and set(path.iterdir()) - set(own_entries(path, OWN_PARTIALS)):
             raise FileExistsError(f"{_FUNCTION}: {path} is not empty and not a datastore")

@@ -14,6 +14,7 @@ split at every record batch.
 
 import zlib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,7 @@ _EXACT_ROWS = 20_000
 _NORM_TOLERANCE = 2e-3
 
 
+@dataclass(eq=False, repr=False)
 class Datastore:
     """A `Store` on disk. `build` or `open` makes one.
 
@@ -62,21 +64,15 @@ class Datastore:
             None for all.
     """
 
-    def __init__(
-        self,
-        manifest: Manifest,
-        rows: "datasets.Dataset",
-        embeddings: torch.Tensor,
-        lists: ListSearch | None = None,
-        positions: torch.Tensor | None = None,
-    ) -> None:
-        self.manifest = manifest
-        self.embedder, self.dim = manifest.embedder, manifest.dim
-        self.rows = rows
-        self.texts: Sequence[str] = rows["text"]
-        self.embeddings = embeddings
-        self.positions = positions
-        self._lists = lists
+    manifest: Manifest
+    rows: "datasets.Dataset"
+    embeddings: torch.Tensor
+    _lists: ListSearch | None = None
+    positions: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self.embedder, self.dim = self.manifest.embedder, self.manifest.dim
+        self.texts: Sequence[str] = self.rows["text"]
 
     def __len__(self) -> int:
         return self.manifest.count if self.positions is None else len(self.positions)
@@ -184,9 +180,8 @@ class Datastore:
             try:
                 found = pa.compute.is_in(column, value_set=array_of(column.type, values))
             except NOT_OF_TYPE as error:
-                raise ValueError(
-                    f"Datastore.filter: {name} is {column.type}, got {values[0]!r}: {error}"
-                ) from error
+                said = f"{name} is {column.type}, got {values[0]!r}: {error}"
+                raise ValueError(f"Datastore.filter: {said}") from error
             mask &= found.to_numpy(zero_copy_only=False)
         if self.positions is not None:
             mask &= np.isin(np.arange(len(mask)), self.positions.numpy())

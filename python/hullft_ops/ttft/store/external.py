@@ -66,11 +66,10 @@ class DatabaseStore:
         """As `Datastore.search`. TypeError and ValueError also if the database answers wrongly."""
         vectors, k = checked_search(_FUNCTION, self, queries, k)
         found = self._database.search(vectors.numpy(), k)
-        if [len(set(keys)) for keys in found] != [k] * len(vectors):
-            raise ValueError(
-                f"{_FUNCTION}: database must find {k} different texts for each of "
-                f"{len(vectors)} queries, found {[len(set(keys)) for keys in found]}"
-            )
+        counts = [len(set(keys)) for keys in found]
+        if counts != [k] * len(vectors):
+            wanted = f"{k} different texts for each of {len(vectors)} queries"
+            raise ValueError(f"{_FUNCTION}: database must find {wanted}, found {counts}")
         with self._lock:
             self._fetch([key for keys in found for key in keys])
         places = [[self._places[key] for key in keys] for keys in found]
@@ -118,16 +117,13 @@ class QdrantDatabase:
         self._text_field = text_field
         self._request = models.QueryRequest
         vectors = client.get_collection(collection).config.params.vectors
+        must = f"QdrantDatabase: collection {collection!r} must"
         if not isinstance(vectors, models.VectorParams):
-            raise ValueError(
-                f"QdrantDatabase: collection {collection!r} must have one unnamed vector a point, "
-                f"got vectors named {', '.join(map(repr, vectors or {})) or 'nothing'}"
-            )
-        if vectors.distance not in (models.Distance.DOT, models.Distance.COSINE):
-            raise ValueError(
-                f"QdrantDatabase: collection {collection!r} must compare its vectors by Dot or "
-                f"Cosine, got {vectors.distance.value}"
-            )
+            names = ", ".join(map(repr, vectors or {})) or "nothing"
+            raise ValueError(f"{must} have one unnamed vector a point, got vectors named {names}")
+        distance = vectors.distance
+        if distance not in (models.Distance.DOT, models.Distance.COSINE):
+            raise ValueError(f"{must} compare its vectors by Dot or Cosine, got {distance.value}")
 
     def __len__(self) -> int:
         return self._client.count(self._collection, exact=True).count
@@ -149,9 +145,7 @@ class QdrantDatabase:
             payload = points[key].payload if key in points else None
             text = (payload or {}).get(self._text_field)
             if not isinstance(text, str):
-                raise ValueError(
-                    f"QdrantDatabase: point {key} of {self._collection} must have a string "
-                    f"{self._text_field!r}, got {text!r}"
-                )
+                point = f"QdrantDatabase: point {key} of {self._collection}"
+                raise ValueError(f"{point} must have a string {self._text_field!r}, got {text!r}")
             texts.append(text)
         return texts, np.asarray([points[key].vector for key in keys], dtype=np.float32)

@@ -349,13 +349,11 @@ def check_file(
     A ``longer`` file passes; the rest of it is not checked.
     """
     file = folder / wanted.file
+    corrupt = f"{file} is missing or corrupt"
     for path in (folder, file):
         refuse_link(path)
     size = file.stat().st_size if file.is_file() else None
     if size is None or size < wanted.bytes or (size > wanted.bytes and not longer):
-        raise ValueError(
-            f"{file} is missing or corrupt: it must have {wanted.bytes} bytes, "
-            f"has {'none' if size is None else size}"
-        )
+        raise ValueError(f"{corrupt}: it must have {wanted.bytes} bytes, has {size or 'none'}")
     if checksum and crc32_of(file, wanted.bytes) != wanted.crc32:
-        raise ValueError(f"{file} is missing or corrupt: its checksum is wrong")
+        raise ValueError(f"{corrupt}: its checksum is wrong")

@@ -110,10 +110,9 @@ class Source:
 
     def _check_share(self, counts: Counts) -> None:
         if counts.malformed > self.max_bad_share * counts.records:
-            raise SourceError(
-                f"{self.name}: {counts.malformed} of {counts.records} records are malformed, more "
-                f"than max_bad_share {self.max_bad_share:g}: {'; '.join(counts.malformed_named)}"
-            )
+            share = f"{counts.malformed} of {counts.records} records are malformed"
+            most, named = f"max_bad_share {self.max_bad_share:g}", "; ".join(counts.malformed_named)
+            raise SourceError(f"{self.name}: {share}, more than {most}: {named}")
 
     def _record(self, place: str, values: Values) -> Record | str:
         """The record to keep, or what is wrong with it."""

@@ -71,10 +71,7 @@ class StoreWriter:
         function: str,
         interrupted: Journal | None = None,
     ) -> "StoreWriter":
-        """A new write, which rolls an interrupted one back, or the ``interrupted`` one.
-
-        ValueError if the datastore has been replaced since, or is of another embedder.
-        """
+        """A new write, which rolls an interrupted one back, or the ``interrupted`` one."""
         check_is_embedder(function, embedder)
         dim = check_integer(function, "embedder.dim", embedder.dim, 1)
         if (directory / MANIFEST_FILE).exists():
@@ -103,10 +100,7 @@ class StoreWriter:
     def write_texts(
         self, rows: Iterable[Mapping[str, Any]], report: Callable[[], dict[str, Any]]
     ) -> DataFile | None:
-        """Write a shard of texts, each with the same scalars beside it; None if there are none.
-
-        After the last row, ``report`` returns the manifest's entry on the source.
-        """
+        """Write texts as a shard, then the ``report`` on them; None if there are no texts."""
         file = self.folder / f"texts-{len(self.base.shards):05}.arrow"
         refuse_link(file)
         known = None
@@ -127,10 +121,7 @@ class StoreWriter:
         thresholds: IndexThresholds,
         encode: EncodeBatches | None = None,
     ) -> None:
-        """Embed the shard's texts, build the index, and make readers see them.
-
-        Whatever ``bar`` counts is on the disk.
-        """
+        """Embed the shard's texts, build the index, and make readers see them."""
         # A kill may have struck between writing the manifest and removing the journal.
         if shard not in self.base.shards:
             self._embed(shard, bar, encode)
@@ -211,10 +202,8 @@ def _write_rows(
         return 0
     schema = known or _inferred(function, first)
     if set(schema.names) != set(first[0]):
-        raise ValueError(
-            f"{function}: the datastore has the columns {', '.join(schema.names)}, "
-            f"got {', '.join(first[0])}"
-        )
+        have, got = ", ".join(schema.names), ", ".join(first[0])
+        raise ValueError(f"{function}: the datastore has the columns {have}, got {got}")
     with pa.ipc.new_stream(str(file), schema) as writer:
         for batch in chain([first], batches):
             for position, row in enumerate(batch, count):
@@ -254,8 +243,7 @@ def _inferred(function: str, rows: list[Mapping[str, Any]]) -> pa.Schema:
         if pa.types.is_null(kind):
             kind = pa.string()
         if not any(is_kind(kind) for is_kind in _SCALARS):
-            raise ValueError(
-                f"{function}: metadata {name} must be strings, numbers or booleans, got {kind}"
-            )
+            wanted = "strings, numbers or booleans"
+            raise ValueError(f"{function}: metadata {name} must be {wanted}, got {kind}")
         found.append(pa.field(name, kind))
     return pa.schema(found)
