@@ -108,7 +108,7 @@ def test_a_filter_holds_in_lists(monkeypatch, stores, given, kind):
     monkeypatch.setattr("hullft_ops.ttft.store.datastore._EXACT_ROWS", 0)
     store = stores[kind]
     positions = torch.arange(0, COUNT, 3)
-    part = Datastore(store.manifest, store.rows, store.embeddings, store._lists, positions)
+    part = Datastore(store.manifest, store.rows, store.embeddings, store.lists, positions)
     _, ids = part.search(given.vectors[COUNT:], 50)
     assert (ids % 3 == 0).all()
     _, exact = exact_search(given.vectors[:COUNT], given.vectors[COUNT:], 50, positions.numpy())

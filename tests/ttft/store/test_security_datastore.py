@@ -286,7 +286,7 @@ def test_a_write_removes_and_changes_nothing_behind_a_link(path, embedder, tmp_p
 
 def test_an_index_that_names_rows_there_are_none_is_refused(path, embedder):
     store = Datastore.open(path)
-    search = store._lists
+    search = store.lists
     far = search_index.ListSearch(search.index, search.matrix[: COUNT // 2], search.facts)
     with pytest.raises(ValueError, match=r"must name rows 0..299, names \d+: .*corrupt"):
         far.search(embedder.encode(["text 3"]), COUNT // 2)

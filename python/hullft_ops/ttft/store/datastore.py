@@ -60,6 +60,7 @@ class Datastore:
         texts: by position; each access reads one from disk.
         embeddings: mapped from disk without a copy. Writing to them changes this process's view,
             never the file.
+        lists: the inverted lists of a large datastore; None for exact search.
         positions: int64 ``[len(store)]``, ascending: the positions that `filter` left to search;
             None for all.
     """
@@ -67,7 +68,7 @@ class Datastore:
     manifest: Manifest
     rows: "datasets.Dataset"
     embeddings: torch.Tensor
-    _lists: ListSearch | None = None
+    lists: ListSearch | None = None
     positions: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -188,7 +189,7 @@ class Datastore:
         if not mask.any():
             raise ValueError(f"Datastore.filter: no text has {metadata}")
         positions = torch.from_numpy(np.flatnonzero(mask))
-        return Datastore(self.manifest, self.rows, self.embeddings, self._lists, positions)
+        return Datastore(self.manifest, self.rows, self.embeddings, self.lists, positions)
 
     def search(self, queries: Queries, k: int) -> Found:
         """The ``k`` texts nearest to each query; exact unless ``manifest.index`` says otherwise.
@@ -209,10 +210,10 @@ class Datastore:
         vectors, k = checked_search("Datastore.search", self, queries, k)
         rows = None if self.positions is None else self.positions.numpy()
         # Comparing few texts one by one is faster than picking them out of the lists.
-        if self._lists is None or len(self) <= _EXACT_ROWS:
+        if self.lists is None or len(self) <= _EXACT_ROWS:
             scores, ids = exact_search(self.embeddings.numpy(), vectors.numpy(), k, rows)
         else:
-            scores, ids = self._lists.search(vectors.numpy(), k, rows)
+            scores, ids = self.lists.search(vectors.numpy(), k, rows)
         return torch.from_numpy(scores), torch.from_numpy(ids)
 
 
