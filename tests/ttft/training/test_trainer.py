@@ -248,6 +248,13 @@ def test_out_of_memory_restores_and_says_what_to_lower(gpt2, make, bits, order):
         assert report.optimizer_steps == 12
 
 
+def test_a_state_that_an_interrupt_left_empty_is_made(gpt2, make):
+    finetuner = make(gpt2)
+    finetuner._trainer._optimizer.state[next(gpt2.parameters())] = {}
+    with finetuner.adapted(PROMPT) as report:
+        assert report.optimizer_steps == 12
+
+
 def test_another_error_is_left_as_it_is(gpt2, make):
     def fail(*args):
         raise RuntimeError("of the model's own")
