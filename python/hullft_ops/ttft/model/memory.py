@@ -81,11 +81,11 @@ def training_advice(
 ) -> str:
     """What to do if a finetuner with these settings runs out of memory on ``texts``."""
     longest = max(map(len, texts), default=0)
+    lower = f"max_length (it is {max_length})" + (f", context (it is {context})" if context else "")
     advice = (
         f"TestTimeFinetuner: out of memory, adapting on texts of up to {longest} tokens; the "
-        f"model has been restored. Lower max_length (it is {max_length}), lower context (it is "
-        f"{context}), or train less of the model: PEFT adapters, or requires_grad_(False) for "
-        'some of it; dtype="bfloat16" makes activations smaller'
+        f"model has been restored. Lower {lower}, or train less of the model: PEFT adapters, or "
+        'requires_grad_(False) for some of it; dtype="bfloat16" makes activations smaller'
     )
     if order == "interleaved":
         fewer = f"a lower n_select (it is {n_select}) fewer of them"

@@ -175,9 +175,9 @@ class SupportTrainer:
 
     def _check_moments(self) -> None:
         for parameter, state in self._optimizer.state.items():
-            # An interrupt may have left the state empty.
-            kept = state.get("exp_avg", parameter)
-            now, then = ((t.dtype, t.device) for t in (parameter, kept))
+            # An interrupt may have left a state empty.
+            moment = state.get("exp_avg", parameter)
+            now, then = ((t.dtype, t.device) for t in (parameter, moment))
             if now != then:
                 raise RuntimeError(
                     "TestTimeFinetuner: the model was moved or cast after this finetuner's first "
