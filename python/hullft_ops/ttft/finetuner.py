@@ -93,13 +93,15 @@ class TestTimeFinetuner:
         context: how many of the nearest texts stand before the prompt, nearest last, while the
             finetuner scores or continues it. Texts are never cut; the farthest are dropped
             until the prompt fits, or half of the model's context is free.
-        experts, n_experts, expert_scale: the experts of the prompt's region, so many at most, are
-            added to the trained weights before the first step, their sum times the scale.
+        experts: before the first step, the finetuner adds those of the prompt's region to the
+            trained weights.
+        n_experts: how many of them to merge at most; 0 for none.
+        expert_scale: multiplies the merged difference.
         expert_temperature: None to weigh them by `hullft_ops.fw_select` over the centroids. A
             number for a softmax of the cosine similarities divided by it.
-        cache_dir, cache_bytes: folder that keeps trained parameters, so that a prompt that comes
-            again gets the same bits without a pass. Beyond its largest size in bytes, the least
-            recently used entries are deleted.
+        cache_dir: folder that keeps trained parameters, so that a prompt that comes again gets the
+            same bits without a pass. None to keep nothing.
+        cache_bytes: the folder's largest size; the least recently used entries are deleted.
         on_step: called with the number of steps so far: 0 before the first, then after those with
             each gradient. Not for what ``cache_dir`` has. ``seconds`` counts its time too.
 
@@ -215,6 +217,7 @@ class TestTimeFinetuner:
         """`select` for many prompts, in one go; it raises the same.
 
         The supports equal those of `select` if the embedder's vectors are the same in a batch.
+        `adapted` takes a support in place of its prompt.
         """
         return self._selector.select(prompts)
 
@@ -226,14 +229,18 @@ class TestTimeFinetuner:
         On exit, even after an exception in the block or while adapting, parameters and buffers have
         the same bits as before, in the same storage. Gradients, ``requires_grad`` flags, modes and
         plain attributes of modules are restored too. The guide lists what cannot be undone, and
-        describes threads, signals and interrupts. Enter and leave the block in the same thread.
+        describes signals and interrupts.
+
+        Other threads may not adapt, score or continue the model meanwhile. If they already do, this
+        waits. Enter and leave the block in the same thread.
 
         Args:
             prompt: a text of any length, a support from `select` or `select_batch`, or an adapter
                 from `adapt_many`, which takes no steps.
             seconds: budget from entering the block to its first line, except for writing
                 ``cache_dir`` and reading the texts in the context; None for no limit. Training
-                stops before a pass that it expects to end late.
+                stops before a pass that it expects to end late, and ``report.steps_left_out``
+                counts the other steps.
 
         Raises:
             TypeError, ValueError: as `select`, or seconds is not a number above 0.
@@ -266,6 +273,9 @@ class TestTimeFinetuner:
             prompts: texts, or supports from `select_batch`.
             batch_size: prompts to train at a time. Each takes four times the adapter's parameters,
                 and the activations of a text.
+
+        Returns:
+            Adapters in the order of the prompts. `adapted` takes each in place of its prompt.
 
         Raises:
             TypeError, ValueError: as `select`; batch_size is not an int or below 1; or other
