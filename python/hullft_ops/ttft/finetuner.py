@@ -43,9 +43,8 @@ from hullft_ops.ttft.training.checks import (
     check_limit,
     check_same_trained,
     checked_trained,
-    refreshes_of,
 )
-from hullft_ops.ttft.training.steps import StageClock
+from hullft_ops.ttft.training.steps import StageClock, refreshes_of
 from hullft_ops.ttft.training.trainer import SupportTrainer
 
 

@@ -19,8 +19,8 @@ from hullft_ops.ttft.model.loss import MeanLoss
 from hullft_ops.ttft.model.snapshot import put
 from hullft_ops.ttft.report import AdaptationReport
 from hullft_ops.ttft.retrieval.support import Support
-from hullft_ops.ttft.training.checks import inference_tensors_explained, refreshes_of
-from hullft_ops.ttft.training.steps import StageClock
+from hullft_ops.ttft.training.checks import inference_tensors_explained
+from hullft_ops.ttft.training.steps import StageClock, refreshes_of
 from hullft_ops.ttft.training.trainer import (
     SupportTrainer,
     autocasting,

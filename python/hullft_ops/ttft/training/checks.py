@@ -1,7 +1,7 @@
 """What is trained and with which settings, checked before the first step."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ from torch import nn
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-from hullft_ops._checks import check_integer, check_number
+from hullft_ops._checks import check_number
 from hullft_ops.ttft.model.onednn import has_bfloat16
 
 
@@ -107,11 +107,3 @@ def autocast_dtype(
             stacklevel=3,
         )
     return torch.bfloat16
-
-
-def refreshes_of(refresh: int | Callable[[int], int], counts: Sequence[int]) -> list[int]:
-    if not callable(refresh):
-        return [refresh] * len(counts)
-    # A text without steps has no gradient. No function should have to expect that.
-    found = [refresh(count) if count else 1 for count in counts]
-    return [check_integer("TestTimeFinetuner", "refresh", one, 1) for one in found]

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from hullft_ops._checks import check_integer
+
 ORDERS = ("grouped", "interleaved")
 # The factor on the learning rate at a step of so many, counted from 0.
 SCHEDULES: dict[str, Callable[[int, int], float]] = {
@@ -28,6 +30,15 @@ class Sweep:
     fresh: bool  # compute the gradient; otherwise use the one that was kept for the example
     repeats: int  # how many steps
     keep: bool  # a later sweep needs the gradient too
+
+
+def refreshes_of(refresh: int | Callable[[int], int], counts: Sequence[int]) -> list[int]:
+    """For each text, how many steps to take with a gradient."""
+    if not callable(refresh):
+        return [refresh] * len(counts)
+    # A text without steps has no gradient. No function should have to expect that.
+    found = [refresh(count) if count else 1 for count in counts]
+    return [check_integer("TestTimeFinetuner", "refresh", one, 1) for one in found]
 
 
 def plan(counts: Sequence[int], refreshes: Sequence[int], order: str) -> Iterator[Sweep]:
