@@ -81,7 +81,7 @@ class Prefill:
         return {cache_keyword(model): copied, "use_cache": True}
 
     def begins(self, model: "PreTrainedModel", tokens: Sequence[int]) -> bool:
-        """Whether the model, as it is now, may read ``tokens`` from the cache on."""
+        """Whether the model, as it is now, may begin ``tokens`` with the cache."""
         head = list(tokens[: len(self.tokens)])
         return head == self.tokens and self._state == _state(model)
 

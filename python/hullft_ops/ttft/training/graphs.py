@@ -22,7 +22,8 @@ from hullft_ops.ttft.training.steps import StageClock
 
 # Trains on a text, counts its stages on the clock, and returns the loss.
 Pass = Callable[[Tensor, StageClock], Tensor]
-# Records a call without running it. Returns what ``replay()`` runs it, and what that fills.
+# Records a call without running it. Returns a graph, whose ``replay()`` runs the call, and its
+# result, which each replay fills.
 Capture = Callable[[Callable[[], Tensor]], tuple[Any, Tensor]]
 
 
