@@ -115,14 +115,19 @@ def add(additions: Sequence[Addition], clock: StageClock) -> None:
     """Add to each parameter, in place. All factors of a parameter take one product."""
     if not additions:
         return
+    # Most weights have the same ranks and shares. A new tensor for each would take long.
+    columns: dict[tuple[tuple[int, float], ...], torch.Tensor] = {}
     # In inference mode, torch would not count these writes.
     with clock.of("merge"), torch.inference_mode(False), torch.no_grad():
         for parameter, shares in additions:
             low = [(one, share) for one, share in shares if isinstance(one, Factors)]
             if low:
-                b = torch.cat([one.b for one, _ in low], dim=1)
-                a = torch.cat([one.a * (one.scale * share) for one, share in low])
-                parameter.addmm_(b.to(parameter), a.to(parameter))
+                b, a = torch.cat([one.b for one, _ in low], 1), torch.cat([one.a for one, _ in low])
+                scales = tuple((len(one.a), one.scale * share) for one, share in low)
+                if scales not in columns:
+                    values = [[scale] for rank, scale in scales for _ in range(rank)]
+                    columns[scales] = torch.tensor(values, dtype=torch.float32, device=a.device)
+                parameter.addmm_(b.to(parameter), a.mul_(columns[scales]).to(parameter))
             for one, share in shares:
                 if isinstance(one, torch.Tensor):
                     parameter.add_(one.to(parameter), alpha=share)
