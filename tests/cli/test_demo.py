@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import shutil
 import struct
@@ -16,6 +17,7 @@ from typer.testing import CliRunner, Result
 from hullft_ops.cli.app import app
 from hullft_ops.ttft import Datastore, bits_per_byte
 from hullft_ops.ttft.evaluation import runner
+from hullft_ops.ttft.evaluation.comparison import write_json
 from hullft_ops.ttft.evaluation.corpus import HELD_OUT_ONE_IN, Prompt, choose_prompts
 from hullft_ops.ttft.evaluation.runner import Evaluator
 from hullft_ops.ttft.model.loading import load_model
@@ -331,6 +333,12 @@ def test_a_model_whose_weights_are_cut_short_is_refused(
     result = invoke(*own, "--model", broken, "--output", tmp_path / "out")
     assert result.exit_code == 2
     assert result.stderr.splitlines()[-1].startswith(f"hullft-ops demo: model {broken}: ")
+
+
+def test_a_path_that_is_not_utf8_can_be_written(tmp_path: Path) -> None:
+    place, file = Path(os.fsdecode(b"caf\xe9")), tmp_path / "demo.json"
+    write_json({"output": place, "text": "é"}, file)
+    assert json.loads(file.read_text()) == {"output": str(place), "text": "é"}
 
 
 def test_prompts_take_turns_over_domains_and_follow_the_seed() -> None:

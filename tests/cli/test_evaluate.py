@@ -184,15 +184,17 @@ def test_a_file_in_use_is_refused(inputs: list[object], tmp_path: Path) -> None:
     assert "another process is writing to it" in result.stderr
 
 
+@pytest.mark.parametrize("steps", [1, 3], ids=["of the score", "of a pass"])
 def test_a_loss_that_is_not_finite_is_a_row_with_an_error(
-    inputs: list[object], tmp_path: Path
+    inputs: list[object], tmp_path: Path, steps: int
 ) -> None:
     output = tmp_path / "diverged.jsonl"
-    options = ["--method", "knn", "--steps", 3, "--limit", 1, "--output", output]
+    options = ["--method", "knn", "--steps", steps, "--limit", 1, "--output", output]
     assert invoke(*inputs[:-1], 1e30, *options).exit_code == 0
     (row,) = rows_of(output)
     assert row["bits_per_byte_after"] is None
     assert "is nan" in row["error"]
+    assert row["seconds"] == {}
 
 
 def test_prompts_that_the_datastore_holds_are_left_out(

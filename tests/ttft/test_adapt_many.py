@@ -278,6 +278,10 @@ def test_prompts_may_come_from_an_iterator(llama, make):
     finetuner = make(with_lora(llama), n_select=2)
     adapters = finetuner.adapt_many(prompt for prompt in PROMPTS[:2])
     assert [one.support for one in adapters] == finetuner.select_batch(PROMPTS[:2])
+    assert finetuner.adapt_many([]) == []
+    for text in ("", PROMPTS[0]):
+        with pytest.raises(TypeError, match="prompts must be a sequence of str, got one str"):
+            finetuner.adapt_many(text)
 
 
 def test_an_adapter_of_another_model_is_refused(llama, gpt2, make, bits):

@@ -284,7 +284,7 @@ class TestTimeFinetuner:
         """
         batch_size = check_integer("adapt_many", "batch_size", batch_size, 1)
         held: Any = prompts if isinstance(prompts, str) else list(prompts)
-        are_selected = all(isinstance(prompt, Support) for prompt in held)
+        are_selected = bool(held) and all(isinstance(prompt, Support) for prompt in held)
         supports: list[Support] = held if are_selected else self.select_batch(held)
         check_same_trained(self.model, self._trained)
         advice = self._advice([text for support in supports for text in support.input_ids])

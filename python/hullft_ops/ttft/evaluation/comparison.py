@@ -153,4 +153,5 @@ def sentences(figures: dict[str, Any]) -> list[str]:
 def write_json(content: dict[str, Any], path: Path) -> None:
     """Write ``content``, with paths as strings; the file appears whole or not at all."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False, default=str)
-    write_durably(path, f"{text}\n".encode())
+    # A path may have bytes that are not UTF-8. JSON spells them as Python does.
+    write_durably(path, f"{text}\n".encode(errors="backslashreplace"))

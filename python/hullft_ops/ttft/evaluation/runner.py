@@ -169,7 +169,7 @@ class Evaluator:
                 bits_per_byte_before=before,
                 bits_per_byte_after=after,
                 bytes_scored=size,
-                seconds=self._seconds(report) if report else {},
+                seconds=self._seconds(report) if report and failure is None else {},
                 seconds_row=perf_counter() - start,
                 passes=report.forward_backward_passes if report else 0,
                 steps=report.optimizer_steps if report else 0,
