@@ -54,6 +54,10 @@ def test_a_hit_makes_no_pass_and_gives_the_same_bits(
     assert size < entry.stat().st_size < size + 8000
     # As in another process: a copy of the model, and a finetuner that has seen nothing.
     again, before = copy.deepcopy(model), bits(model)
+    # The same model may lie in another folder.
+    again.config._name_or_path = "elsewhere"
+    for config in getattr(again, "peft_config", {}).values():
+        config.base_model_name_or_path = "elsewhere"
     monkeypatch.setattr(SupportTrainer, "train", lambda *_: pytest.fail("it was trained again"))
     for finetuner in (cached(again), cached(model)):
         for prompt in (PROMPT, finetuner.select(PROMPT)):

@@ -102,7 +102,8 @@ class AdaptationCache:
         config = model.config.to_dict()
         # The same model in another folder is the same model.
         config.pop("_name_or_path", None)
-        adapters = {n: c.to_dict() for n, c in getattr(model, "peft_config", {}).items()}
+        configs = getattr(model, "peft_config", {}).items()
+        adapters = {n: c.to_dict() | {"base_model_name_or_path": None} for n, c in configs}
         versions = [hullft_ops.__version__, torch.__version__, transformers.__version__]
         attention = getattr(model.config, "_attn_implementation", None)
         about = [weights_digest(model.state_dict()), type(model).__name__, config, attention]
