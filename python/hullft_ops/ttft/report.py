@@ -100,7 +100,7 @@ class AdaptationReport:
         from_cache: bool = False,
         **others: Any,
     ) -> "AdaptationReport":
-        """Of a prompt that trained for ``seconds``; ``share`` prompts share the clock's time."""
+        """The report on a training of ``seconds``; ``share`` prompts share the clock's time."""
         names = {field.name for field in fields(cls)}
         others |= {name: value for name, value in vars(support).items() if name in names}
         stages = support.seconds | {stage: clock.seconds(stage) / share for stage in _STAGES}

@@ -140,7 +140,7 @@ def run_tuning(
     # A setting that is refused must not leave an empty file.
     evaluator.prepare(candidates)
     with open_results(results, evaluator.run) as file, progress_bar() as bar:
-        evaluator.prepare(candidates, file.rows.values())
+        evaluator.prepare((), file.rows.values())
         task = bar.add_task("tuning, seconds", total=limit if limit < math.inf else None)
 
         def measure(prompt: Prompt, settings: Settings) -> Row:

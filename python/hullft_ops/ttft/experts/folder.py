@@ -175,10 +175,10 @@ class Experts:
                 base = manifest.model or "a model without a name"
                 wanted = f"{base} with weights {manifest.fingerprint}"
                 raise ValueError(f"model is {given}, {ours} {wanted}")
-            given = f"{store.embedder} of dim {store.dim}"
-            wanted = f"{manifest.embedder} of dim {self.centroids.shape[1]}"
-            if given != wanted:
-                raise ValueError(f"store has embeddings of {given}, {ours} {wanted}")
+            embedder, dim = manifest.embedder, self.centroids.shape[1]
+            if (store.embedder, store.dim) != (embedder, dim):
+                given = f"{store.embedder} of dim {store.dim}"
+                raise ValueError(f"store has embeddings of {given}, {ours} {embedder} of dim {dim}")
             if (found := store_digest(store)) != manifest.store:
                 given = f"{len(store)} texts with digest {found}"
                 wanted = f"one with {int(self.sizes.sum())} texts and digest {manifest.store}"

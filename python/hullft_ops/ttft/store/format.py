@@ -293,7 +293,7 @@ def _check_count(name: str, value: Any, limits: range) -> None:
 
 
 def _check_source(source: dict[str, Any]) -> None:
-    # Without anything if a program gave the texts.
+    # Empty if a program gave the texts.
     if source:
         # Binary files are absent before there were folders of mixed files.
         counts = {"settings": None, "binary": 0, "binary_named": []} | source

@@ -138,11 +138,12 @@ class SupportTrainer:
         ):
             # One tensor for all losses, allocated first. A loss left where its pass put it would
             # split the memory that the next pass needs for larger activations.
-            fresh = sum(sweep.fresh for sweep in plan(counts, refreshes, self.order))
+            sweeps = list(self._sweeps(counts, refreshes))
+            fresh = sum(sweep.fresh for sweep, _, _ in sweeps)
             losses = torch.empty(fresh, dtype=torch.float64, device=device)
             tokens = on_device(self._padded(texts), device)
             on_step(0)
-            for sweep, done, runs in self._sweeps(counts, refreshes):
+            for sweep, done, runs in sweeps:
                 if budget and not budget.allows(len(texts[sweep.example]), fresh=sweep.fresh):
                     break
                 if sweep.fresh:
@@ -240,7 +241,7 @@ class SupportTrainer:
     def _sweeps(
         self, counts: Sequence[int], refreshes: Sequence[int]
     ) -> Iterator[tuple[Sweep, int, Runs]]:
-        """Each sweep, the number of steps before it, and the rates of its own."""
+        """Each sweep, the number of steps before it, and its learning rates."""
         done, steps, factor = 0, sum(counts), SCHEDULES[self.schedule]
         for sweep in plan(counts, refreshes, self.order):
             end = done + sweep.repeats
