@@ -5,14 +5,19 @@ import torch
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--device", default="cpu", help="cpu (the default), cuda or cuda:N")
+    parser.addoption(
+        "--device", default="cpu", help="cpu (the default), cuda or cuda:N"
+    )
     parser.addoption(
         "--mirrored",
         action="store_true",
         help="the CPU's kernels on copies of the tensors, as --device has a GPU's: a rehearsal",
     )
     parser.addoption(
-        "--kills", type=int, default=4, help="how often tests/cli/test_kills.py kills each command"
+        "--kills",
+        type=int,
+        default=4,
+        help="how often tests/cli/test_kills.py kills each command",
     )
 
 

@@ -59,7 +59,9 @@ def test_accumulate(case: Case, recorder: Recorder, device: torch.device) -> Non
     recorder.ours(lambda: cache.accumulate(0, beta=case.beta))
     recorder.peer("torch foreach", foreach)
     if case.beta == 0:
-        recorder.peer("clones", lambda: [gradient.to(dtype, copy=True) for gradient in gradients])
+        recorder.peer(
+            "clones", lambda: [gradient.to(dtype, copy=True) for gradient in gradients]
+        )
     _time_sweep(case, recorder, gradients, copies)
 
 
@@ -69,12 +71,17 @@ def _rounding(case: Case) -> float:
 
 
 def _time_sweep(
-    case: Case, recorder: Recorder, gradients: list[torch.Tensor], copies: list[torch.Tensor]
+    case: Case,
+    recorder: Recorder,
+    gradients: list[torch.Tensor],
+    copies: list[torch.Tensor],
 ) -> None:
     """Read the gradient and write the cache. With beta = 1, read the cache too."""
     read = torch.cat([gradient.flatten() for gradient in gradients]).view(torch.int32)
     cached = torch.cat([copy.flatten() for copy in copies])
-    size = read.numel() * 4 + cached.numel() * cached.element_size() * (1 + (case.beta != 0))
+    size = read.numel() * 4 + cached.numel() * cached.element_size() * (
+        1 + (case.beta != 0)
+    )
 
     def sweep() -> None:
         read.amax()

@@ -35,7 +35,15 @@ class Case:
 
     def shapes(self) -> list[tuple[int, int]]:
         h, heads, inner = self.hidden, self.hidden // 3, 8 * self.hidden // 3
-        layer = [(h, h), (heads, h), (heads, h), (h, h), (inner, h), (inner, h), (h, inner)]
+        layer = [
+            (h, h),
+            (heads, h),
+            (heads, h),
+            (h, h),
+            (inner, h),
+            (inner, h),
+            (h, inner),
+        ]
         return self.layers * layer
 
 
@@ -44,7 +52,9 @@ def cases(grid: str) -> list[Case]:
         return [Case(1, 24, 2, 3)]
     if grid == "quick":
         return [Case(30, 576)]
-    return [Case(30, 576, experts, rank) for experts in (1, 4, 8) for rank in (8, 16, 32)]
+    return [
+        Case(30, 576, experts, rank) for experts in (1, 4, 8) for rank in (8, 16, 32)
+    ]
 
 
 def test_experts(case: Case, recorder: Recorder, device: torch.device) -> None:
@@ -55,7 +65,13 @@ def test_experts(case: Case, recorder: Recorder, device: torch.device) -> None:
     weights = torch.softmax(torch.arange(case.experts, dtype=torch.float32), 0).tolist()
     trained = list(model.parameters())
     merger = ExpertMerger(
-        cast(Any, model), trained, cast(Any, None), cast(Experts, experts), case.experts, 1.0, None
+        cast(Any, model),
+        trained,
+        cast(Any, None),
+        cast(Experts, experts),
+        case.experts,
+        1.0,
+        None,
     )
 
     def ours() -> None:
@@ -94,7 +110,9 @@ class _InMemory:
 
         self._updates = [
             {
-                name: Factors(draw(p.shape[0], case.rank), draw(case.rank, p.shape[1]), _SCALE)
+                name: Factors(
+                    draw(p.shape[0], case.rank), draw(case.rank, p.shape[1]), _SCALE
+                )
                 for name, p in model.named_parameters()
             }
             for _ in range(case.experts)
@@ -111,7 +129,10 @@ class _InMemory:
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         found = []
         for factors in zip(*(update.values() for update in self._updates), strict=True):
-            b = [weight * f.scale * f.b for weight, f in zip(weights, factors, strict=True)]
+            b = [
+                weight * f.scale * f.b
+                for weight, f in zip(weights, factors, strict=True)
+            ]
             a = [f.a for f in factors]
             found.append((torch.cat(b, 1).to(device), torch.cat(a).to(device)))
         return found

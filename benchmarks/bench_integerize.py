@@ -31,7 +31,9 @@ def cases(grid: str) -> list[Case]:
         return [Case(5, 10), Case(60, 70)]
     if grid == "quick":
         return [Case(12, 50), Case(50, 200), Case(1000, 10_000)]
-    sizes = [Case(m, n) for m in (5, 12, 50, 200, 1000) for n in (10, 50, 200, 1000, 10_000)]
+    sizes = [
+        Case(m, n) for m in (5, 12, 50, 200, 1000) for n in (10, 50, 200, 1000, 10_000)
+    ]
     return [*sizes, Case(12, 50, 1024), Case(1000, 10_000, 1024)]
 
 
@@ -48,11 +50,16 @@ def test_integerize(case: Case, recorder: Recorder, device: torch.device) -> Non
     expected = peers.numpy_integerize_gram(x, q, w, case.n_select).tolist()
     assert integerize().tolist() == expected
     if small:
-        assert reference.integerize(pool, query, weights, case.n_select).tolist() == expected
+        assert (
+            reference.integerize(pool, query, weights, case.n_select).tolist()
+            == expected
+        )
     recorder.ours(integerize)
     words = support.view(torch.int32)
     recorder.sweep(words.amax, words.numel() * words.element_size())
-    recorder.peer("NumPy, Gram", lambda: peers.numpy_integerize_gram(x, q, w, case.n_select))
+    recorder.peer(
+        "NumPy, Gram", lambda: peers.numpy_integerize_gram(x, q, w, case.n_select)
+    )
     if small:
         recorder.peer("NumPy", lambda: peers.numpy_integerize(x, q, w, case.n_select))
 

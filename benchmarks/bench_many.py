@@ -74,7 +74,9 @@ def test_many(
     measure_many(case, recorder, device, tmp_path_factory.getbasetemp())
 
 
-def measure_many(case: Case, recorder: Recorder, device: torch.device, folder: Path) -> None:
+def measure_many(
+    case: Case, recorder: Recorder, device: torch.device, folder: Path
+) -> None:
     """Measure a case. Its datastore goes into ``folder``."""
     keep_freed_memory()
     if case.model != "tiny":
@@ -102,10 +104,14 @@ def measure_many(case: Case, recorder: Recorder, device: torch.device, folder: P
     recorder.peer(ONE_BY_ONE, peer, scale=sum(tokens) / sum(tokens[: case.timed_alone]))
     measured = recorder.comparison
     recorder.fact(PER_HOUR, 3600 * case.prompts / measured.seconds)
-    recorder.fact(PER_HOUR_ALONE, 3600 * case.prompts / measured.peers[ONE_BY_ONE].seconds)
+    recorder.fact(
+        PER_HOUR_ALONE, 3600 * case.prompts / measured.peers[ONE_BY_ONE].seconds
+    )
     pairs = list(zip(together, alone, strict=False))
     off = max(_difference(adapter.parameters, found) for adapter, (found, _) in pairs)
-    losses = [zip(adapter.report.losses, own, strict=True) for adapter, (_, own) in pairs]
+    losses = [
+        zip(adapter.report.losses, own, strict=True) for adapter, (_, own) in pairs
+    ]
     recorder.fact(DIFFERENCE, off)
     recorder.fact(LOSSES, max(abs(a - b) for own in losses for a, b in own))
     # Adam takes whole steps by the sign of a gradient, even if the gradient is only rounding.
@@ -116,7 +122,11 @@ def measure_many(case: Case, recorder: Recorder, device: torch.device, folder: P
 def _finetuner(case: Case, device: torch.device, folder: Path) -> TestTimeFinetuner:
     model, tokenizer = _model(case.model, device)
     store = _store(case.model, case.lengths, case.texts, folder, device)
-    options: dict[str, Any] = {"n_select": case.n_select, "refresh": _REFRESH, "lr": _LR}
+    options: dict[str, Any] = {
+        "n_select": case.n_select,
+        "refresh": _REFRESH,
+        "lr": _LR,
+    }
     return TestTimeFinetuner(model, tokenizer, store, _embedder(), **options)
 
 
@@ -131,7 +141,9 @@ def _held_out() -> list[str]:
 
 
 @lru_cache(maxsize=2)
-def _store(model: str, lengths: str, texts: int, folder: Path, device: torch.device) -> Datastore:
+def _store(
+    model: str, lengths: str, texts: int, folder: Path, device: torch.device
+) -> Datastore:
     _, tokenizer = _model(model, device)
     path = folder / f"many-{model}-{lengths}-{texts}"
     return build_store(tokenizer, _embedder(), lengths, texts, path)[0]
@@ -161,6 +173,9 @@ def _trained(finetuner: TestTimeFinetuner) -> list[torch.nn.Parameter]:
 
 
 def _difference(some: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> float:
-    off = sum(float((a - b).double().square().sum()) for a, b in zip(some, others, strict=True))
+    off = sum(
+        float((a - b).double().square().sum())
+        for a, b in zip(some, others, strict=True)
+    )
     whole = sum(float(b.double().square().sum()) for b in others)
     return math.sqrt(off / whole)

@@ -80,7 +80,9 @@ def measure_replay(case: Case, recorder: Recorder, device: torch.device) -> None
     _time_sweep(case, recorder, fresh())
 
 
-def _time_ours(case: Case, recorder: Recorder, params: list[torch.Tensor]) -> list[torch.Tensor]:
+def _time_ours(
+    case: Case, recorder: Recorder, params: list[torch.Tensor]
+) -> list[torch.Tensor]:
     """The parameters after the first call."""
     optimizer = hullft_ops.ReplayAdam(params, lr=_LR)
     optimizer.step(repeats=case.repeats)
@@ -104,7 +106,8 @@ def _time_peer(
     # Each side rounds a parameter below 1/8 to float32 by up to 2^-28 a step.
     tolerance = case.repeats * (2 * 2**-28 + 1e-4 * _LR)
     off = max(
-        (ours - theirs).abs().max().item() for ours, theirs in zip(expected, params, strict=True)
+        (ours - theirs).abs().max().item()
+        for ours, theirs in zip(expected, params, strict=True)
     )
     recorder.peer(name, step)
     return off / tolerance

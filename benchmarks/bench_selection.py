@@ -61,7 +61,11 @@ class Case:
     @property
     def has_gram_peer(self) -> bool:
         fits = 4 * self.batch * self.candidates**2 <= _MAX_GRAM_BYTES
-        return self.variant == "vanilla" and self.candidates <= _MAX_GRAM_CANDIDATES and fits
+        return (
+            self.variant == "vanilla"
+            and self.candidates <= _MAX_GRAM_CANDIDATES
+            and fits
+        )
 
 
 def cases(grid: str) -> list[Case]:
@@ -71,8 +75,14 @@ def cases(grid: str) -> list[Case]:
     if grid == "quick":
         pairwise = replace(headline[0], variant="pairwise")
         return [*headline, pairwise, replace(headline[2], dtype="bfloat16")]
-    found = [*headline, *_shapes(), *(other for case in headline for other in _others(case))]
-    return list(dict.fromkeys(case for case in found if case.pool_bytes <= _MAX_POOL_BYTES))
+    found = [
+        *headline,
+        *_shapes(),
+        *(other for case in headline for other in _others(case)),
+    ]
+    return list(
+        dict.fromkeys(case for case in found if case.pool_bytes <= _MAX_POOL_BYTES)
+    )
 
 
 def _shapes() -> Iterator[Case]:
@@ -82,7 +92,9 @@ def _shapes() -> Iterator[Case]:
 
 def _others(case: Case) -> Iterator[Case]:
     yield from (replace(case, n_select=n) for n in (5, 20, 200))
-    yield from (replace(case, dtype=dtype) for dtype in ("float64", "bfloat16", "float16"))
+    yield from (
+        replace(case, dtype=dtype) for dtype in ("float64", "bfloat16", "float16")
+    )
     yield from (replace(case, variant=variant) for variant in ("away", "pairwise"))
 
 
@@ -107,7 +119,9 @@ def test_selection(case: Case, recorder: Recorder, device: torch.device) -> None
     if case.variant == "pairwise":
         _time_nnls(case, recorder, distinct, queries, select())
     if case.variant == "vanilla" and case.candidates <= 200 and case.dim <= 1024:
-        time_activeft(recorder, distinct[0], queries[0], case.n_select, scale=case.batch)
+        time_activeft(
+            recorder, distinct[0], queries[0], case.n_select, scale=case.batch
+        )
 
 
 def assert_as_reference(
@@ -136,7 +150,8 @@ def differences(
     miscounted = (selection.counts.sum(-1) != case.n_select).sum().item()
     indices = selection.indices.cpu()
     apart = sum(
-        not torch.equal(indices[b], indices[b % DISTINCT]) for b in range(DISTINCT, case.batch)
+        not torch.equal(indices[b], indices[b % DISTINCT])
+        for b in range(DISTINCT, case.batch)
     )
     return dict(zip(ALLOWED_DIFFERENCES, (residual, miscounted, apart), strict=True))
 
@@ -144,7 +159,9 @@ def differences(
 def _expected(
     case: Case, pool: torch.Tensor, query: torch.Tensor, b: int
 ) -> reference.ReferenceSelection:
-    return reference.fw_select(pool[b].cpu(), query[b].cpu(), case.n_select, variant=case.variant)
+    return reference.fw_select(
+        pool[b].cpu(), query[b].cpu(), case.n_select, variant=case.variant
+    )
 
 
 def time_numpy(
@@ -167,7 +184,9 @@ def time_numpy(
     recorder.peer("NumPy", select, scale=case.batch / looped)
 
 
-def time_gram(case: Case, recorder: Recorder, pool: torch.Tensor, query: torch.Tensor) -> None:
+def time_gram(
+    case: Case, recorder: Recorder, pool: torch.Tensor, query: torch.Tensor
+) -> None:
     """All queries at once in float32. Its rounding may choose between nearly equal atoms."""
     x, q = pool[: case.checked_queries], query[: case.checked_queries]
     exact = peers.torch_select(x.double(), q.double(), case.n_select)
@@ -181,7 +200,9 @@ def time_gram(case: Case, recorder: Recorder, pool: torch.Tensor, query: torch.T
         assert abs(residual - expected.residual) < 1e-5
         assert near.counts.sum() == case.n_select
     whole, queries = pool.float(), query.float()
-    recorder.peer("torch, Gram", lambda: peers.torch_select(whole, queries, case.n_select))
+    recorder.peer(
+        "torch, Gram", lambda: peers.torch_select(whole, queries, case.n_select)
+    )
 
 
 def _time_nnls(
@@ -197,4 +218,6 @@ def _time_nnls(
         off = query - peers.simplex_nnls(pool, query) @ pool
         above = (selection.residual[0].item() ** 2 - float(off @ off)) / 2
         assert -1e-5 < above < selection.gap[0].item() + 1e-5
-    recorder.peer("SciPy nnls", lambda: peers.simplex_nnls(pool, query), scale=case.batch)
+    recorder.peer(
+        "SciPy nnls", lambda: peers.simplex_nnls(pool, query), scale=case.batch
+    )

@@ -40,16 +40,21 @@ def cases(grid: str) -> list[Case]:
         return [*headline, replace(headline[0], noise=0.2)]
     found = [*headline, *_others(headline[0]), *_others(headline[2])]
     return [
-        c for c in dict.fromkeys(found) if c.batch * c.candidates * c.dim * 4 <= _MAX_POOL_BYTES
+        c
+        for c in dict.fromkeys(found)
+        if c.batch * c.candidates * c.dim * 4 <= _MAX_POOL_BYTES
     ]
 
 
 def _others(case: Case) -> Iterator[Case]:
     yield from (replace(case, noise=noise) for noise in (0.2, 1.0))
     yield from (replace(case, n_select=n) for n in (5, 20, 200))
-    yield from (replace(case, dtype=dtype) for dtype in ("float64", "bfloat16", "float16"))
+    yield from (
+        replace(case, dtype=dtype) for dtype in ("float64", "bfloat16", "float16")
+    )
     yield from itertools.starmap(
-        lambda b, k: replace(case, batch=b, candidates=k), [(64, 50), (64, 1000), (8, 5000)]
+        lambda b, k: replace(case, batch=b, candidates=k),
+        [(64, 50), (64, 1000), (8, 5000)],
     )
 
 
@@ -72,7 +77,10 @@ def test_sift(case: Case, recorder: Recorder, device: torch.device) -> None:
 
 
 def _assert_as_reference(
-    case: Case, pool: torch.Tensor, query: torch.Tensor, selection: hullft_ops.SiftSelection
+    case: Case,
+    pool: torch.Tensor,
+    query: torch.Tensor,
+    selection: hullft_ops.SiftSelection,
 ) -> None:
     """Compare every distinct query of a small problem, or the first picks of one query of a large
     one. Repeated queries must agree."""
@@ -84,7 +92,11 @@ def _assert_as_reference(
         found = selection.variance[b, :checked].cpu().double()
         wanted = torch.tensor(expected.variance, dtype=torch.float64)
         assert (found - wanted).abs().max() < 1e-5
-        if not pool.is_cuda:  # CUDA's state is float32: nearly equal rows may change places.
+        if (
+            not pool.is_cuda
+        ):  # CUDA's state is float32: nearly equal rows may change places.
             assert selection.picks[b, :checked].tolist() == expected.picks
     repeated = range(DISTINCT, case.batch)
-    assert all(torch.equal(selection.picks[b], selection.picks[b % DISTINCT]) for b in repeated)
+    assert all(
+        torch.equal(selection.picks[b], selection.picks[b % DISTINCT]) for b in repeated
+    )

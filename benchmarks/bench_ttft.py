@@ -68,7 +68,10 @@ def cases(grid: str) -> list[Case]:
     if grid == "quick":
         return [Case("tiny"), *headline]
     tiny = [
-        Case("tiny", n, r, lengths) for n in (5, 20, 50) for r in (1, 2, 4) for lengths in LENGTHS
+        Case("tiny", n, r, lengths)
+        for n in (5, 20, 50)
+        for r in (1, 2, 4)
+        for lengths in LENGTHS
     ]
     others = [replace(base, n_select=n) for n in (5, 50)]
     others += [replace(base, refresh=r) for r in (1, 4)]
@@ -83,11 +86,15 @@ def test_ttft(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     if case.dtype == "bfloat16" and not has_bfloat16(device):
-        pytest.skip("this processor multiplies bfloat16 in software, far slower than float32")
+        pytest.skip(
+            "this processor multiplies bfloat16 in software, far slower than float32"
+        )
     measure_ttft(case, recorder, device, tmp_path_factory.getbasetemp())
 
 
-def measure_ttft(case: Case, recorder: Recorder, device: torch.device, folder: Path) -> None:
+def measure_ttft(
+    case: Case, recorder: Recorder, device: torch.device, folder: Path
+) -> None:
     """Measure a case. Its datastore goes into ``folder``."""
     keep_freed_memory()
     finetuner, prompt = _finetuner(case, device, folder)
@@ -113,12 +120,16 @@ def measure_ttft(case: Case, recorder: Recorder, device: torch.device, folder: P
     for fact in differences[0]:
         recorder.fact(fact, max(difference[fact] for difference in differences))
     if device.type == "cpu":
-        _record_passes(recorder, saved, max(support.input_ids, key=len), autocast_of(case))
+        _record_passes(
+            recorder, saved, max(support.input_ids, key=len), autocast_of(case)
+        )
 
 
 def loops(case: Case, model: PreTrainedModel) -> dict[str, Callable[..., None]]:
     return {
-        "padded loop": partial(padded_cloning_finetune, max_length=model.config.n_positions),
+        "padded loop": partial(
+            padded_cloning_finetune, max_length=model.config.n_positions
+        ),
         "torch loop": partial(torch_finetune, autocast=autocast_of(case)),
     }
 
@@ -159,7 +170,9 @@ def allowed_differences(case: Case) -> dict[str, float]:
     return allowed | ({_RELATIVE: 1e-5} if case.model == "gpt2" else {})
 
 
-def _finetuner(case: Case, device: torch.device, folder: Path) -> tuple[TestTimeFinetuner, str]:
+def _finetuner(
+    case: Case, device: torch.device, folder: Path
+) -> tuple[TestTimeFinetuner, str]:
     """An unused finetuner, and a prompt."""
     model, tokenizer = _model(case.model, device)
     store, prompt = _store(case.lengths, case.texts, folder)
@@ -202,7 +215,9 @@ def _record_passes(
 
 
 @lru_cache(maxsize=1)
-def _model(name: str, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _model(
+    name: str, device: torch.device
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The tiny model, or GPT-2's architecture (124 M, context 1024) with random weights.
 
     GPT-2 reads the tiny model's tokens, whose ids fit into its vocabulary.
@@ -229,7 +244,9 @@ def _embedder() -> Embedder:
 @lru_cache(maxsize=len(LENGTHS))
 def _store(lengths: str, texts: int, folder: Path) -> tuple[Datastore, str]:
     tokenizer = AutoTokenizer.from_pretrained(tiny_lm_path(), trust_remote_code=False)
-    return build_store(tokenizer, _embedder(), lengths, texts, folder / f"{lengths}-{texts}")
+    return build_store(
+        tokenizer, _embedder(), lengths, texts, folder / f"{lengths}-{texts}"
+    )
 
 
 def _parameters(model: PreTrainedModel) -> list[torch.Tensor]:

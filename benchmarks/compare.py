@@ -25,9 +25,13 @@ def regressions(old: Results, new: Results, factor: float) -> list[str]:
     Raises:
         ValueError: the files come from different devices or machines, or share no case.
     """
-    for what, before_that, now in zip(_MACHINE, _machine(old), _machine(new), strict=True):
+    for what, before_that, now in zip(
+        _MACHINE, _machine(old), _machine(new), strict=True
+    ):
         if before_that != now:
-            raise ValueError(f"the old results are of {what} {before_that}, the new ones of {now}")
+            raise ValueError(
+                f"the old results are of {what} {before_that}, the new ones of {now}"
+            )
     before = {(c.group, c.name): c.seconds for c in old.comparisons}
     after = {(c.group, c.name): c.seconds for c in new.comparisons}
     common = [key for key in after if key in before]

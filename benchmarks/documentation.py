@@ -42,12 +42,18 @@ def main() -> None:
     for name, rows in (("store", store), ("prompts", prompts)):
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (arguments.out / f"{name}.jsonl").write_text(lines)
-        print(f"{name}.jsonl: {len(rows)} passages, {hashlib.sha256(lines.encode()).hexdigest()}")
+        print(
+            f"{name}.jsonl: {len(rows)} passages, {hashlib.sha256(lines.encode()).hexdigest()}"
+        )
 
 
 def documents(root: Path) -> dict[str, list[Document]]:
     """The documents of each domain, in an order that looks random and is always the same."""
-    found = {"kernel": list(_kernel(root)), "perl": list(_perl(root)), "cpp": list(_cpp(root))}
+    found = {
+        "kernel": list(_kernel(root)),
+        "perl": list(_perl(root)),
+        "cpp": list(_cpp(root)),
+    }
     for name, texts in found.items():
         if not texts:
             raise SystemExit(f"no documentation of {name} under {root}")
@@ -55,7 +61,9 @@ def documents(root: Path) -> dict[str, list[Document]]:
     return found
 
 
-def split(found: dict[str, list[Document]]) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+def split(
+    found: dict[str, list[Document]],
+) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     """Rows of the store, and of the prompts: one passage of each held-out document."""
     store, prompts = [], []
     seen: set[str] = set()
@@ -66,22 +74,30 @@ def split(found: dict[str, list[Document]]) -> tuple[list[dict[str, str]], list[
             for text in document.passages():
                 if len(rows) < PASSAGES_A_DOMAIN and normalised(text) not in seen:
                     seen.add(normalised(text))
-                    rows.append({"text": text, "domain": domain, "source": document.name})
+                    rows.append(
+                        {"text": text, "domain": domain, "source": document.name}
+                    )
         store += rows
     runs = {run for row in store for run in _runs(row["text"])}
     for domain, texts in found.items():
         for document in texts[::HELD_OUT_ONE_IN]:
             fresh = [text for text in document.passages() if _is_fresh(text, runs)]
             if fresh:
-                text = min(fresh, key=lambda text: hashlib.sha256(text.encode()).digest())
-                prompts.append({"text": text, "domain": domain, "source": document.name})
+                text = min(
+                    fresh, key=lambda text: hashlib.sha256(text.encode()).digest()
+                )
+                prompts.append(
+                    {"text": text, "domain": domain, "source": document.name}
+                )
     return store, prompts
 
 
 def _is_fresh(text: str, runs: set[tuple[str, ...]]) -> bool:
     own = list(_runs(text))
     shared = sum(run in runs for run in own)
-    return len(text) >= SHORTEST_PROMPT and bool(own) and shared <= MOST_SHARED * len(own)
+    return (
+        len(text) >= SHORTEST_PROMPT and bool(own) and shared <= MOST_SHARED * len(own)
+    )
 
 
 def _runs(text: str) -> Iterator[tuple[str, ...]]:
@@ -96,7 +112,9 @@ def _kernel(root: Path) -> Iterator[Document]:
         if not set(name.parts) & set(_LEFT_OUT):
             content = path.read_bytes()
             content = gzip.decompress(content) if path.suffix == ".gz" else content
-            yield Document("kernel", name.as_posix(), content.decode("utf-8", "replace"))
+            yield Document(
+                "kernel", name.as_posix(), content.decode("utf-8", "replace")
+            )
 
 
 def _perl(root: Path) -> Iterator[Document]:
@@ -118,7 +136,21 @@ def _cpp(root: Path) -> Iterator[Document]:
 class _Page(HTMLParser):
     """Collects a page's text, without its navigation bar and its footer."""
 
-    _BLOCKS = ("p", "div", "tr", "li", "h1", "h2", "h3", "h4", "pre", "br", "dd", "dt", "table")
+    _BLOCKS = (
+        "p",
+        "div",
+        "tr",
+        "li",
+        "h1",
+        "h2",
+        "h3",
+        "h4",
+        "pre",
+        "br",
+        "dd",
+        "dt",
+        "table",
+    )
     _HIDDEN = ("script", "style")
 
     def __init__(self) -> None:
@@ -132,13 +164,18 @@ class _Page(HTMLParser):
     def text_of(cls, html: str) -> str:
         page = cls()
         page.feed("<body" + html.split("<body", 1)[-1])
-        lines = (re.sub(r"[ \t\xa0]+", " ", line) for line in "".join(page._pieces).splitlines())
+        lines = (
+            re.sub(r"[ \t\xa0]+", " ", line)
+            for line in "".join(page._pieces).splitlines()
+        )
         text = "\n".join(line.rstrip() for line in lines if line.strip())
         return text.split("Retrieved from")[0]
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self._hidden += tag in self._HIDDEN
-        if tag == "div" and (self._bar or "t-navbar" in (dict(attrs).get("class") or "")):
+        if tag == "div" and (
+            self._bar or "t-navbar" in (dict(attrs).get("class") or "")
+        ):
             self._bar += 1
         if tag in self._BLOCKS:
             self._pieces.append("\n")

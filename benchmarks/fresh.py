@@ -57,7 +57,9 @@ class FinetuningLoop:
         Two rounds are enough: a loop takes seconds, and two runs have warmed it up.
         """
         timing = in_fresh_process(self._measure, replace(pace, min_rounds=_ROUNDS))
-        adapted: list[torch.Tensor] = torch.load(self.folder / _ADAPTED, map_location=self.device)
+        adapted: list[torch.Tensor] = torch.load(
+            self.folder / _ADAPTED, map_location=self.device
+        )
         return timing, adapted
 
     def _measure(self, pace: Pace) -> Timing:
@@ -65,7 +67,9 @@ class FinetuningLoop:
         base = [parameter.detach().clone() for parameter in model.parameters()]
 
         def finetune() -> None:
-            self.finetune(model, self.passages, self.counts, refresh=self.refresh, lr=self.lr)
+            self.finetune(
+                model, self.passages, self.counts, refresh=self.refresh, lr=self.lr
+            )
 
         def restore() -> None:
             model.zero_grad(set_to_none=True)
@@ -73,7 +77,10 @@ class FinetuningLoop:
                 torch._foreach_copy_(list(model.parameters()), base)
 
         timing = measure(synchronised(finetune, self.device), pace, setup=restore)
-        torch.save([parameter.detach() for parameter in model.parameters()], self.folder / _ADAPTED)
+        torch.save(
+            [parameter.detach() for parameter in model.parameters()],
+            self.folder / _ADAPTED,
+        )
         return timing
 
 
@@ -90,7 +97,9 @@ def time_pass(
     return in_fresh_process(_pass, folder, tokens, autocast, keep)
 
 
-def _pass(folder: Path, tokens: Sequence[int], autocast: torch.dtype | None, keep: bool) -> Timing:
+def _pass(
+    folder: Path, tokens: Sequence[int], autocast: torch.dtype | None, keep: bool
+) -> Timing:
     if keep:
         keep_freed_memory()
     one_pass = forward_backward(_load(folder, torch.device("cpu")), tokens, autocast)

@@ -32,7 +32,9 @@ _TTFT_PACKAGES = ("numpy", "pyarrow", "rich", "transformers")
 _TOOLS_IN_MODULES = ("cmake", "ninja")  # scikit-build-core finds them there too
 _SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 _MOST_PROCESSES = 8  # for tests on one GPU
-_REHEARSAL_SECONDS = 300  # per step: the time on a shared CPU says nothing about a GPU's
+_REHEARSAL_SECONDS = (
+    300  # per step: the time on a shared CPU says nothing about a GPU's
+)
 # Tests that do not use the CUDA kernels, or that request them themselves.
 _OTHER_TESTS = (
     "test_benchmarks", "test_compile_gate", "test_cuda_build", "test_cuda_errors",
@@ -40,8 +42,17 @@ _OTHER_TESTS = (
     "test_quotient_proof", "test_readme",
 )  # fmt: skip
 # An operator that returns tensors, and two that write to lists of them; the rest is only collected.
-_REHEARSED_TESTS = ("test_fw_select_indexed.py", "test_grad_accumulate.py", "test_replay_adam.py")
-PASSED, FAILED, NOT_RUN, REHEARSED = "passed", "failed", "not run", "rehearsed on the CPU"
+_REHEARSED_TESTS = (
+    "test_fw_select_indexed.py",
+    "test_grad_accumulate.py",
+    "test_replay_adam.py",
+)
+PASSED, FAILED, NOT_RUN, REHEARSED = (
+    "passed",
+    "failed",
+    "not run",
+    "rehearsed on the CPU",
+)
 
 
 @dataclass(frozen=True)
@@ -101,7 +112,10 @@ def read_json(output: Path) -> dict[str, Any]:
 def read_junit(output: Path) -> dict[str, Any]:
     """Counts, the reasons of skipped tests, and the names of failed ones."""
     suite = ElementTree.parse(output).getroot()[0]
-    counts = {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
+    counts = {
+        name: int(suite.get(name, 0))
+        for name in ("tests", "failures", "errors", "skipped")
+    }
     skipped: dict[str, int] = {}
     failed = []
     for case in suite.iter("testcase"):
@@ -118,12 +132,16 @@ def read_junit(output: Path) -> dict[str, Any]:
 def read_ncu(output: Path) -> dict[str, Any]:
     """Each kernel's metrics, with their units, from the page of details."""
     lines = output.read_text(encoding="utf-8").splitlines()
-    start = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), len(lines))
+    start = next(
+        (i for i, line in enumerate(lines) if line.startswith('"ID"')), len(lines)
+    )
     metrics: dict[str, dict[str, str]] = {}
     for row in csv.DictReader(lines[start:]):
         if row["Metric Name"]:
             of_kernel = metrics.setdefault(row["Kernel Name"], {})
-            of_kernel[row["Metric Name"]] = f"{row['Metric Value']} {row['Metric Unit']}".strip()
+            of_kernel[row["Metric Name"]] = (
+                f"{row['Metric Value']} {row['Metric Unit']}".strip()
+            )
     if not metrics:
         raise ValueError("no launch was profiled")
     return {"metrics": metrics}
@@ -131,10 +149,14 @@ def read_ncu(output: Path) -> dict[str, Any]:
 
 def operator_tests() -> list[str]:
     tests = sorted((ROOT / "tests").glob("test_*.py"))
-    return [str(path.relative_to(ROOT)) for path in tests if path.stem not in _OTHER_TESTS]
+    return [
+        str(path.relative_to(ROOT)) for path in tests if path.stem not in _OTHER_TESTS
+    ]
 
 
-def _measurement(name: str, seconds: float, device: str, modules: tuple[str, ...] = ()) -> Step:
+def _measurement(
+    name: str, seconds: float, device: str, modules: tuple[str, ...] = ()
+) -> Step:
     def command(on: str, *more: str) -> list[str]:
         return [sys.executable, "-m", "benchmarks.gpu", name, "--device", on,
                 "--output", "{output}", "--beside", "{beside}", *more]  # fmt: skip
@@ -150,7 +172,14 @@ def _sanitizer(tool: str, seconds: float, device: str) -> Step:
     """
     program = _measurement("operators", seconds, device)
     command = ["compute-sanitizer", "--tool", tool, "--kernel-name", "kns=hullft"]
-    command += ["--report-api-errors", "no", "--error-exitcode", "9", "--print-limit", "20"]
+    command += [
+        "--report-api-errors",
+        "no",
+        "--error-exitcode",
+        "9",
+        "--print-limit",
+        "20",
+    ]
     command += program.command
     return Step(
         f"compute-sanitizer {tool}", seconds, command, read_json,
@@ -162,9 +191,23 @@ def _sanitizer(tool: str, seconds: float, device: str) -> Step:
 def _launches(seconds: float, device: str) -> Step:
     """Profile one launch each of the main kernels, with every metric that ncu has a section for."""
     program = _measurement("launches", seconds, device).command
-    command = ["ncu", "--set", "full", "--csv", "--page", "details", "--log-file", "{output}"]
+    command = [
+        "ncu",
+        "--set",
+        "full",
+        "--csv",
+        "--page",
+        "details",
+        "--log-file",
+        "{output}",
+    ]
     command += ["--clock-control", "none"]  # others may share the card
-    command += ["--kernel-name", "regex:^(gram|fw_warp|adam)_kernel", "--launch-count", "3"]
+    command += [
+        "--kernel-name",
+        "regex:^(gram|fw_warp|adam)_kernel",
+        "--launch-count",
+        "3",
+    ]
     command += [part.replace("{output}", "{output}.json") for part in program]
     return Step("ncu", seconds, command, read_ncu, tools=("ncu",))
 
@@ -209,17 +252,27 @@ def plan(device: str) -> list[Step]:
     ]  # fmt: skip
 
 
-def run_step(step: Step, seconds: float, log: IO[bytes], *, dry_run: bool) -> dict[str, Any]:
+def run_step(
+    step: Step, seconds: float, log: IO[bytes], *, dry_run: bool
+) -> dict[str, Any]:
     """Run a step and return its record for the file. Its output goes to the log as it comes."""
     heading = f"== {step.name}: {' '.join(step.command)}"
     print(heading, flush=True)
     log.write(f"{heading}\n".encode())
     log.flush()
-    record: dict[str, Any] = {"name": step.name, "command": step.command, "seconds": 0.0}
+    record: dict[str, Any] = {
+        "name": step.name,
+        "command": step.command,
+        "seconds": 0.0,
+    }
     command, missing = step.rehearsal if dry_run else step.command, step.missing()
     if command is None:
         needs = f"; it needs {', '.join(missing)}" if missing else ""
-        return {**record, "status": NOT_RUN, "why": f"needs a GPU, a dry run prints it{needs}"}
+        return {
+            **record,
+            "status": NOT_RUN,
+            "why": f"needs a GPU, a dry run prints it{needs}",
+        }
     if not dry_run and missing:
         return {**record, "status": NOT_RUN, "why": f"needs {', '.join(missing)}"}
     if seconds <= 0:
@@ -300,9 +353,15 @@ def table(summary: dict[str, Any]) -> str:
     ]
     lines += ["", "| step | result | seconds | |", "|---|---|---:|---|"]
     for step in summary["steps"]:
-        lines.append(f"| {step['name']} | {step['status']} | {step['seconds']} | {step['why']} |")
+        lines.append(
+            f"| {step['name']} | {step['status']} | {step['seconds']} | {step['why']} |"
+        )
     found = [step.get("results", {}) for step in summary["steps"]]
-    lines += ["", "| case | seconds | against | times the sweep | |", "|---|---:|---|---:|---|"]
+    lines += [
+        "",
+        "| case | seconds | against | times the sweep | |",
+        "|---|---:|---|---:|---|",
+    ]
     for comparison in (c for results in found for c in results.get("comparisons", [])):
         lines.append(_comparison_row(comparison))
     lines += ["", "| goal | wanted | measured | met |", "|---|---:|---:|---|"]
@@ -351,7 +410,9 @@ def summarise(
 def _commit() -> str:
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, check=False
+        )
     except OSError:
         return "unknown"
     return done.stdout.strip() or "unknown"
@@ -369,8 +430,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--device", default="cuda:0", help="cuda:0 (the default) or another")
-    parser.add_argument("--dry-run", action="store_true", help="on the CPU, without build")
+    parser.add_argument(
+        "--device", default="cuda:0", help="cuda:0 (the default) or another"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="on the CPU, without build"
+    )
     parser.add_argument("--commit", help="of the sources, where git cannot tell")
     parser.add_argument(
         "--output", type=Path, default=ROOT / "benchmarks/results/gpu_check.json",

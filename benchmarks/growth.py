@@ -37,7 +37,9 @@ _TTFT = {"model": "gpt2", "n_select": 20, "refresh": 2, "lengths": "300", "dtype
 
 
 def _along(group: str, case: dict[str, Any], axis: str, label: str) -> Sweep:
-    return Sweep(group, axis, label, {name: case[name] for name in case.keys() - {axis}})
+    return Sweep(
+        group, axis, label, {name: case[name] for name in case.keys() - {axis}}
+    )
 
 
 SWEEPS = (
@@ -100,7 +102,9 @@ def _draw(axes: Axes, sweep: Sweep, series: Series) -> None:
         sizes, seconds = [p[0] for p in points], [p[1] for p in points]
         label = f"{name}: exponent {exponent(sizes, seconds):.2f}"
         width = 2.2 if name == "hullft_ops" else 1.2
-        axes.plot(sizes, seconds, marker="o", markersize=4, linewidth=width, label=label)
+        axes.plot(
+            sizes, seconds, marker="o", markersize=4, linewidth=width, label=label
+        )
     axes.set_xscale("log")
     measured = sorted({size for points in series.values() for size, _ in points})
     axes.set_xticks(measured, [f"{size:g}" for size in measured])

@@ -34,9 +34,13 @@ def padded_cloning_finetune(
         for step in range(count):
             if step % refresh == 0:
                 optimizer.zero_grad()
-                loss = model(input_ids=input_ids, attention_mask=attention_mask, labels=labels).loss
+                loss = model(
+                    input_ids=input_ids, attention_mask=attention_mask, labels=labels
+                ).loss
                 loss.backward()
-                cached = [_gradient(parameter).clone() for parameter in model.parameters()]
+                cached = [
+                    _gradient(parameter).clone() for parameter in model.parameters()
+                ]
             else:
                 for parameter, gradient in zip(model.parameters(), cached, strict=True):
                     parameter.grad = gradient.clone()
@@ -75,7 +79,9 @@ def torch_finetune(
         for step in range(count):
             if step % refresh == 0:
                 optimizer.zero_grad(set_to_none=True)
-                with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+                with torch.autocast(
+                    device.type, dtype=autocast, enabled=autocast is not None
+                ):
                     loss = model(input_ids=tokens, labels=tokens, use_cache=False).loss
                 loss.backward()
             optimizer.step()

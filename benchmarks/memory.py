@@ -52,7 +52,9 @@ def forward_backward(
 
     def one_pass() -> None:
         with fast_forwards(model):
-            with torch.autocast(text.device.type, dtype=autocast, enabled=autocast is not None):
+            with torch.autocast(
+                text.device.type, dtype=autocast, enabled=autocast is not None
+            ):
                 loss = mean_loss(text)
             torch.autograd.backward(loss)
         model.zero_grad(set_to_none=True)
@@ -80,7 +82,11 @@ def parameter_buffers(
             finetuner keeps must not exist yet.
         autocast: dtype that the finetuner trains in; None for the model's own.
     """
-    trained = [ids for ids, count in zip(support.input_ids, support.counts, strict=True) if count]
+    trained = [
+        ids
+        for ids, count in zip(support.input_ids, support.counts, strict=True)
+        if count
+    ]
     passes = [forward_backward(model, ids, autocast) for ids in trained]
 
     def all_passes() -> None:

@@ -35,7 +35,9 @@ def main() -> None:
     texts = trained_texts(experts)
     random.Random(experts.manifest.seed).shuffle(texts)
 
-    def train(manifest: Manifest, tasks: list[Task]) -> Generator[tuple[int, dict[str, bytes]]]:
+    def train(
+        manifest: Manifest, tasks: list[Task]
+    ) -> Generator[tuple[int, dict[str, bytes]]]:
         trainer = ExpertTrainer(model, tokenizer, store, manifest)
         for expert, _ in tasks:
             yield expert, trainer.files(expert, texts)
@@ -61,7 +63,9 @@ def trained_texts(experts: Experts) -> list[int]:
     """Positions of the texts that the experts were trained on, cluster by cluster."""
     tensors = load_file(experts.path / CENTROIDS_FILE)
     clusters = torch.split(tensors["texts"], tensors["sizes"].tolist())
-    return torch.cat([texts[: experts.manifest.passages] for texts in clusters]).tolist()
+    return torch.cat(
+        [texts[: experts.manifest.passages] for texts in clusters]
+    ).tolist()
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ def random_tensors(
     """float32, normally distributed. The same seed and device give the same values."""
     generator = torch.Generator(device).manual_seed(seed)
     return [
-        scale * torch.randn(shape, generator=generator, device=device, dtype=torch.float32)
+        scale
+        * torch.randn(shape, generator=generator, device=device, dtype=torch.float32)
         for shape in shapes
     ]

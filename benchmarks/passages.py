@@ -16,7 +16,11 @@ LENGTHS = {"300": (280, 320), "short": (20, 100), "mixed": (20, 500)}
 
 
 def build_store(
-    tokenizer: PreTrainedTokenizerBase, embedder: Embedder, mix: str, count: int, path: Path
+    tokenizer: PreTrainedTokenizerBase,
+    embedder: Embedder,
+    mix: str,
+    count: int,
+    path: Path,
 ) -> tuple[Datastore, str]:
     """A datastore of ``count`` passages, and a held-out passage to adapt to.
 
@@ -25,7 +29,9 @@ def build_store(
     corpus = installed_corpus()
     tokens = _tokens(tokenizer, [passage.text for passage in corpus.store])
     texts = list(islice(_cut(tokenizer, tokens, LENGTHS[mix]), count))
-    return Datastore.build(texts, embedder, path, progress=False), corpus.held_out[0].text
+    return Datastore.build(texts, embedder, path, progress=False), corpus.held_out[
+        0
+    ].text
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Iterator[int]:

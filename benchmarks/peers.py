@@ -86,7 +86,9 @@ def torch_select(
         order = w[indices].argsort(descending=True, stable=True)[:n_select]
         indices = indices[order]
         shares = w[indices].cpu().numpy()
-        counts = numpy_integerize_gram(x[indices].cpu().numpy(), q.cpu().numpy(), shares, n_select)
+        counts = numpy_integerize_gram(
+            x[indices].cpu().numpy(), q.cpu().numpy(), shares, n_select
+        )
         found.append(PeerSelection(indices.cpu().numpy(), shares, counts))
     return found
 
@@ -130,7 +132,9 @@ def _gram_of_offsets(
     """Inner products [B, K, K] of pool - query, their diagonals [B, K], and pool @ query [B, K]."""
     gram = torch.bmm(pool, pool.mT)
     b = torch.bmm(pool, query.unsqueeze(2)).squeeze(2)
-    gram.sub_(b.unsqueeze(2)).sub_(b.unsqueeze(1)).add_(query.square().sum(1)[:, None, None])
+    gram.sub_(b.unsqueeze(2)).sub_(b.unsqueeze(1)).add_(
+        query.square().sum(1)[:, None, None]
+    )
     return gram, gram.diagonal(dim1=1, dim2=2).contiguous(), b
 
 
@@ -160,7 +164,11 @@ def numpy_integerize(
         return value
 
     for _ in range(n_select - int(counts.sum())):
-        _move(counts, None, int(np.argmin([loss_with(None, i) for i in range(len(counts))])))
+        _move(
+            counts,
+            None,
+            int(np.argmin([loss_with(None, i) for i in range(len(counts))])),
+        )
     for _ in range(swap_passes):
         improved = False
         best = loss()
@@ -242,7 +250,9 @@ def simplex_nnls(pool: np.ndarray, query: np.ndarray) -> np.ndarray:
     from scipy.optimize import nnls
 
     rows = np.vstack([pool.T.astype(np.float64), np.full(len(pool), _NNLS_PENALTY)])
-    weights: np.ndarray = nnls(rows, np.append(query.astype(np.float64), _NNLS_PENALTY))[0]
+    weights: np.ndarray = nnls(
+        rows, np.append(query.astype(np.float64), _NNLS_PENALTY)
+    )[0]
     return weights
 
 

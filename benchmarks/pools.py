@@ -29,14 +29,18 @@ def distinct_pools(candidates: int, dim: int) -> tuple[torch.Tensor, torch.Tenso
     with np.load(POOLS) as file:
         pool, query = file["pool"].astype(np.float64), file["query"].astype(np.float64)
     if dim < pool.shape[-1]:
-        raise ValueError(f"distinct_pools: dim must be at least {pool.shape[-1]}, got {dim}")
+        raise ValueError(
+            f"distinct_pools: dim must be at least {pool.shape[-1]}, got {dim}"
+        )
     random = np.random.default_rng(0)
     pool = _with_candidates(pool, candidates, random)
     if dim > pool.shape[-1]:
         pool, query = _with_dimensions(pool, query, dim, random)
     order = np.argsort(-np.einsum("bkd,bd->bk", pool, query), axis=1, kind="stable")
     pool = np.take_along_axis(pool, order[..., None], axis=1)
-    return torch.from_numpy(pool.astype(np.float32)), torch.from_numpy(query.astype(np.float32))
+    return torch.from_numpy(pool.astype(np.float32)), torch.from_numpy(
+        query.astype(np.float32)
+    )
 
 
 def real_texts() -> torch.Tensor:
@@ -53,7 +57,9 @@ def tiled(tensor: torch.Tensor, batch: int) -> torch.Tensor:
     return tensor.repeat(repeats, *[1] * (tensor.ndim - 1))[:batch].contiguous()
 
 
-def _with_candidates(pool: np.ndarray, candidates: int, random: np.random.Generator) -> np.ndarray:
+def _with_candidates(
+    pool: np.ndarray, candidates: int, random: np.random.Generator
+) -> np.ndarray:
     real = pool.shape[1]
     if candidates <= real:
         return pool[:, :candidates]

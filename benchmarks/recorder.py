@@ -91,5 +91,7 @@ class Recorder:
             timing = measure(call, self.pace, scale=scale)
             return timing, timing.seconds / self.comparison.seconds
         if self._ours is None:
-            raise RuntimeError("Recorder: ours must be timed before what it is compared with")
+            raise RuntimeError(
+                "Recorder: ours must be timed before what it is compared with"
+            )
         return measure_in_turns(self._ours, call, self.pace, scale=scale)

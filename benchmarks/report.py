@@ -83,7 +83,11 @@ class Goal:
 
     @property
     def met(self) -> bool:
-        return self.measured >= self.wanted if self.at_least else self.measured <= self.wanted
+        return (
+            self.measured >= self.wanted
+            if self.at_least
+            else self.measured <= self.wanted
+        )
 
 
 def goals(results: Results) -> list[Goal]:
@@ -110,7 +114,12 @@ def _selection_goals(results: Results) -> Iterator[Goal]:
     for dim in (384, 1024):
         if found := _selection(results, 64, dim):
             for peer in ("activeft SIFT", "activeft Retriever"):
-                yield Goal(f"the same, d = {dim}: times {peer}", 1000.0, True, found.ratio(peer))
+                yield Goal(
+                    f"the same, d = {dim}: times {peer}",
+                    1000.0,
+                    True,
+                    found.ratio(peer),
+                )
     found = _selection(results, 64, 1024)
     if found and found.times_roofline is not None:
         text = f"selection, {_pools(64, 1024)}: times reading them once"
@@ -136,7 +145,13 @@ def _selection(results: Results, batch: int, dim: int) -> Comparison | None:
 
 def _sift_goals(results: Results) -> Iterator[Goal]:
     for batch, dim in ((64, 384), (1, 384), (64, 1024), (1, 1024)):
-        case = {"batch": batch, "candidates": 200, "dim": dim, "n_select": 50, "noise": 0.01}
+        case = {
+            "batch": batch,
+            "candidates": 200,
+            "dim": dim,
+            "n_select": 50,
+            "noise": 0.01,
+        }
         if found := results.find("sift", dtype="float32", **case):
             text = f"SIFT, {_pools(batch, dim)}, N = 50: times activeft SIFT"
             yield Goal(text, 200.0, True, found.ratio("activeft SIFT"))
@@ -165,9 +180,19 @@ def _ttft_goals(results: Results) -> Iterator[Goal]:
     for dtype, ratio in ((None, 5.0), ("bfloat16", 8.0)):
         if found := results.find("ttft", dtype=dtype, **case):
             name = f"GPT-2 in {dtype or 'float32'}, N = 20"
-            yield Goal(f"{name}: times the padded loop", ratio, True, found.ratio("padded loop"))
+            yield Goal(
+                f"{name}: times the padded loop",
+                ratio,
+                True,
+                found.ratio("padded loop"),
+            )
             if "torch loop" in found.peers:
-                yield Goal(f"{name}: times the torch loop", 1.0, True, found.ratio("torch loop"))
+                yield Goal(
+                    f"{name}: times the torch loop",
+                    1.0,
+                    True,
+                    found.ratio("torch loop"),
+                )
             buffers = found.facts["parameter-sized buffers"]
             yield Goal(f"{name}: parameter-sized buffers", 5.0, False, buffers)
 
@@ -185,12 +210,16 @@ def write_page(results: Results, path: Path, plot: str | None) -> None:
     if plot is not None:
         parts += ["## How cost grows", f"![Time along each axis]({plot})"]
     with replacing(path) as temporary:
-        temporary.write_text("\n\n".join(part.strip() for part in parts) + "\n", encoding="utf-8")
+        temporary.write_text(
+            "\n\n".join(part.strip() for part in parts) + "\n", encoding="utf-8"
+        )
 
 
 def _setting(results: Results) -> str:
     versions = results.environment["versions"]
-    shown = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    shown = ", ".join(
+        f"{name} {version}" for name, version in versions.items() if version
+    )
     gpus = [gpu["name"] for gpu in results.environment["cuda_devices"]]
     lines = [
         f"- device: {results.device}" + (f" ({', '.join(gpus)})" if gpus else ""),

@@ -33,7 +33,9 @@ class Results:
     comparisons: list[Comparison]
 
     def group(self, name: str) -> list[Comparison]:
-        return [comparison for comparison in self.comparisons if comparison.group == name]
+        return [
+            comparison for comparison in self.comparisons if comparison.group == name
+        ]
 
     @property
     def groups(self) -> list[str]:
@@ -66,7 +68,9 @@ class Results:
             comparisons = [comparison(item) for item in values.pop("comparisons")]
             return cls(**values, comparisons=comparisons)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"Results.read: {path} is not a result file: {error}") from error
+            raise ValueError(
+                f"Results.read: {path} is not a result file: {error}"
+            ) from error
 
 
 def comparison(values: dict[str, Any]) -> Comparison:
@@ -75,7 +79,9 @@ def comparison(values: dict[str, Any]) -> Comparison:
         **{
             **values,
             "ours": Timing(**values["ours"]),
-            "peers": {name: Timing(**timing) for name, timing in values["peers"].items()},
+            "peers": {
+                name: Timing(**timing) for name, timing in values["peers"].items()
+            },
             "roofline": values["roofline"] and Timing(**values["roofline"]),
         }
     )

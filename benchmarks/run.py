@@ -21,22 +21,39 @@ from benchmarks.timing import Comparison
 from hullft_ops.collect_env import collect_env
 
 ROOT = Path(__file__).parents[1]
-GROUPS = ("selection", "sift", "integerize", "replay", "accumulate", "experts", "ttft", "many")
+GROUPS = (
+    "selection",
+    "sift",
+    "integerize",
+    "replay",
+    "accumulate",
+    "experts",
+    "ttft",
+    "many",
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
-    parser.add_argument("--device", default="cpu", help="cpu (the default), cuda or cuda:N")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.run", description=__doc__
+    )
+    parser.add_argument(
+        "--device", default="cpu", help="cpu (the default), cuda or cuda:N"
+    )
     parser.add_argument("--grid", choices=tuple(PACES), default="full")
     parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS))
     parser.add_argument(
-        "--output", type=Path, help="folder; of all groups together that of the published results"
+        "--output",
+        type=Path,
+        help="folder; of all groups together that of the published results",
     )
     options = parser.parse_args(arguments)
     output: Path | None = options.output
     if output is None:
         if set(options.groups) != set(GROUPS):
-            parser.error("--groups needs --output: the published results are of all groups")
+            parser.error(
+                "--groups needs --output: the published results are of all groups"
+            )
         output = ROOT / "benchmarks" / "results"
     output.mkdir(parents=True, exist_ok=True)
     commit = _commit()
@@ -72,7 +89,12 @@ def _measure(group: str, device: str, grid: str) -> tuple[list[Comparison], int]
         path = Path(folder) / "benchmark.json"
         command = [sys.executable, "-m", "pytest", f"benchmarks/bench_{group}.py"]
         command += ["--device", device, "--grid", grid, "--benchmark-json", str(path)]
-        command += ["--benchmark-columns=median,iqr,rounds", "-q", "-p", "no:cacheprovider"]
+        command += [
+            "--benchmark-columns=median,iqr,rounds",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+        ]
         # The timeout for hanging tests would end a long case too, and its whole group.
         command += ["-o", "faulthandler_timeout=0"]
         status = subprocess.run(command, cwd=ROOT, check=False).returncode
@@ -97,7 +119,9 @@ def _write(results: Results, folder: Path) -> None:
 
 def _commit() -> str:
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    described = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    described = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False
+    )
     return described.stdout.strip() or "unknown"
 
 
@@ -105,7 +129,9 @@ def _processor() -> str:
     """The CPU's name according to Linux; "unknown" elsewhere."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    names = [
+        line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+    ]
     return names[0] if names else "unknown"
 
 

@@ -26,7 +26,9 @@ def time_activeft(
     Args:
         scale: the number of queries that one call stands for.
     """
-    variance = hullft_ops.sift_select(pool, query, n_select, noise=noise).variance.numpy()
+    variance = hullft_ops.sift_select(
+        pool, query, n_select, noise=noise
+    ).variance.numpy()
 
     def within() -> np.ndarray:
         return peers.sift(pool, query, n_select, noise=noise)[1].numpy()
@@ -35,7 +37,9 @@ def time_activeft(
 
     def documented() -> np.ndarray:
         targets = query.numpy()[None]
-        values: np.ndarray = retriever.search(targets, N=n_select, K=len(pool), threads=2)[0]
+        values: np.ndarray = retriever.search(
+            targets, N=n_select, K=len(pool), threads=2
+        )[0]
         return values
 
     for name, minus_variance in (("SIFT", within), ("Retriever", documented)):

@@ -100,7 +100,9 @@ def main() -> None:
     parser.add_argument("--picture", type=Path)
     arguments = parser.parse_args()
     for page in arguments.pages:
-        page.write_text(filled(page.read_text(encoding="utf-8"), arguments.rows), encoding="utf-8")
+        page.write_text(
+            filled(page.read_text(encoding="utf-8"), arguments.rows), encoding="utf-8"
+        )
     if arguments.picture:
         draw(read_rows(arguments.rows), arguments.picture)
 
@@ -129,7 +131,10 @@ def headline(rows: Sequence[Row]) -> str:
     ]
     for name in HEADLINE:
         config = next(c for c in all_of_them.configs if label(all_of_them, c) == name)
-        change, took = all_of_them.relative_bits(config, NONE), seconds(all_of_them, config)
+        change, took = (
+            all_of_them.relative_bits(config, NONE),
+            seconds(all_of_them, config),
+        )
         bits = all_of_them.mean_bits(config)
         lines.append(f"| {name} | {bits:.3f} | {change:+.1%} | {took:.1f} |")
     return "\n".join(lines)
@@ -170,7 +175,9 @@ def comparisons(rows: Sequence[Row]) -> str:
         if name not in labelled or rival not in labelled:
             continue
         both = _common(labelled[name], labelled[rival])
-        own, other = (next(c for c in both.configs if label(both, c) == n) for n in (name, rival))
+        own, other = (
+            next(c for c in both.configs if label(both, c) == n) for n in (name, rival)
+        )
         cells = (
             name,
             rival,
@@ -194,9 +201,18 @@ def budgets(path: Path) -> str:
     for budget in sorted({row["budget"] for row in rows}):
         own = [row for row in rows if row["budget"] == budget]
         kept = sum(row["seconds"] <= budget + row["seconds_pass"] for row in own)
-        passes, bits = (mean(row[key] for row in own) for key in ("passes", "bits_per_byte"))
+        passes, bits = (
+            mean(row[key] for row in own) for key in ("passes", "bits_per_byte")
+        )
         latest = max(row["seconds"] for row in own)
-        cells = budget, len(own), kept, f"{latest:.2f} s", f"{passes:.1f}", f"{bits:.3f}"
+        cells = (
+            budget,
+            len(own),
+            kept,
+            f"{latest:.2f} s",
+            f"{passes:.1f}",
+            f"{bits:.3f}",
+        )
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 
@@ -207,7 +223,9 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     measured = Measurements.of([row for name in DRAWN for row in labelled[name]])
     figure, axes = pyplot.subplots(figsize=(7.2, 4.2), dpi=150)
     axes.axhline(measured.mean_bits(NONE), color="0.6", linewidth=1)
-    axes.annotate(NONE, (0.1, measured.mean_bits(NONE)), (0, -10), textcoords="offset points")
+    axes.annotate(
+        NONE, (0.1, measured.mean_bits(NONE)), (0, -10), textcoords="offset points"
+    )
     for config in measured.configs[1:]:
         name = label(measured, config)
         point = seconds(measured, config), measured.mean_bits(config)
@@ -230,7 +248,9 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     axes.set_xscale("log")
     axes.set_xlim(0.09, 80)
     axes.set_xticks([0.1, 1, 10], ["0.1", "1", "10"])
-    axes.set_xlabel(f"seconds a prompt, one core; median of {len(measured.prompts)} prompts")
+    axes.set_xlabel(
+        f"seconds a prompt, one core; median of {len(measured.prompts)} prompts"
+    )
     axes.set_ylabel("bits per byte")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -263,7 +283,9 @@ def _label(settings: dict[str, Any]) -> str:
     if count := settings.get("n_experts"):
         kind = "nearest expert" if count == 1 else "experts"
         kind = "one adapter" if settings["experts"].startswith(ONE_ADAPTER) else kind
-        parts.append(f"{kind} by softmax" if settings.get("expert_temperature") else kind)
+        parts.append(
+            f"{kind} by softmax" if settings.get("expert_temperature") else kind
+        )
     if settings["n_select"]:
         parts.append(f"{METHODS[settings['method']]} {settings['n_select']} steps")
     if settings["refresh"] > 1:

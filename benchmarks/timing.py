@@ -85,7 +85,9 @@ def warmed_up(call: Call, setup: Call | None = None) -> tuple[list[float], float
     return [], sample(call, setup)
 
 
-def measure(call: Call, pace: Pace, *, setup: Call | None = None, scale: float = 1.0) -> Timing:
+def measure(
+    call: Call, pace: Pace, *, setup: Call | None = None, scale: float = 1.0
+) -> Timing:
     """Times a call after a warm-up. ``setup`` runs before each call, untimed.
 
     ``scale`` multiplies the time of a call. A peer that takes queries one by one is timed on only a
@@ -108,10 +110,15 @@ def measure_in_turns(
     counted, peer_seconds = warmed_up(peer)
     _, call_seconds = warmed_up(call)
     turn = min(_TURN_SECONDS, pace.seconds)
-    call_rounds, peer_rounds = _calls_within(turn, call_seconds), _calls_within(turn, peer_seconds)
+    call_rounds, peer_rounds = (
+        _calls_within(turn, call_seconds),
+        _calls_within(turn, peer_seconds),
+    )
     samples: list[float] = []
     ratios: list[float] = []
-    for _ in range(pace.rounds(call_rounds * call_seconds + peer_rounds * peer_seconds)):
+    for _ in range(
+        pace.rounds(call_rounds * call_seconds + peer_rounds * peer_seconds)
+    ):
         ours = [sample(call) for _ in range(call_rounds)]
         theirs = counted or [sample(peer) for _ in range(peer_rounds)]
         samples += theirs
@@ -159,7 +166,9 @@ class Comparison:
             RuntimeError: ours has not been timed.
         """
         if self.ours is None:
-            raise RuntimeError(f"Comparison: {self.group} {self.name} has no timing of ours")
+            raise RuntimeError(
+                f"Comparison: {self.group} {self.name} has no timing of ours"
+            )
         return self.ours.seconds
 
     def ratio(self, peer: str) -> float:
@@ -170,7 +179,9 @@ class Comparison:
 
     @property
     def gigabytes_per_second(self) -> float | None:
-        return None if self.bytes_moved is None else self.bytes_moved / self.seconds / 1e9
+        return (
+            None if self.bytes_moved is None else self.bytes_moved / self.seconds / 1e9
+        )
 
     def line(self) -> str:
         """The whole comparison on one line of text."""

@@ -22,7 +22,12 @@ from torch import Tensor
 from benchmarks.tables import filled as fill_tables
 from hullft_ops import Selection, fw_select_indexed, knn_select
 from hullft_ops.ttft.evaluation import runner
-from hullft_ops.ttft.evaluation.config import Settings, expand_grid, finetuner_options, read_config
+from hullft_ops.ttft.evaluation.config import (
+    Settings,
+    expand_grid,
+    finetuner_options,
+    read_config,
+)
 from hullft_ops.ttft.evaluation.results import Row, open_results, read_rows
 from hullft_ops.ttft.evaluation.statistics import Measurements
 from hullft_ops.ttft.experts.folder import Experts
@@ -39,26 +44,36 @@ def knn_of_copies(x: Tensor, candidates: Tensor, q: Tensor, n_select: int) -> Se
     """kNN in a datastore that has every text `COPIES` times: that many steps on the nearest."""
     found = knn_select(x[candidates], q, n_select)
     first = torch.arange(n_select) * COPIES
-    return found._replace(counts=(n_select - first).clamp(0, COPIES).expand_as(found.counts))
+    return found._replace(
+        counts=(n_select - first).clamp(0, COPIES).expand_as(found.counts)
+    )
 
 
-def knn_farthest_first(x: Tensor, candidates: Tensor, q: Tensor, n_select: int) -> Selection:
+def knn_farthest_first(
+    x: Tensor, candidates: Tensor, q: Tensor, n_select: int
+) -> Selection:
     """kNN with its texts the other way round."""
     return _reversed(knn_select(x[candidates], q, n_select))
 
 
-def hull_lightest_first(x: Tensor, candidates: Tensor, q: Tensor, n_select: int) -> Selection:
+def hull_lightest_first(
+    x: Tensor, candidates: Tensor, q: Tensor, n_select: int
+) -> Selection:
     """HullFT with its texts the other way round."""
     return _reversed(fw_select_indexed(x, candidates, q, n_select))
 
 
-def knn_without_nearest(x: Tensor, candidates: Tensor, q: Tensor, n_select: int) -> Selection:
+def knn_without_nearest(
+    x: Tensor, candidates: Tensor, q: Tensor, n_select: int
+) -> Selection:
     """kNN in a datastore without the nearest text."""
     found = knn_select(x[candidates[:, 1:]], q, n_select)
     return found._replace(indices=found.indices + 1)
 
 
-def hull_without_nearest(x: Tensor, candidates: Tensor, q: Tensor, n_select: int) -> Selection:
+def hull_without_nearest(
+    x: Tensor, candidates: Tensor, q: Tensor, n_select: int
+) -> Selection:
     """HullFT in a datastore without the nearest text."""
     found = fw_select_indexed(x, candidates[:, 1:].contiguous(), q, n_select)
     return found._replace(indices=torch.where(found.indices < 0, -1, found.indices + 1))
@@ -77,7 +92,11 @@ CONTROLS: dict[str, Callable[[Tensor, Tensor, Tensor, int], Selection]] = {
 
 
 def _name(
-    method: str, n: int = 20, refresh: int = 1, lr: float = 2e-4, more: str = " max_length=128"
+    method: str,
+    n: int = 20,
+    refresh: int = 1,
+    lr: float = 2e-4,
+    more: str = " max_length=128",
 ) -> str:
     return f"{method} n={n} refresh={refresh} lr={lr}{more}"
 
@@ -124,7 +143,11 @@ TABLES: dict[str, list[tuple[str, str, str]]] = {
     ],
     "document": [
         ("held out", _name("hullft"), _name("knn")),
-        ("in the datastore", _name("hull_without_nearest"), _name("knn_without_nearest")),
+        (
+            "in the datastore",
+            _name("hull_without_nearest"),
+            _name("knn_without_nearest"),
+        ),
     ],
     "order": [
         ("HullFT, lightest first", _name("hull_lightest_first"), _name("hullft")),
@@ -155,16 +178,24 @@ def run(path: Path, output: Path, moves: Path) -> None:
     inputs = runner.open_inputs(config)
     evaluator = inputs.evaluator
     with (
-        mock.patch.multiple(runner, finetuner_options=_options, TestTimeFinetuner=Watched),
+        mock.patch.multiple(
+            runner, finetuner_options=_options, TestTimeFinetuner=Watched
+        ),
         open_results(output, evaluator.run) as results,
         moves.open("a", encoding="utf-8") as moved,
     ):
         evaluator.prepare((), results.rows.values())
         for axes in config.settings:
             settings = expand_grid([axes], config.model)
-            for prompt, missing in runner.missing_tasks(inputs.prompts, settings, results):
+            for prompt, missing in runner.missing_tasks(
+                inputs.prompts, settings, results
+            ):
                 for row in evaluator.measure_all(prompt, missing):
-                    own = {"prompt": row.prompt, "config": row.config, "moved": Watched.moved}
+                    own = {
+                        "prompt": row.prompt,
+                        "config": row.config,
+                        "moved": Watched.moved,
+                    }
                     moved.write(json.dumps(own) + "\n")
                     moved.flush()
                     results.append(row)
@@ -180,17 +211,23 @@ class Watched(TestTimeFinetuner):
         super().__init__(*inputs, **settings)
         self._lr = settings["lr"]
         # The first one is made before anything moves.
-        Watched.base = Watched.base or [weight.detach().clone() for weight in self._blocks()]
+        Watched.base = Watched.base or [
+            weight.detach().clone() for weight in self._blocks()
+        ]
 
     def score_text(self, text: str) -> BitsPerByte:
         pairs = zip(self._blocks(), self.base, strict=True)
         square = sum(float((now.detach() - then).square().sum()) for now, then in pairs)
-        Watched.moved = (square / sum(then.numel() for then in self.base)) ** 0.5 / self._lr
+        Watched.moved = (
+            square / sum(then.numel() for then in self.base)
+        ) ** 0.5 / self._lr
         return super().score_text(text)
 
     def _blocks(self) -> list[Tensor]:
         # Every text trains all of the blocks, and only its own rows of the embedding.
-        return [weight for name, weight in self.model.named_parameters() if ".h." in name]
+        return [
+            weight for name, weight in self.model.named_parameters() if ".h." in name
+        ]
 
 
 def filled(page: str, rows: Sequence[Row], moves: Moves) -> str:
@@ -236,7 +273,9 @@ def read_moves(path: Path) -> Moves:
     return {(line["prompt"], line["config"]): line["moved"] for line in lines}
 
 
-def _options(settings: Settings, seed: int, experts: Experts | None = None) -> dict[str, Any]:
+def _options(
+    settings: Settings, seed: int, experts: Experts | None = None
+) -> dict[str, Any]:
     options = finetuner_options(settings, seed, experts)
     return options | {"method": CONTROLS.get(settings["method"], options["method"])}
 

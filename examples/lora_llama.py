@@ -13,7 +13,13 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from hullft_ops.ttft import Datastore, TestTimeFinetuner, bits_per_byte, load_embedder, tiny_lm_path
+from hullft_ops.ttft import (
+    Datastore,
+    TestTimeFinetuner,
+    bits_per_byte,
+    load_embedder,
+    tiny_lm_path,
+)
 
 TEXTS = [f"def area_{n}(side):\n    return {n} * side * side\n" for n in range(40)]
 PROMPT = "def area_99(side):\n    return 99"
@@ -42,7 +48,9 @@ def main() -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         store = Datastore.build(TEXTS, embedder, Path(folder) / "store", progress=False)
         # Only the adapters are changed and restored.
-        ttft = TestTimeFinetuner(model, tokenizer, store, embedder, n_select=20, lr=1e-2)
+        ttft = TestTimeFinetuner(
+            model, tokenizer, store, embedder, n_select=20, lr=1e-2
+        )
         before = bits_per_byte(model, tokenizer, PROMPT)
         with ttft.adapted(PROMPT) as report:
             adapted = bits_per_byte(model, tokenizer, PROMPT)
@@ -50,8 +58,12 @@ def main() -> dict[str, float]:
 
     trainable, total = model.get_nb_trainable_parameters()
     print(f"{trainable} of {total} parameters trained")
-    print(f"{report.optimizer_steps} steps with {report.forward_backward_passes} gradients")
-    print(f"bits per byte: {before:.3f} before, {adapted:.3f} adapted, {restored:.3f} restored")
+    print(
+        f"{report.optimizer_steps} steps with {report.forward_backward_passes} gradients"
+    )
+    print(
+        f"bits per byte: {before:.3f} before, {adapted:.3f} adapted, {restored:.3f} restored"
+    )
     return {"before": before, "adapted": adapted, "restored": restored}
 
 

@@ -18,7 +18,13 @@ from transformers import (
     TrainingArguments,
 )
 
-from hullft_ops.ttft import Datastore, TestTimeFinetuner, bits_per_byte, load_embedder, tiny_lm_path
+from hullft_ops.ttft import (
+    Datastore,
+    TestTimeFinetuner,
+    bits_per_byte,
+    load_embedder,
+    tiny_lm_path,
+)
 from hullft_ops.ttft.hf_trainer import ReplayTrainer
 
 TEXTS = [f"def area_{n}(side):\n    return {n} * side * side\n" for n in range(40)]
@@ -30,12 +36,16 @@ def main() -> dict[str, float]:
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(tiny_lm_path(), trust_remote_code=False)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    model = AutoModelForCausalLM.from_pretrained(tiny_lm_path(), trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(
+        tiny_lm_path(), trust_remote_code=False
+    )
     embedder = load_embedder()
     before = bits_per_byte(model, tokenizer, PROMPT)
     with tempfile.TemporaryDirectory() as folder:
         store = Datastore.build(TEXTS, embedder, Path(folder) / "store", progress=False)
-        support = TestTimeFinetuner(model, tokenizer, store, embedder, n_select=20).select(PROMPT)
+        support = TestTimeFinetuner(
+            model, tokenizer, store, embedder, n_select=20
+        ).select(PROMPT)
         rows = [
             {"input_ids": ids, "multiplicity": min(REFRESH, count - done)}
             for ids, count in zip(support.input_ids, support.counts, strict=True)

@@ -46,7 +46,9 @@ def make_tensors(
     grads = [normal(size) for size in sizes]
     history = 1.0 if steps_done else 0.0
     exp_avgs = [history * 0.3 * normal(size) for size in sizes]
-    exp_avg_sqs = [history * (2 * m**2 + 0.1 * g**2) for m, g in zip(exp_avgs, grads, strict=True)]
+    exp_avg_sqs = [
+        history * (2 * m**2 + 0.1 * g**2) for m, g in zip(exp_avgs, grads, strict=True)
+    ]
     return AdamTensors(
         [t.to(dtype) for t in params],
         [t.to(grad_dtype or dtype) for t in grads],
@@ -69,7 +71,9 @@ class TorchAdam(NamedTuple):
     """How far each parameter travelled, and where it started: |p_0| + sum |p_t - p_{t-1}|."""
 
 
-def torch_adam(tensors: AdamTensors, repeats: int, **options: float | bool) -> TorchAdam:
+def torch_adam(
+    tensors: AdamTensors, repeats: int, **options: float | bool
+) -> TorchAdam:
     """``repeats`` steps of torch.optim.Adam, or of AdamW when decoupled."""
     o = {**OPTIONS, **options}
     params = [torch.nn.Parameter(p.clone()) for p in tensors.params]
@@ -88,22 +92,33 @@ def torch_adam(tensors: AdamTensors, repeats: int, **options: float | bool) -> T
     for _ in range(repeats):
         before = [p.detach().clone() for p in params]
         optimizer.step()
-        path = [s + (p.detach() - b).abs() for s, p, b in zip(path, params, before, strict=True)]
+        path = [
+            s + (p.detach() - b).abs()
+            for s, p, b in zip(path, params, before, strict=True)
+        ]
     columns = zip(*(optimizer.state[p].values() for p in params), strict=True)
     steps, exp_avgs, exp_avg_sqs = (list(column) for column in columns)
-    after = AdamTensors([p.detach() for p in params], tensors.grads, exp_avgs, exp_avg_sqs, steps)
+    after = AdamTensors(
+        [p.detach() for p in params], tensors.grads, exp_avgs, exp_avg_sqs, steps
+    )
     return TorchAdam(after, path)
 
 
-def assert_within(ours: torch.Tensor, wanted: torch.Tensor, bound: torch.Tensor) -> None:
+def assert_within(
+    ours: torch.Tensor, wanted: torch.Tensor, bound: torch.Tensor
+) -> None:
     """|ours - wanted| <= bound, element by element."""
     error = (ours.double() - wanted.double()).abs()
     excess = error - bound.double()
-    assert not excess.gt(0).any(), f"error {error[excess.argmax()]} above {bound[excess.argmax()]}"
+    assert not excess.gt(0).any(), (
+        f"error {error[excess.argmax()]} above {bound[excess.argmax()]}"
+    )
     assert torch.equal(ours.isnan(), wanted.isnan())
 
 
 def assert_same_bits(ours: AdamTensors, wanted: AdamTensors) -> None:
     for name in ("params", "exp_avgs", "exp_avg_sqs", "steps"):
-        for i, (a, b) in enumerate(zip(getattr(ours, name), getattr(wanted, name), strict=True)):
+        for i, (a, b) in enumerate(
+            zip(getattr(ours, name), getattr(wanted, name), strict=True)
+        ):
             assert torch.equal(a, b), f"{name}[{i}]"

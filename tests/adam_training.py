@@ -24,7 +24,9 @@ def backward(model: Model, seed: int) -> None:
     model(x).square().sum().backward()
 
 
-def train(model: Model, optimizer: torch.optim.Optimizer, seeds: range, repeats: int) -> None:
+def train(
+    model: Model, optimizer: torch.optim.Optimizer, seeds: range, repeats: int
+) -> None:
     """Each gradient is used ``repeats`` times."""
     for seed in seeds:
         backward(model, seed)
@@ -50,7 +52,12 @@ def grouped(model: Model, optimizer: OptimizerClass) -> torch.optim.Optimizer:
     return optimizer(
         [
             {"params": model[0].parameters(), "lr": 1e-2, "betas": (0.8, 0.9)},
-            {"params": model[2].parameters(), "weight_decay": 0.1, "eps": 1e-3, "maximize": True},
+            {
+                "params": model[2].parameters(),
+                "weight_decay": 0.1,
+                "eps": 1e-3,
+                "maximize": True,
+            },
         ],
         lr=1e-3,
     )

@@ -21,8 +21,15 @@ NAMESPACE = "hullft_ops"
 
 def operators() -> list[Operator]:
     """Every operator of the package."""
-    names = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith(NAMESPACE)]
-    return [getattr(getattr(torch.ops, NAMESPACE), name.split("::")[1]).default for name in names]
+    names = [
+        name
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith(NAMESPACE)
+    ]
+    return [
+        getattr(getattr(torch.ops, NAMESPACE), name.split("::")[1]).default
+        for name in names
+    ]
 
 
 class Mirror:
@@ -30,7 +37,9 @@ class Mirror:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._storages: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
+        self._storages: dict[
+            int, tuple[torch.UntypedStorage, torch.UntypedStorage]
+        ] = {}
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
         there = self._storage(tensor.untyped_storage())
@@ -61,7 +70,9 @@ def of_its_tensors(operator: Operator, arguments: dict[str, Any]) -> object:
 
 def cpu_kernels() -> Runner:
     """The CPU's own kernels, as they are now: also while ``elsewhere`` is in their place."""
-    kernels = {operator: torch.library.get_kernel(operator, "CPU") for operator in operators()}
+    kernels = {
+        operator: torch.library.get_kernel(operator, "CPU") for operator in operators()
+    }
     keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
     return lambda operator, arguments: kernels[operator].call_boxed(keys, **arguments)
 

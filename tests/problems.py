@@ -25,7 +25,9 @@ def make_problem(
     generator = torch.Generator().manual_seed(seed)
     query = torch.randn(batch, dim, generator=generator, dtype=torch.float64)
     query = query / query.norm(dim=-1, keepdim=True)
-    noise = torch.randn(batch, candidates, dim, generator=generator, dtype=torch.float64)
+    noise = torch.randn(
+        batch, candidates, dim, generator=generator, dtype=torch.float64
+    )
     pool = query.unsqueeze(1) + spread * noise / dim**0.5
     pool = pool / pool.norm(dim=-1, keepdim=True)
     order = (pool @ query.unsqueeze(-1)).squeeze(-1).argsort(dim=-1, descending=True)
@@ -53,7 +55,9 @@ def assert_equals_reference(
     assert (selection.weights[m:] == 0).all()
     assert (selection.counts[m:] == 0).all()
     assert selection.num_iter.item() == expected.num_iter
-    assert (selection.weights[:m].double() - expected.weights).abs().max() <= weight_tolerance
+    assert (
+        selection.weights[:m].double() - expected.weights
+    ).abs().max() <= weight_tolerance
     assert abs(selection.residual.item() - expected.residual) <= weight_tolerance
     assert abs(selection.gap.item() - expected.gap) <= weight_tolerance
 
@@ -63,7 +67,10 @@ def of_query(selection: hullft_ops.Selection, b: int) -> hullft_ops.Selection:
 
 
 def assert_consistent(
-    pool: torch.Tensor, query: torch.Tensor, selection: hullft_ops.Selection, n_select: int
+    pool: torch.Tensor,
+    query: torch.Tensor,
+    selection: hullft_ops.Selection,
+    n_select: int,
 ) -> None:
     """What must hold of any batched answer, whichever path the variant took to it."""
     found = selection.indices >= 0
@@ -75,7 +82,9 @@ def assert_consistent(
     assert (selection.weights.diff(dim=-1) <= 0).all()
     rows = selection.indices.clamp(min=0)
     picked = pool.double().gather(1, rows.unsqueeze(-1).expand(-1, -1, pool.shape[-1]))
-    residual = query.double() - torch.einsum("bnd,bn->bd", picked, selection.weights.double())
+    residual = query.double() - torch.einsum(
+        "bnd,bn->bd", picked, selection.weights.double()
+    )
     assert (residual.norm(dim=-1) - selection.residual.double()).abs().max() < 1e-6
     correlation = torch.einsum("bkd,bd->bk", pool.double(), residual)
     mean = (query.double() - residual).mul(residual).sum(-1)

@@ -30,7 +30,10 @@ def make(folder: Path) -> tuple[Path, dict[str, str]]:
     (packages,) = folder.glob("lib/python*/site-packages")
     (packages / "hullft_ops").symlink_to(Path(hullft_ops.__file__).parent)
     for distribution in _with_requirements(PACKAGES):
-        for name in {file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}:
+        for name in {file.parts[0] for file in distribution.files or ()} - {
+            "..",
+            "__pycache__",
+        }:
             link = packages / name
             if not link.exists():
                 link.symlink_to(Path(distribution.locate_file(name)))

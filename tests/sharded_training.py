@@ -10,7 +10,13 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import (
+    DTensor,
+    Partial,
+    Replicate,
+    Shard,
+    distribute_tensor,
+)
 
 from hullft_ops import GradientCache, ReplayAdam
 
@@ -46,17 +52,25 @@ def whole(model: torch.nn.Module) -> list[torch.Tensor]:
     return [param.full_tensor().detach().clone() for param in model.parameters()]
 
 
-def train(model: torch.nn.Module, optimizer: ReplayAdam, seeds: range, rank: int) -> None:
+def train(
+    model: torch.nn.Module, optimizer: ReplayAdam, seeds: range, rank: int
+) -> None:
     for seed in seeds:
         backward(model, seed, range(rank, rank + 1))
         optimizer.step(repeats=3)
 
 
-def checkpoint(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    return dict(zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True))
+def checkpoint(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    return dict(
+        zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True)
+    )
 
 
-def load(model: torch.nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+def load(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, folder: Path
+) -> None:
     state = checkpoint(model, optimizer)
     dcp.load(state, checkpoint_id=folder)
     set_state_dict(
@@ -101,7 +115,9 @@ def refused() -> dict[str, str]:
     mesh = dist.init_device_mesh("cpu", (WORLD,))
     square = dist.init_device_mesh("cpu", (1, WORLD))
     ones = torch.ones(4, 3)
-    shards, copies = (distribute_tensor(ones, mesh, [how]) for how in (Shard(0), Replicate()))
+    shards, copies = (
+        distribute_tensor(ones, mesh, [how]) for how in (Shard(0), Replicate())
+    )
     partial = DTensor.from_local(ones, mesh, [Partial()])
 
     def step(param: torch.Tensor, grad: torch.Tensor) -> str:
@@ -119,7 +135,9 @@ def refused() -> dict[str, str]:
     optimizer = ReplayAdam([shards])
     optimizer.make_state()
     optimizer.state[shards]["exp_avg"] = torch.zeros_like(copies)
-    said["moment"] = message(lambda: optimizer.step(grads={shards: torch.ones_like(shards)}))
+    said["moment"] = message(
+        lambda: optimizer.step(grads={shards: torch.ones_like(shards)})
+    )
     param = shards.clone().requires_grad_()
     param.grad = copies
     said["cache"] = message(lambda: GradientCache([param]).accumulate(0))
@@ -156,6 +174,11 @@ def run(rank: int, folder: Path) -> None:
         world_size=WORLD,
         timeout=timedelta(seconds=60),
     )
-    found = {**trained(rank, folder), **cached(rank), "refused": refused(), "gathered": gathered()}
+    found = {
+        **trained(rank, folder),
+        **cached(rank),
+        "refused": refused(),
+        "gathered": gathered(),
+    }
     torch.save(found, folder / f"rank{rank}.pt")
     dist.destroy_process_group()

@@ -10,7 +10,10 @@ FLOAT32_ROUNDING = 1e-5
 
 
 def assert_sift_within_float32(
-    found: hullft_ops.SiftSelection, pool: torch.Tensor, query: torch.Tensor, noise: float
+    found: hullft_ops.SiftSelection,
+    pool: torch.Tensor,
+    query: torch.Tensor,
+    noise: float,
 ) -> None:
     """One query, [d] or [m, d]: every pick is within rounding of the best after those before it,
     and the rest is what the picks make it."""

@@ -27,12 +27,16 @@ def _quick_quotients(request: pytest.FixtureRequest) -> Iterator[bool]:
 def random_sizes(low: int, high: int, seed: int) -> torch.Tensor:
     """[N] of float32 between 2**low and 2**high, of either sign."""
     generator = torch.Generator().manual_seed(seed)
-    exponents = low + (high - low) * torch.rand(N, generator=generator, dtype=torch.float64)
+    exponents = low + (high - low) * torch.rand(
+        N, generator=generator, dtype=torch.float64
+    )
     signs = torch.randint(2, (N,), generator=generator) * 2 - 1
     return (signs * exponents.exp2()).float()
 
 
-def from_zero(grad: torch.Tensor, exp_avg: torch.Tensor, exp_avg_sq: torch.Tensor) -> AdamTensors:
+def from_zero(
+    grad: torch.Tensor, exp_avg: torch.Tensor, exp_avg_sq: torch.Tensor
+) -> AdamTensors:
     steps = [torch.tensor(SETTLED)]
     return AdamTensors([torch.zeros(len(grad))], [grad], [exp_avg], [exp_avg_sq], steps)
 
@@ -55,12 +59,16 @@ def assert_as_one_by_one(tensors: AdamTensors, **options: object) -> None:
 def test_any_size(
     simd_level: str, beta1: float, sizes: tuple[int, int], eps: float, lr: float
 ) -> None:
-    tensors = from_zero(*(random_sizes(*sizes, seed) for seed in (1, 2)), random_sizes(*sizes, 3))
+    tensors = from_zero(
+        *(random_sizes(*sizes, seed) for seed in (1, 2)), random_sizes(*sizes, 3)
+    )
     tensors.exp_avg_sqs[0].abs_()
     assert_as_one_by_one(tensors, lr=lr, eps=eps, beta1=beta1)
 
 
-@pytest.mark.parametrize("value", [0.0, -0.0, 1e-45, 1e-20, 1e20, math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize(
+    "value", [0.0, -0.0, 1e-45, 1e-20, 1e20, math.inf, -math.inf, math.nan]
+)
 @pytest.mark.parametrize("column", ["params", "grads", "exp_avgs", "exp_avg_sqs"])
 @pytest.mark.parametrize(
     "decay", [{}, {"weight_decay": 0.1, "decoupled": True}], ids=["Adam", "AdamW"]
@@ -72,7 +80,9 @@ def test_one_number_unlike_the_others(
         random_sizes(-9, 0, 1), random_sizes(-9, 0, 2), random_sizes(-9, 0, 3).abs()
     )
     for i in (0, 33, 517, N - 1):
-        getattr(tensors, column)[0][i] = abs(value) if column == "exp_avg_sqs" else value
+        getattr(tensors, column)[0][i] = (
+            abs(value) if column == "exp_avg_sqs" else value
+        )
     assert_as_one_by_one(tensors, **decay)
 
 
@@ -115,7 +125,9 @@ def test_quotients_nearly_halfway_between_two_numbers(simd_level: str) -> None:
     dividend, divisor = nearly_halfway(100_000)
     assert len(dividend) > 20_000
     grad, zeros = dividend * 2.0**-50, torch.zeros_like(dividend)
-    tensors = from_zero(grad, zeros, divisor * divisor)._replace(steps=[torch.tensor(1e12)])
+    tensors = from_zero(grad, zeros, divisor * divisor)._replace(
+        steps=[torch.tensor(1e12)]
+    )
     options = {"lr": 1.0, "eps": 2.0**-59, "beta1": 0.0, "beta2": 1 - 2.0**-30}
     after = adam_replay(tensors, 2, **options)
     assert torch.equal(after.exp_avg_sqs[0], tensors.exp_avg_sqs[0])

@@ -30,14 +30,19 @@ DECAYS = {
 SIZES = [1003, 0, 17, 1]
 
 
-def check_against_torch(tensors: AdamTensors, repeats: int, **options: float | bool) -> None:
+def check_against_torch(
+    tensors: AdamTensors, repeats: int, **options: float | bool
+) -> None:
     """Within 2 eps and half an eps a step, in float64 at most 1e-14.
 
     torch rounds its square root and one division more than we do, 2 eps of a move, and 0.5 eps of
     the parameter at each step. Both are relative to how far a parameter started from zero and
     travelled, since it may end near zero; moments to the largest they have been.
     """
-    ours, theirs = adam_replay(tensors, repeats, **options), torch_adam(tensors, repeats, **options)
+    ours, theirs = (
+        adam_replay(tensors, repeats, **options),
+        torch_adam(tensors, repeats, **options),
+    )
     eps = torch.finfo(tensors.params[0].dtype).eps
     bound = (2 + repeats / 2) * eps
     if eps < 1e-15:
@@ -125,7 +130,9 @@ def test_step_counts_may_be_float64() -> None:
 
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_repeats_are_the_steps_one_by_one(simd_level: str, dtype: torch.dtype, decay: str) -> None:
+def test_repeats_are_the_steps_one_by_one(
+    simd_level: str, dtype: torch.dtype, decay: str
+) -> None:
     """Registers hold what memory would: the same bits."""
     tensors = make_tensors(SIZES, dtype, steps_done=3.0)
     one_by_one = tensors.clone()
@@ -139,7 +146,9 @@ def test_many_repeats() -> None:
     tensors = make_tensors([5], torch.float64)
     options = {"beta2": 0.9}
     at_once = adam_replay(tensors, 10_000, **options)
-    assert_same_bits(at_once, adam_replay(adam_replay(tensors, 100, **options), 9_900, **options))
+    assert_same_bits(
+        at_once, adam_replay(adam_replay(tensors, 100, **options), 9_900, **options)
+    )
     wanted = reference.adam_replay(*tensors, repeats=10_000, **{**OPTIONS, **options})
     torch.testing.assert_close(at_once.params, wanted.params, rtol=1e-11, atol=0)
 
@@ -153,7 +162,9 @@ def test_dtypes(simd_level: str, dtype: torch.dtype, grad_dtype: torch.dtype) ->
     arithmetic = torch.float64 if dtype == torch.float64 else torch.float32
     same_gradient = tensors._replace(grads=[g.to(arithmetic) for g in tensors.grads])
     assert_same_bits(after, adam_replay(same_gradient, 4, weight_decay=0.1))
-    wanted = reference.adam_replay(*same_gradient, repeats=4, **{**OPTIONS, "weight_decay": 0.1})
+    wanted = reference.adam_replay(
+        *same_gradient, repeats=4, **{**OPTIONS, "weight_decay": 0.1}
+    )
     rounding = torch.finfo(dtype).eps / 2 if dtype.itemsize == 2 else 0.0
     smallest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
     for i, start in enumerate(tensors.params):
@@ -161,12 +172,22 @@ def test_dtypes(simd_level: str, dtype: torch.dtype, grad_dtype: torch.dtype) ->
         gradient = tensors.grads[i].double().abs() + 0.1 * path
         for ours, exact, scale in (
             (after.params[i], wanted.params[i], path),
-            (after.exp_avgs[i], wanted.exp_avgs[i], gradient + tensors.exp_avgs[i].abs()),
-            (after.exp_avg_sqs[i], wanted.exp_avg_sqs[i], gradient**2 + tensors.exp_avg_sqs[i]),
+            (
+                after.exp_avgs[i],
+                wanted.exp_avgs[i],
+                gradient + tensors.exp_avgs[i].abs(),
+            ),
+            (
+                after.exp_avg_sqs[i],
+                wanted.exp_avg_sqs[i],
+                gradient**2 + tensors.exp_avg_sqs[i],
+            ),
         ):
             assert ours.dtype == dtype
             arithmetic_error = 8 * torch.finfo(arithmetic).eps * scale
-            assert_within(ours, exact, rounding * exact.abs() + arithmetic_error + smallest)
+            assert_within(
+                ours, exact, rounding * exact.abs() + arithmetic_error + smallest
+            )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -202,7 +223,9 @@ def test_bits_do_not_depend_on_threads(threads: Callable[[int], None]) -> None:
 
 def test_bits_do_not_depend_on_the_place_in_a_tensor(simd_level: str) -> None:
     whole = make_tensors([75], steps_done=7.0)
-    split = AdamTensors(*(list(column[0].split(1)) for column in whole[:4]), [whole.steps[0]] * 75)
+    split = AdamTensors(
+        *(list(column[0].split(1)) for column in whole[:4]), [whole.steps[0]] * 75
+    )
     after = adam_replay(split, 3)
     assert torch.equal(torch.cat(after.params), adam_replay(whole, 3).params[0])
 
@@ -293,7 +316,9 @@ def test_opcheck() -> None:
         tensors = make_tensors([(3, 4), 0, 5], grad_dtype=torch.bfloat16)
         options = {**OPTIONS, "repeats": 2, "weight_decay": weight_decay}
         torch.library.opcheck(OPS.adam_replay_.default, tuple(tensors), options)
-    torch.library.opcheck(OPS.adam_replay_check.default, (*tensors, [torch.tensor(1e-3)]))
+    torch.library.opcheck(
+        OPS.adam_replay_check.default, (*tensors, [torch.tensor(1e-3)])
+    )
 
 
 @pytest.mark.refusal("operator")
@@ -411,7 +436,9 @@ def bad_tensors() -> dict[str, tuple[AdamTensors, str]]:
             r"(steps|exp_avg_sqs)\[[01]\] overlaps (steps|exp_avg_sqs)\[[01]\] in memory",
         ),
         "step count within a gradient": (
-            good._replace(grads=[good.grads[0], positive], steps=[positive[3], good.steps[1]]),
+            good._replace(
+                grads=[good.grads[0], positive], steps=[positive[3], good.steps[1]]
+            ),
             r"(steps|grads)\[[01]\] overlaps (steps|grads)\[[01]\] in memory",
         ),
         "step count without storage": (
@@ -464,19 +491,31 @@ def test_a_rate_that_float64_holds_is_taken_for_float64() -> None:
 @pytest.mark.parametrize(
     ("rate", "message"),
     [
-        (torch.ones(2), "must hold one float32 or float64 value, got float32 of shape .2."),
-        (torch.tensor(1), "must hold one float32 or float64 value, got int64 of shape .."),
+        (
+            torch.ones(2),
+            "must hold one float32 or float64 value, got float32 of shape .2.",
+        ),
+        (
+            torch.tensor(1),
+            "must hold one float32 or float64 value, got int64 of shape ..",
+        ),
     ],
 )
-def test_bad_lr_tensors_are_found_by_the_check(rate: torch.Tensor, message: str) -> None:
-    with pytest.raises(ValueError, match=rf"^adam_replay_check: lr_tensors\[1\] {message}$"):
+def test_bad_lr_tensors_are_found_by_the_check(
+    rate: torch.Tensor, message: str
+) -> None:
+    with pytest.raises(
+        ValueError, match=rf"^adam_replay_check: lr_tensors\[1\] {message}$"
+    ):
         OPS.adam_replay_check(*make_tensors([3]), [torch.tensor(1e-3), rate])
 
 
 def test_the_check_takes_good_tensors_and_writes_nothing() -> None:
     tensors = make_tensors([(3, 4), 0, 5], grad_dtype=torch.bfloat16)
     before = tensors.clone()
-    assert OPS.adam_replay_check(*tensors, [torch.tensor(1e-3), torch.tensor(0.0)]) is None
+    assert (
+        OPS.adam_replay_check(*tensors, [torch.tensor(1e-3), torch.tensor(0.0)]) is None
+    )
     assert_same_bits(tensors, before)
 
 

@@ -7,7 +7,14 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from adam_problems import OPS, OPTIONS, AdamTensors, adam_replay, assert_same_bits, make_tensors
+from adam_problems import (
+    OPS,
+    OPTIONS,
+    AdamTensors,
+    adam_replay,
+    assert_same_bits,
+    make_tensors,
+)
 from hullft_ops import ReplayAdam, reference
 
 SEED = 12345678901234567
@@ -25,25 +32,35 @@ SEED = 12345678901234567
         ),
     ],
 )
-def test_philox_gives_the_published_answers(counter: list[int], key: list[int], words: str) -> None:
+def test_philox_gives_the_published_answers(
+    counter: list[int], key: list[int], words: str
+) -> None:
     """The known answers of Random123, which its authors publish for every implementation."""
     assert [f"{word:08x}" for word in reference.philox(counter, key)] == words.split()
 
 
-def before_rounding(tensors: AdamTensors, repeats: int, **options: float | bool) -> AdamTensors:
+def before_rounding(
+    tensors: AdamTensors, repeats: int, **options: float | bool
+) -> AdamTensors:
     """The same arithmetic on the same values, kept in float32."""
-    wide = AdamTensors(*([t.float() for t in column] for column in tensors[:4]), tensors.steps)
+    wide = AdamTensors(
+        *([t.float() for t in column] for column in tensors[:4]), tensors.steps
+    )
     return adam_replay(wide, repeats, **options)
 
 
-@pytest.mark.parametrize("options", [{}, {"weight_decay": 0.1}], ids=["Adam", "Adam coupled"])
+@pytest.mark.parametrize(
+    "options", [{}, {"weight_decay": 0.1}], ids=["Adam", "Adam coupled"]
+)
 @pytest.mark.parametrize("grad_dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_equals_the_reference(
     simd_level: str, grad_dtype: torch.dtype, options: dict[str, float]
 ) -> None:
     """Bit for bit, tails and empty tensors included; moments are rounded to nearest."""
     sizes = [1003, 0, 17, 1, 8]
-    tensors = make_tensors(sizes, torch.bfloat16, grad_dtype=grad_dtype, steps_done=70.0)
+    tensors = make_tensors(
+        sizes, torch.bfloat16, grad_dtype=grad_dtype, steps_done=70.0
+    )
     exact = before_rounding(tensors, 3, **options)
     after = adam_replay(tensors, 3, seed=SEED, **options)
     for i, value in enumerate(exact.params):
@@ -51,7 +68,9 @@ def test_equals_the_reference(
         assert torch.equal(after.params[i], wanted)
     nearest = adam_replay(tensors, 3, **options)
     assert_same_bits(after._replace(params=[]), nearest._replace(params=[]))
-    assert any(not torch.equal(a, b) for a, b in zip(after.params, nearest.params, strict=True))
+    assert any(
+        not torch.equal(a, b) for a, b in zip(after.params, nearest.params, strict=True)
+    )
 
 
 def test_right_on_average() -> None:
@@ -67,7 +86,9 @@ def test_right_on_average() -> None:
         ones.grads[0].fill_(-1.0)
         moved = {"lr": share * unit, "beta1": 0.0, "beta2": 0.0, "eps": 0.0}
         up = adam_replay(ones, 1, seed=SEED, **moved).params[0] > 1
-        assert abs(up.double().mean().item() - share) <= 5 * math.sqrt(share * (1 - share) / n)
+        assert abs(up.double().mean().item() - share) <= 5 * math.sqrt(
+            share * (1 - share) / n
+        )
         halves = up.double() - share
         together = (halves[1:] * halves[:-1]).mean().item()
         assert abs(together) <= 5 * share * (1 - share) / math.sqrt(n)
@@ -98,7 +119,8 @@ def test_random_bits_differ_between_seeds_steps_and_tensors() -> None:
     later = one._replace(steps=[torch.tensor(4.0)])
     # A step count of 4 instead of 3 moves the values a little: compare which way they went.
     up = [
-        adam_replay(tensors, 1, seed=7).params[0] > before_rounding(tensors, 1).params[0]
+        adam_replay(tensors, 1, seed=7).params[0]
+        > before_rounding(tensors, 1).params[0]
         for tensors in (one, later)
     ]
     assert torch.equal(first, adam_replay(one, 1, seed=7).params[0])
@@ -111,7 +133,9 @@ def test_the_low_bits_of_a_step_count_choose_the_noise(steps_done: float) -> Non
     late = make_tensors([4000], torch.bfloat16)
     late.steps[0] = torch.tensor(steps_done, dtype=torch.float64)
     exact = before_rounding(late, 1).params[0]
-    wanted = reference.round_to_bfloat16(exact, seed=SEED, tensor=0, steps_done=int(steps_done))
+    wanted = reference.round_to_bfloat16(
+        exact, seed=SEED, tensor=0, steps_done=int(steps_done)
+    )
     assert torch.equal(adam_replay(late, 1, seed=SEED).params[0], wanted)
 
 
@@ -125,13 +149,17 @@ def test_what_bfloat16_holds_stays_and_what_is_not_finite_too() -> None:
     assert torch.equal(after[finite], tensors.params[0][finite])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.float16], ids=str
+)
 def test_other_dtypes_are_rounded_as_ever(dtype: torch.dtype) -> None:
     tensors = make_tensors([500], dtype)
     assert_same_bits(adam_replay(tensors, 2, seed=SEED), adam_replay(tensors, 2))
 
 
-def test_bits_depend_on_neither_threads_nor_strides(threads: Callable[[int], None]) -> None:
+def test_bits_depend_on_neither_threads_nor_strides(
+    threads: Callable[[int], None],
+) -> None:
     tensors = make_tensors([(300, 333), (40, 30)], torch.bfloat16, steps_done=2.0)
     threads(1)
     alone = adam_replay(tensors, 2, seed=SEED)
@@ -181,7 +209,9 @@ def test_bad_options(options: dict[str, object], message: str) -> None:
 def test_bad_values_of_an_lr_tensor(value: float) -> None:
     message = f"^adam_replay_: lr_tensor must be finite and >= 0, got {value:g}$"
     with pytest.raises(ValueError, match=message):
-        OPS.adam_replay_(*make_tensors([3]), repeats=1, **OPTIONS, lr_tensor=torch.tensor(value))
+        OPS.adam_replay_(
+            *make_tensors([3]), repeats=1, **OPTIONS, lr_tensor=torch.tensor(value)
+        )
 
 
 def test_opcheck() -> None:

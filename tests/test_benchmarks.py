@@ -47,7 +47,10 @@ def selection(batch: int, seconds: float, dim: int = 384) -> Comparison:
     case |= {"dtype": "float32", "variant": "vanilla"}
     comparison = Comparison("selection", f"B{batch}", case, at(seconds))
     comparison.peers = {"NumPy": at(160 * seconds), "activeft SIFT": at(900 * seconds)}
-    comparison.peers |= {"activeft Retriever": at(2000 * seconds), "torch, Gram": at(40 * seconds)}
+    comparison.peers |= {
+        "activeft Retriever": at(2000 * seconds),
+        "torch, Gram": at(40 * seconds),
+    }
     comparison.bytes_moved, comparison.roofline = 10**6, at(seconds / 4)
     comparison.times_roofline = 4.1
     return comparison
@@ -73,13 +76,17 @@ def results() -> Results:
         "processor": "a CPU",
     }
     measured = [selection(batch, batch * 1e-4) for batch in (1, 8, 64)]
-    return Results("cpu", "full", "abc1234", "2026-01-01 00:00 UTC", 2, environment, measured)
+    return Results(
+        "cpu", "full", "abc1234", "2026-01-01 00:00 UTC", 2, environment, measured
+    )
 
 
 def test_measure_takes_the_median_and_runs_setup_before_every_call() -> None:
     events: list[str] = []
     pace = Pace(seconds=0.0, min_rounds=3, max_rounds=5)
-    found = measure(lambda: events.append("call"), pace, setup=lambda: events.append("setup"))
+    found = measure(
+        lambda: events.append("call"), pace, setup=lambda: events.append("setup")
+    )
     assert events == ["setup", "call"] * 5  # two to warm up and the 3 rounds
     assert found.rounds == 3
     assert found.lower <= found.seconds <= found.upper
@@ -100,7 +107,9 @@ class SlowingMachine:
         return take
 
 
-def test_calls_in_turns_share_what_slows_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calls_in_turns_share_what_slows_the_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     machine = SlowingMachine(monkeypatch)
     ours, peer = machine.call(0.05), machine.call(0.1)
     pace = Pace(seconds=0.5, min_rounds=9, max_rounds=100)
@@ -130,12 +139,19 @@ def test_a_recorder_compares_with_nothing_before_ours() -> None:
     calls: list[int] = []
     recorder.peer("alone", lambda: calls.append(0), scale=1e6)
     assert len(calls) == 4  # two to warm up and the 2 rounds: no turns of many calls
-    assert comparison.ratio("alone") == comparison.peers["alone"].seconds / comparison.seconds
+    assert (
+        comparison.ratio("alone")
+        == comparison.peers["alone"].seconds / comparison.seconds
+    )
 
 
-@pytest.mark.parametrize(("call_seconds", "rounds"), [(1e-6, 100), (0.1, 20), (1.0, 5), (60.0, 1)])
+@pytest.mark.parametrize(
+    ("call_seconds", "rounds"), [(1e-6, 100), (0.1, 20), (1.0, 5), (60.0, 1)]
+)
 def test_rounds_fill_the_time_within_bounds(call_seconds: float, rounds: int) -> None:
-    assert Pace(seconds=2.0, min_rounds=5, max_rounds=100).rounds(call_seconds) == rounds
+    assert (
+        Pace(seconds=2.0, min_rounds=5, max_rounds=100).rounds(call_seconds) == rounds
+    )
 
 
 def test_pools_of_the_real_size_are_the_real_ones_and_others_keep_their_geometry(
@@ -221,7 +237,13 @@ LOOPS = {
 
 def small_gpt2() -> GPT2LMHeadModel:
     config = GPT2Config(
-        vocab_size=50, n_positions=16, n_embd=8, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0
+        vocab_size=50,
+        n_positions=16,
+        n_embd=8,
+        n_layer=1,
+        n_head=2,
+        bos_token_id=0,
+        eos_token_id=0,
     )
     torch.manual_seed(0)
     return GPT2LMHeadModel(config).eval()
@@ -238,7 +260,9 @@ def test_loops_take_the_steps_that_are_written_out_here(name: str) -> None:
         plain(input_ids=tokens, labels=tokens).loss.backward()
         for _ in range(steps):
             optimizer.step()
-    for (name, ours), theirs in zip(plain.named_parameters(), found.parameters(), strict=True):
+    for (name, ours), theirs in zip(
+        plain.named_parameters(), found.parameters(), strict=True
+    ):
         difference = (ours - theirs).detach().abs()
         if name.endswith("c_attn.bias"):
             # Adam makes a step even of rounding, which is all the gradient that a key bias has.
@@ -250,14 +274,20 @@ def test_loops_take_the_steps_that_are_written_out_here(name: str) -> None:
 def test_the_torch_loop_runs_under_autocast() -> None:
     dtypes: list[torch.dtype] = []
     model = small_gpt2()
-    model.transformer.h[0].mlp.register_forward_hook(lambda *found: dtypes.append(found[-1].dtype))
-    loops.torch_finetune(model, PASSAGES, COUNTS, refresh=2, lr=1e-3, autocast=torch.bfloat16)
+    model.transformer.h[0].mlp.register_forward_hook(
+        lambda *found: dtypes.append(found[-1].dtype)
+    )
+    loops.torch_finetune(
+        model, PASSAGES, COUNTS, refresh=2, lr=1e-3, autocast=torch.bfloat16
+    )
     assert dtypes == [torch.bfloat16] * 3
     assert all(p.dtype == p.grad.dtype == torch.float32 for p in model.parameters())
 
 
 @pytest.mark.parametrize("name", LOOPS)
-def test_a_loop_in_a_process_of_its_own_adapts_as_it_does_here(name: str, tmp_path: Path) -> None:
+def test_a_loop_in_a_process_of_its_own_adapts_as_it_does_here(
+    name: str, tmp_path: Path
+) -> None:
     model = small_gpt2()
     model.save_pretrained(tmp_path)
     loop = fresh.FinetuningLoop(
@@ -278,12 +308,18 @@ def test_a_loop_that_computes_something_else_is_noticed(
 ) -> None:
     def end(loop: Callable[..., None], **changed: Any) -> list[torch.Tensor]:
         model = small_gpt2()
-        loop(model, **{"passages": PASSAGES, "counts": COUNTS, "refresh": 2, "lr": 1e-3} | changed)
+        loop(
+            model,
+            **{"passages": PASSAGES, "counts": COUNTS, "refresh": 2, "lr": 1e-3}
+            | changed,
+        )
         return [parameter.detach() for parameter in model.parameters()]
 
     model, case = small_gpt2(), bench_ttft.Case("tiny", dtype=dtype)
     base = [parameter.detach() for parameter in model.parameters()]
-    differences = partial(bench_ttft.parameter_differences, model, base, end(LOOPS["torch"]))
+    differences = partial(
+        bench_ttft.parameter_differences, model, base, end(LOOPS["torch"])
+    )
     bench_ttft.assert_same_end(case, differences(end(LOOPS[name])))
     with pytest.raises(AssertionError):
         bench_ttft.assert_same_end(case, differences(end(LOOPS[name], **wrong)))
@@ -313,14 +349,20 @@ def test_ttft_compares_where_either_loop_ends(
     cpu, case = torch.device("cpu"), bench_ttft.Case("tiny", refresh=2)
     comparison = Comparison("ttft", str(case), {})
 
-    def timed(loop: fresh.FinetuningLoop, pace: Pace) -> tuple[Timing, list[torch.Tensor]]:
-        model = AutoModelForCausalLM.from_pretrained(loop.folder, dtype=torch.float32).eval()
+    def timed(
+        loop: fresh.FinetuningLoop, pace: Pace
+    ) -> tuple[Timing, list[torch.Tensor]]:
+        model = AutoModelForCausalLM.from_pretrained(
+            loop.folder, dtype=torch.float32
+        ).eval()
         lr = loop.lr if len(comparison.peers) < right else 2 * loop.lr
         loop.finetune(model, loop.passages, loop.counts, refresh=loop.refresh, lr=lr)
         return at(1.0), [parameter.detach() for parameter in model.parameters()]
 
     monkeypatch.setattr(fresh.FinetuningLoop, "timed", timed)
-    monkeypatch.setattr(bench_ttft, "_finetuner", lambda *arguments: (PlainFinetuner(), ""))
+    monkeypatch.setattr(
+        bench_ttft, "_finetuner", lambda *arguments: (PlainFinetuner(), "")
+    )
     monkeypatch.setattr(bench_ttft, "in_fresh_process", lambda *arguments: 4.5)
     monkeypatch.setattr(bench_ttft, "time_pass", lambda *arguments, **options: at(1.0))
     monkeypatch.setattr(bench_ttft, "keep_freed_memory", lambda: None)
@@ -342,7 +384,9 @@ class PromptsInTurn:
             with self.adapted(prompts[i]) as report:
                 found = [p.detach() + i * self._off for p in self.model.parameters()]
             support = SimpleNamespace(input_ids=[prompts[i]], counts=[1])
-            trained.append(SimpleNamespace(parameters=found, report=report, support=support))
+            trained.append(
+                SimpleNamespace(parameters=found, report=report, support=support)
+            )
         return trained
 
     @contextmanager
@@ -359,7 +403,9 @@ def test_many_compares_each_adapter_with_that_of_its_prompt_alone(
     cpu, case = torch.device("cpu"), bench_many.Case("tiny", 4)
     comparison = Comparison("many", str(case), {})
     monkeypatch.setattr(bench_many, "_finetuner", lambda *arguments: PromptsInTurn(off))
-    monkeypatch.setattr(bench_many, "_held_out", lambda: ["\1\2\3", "\4\5", "\6\7", "\1\3"])
+    monkeypatch.setattr(
+        bench_many, "_held_out", lambda: ["\1\2\3", "\4\5", "\6\7", "\1\3"]
+    )
     monkeypatch.setattr(bench_many, "keep_freed_memory", lambda: None)
     recorder, scales = Recorder(None, cpu, Pace(0.0, 2, 2), comparison), list[float]()
     peer = recorder.peer
@@ -392,7 +438,9 @@ def test_results_survive_their_file(results: Results, tmp_path: Path) -> None:
     assert Results.read(tmp_path / "cpu.json") == results
     assert [path.name for path in tmp_path.iterdir()] == ["cpu.json"]
     (tmp_path / "cpu.json").write_text('{"format": 99}')
-    with pytest.raises(ValueError, match=r"cpu.json is not a result file: format must be 1"):
+    with pytest.raises(
+        ValueError, match=r"cpu.json is not a result file: format must be 1"
+    ):
         Results.read(tmp_path / "cpu.json")
 
 
@@ -400,7 +448,9 @@ RESULT_FILES = sorted(run.ROOT.glob("benchmarks/results/**/cpu.json"))
 
 
 @pytest.mark.parametrize("path", RESULT_FILES, ids=lambda path: path.parent.name)
-def test_pages_of_earlier_runs_can_be_written_and_compared(path: Path, tmp_path: Path) -> None:
+def test_pages_of_earlier_runs_can_be_written_and_compared(
+    path: Path, tmp_path: Path
+) -> None:
     results = Results.read(path)
     report.write_page(results, tmp_path / "cpu.md", None)
     has_sweeps = any(one.roofline for one in results.comparisons)
@@ -420,7 +470,9 @@ def test_compare_exits_with_one_on_a_regression_alone(
     assert compare.main([str(old), str(new), "--factor", "1.5"]) == 0
     capsys.readouterr()
     assert compare.main([str(old), str(new)]) == 1
-    assert "selection B1: 100 us before, 130 us now, 1.30 times" in capsys.readouterr().out
+    assert (
+        "selection B1: 100 us before, 130 us now, 1.30 times" in capsys.readouterr().out
+    )
     assert compare.main([str(old), str(other)]) == 2
     assert "of device cpu, the new ones of cuda" in capsys.readouterr().err
     elsewhere = results.environment | {"processor": "another CPU"}
@@ -434,7 +486,9 @@ def test_compare_exits_with_one_on_a_regression_alone(
     assert "1 of 1 cases slower than 1.2 times" in said
 
 
-def test_page_and_plot_show_ratios_goals_and_exponents(results: Results, tmp_path: Path) -> None:
+def test_page_and_plot_show_ratios_goals_and_exponents(
+    results: Results, tmp_path: Path
+) -> None:
     assert growth.exponent([1, 10, 100], [2.0, 200.0, 20000.0]) == pytest.approx(2)
     assert growth.write_growth(results, tmp_path / "cpu.png")
     assert (tmp_path / "cpu.png").read_bytes().startswith(b"\x89PNG")
@@ -442,7 +496,9 @@ def test_page_and_plot_show_ratios_goals_and_exponents(results: Results, tmp_pat
     page = (tmp_path / "cpu.md").read_text()
     assert "| B64 | 6.4 ms | 160x (1.02 s) | 900x (5.76 s) |" in page
     assert "times NumPy | at least 150 | 160 | yes |" in page
-    assert "the same, B = 64, d = 384: times torch, Gram | at least 1 | 40 | yes |" in page
+    assert (
+        "the same, B = 64, d = 384: times torch, Gram | at least 1 | 40 | yes |" in page
+    )
     assert "times activeft SIFT | at least 1000 | 900 | no |" in page
     assert "| GB/s | times the sweep |" in page
     assert "no lower limit" in page
@@ -451,29 +507,48 @@ def test_page_and_plot_show_ratios_goals_and_exponents(results: Results, tmp_pat
     assert "peft" not in page
 
 
-def test_goals_call_real_only_the_pools_that_are(results: Results, tmp_path: Path) -> None:
+def test_goals_call_real_only_the_pools_that_are(
+    results: Results, tmp_path: Path
+) -> None:
     measured = [selection(64, 1e-3), selection(1, 1e-3, 1024)]
     report.write_page(replace(results, comparisons=measured), tmp_path / "cpu.md", None)
     page = (tmp_path / "cpu.md").read_text()
     assert "| selection, 64 real pools, K = 200, d = 384, N = 50: times NumPy |" in page
-    assert "| selection, 1 widened pool, K = 200, d = 1024, N = 50: times NumPy |" in page
+    assert (
+        "| selection, 1 widened pool, K = 200, d = 1024, N = 50: times NumPy |" in page
+    )
     note = page.split("## Goals")[1].split("\n\n")[1]
     assert "random isometry" in note
     pool, _ = distinct_pools(200, REAL_DIM)
-    assert f"There are {len(pool)} different\npools: 64 are these {len(pool)}, repeated 8" in note
+    assert (
+        f"There are {len(pool)} different\npools: 64 are these {len(pool)}, repeated 8"
+        in note
+    )
 
 
 def test_the_page_says_beside_the_table_what_ttft_is_compared_with(
     results: Results, tmp_path: Path
 ) -> None:
-    case = {"model": "gpt2", "n_select": 20, "refresh": 2, "lengths": "300", "dtype": None}
+    case = {
+        "model": "gpt2",
+        "n_select": 20,
+        "refresh": 2,
+        "lengths": "300",
+        "dtype": None,
+    }
     peers = {"padded loop": at(70.0), "torch loop": at(15.0)}
     facts = {"parameter-sized buffers": 4.5}
     found = Comparison("ttft", "gpt2", case, at(10.0), peers, facts=facts)
     report.write_page(replace(results, comparisons=[found]), tmp_path / "cpu.md", None)
     page = (tmp_path / "cpu.md").read_text()
-    assert "| GPT-2 in float32, N = 20: times the padded loop | at least 5 | 7 | yes |" in page
-    assert "| GPT-2 in float32, N = 20: times the torch loop | at least 1 | 1.5 | yes |" in page
+    assert (
+        "| GPT-2 in float32, N = 20: times the padded loop | at least 5 | 7 | yes |"
+        in page
+    )
+    assert (
+        "| GPT-2 in float32, N = 20: times the torch loop | at least 1 | 1.5 | yes |"
+        in page
+    )
     note, table = page.split("## Ttft")[1].split("\n\n")[1:3]
     assert "1024 of GPT-2" in note
     assert "| gpt2 | 10 s | 7x (70 s) | 1.5x (15 s) | 4.5 |" in table
@@ -487,15 +562,27 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("alone")
 def test_a_small_run_measures_every_operator(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pytest", "benchmarks", "-q", "-p", "no:cacheprovider"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "benchmarks",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+    ]
     command += [f"--ignore=benchmarks/bench_{group}.py" for group in ("ttft", "many")]
     command += ["--grid", "smoke", "--benchmark-json", str(tmp_path / "found.json")]
-    completed = subprocess.run(command, cwd=run.ROOT, capture_output=True, text=True, check=False)
+    completed = subprocess.run(
+        command, cwd=run.ROOT, capture_output=True, text=True, check=False
+    )
     assert completed.returncode == 0, completed.stdout + completed.stderr
     measured = json.loads((tmp_path / "found.json").read_text())["benchmarks"]
     found = [comparison(item["extra_info"]) for item in measured]
     assert {one.group for one in found} == {*run.GROUPS} - {"ttft", "many"}
-    assert all(one.ours is not None and one.ours.seconds > 0 and one.peers for one in found)
+    assert all(
+        one.ours is not None and one.ours.seconds > 0 and one.peers for one in found
+    )
     vanilla = [one for one in found if one.case.get("variant") == "vanilla"]
     assert vanilla
     assert all({"NumPy", "torch, Gram"} <= one.peers.keys() for one in vanilla)
@@ -503,7 +590,12 @@ def test_a_small_run_measures_every_operator(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("alone")
 def test_the_command_writes_what_it_measured(tmp_path: Path) -> None:
-    assert run.main(["--grid", "smoke", "--groups", "accumulate", "--output", str(tmp_path)]) == 0
+    assert (
+        run.main(
+            ["--grid", "smoke", "--groups", "accumulate", "--output", str(tmp_path)]
+        )
+        == 0
+    )
     found = Results.read(tmp_path / "cpu.json")
     assert {one.group for one in found.comparisons} == {"accumulate"}
     assert (found.device, found.grid, found.threads) == ("cpu", "smoke", run.THREADS)
@@ -517,7 +609,12 @@ def test_a_case_that_fails_once_it_is_timed_is_left_out_alone(
     (tmp_path / "fails_late.py").write_text(FAILS_LATE)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("PYTEST_ADDOPTS", "-p fails_late")
-    assert run.main(["--grid", "smoke", "--groups", "accumulate", "--output", str(tmp_path)]) == 1
+    assert (
+        run.main(
+            ["--grid", "smoke", "--groups", "accumulate", "--output", str(tmp_path)]
+        )
+        == 1
+    )
     found = {one.name for one in Results.read(tmp_path / "cpu.json").comparisons}
     wanted = [str(case) for case in bench_accumulate.cases("smoke")]
     assert len(wanted) > 1
@@ -525,7 +622,10 @@ def test_a_case_that_fails_once_it_is_timed_is_left_out_alone(
 
 
 def test_a_group_that_fails_takes_no_other_with_it(
-    results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    results: Results,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     def measure(group: str, device: str, grid: str) -> tuple[list[Comparison], int]:
         return ([], 2) if group == "sift" else (results.comparisons, 0)
@@ -536,7 +636,10 @@ def test_a_group_that_fails_takes_no_other_with_it(
     (tmp_path / "new" / "folder" / "cpu.png").touch()
     monkeypatch.setattr(run, "write_growth", lambda *arguments: False)
     assert run.main([*options, "--groups", "selection", "sift"]) == 1
-    assert "error: sift: pytest exited with 2, 0 cases were measured" in capsys.readouterr().err
+    assert (
+        "error: sift: pytest exited with 2, 0 cases were measured"
+        in capsys.readouterr().err
+    )
     found = Results.read(tmp_path / "new" / "folder" / "cpu.json")
     assert found.comparisons == results.comparisons
     assert not (tmp_path / "new" / "folder" / "cpu.png").exists()
@@ -551,7 +654,13 @@ def test_a_part_of_the_groups_does_not_replace_the_published_results() -> None:
 
 
 def test_growth_along_an_axis_leaves_other_cases_out() -> None:
-    case = {"model": "gpt2", "n_select": 20, "refresh": 2, "lengths": "300", "dtype": None}
+    case = {
+        "model": "gpt2",
+        "n_select": 20,
+        "refresh": 2,
+        "lengths": "300",
+        "dtype": None,
+    }
     cases = [case | {"n_select": n} for n in (5, 20, 50)]
     cases += [case | {"lengths": "short"}, case | {"dtype": "bfloat16"}]
     found = [Comparison("ttft", str(c), c, at(10.0 * c["n_select"])) for c in cases]

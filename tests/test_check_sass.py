@@ -23,7 +23,10 @@ STEP = [
 
 
 def listing(code: list[str]) -> str:
-    lines = [f"        /*{16 * i:04x}*/    {line} ;    /* 0x0 */" for i, line in enumerate(code)]
+    lines = [
+        f"        /*{16 * i:04x}*/    {line} ;    /* 0x0 */"
+        for i, line in enumerate(code)
+    ]
     return "\n".join(["\t\tFunction : fw_warp_kernelIfLi0E", *lines])
 
 
@@ -32,7 +35,9 @@ def test_the_step_is_the_smallest_loop() -> None:
     assert code == STEP
     assert check_sass.step_loop(code) == STEP[:8]
     assert check_sass.faults(code, 8) == []
-    assert check_sass.faults(code, 7) == ["8 instructions a step, at most 7 are promised"]
+    assert check_sass.faults(code, 7) == [
+        "8 instructions a step, at most 7 are promised"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -54,7 +59,12 @@ def test_a_listing_that_cannot_be_read_is_an_error() -> None:
         check_sass.kernels(listing(STEP).replace("/*0010*/", "/*0020*/"))
 
 
-ELEMENT = ["FMUL R1, R0, R2", "MUFU.RSQ R2, R1", "MUFU.RCP R3, R2", "FFMA.RP R3, R3, R3, 1"]
+ELEMENT = [
+    "FMUL R1, R0, R2",
+    "MUFU.RSQ R2, R1",
+    "MUFU.RCP R3, R2",
+    "FFMA.RP R3, R3, R3, 1",
+]
 ROOT = [
     "FMUL.FTZ R3, R1, R2",
     "FMUL.FTZ R2, R2, 0.5",
@@ -67,7 +77,11 @@ def adam_loop(elements: list[str], root: list[str] = ROOT) -> list[str]:
     """A loop over steps: the elements, and a way around that takes their roots one by one."""
     code = [*elements, "@P0 BRA AFTER"]
     for _ in range(8):
-        code += ["MUFU.RSQ R2, R1", f"@!P1 BRA {16 * (len(code) + 3):#x}", "CALL.REL.NOINC 0x0"]
+        code += [
+            "MUFU.RSQ R2, R1",
+            f"@!P1 BRA {16 * (len(code) + 3):#x}",
+            "CALL.REL.NOINC 0x0",
+        ]
         code += root
     code[len(elements)] = f"@P0 BRA {16 * len(code):#x}"
     return [*code, "FADD R0, R0, 1", "@P2 BRA 0x0", "EXIT"]
@@ -79,10 +93,14 @@ def test_the_elements_of_an_adam_step_follow_one_another() -> None:
     assert check_sass.adam_faults(code) == []
 
 
-@pytest.mark.parametrize("between", ["BSSY B1, 0x0", "@P1 BRA 0x50", "CALL.REL.NOINC 0x0"])
+@pytest.mark.parametrize(
+    "between", ["BSSY B1, 0x0", "@P1 BRA 0x50", "CALL.REL.NOINC 0x0"]
+)
 def test_a_branch_between_the_elements_is_seen(between: str) -> None:
     code = adam_loop(["BSSY B0, 0x0", *ELEMENT, between, *ELEMENT * 7])
-    assert check_sass.adam_faults(code) == ["branches between the elements of the step at 0x0"]
+    assert check_sass.adam_faults(code) == [
+        "branches between the elements of the step at 0x0"
+    ]
 
 
 def test_long_steps_the_stack_and_other_roots_are_seen() -> None:
@@ -105,7 +123,14 @@ LOADS = ["LDG.E.128.CONSTANT R8, desc[UR6][R8.64]"] * 8
 def gram_loop(body: list[str]) -> list[str]:
     """Whole vectors, a way around that reads elements, and the products."""
     products = [f"{MMA}R4, R8, R12, R4"] * 2
-    return ["@P0 BRA 0x20", "BRA 0x50", *["LD.E.U16 R8, [R2]"] * 3, *body, *products, "@P1 BRA 0x0"]
+    return [
+        "@P0 BRA 0x20",
+        "BRA 0x50",
+        *["LD.E.U16 R8, [R2]"] * 3,
+        *body,
+        *products,
+        "@P1 BRA 0x0",
+    ]
 
 
 def test_the_loads_of_a_gram_turn_come_first() -> None:
@@ -132,7 +157,9 @@ def test_the_loads_of_a_gram_turn_come_first() -> None:
         ([*LOADS, "LDL R1, [R2]"], "'LDL R1, [R2]' uses the stack"),
     ],
 )
-def test_late_loads_and_shared_memory_in_a_gram_turn_are_seen(body: list[str], fault: str) -> None:
+def test_late_loads_and_shared_memory_in_a_gram_turn_are_seen(
+    body: list[str], fault: str
+) -> None:
     assert fault in check_sass.gram_faults(gram_loop(body), MMA, 2, 100)
 
 

@@ -36,7 +36,9 @@ def test_dynamic_shared_memory_is_counted(architecture: int) -> None:
 def test_spills_and_broken_promises() -> None:
     assert any("spills 8 bytes" in fault for fault in faults(90, spills=8))
     found = faults(90, registers=129)
-    assert found == ["fw_kernel<float, true> on sm_90: 0 resident threads, 512 promised"]
+    assert found == [
+        "fw_kernel<float, true> on sm_90: 0 resident threads, 512 promised"
+    ]
 
 
 def test_every_source_with_dynamic_shared_memory_is_counted(

@@ -13,7 +13,8 @@ SEARCHED = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 NVCC = shutil.which("nvcc")
 
 pytestmark = pytest.mark.skipif(
-    NVCC is None or any(shutil.which(tool, path=SEARCHED) is None for tool in ("cmake", "ninja")),
+    NVCC is None
+    or any(shutil.which(tool, path=SEARCHED) is None for tool in ("cmake", "ninja")),
     reason="needs nvcc, cmake and ninja",
 )
 
@@ -44,7 +45,9 @@ CARDS = 's/!cmakeCompilerCUDAArch()/std::printf("75") != 2/'
 NVCC_BESIDE_A_T4 = WRAPPER.format(file="CMakeCUDACompilerABI.cu", edit=CARDS, nvcc=NVCC)
 
 
-def configure(folder: Path, nvcc: str | None = None, **settings: str) -> tuple[int, str]:
+def configure(
+    folder: Path, nvcc: str | None = None, **settings: str
+) -> tuple[int, str]:
     """The exit status and what CMake says, on one line."""
     (folder / "CMakeLists.txt").write_text(PROJECT)
     command = ["cmake", "-S", str(folder), "-B", str(folder / "build"), "-G", "Ninja"]
@@ -55,7 +58,9 @@ def configure(folder: Path, nvcc: str | None = None, **settings: str) -> tuple[i
         wrapper.write_text(nvcc)
         wrapper.chmod(0o755)
         environment["CUDACXX"] = str(wrapper)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False
+    )
     return done.returncode, " ".join((done.stdout + done.stderr).split())
 
 
@@ -67,7 +72,9 @@ def test_it_says_what_it_compiles_and_how_to_leave_it_out(tmp_path: Path) -> Non
     assert "hullft_ops: compiling for the CPU only (HULLFT_CUDA=OFF)" in said
 
 
-def test_an_old_compiler_is_left_out_and_is_an_error_where_it_must_be_used(tmp_path: Path) -> None:
+def test_an_old_compiler_is_left_out_and_is_an_error_where_it_must_be_used(
+    tmp_path: Path,
+) -> None:
     status, said = configure(tmp_path, OLD_NVCC)
     assert status == 0, said
     assert "hullft_ops: the CUDA kernels want nvcc 12.1 or later" in said
@@ -94,6 +101,8 @@ def test_architectures_without_the_instructions_are_refused(
 
 
 def test_a_card_without_the_instructions_is_refused(tmp_path: Path) -> None:
-    status, said = configure(tmp_path, NVCC_BESIDE_A_T4, HULLFT_CUDA_ARCHITECTURES="native")
+    status, said = configure(
+        tmp_path, NVCC_BESIDE_A_T4, HULLFT_CUDA_ARCHITECTURES="native"
+    )
     assert status != 0
     assert "HULLFT_CUDA_ARCHITECTURES asks for 75 (native)" in said

@@ -55,9 +55,13 @@ def _cases(*layers: str) -> Iterator[Any]:
         if not parametrized:
             yield pytest.param(function, {}, id=name)
         for mark in parametrized:
-            names = [mark.args[0]] if isinstance(mark.args[0], str) else list(mark.args[0])
+            names = (
+                [mark.args[0]] if isinstance(mark.args[0], str) else list(mark.args[0])
+            )
             for i, values in enumerate(mark.args[1]):
-                arguments = dict(zip(names, [values] if len(names) == 1 else values, strict=True))
+                arguments = dict(
+                    zip(names, [values] if len(names) == 1 else values, strict=True)
+                )
                 label = values if isinstance(values, str) else i
                 yield pytest.param(function, arguments, id=f"{name}[{label}]")
 
@@ -74,8 +78,12 @@ def fake_cuda(value: object) -> object:
     if not isinstance(value, torch.Tensor) or value.is_meta:
         return value
     if value.layout != torch.strided:
-        return torch.empty(value.shape, dtype=value.dtype, layout=value.layout, device="cuda")
-    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="cuda")
+        return torch.empty(
+            value.shape, dtype=value.dtype, layout=value.layout, device="cuda"
+        )
+    return torch.empty_strided(
+        value.shape, value.stride(), dtype=value.dtype, device="cuda"
+    )
 
 
 def on_fake_cuda(function: Callable[..., object]) -> Callable[..., object]:
@@ -121,7 +129,11 @@ class Recorder(TorchDispatchMode):
         self.errors: Errors = []
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: Any = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> object:
         try:
             return func(*args, **(kwargs or {}))
@@ -142,7 +154,9 @@ def _with_cuda_checks(operator: Operator, arguments: dict[str, Any]) -> object:
     return with_cuda_checks(operator, arguments)
 
 
-@pytest.mark.skipif(not _C.build_info()["cuda"], reason="this build has no CUDA operators")
+@pytest.mark.skipif(
+    not _C.build_info()["cuda"], reason="this build has no CUDA operators"
+)
 @pytest.mark.parametrize(("function", "arguments"), cases("public", "operator"))
 def test_cuda_operators_refuse_what_those_of_the_cpu_refuse(
     function: Function, arguments: dict[str, Any]
@@ -153,7 +167,9 @@ def test_cuda_operators_refuse_what_those_of_the_cpu_refuse(
         assert errors_of(function, arguments) == expected
 
 
-@pytest.mark.skipif(not _C.build_info()["cuda"], reason="this build has no CUDA operators")
+@pytest.mark.skipif(
+    not _C.build_info()["cuda"], reason="this build has no CUDA operators"
+)
 @pytest.mark.parametrize(
     "select", [hullft_ops.fw_select, hullft_ops.knn_select, hullft_ops.sift_select]
 )
@@ -173,11 +189,15 @@ BEYOND_64_BITS: dict[str, Callable[[], object]] = {
     "knn_select": lambda: hullft_ops.knn_select(ENDLESS, MANY, 1),
     "fw_select": lambda: hullft_ops.fw_select(ENDLESS, MANY, 2**31 - 1),
     "sift_select": lambda: hullft_ops.sift_select(ENDLESS, ONES, 2**31 - 1),
-    "integerize": lambda: hullft_ops.integerize(ENDLESS, MANY, MANY[:, :1].expand(-1, 2**30), 1),
+    "integerize": lambda: hullft_ops.integerize(
+        ENDLESS, MANY, MANY[:, :1].expand(-1, 2**30), 1
+    ),
 }
 
 
-@pytest.mark.skipif(not _C.build_info()["cuda"], reason="this build has no CUDA operators")
+@pytest.mark.skipif(
+    not _C.build_info()["cuda"], reason="this build has no CUDA operators"
+)
 @pytest.mark.parametrize("operator", BEYOND_64_BITS)
 def test_workspaces_that_64_bits_do_not_count(operator: str) -> None:
     wanted = f"^{operator}: on CUDA it would need [0-9]+ GiB of workspace$"
@@ -186,7 +206,9 @@ def test_workspaces_that_64_bits_do_not_count(operator: str) -> None:
 
 
 def test_cases_of_every_operator() -> None:
-    text = "".join(inspect.getsource(param.values[0]) for param in cases("public", "operator"))
+    text = "".join(
+        inspect.getsource(param.values[0]) for param in cases("public", "operator")
+    )
     assert len(cases("public", "operator")) > 100
     assert len(cases("public")) > 50
     assert "adam_replay_" in text

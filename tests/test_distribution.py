@@ -15,10 +15,17 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_sdist_differences() -> None:
-    tracked = ["csrc/ops.cpp", ".ci/run", "benchmarks/results/cpu.md", "benchmarks/results.py"]
+    tracked = [
+        "csrc/ops.cpp",
+        ".ci/run",
+        "benchmarks/results/cpu.md",
+        "benchmarks/results.py",
+    ]
     packed = ["csrc/ops.cpp", "benchmarks/results.py", "PKG-INFO"]
     assert check_sdist.differences(tracked, packed) == []
-    assert check_sdist.differences(tracked, packed[1:]) == ["missing from the sdist: csrc/ops.cpp"]
+    assert check_sdist.differences(tracked, packed[1:]) == [
+        "missing from the sdist: csrc/ops.cpp"
+    ]
     assert check_sdist.differences(tracked, [*packed, ".ci/run", "notes.txt"]) == [
         "should not be in the sdist: .ci/run",
         "should not be in the sdist: notes.txt",
@@ -28,7 +35,10 @@ def test_sdist_differences() -> None:
 def test_platform_tags_that_name_a_glibc() -> None:
     name = "hullft_ops-0.1.0-cp311-cp311-{}.whl"
     granted = Path(name.format("manylinux_2_27_x86_64.manylinux_2_28_x86_64"))
-    assert wheel_matrix.manylinux(granted) == ["manylinux_2_27_x86_64", "manylinux_2_28_x86_64"]
+    assert wheel_matrix.manylinux(granted) == [
+        "manylinux_2_27_x86_64",
+        "manylinux_2_28_x86_64",
+    ]
     assert wheel_matrix.manylinux(Path(name.format("linux_x86_64"))) == []
 
 
@@ -48,7 +58,9 @@ def uv(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     return statuses
 
 
-def run_matrix(monkeypatch: pytest.MonkeyPatch, work: Path, *options: str) -> int | str | None:
+def run_matrix(
+    monkeypatch: pytest.MonkeyPatch, work: Path, *options: str
+) -> int | str | None:
     wheel = "hullft_ops-0.1.0-cp311-cp311-manylinux_2_28_x86_64.whl"
     command = ["wheel_matrix", "--work", str(work), "--wheel", wheel, *options]
     monkeypatch.setattr(sys, "argv", command)
@@ -105,7 +117,11 @@ def test_every_dependency_has_a_lower_bound() -> None:
         if name not in own
         for r in extra
     ]
-    for requirement in [*project["dependencies"], *listed, *pyproject["build-system"]["requires"]]:
+    for requirement in [
+        *project["dependencies"],
+        *listed,
+        *pyproject["build-system"]["requires"],
+    ]:
         assert lowest_versions.lowest(requirement) == requirement.replace(">=", "==")
 
 

@@ -28,7 +28,9 @@ def test_equals_reference(dtype: torch.dtype, candidates: int, dim: int) -> None
         expected = reference.fw_lmo(pool[b], query[b], current[b])
         assert step.vertex[b].item() == expected.vertex
         assert step.correlation.dtype == step.gamma.dtype == step.gap.dtype == real
-        assert step.correlation[b].item() == pytest.approx(expected.correlation, abs=tolerance)
+        assert step.correlation[b].item() == pytest.approx(
+            expected.correlation, abs=tolerance
+        )
         assert step.gamma[b].item() == pytest.approx(expected.gamma, abs=tolerance)
         assert step.gap[b].item() == pytest.approx(expected.gap, abs=tolerance)
 
@@ -44,8 +46,12 @@ def test_own_loop_gives_vanilla_frank_wolfe() -> None:
         current += step.gamma * (pool[step.vertex] - current)
     selection = hullft_ops.fw_select(pool, query, 40, max_iter=n_iter)
     assert selection.num_iter.item() == n_iter
-    assert (query - current).norm().item() == pytest.approx(selection.residual.item(), abs=1e-12)
-    assert fw_lmo(pool, query, current).gap.item() == pytest.approx(selection.gap.item(), abs=1e-12)
+    assert (query - current).norm().item() == pytest.approx(
+        selection.residual.item(), abs=1e-12
+    )
+    assert fw_lmo(pool, query, current).gap.item() == pytest.approx(
+        selection.gap.item(), abs=1e-12
+    )
 
 
 @pytest.mark.usefixtures("simd_level")
@@ -85,8 +91,13 @@ def test_shared_ragged_and_strided_pools() -> None:
     whole = fw_lmo(pool, query, current)
     for b in range(4):
         n = int(sizes[b])
-        assert ragged.vertex[b] == reference.fw_lmo(pool[b, :n], query[b], current[b]).vertex
-        assert shared.vertex[b] == reference.fw_lmo(pool[0], query[b], current[b]).vertex
+        assert (
+            ragged.vertex[b]
+            == reference.fw_lmo(pool[b, :n], query[b], current[b]).vertex
+        )
+        assert (
+            shared.vertex[b] == reference.fw_lmo(pool[0], query[b], current[b]).vertex
+        )
     for got, wanted in zip(strided, whole, strict=True):
         assert torch.equal(got, wanted)
 
@@ -96,7 +107,11 @@ def test_empty_batch() -> None:
     assert [tuple(t.shape) for t in step] == [(0,)] * 4
 
 
-POOL, QUERY, CURRENT = torch.eye(4).repeat(2, 1, 1), torch.ones(2, 4), torch.full((2, 4), 0.25)
+POOL, QUERY, CURRENT = (
+    torch.eye(4).repeat(2, 1, 1),
+    torch.ones(2, 4),
+    torch.full((2, 4), 0.25),
+)
 
 
 def poisoned(tensor: torch.Tensor) -> torch.Tensor:
@@ -109,9 +124,27 @@ def poisoned(tensor: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("pool", "query", "current", "error", "message"),
     [
-        (POOL, QUERY, CURRENT.double(), TypeError, "current is torch.float64, query is torch.flo"),
-        (POOL, QUERY, CURRENT[0], ValueError, "current must have query's shape [2, 4], got [4]"),
-        (POOL, QUERY, CURRENT.to("meta"), ValueError, "current is on meta, query is on cpu"),
+        (
+            POOL,
+            QUERY,
+            CURRENT.double(),
+            TypeError,
+            "current is torch.float64, query is torch.flo",
+        ),
+        (
+            POOL,
+            QUERY,
+            CURRENT[0],
+            ValueError,
+            "current must have query's shape [2, 4], got [4]",
+        ),
+        (
+            POOL,
+            QUERY,
+            CURRENT.to("meta"),
+            ValueError,
+            "current is on meta, query is on cpu",
+        ),
         (POOL, QUERY[:, :3], CURRENT, ValueError, "query has dim 3, pool has dim 4"),
         (POOL[:, :0], QUERY, CURRENT, ValueError, "pool is empty"),
         (POOL, QUERY, [1.0], TypeError, "current must be a torch.Tensor, got list"),
@@ -134,8 +167,18 @@ def test_bad_input(
     [
         (POOL, QUERY, poisoned(CURRENT), "current[1] has NaN or infinity"),
         (POOL, poisoned(QUERY), CURRENT, "query[1] has NaN or infinity"),
-        (poisoned(POOL), QUERY, CURRENT, "pool has NaN or infinity in row 3 for query 1"),
-        (POOL * 1e20, QUERY * 1e20, CURRENT, "pool and query[0] are finite but their inner"),
+        (
+            poisoned(POOL),
+            QUERY,
+            CURRENT,
+            "pool has NaN or infinity in row 3 for query 1",
+        ),
+        (
+            POOL * 1e20,
+            QUERY * 1e20,
+            CURRENT,
+            "pool and query[0] are finite but their inner",
+        ),
     ],
 )
 def test_bad_values(

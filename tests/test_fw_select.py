@@ -23,7 +23,9 @@ GOLDEN_N = [1, 5, 20, 50]
 @pytest.mark.parametrize("n_select", GOLDEN_N)
 @pytest.mark.usefixtures("simd_level")
 def test_golden_float64(golden: dict[str, torch.Tensor], n_select: int) -> None:
-    sel = hullft_ops.fw_select(golden["pool"].double(), golden["query"].double(), n_select)
+    sel = hullft_ops.fw_select(
+        golden["pool"].double(), golden["query"].double(), n_select
+    )
     assert torch.equal(sel.indices, golden[f"indices_n{n_select}"])
     assert torch.equal(sel.counts, golden[f"counts_n{n_select}"])
     assert (sel.weights - golden[f"weights_n{n_select}"]).abs().max() < 1e-10
@@ -38,7 +40,9 @@ def test_golden_float32(
     sel = hullft_ops.fw_select(golden["pool"], golden["query"], n_select)
     assert torch.equal(sel.indices, golden[f"indices_n{n_select}"])
     assert torch.equal(sel.counts, golden[f"counts_n{n_select}"])
-    assert (sel.weights - golden[f"weights_n{n_select}"]).abs().max() < float32_tolerance
+    assert (
+        sel.weights - golden[f"weights_n{n_select}"]
+    ).abs().max() < float32_tolerance
 
 
 @pytest.mark.parametrize(
@@ -81,7 +85,9 @@ def test_equals_reference(
     pool, query = make_problem(candidates * dim, 3, candidates, dim, dtype)
     narrow = device.type == "cuda" and dtype != torch.float64
     max_iter = 250 if not narrow else 40 if variant == "vanilla" else 12
-    sel = hullft_ops.fw_select(pool, query, n_select, variant=variant, max_iter=max_iter)
+    sel = hullft_ops.fw_select(
+        pool, query, n_select, variant=variant, max_iter=max_iter
+    )
     tolerance = 1e-10 if dtype == torch.float64 else float32_tolerance
     for b in range(3):
         assert_selects_as_reference(
@@ -99,11 +105,15 @@ def assert_selects_as_reference(
     tolerance: float,
 ) -> None:
     """One query. "away" reaches the optimum, where rounding alone decides when it stops."""
-    expected = reference.fw_select(pool, query, n_select, variant=variant, max_iter=max_iter)
+    expected = reference.fw_select(
+        pool, query, n_select, variant=variant, max_iter=max_iter
+    )
     steps = int(found.num_iter)
     if variant == "away" and steps != expected.num_iter:
         fewer = min(steps, expected.num_iter)
-        at_rest = reference.fw_select(pool, query, n_select, variant=variant, max_iter=fewer)
+        at_rest = reference.fw_select(
+            pool, query, n_select, variant=variant, max_iter=fewer
+        )
         assert at_rest.indices.tolist() == expected.indices.tolist()
         assert (at_rest.weights - expected.weights).abs().max() <= 1e-10
         expected = expected._replace(num_iter=steps)
@@ -131,7 +141,10 @@ def dense_weights(selection: hullft_ops.Selection, candidates: int) -> torch.Ten
 @pytest.mark.parametrize("n_select", [5, 20])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_pairwise_takes_the_lower_of_two_level_atoms(
-    golden: dict[str, torch.Tensor], dtype: torch.dtype, n_select: int, float32_tolerance: float
+    golden: dict[str, torch.Tensor],
+    dtype: torch.dtype,
+    n_select: int,
+    float32_tolerance: float,
 ) -> None:
     """A step that was not cut short leaves its atoms equal. Rounding must not choose between them:
     the steps are the reference's, in every dtype."""
@@ -163,14 +176,21 @@ def test_every_step_is_one_of_the_reference(
         c = x @ (q - x.T @ before)
         held = before > 0
         allowed = held if held.sum() >= n_select else torch.ones_like(held)
-        toward = (allowed & (c >= c[allowed].max() - 1e-12)).nonzero().flatten().tolist()
+        toward = (
+            (allowed & (c >= c[allowed].max() - 1e-12)).nonzero().flatten().tolist()
+        )
         away = (held & (c <= c[held].min() + 1e-12)).nonzero().flatten().tolist()
         steps = [reference.corrective_step(variant, x, q, before, s, a)
                  for s in toward for a in away]  # fmt: skip
         if sel.num_iter < t:
-            assert any(step is None or torch.allclose(step, before, atol=1e-7) for step in steps)
+            assert any(
+                step is None or torch.allclose(step, before, atol=1e-7)
+                for step in steps
+            )
             break
-        assert any(step is not None and (step - after).abs().max() < 1e-10 for step in steps)
+        assert any(
+            step is not None and (step - after).abs().max() < 1e-10 for step in steps
+        )
         r = q - x.T @ after
         assert abs(sel.residual - r.norm()) < 1e-12
         assert abs(sel.gap - ((x @ r).max() - (q - r) @ r)) < 1e-12
@@ -192,7 +212,9 @@ def test_a_direction_shorter_than_the_documented_one_is_none(
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("norm", [1e-10, 1e-6, 1e20])
 @pytest.mark.usefixtures("simd_level")
-def test_vectors_of_any_norm(golden: dict[str, torch.Tensor], variant: str, norm: float) -> None:
+def test_vectors_of_any_norm(
+    golden: dict[str, torch.Tensor], variant: str, norm: float
+) -> None:
     pool, query = golden["pool"], golden["query"]
     unit = hullft_ops.fw_select(pool, query, 50, variant=variant)
     found = hullft_ops.fw_select(pool * norm, query * norm, 50, variant=variant)
@@ -217,12 +239,16 @@ def test_a_whole_step_toward_a_vertex_leaves_nothing_else() -> None:
     q = torch.tensor([1.0, 0.0], dtype=torch.float64)
     for variant in VARIANTS:
         sel = hullft_ops.fw_select(x, q, 2, variant=variant, max_iter=1)
-        assert_equals_reference(sel, reference.fw_select(x, q, 2, variant=variant, max_iter=1))
+        assert_equals_reference(
+            sel, reference.fw_select(x, q, 2, variant=variant, max_iter=1)
+        )
     away = hullft_ops.fw_select(x, q, 2, variant="away")
     assert (away.indices.tolist(), away.weights.tolist()) == ([1, -1], [1.0, 0.0])
 
 
-@pytest.mark.cpu_only("the state of narrow pools is float64 on the CPU, float32 on CUDA")
+@pytest.mark.cpu_only(
+    "the state of narrow pools is float64 on the CPU, float32 on CUDA"
+)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_narrow_pools_are_read_exactly(variant: str, dtype: torch.dtype) -> None:
@@ -252,7 +278,9 @@ def test_counts_and_gaps_on_ten_thousand_problems() -> None:
         generator = torch.Generator().manual_seed(seed)
         pool, query = make_problem(seed, 1000, 12, 6, spread=1.0)
         # From deep in the hull to far outside it, on either side.
-        scale = torch.empty(1000, 1, dtype=torch.float64).uniform_(-3, 3, generator=generator)
+        scale = torch.empty(1000, 1, dtype=torch.float64).uniform_(
+            -3, 3, generator=generator
+        )
         for variant in VARIANTS:
             n_select = 1 + seed * 7
             sel = hullft_ops.fw_select(pool, query * scale, n_select, variant=variant)
@@ -279,8 +307,12 @@ def test_ragged_equals_separate(variant: str) -> None:
         pool[b, size:] = float("nan")  # what lies past the size must not be read
     sel = hullft_ops.fw_select(pool, query, 6, variant=variant, pool_sizes=sizes)
     for b, size in enumerate(sizes.tolist()):
-        alone = hullft_ops.fw_select(pool[b, :size].clone(), query[b], 6, variant=variant)
-        assert all(torch.equal(x, y) for x, y in zip(of_query(sel, b), alone, strict=True))
+        alone = hullft_ops.fw_select(
+            pool[b, :size].clone(), query[b], 6, variant=variant
+        )
+        assert all(
+            torch.equal(x, y) for x, y in zip(of_query(sel, b), alone, strict=True)
+        )
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -320,7 +352,9 @@ def test_expanded_batch_is_not_copied() -> None:
     assert torch.equal(sel.indices, hullft_ops.fw_select(pool[0], query, 4).indices)
 
     def allocated(pool: torch.Tensor) -> int:
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        with profile(
+            activities=[ProfilerActivity.CPU], profile_memory=True
+        ) as profiled:
             hullft_ops.fw_select(pool, query, 4)
         return sum(max(event.self_cpu_memory_usage, 0) for event in profiled.events())
 
@@ -341,7 +375,9 @@ def test_ties_go_to_the_lowest_index(variant: str) -> None:
 
 
 def test_all_rows_equal() -> None:
-    row = torch.randn(1, 130, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    row = torch.randn(
+        1, 130, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     for variant in VARIANTS:
         sel = hullft_ops.fw_select(row.repeat(9, 1), row[0] * 2, 4, variant=variant)
         assert sel.indices.tolist() == [0, -1, -1, -1]
@@ -389,7 +425,11 @@ def test_tol_is_of_the_residual_and_not_of_its_noise(
         # Far from the query only the rows are long.
         pool, query = pool - (1 - length) * centre, (length * centre)[None]
         within = tol * length
-        options = {"variant": variant, "max_iter": 5000, "tol": within / query.norm().item()}
+        options = {
+            "variant": variant,
+            "max_iter": 5000,
+            "tol": within / query.norm().item(),
+        }
         found = hullft_ops.fw_select(pool, query, 6, **options)
         expected = reference.fw_select(pool[0], query[0], 6, **options)
         assert (found.residual.item() < within) == (expected.residual < within)
@@ -418,7 +458,9 @@ def test_full_support_goes_on_within_itself(variant: str) -> None:
 def test_many_drops_evict_and_recompute_columns() -> None:
     """A small support over a large pool: more atoms come and go than columns are kept."""
     pool, query = make_problem(13, 4, 2000, 64, spread=2.0)
-    sel = hullft_ops.fw_select(pool, query, 60, variant="pairwise", max_iter=4000, tol=0.0)
+    sel = hullft_ops.fw_select(
+        pool, query, 60, variant="pairwise", max_iter=4000, tol=0.0
+    )
     assert_consistent(pool, query, sel, 60)
     assert (sel.num_iter > 500).all()
 
@@ -446,7 +488,9 @@ def test_batch_of_none() -> None:
 def test_large_pool() -> None:
     pool, query = make_problem(15, 1, 70_000, 4, torch.float32, spread=1.0)
     sel = hullft_ops.fw_select(pool[0], query[0], 10, variant="away")
-    assert_consistent(pool, query, hullft_ops.Selection(*(t.unsqueeze(0) for t in sel)), 10)
+    assert_consistent(
+        pool, query, hullft_ops.Selection(*(t.unsqueeze(0) for t in sel)), 10
+    )
 
 
 def test_large_n_select() -> None:
@@ -475,7 +519,9 @@ def test_multiset_repeats_indices_by_counts(golden: dict[str, torch.Tensor]) -> 
     for b in range(8):
         expected = [
             index
-            for index, count in zip(sel.indices[b].tolist(), sel.counts[b].tolist(), strict=True)
+            for index, count in zip(
+                sel.indices[b].tolist(), sel.counts[b].tolist(), strict=True
+            )
             for _ in range(count)
         ]
         assert sel.multiset()[b].tolist() == expected

@@ -15,7 +15,9 @@ def test_equals_gathered(dtype: torch.dtype, variant: str) -> None:
     embeddings = embeddings[0]
     generator = torch.Generator().manual_seed(1)
     candidates = torch.randint(0, 300, (6, 80), generator=generator)  # with repeats
-    indexed = hullft_ops.fw_select_indexed(embeddings, candidates, query, 9, variant=variant)
+    indexed = hullft_ops.fw_select_indexed(
+        embeddings, candidates, query, 9, variant=variant
+    )
     gathered = hullft_ops.fw_select(embeddings[candidates], query, 9, variant=variant)
     assert all(torch.equal(x, y) for x, y in zip(indexed, gathered, strict=True))
 
@@ -33,7 +35,9 @@ def test_ragged_candidates_past_the_size_are_not_read() -> None:
     embeddings, query = make_problem(3, 2, 50, 7)
     candidates = torch.tensor([[1, 2, 3, -7], [9, 8, 10**12, -1]])
     sizes = torch.tensor([3, 2])
-    sel = hullft_ops.fw_select_indexed(embeddings[0], candidates, query, 4, pool_sizes=sizes)
+    sel = hullft_ops.fw_select_indexed(
+        embeddings[0], candidates, query, 4, pool_sizes=sizes
+    )
     for b, rows in enumerate([[1, 2, 3], [9, 8]]):
         alone = hullft_ops.fw_select(embeddings[0][rows], query[b], 4)
         assert torch.equal(sel.indices[b], alone.indices)
@@ -56,5 +60,7 @@ def test_strided_embeddings_and_candidates() -> None:
 def test_candidate_out_of_range(row: int) -> None:
     embeddings, query = make_problem(5, 1, 50, 7)
     candidates = torch.tensor([[0, row]])
-    with pytest.raises(ValueError, match=rf"candidates\[0, 1\] is {row}, embeddings has 50 rows"):
+    with pytest.raises(
+        ValueError, match=rf"candidates\[0, 1\] is {row}, embeddings has 50 rows"
+    ):
         hullft_ops.fw_select_indexed(embeddings[0], candidates, query, 4)

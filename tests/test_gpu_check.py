@@ -66,7 +66,8 @@ def test_every_step_but_the_launches_runs_where_a_gpu_machine_lacks_what_it_lack
     printed = ["build", "ncu", *(f"compute-sanitizer {tool}" for tool in sanitizers)]
     assert list(became) == [step.name for step in gpu_check.plan("cuda:0")]
     assert became == {
-        name: gpu_check.NOT_RUN if name in printed else gpu_check.REHEARSED for name in became
+        name: gpu_check.NOT_RUN if name in printed else gpu_check.REHEARSED
+        for name in became
     }, log
     assert all("needs a GPU" in s["why"] for s in ended if s["name"] in printed)
     assert process.returncode == 3
@@ -82,7 +83,9 @@ def test_every_step_but_the_launches_runs_where_a_gpu_machine_lacks_what_it_lack
     for name in ("selection", "replay", "passes", "ttft"):
         assert all(c["ours"]["seconds"] > 0 for c in results[name]["comparisons"])
         assert all(goal["met"] for goal in results[name]["goals"])
-    assert {"padded loop", "torch loop"} == results["ttft"]["comparisons"][0]["peers"].keys()
+    assert {"padded loop", "torch loop"} == results["ttft"]["comparisons"][0][
+        "peers"
+    ].keys()
     page = output.with_suffix(".md").read_text(encoding="utf-8")
     assert "| selection | rehearsed on the CPU |" in page
     assert sorted(path.name for path in output.parent.iterdir()) == [
@@ -110,7 +113,9 @@ gpu_check.main(["--commit", "0", "--output", output])
 """
 
 
-@pytest.mark.parametrize(("killed", "left"), [("a", []), ("b", ["a"]), ("c", ["a", "b"])])
+@pytest.mark.parametrize(
+    ("killed", "left"), [("a", []), ("b", ["a"]), ("c", ["a", "b"])]
+)
 def test_a_kill_leaves_the_results_of_the_steps_before(
     tmp_path: Path, killed: str, left: list[str]
 ) -> None:
@@ -121,8 +126,12 @@ def test_a_kill_leaves_the_results_of_the_steps_before(
     assert done.returncode == -9, done.stderr
     steps = json.loads(output.read_text(encoding="utf-8"))["steps"]
     assert [step["name"] for step in steps] == left
-    assert all((step["status"], step["results"]) == (gpu_check.PASSED, {}) for step in steps)
-    assert all(f"| {name} | passed |" in output.with_suffix(".md").read_text() for name in left)
+    assert all(
+        (step["status"], step["results"]) == (gpu_check.PASSED, {}) for step in steps
+    )
+    assert all(
+        f"| {name} | passed |" in output.with_suffix(".md").read_text() for name in left
+    )
 
 
 def test_programs_beside_python_are_found_first(
@@ -156,7 +165,9 @@ def test_the_build_is_for_the_card_that_torch_sees(
         ran.append(command)
         return SimpleNamespace(returncode=4)
 
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, device.index))
+    monkeypatch.setattr(
+        torch.cuda, "get_device_capability", lambda device: (9, device.index)
+    )
     monkeypatch.setattr(build, "find_spec", lambda name: has_pip or None)
     monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setattr(sys, "argv", ["build", "--device", "cuda:1"])
@@ -164,7 +175,9 @@ def test_the_build_is_for_the_card_that_torch_sees(
     *before, install = ran
     assert before == ([] if has_pip else [[sys.executable, "-m", "ensurepip"]])
     assert install[:4] == [sys.executable, "-m", "pip", "install"]
-    assert {"--no-index", "cmake.define.HULLFT_CUDA_ARCHITECTURES=91-real"} <= set(install)
+    assert {"--no-index", "cmake.define.HULLFT_CUDA_ARCHITECTURES=91-real"} <= set(
+        install
+    )
 
 
 def test_the_clock_is_measured_or_what_the_card_says_or_unknown(
@@ -241,14 +254,30 @@ WRITE = "import sys, pathlib; pathlib.Path(sys.argv[1]).write_text('{}')"
     ("step", "status", "why"),
     [
         (python(WRITE.format('{{"a": 1}}')), gpu_check.PASSED, ""),
-        (python(WRITE.format("no")), gpu_check.FAILED, "its results cannot be used: Expecting"),
+        (
+            python(WRITE.format("no")),
+            gpu_check.FAILED,
+            "its results cannot be used: Expecting",
+        ),
         (python("pass"), gpu_check.FAILED, "it wrote no results"),
         (python("print('oh'); raise SystemExit(7)"), gpu_check.FAILED, "exit status 7"),
         (python("import os; os.abort()"), gpu_check.FAILED, "exit status -6"),
         (python("pass", read=gpu_check.read_nothing), gpu_check.PASSED, ""),
-        (python("pass", modules=("json", "no_such")), gpu_check.NOT_RUN, "needs no_such"),
-        (python("pass", tools=("no-such-tool",)), gpu_check.NOT_RUN, "needs no-such-tool"),
-        (Step("gone", 20, ["no-such"], gpu_check.read_nothing), gpu_check.FAILED, "No such file"),
+        (
+            python("pass", modules=("json", "no_such")),
+            gpu_check.NOT_RUN,
+            "needs no_such",
+        ),
+        (
+            python("pass", tools=("no-such-tool",)),
+            gpu_check.NOT_RUN,
+            "needs no-such-tool",
+        ),
+        (
+            Step("gone", 20, ["no-such"], gpu_check.read_nothing),
+            gpu_check.FAILED,
+            "No such file",
+        ),
     ],
 )
 def test_what_becomes_of_a_step(step: Step, status: str, why: str) -> None:
@@ -289,7 +318,9 @@ def test_the_log_has_all_that_a_step_says() -> None:
     assert log.endswith("ValueError: why\n")
 
 
-def test_results_are_written_as_they_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_are_written_as_they_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     output = tmp_path / "output"
 
     def run(device: torch.device, *, small: bool) -> Iterator[dict[str, object]]:
@@ -314,9 +345,14 @@ def test_nothing_runs_without_a_build(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (second["status"], second["why"]) == (gpu_check.NOT_RUN, "there is no build")
 
 
-def test_a_step_has_the_time_that_those_before_it_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_has_the_time_that_those_before_it_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     slow = python(f"import time; time.sleep(2); {WRITE.format('{{}}')}")
-    steps = [python("pass", read=gpu_check.read_nothing), dataclasses.replace(slow, seconds=1)]
+    steps = [
+        python("pass", read=gpu_check.read_nothing),
+        dataclasses.replace(slow, seconds=1),
+    ]
     monkeypatch.setattr(gpu_check, "plan", lambda device: steps)
     assert [record["status"] for record in check()] == [gpu_check.PASSED] * 2
 
@@ -331,7 +367,11 @@ def test_junit_results(tmp_path: Path) -> None:
     path = tmp_path / "junit.xml"
     path.write_text(JUNIT, encoding="utf-8")
     found = gpu_check.read_junit(path)
-    assert (found["tests"], found["failures"], found["failed"]) == (3, 1, ["tests.test_a::test_x"])
+    assert (found["tests"], found["failures"], found["failed"]) == (
+        3,
+        1,
+        ["tests.test_a::test_x"],
+    )
     assert found["why skipped"] == {"the CPU's": 1}
     path.write_text('<testsuites><testsuite tests="0"/></testsuites>', encoding="utf-8")
     with pytest.raises(ValueError, match="no test ran"):
@@ -361,8 +401,12 @@ def test_the_kernels_to_profile_are_in_the_sources() -> None:
     (launched,) = launches.run(torch.device("cpu"), small=True)
     (step,) = (step for step in gpu_check.plan("cuda:0") if step.name == "ncu")
     assert step.command[step.command.index("--clock-control") + 1] == "none"
-    pattern = step.command[step.command.index("--kernel-name") + 1].removeprefix("regex:")
-    sources = "".join(path.read_text() for path in (gpu_check.ROOT / "csrc/cuda").glob("*.cu"))
+    pattern = step.command[step.command.index("--kernel-name") + 1].removeprefix(
+        "regex:"
+    )
+    sources = "".join(
+        path.read_text() for path in (gpu_check.ROOT / "csrc/cuda").glob("*.cu")
+    )
     for name in launched["launched"]:
         assert re.search(pattern, name)
         assert f" {name}(" in sources

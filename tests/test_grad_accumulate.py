@@ -15,10 +15,15 @@ SIZES = [1003, 0, 17, 1]
 
 def normal(sizes: list[int], dtype: torch.dtype, seed: int) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(n, generator=generator, dtype=torch.float64).to(dtype) for n in sizes]
+    return [
+        torch.randn(n, generator=generator, dtype=torch.float64).to(dtype)
+        for n in sizes
+    ]
 
 
-@pytest.mark.parametrize(("alpha", "beta"), [(1.0, 1.0), (0.25, 0.5), (-3.0, 0.0), (0.0, 2.0)])
+@pytest.mark.parametrize(
+    ("alpha", "beta"), [(1.0, 1.0), (0.25, 0.5), (-3.0, 0.0), (0.0, 2.0)]
+)
 @pytest.mark.parametrize("grad_dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("cache_dtype", DTYPES, ids=str)
 def test_dtypes(
@@ -32,7 +37,8 @@ def test_dtypes(
     caches, grads = normal(SIZES, cache_dtype, 0), normal(SIZES, grad_dtype, 1)
     wanted = reference.grad_accumulate(caches, grads, alpha=alpha, beta=beta)
     scales = [
-        abs(alpha) * g.abs() + abs(beta) * c.abs() for g, c in zip(grads, caches, strict=True)
+        abs(alpha) * g.abs() + abs(beta) * c.abs()
+        for g, c in zip(grads, caches, strict=True)
     ]
     OPS.grad_accumulate_(caches, grads, alpha=alpha, beta=beta)
     wide = torch.float64 in (cache_dtype, grad_dtype)
@@ -48,7 +54,9 @@ def test_dtypes(
 
 
 @pytest.mark.parametrize("cache_dtype", DTYPES, ids=str)
-def test_beta_zero_overwrites_whatever_is_there(simd_level: str, cache_dtype: torch.dtype) -> None:
+def test_beta_zero_overwrites_whatever_is_there(
+    simd_level: str, cache_dtype: torch.dtype
+) -> None:
     caches = [torch.full((n,), math.nan, dtype=cache_dtype) for n in SIZES]
     grads = normal(SIZES, torch.float32, 1)
     OPS.grad_accumulate_(caches, grads, beta=0.0)
@@ -87,7 +95,9 @@ def test_bits_do_not_depend_on_threads(threads: Callable[[int], None]) -> None:
     for count in (1, 2, 3):
         threads(count)
         caches = normal([70_001, 3, 33_333], torch.float32, 0)
-        OPS.grad_accumulate_(caches, normal([70_001, 3, 33_333], torch.bfloat16, 1), alpha=0.3)
+        OPS.grad_accumulate_(
+            caches, normal([70_001, 3, 33_333], torch.bfloat16, 1), alpha=0.3
+        )
         results.append(torch.cat(caches))
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
@@ -105,10 +115,14 @@ def test_strides() -> None:
 
 def test_opcheck() -> None:
     args = (normal([3, 0, 5], torch.bfloat16, 0), normal([3, 0, 5], torch.float32, 1))
-    torch.library.opcheck(OPS.grad_accumulate_.default, args, {"alpha": 2.0, "beta": 0.5})
+    torch.library.opcheck(
+        OPS.grad_accumulate_.default, args, {"alpha": 2.0, "beta": 0.5}
+    )
 
 
-def bad_arguments() -> dict[str, tuple[list[torch.Tensor], list[torch.Tensor], dict, str]]:
+def bad_arguments() -> dict[
+    str, tuple[list[torch.Tensor], list[torch.Tensor], dict, str]
+]:
     one, shared = torch.zeros(4), torch.zeros(6)
     return {
         "lengths": ([one], [], {}, "grads has 0 tensors, caches has 1"),
@@ -136,9 +150,24 @@ def bad_arguments() -> dict[str, tuple[list[torch.Tensor], list[torch.Tensor], d
             {},
             r"caches\[1\] overlaps caches\[0\] in memory",
         ),
-        "itself": ([one], [one], {}, r"(caches|grads)\[0\] overlaps (caches|grads)\[0\] in memory"),
-        "alpha": ([one], [torch.zeros(4)], {"alpha": math.nan}, "alpha must be finite, got nan"),
-        "beta": ([one], [torch.zeros(4)], {"beta": math.inf}, "beta must be finite, got inf"),
+        "itself": (
+            [one],
+            [one],
+            {},
+            r"(caches|grads)\[0\] overlaps (caches|grads)\[0\] in memory",
+        ),
+        "alpha": (
+            [one],
+            [torch.zeros(4)],
+            {"alpha": math.nan},
+            "alpha must be finite, got nan",
+        ),
+        "beta": (
+            [one],
+            [torch.zeros(4)],
+            {"beta": math.inf},
+            "beta must be finite, got inf",
+        ),
         "alpha in float32": (
             [one.double(), one],
             [torch.zeros(4), torch.zeros(4)],

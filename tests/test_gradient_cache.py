@@ -9,9 +9,14 @@ from hullft_ops.gradient_cache import GradientCache
 from hullft_ops.replay import ReplayAdam
 
 
-def make_params(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+def make_params(
+    *shapes: tuple[int, ...], dtype: torch.dtype = torch.float32
+) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
+    return [
+        torch.randn(shape, generator=generator).to(dtype).requires_grad_()
+        for shape in shapes
+    ]
 
 
 def set_grads(params: list[torch.Tensor], seed: int) -> list[torch.Tensor]:
@@ -89,7 +94,9 @@ def test_later_gradients_do_not_reach_the_cache() -> None:
     assert torch.equal(cache.gradients(0)[params[0]], grad)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+)
 def test_dtype(dtype: torch.dtype) -> None:
     params, twins = make_params((40, 3), (5,)), make_params((40, 3), (5,))
     cache = GradientCache(params, dtype)
@@ -112,7 +119,10 @@ def test_own_dtypes_by_default() -> None:
     cache = GradientCache(iter(params))
     set_grads(params, 1)
     cache.accumulate(0)
-    assert [t.dtype for t in cache.gradients(0).values()] == [torch.float32, torch.bfloat16]
+    assert [t.dtype for t in cache.gradients(0).values()] == [
+        torch.float32,
+        torch.bfloat16,
+    ]
     assert cache.nbytes == 4 * 4 + 6 * 2
 
 
@@ -143,7 +153,9 @@ def test_buffers_are_reused() -> None:
     assert (len(cache), cache.nbytes) == (0, 3 * 17 * 4)
     for example in "abc":
         cache.accumulate(example)
-    again = {t.data_ptr() for example in "abc" for t in cache.gradients(example).values()}
+    again = {
+        t.data_ptr() for example in "abc" for t in cache.gradients(example).values()
+    }
     assert again == pointers
 
 
@@ -179,7 +191,9 @@ def test_a_failed_accumulate_changes_nothing() -> None:
     with pytest.raises(ValueError, match="beta must be finite, got inf"):
         cache.accumulate(0, beta=math.inf)
     for wrong in ({"alpha": math.nan}, {"beta": math.nan}):
-        with pytest.raises(ValueError, match="^GradientCache.accumulate: .* finite, got nan"):
+        with pytest.raises(
+            ValueError, match="^GradientCache.accumulate: .* finite, got nan"
+        ):
             cache.accumulate(1, **wrong)
     with pytest.raises(TypeError, match="beta must be a number, got str"):
         cache.accumulate(1, beta="much")
@@ -238,7 +252,9 @@ def test_bad_parameters() -> None:
 
 
 def test_no_gradient_at_all() -> None:
-    with pytest.raises(ValueError, match=r"accumulate: no parameter has a gradient, call backward"):
+    with pytest.raises(
+        ValueError, match=r"accumulate: no parameter has a gradient, call backward"
+    ):
         GradientCache(make_params((4,))).accumulate(0)
 
 
@@ -255,7 +271,9 @@ def test_a_parameter_that_changed_its_shape() -> None:
     cache = GradientCache(params)
     params[0].data = torch.zeros(6)
     params[0].grad = torch.zeros(6)
-    with pytest.raises(ValueError, match=r"params\[0\] had shape \[4\] .* now has \[6\]"):
+    with pytest.raises(
+        ValueError, match=r"params\[0\] had shape \[4\] .* now has \[6\]"
+    ):
         cache.accumulate(0)
 
 
@@ -265,7 +283,9 @@ def test_a_parameter_that_the_optimizer_does_not_have() -> None:
     set_grads(params, 1)
     cache.accumulate(0)
     before = params[0].detach().clone()
-    with pytest.raises(ValueError, match=r"key 1 of grads, of shape \[5\], is not a parameter"):
+    with pytest.raises(
+        ValueError, match=r"key 1 of grads, of shape \[5\], is not a parameter"
+    ):
         cache.replay(0, ReplayAdam(params[:1]))
     assert torch.equal(params[0], before)
 

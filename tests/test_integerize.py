@@ -20,10 +20,14 @@ def random_weights(seed: int, batch: int, m: int) -> torch.Tensor:
 @pytest.mark.parametrize(("m", "n_select"), [(1, 3), (2, 1), (5, 7), (9, 40), (21, 20)])
 @pytest.mark.parametrize("swap_passes", [0, 1, 2, 5])
 @pytest.mark.usefixtures("simd_level")
-def test_equals_reference(dtype: torch.dtype, m: int, n_select: int, swap_passes: int) -> None:
+def test_equals_reference(
+    dtype: torch.dtype, m: int, n_select: int, swap_passes: int
+) -> None:
     support, query = make_problem(m * n_select, 3, m, 12, dtype, spread=1.5)
     weights = random_weights(m, 3, m)
-    counts = hullft_ops.integerize(support, query, weights, n_select, swap_passes=swap_passes)
+    counts = hullft_ops.integerize(
+        support, query, weights, n_select, swap_passes=swap_passes
+    )
     for b in range(3):
         expected = reference.integerize(
             support[b], query[b], weights[b], n_select, swap_passes=swap_passes
@@ -47,7 +51,9 @@ def test_equals_the_counts_of_fw_select(golden: dict[str, torch.Tensor]) -> None
     pool, query = golden["pool"].double(), golden["query"].double()
     sel = hullft_ops.fw_select(pool, query, 50)
     support = pool.gather(1, sel.indices.clamp(min=0).unsqueeze(-1).expand(-1, -1, 384))
-    counts = hullft_ops.integerize(support, query, sel.weights, 50, support_sizes=sel.support_size)
+    counts = hullft_ops.integerize(
+        support, query, sel.weights, 50, support_sizes=sel.support_size
+    )
     assert torch.equal(counts, sel.counts)
 
 
@@ -55,7 +61,9 @@ def test_counts_never_negative_on_wild_targets() -> None:
     """Targets far outside the hull make swaps drain an atom again and again."""
     support, query = make_problem(0, 2000, 8, 3, spread=3.0)
     query = query * torch.linspace(-50, 50, 2000, dtype=torch.float64).unsqueeze(1)
-    counts = hullft_ops.integerize(support, query, random_weights(1, 2000, 8), 50, swap_passes=4)
+    counts = hullft_ops.integerize(
+        support, query, random_weights(1, 2000, 8), 50, swap_passes=4
+    )
     assert (counts >= 0).all()
     assert (counts.sum(-1) == 50).all()
 
@@ -85,7 +93,9 @@ def test_swaps_that_gain_less_than_the_documented_bound_are_none(norm: float) ->
     weights = random_weights(2, 50, 10)
 
     def around_a_point(vectors: torch.Tensor, scale: float) -> torch.Tensor:
-        return norm * torch.cat([torch.ones_like(vectors[..., :1]), scale * vectors], -1)
+        return norm * torch.cat(
+            [torch.ones_like(vectors[..., :1]), scale * vectors], -1
+        )
 
     def swaps(scale: float) -> bool:
         unswapped, swapped = (
@@ -109,7 +119,9 @@ def test_weights_are_normalised(scale: float) -> None:
     support, query = make_problem(4, 4, 6, 5)
     weights = random_weights(3, 4, 6)
     expected = hullft_ops.integerize(support, query, weights, 20)
-    assert torch.equal(hullft_ops.integerize(support, query, weights * scale, 20), expected)
+    assert torch.equal(
+        hullft_ops.integerize(support, query, weights * scale, 20), expected
+    )
 
 
 def test_negative_weights_count_as_zero() -> None:
@@ -146,14 +158,18 @@ def test_ragged_and_unbatched() -> None:
         weights[b, size:] = float("nan")
     counts = hullft_ops.integerize(support, query, weights, 12, support_sizes=sizes)
     for b, size in enumerate(sizes.tolist()):
-        alone = hullft_ops.integerize(support[b, :size], query[b], weights[b, :size], 12)
+        alone = hullft_ops.integerize(
+            support[b, :size], query[b], weights[b, :size], 12
+        )
         assert counts[b, :size].tolist() == alone.tolist()
         assert (counts[b, size:] == 0).all()
 
 
 def test_large() -> None:
     support, query = make_problem(9, 1, 1000, 16)
-    counts = hullft_ops.integerize(support[0], query[0], random_weights(5, 1, 1000)[0], 10_000)
+    counts = hullft_ops.integerize(
+        support[0], query[0], random_weights(5, 1, 1000)[0], 10_000
+    )
     assert counts.sum() == 10_000
     assert (counts >= 0).all()
 
@@ -163,5 +179,7 @@ def test_weights_not_finite() -> None:
     support, query = make_problem(10, 2, 3, 5)
     weights = torch.ones(2, 3)
     weights[1, 2] = float("inf")
-    with pytest.raises(ValueError, match=r"integerize: weights\[1\] has NaN or infinity"):
+    with pytest.raises(
+        ValueError, match=r"integerize: weights\[1\] has NaN or infinity"
+    ):
         hullft_ops.integerize(support, query, weights, 4)

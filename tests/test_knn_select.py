@@ -9,7 +9,9 @@ from problems import DTYPES, ON_VALUES, assert_equals_reference, make_problem, o
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("candidates", "n_select"), [(1, 1), (5, 5), (33, 7), (200, 50)])
+@pytest.mark.parametrize(
+    ("candidates", "n_select"), [(1, 1), (5, 5), (33, 7), (200, 50)]
+)
 @pytest.mark.usefixtures("simd_level")
 def test_equals_reference(dtype: torch.dtype, candidates: int, n_select: int) -> None:
     pool, query = make_problem(candidates, 3, candidates, 19, dtype, spread=2.0)
@@ -38,5 +40,7 @@ def test_more_than_the_pool() -> None:
 @pytest.mark.cpu_only(ON_VALUES)
 def test_more_than_a_ragged_pool() -> None:
     pool, query = make_problem(2, 2, 6, 5)
-    with pytest.raises(ValueError, match="n_select is 4, the pool of query 1 has 3 rows"):
+    with pytest.raises(
+        ValueError, match="n_select is 4, the pool of query 1 has 3 rows"
+    ):
         hullft_ops.knn_select(pool, query, 4, pool_sizes=torch.tensor([6, 3]))

@@ -22,18 +22,26 @@ SIZES = torch.ones(2, dtype=torch.int64)
 
 REFUSED: dict[str, Callable[[], object]] = {
     "fw_select": lambda: hullft_ops.fw_select(POOL, QUERIES, MANY),
-    "fw_select_indexed": lambda: hullft_ops.fw_select_indexed(POOL, CANDIDATES, QUERIES, MANY),
+    "fw_select_indexed": lambda: hullft_ops.fw_select_indexed(
+        POOL, CANDIDATES, QUERIES, MANY
+    ),
     "knn_select": lambda: hullft_ops.knn_select(POOL, ENDLESS, 3),
     "sift_select": lambda: hullft_ops.sift_select(POOL, QUERIES, MANY),
-    "sift_select_indexed": lambda: hullft_ops.sift_select_indexed(POOL, CANDIDATES, QUERIES, MANY),
+    "sift_select_indexed": lambda: hullft_ops.sift_select_indexed(
+        POOL, CANDIDATES, QUERIES, MANY
+    ),
     "integerize": lambda: hullft_ops.integerize(ROWS, torch.ones(1), ROWS[:, 0], 3),
 }
 SIZED: dict[str, Callable[[], object]] = {
-    "fw_select": lambda: hullft_ops.fw_select(POOL, ENDLESS, 3, pool_sizes=ENDLESS_SIZES),
+    "fw_select": lambda: hullft_ops.fw_select(
+        POOL, ENDLESS, 3, pool_sizes=ENDLESS_SIZES
+    ),
     "fw_select_indexed": lambda: hullft_ops.fw_select_indexed(
         POOL, CANDIDATES[:1].expand(2**40, 4), ENDLESS, 3, pool_sizes=ENDLESS_SIZES
     ),
-    "sift_select": lambda: hullft_ops.sift_select(POOL, ENDLESS, 3, pool_sizes=ENDLESS_SIZES),
+    "sift_select": lambda: hullft_ops.sift_select(
+        POOL, ENDLESS, 3, pool_sizes=ENDLESS_SIZES
+    ),
     "sift_select_indexed": lambda: hullft_ops.sift_select_indexed(
         POOL, CANDIDATES[:1].expand(2**40, 4), ENDLESS, 3, pool_sizes=ENDLESS_SIZES
     ),
@@ -67,14 +75,18 @@ def test_more_queries_than_could_be_answered_are_refused_before_their_sizes_are_
 
 @pytest.mark.cpu_only("on CUDA, torch's allocator refuses")
 def test_a_number_that_no_integer_holds_is_written_out() -> None:
-    with pytest.raises(ValueError, match=r"needs 5[0-9]{19} GiB, this machine has [0-9]+$"):
+    with pytest.raises(
+        ValueError, match=r"needs 5[0-9]{19} GiB, this machine has [0-9]+$"
+    ):
         hullft_ops.fw_select(POOL, torch.ones(1, 3).expand(2**60, 3), MANY)
 
 
 @pytest.mark.cpu_only("CUDA screens nothing")
 def test_the_integers_that_a_pool_is_screened_in_count() -> None:
     pool = torch.ones(1, 2**20).expand(2**27, 2**20)
-    with pytest.raises(ValueError, match=r"queries of 134217728 candidates needs 26[0-9]{4} GiB"):
+    with pytest.raises(
+        ValueError, match=r"queries of 134217728 candidates needs 26[0-9]{4} GiB"
+    ):
         hullft_ops.fw_select(pool, pool[0], 3)
 
 
@@ -84,7 +96,9 @@ def test_the_copy_of_a_pool_that_is_not_dense_counts(
     select: Callable[..., object],
 ) -> None:
     pool = torch.ones(1, 1).expand(2**20, 2**30)
-    with pytest.raises(ValueError, match=r"^(fw|sift)_select: n_select 3 .* needs 41[0-9]{5} GiB"):
+    with pytest.raises(
+        ValueError, match=r"^(fw|sift)_select: n_select 3 .* needs 41[0-9]{5} GiB"
+    ):
         select(pool, torch.ones(1).expand(2**30), 3)
 
 
@@ -103,12 +117,16 @@ def test_every_thread_has_a_workspace() -> None:
     one_fits = int((MEMORY / 8 * 0.7) ** 0.5)
     rows = torch.ones(1, 1).expand(2, one_fits, 1)
     query, weights = torch.ones(2, 1), torch.ones(1, 1).expand(2, one_fits)
-    with pytest.raises(ValueError, match=f"^integerize: n_select 3 for 2 queries of {one_fits}"):
+    with pytest.raises(
+        ValueError, match=f"^integerize: n_select 3 for 2 queries of {one_fits}"
+    ):
         hullft_ops.integerize(rows, query, weights, 3)
     # A pick has a column of its own, and one of the Gram matrix.
     n_select = int(MEMORY / 16 * 0.7 / 2**20)
     pool = torch.ones(1, 1).expand(2**20, 1)
-    with pytest.raises(ValueError, match=f"^sift_select: n_select {n_select} for 2 queries"):
+    with pytest.raises(
+        ValueError, match=f"^sift_select: n_select {n_select} for 2 queries"
+    ):
         hullft_ops.sift_select(pool, query, n_select)
 
 
@@ -124,7 +142,9 @@ def test_memory_is_that_of_the_rows_in_use() -> None:
 
 @pytest.mark.cpu_only("on CUDA, torch's allocator refuses")
 def test_more_targets_than_could_be_read_are_refused() -> None:
-    with pytest.raises(ValueError, match="^sift_select: n_select 3 for 1 queries of 4 candidates"):
+    with pytest.raises(
+        ValueError, match="^sift_select: n_select 3 for 1 queries of 4 candidates"
+    ):
         hullft_ops.sift_select(POOL, ENDLESS[None], 3)
 
 
@@ -153,6 +173,11 @@ except RuntimeError as error:
 def test_memory_that_the_system_refuses_is_named() -> None:
     command = [sys.executable, "-c", REFUSED_BY_THE_SYSTEM]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert said.startswith(f"hullft_ops: torch makes no tensor of {2**29} bytes on the CPU")
-    if torch.torch_version.TorchVersion(torch.__version__) >= (2, 13):  # before, it kept the reason
+    assert said.startswith(
+        f"hullft_ops: torch makes no tensor of {2**29} bytes on the CPU"
+    )
+    if torch.torch_version.TorchVersion(torch.__version__) >= (
+        2,
+        13,
+    ):  # before, it kept the reason
         assert "can't allocate memory" in said

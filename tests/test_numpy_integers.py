@@ -33,7 +33,9 @@ CALLS: dict[str, tuple[Callable[[int], object], str]] = {
         "swap_passes",
     ),
     "fw_select_indexed": (
-        lambda n: hullft_ops.fw_select_indexed(POOL[0], ROWS, QUERY, n, max_iter=n, swap_passes=n),
+        lambda n: hullft_ops.fw_select_indexed(
+            POOL[0], ROWS, QUERY, n, max_iter=n, swap_passes=n
+        ),
         "n_select",
     ),
     "integerize n_select": (
@@ -62,7 +64,9 @@ def test_is_taken_for_the_int_that_it_is(name: str, kind: type[np.integer]) -> N
     assert all(map(torch.equal, call(kind(4)), call(4)))
 
 
-@pytest.mark.parametrize("value", [np.bool_(True), np.float64(4.0), np.array(4)], ids=repr)
+@pytest.mark.parametrize(
+    "value", [np.bool_(True), np.float64(4.0), np.array(4)], ids=repr
+)
 @pytest.mark.parametrize("name", CALLS)
 def test_others_are_refused(name: str, value: object) -> None:
     call, argument = CALLS[name]

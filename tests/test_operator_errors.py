@@ -17,14 +17,18 @@ def test_a_refusal_becomes_a_value_error_with_its_text(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     def refuse(*_: object) -> None:
-        raise RuntimeError(f"{name}: pool has NaN or infinity\nException raised from here")
+        raise RuntimeError(
+            f"{name}: pool has NaN or infinity\nException raised from here"
+        )
 
     monkeypatch.setattr(_ops.ops, name, refuse)
     with pytest.raises(ValueError, match=f"^{name}: pool has NaN or infinity$"):
         _ops.call(name, torch.ones(1))
 
 
-def test_a_lack_of_memory_on_cuda_is_torchs_own_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lack_of_memory_on_cuda_is_torchs_own_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     said = "CUDA out of memory: no workspace of 12 bytes on cuda:1: CUDA out of memory."
 
     def fail(*_: object) -> None:
@@ -32,7 +36,8 @@ def test_a_lack_of_memory_on_cuda_is_torchs_own_error(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(_ops.ops, "fw_select", fail)
     wanted = (
-        "^fw_select: CUDA out of memory: no workspace of 12 bytes on cuda:1: CUDA out of memory.$"
+        "^fw_select: CUDA out of memory: no workspace of 12 bytes on cuda:1: "
+        "CUDA out of memory.$"
     )
     with pytest.raises(torch.OutOfMemoryError, match=wanted):
         _ops.call("fw_select", torch.ones(1))
@@ -66,5 +71,7 @@ def test_other_errors_stay_as_they_are(
 
 @pytest.mark.cpu_only(ON_VALUES)
 def test_nan_is_a_value_error_in_this_torch() -> None:
-    with pytest.raises(ValueError, match="fw_select: pool has NaN or infinity in row 0"):
+    with pytest.raises(
+        ValueError, match="fw_select: pool has NaN or infinity in row 0"
+    ):
         hullft_ops.fw_select(torch.full((3, 2), float("nan")), torch.ones(2), 1)

@@ -39,7 +39,9 @@ SLOW = (
 @cache
 def imported_in_a_new_process() -> list[str]:
     """The modules that an import of this package brings beside those of torch."""
-    result = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", IMPORT], capture_output=True, check=True
+    )
     return list(json.loads(result.stdout))
 
 
@@ -54,14 +56,18 @@ def test_import_brings_torch_alone() -> None:
 
 def test_import_without_torch_before_it() -> None:
     command = "import hullft_ops; print(hullft_ops.__version__)"
-    result = subprocess.run([sys.executable, "-c", command], capture_output=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", command], capture_output=True, check=True
+    )
     assert result.stdout.decode().strip() == hullft_ops.__version__
 
 
 def test_import_leaves_the_slow_parts_for_later() -> None:
     brought = imported_in_a_new_process()
     assert "hullft_ops._C" in brought
-    assert not [name for name in brought if f"{name}.".startswith(tuple(f"{s}." for s in SLOW))]
+    assert not [
+        name for name in brought if f"{name}.".startswith(tuple(f"{s}." for s in SLOW))
+    ]
 
 
 def imports_of(folder: Path) -> set[str]:
@@ -82,8 +88,12 @@ def test_what_is_imported_comes_with_an_extra_of_that_name() -> None:
     for text in importlib.metadata.requires("hullft_ops") or []:
         requirement = Requirement(text)
         extra = re.search(r"extra == ['\"]([\w-]+)", str(requirement.marker))
-        wanted.setdefault(extra[1] if extra else "", set()).add(canonicalize_name(requirement.name))
-    given = wanted[""].union(*(wanted[extra] for extra in ("ttft", "lm-eval", "qdrant", "ray")))
+        wanted.setdefault(extra[1] if extra else "", set()).add(
+            canonicalize_name(requirement.name)
+        )
+    given = wanted[""].union(
+        *(wanted[extra] for extra in ("ttft", "lm-eval", "qdrant", "ray"))
+    )
     by_package = importlib.metadata.packages_distributions()
     imports = imports_of(Path(hullft_ops.__file__).parent)
     assert {"torch", "transformers", "faiss", "qdrant_client"} <= imports
@@ -98,13 +108,15 @@ def test_version_is_that_of_the_distribution() -> None:
 
 
 def test_metadata_is_complete() -> None:
-    metadata = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    metadata = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))[
+        "project"
+    ]
     assert metadata["authors"] == [{"name": "hullft_ops developers"}]
     assert {"test-time finetuning", "Frank-Wolfe"} <= set(metadata["keywords"])
     assert metadata["urls"]["Paper"].endswith("2605.30337")
-    assert {f"Programming Language :: Python :: 3.{minor}" for minor in range(11, 15)} <= set(
-        metadata["classifiers"]
-    )
+    assert {
+        f"Programming Language :: Python :: 3.{minor}" for minor in range(11, 15)
+    } <= set(metadata["classifiers"])
     assert (ROOT / metadata["readme"]).is_file()
 
 
@@ -112,5 +124,7 @@ def test_simd_levels() -> None:
     levels = _C.simd_levels()
     assert levels[-1] == "portable"
     assert _C.simd_level() == levels[0]
-    with pytest.raises(ValueError, match="use_simd_level: 'avx1024' cannot run on this processor"):
+    with pytest.raises(
+        ValueError, match="use_simd_level: 'avx1024' cannot run on this processor"
+    ):
         _C.use_simd_level("avx1024")

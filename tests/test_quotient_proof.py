@@ -35,7 +35,9 @@ def prove(folder: Path) -> dict[str, tuple[int, int]]:
          f"-I{TESTS.parent / 'csrc'}", str(TESTS / "quotient_proof.cpp"), "-o", str(program)],
         check=True,
     )  # fmt: skip
-    printed = subprocess.run([program], capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run(
+        [program], capture_output=True, text=True, check=True
+    ).stdout
     rows = (line.split() for line in printed.splitlines())
     return {name: (int(others), int(wrong)) for name, others, wrong in rows}
 

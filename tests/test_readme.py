@@ -15,7 +15,16 @@ WITH_BLOCKS = [page for page in PAGES if blocks(page)]
 def test_there_are_blocks() -> None:
     assert len(blocks(PAGES[0])) >= 2
     guides = [page.stem for page in WITH_BLOCKS if page.parent.name == "guides"]
-    named = ["datastore", "evaluation", "experts", "kernels", "library", "loop", "scale", "ttft"]
+    named = [
+        "datastore",
+        "evaluation",
+        "experts",
+        "kernels",
+        "library",
+        "loop",
+        "scale",
+        "ttft",
+    ]
     assert guides == named
     assert any(kind == "bash" for page in WITH_BLOCKS for kind, _ in blocks(page))
 
@@ -23,7 +32,9 @@ def test_there_are_blocks() -> None:
 @pytest.mark.parametrize(
     "page", [page for page in WITH_BLOCKS if page != SCALE], ids=lambda page: page.stem
 )
-def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_run(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "docs").symlink_to(ROOT / "docs")
     run_blocks(page)

@@ -11,7 +11,9 @@ from problems import ON_VALUES, make_problem
 OPS = torch.ops.hullft_ops
 
 
-def selection_samples() -> dict[str, tuple[object, tuple[object, ...], dict[str, object]]]:
+def selection_samples() -> dict[
+    str, tuple[object, tuple[object, ...], dict[str, object]]
+]:
     pool, query = make_problem(0, 2, 12, 8, torch.float32)
     sizes = torch.tensor([12, 5])
     weights = torch.full((2, 12), 1 / 12)
@@ -23,14 +25,22 @@ def selection_samples() -> dict[str, tuple[object, tuple[object, ...], dict[str,
             (pool.double(), query.double(), 5),
             {"variant": "away", "pool_sizes": sizes},
         ),
-        "fw_select shared": (OPS.fw_select.default, (pool[0].half(), query.half(), 5), {}),
+        "fw_select shared": (
+            OPS.fw_select.default,
+            (pool[0].half(), query.half(), 5),
+            {},
+        ),
         "fw_select_indexed": (
             OPS.fw_select_indexed.default,
             (pool[0], candidates, query, 5),
             {"pool_sizes": sizes},
         ),
         "knn_select": (OPS.knn_select.default, (pool, query, 5), {"pool_sizes": sizes}),
-        "sift_select": (OPS.sift_select.default, (pool, query, 5), {"pool_sizes": sizes}),
+        "sift_select": (
+            OPS.sift_select.default,
+            (pool, query, 5),
+            {"pool_sizes": sizes},
+        ),
         "sift_select targets": (
             OPS.sift_select.default,
             (pool[0].double(), torch.stack([query, -query], dim=1).double(), 5, 0.2),
@@ -79,21 +89,31 @@ def test_a_backward_pass_through_a_selection_fails(compiled: bool) -> None:
     def residual(pool: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
         return hullft_ops.fw_select(pool, query, 3).residual.sum()
 
-    call = torch.compile(residual, fullgraph=True, backend="aot_eager") if compiled else residual
+    call = (
+        torch.compile(residual, fullgraph=True, backend="aot_eager")
+        if compiled
+        else residual
+    )
     with pytest.raises(RuntimeError, match="does not require grad"):
         call(pool, query).backward()
 
 
 def functions() -> dict[str, Callable[[torch.Tensor, torch.Tensor], object]]:
     return {
-        "fw_select": lambda pool, query: hullft_ops.fw_select(pool, query, 5, variant="pairwise"),
+        "fw_select": lambda pool, query: hullft_ops.fw_select(
+            pool, query, 5, variant="pairwise"
+        ),
         "multiset": lambda pool, query: hullft_ops.fw_select(pool, query, 5).multiset(),
         "fw_select_indexed": lambda pool, query: hullft_ops.fw_select_indexed(
             pool[0], torch.arange(8).expand(query.shape[0], -1), query, 5
         ),
         "knn_select": lambda pool, query: hullft_ops.knn_select(pool, query, 5),
-        "sift_select": lambda pool, query: hullft_ops.sift_select(pool, query, 5, noise=0.2),
-        "sift multiset": lambda pool, query: hullft_ops.sift_select(pool, query, 5).multiset(),
+        "sift_select": lambda pool, query: hullft_ops.sift_select(
+            pool, query, 5, noise=0.2
+        ),
+        "sift multiset": lambda pool, query: hullft_ops.sift_select(
+            pool, query, 5
+        ).multiset(),
         "sift_select_indexed": lambda pool, query: hullft_ops.sift_select_indexed(
             pool[0], torch.arange(8).expand(query.shape[0], -1), query, 5
         ),
@@ -108,7 +128,9 @@ def functions() -> dict[str, Callable[[torch.Tensor, torch.Tensor], object]]:
 def test_compiled_equals_eager(name: str, dynamic: bool) -> None:
     torch.compiler.reset()
     function = functions()[name]
-    compiled = torch.compile(function, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    compiled = torch.compile(
+        function, fullgraph=True, dynamic=dynamic, backend="aot_eager"
+    )
     for batch, candidates in [(2, 12), (3, 15)]:
         pool, query = make_problem(batch, batch, candidates, 8, torch.float32)
         got, wanted = compiled(pool, query), function(pool, query)
@@ -121,9 +143,13 @@ def test_compiled_call_reports_bad_values() -> None:
     torch.compiler.reset()
     pool, query = make_problem(1, 2, 6, 4, torch.float32)
     compiled = torch.compile(
-        lambda p, q: hullft_ops.fw_select(p, q, 3).counts, fullgraph=True, backend="aot_eager"
+        lambda p, q: hullft_ops.fw_select(p, q, 3).counts,
+        fullgraph=True,
+        backend="aot_eager",
     )
-    with pytest.raises(ValueError, match="fw_select: pool has NaN or infinity in row 0"):
+    with pytest.raises(
+        ValueError, match="fw_select: pool has NaN or infinity in row 0"
+    ):
         compiled(pool * float("nan"), query)
 
 
@@ -157,7 +183,10 @@ def calls_with_one_meta_tensor() -> dict[str, tuple[Callable[[], object], str]]:
             lambda: OPS.knn_select(pool, query, 2, pool_sizes=sizes),
             "pool_sizes is on meta, pool",
         ),
-        "sift_select": (lambda: OPS.sift_select(pool, there, 2), "query is on meta, pool"),
+        "sift_select": (
+            lambda: OPS.sift_select(pool, there, 2),
+            "query is on meta, pool",
+        ),
         "sift_select_indexed": (
             lambda: OPS.sift_select_indexed(pool[0], rows, query, 2),
             "candidates is on meta, embeddings",
@@ -189,10 +218,21 @@ def test_what_is_written_counts_its_versions() -> None:
         for name in ("params", "grads", "exp_avgs", "exp_avg_sqs")
     }
     steps = [torch.tensor(0.0), torch.tensor(0.0)]
-    options = {"lr": 1.0, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0}
+    options = {
+        "lr": 1.0,
+        "beta1": 0.9,
+        "beta2": 0.999,
+        "eps": 1e-8,
+        "weight_decay": 0.0,
+    }
     with torch.no_grad():
         OPS.adam_replay_(
-            *lists.values(), steps, repeats=3, **options, decoupled=False, maximize=False
+            *lists.values(),
+            steps,
+            repeats=3,
+            **options,
+            decoupled=False,
+            maximize=False,
         )
         OPS.grad_accumulate_(lists["exp_avgs"], lists["grads"])
     versions = {name: [tensor._version for tensor in lists[name]] for name in lists}

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from adam_training import assert_close, assert_same_bits, backward, grouped, make_model, train
+from adam_training import (
+    assert_close,
+    assert_same_bits,
+    backward,
+    grouped,
+    make_model,
+    train,
+)
 from hullft_ops.gradient_cache import GradientCache
 from hullft_ops.replay import ReplayAdam
 
@@ -40,8 +47,12 @@ def test_defaults_are_those_of_adam() -> None:
 def test_options_of_torch_that_ask_for_nothing_else() -> None:
     ours, theirs = make_model(), make_model()
     options = {"foreach": False, "fused": True, "differentiable": False}
-    optimizer = ReplayAdam(ours.parameters(), 1e-2, (0.8, 0.9), 1e-7, 0.1, False, **options)
-    peer = torch.optim.Adam(theirs.parameters(), 1e-2, (0.8, 0.9), 1e-7, 0.1, False, **options)
+    optimizer = ReplayAdam(
+        ours.parameters(), 1e-2, (0.8, 0.9), 1e-7, 0.1, False, **options
+    )
+    peer = torch.optim.Adam(
+        theirs.parameters(), 1e-2, (0.8, 0.9), 1e-7, 0.1, False, **options
+    )
     assert optimizer.defaults == peer.defaults
     train(ours, optimizer, range(5), 2)
     train(theirs, peer, range(5), 2)
@@ -65,14 +76,22 @@ def test_named_parameters() -> None:
     model = make_model()
     optimizer = ReplayAdam(model.named_parameters())
     train(model, optimizer, range(2), 2)
-    assert optimizer.param_groups[0]["param_names"] == ["0.weight", "0.bias", "2.weight"]
+    assert optimizer.param_groups[0]["param_names"] == [
+        "0.weight",
+        "0.bias",
+        "2.weight",
+    ]
 
 
 @pytest.mark.parametrize(
     "schedule",
     [
-        lambda optimizer: torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=12),
-        lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.9**step),
+        lambda optimizer: torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, 1e-2, total_steps=12
+        ),
+        lambda optimizer: torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: 0.9**step
+        ),
     ],
     ids=["OneCycleLR, momentum too", "LambdaLR"],
 )
@@ -100,7 +119,10 @@ def test_add_param_group() -> None:
 def test_lr_as_a_tensor_is_read_at_every_step() -> None:
     ours, theirs = make_model(), make_model()
     lr = torch.tensor(1e-2, dtype=torch.float64)
-    optimizer, peer = ReplayAdam(ours.parameters(), lr=lr), torch.optim.Adam(theirs.parameters())
+    optimizer, peer = (
+        ReplayAdam(ours.parameters(), lr=lr),
+        torch.optim.Adam(theirs.parameters()),
+    )
     for seed in range(4):
         peer.param_groups[0]["lr"] = float(lr)
         train(ours, optimizer, range(seed, seed + 1), 2)
@@ -130,8 +152,12 @@ def test_closure_runs_once_with_gradients() -> None:
 def test_step_hooks() -> None:
     model = make_model()
     optimizer, seen = ReplayAdam(model.parameters()), []
-    optimizer.register_step_pre_hook(lambda opt, args, kwargs: seen.append(("pre", kwargs)))
-    optimizer.register_step_post_hook(lambda opt, args, kwargs: seen.append(("post", kwargs)))
+    optimizer.register_step_pre_hook(
+        lambda opt, args, kwargs: seen.append(("pre", kwargs))
+    )
+    optimizer.register_step_post_hook(
+        lambda opt, args, kwargs: seen.append(("post", kwargs))
+    )
     train(model, optimizer, range(1), 2)
     assert seen == [("pre", {"repeats": 2}), ("post", {"repeats": 2})]
 
@@ -200,7 +226,9 @@ def test_repeats_of_a_group() -> None:
 
 def test_repeats_of_a_group_with_a_scaler_and_a_schedule() -> None:
     ours, theirs = make_model(torch.float32), make_model(torch.float32)
-    optimizer, twin = (ReplayAdam(model.parameters(), lr=1e-2) for model in (ours, theirs))
+    optimizer, twin = (
+        ReplayAdam(model.parameters(), lr=1e-2) for model in (ours, theirs)
+    )
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
     optimizer.param_groups[0]["repeats"] = 2
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)

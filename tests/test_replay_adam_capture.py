@@ -40,7 +40,9 @@ def parameter(device: str) -> torch.Tensor:
 def test_a_group_that_is_not_capturable(capturing: dict[str, bool]) -> None:
     groups = [{"params": [parameter("cuda")], "capturable": on} for on in (True, False)]
     optimizer, calls = ReplayAdam(groups), []
-    message = "^ReplayAdam.step: capturable of parameter group 1 must be True .*, got False$"
+    message = (
+        "^ReplayAdam.step: capturable of parameter group 1 must be True .*, got False$"
+    )
     with pytest.raises(RuntimeError, match=message):
         optimizer.step(lambda: calls.append(1))
     assert not calls

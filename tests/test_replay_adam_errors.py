@@ -26,7 +26,9 @@ def test_sparse_gradients() -> None:
 def test_parameters_on_the_meta_device() -> None:
     param = torch.zeros(3, device="meta", requires_grad=True)
     param.grad = torch.zeros(3, device="meta")
-    with pytest.raises(ValueError, match="parameter 0 has no storage, it is on the meta device"):
+    with pytest.raises(
+        ValueError, match="parameter 0 has no storage, it is on the meta device"
+    ):
         ReplayAdam([param]).step()
 
 
@@ -47,9 +49,13 @@ def test_gradients_that_are_no_tensors() -> None:
     message = "the gradient of parameter 0 must be a torch.Tensor, got list"
     with pytest.raises(TypeError, match=message):
         optimizer.step(grads={param: [1.0, 2.0, 3.0]})
-    with pytest.raises(TypeError, match=r"got ndarray; torch.from_numpy\(array\) makes one"):
+    with pytest.raises(
+        TypeError, match=r"got ndarray; torch.from_numpy\(array\) makes one"
+    ):
         optimizer.step(grads={param: np.ones(3, np.float32)})
-    with pytest.raises(TypeError, match="grads must map parameters to gradients, got list"):
+    with pytest.raises(
+        TypeError, match="grads must map parameters to gradients, got list"
+    ):
         optimizer.step(grads=[param])
     assert not optimizer.state
 
@@ -67,7 +73,9 @@ def test_parameters_whose_storage_was_freed() -> None:
     optimizer = ReplayAdam([param])
     optimizer.step()
     param.data.untyped_storage().resize_(0)
-    with pytest.raises(ValueError, match=r"params\[0\] needs 12 bytes of storage, it has 0"):
+    with pytest.raises(
+        ValueError, match=r"params\[0\] needs 12 bytes of storage, it has 0"
+    ):
         optimizer.step()
 
 
@@ -99,7 +107,9 @@ def test_a_learning_rate_without_storage() -> None:
     param.grad = torch.ones(3)
     optimizer = ReplayAdam([param], capturable=True)
     optimizer.param_groups[0]["lr"] = torch.tensor(0.1, device="meta")
-    with pytest.raises(ValueError, match="lr_tensor is on meta, the first tensor is on cpu"):
+    with pytest.raises(
+        ValueError, match="lr_tensor is on meta, the first tensor is on cpu"
+    ):
         optimizer.step()
 
 
@@ -120,7 +130,9 @@ def test_parameters_that_are_not_floating(dtype: torch.dtype) -> None:
         ReplayAdam([torch.zeros(3), torch.zeros(3, dtype=dtype)])
     optimizer = ReplayAdam([torch.zeros(3)])
     with pytest.raises(ValueError, match=message):
-        optimizer.add_param_group({"params": [torch.ones(3), torch.zeros(3, dtype=dtype)]})
+        optimizer.add_param_group(
+            {"params": [torch.ones(3), torch.zeros(3, dtype=dtype)]}
+        )
     assert len(optimizer.param_groups) == 1
 
 
@@ -130,13 +142,29 @@ def test_parameters_that_are_not_floating(dtype: torch.dtype) -> None:
         ({"lr": -1.0}, ValueError, "lr must be finite and >= 0, got -1.0"),
         ({"lr": math.nan}, ValueError, "lr must be finite and >= 0, got nan"),
         ({"lr": "fast"}, TypeError, "lr must be a number, got str"),
-        ({"lr": torch.tensor(1j)}, TypeError, "lr must be a real number, got torch.complex64"),
-        ({"lr": torch.ones(2)}, ValueError, r"lr must have one element, got shape \[2\]"),
+        (
+            {"lr": torch.tensor(1j)},
+            TypeError,
+            "lr must be a real number, got torch.complex64",
+        ),
+        (
+            {"lr": torch.ones(2)},
+            ValueError,
+            r"lr must have one element, got shape \[2\]",
+        ),
         ({"betas": (0.9, 1.0)}, ValueError, r"betas\[1\] must be in \[0, 1\), got 1.0"),
-        ({"betas": (-0.1, 0.9)}, ValueError, r"betas\[0\] must be in \[0, 1\), got -0.1"),
+        (
+            {"betas": (-0.1, 0.9)},
+            ValueError,
+            r"betas\[0\] must be in \[0, 1\), got -0.1",
+        ),
         ({"betas": 0.9}, ValueError, "betas must be two numbers, got 0.9"),
         ({"eps": -1e-8}, ValueError, "eps must be finite and >= 0, got -1e-08"),
-        ({"weight_decay": math.inf}, ValueError, "weight_decay must be finite and >= 0, got inf"),
+        (
+            {"weight_decay": math.inf},
+            ValueError,
+            "weight_decay must be finite and >= 0, got inf",
+        ),
         ({"maximize": "yes"}, TypeError, "maximize must be a bool, got str"),
         (
             {"decoupled_weight_decay": None},
@@ -146,7 +174,11 @@ def test_parameters_that_are_not_floating(dtype: torch.dtype) -> None:
         ({"amsgrad": True}, ValueError, "amsgrad must be False, got True"),
         ({"repeats": 0}, ValueError, r"repeats must be in 1\.\.2147483647, got 0"),
         ({"repeats": 2.0}, TypeError, "repeats must be an int, got float"),
-        ({"differentiable": True}, ValueError, "differentiable must be False, got True"),
+        (
+            {"differentiable": True},
+            ValueError,
+            "differentiable must be False, got True",
+        ),
         ({"fused": 1}, TypeError, "fused must be a bool or None, got int"),
         (
             {"foreach": True, "fused": True},
@@ -161,7 +193,9 @@ def test_parameters_that_are_not_floating(dtype: torch.dtype) -> None:
     ],
     ids=str,
 )
-def test_bad_options(options: dict[str, object], error: type[Exception], message: str) -> None:
+def test_bad_options(
+    options: dict[str, object], error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=f"^ReplayAdam: {message}$"):
         ReplayAdam([{"params": [torch.zeros(3)], **options}])
     optimizer = ReplayAdam([torch.zeros(3)])
@@ -172,7 +206,9 @@ def test_bad_options(options: dict[str, object], error: type[Exception], message
 
 @pytest.mark.parametrize("option", ["amsgrad", "differentiable"])
 def test_what_torch_does_and_this_does_not(option: str) -> None:
-    with pytest.raises(ValueError, match=f"^ReplayAdam: {option} must be False, got True$"):
+    with pytest.raises(
+        ValueError, match=f"^ReplayAdam: {option} must be False, got True$"
+    ):
         ReplayAdam([torch.zeros(3)], **{option: True})
 
 
@@ -220,22 +256,30 @@ def bad_second_groups() -> dict[str, tuple[Spoil, type[Exception], str]]:
         return lambda optimizer, grads: optimizer.param_groups[1].update({name: value})
 
     def gradient(spoiled: Callable[[torch.Tensor], torch.Tensor]) -> Spoil:
-        def spoil(optimizer: ReplayAdam, grads: dict[torch.Tensor, torch.Tensor]) -> None:
+        def spoil(
+            optimizer: ReplayAdam, grads: dict[torch.Tensor, torch.Tensor]
+        ) -> None:
             param = optimizer.param_groups[1]["params"][0]
             grads[param] = spoiled(grads[param])
 
         return spoil
 
     def state(name: str, value: torch.Tensor) -> Spoil:
-        def spoil(optimizer: ReplayAdam, grads: dict[torch.Tensor, torch.Tensor]) -> None:
+        def spoil(
+            optimizer: ReplayAdam, grads: dict[torch.Tensor, torch.Tensor]
+        ) -> None:
             optimizer.state[optimizer.param_groups[1]["params"][0]][name] = value
 
         return spoil
 
     def rate(value: torch.Tensor) -> Spoil:
-        return lambda optimizer, grads: optimizer.param_groups[1].update(lr=value, capturable=True)
+        return lambda optimizer, grads: optimizer.param_groups[1].update(
+            lr=value, capturable=True
+        )
 
-    def one_memory(optimizer: ReplayAdam, grads: dict[torch.Tensor, torch.Tensor]) -> None:
+    def one_memory(
+        optimizer: ReplayAdam, grads: dict[torch.Tensor, torch.Tensor]
+    ) -> None:
         first, second = (group["params"][0] for group in optimizer.param_groups)
         second.data = first.detach().view(-1)[4:28].view(3, 8)
 
@@ -250,7 +294,8 @@ def bad_second_groups() -> dict[str, tuple[Spoil, type[Exception], str]]:
         "dtype": (
             gradient(lambda grad: grad.long()),
             ValueError,
-            check + r"grads\[2\] must be float32, float64, bfloat16 or float16, got int64",
+            check
+            + r"grads\[2\] must be float32, float64, bfloat16 or float16, got int64",
         ),
         "moment": (
             state("exp_avg", torch.zeros(3, 8)),
@@ -262,14 +307,26 @@ def bad_second_groups() -> dict[str, tuple[Spoil, type[Exception], str]]:
             ValueError,
             check + r"steps\[2\] must be finite and >= 0, got -1",
         ),
-        "one memory": (one_memory, ValueError, check + r"params\[2\] overlaps params\[0\]"),
-        "lr": (option("lr", -1.0), ValueError, "ReplayAdam: lr must be finite and >= 0, got -1.0"),
+        "one memory": (
+            one_memory,
+            ValueError,
+            check + r"params\[2\] overlaps params\[0\]",
+        ),
+        "lr": (
+            option("lr", -1.0),
+            ValueError,
+            "ReplayAdam: lr must be finite and >= 0, got -1.0",
+        ),
         "betas": (
             option("betas", (0.9, 1.0)),
             ValueError,
             r"betas\[1\] must be in \[0, 1\), got 1",
         ),
-        "maximize": (option("maximize", "yes"), TypeError, "maximize must be a bool, got str"),
+        "maximize": (
+            option("maximize", "yes"),
+            TypeError,
+            "maximize must be a bool, got str",
+        ),
         "lr tensor's dtype": (
             rate(torch.tensor(1e-3, dtype=torch.float16)),
             ValueError,
@@ -283,7 +340,9 @@ def bad_second_groups() -> dict[str, tuple[Spoil, type[Exception], str]]:
     }
 
 
-LR_ON_CPU = pytest.mark.cpu_only("a learning rate on the device is read there, unchecked")
+LR_ON_CPU = pytest.mark.cpu_only(
+    "a learning rate on the device is read there, unchecked"
+)
 
 
 @pytest.mark.parametrize(

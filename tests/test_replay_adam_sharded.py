@@ -25,7 +25,10 @@ def ranks(folder: Path) -> list[dict[str, Any]]:
 
 
 def train_whole(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer, seeds: range, repeats: int = 3
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    seeds: range,
+    repeats: int = 3,
 ) -> None:
     for seed in seeds:
         training.backward(model, seed, BOTH)
@@ -44,7 +47,11 @@ def test_two_processes_equal_one_with_adam(ranks: list[dict[str, Any]]) -> None:
     train_whole(model, optimizer, training.STEPS)
     for found in ranks:
         assert_are(found["trained"], model)
-        assert found["kinds"] == {"step": "Tensor", "exp_avg": "DTensor", "exp_avg_sq": "DTensor"}
+        assert found["kinds"] == {
+            "step": "Tensor",
+            "exp_avg": "DTensor",
+            "exp_avg_sq": "DTensor",
+        }
     train_whole(model, optimizer, training.LATER)
     for found in ranks:
         assert_are(found["continued"], model)
@@ -59,7 +66,9 @@ def test_a_checkpoint_restores_both_processes(ranks: list[dict[str, Any]]) -> No
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 @pytest.mark.parametrize("optimizer_class", [ReplayAdam, torch.optim.Adam])
 def test_one_process_goes_on_from_a_checkpoint_of_two(
-    optimizer_class: type[torch.optim.Optimizer], folder: Path, ranks: list[dict[str, Any]]
+    optimizer_class: type[torch.optim.Optimizer],
+    folder: Path,
+    ranks: list[dict[str, Any]],
 ) -> None:
     model = training.make_model()
     optimizer = optimizer_class(model.parameters(), **training.OPTIONS)

@@ -60,7 +60,9 @@ def test_a_state_of_an_older_adamw_stays_decoupled() -> None:
     before = torch.optim.AdamW(make_model().parameters(), weight_decay=0.1)
     old = copy.deepcopy(before.state_dict())
     del old["param_groups"][0]["decoupled_weight_decay"]
-    optimizer = ReplayAdam(ours.parameters(), weight_decay=0.1, decoupled_weight_decay=True)
+    optimizer = ReplayAdam(
+        ours.parameters(), weight_decay=0.1, decoupled_weight_decay=True
+    )
     optimizer.load_state_dict(old)
     assert optimizer.param_groups[0]["decoupled_weight_decay"] is True
 
@@ -70,7 +72,10 @@ def test_state_dict_to_torch(peer: str) -> None:
     ours = make_model()
     optimizer_class, options = PEERS[peer]
     before = ReplayAdam(
-        ours.parameters(), lr=1e-2, weight_decay=0.1, decoupled_weight_decay=peer == "AdamW"
+        ours.parameters(),
+        lr=1e-2,
+        weight_decay=0.1,
+        decoupled_weight_decay=peer == "AdamW",
     )
     train(ours, before, range(5), 2)
     theirs = copy.deepcopy(ours)
@@ -134,7 +139,10 @@ def test_state_dict_with_numbers_for_step_counts() -> None:
     for of_param in state["state"].values():
         of_param["step"] = int(of_param["step"])
     state["param_groups"] = [
-        {k: group[k] for k in ("params", "lr", "betas", "eps", "weight_decay", "amsgrad")}
+        {
+            k: group[k]
+            for k in ("params", "lr", "betas", "eps", "weight_decay", "amsgrad")
+        }
         for group in state["param_groups"]
     ]
     twin = copy.deepcopy(model)
@@ -152,7 +160,9 @@ def test_state_dicts_that_cannot_be_continued(option: str) -> None:
     train(model, optimizer, range(2), 2)
     before = copy.deepcopy(optimizer.state_dict())
     foreign = torch.optim.Adam(make_model().parameters(), **{option: True}).state_dict()
-    with pytest.raises(ValueError, match=f"^ReplayAdam: {option} must be False, got True$"):
+    with pytest.raises(
+        ValueError, match=f"^ReplayAdam: {option} must be False, got True$"
+    ):
         optimizer.load_state_dict(foreign)
     assert optimizer.state_dict()["param_groups"] == before["param_groups"]
     assert len(optimizer.state_dict()["state"]) == 3
@@ -160,11 +170,15 @@ def test_state_dicts_that_cannot_be_continued(option: str) -> None:
 
 def test_state_dict_of_another_optimizer() -> None:
     foreign = torch.optim.SGD(make_model().parameters(), lr=0.1).state_dict()
-    with pytest.raises(ValueError, match=r"^ReplayAdam: a parameter group must have 'betas', got"):
+    with pytest.raises(
+        ValueError, match=r"^ReplayAdam: a parameter group must have 'betas', got"
+    ):
         ReplayAdam(make_model().parameters()).load_state_dict(foreign)
 
 
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))]
+)
 def test_copies_go_on_alike(duplicate: Callable) -> None:
     model = make_model()
     optimizer = ReplayAdam(model.parameters(), lr=1e-2)
@@ -179,13 +193,17 @@ def test_reset_equals_a_new_optimizer_and_keeps_its_buffers() -> None:
     model = make_model(torch.float32)
     optimizer = ReplayAdam(model.parameters(), lr=1e-2)
     train(model, optimizer, range(3), 2)
-    buffers = [t.data_ptr() for state in optimizer.state.values() for t in state.values()]
+    buffers = [
+        t.data_ptr() for state in optimizer.state.values() for t in state.values()
+    ]
     optimizer.reset()
     twin = copy.deepcopy(model)
     train(model, optimizer, range(3, 6), 2)
     train(twin, ReplayAdam(twin.parameters(), lr=1e-2), range(3, 6), 2)
     assert_same_bits(model, twin)
-    assert buffers == [t.data_ptr() for state in optimizer.state.values() for t in state.values()]
+    assert buffers == [
+        t.data_ptr() for state in optimizer.state.values() for t in state.values()
+    ]
 
 
 class Operators(TorchDispatchMode):
@@ -241,8 +259,14 @@ def test_state_made_ahead_is_that_of_the_first_step() -> None:
     before = copy.deepcopy(optimizer.state_dict()["state"])
     optimizer.make_state()
     after = optimizer.state_dict()["state"]
-    assert all(torch.equal(before[i][name], after[i][name]) for i in before for name in before[i])
-    assert made == [t.data_ptr() for state in optimizer.state.values() for t in state.values()]
+    assert all(
+        torch.equal(before[i][name], after[i][name])
+        for i in before
+        for name in before[i]
+    )
+    assert made == [
+        t.data_ptr() for state in optimizer.state.values() for t in state.values()
+    ]
 
 
 def test_reset_before_any_step() -> None:

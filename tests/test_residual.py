@@ -12,7 +12,9 @@ Select = Callable[[torch.Tensor, torch.Tensor], hullft_ops.Selection]
 
 
 def frank_wolfe(variant: str) -> Select:
-    return lambda pool, query: hullft_ops.fw_select(pool, query, 7, variant=variant, tol=0.0)
+    return lambda pool, query: hullft_ops.fw_select(
+        pool, query, 7, variant=variant, tol=0.0
+    )
 
 
 def sift(pool: torch.Tensor, query: torch.Tensor) -> hullft_ops.Selection:
@@ -46,7 +48,9 @@ def test_a_query_much_shorter_than_the_rows(variant: str, length: float) -> None
         pool /= pool.norm(dim=-1, keepdim=True)
         query = torch.randn(8, generator=generator, dtype=torch.float64)
         query *= length / query.norm()
-        found = hullft_ops.fw_select(pool, query, 100, variant=variant, tol=0.0, max_iter=2000)
+        found = hullft_ops.fw_select(
+            pool, query, 100, variant=variant, tol=0.0, max_iter=2000
+        )
         assert_own_residual(found, pool, query, 0.1, 1.0)
 
 

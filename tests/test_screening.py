@@ -97,7 +97,11 @@ def test_a_query_within_the_pool(shape: tuple[int, int]) -> None:
 @pytest.mark.parametrize(
     ("scale", "variant"),
     # Between rows this close to each other pairwise steps alone are taken.
-    [(1e-25, "pairwise"), (1e-12, "pairwise"), *((s, "vanilla") for s in (1e4, 1e18, 3e18))],
+    [
+        (1e-25, "pairwise"),
+        (1e-12, "pairwise"),
+        *((s, "vanilla") for s in (1e4, 1e18, 3e18)),
+    ],
 )
 @pytest.mark.usefixtures("simd_level")
 def test_values_that_the_screen_cannot_hold(
@@ -199,5 +203,7 @@ def test_ragged_pools_one_after_the_other() -> None:
 def test_not_finite(shape: tuple[int, int], bad: float) -> None:
     pool, query = make_problem(11, 1, *shape, torch.float32)
     pool[0, 77, 13] = bad
-    with pytest.raises(ValueError, match="fw_select: pool has NaN or infinity in row 77"):
+    with pytest.raises(
+        ValueError, match="fw_select: pool has NaN or infinity in row 77"
+    ):
         hullft_ops.fw_select(pool, query, 5)

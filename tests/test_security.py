@@ -13,7 +13,15 @@ import hullft_ops
 
 PACKAGE = Path(hullft_ops.__file__).parent
 ROOT = Path(__file__).parent.parent
-UNPICKLING_MODULES = {"pickle", "cPickle", "_pickle", "dill", "joblib", "marshal", "shelve"}
+UNPICKLING_MODULES = {
+    "pickle",
+    "cPickle",
+    "_pickle",
+    "dill",
+    "joblib",
+    "marshal",
+    "shelve",
+}
 RUNNING = {"eval", "exec", "compile", "__import__"}
 
 
@@ -27,13 +35,18 @@ def dotted(node: ast.expr) -> str:
     while isinstance(node, ast.Attribute):
         parts.append(node.attr)
         node = node.value
-    return ".".join([*([node.id] if isinstance(node, ast.Name) else []), *reversed(parts)])
+    return ".".join(
+        [*([node.id] if isinstance(node, ast.Name) else []), *reversed(parts)]
+    )
 
 
 def may_run_code(call: ast.Call, name: str) -> bool:
     """Whether a model's own code is not refused: where that is left open, a terminal is asked."""
     said = {k.arg: ast.unparse(k.value) for k in call.keywords}.get("trust_remote_code")
-    loads = name.endswith(".from_pretrained") or name.split(".")[-1] == "SentenceTransformer"
+    loads = (
+        name.endswith(".from_pretrained")
+        or name.split(".")[-1] == "SentenceTransformer"
+    )
     return said != "False" if loads else said is not None
 
 
@@ -50,7 +63,12 @@ def dangers(tree: ast.Module) -> Iterator[str]:
             continue
         name = dotted(node.func)
         keywords = {keyword.arg for keyword in node.keywords}
-        if name in RUNNING or name in ("torch.load", "np.load", "numpy.load", "yaml.load"):
+        if name in RUNNING or name in (
+            "torch.load",
+            "np.load",
+            "numpy.load",
+            "yaml.load",
+        ):
             yield name
         if keywords & {"allow_pickle", "weights_only"}:
             yield f"{name}: {keywords}"
@@ -71,10 +89,14 @@ def test_nothing_is_unpickled_and_no_code_of_a_models_is_run() -> None:
 @pytest.mark.parametrize("folder", ["benchmarks", "examples", "tools"])
 def test_what_is_shown_to_users_runs_no_code_of_a_models_either(folder: str) -> None:
     trees = [ast.parse(path.read_text()) for path in (ROOT / folder).glob("*.py")]
-    calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    calls = [
+        node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)
+    ]
     loading = [call for call in calls if dotted(call.func).endswith(".from_pretrained")]
     assert loading
-    assert not [ast.unparse(call) for call in calls if may_run_code(call, dotted(call.func))]
+    assert not [
+        ast.unparse(call) for call in calls if may_run_code(call, dotted(call.func))
+    ]
 
 
 def test_embedders_are_loaded_by_a_version_that_runs_no_code_of_a_folder() -> None:

@@ -15,24 +15,36 @@ import hullft_ops
 def recorded() -> dict[str, torch.Tensor]:
     """50 queries and pools of real texts with activeft's picks: see tools/activeft_picks.py."""
     with np.load(POOLS.with_name("sift_picks_n50.npz")) as file:
-        return {name: torch.from_numpy(file[name].astype(np.int64)) for name in file.files}
+        return {
+            name: torch.from_numpy(file[name].astype(np.int64)) for name in file.files
+        }
 
 
 @pytest.mark.parametrize("noise", [0.01, 0.2])
 @pytest.mark.usefixtures("simd_level")
-def test_recorded_picks_of_activeft(recorded: dict[str, torch.Tensor], noise: float) -> None:
+def test_recorded_picks_of_activeft(
+    recorded: dict[str, torch.Tensor], noise: float
+) -> None:
     texts = real_texts()
     queries = texts[recorded["queries"]]
-    sel = hullft_ops.sift_select_indexed(texts, recorded["candidates"], queries, 50, noise=noise)
+    sel = hullft_ops.sift_select_indexed(
+        texts, recorded["candidates"], queries, 50, noise=noise
+    )
     assert torch.equal(sel.picks, recorded[f"picks_{noise}"])
 
 
-@pytest.mark.cpu_only("the state of narrow pools is float64 on the CPU, float32 on CUDA")
+@pytest.mark.cpu_only(
+    "the state of narrow pools is float64 on the CPU, float32 on CUDA"
+)
 @pytest.mark.parametrize("noise", [0.01, 0.2])
-def test_float32_picks_as_activeft(recorded: dict[str, torch.Tensor], noise: float) -> None:
+def test_float32_picks_as_activeft(
+    recorded: dict[str, torch.Tensor], noise: float
+) -> None:
     texts = real_texts().float()
     queries = texts[recorded["queries"]]
-    sel = hullft_ops.sift_select_indexed(texts, recorded["candidates"], queries, 50, noise=noise)
+    sel = hullft_ops.sift_select_indexed(
+        texts, recorded["candidates"], queries, 50, noise=noise
+    )
     assert torch.equal(sel.picks, recorded[f"picks_{noise}"])
 
 
@@ -47,7 +59,9 @@ def float64() -> Iterator[None]:
 
 @pytest.mark.parametrize("targets", [1, 5])
 @pytest.mark.usefixtures("float64")
-def test_picks_and_values_of_activeft(recorded: dict[str, torch.Tensor], targets: int) -> None:
+def test_picks_and_values_of_activeft(
+    recorded: dict[str, torch.Tensor], targets: int
+) -> None:
     texts = real_texts()
     for b in range(3):
         pool = texts[recorded["candidates"][b]]

@@ -85,7 +85,9 @@ def test_golden(golden: dict[str, torch.Tensor], noise: float) -> None:
         assert_equals_sift(of_query(sel, b), expected)
 
 
-@pytest.mark.cpu_only("the state of narrow pools is float64 on the CPU, float32 on CUDA")
+@pytest.mark.cpu_only(
+    "the state of narrow pools is float64 on the CPU, float32 on CUDA"
+)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_narrow_pools_are_read_exactly(dtype: torch.dtype) -> None:
     pool, query = make_problem(3, 4, 90, 40, dtype)
@@ -111,7 +113,9 @@ def test_the_first_pick_alone() -> None:
     pool, query = make_problem(1, 5, 30, 8, spread=2.0)
     pool = pool * torch.linspace(0.2, 3.0, 30, dtype=torch.float64).flip(0).unsqueeze(1)
     sel = hullft_ops.sift_select(pool, query, 1, noise=0.5)
-    score = (pool @ query.unsqueeze(-1)).squeeze(-1) ** 2 / ((pool * pool).sum(-1) + 0.5)
+    score = (pool @ query.unsqueeze(-1)).squeeze(-1) ** 2 / (
+        (pool * pool).sum(-1) + 0.5
+    )
     assert torch.equal(sel.picks[:, 0], score.argmax(-1))
     assert (sel.variance[:, 0] - (1 - score.max(-1).values)).abs().max() < 1e-12
 
@@ -133,12 +137,16 @@ def test_opposite_rows_tell_as_much() -> None:
     sel = hullft_ops.sift_select(pool, query, 3)
     assert sel.picks.tolist() == [1, 1, 1]
     expected = [4 * 0.01 / (n + 0.01) for n in (1, 2, 3)]
-    assert (sel.variance - torch.tensor(expected, dtype=torch.float64)).abs().max() < 1e-12
+    assert (
+        sel.variance - torch.tensor(expected, dtype=torch.float64)
+    ).abs().max() < 1e-12
 
 
 def test_several_targets() -> None:
     pool, _ = make_problem(21, 3, 40, 12, spread=2.0)
-    query = torch.stack([make_problem(seed, 3, 1, 12)[1] for seed in (1, 2, 3, 4)], dim=1)
+    query = torch.stack(
+        [make_problem(seed, 3, 1, 12)[1] for seed in (1, 2, 3, 4)], dim=1
+    )
     sel = hullft_ops.sift_select(pool, query, 10, noise=0.1)
     for b in range(3):
         expected = reference.sift_select(pool[b], query[b], 10, noise=0.1)
@@ -156,14 +164,18 @@ def test_ragged_equals_separate() -> None:
     sel = hullft_ops.sift_select(pool, query, 6, pool_sizes=sizes)
     for b, size in enumerate(sizes.tolist()):
         alone = hullft_ops.sift_select(pool[b, :size].clone(), query[b], 6)
-        assert all(torch.equal(x, y) for x, y in zip(of_query(sel, b), alone, strict=True))
+        assert all(
+            torch.equal(x, y) for x, y in zip(of_query(sel, b), alone, strict=True)
+        )
 
 
 def test_shared_pool_equals_separate() -> None:
     pool, query = make_problem(4, 6, 50, 9)
     sizes = torch.tensor([50, 3, 20, 1, 49, 50])
     shared = hullft_ops.sift_select(pool[0], query, 7, pool_sizes=sizes)
-    separate = hullft_ops.sift_select(pool[0].repeat(6, 1, 1), query, 7, pool_sizes=sizes)
+    separate = hullft_ops.sift_select(
+        pool[0].repeat(6, 1, 1), query, 7, pool_sizes=sizes
+    )
     assert all(torch.equal(x, y) for x, y in zip(shared, separate, strict=True))
 
 
@@ -196,14 +208,18 @@ def test_indexed_equals_gathered(dtype: torch.dtype) -> None:
     gathered = hullft_ops.sift_select(embeddings[0][candidates], query, 9)
     assert all(torch.equal(x, y) for x, y in zip(indexed, gathered, strict=True))
     one = hullft_ops.sift_select_indexed(embeddings[0], candidates[2], query[2], 9)
-    assert all(torch.equal(x, y) for x, y in zip(one, of_query(gathered, 2), strict=True))
+    assert all(
+        torch.equal(x, y) for x, y in zip(one, of_query(gathered, 2), strict=True)
+    )
 
 
 def test_indexed_reads_no_candidate_past_the_size() -> None:
     embeddings, query = make_problem(3, 2, 50, 7)
     candidates = torch.tensor([[1, 2, 3, -7], [9, 8, 10**12, -1]])
     sizes = torch.tensor([3, 2])
-    sel = hullft_ops.sift_select_indexed(embeddings[0], candidates, query, 4, pool_sizes=sizes)
+    sel = hullft_ops.sift_select_indexed(
+        embeddings[0], candidates, query, 4, pool_sizes=sizes
+    )
     for b, rows in enumerate([[1, 2, 3], [9, 8]]):
         alone = hullft_ops.sift_select(embeddings[0][rows], query[b], 4)
         assert torch.equal(sel.picks[b], alone.picks)
@@ -229,7 +245,9 @@ def test_equal_counts_go_to_the_lowest_index() -> None:
 
 
 def test_all_rows_equal() -> None:
-    row = torch.randn(1, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    row = torch.randn(
+        1, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     sel = hullft_ops.sift_select(row.repeat(9, 1), row[0] * 2, 4)
     assert sel.picks.tolist() == [0] * 4
     assert sel.indices.tolist() == [0, -1, -1, -1]
@@ -271,7 +289,9 @@ def test_extreme_noise(noise: float) -> None:
 @pytest.mark.parametrize("scale", [2.0**-300, 2.0**300])
 def test_squares_of_variances_that_float64_does_not_hold(scale: float) -> None:
     pool, query = make_problem(15, 2, 20, 8)
-    found = hullft_ops.sift_select(pool * scale, query * scale, 9, noise=0.01 * scale**2)
+    found = hullft_ops.sift_select(
+        pool * scale, query * scale, 9, noise=0.01 * scale**2
+    )
     wanted = hullft_ops.sift_select(pool, query, 9, noise=0.01)
     assert torch.equal(found.picks, wanted.picks)
     assert torch.equal(found.variance, wanted.variance * scale**2)
@@ -298,7 +318,9 @@ def test_large_pool(device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 9])
-def test_thread_count_changes_no_bit(batch: int, threads: Callable[[int], None]) -> None:
+def test_thread_count_changes_no_bit(
+    batch: int, threads: Callable[[int], None]
+) -> None:
     pool, query = make_problem(17, batch, 3000, 128, torch.float32)
     threads(1)
     one = hullft_ops.sift_select(pool, query, 15)

@@ -13,29 +13,47 @@ CANDIDATES = torch.zeros(2, 2, dtype=torch.int64)
 NAN, INF = float("nan"), float("inf")
 
 
-def poisoned(tensor: torch.Tensor, index: tuple[int, ...], value: float) -> torch.Tensor:
+def poisoned(
+    tensor: torch.Tensor, index: tuple[int, ...], value: float
+) -> torch.Tensor:
     tensor = tensor.clone()
     tensor[index] = value
     return tensor
 
 
-def sift(pool: object = POOL, query: object = QUERY, n: object = 3, **options: object) -> object:
+def sift(
+    pool: object = POOL, query: object = QUERY, n: object = 3, **options: object
+) -> object:
     return hullft_ops.sift_select(pool, query, n, **options)  # type: ignore[arg-type]
 
 
 TYPE_ERRORS: dict[str, tuple[Callable[[], object], str]] = {
-    "pool": (lambda: sift([[1.0]]), "sift_select: pool must be a torch.Tensor, got list"),
-    "query": (lambda: sift(query=QUERY.double()), "query is torch.float64, pool is torch.float32"),
+    "pool": (
+        lambda: sift([[1.0]]),
+        "sift_select: pool must be a torch.Tensor, got list",
+    ),
+    "query": (
+        lambda: sift(query=QUERY.double()),
+        "query is torch.float64, pool is torch.float32",
+    ),
     "n": (lambda: sift(n=3.0), "n_select must be an int, got float"),
     "noise": (lambda: sift(noise="1"), "noise must be a number, got str"),
     "candidates": (
-        lambda: hullft_ops.sift_select_indexed(POOL[0], torch.ones(2, 2).int(), QUERY, 3),
+        lambda: hullft_ops.sift_select_indexed(
+            POOL[0], torch.ones(2, 2).int(), QUERY, 3
+        ),
         "sift_select_indexed: candidates must be int64, got torch.int32",
     ),
 }
 VALUE_ERRORS: dict[str, tuple[Callable[[], object], str]] = {
-    "dim": (lambda: sift(query=QUERY[:, :3]), "sift_select: query has dim 3, pool has dim 4"),
-    "batch": (lambda: sift(query=QUERY[:1]), "pool has a batch of 2, query a batch of 1"),
+    "dim": (
+        lambda: sift(query=QUERY[:, :3]),
+        "sift_select: query has dim 3, pool has dim 4",
+    ),
+    "batch": (
+        lambda: sift(query=QUERY[:1]),
+        "pool has a batch of 2, query a batch of 1",
+    ),
     "no targets": (
         lambda: sift(query=QUERY[:, None][:, :0]),
         r"query has no targets, got shape \[2, 0, 4\]",
@@ -45,7 +63,9 @@ VALUE_ERRORS: dict[str, tuple[Callable[[], object], str]] = {
         r"query must have shape \[d\], \[B, d\] or \[B, m, d\], got \[1, 1, 2, 4\]",
     ),
     "indexed query rank": (
-        lambda: hullft_ops.sift_select_indexed(POOL[0], torch.zeros(2).long(), QUERY[0, 0], 3),
+        lambda: hullft_ops.sift_select_indexed(
+            POOL[0], torch.zeros(2).long(), QUERY[0, 0], 3
+        ),
         r"query must have shape \[d\], \[B, d\] or \[B, m, d\], got \[\]",
     ),
     "empty": (lambda: sift(POOL[:, :0]), r"pool is empty, got shape \[2, 0, 4\]"),
@@ -55,21 +75,29 @@ VALUE_ERRORS: dict[str, tuple[Callable[[], object], str]] = {
     "noise nan": (lambda: sift(noise=NAN), "noise must be finite and > 0, got nan"),
     "noise inf": (lambda: sift(noise=INF), "noise must be finite and > 0, got inf"),
     "embeddings rank": (
-        lambda: hullft_ops.sift_select_indexed(POOL, torch.zeros(2, 2).long(), QUERY, 3),
+        lambda: hullft_ops.sift_select_indexed(
+            POOL, torch.zeros(2, 2).long(), QUERY, 3
+        ),
         r"embeddings must have shape \[M, d\], got \[2, 6, 4\]",
     ),
     "candidates of several targets": (
-        lambda: hullft_ops.sift_select_indexed(POOL[0], CANDIDATES[:1], QUERY[:, None], 3),
+        lambda: hullft_ops.sift_select_indexed(
+            POOL[0], CANDIDATES[:1], QUERY[:, None], 3
+        ),
         r"candidates \[1, 2\] and query \[2, 1, 4\] must both have the same batch or none",
     ),
     "candidates batch": (
-        lambda: hullft_ops.sift_select_indexed(POOL[0], torch.zeros(2).long(), QUERY, 3),
+        lambda: hullft_ops.sift_select_indexed(
+            POOL[0], torch.zeros(2).long(), QUERY, 3
+        ),
         "must both have the same batch or none",
     ),
 }
 BAD_VALUES: dict[str, tuple[Callable[[], object], str]] = {
     "candidates": (
-        lambda: hullft_ops.sift_select_indexed(POOL[0], torch.tensor([[0, -7], [1, 2]]), QUERY, 3),
+        lambda: hullft_ops.sift_select_indexed(
+            POOL[0], torch.tensor([[0, -7], [1, 2]]), QUERY, 3
+        ),
         r"candidates\[0, 1\] is -7, embeddings has 6 rows",
     ),
     "sizes": (
@@ -99,7 +127,10 @@ BAD_VALUES: dict[str, tuple[Callable[[], object], str]] = {
     # Every score is infinity by infinity, and the last lanes of a vector have no candidate.
     "variance and noise overflow": (
         lambda: hullft_ops.sift_select(
-            torch.ones(3, 1).double() * 1e154, torch.ones(1).double() * 1e154, 9, noise=1.7e308
+            torch.ones(3, 1).double() * 1e154,
+            torch.ones(1).double() * 1e154,
+            9,
+            noise=1.7e308,
         ),
         "finite but their inner products overflow",
     ),
@@ -118,9 +149,18 @@ RAW_ERRORS: dict[str, tuple[Callable[[], object], str]] = {
         lambda: RAW.sift_select_indexed(POOL[0], CANDIDATES, QUERY[None, None], 3),
         "query must have 2 or 3 dimensions, got 4",
     ),
-    "dim": (lambda: RAW.sift_select(POOL, QUERY[:, :2], 3), "query has dim 2, pool has dim 4"),
-    "targets": (lambda: RAW.sift_select(POOL, QUERY[:, None][:, :0], 3), "query has no targets"),
-    "noise": (lambda: RAW.sift_select(POOL, QUERY, 3, 0.0), "noise must be finite and > 0, got 0"),
+    "dim": (
+        lambda: RAW.sift_select(POOL, QUERY[:, :2], 3),
+        "query has dim 2, pool has dim 4",
+    ),
+    "targets": (
+        lambda: RAW.sift_select(POOL, QUERY[:, None][:, :0], 3),
+        "query has no targets",
+    ),
+    "noise": (
+        lambda: RAW.sift_select(POOL, QUERY, 3, 0.0),
+        "noise must be finite and > 0, got 0",
+    ),
     "noise without a reciprocal": (
         lambda: RAW.sift_select(POOL, QUERY, 3, 1e-310),
         "noise must have a reciprocal, got 1e-310",

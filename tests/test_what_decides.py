@@ -41,7 +41,9 @@ def test_reversed_methods_take_the_same_steps_from_the_end(problem):
 
 def test_without_the_nearest_text_the_others_keep_their_places(problem):
     x, candidates, q = problem
-    assert steps(what_decides.knn_without_nearest(*problem, 8)) == [(i, 1) for i in range(1, 9)]
+    assert steps(what_decides.knn_without_nearest(*problem, 8)) == [
+        (i, 1) for i in range(1, 9)
+    ]
     rest = fw_select_indexed(x, candidates[:, 1:].contiguous(), q, 8)
     hull = what_decides.hull_without_nearest(*problem, 8)
     assert steps(hull) == [(index + 1, count) for index, count in steps(rest)]

@@ -15,7 +15,9 @@ TOKENS = [*BYTES, *("".join(pair) for pair in MERGES), "<s>", "</s>"]
 CONTEXT, LAYERS, HEADS = 64, 2, 2
 ENDS = {"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output"}
 BLOCK = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
-BLOCK |= {f"self_attn.{x}_proj": f"attn_{x}" for x in "qkv"} | {"self_attn.o_proj": "attn_output"}
+BLOCK |= {f"self_attn.{x}_proj": f"attn_{x}" for x in "qkv"} | {
+    "self_attn.o_proj": "attn_output"
+}
 BLOCK |= {f"mlp.{x}_proj": f"ffn_{x}" for x in ("gate", "up", "down")}
 
 
@@ -88,7 +90,9 @@ def write_gguf(
         if weights.ndim == 1 or kind == gguf.GGMLQuantizationType.F32:
             writer.add_tensor(gguf_name(name), weights)
         else:
-            writer.add_tensor(gguf_name(name), gguf.quantize(weights, kind), raw_dtype=kind)
+            writer.add_tensor(
+                gguf_name(name), gguf.quantize(weights, kind), raw_dtype=kind
+            )
     more(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

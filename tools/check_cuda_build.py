@@ -18,7 +18,13 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-BUILD_TOOLS = ("scikit-build-core>=0.11", "pybind11>=2.13", "cmake>=3.26", "ninja", "numpy")
+BUILD_TOOLS = (
+    "scikit-build-core>=0.11",
+    "pybind11>=2.13",
+    "cmake>=3.26",
+    "ninja",
+    "numpy",
+)
 REGISTERED = """
 import torch
 if torch.version.cuda is None:
@@ -72,8 +78,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--torch", metavar="REQUIREMENT", help="such as torch==2.13.0")
-    where.add_argument("--python", type=Path, help="of an environment that has a CUDA torch")
-    parser.add_argument("--work", type=Path, help="keeps the environment here for the next run")
+    where.add_argument(
+        "--python", type=Path, help="of an environment that has a CUDA torch"
+    )
+    parser.add_argument(
+        "--work", type=Path, help="keeps the environment here for the next run"
+    )
     options = parser.parse_args()
     if shutil.which("nvcc") is None:
         sys.exit("check_cuda_build: nvcc is not on PATH")

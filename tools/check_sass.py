@@ -64,8 +64,18 @@ GRAM_KERNELS = {
         8,
         105,
     ),
-    "Gram, float16, large tile": ("gram_kernelINS_7Float16ELi32E", "HMMA.16816.F32 ", 16, 125),
-    "Gram, float16, small tile": ("gram_kernelINS_7Float16ELi16E", "HMMA.16816.F32 ", 8, 105),
+    "Gram, float16, large tile": (
+        "gram_kernelINS_7Float16ELi32E",
+        "HMMA.16816.F32 ",
+        16,
+        125,
+    ),
+    "Gram, float16, small tile": (
+        "gram_kernelINS_7Float16ELi16E",
+        "HMMA.16816.F32 ",
+        8,
+        105,
+    ),
     "Gram, double": ("gram_float64_kernel", "DFMA ", 256, 475),
 }
 GRAM_LOADS = 8  # of 16 bytes, a turn
@@ -87,8 +97,13 @@ def disassemble(cubin: Path) -> str:
     if (folder := tools_folder()) is not None:
         folders.append(str(folder))
     path = os.pathsep.join(folders)
-    if shutil.which("cuobjdump", path=path) is None or shutil.which("nvdisasm", path=path) is None:
-        raise SystemExit("check_sass: cuobjdump and nvdisasm are neither on PATH nor from PyPI")
+    if (
+        shutil.which("cuobjdump", path=path) is None
+        or shutil.which("nvdisasm", path=path) is None
+    ):
+        raise SystemExit(
+            "check_sass: cuobjdump and nvdisasm are neither on PATH nor from PyPI"
+        )
     done = subprocess.run(
         ["cuobjdump", "-sass", str(cubin)],
         env=dict(os.environ, PATH=path), capture_output=True, text=True, check=False,
@@ -108,7 +123,9 @@ def kernels(text: str) -> dict[str, list[str]]:
             found[name] = []
         elif match := re.match(r"\s*/\*([0-9a-f]+)\*/\s+(.+?) *;", line):
             if int(match[1], 16) != 16 * len(found[name]):
-                raise RuntimeError(f"check_sass: {name}: no instruction before {match[1]}")
+                raise RuntimeError(
+                    f"check_sass: {name}: no instruction before {match[1]}"
+                )
             found[name].append(match[2])
     return found
 
@@ -169,7 +186,9 @@ def step_loop(code: list[str]) -> list[str]:
     def has(body: set[int], operation: str) -> bool:
         return any(operation in code[i] for i in body)
 
-    steps = [body for body in loops(code) if has(body, "SHFL.IDX") and has(body, "MUFU.RCP")]
+    steps = [
+        body for body in loops(code) if has(body, "SHFL.IDX") and has(body, "MUFU.RCP")
+    ]
     if not steps:
         raise RuntimeError("check_sass: no loop with SHFL.IDX and MUFU.RCP")
     return [code[i] for i in sorted(min(steps, key=len))]
@@ -187,11 +206,19 @@ def faults(code: list[str], limit: int) -> list[str]:
 
 def straight_runs(code: list[str], body: set[int]) -> list[list[int]]:
     """What is left of a loop's body between branches and the places that they go to."""
-    targets = {after for at in body for after in successors(code, at) if after != at + 1}
+    targets = {
+        after for at in body for after in successors(code, at) if after != at + 1
+    }
     runs: list[list[int]] = []
     for at in sorted(body):
         parted = not runs or runs[-1][-1] != at - 1 or at in targets
-        if parted or operation(code[at - 1]) in ("BRA", "CALL", "RET", "EXIT", "WARPSYNC"):
+        if parted or operation(code[at - 1]) in (
+            "BRA",
+            "CALL",
+            "RET",
+            "EXIT",
+            "WARPSYNC",
+        ):
             runs.append([])
         runs[-1].append(at)
     return runs
@@ -201,7 +228,9 @@ def shortest_way(code: list[str], body: set[int], start: int, end: int) -> int:
     """Instructions after ``start`` and before ``end``."""
     waiting, seen, passed = [start], {start}, 0
     while waiting:
-        following = {after for at in waiting for after in successors(code, at) if after in body}
+        following = {
+            after for at in waiting for after in successors(code, at) if after in body
+        }
         if end in following:
             return passed
         waiting, passed = sorted(following - seen), passed + 1
@@ -220,7 +249,8 @@ def quick_run(code: list[str], body: set[int]) -> list[int] | None:
     that of the way around, for elements that are not ordinary."""
     for run in straight_runs(code, body):
         counts = [
-            sum(name in code[at] for at in run) for name in ("MUFU.RSQ ", "MUFU.RCP ", "BSSY")
+            sum(name in code[at] for at in run)
+            for name in ("MUFU.RSQ ", "MUFU.RCP ", "BSSY")
         ]
         if counts[:2] == [ADAM_ELEMENTS] * 2 and counts[2] <= 1:
             return run
@@ -235,9 +265,13 @@ def adam_faults(code: list[str]) -> list[str]:
         raise RuntimeError("check_sass: no loop with MUFU.RSQ")
     for body, taken in zip(steps, step_lengths(code), strict=True):
         if taken == 0:
-            found.append(f"branches between the elements of the step at {16 * min(body):#x}")
+            found.append(
+                f"branches between the elements of the step at {16 * min(body):#x}"
+            )
         elif taken > ADAM_LIMIT * ADAM_ELEMENTS:
-            found.append(f"{taken} instructions a step, at most {ADAM_LIMIT} an element promised")
+            found.append(
+                f"{taken} instructions a step, at most {ADAM_LIMIT} an element promised"
+            )
     # The step that takes roots one by one, as ptxas makes them.
     alone = [
         run
@@ -264,7 +298,9 @@ def gram_turn(code: list[str], product: str) -> tuple[list[str], int]:
     if not found:
         raise RuntimeError(f"check_sass: no loop with {product}")
     body = max(found, key=len)
-    return [code[at] for at in sorted(body)], 1 + shortest_way(code, body, min(body), min(body))
+    return [code[at] for at in sorted(body)], 1 + shortest_way(
+        code, body, min(body), min(body)
+    )
 
 
 def gram_faults(code: list[str], product: str, products: int, limit: int) -> list[str]:
@@ -294,7 +330,9 @@ def fw_reports(code: dict[str, list[str]]) -> Iterator[tuple[str, int, list[str]
         yield name, len(step_loop(found)), faults(found, limit)
 
 
-def adam_reports(code: dict[str, list[str]]) -> Iterator[tuple[str, list[int], list[str]]]:
+def adam_reports(
+    code: dict[str, list[str]],
+) -> Iterator[tuple[str, list[int], list[str]]]:
     for name, symbol in ADAM_KERNELS.items():
         (found,) = (lines for key, lines in code.items() if f"{ADAM}{symbol}" in key)
         yield name, step_lengths(found), adam_faults(found)
@@ -303,7 +341,11 @@ def adam_reports(code: dict[str, list[str]]) -> Iterator[tuple[str, list[int], l
 def gram_reports(code: dict[str, list[str]]) -> Iterator[tuple[str, int, list[str]]]:
     for name, (symbol, product, products, limit) in GRAM_KERNELS.items():
         (found,) = (lines for key, lines in code.items() if symbol in key)
-        yield name, gram_turn(found, product)[1], gram_faults(found, product, products, limit)
+        yield (
+            name,
+            gram_turn(found, product)[1],
+            gram_faults(found, product, products, limit),
+        )
 
 
 REPORTS = {"fw_warp": fw_reports, "adam_replay": adam_reports, "gram": gram_reports}

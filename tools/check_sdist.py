@@ -32,7 +32,9 @@ def differences(tracked: Iterable[str], packed: Iterable[str]) -> list[str]:
     wanted = {name for name in tracked if not name.startswith(REPOSITORY_ONLY)} | ADDED
     found = set(packed)
     missing = [f"missing from the sdist: {name}" for name in sorted(wanted - found)]
-    return missing + [f"should not be in the sdist: {name}" for name in sorted(found - wanted)]
+    return missing + [
+        f"should not be in the sdist: {name}" for name in sorted(found - wanted)
+    ]
 
 
 def build(out: Path) -> Path:
@@ -45,10 +47,15 @@ def build(out: Path) -> Path:
 
 def tracked_files() -> list[str]:
     listed = subprocess.run(
-        ["git", "-C", ROOT, "ls-files", "-z"], check=True, capture_output=True, text=True
+        ["git", "-C", ROOT, "ls-files", "-z"],
+        check=True,
+        capture_output=True,
+        text=True,
     )
     # A deleted file that is not committed yet is still listed.
-    return [name for name in listed.stdout.split("\0") if name and (ROOT / name).exists()]
+    return [
+        name for name in listed.stdout.split("\0") if name and (ROOT / name).exists()
+    ]
 
 
 def packed_files(sdist: Path) -> list[str]:
@@ -69,7 +76,9 @@ def main() -> None:
         size = sdist.stat().st_size
     if wrong:
         sys.exit("\n".join(wrong))
-    print(f"{sdist.name}: {len(packed)} files, {size / 2**20:.1f} MiB, as git tracks them")
+    print(
+        f"{sdist.name}: {len(packed)} files, {size / 2**20:.1f} MiB, as git tracks them"
+    )
 
 
 if __name__ == "__main__":

@@ -62,7 +62,9 @@ def _embeddings(store: Datastore, other: Datastore) -> str:
 def _manifest(store: Datastore, other: Datastore) -> str:
     own, others = (_without_names(asdict(s.manifest)) for s in (store, other))
     differing = [name for name in own if own[name] != others[name]]
-    return "; ".join(f"{name}: {_unequal(own[name], others[name])}" for name in differing)
+    return "; ".join(
+        f"{name}: {_unequal(own[name], others[name])}" for name in differing
+    )
 
 
 def _without_names(value: Any) -> Any:

@@ -93,7 +93,9 @@ class Cost:
         by_registers = REGISTERS_PER_SM // per_warp * 32 // threads
         shared = self.shared + self.dynamic + RESERVED_SHARED
         by_shared = SHARED_PER_SM[self.architecture] // shared
-        blocks = min(by_registers, by_shared, MAX_THREADS_PER_SM // threads, MAX_BLOCKS_PER_SM)
+        blocks = min(
+            by_registers, by_shared, MAX_THREADS_PER_SM // threads, MAX_BLOCKS_PER_SM
+        )
         return blocks * threads
 
     @property
@@ -118,7 +120,9 @@ class Cost:
                 f"a block may have {limit}"
             )
         if self.resident_threads < promised:
-            faults.append(f"{where}: {self.resident_threads} resident threads, {promised} promised")
+            faults.append(
+                f"{where}: {self.resident_threads} resident threads, {promised} promised"
+            )
         return faults
 
 
@@ -143,19 +147,27 @@ def check_sources() -> None:
     counted = {source for source, _ in DYNAMIC_SHARED.values()}
     for path in sorted(CUDA.glob("*.cu")):
         if "HULLFT_DYNAMIC_SHARED" in path.read_text() and path.name not in counted:
-            raise RuntimeError(f"compile_gate: DYNAMIC_SHARED does not count {path.name}")
+            raise RuntimeError(
+                f"compile_gate: DYNAMIC_SHARED does not count {path.name}"
+            )
 
 
 def readable(symbols: list[str]) -> dict[str, str]:
     """``fw_kernel<float, true>`` for each mangled name."""
     done = subprocess.run(
-        ["c++filt"], input="\n".join(symbols), capture_output=True, text=True, check=True
+        ["c++filt"],
+        input="\n".join(symbols),
+        capture_output=True,
+        text=True,
+        check=True,
     )
     names = {}
     for symbol, full in zip(symbols, done.stdout.splitlines(), strict=True):
         match = re.search(r"(\w+_kernel)(<[^(]*>)?\(", full)
         if match is None:
-            raise RuntimeError(f"compile_gate: cannot read the kernel's name in {full!r}")
+            raise RuntimeError(
+                f"compile_gate: cannot read the kernel's name in {full!r}"
+            )
         arguments = (match[2] or "").replace("hullft::", "")
         names[symbol] = match[1] + re.sub(r"\(bool\)(\d)", r"\1", arguments)
     return names
@@ -171,7 +183,9 @@ def parse(log: str, architecture: int) -> list[Cost]:
             found[entry] = {"registers": 0, "stack": 0, "spills": 0, "shared": 0}
         elif match := re.search(r"Function properties for (\w+)", line):
             function = match[1]
-        elif match := re.search(r"(\d+) bytes stack frame, (\d+) .*stores, (\d+) ", line):
+        elif match := re.search(
+            r"(\d+) bytes stack frame, (\d+) .*stores, (\d+) ", line
+        ):
             # A function that the kernel calls counts as the kernel's own.
             cost = found[function if function in found else entry]
             cost["stack"] += int(match[1])
@@ -203,12 +217,30 @@ def compile_unit(nvcc: str, source: Path, virtual: int, scratch: Path) -> list[C
     """The costs on all architectures whose machine code is made of this PTX."""
     ptx = scratch / f"{source.stem}.{virtual}.ptx"
     run(
-        [nvcc, "-std=c++20", "-O3", "-ptx", f"-arch=compute_{virtual}", str(source), "-o", str(ptx)]
+        [
+            nvcc,
+            "-std=c++20",
+            "-O3",
+            "-ptx",
+            f"-arch=compute_{virtual}",
+            str(source),
+            "-o",
+            str(ptx),
+        ]
     )
     costs = []
     for architecture in VIRTUAL[virtual]:
-        command = [nvcc, "-Xptxas", "-v", "-cubin", f"-arch=sm_{architecture}", str(ptx)]
-        log = run([*command, "-o", str(scratch / f"{source.stem}.{architecture}.cubin")])
+        command = [
+            nvcc,
+            "-Xptxas",
+            "-v",
+            "-cubin",
+            f"-arch=sm_{architecture}",
+            str(ptx),
+        ]
+        log = run(
+            [*command, "-o", str(scratch / f"{source.stem}.{architecture}.cubin")]
+        )
         costs += parse(log, architecture)
     return costs
 
@@ -224,10 +256,14 @@ def compile_all(nvcc: str, cubins: Path) -> list[Cost]:
 
 
 def release(nvcc: str) -> str:
-    done = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [nvcc, "--version"], capture_output=True, text=True, check=True
+    )
     match = re.search(r"release [\d.]+, V([\d.]+)", done.stdout)
     if match is None:
-        raise RuntimeError(f"compile_gate: no release in what nvcc --version says: {done.stdout!r}")
+        raise RuntimeError(
+            f"compile_gate: no release in what nvcc --version says: {done.stdout!r}"
+        )
     return match[1]
 
 
@@ -275,7 +311,9 @@ def write(text: str) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="put the table into the README")
+    parser.add_argument(
+        "--write", action="store_true", help="put the table into the README"
+    )
     parser.add_argument("--keep", type=Path, help="a folder for the cubins, to be made")
     arguments = parser.parse_args()
     nvcc = shutil.which("nvcc")

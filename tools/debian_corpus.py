@@ -32,16 +32,56 @@ SHINGLE_WORDS = 8
 MAX_SHARED = 0.3
 
 PYTHON_PACKAGES = (
-    *("datasets", "fsspec", "huggingface_hub", "matplotlib", "networkx", "numpy", "peft"),
-    *("pip", "pyarrow", "pydantic", "rich", "scipy", "sklearn", "sympy", "torch", "transformers"),
+    *(
+        "datasets",
+        "fsspec",
+        "huggingface_hub",
+        "matplotlib",
+        "networkx",
+        "numpy",
+        "peft",
+    ),
+    *(
+        "pip",
+        "pyarrow",
+        "pydantic",
+        "rich",
+        "scipy",
+        "sklearn",
+        "sympy",
+        "torch",
+        "transformers",
+    ),
 )
 MANUAL_PACKAGES = (
     *("apt", "bash", "btrfs-progs", "coreutils", "debhelper", "devscripts", "dpkg-dev"),
-    *("e2fsprogs", "ffmpeg", "gpg", "iproute2", "libncurses-dev", "libssl-doc", "libx11-doc"),
-    *("lvm2", "mdadm", "openssh-client", "perl-doc", "postgresql-doc-17", "rsync", "sudo"),
+    *(
+        "e2fsprogs",
+        "ffmpeg",
+        "gpg",
+        "iproute2",
+        "libncurses-dev",
+        "libssl-doc",
+        "libx11-doc",
+    ),
+    *(
+        "lvm2",
+        "mdadm",
+        "openssh-client",
+        "perl-doc",
+        "postgresql-doc-17",
+        "rsync",
+        "sudo",
+    ),
     *("systemd", "tcl8.6-doc", "tk8.6-doc", "util-linux", "zsh-common"),
 )
-TEXT_PACKAGES = ("debian-policy", "debian-reference-en", "git-doc", "linux-doc", "python3-doc")
+TEXT_PACKAGES = (
+    "debian-policy",
+    "debian-reference-en",
+    "git-doc",
+    "linux-doc",
+    "python3-doc",
+)
 TEXT_SUFFIXES = (".txt", ".rst", ".txt.gz", ".rst.gz")
 
 
@@ -95,7 +135,11 @@ def text_documents(unpacked: Path) -> Iterator[Document]:
         root = unpacked / package / "usr/share/doc"
         for path in root.rglob("*"):
             parts = path.relative_to(root).parts
-            wanted = path.name.endswith(TEXT_SUFFIXES) and path.is_file() and not path.is_symlink()
+            wanted = (
+                path.name.endswith(TEXT_SUFFIXES)
+                and path.is_file()
+                and not path.is_symlink()
+            )
             # The kernel's pages stand there twice.
             twice = package == "linux-doc" and "_sources" in parts
             if wanted and not twice and "translations" not in parts:
@@ -139,12 +183,20 @@ def split_domain(
 
 
 def choose_prompts(
-    held: list[list[dict[str, str]]], known: set[int], count: int, least_chars: int, seed: int
+    held: list[list[dict[str, str]]],
+    known: set[int],
+    count: int,
+    least_chars: int,
+    seed: int,
 ) -> list[dict[str, str]]:
     """Passages by hash, one of each held-out document in turn, until there are ``count``."""
     ranked = [
         sorted(
-            (record for record in records if _is_prompt(record["text"], known, least_chars)),
+            (
+                record
+                for record in records
+                if _is_prompt(record["text"], known, least_chars)
+            ),
             key=lambda record: _text_rank(record, seed),
         )
         for records in held
@@ -166,7 +218,9 @@ def _shingles(text: str) -> set[int]:
     spans = range(max(1, len(words) - SHINGLE_WORDS + 1))
     return {
         int.from_bytes(
-            hashlib.blake2b(" ".join(words[i : i + SHINGLE_WORDS]).encode(), digest_size=8).digest()
+            hashlib.blake2b(
+                " ".join(words[i : i + SHINGLE_WORDS]).encode(), digest_size=8
+            ).digest()
         )
         for i in spans
     }
@@ -190,7 +244,9 @@ def _manual_reader(path: Path) -> Callable[[], str]:
         env = {**os.environ, "MANWIDTH": "80", "LC_ALL": "C.UTF-8"}
         command = ["man", "--local-file", str(path)]
         # A page with a warning is still a page.
-        return subprocess.run(command, env=env, capture_output=True, check=False).stdout.decode()
+        return subprocess.run(
+            command, env=env, capture_output=True, check=False
+        ).stdout.decode()
 
     return read
 
@@ -208,8 +264,12 @@ def _download(package: str, folder: Path) -> Path:
 
 def _dependencies(package: str) -> list[str]:
     command = ["apt-cache", "depends", "--important", package]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    return [line.split(": ")[1] for line in lines if "Depends: " in line and "<" not in line]
+    lines = subprocess.run(
+        command, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    return [
+        line.split(": ")[1] for line in lines if "Depends: " in line and "<" not in line
+    ]
 
 
 def _write(records: Iterable[dict[str, str]], path: Path) -> None:
@@ -219,12 +279,22 @@ def _write(records: Iterable[dict[str, str]], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Make a corpus of three domains, and prompts.")
-    parser.add_argument("out", type=Path, help="folder of corpus.jsonl and prompts.jsonl")
-    parser.add_argument("--passages", type=int, default=7000, help="of each domain, to index")
+    parser = argparse.ArgumentParser(
+        description="Make a corpus of three domains, and prompts."
+    )
+    parser.add_argument(
+        "out", type=Path, help="folder of corpus.jsonl and prompts.jsonl"
+    )
+    parser.add_argument(
+        "--passages", type=int, default=7000, help="of each domain, to index"
+    )
     parser.add_argument("--chars", type=int, default=800, help="of a passage, at most")
-    parser.add_argument("--prompts", type=int, default=40, help="of each domain, to evaluate on")
-    parser.add_argument("--tuning", type=int, default=30, help="of each domain, to tune on")
+    parser.add_argument(
+        "--prompts", type=int, default=40, help="of each domain, to evaluate on"
+    )
+    parser.add_argument(
+        "--tuning", type=int, default=30, help="of each domain, to tune on"
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     unpacked = options.out / "packages"

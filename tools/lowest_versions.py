@@ -28,7 +28,9 @@ def lowest(requirement: str) -> str:
     """The requirement with its lower bound as the only version: ``a>=1.2`` becomes ``a==1.2``."""
     match = re.fullmatch(r"([\w.-]+(?:\[[\w,-]+\])?)>=([\w.]+)", requirement)
     if match is None:
-        sys.exit(f"lowest_versions: {requirement!r} has no lower bound; wanted NAME>=VERSION")
+        sys.exit(
+            f"lowest_versions: {requirement!r} has no lower bound; wanted NAME>=VERSION"
+        )
     return f"{match[1]}=={match[2]}"
 
 
@@ -52,7 +54,9 @@ def write_lines(file: Path, lines: list[str]) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--extra", action="append", help=f"default: {', '.join(EXTRAS)}")
+    parser.add_argument(
+        "--extra", action="append", help=f"default: {', '.join(EXTRAS)}"
+    )
     parser.add_argument("--python", default=sys.executable, help="version or path")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "lowest")
     parser.add_argument("pytest", nargs="*", help="arguments for pytest, after --")
@@ -66,19 +70,30 @@ def main() -> None:
     environment = {**os.environ, "UV_PYTHON_DOWNLOADS": "never"}
     constraints = write_lines(work / "constraints.txt", direct)
     build_constraints = write_lines(
-        work / "build_constraints.txt", [*map(lowest, pyproject["build-system"]["requires"])]
+        work / "build_constraints.txt",
+        [*map(lowest, pyproject["build-system"]["requires"])],
     )
 
     def uv(*command: str | Path) -> None:
         subprocess.run([tool("uv"), *map(str, command)], check=True, env=environment)
 
-    uv("venv", "-q", "--clear", "--no-project", "--python", arguments.python, work / "environment")
+    uv(
+        "venv",
+        "-q",
+        "--clear",
+        "--no-project",
+        "--python",
+        arguments.python,
+        work / "environment",
+    )
     uv("pip", "install", "--python", python, "--resolution", "lowest-direct",
        "--constraint", constraints, "--build-constraint", build_constraints,
        "-C", "cmake.define.HULLFT_CUDA=OFF",
        f"{ROOT}[{','.join(extras)}]")  # fmt: skip
     uv("pip", "freeze", "--python", python)
-    result = subprocess.run([python, "-m", "pytest", *arguments.pytest], cwd=ROOT, check=False)
+    result = subprocess.run(
+        [python, "-m", "pytest", *arguments.pytest], cwd=ROOT, check=False
+    )
     sys.exit(result.returncode)
 
 

@@ -75,13 +75,17 @@ def write_corpus(file: Path, size: int) -> int:
     with file.open("w") as out:
         while written < size:
             text = f"{count} " + " ".join(generator.choices(words, k=TEXT_CHARS // 12))
-            written += out.write(json.dumps({"text": text, "domain": "ab"[count % 2]}) + "\n")
+            written += out.write(
+                json.dumps({"text": text, "domain": "ab"[count % 2]}) + "\n"
+            )
             count += 1
     return count
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure the memory that indexing takes.")
+    parser = argparse.ArgumentParser(
+        description="Measure the memory that indexing takes."
+    )
     parser.add_argument("folder", type=Path, help="for the corpus and the datastore")
     parser.add_argument("--gigabytes", type=float, default=2.0)
     options = parser.parse_args()

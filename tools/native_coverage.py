@@ -49,7 +49,9 @@ def leave_out(build: Build, instruction_set: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", nargs="+", help="tests to run instead of the usual ones")
+    parser.add_argument(
+        "--only", nargs="+", help="tests to run instead of the usual ones"
+    )
     arguments = parser.parse_args()
     build = Build("coverage", COVERAGE)
     build.copy_sources()
@@ -60,7 +62,9 @@ def main() -> None:
         build, COVERAGE, "", "import pytest\nsys.exit(pytest.main(sys.argv[1:]))",
         "-q", "-p", "no:cacheprovider", *(arguments.only or TESTS),
     )  # fmt: skip
-    subprocess.run(tests, check=True, cwd=ROOT, env=os.environ | {"HYPOTHESIS_PROFILE": "few"})
+    subprocess.run(
+        tests, check=True, cwd=ROOT, env=os.environ | {"HYPOTHESIS_PROFILE": "few"}
+    )
     levels = subprocess.run(
         python(build, COVERAGE, "", LEVELS), check=True, capture_output=True, text=True
     ).stdout.split()
@@ -76,7 +80,9 @@ def main() -> None:
         "--fail-under-line", str(LEAST),
         build.objects / "CMakeFiles" / "_C.dir",  # without what CMake compiled to know the compiler
     ]  # fmt: skip
-    finished = subprocess.run([sys.executable, "-m", *map(str, report)], cwd=build.source)
+    finished = subprocess.run(
+        [sys.executable, "-m", *map(str, report)], cwd=build.source
+    )
     raise SystemExit(finished.returncode)
 
 

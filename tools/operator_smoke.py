@@ -24,15 +24,22 @@ def check_selection() -> None:
     indexed = hullft_ops.fw_select_indexed(pool, torch.arange(60), query, 9)
     torch.testing.assert_close(indexed.counts, sel.counts, rtol=0, atol=0)
     near = hullft_ops.knn_select(pool, query, 5)
-    torch.testing.assert_close(near.indices, reference.knn_select(pool, query, 5).indices)
+    torch.testing.assert_close(
+        near.indices, reference.knn_select(pool, query, 5).indices
+    )
     counts = hullft_ops.integerize(pool[:6], query, torch.ones(6), 11)
-    torch.testing.assert_close(counts, reference.integerize(pool[:6], query, torch.ones(6), 11))
+    torch.testing.assert_close(
+        counts, reference.integerize(pool[:6], query, torch.ones(6), 11)
+    )
 
 
 def check_replay() -> None:
     parameter = torch.nn.Parameter(torch.linspace(-1, 1, 100, dtype=torch.float64))
     peer = torch.nn.Parameter(parameter.detach().clone())
-    ours, theirs = hullft_ops.ReplayAdam([parameter], lr=1e-2), torch.optim.Adam([peer], lr=1e-2)
+    ours, theirs = (
+        hullft_ops.ReplayAdam([parameter], lr=1e-2),
+        torch.optim.Adam([peer], lr=1e-2),
+    )
     parameter.grad = peer.grad = torch.linspace(1, 2, 100, dtype=torch.float64)
     ours.step(repeats=3)
     for _ in range(3):
@@ -42,10 +49,14 @@ def check_replay() -> None:
 
 def check_compiled() -> None:
     compiled = torch.compile(
-        lambda p, q: hullft_ops.fw_select(p, q, 4).counts, fullgraph=True, backend="aot_eager"
+        lambda p, q: hullft_ops.fw_select(p, q, 4).counts,
+        fullgraph=True,
+        backend="aot_eager",
     )
     pool, query = torch.eye(8), torch.full((8,), 0.125)
-    torch.testing.assert_close(compiled(pool, query), hullft_ops.fw_select(pool, query, 4).counts)
+    torch.testing.assert_close(
+        compiled(pool, query), hullft_ops.fw_select(pool, query, 4).counts
+    )
 
 
 def check_error(select: Callable[..., object], *kinds: type[Exception]) -> None:
@@ -66,7 +77,9 @@ def check_errors() -> None:
 
 def check_cuda_kernels() -> None:
     """They are in the registry, where the binary says that it has some."""
-    names = [n for n in torch._C._dispatch_get_all_op_names() if n.startswith("hullft_ops::")]
+    names = [
+        n for n in torch._C._dispatch_get_all_op_names() if n.startswith("hullft_ops::")
+    ]
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     without = [name for name in names if not has_kernel(name, "CUDA")]
     if _C.build_info()["cuda"] and (without or not names):

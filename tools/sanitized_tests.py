@@ -149,7 +149,11 @@ class Build:
 
     def copy_sources(self) -> None:
         """Those that differ, so that what has not changed is not compiled again."""
-        here = [path for folder in ("csrc", "cmake") for path in (ROOT / folder).rglob("*.*")]
+        here = [
+            path
+            for folder in ("csrc", "cmake")
+            for path in (ROOT / folder).rglob("*.*")
+        ]
         for path in [ROOT / "CMakeLists.txt", *here]:
             self._copy(path.relative_to(ROOT))
 
@@ -183,7 +187,9 @@ class Build:
         text = path.read_text()
         for edit in edits:
             if text.count(edit.right) != 1:
-                raise SystemExit(f"{BUGGY} does not have {edit.right!r} once: plant another bug")
+                raise SystemExit(
+                    f"{BUGGY} does not have {edit.right!r} once: plant another bug"
+                )
             text = text.replace(edit.right, edit.wrong)
         path.write_text(PLANTED + text)
 
@@ -201,7 +207,9 @@ def run(*command: str | Path) -> None:
     """With the tools of this Python's environment first."""
     tools = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     words = [str(part) for part in command]
-    subprocess.run(words, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"PATH": tools})
+    subprocess.run(
+        words, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"PATH": tools}
+    )
 
 
 def library(name: str) -> str:
@@ -243,9 +251,13 @@ def run_tests(build: Build, kind: Sanitizer, preloads: str, tests: list[str]) ->
         TRIGGER + "import pytest\nsys.exit(pytest.main(sys.argv[1:]))",
         "-q", "-x", "-p", "no:cacheprovider", *tests,
     )  # fmt: skip
-    finished = subprocess.run(command, cwd=ROOT, env=os.environ | {"HYPOTHESIS_PROFILE": "few"})
+    finished = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"HYPOTHESIS_PROFILE": "few"}
+    )
     if finished.returncode != 0:
-        raise SystemExit(f"the tests ended with {finished.returncode} under the sanitizer")
+        raise SystemExit(
+            f"the tests ended with {finished.returncode} under the sanitizer"
+        )
 
 
 def check_planted(build: Build, kind: Sanitizer, preloads: str) -> None:
@@ -262,7 +274,9 @@ def check_planted(build: Build, kind: Sanitizer, preloads: str) -> None:
             cwd=ROOT,
             env=os.environ | {CHOICE: bug.name},
         )
-        seen = re.search(f"(runtime error|ERROR|WARNING): .*{bug.report}", finished.stderr)
+        seen = re.search(
+            f"(runtime error|ERROR|WARNING): .*{bug.report}", finished.stderr
+        )
         if not seen or finished.returncode == 0:
             raise SystemExit(
                 f"planted {bug.name!r} and no {bug.report!r} was reported "
@@ -274,7 +288,9 @@ def check_planted(build: Build, kind: Sanitizer, preloads: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("kind", choices=KINDS)
-    parser.add_argument("--only", nargs="+", help="tests to run instead of the usual ones")
+    parser.add_argument(
+        "--only", nargs="+", help="tests to run instead of the usual ones"
+    )
     arguments = parser.parse_args()
     kind = KINDS[arguments.kind]
     build = Build(arguments.kind, kind)

@@ -12,7 +12,14 @@ from pathlib import Path
 MAN_ROOT = Path("/usr/share/man")
 HELD_OUT_PERCENT = 3
 # Tests and character-map tables are large, and unlike the code a reader would write.
-SKIPPED_FOLDERS = {"site-packages", "test", "tests", "idle_test", "encodings", "__pycache__"}
+SKIPPED_FOLDERS = {
+    "site-packages",
+    "test",
+    "tests",
+    "idle_test",
+    "encodings",
+    "__pycache__",
+}
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,9 @@ def _python_documents() -> Iterator[Document]:
         name = path.relative_to(root)
         if SKIPPED_FOLDERS.isdisjoint(name.parts):
             try:
-                yield Document("python", name.as_posix(), path.read_text(encoding="utf-8"))
+                yield Document(
+                    "python", name.as_posix(), path.read_text(encoding="utf-8")
+                )
             except UnicodeDecodeError:
                 continue
 
@@ -41,7 +50,9 @@ def _python_documents() -> Iterator[Document]:
 def _render(page: Path) -> str:
     mandoc = ["mandoc", "-T", "utf8", "-O", "width=80", str(page)]
     rendered = subprocess.run(mandoc, capture_output=True, check=False).stdout
-    plain = subprocess.run(["col", "-bx"], input=rendered, capture_output=True, check=True).stdout
+    plain = subprocess.run(
+        ["col", "-bx"], input=rendered, capture_output=True, check=True
+    ).stdout
     return plain.decode("utf-8", errors="replace")
 
 
@@ -72,6 +83,8 @@ def cached_corpus(path: Path) -> list[Document]:
     """Installing a package adds manual pages, and would change the text under a resumed run."""
     if not path.exists():
         temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps([asdict(document) for document in load_corpus()]))
+        temporary.write_text(
+            json.dumps([asdict(document) for document in load_corpus()])
+        )
         temporary.replace(path)
     return [Document(**fields) for fields in json.loads(path.read_text())]

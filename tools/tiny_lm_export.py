@@ -69,7 +69,9 @@ def export(model: GPT2LMHeadModel, tokenizer: Tokenizer, out: Path) -> None:
             "eos_token": END_OF_TEXT,
             "clean_up_tokenization_spaces": False,
         }
-        (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+        (folder / "tokenizer_config.json").write_text(
+            json.dumps(settings, indent=2) + "\n"
+        )
         for path in folder.iterdir():
             # safetensors writes files that only their owner can read.
             path.chmod(0o644)

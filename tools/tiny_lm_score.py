@@ -35,7 +35,9 @@ def _nats(model: PreTrainedModel, ids: torch.Tensor) -> float:
     total = 0.0
     for start, scored, end in _windows(len(ids)):
         logits = model(ids[None, start : end - 1]).logits[0, scored - start - 1 :]
-        loss = torch.nn.functional.cross_entropy(logits.float(), ids[scored:end], reduction="sum")
+        loss = torch.nn.functional.cross_entropy(
+            logits.float(), ids[scored:end], reduction="sum"
+        )
         total += loss.item()
     return total
 

@@ -86,12 +86,18 @@ class Batches:
 def make_optimizer(model: torch.nn.Module) -> torch.optim.AdamW:
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() == 1]
-    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [
+        {"params": matrices, "weight_decay": 0.1},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW(groups, lr=PEAK_LR, betas=(0.9, 0.95), fused=True)
 
 
 def train_step(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer, batch: torch.Tensor, lr: float
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: torch.Tensor,
+    lr: float,
 ) -> float:
     for group in optimizer.param_groups:
         group["lr"] = lr
@@ -109,7 +115,10 @@ def train_step(
 
 
 def save_checkpoint(
-    path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, progress: Progress
+    path: Path,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
 ) -> None:
     temporary = path.with_suffix(".tmp")
     state = {
@@ -184,7 +193,9 @@ def main() -> None:
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--out", type=Path, help="folder that gets the model")
     target.add_argument("--score-only", type=Path, help="folder of a trained model")
-    parser.add_argument("--work", type=Path, default=Path("tiny_lm_work"), help="checkpoint")
+    parser.add_argument(
+        "--work", type=Path, default=Path("tiny_lm_work"), help="checkpoint"
+    )
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)

@@ -19,7 +19,9 @@ MAX_ABOVE = 0.01
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Compare a tuned setting with a full grid.")
+    parser = argparse.ArgumentParser(
+        description="Compare a tuned setting with a full grid."
+    )
     parser.add_argument("tuned", type=Path, help="configuration that tune wrote")
     parser.add_argument("grid", type=Path, help="results of evaluate over the grid")
     options = parser.parse_args()
@@ -27,7 +29,9 @@ def main() -> None:
     measured = Measurements.of(read_rows(options.grid))
     tuned = config_id(settings)
     if tuned not in measured.rows:
-        raise SystemExit(f"tuned_against_grid: {options.grid} has no results of {tuned}")
+        raise SystemExit(
+            f"tuned_against_grid: {options.grid} has no results of {tuned}"
+        )
     ranked = sorted(measured.rows, key=measured.mean_bits)
     above = measured.relative_bits(tuned, ranked[0])
     print(

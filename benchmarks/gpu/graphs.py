@@ -21,7 +21,9 @@ _TIMED_REPLAYS = 50
 class Graph:
     """A captured function without arguments. On the CPU it is called again instead."""
 
-    def __init__(self, function: Callable[[], Sequence[torch.Tensor]], device: torch.device):
+    def __init__(
+        self, function: Callable[[], Sequence[torch.Tensor]], device: torch.device
+    ):
         self._function, self._device = function, device
         self._captured: torch.cuda.CUDAGraph | None = None
         if device.type != "cuda":
@@ -71,7 +73,9 @@ def run(device: torch.device, *, small: bool) -> Iterator[dict[str, Any]]:
             eager = [tensor.cpu() for tensor in fresh.run(*fresh.on(device))]
             for found, wanted in zip(out, eager, strict=True):
                 if not torch.equal(found, wanted):
-                    raise RuntimeError(f"{name}: a replayed graph differs from an eager call")
+                    raise RuntimeError(
+                        f"{name}: a replayed graph differs from an eager call"
+                    )
             fresh.check(out)
     _check_optimizer(device)
     yield {"captured": [*first, "ReplayAdam, capturable"]}
@@ -88,7 +92,10 @@ def _check_optimizer(device: torch.device) -> None:
         params.append(param)
         optimizers.append(
             ReplayAdam(
-                [param], lr=rate if capturable else 1e-2, capturable=capturable, rounding_seed=3
+                [param],
+                lr=rate if capturable else 1e-2,
+                capturable=capturable,
+                rounding_seed=3,
             )
         )
     captured, eager = optimizers

@@ -19,7 +19,11 @@ from hullft_ops.ttft.training.checks import trainable_parameters
 from hullft_ops.ttft.training.steps import StageClock
 from hullft_ops.ttft.training.trainer import SupportTrainer
 
-_DIFFERENCE, _MILLISECONDS, _GRAPHS = "parameter difference, relative", "ms a prompt", "graphs"
+_DIFFERENCE, _MILLISECONDS, _GRAPHS = (
+    "parameter difference, relative",
+    "ms a prompt",
+    "graphs",
+)
 _ALLOWED = 1e-6
 _GOALS = {None: 200.0, "bfloat16": 100.0}  # milliseconds
 
@@ -29,7 +33,11 @@ def run(
 ) -> Iterator[dict[str, Any]]:
     pace = Pace(0.0, 2, 2) if small else Pace(2.0, 5, 20)
     model = random_gpt2(device, small)
-    case = Case("gpt2", 4, lengths="short", texts=4) if small else Case("gpt2", 50, texts=50)
+    case = (
+        Case("gpt2", 4, lengths="short", texts=4)
+        if small
+        else Case("gpt2", 50, texts=50)
+    )
     found: dict[str, Any] = {"comparisons": [], "goals": []}
     for dtype in (None,) if small else (None, "bfloat16"):
         typed = replace(case, dtype=dtype)
@@ -94,7 +102,9 @@ def _measure(prompts: dict[bool, _Prompt], recorder: Recorder) -> None:
     end = eager.end()
     recorder.fact(_DIFFERENCE, _apart(replayed.end(), end))
     # torch's attention may add up in another order, and then Adam goes another way.
-    recorder.fact("parameter difference of a repetition, relative", _apart(eager.end(), end))
+    recorder.fact(
+        "parameter difference of a repetition, relative", _apart(eager.end(), end)
+    )
     recorder.fact(_GRAPHS, replayed.captured)
     recorder.ours(replayed.adapt)
     recorder.peer("without graphs", eager.adapt)
@@ -103,7 +113,9 @@ def _measure(prompts: dict[bool, _Prompt], recorder: Recorder) -> None:
 
 def _apart(some: list[torch.Tensor], others: list[torch.Tensor]) -> float:
     off = [(one - other).norm() for one, other in zip(some, others, strict=True)]
-    return float(torch.stack(off).norm() / torch.stack([other.norm() for other in others]).norm())
+    return float(
+        torch.stack(off).norm() / torch.stack([other.norm() for other in others]).norm()
+    )
 
 
 def _write_trace(prompt: _Prompt, path: Path) -> None:

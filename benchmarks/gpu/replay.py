@@ -61,7 +61,9 @@ def goal_share(repeats: int, copied: float, issued: float) -> float:
 def _issued_per_second(clock: float | None, device: torch.device) -> float:
     if clock is None:
         return math.inf
-    return _LANES * torch.cuda.get_device_properties(device).multi_processor_count * clock
+    return (
+        _LANES * torch.cuda.get_device_properties(device).multi_processor_count * clock
+    )
 
 
 def _clock(device: torch.device) -> float | None:
@@ -71,7 +73,9 @@ def _clock(device: torch.device) -> float | None:
     """
     spin = getattr(torch.cuda, "_sleep", None)
     if spin is not None:
-        seconds = measure(synchronised(lambda: spin(_CYCLES), device), Pace(0.0, 3, 3)).seconds
+        seconds = measure(
+            synchronised(lambda: spin(_CYCLES), device), Pace(0.0, 3, 3)
+        ).seconds
         if _SLOWEST <= _CYCLES / seconds <= _FASTEST:
             return float(_CYCLES / seconds)
     kilohertz = getattr(torch.cuda.get_device_properties(device), "clock_rate", None)

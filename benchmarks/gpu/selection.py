@@ -7,7 +7,12 @@ from typing import Any
 import torch
 
 import hullft_ops
-from benchmarks.bench_selection import ALLOWED_DIFFERENCES, Case, differences, time_numpy
+from benchmarks.bench_selection import (
+    ALLOWED_DIFFERENCES,
+    Case,
+    differences,
+    time_numpy,
+)
 from benchmarks.gpu.goals import goal
 from benchmarks.gpu.graphs import REPLAY_SECONDS, Graph
 from benchmarks.pools import distinct_pools, tiled
@@ -23,14 +28,19 @@ def run(device: torch.device, *, small: bool) -> Iterator[dict[str, Any]]:
         cases = [Case(1, 30, 384, 5), Case(4, 30, 384, 5)]
     else:
         cases = [Case(1, 200, 1024), Case(1024, 200, 1024)]
-        cases += [Case(1024, 200, 1024, dtype="bfloat16"), Case(1, 200, 1024, variant="pairwise")]
+        cases += [
+            Case(1024, 200, 1024, dtype="bfloat16"),
+            Case(1, 200, 1024, variant="pairwise"),
+        ]
     pace = Pace(0.0, 2, 2) if small else Pace(1.0, 10, 300)
     measured: list[dict[str, Any]] = []
     goals: list[dict[str, Any]] = []
     for case in cases:
         comparison = _measure(case, device, pace)
         measured.append(asdict(comparison))
-        goals += [goal(comparison, fact, most) for fact, most in ALLOWED_DIFFERENCES.items()]
+        goals += [
+            goal(comparison, fact, most) for fact, most in ALLOWED_DIFFERENCES.items()
+        ]
         if not small and case == cases[0]:
             goals.append(goal(comparison, REPLAY_SECONDS, _GOAL_SECONDS))
         yield {"comparisons": measured, "goals": goals}

@@ -42,7 +42,9 @@ def run(device: torch.device, *, small: bool) -> Iterator[dict[str, Any]]:
         comparison = Comparison("ttft", str(case), asdict(case))
         _measure(case, Recorder(None, device, pace, comparison), model, device)
         measured.append(asdict(comparison))
-        goals += [goal(comparison, *allowed) for allowed in allowed_differences(case).items()]
+        goals += [
+            goal(comparison, *allowed) for allowed in allowed_differences(case).items()
+        ]
         yield {"comparisons": measured, "goals": goals}
 
 
@@ -59,7 +61,11 @@ def _cases(small: bool) -> list[Case]:
     if small:
         return [Case("gpt2", 4, lengths="short", texts=4)]
     sizes = (20, 50)
-    return [Case("gpt2", n, texts=n, dtype=dtype) for n in sizes for dtype in (None, "bfloat16")]
+    return [
+        Case("gpt2", n, texts=n, dtype=dtype)
+        for n in sizes
+        for dtype in (None, "bfloat16")
+    ]
 
 
 def _small_config() -> GPT2Config:
@@ -69,7 +75,9 @@ def _small_config() -> GPT2Config:
     )  # fmt: skip
 
 
-def _measure(case: Case, recorder: Recorder, model: GPT2LMHeadModel, device: torch.device) -> None:
+def _measure(
+    case: Case, recorder: Recorder, model: GPT2LMHeadModel, device: torch.device
+) -> None:
     support = random_support(case, model.config.vocab_size)
     trained = trainable_parameters(model)
     base = [parameter.detach().clone() for parameter in trained]
@@ -81,7 +89,9 @@ def _measure(case: Case, recorder: Recorder, model: GPT2LMHeadModel, device: tor
 
     def train() -> StageClock:
         refreshes, clock = [case.refresh] * len(support.counts), StageClock(device)
-        trainer.train(support.input_ids, support.indices, support.counts, refreshes, clock)
+        trainer.train(
+            support.input_ids, support.indices, support.counts, refreshes, clock
+        )
         return clock
 
     def adapt() -> None:
@@ -101,7 +111,12 @@ def _measure(case: Case, recorder: Recorder, model: GPT2LMHeadModel, device: tor
     differences: list[dict[str, float]] = []
     for name, finetune in loops(case, model).items():
         loop = partial(
-            finetune, model, support.input_ids, support.counts, refresh=case.refresh, lr=LR
+            finetune,
+            model,
+            support.input_ids,
+            support.counts,
+            refresh=case.refresh,
+            lr=LR,
         )
 
         def restored(loop: partial[None] = loop) -> None:
@@ -121,10 +136,14 @@ def random_support(case: Case, vocabulary: int) -> Support:
     """``case.n_select`` steps spread at random over ``case.texts`` texts of random tokens."""
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(case.texts, (case.n_select,), generator=generator)
-    counts = sorted((count for count in drawn.bincount().tolist() if count), reverse=True)
+    counts = sorted(
+        (count for count in drawn.bincount().tolist() if count), reverse=True
+    )
     low, high = LENGTHS[case.lengths]
     lengths = torch.randint(low, high + 1, (len(counts),), generator=generator).tolist()
-    texts = [torch.randint(vocabulary, (n,), generator=generator).tolist() for n in lengths]
+    texts = [
+        torch.randint(vocabulary, (n,), generator=generator).tolist() for n in lengths
+    ]
     weights = [count / case.n_select for count in counts]
     return Support(list(range(len(counts))), weights, counts, 0.0, 0.0, texts)
 

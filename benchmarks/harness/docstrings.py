@@ -45,7 +45,11 @@ def _docstrings() -> Iterator[tuple[str, str]]:
     for library in LIBRARIES:
         package = importlib.import_module(library)
         found = pkgutil.iter_modules(package.__path__, f"{library}.")
-        names = (m.name for m in found if not m.name.split(".")[-1].startswith(("_", "tests")))
+        names = (
+            m.name
+            for m in found
+            if not m.name.split(".")[-1].startswith(("_", "tests"))
+        )
         for module in [package, *filter(None, map(_imported, names))]:
             for name in sorted(getattr(module, "__all__", [])):
                 exported = getattr(module, name, None)

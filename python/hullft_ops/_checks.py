@@ -60,18 +60,26 @@ def check_int64(op: str, name: str, value: object, query: Tensor) -> Tensor:
     return tensor
 
 
-def check_like(op: str, name: str, tensor: Tensor, like_name: str, like: Tensor) -> None:
+def check_like(
+    op: str, name: str, tensor: Tensor, like_name: str, like: Tensor
+) -> None:
     if tensor.dtype != like.dtype:
         raise TypeError(f"{op}: {name} is {tensor.dtype}, {like_name} is {like.dtype}")
     check_device(op, name, tensor, like_name, like)
 
 
-def check_device(op: str, name: str, tensor: Tensor, like_name: str, like: Tensor) -> None:
+def check_device(
+    op: str, name: str, tensor: Tensor, like_name: str, like: Tensor
+) -> None:
     if tensor.device != like.device:
-        raise ValueError(f"{op}: {name} is on {tensor.device}, {like_name} is on {like.device}")
+        raise ValueError(
+            f"{op}: {name} is on {tensor.device}, {like_name} is on {like.device}"
+        )
 
 
-def check_integer(op: str, name: str, value: object, low: int, high: int = _INT32_MAX) -> int:
+def check_integer(
+    op: str, name: str, value: object, low: int, high: int = _INT32_MAX
+) -> int:
     """The value as an int for torch's operators."""
     if isinstance(value, bool) or not isinstance(value, _INTEGERS):
         raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}")
@@ -85,7 +93,9 @@ def check_number(op: str, name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, _NUMBERS):
         raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
     if isinstance(value, int) and not -_LARGEST_INT <= value <= _LARGEST_INT:
-        raise ValueError(f"{op}: {name} must be a float64, got an int of {value.bit_length()} bits")
+        raise ValueError(
+            f"{op}: {name} must be a float64, got an int of {value.bit_length()} bits"
+        )
     return value  # type: ignore[return-value]
 
 
@@ -100,7 +110,9 @@ def check_finite(op: str, name: str, value: object) -> None:
 
 
 def check_noise(op: str, value: object, name: str = "noise") -> None:
-    if not 0 < check_number(op, name, value) < _INF:  # NaN too; math.isfinite cannot be traced
+    if (
+        not 0 < check_number(op, name, value) < _INF
+    ):  # NaN too; math.isfinite cannot be traced
         raise ValueError(f"{op}: {name} must be finite and > 0, got {value}")
 
 
@@ -123,24 +135,35 @@ def check_variant(op: str, variant: object) -> None:
     if not isinstance(variant, str):
         raise TypeError(f"{op}: variant must be a str, got {type(variant).__name__}")
     if variant not in VARIANTS:
-        raise ValueError(f"{op}: variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
+        raise ValueError(
+            f"{op}: variant must be one of {', '.join(VARIANTS)}, got {variant!r}"
+        )
 
 
 def check_queries(
-    op: str, pool: Tensor, queries: Sequence[Tensor], pool_sizes: object, *, targets: bool = False
+    op: str,
+    pool: Tensor,
+    queries: Sequence[Tensor],
+    pool_sizes: object,
+    *,
+    targets: bool = False,
 ) -> None:
     """Check a pool and ``[query]``, or embeddings [M, d] and ``[candidates, query]``."""
     *candidates, query = queries
     name = "embeddings" if candidates else "pool"
     if candidates and check_float_tensor(op, name, pool).dim() != 2:
-        raise ValueError(f"{op}: embeddings must have shape [M, d], got {list(pool.shape)}")
+        raise ValueError(
+            f"{op}: embeddings must have shape [M, d], got {list(pool.shape)}"
+        )
     check_pool(op, name, pool, query, targets=targets)
     if candidates:
         check_candidates(op, candidates[0], query)
     check_sizes(op, "pool_sizes", pool_sizes, query)
 
 
-def check_pool(op: str, name: str, pool: Tensor, query: Tensor, *, targets: bool = False) -> None:
+def check_pool(
+    op: str, name: str, pool: Tensor, query: Tensor, *, targets: bool = False
+) -> None:
     """Check pool [K, d] or [B, K, d], and query [d], [B, d] or, for several targets, [B, m, d]."""
     check_float_tensor(op, name, pool)
     check_float_tensor(op, "query", query)
@@ -152,7 +175,9 @@ def check_pool(op: str, name: str, pool: Tensor, query: Tensor, *, targets: bool
     check_like(op, "query", query, name, pool)
     if not 1 <= query_dim <= (3 if targets else 2):
         shapes = "[d], [B, d] or [B, m, d]" if targets else "[d] or [B, d]"
-        raise ValueError(f"{op}: query must have shape {shapes}, got {list(query.shape)}")
+        raise ValueError(
+            f"{op}: query must have shape {shapes}, got {list(query.shape)}"
+        )
     if query_dim == 3 and query.shape[1] == 0:
         raise ValueError(f"{op}: query has no targets, got shape {list(query.shape)}")
     *_, rows, dim = pool.shape
@@ -191,7 +216,9 @@ def check_sizes(op: str, name: str, sizes: object, query: Tensor) -> None:
         return
     tensor = check_int64(op, name, sizes, query)
     if query.dim() == 1:
-        raise ValueError(f"{op}: {name} needs a batch, query has shape {list(query.shape)}")
+        raise ValueError(
+            f"{op}: {name} needs a batch, query has shape {list(query.shape)}"
+        )
     if tuple(tensor.shape) != (query.shape[0],):
         raise ValueError(
             f"{op}: {name} must have shape [{query.shape[0]}], got {list(tensor.shape)}"
@@ -211,10 +238,14 @@ def check_gradient(op: str, i: int, param: Tensor, grad: object) -> None:
         raise no_tensor(op, name, grad)
     if grad.layout != torch.strided:
         advice = "call to_dense(), or use torch.optim.SparseAdam"
-        raise TypeError(f"{op}: {name} must be dense, got layout {grad.layout}; {advice}")
+        raise TypeError(
+            f"{op}: {name} must be dense, got layout {grad.layout}; {advice}"
+        )
     check_storage(op, f"parameter {i}", param)
     if grad.device != param.device:
-        raise ValueError(f"{op}: {name} is on {grad.device}, the parameter on {param.device}")
+        raise ValueError(
+            f"{op}: {name} is on {grad.device}, the parameter on {param.device}"
+        )
     check_sharding(op, name, grad, i, param)
 
 
@@ -239,7 +270,9 @@ def is_plain(tensors: Iterable[Tensor]) -> bool:
 
 def is_sharded(tensor: Tensor) -> bool:
     """Whether it is a DTensor. Does not import DTensor, which is slow: its users have loaded it."""
-    return isinstance(tensor, getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", ()))
+    return isinstance(
+        tensor, getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", ())
+    )
 
 
 def check_sharding(op: str, name: str, tensor: Any, i: int, param: Any) -> None:
@@ -248,7 +281,9 @@ def check_sharding(op: str, name: str, tensor: Any, i: int, param: Any) -> None:
     It reads only layouts, which all processes know, so either all of them refuse or none.
     """
     if is_sharded(tensor) != is_sharded(param):
-        came, own = ("a DTensor" if is_sharded(t) else "a plain tensor" for t in (tensor, param))
+        came, own = (
+            "a DTensor" if is_sharded(t) else "a plain tensor" for t in (tensor, param)
+        )
         raise TypeError(f"{op}: {name} is {came}, the parameter {own}")
     if not is_sharded(param):
         return
@@ -269,12 +304,16 @@ def adam_options(group: Mapping[str, Any], *, new: bool = False) -> dict[str, An
     """
     for name in ("lr", "betas", "eps", "weight_decay"):
         if name not in group:
-            raise ValueError(f"ReplayAdam: a parameter group must have {name!r}, got {list(group)}")
+            raise ValueError(
+                f"ReplayAdam: a parameter group must have {name!r}, got {list(group)}"
+            )
     options: dict[str, Any] = {}
     for name in ("lr", "eps", "weight_decay"):
         options[name] = adam_number(name, group[name])
         if not 0 <= options[name] < _INF:
-            raise ValueError(f"ReplayAdam: {name} must be finite and >= 0, got {options[name]}")
+            raise ValueError(
+                f"ReplayAdam: {name} must be finite and >= 0, got {options[name]}"
+            )
     betas = group["betas"]
     if not isinstance(betas, Sequence) or len(betas) != 2:
         raise ValueError(f"ReplayAdam: betas must be two numbers, got {betas!r}")
@@ -284,11 +323,18 @@ def adam_options(group: Mapping[str, Any], *, new: bool = False) -> dict[str, An
             raise ValueError(f"ReplayAdam: betas[{i}] must be in [0, 1), got {value}")
     if new and isinstance(betas[0], Tensor) != isinstance(betas[1], Tensor):
         kinds = " and ".join(type(beta).__name__ for beta in betas)
-        raise ValueError(f"ReplayAdam: betas must be two numbers or two tensors, got {kinds}")
-    for name, option in (("decoupled_weight_decay", "decoupled"), ("maximize", "maximize")):
+        raise ValueError(
+            f"ReplayAdam: betas must be two numbers or two tensors, got {kinds}"
+        )
+    for name, option in (
+        ("decoupled_weight_decay", "decoupled"),
+        ("maximize", "maximize"),
+    ):
         options[option] = group.get(name, False)
         if not isinstance(options[option], bool):
-            raise TypeError(f"ReplayAdam: {name} must be a bool, got {type(group[name]).__name__}")
+            raise TypeError(
+                f"ReplayAdam: {name} must be a bool, got {type(group[name]).__name__}"
+            )
     for name in ("foreach", "fused"):
         if not isinstance(group.get(name), bool | None):
             kind = type(group[name]).__name__
@@ -298,10 +344,14 @@ def adam_options(group: Mapping[str, Any], *, new: bool = False) -> dict[str, An
     for name in ("amsgrad", "differentiable"):
         if group.get(name):
             raise ValueError(f"ReplayAdam: {name} must be False, got {group[name]}")
-    options["repeats"] = check_integer("ReplayAdam", "repeats", group.get("repeats", 1), 1)
+    options["repeats"] = check_integer(
+        "ReplayAdam", "repeats", group.get("repeats", 1), 1
+    )
     options["seed"] = group.get("rounding_seed")
     if options["seed"] is not None:
-        options["seed"] = check_integer("ReplayAdam", "rounding_seed", options["seed"], 0)
+        options["seed"] = check_integer(
+            "ReplayAdam", "rounding_seed", options["seed"], 0
+        )
     return options
 
 
@@ -309,7 +359,9 @@ def adam_number(name: str, value: object) -> float:
     if not isinstance(value, Tensor):
         return float(check_number("ReplayAdam", name, value))
     if value.numel() != 1:
-        raise ValueError(f"ReplayAdam: {name} must have one element, got shape {list(value.shape)}")
+        raise ValueError(
+            f"ReplayAdam: {name} must have one element, got shape {list(value.shape)}"
+        )
     if value.is_complex():
         raise TypeError(f"ReplayAdam: {name} must be a real number, got {value.dtype}")
     return float(value)

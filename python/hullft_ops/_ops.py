@@ -17,7 +17,11 @@ from hullft_ops import _C, _checks  # noqa: F401 (the import of _C registers the
 ops = torch.ops.hullft_ops
 
 # csrc/cuda_host/context.* begins errors about the device, not about an argument, like this.
-_OF_THE_DEVICE = ("CUDA error: ", "this torch was built without CUDA", "no current stream of ")
+_OF_THE_DEVICE = (
+    "CUDA error: ",
+    "this torch was built without CUDA",
+    "no current stream of ",
+)
 # csrc/host/allocation.h begins its errors like this.
 _NO_MEMORY = "hullft_ops: CUDA out of memory: "
 
@@ -34,7 +38,11 @@ def call(op: str, *arguments: Any, **options: Any) -> Any:
         said = message.removeprefix(f"{op}: ")
         if type(error) is RuntimeError and message.startswith(_NO_MEMORY):
             raise torch.OutOfMemoryError(message.replace("hullft_ops", op, 1)) from None
-        if type(error) is RuntimeError and said != message and not said.startswith(_OF_THE_DEVICE):
+        if (
+            type(error) is RuntimeError
+            and said != message
+            and not said.startswith(_OF_THE_DEVICE)
+        ):
             raise ValueError(message) from None
         raise
 
@@ -44,7 +52,12 @@ def call_for_queries(
 ) -> tuple[Tensor, ...]:
     """The operator's results. The last of ``queries`` says whether they are one or a batch."""
     is_batch = queries[-1].dim() > 1
-    found = call(op, pool, *(queries if is_batch else [q.unsqueeze(0) for q in queries]), *options)
+    found = call(
+        op,
+        pool,
+        *(queries if is_batch else [q.unsqueeze(0) for q in queries]),
+        *options,
+    )
     results: tuple[Tensor, ...] = (found,) if isinstance(found, Tensor) else found
     return results if is_batch else tuple(result.squeeze(0) for result in results)
 
@@ -88,19 +101,31 @@ def call_in_place(op: str, columns: Columns, **options: Any) -> None:
 
 def count_writes(tensors: Iterable[Tensor]) -> None:
     """Count the writes of DTensors. A DTensor and its local part have separate versions."""
-    torch.autograd.graph.increment_version([t for t in tensors if _checks.is_sharded(t)])
+    torch.autograd.graph.increment_version(
+        [t for t in tensors if _checks.is_sharded(t)]
+    )
 
 
 # A schema names an operator's results, and the names say what a fake kernel returns. Results that
 # are in neither list have an entry for each selected row, in the dtype of weights.
-_FOR_EACH_QUERY = ("support_size", "residual", "gap", "num_iter", "vertex", "correlation", "gamma")
+_FOR_EACH_QUERY = (
+    "support_size",
+    "residual",
+    "gap",
+    "num_iter",
+    "vertex",
+    "correlation",
+    "gamma",
+)
 _INT64 = ("indices", "counts", "support_size", "num_iter", "picks", "vertex")
 _SCALARS = ("steps", "lr_tensor", "lr_tensors")  # may be on the CPU too
 
 
 def _fake(name: str, schema: Any) -> Callable[..., Any]:
     def results(*arguments: Any, **options: Any) -> Any:
-        given = options | dict(zip((a.name for a in schema.arguments), arguments, strict=False))
+        given = options | dict(
+            zip((a.name for a in schema.arguments), arguments, strict=False)
+        )
         _check_devices(name, schema, given)
         if not schema.returns:
             return None
@@ -111,7 +136,9 @@ def _fake(name: str, schema: Any) -> Callable[..., Any]:
         batch = given["query"].shape[0]
         return tuple(
             pool.new_empty(
-                (batch,) if result.name in _FOR_EACH_QUERY else (batch, given["n_select"]),
+                (batch,)
+                if result.name in _FOR_EACH_QUERY
+                else (batch, given["n_select"]),
                 dtype=torch.int64 if result.name in _INT64 else real,
             )
             for result in schema.returns
@@ -129,11 +156,15 @@ def _check_devices(op: str, schema: Any, given: dict[str, Any]) -> None:
     for argument in schema.arguments:
         value = given.get(argument.name)
         if value is None and str(argument.type) == "Tensor":
-            raise TypeError(f"hullft_ops: {argument.name} must be a torch.Tensor, got NoneType")
+            raise TypeError(
+                f"hullft_ops: {argument.name} must be a torch.Tensor, got NoneType"
+            )
         if isinstance(value, Tensor):
             named[argument.name] = value
         elif str(argument.type) == "List[Tensor]":
-            named |= {f"{argument.name}[{i}]": tensor for i, tensor in enumerate(value or ())}
+            named |= {
+                f"{argument.name}[{i}]": tensor for i, tensor in enumerate(value or ())
+            }
     first = next(iter(named), "")
     for name, tensor in named.items():
         if name.partition("[")[0] in _SCALARS and tensor.device.type == "cpu":
@@ -146,11 +177,17 @@ def _counting_versions(operator: Any) -> Callable[..., None]:
     """Count the writes. A backward pass that needs the old values must fail, as with torch's own
     operators."""
     aliases = [argument.alias_info for argument in operator._schema.arguments]
-    written = [i for i, alias in enumerate(aliases) if alias is not None and alias.is_write]
+    written = [
+        i for i, alias in enumerate(aliases) if alias is not None and alias.is_write
+    ]
 
-    def run(keys: torch._C.DispatchKeySet, *lists: Sequence[Tensor], **options: Any) -> None:
+    def run(
+        keys: torch._C.DispatchKeySet, *lists: Sequence[Tensor], **options: Any
+    ) -> None:
         with torch._C._AutoDispatchBelowADInplaceOrView():
-            operator.redispatch(keys & torch._C._after_ADInplaceOrView_keyset, *lists, **options)
+            operator.redispatch(
+                keys & torch._C._after_ADInplaceOrView_keyset, *lists, **options
+            )
         for i in written:
             torch.autograd.graph.increment_version(lists[i])
 

@@ -26,7 +26,9 @@ _STEERING = (
     *range(0x202A, 0x202F),
     *range(0x2066, 0x206A),
 )
-_ESCAPES = {code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" for code in _STEERING}
+_ESCAPES = {
+    code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" for code in _STEERING
+}
 
 
 def printable(text: object, *, lines: bool = False) -> str:
@@ -36,7 +38,12 @@ def printable(text: object, *, lines: bool = False) -> str:
 
 def echo(*lines: object, err: bool = False) -> None:
     """Print each as a line, `printable`, to stdout or to stderr."""
-    print(*map(printable, lines), sep="\n", file=sys.stderr if err else sys.stdout, flush=True)
+    print(
+        *map(printable, lines),
+        sep="\n",
+        file=sys.stderr if err else sys.stdout,
+        flush=True,
+    )
 
 
 def show(console: "Console", *lines: object) -> None:
@@ -49,11 +56,15 @@ def exit_line(error: BaseException) -> str | None:
     """A line that says that memory ran out, or None if the error has another cause."""
     lines = str(error).splitlines() or [type(error).__name__]
     # NumPy's own words come before the loader's.
-    said = next((line for line in lines if any(text in line for text in _NO_MEMORY)), None)
+    said = next(
+        (line for line in lines if any(text in line for text in _NO_MEMORY)), None
+    )
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         said = said or lines[0]
     if said:
-        return f"hullft-ops: too little memory, or too low a ulimit -v: {printable(said)}"
+        return (
+            f"hullft-ops: too little memory, or too low a ulimit -v: {printable(said)}"
+        )
     cause = error.__cause__ or error.__context__
     return exit_line(cause) if cause else None
 
@@ -61,5 +72,7 @@ def exit_line(error: BaseException) -> str | None:
 def end_command(error: BaseException) -> None:
     """Exit with `exit_line`, if there is one and this process is the command, not a user's."""
     as_module = sys.argv[0] == "-m" and "hullft_ops" in sys.orig_argv
-    if (as_module or Path(sys.argv[0]).name == "hullft-ops") and (line := exit_line(error)):
+    if (as_module or Path(sys.argv[0]).name == "hullft-ops") and (
+        line := exit_line(error)
+    ):
         sys.exit(line)

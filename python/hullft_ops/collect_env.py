@@ -71,7 +71,9 @@ def collect_env() -> dict[str, Any]:
                 "capability": f"{device.major}.{device.minor}",
                 "memory_bytes": device.total_memory,
             }
-            for device in map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+            for device in map(
+                torch.cuda.get_device_properties, range(torch.cuda.device_count())
+            )
         ],
     }
 
@@ -80,7 +82,10 @@ def format_env(env: dict[str, Any]) -> str:
     """The environment as aligned lines of text, one section for each part."""
     cpu = env["cpu"]
     sections = {
-        "versions": {name: version or "not installed" for name, version in env["versions"].items()},
+        "versions": {
+            name: version or "not installed"
+            for name, version in env["versions"].items()
+        },
         "build": env["build"],
         "machine": {
             "platform": env["platform"],
@@ -101,11 +106,19 @@ def format_env(env: dict[str, Any]) -> str:
 def bug_report() -> str:
     """A Markdown block for an issue: what ran where, and nothing about who ran it."""
     shown = {
-        name: value if _SETTING.fullmatch(value) else "(set, not shown)" if value else "(empty)"
+        name: value
+        if _SETTING.fullmatch(value)
+        else "(set, not shown)"
+        if value
+        else "(empty)"
         for name, value in sorted(os.environ.items())
         if name in VARIABLES
     }
-    own = _section("environment", shown) if shown else "environment\n  none of those that matter"
+    own = (
+        _section("environment", shown)
+        if shown
+        else "environment\n  none of those that matter"
+    )
     return "\n".join(["```text", format_env(collect_env()), own, "```"])
 
 
@@ -119,8 +132,13 @@ def versions_of(packages: Iterable[str]) -> dict[str, str | None]:
 
 
 def _section(title: str, entries: Mapping[str, object]) -> str:
-    texts = {k: ", ".join(v) if isinstance(v, list) else str(v or "") for k, v in entries.items()}
-    return "\n".join([title, *(f"  {k:<22} {text or 'none'}" for k, text in texts.items())])
+    texts = {
+        k: ", ".join(v) if isinstance(v, list) else str(v or "")
+        for k, v in entries.items()
+    }
+    return "\n".join(
+        [title, *(f"  {k:<22} {text or 'none'}" for k, text in texts.items())]
+    )
 
 
 if __name__ == "__main__":

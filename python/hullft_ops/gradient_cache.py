@@ -34,9 +34,13 @@ class GradientCache:
             are none, or the dtype is another one.
     """
 
-    def __init__(self, params: Iterable[Tensor], dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self, params: Iterable[Tensor], dtype: torch.dtype | None = None
+    ) -> None:
         if isinstance(params, Tensor):
-            raise TypeError("GradientCache: params must be an iterable of tensors, got one tensor")
+            raise TypeError(
+                "GradientCache: params must be an iterable of tensors, got one tensor"
+            )
         params = tuple(params)
         if not params:
             raise ValueError("GradientCache: params is empty")
@@ -50,7 +54,9 @@ class GradientCache:
         if len(self._shapes) < len(params):
             raise ValueError("GradientCache: params has a parameter twice")
         if dtype is not None and dtype not in _checks.FLOAT_DTYPES:
-            raise ValueError(f"GradientCache: dtype must be {_checks.FLOATS}, got {dtype}")
+            raise ValueError(
+                f"GradientCache: dtype must be {_checks.FLOATS}, got {dtype}"
+            )
         self._dtype = dtype
         # Buffers by their parameters: those in use, and those of dropped examples.
         self._cached: dict[Hashable, dict[Tensor, Tensor]] = {}
@@ -66,12 +72,16 @@ class GradientCache:
     @property
     def nbytes(self) -> int:
         """Bytes of all buffers in this process, including those of dropped examples."""
-        in_use = [buffer for entry in self._cached.values() for buffer in entry.values()]
+        in_use = [
+            buffer for entry in self._cached.values() for buffer in entry.values()
+        ]
         free = [buffer for buffers in self._free.values() for buffer in buffers]
         return sum(local(t).nbytes for t in in_use + free)
 
     @torch.no_grad()
-    def accumulate(self, example: Hashable, *, alpha: float = 1.0, beta: float = 1.0) -> None:
+    def accumulate(
+        self, example: Hashable, *, alpha: float = 1.0, beta: float = 1.0
+    ) -> None:
         """Takes the parameters' present ``.grad``: ``cached = beta * cached + alpha * grad``.
 
         An example that is not cached starts from zero; ``beta=0`` replaces the cached gradient. A
@@ -98,7 +108,9 @@ class GradientCache:
         started = [param for param in grads if param not in entry]
         entry |= {param: self._take_buffer(param) for param in started}
         for params, weight in ((started, 0.0), (continued, beta)):
-            for columns in by_device([(entry[param], grads[param]) for param in params]):
+            for columns in by_device(
+                [(entry[param], grads[param]) for param in params]
+            ):
                 call_in_place("grad_accumulate_", columns, alpha=alpha, beta=weight)
         for param in [known for known in entry if known.grad is None]:
             if beta == 0:
@@ -146,7 +158,9 @@ class GradientCache:
                 _checks.check_gradient(op, i, param, param.grad)
         grads = {param: param.grad for param in self._shapes if param.grad is not None}
         if not grads:
-            raise ValueError(f"{op}: no parameter has a gradient, call backward() first")
+            raise ValueError(
+                f"{op}: no parameter has a gradient, call backward() first"
+            )
         return grads
 
     def _take_buffer(self, param: Tensor) -> Tensor:

@@ -46,7 +46,9 @@ def fw_select(
         current = x.T @ w
         r = q - current
         c = _products(x, r)
-        if r.norm() < tol * q.norm() or (gap_tol > 0 and c.max() - r @ current <= gap_tol):
+        if r.norm() < tol * q.norm() or (
+            gap_tol > 0 and c.max() - r @ current <= gap_tol
+        ):
             break
         if variant == "vanilla":
             s = _argmax(c)
@@ -58,7 +60,10 @@ def fw_select(
             support.add(s)
         else:
             held = sorted(support)
-            s = max(held if len(held) >= n_select else range(len(x)), key=c.tolist().__getitem__)
+            s = max(
+                held if len(held) >= n_select else range(len(x)),
+                key=c.tolist().__getitem__,
+            )
             a = min(held, key=c.tolist().__getitem__)
             s, a = (min(level) if k in level else k for k in (s, a))
             stepped = corrective_step(variant, x, q, w, s, a)
@@ -73,7 +78,9 @@ def fw_select(
     order = sorted(support, key=lambda k: (-w[k].item(), k))[:n_select]
     indices = torch.tensor(order, dtype=torch.int64)
     counts = integerize(x[indices], q, w[indices], n_select, swap_passes=swap_passes)
-    return ReferenceSelection(indices, w[indices], counts, *_reached(x, q, x.T @ w), num_iter)
+    return ReferenceSelection(
+        indices, w[indices], counts, *_reached(x, q, x.T @ w), num_iter
+    )
 
 
 def _reached(x: Tensor, q: Tensor, current: Tensor) -> tuple[float, float]:
@@ -103,7 +110,9 @@ def _is_rounding(start: Tensor, end: Tensor) -> bool:
     return bool((end - start).square().sum() <= _MIN_SQUARED_LENGTH * largest)
 
 
-def corrective_step(variant: str, x: Tensor, q: Tensor, w: Tensor, s: int, a: int) -> Tensor | None:
+def corrective_step(
+    variant: str, x: Tensor, q: Tensor, w: Tensor, s: int, a: int
+) -> Tensor | None:
     """Weights [K] after an away or pairwise step between the vertices s and a.
 
     None if no step improves.
@@ -148,7 +157,11 @@ def fw_lmo(pool: Tensor, query: Tensor, current: Tensor) -> ReferenceLmo:
     s = _argmax(c)
     direction = x[s] - at
     squared = (direction @ direction).item()
-    gamma = 0.0 if _is_rounding(at, x[s]) else min(max((r @ direction).item() / squared, 0.0), 1.0)
+    gamma = (
+        0.0
+        if _is_rounding(at, x[s])
+        else min(max((r @ direction).item() / squared, 0.0), 1.0)
+    )
     return ReferenceLmo(s, c[s].item(), gamma, (c[s] - r @ at).item())
 
 
@@ -159,7 +172,9 @@ def knn_select(pool: Tensor, query: Tensor, n_select: int) -> ReferenceSelection
     """
     x, q = pool.double(), query.double()
     b = _products(x, q)
-    indices = torch.tensor(sorted(range(len(x)), key=lambda k: (-b[k].item(), k))[:n_select])
+    indices = torch.tensor(
+        sorted(range(len(x)), key=lambda k: (-b[k].item(), k))[:n_select]
+    )
     w = torch.full((n_select,), 1 / n_select, dtype=torch.float64)
     counts = torch.ones(n_select, dtype=torch.int64)
     return ReferenceSelection(indices, w, counts, *_reached(x, q, x[indices].T @ w), 0)
@@ -198,10 +213,14 @@ def sift_select(
     return ReferenceSift(selection, picks, variance)
 
 
-def variance_after(pool: Tensor, targets: Tensor, picks: Sequence[int], noise: float) -> Tensor:
+def variance_after(
+    pool: Tensor, targets: Tensor, picks: Sequence[int], noise: float
+) -> Tensor:
     """[K]: the variance that remains at targets [m, d] after observing the picks and row k."""
     rows = torch.arange(len(pool)).unsqueeze(1)
-    observed = torch.cat([torch.tensor([picks]).long().expand(len(pool), -1), rows], dim=1)
+    observed = torch.cat(
+        [torch.tensor([picks]).long().expand(len(pool), -1), rows], dim=1
+    )
     gram = (pool @ pool.T)[observed.unsqueeze(2), observed.unsqueeze(1)]  # [K, n, n]
     cross = (pool @ targets.T)[observed]  # [K, n, m]
     noisy = gram + noise * torch.eye(len(picks) + 1, dtype=pool.dtype)
@@ -210,7 +229,12 @@ def variance_after(pool: Tensor, targets: Tensor, picks: Sequence[int], noise: f
 
 
 def integerize(
-    support: Tensor, query: Tensor, weights: Tensor, n_select: int, *, swap_passes: int = 2
+    support: Tensor,
+    query: Tensor,
+    weights: Tensor,
+    n_select: int,
+    *,
+    swap_passes: int = 2,
 ) -> Tensor:
     """Counts [m] that sum to n_select, for support [m, d], query [d], weights [m]."""
     x, q, w = support.double(), query.double(), weights.double().clamp(min=0)
@@ -303,12 +327,22 @@ def philox(counter: Sequence[int], key: Sequence[int]) -> list[int]:
     c, k = list(counter), list(key)
     for _ in range(10):
         first, second = _PHILOX_MULTIPLIERS[0] * c[0], _PHILOX_MULTIPLIERS[1] * c[2]
-        c = [second >> 32 ^ c[1] ^ k[0], second & _WORD, first >> 32 ^ c[3] ^ k[1], first & _WORD]
-        k = [(word + step) & _WORD for word, step in zip(k, _PHILOX_KEY_STEPS, strict=True)]
+        c = [
+            second >> 32 ^ c[1] ^ k[0],
+            second & _WORD,
+            first >> 32 ^ c[3] ^ k[1],
+            first & _WORD,
+        ]
+        k = [
+            (word + step) & _WORD
+            for word, step in zip(k, _PHILOX_KEY_STEPS, strict=True)
+        ]
     return c
 
 
-def round_to_bfloat16(values: Tensor, *, seed: int, tensor: int, steps_done: int) -> Tensor:
+def round_to_bfloat16(
+    values: Tensor, *, seed: int, tensor: int, steps_done: int
+) -> Tensor:
     """Round float32 values to bfloat16, up or down at random, right on average.
 
     A value's 16 random bits depend on its place in memory, its tensor's place in the list of
@@ -326,7 +360,11 @@ def round_to_bfloat16(values: Tensor, *, seed: int, tensor: int, steps_done: int
 
 
 def grad_accumulate(
-    caches: Sequence[Tensor], grads: Sequence[Tensor], *, alpha: float = 1.0, beta: float = 1.0
+    caches: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    *,
+    alpha: float = 1.0,
+    beta: float = 1.0,
 ) -> list[Tensor]:
     """``beta * cache + alpha * grad``; with ``beta = 0`` the cache may hold anything, even NaN."""
     return [

@@ -15,7 +15,14 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from hullft_ops import _checks
-from hullft_ops._ops import Columns, by_device, call, call_in_place, count_writes, locals_of
+from hullft_ops._ops import (
+    Columns,
+    by_device,
+    call,
+    call_in_place,
+    count_writes,
+    locals_of,
+)
 
 _GradOf = Callable[[Tensor], Tensor | None]
 
@@ -83,11 +90,21 @@ class ReplayAdam(Optimizer):
         rounding_seed: int | None = None,
     ) -> None:
         defaults: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps}
-        defaults |= {"weight_decay": weight_decay, "decoupled_weight_decay": decoupled_weight_decay}
-        defaults |= {"foreach": foreach, "fused": fused, "maximize": maximize, "amsgrad": amsgrad}
+        defaults |= {
+            "weight_decay": weight_decay,
+            "decoupled_weight_decay": decoupled_weight_decay,
+        }
+        defaults |= {
+            "foreach": foreach,
+            "fused": fused,
+            "maximize": maximize,
+            "amsgrad": amsgrad,
+        }
         defaults |= {"capturable": capturable, "differentiable": differentiable}
         if rounding_seed is not None:  # otherwise the defaults equal torch.optim.Adam's
-            seed = _checks.check_integer("ReplayAdam", "rounding_seed", rounding_seed, 0)
+            seed = _checks.check_integer(
+                "ReplayAdam", "rounding_seed", rounding_seed, 0
+            )
             defaults["rounding_seed"] = seed
         super().__init__(params, defaults)
 
@@ -100,7 +117,9 @@ class ReplayAdam(Optimizer):
             if param.dtype not in _checks.FLOAT_DTYPES:
                 self.param_groups.pop()
                 name = f"parameter {i} of the group"
-                raise ValueError(f"ReplayAdam: {name} must be {_checks.FLOATS}, got {param.dtype}")
+                raise ValueError(
+                    f"ReplayAdam: {name} must be {_checks.FLOATS}, got {param.dtype}"
+                )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for group in state["param_groups"]:
@@ -114,7 +133,9 @@ class ReplayAdam(Optimizer):
                 count = self.state.get(param, {}).get("step")
                 if count is not None and not isinstance(count, Tensor):
                     device = param.device if group["capturable"] else "cpu"
-                    self.state[param]["step"] = torch.tensor(float(count), device=device)
+                    self.state[param]["step"] = torch.tensor(
+                        float(count), device=device
+                    )
 
     @overload
     def step(
@@ -173,7 +194,9 @@ class ReplayAdam(Optimizer):
         loss = None
         if closure is not None:
             if grads is not None:
-                raise ValueError("ReplayAdam.step: closure and grads exclude each other, got both")
+                raise ValueError(
+                    "ReplayAdam.step: closure and grads exclude each other, got both"
+                )
             with torch.enable_grad():
                 loss = closure()
         if grads is not None:
@@ -190,7 +213,9 @@ class ReplayAdam(Optimizer):
             for columns, options in calls:
                 call_in_place("adam_replay_", columns, **options)
         except Exception:
-            for group in self.param_groups:  # names a tensor by its parameter, if one is wrong
+            for (
+                group
+            ) in self.param_groups:  # names a tensor by its parameter, if one is wrong
                 list(self._rows(group, grad_of))
             raise
         return loss
@@ -202,7 +227,12 @@ class ReplayAdam(Optimizer):
         The next steps equal those of a new optimizer with the present options. Nothing is allocated
         again.
         """
-        kept = [s[name] for s in self.state.values() for name in _checks.ADAM_STATE if name in s]
+        kept = [
+            s[name]
+            for s in self.state.values()
+            for name in _checks.ADAM_STATE
+            if name in s
+        ]
         # A launch for each tensor would take the host longer than the device.
         for found in by_device([(tensor,) for tensor in kept]):
             torch._foreach_zero_(*locals_of(found))
@@ -223,9 +253,15 @@ class ReplayAdam(Optimizer):
             for param in group["params"]:
                 self._state_of(param, group)
 
-    def _options(self, group: dict[str, Any], first: Tensor, repeats: int | None) -> dict[str, Any]:
+    def _options(
+        self, group: dict[str, Any], first: Tensor, repeats: int | None
+    ) -> dict[str, Any]:
         """The operator's options, checked again because anybody may have changed the group."""
-        rate = group["lr"] if group["capturable"] and isinstance(group["lr"], Tensor) else None
+        rate = (
+            group["lr"]
+            if group["capturable"] and isinstance(group["lr"], Tensor)
+            else None
+        )
         options = _checks.adam_options(group if rate is None else {**group, "lr": 0.0})
         options["lr_tensor"] = rate
         if repeats is not None:
@@ -234,7 +270,9 @@ class ReplayAdam(Optimizer):
             # Within a call the parameters' places tell them apart. Other calls of the same step
             # begin with another parameter.
             params = chain.from_iterable(group["params"] for group in self.param_groups)
-            options["seed"] += next(i for i, param in enumerate(params) if param is first)
+            options["seed"] += next(
+                i for i, param in enumerate(params) if param is first
+            )
         return options
 
     def _check_capture(self) -> None:
@@ -260,7 +298,9 @@ class ReplayAdam(Optimizer):
     def _check_known(self, grads: Mapping[Tensor, Tensor]) -> None:
         if not isinstance(grads, Mapping):
             kind = type(grads).__name__
-            raise TypeError(f"ReplayAdam.step: grads must map parameters to gradients, got {kind}")
+            raise TypeError(
+                f"ReplayAdam.step: grads must map parameters to gradients, got {kind}"
+            )
         known = {id(param) for group in self.param_groups for param in group["params"]}
         for i, param in enumerate(grads):
             if not isinstance(param, Tensor):
@@ -282,14 +322,24 @@ class ReplayAdam(Optimizer):
         params, grads = (list(compress(column, moving)) for column in (params, found))
         plain = _checks.is_plain(params) and _checks.is_plain(grads)
         # A device's number is made faster than a torch.device.
-        if plain and len({*map(Tensor.get_device, params)}) == 1 and not params[0].is_meta:
-            states = [self.state[param] or self._state_of(param, group) for param in params]
+        if (
+            plain
+            and len({*map(Tensor.get_device, params)}) == 1
+            and not params[0].is_meta
+        ):
+            states = [
+                self.state[param] or self._state_of(param, group) for param in params
+            ]
             with suppress(KeyError):
-                state_columns = ([s[name] for s in states] for name in _checks.ADAM_STATE)
+                state_columns = (
+                    [s[name] for s in states] for name in _checks.ADAM_STATE
+                )
                 return [(params, grads, *state_columns)]
         return list(by_device(list(self._rows(group, grad_of))))
 
-    def _rows(self, group: dict[str, Any], grad_of: _GradOf) -> Iterator[tuple[Tensor, ...]]:
+    def _rows(
+        self, group: dict[str, Any], grad_of: _GradOf
+    ) -> Iterator[tuple[Tensor, ...]]:
         """Parameter, gradient, moments and step count of each parameter that will move."""
         for i, param in enumerate(group["params"]):
             grad = grad_of(param)
@@ -312,7 +362,9 @@ class ReplayAdam(Optimizer):
             # A tensor made in inference mode cannot be zeroed or loaded into outside of it.
             with torch.inference_mode(False):
                 step = torch.zeros((), dtype=torch.float32, device=count_device)
-                moments = {name: torch.zeros_like(param) for name in ("exp_avg", "exp_avg_sq")}
+                moments = {
+                    name: torch.zeros_like(param) for name in ("exp_avg", "exp_avg_sq")
+                }
             # All or nothing: an interrupt or a lack of memory must not leave some of them.
             state.update(step=step, **moments)
         return state
@@ -330,5 +382,13 @@ def _check_together(calls: Sequence[tuple[Columns, dict[str, Any]]]) -> None:
     for device in {columns[0][0].device for columns, _ in calls}:
         there = [call for call in calls if call[0][0][0].device == device]
         joined = zip(*(locals_of(columns) for columns, _ in there), strict=True)
-        rates = [options["lr_tensor"] for _, options in there if options["lr_tensor"] is not None]
-        call("adam_replay_check", *(list(chain.from_iterable(column)) for column in joined), rates)
+        rates = [
+            options["lr_tensor"]
+            for _, options in there
+            if options["lr_tensor"] is not None
+        ]
+        call(
+            "adam_replay_check",
+            *(list(chain.from_iterable(column)) for column in joined),
+            rates,
+        )

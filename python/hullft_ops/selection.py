@@ -48,7 +48,11 @@ class Selection(NamedTuple):
 def repeated(indices: Tensor, counts: Tensor) -> Tensor:
     """int64 [.., n_select]: every index repeated ``counts`` times; counts sum to n_select."""
     ends = counts.cumsum(-1)
-    units = torch.arange(counts.shape[-1], device=ends.device).expand(ends.shape).contiguous()
+    units = (
+        torch.arange(counts.shape[-1], device=ends.device)
+        .expand(ends.shape)
+        .contiguous()
+    )
     return indices.gather(-1, torch.searchsorted(ends, units, right=True))
 
 
@@ -139,11 +143,17 @@ def fw_select_indexed(
     The other arguments and the errors are as in :func:`fw_select`.
     """
     options = n_select, max_iter, tol, gap_tol, variant, swap_passes
-    return _fw_select("fw_select_indexed", embeddings, [candidates, query], options, pool_sizes)
+    return _fw_select(
+        "fw_select_indexed", embeddings, [candidates, query], options, pool_sizes
+    )
 
 
 def _fw_select(
-    op: str, pool: Tensor, queries: list[Tensor], options: _FwOptions, pool_sizes: Tensor | None
+    op: str,
+    pool: Tensor,
+    queries: list[Tensor],
+    options: _FwOptions,
+    pool_sizes: Tensor | None,
 ) -> Selection:
     """Run the operator. ``queries`` end with the query, after its candidates if it has some."""
     n_select, max_iter, tol, gap_tol, variant, swap_passes = options
@@ -194,16 +204,22 @@ def integerize(
     _checks.check_pool(op, "support", support, query)
     _checks.check_tensor(op, "weights", weights)
     if weights.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"{op}: weights must be float32 or float64, got {weights.dtype}")
+        raise TypeError(
+            f"{op}: weights must be float32 or float64, got {weights.dtype}"
+        )
     _checks.check_device(op, "weights", weights, "support", support)
     shape = [*query.shape[:-1], support.shape[-2]]
     if list(weights.shape) != shape:
-        raise ValueError(f"{op}: weights must have shape {shape}, got {list(weights.shape)}")
+        raise ValueError(
+            f"{op}: weights must have shape {shape}, got {list(weights.shape)}"
+        )
     n_select = _checks.check_integer(op, "n_select", n_select, 1)
     swap_passes = _checks.check_integer(op, "swap_passes", swap_passes, 0)
     _checks.check_sizes(op, "support_sizes", support_sizes, query)
     queries = [query, weights]
-    [counts] = call_for_queries(op, support, queries, n_select, swap_passes, support_sizes)
+    [counts] = call_for_queries(
+        op, support, queries, n_select, swap_passes, support_sizes
+    )
     return counts
 
 
@@ -224,5 +240,7 @@ def knn_select(
     _checks.check_queries(op, pool, [query], pool_sizes)
     n_select = _checks.check_integer(op, "n_select", n_select, 1)
     if n_select > pool.shape[-2]:
-        raise ValueError(f"{op}: n_select is {n_select}, pool has {pool.shape[-2]} rows")
+        raise ValueError(
+            f"{op}: n_select is {n_select}, pool has {pool.shape[-2]} rows"
+        )
     return Selection(*call_for_queries(op, pool, [query], n_select, pool_sizes))

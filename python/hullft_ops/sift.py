@@ -97,11 +97,18 @@ def sift_select_indexed(
     The other arguments and the errors are as in :func:`sift_select`.
     """
     queries = [candidates, query]
-    return _sift_select("sift_select_indexed", embeddings, queries, n_select, noise, pool_sizes)
+    return _sift_select(
+        "sift_select_indexed", embeddings, queries, n_select, noise, pool_sizes
+    )
 
 
 def _sift_select(
-    op: str, pool: Tensor, queries: list[Tensor], n_select: int, noise: float, sizes: Tensor | None
+    op: str,
+    pool: Tensor,
+    queries: list[Tensor],
+    n_select: int,
+    noise: float,
+    sizes: Tensor | None,
 ) -> SiftSelection:
     _checks.check_queries(op, pool, queries, sizes, targets=True)
     n_select = _checks.check_integer(op, "n_select", n_select, 1)

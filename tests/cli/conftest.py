@@ -21,13 +21,29 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-WORDS = ["cat", "dog", "mat", "park", "ran", "sat", "the", "on", "to", "red", "blue", "tree"]
+WORDS = [
+    "cat",
+    "dog",
+    "mat",
+    "park",
+    "ran",
+    "sat",
+    "the",
+    "on",
+    "to",
+    "red",
+    "blue",
+    "tree",
+]
 MALFORMED = ("{not json", '{"body": "no text here"}', '{"text": 7}', '{"text": "  "}')
 
 
 def byte_tokenizer() -> Tokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {"<|endoftext|>": 0, **{letter: i + 1 for i, letter in enumerate(alphabet)}}
+    vocabulary = {
+        "<|endoftext|>": 0,
+        **{letter: i + 1 for i, letter in enumerate(alphabet)},
+    }
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -47,7 +63,9 @@ def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def unlimited_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model whose context neither its configuration nor its tokenizer states."""
     torch.manual_seed(0)
-    config = BloomConfig(vocab_size=257, hidden_size=16, n_layer=1, n_head=2, eos_token_id=0)
+    config = BloomConfig(
+        vocab_size=257, hidden_size=16, n_layer=1, n_head=2, eos_token_id=0
+    )
     return saved(BloomForCausalLM(config), tmp_path_factory.mktemp("unlimited"))
 
 
@@ -63,9 +81,13 @@ def saved(model: PreTrainedModel, directory: Path) -> Path:
 def embedder_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     directory = tmp_path_factory.mktemp("embedder")
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, WORDS[0]))
+    tokenizer = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(WORDS)}, WORDS[0])
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=16)]).save(str(directory))
+    SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=16)]).save(
+        str(directory)
+    )
     return directory
 
 
@@ -78,5 +100,7 @@ def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         words = generator.choices(WORDS, k=generator.randint(20, 40))
         lines.append(json.dumps({"text": " ".join(words)}))
     file = tmp_path_factory.mktemp("corpus") / "texts.jsonl"
-    file.write_text("\n".join([*lines[:10], *MALFORMED, *lines[10:]]) + "\n", encoding="utf-8")
+    file.write_text(
+        "\n".join([*lines[:10], *MALFORMED, *lines[10:]]) + "\n", encoding="utf-8"
+    )
     return file

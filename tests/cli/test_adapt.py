@@ -29,7 +29,9 @@ PROMPT = "the cat sat on the red mat"
 
 @pytest.fixture(scope="module")
 def store(
-    embedder_directory: Path, corpus_file: Path, tmp_path_factory: pytest.TempPathFactory
+    embedder_directory: Path,
+    corpus_file: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     lines = corpus_file.read_text(encoding="utf-8").splitlines()
     texts = [json.loads(line)["text"] for line in lines[:10]]
@@ -48,10 +50,14 @@ def invoke(*arguments: object) -> Result:
     return CliRunner().invoke(app, ["adapt", *map(str, arguments)])
 
 
-def test_it_shows_what_was_retrieved_and_what_that_gained(own: list[object], store: Path) -> None:
+def test_it_shows_what_was_retrieved_and_what_that_gained(
+    own: list[object], store: Path
+) -> None:
     result = invoke(*own, "--n-select", 6)
     assert result.exit_code == 0, result.output
-    rows = re.findall(r"^ +(\d+) +([01]\.\d{3}) +(\d+) +(\w.*)", result.stdout, re.MULTILINE)
+    rows = re.findall(
+        r"^ +(\d+) +([01]\.\d{3}) +(\d+) +(\w.*)", result.stdout, re.MULTILINE
+    )
     assert f"{len(rows)} texts by hullft" in result.stdout
     assert sum(float(weight) for _, weight, _, _ in rows) == pytest.approx(1, abs=0.01)
     assert sum(int(count) for _, _, count, _ in rows) == 6
@@ -78,12 +84,20 @@ def test_a_gguf_file_is_dequantized_once_and_said_so(
     assert after.startswith("dequantized in ")
     assert str(tmp_path / "cache" / "hullft_ops" / "gguf") in after
     assert second.stderr == ""
-    scores = [line for line in first.stdout.splitlines() if line.startswith("bits per byte")]
-    assert scores == [s for s in second.stdout.splitlines() if s.startswith("bits per byte")] != []
+    scores = [
+        line for line in first.stdout.splitlines() if line.startswith("bits per byte")
+    ]
+    assert (
+        scores
+        == [s for s in second.stdout.splitlines() if s.startswith("bits per byte")]
+        != []
+    )
     file.write_bytes(file.read_bytes()[:-1])
     refused = invoke(*own)
     assert refused.exit_code == 2
-    assert refused.stderr.startswith(f"hullft-ops adapt: model {file}: must be a whole GGUF model")
+    assert refused.stderr.startswith(
+        f"hullft-ops adapt: model {file}: must be a whole GGUF model"
+    )
 
 
 def test_texts_before_the_prompt_need_no_step(own: list[object]) -> None:
@@ -92,7 +106,9 @@ def test_texts_before_the_prompt_need_no_step(own: list[object]) -> None:
         result = invoke(*own, "--n-select", steps, "--context", context, "--generate")
         assert result.exit_code == 0, result.output
         assert (" texts by " in result.stdout) == (steps > 0)
-        listed = re.search(r"^texts before the prompt, nearest last: \d+$", result.stdout, re.M)
+        listed = re.search(
+            r"^texts before the prompt, nearest last: \d+$", result.stdout, re.M
+        )
         assert (listed is not None) == (context > 0)
         scores = re.search(r"prompt: (\d\.\d+) before, (\d\.\d+) after", result.stdout)
         assert scores is not None
@@ -109,7 +125,9 @@ def test_fewer_texts_than_steps_are_said_in_a_line(
     assert result.exit_code == 0, result.output
     assert f"{steps} steps with" in result.stdout
     (said,) = (line for line in result.stderr.splitlines() if "n_select" in line)
-    assert said.startswith("hullft-ops adapt: TestTimeFinetuner: the pool has fewer texts ")
+    assert said.startswith(
+        "hullft-ops adapt: TestTimeFinetuner: the pool has fewer texts "
+    )
     assert "10 of 12" in said
     assert "UserWarning" not in result.output
 
@@ -152,10 +170,16 @@ def test_it_says_which_steps_its_budget_leaves_out(own: list[object]) -> None:
     ):
         result = invoke(*own, "--n-select", 6, *arguments)
         assert result.exit_code == 0, result.output
-        steps[name] = re.findall(r"^ +\d+ +[01]\.\d{3} +(\d+)", result.stdout, re.MULTILINE)
+        steps[name] = re.findall(
+            r"^ +\d+ +[01]\.\d{3} +(\d+)", result.stdout, re.MULTILINE
+        )
         gains[name] = re.findall(r"prompt: (\S+) before, (\S+) after", result.stdout)[0]
         left_out = "6 more steps did not fit into 1e-06 s" in result.stdout
-        assert (name == "none") == left_out == ("0 steps with 0 gradients" in result.stdout)
+        assert (
+            (name == "none")
+            == left_out
+            == ("0 steps with 0 gradients" in result.stdout)
+        )
     assert steps["enough"] == steps["all"] != steps["none"]
     assert set(steps["none"]) == {"0"}
     assert gains["enough"] == gains["all"]
@@ -163,16 +187,24 @@ def test_it_says_which_steps_its_budget_leaves_out(own: list[object]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("bits", "hurt"), [((3.55, 4.04), True), ((3.55, math.nan), True), ((3.55, 3.55), False)]
+    ("bits", "hurt"),
+    [((3.55, 4.04), True), ((3.55, math.nan), True), ((3.55, 3.55), False)],
 )
 def test_it_says_when_adapting_hurts(
-    own: list[object], bits: tuple[float, float], hurt: bool, monkeypatch: pytest.MonkeyPatch
+    own: list[object],
+    bits: tuple[float, float],
+    hurt: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    scores = iter([BitsPerByte(nll=value * math.log(2), bytes=1, tokens=1) for value in bits])
+    scores = iter(
+        [BitsPerByte(nll=value * math.log(2), bytes=1, tokens=1) for value in bits]
+    )
     monkeypatch.setattr(finetuner, "score_behind", lambda *_: next(scores))
     result = invoke(*own)
     assert result.exit_code == 0, result.output
-    assert ("\nAdapting hurt: the model predicts this prompt worse" in result.stdout) == hurt
+    assert (
+        "\nAdapting hurt: the model predicts this prompt worse" in result.stdout
+    ) == hurt
 
 
 def test_a_saved_adaptation_serves_in_plain_peft(
@@ -192,7 +224,9 @@ def test_a_saved_adaptation_serves_in_plain_peft(
     base, tokenizer = load_model(model_directory)
     loaded = PeftModel.from_pretrained(base, folder)
     assert loaded.peft_config["default"].base_model_name_or_path == str(model_directory)
-    assert bits_per_byte(loaded, tokenizer, PROMPT) == pytest.approx(float(said[3]), abs=1e-4)
+    assert bits_per_byte(loaded, tokenizer, PROMPT) == pytest.approx(
+        float(said[3]), abs=1e-4
+    )
     again = invoke(*own, "--n-select", 6, "--save", folder)
     assert (again.exit_code, "must name a new folder" in again.stderr) == (2, True)
     stepless = invoke(*own, "--n-select", 0, "--save", tmp_path / "none")
@@ -214,7 +248,9 @@ def test_the_continuation_is_printed_as_it_is(
     own: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrote = "\tdef f():\r\n\t\treturn '[bold]" + "x " * 200 + "' \x0c\n\n  end  "
-    monkeypatch.setattr(finetuner.TestTimeFinetuner, "continuation", lambda *_, **__: wrote)
+    monkeypatch.setattr(
+        finetuner.TestTimeFinetuner, "continuation", lambda *_, **__: wrote
+    )
     result = invoke(*own, "--generate")
     assert result.exit_code == 0, result.output
     assert result.stdout_bytes.decode().endswith(f" after\n{wrote}\n")
@@ -235,7 +271,15 @@ def test_a_configuration_says_what_the_command_line_does_not(
 def test_a_model_without_a_limit_takes_one(
     own: list[object], unlimited_directory: Path, tmp_path: Path
 ) -> None:
-    bloom = [*own, "--model", unlimited_directory, "--n-select", 4, "--prompt", 3 * PROMPT]
+    bloom = [
+        *own,
+        "--model",
+        unlimited_directory,
+        "--n-select",
+        4,
+        "--prompt",
+        3 * PROMPT,
+    ]
     asked = invoke(*bloom)
     assert (asked.exit_code, "max_length must be given" in asked.stderr) == (2, True)
     config = tmp_path / "settings.json"
@@ -250,13 +294,17 @@ def test_a_model_without_a_limit_takes_one(
         }.items()
     }
     assert {result.exit_code for result in texts.values()} == {0}, texts
-    scores = {name: re.findall(r"prompt: (.*)", text.stdout) for name, text in texts.items()}
+    scores = {
+        name: re.findall(r"prompt: (.*)", text.stdout) for name, text in texts.items()
+    }
     assert scores["16"] == scores["config"] != scores["instead"] == scores["24"]
 
 
 def test_texts_end_where_it_is_said_and_scoring_goes_on(own: list[object]) -> None:
     before = [
-        re.findall(r"prompt: (\S+) before, (\S+) after", invoke(*own, *arguments).stdout)[0]
+        re.findall(
+            r"prompt: (\S+) before, (\S+) after", invoke(*own, *arguments).stdout
+        )[0]
         for arguments in ([], ["--max-length", 8])
     ]
     assert before[0][0] == before[1][0]
@@ -267,7 +315,9 @@ def test_texts_at_random_follow_the_seed(own: list[object], tmp_path: Path) -> N
     config, found = tmp_path / "random.json", []
     settings = {"method": "random", "n_select": 5, "refresh": 1}
     for seed in (1, 1, 2):
-        config.write_text(json.dumps({"settings": settings, "seed": seed}), encoding="utf-8")
+        config.write_text(
+            json.dumps({"settings": settings, "seed": seed}), encoding="utf-8"
+        )
         result = invoke(*own, "--config", config)
         assert result.exit_code == 0, result.output
         assert "texts by random" in result.stdout
@@ -312,7 +362,10 @@ def test_what_cannot_be_met_ends_with_one_line(
     ("settings", "message"),
     [
         ({"n_select": [5, 10]}, "adapt takes one configuration, got 2"),
-        ({"method": "sift", "noise": 1.0, "reuse": "global"}, "reuse is for evaluate alone"),
+        (
+            {"method": "sift", "noise": 1.0, "reuse": "global"},
+            "reuse is for evaluate alone",
+        ),
         ({"n_select": "20"}, "n_select must be an int, got str"),
         ({"refresh": "2"}, "refresh must be an int, got str"),
         ({"method": {}}, "method must be "),
@@ -337,7 +390,12 @@ def test_without_a_store_it_is_asked_for() -> None:
 @pytest.mark.parametrize(
     ("owner", "name", "error", "message"),
     [
-        ("SupportTrainer", "_pass", MemoryError(), "out of memory, adapting on texts of up to"),
+        (
+            "SupportTrainer",
+            "_pass",
+            MemoryError(),
+            "out of memory, adapting on texts of up to",
+        ),
         ("SupportTrainer", "_pass", NonFiniteLossError("loss is nan"), "loss is nan"),
         ("SupportSelector", "_choose", MemoryError(), "out of memory, selecting texts"),
     ],

@@ -53,7 +53,10 @@ def test_a_folder_of_ones_own_is_embedded_once(
     assert f". has not changed: {FILES} passages in {folder}" in again.stderr
     assert encoded == [[PROMPT]]
     shown = [line for line in again.stdout.splitlines() if "seconds: " not in line]
-    assert shown == [line for line in first.stdout.splitlines() if "seconds: " not in line][:-1]
+    assert (
+        shown
+        == [line for line in first.stdout.splitlines() if "seconds: " not in line][:-1]
+    )
 
 
 def test_a_prompt_from_a_file_or_stdin(with_corpus: list[object]) -> None:
@@ -66,12 +69,17 @@ def test_a_prompt_from_a_file_or_stdin(with_corpus: list[object]) -> None:
             app, ["adapt", *map(str, own), "--prompt-file", "-"], input=f"{PROMPT}\n"
         ),
     ]
-    found = [re.findall(r"bits per byte of the prompt: (\S+)", r.stdout) for r in results]
+    found = [
+        re.findall(r"bits per byte of the prompt: (\S+)", r.stdout) for r in results
+    ]
     assert found[0] == found[1] == found[2] != []
     Path("prompt").write_bytes(b"\xff")
     for arguments, message in (
         ([], "give one of --prompt and --prompt-file"),
-        (["--prompt", "a", "--prompt-file", "prompt"], "give one of --prompt and --prompt-file"),
+        (
+            ["--prompt", "a", "--prompt-file", "prompt"],
+            "give one of --prompt and --prompt-file",
+        ),
         (["--prompt-file", "prompt"], "prompt file prompt: not UTF-8"),
         (["--prompt-file", "nowhere"], "nowhere"),
         (["--prompt", "a", "--store", "s"], "give one of --store and --corpus"),

@@ -18,7 +18,9 @@ WORDS = ["cat", "dog", "tree", "park"]
 
 @pytest.fixture(scope="module")
 def own(
-    model_directory: Path, embedder_directory: Path, tmp_path_factory: pytest.TempPathFactory
+    model_directory: Path,
+    embedder_directory: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> list[object]:
     """Arguments for a datastore of 12 texts. One has what matplotlib reads as mathematics."""
     texts = [f"the {WORDS[n % 4]} ran to {n} mat $x^2$" for n in range(12)]
@@ -34,7 +36,9 @@ def invoke(*arguments: object) -> Result:
 
 def bits_of(result: Result) -> list[str]:
     assert result.exit_code == 0, result.output
-    return re.findall(r"bits per byte of the prompt: (\S+) before, (\S+) after", result.stdout)[0]
+    return re.findall(
+        r"bits per byte of the prompt: (\S+) before, (\S+) after", result.stdout
+    )[0]
 
 
 def test_the_picture_appears_and_changes_nothing_else(
@@ -60,7 +64,9 @@ def test_the_picture_appears_and_changes_nothing_else(
     assert (len(curves[0]) > 3, len(curves[1])) == (True, 2)
     for curve in curves:
         assert (curve[0][0], curve[-1][0]) == (0, 6)
-        assert [f"{bits:.4f}" for bits in (curve[0][1], curve[-1][1])] == list(bits_of(plain))
+        assert [f"{bits:.4f}" for bits in (curve[0][1], curve[-1][1])] == list(
+            bits_of(plain)
+        )
 
 
 @pytest.mark.parametrize(

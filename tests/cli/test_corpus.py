@@ -45,7 +45,8 @@ def write_records(path: Path, texts: list[str]) -> Path:
 
 def numbered(count: int) -> list[str]:
     return [
-        f"record number {i} says something of its own, {i * i} times over" for i in range(count)
+        f"record number {i} says something of its own, {i * i} times over"
+        for i in range(count)
     ]
 
 
@@ -95,7 +96,10 @@ def test_documents_are_held_out_whole(tmp_path: Path) -> None:
     held = {prompt.domain for prompt in corpus.held_out}
     assert len(corpus.store) > len(kept) > 1
     assert not kept & held
-    assert (len(held), corpus.held_out_documents) == (16 // HELD_OUT_ONE_IN, 16 // HELD_OUT_ONE_IN)
+    assert (len(held), corpus.held_out_documents) == (
+        16 // HELD_OUT_ONE_IN,
+        16 // HELD_OUT_ONE_IN,
+    )
     assert len(kept) + len(held) == corpus.documents == 16
 
 
@@ -106,7 +110,10 @@ def test_a_split_is_the_same_every_time(tmp_path: Path) -> None:
 
 def test_what_the_store_holds_already_is_no_prompt(tmp_path: Path) -> None:
     texts = numbered(40)
-    held = {p.text for p in jsonl_corpus(write_records(tmp_path / "a.jsonl", texts)).held_out}
+    held = {
+        p.text
+        for p in jsonl_corpus(write_records(tmp_path / "a.jsonl", texts)).held_out
+    }
     leak = sorted(held)[0]
     # Records keep their line, and so whether they are held out; only one text changes.
     kept = next(i for i, text in enumerate(texts) if text not in held)
@@ -118,11 +125,17 @@ def test_what_the_store_holds_already_is_no_prompt(tmp_path: Path) -> None:
 
 def test_the_store_holds_a_text_once(tmp_path: Path) -> None:
     licence = "the same licence, word for word, in every one of the files"
-    corpus = jsonl_corpus(write_records(tmp_path / "c.jsonl", [*numbered(30), *[licence] * 10]))
+    corpus = jsonl_corpus(
+        write_records(tmp_path / "c.jsonl", [*numbered(30), *[licence] * 10])
+    )
     counts = Counter(normalised(passage.text) for passage in corpus.store)
     assert counts[licence] == 1
     assert set(counts.values()) == {1}
-    assert corpus.repeated == corpus.documents - corpus.held_out_documents - len(corpus.store) > 0
+    assert (
+        corpus.repeated
+        == corpus.documents - corpus.held_out_documents - len(corpus.store)
+        > 0
+    )
 
 
 def test_a_short_text_is_no_prompt(tmp_path: Path) -> None:
@@ -161,9 +174,15 @@ def test_malformed_lines_are_named_and_blank_ones_passed_over(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("", "empty"), ("\n\n", "empty"), ("{}\n[]\n", r"2 lines, none usable \(line 1: no string")],
+    [
+        ("", "empty"),
+        ("\n\n", "empty"),
+        ("{}\n[]\n", r"2 lines, none usable \(line 1: no string"),
+    ],
 )
-def test_a_file_without_usable_text_is_refused(tmp_path: Path, content: str, message: str) -> None:
+def test_a_file_without_usable_text_is_refused(
+    tmp_path: Path, content: str, message: str
+) -> None:
     file = tmp_path / "c.jsonl"
     file.write_text(content)
     with pytest.raises(InputError, match=f"c.jsonl: {message}"):
@@ -173,7 +192,9 @@ def test_a_file_without_usable_text_is_refused(tmp_path: Path, content: str, mes
 def test_fingerprint_tells_texts_order_and_embedder_apart(tmp_path: Path) -> None:
     texts = numbered(10)
     corpus = jsonl_corpus(write_records(tmp_path / "a.jsonl", texts))
-    other = jsonl_corpus(write_records(tmp_path / "b.jsonl", [*texts[:-1], texts[-1] + "!"]))
+    other = jsonl_corpus(
+        write_records(tmp_path / "b.jsonl", [*texts[:-1], texts[-1] + "!"])
+    )
     reordered = replace(corpus, store=corpus.store[::-1])
     prints = [
         corpus.fingerprint("one"),
@@ -190,8 +211,12 @@ def test_the_installed_corpus_has_its_size_and_every_family() -> None:
     assert 0.6 * PASSAGE_BUDGET < len(corpus.store) <= PASSAGE_BUDGET
     for package, pattern in FAMILIES:
         folder = f"{package}/{pattern.split('*')[0]}"
-        assert any(passage.source.startswith(folder) for passage in corpus.store), folder
-        assert any(prompt.domain.startswith(folder) for prompt in corpus.held_out), folder
+        assert any(passage.source.startswith(folder) for passage in corpus.store), (
+            folder
+        )
+        assert any(prompt.domain.startswith(folder) for prompt in corpus.held_out), (
+            folder
+        )
     assert not {p.source for p in corpus.store} & {p.domain for p in corpus.held_out}
     assert not {normalised(p.text) for p in corpus.store} & {
         normalised(p.text) for p in corpus.held_out
@@ -199,7 +224,9 @@ def test_the_installed_corpus_has_its_size_and_every_family() -> None:
     assert max(len(passage.text) for passage in corpus.store) <= PASSAGE_CHARS
 
 
-def test_a_family_that_is_not_installed_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_family_that_is_not_installed_is_passed_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     families = (("torch", "optim/*.py"), ("no_such_package", "*.py"))
     monkeypatch.setattr(corpus_module, "FAMILIES", families)
     assert {p.source.split("/")[0] for p in installed_corpus().store} == {"torch"}

@@ -34,21 +34,35 @@ def invoke(*arguments: object) -> Result:
 
 
 @pytest.fixture(scope="session")
-def own(model_directory: Path, embedder_directory: Path, corpus_file: Path) -> list[object]:
+def own(
+    model_directory: Path, embedder_directory: Path, corpus_file: Path
+) -> list[object]:
     """The options of a run on the user's own model, embedder and corpus."""
     arguments = ["--model", model_directory, "--embedder", embedder_directory]
-    return [*arguments, "--corpus", corpus_file, "--prompts", PROMPTS, "--n-select", STEPS]
+    return [
+        *arguments,
+        "--corpus",
+        corpus_file,
+        "--prompts",
+        PROMPTS,
+        "--n-select",
+        STEPS,
+    ]
 
 
 @pytest.fixture(scope="session")
-def first(own: list[object], tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
+def first(
+    own: list[object], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Result, Path]:
     output = tmp_path_factory.mktemp("first") / "out"
     return invoke(*own, "--output", output, "--lr", 0.01), output
 
 
 @pytest.fixture(scope="session")
 def written(first: tuple[Result, Path]) -> dict[str, Any]:
-    result: dict[str, Any] = json.loads((first[1] / "demo.json").read_text(encoding="utf-8"))
+    result: dict[str, Any] = json.loads(
+        (first[1] / "demo.json").read_text(encoding="utf-8")
+    )
     return result
 
 
@@ -67,7 +81,11 @@ def test_it_prints_the_table_and_what_it_left_out(first: tuple[Result, Path]) ->
 
 def test_it_writes_three_things(first: tuple[Result, Path]) -> None:
     output = first[1]
-    assert sorted(path.name for path in output.iterdir()) == ["datastore", "demo.json", "demo.png"]
+    assert sorted(path.name for path in output.iterdir()) == [
+        "datastore",
+        "demo.json",
+        "demo.png",
+    ]
     png = (output / "demo.png").read_bytes()
     assert png.startswith(b"\x89PNG\r\n\x1a\n")
     assert struct.unpack(">II", png[16:24]) == (1200, 750)
@@ -77,7 +95,9 @@ def test_it_says_how_long_it_takes_and_continues_a_prompt(
     first: tuple[Result, Path], written: dict[str, Any]
 ) -> None:
     result = first[0]
-    assert re.search(r"about \d+ s: \d+ prompts, \d+ passes each, [\d.e-]+ s a pass", result.stderr)
+    assert re.search(
+        r"about \d+ s: \d+ prompts, \d+ passes each, [\d.e-]+ s a pass", result.stderr
+    )
     text, before, after = written["continued"].values()
     assert text == written["prompts"][0]["text"][: len(text)]
     assert before != after
@@ -89,7 +109,9 @@ def test_json_says_what_was_run(written: dict[str, Any], own: list[object]) -> N
     config = written["config"]
     assert (config["prompts"], config["steps"], config["seed"]) == (PROMPTS, STEPS, 0)
     assert (config["lr"], config["model"]) == (0.01, str(own[1]))
-    names = "model device corpus embedder prompts steps lr max_length output datastore seed"
+    names = (
+        "model device corpus embedder prompts steps lr max_length output datastore seed"
+    )
     names += " allow_missing_weights model_parameters pool_size threads"
     assert config.keys() == set(names.split())
     corpus = written["corpus"]
@@ -115,13 +137,23 @@ def test_json_has_every_run_of_every_prompt(written: dict[str, Any]) -> None:
             assert report["forward_backward_passes"] == passes
             assert report["seconds_finetune"] > 0
     for method in METHODS:
-        bits = [prompt["runs"][method]["bits_per_byte"] for prompt in written["prompts"]]
-        assert written["methods"][method]["bits_per_byte"] == pytest.approx(fmean(bits), rel=1e-12)
+        bits = [
+            prompt["runs"][method]["bits_per_byte"] for prompt in written["prompts"]
+        ]
+        assert written["methods"][method]["bits_per_byte"] == pytest.approx(
+            fmean(bits), rel=1e-12
+        )
         for stage in ("seconds_embed", "seconds_search") if method != "none" else ():
-            taken = [prompt["runs"][method]["report"][stage] for prompt in written["prompts"]]
-            assert written["methods"][method][stage] == pytest.approx(fmean(taken), rel=1e-12)
+            taken = [
+                prompt["runs"][method]["report"][stage] for prompt in written["prompts"]
+            ]
+            assert written["methods"][method][stage] == pytest.approx(
+                fmean(taken), rel=1e-12
+            )
     none, knn = (written["methods"][method]["bits_per_byte"] for method in METHODS[:2])
-    assert written["methods"]["knn"]["relative_to_none"] == pytest.approx(knn / none - 1)
+    assert written["methods"]["knn"]["relative_to_none"] == pytest.approx(
+        knn / none - 1
+    )
     assert written["verdicts"]["knn_below_none"] is (knn < none)
 
 
@@ -159,7 +191,9 @@ def test_a_corpus_of_fewer_texts_than_steps_is_enough(
 ) -> None:
     few = tmp_path / "few.jsonl"
     few.write_text("\n".join(corpus_file.read_text().splitlines()[14:24]))
-    result = invoke(*own, "--corpus", few, "--prompts", 1, "--n-select", 12, "--output", tmp_path)
+    result = invoke(
+        *own, "--corpus", few, "--prompts", 1, "--n-select", 12, "--output", tmp_path
+    )
     assert result.exit_code == 0, result.output
     written = json.loads((tmp_path / "demo.json").read_text(encoding="utf-8"))
     texts = written["corpus"]["passages"]
@@ -170,7 +204,10 @@ def test_a_corpus_of_fewer_texts_than_steps_is_enough(
 
 
 def test_a_second_run_reuses_the_datastore_and_gives_the_same_numbers(
-    first: tuple[Result, Path], written: dict[str, Any], own: list[object], tmp_path: Path
+    first: tuple[Result, Path],
+    written: dict[str, Any],
+    own: list[object],
+    tmp_path: Path,
 ) -> None:
     datastores = first[1] / "datastore"
     before = {path: path.stat().st_mtime_ns for path in datastores.rglob("*")}
@@ -194,7 +231,9 @@ def test_another_corpus_gets_its_own_datastore(
     [old] = (tmp_path / "datastore").iterdir()
     shorter = tmp_path / "shorter.jsonl"
     shorter.write_text("\n".join(corpus_file.read_text().splitlines()[:-8]))
-    assert invoke(*own, *BRIEF, "--corpus", shorter, "--output", tmp_path).exit_code == 0
+    assert (
+        invoke(*own, *BRIEF, "--corpus", shorter, "--output", tmp_path).exit_code == 0
+    )
     [new] = set((tmp_path / "datastore").iterdir()) - {old}
     assert len(Datastore.open(new)) < len(Datastore.open(old))
 
@@ -235,10 +274,15 @@ def test_a_run_that_fails_leaves_the_old_files(
 
     monkeypatch.setattr(runner, "score_text", fail)
     assert isinstance(invoke(*own, "--output", tmp_path).exception, RuntimeError)
-    assert [(tmp_path / name).read_text() for name in ("demo.json", "demo.png")] == ["old", "old"]
+    assert [(tmp_path / name).read_text() for name in ("demo.json", "demo.png")] == [
+        "old",
+        "old",
+    ]
 
 
-def test_a_loss_that_is_not_finite_ends_with_one_line(own: list[object], tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_ends_with_one_line(
+    own: list[object], tmp_path: Path
+) -> None:
     result = invoke(*own, "--output", tmp_path, "--lr", 1e30)
     assert result.exit_code == 2
     last = result.stderr.splitlines()[-1]
@@ -251,7 +295,10 @@ def test_a_loss_that_is_not_finite_ends_with_one_line(own: list[object], tmp_pat
     ("arguments", "message"),
     [
         (["--model", "/no/such/model"], "model /no/such/model: no such directory"),
-        (["--corpus", "/no/such/file"], "corpus /no/such/file: No such file or directory"),
+        (
+            ["--corpus", "/no/such/file"],
+            "corpus /no/such/file: No such file or directory",
+        ),
         (["--embedder", "./no-embedder"], "embedder ./no-embedder: no such directory"),
         (["--prompts", 0], "prompts must be at least 1, got 0"),
         (["--n-select", -1], "n_select must be in 1..100000, got -1"),
@@ -295,7 +342,9 @@ def test_a_model_without_a_limit_takes_one(
     model, tokenizer = load_model(str(unlimited_directory), torch.device("cpu"))
     for prompt in written["prompts"]:
         scored = bits_per_byte(model, tokenizer, prompt["text"], max_length=16)
-        assert prompt["runs"]["none"]["bits_per_byte"] == pytest.approx(scored, rel=1e-6)
+        assert prompt["runs"]["none"]["bits_per_byte"] == pytest.approx(
+            scored, rel=1e-6
+        )
 
 
 def test_an_output_that_cannot_be_written_ends_with_one_line(
@@ -305,11 +354,15 @@ def test_an_output_that_cannot_be_written_ends_with_one_line(
     stores = tmp_path / "stores"
     result = invoke(*own, *BRIEF, "--output", tmp_path / "out", "--datastore", stores)
     assert result.exit_code == 2
-    assert result.stderr.splitlines()[-1].startswith("hullft-ops demo: [Errno 17] File exists: ")
+    assert result.stderr.splitlines()[-1].startswith(
+        "hullft-ops demo: [Errno 17] File exists: "
+    )
 
 
 @pytest.mark.parametrize("content", ["", "\n", "not json\n", '{"text": ""}\n'])
-def test_a_corpus_without_text_is_refused(content: str, own: list[object], tmp_path: Path) -> None:
+def test_a_corpus_without_text_is_refused(
+    content: str, own: list[object], tmp_path: Path
+) -> None:
     empty = tmp_path / "empty.jsonl"
     empty.write_text(content)
     result = invoke(*own, "--corpus", empty, "--output", tmp_path / "out")
@@ -318,10 +371,14 @@ def test_a_corpus_without_text_is_refused(content: str, own: list[object], tmp_p
     assert len(result.stderr.splitlines()) == 2, "what it reads, and what is wrong"
 
 
-def test_a_model_directory_without_a_model_is_refused(own: list[object], tmp_path: Path) -> None:
+def test_a_model_directory_without_a_model_is_refused(
+    own: list[object], tmp_path: Path
+) -> None:
     result = invoke(*own, "--model", tmp_path, "--output", tmp_path / "out")
     assert result.exit_code == 2
-    assert result.stderr.splitlines()[-1].startswith(f"hullft-ops demo: model {tmp_path}: ")
+    assert result.stderr.splitlines()[-1].startswith(
+        f"hullft-ops demo: model {tmp_path}: "
+    )
 
 
 def test_a_model_whose_weights_are_cut_short_is_refused(
@@ -329,10 +386,14 @@ def test_a_model_whose_weights_are_cut_short_is_refused(
 ) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(model_directory, broken)
-    (broken / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    (broken / "model.safetensors").write_text(
+        "version https://git-lfs.github.com/spec/v1\n"
+    )
     result = invoke(*own, "--model", broken, "--output", tmp_path / "out")
     assert result.exit_code == 2
-    assert result.stderr.splitlines()[-1].startswith(f"hullft-ops demo: model {broken}: ")
+    assert result.stderr.splitlines()[-1].startswith(
+        f"hullft-ops demo: model {broken}: "
+    )
 
 
 def test_a_path_that_is_not_utf8_can_be_written(tmp_path: Path) -> None:
@@ -344,7 +405,9 @@ def test_a_path_that_is_not_utf8_can_be_written(tmp_path: Path) -> None:
 def test_prompts_take_turns_over_domains_and_follow_the_seed() -> None:
     held_out = [Prompt(f"text {i}", f"file {i % 4}") for i in range(20)]
     chosen = choose_prompts(held_out, 8, seed=0)
-    assert sorted(prompt.domain for prompt in chosen) == sorted(p.domain for p in held_out[:8])
+    assert sorted(prompt.domain for prompt in chosen) == sorted(
+        p.domain for p in held_out[:8]
+    )
     assert len({prompt.domain for prompt in chosen[:4]}) == 4
     assert chosen[:3] == choose_prompts(held_out[::-1], 3, seed=0)
     assert chosen != choose_prompts(held_out, 8, seed=1)

@@ -30,7 +30,10 @@ def _one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("gpu", "device gpu: must be cpu, cuda or cuda:N"),
         ("meta", "device meta: must be cpu, cuda or cuda:N"),
-        ("cuda:1", rf"device cuda:1: torch {re.escape(torch.__version__)} finds 1 CUDA devices"),
+        (
+            "cuda:1",
+            rf"device cuda:1: torch {re.escape(torch.__version__)} finds 1 CUDA devices",
+        ),
     ],
 )
 def test_an_unknown_or_absent_device_is_one_line(
@@ -42,7 +45,14 @@ def test_an_unknown_or_absent_device_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    arguments = [command, *COMMANDS[command], "--model", str(model_directory), "--device", device]
+    arguments = [
+        command,
+        *COMMANDS[command],
+        "--model",
+        str(model_directory),
+        "--device",
+        device,
+    ]
     result = CliRunner().invoke(
         app, [*arguments, *(["--store", "s"] if command == "adapt" else [])]
     )
@@ -56,7 +66,10 @@ def test_workers_of_ray_have_their_own_option(tmp_path: Path) -> None:
     arguments = ["evaluate", "--engine", "ray", "--device", "cuda"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 2
-    assert "--device needs --engine process; with Ray, use --gpus-per-worker" in result.stderr
+    assert (
+        "--device needs --engine process; with Ray, use --gpus-per-worker"
+        in result.stderr
+    )
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:0"])
@@ -64,6 +77,8 @@ def test_the_model_is_moved(
     device: str, model_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moves = []
-    monkeypatch.setattr(GPT2LMHeadModel, "to", lambda self, device: moves.append(device))
+    monkeypatch.setattr(
+        GPT2LMHeadModel, "to", lambda self, device: moves.append(device)
+    )
     load_model(str(model_directory), checked_device(device))
     assert moves == [torch.device(device)]

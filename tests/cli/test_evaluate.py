@@ -26,7 +26,18 @@ from hullft_ops.ttft.model.loading import load_model
 from hullft_ops.ttft.store.embedding import SentenceTransformerEmbedder
 
 PROMPTS = 4
-GRID = ["--method", "knn", "--method", "hullft", "--steps", 3, "--refresh", 1, "--refresh", 2]
+GRID = [
+    "--method",
+    "knn",
+    "--method",
+    "hullft",
+    "--steps",
+    3,
+    "--refresh",
+    1,
+    "--refresh",
+    2,
+]
 CONFIGS = ["knn n=3 refresh=1 lr=0.01", "hullft n=3 refresh=1 lr=0.01"]
 CONFIGS += ["hullft n=3 refresh=2 lr=0.01"]
 
@@ -68,7 +79,9 @@ def first(inputs: list[object], tmp_path_factory: pytest.TempPathFactory) -> Pat
     output = tmp_path_factory.mktemp("evaluate") / "results.jsonl"
     result = invoke(*inputs, *GRID, "--limit", PROMPTS, "--output", output)
     assert result.exit_code == 0, result.stderr
-    assert "4 prompts (a: 2, b: 2), datastore of 44 texts" in " ".join(result.stderr.split())
+    assert "4 prompts (a: 2, b: 2), datastore of 44 texts" in " ".join(
+        result.stderr.split()
+    )
     return output
 
 
@@ -82,20 +95,28 @@ def test_there_is_a_row_for_each_pair(first: Path) -> None:
 
 def test_each_prompt_begins_with_another_configuration(first: Path) -> None:
     configs = [row["config"] for row in rows_of(first)]
-    assert configs[:: len(CONFIGS)] == [CONFIGS[i % len(CONFIGS)] for i in range(PROMPTS)]
+    assert configs[:: len(CONFIGS)] == [
+        CONFIGS[i % len(CONFIGS)] for i in range(PROMPTS)
+    ]
 
 
 def test_a_row_says_what_was_done(first: Path) -> None:
     for row in rows_of(first):
         assert row["steps"] == 3
-        assert row["passes"] == 3 if row["settings"]["refresh"] == 1 else row["passes"] <= 3
+        assert (
+            row["passes"] == 3
+            if row["settings"]["refresh"] == 1
+            else row["passes"] <= 3
+        )
         assert 1 <= row["support_size"] <= 3
         assert row["bits_per_byte_after"] != row["bits_per_byte_before"]
         assert row["bytes_scored"] > 0
         assert list(row["seconds"]) == ["embed", "search", "select", "finetune"]
         assert all(seconds > 0 for seconds in row["seconds"].values())
         # Embedding and search were done once for all rows of the prompt.
-        assert row["seconds"]["select"] + row["seconds"]["finetune"] <= row["seconds_row"]
+        assert (
+            row["seconds"]["select"] + row["seconds"]["finetune"] <= row["seconds_row"]
+        )
         assert row["error"] is None
         assert row["versions"]["torch"]
         assert row["versions"]["device"] == "cpu"
@@ -126,11 +147,15 @@ def test_a_file_cut_off_anywhere_is_completed(
     cut = tmp_path / "cut.jsonl"
     cut.write_bytes(b"".join(lines[:kept]) + lines[kept][: len(lines[kept]) // 2])
     assert invoke(*inputs, *GRID, "--limit", PROMPTS, "--output", cut).exit_code == 0
-    assert cut.read_bytes().splitlines()[:kept] == [line.rstrip() for line in lines[:kept]]
+    assert cut.read_bytes().splitlines()[:kept] == [
+        line.rstrip() for line in lines[:kept]
+    ]
     assert list(map(untimed, rows_of(cut))) == list(map(untimed, rows_of(first)))
 
 
-def test_a_killed_run_goes_on(inputs: list[object], first: Path, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on(
+    inputs: list[object], first: Path, tmp_path: Path
+) -> None:
     output = tmp_path / "killed.jsonl"
     options = [*inputs, *GRID, "--limit", PROMPTS, "--output", output]
     command = [sys.executable, "-m", "hullft_ops", "evaluate", *map(str, options)]
@@ -141,11 +166,17 @@ def test_a_killed_run_goes_on(inputs: list[object], first: Path, tmp_path: Path)
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    while process.poll() is None and not (output.exists() and output.read_bytes().count(b"\n")):
+    while process.poll() is None and not (
+        output.exists() and output.read_bytes().count(b"\n")
+    ):
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    before = [line for line in output.read_bytes().splitlines(keepends=True) if line[-1:] == b"\n"]
+    before = [
+        line
+        for line in output.read_bytes().splitlines(keepends=True)
+        if line[-1:] == b"\n"
+    ]
     assert len(before) >= 1
     result = invoke(*options)
     assert result.exit_code == 0, result.stderr
@@ -164,12 +195,16 @@ def test_further_configurations_and_prompts_are_added(
     assert len(rows_of(output)) == PROMPTS * len(CONFIGS) + 6
 
 
-def test_rows_of_another_run_are_refused(first: Path, inputs: list[object], tmp_path: Path) -> None:
+def test_rows_of_another_run_are_refused(
+    first: Path, inputs: list[object], tmp_path: Path
+) -> None:
     output = tmp_path / "other.jsonl"
     output.write_bytes(first.read_bytes())
     result = invoke(*inputs, *GRID, "--seed", 1, "--output", output)
     assert result.exit_code == 2
-    assert "rows of another model, tokenizer, datastore, embedder or seed" in result.stderr
+    assert (
+        "rows of another model, tokenizer, datastore, embedder or seed" in result.stderr
+    )
     assert output.read_bytes() == first.read_bytes()
 
 
@@ -201,13 +236,19 @@ def test_prompts_that_the_datastore_holds_are_left_out(
     inputs: list[object], corpus_file: Path, tmp_path: Path
 ) -> None:
     prompts = tmp_path / "prompts.jsonl"
-    texts = [json.loads(line)["text"] for line in corpus_file.read_text().splitlines()[14:]]
+    texts = [
+        json.loads(line)["text"] for line in corpus_file.read_text().splitlines()[14:]
+    ]
     prompts.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts[4:8]))
-    changed = [prompts if str(item).endswith("prompts.jsonl") else item for item in inputs]
+    changed = [
+        prompts if str(item).endswith("prompts.jsonl") else item for item in inputs
+    ]
     output = tmp_path / "out.jsonl"
     result = invoke(*changed, "--method", "knn", "--steps", 2, "--output", output)
     assert result.exit_code == 0, result.stderr
-    assert "2 prompts left out: the datastore holds their text" in " ".join(result.stderr.split())
+    assert "2 prompts left out: the datastore holds their text" in " ".join(
+        result.stderr.split()
+    )
     assert len(rows_of(output)) == 2
 
 
@@ -217,7 +258,9 @@ def test_without_a_prompt_there_is_nothing_to_do(
 ) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text(corpus_file.read_text().splitlines()[20] + "\n")
-    changed = [prompts if str(item).endswith("prompts.jsonl") else item for item in inputs]
+    changed = [
+        prompts if str(item).endswith("prompts.jsonl") else item for item in inputs
+    ]
     more = ["--method", "knn", "--steps", 2, "--output", tmp_path / "out"]
     more += ["--seconds", 1] if command == "tune" else []
     result = CliRunner().invoke(app, [command, *map(str, [*changed, *more])])
@@ -227,8 +270,16 @@ def test_without_a_prompt_there_is_nothing_to_do(
     )
 
 
-def test_gradient_reuse_on_the_picks_of_sift(inputs: list[object], tmp_path: Path) -> None:
-    grid = {"method": "sift", "n_select": 12, "refresh": [1, 3], "noise": 1.0, "lr": 0.01}
+def test_gradient_reuse_on_the_picks_of_sift(
+    inputs: list[object], tmp_path: Path
+) -> None:
+    grid = {
+        "method": "sift",
+        "n_select": 12,
+        "refresh": [1, 3],
+        "noise": 1.0,
+        "lr": 0.01,
+    }
     config = {"settings": [grid | {"reuse": [None, "global", "consecutive"]}]}
     (tmp_path / "config.json").write_text(json.dumps(config))
     output = tmp_path / "out.jsonl"
@@ -246,9 +297,15 @@ def test_gradient_reuse_on_the_picks_of_sift(inputs: list[object], tmp_path: Pat
         # Without reuse the order of the picks is all that differs.
         assert of(1, " reuse=consecutive")["passes"] == of(1, "")["passes"] == 12
         assert of(3, " reuse=global")["passes"] == of(3, "")["passes"] < 12
-        assert of(3, " reuse=global")["passes"] <= of(3, " reuse=consecutive")["passes"] <= 12
+        assert (
+            of(3, " reuse=global")["passes"]
+            <= of(3, " reuse=consecutive")["passes"]
+            <= 12
+        )
         assert len({of(3, r)["support_size"] for r in ("", " reuse=consecutive")}) == 1
-        assert all(of(3, r)["steps"] == 12 for r in ("", " reuse=global", " reuse=consecutive"))
+        assert all(
+            of(3, r)["steps"] == 12 for r in ("", " reuse=global", " reuse=consecutive")
+        )
 
 
 def test_texts_in_the_context_extend_a_file(
@@ -262,7 +319,10 @@ def test_texts_in_the_context_extend_a_file(
     assert output.read_bytes().startswith(first.read_bytes())
     rows = rows_of(output)
     both = ["no steps", *CONFIGS]
-    assert {row["config"] for row in rows} == {*both, *(f"{name} context=2" for name in both)}
+    assert {row["config"] for row in rows} == {
+        *both,
+        *(f"{name} context=2" for name in both),
+    }
     assert len(rows) == 2 * len(both) * PROMPTS
     model, tokenizer = load_model(str(inputs[1]), torch.device("cpu"))
     embedder = load_embedder(str(inputs[3]))
@@ -281,13 +341,17 @@ def test_texts_in_the_context_extend_a_file(
             fit.append(len(report.context_indices))
         for name in both:
             assert (after[name] == after[f"{name} context=2"]) == (fit[-1] == 0)
-        wanted = bits_per_byte(model, tokenizer, texts[prompt], prefix_ids=report.prefix_ids)
+        wanted = bits_per_byte(
+            model, tokenizer, texts[prompt], prefix_ids=report.prefix_ids
+        )
         assert after["no steps context=2"] == pytest.approx(wanted, rel=1e-6)
         row = of["no steps context=2"]
         assert (row["steps"], row["passes"], row["support_size"]) == (0, 0, 0)
         assert row["settings"]["context"] == 2
     assert any(fit)
-    page = CliRunner().invoke(app, ["report", str(output), "--out", str(tmp_path / "report")])
+    page = CliRunner().invoke(
+        app, ["report", str(output), "--out", str(tmp_path / "report")]
+    )
     assert page.exit_code == 0, page.output
     written = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
     assert "knn n=3 refresh=1 lr=0.01 context=2" in written
@@ -318,11 +382,17 @@ def test_contexts_share_an_adaptation(
     assert len(adaptations) == 3
     alone = [row for context in contexts for row in rows(f"{context}.jsonl", context)]
     timed = ("seconds", "seconds_row")
-    kept = [{key: row[key] for key in row if key not in timed} for row in (*together, *alone)]
+    kept = [
+        {key: row[key] for key in row if key not in timed}
+        for row in (*together, *alone)
+    ]
     assert sorted(kept[:6], key=str) == sorted(kept[6:], key=str)
     assert len({row["bits_per_byte_after"] for row in together}) > 2
     for row in together:
-        assert all(row["seconds"][stage] > 0 for stage in ("embed", "search", "select", "finetune"))
+        assert all(
+            row["seconds"][stage] > 0
+            for stage in ("embed", "search", "select", "finetune")
+        )
 
 
 def max_lengths_of(
@@ -355,7 +425,9 @@ def test_a_model_without_a_limit_is_scored_by_the_length_of_the_settings(
         assert row["bits_per_byte_after"] != row["bits_per_byte_before"]
 
 
-def test_a_model_with_a_limit_is_scored_by_its_own(inputs: list[object], tmp_path: Path) -> None:
+def test_a_model_with_a_limit_is_scored_by_its_own(
+    inputs: list[object], tmp_path: Path
+) -> None:
     found = max_lengths_of(inputs, [None, 16], tmp_path)
     for text in {text for text, _ in found}:
         whole, cut = found[text, None], found[text, 16]
@@ -395,12 +467,17 @@ def test_no_row_has_the_seconds_of_the_warm_up(
     assert rows_of(output)[0]["excerpt"].startswith(read[-1][:100])
 
 
-@pytest.mark.parametrize("content", ['{"text": "a"}\n{"text": "b"}', '{"text": "a"}', "notes"])
-def test_a_file_of_something_else_is_left_as_it_is(content: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "content", ['{"text": "a"}\n{"text": "b"}', '{"text": "a"}', "notes"]
+)
+def test_a_file_of_something_else_is_left_as_it_is(
+    content: str, tmp_path: Path
+) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text(content)
     with pytest.raises(
-        ConfigError, match="line 1: lacks 'run'|its last line is neither a row nor a truncated one"
+        ConfigError,
+        match="line 1: lacks 'run'|its last line is neither a row nor a truncated one",
     ):
         open_results(file, "run").__enter__()
     assert file.read_text() == content
@@ -416,11 +493,16 @@ def test_out_of_memory_while_scoring_says_what_to_lower(
     options = ["--method", "knn", "--steps", 2, "--output", tmp_path / "out.jsonl"]
     result = invoke(*inputs, *options)
     assert result.exit_code == 2
-    assert "out of memory while scoring a prompt: leave out" in result.stderr.splitlines()[-1]
+    assert (
+        "out of memory while scoring a prompt: leave out"
+        in result.stderr.splitlines()[-1]
+    )
 
 
 def test_prompts_with_a_byte_order_mark(inputs: list[object], tmp_path: Path) -> None:
-    given = next(Path(str(item)) for item in inputs if str(item).endswith("prompts.jsonl"))
+    given = next(
+        Path(str(item)) for item in inputs if str(item).endswith("prompts.jsonl")
+    )
     marked = tmp_path / "prompts.jsonl"
     marked.write_text(given.read_text(encoding="utf-8"), encoding="utf-8-sig")
     assert read_prompts(marked) == read_prompts(given)
@@ -439,12 +521,21 @@ def test_a_second_row_of_a_pair_is_refused(first: Path, tmp_path: Path) -> None:
     ("content", "message"),
     [
         ('{"text": "a prompt"}\n{oops\n', "line 2: not JSON"),
-        ('{"text": "a prompt", "domain": 3}\n', 'line 1: "domain" must be a string, got 3'),
-        ('{"text": "a prompt", "domain": "\\ud800"}\n', 'line 1: "domain" with half a surrogate'),
+        (
+            '{"text": "a prompt", "domain": 3}\n',
+            'line 1: "domain" must be a string, got 3',
+        ),
+        (
+            '{"text": "a prompt", "domain": "\\ud800"}\n',
+            'line 1: "domain" with half a surrogate',
+        ),
         ("\n", "holds no prompt"),
         # The first prompt to be adapted to is the one that warms up, the second is measured.
         ('{"text": "a"}\n', "prompt 'a': score_text: text must have at least 2 tokens"),
-        ('{"text": "two words"}\n{"text": "a"}\n', "prompt 'a': score_text: text must have"),
+        (
+            '{"text": "two words"}\n{"text": "a"}\n',
+            "prompt 'a': score_text: text must have",
+        ),
     ],
 )
 def test_prompts_that_cannot_be_used_end_with_one_line(
@@ -452,7 +543,9 @@ def test_prompts_that_cannot_be_used_end_with_one_line(
 ) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text(content, encoding="utf-8")
-    given = [prompts if str(item).endswith("prompts.jsonl") else item for item in inputs]
+    given = [
+        prompts if str(item).endswith("prompts.jsonl") else item for item in inputs
+    ]
     options = ["--method", "knn", "--steps", 2, "--output", tmp_path / "out.jsonl"]
     result = invoke(*given, *options)
     assert result.exit_code == 2
@@ -461,7 +554,9 @@ def test_prompts_that_cannot_be_used_end_with_one_line(
     assert message in last
 
 
-def test_a_store_without_prompts_is_refused(inputs: list[object], tmp_path: Path) -> None:
+def test_a_store_without_prompts_is_refused(
+    inputs: list[object], tmp_path: Path
+) -> None:
     result = invoke(*inputs[:6], "--output", tmp_path / "out.jsonl")
     assert result.exit_code == 2
     assert "store and prompts must be given together" in result.stderr
@@ -470,14 +565,23 @@ def test_a_store_without_prompts_is_refused(inputs: list[object], tmp_path: Path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--method", "best"], "best n=50 refresh=2 lr=0.01: TestTimeFinetuner: method must be"),
+        (
+            ["--method", "best"],
+            "best n=50 refresh=2 lr=0.01: TestTimeFinetuner: method must be",
+        ),
         (["--limit", 0], "limit must be at least 1, got 0"),
         (["--seed", 2**64], f"seed must be in 0..2^63 - 1, got {2**64}"),
         (["--limit", 7], "limit is 7, there are 6 prompts"),
-        (["--store", "/no/store"], "store /no/store: Datastore.open: no datastore at /no/store"),
+        (
+            ["--store", "/no/store"],
+            "store /no/store: Datastore.open: no datastore at /no/store",
+        ),
         (["--prompts", "/no/file"], "prompts /no/file: No such file or directory"),
         (["--config", "/no/config"], "config /no/config: No such file or directory"),
-        (["--corpus", "/no/file"], "corpus must not be given along with store and prompts"),
+        (
+            ["--corpus", "/no/file"],
+            "corpus must not be given along with store and prompts",
+        ),
     ],
 )
 def test_what_cannot_be_met_ends_with_one_line(

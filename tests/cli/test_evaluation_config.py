@@ -23,8 +23,15 @@ from result_rows import result_row
 
 
 def test_a_grid_is_a_product_with_the_rest_filled_in() -> None:
-    grid = expand_grid([{"method": "hullft", "n_select": [5, 9], "refresh": [1, 2]}], "gpt2")
-    assert [(s["n_select"], s["refresh"]) for s in grid] == [(5, 1), (5, 2), (9, 1), (9, 2)]
+    grid = expand_grid(
+        [{"method": "hullft", "n_select": [5, 9], "refresh": [1, 2]}], "gpt2"
+    )
+    assert [(s["n_select"], s["refresh"]) for s in grid] == [
+        (5, 1),
+        (5, 2),
+        (9, 1),
+        (9, 2),
+    ]
     assert {s["lr"] for s in grid} == {5e-5}
     assert {s["lr"] for s in expand_grid([{}], None)} == {2e-4}
 
@@ -37,19 +44,28 @@ def test_a_configuration_comes_once() -> None:
 
 
 def test_the_id_says_all_that_is_not_a_default() -> None:
-    (setting,) = expand_grid([{"n_select": 5, "variant": "away", "pool_size": 200}], None)
+    (setting,) = expand_grid(
+        [{"n_select": 5, "variant": "away", "pool_size": 200}], None
+    )
     assert config_id(setting) == "hullft n=5 refresh=2 lr=0.0002 variant=away"
 
 
 def test_texts_in_the_context_are_named_where_there_are_any() -> None:
-    plain, two = expand_grid([{"method": "knn", "n_select": 20, "context": [0, 5]}], "gpt2")
+    plain, two = expand_grid(
+        [{"method": "knn", "n_select": 20, "context": [0, 5]}], "gpt2"
+    )
     assert config_id(plain) == "knn n=20 refresh=1 lr=5e-05"
     assert config_id(two) == "knn n=20 refresh=1 lr=5e-05 context=5"
     assert (family(plain), family(two)) == ("knn", "knn context=5")
 
 
 def test_without_steps_only_the_context_counts() -> None:
-    axes = {"method": ["knn", "hullft"], "n_select": [0, 20], "refresh": [1, 2], "lr": [1.0, 2.0]}
+    axes = {
+        "method": ["knn", "hullft"],
+        "n_select": [0, 20],
+        "refresh": [1, 2],
+        "lr": [1.0, 2.0],
+    }
     grid = expand_grid([axes | {"context": [0, 5], "variant": "away"}], None)
     stepless = [settings for settings in grid if settings["n_select"] == 0]
     assert [config_id(s) for s in stepless] == ["no steps", "no steps context=5"]
@@ -78,12 +94,20 @@ def test_a_file_with_rounded_names_goes_on_by_its_settings(tmp_path: Path) -> No
     with open_results(file, "r") as results:
         assert missing_tasks([prompt], grid, results) == [(prompt, [grid[1]])]
         results.append(result_row(prompt.id, settings=grid[1]))
-    assert [row.config for row in read_rows(file)] == [config_id(settings) for settings in grid]
+    assert [row.config for row in read_rows(file)] == [
+        config_id(settings) for settings in grid
+    ]
 
 
 def test_a_file_is_read(tmp_path: Path) -> None:
     file = tmp_path / "config.json"
-    content = {"store": "s", "prompts": "p", "limit": 3, "settings": {"lr": 1e-3}, "tuned": {}}
+    content = {
+        "store": "s",
+        "prompts": "p",
+        "limit": 3,
+        "settings": {"lr": 1e-3},
+        "tuned": {},
+    }
     file.write_text(json.dumps(content))
     config = read_config(file)
     assert (config.store, config.prompts, config.limit) == (Path("s"), Path("p"), 3)
@@ -104,7 +128,9 @@ def test_the_learning_rate_is_that_of_the_model_named_last() -> None:
     assert {setting["lr"] for setting in config.configurations} == {5e-5}
 
 
-def test_the_command_line_takes_the_place_of_an_axis_in_every_settings(tmp_path: Path) -> None:
+def test_the_command_line_takes_the_place_of_an_axis_in_every_settings(
+    tmp_path: Path,
+) -> None:
     file = tmp_path / "grid.json"
     grid = [{"method": "sift", "noise": 0.2, "lr": [1.0, 2.0]}, {"method": "knn"}]
     file.write_text(json.dumps({"settings": grid}))
@@ -130,14 +156,26 @@ def test_a_zero_on_the_command_line_is_a_value() -> None:
         ("{", "not JSON"),
         ("[]", "must be an object, got list"),
         ('{"stores": 1}', "unknown key 'stores', known are model, embedder"),
-        ('{"settings": {"steps": 1}}', "settings: unknown key 'steps', known are n_select"),
-        ('{"settings": {"method": "knn", "noise": 0.1}}', "noise is for method sift, got 'knn'"),
+        (
+            '{"settings": {"steps": 1}}',
+            "settings: unknown key 'steps', known are n_select",
+        ),
+        (
+            '{"settings": {"method": "knn", "noise": 0.1}}',
+            "noise is for method sift, got 'knn'",
+        ),
         ('{"settings": 7}', "settings must be an object or a list of them"),
         ('{"limit": "7"}', "limit must be an integer, got '7'"),
         ('{"model": 7}', "model must be a string, got 7"),
-        ('{"allow_missing_weights": 1}', "allow_missing_weights must be true or false, got 1"),
+        (
+            '{"allow_missing_weights": 1}',
+            "allow_missing_weights must be true or false, got 1",
+        ),
         ('{"seed": -1}', "seed must be in 0..2^63 - 1, got -1"),
-        ('{"seed": 18446744073709551616}', "seed must be in 0..2^63 - 1, got 18446744073709551616"),
+        (
+            '{"seed": 18446744073709551616}',
+            "seed must be in 0..2^63 - 1, got 18446744073709551616",
+        ),
     ],
 )
 def test_a_bad_file_is_refused(content: str, message: str, tmp_path: Path) -> None:
@@ -155,7 +193,9 @@ def test_a_byte_order_mark_is_none_of_it(tmp_path: Path) -> None:
 
 
 def test_a_name_of_nothing_is_told_what_ships(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="No such file .*; cpu_timing, experts, paper"):
+    with pytest.raises(
+        ConfigError, match="No such file .*; cpu_timing, experts, paper"
+    ):
         read_config(tmp_path / "sweep")
 
 

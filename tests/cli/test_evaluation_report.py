@@ -15,7 +15,12 @@ from typer.testing import CliRunner
 
 from hullft_ops.cli.app import app
 from hullft_ops.ttft.evaluation.config import config_id, expand_grid
-from hullft_ops.ttft.evaluation.report import leaders, report_sections, write_plot, write_report
+from hullft_ops.ttft.evaluation.report import (
+    leaders,
+    report_sections,
+    write_plot,
+    write_report,
+)
 from hullft_ops.ttft.evaluation.results import Row, read_rows
 from hullft_ops.ttft.evaluation.statistics import (
     NONE,
@@ -51,8 +56,13 @@ def rows() -> list[Row]:
     return rows + [row(i, HULLFT, 1.4 + i / 10 + noise[i], 1.0) for i in range(30)]
 
 
-def test_a_method_with_texts_in_the_context_is_a_rival_of_its_own(rows: list[Row]) -> None:
-    several = [{"method": "knn", "n_select": 3, "context": 5}, {"n_select": 0, "context": [1, 5]}]
+def test_a_method_with_texts_in_the_context_is_a_rival_of_its_own(
+    rows: list[Row],
+) -> None:
+    several = [
+        {"method": "knn", "n_select": 3, "context": 5},
+        {"n_select": 0, "context": [1, 5]},
+    ]
     behind, one, five = expand_grid(several, None)
     rows += [row(i, behind, 1.3 + i / 10, 2.5) for i in range(30)]
     rows += [row(i, one, 1.8 + i / 10, 0.1) for i in range(30)]
@@ -94,7 +104,9 @@ def test_the_interval_is_scipys(rows: list[Row]) -> None:
     # Both draw 10,000 resamples: 3 % of the width is what chance may do.
     assert found.low < found.value < found.high < 0
     assert found.low == pytest.approx(wanted.low, abs=0.05 * (wanted.high - wanted.low))
-    assert found.high == pytest.approx(wanted.high, abs=0.05 * (wanted.high - wanted.low))
+    assert found.high == pytest.approx(
+        wanted.high, abs=0.05 * (wanted.high - wanted.low)
+    )
 
 
 def test_rows_of_several_conditions_are_told(rows: list[Row]) -> None:
@@ -119,7 +131,9 @@ def test_prompts_that_were_not_finished_are_left_out(rows: list[Row]) -> None:
 
 
 def test_a_configuration_that_failed_is_left_out_and_named(rows: list[Row]) -> None:
-    failed = replace(rows[-1], bits_per_byte_after=None, seconds={}, error="the loss is nan")
+    failed = replace(
+        rows[-1], bits_per_byte_after=None, seconds={}, error="the loss is nan"
+    )
     measured = Measurements.of([*rows[:-1], failed])
     assert measured.failed == {config_id(HULLFT): 1}
     assert measured.configs == [NONE, config_id(KNN)]
@@ -140,14 +154,18 @@ def test_between_methods_and_at_equal_time(rows: list[Row]) -> None:
 
 def test_a_report_says_where_adapting_hurts(rows: list[Row], tmp_path: Path) -> None:
     # kNN makes 20 of the 30 prompts worse, and the mean.
-    worse = [replace(r, bits_per_byte_after=r.bits_per_byte_before + 1) for r in rows[:20]]
+    worse = [
+        replace(r, bits_per_byte_after=r.bits_per_byte_before + 1) for r in rows[:20]
+    ]
     file = tmp_path / "results.jsonl"
     file.write_text("".join(json.dumps(asdict(r)) + "\n" for r in [*worse, *rows[20:]]))
     write_report(file, tmp_path)
     said = f"on average, prompts take more bits with {config_id(KNN)} than without."
     for page in (tmp_path / "report.md", tmp_path / "report.html"):
         assert said in page.read_text(encoding="utf-8")
-    sections = {s.title: s for s in report_sections(Measurements.of(read_rows(file)), "x.png")}
+    sections = {
+        s.title: s for s in report_sections(Measurements.of(read_rows(file)), "x.png")
+    }
     table = sections["Quality and time"].table
     assert {line[0]: line[3:5] for line in table[1:]} == {
         config_id(HULLFT): ("30 of 30", "0 of 30"),
@@ -156,7 +174,9 @@ def test_a_report_says_where_adapting_hurts(rows: list[Row], tmp_path: Path) -> 
 
 
 def test_one_prompt_has_no_intervals(rows: list[Row]) -> None:
-    sections = {s.title: s for s in report_sections(Measurements.of(rows[::30]), "x.png")}
+    sections = {
+        s.title: s for s in report_sections(Measurements.of(rows[::30]), "x.png")
+    }
     ((_, _, bits, verdict, _, speed),) = sections["Between methods"].table
     knn, hullft = (r.bits_per_byte_after for r in rows[::30])
     assert (bits, speed) == (f"{hullft / knn - 1:+.1%}", "2.00 x")
@@ -164,7 +184,12 @@ def test_one_prompt_has_no_intervals(rows: list[Row]) -> None:
 
 
 def test_the_front_is_what_nothing_beats() -> None:
-    points = {"slow": (3.0, 1.0), "quick": (1.0, 2.0), "beaten": (2.0, 2.5), "same": (1.0, 2.0)}
+    points = {
+        "slow": (3.0, 1.0),
+        "quick": (1.0, 2.0),
+        "beaten": (2.0, 2.5),
+        "same": (1.0, 2.0),
+    }
     assert pareto(points) == ["quick", "slow"]
 
 
@@ -180,15 +205,24 @@ def test_a_method_is_joined_where_it_does_best() -> None:
     assert pareto(points) == ["quick", "poor", "good", "above", "slow"]
     grid = expand_grid([{"method": "knn", "n_select": list(range(1, 7))}], None)
     names = dict(zip(points, grid, strict=True))
-    rows = [row(0, names[name], bits, seconds) for name, (seconds, bits) in points.items()]
+    rows = [
+        row(0, names[name], bits, seconds) for name, (seconds, bits) in points.items()
+    ]
     measured = Measurements.of(rows)
 
     def at(seconds: float) -> list[str]:
         found = at_time(measured, "knn", seconds)
-        return [name for name in points if found and config_id(names[name]) in found.configs]
+        return [
+            name for name in points if found and config_id(names[name]) in found.configs
+        ]
 
     # The lines that join "quick", "good" and "slow" are below all others.
-    assert [at(s) for s in (0.9, 1.0, 2.0, 2.1)] == [[], ["quick"], ["quick", "good"], ["good"]]
+    assert [at(s) for s in (0.9, 1.0, 2.0, 2.1)] == [
+        [],
+        ["quick"],
+        ["quick", "good"],
+        ["good"],
+    ]
     assert [at(s) for s in (3.0, 3.9, 9.0)] == [["good", "slow"], ["slow"], ["slow"]]
 
 
@@ -204,7 +238,10 @@ def test_quality_at_a_time_lies_between_two_configurations(rows: list[Row]) -> N
     assert between.configs == (config_id(KNN), config_id(slow))
     assert between.seconds == 2.5
     np.testing.assert_allclose(between.bits, 1.475 + np.arange(30) / 10)
-    for seconds, configs, taken in ((2.0, (config_id(KNN),), 2.0), (9.0, (config_id(slow),), 4.0)):
+    for seconds, configs, taken in (
+        (2.0, (config_id(KNN),), 2.0),
+        (9.0, (config_id(slow),), 4.0),
+    ):
         found = at_time(measured, "knn", seconds)
         assert (found.configs, found.seconds) == (configs, taken)
         np.testing.assert_array_equal(found.bits, measured.bits_of(configs[0]))
@@ -226,7 +263,9 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
+        self.sources += [
+            value or "" for name, value in attrs if name in ("src", "href")
+        ]
         if tag == "td":
             self._in_cell = True
             self.cells.append("")
@@ -242,11 +281,15 @@ class Page(HTMLParser):
 @pytest.fixture
 def results(rows: list[Row], tmp_path: Path) -> Path:
     file = tmp_path / "results.jsonl"
-    file.write_text("".join(json.dumps(asdict(r)) + "\n" for r in rows), encoding="utf-8")
+    file.write_text(
+        "".join(json.dumps(asdict(r)) + "\n" for r in rows), encoding="utf-8"
+    )
     return file
 
 
-def test_the_html_page_is_whole_and_escapes_the_corpus(results: Path, tmp_path: Path) -> None:
+def test_the_html_page_is_whole_and_escapes_the_corpus(
+    results: Path, tmp_path: Path
+) -> None:
     write_report(results, tmp_path / "out")
     page = Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
     assert "script" not in page.tags
@@ -255,7 +298,9 @@ def test_the_html_page_is_whole_and_escapes_the_corpus(results: Path, tmp_path: 
     assert [source[:22] for source in page.sources] == ["data:image/png;base64,"]
 
 
-def test_the_command_writes_three_files_and_the_same_again(results: Path, tmp_path: Path) -> None:
+def test_the_command_writes_three_files_and_the_same_again(
+    results: Path, tmp_path: Path
+) -> None:
     arguments = ["report", str(results), "--out", str(tmp_path / "out")]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.stderr
@@ -298,7 +343,9 @@ def test_what_is_no_results_file_is_refused(
     file = tmp_path / "results.jsonl"
     if content is not None:
         file.write_text(content)
-    result = CliRunner().invoke(app, ["report", str(file), "--out", str(tmp_path / "out")])
+    result = CliRunner().invoke(
+        app, ["report", str(file), "--out", str(tmp_path / "out")]
+    )
     assert result.exit_code == 2
     assert message in result.stderr
     assert not (tmp_path / "out").exists()

@@ -43,7 +43,10 @@ def test_index_then_info(file: Path, embedder_directory: Path, tmp_path: Path) -
     assert invoke("info", out).stdout == result.stdout
     assert json.loads(invoke("info", out, "--json").stdout)["count"] == 60
     again = invoke("index", *own)
-    assert (again.exit_code, again.stderr.splitlines()[-1][:18]) == (2, "hullft-ops index: ")
+    assert (again.exit_code, again.stderr.splitlines()[-1][:18]) == (
+        2,
+        "hullft-ops index: ",
+    )
     assert invoke("index", *own, "--resume").exit_code == 0
 
 
@@ -61,15 +64,31 @@ def test_chunks_follow_the_embedders_tokenizer(
 def test_chunks_follow_another_tokenizer(
     file: Path, embedder_directory: Path, model_directory: Path, tmp_path: Path
 ) -> None:
-    own = ("--embedder", embedder_directory, "--tokenizer", model_directory, "--chunk-tokens", 16)
+    own = (
+        "--embedder",
+        embedder_directory,
+        "--tokenizer",
+        model_directory,
+        "--chunk-tokens",
+        16,
+    )
     result = invoke("index", file, "--out", tmp_path / "store", *own)
     assert result.exit_code == 0, result.stderr
     # That of the model has a token for each byte.
     assert max(map(len, Datastore.open(tmp_path / "store").texts)) == 16
 
 
-def test_inverted_lists_are_said(file: Path, embedder_directory: Path, tmp_path: Path) -> None:
-    own = ("--out", tmp_path / "store", "--embedder", embedder_directory, "--flat-up-to", 20)
+def test_inverted_lists_are_said(
+    file: Path, embedder_directory: Path, tmp_path: Path
+) -> None:
+    own = (
+        "--out",
+        tmp_path / "store",
+        "--embedder",
+        embedder_directory,
+        "--flat-up-to",
+        20,
+    )
     result = invoke("index", file, *own)
     assert result.exit_code == 0, result.stderr
     assert "ivf, 1 lists, 1 read, recall@59" in result.stdout
@@ -88,7 +107,11 @@ def test_inverted_lists_are_said(file: Path, embedder_directory: Path, tmp_path:
     ],
 )
 def test_what_cannot_be_met_ends_with_one_line(
-    arguments: list[str], message: str, file: Path, embedder_directory: Path, tmp_path: Path
+    arguments: list[str],
+    message: str,
+    file: Path,
+    embedder_directory: Path,
+    tmp_path: Path,
 ) -> None:
     own = ("--out", tmp_path / "store", "--embedder", embedder_directory)
     result = invoke("index", file, *own, *arguments)
@@ -132,7 +155,10 @@ def test_a_folder_of_mixed_files_is_cut_to_what_the_embedder_reads(
     own = (folder, "--embedder", embedder_directory, "--exclude", "log")
     result = invoke("index", *own, "--out", tmp_path / "store")
     assert result.exit_code == 0, result.stderr
-    assert f"texts are cut to 8 tokens: {embedder_directory} reads no more" in result.stderr
+    assert (
+        f"texts are cut to 8 tokens: {embedder_directory} reads no more"
+        in result.stderr
+    )
     assert "10 texts of 2 records; left out: 0 malformed" in result.stdout
     named = ", ".join(f"{n}.png" for n in range(5))
     assert f"7 files that are not text ({named}, ...)" in result.stdout
@@ -150,7 +176,14 @@ def test_a_folder_of_mixed_files_is_cut_to_what_the_embedder_reads(
     ],
 )
 def test_stdin(given: str, said: str, embedder_directory: Path, tmp_path: Path) -> None:
-    own = ["index", "-", "--out", str(tmp_path / "store"), "--embedder", str(embedder_directory)]
+    own = [
+        "index",
+        "-",
+        "--out",
+        str(tmp_path / "store"),
+        "--embedder",
+        str(embedder_directory),
+    ]
     result = CliRunner().invoke(app, own, input=given)
     assert result.exit_code == 0, result.stderr
     assert f"stdin: {said}" in result.stdout

@@ -37,7 +37,9 @@ def run_without(
     modules: str, *arguments: str, folder: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", RUN_WITHOUT, modules, *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, check=False
+    )
 
 
 def test_info_as_json() -> None:
@@ -49,9 +51,13 @@ def test_info_as_json() -> None:
     assert env["versions"]["hullft_ops"] == metadata.version("hullft_ops")
     assert env["versions"]["python"] == sys.version.split()[0]
     assert env["build"] == _C.build_info()
-    assert {"compiler", "build_type", "cuda", "cuda_architectures", "torch_target"} <= set(
-        env["build"]
-    )
+    assert {
+        "compiler",
+        "build_type",
+        "cuda",
+        "cuda_architectures",
+        "torch_target",
+    } <= set(env["build"])
     assert env["cpu"]["simd"] == _C.simd_level()
     assert env["cpu"]["threads"] == torch.get_num_threads()
     assert len(env["cuda_devices"]) == torch.cuda.device_count()
@@ -66,7 +72,9 @@ def test_info_as_text_has_a_line_for_every_value() -> None:
         assert shown[name] == (value or "none")
 
 
-def test_info_names_cuda_devices_and_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_info_names_cuda_devices_and_missing_packages(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def version(package: str) -> str:
         if package == "peft":
             raise metadata.PackageNotFoundError
@@ -104,7 +112,9 @@ def test_the_commands_leave_the_slow_parts_for_later() -> None:
         "slow = {'transformers', 'pyarrow', 'matplotlib', 'hullft_ops.ttft'}\n"
         "sys.exit(str(slow & set(sys.modules)) if slow & set(sys.modules) else 0)"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True
+    )
     assert (result.returncode, result.stderr) == (0, "")
 
 
@@ -151,7 +161,9 @@ def test_completion_completes_commands_and_can_be_installed() -> None:
 def test_without_typer_the_command_names_the_extra() -> None:
     result = run_without("typer", "info")
     assert result.returncode == 1
-    assert result.stderr.startswith("hullft-ops needs typer: pip install '.[ttft]' in its checkout")
+    assert result.stderr.startswith(
+        "hullft-ops needs typer: pip install '.[ttft]' in its checkout"
+    )
     assert "python -m hullft_ops.collect_env" in result.stderr
 
 
@@ -159,26 +171,37 @@ def test_without_faiss_info_works_and_the_demo_names_the_extra(tmp_path: Path) -
     assert run_without("faiss", "info").returncode == 0
     result = run_without("faiss", "demo", folder=tmp_path)
     assert result.returncode == 1
-    assert "\nhullft-ops needs faiss: pip install '.[ttft]' in its checkout\n" in result.stderr
+    assert (
+        "\nhullft-ops needs faiss: pip install '.[ttft]' in its checkout\n"
+        in result.stderr
+    )
 
 
-def test_an_import_that_fails_for_another_reason_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_import_that_fails_for_another_reason_is_raised(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "hullft_ops.cli.app", ModuleType("commands"))
     with pytest.raises(ImportError, match="cannot import name 'app'"):
         cli.main()
 
 
-def test_a_part_of_the_layer_that_is_missing_is_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_of_the_layer_that_is_missing_is_no_library(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delitem(sys.modules, "hullft_ops.ttft", raising=False)
     monkeypatch.setitem(sys.modules, "hullft_ops.ttft.store.datastore", None)
-    with pytest.raises(ModuleNotFoundError, match=r"hullft_ops\.ttft\.store\.datastore"):
+    with pytest.raises(
+        ModuleNotFoundError, match=r"hullft_ops\.ttft\.store\.datastore"
+    ):
         importlib.import_module("hullft_ops.ttft")
 
 
 def test_python_dash_m_is_the_command() -> None:
     command = [sys.executable, "-m", "hullft_ops", "info"]
     env = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    text = subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout
+    text = subprocess.run(
+        command, capture_output=True, text=True, check=True, env=env
+    ).stdout
     assert text == CliRunner().invoke(app, ["info"]).stdout
 
 
@@ -203,7 +226,9 @@ def test_report_tells_nothing_of_who_ran_it(monkeypatch: pytest.MonkeyPatch) -> 
     text = bug_report()
     assert not any(value in text for value in secrets.values() if value)
     assert "HF_TOKEN" not in text
-    assert re.search(r"^  CUDA_VISIBLE_DEVICES +\(set, not shown\)$", text, re.MULTILINE)
+    assert re.search(
+        r"^  CUDA_VISIBLE_DEVICES +\(set, not shown\)$", text, re.MULTILINE
+    )
     assert re.search(r"^  MKL_NUM_THREADS +\(empty\)$", text, re.MULTILINE)
     assert str(Path.home()) not in text
     assert platform.node() not in text.split()

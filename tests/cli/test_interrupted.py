@@ -34,9 +34,19 @@ def last_line(result: Result) -> str:
 
 
 def test_index_goes_on_with_resume(
-    corpus_file: Path, embedder_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    corpus_file: Path,
+    embedder_directory: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    own = ("index", corpus_file, "--out", tmp_path / "store", "--embedder", embedder_directory)
+    own = (
+        "index",
+        corpus_file,
+        "--out",
+        tmp_path / "store",
+        "--embedder",
+        embedder_directory,
+    )
     own += ("--max-bad-share", 0.1)
     with monkeypatch.context() as patch:
         interrupt(patch, SentenceTransformerEmbedder, "encode")
@@ -52,7 +62,10 @@ def test_index_goes_on_with_resume(
     [
         ("evaluate", "run the same command to continue; --output keeps its rows"),
         ("tune", "run the same command to continue; --results keeps its rows"),
-        ("demo", "run the same command again; it reuses its datastore if that was finished"),
+        (
+            "demo",
+            "run the same command again; it reuses its datastore if that was finished",
+        ),
     ],
 )
 def test_what_measures_goes_on_with_its_rows(

@@ -64,7 +64,10 @@ def killed_after(seconds: float, arguments: list[object]) -> tuple[bool, list[st
     def run_reporting() -> None:
         report_after(Journal, "write", lambda j, _: str(j.embedded), writer)
         report_after(
-            ResultsFile, "append", lambda _, row: json.dumps([row.prompt, row.config]), writer
+            ResultsFile,
+            "append",
+            lambda _, row: json.dumps([row.prompt, row.config]),
+            writer,
         )
         run(arguments)
 
@@ -107,7 +110,9 @@ def large_corpus(tmp_path: Path, corpus_file: Path) -> Path:
     words = random.Random(0)
     lines = corpus_file.read_text(encoding="utf-8").split()
     file = tmp_path / "large.jsonl"
-    records = ({"text": " ".join(words.choices(lines, k=30)), "n": n} for n in range(TEXTS))
+    records = (
+        {"text": " ".join(words.choices(lines, k=30)), "n": n} for n in range(TEXTS)
+    )
     file.write_text("".join(json.dumps(record) + "\n" for record in records))
     return file
 
@@ -127,7 +132,14 @@ def test_index(
         return encode(self, texts, **options)
 
     def arguments(path: Path) -> list[object]:
-        options = ["--embedder", embedder_directory, "--metadata", "n", "--flat-up-to", 1000]
+        options = [
+            "--embedder",
+            embedder_directory,
+            "--metadata",
+            "n",
+            "--flat-up-to",
+            1000,
+        ]
         return ["index", large_corpus, "--out", path, *options, "--resume"]
 
     def check(path: Path, reported: list[str]) -> None:
@@ -141,9 +153,11 @@ def test_index(
         store = Datastore.open(path)
         assert list(store.rows) == list(whole.rows)
         assert torch.equal(store.embeddings, whole.embeddings)
-        assert {p.suffix for p in path.rglob("*") if p.is_file()} == {".json", ".arrow", ".f32"} | {
-            ".faiss"
-        }
+        assert {p.suffix for p in path.rglob("*") if p.is_file()} == {
+            ".json",
+            ".arrow",
+            ".f32",
+        } | {".faiss"}
         assert len(list(path.rglob("*"))) == 5
 
     run(arguments(tmp_path / "whole"))
@@ -156,7 +170,9 @@ def test_index(
 def inputs(
     model_directory: Path, embedder_directory: Path, corpus_file: Path, tmp_path: Path
 ) -> list[object]:
-    texts = [json.loads(line)["text"] for line in corpus_file.read_text().splitlines()[14:]]
+    texts = [
+        json.loads(line)["text"] for line in corpus_file.read_text().splitlines()[14:]
+    ]
     embedder = load_embedder(str(embedder_directory))
     Datastore.build(texts[6:], embedder, tmp_path / "store", progress=False)
     prompts = tmp_path / "prompts.jsonl"
@@ -184,10 +200,20 @@ def rows_of(file: Path) -> dict[str, dict[str, Any]]:
     return keyed
 
 
-def test_evaluate(pytestconfig: pytest.Config, inputs: list[object], tmp_path: Path) -> None:
+def test_evaluate(
+    pytestconfig: pytest.Config, inputs: list[object], tmp_path: Path
+) -> None:
     def arguments(path: Path) -> list[object]:
         grid = ["--method", "knn", "--method", "hullft", "--steps", 3, "--steps", 5]
-        return ["evaluate", *inputs, *grid, "--lr", 0.01, "--output", path / "rows.jsonl"]
+        return [
+            "evaluate",
+            *inputs,
+            *grid,
+            "--lr",
+            0.01,
+            "--output",
+            path / "rows.jsonl",
+        ]
 
     def check(path: Path, reported: list[str]) -> None:
         kept = lines_of(path / "rows.jsonl")
@@ -202,11 +228,22 @@ def test_evaluate(pytestconfig: pytest.Config, inputs: list[object], tmp_path: P
     kill_often(pytestconfig.getoption("--kills"), arguments, check, tmp_path)
 
 
-def test_tune(pytestconfig: pytest.Config, inputs: list[object], tmp_path: Path) -> None:
+def test_tune(
+    pytestconfig: pytest.Config, inputs: list[object], tmp_path: Path
+) -> None:
     def arguments(path: Path) -> list[object]:
         path.mkdir(exist_ok=True)
         grid = ["--method", "hullft", "--refresh", 1, "--steps", 2, "--steps", 6]
-        grid += ["--lr", 1e-4, "--lr", 1e-2, "--minutes", 5, "--results", path / "rows.jsonl"]
+        grid += [
+            "--lr",
+            1e-4,
+            "--lr",
+            1e-2,
+            "--minutes",
+            5,
+            "--results",
+            path / "rows.jsonl",
+        ]
         return ["tune", *inputs, *grid, "--output", path / "tuned.json"]
 
     def settings(path: Path) -> Any:

@@ -52,7 +52,10 @@ LOADER = "x.so: failed to map segment from shared object"
         (ImportError(LOADER), LOADER),
         (ImportError(f"\n\nREAD THIS\n\nOriginal error was: {LOADER}\n"), LOADER),
         (caused(RuntimeError("Failed to import"), ImportError(LOADER)), LOADER),
-        (OSError(errno.ENOMEM, "Cannot allocate memory", "/x"), "Cannot allocate memory: '/x'"),
+        (
+            OSError(errno.ENOMEM, "Cannot allocate memory", "/x"),
+            "Cannot allocate memory: '/x'",
+        ),
         (RuntimeError("can't start new thread"), "can't start new thread"),
     ],
 )
@@ -81,7 +84,9 @@ def test_what_finds_no_memory_later_ends_with_a_line(
         ImportError("x.so: cannot allocate memory in static TLS block"),
     ],
 )
-def test_other_errors_are_raised(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_are_raised(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def app() -> None:
         raise error
 

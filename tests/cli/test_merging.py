@@ -61,7 +61,9 @@ def folder(
 
 
 @pytest.fixture(scope="module")
-def inputs(model_directory: Path, embedder_directory: Path, folder: Path) -> list[object]:
+def inputs(
+    model_directory: Path, embedder_directory: Path, folder: Path
+) -> list[object]:
     models = ["--model", model_directory, "--embedder", embedder_directory]
     return [*models, "--store", folder / "store", "--lr", 0.01]
 
@@ -69,7 +71,18 @@ def inputs(model_directory: Path, embedder_directory: Path, folder: Path) -> lis
 @pytest.fixture(scope="module")
 def results(inputs: list[object], folder: Path) -> Path:
     """Rows of no experts and of 2, without steps and with 2."""
-    grid = ["--method", "knn", "--steps", 0, "--steps", 2, "--n-experts", 0, "--n-experts", 2]
+    grid = [
+        "--method",
+        "knn",
+        "--steps",
+        0,
+        "--steps",
+        2,
+        "--n-experts",
+        0,
+        "--n-experts",
+        2,
+    ]
     given = ["--prompts", folder / "prompts.jsonl", "--experts", folder / "experts"]
     output = folder / "results.jsonl"
     result = invoke("evaluate", *inputs, *given, *grid, "--output", output)
@@ -87,18 +100,37 @@ def test_rows_with_experts_are_those_of_a_finetuner_with_experts(
     names += [f"knn n=2 refresh=1 lr=0.01 {merged}"]
     assert rows.keys() == {(name, prompt) for name in names for prompt in PROMPTS}
     model, tokenizer = load_model(str(model_directory), CPU)
-    store, embedder = Datastore.open(folder / "store"), load_embedder(str(embedder_directory))
-    options: dict[str, Any] = {"experts": experts, "n_experts": 2, "method": "knn", "lr": 0.01}
+    store, embedder = (
+        Datastore.open(folder / "store"),
+        load_embedder(str(embedder_directory)),
+    )
+    options: dict[str, Any] = {
+        "experts": experts,
+        "n_experts": 2,
+        "method": "knn",
+        "lr": 0.01,
+    }
     for steps, name in ((0, names[1]), (2, names[3])):
-        finetuner = TestTimeFinetuner(model, tokenizer, store, embedder, n_select=steps, **options)
+        finetuner = TestTimeFinetuner(
+            model, tokenizer, store, embedder, n_select=steps, **options
+        )
         for prompt in PROMPTS:
             row = rows[name, prompt]
             with finetuner.adapted(prompt):
                 wanted = finetuner.score_text(prompt).value
             assert row["bits_per_byte_after"] == pytest.approx(wanted, rel=1e-6)
-            assert row["bits_per_byte_after"] != rows[names[steps], prompt]["bits_per_byte_after"]
+            assert (
+                row["bits_per_byte_after"]
+                != rows[names[steps], prompt]["bits_per_byte_after"]
+            )
             assert row["steps"] == steps
-            assert list(row["seconds"]) == ["embed", "search", "select", "finetune", "merge"]
+            assert list(row["seconds"]) == [
+                "embed",
+                "search",
+                "select",
+                "finetune",
+                "merge",
+            ]
             assert row["seconds"]["merge"] > 0
     for name in (names[0], names[2]):
         seconds = rows[name, PROMPTS[0]]["seconds"]
@@ -123,7 +155,9 @@ def test_a_worker_opens_the_experts_that_its_configuration_names(
         worker(task)
 
 
-def test_the_report_shows_merging_and_its_time(results: Path, folder: Path, tmp_path: Path) -> None:
+def test_the_report_shows_merging_and_its_time(
+    results: Path, folder: Path, tmp_path: Path
+) -> None:
     result = invoke("report", results, "--out", tmp_path)
     assert result.exit_code == 0, result.output
     page = (tmp_path / "report.md").read_text(encoding="utf-8")
@@ -132,7 +166,9 @@ def test_the_report_shows_merging_and_its_time(results: Path, folder: Path, tmp_
     merged = f"experts={Experts.open(folder / 'experts').digest} n_experts=2"
     assert f"no steps {merged}" in page
     between = page[page.index("Between methods") :]
-    assert re.search(rf"no steps {merged} \| no steps \|", between), "a method of its own"
+    assert re.search(rf"no steps {merged} \| no steps \|", between), (
+        "a method of its own"
+    )
     assert re.search(rf"knn n=2 \S+ \S+ {merged} \| knn n=2 ", between)
 
 
@@ -146,7 +182,10 @@ def test_results_of_several_experts_and_of_none_stand_side_by_side(
     others = ["--experts", folder / "others", "--n-experts", 2]
     assert invoke("evaluate", *inputs, *given, *others).exit_code == 0
     names = {row["config"] for row in rows_of(output)}
-    merged = {f"no steps experts={Experts.open(folder / f).digest} n_experts=2" for f in FOLDERS}
+    merged = {
+        f"no steps experts={Experts.open(folder / f).digest} n_experts=2"
+        for f in FOLDERS
+    }
     assert len(merged) == 2
     assert names >= {"no steps", "no steps context=1", *merged}
     assert len({row["run"] for row in rows_of(output)}) == 1
@@ -156,12 +195,16 @@ def test_adapt_says_what_was_merged(inputs: list[object], folder: Path) -> None:
     given = ["--experts", folder / "experts", "--n-experts", 2, "--prompt", PROMPTS[0]]
     result = invoke("adapt", *inputs, *given, "--steps", 0)
     assert result.exit_code == 0, result.output
-    shown = re.search(r"^experts merged, with their weights: (.*)$", result.stdout, re.MULTILINE)
+    shown = re.search(
+        r"^experts merged, with their weights: (.*)$", result.stdout, re.MULTILINE
+    )
     assert shown is not None
     weights = re.findall(r"\d \((0\.\d{3}|1\.000)\)", shown[1])
     assert 1 <= len(weights) <= 2
     assert sum(map(float, weights)) == pytest.approx(1, abs=2e-3)
-    assert re.search(r"0 steps with 0 gradients; seconds: .* merge 0\.\d{3}", result.stdout)
+    assert re.search(
+        r"0 steps with 0 gradients; seconds: .* merge 0\.\d{3}", result.stdout
+    )
     plain = invoke("adapt", *inputs, "--prompt", PROMPTS[0], "--steps", 0)
     assert "merge" not in plain.stdout
 
@@ -192,21 +235,39 @@ def test_tune_writes_experts_that_evaluate_and_adapt_take(
     [
         (["--n-experts", 2], "n_experts is 2, but experts is not given"),
         (["--experts", "EXPERTS"], "no settings have n_experts"),
-        (["--experts", "EXPERTS", "--n-experts", 4], "n_experts is 4, .* holds 3 experts"),
+        (
+            ["--experts", "EXPERTS", "--n-experts", 4],
+            "n_experts is 4, .* holds 3 experts",
+        ),
         (["--experts", "EXPERTS", "--n-experts", -1], "n_experts must be"),
-        (["--experts", "STORE", "--n-experts", 1], "experts .*store: .* holds no experts"),
-        (["--experts", "nothing", "--n-experts", 1], "experts nothing: .*no experts at nothing"),
+        (
+            ["--experts", "STORE", "--n-experts", 1],
+            "experts .*store: .* holds no experts",
+        ),
+        (
+            ["--experts", "nothing", "--n-experts", 1],
+            "experts nothing: .*no experts at nothing",
+        ),
     ],
 )
 @pytest.mark.parametrize("command", ["adapt", "evaluate"])
 def test_what_cannot_be_merged_ends_with_one_line(
-    inputs: list[object], folder: Path, command: str, options: list[object], message: str
+    inputs: list[object],
+    folder: Path,
+    command: str,
+    options: list[object],
+    message: str,
 ) -> None:
     places = {"EXPERTS": folder / "experts", "STORE": folder / "store"}
     given = [places.get(str(option), option) for option in options]
     last = ["--prompt", PROMPTS[0]] if command == "adapt" else ["--limit", 1]
     if command == "evaluate":
-        last += ["--prompts", folder / "prompts.jsonl", "--output", folder / "refused.jsonl"]
+        last += [
+            "--prompts",
+            folder / "prompts.jsonl",
+            "--output",
+            folder / "refused.jsonl",
+        ]
     result = invoke(command, *inputs, *given, *last)
     assert result.exit_code == 2
     assert re.search(message, " ".join(result.stderr.splitlines()[-1:]))
@@ -217,7 +278,9 @@ def test_what_cannot_be_merged_ends_with_one_line(
 
 def test_settings_with_experts_are_named_and_their_families_too() -> None:
     axes = {"method": "knn", "n_select": [0, 5], "n_experts": [0, 4], "context": [0, 2]}
-    grid = expand_grid([axes | {"expert_scale": 2.0, "expert_temperature": 0.1}], "gpt2")
+    grid = expand_grid(
+        [axes | {"expert_scale": 2.0, "expert_temperature": 0.1}], "gpt2"
+    )
     named = {config_id(settings): family(settings) for settings in grid}
     of = "expert_scale=2 expert_temperature=0.1 n_experts=4"
     assert named == {

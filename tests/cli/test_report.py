@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from hullft_ops.ttft.evaluation.comparison import METHODS, compare, sentences, table, write_json
+from hullft_ops.ttft.evaluation.comparison import (
+    METHODS,
+    compare,
+    sentences,
+    table,
+    write_json,
+)
 from result_rows import SETTINGS, result_row
 
 BITS = {
@@ -28,7 +34,12 @@ def comparison(bits: dict[str, tuple[float, ...]] = BITS) -> dict[str, Any]:
                 settings=SETTINGS | METHODS[key][1],
                 bits_per_byte_before=bits["none"][i],
                 bits_per_byte_after=bits[key][i],
-                seconds={"embed": 0.25, "search": 0.125, "select": 0.125, "finetune": i + 1},
+                seconds={
+                    "embed": 0.25,
+                    "search": 0.125,
+                    "select": 0.125,
+                    "finetune": i + 1,
+                },
                 passes=2,
             )
             for i in range(3)
@@ -74,7 +85,9 @@ def test_verdicts() -> None:
 
 @pytest.mark.parametrize("key", ["hullft_refresh1", "hullft_refresh2"])
 @pytest.mark.parametrize("other", ["knn", "none"])
-def test_one_hullft_setting_that_is_not_below_makes_the_verdict_false(key: str, other: str) -> None:
+def test_one_hullft_setting_that_is_not_below_makes_the_verdict_false(
+    key: str, other: str
+) -> None:
     equal = comparison({**BITS, key: BITS[other]})
     assert equal["verdicts"][f"hullft_below_{other}"] is False
 
@@ -106,7 +119,9 @@ def _disk_full(*_: object) -> None:
 
 def test_no_number_that_json_does_not_know(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
-        write_json(comparison({**BITS, "knn": (float("nan"),) * 3}), tmp_path / "demo.json")
+        write_json(
+            comparison({**BITS, "knn": (float("nan"),) * 3}), tmp_path / "demo.json"
+        )
     assert not list(tmp_path.iterdir())
 
 

@@ -25,7 +25,20 @@ from hullft_ops.ttft.evaluation.statistics import Measurements
 from result_rows import result_row
 
 EVIL = "</td></table><script>alert(\"x\")</script><img src='y' onerror=z>{{ 7 * 7 }}&amp;|$\\frac["
-TAGS = {"html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "img", "div", "table"}
+TAGS = {
+    "html",
+    "head",
+    "meta",
+    "title",
+    "style",
+    "body",
+    "h1",
+    "h2",
+    "p",
+    "img",
+    "div",
+    "table",
+}
 TAGS |= {"thead", "tbody", "tr", "th", "td", "bdi"}
 
 
@@ -34,7 +47,12 @@ def row(prompt: int, method: str) -> dict[str, Any]:
         result_row(
             f"{EVIL}{prompt}",
             run=EVIL,
-            settings={"method": f"{method} {EVIL}", "n_select": 3, "refresh": 1, "lr": 0.1},
+            settings={
+                "method": f"{method} {EVIL}",
+                "n_select": 3,
+                "refresh": 1,
+                "lr": 0.1,
+            },
             domain=f"{EVIL}{prompt % 2}",
             excerpt=EVIL,
             bits_per_byte_before=2.0 + prompt,
@@ -80,7 +98,20 @@ def test_every_field_of_a_row_is_text_in_the_report(tmp_path: Path) -> None:
     assert "<script" not in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
 
 
-HOSTILE = [None, True, -1, 10**400, 1e300, float("nan"), float("inf"), "x", EVIL, [], {}, [[1]]]
+HOSTILE = [
+    None,
+    True,
+    -1,
+    10**400,
+    1e300,
+    float("nan"),
+    float("inf"),
+    "x",
+    EVIL,
+    [],
+    {},
+    [[1]],
+]
 
 
 def test_forged_rows_are_reported_or_refused(tmp_path: Path) -> None:
@@ -93,8 +124,12 @@ def test_forged_rows_are_reported_or_refused(tmp_path: Path) -> None:
             inner = line[generator.choice(["settings", "seconds", "versions"])]
             place = generator.choice([line, line, line, inner])
             if place:
-                place[generator.choice(list(place))] = copy.deepcopy(generator.choice(HOSTILE))
-            if not all(isinstance(line[name], dict) for name in ("settings", "seconds")):
+                place[generator.choice(list(place))] = copy.deepcopy(
+                    generator.choice(HOSTILE)
+                )
+            if not all(
+                isinstance(line[name], dict) for name in ("settings", "seconds")
+            ):
                 break
         file = write(tmp_path / f"{number}.jsonl", content)
         try:
@@ -110,28 +145,40 @@ def test_forged_rows_are_reported_or_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("length", [True, 16.0, "16", [16], {}])
-def test_a_length_of_texts_that_is_no_integer_is_refused(tmp_path: Path, length: object) -> None:
+def test_a_length_of_texts_that_is_no_integer_is_refused(
+    tmp_path: Path, length: object
+) -> None:
     content = rows()
     content[0]["settings"]["max_length"] = 16
     content[1]["settings"]["max_length"] = length
-    with pytest.raises(ConfigError, match="line 2: max_length must be an integer, got "):
+    with pytest.raises(
+        ConfigError, match="line 2: max_length must be an integer, got "
+    ):
         read_rows(write(tmp_path / "rows.jsonl", content))
 
 
-@pytest.mark.parametrize("name", ["bits_per_byte_before", "bits_per_byte_after", "residual"])
+@pytest.mark.parametrize(
+    "name", ["bits_per_byte_before", "bits_per_byte_after", "residual"]
+)
 def test_a_negative_number_is_refused(tmp_path: Path, name: str) -> None:
     content = rows()
     content[1][name] = -0.5
-    with pytest.raises(ConfigError, match=rf"line 2: {name} must be .*0\.\.1e100, got -0\.5"):
+    with pytest.raises(
+        ConfigError, match=rf"line 2: {name} must be .*0\.\.1e100, got -0\.5"
+    ):
         read_rows(write(tmp_path / "rows.jsonl", content))
 
 
 @pytest.mark.parametrize("place", ["domain", "excerpt", "settings", "versions"])
 def test_half_a_surrogate_pair_ends_with_one_line(tmp_path: Path, place: str) -> None:
     content = rows()
-    content[1][place] = "\ud800" if isinstance(content[1][place], str) else {"method": "\ud800"}
+    content[1][place] = (
+        "\ud800" if isinstance(content[1][place], str) else {"method": "\ud800"}
+    )
     file = write(tmp_path / "rows.jsonl", content)
-    result = CliRunner().invoke(app, ["report", str(file), "--out", str(tmp_path / "out")])
+    result = CliRunner().invoke(
+        app, ["report", str(file), "--out", str(tmp_path / "out")]
+    )
     assert result.exit_code == 2, result.exception
     (said,) = result.stderr.splitlines()
     assert "line 2: not a row: 'utf-8' codec can't encode character '\\ud800'" in said
@@ -163,7 +210,13 @@ class Isolated(HTMLParser):
 
 def test_a_mark_of_direction_turns_nothing_but_its_own_name(tmp_path: Path) -> None:
     content = [
-        line | {"run": TURNED, "domain": TURNED, "excerpt": TURNED, "versions": {TURNED: TURNED}}
+        line
+        | {
+            "run": TURNED,
+            "domain": TURNED,
+            "excerpt": TURNED,
+            "versions": {TURNED: TURNED},
+        }
         for line in rows()
     ]
     for line in content:
@@ -173,7 +226,9 @@ def test_a_mark_of_direction_turns_nothing_but_its_own_name(tmp_path: Path) -> N
     assert not set(page.outside) & set("\u202e\u2066\u2067\u2068\u2069")
     # The overview's paragraph and the conditions' among them.
     assert page.turned > 12
-    sentences = (tmp_path / "out" / "report.md").read_text(encoding="utf-8").splitlines()
+    sentences = (
+        (tmp_path / "out" / "report.md").read_text(encoding="utf-8").splitlines()
+    )
     (overview,) = (line for line in sentences if "held-out prompts (" in line)
     assert "(\u2068\u202edesrever\u2069 4), " in overview
 
@@ -182,12 +237,15 @@ def test_a_row_without_a_result_says_why(tmp_path: Path) -> None:
     content = rows()
     content[1]["bits_per_byte_after"] = None
     content[1]["error"] = None
-    with pytest.raises(ConfigError, match="line 2: must have bits_per_byte_after or an error"):
+    with pytest.raises(
+        ConfigError, match="line 2: must have bits_per_byte_after or an error"
+    ):
         read_rows(write(tmp_path / "rows.jsonl", content))
 
 
 @pytest.mark.parametrize(
-    "line", ["[" * 10**5, "9" * 5000, '{"a":' * 10**5, "null", '"x"', "\0", '{"run": 1}']
+    "line",
+    ["[" * 10**5, "9" * 5000, '{"a":' * 10**5, "null", '"x"', "\0", '{"run": 1}'],
 )
 def test_lines_that_are_no_rows_end_with_one_line(tmp_path: Path, line: str) -> None:
     (tmp_path / "rows.jsonl").write_text(line + "\n")

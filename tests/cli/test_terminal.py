@@ -17,7 +17,9 @@ from hullft_ops.cli.app import app
 from hullft_ops.ttft import Datastore, TestTimeFinetuner, load_embedder
 
 # Clears the screen, writes to the clipboard, hides a link's address, turns the direction.
-HOSTILE = "\x1b[2J\x1b]52;c;aGk=\x07\x1b]8;;http://evil\x1b\\text\x9b31m\x7f\u202e\u2066"
+HOSTILE = (
+    "\x1b[2J\x1b]52;c;aGk=\x07\x1b]8;;http://evil\x1b\\text\x9b31m\x7f\u202e\u2066"
+)
 RAW = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 
 
@@ -45,7 +47,10 @@ def test_every_control_character_is_escaped_and_all_else_stays() -> None:
     for code in range(0x3000):
         raw = RAW.match(chr(code)) or chr(code) == "\n"
         assert (printable(chr(code)) == chr(code)) == (not raw)
-    assert printable("a\tb\n\x1b[0m\ud800 ü 😀\u202e") == "a\tb\\x0a\\x1b[0m\\ud800 ü 😀\\u202e"
+    assert (
+        printable("a\tb\n\x1b[0m\ud800 ü 😀\u202e")
+        == "a\tb\\x0a\\x1b[0m\\ud800 ü 😀\\u202e"
+    )
     assert printable("a\n\x1b", lines=True) == "a\n\\x1b"
     out = StringIO()
     show(Console(file=out, force_terminal=True), f"[bold]{HOSTILE}", "a:cat:b")
@@ -53,7 +58,12 @@ def test_every_control_character_is_escaped_and_all_else_stays() -> None:
 
 
 def test_info_of_a_forged_manifest(store: Path) -> None:
-    source = {"settings": {"source": HOSTILE}, "records": 1, "malformed": 1, "near_empty": 0}
+    source = {
+        "settings": {"source": HOSTILE},
+        "records": 1,
+        "malformed": 1,
+        "near_empty": 0,
+    }
     source |= {"repeated": 0, "malformed_named": [f"{HOSTILE}\nforged line"]}
     forge(store, "sources", [source])
     forge(store, "embedder", HOSTILE)
@@ -76,18 +86,29 @@ def test_errors(store: Path, tmp_path: Path) -> None:
     assert "unexpected" in result.stderr
 
 
-def test_index_of_files_of_hostile_names(embedder_directory: Path, tmp_path: Path) -> None:
+def test_index_of_files_of_hostile_names(
+    embedder_directory: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / printable(HOSTILE).replace("/", "").replace("\\x1b", "\x1b")
     folder.mkdir()
     (folder / "good\x1b[2J.txt").write_text("the cat sat on the red mat")
     (folder / "bad\x1b[2J.txt").write_bytes(b"\xff")
-    own = ("index", folder, "--out", tmp_path / "store", "--embedder", embedder_directory)
+    own = (
+        "index",
+        folder,
+        "--out",
+        tmp_path / "store",
+        "--embedder",
+        embedder_directory,
+    )
     result = invoke(*own)
     assert result.exit_code == 0, result.stderr
     assert r"1 files that are not text (bad\x1b[2J.txt)" in result.stdout
     lines = folder / "bad\x1b[2J.jsonl"
     lines.write_text("oops\n")
-    result = invoke("index", lines, "--out", tmp_path / "other", "--embedder", embedder_directory)
+    result = invoke(
+        "index", lines, "--out", tmp_path / "other", "--embedder", embedder_directory
+    )
     assert result.exit_code == 2
     assert r"bad\x1b[2J.jsonl:1: not JSON" in result.stderr
 
@@ -95,8 +116,17 @@ def test_index_of_files_of_hostile_names(embedder_directory: Path, tmp_path: Pat
 def test_adapt_and_evaluate(
     store: Path, model_directory: Path, embedder_directory: Path, tmp_path: Path
 ) -> None:
-    models = ("--model", model_directory, "--embedder", embedder_directory, "--store", store)
-    result = invoke("adapt", *models, "--prompt", "the cat sat on the red mat", "--steps", 2)
+    models = (
+        "--model",
+        model_directory,
+        "--embedder",
+        embedder_directory,
+        "--store",
+        store,
+    )
+    result = invoke(
+        "adapt", *models, "--prompt", "the cat sat on the red mat", "--steps", 2
+    )
     assert result.exit_code == 0, result.stderr
     assert r"\x1b[2J\x1b]52" in result.stdout
     prompt = {"text": "the dog ran to the park on the blue tree", "domain": HOSTILE}
@@ -109,11 +139,25 @@ def test_adapt_and_evaluate(
 
 
 def test_what_a_model_writes_does_not_steer_a_terminal(
-    store: Path, model_directory: Path, embedder_directory: Path, monkeypatch: pytest.MonkeyPatch
+    store: Path,
+    model_directory: Path,
+    embedder_directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(TestTimeFinetuner, "continuation", lambda *_, **__: f"one\n{HOSTILE}")
+    monkeypatch.setattr(
+        TestTimeFinetuner, "continuation", lambda *_, **__: f"one\n{HOSTILE}"
+    )
     terminal = partial(Console, force_terminal=True, color_system=None, width=500)
     monkeypatch.setattr(commands_adapt, "Console", terminal)
-    own = ("--model", model_directory, "--embedder", embedder_directory, "--store", store)
+    own = (
+        "--model",
+        model_directory,
+        "--embedder",
+        embedder_directory,
+        "--store",
+        store,
+    )
     prompt = ("--prompt", "the cat sat on the red mat", "--steps", 2, "--generate")
-    assert invoke("adapt", *own, *prompt).stdout.endswith(f"one\n{printable(HOSTILE)}\n")
+    assert invoke("adapt", *own, *prompt).stdout.endswith(
+        f"one\n{printable(HOSTILE)}\n"
+    )

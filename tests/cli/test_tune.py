@@ -13,7 +13,12 @@ from typer.testing import CliRunner, Result
 
 from hullft_ops.cli.app import app
 from hullft_ops.ttft.evaluation import tuning as tuning_run
-from hullft_ops.ttft.evaluation.config import ConfigError, Settings, config_id, expand_grid
+from hullft_ops.ttft.evaluation.config import (
+    ConfigError,
+    Settings,
+    config_id,
+    expand_grid,
+)
 from hullft_ops.ttft.evaluation.corpus import Prompt
 from hullft_ops.ttft.evaluation.results import Row
 from hullft_ops.ttft.evaluation.tuning import Tuned, tune
@@ -22,8 +27,17 @@ from result_rows import result_row
 PROMPTS = [Prompt(f"prompt {number}") for number in range(60)]
 GRID = expand_grid(
     [
-        {"method": ["knn", "hullft"], "n_select": [10, 20, 50], "lr": [1e-4, 2e-4, 4e-4, 8e-4]},
-        {"method": "hullft", "n_select": [10, 20, 50], "refresh": [1, 4], "lr": [1e-4, 4e-4]},
+        {
+            "method": ["knn", "hullft"],
+            "n_select": [10, 20, 50],
+            "lr": [1e-4, 2e-4, 4e-4, 8e-4],
+        },
+        {
+            "method": "hullft",
+            "n_select": [10, 20, 50],
+            "refresh": [1, 4],
+            "lr": [1e-4, 4e-4],
+        },
     ],
     None,
 )
@@ -32,7 +46,12 @@ GRID = expand_grid(
 def true_bits(settings: Settings) -> float:
     """A valley at 3e-4, deeper for more steps, with 10 % between the grid's best and worst."""
     distance = math.log2(settings["lr"] / 3e-4)
-    return 1.5 + 0.05 * distance**2 + 0.6 / settings["n_select"] + 0.02 * settings["refresh"]
+    return (
+        1.5
+        + 0.05 * distance**2
+        + 0.6 / settings["n_select"]
+        + 0.02 * settings["refresh"]
+    )
 
 
 class Landscape:
@@ -50,13 +69,17 @@ class Landscape:
         return result_row(
             prompt.id,
             settings=settings,
-            bits_per_byte_after=true_bits(settings) + shared.gauss(0, 0.3) + own.gauss(0, 0.05),
+            bits_per_byte_after=true_bits(settings)
+            + shared.gauss(0, 0.3)
+            + own.gauss(0, 0.05),
             seconds={"finetune": seconds},
             seconds_row=seconds + 0.05,
         )
 
 
-def search(landscape: Landscape, *, limit: float = 600, seconds: float = math.inf) -> Tuned:
+def search(
+    landscape: Landscape, *, limit: float = 600, seconds: float = math.inf
+) -> Tuned:
     return tune(landscape, PROMPTS, GRID, seconds=seconds, limit=limit)
 
 
@@ -75,7 +98,9 @@ def test_all_candidates_of_a_rung_run_on_the_same_prompts() -> None:
     landscape = Landscape()
     tuned = search(landscape, limit=300)
     used = Counter(config for _, config in landscape.calls)
-    assert sorted(set(used.values())) == sorted({rung["prompts"] for rung in tuned.rungs})
+    assert sorted(set(used.values())) == sorted(
+        {rung["prompts"] for rung in tuned.rungs}
+    )
     assert tuned.prompts == max(used.values())
 
 
@@ -105,15 +130,21 @@ def test_the_time_for_a_prompt_is_a_bound() -> None:
 
 
 def test_nothing_quick_enough_is_an_error_that_names_the_quickest() -> None:
-    with pytest.raises(ConfigError, match=r"at most 0.1 s .* hullft n=10 refresh=4 .* 0.15 s"):
+    with pytest.raises(
+        ConfigError, match=r"at most 0.1 s .* hullft n=10 refresh=4 .* 0.15 s"
+    ):
         search(Landscape(), seconds=0.1)
 
 
 @pytest.mark.parametrize("none", [0.0, -1.0, math.nan])
 def test_time_is_wanted(none: float) -> None:
-    with pytest.raises(ConfigError, match="the time for a prompt must be above 0 s, got"):
+    with pytest.raises(
+        ConfigError, match="the time for a prompt must be above 0 s, got"
+    ):
         search(Landscape(), seconds=none)
-    with pytest.raises(ConfigError, match="the time for all measurements must be above 0 s"):
+    with pytest.raises(
+        ConfigError, match="the time for all measurements must be above 0 s"
+    ):
         search(Landscape(), limit=none)
 
 
@@ -127,8 +158,25 @@ def options(
 ) -> list[object]:
     given: list[object] = ["--model", model_directory, "--embedder", embedder_directory]
     given += ["--corpus", corpus_file, "--limit", 5, "--refresh", 1, "--n-select", 2]
-    given += ["--n-select", 6, "--lr", 1e-4, "--lr", 1e-2, "--method", "hullft", "--minutes", 1]
-    return [*given, "--results", tmp_path / "rows.jsonl", "--output", tmp_path / "tuned.json"]
+    given += [
+        "--n-select",
+        6,
+        "--lr",
+        1e-4,
+        "--lr",
+        1e-2,
+        "--method",
+        "hullft",
+        "--minutes",
+        1,
+    ]
+    return [
+        *given,
+        "--results",
+        tmp_path / "rows.jsonl",
+        "--output",
+        tmp_path / "tuned.json",
+    ]
 
 
 def test_the_folder_of_the_configuration_is_made_before_the_measuring(
@@ -142,7 +190,9 @@ def test_the_folder_of_the_configuration_is_made_before_the_measuring(
 
 
 def test_an_axis_without_values_is_refused() -> None:
-    with pytest.raises(ConfigError, match="settings: n_select must not be an empty list"):
+    with pytest.raises(
+        ConfigError, match="settings: n_select must not be an empty list"
+    ):
         expand_grid([{"method": "knn", "n_select": []}], None)
 
 
@@ -154,7 +204,12 @@ def test_the_command_writes_a_configuration_that_evaluate_takes(
     assert result.exit_code == 0, result.stderr
     written: dict[str, Any] = json.loads((tmp_path / "tuned.json").read_text())
     # A model that knows nothing learns most from the most and the largest steps.
-    assert written["settings"] == {"method": "hullft", "n_select": 6, "refresh": 1, "lr": 1e-2}
+    assert written["settings"] == {
+        "method": "hullft",
+        "n_select": 6,
+        "refresh": 1,
+        "lr": 1e-2,
+    }
     assert written["tuned"]["bits_per_byte"] < written["tuned"]["bits_per_byte_before"]
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"text": "the red cat sat on the blue mat"}\n')
@@ -173,7 +228,10 @@ def test_the_command_tunes_the_texts_in_the_context(
     assert result.exit_code == 0, result.stderr
     rows = map(json.loads, (tmp_path / "rows.jsonl").read_text().splitlines())
     assert {row["settings"]["context"] for row in rows} == {0, 1}
-    assert json.loads((tmp_path / "tuned.json").read_text())["settings"]["context"] in (0, 1)
+    assert json.loads((tmp_path / "tuned.json").read_text())["settings"]["context"] in (
+        0,
+        1,
+    )
 
 
 def test_the_command_says_when_adapting_hurts(
@@ -182,7 +240,9 @@ def test_the_command_says_when_adapting_hurts(
     monkeypatch.chdir(tmp_path)
     for before, hurts in ((3.55, True), (4.04, False)):
         found = Tuned(GRID[0], 4.04, before, 1.0, 5, 9.0, [])
-        monkeypatch.setattr(tuning_run, "run_tuning", lambda *_, found=found, **__: found)
+        monkeypatch.setattr(
+            tuning_run, "run_tuning", lambda *_, found=found, **__: found
+        )
         result = invoke(*options)
         assert result.exit_code == 0, result.stderr
         assert ("Adapting hurts: even with these settings" in result.stdout) == hurts
@@ -218,7 +278,9 @@ def test_a_model_without_a_limit_is_tuned_with_the_length_of_the_settings(
     monkeypatch.chdir(tmp_path)
     config = tmp_path / "config.json"
     config.write_text(json.dumps({"settings": {"max_length": 16}}), encoding="utf-8")
-    result = invoke(*options, "--model", unlimited_directory, "--config", config, "--limit", 2)
+    result = invoke(
+        *options, "--model", unlimited_directory, "--config", config, "--limit", 2
+    )
     assert result.exit_code == 0, result.stderr
     written = json.loads((tmp_path / "tuned.json").read_text(encoding="utf-8"))
     assert written["settings"]["max_length"] == 16
@@ -231,5 +293,8 @@ def test_nothing_quick_enough_ends_with_one_line(
     monkeypatch.chdir(tmp_path)
     result = invoke(*options, "--seconds", 1e-9)
     assert result.exit_code == 2
-    assert "hullft-ops tune: no configuration takes at most 1e-09 s a prompt" in result.stderr
+    assert (
+        "hullft-ops tune: no configuration takes at most 1e-09 s a prompt"
+        in result.stderr
+    )
     assert not (tmp_path / "tuned.json").exists()

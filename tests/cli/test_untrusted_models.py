@@ -73,8 +73,12 @@ def model(model_directory: Path, shipping: Callable[[Path, str], Path]) -> Path:
     return folder
 
 
-@pytest.fixture(params=["config", "module", "base model", "word tokenizer", "sparse tokenizer"])
-def embedder(request: pytest.FixtureRequest, shipping: Callable[[Path, str], Path]) -> Path:
+@pytest.fixture(
+    params=["config", "module", "base model", "word tokenizer", "sparse tokenizer"]
+)
+def embedder(
+    request: pytest.FixtureRequest, shipping: Callable[[Path, str], Path]
+) -> Path:
     """The ways from a folder to code in it, or in another, that sentence-transformers has."""
     folder = shipping(get_model_path(), "embedder")
     if request.param == "config":
@@ -84,11 +88,18 @@ def embedder(request: pytest.FixtureRequest, shipping: Callable[[Path, str], Pat
     elif request.param == "base model":
         base = shipping(get_model_path(), "base")
         changed(base / "config.json", model_type="shipped", auto_map=AUTO_MAP)
-        changed(folder / "config.json", base_model_name_or_path=str(base), architectures=None)
+        changed(
+            folder / "config.json",
+            base_model_name_or_path=str(base),
+            architectures=None,
+        )
         changed(folder / "sentence_bert_config.json", transformer_task="retrieval")
     else:
         (folder / "config.json").unlink()
-        own = {"tokenizer_class": "Tokenizer", "auto_map": {"AutoTokenizer": ["", TOKENIZER]}}
+        own = {
+            "tokenizer_class": "Tokenizer",
+            "auto_map": {"AutoTokenizer": ["", TOKENIZER]},
+        }
         changed(folder / "tokenizer_config.json", **own)
         if request.param == "word tokenizer":
             within = "sentence_transformers.sentence_transformer.modules"
@@ -96,14 +107,19 @@ def embedder(request: pytest.FixtureRequest, shipping: Callable[[Path, str], Pat
             changed(folder / "wordembedding_config.json", tokenizer_class=kind)
             modules(folder, f"{within}.WordEmbeddings")
         else:
-            modules(folder, "sentence_transformers.sparse_encoder.modules.SparseStaticEmbedding")
+            modules(
+                folder,
+                "sentence_transformers.sparse_encoder.modules.SparseStaticEmbedding",
+            )
     return folder
 
 
 def modules(folder: Path, kind: str, *, beside: bool = False) -> None:
     file = folder / "modules.json"
     others = json.loads(file.read_text()) if beside else []
-    file.write_text(json.dumps([*others, {"idx": 9, "name": "9", "path": "", "type": kind}]))
+    file.write_text(
+        json.dumps([*others, {"idx": 9, "name": "9", "path": "", "type": kind}])
+    )
 
 
 @pytest.fixture
@@ -170,7 +186,10 @@ def test_no_command_runs_an_embedders_code(
 
 @pytest.mark.parametrize("load", [load_embedder, SentenceTransformerEmbedder])
 def test_nor_do_functions(
-    load: Callable[[str], object], embedder: Path, mark: Path, monkeypatch: pytest.MonkeyPatch
+    load: Callable[[str], object],
+    embedder: Path,
+    mark: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO(YES))
     with pytest.raises(ValueError, match="trust_remote_code"):
@@ -218,7 +237,9 @@ def test_a_tokenizers_class_that_ships_with_it_is_passed_over(
 ) -> None:
     """transformers has a class of its own for what such a folder holds."""
     folder = shipping(model_directory, "tokenizer")
-    changed(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["", TOKENIZER]})
+    changed(
+        folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["", TOKENIZER]}
+    )
     own = options(command, store, corpus_file, tmp_path)
     named = ["--chunk-tokens", 16, "--tokenizer"] if command == "index" else ["--model"]
     arguments = [command, *own, *named, folder, "--embedder", embedder_directory]

@@ -92,16 +92,22 @@ def test_masks_of_old_checkpoints_are_not_unexpected(folder: Path) -> None:
     model = gpt2()
     model.save_pretrained(folder)
     weights = load_file(folder / "model.safetensors")
-    weights |= {f"transformer.h.{i}.attn.bias": torch.ones(1, 1, 64, 64).tril() for i in (0, 1)}
+    weights |= {
+        f"transformer.h.{i}.attn.bias": torch.ones(1, 1, 64, 64).tril() for i in (0, 1)
+    }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     assert torch.equal(loaded(folder), logits(model))
 
 
-def test_a_folder_of_adapters_is_loaded_around_its_base(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_of_adapters_is_loaded_around_its_base(
+    folder: Path, tmp_path: Path
+) -> None:
     base = llama(tied=False)
     base.save_pretrained(folder)
     adapters = tmp_path / "adapters"
-    lora = LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, target_modules=["q_proj"])
+    lora = LoraConfig(
+        task_type="CAUSAL_LM", init_lora_weights=False, target_modules=["q_proj"]
+    )
     base.name_or_path = str(folder)
     model = get_peft_model(base, lora)
     model.save_pretrained(adapters)
@@ -186,10 +192,17 @@ def test_every_command_refuses_it_unless_told_otherwise(
     if command == "adapt":
         own += ["--store", store, "--prompt", "the cat sat on the red mat"]
     else:
-        own += ["--corpus", corpus_file, "--prompts" if command == "demo" else "--limit", 1]
+        own += [
+            "--corpus",
+            corpus_file,
+            "--prompts" if command == "demo" else "--limit",
+            1,
+        ]
     refused = invoke(command, *own)
     assert refused.exit_code == 2, refused.output
-    [line] = [line for line in refused.stderr.splitlines() if line.startswith("hullft-ops")]
+    [line] = [
+        line for line in refused.stderr.splitlines() if line.startswith("hullft-ops")
+    ]
     assert "12 missing (transformer.h.1.attn.c_attn.bias, " in line
     assert line.endswith(
         "; allow_missing_weights=True, or --allow-missing-weights, loads it anyway"
@@ -197,7 +210,9 @@ def test_every_command_refuses_it_unless_told_otherwise(
     allowed = invoke(command, *own, "--allow-missing-weights")
     assert allowed.exit_code == 0, allowed.output
     if command == "tune":
-        assert json.loads(Path("tuned.json").read_text())["allow_missing_weights"] is True
+        assert (
+            json.loads(Path("tuned.json").read_text())["allow_missing_weights"] is True
+        )
 
 
 @pytest.mark.parametrize("allow", [False, True])

@@ -26,7 +26,9 @@ UNITS = (
 )  # fmt: skip
 CLANG = "clang++-19"
 _TIMELESS = ["-Xclang", "-fno-pch-timestamp"]
-_FUSES = ("-mfma",) if platform.machine() == "x86_64" else ()  # elsewhere every processor does
+_FUSES = (
+    ("-mfma",) if platform.machine() == "x86_64" else ()
+)  # elsewhere every processor does
 _SANITIZERS = ["-fsanitize=address,alignment", "-fno-sanitize-recover=alignment"]
 
 
@@ -45,7 +47,9 @@ class Kind:
 KINDS = {
     "plain": Kind(CLANG, ("-O2",), ("-O2",)),
     "gcc": Kind("g++", ("-O2",), ("-O2",)),
-    "asan": Kind("g++", ("-O1", *_SANITIZERS), ("-O1", *_SANITIZERS), tuple(_SANITIZERS)),
+    "asan": Kind(
+        "g++", ("-O1", *_SANITIZERS), ("-O1", *_SANITIZERS), tuple(_SANITIZERS)
+    ),
     "fused": Kind(CLANG, ("-O2", "-ffp-contract=fast", *_FUSES), ("-O2",)),
     "race": Kind(CLANG, ("-O1", "-fsanitize=thread"), ("-O1", "-DCUSIM_RACE")),
 }
@@ -53,7 +57,11 @@ KINDS = {
 
 def cuda_include() -> Path | None:
     """The toolkit's headers, beside the nvcc on PATH or under CUDA_HOME."""
-    roots = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    roots = [
+        os.environ.get("CUDA_HOME"),
+        os.environ.get("CUDA_PATH"),
+        "/usr/local/cuda",
+    ]
     nvcc = shutil.which("nvcc")
     if nvcc:
         roots.insert(0, str(Path(nvcc).resolve().parent.parent))
@@ -93,7 +101,12 @@ def _common(csrc: Path) -> list[str]:
 def _digest(kind: str) -> str:
     digest = hashlib.sha256(repr(KINDS[kind]).encode())
     digest.update(str(HERE).encode())  # precompiled headers name their sources
-    files = [*CSRC.glob("core/*"), *CSRC.glob("cuda/*"), *HERE.rglob("*.h"), *HERE.rglob("*.cpp")]
+    files = [
+        *CSRC.glob("core/*"),
+        *CSRC.glob("cuda/*"),
+        *HERE.rglob("*.h"),
+        *HERE.rglob("*.cpp"),
+    ]
     files.append(Path(__file__))
     for path in sorted(files):
         digest.update(path.name.encode())
@@ -103,7 +116,11 @@ def _digest(kind: str) -> str:
 
 def _cache() -> Path:
     root = os.environ.get("HULLFT_CUDA_SIM_CACHE")
-    return Path(root) if root else Path(tempfile.gettempdir()) / f"hullft_cuda_sim_{os.getuid()}"
+    return (
+        Path(root)
+        if root
+        else Path(tempfile.gettempdir()) / f"hullft_cuda_sim_{os.getuid()}"
+    )
 
 
 @contextmanager
@@ -160,7 +177,9 @@ def _compile_all(kind: str, into: Path) -> None:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = [pool.submit(_compile_driver, kind, source, into) for source in drivers]
         pool.submit(_precompile, kind, into).result()
-        jobs += [pool.submit(_compile_unit, kind, CSRC, unit, into, into) for unit in UNITS]
+        jobs += [
+            pool.submit(_compile_unit, kind, CSRC, unit, into, into) for unit in UNITS
+        ]
         for job in jobs:
             job.result()
 
@@ -180,7 +199,9 @@ def build(kind: str) -> Path:
     return final / "libsim.so"
 
 
-def build_patched(kind: str, unit: str, file: str, old: str, new: str, into: Path) -> Path:
+def build_patched(
+    kind: str, unit: str, file: str, old: str, new: str, into: Path
+) -> Path:
     """The library with one place of one source changed; only ``unit`` is compiled anew."""
     base = build(kind).parent
     csrc = into / "csrc"
@@ -188,7 +209,9 @@ def build_patched(kind: str, unit: str, file: str, old: str, new: str, into: Pat
     target = csrc / file
     text = target.read_text()
     if text.count(old) != 1:
-        raise BuildError(f"{file}: the mutant's text occurs {text.count(old)} times: {old!r}")
+        raise BuildError(
+            f"{file}: the mutant's text occurs {text.count(old)} times: {old!r}"
+        )
     target.write_text(text.replace(old, new))
     objects = into / "objects"
     objects.mkdir()
@@ -203,7 +226,17 @@ def build_host(into: Path) -> Path:
     """What csrc/cuda_host has without torch, on the runtime of host/runtime.cpp."""
     library = into / "libhost.so"
     sources = [str(CSRC / "cuda_host/device.cpp"), str(HERE / "host/runtime.cpp")]
-    _run(["g++", *_common(CSRC), "-shared", "-Wl,-Bsymbolic", *sources, "-o", str(library)])
+    _run(
+        [
+            "g++",
+            *_common(CSRC),
+            "-shared",
+            "-Wl,-Bsymbolic",
+            *sources,
+            "-o",
+            str(library),
+        ]
+    )
     return library
 
 
@@ -221,7 +254,16 @@ def build_selftest(kind: str, into: Path) -> Path:
              "-o", objects[0]]
         )  # fmt: skip
     test_object = str(into / f"selftest_{kind}.o")
-    _run([how.compiler, *flags, "-c", str(HERE / "cusim/selftest.cpp"), "-o", test_object])
+    _run(
+        [
+            how.compiler,
+            *flags,
+            "-c",
+            str(HERE / "cusim/selftest.cpp"),
+            "-o",
+            test_object,
+        ]
+    )
     _run(
         [how.compiler, *how.link_flags, test_object, *objects, "-o", str(program),
          "-lboost_context", "-ldl"]

@@ -23,7 +23,15 @@ from cuda_sim.checks import (
 from cuda_sim.library import Launch, Library
 from hullft_ops import reference
 
-SIZES = ((1, 1, 3), (2, 3, 1), (31, 8, 7), (33, 20, 12), (65, 33, 9), (130, 64, 20), (257, 17, 6))
+SIZES = (
+    (1, 1, 3),
+    (2, 3, 1),
+    (31, 8, 7),
+    (33, 20, 12),
+    (65, 33, 9),
+    (130, 64, 20),
+    (257, 17, 6),
+)
 """Candidates, dimension, n_select: on both sides of a warp, a tile of rows, a Gram tile, a block,
 a vector load and a chunk of d."""
 
@@ -45,7 +53,11 @@ def launches(seed: int, **options: int) -> Iterator[Launch]:
 
 
 def fw_matches(
-    library: Library, dtype: torch.dtype, variant: str, launch: Launch, sizes: Iterable[tuple]
+    library: Library,
+    dtype: torch.dtype,
+    variant: str,
+    launch: Launch,
+    sizes: Iterable[tuple],
 ) -> None:
     steps = {"vanilla": 40, "away": 12, "pairwise": 1}[variant]
     for candidates, dim, n_select in sizes:
@@ -57,7 +69,9 @@ def fw_matches(
             check_equals(of_query(answer, b), expected)
 
 
-def fw_holds(library: Library, dtype: torch.dtype, variant: str, launch: Launch) -> None:
+def fw_holds(
+    library: Library, dtype: torch.dtype, variant: str, launch: Launch
+) -> None:
     for candidates, dim, n_select in ((40, 12, 50), (90, 24, 8)):
         pool, query = hull_problem(candidates, 2, candidates, dim, dtype)
         answer = library.frank_wolfe(
@@ -113,7 +127,9 @@ def fw_pairwise(library: Library, seed: int) -> None:
 
 @case
 def fw_columns(library: Library, seed: int) -> None:
-    fw_matches(library, torch.float32, "away", Launch(seed, gram=False, threads=96), SIZES[2:6])
+    fw_matches(
+        library, torch.float32, "away", Launch(seed, gram=False, threads=96), SIZES[2:6]
+    )
 
 
 @case
@@ -143,7 +159,9 @@ def check_outside_hull(library: Library, launch: Launch) -> None:
     """A query far outside its hull, whose nearest point has fewer atoms than are allowed."""
     pool, query = hull_problem(0, 1, 400, 12, torch.float32)
     query *= 2
-    answer = library.frank_wolfe(pool, query, 16, variant="away", max_iter=200, launch=launch)
+    answer = library.frank_wolfe(
+        pool, query, 16, variant="away", max_iter=200, launch=launch
+    )
     check_consistent(pool[0], query[0], 16, of_query(answer, 0))
     m = int(answer.support_size)
     assert m < 16
@@ -163,7 +181,9 @@ def fw_odd_rows(library: Library, seed: int) -> None:
     launch = Launch(seed, gram=False, threads=64)
     sizes = ((9, 11, 4), (6, 18, 4))
     fw_matches(library, torch.bfloat16, "vanilla", launch, sizes)
-    fw_matches(library, torch.bfloat16, "vanilla", Launch(seed, gram=True, threads=64), sizes)
+    fw_matches(
+        library, torch.bfloat16, "vanilla", Launch(seed, gram=True, threads=64), sizes
+    )
 
 
 @case
@@ -234,7 +254,9 @@ def fw_ragged(library: Library, seed: int) -> None:
             n = int(sizes[b])
             expected = reference.fw_select(pool[b, :n], query[b], 6)
             check_equals(of_query(answer, b), expected)
-            check_equals(of_query(shared, b), reference.fw_select(pool[0, :n], query[b], 6))
+            check_equals(
+                of_query(shared, b), reference.fw_select(pool[0, :n], query[b], 6)
+            )
         for b in (3, 4):
             check_failed(of_query(answer, b), 6)
             check_failed(of_query(shared, b), 6)
@@ -245,7 +267,9 @@ def fw_indexed(library: Library, seed: int) -> None:
     embeddings, query = hull_problem(3, 1, 80, 12, torch.float32)
     embeddings, query = embeddings[0], query.repeat(4, 1)
     generator = torch.Generator().manual_seed(0)
-    candidates = torch.stack([torch.randperm(80, generator=generator)[:37] for _ in range(4)])
+    candidates = torch.stack(
+        [torch.randperm(80, generator=generator)[:37] for _ in range(4)]
+    )
     sizes = torch.tensor([37, 20, 37, 37])
     candidates[2, 5], candidates[3, 36] = -1, 80
     for launch in launches(seed):
@@ -266,7 +290,9 @@ def fw_stopping(library: Library, seed: int) -> None:
         pool, query = hull_problem(5, 1, 20, 8, dtype)
         for options in ({"max_iter": 0}, {"gap_tol": 0.05}, {"tol": 0.4}, {"tol": 0.0}):
             for n_select in (1, 6):
-                answer = library.frank_wolfe(pool, query, n_select, launch=launch, **options)
+                answer = library.frank_wolfe(
+                    pool, query, n_select, launch=launch, **options
+                )
                 expected = reference.fw_select(pool[0], query[0], n_select, **options)
                 check_equals(of_query(answer, 0), expected)
         inside = pool[:, 3].contiguous()
@@ -291,7 +317,9 @@ def fw_scaled(library: Library, seed: int) -> None:
                 expected = library.frank_wolfe(pool, query, n_select, **options)
                 for scale in scales:
                     x, q = pool * scale, query * scale
-                    check_scaled(library.frank_wolfe(x, q, n_select, **options), expected, scale)
+                    check_scaled(
+                        library.frank_wolfe(x, q, n_select, **options), expected, scale
+                    )
 
 
 @case

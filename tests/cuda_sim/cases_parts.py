@@ -44,8 +44,12 @@ def gram_tiles(library: Library, seed: int) -> None:
     generator = torch.Generator().manual_seed(8)
     for dtype in DTYPES.values():
         for batch, candidates, dim in ((1, 37, 100), (23, 33, 72)):
-            pool = torch.randint(-9, 10, (batch, candidates, dim), generator=generator).to(dtype)
-            assert torch.equal(library.gram(pool, Launch(seed)).double(), exact_gram(pool))
+            pool = torch.randint(
+                -9, 10, (batch, candidates, dim), generator=generator
+            ).to(dtype)
+            assert torch.equal(
+                library.gram(pool, Launch(seed)).double(), exact_gram(pool)
+            )
     pool, _ = hull_problem(7, 23, 33, 152, torch.float32)
     pool[:, 32] = pool[:, 5]
     got = library.gram(pool, Launch(seed))
@@ -69,12 +73,16 @@ def integerize(library: Library, seed: int) -> None:
         weights = torch.randn(3, m, generator=generator, dtype=torch.float64).relu()
         weights[1] = 0
         sizes = torch.tensor([m, m, max(1, m - 3)])
-        counts = library.integerize(support, query, weights, n_select, sizes=sizes, launch=launch)
+        counts = library.integerize(
+            support, query, weights, n_select, sizes=sizes, launch=launch
+        )
         assert (counts.sum(1) == n_select).all()
         assert (counts >= 0).all()
         for b in range(3):
             n = int(sizes[b])
-            expected = reference.integerize(support[b, :n], query[b], weights[b, :n], n_select)
+            expected = reference.integerize(
+                support[b, :n], query[b], weights[b, :n], n_select
+            )
             assert counts[b].tolist() == expected.tolist() + [0] * (m - n)
 
 
@@ -86,8 +94,13 @@ def integerize_failures(library: Library, seed: int) -> None:
     query[2, 3] = float("inf")
     weights[3, 0] = float("nan")
     sizes = torch.tensor([6, 6, 6, 6, 7])
-    counts = library.integerize(support, query, weights, 9, sizes=sizes, launch=Launch(seed))
-    assert counts[0].tolist() == reference.integerize(support[0], query[0], weights[0], 9).tolist()
+    counts = library.integerize(
+        support, query, weights, 9, sizes=sizes, launch=Launch(seed)
+    )
+    assert (
+        counts[0].tolist()
+        == reference.integerize(support[0], query[0], weights[0], 9).tolist()
+    )
     assert (counts[1:] == -1).all()
 
 
@@ -98,7 +111,9 @@ def integerize_scaled(library: Library, seed: int) -> None:
         expected = library.integerize(support, query, weights, 9, launch=Launch(seed))
         for scale in scales:
             x, q = support * scale, query * scale
-            assert torch.equal(library.integerize(x, q, weights, 9, launch=Launch(seed)), expected)
+            assert torch.equal(
+                library.integerize(x, q, weights, 9, launch=Launch(seed)), expected
+            )
 
 
 @case
@@ -145,11 +160,15 @@ def lmo_scaled(library: Library, seed: int) -> None:
         pool[1, 7] = query[1]
         expected = library.lmo(pool, query, current, launch=Launch(seed))
         for scale in scales:
-            step = library.lmo(*(t * scale for t in (pool, query, current)), launch=Launch(seed))
+            step = library.lmo(
+                *(t * scale for t in (pool, query, current)), launch=Launch(seed)
+            )
             assert torch.equal(step.vertex, expected.vertex)
             assert torch.equal(step.gamma, expected.gamma)
             for name in ("correlation", "gap"):
-                assert torch.equal(getattr(step, name), getattr(expected, name) * scale**2)
+                assert torch.equal(
+                    getattr(step, name), getattr(expected, name) * scale**2
+                )
 
 
 @case
@@ -159,7 +178,9 @@ def lmo_overflow(library: Library, seed: int) -> None:
     pool = torch.tensor([[1e-20, 0.0], [1e-20, 1e-20], [1.0, 1.0]])
     current = torch.tensor([[1e20, 1e20], [3e18, 0.0], [2e19, 0.0]])
     query = torch.tensor([[1.0, 1.0], [3e18, 0.0], [2e19, 1.0]])
-    step = library.lmo(pool.expand(3, 3, 2).contiguous(), query, current, launch=Launch(seed))
+    step = library.lmo(
+        pool.expand(3, 3, 2).contiguous(), query, current, launch=Launch(seed)
+    )
     assert step.vertex.tolist() == [-1, 0, -1]
     for value in (step.correlation, step.gamma, step.gap):
         assert value.isnan().tolist() == [True, False, True]

@@ -47,7 +47,11 @@ def check_sift(
 
 
 def sift_matches(
-    library: Library, dtype: torch.dtype, launch: Launch, sizes: Iterable[tuple], noise: float = 0.1
+    library: Library,
+    dtype: torch.dtype,
+    launch: Launch,
+    sizes: Iterable[tuple],
+    noise: float = 0.1,
 ) -> None:
     for candidates, dim, n_select in sizes:
         pool, query = hull_problem(candidates, 2, candidates, dim, dtype)
@@ -76,7 +80,9 @@ def sift_global_state(library: Library, seed: int) -> None:
 def sift_repeats(library: Library, seed: int) -> None:
     """Much noise: the same rows again and again, more picks than rows."""
     for gram in (True, False):
-        sift_matches(library, torch.float64, Launch(seed, gram, 64), [(5, 6, 70)], noise=1.0)
+        sift_matches(
+            library, torch.float64, Launch(seed, gram, 64), [(5, 6, 70)], noise=1.0
+        )
 
 
 @case
@@ -84,7 +90,9 @@ def sift_targets(library: Library, seed: int) -> None:
     """Four targets, each at a multiple of 16 bytes or only the first of a query; the rows are."""
     for dim in (8, 9):
         pool, _ = hull_problem(11, 2, 40, dim, torch.float64)
-        query = torch.stack([hull_problem(s, 2, 3, dim, torch.float64)[1] for s in range(4)], 1)
+        query = torch.stack(
+            [hull_problem(s, 2, 3, dim, torch.float64)[1] for s in range(4)], 1
+        )
         for dtype in (torch.float64, torch.float32):
             x, q = torch.zeros(2, 40, 12, dtype=dtype)[..., :dim], query.to(dtype)
             x.copy_(pool)
@@ -118,7 +126,9 @@ def sift_ragged(library: Library, seed: int) -> None:
         launch = Launch(seed, gram, 64)
         answer = library.sift(pool, query, 6, sizes=sizes, launch=launch)
         shared = library.sift(pool[0], query, 6, sizes=sizes, launch=launch)
-        indexed = library.sift(pool[0], query, 6, candidates=candidates, sizes=sizes, launch=launch)
+        indexed = library.sift(
+            pool[0], query, 6, candidates=candidates, sizes=sizes, launch=launch
+        )
         for b, n in enumerate(sizes.tolist()):
             if b < 3:
                 check_sift(answer, b, pool[b, :n], query[b], 0.01)
@@ -129,7 +139,9 @@ def sift_ragged(library: Library, seed: int) -> None:
                 check_sift_failed(failed, b)
 
 
-def check_sift_failed(answer: tuple[Answer, torch.Tensor, torch.Tensor], b: int) -> None:
+def check_sift_failed(
+    answer: tuple[Answer, torch.Tensor, torch.Tensor], b: int
+) -> None:
     check_failed(of_query(answer[0], b), answer[1].shape[1])
     assert (answer[1][b] == -1).all()
     assert answer[2][b].isnan().all()
@@ -161,7 +173,11 @@ def sift_scaled(library: Library, seed: int) -> None:
             for q, gram in ((query, True), (targets, False)):
                 (answer, picks, variance), wanted = (
                     library.sift(
-                        pool * s, q * s, 7, noise=0.1 * s**2, launch=Launch(seed, gram, 64)
+                        pool * s,
+                        q * s,
+                        7,
+                        noise=0.1 * s**2,
+                        launch=Launch(seed, gram, 64),
                     )
                     for s in (scale, 1)
                 )

@@ -34,7 +34,9 @@ def hull_problem(
     generator = torch.Generator().manual_seed(seed)
     pool = torch.randn(batch, candidates, dim, generator=generator, dtype=torch.float64)
     pool /= pool.norm(dim=-1, keepdim=True)
-    weights = torch.rand(batch, candidates, generator=generator, dtype=torch.float64) ** 6
+    weights = (
+        torch.rand(batch, candidates, generator=generator, dtype=torch.float64) ** 6
+    )
     weights /= weights.sum(-1, keepdim=True)
     noise = torch.randn(batch, dim, generator=generator, dtype=torch.float64) / dim**0.5
     query = (weights.unsqueeze(-1) * pool).sum(1) + 0.3 * noise
@@ -47,7 +49,8 @@ def scaled_problems(
     """A problem of each dtype, and powers of two by which its entries scale exactly."""
     for dtype, reach in REACH.items():
         pool, query = (
-            without_small_entries(t) for t in hull_problem(seed, 2, candidates, dim, dtype)
+            without_small_entries(t)
+            for t in hull_problem(seed, 2, candidates, dim, dtype)
         )
         yield pool, query, (2.0**-reach, 2.0**reach)
 
@@ -66,9 +69,15 @@ def problems_of_parts() -> Iterator[dict[str, torch.Tensor]]:
     it in place."""
     pool, query = hull_problem(4, 5, 40, 12, torch.float32)
     generator = torch.Generator().manual_seed(0)
-    candidates = torch.stack([torch.randperm(40, generator=generator)[:31] for _ in range(5)])
+    candidates = torch.stack(
+        [torch.randperm(40, generator=generator)[:31] for _ in range(5)]
+    )
     sizes = torch.tensor([30, 1, 29, 0, 31])
-    for options in ({"pool": pool}, {"pool": pool[0]}, {"pool": pool[0], "candidates": candidates}):
+    for options in (
+        {"pool": pool},
+        {"pool": pool[0]},
+        {"pool": pool[0], "candidates": candidates},
+    ):
         yield options | {"query": query, "sizes": sizes}
 
 

@@ -15,10 +15,14 @@ from cuda_sim.worker import Workers
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--cuda-sim", action="store_true", help="execute the CUDA kernels on the CPU")
+    parser.addoption(
+        "--cuda-sim", action="store_true", help="execute the CUDA kernels on the CPU"
+    )
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
     if config.getoption("--cuda-sim", default=False):
         return
     ours = [item for item in items if item.path.is_relative_to(build.HERE)]
@@ -31,7 +35,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def toolchain() -> None:
     missing = build.missing_tools()
     if missing:
-        pytest.fail(f"tests/cuda_sim needs {', '.join(missing)}: see tests/cuda_sim/README.md")
+        pytest.fail(
+            f"tests/cuda_sim needs {', '.join(missing)}: see tests/cuda_sim/README.md"
+        )
 
 
 @pytest.fixture(scope="session")

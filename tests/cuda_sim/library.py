@@ -23,7 +23,11 @@ class SimulatorError(RuntimeError):
 
 
 class _Schedule(ctypes.Structure):
-    _fields_ = [("seed", ctypes.c_uint), ("max_shared_bytes", _I64), ("max_workspace_bytes", _I64)]
+    _fields_ = [
+        ("seed", ctypes.c_uint),
+        ("max_shared_bytes", _I64),
+        ("max_workspace_bytes", _I64),
+    ]
 
 
 class _Pool(ctypes.Structure):
@@ -187,7 +191,9 @@ def _storage_elements(tensor: torch.Tensor) -> int:
     """From the first element to the last one, gaps included."""
     if tensor.numel() == 0:
         return 0
-    return 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    return 1 + sum(
+        (n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)
+    )
 
 
 def _pool(
@@ -286,7 +292,10 @@ class Library:
     ) -> tuple[Answer, torch.Tensor, torch.Tensor]:
         """The selection, the picks and the variance after each; query [B, d] or [B, m, d]."""
         answer = Answer.empty(query.shape[0], n_select, pool.dtype)
-        picks, variance = torch.zeros_like(answer.indices), torch.zeros_like(answer.weights)
+        picks, variance = (
+            torch.zeros_like(answer.indices),
+            torch.zeros_like(answer.weights),
+        )
         gram = -1 if launch.gram is None else int(launch.gram)
         case = _SiftCase(
             _pool(pool, query, candidates, sizes), answer.pointers(), _pointer(picks),
@@ -386,5 +395,9 @@ class Library:
         batch, width, _ = pool.shape
         gram = torch.zeros((batch, width, width), dtype=real_dtype(pool.dtype))
         query = pool[:, 0].contiguous()
-        self._call("sim_gram", _GramCase(_pool(pool, query, None, None), _pointer(gram)), launch)
+        self._call(
+            "sim_gram",
+            _GramCase(_pool(pool, query, None, None), _pointer(gram)),
+            launch,
+        )
         return gram

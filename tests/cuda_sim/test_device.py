@@ -58,7 +58,9 @@ def test_an_old_driver_is_named(host: ctypes.CDLL) -> None:
 
 def test_a_failed_call_leaves_no_error_behind(host: ctypes.CDLL) -> None:
     assert host.failed(0) is None
-    assert host.failed(INVALID_DEVICE) == b"fw_select: CUDA error: invalid device ordinal"
+    assert (
+        host.failed(INVALID_DEVICE) == b"fw_select: CUDA error: invalid device ordinal"
+    )
     assert host.last_error() == 0
     host.set_machine(host.wanted_driver(), 9, 0, INVALID_DEVICE)
     assert host.unusable(9) == b"invalid device ordinal"

@@ -39,7 +39,10 @@ def test_case(library: Libraries, name: str, kind: str, seed: int) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_address_sanitizer(workers: Workers, name: str) -> None:
-    assert workers.run_cases(build.build("asan"), "asan", [name], seed=0, timeout=120) == ""
+    assert (
+        workers.run_cases(build.build("asan"), "asan", [name], seed=0, timeout=120)
+        == ""
+    )
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -56,9 +59,13 @@ def test_frank_wolfe_equals_reference(
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_frank_wolfe_holds_over_many_steps(library: Libraries, dtype: str, variant: str) -> None:
+def test_frank_wolfe_holds_over_many_steps(
+    library: Libraries, dtype: str, variant: str
+) -> None:
     for seed, way in enumerate(WAYS.values()):
-        fw_holds(library("plain"), DTYPES[dtype], variant, Launch(seed, threads=64, **way))
+        fw_holds(
+            library("plain"), DTYPES[dtype], variant, Launch(seed, threads=64, **way)
+        )
 
 
 @pytest.mark.parametrize("n_select", [1, 5, 20, 50])
@@ -74,7 +81,9 @@ def test_golden_pools(
         assert torch.equal(answer.counts, golden[f"counts_n{n_select}"])
         tolerance = 1e-10 if dtype == "float64" else 1e-5
         assert (answer.weights - golden[f"weights_n{n_select}"]).abs().max() < tolerance
-        assert (answer.residual - golden[f"residual_n{n_select}"]).abs().max() < tolerance
+        assert (
+            answer.residual - golden[f"residual_n{n_select}"]
+        ).abs().max() < tolerance
 
 
 @pytest.mark.parametrize("noise", [0.01, 0.2])
@@ -97,7 +106,9 @@ def test_golden_pools_of_pairwise(
 ) -> None:
     """The selections and counts of the CPU, whoever takes the steps."""
     pool, query = golden["pool"], golden["query"]
-    wanted = hullft_ops.fw_select(pool.double(), query.double(), n_select, variant="pairwise")
+    wanted = hullft_ops.fw_select(
+        pool.double(), query.double(), n_select, variant="pairwise"
+    )
     pool, query = pool.to(DTYPES[dtype]), query.to(DTYPES[dtype])
     for way in WAYS.values():
         answer = library("plain").frank_wolfe(
@@ -121,7 +132,9 @@ def test_golden_gap_of_the_corrective_variants(
 
 @pytest.mark.parametrize("candidates", [5000, 65_536])
 def test_large_pools(library: Libraries, candidates: int) -> None:
-    fw_matches(library("plain"), torch.float32, "vanilla", Launch(), [(candidates, 4, 3)])
+    fw_matches(
+        library("plain"), torch.float32, "vanilla", Launch(), [(candidates, 4, 3)]
+    )
 
 
 def test_large_pool_of_sift(library: Libraries) -> None:
@@ -137,9 +150,15 @@ def test_same_bits_of_sift_whatever_the_order(library: Libraries) -> None:
     pool, query = hull_problem(0, 2, 150, 40, torch.float32)
     for gram in (True, False):
         first = library("plain").sift(pool, query, 12, launch=Launch(0, gram))
-        for other in (Launch(1, gram), Launch(5, gram), Launch(0, gram, -1, SMALL_SHARED)):
+        for other in (
+            Launch(1, gram),
+            Launch(5, gram),
+            Launch(0, gram, -1, SMALL_SHARED),
+        ):
             got = library("plain").sift(pool, query, 12, launch=other)
-            assert all(torch.equal(x, y) for x, y in zip(got[1:], first[1:], strict=True))
+            assert all(
+                torch.equal(x, y) for x, y in zip(got[1:], first[1:], strict=True)
+            )
             for name in first[0].__dataclass_fields__:
                 assert torch.equal(getattr(got[0], name), getattr(first[0], name))
 
@@ -148,7 +167,9 @@ def test_same_bits_whatever_the_order(library: Libraries) -> None:
     pool, query = hull_problem(0, 2, 150, 40, torch.float32)
 
     def answer(launch: Launch) -> list[torch.Tensor]:
-        got = library("plain").frank_wolfe(pool, query, 20, variant="pairwise", launch=launch)
+        got = library("plain").frank_wolfe(
+            pool, query, 20, variant="pairwise", launch=launch
+        )
         return [getattr(got, name) for name in got.__dataclass_fields__]
 
     for way in WAYS.values():
@@ -161,7 +182,9 @@ def test_same_bits_whatever_the_order(library: Libraries) -> None:
             assert torch.equal(got, wanted)
 
 
-def test_the_limit_of_a_kernels_shared_memory_is_never_lowered(library: Libraries) -> None:
+def test_the_limit_of_a_kernels_shared_memory_is_never_lowered(
+    library: Libraries,
+) -> None:
     for candidates in (2000, 20):
         pool, query = hull_problem(0, 1, candidates, 4, torch.float32)
         library("plain").frank_wolfe(pool, query, 2, max_iter=1)
@@ -169,10 +192,13 @@ def test_the_limit_of_a_kernels_shared_memory_is_never_lowered(library: Librarie
 
 
 @pytest.mark.skipif(
-    _C.simd_level() == "portable", reason="the portable CPU form has no fused multiply-add"
+    _C.simd_level() == "portable",
+    reason="the portable CPU form has no fused multiply-add",
 )
 @pytest.mark.parametrize("decoupled", [False, True])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str
+)
 @pytest.mark.parametrize("kind", ["plain", "fused"])
 def test_adam_gives_the_bits_of_the_cpu(
     library: Libraries, kind: str, dtype: torch.dtype, decoupled: bool
@@ -222,7 +248,9 @@ def test_the_shapes_of_the_gpu_check_take_every_way(library: Libraries) -> None:
     """Gram matrices and columns, state in shared and in global memory, every size of a block."""
     shapes = (calls.SMALL, calls.UNALIGNED, calls.COLUMNS, calls.GLOBAL)
     plans = [
-        library("plain").plan(s.batch, s.candidates, s.dim, s.n_select, H100_SHARED_BYTES)
+        library("plain").plan(
+            s.batch, s.candidates, s.dim, s.n_select, H100_SHARED_BYTES
+        )
         for s in shapes
     ]
     assert [(bool(p.gram), bool(p.shared_state), p.threads) for p in plans] == [
@@ -236,20 +264,30 @@ def test_the_shapes_of_the_gpu_check_take_every_way(library: Libraries) -> None:
         (4096, 20_000, True, True, 4096),  # one matrix of 1.6 GB, columns of 16.7 GB
         (100, 20_000, True, False, 100),  # columns take more than 512 MB less
         (10_000, 200, False, True, 5000),
-        (1024, 1000, False, False, 1024),  # parts of 180 queries would leave the device half empty
+        (
+            1024,
+            1000,
+            False,
+            False,
+            1024,
+        ),  # parts of 180 queries would leave the device half empty
         (4096, 20_000, False, False, 512),
     ],
 )
 def test_plan_of_large_batches(
     library: Libraries, batch: int, candidates: int, shared: bool, gram: bool, part: int
 ) -> None:
-    plan = library("plain").plan(batch, candidates, 384, 50, H100_SHARED_BYTES, shared=shared)
+    plan = library("plain").plan(
+        batch, candidates, 384, 50, H100_SHARED_BYTES, shared=shared
+    )
     assert (bool(plan.gram), plan.part) == (gram, part)
     assert plan.workspace_bytes <= WORKSPACE_BYTES
 
 
 @pytest.mark.parametrize("limit", [163 * 1024, H100_SHARED_BYTES])
-def test_state_in_shared_memory_leaves_room_for_the_rest(library: Libraries, limit: int) -> None:
+def test_state_in_shared_memory_leaves_room_for_the_rest(
+    library: Libraries, limit: int
+) -> None:
     """The most that tools/compile_gate.py counts is never passed, and nearly reached."""
     plans = [library("plain").plan(1, k, 8, 50, limit) for k in range(1000, 32_000, 13)]
     largest = max(plan.state_bytes for plan in plans if plan.shared_state)

@@ -11,14 +11,23 @@ from cuda_sim import build
 @pytest.mark.parametrize("kind", build.KINDS)
 def test_selftest(kind: str, tmp_path: Path) -> None:
     program = build.build_selftest(kind, tmp_path)
-    done = subprocess.run([program], capture_output=True, text=True, check=False, timeout=120)
-    assert (done.returncode, done.stdout) == (0, "selftest passed\n"), done.stdout + done.stderr
+    done = subprocess.run(
+        [program], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert (done.returncode, done.stdout) == (0, "selftest passed\n"), (
+        done.stdout + done.stderr
+    )
 
 
 def test_a_build_that_breaks_fails(tmp_path: Path) -> None:
     with pytest.raises(build.BuildError, match="this_is_not_cuda"):
         build.build_patched(
-            "plain", "gram", "cuda/gram.cu", "return cudaSuccess;", "this_is_not_cuda;", tmp_path
+            "plain",
+            "gram",
+            "cuda/gram.cu",
+            "return cudaSuccess;",
+            "this_is_not_cuda;",
+            tmp_path,
         )
 
 

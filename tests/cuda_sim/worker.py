@@ -22,7 +22,10 @@ TESTS = Path(__file__).resolve().parent.parent
 def _address_sanitizer() -> dict[str, str]:
     def library(name: str) -> str:
         done = subprocess.run(
-            ["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True
+            ["g++", f"-print-file-name={name}"],
+            capture_output=True,
+            text=True,
+            check=True,
         )
         return done.stdout.strip()
 
@@ -49,7 +52,9 @@ class Workers:
 
     def _start(self, asan: bool) -> subprocess.Popen[str]:
         paths = [str(TESTS), os.environ.get("PYTHONPATH", "")]
-        environment = dict(os.environ, PYTHONPATH=os.pathsep.join(p for p in paths if p))
+        environment = dict(
+            os.environ, PYTHONPATH=os.pathsep.join(p for p in paths if p)
+        )
         if asan:
             environment |= _address_sanitizer()
         return subprocess.Popen(
@@ -57,7 +62,9 @@ class Workers:
             env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
-    def run_cases(self, library: Path, kind: str, cases: list[str], seed: int, timeout: int) -> str:
+    def run_cases(
+        self, library: Path, kind: str, cases: list[str], seed: int, timeout: int
+    ) -> str:
         """What went wrong, or an empty string; ``timeout`` in seconds."""
         asan = kind == "asan"
         if asan not in self._waiting:
@@ -65,7 +72,12 @@ class Workers:
         process = self._waiting[asan]
         assert process.stdin is not None
         assert process.stdout is not None
-        request = {"library": str(library), "cases": cases, "seed": seed, "timeout": timeout}
+        request = {
+            "library": str(library),
+            "cases": cases,
+            "seed": seed,
+            "timeout": timeout,
+        }
         process.stdin.write(json.dumps(request) + "\n")
         process.stdin.flush()
         answer = process.stdout.readline()
@@ -84,7 +96,9 @@ def _check(library: str, cases: list[str], seed: int) -> None:
         CASES[name](loaded, seed)
 
 
-def _in_child(log: int, library: str, cases: list[str], seed: int, timeout: int) -> None:
+def _in_child(
+    log: int, library: str, cases: list[str], seed: int, timeout: int
+) -> None:
     """Never returns; the alarm's default action ends even a loop in compiled code."""
     signal.alarm(timeout)
     os.dup2(log, 1)

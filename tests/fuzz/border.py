@@ -14,7 +14,24 @@ ALLOWED = (ValueError, TypeError, RuntimeError, MemoryError)
 FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 OTHERS = [torch.int64, torch.int32, torch.bool, torch.complex64, torch.float8_e4m3fn]
 SIZES = [1, 2, 3, 5, 8, 17, 33, 0]
-INTEGERS = [3, 1, 2, 7, 0, -1, 40, 2**31 - 1, 2**31, 2**40, 2**63 - 1, 2**70, 2.0, True, None, "3"]
+INTEGERS = [
+    3,
+    1,
+    2,
+    7,
+    0,
+    -1,
+    40,
+    2**31 - 1,
+    2**31,
+    2**40,
+    2**63 - 1,
+    2**70,
+    2.0,
+    True,
+    None,
+    "3",
+]
 NUMBERS = [
     1e-5,
     0.0,
@@ -31,7 +48,9 @@ NUMBERS = [
     1e-310,
 ]
 # The norm of a tensor's values for some of the seeds that they are drawn with.
-SCALES = dict(enumerate([1e-300, 1e-160, 1e-40, 1e19, 1e38, 1e77, 1e154, 1e300], start=248))
+SCALES = dict(
+    enumerate([1e-300, 1e-160, 1e-40, 1e19, 1e38, 1e77, 1e154, 1e300], start=248)
+)
 OBJECTS = [None, 3, 1.5, "pool", [[1.0]], np.ones((2, 3), np.float32), torch.Size([2])]
 
 
@@ -59,13 +78,17 @@ def filled(data: Bytes, shape: list[int], dtype: torch.dtype) -> torch.Tensor:
     values = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).double()
     values *= SCALES.get(seed, 1.0)
     if values.numel() and data.rarely():
-        special = data.pick([float("nan"), float("inf"), -float("inf"), 1e38, 1e-45, 0.0])
+        special = data.pick(
+            [float("nan"), float("inf"), -float("inf"), 1e38, 1e-45, 0.0]
+        )
         values.view(-1)[data.below(values.numel())] = special
     return values.to(dtype)
 
 
 def gaps(t: torch.Tensor, data: Bytes) -> torch.Tensor:
-    wide = torch.zeros(*t.shape[:-1], 2 * t.shape[-1] + 1, dtype=t.dtype) if t.dim() else t
+    wide = (
+        torch.zeros(*t.shape[:-1], 2 * t.shape[-1] + 1, dtype=t.dtype) if t.dim() else t
+    )
     return wide[..., 1::2].copy_(t) if t.dim() else t
 
 
@@ -130,7 +153,9 @@ def integers(data: Bytes, shape: list[int], first: int, count: int) -> Any:
     generator = torch.Generator().manual_seed(data.below(256))
     values = torch.randint(first, first + max(count, 1), shape, generator=generator)
     if values.numel() and data.rarely():
-        values.view(-1)[0] = data.pick([first - 1, -1, first + count, 2**31, 2**62, -(2**63)])
+        values.view(-1)[0] = data.pick(
+            [first - 1, -1, first + count, 2**31, 2**62, -(2**63)]
+        )
     view = data.pick(VIEWS) if data.rarely() else VIEWS[0]
     return view(values, data)
 
@@ -191,7 +216,9 @@ def tensors(data: Bytes, shapes: list[list[int]], dtype: torch.dtype) -> Any:
 
 def replay(data: Bytes) -> None:
     """Storages that are resized between the calls of an optimizer, and the operators themselves."""
-    shapes = [[data.pick(SIZES) for _ in range(data.below(3))] for _ in range(data.below(4))]
+    shapes = [
+        [data.pick(SIZES) for _ in range(data.below(3))] for _ in range(data.below(4))
+    ]
     dtype, grad_dtype = data.pick(FLOATS), data.pick(FLOATS)
     ops = torch.ops.hullft_ops
     if data.below(2):
@@ -211,11 +238,18 @@ def replay(data: Bytes) -> None:
 
 
 def optimize(data: Bytes) -> None:
-    shapes = [[data.pick(SIZES) for _ in range(data.below(3))] for _ in range(1 + data.below(3))]
+    shapes = [
+        [data.pick(SIZES) for _ in range(data.below(3))]
+        for _ in range(1 + data.below(3))
+    ]
     dtype = data.pick(FLOATS)
     params = [torch.nn.Parameter(filled(data, shape, dtype)) for shape in shapes]
-    optimizer = hullft_ops.ReplayAdam(params, lr=number(data), weight_decay=number(data))
-    cache = hullft_ops.GradientCache(params, dtype=data.pick([None, *FLOATS, torch.int64]))
+    optimizer = hullft_ops.ReplayAdam(
+        params, lr=number(data), weight_decay=number(data)
+    )
+    cache = hullft_ops.GradientCache(
+        params, dtype=data.pick([None, *FLOATS, torch.int64])
+    )
     for _ in range(2):
         for param in params:
             param.grad = filled(data, list(param.shape), dtype)
@@ -225,7 +259,9 @@ def optimize(data: Bytes) -> None:
         if data.below(3) == 2:
             victim = data.pick(params)
             held = [victim, victim.grad, *optimizer.state[victim].values()]
-            data.pick([t for t in held if t is not None]).untyped_storage().resize_(data.below(9))
+            data.pick([t for t in held if t is not None]).untyped_storage().resize_(
+                data.below(9)
+            )
         if data.rarely():
             params[0].data = torch.zeros(data.pick(SIZES))
 

@@ -19,8 +19,13 @@ def main() -> None:
     faulthandler.enable()
     limit_memory()
     generator = random.Random(0)
-    kept = [path.read_bytes() for path in sorted((Path(__file__).parent / "corpus").iterdir())]
-    drawn = [generator.randbytes(generator.randrange(90)) for _ in range(int(sys.argv[1]))]
+    kept = [
+        path.read_bytes()
+        for path in sorted((Path(__file__).parent / "corpus").iterdir())
+    ]
+    drawn = [
+        generator.randbytes(generator.randrange(90)) for _ in range(int(sys.argv[1]))
+    ]
     for data in kept + drawn:
         print(border.call(data) or "returned", flush=True)
 

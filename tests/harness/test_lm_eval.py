@@ -109,7 +109,9 @@ def adapting(loaded, store, embedder):
 
 
 def scored(document: int | None, context: str, continuation: str) -> Instance:
-    return Instance("loglikelihood", {}, (context, continuation), 0, ("task", document, 1))
+    return Instance(
+        "loglikelihood", {}, (context, continuation), 0, ("task", document, 1)
+    )
 
 
 def rolling(document: int, text: str) -> Instance:
@@ -135,7 +137,9 @@ def local_requests(task: str, count: int) -> list[Instance]:
 
 def test_without_steps_every_answer_is_that_of_hf(loaded, plain, monkeypatch):
     mine = HullftLM(**loaded, n_select=0)
-    choices, texts = (local_requests(f"docstrings_{kind}", 3) for kind in ("choice", "text"))
+    choices, texts = (
+        local_requests(f"docstrings_{kind}", 3) for kind in ("choice", "text")
+    )
     assert (len(choices), len(texts)) == (12, 3)
     assert mine.loglikelihood(choices) == plain.loglikelihood(choices)
     assert mine.loglikelihood_rolling(texts) == plain.loglikelihood_rolling(texts)
@@ -169,7 +173,9 @@ def test_a_document_is_adapted_to_once(adapting, plain, monkeypatch):
     monkeypatch.setattr(TestTimeFinetuner, "adapted", record)
     questions = ["def area_3(side):", "def area_5(side):"]
     # As the harness may order them, and one of them repeated.
-    requests = [scored(i, questions[i], f" return {n}") for n in range(2) for i in range(2)]
+    requests = [
+        scored(i, questions[i], f" return {n}") for n in range(2) for i in range(2)
+    ]
     requests.append(requests[0])
     model = adapting()
     answers = model.loglikelihood(requests)
@@ -178,9 +184,13 @@ def test_a_document_is_adapted_to_once(adapting, plain, monkeypatch):
     # Each answer is at the place of its request.
     for i, question in enumerate(questions):
         alone = [request for request in requests if request.args[0] == question]
-        places = [n for n, request in enumerate(requests) if request.args[0] == question]
+        places = [
+            n for n, request in enumerate(requests) if request.args[0] == question
+        ]
         assert [answers[place] for place in places] == model.loglikelihood(alone), i
-    assert all(a != b for a, b in zip(answers, plain.loglikelihood(requests), strict=True))
+    assert all(
+        a != b for a, b in zip(answers, plain.loglikelihood(requests), strict=True)
+    )
 
 
 @pytest.mark.parametrize("merging", [False, True])
@@ -195,7 +205,9 @@ def test_answers_are_those_of_hf_on_the_adapted_model(
         settings = {"n_select": 0, "experts": Experts.open(folder), "n_experts": 1}
     question = "def area_3(side):"
     requests = [scored(0, question, answer) for answer in (" return 3", " pass")]
-    finetuner = TestTimeFinetuner(plain.model, plain.tokenizer, store, embedder, **settings)
+    finetuner = TestTimeFinetuner(
+        plain.model, plain.tokenizer, store, embedder, **settings
+    )
     with finetuner.adapted(question) as report:
         wanted = plain.loglikelihood(requests)
     assert report.expert_indices if merging else report.optimizer_steps == 2
@@ -207,7 +219,9 @@ def test_answers_are_those_of_hf_on_the_adapted_model(
 
 def test_retrieval_sees_the_question_and_no_answer(adapting, embedder):
     model = adapting()
-    model.loglikelihood([scored(0, "Area of a side?", answer) for answer in (" red", " blue")])
+    model.loglikelihood(
+        [scored(0, "Area of a side?", answer) for answer in (" red", " blue")]
+    )
     model.generate_until([generated(0, "Which colour is it?")])
     # As in winogrande: the contexts hold the choices, the continuation is what they share.
     choices = ("Kelly", "Kenneth")
@@ -235,20 +249,28 @@ def test_the_question_is_what_contexts_share_before_a_choice(contexts, wanted):
     assert documents_module.question(contexts) == wanted
 
 
-def test_a_request_without_a_question_gets_the_model_as_it_is(adapting, plain, embedder, caplog):
+def test_a_request_without_a_question_gets_the_model_as_it_is(
+    adapting, plain, embedder, caplog
+):
     # As for acc_mutual_info: each choice by itself too.
-    asked = [scored(0, context, " 3 * side") for context in ("return", "", "return", "")]
+    asked = [
+        scored(0, context, " 3 * side") for context in ("return", "", "return", "")
+    ]
     asked += [scored(1, "red", " one"), scored(1, "blue", " one")]
     answers = adapting().loglikelihood(asked)
     known = plain.loglikelihood(asked)
     assert embedder.seen == ["return"]
-    same = [a == pytest.approx(b, abs=1e-4) for a, b in zip(answers, known, strict=True)]
+    same = [
+        a == pytest.approx(b, abs=1e-4) for a, b in zip(answers, known, strict=True)
+    ]
     assert same == [False, True, False, True, True, True]
     assert "4 of 6 requests get the model as it is" in caplog.text
 
 
 def test_requests_without_a_number_are_documents_of_their_own(adapting, embedder):
-    adapting().loglikelihood([scored(None, "one two", " a"), scored(None, "one six", " a")])
+    adapting().loglikelihood(
+        [scored(None, "one two", " a"), scored(None, "one six", " a")]
+    )
     assert embedder.seen == ["one two", "one six"]
 
 
@@ -274,7 +296,10 @@ def test_the_model_is_restored_after_an_exception(adapting, loaded, monkeypatch)
 
     def fail(*_: Any, **__: Any) -> None:
         during.append(
-            all(torch.equal(a, b) for a, b in zip(before, bits_of(model.model), strict=True))
+            all(
+                torch.equal(a, b)
+                for a, b in zip(before, bits_of(model.model), strict=True)
+            )
         )
         raise KeyboardInterrupt
 
@@ -298,8 +323,14 @@ def test_the_cache_gets_whole_documents(adapting, tmp_path, monkeypatch):
     """Or a run that goes on after a kill would take one choice for the question."""
     model = adapting(context=1)
     cached = CachingLM(model, str(tmp_path / "cache.db"))
-    requests = [scored(i, f"so {name}", " cried") for i in range(2) for name in ("Al", "Bo", "Cy")]
-    requests += [scored(2, f"but {name}", " cried") for name in ("Al", "Bo", "Cy", "Di")]
+    requests = [
+        scored(i, f"so {name}", " cried")
+        for i in range(2)
+        for name in ("Al", "Bo", "Cy")
+    ]
+    requests += [
+        scored(2, f"but {name}", " cried") for name in ("Al", "Bo", "Cy", "Di")
+    ]
     calls = iter(range(100))
     call = HFLM._model_call
 
@@ -312,7 +343,10 @@ def test_the_cache_gets_whole_documents(adapting, tmp_path, monkeypatch):
     monkeypatch.setattr(HFLM, "_model_call", interrupted)
     with pytest.raises(KeyboardInterrupt):
         cached.loglikelihood(requests)
-    held = [hash_args("loglikelihood", request.args) in cached.dbdict for request in requests]
+    held = [
+        hash_args("loglikelihood", request.args) in cached.dbdict
+        for request in requests
+    ]
     assert held == [True] * 6 + [False] * 4
     cached.dbdict.close()
 
@@ -320,8 +354,13 @@ def test_the_cache_gets_whole_documents(adapting, tmp_path, monkeypatch):
 def test_ranks_do_not_wait_for_each_other_in_a_document(adapting, monkeypatch):
     model = adapting()
     monkeypatch.setattr(model, "_world_size", 2)
-    monkeypatch.setattr(model, "all_gather", lambda _: pytest.fail("another rank is waited for"))
-    assert len(model.loglikelihood_rolling([rolling(0, "def area"), rolling(1, "return")])) == 2
+    monkeypatch.setattr(
+        model, "all_gather", lambda _: pytest.fail("another rank is waited for")
+    )
+    assert (
+        len(model.loglikelihood_rolling([rolling(0, "def area"), rolling(1, "return")]))
+        == 2
+    )
     assert model.world_size == 2
 
 
@@ -336,16 +375,26 @@ def test_texts_stand_before_the_context_nearest_last(adapting, plain):
         texts = [TEXTS[i] for i in report.context_indices]
     assert len(texts) == 2
     before = "".join(text + SEPARATOR for text in texts)
-    behind = [scored(0, before + context, answer) for context, answer in (r.args for r in requests)]
+    behind = [
+        scored(0, before + context, answer)
+        for context, answer in (r.args for r in requests)
+    ]
     assert model.loglikelihood(requests) == plain.loglikelihood(behind)
     asked = [generated(0, question)]
-    assert model.generate_until(asked) == plain.generate_until([generated(0, before + question)])
+    assert model.generate_until(asked) == plain.generate_until(
+        [generated(0, before + question)]
+    )
     # A text by itself: its tokens behind the others, in one pass.
     [answer] = model.loglikelihood_rolling([rolling(0, question)])
     ids = plain.tok_encode(question)
-    read = [plain.prefix_token_id, *(i for t in texts for i in plain.tok_encode(t + SEPARATOR))]
+    read = [
+        plain.prefix_token_id,
+        *(i for t in texts for i in plain.tok_encode(t + SEPARATOR)),
+    ]
     with torch.no_grad():
-        logits = plain.model(torch.tensor([[*read, *ids]])).logits[0, len(read) - 1 : -1]
+        logits = plain.model(torch.tensor([[*read, *ids]])).logits[
+            0, len(read) - 1 : -1
+        ]
     wanted = logits.log_softmax(-1)[torch.arange(len(ids)), ids].sum()
     assert answer == pytest.approx(float(wanted), abs=1e-3)
 
@@ -363,7 +412,9 @@ def test_the_farthest_texts_go_until_the_rest_fits(adapting, plain, monkeypatch)
     monkeypatch.setattr(HFLM, "_encode_pair", record)
     size = len(plain.tok_encode(TEXTS[3] + SEPARATOR))
     room = len(plain.tok_encode(question + " 3")) + 2 * size + size // 2
-    adapting(n_select=0, context=6, max_length=room).loglikelihood([scored(0, question, " 3")])
+    adapting(n_select=0, context=6, max_length=room).loglikelihood(
+        [scored(0, question, " 3")]
+    )
     assert room - size < longest[0] <= room
 
 
@@ -377,8 +428,12 @@ def test_texts_stand_before_each_window_of_a_long_text(adapting, plain, monkeypa
 
     monkeypatch.setattr(HFLM, "_loglikelihood_tokens", record)
     text = "\n".join(TEXTS)
-    adapting(n_select=0, context=1, max_length=64).loglikelihood_rolling([rolling(0, text)])
-    assert [token for _, scored in windows for token in scored] == plain.tok_encode(text)
+    adapting(n_select=0, context=1, max_length=64).loglikelihood_rolling(
+        [rolling(0, text)]
+    )
+    assert [token for _, scored in windows for token in scored] == plain.tok_encode(
+        text
+    )
     (first, *_), *others = windows
     assert others
     assert first[0] == plain.prefix_token_id
@@ -399,7 +454,9 @@ def test_steps_need_a_store_and_batches_of_a_known_size(loaded, adapting):
         match="hullft: store must be given for n_select or",
     ):
         HullftLM(**loaded)
-    with pytest.raises(ValueError, match="hullft: batch_size must be a number .* got auto"):
+    with pytest.raises(
+        ValueError, match="hullft: batch_size must be a number .* got auto"
+    ):
         HullftLM(
             **loaded | {"batch_size": "auto"},
             store=MemoryStore(["a"], np.ones((1, 1), np.float32), "x"),
@@ -411,13 +468,32 @@ def test_steps_need_a_store_and_batches_of_a_known_size(loaded, adapting):
 def test_the_command_line_has_the_model(tmp_path, monkeypatch, capsys):
     store = Datastore.build(TEXTS, load_embedder(), tmp_path / "store", progress=False)
     assert len(store) == len(TEXTS)
-    settings = f"pretrained={tiny_lm_path()},store={tmp_path / 'store'},n_select=2,refresh=1"
+    settings = (
+        f"pretrained={tiny_lm_path()},store={tmp_path / 'store'},n_select=2,refresh=1"
+    )
     settings += ",method=knn,lr=2e-4,seconds=60,context=1,pool_size=4,max_length=256"
-    arguments = ["run", "--model", "hullft", "--model_args", settings, "--device", "cpu"]
-    arguments += ["--include_path", str(TASKS), "--tasks", "docstrings_choice", "--limit", "1"]
+    arguments = [
+        "run",
+        "--model",
+        "hullft",
+        "--model_args",
+        settings,
+        "--device",
+        "cpu",
+    ]
+    arguments += [
+        "--include_path",
+        str(TASKS),
+        "--tasks",
+        "docstrings_choice",
+        "--limit",
+        "1",
+    ]
     monkeypatch.setattr("sys.argv", ["lm_eval", *arguments])
     # Most of the time would go into reading all of its tasks, and into describing the machine.
-    monkeypatch.setattr(tasks, "TaskManager", partial(TaskManager, include_defaults=False))
+    monkeypatch.setattr(
+        tasks, "TaskManager", partial(TaskManager, include_defaults=False)
+    )
     monkeypatch.setattr(evaluator, "add_env_info", lambda _: None)
     runpy.run_module("hullft_ops.lm_eval", run_name="__main__")
     printed = capsys.readouterr().out

@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 import hullft_ops
 from problems import DTYPES, VARIANTS, make_problem
 
-KINDS = ["near", "far", "duplicates", "query in pool", "zero rows", "zero query", "tiny", "wide"]
+KINDS = [
+    "near",
+    "far",
+    "duplicates",
+    "query in pool",
+    "zero rows",
+    "zero query",
+    "tiny",
+    "wide",
+]
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,10 @@ class Problem:
     def mapped(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Problem":
         """With every tensor that has a last dimension d replaced."""
         return replace(
-            self, pool=change(self.pool), query=change(self.query), current=change(self.current)
+            self,
+            pool=change(self.pool),
+            query=change(self.query),
+            current=change(self.current),
         )
 
     def with_rows(self, order: torch.Tensor) -> "Problem":
@@ -81,7 +93,9 @@ def build(
         pool[:, ::2] = 0
     elif kind == "zero query":
         query = torch.zeros_like(query)
-    weights = torch.rand(batch, candidates, generator=generator, dtype=torch.float64) - 0.2
+    weights = (
+        torch.rand(batch, candidates, generator=generator, dtype=torch.float64) - 0.2
+    )
     convex = torch.rand(batch, candidates, generator=generator, dtype=torch.float64)
     convex = convex / convex.sum(-1, keepdim=True)
     current = torch.einsum("bkd,bk->bd", pool, convex)
@@ -118,7 +132,12 @@ Operator = Callable[..., tuple[torch.Tensor, ...]]
 def fw(variant: str) -> Operator:
     def run(p: Problem, sizes: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
         return hullft_ops.fw_select(
-            p.pool, p.query, p.n_select, variant=variant, max_iter=p.max_iter, pool_sizes=sizes
+            p.pool,
+            p.query,
+            p.n_select,
+            variant=variant,
+            max_iter=p.max_iter,
+            pool_sizes=sizes,
         )
 
     return run
@@ -129,15 +148,23 @@ def knn(p: Problem, sizes: torch.Tensor | None = None) -> tuple[torch.Tensor, ..
 
 
 def sift(p: Problem, sizes: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
-    return hullft_ops.sift_select(p.pool, p.query, p.n_select, noise=p.noise, pool_sizes=sizes)
+    return hullft_ops.sift_select(
+        p.pool, p.query, p.n_select, noise=p.noise, pool_sizes=sizes
+    )
 
 
 def lmo(p: Problem, sizes: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
     return hullft_ops.fw_lmo(p.pool, p.query, p.current, pool_sizes=sizes)
 
 
-def integerize(p: Problem, sizes: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
-    return (hullft_ops.integerize(p.pool, p.query, p.weights, 3 * p.n_select, support_sizes=sizes),)
+def integerize(
+    p: Problem, sizes: torch.Tensor | None = None
+) -> tuple[torch.Tensor, ...]:
+    return (
+        hullft_ops.integerize(
+            p.pool, p.query, p.weights, 3 * p.n_select, support_sizes=sizes
+        ),
+    )
 
 
 OPERATORS: dict[str, Operator] = {
@@ -149,7 +176,9 @@ OPERATORS: dict[str, Operator] = {
 }
 
 
-def assert_same_bits(found: tuple[torch.Tensor, ...], wanted: tuple[torch.Tensor, ...]) -> None:
+def assert_same_bits(
+    found: tuple[torch.Tensor, ...], wanted: tuple[torch.Tensor, ...]
+) -> None:
     assert len(found) == len(wanted)
     for i, (a, b) in enumerate(zip(found, wanted, strict=True)):
         assert torch.equal(a, b), f"output {i}: {a} is not {b}"

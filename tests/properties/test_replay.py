@@ -14,7 +14,9 @@ from hullft_ops import reference
 from problems import DTYPES
 
 # About the length of a vector, of a block of them, and of a thread's piece.
-SIZES = st.lists(st.sampled_from([0, 1, 7, 16, 33, 100, 40_000]), min_size=1, max_size=4)
+SIZES = st.lists(
+    st.sampled_from([0, 1, 7, 16, 33, 100, 40_000]), min_size=1, max_size=4
+)
 OPTIONS = st.fixed_dictionaries(
     {
         "lr": st.sampled_from([0.0, 1e-3, 0.5]),
@@ -42,7 +44,10 @@ def adam_problems(draw: st.DrawFn, dtypes: list[torch.dtype] = DTYPES) -> AdamTe
 
 
 @given(
-    tensors=adam_problems(WIDE), options=OPTIONS, first=st.integers(1, 3), then=st.integers(1, 3)
+    tensors=adam_problems(WIDE),
+    options=OPTIONS,
+    first=st.integers(1, 3),
+    then=st.integers(1, 3),
 )
 def test_replays_add_up(
     tensors: AdamTensors, options: dict[str, Any], first: int, then: int
@@ -59,11 +64,15 @@ def test_an_element_does_not_depend_on_its_place(
     """One concatenated tensor, or the tensors in another order."""
     apart = adam_replay(tensors, 2, **options)
     whole = adam_replay(
-        AdamTensors(*([torch.cat(list_)] for list_ in tensors[:4]), tensors.steps[:1]), 2, **options
+        AdamTensors(*([torch.cat(list_)] for list_ in tensors[:4]), tensors.steps[:1]),
+        2,
+        **options,
     )
     for list_, concatenated in zip(apart[:3:2], whole[:3:2], strict=True):
         assert torch.equal(torch.cat(list_), concatenated[0])
-    backwards = adam_replay(AdamTensors(*(list_[::-1] for list_ in tensors)), 2, **options)
+    backwards = adam_replay(
+        AdamTensors(*(list_[::-1] for list_ in tensors)), 2, **options
+    )
     assert_same_bits(AdamTensors(*(list_[::-1] for list_ in backwards)), apart)
 
 
@@ -78,7 +87,9 @@ def test_maximizing_is_minimizing_the_negative(
 
 
 @given(tensors=adam_problems(), options=OPTIONS)
-def test_a_rate_of_zero_moves_moments_alone(tensors: AdamTensors, options: dict[str, Any]) -> None:
+def test_a_rate_of_zero_moves_moments_alone(
+    tensors: AdamTensors, options: dict[str, Any]
+) -> None:
     # Decay would have the moments depend on the parameters.
     options = {**options, "weight_decay": 0.0}
     after = adam_replay(tensors, 3, **{**options, "lr": 0.0})
@@ -88,7 +99,9 @@ def test_a_rate_of_zero_moves_moments_alone(tensors: AdamTensors, options: dict[
     assert_same_bits(after, moved._replace(params=after.params))
 
 
-@given(tensors=adam_problems([torch.float64]), options=OPTIONS, repeats=st.integers(1, 4))
+@given(
+    tensors=adam_problems([torch.float64]), options=OPTIONS, repeats=st.integers(1, 4)
+)
 def test_float64_equals_the_reference(
     tensors: AdamTensors, options: dict[str, Any], repeats: int
 ) -> None:
@@ -170,7 +183,9 @@ def test_accumulate(
     """The reference's value to one rounding of the arithmetic and one of the cache; the same bits
     in one piece, from gradients with gaps, and for any number of threads."""
     caches, grads = lists
-    found, *more = with_threads(lambda: accumulate(caches, grads, alpha=alpha, beta=beta))
+    found, *more = with_threads(
+        lambda: accumulate(caches, grads, alpha=alpha, beta=beta)
+    )
     for answer in more:
         assert all(map(torch.equal, answer, found))
     wanted = reference.grad_accumulate(caches, grads, alpha=alpha, beta=beta)
@@ -184,11 +199,15 @@ def test_accumulate(
 
 
 @given(lists=gradients())
-def test_beta_zero_reads_no_cache(lists: tuple[list[torch.Tensor], list[torch.Tensor]]) -> None:
+def test_beta_zero_reads_no_cache(
+    lists: tuple[list[torch.Tensor], list[torch.Tensor]],
+) -> None:
     caches, grads = lists
     unset = [torch.full_like(c, float("nan")) for c in caches]
     found = accumulate(unset, grads, alpha=2.0, beta=0.0)
-    wanted = accumulate([torch.zeros_like(c) for c in caches], grads, alpha=2.0, beta=0.0)
+    wanted = accumulate(
+        [torch.zeros_like(c) for c in caches], grads, alpha=2.0, beta=0.0
+    )
     assert all(map(torch.equal, found, wanted))
 
 

@@ -45,20 +45,27 @@ def select(operator: str, problem: Problem) -> hullft_ops.Selection:
 def without_ties(operator: str, problem: Problem) -> Problem:
     """A pairwise step leaves its two atoms equal, and the next must choose between them."""
     return (
-        replace(problem, max_iter=min(problem.max_iter, 1)) if operator == "pairwise" else problem
+        replace(problem, max_iter=min(problem.max_iter, 1))
+        if operator == "pairwise"
+        else problem
     )
 
 
 def rounding(problem: Problem) -> float:
     """Of a squared length: of the outputs' dtype, with room for sums of d and n terms."""
     wide = problem.pool.dtype == torch.float64
-    length = problem.query.double().norm(dim=-1).max() + problem.pool.double().norm(dim=-1).max()
+    length = (
+        problem.query.double().norm(dim=-1).max()
+        + problem.pool.double().norm(dim=-1).max()
+    )
     return (1e-12 if wide else 1e-5) * (1.0 + length.item() ** 2)
 
 
 @pytest.mark.parametrize("operator", SELECTIONS)
 @given(problem=problems(**COMBINATIONS))
-def test_weights_are_on_the_simplex_and_counts_sum_to_n(operator: str, problem: Problem) -> None:
+def test_weights_are_on_the_simplex_and_counts_sum_to_n(
+    operator: str, problem: Problem
+) -> None:
     found = select(operator, problem)
     n, k = problem.n_select, problem.candidates
     chosen = found.indices >= 0
@@ -78,13 +85,17 @@ def test_weights_are_on_the_simplex_and_counts_sum_to_n(operator: str, problem: 
 
 
 def repeated_by_hand(found: hullft_ops.Selection) -> torch.Tensor:
-    rows = [i.repeat_interleave(c) for i, c in zip(found.indices, found.counts, strict=True)]
+    rows = [
+        i.repeat_interleave(c) for i, c in zip(found.indices, found.counts, strict=True)
+    ]
     return torch.stack(rows).sort(-1).values
 
 
 @pytest.mark.parametrize("operator", SELECTIONS)
 @given(problem=problems(**COMBINATIONS))
-def test_residual_and_gap_are_those_of_the_weights(operator: str, problem: Problem) -> None:
+def test_residual_and_gap_are_those_of_the_weights(
+    operator: str, problem: Problem
+) -> None:
     """Narrow outputs are rounded, so both are compared as squared lengths."""
     found = select(operator, problem)
     pool, query = problem.pool.double(), problem.query.double()
@@ -133,25 +144,36 @@ def test_other_operators_equal_the_reference(problem: Problem) -> None:
         at = reference.fw_lmo(pool, query, problem.current[b])
         assert step.vertex[b] == at.vertex
         assert abs(step.gamma[b].item() - at.gamma) <= rounding(problem)
-        wanted = reference.sift_select(pool, query, problem.n_select, noise=problem.noise)
+        wanted = reference.sift_select(
+            pool, query, problem.n_select, noise=problem.noise
+        )
         assert picks[b].tolist() == wanted.picks
-        by_hand = reference.integerize(pool, query, problem.weights[b], 3 * problem.n_select)
+        by_hand = reference.integerize(
+            pool, query, problem.weights[b], 3 * problem.n_select
+        )
         assert counts[b].tolist() == by_hand.tolist()
 
 
 @pytest.mark.parametrize("operator", [*VARIANTS, "knn"])
 @given(problem=problems(**GENERAL), data=st.data())
-def test_a_permutation_of_the_pool(operator: str, problem: Problem, data: st.DataObject) -> None:
+def test_a_permutation_of_the_pool(
+    operator: str, problem: Problem, data: st.DataObject
+) -> None:
     """Of distinct candidates: the same rows with the same weights, bit for bit."""
     problem = without_ties(operator, problem)
     order = torch.tensor(data.draw(st.permutations(range(problem.candidates))))
-    found, wanted = select(operator, problem.with_rows(order)), select(operator, problem)
+    found, wanted = (
+        select(operator, problem.with_rows(order)),
+        select(operator, problem),
+    )
     there = torch.where(found.indices >= 0, order[found.indices.clamp(min=0)], -1)
     assert_same_bits(found._replace(indices=there), wanted)
 
 
 @given(problem=problems(**GENERAL), data=st.data())
-def test_a_permutation_of_what_goes_by_index(problem: Problem, data: st.DataObject) -> None:
+def test_a_permutation_of_what_goes_by_index(
+    problem: Problem, data: st.DataObject
+) -> None:
     """SIFT orders what it picked equally often by index, and swaps are tried by index."""
     order = torch.tensor(data.draw(st.permutations(range(problem.candidates))))
     permuted = problem.with_rows(order)
@@ -174,7 +196,9 @@ def rotated(problem: Problem, seed: int) -> Problem:
 
 @pytest.mark.parametrize("operator", VARIANTS)
 @given(problem=problems(dtypes=FLOAT64), seed=st.integers(0, 100))
-def test_an_orthogonal_transformation(operator: str, problem: Problem, seed: int) -> None:
+def test_an_orthogonal_transformation(
+    operator: str, problem: Problem, seed: int
+) -> None:
     """Rounding may decide between equal candidates, so the steps may be others. But a gap bounds
     how far half a squared residual lies above the smallest, which is the same before and after."""
     found, turned = select(operator, problem), select(operator, rotated(problem, seed))

@@ -9,10 +9,19 @@ from hypothesis import strategies as st
 
 import hullft_ops
 from problems import DTYPES, REACH, VARIANTS, without_small_entries
-from properties.selection_problems import OPERATORS, Problem, assert_same_bits, build, problems
+from properties.selection_problems import (
+    OPERATORS,
+    Problem,
+    assert_same_bits,
+    build,
+    problems,
+)
 
 every_operator = pytest.mark.parametrize("operator", OPERATORS)
-SHARED_ROWS = {"candidates": 300, "dim": 256}  # enough that a single query's rows are shared
+SHARED_ROWS = {
+    "candidates": 300,
+    "dim": 256,
+}  # enough that a single query's rows are shared
 
 
 @every_operator
@@ -75,7 +84,9 @@ def test_the_number_of_threads(
 
 def strided(tensor: torch.Tensor) -> torch.Tensor:
     """Every second element of a wider tensor, the others NaN."""
-    wide = torch.full((*tensor.shape[:-1], 2 * tensor.shape[-1]), float("nan"), dtype=tensor.dtype)
+    wide = torch.full(
+        (*tensor.shape[:-1], 2 * tensor.shape[-1]), float("nan"), dtype=tensor.dtype
+    )
     wide[..., ::2] = tensor
     return wide[..., ::2]
 
@@ -86,7 +97,9 @@ def transposed(tensor: torch.Tensor) -> torch.Tensor:
 
 def offset(tensor: torch.Tensor) -> torch.Tensor:
     """Dense rows with gaps between them, off their allocation's start."""
-    wide = torch.full((*tensor.shape[:-1], tensor.shape[-1] + 3), float("nan"), dtype=tensor.dtype)
+    wide = torch.full(
+        (*tensor.shape[:-1], tensor.shape[-1] + 3), float("nan"), dtype=tensor.dtype
+    )
     wide[..., 1:-2] = tensor
     return wide[..., 1:-2]
 
@@ -98,9 +111,13 @@ def from_numpy(tensor: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(tensor.numpy())
 
 
-@pytest.mark.cpu_only("on CUDA rows at multiples of 16 bytes are summed in an order of their own")
+@pytest.mark.cpu_only(
+    "on CUDA rows at multiples of 16 bytes are summed in an order of their own"
+)
 @every_operator
-@given(problem=problems(), view=st.sampled_from([strided, transposed, offset, from_numpy]))
+@given(
+    problem=problems(), view=st.sampled_from([strided, transposed, offset, from_numpy])
+)
 def test_views(operator: str, problem: Problem, view: object) -> None:
     assert callable(view)
     changed = problem.mapped(view)
@@ -126,20 +143,27 @@ POWERS = {
     "lmo": (0, 2, 0, 2),
     "integerize": (0,),
 }
-SMALLEST = {torch.float32: 2.0**-149, torch.float64: 0.0}  # what a tiny output is rounded to
+SMALLEST = {
+    torch.float32: 2.0**-149,
+    torch.float64: 0.0,
+}  # what a tiny output is rounded to
 
 
 @every_operator
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(data=st.data())
-def test_scaling_by_a_power_of_two(operator: str, dtype: torch.dtype, data: st.DataObject) -> None:
+def test_scaling_by_a_power_of_two(
+    operator: str, dtype: torch.dtype, data: st.DataObject
+) -> None:
     """Every product and sum scales exactly, so that the same choices are made."""
     base = data.draw(problems(dtypes=[dtype])).mapped(without_small_entries)
     wanted = OPERATORS[operator](base)
     reach = REACH[dtype]
     for exponent in (-reach, data.draw(st.integers(-reach, reach)), reach):
         scale = 2.0**exponent
-        scaled = replace(base.mapped(lambda t, s=scale: t * s), noise=base.noise * scale**2)
+        scaled = replace(
+            base.mapped(lambda t, s=scale: t * s), noise=base.noise * scale**2
+        )
         found = OPERATORS[operator](scaled)
         for a, b, power in zip(found, wanted, POWERS[operator], strict=True):
             assert a.dtype == b.dtype
@@ -162,7 +186,9 @@ def test_copies_of_candidates_at_the_end(
 
 @pytest.mark.parametrize("operator", [*VARIANTS, "sift"])
 @given(problem=problems(), data=st.data())
-def test_indexed_equals_gathered(operator: str, problem: Problem, data: st.DataObject) -> None:
+def test_indexed_equals_gathered(
+    operator: str, problem: Problem, data: st.DataObject
+) -> None:
     """Candidates in any order, and more than once."""
     embeddings = problem.pool.flatten(0, 1)
     index = st.integers(0, len(embeddings) - 1)

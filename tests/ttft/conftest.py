@@ -87,7 +87,9 @@ def other_embedder() -> type[HashingEmbedder]:
 def texts() -> list[str]:
     """60 different texts of 4 to 40 words, so that some are longer than the context."""
     random = np.random.default_rng(0)
-    return [" ".join(random.choice(WORDS, size=random.integers(4, 41))) for _ in range(60)]
+    return [
+        " ".join(random.choice(WORDS, size=random.integers(4, 41))) for _ in range(60)
+    ]
 
 
 @pytest.fixture
@@ -95,7 +97,9 @@ def store(texts: list[str], embedder: HashingEmbedder, tmp_path: Path) -> Datast
     return Datastore.build(texts, embedder, tmp_path / "store", progress=False)
 
 
-def _byte_level(post_processor: processors.PostProcessor | None, prefix: bool) -> Tokenizer:
+def _byte_level(
+    post_processor: processors.PostProcessor | None, prefix: bool
+) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
     tokenizer.decoder = decoders.ByteLevel()
@@ -115,7 +119,9 @@ def _byte_fallback(
     post_processor: processors.PostProcessor | None, prepend_scheme: str = "first"
 ) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend_scheme, split=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(
+        prepend_scheme=prepend_scheme, split=False
+    )
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     )
@@ -141,7 +147,9 @@ def tokenizers() -> dict[str, PreTrainedTokenizerFast]:
     """GPT-2's kind, its variations, and Llama's kind with a beginning-of-text token."""
     kinds = {
         "byte_level": _byte_level(None, prefix=False),
-        "byte_level_trimmed": _byte_level(processors.ByteLevel(trim_offsets=True), prefix=False),
+        "byte_level_trimmed": _byte_level(
+            processors.ByteLevel(trim_offsets=True), prefix=False
+        ),
         "byte_level_prefix": _byte_level(None, prefix=True),
         "byte_level_bos_eos": _byte_level(_template("<s> $A </s>"), prefix=False),
         "byte_level_two_openers": _byte_level(_template("<s> <s> $A"), prefix=False),
@@ -163,7 +171,9 @@ def tokenizers() -> dict[str, PreTrainedTokenizerFast]:
 
 
 @pytest.fixture
-def tokenizer(tokenizers: dict[str, PreTrainedTokenizerFast]) -> PreTrainedTokenizerFast:
+def tokenizer(
+    tokenizers: dict[str, PreTrainedTokenizerFast],
+) -> PreTrainedTokenizerFast:
     return tokenizers["byte_level"]
 
 
@@ -214,7 +224,12 @@ def make(
     """A finetuner of a model, with 12 steps from a pool of 30."""
 
     def make(model: nn.Module, **options: object) -> TestTimeFinetuner:
-        settings = {"store": store, "embedder": embedder, "n_select": 12, "pool_size": 30}
+        settings = {
+            "store": store,
+            "embedder": embedder,
+            "n_select": 12,
+            "pool_size": 30,
+        }
         return TestTimeFinetuner(model, tokenizer, **(settings | {"lr": LR} | options))
 
     return make
@@ -228,13 +243,23 @@ class Bits:
         self._bytes = self._read()
 
     def _read(self) -> dict[str, torch.Tensor]:
-        named = {**dict(self._model.named_parameters()), **dict(self._model.named_buffers())}
-        return {name: t.detach().clone().view(-1).view(torch.uint8) for name, t in named.items()}
+        named = {
+            **dict(self._model.named_parameters()),
+            **dict(self._model.named_buffers()),
+        }
+        return {
+            name: t.detach().clone().view(-1).view(torch.uint8)
+            for name, t in named.items()
+        }
 
     def changed(self) -> set[str]:
         """Names of what has other bytes now, or is there at one of the times only."""
         now = self._read()
-        same = {n for n in now.keys() & self._bytes.keys() if torch.equal(now[n], self._bytes[n])}
+        same = {
+            n
+            for n in now.keys() & self._bytes.keys()
+            if torch.equal(now[n], self._bytes[n])
+        }
         return (now.keys() | self._bytes.keys()) - same
 
 

@@ -20,8 +20,16 @@ from hullft_ops.ttft import (
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.support_training import LoraSlots
 
-PROMPTS = ["the cat sat on the red mat", "a dog ran to the park", "hello world", "blue house tree"]
-LAYERS = {"gpt2": ["c_attn", "c_proj", "c_fc"], "llama": ["q_proj", "v_proj", "down_proj"]}
+PROMPTS = [
+    "the cat sat on the red mat",
+    "a dog ran to the park",
+    "hello world",
+    "blue house tree",
+]
+LAYERS = {
+    "gpt2": ["c_attn", "c_proj", "c_fc"],
+    "llama": ["q_proj", "v_proj", "down_proj"],
+}
 IDS = torch.tensor([[5, 17, 260, 33, 8, 90, 41, 7]])
 
 
@@ -46,7 +54,9 @@ def unequal_supports(make, model):
 
 def trained(model):
     return [
-        parameter.detach().clone() for parameter in model.parameters() if parameter.requires_grad
+        parameter.detach().clone()
+        for parameter in model.parameters()
+        if parameter.requires_grad
     ]
 
 
@@ -79,7 +89,9 @@ def passes(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_each_adapter_is_the_one_that_its_prompt_gets_alone(kind, request, make, passes):
+def test_each_adapter_is_the_one_that_its_prompt_gets_alone(
+    kind, request, make, passes
+):
     model = with_lora(request.getfixturevalue(kind), kind)
     finetuner = make(model, refresh=lambda count: 1 + count % 3, lr=1e-3)
     supports = unequal_supports(make, model)
@@ -91,7 +103,9 @@ def test_each_adapter_is_the_one_that_its_prompt_gets_alone(kind, request, make,
         report, wanted = alone(finetuner, support)
         assert largest_difference(adapter.parameters, wanted) < 1e-5
         assert adapter.report.losses == pytest.approx(report.losses, abs=1e-5)
-        same = "indices counts refresh forward_backward_passes optimizer_steps steps_taken"
+        same = (
+            "indices counts refresh forward_backward_passes optimizer_steps steps_taken"
+        )
         same += " steps_left_out full_logits_passes method n_select order residual"
         for name in same.split():
             assert getattr(adapter.report, name) == getattr(report, name), name
@@ -143,7 +157,9 @@ def test_a_prompt_that_is_alone_in_its_batch_takes_no_batched_products(llama, ma
     assert two.count > one.count == 0
 
 
-def test_an_adapter_scores_continues_and_is_saved(llama, tokenizer, make, bits, tmp_path):
+def test_an_adapter_scores_continues_and_is_saved(
+    llama, tokenizer, make, bits, tmp_path
+):
     llama.save_pretrained(tmp_path / "base")
     llama.name_or_path = str(tmp_path / "base")
     model = with_lora(llama)
@@ -169,7 +185,9 @@ def test_an_adapter_scores_continues_and_is_saved(llama, tokenizer, make, bits, 
     assert largest_difference(found[0].parameters, found[1].parameters) > 1e-3
 
 
-def test_the_model_stays_as_it_is_for_other_threads(llama, tokenizer, make, monkeypatch, bits):
+def test_the_model_stays_as_it_is_for_other_threads(
+    llama, tokenizer, make, monkeypatch, bits
+):
     model = with_lora(llama)
     model.train()
     before, attributes = bits(model), [dict(vars(module)) for module in model.modules()]
@@ -230,13 +248,21 @@ def test_a_prompt_that_fails_is_named(llama, make):
 
 
 def test_a_prompt_without_support_is_named(llama, tokenizer, embedder, tmp_path):
-    store = Datastore.build(["a", "the cat sat"], embedder, tmp_path / "store", progress=False)
-    finetuner = TestTimeFinetuner(with_lora(llama), tokenizer, store, embedder, pool_size=1)
-    with pytest.raises(ValueError, match=r"the pool of prompts\[1\] must have a text of 2 tokens"):
+    store = Datastore.build(
+        ["a", "the cat sat"], embedder, tmp_path / "store", progress=False
+    )
+    finetuner = TestTimeFinetuner(
+        with_lora(llama), tokenizer, store, embedder, pool_size=1
+    )
+    with pytest.raises(
+        ValueError, match=r"the pool of prompts\[1\] must have a text of 2 tokens"
+    ):
         finetuner.adapt_many(["the cat", "a"])
     with pytest.raises(ValueError, match=r"prompts\[1\] must hold text, got ' '"):
         finetuner.adapt_many(["the cat", " "])
-    with pytest.raises(TypeError, match="prompts must be a sequence of str, got one str"):
+    with pytest.raises(
+        TypeError, match="prompts must be a sequence of str, got one str"
+    ):
         finetuner.adapt_many("the cat")
     with pytest.raises(ValueError, match="batch_size must be in 1.*, got 0"):
         finetuner.adapt_many(["the cat"], batch_size=0)
@@ -247,9 +273,15 @@ def test_a_prompt_without_support_is_named(llama, tokenizer, embedder, tmp_path)
     ("options", "message"),
     [
         (None, r"got \d+ other parameters, for example model.embed_tokens.weight"),
-        ({"modules_to_save": ["lm_head"]}, "got 1 other .*lm_head.modules_to_save.default.weight"),
+        (
+            {"modules_to_save": ["lm_head"]},
+            "got 1 other .*lm_head.modules_to_save.default.weight",
+        ),
         ({"use_dora": True}, r"got 18 other parameters, .*lora_A.default.weight"),
-        ({"target_modules": ["embed_tokens"]}, "got 2 other .*embed_tokens.lora_embedding_A"),
+        (
+            {"target_modules": ["embed_tokens"]},
+            "got 2 other .*embed_tokens.lora_embedding_A",
+        ),
     ],
 )
 def test_other_parameters_than_plain_loras_are_refused(llama, make, options, message):
@@ -280,7 +312,9 @@ def test_prompts_may_come_from_an_iterator(llama, make):
     assert [one.support for one in adapters] == finetuner.select_batch(PROMPTS[:2])
     assert finetuner.adapt_many([]) == []
     for text in ("", PROMPTS[0]):
-        with pytest.raises(TypeError, match="prompts must be a sequence of str, got one str"):
+        with pytest.raises(
+            TypeError, match="prompts must be a sequence of str, got one str"
+        ):
             finetuner.adapt_many(text)
 
 
@@ -289,7 +323,10 @@ def test_an_adapter_of_another_model_is_refused(llama, gpt2, make, bits):
     [adapter] = finetuner.adapt_many(PROMPTS[:1])
     other = make(with_lora(gpt2, "gpt2"))
     before = bits(other.model)
-    with pytest.raises(ValueError, match="one of this finetuner's model"), other.adapted(adapter):
+    with (
+        pytest.raises(ValueError, match="one of this finetuner's model"),
+        other.adapted(adapter),
+    ):
         pytest.fail("it is of another model")
     assert before.changed() == set()
 

@@ -16,7 +16,9 @@ OTHER = "a blue tree ran to the world"
 
 
 def with_lora(model, alpha=8):
-    lora = LoraConfig(target_modules=["c_attn"], r=2, lora_alpha=alpha, task_type="CAUSAL_LM")
+    lora = LoraConfig(
+        target_modules=["c_attn"], r=2, lora_alpha=alpha, task_type="CAUSAL_LM"
+    )
     torch.manual_seed(0)
     return get_peft_model(model, lora)
 
@@ -24,7 +26,9 @@ def with_lora(model, alpha=8):
 @pytest.fixture
 def cached(make, tmp_path):
     def cached(model, **options):
-        return make(model, **({"n_select": 3, "cache_dir": tmp_path / "cache"} | options))
+        return make(
+            model, **({"n_select": 3, "cache_dir": tmp_path / "cache"} | options)
+        )
 
     return cached
 
@@ -47,7 +51,10 @@ def test_a_hit_makes_no_pass_and_gives_the_same_bits(
     model = with_lora(gpt2) if kind == "lora" else gpt2
     uncached, wanted = adapt(cached(model, cache_dir=None))
     first, stored = adapt(cached(model))
-    assert (first.from_cache, first.forward_backward_passes) == (False, len(first.losses))
+    assert (first.from_cache, first.forward_backward_passes) == (
+        False,
+        len(first.losses),
+    )
     assert stored == wanted
     [entry] = entries(tmp_path)
     size = sum(4 * p.numel() for p in model.parameters() if p.requires_grad)
@@ -58,7 +65,9 @@ def test_a_hit_makes_no_pass_and_gives_the_same_bits(
     again.config._name_or_path = "elsewhere"
     for config in getattr(again, "peft_config", {}).values():
         config.base_model_name_or_path = "elsewhere"
-    monkeypatch.setattr(SupportTrainer, "train", lambda *_: pytest.fail("it was trained again"))
+    monkeypatch.setattr(
+        SupportTrainer, "train", lambda *_: pytest.fail("it was trained again")
+    )
     for finetuner in (cached(again), cached(model)):
         for prompt in (PROMPT, finetuner.select(PROMPT)):
             report, found = adapt(finetuner, prompt)
@@ -128,9 +137,16 @@ def test_a_damaged_entry_is_made_again(gpt2, cached, tmp_path, damage):
     [entry] = entries(tmp_path)
     whole = entry.read_bytes()
     flipped = whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:]
-    damaged = {"empty": b"", "cut": whole[:-1], "flipped": flipped, "foreign": b"{}" * 99}
+    damaged = {
+        "empty": b"",
+        "cut": whole[:-1],
+        "flipped": flipped,
+        "foreign": b"{}" * 99,
+    }
     entry.write_bytes(damaged[damage])
-    with pytest.warns(UserWarning, match=r"TestTimeFinetuner: .* is damaged, and made again"):
+    with pytest.warns(
+        UserWarning, match=r"TestTimeFinetuner: .* is damaged, and made again"
+    ):
         report, found = adapt(cached(gpt2))
     assert (report.from_cache, found) == (False, wanted)
     assert entry.read_bytes() == whole
@@ -162,13 +178,17 @@ def test_what_nobody_used_for_longest_goes_first(gpt2, cached, tmp_path):
 
 def test_a_cache_too_small_for_one_entry_is_refused(gpt2, cached, tmp_path):
     size = sum(4 * p.numel() for p in gpt2.parameters())
-    message = f"TestTimeFinetuner: cache_bytes must be at least {size}, .*, got {size - 1}"
+    message = (
+        f"TestTimeFinetuner: cache_bytes must be at least {size}, .*, got {size - 1}"
+    )
     with pytest.raises(ValueError, match=message):
         cached(gpt2, cache_bytes=size - 1)
     with pytest.raises(TypeError, match="cache_bytes must be an int, got float"):
         cached(gpt2, cache_bytes=1e9)
     # The file's header comes on top.
-    with pytest.warns(UserWarning, match=rf"is not kept: it has \d+ bytes, cache_bytes is {size}"):
+    with pytest.warns(
+        UserWarning, match=rf"is not kept: it has \d+ bytes, cache_bytes is {size}"
+    ):
         adapt(cached(gpt2, cache_bytes=size))
     assert entries(tmp_path) == []
 

@@ -29,11 +29,15 @@ def saved_base(model, folder):
 
 
 def with_lora(model, name="default", **options):
-    lora = LoraConfig(target_modules=["q_proj", "down_proj"], r=2, task_type="CAUSAL_LM", **options)
+    lora = LoraConfig(
+        target_modules=["q_proj", "down_proj"], r=2, task_type="CAUSAL_LM", **options
+    )
     return get_peft_model(model, lora, adapter_name=name)
 
 
-@pytest.mark.parametrize(("name", "whole"), [("default", None), ("mine", None), ("x", ["lm_head"])])
+@pytest.mark.parametrize(
+    ("name", "whole"), [("default", None), ("mine", None), ("x", ["lm_head"])]
+)
 def test_peft_loads_a_trained_adapter(llama, make, tmp_path, name, whole):
     base = saved_base(llama, tmp_path / "base")
     with make(with_lora(llama, name, modules_to_save=whole)).adapted(PROMPT) as report:
@@ -65,7 +69,10 @@ def test_transformers_loads_a_whole_model(gpt2, tokenizer, make, tmp_path, bits)
     assert torch.equal(logits(model), adapted)
     loaded = AutoTokenizer.from_pretrained(tmp_path / "mine")
     assert bits_per_byte(model, loaded, PROMPT) == score
-    assert json.loads((tmp_path / "mine" / "tokenizer.json").read_text())["truncation"] is None
+    assert (
+        json.loads((tmp_path / "mine" / "tokenizer.json").read_text())["truncation"]
+        is None
+    )
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
@@ -86,11 +93,22 @@ def test_a_lora_of_full_rank_keeps_all_that_fits(kind, request, make, tmp_path, 
         if name not in saved.left_out:
             torch.testing.assert_close(parameter, adapted[name], rtol=0, atol=1e-6)
     kinds = {name.split(".")[-2] for name in saved.left_out}
-    tied = {"wte", "wpe", "ln_1", "ln_2", "ln_f", "c_attn", "c_proj", "c_fc"}  # with biases
+    tied = {
+        "wte",
+        "wpe",
+        "ln_1",
+        "ln_2",
+        "ln_f",
+        "c_attn",
+        "c_proj",
+        "c_fc",
+    }  # with biases
     norms = {"embed_tokens", "input_layernorm", "post_attention_layernorm", "norm"}
     assert kinds == (tied if kind == "gpt2" else norms)
     assert 0.1 < saved.share < 1
-    assert saved.share == pytest.approx(1 - sum(lost.values()) / sum(squared.values()), abs=1e-6)
+    assert saved.share == pytest.approx(
+        1 - sum(lost.values()) / sum(squared.values()), abs=1e-6
+    )
 
 
 def test_a_lora_keeps_the_largest_singular_values(llama, make, tmp_path):
@@ -110,8 +128,13 @@ def test_a_lora_keeps_the_largest_singular_values(llama, make, tmp_path):
             continue
         values = torch.linalg.svdvals(difference)
         kept += values[:3].square().sum().item()
-        error = difference - (weights[f"{key}B.weight"] @ weights[f"{key}A.weight"]).double()
-        torch.testing.assert_close(error.norm(), values[3:].norm(), rtol=1e-5, atol=1e-8)
+        error = (
+            difference
+            - (weights[f"{key}B.weight"] @ weights[f"{key}A.weight"]).double()
+        )
+        torch.testing.assert_close(
+            error.norm(), values[3:].norm(), rtol=1e-5, atol=1e-8
+        )
     assert saved.share == pytest.approx(kept / total, rel=1e-6)
 
 
@@ -134,18 +157,27 @@ def test_bits_per_byte_say_what_is_lost(llama, tokenizer, make, tmp_path, bits):
 
 def test_after_the_block_the_model_is_restored(gpt2, make, tmp_path):
     with make(gpt2).adapted(PROMPT) as report:
-        copies = [copy.copy(report), copy.deepcopy(report), pickle.loads(pickle.dumps(report))]
+        copies = [
+            copy.copy(report),
+            copy.deepcopy(report),
+            pickle.loads(pickle.dumps(report)),
+        ]
         assert copies == [report] * 3
         json.dumps(report.to_dict())
     for one in (report, *copies):
-        with pytest.raises(RuntimeError, match="save_adapter: the model is restored, call"):
+        with pytest.raises(
+            RuntimeError, match="save_adapter: the model is restored, call"
+        ):
             one.save_adapter(tmp_path / "mine", rank=2)
-        with pytest.raises(RuntimeError, match="save_pretrained: the model is restored"):
+        with pytest.raises(
+            RuntimeError, match="save_pretrained: the model is restored"
+        ):
             one.save_pretrained(tmp_path / "mine")
     with (
         make(gpt2, n_select=0, context=1).adapted(PROMPT) as report,
         pytest.raises(
-            RuntimeError, match="save_pretrained: nothing was trained or merged, n_select is 0$"
+            RuntimeError,
+            match="save_pretrained: nothing was trained or merged, n_select is 0$",
         ),
     ):
         report.save_pretrained(tmp_path / "mine")
@@ -155,24 +187,34 @@ def test_after_the_block_the_model_is_restored(gpt2, make, tmp_path):
 def test_what_does_not_fit_is_refused(gpt2, llama, make, tmp_path):
     mine = tmp_path / "mine"
     with make(gpt2).adapted(PROMPT) as report:
-        with pytest.raises(ValueError, match="rank must be given, the model's weights are trained"):
+        with pytest.raises(
+            ValueError, match="rank must be given, the model's weights are trained"
+        ):
             report.save_adapter(mine)
         with pytest.raises(ValueError, match="rank must be in 1.*, got 0"):
             report.save_adapter(mine, rank=0)
-        with pytest.raises(ValueError, match="text must have at least 2 tokens, got '' with 0"):
+        with pytest.raises(
+            ValueError, match="text must have at least 2 tokens, got '' with 0"
+        ):
             report.save_adapter(mine, rank=2, text="")
     model = with_lora(llama)
     model.add_adapter("other", LoraConfig(target_modules=["v_proj"], r=2))
     llama.lm_head.weight.requires_grad_(True)
     with make(model).adapted(PROMPT) as report:
-        with pytest.raises(ValueError, match="rank must be None, the model's adapters are trained"):
+        with pytest.raises(
+            ValueError, match="rank must be None, the model's adapters are trained"
+        ):
             report.save_adapter(mine, rank=2)
-        with pytest.raises(ValueError, match="of the adapter 'default', got 1 others, .*lm_head"):
+        with pytest.raises(
+            ValueError, match="of the adapter 'default', got 1 others, .*lm_head"
+        ):
             report.save_adapter(mine)
         with pytest.raises(ValueError, match="adapters are trained: use save_adapter"):
             report.save_pretrained(mine)
         model.base_model.set_adapter(["default", "other"])
-        with pytest.raises(ValueError, match="one adapter of a PeftModel must be active, got 2"):
+        with pytest.raises(
+            ValueError, match="one adapter of a PeftModel must be active, got 2"
+        ):
             report.save_adapter(mine)
     gpt2.requires_grad_(False).transformer.ln_f.requires_grad_(True)
     with (
@@ -194,16 +236,24 @@ def test_a_folder_is_replaced_only_if_it_is_ours(gpt2, make, tmp_path):
         with pytest.raises(FileExistsError, match="mine exists: name another"):
             report.save_adapter(mine, rank=4)
         assert (mine / "adapter_model.safetensors").read_bytes() == first
-        with pytest.raises(FileExistsError, match="users exists, and has no hullft_ops.json"):
+        with pytest.raises(
+            FileExistsError, match="users exists, and has no hullft_ops.json"
+        ):
             report.save_pretrained(users, overwrite=True)
         (mine / "notes.txt").write_text("mine")
         (mine / "config.json").write_text("mine")
-        with pytest.raises(FileExistsError, match=r"config.json exists, and is not a file of ours"):
+        with pytest.raises(
+            FileExistsError, match=r"config.json exists, and is not a file of ours"
+        ):
             report.save_pretrained(mine, overwrite=True)
         (mine / "config.json").unlink()
         report.save_pretrained(mine, overwrite=True)
         adapted = logits(gpt2)
-    assert (users / "config.json").read_text() == (mine / "notes.txt").read_text() == "mine"
+    assert (
+        (users / "config.json").read_text()
+        == (mine / "notes.txt").read_text()
+        == "mine"
+    )
     # An adapter left behind would be loaded with the model.
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(mine)), adapted)
     assert {path.name for path in tmp_path.iterdir()} >= {"mine", "users"}

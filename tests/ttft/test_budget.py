@@ -49,7 +49,11 @@ def clock(embedder: object, monkeypatch: pytest.MonkeyPatch) -> Time:
     clock = Time()
     for module in (adaptation, steps_module):
         monkeypatch.setattr(module, "perf_counter", lambda: clock.now)
-    encode, loss, replay = embedder.encode, MeanLoss.__call__, hullft_ops.GradientCache.replay
+    encode, loss, replay = (
+        embedder.encode,
+        MeanLoss.__call__,
+        hullft_ops.GradientCache.replay,
+    )
 
     def slow_encode(texts: list[str]) -> np.ndarray:
         clock.now += clock.retrieval
@@ -74,13 +78,19 @@ def clock(embedder: object, monkeypatch: pytest.MonkeyPatch) -> Time:
 def steps_of_first(report: AdaptationReport, order: str, sweeps: int) -> list[int]:
     """How many steps each text has after so many sweeps."""
     steps = [0] * report.support_size
-    for sweep in list(plan(report.counts, [report.refresh] * len(steps), order))[:sweeps]:
+    for sweep in list(plan(report.counts, [report.refresh] * len(steps), order))[
+        :sweeps
+    ]:
         steps[sweep.example] += sweep.repeats
     return steps
 
 
 def without_seconds(report: AdaptationReport) -> dict[str, object]:
-    return {n: v for n, v in dataclasses.asdict(report).items() if not n.startswith("seconds_")}
+    return {
+        n: v
+        for n, v in dataclasses.asdict(report).items()
+        if not n.startswith("seconds_")
+    }
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -101,7 +111,9 @@ def test_no_pass_starts_after_the_budget(
         assert report.steps_left_out == 12 - report.optimizer_steps
         longest = max((end - start for start, end in passes), default=clock.retrieval)
         assert reached - seconds < longest
-        ends.append("late" if reached > seconds else "early" if report.steps_left_out else "all")
+        ends.append(
+            "late" if reached > seconds else "early" if report.steps_left_out else "all"
+        )
     assert set(ends) == {"late", "early", "all"}
     assert ends.count("late") < 20
 
@@ -178,7 +190,12 @@ def test_learning_rates_follow_the_schedule_of_all_steps(
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("seconds", [2.0, 4.5])
 def test_what_ends_early_is_restored(
-    gpt2: PreTrainedModel, make: Make, clock: Time, bits: type, order: str, seconds: float
+    gpt2: PreTrainedModel,
+    make: Make,
+    clock: Time,
+    bits: type,
+    order: str,
+    seconds: float,
 ) -> None:
     finetuner, before = make(gpt2, order=order), bits(gpt2)
     clock.retrieval = 2.0
@@ -208,7 +225,9 @@ def test_the_time_counts_from_entering_the_block(
         assert report.forward_backward_passes == 1
 
 
-def test_generating_takes_a_budget_to_adapt(gpt2: PreTrainedModel, make: Make, clock: Time) -> None:
+def test_generating_takes_a_budget_to_adapt(
+    gpt2: PreTrainedModel, make: Make, clock: Time
+) -> None:
     finetuner = make(gpt2, refresh=1)
     text = finetuner.generate(PROMPT, seconds=3.0, max_new_tokens=4)
     assert len(clock.passes) == 3
@@ -234,7 +253,11 @@ def test_any_number_is_a_budget(
     ],
 )
 def test_what_is_no_budget_is_refused(
-    gpt2: PreTrainedModel, make: Make, seconds: object, error: type[Exception], message: str
+    gpt2: PreTrainedModel,
+    make: Make,
+    seconds: object,
+    error: type[Exception],
+    message: str,
 ) -> None:
     finetuner = make(gpt2)
     message = f"TestTimeFinetuner: seconds must be {message}"
@@ -244,7 +267,9 @@ def test_what_is_no_budget_is_refused(
         finetuner.generate(PROMPT, seconds=seconds)
 
 
-def test_a_gpu_is_waited_for_before_the_clock_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_is_waited_for_before_the_clock_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     now, waits = 0.0, []
 
     def wait(device: torch.device) -> None:

@@ -23,11 +23,15 @@ class StopError(Exception):
 
 
 def no_memory() -> BaseException:
-    return RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 1 bytes")
+    return RuntimeError(
+        "[enforce fail] DefaultCPUAllocator: can't allocate memory: 1 bytes"
+    )
 
 
 def of_compiled_code() -> BaseException:
-    return RuntimeError("hullft_ops: CUDA out of memory: no workspace of 4096 bytes on cuda:0")
+    return RuntimeError(
+        "hullft_ops: CUDA out of memory: no workspace of 4096 bytes on cuda:0"
+    )
 
 
 ERRORS: dict[str, Callable[[], BaseException]] = {
@@ -47,7 +51,9 @@ def full(model):
 
 
 def with_adapters(model):
-    lora = LoraConfig(target_modules=["c_attn"], r=2, fan_in_fan_out=True, task_type="CAUSAL_LM")
+    lora = LoraConfig(
+        target_modules=["c_attn"], r=2, fan_in_fan_out=True, task_type="CAUSAL_LM"
+    )
     return get_peft_model(model, lora).eval()
 
 
@@ -66,13 +72,20 @@ def narrow(model):
     return model.bfloat16()
 
 
-KINDS = {"full": full, "lora": with_adapters, "frozen": partly_frozen, "bfloat16": narrow}
+KINDS = {
+    "full": full,
+    "lora": with_adapters,
+    "frozen": partly_frozen,
+    "bfloat16": narrow,
+}
 
 
 class OnCall:
     """Calls of a function go through but for one, which raises before it does or after."""
 
-    def __init__(self, error: BaseException, number: int, *, after: bool = False) -> None:
+    def __init__(
+        self, error: BaseException, number: int, *, after: bool = False
+    ) -> None:
         self.error, self.left, self.after = error, number, after
         self.raised = False
 
@@ -94,7 +107,9 @@ class OnCall:
         return call
 
 
-def patched(owner: Callable[[TestTimeFinetuner], object], name: str, number=1, *, after=False):
+def patched(
+    owner: Callable[[TestTimeFinetuner], object], name: str, number=1, *, after=False
+):
     def breakage(finetuner, error, patch) -> OnCall:
         fault, target = OnCall(error, number, after=after), owner(finetuner)
         patch.setattr(target, name, fault.around(getattr(target, name)))
@@ -105,7 +120,9 @@ def patched(owner: Callable[[TestTimeFinetuner], object], name: str, number=1, *
 
 def break_forward(finetuner, error, patch):
     fault = OnCall(error, 3)
-    block = next(m for m in finetuner.model.modules() if type(m).__name__ == "GPT2Block")
+    block = next(
+        m for m in finetuner.model.modules() if type(m).__name__ == "GPT2Block"
+    )
     patch.setattr(block, "forward", fault.around(block.forward))
     return fault
 
@@ -171,7 +188,9 @@ def raises(kind: str):
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("of", KINDS)
-def test_a_fault_while_adapting_leaves_the_model_as_it_was(gpt2, make, monkeypatch, of, stage):
+def test_a_fault_while_adapting_leaves_the_model_as_it_was(
+    gpt2, make, monkeypatch, of, stage
+):
     model = KINDS[of](gpt2)
     finetuner = make(model, **({"n_select": 5, "refresh": 1} | OPTIONS.get(stage, {})))
     with finetuner.adapted(PROMPT):  # so that optimizer and copy are there
@@ -188,10 +207,14 @@ def test_a_fault_while_adapting_leaves_the_model_as_it_was(gpt2, make, monkeypat
             assert report.optimizer_steps == 5
 
 
-def test_state_of_the_optimizer_that_found_no_memory_is_made_next_time(gpt2, make, monkeypatch):
+def test_state_of_the_optimizer_that_found_no_memory_is_made_next_time(
+    gpt2, make, monkeypatch
+):
     finetuner = make(gpt2, n_select=2)
     with unchanged(gpt2), monkeypatch.context() as patch:
-        patch.setattr(torch, "zeros_like", OnCall(no_memory(), 5).around(torch.zeros_like))
+        patch.setattr(
+            torch, "zeros_like", OnCall(no_memory(), 5).around(torch.zeros_like)
+        )
         with raises("allocator"), finetuner.adapted(PROMPT):
             pytest.fail("the body must not run")
     with unchanged(gpt2), finetuner.adapted(PROMPT) as report:
@@ -269,7 +292,9 @@ def test_a_generator_that_is_closed_or_dropped_leaves_the_model_as_it_was(gpt2, 
             pass
 
 
-def test_a_model_that_was_cast_between_two_adaptations_needs_a_new_finetuner(gpt2, make):
+def test_a_model_that_was_cast_between_two_adaptations_needs_a_new_finetuner(
+    gpt2, make
+):
     finetuner = make(gpt2, n_select=2)
     finetuner.generate(PROMPT, max_new_tokens=2)
     gpt2.double()
@@ -290,7 +315,9 @@ def test_what_cannot_be_restored_is_named_and_all_else_is_back(gpt2, make):
     finetuner, before = make(gpt2), state_of(gpt2)
     name, bias = list(gpt2.named_parameters())[3]
     with (
-        pytest.raises(RuntimeError, match=rf"load the model again and make .*block: {name}: "),
+        pytest.raises(
+            RuntimeError, match=rf"load the model again and make .*block: {name}: "
+        ),
         finetuner.adapted(PROMPT),
     ):
         # A copy that does not fit stands for whatever may fail.
@@ -310,7 +337,11 @@ def test_a_storage_that_is_gone_is_named_and_all_else_is_back(gpt2, make, bits, 
     """Trained, frozen, and a buffer's: in the middle of a copy into it the process would end."""
     gpt2.transformer.wpe.weight.requires_grad_(False)
     gpt2.transformer.register_buffer("mean", torch.ones(9))
-    finetuner, before, storage = make(gpt2), bits(gpt2), STORAGES[name](gpt2).untyped_storage()
+    finetuner, before, storage = (
+        make(gpt2),
+        bits(gpt2),
+        STORAGES[name](gpt2).untyped_storage(),
+    )
     size = storage.nbytes()
     with (
         pytest.raises(RuntimeError, match=f": {name}: its storage is gone$"),
@@ -324,11 +355,16 @@ def test_a_storage_that_is_gone_is_named_and_all_else_is_back(gpt2, make, bits, 
 def test_a_parameter_without_storage_is_refused_before_it_is_copied(gpt2, make):
     finetuner = make(gpt2)
     gpt2.transformer.ln_f.bias.untyped_storage().resize_(0)
-    with pytest.raises(RuntimeError, match=r"parameter \[16\] is gone"), finetuner.adapted(PROMPT):
+    with (
+        pytest.raises(RuntimeError, match=r"parameter \[16\] is gone"),
+        finetuner.adapted(PROMPT),
+    ):
         pytest.fail("the body must not run")
 
 
-def test_an_attribute_that_cannot_be_put_back_is_named_and_all_else_is_back(gpt2, make, bits):
+def test_an_attribute_that_cannot_be_put_back_is_named_and_all_else_is_back(
+    gpt2, make, bits
+):
     class Refuses(dict):
         def clear(self):
             raise TypeError("it is for reading")
@@ -347,12 +383,17 @@ def test_an_attribute_that_cannot_be_put_back_is_named_and_all_else_is_back(gpt2
 
 
 @pytest.mark.parametrize(
-    "fault", [MemoryError(), no_memory(), torch.OutOfMemoryError("x"), of_compiled_code()]
+    "fault",
+    [MemoryError(), no_memory(), torch.OutOfMemoryError("x"), of_compiled_code()],
 )
 @pytest.mark.parametrize(
     ("stage", "options", "message"),
     [
-        ("embedder", {}, r"selecting texts; .*Lower pool_size \(it is 30\), or shorten the prompt"),
+        (
+            "embedder",
+            {},
+            r"selecting texts; .*Lower pool_size \(it is 30\), or shorten the prompt",
+        ),
         ("forward", {}, r'max_length \(it is 32\), .*PEFT adapters.*dtype="bfloat16"'),
         (
             "replay",
@@ -361,7 +402,9 @@ def test_an_attribute_that_cannot_be_put_back_is_named_and_all_else_is_back(gpt2
         ),
     ],
 )
-def test_out_of_memory_says_what_to_lower(gpt2, make, monkeypatch, stage, options, message, fault):
+def test_out_of_memory_says_what_to_lower(
+    gpt2, make, monkeypatch, stage, options, message, fault
+):
     finetuner = make(gpt2, n_select=9, refresh=3, **options)
     STAGES[stage](finetuner, fault, monkeypatch)
     with (
@@ -374,7 +417,9 @@ def test_out_of_memory_says_what_to_lower(gpt2, make, monkeypatch, stage, option
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
 @pytest.mark.parametrize("order", ["grouped", "interleaved"])
 @pytest.mark.parametrize("of", KINDS)
-def test_a_loss_that_is_not_finite_stops_at_its_step(gpt2, make, monkeypatch, of, order, value):
+def test_a_loss_that_is_not_finite_stops_at_its_step(
+    gpt2, make, monkeypatch, of, order, value
+):
     model = KINDS[of](gpt2)
     finetuner = make(model, order=order, refresh=2)
     support = finetuner.select(PROMPT)

@@ -22,7 +22,9 @@ from operators_elsewhere import operators, same_as, spawned
 
 PROMPT = "the cat sat on the red mat"
 FORKED = "a process cannot use CUDA that was forked by one that has"
-LORA = LoraConfig(target_modules=["c_attn"], r=2, fan_in_fan_out=True, task_type="CAUSAL_LM")
+LORA = LoraConfig(
+    target_modules=["c_attn"], r=2, fan_in_fan_out=True, task_type="CAUSAL_LM"
+)
 
 
 def in_thread(action, name="elsewhere"):
@@ -41,7 +43,9 @@ def run_together(actions, name=None):
         except RuntimeError as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=run, args=(action,), name=name) for action in actions]
+    threads = [
+        threading.Thread(target=run, args=(action,), name=name) for action in actions
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -59,12 +63,16 @@ def test_two_finetuners_of_one_model_are_refused(gpt2, make):
     before = state_of(gpt2)
     with one.adapted(PROMPT):
         adapted = state_of(gpt2)
-        with pytest.raises(RuntimeError, match="adapted to another prompt already: leave that"):
+        with pytest.raises(
+            RuntimeError, match="adapted to another prompt already: leave that"
+        ):
             adapt(other)
         assert differences(adapted, state_of(gpt2)) == []
         name = threading.current_thread().name
         message = in_thread(lambda: adapt(other))
-        assert f"already, by the thread {name}: give each thread its own copy" in message
+        assert (
+            f"already, by the thread {name}: give each thread its own copy" in message
+        )
     assert differences(before, state_of(gpt2)) == []
     adapt(other)
     assert in_thread(lambda: adapt(one)) is None
@@ -85,7 +93,9 @@ def test_a_context_within_itself_is_refused_and_may_be_used_again(gpt2, make):
 def test_modules_that_share_what_one_trains_are_refused(gpt2, make):
     wrapped = get_peft_model(copy.deepcopy(gpt2), LORA)
     view = copy.deepcopy(gpt2)
-    view.transformer.wpe.weight = torch.nn.Parameter(gpt2.transformer.wpe.weight.data[:])
+    view.transformer.wpe.weight = torch.nn.Parameter(
+        gpt2.transformer.wpe.weight.data[:]
+    )
     own, adapters, base = make(gpt2), make(wrapped), wrapped.get_base_model()
     other = make(view)
     with own.adapted(PROMPT):
@@ -117,7 +127,9 @@ def test_models_that_share_modules_are_refused(gpt2, make):
     prefix = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     one, other = (make(get_peft_model(gpt2, prefix), max_length=20) for _ in range(2))
     with one.adapted(PROMPT):
-        with pytest.raises(RuntimeError, match="one that shares its modules, is adapted"):
+        with pytest.raises(
+            RuntimeError, match="one that shares its modules, is adapted"
+        ):
             adapt(other)
         assert "already, by the thread" in in_thread(lambda: adapt(other))
     adapt(other)
@@ -159,7 +171,9 @@ def test_models_of_their_own_are_scored_at_the_same_time(gpt2, tokenizer):
     assert run_together(actions) == []
 
 
-def test_a_scoring_beside_the_adaptation_of_another_thread_is_refused(gpt2, tokenizer, make):
+def test_a_scoring_beside_the_adaptation_of_another_thread_is_refused(
+    gpt2, tokenizer, make
+):
     finetuner = make(gpt2)
     message = f"the thread {threading.current_thread().name} adapts the model, or one that shares"
     with finetuner.adapted(PROMPT):
@@ -171,11 +185,17 @@ def test_a_scoring_beside_the_adaptation_of_another_thread_is_refused(gpt2, toke
 
 
 @pytest.mark.usefixtures("_many_switches")
-def test_an_adaptation_waits_for_the_scorings_of_other_threads(gpt2, tokenizer, make, monkeypatch):
+def test_an_adaptation_waits_for_the_scorings_of_other_threads(
+    gpt2, tokenizer, make, monkeypatch
+):
     gpt2.train()
     finetuner, before = make(gpt2), state_of(gpt2)
     wanted, found = bits_per_byte(gpt2, tokenizer, PROMPT), []
-    scoring, waiting, wait = threading.Event(), threading.Event(), threading.Condition.wait
+    scoring, waiting, wait = (
+        threading.Event(),
+        threading.Event(),
+        threading.Condition.wait,
+    )
 
     def told(condition, timeout=None):
         waiting.set()
@@ -194,7 +214,9 @@ def test_an_adaptation_waits_for_the_scorings_of_other_threads(gpt2, tokenizer, 
     thread.start()
     assert scoring.wait(60)
     with monkeypatch.context() as patch:
-        patch.setattr(claims._change(), "wait", partial(told, claims._change()), raising=False)
+        patch.setattr(
+            claims._change(), "wait", partial(told, claims._change()), raising=False
+        )
         with finetuner.adapted(PROMPT):
             assert found == [wanted]
     thread.join()
@@ -206,8 +228,14 @@ def test_a_block_that_another_thread_leaves_is_restored_and_says_so(gpt2, make):
     context, before = make(gpt2).adapted(PROMPT), state_of(gpt2)
     context.__enter__()
     message = in_thread(lambda: context.__exit__(None, None, None))
-    assert f"the thread {threading.current_thread().name} entered this with block, and " in message
-    assert "elsewhere left it; the model is restored, enter and leave a block in one" in message
+    assert (
+        f"the thread {threading.current_thread().name} entered this with block, and "
+        in message
+    )
+    assert (
+        "elsewhere left it; the model is restored, enter and leave a block in one"
+        in message
+    )
     assert differences(before, state_of(gpt2)) == []
     with context:
         pass
@@ -216,7 +244,9 @@ def test_a_block_that_another_thread_leaves_is_restored_and_says_so(gpt2, make):
 def test_a_finetuner_is_not_pickled(gpt2, make):
     finetuner = make(gpt2)
     for action in (pickle.dumps, copy.deepcopy):
-        with pytest.raises(TypeError, match="neither pickled nor copied: make one in each process"):
+        with pytest.raises(
+            TypeError, match="neither pickled nor copied: make one in each process"
+        ):
             action(finetuner)
 
 
@@ -270,7 +300,9 @@ def test_a_forked_process_adapts_and_restores_on_its_own(gpt2, make):
 
 
 @pytest.mark.cpu_only(FORKED)
-def test_a_model_that_another_thread_adapts_at_the_fork_is_refused_in_the_child(gpt2, make):
+def test_a_model_that_another_thread_adapts_at_the_fork_is_refused_in_the_child(
+    gpt2, make
+):
     finetuner = make(gpt2)
     entered, leave = threading.Event(), threading.Event()
 
@@ -280,7 +312,9 @@ def test_a_model_that_another_thread_adapts_at_the_fork_is_refused_in_the_child(
             leave.wait(60)
 
     def check():
-        with pytest.raises(RuntimeError, match="was forked, so its weights .* load it again"):
+        with pytest.raises(
+            RuntimeError, match="was forked, so its weights .* load it again"
+        ):
             adapt(finetuner)
 
     thread = threading.Thread(target=hold)
@@ -313,7 +347,9 @@ def test_a_fork_while_another_thread_makes_a_claim_leaves_no_lock_held(gpt2, mak
 
 
 def test_nothing_is_called_at_a_fork(monkeypatch):
-    monkeypatch.setattr(os, "register_at_fork", lambda **_: pytest.fail("a hook at import"))
+    monkeypatch.setattr(
+        os, "register_at_fork", lambda **_: pytest.fail("a hook at import")
+    )
     runpy.run_path(claims.__file__)
 
 
@@ -330,7 +366,9 @@ def test_operators_work_in_a_forked_process_with_one_thread(threads_of_two):
 
 @pytest.mark.cpu_only("the operators of another process are the CPU's")
 def test_operators_work_in_a_spawned_process():
-    process = multiprocessing.get_context("spawn").Process(target=spawned, args=(operators(),))
+    process = multiprocessing.get_context("spawn").Process(
+        target=spawned, args=(operators(),)
+    )
     process.start()
     process.join(100)
     assert process.exitcode == 0

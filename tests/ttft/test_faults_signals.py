@@ -165,7 +165,9 @@ def test_interrupts_while_restoring_and_saving_wait(gpt2, make, monkeypatch):
         pass
 
 
-def test_two_signals_while_restoring_are_both_delivered_then(gpt2, make, monkeypatch, two_signals):
+def test_two_signals_while_restoring_are_both_delivered_then(
+    gpt2, make, monkeypatch, two_signals
+):
     finetuner, before = make(gpt2), state_of(gpt2)
     with monkeypatch.context() as patch:
         during(patch, "restore", [], send=both)
@@ -184,7 +186,9 @@ def test_no_handler_of_ours_is_there_in_the_block_or_while_training(gpt2, make):
     found = []
 
     def look(*_):
-        found.append({number: signal.getsignal(number) for number in signal.valid_signals()})
+        found.append(
+            {number: signal.getsignal(number) for number in signal.valid_signals()}
+        )
 
     gpt2.register_forward_hook(look)
     with make(gpt2).adapted(PROMPT) as report:
@@ -297,7 +301,9 @@ def test_an_interrupt_on_the_way_out_restores_once_its_exception_is_dropped(gpt2
 def finally_lines(file: str) -> set[int]:
     """The first line of every ``finally``."""
     tree = ast.parse(Path(file).read_text(encoding="utf-8"))
-    tries = (node for node in ast.walk(tree) if isinstance(node, ast.Try) and node.finalbody)
+    tries = (
+        node for node in ast.walk(tree) if isinstance(node, ast.Try) and node.finalbody
+    )
     return {node.finalbody[0].lineno for node in tries}
 
 
@@ -405,7 +411,9 @@ def interrupt_an_adaptation(_number, frame) -> None:
 
 
 def adapt_under_fire(finetuner, model, before, writer) -> None:
-    sys.settrace(None)  # a measurement of coverage, interrupted, would keep its own lock
+    sys.settrace(
+        None
+    )  # a measurement of coverage, interrupted, would keep its own lock
     signal.signal(signal.SIGINT, interrupt_an_adaptation)
     os.write(writer, b"ready\n")
     interrupted = changed = 0

@@ -27,7 +27,16 @@ from hullft_ops.ttft.training import steps as steps_module
 CONTEXT = 32
 LR = 1e-2
 PROMPT = "the cat sat on the red mat"
-STAGES = ["embed", "search", "select", "finetune", "tokenize", "forward", "backward", "step"]
+STAGES = [
+    "embed",
+    "search",
+    "select",
+    "finetune",
+    "tokenize",
+    "forward",
+    "backward",
+    "step",
+]
 STAGES += ["save", "restore"]
 
 
@@ -54,7 +63,10 @@ def test_the_support_is_that_of_the_nearest_texts(gpt2, make, store, embedder, v
     assert support.indices == pool[wanted.indices[:size]].tolist()
     assert support.weights == wanted.weights[:size].tolist()
     assert support.counts == wanted.counts[:size].tolist()
-    assert (support.residual, support.gap) == (float(wanted.residual), float(wanted.gap))
+    assert (support.residual, support.gap) == (
+        float(wanted.residual),
+        float(wanted.gap),
+    )
 
 
 def test_knn_trains_one_step_on_each_of_the_nearest(gpt2, make, store, embedder):
@@ -66,8 +78,12 @@ def test_knn_trains_one_step_on_each_of_the_nearest(gpt2, make, store, embedder)
         assert report.forward_backward_passes == report.optimizer_steps == 12
 
 
-def test_a_store_smaller_than_the_pool_is_all_of_it(gpt2, tokenizer, embedder, tmp_path):
-    store = Datastore.build(["the cat", "red mat"], embedder, tmp_path / "two", progress=False)
+def test_a_store_smaller_than_the_pool_is_all_of_it(
+    gpt2, tokenizer, embedder, tmp_path
+):
+    store = Datastore.build(
+        ["the cat", "red mat"], embedder, tmp_path / "two", progress=False
+    )
     with TestTimeFinetuner(gpt2, tokenizer, store, embedder).adapted(PROMPT) as report:
         assert sorted(report.indices) == [0, 1]
         assert sum(report.counts) == report.optimizer_steps == 50
@@ -99,20 +115,32 @@ def test_texts_without_a_next_token_are_not_chosen(
     assert sum(supports[0].counts) == 8
 
 
-def test_a_store_without_a_text_to_train_on_is_refused(gpt2, tokenizer, embedder, tmp_path):
+def test_a_store_without_a_text_to_train_on_is_refused(
+    gpt2, tokenizer, embedder, tmp_path
+):
     store = Datastore.build(["a", ""], embedder, tmp_path / "short", progress=False)
     finetuner = TestTimeFinetuner(gpt2, tokenizer, store, embedder)
     with (
-        pytest.raises(ValueError, match="the pool must have a text of 2 tokens or more"),
+        pytest.raises(
+            ValueError, match="the pool must have a text of 2 tokens or more"
+        ),
         finetuner.adapted("a"),
     ):
         pytest.fail("there is nothing to adapt on")
 
 
-def test_knn_takes_a_step_on_each_text_that_can_be_trained_on(gpt2, tokenizer, embedder, tmp_path):
-    store = Datastore.build(["a", "the cat", "a dog"], embedder, tmp_path / "s", progress=False)
-    finetuner = TestTimeFinetuner(gpt2, tokenizer, store, embedder, n_select=3, method="knn")
-    message = r"fewer texts to train on than n_select, 2 of 3 .* takes 2 steps, one on each"
+def test_knn_takes_a_step_on_each_text_that_can_be_trained_on(
+    gpt2, tokenizer, embedder, tmp_path
+):
+    store = Datastore.build(
+        ["a", "the cat", "a dog"], embedder, tmp_path / "s", progress=False
+    )
+    finetuner = TestTimeFinetuner(
+        gpt2, tokenizer, store, embedder, n_select=3, method="knn"
+    )
+    message = (
+        r"fewer texts to train on than n_select, 2 of 3 .* takes 2 steps, one on each"
+    )
     with pytest.warns(UserWarning, match=message):
         support = finetuner.select(PROMPT)
     assert sorted(support.indices) == [1, 2]
@@ -120,7 +148,9 @@ def test_knn_takes_a_step_on_each_text_that_can_be_trained_on(gpt2, tokenizer, e
 
 
 @pytest.mark.parametrize("max_length", [None, 20])
-def test_texts_are_cut_to_the_context_and_never_padded(gpt2, tokenizer, make, store, max_length):
+def test_texts_are_cut_to_the_context_and_never_padded(
+    gpt2, tokenizer, make, store, max_length
+):
     seen = []
     finetuner = make(gpt2, refresh=1, max_length=max_length)
     gpt2.register_forward_pre_hook(
@@ -128,7 +158,11 @@ def test_texts_are_cut_to_the_context_and_never_padded(gpt2, tokenizer, make, st
     )
     length = CONTEXT if max_length is None else max_length
     with finetuner.adapted(PROMPT) as report:
-        multiset = [i for i, c in zip(report.indices, report.counts, strict=True) for _ in range(c)]
+        multiset = [
+            i
+            for i, c in zip(report.indices, report.counts, strict=True)
+            for _ in range(c)
+        ]
     assert [ids.tolist() for ids in seen] == [
         [tokenizer(store.texts[i])["input_ids"][:length]] for i in multiset
     ]
@@ -139,7 +173,9 @@ def test_texts_are_cut_to_the_context_and_never_padded(gpt2, tokenizer, make, st
 
 
 @pytest.mark.parametrize("refresh", [1, 2, 3, 100])
-def test_it_equals_adam_with_every_gradient_reused(model, make, store, tokenizer, refresh):
+def test_it_equals_adam_with_every_gradient_reused(
+    model, make, store, tokenizer, refresh
+):
     model.double()
     finetuner = make(model, refresh=refresh)
     support = finetuner.select(PROMPT)
@@ -162,9 +198,13 @@ def test_it_equals_adam_with_every_gradient_reused(model, make, store, tokenizer
             parameter.copy_(value)
 
     with finetuner.adapted(PROMPT) as report:
-        for parameter, value, start in zip(model.parameters(), wanted, base, strict=True):
+        for parameter, value, start in zip(
+            model.parameters(), wanted, base, strict=True
+        ):
             # Relative to a step: a parameter's own size says nothing about it.
-            torch.testing.assert_close(parameter - start, value - start, rtol=0, atol=LR * 1e-9)
+            torch.testing.assert_close(
+                parameter - start, value - start, rtol=0, atol=LR * 1e-9
+            )
     assert report.losses == pytest.approx(losses, rel=1e-9)
 
 
@@ -172,11 +212,20 @@ def test_the_report_adds_up(gpt2, make):
     with make(gpt2, refresh=2).adapted(PROMPT) as report:
         pass
     assert (report.method, report.n_select, report.refresh) == ("hullft", 12, 2)
-    assert len(report.indices) == len(report.weights) == len(report.counts) == report.support_size
+    assert (
+        len(report.indices)
+        == len(report.weights)
+        == len(report.counts)
+        == report.support_size
+    )
     assert report.weights == sorted(report.weights, reverse=True)
     assert sum(report.weights) == pytest.approx(1, rel=1e-6)
     assert report.optimizer_steps == sum(report.counts) == 12
-    assert report.forward_backward_passes == sum(math.ceil(c / 2) for c in report.counts) < 12
+    assert (
+        report.forward_backward_passes
+        == sum(math.ceil(c / 2) for c in report.counts)
+        < 12
+    )
     assert len(report.losses) == report.forward_backward_passes
     seconds = {stage: getattr(report, f"seconds_{stage}") for stage in STAGES}
     assert min(seconds.values()) > 0
@@ -198,7 +247,11 @@ def test_the_report_says_which_passes_made_full_logits(gpt2, make):
 
 
 def test_numpy_integers_are_integers(gpt2, make):
-    of_numpy = {"n_select": np.int64(12), "refresh": np.int32(2), "pool_size": np.int64(30)}
+    of_numpy = {
+        "n_select": np.int64(12),
+        "refresh": np.int32(2),
+        "pool_size": np.int64(30),
+    }
     with make(gpt2, **of_numpy, max_length=np.int64(20)).adapted(PROMPT) as report:
         assert (report.n_select, report.refresh) == (12, 2)
         assert json.loads(json.dumps(report.to_dict())) == report.to_dict()
@@ -236,7 +289,10 @@ def test_every_stage_counts_where_it_belongs(gpt2, make, embedder, store, monkey
     report, found = seconds(MeanLoss, "__call__")
     passes = report.forward_backward_passes
     assert found == {"forward": passes, "finetune": passes}
-    assert seconds(torch.autograd, "backward")[1] == {"backward": passes, "finetune": passes}
+    assert seconds(torch.autograd, "backward")[1] == {
+        "backward": passes,
+        "finetune": passes,
+    }
     found = seconds(hullft_ops.ReplayAdam, "step")[1]
     assert found == {"step": found["step"], "finetune": found["step"]}
     # Some parameters at a time.
@@ -257,7 +313,9 @@ def test_a_text_is_tokenized_once(gpt2, make, monkeypatch):
     with finetuner.adapted(PROMPT) as report:
         pass
     assert len(seen) == len(set(seen)) == report.support_size
-    assert report.seconds_finetune > report.seconds_tokenize >= 0.02 * report.support_size
+    assert (
+        report.seconds_finetune > report.seconds_tokenize >= 0.02 * report.support_size
+    )
     first = finetuner.select(PROMPT)
     assert finetuner.select(PROMPT) == first
     first.input_ids[0].clear()
@@ -266,7 +324,9 @@ def test_a_text_is_tokenized_once(gpt2, make, monkeypatch):
 
 
 def test_adapting_lowers_the_loss_on_the_prompt(model, tokenizer, embedder, tmp_path):
-    store = Datastore.build([PROMPT + " today"], embedder, tmp_path / "one", progress=False)
+    store = Datastore.build(
+        [PROMPT + " today"], embedder, tmp_path / "one", progress=False
+    )
     finetuner = TestTimeFinetuner(model, tokenizer, store, embedder, n_select=20, lr=LR)
     before = bits_per_byte(model, tokenizer, PROMPT)
     with finetuner.adapted(PROMPT) as report:
@@ -299,7 +359,9 @@ def test_generate_works_on_the_adapted_model(model, tokenizer, make):
     inputs = tokenizer("the cat", return_tensors="pt", return_token_type_ids=False)
 
     def generate():
-        return model.generate(**inputs, max_new_tokens=12, do_sample=False, pad_token_id=0)
+        return model.generate(
+            **inputs, max_new_tokens=12, do_sample=False, pad_token_id=0
+        )
 
     before = generate()
     with make(model, n_select=20).adapted(PROMPT):
@@ -323,19 +385,51 @@ def test_generate_works_on_the_adapted_model(model, tokenizer, make):
         ({"pool_size": 0}, ValueError, "pool_size must be .*, got 0"),
         ({"max_length": 1}, ValueError, "max_length must be .*, got 1"),
         ({"max_length": 33}, ValueError, "max_length is 33, the model's context is 32"),
-        ({"method": "nearest"}, ValueError, "method must be one of hullft, .*, got 'nearest'"),
-        ({"method": 7}, TypeError, "method must be a name or a SelectionMethod, got int"),
-        ({"dtype": "float16"}, ValueError, "dtype must be bfloat16 or None, got float16"),
-        ({"order": "mixed"}, ValueError, "order must be one of grouped, interleaved, got 'mixed'"),
-        ({"schedule": "step"}, ValueError, "schedule must be one of constant, .*, got 'step'"),
+        (
+            {"method": "nearest"},
+            ValueError,
+            "method must be one of hullft, .*, got 'nearest'",
+        ),
+        (
+            {"method": 7},
+            TypeError,
+            "method must be a name or a SelectionMethod, got int",
+        ),
+        (
+            {"dtype": "float16"},
+            ValueError,
+            "dtype must be bfloat16 or None, got float16",
+        ),
+        (
+            {"order": "mixed"},
+            ValueError,
+            "order must be one of grouped, interleaved, got 'mixed'",
+        ),
+        (
+            {"schedule": "step"},
+            ValueError,
+            "schedule must be one of constant, .*, got 'step'",
+        ),
         ({"max_grad_norm": 0.0}, ValueError, "max_grad_norm must be above 0, got 0.0"),
-        ({"max_grad_norm": math.nan}, ValueError, "max_grad_norm must be above 0, got nan"),
+        (
+            {"max_grad_norm": math.nan},
+            ValueError,
+            "max_grad_norm must be above 0, got nan",
+        ),
         ({"max_grad_norm": "1"}, TypeError, "max_grad_norm must be a number, got str"),
-        ({"max_grad_norm": True}, TypeError, "max_grad_norm must be a number, got bool"),
+        (
+            {"max_grad_norm": True},
+            TypeError,
+            "max_grad_norm must be a number, got bool",
+        ),
         ({"variant": "greedy"}, ValueError, "variant must be one of .*, got 'greedy'"),
         ({"experts": "experts"}, TypeError, "experts must be an Experts, .*, got str"),
         ({"on_step": 3}, TypeError, "on_step must be a function of .*, got int"),
-        ({"n_select": 100_001}, ValueError, r"n_select must be in 0\.\.100000, got 100001"),
+        (
+            {"n_select": 100_001},
+            ValueError,
+            r"n_select must be in 0\.\.100000, got 100001",
+        ),
     ],
 )
 def test_bad_arguments_are_refused(gpt2, make, options, error, message):
@@ -348,9 +442,16 @@ def test_bad_arguments_are_refused(gpt2, make, options, error, message):
 def test_what_is_no_model_tokenizer_store_or_embedder_is_refused(
     gpt2, tokenizer, store, embedder, name, wrong
 ):
-    given = {"model": gpt2, "tokenizer": tokenizer, "store": store, "embedder": embedder}
+    given = {
+        "model": gpt2,
+        "tokenizer": tokenizer,
+        "store": store,
+        "embedder": embedder,
+    }
     kind = type(wrong).__name__
-    with pytest.raises(TypeError, match=f"^TestTimeFinetuner: {name} must be an? .*, got {kind}$"):
+    with pytest.raises(
+        TypeError, match=f"^TestTimeFinetuner: {name} must be an? .*, got {kind}$"
+    ):
         TestTimeFinetuner(**given | {name: wrong})
 
 
@@ -361,7 +462,9 @@ def made_in_inference_mode(model: PreTrainedModel) -> PreTrainedModel:
 
 def with_lora(model: PreTrainedModel, layer: str) -> PreTrainedModel:
     model.requires_grad_(False)
-    return get_peft_model(model, LoraConfig(target_modules=[layer], r=2, task_type="CAUSAL_LM"))
+    return get_peft_model(
+        model, LoraConfig(target_modules=[layer], r=2, task_type="CAUSAL_LM")
+    )
 
 
 def test_a_model_made_in_inference_mode_is_refused(llama, make):
@@ -373,7 +476,9 @@ def test_a_model_made_in_inference_mode_is_refused(llama, make):
         make(made_in_inference_mode(llama))
 
 
-def test_frozen_parameters_made_in_inference_mode_let_no_gradient_through(llama, make, bits):
+def test_frozen_parameters_made_in_inference_mode_let_no_gradient_through(
+    llama, make, bits
+):
     model = with_lora(made_in_inference_mode(llama), "q_proj")
     finetuner, before = make(model), bits(model)
     message = (
@@ -391,12 +496,17 @@ def test_frozen_parameters_made_in_inference_mode_may_come_before_all_that_is_tr
     model = with_lora(made_in_inference_mode(llama), "lm_head")
     finetuner, before = make(model), bits(model)
     with finetuner.adapted(PROMPT):
-        assert {name.split(".")[-3] for name in before.changed()} == {"lora_A", "lora_B"}
+        assert {name.split(".")[-3] for name in before.changed()} == {
+            "lora_A",
+            "lora_B",
+        }
     assert before.changed() == set()
 
 
 @pytest.mark.parametrize(("name", "dim"), [("other", 24), ("hashing", 25)])
-def test_an_embedder_that_is_not_the_datastores_is_refused(gpt2, make, other_embedder, name, dim):
+def test_an_embedder_that_is_not_the_datastores_is_refused(
+    gpt2, make, other_embedder, name, dim
+):
     message = f"embedder is {name} of dim {dim}, the datastore's is hashing of dim 24"
     with pytest.raises(ValueError, match=message):
         make(gpt2, embedder=other_embedder(name, dim))
@@ -408,7 +518,11 @@ def test_an_embedder_that_is_not_the_datastores_is_refused(gpt2, make, other_emb
         ("", ValueError, "prompt must hold text, got ''"),
         (" \n", ValueError, r"prompt must hold text, got ' \\n'"),
         (None, TypeError, "prompt must be a str, got NoneType"),
-        ("a \udcff", ValueError, "prompt must be valid Unicode: .*surrogates not allowed"),
+        (
+            "a \udcff",
+            ValueError,
+            "prompt must be valid Unicode: .*surrogates not allowed",
+        ),
     ],
 )
 def test_bad_prompts_are_refused(gpt2, make, prompt, error, message, bits):
@@ -445,7 +559,10 @@ def test_finetuners_that_share_memory_do_what_each_does_alone(
         with shared.adapted(texts[0]) as found:
             pass
         assert found.losses == wanted.losses
-    with sharing[0].adapted(texts[0]), pytest.raises(RuntimeError, match="adapted to another"):
+    with (
+        sharing[0].adapted(texts[0]),
+        pytest.raises(RuntimeError, match="adapted to another"),
+    ):
         sharing[1].adapted(texts[1]).__enter__()
 
 
@@ -456,23 +573,33 @@ def test_finetuners_of_other_parameters_share_no_memory(
     few = make(gpt2)
     gpt2.requires_grad_(True)
     count = len(list(gpt2.parameters()))
-    with pytest.raises(ValueError, match=f"of the same parameters .*, got {count} and {count - 1}"):
+    with pytest.raises(
+        ValueError, match=f"of the same parameters .*, got {count} and {count - 1}"
+    ):
         make(gpt2).share_memory_with(few)
 
 
-@pytest.mark.parametrize("name", ["model", "store", "n_select", "refresh", "method", "order"])
+@pytest.mark.parametrize(
+    "name", ["model", "store", "n_select", "refresh", "method", "order"]
+)
 def test_what_it_was_made_with_cannot_be_changed(
     make: Callable[..., TestTimeFinetuner], gpt2: PreTrainedModel, name: str
 ) -> None:
     finetuner = make(gpt2)
     before = getattr(finetuner, name)
-    with pytest.raises(AttributeError, match=f"{name} cannot be changed, make a new finetuner"):
+    with pytest.raises(
+        AttributeError, match=f"{name} cannot be changed, make a new finetuner"
+    ):
         setattr(finetuner, name, None)
     assert getattr(finetuner, name) is before
 
 
 def test_finetuners_of_two_models_share_no_memory(
-    make: Callable[..., TestTimeFinetuner], gpt2: PreTrainedModel, llama: PreTrainedModel
+    make: Callable[..., TestTimeFinetuner],
+    gpt2: PreTrainedModel,
+    llama: PreTrainedModel,
 ) -> None:
-    with pytest.raises(ValueError, match="only finetuners of one model can share memory"):
+    with pytest.raises(
+        ValueError, match="only finetuners of one model can share memory"
+    ):
         make(gpt2).share_memory_with(make(llama))

@@ -43,7 +43,11 @@ def dataset_of(rows):
 
 
 def trainer_of(model, folder, rows=ROWS, **options):
-    own = {name: options.pop(name) for name in list(options) if name.startswith("optimizer")}
+    own = {
+        name: options.pop(name)
+        for name in list(options)
+        if name.startswith("optimizer")
+    }
     return ReplayTrainer(
         model=model,
         args=arguments(folder, **options),
@@ -76,7 +80,10 @@ def test_it_equals_adamw_with_every_gradient_reused(llama, tmp_path):
 
 @pytest.mark.parametrize("rows", [ROWS, [(ids, 1) for ids, _ in ROWS]])
 def test_evaluation_leaves_the_multiplicity_out(model, tmp_path, rows):
-    trainer, given = trainer_of(model.double(), tmp_path, per_device_eval_batch_size=3), []
+    trainer, given = (
+        trainer_of(model.double(), tmp_path, per_device_eval_batch_size=3),
+        [],
+    )
     # Some models take any argument and ignore it, others fail.
     model.register_forward_pre_hook(
         lambda module, args, kwargs: given.extend(kwargs), with_kwargs=True
@@ -98,7 +105,9 @@ def test_evaluation_leaves_the_multiplicity_out(model, tmp_path, rows):
         ([([3, 4], 0)], 1, r"got \[0\]"),
     ],
 )
-def test_a_batch_without_one_multiplicity_is_refused(gpt2, tmp_path, rows, batch, counts):
+def test_a_batch_without_one_multiplicity_is_refused(
+    gpt2, tmp_path, rows, batch, counts
+):
     trainer = trainer_of(gpt2, tmp_path, rows, per_device_train_batch_size=batch)
     with pytest.raises(ValueError, match=f"one multiplicity, at least 1, .*{counts}"):
         trainer.train()
@@ -107,8 +116,14 @@ def test_a_batch_without_one_multiplicity_is_refused(gpt2, tmp_path, rows, batch
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps must be 1, got 2"),
-        ({"remove_unused_columns": True}, "remove_unused_columns must be False, got True"),
+        (
+            {"gradient_accumulation_steps": 2},
+            "gradient_accumulation_steps must be 1, got 2",
+        ),
+        (
+            {"remove_unused_columns": True},
+            "remove_unused_columns must be False, got True",
+        ),
     ],
 )
 def test_arguments_that_do_not_go_with_it_are_refused(gpt2, tmp_path, options, message):
@@ -164,7 +179,9 @@ def test_repeats_go_through_accelerate():
         ({"optimizer_cls_and_kwargs": (torch.optim.Adam, {})}, "must be None"),
     ],
 )
-def test_an_optimizer_that_cannot_repeat_a_step_is_refused(gpt2, tmp_path, options, message):
+def test_an_optimizer_that_cannot_repeat_a_step_is_refused(
+    gpt2, tmp_path, options, message
+):
     if "optimizers" in options:
         options = {"optimizers": (options["optimizers"](gpt2.parameters()), None)}
     with pytest.raises(ValueError, match=f"ReplayTrainer: .*{message}"):

@@ -15,12 +15,20 @@ PROMPT = "the cat sat on the red mat"
 @pytest.fixture
 def short(embedder, tmp_path):
     """A datastore of 5 short texts, each of which is nearer to the prompt than the one before."""
-    texts = ["a dog", "a cat ran", "red cat sat", "the cat sat on", "the cat sat on the mat"]
+    texts = [
+        "a dog",
+        "a cat ran",
+        "red cat sat",
+        "the cat sat on",
+        "the cat sat on the mat",
+    ]
     return Datastore.build(texts, embedder, tmp_path / "texts", progress=False)
 
 
 def tokens_of(tokenizer, texts):
-    return [tokenizer(t + SEPARATOR, add_special_tokens=False)["input_ids"] for t in texts]
+    return [
+        tokenizer(t + SEPARATOR, add_special_tokens=False)["input_ids"] for t in texts
+    ]
 
 
 def nearest(store, embedder, count):
@@ -41,13 +49,17 @@ def test_the_nearest_texts_that_fit_stand_before_the_prompt(
         with finetuner.adapted(PROMPT) as report:
             kept = min(context, fit)
             assert report.context_indices == order[:kept][::-1]
-            assert report.prefix_ids == [token for text in ids[:kept][::-1] for token in text]
+            assert report.prefix_ids == [
+                token for text in ids[:kept][::-1] for token in text
+            ]
             # Whatever stands before it, the model is trained on the same texts.
             assert report.indices == make(model, store=short).select(PROMPT).indices
             assert report.to_dict()["context_indices"] == report.context_indices
 
 
-def test_a_text_stays_whole_and_ends_the_context(gpt2, tokenizer, make, embedder, tmp_path):
+def test_a_text_stays_whole_and_ends_the_context(
+    gpt2, tokenizer, make, embedder, tmp_path
+):
     """The nearest is as long as what the prompt leaves, or one token longer."""
     left = CONTEXT - len(tokenizer(PROMPT)["input_ids"])
     for longer in (0, 1):
@@ -62,7 +74,9 @@ def test_a_text_stays_whole_and_ends_the_context(gpt2, tokenizer, make, embedder
             assert len(report.prefix_ids) == (0 if longer else left)
 
 
-def test_before_a_long_prompt_they_take_half_of_the_context(gpt2, tokenizer, make, short):
+def test_before_a_long_prompt_they_take_half_of_the_context(
+    gpt2, tokenizer, make, short
+):
     prompt = "the cat sat on the red mat " * 10
     with make(gpt2, store=short, n_select=0, context=5).adapted(prompt) as report:
         sizes = list(map(len, tokens_of(tokenizer, [short.texts[i] for i in range(5)])))
@@ -75,20 +89,27 @@ def test_before_a_long_prompt_they_take_half_of_the_context(gpt2, tokenizer, mak
 def test_the_prompts_search_finds_them(gpt2, make, store, monkeypatch):
     searched = []
     search = store.search
-    monkeypatch.setattr(store, "search", lambda q, k: searched.append(k) or search(q, k))
+    monkeypatch.setattr(
+        store, "search", lambda q, k: searched.append(k) or search(q, k)
+    )
     make(gpt2, context=3).select(PROMPT)
     make(gpt2, context=31).select(PROMPT)
     # No more texts fit than the model reads tokens.
     make(gpt2, context=2**31 - 1).select(PROMPT)
     assert searched == [30, 31, CONTEXT]
     # More texts before the prompt offer no more to train on.
-    with_context, plain = make(gpt2, context=31).select(PROMPT), make(gpt2).select(PROMPT)
+    with_context, plain = (
+        make(gpt2, context=31).select(PROMPT),
+        make(gpt2).select(PROMPT),
+    )
     assert with_context.indices == plain.indices
     assert with_context.counts == plain.counts
 
 
 def test_a_store_of_fewer_texts_gives_all(gpt2, make, embedder, tmp_path):
-    store = Datastore.build(["a dog", "a cat"], embedder, tmp_path / "two", progress=False)
+    store = Datastore.build(
+        ["a dog", "a cat"], embedder, tmp_path / "two", progress=False
+    )
     with make(gpt2, store=store, context=9, n_select=0).adapted("the cat") as report:
         assert report.context_indices == [0, 1]
 
@@ -108,7 +129,9 @@ def test_the_same_tokens_are_scored_behind_them(model, tokenizer, make, short):
         assert finetuner.score_text(prompt) == plain, "restored, and without the texts"
 
 
-def test_without_steps_nothing_is_trained_or_copied(model, tokenizer, make, short, bits):
+def test_without_steps_nothing_is_trained_or_copied(
+    model, tokenizer, make, short, bits
+):
     before = bits(model)
     model.train()
     finetuner = make(model, store=short, n_select=0, context=4)
@@ -136,7 +159,10 @@ def test_without_steps_and_texts_it_is_the_model(model, tokenizer, make):
 def test_a_support_with_steps_needs_a_finetuner_with_steps(gpt2, make, bits):
     support, before = make(gpt2).select(PROMPT), bits(gpt2)
     message = "n_select must be above 0 for this support, got 0"
-    with pytest.raises(ValueError, match=message), make(gpt2, n_select=0).adapted(support):
+    with (
+        pytest.raises(ValueError, match=message),
+        make(gpt2, n_select=0).adapted(support),
+    ):
         pytest.fail("it must be refused")
     assert before.changed() == set()
 
@@ -157,9 +183,13 @@ def test_an_exception_in_the_block_drops_the_texts(gpt2, tokenizer, make, short)
     assert finetuner.score_text(PROMPT) == score_text(gpt2, tokenizer, PROMPT)
 
 
-@pytest.mark.parametrize("kind", ["byte_level", "byte_level_bos_eos", "byte_fallback_bos"])
+@pytest.mark.parametrize(
+    "kind", ["byte_level", "byte_level_bos_eos", "byte_fallback_bos"]
+)
 @pytest.mark.parametrize("new", [1, 4, 12, 30])
-def test_generation_reads_the_texts_that_leave_room(model, tokenizers, short, embedder, kind, new):
+def test_generation_reads_the_texts_that_leave_room(
+    model, tokenizers, short, embedder, kind, new
+):
     tokenizer = tokenizers[kind]
     model.generation_config.eos_token_id = None
     options = {"n_select": 0, "context": 4}
@@ -176,7 +206,9 @@ def test_generation_reads_the_texts_that_leave_room(model, tokenizers, short, em
     model.generate = spy
     finetuner.generate(PROMPT, max_new_tokens=new, do_sample=False)
     del model.generate
-    texts = tokens_of(tokenizer, [short.texts[i] for i in finetuner.select(PROMPT).context_indices])
+    texts = tokens_of(
+        tokenizer, [short.texts[i] for i in finetuner.select(PROMPT).context_indices]
+    )
     room = CONTEXT - new - len(opening)
     half = (CONTEXT - new) // 2 - len(opening)
     while texts and sum(map(len, texts)) > max(room - len(plain), half):
@@ -201,7 +233,10 @@ def test_generation_continues_prompt_and_texts_as_one(model, tokenizer, make, sh
             pad_token_id=2,
         )
         wanted = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
-        assert finetuner.continuation(PROMPT, max_new_tokens=left, do_sample=False) == wanted
+        assert (
+            finetuner.continuation(PROMPT, max_new_tokens=left, do_sample=False)
+            == wanted
+        )
     assert finetuner.generate(PROMPT, max_new_tokens=left, do_sample=False) == wanted
 
 
@@ -214,7 +249,10 @@ def test_one_adaptation_is_scored_with_several_contexts(gpt2, make, short):
         without = finetuner.score_text(PROMPT)
         read = finetuner.read_context(report, support)
         assert finetuner.score_text(PROMPT) == score
-        assert (read.context_indices, read.losses) == (support.context_indices, report.losses)
+        assert (read.context_indices, read.losses) == (
+            support.context_indices,
+            report.losses,
+        )
         finetuner.read_context(report, finetuner.select(PROMPT))
         assert finetuner.score_text(PROMPT) == without != score
     with pytest.raises(RuntimeError, match="read_context needs an adapted model"):

@@ -35,7 +35,9 @@ def test_the_query_must_be_a_tensor(
 ) -> None:
     with make(gpt2, n_select=0, context=1).adapted(PROMPT) as report:
         query: Any = np.zeros(24, np.float32)
-        with pytest.raises(TypeError, match="plot_adaptation: query must be .*, got ndarray"):
+        with pytest.raises(
+            TypeError, match="plot_adaptation: query must be .*, got ndarray"
+        ):
             plot_adaptation(tmp_path / "plot.png", report, store, query, [(0, 1.0)])
 
 
@@ -69,7 +71,10 @@ def test_what_on_step_raises_restores_the_model(
             raise KeyError("mine")
 
     before = bits(gpt2)
-    with pytest.raises(KeyError, match="mine"), make(gpt2, on_step=fail).adapted(PROMPT):
+    with (
+        pytest.raises(KeyError, match="mine"),
+        make(gpt2, on_step=fail).adapted(PROMPT),
+    ):
         pass
     assert before.changed() == set()
 
@@ -93,7 +98,9 @@ def test_the_picture_shows_texts_by_their_weight_and_the_scores(
     assert dict(matplotlib.rcParams) == settings
     (figure,) = figures
     embeddings, bits = figure.axes
-    drawn = {c.get_label(): c for c in embeddings.collections if len(c.get_offsets()) == 0}
+    drawn = {
+        c.get_label(): c for c in embeddings.collections if len(c.get_offsets()) == 0
+    }
     names = [
         "nearest texts",
         "trained on, sized by steps",

@@ -23,7 +23,9 @@ class Lines(StringIO):
         return written
 
 
-def test_a_file_gets_lines_with_counts_rate_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_gets_lines_with_counts_rate_and_time_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(_progress, "_SECONDS_PER_LINE", 1e-3)
     out, now = Lines(), [0.0]
     with progress_bar(Console(file=out, width=20)) as bar:
@@ -38,7 +40,10 @@ def test_a_file_gets_lines_with_counts_rate_and_time_left(monkeypatch: pytest.Mo
             assert out.came.wait(30)
     *_, during, last = out.getvalue().splitlines()
     assert during == last
-    assert last == "a job with a long name: 1,500 of 5,000, 25/s, 0:01:00 so far, 0:02:20 left"
+    assert (
+        last
+        == "a job with a long name: 1,500 of 5,000, 25/s, 0:01:00 so far, 0:02:20 left"
+    )
 
 
 def test_what_has_no_known_number_or_rate(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,12 +52,19 @@ def test_what_has_no_known_number_or_rate(monkeypatch: pytest.MonkeyPatch) -> No
         bar.get_time = lambda: 7.0
         list(bar.track((n for n in range(3)), description="writing"))
         bar.add_task("evaluating", total=2)
-    assert out.getvalue() == "writing: 3, 0:00:00 so far\nevaluating: 0 of 2, 0:00:00 so far\n"
+    assert (
+        out.getvalue()
+        == "writing: 3, 0:00:00 so far\nevaluating: 0 of 2, 0:00:00 so far\n"
+    )
 
 
 @pytest.mark.parametrize(
     ("console", "shown"),
-    [({"quiet": True}, True), ({}, False), ({"force_terminal": True, "quiet": True}, True)],
+    [
+        ({"quiet": True}, True),
+        ({}, False),
+        ({"force_terminal": True, "quiet": True}, True),
+    ],
 )
 def test_nothing_is_written_if_nothing_is_to_be_shown(
     console: dict[str, bool], shown: bool

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from hullft_ops.ttft.store.embedding import SentenceTransformerEmbedder
 
 _SCORING = "out of memory while scoring the prompt: give a shorter --prompt or a smaller --model"
-_GENERATING = "out of memory while generating: lower --max-new-tokens or give a shorter --prompt"
+_GENERATING = (
+    "out of memory while generating: lower --max-new-tokens or give a shorter --prompt"
+)
 _SAVING = "out of memory while saving: give a shorter --prompt or leave out --save"
 _STAGES = ("embed", "search", "select", "tokenize", "forward", "backward", "step")
 
@@ -34,7 +36,9 @@ def adapt(
     prompt: Annotated[str | None, typer.Option(help="The text to adapt to.")] = None,
     prompt_file: Annotated[
         Path | None,
-        typer.Option(help="File with the text to adapt to, - for stdin; its last line end is cut."),
+        typer.Option(
+            help="File with the text to adapt to, - for stdin; its last line end is cut."
+        ),
     ] = None,
     config: options.ConfigOption = None,
     model: options.ModelOption = None,
@@ -53,11 +57,14 @@ def adapt(
     ] = None,
     experts: options.ExpertsOption = None,
     method: Annotated[
-        str | None, typer.Option(help="hullft, knn, random or sift.", show_default="hullft")
+        str | None,
+        typer.Option(help="hullft, knn, random or sift.", show_default="hullft"),
     ] = None,
     n_select: Annotated[
         int | None,
-        typer.Option("--n-select", "--steps", help="Optimizer steps.", show_default="20"),
+        typer.Option(
+            "--n-select", "--steps", help="Optimizer steps.", show_default="20"
+        ),
     ] = None,
     refresh: Annotated[
         int | None, typer.Option(help="Steps per gradient.", show_default="2")
@@ -82,18 +89,26 @@ def adapt(
     generate: Annotated[
         bool | None,
         typer.Option(
-            "--generate/--no-generate", help="Continue the prompt.", show_default="with --corpus"
+            "--generate/--no-generate",
+            help="Continue the prompt.",
+            show_default="with --corpus",
         ),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of the continuation.")] = 64,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="Length of the continuation.")
+    ] = 64,
     save: Annotated[
         Path | None,
-        typer.Option(help="New folder for the adaptation, as a LoRA that PEFT and vLLM load."),
+        typer.Option(
+            help="New folder for the adaptation, as a LoRA that PEFT and vLLM load."
+        ),
     ] = None,
     save_rank: Annotated[int, typer.Option(min=1, help="Rank of that LoRA.")] = 16,
     plot: Annotated[
         Path | None,
-        typer.Option(help="PNG file: chosen texts and experts, and bits per byte over the steps."),
+        typer.Option(
+            help="PNG file: chosen texts and experts, and bits per byte over the steps."
+        ),
     ] = None,
 ) -> None:
     """Adapt to a prompt; print the texts, bits per byte before and after, a continuation."""
@@ -101,7 +116,11 @@ def adapt(
     import torch
 
     from hullft_ops.ttft import TestTimeFinetuner, load_model, plot_adaptation
-    from hullft_ops.ttft.evaluation.config import finetuner_options, open_experts, open_store
+    from hullft_ops.ttft.evaluation.config import (
+        finetuner_options,
+        open_experts,
+        open_store,
+    )
     from hullft_ops.ttft.model.loading import checked_device
     from hullft_ops.ttft.model.memory import out_of_memory_explained
     from hullft_ops.ttft.store.embedding import encode_checked, open_embedder
@@ -109,7 +128,9 @@ def adapt(
     text = _prompt(prompt, prompt_file)
     if not text.strip():
         raise ValueError(f"the prompt must have text, got {text[:20]!r}")
-    chosen = configuration(given, default={"method": "hullft", "n_select": 20, "refresh": 2})
+    chosen = configuration(
+        given, default={"method": "hullft", "n_select": 20, "refresh": 2}
+    )
     if store is not None and corpus is not None:
         raise ValueError("give one of --store and --corpus")
     directory = None if corpus is not None else chosen.store
@@ -118,7 +139,9 @@ def adapt(
     if directory is not None:
         texts = open_store(directory)
     elif chosen.corpus is None:
-        raise ValueError("store must be given, `hullft-ops index` makes one; or give --corpus")
+        raise ValueError(
+            "store must be given, `hullft-ops index` makes one; or give --corpus"
+        )
     loaded, tokenizer = load_model(
         chosen.model,
         place,
@@ -159,7 +182,9 @@ def adapt(
     echo(*_facts(report, context=bool(settings.get("context")), seconds=seconds))
     echo(f"bits per byte of the prompt: {before:.4f} before, {after:.4f} after")
     if not after <= before:  # NaN too
-        gentler = "Fewer steps, a lower learning rate or texts" if report.losses else "Texts"
+        gentler = (
+            "Fewer steps, a lower learning rate or texts" if report.losses else "Texts"
+        )
         echo(
             "Adapting hurt: the model predicts this prompt worse than before. "
             f"{gentler} closer to the prompt may help."
@@ -200,18 +225,24 @@ def _prompt(prompt: str | None, file: Path | None) -> str:
     return text.removesuffix("\n").removesuffix("\r")
 
 
-def _checked_settings(config: "Config", save: Path | None, plot: Path | None) -> dict[str, Any]:
+def _checked_settings(
+    config: "Config", save: Path | None, plot: Path | None
+) -> dict[str, Any]:
     """The one configuration; a ValueError says what `adapt` cannot do, before the work."""
     from hullft_ops.ttft._files import replaceable
     from hullft_ops.ttft.plot import check_plot
 
     if len(config.configurations) != 1:
-        raise ValueError(f"adapt takes one configuration, got {len(config.configurations)}")
+        raise ValueError(
+            f"adapt takes one configuration, got {len(config.configurations)}"
+        )
     [settings] = config.configurations
     if settings.get("reuse") is not None:
         raise ValueError("settings: reuse is for evaluate alone")
     if save is not None and not (settings.get("n_select") or settings.get("n_experts")):
-        raise ValueError("--save needs n_select or n_experts above 0: else nothing changes")
+        raise ValueError(
+            "--save needs n_select or n_experts above 0: else nothing changes"
+        )
     try:
         if save is not None:
             replaceable(save, overwrite=False)
@@ -224,7 +255,9 @@ def _checked_settings(config: "Config", save: Path | None, plot: Path | None) ->
     return settings
 
 
-def _facts(report: "AdaptationReport", *, context: bool, seconds: float | None) -> Iterator[str]:
+def _facts(
+    report: "AdaptationReport", *, context: bool, seconds: float | None
+) -> Iterator[str]:
     stages = [*_STAGES]
     if context:
         places = ", ".join(map(str, report.context_indices)) or "none fits"
@@ -236,7 +269,9 @@ def _facts(report: "AdaptationReport", *, context: bool, seconds: float | None) 
         stages.append("merge")
     if report.context_indices:
         stages.append("prefill")
-    took = ", ".join(f"{stage} {getattr(report, f'seconds_{stage}'):.3f}" for stage in stages)
+    took = ", ".join(
+        f"{stage} {getattr(report, f'seconds_{stage}'):.3f}" for stage in stages
+    )
     yield (
         f"{report.optimizer_steps} steps with {report.forward_backward_passes} gradients; "
         f"seconds: {took}"
@@ -256,7 +291,9 @@ def _store_of(corpus: Path, embedder: "SentenceTransformerEmbedder") -> "Datasto
 
 
 def _table(report: "AdaptationReport", store: "Datastore") -> Table:
-    table = Table(box=box.SIMPLE, title=f"{report.support_size} texts by {report.method}")
+    table = Table(
+        box=box.SIMPLE, title=f"{report.support_size} texts by {report.method}"
+    )
     for name in ("position", "weight", "steps"):
         # Otherwise the texts would take the room of the numbers.
         table.add_column(name, justify="right", no_wrap=True, min_width=len(name))

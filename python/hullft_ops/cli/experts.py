@@ -13,7 +13,16 @@ from hullft_ops.cli.errors import Command, Commands, errors_of
 
 EXAMPLE = "Example: hullft-ops experts build store --passages 96 --out experts"
 # The options that `build_experts` takes by the same names.
-_SETTINGS = ("clusters", "rank", "passages", "lr", "max_length", "dtype", "full", "seed")
+_SETTINGS = (
+    "clusters",
+    "rank",
+    "passages",
+    "lr",
+    "max_length",
+    "dtype",
+    "full",
+    "seed",
+)
 experts = typer.Typer(
     cls=Commands,
     help="Experts for the regions of a datastore.",
@@ -26,7 +35,9 @@ experts = typer.Typer(
 @errors_of("experts build")
 def build(
     store: Annotated[Path, typer.Argument(help="Directory of a datastore.")],
-    out: Annotated[Path, typer.Option(help="New folder for the experts, or one to finish.")],
+    out: Annotated[
+        Path, typer.Option(help="New folder for the experts, or one to finish.")
+    ],
     model: options.ModelOption = None,
     allow_missing_weights: options.AllowMissingOption = False,
     device: options.DeviceOption = None,
@@ -34,12 +45,15 @@ def build(
     rank: Annotated[int, typer.Option(help="Rank of each adapter.")] = 16,
     passages: Annotated[
         int | None,
-        typer.Option(help="Texts to train each expert on, nearest first.", show_default="all"),
+        typer.Option(
+            help="Texts to train each expert on, nearest first.", show_default="all"
+        ),
     ] = None,
     lr: Annotated[float, typer.Option(help="Learning rate of the first step.")] = 5e-4,
     max_length: options.MaxLengthOption = None,
     dtype: Annotated[
-        str | None, typer.Option(help="bfloat16 to train under autocast.", show_default="float32")
+        str | None,
+        typer.Option(help="bfloat16 to train under autocast.", show_default="float32"),
     ] = None,
     full: Annotated[
         bool, typer.Option("--full", help="Train all weights instead of adapters.")
@@ -55,7 +69,9 @@ def build(
     from hullft_ops.ttft import build_experts, load_model
     from hullft_ops.ttft.evaluation.config import open_store
 
-    on_ray = options.workers_of(engine, workers, threads_per_worker, gpus_per_worker, device)
+    on_ray = options.workers_of(
+        engine, workers, threads_per_worker, gpus_per_worker, device
+    )
     texts = open_store(store)
     loaded, tokenizer = load_model(
         model,
@@ -70,7 +86,13 @@ def build(
         train = ray_training(model, store, on_ray)
     settings = {name: given[name] for name in _SETTINGS}
     console = Console(stderr=True)
-    built = build_experts(loaded, tokenizer, texts, out, **settings, console=console, train=train)
-    megabytes = sum(file.stat().st_size for file in out.rglob("*") if file.is_file()) / 1e6
+    built = build_experts(
+        loaded, tokenizer, texts, out, **settings, console=console, train=train
+    )
+    megabytes = (
+        sum(file.stat().st_size for file in out.rglob("*") if file.is_file()) / 1e6
+    )
     least, most = int(built.sizes.min()), int(built.sizes.max())
-    echo(f"{len(built)} experts in {out}, {megabytes:.1f} MB, of {least} to {most} texts each")
+    echo(
+        f"{len(built)} experts in {out}, {megabytes:.1f} MB, of {least} to {most} texts each"
+    )

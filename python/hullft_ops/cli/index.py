@@ -27,16 +27,20 @@ def index(
     include: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="GLOB", help="In a folder, read only files that match this; repeatable."
+            metavar="GLOB",
+            help="In a folder, read only files that match this; repeatable.",
         ),
     ] = None,
     exclude: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="GLOB", help="In a folder, leave out files that match this; repeatable."
+            metavar="GLOB",
+            help="In a folder, leave out files that match this; repeatable.",
         ),
     ] = None,
-    text_column: Annotated[str, typer.Option(help="Field that holds the text.")] = "text",
+    text_column: Annotated[
+        str, typer.Option(help="Field that holds the text.")
+    ] = "text",
     metadata: Annotated[
         str, typer.Option(help="Fields to keep beside each text, joined by commas.")
     ] = "",
@@ -47,7 +51,9 @@ def index(
             show_default="as many as the embedder reads",
         ),
     ] = None,
-    overlap: Annotated[int, typer.Option(help="Tokens shared with the chunk before.")] = 0,
+    overlap: Annotated[
+        int, typer.Option(help="Tokens shared with the chunk before.")
+    ] = 0,
     tokenizer: Annotated[
         str | None,
         typer.Option(
@@ -60,17 +66,24 @@ def index(
         float, typer.Option(help="Share of records that may be malformed.")
     ] = 0.01,
     flat_up_to: Annotated[
-        int, typer.Option(help="Exact search up to this many texts; inverted lists beyond.")
+        int,
+        typer.Option(help="Exact search up to this many texts; inverted lists beyond."),
     ] = 100_000,
     ivf_up_to: Annotated[
-        int, typer.Option(help="8-bit codes in lists up to this many texts; product codes beyond.")
+        int,
+        typer.Option(
+            help="8-bit codes in lists up to this many texts; product codes beyond."
+        ),
     ] = 1_000_000,
-    append: Annotated[bool, typer.Option("--append", help="Add to a finished datastore.")] = False,
+    append: Annotated[
+        bool, typer.Option("--append", help="Add to a finished datastore.")
+    ] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Finish an interrupted run, or begin one.")
     ] = False,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Roll an interrupted run back and begin anew.")
+        bool,
+        typer.Option("--restart", help="Roll an interrupted run back and begin anew."),
     ] = False,
     engine: options.EngineOption = options.Engine.process,
     workers: options.WorkersOption = None,
@@ -96,7 +109,10 @@ def index(
     counter = encode = None
     if chunk_tokens is None and encoder.max_tokens is not None:
         chunk_tokens = encoder.max_tokens
-        echo(f"texts are cut to {chunk_tokens} tokens: {embedder} reads no more", err=True)
+        echo(
+            f"texts are cut to {chunk_tokens} tokens: {embedder} reads no more",
+            err=True,
+        )
     if chunk_tokens:
         counter = open_tokenizer(tokenizer) if tokenizer else encoder.tokenizer
     if on_ray is not None:

@@ -21,12 +21,17 @@ def info(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
     as_report: Annotated[
-        bool, typer.Option("--report", help="Print a block for a bug report; no names, no paths.")
+        bool,
+        typer.Option(
+            "--report", help="Print a block for a bug report; no names, no paths."
+        ),
     ] = False,
 ) -> None:
     """Print versions, build flags, devices and threads, or describe a datastore."""
     if as_report and (as_json or datastore is not None):
-        typer.echo("hullft-ops info: --report takes neither --json nor a datastore", err=True)
+        typer.echo(
+            "hullft-ops info: --report takes neither --json nor a datastore", err=True
+        )
         raise typer.Exit(2)
     if datastore is not None:
         with errors_of("info"):
@@ -46,7 +51,11 @@ def describe(path: Path, *, as_json: bool) -> list[str]:
     if not as_json:
         return description(path, store)
     # DEL is the one control character that JSON leaves as it is.
-    return json.dumps(asdict(store.manifest), indent=2).replace("\x7f", "\\u007f").split("\n")
+    return (
+        json.dumps(asdict(store.manifest), indent=2)
+        .replace("\x7f", "\\u007f")
+        .split("\n")
+    )
 
 
 def description(path: Path, store: "Datastore") -> list[str]:
@@ -61,7 +70,9 @@ def description(path: Path, store: "Datastore") -> list[str]:
     ]
     for source, shard in zip(manifest.sources, manifest.shards, strict=False):
         entries.append(("source", _source_line(source, shard.count)))
-        entries += [("", f"malformed {named}") for named in source.get("malformed_named", [])]
+        entries += [
+            ("", f"malformed {named}") for named in source.get("malformed_named", [])
+        ]
     return [f"datastore {path}", *(f"  {name:<10} {value}" for name, value in entries)]
 
 
@@ -77,4 +88,6 @@ def _source_line(source: dict[str, Any], count: int) -> str:
         return line
     named = source.get("binary_named", [])
     more = ", ..." if source["binary"] > len(named) else ""
-    return f"{line}, {source['binary']} files that are not text ({', '.join(named)}{more})"
+    return (
+        f"{line}, {source['binary']} files that are not text ({', '.join(named)}{more})"
+    )

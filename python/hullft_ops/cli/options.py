@@ -19,7 +19,9 @@ class Engine(StrEnum):
 
 ConfigOption = Annotated[
     str | None,
-    typer.Option(help="JSON file, or the name of a configuration that ships with the package."),
+    typer.Option(
+        help="JSON file, or the name of a configuration that ships with the package."
+    ),
 ]
 ModelOption = Annotated[
     str | None,
@@ -52,7 +54,9 @@ EmbedderOption = Annotated[
 EmbedderNameOption = Annotated[
     str, typer.Option(help="Name or directory of a sentence-transformers model.")
 ]
-StoreOption = Annotated[Path | None, typer.Option(help="Directory of a datastore; with --prompts.")]
+StoreOption = Annotated[
+    Path | None, typer.Option(help="Directory of a datastore; with --prompts.")
+]
 ExpertsOption = Annotated[
     Path | None, typer.Option(help="Directory of experts to merge; with --n-experts.")
 ]
@@ -77,18 +81,25 @@ CorpusOption = Annotated[
 ]
 LimitOption = Annotated[
     int | None,
-    typer.Option(help="Number of prompts, drawn evenly over the domains.", show_default="all"),
+    typer.Option(
+        help="Number of prompts, drawn evenly over the domains.", show_default="all"
+    ),
 ]
 SeedOption = Annotated[
     int | None,
-    typer.Option(help="Seed of the prompts and other random choices.", show_default="0"),
+    typer.Option(
+        help="Seed of the prompts and other random choices.", show_default="0"
+    ),
 ]
 MethodOption = Annotated[
-    list[str] | None, typer.Option(help="Method; repeatable.", show_default="from config")
+    list[str] | None,
+    typer.Option(help="Method; repeatable.", show_default="from config"),
 ]
 NSelectOption = Annotated[
     list[int] | None,
-    typer.Option("--n-select", "--steps", help="Optimizer steps per prompt; repeatable."),
+    typer.Option(
+        "--n-select", "--steps", help="Optimizer steps per prompt; repeatable."
+    ),
 ]
 ContextOption = Annotated[
     list[int] | None,
@@ -97,12 +108,19 @@ ContextOption = Annotated[
         show_default="0",
     ),
 ]
-RefreshOption = Annotated[list[int] | None, typer.Option(help="Steps per gradient; repeatable.")]
+RefreshOption = Annotated[
+    list[int] | None, typer.Option(help="Steps per gradient; repeatable.")
+]
 RateOption = Annotated[
     float | None,
-    typer.Option(help="Learning rate.", show_default="2e-4 for the shipped model, 5e-5 for others"),
+    typer.Option(
+        help="Learning rate.",
+        show_default="2e-4 for the shipped model, 5e-5 for others",
+    ),
 ]
-RatesOption = Annotated[list[float] | None, typer.Option(help="Learning rate; repeatable.")]
+RatesOption = Annotated[
+    list[float] | None, typer.Option(help="Learning rate; repeatable.")
+]
 MaxLengthOption = Annotated[
     int | None,
     typer.Option(
@@ -111,21 +129,29 @@ MaxLengthOption = Annotated[
     ),
 ]
 EngineOption = Annotated[
-    Engine, typer.Option(help="This process, or Ray workers, at RAY_ADDRESS or on this machine.")
+    Engine,
+    typer.Option(
+        help="This process, or Ray workers, at RAY_ADDRESS or on this machine."
+    ),
 ]
 WorkersOption = Annotated[
     int | None,
-    typer.Option(help="Processes of --engine ray.", show_default="as many as there is room for"),
+    typer.Option(
+        help="Processes of --engine ray.", show_default="as many as there is room for"
+    ),
 ]
 ThreadsOption = Annotated[
     int | None,
     typer.Option(
-        help="Threads per worker; the last bits of results depend on it.", show_default="1"
+        help="Threads per worker; the last bits of results depend on it.",
+        show_default="1",
     ),
 ]
 GpusOption = Annotated[
     float | None,
-    typer.Option(help="GPUs that Ray reserves for each worker, or a share.", show_default="0"),
+    typer.Option(
+        help="GPUs that Ray reserves for each worker, or a share.", show_default="0"
+    ),
 ]
 
 
@@ -138,13 +164,19 @@ def workers_of(
 ) -> "Workers | None":
     """The workers to use; None for this process. ValueError if the options do not go together."""
     if engine is Engine.process:
-        given = {"workers": workers, "threads-per-worker": threads, "gpus-per-worker": gpus}
+        given = {
+            "workers": workers,
+            "threads-per-worker": threads,
+            "gpus-per-worker": gpus,
+        }
         for name, value in given.items():
             if value is not None:
                 raise ValueError(f"--{name} needs --engine ray")
         return None
     if device is not None:
-        raise ValueError("--device needs --engine process; with Ray, use --gpus-per-worker")
+        raise ValueError(
+            "--device needs --engine process; with Ray, use --gpus-per-worker"
+        )
     from hullft_ops.ttft.scale.cluster import Workers
 
     return Workers(workers, 1 if threads is None else threads, gpus or 0.0)

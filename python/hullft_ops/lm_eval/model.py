@@ -100,7 +100,9 @@ class HullftLM(HFLM):  # type: ignore[misc]
                 "hullft: batch_size must be a number to adapt to documents, got auto: "
                 "batches hold requests of one document"
             )
-        self._embedder = open_embedder(embedder) if isinstance(embedder, str) else embedder
+        self._embedder = (
+            open_embedder(embedder) if isinstance(embedder, str) else embedder
+        )
         self._finetuner = TestTimeFinetuner(
             self.model,
             self.tokenizer,
@@ -113,27 +115,40 @@ class HullftLM(HFLM):  # type: ignore[misc]
             lr=lr,
             max_length=max_length,
             context=context,
-            experts=Experts.open(experts) if isinstance(experts, str | Path) else experts,
+            experts=Experts.open(experts)
+            if isinstance(experts, str | Path)
+            else experts,
             n_experts=n_experts,
         )
 
-    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> Any:
+    def loglikelihood(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> Any:
         return self._by_document(super().loglikelihood, requests, disable_tqdm)
 
-    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> Any:
+    def loglikelihood_rolling(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> Any:
         return self._by_document(super().loglikelihood_rolling, requests, disable_tqdm)
 
-    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> Any:
+    def generate_until(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> Any:
         return self._by_document(super().generate_until, requests, disable_tqdm)
 
     def _by_document(
-        self, answer: Callable[..., list[Any]], requests: list[Instance], disable_tqdm: bool
+        self,
+        answer: Callable[..., list[Any]],
+        requests: list[Instance],
+        disable_tqdm: bool,
     ) -> list[Any]:
         if self._finetuner is None:
             return answer(requests, disable_tqdm=disable_tqdm)
         answers: list[Any] = [None] * len(requests)
         hidden = disable_tqdm or self.rank != 0
-        shown = tqdm(documents(requests), desc=f"hullft: {answer.__name__}", disable=hidden)
+        shown = tqdm(
+            documents(requests), desc=f"hullft: {answer.__name__}", disable=hidden
+        )
         # The cache gets a document's answers together: a run that goes on after a kill would take
         # a single choice for the question. Ranks have different numbers of documents, so they
         # must not wait for each other in each.
@@ -158,7 +173,10 @@ class HullftLM(HFLM):  # type: ignore[misc]
         return answers
 
     def _answers(
-        self, answer: Callable[..., list[Any]], requests: list[Instance], question: str | None
+        self,
+        answer: Callable[..., list[Any]],
+        requests: list[Instance],
+        question: str | None,
     ) -> list[Any]:
         finetuner = self._finetuner
         if finetuner is None or question is None:
@@ -167,8 +185,14 @@ class HullftLM(HFLM):  # type: ignore[misc]
         if not is_rolling:
             question = readable_end(question, self._embedder)
         with finetuner.adapted(question, seconds=self._seconds) as report:
-            nearest = [finetuner.store.texts[i] + SEPARATOR for i in report.context_indices[::-1]]
-            tokens = (list(self.tok_encode(text, add_special_tokens=False)) for text in nearest)
+            nearest = [
+                finetuner.store.texts[i] + SEPARATOR
+                for i in report.context_indices[::-1]
+            ]
+            tokens = (
+                list(self.tok_encode(text, add_special_tokens=False))
+                for text in nearest
+            )
             longest = max(map(self._length, requests))
             room = self.max_length - longest
             if is_rolling:
@@ -177,15 +201,22 @@ class HullftLM(HFLM):  # type: ignore[misc]
             fit = fitting(tokens, room)
             if is_rolling and fit:
                 ids = [token for text in fit[::-1] for token in text]
-                return [self._rolling_behind(ids, request.args[0]) for request in requests]
+                return [
+                    self._rolling_behind(ids, request.args[0]) for request in requests
+                ]
             text = "".join(nearest[: len(fit)][::-1])
-            behind = [replace(r, arguments=(text + r.args[0], *r.args[1:])) for r in requests]
+            behind = [
+                replace(r, arguments=(text + r.args[0], *r.args[1:])) for r in requests
+            ]
             return answer(behind, disable_tqdm=True)
 
     def _rolling_behind(self, before: list[int], text: str) -> float:
         """The likelihood of the text's tokens in windows, each behind the tokens ``before``."""
         windows = get_rolling_token_windows(
-            self.tok_encode(text), self.prefix_token_id, self.max_length - len(before), 1
+            self.tok_encode(text),
+            self.prefix_token_id,
+            self.max_length - len(before),
+            1,
         )
         parts = [
             # The token that opens a text opens the first of all.
@@ -213,7 +244,9 @@ def documents(requests: Sequence[Instance]) -> list[tuple[str | None, list[int]]
     for place, request in enumerate(requests):
         key: Hashable = None
         if request.args[0].strip():
-            key = place if request.doc_id is None else (request.task_name, request.doc_id)
+            key = (
+                place if request.doc_id is None else (request.task_name, request.doc_id)
+            )
         places.setdefault(key, []).append(place)
     found: dict[Hashable, tuple[str | None, list[int]]] = {}
     for key, members in places.items():
@@ -233,9 +266,14 @@ def question(contexts: Sequence[str]) -> str | None:
 
 def readable_end(text: str, embedder: Embedder) -> str:
     """As much of the end of the text as the embedder reads, which would read the beginning."""
-    if not isinstance(embedder, SentenceTransformerEmbedder) or embedder.max_tokens is None:
+    if (
+        not isinstance(embedder, SentenceTransformerEmbedder)
+        or embedder.max_tokens is None
+    ):
         return text
     tokenizer, limit = embedder.tokenizer, embedder.max_tokens
-    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    encoding = tokenizer(
+        text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+    )
     places = encoding["offset_mapping"]
     return text if len(places) <= limit else text[places[-limit][0] :]

@@ -17,7 +17,11 @@ try:
     from hullft_ops.ttft.store.base import MemoryStore, Store
     from hullft_ops.ttft.store.build import Cutting, index_corpus
     from hullft_ops.ttft.store.datastore import Datastore
-    from hullft_ops.ttft.store.embedding import Embedder, SentenceTransformerEmbedder, load_embedder
+    from hullft_ops.ttft.store.embedding import (
+        Embedder,
+        SentenceTransformerEmbedder,
+        load_embedder,
+    )
     from hullft_ops.ttft.store.search import IndexThresholds
     from hullft_ops.ttft.store.sources import Source
     from hullft_ops.ttft.support_training import TrainedAdapter

@@ -54,7 +54,9 @@ def writing_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
             return
         for name in names - ours:
             if (path / name).exists():
-                raise FileExistsError(f"{path / name} exists, and is not a file of ours")
+                raise FileExistsError(
+                    f"{path / name} exists, and is not a file of ours"
+                )
         for name in sorted(names):
             (staging / name).replace(path / name)
         for name in ours - names:
@@ -91,7 +93,9 @@ def replaceable(path: Path, *, overwrite: bool) -> set[str]:
         names = set(json.loads((path / MANIFEST).read_bytes()))
         return {name for name in names if Path(name).name == name} | {MANIFEST}
     except (OSError, ValueError, TypeError) as error:
-        raise FileExistsError(f"{path} exists, and has no {MANIFEST} of ours") from error
+        raise FileExistsError(
+            f"{path} exists, and has no {MANIFEST} of ours"
+        ) from error
 
 
 @contextmanager

@@ -6,7 +6,13 @@ from datetime import timedelta
 from threading import Event, Thread
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    Task,
+    TimeRemainingColumn,
+)
 
 from hullft_ops._terminal import show
 
@@ -16,16 +22,22 @@ _SECONDS_OF_RATE = 600.0
 
 
 @contextmanager
-def progress_bar(console: Console | None = None, *, shown: bool = True) -> Iterator[Progress]:
+def progress_bar(
+    console: Console | None = None, *, shown: bool = True
+) -> Iterator[Progress]:
     """Shows a description, how many of how many, and the time that remains; None for stderr."""
     console = console or Console(stderr=True)
     if not shown or console.quiet or console.is_interactive or console.is_jupyter:
         count = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress("{task.description}", *count, console=console, disable=not shown) as bar:
+        with Progress(
+            "{task.description}", *count, console=console, disable=not shown
+        ) as bar:
             yield bar
         return
     # Rich's own display would write nothing before the end.
-    bar = Progress(console=console, disable=True, speed_estimate_period=_SECONDS_OF_RATE)
+    bar = Progress(
+        console=console, disable=True, speed_estimate_period=_SECONDS_OF_RATE
+    )
     ended = Event()
 
     def print_lines() -> None:
@@ -45,10 +57,14 @@ def progress_bar(console: Console | None = None, *, shown: bool = True) -> Itera
 
 
 def _line(task: Task) -> str:
-    count = f"{task.completed:,.0f}" + ("" if task.total is None else f" of {task.total:,.0f}")
+    count = f"{task.completed:,.0f}" + (
+        "" if task.total is None else f" of {task.total:,.0f}"
+    )
     parts = [f"{task.description}: {count}"]
     if task.speed:
-        parts.append(f"{task.speed:,.0f}/s" if task.speed >= 10 else f"{task.speed:.2g}/s")
+        parts.append(
+            f"{task.speed:,.0f}/s" if task.speed >= 10 else f"{task.speed:.2g}/s"
+        )
     parts.append(f"{timedelta(seconds=round(task.elapsed or 0))} so far")
     if not task.finished and task.time_remaining is not None:
         parts.append(f"{timedelta(seconds=round(task.time_remaining))} left")

@@ -91,7 +91,11 @@ class Adaptation(AbstractContextManager[AdaptationReport]):
             self._saved = False
             self.claim.release()
             if changes:
-                more = f"; and {len(changes) - _LISTED} more" if len(changes) > _LISTED else ""
+                more = (
+                    f"; and {len(changes) - _LISTED} more"
+                    if len(changes) > _LISTED
+                    else ""
+                )
                 raise RuntimeError(
                     "TestTimeFinetuner: the with block made changes that are not undone, load the "
                     "model again and make them outside of the block: "

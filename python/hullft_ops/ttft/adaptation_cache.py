@@ -48,7 +48,9 @@ class AdaptationCache:
 
     def __post_init__(self) -> None:
         check_integer("TestTimeFinetuner", "cache_bytes", self.limit, 0, 1 << 63)
-        self._named = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        self._named = {
+            n: p for n, p in self.model.named_parameters() if p.requires_grad
+        }
         if self.folder is None:
             return
         size = sum(p.nbytes for p in self._named.values())
@@ -66,7 +68,9 @@ class AdaptationCache:
         # All bytes are read once. This notices a model that was trained further in between.
         digest = sampled_digest(self.model)
         device = self.model.device.type
-        autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
+        autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(
+            device
+        )
         callers = f"{autocast} {torch.get_float32_matmul_precision()}"
         experts = list(zip(support.expert_indices, support.expert_weights, strict=True))
         steps = json.dumps([support.input_ids, support.counts, refreshes, experts])
@@ -103,11 +107,24 @@ class AdaptationCache:
         # The same model in another folder is the same model.
         config.pop("_name_or_path", None)
         configs = getattr(model, "peft_config", {}).items()
-        adapters = {n: c.to_dict() | {"base_model_name_or_path": None} for n, c in configs}
+        adapters = {
+            n: c.to_dict() | {"base_model_name_or_path": None} for n, c in configs
+        }
         versions = [hullft_ops.__version__, torch.__version__, transformers.__version__]
         attention = getattr(model.config, "_attn_implementation", None)
-        about = [weights_digest(model.state_dict()), type(model).__name__, config, attention]
-        about += [adapters, model.device.type, list(self._named), self.settings, versions]
+        about = [
+            weights_digest(model.state_dict()),
+            type(model).__name__,
+            config,
+            attention,
+        ]
+        about += [
+            adapters,
+            model.device.type,
+            list(self._named),
+            self.settings,
+            versions,
+        ]
         return json.dumps(about, sort_keys=True, default=_plain)
 
     def _read(self, entry: Path) -> list[float] | None:
@@ -125,7 +142,8 @@ class AdaptationCache:
             return None
         except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
             warnings.warn(
-                f"TestTimeFinetuner: {entry} is damaged, and made again: {error}", stacklevel=2
+                f"TestTimeFinetuner: {entry} is damaged, and made again: {error}",
+                stacklevel=2,
             )
             return None
         put(tensors.values(), self._named.values())
@@ -148,12 +166,16 @@ class AdaptationCache:
                 save_file(tensors, partial, metadata={_ABOUT: about})
                 self._make_room(entry, partial.stat().st_size)
         except (OSError, SafetensorError) as error:
-            warnings.warn(f"TestTimeFinetuner: {entry} is not kept: {error}", stacklevel=2)
+            warnings.warn(
+                f"TestTimeFinetuner: {entry} is not kept: {error}", stacklevel=2
+            )
 
     def _make_room(self, entry: Path, size: int) -> None:
         if size > self.limit:
             raise OSError(f"it has {size} bytes, cache_bytes is {self.limit}")
-        others = [p for p in entry.parent.iterdir() if _ENTRY.fullmatch(p.name) and p != entry]
+        others = [
+            p for p in entry.parent.iterdir() if _ENTRY.fullmatch(p.name) and p != entry
+        ]
         # From the last that was used to the first.
         for other in sorted(others, key=lambda p: p.stat().st_mtime_ns, reverse=True):
             size += other.stat().st_size

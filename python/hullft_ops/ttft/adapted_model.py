@@ -14,7 +14,13 @@ if TYPE_CHECKING:
 
 from hullft_ops._checks import check_integer
 from hullft_ops.ttft._files import writing_folder
-from hullft_ops.ttft.experts.folder import BEFORE, LORA_A, LORA_B, Factors, adapter_files
+from hullft_ops.ttft.experts.folder import (
+    BEFORE,
+    LORA_A,
+    LORA_B,
+    Factors,
+    adapter_files,
+)
 from hullft_ops.ttft.model.gguf import no_bars
 from hullft_ops.ttft.model.scoring import score_text
 from hullft_ops.ttft.model.snapshot import ModelSnapshot, put
@@ -49,14 +55,21 @@ class AdaptedModel:
     context: int
 
     def save_adapter(
-        self, path: Path, rank: int | None, base_name: str | None, text: str | None, overwrite: bool
+        self,
+        path: Path,
+        rank: int | None,
+        base_name: str | None,
+        text: str | None,
+        overwrite: bool,
     ) -> SavedAdapter:
         """See `AdaptationReport.save_adapter`."""
         adapter = _active_adapter(self.model)
         if (adapter is None) == (rank is None):
             said = "must be given" if adapter is None else "must be None"
             trained = "weights" if adapter is None else "adapters"
-            raise ValueError(f"save_adapter: rank {said}, the model's {trained} are trained")
+            raise ValueError(
+                f"save_adapter: rank {said}, the model's {trained} are trained"
+            )
         with writing_folder(path, overwrite=overwrite) as folder:
             # First, because it refuses a text that cannot be scored.
             scores = {} if text is None else {"adapted": self._score(text)}
@@ -73,14 +86,19 @@ class AdaptedModel:
                 scores["saved"] = scores["adapted"]
                 if fitted:
                     pairs = zip(before, fitted, strict=True)
-                    values = (v if found is None else v + found.b @ found.a for v, found in pairs)
+                    values = (
+                        v if found is None else v + found.b @ found.a
+                        for v, found in pairs
+                    )
                     scores["saved"] = self._score_with(values, text)
         return SavedAdapter(share, left_out, scores)
 
     def save_pretrained(self, path: Path, overwrite: bool) -> None:
         """See `AdaptationReport.save_pretrained`."""
         if _active_adapter(self.model) is not None:
-            raise ValueError("save_pretrained: the model's adapters are trained: use save_adapter")
+            raise ValueError(
+                "save_pretrained: the model's adapters are trained: use save_adapter"
+            )
         with writing_folder(path, overwrite=overwrite) as folder:
             before = dict(vars(self.model.config))
             try:
@@ -106,7 +124,8 @@ class AdaptedModel:
         outside = [
             name
             for name, parameter in self.model.named_parameters()
-            if parameter.requires_grad and parameter.untyped_storage().data_ptr() not in kept
+            if parameter.requires_grad
+            and parameter.untyped_storage().data_ptr() not in kept
         ]
         # Other kinds may compute what they save.
         if outside and config["peft_type"] == "LORA":
@@ -114,7 +133,9 @@ class AdaptedModel:
                 f"save_adapter: all trained parameters must be of the adapter {adapter!r}, got "
                 f"{len(outside)} others, for example {outside[0]}"
             )
-        config |= {"base_model_name_or_path": base_name or config["base_model_name_or_path"]}
+        config |= {
+            "base_model_name_or_path": base_name or config["base_model_name_or_path"]
+        }
         _write(folder, config, weights)
 
     def _write_lora(
@@ -124,7 +145,9 @@ class AdaptedModel:
         layers = _layers(self.model, self.trained)
         if not layers:
             raise ValueError("save_adapter: no trained parameter fits into a LoRA")
-        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        names = {
+            id(parameter): name for name, parameter in self.model.named_parameters()
+        }
         weights: dict[str, torch.Tensor] = {}
         fitted: list[Factors | None] = []
         left_out: list[str] = []
@@ -150,7 +173,9 @@ class AdaptedModel:
             "lora_alpha": rank,
             "bias": "none",
             "target_modules": sorted(name for name, _ in layers.values()),
-            "fan_in_fan_out": any(is_transposed for _, is_transposed in layers.values()),
+            "fan_in_fan_out": any(
+                is_transposed for _, is_transposed in layers.values()
+            ),
             "base_model_name_or_path": base_name,
         }
         _write(folder, config, weights)
@@ -166,7 +191,9 @@ class AdaptedModel:
             put(adapted, self.trained)
 
     def _score(self, text: str) -> float:
-        return score_text(self.model, self.tokenizer, text, max_length=self.context).value
+        return score_text(
+            self.model, self.tokenizer, text, max_length=self.context
+        ).value
 
 
 def _active_adapter(model: "PreTrainedModel") -> str | None:
@@ -176,12 +203,20 @@ def _active_adapter(model: "PreTrainedModel") -> str | None:
     names = getattr(model, "active_adapters", None)
     # A model of transformers with adapters in it has a method of that name.
     if not isinstance(names, list) or len(names) != 1:
-        got = f"{len(names)}" if isinstance(names, list) else f"those of a {type(model).__name__}"
-        raise ValueError(f"save_adapter: one adapter of a PeftModel must be active, got {got}")
+        got = (
+            f"{len(names)}"
+            if isinstance(names, list)
+            else f"those of a {type(model).__name__}"
+        )
+        raise ValueError(
+            f"save_adapter: one adapter of a PeftModel must be active, got {got}"
+        )
     return str(names[0])
 
 
-def _layers(model: nn.Module, trained: Sequence[nn.Parameter]) -> dict[int, tuple[str, bool]]:
+def _layers(
+    model: nn.Module, trained: Sequence[nn.Parameter]
+) -> dict[int, tuple[str, bool]]:
     """The layers that a LoRA can change, by their weight's id, and whether it is ``[in, out]``."""
     from transformers.pytorch_utils import Conv1D
 
@@ -206,9 +241,13 @@ def _low_rank(matrix: torch.Tensor, rank: int) -> Factors:
     scale = right.norm(dim=1).sqrt()
     scale[scale == 0] = 1
     left, right = (left * scale).float(), (right / scale[:, None]).float()
-    return Factors(left, right, 1.0) if wide is matrix else Factors(right.T, left.T, 1.0)
+    return (
+        Factors(left, right, 1.0) if wide is matrix else Factors(right.T, left.T, 1.0)
+    )
 
 
-def _write(folder: Path, config: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
+def _write(
+    folder: Path, config: dict[str, Any], weights: dict[str, torch.Tensor]
+) -> None:
     for name, content in adapter_files(config, weights).items():
         (folder / name).write_bytes(content)

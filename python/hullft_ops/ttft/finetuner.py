@@ -139,7 +139,9 @@ class TestTimeFinetuner:
         cache_bytes: int = DEFAULT_BYTES,
         on_step: Callable[[int], object] | None = None,
     ) -> None:
-        n_select = check_integer("TestTimeFinetuner", "n_select", n_select, 0, MAX_STEPS)
+        n_select = check_integer(
+            "TestTimeFinetuner", "n_select", n_select, 0, MAX_STEPS
+        )
         if not callable(refresh):
             refresh = check_integer("TestTimeFinetuner", "refresh", refresh, 1)
         pool_size = check_integer("TestTimeFinetuner", "pool_size", pool_size, 1)
@@ -156,19 +158,29 @@ class TestTimeFinetuner:
         self.method = method_name(chosen)
         self.order = order
         self.context = context
-        self._max_length = context_length("TestTimeFinetuner", model, tokenizer, max_length)
+        self._max_length = context_length(
+            "TestTimeFinetuner", model, tokenizer, max_length
+        )
         # The length of training texts limits what the model reads only if nothing else does.
-        self._context = known_context("TestTimeFinetuner", model, tokenizer) or self._max_length
+        self._context = (
+            known_context("TestTimeFinetuner", model, tokenizer) or self._max_length
+        )
         autocast = autocast_dtype("TestTimeFinetuner", dtype, model.device)
         settings: dict[str, Any] = {"lr": lr, "order": order, "schedule": schedule}
         settings |= {"max_grad_norm": max_grad_norm, "autocast": autocast}
         self._settings = settings
-        self._reported = {n: vars(self)[n] for n in ("method", "n_select", "refresh", "order")}
-        self._trainer = SupportTrainer(model, trained, **settings, graphs=graphs, on_step=on_step)
+        self._reported = {
+            n: vars(self)[n] for n in ("method", "n_select", "refresh", "order")
+        }
+        self._trainer = SupportTrainer(
+            model, trained, **settings, graphs=graphs, on_step=on_step
+        )
         self._merger = ExpertMerger(
             model, trained, store, experts, n_experts, expert_scale, expert_temperature
         )
-        merged = {"experts": None if experts is None else (experts.digest, expert_scale)}
+        merged = {
+            "experts": None if experts is None else (experts.digest, expert_scale)
+        }
         self._cache = AdaptationCache(cache_dir, cache_bytes, model, settings | merged)
         self._trained = trained
         self._snapshot = ModelSnapshot(model, trained)
@@ -196,7 +208,9 @@ class TestTimeFinetuner:
         ValueError unless the other finetunes the same parameters of the same model.
         """
         if other.model is not self.model:
-            raise ValueError("TestTimeFinetuner: only finetuners of one model can share memory")
+            raise ValueError(
+                "TestTimeFinetuner: only finetuners of one model can share memory"
+            )
         self._trainer.share_buffers_with(other._trainer)
         self._snapshot = other._snapshot
 
@@ -252,7 +266,9 @@ class TestTimeFinetuner:
         """
         return Adaptation(
             Claim(self.model, self._trained),
-            AdaptedModel(self.model, self.tokenizer, self._trained, self._snapshot, self._context),
+            AdaptedModel(
+                self.model, self.tokenizer, self._trained, self._snapshot, self._context
+            ),
             partial(self._adapt, prompt),
             seconds=check_limit("seconds", seconds),
             forget=self._prefix.clear,
@@ -284,16 +300,24 @@ class TestTimeFinetuner:
         """
         batch_size = check_integer("adapt_many", "batch_size", batch_size, 1)
         held: Any = prompts if isinstance(prompts, str) else list(prompts)
-        are_selected = bool(held) and all(isinstance(prompt, Support) for prompt in held)
+        are_selected = bool(held) and all(
+            isinstance(prompt, Support) for prompt in held
+        )
         supports: list[Support] = held if are_selected else self.select_batch(held)
         check_same_trained(self.model, self._trained)
-        advice = self._advice([text for support in supports for text in support.input_ids])
-        advice += f"; a lower batch_size (it is {batch_size}) trains fewer adapters at a time"
+        advice = self._advice(
+            [text for support in supports for text in support.input_ids]
+        )
+        advice += (
+            f"; a lower batch_size (it is {batch_size}) trains fewer adapters at a time"
+        )
         training = (self.model, self._trained, self._settings)
         with out_of_memory_explained(advice):
             return train_adapters(*training, supports, batch_size, **self._reported)
 
-    def generate(self, prompt: str, *, seconds: float | None = None, **generate_kwargs: Any) -> str:
+    def generate(
+        self, prompt: str, *, seconds: float | None = None, **generate_kwargs: Any
+    ) -> str:
         """Adapt to ``prompt``, continue it, restore the model. Inside a block use `continuation`.
 
         Of a prompt that is too long, the model reads the last tokens, as many as leave room for the
@@ -317,16 +341,22 @@ class TestTimeFinetuner:
 
     def score_text(self, text: str) -> BitsPerByte:
         """`hullft_ops.ttft.score_text` of the model as it is now, with the texts in its context."""
-        return score_behind(self.model, self.tokenizer, text, self._context, self._prefix)
+        return score_behind(
+            self.model, self.tokenizer, text, self._context, self._prefix
+        )
 
-    def read_context(self, report: AdaptationReport, support: Support) -> AdaptationReport:
+    def read_context(
+        self, report: AdaptationReport, support: Support
+    ) -> AdaptationReport:
         """Put the texts in the context of ``support`` before the prompt, in place of those there.
 
         Returns the report of an adaptation that had read these texts from the start. RuntimeError
         if this finetuner adapts no model right now.
         """
         if not self._prefix.is_read:
-            raise RuntimeError("TestTimeFinetuner: read_context needs an adapted model, got none")
+            raise RuntimeError(
+                "TestTimeFinetuner: read_context needs an adapted model, got none"
+            )
         return self._with_context(report, support)
 
     def _advice(self, texts: list[list[int]]) -> str:
@@ -342,14 +372,20 @@ class TestTimeFinetuner:
         check_same_trained(self.model, self._trained)
         clock = StageClock(self.model.device)
         if isinstance(prompt, TrainedAdapter):
-            return self._with_context(prompt.put_into(self._trained, save, clock), prompt.support)
+            return self._with_context(
+                prompt.put_into(self._trained, save, clock), prompt.support
+            )
         support = prompt if isinstance(prompt, Support) else self.select(prompt)
         if support.indices and not self.n_select:
-            raise ValueError("TestTimeFinetuner: n_select must be above 0 for this support, got 0")
+            raise ValueError(
+                "TestTimeFinetuner: n_select must be above 0 for this support, got 0"
+            )
         with out_of_memory_explained(self._advice(support.input_ids)):
             refreshes = refreshes_of(self.refresh, support.counts)
             entry = self._cache.entry(support, refreshes)
-            additions = self._merger.read(support.expert_indices, support.expert_weights, clock)
+            additions = self._merger.read(
+                support.expert_indices, support.expert_weights, clock
+            )
             if support.indices or additions:
                 with clock.of("save"):
                     save()
@@ -371,7 +407,9 @@ class TestTimeFinetuner:
             )
             return self._with_context(report, support)
 
-    def _with_context(self, report: AdaptationReport, support: Support) -> AdaptationReport:
+    def _with_context(
+        self, report: AdaptationReport, support: Support
+    ) -> AdaptationReport:
         clock = StageClock(self.model.device)
         with clock.of("prefill"):
             self._prefix.read(self.model, self.tokenizer, support.context_ids)

@@ -69,7 +69,9 @@ class ReplayTrainer(Trainer):
         # It outlives the trainer, so the hook must not hold a reference to it.
         next_step = self._next_step
 
-        def add_repeats(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        def add_repeats(
+            _: Any, args: Any, kwargs: dict[str, Any]
+        ) -> tuple[Any, dict[str, Any]]:
             return args, {"repeats": next_step.pop("repeats", None), **kwargs}
 
         # Trainer and accelerate call step() without our arguments.
@@ -79,7 +81,9 @@ class ReplayTrainer(Trainer):
         self, model: "nn.Module", inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> torch.Tensor:
         """One forward-backward pass. The batch's multiplicity, or a ValueError, is for its step."""
-        counts = torch.as_tensor(inputs.pop(COLUMN, []), device="cpu").flatten().tolist()
+        counts = (
+            torch.as_tensor(inputs.pop(COLUMN, []), device="cpu").flatten().tolist()
+        )
         if not counts or len(set(counts)) > 1 or counts[0] < 1:
             raise ValueError(
                 f"ReplayTrainer: a batch must have one {COLUMN}, at least 1, for all of its "

@@ -23,7 +23,13 @@ from hullft_ops.ttft.report import AdaptationReport
 from hullft_ops.ttft.store.base import Store
 
 # Okabe and Ito's colours, which colour-blind readers tell apart.
-_BLUE, _RED, _GREEN, _ORANGE, _GREY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#999999"
+_BLUE, _RED, _GREEN, _ORANGE, _GREY = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#E69F00",
+    "#999999",
+)
 _LISTED, _EXCERPT = 5, 115
 
 
@@ -78,7 +84,9 @@ def check_plot(path: str | Path) -> None:
     if Path(path).suffix != ".png":
         raise ValueError(f"plot_adaptation: path must end in .png, got {path}")
     if Path(path).is_dir():
-        raise IsADirectoryError(f"plot_adaptation: path must be a file, {path} is a folder")
+        raise IsADirectoryError(
+            f"plot_adaptation: path must be a file, {path} is a folder"
+        )
     try:
         TemporaryFile(dir=Path(path).parent).close()
     except OSError as error:
@@ -110,7 +118,12 @@ def _draw_embeddings(
     outline = [withStroke(linewidth=3, foreground="white")]
 
     def draw(
-        points: Tensor, label: str, color: str, marker: str, sizes: Any, names: Sequence[int] = ()
+        points: Tensor,
+        label: str,
+        color: str,
+        marker: str,
+        sizes: Any,
+        names: Sequence[int] = (),
     ) -> None:
         places = (points - centre) @ plane
         x, y = places.T.tolist()
@@ -119,14 +132,20 @@ def _draw_embeddings(
         # A name beside its marker, away from the mean, hides neither.
         directions = torch.nn.functional.normalize((points - mean) @ plane)
         offsets = directions * (torch.tensor(sizes)[:, None].sqrt() / 2 + 7)
-        for name, place, beside in zip(names, places.tolist(), offsets.tolist(), strict=False):
-            note = axes.annotate(str(name), place, beside, textcoords="offset points", color=color)
+        for name, place, beside in zip(
+            names, places.tolist(), offsets.tolist(), strict=False
+        ):
+            note = axes.annotate(
+                str(name), place, beside, textcoords="offset points", color=color
+            )
             note.set(ha="center", va="center", path_effects=outline)
 
     draw(around[:-1], "nearest texts", _GREY, "o", [12.0] * len(near))
     if report.indices:
         corners, angles = (chosen - centre) @ plane, torch.linspace(0, 2 * math.pi, 721)
-        hull = corners[(corners @ torch.stack([angles.cos(), angles.sin()])).argmax(0)].T
+        hull = corners[
+            (corners @ torch.stack([angles.cos(), angles.sin()])).argmax(0)
+        ].T
         axes.fill(*hull, facecolor=f"{_BLUE}22", edgecolor=_BLUE, zorder=0)
         sizes, numbers = _sizes(report.steps_taken), range(1, _LISTED + 1)
         draw(chosen, "trained on, sized by steps", _BLUE, "o", sizes, numbers)
@@ -134,7 +153,14 @@ def _draw_embeddings(
         draw(mean[None], label, "black", "X", [90.0])
     if experts is not None and report.expert_indices:
         merged, sizes = report.expert_indices, _sizes(report.expert_weights)
-        draw(experts.centroids[merged], "experts, sized by weight", _GREEN, "D", sizes, merged)
+        draw(
+            experts.centroids[merged],
+            "experts, sized by weight",
+            _GREEN,
+            "D",
+            sizes,
+            merged,
+        )
     if report.context_indices:
         read = store.embeddings[torch.tensor(report.context_indices)]
         draw(read, "read before the prompt", _ORANGE, "s", [60.0] * len(read))
@@ -154,7 +180,9 @@ def _draw_scores(axes: "Axes", scores: Sequence[tuple[int, float]]) -> None:
     steps, bits = zip(*scores, strict=True)
     axes.axhline(bits[0], color=_GREY, linestyle="--")
     axes.plot(steps, bits, "o-", color=_BLUE, clip_on=False)
-    axes.text(steps[-1], bits[0], "without adapting", ha="right", va="bottom", color="#666666")
+    axes.text(
+        steps[-1], bits[0], "without adapting", ha="right", va="bottom", color="#666666"
+    )
     title = f"Bits per byte of the prompt: {bits[0]:.3f} before, {bits[-1]:.3f} after"
     axes.set_title(title, loc="left")
     axes.set(xlabel="optimizer steps", ylabel="bits per byte (lower is better)")
@@ -167,7 +195,9 @@ def _lines(report: AdaptationReport, store: Store) -> list[str]:
     chosen = zip(report.indices, report.weights, report.steps_taken, strict=True)
     lines = [
         f"{number}  weight {weight:.2f} {steps:3} steps  {_excerpt(store.texts[index])}"
-        for number, (index, weight, steps) in enumerate(islice(chosen, _LISTED), start=1)
+        for number, (index, weight, steps) in enumerate(
+            islice(chosen, _LISTED), start=1
+        )
     ]
     if others := report.weights[_LISTED:]:
         lines.append(f"   weight {sum(others):.2f} for the other {len(others)}")

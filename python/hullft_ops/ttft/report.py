@@ -102,8 +102,12 @@ class AdaptationReport:
     ) -> "AdaptationReport":
         """The report on a training of ``seconds``; ``share`` prompts share the clock's time."""
         names = {field.name for field in fields(cls)}
-        others |= {name: value for name, value in vars(support).items() if name in names}
-        stages = support.seconds | {stage: clock.seconds(stage) / share for stage in _STAGES}
+        others |= {
+            name: value for name, value in vars(support).items() if name in names
+        }
+        stages = support.seconds | {
+            stage: clock.seconds(stage) / share for stage in _STAGES
+        }
         others |= {f"seconds_{stage}": spent for stage, spent in stages.items()}
         return cls(
             seconds_finetune=seconds + support.seconds["tokenize"],

@@ -51,7 +51,10 @@ class TrainedAdapter:
     parameters: Sequence[Tensor]
 
     def put_into(
-        self, trained: Sequence[nn.Parameter], save: Callable[[], None], clock: StageClock
+        self,
+        trained: Sequence[nn.Parameter],
+        save: Callable[[], None],
+        clock: StageClock,
     ) -> AdaptationReport:
         """Call ``save``, and copy the adapter into ``trained``; ValueError if it does not fit."""
         shapes, wanted = ([p.shape for p in own] for own in (self.parameters, trained))
@@ -80,7 +83,9 @@ def train_adapters(
         with Claim(model, trained):
             slots = LoraSlots(model, trained, settings)
         for first in range(0, len(supports), batch_size):
-            adapters += slots.train(supports[first : first + batch_size], first, reported)
+            adapters += slots.train(
+                supports[first : first + batch_size], first, reported
+            )
     return adapters
 
 
@@ -113,9 +118,15 @@ class LoraSlots:
     """
 
     def __init__(
-        self, model: "PreTrainedModel", trained: Sequence[nn.Parameter], settings: Mapping[str, Any]
+        self,
+        model: "PreTrainedModel",
+        trained: Sequence[nn.Parameter],
+        settings: Mapping[str, Any],
     ) -> None:
-        begun = {id(p): nn.Parameter(p.detach().clone(), requires_grad=False) for p in trained}
+        begun = {
+            id(p): nn.Parameter(p.detach().clone(), requires_grad=False)
+            for p in trained
+        }
         shared: dict[int, Any] = {id(p): p for p in model.parameters()}
         self._model = copy.deepcopy(model, shared | begun).train(False)
         self._begun = list(begun.values())
@@ -150,9 +161,13 @@ class LoraSlots:
                 full_logits_passes=len(own) if self._loss.is_full else 0,
                 **reported,
             )
-            yield TrainedAdapter(slot.support, report, [p.detach() for p in slot.parameters])
+            yield TrainedAdapter(
+                slot.support, report, [p.detach() for p in slot.parameters]
+            )
 
-    def _slot(self, support: Support, clock: StageClock, reported: Mapping[str, Any]) -> _Slot:
+    def _slot(
+        self, support: Support, clock: StageClock, reported: Mapping[str, Any]
+    ) -> _Slot:
         parameters = [nn.Parameter(begun.clone()) for begun in self._begun]
         refreshes = refreshes_of(reported["refresh"], support.counts)
         trainer = SupportTrainer(self._model, parameters, **self._settings)
@@ -166,7 +181,10 @@ class LoraSlots:
         self._rows = rows
         device, lengths = self._model.device, [len(row.text) for row in rows]
         # Behind a text stands its last token: a causal model does not see it.
-        padded = [[*row.text, *[row.text[-1]] * (max(lengths) - len(row.text))] for row in rows]
+        padded = [
+            [*row.text, *[row.text[-1]] * (max(lengths) - len(row.text))]
+            for row in rows
+        ]
         tokens = torch.tensor(padded, device=device)
         with clock.of("forward"), autocasting(device, self._settings["autocast"]):
             losses = self._loss.of_rows(tokens, lengths)
@@ -178,10 +196,16 @@ class LoraSlots:
 
     def _replace_products(self) -> None:
         positions = {id(begun): i for i, begun in enumerate(self._begun)}
-        others = {id(p): name for name, p in self._model.named_parameters() if id(p) in positions}
+        others = {
+            id(p): name
+            for name, p in self._model.named_parameters()
+            if id(p) in positions
+        }
         for factor in _factors(self._model):
             if id(factor.weight) in positions:
-                vars(factor)["forward"] = partial(self._product, positions[id(factor.weight)])
+                vars(factor)["forward"] = partial(
+                    self._product, positions[id(factor.weight)]
+                )
                 others.pop(id(factor.weight), None)
         if others:
             raise ValueError(

@@ -37,5 +37,7 @@ def test_runs_hold_every_pick_of_sift(reuse: str) -> None:
 
 def test_nothing_picked_and_an_unknown_rule() -> None:
     assert reuse_runs([], "global") == reuse_runs([], "consecutive") == []
-    with pytest.raises(ValueError, match="reuse must be 'global' or 'consecutive', got 'both'"):
+    with pytest.raises(
+        ValueError, match="reuse must be 'global' or 'consecutive', got 'both'"
+    ):
         reuse_runs([1], "both")  # type: ignore[arg-type]

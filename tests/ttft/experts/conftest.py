@@ -30,8 +30,16 @@ def few(texts: list[str], embedder: Embedder) -> MemoryStore:
 def build(
     tokenizer: PreTrainedTokenizerFast, few: MemoryStore, tmp_path: Path
 ) -> Callable[..., Experts]:
-    def build(model: PreTrainedModel, path: str = "experts", **options: object) -> Experts:
-        settings = {"clusters": CLUSTERS, "rank": 2, "passages": 4, "lr": 1e-2, "store": few}
+    def build(
+        model: PreTrainedModel, path: str = "experts", **options: object
+    ) -> Experts:
+        settings = {
+            "clusters": CLUSTERS,
+            "rank": 2,
+            "passages": 4,
+            "lr": 1e-2,
+            "store": few,
+        }
         settings |= options
         store = settings.pop("store")
         return build_experts(model, tokenizer, store, tmp_path / path, **settings)

@@ -37,7 +37,9 @@ def merge(model: PreTrainedModel, experts: Experts, expert: int) -> None:
     with torch.no_grad():
         for name, change in experts.update(expert).items():
             full = (
-                change if isinstance(change, torch.Tensor) else change.scale * change.b @ change.a
+                change
+                if isinstance(change, torch.Tensor)
+                else change.scale * change.b @ change.a
             )
             model.get_parameter(name).add_(full)
 
@@ -85,7 +87,14 @@ def test_killed_builds_end_with_the_same_bits(
 
     # In turn: the first manifest half written; centroids that no manifest names; an expert in
     # training; one that the manifest names before it is there; one there; the next half written.
-    kills = [("sync", 1), ("sync", 4), ("train", 1), ("sync", 6), ("sync", 7), ("sync", 1)]
+    kills = [
+        ("sync", 1),
+        ("sync", 4),
+        ("train", 1),
+        ("sync", 6),
+        ("sync", 7),
+        ("sync", 1),
+    ]
     for what, nth in kills:
         child = forked(lambda what=what, nth=nth: killed(what, nth))
         assert status_of(child) == -signal.SIGKILL
@@ -132,7 +141,9 @@ def test_peft_computes_what_a_merged_expert_does(
     peft = PeftModel.from_pretrained(model, tmp_path / "experts" / "0001").eval()
     torch.testing.assert_close(logits_of(peft), merged, atol=1e-5, rtol=0)
     assert (merged - base).abs().max() > 1e-2
-    config = json.loads((tmp_path / "experts" / "0001" / "adapter_config.json").read_text())
+    config = json.loads(
+        (tmp_path / "experts" / "0001" / "adapter_config.json").read_text()
+    )
     assert config["modules_to_save"] is None
     assert config["target_modules"] == sorted(config["target_modules"])
 
@@ -144,7 +155,11 @@ def test_the_adapter_names_its_base_model(
     named = type(gpt2).from_pretrained(tmp_path / "base")
     experts = build(named)
     config = json.loads((experts.path / "0000" / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == experts.manifest.model == str(tmp_path / "base")
+    assert (
+        config["base_model_name_or_path"]
+        == experts.manifest.model
+        == str(tmp_path / "base")
+    )
 
 
 @pytest.mark.parametrize("full", [False, True])
@@ -159,9 +174,13 @@ def test_an_expert_knows_its_texts(
 ) -> None:
     trained = count_trainings(monkeypatch)
     experts = build(llama, full=full, passages=3)
-    assert [len(indices) for indices in trained] == [min(3, n) for n in experts.sizes.tolist()]
+    assert [len(indices) for indices in trained] == [
+        min(3, n) for n in experts.sizes.tolist()
+    ]
     text = few.texts[trained[2][0]]
-    tokens = torch.tensor([tokenizer(text, truncation=True, max_length=32)["input_ids"]])
+    tokens = torch.tensor(
+        [tokenizer(text, truncation=True, max_length=32)["input_ids"]]
+    )
     before = llama(tokens, labels=tokens).loss
     merge(llama, experts, 2)
     assert llama(tokens, labels=tokens).loss < before
@@ -172,7 +191,8 @@ def test_the_seed_decides_and_a_finished_build_shows_its_progress(
 ) -> None:
     shown = io.StringIO()
     one, other = (
-        build(gpt2, f"seed{n}", seed=n, clusters=1, console=Console(file=shown)) for n in (0, 1)
+        build(gpt2, f"seed{n}", seed=n, clusters=1, console=Console(file=shown))
+        for n in (0, 1)
     )
     assert "training experts" in shown.getvalue()
     assert "4 of 4" in shown.getvalue()
@@ -180,7 +200,9 @@ def test_the_seed_decides_and_a_finished_build_shows_its_progress(
     assert not any(torch.equal(a.a, b.a) for a, b in pairs)
 
 
-@pytest.mark.filterwarnings("ignore:build_experts. this processor multiplies bfloat16 in software")
+@pytest.mark.filterwarnings(
+    "ignore:build_experts. this processor multiplies bfloat16 in software"
+)
 def test_experts_trained_in_bfloat16_stay_in_float32(
     build: Build, gpt2: PreTrainedModel, tmp_path: Path
 ) -> None:
@@ -207,7 +229,9 @@ def test_texts_too_short_to_train_on_are_left_out(
     assert not any((change.b @ change.a).any() for change in changes.values())
 
 
-@pytest.mark.filterwarnings("ignore:build_experts. this processor multiplies bfloat16 in software")
+@pytest.mark.filterwarnings(
+    "ignore:build_experts. this processor multiplies bfloat16 in software"
+)
 def test_other_settings_are_refused(
     build: Build, gpt2: PreTrainedModel, llama: PreTrainedModel, tmp_path: Path
 ) -> None:
@@ -215,16 +239,27 @@ def test_other_settings_are_refused(
     before = contents(tmp_path)
     refused: list[tuple[dict[str, Any], str]] = [
         ({"rank": 3}, "was built with rank 2, asked for rank 3"),
-        ({"seed": 1, "lr": 1e-3}, "was built with seed 0, lr 0.01, asked for seed 1, lr 0.001"),
+        (
+            {"seed": 1, "lr": 1e-3},
+            "was built with seed 0, lr 0.01, asked for seed 1, lr 0.001",
+        ),
         ({"clusters": 2}, "was built with clusters 3, asked for clusters 2"),
-        ({"full": True}, "was built with kind 'lora', rank 2, asked for kind 'full', rank 0"),
+        (
+            {"full": True},
+            "was built with kind 'lora', rank 2, asked for kind 'full', rank 0",
+        ),
         ({"passages": None}, "was built with passages 4, asked for passages None"),
-        ({"dtype": "bfloat16"}, "was built with dtype None, asked for dtype 'bfloat16'"),
+        (
+            {"dtype": "bfloat16"},
+            "was built with dtype None, asked for dtype 'bfloat16'",
+        ),
     ]
     for options, said in refused:
         with pytest.raises(ValueError, match=said):
             build(gpt2, **options)
-    with pytest.raises(ValueError, match="was built with fingerprint .*, asked for fingerprint"):
+    with pytest.raises(
+        ValueError, match="was built with fingerprint .*, asked for fingerprint"
+    ):
         build(llama)
     assert contents(tmp_path) == before
     with (
@@ -252,7 +287,11 @@ def test_what_is_no_expert_is_refused_and_stays(
 
 
 def test_an_exception_keeps_the_experts_before(
-    build: Build, gpt2: PreTrainedModel, bits: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    build: Build,
+    gpt2: PreTrainedModel,
+    bits: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     before = bits(gpt2)
     with monkeypatch.context() as patch:
@@ -275,15 +314,21 @@ def test_an_exception_keeps_the_experts_before(
         "centroids.safetensors",
         "manifest.json",
     }
-    with pytest.raises(ValueError, match="holds 1 of 3 experts: build them with the same settings"):
+    with pytest.raises(
+        ValueError, match="holds 1 of 3 experts: build them with the same settings"
+    ):
         Experts.open(tmp_path / "experts")
     (tmp_path / "experts" / "0000" / "adapter_config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"adapter_config\.json is damaged"):
         build(gpt2)
 
 
-def test_a_loss_that_is_not_finite_names_the_cluster(build: Build, gpt2: PreTrainedModel) -> None:
-    with pytest.raises(NonFiniteLossError, match="build_experts: cluster 0: .*lower lr"):
+def test_a_loss_that_is_not_finite_names_the_cluster(
+    build: Build, gpt2: PreTrainedModel
+) -> None:
+    with pytest.raises(
+        NonFiniteLossError, match="build_experts: cluster 0: .*lower lr"
+    ):
         build(gpt2, lr=1e30)
 
 
@@ -302,7 +347,11 @@ def test_a_loss_that_is_not_finite_names_the_cluster(build: Build, gpt2: PreTrai
     ],
 )
 def test_arguments_out_of_range_are_refused(
-    build: Build, gpt2: PreTrainedModel, options: dict[str, Any], said: str, tmp_path: Path
+    build: Build,
+    gpt2: PreTrainedModel,
+    options: dict[str, Any],
+    said: str,
+    tmp_path: Path,
 ) -> None:
     with pytest.raises(ValueError, match=f"build_experts: {said}"):
         build(gpt2, **options)
@@ -322,16 +371,22 @@ def test_models_and_stores_that_do_not_fit_are_refused(
         pytest.raises(RuntimeError, match="is adapted to another prompt already"),
     ):
         build(gpt2)
-    part = Datastore(store.manifest, store.rows, store.embeddings, None, torch.arange(5))
+    part = Datastore(
+        store.manifest, store.rows, store.embeddings, None, torch.arange(5)
+    )
     with pytest.raises(ValueError, match="5 to search and 60 embeddings"):
         build(gpt2, store=part)
     with monkeypatch.context() as patch:
         patch.setattr(gpt2, "is_quantized", True, raising=False)
-        with pytest.raises(ValueError, match="build_experts: model must have weights in floating"):
+        with pytest.raises(
+            ValueError, match="build_experts: model must have weights in floating"
+        ):
             build(gpt2)
     lora = LoraConfig(r=1, target_modules="all-linear", fan_in_fan_out=True)
     with pytest.raises(ValueError, match="build_experts: model must be a plain one"):
         build(get_peft_model(gpt2, lora))
     llama.model.layers[0].mlp.up_proj = Conv1D(24, 16)
-    with pytest.raises(ValueError, match="layers of one kind beside its head, got Linear and Conv"):
+    with pytest.raises(
+        ValueError, match="layers of one kind beside its head, got Linear and Conv"
+    ):
         build(llama)

@@ -11,7 +11,10 @@ def unit_vectors(count: int) -> torch.Tensor:
 
 
 def is_partition(found: Clusters, count: int) -> bool:
-    return sorted(found.texts.tolist()) == list(range(count)) and int(found.sizes.min()) > 0
+    return (
+        sorted(found.texts.tolist()) == list(range(count))
+        and int(found.sizes.min()) > 0
+    )
 
 
 def test_centroids_are_means_and_the_nearest_texts_come_first() -> None:

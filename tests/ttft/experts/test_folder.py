@@ -30,7 +30,9 @@ def folder(
 ) -> Path:
     """A copy that a test may damage."""
     if not built["folder"].exists():
-        build_experts(gpt2, tokenizer, few, built["folder"], clusters=2, rank=2, passages=1)
+        build_experts(
+            gpt2, tokenizer, few, built["folder"], clusters=2, rank=2, passages=1
+        )
     return shutil.copytree(built["folder"], tmp_path / "experts")
 
 
@@ -71,25 +73,40 @@ def test_experts_are_those_of_a_model_and_a_datastore(
     experts = Experts.open(folder)
     experts.check(gpt2, few, n_experts=2)
 
-    def refused(said: str, model: Any = gpt2, given: Any = few, n_experts: int = 1) -> None:
+    def refused(
+        said: str, model: Any = gpt2, given: Any = few, n_experts: int = 1
+    ) -> None:
         with pytest.raises(ValueError, match=f"Experts.check: {said}"):
             experts.check(model, given, n_experts)
 
     refused("n_experts is 3, .* holds 2 experts", n_experts=3)
     refused("n_experts must be in 1\\.\\..*, got 0", n_experts=0)
-    refused("store has 60 texts with digest .*, the experts .* 14 texts and digest", given=store)
+    refused(
+        "store has 60 texts with digest .*, the experts .* 14 texts and digest",
+        given=store,
+    )
     other = MemoryStore(few.texts, few.embeddings, "other")
-    refused("store has embeddings of other of dim 24, .* are of hashing of dim 24", given=other)
+    refused(
+        "store has embeddings of other of dim 24, .* are of hashing of dim 24",
+        given=other,
+    )
     with monkeypatch.context() as patch:
         patch.setattr(gpt2, "is_quantized", True, raising=False)
-        refused("model must have weights in floating point, as experts are, got GPT2LMHeadModel")
+        refused(
+            "model must have weights in floating point, as experts are, got GPT2LMHeadModel"
+        )
     (folder / "0001" / "adapter_config.json").unlink()
     refused(r".*0001/adapter_config\.json is missing")
     with torch.no_grad():
         gpt2.transformer.h[0].attn.c_attn.weight[0, 0] += 1
-    refused("model is GPT2LMHeadModel with weights .*, the experts in .* are of a model without")
+    refused(
+        "model is GPT2LMHeadModel with weights .*, the experts in .* are of a model without"
+    )
     lora = LoraConfig(r=1, target_modules="all-linear", fan_in_fan_out=True)
-    refused("model must be a plain one, .* with PEFT adapters", model=get_peft_model(gpt2, lora))
+    refused(
+        "model must be a plain one, .* with PEFT adapters",
+        model=get_peft_model(gpt2, lora),
+    )
     refused("model must be a plain one", model=gpt2)
 
 
@@ -99,7 +116,9 @@ def test_folders_that_are_no_experts_are_refused(folder: Path, tmp_path: Path) -
     with pytest.raises(ValueError, match=r"holds no experts: it has no manifest\.json"):
         Experts.open(tmp_path)
     change_manifest(folder, finished=False)
-    with pytest.raises(ValueError, match="holds 2 of 2 experts: build them with the same settings"):
+    with pytest.raises(
+        ValueError, match="holds 2 of 2 experts: build them with the same settings"
+    ):
         Experts.open(folder)
     change_manifest(folder, finished=True, kind="other")
     with pytest.raises(ValueError, match="kind must be lora or full, got 'other'"):
@@ -111,7 +130,9 @@ def test_folders_that_are_no_experts_are_refused(folder: Path, tmp_path: Path) -
     with pytest.raises(ValueError, match="files must be an object of SHA-256 sums"):
         Experts.open(folder)
     change_manifest(folder, more=1)
-    with pytest.raises(ValueError, match=r"must have the fields .*, differs in \['more'\]"):
+    with pytest.raises(
+        ValueError, match=r"must have the fields .*, differs in \['more'\]"
+    ):
         Experts.open(folder)
     change_manifest(folder, format_version=2)
     with pytest.raises(
@@ -126,7 +147,9 @@ def test_folders_that_are_no_experts_are_refused(folder: Path, tmp_path: Path) -
 def test_damaged_centroids_are_refused(folder: Path) -> None:
     file = folder / "centroids.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=r"Experts\.open: .*centroids\.safetensors is damaged"):
+    with pytest.raises(
+        ValueError, match=r"Experts\.open: .*centroids\.safetensors is damaged"
+    ):
         Experts.open(folder)
     file.unlink()
     with pytest.raises(ValueError, match=r"centroids\.safetensors is missing"):

@@ -51,7 +51,9 @@ class Random:
 
     def seen(self) -> torch.Tensor:
         ones = [one for update in self.updates for one in update.values()]
-        both = [t for one in ones for t in (one[:2] if isinstance(one, Factors) else [one])]
+        both = [
+            t for one in ones for t in (one[:2] if isinstance(one, Factors) else [one])
+        ]
         return torch.cat([tensor.flatten() for tensor in both])
 
     def check(self, model: nn.Module, store, n_experts: int) -> None:
@@ -69,7 +71,9 @@ def experts_of(centroids) -> Callable[..., Random]:
 
 
 def copied(model):
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    return {
+        name: parameter.detach().clone() for name, parameter in model.named_parameters()
+    }
 
 
 def by_hand(before, experts, indices, weights, scale=1.0):
@@ -84,7 +88,9 @@ def by_hand(before, experts, indices, weights, scale=1.0):
 
 def assert_close(model, wanted, tolerance=1e-6):
     for name, parameter in model.named_parameters():
-        assert torch.allclose(parameter.double(), wanted[name].double(), atol=tolerance), name
+        assert torch.allclose(
+            parameter.double(), wanted[name].double(), atol=tolerance
+        ), name
 
 
 @pytest.mark.parametrize("scale", [1.0, -1.5])
@@ -92,7 +98,9 @@ def test_the_weights_get_the_convex_combination_of_the_experts(
     model, make, experts_of, bits, embedder, centroids, scale
 ):
     experts, before, kept = experts_of(model), copied(model), bits(model)
-    finetuner = make(model, experts=experts, n_experts=3, n_select=0, expert_scale=scale)
+    finetuner = make(
+        model, experts=experts, n_experts=3, n_select=0, expert_scale=scale
+    )
     seen = experts.seen()
     query = torch.from_numpy(embedder.encode([PROMPT]))[0]
     chosen = hullft_ops.fw_select(centroids, query, 3, variant="pairwise")
@@ -103,7 +111,10 @@ def test_the_weights_get_the_convex_combination_of_the_experts(
         assert 1 < size <= 3
         assert sum(report.expert_weights) == pytest.approx(1)
         assert_close(
-            model, by_hand(before, experts, report.expert_indices, report.expert_weights, scale)
+            model,
+            by_hand(
+                before, experts, report.expert_indices, report.expert_weights, scale
+            ),
         )
         assert kept.changed() == {n for n, _ in model.named_parameters()}
         assert report.optimizer_steps == report.forward_backward_passes == 0
@@ -124,7 +135,12 @@ def test_files_are_read_at_the_same_time(gpt2, make, experts_of):
         return experts.updates[index]
 
     experts.update = update
-    options = {"experts": experts, "n_experts": 3, "expert_temperature": 0.1, "n_select": 0}
+    options = {
+        "experts": experts,
+        "n_experts": 3,
+        "expert_temperature": 0.1,
+        "n_select": 0,
+    }
     with make(gpt2, **options).adapted(PROMPT) as report:
         assert len(report.expert_indices) == 3
 
@@ -148,7 +164,9 @@ def test_steps_go_on_from_the_merged_weights(model, make, experts_of, bits):
     assert report.optimizer_steps == 12
     plain = make(model)
     assert report.indices == plain.select(PROMPT).indices
-    merged = by_hand(copied(model), experts, report.expert_indices, report.expert_weights)
+    merged = by_hand(
+        copied(model), experts, report.expert_indices, report.expert_weights
+    )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(merged[name])
@@ -160,7 +178,9 @@ def test_steps_go_on_from_the_merged_weights(model, make, experts_of, bits):
         assert torch.stack(far).median() < 1e-4
 
 
-def test_the_softmax_is_over_the_nearest_directions(gpt2, make, experts_of, embedder, centroids):
+def test_the_softmax_is_over_the_nearest_directions(
+    gpt2, make, experts_of, embedder, centroids
+):
     options = {"experts": experts_of(gpt2), "n_experts": 4, "expert_temperature": 0.1}
     support = make(gpt2, n_select=0, **options).select(PROMPT)
     query = torch.from_numpy(embedder.encode([PROMPT]))[0]
@@ -168,14 +188,20 @@ def test_the_softmax_is_over_the_nearest_directions(gpt2, make, experts_of, embe
     order = sorted(range(6), key=cosines.__getitem__, reverse=True)[:4]
     assert support.expert_indices == order
     shares = [math.exp(cosines[i] / 0.1) for i in order]
-    assert support.expert_weights == pytest.approx([s / sum(shares) for s in shares], rel=1e-4)
+    assert support.expert_weights == pytest.approx(
+        [s / sum(shares) for s in shares], rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("temperature", [None, 0.1])
 def test_a_batch_is_embedded_once_and_weighed_as_its_prompts_are(
     gpt2, make, experts_of, embedder, temperature
 ):
-    options = {"experts": experts_of(gpt2), "n_experts": 3, "expert_temperature": temperature}
+    options = {
+        "experts": experts_of(gpt2),
+        "n_experts": 3,
+        "expert_temperature": temperature,
+    }
     finetuner = make(gpt2, **options)
     embedder.batch_sizes.clear()
     supports = finetuner.select_batch(PROMPTS)
@@ -201,7 +227,10 @@ def test_the_texts_in_the_context_are_read_by_the_merged_model(
         whole = bits_per_byte(model, tokenizer, PROMPT, prefix_ids=report.prefix_ids)
         assert finetuner.score_text(PROMPT).value == pytest.approx(whole, rel=1e-5)
     with make(model, **options).adapted(PROMPT) as report:
-        assert bits_per_byte(model, tokenizer, PROMPT, prefix_ids=report.prefix_ids) != whole
+        assert (
+            bits_per_byte(model, tokenizer, PROMPT, prefix_ids=report.prefix_ids)
+            != whole
+        )
     assert kept.changed() == set()
 
 
@@ -256,7 +285,9 @@ def test_a_budget_counts_the_merging_and_leaves_it_whole(gpt2, make, experts_of)
     finetuner = make(gpt2, experts=experts)
     with finetuner.adapted(PROMPT, seconds=1e-6) as report:
         assert report.steps_left_out == 12
-        assert_close(gpt2, by_hand(before, experts, report.expert_indices, report.expert_weights))
+        assert_close(
+            gpt2, by_hand(before, experts, report.expert_indices, report.expert_weights)
+        )
 
 
 def test_a_callers_autocast_sees_the_merged_weights(gpt2, make, experts_of):
@@ -299,7 +330,8 @@ def test_every_weight_that_changes_must_be_trained(gpt2, make, experts_of, bits)
     finetuner = make(gpt2, experts=experts, n_select=0)
     versions = [parameter._version for parameter in gpt2.parameters()]
     refused(
-        finetuner, f"may change only parameters with requires_grad of the model, {name} is frozen"
+        finetuner,
+        f"may change only parameters with requires_grad of the model, {name} is frozen",
     )
     assert [parameter._version for parameter in gpt2.parameters()] == versions
     assert kept.changed() == set()
@@ -319,7 +351,9 @@ def test_what_the_model_lacks_cannot_change(gpt2, make, experts_of):
     assert [parameter._version for parameter in gpt2.parameters()] == versions
 
 
-def test_a_support_with_experts_needs_a_finetuner_with_experts(gpt2, make, experts_of, bits):
+def test_a_support_with_experts_needs_a_finetuner_with_experts(
+    gpt2, make, experts_of, bits
+):
     experts, kept = experts_of(gpt2), bits(gpt2)
     support = make(gpt2, experts=experts).select(PROMPT)
     for options in ({}, {"experts": experts, "n_experts": 0}):
@@ -333,8 +367,16 @@ def test_a_support_with_experts_needs_a_finetuner_with_experts(gpt2, make, exper
     [
         ({"n_experts": -1}, ValueError, "n_experts must be"),
         ({"n_experts": 1.5}, TypeError, "n_experts must be an int"),
-        ({"expert_scale": math.nan}, ValueError, "expert_scale must be finite, got nan"),
-        ({"expert_temperature": 0}, ValueError, "expert_temperature must be finite and > 0, got 0"),
+        (
+            {"expert_scale": math.nan},
+            ValueError,
+            "expert_scale must be finite, got nan",
+        ),
+        (
+            {"expert_temperature": 0},
+            ValueError,
+            "expert_temperature must be finite and > 0, got 0",
+        ),
     ],
 )
 def test_arguments_out_of_range(gpt2, make, experts_of, options, error, message):
@@ -358,7 +400,9 @@ def test_finetuners_with_and_without_experts_share_memory(gpt2, make, experts_of
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("full", [False, True])
-def test_one_expert_is_its_adapter_or_its_difference(model, make, build, few, bits, full):
+def test_one_expert_is_its_adapter_or_its_difference(
+    model, make, build, few, bits, full
+):
     experts, before, kept = build(model, full=full), copied(model), bits(model)
     ids = torch.tensor([[5, 6, 7, 8, 9]])
     finetuner = make(model, store=few, experts=experts, n_experts=1, n_select=0)
@@ -379,7 +423,9 @@ def test_experts_of_something_else_are_refused_before_a_weight_is_touched(
     gpt2, llama, make, build, few, store
 ):
     experts = build(gpt2)
-    versions = [parameter._version for parameter in (*gpt2.parameters(), *llama.parameters())]
+    versions = [
+        parameter._version for parameter in (*gpt2.parameters(), *llama.parameters())
+    ]
     lora = get_peft_model(deepcopy(gpt2), LoraConfig(r=1, fan_in_fan_out=True))
     for model, given, count, message in (
         (gpt2, few, 4, "n_experts is 4, .* holds 3 experts"),
@@ -393,5 +439,7 @@ def test_experts_of_something_else_are_refused_before_a_weight_is_touched(
     for file in experts.path.glob("*/adapter_model.safetensors"):
         file.write_bytes(file.read_bytes()[:-1])
     refused(finetuner, r"adapter_model\.safetensors is damaged")
-    after = [parameter._version for parameter in (*gpt2.parameters(), *llama.parameters())]
+    after = [
+        parameter._version for parameter in (*gpt2.parameters(), *llama.parameters())
+    ]
     assert after == versions

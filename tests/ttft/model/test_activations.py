@@ -31,7 +31,9 @@ def test_it_is_the_same_function(dtype):
     with fused_activations(module):
         found = results(module, x)
     # The derivative has 1 - tanh(...)**2, all rounding for large x, times some x**3.
-    for one, wanted, units in zip(found, results(formula, x.double()), (4, 32), strict=True):
+    for one, wanted, units in zip(
+        found, results(formula, x.double()), (4, 32), strict=True
+    ):
         assert one.dtype == dtype
         rounding = units * torch.finfo(dtype).eps
         assert torch.allclose(one.double(), wanted, rtol=rounding, atol=rounding)
@@ -41,7 +43,9 @@ def test_it_is_one_operation():
     module, x = NewGELUActivation(), torch.randn(5, 8)
 
     def operations():
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        with torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU]
+        ) as profile:
             module(x)
         return [event.name for event in profile.events()]
 

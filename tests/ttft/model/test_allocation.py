@@ -29,7 +29,9 @@ show()
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's counts of a process's pages")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="reads Linux's counts of a process's pages"
+)
 def test_freed_memory_is_kept_only_where_asked():
     command = [sys.executable, "-c", PROGRAM]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout

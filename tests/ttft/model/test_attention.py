@@ -6,9 +6,19 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
-from hullft_ops.ttft.model.attention import can_pad, padded, padded_length, without_marks
+from hullft_ops.ttft.model.attention import (
+    can_pad,
+    padded,
+    padded_length,
+    without_marks,
+)
 from hullft_ops.ttft.model.head_loss import unscaled
 from hullft_ops.ttft.model.loss import MeanLoss, next_token_losses
 from hullft_ops.ttft.training.trainer import fast_forwards
@@ -47,7 +57,9 @@ def test_a_pass_waits_for_nothing(request, name, most):
     assert counts.total() <= most, counts
 
 
-@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+@pytest.mark.parametrize(
+    ("dtype", "most"), [(torch.float32, 1e-6), (torch.float64, 1e-12)]
+)
 @pytest.mark.parametrize("length", [25, 32])
 def test_padding_changes_neither_loss_nor_gradients(model, dtype, most, length):
     model.to(dtype)
@@ -93,8 +105,17 @@ def test_padded_lengths_are_few_and_within_the_context(length, context, wanted):
     assert shares[length - 1 :].tolist() == [0] * (wanted - length)
 
 
-SIZES = {"vocab_size": 320, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
-SIZES |= {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 64}
+SIZES = {
+    "vocab_size": 320,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+}
+SIZES |= {
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
 
 
 def dynamic_rope():
@@ -121,6 +142,8 @@ def test_a_window_stays_without_a_mask_from_us():
     model = sliding_window().double().eval()
     wanted = loss_and_gradients(model, next_token_losses(model, TOKENS).mean())
     mean_loss = MeanLoss(model)
-    for one, other in zip(loss_and_gradients(model, mean_loss(TOKENS)), wanted, strict=True):
+    for one, other in zip(
+        loss_and_gradients(model, mean_loss(TOKENS)), wanted, strict=True
+    ):
         assert (one - other).norm() <= 1e-12 * other.norm()
     assert not mean_loss.is_full

@@ -14,7 +14,9 @@ CPUINFO = Path("/proc/cpuinfo")
 def flags() -> set[str]:
     """The processor's features, as Linux has them."""
     lines = CPUINFO.read_text().splitlines() if CPUINFO.exists() else []
-    found = (line.partition(":")[2].split() for line in lines if line.startswith("flags"))
+    found = (
+        line.partition(":")[2].split() for line in lines if line.startswith("flags")
+    )
     return set(next(found, []))
 
 
@@ -24,7 +26,9 @@ def test_the_processor_is_asked() -> None:
 
 
 @pytest.mark.parametrize("lacks", [True, False])
-def test_an_emulation_is_no_hardware(lacks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_emulation_is_no_hardware(
+    lacks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
     monkeypatch.setattr(_C, "lacks_bfloat16", lambda: lacks)
     assert has_bfloat16(torch.device("cpu")) is not lacks

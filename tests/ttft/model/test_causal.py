@@ -44,11 +44,23 @@ from hullft_ops.ttft import bits_per_byte
 from hullft_ops.ttft.model.causal import check_causal
 
 VOCABULARY = 320
-SIZES: dict[str, Any] = {"vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 24}
-SIZES |= {"num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 64}
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+}
+SIZES |= {
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 64,
+}
 GROUPED = SIZES | {"num_key_value_heads": 2}
 PAIR: dict[str, Any] = {"vocab_size": VOCABULARY, "d_model": 16}
-HEADS: dict[str, Any] = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2}
+HEADS: dict[str, Any] = {
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+}
 HEADS |= {"decoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24}
 T5 = T5Config(**PAIR, d_kv=8, d_ff=24, num_layers=1, num_heads=2)
 BART = BartConfig(**PAIR, **HEADS, max_position_embeddings=64)
@@ -61,11 +73,17 @@ CAUSAL: dict[str, Callable[[], Any]] = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**GROUPED)),
     "bert": lambda: BertLMHeadModel(BertConfig(**SIZES, is_decoder=True)),
     "bart": lambda: BartForCausalLM(BART),
-    "bloom": lambda: BloomForCausalLM(BloomConfig(vocab_size=VOCABULARY, hidden_size=16, n_head=2)),
-    "mamba": lambda: MambaForCausalLM(
-        MambaConfig(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1, state_size=4)
+    "bloom": lambda: BloomForCausalLM(
+        BloomConfig(vocab_size=VOCABULARY, hidden_size=16, n_head=2)
     ),
-    "mixtral": lambda: MixtralForCausalLM(MixtralConfig(**GROUPED, num_local_experts=4)),
+    "mamba": lambda: MambaForCausalLM(
+        MambaConfig(
+            vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1, state_size=4
+        )
+    ),
+    "mixtral": lambda: MixtralForCausalLM(
+        MixtralConfig(**GROUPED, num_local_experts=4)
+    ),
     "opt": lambda: OPTForCausalLM(
         OPTConfig(
             vocab_size=VOCABULARY,
@@ -78,9 +96,18 @@ CAUSAL: dict[str, Callable[[], Any]] = {
     ),
 }
 OTHERS: dict[str, tuple[Callable[[], Any], str]] = {
-    "bert": (lambda: BertLMHeadModel(BertConfig(**SIZES)), f"{LOOKS_AHEAD}: {AS_DECODER}"),
-    "bert mlm": (lambda: BertForMaskedLM(BertConfig(**SIZES)), f"{LOOKS_AHEAD}: {AS_DECODER}"),
-    "bert base": (lambda: BertModel(BertConfig(**SIZES)), f"gives no logits: {AS_DECODER}"),
+    "bert": (
+        lambda: BertLMHeadModel(BertConfig(**SIZES)),
+        f"{LOOKS_AHEAD}: {AS_DECODER}",
+    ),
+    "bert mlm": (
+        lambda: BertForMaskedLM(BertConfig(**SIZES)),
+        f"{LOOKS_AHEAD}: {AS_DECODER}",
+    ),
+    "bert base": (
+        lambda: BertModel(BertConfig(**SIZES)),
+        f"gives no logits: {AS_DECODER}",
+    ),
     "bert classifier": (
         lambda: BertForSequenceClassification(BertConfig(**SIZES)),
         f"logits have shape (1, 2) for 2 tokens: {AS_DECODER}",
@@ -101,8 +128,14 @@ OTHERS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: T5ForConditionalGeneration(T5),
         "cannot run on input_ids alone: transformers has none for t5",
     ),
-    "t5 encoder": (lambda: T5EncoderModel(T5), "gives no logits: transformers has none for t5"),
-    "gpt2 base": (lambda: GPT2Model(GPT2), "gives no logits: load it as GPT2LMHeadModel"),
+    "t5 encoder": (
+        lambda: T5EncoderModel(T5),
+        "gives no logits: transformers has none for t5",
+    ),
+    "gpt2 base": (
+        lambda: GPT2Model(GPT2),
+        "gives no logits: load it as GPT2LMHeadModel",
+    ),
     "gpt2 classifier": (
         lambda: GPT2ForSequenceClassification(GPT2),
         "logits have shape (1, 2) for 2 tokens: load it as GPT2LMHeadModel",
@@ -154,7 +187,9 @@ def test_neither_is_it_finetuned_nor_scored(kind, make, tokenizer):
 def test_adapters_change_nothing_about_it(tokenizer):
     lora = LoraConfig(init_lora_weights=False, target_modules=["query", "value"])
     model = get_peft_model(made(OTHERS["bert mlm"][0]), lora)
-    with pytest.raises(ValueError, match=f"got BertForMaskedLM, {LOOKS_AHEAD}: {AS_DECODER}"):
+    with pytest.raises(
+        ValueError, match=f"got BertForMaskedLM, {LOOKS_AHEAD}: {AS_DECODER}"
+    ):
         check_causal("bits_per_byte", model, tokenizer)
     check_causal("bits_per_byte", get_peft_model(made(CAUSAL["bert"]), lora), tokenizer)
 
@@ -181,12 +216,16 @@ def test_ids_that_the_model_does_not_have_are_refused(gpt2, make, tokenizer):
     larger.add_tokens([f"<{number}>" for number in range(VOCABULARY)])
     highest = max(larger.get_vocab().values())
     said = f"model must have every id of the tokenizer, up to {highest}, got GPT2LMHeadModel with"
-    with pytest.raises(ValueError, match=f"^bits_per_byte: {said} 320: load the tokenizer that"):
+    with pytest.raises(
+        ValueError, match=f"^bits_per_byte: {said} 320: load the tokenizer that"
+    ):
         bits_per_byte(gpt2, larger, "the cat sat")
     gpt2.resize_token_embeddings(highest + 1)
     bits_per_byte(gpt2, larger, "the cat sat")
     gpt2.resize_token_embeddings(200)
-    with pytest.raises(ValueError, match="^TestTimeFinetuner: model must have every id of the"):
+    with pytest.raises(
+        ValueError, match="^TestTimeFinetuner: model must have every id of the"
+    ):
         make(gpt2)
 
 
@@ -207,7 +246,9 @@ def test_a_model_is_asked_once(gpt2, llama, make, tokenizer):
 
 
 def test_nothing_of_the_model_or_its_surroundings_changes(tokenizer, bits):
-    config = LlamaConfig(**GROUPED, rope_parameters={"rope_type": "dynamic", "factor": 2.0})
+    config = LlamaConfig(
+        **GROUPED, rope_parameters={"rope_type": "dynamic", "factor": 2.0}
+    )
     model = LlamaForCausalLM(config)
     model.train()
     model.model.layers[0].eval()
@@ -225,4 +266,6 @@ def test_nothing_of_the_model_or_its_surroundings_changes(tokenizer, bits):
     assert torch.equal(torch.get_rng_state(), state)
     assert all(p.grad is None for p in model.parameters())
     after = list(model.buffers())
-    assert all(b is a and b._version == v for (b, v), a in zip(buffers, after, strict=True))
+    assert all(
+        b is a and b._version == v for (b, v), a in zip(buffers, after, strict=True)
+    )

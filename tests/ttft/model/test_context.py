@@ -2,7 +2,12 @@
 
 import pytest
 import torch
-from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
+from peft import (
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+    get_peft_model,
+)
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
@@ -52,16 +57,25 @@ def test_a_prefix_takes_positions(gpt2, make, tokenizer):
 @pytest.mark.parametrize(
     ("config", "kind"),
     [
-        (PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3), "PROMPT_TUNING"),
         (
-            PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=3, encoder_hidden_size=8),
+            PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+            "PROMPT_TUNING",
+        ),
+        (
+            PromptEncoderConfig(
+                task_type="CAUSAL_LM", num_virtual_tokens=3, encoder_hidden_size=8
+            ),
             "P_TUNING",
         ),
     ],
 )
-def test_virtual_tokens_among_the_logits_are_refused(gpt2, make, tokenizer, config, kind):
+def test_virtual_tokens_among_the_logits_are_refused(
+    gpt2, make, tokenizer, config, kind
+):
     model = get_peft_model(gpt2, config)
-    message = f"model must not have virtual tokens among its logits, as PEFT's {kind} has"
+    message = (
+        f"model must not have virtual tokens among its logits, as PEFT's {kind} has"
+    )
     with pytest.raises(ValueError, match=f"^TestTimeFinetuner: {message}$"):
         make(model)
     with pytest.raises(ValueError, match=f"^bits_per_byte: {message}$"):
@@ -69,7 +83,9 @@ def test_virtual_tokens_among_the_logits_are_refused(gpt2, make, tokenizer, conf
 
 
 def test_mpt_calls_it_by_another_name(make):
-    config = MptConfig(d_model=16, n_heads=2, n_layers=1, vocab_size=400, max_seq_len=24)
+    config = MptConfig(
+        d_model=16, n_heads=2, n_layers=1, vocab_size=400, max_seq_len=24
+    )
     with pytest.raises(ValueError, match="max_length is 25, the model's context is 24"):
         make(MptForCausalLM(config), max_length=25)
 
@@ -86,7 +102,9 @@ def test_blooms_checkpoints_call_it_by_a_third_name(make, tokenizer):
         make(model, max_length=25)
     with make(model).adapted(LONG):
         scored = bits_per_byte(model, tokenizer, LONG)
-        assert scored == bits_per_byte(bloom_like(model), tokenizer, LONG, max_length=24)
+        assert scored == bits_per_byte(
+            bloom_like(model), tokenizer, LONG, max_length=24
+        )
 
 
 def bloom_like(model):
@@ -98,18 +116,30 @@ def bloom_like(model):
 @pytest.mark.parametrize(
     ("config", "known"),
     [
-        (RwkvConfig(hidden_size=16, num_hidden_layers=1, vocab_size=400, context_length=20), 20),
+        (
+            RwkvConfig(
+                hidden_size=16, num_hidden_layers=1, vocab_size=400, context_length=20
+            ),
+            20,
+        ),
         (GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=32, seq_length=20), 32),
-        (MptConfig(d_model=16, n_heads=2, n_layers=1, max_seq_len=24, seq_length=20), 24),
+        (
+            MptConfig(d_model=16, n_heads=2, n_layers=1, max_seq_len=24, seq_length=20),
+            24,
+        ),
     ],
 )
-def test_what_the_classes_say_goes_before_what_checkpoints_add(tokenizer, config, known):
+def test_what_the_classes_say_goes_before_what_checkpoints_add(
+    tokenizer, config, known
+):
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     assert known_context("test", model, tokenizer) == known
 
 
-def test_the_tokenizer_limits_what_a_model_without_a_limit_reads(gpt2, tokenizer, monkeypatch):
+def test_the_tokenizer_limits_what_a_model_without_a_limit_reads(
+    gpt2, tokenizer, monkeypatch
+):
     assert known_context("test", gpt2, tokenizer) == 32
     assert known_context("test", bloom(seq_length=24), tokenizer) == 24
     assert known_context("test", bloom(), tokenizer) is None
@@ -119,7 +149,9 @@ def test_the_tokenizer_limits_what_a_model_without_a_limit_reads(gpt2, tokenizer
 
 def test_where_nothing_has_a_limit_texts_have_that_of_the_finetuner(make, monkeypatch):
     model = bloom()
-    with pytest.raises(ValueError, match="max_length must be given, neither model nor tokenizer"):
+    with pytest.raises(
+        ValueError, match="max_length must be given, neither model nor tokenizer"
+    ):
         make(model)
     finetuner = make(model, max_length=16)
     assert finetuner.generate(PROMPT, max_new_tokens=5) is not None

@@ -27,7 +27,9 @@ def test_stores_are_searched(store, texts, embedder):
     with torch.device("meta"):
         scores, ids = store.search(queries, 3)
         found_scores, found_ids = DatabaseStore(database, embedder).search(queries, 3)
-    assert {tensor.device.type for tensor in (scores, ids, found_scores, found_ids)} == {"cpu"}
+    assert {
+        tensor.device.type for tensor in (scores, ids, found_scores, found_ids)
+    } == {"cpu"}
     torch.testing.assert_close(scores, found_scores)
 
 

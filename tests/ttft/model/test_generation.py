@@ -9,14 +9,18 @@ from hullft_ops.ttft.model.generation import continuation
 PROMPT = "the cat sat on the red mat"
 
 
-def test_generate_continues_with_the_adapted_model_and_restores_it(model, tokenizer, make, bits):
+def test_generate_continues_with_the_adapted_model_and_restores_it(
+    model, tokenizer, make, bits
+):
     model.train()
     finetuner, before = make(model, n_select=20), bits(model)
     inputs = tokenizer(PROMPT, return_tensors="pt", return_token_type_ids=False)
     length = inputs["input_ids"].shape[1]
     with finetuner.adapted(PROMPT):
         model.eval()
-        output = model.generate(**inputs, max_new_tokens=8, do_sample=False, pad_token_id=2)
+        output = model.generate(
+            **inputs, max_new_tokens=8, do_sample=False, pad_token_id=2
+        )
     wanted = tokenizer.decode(output[0, length:], skip_special_tokens=True)
     model.train()
     assert finetuner.generate(PROMPT, max_new_tokens=8, do_sample=False) == wanted
@@ -49,7 +53,9 @@ def test_of_a_long_prompt_the_end_is_read(gpt2, tokenizer, make):
         ("byte_level", "he", ["he"]),
     ],
 )
-def test_the_token_that_ends_a_text_is_not_continued(gpt2, tokenizers, kind, prompt, wanted):
+def test_the_token_that_ends_a_text_is_not_continued(
+    gpt2, tokenizers, kind, prompt, wanted
+):
     tokenizer, seen = tokenizers[kind], []
     gpt2.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs["input_ids"]), with_kwargs=True
@@ -65,7 +71,10 @@ def test_a_prompt_without_a_token_is_refused(gpt2, tokenizer):
 
 @pytest.mark.parametrize(
     ("prompt", "error", "message"),
-    [(3, TypeError, "must be a str, got int"), ("a \udcff", ValueError, "must be valid Unicode")],
+    [
+        (3, TypeError, "must be a str, got int"),
+        ("a \udcff", ValueError, "must be valid Unicode"),
+    ],
 )
 def test_a_prompt_that_is_no_text_is_refused(gpt2, make, prompt, error, message):
     with pytest.raises(error, match=f"generate: prompt {message}"):
@@ -97,7 +106,9 @@ def test_how_many_tokens_may_stand_in_a_configuration(gpt2, make):
 def test_a_configuration_that_asks_for_more_than_tokens(gpt2, make):
     finetuner = make(gpt2)
     wanted = finetuner.continuation("the cat", max_new_tokens=3)
-    more = GenerationConfig(max_new_tokens=3, return_dict_in_generate=True, output_scores=True)
+    more = GenerationConfig(
+        max_new_tokens=3, return_dict_in_generate=True, output_scores=True
+    )
     assert finetuner.continuation("the cat", generation_config=more) == wanted
 
 
@@ -112,14 +123,20 @@ def test_without_room_for_the_prompt_it_is_refused(gpt2, make, bits, new):
 
 
 def test_a_number_of_new_tokens_must_be_an_int(gpt2, make):
-    with pytest.raises(TypeError, match="generate: max_new_tokens must be an int, got str"):
+    with pytest.raises(
+        TypeError, match="generate: max_new_tokens must be an int, got str"
+    ):
         make(gpt2).generate(PROMPT, max_new_tokens="3")
 
 
 def test_what_cannot_be_met_is_said_before_the_adaptation(gpt2, make, monkeypatch):
     finetuner, adapted = make(gpt2), []
     monkeypatch.setattr(finetuner, "adapted", adapted.append)
-    refused = [{"max_new_tokens": 32}, {"max_length": 9}, {"return_dict_in_generate": True}]
+    refused = [
+        {"max_new_tokens": 32},
+        {"max_length": 9},
+        {"return_dict_in_generate": True},
+    ]
     for options in (*refused, {"num_return_sequences": 2}):
         with pytest.raises(ValueError, match="^generate: "):
             finetuner.generate(PROMPT, **options)

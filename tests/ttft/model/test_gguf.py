@@ -40,7 +40,9 @@ def logits(model: Any) -> torch.Tensor:
 
 
 def entry(cache: Path) -> Path:
-    [found] = [path for path in (cache / "hullft_ops" / "gguf").iterdir() if path.is_dir()]
+    [found] = [
+        path for path in (cache / "hullft_ops" / "gguf").iterdir() if path.is_dir()
+    ]
     return found
 
 
@@ -50,7 +52,9 @@ def test_float32_tensors_come_back_exactly(tied: bool, tmp_path: Path) -> None:
     model, tokenizer = load_model(write_gguf(tmp_path / "tiny.gguf", written))
     assert torch.equal(logits(model), logits(written))
     assert all(p.dtype == torch.float32 and p.requires_grad for p in model.parameters())
-    assert model.config.max_position_embeddings == written.config.max_position_embeddings
+    assert (
+        model.config.max_position_embeddings == written.config.max_position_embeddings
+    )
     ids = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
     assert tokenizer.decode(ids) == TEXT
     assert len(tokenizer) == len(TOKENS)
@@ -58,7 +62,9 @@ def test_float32_tensors_come_back_exactly(tied: bool, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "steps"), [("Q8_0", 254), ("Q4_1", 15)])
-def test_quantized_tensors_come_back_to_their_step(name: str, steps: int, tmp_path: Path) -> None:
+def test_quantized_tensors_come_back_to_their_step(
+    name: str, steps: int, tmp_path: Path
+) -> None:
     written = tiny_llama()
     kind = gguf.GGMLQuantizationType[name]
     model, _ = load_model(write_gguf(tmp_path / "tiny.gguf", written, kind=kind))
@@ -70,7 +76,11 @@ def test_quantized_tensors_come_back_to_their_step(name: str, steps: int, tmp_pa
             continue
         blocks = parameter.detach().reshape(-1, 32)
         # Of Q8_0, from -max to max; of Q4_1, from the least to the largest.
-        span = 2 * blocks.abs().amax(1) if name == "Q8_0" else blocks.amax(1) - blocks.amin(1)
+        span = (
+            2 * blocks.abs().amax(1)
+            if name == "Q8_0"
+            else blocks.amax(1) - blocks.amin(1)
+        )
         # Half a step, and what rounding the step and the least value to float16 adds.
         bound = 0.5 * span / steps + 2**-10 * blocks.abs().amax(1)
         assert (error.reshape(-1, 32).amax(1) <= bound).all(), key
@@ -81,7 +91,9 @@ def test_it_is_adapted_and_restored_bit_for_bit(
     file: Path, store: Datastore, embedder: Any, bits: Callable[..., Any]
 ) -> None:
     model, tokenizer = load_model(file)
-    ttft = TestTimeFinetuner(model, tokenizer, store, embedder, n_select=6, pool_size=30, lr=1e-2)
+    ttft = TestTimeFinetuner(
+        model, tokenizer, store, embedder, n_select=6, pool_size=30, lr=1e-2
+    )
     before, first = bits(model), logits(model)
     with ttft.adapted("the cat sat on the mat") as report:
         assert before.changed() == {name for name, _ in model.named_parameters()}
@@ -104,7 +116,9 @@ def test_the_second_load_takes_it_from_the_cache(
     assert str(entry(cache)) in lines[1]
     monkeypatch.setattr(reading, "read_header", lambda *_: pytest.fail("read again"))
     # By content, not by name; and Ollama's files have no suffix.
-    again, same = load_model(str(file.rename(tmp_path / "sha256-1")), "cpu", say=lines.append)
+    again, same = load_model(
+        str(file.rename(tmp_path / "sha256-1")), "cpu", say=lines.append
+    )
     assert len(lines) == 2
     assert torch.equal(logits(again), logits(model))
     assert same(TEXT) == tokenizer(TEXT)
@@ -130,7 +144,9 @@ def _flip(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [_cut, _flip, Path.unlink])
-@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "hullft_gguf.json"])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "tokenizer.json", "hullft_gguf.json"]
+)
 def test_a_broken_entry_of_the_cache_is_rebuilt(
     damage: Callable[[Path], None], name: str, file: Path, cache: Path
 ) -> None:
@@ -147,7 +163,10 @@ def test_a_broken_entry_of_the_cache_is_rebuilt(
     assert torch.equal(logits(again), first)
     assert same(TEXT) == tokenizer(TEXT)
     assert entry(cache) == folder
-    assert "model.safetensors" in json.loads((folder / "hullft_gguf.json").read_text())["crc32"]
+    assert (
+        "model.safetensors"
+        in json.loads((folder / "hullft_gguf.json").read_text())["crc32"]
+    )
 
 
 def _split(writer: gguf.GGUFWriter) -> None:
@@ -175,14 +194,20 @@ def _bad_files(path: Path) -> dict[str, tuple[Path, str]]:
         "forged length": (holding("c.gguf", huge), f"bytes, has {size}"),
         "empty": (holding("d.gguf", b""), "must be a whole GGUF model"),
         "magic": (holding("e.gguf", b"GGML" + whole[4:]), "GGUF magic invalid"),
-        "version": (holding("f.gguf", whole[:4] + b"\7" + whole[5:]), "appears to be version 7"),
+        "version": (
+            holding("f.gguf", whole[:4] + b"\7" + whole[5:]),
+            "appears to be version 7",
+        ),
         "architecture": (
             written("g.gguf", architecture="steamroller"),
             "of architecture steamroller: ",
         ),
         "tokenizer": (written("h.gguf", tokenizer="abacus"), "cannot read this GGUF"),
         "parts": (written("i.gguf", more=_split), "is one of 3 files"),
-        "order": (written("j.gguf", order=gguf.GGUFEndian.BIG), "in the other byte order"),
+        "order": (
+            written("j.gguf", order=gguf.GGUFEndian.BIG),
+            "in the other byte order",
+        ),
     }
 
 
@@ -221,7 +246,9 @@ def test_a_file_larger_than_the_memory_is_refused(
     file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reading, "available_memory", lambda: 100_000)
-    with pytest.raises(InputError, match=r"tiny.gguf: needs 0.\d+ GB of memory as float32"):
+    with pytest.raises(
+        InputError, match=r"tiny.gguf: needs 0.\d+ GB of memory as float32"
+    ):
         load_model(file)
     assert not cache.exists()
 
@@ -237,7 +264,9 @@ def test_without_the_package_gguf_it_says_how_to_install_it(
 
 def test_a_cache_that_cannot_be_written_is_named(file: Path, cache: Path) -> None:
     cache.write_text("a file, no folder")
-    with pytest.raises(InputError, match="cannot be kept in .*XDG_CACHE_HOME names another place"):
+    with pytest.raises(
+        InputError, match="cannot be kept in .*XDG_CACHE_HOME names another place"
+    ):
         load_model(file)
 
 
@@ -268,8 +297,12 @@ def test_the_weights_must_be_those_of_the_architecture(
 
 
 def test_what_lies_beside_the_file_does_not_change_it(file: Path) -> None:
-    (file.parent / "adapter_config.json").write_text('{"base_model_name_or_path": "/nowhere"}')
-    (file.parent / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    (file.parent / "adapter_config.json").write_text(
+        '{"base_model_name_or_path": "/nowhere"}'
+    )
+    (file.parent / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "BertTokenizer"}'
+    )
     model, tokenizer = load_model(file.parent)
     assert torch.equal(logits(model), logits(tiny_llama()))
     assert tokenizer.decode(tokenizer(TEXT)["input_ids"]) == TEXT
@@ -281,7 +314,9 @@ def test_a_folder_stands_for_the_one_file_in_it(file: Path, tmp_path: Path) -> N
     tokenizer = open_tokenizer(str(tmp_path))
     assert tokenizer.decode(tokenizer(TEXT)["input_ids"]) == TEXT
     (tmp_path / "other.gguf").write_bytes(b"")
-    with pytest.raises(InputError, match="holds 2 GGUF files, name one: other.gguf, tiny.gguf"):
+    with pytest.raises(
+        InputError, match="holds 2 GGUF files, name one: other.gguf, tiny.gguf"
+    ):
         load_model(tmp_path)
 
 
@@ -294,7 +329,9 @@ def test_safetensors_go_before_gguf(file: Path, tmp_path: Path, cache: Path) -> 
     assert torch.equal(logits(again), logits(model))
 
 
-@pytest.mark.parametrize("name", ["nowhere.gguf", Path("nowhere"), Path("nowhere.gguf")])
+@pytest.mark.parametrize(
+    "name", ["nowhere.gguf", Path("nowhere"), Path("nowhere.gguf")]
+)
 def test_a_path_without_a_file_is_no_name_on_the_hub(name: str | Path) -> None:
     with pytest.raises(InputError, match=f"model {name}: no such "):
         load_model(name)

@@ -52,7 +52,9 @@ def chunks(monkeypatch):
 def loss_and_gradients(model, loss):
     model.zero_grad()
     loss.backward()
-    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    gradients = {
+        n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None
+    }
     return loss.detach(), gradients
 
 
@@ -66,7 +68,9 @@ def assert_equals_plain(model, tolerance, mean_loss=None):
         assert difference <= tolerance * max(gradient.norm(), 1e-3), name
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 2e-6)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 2e-6)]
+)
 @pytest.mark.parametrize("rows", [1, 7, 1000])
 def test_loss_and_gradients_equal_those_of_full_logits(
     model, chunks, monkeypatch, dtype, tolerance, rows
@@ -84,7 +88,9 @@ def test_a_head_with_a_bias(llama, chunks):
 
 
 def test_adapters_and_frozen_weights(gpt2, chunks):
-    lora = LoraConfig(target_modules=["c_attn"], r=2, fan_in_fan_out=True, task_type="CAUSAL_LM")
+    lora = LoraConfig(
+        target_modules=["c_attn"], r=2, fan_in_fan_out=True, task_type="CAUSAL_LM"
+    )
     model = get_peft_model(gpt2.double(), lora).double()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -117,7 +123,11 @@ def test_a_head_that_does_more_keeps_its_logits(make_model, chunks):
 def test_a_cap_that_few_bits_do_not_show_keeps_its_logits(chunks):
     """In bfloat16 a cap of 32 leaves small logits as they are."""
     torch.manual_seed(0)
-    model = Gemma2ForCausalLM(Gemma2Config(**SIZES, final_logit_softcapping=32.0)).bfloat16().eval()
+    model = (
+        Gemma2ForCausalLM(Gemma2Config(**SIZES, final_logit_softcapping=32.0))
+        .bfloat16()
+        .eval()
+    )
     MeanLoss(model)(TOKENS)
     assert chunks == []
 
@@ -134,7 +144,9 @@ def test_a_cap_that_comes_later_is_seen(llama, chunks):
 def test_a_head_that_is_replaced_is_seen(llama, chunks):
     mean_loss = MeanLoss(llama)
     mean_loss(TOKENS)
-    llama.set_output_embeddings(nn.Linear(*reversed(llama.lm_head.weight.shape), bias=False))
+    llama.set_output_embeddings(
+        nn.Linear(*reversed(llama.lm_head.weight.shape), bias=False)
+    )
     assert_equals_plain(llama, 1e-6, mean_loss)
     assert len(chunks) == 2
 
@@ -151,7 +163,9 @@ def test_a_hook_on_all_modules_is_called(gpt2, chunks):
 
 
 def test_an_adapter_on_the_head_keeps_its_logits(llama, chunks):
-    model = get_peft_model(llama, LoraConfig(target_modules=["lm_head"], task_type="CAUSAL_LM"))
+    model = get_peft_model(
+        llama, LoraConfig(target_modules=["lm_head"], task_type="CAUSAL_LM")
+    )
     assert_equals_plain(model.double(), 0)
     assert chunks == []
 
@@ -178,12 +192,15 @@ def test_a_model_that_is_listened_to_is_called(gpt2, chunks):
 
 
 def test_a_base_model_that_cannot_be_called_alone_is_not(gpt2, chunks, monkeypatch):
-    monkeypatch.setattr(type(gpt2), "base_model", property(lambda self: self.transformer.h[0]))
+    monkeypatch.setattr(
+        type(gpt2), "base_model", property(lambda self: self.transformer.h[0])
+    )
     # transformers' own asks the base model for its embedding, which a block has not.
     monkeypatch.setattr(type(gpt2), "get_output_embeddings", lambda self: self.lm_head)
     mean_loss, probes = MeanLoss(gpt2), []
     gpt2.transformer.h[0].register_forward_pre_hook(
-        lambda block, args, kwargs: probes.append("input_ids" in kwargs), with_kwargs=True
+        lambda block, args, kwargs: probes.append("input_ids" in kwargs),
+        with_kwargs=True,
     )
     assert_equals_plain(gpt2, 0, mean_loss)
     assert probes.count(True) == 1
@@ -200,7 +217,9 @@ def test_a_base_model_that_cannot_be_called_alone_is_not(gpt2, chunks, monkeypat
     ],
     ids=repr,
 )
-def test_what_is_no_fault_of_the_base_model_goes_through(gpt2, chunks, monkeypatch, fault):
+def test_what_is_no_fault_of_the_base_model_goes_through(
+    gpt2, chunks, monkeypatch, fault
+):
     mean_loss = MeanLoss(gpt2)
 
     def fail(*args):
@@ -277,7 +296,9 @@ def hooked_gradient(model):
 
 
 def hooked_embedding(model):
-    model.get_input_embeddings().register_forward_hook(lambda module, args, out: 2 * out)
+    model.get_input_embeddings().register_forward_hook(
+        lambda module, args, out: 2 * out
+    )
 
 
 def scaled_by_frequency(model):
@@ -286,7 +307,9 @@ def scaled_by_frequency(model):
 
 def test_an_adapter_on_a_tied_embedding_trains_beside_it(gpt2):
     """PEFT reads the embedding's options for its own factors."""
-    model = get_peft_model(gpt2, LoraConfig(target_modules=["wte"], task_type="CAUSAL_LM"))
+    model = get_peft_model(
+        gpt2, LoraConfig(target_modules=["wte"], task_type="CAUSAL_LM")
+    )
     gpt2.get_output_embeddings().weight.requires_grad_(True)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -341,7 +364,9 @@ def test_a_tied_gradient_is_added_to_the_one_that_is_there(gpt2):
     _, once = loss_and_gradients(model, mean_loss(TOKENS))
     mean_loss(TOKENS).backward()
     for name, parameter in model.named_parameters():
-        assert torch.allclose(parameter.grad, 2 * once[name], rtol=1e-12, atol=1e-15), name
+        assert torch.allclose(parameter.grad, 2 * once[name], rtol=1e-12, atol=1e-15), (
+            name
+        )
 
 
 def test_a_forward_that_fails_leaves_the_embedding_as_it_was(gpt2):
@@ -386,7 +411,9 @@ def test_a_loss_that_is_scaled_scales_its_gradients(gpt2):
         assert (3 * gradient - thrice[name]).norm() <= 1e-13 * gradient.norm(), name
 
 
-@pytest.mark.parametrize("trained", [("hidden",), ("weight",), ("bias",), ("weight", "bias")])
+@pytest.mark.parametrize(
+    "trained", [("hidden",), ("weight",), ("bias",), ("weight", "bias")]
+)
 def test_only_what_is_trained_gets_a_gradient(trained):
     torch.manual_seed(0)
     tensors = {

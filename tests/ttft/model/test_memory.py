@@ -14,7 +14,8 @@ PROMPT = "the cat sat on the red mat"
 CPU = torch.device("cpu")
 
 pytestmark = pytest.mark.skipif(
-    not Path("/proc/self/clear_refs").exists(), reason="Linux counts the memory at its peak"
+    not Path("/proc/self/clear_refs").exists(),
+    reason="Linux counts the memory at its peak",
 )
 
 

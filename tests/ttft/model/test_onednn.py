@@ -14,7 +14,8 @@ from hullft_ops.ttft.model import onednn as products
 from hullft_ops.ttft.model.onednn import multiply, multiply_into, wide_products
 
 pytestmark = pytest.mark.skipif(
-    not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="torch was built without oneDNN"
+    not hasattr(torch.ops.mkldnn, "_linear_pointwise"),
+    reason="torch was built without oneDNN",
 )
 
 
@@ -81,11 +82,21 @@ def test_a_layer_gives_output_and_gradients(made, kind, shape):
 @pytest.mark.parametrize("kind", KINDS)
 def test_inputs_and_gradients_may_have_any_strides(made, kind):
     layer, wide = layer_of(kind, 8, 6), torch.randn(16, 20)
-    inputs = [wide[:8].T, wide[::2, ::2][:, :8], wide[:, 3:11], wide[:1, :8].expand(5, 8)]
-    inputs += [torch.arange(24.0).as_strided((9, 8), (1, 1)), torch.ones(()).expand(4, 8)]
+    inputs = [
+        wide[:8].T,
+        wide[::2, ::2][:, :8],
+        wide[:, 3:11],
+        wide[:1, :8].expand(5, 8),
+    ]
+    inputs += [
+        torch.arange(24.0).as_strided((9, 8), (1, 1)),
+        torch.ones(()).expand(4, 8),
+    ]
     for x in inputs:
         for weights in (torch.ones(()).expand(len(x), 6), torch.randn(6, len(x)).T):
-            wanted = results(copy.deepcopy(layer).double(), x.double(), weights.double())
+            wanted = results(
+                copy.deepcopy(layer).double(), x.double(), weights.double()
+            )
             with wide_products(layer):
                 found = results(layer, x, weights)
             for one, other in zip(found, wanted, strict=True):
@@ -145,7 +156,9 @@ def test_gradients_have_gradients(made, kind):
         (gradient,) = torch.autograd.grad((layer(x) ** 3).sum(), x, create_graph=True)
         return torch.autograd.grad((gradient**2).sum(), [x, layer.weight])
 
-    wanted = penalty(copy.deepcopy(layer).double(), x.detach().double().requires_grad_())
+    wanted = penalty(
+        copy.deepcopy(layer).double(), x.detach().double().requires_grad_()
+    )
     with wide_products(layer):
         found = penalty(layer, x)
     for one, other in zip(found, wanted, strict=True):
@@ -227,7 +240,10 @@ def test_a_small_product_is_left_to_torch(made, monkeypatch):
 
 def test_a_wrong_input_has_the_error_of_torch(made):
     layer = layer_of("Linear", 8, 6)
-    with wide_products(layer), pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+    with (
+        wide_products(layer),
+        pytest.raises(RuntimeError, match="shapes cannot be multiplied"),
+    ):
         layer(torch.randn(5, 7))
     assert made == []
 

@@ -18,7 +18,9 @@ class Doubled(nn.Linear):
 
 def layers():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(8, 6), nn.Sequential(nn.Linear(6, 4), nn.ReLU()), Doubled(4, 3))
+    return nn.Sequential(
+        nn.Linear(8, 6), nn.Sequential(nn.Linear(6, 4), nn.ReLU()), Doubled(4, 3)
+    )
 
 
 def zero(layer, x):
@@ -32,7 +34,9 @@ def test_modules_of_exactly_those_types_run_another():
         assert torch.equal(model[1](torch.ones(2, 7, 6)), torch.zeros(2, 7, 4))
         y = torch.randn(5, 4)
         assert torch.equal(model[2](y), 2 * linear(y, model[2].weight, model[2].bias))
-        replaced = [name for name, module in model.named_modules() if is_replaced_here(module)]
+        replaced = [
+            name for name, module in model.named_modules() if is_replaced_here(module)
+        ]
     assert replaced == ["0", "1.0"]
     assert torch.equal(model[0](x), linear(x, model[0].weight, model[0].bias))
 
@@ -104,7 +108,9 @@ def test_checkpointed_layers_run_again_the_same(gpt2, reentrant):
             module.p = 0.0
     with replaced_forwards(gpt2, {Conv1D: forward}):
         found = gradients()
-    assert forward.calls == 2 * sum(isinstance(module, Conv1D) for module in gpt2.modules())
+    assert forward.calls == 2 * sum(
+        isinstance(module, Conv1D) for module in gpt2.modules()
+    )
     for one, other in zip(found, wanted, strict=True):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
 
@@ -115,7 +121,9 @@ def compiled(model, how):
     if how == "in place":
         model.compile(backend="aot_eager", fullgraph=True)
     else:
-        model.forward = torch.compile(model.forward, backend="aot_eager", fullgraph=True)
+        model.forward = torch.compile(
+            model.forward, backend="aot_eager", fullgraph=True
+        )
     return model
 
 

@@ -3,7 +3,12 @@
 import pytest
 import torch
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
-from transformers import BloomConfig, BloomForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from hullft_ops.ttft import Datastore, score_text
 from hullft_ops.ttft.model import scoring
@@ -32,11 +37,15 @@ def mistral():
 
 
 def bloom():
-    return BloomForCausalLM(BloomConfig(vocab_size=320, hidden_size=16, n_layer=2, n_head=2)).eval()
+    return BloomForCausalLM(
+        BloomConfig(vocab_size=320, hidden_size=16, n_layer=2, n_head=2)
+    ).eval()
 
 
 def with_lora(gpt2):
-    config = LoraConfig(target_modules=["c_attn"], r=2, fan_in_fan_out=True, task_type="CAUSAL_LM")
+    config = LoraConfig(
+        target_modules=["c_attn"], r=2, fan_in_fan_out=True, task_type="CAUSAL_LM"
+    )
     adapted = get_peft_model(gpt2, config)
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
@@ -75,9 +84,13 @@ def prefix_of(model, tokenizer):
     return prefix
 
 
-@pytest.mark.parametrize("kind", ["byte_level", "byte_level_bos_eos", "byte_fallback_bos"])
+@pytest.mark.parametrize(
+    "kind", ["byte_level", "byte_level_bos_eos", "byte_fallback_bos"]
+)
 @pytest.mark.parametrize("text", [PROMPT, LONG])
-def test_it_gives_the_numbers_of_the_whole(any_model, tokenizers, kind, text, monkeypatch):
+def test_it_gives_the_numbers_of_the_whole(
+    any_model, tokenizers, kind, text, monkeypatch
+):
     tokenizer = tokenizers[kind]
     prefix = prefix_of(any_model, tokenizer)
     assert prefix.cached is not None
@@ -114,20 +127,27 @@ def test_the_prefix_is_read_once(model, tokenizer, lengths):
 
 
 @pytest.mark.parametrize(
-    "options", [{"do_sample": False}, {"num_beams": 2, "do_sample": False}, {"use_cache": False}]
+    "options",
+    [{"do_sample": False}, {"num_beams": 2, "do_sample": False}, {"use_cache": False}],
 )
 def test_generation_goes_on_from_it_or_does_without(any_model, tokenizer, options):
     prefix = prefix_of(any_model, tokenizer)
     options = {"max_new_tokens": 6, "pad_token_id": 2, "eos_token_id": 2, **options}
     ids = torch.tensor([[*IDS, *tokenizer(PROMPT)["input_ids"]]])
-    output = any_model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
+    output = any_model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), **options
+    )
     wanted = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
     for _ in range(2):
-        found = continuation(any_model, tokenizer, PROMPT, CONTEXT, prefix=prefix, **options)
+        found = continuation(
+            any_model, tokenizer, PROMPT, CONTEXT, prefix=prefix, **options
+        )
         assert found == wanted
 
 
-def test_a_model_that_ignores_its_cache_reads_the_prefix_each_time(gpt2, tokenizer, monkeypatch):
+def test_a_model_that_ignores_its_cache_reads_the_prefix_each_time(
+    gpt2, tokenizer, monkeypatch
+):
     wanted = score_text(gpt2, tokenizer, LONG, prefix_ids=IDS)
     forward = gpt2.forward
 
@@ -162,10 +182,15 @@ def test_it_serves_only_the_adapters_it_was_made_with(gpt2, tokenizer):
         assert found == score_text(model, tokenizer, PROMPT, prefix_ids=IDS)
 
 
-def test_an_adaptation_makes_it_and_drops_it(model, tokenizer, make, embedder, tmp_path, lengths):
+def test_an_adaptation_makes_it_and_drops_it(
+    model, tokenizer, make, embedder, tmp_path, lengths
+):
     texts = ["a dog ran", "the cat sat", "the mat"]
     store = Datastore.build(texts, embedder, tmp_path / "texts", progress=False)
-    finetuner, size = make(model, store=store, context=2), len(tokenizer(PROMPT)["input_ids"])
+    finetuner, size = (
+        make(model, store=store, context=2),
+        len(tokenizer(PROMPT)["input_ids"]),
+    )
     with finetuner.adapted(PROMPT) as report:
         assert report.seconds_prefill > 0
         seen = lengths(model)

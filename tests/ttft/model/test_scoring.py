@@ -59,21 +59,29 @@ def naive_nll(model, ids, length, stride, head=(), first=1):
 
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS.keys())
-@pytest.mark.parametrize("kind", ["byte_level", "byte_level_bos_eos", "byte_fallback_bos"])
+@pytest.mark.parametrize(
+    "kind", ["byte_level", "byte_level_bos_eos", "byte_fallback_bos"]
+)
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 def test_it_is_the_naive_computation(request, tokenizers, architecture, kind, text):
     model, tokenizer = request.getfixturevalue(architecture).double(), tokenizers[kind]
     ids, _ = content_ids(tokenizer, text)
     score = score_text(model, tokenizer, text)
-    assert score.nll == pytest.approx(naive_nll(model, ids, CONTEXT, CONTEXT // 2), rel=1e-12)
+    assert score.nll == pytest.approx(
+        naive_nll(model, ids, CONTEXT, CONTEXT // 2), rel=1e-12
+    )
     assert score.tokens == len(ids) - 1
     assert bits_per_byte(model, tokenizer, text) == score.value
-    assert score.value == pytest.approx(score.nll / math.log(2) / score.bytes, rel=1e-15)
+    assert score.value == pytest.approx(
+        score.nll / math.log(2) / score.bytes, rel=1e-15
+    )
 
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS.keys())
 @pytest.mark.parametrize("size", [3, 12, 100])
-@pytest.mark.parametrize("kind", ["byte_level", "byte_level_bos_eos", "byte_fallback_bos"])
+@pytest.mark.parametrize(
+    "kind", ["byte_level", "byte_level_bos_eos", "byte_fallback_bos"]
+)
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 def test_a_prefix_is_a_context_for_the_same_tokens(
     request, tokenizers, architecture, kind, size, text
@@ -108,11 +116,17 @@ def test_a_prefix_leaves_a_window_of_two_tokens(llama, tokenizer, length, size):
     assert score.nll == pytest.approx(wanted, rel=1e-12)
 
 
-@pytest.mark.parametrize(("length", "stride"), [(2, 1), (8, 1), (8, 7), (32, 5), (32, 31)])
-def test_every_token_is_scored_once_whatever_the_window(llama, tokenizer, length, stride):
+@pytest.mark.parametrize(
+    ("length", "stride"), [(2, 1), (8, 1), (8, 7), (32, 5), (32, 31)]
+)
+def test_every_token_is_scored_once_whatever_the_window(
+    llama, tokenizer, length, stride
+):
     text = TEXTS["long"]
     ids, _ = content_ids(tokenizer, text)
-    score = score_text(llama.double(), tokenizer, text, max_length=length, stride=stride)
+    score = score_text(
+        llama.double(), tokenizer, text, max_length=length, stride=stride
+    )
     assert score.tokens == len(ids) - 1
     assert score.nll == pytest.approx(naive_nll(llama, ids, length, stride), rel=1e-12)
 
@@ -174,13 +188,17 @@ def test_the_loss_of_a_half_precision_model_is_computed_in_single(llama, tokeniz
     with torch.no_grad():
         logits = llama.bfloat16()(ids).logits[0, :-1].double()
     wanted = -torch.log_softmax(logits, dim=-1).gather(1, ids[0, 1:, None]).sum().item()
-    assert score_text(llama, tokenizer, "the cat sat").nll == pytest.approx(wanted, rel=1e-6)
+    assert score_text(llama, tokenizer, "the cat sat").nll == pytest.approx(
+        wanted, rel=1e-6
+    )
 
 
 def test_a_uniform_model_costs_the_logarithm_of_its_vocabulary(llama, tokenizer):
     torch.nn.init.zeros_(llama.lm_head.weight)
     score = score_text(llama, tokenizer, "the cat sat on the mat")
-    assert score.value == pytest.approx(score.tokens * math.log2(320) / score.bytes, rel=1e-6)
+    assert score.value == pytest.approx(
+        score.tokens * math.log2(320) / score.bytes, rel=1e-6
+    )
 
 
 def test_the_model_keeps_its_modes_and_records_no_gradients(gpt2, tokenizer):
@@ -188,7 +206,9 @@ def test_the_model_keeps_its_modes_and_records_no_gradients(gpt2, tokenizer):
     gpt2.transformer.h[0].eval()
     modes = [module.training for module in gpt2.modules()]
     recorded = []
-    gpt2.register_forward_hook(lambda module, args, out: recorded.append(out.logits.requires_grad))
+    gpt2.register_forward_hook(
+        lambda module, args, out: recorded.append(out.logits.requires_grad)
+    )
     first = bits_per_byte(gpt2, tokenizer, TEXTS["long"])
     assert bits_per_byte(gpt2, tokenizer, TEXTS["long"]) == first, "dropout is off"
     assert [module.training for module in gpt2.modules()] == modes
@@ -206,22 +226,52 @@ def test_long_texts_pass_without_a_warning(gpt2, tokenizer, caplog, monkeypatch)
     ("text", "options", "error", "message"),
     [
         (None, {}, TypeError, "text must be a str, got NoneType"),
-        ("a \udcff", {}, ValueError, "text must be valid Unicode: .*surrogates not allowed"),
+        (
+            "a \udcff",
+            {},
+            ValueError,
+            "text must be valid Unicode: .*surrogates not allowed",
+        ),
         ("", {}, ValueError, "text must have at least 2 tokens, got '' with 0"),
         ("a", {}, ValueError, "text must have at least 2 tokens, got 'a' with 1"),
         ("ab c", {"max_length": 1}, ValueError, "max_length must be .*, got 1"),
-        ("ab c", {"max_length": 33}, ValueError, "max_length is 33, the model's context is 32"),
-        ("ab c", {"max_length": 8.0}, TypeError, "max_length must be an int, got float"),
+        (
+            "ab c",
+            {"max_length": 33},
+            ValueError,
+            "max_length is 33, the model's context is 32",
+        ),
+        (
+            "ab c",
+            {"max_length": 8.0},
+            TypeError,
+            "max_length must be an int, got float",
+        ),
         ("ab c", {"stride": 0}, ValueError, "stride must be .*, got 0"),
-        ("ab c", {"stride": 32}, ValueError, "stride must be below max_length 32, got 32"),
+        (
+            "ab c",
+            {"stride": 32},
+            ValueError,
+            "stride must be below max_length 32, got 32",
+        ),
         (
             "ab c",
             {"stride": 29, "prefix_ids": [5] * 3},
             ValueError,
             "stride must be below max_length 32, less the prefix of 3 tokens, got 29",
         ),
-        ("ab c", {"prefix_ids": [320]}, ValueError, r"each of prefix_ids must be in 0..2\d\d, got"),
-        ("ab c", {"prefix_ids": ["a"]}, TypeError, "each of prefix_ids must be an int, got str"),
+        (
+            "ab c",
+            {"prefix_ids": [320]},
+            ValueError,
+            r"each of prefix_ids must be in 0..2\d\d, got",
+        ),
+        (
+            "ab c",
+            {"prefix_ids": ["a"]},
+            TypeError,
+            "each of prefix_ids must be an int, got str",
+        ),
         (
             "ab c",
             {"max_length": 8, "stride": 8},
@@ -254,7 +304,9 @@ def test_a_model_that_gives_nan_is_an_error(llama, tokenizer):
 
 def test_the_tokenizer_limits_a_model_without_a_limit(tokenizer, monkeypatch):
     torch.manual_seed(0)
-    bloom = BloomForCausalLM(BloomConfig(vocab_size=320, hidden_size=16, n_layer=1, n_head=2))
+    bloom = BloomForCausalLM(
+        BloomConfig(vocab_size=320, hidden_size=16, n_layer=1, n_head=2)
+    )
     with pytest.raises(ValueError, match="max_length must be given"):
         bits_per_byte(bloom, tokenizer, TEXTS["long"])
     given = bits_per_byte(bloom, tokenizer, TEXTS["long"], max_length=16)

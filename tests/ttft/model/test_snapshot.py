@@ -22,7 +22,9 @@ class StopError(Exception):
     """Raised by the tests below."""
 
 
-@pytest.mark.parametrize("error", [StopError, KeyboardInterrupt, SystemExit, GeneratorExit])
+@pytest.mark.parametrize(
+    "error", [StopError, KeyboardInterrupt, SystemExit, GeneratorExit]
+)
 def test_an_exception_in_the_body_restores(model, make, error, bits):
     finetuner, before = make(model), bits(model)
     pointers = [tensor.data_ptr() for tensor in model.parameters()]
@@ -87,7 +89,8 @@ def break_step(finetuner, embedder, patch, error):
 
 @pytest.mark.parametrize("error", [StopError, KeyboardInterrupt])
 @pytest.mark.parametrize(
-    "breakage", [break_embedding, break_selection, break_forward, break_backward, break_step]
+    "breakage",
+    [break_embedding, break_selection, break_forward, break_backward, break_step],
 )
 def test_an_exception_while_adapting_restores(
     gpt2, make, embedder, monkeypatch, breakage, error, bits
@@ -114,7 +117,9 @@ def test_a_loss_that_is_not_finite_names_its_text_and_restores(
     before = bits(llama)
     finetuner = TestTimeFinetuner(llama, tokenizer, store, embedder, n_select=12)
     with (
-        pytest.raises(RuntimeError, match="the loss of text 60 of the datastore is nan"),
+        pytest.raises(
+            RuntimeError, match="the loss of text 60 of the datastore is nan"
+        ),
         finetuner.adapted(PROMPT),
     ):
         pytest.fail("the body must not run")
@@ -145,7 +150,9 @@ def test_gradients_flags_and_modes_come_back(gpt2, make, bits):
     with finetuner.adapted(PROMPT):
         assert [module.training for module in gpt2.modules()] == modes
         assert all(parameter.grad is None for parameter in gpt2.parameters())
-        assert before.changed() == {name for name, p in gpt2.named_parameters() if p is not frozen}
+        assert before.changed() == {
+            name for name, p in gpt2.named_parameters() if p is not frozen
+        }
         gpt2.train()
         gpt2.requires_grad_(False)
     assert before.changed() == set()
@@ -268,7 +275,9 @@ def test_a_model_may_be_cast_before_its_first_adaptation(gpt2, make, bits):
     assert before.changed() == set()
 
 
-def test_a_model_cast_after_its_first_adaptation_is_refused_and_restored_in_full(gpt2, make, bits):
+def test_a_model_cast_after_its_first_adaptation_is_refused_and_restored_in_full(
+    gpt2, make, bits
+):
     finetuner = make(gpt2)
     with finetuner.adapted(PROMPT):
         pass
@@ -308,18 +317,24 @@ def test_adapted_within_adapted_is_refused(gpt2, make, bits):
 
 
 def test_of_a_peft_model_only_the_adapters_are_trained(gpt2, make, bits):
-    lora = LoraConfig(target_modules=["c_attn"], r=2, fan_in_fan_out=True, task_type="CAUSAL_LM")
+    lora = LoraConfig(
+        target_modules=["c_attn"], r=2, fan_in_fan_out=True, task_type="CAUSAL_LM"
+    )
     model = get_peft_model(gpt2, lora)
     before = bits(model)
     with make(model).adapted(PROMPT) as report:
-        assert before.changed() == {name for name, _ in model.named_parameters() if "lora_" in name}
+        assert before.changed() == {
+            name for name, _ in model.named_parameters() if "lora_" in name
+        }
         assert report.losses[0] != report.losses[-1]
     assert before.changed() == set()
 
 
 def test_a_model_with_nothing_to_train_is_refused(gpt2, make):
     gpt2.requires_grad_(False)
-    with pytest.raises(ValueError, match=r"requires_grad, got none; .*is_trainable=True"):
+    with pytest.raises(
+        ValueError, match=r"requires_grad, got none; .*is_trainable=True"
+    ):
         make(gpt2)
 
 

@@ -12,7 +12,11 @@ PROMPT = "the cat sat on the red mat"
 
 def lora(**options: object) -> LoraConfig:
     return LoraConfig(
-        target_modules=["c_attn"], r=2, fan_in_fan_out=True, task_type="CAUSAL_LM", **options
+        target_modules=["c_attn"],
+        r=2,
+        fan_in_fan_out=True,
+        task_type="CAUSAL_LM",
+        **options,
     )
 
 
@@ -40,7 +44,9 @@ def logits(tokenizer):
 
 
 @pytest.mark.parametrize("unmerged", [False, True])
-def test_adapters_merged_in_the_block_are_an_error(adapted_model, make, logits, bits, unmerged):
+def test_adapters_merged_in_the_block_are_an_error(
+    adapted_model, make, logits, bits, unmerged
+):
     before, computed = bits(adapted_model), logits(adapted_model)
 
     def merge():
@@ -49,11 +55,15 @@ def test_adapters_merged_in_the_block_are_an_error(adapted_model, make, logits, 
             if unmerged:
                 adapted_model.unmerge_adapter()
 
-    with pytest.raises(RuntimeError, match=r"c_attn: adapters were merged into its frozen weights"):
+    with pytest.raises(
+        RuntimeError, match=r"c_attn: adapters were merged into its frozen weights"
+    ):
         merge()
     assert all(name.endswith("base_layer.weight") for name in before.changed())
     # What is merged stays so: the weights that would be subtracted are gone.
-    merged = {layer.merged for layer in adapted_model.modules() if hasattr(layer, "merged")}
+    merged = {
+        layer.merged for layer in adapted_model.modules() if hasattr(layer, "merged")
+    }
     assert merged == {not unmerged}
     if unmerged:
         torch.testing.assert_close(logits(adapted_model), computed)
@@ -64,7 +74,9 @@ def test_a_merged_adapter_is_not_trained_in_silence(adapted_model, make, bits):
     adapted_model.merge_adapter()
     before = bits(adapted_model)
     with (
-        pytest.raises(RuntimeError, match="loss depends on no parameter that is trained"),
+        pytest.raises(
+            RuntimeError, match="loss depends on no parameter that is trained"
+        ),
         finetuner.adapted(PROMPT),
     ):
         pytest.fail("there was nothing to adapt")
@@ -82,11 +94,15 @@ def test_the_active_adapter_comes_back(adapted_model, make, logits, bits):
 
 
 @pytest.mark.parametrize("max_grad_norm", [None, 1.0])
-def test_another_active_adapter_wants_another_finetuner(adapted_model, make, bits, max_grad_norm):
+def test_another_active_adapter_wants_another_finetuner(
+    adapted_model, make, bits, max_grad_norm
+):
     finetuner = make(adapted_model, max_grad_norm=max_grad_norm)
     adapted_model.set_adapter("other")
     with (
-        pytest.raises(RuntimeError, match="other parameters with requires_grad than when"),
+        pytest.raises(
+            RuntimeError, match="other parameters with requires_grad than when"
+        ),
         finetuner.adapted(PROMPT),
     ):
         pytest.fail("the finetuner trains another adapter")
@@ -126,7 +142,9 @@ def write(gpt2, make, how):
 
 
 @pytest.mark.parametrize("how", COUNTED.values(), ids=COUNTED)
-def test_a_write_to_a_frozen_parameter_that_torch_counts_is_an_error(gpt2, make, bits, how):
+def test_a_write_to_a_frozen_parameter_that_torch_counts_is_an_error(
+    gpt2, make, bits, how
+):
     gpt2.transformer.wpe.weight.requires_grad_(False)
     before = bits(gpt2)
     message = r": transformer\.wpe\.weight: it is frozen, and was written to$"
@@ -136,7 +154,9 @@ def test_a_write_to_a_frozen_parameter_that_torch_counts_is_an_error(gpt2, make,
 
 
 @pytest.mark.parametrize("how", UNCOUNTED.values(), ids=UNCOUNTED)
-def test_a_write_that_torch_does_not_count_stays_as_the_guide_says(gpt2, make, bits, how):
+def test_a_write_that_torch_does_not_count_stays_as_the_guide_says(
+    gpt2, make, bits, how
+):
     gpt2.transformer.wpe.weight.requires_grad_(False)
     before = bits(gpt2)
     write(gpt2, make, how)
@@ -147,7 +167,9 @@ def test_a_write_that_torch_does_not_count_stays_as_the_guide_says(gpt2, make, b
 def test_parameters_put_in_the_place_of_others(gpt2, make, bits, frozen):
     gpt2.transformer.wpe.weight.requires_grad_(not frozen)
     before, parameters = bits(gpt2), dict(gpt2.named_parameters())
-    other = {name: tensor + 1 for name, tensor in copy.deepcopy(gpt2).state_dict().items()}
+    other = {
+        name: tensor + 1 for name, tensor in copy.deepcopy(gpt2).state_dict().items()
+    }
     with make(gpt2).adapted(PROMPT):
         gpt2.load_state_dict(other, assign=True)
     assert before.changed() == set()

@@ -24,7 +24,11 @@ class Doubled(nn.Module):
 
 def lora(**options):
     return LoraConfig(
-        target_modules=["c_attn"], r=2, fan_in_fan_out=True, task_type="CAUSAL_LM", **options
+        target_modules=["c_attn"],
+        r=2,
+        fan_in_fan_out=True,
+        task_type="CAUSAL_LM",
+        **options,
     )
 
 
@@ -159,7 +163,12 @@ def test_a_long_list_of_changes_is_cut(gpt2, make):
             for name, child in list(block.named_children()):
                 setattr(block, name, nn.Sequential(child))
 
-    check_named(gpt2, make(gpt2), wrap_all, r"(module transformer\.h\.0\.\w+ was replaced; ){4}and")
+    check_named(
+        gpt2,
+        make(gpt2),
+        wrap_all,
+        r"(module transformer\.h\.0\.\w+ was replaced; ){4}and",
+    )
 
 
 def test_a_module_replaced_before_an_error_does_not_hide_it(llama, make):
@@ -186,7 +195,10 @@ def test_a_module_that_a_forward_makes_is_an_error_until_it_is_there(gpt2, make)
 
     finetuner = make(gpt2)
     gpt2.register_forward_hook(add)
-    with pytest.raises(RuntimeError, match="module extra was added"), finetuner.adapted(PROMPT):
+    with (
+        pytest.raises(RuntimeError, match="module extra was added"),
+        finetuner.adapted(PROMPT),
+    ):
         pass
     before = state_of(gpt2)
     gpt2.extra.requires_grad_(False)
@@ -200,7 +212,10 @@ def test_a_module_that_a_forward_makes_is_an_error_until_it_is_there(gpt2, make)
     ("change", "wanted"),
     [
         (lambda model: model.unload(), r"module \S+c_attn was replaced"),
-        (lambda model: model.delete_adapter("default"), r"module \S+default was removed"),
+        (
+            lambda model: model.delete_adapter("default"),
+            r"module \S+default was removed",
+        ),
         (lambda model: model.add_adapter("new", lora()), r"module \S+new was added"),
     ],
     ids=["unload", "delete", "add"],
@@ -272,7 +287,9 @@ def test_a_compiled_model(llama, make):
 
 
 def test_a_traced_module(gpt2, make):
-    gpt2.transformer.ln_f = torch.jit.trace(gpt2.transformer.ln_f, torch.randn(1, 3, 16))
+    gpt2.transformer.ln_f = torch.jit.trace(
+        gpt2.transformer.ln_f, torch.randn(1, 3, 16)
+    )
     finetuner, before = make(gpt2), logits(gpt2)
     for _ in range(2):
         with finetuner.adapted(PROMPT):

@@ -22,12 +22,16 @@ M, D = 300, 24
 ROUNDING = 2e-5
 
 # activeft converts as NumPy 1 did.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation:DeprecationWarning"
+)
 
 
 def unit(shape: tuple[int, ...], seed: int) -> np.ndarray:
     vectors = np.random.default_rng(seed).standard_normal(shape)
-    return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
+    return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(
+        np.float32
+    )
 
 
 EMBEDDINGS = unit((M, D), 0)
@@ -66,7 +70,9 @@ def assert_agree(
     if same < len(ours[1]):
         pool = torch.from_numpy(EMBEDDINGS).double()
         picks = ours[1][:same].tolist()
-        left = reference.variance_after(pool, torch.from_numpy(targets).double(), picks, noise)
+        left = reference.variance_after(
+            pool, torch.from_numpy(targets).double(), picks, noise
+        )
         assert abs(left[ours[1][same]] - left[theirs[1][same]]) < ROUNDING
     assert same >= 5
 
@@ -82,13 +88,21 @@ def assert_agree(
         ({"device": torch.device("cpu")}, {"N": 8, "K": 100, "threads": 2}, 2),
     ],
 )
-def test_search_agrees(constructor: dict[str, object], call: dict[str, object], m: int) -> None:
-    ours, theirs = (cls(flat_index(), **constructor) for cls in (Retriever, activeft.Retriever))
+def test_search_agrees(
+    constructor: dict[str, object], call: dict[str, object], m: int
+) -> None:
+    ours, theirs = (
+        cls(flat_index(), **constructor) for cls in (Retriever, activeft.Retriever)
+    )
     for seed in range(3):
         query = unit((m, D), 10 + seed)
-        targets = query.mean(axis=0, keepdims=True) if call.get("mean_pooling") else query
+        targets = (
+            query.mean(axis=0, keepdims=True) if call.get("mean_pooling") else query
+        )
         noise = float(constructor.get("llambda", 0.01))  # type: ignore[arg-type]
-        assert_agree(ours.search(query, **call), theirs.search(query, **call), targets, noise)
+        assert_agree(
+            ours.search(query, **call), theirs.search(query, **call), targets, noise
+        )
 
 
 def test_batch_search_agrees() -> None:
@@ -105,10 +119,17 @@ def test_batch_search_agrees() -> None:
 @pytest.mark.parametrize("opposite", [True, False])
 def test_only_faiss_agrees(opposite: bool) -> None:
     options = {"only_faiss": True, "also_query_opposite": opposite}
-    ours, theirs = (cls(flat_index(), **options) for cls in (Retriever, activeft.Retriever))
+    ours, theirs = (
+        cls(flat_index(), **options) for cls in (Retriever, activeft.Retriever)
+    )
     queries = unit((4, 1, D), 30)
-    found, expected = ours.batch_search(queries, 9, 20), theirs.batch_search(queries, 9, 20)
-    assert all(np.array_equal(x, y) for x, y in zip(found[:3], expected[:3], strict=True))
+    found, expected = (
+        ours.batch_search(queries, 9, 20),
+        theirs.batch_search(queries, 9, 20),
+    )
+    assert all(
+        np.array_equal(x, y) for x, y in zip(found[:3], expected[:3], strict=True)
+    )
     assert found[3].sift == expected[3].sift == 0
 
 
@@ -129,7 +150,9 @@ CPU = torch.device("cpu")
     ],
 )
 def test_positional_arguments_mean_the_same(
-    later: tuple[object, ...], wanted: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
+    later: tuple[object, ...],
+    wanted: tuple[object, ...],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(retriever, "_device", lambda device: device)
     ours = Retriever(flat_index(), None, 0.3, False, False, *later)  # type: ignore[arg-type]
@@ -174,7 +197,9 @@ def test_more_candidates_than_there_are_is_all_of_them() -> None:
     for options in ({}, {"only_faiss": True}, {"also_query_opposite": False}):
         wanted = Retriever(flat_index(), **options).batch_search(queries, 9, M)
         found = Retriever(flat_index(), **options).batch_search(queries, 9, 5 * M)
-        assert all(np.array_equal(x, y) for x, y in zip(found[:3], wanted[:3], strict=True))
+        assert all(
+            np.array_equal(x, y) for x, y in zip(found[:3], wanted[:3], strict=True)
+        )
 
 
 def test_an_empty_batch() -> None:
@@ -202,7 +227,9 @@ def test_the_default_device_can_run_the_operators(
     asked = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(retriever, "build_info", lambda: {"cuda": "13.0"})
-    monkeypatch.setattr(retriever, "cuda_unusable", lambda i: asked.append(i) or unusable)
+    monkeypatch.setattr(
+        retriever, "cuda_unusable", lambda i: asked.append(i) or unusable
+    )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         device = Retriever(flat_index()).device
@@ -210,10 +237,14 @@ def test_the_default_device_can_run_the_operators(
     assert (device.type, str(given)) == ("cpu" if unusable else "cuda", "cuda:1")
     assert asked == [0]
     said = [(str(warning.message), warning.filename) for warning in caught]
-    assert said == ([(f"Retriever: selects on the CPU: {unusable}", __file__)] if unusable else [])
+    assert said == (
+        [(f"Retriever: selects on the CPU: {unusable}", __file__)] if unusable else []
+    )
 
 
-def test_a_build_without_kernels_selects_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_without_kernels_selects_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(retriever, "build_info", lambda: {"cuda": ""})
     monkeypatch.setattr(retriever, "cuda_unusable", lambda i: "never asked")
@@ -236,7 +267,9 @@ def test_index_by_distance() -> None:
     retriever = Retriever(flat_index(faiss.METRIC_L2), also_query_opposite=False)
     inner = Retriever(flat_index(), also_query_opposite=False)
     query = unit((1, D), 33)  # of unit norm like the rows: the same neighbours
-    assert np.array_equal(retriever.search(query, 5, 40)[1], inner.search(query, 5, 40)[1])
+    assert np.array_equal(
+        retriever.search(query, 5, 40)[1], inner.search(query, 5, 40)[1]
+    )
 
 
 def test_hullft_gives_the_multiset() -> None:
@@ -257,7 +290,9 @@ def test_queries_may_be_any_view_of_an_array() -> None:
     backwards = queries[::-1].copy()[::-1]
     backwards.setflags(write=False)
     wanted = Retriever(flat_index()).batch_search(queries, 5, 20)[1]
-    assert np.array_equal(Retriever(flat_index()).batch_search(backwards, 5, 20)[1], wanted)
+    assert np.array_equal(
+        Retriever(flat_index()).batch_search(backwards, 5, 20)[1], wanted
+    )
 
 
 def test_numpy_integers_are_integers() -> None:
@@ -304,7 +339,9 @@ def test_vectors_of_the_index_that_are_not_finite(
     vectors[7] = np.inf
     index = faiss.IndexFlatIP(D)
     index.add(vectors)
-    queries = np.concatenate([-np.ones((1, 1, D)), np.ones((1, 1, D))]).astype(np.float32)
+    queries = np.concatenate([-np.ones((1, 1, D)), np.ones((1, 1, D))]).astype(
+        np.float32
+    )
     options = {"method": method, "also_query_opposite": False, "device": device}
     with pytest.raises(ValueError, match=r"NaN or infinity"):
         Retriever(index, **options).batch_search(queries, 5, 20)
@@ -341,25 +378,43 @@ ERRORS: dict[str, tuple[Callable[[], object], str]] = {
         lambda: Retriever(flat_index(), Acquisition()),  # type: ignore[arg-type]
         "Retriever: acquisition_function must be None, got Acquisition",
     ),
-    "fast": (lambda: Retriever(flat_index(), fast=True), "fast must be False, got True"),
-    "llambda": (lambda: Retriever(flat_index(), llambda=0.0), "llambda must be finite and > 0"),
-    "method": (lambda: Retriever(flat_index(), method="knn"), "method must be one of sift, hullft"),
+    "fast": (
+        lambda: Retriever(flat_index(), fast=True),
+        "fast must be False, got True",
+    ),
+    "llambda": (
+        lambda: Retriever(flat_index(), llambda=0.0),
+        "llambda must be finite and > 0",
+    ),
+    "method": (
+        lambda: Retriever(flat_index(), method="knn"),
+        "method must be one of sift, hullft",
+    ),
     "opposite": (
         lambda: Retriever(flat_index(faiss.METRIC_L2)),
         "also_query_opposite needs an index by inner product, got metric type 1",
     ),
-    "query rank": (lambda: Retriever(flat_index()).search(QUERY[0], 2, 5), "queries must have"),
+    "query rank": (
+        lambda: Retriever(flat_index()).search(QUERY[0], 2, 5),
+        "queries must have",
+    ),
     "dim": (
         lambda: Retriever(flat_index()).search(QUERY[:, :5], 2, 5),
         f"queries have dim 5, the index has dim {D}",
     ),
     "K": (lambda: Retriever(flat_index()).search(QUERY, 2, -1), "K must be in 0"),
-    "lambda_": (lambda: Retriever(flat_index(), lambda_=0.0), "lambda_ must be finite and > 0"),
+    "lambda_": (
+        lambda: Retriever(flat_index(), lambda_=0.0),
+        "lambda_ must be finite and > 0",
+    ),
     "two lambdas": (
         lambda: Retriever(flat_index(), lambda_=0.2, llambda=0.3),
         "lambda_ is 0.2, llambda, its other name, is 0.3",
     ),
-    "alpha": (lambda: Retriever(flat_index(), alpha=0), "alpha must be finite and > 0, got 0"),
+    "alpha": (
+        lambda: Retriever(flat_index(), alpha=0),
+        "alpha must be finite and > 0, got 0",
+    ),
     "alpha of hullft": (
         lambda: Retriever(flat_index(), alpha=1.0, method="hullft"),
         "alpha stops sift, method is hullft",
@@ -369,7 +424,10 @@ ERRORS: dict[str, tuple[Callable[[], object], str]] = {
         lambda: Retriever(flat_index(), only_faiss=True).search(QUERY, 6, 5),
         "N is 6, only 5 are searched for",
     ),
-    "empty": (lambda: Retriever(faiss.IndexFlatIP(D)).search(QUERY, 2, 5), "the index is empty"),
+    "empty": (
+        lambda: Retriever(faiss.IndexFlatIP(D)).search(QUERY, 2, 5),
+        "the index is empty",
+    ),
     "nan": (
         lambda: Retriever(flat_index()).search(QUERY * np.nan, 2, 5),
         "queries have NaN or infinity",

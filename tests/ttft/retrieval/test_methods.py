@@ -8,7 +8,12 @@ import hullft_ops
 from hullft_ops.ttft import Datastore
 from hullft_ops.ttft.retrieval.methods import Random, Sift
 
-PROMPTS = ["the cat sat on the red mat", "blue house world", "hello tree the dog", "a park"]
+PROMPTS = [
+    "the cat sat on the red mat",
+    "blue house world",
+    "hello tree the dog",
+    "a park",
+]
 
 
 def farthest(embeddings, candidates, queries, n_select):
@@ -42,8 +47,16 @@ def test_a_function_of_the_users_is_a_method(gpt2, make, store, embedder):
     ("change", "error", "message"),
     [
         ({"counts": torch.full((1, 12), 2)}, ValueError, "sum to 12, got"),
-        ({"indices": torch.full((1, 12), 30)}, ValueError, r"different candidates of 0\.\.29"),
-        ({"indices": torch.zeros(1, 12), "support_size": torch.tensor([2])}, ValueError, "differ"),
+        (
+            {"indices": torch.full((1, 12), 30)},
+            ValueError,
+            r"different candidates of 0\.\.29",
+        ),
+        (
+            {"indices": torch.zeros(1, 12), "support_size": torch.tensor([2])},
+            ValueError,
+            "differ",
+        ),
         (None, TypeError, "method wrong must return a Selection, got NoneType"),
     ],
 )
@@ -76,7 +89,10 @@ def test_fewer_texts_than_steps_are_what_there_is(gpt2, make, method, steps):
     finetuner = make(gpt2, method=method, n_select=40)
     taken = "30 steps, one on each" if steps == 30 else "all steps on these"
     message = f"fewer texts to train on than n_select, 30 of 40 .*: method '{method}' takes {taken}"
-    with pytest.warns(UserWarning, match=message), finetuner.adapted(PROMPTS[0]) as report:
+    with (
+        pytest.warns(UserWarning, match=message),
+        finetuner.adapted(PROMPTS[0]) as report,
+    ):
         assert (report.n_select, report.optimizer_steps) == (40, steps)
     if steps == 30:
         assert report.counts == [1] * 30
@@ -90,7 +106,9 @@ def test_sift_takes_a_step_for_every_pick(gpt2, make, store, embedder, method, n
     wanted = hullft_ops.sift_select(store.embeddings[pool], query[0], 12, noise=noise)
     with make(gpt2, method=method).adapted(PROMPTS[0]) as report:
         assert report.method == "sift"
-    steps = [i for i, c in zip(report.indices, report.counts, strict=True) for _ in range(c)]
+    steps = [
+        i for i, c in zip(report.indices, report.counts, strict=True) for _ in range(c)
+    ]
     assert sorted(steps) == sorted(pool[wanted.picks].tolist())
 
 
@@ -116,7 +134,9 @@ def test_many_prompts_in_one_go_equal_one_by_one(gpt2, make, embedder, method):
     assert finetuner.select_batch([]) == []
     assert finetuner.select_batch(iter(PROMPTS)) == supports
     assert finetuner.select_batch(np.array(PROMPTS)) == supports
-    with pytest.raises(TypeError, match="prompts must be a sequence of str, got one str"):
+    with pytest.raises(
+        TypeError, match="prompts must be a sequence of str, got one str"
+    ):
         finetuner.select_batch(PROMPTS[0])
     with pytest.raises(ValueError, match=r"prompts\[1\] must hold text"):
         finetuner.select_batch([PROMPTS[0], " "])

@@ -65,7 +65,10 @@ class Toy:
 def toys(count: int, graves: Path) -> Iterator[list[Any]]:
     # Classes of a test file are not importable where the workers are.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    with cluster(Workers(count)), staff(Toy, Workers(count), [(graves,)] * count) as actors:
+    with (
+        cluster(Workers(count)),
+        staff(Toy, Workers(count), [(graves,)] * count) as actors,
+    ):
         yield actors
 
 
@@ -85,7 +88,9 @@ def test_work_that_ends_every_worker_is_given_up(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_what_a_worker_raises_arrives_and_no_more_is_begun_than_asked(tmp_path: Path) -> None:
+def test_what_a_worker_raises_arrives_and_no_more_is_begun_than_asked(
+    tmp_path: Path,
+) -> None:
     begun: list[int] = []
 
     def items() -> Iterator[int]:
@@ -107,18 +112,25 @@ def test_what_a_worker_raises_arrives_and_no_more_is_begun_than_asked(tmp_path: 
 def test_a_cluster_without_machines_is_not_waited_for() -> None:
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-c", LOST]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=True
+    )
     last = done.stdout.splitlines()[-1]
     assert last == "workers: no machine of the Ray cluster is alive any more"
 
 
 def test_workers_that_do_not_fit_are_refused() -> None:
     with (
-        pytest.raises(ScaleError, match="4 of 1 processors each do not fit a cluster of 3"),
+        pytest.raises(
+            ScaleError, match="4 of 1 processors each do not fit a cluster of 3"
+        ),
         cluster(Workers(4)),
     ):
         pass
-    with pytest.raises(ScaleError, match="1 processors and 0.5 GPUs"), cluster(Workers(gpus=0.5)):
+    with (
+        pytest.raises(ScaleError, match="1 processors and 0.5 GPUs"),
+        cluster(Workers(gpus=0.5)),
+    ):
         pass
 
 

@@ -108,7 +108,8 @@ def invoke(*arguments: object) -> None:
 
 def untimed(rows: Iterable[Row]) -> dict[tuple[str, str], dict[str, Any]]:
     return {
-        row.key: {k: v for k, v in vars(row).items() if not k.startswith("seconds")} for row in rows
+        row.key: {k: v for k, v in vars(row).items() if not k.startswith("seconds")}
+        for row in rows
     }
 
 
@@ -212,7 +213,9 @@ def test_an_index_goes_on_from_the_journal_by_a_command_that_joins_the_cluster(
 
     cutting = Cutting(embedder.tokenizer, embedder.max_tokens)
     with pytest.raises(KeyboardInterrupt):
-        index_corpus(Source(corpus), path, embedder, cutting=cutting, encode=interrupted)
+        index_corpus(
+            Source(corpus), path, embedder, cutting=cutting, encode=interrupted
+        )
     journal = Journal.read(path)
     assert journal is not None
     assert journal.embedded == 3 * 128
@@ -236,14 +239,28 @@ def test_an_index_goes_on_from_the_journal_by_a_command_that_joins_the_cluster(
 def test_experts_have_the_bits_of_those_of_one_process(
     inputs: list[str], store: Path, tmp_path: Path
 ) -> None:
-    own = ["experts", "build", str(store), *inputs[1:3], "--clusters", "3", "--passages", "2"]
+    own = [
+        "experts",
+        "build",
+        str(store),
+        *inputs[1:3],
+        "--clusters",
+        "3",
+        "--passages",
+        "2",
+    ]
     with threads(1):
         invoke(*own, "--out", tmp_path / "alone")
         invoke(*own, "--out", tmp_path / "ray", *ON_RAY, "2")
-    files = [path.relative_to(tmp_path / "alone") for path in (tmp_path / "alone").rglob("*.*")]
+    files = [
+        path.relative_to(tmp_path / "alone")
+        for path in (tmp_path / "alone").rglob("*.*")
+    ]
     assert len(files) == 2 + 2 * 3
     for file in files:
-        assert (tmp_path / "ray" / file).read_bytes() == (tmp_path / "alone" / file).read_bytes()
+        assert (tmp_path / "ray" / file).read_bytes() == (
+            tmp_path / "alone" / file
+        ).read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -256,15 +273,26 @@ def test_experts_have_the_bits_of_those_of_one_process(
 def test_numbers_that_none_can_be_asked_by_end_with_one_line(
     options: list[str], message: str, corpus: Path, tmp_path: Path
 ) -> None:
-    command = ["index", str(corpus), "--out", str(tmp_path / "store"), "--engine", "ray"]
+    command = [
+        "index",
+        str(corpus),
+        "--out",
+        str(tmp_path / "store"),
+        "--engine",
+        "ray",
+    ]
     result = CliRunner().invoke(app, [*command, *options])
     assert result.exit_code == 2
     assert message in result.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("option", ["--workers", "--threads-per-worker", "--gpus-per-worker"])
+@pytest.mark.parametrize(
+    "option", ["--workers", "--threads-per-worker", "--gpus-per-worker"]
+)
 def test_options_of_ray_without_it_are_refused(option: str, tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["evaluate", option, "2", "--output", str(tmp_path / "r")])
+    result = CliRunner().invoke(
+        app, ["evaluate", option, "2", "--output", str(tmp_path / "r")]
+    )
     assert result.exit_code == 2
     assert f"{option} needs --engine ray" in result.stderr
 
@@ -274,7 +302,15 @@ def test_without_ray_the_extra_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.delitem(sys.modules, pool.__name__)
-    command = ["hullft-ops", "index", str(corpus), "--out", str(tmp_path / "s"), "--engine", "ray"]
+    command = [
+        "hullft-ops",
+        "index",
+        str(corpus),
+        "--out",
+        str(tmp_path / "s"),
+        "--engine",
+        "ray",
+    ]
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit, match=r"needs ray: pip install '\.\[ray\]' in "):
         cli.main()

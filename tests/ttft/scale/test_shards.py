@@ -18,11 +18,17 @@ pytestmark = pytest.mark.long
 def test_shards_find_what_one_process_finds_and_a_finetuner_takes_them(
     store: Path, gpt2: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    prompt, embedder, whole = text(TEXTS), load_embedder(EMBEDDER), Datastore.open(store)
+    prompt, embedder, whole = (
+        text(TEXTS),
+        load_embedder(EMBEDDER),
+        Datastore.open(store),
+    )
     queries = whole.embeddings[:7] + 0.01
 
     def finetuner(where: Datastore) -> TestTimeFinetuner:
-        return TestTimeFinetuner(gpt2, tokenizer, where, embedder, n_select=6, pool_size=30)
+        return TestTimeFinetuner(
+            gpt2, tokenizer, where, embedder, n_select=6, pool_size=30
+        )
 
     with sharded(store, Workers(3)) as shards:
         for k in (1, 50, TEXTS):
@@ -31,7 +37,10 @@ def test_shards_find_what_one_process_finds_and_a_finetuner_takes_them(
             assert torch.equal(found[1], wanted[1])
         support = finetuner(whole).select(prompt)
         with finetuner(shards).adapted(prompt) as report:
-            assert (report.indices, report.weights) == (support.indices, support.weights)
+            assert (report.indices, report.weights) == (
+                support.indices,
+                support.weights,
+            )
 
 
 def test_equal_scores_of_shards_go_to_the_lower_position(tmp_path: Path) -> None:
@@ -41,7 +50,9 @@ def test_equal_scores_of_shards_go_to_the_lower_position(tmp_path: Path) -> None
         def encode(self, texts: list[str]) -> np.ndarray:
             return np.tile(np.float32([0.5, 0.5, 0.5, 0.5]), (len(texts), 1))
 
-    Datastore.build([text(n) for n in range(10)], Equal(), tmp_path / "equal", progress=False)
+    Datastore.build(
+        [text(n) for n in range(10)], Equal(), tmp_path / "equal", progress=False
+    )
     with sharded(tmp_path / "equal", Workers(2)) as shards:
         scores, ids = shards.search(torch.ones(2, 4), 7)
     assert ids.tolist() == [list(range(7))] * 2

@@ -43,10 +43,25 @@ def test_a_plain_object_serves_the_finetuner(gpt2, tokenizer, store, plain, embe
 @pytest.mark.parametrize(
     ("queries", "k", "error", "message"),
     [
-        (np.zeros((1, 5), np.float32), 1, ValueError, r"must have shape \[B, 24\], got \[1, 5\]"),
-        (np.zeros((1, 24), np.float64), 1, TypeError, "must be float32, got torch.float64"),
+        (
+            np.zeros((1, 5), np.float32),
+            1,
+            ValueError,
+            r"must have shape \[B, 24\], got \[1, 5\]",
+        ),
+        (
+            np.zeros((1, 24), np.float64),
+            1,
+            TypeError,
+            "must be float32, got torch.float64",
+        ),
         (np.full((1, 24), np.nan, np.float32), 1, ValueError, "queries must be finite"),
-        (np.zeros((1, 24), np.float32), 61, ValueError, "k is 61, the store has 60 texts"),
+        (
+            np.zeros((1, 24), np.float32),
+            61,
+            ValueError,
+            "k is 61, the store has 60 texts",
+        ),
     ],
 )
 def test_a_search_names_itself_and_what_came(plain, queries, k, error, message):

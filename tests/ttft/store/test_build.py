@@ -32,7 +32,8 @@ INVERTED = IndexThresholds(flat=100)
 
 def write_corpus(path: Path, numbers: range) -> Source:
     records = [
-        {"text": f"passage number {i} of word{i % 7}", "domain": "ab"[i % 2]} for i in numbers
+        {"text": f"passage number {i} of word{i % 7}", "domain": "ab"[i % 2]}
+        for i in numbers
     ]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return Source(path, metadata=("domain",))
@@ -54,7 +55,11 @@ def content(store: Datastore) -> tuple[list[dict[str, object]], bytes]:
 
 
 def files(path: Path) -> set[str]:
-    return {entry.relative_to(path).as_posix() for entry in path.rglob("*") if entry.is_file()}
+    return {
+        entry.relative_to(path).as_posix()
+        for entry in path.rglob("*")
+        if entry.is_file()
+    }
 
 
 class KilledAtCall:
@@ -96,7 +101,9 @@ def _commit_every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_commit_every_batch")
 @pytest.mark.parametrize("again", ["resume", "restart"])
-def test_a_build_killed_at_any_change_ends_as_if_it_was_not(source, embedder, tmp_path, again):
+def test_a_build_killed_at_any_change_ends_as_if_it_was_not(
+    source, embedder, tmp_path, again
+):
     whole = index_corpus(source, tmp_path / "whole", embedder)
     for number in range(100):
         path = tmp_path / f"killed{number}"
@@ -107,17 +114,23 @@ def test_a_build_killed_at_any_change_ends_as_if_it_was_not(source, embedder, tm
             with pytest.raises(ValueError, match=r"not finished|has no manifest"):
                 Datastore.open(path)
         mode = "resume" if finished else again
-        assert content(index_corpus(source, path, embedder, mode=mode)) == content(whole)
+        assert content(index_corpus(source, path, embedder, mode=mode)) == content(
+            whole
+        )
         assert len(files(path)) == 3
     assert number > 15
 
 
 @pytest.mark.usefixtures("_commit_every_batch")
-def test_an_append_killed_at_any_change_ends_as_if_it_was_not(source, more, embedder, tmp_path):
+def test_an_append_killed_at_any_change_ends_as_if_it_was_not(
+    source, more, embedder, tmp_path
+):
     def append(path: Path, mode: str) -> Datastore:
         return index_corpus(more, path, embedder, thresholds=INVERTED, mode=mode)
 
-    before = content(index_corpus(source, tmp_path / "before", embedder, thresholds=INVERTED))
+    before = content(
+        index_corpus(source, tmp_path / "before", embedder, thresholds=INVERTED)
+    )
     shutil.copytree(tmp_path / "before", tmp_path / "whole")
     whole = append(tmp_path / "whole", "append")
     assert len(whole) == COUNT + 150
@@ -136,7 +149,9 @@ def test_an_append_killed_at_any_change_ends_as_if_it_was_not(source, more, embe
 
 
 @pytest.mark.usefixtures("_commit_every_batch")
-def test_what_was_reported_is_not_embedded_again(source, embedder, other_embedder, tmp_path):
+def test_what_was_reported_is_not_embedded_again(
+    source, embedder, other_embedder, tmp_path
+):
     class Stopped:
         name, dim = embedder.name, embedder.dim
         calls = 0
@@ -158,7 +173,9 @@ def test_what_was_reported_is_not_embedded_again(source, embedder, other_embedde
 
 
 @pytest.mark.usefixtures("_commit_every_batch")
-def test_vectors_of_an_interrupted_write_that_rotted_are_refused(source, embedder, tmp_path):
+def test_vectors_of_an_interrupted_write_that_rotted_are_refused(
+    source, embedder, tmp_path
+):
     path = tmp_path / "store"
     assert killed(LATE, lambda: index_corpus(source, path, embedder))
     assert Journal.read(path).embedded > 0
@@ -177,13 +194,21 @@ def test_an_interrupted_write_is_found_and_resumed_with_its_settings_only(
     path = tmp_path / "store"
     assert killed(8, lambda: index_corpus(source, path, embedder))
     for mode in ("new", "append"):
-        with pytest.raises(ValueError, match="interrupted.*resume finishes it, restart rolls"):
+        with pytest.raises(
+            ValueError, match="interrupted.*resume finishes it, restart rolls"
+        ):
             index_corpus(source, path, embedder, mode=mode)
-    with pytest.raises(ValueError, match=r"other settings: source was '.*c.jsonl', is '.*more"):
+    with pytest.raises(
+        ValueError, match=r"other settings: source was '.*c.jsonl', is '.*more"
+    ):
         index_corpus(more, path, embedder, mode="resume")
     with pytest.raises(ValueError, match="min_chars was 16, is 3"):
-        index_corpus(source, path, embedder, mode="resume", cutting=Cutting(min_chars=3))
-    with pytest.raises(ValueError, match="embedder is other of dim 24, the datastore's is hashing"):
+        index_corpus(
+            source, path, embedder, mode="resume", cutting=Cutting(min_chars=3)
+        )
+    with pytest.raises(
+        ValueError, match="embedder is other of dim 24, the datastore's is hashing"
+    ):
         index_corpus(source, path, other_embedder("other"), mode="resume")
     assert len(index_corpus(source, path, embedder, mode="resume")) == COUNT
 
@@ -205,7 +230,9 @@ def test_repetitions_and_near_empty_texts_are_left_out_and_counted(embedder, tmp
     assert store.rows["source"][:] == ["c.jsonl:1", "c.jsonl:5"]
 
 
-def test_a_folders_empty_file_is_counted_when_texts_are_cut(embedder, tokenizer, tmp_path):
+def test_a_folders_empty_file_is_counted_when_texts_are_cut(
+    embedder, tokenizer, tmp_path
+):
     folder = tmp_path / "notes"
     folder.mkdir()
     (folder / "a.txt").write_text("a text that is long enough")
@@ -220,16 +247,27 @@ def test_a_folders_empty_file_is_counted_when_texts_are_cut(embedder, tokenizer,
     ("options", "message"),
     [
         ({"chunk_tokens": 64}, "chunk_tokens needs a fast tokenizer"),
-        ({"chunk_tokens": 64, "tokenizer": SimpleNamespace(is_fast=False)}, "a fast tokenizer"),
+        (
+            {"chunk_tokens": 64, "tokenizer": SimpleNamespace(is_fast=False)},
+            "a fast tokenizer",
+        ),
         ({"overlap": 3}, "overlap 3 needs chunk_tokens"),
-        ({"chunk_tokens": 0, "tokenizer": True}, r"chunk_tokens must be in 1\.\.\d+, got 0"),
+        (
+            {"chunk_tokens": 0, "tokenizer": True},
+            r"chunk_tokens must be in 1\.\.\d+, got 0",
+        ),
         ({"min_chars": -1}, r"min_chars must be in 0\.\.\d+, got -1"),
         ({"overlap": -1}, r"overlap must be in 0\.\.\d+, got -1"),
-        ({"chunk_tokens": 4, "overlap": 4, "tokenizer": True}, "overlap must be .* got 4 of 4"),
+        (
+            {"chunk_tokens": 4, "overlap": 4, "tokenizer": True},
+            "overlap must be .* got 4 of 4",
+        ),
     ],
 )
 def test_a_cutting_that_cannot_be_done_is_refused(tokenizer, options, message):
-    given = options | ({"tokenizer": tokenizer} if options.get("tokenizer") is True else {})
+    given = options | (
+        {"tokenizer": tokenizer} if options.get("tokenizer") is True else {}
+    )
     with pytest.raises(ValueError, match=message):
         Cutting(**given)
 
@@ -252,7 +290,9 @@ def test_repeated_texts_are_known_however_long_ago_they_came():
 
 def test_metadata_of_mixed_types_is_refused(embedder, tmp_path):
     file = tmp_path / "c.jsonl"
-    records = [{"text": f"a passage of {year!r}", "year": year} for year in (1999, "1999")]
+    records = [
+        {"text": f"a passage of {year!r}", "year": year} for year in (1999, "1999")
+    ]
     file.write_text("".join(json.dumps(record) + "\n" for record in records))
     with pytest.raises(ValueError, match="metadata year mixes types"):
         index_corpus(Source(file, metadata=("year",)), tmp_path / "store", embedder)
@@ -262,15 +302,21 @@ def test_modes_say_what_they_need(source, more, embedder, tmp_path):
     with pytest.raises(FileNotFoundError, match="no datastore at .* to append to"):
         index_corpus(source, tmp_path / "store", embedder, mode="append")
     assert not (tmp_path / "store").exists()
-    assert len(index_corpus(source, tmp_path / "store", embedder, mode="resume")) == COUNT
+    assert (
+        len(index_corpus(source, tmp_path / "store", embedder, mode="resume")) == COUNT
+    )
     with pytest.raises(FileExistsError, match="append adds to it"):
         index_corpus(source, tmp_path / "store", embedder)
-    assert len(index_corpus(source, tmp_path / "store", embedder, mode="resume")) == COUNT
+    assert (
+        len(index_corpus(source, tmp_path / "store", embedder, mode="resume")) == COUNT
+    )
     with pytest.raises(ValueError, match="no interrupted write in .* another source"):
         index_corpus(more, tmp_path / "store", embedder, mode="resume")
     with pytest.raises(FileExistsError, match="not empty and not a datastore"):
         index_corpus(source, tmp_path, embedder)
-    with pytest.raises(ValueError, match="mode must be one of new, append, resume, restart"):
+    with pytest.raises(
+        ValueError, match="mode must be one of new, append, resume, restart"
+    ):
         index_corpus(source, tmp_path / "store", embedder, mode="redo")
 
 
@@ -278,40 +324,67 @@ def test_modes_say_what_they_need(source, more, embedder, tmp_path):
     ("content", "message"),
     [
         ("", "nothing to index: of 0 records"),
-        ('{"text": "short"}\n' * 3, "of 3 records 0 are malformed, 3 texts have fewer than 16"),
-        ('{"body": "a text that is long enough"}\n', r'1 of 1 records .* c.jsonl:1: no string "te'),
+        (
+            '{"text": "short"}\n' * 3,
+            "of 3 records 0 are malformed, 3 texts have fewer than 16",
+        ),
+        (
+            '{"body": "a text that is long enough"}\n',
+            r'1 of 1 records .* c.jsonl:1: no string "te',
+        ),
     ],
 )
-def test_a_corpus_that_fits_nothing_leaves_nothing(embedder, tmp_path, content, message):
+def test_a_corpus_that_fits_nothing_leaves_nothing(
+    embedder, tmp_path, content, message
+):
     (tmp_path / "c.jsonl").write_text(content)
     with pytest.raises(SourceError, match=message):
         index_corpus(Source(tmp_path / "c.jsonl"), tmp_path / "store", embedder)
     assert files(tmp_path / "store") == set()
     (tmp_path / "c.jsonl").write_text('{"text": "a text that is long enough"}\n')
-    assert len(index_corpus(Source(tmp_path / "c.jsonl"), tmp_path / "store", embedder)) == 1
+    assert (
+        len(index_corpus(Source(tmp_path / "c.jsonl"), tmp_path / "store", embedder))
+        == 1
+    )
 
 
 def test_metadata_of_a_changing_type_is_refused(embedder, tmp_path):
     records = [
-        {"text": f"text of some length {i}", "year": i if i < 1500 else "x"} for i in range(1600)
+        {"text": f"text of some length {i}", "year": i if i < 1500 else "x"}
+        for i in range(1600)
     ]
     (tmp_path / "c.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     with pytest.raises(
         ValueError, match="rows 1024 to 1599, a value of the metadata year is not int64"
     ):
-        index_corpus(Source(tmp_path / "c.jsonl", metadata=("year",)), tmp_path / "s", embedder)
+        index_corpus(
+            Source(tmp_path / "c.jsonl", metadata=("year",)), tmp_path / "s", embedder
+        )
     # Nothing is left to resume, which would fail again.
-    assert len(index_corpus(Source(tmp_path / "c.jsonl"), tmp_path / "s", embedder)) == 1600
-    (tmp_path / "c.jsonl").write_text('{"text": "text of some length", "year": {"a": 1}}\n')
-    with pytest.raises(ValueError, match="metadata year must be strings, numbers or booleans"):
-        index_corpus(Source(tmp_path / "c.jsonl", metadata=("year",)), tmp_path / "t", embedder)
+    assert (
+        len(index_corpus(Source(tmp_path / "c.jsonl"), tmp_path / "s", embedder))
+        == 1600
+    )
+    (tmp_path / "c.jsonl").write_text(
+        '{"text": "text of some length", "year": {"a": 1}}\n'
+    )
+    with pytest.raises(
+        ValueError, match="metadata year must be strings, numbers or booleans"
+    ):
+        index_corpus(
+            Source(tmp_path / "c.jsonl", metadata=("year",)), tmp_path / "t", embedder
+        )
 
 
 def test_an_append_needs_the_same_columns(source, embedder, tmp_path):
     index_corpus(source, tmp_path / "store", embedder)
     (tmp_path / "d.jsonl").write_text('{"text": "text of some length"}\n')
-    with pytest.raises(ValueError, match="has the columns text, source, domain, got text, source"):
-        index_corpus(Source(tmp_path / "d.jsonl"), tmp_path / "store", embedder, mode="append")
+    with pytest.raises(
+        ValueError, match="has the columns text, source, domain, got text, source"
+    ):
+        index_corpus(
+            Source(tmp_path / "d.jsonl"), tmp_path / "store", embedder, mode="append"
+        )
 
 
 def test_two_writers_do_not_meet(source, embedder, tmp_path):
@@ -352,7 +425,9 @@ def test_a_write_under_way_is_not_an_interrupted_one(
             assert held.reached.wait(60)
             before = files(path)
             assert "journal.json" in before
-            with pytest.raises(ValueError, match="another process is writing the datastore"):
+            with pytest.raises(
+                ValueError, match="another process is writing the datastore"
+            ):
                 index_corpus(more, path, embedder, mode=mode)
             assert files(path) == before
         finally:
@@ -360,7 +435,9 @@ def test_a_write_under_way_is_not_an_interrupted_one(
         assert len(writing.result()) == (COUNT + 150 if writes == "append" else COUNT)
 
 
-def test_what_became_of_the_place_meanwhile_is_seen(source, more, embedder, tmp_path, monkeypatch):
+def test_what_became_of_the_place_meanwhile_is_seen(
+    source, more, embedder, tmp_path, monkeypatch
+):
     path, mkdir = tmp_path / "store", Path.mkdir
 
     def late(self, *arguments, **keywords):
@@ -376,7 +453,9 @@ def test_what_became_of_the_place_meanwhile_is_seen(source, more, embedder, tmp_
 
 def test_filter_searches_what_has_the_values(source, embedder, tmp_path):
     store = index_corpus(source, tmp_path / "store", embedder)
-    (tmp_path / "n.jsonl").write_text('{"text": "a text of some length", "length": 21}\n')
+    (tmp_path / "n.jsonl").write_text(
+        '{"text": "a text of some length", "length": 21}\n'
+    )
     numbered = Source(tmp_path / "n.jsonl", metadata=("length",))
     measured = index_corpus(numbered, tmp_path / "measured", embedder)
     odd = store.filter(domain="b")
@@ -418,7 +497,9 @@ def test_a_finished_datastore_of_another_embedder_is_refused(
 ):
     path = tmp_path / "store"
     index_corpus(source, path, embedder)
-    with pytest.raises(ValueError, match=f"embedder is {other_embedder('other', 24).name} of dim"):
+    with pytest.raises(
+        ValueError, match=f"embedder is {other_embedder('other', 24).name} of dim"
+    ):
         index_corpus(source, path, other_embedder("other", 24), mode="resume")
 
 
@@ -436,7 +517,9 @@ def test_a_finished_datastore_is_not_begun_anew(source, more, embedder, tmp_path
 
 
 def of_years(path: Path, years: list[object]) -> Source:
-    records = [{"text": f"passage {i} of {path.name}", "year": y} for i, y in enumerate(years)]
+    records = [
+        {"text": f"passage {i} of {path.name}", "year": y} for i, y in enumerate(years)
+    ]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return Source(path, metadata=("year",))
 
@@ -451,11 +534,16 @@ def test_a_fraction_is_no_integer(embedder, tmp_path):
     assert len(store.filter(year=2021.0)) == 1500
     before = content(store)
     with pytest.raises(
-        ValueError, match="metadata year is not int64 like the others: 2.7 is no integer"
+        ValueError,
+        match="metadata year is not int64 like the others: 2.7 is no integer",
     ):
-        index_corpus(of_years(tmp_path / "b.jsonl", [3, 2.7]), path, embedder, mode="append")
+        index_corpus(
+            of_years(tmp_path / "b.jsonl", [3, 2.7]), path, embedder, mode="append"
+        )
     late = of_years(tmp_path / "c.jsonl", [2021] * 1500 + [3.9])
-    with pytest.raises(ValueError, match="year is not int64 like the others: 3.9 is no integer"):
+    with pytest.raises(
+        ValueError, match="year is not int64 like the others: 3.9 is no integer"
+    ):
         index_corpus(late, tmp_path / "late", embedder)
     assert content(Datastore.open(path)) == before
 

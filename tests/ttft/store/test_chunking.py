@@ -27,7 +27,9 @@ def test_pieces_overlap_by_tokens(words):
 
 
 @pytest.mark.parametrize("window", [30, 1000, 1 << 18])
-@pytest.mark.parametrize("text", ["one two  three\n\nfour " * 40, " lead", "naïve 漢字 😀😀 " * 30])
+@pytest.mark.parametrize(
+    "text", ["one two  three\n\nfour " * 40, " lead", "naïve 漢字 😀😀 " * 30]
+)
 @pytest.mark.parametrize("kind", ["words", "bytes"])
 def test_pieces_join_up_to_the_text(monkeypatch, words, tokenizers, window, text, kind):
     monkeypatch.setattr(chunking, "_WINDOW", window)
@@ -36,7 +38,10 @@ def test_pieces_join_up_to_the_text(monkeypatch, words, tokenizers, window, text
     assert "".join(pieces) == text
     assert all(pieces)
     # A cut may split a token of several words, or one of a character's bytes, in two.
-    assert max(len(tokenizer(p, add_special_tokens=False)["input_ids"]) for p in pieces) <= 9
+    assert (
+        max(len(tokenizer(p, add_special_tokens=False)["input_ids"]) for p in pieces)
+        <= 9
+    )
 
 
 def test_a_window_changes_nothing_for_words(monkeypatch, words):

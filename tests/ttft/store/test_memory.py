@@ -66,7 +66,9 @@ def test_it_serves_the_finetuner(gpt2, tokenizer, store, embedder, bits):
 
 def test_another_embedder_is_refused(gpt2, tokenizer, store, embedder):
     held = MemoryStore(list(store.texts), store.embeddings, "another")
-    with pytest.raises(ValueError, match="is hashing of dim 24, the datastore's is another"):
+    with pytest.raises(
+        ValueError, match="is hashing of dim 24, the datastore's is another"
+    ):
         TestTimeFinetuner(gpt2, tokenizer, held, embedder)
 
 
@@ -78,14 +80,49 @@ UNIT = np.eye(3, 4, dtype=np.float32)
     [
         ("abc", UNIT, TypeError, "texts must be a sequence of str, got one str"),
         (["a", "b", 3], UNIT, TypeError, r"texts\[2\] must be a str, got int"),
-        (["a", "b", "c"], UNIT.tolist(), TypeError, "embeddings must be .*Tensor, got list"),
+        (
+            ["a", "b", "c"],
+            UNIT.tolist(),
+            TypeError,
+            "embeddings must be .*Tensor, got list",
+        ),
         ([], UNIT[:0], ValueError, "texts is empty"),
-        (["a", "b"], UNIT, ValueError, r"must have shape \[2, dim\] for 2 texts, got \[3, 4\]"),
-        (["a"], UNIT[0], ValueError, r"must have shape \[1, dim\] for 1 texts, got \[4\]"),
-        (["a", "b", "c"], UNIT.astype("f8"), TypeError, "must be float32, got torch.float64"),
-        (["a", "b", "c"], UNIT * 2, ValueError, "must be unit vectors, row 0 has norm 2"),
-        (["a", "b", "c"], UNIT * np.nan, ValueError, "must be unit vectors, row 0 has norm nan"),
-        (["a"], torch.empty(1, 4, device="meta"), ValueError, "must be on the CPU, got meta"),
+        (
+            ["a", "b"],
+            UNIT,
+            ValueError,
+            r"must have shape \[2, dim\] for 2 texts, got \[3, 4\]",
+        ),
+        (
+            ["a"],
+            UNIT[0],
+            ValueError,
+            r"must have shape \[1, dim\] for 1 texts, got \[4\]",
+        ),
+        (
+            ["a", "b", "c"],
+            UNIT.astype("f8"),
+            TypeError,
+            "must be float32, got torch.float64",
+        ),
+        (
+            ["a", "b", "c"],
+            UNIT * 2,
+            ValueError,
+            "must be unit vectors, row 0 has norm 2",
+        ),
+        (
+            ["a", "b", "c"],
+            UNIT * np.nan,
+            ValueError,
+            "must be unit vectors, row 0 has norm nan",
+        ),
+        (
+            ["a"],
+            torch.empty(1, 4, device="meta"),
+            ValueError,
+            "must be on the CPU, got meta",
+        ),
     ],
 )
 def test_what_it_cannot_hold_is_named(texts, embeddings, error, message):
@@ -95,13 +132,19 @@ def test_what_it_cannot_hold_is_named(texts, embeddings, error, message):
 
 def test_it_takes_texts_from_an_iterator_and_names_a_wrong_name():
     assert MemoryStore(iter("abc"), UNIT, "given").texts == ("a", "b", "c")
-    with pytest.raises(TypeError, match="MemoryStore: embedder_name must be a str, got object"):
+    with pytest.raises(
+        TypeError, match="MemoryStore: embedder_name must be a str, got object"
+    ):
         MemoryStore(["a", "b", "c"], UNIT, object())
 
 
 def test_a_wrong_search_is_refused():
     held = MemoryStore(["a", "b", "c"], UNIT, "given")
-    with pytest.raises(TypeError, match="queries must be a float32 NumPy array or .*, got str"):
+    with pytest.raises(
+        TypeError, match="queries must be a float32 NumPy array or .*, got str"
+    ):
         held.search("a", 1)
-    with pytest.raises(ValueError, match="MemoryStore.search: k is 4, the store has 3 texts"):
+    with pytest.raises(
+        ValueError, match="MemoryStore.search: k is 4, the store has 3 texts"
+    ):
         held.search(UNIT, 4)

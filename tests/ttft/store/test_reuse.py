@@ -18,7 +18,10 @@ def folder(tmp_path: Path) -> Path:
     """300 files in folders: texts of two passages, every tenth a binary file."""
     for number in range(FILES):
         file = (
-            tmp_path / "mine" / f"{number % 7}" / f"{number}.{'bin' if number % 10 == 0 else 'md'}"
+            tmp_path
+            / "mine"
+            / f"{number % 7}"
+            / f"{number}.{'bin' if number % 10 == 0 else 'md'}"
         )
         file.parent.mkdir(parents=True, exist_ok=True)
         text = f"the page about number {number} " * 3
@@ -48,10 +51,14 @@ def opened(folder, tokenizer, embedder, tmp_path):
 
 
 def same(store: Datastore, embedder) -> None:
-    np.testing.assert_array_equal(store.embeddings.numpy(), embedder.encode(list(store.texts)))
+    np.testing.assert_array_equal(
+        store.embeddings.numpy(), embedder.encode(list(store.texts))
+    )
 
 
-def test_only_the_passages_of_changed_files_are_embedded(opened, folder, embedder, tmp_path):
+def test_only_the_passages_of_changed_files_are_embedded(
+    opened, folder, embedder, tmp_path
+):
     store, embedded, said = opened()
     (first,) = (tmp_path / "kept").iterdir()
     assert embedded == len(store) > FILES
@@ -69,14 +76,19 @@ def test_only_the_passages_of_changed_files_are_embedded(opened, folder, embedde
     new = set(changed.texts) - set(store.texts)
     assert embedded == len(new) == 1
     assert len(changed) < len(store)
-    assert f"{len(changed)} passages, 1 of them embedded now; 30 files that are not text" in said
+    assert (
+        f"{len(changed)} passages, 1 of them embedded now; 30 files that are not text"
+        in said
+    )
     assert [path.name != first.name for path in (tmp_path / "kept").iterdir()] == [True]
     same(changed, embedder)
 
 
 def test_a_datastore_inside_of_the_folder_is_no_text_of_it(folder, embedder):
     found = [
-        folder_datastore(folder, embedder, Cutting(), folder / "kept", Console(quiet=True))
+        folder_datastore(
+            folder, embedder, Cutting(), folder / "kept", Console(quiet=True)
+        )
         for _ in range(2)
     ]
     assert [len(store) for store in found] == [FILES - FILES // 10] * 2

@@ -25,7 +25,9 @@ class GivenVectors:
         centres = random.normal(size=(40, DIM))
         noise = random.normal(size=(COUNT + 50, DIM))
         vectors = centres[random.integers(40, size=COUNT + 50)] + 0.6 * noise
-        self.vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype("f4")
+        self.vectors = (
+            vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        ).astype("f4")
 
     def encode(self, texts):
         return self.vectors[[int(text) for text in texts]]
@@ -37,12 +39,16 @@ def given() -> GivenVectors:
 
 
 @pytest.fixture(scope="module")
-def stores(given: GivenVectors, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Datastore]:
+def stores(
+    given: GivenVectors, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Datastore]:
     path = tmp_path_factory.mktemp("stores")
     kinds = {"flat": IndexThresholds(), "ivf": IVF, "ivfpq": IVFPQ}
     texts = list(map(str, range(COUNT)))
     return {
-        kind: Datastore.build(texts, given, path / kind, progress=False, thresholds=thresholds)
+        kind: Datastore.build(
+            texts, given, path / kind, progress=False, thresholds=thresholds
+        )
         for kind, thresholds in kinds.items()
     }
 
@@ -53,7 +59,9 @@ def stores(given: GivenVectors, tmp_path_factory: pytest.TempPathFactory) -> dic
 )
 def test_too_few_texts_for_an_index_get_a_simpler_one(given, tmp_path, count, kind):
     texts, thresholds = list(map(str, range(count))), IndexThresholds(flat=0, ivf=0)
-    store = Datastore.build(texts, given, tmp_path / "s", progress=False, thresholds=thresholds)
+    store = Datastore.build(
+        texts, given, tmp_path / "s", progress=False, thresholds=thresholds
+    )
     assert store.manifest.index.kind == kind
     assert store.search(given.vectors[:1], 1)[1].tolist() == [[0]]
 
@@ -66,7 +74,10 @@ def test_of_equal_scores_at_the_end_the_lower_rows_are_found(queries):
         asked = random.integers(-2, 3, (queries, dim)).astype("f4")
         _, ids = exact_search(matrix, asked, k)
         # Small integers: NumPy's products are the same to the bit.
-        assert ids.tolist() == np.argsort(-(asked @ matrix.T), 1, kind="stable")[:, :k].tolist()
+        assert (
+            ids.tolist()
+            == np.argsort(-(asked @ matrix.T), 1, kind="stable")[:, :k].tolist()
+        )
 
 
 def test_the_size_chooses(stores):
@@ -76,7 +87,9 @@ def test_the_size_chooses(stores):
 
 
 @pytest.mark.parametrize("kind", ["ivf", "ivfpq"])
-def test_the_recall_that_is_said_is_about_what_new_queries_get(monkeypatch, stores, given, kind):
+def test_the_recall_that_is_said_is_about_what_new_queries_get(
+    monkeypatch, stores, given, kind
+):
     monkeypatch.setattr("hullft_ops.ttft.store.datastore._EXACT_ROWS", 0)
     index = stores[kind].manifest.index
     assert index.recall >= 0.95
@@ -85,7 +98,9 @@ def test_the_recall_that_is_said_is_about_what_new_queries_get(monkeypatch, stor
     queries = given.vectors[COUNT:]
     _, found = stores[kind].search(queries, index.recall_k)
     _, exact = stores["flat"].search(queries, index.recall_k)
-    hits = [np.isin(a, b).mean() for a, b in zip(exact.numpy(), found.numpy(), strict=True)]
+    hits = [
+        np.isin(a, b).mean() for a, b in zip(exact.numpy(), found.numpy(), strict=True)
+    ]
     assert np.mean(hits) > 0.9
 
 
@@ -108,11 +123,18 @@ def test_a_filter_holds_in_lists(monkeypatch, stores, given, kind):
     monkeypatch.setattr("hullft_ops.ttft.store.datastore._EXACT_ROWS", 0)
     store = stores[kind]
     positions = torch.arange(0, COUNT, 3)
-    part = Datastore(store.manifest, store.rows, store.embeddings, store.lists, positions)
+    part = Datastore(
+        store.manifest, store.rows, store.embeddings, store.lists, positions
+    )
     _, ids = part.search(given.vectors[COUNT:], 50)
     assert (ids % 3 == 0).all()
-    _, exact = exact_search(given.vectors[:COUNT], given.vectors[COUNT:], 50, positions.numpy())
-    assert np.mean([np.isin(a, b).mean() for a, b in zip(exact, ids.numpy(), strict=True)]) > 0.9
+    _, exact = exact_search(
+        given.vectors[:COUNT], given.vectors[COUNT:], 50, positions.numpy()
+    )
+    assert (
+        np.mean([np.isin(a, b).mean() for a, b in zip(exact, ids.numpy(), strict=True)])
+        > 0.9
+    )
 
 
 @pytest.mark.parametrize("rows", [np.arange(3, 999, 2), np.array([5])])

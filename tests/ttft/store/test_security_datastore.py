@@ -112,7 +112,9 @@ def mutated(content: bytes, generator: random.Random, head: int) -> bytes:
             case 0:
                 changed[place] ^= 1 << generator.randrange(8)
             case 1:
-                value = generator.choice([0, 1, 2**31, 2**32 - 1, 2**40, 2**62, 2**64 - 1])
+                value = generator.choice(
+                    [0, 1, 2**31, 2**32 - 1, 2**40, 2**62, 2**64 - 1]
+                )
                 changed[place : place + 8] = value.to_bytes(8, "little")
             case 2:
                 del changed[place : place + generator.randint(1, 40)]
@@ -121,7 +123,9 @@ def mutated(content: bytes, generator: random.Random, head: int) -> bytes:
     return bytes(changed)
 
 
-def fuzz(path: Path, suffix: str, embedder: Any, rounds: int, head: int) -> Counter[str]:
+def fuzz(
+    path: Path, suffix: str, embedder: Any, rounds: int, head: int
+) -> Counter[str]:
     generator, outcomes = random.Random(0), Counter()
     (file,) = path.glob(f"data-*/*{suffix}")
     for number in range(rounds):
@@ -180,7 +184,9 @@ def test_forged_manifests_are_refused_or_harmless(path, embedder):
             refused += 1
     assert refused > 100
     for _ in range(150):
-        (path / "manifest.json").write_bytes(mutated(original, generator, len(original)))
+        (path / "manifest.json").write_bytes(
+            mutated(original, generator, len(original))
+        )
         try:
             used(path, embedder)
         except ValueError:
@@ -192,9 +198,25 @@ def test_forged_journals_are_refused_or_harmless(embedder, tmp_path):
     file = tmp_path / "journal.json"
     shard = {"file": "texts-00000.arrow", "count": 3, "bytes": 9, "crc32": 1}
     settings = {"source": "c.jsonl"}
-    source = {"settings": settings, "records": 1, "malformed": 0, "near_empty": 0, "repeated": 0}
-    good = {"embedder": "e", "dim": 2, "data": f"data-{UUID}", "settings": settings, "shard": shard}
-    good |= {"embeddings_crc32": 0, "embedded": 2, "source": source | {"malformed_named": []}}
+    source = {
+        "settings": settings,
+        "records": 1,
+        "malformed": 0,
+        "near_empty": 0,
+        "repeated": 0,
+    }
+    good = {
+        "embedder": "e",
+        "dim": 2,
+        "data": f"data-{UUID}",
+        "settings": settings,
+        "shard": shard,
+    }
+    good |= {
+        "embeddings_crc32": 0,
+        "embedded": 2,
+        "source": source | {"malformed_named": []},
+    }
     file.write_text(json.dumps(good))
     assert Journal.read(tmp_path).embedded == 2
     generator, refused = random.Random(0), 0
@@ -218,13 +240,28 @@ SOURCE |= {"repeated": 0, "malformed_named": []}
     [
         (lambda v: v.update(dim=2**40), "dim must be at most 2147483647"),
         (lambda v: v["index"].update(probes=10**6), "index.probes must be at most"),
-        (lambda v: v["index"].update(probes=0), "index.probes must be a positive integer, got 0"),
+        (
+            lambda v: v["index"].update(probes=0),
+            "index.probes must be a positive integer, got 0",
+        ),
         (lambda v: v["index"].update(lists=601), "index.lists must be at most 600"),
-        (lambda v: v["index"].update(recall=float("nan")), "index.recall must be from 0 to 1"),
-        (lambda v: v["index"]["file"].update(count=5), "index.file.count must be 600, got 5"),
-        (lambda v: v["embeddings"].update(crc32=2**32), "embeddings.crc32 must be at most"),
+        (
+            lambda v: v["index"].update(recall=float("nan")),
+            "index.recall must be from 0 to 1",
+        ),
+        (
+            lambda v: v["index"]["file"].update(count=5),
+            "index.file.count must be 600, got 5",
+        ),
+        (
+            lambda v: v["embeddings"].update(crc32=2**32),
+            "embeddings.crc32 must be at most",
+        ),
         (lambda v: v.update(sources=[{}] * 9), "at most one a shard"),
-        (lambda v: v.update(sources=[{"a": 1}]), "sources must be objects with settings"),
+        (
+            lambda v: v.update(sources=[{"a": 1}]),
+            "sources must be objects with settings",
+        ),
         (
             lambda v: v.update(sources=[SOURCE | {"binary": -1}]),
             "sources.binary must be an integer",
@@ -250,11 +287,15 @@ def test_json_without_end_is_refused(path, monkeypatch):
         Datastore.open(path)
     with (path / "manifest.json").open("w") as file:
         file.truncate(1 << 40)
-    with pytest.raises(ValueError, match="must have at most 67108864 bytes, has 1099511627776"):
+    with pytest.raises(
+        ValueError, match="must have at most 67108864 bytes, has 1099511627776"
+    ):
         Datastore.open(path)
 
 
-@pytest.mark.parametrize("what", ["manifest.json", "data-*", "data-*/*.arrow", "data-*/*.f32"])
+@pytest.mark.parametrize(
+    "what", ["manifest.json", "data-*", "data-*/*.arrow", "data-*/*.f32"]
+)
 def test_links_that_leave_the_datastore_are_refused(path, tmp_path, what):
     (entry,) = path.glob(what)
     outside = tmp_path / f"outside{entry.suffix}"
@@ -269,12 +310,16 @@ def test_a_write_removes_and_changes_nothing_behind_a_link(path, embedder, tmp_p
     outside.mkdir()
     (outside / "kept").write_text("kept")
     (path / f"data-{UUID}").symlink_to(outside)
-    (tmp_path / "c.jsonl").write_text('{"text": "one more text of some length", "source": "x"}\n')
+    (tmp_path / "c.jsonl").write_text(
+        '{"text": "one more text of some length", "source": "x"}\n'
+    )
     source = Source(tmp_path / "c.jsonl")
     with pytest.raises(ValueError, match="has the columns text, got"):
         index_corpus(source, path, embedder, mode="append")
     assert (outside / "kept").read_text() == "kept"
-    StoreWriter.begin(path, embedder, indexing._settings(source, Cutting()), "interrupted")
+    StoreWriter.begin(
+        path, embedder, indexing._settings(source, Cutting()), "interrupted"
+    )
     (data,) = (p for p in path.glob("data-*") if not p.is_symlink())
     data.rename(tmp_path / "moved")
     data.symlink_to(outside)
@@ -287,14 +332,23 @@ def test_a_write_removes_and_changes_nothing_behind_a_link(path, embedder, tmp_p
 def test_an_index_that_names_rows_there_are_none_is_refused(path, embedder):
     store = Datastore.open(path)
     search = store.lists
-    far = search_index.ListSearch(search.index, search.matrix[: COUNT // 2], search.facts)
-    with pytest.raises(ValueError, match=r"must name rows 0..299, names \d+: .*corrupt"):
+    far = search_index.ListSearch(
+        search.index, search.matrix[: COUNT // 2], search.facts
+    )
+    with pytest.raises(
+        ValueError, match=r"must name rows 0..299, names \d+: .*corrupt"
+    ):
         far.search(embedder.encode(["text 3"]), COUNT // 2)
 
 
 def test_lines_of_any_length_are_named_and_passed_over(tmp_path, monkeypatch):
     monkeypatch.setattr(sources_module, "_MAX_LINE_BYTES", 100)
-    lines = ['{"text": "one"}', '{"text": "' + "x" * 1000 + '"}', '{"text": "two"}', "9" * 90]
+    lines = [
+        '{"text": "one"}',
+        '{"text": "' + "x" * 1000 + '"}',
+        '{"text": "two"}',
+        "9" * 90,
+    ]
     lines += [
         '{"text": "' + "y" * (99 - 12) + '"}',
         "[" * 100,
@@ -311,7 +365,9 @@ def test_lines_of_any_length_are_named_and_passed_over(tmp_path, monkeypatch):
 
 
 def test_numbers_of_too_many_digits_are_malformed(tmp_path):
-    (tmp_path / "c.jsonl").write_text('{"text": "one"}\n{"text": "two", "n": ' + "7" * 5000 + "}\n")
+    (tmp_path / "c.jsonl").write_text(
+        '{"text": "one"}\n{"text": "two", "n": ' + "7" * 5000 + "}\n"
+    )
     counts = Counts()
     assert len(list(Source(tmp_path / "c.jsonl", max_bad_share=1).records(counts))) == 1
     assert counts.malformed_named == ["c.jsonl:2: not JSON"]

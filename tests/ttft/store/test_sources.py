@@ -17,7 +17,9 @@ import pytest
 from hullft_ops.ttft.store import sources
 from hullft_ops.ttft.store.sources import Counts, Source, SourceError
 
-RECORDS = [{"text": f"text {i} é", "domain": "ab"[i % 2], "year": 2000 + i} for i in range(5)]
+RECORDS = [
+    {"text": f"text {i} é", "domain": "ab"[i % 2], "year": 2000 + i} for i in range(5)
+]
 LINES = "".join(json.dumps(record) + "\n" for record in RECORDS)
 
 
@@ -45,7 +47,9 @@ def jsonl_gz(path: Path) -> Path:
 
 
 def parquet(path: Path) -> Path:
-    pa.parquet.write_table(pa.Table.from_pylist(RECORDS), path / "c.parquet", row_group_size=2)
+    pa.parquet.write_table(
+        pa.Table.from_pylist(RECORDS), path / "c.parquet", row_group_size=2
+    )
     return path / "c.parquet"
 
 
@@ -58,7 +62,9 @@ def in_memory(path: Path) -> datasets.Dataset:
     return datasets.Dataset.from_list(RECORDS)
 
 
-@pytest.mark.parametrize("make", [jsonl, jsonl_zst, jsonl_gz, parquet, saved, in_memory])
+@pytest.mark.parametrize(
+    "make", [jsonl, jsonl_zst, jsonl_gz, parquet, saved, in_memory]
+)
 def test_every_kind_gives_the_same_records(make, tmp_path):
     records, counts = read(make(tmp_path), metadata=("domain", "year"))
     assert [{k: v for k, v in r.items() if k != "source"} for r in records] == RECORDS
@@ -106,7 +112,9 @@ def test_hidden_folders_are_not_read(tmp_path, monkeypatch):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "b" / "text").write_text("bee")
     walked, scandir = [], os.scandir
-    monkeypatch.setattr(os, "scandir", lambda path: walked.append(str(path)) or scandir(path))
+    monkeypatch.setattr(
+        os, "scandir", lambda path: walked.append(str(path)) or scandir(path)
+    )
     assert [record["source"] for record in read(tmp_path)[0]] == ["b/text"]
     assert walked == [str(tmp_path), str(tmp_path / "b")]
 
@@ -128,8 +136,18 @@ def test_another_text_column_and_a_source_of_its_own(tmp_path):
 
 
 def test_malformed_lines_are_counted_and_named(tmp_path):
-    lines = [b'{"text": "good"}', b"{oops", b'["x"]', b"", b'{"text": 3}', b"\xff", b"[" * 99999]
-    (tmp_path / "c.jsonl").write_bytes(b"\n".join([*lines, b'{"text": "\\ud800"}']) + b"\n")
+    lines = [
+        b'{"text": "good"}',
+        b"{oops",
+        b'["x"]',
+        b"",
+        b'{"text": 3}',
+        b"\xff",
+        b"[" * 99999,
+    ]
+    (tmp_path / "c.jsonl").write_bytes(
+        b"\n".join([*lines, b'{"text": "\\ud800"}']) + b"\n"
+    )
     records, counts = read(tmp_path / "c.jsonl", max_bad_share=0.9)
     assert [record["source"] for record in records] == ["c.jsonl:1"]
     assert (counts.records, counts.malformed) == (7, 6)
@@ -148,7 +166,9 @@ def test_too_many_malformed_lines_are_refused(tmp_path, share, fails):
     if not fails:
         assert len(read(tmp_path / "c.jsonl", max_bad_share=share)[0]) == 4
         return
-    with pytest.raises(SourceError, match=r"1 of 5 records are malformed, .* 0.19: c.jsonl:5: not"):
+    with pytest.raises(
+        SourceError, match=r"1 of 5 records are malformed, .* 0.19: c.jsonl:5: not"
+    ):
         read(tmp_path / "c.jsonl", max_bad_share=share)
 
 
@@ -168,12 +188,16 @@ def test_missing_columns_are_named(make, tmp_path):
 
 
 def test_metadata_does_not_take_the_place_of_the_text(tmp_path):
-    with pytest.raises(SourceError, match="must not name \"text\", .* from 'body', got year, text"):
+    with pytest.raises(
+        SourceError, match="must not name \"text\", .* from 'body', got year, text"
+    ):
         Source(tmp_path / "c.jsonl", "body", ("year", "text"))
 
 
 def test_what_cannot_be_read_is_said(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere.jsonl: no such file or folder"):
+    with pytest.raises(
+        FileNotFoundError, match=r"nowhere.jsonl: no such file or folder"
+    ):
         read(tmp_path / "nowhere.jsonl")
     (tmp_path / "c.csv").write_text("text\n")
     with pytest.raises(SourceError, match=r"c.csv: must be .jsonl"):
@@ -181,8 +205,12 @@ def test_what_cannot_be_read_is_said(tmp_path):
     (tmp_path / "c.parquet").write_text("junk")
     with pytest.raises(SourceError, match=r"c.parquet: not Parquet"):
         read(tmp_path / "c.parquet")
-    datasets.DatasetDict({"train": in_memory(tmp_path)}).save_to_disk(str(tmp_path / "splits"))
-    with pytest.raises(SourceError, match="has the splits train: give the folder of one"):
+    datasets.DatasetDict({"train": in_memory(tmp_path)}).save_to_disk(
+        str(tmp_path / "splits")
+    )
+    with pytest.raises(
+        SourceError, match="has the splits train: give the folder of one"
+    ):
         read(tmp_path / "splits")
 
 
@@ -209,7 +237,9 @@ def test_a_folder_that_looks_like_a_dataset_and_is_none(tmp_path):
 
 
 def test_one_name_is_no_sequence_of_names(tmp_path):
-    with pytest.raises(TypeError, match="metadata must be a sequence of str, got one str 'year'"):
+    with pytest.raises(
+        TypeError, match="metadata must be a sequence of str, got one str 'year'"
+    ):
         Source(tmp_path / "c.jsonl", metadata="year")
 
 
@@ -225,14 +255,25 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
 
 def test_metadata_that_is_no_unicode_is_malformed(tmp_path):
     lines = [{"text": "a", "domain": "\ud800"}] + [{"text": "b", "domain": "c"}] * 9
-    (tmp_path / "c.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    records, counts = read(tmp_path / "c.jsonl", metadata=("domain",), max_bad_share=0.2)
+    (tmp_path / "c.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines)
+    )
+    records, counts = read(
+        tmp_path / "c.jsonl", metadata=("domain",), max_bad_share=0.2
+    )
     assert len(records) == 9
     assert counts.malformed_named == ['c.jsonl:1: "domain" with half a surrogate pair']
 
 
 def mixed(folder: Path) -> Path:
-    for name in ("README.md", "src/a.py", "src/deep/b.py", "build/c.py", "notes/d.md", "x.bin"):
+    for name in (
+        "README.md",
+        "src/a.py",
+        "src/deep/b.py",
+        "build/c.py",
+        "notes/d.md",
+        "x.bin",
+    ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(f"text of {name}")
     (folder / "x.bin").write_bytes(b"text, then\0" + b"a" * 9)
@@ -264,14 +305,19 @@ def test_a_datastore_in_the_folder_is_no_text_of_the_users(tmp_path):
     (store / f"data-{uuid.uuid4().hex}").mkdir(parents=True)
     (store / "manifest.json").write_text("{}")
     (tmp_path / "manifest.json").write_text("one of the user's")
-    assert [record["source"] for record in read(tmp_path)[0]] == ["a.txt", "manifest.json"]
+    assert [record["source"] for record in read(tmp_path)[0]] == [
+        "a.txt",
+        "manifest.json",
+    ]
 
 
 @pytest.mark.parametrize("name", ["a.md", "a.txt", "a.rst.gz"])
 def test_one_text_file_is_one_record(tmp_path, name):
     text = "naïve\nlines\n"
     content = text.replace("\n", "\r\n").encode("utf-8-sig")
-    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    (tmp_path / name).write_bytes(
+        gzip.compress(content) if name.endswith("gz") else content
+    )
     assert read(tmp_path / name)[0] == [{"text": text, "source": name}]
     (tmp_path / "b.txt").write_bytes(b"\xff")
     with pytest.raises(SourceError, match=r"1 of 1 records .* b.txt: not UTF-8"):
@@ -282,7 +328,9 @@ def test_a_json_file_may_hold_an_array_or_lines(tmp_path):
     file = tmp_path / "c.json"
     file.write_text("\n" + json.dumps([*RECORDS, "a string", 7], indent=1))
     records, counts = read(file, max_bad_share=0.2)
-    assert [record["text"] for record in records] == [r["text"] for r in RECORDS] + ["a string"]
+    assert [record["text"] for record in records] == [r["text"] for r in RECORDS] + [
+        "a string"
+    ]
     assert records[5]["source"] == "c.json:5"
     assert counts.malformed_named == ["c.json:6: not an object or a string"]
     file.write_text(LINES)
@@ -295,13 +343,18 @@ def test_a_json_file_may_hold_an_array_or_lines(tmp_path):
 @pytest.mark.parametrize(
     ("content", "found"),
     [
-        (LINES, [(record["text"], f"stdin:{n}") for n, record in enumerate(RECORDS, 1)]),
+        (
+            LINES,
+            [(record["text"], f"stdin:{n}") for n, record in enumerate(RECORDS, 1)],
+        ),
         ("[A link](to)\nand a line\n", [("[A link](to)\nand a line\n", "stdin")]),
         ("", [("", "stdin")]),
     ],
 )
 def test_stdin_is_lines_of_json_or_one_text(content, found, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content.encode("utf-8-sig"))))
+    monkeypatch.setattr(
+        sys, "stdin", io.TextIOWrapper(io.BytesIO(content.encode("utf-8-sig")))
+    )
     assert [(record["text"], record["source"]) for record in read("-")[0]] == found
     assert Source("-").name == "stdin"
 
@@ -319,7 +372,9 @@ def test_a_text_without_end_does_not_fill_memory(tmp_path, monkeypatch):
         read("-")
 
 
-@pytest.mark.parametrize("cut", [lambda content: content[:60], lambda content: b"junk" + content])
+@pytest.mark.parametrize(
+    "cut", [lambda content: content[:60], lambda content: b"junk" + content]
+)
 def test_a_damaged_compressed_file_is_named(tmp_path, cut):
     file = jsonl_gz(tmp_path)
     file.write_bytes(cut(file.read_bytes()))

@@ -33,12 +33,18 @@ def more(tmp_path: Path) -> Source:
 
 
 def files(path: Path) -> set[str]:
-    return {entry.relative_to(path).as_posix() for entry in path.rglob("*") if entry.is_file()}
+    return {
+        entry.relative_to(path).as_posix()
+        for entry in path.rglob("*")
+        if entry.is_file()
+    }
 
 
 def interrupted(source: Source, path: Path, embedder) -> None:
     path.mkdir(exist_ok=True)
-    StoreWriter.begin(path, embedder, indexing._settings(source, Cutting()), "interrupted")
+    StoreWriter.begin(
+        path, embedder, indexing._settings(source, Cutting()), "interrupted"
+    )
 
 
 def users_own(path: Path) -> set[Path]:
@@ -47,20 +53,36 @@ def users_own(path: Path) -> set[Path]:
     outside = path.with_name("outside")
     (outside / "folder").mkdir(parents=True)
     (outside / "file").write_text("mine")
-    made = {path / "data-raw" / "sub" / "a.csv", path / "data-2024" / "texts-00000.arrow"}
-    made |= {path / ".notes.partial", path / ".manifest.json.1.partial", path / "embeddings.f32"}
-    made |= {data / "notes.txt", data / "sub" / "texts-00009.arrow", data / "index-old.faiss"}
+    made = {
+        path / "data-raw" / "sub" / "a.csv",
+        path / "data-2024" / "texts-00000.arrow",
+    }
+    made |= {
+        path / ".notes.partial",
+        path / ".manifest.json.1.partial",
+        path / "embeddings.f32",
+    }
+    made |= {
+        data / "notes.txt",
+        data / "sub" / "texts-00009.arrow",
+        data / "index-old.faiss",
+    }
     for file in made:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("mine")
     links = {path / f"data-{UUID}": outside / "folder"}
-    links |= {path / "data-link": outside / "nowhere", data / "texts-00007.arrow": outside / "file"}
+    links |= {
+        path / "data-link": outside / "nowhere",
+        data / "texts-00007.arrow": outside / "file",
+    }
     for link, target in links.items():
         link.symlink_to(target)
     return made | links.keys() | {outside / "folder", outside / "file"}
 
 
-@pytest.mark.parametrize("write", ["append", "resume", "restart", "overwrite", "nothing to index"])
+@pytest.mark.parametrize(
+    "write", ["append", "resume", "restart", "overwrite", "nothing to index"]
+)
 def test_a_users_files_in_a_datastore_stay(source, more, embedder, tmp_path, write):
     path = tmp_path / "store"
     if write in ("append", "overwrite"):
@@ -73,7 +95,9 @@ def test_a_users_files_in_a_datastore_stay(source, more, embedder, tmp_path, wri
     elif write == "nothing to index":
         (tmp_path / "none.jsonl").write_text("")
         with pytest.raises(SourceError, match="nothing to index"):
-            index_corpus(Source(tmp_path / "none.jsonl"), path, embedder, mode="restart")
+            index_corpus(
+                Source(tmp_path / "none.jsonl"), path, embedder, mode="restart"
+            )
     else:
         index_corpus(more if write == "append" else source, path, embedder, mode=write)
     assert {entry for entry in own if not os.path.lexists(entry)} == set()
@@ -114,7 +138,9 @@ def test_a_killed_writes_partial_file_is_in_nobodys_way(source, embedder, tmp_pa
     assert len(files(tmp_path / "store")) == 3
 
 
-def test_a_link_in_place_of_texts_is_not_written_through(source, more, embedder, tmp_path):
+def test_a_link_in_place_of_texts_is_not_written_through(
+    source, more, embedder, tmp_path
+):
     path = tmp_path / "store"
     index_corpus(source, path, embedder)
     (data,) = path.glob("data-*")
@@ -144,7 +170,9 @@ def test_a_write_into_a_datastore_that_was_replaced_is_not_resumed(
     other = index_corpus(more, tmp_path / "other", embedder).manifest
     (tmp_path / "other" / other.data).rename(path / other.data)
     (tmp_path / "other" / "manifest.json").rename(path / "manifest.json")
-    with pytest.raises(ValueError, match=f"the datastore is in {other.data} by now: restart"):
+    with pytest.raises(
+        ValueError, match=f"the datastore is in {other.data} by now: restart"
+    ):
         index_corpus(source, path, embedder, mode="resume")
     assert len(Datastore.open(path)) == COUNT
     assert len(index_corpus(source, path, embedder, mode="restart")) == 2 * COUNT
@@ -153,6 +181,10 @@ def test_a_write_into_a_datastore_that_was_replaced_is_not_resumed(
 def test_a_journal_of_a_users_is_not_removed(embedder, tmp_path):
     Datastore.build(["a"], embedder, tmp_path / "store", progress=False)
     (tmp_path / "store" / "journal.json").write_text('{"monday": "rain"}')
-    with pytest.raises(ValueError, match=r"journal\.json: must have the fields .*monday"):
-        Datastore.build(["b"], embedder, tmp_path / "store", progress=False, overwrite=True)
+    with pytest.raises(
+        ValueError, match=r"journal\.json: must have the fields .*monday"
+    ):
+        Datastore.build(
+            ["b"], embedder, tmp_path / "store", progress=False, overwrite=True
+        )
     assert (tmp_path / "store" / "journal.json").read_text() == '{"monday": "rain"}'

@@ -97,7 +97,10 @@ def test_a_pass_of_each_kind_is_captured_once(model, options, captures, replays)
     assert (stand_in.captures, stand_in.replays) == (captures, replays)
     assert trainer.pass_graphs.count == captures
     assert_alike(train(trainer, model), wanted)
-    assert (stand_in.captures, stand_in.replays) == (captures, replays + captures + replays)
+    assert (stand_in.captures, stand_in.replays) == (
+        captures,
+        replays + captures + replays,
+    )
     assert stand_in.pools == 1
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -106,7 +109,9 @@ def test_graphs_serve_one_prompt_after_the_other(gpt2, make, bits):
     before, stand_in, finetuner = bits(gpt2), StandIn(), make(gpt2)
     trainer = finetuner._trainer
     trainer._is_padded = True
-    trainer.pass_graphs = PassGraphs(gpt2, trainable_parameters(gpt2), stand_in.new_capture)
+    trainer.pass_graphs = PassGraphs(
+        gpt2, trainable_parameters(gpt2), stand_in.new_capture
+    )
     for _ in range(2):
         with finetuner.adapted("the cat sat on the red mat") as report:
             assert before.changed()

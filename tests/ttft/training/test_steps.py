@@ -29,10 +29,14 @@ class FakeEvent:
         return end.time - self.time
 
 
-def test_events_lie_in_the_stream_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_events_lie_in_the_stream_of_the_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     streams = {i: FakeStream(torch.device("cuda", i)) for i in range(2)}
     monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: streams[device.index])
+    monkeypatch.setattr(
+        torch.cuda, "current_stream", lambda device: streams[device.index]
+    )
     clock = StageClock(torch.device("cuda", 1))
     with clock.of("outer"), clock.of("inner"):
         pass
@@ -43,7 +47,9 @@ def test_events_lie_in_the_stream_of_the_device(monkeypatch: pytest.MonkeyPatch)
 
 def test_other_devices_read_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     readings = iter([1.0, 2.0, 4.0, 8.0])
-    monkeypatch.setattr("hullft_ops.ttft.training.steps.perf_counter", lambda: next(readings))
+    monkeypatch.setattr(
+        "hullft_ops.ttft.training.steps.perf_counter", lambda: next(readings)
+    )
     clock = StageClock(torch.device("cpu"))
     with clock.of("outer"), clock.of("inner"):
         pass

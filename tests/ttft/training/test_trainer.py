@@ -32,7 +32,9 @@ def order_of_steps(support, refresh, order):
     ]
 
 
-def plain_loop(model, support, *, refresh, order="grouped", schedule="constant", clip=None):
+def plain_loop(
+    model, support, *, refresh, order="grouped", schedule="constant", clip=None
+):
     """Adam by torch, a step at a time, with a clone of every gradient; the trained parameters."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     base = [parameter.detach().clone() for parameter in trained]
@@ -65,12 +67,16 @@ def assert_equals_plain_loop(model, finetuner, **options):
     assert max(support.counts) > 2, "the prompt must be one with repeats"
     wanted = plain_loop(model, support, **options)
     with finetuner.adapted(PROMPT) as report:
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        trained = [
+            parameter for parameter in model.parameters() if parameter.requires_grad
+        ]
         for parameter, value in zip(trained, wanted, strict=True):
             # Relative to a step: a parameter's own size says nothing about it.
             assert (parameter - value).abs().max() <= LR * 1e-8
     refresh = options["refresh"]
-    assert report.forward_backward_passes == sum(math.ceil(c / refresh) for c in support.counts)
+    assert report.forward_backward_passes == sum(
+        math.ceil(c / refresh) for c in support.counts
+    )
     assert report.optimizer_steps == 12
 
 
@@ -97,7 +103,9 @@ def test_gradients_are_clipped_before_they_are_used_or_kept(gpt2, make, order):
     support = finetuner.select(PROMPT)
     clipped = plain_loop(gpt2, support, clip=0.5, **options)
     free = plain_loop(gpt2, support, **options)
-    assert any((a - b).abs().max() > LR * 1e-3 for a, b in zip(clipped, free, strict=True))
+    assert any(
+        (a - b).abs().max() > LR * 1e-3 for a, b in zip(clipped, free, strict=True)
+    )
     assert_equals_plain_loop(gpt2, finetuner, clip=0.5, **options)
 
 
@@ -108,7 +116,9 @@ def test_refresh_may_depend_on_the_count(gpt2, make):
     pairs = zip(report.counts, report.refresh, strict=True)
     assert report.forward_backward_passes == sum(math.ceil(c / r) for c, r in pairs)
     with (
-        pytest.raises(ValueError, match="TestTimeFinetuner: refresh must be in .*, got 0"),
+        pytest.raises(
+            ValueError, match="TestTimeFinetuner: refresh must be in .*, got 0"
+        ),
         make(gpt2, refresh=lambda count: 0).adapted(PROMPT),
     ):
         pytest.fail("the body must not run")
@@ -121,14 +131,18 @@ def test_refresh_is_not_asked_for_a_text_without_steps(gpt2, make):
         counts[:, 0] = n_select
         return found._replace(counts=counts)
 
-    with make(gpt2, method=first_alone, refresh=lambda count: count).adapted(PROMPT) as report:
+    with make(gpt2, method=first_alone, refresh=lambda count: count).adapted(
+        PROMPT
+    ) as report:
         pass
     assert report.support_size > 1
     assert (report.forward_backward_passes, report.optimizer_steps) == (1, 12)
 
 
 def lora(model):
-    config = LoraConfig(target_modules=["c_attn"], r=2, fan_in_fan_out=True, task_type="CAUSAL_LM")
+    config = LoraConfig(
+        target_modules=["c_attn"], r=2, fan_in_fan_out=True, task_type="CAUSAL_LM"
+    )
     return get_peft_model(model, config)
 
 
@@ -140,9 +154,13 @@ def last_block_only(model):
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("restrict", [lora, last_block_only])
-def test_part_of_a_model_is_trained_as_a_plain_loop_would(gpt2, make, bits, restrict, order):
+def test_part_of_a_model_is_trained_as_a_plain_loop_would(
+    gpt2, make, bits, restrict, order
+):
     model = restrict(gpt2).double()
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trained = {
+        name for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
     assert 0 < len(trained) < len(list(model.parameters()))
     before = bits(model)
     finetuner = make(model, refresh=2, order=order)
@@ -183,7 +201,9 @@ def test_a_callers_autocast_sees_every_step_and_the_end(kind, order, make, reque
 @pytest.mark.filterwarnings("ignore:.*bfloat16 in software")
 def test_autocast_multiplies_in_bfloat16_and_keeps_parameters(gpt2, make, bits):
     before, seen = bits(gpt2), []
-    gpt2.lm_head.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    gpt2.lm_head.register_forward_hook(
+        lambda module, args, output: seen.append(output.dtype)
+    )
     with make(gpt2).adapted(PROMPT) as precise:
         assert set(seen) == {torch.float32}
     seen.clear()
@@ -198,16 +218,23 @@ def test_autocast_multiplies_in_bfloat16_and_keeps_parameters(gpt2, make, bits):
 
 
 @pytest.mark.parametrize("supported", [True, False])
-def test_a_processor_without_bfloat16_is_warned_of(gpt2, make, monkeypatch, recwarn, supported):
+def test_a_processor_without_bfloat16_is_warned_of(
+    gpt2, make, monkeypatch, recwarn, supported
+):
     monkeypatch.setattr(checks, "has_bfloat16", lambda device: supported)
     make(gpt2, dtype="bfloat16")
-    assert any("in software" in str(warning.message) for warning in recwarn) != supported
+    assert (
+        any("in software" in str(warning.message) for warning in recwarn) != supported
+    )
 
 
 @pytest.mark.parametrize("narrow", [True, False])
 def test_parameters_too_narrow_for_adam_are_warned_of(gpt2, make, recwarn, narrow):
     make(gpt2.half() if narrow else gpt2.bfloat16())
-    assert any("trained parameters are float16" in str(w.message) for w in recwarn) == narrow
+    assert (
+        any("trained parameters are float16" in str(w.message) for w in recwarn)
+        == narrow
+    )
 
 
 def test_frozen_parameters_may_be_narrow(gpt2, make, recwarn):
@@ -220,7 +247,8 @@ def test_frozen_parameters_may_be_narrow(gpt2, make, recwarn):
 def test_parameters_without_storage_are_refused(gpt2, make):
     gpt2.transformer.h[1].to("meta")
     with pytest.raises(
-        ValueError, match=r"got 12 parameters on the meta device, for example transformer\.h\.1\."
+        ValueError,
+        match=r"got 12 parameters on the meta device, for example transformer\.h\.1\.",
     ):
         make(gpt2)
     gpt2.transformer.h[1].requires_grad_(False)
@@ -238,7 +266,10 @@ def test_out_of_memory_restores_and_says_what_to_lower(gpt2, make, bits, order):
 
     handle = gpt2.transformer.register_forward_hook(allocate)
     message = r"of up to \d+ tokens; the model has been restored. Lower max_length \(it is 32\)"
-    with pytest.raises(torch.OutOfMemoryError, match=message) as raised, finetuner.adapted(PROMPT):
+    with (
+        pytest.raises(torch.OutOfMemoryError, match=message) as raised,
+        finetuner.adapted(PROMPT),
+    ):
         pytest.fail("the body must not run")
     assert ('order "grouped"' in str(raised.value)) == (order == "interleaved")
     assert before.changed() == set()
@@ -253,5 +284,8 @@ def test_another_error_is_left_as_it_is(gpt2, make):
         raise RuntimeError("of the model's own")
 
     gpt2.register_forward_hook(fail)
-    with pytest.raises(RuntimeError, match="^of the model's own$"), make(gpt2).adapted(PROMPT):
+    with (
+        pytest.raises(RuntimeError, match="^of the model's own$"),
+        make(gpt2).adapted(PROMPT),
+    ):
         pytest.fail("the body must not run")

@@ -60,8 +60,13 @@ def run_all(
                 [measured] = evaluator.measure(prompt, [setting])
                 row, report = _finite(measured)
                 rows.append(row)
-                runs.setdefault("none", {"bits_per_byte": row.bits_per_byte_before, "report": None})
-                runs[key] = {"bits_per_byte": row.bits_per_byte_after, "report": asdict(report)}
+                runs.setdefault(
+                    "none", {"bits_per_byte": row.bits_per_byte_before, "report": None}
+                )
+                runs[key] = {
+                    "bits_per_byte": row.bits_per_byte_after,
+                    "report": asdict(report),
+                }
                 bar.advance(task)
             shown.append({"source": prompt.domain, "text": prompt.text, "runs": runs})
     text, adapted = prompts[0].text, "hullft_refresh2"
@@ -71,7 +76,9 @@ def run_all(
     return rows, {"prompts": shown, "continued": continued}
 
 
-def _finite(measured: tuple[Row, AdaptationReport | None]) -> tuple[Row, AdaptationReport]:
+def _finite(
+    measured: tuple[Row, AdaptationReport | None],
+) -> tuple[Row, AdaptationReport]:
     row, report = measured
     if report is None or row.error is not None:
         raise NonFiniteLossError(row.error)
@@ -89,14 +96,19 @@ def compare(rows: Sequence[Row]) -> dict[str, Any]:
     knn, *hullft = list(METHODS)[1:]
 
     def below(keys: Sequence[str], other: str) -> dict[str, int]:
-        return {key: measured.prompts_below(configs[key], configs[other]) for key in keys}
+        return {
+            key: measured.prompts_below(configs[key], configs[other]) for key in keys
+        }
 
     methods = {
         key: {
             "label": METHODS[key][0],
             "refresh": METHODS[key][1].get("refresh"),
             "bits_per_byte": bits[key],
-            **{f"seconds_{k}": seconds for k, seconds in measured.mean_stages(config).items()},
+            **{
+                f"seconds_{k}": seconds
+                for k, seconds in measured.mean_stages(config).items()
+            },
             "forward_backward_passes": measured.mean_of(config, "passes"),
             "optimizer_steps": measured.mean_of(config, "steps"),
             "support_size": measured.mean_of(config, "support_size"),
@@ -121,7 +133,11 @@ def table(figures: dict[str, Any]) -> Table:
     columns = [Column(heading, justify="right", no_wrap=True) for heading in _COLUMNS]
     title = f"Mean of {figures['verdicts']['prompts']} held-out prompts"
     # Without the usual padding it fits a terminal of 80 columns.
-    narrow: dict[str, Any] = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
+    narrow: dict[str, Any] = {
+        "box": box.SIMPLE_HEAD,
+        "padding": (0, 1, 0, 0),
+        "pad_edge": False,
+    }
     made = Table("method", *columns, title=title, **narrow)
     for key, mean in figures["methods"].items():
         cells = (
@@ -147,11 +163,15 @@ def sentences(figures: dict[str, Any]) -> list[str]:
         )
         lines.append(f"Fewer bits than {METHODS[other][0]}: {shown}.")
     means = figures["methods"].values()
-    return lines + hurt_sentences([m["label"] for m in means if m["relative_to_none"] > 0])
+    return lines + hurt_sentences(
+        [m["label"] for m in means if m["relative_to_none"] > 0]
+    )
 
 
 def write_json(content: dict[str, Any], path: Path) -> None:
     """Write ``content``, with paths as strings; the file appears whole or not at all."""
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False, default=str)
+    text = json.dumps(
+        content, indent=2, ensure_ascii=False, allow_nan=False, default=str
+    )
     # A path may have bytes that are not UTF-8. JSON spells them as Python does.
     write_durably(path, f"{text}\n".encode(errors="backslashreplace"))

@@ -104,7 +104,9 @@ class Config:
     @cached_property
     def configurations(self) -> tuple[Settings, ...]:
         """Every configuration of the grid, see `expand_grid`, with the digest of its experts."""
-        if self.experts is not None and not any("n_experts" in axes for axes in self.settings):
+        if self.experts is not None and not any(
+            "n_experts" in axes for axes in self.settings
+        ):
             raise ConfigError(
                 f"experts is {self.experts}, but no settings have n_experts, the number "
                 "of experts to merge"
@@ -157,7 +159,9 @@ def shipped_configs() -> list[str]:
     return sorted(path.stem for path in _SHIPPED.glob("*.json"))
 
 
-def expand_grid(grid: Iterable[Mapping[str, Any]], model: str | None) -> tuple[Settings, ...]:
+def expand_grid(
+    grid: Iterable[Mapping[str, Any]], model: str | None
+) -> tuple[Settings, ...]:
     """Every configuration of a grid, see `Config`, once, with method, steps, refresh and rate.
 
     ``model`` decides the rate if the grid sets none. A `ConfigError` says which key is wrong.
@@ -168,7 +172,9 @@ def expand_grid(grid: Iterable[Mapping[str, Any]], model: str | None) -> tuple[S
         empty = [name for name, value in axes.items() if value == []]
         if empty:
             raise ConfigError(f"settings: {empty[0]} must not be an empty list")
-        lists = [value if isinstance(value, list) else [value] for value in axes.values()]
+        lists = [
+            value if isinstance(value, list) else [value] for value in axes.values()
+        ]
         for values in product(*lists):
             settings = _filled(dict(zip(axes, values, strict=True)), model)
             expanded.setdefault(config_id(settings), settings)
@@ -181,10 +187,18 @@ def config_id(settings: Mapping[str, Any]) -> str:
         f"{key}={_shown(settings[key])}"
         for key in sorted(settings)
         # A results file may have a key that this version does not know.
-        if key not in _NAMED and not (key in _DEFAULTS and settings[key] == _DEFAULTS[key])
+        if key not in _NAMED
+        and not (key in _DEFAULTS and settings[key] == _DEFAULTS[key])
     ]
-    steps, rate = f"n={settings['n_select']} refresh={settings['refresh']}", _shown(settings["lr"])
-    named = NO_STEPS if settings["n_select"] == 0 else f"{settings['method']} {steps} lr={rate}"
+    steps, rate = (
+        f"n={settings['n_select']} refresh={settings['refresh']}",
+        _shown(settings["lr"]),
+    )
+    named = (
+        NO_STEPS
+        if settings["n_select"] == 0
+        else f"{settings['method']} {steps} lr={rate}"
+    )
     return " ".join([named, *said])
 
 
@@ -194,7 +208,11 @@ def family(settings: Mapping[str, Any]) -> str:
     if settings["n_select"] == 0:
         return MERGED if merged else NO_STEPS
     context = settings.get("context", 0)
-    parts = [str(settings["method"])] + [MERGED] * merged + [f"context={context}"] * bool(context)
+    parts = (
+        [str(settings["method"])]
+        + [MERGED] * merged
+        + [f"context={context}"] * bool(context)
+    )
     return " ".join(parts)
 
 
@@ -206,7 +224,9 @@ def finetuner_options(
     named = options.pop("experts", None)
     if settings.get("n_experts"):
         if experts is None:
-            raise ValueError(f"n_experts is {settings['n_experts']}, but experts is not given")
+            raise ValueError(
+                f"n_experts is {settings['n_experts']}, but experts is not given"
+            )
         if named not in (None, experts.digest):
             raise ValueError(
                 f"the settings were made with experts {named}, got experts {experts.digest}"
@@ -220,17 +240,28 @@ def finetuner_options(
 
 
 def _filled(settings: Settings, model: str | None) -> Settings:
-    filled = {name: _DEFAULTS[name] for name in _NAMED} | {"lr": default_lr(model)} | settings
+    filled = (
+        {name: _DEFAULTS[name] for name in _NAMED}
+        | {"lr": default_lr(model)}
+        | settings
+    )
     if filled["method"] in _ONE_STEP_A_TEXT:
         filled["refresh"] = 1
     for name in _SIFT_DEFAULTS.keys() & filled.keys():
         if filled["method"] != "sift":
-            raise ConfigError(f"settings: {name} is for method sift, got {filled['method']!r}")
+            raise ConfigError(
+                f"settings: {name} is for method sift, got {filled['method']!r}"
+            )
     if not filled.get("n_experts"):
         filled = {k: v for k, v in filled.items() if k not in _OF_EXPERTS}
     if filled["n_select"] == 0:
         stepless = {name: filled[name] for name in _STEPLESS if name in filled}
-        return {"method": "knn", "n_select": 0, "refresh": 1, "lr": default_lr(model)} | stepless
+        return {
+            "method": "knn",
+            "n_select": 0,
+            "refresh": 1,
+            "lr": default_lr(model),
+        } | stepless
     return filled
 
 
@@ -255,7 +286,9 @@ def _from_json(content: Any) -> Config:
 def _check_keys(given: Iterable[str], known: Iterable[str], prefix: str) -> None:
     unknown = sorted(set(given) - set(known))
     if unknown:
-        raise ConfigError(f"{prefix}unknown key {unknown[0]!r}, known are {', '.join(known)}")
+        raise ConfigError(
+            f"{prefix}unknown key {unknown[0]!r}, known are {', '.join(known)}"
+        )
 
 
 def _shown(value: object) -> str:

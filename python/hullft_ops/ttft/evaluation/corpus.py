@@ -126,12 +126,20 @@ def jsonl_corpus(path: Path) -> Corpus:
     with refusing(f"corpus {path}"), path.open("rb") as lines:
         for number, line in numbered(lines):
             try:
-                documents.append(Document("", f"line {number}", record_of_line(line)["text"]))
+                documents.append(
+                    Document("", f"line {number}", record_of_line(line)["text"])
+                )
             except ValueError as error:
                 malformed.append(f"line {number}: {error}")
     if not documents:
-        what = f"{len(malformed)} lines, none usable ({malformed[0]})" if malformed else "empty"
-        raise InputError(f'corpus {path}: {what}; each line must be an object with a string "text"')
+        what = (
+            f"{len(malformed)} lines, none usable ({malformed[0]})"
+            if malformed
+            else "empty"
+        )
+        raise InputError(
+            f'corpus {path}: {what}; each line must be an object with a string "text"'
+        )
     return _split(path.name, documents, malformed)
 
 
@@ -140,7 +148,10 @@ def _family_documents(package: str, pattern: str) -> Iterator[Document]:
     if spec is not None and spec.submodule_search_locations:
         root = Path(spec.submodule_search_locations[0])
         for path in root.glob(pattern):
-            name, text = path.relative_to(root.parent).as_posix(), path.read_text(encoding="utf-8")
+            name, text = (
+                path.relative_to(root.parent).as_posix(),
+                path.read_text(encoding="utf-8"),
+            )
             yield Document(f"{package}/{pattern}", name, text)
 
 
@@ -168,7 +179,9 @@ def _split(name: str, documents: list[Document], malformed: list[str]) -> Corpus
     store: dict[str, Passage] = {}
     for passage in passages:
         store.setdefault(normalised(passage.text), passage)
-    candidates = {normalised(text): Prompt(text, d.name) for d in held for text in d.passages()}
+    candidates = {
+        normalised(text): Prompt(text, d.name) for d in held for text in d.passages()
+    }
     candidates = {key: p for key, p in candidates.items() if len(key) >= PROMPT_CHARS}
     held_out = [prompt for key, prompt in candidates.items() if key not in store]
     return Corpus(
@@ -204,7 +217,9 @@ def split_passages(text: str, max_chars: int) -> Iterator[str]:
     ``max_chars // 4`` characters.
     """
     if max_chars < 4:
-        raise ValueError(f"split_passages: max_chars must be at least 4, got {max_chars}")
+        raise ValueError(
+            f"split_passages: max_chars must be at least 4, got {max_chars}"
+        )
     start = 0
     while (remaining := len(text) - start) > max_chars:
         end = start + min(max_chars, remaining - max_chars // 4)
@@ -229,11 +244,16 @@ def load_corpus(file: Path | None) -> Corpus:
     if corpus.malformed:
         named = "; ".join(corpus.malformed[:_NAMED_LINES])
         more = "; ..." if len(corpus.malformed) > _NAMED_LINES else ""
-        echo(f"{corpus.name}: {len(corpus.malformed)} lines left out ({named}{more})", err=True)
+        echo(
+            f"{corpus.name}: {len(corpus.malformed)} lines left out ({named}{more})",
+            err=True,
+        )
     return corpus
 
 
-def open_or_build(corpus: Corpus, embedder: Embedder, path: Path) -> tuple[Datastore, bool]:
+def open_or_build(
+    corpus: Corpus, embedder: Embedder, path: Path
+) -> tuple[Datastore, bool]:
     """The corpus's datastore at ``path``, and whether it already existed."""
     try:
         store = Datastore.open(path)
@@ -258,7 +278,9 @@ def read_prompts(path: Path) -> list[Prompt]:
                 record = record_of_line(line)
                 domain = record.get("domain", NO_DOMAIN)
                 if not isinstance(domain, str):
-                    raise ValueError(f'"domain" must be a string, got {json.dumps(domain)}')
+                    raise ValueError(
+                        f'"domain" must be a string, got {json.dumps(domain)}'
+                    )
                 if not is_unicode(domain):
                     raise ValueError('"domain" with half a surrogate pair')
             prompts.setdefault(record["text"], Prompt(record["text"], domain))
@@ -269,12 +291,16 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 def choose_prompts(prompts: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
     """The first ``count`` by a hash of ``seed`` and text. Domains take turns."""
-    ranked = sorted(prompts, key=lambda p: hashlib.sha256(f"{seed}\n{p.text}".encode()).digest())
+    ranked = sorted(
+        prompts, key=lambda p: hashlib.sha256(f"{seed}\n{p.text}".encode()).digest()
+    )
     turns: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
     return sorted(ranked, key=lambda prompt: next(turns[prompt.domain]))[:count]
 
 
-def open_texts(config: Config, embedder: Embedder) -> tuple[Path, Datastore, list[Prompt]]:
+def open_texts(
+    config: Config, embedder: Embedder
+) -> tuple[Path, Datastore, list[Prompt]]:
     """The datastore that ``config`` names, with its path, and the prompts that it does not hold."""
     if (config.store is None) != (config.prompts is None):
         raise ConfigError("store and prompts must be given together")
@@ -308,11 +334,18 @@ def _unknown_prompts(
                 chosen.append(prompt)
         seen += len(some)
     if seen > len(chosen):
-        echo(f"{seen - len(chosen)} prompts left out: the datastore holds their text", err=True)
+        echo(
+            f"{seen - len(chosen)} prompts left out: the datastore holds their text",
+            err=True,
+        )
     if not ranked:
-        raise ConfigError("the corpus holds out no text that is long enough for a prompt")
+        raise ConfigError(
+            "the corpus holds out no text that is long enough for a prompt"
+        )
     if not chosen:
-        raise ConfigError("no prompt is left, the datastore holds the text of all of them")
+        raise ConfigError(
+            "no prompt is left, the datastore holds the text of all of them"
+        )
     if len(chosen) < limit and config.limit is not None:
         raise ConfigError(f"limit is {limit}, there are {len(chosen)} prompts")
     return chosen

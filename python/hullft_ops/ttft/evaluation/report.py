@@ -68,7 +68,9 @@ def example_section(measured: Measurements) -> Section:
         table.append((row.domain, *bits, f"{_gain(row):+.1%}", row.excerpt))
     header = ("domain", "bits per byte before", "after", "change", "text")
     text = f"With {_name(best)}. The table shows the beginning of each prompt."
-    return Section("Prompts helped most and least", [text], header, table, verbatim=True)
+    return Section(
+        "Prompts helped most and least", [text], header, table, verbatim=True
+    )
 
 
 def leaders(measured: Measurements) -> list[str]:
@@ -83,7 +85,9 @@ def leaders(measured: Measurements) -> list[str]:
 def hurt_sentences(names: list[str]) -> list[str]:
     """Says which configurations are worse than no adaptation; nothing where none is."""
     shown = ", ".join(names)
-    hurts = f"Adapting hurts: on average, prompts take more bits with {shown} than without."
+    hurts = (
+        f"Adapting hurts: on average, prompts take more bits with {shown} than without."
+    )
     return [hurts] if names else []
 
 
@@ -98,9 +102,13 @@ def _overview(measured: Measurements) -> Section:
         f"Brackets are {CONFIDENCE:.0%} intervals of a paired bootstrap over the prompts.",
     ]
     if measured.incomplete:
-        lines.append(f"{measured.incomplete} prompts are left out: not every configuration ran.")
+        lines.append(
+            f"{measured.incomplete} prompts are left out: not every configuration ran."
+        )
     for config, count in measured.failed.items():
-        lines.append(f"Left out: {_name(config)}, whose loss was not finite on {count} prompts.")
+        lines.append(
+            f"Left out: {_name(config)}, whose loss was not finite on {count} prompts."
+        )
     return Section("Runs", lines)
 
 
@@ -161,7 +169,13 @@ def _equal_time(measured: Measurements) -> Section:
             if other is not None:
                 bits = relative(measured.bits_of(config), other.bits)
                 against = " to ".join(other.configs), f"{other.seconds:.3f} s"
-                cells = config, f"{seconds:.3f} s", *against, f"{bits:+.1%}", bits.verdict
+                cells = (
+                    config,
+                    f"{seconds:.3f} s",
+                    *against,
+                    f"{bits:+.1%}",
+                    bits.verdict,
+                )
                 table.append(cells)
     text = (
         "This table compares the best configuration of each method and refresh with every other "
@@ -179,18 +193,26 @@ def _by_domain(measured: Measurements) -> Section:
 
     def cell(config: str, domain: str) -> str:
         bits = measured.bits_of(config)[measured.domains == domain].mean()
-        change = "" if config == NONE else f" {measured.relative_bits(config, NONE, domain):+.1%}"
+        change = (
+            ""
+            if config == NONE
+            else f" {measured.relative_bits(config, NONE, domain):+.1%}"
+        )
         return f"{bits:.4f}{change}"
 
     configs = [NONE, *leaders(measured)]
-    table: list[Cells] = [(config, *(cell(config, name) for name in domains)) for config in configs]
+    table: list[Cells] = [
+        (config, *(cell(config, name) for name in domains)) for config in configs
+    ]
     text = "Bits per byte, and the change against no adaptation."
     return Section("By domain", [text], ("configuration", *domains), table)
 
 
 def _conditions(measured: Measurements) -> Section:
     rows = [row for of_config in measured.rows.values() for row in of_config]
-    versions = sorted({_name(f"{k} {v}") for row in rows for k, v in row.versions.items() if v})
+    versions = sorted(
+        {_name(f"{k} {v}") for row in rows for k, v in row.versions.items() if v}
+    )
     threads = sorted({row.threads for row in rows})
     lines = [
         f"Run {_name(rows[0].run)}; {', '.join(versions)}; "
@@ -208,7 +230,9 @@ def _gain(row: Row) -> float:
 
 def _name(text: str) -> str:
     """The name, marked so that it cannot change the direction of the sentence around it."""
-    return text if text.isascii() else f"{ISOLATE}{text.translate(_ISOLATES)}{END_ISOLATE}"
+    return (
+        text if text.isascii() else f"{ISOLATE}{text.translate(_ISOLATES)}{END_ISOLATE}"
+    )
 
 
 def write_report(results: Path, directory: Path) -> list[Path]:
@@ -219,7 +243,10 @@ def write_report(results: Path, directory: Path) -> list[Path]:
     picture = directory / PICTURE
     write_plot(measured, picture)
     page = html([*sections, example_section(measured)], {PICTURE: picture.read_bytes()})
-    pages = {directory / "report.md": markdown(sections), directory / "report.html": page}
+    pages = {
+        directory / "report.md": markdown(sections),
+        directory / "report.html": page,
+    }
     for path, text in pages.items():
         write_durably(path, text.encode())
     return [*pages, picture]
@@ -232,7 +259,9 @@ def markdown(sections: Sequence[Section]) -> str:
         parts += [f"## {section.title}", *map(_plain, section.paragraphs)]
         if section.table:
             lines = [section.header, ("---",) * len(section.header), *section.table]
-            cells = [[_plain(cell).replace("|", "\\|") for cell in line] for line in lines]
+            cells = [
+                [_plain(cell).replace("|", "\\|") for cell in line] for line in lines
+            ]
             parts.append("\n".join(f"| {' | '.join(line)} |" for line in cells))
         if section.picture:
             parts.append(f"![{section.title}]({section.picture})")
@@ -243,7 +272,9 @@ def html(sections: Sequence[Section], pictures: dict[str, bytes]) -> str:
     """The sections as one page. It contains the PNG pictures and escapes every text."""
     environment = Environment(loader=PackageLoader(__package__, "."), autoescape=True)
     environment.filters["isolated"] = _isolated
-    encoded = {name: base64.b64encode(content).decode() for name, content in pictures.items()}
+    encoded = {
+        name: base64.b64encode(content).decode() for name, content in pictures.items()
+    }
     page = environment.get_template("report.html.jinja")
     return page.render(title=TITLE, sections=sections, pictures=encoded)
 
@@ -260,23 +291,31 @@ def _plain(text: str) -> str:
 
 def write_plot(measured: Measurements, path: Path) -> None:
     """Draw bits per byte against seconds as a PNG; the file appears whole or not at all."""
-    points = {c: (measured.mean_seconds(c), measured.mean_bits(c)) for c in measured.rows}
+    points = {
+        c: (measured.mean_seconds(c), measured.mean_bits(c)) for c in measured.rows
+    }
     none, count = measured.mean_bits(NONE), len(measured.prompts)
     groups: dict[str, list[tuple[float, float]]] = {}
     for config, point in points.items():
         settings = measured.settings(config)
         # matplotlib would read a dollar as mathematics.
-        label = f"{settings['method']}, refresh {settings['refresh']}".replace("$", r"\$")
+        label = f"{settings['method']}, refresh {settings['refresh']}".replace(
+            "$", r"\$"
+        )
         groups.setdefault(label, []).append(point)
     figure = Figure(figsize=(8.0, 5.0), layout="constrained")
     axes = figure.add_subplot()
     axes.axhline(none, color="#666666", linestyle="--", label=f"{NONE}: {none:.3f}")
-    for (label, group), marker in zip(sorted(groups.items()), cycle(_MARKERS), strict=False):
+    for (label, group), marker in zip(
+        sorted(groups.items()), cycle(_MARKERS), strict=False
+    ):
         if len(group) == 1:
             label += f": {group[0][1]:.3f}"
         seconds, bits = zip(*group, strict=True)
         # Draw markers whole at the edges, and above the axis.
-        axes.plot(seconds, bits, marker, label=label, markersize=8, clip_on=False, zorder=3)
+        axes.plot(
+            seconds, bits, marker, label=label, markersize=8, clip_on=False, zorder=3
+        )
     front = [points[name] for name in pareto(points)]
     axes.plot(*zip(*front, strict=True), color="#999999", linewidth=1, zorder=1)
     axes.set_xlim(0, 1.05 * max(seconds for seconds, _ in points.values()))

@@ -103,7 +103,10 @@ class ResultsFile:
         """Write a row. It is on the disk when this returns, and not in the file if this raises."""
         if row.key in self.rows:
             raise ValueError(f"{self.path} holds a row of {row.config} on {row.prompt}")
-        line = json.dumps(asdict(row), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        line = (
+            json.dumps(asdict(row), ensure_ascii=False, allow_nan=False).encode()
+            + b"\n"
+        )
         size = os.fstat(self.descriptor).st_size
         advice = "the rows before are kept: free some space, then run the same again"
         with full_disk_explained(self.path, advice):
@@ -129,7 +132,9 @@ def open_results(path: Path, run: str) -> Iterator[ResultsFile]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ConfigError(f"results {path}: another process is writing to it") from error
+            raise ConfigError(
+                f"results {path}: another process is writing to it"
+            ) from error
         rows = {row.key: row for row in read_rows(path)}
         other = next((row for row in rows.values() if row.run != run), None)
         if other is not None:
@@ -142,7 +147,9 @@ def open_results(path: Path, run: str) -> Iterator[ResultsFile]:
         whole = content.rfind(b"\n") + 1
         torn = content[whole:]
         if not torn.startswith(_ROW_BEGINS[: len(torn)]):
-            raise ConfigError(f"results {path}: its last line is neither a row nor a truncated one")
+            raise ConfigError(
+                f"results {path}: its last line is neither a row nor a truncated one"
+            )
         if torn:
             os.ftruncate(file.fileno(), whole)
             os.fsync(file.fileno())
@@ -208,6 +215,12 @@ def fingerprint(
     """A name for the weights, the tokenizer, the datastore and its embedder, and the seed."""
     digest = sampled_digest(model)
     tokens = [sorted(tokenizer.get_vocab().items()), tokenizer(_SENTENCE)["input_ids"]]
-    about = [tokens, store.manifest.embedder, len(store), seed, store.manifest.checksums]
+    about = [
+        tokens,
+        store.manifest.embedder,
+        len(store),
+        seed,
+        store.manifest.checksums,
+    ]
     digest.update(json.dumps(about).encode())
     return digest.hexdigest()[:16]

@@ -29,7 +29,13 @@ from hullft_ops.ttft.evaluation.config import (
     refusing,
 )
 from hullft_ops.ttft.evaluation.corpus import Prompt, open_texts
-from hullft_ops.ttft.evaluation.results import MERGE, STAGES, ResultsFile, Row, fingerprint
+from hullft_ops.ttft.evaluation.results import (
+    MERGE,
+    STAGES,
+    ResultsFile,
+    Row,
+    fingerprint,
+)
 from hullft_ops.ttft.experts.folder import Experts
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
 from hullft_ops.ttft.model.context import known_context
@@ -91,11 +97,17 @@ class Evaluator:
 
     @classmethod
     def of(
-        cls, config: Config, store: Datastore, embedder: Embedder, device: str | torch.device
+        cls,
+        config: Config,
+        store: Datastore,
+        embedder: Embedder,
+        device: str | torch.device,
     ) -> "Evaluator":
         """One with the model, on ``device``, and the experts that ``config`` names."""
         missing, say = config.allow_missing_weights, partial(echo, err=True)
-        loaded = load_model(config.model, device, allow_missing_weights=missing, say=say)
+        loaded = load_model(
+            config.model, device, allow_missing_weights=missing, say=say
+        )
         experts = open_experts(config.experts)
         return cls(*loaded, store, embedder, seed=config.seed, experts=experts)
 
@@ -115,7 +127,9 @@ class Evaluator:
             key = row.prompt, self._scored_context(row.settings)
             self._before[key] = row.bits_per_byte_before, row.bytes_scored
 
-    def warm_up(self, prompt: Prompt, settings: Settings) -> tuple[Row, AdaptationReport | None]:
+    def warm_up(
+        self, prompt: Prompt, settings: Settings
+    ) -> tuple[Row, AdaptationReport | None]:
         """Pay for allocations and thread pools now, so that no configuration has to."""
         [measured] = self.measure(prompt, [settings])
         self._warm = True
@@ -124,7 +138,9 @@ class Evaluator:
         self._search.forget()
         return measured
 
-    def measure_all(self, prompt: Prompt, settings: Sequence[Settings]) -> Iterator[Row]:
+    def measure_all(
+        self, prompt: Prompt, settings: Sequence[Settings]
+    ) -> Iterator[Row]:
         """A row for each setting; those that differ in ``context`` alone share an adaptation."""
         if not self._warm:
             self.warm_up(prompt, settings[0])
@@ -134,14 +150,18 @@ class Evaluator:
         for group in together.values():
             yield from (row for row, _ in self.measure(prompt, group))
 
-    def continuations(self, text: str, settings: Settings, new_tokens: int) -> tuple[str, str]:
+    def continuations(
+        self, text: str, settings: Settings, new_tokens: int
+    ) -> tuple[str, str]:
         """What the model writes after ``text`` as it is, and adapted to it."""
         finetuner = self._finetuner(settings)
         if length := self._scored_context(settings):
             # Leave room for the text.
             new_tokens = min(new_tokens, length // 2)
         options: dict[str, Any] = {"max_new_tokens": new_tokens, "do_sample": False}
-        return finetuner.continuation(text, **options), finetuner.generate(text, **options)
+        return finetuner.continuation(text, **options), finetuner.generate(
+            text, **options
+        )
 
     def measure(
         self, prompt: Prompt, group: Sequence[Settings]
@@ -190,12 +210,17 @@ class Evaluator:
             support = in_runs(support, self._picks, reuse)
         outcomes: list[_Outcome] = []
         try:
-            with finetuner.adapted(support) as report, out_of_memory_explained(_SCORING):
+            with (
+                finetuner.adapted(support) as report,
+                out_of_memory_explained(_SCORING),
+            ):
                 for settings in group:
                     if outcomes:
                         context = self._finetuner(settings).select(prompt.text)
                         report = finetuner.read_context(report, context)
-                    outcomes.append((report, finetuner.score_text(prompt.text).value, None))
+                    outcomes.append(
+                        (report, finetuner.score_text(prompt.text).value, None)
+                    )
                 return outcomes
         except NonFiniteLossError as error:
             return [(report, None, str(error))] * len(group)
@@ -204,7 +229,9 @@ class Evaluator:
         key = prompt.id, self._scored_context(settings)
         if key not in self._before:
             with out_of_memory_explained(_SCORING):
-                score = score_text(self.model, self.tokenizer, prompt.text, max_length=key[1])
+                score = score_text(
+                    self.model, self.tokenizer, prompt.text, max_length=key[1]
+                )
             self._before[key] = score.value, score.bytes
         return self._before[key]
 
@@ -218,7 +245,9 @@ class Evaluator:
         report.seconds_search = self._search.seconds
         seconds = {stage: getattr(report, f"seconds_{stage}") for stage in STAGES}
         seconds["finetune"] += report.seconds_prefill
-        return seconds | ({MERGE: report.seconds_merge} if report.expert_indices else {})
+        return seconds | (
+            {MERGE: report.seconds_merge} if report.expert_indices else {}
+        )
 
     def _finetuner(self, settings: Settings) -> TestTimeFinetuner:
         key = config_id(settings)
@@ -255,7 +284,9 @@ def open_inputs(config: Config, *, device: str = "cpu") -> Inputs:
     evaluator = Evaluator.of(config, store, embedder, place)
     counts = sorted(Counter(prompt.domain for prompt in prompts).items())
     domains = ", ".join(f"{name}: {count}" for name, count in counts)
-    echo(f"{len(prompts)} prompts ({domains}), datastore of {len(store)} texts", err=True)
+    echo(
+        f"{len(prompts)} prompts ({domains}), datastore of {len(store)} texts", err=True
+    )
     return Inputs(config, path, evaluator, prompts)
 
 
@@ -271,9 +302,15 @@ def evaluate(
     evaluator, settings = inputs.evaluator, inputs.config.configurations
     evaluator.prepare(settings, results.rows.values())
     tasks = missing_tasks(inputs.prompts, settings, results)
-    total, missing = len(inputs.prompts) * len(settings), sum(len(some) for _, some in tasks)
+    total, missing = (
+        len(inputs.prompts) * len(settings),
+        sum(len(some) for _, some in tasks),
+    )
     here = (row for task in tasks for row in evaluator.measure_all(*task))
-    with closing(here if measure is None else measure(tasks)) as rows, progress_bar() as bar:
+    with (
+        closing(here if measure is None else measure(tasks)) as rows,
+        progress_bar() as bar,
+    ):
         shown = bar.add_task("evaluating", total=total, completed=total - missing)
         for row in rows:
             results.append(row)
@@ -286,7 +323,14 @@ def missing_tasks(
     """Each prompt with the settings that ``results`` has no row for, in the order to run them."""
     # Each prompt begins with another configuration, so that none always runs first.
     tasks = [
-        (prompt, [s for s in rotated(settings, i) if (prompt.id, config_id(s)) not in results.rows])
+        (
+            prompt,
+            [
+                s
+                for s in rotated(settings, i)
+                if (prompt.id, config_id(s)) not in results.rows
+            ],
+        )
         for i, prompt in enumerate(prompts)
     ]
     return [task for task in tasks if task[1]]
@@ -329,7 +373,9 @@ class OneSearch:
         self._count = len(store)
 
         def search(query: bytes, k: int) -> tuple[float, Found]:
-            return _timed(store.search, np.frombuffer(query, np.float32).reshape(-1, store.dim), k)
+            return _timed(
+                store.search, np.frombuffer(query, np.float32).reshape(-1, store.dim), k
+            )
 
         self._once = cache(search)
         self.forget = self._once.cache_clear
@@ -353,7 +399,9 @@ def reuse_runs(picks: Iterable[int], reuse: Reuse) -> list[tuple[int, int]]:
         return [(example, sum(1 for _ in equal)) for example, equal in groupby(picks)]
     if reuse == "global":
         return list(Counter(picks).items())
-    raise ValueError(f"reuse_runs: reuse must be 'global' or 'consecutive', got {reuse!r}")
+    raise ValueError(
+        f"reuse_runs: reuse must be 'global' or 'consecutive', got {reuse!r}"
+    )
 
 
 @dataclass(frozen=True)
@@ -365,7 +413,9 @@ class PickedSift(Sift):
     def __call__(
         self, embeddings: Tensor, candidates: Tensor, queries: Tensor, n_select: int
     ) -> Selection:
-        found = sift_select_indexed(embeddings, candidates, queries, n_select, noise=self.noise)
+        found = sift_select_indexed(
+            embeddings, candidates, queries, n_select, noise=self.noise
+        )
         self.picks[:] = candidates[0][found.picks[0]].tolist()
         return found.selection
 

@@ -70,17 +70,26 @@ class Measurements:
     def of(cls, rows: Sequence[Row]) -> "Measurements":
         """ConfigError if these are not rows of one run, or all configurations share no prompt."""
         if len({row.run for row in rows}) != 1:
-            raise ConfigError(f"results must be of one run, got {len({r.run for r in rows})}")
+            raise ConfigError(
+                f"results must be of one run, got {len({r.run for r in rows})}"
+            )
         by_key = {row.key: row for row in rows}
         failed = Counter(row.config for row in rows if row.error is not None)
-        configs = [c for c in dict.fromkeys(row.config for row in rows) if c not in failed]
+        configs = [
+            c for c in dict.fromkeys(row.config for row in rows) if c not in failed
+        ]
         every = list(dict.fromkeys(row.prompt for row in rows))
         prompts = [p for p in every if all((p, c) in by_key for c in configs)]
         if not prompts or not configs:
-            raise ConfigError("results hold no prompt that every configuration has a result on")
+            raise ConfigError(
+                "results hold no prompt that every configuration has a result on"
+            )
         table = {config: [by_key[p, config] for p in prompts] for config in configs}
         first = table[configs[0]]
-        bits = [[row.bits_per_byte_after or 0.0 for row in table[config]] for config in configs]
+        bits = [
+            [row.bits_per_byte_after or 0.0 for row in table[config]]
+            for config in configs
+        ]
         return cls(
             configs=[NONE, *configs],
             rows=table,
@@ -104,18 +113,25 @@ class Measurements:
 
     def mean_of(self, config: str, attribute: str) -> float:
         """The mean of a number in the configuration's rows; 0 for ``NONE``, which has none."""
-        return fmean([getattr(row, attribute) for row in self.rows.get(config, ())] or [0])
+        return fmean(
+            [getattr(row, attribute) for row in self.rows.get(config, ())] or [0]
+        )
 
     def mean_stages(self, config: str) -> dict[str, float]:
         """Mean seconds of each stage of its rows; 0 for ``NONE``."""
         rows = self.rows.get(config, ())
         stages = rows[0].seconds if rows else STAGES
-        return {stage: fmean([row.seconds[stage] for row in rows] or [0]) for stage in stages}
+        return {
+            stage: fmean([row.seconds[stage] for row in rows] or [0])
+            for stage in stages
+        }
 
     def settings(self, config: str) -> dict[str, Any]:
         return self.rows[config][0].settings
 
-    def relative_bits(self, config: str, other: str, domain: str | None = None) -> Interval:
+    def relative_bits(
+        self, config: str, other: str, domain: str | None = None
+    ) -> Interval:
         """Mean bits per byte relative to ``other``, minus 1, on one domain or on all prompts."""
         inside = slice(None) if domain is None else self.domains == domain
         return relative(self.bits_of(config)[inside], self.bits_of(other)[inside])
@@ -123,7 +139,9 @@ class Measurements:
     def finetuning_speed(self, config: str, other: str) -> Interval:
         """How many times as fast as ``other`` it finetunes and merges, by mean seconds."""
         own, others = (
-            np.array([r.seconds["finetune"] + r.seconds.get(MERGE, 0) for r in self.rows[c]])
+            np.array(
+                [r.seconds["finetune"] + r.seconds.get(MERGE, 0) for r in self.rows[c]]
+            )
             for c in (config, other)
         )
         return relative(others, own, less=0)
@@ -137,7 +155,9 @@ class Measurements:
 def _resamples(count: int) -> np.ndarray:
     """How often each resample draws each of ``count`` prompts, float64 ``[RESAMPLES, count]``."""
     generator = np.random.default_rng(0)
-    return generator.multinomial(count, [1 / count] * count, size=RESAMPLES).astype(np.float64)
+    return generator.multinomial(count, [1 / count] * count, size=RESAMPLES).astype(
+        np.float64
+    )
 
 
 def relative(own: np.ndarray, other: np.ndarray, less: float = 1) -> Interval:

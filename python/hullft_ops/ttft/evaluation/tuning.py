@@ -67,7 +67,9 @@ def tune(
         limit: seconds of measuring in all, even if some candidates have then never run.
     """
     if not candidates or not prompts:
-        raise ConfigError(f"got {len(candidates)} candidates and {len(prompts)} prompts")
+        raise ConfigError(
+            f"got {len(candidates)} candidates and {len(prompts)} prompts"
+        )
     for what, allowed in (("a prompt", seconds), ("all measurements", limit)):
         if not allowed > 0:
             raise ConfigError(f"the time for {what} must be above 0 s, got {allowed:g}")
@@ -100,7 +102,9 @@ def tune(
                 )
             used += 1
         rungs.append({"configurations": len(alive), "prompts": used})
-        alive = sorted(alive, key=lambda candidate: candidate.bits)[: math.ceil(len(alive) / ETA)]
+        alive = sorted(alive, key=lambda candidate: candidate.bits)[
+            : math.ceil(len(alive) / ETA)
+        ]
         if len(alive) == 1 and used == len(prompts):
             break
     best = alive[0]
@@ -141,7 +145,9 @@ def run_tuning(
     evaluator.prepare(candidates)
     with open_results(results, evaluator.run) as file, progress_bar() as bar:
         evaluator.prepare((), file.rows.values())
-        task = bar.add_task("tuning, seconds", total=limit if limit < math.inf else None)
+        task = bar.add_task(
+            "tuning, seconds", total=limit if limit < math.inf else None
+        )
 
         def measure(prompt: Prompt, settings: Settings) -> Row:
             key = prompt.id, config_id(settings)
@@ -149,11 +155,18 @@ def run_tuning(
                 [row] = evaluator.measure_all(prompt, [settings])
                 file.append(row)
             row = file.rows[key]
-            bar.update(task, advance=row.seconds_row, description=f"tuning, seconds ({key[1]})")
+            bar.update(
+                task, advance=row.seconds_row, description=f"tuning, seconds ({key[1]})"
+            )
             return row
 
         tuned = tune(
-            measure, inputs.prompts, candidates, seconds=seconds, limit=limit, seed=config.seed
+            measure,
+            inputs.prompts,
+            candidates,
+            seconds=seconds,
+            limit=limit,
+            seed=config.seed,
         )
     figures = asdict(tuned)
     content = {

@@ -47,7 +47,9 @@ from hullft_ops.ttft.training.checks import autocast_dtype
 
 _FUNCTION = "build_experts"
 # What a killed build leaves behind. A person would not choose such a name.
-_PARTIAL = re.compile(rf"\.(?:[0-9]{{4}}|{MANIFEST_FILE}|{CENTROIDS_FILE})\.{UUID}\.partial")
+_PARTIAL = re.compile(
+    rf"\.(?:[0-9]{{4}}|{MANIFEST_FILE}|{CENTROIDS_FILE})\.{UUID}\.partial"
+)
 
 # An expert, and the positions of its texts.
 Task = tuple[int, list[int]]
@@ -113,7 +115,9 @@ def build_experts(
     if not 0 < check_number(_FUNCTION, "lr", lr) < float("inf"):
         raise ValueError(f"{_FUNCTION}: lr must be above 0 and finite, got {lr}")
     if clusters > len(store):
-        raise ValueError(f"{_FUNCTION}: clusters is {clusters}, the store has {len(store)} texts")
+        raise ValueError(
+            f"{_FUNCTION}: clusters is {clusters}, the store has {len(store)} texts"
+        )
     if len(store.embeddings) != len(store):
         raise ValueError(
             f"{_FUNCTION}: store must have all of its texts at hand, got {len(store)} to search "
@@ -148,7 +152,9 @@ def build_experts(
             passages=passages,
             max_length=context_length(_FUNCTION, model, tokenizer, max_length),
             dtype=None if autocast is None else "bfloat16",
-            versions=versions_of(("hullft_ops", "faiss-cpu", "peft", "torch", "transformers")),
+            versions=versions_of(
+                ("hullft_ops", "faiss-cpu", "peft", "torch", "transformers")
+            ),
         )
         if path.exists() and not path.is_dir():
             raise FileExistsError(f"{_FUNCTION}: {path} exists and is not a folder")
@@ -176,7 +182,9 @@ def _begun(path: Path, asked: Manifest) -> Manifest:
             raise ValueError(f"{_FUNCTION}: {said}")
     else:
         if others := sorted(set(path.iterdir()) - partials):
-            raise FileExistsError(f"{_FUNCTION}: {path} holds {others[0].name}, which is no expert")
+            raise FileExistsError(
+                f"{_FUNCTION}: {path} holds {others[0].name}, which is no expert"
+            )
         asked.write(path)
         begun = asked
     for entry in partials:
@@ -185,7 +193,11 @@ def _begun(path: Path, asked: Manifest) -> Manifest:
 
 
 def _fill(
-    path: Path, manifest: Manifest, store: Store, train: TrainExperts, console: Console | None
+    path: Path,
+    manifest: Manifest,
+    store: Store,
+    train: TrainExperts,
+    console: Console | None,
 ) -> None:
     """Add what the folder lacks: clusters, experts and the finished manifest."""
     if CENTROIDS_FILE in manifest.files:
@@ -222,7 +234,9 @@ def _fill(
 
 def _recorded(path: Path, manifest: Manifest, files: dict[str, bytes]) -> Manifest:
     """The manifest with the checksums of more files, on the disk."""
-    sums = manifest.files | {name: sha256(content).hexdigest() for name, content in files.items()}
+    sums = manifest.files | {
+        name: sha256(content).hexdigest() for name, content in files.items()
+    }
     # Workers may finish in any order.
     manifest = replace(manifest, files=dict(sorted(sums.items())))
     manifest.write(path)
@@ -234,7 +248,11 @@ def _fan_in_fan_out(model: "PreTrainedModel") -> bool:
     from transformers.pytorch_utils import Conv1D
 
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    linear = (m for m in model.modules() if isinstance(m, nn.Linear | Conv1D) and m is not head)
+    linear = (
+        m
+        for m in model.modules()
+        if isinstance(m, nn.Linear | Conv1D) and m is not head
+    )
     kinds = {isinstance(module, Conv1D) for module in linear}
     if len(kinds) != 1:
         raise ValueError(

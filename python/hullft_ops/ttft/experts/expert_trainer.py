@@ -37,7 +37,9 @@ class ExpertTrainer:
         model, manifest = self.model, self.manifest
         self._full = manifest.kind == "full"
         self._base: list[torch.Tensor] = [*trainable_parameters(model)]
-        self._copy: Any = copy.deepcopy(model) if self._full else _with_adapter(model, manifest)
+        self._copy: Any = (
+            copy.deepcopy(model) if self._full else _with_adapter(model, manifest)
+        )
         self._trained = trainable_parameters(self._copy)
         self._clock = StageClock(model.device)
         self._trainer = SupportTrainer(
@@ -58,13 +60,19 @@ class ExpertTrainer:
             if len(texts) == manifest.passages:
                 break
             text = self.store.texts[position]
-            tokens = self.tokenizer(text, truncation=True, max_length=manifest.max_length)
+            tokens = self.tokenizer(
+                text, truncation=True, max_length=manifest.max_length
+            )
             if len(tokens["input_ids"]) >= MIN_TOKENS:
                 texts[position] = list(tokens["input_ids"])
         once = [1] * len(texts)
         try:
-            with out_of_memory_explained("out of memory while training experts: lower max_length"):
-                self._trainer.train([*texts.values()], [*texts], once, once, self._clock)
+            with out_of_memory_explained(
+                "out of memory while training experts: lower max_length"
+            ):
+                self._trainer.train(
+                    [*texts.values()], [*texts], once, once, self._clock
+                )
         except NonFiniteLossError as error:
             said = f"{_FUNCTION}: cluster {expert}: a loss is not finite: lower lr"
             raise NonFiniteLossError(said) from error
@@ -96,7 +104,9 @@ def _with_adapter(model: "PreTrainedModel", manifest: Manifest) -> Any:
     with needed_by(_FUNCTION):
         from peft import LoraConfig, TaskType, get_peft_model
 
-    shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
+    shared = {
+        id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()
+    }
     config = LoraConfig(
         r=manifest.rank,
         lora_alpha=manifest.rank,

@@ -57,12 +57,16 @@ class Manifest(FolderManifest):
     fan_in_fan_out: bool  # whether the adapted weights are ``[in, out]``, as GPT-2's
     seed: int  # of the clusters and of the adapters' first values
     lr: float  # Adam's learning rate at the first step
-    passages: int | None  # texts of a cluster that its expert was trained on, at most; None for all
+    passages: (
+        int | None
+    )  # texts of a cluster that its expert was trained on, at most; None for all
     max_length: int  # tokens of a text, at most
     dtype: str | None  # "bfloat16" if they were trained under autocast
     versions: dict[str, str | None]  # of the packages that decide the numbers
     # by the path in the folder
-    files: Annotated[dict[str, str], "an object of SHA-256 sums"] = field(default_factory=dict)
+    files: Annotated[dict[str, str], "an object of SHA-256 sums"] = field(
+        default_factory=dict
+    )
     finished: bool = False
     format: str = "hullft_ops.experts"
     format_version: int = 1
@@ -93,7 +97,9 @@ class Clusters:
 
     def texts_of(self, cluster: int) -> list[int]:
         """The positions of a cluster's texts, nearest to its centroid first."""
-        found: list[int] = torch.split(self.texts, self.sizes.tolist())[cluster].tolist()
+        found: list[int] = torch.split(self.texts, self.sizes.tolist())[
+            cluster
+        ].tolist()
         return found
 
 
@@ -131,9 +137,13 @@ class Experts:
         with prefixed("Experts.open"):
             manifest = Manifest.read(path)
             if not manifest.finished:
-                built = len({name.split("/")[0] for name in manifest.files if "/" in name})
+                built = len(
+                    {name.split("/")[0] for name in manifest.files if "/" in name}
+                )
                 found = f"{path} holds {built} of {manifest.clusters} experts"
-                raise ValueError(f"{found}: build them with the same settings again to continue")
+                raise ValueError(
+                    f"{found}: build them with the same settings again to continue"
+                )
             tensors = load_file(checked_file(path, manifest, CENTROIDS_FILE))
         return cls(path, manifest, tensors["centroids"], tensors["sizes"])
 
@@ -169,16 +179,22 @@ class Experts:
         manifest, ours = self.manifest, f"the experts in {self.path} are of"
         with prefixed("Experts.check"):
             if count > len(self):
-                raise ValueError(f"n_experts is {count}, {self.path} holds {len(self)} experts")
+                raise ValueError(
+                    f"n_experts is {count}, {self.path} holds {len(self)} experts"
+                )
             if (found := fingerprint(model)) != manifest.fingerprint:
-                given = f"{model.name_or_path or type(model).__name__} with weights {found}"
+                given = (
+                    f"{model.name_or_path or type(model).__name__} with weights {found}"
+                )
                 base = manifest.model or "a model without a name"
                 wanted = f"{base} with weights {manifest.fingerprint}"
                 raise ValueError(f"model is {given}, {ours} {wanted}")
             embedder, dim = manifest.embedder, self.centroids.shape[1]
             if (store.embedder, store.dim) != (embedder, dim):
                 given = f"{store.embedder} of dim {store.dim}"
-                raise ValueError(f"store has embeddings of {given}, {ours} {embedder} of dim {dim}")
+                raise ValueError(
+                    f"store has embeddings of {given}, {ours} {embedder} of dim {dim}"
+                )
             if (found := store_digest(store)) != manifest.store:
                 given = f"{len(store)} texts with digest {found}"
                 wanted = f"one with {int(self.sizes.sum())} texts and digest {manifest.store}"
@@ -189,11 +205,15 @@ class Experts:
 
     def _factors(self, tensors: dict[str, torch.Tensor]) -> Update:
         found: Update = {}
-        for key in [key.removesuffix(LORA_A) for key in tensors if key.endswith(LORA_A)]:
+        for key in [
+            key.removesuffix(LORA_A) for key in tensors if key.endswith(LORA_A)
+        ]:
             b, a = tensors[key + LORA_B], tensors[key + LORA_A]
             if self.manifest.fan_in_fan_out:
                 b, a = a.T, b.T
-            found[f"{key.removeprefix(BEFORE)}.weight"] = Factors(b, a, self.manifest.scale)
+            found[f"{key.removeprefix(BEFORE)}.weight"] = Factors(
+                b, a, self.manifest.scale
+            )
         return found
 
 
@@ -221,14 +241,21 @@ def checked_file(folder: Path, manifest: Manifest, name: str) -> Path:
     return file
 
 
-def adapter_files(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str, bytes]:
+def adapter_files(
+    config: dict[str, Any], tensors: dict[str, torch.Tensor]
+) -> dict[str, bytes]:
     """The files of an adapter as PEFT saves it, by name."""
     # The order of a set differs from process to process.
     plain = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
     content = json.dumps(plain | {"inference_mode": True}, indent=2, sort_keys=True)
     # Cloned, because safetensors refuses views.
-    copies = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    return {CONFIG_FILE: content.encode(), ADAPTER_FILE: save(copies, metadata={"format": "pt"})}
+    copies = {
+        name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()
+    }
+    return {
+        CONFIG_FILE: content.encode(),
+        ADAPTER_FILE: save(copies, metadata={"format": "pt"}),
+    }
 
 
 def check_plain(function: str, model: "PreTrainedModel") -> None:
@@ -241,7 +268,9 @@ def check_plain(function: str, model: "PreTrainedModel") -> None:
             f"{function}: model must be a plain one, as experts are of plain weights, got {name} "
             "with PEFT adapters: give the base model, after unload()"
         )
-    odd = next((n for n, p in model.named_parameters() if not p.is_floating_point()), None)
+    odd = next(
+        (n for n, p in model.named_parameters() if not p.is_floating_point()), None
+    )
     if odd or getattr(model, "is_quantized", False):
         raise ValueError(
             f"{function}: model must have weights in floating point, as experts are, got {name} "

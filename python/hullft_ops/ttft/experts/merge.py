@@ -122,11 +122,16 @@ def add(additions: Sequence[Addition], clock: StageClock) -> None:
         for parameter, shares in additions:
             low = [(one, share) for one, share in shares if isinstance(one, Factors)]
             if low:
-                b, a = torch.cat([one.b for one, _ in low], 1), torch.cat([one.a for one, _ in low])
+                b, a = (
+                    torch.cat([one.b for one, _ in low], 1),
+                    torch.cat([one.a for one, _ in low]),
+                )
                 scales = tuple((len(one.a), one.scale * share) for one, share in low)
                 if scales not in columns:
                     values = [[scale] for rank, scale in scales for _ in range(rank)]
-                    columns[scales] = torch.tensor(values, dtype=torch.float32, device=a.device)
+                    columns[scales] = torch.tensor(
+                        values, dtype=torch.float32, device=a.device
+                    )
                 parameter.addmm_(b.to(parameter), a.mul_(columns[scales]).to(parameter))
             for one, share in shares:
                 if isinstance(one, torch.Tensor):

@@ -56,7 +56,9 @@ def can_pad(model: "PreTrainedModel") -> bool:
 
     inner = unwrapped(model)
     config = inner.config.get_text_config()
-    rope = f"{getattr(config, 'rope_parameters', '')}{getattr(config, 'rope_scaling', '')}"
+    rope = (
+        f"{getattr(config, 'rope_parameters', '')}{getattr(config, 'rope_scaling', '')}"
+    )
     if any(kind in rope for kind in _CHANGING_ROPE):
         return False
     return all(type(layer) is DynamicLayer for layer in _empty_cache(inner).layers)
@@ -82,7 +84,9 @@ def without_marks(text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.where(is_real, text, ~text), shares / shares.sum()
 
 
-def on_device(texts: Sequence[Sequence[int]], device: torch.device) -> list[torch.Tensor]:
+def on_device(
+    texts: Sequence[Sequence[int]], device: torch.device
+) -> list[torch.Tensor]:
     """The texts, int64, after one copy of all of them, for which nobody waits on CUDA."""
     flat = torch.tensor([*chain.from_iterable(texts)], dtype=torch.int64, device="cpu")
     if device.type == "cuda":

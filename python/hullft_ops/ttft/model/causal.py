@@ -21,7 +21,9 @@ _ROUNDING = 2**-5
 
 _causal: "WeakSet[nn.Module]" = WeakSet()
 # The highest id, with the tokenizer's size at that time.
-_highest: "WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, int]]" = WeakKeyDictionary()
+_highest: "WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, int]]" = (
+    WeakKeyDictionary()
+)
 
 
 def check_causal(
@@ -59,18 +61,25 @@ def check_causal(
 
 
 def _probe(
-    function: str, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", highest: int
+    function: str,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    highest: int,
 ) -> None:
     one, other = _two_texts(model, tokenizer, highest)
     try:
         logits = getattr(_run(model, one), "logits", None)
     except (TypeError, ValueError) as error:
-        raise _refusal(function, model, "which cannot run on input_ids alone") from error
+        raise _refusal(
+            function, model, "which cannot run on input_ids alone"
+        ) from error
     if logits is None:
         raise _refusal(function, model, "which gives no logits")
     if logits.shape[:-1] != one.shape:
         shape, count = tuple(logits.shape), one.shape[1]
-        raise _refusal(function, model, f"whose logits have shape {shape} for {count} tokens")
+        raise _refusal(
+            function, model, f"whose logits have shape {shape} for {count} tokens"
+        )
     _check_ids(function, model, highest, logits.shape[-1])
     first, again = logits[0, 0], _run(model, other).logits[0, 0]
     # The loss complains about NaN.
@@ -82,7 +91,9 @@ def _probe(
     if sees is None:
         sees = bool((first - again).abs().max() > _ROUNDING * first.abs().max())
     if sees:
-        raise _refusal(function, model, "whose logits for the first token change with the last")
+        raise _refusal(
+            function, model, "whose logits for the first token change with the last"
+        )
 
 
 def _run(model: "PreTrainedModel", tokens: torch.Tensor) -> Any:
@@ -95,7 +106,9 @@ def _same_draws(model: "PreTrainedModel") -> AbstractContextManager[None]:
     return torch.random.fork_rng([model.device] if model.device.type == "cuda" else [])
 
 
-def _has_gradient(model: "PreTrainedModel", tokens: torch.Tensor, highest: int) -> bool | None:
+def _has_gradient(
+    model: "PreTrainedModel", tokens: torch.Tensor, highest: int
+) -> bool | None:
     """Whether the first token's logits depend on the last token's embedding; None if unknown."""
     read: list[torch.Tensor] = []
 
@@ -105,18 +118,26 @@ def _has_gradient(model: "PreTrainedModel", tokens: torch.Tensor, highest: int) 
 
     # An encoder and a decoder each have one, with the same weight.
     tables = [m for m in model.modules() if isinstance(m, nn.Embedding)]
-    handles = [m.register_forward_hook(note) for m in tables if m.num_embeddings > highest]
+    handles = [
+        m.register_forward_hook(note) for m in tables if m.num_embeddings > highest
+    ]
     try:
         with torch.inference_mode(False), torch.enable_grad(), _same_draws(model):
             logits = model(input_ids=tokens.clone(), use_cache=False).logits
-            gradients = torch.autograd.grad(logits[0, 0].float().sum(), read, allow_unused=True)
+            gradients = torch.autograd.grad(
+                logits[0, 0].float().sum(), read, allow_unused=True
+            )
     # Raised for weights made in inference mode, and for kernels without a backward pass.
     except RuntimeError:
         return None
     finally:
         for handle in handles:
             handle.remove()
-    return any(g is not None and bool(g[..., -1, :].any()) for g in gradients) if read else None
+    return (
+        any(g is not None and bool(g[..., -1, :].any()) for g in gradients)
+        if read
+        else None
+    )
 
 
 def _two_texts(
@@ -125,7 +146,9 @@ def _two_texts(
     """Two texts of two tokens. Only the last differs; none is special, as models may mask those."""
     special = {*tokenizer.all_special_ids, getattr(model.config, "pad_token_id", None)}
     middle = highest // 2
-    ordinary = (i for i in (*range(middle, highest + 1), *range(middle)) if i not in special)
+    ordinary = (
+        i for i in (*range(middle, highest + 1), *range(middle)) if i not in special
+    )
     first, last = (*islice(ordinary, 2), 0, min(1, highest))[:2]
     one, other = torch.tensor([[[first, first]], [[first, last]]], device=model.device)
     return one, other
@@ -135,11 +158,16 @@ def highest_id(tokenizer: "PreTrainedTokenizerBase") -> int:
     """The highest id of the vocabulary, which may have gaps."""
     known = _highest.get(tokenizer)
     if known is None or known[0] != len(tokenizer):
-        known = _highest[tokenizer] = len(tokenizer), max(tokenizer.get_vocab().values())
+        known = _highest[tokenizer] = (
+            len(tokenizer),
+            max(tokenizer.get_vocab().values()),
+        )
     return known[1]
 
 
-def _check_ids(function: str, model: "PreTrainedModel", highest: int, count: int | None) -> None:
+def _check_ids(
+    function: str, model: "PreTrainedModel", highest: int, count: int | None
+) -> None:
     if count is not None and highest >= count:
         inner = unwrapped(model)
         served = _served(inner)

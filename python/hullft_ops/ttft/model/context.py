@@ -33,7 +33,9 @@ def context_length(
     limit = model_limit(function, model)
     max_length = check_integer(function, "max_length", max_length, 2)
     if limit is not None and max_length > limit:
-        raise ValueError(f"{function}: max_length is {max_length}, the model's context is {limit}")
+        raise ValueError(
+            f"{function}: max_length is {max_length}, the model's context is {limit}"
+        )
     return max_length
 
 
@@ -52,12 +54,16 @@ def model_limit(function: str, model: "PreTrainedModel") -> int | None:
     config = model.config.get_text_config()
     found = (getattr(config, name, None) for name in _POSITIONS)
     # Models without a limit may say -1.
-    limit = next((positions for positions in found if positions and positions > 0), None)
+    limit = next(
+        (positions for positions in found if positions and positions > 0), None
+    )
     virtual = virtual_tokens(function, model)
     if limit is None:
         return None
     # Rows of RoBERTa's position embedding that belong to padding, so no token can use them.
-    tables = (m for name, m in model.named_modules() if name.endswith("position_embeddings"))
+    tables = (
+        m for name, m in model.named_modules() if name.endswith("position_embeddings")
+    )
     padding = next((m.padding_idx for m in tables if isinstance(m, nn.Embedding)), None)
     return int(limit) - virtual - (0 if padding is None else padding + 1)
 
@@ -78,5 +84,7 @@ def virtual_tokens(function: str, model: "PreTrainedModel") -> int:
 
 def unwrapped(model: "PreTrainedModel") -> "PreTrainedModel":
     """The model without PEFT's wrapper."""
-    unwrap: Callable[[], PreTrainedModel] | None = getattr(model, "get_base_model", None)
+    unwrap: Callable[[], PreTrainedModel] | None = getattr(
+        model, "get_base_model", None
+    )
     return model if unwrap is None else unwrap()

@@ -71,7 +71,10 @@ class Claim(AbstractContextManager[None]):
             if other is None or not self._meets(other):
                 continue
             # Only the thread that forks goes on in the child, as its main thread.
-            if other._process != os.getpid() and other.thread is not threading.main_thread():
+            if (
+                other._process != os.getpid()
+                and other.thread is not threading.main_thread()
+            ):
                 raise RuntimeError(
                     "TestTimeFinetuner: another thread adapted or scored the model when this "
                     "process was forked, so its weights and modes here may be half changed: load "
@@ -98,7 +101,10 @@ class Claim(AbstractContextManager[None]):
         return waits
 
     def _meets(self, other: "Claim") -> bool:
-        return not (self._changed.isdisjoint(other._read) and other._changed.isdisjoint(self._read))
+        return not (
+            self._changed.isdisjoint(other._read)
+            and other._changed.isdisjoint(self._read)
+        )
 
 
 def _change() -> threading.Condition:

@@ -28,10 +28,16 @@ def continuation(
 ) -> str:
     """See `TestTimeFinetuner.generate`. The first texts of ``prefix`` go until the rest fits."""
     prefix = prefix or Prefix()
-    tokens = tokens_to_continue(tokenizer, prompt, context, generate_kwargs, prefix.texts)
+    tokens = tokens_to_continue(
+        tokenizer, prompt, context, generate_kwargs, prefix.texts
+    )
     generate_kwargs["max_new_tokens"] = _new_tokens(generate_kwargs)
     cached = prefix.cached
-    if cached and cached.steers(model, generate_kwargs) and cached.begins(model, tokens):
+    if (
+        cached
+        and cached.steers(model, generate_kwargs)
+        and cached.begins(model, tokens)
+    ):
         generate_kwargs |= cached.arguments(model)
     # A configuration may request more than the tokens.
     generate_kwargs["return_dict_in_generate"] = False
@@ -40,7 +46,9 @@ def continuation(
         generate_kwargs.setdefault("pad_token_id", tokenizer.eos_token_id)
     with eval_mode(model), torch.no_grad():
         generate: Callable[..., torch.Tensor] = model.generate  # type: ignore[assignment]
-        output = generate(input_ids=ids, attention_mask=torch.ones_like(ids), **generate_kwargs)
+        output = generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), **generate_kwargs
+        )
     return str(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
 
 
@@ -80,5 +88,8 @@ def tokens_to_continue(
 
 def _new_tokens(generate_kwargs: dict[str, Any]) -> int:
     config = generate_kwargs.get("generation_config")
-    given = (generate_kwargs.get("max_new_tokens"), getattr(config, "max_new_tokens", None))
+    given = (
+        generate_kwargs.get("max_new_tokens"),
+        getattr(config, "max_new_tokens", None),
+    )
     return next((new for new in given if new is not None), _NEW_TOKENS)

@@ -78,7 +78,9 @@ def _only_file(folder: Path) -> Path | None:
     found = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".gguf")
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
-        raise InputError(f"model {folder}: holds {len(found)} GGUF files, name one: {names}")
+        raise InputError(
+            f"model {folder}: holds {len(found)} GGUF files, name one: {names}"
+        )
     return found[0] if found else None
 
 
@@ -99,7 +101,10 @@ def dequantized(
         check(keys)
         return folder
     header = read_header(file)
-    weights, largest = sum(header.tensors.values()), max(header.tensors.values(), default=0)
+    weights, largest = (
+        sum(header.tensors.values()),
+        max(header.tensors.values(), default=0),
+    )
     # SmolLM2-135M takes 0.94 GB by this sum, and as much was measured.
     needed = 4 * (weights + 3 * largest) + file.stat().st_size
     available = available_memory()
@@ -141,18 +146,24 @@ def read_header(file: Path) -> Header:
     from gguf import GGUFReader
 
     class Reader(GGUFReader):
-        def _get(self, offset: int, dtype: Any, count: int = 1, *others: Any, **named: Any) -> Any:
+        def _get(
+            self, offset: int, dtype: Any, count: int = 1, *others: Any, **named: Any
+        ) -> Any:
             # Past the end gguf reads on, nearly for ever if a length is forged.
             end = offset + int(count) * np.dtype(dtype).itemsize
             if end > len(self.data):
-                raise ValueError(f"must have at least {end} bytes, has {len(self.data)}")
+                raise ValueError(
+                    f"must have at least {end} bytes, has {len(self.data)}"
+                )
             return super()._get(offset, dtype, count, *others, **named)
 
     try:
         reader = Reader(file)
         said = reader.fields
         if "split.count" in said and (parts := said["split.count"].contents()) != 1:
-            raise ValueError(f"is one of {parts} files: llama-gguf-split --merge joins them")
+            raise ValueError(
+                f"is one of {parts} files: llama-gguf-split --merge joins them"
+            )
         if reader.byte_order == "S":
             raise ValueError("its numbers are in the other byte order")
         architecture = said["general.architecture"].contents()
@@ -163,7 +174,9 @@ def read_header(file: Path) -> Header:
             f"model {file}: must be a whole GGUF model, not cut off, damaged or split: "
             f"{first_line(error)}"
         ) from error
-    return Header(architecture, tokens, {one.name: one.n_elements for one in reader.tensors})
+    return Header(
+        architecture, tokens, {one.name: one.n_elements for one in reader.tensors}
+    )
 
 
 def _converted(
@@ -179,7 +192,9 @@ def _converted(
         try:
             # Some architectures' weights would stay quantized, which nothing can train.
             plain = GgufConfig(dequantize=True)
-            model, loaded, tokenizer = pretrained(place, link.name, quantization_config=plain)
+            model, loaded, tokenizer = pretrained(
+                place, link.name, quantization_config=plain
+            )
         # Metadata that the libraries do not expect raises anything.
         except Exception as error:
             if is_out_of_memory(error):
@@ -190,7 +205,11 @@ def _converted(
             ) from error
     missing = set(loaded["missing_keys"])
     unexpected = sorted(loaded["unexpected_keys"]) or _left_out(header, model, missing)
-    return model, tokenizer, {"missing_keys": sorted(missing), "unexpected_keys": unexpected}
+    return (
+        model,
+        tokenizer,
+        {"missing_keys": sorted(missing), "unexpected_keys": unexpected},
+    )
 
 
 def pretrained(
@@ -209,18 +228,26 @@ def pretrained(
         output_loading_info=True,
         **options,
     )
-    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf_file, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(
+        source, gguf_file=gguf_file, trust_remote_code=False
+    )
     return *found, tokenizer
 
 
 def _left_out(header: Header, model: "PreTrainedModel", missing: set[str]) -> list[str]:
     """The tensors that transformers has read past: it does not say so."""
     reader: Any = import_module("transformers.modeling_gguf_pytorch_utils")
-    taken = sum(p.numel() for name, p in model.named_parameters() if name not in missing)
+    taken = sum(
+        p.numel() for name, p in model.named_parameters() if name not in missing
+    )
     if sum(header.tensors.values()) <= taken:
         return []
-    processor = reader.TENSOR_PROCESSORS.get(header.architecture, reader.TensorProcessor)
-    known = reader.get_gguf_hf_weights_map(model, processor(config=model.config.to_dict()))
+    processor = reader.TENSOR_PROCESSORS.get(
+        header.architecture, reader.TensorProcessor
+    )
+    known = reader.get_gguf_hf_weights_map(
+        model, processor(config=model.config.to_dict())
+    )
     return sorted(header.tensors.keys() - known.keys())
 
 
@@ -244,7 +271,10 @@ def no_bars() -> Iterator[None]:
 
 
 def _write(
-    folder: Path, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", keys: Keys
+    folder: Path,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    keys: Keys,
 ) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with alone_in(folder.parent):
@@ -254,7 +284,9 @@ def _write(
         for remains in (folder, *folder.parent.glob(f".{folder.name}*.partial")):
             shutil.rmtree(remains, ignore_errors=True)
         missing = keys["missing_keys"]
-        weights = {name: t for name, t in model.state_dict().items() if name not in missing}
+        weights = {
+            name: t for name, t in model.state_dict().items() if name not in missing
+        }
         with staging_folder(folder) as partial:
             with no_bars():
                 model.save_pretrained(partial, state_dict=weights)
@@ -263,7 +295,9 @@ def _write(
             file = partial / "tokenizer.json"
             content = json.loads(file.read_text(encoding="utf-8"))
             size = model.config.vocab_size
-            content["added_tokens"] = [t for t in content["added_tokens"] if t["id"] < size]
+            content["added_tokens"] = [
+                t for t in content["added_tokens"] if t["id"] < size
+            ]
             file.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
             sums = {path.name: crc32_of(path) for path in partial.iterdir()}
             (partial / _MANIFEST).write_text(json.dumps({"crc32": sums, "keys": keys}))
@@ -276,6 +310,10 @@ def _keys_of(folder: Path) -> Keys | None:
         content = json.loads((folder / _MANIFEST).read_bytes())
         keys: Keys = content["keys"]
         sums = content["crc32"].items()
-        return keys if all(crc32_of(folder / name) == value for name, value in sums) else None
+        return (
+            keys
+            if all(crc32_of(folder / name) == value for name, value in sums)
+            else None
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -33,10 +33,16 @@ def linear_mean_loss(
     weight's gradient to the embedding. The scalar is float64 for float64 products, else float32.
     """
     device = hidden.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    dtype = (
+        torch.get_autocast_dtype(device)
+        if torch.is_autocast_enabled(device)
+        else hidden.dtype
+    )
     with torch.autocast(device, enabled=False):
         if shares is None:
-            shares = hidden.new_full(targets.shape, 1 / len(targets), dtype=torch.float64)
+            shares = hidden.new_full(
+                targets.shape, 1 / len(targets), dtype=torch.float64
+            )
         arguments = (hidden, weight, bias, targets, rows, dtype, shares, tied)
         loss: Tensor = _LinearMeanLoss.apply(*arguments)  # type: ignore[no-untyped-call]
     return loss
@@ -119,7 +125,9 @@ class _LinearMeanLoss(torch.autograd.Function):
         losses: list[Tensor] = []
         precise = torch.promote_types(dtype, torch.float32)
         columns = (hidden.to(dtype), targets[:, None], shares.to(precise)[:, None])
-        for chunk, wanted, share in zip(*(torch.split(c, rows) for c in columns), strict=True):
+        for chunk, wanted, share in zip(
+            *(torch.split(c, rows) for c in columns), strict=True
+        ):
             logits = _room(chunk, factor, rows, dtype)
             for tile in _tiles(factor):
                 multiply_into(logits[:, tile], chunk, factor[tile].T)

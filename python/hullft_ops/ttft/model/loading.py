@@ -31,7 +31,9 @@ def checked_device(name: str) -> torch.device:
     found = torch.cuda.device_count() if device.type == "cuda" else 1
     if (device.index or 0) >= found:
         kind = device.type.upper()
-        raise InputError(f"device {name}: torch {torch.__version__} finds {found} {kind} devices")
+        raise InputError(
+            f"device {name}: torch {torch.__version__} finds {found} {kind} devices"
+        )
     return device
 
 
@@ -70,7 +72,9 @@ def load_model(
             # transformers does not list tied or optional ones.
             if names := sorted(keys[f"{kind}_keys"]):
                 more = ", ..." if len(names) > _NAMED_WEIGHTS else ""
-                said.append(f"{len(names)} {kind} ({', '.join(names[:_NAMED_WEIGHTS])}{more})")
+                said.append(
+                    f"{len(names)} {kind} ({', '.join(names[:_NAMED_WEIGHTS])}{more})"
+                )
         if said and not allow_missing_weights:
             raise InputError(
                 f"{what}: its weights do not match its configuration: {', '.join(said)}; "
@@ -121,7 +125,14 @@ def loading(what: str, folder: str | Path) -> Iterator[None]:
         yield
     # They raise these for a directory with no model, half of one, or another model's weights; and
     # the last two for JSON of another form.
-    except (OSError, RuntimeError, SafetensorError, ValueError, AttributeError, TypeError) as error:
+    except (
+        OSError,
+        RuntimeError,
+        SafetensorError,
+        ValueError,
+        AttributeError,
+        TypeError,
+    ) as error:
         if is_out_of_memory(error):
             raise
         # The libraries advise passing that argument, which no command has.

@@ -77,7 +77,10 @@ class MeanLoss:
         return self.of_rows(tokens[None], [len(tokens)], shares)[0]
 
     def of_rows(
-        self, rows: torch.Tensor, lengths: Sequence[int], shares: torch.Tensor | None = None
+        self,
+        rows: torch.Tensor,
+        lengths: Sequence[int],
+        shares: torch.Tensor | None = None,
     ) -> list[torch.Tensor]:
         """The loss of each text of a batch, int64 ``[R, T]``, with so many tokens in each row.
 
@@ -92,11 +95,17 @@ class MeanLoss:
         self.is_full = True
         logits = self._model(input_ids=rows, use_cache=False).logits.unbind()
         texts = zip(logits, rows, lengths, strict=True)
-        each = (_losses_of(found[:length], row[:length]) for found, row, length in texts)
-        return [o.mean() if shares is None else (o * shares.to(o.dtype)).sum() for o in each]
+        each = (
+            _losses_of(found[:length], row[:length]) for found, row, length in texts
+        )
+        return [
+            o.mean() if shares is None else (o * shares.to(o.dtype)).sum() for o in each
+        ]
 
     @torch.no_grad()
-    def _agreeing(self, split: "_SplitModel", probe: torch.Tensor) -> dict[str, Any] | None:
+    def _agreeing(
+        self, split: "_SplitModel", probe: torch.Tensor
+    ) -> dict[str, Any] | None:
         """Arguments for `_SplitModel.hidden` that give the model's own logits; None if none do."""
         if self._compared == (split.base, split.head):
             return self._arguments
@@ -139,14 +148,19 @@ class _SplitModel:
         if base is inner or type(head) is not nn.Linear:
             return None
         # A cap changes small logits by less than a low-precision model can show.
-        if getattr(inner.config.get_text_config(), "final_logit_softcapping", None) is not None:
+        if (
+            getattr(inner.config.get_text_config(), "final_logit_softcapping", None)
+            is not None
+        ):
             return None
         if are_wrapped((*_ancestors(model, base), head)):
             return None
         modules = list(inner.modules())
         # Code that was compiled for the embedding would be compiled for every pass again.
         compiled = any(module._compiled_call_impl is not None for module in modules)
-        embeddings = (m for m in modules if type(m) is nn.Embedding and m.weight is head.weight)
+        embeddings = (
+            m for m in modules if type(m) is nn.Embedding and m.weight is head.weight
+        )
         embedding = None if compiled else next(filter(_can_be_tied, embeddings), None)
         return cls(base, head, embedding)
 
@@ -183,7 +197,10 @@ class _SplitModel:
 
 def _can_be_tied(embedding: nn.Embedding) -> bool:
     """Whether its gradient is that of plain rows, which can be added to the head's."""
-    plain = not (embedding.sparse or embedding.scale_grad_by_freq) and embedding.max_norm is None
+    plain = (
+        not (embedding.sparse or embedding.scale_grad_by_freq)
+        and embedding.max_norm is None
+    )
     return plain and embedding.weight.requires_grad and "forward" not in vars(embedding)
 
 
@@ -209,7 +226,9 @@ def _is_wrapped(module: nn.Module) -> bool:
     )
 
 
-def backward_in_parts(loss: torch.Tensor, parameters: Sequence[torch.Tensor], take: Take) -> None:
+def backward_in_parts(
+    loss: torch.Tensor, parameters: Sequence[torch.Tensor], take: Take
+) -> None:
     """Hand complete gradients to ``take`` during the pass, several at a time, and drop them.
 
     ``take`` may change their parameters: whatever multiplies by one on the way back contributes to

@@ -54,7 +54,10 @@ def _number_after(label: str, file: Path) -> int | None:
         lines = file.read_text().splitlines()
     except OSError:
         return None
-    words = next((line.removeprefix(label).split() for line in lines if line.startswith(label)), [])
+    words = next(
+        (line.removeprefix(label).split() for line in lines if line.startswith(label)),
+        [],
+    )
     return int(words[0]) if words and words[0].isdigit() else None
 
 
@@ -77,11 +80,17 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def training_advice(
-    texts: Sequence[Sequence[int]], max_length: int, order: str, n_select: int, context: int
+    texts: Sequence[Sequence[int]],
+    max_length: int,
+    order: str,
+    n_select: int,
+    context: int,
 ) -> str:
     """What to do if a finetuner with these settings runs out of memory on ``texts``."""
     longest = max(map(len, texts), default=0)
-    lower = f"max_length (it is {max_length})" + (f", context (it is {context})" if context else "")
+    lower = f"max_length (it is {max_length})" + (
+        f", context (it is {context})" if context else ""
+    )
     advice = (
         f"TestTimeFinetuner: out of memory, adapting on texts of up to {longest} tokens; the "
         f"model has been restored. Lower {lower}, or train less of the model: PEFT adapters, or "

@@ -94,7 +94,9 @@ def _product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     along = (right == 1 and down >= columns) or (down == 1 and right >= rows)
     factor = b.T if along else b.T.contiguous()
     offset = None if bias is None else bias.contiguous()
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(a, factor, offset, "none", [], "")
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(
+        a, factor, offset, "none", [], ""
+    )
     return product
 
 
@@ -119,7 +121,11 @@ class _Product(torch.autograd.Function):
         of_b = None
         if needs_b:
             # In the parameter's strides, so that its ``.grad`` takes it without a copy.
-            of_b = _multiply_add(grad.T, a).T if ctx.is_transposed else _multiply_add(a.T, grad)
+            of_b = (
+                _multiply_add(grad.T, a).T
+                if ctx.is_transposed
+                else _multiply_add(a.T, grad)
+            )
         return of_a, of_b, grad.sum(0) if needs_bias else None
 
 
@@ -129,4 +135,6 @@ def has_bfloat16(device: torch.device) -> bool:
     if device.type != "cpu":
         return True
     # torch counts an emulation as support.
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and not _C.lacks_bfloat16()
+    return (
+        bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and not _C.lacks_bfloat16()
+    )

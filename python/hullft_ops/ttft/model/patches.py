@@ -16,7 +16,9 @@ Forward = Callable[[Any, Tensor], Tensor]
 
 
 @contextmanager
-def replaced_forwards(model: nn.Module, forwards: Mapping[type, Forward]) -> Iterator[None]:
+def replaced_forwards(
+    model: nn.Module, forwards: Mapping[type, Forward]
+) -> Iterator[None]:
     """Make every module of exactly these types run another forward, unless it is compiled or
     somebody has replaced its own. Checkpointed layers run again in the backward pass: keep the
     block open for it."""
@@ -56,7 +58,9 @@ def _put_back(modules: Iterable[nn.Module]) -> None:
 
 
 def _call(forward: Forward, module: Any, x: Tensor) -> Tensor:
-    return own_forward(module, x) if torch.compiler.is_compiling() else forward(module, x)
+    return (
+        own_forward(module, x) if torch.compiler.is_compiling() else forward(module, x)
+    )
 
 
 def fused_activations(model: nn.Module) -> AbstractContextManager[None]:

@@ -23,8 +23,20 @@ _PROBE_TOKENS = 8
 # A model that cannot go on from a cache may raise one of these.
 _NOT_CONTINUED = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 # With these, generation needs no more than the cache of one sequence.
-_STEERING = {"do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "eos_token_id"}
-_STEERING |= {"pad_token_id", "max_new_tokens", "min_new_tokens", "return_dict_in_generate"}
+_STEERING = {
+    "do_sample",
+    "temperature",
+    "top_k",
+    "top_p",
+    "repetition_penalty",
+    "eos_token_id",
+}
+_STEERING |= {
+    "pad_token_id",
+    "max_new_tokens",
+    "min_new_tokens",
+    "return_dict_in_generate",
+}
 # What a model's own configuration may ask for beyond that.
 _SEVERAL = ("num_beams", "num_return_sequences", "guidance_scale")
 _OTHERS = ("cache_implementation", "prompt_lookup_num_tokens", "assistant_early_exit")
@@ -39,7 +51,9 @@ def prefix_room(context: int, text: int, opening: int) -> int:
     As many as leave room for the whole text. Before a text longer than half of the context they may
     take the other half, or a little less, because a window needs two tokens of the text.
     """
-    return max(0, min(max(context - text, context // 2 - opening), context - opening - 2))
+    return max(
+        0, min(max(context - text, context // 2 - opening), context - opening - 2)
+    )
 
 
 def fitting(texts: Iterable[Sequence[int]], room: int) -> list[list[int]]:
@@ -53,7 +67,9 @@ def fitting(texts: Iterable[Sequence[int]], room: int) -> list[list[int]]:
     return kept
 
 
-def opened_tokens(tokenizer: "PreTrainedTokenizerBase", text: str) -> tuple[list[int], int]:
+def opened_tokens(
+    tokenizer: "PreTrainedTokenizerBase", text: str
+) -> tuple[list[int], int]:
     """The tokens without those that the tokenizer appends to end a text, and how many open it."""
     encoding = tokenizer(text, return_special_tokens_mask=True, verbose=False)
     tokens, added = list(encoding["input_ids"]), list(encoding["special_tokens_mask"])
@@ -68,7 +84,9 @@ class Prefill:
     """A model's cache of all of some tokens but the last, which is read again for its logits. It
     serves until torch counts a write to the model's parameters, or other adapters are active."""
 
-    def __init__(self, model: "PreTrainedModel", tokens: Sequence[int], cache: Any) -> None:
+    def __init__(
+        self, model: "PreTrainedModel", tokens: Sequence[int], cache: Any
+    ) -> None:
         self.tokens = list(tokens)
         self._cache = cache
         self._state = _state(model)
@@ -136,7 +154,9 @@ def _read(model: "PreTrainedModel", tokens: Sequence[int]) -> Prefill | None:
     ids = torch.tensor([list(tokens[:-1])], device=model.device)
     # The logits of a long prefix would take more memory than its cache.
     one = {"logits_to_keep": 1} if "logits_to_keep" in _parameters(model) else {}
-    cache: Any = getattr(model(input_ids=ids, use_cache=True, **one), cache_keyword(model), None)
+    cache: Any = getattr(
+        model(input_ids=ids, use_cache=True, **one), cache_keyword(model), None
+    )
     if not is_plain(cache) or cache.get_seq_length() != ids.shape[1]:
         return None
     return Prefill(model, tokens, cache)
@@ -144,10 +164,16 @@ def _read(model: "PreTrainedModel", tokens: Sequence[int]) -> Prefill | None:
 
 def is_plain(cache: Any) -> bool:
     """Whether a cache keeps nothing but keys and values, and its layers can be copied."""
-    from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+    from transformers.cache_utils import (
+        DynamicCache,
+        DynamicLayer,
+        DynamicSlidingWindowLayer,
+    )
 
     plain = DynamicLayer, DynamicSlidingWindowLayer
-    return type(cache) is DynamicCache and all(type(layer) in plain for layer in cache.layers)
+    return type(cache) is DynamicCache and all(
+        type(layer) in plain for layer in cache.layers
+    )
 
 
 def cache_keyword(model: nn.Module) -> str:
@@ -172,7 +198,11 @@ def adapter_switches(model: nn.Module) -> list[tuple[str, str]]:
     """Which adapters of which layers are active, and how they are scaled."""
     adapted = [module for module in model.modules() if hasattr(module, "base_layer")]
     switches = ("disable_adapters", "active_adapters", "scaling")
-    return [(name, str(getattr(layer, name, None))) for layer in adapted for name in switches]
+    return [
+        (name, str(getattr(layer, name, None)))
+        for layer in adapted
+        for name in switches
+    ]
 
 
 class Prefix:

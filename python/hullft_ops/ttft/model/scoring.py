@@ -20,7 +20,13 @@ from hullft_ops.ttft.model.context import context_length
 from hullft_ops.ttft.model.loss import next_token_losses
 from hullft_ops.ttft.model.onednn import wide_products
 from hullft_ops.ttft.model.patches import eval_mode
-from hullft_ops.ttft.model.prefix import Prefill, Prefix, opened_tokens, prefill, prefix_room
+from hullft_ops.ttft.model.prefix import (
+    Prefill,
+    Prefix,
+    opened_tokens,
+    prefill,
+    prefix_room,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -58,7 +64,9 @@ def bits_per_byte(
     prefix_ids: Sequence[int] = (),
 ) -> float:
     """Bits per byte of ``text`` under ``model``. `score_text` explains it and returns the parts."""
-    return _score("bits_per_byte", model, tokenizer, text, max_length, stride, prefix_ids).value
+    return _score(
+        "bits_per_byte", model, tokenizer, text, max_length, stride, prefix_ids
+    ).value
 
 
 def score_text(
@@ -108,7 +116,9 @@ def score_behind(
     prefix: Prefix,
 ) -> BitsPerByte:
     """`score_text` with ``prefix`` before the text, in windows of ``context`` tokens."""
-    return _score("score_text", model, tokenizer, text, context, None, prefix.ids, prefix.cached)
+    return _score(
+        "score_text", model, tokenizer, text, context, None, prefix.ids, prefix.cached
+    )
 
 
 def _score(
@@ -124,7 +134,9 @@ def _score(
     check_text(function, "text", text)
     check_causal(function, model, tokenizer)
     if not tokenizer.is_fast:
-        raise ValueError(f"{function}: tokenizer must be a fast one, got {type(tokenizer)}")
+        raise ValueError(
+            f"{function}: tokenizer must be a fast one, got {type(tokenizer)}"
+        )
     length = context_length(function, model, tokenizer, max_length)
     ids, start = opened_tokens(tokenizer, text)
     first = max(start, 1)
@@ -137,9 +149,13 @@ def _score(
             f"got {text[:20]!r} with {len(ids) - start}"
         )
     highest = highest_id(tokenizer)
-    prefix = [check_integer(function, "each of prefix_ids", i, 0, highest) for i in prefix_ids]
+    prefix = [
+        check_integer(function, "each of prefix_ids", i, 0, highest) for i in prefix_ids
+    ]
     room = prefix_room(length, len(ids), start)
-    head = [*ids[:start], *prefix[max(0, len(prefix) - room) :]] if prefix and room else []
+    head = (
+        [*ids[:start], *prefix[max(0, len(prefix) - room) :]] if prefix and room else []
+    )
     # Without a prefix, only the first window reads the special tokens that open a text.
     skipped = start if head else 0
     window = length - len(head)
@@ -168,7 +184,9 @@ def _bytes_of_first(tokenizer: "PreTrainedTokenizerBase", text: str, first: int)
             return len(token.encode())
         # Do not count the space that some tokenizers put before a text.
         return len(token) - (token.startswith(_SPACE) and not text.startswith(" "))
-    offsets = tokenizer(text, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+    offsets = tokenizer(text, return_offsets_mapping=True, verbose=False)[
+        "offset_mapping"
+    ]
     end = offsets[0][1]
     if len(offsets) == 1 or offsets[1][0] >= end:
         return len(text[:end].encode())

@@ -35,9 +35,13 @@ class ModelSnapshot:
                     )
             # The model may have been moved or cast since the last time.
             held = (self.saved, self._trained)
-            then, now = ([(one.dtype, one.device) for one in tensors] for tensors in held)
+            then, now = (
+                [(one.dtype, one.device) for one in tensors] for tensors in held
+            )
             if then != now:
-                self.saved = [torch.empty_like(parameter) for parameter in self._trained]
+                self.saved = [
+                    torch.empty_like(parameter) for parameter in self._trained
+                ]
             # torch refuses an empty list.
             if self._trained:
                 torch._foreach_copy_(self.saved, self._trained)
@@ -112,7 +116,9 @@ class _Tensor:
     """The storage, gradient and flag of a parameter or buffer, and a copy of its content. A frozen
     parameter has no copy: its writes count."""
 
-    def __init__(self, name: str, tensor: torch.Tensor, copy: torch.Tensor | None) -> None:
+    def __init__(
+        self, name: str, tensor: torch.Tensor, copy: torch.Tensor | None
+    ) -> None:
         self.name = name
         self.tensor = tensor
         self._copy = copy
@@ -120,9 +126,13 @@ class _Tensor:
         self._requires_grad = tensor.requires_grad
         # For frozen parameters too: a cast of the model would replace the gradients.
         self._gradient = tensor.grad if tensor.is_leaf else None
-        self._data = [(one, one.detach()) for one in (tensor, self._gradient) if one is not None]
+        self._data = [
+            (one, one.detach()) for one in (tensor, self._gradient) if one is not None
+        ]
         # A parameter made in inference mode counts no writes.
-        self._version = tensor._version if copy is None and not tensor.is_inference() else None
+        self._version = (
+            tensor._version if copy is None and not tensor.is_inference() else None
+        )
 
     def restore(self) -> Iterator[str]:
         for tensor, data in self._data:
@@ -143,7 +153,9 @@ class _Tensor:
 
     def _put_back(self, copy: torch.Tensor) -> None:
         # A needless write would disturb a graph that holds a buffer. Comparing stalls a GPU.
-        compares = not isinstance(self.tensor, nn.Parameter) and copy.device.type == "cpu"
+        compares = (
+            not isinstance(self.tensor, nn.Parameter) and copy.device.type == "cpu"
+        )
         if compares and torch.equal(self.tensor, copy):
             return
         try:
@@ -193,9 +205,13 @@ class _Module:
                 yield f"module {self._path(key)} was added"
             elif children[key] is not self._children[key]:
                 yield f"module {self._path(key)} was replaced"
-        if children.keys() == self._children.keys() and list(children) != list(self._children):
+        if children.keys() == self._children.keys() and list(children) != list(
+            self._children
+        ):
             yield f"the modules of {self.name or 'the model'} are in another order"
-        for key in dict(self._module._parameters.items()).keys() - self._parameters.keys():
+        for key in (
+            dict(self._module._parameters.items()).keys() - self._parameters.keys()
+        ):
             yield (
                 f"parameter {self._path(key)} was added: a finetuner made after that can train it"
             )

@@ -88,9 +88,13 @@ class Retriever:
                 "exact picks are made here in less time"
             )
         if method not in METHODS:
-            raise ValueError(f"{_OP}: method must be one of {', '.join(METHODS)}, got {method!r}")
+            raise ValueError(
+                f"{_OP}: method must be one of {', '.join(METHODS)}, got {method!r}"
+            )
         if llambda is not None and lambda_ not in (_LAMBDA, llambda):
-            raise ValueError(f"{_OP}: lambda_ is {lambda_}, llambda, its other name, is {llambda}")
+            raise ValueError(
+                f"{_OP}: lambda_ is {lambda_}, llambda, its other name, is {llambda}"
+            )
         name, noise = ("lambda_", lambda_) if llambda is None else ("llambda", llambda)
         _checks.check_noise(_OP, noise, name)
         # activeft 0.1.1 has no alpha, so only_faiss and device come earlier.
@@ -98,7 +102,9 @@ class Retriever:
             place: Any = only_faiss
             alpha, only_faiss, device = None, alpha, place or device
         if not isinstance(only_faiss, bool | np.bool_):
-            raise TypeError(f"{_OP}: only_faiss must be a bool, got {type(only_faiss).__name__}")
+            raise TypeError(
+                f"{_OP}: only_faiss must be a bool, got {type(only_faiss).__name__}"
+            )
         if alpha is not None:
             _checks.check_noise(_OP, alpha, name="alpha")
             if method != "sift":
@@ -176,13 +182,20 @@ class Retriever:
             ids, rows = _columns(picks, *found[1:])
             if self.alpha is not None:
                 values, ids, rows = _stopped(self.alpha, values, ids, rows)
-            return values, ids, rows, RetrievalTime(searched - start, perf_counter() - searched)
+            return (
+                values,
+                ids,
+                rows,
+                RetrievalTime(searched - start, perf_counter() - searched),
+            )
 
     def _check_search(
         self, queries: np.ndarray, n: int, k: int | None, threads: int
     ) -> tuple[int, int, int]:
         if queries.ndim != 3 or queries.shape[1] == 0:
-            raise ValueError(f"{_OP}: queries must have shape [n, m, d], got {list(queries.shape)}")
+            raise ValueError(
+                f"{_OP}: queries must have shape [n, m, d], got {list(queries.shape)}"
+            )
         if queries.shape[2] != self.index.d:
             raise ValueError(
                 f"{_OP}: queries have dim {queries.shape[2]}, the index has dim {self.index.d}"
@@ -204,7 +217,9 @@ class Retriever:
         if not self.also_query_opposite:
             return found
         opposite: _Found = self.index.search_and_reconstruct(-queries, k)
-        both = [np.concatenate(pair, axis=1) for pair in zip(found, opposite, strict=True)]
+        both = [
+            np.concatenate(pair, axis=1) for pair in zip(found, opposite, strict=True)
+        ]
         scores, ids, rows = _columns(np.argsort(-both[0], kind="stable")[:, :k], *both)
         return scores, ids, rows
 
@@ -215,7 +230,9 @@ class Retriever:
         _, ids, rows = candidates
         counts = (ids >= 0).sum(axis=1)
         if len(counts) and counts.min() == 0:
-            raise ValueError(f"{_OP}: the index finds nothing for query {counts.argmin()}")
+            raise ValueError(
+                f"{_OP}: the index finds nothing for query {counts.argmin()}"
+            )
         pool, query, sizes = (
             torch.from_numpy(array).to(self.device) for array in (rows, targets, counts)
         )
@@ -243,10 +260,14 @@ class Retriever:
 def _columns(columns: np.ndarray, *arrays: np.ndarray) -> Iterator[np.ndarray]:
     """These columns [n, k] of each array [n, m] or [n, m, d]."""
     for array in arrays:
-        yield np.take_along_axis(array, columns if array.ndim == 2 else columns[..., None], axis=1)
+        yield np.take_along_axis(
+            array, columns if array.ndim == 2 else columns[..., None], axis=1
+        )
 
 
-def _stopped(alpha: float, values: np.ndarray, *columns: np.ndarray) -> Iterator[np.ndarray]:
+def _stopped(
+    alpha: float, values: np.ndarray, *columns: np.ndarray
+) -> Iterator[np.ndarray]:
     """Keep the values, ids and rows that are certain enough for their place."""
     deviation = np.sqrt(np.maximum(-values, 0))
     kept = deviation <= 1 / (alpha * np.arange(1, values.shape[1] + 1))

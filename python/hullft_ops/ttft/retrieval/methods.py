@@ -93,7 +93,9 @@ class Random:
         indices = torch.stack(drawn)
         count = indices.shape[1]
         x, q = embeddings[candidates].double(), queries.double()
-        residuals = q - x.gather(1, indices[..., None].expand(-1, -1, x.shape[-1])).mean(1)
+        residuals = q - x.gather(
+            1, indices[..., None].expand(-1, -1, x.shape[-1])
+        ).mean(1)
         correlation = torch.einsum("bkd,bd->bk", x, residuals)
         gap = correlation.amax(1) - correlation.gather(1, indices).mean(1)
         return Selection(
@@ -136,17 +138,26 @@ class Sift:
 
 def selection_method(method: "str | SelectionMethod", variant: str) -> SelectionMethod:
     """The method with that name, or the method itself."""
-    own: tuple[HullFT | KNN | Random | Sift, ...] = HullFT(variant), KNN(), Random(), Sift()
+    own: tuple[HullFT | KNN | Random | Sift, ...] = (
+        HullFT(variant),
+        KNN(),
+        Random(),
+        Sift(),
+    )
     if isinstance(method, str):
         check_choice("method", method, [one.name for one in own])
         return next(one for one in own if one.name == method)
-    check_member("TestTimeFinetuner", "method", method, "__call__", "a name or a SelectionMethod")
+    check_member(
+        "TestTimeFinetuner", "method", method, "__call__", "a name or a SelectionMethod"
+    )
     return method
 
 
 def method_name(method: SelectionMethod) -> str:
     """The method's name in reports."""
-    return str(getattr(method, "name", getattr(method, "__name__", type(method).__name__)))
+    return str(
+        getattr(method, "name", getattr(method, "__name__", type(method).__name__))
+    )
 
 
 def steps_of(method: SelectionMethod, n_select: int, pool: int) -> int:

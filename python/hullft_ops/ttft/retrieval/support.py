@@ -94,22 +94,32 @@ class SupportSelector:
 
     def _tokenized_cut(self, index: int) -> list[int]:
         text = self.store.texts[index]
-        return list(self.tokenizer(text, truncation=True, max_length=self.max_length)["input_ids"])
+        return list(
+            self.tokenizer(text, truncation=True, max_length=self.max_length)[
+                "input_ids"
+            ]
+        )
 
     def _tokenized_whole(self, index: int) -> list[int]:
         text = self.store.texts[index] + SEPARATOR
-        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        return list(
+            self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        )
 
     def select(self, prompts: Sequence[str]) -> list[Support]:
         """The support of each prompt, as `TestTimeFinetuner.select_batch` promises it."""
         if isinstance(prompts, str):
-            raise TypeError("TestTimeFinetuner: prompts must be a sequence of str, got one str")
+            raise TypeError(
+                "TestTimeFinetuner: prompts must be a sequence of str, got one str"
+            )
         prompts = list(prompts)
         for i, prompt in enumerate(prompts):
             name = f"prompts[{i}]" if len(prompts) > 1 else "prompt"
             check_text("TestTimeFinetuner", name, prompt)
             if not prompt.strip():
-                raise ValueError(f"TestTimeFinetuner: {name} must hold text, got {prompt[:20]!r}")
+                raise ValueError(
+                    f"TestTimeFinetuner: {name} must hold text, got {prompt[:20]!r}"
+                )
         advice = (
             "TestTimeFinetuner: out of memory, selecting texts; the model is as it was. Lower "
             f"pool_size (it is {self.pool_size}), or shorten the prompt"
@@ -138,12 +148,18 @@ class SupportSelector:
                 before, ids = self._texts_before(prompt, nearest[i].tolist())
             merged, weights = experts[i]
             found = replace(support, expert_indices=merged, expert_weights=weights)
-            spent = {s: shared.seconds(s) / len(prompts) + own.seconds(s) for s in _STAGES}
-            found = replace(found, context_indices=before, context_ids=ids, seconds=spent)
+            spent = {
+                s: shared.seconds(s) / len(prompts) + own.seconds(s) for s in _STAGES
+            }
+            found = replace(
+                found, context_indices=before, context_ids=ids, seconds=spent
+            )
             supports.append(found)
         return supports
 
-    def _texts_before(self, prompt: str, nearest: list[int]) -> tuple[list[int], list[list[int]]]:
+    def _texts_before(
+        self, prompt: str, nearest: list[int]
+    ) -> tuple[list[int], list[list[int]]]:
         """Positions and tokens of the nearest texts that fit before the prompt, nearest last."""
         if not self.context:
             return [], []
@@ -154,7 +170,12 @@ class SupportSelector:
         return nearest[: len(texts)][::-1], texts[::-1]
 
     def _tokenized(
-        self, support: Support, candidates: Tensor, query: Tensor, clock: StageClock, whose: str
+        self,
+        support: Support,
+        candidates: Tensor,
+        query: Tensor,
+        clock: StageClock,
+        whose: str,
     ) -> Support:
         """The support with its tokens, chosen again without texts that are too short."""
         while True:
@@ -169,8 +190,15 @@ class SupportSelector:
             with clock.of("select"):
                 [support] = self._choose(candidates[None], query[None], whose)
         if (pool := len(candidates)) < self.n_select:
-            steps, name = steps_of(self.method, self.n_select, pool), method_name(self.method)
-            taken = f"{steps} steps, one on each" if steps < self.n_select else "all steps on these"
+            steps, name = (
+                steps_of(self.method, self.n_select, pool),
+                method_name(self.method),
+            )
+            taken = (
+                f"{steps} steps, one on each"
+                if steps < self.n_select
+                else "all steps on these"
+            )
             warnings.warn(
                 "TestTimeFinetuner: the pool has fewer texts to train on than n_select, "
                 f"{pool} of {self.n_select} (pool_size is {self.pool_size}): method {name!r} "
@@ -179,7 +207,9 @@ class SupportSelector:
             )
         return replace(support, input_ids=input_ids)
 
-    def _choose(self, candidates: Tensor, queries: Tensor, whose: str = "") -> list[Support]:
+    def _choose(
+        self, candidates: Tensor, queries: Tensor, whose: str = ""
+    ) -> list[Support]:
         """A support for each row, still without tokens. ``whose`` names the pool in an error."""
         if not self.n_select:
             return [Support([], [], [], float(query.norm()), 0.0) for query in queries]
@@ -193,13 +223,17 @@ class SupportSelector:
         batch = self.method(self.store.embeddings, candidates, queries, steps)
         method = f"TestTimeFinetuner: method {method_name(self.method)}"
         if not isinstance(batch, hullft_ops.Selection):
-            raise TypeError(f"{method} must return a Selection, got {type(batch).__name__}")
+            raise TypeError(
+                f"{method} must return a Selection, got {type(batch).__name__}"
+            )
         supports = []
         for i, row in enumerate(candidates):
             size = int(batch.support_size[i])
             indices, counts = batch.indices[i, :size], batch.counts[i, :size].tolist()
             positions = indices.tolist()
-            if len(set(positions)) < size or not all(0 <= index < pool for index in positions):
+            if len(set(positions)) < size or not all(
+                0 <= index < pool for index in positions
+            ):
                 raise ValueError(
                     f"{method} must choose different candidates of 0..{pool - 1}, got {positions}"
                 )
@@ -208,7 +242,16 @@ class SupportSelector:
                     f"{method} must give counts that are not negative and sum to {steps}, got "
                     f"{counts}"
                 )
-            weights, distance = batch.weights[i, :size].tolist(), float(batch.residual[i])
-            found = row[indices].tolist(), weights, counts, distance, float(batch.gap[i])
+            weights, distance = (
+                batch.weights[i, :size].tolist(),
+                float(batch.residual[i]),
+            )
+            found = (
+                row[indices].tolist(),
+                weights,
+                counts,
+                distance,
+                float(batch.gap[i]),
+            )
             supports.append(Support(*found))
         return supports

@@ -50,8 +50,12 @@ class Workers:
 
     def __post_init__(self) -> None:
         if self.count is not None:
-            object.__setattr__(self, "count", check_integer("Workers", "count", self.count, 1))
-        object.__setattr__(self, "threads", check_integer("Workers", "threads", self.threads, 1))
+            object.__setattr__(
+                self, "count", check_integer("Workers", "count", self.count, 1)
+            )
+        object.__setattr__(
+            self, "threads", check_integer("Workers", "threads", self.threads, 1)
+        )
         if not 0 <= self.gpus < inf:
             raise ValueError(f"Workers: gpus must be 0 or more, got {self.gpus}")
 

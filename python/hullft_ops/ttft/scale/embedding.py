@@ -4,8 +4,19 @@ from collections.abc import Callable, Generator, Iterable
 
 import numpy as np
 
-from hullft_ops.ttft.scale.cluster import Workers, cluster, found_anywhere, in_order, staff
-from hullft_ops.ttft.store.embedding import Embedder, EncodeBatches, checked_vectors, load_embedder
+from hullft_ops.ttft.scale.cluster import (
+    Workers,
+    cluster,
+    found_anywhere,
+    in_order,
+    staff,
+)
+from hullft_ops.ttft.store.embedding import (
+    Embedder,
+    EncodeBatches,
+    checked_vectors,
+    load_embedder,
+)
 
 # How many batches a worker may be ahead of the slowest; their vectors wait in memory.
 _AHEAD = 8
@@ -14,7 +25,9 @@ _AHEAD = 8
 def load_encoder(name: str, dim: int) -> Callable[[list[str]], np.ndarray]:
     """What a worker does: the unit vectors of texts, float32 ``[len(texts), dim]``."""
     embedder = load_embedder(name)
-    return lambda texts: checked_vectors("ray_embedding", name, dim, texts, embedder.encode(texts))
+    return lambda texts: checked_vectors(
+        "ray_embedding", name, dim, texts, embedder.encode(texts)
+    )
 
 
 def ray_embedding(embedder: Embedder, name: str, workers: Workers) -> EncodeBatches:

@@ -17,7 +17,10 @@ def load_evaluator(
 ) -> Callable[[Task], list[Row]]:
     """What a worker does: a prompt's rows, by the model, datastore and experts of the driver."""
     # The driver has verified the datastore.
-    texts, embedder = Datastore.open(store, verify=False), open_embedder(config.embedder)
+    texts, embedder = (
+        Datastore.open(store, verify=False),
+        open_embedder(config.embedder),
+    )
     evaluator = Evaluator.of(config, texts, embedder, device)
     if evaluator.run != run:
         raise ConfigError(
@@ -27,7 +30,9 @@ def load_evaluator(
     return lambda task: list(evaluator.measure_all(*task))
 
 
-def ray_rows(inputs: Inputs, workers: Workers) -> Callable[[list[Task]], Generator[Row]]:
+def ray_rows(
+    inputs: Inputs, workers: Workers
+) -> Callable[[list[Task]], Generator[Row]]:
     """Pass this to `evaluate` to measure in Ray's workers, each one prompt at a time.
 
     Except for the seconds, rows equal those of a single process with as many threads. `ScaleError`

@@ -37,8 +37,15 @@ def ray_training(model: str | None, store: Path, workers: Workers) -> TrainExper
     ``model`` and `Datastore.open` opens ``store`` on the workers' machines too.
     """
 
-    def train(manifest: Manifest, tasks: list[Task]) -> Generator[tuple[int, dict[str, bytes]]]:
-        arguments = model and found_anywhere(model), store.resolve(), workers.device, manifest
+    def train(
+        manifest: Manifest, tasks: list[Task]
+    ) -> Generator[tuple[int, dict[str, bytes]]]:
+        arguments = (
+            model and found_anywhere(model),
+            store.resolve(),
+            workers.device,
+            manifest,
+        )
         return done_by_workers(load_training, arguments, tasks, workers)
 
     return train

@@ -15,7 +15,9 @@ from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.search import Neighbours, exact_search, largest
 
 
-def load_shard(path: Path, first: int, stop: int) -> Callable[[tuple[np.ndarray, int]], Neighbours]:
+def load_shard(
+    path: Path, first: int, stop: int
+) -> Callable[[tuple[np.ndarray, int]], Neighbours]:
     """What a worker does: the ``k`` nearest of embeddings ``[first, stop)``, or all if fewer."""
     rows = Datastore.open(path, verify=False).embeddings.numpy()[first:stop].copy()
 
@@ -50,7 +52,9 @@ class ShardedStore:
         vectors, k = checked_search("ShardedStore.search", self, queries, k)
         promises = [actor.work.remote((vectors.numpy(), k)) for actor in self._actors]
         parts = [first_result([promise])[1] for promise in promises]
-        scores, ids = (np.concatenate(each, axis=1) for each in zip(*parts, strict=True))
+        scores, ids = (
+            np.concatenate(each, axis=1) for each in zip(*parts, strict=True)
+        )
         scores, ids = largest(scores, ids, k)
         return torch.from_numpy(scores), torch.from_numpy(ids)
 

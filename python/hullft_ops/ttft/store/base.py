@@ -44,12 +44,16 @@ class Store(Protocol):
         """Scores float32 ``[B, k]`` and positions int64 ``[B, k]``, nearest first."""
 
 
-def checked_search(function: str, store: Store, given: Queries, k: int) -> tuple[torch.Tensor, int]:
+def checked_search(
+    function: str, store: Store, given: Queries, k: int
+) -> tuple[torch.Tensor, int]:
     """Queries float32 ``[B, dim]`` on the CPU and ``k``, with the errors of `Datastore.search`."""
     queries = _floats(function, "queries", given)
     shape = list(queries.shape)
     if shape[1:] != [store.dim]:
-        raise ValueError(f"{function}: queries must have shape [B, {store.dim}], got {shape}")
+        raise ValueError(
+            f"{function}: queries must have shape [B, {store.dim}], got {shape}"
+        )
     if not queries.isfinite().all():
         raise ValueError(f"{function}: queries must be finite")
     k = check_integer(function, "k", k, 1)
@@ -59,10 +63,14 @@ def checked_search(function: str, store: Store, given: Queries, k: int) -> tuple
 
 
 def _floats(function: str, name: str, given: Queries) -> torch.Tensor:
-    tensor = torch.from_numpy(for_torch(given)) if isinstance(given, np.ndarray) else given
+    tensor = (
+        torch.from_numpy(for_torch(given)) if isinstance(given, np.ndarray) else given
+    )
     if not isinstance(tensor, torch.Tensor):
         kind = "a float32 NumPy array or torch.Tensor"
-        raise TypeError(f"{function}: {name} must be {kind}, got {type(given).__name__}")
+        raise TypeError(
+            f"{function}: {name} must be {kind}, got {type(given).__name__}"
+        )
     if tensor.device.type != "cpu":
         raise ValueError(f"{function}: {name} must be on the CPU, got {tensor.device}")
     if tensor.dtype != torch.float32:
@@ -86,7 +94,10 @@ class MemoryStore:
     """
 
     def __init__(
-        self, texts: Sequence[str], embeddings: np.ndarray | torch.Tensor, embedder_name: str
+        self,
+        texts: Sequence[str],
+        embeddings: np.ndarray | torch.Tensor,
+        embedder_name: str,
     ) -> None:
         if isinstance(texts, str):
             raise TypeError("MemoryStore: texts must be a sequence of str, got one str")
@@ -97,9 +108,15 @@ class MemoryStore:
         if len(texts) == 0:
             raise ValueError("MemoryStore: texts is empty")
         vectors = _floats("MemoryStore", "embeddings", embeddings)
-        must, count, shape = "MemoryStore: embeddings must", len(texts), list(vectors.shape)
+        must, count, shape = (
+            "MemoryStore: embeddings must",
+            len(texts),
+            list(vectors.shape),
+        )
         if len(shape) != 2 or shape[0] != count or shape[1] == 0:
-            raise ValueError(f"{must} have shape [{count}, dim] for {count} texts, got {shape}")
+            raise ValueError(
+                f"{must} have shape [{count}, dim] for {count} texts, got {shape}"
+            )
         if wrong := not_unit(vectors.numpy()):
             row, norm = wrong
             raise ValueError(f"{must} be unit vectors, row {row} has norm {norm}")
@@ -118,5 +135,7 @@ class MemoryStore:
         parts = torch.split(self.embeddings, _BLOCK_ROWS)
         products = [(vectors.double() @ part.double().T).float() for part in parts]
         # Stable, so the lower position comes first of equal scores.
-        scores, order = torch.cat(products, dim=1).sort(dim=1, descending=True, stable=True)
+        scores, order = torch.cat(products, dim=1).sort(
+            dim=1, descending=True, stable=True
+        )
         return scores[:, :k], order[:, :k]

@@ -74,7 +74,9 @@ class Cutting:
         for name, least in (("min_chars", 0), ("overlap", 0), ("chunk_tokens", 1)):
             # JSON does not know NumPy's integers, so convert them to Python's.
             if (size := getattr(self, name)) is not None:
-                object.__setattr__(self, name, check_integer("Cutting", name, size, least))
+                object.__setattr__(
+                    self, name, check_integer("Cutting", name, size, least)
+                )
         if self.chunk_tokens is None:
             if self.overlap:
                 raise ValueError(f"Cutting: overlap {self.overlap} needs chunk_tokens")
@@ -125,32 +127,42 @@ def index_corpus(
         OSError: for example, the disk is full; "resume" continues from there.
     """
     if mode not in MODES:
-        raise ValueError(f"{_FUNCTION}: mode must be one of {', '.join(MODES)}, got {mode!r}")
+        raise ValueError(
+            f"{_FUNCTION}: mode must be one of {', '.join(MODES)}, got {mode!r}"
+        )
     path, cutting = Path(path), cutting or Cutting()
     settings = _settings(source, cutting)
     if not path.is_dir():
         # Refuse before creating a directory.
         _check_state(path, mode, settings)
         path.mkdir(parents=True, exist_ok=True)
-    advice = "the datastore is as its readers saw it before: free some space, then resume"
+    advice = (
+        "the datastore is as its readers saw it before: free some space, then resume"
+    )
     with locked(path), full_disk_explained(path, advice):
         # Before the lock, the journal could have belonged to a write under way.
         journal = _check_state(path, mode, settings)
         if mode != "resume" or journal or not (path / MANIFEST_FILE).exists():
             writer = StoreWriter.begin(path, embedder, settings, _FUNCTION, journal)
             with progress_bar(console, shown=console is not None) as bar:
-                shard = writer.journal.shard or _write_texts(writer, source, cutting, bar)
+                shard = writer.journal.shard or _write_texts(
+                    writer, source, cutting, bar
+                )
                 writer.finish(shard, bar, thresholds or IndexThresholds(), encode)
         store = Datastore.open(path)
         check_embedder(_FUNCTION, embedder, store)
         return store
 
 
-def _write_texts(writer: StoreWriter, source: Source, cutting: Cutting, bar: Progress) -> DataFile:
+def _write_texts(
+    writer: StoreWriter, source: Source, cutting: Cutting, bar: Progress
+) -> DataFile:
     counts, seen, known = Counts(), SeenTexts(), writer.base.count
     for text in Datastore.open(writer.directory).texts if known else ():
         seen.add(text)
-    rows = bar.track(_passages(source, cutting, seen, counts), description="writing texts")
+    rows = bar.track(
+        _passages(source, cutting, seen, counts), description="writing texts"
+    )
     try:
         report = {"settings": writer.journal.settings}
         if shard := writer.write_texts(rows, lambda: report | asdict(counts)):
@@ -160,7 +172,8 @@ def _write_texts(writer: StoreWriter, source: Source, cutting: Cutting, bar: Pro
             f"{source.name}: nothing to index: of {counts.records} records {counts.malformed} "
             f"are malformed, {counts.near_empty} texts have fewer than {cutting.min_chars} "
             f"characters, {counts.repeated} are repeated or among the {known} in the datastore, "
-            f"{counts.binary} files are not text" + "".join(f"; {name}" for name in named)
+            f"{counts.binary} files are not text"
+            + "".join(f"; {name}" for name in named)
         )
     except (ValueError, OSError):
         # Texts that cannot be written now cannot be written by a resumed run either.
@@ -193,14 +206,20 @@ def _check_state(path: Path, mode: str, settings: dict[str, Any]) -> Journal | N
                 "its embedding: resume finishes it, restart rolls it back and begins anew"
             )
         was = journal.settings
-        names = [n for n in sorted(was.keys() | settings) if was.get(n) != settings.get(n)]
+        names = [
+            n for n in sorted(was.keys() | settings) if was.get(n) != settings.get(n)
+        ]
         if names and mode == "resume":
-            odd = ", ".join(f"{n} was {was.get(n)!r}, is {settings.get(n)!r}" for n in names)
+            odd = ", ".join(
+                f"{n} was {was.get(n)!r}, is {settings.get(n)!r}" for n in names
+            )
             write = f"the interrupted write in {path}"
             raise ValueError(f"{_FUNCTION}: {write} has other settings: {odd}")
     elif not (path / MANIFEST_FILE).exists():
         if path.exists() and set(path.iterdir()) - set(own_entries(path, OWN_PARTIALS)):
-            raise FileExistsError(f"{_FUNCTION}: {path} is not empty and not a datastore")
+            raise FileExistsError(
+                f"{_FUNCTION}: {path} is not empty and not a datastore"
+            )
         if mode == "append":
             raise FileNotFoundError(f"{_FUNCTION}: no datastore at {path} to append to")
     elif mode in ("new", "restart"):
@@ -225,7 +244,9 @@ def _settings(source: Source, cutting: Cutting) -> dict[str, Any]:
         "text_column": source.text_column,
         "metadata": list(source.metadata),
         "max_bad_share": source.max_bad_share,
-        "tokenizer": tokenizer.name_or_path if tokenizer and cutting.chunk_tokens else None,
+        "tokenizer": tokenizer.name_or_path
+        if tokenizer and cutting.chunk_tokens
+        else None,
         "chunk_tokens": cutting.chunk_tokens,
         "overlap": cutting.overlap,
         "min_chars": cutting.min_chars,
@@ -242,11 +263,15 @@ class SeenTexts:
 
     def __init__(self) -> None:
         self._digests = sqlite3.connect(":memory:")
-        self._digests.execute("CREATE TABLE seen (digest BLOB PRIMARY KEY) WITHOUT ROWID")
+        self._digests.execute(
+            "CREATE TABLE seen (digest BLOB PRIMARY KEY) WITHOUT ROWID"
+        )
 
     def add(self, text: str) -> bool:
         """Remember ``text``. True if it was there already."""
-        new = self._digests.execute("INSERT OR IGNORE INTO seen VALUES (?)", [text_digest(text)])
+        new = self._digests.execute(
+            "INSERT OR IGNORE INTO seen VALUES (?)", [text_digest(text)]
+        )
         return new.rowcount == 0
 
 
@@ -295,7 +320,9 @@ def folder_datastore(
     # The name tells what makes the texts and vectors, and which texts there are.
     made = (cutting.chunk_tokens, cutting.overlap, cutting.min_chars)
     key = _name([[source.name, embedder.name, embedder.dim, *made]])
-    texts = _name([record["source"], record["text"]] for record in source.records(Counts()))
+    texts = _name(
+        [record["source"], record["text"]] for record in source.records(Counts())
+    )
     path = root / f"{key}-{texts}"
     if (path / MANIFEST_FILE).exists():
         store = Datastore.open(path)
@@ -303,11 +330,15 @@ def folder_datastore(
         return store
     show(console, f"datastore of {corpus}: {path}")
     known: dict[bytes, np.ndarray] = {}
-    earlier = [old for old in root.glob(f"{key}-*") if old != path and not old.is_symlink()]
+    earlier = [
+        old for old in root.glob(f"{key}-*") if old != path and not old.is_symlink()
+    ]
     for old in earlier:
         if (old / MANIFEST_FILE).exists():
             store = Datastore.open(old)
-            known |= zip(map(text_digest, store.texts), store.embeddings.numpy(), strict=True)
+            known |= zip(
+                map(text_digest, store.texts), store.embeddings.numpy(), strict=True
+            )
     embedded = 0
 
     def encode(batches: Iterable[list[str]]) -> Generator[np.ndarray]:
@@ -315,12 +346,20 @@ def folder_datastore(
         for batch in batches:
             rows = [known.get(text_digest(text)) for text in batch]
             new = [text for text, row in zip(batch, rows, strict=True) if row is None]
-            found = iter(encode_checked("folder_datastore", embedder, new) if new else ())
+            found = iter(
+                encode_checked("folder_datastore", embedder, new) if new else ()
+            )
             embedded += len(new)
             yield np.stack([next(found) if row is None else row for row in rows])
 
     store = index_corpus(
-        source, path, embedder, cutting=cutting, mode="resume", console=console, encode=encode
+        source,
+        path,
+        embedder,
+        cutting=cutting,
+        mode="resume",
+        console=console,
+        encode=encode,
     )
     binary = store.manifest.sources[0].get("binary", 0)
     skipped = f"; {binary} files that are not text were skipped" if binary else ""

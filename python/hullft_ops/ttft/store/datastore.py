@@ -37,7 +37,12 @@ from hullft_ops.ttft.store.format import (
     prefixed,
     remove_all_but,
 )
-from hullft_ops.ttft.store.search import IndexThresholds, ListSearch, exact_search, open_index
+from hullft_ops.ttft.store.search import (
+    IndexThresholds,
+    ListSearch,
+    exact_search,
+    open_index,
+)
 from hullft_ops.ttft.store.writer import NOT_OF_TYPE, StoreWriter, array_of, locked
 
 if TYPE_CHECKING:
@@ -107,14 +112,19 @@ class Datastore:
             OSError: for example, the disk is full.
         """
         if isinstance(texts, str):
-            raise TypeError("Datastore.build: texts must be an iterable of str, got one str")
+            raise TypeError(
+                "Datastore.build: texts must be an iterable of str, got one str"
+            )
         path = Path(path)
         _replaces(path, overwrite)
         advice = "no datastore was written, nor one replaced"
         with full_disk_explained(path, advice), staging_folder(path) as staging:
             with progress_bar(shown=progress) as bar:
                 writer = StoreWriter.begin(staging, embedder, {}, "Datastore.build")
-                rows = ({"text": text} for text in bar.track(texts, description="writing texts"))
+                rows = (
+                    {"text": text}
+                    for text in bar.track(texts, description="writing texts")
+                )
                 shard = writer.write_texts(rows, dict)
                 if shard is None:
                     raise ValueError("Datastore.build: texts is empty, need at least 1")
@@ -144,7 +154,11 @@ class Datastore:
         """
         with needed_by("Datastore.open"), prefixed("Datastore.open"):
             manifest = Manifest.read(Path(path))
-            data, index, vectors = Path(path) / manifest.data, manifest.index, manifest.embeddings
+            data, index, vectors = (
+                Path(path) / manifest.data,
+                manifest.index,
+                manifest.embeddings,
+            )
             for file in manifest.files:
                 # Another process may be adding vectors.
                 grows = file is vectors
@@ -153,13 +167,22 @@ class Datastore:
                 _check_embeddings(data / vectors.file, manifest)
             import datasets
 
-            shards = [_open_texts(data / shard.file, shard.count) for shard in manifest.shards]
-            if any(shard.data.table.schema != shards[0].data.table.schema for shard in shards):
+            shards = [
+                _open_texts(data / shard.file, shard.count) for shard in manifest.shards
+            ]
+            if any(
+                shard.data.table.schema != shards[0].data.table.schema
+                for shard in shards
+            ):
                 raise ValueError(f"the columns of the files in {data} differ")
             # Copy on write: PyTorch has no read-only tensors, and the file must stay as it is.
             shape = (manifest.count, manifest.dim)
             matrix = np.memmap(data / vectors.file, np.float32, mode="c", shape=shape)
-            lists = open_index(data / index.file.file, matrix, index) if index.file else None
+            lists = (
+                open_index(data / index.file.file, matrix, index)
+                if index.file
+                else None
+            )
             rows = datasets.concatenate_datasets(shards)
         return cls(manifest, rows, torch.from_numpy(matrix), lists)
 
@@ -177,9 +200,13 @@ class Datastore:
                 names = ", ".join(table.column_names[1:]) or "none"
                 raise ValueError(f"Datastore.filter: no metadata {name!r}, has {names}")
             column = table.column(name)
-            values = [wanted] if isinstance(wanted, Scalar | np.generic) else list(wanted)
+            values = (
+                [wanted] if isinstance(wanted, Scalar | np.generic) else list(wanted)
+            )
             try:
-                found = pa.compute.is_in(column, value_set=array_of(column.type, values))
+                found = pa.compute.is_in(
+                    column, value_set=array_of(column.type, values)
+                )
             except NOT_OF_TYPE as error:
                 said = f"{name} is {column.type}, got {values[0]!r}: {error}"
                 raise ValueError(f"Datastore.filter: {said}") from error
@@ -189,7 +216,9 @@ class Datastore:
         if not mask.any():
             raise ValueError(f"Datastore.filter: no text has {metadata}")
         positions = torch.from_numpy(np.flatnonzero(mask))
-        return Datastore(self.manifest, self.rows, self.embeddings, self.lists, positions)
+        return Datastore(
+            self.manifest, self.rows, self.embeddings, self.lists, positions
+        )
 
     def search(self, queries: Queries, k: int) -> Found:
         """The ``k`` texts nearest to each query; exact unless ``manifest.index`` says otherwise.
@@ -211,7 +240,9 @@ class Datastore:
         rows = None if self.positions is None else self.positions.numpy()
         # Comparing few texts one by one is faster than picking them out of the lists.
         if self.lists is None or len(self) <= _EXACT_ROWS:
-            scores, ids = exact_search(self.embeddings.numpy(), vectors.numpy(), k, rows)
+            scores, ids = exact_search(
+                self.embeddings.numpy(), vectors.numpy(), k, rows
+            )
         else:
             scores, ids = self.lists.search(vectors.numpy(), k, rows)
         return torch.from_numpy(scores), torch.from_numpy(ids)
@@ -222,7 +253,9 @@ def _replaces(path: Path, overwrite: bool) -> bool:
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return False
     if not overwrite:
-        raise FileExistsError(f"Datastore.build: {path} exists; overwrite=True replaces it")
+        raise FileExistsError(
+            f"Datastore.build: {path} exists; overwrite=True replaces it"
+        )
     with prefixed(f"Datastore.build: will not overwrite {path}"):
         Journal.read(path)
         Manifest.values(path)
@@ -244,7 +277,9 @@ def _open_texts(file: Path, count: int) -> "datasets.Dataset":
     first = table.schema.field(0) if table.schema.names else None
     if first != pa.field("text", pa.string()) or len(table) != count:
         schema = table.schema.to_string(show_schema_metadata=False)
-        raise ValueError(f"{file} must hold {count} texts, got {len(table)} rows of {schema}")
+        raise ValueError(
+            f"{file} must hold {count} texts, got {len(table)} rows of {schema}"
+        )
     if table.column(0).null_count:
         row = pa.compute.index(table.column(0).is_null(), True).as_py()
         raise ValueError(f"{file} must hold a text in each row, row {row} is null")

@@ -132,11 +132,15 @@ def open_embedder(name: str) -> SentenceTransformerEmbedder:
 def check_embedder(function: str, embedder: Embedder, known: "Journal | Store") -> None:
     """ValueError if the datastore comes from another embedder, TypeError for other objects."""
     check_is_embedder(function, embedder)
-    check_member(function, "store", known, "embedder", "a Store, as Datastore.open returns")
+    check_member(
+        function, "store", known, "embedder", "a Store, as Datastore.open returns"
+    )
     given = f"{embedder.name} of dim {embedder.dim}"
     wanted = f"{known.embedder} of dim {known.dim}"
     if given != wanted:
-        raise ValueError(f"{function}: embedder is {given}, the datastore's is {wanted}")
+        raise ValueError(
+            f"{function}: embedder is {given}, the datastore's is {wanted}"
+        )
 
 
 def check_is_embedder(function: str, embedder: Embedder) -> None:
@@ -144,9 +148,13 @@ def check_is_embedder(function: str, embedder: Embedder) -> None:
     check_member(function, "embedder", embedder, "name", kind)
 
 
-def encode_checked(function: str, embedder: Embedder, texts: Sequence[str]) -> np.ndarray:
+def encode_checked(
+    function: str, embedder: Embedder, texts: Sequence[str]
+) -> np.ndarray:
     """The texts' vectors; TypeError or ValueError if they break the promise of `Embedder`."""
-    return checked_vectors(function, embedder.name, embedder.dim, texts, embedder.encode(texts))
+    return checked_vectors(
+        function, embedder.name, embedder.dim, texts, embedder.encode(texts)
+    )
 
 
 def checked_vectors(
@@ -155,13 +163,17 @@ def checked_vectors(
     """The vectors of the embedder ``name``, checked as by `encode_checked`."""
     must = f"{function}: embedder {name} must give"
     if not isinstance(vectors, np.ndarray) or vectors.dtype != np.float32:
-        got = vectors.dtype if isinstance(vectors, np.ndarray) else type(vectors).__name__
+        got = (
+            vectors.dtype if isinstance(vectors, np.ndarray) else type(vectors).__name__
+        )
         raise TypeError(f"{must} a float32 NumPy array, got {got}")
     if vectors.shape != (len(texts), dim):
         raise ValueError(f"{must} shape {(len(texts), dim)}, got {vectors.shape}")
     if wrong := not_unit(vectors):
         row, norm = wrong
-        raise ValueError(f"{must} unit vectors, got one of norm {norm} for {texts[row][:60]!r}")
+        raise ValueError(
+            f"{must} unit vectors, got one of norm {norm} for {texts[row][:60]!r}"
+        )
     return for_torch(vectors)
 
 

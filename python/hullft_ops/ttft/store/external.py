@@ -53,7 +53,9 @@ class DatabaseStore:
         self.embedder = embedder.name
         self.dim = embedder.dim
         self.texts: list[str] = []
-        self.embeddings = torch.empty(0, embedder.dim, dtype=torch.float32, device="cpu")
+        self.embeddings = torch.empty(
+            0, embedder.dim, dtype=torch.float32, device="cpu"
+        )
         self._database = database
         self._count = len(database)
         self._places: dict[Key, int] = {}
@@ -69,7 +71,9 @@ class DatabaseStore:
         counts = [len(set(keys)) for keys in found]
         if counts != [k] * len(vectors):
             wanted = f"{k} different texts for each of {len(vectors)} queries"
-            raise ValueError(f"{_FUNCTION}: database must find {wanted}, found {counts}")
+            raise ValueError(
+                f"{_FUNCTION}: database must find {wanted}, found {counts}"
+            )
         with self._lock:
             self._fetch([key for keys in found for key in keys])
         places = [[self._places[key] for key in keys] for keys in found]
@@ -86,11 +90,15 @@ class DatabaseStore:
         name = f"{self.embedder} in the database"
         checked = checked_vectors(_FUNCTION, name, self.dim, texts, np.asarray(vectors))
         if len(texts) != len(new):
-            raise ValueError(f"{_FUNCTION}: database must give {len(new)} texts, gave {len(texts)}")
+            raise ValueError(
+                f"{_FUNCTION}: database must give {len(new)} texts, gave {len(texts)}"
+            )
         # An interrupted fetch may have left texts without a place, but no place without a text.
         known = len(self._places)
         self.texts[known:] = texts
-        self.embeddings = torch.cat([self.embeddings[:known], torch.from_numpy(checked)])
+        self.embeddings = torch.cat(
+            [self.embeddings[:known], torch.from_numpy(checked)]
+        )
         self._places |= {key: known + place for place, key in enumerate(new)}
 
 
@@ -120,24 +128,35 @@ class QdrantDatabase:
         must = f"QdrantDatabase: collection {collection!r} must"
         if not isinstance(vectors, models.VectorParams):
             names = ", ".join(map(repr, vectors or {})) or "nothing"
-            raise ValueError(f"{must} have one unnamed vector a point, got vectors named {names}")
+            raise ValueError(
+                f"{must} have one unnamed vector a point, got vectors named {names}"
+            )
         distance = vectors.distance
         if distance not in (models.Distance.DOT, models.Distance.COSINE):
-            raise ValueError(f"{must} compare its vectors by Dot or Cosine, got {distance.value}")
+            raise ValueError(
+                f"{must} compare its vectors by Dot or Cosine, got {distance.value}"
+            )
 
     def __len__(self) -> int:
         return self._client.count(self._collection, exact=True).count
 
-    def search(self, queries: np.ndarray, k: int) -> Sequence[Sequence[int | str | UUID]]:
+    def search(
+        self, queries: np.ndarray, k: int
+    ) -> Sequence[Sequence[int | str | UUID]]:
         """The ids of the ``k`` points nearest to each query."""
         requests = [self._request(query=query.tolist(), limit=k) for query in queries]
         found = self._client.query_batch_points(self._collection, requests)
         return [[point.id for point in response.points] for response in found]
 
-    def fetch(self, keys: Sequence[int | str | UUID]) -> tuple[Sequence[str], np.ndarray]:
+    def fetch(
+        self, keys: Sequence[int | str | UUID]
+    ) -> tuple[Sequence[str], np.ndarray]:
         """Texts and vectors of the points with these ids. ValueError if one is gone or textless."""
         records = self._client.retrieve(
-            self._collection, list(keys), with_payload=[self._text_field], with_vectors=True
+            self._collection,
+            list(keys),
+            with_payload=[self._text_field],
+            with_vectors=True,
         )
         points = {record.id: record for record in records}
         texts: list[str] = []
@@ -146,6 +165,8 @@ class QdrantDatabase:
             text = (payload or {}).get(self._text_field)
             if not isinstance(text, str):
                 point = f"QdrantDatabase: point {key} of {self._collection}"
-                raise ValueError(f"{point} must have a string {self._text_field!r}, got {text!r}")
+                raise ValueError(
+                    f"{point} must have a string {self._text_field!r}, got {text!r}"
+                )
             texts.append(text)
         return texts, np.asarray([points[key].vector for key in keys], dtype=np.float32)

@@ -11,7 +11,16 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Self, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Self,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from hullft_ops.ttft._files import UUID, crc32_of, sync, write_durably
 
@@ -27,7 +36,9 @@ OWN_DIRECTORIES = re.compile(f"data-{UUID}")
 _SHARD_FILE = re.compile(r"texts-[0-9]{5}\.arrow")
 _EMBEDDINGS_FILE = re.compile(re.escape(EMBEDDINGS_FILE))
 _INDEX_FILE = re.compile(rf"index-{UUID}\.faiss")
-OWN_FILES = re.compile("|".join(p.pattern for p in (_SHARD_FILE, _EMBEDDINGS_FILE, _INDEX_FILE)))
+OWN_FILES = re.compile(
+    "|".join(p.pattern for p in (_SHARD_FILE, _EMBEDDINGS_FILE, _INDEX_FILE))
+)
 OWN_PARTIALS = re.compile(rf"\.(?:manifest|journal)\.json\.{UUID}\.partial")
 
 # Types of fields: `parsed` accepts integers in a range, and strings and files whose name matches.
@@ -63,7 +74,9 @@ class Counts:
 
     records: _Count = 0  # lines, rows or files, including malformed ones
     malformed: _Count = 0  # records without a usable text
-    malformed_named: _Strings = field(default_factory=list)  # the first, with what is wrong
+    malformed_named: _Strings = field(
+        default_factory=list
+    )  # the first, with what is wrong
     binary: _Count = 0  # files of a folder that are not UTF-8 text; they are no records
     binary_named: _Strings = field(default_factory=list)  # the first
     near_empty: _Count = 0  # texts with too few characters
@@ -119,11 +132,15 @@ class FolderManifest:
         file = folder / MANIFEST_FILE
         values = read_json(file)
         if values is None and (folder / JOURNAL_FILE).is_file():
-            raise ValueError(f"{folder} is not finished: hullft-ops index --resume finishes it")
+            raise ValueError(
+                f"{folder} is not finished: hullft-ops index --resume finishes it"
+            )
         if values is None:
             raise ValueError(f"{folder} {cls._none}: it has no {MANIFEST_FILE}")
         if values.get("format") != cls.format:
-            raise ValueError(f"{folder} {cls._none}: {file} lacks format {cls.format!r}")
+            raise ValueError(
+                f"{folder} {cls._none}: {file} lacks format {cls.format!r}"
+            )
         return values
 
     @classmethod
@@ -134,7 +151,9 @@ class FolderManifest:
         version, reads = values.get("format_version"), cls.format_version
         if version != reads:
             has = f"{folder} has {cls._version.format(version)}"
-            raise ValueError(f"{has}, this package reads version {reads}: build it again")
+            raise ValueError(
+                f"{has}, this package reads version {reads}: build it again"
+            )
         return parsed(cls, values, folder / MANIFEST_FILE)
 
 
@@ -152,7 +171,9 @@ class Manifest(FolderManifest):
     # the Arrow files of texts and metadata, in order
     shards: Annotated[tuple[Annotated[DataFile, _SHARD_FILE], ...], "a list of files"]
     embeddings: Annotated[DataFile, _EMBEDDINGS_FILE]
-    sources: tuple[dict[str, Any], ...] = ()  # for each shard, what was read and left out
+    sources: tuple[
+        dict[str, Any], ...
+    ] = ()  # for each shard, what was read and left out
     index: SearchIndex = SearchIndex()
     metric: str = "inner_product"
     format: str = "hullft_ops.datastore"
@@ -161,20 +182,34 @@ class Manifest(FolderManifest):
     def __post_init__(self) -> None:
         count, vectors, index = self.count, self.embeddings, self.index
         _check(self.metric == "inner_product", "metric", "'inner_product'", self.metric)
-        _check(sum(s.count for s in self.shards) == count, "count", "the sum over shards", count)
+        _check(
+            sum(s.count for s in self.shards) == count,
+            "count",
+            "the sum over shards",
+            count,
+        )
         size = count * self.dim * 4
         if (vectors.count, vectors.bytes) != (count, size):
             got = f"{vectors.count} in {vectors.bytes}"
-            raise ValueError(f"embeddings must be {count} rows in {size} bytes, got {got}")
+            raise ValueError(
+                f"embeddings must be {count} rows in {size} bytes, got {got}"
+            )
         few = len(self.sources) <= len(self.shards)
         _check(few, "sources", "a list of objects, at most one a shard", self.sources)
         for source in self.sources:
             _check_source(source)
         _check(0 <= index.recall <= 1, "index.recall", "from 0 to 1", index.recall)
-        rows, wanted = index.file and index.file.count, None if index.kind == "flat" else count
+        rows, wanted = (
+            index.file and index.file.count,
+            None if index.kind == "flat" else count,
+        )
         _check(rows == wanted, "index.file.count", str(wanted), rows)
         if index.kind != "flat":
-            for name, most in (("lists", count), ("probes", index.lists), ("candidates", count)):
+            for name, most in (
+                ("lists", count),
+                ("probes", index.lists),
+                ("candidates", count),
+            ):
                 _check_count(f"index.{name}", getattr(index, name), range(1, most + 1))
 
     @property
@@ -196,13 +231,23 @@ class Journal:
     dim: _Dim
     data: _Directory
     settings: dict[str, Any]  # only a write with the same may resume
-    embeddings_crc32: Annotated[int, range(2**32)]  # of all vectors so far, earlier shards included
-    source: dict[str, Any] | None = None  # the report on the texts, once they are written
-    shard: Annotated[DataFile, _SHARD_FILE] | None = None  # the texts' file, once it is written
+    embeddings_crc32: Annotated[
+        int, range(2**32)
+    ]  # of all vectors so far, earlier shards included
+    source: dict[str, Any] | None = (
+        None  # the report on the texts, once they are written
+    )
+    shard: Annotated[DataFile, _SHARD_FILE] | None = (
+        None  # the texts' file, once it is written
+    )
     embedded: _Count = 0  # how many of the texts have a vector on the disk
 
     def __post_init__(self) -> None:
-        _check_count("embedded", self.embedded, range((self.shard.count if self.shard else 0) + 1))
+        _check_count(
+            "embedded",
+            self.embedded,
+            range((self.shard.count if self.shard else 0) + 1),
+        )
         _check_source(self.source or {})
 
     def write(self, directory: Path) -> None:
@@ -229,13 +274,17 @@ def read_json(file: Path) -> dict[str, Any] | None:
         return None
     size = file.stat().st_size
     if size > _MAX_JSON_BYTES:
-        raise ValueError(f"{file} must have at most {_MAX_JSON_BYTES} bytes, has {size}")
+        raise ValueError(
+            f"{file} must have at most {_MAX_JSON_BYTES} bytes, has {size}"
+        )
     try:
         values = json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not JSON: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{file} must hold a JSON object, holds {type(values).__name__}")
+        raise ValueError(
+            f"{file} must hold a JSON object, holds {type(values).__name__}"
+        )
     return values
 
 
@@ -252,7 +301,10 @@ def _parsed(kind: Any, value: Any, name: str) -> Any:
     if origin in (Union, UnionType):
         return None if value is None else _parsed(inner, value, name)
     if origin in (list, tuple):
-        sound, wanted = isinstance(value, list) and (value or not form), form or "a list of objects"
+        sound, wanted = (
+            isinstance(value, list) and (value or not form),
+            form or "a list of objects",
+        )
         _check(sound, name, wanted, value)
         return origin(_parsed(inner, one, name) for one in value)
     if isinstance(kind, type) and is_dataclass(kind):
@@ -261,13 +313,17 @@ def _parsed(kind: Any, value: Any, name: str) -> Any:
         if odd := sorted(value.keys() ^ hints.keys()):
             raise ValueError(f"must have the fields {sorted(hints)}, differs in {odd}")
         prefix = f"{name}." if name else ""
-        value = kind(**{n: _parsed(hint, value[n], prefix + n) for n, hint in hints.items()})
+        value = kind(
+            **{n: _parsed(hint, value[n], prefix + n) for n, hint in hints.items()}
+        )
     elif origin is int:
         _check_count(name, value, form or range(2**63))
     else:
         wanted = form if isinstance(form, str) else _NAMES[origin]
         is_number = type(value) in (int, float) and 0 <= value < _LARGEST
-        _check(is_number if origin is float else type(value) is origin, name, wanted, value)
+        _check(
+            is_number if origin is float else type(value) is origin, name, wanted, value
+        )
     if origin is dict and (of := get_args(kind)[1]) is not Any:
         value = {key: _parsed(of, one, f"{name}.{key}") for key, one in value.items()}
     if isinstance(form, tuple):
@@ -278,7 +334,12 @@ def _parsed(kind: Any, value: Any, name: str) -> Any:
     return value
 
 
-_NAMES = {str: "a string", bool: "true or false", dict: "an object", float: "a number in 0..1e100"}
+_NAMES = {
+    str: "a string",
+    bool: "true or false",
+    dict: "an object",
+    float: "a number in 0..1e100",
+}
 
 
 def _check(sound: object, name: str, wanted: str, got: object) -> None:
@@ -354,6 +415,8 @@ def check_file(
         refuse_link(path)
     size = file.stat().st_size if file.is_file() else None
     if size is None or size < wanted.bytes or (size > wanted.bytes and not longer):
-        raise ValueError(f"{corrupt}: it must have {wanted.bytes} bytes, has {size or 'none'}")
+        raise ValueError(
+            f"{corrupt}: it must have {wanted.bytes} bytes, has {size or 'none'}"
+        )
     if checksum and crc32_of(file, wanted.bytes) != wanted.crc32:
         raise ValueError(f"{corrupt}: its checksum is wrong")

@@ -95,7 +95,9 @@ def _exact_search_of_all(matrix: np.ndarray, queries: np.ndarray, k: int) -> Nei
 def largest(scores: np.ndarray, ids: np.ndarray, k: int) -> Neighbours:
     """The ``k`` largest of each row of scores ``[B, n]``, on ties the lower id first."""
     order = np.lexsort((ids, -scores), axis=-1)[:, :k]
-    return np.take_along_axis(scores, order, axis=-1), np.take_along_axis(ids, order, axis=-1)
+    return np.take_along_axis(scores, order, axis=-1), np.take_along_axis(
+        ids, order, axis=-1
+    )
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,9 @@ class ListSearch:
     matrix: np.ndarray
     facts: SearchIndex
 
-    def search(self, queries: np.ndarray, k: int, rows: np.ndarray | None = None) -> Neighbours:
+    def search(
+        self, queries: np.ndarray, k: int, rows: np.ndarray | None = None
+    ) -> Neighbours:
         """As `exact_search`, but misses rows in lists that it does not read."""
         scores = np.empty((len(queries), k), np.float32)
         ids = np.empty((len(queries), k), np.int64)
@@ -114,10 +118,14 @@ class ListSearch:
             some = np.sort(candidates[candidates >= 0])
             # Lists with too few texts between them cannot answer.
             pool = some if len(some) >= k else rows
-            [scores[i]], [ids[i]] = exact_search(self.matrix, queries[i : i + 1], k, pool)
+            [scores[i]], [ids[i]] = exact_search(
+                self.matrix, queries[i : i + 1], k, pool
+            )
         return scores, ids
 
-    def find(self, queries: np.ndarray, k: int, rows: np.ndarray | None = None) -> np.ndarray:
+    def find(
+        self, queries: np.ndarray, k: int, rows: np.ndarray | None = None
+    ) -> np.ndarray:
         """Rows that may be among the ``k`` nearest, int64 ``[B, candidates * k]``; -1 for none."""
         import faiss
 
@@ -147,7 +155,9 @@ def open_index(file: Path, matrix: np.ndarray, facts: SearchIndex) -> ListSearch
     import faiss
 
     try:
-        index = faiss.read_index(str(file), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
+        index = faiss.read_index(
+            str(file), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY
+        )
     except RuntimeError as error:
         raise ValueError(f"{file} is missing or corrupt: {error}") from error
     found = (index.ntotal, index.d, getattr(index, "nlist", None))
@@ -165,7 +175,9 @@ def build_index(
         return SearchIndex()
     import faiss
 
-    matrix = np.memmap(folder / vectors.file, np.float32, "r", shape=(vectors.count, dim))
+    matrix = np.memmap(
+        folder / vectors.file, np.float32, "r", shape=(vectors.count, dim)
+    )
     few = vectors.count <= thresholds.ivf or vectors.count < _PRODUCT_VALUES
     kind = "ivf" if few else "ivfpq"
     lists = max(1, min(4 * math.isqrt(vectors.count), vectors.count // 39))
@@ -192,7 +204,9 @@ def _trained(matrix: np.ndarray, kind: str, lists: int) -> Any:
     parts = max(m for m in range(1, most + 1) if dim % m == 0)
     # "np" skips sorting the codes. That takes most of the time, and no search here uses the order.
     code = "SQ8" if kind == "ivf" else f"PQ{parts}x8np"
-    index: Any = faiss.index_factory(dim, f"IVF{lists},{code}", faiss.METRIC_INNER_PRODUCT)
+    index: Any = faiss.index_factory(
+        dim, f"IVF{lists},{code}", faiss.METRIC_INNER_PRODUCT
+    )
     # A small datastore trains on what it has, without FAISS's warnings.
     index.cp.min_points_per_centroid = 1
     if kind == "ivfpq":
@@ -201,7 +215,9 @@ def _trained(matrix: np.ndarray, kind: str, lists: int) -> Any:
     return index
 
 
-def _measured(index: Any, matrix: np.ndarray, facts: SearchIndex, recall: float) -> SearchIndex:
+def _measured(
+    index: Any, matrix: np.ndarray, facts: SearchIndex, recall: float
+) -> SearchIndex:
     """The smallest number of lists, doubling each time, that reaches the recall; else all lists."""
     queries = _sample(matrix, _RECALL_QUERIES)
     # A stored vector always finds itself, which proves nothing.
@@ -210,7 +226,9 @@ def _measured(index: Any, matrix: np.ndarray, facts: SearchIndex, recall: float)
     while True:
         found = ListSearch(index, matrix, facts).find(queries, k + 1)
         # Candidates are ranked exactly, so a neighbour among them is not lost again.
-        hits = [len(np.intersect1d(a[1:], b)) for a, b in zip(exact, found, strict=True)]
+        hits = [
+            len(np.intersect1d(a[1:], b)) for a, b in zip(exact, found, strict=True)
+        ]
         share = float(np.mean(hits)) / k
         if share >= recall or facts.probes == facts.lists:
             return replace(facts, recall=share, recall_k=k, recall_queries=len(queries))
@@ -218,5 +236,7 @@ def _measured(index: Any, matrix: np.ndarray, facts: SearchIndex, recall: float)
 
 
 def _sample(matrix: np.ndarray, count: int) -> np.ndarray:
-    rows = np.random.default_rng(0).choice(len(matrix), min(count, len(matrix)), replace=False)
+    rows = np.random.default_rng(0).choice(
+        len(matrix), min(count, len(matrix)), replace=False
+    )
     return np.ascontiguousarray(matrix[np.sort(rows)])

@@ -16,7 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from hullft_ops._extras import needed_by
-from hullft_ops.ttft.store.format import JOURNAL_FILE, MANIFEST_FILE, OWN_DIRECTORIES, Counts
+from hullft_ops.ttft.store.format import (
+    JOURNAL_FILE,
+    MANIFEST_FILE,
+    OWN_DIRECTORIES,
+    Counts,
+)
 
 if TYPE_CHECKING:
     import datasets
@@ -72,7 +77,9 @@ class Source:
     def __post_init__(self) -> None:
         for name in ("metadata", "include", "exclude"):
             if isinstance(value := getattr(self, name), str):
-                raise TypeError(f"Source: {name} must be a sequence of str, got one str {value!r}")
+                raise TypeError(
+                    f"Source: {name} must be a sequence of str, got one str {value!r}"
+                )
         if "text" in self.metadata and self.text_column != "text":
             raise SourceError(
                 'metadata must not name "text", the datastore\'s name of the text, here from '
@@ -97,7 +104,10 @@ class Source:
             record = self._record(place, values)
             if isinstance(record, str):
                 counts.malformed += 1
-                counts.malformed_named = [*counts.malformed_named, f"{place}: {record}"][:_NAMED]
+                counts.malformed_named = [
+                    *counts.malformed_named,
+                    f"{place}: {record}",
+                ][:_NAMED]
                 if counts.records >= _JUDGED_RECORDS:
                     self._check_share(counts)
                 continue
@@ -111,7 +121,10 @@ class Source:
     def _check_share(self, counts: Counts) -> None:
         if counts.malformed > self.max_bad_share * counts.records:
             share = f"{counts.malformed} of {counts.records} records are malformed"
-            most, named = f"max_bad_share {self.max_bad_share:g}", "; ".join(counts.malformed_named)
+            most, named = (
+                f"max_bad_share {self.max_bad_share:g}",
+                "; ".join(counts.malformed_named),
+            )
             raise SourceError(f"{self.name}: {share}, more than {most}: {named}")
 
     def _record(self, place: str, values: Values) -> Record | str:
@@ -133,11 +146,15 @@ class Source:
         path, stdin = Path(self.corpus), str(self.corpus) == STDIN
         if not stdin and not path.exists():
             raise FileNotFoundError(f"{path}: no such file or folder")
-        is_saved = (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+        is_saved = (path / "state.json").is_file() or (
+            path / "dataset_dict.json"
+        ).is_file()
         if path.is_dir() and not is_saved:
             return self._files(path, counts)
         if self.include or self.exclude:
-            raise SourceError(f"{self.name}: include and exclude need a folder of files")
+            raise SourceError(
+                f"{self.name}: include and exclude need a folder of files"
+            )
         if stdin:
             return self._stdin(sys.stdin.buffer)
         if is_saved:
@@ -154,7 +171,9 @@ class Source:
 
     def _file(self, path: Path, suffix: str) -> Iterator[Raw]:
         try:
-            with BufferedReader(pa.input_stream(str(path), compression="detect")) as file:
+            with BufferedReader(
+                pa.input_stream(str(path), compression="detect")
+            ) as file:
                 head = file.peek().removeprefix(codecs.BOM_UTF8).lstrip()
                 if suffix in _TEXT_SUFFIXES:
                     yield path.name, self._whole(file.read(_MAX_LINE_BYTES + 1))
@@ -167,7 +186,9 @@ class Source:
             raise SourceError(f"{path}: {error}") from error
 
     def _files(self, folder: Path, counts: Counts) -> Iterator[Raw]:
-        for path in sorted(_walk(folder, folder, _patterns(self.include), _patterns(self.exclude))):
+        for path in sorted(
+            _walk(folder, folder, _patterns(self.include), _patterns(self.exclude))
+        ):
             name = path.relative_to(folder).as_posix()
             place = name.encode(errors="replace").decode()
             if place != name:
@@ -194,7 +215,9 @@ class Source:
     def _array(self, path: Path, file: BinaryIO) -> Iterator[Raw]:
         content = file.read(_MAX_LINE_BYTES + 1)
         if len(content) > _MAX_LINE_BYTES:
-            raise SourceError(f"{path}: an array longer than {_MAX_LINE_BYTES} bytes must be JSONL")
+            raise SourceError(
+                f"{path}: an array longer than {_MAX_LINE_BYTES} bytes must be JSONL"
+            )
         try:
             items = json.loads(content.decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
@@ -202,7 +225,10 @@ class Source:
         for number, item in enumerate(items):
             values = {self.text_column: item} if isinstance(item, str) else item
             is_object = isinstance(values, dict)
-            yield f"{path.name}:{number}", values if is_object else "not an object or a string"
+            yield (
+                f"{path.name}:{number}",
+                values if is_object else "not an object or a string",
+            )
 
     def _whole(self, content: bytes) -> dict[str, str] | str:
         """The text of a file as a record, or what is wrong with it."""
@@ -234,7 +260,9 @@ class Source:
         columns = list(dict.fromkeys([self.text_column, *self.metadata]))
         missing = [column for column in columns if column not in have]
         if missing:
-            raise SourceError(f"{self.name}: no column {', '.join(missing)}; has {', '.join(have)}")
+            raise SourceError(
+                f"{self.name}: no column {', '.join(missing)}; has {', '.join(have)}"
+            )
         return columns
 
 
@@ -270,11 +298,15 @@ def _saved_dataset(path: Path) -> "datasets.Dataset":
     except Exception as error:
         raise SourceError(f"{path}: not a saved dataset: {error!r}") from error
     if isinstance(dataset, datasets.DatasetDict):
-        raise SourceError(f"{path}: has the splits {', '.join(dataset)}: give the folder of one")
+        raise SourceError(
+            f"{path}: has the splits {', '.join(dataset)}: give the folder of one"
+        )
     return dataset
 
 
-def _walk(top: Path, folder: Path, wanted: list[str], unwanted: list[str]) -> Iterator[Path]:
+def _walk(
+    top: Path, folder: Path, wanted: list[str], unwanted: list[str]
+) -> Iterator[Path]:
     entries = [entry for entry in os.scandir(folder) if not entry.is_symlink()]
     if {MANIFEST_FILE, JOURNAL_FILE} & {entry.name for entry in entries} and any(
         OWN_DIRECTORIES.fullmatch(entry.name) for entry in entries if entry.is_dir()

@@ -47,7 +47,12 @@ _ROWS_PER_WRITE = 1024
 _TEXTS_PER_ENCODE = 128
 # A commit waits for the disk, which a cheap embedder should not do at every batch.
 _SECONDS_PER_COMMIT = 2.0
-_SCALARS = (pa.types.is_string, pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
+_SCALARS = (
+    pa.types.is_string,
+    pa.types.is_integer,
+    pa.types.is_floating,
+    pa.types.is_boolean,
+)
 NOT_OF_TYPE = (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError)
 
 
@@ -78,7 +83,9 @@ class StoreWriter:
             base = Manifest.read(directory)
         else:
             data = interrupted.data if interrupted else f"data-{uuid4().hex}"
-            base = Manifest(embedder.name, dim, 0, data, (), DataFile(EMBEDDINGS_FILE, 0, 0, 0))
+            base = Manifest(
+                embedder.name, dim, 0, data, (), DataFile(EMBEDDINGS_FILE, 0, 0, 0)
+            )
         journal = interrupted or Journal(
             base.embedder, base.dim, base.data, settings, base.embeddings.crc32
         )
@@ -105,7 +112,9 @@ class StoreWriter:
         refuse_link(file)
         known = None
         if self.base.shards:
-            with pa.ipc.open_stream(str(self.folder / self.base.shards[0].file)) as earlier:
+            with pa.ipc.open_stream(
+                str(self.folder / self.base.shards[0].file)
+            ) as earlier:
                 known = earlier.schema
         count = _write_rows(self.function, rows, file, known)
         if not count:
@@ -143,7 +152,9 @@ class StoreWriter:
         remove_all_but(self.directory, self.base)
         (self.directory / JOURNAL_FILE).unlink()
 
-    def _embed(self, shard: DataFile, bar: Progress, encode: EncodeBatches | None) -> None:
+    def _embed(
+        self, shard: DataFile, bar: Progress, encode: EncodeBatches | None
+    ) -> None:
         """Write the missing vectors."""
         # Indexing and searching need FAISS. Hours of embedding come first, so check it now.
         with needed_by(self.function):
@@ -158,7 +169,10 @@ class StoreWriter:
         starts = range(done, len(texts), _TEXTS_PER_ENCODE)
         batches = (list(texts[start : start + _TEXTS_PER_ENCODE]) for start in starts)
         own = (encode_checked(self.function, self.embedder, batch) for batch in batches)
-        with file.open("ab") as out, closing(encode(batches) if encode else own) as encoded:
+        with (
+            file.open("ab") as out,
+            closing(encode(batches) if encode else own) as encoded,
+        ):
             check_file(self.folder, vectors, longer=True)
             # An interrupted write leaves vectors that its journal does not count.
             out.truncate(vectors.bytes)
@@ -168,7 +182,10 @@ class StoreWriter:
                 out.write(content)
                 crc32 = zlib.crc32(content, crc32)
                 done += len(block)
-                if done == len(texts) or time.monotonic() - committed > _SECONDS_PER_COMMIT:
+                if (
+                    done == len(texts)
+                    or time.monotonic() - committed > _SECONDS_PER_COMMIT
+                ):
                     out.flush()
                     os.fsync(out.fileno())
                     self._record(embedded=done, embeddings_crc32=crc32)
@@ -193,7 +210,10 @@ def locked(directory: Path, what: str = "datastore") -> AbstractContextManager[N
 
 
 def _write_rows(
-    function: str, rows: Iterable[Mapping[str, Any]], file: Path, known: pa.Schema | None
+    function: str,
+    rows: Iterable[Mapping[str, Any]],
+    file: Path,
+    known: pa.Schema | None,
 ) -> int:
     rows, count = iter(rows), 0
     batches = iter(lambda: list(islice(rows, _ROWS_PER_WRITE)), [])
@@ -238,12 +258,16 @@ def _inferred(function: str, rows: list[Mapping[str, Any]]) -> pa.Schema:
         try:
             kind = pa.array([row.get(name) for row in rows]).type
         except NOT_OF_TYPE as error:
-            fault = "is out of range" if isinstance(error, OverflowError) else "mixes types"
+            fault = (
+                "is out of range" if isinstance(error, OverflowError) else "mixes types"
+            )
             raise ValueError(f"{function}: metadata {name} {fault}: {error}") from error
         if pa.types.is_null(kind):
             kind = pa.string()
         if not any(is_kind(kind) for is_kind in _SCALARS):
             wanted = "strings, numbers or booleans"
-            raise ValueError(f"{function}: metadata {name} must be {wanted}, got {kind}")
+            raise ValueError(
+                f"{function}: metadata {name} must be {wanted}, got {kind}"
+            )
         found.append(pa.field(name, kind))
     return pa.schema(found)

@@ -63,7 +63,9 @@ class PassGraphs:
             self._state = state
         return True
 
-    def run(self, kind: Hashable, text: Tensor, one_pass: Pass, clock: StageClock) -> Tensor:
+    def run(
+        self, kind: Hashable, text: Tensor, one_pass: Pass, clock: StageClock
+    ) -> Tensor:
         """Replay the pass of this kind, as the stage "forward", or run it and capture it.
 
         Passes of one kind differ only in values of tensors. They leave no gradients behind.
@@ -87,7 +89,9 @@ class PassGraphs:
         self._capture = self._capture or self._new_capture()
         try:
             # Nobody can read events that were captured, so they go to a clock of their own.
-            graph, loss = self._capture(partial(one_pass, text, StageClock(torch.device("cpu"))))
+            graph, loss = self._capture(
+                partial(one_pass, text, StageClock(torch.device("cpu")))
+            )
             self._captured[kind] = graph, text, loss
         except RuntimeError as error:
             self._failure = str(error).partition("\n")[0]
@@ -104,7 +108,9 @@ class PassGraphs:
     def _warn(self, why: str) -> None:
         if why != self._warned:
             self._warned = why
-            warnings.warn(f"TestTimeFinetuner: training uses no CUDA graphs: {why}", stacklevel=2)
+            warnings.warn(
+                f"TestTimeFinetuner: training uses no CUDA graphs: {why}", stacklevel=2
+            )
 
 
 def _capture_on(device: torch.device) -> Capture:
@@ -117,7 +123,9 @@ def _capture_on(device: torch.device) -> Capture:
             torch.cuda.device(device),
             # torch would leave its stream current if the capture fails.
             torch.cuda.stream(torch.cuda.current_stream(device)),
-            torch.cuda.graph(graph, pool, stream, "thread_local"),  # other threads may call CUDA
+            torch.cuda.graph(
+                graph, pool, stream, "thread_local"
+            ),  # other threads may call CUDA
         ):
             loss = run()
         return graph, loss
@@ -131,7 +139,9 @@ def _obstacle(model: "PreTrainedModel") -> str | None:
         return f"the model is on {len(devices)} devices"
     if not can_pad(model):
         return "its attention or its positions change with the length of a text"
-    hooks = (p._backward_hooks or p._post_accumulate_grad_hooks for p in model.parameters())
+    hooks = (
+        p._backward_hooks or p._post_accumulate_grad_hooks for p in model.parameters()
+    )
     if any(hooks) or are_wrapped(model.modules()):
         return "somebody listens to a module, or has replaced its forward"
     return None

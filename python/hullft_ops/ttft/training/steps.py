@@ -32,7 +32,9 @@ class Sweep:
     keep: bool  # a later sweep needs the gradient too
 
 
-def refreshes_of(refresh: int | Callable[[int], int], counts: Sequence[int]) -> list[int]:
+def refreshes_of(
+    refresh: int | Callable[[int], int], counts: Sequence[int]
+) -> list[int]:
     """For each text, how many steps to take with a gradient."""
     if not callable(refresh):
         return [refresh] * len(counts)
@@ -41,7 +43,9 @@ def refreshes_of(refresh: int | Callable[[int], int], counts: Sequence[int]) -> 
     return [check_integer("TestTimeFinetuner", "refresh", one, 1) for one in found]
 
 
-def plan(counts: Sequence[int], refreshes: Sequence[int], order: str) -> Iterator[Sweep]:
+def plan(
+    counts: Sequence[int], refreshes: Sequence[int], order: str
+) -> Iterator[Sweep]:
     """The sweeps for examples with these counts, with a gradient for every ``refresh`` steps:
     "grouped" as in arXiv:2605.30337, "interleaved" round the examples that have steps left."""
     examples = list(enumerate(zip(counts, refreshes, strict=True)))
@@ -91,7 +95,9 @@ class StageClock:
 
     def __init__(self, device: torch.device) -> None:
         on_cuda = device.type == "cuda"
-        self._now: Callable[[], Any] = partial(_cuda_event, device) if on_cuda else perf_counter
+        self._now: Callable[[], Any] = (
+            partial(_cuda_event, device) if on_cuda else perf_counter
+        )
         self._spans: dict[str, list[tuple[Any, Any]]] = defaultdict(list)
         self._stage: str | None = None
         self._start: Any = None

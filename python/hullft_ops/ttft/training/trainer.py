@@ -23,9 +23,20 @@ from hullft_ops.ttft.model.head_loss import unscaled
 from hullft_ops.ttft.model.loss import MeanLoss, backward_in_parts
 from hullft_ops.ttft.model.onednn import wide_products
 from hullft_ops.ttft.model.patches import eval_mode, fused_activations
-from hullft_ops.ttft.training.checks import check_choice, check_limit, inference_tensors_explained
+from hullft_ops.ttft.training.checks import (
+    check_choice,
+    check_limit,
+    inference_tensors_explained,
+)
 from hullft_ops.ttft.training.graphs import PassGraphs
-from hullft_ops.ttft.training.steps import ORDERS, SCHEDULES, Budget, StageClock, Sweep, plan
+from hullft_ops.ttft.training.steps import (
+    ORDERS,
+    SCHEDULES,
+    Budget,
+    StageClock,
+    Sweep,
+    plan,
+)
 
 # Consecutive steps of one rate, and how many they are.
 Runs = list[tuple[float | Tensor, int]]
@@ -124,7 +135,11 @@ class SupportTrainer:
             graphs = None
         # Its gradients take room, so they exist only for this support.
         cache = GradientCache(self.trained)
-        budget = None if deadline is None else Budget(deadline, {p.device for p in self.trained})
+        budget = (
+            None
+            if deadline is None
+            else Budget(deadline, {p.device for p in self.trained})
+        )
         on_step = self.on_step or (lambda steps: None)
         passes: list[tuple[int, int]] = []
         taken, steps, device = [0] * len(texts), sum(counts), self.model.device
@@ -144,7 +159,9 @@ class SupportTrainer:
             tokens = on_device(self._padded(texts), device)
             on_step(0)
             for sweep, done, runs in sweeps:
-                if budget and not budget.allows(len(texts[sweep.example]), fresh=sweep.fresh):
+                if budget and not budget.allows(
+                    len(texts[sweep.example]), fresh=sweep.fresh
+                ):
                     break
                 if sweep.fresh:
                     text = tokens[sweep.example]
@@ -189,7 +206,9 @@ class SupportTrainer:
     def _in_tensors(self, runs: Runs) -> Runs:
         """The runs with their rates in tensors that stay where they are."""
         for _ in runs[len(self._rates) :]:
-            self._rates.append(torch.zeros((), dtype=torch.float64, device=self.model.device))
+            self._rates.append(
+                torch.zeros((), dtype=torch.float64, device=self.model.device)
+            )
         held = zip(self._rates, runs, strict=False)
         return [(tensor.fill_(rate), repeats) for tensor, (rate, repeats) in held]
 
@@ -200,7 +219,13 @@ class SupportTrainer:
         return [padded(text, padded_length(len(text), context)) for text in texts]
 
     def _pass(
-        self, tokens: Tensor, clock: StageClock, *, sweep: Sweep, cache: GradientCache, runs: Runs
+        self,
+        tokens: Tensor,
+        clock: StageClock,
+        *,
+        sweep: Sweep,
+        cache: GradientCache,
+        runs: Runs,
     ) -> Tensor:
         """The loss of a text, after the steps with its gradient. Leaves no gradients."""
 
@@ -210,7 +235,9 @@ class SupportTrainer:
 
         self._optimizer.zero_grad(set_to_none=True)
         with clock.of("forward"), autocasting(self.model.device, self.autocast):
-            loss = unscaled((self._loss.of_padded if self._is_padded else self._loss)(tokens))
+            loss = unscaled(
+                (self._loss.of_padded if self._is_padded else self._loss)(tokens)
+            )
         checked_to_train(loss)
         # Each gradient is then needed only for the steps of its own parameter. Only on the CPU:
         # nobody has measured what the additional calls cost on a GPU.
@@ -224,7 +251,9 @@ class SupportTrainer:
         self._optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 
-    def _take(self, sweep: Sweep, cache: GradientCache, runs: Runs, clock: StageClock) -> None:
+    def _take(
+        self, sweep: Sweep, cache: GradientCache, runs: Runs, clock: StageClock
+    ) -> None:
         """Take the steps of a sweep, with the gradients in ``.grad`` if it is fresh."""
         with clock.of("step"):
             if not sweep.fresh:
@@ -247,7 +276,11 @@ class SupportTrainer:
             end = done + sweep.repeats
             rates = (self.lr * factor(step, steps) for step in range(done, end))
             # Steps of different rates cannot share a sweep over memory.
-            yield sweep, done, [(rate, len(list(equal))) for rate, equal in groupby(rates)]
+            yield (
+                sweep,
+                done,
+                [(rate, len(list(equal))) for rate, equal in groupby(rates)],
+            )
             done = end
 
     def _step(self, step: Callable[..., None], runs: Runs) -> None:
@@ -263,7 +296,9 @@ def fast_forwards(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def autocasting(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
+def autocasting(
+    device: torch.device, dtype: torch.dtype | None
+) -> AbstractContextManager[object]:
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
@@ -277,7 +312,10 @@ def checked_to_train(loss: Tensor) -> Tensor:
 
 
 def check_losses(
-    losses: Sequence[float], passes: Sequence[tuple[int, int]], steps: int, prompt: str = ""
+    losses: Sequence[float],
+    passes: Sequence[tuple[int, int]],
+    steps: int,
+    prompt: str = "",
 ) -> None:
     """Refuse a loss that is not finite. ``passes`` have their texts, and the steps before each."""
     for loss, (index, done) in zip(losses, passes, strict=True):
