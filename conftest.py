@@ -17,7 +17,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--kills",
         type=int,
         default=4,
-        help="how often tests/cli/test_kills.py kills each command",
+        help="how often tests kill each command, and interrupt an adaptation twice",
     )
 
 

@@ -1,5 +1,6 @@
-"""The speed of the operators, compared with what a user would otherwise run: `pytest benchmarks/`.
+"""The speed of the operators against what a user would otherwise run: ``pytest benchmarks``.
 
-``python -m benchmarks.run`` measures and writes `results/`. ``python -m benchmarks.compare`` says
-whether one result file is slower than another.
+Each benchmark checks its result, then times it in turns with its peers. ``--benchmark-json FILE``
+writes the measurements, and ``python -m benchmarks.report FILE`` makes a page of them.
+``pytest-benchmark compare`` compares two runs.
 """

@@ -1,27 +1,19 @@
 """Selection with integerization on a batch of queries, each with its own pool."""
 
-import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
-import pytest
 import torch
 
 import hullft_ops
 from benchmarks import peers
 from benchmarks.pools import DISTINCT, distinct_pools, tiled
 from benchmarks.recorder import Recorder
-from benchmarks.sift_peers import time_activeft
 from hullft_ops import reference
 
-_MAX_POOL_BYTES = 2**30
-# With larger pools, peers that take queries one by one are timed on this many of a batch.
-_LOOPED_QUERIES = 8
-_LOOPED_POOL = 200 * 1024
-# Limit of the batched peer, whose Gram matrices are float32 [B, K, K].
-_MAX_GRAM_BYTES = 2**29
-_MAX_GRAM_CANDIDATES = 1000
+# Limit of the batched peer, whose Gram matrices are float32 [B, K, K], and of activeft.
+_MOST_CANDIDATES = 1000
 ALLOWED_DIFFERENCES = {
     "residual, off by": 1e-4,
     "queries with a wrong sum of counts": 0.0,
@@ -32,8 +24,8 @@ ALLOWED_DIFFERENCES = {
 @dataclass(frozen=True)
 class Case:
     batch: int
-    candidates: int
-    dim: int
+    candidates: int = 200
+    dim: int = 384
     n_select: int = 50
     dtype: str = "float32"
     variant: str = "vanilla"
@@ -43,93 +35,64 @@ class Case:
         return f"{shape}-{self.dtype}-{self.variant}"
 
     @property
-    def pool_bytes(self) -> int:
-        itemsize = getattr(torch, self.dtype).itemsize
-        return int(self.batch * self.candidates * self.dim * itemsize)
-
-    @property
-    def looped_queries(self) -> int:
-        small = self.candidates * self.dim <= _LOOPED_POOL and self.batch <= 64
-        return self.batch if small else min(self.batch, _LOOPED_QUERIES)
-
-    @property
     def checked_queries(self) -> int:
         """Every distinct query, or one of a large pool."""
-        small = self.candidates * self.dim <= _LOOPED_POOL
+        small = self.candidates * self.dim <= 200 * 1024
         return min(self.batch, DISTINCT if small else 1)
-
-    @property
-    def has_gram_peer(self) -> bool:
-        fits = 4 * self.batch * self.candidates**2 <= _MAX_GRAM_BYTES
-        return (
-            self.variant == "vanilla"
-            and self.candidates <= _MAX_GRAM_CANDIDATES
-            and fits
-        )
 
 
 def cases(grid: str) -> list[Case]:
     if grid == "smoke":
-        return [Case(2, 30, 384, 5), Case(2, 30, 384, 5, "bfloat16", "pairwise")]
-    headline = [Case(b, 200, d) for d in (384, 1024) for b in (64, 1)]
+        small = Case(2, 30, n_select=5)
+        return [small, replace(small, dtype="bfloat16", variant="pairwise")]
+    base = Case(64)
+    headline = [base, Case(1), Case(64, dim=1024), Case(1, dim=1024)]
+    pairwise = replace(base, variant="pairwise")
+    bfloat16 = replace(base, dim=1024, dtype="bfloat16")
     if grid == "quick":
-        pairwise = replace(headline[0], variant="pairwise")
-        return [*headline, pairwise, replace(headline[2], dtype="bfloat16")]
-    found = [
+        return [*headline, pairwise, bfloat16]
+    return [
         *headline,
-        *_shapes(),
-        *(other for case in headline for other in _others(case)),
+        *(Case(batch) for batch in (8, 512)),
+        *(replace(base, candidates=count) for count in (50, 1000, 5000)),
+        replace(base, dim=4096),
+        *(replace(base, n_select=n) for n in (5, 20, 200)),
+        *(replace(base, dtype=dtype) for dtype in ("float64", "bfloat16", "float16")),
+        *(replace(base, variant=variant) for variant in ("away", "pairwise")),
+        bfloat16,
     ]
-    return list(
-        dict.fromkeys(case for case in found if case.pool_bytes <= _MAX_POOL_BYTES)
-    )
 
 
-def _shapes() -> Iterator[Case]:
-    sizes = ((1, 8, 64, 512), (50, 200, 1000, 5000), (384, 1024, 4096))
-    return itertools.starmap(Case, itertools.product(*sizes))
-
-
-def _others(case: Case) -> Iterator[Case]:
-    yield from (replace(case, n_select=n) for n in (5, 20, 200))
-    yield from (
-        replace(case, dtype=dtype) for dtype in ("float64", "bfloat16", "float16")
-    )
-    yield from (replace(case, variant=variant) for variant in ("away", "pairwise"))
-
-
-# activeft converts as NumPy 1 did.
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_selection(case: Case, recorder: Recorder, device: torch.device) -> None:
-    distinct, queries = distinct_pools(case.candidates, case.dim)
-    dtype = getattr(torch, case.dtype)
-    pool = tiled(distinct.to(dtype), case.batch).to(device)
-    query = tiled(queries.to(dtype), case.batch).to(device)
-
-    def select() -> hullft_ops.Selection:
-        return hullft_ops.fw_select(pool, query, case.n_select, variant=case.variant)
-
+    pool, query = problem(case, device)
+    select = partial(
+        hullft_ops.fw_select, pool, query, case.n_select, variant=case.variant
+    )
     assert_as_reference(case, pool, query, select())
     recorder.ours(select)
     words = pool.view(torch.int32)
-    recorder.sweep(words.amax, case.pool_bytes)
-    time_numpy(case, recorder, distinct, queries)
-    if case.has_gram_peer:
-        time_gram(case, recorder, pool, query)
-    if case.variant == "pairwise":
-        _time_nnls(case, recorder, distinct, queries, select())
-    if case.variant == "vanilla" and case.candidates <= 200 and case.dim <= 1024:
-        time_activeft(
-            recorder, distinct[0], queries[0], case.n_select, scale=case.batch
-        )
+    recorder.sweep(words.amax, words.numel() * words.element_size())
+    if case.variant == "vanilla":
+        time_numpy(case, recorder)
+        if case.candidates <= _MOST_CANDIDATES:
+            time_gram(case, recorder, pool, query)
+            time_activeft(case, recorder)
+
+
+def problem(case: Case, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pools [batch, candidates, dim] and queries [batch, dim] in the case's dtype."""
+    pools, queries = distinct_pools(case.candidates, case.dim)
+    dtype = getattr(torch, case.dtype)
+    pool = tiled(pools.to(dtype), case.batch).to(device)
+    return pool, tiled(queries.to(dtype), case.batch).to(device)
 
 
 def assert_as_reference(
     case: Case, pool: torch.Tensor, query: torch.Tensor, selection: hullft_ops.Selection
 ) -> None:
     """Check the selections. Repeated queries must agree with the distinct ones."""
-    found = differences(case, pool, query, selection)
-    assert all(found[name] <= most for name, most in ALLOWED_DIFFERENCES.items()), found
+    off = differences(case, pool, query, selection)
+    assert all(off[name] <= most for name, most in ALLOWED_DIFFERENCES.items()), off
     if pool.is_cuda:  # CUDA's state is float32: nearly equal atoms may change places.
         return
     for b in range(case.checked_queries):
@@ -143,16 +106,16 @@ def differences(
     case: Case, pool: torch.Tensor, query: torch.Tensor, selection: hullft_ops.Selection
 ) -> dict[str, float]:
     """How far a selection is from the definition, by the names of `ALLOWED_DIFFERENCES`."""
-    residual = max(
-        abs(selection.residual[b].item() - _expected(case, pool, query, b).residual)
-        for b in range(case.checked_queries)
-    )
+    residual = 0.0
+    for b in range(case.checked_queries):
+        expected = _expected(case, pool, query, b)
+        off = abs(selection.residual[b].item() - expected.residual)
+        residual = max(residual, off)
     miscounted = (selection.counts.sum(-1) != case.n_select).sum().item()
     indices = selection.indices.cpu()
-    apart = sum(
-        not torch.equal(indices[b], indices[b % DISTINCT])
-        for b in range(DISTINCT, case.batch)
-    )
+    apart = 0
+    for b in range(DISTINCT, case.batch):
+        apart += not torch.equal(indices[b], indices[b % DISTINCT])
     return dict(zip(ALLOWED_DIFFERENCES, (residual, miscounted, apart), strict=True))
 
 
@@ -164,22 +127,20 @@ def _expected(
     )
 
 
-def time_numpy(
-    case: Case, recorder: Recorder, distinct: torch.Tensor, queries: torch.Tensor
-) -> None:
-    """The published method, which is vanilla, in float32: NumPy has no 16-bit matrix product."""
-    looped = case.looped_queries
-    pool, query = tiled(distinct, looped).numpy(), tiled(queries, looped).numpy()
-    if case.variant == "vanilla" and case.dtype == "float32":
-        x, q = distinct[0].double(), queries[0].double()
-        expected = reference.fw_select(x, q, case.n_select)
-        found = peers.numpy_select(x.numpy(), q.numpy(), case.n_select)
-        assert found.indices.tolist() == expected.indices.tolist()
-        assert found.counts.tolist() == expected.counts.tolist()
+def time_numpy(case: Case, recorder: Recorder) -> None:
+    """The published method, one query after the other, in float32."""
+    pools, queries = distinct_pools(case.candidates, case.dim)
+    expected = reference.fw_select(pools[0], queries[0], case.n_select)
+    exact = peers.numpy_select(
+        pools[0].double().numpy(), queries[0].double().numpy(), case.n_select
+    )
+    assert exact.indices.tolist() == expected.indices.tolist()
+    assert exact.counts.tolist() == expected.counts.tolist()
+    looped = min(case.batch, DISTINCT)
 
     def select() -> None:
-        for x, q in zip(pool, query, strict=True):
-            peers.numpy_select(x, q, case.n_select)
+        for pool, query in zip(pools[:looped], queries[:looped], strict=True):
+            peers.numpy_select(pool.numpy(), query.numpy(), case.n_select)
 
     recorder.peer("NumPy", select, scale=case.batch / looped)
 
@@ -191,33 +152,20 @@ def time_gram(
     x, q = pool[: case.checked_queries], query[: case.checked_queries]
     exact = peers.torch_select(x.double(), q.double(), case.n_select)
     rounded = peers.torch_select(x.float(), q.float(), case.n_select)
-    for b, (found, near) in enumerate(zip(exact, rounded, strict=True)):
-        expected = reference.fw_select(x[b].cpu(), q[b].cpu(), case.n_select)
-        assert found.indices.tolist() == expected.indices.tolist()
-        assert found.counts.tolist() == expected.counts.tolist()
+    for b, (selection, near) in enumerate(zip(exact, rounded, strict=True)):
+        expected = _expected(case, pool, query, b)
+        assert selection.indices.tolist() == expected.indices.tolist()
+        assert selection.counts.tolist() == expected.counts.tolist()
         current = near.weights @ x[b, near.indices].float().cpu().numpy()
         residual = np.linalg.norm(q[b].float().cpu().numpy() - current)
         assert abs(residual - expected.residual) < 1e-5
         assert near.counts.sum() == case.n_select
-    whole, queries = pool.float(), query.float()
-    recorder.peer(
-        "torch, Gram", lambda: peers.torch_select(whole, queries, case.n_select)
-    )
+    select = partial(peers.torch_select, pool.float(), query.float(), case.n_select)
+    recorder.peer("torch, Gram", select)
 
 
-def _time_nnls(
-    case: Case,
-    recorder: Recorder,
-    distinct: torch.Tensor,
-    queries: torch.Tensor,
-    selection: hullft_ops.Selection,
-) -> None:
-    """The exact minimum. The selection may be above it by at most the reported gap."""
-    pool, query = distinct[0].numpy(), queries[0].numpy()
-    if case.dtype == "float32":
-        off = query - peers.simplex_nnls(pool, query) @ pool
-        above = (selection.residual[0].item() ** 2 - float(off @ off)) / 2
-        assert -1e-5 < above < selection.gap[0].item() + 1e-5
-    recorder.peer(
-        "SciPy nnls", lambda: peers.simplex_nnls(pool, query), scale=case.batch
-    )
+def time_activeft(case: Case, recorder: Recorder) -> None:
+    """Another method for the same task. It takes one query at a time, in float32."""
+    pools, queries = distinct_pools(case.candidates, case.dim)
+    select = partial(peers.sift, pools[0], queries[0], case.n_select)
+    recorder.peer("activeft SIFT", select, scale=case.batch)

@@ -1,15 +1,17 @@
 """``--grid``, the recorder that every benchmark writes to, and the summary."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
+from typing import Any
 
 import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from threadpoolctl import threadpool_limits
 
-from benchmarks.recorder import Recorder
-from benchmarks.timing import Comparison, Pace
+from benchmarks.recorder import Comparison, Recorder
+from benchmarks.timing import Pace
+from hullft_ops import _C
 
 # For ours and every peer, including NumPy's BLAS.
 THREADS = 2
@@ -19,15 +21,14 @@ PACES = {
     "full": Pace(seconds=2.0, min_rounds=5, max_rounds=300),
 }
 _COMPARISONS = pytest.StashKey[list[Comparison]]()
-_PASSED = pytest.StashKey[bool]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--grid",
         choices=tuple(PACES),
-        default="full",
-        help="smoke: that it runs; quick: the headline cases; full: every axis (the default)",
+        default="quick",
+        help="smoke: that it runs; quick: the headline cases (the default); full: every axis",
     )
 
 
@@ -41,14 +42,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("case", cases, ids=str)
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    report = yield
-    if call.when == "call":
-        item.stash[_PASSED] = report.passed
-    return report
+def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
+    machine_info["threads"] = THREADS
+    machine_info["torch"] = torch.__version__
+    machine_info["simd"] = _C.simd_level()
+    machine_info["hullft_ops"] = _C.build_info()
 
 
 def pytest_terminal_summary(
@@ -78,14 +76,11 @@ def recorder(
     device: torch.device,
     case: object,
 ) -> Iterator[Recorder]:
-    """Times one case. The summary and pytest-benchmark's ``extra_info`` get its result.
-
-    A case that fails appears in neither: some checks run after the timing.
-    """
+    """Times one case. The summary and pytest-benchmark's ``extra_info`` get its result."""
     group = request.module.__name__.rpartition("bench_")[-1]
+    comparison = Comparison(group, str(case))
     pace = PACES[pytestconfig.getoption("--grid")]
-    comparison = Comparison(group, str(case), asdict(case))  # type: ignore[call-overload]
-    yield Recorder(benchmark, device, pace, comparison)
-    if request.node.stash.get(_PASSED, False) and comparison.ours is not None:
+    yield Recorder(comparison, device, pace, benchmark)
+    if comparison.seconds:  # timed, so its checks have passed
         pytestconfig.stash[_COMPARISONS].append(comparison)
         benchmark.extra_info.update(asdict(comparison))

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-GPT2_TENSORS = 148
+# GPT-2's, 124 M elements in all.
+GPT2_TENSORS, GPT2_TOTAL = 148, 124_439_808
 
 
 def gpt2_shapes() -> list[torch.Size]:

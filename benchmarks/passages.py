@@ -1,18 +1,47 @@
-"""A datastore of real text, with passages of several mixes of length."""
+"""A store of real text in several mixes of length, and an embedder that needs no model.
+
+A machine with a GPU may have neither FAISS nor an embedder's weights.
+"""
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import torch
 from transformers import PreTrainedTokenizerBase
 
-from hullft_ops.ttft import Datastore
-from hullft_ops.ttft.evaluation.corpus import installed_corpus
-from hullft_ops.ttft.store.embedding import Embedder
+from hullft_ops.ttft import Embedder, MemoryStore
 
 # Least and most tokens of a passage, drawn evenly on a logarithmic scale.
 LENGTHS = {"300": (280, 320), "short": (20, 100), "mixed": (20, 500)}
+
+
+class TrigramEmbedder:
+    """How often each three bytes follow each other, hashed into ``dim`` counts."""
+
+    name = "benchmarks/trigrams"
+    dim = 384
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 [n, dim], unit rows."""
+        rows = np.zeros((len(texts), self.dim), np.float32)
+        for row, text in zip(rows, texts, strict=True):
+            codes = np.frombuffer(text.encode(), np.uint8).astype(np.int64)
+            trigrams = codes[:-2] * 65_536 + codes[1:-1] * 256 + codes[2:]
+            np.add.at(row, trigrams * 2_654_435_761 % 2**32 % self.dim, 1)
+        unit: np.ndarray = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        return unit
+
+
+class TorchStore(MemoryStore):
+    """Searched by torch."""
+
+    def search(
+        self, queries: np.ndarray | torch.Tensor, k: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        scores, positions = (torch.as_tensor(queries) @ self.embeddings.T).topk(k)
+        return scores, positions
 
 
 def build_store(
@@ -20,22 +49,21 @@ def build_store(
     embedder: Embedder,
     mix: str,
     count: int,
-    path: Path,
-) -> tuple[Datastore, str]:
-    """A datastore of ``count`` passages, and a held-out passage to adapt to.
+    prompts: int = 1,
+) -> tuple[TorchStore, list[str]]:
+    """A store of ``count`` passages of torch's source code, and prompts beside them.
 
-    The text is the source of installed packages, cut to the lengths of the mix.
+    The lengths are those of the mix, in tokens.
     """
-    corpus = installed_corpus()
-    tokens = _tokens(tokenizer, [passage.text for passage in corpus.store])
-    texts = list(islice(_cut(tokenizer, tokens, LENGTHS[mix]), count))
-    return Datastore.build(texts, embedder, path, progress=False), corpus.held_out[
-        0
-    ].text
+    cut = _cut(tokenizer, _tokens(tokenizer), LENGTHS[mix])
+    texts = list(islice(cut, prompts + count))
+    embeddings = torch.from_numpy(embedder.encode(texts[prompts:]))
+    return TorchStore(texts[prompts:], embeddings, embedder.name), texts[:prompts]
 
 
-def _tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Iterator[int]:
-    for text in texts:
+def _tokens(tokenizer: PreTrainedTokenizerBase) -> Iterator[int]:
+    for path in sorted(Path(torch.nn.modules.__file__).parent.glob("*.py")):
+        text = path.read_text(encoding="utf-8")
         yield from tokenizer(text, truncation=False, verbose=False)["input_ids"]
 
 

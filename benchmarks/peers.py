@@ -2,17 +2,14 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-if TYPE_CHECKING:
-    from activeft.sift import Retriever
-
 _MIN_SQUARED_LENGTH = 1e-12
 _MIN_IMPROVEMENT = 1e-14
-_NNLS_PENALTY = 100.0
 
 
 class PeerSelection(NamedTuple):
@@ -80,7 +77,7 @@ def torch_select(
     then :func:`numpy_integerize_gram` for each query, because its moves depend on one another.
     """
     weights, held = _gram_frank_wolfe(pool, query, n_select, max_iter, tol)
-    found = []
+    selections = []
     for x, q, w, support in zip(pool, query, weights, held, strict=True):
         indices = support.nonzero().flatten()
         order = w[indices].argsort(descending=True, stable=True)[:n_select]
@@ -89,8 +86,8 @@ def torch_select(
         counts = numpy_integerize_gram(
             x[indices].cpu().numpy(), q.cpu().numpy(), shares, n_select
         )
-        found.append(PeerSelection(indices.cpu().numpy(), shares, counts))
-    return found
+        selections.append(PeerSelection(indices.cpu().numpy(), shares, counts))
+    return selections
 
 
 def _gram_frank_wolfe(
@@ -242,20 +239,6 @@ def _move(counts: np.ndarray, source: int | None, target: int | None) -> None:
         counts[target] += 1
 
 
-def simplex_nnls(pool: np.ndarray, query: np.ndarray) -> np.ndarray:
-    """The best convex weights [K] without a bound on the support, by SciPy's active-set solver.
-
-    An additional row of the least squares, with a large weight, makes the weights sum to 1.
-    """
-    from scipy.optimize import nnls
-
-    rows = np.vstack([pool.T.astype(np.float64), np.full(len(pool), _NNLS_PENALTY)])
-    weights: np.ndarray = nnls(
-        rows, np.append(query.astype(np.float64), _NNLS_PENALTY)
-    )[0]
-    return weights
-
-
 def sift(
     pool: torch.Tensor, query: torch.Tensor, n_select: int, *, noise: float = 0.01
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -276,22 +259,13 @@ def sift(
     return picks, values
 
 
-def sift_retriever(pool: np.ndarray, noise: float = 0.01) -> "Retriever":
-    """activeft's SIFT as in its documentation: with FAISS, and a worker process per query."""
-    import faiss
-    from activeft.sift import Retriever
-
-    index = faiss.IndexFlatIP(pool.shape[1])
-    index.add(pool)
-    return Retriever(index, llambda=noise, also_query_opposite=False)
-
-
 def adams(
-    params: Sequence[torch.Tensor], lr: float
-) -> dict[str, Callable[[], torch.optim.Optimizer]]:
-    """torch's Adam in each of its implementations, each made when called."""
+    lr: float,
+) -> dict[str, Callable[[Sequence[torch.Tensor]], torch.optim.Optimizer]]:
+    """torch's Adam in each of its implementations, each made of the parameters."""
+    adam = partial(torch.optim.Adam, lr=lr)
     return {
-        "torch fused": lambda: torch.optim.Adam(params, lr=lr, fused=True),
-        "torch foreach": lambda: torch.optim.Adam(params, lr=lr, foreach=True),
-        "torch default": lambda: torch.optim.Adam(params, lr=lr),
+        "torch fused": partial(adam, fused=True),
+        "torch foreach": partial(adam, foreach=True),
+        "torch default": adam,
     }

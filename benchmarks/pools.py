@@ -8,7 +8,6 @@ import torch
 
 POOLS = Path(__file__).parents[1] / "tests" / "data" / "pools_k200_d384.npz"
 DISTINCT = 8
-REAL_DIM = 384
 # Sets the angle between a grown text and its original: as between neighbours in real pools.
 _SPREAD = 0.5
 _NOISE = 0.05

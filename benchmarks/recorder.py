@@ -1,23 +1,55 @@
-"""The recorder that times ours, a peer and a sweep of the same bytes for a benchmark."""
+"""The recorder that times ours, its peers and a sweep of the same bytes for a benchmark."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-if TYPE_CHECKING:
-    from pytest_benchmark.fixture import BenchmarkFixture
-
 from benchmarks.timing import (
     Call,
-    Comparison,
     Pace,
-    Timing,
     measure,
     measure_in_turns,
     synchronised,
-    warmed_up,
+    warm_seconds,
 )
+
+if TYPE_CHECKING:
+    from pytest_benchmark.fixture import BenchmarkFixture
+
+SWEEP = "sweep"
+
+
+@dataclass
+class Comparison:
+    """One case, all of it measured in the same run.
+
+    Attributes:
+        group: the subject of the measurement, such as "selection".
+        case: the case within its group.
+        seconds: median of this package.
+        peers: median seconds of other code that does the same, and of `SWEEP`.
+        ratios: how many times longer than ours each of them took, in turns with it.
+        facts: other numbers that the benchmark measured.
+    """
+
+    group: str
+    case: str
+    seconds: float = 0.0
+    peers: dict[str, float] = field(default_factory=dict)
+    ratios: dict[str, float] = field(default_factory=dict)
+    facts: dict[str, float] = field(default_factory=dict)
+
+    def line(self) -> str:
+        """The whole comparison on one line of text."""
+        parts = [f"{self.group} {self.case}: {format_seconds(self.seconds)}"]
+        for peer, seconds in self.peers.items():
+            ratio = self.ratios[peer]
+            parts.append(f"{ratio:.3g}x {peer} ({format_seconds(seconds)})")
+        for name, value in self.facts.items():
+            parts.append(f"{name} {value:.3g}")
+        return ", ".join(parts)
 
 
 class Recorder:
@@ -28,70 +60,61 @@ class Recorder:
 
     def __init__(
         self,
-        benchmark: "BenchmarkFixture | None",
+        comparison: Comparison,
         device: torch.device,
         pace: Pace,
-        comparison: Comparison,
+        benchmark: "BenchmarkFixture | None" = None,
     ) -> None:
-        self._benchmark = benchmark
-        self._device = device
-        self.pace = pace
         self.comparison = comparison
+        self.pace = pace
+        self._device = device
+        self._benchmark = benchmark
         self._ours: Call | None = None
-        self._alone = False
 
     def ours(self, call: Call) -> None:
         """Times the call in pytest-benchmark's pedantic mode, so its own reports show it too."""
-        call = self._ours = synchronised(call, self._device)
+        call = synchronised(call, self._device)
+        self._ours = call
         if self._benchmark is None:
-            self.comparison.ours = measure(call, self.pace)
+            self.comparison.seconds = measure(call, self.pace)
             return
         self._benchmark.group = self.comparison.group
-        _, seconds = warmed_up(call)
+        rounds = self.pace.rounds(warm_seconds(call))
         pedantic: Callable[..., object] = self._benchmark.pedantic
-        pedantic(call, rounds=self.pace.rounds(seconds))
+        pedantic(call, rounds=rounds)
         stats: Any = self._benchmark.stats
-        self.comparison.ours = Timing.of(list(stats.stats.data))
-
-    def let_go(self) -> None:
-        """Drops ours, because the others need its memory. From now on they are timed alone."""
-        self._ours, self._alone = None, True
+        self.comparison.seconds = stats.stats.median
 
     def peer(self, name: str, call: Call, *, scale: float = 1.0) -> None:
-        """Times a peer in turns with ours. `measure` explains ``scale``."""
-        self.comparison.peers[name], ratio = self._compared(call, scale)
-        self.comparison.ratios[name] = ratio
+        """Times a peer in turns with ours.
 
-    def peer_timed(self, name: str, timing: Timing) -> None:
-        """Records a peer that another process has timed, at this recorder's pace."""
-        self.comparison.peers[name] = timing
+        ``scale`` multiplies its time: a peer that takes queries one by one is timed on only a few
+        of a large batch.
+        """
+        if self._ours is None:
+            raise RuntimeError("Recorder: ours must be timed before its peers")
+        call = synchronised(call, self._device)
+        seconds, ratio = measure_in_turns(self._ours, call, self.pace)
+        self.comparison.peers[name] = scale * seconds
+        self.comparison.ratios[name] = scale * ratio
 
     def sweep(self, call: Call, bytes_moved: int) -> None:
-        """Times how long plain torch takes to move ``bytes_moved`` bytes, in turns with ours.
+        """Times how long plain torch takes to move the bytes that ours must move at least once.
 
         It is a reference, not a lower limit: ours may be faster.
         """
-        self.comparison.bytes_moved = bytes_moved
-        self.comparison.roofline, ratio = self._compared(call)
-        self.comparison.times_roofline = 1 / ratio
-
-    def times(self, name: str, call: Call) -> None:
-        """Records as a fact how many times longer ours takes than the call, in turns with it."""
-        _, ratio = self._compared(call)
-        self.fact(name, 1 / ratio)
+        self.peer(SWEEP, call)
+        self.fact("GB/s", bytes_moved / self.comparison.seconds / 1e9)
 
     def fact(self, name: str, value: float) -> None:
-        """Records another number worth reporting, such as a share of memory."""
+        """Records another number worth reporting, such as a difference."""
         self.comparison.facts[name] = value
 
-    def _compared(self, call: Call, scale: float = 1.0) -> tuple[Timing, float]:
-        """The call's time, and how many times longer it takes than ours."""
-        call = synchronised(call, self._device)
-        if self._alone:
-            timing = measure(call, self.pace, scale=scale)
-            return timing, timing.seconds / self.comparison.seconds
-        if self._ours is None:
-            raise RuntimeError(
-                "Recorder: ours must be timed before what it is compared with"
-            )
-        return measure_in_turns(self._ours, call, self.pace, scale=scale)
+
+def format_seconds(seconds: float) -> str:
+    """Three digits and a unit."""
+    if seconds >= 1:
+        return f"{seconds:.3g} s"
+    if seconds >= 1e-3:
+        return f"{seconds / 1e-3:.3g} ms"
+    return f"{seconds / 1e-6:.3g} us"

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "cpu/simd/kernels.h"
+#include "cpu/simd/instruction_sets.h"
 #ifdef HULLFT_KERNELS
 #include "cuda_host/device.h"
 #endif
@@ -20,14 +20,12 @@ inline std::string cuda_unusable(int) { return "this build has no CUDA kernels";
 
 inline std::vector<std::string> simd_levels() {
   const char* names[8];
-  const int n = available_kernels(names, 8);
+  const int n = available_simd_levels(names, 8);
   return std::vector<std::string>(names, names + n);
 }
 
-inline std::string simd_level() { return kernels().name; }
-
 inline void use_simd_level(const std::string& name) {
-  if (!use_kernels(name.c_str()))
+  if (!choose_simd_level(name.c_str()))
     throw pybind11::value_error("use_simd_level: '" + name + "' cannot run on this processor");
 }
 

@@ -63,7 +63,4 @@ PYBIND11_MODULE(_C, m) {
   m.def("quick_quotients", &hullft::quick_quotients,
         "Whether several Adam steps multiply where they would divide.");
   m.def("use_quick_quotients", &hullft::use_quick_quotients, "For tests and measurements.");
-  m.def("three_columns", &hullft::three_columns,
-        "Whether a pass over a pool multiplies three columns, or two.");
-  m.def("use_three_columns", &hullft::use_three_columns, "For tests and measurements.");
 }

@@ -46,21 +46,19 @@ def main() -> dict[str, float]:
     model = get_peft_model(LlamaForCausalLM(config), lora)
     embedder = load_embedder()
     with tempfile.TemporaryDirectory() as folder:
-        store = Datastore.build(TEXTS, embedder, Path(folder) / "store", progress=False)
+        store = Datastore.build(TEXTS, embedder, Path(folder) / "store")
         # Only the adapters are changed and restored.
         ttft = TestTimeFinetuner(
             model, tokenizer, store, embedder, n_select=20, lr=1e-2
         )
         before = bits_per_byte(model, tokenizer, PROMPT)
-        with ttft.adapted(PROMPT) as report:
+        with ttft.adapted(PROMPT) as adaptation:
             adapted = bits_per_byte(model, tokenizer, PROMPT)
         restored = bits_per_byte(model, tokenizer, PROMPT)
 
     trainable, total = model.get_nb_trainable_parameters()
     print(f"{trainable} of {total} parameters trained")
-    print(
-        f"{report.optimizer_steps} steps with {report.forward_backward_passes} gradients"
-    )
+    print(f"{sum(adaptation.steps)} steps with {adaptation.passes} gradients")
     print(
         f"bits per byte: {before:.3f} before, {adapted:.3f} adapted, {restored:.3f} restored"
     )

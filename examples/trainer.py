@@ -25,7 +25,7 @@ from hullft_ops.ttft import (
     load_embedder,
     tiny_lm_path,
 )
-from hullft_ops.ttft.hf_trainer import ReplayTrainer
+from hullft_ops.ttft.trainer import ReplayTrainer
 
 TEXTS = [f"def area_{n}(side):\n    return {n} * side * side\n" for n in range(40)]
 PROMPT = "def area_99(side):\n    return 99"
@@ -42,7 +42,7 @@ def main() -> dict[str, float]:
     embedder = load_embedder()
     before = bits_per_byte(model, tokenizer, PROMPT)
     with tempfile.TemporaryDirectory() as folder:
-        store = Datastore.build(TEXTS, embedder, Path(folder) / "store", progress=False)
+        store = Datastore.build(TEXTS, embedder, Path(folder) / "store")
         support = TestTimeFinetuner(
             model, tokenizer, store, embedder, n_select=20
         ).select(PROMPT)

@@ -24,7 +24,10 @@ class AdamTensors(NamedTuple):
     steps: list[torch.Tensor]
 
     def clone(self) -> "AdamTensors":
-        return AdamTensors(*([t.clone() for t in tensors] for tensors in self))
+        columns = []
+        for tensors in self:
+            columns.append([tensor.clone() for tensor in tensors])
+        return AdamTensors(*columns)
 
 
 def make_tensors(
@@ -46,15 +49,16 @@ def make_tensors(
     grads = [normal(size) for size in sizes]
     history = 1.0 if steps_done else 0.0
     exp_avgs = [history * 0.3 * normal(size) for size in sizes]
-    exp_avg_sqs = [
-        history * (2 * m**2 + 0.1 * g**2) for m, g in zip(exp_avgs, grads, strict=True)
-    ]
+    exp_avg_sqs = []
+    for m, g in zip(exp_avgs, grads, strict=True):
+        exp_avg_sqs.append(history * (2 * m**2 + 0.1 * g**2))
+
     return AdamTensors(
-        [t.to(dtype) for t in params],
-        [t.to(grad_dtype or dtype) for t in grads],
-        [t.to(dtype) for t in exp_avgs],
-        [t.to(dtype) for t in exp_avg_sqs],
-        [torch.tensor(steps_done) for _ in sizes],
+        params=[t.to(dtype) for t in params],
+        grads=[t.to(grad_dtype or dtype) for t in grads],
+        exp_avgs=[t.to(dtype) for t in exp_avgs],
+        exp_avg_sqs=[t.to(dtype) for t in exp_avg_sqs],
+        steps=[torch.tensor(steps_done) for _ in sizes],
     )
 
 
@@ -77,7 +81,8 @@ def torch_adam(
     """``repeats`` steps of torch.optim.Adam, or of AdamW when decoupled."""
     o = {**OPTIONS, **options}
     params = [torch.nn.Parameter(p.clone()) for p in tensors.params]
-    optimizer = (torch.optim.AdamW if o["decoupled"] else torch.optim.Adam)(
+    optimizer_class = torch.optim.AdamW if o["decoupled"] else torch.optim.Adam
+    optimizer = optimizer_class(
         params,
         lr=o["lr"],
         betas=(o["beta1"], o["beta2"]),
@@ -85,21 +90,26 @@ def torch_adam(
         weight_decay=o["weight_decay"],
         maximize=bool(o["maximize"]),
     )
+
     for p, g, m, v, t in zip(params, *tensors.clone()[1:], strict=True):
         p.grad = g
         optimizer.state[p] = {"step": t, "exp_avg": m, "exp_avg_sq": v}
+
     path = [p.detach().abs() for p in params]
     for _ in range(repeats):
         before = [p.detach().clone() for p in params]
         optimizer.step()
-        path = [
-            s + (p.detach() - b).abs()
-            for s, p, b in zip(path, params, before, strict=True)
-        ]
-    columns = zip(*(optimizer.state[p].values() for p in params), strict=True)
-    steps, exp_avgs, exp_avg_sqs = (list(column) for column in columns)
+
+        for i, param in enumerate(params):
+            path[i] = path[i] + (param.detach() - before[i]).abs()
+
+    states = [optimizer.state[p] for p in params]
     after = AdamTensors(
-        [p.detach() for p in params], tensors.grads, exp_avgs, exp_avg_sqs, steps
+        params=[p.detach() for p in params],
+        grads=tensors.grads,
+        exp_avgs=[state["exp_avg"] for state in states],
+        exp_avg_sqs=[state["exp_avg_sq"] for state in states],
+        steps=[state["step"] for state in states],
     )
     return TorchAdam(after, path)
 
@@ -110,6 +120,7 @@ def assert_within(
     """|ours - wanted| <= bound, element by element."""
     error = (ours.double() - wanted.double()).abs()
     excess = error - bound.double()
+
     assert not excess.gt(0).any(), (
         f"error {error[excess.argmax()]} above {bound[excess.argmax()]}"
     )
@@ -118,7 +129,6 @@ def assert_within(
 
 def assert_same_bits(ours: AdamTensors, wanted: AdamTensors) -> None:
     for name in ("params", "exp_avgs", "exp_avg_sqs", "steps"):
-        for i, (a, b) in enumerate(
-            zip(getattr(ours, name), getattr(wanted, name), strict=True)
-        ):
+        pairs = zip(getattr(ours, name), getattr(wanted, name), strict=True)
+        for i, (a, b) in enumerate(pairs):
             assert torch.equal(a, b), f"{name}[{i}]"

@@ -23,9 +23,11 @@ def pytest_collection_modifyitems(
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
     if torch.device(config.getoption("--device")).type == "cpu":
         return
+
     repeated = [item for item in items if _simd_level_of(item) in _C.simd_levels()[1:]]
     config.hook.pytest_deselected(items=repeated)
     items[:] = [item for item in items if item not in set(repeated)]
+
     for item in items:
         marker = item.get_closest_marker("cpu_only")
         if marker is not None:
@@ -65,6 +67,7 @@ def _operators_on_device(pytestconfig: pytest.Config) -> Iterator[None]:
         return
     else:
         run = on_device(device)
+
     with elsewhere(run):
         yield
 

@@ -11,6 +11,7 @@ def forked(action: Callable[[], object], seconds: int = 60) -> int:
     child = os.fork()
     if child:
         return child
+
     signal.alarm(seconds)
     status = 1
     try:

@@ -9,14 +9,12 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from typer.testing import CliRunner
-
-from hullft_ops.cli.app import app
+from command import succeeded
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-# tests/ttft/scale, which has started Ray, runs this one.
-SCALE = ROOT / "docs" / "guides" / "scale.md"
+# tests/distributed, which has started Ray, runs this one.
+DISTRIBUTED = ROOT / "docs" / "guides" / "distributed.md"
 BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
@@ -39,5 +37,5 @@ def run_blocks(page: Path) -> None:
 def run(line: str) -> None:
     program, *arguments = shlex.split(line)
     assert program == "hullft-ops"
-    result = CliRunner().invoke(app, arguments)
-    assert result.exit_code == 0, f"{line}\n{result.output}"
+
+    succeeded(*arguments)

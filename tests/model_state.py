@@ -1,5 +1,8 @@
 """Everything about a model that an adaptation might leave changed."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
@@ -15,7 +18,9 @@ _HOOKS = (
 def _bytes(tensor: torch.Tensor | None) -> bytes | None:
     if tensor is None:
         return None
-    return tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+    flat = tensor.detach().contiguous().view(-1)
+    return flat.view(torch.uint8).numpy().tobytes()
 
 
 def state_of(model: nn.Module) -> dict[str, object]:
@@ -27,9 +32,11 @@ def state_of(model: nn.Module) -> dict[str, object]:
         found[f"{name}: requires_grad"] = parameter.requires_grad
         found[f"{name}: hooks"] = list(parameter._post_accumulate_grad_hooks or ())
         found[f"{name}: gradient"] = id(parameter.grad), _bytes(parameter.grad)
+
     for name, buffer in model.named_buffers(remove_duplicate=False):
         found[f"{name}: bytes"] = _bytes(buffer)
         found[f"{name}: place"] = buffer.data_ptr(), id(buffer)
+
     for name, module in model.named_modules():
         found[f"module {name}"] = id(module), type(module), module.training
         found[f"module {name}: forward"] = vars(module).get("forward")
@@ -41,3 +48,13 @@ def state_of(model: nn.Module) -> dict[str, object]:
 def differences(before: dict[str, object], after: dict[str, object]) -> list[str]:
     names = before.keys() | after.keys()
     return sorted(name for name in names if before.get(name) != after.get(name))
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Checks that the body leaves the model as it was."""
+    before = state_of(model)
+    yield
+    changed = differences(before, state_of(model))
+
+    assert not changed, changed

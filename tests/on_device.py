@@ -59,6 +59,7 @@ class Mirror:
             there = torch.UntypedStorage(here.nbytes(), device=self._device)
             if here.nbytes():
                 there.copy_(here)
+
             self._storages[here._cdata] = here, there
         return self._storages[here._cdata][1]
 
@@ -92,6 +93,7 @@ def on_device(device: torch.device, run_there: Runner = of_its_tensors) -> Runne
             for name, value in arguments.items()
         }
         result = run_there(operator, moved)
+
         for argument in operator._schema.arguments:
             if argument.alias_info is not None and argument.name != "steps":
                 for tensor in arguments[argument.name]:
@@ -104,6 +106,8 @@ def on_device(device: torch.device, run_there: Runner = of_its_tensors) -> Runne
 
 def with_cuda_checks(operator: Operator, arguments: dict[str, Any]) -> object:
     """The CUDA implementation itself on CPU tensors: its checks come before it needs a GPU."""
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(operator._schema.name, "CUDA")
+
     keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
     return operator.redispatch(keys, **arguments)
 
@@ -127,6 +131,7 @@ def elsewhere(run: Runner) -> Iterator[None]:
             for operator in operators():
                 name = operator._schema.name.split("::")[1]
                 library.impl(name, kernel_of(operator), "CPU", allow_override=True)
+
         yield
     finally:
         library._destroy()

@@ -1,15 +1,29 @@
 """Random selection problems, and one batch query checked against the definitions."""
 
+from typing import Any
+
 import torch
 
 import hullft_ops
 from hullft_ops import reference
 
-DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-REACH = {torch.float64: 60, torch.float32: 40, torch.bfloat16: 40, torch.float16: 6}
+DTYPES = [
+    torch.float32,
+    torch.float64,
+    torch.bfloat16,
+    torch.float16,
+]
+REACH = {
+    torch.float64: 60,
+    torch.float32: 40,
+    torch.bfloat16: 40,
+    torch.float16: 6,
+}
 """Powers of two up to which, and down to whose reciprocal, entries may be scaled."""
 ON_VALUES = "values are checked on the CPU alone; on CUDA bad ones show in the outputs"
 VARIANTS = ["vanilla", "away", "pairwise"]
+METHODS = [*VARIANTS, "sift", "knn"]
+AnySelection = hullft_ops.Selection | hullft_ops.SiftSelection
 
 
 def make_problem(
@@ -25,14 +39,32 @@ def make_problem(
     generator = torch.Generator().manual_seed(seed)
     query = torch.randn(batch, dim, generator=generator, dtype=torch.float64)
     query = query / query.norm(dim=-1, keepdim=True)
-    noise = torch.randn(
-        batch, candidates, dim, generator=generator, dtype=torch.float64
-    )
+
+    shape = (batch, candidates, dim)
+    noise = torch.randn(shape, generator=generator, dtype=torch.float64)
     pool = query.unsqueeze(1) + spread * noise / dim**0.5
     pool = pool / pool.norm(dim=-1, keepdim=True)
-    order = (pool @ query.unsqueeze(-1)).squeeze(-1).argsort(dim=-1, descending=True)
+
+    similarity = (pool @ query.unsqueeze(-1)).squeeze(-1)
+    order = similarity.argsort(dim=-1, descending=True)
     pool = pool.gather(1, order.unsqueeze(-1).expand_as(pool))
     return pool.to(dtype), query.to(dtype)
+
+
+def select(
+    method: str,
+    pool: torch.Tensor,
+    query: torch.Tensor,
+    n_select: int,
+    **options: Any,
+) -> AnySelection:
+    """By one of METHODS."""
+    if method == "sift":
+        return hullft_ops.sift_select(pool, query, n_select, **options)
+
+    if method == "knn":
+        return hullft_ops.knn_select(pool, query, n_select, **options)
+    return hullft_ops.fw_select(pool, query, n_select, variant=method, **options)
 
 
 def without_small_entries(tensor: torch.Tensor) -> torch.Tensor:
@@ -55,15 +87,15 @@ def assert_equals_reference(
     assert (selection.weights[m:] == 0).all()
     assert (selection.counts[m:] == 0).all()
     assert selection.num_iter.item() == expected.num_iter
-    assert (
-        selection.weights[:m].double() - expected.weights
-    ).abs().max() <= weight_tolerance
+
+    error = (selection.weights[:m].double() - expected.weights).abs()
+    assert error.max() <= weight_tolerance
     assert abs(selection.residual.item() - expected.residual) <= weight_tolerance
     assert abs(selection.gap.item() - expected.gap) <= weight_tolerance
 
 
-def of_query(selection: hullft_ops.Selection, b: int) -> hullft_ops.Selection:
-    return hullft_ops.Selection(*(tensor[b] for tensor in selection))
+def of_query(selection: AnySelection, b: int) -> AnySelection:
+    return type(selection)(*(tensor[b] for tensor in selection))
 
 
 def assert_consistent(
@@ -73,20 +105,26 @@ def assert_consistent(
     n_select: int,
 ) -> None:
     """What must hold of any batched answer, whichever path the variant took to it."""
-    found = selection.indices >= 0
-    assert torch.equal(found.sum(-1), selection.support_size)
+    chosen = selection.indices >= 0
+    assert torch.equal(chosen.sum(-1), selection.support_size)
     assert (selection.counts >= 0).all()
     assert (selection.counts.sum(-1) == n_select).all()
-    assert (selection.weights >= 0).all()
-    assert (selection.weights.double().sum(-1) - 1).abs().max() < 1e-6
-    assert (selection.weights.diff(dim=-1) <= 0).all()
+
+    weights = selection.weights.double()
+    assert (weights >= 0).all()
+    assert (weights.sum(-1) - 1).abs().max() < 1e-6
+    assert (weights.diff(dim=-1) <= 0).all()
+
+    wide = pool.double()
     rows = selection.indices.clamp(min=0)
-    picked = pool.double().gather(1, rows.unsqueeze(-1).expand(-1, -1, pool.shape[-1]))
-    residual = query.double() - torch.einsum(
-        "bnd,bn->bd", picked, selection.weights.double()
-    )
-    assert (residual.norm(dim=-1) - selection.residual.double()).abs().max() < 1e-6
-    correlation = torch.einsum("bkd,bd->bk", pool.double(), residual)
-    mean = (query.double() - residual).mul(residual).sum(-1)
-    gap = correlation.max(-1).values - mean
-    assert (gap - selection.gap.double()).abs().max() < 1e-6
+    picked = wide.gather(1, rows.unsqueeze(-1).expand(-1, -1, pool.shape[-1]))
+    mix = torch.einsum("bnd,bn->bd", picked, weights)
+    residual = query.double() - mix
+
+    residual_error = residual.norm(dim=-1) - selection.residual.double()
+    assert residual_error.abs().max() < 1e-6
+
+    correlation = torch.einsum("bkd,bd->bk", wide, residual)
+    gap = correlation.max(-1).values - mix.mul(residual).sum(-1)
+    gap_error = gap - selection.gap.double()
+    assert gap_error.abs().max() < 1e-6

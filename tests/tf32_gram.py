@@ -51,9 +51,13 @@ def gram(pool: Matrix) -> Matrix:
     padded = np.zeros((rows, -(-dim // SLICE) * SLICE), np.float32)
     padded[:, :dim] = pool
     # [slice, instruction, 8 columns] of each row.
-    slices = padded.reshape(rows, -1, 4, 2, 2).swapaxes(2, 3).reshape(rows, -1, SLICE)
+    lanes = padded.reshape(rows, -1, 4, 2, 2)
+    slices = lanes.swapaxes(2, 3).reshape(rows, -1, SLICE)
     total = np.zeros((rows, rows), np.float32)
+
     for warp in range(WARPS):
-        hi, lo = split(np.ascontiguousarray(slices[:, warp::WARPS]).reshape(rows, -1))
-        total += accumulate(hi, hi) + (accumulate(hi, lo) + accumulate(lo, hi))
+        share = np.ascontiguousarray(slices[:, warp::WARPS])
+        hi, lo = split(share.reshape(rows, -1))
+        corrections = accumulate(hi, lo) + accumulate(lo, hi)
+        total += accumulate(hi, hi) + corrections
     return total

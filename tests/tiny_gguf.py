@@ -81,18 +81,22 @@ def write_gguf(
     writer.add_token_merges([" ".join(pair) for pair in MERGES])
     writer.add_bos_token_id(len(TOKENS) - 2)
     writer.add_eos_token_id(len(TOKENS) - 1)
+
     for name, parameter in model.named_parameters():
         if name in without:
             continue
+
         weights = parameter.detach().numpy()
         if "q_proj" in name or "k_proj" in name:
             weights = _turned(weights)
+
         if weights.ndim == 1 or kind == gguf.GGMLQuantizationType.F32:
             writer.add_tensor(gguf_name(name), weights)
         else:
             writer.add_tensor(
                 gguf_name(name), gguf.quantize(weights, kind), raw_dtype=kind
             )
+
     more(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

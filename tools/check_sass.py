@@ -87,8 +87,8 @@ SHARED = re.compile(r"\b(BAR|LDS|STS)\b")
 def tools_folder() -> Path | None:
     """Where PyPI's packages put the tools."""
     for entry in sys.path:
-        for found in Path(entry).glob("nvidia/cu*/bin/cuobjdump"):
-            return found.parent
+        for tool in Path(entry).glob("nvidia/cu*/bin/cuobjdump"):
+            return tool.parent
     return None
 
 
@@ -115,19 +115,19 @@ def disassemble(cubin: Path) -> str:
 
 def kernels(text: str) -> dict[str, list[str]]:
     """The instructions of every kernel, 16 bytes each."""
-    found: dict[str, list[str]] = {}
+    instructions: dict[str, list[str]] = {}
     name = ""
     for line in text.splitlines():
         if match := re.match(r"\s*Function : (\w+)", line):
             name = match[1]
-            found[name] = []
+            instructions[name] = []
         elif match := re.match(r"\s*/\*([0-9a-f]+)\*/\s+(.+?) *;", line):
-            if int(match[1], 16) != 16 * len(found[name]):
+            if int(match[1], 16) != 16 * len(instructions[name]):
                 raise RuntimeError(
                     f"check_sass: {name}: no instruction before {match[1]}"
                 )
-            found[name].append(match[2])
-    return found
+            instructions[name].append(match[2])
+    return instructions
 
 
 def operation(line: str) -> str:
@@ -167,7 +167,7 @@ def loops(code: list[str]) -> list[set[int]]:
             before[after].append(at)
             if after <= at:
                 back.append((at, after))
-    found = []
+    bodies = []
     for at, head in back:
         body, waiting = {head, at}, [at] if at != head else []
         while waiting:
@@ -176,8 +176,8 @@ def loops(code: list[str]) -> list[set[int]]:
                     body.add(earlier)
                     waiting.append(earlier)
         if head == 0 or 0 not in body:
-            found.append(body)
-    return found
+            bodies.append(body)
+    return bodies
 
 
 def step_loop(code: list[str]) -> list[str]:
@@ -197,11 +197,11 @@ def step_loop(code: list[str]) -> list[str]:
 def faults(code: list[str], limit: int) -> list[str]:
     """What is wrong with a kernel, given the most instructions that its step may have."""
     step = step_loop(code)
-    found = [f"{line!r} in the step" for line in step if BARRIER.search(line)]
-    found += [f"{line!r} uses the stack" for line in code if STACK.search(line)]
+    wrong = [f"{line!r} in the step" for line in step if BARRIER.search(line)]
+    wrong += [f"{line!r} uses the stack" for line in code if STACK.search(line)]
     if len(step) > limit:
-        found.append(f"{len(step)} instructions a step, at most {limit} are promised")
-    return found
+        wrong.append(f"{len(step)} instructions a step, at most {limit} are promised")
+    return wrong
 
 
 def straight_runs(code: list[str], body: set[int]) -> list[list[int]]:
@@ -240,8 +240,8 @@ def shortest_way(code: list[str], body: set[int], start: int, end: int) -> int:
 
 def adam_steps(code: list[str]) -> list[set[int]]:
     """The loops over steps: the innermost ones with square roots of float32."""
-    found = [body for body in loops(code) if any("MUFU.RSQ " in code[i] for i in body)]
-    return [body for body in found if not any(other < body for other in found)]
+    bodies = [body for body in loops(code) if any("MUFU.RSQ " in code[i] for i in body)]
+    return [body for body in bodies if not any(other < body for other in bodies)]
 
 
 def quick_run(code: list[str], body: set[int]) -> list[int] | None:
@@ -259,17 +259,17 @@ def quick_run(code: list[str], body: set[int]) -> list[int] | None:
 
 def adam_faults(code: list[str]) -> list[str]:
     """What is wrong with a kernel of the Adam sweep."""
-    found = [f"{line!r} uses the stack" for line in code if STACK.search(line)]
+    wrong = [f"{line!r} uses the stack" for line in code if STACK.search(line)]
     steps = adam_steps(code)
     if not steps:
         raise RuntimeError("check_sass: no loop with MUFU.RSQ")
     for body, taken in zip(steps, step_lengths(code), strict=True):
         if taken == 0:
-            found.append(
+            wrong.append(
                 f"branches between the elements of the step at {16 * min(body):#x}"
             )
         elif taken > ADAM_LIMIT * ADAM_ELEMENTS:
-            found.append(
+            wrong.append(
                 f"{taken} instructions a step, at most {ADAM_LIMIT} an element promised"
             )
     # The step that takes roots one by one, as ptxas makes them.
@@ -279,8 +279,8 @@ def adam_faults(code: list[str]) -> list[str]:
         if tuple(operation(code[at]) for at in run[:4]) == ROOT
     ]
     if len(alone) < ADAM_ELEMENTS:
-        found.append(f"ptxas makes other square roots than {', '.join(ROOT)}")
-    return found
+        wrong.append(f"ptxas makes other square roots than {', '.join(ROOT)}")
+    return wrong
 
 
 def step_lengths(code: list[str]) -> list[int]:
@@ -294,10 +294,10 @@ def step_lengths(code: list[str]) -> list[int]:
 
 def gram_turn(code: list[str], product: str) -> tuple[list[str], int]:
     """The loop over d, and the instructions of a turn whose rows are all read in whole vectors."""
-    found = [body for body in loops(code) if any(product in code[at] for at in body)]
-    if not found:
+    bodies = [body for body in loops(code) if any(product in code[at] for at in body)]
+    if not bodies:
         raise RuntimeError(f"check_sass: no loop with {product}")
-    body = max(found, key=len)
+    body = max(bodies, key=len)
     return [code[at] for at in sorted(body)], 1 + shortest_way(
         code, body, min(body), min(body)
     )
@@ -305,46 +305,46 @@ def gram_turn(code: list[str], product: str) -> tuple[list[str], int]:
 
 def gram_faults(code: list[str], product: str, products: int, limit: int) -> list[str]:
     """What is wrong with a Gram kernel. float64 alone passes through shared memory."""
-    found = [f"{line!r} uses the stack" for line in code if STACK.search(line)]
+    wrong = [f"{line!r} uses the stack" for line in code if STACK.search(line)]
     turn, taken = gram_turn(code, product)
     user = "STS" if product == "DFMA " else product
     first = next((at for at, line in enumerate(turn) if user in line), 0)
     early = sum("LDG.E.128" in line for line in turn[:first])
     if early != GRAM_LOADS or any("LDG.E.128" in line for line in turn[first:]):
-        found.append(
+        wrong.append(
             f"{early} loads before the first {user}, {GRAM_LOADS} and no later one promised"
         )
-    if (made := sum(product in line for line in turn)) != products:
-        found.append(f"{made} {product}in a turn, {products} promised")
+    if (multiplied := sum(product in line for line in turn)) != products:
+        wrong.append(f"{multiplied} {product}in a turn, {products} promised")
     if user == product:
-        found += [f"{line!r} in the loop" for line in turn if SHARED.search(line)]
+        wrong += [f"{line!r} in the loop" for line in turn if SHARED.search(line)]
     if taken > limit:
-        found.append(f"{taken} instructions a turn, at most {limit} are promised")
-    return found
+        wrong.append(f"{taken} instructions a turn, at most {limit} are promised")
+    return wrong
 
 
 def fw_reports(code: dict[str, list[str]]) -> Iterator[tuple[str, int, list[str]]]:
     """Name, instructions of a step and faults of each kernel."""
     for name, (symbol, limit) in LIMITS.items():
-        (found,) = (lines for key, lines in code.items() if f"{KERNEL}{symbol}" in key)
-        yield name, len(step_loop(found)), faults(found, limit)
+        (kernel,) = (lines for key, lines in code.items() if f"{KERNEL}{symbol}" in key)
+        yield name, len(step_loop(kernel)), faults(kernel, limit)
 
 
 def adam_reports(
     code: dict[str, list[str]],
 ) -> Iterator[tuple[str, list[int], list[str]]]:
     for name, symbol in ADAM_KERNELS.items():
-        (found,) = (lines for key, lines in code.items() if f"{ADAM}{symbol}" in key)
-        yield name, step_lengths(found), adam_faults(found)
+        (kernel,) = (lines for key, lines in code.items() if f"{ADAM}{symbol}" in key)
+        yield name, step_lengths(kernel), adam_faults(kernel)
 
 
 def gram_reports(code: dict[str, list[str]]) -> Iterator[tuple[str, int, list[str]]]:
     for name, (symbol, product, products, limit) in GRAM_KERNELS.items():
-        (found,) = (lines for key, lines in code.items() if symbol in key)
+        (kernel,) = (lines for key, lines in code.items() if symbol in key)
         yield (
             name,
-            gram_turn(found, product)[1],
-            gram_faults(found, product, products, limit),
+            gram_turn(kernel, product)[1],
+            gram_faults(kernel, product, products, limit),
         )
 
 
@@ -362,8 +362,8 @@ def main() -> int:
             raise SystemExit(f"check_sass: no {unit}.*.cubin in {arguments.cubins}")
         for path in paths:
             code = kernels(disassemble(path))
-            for name, found, wrong in reports(code):
-                print(f"{path.stem}, {name}: {found} instructions a step")
+            for name, lengths, wrong in reports(code):
+                print(f"{path.stem}, {name}: {lengths} instructions a step")
                 for fault in wrong:
                     failed = True
                     print(f"check_sass: {path.stem}, {name}: {fault}", file=sys.stderr)

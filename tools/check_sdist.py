@@ -4,7 +4,7 @@ python tools/check_sdist.py [--out DIR]
 
 It must hold every tracked file but those that only the repository has a use for, and nothing else:
 a stray file beside the sources would go to everyone. Needs scikit-build-core, neither torch nor a
-compiler; tools/wheel_matrix.py builds wheels from it.
+compiler.
 """
 
 import argparse
@@ -29,11 +29,13 @@ ADDED = {"PKG-INFO"}
 
 def differences(tracked: Iterable[str], packed: Iterable[str]) -> list[str]:
     """A line for every file that is missing from the sdist, or should not be in it."""
-    wanted = {name for name in tracked if not name.startswith(REPOSITORY_ONLY)} | ADDED
-    found = set(packed)
-    missing = [f"missing from the sdist: {name}" for name in sorted(wanted - found)]
+    expected = {
+        name for name in tracked if not name.startswith(REPOSITORY_ONLY)
+    } | ADDED
+    present = set(packed)
+    missing = [f"missing from the sdist: {name}" for name in sorted(expected - present)]
     return missing + [
-        f"should not be in the sdist: {name}" for name in sorted(found - wanted)
+        f"should not be in the sdist: {name}" for name in sorted(present - expected)
     ]
 
 

@@ -135,10 +135,10 @@ def largest_dynamic(kernel: str, architecture: int) -> int:
     """Bytes of dynamic shared memory that the host may ask for."""
     for start, (source, constant) in DYNAMIC_SHARED.items():
         if kernel.startswith(start):
-            found = re.search(rf"\b{constant} = (\d+);", (CUDA / source).read_text())
-            if found is None:
+            number = re.search(rf"\b{constant} = (\d+);", (CUDA / source).read_text())
+            if number is None:
                 raise RuntimeError(f"compile_gate: {source} has no number {constant}")
-            return block_limit(architecture) - int(found[1])
+            return block_limit(architecture) - int(number[1])
     return 0
 
 
@@ -175,34 +175,34 @@ def readable(symbols: list[str]) -> dict[str, str]:
 
 def parse(log: str, architecture: int) -> list[Cost]:
     """The costs in the output of ``nvcc -Xptxas -v``."""
-    found: dict[str, dict[str, int]] = {}
+    counts: dict[str, dict[str, int]] = {}
     function, entry = "", ""
     for line in log.splitlines():
         if match := re.search(r"Compiling entry function '(\w+)'", line):
             entry = match[1]
-            found[entry] = {"registers": 0, "stack": 0, "spills": 0, "shared": 0}
+            counts[entry] = {"registers": 0, "stack": 0, "spills": 0, "shared": 0}
         elif match := re.search(r"Function properties for (\w+)", line):
             function = match[1]
         elif match := re.search(
             r"(\d+) bytes stack frame, (\d+) .*stores, (\d+) ", line
         ):
             # A function that the kernel calls counts as the kernel's own.
-            cost = found[function if function in found else entry]
+            cost = counts[function if function in counts else entry]
             cost["stack"] += int(match[1])
             cost["spills"] += int(match[2]) + int(match[3])
         elif match := re.search(r"Used (\d+) registers", line):
             shared = re.search(r"(\d+) bytes smem", line)
-            found[entry]["registers"] = int(match[1])
-            found[entry]["shared"] = int(shared[1]) if shared else 0
-    names = readable(sorted(found))
+            counts[entry]["registers"] = int(match[1])
+            counts[entry]["shared"] = int(shared[1]) if shared else 0
+    names = readable(sorted(counts))
     return [
         Cost(
             names[symbol],
             architecture,
             dynamic=largest_dynamic(names[symbol], architecture),
-            **found[symbol],
+            **counts[symbol],
         )
-        for symbol in sorted(found)
+        for symbol in sorted(counts)
     ]
 
 

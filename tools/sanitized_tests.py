@@ -30,7 +30,7 @@ OPERATOR_TESTS = [
     "tests/test_knn_select.py",
     "tests/test_screening.py",
     "tests/test_selection_errors.py",
-    "tests/test_sift_select_errors.py",
+    "tests/test_selection_batches.py",
 ]
 # Those in which loops run that are shared among threads.
 THREAD_TESTS = [
@@ -213,12 +213,12 @@ def run(*command: str | Path) -> None:
 
 
 def library(name: str) -> str:
-    found = subprocess.run(
+    path = subprocess.run(
         ["g++", f"-print-file-name={name}"], check=True, capture_output=True, text=True
     ).stdout.strip()
-    if not Path(found).is_absolute():
+    if not Path(path).is_absolute():
         raise SystemExit(f"g++ has no {name}")
-    return str(Path(found).resolve())
+    return str(Path(path).resolve())
 
 
 def pybind11_directory() -> str:

@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 
-from hullft_ops.ttft._files import replacing
-
 STEPS = (
     "environment",
     "operators",
@@ -19,7 +17,6 @@ STEPS = (
     "selection",
     "replay",
     "ttft",
-    "passes",
     "launches",
 )
 
@@ -40,22 +37,21 @@ def main() -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)  # for captured graphs and for events
     step = importlib.import_module(f"benchmarks.gpu.{options.step}")
-    traced = {"beside": options.beside} if options.step == "passes" else {}
-    found: Iterator[dict[str, Any]] = step.run(device, small=options.small, **traced)
-    for so_far in found:
+    traced = {"beside": options.beside} if options.step == "ttft" else {}
+    results: Iterator[dict[str, Any]] = step.run(device, small=options.small, **traced)
+    for so_far in results:
         # The file must be whole even if this process is stopped.
-        with replacing(options.output) as scratch:
-            scratch.write_text(
-                json.dumps(_known(so_far), allow_nan=False), encoding="utf-8"
-            )
+        scratch = options.output.with_suffix(".partial")
+        scratch.write_text(json.dumps(finite(so_far), allow_nan=False))
+        scratch.replace(options.output)
 
 
-def _known(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """The value with None for NaN and infinity. They are results too, but JSON lacks them."""
     if isinstance(value, dict):
-        return {name: _known(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_known(each) for each in value]
+        return {name: finite(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

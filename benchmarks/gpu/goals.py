@@ -2,17 +2,17 @@
 
 from typing import Any
 
-from benchmarks.timing import Comparison
+from benchmarks.recorder import Comparison
 
 
 def goal(
-    comparison: Comparison, fact: str, wanted: float, *, at_least: bool = False
+    comparison: Comparison, fact: str, limit: float, *, at_least: bool = False
 ) -> dict[str, Any]:
-    """A row of the table of goals: the fact must be at most ``wanted``, or at least ``wanted``."""
+    """A row of the table of goals: the fact must be at most ``limit``, or at least ``limit``."""
     measured = comparison.facts[fact]
     return {
-        "text": f"{comparison.group} {comparison.name}: {fact}",
-        "wanted": wanted,
+        "text": f"{comparison.group} {comparison.case}: {fact}",
+        "limit": limit,
         "measured": measured,
-        "met": measured >= wanted if at_least else measured <= wanted,
+        "met": measured >= limit if at_least else measured <= limit,
     }

@@ -5,11 +5,12 @@ same bits as an eager call.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
-from benchmarks.gpu.calls import calls
+from benchmarks.gpu.calls import Call, calls
 from benchmarks.timing import Pace, measure
 from hullft_ops import ReplayAdam
 
@@ -23,7 +24,7 @@ class Graph:
 
     def __init__(
         self, function: Callable[[], Sequence[torch.Tensor]], device: torch.device
-    ):
+    ) -> None:
         self._function, self._device = function, device
         self._captured: torch.cuda.CUDAGraph | None = None
         if device.type != "cuda":
@@ -50,7 +51,7 @@ class Graph:
         """Seconds of a replay in a row, timed by the device, without Python's cost of a call."""
         self.replay()
         if self._captured is None:
-            return measure(self.replay, Pace(0.0, 2, 2)).seconds
+            return measure(self.replay, Pace(0.0, 2, 2))
         start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         start.record()
@@ -64,41 +65,36 @@ class Graph:
 def run(device: torch.device, *, small: bool) -> Iterator[dict[str, Any]]:
     first, second = calls(seed=0), calls(seed=100)
     for name, call in first.items():
-        static = call.on(device)
-        graph = Graph(lambda call=call, static=static: call.run(*static), device)  # type: ignore[misc]
-        for fresh in (second[name], call):
-            for tensor, values in zip(static, fresh.inputs.values(), strict=True):
-                tensor.copy_(values)
-            out = [tensor.cpu() for tensor in graph.replay()]
-            eager = [tensor.cpu() for tensor in fresh.run(*fresh.on(device))]
-            for found, wanted in zip(out, eager, strict=True):
-                if not torch.equal(found, wanted):
-                    raise RuntimeError(
-                        f"{name}: a replayed graph differs from an eager call"
-                    )
-            fresh.check(out)
+        _check_replay(name, call, second[name], device)
     _check_optimizer(device)
     yield {"captured": [*first, "ReplayAdam, capturable"]}
+
+
+def _check_replay(name: str, call: Call, other: Call, device: torch.device) -> None:
+    static = call.on(device)
+    graph = Graph(partial(call.run, *static), device)
+    for fresh in (other, call):
+        for tensor, values in zip(static, fresh.inputs, strict=True):
+            tensor.copy_(values)
+        replayed = [tensor.cpu() for tensor in graph.replay()]
+        eager = [tensor.cpu() for tensor in fresh.run(*fresh.on(device))]
+        for output, expected in zip(replayed, eager, strict=True):
+            if not torch.equal(output, expected):
+                raise RuntimeError(
+                    f"{name}: a replayed graph differs from an eager call"
+                )
 
 
 def _check_optimizer(device: torch.device) -> None:
     """Captured steps must keep counting, and read a rate and a gradient that change meanwhile."""
     start = torch.linspace(-1, 1, 3000).bfloat16()
-    optimizers, params = [], []
+    params = [start.clone().to(device).requires_grad_() for _ in range(2)]
+    gradients = [torch.zeros_like(param) for param in params]
+    for param, gradient in zip(params, gradients, strict=True):
+        param.grad = gradient
     rate = torch.tensor(1e-2, device=device)
-    for capturable in (True, False):
-        param = start.clone().to(device).requires_grad_()
-        param.grad = torch.zeros_like(param)
-        params.append(param)
-        optimizers.append(
-            ReplayAdam(
-                [param],
-                lr=rate if capturable else 1e-2,
-                capturable=capturable,
-                rounding_seed=3,
-            )
-        )
-    captured, eager = optimizers
+    captured = ReplayAdam([params[0]], lr=rate, capturable=True, rounding_seed=3)
+    eager = ReplayAdam([params[1]], lr=1e-2, rounding_seed=3)
 
     def step() -> list[torch.Tensor]:
         captured.step(repeats=2)
@@ -108,18 +104,11 @@ def _check_optimizer(device: torch.device) -> None:
     captured.reset()
     params[0].data.copy_(start)
     for i in range(3):
-        for param in params:
-            param.grad = _filled(param, i)
+        for gradient in gradients:  # in the captured memory
+            gradient.copy_(torch.linspace(-i, 2, start.numel()))
         rate.fill_(1e-2 / (i + 1))
         eager.param_groups[0]["lr"] = rate.item()
-        (found,) = graph.replay()
+        (replayed,) = graph.replay()
         eager.step(repeats=2)
-        if not torch.equal(found.cpu(), params[1].detach().cpu()):
+        if not torch.equal(replayed.cpu(), params[1].detach().cpu()):
             raise RuntimeError(f"ReplayAdam: captured steps {i} differ from eager ones")
-
-
-def _filled(param: torch.Tensor, i: int) -> torch.Tensor:
-    """The gradient with other values, in the memory that a graph has captured."""
-    if param.grad is None:
-        raise RuntimeError("ReplayAdam: the parameter has lost its gradient")
-    return param.grad.copy_(torch.linspace(-i, 2, param.numel()).to(param.grad))

@@ -6,7 +6,7 @@
 #include "../host/flat_tensor.h"
 #include "../host/replay_checks.h"
 #include "multi_tensor.h"
-#include "simd/kernels.h"
+#include "simd/replay_kernels.h"
 #include "storage.h"
 
 namespace hullft {
@@ -20,9 +20,9 @@ struct AccumulateTensor {
 template <typename T, typename G>
 void accumulate(const AccumulateTensor& t, int64_t offset, int64_t count, double alpha,
                 double beta) {
-  replay_kernels<T, G>(kernels()).accumulate(static_cast<T*>(t.cache.data()) + offset,
-                                             static_cast<const G*>(t.grad.data()) + offset, count,
-                                             alpha, beta);
+  replay_kernels<T, G>().accumulate(static_cast<T*>(t.cache.data()) + offset,
+                                    static_cast<const G*>(t.grad.data()) + offset, count, alpha,
+                                    beta);
 }
 
 void grad_accumulate(std::vector<Tensor> caches, std::vector<Tensor> grads, double alpha,

@@ -9,7 +9,7 @@
 #include "../host/flat_tensor.h"
 #include "../host/replay_checks.h"
 #include "multi_tensor.h"
-#include "simd/kernels.h"
+#include "simd/replay_kernels.h"
 #include "storage.h"
 
 namespace hullft {
@@ -51,7 +51,7 @@ struct AdamTensor {
 
 class AdamReplay {
  public:
-  AdamReplay(const AdamOptions& options, int64_t repeats, std::optional<uint64_t> seed)
+  AdamReplay(const AdamOptions& options, int64_t repeats, std::optional<int64_t> seed)
       : options_(options), repeats_(repeats), seed_(seed) {}
 
   void add(const Tensor& param, const Tensor& grad, const Tensor& exp_avg, const Tensor& exp_avg_sq,
@@ -84,9 +84,9 @@ class AdamReplay {
   template <typename T, typename G>
   void sweep(const AdamTensor& t, int64_t offset, int64_t count) const {
     const auto at = [offset](auto* base) { return base + offset; };
-    const StochasticRounding rounding{{seed_.value_or(0), t.place, rounding_step(t.steps_done)},
-                                      offset};
-    replay_kernels<T, G>(kernels()).adam(
+    const StochasticRounding rounding{
+        {uint64_t(seed_.value_or(0)), t.place, rounding_step(t.steps_done)}, offset};
+    replay_kernels<T, G>().adam(
         at(static_cast<T*>(t.param.data())), at(static_cast<const G*>(t.grad.data())),
         at(static_cast<T*>(t.exp_avg.data())), at(static_cast<T*>(t.exp_avg_sq.data())), count,
         schedule<Arithmetic<T>>(t.steps_done), seed_ ? &rounding : nullptr);
@@ -102,7 +102,7 @@ class AdamReplay {
 
   AdamOptions options_;
   int64_t repeats_;
-  std::optional<uint64_t> seed_;
+  std::optional<int64_t> seed_;
   std::vector<AdamTensor> tensors_;
   MultiTensorElements elements_;
   Schedules<float> narrow_;
@@ -123,7 +123,7 @@ void adam_replay(std::vector<Tensor> params, std::vector<Tensor> grads,
   for (size_t i = 0; i < steps.size(); ++i)
     steps_done.push_back(read_step(op, step_list, i, param_list[0]));
   const NoGrad no_grad;
-  AdamReplay replay(options, repeats, check_seed(op, seed));
+  AdamReplay replay(options, repeats, seed);
   for (size_t i = 0; i < params.size(); ++i)
     replay.add(params[i], grads[i], exp_avgs[i], exp_avg_sqs[i], steps_done[i]);
   replay.run();

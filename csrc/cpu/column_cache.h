@@ -1,4 +1,4 @@
-// Columns of a Gram matrix, kept while they may be wanted again.
+// Columns of a Gram matrix, for as long as there is room.
 #pragma once
 
 #include <algorithm>
@@ -6,17 +6,17 @@
 #include <vector>
 
 #include "aligned.h"
-#include "simd/kernels.h"
+#include "simd/dot_kernels.h"
 
 namespace hullft {
 
 template <typename R>
 class ColumnCache {
  public:
-  // Room for `kept` atoms of the support and some that left it.
-  void begin(int64_t n_rows, int64_t kept) {
+  // Room for the columns of `n_atoms` atoms of the support and of some that left it.
+  void begin(int64_t n_rows, int64_t n_atoms) {
     n_rows_ = n_rows;
-    capacity_ = std::min(n_rows, kept + kSpareColumns);
+    capacity_ = std::min(n_rows, n_atoms + kSpareColumns);
     slot_of_.assign(size_t(padded(n_rows)), -1);
     atom_of_.clear();
     next_victim_ = 0;

@@ -11,10 +11,10 @@ namespace hullft {
 template <typename T>
 class GramColumns {
  public:
-  // Room for the columns of `kept` atoms of the support and some that left it.
-  void begin(const T* const* rows, int64_t n_rows, int64_t d, int64_t kept, bool share_rows) {
+  // Room for the columns of `n_atoms` atoms of the support and some that left it.
+  void begin(const T* const* rows, int64_t n_rows, int64_t d, int64_t n_atoms, bool share_rows) {
     products_.begin(rows, n_rows, d, share_rows);
-    cache_.begin(n_rows, kept);
+    cache_.begin(n_rows, n_atoms);
   }
 
   // G[:, atom], padded(n_rows) values. Valid until a later `get` evicts it: `in_use` tells which

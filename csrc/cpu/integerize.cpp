@@ -6,6 +6,7 @@
 #include <cmath>
 #include <vector>
 
+#include "../host/empty.h"
 #include "batch.h"
 #include "integerizer.h"
 #include "memory.h"

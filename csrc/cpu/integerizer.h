@@ -46,13 +46,13 @@ class Integerizer {
 
   int64_t floor_counts(const double* weights, int64_t n) {
     const double whole = total(weights, m_);
-    int64_t given = 0;
+    int64_t total_count = 0;
     for (int64_t i = 0; i < m_; ++i) {
       const double w = whole > 0 ? (weights[i] > 0 ? weights[i] / whole : 0.0) : 1.0 / double(m_);
       counts_[i] = int64_t(std::floor(double(n) * w));
-      given += counts_[i];
+      total_count += counts_[i];
     }
-    return given;
+    return total_count;
   }
 
   void give_one() {

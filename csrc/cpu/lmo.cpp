@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../core/frank_wolfe.h"
+#include "../host/selection_tensors.h"
 #include "batch.h"
 #include "memory.h"
 #include "row_products.h"

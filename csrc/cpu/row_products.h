@@ -6,7 +6,7 @@
 
 #include "aligned.h"
 #include "share_rows.h"
-#include "simd/kernels.h"
+#include "simd/dot_kernels.h"
 
 namespace hullft {
 
@@ -53,13 +53,13 @@ class RowProducts {
  private:
   const double* widened(const T* x, AlignedDoubles& vector) {
     double* wide = vector.reserve(padded(d_));
-    dot_kernels<T>(kernels()).widen(x, d_, wide);
+    dot_kernels<T>().widen(x, d_, wide);
     return wide;
   }
 
   // out[c][k] = <rows[k], x[c]> for the rows from `first` on; n is 1 or 2.
   void multiply_rows(const double* const* x, int64_t n, int64_t first, double* const* out) {
-    const auto dot = dot_kernels<T>(kernels()).rows;
+    const auto dot = dot_kernels<T>().rows;
     for_rows(n_rows_ - first, d_, share_rows_, [&](int64_t begin, int64_t end) {
       double* const from[] = {out[0] + first + begin, n > 1 ? out[1] + first + begin : nullptr};
       dot(rows_ + first + begin, end - begin, x, n, d_, from);

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "../host/selection_arguments.h"
+#include "../host/selection_tensors.h"
 #include "selection_answer.h"
 #include "storage.h"
 

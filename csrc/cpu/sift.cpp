@@ -9,10 +9,13 @@
 #include <limits>
 #include <vector>
 
+#include "../core/frank_wolfe.h"
+#include "../host/sift_options.h"
 #include "gram_columns.h"
 #include "memory.h"
 #include "residual.h"
 #include "select_batch.h"
+#include "simd/sift_kernels.h"
 
 namespace hullft {
 namespace {
@@ -64,7 +67,7 @@ class SiftSolver {
     gram_.begin(in.rows, in.n_rows, in.d, options_.n_select, in.share_rows);
     if (!start(in)) return false;
     answer.picks.clear(), answer.variances.clear();
-    ArgMax best = kernels().sift_pick(posterior_, nullptr);
+    ArgMax best = sift_pick_kernel()(posterior_, nullptr);
     // NaN never wins a maximum, and the padding, whose value is 0, then would.
     while (std::isfinite(best.value) && best.index < n_rows_) {
       variance_left_ = std::max(variance_left_ - best.value, 0.0);
@@ -90,7 +93,7 @@ class SiftSolver {
     picked_.assign(size_t(n_rows_), 0);
     for (int64_t t = 0; t < options_.n_targets; ++t)
       gram_.multiply(in.query + t * in.d, posterior_.covariance + t * n_);
-    dot_kernels<T>(kernels()).squared_norms(in.rows, n_rows_, in.d, posterior_.variance);
+    dot_kernels<T>().squared_norms(in.rows, n_rows_, in.d, posterior_.variance);
     std::fill(posterior_.variance + n_rows_, posterior_.variance + n_, 0.0);
     measure_targets(in.query, in.d);
     return all_finite();
@@ -141,16 +144,16 @@ class SiftSolver {
   // -1 where every one has a column.
   int64_t likely_next() const {
     double highest = -1;
-    int64_t found = -1;
+    int64_t likely = -1;
     for (int64_t k = 0; k < n_rows_; ++k) {
       if (gram_.has(k)) continue;
       const double rate = precision(posterior_.variance[k], options_.noise);
       double reduction = 0;
       for (int64_t t = 0; t < options_.n_targets; ++t)
         reduction += variance_reduction(posterior_.covariance[t * n_ + k], rate);
-      if (reduction > highest) highest = reduction, found = k;
+      if (reduction > highest) highest = reduction, likely = k;
     }
-    return found;
+    return likely;
   }
 
   ArgMax condition(int64_t s) {
@@ -170,7 +173,7 @@ class SiftSolver {
                         columns_.get() + n_earlier * n_,
                         rate,
                         target_shares_.data()};
-    return kernels().sift_pick(posterior_, &pick);
+    return sift_pick_kernel()(posterior_, &pick);
   }
 
   // The picks as a selection of equal weight each.
@@ -187,8 +190,8 @@ class SiftSolver {
     for (const int64_t k : answer.indices) {
       answer.counts.push_back(picked_[size_t(k)]);
       answer.weights.push_back(double(picked_[size_t(k)]) / double(options_.n_select));
-      top = kernels().step_argmax(b_.get(), u, n_, 1, answer.weights.back(), gram_column(k), 0,
-                                  nullptr);
+      top = step_kernels().step_argmax(b_.get(), u, n_, 1, answer.weights.back(), gram_column(k), 0,
+                                       nullptr);
     }
     Iterate<double> mix{0, 0};
     double largest_square = qq_;
@@ -227,16 +230,17 @@ class SiftSolver {
   std::vector<double> shares_, target_shares_;
 };
 
-// `held`: the bytes that do not depend on the sizes.
+// `fixed_bytes`: the bytes that do not depend on the sizes.
 template <typename MakePool>
 PickTensors::Tuple select(const char* op, const char* pool_name, const Tensor& pool,
                           const Tensor& query, const Sizes& sizes, int64_t width, int64_t d,
-                          const SiftOptions& options, double held, const MakePool& make_pool) {
+                          const SiftOptions& options, double fixed_bytes,
+                          const MakePool& make_pool) {
   const int64_t n = options.n_select, batch = query.size(0);
   const double candidates = double(padded(sizes.largest()));
   // The columns of the picks, their Gram columns, and the columns of the targets.
   const double columns = double(n) + std::min(double(n), candidates) + double(options.n_targets);
-  check_memory(op, n, batch, width, held + 8.0 * at_once(batch) * columns * candidates);
+  check_memory(op, n, batch, width, fixed_bytes + 8.0 * at_once(batch) * columns * candidates);
   const SiftOutput output(pool, batch, n);
   const Tensor dense_query = torch::stable::contiguous(query);
   dispatch_floating(pool.scalar_type(), [&](auto t) {
@@ -253,12 +257,12 @@ PickTensors::Tuple sift_select(const Tensor& pool, const Tensor& query, int64_t 
   const PoolShape shape = check_sift_query(op, "pool", pool, query);
   const SiftOptions options = check_sift_options(op, query, n_select, noise);
   check_sizes(op, "pool_sizes", pool_sizes, "pool", pool, shape.batch);
-  const double held = selection_bytes(n_select, shape.batch, shape.candidates) +
-                      copied_bytes(pool) + bytes_of(query);
-  check_memory(op, n_select, shape.batch, shape.candidates, held);
+  const double fixed_bytes = selection_bytes(n_select, shape.batch, shape.candidates) +
+                             copied_bytes(pool) + bytes_of(query);
+  check_memory(op, n_select, shape.batch, shape.candidates, fixed_bytes);
   const Sizes sizes(op, "pool_sizes", pool_sizes, shape.candidates, shape.batch);
   const Tensor dense = with_dense_rows(pool);
-  return select(op, "pool", pool, query, sizes, shape.candidates, shape.dim, options, held,
+  return select(op, "pool", pool, query, sizes, shape.candidates, shape.dim, options, fixed_bytes,
                 [&](auto t) { return pool_of<decltype(t)>(dense); });
 }
 
@@ -272,14 +276,14 @@ PickTensors::Tuple sift_select_indexed(const Tensor& embeddings, const Tensor& c
   check_candidates_shape(op, candidates, embeddings, shape.batch);
   check_sizes(op, "pool_sizes", pool_sizes, "embeddings", embeddings, shape.batch);
   const int64_t width = candidates.size(1);
-  const double held = selection_bytes(n_select, shape.batch, width) + bytes_of(candidates) +
-                      copied_bytes(embeddings) + bytes_of(query);
-  check_memory(op, n_select, shape.batch, width, held);
+  const double fixed_bytes = selection_bytes(n_select, shape.batch, width) + bytes_of(candidates) +
+                             copied_bytes(embeddings) + bytes_of(query);
+  check_memory(op, n_select, shape.batch, width, fixed_bytes);
   const Sizes sizes(op, "pool_sizes", pool_sizes, width, shape.batch);
   const Tensor picked = torch::stable::contiguous(candidates);
   check_candidates(op, picked, sizes, shape.candidates);
   const Tensor dense = with_dense_rows(embeddings);
-  return select(op, "embeddings", embeddings, query, sizes, width, shape.dim, options, held,
+  return select(op, "embeddings", embeddings, query, sizes, width, shape.dim, options, fixed_bytes,
                 [&](auto t) { return pool_of<decltype(t)>(dense, picked); });
 }
 

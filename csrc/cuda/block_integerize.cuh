@@ -42,13 +42,13 @@ class BlockIntegerizer {
     double sum = 0;
     for (int i = me_.thread; i < m_; i += me_.n_threads) sum += weight(i) > 0 ? weight(i) : 0.0;
     const double total = block_sum(sum, scratch_, me_);
-    double given = 0;
+    double floors = 0;
     for (int i = me_.thread; i < m_; i += me_.n_threads) {
       const double w = total > 0 ? (weight(i) > 0 ? weight(i) / total : 0.0) : 1.0 / double(m_);
       x_.counts[i] = int(floor(double(n_) * w));
-      given += x_.counts[i];
+      floors += x_.counts[i];
     }
-    return int(block_sum(given, scratch_, me_));  // its barriers also publish the counts
+    return int(block_sum(floors, scratch_, me_));  // its barriers also publish the counts
   }
 
   __device__ __forceinline__ void start_products() {

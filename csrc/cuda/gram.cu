@@ -269,8 +269,8 @@ bool gram_pays(const PoolView& pool, int64_t batch, int64_t columns) {
   const double gram = products / (products_per_cycle(pool.storage) * kSms);
   const double rate =
       std::min(kSmBytesPerCycle * std::min(double(batch), kSms), kDeviceBytesPerCycle);
-  const double wanted = std::min(k, double(columns));
-  return gram < double(batch) * wanted * k * d * double(bytes_of(pool.storage)) / rate;
+  const double computed = std::min(k, double(columns));
+  return gram < double(batch) * computed * k * d * double(bytes_of(pool.storage)) / rate;
 }
 
 cudaError_t launch_gram(const PoolView& pool, int64_t n_pools, void* gram, cudaStream_t stream) {

@@ -87,9 +87,9 @@ SiftPlan plan_sift_columns(const SiftProblem& p, const LaunchLimits& limits, boo
   return plan;
 }
 
-cudaError_t launch_sift(const SiftProblem& given, const SiftPlan& plan, void* workspace,
+cudaError_t launch_sift(const SiftProblem& all, const SiftPlan& plan, void* workspace,
                         const SiftOutputs& outputs, cudaStream_t stream) {
-  SiftProblem problem = given;
+  SiftProblem problem = all;
   const int64_t target_bytes = problem.pool.d * bytes_of(problem.pool.storage);
   if (problem.n_targets > 1 && target_bytes % 16 != 0) problem.pool.vectors = false;
   const int64_t real_bytes = real_bytes_of(problem.pool.storage);
@@ -98,7 +98,7 @@ cudaError_t launch_sift(const SiftProblem& given, const SiftPlan& plan, void* wo
     const SiftOutputs out = rest_of(outputs, first, problem.n_select, real_bytes);
     if (plan.gram && (first == 0 || plan.gram_stride)) {
       void* gram = static_cast<unsigned char*>(workspace) + plan.gram_offset;
-      const cudaError_t status = launch_grams(rest_of(given.pool, first), part.batch, gram, stream);
+      const cudaError_t status = launch_grams(rest_of(all.pool, first), part.batch, gram, stream);
       if (status != cudaSuccess) return status;
     }
     const cudaError_t status = problem.pool.storage == Storage::kFloat64

@@ -28,8 +28,8 @@ AdamEntry with_step(const char* op, const TensorList& steps, size_t i, const Lis
 
 // A learning rate beside the parameters is read by the launch.
 AdamCall adam_call(const AdamOptions& options, int64_t repeats,
-                   const std::optional<Tensor>& lr_tensor, std::optional<uint64_t> seed) {
-  AdamCall call{options, repeats, nullptr, false, seed.has_value(), seed.value_or(0)};
+                   const std::optional<Tensor>& lr_tensor, std::optional<int64_t> seed) {
+  AdamCall call{options, repeats, nullptr, false, seed.has_value(), uint64_t(seed.value_or(0))};
   if (!lr_tensor || lr_tensor->is_cpu()) return call;
   call.device_lr = lr_tensor->const_data_ptr();
   call.wide_lr = lr_tensor->scalar_type() == ScalarType::Double;
@@ -46,7 +46,7 @@ void adam_replay(std::vector<Tensor> params, std::vector<Tensor> grads,
   const AdamOptions options = check_adam_arguments(
       op, param_list, {"grads", grads}, {"exp_avgs", exp_avgs}, {"exp_avg_sqs", exp_avg_sqs},
       step_list, repeats, {lr, beta1, beta2, eps, weight_decay, decoupled, maximize}, lr_tensor);
-  const AdamCall call = adam_call(options, repeats, lr_tensor, check_seed(op, seed));
+  const AdamCall call = adam_call(options, repeats, lr_tensor, seed);
   if (params.empty()) return;
   std::vector<AdamEntry> entries;
   entries.reserve(params.size());
@@ -61,8 +61,8 @@ void adam_replay(std::vector<Tensor> params, std::vector<Tensor> grads,
   std::map<Storages, std::vector<AdamEntry>> groups;
   for (size_t i = 0; i < params.size(); ++i) {
     const Layout layout = pairing_layout(params[i]);
-    const auto data_of = [&](std::vector<FlatTensor>& kept, const Tensor& t) {
-      return kept.emplace_back(t, layout).data();
+    const auto data_of = [&](std::vector<FlatTensor>& flat, const Tensor& t) {
+      return flat.emplace_back(t, layout).data();
     };
     entries[i].param = data_of(written, params[i]), entries[i].grad = data_of(read, grads[i]);
     entries[i].exp_avg = data_of(written, exp_avgs[i]);

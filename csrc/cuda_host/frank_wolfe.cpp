@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "../host/fw_options.h"
 #include "context.h"
 #include "views.h"
 

@@ -3,6 +3,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "../host/sift_options.h"
 #include "context.h"
 #include "views.h"
 

@@ -8,6 +8,7 @@
 #include "../cuda/frank_wolfe.h"
 #include "../cuda/pool_view.h"
 #include "../host/selection_arguments.h"
+#include "../host/selection_tensors.h"
 
 namespace hullft {
 

@@ -1,22 +1,23 @@
-// Argument checks shared by the CPU and CUDA implementations. A failed check throws
-// std::invalid_argument, which reaches Python as ValueError.
+// Checks of single arguments, shared by the CPU and CUDA implementations: what keeps a direct call
+// of an operator within its tensors' memory. The public functions check everything else before
+// (python/hullft_ops/_checks.py). A failed check throws std::invalid_argument, which reaches Python
+// as ValueError.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/shim_utils.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <initializer_list>
 #include <iomanip>
 #include <limits>
-#include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
 #include <utility>
-
-#include "../core/frank_wolfe.h"
 
 // The headers of torch 2.11 have the plain one alone, which does not repeat what torch said.
 #ifndef STABLE_TORCH_ERROR_CODE_CHECK
@@ -116,17 +117,23 @@ inline bool is_floating(ScalarType t) {
 }
 
 inline void check_floating(const char* op, const char* name, const Tensor& t) {
-  if (!is_floating(t.scalar_type()))
+  if (!is_floating(dtype_of(t)))
     value_error(op, name, " must be float32, float64, bfloat16 or float16, got ",
-                dtype_name(t.scalar_type()));
+                dtype_name(dtype_of(t)));
 }
 
-inline void check_like(const char* op, const char* name, const Tensor& t, const char* ref_name,
-                       const Tensor& ref) {
-  if (t.scalar_type() != ref.scalar_type())
-    value_error(op, name, " is ", dtype_name(t.scalar_type()), ", ", ref_name, " is ",
-                dtype_name(ref.scalar_type()));
-  check_same_device(op, name, t, ref_name, ref);
+// "[2, 3]"
+template <typename Sizes>
+std::string shape_text(const Sizes& sizes) {
+  std::ostringstream text;
+  text << "[";
+  const char* separator = "";
+  for (const int64_t size : sizes) {
+    text << separator << size;
+    separator = ", ";
+  }
+  text << "]";
+  return text.str();
 }
 
 // A storage that was freed or shrunk leaves its tensors' shapes as they were: refuse to read past
@@ -143,16 +150,21 @@ void check_storage(const char* op, const Name& name, const T& t) {
     last = offset;
     for (int64_t d = 0; d < t.dim(); ++d) last += (t.size(d) - 1) * t.stride(d);
   }
-  const int64_t wanted = (last + 1) * int64_t(t.element_size());
-  if (t.const_data_ptr() == nullptr || wanted > bytes)
-    value_error(op, name, " needs ", wanted, " bytes of storage, it has ", bytes);
+  const int64_t needed = (last + 1) * int64_t(t.element_size());
+  if (t.const_data_ptr() == nullptr || needed > bytes)
+    value_error(op, name, " needs ", needed, " bytes of storage, it has ", bytes);
 }
 
-inline void check_int64(const char* op, const char* name, const Tensor& t, const char* ref_name,
-                        const Tensor& ref) {
-  if (t.scalar_type() != ScalarType::Long)
-    value_error(op, name, " must be int64, got ", dtype_name(t.scalar_type()));
+// A tensor that lies beside another one.
+inline void check_tensor(const char* op, const char* name, const Tensor& t, ScalarType dtype,
+                         std::initializer_list<int64_t> shape, const char* ref_name,
+                         const Tensor& ref) {
+  if (dtype_of(t) != dtype)
+    value_error(op, name, " must be ", dtype_name(dtype), ", got ", dtype_name(dtype_of(t)));
   check_same_device(op, name, t, ref_name, ref);
+  const auto sizes = t.sizes();
+  if (!std::equal(sizes.begin(), sizes.end(), shape.begin(), shape.end()))
+    value_error(op, name, " must have shape ", shape_text(shape), ", got ", shape_text(sizes));
   check_storage(op, name, t);
 }
 
@@ -163,53 +175,6 @@ inline void check_dim(const char* op, const char* name, const Tensor& t, int64_t
 inline void check_range(const char* op, const char* name, int64_t value, int64_t low) {
   if (value < low || value > std::numeric_limits<int32_t>::max())
     value_error(op, name, " must be in ", low, "..2147483647, got ", value);
-}
-
-inline void check_tolerance(const char* op, const char* name, double value) {
-  if (!(value >= 0)) value_error(op, name, " must be >= 0, got ", value);
-}
-
-inline Variant parse_variant(const char* op, const std::string& name) {
-  if (name == "vanilla") return Variant::kVanilla;
-  if (name == "away") return Variant::kAway;
-  if (name == "pairwise") return Variant::kPairwise;
-  value_error(op, "variant must be 'vanilla', 'away' or 'pairwise', got '", name, "'");
-}
-
-struct PoolShape {
-  int64_t batch, candidates, dim;
-};
-
-// pool [K, d] (shared by the batch) or [B, K, d]; query [B, d] or, if asked for, [B, m, d].
-inline PoolShape check_pool_query(const char* op, const char* pool_name, const Tensor& pool,
-                                  const Tensor& query, int64_t query_dim = 2) {
-  check_floating(op, pool_name, pool);
-  check_like(op, "query", query, pool_name, pool);
-  check_dim(op, "query", query, query_dim);
-  if (pool.dim() != 2 && pool.dim() != 3)
-    value_error(op, pool_name, " must have 2 or 3 dimensions, got ", pool.dim());
-  const int64_t last = pool.dim() - 1;
-  const PoolShape shape{query.size(0), pool.size(last - 1), pool.size(last)};
-  if (query.size(query_dim - 1) != shape.dim)
-    value_error(op, "query has dim ", query.size(query_dim - 1), ", ", pool_name, " has dim ",
-                shape.dim);
-  if (pool.dim() == 3 && pool.size(0) != shape.batch)
-    value_error(op, "query has batch ", shape.batch, ", ", pool_name, " has batch ", pool.size(0));
-  if (shape.candidates < 1) value_error(op, pool_name, " is empty");
-  if (shape.dim < 1) value_error(op, pool_name, " has dim 0");
-  check_range(op, "the number of candidates", shape.candidates, 1);
-  check_storage(op, pool_name, pool);
-  check_storage(op, "query", query);
-  return shape;
-}
-
-inline void check_sizes(const char* op, const char* name, const std::optional<Tensor>& sizes,
-                        const char* pool_name, const Tensor& pool, int64_t batch) {
-  if (!sizes) return;
-  check_int64(op, name, *sizes, pool_name, pool);
-  check_dim(op, name, *sizes, 1);
-  if (sizes->size(0) != batch)
-    value_error(op, name, " has ", sizes->size(0), " entries, query has batch ", batch);
 }
 
 }  // namespace hullft

@@ -27,18 +27,6 @@ inline void check_single(const char* op, const char* name, double value, const T
       value_error(op, name, " must be finite in float32, got ", value);
 }
 
-inline void check_beta(const char* op, const char* name, double value) {
-  if (!(value >= 0 && value < 1)) value_error(op, name, " must be in [0, 1), got ", value);
-}
-
-inline void check_adam_options(const char* op, const AdamOptions& options) {
-  check_not_negative(op, "lr", options.lr);
-  check_beta(op, "beta1", options.beta1);
-  check_beta(op, "beta2", options.beta2);
-  check_not_negative(op, "eps", options.eps);
-  check_not_negative(op, "weight_decay", options.weight_decay);
-}
-
 // One tensor of an updated list and its companion.
 inline void check_companion(const char* op, const TensorList& list, size_t i, const TensorList& ref,
                             const ListedTensor& first) {
@@ -52,7 +40,7 @@ void check_one_value(const char* op, const Name& name, const T& t) {
   const ScalarType type = t.scalar_type();
   if (t.numel() != 1 || (type != ScalarType::Float && type != ScalarType::Double))
     value_error(op, name, " must hold one float32 or float64 value, got ", dtype_name(type),
-                " of shape ", shape_of(t));
+                " of shape ", shape_text(t.sizes()));
   check_storage(op, name, t);
 }
 
@@ -116,17 +104,10 @@ inline AdamOptions check_adam_arguments(const char* op, const TensorList& params
   if (lr_tensor) rates.push_back(*lr_tensor);
   const TensorList rate_list{"lr_tensor", rates};
   if (lr_tensor) options.lr = read_lr_tensor(op, "lr_tensor", rate_list[0], params);
-  check_adam_options(op, options);
   check_adam_lists(op, params, grads, exp_avgs, exp_avg_sqs, steps, rate_list);
   check_single(op, "lr", options.lr, params);
   check_single(op, "weight_decay", options.weight_decay, params);
   return options;
-}
-
-inline std::optional<uint64_t> check_seed(const char* op, const std::optional<int64_t>& seed) {
-  if (!seed) return std::nullopt;
-  if (*seed < 0) value_error(op, "seed must be >= 0, got ", *seed);
-  return uint64_t(*seed);
 }
 
 // A step count. One that lies beside its parameter on a GPU is read by the launch, unchecked; then
@@ -152,8 +133,6 @@ inline void write_step(const ListedTensor& step, double value) {
 
 inline void check_accumulate_arguments(const char* op, const TensorList& caches,
                                        const TensorList& grads, double alpha, double beta) {
-  if (!std::isfinite(alpha)) value_error(op, "alpha must be finite, got ", alpha);
-  if (!std::isfinite(beta)) value_error(op, "beta must be finite, got ", beta);
   check_same_length(op, grads, caches);
   for (size_t i = 0; i < caches.size(); ++i) {
     check_entry_floating(op, caches, i);

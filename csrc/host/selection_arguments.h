@@ -1,68 +1,55 @@
-// What the CPU and CUDA selection operators share: options, checks that need no data, outputs.
+// The tensors that the CPU and CUDA selection operators take.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
 
-#include <array>
-#include <cmath>
-#include <tuple>
+#include <cstdint>
+#include <optional>
 
 #include "checks.h"
-#include "empty.h"
 
 namespace hullft {
 
-struct FwOptions {
-  int64_t n_select, max_iter;
-  double tol, gap_tol;
-  Variant variant;
-  int64_t swap_passes;
+struct PoolShape {
+  int64_t batch, candidates, dim;
 };
 
-inline FwOptions check_fw_options(const char* op, int64_t n_select, int64_t max_iter, double tol,
-                                  double gap_tol, const std::string& variant, int64_t swap_passes) {
-  check_range(op, "n_select", n_select, 1);
-  check_range(op, "max_iter", max_iter, 0);
-  check_range(op, "swap_passes", swap_passes, 0);
-  check_tolerance(op, "tol", tol);
-  check_tolerance(op, "gap_tol", gap_tol);
-  return {n_select, max_iter, tol, gap_tol, parse_variant(op, variant), swap_passes};
+// pool [K, d] (shared by the batch) or [B, K, d]; query [B, d] or, with n_targets, [B, m, d].
+inline PoolShape check_pool_query(const char* op, const char* pool_name, const Tensor& pool,
+                                  const Tensor& query, int64_t query_dim = 2) {
+  check_floating(op, pool_name, pool);
+  if (pool.dim() != 2 && pool.dim() != 3)
+    value_error(op, pool_name, " must have 2 or 3 dimensions, got ", pool.dim());
+  check_dim(op, "query", query, query_dim);
+  const int64_t last = pool.dim() - 1;
+  const PoolShape shape{pool.dim() == 3 ? pool.size(0) : query.size(0), pool.size(last - 1),
+                        pool.size(last)};
+  if (shape.candidates < 1 || shape.dim < 1)
+    value_error(op, pool_name, " is empty, got shape ", shape_text(pool.sizes()));
+  check_range(op, "the number of candidates", shape.candidates, 1);
+  check_storage(op, pool_name, pool);
+  const ScalarType dtype = dtype_of(pool);
+  if (query_dim == 2)
+    check_tensor(op, "query", query, dtype, {shape.batch, shape.dim}, pool_name, pool);
+  else
+    check_tensor(op, "query", query, dtype, {shape.batch, query.size(1), shape.dim}, pool_name,
+                 pool);
+  return shape;
+}
+
+inline void check_sizes(const char* op, const char* name, const std::optional<Tensor>& sizes,
+                        const char* pool_name, const Tensor& pool, int64_t batch) {
+  if (sizes) check_tensor(op, name, *sizes, ScalarType::Long, {batch}, pool_name, pool);
 }
 
 // candidates int64 [B, K] of an embedding matrix.
 inline void check_candidates_shape(const char* op, const Tensor& candidates,
                                    const Tensor& embeddings, int64_t batch) {
-  check_int64(op, "candidates", candidates, "embeddings", embeddings);
   check_dim(op, "candidates", candidates, 2);
-  if (candidates.size(0) != batch)
-    value_error(op, "candidates has batch ", candidates.size(0), ", query has batch ", batch);
-  if (candidates.size(1) < 1) value_error(op, "candidates is empty");
-  check_range(op, "the number of candidates", candidates.size(1), 1);
-}
-
-struct SiftOptions {
-  int64_t n_select, n_targets;
-  double noise;
-};
-
-// As `check_pool_query`, with query [B, d] or [B, n_targets, d].
-inline PoolShape check_sift_query(const char* op, const char* pool_name, const Tensor& pool,
-                                  const Tensor& query) {
-  if (query.dim() != 2 && query.dim() != 3)
-    value_error(op, "query must have 2 or 3 dimensions, got ", query.dim());
-  return check_pool_query(op, pool_name, pool, query, query.dim());
-}
-
-// query as `check_sift_query` wants it.
-inline SiftOptions check_sift_options(const char* op, const Tensor& query, int64_t n_select,
-                                      double noise) {
-  check_range(op, "n_select", n_select, 1);
-  if (!(noise > 0) || !std::isfinite(noise))
-    value_error(op, "noise must be finite and > 0, got ", noise);
-  if (!std::isfinite(1 / noise)) value_error(op, "noise must have a reciprocal, got ", noise);
-  const int64_t n_targets = query.dim() == 3 ? query.size(1) : 1;
-  if (n_targets < 1) value_error(op, "query has no targets");
-  return {n_select, n_targets, noise};
+  const int64_t width = candidates.size(1);
+  check_tensor(op, "candidates", candidates, ScalarType::Long, {batch, width}, "embeddings",
+               embeddings);
+  check_range(op, "the number of candidates", width, 1);
 }
 
 // As many different rows as knn_select returns.
@@ -71,27 +58,18 @@ inline void check_enough_rows(const char* op, int64_t n_select, const PoolShape&
     value_error(op, "n_select is ", n_select, ", the pool has ", shape.candidates, " rows");
 }
 
-// weights [B, m] for a support of that shape.
+// weights [B, m] for a support of that shape, float32 or float64.
 inline void check_weights(const char* op, const Tensor& weights, const Tensor& support,
                           const PoolShape& shape) {
-  check_dim(op, "weights", weights, 2);
-  if (weights.scalar_type() != ScalarType::Double && weights.scalar_type() != ScalarType::Float)
-    value_error(op, "weights must be float32 or float64, got ", dtype_name(weights.scalar_type()));
-  check_same_device(op, "weights", weights, "support", support);
-  if (weights.size(0) != shape.batch || weights.size(1) != shape.candidates)
-    value_error(op, "weights has shape [", weights.size(0), ", ", weights.size(1), "], wanted [",
-                shape.batch, ", ", shape.candidates, "]");
-  check_storage(op, "weights", weights);
+  const bool wide = dtype_of(weights) == ScalarType::Double;
+  check_tensor(op, "weights", weights, wide ? ScalarType::Double : ScalarType::Float,
+               {shape.batch, shape.candidates}, "support", support);
 }
 
 // current [B, d] beside query [B, d].
 inline void check_current(const char* op, const Tensor& current, const Tensor& query) {
-  check_like(op, "current", current, "query", query);
-  check_dim(op, "current", current, 2);
-  if (current.size(0) != query.size(0) || current.size(1) != query.size(1))
-    value_error(op, "current has shape [", current.size(0), ", ", current.size(1), "], wanted [",
-                query.size(0), ", ", query.size(1), "]");
-  check_storage(op, "current", current);
+  check_tensor(op, "current", current, dtype_of(query), {query.size(0), query.size(1)}, "query",
+               query);
 }
 
 inline bool has_dense_rows(const Tensor& t) {
@@ -104,66 +82,5 @@ inline bool has_dense_rows(const Tensor& t) {
 inline Tensor with_dense_rows(const Tensor& t) {
   return has_dense_rows(t) ? t : torch::stable::contiguous(t);
 }
-
-// State and outputs are float64 for float64 pools, float32 for all others.
-inline ScalarType real_type(const Tensor& pool) {
-  return pool.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
-// The tensors that every selection operator returns.
-struct SelectionTensors {
-  using Tuple = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
-
-  SelectionTensors(const Tensor& pool, int64_t batch, int64_t n_select) {
-    const ScalarType real = real_type(pool);
-    const std::array<int64_t, 2> rows{batch, n_select};
-    const std::array<int64_t, 1> one{batch};
-    indices = empty_beside(pool, rows, ScalarType::Long);
-    weights = empty_beside(pool, rows, real);
-    counts = empty_beside(pool, rows, ScalarType::Long);
-    support_size = empty_beside(pool, one, ScalarType::Long);
-    residual = empty_beside(pool, one, real);
-    gap = empty_beside(pool, one, real);
-    num_iter = empty_beside(pool, one, ScalarType::Long);
-  }
-
-  Tuple tuple() const { return {indices, weights, counts, support_size, residual, gap, num_iter}; }
-
-  Tensor indices, weights, counts, support_size, residual, gap, num_iter;
-};
-
-// What sift_select returns besides a selection: its picks in their order.
-struct PickTensors {
-  using Tuple = decltype(std::tuple_cat(SelectionTensors::Tuple(), std::tuple<Tensor, Tensor>()));
-
-  PickTensors(const Tensor& pool, int64_t batch, int64_t n_select) {
-    const std::array<int64_t, 2> rows{batch, n_select};
-    picks = empty_beside(pool, rows, ScalarType::Long);
-    variance = empty_beside(pool, rows, real_type(pool));
-  }
-
-  Tuple after(const SelectionTensors::Tuple& selection) const {
-    return std::tuple_cat(selection, std::tuple(picks, variance));
-  }
-
-  Tensor picks, variance;
-};
-
-// The tensors that fw_lmo returns.
-struct LmoTensors {
-  using Tuple = std::tuple<Tensor, Tensor, Tensor, Tensor>;
-
-  LmoTensors(const Tensor& pool, int64_t batch) {
-    const std::array<int64_t, 1> one{batch};
-    vertex = empty_beside(pool, one, ScalarType::Long);
-    correlation = empty_beside(pool, one, real_type(pool));
-    gamma = empty_beside(pool, one, real_type(pool));
-    gap = empty_beside(pool, one, real_type(pool));
-  }
-
-  Tuple tuple() const { return {vertex, correlation, gamma, gap}; }
-
-  Tensor vertex, correlation, gamma, gap;
-};
 
 }  // namespace hullft

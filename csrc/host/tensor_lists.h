@@ -6,7 +6,7 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <sstream>
+#include <ostream>
 #include <string>
 #include <unordered_set>
 #include <utility>
@@ -81,13 +81,6 @@ inline std::ostream& operator<<(std::ostream& out, const Entry& entry) {
 
 inline Entry entry(const TensorList& list, size_t i) { return {list.name, i}; }
 
-template <typename T>
-std::string shape_of(const T& t) {
-  std::ostringstream text;
-  for (int64_t d = 0; d < t.dim(); ++d) text << (d ? ", " : "[") << t.size(d);
-  return t.dim() ? text.str() + "]" : "[]";
-}
-
 inline void check_same_length(const char* op, const TensorList& list, const TensorList& ref) {
   if (list.size() != ref.size())
     value_error(op, list.name, " has ", list.size(), " tensors, ", ref.name, " has ", ref.size());
@@ -101,8 +94,8 @@ inline bool same_shape(const ListedTensor& a, const ListedTensor& b) {
 inline void check_same_shape(const char* op, const TensorList& list, size_t i,
                              const TensorList& ref) {
   if (!same_shape(list[i], ref[i]))
-    value_error(op, entry(list, i), " has shape ", shape_of(list[i]), ", ", entry(ref, i),
-                " has shape ", shape_of(ref[i]));
+    value_error(op, entry(list, i), " has shape ", shape_text(list[i].sizes()), ", ", entry(ref, i),
+                " has shape ", shape_text(ref[i].sizes()));
 }
 
 inline void check_same_dtype(const char* op, const TensorList& list, size_t i,

@@ -4,14 +4,7 @@
 ``hullft_ops[ttft]``.
 """
 
-from hullft_ops._terminal import end_command as _end_command
-
-try:
-    import torch  # noqa: F401 (loads the libraries that the extension links)
-except (ImportError, MemoryError, OSError) as error:
-    # The command's own code has not started yet.
-    _end_command(error)
-    raise
+import torch  # noqa: F401 (loads the libraries that the extension links)
 
 from hullft_ops._C import build_info as _build_info
 from hullft_ops.gradient_cache import GradientCache

@@ -1,8 +1,9 @@
 """Checks of the public functions' arguments, before any operator runs.
 
-They read only metadata (shapes, dtypes, devices), so errors are the same for CPU, CUDA, meta and
-fake tensors. The operators check values (NaN, ragged sizes, candidates) in the pass that reads
-them.
+They read only shapes and dtypes, so errors are the same for CPU, CUDA, meta and fake tensors. The
+operators check that all tensors are on one device, and check values (NaN, ragged sizes,
+candidates) in the pass that reads them. csrc/host repeats what keeps a direct call of an operator
+within its tensors' memory, and nothing else.
 """
 
 import operator
@@ -16,11 +17,11 @@ from torch import Tensor
 
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 FLOATS = "float32, float64, bfloat16 or float16"
+INT64 = (torch.int64,)
 ADAM_STATE = ("exp_avg", "exp_avg_sq", "step")  # as the operator takes it
 VARIANTS = ("vanilla", "away", "pairwise")
 _INT32_MAX = 2**31 - 1
 _INF = float("inf")
-_LARGEST_INT = 2**1023
 _TORCH_INTEGERS = (int, torch.SymInt)
 # NumPy's integers are Integral but not int. Its floats are Real, but most are not float.
 _INTEGERS = (*_TORCH_INTEGERS, Integral)
@@ -45,36 +46,20 @@ def check_tensor(op: str, name: str, value: object) -> Tensor:
     return value
 
 
-def check_float_tensor(op: str, name: str, value: object) -> Tensor:
-    tensor = check_tensor(op, name, value)
-    if tensor.dtype not in FLOAT_DTYPES:
-        raise TypeError(f"{op}: {name} must be {FLOATS}, got {tensor.dtype}")
-    return tensor
-
-
-def check_int64(op: str, name: str, value: object, query: Tensor) -> Tensor:
-    tensor = check_tensor(op, name, value)
-    if tensor.dtype != torch.int64:
-        raise TypeError(f"{op}: {name} must be int64, got {tensor.dtype}")
-    check_device(op, name, tensor, "query", query)
-    return tensor
-
-
-def check_like(
-    op: str, name: str, tensor: Tensor, like_name: str, like: Tensor
+def check_dtype(
+    op: str, name: str, value: object, dtypes: Sequence[torch.dtype], names: str
 ) -> None:
-    if tensor.dtype != like.dtype:
-        raise TypeError(f"{op}: {name} is {tensor.dtype}, {like_name} is {like.dtype}")
-    check_device(op, name, tensor, like_name, like)
+    dtype = check_tensor(op, name, value).dtype
+    if dtype not in dtypes:
+        raise TypeError(f"{op}: {name} must be {names}, got {dtype}")
 
 
-def check_device(
-    op: str, name: str, tensor: Tensor, like_name: str, like: Tensor
+def check_same_dtype(
+    op: str, name: str, value: object, like_name: str, like: Tensor
 ) -> None:
-    if tensor.device != like.device:
-        raise ValueError(
-            f"{op}: {name} is on {tensor.device}, {like_name} is on {like.device}"
-        )
+    dtype = check_tensor(op, name, value).dtype
+    if dtype != like.dtype:
+        raise TypeError(f"{op}: {name} is {dtype}, {like_name} is {like.dtype}")
 
 
 def check_integer(
@@ -92,16 +77,14 @@ def check_integer(
 def check_number(op: str, name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, _NUMBERS):
         raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
-    if isinstance(value, int) and not -_LARGEST_INT <= value <= _LARGEST_INT:
-        raise ValueError(
-            f"{op}: {name} must be a float64, got an int of {value.bit_length()} bits"
-        )
     return value  # type: ignore[return-value]
 
 
-def check_tolerance(op: str, name: str, value: object) -> None:
-    if not check_number(op, name, value) >= 0:  # NaN too
+def check_tolerance(op: str, name: str, value: object) -> float:
+    number = check_number(op, name, value)
+    if not number >= 0:  # NaN too
         raise ValueError(f"{op}: {name} must be >= 0, got {value}")
+    return number
 
 
 def check_finite(op: str, name: str, value: object) -> None:
@@ -109,17 +92,11 @@ def check_finite(op: str, name: str, value: object) -> None:
         raise ValueError(f"{op}: {name} must be finite, got {value}")
 
 
-def check_noise(op: str, value: object, name: str = "noise") -> None:
-    if (
-        not 0 < check_number(op, name, value) < _INF
-    ):  # NaN too; math.isfinite cannot be traced
+def check_noise(op: str, value: object, name: str = "noise") -> float:
+    number = check_number(op, name, value)
+    if not 0 < number < _INF:  # NaN too; math.isfinite cannot be traced
         raise ValueError(f"{op}: {name} must be finite and > 0, got {value}")
-
-
-def check_member(op: str, name: str, value: object, member: str, kind: str) -> None:
-    """TypeError unless ``value`` has ``member``. ``kind`` says what has it, and what makes one."""
-    if not hasattr(value, member):
-        raise TypeError(f"{op}: {name} must be {kind}, got {type(value).__name__}")
+    return number
 
 
 def check_text(op: str, name: str, value: object) -> None:
@@ -131,108 +108,91 @@ def check_text(op: str, name: str, value: object) -> None:
         raise ValueError(f"{op}: {name} must be valid Unicode: {error}") from error
 
 
-def check_variant(op: str, variant: object) -> None:
+def check_variant(op: str, variant: object) -> str:
     if not isinstance(variant, str):
         raise TypeError(f"{op}: variant must be a str, got {type(variant).__name__}")
     if variant not in VARIANTS:
         raise ValueError(
             f"{op}: variant must be one of {', '.join(VARIANTS)}, got {variant!r}"
         )
-
-
-def check_queries(
-    op: str,
-    pool: Tensor,
-    queries: Sequence[Tensor],
-    pool_sizes: object,
-    *,
-    targets: bool = False,
-) -> None:
-    """Check a pool and ``[query]``, or embeddings [M, d] and ``[candidates, query]``."""
-    *candidates, query = queries
-    name = "embeddings" if candidates else "pool"
-    if candidates and check_float_tensor(op, name, pool).dim() != 2:
-        raise ValueError(
-            f"{op}: embeddings must have shape [M, d], got {list(pool.shape)}"
-        )
-    check_pool(op, name, pool, query, targets=targets)
-    if candidates:
-        check_candidates(op, candidates[0], query)
-    check_sizes(op, "pool_sizes", pool_sizes, query)
+    return variant
 
 
 def check_pool(
     op: str, name: str, pool: Tensor, query: Tensor, *, targets: bool = False
 ) -> None:
     """Check pool [K, d] or [B, K, d], and query [d], [B, d] or, for several targets, [B, m, d]."""
-    check_float_tensor(op, name, pool)
-    check_float_tensor(op, "query", query)
-    pool_dim, query_dim = pool.dim(), query.dim()
-    if pool_dim not in (2, 3):
+    check_dtype(op, name, pool, FLOAT_DTYPES, FLOATS)
+    if pool.dim() not in (2, 3):
         raise ValueError(
             f"{op}: {name} must have shape [K, d] or [B, K, d], got {list(pool.shape)}"
         )
-    check_like(op, "query", query, name, pool)
-    if not 1 <= query_dim <= (3 if targets else 2):
+    check_same_dtype(op, "query", query, name, pool)
+    if not 1 <= query.dim() <= (3 if targets else 2):
         shapes = "[d], [B, d] or [B, m, d]" if targets else "[d] or [B, d]"
         raise ValueError(
             f"{op}: query must have shape {shapes}, got {list(query.shape)}"
         )
-    if query_dim == 3 and query.shape[1] == 0:
+    if query.dim() == 3 and query.shape[1] == 0:
         raise ValueError(f"{op}: query has no targets, got shape {list(query.shape)}")
     *_, rows, dim = pool.shape
     if query.shape[-1] != dim:
         raise ValueError(f"{op}: query has dim {query.shape[-1]}, {name} has dim {dim}")
-    if dim == 0:
-        raise ValueError(f"{op}: {name} has dim 0")
-    if rows == 0:
+    if rows == 0 or dim == 0:
         raise ValueError(f"{op}: {name} is empty, got shape {list(pool.shape)}")
-    if pool_dim == 3 and query_dim == 1:
+    if pool.dim() == 3 and (query.dim() == 1 or len(pool) != len(query)):
         raise ValueError(
-            f"{op}: {name} has a batch of {pool.shape[0]}, query has shape {list(query.shape)}"
-        )
-    if pool_dim == 3 and pool.shape[0] != query.shape[0]:
-        raise ValueError(
-            f"{op}: {name} has a batch of {pool.shape[0]}, query a batch of {query.shape[0]}"
+            f"{op}: {name} has a batch of {len(pool)}, query has shape {list(query.shape)}"
         )
 
 
-def check_candidates(op: str, candidates: object, query: Tensor) -> None:
-    """Check candidates int64 [K] or [B, K], with a batch exactly if the query has one."""
-    tensor = check_int64(op, "candidates", candidates, query)
+def check_embeddings(
+    op: str,
+    embeddings: Tensor,
+    candidates: Tensor,
+    query: Tensor,
+    *,
+    targets: bool = False,
+) -> None:
+    """Check embeddings [M, d], candidates int64 [K] or [B, K], and query as in `check_pool`.
+
+    Candidates have a batch exactly if the query has one.
+    """
+    if check_tensor(op, "embeddings", embeddings).dim() != 2:
+        raise ValueError(
+            f"{op}: embeddings must have shape [M, d], got {list(embeddings.shape)}"
+        )
+    check_pool(op, "embeddings", embeddings, query, targets=targets)
+    check_dtype(op, "candidates", candidates, INT64, "int64")
     batch = query.shape[:1] if query.dim() > 1 else query.shape[:0]
-    if tensor.dim() != len(batch) + 1 or tensor.shape[:-1] != batch:
+    if candidates.dim() != len(batch) + 1 or candidates.shape[:-1] != batch:
         raise ValueError(
-            f"{op}: candidates {list(tensor.shape)} and query {list(query.shape)} must both have "
-            "the same batch or none"
+            f"{op}: candidates {list(candidates.shape)} and query {list(query.shape)} must both "
+            "have the same batch or none"
         )
-    if tensor.shape[-1] == 0:
-        raise ValueError(f"{op}: candidates is empty, got shape {list(tensor.shape)}")
+    if candidates.shape[-1] == 0:
+        raise ValueError(
+            f"{op}: candidates is empty, got shape {list(candidates.shape)}"
+        )
 
 
-def check_sizes(op: str, name: str, sizes: object, query: Tensor) -> None:
+def check_sizes(op: str, name: str, sizes: Tensor | None, query: Tensor) -> None:
     """Check ragged sizes, int64 [B]. The operator checks their values."""
     if sizes is None:
         return
-    tensor = check_int64(op, name, sizes, query)
+    check_dtype(op, name, sizes, INT64, "int64")
     if query.dim() == 1:
         raise ValueError(
             f"{op}: {name} needs a batch, query has shape {list(query.shape)}"
         )
-    if tuple(tensor.shape) != (query.shape[0],):
+    if sizes.shape != query.shape[:1]:
         raise ValueError(
-            f"{op}: {name} must have shape [{query.shape[0]}], got {list(tensor.shape)}"
+            f"{op}: {name} must have shape [{query.shape[0]}], got {list(sizes.shape)}"
         )
 
 
-def check_storage(op: str, name: str, tensor: Tensor) -> None:
-    """Refuse a meta tensor. The dispatcher would take the call for a question about shapes."""
-    if tensor.is_meta:
-        raise ValueError(f"{op}: {name} has no storage, it is on the meta device")
-
-
 def check_gradient(op: str, i: int, param: Tensor, grad: object) -> None:
-    """Check the gradient of parameter ``i``."""
+    """Check parameter ``i`` and its gradient."""
     name = f"the gradient of parameter {i}"
     if not isinstance(grad, Tensor):
         raise no_tensor(op, name, grad)
@@ -241,10 +201,9 @@ def check_gradient(op: str, i: int, param: Tensor, grad: object) -> None:
         raise TypeError(
             f"{op}: {name} must be dense, got layout {grad.layout}; {advice}"
         )
-    check_storage(op, f"parameter {i}", param)
-    if grad.device != param.device:
+    if param.is_meta:  # the dispatcher would take the call for a question about shapes
         raise ValueError(
-            f"{op}: {name} is on {grad.device}, the parameter on {param.device}"
+            f"{op}: parameter {i} has no storage, it is on the meta device"
         )
     check_sharding(op, name, grad, i, param)
 
@@ -252,15 +211,13 @@ def check_gradient(op: str, i: int, param: Tensor, grad: object) -> None:
 def check_state(op: str, i: int, param: Tensor, state: Mapping[str, object]) -> None:
     """Check the state of parameter ``i``, which anybody may have changed."""
     for key in ADAM_STATE:
-        name = f"{key} of parameter {i}"
         if key not in state:
             raise ValueError(f"{op}: the state of parameter {i} has no {key}")
         tensor = state[key]
         if not isinstance(tensor, Tensor):
-            raise no_tensor(op, name, tensor)
-        check_storage(op, name, tensor)
+            raise no_tensor(op, f"{key} of parameter {i}", tensor)
         if key != "step":
-            check_sharding(op, name, tensor, i, param)
+            check_sharding(op, f"{key} of parameter {i}", tensor, i, param)
 
 
 def is_plain(tensors: Iterable[Tensor]) -> bool:
@@ -281,87 +238,64 @@ def check_sharding(op: str, name: str, tensor: Any, i: int, param: Any) -> None:
     It reads only layouts, which all processes know, so either all of them refuse or none.
     """
     if is_sharded(tensor) != is_sharded(param):
-        came, own = (
-            "a DTensor" if is_sharded(t) else "a plain tensor" for t in (tensor, param)
-        )
-        raise TypeError(f"{op}: {name} is {came}, the parameter {own}")
+        kind, param_kind = type(tensor).__name__, type(param).__name__
+        raise TypeError(f"{op}: {name} is a {kind}, the parameter a {param_kind}")
     if not is_sharded(param):
         return
     if any(placement.is_partial() for placement in param.placements):
         raise ValueError(
             f"{op}: parameter {i} must be sharded or replicated, got placements {param.placements}"
         )
-    for what in ("shape", "device_mesh", "placements"):
-        came, own = getattr(tensor, what), getattr(param, what)
-        if came != own:
-            raise ValueError(f"{op}: {name} has {what} {came}, the parameter {own}")
+    for attribute in ("shape", "device_mesh", "placements"):
+        value, expected = getattr(tensor, attribute), getattr(param, attribute)
+        if value != expected:
+            raise ValueError(
+                f"{op}: {name} has {attribute} {value}, the parameter {expected}"
+            )
 
 
-def adam_options(group: Mapping[str, Any], *, new: bool = False) -> dict[str, Any]:
-    """The options of a parameter group of ReplayAdam, checked, as the operator takes them.
-
-    As torch wants it, betas are alike in a new one. A schedule of momentum may mix them later.
-    """
+def adam_options(group: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a parameter group of ReplayAdam, checked, as the operator takes them."""
     for name in ("lr", "betas", "eps", "weight_decay"):
         if name not in group:
             raise ValueError(
                 f"ReplayAdam: a parameter group must have {name!r}, got {list(group)}"
             )
-    options: dict[str, Any] = {}
-    for name in ("lr", "eps", "weight_decay"):
-        options[name] = adam_number(name, group[name])
-        if not 0 <= options[name] < _INF:
-            raise ValueError(
-                f"ReplayAdam: {name} must be finite and >= 0, got {options[name]}"
-            )
-    betas = group["betas"]
-    if not isinstance(betas, Sequence) or len(betas) != 2:
-        raise ValueError(f"ReplayAdam: betas must be two numbers, got {betas!r}")
-    for i, beta in enumerate(betas):
-        value = options[f"beta{i + 1}"] = adam_number(f"betas[{i}]", beta)
-        if not 0 <= value < 1:
-            raise ValueError(f"ReplayAdam: betas[{i}] must be in [0, 1), got {value}")
-    if new and isinstance(betas[0], Tensor) != isinstance(betas[1], Tensor):
-        kinds = " and ".join(type(beta).__name__ for beta in betas)
-        raise ValueError(
-            f"ReplayAdam: betas must be two numbers or two tensors, got {kinds}"
-        )
-    for name, option in (
-        ("decoupled_weight_decay", "decoupled"),
-        ("maximize", "maximize"),
-    ):
-        options[option] = group.get(name, False)
-        if not isinstance(options[option], bool):
-            raise TypeError(
-                f"ReplayAdam: {name} must be a bool, got {type(group[name]).__name__}"
-            )
-    for name in ("foreach", "fused"):
-        if not isinstance(group.get(name), bool | None):
-            kind = type(group[name]).__name__
-            raise TypeError(f"ReplayAdam: {name} must be a bool or None, got {kind}")
-    if group.get("foreach") and group.get("fused"):
-        raise ValueError("ReplayAdam: foreach and fused exclude each other, got both")
     for name in ("amsgrad", "differentiable"):
         if group.get(name):
             raise ValueError(f"ReplayAdam: {name} must be False, got {group[name]}")
-    options["repeats"] = check_integer(
-        "ReplayAdam", "repeats", group.get("repeats", 1), 1
-    )
-    options["seed"] = group.get("rounding_seed")
-    if options["seed"] is not None:
-        options["seed"] = check_integer(
-            "ReplayAdam", "rounding_seed", options["seed"], 0
-        )
-    return options
+    betas = group["betas"]
+    if not isinstance(betas, Sequence) or len(betas) != 2:
+        raise ValueError(f"ReplayAdam: betas must be two numbers, got {betas!r}")
+    lr, lr_tensor = group["lr"], None
+    if group.get("capturable") and isinstance(lr, Tensor):
+        lr, lr_tensor = 0.0, lr  # the operator reads it where it is
+    seed = group.get("rounding_seed")
+    if seed is not None:
+        seed = check_integer("ReplayAdam", "rounding_seed", seed, 0)
+    return {
+        "lr": _adam_number("lr", lr),
+        "lr_tensor": lr_tensor,
+        "beta1": _adam_number("betas[0]", betas[0], below=1),
+        "beta2": _adam_number("betas[1]", betas[1], below=1),
+        "eps": _adam_number("eps", group["eps"]),
+        "weight_decay": _adam_number("weight_decay", group["weight_decay"]),
+        "decoupled": bool(group.get("decoupled_weight_decay")),
+        "maximize": bool(group.get("maximize")),
+        "repeats": check_integer("ReplayAdam", "repeats", group.get("repeats", 1), 1),
+        "seed": seed,
+    }
 
 
-def adam_number(name: str, value: object) -> float:
-    if not isinstance(value, Tensor):
-        return float(check_number("ReplayAdam", name, value))
-    if value.numel() != 1:
-        raise ValueError(
-            f"ReplayAdam: {name} must have one element, got shape {list(value.shape)}"
-        )
-    if value.is_complex():
-        raise TypeError(f"ReplayAdam: {name} must be a real number, got {value.dtype}")
-    return float(value)
+def _adam_number(name: str, value: object, below: float = _INF) -> float:
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(
+                f"ReplayAdam: {name} must have one element, got shape {list(value.shape)}"
+            )
+        value = value.item()
+    number = float(check_number("ReplayAdam", name, value))
+    if not 0 <= number < below:
+        bounds = "finite and >= 0" if below == _INF else f"in [0, {below})"
+        raise ValueError(f"ReplayAdam: {name} must be {bounds}, got {number}")
+    return number

@@ -34,32 +34,29 @@ def call(op: str, *arguments: Any, **options: Any) -> Any:
     try:
         return operator(*arguments, **options)
     except RuntimeError as error:
+        if type(error) is not RuntimeError:
+            raise
         message, _, _ = str(error).partition("\n")
-        said = message.removeprefix(f"{op}: ")
-        if type(error) is RuntimeError and message.startswith(_NO_MEMORY):
+        if message.startswith(_NO_MEMORY):
             raise torch.OutOfMemoryError(message.replace("hullft_ops", op, 1)) from None
-        if (
-            type(error) is RuntimeError
-            and said != message
-            and not said.startswith(_OF_THE_DEVICE)
-        ):
-            raise ValueError(message) from None
-        raise
+        reason = message.removeprefix(f"{op}: ")
+        if reason == message or reason.startswith(_OF_THE_DEVICE):
+            raise
+        raise ValueError(message) from None
 
 
-def call_for_queries(
-    op: str, pool: Tensor, queries: Sequence[Tensor], *options: object
-) -> tuple[Tensor, ...]:
-    """The operator's results. The last of ``queries`` says whether they are one or a batch."""
-    is_batch = queries[-1].dim() > 1
-    found = call(
-        op,
-        pool,
-        *(queries if is_batch else [q.unsqueeze(0) for q in queries]),
-        *options,
-    )
-    results: tuple[Tensor, ...] = (found,) if isinstance(found, Tensor) else found
-    return results if is_batch else tuple(result.squeeze(0) for result in results)
+def call_batched(
+    op: str, pool: Tensor, *queries: Tensor, **options: Any
+) -> Sequence[Tensor]:
+    """The operator's results. Only a batch gives the last of ``queries`` two dimensions."""
+    if queries[-1].dim() > 1:
+        results = call(op, pool, *queries, **options)
+        return [results] if isinstance(results, Tensor) else results
+    batch_of_one = [query.unsqueeze(0) for query in queries]
+    results = call(op, pool, *batch_of_one, **options)
+    if isinstance(results, Tensor):
+        results = [results]
+    return [result.squeeze(0) for result in results]
 
 
 Columns = tuple[list[Tensor], ...]  # a list for each argument of an operator
@@ -106,79 +103,73 @@ def count_writes(tensors: Iterable[Tensor]) -> None:
     )
 
 
-# A schema names an operator's results, and the names say what a fake kernel returns. Results that
-# are in neither list have an entry for each selected row, in the dtype of weights.
-_FOR_EACH_QUERY = (
-    "support_size",
-    "residual",
-    "gap",
-    "num_iter",
-    "vertex",
-    "correlation",
-    "gamma",
-)
+# A schema names an operator's results, and the names say what a fake kernel returns: one value a
+# query, or one for each selected row, of int64 or of the dtype of weights.
+_FOR_EACH_ROW = ("indices", "weights", "counts", "picks", "variance")
 _INT64 = ("indices", "counts", "support_size", "num_iter", "picks", "vertex")
 _SCALARS = ("steps", "lr_tensor", "lr_tensors")  # may be on the CPU too
 
 
 def _fake(name: str, schema: Any) -> Callable[..., Any]:
-    def results(*arguments: Any, **options: Any) -> Any:
-        given = options | dict(
-            zip((a.name for a in schema.arguments), arguments, strict=False)
-        )
-        _check_devices(name, schema, given)
+    names = [argument.name for argument in schema.arguments]
+
+    def fake_kernel(*positional: Any, **keywords: Any) -> Any:
+        arguments = keywords | dict(zip(names, positional, strict=False))
+        _check_devices(name, schema, arguments)
         if not schema.returns:
             return None
-        pool = given[schema.arguments[0].name]
+        pool = arguments[names[0]]
         if name == "integerize":
-            return pool.new_empty(given["weights"].shape, dtype=torch.int64)
+            return pool.new_empty(arguments["weights"].shape, dtype=torch.int64)
         real = torch.float64 if pool.dtype == torch.float64 else torch.float32
-        batch = given["query"].shape[0]
-        return tuple(
-            pool.new_empty(
-                (batch,)
-                if result.name in _FOR_EACH_QUERY
-                else (batch, given["n_select"]),
-                dtype=torch.int64 if result.name in _INT64 else real,
-            )
-            for result in schema.returns
-        )
+        batch = arguments["query"].shape[0]
+        results = []
+        for result in schema.returns:
+            many = result.name in _FOR_EACH_ROW
+            shape = (batch, arguments["n_select"]) if many else (batch,)
+            dtype = torch.int64 if result.name in _INT64 else real
+            results.append(pool.new_empty(shape, dtype=dtype))
+        return tuple(results)
 
-    return results
+    return fake_kernel
 
 
-def _check_devices(op: str, schema: Any, given: dict[str, Any]) -> None:
-    """Refuse a meta tensor among real ones. It brings a call here, and nothing would be computed.
+def _check_devices(op: str, schema: Any, arguments: dict[str, Any]) -> None:
+    """Refuse tensors on several devices, as csrc does where none is fake or on meta.
 
-    torch accepts None for any tensor of a schema.
+    A meta tensor among real ones brings a call here, and nothing would be computed. torch accepts
+    None for any tensor of a schema.
     """
-    named: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for argument in schema.arguments:
-        value = given.get(argument.name)
+        value = arguments.get(argument.name)
         if value is None and str(argument.type) == "Tensor":
             raise TypeError(
                 f"hullft_ops: {argument.name} must be a torch.Tensor, got NoneType"
             )
         if isinstance(value, Tensor):
-            named[argument.name] = value
+            tensors[argument.name] = value
         elif str(argument.type) == "List[Tensor]":
-            named |= {
-                f"{argument.name}[{i}]": tensor for i, tensor in enumerate(value or ())
-            }
-    first = next(iter(named), "")
-    for name, tensor in named.items():
+            for i, tensor in enumerate(value or ()):
+                tensors[f"{argument.name}[{i}]"] = tensor
+    for name, tensor in tensors.items():
         if name.partition("[")[0] in _SCALARS and tensor.device.type == "cpu":
             continue
-        like_name = "the first tensor" if first.endswith("]") else first
-        _checks.check_device(op, name, tensor, like_name, named[first])
+        first_name, first = next(iter(tensors.items()))
+        if tensor.device != first.device:
+            like = "the first tensor" if first_name.endswith("]") else first_name
+            raise ValueError(
+                f"{op}: {name} is on {tensor.device}, {like} is on {first.device}"
+            )
 
 
 def _counting_versions(operator: Any) -> Callable[..., None]:
     """Count the writes. A backward pass that needs the old values must fail, as with torch's own
     operators."""
-    aliases = [argument.alias_info for argument in operator._schema.arguments]
     written = [
-        i for i, alias in enumerate(aliases) if alias is not None and alias.is_write
+        i
+        for i, argument in enumerate(operator._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
     ]
 
     def run(

@@ -45,18 +45,20 @@ class GradientCache:
         if not params:
             raise ValueError("GradientCache: params is empty")
         for i, param in enumerate(params):
-            _checks.check_tensor("GradientCache", f"params[{i}]", param)
-            if param.dtype not in _checks.FLOAT_DTYPES:
-                raise ValueError(
-                    f"GradientCache: params[{i}] must be {_checks.FLOATS}, got {param.dtype}"
-                )
-        self._shapes = {param: param.shape for param in params}
-        if len(self._shapes) < len(params):
+            _checks.check_dtype(
+                "GradientCache",
+                f"params[{i}]",
+                param,
+                _checks.FLOAT_DTYPES,
+                _checks.FLOATS,
+            )
+        if len(set(params)) < len(params):
             raise ValueError("GradientCache: params has a parameter twice")
         if dtype is not None and dtype not in _checks.FLOAT_DTYPES:
             raise ValueError(
                 f"GradientCache: dtype must be {_checks.FLOATS}, got {dtype}"
             )
+        self._params = params
         self._dtype = dtype
         # Buffers by their parameters: those in use, and those of dropped examples.
         self._cached: dict[Hashable, dict[Tensor, Tensor]] = {}
@@ -148,15 +150,11 @@ class GradientCache:
 
     def _present_gradients(self) -> dict[Tensor, Tensor]:
         op = "GradientCache.accumulate"
-        for i, (param, shape) in enumerate(self._shapes.items()):
-            if param.shape != shape:
-                raise ValueError(
-                    f"{op}: params[{i}] had shape {list(shape)} when the cache was made, now has "
-                    f"{list(param.shape)}"
-                )
+        grads = {}
+        for i, param in enumerate(self._params):
             if param.grad is not None:
                 _checks.check_gradient(op, i, param, param.grad)
-        grads = {param: param.grad for param in self._shapes if param.grad is not None}
+                grads[param] = param.grad
         if not grads:
             raise ValueError(
                 f"{op}: no parameter has a gradient, call backward() first"

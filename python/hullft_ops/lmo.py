@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from hullft_ops import _checks
-from hullft_ops._ops import call_for_queries
+from hullft_ops._ops import call_batched
 
 
 class LmoStep(NamedTuple):
@@ -46,11 +46,12 @@ def fw_lmo(
     a vertex of -1, and NaN.
     """
     op = "fw_lmo"
-    _checks.check_queries(op, pool, [query], pool_sizes)
-    _checks.check_float_tensor(op, "current", current)
-    _checks.check_like(op, "current", current, "query", query)
+    _checks.check_pool(op, "pool", pool, query)
+    _checks.check_sizes(op, "pool_sizes", pool_sizes, query)
+    _checks.check_same_dtype(op, "current", current, "query", query)
     if current.shape != query.shape:
         raise ValueError(
             f"{op}: current must have query's shape {list(query.shape)}, got {list(current.shape)}"
         )
-    return LmoStep(*call_for_queries(op, pool, [query, current], pool_sizes))
+    results = call_batched(op, pool, query, current, pool_sizes=pool_sizes)
+    return LmoStep(*results)

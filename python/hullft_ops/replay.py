@@ -6,7 +6,7 @@ Reconstruction and Gradient Caching* (arXiv:2605.30337).
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from itertools import chain, compress
+from itertools import chain
 from operator import attrgetter
 from typing import Any, overload
 
@@ -52,7 +52,7 @@ class ReplayAdam(Optimizer):
         eps: added to the root of the second moment.
         weight_decay: L2 penalty, or decoupled decay.
         amsgrad, differentiable: must be False, the default of torch's Adam.
-        foreach, fused: accepted, one at most, as by Adam. They change nothing.
+        foreach, fused: accepted for the sake of Adam's callers. They change nothing.
         maximize: step along the gradient instead of against it.
         capturable: keep step counts beside the parameters, and read the learning rate there too if
             it is a tensor, so that a CUDA graph can capture steps. Neither is checked then. A
@@ -89,36 +89,34 @@ class ReplayAdam(Optimizer):
         decoupled_weight_decay: bool = False,
         rounding_seed: int | None = None,
     ) -> None:
-        defaults: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps}
-        defaults |= {
+        defaults: dict[str, Any] = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
             "weight_decay": weight_decay,
+            "amsgrad": amsgrad,
+            "foreach": foreach,
+            "maximize": maximize,
+            "capturable": capturable,
+            "differentiable": differentiable,
+            "fused": fused,
             "decoupled_weight_decay": decoupled_weight_decay,
         }
-        defaults |= {
-            "foreach": foreach,
-            "fused": fused,
-            "maximize": maximize,
-            "amsgrad": amsgrad,
-        }
-        defaults |= {"capturable": capturable, "differentiable": differentiable}
         if rounding_seed is not None:  # otherwise the defaults equal torch.optim.Adam's
-            seed = _checks.check_integer(
-                "ReplayAdam", "rounding_seed", rounding_seed, 0
-            )
-            defaults["rounding_seed"] = seed
+            defaults["rounding_seed"] = rounding_seed
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group; its own options take the place of the optimizer's defaults."""
         if isinstance(param_group, dict):
-            _checks.adam_options({**self.defaults, **param_group}, new=True)
+            _checks.adam_options({**self.defaults, **param_group})
         super().add_param_group(param_group)
         for i, param in enumerate(self.param_groups[-1]["params"]):
             if param.dtype not in _checks.FLOAT_DTYPES:
                 self.param_groups.pop()
-                name = f"parameter {i} of the group"
                 raise ValueError(
-                    f"ReplayAdam: {name} must be {_checks.FLOATS}, got {param.dtype}"
+                    f"ReplayAdam: parameter {i} of the group must be {_checks.FLOATS}, "
+                    f"got {param.dtype}"
                 )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -129,13 +127,6 @@ class ReplayAdam(Optimizer):
             # A state of torch's own Adam, or of its older AdamW, lacks some options.
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
-            for param in group["params"]:
-                count = self.state.get(param, {}).get("step")
-                if count is not None and not isinstance(count, Tensor):
-                    device = param.device if group["capturable"] else "cpu"
-                    self.state[param]["step"] = torch.tensor(
-                        float(count), device=device
-                    )
 
     @overload
     def step(
@@ -213,10 +204,8 @@ class ReplayAdam(Optimizer):
             for columns, options in calls:
                 call_in_place("adam_replay_", columns, **options)
         except Exception:
-            for (
-                group
-            ) in self.param_groups:  # names a tensor by its parameter, if one is wrong
-                list(self._rows(group, grad_of))
+            for group in self.param_groups:
+                list(self._rows(group, grad_of))  # names a bad tensor by its parameter
             raise
         return loss
 
@@ -227,16 +216,11 @@ class ReplayAdam(Optimizer):
         The next steps equal those of a new optimizer with the present options. Nothing is allocated
         again.
         """
-        kept = [
-            s[name]
-            for s in self.state.values()
-            for name in _checks.ADAM_STATE
-            if name in s
-        ]
+        tensors = [tensor for state in self.state.values() for tensor in state.values()]
         # A launch for each tensor would take the host longer than the device.
-        for found in by_device([(tensor,) for tensor in kept]):
-            torch._foreach_zero_(*locals_of(found))
-        count_writes(kept)
+        for columns in by_device([(tensor,) for tensor in tensors]):
+            torch._foreach_zero_(*locals_of(columns))
+        count_writes(tensors)
 
     @torch.no_grad()
     def make_state(self) -> None:
@@ -257,13 +241,7 @@ class ReplayAdam(Optimizer):
         self, group: dict[str, Any], first: Tensor, repeats: int | None
     ) -> dict[str, Any]:
         """The operator's options, checked again because anybody may have changed the group."""
-        rate = (
-            group["lr"]
-            if group["capturable"] and isinstance(group["lr"], Tensor)
-            else None
-        )
-        options = _checks.adam_options(group if rate is None else {**group, "lr": 0.0})
-        options["lr_tensor"] = rate
+        options = _checks.adam_options(group)
         if repeats is not None:
             options["repeats"] = repeats
         if options["seed"] is not None:
@@ -303,12 +281,10 @@ class ReplayAdam(Optimizer):
             )
         known = {id(param) for group in self.param_groups for param in group["params"]}
         for i, param in enumerate(grads):
-            if not isinstance(param, Tensor):
-                raise _checks.no_tensor("ReplayAdam.step", f"key {i} of grads", param)
             if id(param) not in known:
                 raise ValueError(
-                    f"ReplayAdam.step: key {i} of grads, of shape {list(param.shape)}, is not a "
-                    "parameter of this optimizer"
+                    f"ReplayAdam.step: key {i} of grads is not a parameter of this optimizer, "
+                    f"got {getattr(param, 'shape', param)!r}"
                 )
 
     def _columns(self, group: dict[str, Any], grad_of: _GradOf) -> list[Columns]:
@@ -316,25 +292,22 @@ class ReplayAdam(Optimizer):
 
         A model has hundreds. Of plain tensors on one device, the operator checks the rest.
         """
-        params = group["params"]
-        found = list(map(grad_of, params))
-        moving = [grad is not None for grad in found]
-        params, grads = (list(compress(column, moving)) for column in (params, found))
+        params, grads = [], []
+        for param in group["params"]:
+            grad = grad_of(param)
+            if grad is not None:
+                params.append(param)
+                grads.append(grad)
         plain = _checks.is_plain(params) and _checks.is_plain(grads)
         # A device's number is made faster than a torch.device.
-        if (
-            plain
-            and len({*map(Tensor.get_device, params)}) == 1
-            and not params[0].is_meta
-        ):
+        devices = set(map(Tensor.get_device, params))
+        if plain and len(devices) == 1 and not params[0].is_meta:
             states = [
                 self.state[param] or self._state_of(param, group) for param in params
             ]
             with suppress(KeyError):
-                state_columns = (
-                    [s[name] for s in states] for name in _checks.ADAM_STATE
-                )
-                return [(params, grads, *state_columns)]
+                moments = [[s[name] for s in states] for name in _checks.ADAM_STATE]
+                return [(params, grads, *moments)]
         return list(by_device(list(self._rows(group, grad_of))))
 
     def _rows(
@@ -361,12 +334,13 @@ class ReplayAdam(Optimizer):
             count_device = param.device if group["capturable"] else "cpu"
             # A tensor made in inference mode cannot be zeroed or loaded into outside of it.
             with torch.inference_mode(False):
-                step = torch.zeros((), dtype=torch.float32, device=count_device)
-                moments = {
-                    name: torch.zeros_like(param) for name in ("exp_avg", "exp_avg_sq")
+                new = {
+                    "step": torch.zeros((), dtype=torch.float32, device=count_device),
+                    "exp_avg": torch.zeros_like(param),
+                    "exp_avg_sq": torch.zeros_like(param),
                 }
             # All or nothing: an interrupt or a lack of memory must not leave some of them.
-            state.update(step=step, **moments)
+            state.update(new)
         return state
 
 
@@ -379,16 +353,15 @@ def _is_captured(param: Tensor) -> bool:
 
 def _check_together(calls: Sequence[tuple[Columns, dict[str, Any]]]) -> None:
     """Refuses what any of the calls would refuse, and memory that two of them share."""
-    for device in {columns[0][0].device for columns, _ in calls}:
-        there = [call for call in calls if call[0][0][0].device == device]
-        joined = zip(*(locals_of(columns) for columns, _ in there), strict=True)
-        rates = [
-            options["lr_tensor"]
-            for _, options in there
-            if options["lr_tensor"] is not None
-        ]
-        call(
-            "adam_replay_check",
-            *(list(chain.from_iterable(column)) for column in joined),
-            rates,
-        )
+    devices = {columns[0][0].device for columns, _ in calls}
+    for device in devices:
+        joined: Columns = ([], [], [], [], [])
+        rates = []
+        for columns, options in calls:
+            if columns[0][0].device != device:
+                continue
+            for column, tensors in zip(joined, locals_of(columns), strict=True):
+                column.extend(tensors)
+            if options["lr_tensor"] is not None:
+                rates.append(options["lr_tensor"])
+        call("adam_replay_check", *joined, rates)

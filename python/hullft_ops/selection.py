@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 from hullft_ops import _checks
-from hullft_ops._ops import call_for_queries
-
-_FwOptions = tuple[int, int, float, float, str, int]
+from hullft_ops._ops import call_batched
 
 
 class Selection(NamedTuple):
@@ -48,11 +46,8 @@ class Selection(NamedTuple):
 def repeated(indices: Tensor, counts: Tensor) -> Tensor:
     """int64 [.., n_select]: every index repeated ``counts`` times; counts sum to n_select."""
     ends = counts.cumsum(-1)
-    units = (
-        torch.arange(counts.shape[-1], device=ends.device)
-        .expand(ends.shape)
-        .contiguous()
-    )
+    units = torch.arange(ends.shape[-1], device=ends.device)
+    units = units.expand(ends.shape).contiguous()
     return indices.gather(-1, torch.searchsorted(ends, units, right=True))
 
 
@@ -111,8 +106,20 @@ def fw_select(
         RuntimeError, torch.OutOfMemoryError: on CUDA, the device cannot run the kernels, or memory
             ran out.
     """
-    options = n_select, max_iter, tol, gap_tol, variant, swap_passes
-    return _fw_select("fw_select", pool, [query], options, pool_sizes)
+    op = "fw_select"
+    _checks.check_pool(op, "pool", pool, query)
+    return _frank_wolfe(
+        op,
+        pool,
+        query,
+        n_select=n_select,
+        max_iter=max_iter,
+        tol=tol,
+        gap_tol=gap_tol,
+        variant=variant,
+        swap_passes=swap_passes,
+        pool_sizes=pool_sizes,
+    )
 
 
 def fw_select_indexed(
@@ -142,30 +149,49 @@ def fw_select_indexed(
 
     The other arguments and the errors are as in :func:`fw_select`.
     """
-    options = n_select, max_iter, tol, gap_tol, variant, swap_passes
-    return _fw_select(
-        "fw_select_indexed", embeddings, [candidates, query], options, pool_sizes
+    op = "fw_select_indexed"
+    _checks.check_embeddings(op, embeddings, candidates, query)
+    return _frank_wolfe(
+        op,
+        embeddings,
+        candidates,
+        query,
+        n_select=n_select,
+        max_iter=max_iter,
+        tol=tol,
+        gap_tol=gap_tol,
+        variant=variant,
+        swap_passes=swap_passes,
+        pool_sizes=pool_sizes,
     )
 
 
-def _fw_select(
+def _frank_wolfe(
     op: str,
-    pool: Tensor,
-    queries: list[Tensor],
-    options: _FwOptions,
+    *tensors: Tensor,
+    n_select: int,
+    max_iter: int,
+    tol: float,
+    gap_tol: float,
+    variant: str,
+    swap_passes: int,
     pool_sizes: Tensor | None,
 ) -> Selection:
-    """Run the operator. ``queries`` end with the query, after its candidates if it has some."""
-    n_select, max_iter, tol, gap_tol, variant, swap_passes = options
-    _checks.check_queries(op, pool, queries, pool_sizes)
-    n_select = _checks.check_integer(op, "n_select", n_select, 1)
-    max_iter = _checks.check_integer(op, "max_iter", max_iter, 0)
-    _checks.check_tolerance(op, "tol", tol)
-    _checks.check_tolerance(op, "gap_tol", gap_tol)
-    _checks.check_variant(op, variant)
-    swap_passes = _checks.check_integer(op, "swap_passes", swap_passes, 0)
-    options = n_select, max_iter, tol, gap_tol, variant, swap_passes
-    return Selection(*call_for_queries(op, pool, queries, *options, pool_sizes))
+    """Check the options and run the operator. The query is the last of ``tensors``."""
+    query = tensors[-1]
+    _checks.check_sizes(op, "pool_sizes", pool_sizes, query)
+    results = call_batched(
+        op,
+        *tensors,
+        n_select=_checks.check_integer(op, "n_select", n_select, 1),
+        max_iter=_checks.check_integer(op, "max_iter", max_iter, 0),
+        tol=_checks.check_tolerance(op, "tol", tol),
+        gap_tol=_checks.check_tolerance(op, "gap_tol", gap_tol),
+        variant=_checks.check_variant(op, variant),
+        swap_passes=_checks.check_integer(op, "swap_passes", swap_passes, 0),
+        pool_sizes=pool_sizes,
+    )
+    return Selection(*results)
 
 
 def integerize(
@@ -202,23 +228,22 @@ def integerize(
     """
     op = "integerize"
     _checks.check_pool(op, "support", support, query)
-    _checks.check_tensor(op, "weights", weights)
-    if weights.dtype not in (torch.float32, torch.float64):
-        raise TypeError(
-            f"{op}: weights must be float32 or float64, got {weights.dtype}"
-        )
-    _checks.check_device(op, "weights", weights, "support", support)
+    weights_dtypes = (torch.float32, torch.float64)
+    _checks.check_dtype(op, "weights", weights, weights_dtypes, "float32 or float64")
     shape = [*query.shape[:-1], support.shape[-2]]
     if list(weights.shape) != shape:
         raise ValueError(
             f"{op}: weights must have shape {shape}, got {list(weights.shape)}"
         )
-    n_select = _checks.check_integer(op, "n_select", n_select, 1)
-    swap_passes = _checks.check_integer(op, "swap_passes", swap_passes, 0)
     _checks.check_sizes(op, "support_sizes", support_sizes, query)
-    queries = [query, weights]
-    [counts] = call_for_queries(
-        op, support, queries, n_select, swap_passes, support_sizes
+    [counts] = call_batched(
+        op,
+        support,
+        query,
+        weights,
+        n_select=_checks.check_integer(op, "n_select", n_select, 1),
+        swap_passes=_checks.check_integer(op, "swap_passes", swap_passes, 0),
+        support_sizes=support_sizes,
     )
     return counts
 
@@ -237,10 +262,18 @@ def knn_select(
     0.
     """
     op = "knn_select"
-    _checks.check_queries(op, pool, [query], pool_sizes)
+    _checks.check_pool(op, "pool", pool, query)
+    _checks.check_sizes(op, "pool_sizes", pool_sizes, query)
     n_select = _checks.check_integer(op, "n_select", n_select, 1)
     if n_select > pool.shape[-2]:
         raise ValueError(
             f"{op}: n_select is {n_select}, pool has {pool.shape[-2]} rows"
         )
-    return Selection(*call_for_queries(op, pool, [query], n_select, pool_sizes))
+    results = call_batched(
+        op,
+        pool,
+        query,
+        n_select=n_select,
+        pool_sizes=pool_sizes,
+    )
+    return Selection(*results)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from hullft_ops import _checks
-from hullft_ops._ops import call_for_queries
+from hullft_ops._ops import call_batched
 from hullft_ops.selection import Selection
 
 
@@ -74,7 +74,18 @@ def sift_select(
     The errors are as in :func:`fw_select`. Where bad values show in the outputs on CUDA, picks are
     -1 and variances NaN.
     """
-    return _sift_select("sift_select", pool, [query], n_select, noise, pool_sizes)
+    op = "sift_select"
+    _checks.check_pool(op, "pool", pool, query, targets=True)
+    _checks.check_sizes(op, "pool_sizes", pool_sizes, query)
+    results = call_batched(
+        op,
+        pool,
+        query,
+        n_select=_checks.check_integer(op, "n_select", n_select, 1),
+        noise=_checks.check_noise(op, noise),
+        pool_sizes=pool_sizes,
+    )
+    return SiftSelection(*results)
 
 
 def sift_select_indexed(
@@ -96,21 +107,16 @@ def sift_select_indexed(
 
     The other arguments and the errors are as in :func:`sift_select`.
     """
-    queries = [candidates, query]
-    return _sift_select(
-        "sift_select_indexed", embeddings, queries, n_select, noise, pool_sizes
+    op = "sift_select_indexed"
+    _checks.check_embeddings(op, embeddings, candidates, query, targets=True)
+    _checks.check_sizes(op, "pool_sizes", pool_sizes, query)
+    results = call_batched(
+        op,
+        embeddings,
+        candidates,
+        query,
+        n_select=_checks.check_integer(op, "n_select", n_select, 1),
+        noise=_checks.check_noise(op, noise),
+        pool_sizes=pool_sizes,
     )
-
-
-def _sift_select(
-    op: str,
-    pool: Tensor,
-    queries: list[Tensor],
-    n_select: int,
-    noise: float,
-    sizes: Tensor | None,
-) -> SiftSelection:
-    _checks.check_queries(op, pool, queries, sizes, targets=True)
-    n_select = _checks.check_integer(op, "n_select", n_select, 1)
-    _checks.check_noise(op, noise)
-    return SiftSelection(*call_for_queries(op, pool, queries, n_select, noise, sizes))
+    return SiftSelection(*results)

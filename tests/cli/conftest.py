@@ -1,8 +1,9 @@
-"""A tiny random model, a tiny random embedder and a small corpus, all as a user would name them."""
+"""A tiny random model, a tiny random embedder and a small corpus, as a user would name them."""
 
 import json
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -12,38 +13,32 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import (
-    BloomConfig,
-    BloomForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-WORDS = [
-    "cat",
-    "dog",
-    "mat",
-    "park",
-    "ran",
-    "sat",
-    "the",
-    "on",
-    "to",
-    "red",
-    "blue",
-    "tree",
-]
-MALFORMED = ("{not json", '{"body": "no text here"}', '{"text": 7}', '{"text": "  "}')
+from hullft_ops.ttft import Datastore, load_embedder
+
+WORDS = ["cat", "dog", "mat", "park", "ran", "sat", "the", "on", "to", "red", "blue"]
+WORDS += ["tree"]
+
+
+@pytest.fixture(autouse=True)
+def _own_folder_and_one_thread(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[None]:
+    """Models as small as these only wait for further threads."""
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def byte_tokenizer() -> Tokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {
-        "<|endoftext|>": 0,
-        **{letter: i + 1 for i, letter in enumerate(alphabet)},
-    }
+    vocabulary = {"<|endoftext|>": 0}
+    for letter in alphabet:
+        vocabulary[letter] = len(vocabulary)
+
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -56,24 +51,12 @@ def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = GPT2Config(
         vocab_size=257, n_positions=256, n_embd=16, n_layer=1, n_head=2, eos_token_id=0
     )
-    return saved(GPT2LMHeadModel(config), tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="session")
-def unlimited_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model whose context neither its configuration nor its tokenizer states."""
-    torch.manual_seed(0)
-    config = BloomConfig(
-        vocab_size=257, hidden_size=16, n_layer=1, n_head=2, eos_token_id=0
-    )
-    return saved(BloomForCausalLM(config), tmp_path_factory.mktemp("unlimited"))
-
-
-def saved(model: PreTrainedModel, directory: Path) -> Path:
-    model.save_pretrained(directory)
-    PreTrainedTokenizerFast(
+    directory = tmp_path_factory.mktemp("model")
+    GPT2LMHeadModel(config).save_pretrained(directory)
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=byte_tokenizer(), eos_token="<|endoftext|>"
-    ).save_pretrained(directory)
+    )
+    tokenizer.save_pretrained(directory)
     return directory
 
 
@@ -81,26 +64,39 @@ def saved(model: PreTrainedModel, directory: Path) -> Path:
 def embedder_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     directory = tmp_path_factory.mktemp("embedder")
-    tokenizer = Tokenizer(
-        models.WordLevel({word: i for i, word in enumerate(WORDS)}, WORDS[0])
-    )
+    vocabulary = {word: number for number, word in enumerate(WORDS)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, WORDS[0]))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=16)]).save(
-        str(directory)
-    )
+    embedding = StaticEmbedding(tokenizer, embedding_dim=16)
+    SentenceTransformer(modules=[embedding]).save(str(directory))
     return directory
 
 
 @pytest.fixture(scope="session")
-def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """60 records of 20 to 40 words, and 4 malformed lines after the tenth of them."""
-    generator = random.Random(0)
-    lines = []
-    for _ in range(60):
-        words = generator.choices(WORDS, k=generator.randint(20, 40))
-        lines.append(json.dumps({"text": " ".join(words)}))
+def texts() -> list[str]:
+    """60 texts of 20 to 40 words."""
+    draw = random.Random(0)
+    return [" ".join(draw.choices(WORDS, k=draw.randint(20, 40))) for _ in range(60)]
+
+
+@pytest.fixture(scope="session")
+def corpus_file(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> Path:
     file = tmp_path_factory.mktemp("corpus") / "texts.jsonl"
-    file.write_text(
-        "\n".join([*lines[:10], *MALFORMED, *lines[10:]]) + "\n", encoding="utf-8"
-    )
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return file
+
+
+@pytest.fixture(scope="session")
+def store(
+    tmp_path_factory: pytest.TempPathFactory, embedder_directory: Path, texts: list[str]
+) -> Path:
+    """A datastore of all texts but the first six."""
+    path = tmp_path_factory.mktemp("datastore") / "store"
+    Datastore.build(texts[6:], load_embedder(str(embedder_directory)), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def models_of(model_directory: Path, embedder_directory: Path) -> list[object]:
+    """The options that name the models."""
+    return ["--model", model_directory, "--embedder", embedder_directory]

@@ -21,14 +21,22 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parent.parent / "csrc"
 UNITS = (
-    "accumulate", "adam_replay", "correlate", "frank_wolfe", "fw_warp", "gram", "integerize", "knn",
-    "lmo", "sift",
-)  # fmt: skip
+    "accumulate",
+    "adam_replay",
+    "correlate",
+    "frank_wolfe",
+    "fw_warp",
+    "gram",
+    "integerize",
+    "knn",
+    "lmo",
+    "sift",
+)
 CLANG = "clang++-19"
 _TIMELESS = ["-Xclang", "-fno-pch-timestamp"]
-_FUSES = (
-    ("-mfma",) if platform.machine() == "x86_64" else ()
-)  # elsewhere every processor does
+# Other processors than those of x86_64 always have fused multiply-adds.
+_FUSES = ("-mfma",) if platform.machine() == "x86_64" else ()
+_LIBRARIES = ["-lboost_context", "-ldl"]
 _SANITIZERS = ["-fsanitize=address,alignment", "-fno-sanitize-recover=alignment"]
 
 
@@ -65,6 +73,7 @@ def cuda_include() -> Path | None:
     nvcc = shutil.which("nvcc")
     if nvcc:
         roots.insert(0, str(Path(nvcc).resolve().parent.parent))
+
     for root in roots:
         if root and (Path(root) / "include" / "driver_types.h").exists():
             return Path(root) / "include"
@@ -76,6 +85,7 @@ def missing_tools() -> list[str]:
     missing = [tool for tool in (CLANG, "g++", "addr2line") if not shutil.which(tool)]
     if cuda_include() is None:
         missing.append("the CUDA toolkit's headers")
+
     if not any(
         Path(root, "boost/context/detail/fcontext.hpp").exists()
         for root in ("/usr/include", "/usr/local/include")
@@ -92,22 +102,30 @@ def _run(command: list[str]) -> None:
 
 def _common(csrc: Path) -> list[str]:
     return [
-        "-std=c++20", "-g1", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas",
-        "-isystem", str(cuda_include()),
-        f"-I{HERE / 'cusim'}", f"-I{csrc}", "-DHULLFT_ARGUMENT_BYTES=4096",
-    ]  # fmt: skip
+        "-std=c++20",
+        "-g1",
+        "-fPIC",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-Wno-unknown-pragmas",
+        "-isystem",
+        str(cuda_include()),
+        f"-I{HERE / 'cusim'}",
+        f"-I{csrc}",
+        "-DHULLFT_ARGUMENT_BYTES=4096",
+    ]
 
 
 def _digest(kind: str) -> str:
     digest = hashlib.sha256(repr(KINDS[kind]).encode())
     digest.update(str(HERE).encode())  # precompiled headers name their sources
-    files = [
-        *CSRC.glob("core/*"),
-        *CSRC.glob("cuda/*"),
-        *HERE.rglob("*.h"),
-        *HERE.rglob("*.cpp"),
-    ]
-    files.append(Path(__file__))
+    files = [Path(__file__)]
+    files += CSRC.glob("core/*")
+    files += CSRC.glob("cuda/*.[ch]*")
+    files += HERE.rglob("*.h")
+    files += HERE.rglob("*.cpp")
+
     for path in sorted(files):
         digest.update(path.name.encode())
         digest.update(path.read_bytes())
@@ -115,12 +133,8 @@ def _digest(kind: str) -> str:
 
 
 def _cache() -> Path:
-    root = os.environ.get("HULLFT_CUDA_SIM_CACHE")
-    return (
-        Path(root)
-        if root
-        else Path(tempfile.gettempdir()) / f"hullft_cuda_sim_{os.getuid()}"
-    )
+    temporary = Path(tempfile.gettempdir()) / f"hullft_cuda_sim_{os.getuid()}"
+    return Path(os.environ.get("HULLFT_CUDA_SIM_CACHE", temporary))
 
 
 @contextmanager
@@ -131,32 +145,36 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
+def _compile(kind: str, source: Path, output: Path, flags: list[str]) -> None:
+    compiler = KINDS[kind].compiler
+    _run([compiler, *flags, "-c", str(source), "-o", str(output)])
+
+
 def _precompile(kind: str, into: Path) -> None:
     """The simulator's headers are half of a unit's compilation."""
     how = KINDS[kind]
-    suffix, flags = ("pch", _TIMELESS) if how.compiler == CLANG else ("gch", [])
-    _run(
-        [how.compiler, *_common(CSRC), *how.kernel_flags, *flags, "-x", "c++-header",
-         str(HERE / "cusim" / "precompiled.h"), "-o", str(into / f"precompiled.h.{suffix}")]
-    )  # fmt: skip
+    flags = [*_common(CSRC), *how.kernel_flags, "-x", "c++-header"]
+    suffix = "gch"
+    if how.compiler == CLANG:
+        flags += _TIMELESS
+        suffix = "pch"
+
+    header = HERE / "cusim" / "precompiled.h"
+    output = into / f"precompiled.h.{suffix}"
+    _run([how.compiler, *flags, str(header), "-o", str(output)])
 
 
 def _compile_unit(kind: str, csrc: Path, unit: str, header: Path, into: Path) -> None:
     """``header``: the folder of the precompiled one."""
-    how = KINDS[kind]
-    source = csrc / "cuda" / f"{unit}.cu"
-    _run(
-        [how.compiler, *_common(csrc), *how.kernel_flags, "-include", str(header / "precompiled.h"),
-         "-x", "c++", "-c", str(source), "-o", str(into / f"{unit}.o")]
-    )  # fmt: skip
+    flags = [*_common(csrc), *KINDS[kind].kernel_flags]
+    flags += ["-include", str(header / "precompiled.h"), "-x", "c++"]
+    _compile(kind, csrc / "cuda" / f"{unit}.cu", into / f"{unit}.o", flags)
 
 
 def _compile_driver(kind: str, source: str, into: Path) -> None:
-    how = KINDS[kind]
-    _run(
-        [how.compiler, *_common(CSRC), *how.driver_flags, "-c", str(HERE / f"{source}.cpp"),
-         "-o", str(into / f"{Path(source).name}.o")]
-    )  # fmt: skip
+    flags = [*_common(CSRC), *KINDS[kind].driver_flags]
+    output = into / f"{Path(source).name}.o"
+    _compile(kind, HERE / f"{source}.cpp", output, flags)
 
 
 def _link(kind: str, into: Path, first: str = "") -> Path:
@@ -164,11 +182,9 @@ def _link(kind: str, into: Path, first: str = "") -> Path:
     how = KINDS[kind]
     library = into / "libsim.so"
     ordered = sorted(into.glob("*.o"), key=lambda path: (path.stem != first, path.name))
-    objects = [str(path) for path in ordered]
-    _run(
-        [how.compiler, "-shared", *how.link_flags, *objects, "-o", str(library),
-         "-lboost_context", "-ldl"]
-    )  # fmt: skip
+    command = [how.compiler, "-shared", *how.link_flags]
+    command += [str(path) for path in ordered]
+    _run([*command, "-o", str(library), *_LIBRARIES])
     return library
 
 
@@ -177,9 +193,9 @@ def _compile_all(kind: str, into: Path) -> None:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = [pool.submit(_compile_driver, kind, source, into) for source in drivers]
         pool.submit(_precompile, kind, into).result()
-        jobs += [
-            pool.submit(_compile_unit, kind, CSRC, unit, into, into) for unit in UNITS
-        ]
+        for unit in UNITS:
+            jobs.append(pool.submit(_compile_unit, kind, CSRC, unit, into, into))
+
         for job in jobs:
             job.result()
 
@@ -212,12 +228,15 @@ def build_patched(
         raise BuildError(
             f"{file}: the mutant's text occurs {text.count(old)} times: {old!r}"
         )
+
     target.write_text(text.replace(old, new))
     objects = into / "objects"
     objects.mkdir()
+
     for path in base.glob("*.o"):
         if path.stem != unit:
             (objects / path.name).symlink_to(path)
+
     _compile_unit(kind, csrc, unit, base, objects)
     return _link(kind, objects, first=unit)
 
@@ -225,18 +244,9 @@ def build_patched(
 def build_host(into: Path) -> Path:
     """What csrc/cuda_host has without torch, on the runtime of host/runtime.cpp."""
     library = into / "libhost.so"
-    sources = [str(CSRC / "cuda_host/device.cpp"), str(HERE / "host/runtime.cpp")]
-    _run(
-        [
-            "g++",
-            *_common(CSRC),
-            "-shared",
-            "-Wl,-Bsymbolic",
-            *sources,
-            "-o",
-            str(library),
-        ]
-    )
+    command = ["g++", *_common(CSRC), "-shared", "-Wl,-Bsymbolic"]
+    command += [str(CSRC / "cuda_host/device.cpp"), str(HERE / "host/runtime.cpp")]
+    _run([*command, "-o", str(library)])
     return library
 
 
@@ -245,27 +255,13 @@ def build_selftest(kind: str, into: Path) -> Path:
     how = KINDS[kind]
     program = into / f"selftest_{kind}"
     flags = [*_common(CSRC), *how.kernel_flags]
-    objects = []
+    objects = [into / f"selftest_{kind}.o"]
     if kind == "race":
         flags.append("-DCUSIM_RACE")
-        objects = [str(into / "race.o")]
-        _run(
-            [CLANG, *_common(CSRC), *how.driver_flags, "-c", str(HERE / "cusim/race.cpp"),
-             "-o", objects[0]]
-        )  # fmt: skip
-    test_object = str(into / f"selftest_{kind}.o")
-    _run(
-        [
-            how.compiler,
-            *flags,
-            "-c",
-            str(HERE / "cusim/selftest.cpp"),
-            "-o",
-            test_object,
-        ]
-    )
-    _run(
-        [how.compiler, *how.link_flags, test_object, *objects, "-o", str(program),
-         "-lboost_context", "-ldl"]
-    )  # fmt: skip
+        _compile_driver(kind, "cusim/race", into)
+        objects.append(into / "race.o")
+
+    _compile(kind, HERE / "cusim/selftest.cpp", objects[0], flags)
+    command = [how.compiler, *how.link_flags, *map(str, objects)]
+    _run([*command, "-o", str(program), *_LIBRARIES])
     return program

@@ -25,17 +25,23 @@ def exact_gram(pool: torch.Tensor) -> torch.Tensor:
 
 @case
 def gram(library: Library, seed: int) -> None:
-    for dtype, candidates, dim in (
+    shapes = (
         (torch.float32, 33, 65),
         (torch.float64, 65, 7),
         (torch.bfloat16, 31, 72),
         (torch.float16, 64, 63),
-    ):
+    )
+
+    for dtype, candidates, dim in shapes:
         pool, _ = hull_problem(6, 2, candidates, dim, dtype)
         got = library.gram(pool, Launch(seed))
+
         assert torch.equal(got, got.mT)
+
+        error = got.double() - exact_gram(pool)
         tolerance = 1e-14 if dtype == torch.float64 else 1e-6
-        assert (got.double() - exact_gram(pool)).abs().max() <= tolerance
+
+        assert error.abs().max() <= tolerance
 
 
 @case
@@ -43,47 +49,62 @@ def gram_tiles(library: Library, seed: int) -> None:
     """Small tiles and large ones: exact sums of integers, the bits of the model, ties."""
     generator = torch.Generator().manual_seed(8)
     for dtype in DTYPES.values():
-        for batch, candidates, dim in ((1, 37, 100), (23, 33, 72)):
-            pool = torch.randint(
-                -9, 10, (batch, candidates, dim), generator=generator
-            ).to(dtype)
-            assert torch.equal(
-                library.gram(pool, Launch(seed)).double(), exact_gram(pool)
-            )
+        for shape in ((1, 37, 100), (23, 33, 72)):
+            pool = torch.randint(-9, 10, shape, generator=generator).to(dtype)
+            got = library.gram(pool, Launch(seed))
+
+            assert torch.equal(got.double(), exact_gram(pool))
+
     pool, _ = hull_problem(7, 23, 33, 152, torch.float32)
     pool[:, 32] = pool[:, 5]
     got = library.gram(pool, Launch(seed))
+    of_first = library.gram(pool[:1], Launch(seed))
+    modelled = tf32_gram.gram(pool[0].numpy())
+
     assert torch.equal(got[:, 32], got[:, 5])
-    assert torch.equal(library.gram(pool[:1], Launch(seed)), got[:1])
-    assert np.array_equal(got[0].numpy(), tf32_gram.gram(pool[0].numpy()))
+    assert torch.equal(of_first, got[:1])
+    assert np.array_equal(got[0].numpy(), modelled)
 
 
 @case
 def integerize(library: Library, seed: int) -> None:
-    launch = Launch(seed)
-    for dtype, m, dim, n_select in (
+    shapes = (
         (torch.float64, 1, 3, 5),
         (torch.float64, 7, 5, 50),
         (torch.float64, 40, 12, 33),
         (torch.float32, 33, 18, 20),
         (torch.bfloat16, 20, 9, 64),
-    ):
+    )
+
+    for dtype, m, dim, n_select in shapes:
         support, query = hull_problem(m, 3, m, dim, dtype)
         generator = torch.Generator().manual_seed(m)
         weights = torch.randn(3, m, generator=generator, dtype=torch.float64).relu()
         weights[1] = 0
         sizes = torch.tensor([m, m, max(1, m - 3)])
         counts = library.integerize(
-            support, query, weights, n_select, sizes=sizes, launch=launch
+            support,
+            query,
+            weights,
+            n_select,
+            sizes=sizes,
+            launch=Launch(seed),
         )
+
         assert (counts.sum(1) == n_select).all()
         assert (counts >= 0).all()
+
         for b in range(3):
             n = int(sizes[b])
             expected = reference.integerize(
-                support[b, :n], query[b], weights[b, :n], n_select
+                support[b, :n],
+                query[b],
+                weights[b, :n],
+                n_select,
             )
-            assert counts[b].tolist() == expected.tolist() + [0] * (m - n)
+
+            assert counts[b, :n].tolist() == expected.tolist()
+            assert counts[b, n:].tolist() == [0] * (m - n)
 
 
 @case
@@ -95,59 +116,85 @@ def integerize_failures(library: Library, seed: int) -> None:
     weights[3, 0] = float("nan")
     sizes = torch.tensor([6, 6, 6, 6, 7])
     counts = library.integerize(
-        support, query, weights, 9, sizes=sizes, launch=Launch(seed)
+        support,
+        query,
+        weights,
+        9,
+        sizes=sizes,
+        launch=Launch(seed),
     )
-    assert (
-        counts[0].tolist()
-        == reference.integerize(support[0], query[0], weights[0], 9).tolist()
-    )
+    expected = reference.integerize(support[0], query[0], weights[0], 9)
+
+    assert counts[0].tolist() == expected.tolist()
     assert (counts[1:] == -1).all()
 
 
 @case
 def integerize_scaled(library: Library, seed: int) -> None:
-    weights = torch.rand(2, 12, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.rand(2, 12, generator=generator)
+    launch = Launch(seed)
+
     for support, query, scales in scaled_problems(14, 12, 5):
-        expected = library.integerize(support, query, weights, 9, launch=Launch(seed))
+        expected = library.integerize(support, query, weights, 9, launch=launch)
+
         for scale in scales:
-            x, q = support * scale, query * scale
-            assert torch.equal(
-                library.integerize(x, q, weights, 9, launch=Launch(seed)), expected
+            counts = library.integerize(
+                scale * support,
+                scale * query,
+                weights,
+                9,
+                launch=launch,
             )
+            assert torch.equal(counts, expected)
 
 
 @case
 def integerize_overflow(library: Library, seed: int) -> None:
     """Inputs and products are finite, every gain is NaN: the unit that remains goes somewhere."""
     support = torch.full((1, 2, 1), 1e154, dtype=torch.float64)
+    query = support[:, 0]
     weights = torch.full((1, 2), 0.5)
-    counts = library.integerize(support, support[:, 0], weights, 3, launch=Launch(seed))
+    counts = library.integerize(support, query, weights, 3, launch=Launch(seed))
+
     assert counts.tolist() == [[2, 1]]
+
+    support = support * 1e-154
+    query = support[:, 0]
     weights = torch.full((1, 2), 1e308, dtype=torch.float64)
-    counts = library.integerize(support * 1e-154, support[:, 0] * 1e-154, weights, 3)
+    counts = library.integerize(support, query, weights, 3)
+
     assert counts.tolist() == [[-1, -1]]  # the weights have no sum
 
 
 @case
 def lmo(library: Library, seed: int) -> None:
-    for dtype, candidates, dim in (
+    shapes = (
         (torch.float64, 70, 9),
         (torch.float32, 33, 20),
         (torch.bfloat16, 5, 24),
         (torch.float16, 31, 7),
-    ):
+    )
+
+    for dtype, candidates, dim in shapes:
         pool, query = hull_problem(8, 4, candidates, dim, dtype)
         current = pool[:, 1].contiguous()
         sizes = torch.tensor([candidates, 4, 0, candidates])
         pool[3, 2, 0] = float("nan")
         step = library.lmo(pool, query, current, sizes=sizes, launch=Launch(seed))
         tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+
         for b in range(2):
-            expected = reference.fw_lmo(pool[b, : int(sizes[b])], query[b], current[b])
+            rows = pool[b, : int(sizes[b])]
+            expected = reference.fw_lmo(rows, query[b], current[b])
+
             assert step.vertex[b].item() == expected.vertex
+
             for name in ("correlation", "gamma", "gap"):
-                error = getattr(step, name)[b].item() - getattr(expected, name)
+                value = getattr(step, name)[b].item()
+                error = value - getattr(expected, name)
                 assert abs(error) <= tolerance
+
         assert step.vertex[2:].tolist() == [-1, -1]
         assert step.gap[2:].isnan().all()
 
@@ -159,16 +206,19 @@ def lmo_scaled(library: Library, seed: int) -> None:
         current = torch.stack([pool[0, 2], query[1]])
         pool[1, 7] = query[1]
         expected = library.lmo(pool, query, current, launch=Launch(seed))
+
         for scale in scales:
             step = library.lmo(
-                *(t * scale for t in (pool, query, current)), launch=Launch(seed)
+                scale * pool,
+                scale * query,
+                scale * current,
+                launch=Launch(seed),
             )
+
             assert torch.equal(step.vertex, expected.vertex)
+            assert torch.equal(step.correlation, expected.correlation * scale**2)
             assert torch.equal(step.gamma, expected.gamma)
-            for name in ("correlation", "gap"):
-                assert torch.equal(
-                    getattr(step, name), getattr(expected, name) * scale**2
-                )
+            assert torch.equal(step.gap, expected.gap * scale**2)
 
 
 @case
@@ -178,31 +228,37 @@ def lmo_overflow(library: Library, seed: int) -> None:
     pool = torch.tensor([[1e-20, 0.0], [1e-20, 1e-20], [1.0, 1.0]])
     current = torch.tensor([[1e20, 1e20], [3e18, 0.0], [2e19, 0.0]])
     query = torch.tensor([[1.0, 1.0], [3e18, 0.0], [2e19, 1.0]])
-    step = library.lmo(
-        pool.expand(3, 3, 2).contiguous(), query, current, launch=Launch(seed)
-    )
+    pools = pool.expand(3, 3, 2).contiguous()
+    step = library.lmo(pools, query, current, launch=Launch(seed))
+
     assert step.vertex.tolist() == [-1, 0, -1]
+
     for value in (step.correlation, step.gamma, step.gap):
         assert value.isnan().tolist() == [True, False, True]
 
 
 @case
 def knn(library: Library, seed: int) -> None:
-    for dtype, candidates, dim, n_select in (
+    shapes = (
         (torch.float64, 300, 9, 12),
         (torch.float32, 33, 20, 1),
         (torch.bfloat16, 8, 24, 4),
         (torch.float16, 31, 7, 5),
-    ):
+    )
+
+    for dtype, candidates, dim, n_select in shapes:
         pool, query = make_problem(9, 4, candidates, dim, dtype)
         pool[0, 4] = pool[0, 2]
         sizes = torch.tensor([candidates, n_select, n_select - 1, candidates])
         pool[3, 2, 0] = float("nan")
         answer = library.knn(pool, query, n_select, sizes=sizes, launch=Launch(seed))
+
         for b in range(2):
             rows = pool[b, : int(sizes[b])]
             expected = reference.knn_select(rows, query[b], n_select)
+
             check_equals(of_query(answer, b), expected)
+
         check_failed(of_query(answer, 2), n_select)
         check_failed(of_query(answer, 3), n_select)
 
@@ -219,10 +275,13 @@ def knn_scaled(library: Library, seed: int) -> None:
 @case
 def knn_overflow(library: Library, seed: int) -> None:
     """Inputs and products of rows are finite, the square of the residual is not."""
-    pool = torch.tensor([[1e-20, 0.0], [0.0, 1e-20]]).expand(2, 2, 2).contiguous()
+    rows = torch.tensor([[1e-20, 0.0], [0.0, 1e-20]])
+    pool = rows.expand(2, 2, 2).contiguous()
     query = torch.tensor([[1.0, 0.5], [1e20, 0.0]])
     answer = library.knn(pool, query, 1, launch=Launch(seed))
-    check_equals(of_query(answer, 0), reference.knn_select(pool[0], query[0], 1))
+    expected = reference.knn_select(rows, query[0], 1)
+
+    check_equals(of_query(answer, 0), expected)
     check_failed(of_query(answer, 1), 1)
 
 
@@ -230,20 +289,35 @@ def knn_overflow(library: Library, seed: int) -> None:
 def sizes_of_64_bits(library: Library, seed: int) -> None:
     """Sizes out of range whose lower 32 bits are a size in range, or one past the pool."""
     pool, query = hull_problem(3, 5, 10, 4, torch.float32)
-    sizes = torch.tensor([-(2**32) + 100, 2**32 + 5, -(2**32) + 5, -(2**63), 10])
-    launch = Launch(seed)
-    step = library.lmo(pool, query, query, sizes=sizes, launch=launch)
-    assert step.vertex[:4].tolist() == [-1] * 4
-    assert step.vertex[4].item() == reference.fw_lmo(pool[4], query[4], query[4]).vertex
+    sizes = torch.tensor(
+        [
+            -(2**32) + 100,
+            2**32 + 5,
+            -(2**32) + 5,
+            -(2**63),
+            10,
+        ]
+    )
+    options = {"sizes": sizes, "launch": Launch(seed)}
+
+    step = library.lmo(pool, query, query, **options)
+    expected = reference.fw_lmo(pool[4], query[4], query[4])
+
+    assert (step.vertex[:4] == -1).all()
+    assert step.vertex[4] == expected.vertex
+
     weights = torch.full((5, 10), 0.1)
-    counts = library.integerize(pool, query, weights, 3, sizes=sizes, launch=launch)
+    counts = library.integerize(pool, query, weights, 3, **options)
+
     assert (counts[:4] == -1).all()
     assert counts[4].sum() == 3
-    for answer in (
-        library.knn(pool, query, 3, sizes=sizes, launch=launch),
-        library.frank_wolfe(pool, query, 3, sizes=sizes, launch=launch),
-        library.sift(pool, query, 3, sizes=sizes, launch=launch)[0],
-    ):
+
+    nearest = library.knn(pool, query, 3, **options)
+    frank_wolfe = library.frank_wolfe(pool, query, 3, **options)
+    sift, _, _ = library.sift(pool, query, 3, **options)
+
+    for answer in (nearest, frank_wolfe, sift):
         for b in range(4):
             check_failed(of_query(answer, b), 3)
+
         assert answer.counts[4].sum() == 3

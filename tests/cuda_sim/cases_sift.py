@@ -1,11 +1,13 @@
 """SIFT: picks, variances and the selection they make."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 
 from cuda_sim.checks import (
     SMALL_SHARED,
+    assert_same_bits,
     case,
     check_equals,
     check_failed,
@@ -21,7 +23,13 @@ from cuda_sim.library import Answer, Launch, Library
 from hullft_ops import Selection, SiftSelection, reference
 from sift_checks import assert_sift_within_float32
 
-SIFT_SIZES = ((1, 1, 3), (2, 3, 1), (33, 20, 6), (65, 33, 9), (130, 18, 12))
+SIFT_SIZES = (
+    (1, 1, 3),
+    (2, 3, 1),
+    (33, 20, 6),
+    (65, 33, 9),
+    (130, 18, 12),
+)
 """Candidates, dimension, n_select."""
 
 
@@ -33,17 +41,25 @@ def check_sift(
     noise: float,
 ) -> None:
     """One query: the oracle's picks in float64, in float32 each within rounding of the best."""
-    selection, picks, variance = of_query(answer[0], b), answer[1][b], answer[2][b]
+    selection = of_query(answer[0], b)
+    picks = answer[1][b]
+    variance = answer[2][b]
     if pool.dtype != torch.float64:
-        fields = (getattr(selection, name) for name in Selection._fields)
-        found = SiftSelection(*fields, picks=picks, variance=variance)
-        assert_sift_within_float32(found, pool, query, noise)
+        fields = [getattr(selection, name) for name in Selection._fields]
+        narrow = SiftSelection(*fields, picks=picks, variance=variance)
+
+        assert_sift_within_float32(narrow, pool, query, noise)
+
         return
+
     expected = reference.sift_select(pool, query, len(picks), noise=noise)
+    expected_variance = torch.tensor(expected.variance, dtype=torch.float64)
+    error = variance - expected_variance
+
     assert picks.tolist() == expected.picks
+    assert error.abs().max() <= 1e-10
+
     check_equals(selection, expected.selection)
-    wanted = torch.tensor(expected.variance, dtype=torch.float64)
-    assert (variance - wanted).abs().max() <= 1e-10
 
 
 def sift_matches(
@@ -56,6 +72,7 @@ def sift_matches(
     for candidates, dim, n_select in sizes:
         pool, query = hull_problem(candidates, 2, candidates, dim, dtype)
         answer = library.sift(pool, query, n_select, noise=noise, launch=launch)
+
         for b in range(2):
             check_sift(answer, b, pool[b], query[b], noise)
 
@@ -65,6 +82,7 @@ def sift(library: Library, seed: int) -> None:
     for gram in (True, False):
         sift_matches(library, torch.float64, Launch(seed, gram), SIFT_SIZES)
         sift_matches(library, torch.float32, Launch(seed, gram, 64), SIFT_SIZES[2:4])
+
     sift_matches(library, torch.bfloat16, Launch(seed, False, 64), SIFT_SIZES[2:3])
     sift_matches(library, torch.float16, Launch(seed, True, 64), SIFT_SIZES[2:3])
 
@@ -80,9 +98,8 @@ def sift_global_state(library: Library, seed: int) -> None:
 def sift_repeats(library: Library, seed: int) -> None:
     """Much noise: the same rows again and again, more picks than rows."""
     for gram in (True, False):
-        sift_matches(
-            library, torch.float64, Launch(seed, gram, 64), [(5, 6, 70)], noise=1.0
-        )
+        launch = Launch(seed, gram, 64)
+        sift_matches(library, torch.float64, launch, [(5, 6, 70)], noise=1.0)
 
 
 @case
@@ -90,15 +107,20 @@ def sift_targets(library: Library, seed: int) -> None:
     """Four targets, each at a multiple of 16 bytes or only the first of a query; the rows are."""
     for dim in (8, 9):
         pool, _ = hull_problem(11, 2, 40, dim, torch.float64)
-        query = torch.stack(
-            [hull_problem(s, 2, 3, dim, torch.float64)[1] for s in range(4)], 1
-        )
+        targets = []
+        for target_seed in range(4):
+            _, target = hull_problem(target_seed, 2, 3, dim, torch.float64)
+            targets.append(target)
+
         for dtype in (torch.float64, torch.float32):
-            x, q = torch.zeros(2, 40, 12, dtype=dtype)[..., :dim], query.to(dtype)
-            x.copy_(pool)
-            answer = library.sift(x, q, 6, noise=0.1, launch=Launch(seed, False, 64))
+            query = torch.stack(targets, dim=1).to(dtype)
+            wide = torch.zeros(2, 40, 12, dtype=dtype)
+            rows = wide[..., :dim].copy_(pool)
+            launch = Launch(seed, False, 64)
+            answer = library.sift(rows, query, 6, noise=0.1, launch=launch)
+
             for b in range(2):
-                check_sift(answer, b, x[b], q[b], 0.1)
+                check_sift(answer, b, rows[b], query[b], 0.1)
 
 
 @case
@@ -110,9 +132,11 @@ def sift_ties(library: Library, seed: int) -> None:
             pool[0, :, 1] = 1
             pool[0, [70, 135, 190]] = torch.tensor([1.0, 0, 0, 0], dtype=dtype)
             query = torch.tensor([[2.0, 0.5, 0, 0]], dtype=dtype)
-            answer = library.sift(pool, query, 3, launch=Launch(seed, gram, 64))
-            assert answer[1].tolist() == [[70, 0, 70]]
-            assert answer[0].indices.tolist() == [[70, 0, -1]]
+            launch = Launch(seed, gram, 64)
+            selection, picks, _ = library.sift(pool, query, 3, launch=launch)
+
+            assert picks.tolist() == [[70, 0, 70]]
+            assert selection.indices.tolist() == [[70, 0, -1]]
 
 
 @case
@@ -121,30 +145,38 @@ def sift_ragged(library: Library, seed: int) -> None:
     pool, query = hull_problem(2, 5, 40, 12, torch.float64)
     sizes = torch.tensor([40, 1, 33, 0, 41])
     candidates = torch.stack([torch.arange(40).roll(b) for b in range(5)])
-    candidates[1, 5], candidates[2, 32] = -1, 40
+    candidates[1, 5] = -1  # past its size
+    candidates[2, 32] = 40
+
     for gram in (True, False):
-        launch = Launch(seed, gram, 64)
-        answer = library.sift(pool, query, 6, sizes=sizes, launch=launch)
-        shared = library.sift(pool[0], query, 6, sizes=sizes, launch=launch)
-        indexed = library.sift(
-            pool[0], query, 6, candidates=candidates, sizes=sizes, launch=launch
-        )
-        for b, n in enumerate(sizes.tolist()):
-            if b < 3:
-                check_sift(answer, b, pool[b, :n], query[b], 0.01)
-                check_sift(shared, b, pool[0, :n], query[b], 0.01)
-            if b < 2:
-                check_sift(indexed, b, pool[0, candidates[b, :n]], query[b], 0.01)
-            for failed in [answer, shared] * (b >= 3) + [indexed] * (b >= 2):
-                check_sift_failed(failed, b)
+        options = {"sizes": sizes, "launch": Launch(seed, gram, 64)}
+        answer = library.sift(pool, query, 6, **options)
+        shared = library.sift(pool[0], query, 6, **options)
+        indexed = library.sift(pool[0], query, 6, candidates=candidates, **options)
+
+        for b, n in enumerate(sizes[:3].tolist()):
+            check_sift(answer, b, pool[b, :n], query[b], 0.01)
+            check_sift(shared, b, pool[0, :n], query[b], 0.01)
+
+        for b, n in enumerate(sizes[:2].tolist()):
+            rows = pool[0, candidates[b, :n]]
+            check_sift(indexed, b, rows, query[b], 0.01)
+
+        check_sift_failed(indexed, 2)
+
+        for failed in (answer, shared, indexed):
+            check_sift_failed(failed, 3)
+            check_sift_failed(failed, 4)
 
 
 def check_sift_failed(
     answer: tuple[Answer, torch.Tensor, torch.Tensor], b: int
 ) -> None:
-    check_failed(of_query(answer[0], b), answer[1].shape[1])
-    assert (answer[1][b] == -1).all()
-    assert answer[2][b].isnan().all()
+    selection, picks, variance = answer
+    check_failed(of_query(selection, b), picks.shape[1])
+
+    assert (picks[b] == -1).all()
+    assert variance[b].isnan().all()
 
 
 @case
@@ -157,10 +189,12 @@ def sift_failures(library: Library, seed: int) -> None:
             check_sift(answer, 0, pool[0], query[0], 0.01)
             check_sift_failed(answer, 1)
             check_sift_failed(answer, 2)
+
         pool, query = hull_problem(1, 2, 20, 8, torch.float32)
         pool[1] *= 1e-20  # float32 does not hold one by the square and the noise
         query[1] *= 1e10
         answer = library.sift(pool, query, 4, noise=1e-50, launch=launch)
+
         check_sift_failed(answer, 1)
 
 
@@ -169,40 +203,46 @@ def sift_scaled(library: Library, seed: int) -> None:
     """With the noise by its square, a power of two changes nothing but the scale."""
     for pool, query, scales in scaled_problems(13, 24, 10):
         targets = torch.stack([query, query.flip(0)], dim=1)
-        for scale in scales:
-            for q, gram in ((query, True), (targets, False)):
-                (answer, picks, variance), wanted = (
-                    library.sift(
-                        pool * s,
-                        q * s,
-                        7,
-                        noise=0.1 * s**2,
-                        launch=Launch(seed, gram, 64),
-                    )
-                    for s in (scale, 1)
+        for q, gram in ((query, True), (targets, False)):
+            launch = Launch(seed, gram, 64)
+            expected = library.sift(pool, q, 7, noise=0.1, launch=launch)
+
+            for scale in scales:
+                answer = library.sift(
+                    scale * pool,
+                    scale * q,
+                    7,
+                    noise=0.1 * scale**2,
+                    launch=launch,
                 )
-                check_scaled(answer, wanted[0], scale)
-                assert torch.equal(picks, wanted[1])
-                assert torch.equal(variance, wanted[2] * scale**2)
+
+                check_scaled(answer[0], expected[0], scale)
+                assert torch.equal(answer[1], expected[1])
+                assert torch.equal(answer[2], expected[2] * scale**2)
 
 
 @case
 def sift_parts(library: Library, seed: int) -> None:
     """A batch in parts gives the bits of the whole: own pools, shared ones, rows in place."""
     for gram in (True, False):
+        whole = Launch(seed, gram, 64)
+        in_parts = replace(whole, max_workspace_bytes=15_000)
+        one_by_one = replace(
+            whole,
+            max_shared_bytes=SMALL_SHARED // 2,
+            max_workspace_bytes=1,
+        )
+
         for problem in problems_of_parts():
             query = problem["query"]
             targets = torch.stack([query, query.flip(0)], dim=1)
-            whole, parts, in_global = (
-                library.sift(n_select=6, **problem | {"query": targets}, launch=launch)
-                for launch in (
-                    Launch(seed, gram, 64),
-                    Launch(seed, gram, 64, max_workspace_bytes=15_000),
-                    Launch(seed, gram, 64, SMALL_SHARED // 2, max_workspace_bytes=1),
-                )
-            )
-            for other in (parts, in_global):
-                check_same(other[0], whole[0])
-                assert torch.equal(other[1], whole[1])
-                assert torch.equal(other[2].nan_to_num(-7), whole[2].nan_to_num(-7))
-            assert whole[0].support_size[[0, 2, 4]].min() > 1
+            options = {**problem, "query": targets, "n_select": 6}
+            expected = library.sift(**options, launch=whole)
+
+            assert expected[0].support_size[[0, 2, 4]].min() > 1
+
+            for launch in (in_parts, one_by_one):
+                answer = library.sift(**options, launch=launch)
+                check_same(answer[0], expected[0])
+                assert_same_bits(answer[1], expected[1])
+                assert_same_bits(answer[2], expected[2])

@@ -31,15 +31,19 @@ def hull_problem(
     seed: int, batch: int, candidates: int, dim: int, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Unit rows in all directions and queries near their hull: many atoms, many drops."""
-    generator = torch.Generator().manual_seed(seed)
-    pool = torch.randn(batch, candidates, dim, generator=generator, dtype=torch.float64)
+    random = {
+        "generator": torch.Generator().manual_seed(seed),
+        "dtype": torch.float64,
+    }
+    pool = torch.randn(batch, candidates, dim, **random)
     pool /= pool.norm(dim=-1, keepdim=True)
-    weights = (
-        torch.rand(batch, candidates, generator=generator, dtype=torch.float64) ** 6
-    )
+
+    weights = torch.rand(batch, candidates, **random) ** 6
     weights /= weights.sum(-1, keepdim=True)
-    noise = torch.randn(batch, dim, generator=generator, dtype=torch.float64) / dim**0.5
-    query = (weights.unsqueeze(-1) * pool).sum(1) + 0.3 * noise
+    inside = (weights.unsqueeze(-1) * pool).sum(1)
+
+    noise = torch.randn(batch, dim, **random) / dim**0.5
+    query = inside + 0.3 * noise
     return pool.to(dtype), query.to(dtype)
 
 
@@ -48,11 +52,9 @@ def scaled_problems(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, tuple[float, float]]]:
     """A problem of each dtype, and powers of two by which its entries scale exactly."""
     for dtype, reach in REACH.items():
-        pool, query = (
-            without_small_entries(t)
-            for t in hull_problem(seed, 2, candidates, dim, dtype)
-        )
-        yield pool, query, (2.0**-reach, 2.0**reach)
+        pool, query = hull_problem(seed, 2, candidates, dim, dtype)
+        scales = (2.0**-reach, 2.0**reach)
+        yield without_small_entries(pool), without_small_entries(query), scales
 
 
 def problems_of_bad_values() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -64,39 +66,54 @@ def problems_of_bad_values() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         yield pool, query
 
 
+def permutations(count: int, size: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    orders = []
+    for _ in range(count):
+        orders.append(torch.randperm(size, generator=generator))
+    return torch.stack(orders)
+
+
 def problems_of_parts() -> Iterator[dict[str, torch.Tensor]]:
     """Five queries, one of them of a size out of range, over own pools, a shared one, and rows of
     it in place."""
     pool, query = hull_problem(4, 5, 40, 12, torch.float32)
-    generator = torch.Generator().manual_seed(0)
-    candidates = torch.stack(
-        [torch.randperm(40, generator=generator)[:31] for _ in range(5)]
-    )
     sizes = torch.tensor([30, 1, 29, 0, 31])
-    for options in (
-        {"pool": pool},
-        {"pool": pool[0]},
-        {"pool": pool[0], "candidates": candidates},
-    ):
-        yield options | {"query": query, "sizes": sizes}
+    candidates = permutations(5, 40)[:, :31].contiguous()
+    separate = {"pool": pool, "query": query, "sizes": sizes}
+    yield separate
+
+    shared = {**separate, "pool": pool[0]}
+    yield shared
+
+    indexed = {**shared, "candidates": candidates}
+    yield indexed
 
 
 def check_same(answer: Answer, expected: Answer) -> None:
     """The same bits, NaN for NaN."""
     for name in Answer.__dataclass_fields__:
-        wanted = getattr(expected, name).nan_to_num(-7)
-        assert torch.equal(getattr(answer, name).nan_to_num(-7), wanted)
+        assert_same_bits(getattr(answer, name), getattr(expected, name))
+
+
+def assert_same_bits(value: torch.Tensor, expected: torch.Tensor) -> None:
+    assert torch.equal(value.nan_to_num(-7), expected.nan_to_num(-7))
 
 
 def check_scaled(answer: Answer, expected: Answer, scale: float) -> None:
     """The same bits but for the scale."""
+    factors = {"residual": scale, "gap": scale**2}
     for name in Answer.__dataclass_fields__:
-        factor = {"residual": scale, "gap": scale**2}.get(name, 1)
-        assert torch.equal(getattr(answer, name), getattr(expected, name) * factor)
+        value = getattr(answer, name)
+        factor = factors.get(name, 1)
+        assert torch.equal(value, getattr(expected, name) * factor)
 
 
 def of_query(answer: Answer, b: int) -> Answer:
-    return Answer(*(getattr(answer, name)[b] for name in Answer.__dataclass_fields__))
+    fields = {}
+    for name in Answer.__dataclass_fields__:
+        fields[name] = getattr(answer, name)[b]
+    return Answer(**fields)
 
 
 def check_equals(answer: Answer, expected: reference.ReferenceSelection) -> None:
@@ -109,8 +126,11 @@ def check_equals(answer: Answer, expected: reference.ReferenceSelection) -> None
     assert (answer.counts[m:] == 0).all()
     assert (answer.weights[m:] == 0).all()
     assert answer.num_iter.item() == expected.num_iter
+
     tolerance = 1e-10 if answer.weights.dtype == torch.float64 else 2e-5
-    assert (answer.weights[:m].double() - expected.weights).abs().max() <= tolerance
+    error = answer.weights[:m].double() - expected.weights
+
+    assert error.abs().max() <= tolerance
     assert abs(answer.residual.item() - expected.residual) <= tolerance
     assert abs(answer.gap.item() - expected.gap) <= tolerance
 
@@ -124,20 +144,29 @@ def check_consistent(
     rounding alone decides the next pair.
     """
     m = int(answer.support_size)
-    x, q, w = pool.double(), query.double(), answer.weights[:m].double()
+    x = pool.double()
+    q = query.double()
+    w = answer.weights[:m].double()
     tolerance = 1e-10 if answer.weights.dtype == torch.float64 else 1e-5
+
     assert 1 <= m <= min(n_select, len(x))
     assert len(set(answer.indices[:m].tolist())) == m
     assert (w[:-1] >= w[1:]).all()
     assert (w >= 0).all()
     assert abs(w.sum() - 1) <= tolerance
+
     chosen = x[answer.indices[:m]]
-    r = q - chosen.T @ w
+    mix = chosen.T @ w
+    r = q - mix
+    gap = (x @ r).max() - r @ mix
+
     assert abs(answer.residual - r.norm()) <= tolerance
-    assert abs(answer.gap - ((x @ r).max() - r @ (chosen.T @ w))) <= tolerance
+    assert abs(answer.gap - gap) <= tolerance
+
     counts = answer.counts[:m]
     assert (counts >= 0).all()
     assert answer.counts.sum() == n_select
+
     best = reference.integerize(chosen, q, w, n_select).double()
 
     def loss(c: torch.Tensor) -> torch.Tensor:
@@ -153,4 +182,5 @@ def check_failed(answer: Answer, n_select: int) -> None:
     assert answer.weights.isnan().all()
     assert answer.residual.isnan()
     assert answer.gap.isnan()
-    assert (answer.support_size.item(), answer.num_iter.item()) == (0, -1)
+    assert answer.support_size.item() == 0
+    assert answer.num_iter.item() == -1

@@ -25,6 +25,7 @@ def pytest_collection_modifyitems(
 ) -> None:
     if config.getoption("--cuda-sim", default=False):
         return
+
     ours = [item for item in items if item.path.is_relative_to(build.HERE)]
     if ours:
         config.hook.pytest_deselected(items=ours)

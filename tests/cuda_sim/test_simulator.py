@@ -14,6 +14,7 @@ def test_selftest(kind: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [program], capture_output=True, text=True, check=False, timeout=120
     )
+
     assert (done.returncode, done.stdout) == (0, "selftest passed\n"), (
         done.stdout + done.stderr
     )

@@ -21,13 +21,8 @@ TESTS = Path(__file__).resolve().parent.parent
 
 def _address_sanitizer() -> dict[str, str]:
     def library(name: str) -> str:
-        done = subprocess.run(
-            ["g++", f"-print-file-name={name}"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return done.stdout.strip()
+        command = ["g++", f"-print-file-name={name}"]
+        return subprocess.check_output(command, text=True).strip()
 
     return {
         "LD_PRELOAD": f"{library('libasan.so')} {library('libstdc++.so')}",
@@ -52,15 +47,17 @@ class Workers:
 
     def _start(self, asan: bool) -> subprocess.Popen[str]:
         paths = [str(TESTS), os.environ.get("PYTHONPATH", "")]
-        environment = dict(
-            os.environ, PYTHONPATH=os.pathsep.join(p for p in paths if p)
-        )
+        environment = dict(os.environ)
+        environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
         if asan:
             environment |= _address_sanitizer()
         return subprocess.Popen(
             [sys.executable, "-m", "cuda_sim.worker"],
-            env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
 
     def run_cases(
         self, library: Path, kind: str, cases: list[str], seed: int, timeout: int
@@ -69,9 +66,11 @@ class Workers:
         asan = kind == "asan"
         if asan not in self._waiting:
             self._waiting[asan] = self._start(asan)
+
         process = self._waiting[asan]
         assert process.stdin is not None
         assert process.stdout is not None
+
         request = {
             "library": str(library),
             "cases": cases,
@@ -83,8 +82,9 @@ class Workers:
         answer = process.stdout.readline()
         if not answer:
             raise RuntimeError(f"the worker ended with status {process.wait()}")
-        said: str = json.loads(answer)
-        return said
+
+        report: str = json.loads(answer)
+        return report
 
 
 def _check(library: str, cases: list[str], seed: int) -> None:
@@ -119,14 +119,17 @@ def _answer(library: str, cases: list[str], seed: int, timeout: int) -> str:
         child = os.fork()
         if child == 0:
             _in_child(log.fileno(), library, cases, seed, timeout)
+
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         log.seek(0)
-        said = log.read().decode(errors="replace")
+        report = log.read().decode(errors="replace")
+
     if status == 0:
         return ""
+
     if status == -signal.SIGALRM:
-        return f"no end after {timeout} s\n{said}"
-    return f"{said}status {status}"
+        return f"no end after {timeout} s\n{report}"
+    return f"{report}status {status}"
 
 
 def main() -> None:

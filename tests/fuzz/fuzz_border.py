@@ -5,7 +5,7 @@ import sys
 
 import atheris
 
-with atheris.instrument_imports(include=["hullft_ops", "border"]):
+with atheris.instrument_imports(include=["hullft_ops", "border", "drawn_values"]):
     import border
 
 from replay import limit_memory

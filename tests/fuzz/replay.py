@@ -26,6 +26,7 @@ def main() -> None:
     drawn = [
         generator.randbytes(generator.randrange(90)) for _ in range(int(sys.argv[1]))
     ]
+
     for data in kept + drawn:
         print(border.call(data) or "returned", flush=True)
 

@@ -93,6 +93,7 @@ def build(
         pool[:, ::2] = 0
     elif kind == "zero query":
         query = torch.zeros_like(query)
+
     weights = (
         torch.rand(batch, candidates, generator=generator, dtype=torch.float64) - 0.2
     )
@@ -180,5 +181,6 @@ def assert_same_bits(
     found: tuple[torch.Tensor, ...], wanted: tuple[torch.Tensor, ...]
 ) -> None:
     assert len(found) == len(wanted)
+
     for i, (a, b) in enumerate(zip(found, wanted, strict=True)):
         assert torch.equal(a, b), f"output {i}: {a} is not {b}"

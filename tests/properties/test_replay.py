@@ -15,7 +15,9 @@ from problems import DTYPES
 
 # About the length of a vector, of a block of them, and of a thread's piece.
 SIZES = st.lists(
-    st.sampled_from([0, 1, 7, 16, 33, 100, 40_000]), min_size=1, max_size=4
+    st.sampled_from([0, 1, 7, 16, 33, 100, 40_000]),
+    min_size=1,
+    max_size=4,
 )
 OPTIONS = st.fixed_dictionaries(
     {
@@ -53,8 +55,11 @@ def test_replays_add_up(
     tensors: AdamTensors, options: dict[str, Any], first: int, then: int
 ) -> None:
     """Where moments are kept in the arithmetic's own dtype, nothing is rounded between calls."""
-    twice = adam_replay(adam_replay(tensors, first, **options), then, **options)
-    assert_same_bits(twice, adam_replay(tensors, first + then, **options))
+    after_first = adam_replay(tensors, first, **options)
+    in_two_calls = adam_replay(after_first, then, **options)
+    at_once = adam_replay(tensors, first + then, **options)
+
+    assert_same_bits(in_two_calls, at_once)
 
 
 @given(tensors=adam_problems(), options=OPTIONS)
@@ -63,27 +68,34 @@ def test_an_element_does_not_depend_on_its_place(
 ) -> None:
     """One concatenated tensor, or the tensors in another order."""
     apart = adam_replay(tensors, 2, **options)
-    whole = adam_replay(
-        AdamTensors(*([torch.cat(list_)] for list_ in tensors[:4]), tensors.steps[:1]),
-        2,
-        **options,
-    )
-    for list_, concatenated in zip(apart[:3:2], whole[:3:2], strict=True):
-        assert torch.equal(torch.cat(list_), concatenated[0])
-    backwards = adam_replay(
-        AdamTensors(*(list_[::-1] for list_ in tensors)), 2, **options
-    )
-    assert_same_bits(AdamTensors(*(list_[::-1] for list_ in backwards)), apart)
+
+    columns = [[torch.cat(column)] for column in tensors[:4]]
+    concatenated = AdamTensors(*columns, tensors.steps[:1])
+    whole = adam_replay(concatenated, 2, **options)
+
+    assert torch.equal(torch.cat(apart.params), whole.params[0])
+    assert torch.equal(torch.cat(apart.exp_avgs), whole.exp_avgs[0])
+
+    backwards = adam_replay(in_reverse(tensors), 2, **options)
+    assert_same_bits(in_reverse(backwards), apart)
+
+
+def in_reverse(tensors: AdamTensors) -> AdamTensors:
+    return AdamTensors(*[column[::-1] for column in tensors])
 
 
 @given(tensors=adam_problems(), options=OPTIONS)
 def test_maximizing_is_minimizing_the_negative(
     tensors: AdamTensors, options: dict[str, Any]
 ) -> None:
-    options = {**options, "maximize": False}
-    negated = tensors._replace(grads=[-g for g in tensors.grads])
-    found = adam_replay(tensors, 2, **{**options, "maximize": True})
-    assert_same_bits(found, adam_replay(negated, 2, **options))
+    maximizing = {**options, "maximize": True}
+    minimizing = {**options, "maximize": False}
+    negated = tensors._replace(grads=[-grad for grad in tensors.grads])
+
+    maximized = adam_replay(tensors, 2, **maximizing)
+    minimized = adam_replay(negated, 2, **minimizing)
+
+    assert_same_bits(maximized, minimized)
 
 
 @given(tensors=adam_problems(), options=OPTIONS)
@@ -91,27 +103,35 @@ def test_a_rate_of_zero_moves_moments_alone(
     tensors: AdamTensors, options: dict[str, Any]
 ) -> None:
     # Decay would have the moments depend on the parameters.
-    options = {**options, "weight_decay": 0.0}
-    after = adam_replay(tensors, 3, **{**options, "lr": 0.0})
-    for p, before in zip(after.params, tensors.params, strict=True):
-        assert torch.equal(p, before)
-    moved = adam_replay(tensors, 3, **options)
+    moving = {**options, "weight_decay": 0.0}
+    at_rest = {**moving, "lr": 0.0}
+    moved = adam_replay(tensors, 3, **moving)
+    after = adam_replay(tensors, 3, **at_rest)
+
+    assert all(map(torch.equal, after.params, tensors.params))
+
     assert_same_bits(after, moved._replace(params=after.params))
 
 
 @given(
-    tensors=adam_problems([torch.float64]), options=OPTIONS, repeats=st.integers(1, 4)
+    tensors=adam_problems([torch.float64]),
+    options=OPTIONS,
+    repeats=st.integers(1, 4),
 )
 def test_float64_equals_the_reference(
     tensors: AdamTensors, options: dict[str, Any], repeats: int
 ) -> None:
     """A handful of roundings a step: of parameters about 0.1 that move by lr at most."""
-    found = adam_replay(tensors, repeats, **options)
-    wanted = reference.adam_replay(*tensors, repeats=repeats, **options)
+    after = adam_replay(tensors, repeats, **options)
+    expected = reference.adam_replay(*tensors, repeats=repeats, **options)
+
     for name in ("params", "exp_avgs", "exp_avg_sqs"):
-        for a, b in zip(getattr(found, name), getattr(wanted, name), strict=True):
-            assert torch.allclose(a, b, rtol=1e-12, atol=1e-13)
-    assert [t.item() for t in found.steps] == [t.item() for t in wanted.steps]
+        pairs = zip(getattr(after, name), getattr(expected, name), strict=True)
+        for value, exact in pairs:
+            assert torch.allclose(value, exact, rtol=1e-12, atol=1e-13)
+
+    for count, exact in zip(after.steps, expected.steps, strict=True):
+        assert count.item() == exact.item()
 
 
 def gaps(tensor: torch.Tensor) -> torch.Tensor:
@@ -124,23 +144,27 @@ def gaps(tensor: torch.Tensor) -> torch.Tensor:
 def test_strided_tensors_equal_dense_ones(
     tensors: AdamTensors, options: dict[str, Any], viewed: int
 ) -> None:
-    changed = list(tensors.clone())
-    changed[viewed] = [gaps(t) for t in changed[viewed]]
-    strided = AdamTensors(*changed)
+    expected = adam_replay(tensors, 2, **options)
+
+    columns = list(tensors.clone())
+    columns[viewed] = [gaps(tensor) for tensor in columns[viewed]]
+    strided = AdamTensors(*columns)
     OPS.adam_replay_(*strided, repeats=2, **options)
-    assert_same_bits(strided, adam_replay(tensors, 2, **options))
+
+    assert_same_bits(strided, expected)
 
 
 def with_threads(run: Callable[[], Any]) -> list[Any]:
     before = torch.get_num_threads()
+    answers = []
+
     try:
-        answers = []
         for n in (1, 2, 5):
             torch.set_num_threads(n)
             answers.append(run())
-        return answers
     finally:
         torch.set_num_threads(before)
+    return answers
 
 
 @given(tensors=adam_problems(), options=OPTIONS, seed=st.sampled_from([None, 7]))
@@ -149,9 +173,10 @@ def test_the_number_of_threads_does_not_matter(
 ) -> None:
     bfloat16 = tensors.params[0].dtype == torch.bfloat16
     options = {**options, "seed": seed if bfloat16 else None}
-    one, *more = with_threads(lambda: adam_replay(tensors, 2, **options))
-    for answer in more:
-        assert_same_bits(answer, one)
+    first, *others = with_threads(lambda: adam_replay(tensors, 2, **options))
+
+    for answer in others:
+        assert_same_bits(answer, first)
 
 
 @st.composite
@@ -183,19 +208,29 @@ def test_accumulate(
     """The reference's value to one rounding of the arithmetic and one of the cache; the same bits
     in one piece, from gradients with gaps, and for any number of threads."""
     caches, grads = lists
-    found, *more = with_threads(
-        lambda: accumulate(caches, grads, alpha=alpha, beta=beta)
-    )
-    for answer in more:
-        assert all(map(torch.equal, answer, found))
-    wanted = reference.grad_accumulate(caches, grads, alpha=alpha, beta=beta)
-    for a, b in zip(found, wanted, strict=True):
-        unit = max(torch.finfo(a.dtype).eps, 2**-22 if a.dtype != torch.float64 else 0)
-        assert torch.allclose(a.double(), b, rtol=unit, atol=10 * unit)
-    whole = accumulate([torch.cat(caches)], [torch.cat(grads)], alpha=alpha, beta=beta)
-    assert torch.equal(whole[0], torch.cat(found))
-    strided = accumulate(caches, [gaps(g) for g in grads], alpha=alpha, beta=beta)
-    assert all(map(torch.equal, strided, found))
+    factors = {"alpha": alpha, "beta": beta}
+    first, *others = with_threads(lambda: accumulate(caches, grads, **factors))
+
+    for answer in others:
+        assert all(map(torch.equal, answer, first))
+
+    expected = reference.grad_accumulate(caches, grads, **factors)
+    for value, exact in zip(first, expected, strict=True):
+        arithmetic = 0 if value.dtype == torch.float64 else 2**-22
+        unit = max(torch.finfo(value.dtype).eps, arithmetic)
+
+        assert torch.allclose(value.double(), exact, rtol=unit, atol=10 * unit)
+
+    one_cache = torch.cat(caches)
+    one_grad = torch.cat(grads)
+    [whole] = accumulate([one_cache], [one_grad], **factors)
+
+    assert torch.equal(whole, torch.cat(first))
+
+    strided_grads = [gaps(grad) for grad in grads]
+    from_strided = accumulate(caches, strided_grads, **factors)
+
+    assert all(map(torch.equal, from_strided, first))
 
 
 @given(lists=gradients())
@@ -203,12 +238,12 @@ def test_beta_zero_reads_no_cache(
     lists: tuple[list[torch.Tensor], list[torch.Tensor]],
 ) -> None:
     caches, grads = lists
-    unset = [torch.full_like(c, float("nan")) for c in caches]
-    found = accumulate(unset, grads, alpha=2.0, beta=0.0)
-    wanted = accumulate(
-        [torch.zeros_like(c) for c in caches], grads, alpha=2.0, beta=0.0
-    )
-    assert all(map(torch.equal, found, wanted))
+    unset = [torch.full_like(cache, float("nan")) for cache in caches]
+    zeros = [torch.zeros_like(cache) for cache in caches]
+    overwritten = accumulate(unset, grads, alpha=2.0, beta=0.0)
+    expected = accumulate(zeros, grads, alpha=2.0, beta=0.0)
+
+    assert all(map(torch.equal, overwritten, expected))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -218,10 +253,12 @@ def test_a_cached_gradient_steps_as_the_gradient_does(
 ) -> None:
     tensors = make_tensors(sizes, dtype, seed=seed)
     answers = []
+
     for cached in (False, True):
-        params = [torch.nn.Parameter(p.clone()) for p in tensors.params]
-        for p, g in zip(params, tensors.grads, strict=True):
-            p.grad = g.clone()
+        params = [torch.nn.Parameter(param.clone()) for param in tensors.params]
+        for param, grad in zip(params, tensors.grads, strict=True):
+            param.grad = grad.clone()
+
         optimizer = hullft_ops.ReplayAdam(params, lr=0.01)
         if cached:
             cache = hullft_ops.GradientCache(params)
@@ -230,5 +267,7 @@ def test_a_cached_gradient_steps_as_the_gradient_does(
             cache.replay("example", optimizer, repeats=repeats)
         else:
             optimizer.step(repeats=repeats)
-        answers.append([p.detach() for p in params])
+
+        answers.append([param.detach() for param in params])
+
     assert all(map(torch.equal, *answers))

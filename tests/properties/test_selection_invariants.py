@@ -44,21 +44,18 @@ def select(operator: str, problem: Problem) -> hullft_ops.Selection:
 
 def without_ties(operator: str, problem: Problem) -> Problem:
     """A pairwise step leaves its two atoms equal, and the next must choose between them."""
-    return (
-        replace(problem, max_iter=min(problem.max_iter, 1))
-        if operator == "pairwise"
-        else problem
-    )
+    if operator != "pairwise":
+        return problem
+    return replace(problem, max_iter=min(problem.max_iter, 1))
 
 
 def rounding(problem: Problem) -> float:
     """Of a squared length: of the outputs' dtype, with room for sums of d and n terms."""
-    wide = problem.pool.dtype == torch.float64
-    length = (
-        problem.query.double().norm(dim=-1).max()
-        + problem.pool.double().norm(dim=-1).max()
-    )
-    return (1e-12 if wide else 1e-5) * (1.0 + length.item() ** 2)
+    unit = 1e-12 if problem.pool.dtype == torch.float64 else 1e-5
+    longest_query = problem.query.double().norm(dim=-1).max()
+    longest_row = problem.pool.double().norm(dim=-1).max()
+    length = (longest_query + longest_row).item()
+    return unit * (1.0 + length**2)
 
 
 @pytest.mark.parametrize("operator", SELECTIONS)
@@ -67,27 +64,33 @@ def test_weights_are_on_the_simplex_and_counts_sum_to_n(
     operator: str, problem: Problem
 ) -> None:
     found = select(operator, problem)
-    n, k = problem.n_select, problem.candidates
     chosen = found.indices >= 0
+
     assert torch.equal(chosen.sum(-1), found.support_size)
     assert (found.support_size >= 1).all()
-    assert (found.indices < k).all()
+    assert (found.indices < problem.candidates).all()
+
     assert (found.weights >= 0).all()
     assert (found.weights.diff(dim=-1) <= 0).all()
     assert (found.weights.double().sum(-1) - 1).abs().max() <= 1e-6
+
     assert (found.counts >= 0).all()
-    assert torch.equal(found.counts.sum(-1), torch.full((problem.batch,), n))
-    for past in (found.weights, found.counts):
-        assert (past[~chosen] == 0).all()
+    assert (found.counts.sum(-1) == problem.n_select).all()
+
+    assert (found.weights[~chosen] == 0).all()
+    assert (found.counts[~chosen] == 0).all()
+
     for row, used in zip(found.indices, chosen, strict=True):
         assert len(row[used].unique()) == used.sum()
-    assert torch.equal(found.multiset().sort(-1).values, repeated_by_hand(found))
+
+    multiset = found.multiset().sort(-1).values
+    assert torch.equal(multiset, repeated_by_hand(found))
 
 
 def repeated_by_hand(found: hullft_ops.Selection) -> torch.Tensor:
-    rows = [
-        i.repeat_interleave(c) for i, c in zip(found.indices, found.counts, strict=True)
-    ]
+    rows = []
+    for indices, counts in zip(found.indices, found.counts, strict=True):
+        rows.append(indices.repeat_interleave(counts))
     return torch.stack(rows).sort(-1).values
 
 
@@ -98,15 +101,26 @@ def test_residual_and_gap_are_those_of_the_weights(
 ) -> None:
     """Narrow outputs are rounded, so both are compared as squared lengths."""
     found = select(operator, problem)
-    pool, query = problem.pool.double(), problem.query.double()
-    rows = found.indices.clamp(min=0).unsqueeze(-1).expand(-1, -1, pool.shape[-1])
-    point = torch.einsum("bnd,bn->bd", pool.gather(1, rows), found.weights.double())
+    pool = problem.pool.double()
+    query = problem.query.double()
+    weights = found.weights.double()
+    indices = found.indices.clamp(min=0).unsqueeze(-1)
+    rows = pool.gather(1, indices.expand(-1, -1, pool.shape[-1]))
+    point = torch.einsum("bnd,bn->bd", rows, weights)
     left = query - point
     bound = rounding(problem)
+
     # The recurrence subtracts near-equal numbers: of a squared residual it is exact to rounding.
-    assert (found.residual.double() ** 2 - left.square().sum(-1)).abs().max() <= bound
-    gap = torch.einsum("bkd,bd->bk", pool, left).max(-1).values - (left * point).sum(-1)
-    assert (gap - found.gap.double()).abs().max() <= bound
+    squared = left.square().sum(-1)
+    squared_error = found.residual.double() ** 2 - squared
+
+    assert squared_error.abs().max() <= bound
+
+    largest = torch.einsum("bkd,bd->bk", pool, left).max(-1).values
+    gap = largest - (left * point).sum(-1)
+    gap_error = gap - found.gap.double()
+
+    assert gap_error.abs().max() <= bound
 
 
 @given(problem=problems())
@@ -121,6 +135,7 @@ def test_integerized_counts(problem: Problem) -> None:
 def test_equals_the_reference(operator: str, problem: Problem) -> None:
     problem = without_ties(operator, problem)
     found = select(operator, problem)
+
     for b in range(problem.batch):
         expected = reference.fw_select(
             problem.pool[b],
@@ -129,27 +144,41 @@ def test_equals_the_reference(operator: str, problem: Problem) -> None:
             max_iter=problem.max_iter,
             variant=operator,
         )
+
         assert_equals_reference(of_query(found, b), expected)
 
 
 @given(problem=problems(**{**GENERAL, "dtypes": DTYPES}))
 def test_other_operators_equal_the_reference(problem: Problem) -> None:
-    nearest, step = select("knn", problem), hullft_ops.LmoStep(*lmo(problem))
+    nearest = select("knn", problem)
+    step = hullft_ops.LmoStep(*lmo(problem))
     picks = hullft_ops.SiftSelection(*sift(problem)).picks
     (counts,) = integerize(problem)
+
     for b in range(problem.batch):
-        pool, query = problem.pool[b], problem.query[b]
+        pool = problem.pool[b]
+        query = problem.query[b]
         near = reference.knn_select(pool, query, problem.n_select)
+
         assert nearest.indices[b].tolist() == near.indices.tolist()
+
         at = reference.fw_lmo(pool, query, problem.current[b])
         assert step.vertex[b] == at.vertex
         assert abs(step.gamma[b].item() - at.gamma) <= rounding(problem)
-        wanted = reference.sift_select(
-            pool, query, problem.n_select, noise=problem.noise
+
+        picked = reference.sift_select(
+            pool,
+            query,
+            problem.n_select,
+            noise=problem.noise,
         )
-        assert picks[b].tolist() == wanted.picks
+        assert picks[b].tolist() == picked.picks
+
         by_hand = reference.integerize(
-            pool, query, problem.weights[b], 3 * problem.n_select
+            pool,
+            query,
+            problem.weights[b],
+            3 * problem.n_select,
         )
         assert counts[b].tolist() == by_hand.tolist()
 
@@ -162,12 +191,14 @@ def test_a_permutation_of_the_pool(
     """Of distinct candidates: the same rows with the same weights, bit for bit."""
     problem = without_ties(operator, problem)
     order = torch.tensor(data.draw(st.permutations(range(problem.candidates))))
-    found, wanted = (
-        select(operator, problem.with_rows(order)),
-        select(operator, problem),
-    )
-    there = torch.where(found.indices >= 0, order[found.indices.clamp(min=0)], -1)
-    assert_same_bits(found._replace(indices=there), wanted)
+    permuted = select(operator, problem.with_rows(order))
+    expected = select(operator, problem)
+
+    is_used = permuted.indices >= 0
+    original = order[permuted.indices.clamp(min=0)]
+    moved_back = permuted._replace(indices=torch.where(is_used, original, -1))
+
+    assert_same_bits(moved_back, expected)
 
 
 @given(problem=problems(**GENERAL), data=st.data())
@@ -177,20 +208,31 @@ def test_a_permutation_of_what_goes_by_index(
     """SIFT orders what it picked equally often by index, and swaps are tried by index."""
     order = torch.tensor(data.draw(st.permutations(range(problem.candidates))))
     permuted = problem.with_rows(order)
-    found, wanted = (hullft_ops.SiftSelection(*sift(p)) for p in (permuted, problem))
-    assert torch.equal(order[found.picks], wanted.picks)
-    assert torch.equal(found.variance, wanted.variance)
-    counts, moved = (
-        hullft_ops.integerize(p.pool, p.query, p.weights, 3 * p.n_select, swap_passes=0)
-        for p in (problem, permuted)
+    moved = hullft_ops.SiftSelection(*sift(permuted))
+    expected = hullft_ops.SiftSelection(*sift(problem))
+
+    assert torch.equal(order[moved.picks], expected.picks)
+    assert torch.equal(moved.variance, expected.variance)
+
+    counts = without_swaps(problem)
+    assert torch.equal(without_swaps(permuted), counts[:, order])
+
+
+def without_swaps(problem: Problem) -> torch.Tensor:
+    return hullft_ops.integerize(
+        problem.pool,
+        problem.query,
+        problem.weights,
+        3 * problem.n_select,
+        swap_passes=0,
     )
-    assert torch.equal(moved, counts[:, order])
 
 
 def rotated(problem: Problem, seed: int) -> Problem:
     d = problem.pool.shape[-1]
     generator = torch.Generator().manual_seed(seed)
-    q, _ = torch.linalg.qr(torch.randn(d, d, generator=generator, dtype=torch.float64))
+    matrix = torch.randn(d, d, generator=generator, dtype=torch.float64)
+    q, _ = torch.linalg.qr(matrix)
     return problem.mapped(lambda t: t @ q)
 
 
@@ -201,9 +243,12 @@ def test_an_orthogonal_transformation(
 ) -> None:
     """Rounding may decide between equal candidates, so the steps may be others. But a gap bounds
     how far half a squared residual lies above the smallest, which is the same before and after."""
-    found, turned = select(operator, problem), select(operator, rotated(problem, seed))
-    half, half_turned = found.residual**2 / 2, turned.residual**2 / 2
+    found = select(operator, problem)
+    turned = select(operator, rotated(problem, seed))
+    half = found.residual**2 / 2
+    half_turned = turned.residual**2 / 2
     room = torch.maximum(found.gap, turned.gap) + rounding(problem)
+
     assert ((half - half_turned).abs() <= room).all()
 
 
@@ -213,10 +258,13 @@ def test_an_orthogonal_transformation_without_ties(problem: Problem, seed: int) 
     close: the same rows, and weights that a few line searches amplify."""
     turned = rotated(problem, seed)
     for operator in ("vanilla", "knn", "sift"):
-        a, b = select(operator, problem), select(operator, turned)
-        assert torch.equal(a.indices, b.indices)
-        assert torch.equal(a.counts, b.counts)
-        assert (a.weights - b.weights).abs().max() <= 1e-10
+        before = select(operator, problem)
+        after = select(operator, turned)
+
+        assert torch.equal(before.indices, after.indices)
+        assert torch.equal(before.counts, after.counts)
+        assert (before.weights - after.weights).abs().max() <= 1e-10
+
     for a, b in zip(lmo(problem), lmo(turned), strict=True):
         assert (a - b).abs().max() <= 1e-10
 
@@ -225,9 +273,12 @@ def test_an_orthogonal_transformation_without_ties(problem: Problem, seed: int) 
 @settings(max_examples=40)
 def test_more_steps_never_leave_more(problem: Problem) -> None:
     """Exact line search: half a squared residual never grows, nor falls by more than the gap."""
+    one_step_more = replace(problem, max_iter=problem.max_iter + 1)
+
     for variant in VARIANTS:
         fewer = select(variant, problem)
-        more = select(variant, replace(problem, max_iter=problem.max_iter + 1))
+        more = select(variant, one_step_more)
         fell = (fewer.residual**2 - more.residual**2) / 2
+
         assert (fell >= -rounding(problem)).all()
         assert (fell <= fewer.gap + rounding(problem)).all()

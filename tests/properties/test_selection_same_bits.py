@@ -18,10 +18,8 @@ from properties.selection_problems import (
 )
 
 every_operator = pytest.mark.parametrize("operator", OPERATORS)
-SHARED_ROWS = {
-    "candidates": 300,
-    "dim": 256,
-}  # enough that a single query's rows are shared
+# Enough that a single query's rows are shared.
+SHARED_ROWS = {"candidates": 300, "dim": 256}
 
 
 @every_operator
@@ -29,6 +27,7 @@ SHARED_ROWS = {
 def test_a_batch_equals_single_queries(operator: str, problem: Problem) -> None:
     run = OPERATORS[operator]
     together = run(problem)
+
     for b in range(problem.batch):
         alone = run(problem.of_query(b))
         assert_same_bits(tuple(t[b] for t in together), alone)
@@ -43,11 +42,15 @@ def test_ragged_pools_equal_separate_ones(
     run = OPERATORS[operator]
     size = st.integers(problem.n_select, problem.candidates)
     sizes = data.draw(st.lists(size, min_size=problem.batch, max_size=problem.batch))
-    pool, weights = problem.pool.clone(), problem.weights.clone()
+    pool = problem.pool.clone()
+    weights = problem.weights.clone()
+
     for b, n in enumerate(sizes):
         pool[b, n:] = float("nan")
         weights[b, n:] = float("nan")
+
     ragged = replace(problem, pool=pool, weights=weights)
+
     together = run(ragged, torch.tensor(sizes))
     for b, n in enumerate(sizes):
         alone = run(problem.of_query(b, n))
@@ -71,22 +74,23 @@ def test_the_number_of_threads(
 ) -> None:
     problem = build(seed, batch, **SHARED_ROWS, dtype=dtype, kind=kind, n_select=10)
     before = torch.get_num_threads()
+    answers = []
+
     try:
-        answers = []
         for n in (1, 2, 3, 7):
             torch.set_num_threads(n)
             answers.append(OPERATORS[operator](problem))
     finally:
         torch.set_num_threads(before)
+
     for answer in answers[1:]:
         assert_same_bits(answer, answers[0])
 
 
 def strided(tensor: torch.Tensor) -> torch.Tensor:
     """Every second element of a wider tensor, the others NaN."""
-    wide = torch.full(
-        (*tensor.shape[:-1], 2 * tensor.shape[-1]), float("nan"), dtype=tensor.dtype
-    )
+    shape = (*tensor.shape[:-1], 2 * tensor.shape[-1])
+    wide = torch.full(shape, float("nan"), dtype=tensor.dtype)
     wide[..., ::2] = tensor
     return wide[..., ::2]
 
@@ -97,9 +101,8 @@ def transposed(tensor: torch.Tensor) -> torch.Tensor:
 
 def offset(tensor: torch.Tensor) -> torch.Tensor:
     """Dense rows with gaps between them, off their allocation's start."""
-    wide = torch.full(
-        (*tensor.shape[:-1], tensor.shape[-1] + 3), float("nan"), dtype=tensor.dtype
-    )
+    shape = (*tensor.shape[:-1], tensor.shape[-1] + 3)
+    wide = torch.full(shape, float("nan"), dtype=tensor.dtype)
     wide[..., 1:-2] = tensor
     return wide[..., 1:-2]
 
@@ -107,7 +110,8 @@ def offset(tensor: torch.Tensor) -> torch.Tensor:
 def from_numpy(tensor: torch.Tensor) -> torch.Tensor:
     """Memory that torch does not own. NumPy has no bfloat16."""
     if tensor.dtype == torch.bfloat16:
-        return torch.from_numpy(tensor.view(torch.int16).numpy()).view(torch.bfloat16)
+        bits = tensor.view(torch.int16).numpy()
+        return torch.from_numpy(bits).view(torch.bfloat16)
     return torch.from_numpy(tensor.numpy())
 
 
@@ -116,13 +120,17 @@ def from_numpy(tensor: torch.Tensor) -> torch.Tensor:
 )
 @every_operator
 @given(
-    problem=problems(), view=st.sampled_from([strided, transposed, offset, from_numpy])
+    problem=problems(),
+    view=st.sampled_from([strided, transposed, offset, from_numpy]),
 )
 def test_views(operator: str, problem: Problem, view: object) -> None:
     assert callable(view)
-    changed = problem.mapped(view)
-    changed = replace(changed, weights=view(problem.weights))
-    assert_same_bits(OPERATORS[operator](changed), OPERATORS[operator](problem))
+
+    run = OPERATORS[operator]
+    viewed = problem.mapped(view)
+    viewed = replace(viewed, weights=view(problem.weights))
+
+    assert_same_bits(run(viewed), run(problem))
 
 
 @every_operator
@@ -131,9 +139,13 @@ def test_expanded_views(operator: str, problem: Problem) -> None:
     """One pool for a batch: shared, expanded with stride 0, or copied."""
     run = OPERATORS[operator]
     shared = problem.pool[0]
-    copied = replace(problem, pool=shared.expand(problem.pool.shape).contiguous())
-    for pool in (shared, shared.expand(problem.pool.shape)):
-        assert_same_bits(run(replace(problem, pool=pool)), run(copied))
+    expanded = shared.expand(problem.pool.shape)
+    copied = replace(problem, pool=expanded.contiguous())
+    expected = run(copied)
+
+    for pool in (shared, expanded):
+        answer = run(replace(problem, pool=pool))
+        assert_same_bits(answer, expected)
 
 
 # Which power of the scale multiplies each output.
@@ -143,10 +155,8 @@ POWERS = {
     "lmo": (0, 2, 0, 2),
     "integerize": (0,),
 }
-SMALLEST = {
-    torch.float32: 2.0**-149,
-    torch.float64: 0.0,
-}  # what a tiny output is rounded to
+# What a tiny output is rounded to.
+SMALLEST = {torch.float32: 2.0**-149, torch.float64: 0.0}
 
 
 @every_operator
@@ -159,16 +169,19 @@ def test_scaling_by_a_power_of_two(
     base = data.draw(problems(dtypes=[dtype])).mapped(without_small_entries)
     wanted = OPERATORS[operator](base)
     reach = REACH[dtype]
+
     for exponent in (-reach, data.draw(st.integers(-reach, reach)), reach):
         scale = 2.0**exponent
-        scaled = replace(
-            base.mapped(lambda t, s=scale: t * s), noise=base.noise * scale**2
-        )
+        scaled = base.mapped(lambda t, s=scale: t * s)
+        scaled = replace(scaled, noise=base.noise * scale**2)
         found = OPERATORS[operator](scaled)
+
         for a, b, power in zip(found, wanted, POWERS[operator], strict=True):
             assert a.dtype == b.dtype
-            off = (a.double() - b.double() * scale**power).abs().max()
-            assert off <= (SMALLEST[a.dtype] if power else 0)
+
+            error = a.double() - b.double() * scale**power
+            bound = SMALLEST[a.dtype] if power else 0
+            assert error.abs().max() <= bound
 
 
 @pytest.mark.parametrize("operator", [*VARIANTS, "lmo"])
@@ -181,7 +194,9 @@ def test_copies_of_candidates_at_the_end(
     copies = data.draw(st.lists(index, max_size=10))
     order = torch.tensor([*range(problem.candidates), *copies])
     run = OPERATORS[operator]
-    assert_same_bits(run(problem.with_rows(order)), run(problem))
+    with_copies = problem.with_rows(order)
+
+    assert_same_bits(run(with_copies), run(problem))
 
 
 @pytest.mark.parametrize("operator", [*VARIANTS, "sift"])
@@ -196,9 +211,13 @@ def test_indexed_equals_gathered(
     drawn = data.draw(st.lists(rows, min_size=problem.batch, max_size=problem.batch))
     candidates = torch.tensor(drawn)
     gathered = replace(problem, pool=embeddings[candidates])
+
     if operator == "sift":
         found = hullft_ops.sift_select_indexed(
-            embeddings, candidates, problem.query, problem.n_select
+            embeddings,
+            candidates,
+            problem.query,
+            problem.n_select,
         )
     else:
         found = hullft_ops.fw_select_indexed(
@@ -209,4 +228,5 @@ def test_indexed_equals_gathered(
             variant=operator,
             max_iter=problem.max_iter,
         )
+
     assert_same_bits(found, OPERATORS[operator](gathered))

@@ -9,6 +9,7 @@
 #include "../../core/frank_wolfe.h"
 #include "../gram_columns.h"
 #include "../query_pool.h"
+#include "../simd/step_kernels.h"
 #include "support.h"
 
 namespace hullft {
@@ -32,7 +33,7 @@ class ExactCorrelations {
     if (std::isnan(poison)) return false;
     std::fill(b + n_rows, b + n_, -std::numeric_limits<double>::infinity());
     std::fill_n(u_.reserve(n_), n_, 0.0);
-    best_ = kernels().step_argmax(b, u_.get(), n_, 1, 0, nullptr, 0, nullptr);
+    best_ = step_kernels().step_argmax(b, u_.get(), n_, 1, 0, nullptr, 0, nullptr);
     return true;
   }
 
@@ -49,9 +50,9 @@ class ExactCorrelations {
 
   // Follows a step of the support toward s, away from a, or both.
   void follow(const Step<double>& step, int64_t s, int64_t a) {
-    best_ = kernels().step_argmax(b_.get(), u_.get(), n_, step.scale, step.toward,
-                                  step.toward > 0 ? column(s) : nullptr, step.away,
-                                  step.away > 0 ? column(a) : nullptr);
+    best_ = step_kernels().step_argmax(b_.get(), u_.get(), n_, step.scale, step.toward,
+                                       step.toward > 0 ? column(s) : nullptr, step.away,
+                                       step.away > 0 ? column(a) : nullptr);
   }
 
   void settle(double) {}

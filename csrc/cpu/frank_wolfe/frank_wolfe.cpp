@@ -1,9 +1,9 @@
 // fw_select and fw_select_indexed on the CPU. Schemas: csrc/ops.cpp.
 #include <torch/csrc/stable/library.h>
 
-#include "../kept_solver.h"
 #include "../memory.h"
 #include "../select_batch.h"
+#include "../thread_solver.h"
 #include "fw_solver.h"
 
 namespace hullft {
@@ -17,20 +17,21 @@ double screening_bytes(const Tensor& pool, int64_t candidates, int64_t d) {
   return double(candidates) * (row_bytes + kCandidateBytes);
 }
 
-// `held`: the bytes that do not depend on the sizes.
+// `fixed_bytes`: the bytes that do not depend on the sizes.
 template <typename MakePool>
 SelectionOutput::Tensors select(const char* op, const char* pool_name, const Tensor& pool,
                                 const Tensor& query, const Sizes& sizes, int64_t width, int64_t d,
-                                const FwOptions& options, double held, const MakePool& make_pool) {
+                                const FwOptions& options, double fixed_bytes,
+                                const MakePool& make_pool) {
   const int64_t n = options.n_select, batch = query.size(0);
   check_memory(op, n, batch, width,
-               held + at_once(batch) * screening_bytes(pool, sizes.largest(), d));
+               fixed_bytes + at_once(batch) * screening_bytes(pool, sizes.largest(), d));
   const SelectionOutput output(pool, batch, n);
   const Tensor dense_query = with_dense_rows(query);
   dispatch_floating(pool.scalar_type(), [&](auto t) {
     using T = decltype(t);
     select_batch<T>(op, pool_name, make_pool(t), dense_query, sizes, d, output,
-                    [&] { return KeptSolver<FwQuerySolver<T>, FwOptions>(options); });
+                    [&] { return ThreadSolver<FwQuerySolver<T>, FwOptions>(options); });
   });
   return output.tensors();
 }
@@ -44,12 +45,12 @@ SelectionOutput::Tensors fw_select(const Tensor& pool, const Tensor& query, int6
   const FwOptions options =
       check_fw_options(op, n_select, max_iter, tol, gap_tol, variant, swap_passes);
   check_sizes(op, "pool_sizes", pool_sizes, "pool", pool, shape.batch);
-  const double held = selection_bytes(n_select, shape.batch, shape.candidates) +
-                      copied_bytes(pool) + copied_bytes(query);
-  check_memory(op, n_select, shape.batch, shape.candidates, held);
+  const double fixed_bytes = selection_bytes(n_select, shape.batch, shape.candidates) +
+                             copied_bytes(pool) + copied_bytes(query);
+  check_memory(op, n_select, shape.batch, shape.candidates, fixed_bytes);
   const Sizes sizes(op, "pool_sizes", pool_sizes, shape.candidates, shape.batch);
   const Tensor dense = with_dense_rows(pool);
-  return select(op, "pool", pool, query, sizes, shape.candidates, shape.dim, options, held,
+  return select(op, "pool", pool, query, sizes, shape.candidates, shape.dim, options, fixed_bytes,
                 [&](auto t) { return pool_of<decltype(t)>(dense); });
 }
 
@@ -66,14 +67,14 @@ SelectionOutput::Tensors fw_select_indexed(const Tensor& embeddings, const Tenso
   check_candidates_shape(op, candidates, embeddings, shape.batch);
   check_sizes(op, "pool_sizes", pool_sizes, "embeddings", embeddings, shape.batch);
   const int64_t width = candidates.size(1);
-  const double held = selection_bytes(n_select, shape.batch, width) + bytes_of(candidates) +
-                      copied_bytes(embeddings) + copied_bytes(query);
-  check_memory(op, n_select, shape.batch, width, held);
+  const double fixed_bytes = selection_bytes(n_select, shape.batch, width) + bytes_of(candidates) +
+                             copied_bytes(embeddings) + copied_bytes(query);
+  check_memory(op, n_select, shape.batch, width, fixed_bytes);
   const Sizes sizes(op, "pool_sizes", pool_sizes, width, shape.batch);
   const Tensor picked = torch::stable::contiguous(candidates);
   check_candidates(op, picked, sizes, shape.candidates);
   const Tensor dense = with_dense_rows(embeddings);
-  return select(op, "embeddings", embeddings, query, sizes, width, shape.dim, options, held,
+  return select(op, "embeddings", embeddings, query, sizes, width, shape.dim, options, fixed_bytes,
                 [&](auto t) { return pool_of<decltype(t)>(dense, picked); });
 }
 

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "../../core/frank_wolfe.h"
-#include "../../host/selection_arguments.h"
+#include "../../host/fw_options.h"
 #include "../integerizer.h"
 #include "../residual.h"
 #include "../selection_answer.h"
@@ -52,7 +52,7 @@ class FwSolver {
 
   bool start(const QueryPool<T>& in) {
     // As every product of rows is computed, so that a query in its pool is no distance from it.
-    dot_kernels<T>(kernels()).few(&in.query, 1, in.query, in.d, &qq_);
+    dot_kernels<T>().few(&in.query, 1, in.query, in.d, &qq_);
     if (!std::isfinite(qq_)) return false;
     if (!correlations_.begin(in, options_.n_select, support_)) return false;
     s_ = correlations_.best().index;
@@ -114,13 +114,14 @@ class FwSolver {
   // The support's atom of largest (or smallest) correlation, the lowest candidate on ties.
   template <typename Better>
   int64_t extreme_of_support(const Better& better) const {
-    int64_t found = support_.atoms()[0];
-    double value = correlation(found);
+    int64_t extreme = support_.atoms()[0];
+    double value = correlation(extreme);
     for (const int64_t k : support_.atoms()) {
       const double c = correlation(k);
-      if (better(c, value) || (c == value && candidate(k) < candidate(found))) found = k, value = c;
+      if (better(c, value) || (c == value && candidate(k) < candidate(extreme)))
+        extreme = k, value = c;
     }
-    return found;
+    return extreme;
   }
 
   // Picks s_ and, in the variants that take weight back, a_; a step toward s_ alone leaves a_
@@ -184,7 +185,7 @@ class FwSolver {
 
   double residual_of_rows(const QueryPool<T>& in) {
     double* values = widened_query_.reserve(padded(in.d));
-    dot_kernels<T>(kernels()).widen(in.query, in.d, values);
+    dot_kernels<T>().widen(in.query, in.d, values);
     Residual residual(values, in.d);
     for (size_t j = 0; j < support_.atoms().size(); ++j)
       residual.subtract(support_.weights()[j], in.rows[candidate(support_.atoms()[j])]);

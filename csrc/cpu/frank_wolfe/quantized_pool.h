@@ -11,7 +11,8 @@
 #include "../aligned.h"
 #include "../query_pool.h"
 #include "../share_rows.h"
-#include "../simd/kernels.h"
+#include "../simd/dot_kernels.h"
+#include "../simd/screening_kernels.h"
 
 namespace hullft {
 
@@ -23,9 +24,9 @@ class QuantizedPool {
   bool begin(const QueryPool<T>& in, float* products) {
     const int64_t n_rows = in.n_rows, d = in.d;
     if (d > kLargestDim) return false;
-    kernels_ = &kernels(), share_rows_ = in.share_rows;
+    kernels_ = &screening_kernels(), share_rows_ = in.share_rows;
     make_room(n_rows, d);
-    const Quantize<T> round = dot_kernels<T>(*kernels_).quantize;
+    const Quantize<T> round = kernels_->quantize(static_cast<const T*>(nullptr));
     int16_t* query = query_.reserve(width_);
     QuantizedColumn column{query, 0};
     const QuantizedBounds of_query =
@@ -37,10 +38,10 @@ class QuantizedPool {
       const int64_t first = begin * kQuantizedTile, n = std::min(end * kQuantizedTile, n_rows);
       const QuantizedRowsOut out{values_.get() + first * width_, scales_.data() + first,
                                  kQuantizedTile};
-      const QuantizedBounds found =
+      const QuantizedBounds bounds =
           round(in.rows + first, n - first, d, out, &column, products + first);
       const std::lock_guard lock(joining);
-      of_rows = {std::max(of_rows.norm, found.norm), std::max(of_rows.lost, found.lost)};
+      of_rows = {std::max(of_rows.norm, bounds.norm), std::max(of_rows.lost, bounds.lost)};
     });
     query_lost_ = of_query.lost, query_norm_ = double(of_query.norm) + query_lost_;
     row_lost_ = of_rows.lost, row_norm_ = double(of_rows.norm) + row_lost_;
@@ -95,7 +96,7 @@ class QuantizedPool {
     for_rows(n_tiles_, kQuantizedTile * width_ / kProductsAtOnce, share_rows_, body);
   }
 
-  const Kernels* kernels_ = nullptr;  // that made the tiles, which others cannot read
+  const ScreeningKernels* kernels_ = nullptr;  // that made the tiles, which others cannot read
   int64_t n_tiles_ = 0, width_ = 0;
   bool share_rows_ = false;
   Aligned<int16_t> values_, query_;  // in tiles of kQuantizedTile rows, and alone

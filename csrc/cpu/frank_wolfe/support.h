@@ -1,6 +1,7 @@
 // The support of a Frank-Wolfe iterate: its atoms and their weights.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 

@@ -1,8 +1,8 @@
 // cache <- beta * cache + alpha * grad.
 #pragma once
 
-#include "kernels.h"
 #include "real.h"
+#include "replay_kernels.h"
 
 namespace hullft {
 namespace {

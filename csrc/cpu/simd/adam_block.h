@@ -1,8 +1,8 @@
 // A block of elements in registers, and Adam steps on it.
 #pragma once
 
-#include "kernels.h"
 #include "real.h"
+#include "replay_kernels.h"
 
 namespace hullft {
 namespace {

@@ -4,8 +4,9 @@
 
 #include <limits>
 
-#include "kernels.h"
 #include "real.h"
+#include "screening_kernels.h"
+#include "step_kernels.h"
 
 namespace hullft {
 namespace {
@@ -125,7 +126,7 @@ TiedMax step_tied_max_kernel(const double* b, double* u, int64_t n, double scale
                              const double* column_s, double away, const double* column_a) {
   const double highest = step_max_kernel<double>(b, u, n, scale, toward, column_s, away, column_a);
   constexpr int64_t kBlock = 64;
-  TiedMax found{highest, -1, false};
+  TiedMax max{highest, -1, false};
   for (int64_t first = 0; first < n; first += kBlock) {
     const int64_t end = first + kBlock < n ? first + kBlock : n;
     uint64_t equal = 0;  // bit k: candidate first + k has the maximum
@@ -133,11 +134,11 @@ TiedMax step_tied_max_kernel(const double* b, double* u, int64_t n, double scale
       equal |= equal_lanes(load<double>(b + k) - load<double>(u + k), broadcast(highest))
                << (k - first);
     if (!equal) continue;
-    found.tied = found.index >= 0 || (equal & (equal - 1));
-    if (found.index < 0) found.index = first + __builtin_ctzll(equal);
-    if (found.tied) break;
+    max.tied = max.index >= 0 || (equal & (equal - 1));
+    if (max.index < 0) max.index = first + __builtin_ctzll(equal);
+    if (max.tied) break;
   }
-  return found;
+  return max;
 }
 
 double follow_moves_kernel(const SupportMove* moves, int64_t n_moves, const double* products) {

@@ -1,6 +1,7 @@
 #include <atomic>
 #include <cstring>
 
+#include "instruction_sets.h"
 #include "kernels.h"
 
 namespace hullft {
@@ -52,32 +53,26 @@ std::atomic<bool>& quick() {
   return used;
 }
 
-// Zen 5 is AMD's first with these instructions, and the first to have units as wide as AVX-512.
-bool has_wide_units() {
-#if defined(HULLFT_X86)
-  return __builtin_cpu_is("amd") && __builtin_cpu_supports("avxvnni") && has_avx512();
-#else
-  return false;
-#endif
-}
-
-std::atomic<bool>& three() {
-  static std::atomic<bool> used = has_wide_units();
-  return used;
-}
+const Kernels& kernels() { return *current().load(std::memory_order_relaxed); }
 
 }  // namespace
 
-const Kernels& kernels() { return *current().load(std::memory_order_relaxed); }
+const AllDotKernels& all_dot_kernels() { return kernels().dot; }
+const StepKernels& step_kernels() { return kernels().step; }
+const ScreeningKernels& screening_kernels() { return kernels().screening; }
+SiftPickKernel sift_pick_kernel() { return kernels().sift_pick; }
+const AllReplayKernels& all_replay_kernels() { return kernels().replay; }
 
-int available_kernels(const char* names[], int capacity) {
+const char* simd_level() { return kernels().name; }
+
+int available_simd_levels(const char* names[], int capacity) {
   const Kernels* tables[kMaxTables];
   const int n = list_tables(tables);
   for (int i = 0; i < n && i < capacity; ++i) names[i] = tables[i]->name;
   return n;
 }
 
-bool use_kernels(const char* name) {
+bool choose_simd_level(const char* name) {
   const Kernels* tables[kMaxTables];
   const int n = list_tables(tables);
   for (int i = 0; i < n; ++i) {
@@ -108,9 +103,5 @@ bool lacks_bfloat16() {
 bool quick_quotients() { return quick().load(std::memory_order_relaxed); }
 
 void use_quick_quotients(bool use) { quick().store(use, std::memory_order_relaxed); }
-
-bool three_columns() { return three().load(std::memory_order_relaxed); }
-
-void use_three_columns(bool use) { three().store(use, std::memory_order_relaxed); }
 
 }  // namespace hullft

@@ -1,7 +1,7 @@
 // Register-tiled dot products of pool rows with one column or two, in float64.
 #pragma once
 
-#include "kernels.h"
+#include "dot_kernels.h"
 #include "real.h"
 
 namespace hullft {

@@ -3,8 +3,8 @@
 
 #include <type_traits>
 
-#include "kernels.h"
 #include "real.h"
+#include "screening_kernels.h"
 
 namespace hullft {
 namespace {
@@ -221,13 +221,13 @@ inline QuantizedBounds quantize_rows(const T* const* rows, int64_t n_rows, int64
       squares[r] = sums.squares;
       lanes[r] = __builtin_convertvector(sums.products, VecF);
     };
-    const float held = running.largest_lane;
+    const float largest_before = running.largest_lane;
     for (int64_t r = 0; r < n; ++r) quantize(r);
     const Floats4 whole = sum_each(squares), lane = max_each(squares);
     for (int64_t r = 0; r < n; ++r) {
       if (!(whole[r] <= kLargestSquare)) return {__builtin_inff(), 0};
       largest_square = whole[r] > largest_square ? whole[r] : largest_square;
-      if (lane[r] <= held) continue;
+      if (lane[r] <= largest_before) continue;
       running.see(lane[r]);
       quantize(r);
     }
@@ -253,10 +253,8 @@ QuantizedBounds quantize_kernel(const T* const* rows, int64_t n_rows, int64_t d,
 
 void multiply_quantized_kernel(const QuantizedTiles& tiles, int64_t begin, int64_t end,
                                const int64_t* atoms, int64_t n_atoms, float* const* out) {
-  static_assert(kMostColumns == 3);
-  if (n_atoms == 3)
-    multiply_tiles<3>(tiles, begin, end, atoms, out);
-  else if (n_atoms == 2)
+  static_assert(kMostColumns == 2);
+  if (n_atoms == 2)
     multiply_tiles<2>(tiles, begin, end, atoms, out);
   else
     multiply_tiles<1>(tiles, begin, end, atoms, out);

@@ -1,7 +1,14 @@
 // Adam steps with quick quotients, where no number in them is too large or too small for those.
+//
+// Measured on a Sapphire Rapids Xeon, one thread, 57 M parameters in 148 tensors, milliseconds of
+// four steps with one gradient by division and by quick quotients: float32 114 and 82, with AdamW's
+// decay 111 and 80; two steps of 1 M float32 parameters 1.21 and 1.07. With bfloat16 parameters,
+// whose conversion takes the same units, quick quotients lose: 112 and 122, and two steps of 1
+// M 1.43 and 1.79. They divide.
 #pragma once
 
 #include "adam_block.h"
+#include "instruction_sets.h"
 #include "quotient.h"
 
 namespace hullft {

@@ -2,7 +2,6 @@
 // roots as well, is what several Adam steps with one gradient wait for.
 #pragma once
 
-#include "kernels.h"
 #include "real.h"
 
 namespace hullft {

@@ -4,20 +4,21 @@
 
 #include <limits>
 
-#include "kernels.h"
 #include "real.h"
+#include "screening_kernels.h"
 
 namespace hullft {
 namespace {
 
 int64_t estimates_from_kernel(const float* b, const float* u, int64_t n, float least,
-                              int64_t* found) {
-  int64_t n_found = 0;
+                              int64_t* candidates) {
+  int64_t n_candidates = 0;
   for (int64_t k = 0; k < n; k += kFloats) {
     uint64_t reached = lanes_at_least(load_floats(b + k) - load_floats(u + k), broadcast(least));
-    for (; reached; reached &= reached - 1) found[n_found++] = k + __builtin_ctzll(reached);
+    for (; reached; reached &= reached - 1)
+      candidates[n_candidates++] = k + __builtin_ctzll(reached);
   }
-  return n_found;
+  return n_candidates;
 }
 
 int64_t highest_without_slot_kernel(const float* b, const float* u, const int32_t* slots,

@@ -3,8 +3,8 @@
 
 #include "../../core/sift.h"
 #include "argmax.h"
-#include "kernels.h"
 #include "real.h"
+#include "sift_kernels.h"
 
 namespace hullft {
 namespace {
@@ -64,7 +64,7 @@ inline void sift_block(const SiftPosterior& x, const SiftPick& pick, int64_t k, 
   }
 }
 
-ArgMax sift_pick_kernel(const SiftPosterior& x, const SiftPick* pick) {
+ArgMax pick_kernel(const SiftPosterior& x, const SiftPick* pick) {
   SiftScan scan;
   for (int i = 0; i < kDoubles; ++i) scan.at[i] = i;
   int64_t k = 0;

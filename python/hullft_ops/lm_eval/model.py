@@ -1,10 +1,10 @@
 """A model of the harness that adapts to each document before it answers."""
 
-import logging
 import os.path
-import re
-from collections.abc import Callable, Hashable, Sequence
+import warnings
+from collections import defaultdict
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +12,34 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
-from lm_eval.models.utils import normalize_gen_kwargs
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from hullft_ops.ttft.experts.folder import Experts
-from hullft_ops.ttft.finetuner import TestTimeFinetuner
-from hullft_ops.ttft.model.prefix import fitting, prefix_room
-from hullft_ops.ttft.retrieval.methods import SelectionMethod
-from hullft_ops.ttft.retrieval.support import SEPARATOR
-from hullft_ops.ttft.store.base import Store
-from hullft_ops.ttft.store.datastore import Datastore
-from hullft_ops.ttft.store.embedding import (
-    DEFAULT_EMBEDDER,
+from hullft_ops.ttft import (
+    Datastore,
     Embedder,
-    SentenceTransformerEmbedder,
-    open_embedder,
+    Store,
+    TestTimeFinetuner,
+    TTFTConfig,
+    load_embedder,
+    load_model,
 )
-from hullft_ops.ttft.tiny import PAPER_LR
+from hullft_ops.ttft.context import SEPARATOR
+from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER
 
-_log = logging.getLogger(__name__)
+# The arguments of `HFLM` that concern a loaded model. It would ignore the others.
+_HARNESS = {
+    "add_bos_token",
+    "batch_size",
+    "chat_template_args",
+    "enable_thinking",
+    "logits_cache",
+    "max_batch_size",
+    "mixed_precision_dtype",
+    "prefix_token_id",
+    "softmax_dtype",
+    "think_end_token",
+    "truncation",
+}
 
 
 @register_model("hullft")
@@ -39,241 +47,165 @@ class HullftLM(HFLM):  # type: ignore[misc]
     """`HFLM` that adapts to each document of a task while it answers the document's requests.
 
     Retrieval reads the question: the context of the requests, or the beginning that different
-    contexts share. Of a long one it reads the end, because examples stand before the question. For
-    ``loglikelihood_rolling`` it reads the text itself, as the paper does. All requests of a
-    document share one adaptation. Requests with an empty context get the model as it is.
+    contexts share. Of a long one it reads the end, because few-shot examples come first. For
+    ``loglikelihood_rolling`` it reads the text itself, as in the paper. All requests of a document
+    share one adaptation. Requests with an empty context get the model as it is.
 
-    Texts of the datastore go before each context, nearest last, as many as fit, and before each
-    window of ``loglikelihood_rolling``. Without steps, texts in the context and experts, it is
-    `HFLM`.
+    Retrieved passages stand before each context, nearest last, as many as leave room for 256 more
+    tokens. The texts of ``loglikelihood_rolling`` stand alone.
 
     Args:
-        pretrained: as in `HFLM`, like all arguments that do not stand here.
-        store: a datastore or its directory.
-        embedder: the embedder that built it, or its name.
-        method, n_select, refresh, pool_size, lr, context, n_experts: as in `TestTimeFinetuner`.
-        experts: experts of the model and the datastore, or their folder.
-        seconds: budget for each adaptation, as in `TestTimeFinetuner.adapted`; None for no limit.
-        max_length: tokens that the model reads at once, as in `HFLM`, and tokens of a text to train
-            on; None for the model's context.
+        pretrained: any name that `load_model` takes, or a model.
+        tokenizer: the tokenizer of a model that is not a name.
+        allow_missing_weights: as in `load_model`.
+        device: device of a model given by name.
+        store: a datastore or its folder; None, with n_select 0, for the answers of `HFLM`.
+        embedder: the embedder that the store was made with, or its name.
+        seconds: budget for each adaptation, as in `TestTimeFinetuner.adapted`.
+        options: fields of `TTFTConfig`, where ``max_length`` also limits what the model reads at
+            once; and arguments of `HFLM` that concern a loaded model, such as ``batch_size``.
 
     Raises:
-        TypeError, ValueError: as `TestTimeFinetuner`; or there is something to adapt with, but no
-            store, or the batch size is "auto".
+        TypeError, ValueError: as `TestTimeFinetuner` and `load_model`; an argument is unknown; or
+            there is something to adapt with, but no store, or the batch size is "auto".
     """
 
+    # The class whose fields are options.
+    config_class: type[TTFTConfig] = TTFTConfig
     # `HFLM`'s, which has no types.
     cache_hook: Any
-    _world_size: int
     _finetuner: TestTimeFinetuner | None = None
 
     def __init__(
         self,
-        pretrained: Any,
+        pretrained: Any = None,
         *,
+        tokenizer: Any = None,
+        allow_missing_weights: bool = False,
+        device: str = "cpu",
         store: str | Path | Store | None = None,
         embedder: str | Embedder = DEFAULT_EMBEDDER,
-        method: str | SelectionMethod = "hullft",
-        n_select: int = 50,
-        refresh: int = 2,
-        pool_size: int = 200,
-        lr: float = PAPER_LR,
-        context: int = 0,
-        experts: str | Path | Experts | None = None,
-        n_experts: int = 4,
         seconds: float | None = None,
-        max_length: int | None = None,
-        **kwargs: Any,
+        **options: Any,
     ) -> None:
-        adapts = bool(n_select or context or (experts is not None and n_experts))
-        if adapts and store is None:
+        harness = {name: options.pop(name) for name in _HARNESS & options.keys()}
+        config = self.config_class(**options)
+        if store is None and (config.n_select or config.context or config.adapter):
             raise ValueError(
-                "hullft: store must be given for n_select or context above 0, or for experts, got "
-                "none; `hullft-ops index` makes one"
+                "hullft: store must be given for n_select or context above 0, or an "
+                "adapter, got none; `hullft-ops index` makes a store"
             )
-        super().__init__(pretrained, max_length=max_length, **kwargs)
-        self._seconds = seconds
-        if not adapts or store is None:
+        if pretrained is None or isinstance(pretrained, str | Path):
+            pretrained, tokenizer = load_model(
+                pretrained, device, allow_missing_weights=allow_missing_weights
+            )
+        super().__init__(
+            pretrained, tokenizer=tokenizer, max_length=config.max_length, **harness
+        )
+        if store is None:
             return
         if self.batch_size == "auto":
             raise ValueError(
                 "hullft: batch_size must be a number to adapt to documents, got auto: "
-                "batches hold requests of one document"
+                "a batch holds requests of one document"
             )
-        self._embedder = (
-            open_embedder(embedder) if isinstance(embedder, str) else embedder
-        )
+        if isinstance(store, str | Path):
+            store = Datastore.open(store)
+        if isinstance(embedder, str):
+            embedder = load_embedder(embedder)
+        self._seconds = seconds
+        self._embedder = embedder
         self._finetuner = TestTimeFinetuner(
-            self.model,
-            self.tokenizer,
-            Datastore.open(store) if isinstance(store, str | Path) else store,
-            self._embedder,
-            n_select=n_select,
-            refresh=refresh,
-            method=method,
-            pool_size=pool_size,
-            lr=lr,
-            max_length=max_length,
-            context=context,
-            experts=Experts.open(experts)
-            if isinstance(experts, str | Path)
-            else experts,
-            n_experts=n_experts,
+            self.model, self.tokenizer, store, embedder, config
         )
 
-    def loglikelihood(
-        self, requests: list[Instance], disable_tqdm: bool = False
-    ) -> Any:
-        return self._by_document(super().loglikelihood, requests, disable_tqdm)
+    def loglikelihood(self, requests: list[Instance]) -> list[Any]:
+        return self._by_document(requests)
 
-    def loglikelihood_rolling(
-        self, requests: list[Instance], disable_tqdm: bool = False
-    ) -> Any:
-        return self._by_document(super().loglikelihood_rolling, requests, disable_tqdm)
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[Any]:
+        return self._by_document(requests)
 
-    def generate_until(
-        self, requests: list[Instance], disable_tqdm: bool = False
-    ) -> Any:
-        return self._by_document(super().generate_until, requests, disable_tqdm)
+    def generate_until(self, requests: list[Instance]) -> list[Any]:
+        return self._by_document(requests)
 
-    def _by_document(
-        self,
-        answer: Callable[..., list[Any]],
-        requests: list[Instance],
-        disable_tqdm: bool,
-    ) -> list[Any]:
+    def _by_document(self, requests: list[Instance]) -> list[Any]:
         if self._finetuner is None:
-            return answer(requests, disable_tqdm=disable_tqdm)
-        answers: list[Any] = [None] * len(requests)
-        hidden = disable_tqdm or self.rank != 0
-        shown = tqdm(
-            documents(requests), desc=f"hullft: {answer.__name__}", disable=hidden
-        )
-        # The cache gets a document's answers together: a run that goes on after a kill would take
-        # a single choice for the question. Ranks have different numbers of documents, so they
-        # must not wait for each other in each.
-        hook, ranks = self.cache_hook, self._world_size
-        self.cache_hook, self._world_size = CacheHook(None), 1
+            return self._plain_answers(requests)
+        answers: dict[int, Any] = {}
+        # The cache gets the answers of whole documents: a run that goes on after a kill would take
+        # a single choice for the question.
+        hook, self.cache_hook = self.cache_hook, CacheHook(None)
         try:
-            for question, places in shown:
-                some = [requests[place] for place in places]
-                if question is None:
-                    _log.warning(
-                        "hullft: %d of %d requests get the model as it is: their contexts are "
-                        "empty, or those of a document have no beginning in common",
-                        len(some),
-                        len(requests),
-                    )
-                found = self._answers(answer, some, question)
-                for place, request, one in zip(places, some, found, strict=True):
-                    answers[place] = one
-                    hook.add_partial(request.request_type, request.args, one)
+            for places in tqdm(documents(requests), "hullft"):
+                document = [requests[place] for place in places]
+                results = self._adapted_answers(self._finetuner, document)
+                answers |= zip(places, results, strict=True)
+                for request, result in zip(document, results, strict=True):
+                    hook.add_partial(request.request_type, request.args, result)
         finally:
-            self.cache_hook, self._world_size = hook, ranks
-        return answers
+            self.cache_hook = hook
+        return [answers[place] for place in range(len(requests))]
 
-    def _answers(
-        self,
-        answer: Callable[..., list[Any]],
-        requests: list[Instance],
-        question: str | None,
+    def _plain_answers(self, requests: list[Instance]) -> list[Any]:
+        """The answers of `HFLM`, with a progress bar unless there is another."""
+        answer = getattr(super(), requests[0].request_type)
+        return list(answer(requests, disable_tqdm=self._finetuner is not None))
+
+    def _adapted_answers(
+        self, finetuner: TestTimeFinetuner, requests: list[Instance]
     ) -> list[Any]:
-        finetuner = self._finetuner
-        if finetuner is None or question is None:
-            return answer(requests, disable_tqdm=True)
-        is_rolling = requests[0].request_type == "loglikelihood_rolling"
-        if not is_rolling:
+        """The answers to a document's requests by the model adapted to their question."""
+        contexts = [request.args[0] for request in requests]
+        question = os.path.commonprefix(contexts)  # noqa: RUF071 - they are no paths
+        if not question.strip():
+            warnings.warn(
+                "hullft: requests without a question get the model as it is",
+                stacklevel=2,
+            )
+            return self._plain_answers(requests)
+        longest = max(len(self.tok_encode(context)) for context in contexts)
+        room = self.max_length - longest - self.max_gen_toks
+        if requests[0].request_type == "loglikelihood_rolling":
+            room = 0
+            if finetuner.config.context:
+                warnings.warn(
+                    "hullft: no retrieved passages stand before the texts of "
+                    "loglikelihood_rolling",
+                    stacklevel=2,
+                )
+        else:
             question = readable_end(question, self._embedder)
-        with finetuner.adapted(question, seconds=self._seconds) as report:
-            nearest = [
-                finetuner.store.texts[i] + SEPARATOR
-                for i in report.context_indices[::-1]
-            ]
-            tokens = (
-                list(self.tok_encode(text, add_special_tokens=False))
-                for text in nearest
-            )
-            longest = max(map(self._length, requests))
-            room = self.max_length - longest
-            if is_rolling:
-                # One token stands before all texts.
-                room = prefix_room(self.max_length, longest, 1)
-            fit = fitting(tokens, room)
-            if is_rolling and fit:
-                ids = [token for text in fit[::-1] for token in text]
-                return [
-                    self._rolling_behind(ids, request.args[0]) for request in requests
-                ]
-            text = "".join(nearest[: len(fit)][::-1])
-            behind = [
-                replace(r, arguments=(text + r.args[0], *r.args[1:])) for r in requests
-            ]
-            return answer(behind, disable_tqdm=True)
-
-    def _rolling_behind(self, before: list[int], text: str) -> float:
-        """The likelihood of the text's tokens in windows, each behind the tokens ``before``."""
-        windows = get_rolling_token_windows(
-            self.tok_encode(text),
-            self.prefix_token_id,
-            self.max_length - len(before),
-            1,
-        )
-        parts = [
-            # The token that opens a text opens the first of all.
-            (None, [*before, *read] if place else [*read, *before], scored)
-            for place, (read, scored) in enumerate(map(make_disjoint_window, windows))
-        ]
-        found = self._loglikelihood_tokens(parts, disable_tqdm=True)
-        return float(sum(value for value, _ in found))
-
-    def _length(self, request: Instance) -> int:
-        """Tokens of the context and a continuation, or as many as may be generated."""
-        if request.request_type != "generate_until":
-            return len(self.tok_encode("".join(request.args)))
-        context, options = request.args
-        new = int(normalize_gen_kwargs(options, self.max_gen_toks)["max_gen_toks"])
-        return len(self.tok_encode(context)) + new
+        with finetuner.adapted(question, seconds=self._seconds) as adaptation:
+            support = adaptation.support
+            lengths = [len(tokens) for tokens in reversed(support.context_ids)]
+            count = sum(total <= room for total in accumulate(lengths))
+            indices = support.context_indices[len(lengths) - count :]
+            passages = [finetuner.store.texts[index] + SEPARATOR for index in indices]
+            behind = []
+            for request in requests:
+                context = "".join([*passages, request.args[0]])
+                arguments = (context, *request.args[1:])
+                behind.append(replace(request, arguments=arguments))
+            return self._plain_answers(behind)
 
 
-def documents(requests: Sequence[Instance]) -> list[tuple[str | None, list[int]]]:
-    """The question of each document, and the positions of the requests that share it.
-
-    Requests with an empty context, which ask how likely an answer is by itself, have no question.
-    """
-    places: dict[Hashable, list[int]] = {}
+def documents(requests: list[Instance]) -> list[list[int]]:
+    """The positions of the requests that belong together: those of a document, and those without a
+    context, which ask how likely an answer is by itself."""
+    places = defaultdict(list)
     for place, request in enumerate(requests):
-        key: Hashable = None
-        if request.args[0].strip():
-            key = (
-                place if request.doc_id is None else (request.task_name, request.doc_id)
-            )
-        places.setdefault(key, []).append(place)
-    found: dict[Hashable, tuple[str | None, list[int]]] = {}
-    for key, members in places.items():
-        shared = question([requests[i].args[0] for i in members])
-        found.setdefault(key if shared else None, (shared, []))[1].extend(members)
-    return [(shared, sorted(members)) for shared, members in found.values()]
+        key = (request.task_name, request.doc_id)
+        places[key if request.args[0].strip() else None].append(place)
+    return list(places.values())
 
 
-def question(contexts: Sequence[str]) -> str | None:
-    """What the contexts of a document have in common before any choice; None if nothing."""
-    shared = os.path.commonprefix(list(contexts))  # noqa: RUF071 - they are no paths
-    if any(context != shared for context in contexts):
-        # Choices may begin with the same letters, so the last word may belong to a choice.
-        shared = re.sub(r"\w+\Z", "", shared)
-    return shared if shared.strip() else None
-
-
-def readable_end(text: str, embedder: Embedder) -> str:
+def readable_end(text: str, embedder: Any) -> str:
     """As much of the end of the text as the embedder reads, which would read the beginning."""
-    if (
-        not isinstance(embedder, SentenceTransformerEmbedder)
-        or embedder.max_tokens is None
-    ):
+    limit = getattr(embedder, "max_tokens", None)
+    if limit is None:
         return text
-    tokenizer, limit = embedder.tokenizer, embedder.max_tokens
-    encoding = tokenizer(
+    encoding = embedder.tokenizer(
         text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
     )
-    places = encoding["offset_mapping"]
-    return text if len(places) <= limit else text[places[-limit][0] :]
+    begin, _ = encoding["offset_mapping"][-limit:][0]
+    return text[begin:]

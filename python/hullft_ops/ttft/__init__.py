@@ -1,56 +1,71 @@
 """Test-time finetuning of a HuggingFace language model, from a corpus to an adapted answer."""
 
-from hullft_ops._extras import missing
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from hullft_ops._extras import missing, needed_by
 
 try:
-    from hullft_ops.ttft.adapted_model import SavedAdapter
-    from hullft_ops.ttft.experts import Experts, build_experts
-    from hullft_ops.ttft.finetuner import TestTimeFinetuner
-    from hullft_ops.ttft.model.loading import load_model
-    from hullft_ops.ttft.model.memory import keep_freed_memory
-    from hullft_ops.ttft.model.scoring import BitsPerByte, bits_per_byte, score_text
-    from hullft_ops.ttft.plot import plot_adaptation
-    from hullft_ops.ttft.report import AdaptationReport
-    from hullft_ops.ttft.retrieval.activeft import Retriever
-    from hullft_ops.ttft.retrieval.methods import SelectionMethod
-    from hullft_ops.ttft.retrieval.support import Support
-    from hullft_ops.ttft.store.base import MemoryStore, Store
-    from hullft_ops.ttft.store.build import Cutting, index_corpus
-    from hullft_ops.ttft.store.datastore import Datastore
-    from hullft_ops.ttft.store.embedding import (
+    from hullft_ops.ttft.adaptation import Adaptation
+    from hullft_ops.ttft.adapter import AdapterConfig, train_adapter
+    from hullft_ops.ttft.config import TTFTConfig
+    from hullft_ops.ttft.embedding import (
         Embedder,
         SentenceTransformerEmbedder,
         load_embedder,
     )
-    from hullft_ops.ttft.store.search import IndexThresholds
-    from hullft_ops.ttft.store.sources import Source
-    from hullft_ops.ttft.support_training import TrainedAdapter
+    from hullft_ops.ttft.finetuner import TestTimeFinetuner
+    from hullft_ops.ttft.many import TrainedAdapter
+    from hullft_ops.ttft.methods import SelectionMethod
+    from hullft_ops.ttft.models.loading import load_model
+    from hullft_ops.ttft.models.memory import keep_freed_memory
+    from hullft_ops.ttft.plot import plot_adaptation
+    from hullft_ops.ttft.retriever import Retriever
+    from hullft_ops.ttft.saving import SavedAdapter
+    from hullft_ops.ttft.scoring import BitsPerByte, bits_per_byte, score_text
+    from hullft_ops.ttft.store.base import MemoryStore, Store
+    from hullft_ops.ttft.support import Support
     from hullft_ops.ttft.tiny import tiny_lm_path
+    from hullft_ops.ttft.trainer import ReplayTrainer
 except ModuleNotFoundError as error:
     if error.name is None or error.name.startswith("hullft_ops"):
         raise
     raise ImportError(missing("hullft_ops.ttft", error.name)) from error
 
+if TYPE_CHECKING:
+    from hullft_ops.ttft.store.datastore import Datastore
+    from hullft_ops.ttft.store.index import index_corpus
+
+# These need more libraries than adapting a model does.
+_ON_DISK = {"Datastore": "datastore", "index_corpus": "index"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ON_DISK:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    with needed_by(f"hullft_ops.ttft.{name}"):
+        module = import_module(f"hullft_ops.ttft.store.{_ON_DISK[name]}")
+    return getattr(module, name)
+
+
 __all__ = [
-    "AdaptationReport",
+    "Adaptation",
+    "AdapterConfig",
     "BitsPerByte",
-    "Cutting",
     "Datastore",
     "Embedder",
-    "Experts",
-    "IndexThresholds",
     "MemoryStore",
+    "ReplayTrainer",
     "Retriever",
     "SavedAdapter",
     "SelectionMethod",
     "SentenceTransformerEmbedder",
-    "Source",
     "Store",
     "Support",
+    "TTFTConfig",
     "TestTimeFinetuner",
     "TrainedAdapter",
     "bits_per_byte",
-    "build_experts",
     "index_corpus",
     "keep_freed_memory",
     "load_embedder",
@@ -58,4 +73,5 @@ __all__ = [
     "plot_adaptation",
     "score_text",
     "tiny_lm_path",
+    "train_adapter",
 ]

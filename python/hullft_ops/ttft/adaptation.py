@@ -1,136 +1,132 @@
-"""Keeping a model adapted for the length of a with block."""
+"""An adapted model: its support, losses and times, and what it can do until it is restored."""
 
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
-from time import perf_counter
-from types import FrameType
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from hullft_ops.ttft.adapted_model import AdaptedModel
-from hullft_ops.ttft.model.exclusive import Claim
-from hullft_ops.ttft.report import AdaptationReport
+from torch import Tensor
 
-# How many changes an error names.
-_LISTED = 4
-_Handler = Callable[[int, FrameType | None], Any]
+from hullft_ops.ttft.context import ReadContext
+from hullft_ops.ttft.generation import continue_prompt
+from hullft_ops.ttft.saving import SavedAdapter, save_adapter
+from hullft_ops.ttft.scoring import BitsPerByte, score_text
+from hullft_ops.ttft.support import Support
+
+if TYPE_CHECKING:
+    from hullft_ops.ttft.finetuner import TestTimeFinetuner
 
 
 @dataclass(eq=False, repr=False)
-class Adaptation(AbstractContextManager[AdaptationReport]):
-    """Claims a model, saves it and changes it. On exit, whatever the exit, restores it.
+class Adaptation:
+    """A model that is adapted to a prompt. `TestTimeFinetuner.adapted` makes one.
 
-    Signals wait while it saves and restores. If one comes at the call of `__exit__`, before that
-    can hold any, `__del__` restores the model. ``adapt`` gets a function to call before the first
-    change, and the deadline on `perf_counter`. ``forget`` drops what belongs to the adapted model.
+    Attributes:
+        support: the passages that the model was trained on, and those before the prompt.
+        losses: the mean loss of each pass, in nats.
+        steps: the optimizer steps taken on each passage of the support.
+        seconds: wall-clock seconds by stage: embed, search, select, tokenize, forward, backward,
+            step, prefill (reading the retrieved passages), and finetune: all from the support to
+            the trained model. Of a batch of prompts, each has its share.
+        has_ended: whether the model is restored.
     """
 
-    claim: Claim
-    adapted: AdaptedModel
-    adapt: Callable[[Callable[[], None], float | None], AdaptationReport]
-    seconds: float | None
-    forget: Callable[[], None]
-    _report: AdaptationReport | None = field(default=None, init=False)
-    _saved: bool = field(default=False, init=False)
+    support: Support
+    losses: list[float]
+    steps: list[int]
+    seconds: dict[str, float]
+    _finetuner: "TestTimeFinetuner"
+    _original: list[Tensor]
+    _context: ReadContext
+    has_ended: bool = False
 
-    def __enter__(self) -> AdaptationReport:
-        deadline = None if self.seconds is None else perf_counter() + self.seconds
-        if self.claim.is_held:
+    @property
+    def passes(self) -> int:
+        """Forward-backward passes, one for each gradient."""
+        return len(self.losses)
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps that did not fit into the budget of seconds."""
+        return sum(self.support.counts) - sum(self.steps)
+
+    def score(self, text: str) -> BitsPerByte:
+        """`hullft_ops.ttft.score_text` of the adapted model, behind the retrieved passages."""
+        self._check_alive("score")
+        return score_text(
+            self._finetuner.model,
+            self._finetuner.tokenizer,
+            text,
+            max_length=self._finetuner.window,
+            read_context=self._context,
+        )
+
+    def generate(self, prompt: str, **generate_kwargs: Any) -> str:
+        """What the adapted model writes after ``prompt``, behind the retrieved passages.
+
+        Args:
+            prompt: a text. Of one that is too long, the model reads the last tokens, as many as
+                leave room for the new ones.
+            generate_kwargs: for ``model.generate``; ``max_new_tokens`` defaults to 20.
+
+        Returns:
+            Only the continuation, without special tokens.
+
+        Raises:
+            TypeError, ValueError: the prompt is not a str or has no token, ``max_new_tokens``
+                leaves no room for it, or an argument asks for more than one continuation.
+        """
+        self._check_alive("generate")
+        return continue_prompt(
+            self._finetuner.model,
+            self._finetuner.tokenizer,
+            prompt,
+            self._finetuner.window,
+            self._context.passages,
+            **generate_kwargs,
+        )
+
+    def save_adapter(
+        self,
+        path: str | Path,
+        *,
+        rank: int | None = None,
+        base_model: str | None = None,
+        overwrite: bool = False,
+    ) -> SavedAdapter:
+        """Write the adaptation as a folder that ``PeftModel.from_pretrained`` loads.
+
+        PEFT adapters that were trained are written as they are. After full finetuning, the folder
+        gets a LoRA: for each linear layer the one of rank ``rank`` that comes closest to the change
+        of its weight, by singular value decomposition. Retrieved passages are not part of it.
+
+        Args:
+            path: the folder, which appears whole.
+            rank: rank of the LoRA after full finetuning; None for trained adapters.
+            base_model: the base model's name for the configuration, as vLLM serves it; None for the
+                name that the model was loaded by.
+            overwrite: replace a folder that an earlier call wrote.
+
+        Raises:
+            RuntimeError: the with block has ended, or nothing was trained.
+            TypeError, ValueError: rank does not fit what was trained, there is not one active
+                adapter, or no parameter fits into a LoRA.
+            FileExistsError: the folder exists, and may not be overwritten.
+        """
+        self._check_alive("save_adapter")
+        if not self._original:
+            raise RuntimeError("save_adapter: nothing was trained, n_select is 0")
+        return save_adapter(
+            self._finetuner.model,
+            self._finetuner._trained,
+            self._original,
+            path,
+            rank=rank,
+            base_model=base_model,
+            overwrite=overwrite,
+        )
+
+    def _check_alive(self, function: str) -> None:
+        if self.has_ended:
             raise RuntimeError(
-                "TestTimeFinetuner: this adaptation is entered already: leave its with block first"
+                f"{function}: the model is restored: call it in the with block"
             )
-        try:
-            self.claim.__enter__()
-            self._report = self.adapt(self._save, deadline)
-            self._report.hold(self.adapted if self._saved else None)
-            return self._report
-        except BaseException:
-            self._close()
-            raise
-
-    def __exit__(self, *raised: object) -> None:
-        left = perf_counter()
-        self._close()
-        # A GPU is only handed the work.
-        if self._report is not None and self.adapted.model.device.type != "cuda":
-            self._report.seconds_restore = perf_counter() - left
-        if not self.claim.is_of_this_thread:
-            raise RuntimeError(
-                f"TestTimeFinetuner: the thread {self.claim.thread.name} entered this with block, "
-                f"and {threading.current_thread().name} left it; the model is restored, enter and "
-                "leave a block in one thread"
-            )
-
-    def __del__(self) -> None:
-        # Reached if a generator was never finished, or an exit was cut short.
-        if hasattr(self, "claim") and self.claim.is_held:
-            self._close()
-
-    def _save(self) -> None:
-        with signals_held():
-            self._saved = True
-            self.adapted.snapshot.save()
-
-    def _close(self) -> None:
-        try:
-            self._restore()
-        except BaseException:
-            # A signal may have come before it could be held. Restoring does not repeat its work.
-            self._restore()
-            raise
-
-    def _restore(self) -> None:
-        with signals_held():
-            if self.claim.is_held:
-                self.forget()
-            if self._report is not None:
-                self._report.hold(None)
-            changes = self.adapted.snapshot.restore() if self._saved else []
-            self._saved = False
-            self.claim.release()
-            if changes:
-                more = (
-                    f"; and {len(changes) - _LISTED} more"
-                    if len(changes) > _LISTED
-                    else ""
-                )
-                raise RuntimeError(
-                    "TestTimeFinetuner: the with block made changes that are not undone, load the "
-                    "model again and make them outside of the block: "
-                    f"{'; '.join(changes[:_LISTED])}{more}"
-                )
-
-
-@contextmanager
-def signals_held() -> Iterator[None]:
-    """Hold back the signals that Python handles, and call each of their handlers at the end."""
-    # Python interrupts no other thread.
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    found = {number: signal.getsignal(number) for number in signal.valid_signals()}
-    handlers: dict[int, _Handler] = {n: h for n, h in found.items() if callable(h)}
-    # A stack calls every handler, even if another one raises.
-    with ExitStack() as arrived:
-
-        def hold(number: int, frame: FrameType | None) -> None:
-            arrived.callback(handlers[number], number, frame)
-
-        try:
-            for number in handlers:
-                signal.signal(number, hold)
-            yield
-        finally:
-            try:
-                _put_back(handlers)
-            except BaseException:
-                # A handler that is already back may raise before the last one is back.
-                _put_back(handlers)
-                raise
-
-
-def _put_back(handlers: dict[int, _Handler]) -> None:
-    for number, handler in handlers.items():
-        signal.signal(number, handler)

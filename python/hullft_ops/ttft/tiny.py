@@ -2,15 +2,6 @@
 
 from pathlib import Path
 
-# The paper's rate suits models of GPT-2's size. The tiny model takes larger steps.
-PAPER_LR = 5e-5
-TINY_LM_LR = 2e-4
-
-
-def default_lr(model: str | None) -> float:
-    """The default learning rate for a model; ``model`` is None for the tiny one."""
-    return TINY_LM_LR if model is None else PAPER_LR
-
 
 def tiny_lm_path() -> Path:
     """The directory of the tiny model, for ``AutoModelForCausalLM.from_pretrained``.

@@ -1,201 +1,176 @@
-"""The index that a size gets, its measured recall, and that it is right about what it returns."""
-
-import json
-from pathlib import Path
+"""Every store answers a search alike: exactly, nearest first, and on ties the lower position."""
 
 import numpy as np
 import pytest
 import torch
 
-from hullft_ops.ttft import Datastore
-from hullft_ops.ttft.store.search import IndexThresholds, exact_search
-
-COUNT, DIM = 4000, 16
-IVF = IndexThresholds(flat=1000)
-IVFPQ = IndexThresholds(flat=1000, ivf=2000)
+from hullft_ops.ttft.store.base import MemoryStore
+from hullft_ops.ttft.store.datastore import Datastore
 
 
-class GivenVectors:
-    """Unit vectors near a few centres, chosen by the number that is the text."""
+def unit(count, dim=16, seed=0):
+    vectors = np.random.default_rng(seed).standard_normal((count, dim))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors.astype(np.float32)
 
-    name, dim = "given", DIM
 
-    def __init__(self) -> None:
-        random = np.random.default_rng(0)
-        centres = random.normal(size=(40, DIM))
-        noise = random.normal(size=(COUNT + 50, DIM))
-        vectors = centres[random.integers(40, size=COUNT + 50)] + 0.6 * noise
-        self.vectors = (
-            vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-        ).astype("f4")
+class Fixed:
+    """An embedder of texts that are numbers of rows."""
+
+    def __init__(self, rows):
+        self.name = "fixed"
+        self.dim = rows.shape[1]
+        self.rows = rows
 
     def encode(self, texts):
-        return self.vectors[[int(text) for text in texts]]
+        return self.rows[[int(text) for text in texts]]
 
 
-@pytest.fixture(scope="module")
-def given() -> GivenVectors:
-    return GivenVectors()
+def numbers(rows):
+    return [str(i) for i in range(len(rows))]
 
 
-@pytest.fixture(scope="module")
-def stores(
-    given: GivenVectors, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Datastore]:
-    path = tmp_path_factory.mktemp("stores")
-    kinds = {"flat": IndexThresholds(), "ivf": IVF, "ivfpq": IVFPQ}
-    texts = list(map(str, range(COUNT)))
-    return {
-        kind: Datastore.build(
-            texts, given, path / kind, progress=False, thresholds=thresholds
-        )
-        for kind, thresholds in kinds.items()
-    }
+def in_memory(rows, path):
+    return MemoryStore(numbers(rows), rows, "fixed")
+
+
+def on_disk(rows, path):
+    return Datastore.build(numbers(rows), Fixed(rows), path / "store")
+
+
+def by_lists(rows, path):
+    embedder = Fixed(rows)
+    folder = path / "lists"
+    return Datastore.build(numbers(rows), embedder, folder, exact_up_to=100)
+
+
+@pytest.fixture(params=[in_memory, on_disk])
+def make(request, tmp_path):
+    return lambda rows: request.param(rows, tmp_path)
+
+
+def test_it_is_exact(make):
+    rows = unit(500)
+    queries = unit(40, seed=1)
+    scores, positions = make(rows).search(queries, 20)
+
+    assert scores.dtype == torch.float32
+    assert positions.dtype == torch.int64
+
+    products = queries.astype(np.float64) @ rows.T.astype(np.float64)
+    expected = np.argsort(-products, axis=1)[:, :20]
+
+    assert np.array_equal(positions, expected)
+
+    best = np.take_along_axis(products, expected, axis=1)
+    np.testing.assert_allclose(scores, best, rtol=0, atol=1e-6)
+
+
+def test_of_equal_scores_the_lower_position_comes_first(make):
+    rows = unit(300)
+    rows[50:250] = rows[7]
+    store = make(rows)
+
+    for k in (1, 5, 120, 201):
+        _, positions = store.search(rows[7:8], k)
+        assert positions.tolist() == [[7, *range(50, 49 + k)]]
+
+
+def test_a_query_finds_the_same_in_any_batch(make):
+    store = make(unit(700, 48))
+    queries = unit(50, 48, seed=1)
+    scores, positions = store.search(queries, 30)
+    for i in range(50):
+        single, alone = store.search(queries[i : i + 1], 30)
+        assert torch.equal(single[0], scores[i])
+        assert torch.equal(alone[0], positions[i])
+
+
+def test_lists_find_nearly_all(tmp_path):
+    rows = unit(4000)
+    queries = unit(50, seed=1)
+    store = by_lists(rows, tmp_path)
+
+    assert 0.95 <= store.info.recall <= 1
+
+    scores, positions = store.search(queries, 50)
+    _, nearest = on_disk(rows, tmp_path).search(queries, 50)
+    hits = 0
+    for i in range(50):
+        hits += len(np.intersect1d(positions[i], nearest[i]))
+
+    assert hits > 0.9 * 50 * 50
+    assert (scores.diff(dim=1) <= 0).all()
+
+    products = torch.from_numpy(queries @ rows.T)
+    expected = products.gather(1, positions)
+    torch.testing.assert_close(scores, expected)
+    # It reads some of the lists.
+    assert not torch.equal(positions, nearest)
+
+
+def test_lists_that_hold_too_few_are_searched_exactly(tmp_path):
+    rows = unit(400)
+    queries = unit(3, seed=1)
+    store = by_lists(rows, tmp_path)
+    store._lists.nprobe = 1
+
+    _, positions = store.search(queries, 350)
+    _, expected = on_disk(rows, tmp_path).search(queries, 350)
+
+    assert torch.equal(positions, expected)
+
+
+QUERY = unit(1, 24)
+BAD = [
+    (QUERY[0], 1, ValueError, r"queries must have shape \[B, 24\], got \[24\]"),
+    (QUERY[:, :5], 1, ValueError, r"queries must have shape \[B, 24\], got \[1, 5\]"),
+    (QUERY.astype(float), 1, TypeError, "queries must be float32, got float64"),
+    (QUERY * np.nan, 1, ValueError, "queries must be finite"),
+    (torch.empty(1, 24, device="meta"), 1, ValueError, "queries must be on the CPU"),
+    (QUERY, 0, ValueError, "k must be in 1"),
+    (QUERY, 61, ValueError, "k is 61, the store has 60 texts"),
+    (QUERY, 2.0, TypeError, "k must be an int, got float"),
+]
+
+
+@pytest.mark.parametrize(("queries", "k", "error", "message"), BAD)
+def test_bad_queries_are_refused(texts, embedder, queries, k, error, message):
+    store = MemoryStore(texts, embedder.encode(texts), embedder.name)
+    with pytest.raises(error, match=f"^MemoryStore.search: {message}"):
+        store.search(queries, k)
 
 
 @pytest.mark.parametrize(
-    ("count", "kind"),
-    [(1, "flat"), (2, "flat"), (3, "flat"), (4, "ivf"), (255, "ivf"), (256, "ivfpq")],
+    ("texts", "embeddings", "error", "message"),
+    [
+        ([], unit(0), ValueError, "texts is empty"),
+        ("ab", unit(2), TypeError, "texts must be a sequence of str, got one str"),
+        (["a", 3], unit(2), TypeError, r"texts\[1\] must be a str, got int"),
+        (["a", "\ud800"], unit(2), ValueError, r"texts\[1\] must be valid Unicode"),
+        (["a"], unit(2), ValueError, r"float32 \[1, 16\], got float32 \[2, 16\]"),
+        (["a"], unit(1).astype(float), ValueError, r"got float64 \[1, 16\]"),
+        (["a"], 2 * unit(1), ValueError, "unit vectors, row 0 has norm 2"),
+        (["a"], np.nan * unit(1), ValueError, "unit vectors, row 0 has norm nan"),
+    ],
 )
-def test_too_few_texts_for_an_index_get_a_simpler_one(given, tmp_path, count, kind):
-    texts, thresholds = list(map(str, range(count))), IndexThresholds(flat=0, ivf=0)
-    store = Datastore.build(
-        texts, given, tmp_path / "s", progress=False, thresholds=thresholds
-    )
-    assert store.manifest.index.kind == kind
-    assert store.search(given.vectors[:1], 1)[1].tolist() == [[0]]
+def test_what_makes_no_store_is_refused(texts, embeddings, error, message):
+    with pytest.raises(error, match=f"^MemoryStore: .*{message}"):
+        MemoryStore(texts, embeddings, "fixed")
 
 
-@pytest.mark.parametrize("queries", [1, 40])
-def test_of_equal_scores_at_the_end_the_lower_rows_are_found(queries):
-    random = np.random.default_rng(0)
-    for count, dim, k in ((3, 1, 2), (200, 2, 7), (400, 3, 300), (60, 2, 60)):
-        matrix = random.integers(-2, 3, (count, dim)).astype("f4")
-        asked = random.integers(-2, 3, (queries, dim)).astype("f4")
-        _, ids = exact_search(matrix, asked, k)
-        # Small integers: NumPy's products are the same to the bit.
-        assert (
-            ids.tolist()
-            == np.argsort(-(asked @ matrix.T), 1, kind="stable")[:, :k].tolist()
-        )
+def test_the_identity_is_of_all_texts_and_vectors(tmp_path):
+    rows = unit(300)
+    store = in_memory(rows, tmp_path)
+    other = rows.copy()
+    other[299] = other[298]
 
+    assert on_disk(rows, tmp_path).identity == store.identity
+    assert in_memory(other, tmp_path).identity != store.identity
 
-def test_the_size_chooses(stores):
-    for kind, store in stores.items():
-        assert store.manifest.index.kind == kind
-    assert str(stores["flat"].manifest.index) == "flat, exact"
+    identities = {store.identity}
+    for texts in (["ab", "c"], ["a", "bc"], ["b", "ac"], ["abc", ""]):
+        store = MemoryStore(texts, rows[:2], "fixed")
+        identities.add(store.identity)
 
-
-@pytest.mark.parametrize("kind", ["ivf", "ivfpq"])
-def test_the_recall_that_is_said_is_about_what_new_queries_get(
-    monkeypatch, stores, given, kind
-):
-    monkeypatch.setattr("hullft_ops.ttft.store.datastore._EXACT_ROWS", 0)
-    index = stores[kind].manifest.index
-    assert index.recall >= 0.95
-    assert 0 < index.probes <= index.lists
-    assert f"recall@200 {index.recall:.3f} on 128 queries" in str(index)
-    queries = given.vectors[COUNT:]
-    _, found = stores[kind].search(queries, index.recall_k)
-    _, exact = stores["flat"].search(queries, index.recall_k)
-    hits = [
-        np.isin(a, b).mean() for a, b in zip(exact.numpy(), found.numpy(), strict=True)
-    ]
-    assert np.mean(hits) > 0.9
-
-
-@pytest.mark.parametrize("kind", ["ivf", "ivfpq"])
-@pytest.mark.parametrize("k", [1, 7, COUNT])
-def test_scores_are_exact_and_in_order(monkeypatch, stores, given, kind, k):
-    monkeypatch.setattr("hullft_ops.ttft.store.datastore._EXACT_ROWS", 0)
-    queries = given.vectors[COUNT : COUNT + 5]
-    scores, ids = stores[kind].search(queries, k)
-    assert all(len(set(row)) == k for row in ids.tolist())
-    products = queries @ given.vectors[:COUNT].T
-    np.testing.assert_allclose(
-        scores, np.take_along_axis(products, ids.numpy(), axis=1), rtol=1e-4, atol=1e-6
-    )
-    assert (scores[:, :-1] >= scores[:, 1:]).all()
-
-
-@pytest.mark.parametrize("kind", ["ivf", "ivfpq"])
-def test_a_filter_holds_in_lists(monkeypatch, stores, given, kind):
-    monkeypatch.setattr("hullft_ops.ttft.store.datastore._EXACT_ROWS", 0)
-    store = stores[kind]
-    positions = torch.arange(0, COUNT, 3)
-    part = Datastore(
-        store.manifest, store.rows, store.embeddings, store.lists, positions
-    )
-    _, ids = part.search(given.vectors[COUNT:], 50)
-    assert (ids % 3 == 0).all()
-    _, exact = exact_search(
-        given.vectors[:COUNT], given.vectors[COUNT:], 50, positions.numpy()
-    )
-    assert (
-        np.mean([np.isin(a, b).mean() for a, b in zip(exact, ids.numpy(), strict=True)])
-        > 0.9
-    )
-
-
-@pytest.mark.parametrize("rows", [np.arange(3, 999, 2), np.array([5])])
-def test_blocks_change_nothing(monkeypatch, given, rows):
-    monkeypatch.setattr("hullft_ops.ttft.store.search._BLOCK_ROWS", 64)
-    k = min(9, len(rows))
-    scores, ids = exact_search(given.vectors, given.vectors[:4], k, rows)
-    wanted, places = exact_search(given.vectors[rows], given.vectors[:4], k)
-    np.testing.assert_array_equal(ids, rows[places])
-    np.testing.assert_allclose(scores, wanted, rtol=1e-5)
-
-
-def test_equal_scores_come_in_order_of_position_across_blocks(monkeypatch):
-    monkeypatch.setattr("hullft_ops.ttft.store.search._BLOCK_ROWS", 4)
-    same = np.tile(np.eye(1, 8, dtype=np.float32), (30, 1))
-    _, ids = exact_search(same, same[:1], 6, np.arange(1, 30, 2))
-    assert ids[0, 0] == 1
-
-
-@pytest.mark.parametrize("damage", ["cut", "flipped"])
-def test_a_damaged_index_is_refused(given, tmp_path, damage):
-    texts = list(map(str, range(1200)))
-    Datastore.build(texts, given, tmp_path / "s", progress=False, thresholds=IVF)
-    (file,) = (tmp_path / "s").glob("data-*/*.faiss")
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes(content[:-1] if damage == "cut" else content)
-    with pytest.raises(ValueError, match=r"faiss is missing or corrupt"):
-        Datastore.open(tmp_path / "s")
-
-
-class ThreeVectors(GivenVectors):
-    """Most lists stay empty, and FAISS then writes the others' numbers and sizes."""
-
-    def encode(self, texts):
-        return self.vectors[[int(text) % 3 for text in texts]]
-
-
-@pytest.fixture(scope="module")
-def sparse(tmp_path_factory: pytest.TempPathFactory) -> tuple[Datastore, bytes]:
-    path = tmp_path_factory.mktemp("sparse") / "store"
-    texts = list(map(str, range(1200)))
-    store = Datastore.build(texts, ThreeVectors(), path, progress=False, thresholds=IVF)
-    (file,) = path.glob("data-*/*.faiss")
-    return store, file.read_bytes()
-
-
-def test_lists_that_are_mostly_empty_are_searched(monkeypatch, sparse):
-    monkeypatch.setattr("hullft_ops.ttft.store.datastore._EXACT_ROWS", 0)
-    store, content = sparse
-    assert b"sprs" in content
-    _, ids = store.search(ThreeVectors().vectors[1:2], 400)
-    assert sorted(ids[0].tolist()) == list(range(1, 1200, 3))
-
-
-def test_an_index_outside_of_the_datastore_is_refused(given, tmp_path):
-    texts = list(map(str, range(1200)))
-    Datastore.build(texts, given, tmp_path / "s", progress=False, thresholds=IVF)
-    manifest: Path = tmp_path / "s" / "manifest.json"
-    values = json.loads(manifest.read_text())
-    values["index"]["file"]["file"] = "../index-00.faiss"
-    manifest.write_text(json.dumps(values))
-    with pytest.raises(ValueError, match="index.file must be named like"):
-        Datastore.open(tmp_path / "s")
+    assert len(identities) == 5

@@ -1,1 +1,1 @@
-"""Texts with their embeddings: stores, embedders and sources. Imports ``ttft.model`` at most."""
+"""Texts with their embeddings: stores, the corpora they come from, and how they are cut."""

@@ -1,0 +1,27 @@
+// Which instruction set the kernels use, and what the processor has.
+#pragma once
+
+namespace hullft {
+
+// The name of the one in use.
+const char* simd_level();
+
+// The names of those that this processor can run, widest first.
+int available_simd_levels(const char* names[], int capacity);
+
+// Chooses one by name, for tests and measurements; false when it cannot run here.
+bool choose_simd_level(const char* name);
+
+bool is_intel_processor();
+
+// Whether this is an x86 processor without instructions that multiply bfloat16.
+bool lacks_bfloat16();
+
+// Whether several Adam steps take their quotients by multiplication, with the bits of the division:
+// on Intel's processors, whose divider is what they would wait for.
+bool quick_quotients();
+
+// For tests and measurements.
+void use_quick_quotients(bool use);
+
+}  // namespace hullft

@@ -1,0 +1,96 @@
+// Screening the candidates of Frank-Wolfe: pools in 16-bit integers, and estimates of correlations.
+#pragma once
+
+#include <cstdint>
+
+#include "../../core/dtypes.h"
+
+namespace hullft {
+
+// Integers are rows of this many 16-bit values, zero in the padding.
+constexpr int64_t kQuantizedPadding = 32;
+static inline int64_t quantized_width(int64_t d) {
+  return (d + kQuantizedPadding - 1) / kQuantizedPadding * kQuantizedPadding;
+}
+// The rows of a pool come in tiles of so many: their first vectors, then their second ones and so
+// on. Products are made of a tile at a time, and a core gets up to twice as much of its
+// second-level cache where it reads in the order of memory. How long a vector is, only a table
+// knows.
+constexpr int64_t kQuantizedTile = 4;
+
+// One lane of a product adds up some of a row's integers. This bounds their norm: by Cauchy and
+// Schwarz a part of the lane's sum is at most its square, about 2^30, and fits into 32 bits.
+constexpr float kQuantizedNorm = 32000;
+
+struct QuantizedColumn {
+  const int16_t* values;  // [width]
+  float scale;
+};
+
+struct QuantizedRowsOut {
+  int16_t* values;  // [n, width], in tiles
+  float* scales;    // [n]
+  int64_t tile;     // kQuantizedTile, or 1 for rows one after the other
+};
+
+// Of all of some rows. `norm` is rounded, infinite where a square is not finite or too large.
+struct QuantizedBounds {
+  float norm, lost;
+};
+
+// Row k = scales[k] * the integers but for a vector of norm `lost` at most, for k < n_rows. Unless
+// column is null, products[k] = <row k, column> as multiply_quantized has it. With an infinite norm
+// nothing of that holds.
+template <typename T>
+using Quantize = QuantizedBounds (*)(const T* const* rows, int64_t n_rows, int64_t d,
+                                     const QuantizedRowsOut& out, const QuantizedColumn* column,
+                                     float* products);
+
+// In one pass over rows of integers.
+constexpr int64_t kMostColumns = 2;
+
+// Of kQuantizedTile rows each. The padding of the last is zero, as are its scales.
+struct QuantizedTiles {
+  const int16_t* values;  // [n, width]
+  const float* scales;    // [n]
+  int64_t width;
+};
+
+// One step as the entry u_k of a candidate sees it: u_k <- scale * u_k + toward * G_ks - away *
+// G_ka. A step that moves nothing has neither.
+struct SupportMove {
+  double scale, toward, away;
+  int64_t s, a;  // of a list of atoms
+};
+
+// float64 is not screened.
+struct ScreeningKernels {
+  Quantize<float> quantize_float32;
+  Quantize<BFloat16> quantize_bfloat16;
+  Quantize<Float16> quantize_float16;
+  // out[j][k] = <row k, row atoms[j]>, the exact product rounded a few times, for the rows of tiles
+  // begin .. end and up to kMostColumns atoms.
+  void (*multiply_quantized)(const QuantizedTiles& tiles, int64_t begin, int64_t end,
+                             const int64_t* atoms, int64_t n_atoms, float* const* out);
+  // u <- scale * u + toward * column_s - away * column_a, then the maximum of b - u; a null column
+  // is left out. Every array holds n = padded(K) values.
+  float (*step_max)(const float* b, float* u, int64_t n, double scale, double toward,
+                    const float* column_s, double away, const float* column_a);
+  // Writes every k with b[k] - u[k] >= least, in order, and returns how many there are.
+  int64_t (*estimates_from)(const float* b, const float* u, int64_t n, float least,
+                            int64_t* candidates);
+  // The lowest k of the highest b[k] - u[k] among those with slots[k] < 0, or -1 if all of those
+  // are -infinity.
+  int64_t (*highest_without_slot)(const float* b, const float* u, const int32_t* slots, int64_t n);
+  // u_k after those steps from 0, with the bits that StepKernels would have left there; products
+  // are <x_k, atom> for the list of atoms.
+  double (*follow_moves)(const SupportMove* moves, int64_t n_moves, const double* products);
+
+  Quantize<float> quantize(const float*) const { return quantize_float32; }
+  Quantize<BFloat16> quantize(const BFloat16*) const { return quantize_bfloat16; }
+  Quantize<Float16> quantize(const Float16*) const { return quantize_float16; }
+};
+
+const ScreeningKernels& screening_kernels();
+
+}  // namespace hullft

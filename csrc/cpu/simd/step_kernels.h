@@ -1,0 +1,31 @@
+// The update of the correlations by a step, fused with the search for the next vertex.
+#pragma once
+
+#include <cstdint>
+
+namespace hullft {
+
+struct ArgMax {
+  double value;
+  int64_t index;  // the lowest on ties
+};
+
+struct TiedMax {
+  double value;
+  int64_t index;  // the lowest on ties
+  bool tied;      // whether others have the value too
+};
+
+struct StepKernels {
+  // u <- scale * u + toward * column_s - away * column_a, then argmax of b - u; a null column is
+  // left out. Every array holds n = padded(K) values.
+  ArgMax (*step_argmax)(const double* b, double* u, int64_t n, double scale, double toward,
+                        const double* column_s, double away, const double* column_a);
+  // The same, and whether the maximum is one of several.
+  TiedMax (*step_tied_max)(const double* b, double* u, int64_t n, double scale, double toward,
+                           const double* column_s, double away, const double* column_a);
+};
+
+const StepKernels& step_kernels();
+
+}  // namespace hullft

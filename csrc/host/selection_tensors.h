@@ -1,0 +1,72 @@
+// The tensors that the selection operators return.
+#pragma once
+
+#include <array>
+#include <tuple>
+
+#include "empty.h"
+
+namespace hullft {
+
+// State and outputs are float64 for float64 pools, float32 for all others.
+inline ScalarType real_type(const Tensor& pool) {
+  return pool.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+// The tensors that every selection operator returns.
+struct SelectionTensors {
+  using Tuple = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+  SelectionTensors(const Tensor& pool, int64_t batch, int64_t n_select) {
+    const ScalarType real = real_type(pool);
+    const std::array<int64_t, 2> rows{batch, n_select};
+    const std::array<int64_t, 1> one{batch};
+    indices = empty_beside(pool, rows, ScalarType::Long);
+    weights = empty_beside(pool, rows, real);
+    counts = empty_beside(pool, rows, ScalarType::Long);
+    support_size = empty_beside(pool, one, ScalarType::Long);
+    residual = empty_beside(pool, one, real);
+    gap = empty_beside(pool, one, real);
+    num_iter = empty_beside(pool, one, ScalarType::Long);
+  }
+
+  Tuple tuple() const { return {indices, weights, counts, support_size, residual, gap, num_iter}; }
+
+  Tensor indices, weights, counts, support_size, residual, gap, num_iter;
+};
+
+// What sift_select returns besides a selection: its picks in their order.
+struct PickTensors {
+  using Tuple = decltype(std::tuple_cat(SelectionTensors::Tuple(), std::tuple<Tensor, Tensor>()));
+
+  PickTensors(const Tensor& pool, int64_t batch, int64_t n_select) {
+    const std::array<int64_t, 2> rows{batch, n_select};
+    picks = empty_beside(pool, rows, ScalarType::Long);
+    variance = empty_beside(pool, rows, real_type(pool));
+  }
+
+  Tuple after(const SelectionTensors::Tuple& selection) const {
+    return std::tuple_cat(selection, std::tuple(picks, variance));
+  }
+
+  Tensor picks, variance;
+};
+
+// The tensors that fw_lmo returns.
+struct LmoTensors {
+  using Tuple = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+
+  LmoTensors(const Tensor& pool, int64_t batch) {
+    const std::array<int64_t, 1> one{batch};
+    vertex = empty_beside(pool, one, ScalarType::Long);
+    correlation = empty_beside(pool, one, real_type(pool));
+    gamma = empty_beside(pool, one, real_type(pool));
+    gap = empty_beside(pool, one, real_type(pool));
+  }
+
+  Tuple tuple() const { return {vertex, correlation, gamma, gap}; }
+
+  Tensor vertex, correlation, gamma, gap;
+};
+
+}  // namespace hullft

@@ -1,0 +1,33 @@
+"""``hullft-ops report``: what the rows of an evaluation say."""
+
+from pathlib import Path
+
+import tyro
+
+from hullft_ops._terminal import echo
+from hullft_ops.cli.terminal import print_report
+from hullft_ops.evaluation.report import write_report
+from hullft_ops.evaluation.results import read_rows
+from hullft_ops.evaluation.statistics import Measurements
+from hullft_ops.ttft.files import check_output, new_folder
+
+
+def report(
+    results: tyro.conf.Positional[Path],
+    *,
+    output: Path = Path("hullft_report"),
+    overwrite: bool = False,
+) -> None:
+    """Print a table of an evaluation; write it with a picture as Markdown and HTML.
+
+    Args:
+        results: results file of hullft-ops evaluate.
+        output: folder for report.html and report.png.
+        overwrite: replace a folder that an earlier report wrote.
+    """
+    check_output(output, inputs=[results], overwrite=overwrite)
+    measured = Measurements.of(read_rows(results))
+    with new_folder(output, overwrite=overwrite) as folder:
+        write_report(measured, folder)
+    print_report(measured)
+    echo(output)

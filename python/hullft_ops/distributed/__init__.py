@@ -1,0 +1,1 @@
+"""The same work in worker processes on Ray: embedding a corpus, measuring settings."""

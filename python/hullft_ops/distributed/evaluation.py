@@ -1,0 +1,68 @@
+"""Measuring settings on held-out prompts in workers, a prompt at a time."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from hullft_ops.distributed.workers import Workers, do_item, worker_pool
+from hullft_ops.evaluation.experiment import Experiment
+from hullft_ops.evaluation.results import Row
+from hullft_ops.evaluation.run import DATASTORES, Task, load_evaluation, measure
+from hullft_ops.ttft.config import TTFTConfig
+from hullft_ops.ttft.errors import InputError
+
+
+def load_measurement(
+    run: str, experiment: Experiment, **options: Any
+) -> Callable[[Task], list[Row]]:
+    """What a worker does: the rows of a prompt, by the driver's model and datastore."""
+    evaluation = load_evaluation(experiment, **options)
+    if evaluation.run != run:
+        raise InputError(
+            "workers: a worker has another model, tokenizer, datastore or embedder of the "
+            f"same name (run {evaluation.run}, the driver's is {run})"
+        )
+
+    def measured(task: Task) -> list[Row]:
+        return list(measure(evaluation, task))
+
+    # A row that pays for allocations and thread pools.
+    measured((evaluation.prompts[0], list(evaluation.configs)[:1]))
+    return measured
+
+
+def ray_rows(
+    tasks: list[Task],
+    workers: Workers,
+    *,
+    run: str,
+    experiment: Experiment,
+    datastores: Path = DATASTORES,
+    config_class: type[TTFTConfig] = TTFTConfig,
+) -> Iterator[Row]:
+    """The rows of all tasks, measured in workers; those of a prompt arrive together.
+
+    Except for seconds and order they are those of a single process with as many threads.
+
+    Args:
+        tasks: what is `missing`.
+        workers: how many; a worker with GPUs has its model on "cuda".
+        run: identity of the driver's model and datastore.
+        experiment, datastores, config_class: as in `load_evaluation`.
+
+    Raises:
+        InputError: as `worker_pool`, or a worker loads another model or datastore.
+    """
+    if not tasks:
+        return
+    with worker_pool(
+        workers,
+        load_measurement,
+        run=run,
+        experiment=experiment,
+        device="cuda" if workers.gpus else "cpu",
+        datastores=datastores,
+        config_class=config_class,
+    ) as pool:
+        for rows in pool.map_unordered(do_item, tasks):
+            yield from rows

@@ -1,0 +1,148 @@
+"""Workers on Ray: how many there are, and a pool of them."""
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from hullft_ops._checks import check_integer
+from hullft_ops._extras import needed_by
+from hullft_ops.ttft.errors import InputError
+
+# A worker that keeps dying on the same work more likely runs out of memory than has bad luck.
+RETRIES = 2
+
+# Loads what a worker needs, and returns the function that does an item of its work.
+Load = Callable[..., Callable[[Any], Any]]
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Where a command computes.
+
+    Raises:
+        TypeError, ValueError: a number has the wrong type or is out of range.
+    """
+
+    engine: Literal["process", "ray"] = "process"
+    """process for this process, ray for workers on Ray: on this machine, or on the cluster at
+    RAY_ADDRESS."""
+
+    workers: int | None = None
+    """Workers on Ray; None for as many as fit."""
+
+    threads: int = 1
+    """Threads of each worker. Ray reserves as many processors."""
+
+    gpus: float = 0.0
+    """GPUs that Ray reserves for each worker; below 1, a share of one."""
+
+    def __post_init__(self) -> None:
+        if self.workers is not None:
+            check_integer("Workers", "workers", self.workers, 1)
+        check_integer("Workers", "threads", self.threads, 1)
+        if not 0 <= self.gpus < math.inf:
+            raise ValueError(f"Workers: gpus must be 0 or more, got {self.gpus}")
+
+
+class Worker:
+    """An actor. It loads with its first item: the exception of a constructor would not arrive."""
+
+    def __init__(
+        self, folder: Path, threads: int, load: Load, arguments: dict[str, Any]
+    ) -> None:
+        self._folder = folder
+        self._threads = threads
+        self._load = load
+        self._arguments = arguments
+
+    def work(self, item: Any) -> Any:
+        return self._function(item)
+
+    @cached_property
+    def _function(self) -> Callable[[Any], Any]:
+        import faiss
+
+        # The command may have named files from there.
+        os.chdir(self._folder)
+        torch.set_num_threads(self._threads)
+        faiss.omp_set_num_threads(self._threads)
+        return self._load(**self._arguments)
+
+
+@contextmanager
+def worker_pool(workers: Workers, load: Load, **arguments: Any) -> Iterator[Any]:
+    """For the block, a `ray.util.ActorPool` of `Worker`. If one dies, another does its work.
+
+    It uses the Ray that this process is connected to, else the cluster at ``RAY_ADDRESS``, else
+    a Ray of its own on this machine, which sends no usage reports and ends with the block.
+
+    Raises:
+        ImportError: Ray is not installed.
+        InputError: the cluster has no room for the workers, or the same work has ended a worker
+            three times.
+    """
+    with needed_by("engine ray", "ray"):
+        import ray
+        from ray.util import ActorPool
+
+    connects = not ray.is_initialized()
+    if connects:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(
+            os.environ.get("RAY_ADDRESS") or "local",
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=40,  # errors
+        )
+    actors: list[Any] = []
+    try:
+        start = ray.remote(Worker).options(
+            num_cpus=workers.threads,
+            num_gpus=workers.gpus,
+            max_restarts=-1,
+            max_task_retries=RETRIES,
+        )
+        resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        for _ in range(_count(workers, resources)):
+            actors.append(start.remote(Path.cwd(), workers.threads, load, arguments))
+        yield ActorPool(actors)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from error
+    except ray.exceptions.RayActorError as error:
+        raise InputError(
+            f"workers: the same work has ended its worker {RETRIES + 1} times; it may have "
+            "run out of memory"
+        ) from error
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+        if connects:
+            ray.shutdown()
+
+
+def do_item(worker: Any, item: Any) -> Any:
+    """Has a worker of a pool do an item; for `ActorPool.submit`."""
+    return worker.work.remote(item)
+
+
+def _count(workers: Workers, cluster: dict[str, float]) -> int:
+    """How many workers to start; InputError if they do not fit: Ray would wait."""
+    processors = cluster.get("CPU", 0)
+    gpus = cluster.get("GPU", 0)
+    room = int(processors / workers.threads)
+    if workers.gpus:
+        room = min(room, int(gpus / workers.gpus))
+    count = workers.workers or max(1, room)
+    if count > room:
+        raise InputError(
+            f"workers: {count} of {workers.threads} processors and {workers.gpus:g} GPUs "
+            f"each do not fit a cluster of {processors:g} processors and {gpus:g} GPUs"
+        )
+    return count

@@ -1,0 +1,1 @@
+"""Comparing methods and settings of test-time finetuning on held-out prompts."""

@@ -1,0 +1,217 @@
+"""What to evaluate: models, texts, and a grid of settings."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from hullft_ops.ttft.config import TTFTConfig, default_lr
+from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER
+from hullft_ops.ttft.errors import InputError
+from hullft_ops.ttft.methods import method_name
+from hullft_ops.ttft.parsing import first_problem, parse
+
+NO_STEPS = "no steps"
+_SHIPPED = Path(__file__).with_name("experiments")
+# These take one step on each passage, so no gradient is used twice.
+_ONE_STEP_A_PASSAGE = ("knn", "random")
+# A label always states these; it states the others where they are not the default.
+_NAMED = ("method", "n_select", "refresh", "lr")
+# All that matters without steps.
+_STEPLESS = ("n_select", "context", "max_length", "adapter")
+
+
+class Experiment(BaseModel):
+    """The file that ``hullft-ops evaluate --config`` reads. Keys that begin with "_" are ignored.
+
+    The descriptions of the fields are also the help of the command's options.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
+    )
+
+    model: str | None = None
+    """Name or folder of a causal language model; None for the shipped one."""
+
+    allow_missing_weights: bool = False
+    """Load a model even if its checkpoint lacks weights or has others."""
+
+    embedder: str = DEFAULT_EMBEDDER
+    """Name or folder of a sentence-transformers model."""
+
+    store: Path | None = None
+    """Folder of a datastore; goes with prompts."""
+
+    prompts: Path | None = None
+    """JSONL file of held-out prompts: each has a "text", and a "domain" if you like."""
+
+    corpus: Path | None = None
+    """Without store: JSONL file of documents to split into a datastore and held-out prompts. None
+    for the sources of installed packages."""
+
+    limit: int | None = Field(default=None, ge=1)
+    """How many prompts to take, evenly from their domains; None for all."""
+
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Chooses the prompts, and the passages of the method random."""
+
+    settings: list[dict[str, Any]] = Field(
+        default=[{"method": ["knn", "hullft"]}], min_length=1
+    )
+    """The grid: fields of `TTFTConfig` with a value or a list of values, or a list of such."""
+
+    description: str = ""
+    """What the experiment is for."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_comments(cls, content: Any) -> Any:
+        if not isinstance(content, dict):
+            return content
+        return {key: value for key, value in content.items() if key[:1] != "_"}
+
+    @field_validator("settings", mode="before")
+    @classmethod
+    def _listed(cls, settings: Any) -> Any:
+        return [settings] if isinstance(settings, dict) else settings
+
+    def changed(self, **changes: Any) -> "Experiment":
+        """The experiment with other values. InputError if one is wrong."""
+        try:
+            return Experiment(**(self.model_dump() | changes))
+        except ValidationError as error:
+            raise InputError(first_problem(error)) from error
+
+    def configs(self, config_class: type[TTFTConfig] = TTFTConfig) -> list[TTFTConfig]:
+        """Every configuration of the grid; see `expand`."""
+        defaults = {"lr": default_lr(self.model), "seed": self.seed}
+        return expand([defaults | grid for grid in self.settings], config_class)
+
+
+def read_experiment(
+    source: str | Path, config_class: type[TTFTConfig] = TTFTConfig
+) -> Experiment:
+    """The experiment in a JSON file, or the one of that name that ships with the package.
+
+    Raises:
+        InputError: it cannot be read, or is wrong; the message names the file and the key.
+    """
+    path, shipped = Path(source), _SHIPPED / f"{source}.json"
+    if shipped.is_file() and not path.exists():
+        path = shipped
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        names = ", ".join(sorted(path.stem for path in _SHIPPED.glob("*.json")))
+        raise InputError(
+            f"config {source}: {error.strerror}; {names} ship with the package"
+        ) from error
+    experiment = parse(Experiment, content, f"config {source}")
+    try:
+        experiment.configs(config_class)
+    except InputError as error:
+        raise InputError(f"config {source}: {error}") from error
+    return experiment
+
+
+def expand(
+    settings: Sequence[Mapping[str, Any]], config_class: type[TTFTConfig] = TTFTConfig
+) -> list[TTFTConfig]:
+    """Every configuration of some grids, once. Lists multiply out.
+
+    Settings that do not matter take their default: ``refresh`` for knn and random, ``seed`` for the
+    others, and what concerns steps where there are none. A configuration without steps and context
+    is left out: every row has the bits per byte without adaptation.
+
+    Raises:
+        InputError: a setting is unknown or wrong, or nothing is left to measure.
+    """
+    configs: dict[str, TTFTConfig] = {}
+    for number, grid in enumerate(settings):
+        place = f"settings[{number}]"
+        for values in _combinations(grid, config_class, place):
+            try:
+                config = config_class(**_that_matter(values, config_class))
+            except (TypeError, ValueError) as error:
+                raise InputError(f"{place}: {error}") from error
+            if config.n_select or config.context or config.adapter:
+                configs.setdefault(label(config), config)
+    if not configs:
+        raise InputError(
+            "settings: without steps and context there is nothing to measure"
+        )
+    return list(configs.values())
+
+
+def _combinations(
+    grid: Mapping[str, Any], config_class: type[TTFTConfig], place: str
+) -> Iterator[dict[str, Any]]:
+    known = [field.name for field in fields(config_class)]
+    axes = {}
+    for name, value in grid.items():
+        if name not in known:
+            raise InputError(f"{place}: unknown {name!r}, known are {', '.join(known)}")
+        axes[name] = value if isinstance(value, list) else [value]
+        if not axes[name]:
+            raise InputError(f"{place}: {name} must not be an empty list")
+    for values in product(*axes.values()):
+        yield dict(zip(axes, values, strict=True))
+
+
+def _that_matter(
+    values: dict[str, Any], config_class: type[TTFTConfig]
+) -> dict[str, Any]:
+    method = values.get("method", config_class.method)
+    if values.get("n_select", config_class.n_select) == 0:
+        return {name: values[name] for name in _STEPLESS if name in values}
+    if method in _ONE_STEP_A_PASSAGE:
+        values = values | {"refresh": 1}
+    if method != "random":
+        values = {name: value for name, value in values.items() if name != "seed"}
+    return values
+
+
+def label(config: TTFTConfig) -> str:
+    """The configuration's name, for example "hullft n=20 refresh=2 lr=5e-05 context=5".
+
+    It states method, steps, refresh and learning rate, and what is not the default.
+    """
+    values = settings_of(config)
+    if config.n_select == 0:
+        parts = [NO_STEPS]
+    else:
+        parts = [
+            str(values["method"]),
+            f"n={config.n_select}",
+            f"refresh={values['refresh']}",
+            f"lr={_shown(config.lr)}",
+        ]
+    for name in sorted(values.keys() - set(_NAMED)):
+        parts.append(f"{name}={_shown(values[name])}")
+    return " ".join(parts)
+
+
+def settings_of(config: TTFTConfig) -> dict[str, Any]:
+    """The fields that `label` states, as JSON can hold them: functions by their names."""
+    values = {}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.name in _NAMED or value != field.default:
+            values[field.name] = method_name(value) if callable(value) else value
+    return values
+
+
+def _shown(value: object) -> str:
+    # A rate of 1 in a file is the rate of 1.0 on the command line.
+    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)

@@ -1,0 +1,198 @@
+"""Held-out prompts: texts to adapt to and to score, which the datastore does not hold."""
+
+import hashlib
+import importlib.util
+import itertools
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, field_validator
+
+from hullft_ops.evaluation.jsonl import read_lines
+from hullft_ops.ttft.embedding import Embedder
+from hullft_ops.ttft.errors import InputError
+from hullft_ops.ttft.store.base import Store
+from hullft_ops.ttft.store.cutting import split_passages
+
+# About this much source fills the 256 tokens that the default embedder reads.
+PASSAGE_CHARS = 800
+# Bits per byte of a shorter text say little, and may not exist.
+PROMPT_CHARS = 50
+HELD_OUT_ONE_IN = 8
+# Folders of sibling modules, so that a held-out file has relatives in the store.
+FAMILIES = (
+    ("torch", "optim/*.py"),
+    ("torch", "nn/modules/*.py"),
+    ("torch", "distributions/*.py"),
+    ("transformers", "models/*/modeling_*.py"),
+    ("networkx", "algorithms/*.py"),
+    ("matplotlib", "*.py"),
+)
+# Two cores embed about 25 passages a second, so this store takes 90 seconds.
+PASSAGE_BUDGET = 2500
+
+
+class Record(BaseModel):
+    """A line of a JSONL file of prompts or documents; other keys are ignored."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    text: str
+    domain: str = "all"
+
+    @field_validator("text")
+    @classmethod
+    def _not_blank(cls, text: str) -> str:
+        if not text.strip():
+            raise ValueError("must not be blank")
+        return text
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text to adapt to and to score, with its domain."""
+
+    text: str
+    domain: str = "all"
+
+    @property
+    def id(self) -> str:
+        """An id that depends only on the text, not on its file or position."""
+        return hashlib.sha256(self.text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Document:
+    """A file or a record. It is held out as a whole; each family is split separately."""
+
+    family: str
+    name: str
+    text: str
+
+    @property
+    def rank(self) -> str:
+        return hashlib.sha256(self.name.encode()).hexdigest()
+
+    def passages(self) -> list[str]:
+        pieces = split_passages(self.text, PASSAGE_CHARS)
+        return [piece for piece in pieces if piece.strip()]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Documents as passages for a datastore, and as prompts; the domain is the document.
+
+    Passages that the datastore already has, whatever their layout, are left out of both.
+    """
+
+    passages: list[str]
+    prompts: list[Prompt]
+
+    def digest(self, embedder_name: str) -> str:
+        """Names the datastore of these passages."""
+        content = "\0".join([embedder_name, *self.passages])
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """The prompts of a JSONL file in order, each text once. InputError names a wrong line."""
+    prompts: dict[str, Prompt] = {}
+    for record in read_lines(Record, path, "prompts"):
+        prompts.setdefault(record.text, Prompt(record.text, record.domain))
+    return list(prompts.values())
+
+
+def read_documents(path: Path) -> list[Document]:
+    """The records of a JSONL file as documents. InputError names a wrong line."""
+    records = read_lines(Record, path, "corpus")
+    return [
+        Document("", f"line {number}", record.text)
+        for number, record in enumerate(records, start=1)
+    ]
+
+
+def installed_documents() -> list[Document]:
+    """Sources of installed packages: about ``PASSAGE_BUDGET`` passages from `FAMILIES`."""
+    sources = [document for family in FAMILIES for document in _sources(*family)]
+    families = {document.family for document in sources}
+    budgets = {family: PASSAGE_BUDGET // len(families) for family in families}
+    documents: list[Document] = []
+    for document in sorted(sources, key=lambda source: source.rank):
+        size = len(document.passages())
+        if size <= budgets[document.family]:
+            budgets[document.family] -= size
+            documents.append(document)
+    return documents
+
+
+def _sources(package: str, pattern: str) -> Iterator[Document]:
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        return
+    root = Path(spec.submodule_search_locations[0])
+    for path in root.glob(pattern):
+        name = path.relative_to(root.parent).as_posix()
+        text = path.read_text(encoding="utf-8")
+        yield Document(f"{package}/{pattern}", name, text)
+
+
+def hold_out(documents: Sequence[Document]) -> Split:
+    """Hold out one document in eight of each family, by a hash of its name, and cut all."""
+    held_out: list[Document] = []
+    stored: list[Document] = []
+    order = sorted(documents, key=lambda document: (document.family, document.rank))
+    for _, family in itertools.groupby(order, key=lambda document: document.family):
+        for number, document in enumerate(family):
+            part = stored if number % HELD_OUT_ONE_IN else held_out
+            part.append(document)
+    passages: dict[str, str] = {}
+    for document in stored:
+        for passage in document.passages():
+            passages.setdefault(normalised(passage), passage)
+    prompts: dict[str, Prompt] = {}
+    for document in held_out:
+        for passage in document.passages():
+            key = normalised(passage)
+            if len(key) >= PROMPT_CHARS and key not in passages:
+                prompts[key] = Prompt(passage, document.name)
+    return Split(list(passages.values()), list(prompts.values()))
+
+
+def normalised(passage: str) -> str:
+    """The passage's lines without indentation, trailing space and blank lines."""
+    lines = (line.strip() for line in passage.splitlines())
+    return "\n".join(line for line in lines if line)
+
+
+def choose_prompts(
+    prompts: Sequence[Prompt], count: int | None, seed: int
+) -> list[Prompt]:
+    """The first ``count`` by a hash of ``seed`` and text, or all. Domains take turns.
+
+    InputError if there are fewer.
+    """
+    if len(prompts) < (count or 1):
+        raise InputError(
+            f"limit is {count or 1}, there are {len(prompts)} held-out prompts"
+        )
+    ranked = sorted(
+        prompts,
+        key=lambda prompt: hashlib.sha256(f"{seed}\n{prompt.text}".encode()).digest(),
+    )
+    turns: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
+    return sorted(ranked, key=lambda prompt: next(turns[prompt.domain]))[:count]
+
+
+def not_in_store(
+    prompts: Sequence[Prompt], store: Store, embedder: Embedder
+) -> list[Prompt]:
+    """The prompts whose nearest passage is not the prompt itself, whatever its layout."""
+    vectors = embedder.encode([prompt.text for prompt in prompts])
+    _, nearest = store.search(vectors, 1)
+    return [
+        prompt
+        for prompt, [position] in zip(prompts, nearest.tolist(), strict=True)
+        if normalised(store.texts[position]) != normalised(prompt.text)
+    ]

@@ -1,0 +1,223 @@
+"""An evaluation's report: a picture, and one HTML page that needs no other file."""
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import cycle
+from pathlib import Path
+
+import numpy as np
+from jinja2 import Environment, PackageLoader
+from matplotlib.figure import Figure
+
+from hullft_ops._terminal import printable
+from hullft_ops.evaluation.statistics import (
+    CONFIDENCE,
+    Measurements,
+    method_of,
+    relative,
+)
+
+TITLE = "Evaluation of test-time finetuning"
+NONE = "no adaptation"
+_TEMPLATES = PackageLoader("hullft_ops.evaluation", ".")
+# Intervals of fewer prompts say little.
+_FEW = 10
+# More domains than this would not fit a table.
+_DOMAINS = 8
+_LABEL_CHARS = 40
+_MARKERS = "osD^vP*Xh"
+Cells = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with paragraphs, and a table or the picture below them."""
+
+    title: str
+    paragraphs: list[str]
+    header: Cells = ()
+    rows: list[Cells] = field(default_factory=list)
+    picture: bool = False
+
+
+def write_report(measured: Measurements, folder: Path) -> None:
+    """Write ``report.html`` and ``report.png`` into a folder."""
+    picture = folder / "report.png"
+    draw(measured, picture)
+    sections = report_sections(measured)
+    page = as_html(sections, picture.read_bytes())
+    (folder / "report.html").write_text(page, encoding="utf-8")
+
+
+def report_sections(measured: Measurements) -> list[Section]:
+    """What the report says."""
+    sections = [_overview(measured), _all_configurations(measured)]
+    sections.append(Section("Quality against time", [], picture=True))
+    sections.append(_best_of_each_method(measured))
+    if 1 < len(set(measured.domains)) <= _DOMAINS:
+        sections.append(_by_domain(measured))
+    return [*sections, _conditions(measured)]
+
+
+def verdicts(measured: Measurements) -> list[str]:
+    """The best setting of each method in a sentence, whether it hurts, and what to doubt."""
+    lines = _doubts(measured)
+    for method, config in measured.best_of_each_method().items():
+        change = relative(measured.bits[config], measured.before)
+        lines.append(f"Best of {method}: {config}, {change} against none.")
+        if change.value > 0:
+            lines.append(f"Adapting hurts: {config} takes more bits than none.")
+    return lines
+
+
+def title_of(measured: Measurements) -> str:
+    """What the numbers of a table are."""
+    return f"Means over {len(measured.prompts)} held-out prompts"
+
+
+def cells_of(measured: Measurements) -> list[dict[str, str]]:
+    """The cells of each configuration, by column, fewest bits per byte first."""
+    rows = [{"configuration": NONE, "bits per byte": f"{measured.before.mean():.4f}"}]
+    for config in measured.ranked():
+        bits = measured.bits[config]
+        change = relative(bits, measured.before)
+        better = int((bits < measured.before).sum())
+        embed_search = measured.mean_seconds(config, "embed", "search")
+        cells = {
+            "configuration": config,
+            "bits per byte": f"{bits.mean():.4f}",
+            "against none": f"{change.value:+.1%}",
+            "interval": change.bounds,
+            "better on": f"{better} of {len(bits)}",
+            "embed and search": f"{embed_search:.3f} s",
+            "select": f"{1e3 * measured.mean_seconds(config, 'select'):.2f} ms",
+            "finetune": f"{measured.mean_seconds(config, 'finetune'):.3f} s",
+            "total": f"{measured.mean(config, 'seconds_total'):.3f} s",
+            "passes": f"{measured.mean(config, 'passes'):.1f}",
+            "passages": f"{measured.mean(config, 'support_size'):.1f}",
+        }
+        rows.append(cells)
+    return rows
+
+
+def _overview(measured: Measurements) -> Section:
+    lines = [
+        "For each prompt the methods retrieve passages, finetune the model on them, and score the "
+        "prompt, which no datastore holds. Every prompt has the same weight.",
+        f"Brackets are {CONFIDENCE:.0%} intervals of a paired bootstrap over the prompts.",
+        *_doubts(measured),
+    ]
+    return Section(title_of(measured), lines)
+
+
+def _doubts(measured: Measurements) -> list[str]:
+    lines = []
+    if len(measured.prompts) < _FEW:
+        lines.append(f"Intervals of {len(measured.prompts)} prompts say little.")
+    if measured.incomplete:
+        lines.append(
+            f"{measured.incomplete} prompts are left out: some configuration has not run on them."
+        )
+    for config, count in measured.failed.items():
+        lines.append(f"Left out: {config}, which failed on {count} prompts.")
+    return lines
+
+
+def _all_configurations(measured: Measurements) -> Section:
+    cells = cells_of(measured)
+    header = tuple(cells[-1])
+    rows = [tuple(row.get(name, "") for name in header) for row in cells]
+    return Section("Configurations", [], header, rows)
+
+
+def _best_of_each_method(measured: Measurements) -> Section:
+    best = measured.best_of_each_method()
+    leader = next(iter(best.values()))
+    rows: list[Cells] = []
+    for method, config in best.items():
+        bits = measured.bits[config]
+        change = relative(bits, measured.before)
+        behind = relative(bits, measured.bits[leader])
+        cells = (
+            method,
+            config,
+            f"{bits.mean():.4f}",
+            str(change),
+            change.verdict,
+            "" if config == leader else f"{behind}, {behind.verdict}",
+        )
+        rows.append(cells)
+    text = (
+        "The best setting of each method, chosen on these same prompts, which flatters a method "
+        "with many settings a little."
+    )
+    header = (
+        "method",
+        "configuration",
+        "bits per byte",
+        "against none",
+        "verdict",
+        f"against {leader}",
+    )
+    return Section("Best of each method", [text], header, rows)
+
+
+def _by_domain(measured: Measurements) -> Section:
+    domains = sorted(set(measured.domains.tolist()))
+    rows: list[Cells] = []
+    bits = {NONE: measured.before}
+    for config in measured.best_of_each_method().values():
+        bits[config] = measured.bits[config]
+    for config, values in bits.items():
+        means = [
+            f"{values[measured.domains == domain].mean():.4f}" for domain in domains
+        ]
+        rows.append((config, *means))
+    return Section("Bits per byte by domain", [], ("configuration", *domains), rows)
+
+
+def _conditions(measured: Measurements) -> Section:
+    first = next(iter(measured.rows.values()))[0]
+    conditions = {"run": first.run, "seed": first.seed, "threads": first.threads}
+    rows: list[Cells] = []
+    for name, value in {**conditions, **first.versions}.items():
+        rows.append((name, str(value)))
+    text = "Seconds are wall-clock, on one machine under its load at the time."
+    return Section("Conditions of the first row", [text], ("condition", "value"), rows)
+
+
+def as_html(sections: Sequence[Section], picture: bytes) -> str:
+    """The sections as one page. It contains the PNG, and escapes every text."""
+    environment = Environment(loader=_TEMPLATES, autoescape=True)
+    page = environment.get_template("report.html.jinja")
+    encoded = base64.b64encode(picture).decode()
+    return page.render(title=TITLE, sections=sections, picture=encoded)
+
+
+def draw(measured: Measurements, path: Path) -> None:
+    """Draw bits per byte against seconds as a PNG: a line for each method and refresh."""
+    figure = Figure(figsize=(8.0, 5.0), layout="constrained")
+    axes = figure.add_subplot()
+    none = float(measured.before.mean())
+    axes.axhline(none, color="#666666", linestyle="--", label=f"{NONE}: {none:.3f}")
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for config, bits in measured.bits.items():
+        row = measured.rows[config][0]
+        name = f"{method_of(row)}, refresh {row.settings.get('refresh')}"
+        point = measured.mean(config, "seconds_total"), float(bits.mean())
+        lines.setdefault(name, []).append(point)
+    for (name, points), marker in zip(
+        sorted(lines.items()), cycle(_MARKERS), strict=False
+    ):
+        seconds, bits = np.array(sorted(points)).T
+        # matplotlib would read a dollar as mathematics, and a long name takes all the room.
+        label = printable(name)[:_LABEL_CHARS].replace("$", r"\$")
+        axes.plot(seconds, bits, f"{marker}-", label=label, markersize=8, clip_on=False)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("seconds per prompt (embedding, search, selection, finetuning)")
+    axes.set_ylabel("bits per byte (lower is better)")
+    axes.set_title(title_of(measured))
+    axes.grid(alpha=0.25)
+    figure.legend(loc="outside right center", frameon=False)
+    figure.savefig(path, format="png", dpi=150)

@@ -1,0 +1,152 @@
+"""The results of an evaluation: a JSONL file from which a killed run goes on."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    NonNegativeFloat,
+    PositiveFloat,
+    model_validator,
+)
+
+from hullft_ops.ttft.errors import InputError
+from hullft_ops.ttft.parsing import parse
+
+STAGES = ("embed", "search", "select", "finetune")
+# How every row begins; rows of earlier versions have a space after the colon.
+_BEGINNING = b'{"run":'
+
+
+class Row(BaseModel):
+    """One configuration on one prompt. Seconds are wall-clock."""
+
+    model_config = ConfigDict(
+        allow_inf_nan=False, frozen=True, strict=True, use_attribute_docstrings=True
+    )
+
+    run: str
+    """The identity of model, tokenizer, datastore, embedder and seed."""
+    prompt: str
+    """The prompt's id, which its text decides."""
+    config: str
+    """The configuration's label."""
+    settings: dict[str, Any]
+    """What the label states."""
+    domain: str
+    excerpt: str
+    """The beginning of the prompt."""
+    seed: int
+    bits_per_byte_before: PositiveFloat
+    """Without adaptation."""
+    bits_per_byte_after: float | None
+    """With adaptation; None if there is an error."""
+    bytes_scored: int
+    seconds: dict[str, NonNegativeFloat]
+    """By stage; empty if there is an error. "finetune" includes reading the context."""
+    seconds_row: NonNegativeFloat
+    """Of the whole row, with scoring and restoring."""
+    passes: int
+    """Forward-backward passes."""
+    steps: int
+    """Optimizer steps."""
+    support_size: int
+    """Different passages."""
+    residual: float | None
+    """Distance from the prompt's embedding to the weighted mean of the support's."""
+    error: str | None
+    """Why there is no result, for example a loss that is not finite."""
+    versions: dict[str, str | None]
+    """Of the packages that decide the numbers, and the device of the model."""
+    threads: int
+    """Threads of torch."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Row":
+        for name, kind in (("method", str), ("n_select", int)):
+            if not isinstance(self.settings.get(name), kind):
+                raise ValueError(f"settings: must have {name!r}, got {self.settings}")
+        if self.error is not None:
+            return self
+        if self.bits_per_byte_after is None:
+            raise ValueError("must have bits_per_byte_after or an error, got neither")
+        for stage in STAGES:
+            if stage not in self.seconds:
+                raise ValueError(f"seconds: must have {stage!r}, got {self.seconds}")
+        return self
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.prompt, self.config
+
+    @property
+    def seconds_total(self) -> float:
+        """From the prompt to the adapted model."""
+        return sum(self.seconds.values())
+
+
+class ResultsFile:
+    """Rows on disk, by prompt and configuration. `open_results` makes one."""
+
+    def __init__(self, file: BinaryIO, rows: list[Row]) -> None:
+        self.rows = {row.key: row for row in rows}
+        self._file = file
+
+    def append(self, row: Row) -> None:
+        """Write a row. It is on the disk when this returns."""
+        self._file.write(row.model_dump_json().encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.rows[row.key] = row
+
+
+@contextmanager
+def open_results(path: Path, run: str) -> Iterator[ResultsFile]:
+    """Open a results file to append to, or create it. Drops a last line that a kill cut off.
+
+    Raises:
+        InputError: another process writes to it, it holds rows of another run, or as `read_rows`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        try:
+            # The system unlocks it if the process dies.
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"results {path}: another process writes to it") from error
+        rows = read_rows(path)
+        for row in rows:
+            if row.run != run:
+                raise InputError(
+                    f"results {path}: holds rows of another model, tokenizer, datastore, embedder "
+                    f"or seed (run {row.run}, this is {run}); name another file"
+                )
+        os.truncate(file.fileno(), path.read_bytes().rfind(b"\n") + 1)
+        yield ResultsFile(file, rows)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a results file in order, without a last line that a kill cut off.
+
+    Raises:
+        OSError: the file cannot be read.
+        InputError: a line is not a row, or two rows are of one configuration and prompt.
+    """
+    *lines, torn = path.read_bytes().split(b"\n")
+    rows: dict[tuple[str, str], Row] = {}
+    for number, line in enumerate(lines, start=1):
+        place = f"results {path}: line {number}"
+        row = parse(Row, line, place)
+        if row.key in rows:
+            raise InputError(f"{place}: a second row of {row.config} on {row.prompt}")
+        rows[row.key] = row
+    if torn[: len(_BEGINNING)] != _BEGINNING[: len(torn)]:
+        raise InputError(
+            f"results {path}: the last line is neither a row nor a part of one"
+        )
+    return list(rows.values())

@@ -1,0 +1,244 @@
+"""Measuring configurations on held-out prompts: a row for each pair of them."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hullft_ops.collect_env import versions_of
+from hullft_ops.evaluation.experiment import Experiment, label, settings_of
+from hullft_ops.evaluation.prompts import (
+    Prompt,
+    choose_prompts,
+    hold_out,
+    installed_documents,
+    not_in_store,
+    read_documents,
+    read_prompts,
+)
+from hullft_ops.evaluation.results import STAGES, Row
+from hullft_ops.ttft.adaptation import Adaptation
+from hullft_ops.ttft.config import TTFTConfig
+from hullft_ops.ttft.embedding import Embedder, load_embedder
+from hullft_ops.ttft.errors import InputError, NonFiniteLossError
+from hullft_ops.ttft.finetuner import TestTimeFinetuner
+from hullft_ops.ttft.identity import model_identity
+from hullft_ops.ttft.models.loading import load_model
+from hullft_ops.ttft.scoring import BitsPerByte, score_text
+from hullft_ops.ttft.store.base import Store
+from hullft_ops.ttft.store.datastore import Datastore
+
+# The folder of the datastores of corpora.
+DATASTORES = Path("hullft_datastores")
+EXCERPT_CHARS = 200
+_PACKAGES = ("hullft_ops", "torch", "transformers", "tokenizers", "faiss-cpu")
+# Tokenizers with one vocabulary may merge, normalise and prefix text differently.
+_SENTENCE = "Naïve  TOKENS of x_1 = 3.14;\n\tİt's 10,000 日本 🙂"
+# A prompt, and the labels of the configurations to measure on it.
+Task = tuple[Prompt, list[str]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The models and texts of an experiment, loaded.
+
+    Attributes:
+        run: identity of model, tokenizer, datastore, embedder and seed.
+        prompts: those that the datastore does not hold.
+        configs: the configurations by their labels.
+    """
+
+    run: str
+    seed: int
+    prompts: list[Prompt]
+    configs: dict[str, TTFTConfig]
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    store: Store
+    embedder: Embedder
+
+    def finetuner(self, config: str) -> TestTimeFinetuner:
+        """A finetuner with that configuration.
+
+        Each row takes a new one: it holds three times the trained parameters once it has adapted.
+        """
+        return TestTimeFinetuner(
+            self.model,
+            self.tokenizer,
+            self.store,
+            self.embedder,
+            self.configs[config],
+        )
+
+
+def load_evaluation(
+    experiment: Experiment,
+    *,
+    device: str = "cpu",
+    datastores: Path = DATASTORES,
+    config_class: type[TTFTConfig] = TTFTConfig,
+) -> Evaluation:
+    """Load what an experiment names. A corpus's datastore is in ``datastores``, or is built there.
+
+    Raises:
+        InputError, OSError: something cannot be loaded, or no prompt is left.
+    """
+    configs = experiment.configs(config_class)
+    embedder = load_embedder(experiment.embedder)
+    store, prompts = open_texts(experiment, embedder, datastores)
+    model, tokenizer = load_model(
+        experiment.model,
+        device,
+        allow_missing_weights=experiment.allow_missing_weights,
+    )
+    evaluation = Evaluation(
+        run=run_identity(model, tokenizer, store, experiment.seed),
+        seed=experiment.seed,
+        prompts=prompts,
+        configs={label(config): config for config in configs},
+        model=model,
+        tokenizer=tokenizer,
+        store=store,
+        embedder=embedder,
+    )
+    for config in evaluation.configs:
+        # A configuration that does not fit the models is refused before the work.
+        evaluation.finetuner(config)
+    return evaluation
+
+
+def open_texts(
+    experiment: Experiment, embedder: Embedder, datastores: Path
+) -> tuple[Datastore, list[Prompt]]:
+    """An experiment's datastore, and prompts that it does not hold."""
+    limit, seed = experiment.limit, experiment.seed
+    if experiment.store is not None and experiment.prompts is not None:
+        store = Datastore.open(experiment.store)
+        prompts = not_in_store(read_prompts(experiment.prompts), store, embedder)
+        return store, choose_prompts(prompts, limit, seed)
+    if experiment.store is not None or experiment.prompts is not None:
+        raise InputError("store and prompts must be given together")
+    corpus = experiment.corpus
+    split = hold_out(read_documents(corpus) if corpus else installed_documents())
+    prompts = choose_prompts(split.prompts, limit, seed)
+    path = datastores / split.digest(embedder.name)
+    if not path.exists():
+        Datastore.build(split.passages, embedder, path)
+    return Datastore.open(path), prompts
+
+
+def missing(evaluation: Evaluation, rows: Mapping[tuple[str, str], Row]) -> list[Task]:
+    """Each prompt with the configurations that have no row yet, in the order to run them."""
+    labels = list(evaluation.configs)
+    tasks: list[Task] = []
+    for number, prompt in enumerate(evaluation.prompts):
+        # Each prompt begins with another configuration, so that none always runs first.
+        first = number % len(labels)
+        rotated = labels[first:] + labels[:first]
+        left = [config for config in rotated if (prompt.id, config) not in rows]
+        if left:
+            tasks.append((prompt, left))
+    return tasks
+
+
+def measure_tasks(evaluation: Evaluation, tasks: list[Task]) -> Iterator[Row]:
+    """The rows of all tasks, after one that pays for allocations and thread pools."""
+    for prompt, labels in tasks[:1]:
+        list(measure(evaluation, (prompt, labels[:1])))
+    for task in tasks:
+        yield from measure(evaluation, task)
+
+
+def measure(evaluation: Evaluation, task: Task) -> Iterator[Row]:
+    """A row for each configuration on one prompt.
+
+    Raises:
+        ValueError: the prompt cannot be scored, or a setting does not fit the datastore.
+        NonFiniteLossError: the loss of the model without adaptation is not finite.
+    """
+    prompt, labels = task
+    # By the length of the scored windows, which is the same unless the model states none.
+    before: dict[int, BitsPerByte] = {}
+    for config in labels:
+        finetuner = evaluation.finetuner(config)
+        if finetuner.window not in before:
+            before[finetuner.window] = score_text(
+                finetuner.model,
+                finetuner.tokenizer,
+                prompt.text,
+                max_length=finetuner.window,
+            )
+        yield _row(evaluation, finetuner, prompt, before[finetuner.window])
+
+
+def _row(
+    evaluation: Evaluation,
+    finetuner: TestTimeFinetuner,
+    prompt: Prompt,
+    before: BitsPerByte,
+) -> Row:
+    start = perf_counter()
+    support = finetuner.select(prompt.text)
+    after, error, seconds, passes, steps = None, None, {}, 0, 0
+    try:
+        with finetuner.adapted(support) as adaptation:
+            after = adaptation.score(prompt.text).value
+            seconds = _stages(adaptation)
+            passes, steps = adaptation.passes, sum(adaptation.steps)
+    except NonFiniteLossError as failure:
+        error = str(failure)
+    return Row(
+        run=evaluation.run,
+        prompt=prompt.id,
+        config=label(finetuner.config),
+        settings=settings_of(finetuner.config),
+        domain=prompt.domain,
+        excerpt=prompt.text[:EXCERPT_CHARS],
+        seed=evaluation.seed,
+        bits_per_byte_before=before.value,
+        bits_per_byte_after=after,
+        bytes_scored=before.bytes,
+        seconds=seconds,
+        seconds_row=perf_counter() - start,
+        passes=passes,
+        steps=steps,
+        support_size=len(support.indices),
+        residual=support.residual,
+        error=error,
+        versions=versions_of(_PACKAGES) | {"device": finetuner.model.device.type},
+        threads=torch.get_num_threads(),
+    )
+
+
+def _stages(adaptation: Adaptation) -> dict[str, float]:
+    seconds = {stage: adaptation.seconds[stage] for stage in STAGES}
+    seconds["finetune"] += adaptation.seconds.get("prefill", 0.0)
+    return seconds
+
+
+def run_identity(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    store: Store,
+    seed: int,
+) -> str:
+    """Differs if any weight, the tokenizer, a text, an embedding or the seed does."""
+    tokens = tokenizer(_SENTENCE)["input_ids"]
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    about = [
+        model_identity(model),
+        vocabulary,
+        tokens,
+        store.identity,
+        store.embedder,
+        seed,
+    ]
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]

@@ -1,0 +1,153 @@
+"""Rows of results as matrices, and the certainty of differences between configurations."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isnan, nan
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from hullft_ops.evaluation.experiment import NO_STEPS
+from hullft_ops.evaluation.results import Row
+from hullft_ops.ttft.errors import InputError
+
+CONFIDENCE = 0.95
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its percentile bootstrap interval, whose bounds are NaN for one prompt."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:+.1%} {self.bounds}".rstrip()
+
+    @property
+    def bounds(self) -> str:
+        """The bounds in brackets; nothing for one prompt."""
+        return "" if isnan(self.low) else f"[{self.low:+.1%}, {self.high:+.1%}]"
+
+    @property
+    def verdict(self) -> str:
+        """What a change of bits per byte means."""
+        if self.low > 0:
+            return "worse"
+        return "better" if self.high < 0 else "no clear difference"
+
+
+def relative(bits: np.ndarray, others: np.ndarray) -> Interval:
+    """The mean of ``bits`` relative to that of ``others``, minus 1; both float64 ``[prompts]``.
+
+    Paired: a resample draws prompts, and takes both results on each.
+    """
+    if len(bits) < 2:
+        return Interval(_change(bits, others), nan, nan)
+    interval = stats.bootstrap(
+        (bits, others),
+        _change,
+        paired=True,
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        batch=1000,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return Interval(_change(bits, others), interval.low, interval.high)
+
+
+def _change(bits: np.ndarray, others: np.ndarray, axis: int = -1) -> Any:
+    return bits.mean(axis) / others.mean(axis) - 1
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """A complete table: every configuration has a result on every prompt.
+
+    Attributes:
+        rows: for each configuration, by its label, a row per prompt, in the order of ``prompts``.
+        prompts: the prompts' ids.
+        domains: ``[prompts]``, the prompts' domains.
+        before: float64 ``[prompts]``, bits per byte without adaptation.
+        bits: for each configuration float64 ``[prompts]``, bits per byte.
+        failed: configurations that are left out, and the number of prompts they failed on.
+        incomplete: how many prompts are left out because some configuration has not run on them.
+    """
+
+    rows: dict[str, list[Row]]
+    prompts: list[str]
+    domains: np.ndarray
+    before: np.ndarray
+    bits: dict[str, np.ndarray]
+    failed: Counter[str]
+    incomplete: int
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> "Measurements":
+        """InputError if the rows are of several runs, or no prompt has all results."""
+        runs = {row.run for row in rows}
+        if len(runs) != 1:
+            raise InputError(f"results must be of one run, got {len(runs)}")
+        failed = Counter(row.config for row in rows if row.error is not None)
+        by_key = {row.key: row for row in rows if row.config not in failed}
+        configs = list(dict.fromkeys(config for _, config in by_key))
+        every = list(dict.fromkeys(row.prompt for row in rows))
+        prompts = [
+            prompt
+            for prompt in every
+            if all((prompt, config) in by_key for config in configs)
+        ]
+        if not configs or not prompts:
+            raise InputError(
+                "results hold no prompt with a result of every configuration"
+            )
+        table = {
+            config: [by_key[prompt, config] for prompt in prompts] for config in configs
+        }
+        first = table[configs[0]]
+        return cls(
+            rows=table,
+            prompts=prompts,
+            domains=np.array([row.domain for row in first]),
+            before=np.array([row.bits_per_byte_before for row in first]),
+            bits={
+                config: np.array([row.bits_per_byte_after for row in table[config]])
+                for config in configs
+            },
+            failed=failed,
+            incomplete=len(every) - len(prompts),
+        )
+
+    def mean(self, config: str, attribute: str) -> float:
+        """The mean of a number in the configuration's rows."""
+        return float(np.mean([getattr(row, attribute) for row in self.rows[config]]))
+
+    def mean_seconds(self, config: str, *stages: str) -> float:
+        """The mean over the prompts of the seconds in those stages together."""
+        rows = self.rows[config]
+        return float(np.mean([sum(row.seconds[s] for s in stages) for row in rows]))
+
+    def ranked(self) -> list[str]:
+        """The configurations, fewest bits per byte first."""
+        return sorted(self.bits, key=lambda config: float(self.bits[config].mean()))
+
+    def best_of_each_method(self) -> dict[str, str]:
+        """For each `method_of`, its configuration with the fewest bits per byte, best first."""
+        best: dict[str, str] = {}
+        for config in self.ranked():
+            best.setdefault(method_of(self.rows[config][0]), config)
+        return best
+
+
+def method_of(row: Row) -> str:
+    """What a report compares: the method, and how many retrieved passages precede the prompt."""
+    settings = row.settings
+    method = str(settings["method"]) if settings.get("n_select") else NO_STEPS
+    context = settings.get("context")
+    return f"{method} context={context}" if context else method

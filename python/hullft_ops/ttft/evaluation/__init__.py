@@ -1,1 +1,0 @@
-"""Comparing methods on held-out prompts. Imports all of ``ttft`` but ``scale``."""

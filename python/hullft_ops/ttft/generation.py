@@ -1,0 +1,88 @@
+"""Continuing a prompt, behind retrieved passages."""
+
+from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hullft_ops._checks import check_integer, check_text
+from hullft_ops.ttft.context import context_room, opened_tokens
+from hullft_ops.ttft.lock import exclusive
+from hullft_ops.ttft.models.forwards import eval_mode
+
+# transformers' default. It is named here because the prompt must leave room for it.
+_NEW_TOKENS = 20
+
+
+def continue_prompt(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt: str,
+    window: int,
+    passages: Sequence[Sequence[int]] = (),
+    **generate_kwargs: Any,
+) -> str:
+    """What the model writes after ``prompt``, without special tokens.
+
+    Args:
+        model: a causal language model. It generates in eval mode.
+        tokenizer: its tokenizer.
+        prompt: a text. Of one that is too long, the model reads the last tokens.
+        window: tokens that the model reads at once, new ones included.
+        passages: tokens of retrieved passages before the prompt, nearest last. The first go until
+            the rest fits.
+        generate_kwargs: for ``model.generate``; ``max_new_tokens`` defaults to 20.
+
+    Raises:
+        TypeError, ValueError: the prompt is not a str or has no token, ``max_new_tokens`` leaves
+            no room for it, or an argument asks for more than one continuation.
+        RuntimeError: another thread adapts the model.
+    """
+    check_text("generate", "prompt", prompt)
+    for name, value in {
+        "num_return_sequences": 1,
+        "return_dict_in_generate": False,
+    }.items():
+        if generate_kwargs.setdefault(name, value) != value:
+            raise ValueError(
+                f"generate: {name} must be {value}: only one continuation is returned"
+            )
+    if generate_kwargs.get("max_length") is not None:
+        raise ValueError("generate: max_new_tokens must be passed, not max_length")
+    new_tokens = generate_kwargs.setdefault("max_new_tokens", _NEW_TOKENS)
+    check_integer("generate", "max_new_tokens", new_tokens, 1, window - 1)
+    tokens = _tokens_before(tokenizer, prompt, window - new_tokens, passages)
+    ids = torch.tensor([tokens], device=model.device)
+    if tokenizer.pad_token_id is None:
+        generate_kwargs.setdefault("pad_token_id", tokenizer.eos_token_id)
+    with exclusive(model), eval_mode(model), torch.no_grad():
+        generate: Callable[..., torch.Tensor] = model.generate  # type: ignore[assignment]
+        output = generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), **generate_kwargs
+        )
+    return str(tokenizer.decode(output[0, len(tokens) :], skip_special_tokens=True))
+
+
+def _tokens_before(
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt: str,
+    room: int,
+    passages: Sequence[Sequence[int]],
+) -> list[int]:
+    """The last ``room`` tokens of the passages that fit and of the prompt."""
+    tokens, opening = opened_tokens(tokenizer, prompt)
+    if not tokens:
+        raise ValueError(f"generate: prompt must have a token, got {prompt[:20]!r}")
+    room_before = context_room(room, len(tokens), opening)
+    passages = list(passages)
+    while sum(map(len, passages)) > room_before:
+        passages.pop(0)
+    if not passages:
+        return tokens[-room:]
+    head = [*tokens[:opening], *chain.from_iterable(passages)]
+    body = tokens[opening:]
+    return [*head, *body[-(room - len(head)) :]]

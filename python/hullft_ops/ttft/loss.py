@@ -1,0 +1,229 @@
+"""The loss of a causal language model on a text, and its backward pass in parts."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from hullft_ops.ttft.head_loss import linear_mean_loss
+from hullft_ops.ttft.models.attention import no_padding_check, unmasked, without_marks
+from hullft_ops.ttft.models.checks import unwrapped
+from hullft_ops.ttft.models.forwards import is_observed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# At most this many bytes of float32 logits exist at once: a few hundred positions. With fewer, the
+# products of a chunk are too small to be fast.
+_CHUNK_BYTES = 64 * 2**20
+# Enough to show a head that does more than multiply.
+_COMPARED_TOKENS = 16
+
+Take = Callable[[dict[Tensor, Tensor]], None]
+# How much is handed over at once: a share of all gradients in bytes, and at least so many bytes.
+# The call of a step on one small parameter may cost more than its work.
+_SHARE = 1 / 16
+_LEAST_BYTES = 8 * 2**20
+
+
+def next_token_losses(model: "PreTrainedModel", tokens: Tensor, **cache: Any) -> Tensor:
+    """The negative log-likelihood in nats of every token but the first, given those before.
+
+    Args:
+        model: a causal language model.
+        tokens: int64 ``[T]``, T at least 2, within the model's context.
+        cache: arguments that give the model a cache of earlier tokens.
+
+    Returns:
+        ``[T - 1]``, float64 for a float64 model and float32 for all others.
+    """
+    arguments = {"use_cache": False} | cache
+    logits = model(input_ids=tokens[None], **arguments).logits[0]
+    return _losses_of(logits, tokens)
+
+
+def _losses_of(logits: Tensor, tokens: Tensor) -> Tensor:
+    precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return cross_entropy(precise[:-1], tokens[1:], reduction="none")
+
+
+class MeanLoss:
+    """The mean of `next_token_losses`, to train on, chunk by chunk from the hidden states.
+
+    It computes a text's full logits, which take more memory, only if the head is no plain linear
+    layer, hooks listen to it, or head and hidden states do not give the model's logits, bit for
+    bit, on the first text. ``is_full`` says whether the last loss did.
+    """
+
+    def __init__(self, model: "PreTrainedModel") -> None:
+        self.is_full = False
+        self._model = model
+        self._compared: _SplitModel | None = None
+        self._agrees = False
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """A scalar, in nats; tokens int64 ``[T]``, T at least 2, within the model's context."""
+        return self.of_rows(tokens[None], [len(tokens)])[0]
+
+    def of_padded(self, text: Tensor) -> Tensor:
+        """The loss of a text that `attention.padded` has padded, without its padding."""
+        tokens, shares = without_marks(text)
+        return self.of_rows(tokens[None], [len(tokens)], shares)[0]
+
+    def of_rows(
+        self, rows: Tensor, lengths: Sequence[int], shares: Tensor | None = None
+    ) -> list[Tensor]:
+        """The loss of each text of a batch.
+
+        Args:
+            rows: int64 ``[R, T]``. What stands behind a text does not count: the model is causal.
+            lengths: the tokens of each text.
+            shares: ``[T - 1]``, the share of each token in the mean; None for equal ones.
+        """
+        split = _SplitModel.of(self._model)
+        if split is not None and self._agree(split, rows[:, :_COMPARED_TOKENS]):
+            self.is_full = False
+            return split.mean_losses(rows, lengths, shares)
+        self.is_full = True
+        logits = self._model(input_ids=rows, use_cache=False).logits
+        means = []
+        for i, length in enumerate(lengths):
+            losses = _losses_of(logits[i, :length], rows[i, :length])
+            if shares is None:
+                means.append(losses.mean())
+            else:
+                means.append((losses * shares.to(losses.dtype)).sum())
+        return means
+
+    @torch.no_grad()
+    def _agree(self, split: "_SplitModel", rows: Tensor) -> bool:
+        """Whether the parts give the model's own logits. Asked once for each base and head."""
+        if self._compared == split:
+            return self._agrees
+        logits = self._model(input_ids=rows, use_cache=False).logits
+        # NaN equals nothing, so a later text has to decide.
+        if not logits.isfinite().all():
+            return False
+        self._agrees = torch.equal(split.head(split.hidden(rows)), logits)
+        self._compared = split
+        return self._agrees
+
+
+@dataclass(frozen=True)
+class _SplitModel:
+    """A causal language model as hidden states and a linear head."""
+
+    base: nn.Module
+    head: nn.Linear
+
+    @classmethod
+    def of(cls, model: "PreTrainedModel") -> "_SplitModel | None":
+        """None if the head does more than multiply, or hooks listen to a bypassed module."""
+        inner = unwrapped(model)
+        base: nn.Module = inner.base_model
+        head: nn.Module | None = inner.get_output_embeddings()  # type: ignore[no-untyped-call]
+        # A subclass, such as an adapter or a quantized layer, is more than its weight.
+        if base is inner or type(head) is not nn.Linear:
+            return None
+        # A cap changes small logits by less than a low-precision model can show.
+        config = inner.config.get_text_config()
+        if getattr(config, "final_logit_softcapping", None) is not None:
+            return None
+        if any(is_observed(module) for module in (*_ancestors(model, base), head)):
+            return None
+        return cls(base, head)
+
+    def hidden(self, rows: Tensor) -> Tensor:
+        with no_padding_check(self.base):
+            output = self.base(input_ids=rows, use_cache=False, **unmasked(self.base))
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+    def mean_losses(
+        self, rows: Tensor, lengths: Sequence[int], shares: Tensor | None
+    ) -> list[Tensor]:
+        weight = self.head.weight
+        chunk = max(_CHUNK_BYTES // (4 * weight.shape[0]), 1)
+        hidden = self.hidden(rows)
+        losses = []
+        for i, length in enumerate(lengths):
+            loss = linear_mean_loss(
+                hidden[i, : length - 1],
+                weight,
+                self.head.bias,
+                rows[i, 1:length],
+                chunk,
+                shares,
+            )
+            losses.append(loss)
+        return losses
+
+
+def _ancestors(model: nn.Module, descendant: nn.Module) -> Iterator[nn.Module]:
+    """The modules around ``descendant``, from the model inwards."""
+    name = next(name for name, m in model.named_modules() if m is descendant)
+    parts = name.split(".")
+    for depth in range(len(parts)):
+        yield model.get_submodule(".".join(parts[:depth]))
+
+
+def backward_in_parts(loss: Tensor, parameters: Sequence[Tensor], take: Take) -> None:
+    """Hand complete gradients to ``take`` during the pass, several at a time, and drop them.
+
+    ``take`` may change their parameters: whatever multiplies by one on the way back contributes to
+    its gradient, and is done by then.
+
+    Raises:
+        RuntimeError: autograd notices another use, or a gradient comes in pieces, as of reentrant
+            checkpoints that share the parameter.
+    """
+    gradients = _Gradients(parameters, take)
+    handles = []
+    try:
+        for parameter in parameters:
+            handle = parameter.register_post_accumulate_grad_hook(gradients.is_whole)  # type: ignore[no-untyped-call]
+            handles.append(handle)
+        torch.autograd.backward(loss)
+        gradients.hand_over(parameters)
+    finally:
+        gradients.are_wanted = False
+        for handle in handles:
+            handle.remove()
+
+
+class _Gradients:
+    def __init__(self, parameters: Sequence[Tensor], take: Take) -> None:
+        self._take = take
+        total = sum(parameter.nbytes for parameter in parameters)
+        self._enough = max(_SHARE * total, _LEAST_BYTES)
+        self._whole: list[Tensor] = []
+        self._bytes = 0
+        self._taken: set[Tensor] = set()
+        # Ctrl-C may leave a hook behind, which must then do nothing.
+        self.are_wanted = True
+
+    def is_whole(self, parameter: Tensor) -> None:
+        if not self.are_wanted:
+            return
+        if parameter in self._taken:
+            raise RuntimeError(
+                f"the backward pass makes the gradient of a parameter {list(parameter.shape)} in "
+                "pieces, and a step was taken with the first: max_grad_norm=math.inf makes all "
+                "gradients before the first step"
+            )
+        self._whole.append(parameter)
+        self._bytes += parameter.nbytes
+        if self._bytes >= self._enough:
+            self.hand_over(self._whole)
+            self._whole, self._bytes = [], 0
+
+    def hand_over(self, parameters: Sequence[Tensor]) -> None:
+        gradients = {p: p.grad for p in parameters if p.grad is not None}
+        for parameter in gradients:
+            parameter.grad = None
+        if gradients:
+            self._taken.update(gradients)
+            self._take(gradients)

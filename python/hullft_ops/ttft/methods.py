@@ -1,0 +1,92 @@
+"""The methods that select passages to finetune on among a prompt's neighbours."""
+
+import hashlib
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+import hullft_ops
+from hullft_ops import Selection
+
+if TYPE_CHECKING:
+    from hullft_ops.ttft.config import TTFTConfig
+
+METHODS = ("hullft", "sift", "knn", "random")
+
+
+class SelectionMethod(Protocol):
+    """Any function with this signature selects passages for B prompts at once."""
+
+    def __call__(
+        self, embeddings: Tensor, candidates: Tensor, queries: Tensor, n_select: int, /
+    ) -> Selection:
+        """Select for each prompt.
+
+        Args:
+            embeddings: float32 ``[M, d]``, a row for each passage of the datastore.
+            candidates: int64 ``[B, K]``, rows of ``embeddings`` near each prompt, nearest first.
+            queries: float32 ``[B, d]``, the prompts.
+            n_select: optimizer steps for each prompt.
+
+        Returns:
+            A selection as `hullft_ops.fw_select_indexed` returns it: ``indices`` are different
+            positions in ``candidates``, and each row of ``counts`` sums to ``n_select``.
+        """
+
+
+def select_passages(
+    config: "TTFTConfig", embeddings: Tensor, candidates: Tensor, queries: Tensor
+) -> Selection:
+    """Select passages with the configuration's method; shapes as in `SelectionMethod`.
+
+    "knn" and "random" take one step on each passage, so on a pool of fewer passages than
+    ``n_select`` they take fewer steps.
+    """
+    one_step_each = min(config.n_select, candidates.shape[1])
+    if callable(config.method):
+        return config.method(embeddings, candidates, queries, config.n_select)
+    if config.method == "hullft":
+        return hullft_ops.fw_select_indexed(
+            embeddings, candidates, queries, config.n_select, variant=config.variant
+        )
+    if config.method == "sift":
+        return hullft_ops.sift_select_indexed(
+            embeddings, candidates, queries, config.n_select, noise=config.noise
+        ).selection
+    if config.method == "knn":
+        return hullft_ops.knn_select(embeddings[candidates], queries, one_step_each)
+    return _draw(embeddings[candidates], queries, one_step_each, config.seed)
+
+
+def method_name(method: str | SelectionMethod) -> str:
+    """The method's name in reports: that of the function or class if it is not ours."""
+    if isinstance(method, str):
+        return method
+    return str(getattr(method, "__name__", type(method).__name__))
+
+
+def _draw(pools: Tensor, queries: Tensor, count: int, seed: int) -> Selection:
+    """Draw ``count`` rows of each pool without replacement, by the seed and the prompt alone."""
+    draws = [_permutation(query, pools.shape[1], seed)[:count] for query in queries]
+    indices = torch.stack(draws)
+    chosen = pools.gather(1, indices[..., None].expand(-1, -1, pools.shape[-1]))
+    residuals = queries.double() - chosen.double().mean(1)
+    correlation = torch.einsum("bkd,bd->bk", pools.double(), residuals)
+    gap = correlation.amax(1) - correlation.gather(1, indices).mean(1)
+    return Selection(
+        indices=indices,
+        weights=torch.full_like(indices, 1 / count, dtype=torch.float32),
+        counts=torch.ones_like(indices),
+        support_size=indices.new_full((len(indices),), count),
+        residual=residuals.norm(dim=1).float(),
+        gap=gap.float(),
+        num_iter=indices.new_zeros(len(indices)),
+    )
+
+
+def _permutation(query: Tensor, size: int, seed: int) -> Tensor:
+    key = str(seed).encode() + query.contiguous().numpy().tobytes()
+    number = int.from_bytes(hashlib.sha256(key).digest()[:8]) >> 1
+    generator = torch.Generator("cpu").manual_seed(number)
+    return torch.randperm(size, generator=generator, device="cpu")

@@ -1,0 +1,1 @@
+"""Language models: loading them, and what is checked before one is used."""

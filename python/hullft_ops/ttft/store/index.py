@@ -1,0 +1,202 @@
+"""Turning a corpus into a datastore: it streams, and resumes after a kill."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hullft_ops._checks import check_integer
+from hullft_ops.ttft.embedding import Embedder, check_embedder
+from hullft_ops.ttft.errors import InputError
+from hullft_ops.ttft.files import check_output, new_folder, replacing
+from hullft_ops.ttft.store.base import Store
+from hullft_ops.ttft.store.corpus import (
+    IndexConfig,
+    Record,
+    local_files,
+    read_records,
+    state_of,
+)
+from hullft_ops.ttft.store.cutting import token_chunks
+from hullft_ops.ttft.store.datastore import Datastore
+from hullft_ops.ttft.store.format import (
+    EMBEDDINGS,
+    LISTS,
+    SOURCE,
+    TEXTS,
+    Embed,
+    Source,
+    embed_texts,
+    finish,
+    read_model,
+    write_texts,
+)
+
+_NAMED = 5
+
+Cut = Callable[[str], Iterable[str]]
+
+
+def index_corpus(
+    corpus: str | Path,
+    path: str | Path,
+    embedder: Embedder,
+    config: IndexConfig | None = None,
+    *,
+    reuse: Store | None = None,
+    embed: Embed | None = None,
+    overwrite: bool = False,
+    **options: Any,
+) -> Datastore:
+    """Write a corpus into a datastore, and open it.
+
+    ``path`` appears whole, at the end. A killed process loses no batch of vectors that it has
+    embedded: the same call goes on from there, and makes the same datastore. Exact repetitions are
+    left out.
+
+    Args:
+        corpus: what to read, as `read_records`.
+        reuse: a store of the same embedder, whose texts are not embedded again.
+        embed: embeds batches of texts elsewhere; None for ``embedder.encode``. Not with ``reuse``.
+        overwrite: replace the datastore at ``path``, and drop an unfinished one of other settings.
+        options: fields of `IndexConfig`, in place of ``config``.
+
+    Raises:
+        InputError: the corpus cannot be read, or has nothing to index.
+        FileExistsError, ValueError: as from `check_output`; or an unfinished datastore has other
+            settings.
+    """
+    config = replace(config or IndexConfig(), **options)
+    if config.chunk_tokens is None:
+        most = getattr(embedder, "max_tokens", None)
+        config = replace(config, chunk_tokens=most or 0)
+    cut = _cutter(embedder, config)
+    settings = {
+        "corpus": str(corpus),
+        "files": state_of(local_files(Path(corpus), config)),
+        "embedder": f"{embedder.name} of dim {embedder.dim}",
+        **json.loads(json.dumps(asdict(config))),
+    }
+    if reuse is not None:
+        if embed is not None:
+            raise ValueError("index_corpus: give one of reuse and embed")
+        check_embedder("index_corpus", embedder, reuse)
+        embed = _reusing(reuse, embedder)
+    check_output(path, inputs=[corpus], overwrite=overwrite)
+    with new_folder(path, overwrite=overwrite, resume=True) as folder:
+        if not _is_begun(folder, settings, overwrite=overwrite):
+            for name in (SOURCE, EMBEDDINGS, LISTS):
+                (folder / name).unlink(missing_ok=True)
+            source = _write_passages(corpus, folder, config, cut)
+            source.settings = settings
+            with replacing(folder / SOURCE) as file:
+                file.write_text(source.model_dump_json(), encoding="utf-8")
+        embed_texts(folder, embedder, embed)
+        finish(folder, embedder, exact_up_to=config.exact_up_to)
+    return Datastore.open(path)
+
+
+def _cutter(embedder: Embedder, config: IndexConfig) -> Cut:
+    """What cuts a record into passages."""
+    length, overlap = config.chunk_tokens, config.overlap
+    if not length:
+        return lambda text: [text]
+    check_integer("index_corpus", "chunk_tokens", length, 1)
+    check_integer("index_corpus", "overlap", overlap, 0, length - 1)
+    tokenizer = getattr(embedder, "tokenizer", None)
+    if tokenizer is None:
+        raise ValueError(
+            f"index_corpus: chunk_tokens is {length}, embedder {embedder.name} has no "
+            "tokenizer"
+        )
+    return lambda text: token_chunks(text, tokenizer, length, overlap)
+
+
+def _is_begun(folder: Path, settings: dict[str, Any], *, overwrite: bool) -> bool:
+    """Whether an interrupted call with these settings has written all texts."""
+    if not (folder / SOURCE).exists():
+        return False
+    before = read_model(Source, folder / SOURCE).settings
+    for name, value in settings.items():
+        if before.get(name) != value:
+            if overwrite or not (folder / EMBEDDINGS).exists():
+                return False
+            raise ValueError(
+                f"{folder} is of an interrupted run with another {name}: "
+                f"{before.get(name)} instead of {value}; --overwrite begins anew"
+            )
+    return True
+
+
+def _write_passages(
+    corpus: str | Path, folder: Path, config: IndexConfig, cut: Cut
+) -> Source:
+    """Write the corpus's passages, and return what was left out."""
+    source = Source()
+    skipped: list[str] = []
+    records = read_records(corpus, config, skipped)
+    count = write_texts(folder, _passages(records, cut, config.min_chars, source))
+    source.skipped = len(skipped)
+    source.skipped_named = skipped[:_NAMED]
+    if count == 0:
+        (folder / TEXTS).unlink()
+        raise InputError(f"{corpus}: nothing to index: {source.left_out()}")
+    return source
+
+
+def _passages(
+    records: Iterable[Record], cut: Cut, min_chars: int, source: Source
+) -> Iterator[Record]:
+    """The passages of the records with their metadata. Counts in ``source`` what is left out."""
+    seen: set[bytes] = set()
+    for record in records:
+        source.records += 1
+        for text in cut(record["text"]):
+            digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+            if len(text.strip()) < min_chars:
+                source.short += 1
+            elif digest in seen:
+                source.repeated += 1
+            else:
+                seen.add(digest)
+                yield {**record, "text": text}
+
+
+def folder_datastore(corpus: Path, embedder: Embedder, root: Path) -> Datastore:
+    """The datastore of the text files in ``corpus``, kept in a folder of its own below ``root``.
+
+    If a file has changed since the last call, it is written again; passages that have stayed are
+    not embedded again. Raises as `index_corpus`.
+    """
+    key = hashlib.sha256(f"{corpus.resolve()}\n{embedder.name}".encode()).hexdigest()
+    path = root / f"{corpus.resolve().name}-{key[:8]}"
+    store = Datastore.open(path) if path.exists() else None
+    if store and store.source:
+        state = state_of(local_files(corpus, IndexConfig()))
+        if store.source.settings["files"] == state:
+            return store
+    return index_corpus(corpus, path, embedder, reuse=store, overwrite=True)
+
+
+def _reusing(store: Store, embedder: Embedder) -> Embed:
+    """Embeds only texts that are not in ``store``."""
+    positions = {text: position for position, text in enumerate(store.texts)}
+
+    def embed(batches: Iterable[list[str]]) -> Iterator[np.ndarray]:
+        for batch in batches:
+            vectors = np.empty((len(batch), store.dim), np.float32)
+            new = []
+            for i, text in enumerate(batch):
+                if text in positions:
+                    vectors[i] = store.embeddings[positions[text]]
+                else:
+                    new.append(i)
+            if new:
+                vectors[new] = embedder.encode([batch[i] for i in new])
+            yield vectors
+
+    return embed

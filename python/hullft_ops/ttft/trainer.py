@@ -1,0 +1,96 @@
+"""transformers' Trainer for examples with a multiplicity."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from transformers import Trainer
+
+from hullft_ops.replay import ReplayAdam
+
+COLUMN = "multiplicity"
+
+
+class ReplayTrainer(Trainer):
+    """A `Trainer` that takes several optimizer steps with each example's gradient.
+
+    The dataset's column "multiplicity" says how many Adam steps to take with the gradient of each
+    example, in one `ReplayAdam` sweep; it must be one number for a batch. To refresh an example's
+    gradient in between, put the example into several rows. Evaluation ignores the column. The
+    learning-rate schedule, ``max_steps`` and logging count sweeps, not Adam steps.
+
+    The arguments are those of `Trainer`. The optimizer is the `ReplayAdam` in ``optimizers``, or
+    one with the parameter groups and options of Trainer's AdamW, so either continues from the
+    other's checkpoints.
+
+    Raises:
+        ValueError: ``gradient_accumulation_steps`` is not 1, ``remove_unused_columns`` is not
+            False, or the optimizer is not a `ReplayAdam`.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        required = {"gradient_accumulation_steps": 1, "remove_unused_columns": False}
+        for name, value in required.items():
+            actual = getattr(self.args, name)
+            if actual != value:
+                raise ValueError(f"ReplayTrainer: {name} must be {value}, got {actual}")
+        self._next_step: dict[str, int] = {}
+        if self.optimizer is not None:
+            self._repeat_steps(self.optimizer)
+        elif self.optimizer_cls_and_kwargs is None:
+            options = {
+                "lr": self.args.learning_rate,
+                "betas": (self.args.adam_beta1, self.args.adam_beta2),
+                "eps": self.args.adam_epsilon,
+                "decoupled_weight_decay": True,
+            }
+            self.optimizer_cls_and_kwargs = ReplayAdam, options
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Optimizer:
+        """Trainer's own, with steps that are repeated as often as the last batch says."""
+        is_new = self.optimizer is None
+        optimizer: Optimizer = super().create_optimizer(*args, **kwargs)
+        if is_new:
+            self._repeat_steps(optimizer)
+        return optimizer
+
+    def _repeat_steps(self, optimizer: Optimizer) -> None:
+        if not isinstance(optimizer, ReplayAdam):
+            raise ValueError(
+                "ReplayTrainer: the optimizer must be a ReplayAdam, got "
+                f"{type(optimizer).__name__}, which cannot repeat a step"
+            )
+        # The optimizer outlives the trainer, so the hook must not hold a reference to it.
+        next_step = self._next_step
+
+        def add_repeats(
+            _: Any, args: Any, kwargs: dict[str, Any]
+        ) -> tuple[Any, dict[str, Any]]:
+            return args, {"repeats": next_step.pop("repeats", None), **kwargs}
+
+        # Trainer and accelerate call step() without our arguments.
+        optimizer.register_step_pre_hook(add_repeats)
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """One forward-backward pass; the batch's multiplicity is for the step after it."""
+        column = torch.as_tensor(inputs.pop(COLUMN, []), device="cpu")
+        counts = column.flatten().tolist()
+        if not counts or len(set(counts)) > 1 or counts[0] < 1:
+            raise ValueError(
+                f"ReplayTrainer: a batch must have one {COLUMN}, at least 1, for all of its "
+                f"examples, got {counts}"
+            )
+        self._next_step["repeats"] = counts[0]
+        loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
+        return loss
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """Trainer's own, without the multiplicity, which models do not take."""
+        inputs.pop(COLUMN, None)
+        return super().prediction_step(model, inputs, *args, **kwargs)

@@ -1,1 +1,0 @@
-"""Adam steps on the texts of a support, several with each gradient. Imports ``ttft.model``."""

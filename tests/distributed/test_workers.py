@@ -1,0 +1,99 @@
+"""Workers that die or find no room, and the options that name them."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import ray
+import tyro
+
+from hullft_ops.distributed import workers as module
+from hullft_ops.distributed.workers import Workers, do_item, worker_pool
+from hullft_ops.ttft.errors import InputError
+
+pytestmark = pytest.mark.long
+
+
+def doubling(graves: Path) -> Callable[[int], int]:
+    """Loads a function that dies of numbers below zero."""
+
+    def double(number: int) -> int:
+        if number < 0:
+            deaths = len(list(graves.iterdir()))
+            (graves / str(deaths)).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return 2 * number
+
+    return double
+
+
+def doubled(graves: Path, numbers: list[int]) -> Iterator[int]:
+    """What one worker makes of the numbers."""
+    with worker_pool(Workers("ray", 1), doubling, graves=graves) as pool:
+        yield from pool.map(do_item, numbers)
+
+
+def test_work_that_ends_every_worker_is_given_up(tmp_path, monkeypatch):
+    # This module cannot be imported where the workers are.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    monkeypatch.setattr(module, "RETRIES", 1)
+
+    results = doubled(tmp_path, [3, -1, 4])
+    assert next(results) == 6
+
+    with pytest.raises(InputError, match="the same work has ended its worker 2 times"):
+        next(results)
+
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("workers", "message"),
+    [
+        (
+            Workers("ray", 3),
+            "3 of 1 processors and 0 GPUs each do not fit a cluster of 2",
+        ),
+        (Workers("ray", threads=4), "1 of 4 processors"),
+        (Workers("ray", gpus=0.5), "1 of 1 processors and 0.5 GPUs"),
+    ],
+)
+def test_workers_that_do_not_fit_are_refused(workers, message, tmp_path):
+    with (
+        pytest.raises(InputError, match=message),
+        worker_pool(workers, doubling, graves=tmp_path),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:6379", None])
+def test_without_a_connection_it_joins_a_cluster_or_starts_its_own(
+    address, tmp_path, monkeypatch
+):
+    calls = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: bool(calls))
+    monkeypatch.setattr(ray, "init", lambda place, **_: calls.append(place))
+    monkeypatch.setattr(ray, "shutdown", lambda: calls.append("shutdown"))
+    if address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+
+    with worker_pool(Workers("ray", 1), doubling, graves=tmp_path):
+        pass
+
+    assert calls == [address or "local", "shutdown"]
+
+
+def test_the_options_are_the_fields():
+    line = "--engine ray --workers 3 --threads 2 --gpus 0.5"
+    workers = tyro.cli(Workers, args=line.split())
+
+    assert workers == Workers(engine="ray", workers=3, threads=2, gpus=0.5)
+    assert tyro.cli(Workers, args=[]) == Workers()
+
+    with pytest.raises(ValueError, match="Workers: workers must be"):
+        Workers(workers=0)
+    with pytest.raises(ValueError, match="gpus must be 0 or more, got -1"):
+        Workers(gpus=-1)

@@ -1,0 +1,185 @@
+"""Held-out prompts: which texts are held out, cut and chosen, and that none is in the store."""
+
+import hashlib
+import json
+import random
+from pathlib import Path
+from string import ascii_lowercase
+
+import numpy as np
+import pytest
+
+from hullft_ops.evaluation.prompts import (
+    Document,
+    Prompt,
+    choose_prompts,
+    hold_out,
+    installed_documents,
+    normalised,
+    not_in_store,
+    read_documents,
+    read_prompts,
+)
+from hullft_ops.ttft.errors import InputError
+from hullft_ops.ttft.store.base import MemoryStore
+
+WORDS = ["cat", "dog", "mat", "park", "ran", "sat", "the", "on", "to", "red", "blue"]
+WORDS += ["tree"]
+
+
+def documents() -> list[Document]:
+    """Two families of 20 files that look like Python."""
+    draw = random.Random(0)
+    files = []
+    for number in range(40):
+        lines = []
+        for _ in range(draw.randint(3, 60)):
+            indentation = " " * draw.choice([0, 0, 4])
+            words = ["def f(x):", "class A:", ""]
+            words.append(" ".join(draw.choices(WORDS, k=draw.randint(1, 12))))
+            lines.append(indentation + draw.choice(words))
+
+        family = "ab"[number % 2]
+        text = "\n".join(lines)
+        files.append(Document(family, f"file{number}.py", text))
+    return files
+
+
+def written(folder: Path, *records: object) -> Path:
+    """A file with a line for each record; a str is a line as it is."""
+    file = folder / "texts.jsonl"
+    with file.open("w") as lines:
+        for record in records:
+            line = record if isinstance(record, str) else json.dumps(record)
+            lines.write(f"{line}\n")
+    return file
+
+
+def test_whole_documents_are_held_out() -> None:
+    split = hold_out(documents())
+    held_out = {prompt.domain for prompt in split.prompts}
+
+    # One in eight of each family of 20, rounded up; one has no passage that is long enough.
+    assert 4 <= len(held_out) <= 6
+
+    stored = {normalised(passage) for passage in split.passages}
+    assert len(stored) == len(split.passages)
+
+    for document in documents():
+        pieces = {normalised(piece) for piece in document.passages()}
+        if document.name in held_out:
+            assert not stored & pieces
+        else:
+            assert pieces <= stored
+
+
+def test_a_passage_of_the_store_is_no_prompt_whatever_its_layout() -> None:
+    text = "\n".join(f"the {word} sat on the mat and ran to the park" for word in WORDS)
+    indented = "\n\n".join(f"    {line}  " for line in text.splitlines())
+    twins = [Document("", f"twin{n}", text if n % 2 else indented) for n in range(16)]
+    split = hold_out(twins)
+
+    assert split.prompts == []
+    assert len(split.passages) == len(Document("", "", text).passages())
+
+
+def test_the_choice_is_that_of_earlier_versions() -> None:
+    """Else results could not be compared with theirs."""
+    split = hold_out(documents())
+    content = "\0".join(split.passages).encode()
+
+    assert hashlib.sha256(content).hexdigest()[:16] == "40b5aa2839fa0f20"
+    assert [prompt.id for prompt in choose_prompts(split.prompts, 6, seed=0)] == [
+        "0a556ae61d22c18a",
+        "1122476849c05457",
+        "2ae55d94f066afc9",
+        "89e763816aabf17e",
+        "aa7e99733496b88c",
+        "a1c658e45d3a3670",
+    ]
+
+
+def test_installed_packages_give_enough_passages() -> None:
+    split = hold_out(installed_documents())
+    assert 1000 < len(split.passages) <= 2500
+    assert len(split.prompts) > 100
+    assert max(map(len, split.passages)) <= 800
+    assert min(len(normalised(prompt.text)) for prompt in split.prompts) >= 50
+
+
+def test_prompts_take_turns_over_domains_and_follow_the_seed() -> None:
+    prompts = [Prompt(f"text {i}", f"file {i % 4}") for i in range(20)]
+    chosen = choose_prompts(prompts, 8, seed=0)
+    for turn in (chosen[:4], chosen[4:]):
+        assert {prompt.domain for prompt in turn} == {f"file {i}" for i in range(4)}
+
+    assert chosen[:3] == choose_prompts(prompts[::-1], 3, seed=0)
+    assert chosen != choose_prompts(prompts, 8, seed=1)
+    assert len(choose_prompts(prompts, None, seed=0)) == 20
+
+
+@pytest.mark.parametrize(("limit", "count"), [(21, 20), (None, 0)])
+def test_more_prompts_than_there_are(limit: int | None, count: int) -> None:
+    prompts = [Prompt(f"text {i}") for i in range(count)]
+    with pytest.raises(InputError, match=f"limit is {limit or 1}, there are {count} "):
+        choose_prompts(prompts, limit, seed=0)
+
+
+def test_prompts_come_once_each_with_their_domain(tmp_path: Path) -> None:
+    file = written(
+        tmp_path,
+        {"text": "a b", "domain": "x"},
+        {"text": "c d"},
+        {"text": "a b"},
+        "",
+        {"text": "e\u2028f", "n": 1},
+    )
+    prompts = read_prompts(file)
+
+    assert prompts == [Prompt("a b", "x"), Prompt("c d"), Prompt("e\u2028f")]
+    assert prompts[1].id == hashlib.sha256(b"c d").hexdigest()[:16]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{not json", "Invalid JSON"),
+        ("[1]", "Input should be an object"),
+        ({"body": "no text"}, "text: Field required"),
+        ({"text": 7}, "text: Input should be a valid string"),
+        ({"text": " \n"}, "text: must not be blank"),
+        ({"text": "a", "domain": 3}, "domain: Input should be a valid string"),
+        ('{"text": "\\ud800"}', "Invalid JSON"),
+    ],
+)
+def test_a_wrong_line_is_named(line: object, message: str, tmp_path: Path) -> None:
+    file = written(tmp_path, {"text": "a b"}, line)
+    for read, what in ((read_prompts, "prompts"), (read_documents, "corpus")):
+        with pytest.raises(InputError) as error:
+            read(file)
+
+        assert str(error.value).startswith(f"{what} {file}: line 2: {message}")
+
+
+class Letters:
+    """Embeds a text by how often it has each letter."""
+
+    name, dim = "letters", 26
+
+    def encode(self, texts: list[str]) -> np.ndarray:
+        vectors = np.zeros((len(texts), self.dim), np.float32)
+        for row, text in enumerate(texts):
+            for position, letter in enumerate(ascii_lowercase):
+                vectors[row, position] = text.count(letter)
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def test_prompts_that_the_datastore_holds_are_left_out() -> None:
+    texts = ["the cat sat\non the mat", "the dog ran", "blue trees"]
+    store = MemoryStore(texts, Letters().encode(texts), "letters")
+    prompts = [
+        Prompt("the cat sat\n\n    on the mat "),
+        Prompt("the cats sat on mats"),
+    ]
+
+    assert not_in_store(prompts, store, Letters()) == prompts[1:]

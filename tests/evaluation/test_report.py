@@ -1,0 +1,182 @@
+"""What a report says of given rows, and that it shows foreign text as text."""
+
+from html.parser import HTMLParser
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from evaluation_rows import result_row
+from hullft_ops.evaluation.report import (
+    cells_of,
+    report_sections,
+    verdicts,
+    write_report,
+)
+from hullft_ops.evaluation.results import Row
+from hullft_ops.evaluation.statistics import Measurements
+
+EVIL = "<script>alert('x')</script>&amp;|a`b`*c*[d](http://e)\n\x1b[2J\u202e\u2066$x$"
+
+
+def rows_of(
+    method: str, after: float, seconds: float, *, prompts: int = 30, domains: str = "ab"
+) -> list[Row]:
+    """Prompts that take more and more bits; ``after`` is what the first one takes."""
+    random = np.random.default_rng(0)
+    noise = random.normal(scale=0.01, size=prompts).tolist()
+    rows = []
+
+    for number in range(prompts):
+        harder = number / 10
+        row = result_row(
+            f"p{number}",
+            config=f"{method} n=3",
+            settings={"method": method, "n_select": 3, "refresh": 1, "lr": 1.0},
+            domain=domains[number % len(domains)],
+            bits_per_byte_before=2.0 + harder,
+            bits_per_byte_after=after + harder + noise[number],
+            seconds={
+                "embed": 0.25,
+                "search": 0.25,
+                "select": 0.001,
+                "finetune": seconds,
+            },
+        )
+        rows.append(row)
+    return rows
+
+
+@pytest.fixture
+def measured() -> Measurements:
+    rows = rows_of("knn", 1.5, 2.0)
+    rows += rows_of("hullft", 1.4, 1.0)
+    rows += rows_of("random", 2.2, 2.0)
+    return Measurements.of(rows)
+
+
+class Page(HTMLParser):
+    """The elements of a page, and its text."""
+
+    def __init__(self, content: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.sources: list[str] = []
+        self.text = ""
+        self.feed(content)
+
+    def handle_starttag(
+        self, tag: str, attributes: list[tuple[str, str | None]]
+    ) -> None:
+        self.tags.add(tag)
+        named = dict(attributes)
+        self.sources += [str(named[key]) for key in ("src", "href") if key in named]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_every_configuration_has_its_means(measured: Measurements) -> None:
+    none, hullft, knn, random = cells_of(measured)
+    assert none == {"configuration": "no adaptation", "bits per byte": "3.4500"}
+    assert [row["configuration"] for row in (hullft, knn, random)] == [
+        "hullft n=3",
+        "knn n=3",
+        "random n=3",
+    ]
+    assert hullft["bits per byte"] == f"{measured.bits['hullft n=3'].mean():.4f}"
+    assert hullft["against none"] == "-17.4%"
+    assert hullft["interval"].startswith("[-19.")
+    assert (hullft["better on"], random["better on"]) == ("30 of 30", "0 of 30")
+    assert hullft["embed and search"] == "0.500 s"
+    assert hullft["select"] == "1.00 ms"
+    assert hullft["finetune"] == "1.000 s"
+    assert hullft["total"] == "1.501 s"
+    assert (hullft["passes"], hullft["passages"]) == ("3.0", "2.0")
+
+
+def test_it_names_each_methods_best_setting_and_what_hurts(
+    measured: Measurements,
+) -> None:
+    lines = verdicts(measured)
+    assert lines[0].startswith("Best of hullft: hullft n=3, -17.4% [-19.")
+    assert lines[-1] == "Adapting hurts: random n=3 takes more bits than none."
+
+    [best] = [s for s in report_sections(measured) if s.title == "Best of each method"]
+    assert best.header[-1] == "against hullft n=3"
+    assert [row[0] for row in best.rows] == ["hullft", "knn", "random"]
+    assert best.rows[0][-2:] == ("better", "")
+    assert best.rows[1][-1].endswith("worse")
+
+
+def test_it_says_what_to_doubt() -> None:
+    rows = rows_of("knn", 1.5, 2.0, prompts=4)
+    rows += rows_of("hullft", 1.4, 1.0, prompts=3)
+    broken = result_row(
+        "p0",
+        config="sift n=3",
+        bits_per_byte_after=None,
+        error="nan",
+        seconds={},
+    )
+    rows.append(broken)
+    lines = verdicts(Measurements.of(rows))
+
+    assert lines[:3] == [
+        "Intervals of 3 prompts say little.",
+        "1 prompts are left out: some configuration has not run on them.",
+        "Left out: sift n=3, which failed on 1 prompts.",
+    ]
+    assert not any("Left out" in line for line in verdicts(Measurements.of(rows[:7])))
+
+
+def test_domains_have_a_table_if_there_are_a_few(measured: Measurements) -> None:
+    [table] = [s for s in report_sections(measured) if "domain" in s.title]
+    assert table.header == ("configuration", "a", "b")
+    assert table.rows[0] == ("no adaptation", "3.4000", "3.5000")
+
+    one = Measurements.of(rows_of("knn", 1.5, 2.0, domains="a"))
+    many = Measurements.of(rows_of("knn", 1.5, 2.0, domains="abcdefghij"))
+    for other in (one, many):
+        assert not any("domain" in s.title for s in report_sections(other))
+
+
+def test_the_pages_hold_the_tables_and_the_picture(
+    measured: Measurements, tmp_path: Path
+) -> None:
+    write_report(measured, tmp_path)
+    names = sorted(path.name for path in tmp_path.iterdir())
+
+    assert names == ["report.html", "report.png"]
+    assert matplotlib.image.imread(tmp_path / "report.png").shape == (750, 1200, 4)
+
+    page = Page((tmp_path / "report.html").read_text())
+    assert page.tags >= {"h1", "h2", "p", "table", "img", "bdi"}
+
+    [source] = page.sources
+    assert source.startswith("data:image/png;base64,")
+    assert "hullft n=3" in page.text
+
+
+def test_foreign_text_is_shown_as_text(tmp_path: Path) -> None:
+    rows = [
+        result_row(
+            f"p{n}",
+            config=f"{config} {EVIL}",
+            settings={"method": EVIL, "n_select": 3},
+            domain=f"{n % 2} {EVIL}",
+            versions={EVIL: EVIL},
+            run=EVIL,
+        )
+        for config in "ab"
+        for n in range(4)
+    ]
+    measured = Measurements.of(rows)
+    write_report(measured, tmp_path)
+    content = (tmp_path / "report.html").read_text()
+    page = Page(content)
+
+    assert "script" not in page.tags
+    assert len(page.sources) == 1
+    assert f"a {EVIL}" in page.text

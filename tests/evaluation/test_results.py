@@ -1,0 +1,145 @@
+"""The results file: no finished row is ever lost, and no other file is taken for one."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evaluation_rows import PLAIN, result_row
+from hullft_ops.evaluation.results import open_results, read_rows
+from hullft_ops.evaluation.statistics import method_of
+from hullft_ops.ttft.errors import InputError
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+# The other tables there begin otherwise.
+COMMITTED = [
+    path
+    for path in sorted(RESULTS.rglob("*.jsonl"))
+    if path.read_bytes().startswith(b'{"run"')
+]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Three rows."""
+    path = tmp_path / "rows.jsonl"
+    with open_results(path, "r") as results:
+        for n in range(3):
+            results.append(result_row(f"p{n}", domain="日本\n\u2028"))
+    return path
+
+
+def refused(path: Path, message: str) -> None:
+    """It is, with one line that begins with the file, and stays as it is."""
+    content = path.read_bytes()
+    with pytest.raises(InputError) as error, open_results(path, "r"):
+        pass
+
+    assert str(error.value).startswith(f"results {path}: {message}")
+    assert "\n" not in str(error.value)
+    assert path.read_bytes() == content
+
+
+def test_rows_come_back_as_they_were(file: Path) -> None:
+    rows = [result_row(f"p{n}", domain="日本\n\u2028") for n in range(3)]
+    assert read_rows(file) == rows
+
+    with open_results(file, "r") as results:
+        assert list(results.rows.values()) == rows
+
+
+def test_a_row_is_in_the_file_when_append_returns(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "rows.jsonl"
+    with open_results(path, "r") as results:
+        for n in range(3):
+            results.append(result_row(f"p{n}"))
+            assert len(path.read_bytes().splitlines()) == n + 1
+
+
+def test_a_last_line_that_a_kill_cut_off_is_dropped(file: Path) -> None:
+    content = file.read_bytes()
+    whole = content[: content[:-1].rfind(b"\n") + 1]
+    for end in range(len(whole), len(content)):
+        file.write_bytes(content[:end])
+        assert len(read_rows(file)) == 2
+
+        with open_results(file, "r") as results:
+            assert file.read_bytes() == whole
+
+            results.append(result_row("p2", domain="日本\n\u2028"))
+
+        assert file.read_bytes() == content
+
+
+def test_a_file_of_the_user_stays_as_it_is(file: Path) -> None:
+    for content in (b"notes without a line end", b"notes\n", b"{}\n", b'{"runs": 1'):
+        file.write_bytes(content)
+        refused(file, "line 1: " if content.endswith(b"\n") else "the last line is")
+
+    file.write_bytes(b"\n")
+    refused(file, "line 1: Invalid JSON")
+
+
+def test_rows_of_another_run_are_refused(file: Path) -> None:
+    with (
+        pytest.raises(InputError, match=r"of another model.*\(run r, this is other\)"),
+        open_results(file, "other"),
+    ):
+        pass
+
+
+def test_one_process_writes_at_a_time(file: Path) -> None:
+    with open_results(file, "r"):
+        refused(file, "another process writes to it")
+
+
+@pytest.mark.parametrize(
+    ("forged", "message"),
+    [
+        (
+            {"bits_per_byte_before": 0.0},
+            "bits_per_byte_before: Input should be greater",
+        ),
+        ({"bits_per_byte_after": None}, "must have bits_per_byte_after or an error"),
+        ({"bits_per_byte_after": "1"}, "bits_per_byte_after: Input should be a valid"),
+        ({"bits_per_byte_after": float("nan")}, "bits_per_byte_after: Input should be"),
+        ({"seconds": {"embed": 1.0}}, "seconds: must have 'search'"),
+        ({"seconds_row": -1.0}, "seconds_row: Input should be greater than or equal"),
+        ({"passes": 1.5}, "passes: Input should be a valid integer"),
+        ({"settings": [1]}, "settings: Input should be an object"),
+        ({"settings": {"method": 3}}, "settings: must have 'method'"),
+        ({"settings": {"method": "knn"}}, "settings: must have 'n_select'"),
+        ({"versions": {"torch": 2}}, "versions.torch: Input should be a valid string"),
+        ({"prompt": "\ud800"}, "Invalid JSON"),
+        ({"settings": None}, "settings: Input should be"),
+    ],
+)
+def test_a_forged_row_is_refused_with_its_line(
+    forged: dict[str, Any], message: str, file: Path
+) -> None:
+    line = json.dumps(PLAIN | {"prompt": "p9"} | forged)
+    file.write_bytes(file.read_bytes() + line.encode() + b"\n")
+    refused(file, f"line 4: {message}")
+
+
+def test_a_row_without_a_field_and_one_that_comes_twice(file: Path) -> None:
+    lines = file.read_bytes().splitlines(keepends=True)
+    row = json.loads(lines[1])
+    del row["residual"]
+    file.write_bytes(lines[0] + json.dumps(row).encode() + b"\n")
+    refused(file, "line 2: residual: Field required")
+    file.write_bytes(lines[0] + lines[1] + lines[0])
+    refused(file, "line 3: a second row of knn n=1 refresh=1 lr=1 on p0")
+    file.write_bytes(b'{"run":' * 1000 + b"\n")
+    refused(file, "line 1: Invalid JSON")
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+def test_rows_of_earlier_versions_can_be_read(path: Path) -> None:
+    rows = read_rows(path)
+    assert rows
+
+    for row in rows:
+        assert method_of(row)
+        assert row.error or row.seconds_total > 0

@@ -1,0 +1,140 @@
+"""Rows as matrices, and intervals against bootstraps made by hand."""
+
+import numpy as np
+import pytest
+
+from evaluation_rows import result_row
+from hullft_ops.evaluation.results import Row
+from hullft_ops.evaluation.statistics import Measurements, method_of, relative
+from hullft_ops.ttft.errors import InputError
+
+PROMPTS = 30
+
+
+def rows_of(config: str, bits: np.ndarray, **fields: object) -> list[Row]:
+    rows = []
+    for number, value in enumerate(bits.tolist()):
+        row = result_row(
+            f"p{number}",
+            config=config,
+            bits_per_byte_after=value,
+            **fields,
+        )
+        rows.append(row)
+    return rows
+
+
+@pytest.fixture
+def bits() -> tuple[np.ndarray, np.ndarray]:
+    """One in 20 fewer bits than the other on average, on prompts that differ far more."""
+    random = np.random.default_rng(0)
+    others = random.uniform(0.5, 3.0, PROMPTS)
+    return 0.95 * others + random.normal(scale=0.02, size=PROMPTS), others
+
+
+def test_an_interval_is_that_of_a_paired_bootstrap(
+    bits: tuple[np.ndarray, np.ndarray],
+) -> None:
+    ours, others = bits
+    interval = relative(ours, others)
+
+    assert interval.value == pytest.approx(ours.mean() / others.mean() - 1)
+
+    drawn = np.random.default_rng(1).integers(PROMPTS, size=(20_000, PROMPTS))
+    changes = ours[drawn].mean(1) / others[drawn].mean(1) - 1
+    low, high = np.quantile(changes, [0.025, 0.975])
+
+    # Two bootstraps of one sample differ by some hundredths of the interval's width.
+    assert interval.low == pytest.approx(low, abs=0.05 * (high - low))
+    assert interval.high == pytest.approx(high, abs=0.05 * (high - low))
+    assert relative(ours, others) == interval
+
+
+def test_a_verdict_needs_an_interval_on_one_side(
+    bits: tuple[np.ndarray, np.ndarray],
+) -> None:
+    ours, others = bits
+    assert relative(ours, others).verdict == "better"
+    assert relative(others, ours).verdict == "worse"
+
+    random = np.random.default_rng(2)
+    noise = random.normal(scale=0.05, size=PROMPTS)
+    noise -= noise.mean()
+
+    assert relative(others + noise, others).verdict == "no clear difference"
+
+
+def test_one_prompt_has_no_interval() -> None:
+    interval = relative(np.array([1.0]), np.array([2.0]))
+    assert str(interval) == "-50.0%"
+    assert interval.verdict == "no clear difference"
+
+
+def test_every_configuration_is_there_on_every_prompt() -> None:
+    five = rows_of("a", np.arange(1.0, 6.0), passes=2)
+    four = rows_of("b", np.arange(2.0, 6.0))
+    rows = five + four
+    measured = Measurements.of(rows[::-1])
+
+    assert measured.prompts == ["p3", "p2", "p1", "p0"]
+    assert measured.incomplete == 1
+    assert measured.bits["a"].tolist() == [4.0, 3.0, 2.0, 1.0]
+    assert measured.bits["b"].tolist() == [5.0, 4.0, 3.0, 2.0]
+    assert measured.before.tolist() == [2.0] * 4
+    assert measured.mean("a", "passes") == 2
+    assert measured.mean_seconds("a", "embed", "finetune") == pytest.approx(0.2)
+    assert measured.ranked() == ["a", "b"]
+
+
+def test_a_configuration_that_failed_on_a_prompt_is_left_out() -> None:
+    rows = rows_of("a", np.ones(3)) + rows_of("b", np.ones(2))
+    failed = result_row(
+        "p2",
+        config="b",
+        bits_per_byte_after=None,
+        error="the loss is nan",
+        seconds={},
+    )
+    rows.append(failed)
+    measured = Measurements.of(rows)
+
+    assert list(measured.bits) == ["a"]
+    assert measured.failed == {"b": 1}
+    assert len(measured.prompts) == 3
+
+
+def test_the_best_of_each_method() -> None:
+    settings = {
+        "hullft": {"method": "hullft", "n_select": 5},
+        "knn": {"method": "knn", "n_select": 5, "context": 0},
+        "knn context=2": {"method": "knn", "n_select": 5, "context": 2},
+        "no steps context=2": {"method": "hullft", "n_select": 0, "context": 2},
+    }
+    rows = []
+    bits_at = {1: 1.5, 2: 1.2, 3: 1.9}
+
+    for number, (method, fields) in enumerate(settings.items()):
+        for lr, bits in bits_at.items():
+            config = f"{method} lr={lr}"
+            values = np.full(2, bits + number)
+            rows += rows_of(config, values, settings=fields)
+
+    best = Measurements.of(rows).best_of_each_method()
+    assert best == {method: f"{method} lr=2" for method in settings}
+    assert list(best) == list(settings)
+    assert method_of(rows[0]) == "hullft"
+
+
+def test_rows_of_two_runs_and_rows_that_share_no_prompt() -> None:
+    two_runs = [result_row("p"), result_row("q", run="other")]
+    with pytest.raises(InputError, match="results must be of one run, got 2"):
+        Measurements.of(two_runs)
+    with pytest.raises(InputError, match="results must be of one run, got 0"):
+        Measurements.of([])
+
+    rows = [
+        result_row("p", config="a"),
+        result_row("q", config="b"),
+    ]
+    with pytest.raises(InputError, match="no prompt with a result of every config"):
+        Measurements.of(rows)

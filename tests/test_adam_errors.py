@@ -1,0 +1,380 @@
+"""What the sweeps and ReplayAdam refuse. Each error leaves everything as it was."""
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from torch._subclasses import FakeTensorMode
+
+from adam_problems import OPS, OPTIONS, assert_same_bits, make_tensors
+from adam_training import backward, grouped, make_model
+from bad_tensors import (
+    BAD_ADAM_OPTIONS,
+    BAD_RATES,
+    bad_accumulations,
+    bad_adam_tensors,
+    overlapping_step_counts,
+)
+from hullft_ops import ReplayAdam
+
+
+@pytest.mark.parametrize("case", bad_adam_tensors())
+def test_bad_tensors(case: str) -> None:
+    message, tensors = bad_adam_tensors()[case]
+    with pytest.raises(ValueError, match=f"^adam_replay_: {message}$"):
+        OPS.adam_replay_(*tensors, repeats=1, **OPTIONS)
+
+    with pytest.raises(ValueError, match=f"^adam_replay_check: {message}$"):
+        OPS.adam_replay_check(*tensors, [])
+
+
+@pytest.mark.cpu_only("step counts stay on the CPU where other tensors do not")
+@pytest.mark.parametrize("message", overlapping_step_counts())
+def test_step_counts_within_other_tensors(message: str) -> None:
+    tensors = overlapping_step_counts()[message]
+    with pytest.raises(ValueError, match=f"^adam_replay_: {message} in memory$"):
+        OPS.adam_replay_(*tensors, repeats=1, **OPTIONS)
+
+    with pytest.raises(ValueError, match=f"^adam_replay_check: {message} in memory$"):
+        OPS.adam_replay_check(*tensors, [])
+
+
+@pytest.mark.parametrize(("message", "options"), BAD_ADAM_OPTIONS)
+def test_bad_options(message: str, options: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=f"^adam_replay_: {message}$"):
+        OPS.adam_replay_(*make_tensors([3]), **{"repeats": 1, **OPTIONS, **options})
+
+
+@pytest.mark.parametrize(("message", "rate"), BAD_RATES)
+def test_bad_learning_rate_tensors(message: str, rate: torch.Tensor) -> None:
+    tensors = make_tensors([3])
+    with pytest.raises(ValueError, match=f"^adam_replay_: lr_tensor {message}$"):
+        OPS.adam_replay_(*tensors, repeats=1, lr_tensor=rate, **OPTIONS)
+
+    with pytest.raises(
+        ValueError, match=rf"^adam_replay_check: lr_tensors\[1\] {message}$"
+    ):
+        OPS.adam_replay_check(*tensors, [torch.tensor(1e-3), rate])
+
+
+@pytest.mark.cpu_only("a learning rate on the device is read by the launch, unchecked")
+@pytest.mark.parametrize("value", [-1.0, math.nan])
+def test_bad_values_of_a_learning_rate_tensor(value: float) -> None:
+    rate = torch.tensor(value)
+    message = f"^adam_replay_: lr_tensor must be finite and >= 0, got {value:g}$"
+
+    with pytest.raises(ValueError, match=message):
+        OPS.adam_replay_(*make_tensors([3]), repeats=1, lr_tensor=rate, **OPTIONS)
+
+
+def test_a_learning_rate_within_what_is_written() -> None:
+    tensors = make_tensors([(2, 3), 4])
+    rate = tensors.exp_avgs[1][2]
+    message = r"(exp_avgs|lr_tensors?)\[[01]\] overlaps"
+
+    with pytest.raises(ValueError, match=f"^adam_replay_: {message}"):
+        OPS.adam_replay_(*tensors, repeats=1, lr_tensor=rate, **OPTIONS)
+
+    with pytest.raises(ValueError, match=f"^adam_replay_check: {message}"):
+        OPS.adam_replay_check(*tensors, [rate])
+
+
+def test_an_error_in_the_second_tensor_leaves_the_first_as_it_was() -> None:
+    tensors = make_tensors([5, 6])
+    tensors.grads[1] = torch.zeros(7)
+    before = tensors.clone()
+
+    with pytest.raises(ValueError, match=r"grads\[1\]"):
+        OPS.adam_replay_(*tensors, repeats=1, **OPTIONS)
+
+    assert_same_bits(tensors, before)
+
+
+def test_the_check_takes_good_tensors_and_writes_nothing() -> None:
+    tensors = make_tensors([(3, 4), 0, 5], grad_dtype=torch.bfloat16)
+    before = tensors.clone()
+    OPS.adam_replay_check(*tensors, [torch.tensor(1e-3), torch.tensor(0.0)])
+
+    assert_same_bits(tensors, before)
+
+
+@pytest.mark.parametrize("message", bad_accumulations())
+def test_bad_accumulations(message: str) -> None:
+    caches, grads, factors = bad_accumulations()[message]
+    with pytest.raises(ValueError, match=f"^grad_accumulate_: {message}"):
+        OPS.grad_accumulate_(caches, grads, **factors)
+
+
+BAD_GROUP_OPTIONS = [
+    (ValueError, "lr must be finite and >= 0, got -1.0", {"lr": -1.0}),
+    (ValueError, "lr must be finite and >= 0, got nan", {"lr": math.nan}),
+    (TypeError, "lr must be a number, got str", {"lr": "fast"}),
+    (TypeError, "lr must be a number, got complex", {"lr": torch.tensor(1j)}),
+    (ValueError, "lr must have one element", {"lr": torch.ones(2)}),
+    (ValueError, r"betas\[1\] must be in \[0, 1\), got 1.0", {"betas": (0.9, 1.0)}),
+    (ValueError, r"betas\[0\] must be in \[0, 1\), got -1", {"betas": (-1.0, 0.9)}),
+    (ValueError, "betas must be two numbers, got 0.9", {"betas": 0.9}),
+    (ValueError, "eps must be finite and >= 0, got -1.0", {"eps": -1.0}),
+    (ValueError, "weight_decay must be finite", {"weight_decay": math.inf}),
+    (ValueError, "amsgrad must be False, got True", {"amsgrad": True}),
+    (ValueError, "differentiable must be False, got True", {"differentiable": True}),
+    (ValueError, r"repeats must be in 1\.\..* got 0", {"repeats": 0}),
+    (TypeError, "repeats must be an int, got float", {"repeats": 2.0}),
+    (ValueError, r"rounding_seed must be in 0\.\..* got -1", {"rounding_seed": -1}),
+    (TypeError, "rounding_seed must be an int, got float", {"rounding_seed": 1.5}),
+]
+
+
+@pytest.mark.parametrize(("error", "message", "options"), BAD_GROUP_OPTIONS)
+def test_bad_options_of_a_group(
+    error: type[Exception], message: str, options: dict[str, object]
+) -> None:
+    with pytest.raises(error, match=f"^ReplayAdam: {message}"):
+        ReplayAdam([{"params": [torch.zeros(3)], **options}])
+
+    optimizer = ReplayAdam([torch.zeros(3)])
+    with pytest.raises(error, match=f"^ReplayAdam: {message}"):
+        optimizer.add_param_group({"params": [torch.zeros(3)], **options})
+
+    assert len(optimizer.param_groups) == 1
+
+
+def test_parameters_that_are_not_floating() -> None:
+    params = [torch.zeros(3), torch.zeros(3, dtype=torch.int64)]
+    optimizer = ReplayAdam([torch.zeros(3)])
+    message = "parameter 1 of the group must be float32, .*int64"
+
+    with pytest.raises((TypeError, ValueError), match=message):
+        optimizer.add_param_group({"params": params})
+
+    assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "repeats", "message"),
+    [
+        (ValueError, 0, r"must be in 1\.\.2147483647, got 0"),
+        (ValueError, 2**31, r"must be in 1\.\.2147483647, got 2147483648"),
+        (TypeError, 2.0, "must be an int, got float"),
+        (TypeError, True, "must be an int, got bool"),
+        (TypeError, np.bool_(True), "must be an int, got bool"),
+    ],
+)
+def test_bad_repeats(error: type[Exception], repeats: object, message: str) -> None:
+    """Refused before the closure runs, and whether or not there are gradients."""
+    optimizer = ReplayAdam(make_model().parameters())
+    calls: list[int] = []
+
+    with pytest.raises(error, match=f"^ReplayAdam.step: repeats {message}"):
+        optimizer.step(lambda: calls.append(1), repeats=repeats)
+
+    assert not calls
+
+
+def test_a_closure_and_gradients() -> None:
+    with pytest.raises(ValueError, match="closure and grads exclude each other"):
+        ReplayAdam([torch.zeros(3)]).step(lambda: 0.0, grads={})
+
+
+def test_gradients_that_are_no_mapping() -> None:
+    param = torch.zeros(3, requires_grad=True)
+    with pytest.raises(TypeError, match="grads must map parameters to gradients"):
+        ReplayAdam([param]).step(grads=[param])
+
+
+class Step:
+    """A step of two groups; each case spoils something of the second."""
+
+    def __init__(self) -> None:
+        self.model = make_model()
+        self.optimizer = grouped(self.model, ReplayAdam)
+        backward(self.model, 0)
+        self.optimizer.step()
+        self.group = self.optimizer.param_groups[1]
+        self.param = self.group["params"][0]
+        self.grads = {param: param.grad for param in self.model.parameters()}
+
+    def spoil_gradient(self, change: Callable[[torch.Tensor], object]) -> None:
+        self.grads[self.param] = change(self.grads[self.param])
+
+    def spoil_state(self, name: str, value: object) -> None:
+        self.optimizer.state[self.param][name] = value
+
+    def spoil_option(self, name: str, value: object) -> None:
+        self.group[name] = value
+
+    def spoil_rate(self, value: float, **options: object) -> None:
+        self.group["capturable"] = True
+        self.group["lr"] = torch.tensor(value, **options)
+
+    def share_memory(self) -> None:
+        first = self.optimizer.param_groups[0]["params"][0]
+        self.param.data = first.detach().view(-1)[4:28].view(3, 8)
+
+    def tensors(self) -> object:
+        return list(self.model.parameters()), self.optimizer.state_dict()["state"]
+
+
+META = torch.zeros(3, 8, device="meta")
+BAD_STEPS: dict[str, tuple[type[Exception], Callable[[Step], None]]] = {
+    "the gradient of parameter 0 must be dense, .*SparseAdam": (
+        TypeError,
+        lambda step: step.spoil_gradient(torch.Tensor.to_sparse),
+    ),
+    "the gradient of parameter 0 must be a torch.Tensor, got list": (
+        TypeError,
+        lambda step: step.spoil_gradient(torch.Tensor.tolist),
+    ),
+    r"grads\[2\] is on meta, the first tensor is on cpu": (
+        ValueError,
+        lambda step: step.spoil_gradient(lambda grad: grad.to("meta")),
+    ),
+    r"grads\[2\] has shape \[1, 8\], params\[2\] has shape \[3, 8\]": (
+        ValueError,
+        lambda step: step.spoil_gradient(lambda grad: grad[:1]),
+    ),
+    r"steps\[2\] must be finite and >= 0, got -1": (
+        ValueError,
+        lambda step: step.spoil_state("step", torch.tensor(-1.0)),
+    ),
+    "step of parameter 0 must be a torch.Tensor, got int": (
+        TypeError,
+        lambda step: step.spoil_state("step", 5),
+    ),
+    "the state of parameter 0 has no exp_avg": (
+        ValueError,
+        lambda step: step.optimizer.state[step.param].pop("exp_avg"),
+    ),
+    r"exp_avgs\[2\] is on meta, the first tensor is on cpu": (
+        ValueError,
+        lambda step: step.spoil_state("exp_avg", META),
+    ),
+    r"steps\[2\] is on meta, the first tensor is on cpu": (
+        ValueError,
+        lambda step: step.spoil_state("step", META),
+    ),
+    r"params\[2\] overlaps params\[0\]": (ValueError, Step.share_memory),
+    "lr must be finite and >= 0, got -1.0": (
+        ValueError,
+        lambda step: step.spoil_option("lr", -1.0),
+    ),
+    r"lr_tensors\[0\] must hold one float32 or float64 value": (
+        ValueError,
+        lambda step: step.spoil_rate(1e-3, dtype=torch.float16),
+    ),
+    r"lr_tensors\[0\] is on meta, the first tensor is on cpu": (
+        ValueError,
+        lambda step: step.spoil_rate(1e-3, device="meta"),
+    ),
+}
+
+
+@pytest.mark.parametrize("message", BAD_STEPS)
+def test_a_bad_group_leaves_all_groups_as_they_were(message: str) -> None:
+    error, spoil = BAD_STEPS[message]
+    step = Step()
+    spoil(step)
+    before = copy.deepcopy(step.tensors())
+
+    with pytest.raises(error, match=message):
+        step.optimizer.step(grads=step.grads)
+
+    torch.testing.assert_close(step.tensors(), before, rtol=0, atol=0)
+
+
+@pytest.mark.cpu_only("a learning rate on the device is read there, unchecked")
+def test_a_bad_rate_of_a_group_leaves_all_groups_as_they_were() -> None:
+    step = Step()
+    step.spoil_rate(-1.0)
+    before = copy.deepcopy(step.tensors())
+
+    with pytest.raises(ValueError, match=r"lr_tensors\[0\] must be finite and >= 0"):
+        step.optimizer.step(grads=step.grads)
+
+    torch.testing.assert_close(step.tensors(), before, rtol=0, atol=0)
+
+
+def test_a_parameter_on_the_meta_device() -> None:
+    param = torch.zeros(3, device="meta", requires_grad=True)
+    param.grad = torch.zeros(3, device="meta")
+
+    with pytest.raises(ValueError, match="parameter 0 has no storage"):
+        ReplayAdam([param]).step()
+
+
+@pytest.fixture
+def capturing(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bool]]:
+    """Fake tensors; whether the stream of the first GPU, not of the present one, is captured."""
+    capture = {"on": True}
+    present = [torch.device("cuda:1")]
+
+    @contextmanager
+    def device(chosen: torch.device) -> Iterator[None]:
+        present.append(chosen)
+        yield
+        present.pop()
+
+    def is_capturing() -> bool:
+        return capture["on"] and present[-1] == torch.device("cuda:0")
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", is_capturing)
+
+    with FakeTensorMode():
+        yield capture
+
+
+def parameter(device: str) -> torch.Tensor:
+    param = torch.zeros(3, device=device, requires_grad=True)
+    param.grad = torch.ones(3, device=device)
+    return param
+
+
+def test_a_captured_group_must_be_capturable(capturing: dict[str, bool]) -> None:
+    groups = [{"params": [parameter("cuda")], "capturable": on} for on in (True, False)]
+    optimizer = ReplayAdam(groups)
+    calls: list[int] = []
+
+    with pytest.raises(RuntimeError, match="capturable of parameter group 1 .*False$"):
+        optimizer.step(lambda: calls.append(1))
+
+    assert not calls
+    assert not optimizer.state
+
+
+def test_a_captured_step_count_must_be_on_the_device(
+    capturing: dict[str, bool],
+) -> None:
+    """It is not after a change of the group's option."""
+    optimizer = ReplayAdam([parameter("cuda")])
+    capturing["on"] = False
+    optimizer.step()
+    capturing["on"] = True
+    optimizer.param_groups[0]["capturable"] = True
+
+    with pytest.raises(RuntimeError, match="step of parameter 0 of group 0 must be on"):
+        optimizer.step()
+
+
+def test_a_capture_must_not_make_the_state(capturing: dict[str, bool]) -> None:
+    optimizer = ReplayAdam([parameter("cuda")], capturable=True)
+    for make in (optimizer.step, optimizer.make_state):
+        with pytest.raises(
+            RuntimeError, match="must have its state before .*make_state"
+        ):
+            make()
+
+    assert not any(optimizer.state.values())
+
+    capturing["on"] = False
+    optimizer.make_state()
+    capturing["on"] = True
+    optimizer.step()
+
+
+def test_a_capture_beside_parameters_on_the_cpu(capturing: dict[str, bool]) -> None:
+    ReplayAdam([parameter("cpu")]).step()

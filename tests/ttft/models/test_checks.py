@@ -1,0 +1,182 @@
+"""Models that are not causal, or not their tokenizer's, are refused by what they compute."""
+
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertLMHeadModel,
+    BertModel,
+    BloomConfig,
+    BloomForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    MptConfig,
+    MptForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+    XLNetConfig,
+    XLNetLMHeadModel,
+)
+
+from hullft_ops.ttft.models.checks import (
+    check_causal,
+    context_length,
+    highest_id,
+    model_context,
+    unwrapped,
+)
+
+VOCABULARY = 320
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 64,
+}
+GROUPED = SIZES | {"num_key_value_heads": 2}
+GPT2 = {"vocab_size": VOCABULARY, "n_embd": 16, "n_layer": 2, "n_head": 2}
+MAMBA = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 1}
+T5 = {"vocab_size": VOCABULARY, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1}
+XLNET = {"vocab_size": VOCABULARY, "d_model": 16, "n_layer": 2, "n_head": 2}
+CAUSAL = [
+    (GPT2LMHeadModel, GPT2Config(**GPT2)),
+    (LlamaForCausalLM, LlamaConfig(**GROUPED)),
+    (BertLMHeadModel, BertConfig(**SIZES, is_decoder=True)),
+    (MambaForCausalLM, MambaConfig(**MAMBA)),
+    (MixtralForCausalLM, MixtralConfig(**GROUPED, num_local_experts=4)),
+]
+AHEAD = "which sees the tokens after the one that it reads"
+# With weights as large as trained ones: those of a new model move logits by one bfloat16 rounding.
+BERT = BertConfig(**SIZES, initializer_range=0.2)
+OTHERS = [
+    (BertLMHeadModel, BERT, AHEAD),
+    (BertForMaskedLM, BERT, AHEAD),
+    (XLNetLMHeadModel, XLNetConfig(**XLNET, d_inner=24, initializer_range=0.2), AHEAD),
+    (BertModel, BERT, "which gives no logits"),
+    (
+        BertForSequenceClassification,
+        BERT,
+        r"which gives logits of shape \[1, 2\] for 2 tokens",
+    ),
+    (
+        T5ForConditionalGeneration,
+        T5Config(**T5, num_heads=2),
+        "which cannot run on input_ids alone",
+    ),
+]
+
+
+def build(kind, config, dtype=torch.float32):
+    torch.manual_seed(0)
+    return kind(copy.deepcopy(config)).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("kind", "config"), CAUSAL)
+def test_a_causal_model_is_accepted(kind, config, dtype, tokenizer):
+    check_causal(build(kind, config, dtype), tokenizer)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("kind", "config", "reason"), OTHERS)
+def test_any_other_is_refused(kind, config, reason, dtype, tokenizer):
+    model = build(kind, config, dtype)
+    with pytest.raises(ValueError, match=f"got {kind.__name__}, {reason}$"):
+        check_causal(model, tokenizer)
+
+
+def test_an_adapter_does_not_hide_it(tokenizer):
+    lora = LoraConfig(init_lora_weights=False, target_modules=["query", "value"])
+    model = get_peft_model(build(BertForMaskedLM, BertConfig(**SIZES)), lora)
+
+    assert isinstance(unwrapped(model), BertForMaskedLM)
+
+    with pytest.raises(ValueError, match="got BertForMaskedLM, which sees"):
+        check_causal(model, tokenizer)
+
+
+def test_virtual_tokens_among_the_logits_are_refused(gpt2, tokenizer):
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    with pytest.raises(ValueError, match=r"logits of shape \[1, 5, 320\] for 2 tokens"):
+        check_causal(get_peft_model(gpt2, config), tokenizer)
+
+
+def test_rounding_by_the_next_token_is_not_looking_ahead(gpt2, tokenizer):
+    """As in a mixture of experts, which multiplies the tokens of an expert at once."""
+
+    def rounded(_module, _args, kwargs, output):
+        output.logits = output.logits + 1e-8 * kwargs["input_ids"][0, -1]
+
+    gpt2.register_forward_hook(rounded, with_kwargs=True)
+    check_causal(gpt2, tokenizer)
+
+
+def test_the_model_must_have_every_id_of_the_tokenizer(gpt2, tokenizer):
+    check_causal(gpt2, tokenizer)
+
+    larger = copy.deepcopy(tokenizer)
+    larger.add_tokens([f"<{number}>" for number in range(VOCABULARY)])
+    highest = highest_id(larger)
+    reason = f"every id of the tokenizer, up to {highest}, got GPT2LMHeadModel with 320"
+    with pytest.raises(ValueError, match=reason):
+        check_causal(gpt2, larger)
+
+    gpt2.resize_token_embeddings(highest + 1)
+    check_causal(gpt2, larger)
+
+
+def test_a_model_runs_once_and_keeps_its_modes(gpt2, tokenizer):
+    calls = []
+    gpt2.register_forward_pre_hook(lambda *_: calls.append(1))
+    gpt2.train()
+    gpt2.transformer.h[0].eval()
+    modes = [module.training for module in gpt2.modules()]
+
+    for _ in range(2):
+        check_causal(gpt2, tokenizer)
+
+    assert len(calls) == 2
+    assert [module.training for module in gpt2.modules()] == modes
+    assert all(parameter.grad is None for parameter in gpt2.parameters())
+
+
+def bloom(**stated):
+    config = BloomConfig(vocab_size=400, hidden_size=16, n_layer=1, n_head=2, **stated)
+    return BloomForCausalLM(config)
+
+
+def test_configurations_name_the_context_differently(gpt2, tokenizer, monkeypatch):
+    mpt = MptConfig(d_model=16, n_heads=2, n_layers=1, vocab_size=400, max_seq_len=24)
+    assert model_context(gpt2, tokenizer) == 32
+    assert model_context(MptForCausalLM(mpt), tokenizer) == 24
+    assert model_context(bloom(seq_length=20), tokenizer) == 20
+    assert model_context(bloom(), tokenizer) is None
+
+    monkeypatch.setattr(tokenizer, "model_max_length", 28)
+    assert model_context(bloom(), tokenizer) == 28
+
+
+def test_a_context_is_the_users_or_the_models(gpt2, tokenizer):
+    assert context_length(gpt2, tokenizer, None) == 32
+    assert context_length(gpt2, tokenizer, 32) == 32
+    assert context_length(bloom(), tokenizer, 5000) == 5000
+
+    with pytest.raises(ValueError, match="max_length is 33, the model's context is 32"):
+        context_length(gpt2, tokenizer, 33)
+    with pytest.raises(ValueError, match="neither the model nor its tokenizer has a"):
+        context_length(bloom(), tokenizer, None)
+    with pytest.raises(ValueError, match="max_length must be in 2"):
+        context_length(gpt2, tokenizer, 1)

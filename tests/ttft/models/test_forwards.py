@@ -1,0 +1,64 @@
+"""Forwards and modes of modules, replaced for a while."""
+
+import pytest
+import torch
+from torch import nn
+
+from hullft_ops.ttft.models.forwards import (
+    eval_mode,
+    is_observed,
+    is_replaced,
+    replaced_forwards,
+)
+
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def zero(layer, x):
+    return torch.zeros(*x.shape[:-1], len(layer.weight))
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt])
+def test_modules_of_exactly_those_types_run_another_for_a_while(error):
+    model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), Doubled(6, 3))
+    x, hidden = torch.randn(5, 8), torch.randn(5, 6)
+    doubled = model[2](hidden)
+    before = [dict(vars(module)) for module in model.modules()]
+    try:
+        with replaced_forwards(model, {nn.Linear: zero, nn.ReLU: zero}):
+            assert torch.equal(model[0](x), torch.zeros(5, 6))
+            assert torch.equal(model[2](hidden), doubled)
+            assert not is_replaced(model[0])
+            if error is not None:
+                raise error
+    except KeyboardInterrupt:
+        pass
+
+    assert [dict(vars(module)) for module in model.modules()] == before
+
+
+def test_somebody_elses_forward_stays():
+    layer = nn.Linear(8, 6)
+
+    assert not is_observed(layer)
+
+    layer.forward = theirs = lambda x: x + 1
+    with replaced_forwards(layer, {nn.Linear: zero}):
+        assert layer.forward is theirs
+        assert is_replaced(layer)
+
+    assert layer.forward is theirs
+    assert is_observed(layer)
+
+
+def test_eval_mode_gives_every_module_its_own_mode_back(gpt2):
+    gpt2.train()
+    gpt2.transformer.h[0].eval()
+    modes = [module.training for module in gpt2.modules()]
+    with eval_mode(gpt2):
+        assert not any(module.training for module in gpt2.modules())
+
+    assert [module.training for module in gpt2.modules()] == modes

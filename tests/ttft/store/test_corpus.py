@@ -1,0 +1,200 @@
+"""Reading corpora of every kind, and what bad ones get."""
+
+import gzip
+import io
+import json
+import os
+import sys
+
+import datasets
+import pyarrow.parquet
+import pytest
+
+from hullft_ops.ttft.errors import InputError
+from hullft_ops.ttft.files import new_folder
+from hullft_ops.ttft.store.corpus import IndexConfig, read_records
+
+RECORDS = [
+    {"text": "text 0 é", "domain": "a", "year": 2000},
+    {"text": "text 1 é", "domain": "b", "year": 2001},
+    {"text": "text 2 é", "domain": "a", "year": 2002},
+    {"text": "text 3 é", "domain": "b", "year": 2003},
+    {"text": "text 4 é", "domain": "a", "year": 2004},
+]
+LINES = "".join(json.dumps(record) + "\n" for record in RECORDS)
+
+
+def read(corpus, **options):
+    skipped = []
+    return list(read_records(corpus, IndexConfig(**options), skipped)), skipped
+
+
+def jsonl(path):
+    file = path / "c[1] *.jsonl"
+    file.write_text(LINES)
+    return file
+
+
+def jsonl_gz(path):
+    file = path / "c.jsonl.gz"
+    file.write_bytes(gzip.compress(LINES.encode()))
+    return file
+
+
+def json_array(path):
+    file = path / "c.json"
+    file.write_text(json.dumps(RECORDS))
+    return file
+
+
+def csv(path):
+    rows = [",".join(map(str, record.values())) for record in RECORDS]
+    (path / "c.csv").write_text("\n".join(["text,domain,year", *rows]))
+    return path / "c.csv"
+
+
+def parquet(path):
+    table = pyarrow.Table.from_pylist(RECORDS)
+    pyarrow.parquet.write_table(table, path / "c.parquet", row_group_size=2)
+    return path / "c.parquet"
+
+
+def saved(path):
+    datasets.Dataset.from_list(RECORDS).save_to_disk(str(path / "saved"))
+    return path / "saved"
+
+
+@pytest.mark.parametrize("make", [jsonl, jsonl_gz, json_array, csv, parquet, saved])
+def test_every_format_gives_the_same_records(make, tmp_path):
+    corpus = make(tmp_path)
+    records, skipped = read(str(corpus), metadata=("domain", "year"))
+    sources = [f"{corpus.name}:{number}" for number in range(1, 6)]
+
+    assert [record.pop("source") for record in records] == sources
+    assert records == RECORDS
+    assert skipped == []
+
+
+def test_a_folder_gives_its_text_files_in_order(tmp_path):
+    folder = tmp_path / "texts"
+    (folder / "deep" / ".git").mkdir(parents=True)
+    (folder / "b.jsonl").write_text("{}\n")
+    (folder / "a.md").write_bytes("\ufeffnaïve\r\nlines".encode())
+    (folder / "deep" / "c").write_text("sea")
+    (folder / "deep" / ".hidden").write_text("hidden")
+    (folder / "deep" / ".git" / "config").write_text("hidden")
+    (folder / "link.txt").symlink_to(folder / "a.md")
+    (folder / "loop").symlink_to(folder)
+    (folder / "picture.png").write_bytes(b"\x89PNG\xff")
+    (folder / "zeros").write_bytes(b"text\0")
+    (folder / os.fsdecode(b"\xff.txt")).write_text("a name that is not UTF-8")
+    with new_folder(folder / "ours") as ours:
+        (ours / "texts.txt").write_text("of a datastore")
+
+    records, skipped = read(folder)
+    assert records == [
+        {"text": "naïve\nlines", "source": "a.md"},
+        {"text": "{}\n", "source": "b.jsonl"},
+        {"text": "sea", "source": "deep/c"},
+        {"text": "a name that is not UTF-8", "source": "?.txt"},
+    ]
+    assert skipped == ["picture.png: not UTF-8 text", "zeros: not UTF-8 text"]
+    assert read(folder / "deep" / ".git")[0] == [{"text": "hidden", "source": "config"}]
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "names"),
+    [
+        ((), ("*.py",), ["README.md", "notes/d.md"]),
+        (("*.py",), (), ["build/c.py", "src/a.py", "src/deep/b.py"]),
+        (("*.py", "notes/*"), ("build/*", "b.py"), ["notes/d.md", "src/a.py"]),
+    ],
+)
+def test_patterns_choose_among_the_files_of_a_folder(tmp_path, include, exclude, names):
+    for name in ("README.md", "src/a.py", "src/deep/b.py", "build/c.py", "notes/d.md"):
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("text")
+
+    records, _ = read(tmp_path, include=include, exclude=exclude)
+    assert [record["source"] for record in records] == names
+
+
+def test_any_other_file_is_one_text(tmp_path):
+    (tmp_path / "a.rst").write_text("naïve\nlines\n")
+    records, skipped = read(tmp_path / "a.rst")
+
+    assert records == [{"text": "naïve\nlines\n", "source": "a.rst"}]
+    assert skipped == []
+
+
+MARKDOWN = "[A link](to)\nand a line\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "texts"),
+    [
+        ("\ufeff" + LINES, [record["text"] for record in RECORDS]),
+        (MARKDOWN, [MARKDOWN]),
+    ],
+)
+def test_stdin_is_lines_of_json_or_one_text(content, texts, monkeypatch):
+    stdin = io.TextIOWrapper(io.BytesIO(content.encode()))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    records, _ = read("-")
+
+    sources = [f"stdin:{number}" for number in range(1, len(texts) + 1)]
+
+    assert [record["text"] for record in records] == texts
+    assert [record["source"] for record in records] == sources
+
+
+def test_the_name_of_a_dataset_is_looked_up_on_the_hub(monkeypatch):
+    calls = []
+
+    def load_dataset(*arguments, **options):
+        calls.append((arguments, options))
+        return iter([{"body": "hello"}])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    records, _ = read("owner/name", text_column="body")
+
+    assert records == [{"text": "hello", "source": "name:1"}]
+    assert calls == [(("owner/name",), {"split": "train", "streaming": True})]
+
+
+def test_records_without_text_are_skipped_and_named(tmp_path):
+    lines = [{"text": "good"}, {"text": None}, {"body": "b"}, {"text": "also good"}]
+    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    records, skipped = read(tmp_path / "c.jsonl")
+
+    assert [record["text"] for record in records] == ["good", "also good"]
+    assert skipped == [f"c.jsonl:{n}: no string 'text'" for n in (2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("c.jsonl", b'{"text": "good"}\n{oops\n'),
+        ("c.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)[:60]),
+        ("c.parquet", b"junk"),
+        ("dataset_dict.json", b"{}"),
+    ],
+)
+def test_a_damaged_file_is_named_in_one_line(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    corpus = tmp_path if name == "dataset_dict.json" else tmp_path / name
+    with pytest.raises(InputError) as caught:
+        read(corpus)
+
+    assert str(caught.value).startswith(f"{corpus}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_not_there_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"^nowhere.jsonl: "):
+        read("nowhere.jsonl")
+    with pytest.raises(InputError, match=r".jsonl: no record has the metadata colour"):
+        read(jsonl(tmp_path), metadata=("domain", "colour"))
+    with pytest.raises(InputError, match="text is body, not metadata"):
+        read(jsonl(tmp_path), text_column="body", metadata=("text",))

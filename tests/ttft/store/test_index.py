@@ -1,0 +1,354 @@
+"""A corpus becomes a datastore, whatever interrupts it; ``--kills 20`` kills more often."""
+
+import json
+import multiprocessing
+import random
+import time
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from hullft_ops.ttft.errors import InputError
+from hullft_ops.ttft.store.datastore import Datastore
+from hullft_ops.ttft.store.index import folder_datastore, index_corpus
+
+WORDS = ["tide", "moon", "harbour", "sand", "gull", "rope", "salt", "pier", "net"]
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """1,000 records of 12 words and their number."""
+    generator = random.Random(0)
+    with (tmp_path / "c.jsonl").open("w") as file:
+        for number in range(1000):
+            text = " ".join(generator.choices(WORDS, k=12))
+            file.write(json.dumps({"text": f"{text} {number}", "n": number}) + "\n")
+    return tmp_path / "c.jsonl"
+
+
+@pytest.fixture
+def cutting_embedder(embedder):
+    """An embedder that reads 4 words."""
+    tokenizer = Tokenizer(models.WordLevel({"<unk>": 0}, "<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    embedder.tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>"
+    )
+    embedder.max_tokens = 4
+    return embedder
+
+
+def counted(embedder, calls):
+    """Appends the texts that are embedded to ``calls``."""
+    encode = embedder.encode
+
+    def encode_and_count(texts):
+        calls.extend(texts)
+        return encode(texts)
+
+    embedder.encode = encode_and_count
+    return embedder
+
+
+def same(store, other):
+    assert list(store.rows) == list(other.rows)
+    assert torch.equal(store.embeddings, other.embeddings)
+    assert store.identity == other.identity
+    assert store.info == other.info
+    assert store.source == other.source
+
+
+def test_texts_come_with_source_and_metadata(corpus, embedder, tmp_path):
+    store = index_corpus(corpus, tmp_path / "store", embedder, metadata=("n",))
+    assert len(store) == 1000
+
+    row = store.rows[41]
+    assert row["text"].endswith(" 41")
+    assert (row["source"], row["n"]) == ("c.jsonl:42", 41)
+
+    texts = list(store.texts)
+    assert torch.equal(store.embeddings, torch.from_numpy(embedder.encode(texts)))
+    assert store.summary()[1].startswith(f"{corpus}: of 1000 records 0 passages")
+
+
+def test_records_are_cut_to_what_the_embedder_reads(corpus, cutting_embedder, tmp_path):
+    def index(name, **options):
+        path = tmp_path / name
+        return index_corpus(corpus, path, cutting_embedder, min_chars=0, **options)
+
+    lengths = {len(text.split()) for text in index("default").texts}
+    assert lengths == {1, 4}
+    assert {len(text.split()) for text in index("whole", chunk_tokens=0).texts} == {13}
+
+    overlapping = index("overlapping", chunk_tokens=6, overlap=2)
+    first, second = [text.split() for text in overlapping.texts[:2]]
+
+    assert first[-2:] == second[:2]
+
+    with pytest.raises(ValueError, match=r"overlap must be in 0..5, got 6"):
+        index("bad", chunk_tokens=6, overlap=6)
+
+
+def test_repeated_and_short_passages_are_left_out(embedder, tmp_path):
+    texts = ["a passage of some length", "short", "  blank  " + " " * 20]
+    lines = [{"text": text} for text in [*texts, texts[0], "another passage here"]]
+    lines.append({"body": "no text"})
+    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    store = index_corpus(tmp_path / "c.jsonl", tmp_path / "store", embedder)
+
+    assert list(store.texts) == [texts[0], "another passage here"]
+    assert store.source.left_out() == (
+        "of 5 records 2 passages are short and 1 repeated; 1 skipped "
+        "(c.jsonl:6: no string 'text')"
+    )
+
+
+def test_a_large_datastore_gets_lists(corpus, embedder, tmp_path):
+    store = index_corpus(corpus, tmp_path / "store", embedder, exact_up_to=999)
+    assert store.info.recall >= 0.8
+    assert "search by lists, recall@200 0." in store.summary()[0]
+
+
+def test_another_engine_embeds(corpus, embedder, tmp_path):
+    def embed(batches):
+        for batch in batches:
+            yield embedder.encode(batch)[::-1][::-1]
+
+    store = index_corpus(corpus, tmp_path / "store", embedder, embed=embed)
+    same(store, index_corpus(corpus, tmp_path / "other", embedder))
+    with pytest.raises(ValueError, match=r"must be float32 \[32, 24\], got float32"):
+        index_corpus(
+            corpus,
+            tmp_path / "bad",
+            embedder,
+            embed=lambda batches: (embedder.encode(batch[1:]) for batch in batches),
+        )
+
+
+def test_texts_of_another_datastore_are_not_embedded_again(corpus, embedder, tmp_path):
+    old = index_corpus(corpus, tmp_path / "old", embedder)
+    corpus.write_text(corpus.read_text() + '{"text": "one more passage came"}\n')
+    calls = []
+    counted(embedder, calls)
+    store = index_corpus(corpus, tmp_path / "new", embedder, reuse=old)
+
+    assert calls == ["one more passage came"]
+    assert torch.equal(store.embeddings[:1000], old.embeddings)
+
+    embedder.name = "other"
+    with pytest.raises(ValueError, match="embedder is other of dim 24, the store's"):
+        index_corpus(corpus, tmp_path / "bad", embedder, reuse=old)
+
+
+def test_nothing_to_index_is_refused(embedder, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "photo.jpg").write_bytes(b"\xff\xd8\0")
+    with pytest.raises(InputError, match=r"nothing to index: .* 1 skipped \(photo.jpg"):
+        index_corpus(tmp_path / "mine", tmp_path / "store", embedder)
+
+    assert [entry.name for entry in tmp_path.iterdir()] == ["mine"]
+
+
+def test_an_embedder_without_tokenizer_cuts_nothing(corpus, embedder, tmp_path):
+    with pytest.raises(ValueError, match="chunk_tokens is 5, embedder hashing has no"):
+        index_corpus(corpus, tmp_path / "store", embedder, chunk_tokens=5)
+
+
+def test_outputs_are_checked_first(corpus, embedder, tmp_path):
+    calls = []
+    embedder = counted(embedder, calls)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work, and more of it")
+
+    for overwrite in (False, True):
+        with pytest.raises(FileExistsError, match=r"mine (exists|holds thesis.txt)"):
+            index_corpus(corpus, tmp_path / "mine", embedder, overwrite=overwrite)
+        with pytest.raises(ValueError, match="output .*mine is the input"):
+            index_corpus(
+                tmp_path / "mine", tmp_path / "mine", embedder, overwrite=overwrite
+            )
+
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+    assert calls == []
+
+
+def test_a_finished_datastore_is_replaced_only_by_overwrite(corpus, embedder, tmp_path):
+    path = tmp_path / "store"
+    first = index_corpus(corpus, path, embedder)
+    with pytest.raises(FileExistsError, match="store exists"):
+        index_corpus(corpus, path, embedder)
+
+    corpus.write_text(json.dumps({"text": "only one passage is left"}))
+    assert len(index_corpus(corpus, path, embedder, overwrite=True)) == 1
+    assert len(list(first.texts)) == 1000
+
+
+def interrupted(corpus, path, embedder, after, **options):
+    """Run `index_corpus` until that many texts are embedded."""
+    calls = []
+    encode = embedder.encode
+
+    def encode_some(texts):
+        if len(calls) >= after:
+            raise KeyboardInterrupt
+
+        calls.extend(texts)
+        return encode(texts)
+
+    embedder.encode = encode_some
+    with pytest.raises(KeyboardInterrupt):
+        index_corpus(corpus, path, embedder, **options)
+
+    embedder.encode = encode
+
+
+def test_an_interrupted_call_goes_on(corpus, embedder, tmp_path):
+    path = tmp_path / "store"
+    interrupted(corpus, path, embedder, after=512)
+
+    assert not path.exists()
+
+    # A kill in the middle of a write: 15 batches, 20 rows and a part of one are there.
+    [vectors] = tmp_path.glob(".store.*/embeddings.f32")
+    vectors.write_bytes(vectors.read_bytes()[: 500 * 24 * 4 + 7])
+    calls = []
+    store = index_corpus(corpus, path, counted(embedder, calls))
+
+    assert len(calls) == 1000 - 480
+
+    same(store, index_corpus(corpus, path, embedder, overwrite=True))
+    assert {entry.name for entry in tmp_path.iterdir()} == {"c.jsonl", "store"}
+
+
+def test_an_interrupted_call_of_other_settings_is_dropped_only_by_overwrite(
+    corpus, embedder, tmp_path
+):
+    path = tmp_path / "store"
+    interrupted(corpus, path, embedder, after=512)
+    with pytest.raises(
+        ValueError, match=r"another min_chars: 16 instead of 20; --over"
+    ):
+        index_corpus(corpus, path, embedder, min_chars=20)
+
+    corpus.write_text(corpus.read_text() + '{"text": "one more passage came"}\n')
+    with pytest.raises(ValueError, match=r"another files: \w+ instead of \w+"):
+        index_corpus(corpus, path, embedder)
+
+    calls = []
+    store = index_corpus(corpus, path, counted(embedder, calls), overwrite=True)
+
+    assert len(store) == len(calls) == 1001
+
+
+def killed_after(seconds, run):
+    """How long it ran, in a process that is killed after that time; None lets it end."""
+    process = multiprocessing.get_context("fork").Process(target=run)
+    start = time.monotonic()
+    process.start()
+    process.join(seconds)
+    process.kill()
+    process.join()
+    return time.monotonic() - start
+
+
+def test_kills(pytestconfig, corpus, embedder, tmp_path):
+    """At random moments. No batch of vectors that is in the file is embedded again."""
+    encode = embedder.encode
+
+    def index(path):
+        return index_corpus(corpus, path, embedder, metadata=("n",), exact_up_to=500)
+
+    def slowly(texts):
+        time.sleep(0.02)
+        return encode(texts)
+
+    whole = index(tmp_path / "whole")
+    embedder.encode = slowly
+    duration = killed_after(None, lambda: index(tmp_path / "timed"))
+    moments = random.Random(0)
+    resumed = 0
+
+    for number in range(pytestconfig.getoption("--kills")):
+        path = tmp_path / f"killed{number}"
+        embedder.encode = slowly
+        killed_after(moments.uniform(0, duration), lambda path=path: index(path))
+        if path.exists():
+            same(Datastore.open(path), whole)
+            continue
+
+        partial = path.with_name(f".{path.name}.hullft_ops.partial") / "embeddings.f32"
+        done = partial.stat().st_size // (24 * 4) if partial.exists() else 0
+        done -= done % 32 if done < 1000 else 0
+        calls = []
+        embedder.encode = encode
+        counted(embedder, calls)
+        same(index(path), whole)
+
+        assert len(calls) == 1000 - done
+        resumed += done > 0
+
+    assert resumed > 0
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for number in range(20):
+        file = tmp_path / "mine" / f"{number % 3}" / f"{number}.md"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"the page about number {number} and what comes after it")
+    return tmp_path / "mine"
+
+
+def test_only_changed_files_of_a_folder_are_embedded_again(folder, embedder, tmp_path):
+    calls = []
+    counted(embedder, calls)
+    root = tmp_path / "stores"
+    first = folder_datastore(folder, embedder, root)
+
+    assert len(first) == len(calls) == 20
+    assert folder_datastore(folder, embedder, root).identity == first.identity
+
+    (folder / "1" / "1.md").write_text("the page about number 1 is another one now")
+    (folder / "0" / "0.md").unlink()
+    (folder / "new.md").write_text("one more page came to the folder of pages")
+    second = folder_datastore(folder, embedder, root)
+
+    assert calls[20:] == [
+        "the page about number 1 is another one now",
+        "one more page came to the folder of pages",
+    ]
+    assert len(second) == 20
+
+    texts = list(second.texts)
+    assert torch.equal(second.embeddings, torch.from_numpy(embedder.encode(texts)))
+    assert len(list(root.iterdir())) == 1
+
+    # A folder of the same name elsewhere has a datastore of its own.
+    other = tmp_path / "elsewhere" / "mine"
+    other.mkdir(parents=True)
+    (other / "a.md").write_text("a page of the other folder")
+
+    assert len(folder_datastore(other, embedder, root)) == 1
+    assert len(list(root.iterdir())) == 2
+
+
+def test_a_change_after_an_interruption_is_not_missed(folder, embedder, tmp_path):
+    root = tmp_path / "stores"
+    folder_datastore(folder, embedder, root)
+    (folder / "new.md").write_text("one more page came to the folder of pages")
+
+    def interrupt(texts):
+        raise KeyboardInterrupt
+
+    encode, embedder.encode = embedder.encode, interrupt
+    with pytest.raises(KeyboardInterrupt):
+        folder_datastore(folder, embedder, root)
+
+    embedder.encode = encode
+    (folder / "new.md").write_text("the page that came is another one by now")
+    store = folder_datastore(folder, embedder, root)
+
+    assert "the page that came is another one by now" in list(store.texts)

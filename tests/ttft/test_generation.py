@@ -1,0 +1,71 @@
+"""Continuing a prompt with the adapted model, behind retrieved passages."""
+
+import pytest
+
+from hullft_ops.ttft.generation import continue_prompt
+
+PROMPT = "the cat sat on the red mat"
+OPTIONS = {"max_new_tokens": 8, "do_sample": False}
+
+
+def test_the_adapted_model_continues_and_is_restored(model, tokenizer, make):
+    finetuner = make(model, n_select=20)
+    ids = tokenizer(PROMPT, return_tensors="pt")["input_ids"]
+    with finetuner.adapted(PROMPT) as adaptation:
+        inside = adaptation.generate(PROMPT, **OPTIONS)
+        output = model.generate(input_ids=ids, pad_token_id=2, **OPTIONS)
+
+    expected = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+
+    assert inside == expected
+
+    model.train()
+
+    assert finetuner.generate(PROMPT, **OPTIONS) == inside
+    assert all(module.training for module in model.modules())
+    assert continue_prompt(model, tokenizer, PROMPT, 32, **OPTIONS) != inside
+
+
+@pytest.mark.parametrize(
+    ("kind", "prompt", "new_tokens", "expected"),
+    [
+        ("byte_level", "he ran to", 1, "1 2 3 4 5 he Ġran Ġto"),
+        ("byte_level", "he ran to", 3, "3 4 5 he Ġran Ġto"),
+        ("byte_level", "he ran to", 8, "Ġran Ġto"),
+        ("byte_level_bos_eos", "he ran to", 2, "<s> 3 4 5 he Ġran Ġto"),
+        ("byte_level_bos_eos", "he ran to</s>", 7, "Ġran Ġto </s>"),
+        ("byte_level_bos_eos", "", 8, "<s>"),
+    ],
+)
+def test_the_nearest_passages_that_leave_room_stand_before_the_prompt(
+    gpt2, tokenizers, kind, prompt, new_tokens, expected
+):
+    """The window has 10 tokens. The token that ends a text is not continued."""
+    tokenizer = tokenizers[kind]
+    passages = [tokenizer.convert_tokens_to_ids(list(text)) for text in ("12", "345")]
+    calls = []
+
+    def listen(module, args, kwargs):
+        calls.append(kwargs["input_ids"][0])
+
+    gpt2.register_forward_pre_hook(listen, with_kwargs=True)
+    options = {"passages": passages, "max_new_tokens": new_tokens}
+    continue_prompt(gpt2, tokenizer, prompt, 10, **options)
+
+    assert " ".join(tokenizer.convert_ids_to_tokens(calls[0])) == expected
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "message"),
+    [
+        (3, {}, "prompt must be a str, got int"),
+        ("", {}, "prompt must have a token, got ''"),
+        ("a", {"max_new_tokens": 32}, r"max_new_tokens must be in 1\.\.31, got 32"),
+        ("a", {"max_new_tokens": "3"}, "max_new_tokens must be an int, got str"),
+        ("a", {"max_length": 9}, "max_new_tokens must be passed, not max_length"),
+        ("a", {"num_return_sequences": 2}, "num_return_sequences must be 1"),
+    ],
+)
+def test_bad_arguments_are_refused(gpt2, tokenizer, prompt, options, message):
+    with pytest.raises((TypeError, ValueError), match=f"generate: {message}"):
+        continue_prompt(gpt2, tokenizer, prompt, 32, **options)

@@ -1,0 +1,169 @@
+"""The loss to train on, and its backward pass in parts, against autograd on full logits."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
+from torch.utils.checkpoint import checkpoint
+
+from hullft_ops.ttft import loss as loss_module
+from hullft_ops.ttft.head_loss import linear_mean_loss
+from hullft_ops.ttft.loss import MeanLoss, backward_in_parts, next_token_losses
+
+TOKENS = torch.arange(5, 35) * 7 % 320
+
+
+def loss_and_gradients(model, loss):
+    model.zero_grad()
+    loss.backward()
+    gradients = {}
+
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            gradients[name] = parameter.grad.clone()
+    return loss.detach(), gradients
+
+
+def assert_same(model, actual, expected, tolerance):
+    loss, gradients = loss_and_gradients(model, actual)
+    whole, others = loss_and_gradients(model, expected)
+
+    assert gradients.keys() == others.keys()
+    assert abs(loss - whole) <= tolerance * whole
+
+    for name, other in others.items():
+        bound = tolerance * max(other.norm(), 1e-3)
+        assert (gradients[name] - other).norm() <= bound, name
+
+
+def assert_equals_full_logits(model, tolerance, *, mean_loss=None, is_full=False):
+    mean_loss = mean_loss or MeanLoss(model)
+    actual = mean_loss(TOKENS)
+
+    assert mean_loss.is_full == is_full
+
+    expected = next_token_losses(model, TOKENS).mean()
+    assert_same(model, actual, expected, tolerance)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [
+        (torch.float64, 1e-13),
+        (torch.float32, 2e-6),
+    ],
+)
+@pytest.mark.parametrize("rows", [1, 7, 1000])
+def test_it_is_the_models_own_loss(model, monkeypatch, dtype, tolerance, rows):
+    monkeypatch.setattr(loss_module, "_CHUNK_BYTES", rows * 320 * 4)
+    assert_equals_full_logits(model.to(dtype), tolerance)
+
+    theirs = model(input_ids=TOKENS[None], labels=TOKENS[None]).loss
+
+    assert MeanLoss(model)(TOKENS).item() == pytest.approx(theirs.item(), rel=1e-6)
+
+
+class Scaled(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) / 8
+
+
+def test_a_head_that_does_more_keeps_its_logits(llama, with_lora):
+    mean_loss = MeanLoss(llama.double())
+    assert_equals_full_logits(llama, 1e-13, mean_loss=mean_loss)
+
+    llama.lm_head = Scaled(16, 320).double()
+    assert_equals_full_logits(llama, 0, mean_loss=mean_loss, is_full=True)
+
+    llama.lm_head = nn.Linear(16, 320).double()
+    assert_equals_full_logits(llama, 1e-13, mean_loss=mean_loss)
+
+    llama.config.final_logit_softcapping = 30.0
+    assert_equals_full_logits(llama, 0, mean_loss=mean_loss, is_full=True)
+
+    llama.config.final_logit_softcapping = None
+    model = with_lora(llama, target_modules=["lm_head"]).double()
+
+    assert_equals_full_logits(model, 0, is_full=True)
+
+
+def test_a_model_that_is_listened_to_is_called(gpt2):
+    mean_loss = MeanLoss(gpt2)
+    calls = []
+
+    def listen(module, *others):
+        calls.append(module)
+
+    for register in (gpt2.register_forward_hook, register_module_forward_hook):
+        calls.clear()
+        handle = register(listen)
+        mean_loss(TOKENS)
+        handle.remove()
+
+        assert gpt2 in calls
+        assert mean_loss.is_full
+
+    assert_equals_full_logits(gpt2, 2e-6, mean_loss=mean_loss)
+
+
+@pytest.mark.parametrize("vocabulary", [1, 5, 1024, 2050])
+@pytest.mark.parametrize("rows", [3, 9])
+def test_a_head_of_any_vocabulary_in_any_chunks(vocabulary, rows):
+    torch.manual_seed(0)
+    head = nn.Linear(4, vocabulary, dtype=torch.float64)
+    hidden = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
+    targets = torch.arange(9) * 7 % vocabulary
+    loss = linear_mean_loss(hidden, head.weight, head.bias, targets, rows)
+    whole = nn.functional.cross_entropy(head(hidden), targets)
+
+    torch.testing.assert_close(loss, whole)
+
+    inputs = [hidden, head.weight, head.bias]
+    gradients = torch.autograd.grad(loss, inputs)
+    others = torch.autograd.grad(whole, inputs)
+
+    torch.testing.assert_close(gradients, others, rtol=1e-12, atol=1e-15)
+
+
+@pytest.fixture
+def one_at_a_time(monkeypatch):
+    monkeypatch.setattr(loss_module, "_SHARE", 0.0)
+
+
+@pytest.mark.usefixtures("one_at_a_time")
+def test_every_gradient_comes_once_and_whole_though_its_parameter_changes(model):
+    """The embedding of GPT-2 is its head as well: a gradient in two parts."""
+    parameters = list(model.parameters())
+    MeanLoss(model)(TOKENS).backward()
+    whole = {parameter: parameter.grad for parameter in parameters}
+    model.zero_grad()
+    taken = []
+
+    def take(gradients):
+        for parameter, gradient in gradients.items():
+            assert parameter.grad is None
+            assert torch.equal(gradient, whole[parameter])
+
+            taken.append(parameter)
+            with torch.no_grad():
+                parameter.fill_(torch.nan)
+
+    backward_in_parts(MeanLoss(model)(TOKENS), parameters, take)
+
+    assert len(taken) == len(parameters)
+    assert set(taken) == set(parameters)
+    assert not any(parameter._post_accumulate_grad_hooks for parameter in parameters)
+
+
+@pytest.mark.usefixtures("one_at_a_time")
+def test_a_gradient_in_pieces_is_an_error():
+    """Reentrant checkpoints each have a backward pass of their own."""
+    weight = torch.eye(3, requires_grad=True)
+    hidden = torch.ones(3, requires_grad=True)
+    for _ in range(2):
+        hidden = checkpoint(lambda x: x @ weight, hidden, use_reentrant=True)
+
+    with pytest.raises(RuntimeError, match=r"parameter \[3, 3\] in pieces"):
+        backward_in_parts(hidden.sum(), [weight], lambda gradients: None)
+
+    assert not weight._post_accumulate_grad_hooks

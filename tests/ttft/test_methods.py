@@ -1,0 +1,91 @@
+"""Selecting passages: the built-in methods, and a user's own."""
+
+import pytest
+import torch
+
+import hullft_ops
+
+PROMPT = "the cat sat on the red mat"
+PROMPTS = [PROMPT, "blue house world", "hello tree the dog"]
+
+
+@pytest.fixture
+def nearest(store, embedder):
+    """The prompt's 30 nearest passages, and its embedding."""
+    query = torch.from_numpy(embedder.encode([PROMPT]))[0]
+    scores = store.embeddings.double() @ query.double()
+    return scores.argsort(descending=True, stable=True)[:30], query
+
+
+def assert_is(support, selection, pool):
+    size = int(selection.support_size)
+
+    assert support.indices == pool[selection.indices[:size]].tolist()
+    assert support.weights == selection.weights[:size].tolist()
+    assert support.counts == selection.counts[:size].tolist()
+    assert support.gap == float(selection.gap)
+
+
+@pytest.mark.parametrize("variant", ["vanilla", "away", "pairwise"])
+def test_hullft_is_frank_wolfe_on_the_nearest(gpt2, make, store, nearest, variant):
+    pool, query = nearest
+    embeddings = store.embeddings[pool]
+    selection = hullft_ops.fw_select(embeddings, query, 12, variant=variant)
+
+    assert_is(make(gpt2, variant=variant).select(PROMPT), selection, pool)
+
+
+@pytest.mark.parametrize("noise", [0.01, 0.5])
+def test_sift_takes_a_step_for_every_pick(gpt2, make, store, nearest, noise):
+    pool, query = nearest
+    embeddings = store.embeddings[pool]
+    result = hullft_ops.sift_select(embeddings, query, 12, noise=noise)
+
+    support = make(gpt2, method="sift", noise=noise).select(PROMPT)
+    assert_is(support, result.selection, pool)
+
+
+def test_knn_takes_one_step_on_each_of_the_nearest(gpt2, make, nearest):
+    pool, _ = nearest
+    support = make(gpt2, method="knn").select(PROMPT)
+
+    assert support.indices == pool[:12].tolist()
+    assert support.counts == [1] * 12
+
+
+def test_random_draws_by_seed_and_prompt_alone(gpt2, make, store, nearest):
+    pool, query = nearest
+    finetuner = make(gpt2, method="random")
+    support = finetuner.select(PROMPT)
+    other = make(gpt2, method="random", seed=1).select(PROMPT)
+
+    assert finetuner.select_batch(PROMPTS)[0] == support
+    assert support.counts == [1] * 12
+    assert len(set(support.indices)) == 12
+    assert other.indices != support.indices
+    assert set(support.indices + other.indices) <= set(pool.tolist())
+
+    residual = query - store.embeddings[support.indices].mean(0)
+
+    assert support.residual == pytest.approx(float(residual.norm()), rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["hullft", "sift", "knn", "random"])
+def test_a_batch_is_each_prompt_alone(gpt2, make, method):
+    finetuner = make(gpt2, method=method)
+    alone = [finetuner.select(prompt) for prompt in PROMPTS]
+
+    assert finetuner.select_batch(PROMPTS) == alone
+
+
+def test_a_function_of_the_users_is_a_method(gpt2, make, nearest):
+    def last(embeddings, candidates, queries, n_select):
+        farthest = embeddings[candidates[:, -1:]]
+        selection = hullft_ops.fw_select(farthest, queries, n_select)
+        return selection._replace(indices=selection.indices + 29)
+
+    pool, _ = nearest
+    support = make(gpt2, method=last).select(PROMPT)
+
+    assert support.indices == [pool[-1].item()]
+    assert support.counts == [12]

@@ -1,0 +1,148 @@
+"""After the block the model is as it was before, whatever has ended the block."""
+
+import random
+import signal
+import threading
+import time
+
+import pytest
+import torch
+
+from model_state import differences, state_of, unchanged
+
+PROMPT = "the cat sat on the red mat"
+LONG = torch.arange(1, 60)[None]
+
+
+@pytest.fixture(autouse=True)
+def _interrupts_raise():
+    """Also where the tests run in the background of a shell, which ignores them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(params=["gpt2", "llama", "dynamic_llama"])
+def prepared(request):
+    """A model with a gradient, a frozen parameter and mixed modes."""
+    model = request.getfixturevalue(request.param)
+    frozen, held, *_ = model.parameters()
+    frozen.requires_grad_(False)
+    held.grad = torch.ones_like(held)
+    model.training = True
+    return model
+
+
+def spoil(finetuner, error):
+    """Change what a block may change, and leave it by an error."""
+    model = finetuner.model
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    before = state_of(model)
+    with finetuner.adapted(PROMPT):
+        changed = differences(before, state_of(model))
+        assert set(changed) >= {f"{name}: bytes" for name in names}
+        assert all(parameter.grad is None for parameter in model.parameters())
+
+        model.train()
+        model.requires_grad_(False)
+        for buffer in model.buffers():
+            buffer.zero_()
+
+        raise error
+
+
+@pytest.mark.parametrize("error", [KeyError, KeyboardInterrupt])
+def test_it_is_as_before(prepared, make, error):
+    finetuner = make(prepared)
+    with unchanged(prepared), pytest.raises(error):
+        spoil(finetuner, error)
+
+    with unchanged(prepared), finetuner.adapted(PROMPT):
+        pass
+
+
+@pytest.mark.parametrize("is_long_before", [True, False])
+def test_dynamic_rope_reads_texts_as_before(dynamic_llama, make, is_long_before):
+    """Its frequencies are a buffer; for how many positions they are, an attribute."""
+    finetuner = make(dynamic_llama)
+    short = LONG[:, :20]
+    with torch.no_grad():
+        expected = dynamic_llama(short).logits
+        if is_long_before:
+            dynamic_llama(LONG)
+
+        with unchanged(dynamic_llama), finetuner.adapted(PROMPT):
+            if not is_long_before:
+                dynamic_llama(LONG)
+
+        assert torch.equal(dynamic_llama(short).logits, expected)
+
+
+def test_a_restore_that_is_cut_short_is_repeated(gpt2, make, monkeypatch):
+    finetuner = make(gpt2)
+    copy = torch._foreach_copy_
+    calls = []
+
+    def cut_once(*tensors):
+        calls.append(tensors)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+
+        copy(*tensors)
+
+    with (
+        unchanged(gpt2),
+        pytest.raises(KeyboardInterrupt),
+        finetuner.adapted(PROMPT),
+    ):
+        monkeypatch.setattr(torch, "_foreach_copy_", cut_once)
+
+    assert len(calls) == 2
+
+
+def raise_soon(seconds):
+    time.sleep(seconds)
+    signal.raise_signal(signal.SIGINT)
+
+
+def is_interrupted(finetuner, seconds):
+    """Whether Ctrl-C after so many seconds meets an adaptation."""
+    thread = threading.Thread(target=raise_soon, args=[seconds])
+    has_ended = False
+    try:
+        thread.start()
+        with finetuner.adapted(PROMPT) as adaptation:
+            adaptation.score(PROMPT)
+
+        has_ended = True
+        thread.join()
+        time.sleep(0)
+    except KeyboardInterrupt:
+        return not has_ended
+    return False
+
+
+def test_ctrl_c_at_random_moments_changes_nothing(prepared, make, pytestconfig):
+    finetuner = make(prepared, context=1)
+    with finetuner.adapted(PROMPT) as uninterrupted:
+        pass
+
+    start = time.perf_counter()
+    with finetuner.adapted(PROMPT):
+        pass
+
+    duration = time.perf_counter() - start
+
+    moments = random.Random(0)
+    count = 2 * pytestconfig.getoption("--kills")
+    interrupted = 0
+
+    for _ in range(count):
+        with unchanged(prepared):
+            moment = moments.uniform(0, duration)
+            interrupted += is_interrupted(finetuner, moment)
+
+        with finetuner.adapted(PROMPT) as adaptation:
+            assert adaptation.losses == uninterrupted.losses
+
+    assert interrupted > count // 2

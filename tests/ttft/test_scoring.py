@@ -1,0 +1,158 @@
+"""Bits per byte, against a computation that predicts one token at a time."""
+
+import math
+
+import pytest
+import torch
+
+from hullft_ops.ttft.context import ReadContext
+from hullft_ops.ttft.errors import NonFiniteLossError
+from hullft_ops.ttft.scoring import bits_per_byte, score_text
+
+CONTEXT = 32
+TEXTS = {
+    "ascii": "the cat sat on the mat",
+    "accents": "naïve café, déjà vu",
+    "starts_split": "é is an e",
+    "emoji": "😀😀 ☕",
+    "white_space": "  two  spaces\n\n\tand lines ",
+    "starts_whole": "he ran",
+    "special": "before<s>after",
+    "long": "the cat ran to the park and the dög sat — " * 4,
+}
+# UTF-8 bytes of the first token where they are not 1. A mark before the text holds 0.
+OF_BYTES = {"starts_whole": len("he"), "special": len("b")}
+OF_WORDS = {"ascii": len("the "), "long": len("the ")}
+FIRST_TOKEN_BYTES = {
+    "byte_level": OF_BYTES,
+    "byte_level_trimmed": OF_BYTES,
+    "byte_fallback": dict.fromkeys(TEXTS, 0) | {"white_space": 1} | OF_WORDS,
+    "byte_fallback_bare": {"starts_whole": len("he ")},
+}
+OPENED = ["byte_level_bos_eos", "byte_level_two_openers", "byte_fallback_bos"]
+
+
+def opened_ids(tokenizer, text):
+    """The tokens without one that ends the text, and how many special ones open it."""
+    ids = tokenizer(text)["input_ids"]
+    plain = tokenizer(text, add_special_tokens=False)["input_ids"]
+    opening = next(i for i in range(3) if ids[i : i + len(plain)] == plain)
+    return ids[: opening + len(plain)], opening
+
+
+@torch.no_grad()
+def one_by_one(model, ids, window, stride, first, head=()):
+    """One forward pass for every token, from the context that the window gives it."""
+    total = 0.0
+    begin = 0
+    for position in range(first, len(ids)):
+        while position >= begin + window:
+            begin += stride
+
+        tokens = torch.tensor([[*head, *ids[begin:position]]])
+        logits = model(tokens).logits[0, -1]
+        log_p = logits.log_softmax(dim=-1)
+        total -= log_p[ids[position]].item()
+    return total
+
+
+@pytest.mark.parametrize("text", [TEXTS["accents"], TEXTS["special"], TEXTS["long"]])
+@pytest.mark.parametrize("kind", ["byte_level", *OPENED])
+@pytest.mark.parametrize("size", [0, 3, 100])
+def test_each_token_is_predicted_once(model, tokenizers, kind, text, size):
+    """A prefix stands before every window, as much of it as leaves room for the text."""
+    tokenizer = tokenizers[kind]
+    ids, opening = opened_ids(tokenizer, text)
+    prefix = [5 + i % 200 for i in range(size)]
+    score = score_text(model.double(), tokenizer, text, prefix_ids=prefix)
+
+    head = []
+    first = max(opening, 1)
+    if size:
+        room = max(CONTEXT - len(ids), CONTEXT // 2 - opening)
+        head = [*ids[:opening], *prefix[-room:]]
+        first -= opening
+        ids = ids[opening:]
+
+    window = CONTEXT - len(head)
+    nll = one_by_one(model, ids, window, window // 2, first, head)
+    bits = nll / math.log(2)
+
+    assert score.nll == pytest.approx(nll, rel=1e-12)
+    assert score.tokens == len(ids) - first
+    assert score.value == pytest.approx(bits / score.bytes, rel=1e-12)
+    assert bits_per_byte(model, tokenizer, text, prefix_ids=prefix) == score.value
+
+
+@pytest.mark.parametrize("length", [2, 8, 32])
+@pytest.mark.parametrize("overlap", [1, 3, 27])
+def test_windows_and_strides(llama, tokenizer, length, overlap):
+    stride = max(length - overlap, 1)
+    options = {"max_length": length, "stride": stride}
+    score = score_text(llama.double(), tokenizer, TEXTS["long"], **options)
+
+    ids, _ = opened_ids(tokenizer, TEXTS["long"])
+    nll = one_by_one(llama, ids, length, stride, 1)
+
+    assert score.nll == pytest.approx(nll, rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", [*FIRST_TOKEN_BYTES, *OPENED])
+def test_bytes_are_those_of_the_scored_tokens(gpt2, tokenizers, kind):
+    for name, text in TEXTS.items():
+        first = 0
+        if kind in FIRST_TOKEN_BYTES:
+            first = FIRST_TOKEN_BYTES[kind].get(name, 1)
+
+        score = score_text(gpt2, tokenizers[kind], text)
+        assert score.bytes == len(text.encode()) - first, name
+
+
+def test_a_space_that_the_tokenizer_adds_is_no_byte(gpt2, tokenizers):
+    score = score_text(gpt2, tokenizers["byte_level_prefix"], "the cat")
+
+    assert score.bytes == len(" cat")
+
+
+@pytest.mark.parametrize("kind", ["byte_level", *OPENED])
+@pytest.mark.parametrize("text", [TEXTS["ascii"], TEXTS["long"]])
+def test_a_read_context_is_a_prefix_that_is_read_once(model, tokenizers, kind, text):
+    tokenizer = tokenizers[kind]
+    context = ReadContext(model, tokenizer, [[40, 41, 42], [90, 91], [60]])
+    lengths = []
+
+    def listen(module, args, kwargs):
+        lengths.append(kwargs["input_ids"].shape[1])
+
+    model.register_forward_pre_hook(listen, with_kwargs=True)
+    expected = score_text(model, tokenizer, text, prefix_ids=context.ids)
+    whole = lengths[-1]
+
+    for _ in range(2):
+        score = score_text(model, tokenizer, text, read_context=context)
+        assert score.nll == pytest.approx(expected.nll, rel=1e-5)
+        assert score.tokens == expected.tokens
+        # Its last token is read again: those logits predict the first of the text.
+        assert lengths[-1] == whole - len(context.tokens) + 1
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        (None, {}, "text must be a str, got NoneType"),
+        ("a", {}, "text must have at least 2 tokens, got 'a' with 1"),
+        ("ab c", {"max_length": 33}, "max_length is 33, the model's context is 32"),
+        ("ab c", {"stride": 32}, r"stride must be in 1\.\.31, got 32"),
+        ("ab c", {"stride": 29, "prefix_ids": [5] * 3}, "stride must be .*28, got 29"),
+    ],
+)
+def test_bad_arguments_are_refused(gpt2, tokenizer, text, options, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        score_text(gpt2, tokenizer, text, **options)
+
+
+def test_a_model_that_gives_nan_is_an_error(llama, tokenizer):
+    torch.nn.init.constant_(llama.lm_head.weight, math.nan)
+
+    with pytest.raises(NonFiniteLossError, match=r"the loss of 'the cat'\.\.\. is nan"):
+        score_text(llama, tokenizer, "the cat")

@@ -1,0 +1,99 @@
+"""The plan of the steps on a support, the budget in seconds, and the clock of the stages."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from hullft_ops.ttft import steps as steps_module
+from hullft_ops.ttft.config import TTFTConfig
+from hullft_ops.ttft.loss import MeanLoss
+from hullft_ops.ttft.steps import Deadline, plan
+
+PROMPT = "the cat sat on the red mat"
+COUNTS = [5, 0, 2, 1]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def time(monkeypatch):
+    """A clock that shows ``time.now``."""
+    # As on a machine that has been up for a year.
+    clock = SimpleNamespace(now=3e7)
+    monkeypatch.setattr(steps_module, "perf_counter", lambda: clock.now)
+    return clock
+
+
+def test_refresh_may_be_a_function_of_the_count():
+    asked = []
+
+    def halved(count):
+        asked.append(count)
+        return math.ceil(count / 2)
+
+    sweeps = plan(COUNTS, TTFTConfig(refresh=halved))
+
+    assert asked == [5, 2, 1]
+    assert [sweep.passage for sweep in sweeps] == [0, 0, 2, 2, 3]
+    assert [sweep.repeats for sweep in sweeps] == [3, 2, 1, 1, 1]
+
+    with pytest.raises(ValueError, match="refresh must be .*, got 0"):
+        plan(COUNTS, TTFTConfig(refresh=lambda count: 0))
+
+
+def test_a_deadline_expects_the_slowest_pass_so_far(time):
+    deadline = Deadline(10.0, [CPU])
+
+    def takes(seconds, tokens):
+        assert deadline.allows(tokens)
+        time.now += seconds
+
+    takes(2.0, 10)
+    takes(1.0, 30)
+    takes(3.0, 10)
+    takes(1.0, 5)
+
+    # 3 seconds are left. On as few tokens a pass takes 3, on 11 it would take 3.3.
+    assert not deadline.allows(11)
+    assert deadline.allows(10)
+
+
+@pytest.fixture
+def passes(time, monkeypatch):
+    """When each pass begins. It takes a second, and everything else no time."""
+    begun = []
+    loss = MeanLoss.__call__
+
+    def slow_loss(self, tokens):
+        begun.append(time.now)
+        time.now += 1
+        return loss(self, tokens)
+
+    monkeypatch.setattr(MeanLoss, "__call__", slow_loss)
+    return begun
+
+
+@pytest.mark.parametrize("seconds", [0.5, 2.5, 4.0, 1000.0])
+def test_a_budget_skips_the_steps_that_would_end_late(gpt2, make, passes, seconds):
+    finetuner = make(gpt2, max_length=4)
+    with finetuner.adapted(PROMPT) as whole:
+        pass
+
+    passes.clear()
+    with finetuner.adapted(PROMPT, seconds=seconds) as adaptation:
+        pass
+
+    # Nobody knows how long the first takes.
+    count = max(1, min(int(seconds), whole.passes))
+
+    assert adaptation.losses == whole.losses[:count]
+    assert len(passes) == count
+
+    sweeps = plan(whole.support.counts, finetuner.config)
+    taken = [0] * len(whole.steps)
+    for sweep in sweeps[:count]:
+        taken[sweep.passage] += sweep.repeats
+
+    assert adaptation.steps == taken
+    assert adaptation.skipped_steps == 12 - sum(taken)

@@ -1,0 +1,90 @@
+"""A support: its tokens, its retrieved passages, and what is refused."""
+
+import pytest
+
+from hullft_ops.ttft.context import SEPARATOR
+from hullft_ops.ttft.scoring import score_text
+
+CONTEXT = 32
+PROMPT = "the cat sat on the red mat"
+# Each is nearer to the prompt than the one before.
+SHORT = [
+    "a dog",
+    "a cat ran",
+    "red cat sat",
+    "the cat sat on",
+    "the cat sat on the mat",
+]
+
+
+def sizes_of(tokenizer, texts):
+    """How many tokens each takes before a prompt."""
+    encodings = [tokenizer(text + SEPARATOR)["input_ids"] for text in texts]
+    return [len(tokens) for tokens in encodings]
+
+
+@pytest.mark.parametrize("max_length", [None, 20])
+def test_passages_are_cut(gpt2, tokenizer, make, store, max_length):
+    support = make(gpt2, max_length=max_length).select(PROMPT)
+    length = max_length or CONTEXT
+    for index, tokens in zip(support.indices, support.input_ids, strict=True):
+        assert tokens == tokenizer(store.texts[index])["input_ids"][:length]
+
+    assert max(map(len, support.input_ids)) == length
+    assert sum(support.counts) == 12
+    assert min(support.seconds[stage] for stage in ("embed", "search", "tokenize")) > 0
+
+
+def test_passages_without_a_next_token_take_no_step(gpt2, make, store_of):
+    store = store_of(["a", "the cat", "a dog"])
+    support = make(gpt2, store=store, method="knn", n_select=3).select(PROMPT)
+    counts = dict(zip(support.indices, support.counts, strict=True))
+
+    assert counts == {0: 0, 1: 1, 2: 1}
+
+
+def test_a_pool_may_be_smaller_than_the_steps(gpt2, make):
+    support = make(gpt2, method="knn", n_select=40).select(PROMPT)
+    assert support.counts == [1] * 30
+
+
+def test_the_nearest_that_fit_stand_before_the_prompt(gpt2, tokenizer, make, store_of):
+    store = store_of(SHORT)
+    sizes = sizes_of(tokenizer, SHORT[::-1])
+    room = CONTEXT - len(tokenizer(PROMPT)["input_ids"])
+    fitting = max(k for k in range(6) if sum(sizes[:k]) <= room)
+
+    assert 0 < fitting < 5
+
+    for context in range(7):
+        support = make(gpt2, store=store, context=context, n_select=5).select(PROMPT)
+        count = min(context, fitting)
+
+        assert support.context_indices == list(range(5 - count, 5))
+        assert [len(ids) for ids in support.context_ids] == sizes[:count][::-1]
+
+
+def test_without_steps_nothing_is_selected_or_trained(gpt2, tokenizer, make):
+    finetuner = make(gpt2, n_select=0)
+    with finetuner.adapted(PROMPT) as adaptation:
+        assert adaptation.score(PROMPT) == score_text(gpt2, tokenizer, PROMPT)
+
+    assert adaptation.support.indices == adaptation.losses == []
+    assert not finetuner._copies
+
+
+@pytest.mark.parametrize(
+    ("prompt", "error", "message"),
+    [
+        ("", ValueError, "prompt must have text, got ''"),
+        (" \n", ValueError, r"prompt must have text, got ' \\n'"),
+        (None, TypeError, "prompt must be a str, got NoneType"),
+        ("a \udcff", ValueError, "prompt must be valid Unicode"),
+    ],
+)
+def test_a_bad_prompt_is_refused(gpt2, make, prompt, error, message):
+    finetuner = make(gpt2)
+    with pytest.raises(error, match=f"select: {message}"):
+        finetuner.select(prompt)
+    with pytest.raises(error, match=message), finetuner.adapted(prompt):
+        pytest.fail("the body must not run")

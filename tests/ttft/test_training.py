@@ -1,0 +1,134 @@
+"""Training on a support, against Adam of torch that takes one step at a time."""
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from model_state import differences, state_of, unchanged
+
+PROMPT = "the cat sat on the red mat"
+LR = 1e-2
+
+
+def values_of(parameters):
+    return [parameter.detach().clone() for parameter in parameters]
+
+
+def plain_loop(finetuner, support, clip):
+    """The trained parameters after the steps, and the losses; the model stays as it was."""
+    model, refresh = finetuner.model, finetuner.config.refresh
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    before = values_of(parameters)
+    optimizer = torch.optim.Adam(parameters, lr=LR)
+    losses = []
+
+    for passage, count in enumerate(support.counts):
+        tokens = torch.tensor([support.input_ids[passage]])
+        for done in range(count):
+            if done % refresh == 0:
+                optimizer.zero_grad()
+                logits = model(input_ids=tokens).logits
+                loss = cross_entropy(logits[0, :-1], tokens[0, 1:])
+                loss.backward()
+                losses.append(loss.item())
+                if clip is not None:
+                    torch.nn.utils.clip_grad_norm_(parameters, clip)
+
+            optimizer.step()
+
+    optimizer.zero_grad()
+    after = values_of(parameters)
+    with torch.no_grad():
+        torch._foreach_copy_(parameters, before)
+    return after, losses
+
+
+def assert_equals_plain_loop(finetuner, clip=None):
+    support = finetuner.select(PROMPT)
+    assert max(support.counts) > 2, "the prompt must be one with repeats"
+
+    expected, losses = plain_loop(finetuner, support, clip)
+    with finetuner.adapted(PROMPT) as adaptation:
+        actual = values_of(finetuner._trained)
+
+    for value, other in zip(actual, expected, strict=True):
+        # Relative to a step: a parameter's own size says nothing about it.
+        assert (value - other).abs().max() <= LR * 1e-8
+
+    assert adaptation.losses == pytest.approx(losses, rel=1e-9)
+    assert adaptation.steps == support.counts
+
+
+@pytest.mark.parametrize("refresh", [1, 2, 3, 100])
+def test_it_is_adam_with_every_gradient_used_again(model, make, refresh):
+    finetuner = make(model.double(), refresh=refresh)
+    # And again: every prompt begins with a fresh state.
+    for _ in range(2):
+        assert_equals_plain_loop(finetuner)
+
+
+def test_gradients_are_clipped_before_they_are_used(gpt2, make):
+    finetuner = make(gpt2.double(), max_grad_norm=0.5)
+    assert_equals_plain_loop(finetuner, clip=0.5)
+
+    with pytest.raises(AssertionError):
+        assert_equals_plain_loop(finetuner, clip=None)
+
+
+def test_only_the_adapters_of_a_peft_model_are_trained(llama, make, with_lora):
+    model = with_lora(llama)
+    finetuner = make(model.double())
+    before = state_of(model)
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    with finetuner.adapted(PROMPT):
+        changed = differences(before, state_of(model))
+
+    assert changed == sorted(f"{name}: bytes" for name in names)
+    assert_equals_plain_loop(finetuner)
+
+
+def losses_of(finetuner):
+    with finetuner.adapted(PROMPT) as adaptation:
+        return adaptation.losses
+
+
+def test_a_bfloat16_model_is_trained_and_restored(gpt2, make):
+    with unchanged(gpt2.bfloat16()):
+        losses = losses_of(make(gpt2))
+
+    assert losses[-1] < losses[0]
+
+    precise = losses_of(make(gpt2.float()))
+    assert losses == pytest.approx(precise, rel=0.03)
+
+
+def test_autocast_is_a_callers_and_keeps_parameters(model, make):
+    tokens = torch.arange(9)[None]
+    precise = losses_of(make(model))
+    losses = losses_of(make(model, dtype="bfloat16"))
+
+    assert losses != precise
+    assert losses == pytest.approx(precise, rel=0.03)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+    with torch.autocast("cpu", torch.bfloat16):
+        before = model(tokens).logits
+        with make(model).adapted(PROMPT) as adaptation:
+            adapted = model(tokens).logits
+
+        assert torch.equal(model(tokens).logits, before)
+
+    assert adaptation.losses == losses
+    assert not torch.equal(adapted, before)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_it_repeats_exactly_with_dropout_and_without_gradients(gpt2, make, mode):
+    finetuner = make(gpt2.train())
+    losses = losses_of(finetuner)
+
+    with finetuner.adapted("blue house") as adaptation:
+        assert adaptation.losses != losses
+
+    with mode():
+        assert losses_of(finetuner) == losses
