@@ -137,7 +137,8 @@ def test_ctrl_c_at_random_moments_changes_nothing(prepared, make, pytestconfig):
     count = 2 * pytestconfig.getoption("--kills")
     interrupted = 0
 
-    for _ in range(count):
+    # On a busy machine some come too late. Those count for nothing.
+    for _ in range(20 * count):
         with unchanged(prepared):
             moment = moments.uniform(0, duration)
             interrupted += is_interrupted(finetuner, moment)
@@ -145,4 +146,7 @@ def test_ctrl_c_at_random_moments_changes_nothing(prepared, make, pytestconfig):
         with finetuner.adapted(PROMPT) as adaptation:
             assert adaptation.losses == uninterrupted.losses
 
-    assert interrupted > count // 2
+        if interrupted == count:
+            break
+
+    assert interrupted == count
