@@ -181,17 +181,27 @@ def backward_in_parts(loss: Tensor, parameters: Sequence[Tensor], take: Take) ->
             checkpoints that share the parameter.
     """
     gradients = _Gradients(parameters, take)
-    handles = []
     try:
         for parameter in parameters:
-            handle = parameter.register_post_accumulate_grad_hook(gradients.is_whole)  # type: ignore[no-untyped-call]
-            handles.append(handle)
+            parameter.register_post_accumulate_grad_hook(gradients.is_whole)  # type: ignore[no-untyped-call]
         torch.autograd.backward(loss)
         gradients.hand_over(parameters)
     finally:
-        gradients.are_wanted = False
-        for handle in handles:
-            handle.remove()
+        try:
+            _remove_hooks(parameters)
+        except BaseException:
+            # Ctrl-C may have cut it short. It can be repeated.
+            _remove_hooks(parameters)
+            raise
+
+
+def _remove_hooks(parameters: Sequence[Tensor]) -> None:
+    """Also one that Ctrl-C has cut off from its handle."""
+    for parameter in parameters:
+        hooks = parameter._post_accumulate_grad_hooks or {}
+        for key, hook in list(hooks.items()):
+            if isinstance(getattr(hook, "__self__", None), _Gradients):
+                del hooks[key]
 
 
 class _Gradients:
@@ -202,12 +212,8 @@ class _Gradients:
         self._whole: list[Tensor] = []
         self._bytes = 0
         self._taken: set[Tensor] = set()
-        # Ctrl-C may leave a hook behind, which must then do nothing.
-        self.are_wanted = True
 
     def is_whole(self, parameter: Tensor) -> None:
-        if not self.are_wanted:
-            return
         if parameter in self._taken:
             raise RuntimeError(
                 f"the backward pass makes the gradient of a parameter {list(parameter.shape)} in "
