@@ -218,5 +218,5 @@ def draw(measured: Measurements, path: Path) -> None:
     axes.set_xlabel("seconds per prompt (embedding, search, selection, finetuning)")
     axes.set_ylabel("bits per byte (lower is better)")
     axes.set_title(title_of(measured))
-    figure.legend(loc="outside right center", frameon=False)
+    figure.legend(loc="outside right center")
     figure.savefig(path, format="png", dpi=150)

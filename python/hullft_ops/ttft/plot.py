@@ -95,7 +95,7 @@ def _draw_passages(
         context = store.embeddings[torch.tensor(support.context_indices)]
         scatter(context, "before the prompt", _ORANGE, "s", [60.0] * len(context))
     scatter(prompt, "prompt", _RED, "*", [250.0])
-    axes.legend(frameon=False)
+    axes.legend()
 
 
 def _draw_losses(
