@@ -2,6 +2,7 @@
 
 import random
 import signal
+import sys
 import threading
 import time
 
@@ -98,6 +99,55 @@ def test_a_restore_that_is_cut_short_is_repeated(gpt2, make, monkeypatch):
         monkeypatch.setattr(torch, "_foreach_copy_", cut_once)
 
     assert len(calls) == 2
+
+
+class InterruptAtExit:
+    """Raises KeyboardInterrupt where the nth context manager is about to end.
+
+    Python handles Ctrl-C at the beginning of functions, so that `torch.no_grad`, for one, may not
+    get to put the grad mode back.
+    """
+
+    def __init__(self, number):
+        self.number = number
+        self.exits = 0
+
+    def __call__(self, frame, event, argument):
+        if event == "call" and frame.f_code.co_name == "__exit__":
+            self.exits += 1
+            if self.exits == self.number:
+                raise KeyboardInterrupt
+
+
+def exits_of_an_adaptation(finetuner, number):
+    """How many context managers have ended before or with the one that is interrupted."""
+    interrupt = InterruptAtExit(number)
+    sys.settrace(interrupt)
+    try:
+        with finetuner.adapted(PROMPT) as adaptation:
+            adaptation.score(PROMPT)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(None)
+    return interrupt.exits
+
+
+def test_ctrl_c_at_the_end_of_any_context_changes_nothing(gpt2, make):
+    finetuner = make(gpt2, n_select=2, refresh=2, context=1)
+    with finetuner.adapted(PROMPT) as uninterrupted:
+        pass
+
+    exits = exits_of_an_adaptation(finetuner, None)
+    assert exits > 20
+
+    for number in range(1, exits + 1):
+        with unchanged(gpt2):
+            exits_of_an_adaptation(finetuner, number)
+
+        assert torch.is_grad_enabled(), number
+        with finetuner.adapted(PROMPT) as adaptation:
+            assert adaptation.losses == uninterrupted.losses
 
 
 def raise_soon(seconds):

@@ -15,8 +15,8 @@ def restored(
     """Restore the model at the end of the body, even after an exception or Ctrl-C.
 
     The trained parameters, buffers, gradients, ``requires_grad`` flags and training modes get the
-    same bits as before, in the same storage. Other changes stay. In the body the parameters have
-    no gradients.
+    same bits as before, in the same storage, and torch its grad mode. Other changes stay. In the
+    body the parameters have no gradients.
 
     Args:
         model: the model that contains ``trained``.
@@ -45,6 +45,8 @@ class _State:
     def __init__(
         self, model: nn.Module, trained: Sequence[nn.Parameter], copies: list[Tensor]
     ) -> None:
+        # Ctrl-C at the end of a `torch.no_grad` leaves the thread without gradients.
+        self._grad_mode = torch.is_grad_enabled()
         self._trained: list[Tensor] = list(trained)
         self._copies = copies
         self._parameters = [(p, p.grad, p.requires_grad) for p in model.parameters()]
@@ -76,6 +78,7 @@ class _State:
             vars(module).update(values)
         # A caller's autocast holds copies of the adapted weights.
         torch.clear_autocast_cache()
+        torch.set_grad_enabled(self._grad_mode)
 
 
 def _values_of(module: nn.Module) -> dict[str, Any]:
