@@ -26,7 +26,6 @@ try:
     from hullft_ops.ttft.store.base import MemoryStore, Store
     from hullft_ops.ttft.support import Support
     from hullft_ops.ttft.tiny import tiny_lm_path
-    from hullft_ops.ttft.trainer import ReplayTrainer
 except ModuleNotFoundError as error:
     if error.name is None or error.name.startswith("hullft_ops"):
         raise
@@ -35,16 +34,21 @@ except ModuleNotFoundError as error:
 if TYPE_CHECKING:
     from hullft_ops.ttft.store.datastore import Datastore
     from hullft_ops.ttft.store.index import index_corpus
+    from hullft_ops.ttft.trainer import ReplayTrainer
 
-# These need more libraries than adapting a model does.
-_ON_DISK = {"Datastore": "datastore", "index_corpus": "index"}
+# These need more libraries than adapting a model does, or seconds to import them.
+_LATER = {
+    "Datastore": "store.datastore",
+    "ReplayTrainer": "trainer",
+    "index_corpus": "store.index",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _ON_DISK:
+    if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     with needed_by(f"hullft_ops.ttft.{name}"):
-        module = import_module(f"hullft_ops.ttft.store.{_ON_DISK[name]}")
+        module = import_module(f"hullft_ops.ttft.{_LATER[name]}")
     return getattr(module, name)
 
 
