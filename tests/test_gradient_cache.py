@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from hullft_ops import GradientCache, ReplayAdam
 from problems import DTYPES
@@ -49,6 +50,19 @@ def test_replay_is_a_step_with_that_gradient(dtype: torch.dtype) -> None:
 
     for param, grad in zip(params, present, strict=True):
         assert param.grad is grad
+
+
+def test_replay_takes_accelerates_wrapper() -> None:
+    params = make_params((4, 3))
+    twins = make_params((4, 3))
+    set_grads(params, 1)
+    set_grads(twins, 1)
+    cache = GradientCache(params)
+    cache.accumulate("a")
+    cache.replay("a", Accelerator(cpu=True).prepare(ReplayAdam(params)), repeats=3)
+    ReplayAdam(twins).step(repeats=3)
+
+    assert torch.equal(params[0], twins[0])
 
 
 def test_accumulate_adds_weighted_gradients() -> None:

@@ -1,13 +1,14 @@
 """A cache of one gradient per example, for steps that are not consecutive."""
 
 from collections.abc import Hashable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from hullft_ops import _checks
 from hullft_ops._ops import by_device, call_in_place, local
-from hullft_ops.replay import ReplayAdam
 
 
 class GradientCache:
@@ -128,13 +129,20 @@ class GradientCache:
         return dict(self._cached[example])
 
     def replay(
-        self, example: Hashable, optimizer: ReplayAdam, *, repeats: int | None = None
+        self, example: Hashable, optimizer: Optimizer, *, repeats: int | None = None
     ) -> None:
         """Takes optimizer steps with the example's cached gradient.
 
         It reads and writes no ``.grad``. ``repeats`` and errors are as in :meth:`ReplayAdam.step`.
+
+        Args:
+            example: the key of the gradient.
+            optimizer: a `ReplayAdam`, or a wrapper that has it as ``.optimizer``, as Accelerate's
+                does.
+            repeats: how many steps to take.
         """
-        optimizer.step(repeats=repeats, grads=self.gradients(example))
+        unwrapped: Any = getattr(optimizer, "optimizer", optimizer)
+        unwrapped.step(repeats=repeats, grads=self.gradients(example))
 
     def drop(self, example: Hashable) -> None:
         """Forgets an example."""

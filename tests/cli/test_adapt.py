@@ -16,6 +16,7 @@ from hullft_ops.ttft import (
     load_model,
 )
 from hullft_ops.ttft.adaptation import Adaptation
+from hullft_ops.ttft.training import SupportTrainer
 
 PROMPT = "the cat sat on the red mat and the dog ran to the park"
 HOSTILE = "\x1b[2J\x1b]52;c;aGk=\x07\x9b31m\x7f\u202e\u2066"
@@ -136,7 +137,7 @@ def test_a_saved_adapter_loads_with_peft(
 
 
 def test_a_plot_is_a_picture(arguments: list[object], tmp_path: Path) -> None:
-    file = tmp_path / "plot.png"
+    file = tmp_path / "new" / "plot.png"
     options = ("--plot", file, "--context", 2, "--no-generate")
 
     assert f"plot: {file}" in succeeded(*arguments, *options).stdout
@@ -175,11 +176,20 @@ def test_a_folder_of_texts_takes_the_place_of_a_store(
         (["--method", "best"], "TTFTConfig: method must be one of hullft, sift, knn"),
         (["--max-length", 300], "max_length is 300, the model's context is 256"),
         (["--save", "new", "--n-select", 0], "--save needs --n-select above 0"),
+        (["--max-new-tokens", 0], "max_new_tokens must be in 1..255, got 0"),
+        (["--max-new-tokens", 256], "max_new_tokens must be in 1..255, got 256"),
+        (["--save", "new", "--save-rank", 0], "rank must be in 1..16, got 0"),
+        (["--save", "new", "--save-rank", 65], "rank must be in 1..16, got 65"),
     ],
 )
 def test_what_cannot_be_ends_with_one_line(
-    options: list[object], message: str, arguments: list[object]
+    options: list[object],
+    message: str,
+    arguments: list[object],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # Nothing is trained before the refusal.
+    monkeypatch.setattr(SupportTrainer, "train", None)
     result = hullft_ops(*arguments, *options)
     assert result.code == 2
     assert result.last.startswith("hullft-ops adapt: ")
@@ -206,6 +216,8 @@ def test_an_output_that_is_an_input_or_the_users_is_refused_before_the_work(
         ("--save", store.parent, "or holds it"),
         ("--save", model_directory, "is the input"),
         ("--save", tmp_path, "holds link.png, which hullft_ops did not write"),
+        ("--save", link, "neither a regular file nor a folder"),
+        ("--save", thesis, "is a file, must be a folder"),
         ("--plot", link, "neither a regular file nor a folder"),
     ):
         result = hullft_ops(*arguments, option, output, "--overwrite")

@@ -217,6 +217,12 @@ def dynamic_llama():
     return tiny_llama(rope_parameters=rope)
 
 
+@pytest.fixture
+def grouped_llama():
+    """Its keys and values have a shorter side than the other layers."""
+    return tiny_llama(num_key_value_heads=1)
+
+
 @pytest.fixture(params=["gpt2", "llama"])
 def model(request):
     return request.getfixturevalue(request.param)

@@ -154,14 +154,17 @@ def test_only_overwrite_replaces(tmp_path):
     (tmp_path / "file").write_text("text")
     for name in ("out", "file"):
         with pytest.raises(FileExistsError, match="--overwrite is not set"):
-            check_output(tmp_path / name)
+            check_output(tmp_path / name, folder=name == "out")
 
-        check_output(tmp_path / name, overwrite=True)
+        check_output(tmp_path / name, overwrite=True, folder=name == "out")
 
     with pytest.raises(FileExistsError, match="is a file, must be a folder"):
-        write(tmp_path / "file", "new", overwrite=True)
+        check_output(tmp_path / "file", overwrite=True)
 
     (tmp_path / "empty").mkdir()
+    with pytest.raises(FileExistsError, match="is a folder, must be a file"):
+        check_output(tmp_path / "empty", folder=False)
+
     write(tmp_path / "empty", "new")
 
 

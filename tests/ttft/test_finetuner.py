@@ -1,5 +1,6 @@
 """The finetuner: what it refuses, what an adaptation reports, and that it helps."""
 
+import copy
 from itertools import chain
 
 import pytest
@@ -89,16 +90,28 @@ def test_a_support_takes_the_place_of_its_prompt(gpt2, make, store_of):
         other.adapt_many([support])
 
 
-def test_an_adapter_of_another_model_is_refused(llama, dynamic_llama, make, with_lora):
+def test_an_adapter_of_another_model_is_refused(llama, make, with_lora):
+    base = copy.deepcopy(llama)
     [adapter] = make(with_lora(llama), n_select=2).adapt_many([PROMPT])
-    model = with_lora(dynamic_llama, r=2)
-    finetuner = make(model)
 
+    # The values that were trained do not count, all others do.
+    same = with_lora(copy.deepcopy(base))
+    for parameter in same.parameters():
+        if parameter.requires_grad:
+            parameter.data += 1
+
+    with make(same).adapted(adapter) as adaptation:
+        assert adaptation.losses == adapter.losses
+
+    base.model.norm.weight.data[0] += 1
+    other = with_lora(base)
     with (
-        unchanged(model),
-        pytest.raises(ValueError, match="adapter of another model"),
+        unchanged(other),
+        pytest.raises(
+            ValueError, match="adapter belongs to model .*, the finetuner has"
+        ),
     ):
-        finetuner.generate(adapter)
+        make(other).generate(adapter)
 
 
 def test_a_model_that_cannot_be_trained_is_refused(gpt2, llama, make):

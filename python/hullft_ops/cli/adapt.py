@@ -8,6 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from hullft_ops._checks import check_integer
 from hullft_ops._terminal import echo, printable
 from hullft_ops.cli.options import Inputs, Settings
 from hullft_ops.evaluation.run import DATASTORES
@@ -16,8 +17,9 @@ from hullft_ops.ttft.config import TTFTConfig, default_lr
 from hullft_ops.ttft.embedding import load_embedder
 from hullft_ops.ttft.files import check_output
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
+from hullft_ops.ttft.models.checks import context_window
 from hullft_ops.ttft.plot import plot_adaptation
-from hullft_ops.ttft.saving import SavedAdapter
+from hullft_ops.ttft.saving import SavedAdapter, check_rank
 from hullft_ops.ttft.scoring import score_text
 from hullft_ops.ttft.store.base import Store
 from hullft_ops.ttft.store.datastore import Datastore
@@ -56,7 +58,7 @@ def adapt(
         generate: continue the prompt.
         max_new_tokens: length of the continuation.
         save: new folder for the adaptation, as a LoRA that PEFT and vLLM load.
-        save_rank: rank of that LoRA.
+        save_rank: rank of that LoRA, at most the shorter side of the model's largest layer.
         plot: PNG file for a picture of the passages and of the loss over the steps.
         overwrite: replace what an earlier run wrote to --save and --plot.
         config_class: the class that settings are fields of.
@@ -64,19 +66,25 @@ def adapt(
     if (store is None) == (corpus is None):
         raise ValueError("give one of --store and --corpus")
     sources = [source for source in (store, corpus, inputs.model) if source]
-    for output in (save, plot):
-        if output is not None:
-            check_output(output, inputs=sources, overwrite=overwrite)
+    if save is not None:
+        check_output(save, inputs=sources, overwrite=overwrite)
+    if plot is not None:
+        check_output(plot, inputs=sources, overwrite=overwrite, folder=False)
     values: dict[str, Any] = {"lr": default_lr(inputs.model)} | settings
     config = config_class(**values)
     if save is not None and config.n_select == 0:
         raise ValueError("--save needs --n-select above 0: nothing is trained")
     embedder = load_embedder(inputs.embedder)
-    if corpus is not None:
-        passages = folder_datastore(corpus, embedder, DATASTORES)
-    elif store is not None:
+    if store is not None:
         passages = Datastore.open(store)
     model, tokenizer = inputs.load_model()
+    if generate:
+        window = context_window(model, tokenizer, config.max_length)
+        check_integer("generate", "max_new_tokens", max_new_tokens, 1, window - 1)
+    if save is not None:
+        check_rank(model, list(model.parameters()), save_rank)
+    if corpus is not None:
+        passages = folder_datastore(corpus, embedder, DATASTORES)
     finetuner = TestTimeFinetuner(model, tokenizer, passages, embedder, config)
     before = score_text(model, tokenizer, prompt, max_length=finetuner.window).value
     continuation = saved = None

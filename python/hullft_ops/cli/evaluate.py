@@ -52,6 +52,7 @@ def evaluate(
         output,
         inputs=[source for source in sources if source is not None],
         overwrite=True,
+        folder=False,
     )
     measured_rows(
         chosen, output, device=device, workers=workers, config_class=config_class

@@ -101,7 +101,8 @@ class Adaptation:
 
         Args:
             path: the folder, which appears whole.
-            rank: rank of the LoRA after full finetuning; None for trained adapters.
+            rank: rank of the LoRA after full finetuning, at most the shorter side of the largest
+                layer; None for trained adapters.
             base_model: the base model's name for the configuration, as vLLM serves it; None for the
                 name that the model was loaded by.
             overwrite: replace a folder that an earlier call wrote.

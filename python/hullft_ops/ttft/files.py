@@ -13,12 +13,16 @@ MARKER = "hullft_ops.json"
 
 
 def check_output(
-    path: str | Path, *, inputs: Iterable[str | Path] = (), overwrite: bool = False
+    path: str | Path,
+    *,
+    inputs: Iterable[str | Path] = (),
+    overwrite: bool = False,
+    folder: bool = True,
 ) -> None:
     """Refuse a bad output before the work.
 
-    A free name and an empty folder are good. With ``overwrite`` so are a regular file, and a folder
-    that holds only files we wrote.
+    A free name is good, and for a ``folder`` an empty one. With ``overwrite`` so is a folder that
+    holds only files we wrote; where no folder is to be written, a regular file.
 
     Raises:
         ValueError: ``path`` is one of ``inputs``, or holds one.
@@ -31,11 +35,16 @@ def check_output(
             raise ValueError(f"output {path} is the input {source}, or holds it")
     if path.is_symlink() or (path.exists() and not (path.is_dir() or path.is_file())):
         raise FileExistsError(f"output {path} is neither a regular file nor a folder")
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    if not path.exists():
+        return
+    if path.is_dir() != folder:
+        kinds = ("file", "folder") if folder else ("folder", "file")
+        raise FileExistsError(f"output {path} is a {kinds[0]}, must be a {kinds[1]}")
+    if folder and not any(path.iterdir()):
         return
     if not overwrite:
         raise FileExistsError(f"output {path} exists, and --overwrite is not set")
-    if path.is_dir():
+    if folder:
         marker = path / MARKER
         ours = json.loads(marker.read_bytes()) if marker.is_file() else []
         others = set(_files(path)) - {MARKER, *ours}
@@ -48,6 +57,7 @@ def check_output(
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a file to write. At the end of the block it takes the place of ``path``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.partial")
     try:
         yield temporary
@@ -67,8 +77,6 @@ def new_folder(
     """
     path = Path(path).absolute()
     check_output(path, overwrite=overwrite)
-    if path.is_file():
-        raise FileExistsError(f"output {path} is a file, must be a folder")
     name = "hullft_ops" if resume else uuid4().hex
     staging = path.with_name(f".{path.name}.{name}.partial")
     staging.mkdir(parents=True, exist_ok=resume)

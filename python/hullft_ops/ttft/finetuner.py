@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +20,13 @@ from hullft_ops.ttft.adapter import add_adapter, lora_differences
 from hullft_ops.ttft.config import TTFTConfig
 from hullft_ops.ttft.context import ReadContext
 from hullft_ops.ttft.embedding import Embedder, check_embedder
+from hullft_ops.ttft.identity import model_identity
 from hullft_ops.ttft.lock import exclusive
 from hullft_ops.ttft.many import TrainedAdapter, train_adapters
 from hullft_ops.ttft.models.checks import (
     check_causal,
     context_length,
-    model_context,
+    context_window,
 )
 from hullft_ops.ttft.models.memory import out_of_memory_explained
 from hullft_ops.ttft.restore import restored
@@ -57,7 +59,7 @@ class TestTimeFinetuner:
 
     Args:
         model: any ``AutoModelForCausalLM``, or a PEFT model around one. If you move or cast it, or
-            change what it trains, make a new finetuner.
+            change its frozen weights or what it trains, make a new finetuner.
         tokenizer: the model's tokenizer.
         store: the passages to retrieve.
         embedder: the embedder that the store was made with.
@@ -89,8 +91,7 @@ class TestTimeFinetuner:
         self._trained = _trained_parameters(model)
         check_causal(model, tokenizer)
         max_length = context_length(model, tokenizer, self.config.max_length)
-        # The length of passages limits what the model reads only if nothing else does.
-        self.window = model_context(model, tokenizer) or max_length
+        self.window = context_window(model, tokenizer, max_length)
         self._selector = SupportSelector(
             store, embedder, tokenizer, self.config, max_length, self.window
         )
@@ -191,9 +192,10 @@ class TestTimeFinetuner:
         for support in supports:
             self._check_datastore(support)
         with out_of_memory_explained(_OUT_OF_MEMORY):
-            return train_adapters(
+            adapters = train_adapters(
                 self.model, self._trained, self.config, supports, batch_size
             )
+        return [replace(adapter, model=self._frozen) for adapter in adapters]
 
     def generate(
         self, prompt: str, *, seconds: float | None = None, **generate_kwargs: Any
@@ -205,14 +207,18 @@ class TestTimeFinetuner:
         with self.adapted(prompt, seconds=seconds) as adaptation:
             return adaptation.generate(prompt, **generate_kwargs)
 
+    @cached_property
+    def _frozen(self) -> str:
+        """Identity of the model but for the values that are trained."""
+        with exclusive(self.model, unadapted=True):
+            return model_identity(self.model, but_values_of=self._trained)
+
     def _support_of(self, prompt: str | Support | TrainedAdapter) -> Support:
         if isinstance(prompt, TrainedAdapter):
-            shapes = [parameter.shape for parameter in prompt.parameters]
-            if shapes != [parameter.shape for parameter in self._trained]:
+            if prompt.model != self._frozen:
                 raise ValueError(
-                    "adapted: prompt is an adapter of another model than this finetuner's: its "
-                    f"{len(shapes)} parameters have other shapes than the {len(self._trained)} "
-                    "that are trained"
+                    f"adapted: the adapter belongs to model {prompt.model[:12]}, the finetuner has "
+                    f"{self._frozen[:12]}"
                 )
             return prompt.support
         if isinstance(prompt, Support):
@@ -223,8 +229,8 @@ class TestTimeFinetuner:
     def _check_datastore(self, support: Support) -> None:
         if support.datastore not in ("", self.store.identity):
             raise ValueError(
-                f"adapted: support belongs to datastore {support.datastore[:12]}, the finetuner "
-                f"has {self.store.identity[:12]}"
+                f"adapted: the support belongs to datastore {support.datastore[:12]}, the "
+                f"finetuner has {self.store.identity[:12]}"
             )
 
     def _parameters_changed_by(

@@ -14,6 +14,7 @@ from hullft_ops.ttft.models.checks import unwrapped
 
 class _Use:
     def __init__(self) -> None:
+        # Held while the model is read, not while it is adapted.
         self.lock = threading.RLock()
         # The thread and the task that adapt the model at the moment.
         self.adapted_by: tuple[int, Any] | None = None
@@ -29,7 +30,8 @@ def exclusive(
     """Keep other threads and tasks from the model in the body.
 
     A PEFT model and the model within it are one. Whoever adapts a model may read it too, unless the
-    body needs it ``unadapted``. Two that read it wait for each other.
+    body needs it ``unadapted``. A reader may have to wait for another, and so may whoever adapts;
+    nobody waits for the end of an adaptation.
 
     Raises:
         RuntimeError: the model is adapted already, or, to read it, adapted elsewhere.
@@ -38,16 +40,18 @@ def exclusive(
     use = _locks.setdefault(unwrapped(model), _Use())
     caller = threading.get_ident(), _current_task()
     _check(use, caller, alone)
-    with use.lock:
-        # Another one may have adapted it while this one waited.
-        _check(use, caller, alone)
-        if not adapts:
-            yield
-            return
-        use.adapted_by = caller
-        try:
-            yield
-        finally:
+    try:
+        with use.lock:
+            # Another one may have begun to adapt it while this one waited.
+            _check(use, caller, alone)
+            if not adapts:
+                yield
+                return
+            use.adapted_by = caller
+        yield
+    finally:
+        # A call that was refused must not end another's adaptation.
+        if use.adapted_by is caller:
             use.adapted_by = None
 
 

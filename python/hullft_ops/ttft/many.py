@@ -41,12 +41,14 @@ class TrainedAdapter:
         losses: the mean loss of each pass, in nats.
         seconds: seconds by stage, the prompt's share of its batch.
         parameters: its values, in the order of the model's trained parameters.
+        model: identity of the model around it.
     """
 
     support: Support
     losses: list[float]
     seconds: dict[str, float]
     parameters: Sequence[Tensor] = field(repr=False)
+    model: str = ""
 
 
 def train_adapters(

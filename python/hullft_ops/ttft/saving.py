@@ -47,6 +47,25 @@ def save_adapter(
     overwrite: bool,
 ) -> SavedAdapter:
     """Write the change of ``trained`` from ``original``, see `Adaptation.save_adapter`."""
+    check_rank(model, trained, rank)
+    with new_folder(path, overwrite=overwrite) as folder:
+        if rank is None:
+            _write_trained(folder, model, base_model)
+            share, left_out = 1.0, list[str]()
+        else:
+            lora = _LowRank(model, trained, original, rank)
+            name = base_model or model.name_or_path
+            _write(
+                folder, lora.config | {"base_model_name_or_path": name}, lora.weights
+            )
+            share, left_out = lora.share, lora.left_out
+    return SavedAdapter(Path(path), share, left_out)
+
+
+def check_rank(
+    model: "PreTrainedModel", trained: Sequence[nn.Parameter], rank: int | None
+) -> None:
+    """Refuse a rank that `Adaptation.save_adapter` could not write, before the training."""
     is_peft = bool(getattr(model, "peft_config", None))
     if is_peft != (rank is None):
         must = (
@@ -55,19 +74,14 @@ def save_adapter(
             else "must be an int: weights are"
         )
         raise ValueError(f"save_adapter: rank {must} trained, got {rank}")
-    with new_folder(path, overwrite=overwrite) as folder:
-        if rank is None:
-            _write_trained(folder, model, base_model)
-            share, left_out = 1.0, list[str]()
-        else:
-            check_integer("save_adapter", "rank", rank, 1)
-            lora = _LowRank(model, trained, original, rank)
-            name = base_model or model.name_or_path
-            _write(
-                folder, lora.config | {"base_model_name_or_path": name}, lora.weights
-            )
-            share, left_out = lora.share, lora.left_out
-    return SavedAdapter(Path(path), share, left_out)
+    if rank is None:
+        return
+    layers = _layers(model, trained)
+    if not layers:
+        raise ValueError("save_adapter: no trained parameter fits into a LoRA")
+    # More than the shorter side of every layer would only add zeros.
+    highest = max(min(weight.shape) for weight in trained if id(weight) in layers)
+    check_integer("save_adapter", "rank", rank, 1, highest)
 
 
 def _write_trained(
@@ -102,8 +116,6 @@ class _LowRank:
         rank: int,
     ) -> None:
         layers = _layers(model, trained)
-        if not layers:
-            raise ValueError("save_adapter: no trained parameter fits into a LoRA")
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         self.weights: dict[str, Tensor] = {}
         self.left_out: list[str] = []

@@ -112,6 +112,16 @@ def context_length(
     return check_integer("context_length", "max_length", max_length, 2)
 
 
+def context_window(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    max_length: int | None,
+) -> int:
+    """Tokens that the model reads at once: its context, or ``max_length`` if it has none."""
+    context = model_context(model, tokenizer)
+    return context or context_length(model, tokenizer, max_length)
+
+
 def model_context(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
 ) -> int | None:
