@@ -1,6 +1,7 @@
-"""Printing text that is not ours: none of it may control the terminal."""
+"""Printing: text that is not ours may not control the terminal, and lists and counts read well."""
 
 import sys
+from collections.abc import Sequence
 
 # Control characters (C0 except tabs, DEL, C1), halves of surrogate pairs, which no terminal can
 # encode, and marks that change the direction of writing.
@@ -12,6 +13,8 @@ _CONTROLS = (
     *range(0x202A, 0x202F),
     *range(0x2066, 0x206A),
 )
+# A list names no more.
+NAMED = 5
 _ESCAPES = {
     code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" for code in _CONTROLS
 }
@@ -20,6 +23,18 @@ _ESCAPES = {
 def printable(text: object, *, lines: bool = False) -> str:
     """``str(text)`` with its control characters escaped; ``lines`` keeps the line breaks."""
     return str(text).translate(_ESCAPES | {ord("\n"): "\n"} if lines else _ESCAPES)
+
+
+def listed(names: Sequence[str], total: int | None = None) -> str:
+    """The first names, and how many more there are in ``total``; None for all in ``names``."""
+    shown = names[:NAMED]
+    more = (total or len(names)) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
+
+
+def counted(count: int, noun: str) -> str:
+    """For example "1 prompt" or "2 prompts"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def echo(*lines: object, err: bool = False) -> None:

@@ -28,10 +28,10 @@ def arguments(models_of: list[object], store: Path) -> list[object]:
     return ["adapt", *models_of, *options, "--max-new-tokens", 8]
 
 
-def table_of(stdout: str) -> list[tuple[int, float, int]]:
-    """Position, weight and steps of each passage."""
-    rows = re.findall(r"^ +(\d+) +(\d\.\d{3}) +(\d+) ", stdout, re.MULTILINE)
-    return [(int(index), float(weight), int(steps)) for index, weight, steps in rows]
+def table_of(stdout: str) -> list[tuple[str, float, int]]:
+    """Source, weight and steps of each passage."""
+    rows = re.findall(r"^ +(\S+) +(\d\.\d{3}) +(\d+) ", stdout, re.MULTILINE)
+    return [(source, float(weight), int(steps)) for source, weight, steps in rows]
 
 
 def test_it_prints_what_the_finetuner_does(
@@ -56,11 +56,13 @@ def test_it_prints_what_the_finetuner_does(
         continuation = adaptation.generate(PROMPT, max_new_tokens=8)
 
     support = adaptation.support
-    weights = [round(weight, 3) for weight in support.weights]
-    expected = zip(support.indices, weights, adaptation.steps, strict=True)
+    chosen = zip(support.indices, support.weights, adaptation.steps, strict=True)
+    # The datastore of a program has no sources.
+    expected = [(str(i), round(weight, 3), n) for i, weight, n in chosen if n]
 
-    assert table_of(printed) == list(expected)
-    assert f"{len(support.indices)} passages" in printed
+    assert len(expected) < len(support.indices)
+    assert table_of(printed) == expected
+    assert f"{len(expected)} passages" in printed
     assert f"6 steps with {adaptation.passes} gradients" in printed
 
     scores = f"bits per byte of the prompt: {before:.4f} before, {after:.4f} after"
@@ -90,6 +92,26 @@ def test_every_stage_has_its_seconds(arguments: list[object]) -> None:
 
 def test_it_says_if_adapting_hurts(arguments: list[object]) -> None:
     assert "Adapting hurt: " in succeeded(*arguments, "--lr", 3, "--no-generate").stdout
+
+
+def test_it_says_if_the_datastore_holds_the_prompt(
+    arguments: list[object], texts: list[str]
+) -> None:
+    options = ("--n-select", 1, "--no-generate")
+    printed = succeeded(*arguments, *options, "--prompt", texts[9]).stdout
+
+    assert "The passages hold 100% of the prompt, so its score says little" in printed
+    assert "\n1 step with 1 gradient\n" in printed
+    assert "The passages hold" not in succeeded(*arguments, *options).stdout
+
+
+def test_it_says_if_the_continuation_is_blank(
+    arguments: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Adaptation, "generate", lambda *_, **__: "\n")
+    printed = succeeded(*arguments).stdout
+
+    assert printed.endswith("The model ended at once: its continuation is blank.\n")
 
 
 def test_a_budget_names_the_skipped_steps(arguments: list[object]) -> None:
@@ -154,9 +176,14 @@ def test_a_folder_of_texts_takes_the_place_of_a_store(
 
     position = arguments.index("--store")
     without = arguments[:position] + arguments[position + 2 :]
-    printed = succeeded(*without, "--corpus", notes).stdout
+    (notes / "photo.jpg").write_bytes(b"\xff\xd8\0")
+    result = succeeded(*without, "--corpus", notes, "--context", 1)
+    rows = table_of(result.stdout)
 
-    assert sum(steps for _, _, steps in table_of(printed)) == 6
+    assert sum(steps for _, _, steps in rows) == 6
+    assert all((notes / source).is_file() for source, _, _ in rows)
+    assert re.search(r"^retrieved .* last: \d+\.txt$", result.stdout, re.MULTILINE)
+    assert "1 skipped (photo.jpg: not UTF-8 text)" in result.stderr
 
     [datastore] = (tmp_path / "hullft_datastores").iterdir()
     assert len(Datastore.open(datastore)) == 54
@@ -175,6 +202,7 @@ def test_a_folder_of_texts_takes_the_place_of_a_store(
         (["--lr", "nan"], "TTFTConfig: lr must be"),
         (["--method", "best"], "TTFTConfig: method must be one of hullft, sift, knn"),
         (["--max-length", 300], "max_length is 300, the model's context is 256"),
+        (["--chat"], "chat: the model's tokenizer has no chat template"),
         (["--save", "new", "--n-select", 0], "--save needs --n-select above 0"),
         (["--max-new-tokens", 0], "max_new_tokens must be in 1..255, got 0"),
         (["--max-new-tokens", 256], "max_new_tokens must be in 1..255, got 256"),

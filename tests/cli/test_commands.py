@@ -134,21 +134,27 @@ def test_a_wrong_command_line_ends_with_2(arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "advice"),
+    ("words", "advice"),
     [
-        ("evaluate", "run the same command again: it goes on with the next row"),
-        ("demo", "run the same command again: it goes on with its datastore and rows"),
+        (
+            ["evaluate", "--method", "knn", "hullft"],
+            "run the same command again: it goes on with the next row",
+        ),
+        (
+            ["demo"],
+            "run the same command again: it goes on with its datastore and rows",
+        ),
     ],
 )
 def test_ctrl_c_says_what_to_run_again_and_that_works(
-    command: str,
+    words: list[str],
     advice: str,
     models_of: list[object],
     corpus_file: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    arguments = [command, *models_of, "--corpus", corpus_file, "--limit", 2]
+    arguments = [*words, *models_of, "--corpus", corpus_file, "--limit", 2]
     arguments += ["--n-select", 2]
     score = run.score_text
     calls = []
@@ -164,7 +170,7 @@ def test_ctrl_c_says_what_to_run_again_and_that_works(
         result = hullft_ops(*arguments)
 
     assert result.code == 130
-    assert result.last == f"hullft-ops {command}: interrupted: {advice}"
+    assert result.last == f"hullft-ops {words[0]}: interrupted: {advice}"
     assert "Traceback" not in result.stderr
 
     [file] = tmp_path.rglob("results.jsonl")

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from command import Result, hullft_ops, succeeded
+from hullft_ops._terminal import listed
 from hullft_ops.evaluation import run
-from hullft_ops.evaluation.prompts import Prompt
+from hullft_ops.evaluation.prompts import Document, Prompt
 from hullft_ops.evaluation.results import Row, read_rows
 from hullft_ops.ttft import (
     Datastore,
@@ -59,8 +60,9 @@ def test_a_row_says_what_the_finetuner_does(
     texts: list[str],
 ) -> None:
     result = evaluate("--method", "hullft", "knn", "--context", 0, 2)
-    assert (result.code, result.stdout) == (0, "rows.jsonl\n"), result.stderr
-    assert "2 held-out prompts, 4 configurations" in result.stderr
+    assert result.code == 0, result.stderr
+    assert result.stdout.startswith("rows.jsonl\n")
+    assert "2 prompts, 4 configurations" in result.stderr
 
     rows = read_rows(OUTPUT)
     assert {row.config for row in rows} == {
@@ -199,6 +201,51 @@ def test_a_corpus_is_split_and_its_datastore_used_again(
     assert {path: path.stat().st_mtime_ns for path in datastore.iterdir()} == written
 
 
+def test_a_folder_becomes_evidence(
+    models_of: list[object], texts: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    for number in range(16):
+        lines = [f"{number} {text}" for text in texts[:40]]
+        (folder / f"{number}.md").write_text("\n".join(lines))
+
+    (folder / "photo.jpg").write_bytes(b"\xff\xd8\0")
+    arguments = ["evaluate", *models_of, "--corpus", folder]
+    result = succeeded(*arguments)
+    rows = read_rows(Path("results.jsonl"))
+    held_out = list(dict.fromkeys(row.domain for row in rows))
+
+    # One file in eight.
+    assert len(held_out) == 2
+    assert f" of {listed(held_out)}\n" in result.stderr
+    assert "\n10 of 14 held-out prompts, of " in result.stderr
+    assert "\n--limit takes more prompts\n" in result.stderr
+    assert "1 skipped (photo.jpg: not UTF-8 text)" in result.stderr
+    assert {row.config for row in rows} == {"hullft n=20 refresh=2 lr=5e-05"}
+
+    [datastore] = (tmp_path / "hullft_datastores").iterdir()
+    stored = "\0".join(Datastore.open(datastore).texts)
+    for name in held_out:
+        passages = Document("", name, (folder / name).read_text()).passages()
+        assert not any(passage in stored for passage in passages)
+
+    table = result.stdout.removeprefix("results.jsonl\n")
+    assert "no adaptation" in table
+    assert succeeded("report", "results.jsonl").stdout == f"{table}hullft_report\n"
+
+    refused = hullft_ops(*arguments, "--output", folder / "rows.jsonl")
+    assert "rows.jsonl is in the corpus" in refused.last
+
+
+def test_a_corpus_of_one_document_has_no_prompts(models_of: list[object]) -> None:
+    Path("one.txt").write_text("the only text " * 9)
+    result = hullft_ops("evaluate", *models_of, "--corpus", "one.txt")
+
+    assert result.code == 2
+    assert "corpus one.txt: 1 document, too few to hold one out" in result.last
+
+
 def test_rows_of_another_model_are_refused(evaluate: Evaluate) -> None:
     assert evaluate("--method", "knn").code == 0
 
@@ -281,7 +328,7 @@ def test_a_report_of_the_rows(evaluate: Evaluate, tmp_path: Path) -> None:
     printed = succeeded("report", OUTPUT, "--output", "report").stdout
     assert "Means over 2 held-out prompts" in printed
     assert "Best of knn: knn n=3 refresh=1 lr=0.01, -" in printed
-    assert "Intervals of 2 prompts say little." in printed
+    assert "Intervals of fewer than 10 prompts say little." in printed
 
     names = {path.name for path in (tmp_path / "report").iterdir()}
     assert names >= {"report.html", "report.png"}

@@ -54,6 +54,11 @@ def test_it_makes_an_adapter_for_peft(train, store, model_directory, tmp_path):
     assert sorted(tmp_path.iterdir()) == [path, store]
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
+def test_no_warning_of_a_library_leaks(train):
+    assert train("--rank", 2, "--max-length", 32)[0] == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [

@@ -19,6 +19,7 @@ from hullft_ops.evaluation.prompts import (
     not_in_store,
     read_documents,
     read_prompts,
+    share_held,
 )
 from hullft_ops.ttft.errors import InputError
 from hullft_ops.ttft.store.base import MemoryStore
@@ -154,11 +155,38 @@ def test_prompts_come_once_each_with_their_domain(tmp_path: Path) -> None:
 )
 def test_a_wrong_line_is_named(line: object, message: str, tmp_path: Path) -> None:
     file = written(tmp_path, {"text": "a b"}, line)
-    for read, what in ((read_prompts, "prompts"), (read_documents, "corpus")):
-        with pytest.raises(InputError) as error:
-            read(file)
+    with pytest.raises(InputError) as error:
+        read_prompts(file)
 
-        assert str(error.value).startswith(f"{what} {file}: line 2: {message}")
+    assert str(error.value).startswith(f"prompts {file}: line 2: {message}")
+
+
+def test_the_documents_of_a_corpus_are_its_lines_or_files(tmp_path: Path) -> None:
+    lines = [{"text": "a b", "domain": "x"}, {"text": "c\u2028d"}, {"body": "e"}]
+    file = written(tmp_path, *lines)
+    skipped: list[str] = []
+
+    # The names of earlier versions, by which documents are held out.
+    expected = [Document("", "line 1", "a b"), Document("", "line 2", "c\u2028d")]
+
+    assert read_documents(str(file), skipped) == expected
+    assert skipped == ["texts.jsonl:3: no string 'text'"]
+
+    (tmp_path / "folder" / "deep").mkdir(parents=True)
+    (tmp_path / "folder" / "deep" / "a.md").write_text("e f")
+    folder = str(tmp_path / "folder")
+
+    assert read_documents(folder, skipped) == [Document("", "deep/a.md", "e f")]
+
+
+def test_how_much_of_a_prompt_the_passages_hold() -> None:
+    prompt = "the cat sat on the red mat and ran"
+    held = ["so the cat  sat on\nthe red mat", "and ran to the park"]
+
+    # Three of its five runs of five words.
+    assert share_held(prompt, held) == 0.6
+    assert share_held(prompt, [f"> {prompt}."]) == 0.8
+    assert share_held("the cat sat", held) == 0
 
 
 class Letters:

@@ -124,9 +124,9 @@ def test_it_says_what_to_doubt() -> None:
     lines = verdicts(Measurements.of(rows))
 
     assert lines[:3] == [
-        "Intervals of 3 prompts say little.",
-        "1 prompts are left out: some configuration has not run on them.",
-        "Left out: sift n=3, which failed on 1 prompts.",
+        "Intervals of fewer than 10 prompts say little.",
+        "1 prompt left out, on which some configuration has not run.",
+        "Left out: sift n=3, which failed on 1 prompt.",
     ]
     assert not any("Left out" in line for line in verdicts(Measurements.of(rows[:7])))
 

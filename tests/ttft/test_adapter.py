@@ -54,6 +54,7 @@ def loss(model, tokenizer, texts):
     return total
 
 
+@pytest.mark.filterwarnings("error:Could not find a config file")
 @pytest.mark.parametrize(
     "options", [{}, {"dtype": "bfloat16", "batch_size": 4, "epochs": 2}]
 )

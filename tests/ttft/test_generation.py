@@ -2,7 +2,8 @@
 
 import pytest
 
-from hullft_ops.ttft.generation import continue_prompt
+from hullft_ops.ttft import adaptation as adaptation_module
+from hullft_ops.ttft.generation import chat_message, continue_prompt
 
 PROMPT = "the cat sat on the red mat"
 OPTIONS = {"max_new_tokens": 8, "do_sample": False}
@@ -24,6 +25,33 @@ def test_the_adapted_model_continues_and_is_restored(model, tokenizer, make):
     assert finetuner.generate(PROMPT, **OPTIONS) == inside
     assert all(module.training for module in model.modules())
     assert continue_prompt(model, tokenizer, PROMPT, 32, **OPTIONS) != inside
+
+
+def test_a_message_and_its_passages_stand_in_the_chat_template(
+    model, tokenizers, make, monkeypatch
+):
+    template = "{{ bos_token }}user: {{ messages[0].content }} assistant:"
+    written = "user: the cat sat assistant:"
+    for kind, message in (
+        ("byte_level", f"<s>{written}"),
+        # This tokenizer writes the token itself.
+        ("byte_level_bos_eos", written),
+    ):
+        monkeypatch.setattr(tokenizers[kind], "chat_template", template)
+        assert chat_message(tokenizers[kind], "the cat sat") == message
+
+    calls = []
+    monkeypatch.setattr(
+        adaptation_module, "continue_prompt", lambda *rest: calls.append(rest[2:])
+    )
+    finetuner = make(model, n_select=1, context=1)
+    with finetuner.adapted("the cat") as adaptation:
+        adaptation.generate("the cat", chat=True)
+
+    [nearest] = adaptation.support.context_indices
+    content = f"{finetuner.store.texts[nearest]}\n\nthe cat"
+
+    assert calls == [(f"<s>user: {content} assistant:", finetuner.window, [])]
 
 
 @pytest.mark.parametrize(

@@ -9,23 +9,27 @@ from rich.console import Console
 from rich.table import Table
 
 from hullft_ops._checks import check_integer
-from hullft_ops._terminal import echo, printable
+from hullft_ops._terminal import counted, echo, listed, printable
 from hullft_ops.cli.options import Inputs, Settings
+from hullft_ops.evaluation.prompts import share_held
 from hullft_ops.evaluation.run import DATASTORES
 from hullft_ops.ttft.adaptation import Adaptation
 from hullft_ops.ttft.config import TTFTConfig, default_lr
 from hullft_ops.ttft.embedding import load_embedder
 from hullft_ops.ttft.files import check_output
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
+from hullft_ops.ttft.generation import chat_message
 from hullft_ops.ttft.models.checks import context_window
 from hullft_ops.ttft.plot import plot_adaptation
 from hullft_ops.ttft.saving import SavedAdapter, check_rank
 from hullft_ops.ttft.scoring import score_text
-from hullft_ops.ttft.store.base import Store
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.index import folder_datastore
 
 _STAGES = ("embed", "search", "select", "tokenize", "forward", "backward", "step")
+# The share of a prompt in the datastore that is worth a word.
+_HELD = 0.8
+_SOURCE_CHARS = 30
 
 
 def adapt(
@@ -33,10 +37,11 @@ def adapt(
     settings: Settings,
     *,
     store: Path | None = None,
-    corpus: Path | None = None,
+    corpus: str | None = None,
     prompt: str,
     seconds: float | None = None,
     generate: bool = True,
+    chat: bool = False,
     max_new_tokens: int = 64,
     save: Path | None = None,
     save_rank: int = 16,
@@ -51,11 +56,12 @@ def adapt(
         settings: how to adapt. Without --lr the model decides: 2e-4 for the shipped one, 5e-5 for
             others.
         store: folder of a datastore, which hullft-ops index makes; or give --corpus.
-        corpus: your folder of texts. Its datastore stays in hullft_datastores; only changed files
-            are embedded again.
+        corpus: your folder of texts, or what else hullft-ops index reads. Its datastore stays in
+            hullft_datastores; only changed files are embedded again.
         prompt: the text to adapt to.
         seconds: budget for retrieval and training; steps that do not fit are skipped.
         generate: continue the prompt.
+        chat: continue it as a message, in the chat template of an instruct model.
         max_new_tokens: length of the continuation.
         save: new folder for the adaptation, as a LoRA that PEFT and vLLM load.
         save_rank: rank of that LoRA, at most the shorter side of the model's largest layer.
@@ -65,7 +71,7 @@ def adapt(
     """
     if (store is None) == (corpus is None):
         raise ValueError("give one of --store and --corpus")
-    sources = [source for source in (store, corpus, inputs.model) if source]
+    sources = store, corpus, inputs.model
     if save is not None:
         check_output(save, inputs=sources, overwrite=overwrite)
     if plot is not None:
@@ -81,21 +87,34 @@ def adapt(
     if generate:
         window = context_window(model, tokenizer, config.max_length)
         check_integer("generate", "max_new_tokens", max_new_tokens, 1, window - 1)
+    if chat:
+        # A model without a template is refused before the work.
+        chat_message(tokenizer, prompt)
     if save is not None:
         check_rank(model, list(model.parameters()), save_rank)
     if corpus is not None:
         passages = folder_datastore(corpus, embedder, DATASTORES)
+        echo(*passages.summary(), err=True)
     finetuner = TestTimeFinetuner(model, tokenizer, passages, embedder, config)
     before = score_text(model, tokenizer, prompt, max_length=finetuner.window).value
     continuation = saved = None
     with finetuner.adapted(prompt, seconds=seconds) as adaptation:
         after = adaptation.score(prompt).value
         if generate:
-            continuation = adaptation.generate(prompt, max_new_tokens=max_new_tokens)
+            continuation = adaptation.generate(
+                prompt, chat=chat, max_new_tokens=max_new_tokens
+            )
         if save is not None:
             saved = adaptation.save_adapter(save, rank=save_rank, overwrite=overwrite)
     _print_training(adaptation, passages, seconds)
     _print_scores(before, after)
+    indices = adaptation.support.indices + adaptation.support.context_indices
+    share = share_held(prompt, [passages.texts[index] for index in indices])
+    if share >= _HELD:
+        echo(
+            f"The passages hold {share:.0%} of the prompt, so its score says little about texts "
+            "that the datastore lacks."
+        )
     if saved is not None:
         _print_saved(saved)
     if plot is not None:
@@ -104,36 +123,49 @@ def adapt(
         echo(f"plot: {plot}")
     if continuation is not None:
         print(printable(continuation, lines=True))
+        if not continuation.strip():
+            echo("The model ended at once: its continuation is blank.")
 
 
 def _print_training(
-    adaptation: Adaptation, store: Store, seconds: float | None
+    adaptation: Adaptation, store: Datastore, seconds: float | None
 ) -> None:
     support, steps = adaptation.support, adaptation.steps
-    table = Table(box=box.SIMPLE, title=f"{len(support.indices)} passages")
-    for name in ("position", "weight", "steps"):
-        # Otherwise the passages would take the room of the numbers.
-        table.add_column(name, justify="right", no_wrap=True, min_width=len(name))
-    table.add_column("passage", no_wrap=True, overflow="ellipsis")
+    table = Table(box=box.SIMPLE, expand=True)
+    for name in ("source", "weight", "steps"):
+        table.add_column(name, no_wrap=True)
+    # With a ratio, the passages get the room that the other columns leave.
+    table.add_column("passage", no_wrap=True, overflow="ellipsis", ratio=1)
     chosen = zip(support.indices, support.weights, steps, strict=True)
     for index, weight, count in chosen:
-        excerpt = printable(" ".join(store.texts[index].split()))
-        cells = f"{index}", f"{weight:.3f}", f"{count}"
-        table.add_row(*cells, excerpt)
-    if support.indices:
+        if count:
+            excerpt = " ".join(store.texts[index].split())
+            cells = _source(store, index), f"{weight:.3f}", f"{count}", excerpt
+            table.add_row(*map(printable, cells))
+    table.title = counted(table.row_count, "passage")
+    if table.row_count:
         Console(markup=False).print(table)
     if support.context_indices:
-        positions = ", ".join(str(index) for index in support.context_indices)
-        echo(f"retrieved passages before the prompt, nearest last: {positions}")
+        sources = [_source(store, index) for index in support.context_indices]
+        echo(
+            f"retrieved passages before the prompt, nearest last: {', '.join(sources)}"
+        )
     stages = [
         f"{stage} {adaptation.seconds[stage]:.3f}"
         for stage in (*_STAGES, "prefill")
         if stage in adaptation.seconds
     ]
-    echo(f"{sum(steps)} steps with {adaptation.passes} gradients")
+    gradients = counted(adaptation.passes, "gradient")
+    echo(f"{counted(sum(steps), 'step')} with {gradients}")
     echo(f"seconds: {', '.join(stages)}")
     if adaptation.skipped_steps:
-        echo(f"{adaptation.skipped_steps} skipped steps: more than {seconds:g} s")
+        skipped = counted(adaptation.skipped_steps, "skipped step")
+        echo(f"{skipped}: more than {seconds:g} s")
+
+
+def _source(store: Datastore, index: int) -> str:
+    """The end of a passage's source; its position if the datastore has no sources."""
+    return str(store.rows[index].get("source", index))[-_SOURCE_CHARS:]
 
 
 def _print_scores(before: float, after: float) -> None:
@@ -146,8 +178,7 @@ def _print_scores(before: float, after: float) -> None:
 
 
 def _print_saved(saved: SavedAdapter) -> None:
-    names = ", ".join(saved.left_out[:2])
-    more = f" and {len(saved.left_out) - 2} more" if len(saved.left_out) > 2 else ""
-    left_out = f"; it leaves out {names}{more}" if names else ""
+    names = listed(saved.left_out[:2], len(saved.left_out))
+    left_out = f"; it leaves out {names}" if names else ""
     share = f"{100 * saved.share:.1f} % of the squared change"
     echo(f"saved to {saved.path}: a LoRA with {share}{left_out}")

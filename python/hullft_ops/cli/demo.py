@@ -18,7 +18,7 @@ from hullft_ops.ttft.files import check_output, new_folder
 def demo(
     inputs: tyro.conf.OmitArgPrefixes[Inputs],
     *,
-    corpus: Path | None = None,
+    corpus: str | None = None,
     limit: int = 16,
     n_select: int = N_SELECT,
     lr: float | None = None,
@@ -29,8 +29,8 @@ def demo(
 
     Args:
         inputs: the models.
-        corpus: JSONL file, each line an object with a "text"; None for the sources of installed
-            packages.
+        corpus: what to compare on, anything that hullft-ops index reads; None for the sources of
+            installed packages.
         limit: held-out passages to adapt to.
         n_select: optimizer steps for each of them.
         lr: Adam's learning rate; None for 2e-4 with the shipped model, 5e-5 with others.

@@ -15,7 +15,7 @@ from hullft_ops.ttft.errors import NonFiniteLossError
 _AGAIN = {
     "demo": "run the same command again: it goes on with its datastore and rows",
     "evaluate": "run the same command again: it goes on with the next row",
-    "index": "run the same command again: it goes on with the next shard",
+    "index": "run the same command again: it goes on with the next batch",
     "train": "run the same command again: it goes on from the last checkpoint",
 }
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import tyro
 from tqdm import tqdm
 
-from hullft_ops._terminal import echo
-from hullft_ops.cli.options import Changes, Grid
+from hullft_ops._terminal import counted, echo
+from hullft_ops.cli.options import N_SELECT, Changes, Grid
+from hullft_ops.cli.terminal import print_report
 from hullft_ops.distributed.evaluation import ray_rows
 from hullft_ops.distributed.workers import Workers
 from hullft_ops.evaluation.experiment import Experiment, read_experiment
@@ -17,8 +18,12 @@ from hullft_ops.evaluation.run import (
     measure_tasks,
     missing,
 )
+from hullft_ops.evaluation.statistics import Measurements
 from hullft_ops.ttft.config import TTFTConfig
 from hullft_ops.ttft.files import check_output
+
+# What is measured of a corpus if nothing says what to measure.
+_SETTINGS = [{"method": "hullft", "n_select": N_SELECT}]
 
 
 def evaluate(
@@ -31,9 +36,11 @@ def evaluate(
     output: Path = Path("results.jsonl"),
     config_class: tyro.conf.Suppress[type[TTFTConfig]] = TTFTConfig,
 ) -> None:
-    """Measure every combination of settings on held-out prompts; write a row for each.
+    """Measure every combination of settings on held-out prompts; write a row for each, and print a
+    table.
 
-    A killed run goes on: rows that the output has are not measured again.
+    With --corpus alone, it holds out whole files of your own, and compares no adaptation with 20
+    steps of hullft. A killed run goes on: rows that the output has are not measured again.
 
     Args:
         experiment: in place of what the file says.
@@ -45,19 +52,22 @@ def evaluate(
         config_class: the class that settings are fields of.
     """
     read = Experiment() if config is None else read_experiment(config, config_class)
+    if config is None and "corpus" in experiment:
+        read = read.changed(settings=_SETTINGS)
     grids = [grid | settings for grid in read.settings]
     chosen = read.changed(**experiment, settings=grids)
     sources = [chosen.store, chosen.prompts, chosen.corpus, chosen.model, config]
-    check_output(
-        output,
-        inputs=[source for source in sources if source is not None],
-        overwrite=True,
-        folder=False,
-    )
-    measured_rows(
+    check_output(output, inputs=sources, overwrite=True, folder=False)
+    if chosen.corpus and output.resolve().is_relative_to(Path(chosen.corpus).resolve()):
+        raise ValueError(
+            f"output {output} is in the corpus, which would have one more text the next time; "
+            "--output takes another place"
+        )
+    rows = measured_rows(
         chosen, output, device=device, workers=workers, config_class=config_class
     )
     echo(output)
+    print_report(Measurements.of(rows))
 
 
 def measured_rows(
@@ -76,8 +86,9 @@ def measured_rows(
     evaluation = load_evaluation(
         experiment, device=device, datastores=datastores, config_class=config_class
     )
-    prompts, labels = evaluation.prompts, list(evaluation.configs)
-    echo(f"{len(prompts)} held-out prompts, {len(labels)} configurations", err=True)
+    prompts, labels = evaluation.texts.prompts, list(evaluation.configs)
+    counts = counted(len(prompts), "prompt"), counted(len(labels), "configuration")
+    echo(*evaluation.texts.notes, ", ".join(counts), err=True)
     with open_results(output, evaluation.run) as results:
         tasks = missing(evaluation, results.rows)
         total = sum(len(configs) for _, configs in tasks)

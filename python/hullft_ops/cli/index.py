@@ -28,9 +28,9 @@ def index(
     """Build a datastore from a corpus. After a kill, the same command goes on.
 
     Args:
-        corpus: a folder, whose text files are read; a file of JSON, Parquet or CSV (JSON and CSV
-            may be compressed) or of plain text; a saved dataset; the name of one on the Hugging
-            Face hub; or - for stdin, JSON lines or one text.
+        corpus: a folder, whose files of text and HTML are read; a file of JSON, CSV, Parquet, HTML
+            or plain text; a saved dataset; the name of one on the Hugging Face hub; or - for stdin,
+            JSON lines or one text. Files may be compressed.
         output: folder of the datastore.
         embedder: name or folder of a sentence-transformers model.
         device: device of the embedder: cpu, cuda, cuda:1; None for a GPU if there is one.

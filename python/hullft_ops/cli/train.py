@@ -43,10 +43,7 @@ def train(
         overwrite: replace an adapter that an earlier run wrote.
     """
     config = AdapterConfig(**asdict(options))
-    inputs: list[str | Path] = [store]
-    if model is not None:
-        inputs.append(model)
-    check_output(output, inputs=inputs, overwrite=overwrite)
+    check_output(output, inputs=[store, model], overwrite=overwrite)
     datastore = Datastore.open(store)
     language_model, tokenizer = load_model(
         model, device, allow_missing_weights=allow_missing_weights

@@ -56,12 +56,14 @@ class Experiment(BaseModel):
     prompts: Path | None = None
     """JSONL file of held-out prompts: each has a "text", and a "domain" if you like."""
 
-    corpus: Path | None = None
-    """Without store: JSONL file of documents to split into a datastore and held-out prompts. None
-    for the sources of installed packages."""
+    corpus: str | None = None
+    """Without store: what to split into a datastore and held-out prompts, anything that hullft-ops
+    index reads. Whole files, or records, are held out. None for the sources of installed packages.
+    """
 
     limit: int | None = Field(default=None, ge=1)
-    """How many prompts to take, evenly from their domains; None for all."""
+    """How many prompts to take, evenly from their domains; None for all in the file of prompts, or
+    for 10 of a corpus."""
 
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Chooses the prompts, and the passages of the method random."""

@@ -4,7 +4,7 @@ import hashlib
 import importlib.util
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from hullft_ops.evaluation.jsonl import read_lines
 from hullft_ops.ttft.embedding import Embedder
 from hullft_ops.ttft.errors import InputError
 from hullft_ops.ttft.store.base import Store
+from hullft_ops.ttft.store.corpus import IndexConfig, is_of_files, read_records
 from hullft_ops.ttft.store.cutting import split_passages
 
 # About this much source fills the 256 tokens that the default embedder reads.
@@ -35,7 +36,7 @@ PASSAGE_BUDGET = 2500
 
 
 class Record(BaseModel):
-    """A line of a JSONL file of prompts or documents; other keys are ignored."""
+    """A line of a JSONL file of prompts; other keys are ignored."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
@@ -104,13 +105,17 @@ def read_prompts(path: Path) -> list[Prompt]:
     return list(prompts.values())
 
 
-def read_documents(path: Path) -> list[Document]:
-    """The records of a JSONL file as documents. InputError names a wrong line."""
-    records = read_lines(Record, path, "corpus")
-    return [
-        Document("", f"line {number}", record.text)
-        for number, record in enumerate(records, start=1)
-    ]
+def read_documents(corpus: str, skipped: list[str]) -> list[Document]:
+    """The records of a corpus as documents. Arguments and errors are those of `read_records`."""
+    are_files = is_of_files(Path(corpus))
+    documents = []
+    for number, record in enumerate(
+        read_records(corpus, IndexConfig(), skipped), start=1
+    ):
+        # The name decides what is held out: that of a line stays as it was in earlier versions.
+        name = record["source"] if are_files else f"line {number}"
+        documents.append(Document("", name, record["text"]))
+    return documents
 
 
 def installed_documents() -> list[Document]:
@@ -183,6 +188,18 @@ def choose_prompts(
     )
     turns: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
     return sorted(ranked, key=lambda prompt: next(turns[prompt.domain]))[:count]
+
+
+def share_held(prompt: str, passages: Iterable[str]) -> float:
+    """The share of the prompt's runs of five words that a passage has too."""
+    held = {run for passage in passages for run in _runs(passage)}
+    runs = _runs(prompt)
+    return sum(run in held for run in runs) / max(1, len(runs))
+
+
+def _runs(text: str) -> list[str]:
+    words = text.split()
+    return [" ".join(words[i : i + 5]) for i in range(len(words) - 4)]
 
 
 def not_in_store(

@@ -10,7 +10,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 
-from hullft_ops._terminal import printable
+from hullft_ops._terminal import counted, printable
 from hullft_ops.evaluation.statistics import (
     CONFIDENCE,
     Measurements,
@@ -73,7 +73,7 @@ def verdicts(measured: Measurements) -> list[str]:
 
 def title_of(measured: Measurements) -> str:
     """What the numbers of a table are."""
-    return f"Means over {len(measured.prompts)} held-out prompts"
+    return f"Means over {counted(len(measured.prompts), 'held-out prompt')}"
 
 
 def cells_of(measured: Measurements) -> list[dict[str, str]]:
@@ -114,13 +114,13 @@ def _overview(measured: Measurements) -> Section:
 def _doubts(measured: Measurements) -> list[str]:
     lines = []
     if len(measured.prompts) < _FEW:
-        lines.append(f"Intervals of {len(measured.prompts)} prompts say little.")
+        lines.append(f"Intervals of fewer than {_FEW} prompts say little.")
     if measured.incomplete:
-        lines.append(
-            f"{measured.incomplete} prompts are left out: some configuration has not run on them."
-        )
-    for config, count in measured.failed.items():
-        lines.append(f"Left out: {config}, which failed on {count} prompts.")
+        count = counted(measured.incomplete, "prompt")
+        lines.append(f"{count} left out, on which some configuration has not run.")
+    for config, failures in measured.failed.items():
+        count = counted(failures, "prompt")
+        lines.append(f"Left out: {config}, which failed on {count}.")
     return lines
 
 

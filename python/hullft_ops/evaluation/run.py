@@ -13,6 +13,7 @@ import torch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hullft_ops._terminal import counted, listed
 from hullft_ops.collect_env import versions_of
 from hullft_ops.evaluation.experiment import Experiment, label, settings_of
 from hullft_ops.evaluation.prompts import (
@@ -38,6 +39,8 @@ from hullft_ops.ttft.store.datastore import Datastore
 
 # The folder of the datastores of corpora.
 DATASTORES = Path("hullft_datastores")
+# Prompts of a corpus if no limit is given: minutes on two cores.
+LIMIT = 10
 EXCERPT_CHARS = 200
 _PACKAGES = ("hullft_ops", "torch", "transformers", "tokenizers", "faiss-cpu")
 # Tokenizers with one vocabulary may merge, normalise and prefix text differently.
@@ -47,22 +50,30 @@ Task = tuple[Prompt, list[str]]
 
 
 @dataclass(frozen=True)
+class Texts:
+    """A datastore, prompts that it does not hold, and lines that say where they come from."""
+
+    store: Datastore
+    prompts: list[Prompt]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """The models and texts of an experiment, loaded.
 
     Attributes:
         run: identity of model, tokenizer, datastore, embedder and seed.
-        prompts: those that the datastore does not hold.
+        texts: the datastore and the prompts.
         configs: the configurations by their labels.
     """
 
     run: str
     seed: int
-    prompts: list[Prompt]
+    texts: Texts
     configs: dict[str, TTFTConfig]
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
-    store: Store
     embedder: Embedder
 
     def finetuner(self, config: str) -> TestTimeFinetuner:
@@ -73,7 +84,7 @@ class Evaluation:
         return TestTimeFinetuner(
             self.model,
             self.tokenizer,
-            self.store,
+            self.texts.store,
             self.embedder,
             self.configs[config],
         )
@@ -93,20 +104,19 @@ def load_evaluation(
     """
     configs = experiment.configs(config_class)
     embedder = load_embedder(experiment.embedder)
-    store, prompts = open_texts(experiment, embedder, datastores)
+    texts = open_texts(experiment, embedder, datastores)
     model, tokenizer = load_model(
         experiment.model,
         device,
         allow_missing_weights=experiment.allow_missing_weights,
     )
     evaluation = Evaluation(
-        run=run_identity(model, tokenizer, store, experiment.seed),
+        run=run_identity(model, tokenizer, texts.store, experiment.seed),
         seed=experiment.seed,
-        prompts=prompts,
+        texts=texts,
         configs={label(config): config for config in configs},
         model=model,
         tokenizer=tokenizer,
-        store=store,
         embedder=embedder,
     )
     for config in evaluation.configs:
@@ -115,31 +125,42 @@ def load_evaluation(
     return evaluation
 
 
-def open_texts(
-    experiment: Experiment, embedder: Embedder, datastores: Path
-) -> tuple[Datastore, list[Prompt]]:
-    """An experiment's datastore, and prompts that it does not hold."""
+def open_texts(experiment: Experiment, embedder: Embedder, datastores: Path) -> Texts:
+    """An experiment's datastore and prompts."""
     limit, seed = experiment.limit, experiment.seed
     if experiment.store is not None and experiment.prompts is not None:
         store = Datastore.open(experiment.store)
         prompts = not_in_store(read_prompts(experiment.prompts), store, embedder)
-        return store, choose_prompts(prompts, limit, seed)
+        return Texts(store, choose_prompts(prompts, limit, seed), [])
     if experiment.store is not None or experiment.prompts is not None:
         raise InputError("store and prompts must be given together")
-    corpus = experiment.corpus
-    split = hold_out(read_documents(corpus) if corpus else installed_documents())
-    prompts = choose_prompts(split.prompts, limit, seed)
+    corpus, skipped = experiment.corpus, list[str]()
+    documents = read_documents(corpus, skipped) if corpus else installed_documents()
+    split = hold_out(documents)
+    if not (split.prompts and split.passages):
+        raise InputError(
+            f"corpus {corpus}: {counted(len(documents), 'document')}, too few to hold one out; "
+            f"skipped: {listed(skipped) or 'none'}"
+        )
+    total = len(split.prompts)
+    prompts = choose_prompts(split.prompts, limit or min(LIMIT, total), seed)
+    domains = list(dict.fromkeys(prompt.domain for prompt in prompts))
+    notes = [f"{len(prompts)} of {total} held-out prompts, of {listed(domains)}"]
+    if limit is None and len(prompts) < total:
+        notes.append("--limit takes more prompts")
+    if skipped:
+        notes.append(f"{corpus}: {len(skipped)} skipped ({listed(skipped)})")
     path = datastores / split.digest(embedder.name)
     if not path.exists():
         Datastore.build(split.passages, embedder, path)
-    return Datastore.open(path), prompts
+    return Texts(Datastore.open(path), prompts, notes)
 
 
 def missing(evaluation: Evaluation, rows: Mapping[tuple[str, str], Row]) -> list[Task]:
     """Each prompt with the configurations that have no row yet, in the order to run them."""
     labels = list(evaluation.configs)
     tasks: list[Task] = []
-    for number, prompt in enumerate(evaluation.prompts):
+    for number, prompt in enumerate(evaluation.texts.prompts):
         # Each prompt begins with another configuration, so that none always runs first.
         first = number % len(labels)
         rotated = labels[first:] + labels[:first]

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from hullft_ops.ttft.context import ReadContext
-from hullft_ops.ttft.generation import continue_prompt
+from hullft_ops.ttft.context import SEPARATOR, ReadContext
+from hullft_ops.ttft.generation import chat_message, continue_prompt
 from hullft_ops.ttft.saving import SavedAdapter, save_adapter
 from hullft_ops.ttft.scoring import BitsPerByte, score_text
 from hullft_ops.ttft.support import Support
@@ -60,12 +60,16 @@ class Adaptation:
             read_context=self._context,
         )
 
-    def generate(self, prompt: str, **generate_kwargs: Any) -> str:
+    def generate(
+        self, prompt: str, *, chat: bool = False, **generate_kwargs: Any
+    ) -> str:
         """What the adapted model writes after ``prompt``, behind the retrieved passages.
 
         Args:
             prompt: a text. Of one that is too long, the model reads the last tokens, as many as
                 leave room for the new ones.
+            chat: continue it as a message in the tokenizer's chat template, in which the retrieved
+                passages stand before it.
             generate_kwargs: for ``model.generate``; ``max_new_tokens`` defaults to 20.
 
         Returns:
@@ -73,15 +77,22 @@ class Adaptation:
 
         Raises:
             TypeError, ValueError: the prompt is not a str or has no token, ``max_new_tokens``
-                leaves no room for it, or an argument asks for more than one continuation.
+                leaves no room for it, an argument asks for more than one continuation, or there is
+                no chat template.
         """
         self._check_alive("generate")
+        passages = self._context.passages
+        if chat:
+            texts = self._finetuner.store.texts
+            before = [texts[index] for index in self.support.context_indices]
+            message = SEPARATOR.join([*before, prompt])
+            prompt, passages = chat_message(self._finetuner.tokenizer, message), []
         return continue_prompt(
             self._finetuner.model,
             self._finetuner.tokenizer,
             prompt,
             self._finetuner.window,
-            self._context.passages,
+            passages,
             **generate_kwargs,
         )
 

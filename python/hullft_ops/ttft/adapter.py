@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from copy import deepcopy
@@ -120,7 +121,11 @@ def train_adapter(
     training = path.absolute().with_name(f".{path.name}.training")
     identities = {"model": model_identity(model), "store": store.identity}
     _begin(training, json.dumps(asdict(config) | identities))
-    with out_of_memory_explained(_OUT_OF_MEMORY):
+    with out_of_memory_explained(_OUT_OF_MEMORY), warnings.catch_warnings():
+        # PEFT reads a property that transformers has renamed, and its checkpoints miss the config
+        # of a model that is neither on the hub nor in a folder, such as a GGUF file.
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", "Could not find a config file")
         passages = _tokenized(tokenizer, store, length, training)
         trained = _trained(model, passages, config, training)
     with new_folder(path, overwrite=overwrite) as folder:

@@ -15,11 +15,11 @@ MARKER = "hullft_ops.json"
 def check_output(
     path: str | Path,
     *,
-    inputs: Iterable[str | Path] = (),
+    inputs: Iterable[str | Path | None] = (),
     overwrite: bool = False,
     folder: bool = True,
 ) -> None:
-    """Refuse a bad output before the work.
+    """Refuse a bad output before the work. Inputs that are None do not matter.
 
     A free name is good, and for a ``folder`` an empty one. With ``overwrite`` so is a folder that
     holds only files we wrote; where no folder is to be written, a regular file.
@@ -30,6 +30,8 @@ def check_output(
     """
     path = Path(path)
     for source in inputs:
+        if source is None:
+            continue
         resolved = Path(source).resolve()
         if resolved.exists() and path.resolve() in (resolved, *resolved.parents):
             raise ValueError(f"output {path} is the input {source}, or holds it")

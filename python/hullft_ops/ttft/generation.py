@@ -67,6 +67,23 @@ def continue_prompt(
     return str(tokenizer.decode(output[0, len(tokens) :], skip_special_tokens=True))
 
 
+def chat_message(tokenizer: "PreTrainedTokenizerBase", message: str) -> str:
+    """A user's message in the tokenizer's chat template, up to where the answer begins.
+
+    ValueError if the tokenizer has no template.
+    """
+    if not tokenizer.chat_template:
+        raise ValueError("chat: the model's tokenizer has no chat template")
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": message}],
+        tokenize=False,
+        add_generation_prompt=True,
+    )
+    # A tokenizer that opens every text with this token would write a second one.
+    opens = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return str(text).removeprefix(tokenizer.bos_token if opens else "")
+
+
 def _tokens_before(
     tokenizer: "PreTrainedTokenizerBase",
     prompt: str,

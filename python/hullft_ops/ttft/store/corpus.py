@@ -1,16 +1,21 @@
-"""Reading a corpus record by record: whatever `datasets` reads, and folders of mixed files."""
+"""Reading a corpus record by record: whatever `datasets` reads, and folders of text and HTML."""
 
+import bz2
 import glob
+import gzip
 import hashlib
 import json
+import lzma
 import os
+import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from hullft_ops._extras import needed_by
 from hullft_ops.ttft.errors import InputError, first_line
 from hullft_ops.ttft.files import MARKER
 
@@ -23,6 +28,16 @@ _FORMATS = {
     ".parquet": "parquet",
 }
 _COMPRESSIONS = (".bz2", ".gz", ".xz", ".zst")
+# What opens the compressed files in a folder.
+_OPENERS: dict[str, Callable[..., Any]] = {
+    ".bz2": bz2.open,
+    ".gz": gzip.open,
+    ".xz": lzma.open,
+}
+_HTML = (".htm", ".html")
+# A CSS selector of the elements after which a line ends.
+_LINES = "br, dd, div, dt, h1, h2, h3, h4, h5, h6, li, p, td, th, title"
+_NOT_TEXT = "not UTF-8 text"
 _HEAD_CHARS = 1 << 13
 
 # Columns of a record, by name.
@@ -60,13 +75,14 @@ def read_records(
 
     Args:
         corpus: a folder of text files, a file, "-" for stdin, or the name of a dataset on the hub.
-        skipped: takes a line for each record without a text and each file that is not text.
+        skipped: takes a line, with the reason, for each record without a text and each file that
+            cannot be read as text.
 
     Raises:
         InputError: the corpus cannot be read, or no record has the metadata.
     """
     path = Path(corpus)
-    if path.exists() and not _format_of(path):
+    if is_of_files(path):
         yield from _read_files(path, config, skipped)
         return
     if "text" in config.metadata and config.text_column != "text":
@@ -85,6 +101,11 @@ def read_records(
         raise InputError(f"{corpus}: no record has the metadata {min(missing)}")
 
 
+def is_of_files(path: Path) -> bool:
+    """Whether a record of the corpus is a whole file, not a line or a row of one."""
+    return path.exists() and not _format_of(path)
+
+
 def _read_files(
     path: Path, config: IndexConfig, skipped: list[str]
 ) -> Iterator[Record]:
@@ -93,17 +114,26 @@ def _read_files(
         # Not every name is UTF-8.
         source = name.encode(errors="replace").decode()
         try:
-            yield {"text": text_of(file), "source": source}
-        except ValueError:
-            skipped.append(f"{source}: not UTF-8 text")
+            text = text_of(file)
+        # The libraries do not document what they raise for foreign files.
+        except Exception as error:
+            is_binary = isinstance(error, UnicodeError)
+            skipped.append(f"{source}: {_NOT_TEXT if is_binary else first_line(error)}")
+        else:
+            yield {"text": text, "source": source}
 
 
 def _format_of(path: Path) -> str | None:
     """The builder in `datasets` for this file or saved dataset; None for files of plain text."""
     if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
         return "saved"
+    return None if path.is_dir() else _FORMATS.get(_suffix(path))
+
+
+def _suffix(path: Path) -> str:
+    """The last suffix of a file's name but that of a compression."""
     suffixes = [suffix for suffix in path.suffixes if suffix not in _COMPRESSIONS]
-    return None if path.is_dir() or not suffixes else _FORMATS.get(suffixes[-1])
+    return suffixes[-1] if suffixes else ""
 
 
 def _rows(name: str) -> Iterator[Record]:
@@ -140,13 +170,29 @@ def _stdin_rows() -> Iterator[Record]:
 
 
 def text_of(file: Path) -> str:
-    """The text in a file. ValueError if it is not text in UTF-8."""
-    with file.open(encoding="utf-8-sig") as content:
+    """The text in a file, which may be compressed; of HTML, what a browser shows.
+
+    ValueError if it is not text in UTF-8.
+    """
+    open_text = _OPENERS.get(file.suffix, open)
+    with open_text(file, "rt", encoding="utf-8-sig") as content:
         # Text has no zero byte, and a binary file is likely to have one this early.
         head = content.read(_HEAD_CHARS)
         if "\0" in head:
-            raise ValueError(f"{file} is not text")
-        return head + content.read()
+            raise ValueError(_NOT_TEXT)
+        text: str = head + content.read()
+    return _shown_by_browsers(text) if _suffix(file) in _HTML else text
+
+
+def _shown_by_browsers(html: str) -> str:
+    with needed_by("HTML"):
+        from bs4 import BeautifulSoup
+
+    page = BeautifulSoup(html, "html.parser")
+    for element in page.select(_LINES):
+        element.append("\n")
+    # The tags between two paragraphs leave many blank lines.
+    return re.sub(r"\n\s*\n", "\n\n", page.get_text()).strip()
 
 
 def local_files(path: Path, config: IndexConfig) -> list[Path]:

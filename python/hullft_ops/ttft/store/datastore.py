@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hullft_ops._checks import check_text
+from hullft_ops._terminal import counted
 from hullft_ops.ttft.embedding import Embedder, checked_vectors
 from hullft_ops.ttft.files import new_folder
 from hullft_ops.ttft.store.base import checked_search, identity_of
@@ -170,7 +171,7 @@ class Datastore:
         info = self.info
         recall = f"by lists, recall@200 {info.recall:.3f}" if info.recall else "exact"
         lines = [
-            f"{info.count} passages, {info.embedder} of dim {info.dim}, search {recall}"
+            f"{counted(info.count, 'passage')}, {info.embedder} of dim {info.dim}, search {recall}"
         ]
         if self.source:
             lines.append(f"{self.source.settings['corpus']}: {self.source.left_out()}")

@@ -19,6 +19,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from hullft_ops._extras import needed_by
+from hullft_ops._terminal import counted, listed
 from hullft_ops.ttft.embedding import Embedder, checked_vectors
 from hullft_ops.ttft.files import replacing
 from hullft_ops.ttft.parsing import Model, parse
@@ -35,9 +36,9 @@ TEXTS = "texts.arrow"
 EMBEDDINGS = "embeddings.f32"
 LISTS = "lists.faiss"
 
-# Few enough for the progress bar to move. A resumed write forms the same batches, because the batch
-# changes the last bits of a vector.
-BATCH = 32
+# As fast as larger batches on one core, where the progress bar moves every second. A resumed write
+# forms the same batches, because the batch changes the last bits of a vector.
+BATCH = 16
 
 # Turns batches of texts into the vectors float32 [n, dim] of each batch, in their order.
 Embed = Callable[[Iterable[list[str]]], Iterable[np.ndarray]]
@@ -51,7 +52,7 @@ class Source(BaseModel):
         records: how many records or files were read.
         short: passages with too few characters.
         repeated: passages that repeat another exactly.
-        skipped: records without a text and files that are not text.
+        skipped: records without a text and files that cannot be read as text.
         skipped_named: the first of these, each with the reason.
     """
 
@@ -66,9 +67,9 @@ class Source(BaseModel):
 
     def left_out(self) -> str:
         """What was left out, in words."""
-        named = f" ({', '.join(self.skipped_named)})" if self.skipped_named else ""
+        named = f" ({listed(self.skipped_named, self.skipped)})" if self.skipped else ""
         return (
-            f"of {self.records} records {self.short} passages are short and "
+            f"of {counted(self.records, 'record')} {self.short} passages are short and "
             f"{self.repeated} repeated; {self.skipped} skipped{named}"
         )
 
@@ -165,10 +166,10 @@ def write_texts(folder: Path, rows: Iterable[Mapping[str, Any]]) -> int:
 
 
 def progress_bar(name: str, total: int | None = None) -> "tqdm[Any]":
-    """A bar of `datasets` on a terminal; elsewhere, it is printed every few seconds."""
+    """A bar of `datasets` on a terminal; elsewhere, it is printed every two seconds."""
     from datasets.utils import tqdm
 
-    interval = 0.1 if sys.stderr.isatty() else 5.0
+    interval = 0.1 if sys.stderr.isatty() else 2.0
     return tqdm(desc=name, total=total, unit=" texts", mininterval=interval)
 
 

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 
 from hullft_ops._checks import check_integer
+from hullft_ops._terminal import NAMED
 from hullft_ops.ttft.embedding import Embedder, check_embedder
 from hullft_ops.ttft.errors import InputError
 from hullft_ops.ttft.files import check_output, new_folder, replacing
 from hullft_ops.ttft.store.base import Store
 from hullft_ops.ttft.store.corpus import (
+    STDIN,
     IndexConfig,
     Record,
     local_files,
@@ -35,8 +37,6 @@ from hullft_ops.ttft.store.format import (
     read_model,
     write_texts,
 )
-
-_NAMED = 5
 
 Cut = Callable[[str], Iterable[str]]
 
@@ -141,7 +141,7 @@ def _write_passages(
     records = read_records(corpus, config, skipped)
     count = write_texts(folder, _passages(records, cut, config.min_chars, source))
     source.skipped = len(skipped)
-    source.skipped_named = skipped[:_NAMED]
+    source.skipped_named = skipped[:NAMED]
     if count == 0:
         (folder / TEXTS).unlink()
         raise InputError(f"{corpus}: nothing to index: {source.left_out()}")
@@ -166,17 +166,18 @@ def _passages(
                 yield {**record, "text": text}
 
 
-def folder_datastore(corpus: Path, embedder: Embedder, root: Path) -> Datastore:
-    """The datastore of the text files in ``corpus``, kept in a folder of its own below ``root``.
+def folder_datastore(corpus: str, embedder: Embedder, root: Path) -> Datastore:
+    """The datastore of ``corpus``, kept in a folder of its own below ``root``.
 
     If a file has changed since the last call, it is written again; passages that have stayed are
     not embedded again. Raises as `index_corpus`.
     """
-    key = hashlib.sha256(f"{corpus.resolve()}\n{embedder.name}".encode()).hexdigest()
-    path = root / f"{corpus.resolve().name}-{key[:8]}"
+    place = Path(corpus).resolve()
+    key = hashlib.sha256(f"{place}\n{embedder.name}".encode()).hexdigest()
+    path = root / f"{place.name}-{key[:8]}"
     store = Datastore.open(path) if path.exists() else None
-    if store and store.source:
-        state = state_of(local_files(corpus, IndexConfig()))
+    if store and store.source and corpus != STDIN:
+        state = state_of(local_files(Path(corpus), IndexConfig()))
         if store.source.settings["files"] == state:
             return store
     return index_corpus(corpus, path, embedder, reuse=store, overwrite=True)
