@@ -21,6 +21,11 @@ STABLE_TORCH_LIBRARY(hullft_ops, m) {
       "(Tensor indices, Tensor weights, Tensor counts, Tensor support_size, Tensor residual, "
       "Tensor gap, Tensor num_iter)");
   m.def(
+      "knn_select_indexed(Tensor embeddings, Tensor candidates, Tensor query, int n_select, "
+      "Tensor? pool_sizes=None) -> "
+      "(Tensor indices, Tensor weights, Tensor counts, Tensor support_size, Tensor residual, "
+      "Tensor gap, Tensor num_iter)");
+  m.def(
       "sift_select(Tensor pool, Tensor query, int n_select, float noise=0.01, "
       "Tensor? pool_sizes=None) -> "
       "(Tensor indices, Tensor weights, Tensor counts, Tensor support_size, Tensor residual, "

@@ -27,6 +27,7 @@ GOOD: dict[str, dict[str, Any]] = {
         "n_select": 3,
     },
     "knn_select": {**POOLS, "n_select": 3},
+    "knn_select_indexed": {**EMBEDDINGS, "n_select": 2},
     "sift_select": {**POOLS, "n_select": 3},
     "sift_select_indexed": {**EMBEDDINGS, "n_select": 3},
 }
@@ -72,6 +73,11 @@ WRONG_OBJECTS = [
     bad("fw_select", "pool must be a torch.Tensor, got list", pool=[[1.0]]),
     bad("fw_select", "pool .* ndarray; torch.from_numpy", pool=np.ones((6, 4))),
     bad("fw_select", "pool must be dense, got layout", pool=POOL.to_sparse()),
+    bad(
+        "fw_select",
+        r"pool_sizes .* got list; torch.tensor\(pool_sizes\) makes one$",
+        pool_sizes=[6, 2],
+    ),
     bad("fw_select", "n_select must be an int, got float", n_select=3.0),
     bad("fw_select", "n_select must be an int, got bool", n_select=True),
     bad("fw_select", "tol must be a number, got str", tol="1"),
@@ -84,12 +90,8 @@ WRONG_OBJECTS = [
 WRONG_DTYPES = [
     bad("fw_select", "pool must be float32, .*int32", pool=POOL.int()),
     bad("fw_select", "query is .*float64, pool is .*float32", query=QUERY.double()),
-    bad("fw_select", "pool_sizes must be int64, .*float32", pool_sizes=torch.ones(B)),
-    bad(
-        "fw_select_indexed",
-        "candidates must be int64, .*int32",
-        candidates=ROWS.int(),
-    ),
+    bad("fw_select", "pool_sizes must be int.*float32", pool_sizes=torch.ones(B)),
+    bad("fw_select_indexed", "candidates must be int.*bool", candidates=ROWS.bool()),
     bad("fw_lmo", "current is .*float64, ", current=QUERY.double()),
     bad(
         "integerize",
@@ -123,6 +125,8 @@ WRONG_VALUES = [
     bad("integerize", "weights is on meta, ", weights=torch.ones(B, K, device="meta")),
     bad("knn_select", "query is on meta, ", query=QUERY.to("meta")),
     bad("knn_select", "n_select is 7, pool has 6 rows", n_select=7),
+    bad("knn_select_indexed", "n_select is 3, pool has 2 rows", n_select=3),
+    bad("knn_select_indexed", "candidates .*1", candidates=ROWS[:1]),
     bad("sift_select", "query is on meta, ", query=QUERY.to("meta")),
     bad("sift_select", "query has dim 3, pool has dim 4", query=QUERY[:, :3]),
     bad("sift_select", "query has no targets", query=QUERY[:, None][:, :0]),
@@ -183,7 +187,7 @@ FAR_APART = torch.tensor(
 
 # What is wrong with the values of a tensor, which on CUDA shows in the outputs instead.
 WRONG_CONTENTS = [
-    bad("fw_select", "pool_sizes.1. is 0, ", pool_sizes=torch.tensor([1, 0])),
+    bad("fw_select", "pool_sizes.1. is -1, ", pool_sizes=torch.tensor([1, -1])),
     bad("fw_select", "pool_sizes.0. is 7, ", pool_sizes=torch.tensor([7, 1])),
     bad("fw_select", "pool_sizes.0. is 1099", pool_sizes=torch.tensor([2**40, 1])),
     bad("fw_select", "pool has NaN .* row 4 for query 1", pool=poisoned(POOL, 1, 4, 2)),
@@ -226,6 +230,13 @@ WRONG_CONTENTS = [
         candidates=poisoned(ROWS, 0, 1, value=6),
     ),
     bad("fw_lmo", "current.1. has NaN or infinity", current=poisoned(QUERY, 1, 0)),
+    bad(
+        "fw_select",
+        "query.1. has NaN or infinity",
+        query=poisoned(QUERY, 1, 0),
+        pool_sizes=torch.tensor([6, 0]),
+    ),
+    bad("fw_lmo", "pool_sizes.1. is 0, ", pool_sizes=torch.tensor([6, 0])),
     bad("fw_lmo", "query.1. has NaN or infinity", query=poisoned(QUERY, 1, 0)),
     bad("fw_lmo", "pool has NaN .* row 3 for query 1", pool=poisoned(POOL, 1, 3, 0)),
     bad("fw_lmo", OVERFLOW, pool=POOL * 1e20, query=QUERY * 1e20),
@@ -255,6 +266,11 @@ WRONG_CONTENTS = [
         "knn_select",
         "n_select is 3, the pool of query 1",
         pool_sizes=torch.tensor([6, 2]),
+    ),
+    bad(
+        "knn_select_indexed",
+        "candidates.1, 0. is -1",
+        candidates=poisoned(ROWS, 1, 0, value=-1),
     ),
     bad("sift_select", "pool_sizes.1. is 7, ", pool_sizes=torch.tensor([6, 7])),
     bad(

@@ -96,6 +96,28 @@ def test_tol_is_of_the_residual_and_not_of_its_noise(
             assert before.residual.item() >= within
 
 
+@pytest.mark.parametrize("n_select", [6, 20])
+@pytest.mark.parametrize("variant", ["away", "pairwise"])
+def test_the_optimum_ends_it_without_a_tolerance(variant: str, n_select: int) -> None:
+    """There, slopes are rounding. They must not move weights back and forth until max_iter."""
+    options = {"variant": variant, "tol": 0.0, "max_iter": 20_000}
+    for seed in range(20):
+        pool, query = make_problem(seed, 1, 20, 30, spread=1.0)
+        sel = hullft_ops.fw_select(pool[0], query[0], n_select, **options)
+        scaled = hullft_ops.fw_select(pool[0] / 8, query[0] / 8, n_select, **options)
+
+        assert sel.num_iter < 20_000
+        assert torch.equal(scaled.num_iter, sel.num_iter)
+
+        m = int(sel.support_size)
+        held = pool[0, sel.indices[:m]]
+        current = sel.weights[:m] @ held
+        slopes = (held - current) @ (query[0] - current)
+        assert slopes.abs().max() < 1e-13
+        if n_select == 20:
+            assert sel.gap < 1e-13
+
+
 @pytest.mark.parametrize("variant", ["away", "pairwise"])
 def test_full_support_goes_on_within_itself(variant: str) -> None:
     """With n_select atoms the weights become the best for them, which vanilla never reaches."""

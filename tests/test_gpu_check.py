@@ -77,7 +77,7 @@ def test_every_step_but_the_launches_runs_where_a_gpu_machine_lacks_what_it_lack
     assert tests["tests"] > tests["failures"] == tests["errors"] == 0
 
     checked = steps["operators"]["results"]["checked"]
-    assert len(checked) == 93
+    assert len(checked) == 96
 
     captured = steps["graphs"]["results"]["captured"]
     assert captured == [*checked, "ReplayAdam, capturable"]

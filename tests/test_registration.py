@@ -45,6 +45,7 @@ def samples() -> dict[str, tuple[str, Arguments]]:
         "fw_lmo": ("fw_lmo", {**step, **ragged}),
         "fw_lmo shared": ("fw_lmo", {**step, "pool": pool[0]}),
         "knn_select": ("knn_select", {**pools, **ragged}),
+        "knn_select_indexed": ("knn_select_indexed", {**indexed, **ragged}),
         "sift_select": ("sift_select", {**pools, **ragged}),
         "sift_select targets": ("sift_select", {**pools, "query": targets}),
         "sift_select_indexed": ("sift_select_indexed", {**indexed, **ragged}),

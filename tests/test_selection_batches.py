@@ -1,14 +1,21 @@
 """What every selection operator does with batches, strides, ties and empty input."""
 
+import subprocess
+import sys
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+import hullft_ops
+from hullft_ops import reference
 from problems import (
     DTYPES,
     METHODS,
     VARIANTS,
     assert_consistent,
+    assert_equals_reference,
     make_problem,
     of_query,
     select,
@@ -137,12 +144,109 @@ def test_large_pool(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.cpu_only("threads are those of the CPU")
+def test_threads_that_share_a_batch(
+    method: str, threads: Callable[[int], None]
+) -> None:
+    """One that is large enough for it. The error names the first bad query."""
+    pool, _ = make_problem(4, 1, 2000, 200, torch.float32)
+    query, _ = make_problem(5, 1, 64, 200, torch.float32)
+    bad = query[0].clone()
+    bad[[11, 50], 3] = float("nan")
+    selections = []
+    for count in (1, 2, 5):
+        threads(count)
+        selections.append(select(method, pool[0], query[0], 3))
+        with pytest.raises(ValueError, match="query.11. has NaN"):
+            select(method, pool[0], bad, 3)
+
+    for selection in selections[1:]:
+        assert all(map(torch.equal, selection, selections[0]))
+
+
+STARTED_THREADS = """
+import os, sys, torch, hullft_ops
+torch.set_num_threads(2)
+for batch, rows in ((8, 30), (64, 200)):
+    row = torch.ones(1, 384)
+    pool, query = row.expand(rows, -1), row.expand(batch, -1)
+    before = os.listdir("/proc/self/task")
+    hullft_ops.fw_select(pool, query, 50)
+    print(len(os.listdir("/proc/self/task")) - len(before))
+"""
+
+
+@pytest.mark.cpu_only("threads are those of the CPU")
+def test_a_small_batch_starts_no_thread() -> None:
+    """It would wait for one whose core is busy."""
+    command = [sys.executable, "-c", STARTED_THREADS]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    assert printed.split() == ["0", "1"]
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_batch_of_none(method: str) -> None:
     pool = torch.zeros(0, 5, 3)
     query = torch.zeros(0, 3)
     selection = select(method, pool, query, 4)
     assert selection.indices.shape == (0, 4)
     assert selection.multiset().shape == (0, 4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_query_without_candidates(method: str, dtype: torch.dtype) -> None:
+    pool, query = make_problem(4, 3, 9, 6, dtype)
+    query[1] *= 3
+    sizes = torch.tensor([9, 0, 5])
+    selection = select(method, pool, query, 4, pool_sizes=sizes)
+
+    empty = of_query(selection, 1)
+    oracles = {"knn": reference.knn_select, "sift": reference.sift_select}
+    expected = oracles.get(method, reference.fw_select)(pool[1, :0], query[1], 4)
+    if method == "sift":
+        expected = expected.selection
+    norm = query[1].double().norm()
+
+    assert abs(expected.residual - norm) < 1e-6
+    assert expected.gap == expected.num_iter == len(expected.indices) == 0
+    assert_equals_reference(empty, expected, weight_tolerance=1e-6)
+    assert empty.multiset().tolist() == [-1] * 4
+    for b in (0, 2):
+        alone = select(method, pool[b, : sizes[b]], query[b], 4)
+        assert all(map(torch.equal, of_query(selection, b), alone))
+
+    if method == "sift":
+        assert empty.picks.tolist() == [-1] * 4
+        assert (empty.variance - norm**2).abs().max() < 1e-5
+
+
+def test_ids_of_a_search_in_and_out() -> None:
+    """As FAISS returns them: -1 after the last neighbour."""
+    pool, query = make_problem(4, 3, 30, 6)
+    ids = torch.tensor([[7, 2, 29, 4], [-1, -1, -1, -1], [3, 0, -1, -1]])
+    sizes = (ids >= 0).sum(-1)
+
+    for dtype in (torch.int64, torch.int32, torch.int8):
+        selection = hullft_ops.fw_select_indexed(
+            pool[0], ids.to(dtype), query, 4, pool_sizes=sizes.to(dtype)
+        )
+        rows = selection.rows(ids.to(dtype))
+        assert rows.dtype == torch.int64
+        assert rows[1].tolist() == [-1] * 4
+        for b in (0, 2):
+            m = int(selection.support_size[b])
+            assert rows[b, :m].tolist() == ids[b, selection.indices[b, :m]].tolist()
+            assert rows[b, m:].eq(-1).all()
+
+    picked = hullft_ops.sift_select_indexed(pool[0], ids[0], query[0], 4)
+    assert set(picked.rows(ids[0]).tolist()) <= {7, 2, 29, 4, -1}
+    shared = hullft_ops.fw_select(pool[0, :4], query, 4)
+    assert torch.equal(shared.rows(ids[0]), shared.rows(ids[0].expand(3, -1)))
+
+    with pytest.raises(ValueError, match="rows: candidates .* batch .3. or none, got"):
+        shared.rows(ids[:2])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -37,12 +37,13 @@ THREAD_TESTS = [
     "tests/properties/test_replay.py",
     "tests/properties/test_selection_same_bits.py",
 ]
+# A batch that is large enough to be shared among threads.
 TRIGGER = """
 import torch, hullft_ops
-pool, query = torch.randn(64, 33, 40), torch.randn(64, 40)
-pool[:, :30] = 0
-pool[:, 32] = query
-hullft_ops.fw_lmo(pool, query, torch.zeros(64, 40))
+pool, query = torch.randn(33, 24_000), torch.randn(24_000)
+pool[:30] = 0
+pool[32] = query
+hullft_ops.fw_lmo(pool, query.expand(64, -1), torch.zeros(64, 24_000))
 """
 
 

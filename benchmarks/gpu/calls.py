@@ -169,7 +169,13 @@ def _others(pool: torch.Tensor, query: torch.Tensor, n: int) -> dict[str, Call]:
     batch, count, _ = pool.shape
     weights = torch.linspace(1, 0, count, dtype=torch.float64).repeat(batch, 1)
     check_all = partial(_check_close, _tolerance(pool))
+    candidates = torch.arange(count).flip(0).repeat(batch, 1)
     return {
+        "knn_select_indexed": Call(
+            partial(_select, ops.knn_select_indexed, n),
+            [pool[0].contiguous(), candidates, query],
+            check_all,
+        ),
         "knn_select": Call(
             partial(_select, ops.knn_select, n), [pool, query], check_all
         ),

@@ -7,6 +7,8 @@
 // (2015).
 #pragma once
 
+#include <cmath>
+
 #include "platform.h"
 
 namespace hullft {
@@ -27,6 +29,11 @@ HULLFT_HD T larger(T x, T y) {
 template <typename T>
 HULLFT_HD bool is_rounding(T squared_length, T square, T other_square) {
   return double(squared_length) <= kMinSquaredLength * double(larger(square, other_square));
+}
+
+template <typename S>
+HULLFT_HD constexpr S epsilon() {
+  return sizeof(S) == 8 ? S(2.220446049250313e-16) : S(1.1920929e-7);
 }
 
 // What a step needs to know of one candidate k.
@@ -55,6 +62,34 @@ template <typename T>
 HULLFT_HD T squared_residual(const Iterate<T>& it, T qq) {
   const T r2 = qq - 2 * it.wb + it.wu;
   return r2 > T(0) ? r2 : T(0);
+}
+
+// How many roundings a slope at the optimum is made of. Of 400 random problems in float64, tol = 0,
+// "away" never stopped on 354 without a bound and on 2 with 16, "pairwise" on 58 and on 1. In
+// float32, whose gaps are accurate to about 1e-7, 16 would cost a digit.
+template <typename S>
+HULLFT_HD constexpr double level_roundings() {
+  return sizeof(S) == 8 ? 16 : 2;
+}
+
+// What a correlation is the difference of, in size: its own and that of <x_k, X^T w>.
+template <typename T>
+HULLFT_HD T size_of(const Atom<T>& k) {
+  return fabs(k.c) + fabs(k.u);
+}
+
+template <typename T>
+HULLFT_HD T size_of(const Iterate<T>& it) {
+  return fabs(mean_correlation(it)) + fabs(it.wu);
+}
+
+// Whether a slope, the difference of two correlations, is no more than rounding of the state's type
+// S beside what they are made of: the optimum. Steps there would go back and forth until max_iter.
+// "vanilla" has none of this: it ends with its support.
+template <typename S, typename T>
+HULLFT_HD bool is_level(T slope, T size, T other_size) {
+  constexpr double kRounding = level_roundings<S>() * double(epsilon<S>());
+  return double(slope) <= kRounding * double(size + other_size);
 }
 
 // w <- scale * w + toward * e_s - away * e_a, and u follows with the same coefficients on the
@@ -87,7 +122,7 @@ HULLFT_HD T squared_direction(const Atom<T>& k, const Iterate<T>& it) {
   return k.gram - 2 * k.u + it.wu;
 }
 
-// Toward the vertex s; also the Frank-Wolfe step of the away-step variant.
+// Toward the vertex s.
 template <typename T, typename S = T>
 HULLFT_HD Step<S> toward_step(const Atom<T>& s, const Iterate<T>& it) {
   Step<S> step;
@@ -100,14 +135,26 @@ HULLFT_HD Step<S> toward_step(const Atom<T>& s, const Iterate<T>& it) {
   return step;
 }
 
+// The same step of the away-step variant, which goes on to the optimum and stops there.
+template <typename T, typename S = T>
+HULLFT_HD Step<S> forward_step(const Atom<T>& s, const Iterate<T>& it) {
+  const T slope = s.c - mean_correlation(it);
+  if (is_level<S>(slope, size_of(s), size_of(it))) return {};
+  Step<S> step = toward_step<T, S>(s, it);
+  step.moves = step.moves && step.toward > S(0);
+  return step;
+}
+
 // Away from the support's worst atom a, at most until its weight is used up.
 template <typename T, typename S = T>
 HULLFT_HD Step<S> away_step(const Atom<T>& a, const Iterate<T>& it) {
   Step<S> step;
+  const T slope = mean_correlation(it) - a.c;
+  if (is_level<S>(slope, size_of(a), size_of(it))) return step;
   const T curvature = squared_direction(a, it);
   if (is_rounding(curvature, a.gram, it.wu)) return step;
   const S gamma_max = S(a.weight) / (1 - S(a.weight));
-  const S gamma = clip(S(mean_correlation(it) - a.c) / S(curvature), S(0), gamma_max);
+  const S gamma = clip(S(slope) / S(curvature), S(0), gamma_max);
   step.scale = 1 + gamma;
   step.away = gamma;
   step.moves = gamma > S(0);
@@ -121,7 +168,7 @@ template <typename T, typename S = T>
 HULLFT_HD Step<S> pairwise_step(const Atom<T>& s, const Atom<T>& a, T gram_sa) {
   Step<S> step;
   const T slope = s.c - a.c;
-  if (!(slope > T(0))) return step;
+  if (!(slope > T(0)) || is_level<S>(slope, size_of(s), size_of(a))) return step;
   const T curvature = s.gram + a.gram - 2 * gram_sa;
   const S weight = S(a.weight);
   const S gamma =

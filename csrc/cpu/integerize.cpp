@@ -60,9 +60,10 @@ void integerize_batch(const char* op, const Tensor& support, const Tensor& query
       into[size_t(i)] = wide_weights ? data<double>(weights)[b * width + i]
                                      : double(data<float>(weights)[b * width + i]);
   };
+  const double gram_work = double(d) * double(sizes.largest()) / 2 * sizes.total(batch);
   FirstFailure failure;
   for_each_query(
-      batch, failure, [] { return Workspace{}; },
+      batch, double(batch) * kStepsWork + gram_work, failure, [] { return Workspace{}; },
       [&](Workspace& w, int64_t b) {
         rows_of.rows(b, sizes[b], w.rows);
         read_weights(b, w.weights);
@@ -96,7 +97,7 @@ Tensor integerize(const Tensor& support, const Tensor& query, const Tensor& weig
   // Before any sizes are read: a view of one value may have any number of rows.
   const double bytes = 8.0 * double(shape.batch) * double(shape.candidates) + bytes_of(weights);
   check_memory(op, n_select, shape.batch, shape.candidates, bytes);
-  const Sizes sizes(op, "support_sizes", support_sizes, shape.candidates, shape.batch);
+  const Sizes sizes(op, "support_sizes", support_sizes, shape.candidates, shape.batch, 1);
   const double gram_bytes = 8.0 * double(sizes.largest()) * double(sizes.largest());
   check_memory(op, n_select, shape.batch, shape.candidates,
                bytes + at_once(shape.batch) * gram_bytes);

@@ -77,7 +77,7 @@ void lmo_batch(const char* op, const Tensor& pool, const Tensor& query, const Te
   const RealOutput correlation(out.correlation), gamma(out.gamma), gap(out.gap);
   FirstFailure failure;
   for_each_query(
-      batch, failure, [] { return Workspace{}; },
+      batch, double(d) * sizes.total(batch), failure, [] { return Workspace{}; },
       [&](Workspace& w, int64_t b) {
         LmoAnswer answer;
         rows_of.rows(b, sizes[b], w.rows);
@@ -104,7 +104,7 @@ LmoTensors::Tuple fw_lmo(const Tensor& pool, const Tensor& query, const Tensor& 
   check_current(op, current, query);
   check_sizes(op, "pool_sizes", pool_sizes, "pool", pool, shape.batch);
   check_fits(op, kAnswerBytes * double(shape.batch), shape.batch, " queries: the answer");
-  const Sizes sizes(op, "pool_sizes", pool_sizes, shape.candidates, shape.batch);
+  const Sizes sizes(op, "pool_sizes", pool_sizes, shape.candidates, shape.batch, 1);
   const LmoTensors out(pool, shape.batch);
   const Tensor dense_pool = with_dense_rows(pool), dense_query = with_dense_rows(query);
   const Tensor dense_current = with_dense_rows(current);

@@ -19,17 +19,23 @@ namespace hullft {
 class Sizes {
  public:
   Sizes(const char* op, const char* name, const std::optional<Tensor>& sizes, int64_t full,
-        int64_t batch)
+        int64_t batch, int64_t least = 0)
       : full_(full) {
     if (!sizes) return;
     const Tensor dense = torch::stable::contiguous(*sizes);
     const int64_t* values = dense.const_data_ptr<int64_t>();
     sizes_.assign(values, values + batch);
     for (int64_t b = 0; b < batch; ++b)
-      if (sizes_[size_t(b)] < 1 || sizes_[size_t(b)] > full)
-        value_error(op, name, "[", b, "] is ", sizes_[size_t(b)], ", must be in 1..", full);
+      if (sizes_[size_t(b)] < least || sizes_[size_t(b)] > full)
+        value_error(op, name, "[", b, "] is ", sizes_[size_t(b)], ", must be in ", least, "..",
+                    full);
   }
   int64_t operator[](int64_t b) const { return sizes_.empty() ? full_ : sizes_[size_t(b)]; }
+  double total(int64_t batch) const {
+    double sum = 0;
+    for (int64_t b = 0; b < batch; ++b) sum += double((*this)[b]);
+    return sum;
+  }
   int64_t largest() const {
     return sizes_.empty() ? full_ : *std::max_element(sizes_.begin(), sizes_.end());
   }

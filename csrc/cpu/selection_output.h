@@ -40,6 +40,13 @@ class SelectionOutput {
     return gap_.set(b, std::max(answer.gap, 0.0)) && residual_fits;  // below 0 only by rounding
   }
 
+  // Of a query without candidates.
+  bool write_nothing(int64_t b, double residual, double /*squares*/) const {
+    SelectionAnswer nothing;
+    nothing.residual = residual;
+    return write(b, nothing);
+  }
+
   Tensors tensors() const { return out_.tuple(); }
 
  private:

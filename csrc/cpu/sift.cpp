@@ -46,6 +46,15 @@ class SiftOutput {
     return fits;
   }
 
+  // Of a query without candidates: its targets' variance stays.
+  bool write_nothing(int64_t b, double residual, double squares) const {
+    SiftAnswer nothing;
+    nothing.residual = residual;
+    nothing.picks.assign(size_t(n_select_), -1);
+    nothing.variances.assign(size_t(n_select_), squares);
+    return write(b, nothing);
+  }
+
   PickTensors::Tuple tensors() const { return out_.after(selection_.tensors()); }
 
  private:
@@ -242,10 +251,13 @@ PickTensors::Tuple select(const char* op, const char* pool_name, const Tensor& p
   const double columns = double(n) + std::min(double(n), candidates) + double(options.n_targets);
   check_memory(op, n, batch, width, fixed_bytes + 8.0 * at_once(batch) * columns * candidates);
   const SiftOutput output(pool, batch, n);
+  // For each pick a column of the Gram matrix, unless it is there, and the earlier picks' columns.
+  const double work_a_row = double(d) * (columns - double(n)) + double(n) * double(n) / 2;
+  const double work = double(batch) * kStepsWork + work_a_row * sizes.total(batch);
   const Tensor dense_query = torch::stable::contiguous(query);
   dispatch_floating(pool.scalar_type(), [&](auto t) {
     using T = decltype(t);
-    select_batch<T>(op, pool_name, make_pool(t), dense_query, sizes, d, output,
+    select_batch<T>(op, pool_name, make_pool(t), dense_query, sizes, d, work, output,
                     [&] { return SiftSolver<T>(options); });
   });
   return output.tensors();

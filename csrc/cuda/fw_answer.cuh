@@ -10,11 +10,6 @@
 
 namespace hullft {
 
-template <typename S>
-__device__ __forceinline__ S epsilon() {
-  return sizeof(S) == 8 ? S(2.220446049250313e-16) : S(1.1920929e-7);
-}
-
 // ||q - X^T w|| from the rows of the entries in `table.order`: near 0 the recurrence loses half its
 // digits. Four rows are read at a time, each into a sum of its own.
 template <typename S>

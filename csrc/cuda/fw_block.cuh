@@ -23,6 +23,10 @@ class FwBlock {
   // Every product with the rows stands at one place in this loop: inlined twice, it would cost the
   // loop its registers.
   __device__ __forceinline__ void solve(const FwOutputs& out) {
+    if (sees_nothing(p_.pool, query_)) {
+      write_nothing<S>(p_.pool, p_.query, query_, 1, p_.n_select, out, scratch_, me_);
+      return;
+    }
     n_ = checked_size(p_.pool, query_, me_);
     if (n_ == 0) return fail(out);
     start();
@@ -247,8 +251,7 @@ class FwBlock {
     } else if (prefers_away(s.c, a.c, it_)) {
       step = away_step(a, it_);
     } else {
-      step = toward_step(s, it_);
-      step.moves = step.moves && step.toward > S(0);
+      step = forward_step(s, it_);
     }
     uses_toward = step.toward > S(0);
     return step;

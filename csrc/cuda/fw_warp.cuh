@@ -54,6 +54,10 @@ class FwWarp {
       : p_(problem), query_(query), products_(products), gram_(gram), shared_(shared) {}
 
   __device__ __forceinline__ void solve(const FwOutputs& out) {
+    if (sees_nothing(p_.pool, query_)) {
+      write_nothing<S>(p_.pool, p_.query, query_, 1, p_.n_select, out, shared_.scratch, me_);
+      return;
+    }
     n_ = checked_size(p_.pool, query_, me_);
     if (n_ == 0 || !load_products()) return write_failure<S>(query_, p_.n_select, out, me_);
     if (me_.warp == 0) start();
@@ -326,8 +330,7 @@ class FwWarp {
       a.atom.weight = weight_of(from);
       step = away_step<double, S>(a.atom, it_);
     } else {
-      step = toward_step<double, S>(s.atom, it_);
-      step.moves = step.moves && step.toward > S(0);
+      step = forward_step<double, S>(s.atom, it_);
     }
     if (!step.moves) return step;
     move(leaves ? a : s, step.scale, leaves ? -step.away : step.toward, g);

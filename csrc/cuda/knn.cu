@@ -45,6 +45,10 @@ __global__ void __launch_bounds__(kThreads, 2)
   const BlockThread me;
   const int64_t query = blockIdx.x, first = query * p.n_select;
   const S* b = products + query * p.pool.width;
+  if (sees_nothing(p.pool, query)) {
+    write_nothing<S>(p.pool, p.query, query, 1, p.n_select, out, scratch, me);
+    return;
+  }
   const int n = solvable_size(p, query, b, me);
   if (n == 0) return write_failure<S>(query, p.n_select, out, me);
   int64_t* picks = out.indices + first;
@@ -69,14 +73,15 @@ __global__ void __launch_bounds__(kThreads, 2)
   if (me.thread == 0) write_scalars<S>(query, p.n_select, S(sqrt(total)), S(0), 0, out);
 }
 
-// The gap from the products with the residual; a query that failed before is left as it is.
+// The gap from the products with the residual; a query that failed before is left as it is, and one
+// without candidates.
 template <typename S>
 __global__ void __launch_bounds__(kThreads, 2)
     knn_gap_kernel(KnnProblem p, const S* products, FwOutputs out) {
   __shared__ BlockScratch scratch;
   const BlockThread me;
   const int64_t query = blockIdx.x;
-  if (out.num_iter[query] < 0) return;
+  if (out.num_iter[query] < 0 || sees_nothing(p.pool, query)) return;
   const S* c = products + query * p.pool.width;
   // The norm of finite values may overflow. Read before the barrier, after which it may be written.
   const bool known = finite(static_cast<const S*>(out.residual)[query]);

@@ -59,6 +59,11 @@ __device__ __forceinline__ void with_rows(const PoolView& pool, int64_t query, i
   }
 }
 
+// Whether the query has no candidates, which is no error of a selection.
+__device__ __forceinline__ bool sees_nothing(const PoolView& pool, int64_t query) {
+  return pool.sizes && pool.sizes[query] == 0;
+}
+
 // How many candidates the query sees, 0 when its size or a candidate is out of range. All threads
 // of the block call it and get the same answer.
 __device__ __forceinline__ int checked_size(const PoolView& pool, int64_t query,

@@ -3,6 +3,7 @@
 
 #include "frank_wolfe.h"
 #include "reduce.cuh"
+#include "rows.cuh"
 
 namespace hullft {
 
@@ -33,6 +34,42 @@ __device__ __forceinline__ void write_failure(int64_t query, int n_select, const
     static_cast<S*>(out.weights)[first + i] = S(NAN);
   }
   if (me.thread == 0) write_scalars<S>(query, 0, S(NAN), S(NAN), -1, out);
+}
+
+// A query without candidates: no support, and the norm of its mean target is left. Gives the sum of
+// its targets' squares. In float64, as on the CPU: no square overflows that need not.
+template <typename S>
+__device__ __forceinline__ double write_nothing(const PoolView& pool, const QueryView& queries,
+                                                int64_t query, int n_targets, int n_select,
+                                                const FwOutputs& out, BlockScratch& scratch,
+                                                const BlockThread& me) {
+  double squared = 0, squares = 0;
+  with_rows<S>(pool, query, 0, [&](const auto& rows) {
+    const auto* q = query_at(rows, queries, query);
+    for (int64_t i = me.thread; i < rows.d; i += me.n_threads) {
+      double mean = 0;
+      for (int t = 0; t < n_targets; ++t) {
+        const double x = double(widen_to<S>(q[t * rows.d + i]));
+        mean += x / double(n_targets);
+        squares += x * x;
+      }
+      squared += mean * mean;
+    }
+  });
+  const S residual = S(sqrt(block_sum(squared, scratch, me)));
+  squares = block_sum(squares, scratch, me);
+  if (!finite(residual) || !finite(squares)) {
+    write_failure<S>(query, n_select, out, me);
+    return squares;
+  }
+  const int64_t first = query * n_select;
+  for (int i = me.thread; i < n_select; i += me.n_threads) {
+    out.indices[first + i] = -1;
+    out.counts[first + i] = 0;
+    static_cast<S*>(out.weights)[first + i] = S(0);
+  }
+  if (me.thread == 0) write_scalars<S>(query, 0, residual, S(0), 0, out);
+  return squares;
 }
 
 }  // namespace hullft

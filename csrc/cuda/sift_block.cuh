@@ -55,6 +55,7 @@ class SiftBlock {
       : p_(problem), query_(query), x_(state), gram_(gram), columns_(columns), scratch_(scratch) {}
 
   __device__ __forceinline__ void solve(const SiftOutputs& out) {
+    if (sees_nothing(p_.pool, query_)) return pick_nothing(out);
     n_ = checked_size(p_.pool, query_, me_);
     if (n_ == 0) return fail(out);
     for (int t = 0; t < p_.n_targets; ++t) multiply(-1, t, x_.covariance + t * width());
@@ -78,6 +79,17 @@ class SiftBlock {
     for (int i = me_.thread; i < p_.n_select; i += me_.n_threads) {
       out.picks[query_ * p_.n_select + i] = -1;
       static_cast<S*>(out.variance)[query_ * p_.n_select + i] = S(NAN);
+    }
+  }
+
+  // The variance at the targets stays.
+  __device__ __forceinline__ void pick_nothing(const SiftOutputs& out) const {
+    const S squares = S(write_nothing<S>(p_.pool, p_.query, query_, p_.n_targets, p_.n_select,
+                                         out.selection, scratch_, me_));
+    if (!finite(squares)) return fail(out);
+    for (int i = me_.thread; i < p_.n_select; i += me_.n_threads) {
+      out.picks[query_ * p_.n_select + i] = -1;
+      static_cast<S*>(out.variance)[query_ * p_.n_select + i] = squares;
     }
   }
 

@@ -53,9 +53,9 @@ inline void check_candidates_shape(const char* op, const Tensor& candidates,
 }
 
 // As many different rows as knn_select returns.
-inline void check_enough_rows(const char* op, int64_t n_select, const PoolShape& shape) {
-  if (n_select > shape.candidates)
-    value_error(op, "n_select is ", n_select, ", the pool has ", shape.candidates, " rows");
+inline void check_enough_rows(const char* op, int64_t n_select, int64_t candidates) {
+  if (n_select > candidates)
+    value_error(op, "n_select is ", n_select, ", the pool has ", candidates, " rows");
 }
 
 // weights [B, m] for a support of that shape, float32 or float64.

@@ -16,6 +16,7 @@ from hullft_ops.selection import (
     fw_select_indexed,
     integerize,
     knn_select,
+    knn_select_indexed,
 )
 from hullft_ops.sift import SiftSelection, sift_select, sift_select_indexed
 
@@ -32,6 +33,7 @@ __all__ = [
     "fw_select_indexed",
     "integerize",
     "knn_select",
+    "knn_select_indexed",
     "sift_select",
     "sift_select_indexed",
 ]

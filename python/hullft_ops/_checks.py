@@ -17,7 +17,6 @@ from torch import Tensor
 
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 FLOATS = "float32, float64, bfloat16 or float16"
-INT64 = (torch.int64,)
 ADAM_STATE = ("exp_avg", "exp_avg_sq", "step")  # as the operator takes it
 VARIANTS = ("vanilla", "away", "pairwise")
 _INT32_MAX = 2**31 - 1
@@ -30,9 +29,12 @@ _NUMBERS = (float, int, Real)
 
 def no_tensor(op: str, name: str, value: object) -> TypeError:
     kind = type(value).__name__
-    advice = "; torch.from_numpy(array) makes one that shares its memory"
+    advice = {
+        "ndarray": "; torch.from_numpy(array) makes one that shares its memory",
+        "list": f"; torch.tensor({name}) makes one",
+    }
     return TypeError(
-        f"{op}: {name} must be a torch.Tensor, got {kind}{advice if kind == 'ndarray' else ''}"
+        f"{op}: {name} must be a torch.Tensor, got {kind}{advice.get(kind, '')}"
     )
 
 
@@ -52,6 +54,15 @@ def check_dtype(
     dtype = check_tensor(op, name, value).dtype
     if dtype not in dtypes:
         raise TypeError(f"{op}: {name} must be {names}, got {dtype}")
+
+
+def check_integers(op: str, name: str, value: object) -> Tensor:
+    """The integers of any dtype as int64, which the operators take."""
+    tensor = check_tensor(op, name, value)
+    dtype = tensor.dtype
+    if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
+        raise TypeError(f"{op}: {name} must be integers, got {dtype}")
+    return tensor.long()
 
 
 def check_same_dtype(
@@ -153,17 +164,17 @@ def check_embeddings(
     query: Tensor,
     *,
     targets: bool = False,
-) -> None:
-    """Check embeddings [M, d], candidates int64 [K] or [B, K], and query as in `check_pool`.
+) -> Tensor:
+    """Check embeddings [M, d], candidates [K] or [B, K], and query as in `check_pool`.
 
-    Candidates have a batch exactly if the query has one.
+    Candidates have a batch exactly if the query has one. They come back as int64.
     """
     if check_tensor(op, "embeddings", embeddings).dim() != 2:
         raise ValueError(
             f"{op}: embeddings must have shape [M, d], got {list(embeddings.shape)}"
         )
     check_pool(op, "embeddings", embeddings, query, targets=targets)
-    check_dtype(op, "candidates", candidates, INT64, "int64")
+    candidates = check_integers(op, "candidates", candidates)
     batch = query.shape[:1] if query.dim() > 1 else query.shape[:0]
     if candidates.dim() != len(batch) + 1 or candidates.shape[:-1] != batch:
         raise ValueError(
@@ -174,13 +185,16 @@ def check_embeddings(
         raise ValueError(
             f"{op}: candidates is empty, got shape {list(candidates.shape)}"
         )
+    return candidates
 
 
-def check_sizes(op: str, name: str, sizes: Tensor | None, query: Tensor) -> None:
-    """Check ragged sizes, int64 [B]. The operator checks their values."""
+def check_sizes(
+    op: str, name: str, sizes: Tensor | None, query: Tensor
+) -> Tensor | None:
+    """Ragged sizes [B] as int64. The operator checks their values."""
     if sizes is None:
-        return
-    check_dtype(op, name, sizes, INT64, "int64")
+        return None
+    sizes = check_integers(op, name, sizes)
     if query.dim() == 1:
         raise ValueError(
             f"{op}: {name} needs a batch, query has shape {list(query.shape)}"
@@ -189,6 +203,7 @@ def check_sizes(op: str, name: str, sizes: Tensor | None, query: Tensor) -> None
         raise ValueError(
             f"{op}: {name} must have shape [{query.shape[0]}], got {list(sizes.shape)}"
         )
+    return sizes
 
 
 def check_gradient(op: str, i: int, param: Tensor, grad: object) -> None:

@@ -38,8 +38,11 @@ def fw_lmo(
 ) -> LmoStep:
     """The vertex of the pool's hull to move toward from ``current``, with exact line search.
 
+    A query takes ``K * d`` multiply-adds and ``8 * K`` bytes.
+
     Args:
-        pool, query, pool_sizes: as in :func:`fw_select`.
+        pool, query: as in :func:`fw_select`.
+        pool_sizes: as in :func:`fw_select`, but at least 1.
         current: shaped like ``query``: the current point, a convex combination of the pool.
 
     Norms and errors are as in :func:`fw_select`. On CUDA bad values show in the outputs instead:
@@ -47,11 +50,11 @@ def fw_lmo(
     """
     op = "fw_lmo"
     _checks.check_pool(op, "pool", pool, query)
-    _checks.check_sizes(op, "pool_sizes", pool_sizes, query)
     _checks.check_same_dtype(op, "current", current, "query", query)
     if current.shape != query.shape:
         raise ValueError(
             f"{op}: current must have query's shape {list(query.shape)}, got {list(current.shape)}"
         )
-    results = call_batched(op, pool, query, current, pool_sizes=pool_sizes)
+    sizes = _checks.check_sizes(op, "pool_sizes", pool_sizes, query)
+    results = call_batched(op, pool, query, current, pool_sizes=sizes)
     return LmoStep(*results)

@@ -13,6 +13,7 @@ from torch import Tensor
 # Of vectors of norm 1.
 _MIN_SQUARED_LENGTH = 1e-12
 _MIN_IMPROVEMENT = 1e-14
+_LEVEL = 16 * torch.finfo(torch.float64).eps
 
 
 class ReferenceSelection(NamedTuple):
@@ -39,6 +40,8 @@ def fw_select(
 ) -> ReferenceSelection:
     """Frank-Wolfe on pool [K, d] and query [d]; every step computes the residual again."""
     x, q = pool.double(), query.double()
+    if len(x) == 0:
+        return knn_select(x, q, n_select)
     s = _argmax(_products(x, q))
     w, support, level = _vertex(x, s), {s}, set[int]()
     num_iter = 0
@@ -86,7 +89,8 @@ def fw_select(
 def _reached(x: Tensor, q: Tensor, current: Tensor) -> tuple[float, float]:
     """The residual and the gap at a point of the hull, which is below 0 only by rounding."""
     r = q - current
-    return r.norm().item(), max(((x @ r).max() - r @ current).item(), 0.0)
+    gap = ((x @ r).max() - r @ current).item() if len(x) else 0.0
+    return r.norm().item(), max(gap, 0.0)
 
 
 def _products(x: Tensor, v: Tensor) -> Tensor:
@@ -129,7 +133,10 @@ def corrective_step(
         start, end, change, limit = current, x[s], at_s - w, torch.ones_like(w[s])
     direction, short = end - start, _is_rounding(start, end)
     slope, curvature = r @ direction, direction @ direction
-    if slope <= 0 or (short and variant != "pairwise"):
+    # At the optimum a slope is the rounding of what the correlations are made of.
+    terms = torch.stack([start, end]) @ torch.stack([r, current]).T
+    is_level = slope <= _LEVEL * terms.abs().sum()
+    if is_level or (short and variant != "pairwise"):
         return None
     gamma = limit if short else (slope / curvature).clamp(max=limit)
     stepped = w + gamma * change
@@ -168,15 +175,14 @@ def fw_lmo(pool: Tensor, query: Tensor, current: Tensor) -> ReferenceLmo:
 def knn_select(pool: Tensor, query: Tensor, n_select: int) -> ReferenceSelection:
     """The n_select rows of pool [K, d] with the largest inner products with query [d].
 
-    All have the same weight.
+    All have the same weight. A pool without rows selects none.
     """
     x, q = pool.double(), query.double()
     b = _products(x, q)
-    indices = torch.tensor(
-        sorted(range(len(x)), key=lambda k: (-b[k].item(), k))[:n_select]
-    )
-    w = torch.full((n_select,), 1 / n_select, dtype=torch.float64)
-    counts = torch.ones(n_select, dtype=torch.int64)
+    nearest = sorted(range(len(x)), key=lambda k: (-b[k].item(), k))[:n_select]
+    indices = torch.tensor(nearest, dtype=torch.int64)
+    w = torch.full((len(nearest),), 1 / n_select, dtype=torch.float64)
+    counts = torch.ones(len(nearest), dtype=torch.int64)
     return ReferenceSelection(indices, w, counts, *_reached(x, q, x[indices].T @ w), 0)
 
 
@@ -199,6 +205,8 @@ def sift_select(
     x, q = pool.double(), query.double().reshape(-1, pool.shape[1])
     picks: list[int] = []
     variance: list[float] = []
+    if len(x) == 0:
+        return ReferenceSift(knn_select(x, q.mean(0), n_select), picks, variance)
     for _ in range(n_select):
         left = variance_after(x, q, picks, noise)
         tied = left <= left.min() + _SIFT_ROUNDING * (q * q).sum()

@@ -27,7 +27,8 @@ class Selection(NamedTuple):
     weights: Tensor
     """[.., n_select]: the convex weights, 0 past the support."""
     counts: Tensor
-    """int64 [.., n_select]: how often each row is used; >= 0, each row sums to n_select."""
+    """int64 [.., n_select]: how often each row is used; >= 0, summing to n_select. A row of the
+    support whose weight is too small for a unit has 0."""
     support_size: Tensor
     """int64 [..]: how many entries of ``indices`` are set."""
     residual: Tensor
@@ -42,13 +43,34 @@ class Selection(NamedTuple):
         """int64 [.., n_select]: every index repeated ``counts`` times, largest weight first."""
         return repeated(self.indices, self.counts)
 
+    def rows(self, candidates: Tensor) -> Tensor:
+        """The entries of ``candidates`` at ``indices``: the selected rows of the datastore.
+
+        Args:
+            candidates: integers [K] or [.., K], the ids that a search returned.
+
+        Returns:
+            int64 [.., n_select], -1 past the support.
+        """
+        ids = _checks.check_integers("rows", "candidates", candidates)
+        batch = self.indices.shape[:-1]
+        if ids.shape[:-1] not in ((), batch):
+            raise ValueError(
+                f"rows: candidates must have the batch {list(batch)} or none, got shape "
+                f"{list(ids.shape)}"
+            )
+        picked = ids.expand(*batch, -1).gather(-1, self.indices.clamp(min=0))
+        return picked.masked_fill(self.indices < 0, -1)
+
 
 def repeated(indices: Tensor, counts: Tensor) -> Tensor:
-    """int64 [.., n_select]: every index repeated ``counts`` times; counts sum to n_select."""
-    ends = counts.cumsum(-1)
-    units = torch.arange(ends.shape[-1], device=ends.device)
-    units = units.expand(ends.shape).contiguous()
-    return indices.gather(-1, torch.searchsorted(ends, units, right=True))
+    """int64 [.., n_select]: every index repeated ``counts`` times; counts sum to n_select or 0."""
+    n_select = counts.shape[-1]
+    units = torch.arange(n_select, device=counts.device)
+    units = units.expand(counts.shape).contiguous()
+    slots = torch.searchsorted(counts.cumsum(-1), units, right=True)
+    # An empty support has -1 in its last slot too.
+    return indices.gather(-1, slots.clamp(max=n_select - 1))
 
 
 def fw_select(
@@ -66,14 +88,22 @@ def fw_select(
     """Writes each query as a sparse convex combination of its pool and rounds it to counts.
 
     Minimises ``||query - pool.T @ w||^2`` over the simplex by Frank-Wolfe with exact line search,
-    then turns the weights into integer counts that sum to ``n_select`` (see :func:`integerize`).
-    Ties go to the lowest index. The result does not depend on the number of threads, and is not
-    differentiable.
+    from the row ``(pool @ query).argmax()``, then turns the weights into integer counts that sum to
+    ``n_select`` (see :func:`integerize`). Ties go to the lowest index. The result does not depend
+    on the number of threads, and is not differentiable. Several threads may call at once, with the
+    same tensors too.
+
+    A query takes ``K * d`` multiply-adds for each row that enters its support, and K for each step.
+    On the CPU each thread that works on one needs some ``8 * K * (n_select + 40)`` bytes, and
+    ``2 * K * d`` unless the pool is float64.
 
     Vectors may have any norm whose square the results' dtype holds: scaling pool and query by one
     power of two scales ``residual`` and ``gap`` and changes nothing else. A direction counts as
     rounding if it is shorter than 1e-6 of the longer of the two points it joins. "vanilla" and
-    "away" stop there; "pairwise" moves the whole weight along it.
+    "away" stop there; "pairwise" moves the whole weight along it. Both "away" and "pairwise" stop
+    at the optimum: where the slope of the step is at most 16 times float64's epsilon (2 times
+    float32's on CUDA, unless the pool is float64) times the sizes of the inner products that it is
+    made of. "vanilla" takes all of ``max_iter`` wherever the support does not fill.
 
     A pairwise step leaves its two atoms equally good, but for rounding. The next step takes the
     lower index for either, so that every dtype, instruction set and device takes the same steps. If
@@ -96,7 +126,9 @@ def fw_select(
         variant: ``"vanilla"`` stops when the support is full. ``"away"`` and ``"pairwise"``
             (Lacoste-Julien and Jaggi, 2015) drop atoms, and continue within a full support.
         swap_passes: passes of single-unit swaps that improve the counts.
-        pool_sizes: int64 [B]: query b sees only the first ``pool_sizes[b]`` rows of its pool.
+        pool_sizes: integers [B]: query b sees only the first ``pool_sizes[b]`` rows of its pool. If
+            it sees none, its support is empty: -1, counts and weights of 0, a gap of 0, and the
+            query's norm as the residual.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
@@ -138,19 +170,19 @@ def fw_select_indexed(
     """:func:`fw_select` on pools that are rows of one embedding matrix, which it reads in place.
 
     The answer equals ``fw_select(embeddings[candidates], query, ...)``: its ``indices`` are
-    positions in ``candidates``, and ``candidates.gather(-1, indices.clamp(min=0))`` are rows of
-    ``embeddings``.
+    positions in ``candidates``, and ``selection.rows(candidates)`` are rows of ``embeddings``.
 
     Args:
         embeddings: [M, d], in any dtype that a pool may have.
-        candidates: int64 [K] or [B, K]: rows of ``embeddings``, for example from a search.
+        candidates: integers [K] or [B, K]: rows of ``embeddings``, for example from a search.
         query: [d] or [B, d], with a batch exactly if ``candidates`` has one.
-        pool_sizes: int64 [B]: reads only the first ``pool_sizes[b]`` candidates of query b.
+        pool_sizes: integers [B]: reads only the first ``pool_sizes[b]`` candidates of query b.
+            What comes after them, such as the -1 with which FAISS pads, may hold any value.
 
     The other arguments and the errors are as in :func:`fw_select`.
     """
     op = "fw_select_indexed"
-    _checks.check_embeddings(op, embeddings, candidates, query)
+    candidates = _checks.check_embeddings(op, embeddings, candidates, query)
     return _frank_wolfe(
         op,
         embeddings,
@@ -178,8 +210,6 @@ def _frank_wolfe(
     pool_sizes: Tensor | None,
 ) -> Selection:
     """Check the options and run the operator. The query is the last of ``tensors``."""
-    query = tensors[-1]
-    _checks.check_sizes(op, "pool_sizes", pool_sizes, query)
     results = call_batched(
         op,
         *tensors,
@@ -189,7 +219,7 @@ def _frank_wolfe(
         gap_tol=_checks.check_tolerance(op, "gap_tol", gap_tol),
         variant=_checks.check_variant(op, variant),
         swap_passes=_checks.check_integer(op, "swap_passes", swap_passes, 0),
-        pool_sizes=pool_sizes,
+        pool_sizes=_checks.check_sizes(op, "pool_sizes", pool_sizes, tensors[-1]),
     )
     return Selection(*results)
 
@@ -207,8 +237,13 @@ def integerize(
 
     Minimises ``||query - support.T @ counts / n_select||^2``. It rounds down, gives each remaining
     unit to the row where it helps most, and makes ``swap_passes`` passes of single-unit swaps. Ties
-    go to the lowest index. A swap must lower that squared distance by more than 1e-14 of the
-    support's largest squared norm.
+    go to the lowest index. A pass visits each row that had units when it began, in ascending order,
+    and tries every other row in ascending order: it moves a unit there at once if that lowers the
+    squared distance by more than 1e-14 of the support's largest squared norm, and leaves the row
+    when it has no unit left. The guide "Select from tensors" has every formula.
+
+    A query takes ``m * m * d / 2`` multiply-adds, m for each remaining unit and ``m * m`` for each
+    pass, and ``8 * m * m`` bytes.
 
     Args:
         support: [m, d] or [B, m, d], float32, float64, bfloat16 or float16.
@@ -217,8 +252,8 @@ def integerize(
             to sum to 1. If none is positive, all count as equal.
         n_select: the sum of each row of counts.
         swap_passes: the largest number of passes; a pass without a swap is the last.
-        support_sizes: int64 [B]: query b uses only the first ``support_sizes[b]`` rows; the other
-            rows get counts of 0.
+        support_sizes: integers [B], at least 1: query b uses only the first ``support_sizes[b]``
+            rows; the other rows get counts of 0.
 
     Returns:
         int64 [m] or [B, m], every count >= 0.
@@ -235,7 +270,6 @@ def integerize(
         raise ValueError(
             f"{op}: weights must have shape {shape}, got {list(weights.shape)}"
         )
-    _checks.check_sizes(op, "support_sizes", support_sizes, query)
     [counts] = call_batched(
         op,
         support,
@@ -243,7 +277,7 @@ def integerize(
         weights,
         n_select=_checks.check_integer(op, "n_select", n_select, 1),
         swap_passes=_checks.check_integer(op, "swap_passes", swap_passes, 0),
-        support_sizes=support_sizes,
+        support_sizes=_checks.check_sizes(op, "support_sizes", support_sizes, query),
     )
     return counts
 
@@ -258,22 +292,40 @@ def knn_select(
     """The ``n_select`` nearest rows of the pool by inner product, each once and with equal weight.
 
     Arguments, result and errors are as in :func:`fw_select`. An ``n_select`` beyond the size of a
-    pool raises a ValueError. The nearest row comes first, on ties the lower index. ``num_iter`` is
-    0.
+    pool raises a ValueError, unless that pool has no rows. The nearest row comes first, on ties the
+    lower index. ``num_iter`` is 0. A query takes ``2 * K * d`` multiply-adds and ``16 * K`` bytes.
     """
     op = "knn_select"
     _checks.check_pool(op, "pool", pool, query)
-    _checks.check_sizes(op, "pool_sizes", pool_sizes, query)
+    rows = pool.shape[-2]
+    return _nearest(op, pool, query, n_select=n_select, rows=rows, sizes=pool_sizes)
+
+
+def knn_select_indexed(
+    embeddings: Tensor,
+    candidates: Tensor,
+    query: Tensor,
+    n_select: int,
+    *,
+    pool_sizes: Tensor | None = None,
+) -> Selection:
+    """:func:`knn_select` on pools that are rows of one embedding matrix, which it reads in place.
+
+    The arguments are as in :func:`fw_select_indexed`, result and errors as in :func:`knn_select`.
+    """
+    op = "knn_select_indexed"
+    candidates = _checks.check_embeddings(op, embeddings, candidates, query)
+    pools = (embeddings, candidates)
+    rows = candidates.shape[-1]
+    return _nearest(op, *pools, query, n_select=n_select, rows=rows, sizes=pool_sizes)
+
+
+def _nearest(
+    op: str, *tensors: Tensor, n_select: int, rows: int, sizes: Tensor | None
+) -> Selection:
+    """Run the operator on pools of so many rows. The query is the last of ``tensors``."""
+    sizes = _checks.check_sizes(op, "pool_sizes", sizes, tensors[-1])
     n_select = _checks.check_integer(op, "n_select", n_select, 1)
-    if n_select > pool.shape[-2]:
-        raise ValueError(
-            f"{op}: n_select is {n_select}, pool has {pool.shape[-2]} rows"
-        )
-    results = call_batched(
-        op,
-        pool,
-        query,
-        n_select=n_select,
-        pool_sizes=pool_sizes,
-    )
-    return Selection(*results)
+    if n_select > rows:
+        raise ValueError(f"{op}: n_select is {n_select}, pool has {rows} rows")
+    return Selection(*call_batched(op, *tensors, n_select=n_select, pool_sizes=sizes))

@@ -28,7 +28,7 @@ class SiftSelection(NamedTuple):
     residual: Tensor
     gap: Tensor
     num_iter: Tensor
-    """int64 [..]: n_select."""
+    """int64 [..]: n_select, 0 without candidates."""
     picks: Tensor
     """int64 [.., n_select]: rows of the pool in the order in which they were picked."""
     variance: Tensor
@@ -44,6 +44,10 @@ class SiftSelection(NamedTuple):
         """int64 [.., n_select]: every index repeated ``counts`` times, the largest count first."""
         return self.selection.multiset()
 
+    def rows(self, candidates: Tensor) -> Tensor:
+        """int64 [.., n_select]: the entries of ``candidates`` at ``indices``, as in `Selection`."""
+        return self.selection.rows(candidates)
+
 
 def sift_select(
     pool: Tensor,
@@ -57,8 +61,9 @@ def sift_select(
 
     The model is a Gaussian process with the linear kernel ``x @ y``. Picking a row observes the
     process there, with independent noise; a row may be picked repeatedly. After n picks the next
-    one costs a product of the pool with a vector, and O(K n) more. ``n_select`` vectors of length K
-    stay in memory. Ties, threads and gradients are as in :func:`fw_select`.
+    one takes ``K * (d + n)`` multiply-adds. On the CPU each thread that works on a query needs some
+    ``8 * K * (2 * n_select + m + 40)`` bytes. Ties, threads and gradients are as in
+    :func:`fw_select`.
 
     Args:
         pool, pool_sizes: as in :func:`fw_select`.
@@ -76,14 +81,13 @@ def sift_select(
     """
     op = "sift_select"
     _checks.check_pool(op, "pool", pool, query, targets=True)
-    _checks.check_sizes(op, "pool_sizes", pool_sizes, query)
     results = call_batched(
         op,
         pool,
         query,
         n_select=_checks.check_integer(op, "n_select", n_select, 1),
         noise=_checks.check_noise(op, noise),
-        pool_sizes=pool_sizes,
+        pool_sizes=_checks.check_sizes(op, "pool_sizes", pool_sizes, query),
     )
     return SiftSelection(*results)
 
@@ -108,8 +112,9 @@ def sift_select_indexed(
     The other arguments and the errors are as in :func:`sift_select`.
     """
     op = "sift_select_indexed"
-    _checks.check_embeddings(op, embeddings, candidates, query, targets=True)
-    _checks.check_sizes(op, "pool_sizes", pool_sizes, query)
+    candidates = _checks.check_embeddings(
+        op, embeddings, candidates, query, targets=True
+    )
     results = call_batched(
         op,
         embeddings,
@@ -117,6 +122,6 @@ def sift_select_indexed(
         query,
         n_select=_checks.check_integer(op, "n_select", n_select, 1),
         noise=_checks.check_noise(op, noise),
-        pool_sizes=pool_sizes,
+        pool_sizes=_checks.check_sizes(op, "pool_sizes", pool_sizes, query),
     )
     return SiftSelection(*results)

@@ -11,6 +11,7 @@ from cuda_sim.checks import (
     VARIANTS,
     case,
     check_consistent,
+    check_empty,
     check_equals,
     check_failed,
     check_same,
@@ -276,9 +277,9 @@ def fw_ragged(library: Library, seed: int) -> None:
             expected = reference.fw_select(pool[0, :n], query[b], 6)
             check_equals(of_query(shared, b), expected)
 
-        for b in (3, 4):
-            check_failed(of_query(answer, b), 6)
-            check_failed(of_query(shared, b), 6)
+        for ragged in (answer, shared):
+            check_empty(of_query(ragged, 3), query[3])
+            check_failed(of_query(ragged, 4), 6)
 
 
 @case

@@ -7,11 +7,13 @@ import tf32_gram
 from cuda_sim.checks import (
     DTYPES,
     case,
+    check_empty,
     check_equals,
     check_failed,
     check_scaled,
     hull_problem,
     of_query,
+    permutations,
     scaled_problems,
 )
 from cuda_sim.library import Launch, Library
@@ -247,10 +249,11 @@ def knn(library: Library, seed: int) -> None:
     )
 
     for dtype, candidates, dim, n_select in shapes:
-        pool, query = make_problem(9, 4, candidates, dim, dtype)
+        pool, query = make_problem(9, 5, candidates, dim, dtype)
         pool[0, 4] = pool[0, 2]
-        sizes = torch.tensor([candidates, n_select, n_select - 1, candidates])
-        pool[3, 2, 0] = float("nan")
+        too_few = n_select - 1 or -1
+        sizes = torch.tensor([candidates, n_select, too_few, 0, candidates])
+        pool[4, 2, 0] = float("nan")
         answer = library.knn(pool, query, n_select, sizes=sizes, launch=Launch(seed))
 
         for b in range(2):
@@ -260,7 +263,32 @@ def knn(library: Library, seed: int) -> None:
             check_equals(of_query(answer, b), expected)
 
         check_failed(of_query(answer, 2), n_select)
-        check_failed(of_query(answer, 3), n_select)
+        check_empty(of_query(answer, 3), query[3])
+        check_failed(of_query(answer, 4), n_select)
+
+
+@case
+def knn_indexed(library: Library, seed: int) -> None:
+    embeddings, query = make_problem(9, 3, 40, 9, torch.float32)
+    embeddings = embeddings[0]
+    candidates = permutations(3, 40)[:, :20].contiguous()
+    candidates[1, 12] = 40  # past its size
+    candidates[2, 0] = -1
+    sizes = torch.tensor([20, 12, 20])
+    answer = library.knn(
+        embeddings,
+        query,
+        5,
+        candidates=candidates,
+        sizes=sizes,
+        launch=Launch(seed),
+    )
+
+    for b in range(2):
+        rows = embeddings[candidates[b, : int(sizes[b])]]
+        check_equals(of_query(answer, b), reference.knn_select(rows, query[b], 5))
+
+    check_failed(of_query(answer, 2), 5)
 
 
 @case

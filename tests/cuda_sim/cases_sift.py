@@ -9,6 +9,7 @@ from cuda_sim.checks import (
     SMALL_SHARED,
     assert_same_bits,
     case,
+    check_empty,
     check_equals,
     check_failed,
     check_same,
@@ -164,9 +165,26 @@ def sift_ragged(library: Library, seed: int) -> None:
 
         check_sift_failed(indexed, 2)
 
-        for failed in (answer, shared, indexed):
-            check_sift_failed(failed, 3)
-            check_sift_failed(failed, 4)
+        for ragged in (answer, shared, indexed):
+            selection, picks, variance = ragged
+            check_empty(of_query(selection, 3), query[3])
+            assert (picks[3] == -1).all()
+            torch.testing.assert_close(variance[3], query[3].square().sum().expand(6))
+            check_sift_failed(ragged, 4)
+
+
+@case
+def sift_empty_targets(library: Library, seed: int) -> None:
+    """Without candidates the mean target's norm is left, and the variance of all targets."""
+    pool, _ = hull_problem(2, 2, 9, 12, torch.float32)
+    targets = hull_problem(3, 2, 3, 12, torch.float32)[0]
+    sizes = torch.tensor([0, 9])
+    selection, _, variance = library.sift(
+        pool, targets, 4, sizes=sizes, launch=Launch(seed)
+    )
+
+    check_empty(of_query(selection, 0), targets[0].mean(0))
+    torch.testing.assert_close(variance[0], targets[0].square().sum().expand(4))
 
 
 def check_sift_failed(

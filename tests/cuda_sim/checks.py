@@ -175,6 +175,17 @@ def check_consistent(
     assert loss(counts.double()) <= loss(best) + tolerance
 
 
+def check_empty(answer: Answer, query: torch.Tensor) -> None:
+    """How a query [d] without candidates shows: nothing of it is explained."""
+    assert (answer.indices == -1).all()
+    assert (answer.counts == 0).all()
+    assert (answer.weights == 0).all()
+    assert abs(answer.residual.item() - query.double().norm().item()) < 1e-6
+    assert answer.gap.item() == 0
+    assert answer.support_size.item() == 0
+    assert answer.num_iter.item() == 0
+
+
 def check_failed(answer: Answer, n_select: int) -> None:
     """How a query that could not be solved shows."""
     assert (answer.indices == -1).all()

@@ -212,12 +212,13 @@ class Library:
         query: torch.Tensor,
         n_select: int,
         *,
+        candidates: torch.Tensor | None = None,
         sizes: torch.Tensor | None = None,
         launch: Launch = Launch(),
     ) -> Answer:
         answer = Answer.empty(query.shape[0], n_select, pool.dtype)
         case = KnnCase(
-            pool=_pool(pool, query, None, sizes),
+            pool=_pool(pool, query, candidates, sizes),
             out=answer.pointers(),
             n_select=n_select,
         )

@@ -68,6 +68,15 @@ SIFT_MUTANTS = {
         "sift",
         RACE,
     ),
+    "one target of a query without candidates": Mutant(
+        "sift",
+        SIFT,
+        "query_, p_.n_targets, p_.n_select,",
+        "query_, 1, p_.n_select,",
+        "plain",
+        "sift_empty_targets",
+        WRONG,
+    ),
     "a precision that overflows unnoticed": Mutant(
         "sift",
         SIFT,

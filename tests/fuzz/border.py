@@ -17,6 +17,7 @@ SCHEMAS = {
     "integerize": "swap_passes",
     "fw_select_indexed": "variant max_iter tol gap_tol swap_passes",
     "sift_select_indexed": "noise",
+    "knn_select_indexed": "",
 }
 """The options of each selection operator, in the order in which they are drawn."""
 

@@ -9,6 +9,7 @@ import time
 import pytest
 import torch
 
+from forked import forked, status_of
 from model_state import differences, state_of, unchanged
 
 PROMPT = "the cat sat on the red mat"
@@ -99,6 +100,23 @@ def test_a_restore_that_is_cut_short_is_repeated(gpt2, make, monkeypatch):
         monkeypatch.setattr(torch, "_foreach_copy_", cut_once)
 
     assert len(calls) == 2
+
+
+def cut_a_storage(finetuner):
+    model = finetuner.model
+    largest = max(model.parameters(), key=torch.numel)
+    values = [tensor.clone() for tensor in model.state_dict().values()]
+    with finetuner.adapted(PROMPT):
+        largest.untyped_storage().resize_(100)
+
+    assert all(map(torch.equal, model.state_dict().values(), values))
+    with finetuner.adapted(PROMPT):
+        pass
+
+
+def test_a_storage_that_the_block_cuts_grows_back(gpt2, make):
+    """Written past its end, it would end the process, now or at the next adaptation."""
+    assert status_of(forked(lambda: cut_a_storage(make(gpt2)))) == 0
 
 
 class InterruptAtExit:

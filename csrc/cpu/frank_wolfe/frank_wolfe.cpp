@@ -1,6 +1,8 @@
 // fw_select and fw_select_indexed on the CPU. Schemas: csrc/ops.cpp.
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
+
 #include "../memory.h"
 #include "../select_batch.h"
 #include "../thread_solver.h"
@@ -28,9 +30,12 @@ SelectionOutput::Tensors select(const char* op, const char* pool_name, const Ten
                fixed_bytes + at_once(batch) * screening_bytes(pool, sizes.largest(), d));
   const SelectionOutput output(pool, batch, n);
   const Tensor dense_query = with_dense_rows(query);
+  // A column of the Gram matrix for each atom.
+  const double work_a_row = double(d) * double(std::min(n, sizes.largest()));
+  const double work = double(batch) * kStepsWork + work_a_row * sizes.total(batch);
   dispatch_floating(pool.scalar_type(), [&](auto t) {
     using T = decltype(t);
-    select_batch<T>(op, pool_name, make_pool(t), dense_query, sizes, d, output,
+    select_batch<T>(op, pool_name, make_pool(t), dense_query, sizes, d, work, output,
                     [&] { return ThreadSolver<FwQuerySolver<T>, FwOptions>(options); });
   });
   return output.tensors();

@@ -138,8 +138,7 @@ class FwSolver {
     }
     const Atom<double> a = atom(a_);
     if (prefers_away(correlation(s_), a.c, iterate_)) return away_step(a, iterate_);
-    const Step<double> step = toward_step(atom(s_), iterate_);
-    return step.toward > 0 ? step : Step<double>{};
+    return forward_step(atom(s_), iterate_);
   }
 
   void apply(const Step<double>& step) {

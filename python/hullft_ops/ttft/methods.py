@@ -55,7 +55,9 @@ def select_passages(
             embeddings, candidates, queries, config.n_select, noise=config.noise
         ).selection
     if config.method == "knn":
-        return hullft_ops.knn_select(embeddings[candidates], queries, one_step_each)
+        return hullft_ops.knn_select_indexed(
+            embeddings, candidates, queries, one_step_each
+        )
     return _draw(embeddings[candidates], queries, one_step_each, config.seed)
 
 

@@ -15,8 +15,8 @@ def restored(
     """Restore the model at the end of the body, even after an exception or Ctrl-C.
 
     The trained parameters, buffers, gradients, ``requires_grad`` flags and training modes get the
-    same bits as before, in the same storage, and torch its grad mode. Other changes stay. In the
-    body the parameters have no gradients.
+    same bits as before, in the same storage, and torch its grad mode. A storage that the body has
+    cut grows back. Other changes stay. In the body the parameters have no gradients.
 
     Args:
         model: the model that contains ``trained``.
@@ -62,9 +62,16 @@ class _State:
                 for name, buffer in module._buffers.items():
                     if buffer is not None:
                         self._buffers.append((module, name, buffer, buffer.clone()))
+        written = [*trained, *(buffer for _, _, buffer, _ in self._buffers)]
+        storages = [tensor.untyped_storage() for tensor in written]
+        self._storages = [(storage, storage.nbytes()) for storage in storages]
 
     def put_back(self) -> None:
         with torch.inference_mode(False), torch.no_grad():
+            for storage, size in self._storages:
+                # A copy trusts the tensor's shape: past the end it would corrupt the heap.
+                if storage.nbytes() < size:
+                    storage.resize_(size)
             if self._copies:
                 torch._foreach_copy_(self._trained, self._copies)
             for parameter, gradient, requires_grad in self._parameters:
