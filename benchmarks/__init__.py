@@ -2,5 +2,5 @@
 
 Each benchmark checks its result, then times it in turns with its peers. ``--benchmark-json FILE``
 writes the measurements, and ``python -m benchmarks.report FILE`` makes a page of them.
-``pytest-benchmark compare`` compares two runs.
+``python -m benchmarks.compare BEFORE AFTER`` compares two runs.
 """

@@ -13,8 +13,6 @@ from benchmarks.recorder import Comparison, Recorder
 from benchmarks.timing import Pace
 from hullft_ops import _C
 
-# For ours and every peer, including NumPy's BLAS.
-THREADS = 2
 PACES = {
     "smoke": Pace(seconds=0.0, min_rounds=2, max_rounds=2),
     "quick": Pace(seconds=2.0, min_rounds=3, max_rounds=300),
@@ -42,8 +40,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("case", cases, ids=str)
 
 
-def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
-    machine_info["threads"] = THREADS
+def pytest_benchmark_update_machine_info(
+    config: pytest.Config, machine_info: dict[str, Any]
+) -> None:
+    machine_info["device"] = config.getoption("--device")
+    machine_info["threads"] = torch.get_num_threads()
     machine_info["torch"] = torch.__version__
     machine_info["simd"] = _C.simd_level()
     machine_info["hullft_ops"] = _C.build_info()
@@ -61,11 +62,9 @@ def pytest_terminal_summary(
 
 @pytest.fixture(scope="session", autouse=True)
 def _threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(THREADS)
-    with threadpool_limits(THREADS):
+    """NumPy's BLAS gets as many threads as torch has, which OMP_NUM_THREADS sets."""
+    with threadpool_limits(torch.get_num_threads()):
         yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.compare import comparisons_of
 from benchmarks.recorder import SWEEP, Comparison, format_seconds
 
 _INTRODUCTION = f"""\
@@ -33,10 +34,7 @@ def page(run: dict[str, Any]) -> str:
     Raises:
         ValueError: no case was measured.
     """
-    comparisons = []
-    for benchmark in run["benchmarks"]:
-        if benchmark["extra_info"]:  # none where a check has failed
-            comparisons.append(Comparison(**benchmark["extra_info"]))
+    comparisons = list(comparisons_of(run).values())
     if not comparisons:
         raise ValueError("no case was measured")
     parts = ["# Benchmarks", _setting(run), _INTRODUCTION.strip()]

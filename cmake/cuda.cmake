@@ -1,7 +1,8 @@
 # The CUDA kernels. One object library without any torch header; the host side that torch calls is
 # plain C++. cudart is linked statically, so that the module loads where there is no CUDA at all; it
 # wants a driver of its own major version or later, whatever torch wants.
-set(HULLFT_CUDA AUTO CACHE STRING "CUDA kernels: AUTO (if there is a CUDA compiler), ON or OFF")
+set(HULLFT_CUDA AUTO CACHE STRING
+    "CUDA kernels: ON, OFF, or AUTO: if there is a CUDA compiler and, for an editable install, a GPU")
 set_property(CACHE HULLFT_CUDA PROPERTY STRINGS AUTO ON OFF)
 if(NOT HULLFT_CUDA MATCHES "^(AUTO|ON|OFF)$")
   message(FATAL_ERROR "hullft_ops: HULLFT_CUDA must be AUTO, ON or OFF, got ${HULLFT_CUDA}")
@@ -14,6 +15,16 @@ set(HULLFT_CUDA_TARGETS "")
 if(HULLFT_CUDA STREQUAL "OFF")
   message(STATUS "hullft_ops: compiling for the CPU only (HULLFT_CUDA=OFF)")
   return()
+endif()
+
+# Who changes the CPU's kernels should not wait for nvcc after each edit.
+if(HULLFT_CUDA STREQUAL "AUTO" AND SKBUILD_STATE STREQUAL "editable")
+  file(GLOB HULLFT_GPUS /dev/nvidia[0-9]* /dev/dxg)
+  if(NOT HULLFT_GPUS)
+    message(WARNING "hullft_ops: compiling for the CPU only: an editable install without a GPU; to "
+                    "compile the CUDA kernels too: pip install -C cmake.define.HULLFT_CUDA=ON ...")
+    return()
+  endif()
 endif()
 
 include(CheckLanguage)

@@ -1,10 +1,12 @@
 """The benchmarks' own parts, and one run of the small ones at sizes that prove nothing."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benchmarks import bench_many, bench_selection, loops, peers, report, timing
+from benchmarks import (
+    bench_many,
+    bench_selection,
+    compare,
+    loops,
+    peers,
+    report,
+    timing,
+)
 from benchmarks.bench_ttft import Adapting, Case
 from benchmarks.passages import TrigramEmbedder
 from benchmarks.pools import distinct_pools, tiled
@@ -277,6 +287,7 @@ def test_a_small_run_measures_every_operator_and_makes_a_page(
     completed = subprocess.run(
         command,
         cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
@@ -291,11 +302,44 @@ def test_a_small_run_measures_every_operator_and_makes_a_page(
     assert {one.group for one in comparisons} == groups - {"many"}
     assert all(one.seconds > 0 and one.peers for one in comparisons)
 
+    assert run["machine_info"]["threads"] == 1
+
     page = report.page(run)
     assert all(f"| {one.case} | " in page for one in comparisons)
 
     with pytest.raises(ValueError, match="no case was measured"):
         report.page(run | {"benchmarks": [{"extra_info": {}}]})
+
+
+def run_of(threads: int = 2, **seconds: float) -> dict[str, Any]:
+    """What pytest-benchmark writes of cases that take these seconds; a peer always takes one."""
+    cases = [
+        asdict(
+            Comparison("selection", case, ours, {"a peer": 1.0}, {"a peer": 1 / ours})
+        )
+        for case, ours in seconds.items()
+    ]
+    benchmarks = [{"extra_info": case} for case in cases]
+    return {"machine_info": {"threads": threads}, "benchmarks": benchmarks}
+
+
+def test_a_comparison_has_every_case_before_and_after() -> None:
+    before = run_of(slower=0.1, faster=0.1, same=2.0, gone=1.0)
+    after = run_of(slower=0.2, faster=0.05, same=2.0, new=1.0)
+    _, *rows, _ = compare.lines(before, after)
+
+    assert [row.split() for row in rows] == [
+        ["selection", "slower", "100", "ms", "200", "ms", "2.000x", "1.000x"],
+        ["selection", "faster", "100", "ms", "50", "ms", "0.500x", "1.000x"],
+        ["selection", "same", "2", "s", "2", "s", "1.000x", "1.000x"],
+        ["selection", "gone:", "only", "before"],
+        ["selection", "new:", "only", "after"],
+    ]
+    with pytest.raises(ValueError, match="threads is 2 before, 1 after"):
+        compare.lines(before, run_of(threads=1, same=2.0))
+
+    with pytest.raises(ValueError, match="no case in common"):
+        compare.lines(before, run_of(new=1.0))
 
 
 def test_prompts_of_a_corpus_are_long_and_not_in_its_store(tmp_path: Path) -> None:

@@ -13,15 +13,10 @@ SEARCHED = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 NVCC = shutil.which("nvcc")
 
 pytestmark = pytest.mark.skipif(
-    not all(
-        [
-            NVCC,
-            shutil.which("cmake", path=SEARCHED),
-            shutil.which("ninja", path=SEARCHED),
-        ]
-    ),
-    reason="needs nvcc, cmake and ninja",
+    not all(shutil.which(tool, path=SEARCHED) for tool in ("cmake", "ninja")),
+    reason="needs cmake and ninja",
 )
+needs_nvcc = pytest.mark.skipif(NVCC is None, reason="needs nvcc")
 
 PROJECT = f"""
 cmake_minimum_required(VERSION 3.26)
@@ -67,6 +62,7 @@ def configure(
     return done.returncode, " ".join((done.stdout + done.stderr).split())
 
 
+@needs_nvcc
 def test_an_old_compiler_is_left_out_and_is_an_error_where_it_must_be_used(
     tmp_path: Path,
 ) -> None:
@@ -81,6 +77,7 @@ def test_an_old_compiler_is_left_out_and_is_an_error_where_it_must_be_used(
     assert "HULLFT_CUDA=ON cannot be had with it" in output
 
 
+@needs_nvcc
 @pytest.mark.parametrize("architectures", ["75", "90-real;70-virtual", "all-major"])
 def test_architectures_without_the_instructions_are_refused(
     tmp_path: Path, architectures: str
@@ -88,3 +85,14 @@ def test_architectures_without_the_instructions_are_refused(
     status, output = configure(tmp_path, HULLFT_CUDA_ARCHITECTURES=architectures)
     assert status != 0
     assert "hullft_ops: the CUDA kernels want architectures of at least 80" in output
+
+
+def test_an_editable_install_leaves_the_kernels_out_without_a_gpu(
+    tmp_path: Path,
+) -> None:
+    has_gpu = any(Path("/dev").glob("nvidia[0-9]*"))
+    for state in ("editable", "wheel"):
+        _, output = configure(tmp_path, SKBUILD_STATE=state)
+        is_left_out = "for the CPU only: an editable install without a GPU" in output
+
+        assert is_left_out == (state == "editable" and not has_gpu)

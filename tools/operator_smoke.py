@@ -27,6 +27,12 @@ def check_selection() -> None:
     torch.testing.assert_close(
         near.indices, reference.knn_select(pool, query, 5).indices
     )
+    sift = hullft_ops.sift_select(pool, query, 9)
+    picks = reference.sift_select(pool, query, 9).picks
+    torch.testing.assert_close(sift.picks, torch.as_tensor(picks))
+    step = hullft_ops.fw_lmo(pool, query, pool[0])
+    vertex = reference.fw_lmo(pool, query, pool[0]).vertex
+    torch.testing.assert_close(step.vertex, torch.as_tensor(vertex))
     counts = hullft_ops.integerize(pool[:6], query, torch.ones(6), 11)
     torch.testing.assert_close(
         counts, reference.integerize(pool[:6], query, torch.ones(6), 11)

@@ -226,37 +226,6 @@ def test_what_cannot_be_ends_with_one_line(
     assert result.stdout == ""
 
 
-def test_an_output_that_is_an_input_or_the_users_is_refused_before_the_work(
-    arguments: list[object],
-    model_directory: Path,
-    store: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(Datastore, "open", None)
-    thesis = tmp_path / "thesis.png"
-    thesis.write_text("years of work")
-    link = tmp_path / "link.png"
-    link.symlink_to(thesis)
-
-    for option, output, message in (
-        ("--save", store, "is the input"),
-        ("--save", store.parent, "or holds it"),
-        ("--save", model_directory, "is the input"),
-        ("--save", tmp_path, "holds link.png, which hullft_ops did not write"),
-        ("--save", link, "neither a regular file nor a folder"),
-        ("--save", thesis, "is a file, must be a folder"),
-        ("--plot", link, "neither a regular file nor a folder"),
-    ):
-        result = hullft_ops(*arguments, option, output, "--overwrite")
-        assert result.code == 2
-        assert message in result.last
-
-    refused = hullft_ops(*arguments, "--plot", thesis)
-    assert "exists, and --overwrite is not set" in refused.last
-    assert thesis.read_text() == "years of work"
-
-
 def test_foreign_text_does_not_steer_the_terminal(
     arguments: list[object],
     embedder_directory: Path,

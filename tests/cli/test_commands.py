@@ -1,6 +1,7 @@
 """What all commands share: options from the classes that define them, errors, and Ctrl-C."""
 
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -190,15 +191,48 @@ def test_other_commands_say_that_nothing_was_written() -> None:
     assert end.value.code == 130
 
 
-def test_warnings_of_ours_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    shown = warnings.showwarning
+def test_warnings_and_log_records_do_not_steer_the_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shown, made = warnings.showwarning, logging.getLogRecordFactory()
     with errors_of("adapt"):
         warnings.warn("TestTimeFinetuner: a pool of 3\x1b[2J", stacklevel=1)
+        warnings.warn("of a library\n\x1b[2J", FutureWarning, stacklevel=1)
+        handler = logging.StreamHandler(sys.stderr)
+        record = logging.getLogRecordFactory()("x", 40, "", 1, "in %s", ("\x1b",), None)
+        handler.emit(record)
 
     assert warnings.showwarning is shown
+    assert logging.getLogRecordFactory() is made
+    assert capsys.readouterr().err.splitlines() == [
+        "hullft-ops adapt: TestTimeFinetuner: a pool of 3\\x1b[2J",
+        "hullft-ops adapt: of a library\\x0a\\x1b[2J",
+        "in \\x1b",
+    ]
 
-    stderr = capsys.readouterr().err
-    assert stderr == "hullft-ops adapt: TestTimeFinetuner: a pool of 3\\x1b[2J\n"
+
+def test_folders_nested_deeply_end_with_one_line(tmp_path: Path) -> None:
+    deep = tmp_path / "deep"
+    folders = [deep]
+    for _ in range(1500):
+        folders.append(folders[-1] / "a")
+    for folder in folders:
+        folder.mkdir()
+    (tmp_path / "corpus.jsonl").write_text("{}")
+    try:
+        for arguments in (
+            [deep, "--output", "out"],
+            ["corpus.jsonl", "--output", deep],
+        ):
+            result = hullft_ops("index", *arguments, "--overwrite")
+
+            assert result.code == 2
+            assert result.last.startswith(
+                "hullft-ops index: an input is nested too deep"
+            )
+    finally:
+        for folder in reversed(folders):
+            folder.rmdir()
 
 
 def test_errors_that_are_not_expected_are_raised() -> None:

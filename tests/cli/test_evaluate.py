@@ -269,27 +269,7 @@ def test_a_file_of_the_users_is_refused_before_the_work(
     assert "results rows.jsonl: " in result.last
 
 
-def test_an_output_that_is_an_input_is_refused_before_the_work(
-    evaluate: Evaluate,
-    prompts: Path,
-    store: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(Datastore, "open", None)
-    link = tmp_path / "link"
-    link.symlink_to(prompts)
-
-    for output, message in (
-        (prompts, "is the input"),
-        (store, "is the input"),
-        (link, "is the input"),
-        (tmp_path, "holds it"),
-    ):
-        result = evaluate("--output", output)
-        assert result.code == 2
-        assert message in result.last
-
+def test_the_grid_file_is_not_the_output(evaluate: Evaluate, tmp_path: Path) -> None:
     grid = tmp_path / "grid.json"
     grid.write_text("{}")
 
@@ -358,16 +338,3 @@ def test_what_is_no_results_file_has_no_report(
     assert result.code == 2
     assert message in result.last
     assert not (tmp_path / "report").exists()
-
-
-def test_a_report_does_not_replace_its_input(tmp_path: Path) -> None:
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    (folder / "rows.jsonl").write_text("")
-
-    for output in (folder, folder / "rows.jsonl"):
-        result = hullft_ops(
-            "report", folder / "rows.jsonl", "--output", output, "--overwrite"
-        )
-
-        assert "is the input" in result.last

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
 from peft import PeftModel
@@ -73,21 +72,3 @@ def test_what_cannot_be_trained_ends_with_2(train, tmp_path, arguments, reason):
     assert status == 2
     assert reason in printed.err.splitlines()[-1]
     assert not (tmp_path / "adapter").exists()
-
-
-def test_the_output_may_not_be_an_input(train, store, tmp_path):
-    before = sorted(path.name for path in store.iterdir())
-    status, printed = train("--output", store, "--overwrite")
-
-    assert status == 2
-    assert f"output {store} is the input {store}" in printed.err
-    assert sorted(path.name for path in store.iterdir()) == before
-
-
-def test_it_is_refused_before_the_model_is_loaded(train, tmp_path):
-    Path(tmp_path / "adapter").write_text("a file of the user's")
-    status, printed = train("--model", "./nowhere")
-
-    assert status == 2
-    assert printed.err.startswith("hullft-ops train: output ")
-    assert Path(tmp_path / "adapter").read_text() == "a file of the user's"

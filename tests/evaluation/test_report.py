@@ -1,5 +1,6 @@
 """What a report says of given rows, and that it shows foreign text as text."""
 
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 
 from evaluation_rows import result_row
+from hullft_ops._terminal import printable
+from hullft_ops.cli.terminal import print_report
 from hullft_ops.evaluation.report import (
     cells_of,
     report_sections,
@@ -159,7 +162,9 @@ def test_the_pages_hold_the_tables_and_the_picture(
     assert "hullft n=3" in page.text
 
 
-def test_foreign_text_is_shown_as_text(tmp_path: Path) -> None:
+def test_foreign_text_is_shown_as_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = [
         result_row(
             f"p{n}",
@@ -179,4 +184,9 @@ def test_foreign_text_is_shown_as_text(tmp_path: Path) -> None:
 
     assert "script" not in page.tags
     assert len(page.sources) == 1
-    assert f"a {EVIL}" in page.text
+    assert printable(f"a {EVIL}") in page.text
+
+    print_report(measured)
+    for text in (content, capsys.readouterr().out):
+        assert "\\x1b[2J" in text
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e\u2066]", text)

@@ -288,6 +288,12 @@ def no_json(path, model):
     (path / "adapter_config.json").write_text("{")
 
 
+def unknown_kind(path, model):
+    config = json.loads((path / "adapter_config.json").read_text())
+    config |= {"peft_type": "STEAM"}
+    (path / "adapter_config.json").write_text(json.dumps(config))
+
+
 def frozen(path, model):
     model.requires_grad_(False)
 
@@ -304,6 +310,7 @@ def of_another_model(path, model):
         (cut_off, "adapter_model.safetensors: "),
         (without_a_configuration, "adapter_config.json"),
         (no_json, "adapter_config.json: "),
+        (unknown_kind, "must be a plain LoRA"),
         (frozen, "the model must train transformer.h.0.attn.c_attn"),
         (of_another_model, "was trained with other weights than "),
     ],

@@ -119,7 +119,12 @@ def link(path):
     path.symlink_to(path.with_name("elsewhere"))
 
 
+def file(path):
+    path.write_text("years of work")
+
+
 FOREIGN = {
+    file: "out is a file, must be a folder",
     folder_of_the_user: "out holds thesis.txt, which hullft_ops did not write",
     folder_of_both: "out holds notes/mine.txt, which hullft_ops did not write",
     link_among_ours: "out holds data, which hullft_ops did not write",
@@ -151,21 +156,29 @@ def test_a_file_that_came_during_the_work_stays(tmp_path):
 
 def test_only_overwrite_replaces(tmp_path):
     write(tmp_path / "out", "ours")
-    (tmp_path / "file").write_text("text")
-    for name in ("out", "file"):
+    file(tmp_path / "file")
+    for name, kind in (("out", "folder"), ("file", "file")):
         with pytest.raises(FileExistsError, match="--overwrite is not set"):
-            check_output(tmp_path / name, folder=name == "out")
+            check_output(tmp_path / name, kind=kind)
 
-        check_output(tmp_path / name, overwrite=True, folder=name == "out")
-
-    with pytest.raises(FileExistsError, match="is a file, must be a folder"):
-        check_output(tmp_path / "file", overwrite=True)
+        check_output(tmp_path / name, kind=kind, overwrite=True)
 
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileExistsError, match="is a folder, must be a file"):
-        check_output(tmp_path / "empty", folder=False)
-
     write(tmp_path / "empty", "new")
+
+
+@pytest.mark.parametrize("kind", ["file", "rows"])
+def test_a_file_is_not_written_over_anything_else(tmp_path, kind):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("elsewhere")
+    for path, message in {
+        tmp_path / "empty": "is a folder, must be a file",
+        tmp_path / "link": "is neither a regular file nor a folder",
+        tmp_path / "link" / "out": "cannot write to .*link$",
+        "/dev/zero": "is neither a regular file nor a folder",
+    }.items():
+        with pytest.raises(OSError, match=message):
+            check_output(path, kind=kind, overwrite=True)
 
 
 def test_an_input_is_not_an_output(tmp_path, monkeypatch):
@@ -175,10 +188,14 @@ def test_an_input_is_not_an_output(tmp_path, monkeypatch):
     (tmp_path / "alias").symlink_to("c.jsonl")
 
     for inputs in (["c.jsonl"], ["alias"], ["wikitext", tmp_path / "c.jsonl"]):
-        with pytest.raises(ValueError, match=r"output c.jsonl is the input"):
-            check_output("c.jsonl", inputs=inputs, overwrite=True)
+        for kind in ("file", "rows"):
+            with pytest.raises(ValueError, match=r"output c.jsonl is the input"):
+                check_output("c.jsonl", kind=kind, inputs=inputs, overwrite=True)
 
     with pytest.raises(ValueError, match=r"output out is the input .*, or holds it"):
         check_output("out", inputs=[tmp_path / "out" / "a.txt"], overwrite=True)
+
+    with pytest.raises(ValueError, match=r"output out/a.txt is a file of the input"):
+        check_output("out/a.txt", kind="file", inputs=["out"], overwrite=True)
 
     check_output("free", inputs=["c.jsonl", "free"])

@@ -71,11 +71,13 @@ def adapt(
     """
     if (store is None) == (corpus is None):
         raise ValueError("give one of --store and --corpus")
-    sources = store, corpus, inputs.model
+    sources = store, corpus, inputs.model, inputs.embedder, settings.get("adapter")
     if save is not None:
         check_output(save, inputs=sources, overwrite=overwrite)
     if plot is not None:
-        check_output(plot, inputs=sources, overwrite=overwrite, folder=False)
+        if plot == save:
+            raise ValueError(f"--save and --plot must differ, got {plot} for both")
+        check_output(plot, kind="file", inputs=sources, overwrite=overwrite)
     values: dict[str, Any] = {"lr": default_lr(inputs.model)} | settings
     config = config_class(**values)
     if save is not None and config.n_select == 0:

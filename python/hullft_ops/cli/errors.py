@@ -1,5 +1,6 @@
 """How the commands end if they cannot do their work."""
 
+import logging
 import sys
 import warnings
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from typing import Any
 
 from torch import OutOfMemoryError
 
-from hullft_ops._terminal import echo
+from hullft_ops._terminal import echo, printable
 from hullft_ops.ttft.errors import NonFiniteLossError
 
 # What a command that is run again does. The others write nothing before the end.
@@ -22,23 +23,30 @@ _AGAIN = {
 
 @contextmanager
 def errors_of(command: str) -> Iterator[None]:
-    """Print warnings of ours in one line. After an error print one line and exit with 2.
+    """Print a warning in one line. After an error print one line and exit with 2.
 
-    After Ctrl-C, say what to run again and exit with 130.
+    After Ctrl-C, say what to run again and exit with 130. No warning, log record or error can
+    control the terminal.
     """
     prefix = f"hullft-ops {command}"
-    show = warnings.showwarning
+    record_of = logging.getLogRecordFactory()
 
-    def show_ours(message: Warning | str, category: Any, file: str, *rest: Any) -> None:
-        if str(message).startswith("TestTimeFinetuner: "):
-            echo(f"{prefix}: {message}", err=True)
-        else:
-            show(message, category, file, *rest)
+    def show(message: Warning | str, *_: Any) -> None:
+        echo(f"{prefix}: {message}", err=True)
+
+    def printable_record(*args: Any) -> logging.LogRecord:
+        record = record_of(*args)
+        record.msg, record.args = printable(record.getMessage(), lines=True), ()
+        return record
 
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = show_ours  # type: ignore[assignment]
+            warnings.showwarning = show  # type: ignore[assignment]
+            logging.setLogRecordFactory(printable_record)
             yield
+    except RecursionError as error:
+        echo(f"{prefix}: an input is nested too deep: {error}", err=True)
+        sys.exit(2)
     except (ValueError, OSError, NonFiniteLossError, OutOfMemoryError) as error:
         echo(f"{prefix}: {error}", err=True)
         sys.exit(2)
@@ -46,3 +54,5 @@ def errors_of(command: str) -> Iterator[None]:
         again = _AGAIN.get(command, "nothing was written; run the same command again")
         echo(f"{prefix}: interrupted: {again}", err=True)
         sys.exit(130)
+    finally:
+        logging.setLogRecordFactory(record_of)

@@ -56,8 +56,7 @@ def evaluate(
         read = read.changed(settings=_SETTINGS)
     grids = [grid | settings for grid in read.settings]
     chosen = read.changed(**experiment, settings=grids)
-    sources = [chosen.store, chosen.prompts, chosen.corpus, chosen.model, config]
-    check_output(output, inputs=sources, overwrite=True, folder=False)
+    check_output(output, kind="rows", inputs=[chosen.corpus, config])
     if chosen.corpus and output.resolve().is_relative_to(Path(chosen.corpus).resolve()):
         raise ValueError(
             f"output {output} is in the corpus, which would have one more text the next time; "
@@ -80,6 +79,9 @@ def measured_rows(
     config_class: type[TTFTConfig] = TTFTConfig,
 ) -> list[Row]:
     """An experiment's rows, after adding to ``output`` those that it lacks."""
+    # These may be files; a folder is no place for rows.
+    sources = experiment.prompts, experiment.corpus, experiment.model
+    check_output(output, kind="rows", inputs=sources)
     if output.exists():
         # A file of another kind is refused before the work.
         read_rows(output)

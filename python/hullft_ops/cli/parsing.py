@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import tyro
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from hullft_ops._terminal import printable
 from hullft_ops.cli.errors import errors_of
@@ -39,8 +39,9 @@ def run_command(
     finally:
         sys.stderr.write(printable(messages.getvalue(), lines=True))
     keep_freed_memory()
-    # Loading a model would draw its own bar through ours.
+    # Loading a model would draw its own bar through ours, and a table of what `load_model` says.
     disable_progress_bar()  # type: ignore[no-untyped-call]
+    set_verbosity_error()  # type: ignore[no-untyped-call]
     with errors_of(call.func.__name__):
         call()
 

@@ -189,7 +189,7 @@ def _conditions(measured: Measurements) -> Section:
 
 def as_html(sections: Sequence[Section], picture: bytes) -> str:
     """The sections as one page. It contains the PNG, and escapes every text."""
-    environment = Environment(loader=_TEMPLATES, autoescape=True)
+    environment = Environment(loader=_TEMPLATES, autoescape=True, finalize=printable)
     page = environment.get_template("report.html.jinja")
     encoded = base64.b64encode(picture).decode()
     return page.render(title=TITLE, sections=sections, picture=encoded)

@@ -276,7 +276,8 @@ def lora_differences(
                 )
     layers = {name.partition(".lora_")[0] for name in tensors}
     names = {f"{layer}.lora_{factor}.weight" for layer in layers for factor in "AB"}
-    if names != tensors.keys() or any(config.get(name) for name in _EXTENSIONS):
+    extended = any(config.get(name) for name in _EXTENSIONS)
+    if names != tensors.keys() or config.get("peft_type") != "LORA" or extended:
         raise InputError(f"{subject}: must be a plain LoRA of linear layers")
     modules: dict[str, Any] = dict(model.named_modules())
     differences: list[Any] = []

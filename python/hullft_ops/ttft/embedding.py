@@ -70,11 +70,11 @@ class SentenceTransformerEmbedder:
                 self._model = SentenceTransformer(
                     name_or_path, device=device, trust_remote_code=False
                 )
+                # Not every model states its dimension.
+                self.dim: int = self._model.encode([""]).shape[1]
         finally:
             dynamic_module_utils.TIME_OUT_REMOTE_CODE = seconds
         self.name = name or name_or_path
-        # Not every model states its dimension.
-        self.dim: int = self._model.encode([""]).shape[1]
 
     @property
     def tokenizer(self) -> "PreTrainedTokenizerBase":

@@ -10,5 +10,11 @@ class InputError(ValueError):
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its type if the message is empty."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """The first line of an error's message. Its type comes first where the message says little, as
+    that of a KeyError does."""
+    name = type(error).__name__
+    message = str(error).strip()
+    if not message:
+        return name
+    line = message.splitlines()[0]
+    return line if isinstance(error, OSError | ValueError) else f"{name}: {line}"

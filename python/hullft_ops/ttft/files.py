@@ -2,10 +2,12 @@
 
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Literal
 from uuid import uuid4
 
 # In every folder that we write; it lists the files.
@@ -15,18 +17,20 @@ MARKER = "hullft_ops.json"
 def check_output(
     path: str | Path,
     *,
+    kind: Literal["folder", "file", "rows"] = "folder",
     inputs: Iterable[str | Path | None] = (),
     overwrite: bool = False,
-    folder: bool = True,
 ) -> None:
     """Refuse a bad output before the work. Inputs that are None do not matter.
 
-    A free name is good, and for a ``folder`` an empty one. With ``overwrite`` so is a folder that
-    holds only files we wrote; where no folder is to be written, a regular file.
+    A free name is good, and an empty folder for one. With ``overwrite`` so are a folder that holds
+    only files we wrote, and a regular file outside of every input. "rows" is a file to add to; the
+    caller checks what it holds.
 
     Raises:
-        ValueError: ``path`` is one of ``inputs``, or holds one.
+        ValueError: ``path`` is one of ``inputs``, holds one, or is a file in one.
         FileExistsError: something else is there.
+        NotADirectoryError: nothing can be created there.
     """
     path = Path(path)
     for source in inputs:
@@ -35,30 +39,48 @@ def check_output(
         resolved = Path(source).resolve()
         if resolved.exists() and path.resolve() in (resolved, *resolved.parents):
             raise ValueError(f"output {path} is the input {source}, or holds it")
+        if kind == "file" and path.is_file() and resolved in path.resolve().parents:
+            raise ValueError(f"output {path} is a file of the input {source}")
     if path.is_symlink() or (path.exists() and not (path.is_dir() or path.is_file())):
         raise FileExistsError(f"output {path} is neither a regular file nor a folder")
     if not path.exists():
-        return
-    if path.is_dir() != folder:
-        kinds = ("file", "folder") if folder else ("folder", "file")
-        raise FileExistsError(f"output {path} is a {kinds[0]}, must be a {kinds[1]}")
-    if folder and not any(path.iterdir()):
-        return
-    if not overwrite:
+        # Of a link to nothing, too, there is no folder to write to.
+        parent = next(filter(os.path.lexists, path.absolute().parents))
+        if not (parent.is_dir() and os.access(parent, os.W_OK)):
+            raise NotADirectoryError(f"output {path}: cannot write to {parent}")
+    elif kind == "folder":
+        _check_folder(path, overwrite=overwrite)
+    elif path.is_dir():
+        raise FileExistsError(f"output {path} is a folder, must be a file")
+    elif kind == "file" and not overwrite:
         raise FileExistsError(f"output {path} exists, and --overwrite is not set")
-    if folder:
-        marker = path / MARKER
-        ours = json.loads(marker.read_bytes()) if marker.is_file() else []
-        others = set(_files(path)) - {MARKER, *ours}
-        if others:
-            raise FileExistsError(
-                f"output {path} holds {min(others)}, which hullft_ops did not write"
-            )
+
+
+def _check_folder(path: Path, *, overwrite: bool) -> None:
+    if path.is_file():
+        raise FileExistsError(f"output {path} is a file, must be a folder")
+    if not overwrite and any(path.iterdir()):
+        raise FileExistsError(f"output {path} exists, and --overwrite is not set")
+    ours = None
+    with suppress(OSError, ValueError, RecursionError):
+        ours = json.loads((path / MARKER).read_bytes())
+    others = set(_files(path)) - {MARKER}
+    # Nothing in a folder is ours if the list is missing or damaged.
+    if isinstance(ours, list):
+        others -= {str(name) for name in ours}
+    if others:
+        raise FileExistsError(
+            f"output {path} holds {min(others)}, which hullft_ops did not write"
+        )
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a file to write. At the end of the block it takes the place of ``path``."""
+    """Yield a file to write. At the end of the block it takes the place of ``path``.
+
+    Raises as `check_output` with ``overwrite``.
+    """
+    check_output(path, kind="file", overwrite=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.partial")
     try:

@@ -67,6 +67,11 @@ OTHERS = [
     (XLNetLMHeadModel, XLNetConfig(**XLNET, d_inner=24, initializer_range=0.2), AHEAD),
     (BertModel, BERT, "which gives no logits"),
     (
+        GPT2LMHeadModel,
+        GPT2Config(**GPT2 | {"n_head": -1}),
+        r"which cannot run on input_ids alone \(RuntimeError: .*",
+    ),
+    (
         BertForSequenceClassification,
         BERT,
         r"which gives logits of shape \[1, 2\] for 2 tokens",
@@ -74,7 +79,7 @@ OTHERS = [
     (
         T5ForConditionalGeneration,
         T5Config(**T5, num_heads=2),
-        "which cannot run on input_ids alone",
+        r"which cannot run on input_ids alone \(.*",
     ),
 ]
 

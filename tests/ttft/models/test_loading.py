@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
 
 import pytest
 import torch
@@ -112,6 +113,40 @@ def test_weights_of_another_configuration_are_refused(folder, entries, reason):
 
     model, _ = load_model(folder, allow_missing_weights=True)
     assert logits(model).isfinite().all()
+
+
+def test_no_memory_is_taken_for_weights_that_do_not_match(folder):
+    # 40 GB of layers.
+    change(folder / "config.json", n_layer=50, n_embd=4096)
+    before = getrusage(RUSAGE_SELF).ru_maxrss
+    message = refusal(folder)
+
+    assert "mismatched (transformer.h.0.attn.c_attn.bias, " in message
+    assert getrusage(RUSAGE_SELF).ru_maxrss - before < 2**20
+
+
+def deep(name):
+    return lambda folder: (folder / name).write_text("[" * 5000 + "]" * 5000)
+
+
+def without_weights(folder):
+    (folder / "model.safetensors").unlink()
+    index = {"metadata": {}, "weight_map": {}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda folder: change(folder / "config.json", n_head=0), "ZeroDivisionError"),
+        (without_weights, "IndexError: list index"),
+        (deep("config.json"), "config.json: RecursionError: maximum recursion depth"),
+        (deep("tokenizer.json"), "tokenizer.json: RecursionError: maximum"),
+    ],
+)
+def test_any_exception_of_the_libraries_is_one_line(folder, damage, reason):
+    damage(folder)
+    assert f": {reason}" in refusal(folder)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])

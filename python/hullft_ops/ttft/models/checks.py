@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hullft_ops._checks import check_integer
+from hullft_ops.ttft.errors import first_line
+from hullft_ops.ttft.models.memory import is_out_of_memory
 
 # A tokenizer without a limit says 1e30.
 _NO_LIMIT = 10**9
@@ -44,8 +46,12 @@ def check_causal(
     try:
         logits = _logits(model, tokens[0])
         changed = _logits(model, tokens[1])
-    except (TypeError, ValueError) as error:
-        raise _refusal(model, "cannot run on input_ids alone") from error
+    # Its configuration may be impossible.
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        reason = f"cannot run on input_ids alone ({first_line(error)})"
+        raise _refusal(model, reason) from error
     if logits is None or changed is None:
         raise _refusal(model, "gives no logits")
     if logits.shape[:-1] != (1, 2):

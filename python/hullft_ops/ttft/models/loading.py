@@ -67,12 +67,7 @@ def load_model(
     with explained(subject, source):
         if file is not None:
             folder = converted(file)
-        model, tokenizer, mismatches = _load(subject, folder)
-    if mismatches and not allow_missing_weights:
-        raise InputError(
-            f"{subject}: its weights do not match its configuration: {mismatches}; "
-            "allow_missing_weights=True, or --allow-missing-weights, loads it anyway"
-        )
+        model, tokenizer = _load(subject, folder, allow_missing_weights)
     # An adapter records this name, so it must not be that of a folder in the cache.
     model.name_or_path = model.config.name_or_path = str(source)
     # A model moves in place. The decorators of `to` lose its type.
@@ -81,9 +76,8 @@ def load_model(
 
 
 def _load(
-    subject: str, folder: str | Path
-) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, str]":
-    """The model, its tokenizer, and the weights that do not match, in words."""
+    subject: str, folder: str | Path, allow_missing_weights: bool
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -96,53 +90,59 @@ def _load(
         raise InputError(
             f"{subject}: is an adapter: load its base model, and pass this as adapter"
         )
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=torch.float32,
-        use_safetensors=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-    )
-    model, keys = loaded
+    options: dict[str, Any] = {
+        "dtype": torch.float32,
+        "use_safetensors": True,
+        "trust_remote_code": False,
+    }
+    if not allow_missing_weights:
+        # First without memory for the weights: the configuration may ask for any amount.
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            device_map="meta",
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **options,
+        )
+        _check_weights(subject, loaded[1])
+    model = AutoModelForCausalLM.from_pretrained(folder, **options)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     # Without its files, transformers makes a tokenizer of special tokens alone.
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise InputError(f"{subject}: has no tokenizer")
-    return model.eval(), tokenizer, _mismatches(keys)
+    model.eval()  # type: ignore[no-untyped-call]
+    return model, tokenizer
 
 
-def _mismatches(keys: Mapping[str, Collection[str]]) -> str:
+def _check_weights(subject: str, keys: Mapping[str, Collection[Any]]) -> None:
+    """InputError if a checkpoint lacks weights, or has others."""
     parts = []
     # transformers lists neither tied nor optional ones.
-    for kind in ("missing", "unexpected"):
-        names = sorted(keys[f"{kind}_keys"])
+    for kind in ("missing", "unexpected", "mismatched"):
+        # A name, or a tuple of name and shapes.
+        listed = keys[f"{kind}_keys"]
+        names = sorted(key if isinstance(key, str) else key[0] for key in listed)
         if names:
             more = ", ..." if len(names) > _NAMES_SHOWN else ""
             shown = ", ".join(names[:_NAMES_SHOWN])
             parts.append(f"{len(names)} {kind} ({shown}{more})")
-    return ", ".join(parts)
+    if parts:
+        raise InputError(
+            f"{subject}: its weights do not match its configuration: {', '.join(parts)}; "
+            "allow_missing_weights=True, or --allow-missing-weights, loads it anyway"
+        )
 
 
 @contextmanager
 def explained(subject: str, folder: str | Path) -> Iterator[None]:
     """Turn the libraries' exceptions into an `InputError` of one line that begins with ``subject``
     and names the damaged file, if ``folder`` has one."""
-    from safetensors import SafetensorError
-
     try:
         yield
     except (InputError, ImportError, torch.OutOfMemoryError):
         raise
-    except (
-        OSError,
-        RuntimeError,
-        SafetensorError,
-        ValueError,
-        # JSON of another form.
-        AttributeError,
-        KeyError,
-        TypeError,
-    ) as error:
+    # The libraries do not document what they raise for foreign files.
+    except Exception as error:
         reason = _damage(Path(folder)) or first_line(error)
         # The libraries advise passing that argument.
         if "trust_remote_code" in str(error):
@@ -152,15 +152,15 @@ def explained(subject: str, folder: str | Path) -> Iterator[None]:
 
 def _damage(folder: Path) -> str | None:
     """The first file of the folder that cannot be read, and why."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    for file in sorted(folder.glob("*")):
+    for file in filter(Path.is_file, sorted(folder.glob("*"))):
         try:
             if file.suffix == ".safetensors":
                 with safe_open(file, "pt"):
                     pass
             elif file.suffix == ".json":
                 json.loads(file.read_bytes())
-        except (OSError, SafetensorError, ValueError) as error:
+        except Exception as error:
             return f"{file.name}: {first_line(error)}"
     return None
