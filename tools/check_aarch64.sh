@@ -10,7 +10,7 @@ out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 sources=(csrc/cpu/*.cpp csrc/cpu/frank_wolfe/*.cpp csrc/host/*.cpp csrc/cpu/simd/dispatch.cpp csrc/cpu/simd/kernels_portable.cpp)
 printf '%s\n' "${sources[@]}" | xargs -P "$(nproc)" -I{} sh -c '
-  aarch64-linux-gnu-g++ -std=c++20 -O3 -Wall -Wextra -Werror -fvisibility=hidden \
+  aarch64-linux-gnu-g++ -std=c++20 -O1 -Wall -Wextra -Werror -fvisibility=hidden \
     -DTORCH_TARGET_VERSION=0x020b000000000000 -isystem "$1/include" \
     -c "$0" -o "$2/$(basename "$0").o"' {} "$torch" "$out"
 echo "${#sources[@]} sources compile for aarch64"
