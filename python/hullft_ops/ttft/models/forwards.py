@@ -35,7 +35,8 @@ def replaced_forwards(
         try:
             _put_back(replaced)
         except BaseException:
-            # Ctrl-C may have cut it short. It can be repeated.
+            # Ctrl-C may have cut it short. It can be repeated, but not in a function for all such
+            # places: Python looks for Ctrl-C at the beginning of every function.
             _put_back(replaced)
             raise
 
@@ -97,5 +98,14 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
         model.train(False)
         yield
     finally:
-        for module, training in modes:
-            module.training = training
+        try:
+            _put_back_modes(modes)
+        except BaseException:
+            # As above.
+            _put_back_modes(modes)
+            raise
+
+
+def _put_back_modes(modes: Iterable[tuple[nn.Module, bool]]) -> None:
+    for module, training in modes:
+        module.training = training
