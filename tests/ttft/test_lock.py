@@ -2,11 +2,9 @@
 
 import asyncio
 import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from hullft_ops.ttft import lock
 from hullft_ops.ttft.scoring import score_text
 
 PROMPT = "the cat sat on the red mat"
@@ -92,23 +90,3 @@ def test_another_task_is_refused(gpt2, tokenizer, make):
 
     asyncio.run(main())
     adapt(finetuner)
-
-
-def test_nobody_waits_for_the_end_of_a_block(gpt2, tokenizer, make, monkeypatch):
-    # The block may wait for the other thread, as an await of `asyncio.to_thread` does.
-    check, passed, adapted = lock._check, threading.Event(), threading.Event()
-
-    def checked_early(*args):
-        check(*args)
-        if threading.current_thread() is not threading.main_thread():
-            passed.set()
-            adapted.wait()
-
-    monkeypatch.setattr(lock, "_check", checked_early)
-    with ThreadPoolExecutor(1) as pool:
-        score = pool.submit(score_text, gpt2, tokenizer, PROMPT)
-        passed.wait()
-        with make(gpt2).adapted(PROMPT):
-            adapted.set()
-
-            assert ELSEWHERE in str(score.exception(timeout=30))

@@ -180,7 +180,7 @@ def _print_scores(before: float, after: float) -> None:
 
 
 def _print_saved(saved: SavedAdapter) -> None:
-    names = listed(saved.left_out[:2], len(saved.left_out))
+    names = listed(saved.left_out)
     left_out = f"; it leaves out {names}" if names else ""
     share = f"{100 * saved.share:.1f} % of the squared change"
     echo(f"saved to {saved.path}: a LoRA with {share}{left_out}")

@@ -88,9 +88,9 @@ def measured_rows(
     evaluation = load_evaluation(
         experiment, device=device, datastores=datastores, config_class=config_class
     )
-    prompts, labels = evaluation.texts.prompts, list(evaluation.configs)
+    prompts, labels = evaluation.prompts, list(evaluation.configs)
     counts = counted(len(prompts), "prompt"), counted(len(labels), "configuration")
-    echo(*evaluation.texts.notes, ", ".join(counts), err=True)
+    echo(*evaluation.notes, ", ".join(counts), err=True)
     with open_results(output, evaluation.run) as results:
         tasks = missing(evaluation, results.rows)
         total = sum(len(configs) for _, configs in tasks)

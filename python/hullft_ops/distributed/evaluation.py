@@ -27,7 +27,7 @@ def load_measurement(
         return list(measure(evaluation, task))
 
     # A row that pays for allocations and thread pools.
-    measured((evaluation.texts.prompts[0], list(evaluation.configs)[:1]))
+    measured((evaluation.prompts[0], list(evaluation.configs)[:1]))
     return measured
 
 

@@ -50,30 +50,24 @@ Task = tuple[Prompt, list[str]]
 
 
 @dataclass(frozen=True)
-class Texts:
-    """A datastore, prompts that it does not hold, and lines that say where they come from."""
-
-    store: Datastore
-    prompts: list[Prompt]
-    notes: list[str]
-
-
-@dataclass(frozen=True)
 class Evaluation:
     """The models and texts of an experiment, loaded.
 
     Attributes:
         run: identity of model, tokenizer, datastore, embedder and seed.
-        texts: the datastore and the prompts.
+        prompts: those that the datastore does not hold.
+        notes: lines that say where they come from.
         configs: the configurations by their labels.
     """
 
     run: str
     seed: int
-    texts: Texts
+    prompts: list[Prompt]
+    notes: list[str]
     configs: dict[str, TTFTConfig]
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
+    store: Datastore
     embedder: Embedder
 
     def finetuner(self, config: str) -> TestTimeFinetuner:
@@ -84,7 +78,7 @@ class Evaluation:
         return TestTimeFinetuner(
             self.model,
             self.tokenizer,
-            self.texts.store,
+            self.store,
             self.embedder,
             self.configs[config],
         )
@@ -104,19 +98,21 @@ def load_evaluation(
     """
     configs = experiment.configs(config_class)
     embedder = load_embedder(experiment.embedder)
-    texts = open_texts(experiment, embedder, datastores)
+    store, prompts, notes = open_texts(experiment, embedder, datastores)
     model, tokenizer = load_model(
         experiment.model,
         device,
         allow_missing_weights=experiment.allow_missing_weights,
     )
     evaluation = Evaluation(
-        run=run_identity(model, tokenizer, texts.store, experiment.seed),
+        run=run_identity(model, tokenizer, store, experiment.seed),
         seed=experiment.seed,
-        texts=texts,
+        prompts=prompts,
+        notes=notes,
         configs={label(config): config for config in configs},
         model=model,
         tokenizer=tokenizer,
+        store=store,
         embedder=embedder,
     )
     for config in evaluation.configs:
@@ -125,13 +121,15 @@ def load_evaluation(
     return evaluation
 
 
-def open_texts(experiment: Experiment, embedder: Embedder, datastores: Path) -> Texts:
-    """An experiment's datastore and prompts."""
+def open_texts(
+    experiment: Experiment, embedder: Embedder, datastores: Path
+) -> tuple[Datastore, list[Prompt], list[str]]:
+    """An experiment's datastore, prompts that it does not hold, and where they come from."""
     limit, seed = experiment.limit, experiment.seed
     if experiment.store is not None and experiment.prompts is not None:
         store = Datastore.open(experiment.store)
         prompts = not_in_store(read_prompts(experiment.prompts), store, embedder)
-        return Texts(store, choose_prompts(prompts, limit, seed), [])
+        return store, choose_prompts(prompts, limit, seed), []
     if experiment.store is not None or experiment.prompts is not None:
         raise InputError("store and prompts must be given together")
     corpus, skipped = experiment.corpus, list[str]()
@@ -153,14 +151,14 @@ def open_texts(experiment: Experiment, embedder: Embedder, datastores: Path) -> 
     path = datastores / split.digest(embedder.name)
     if not path.exists():
         Datastore.build(split.passages, embedder, path)
-    return Texts(Datastore.open(path), prompts, notes)
+    return Datastore.open(path), prompts, notes
 
 
 def missing(evaluation: Evaluation, rows: Mapping[tuple[str, str], Row]) -> list[Task]:
     """Each prompt with the configurations that have no row yet, in the order to run them."""
     labels = list(evaluation.configs)
     tasks: list[Task] = []
-    for number, prompt in enumerate(evaluation.texts.prompts):
+    for number, prompt in enumerate(evaluation.prompts):
         # Each prompt begins with another configuration, so that none always runs first.
         first = number % len(labels)
         rotated = labels[first:] + labels[:first]

@@ -39,10 +39,8 @@ def exclusive(
     alone = adapts or unadapted
     use = _locks.setdefault(unwrapped(model), _Use())
     caller = threading.get_ident(), _current_task()
-    _check(use, caller, alone)
     try:
         with use.lock:
-            # Another one may have begun to adapt it while this one waited.
             _check(use, caller, alone)
             if not adapts:
                 yield

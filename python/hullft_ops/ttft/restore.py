@@ -15,7 +15,7 @@ def restored(
     """Restore the model at the end of the body, even after an exception or Ctrl-C.
 
     The trained parameters, buffers, gradients, ``requires_grad`` flags and training modes get the
-    same bits as before, in the same storage, and torch its grad mode. A storage that the body has
+    same bits as before, in the same storage, and torch its modes. A storage that the body has
     cut grows back. Other changes stay. In the body the parameters have no gradients.
 
     Args:
@@ -45,8 +45,7 @@ class _State:
     def __init__(
         self, model: nn.Module, trained: Sequence[nn.Parameter], copies: list[Tensor]
     ) -> None:
-        # Ctrl-C at the end of a `torch.no_grad` leaves the thread without gradients.
-        self._grad_mode = torch.is_grad_enabled()
+        self._modes = _Modes(next(model.parameters()).device.type)
         self._trained: list[Tensor] = list(trained)
         self._copies = copies
         self._parameters = [(p, p.grad, p.requires_grad) for p in model.parameters()]
@@ -85,7 +84,29 @@ class _State:
             vars(module).update(values)
         # A caller's autocast holds copies of the adapted weights.
         torch.clear_autocast_cache()
-        torch.set_grad_enabled(self._grad_mode)
+        self._modes.put_back()
+
+
+class _Modes:
+    """torch's modes in this thread, which Ctrl-C at the end of a `torch.no_grad` or an autocast
+    leaves as they are."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._records_gradients = torch.is_grad_enabled()
+        self._casts = torch.is_autocast_enabled(device)
+        self._dtype = torch.get_autocast_dtype(device)
+        # In how many autocasts this is: only the end of the last one clears their cache.
+        self._depth = torch.autocast_increment_nesting() - 1
+        torch.autocast_decrement_nesting()
+
+    def put_back(self) -> None:
+        torch.set_grad_enabled(self._records_gradients)
+        torch.set_autocast_enabled(self._device, self._casts)
+        torch.set_autocast_dtype(self._device, self._dtype)
+        torch.autocast_increment_nesting()
+        while torch.autocast_decrement_nesting() > self._depth:
+            pass
 
 
 def _values_of(module: nn.Module) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def test_a_checkpoint_in_parts_has_all_weights(folder, tied):
         (
             {"n_layer": 3},
             "12 missing (transformer.h.2.attn.c_attn.bias, "
-            "transformer.h.2.attn.c_attn.weight, transformer.h.2.attn.c_proj.bias, ...)",
+            "transformer.h.2.attn.c_attn.weight, transformer.h.2.attn.c_proj.bias, ",
         ),
         ({"tie_word_embeddings": False}, "1 missing (lm_head.weight)"),
         ({"n_layer": 1}, "11 unexpected (transformer.h.1.attn.c_attn.weight, "),

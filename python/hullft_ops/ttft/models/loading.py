@@ -11,11 +11,10 @@ import torch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hullft_ops._terminal import listed
 from hullft_ops.ttft.errors import InputError, first_line
 from hullft_ops.ttft.models.gguf import converted, gguf_file
 from hullft_ops.ttft.tiny import tiny_lm_path
-
-_NAMES_SHOWN = 3
 
 
 def checked_device(name: str) -> torch.device:
@@ -120,12 +119,10 @@ def _check_weights(subject: str, keys: Mapping[str, Collection[Any]]) -> None:
     # transformers lists neither tied nor optional ones.
     for kind in ("missing", "unexpected", "mismatched"):
         # A name, or a tuple of name and shapes.
-        listed = keys[f"{kind}_keys"]
-        names = sorted(key if isinstance(key, str) else key[0] for key in listed)
+        keys_of_kind = keys[f"{kind}_keys"]
+        names = [key if isinstance(key, str) else key[0] for key in keys_of_kind]
         if names:
-            more = ", ..." if len(names) > _NAMES_SHOWN else ""
-            shown = ", ".join(names[:_NAMES_SHOWN])
-            parts.append(f"{len(names)} {kind} ({shown}{more})")
+            parts.append(f"{len(names)} {kind} ({listed(sorted(names))})")
     if parts:
         raise InputError(
             f"{subject}: its weights do not match its configuration: {', '.join(parts)}; "

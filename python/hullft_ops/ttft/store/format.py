@@ -10,7 +10,6 @@ The operators and FAISS read the embeddings as one matrix without a copy. An Arr
 split at every record batch.
 """
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -166,11 +165,10 @@ def write_texts(folder: Path, rows: Iterable[Mapping[str, Any]]) -> int:
 
 
 def progress_bar(name: str, total: int | None = None) -> "tqdm[Any]":
-    """A bar of `datasets` on a terminal; elsewhere, it is printed every two seconds."""
+    """A bar of `datasets`, printed every second."""
     from datasets.utils import tqdm
 
-    interval = 0.1 if sys.stderr.isatty() else 2.0
-    return tqdm(desc=name, total=total, unit=" texts", mininterval=interval)
+    return tqdm(desc=name, total=total, unit=" texts", mininterval=1.0)
 
 
 def embed_texts(folder: Path, embedder: Embedder, embed: Embed | None = None) -> None:
