@@ -1,8 +1,8 @@
 """Compiles the kernels' own sources for the CPU: one shared library for each kind of check.
 
-``plain``: clang, optimised. ``gcc``: the same by g++. ``fused``: products are fused with the sums
-that use them, as nvcc does. ``asan``: AddressSanitizer and misaligned vector accesses. ``race``:
-every load and store reports to cusim/race.cpp.
+``plain``: clang, optimised. ``fused``: products are fused with the sums that use them, as nvcc
+does. ``asan``: g++ with AddressSanitizer and misaligned vector accesses. ``race``: every load and
+store reports to cusim/race.cpp.
 """
 
 import fcntl
@@ -54,7 +54,6 @@ class Kind:
 
 KINDS = {
     "plain": Kind(CLANG, ("-O2",), ("-O2",)),
-    "gcc": Kind("g++", ("-O2",), ("-O2",)),
     "asan": Kind(
         "g++", ("-O1", *_SANITIZERS), ("-O1", *_SANITIZERS), tuple(_SANITIZERS)
     ),

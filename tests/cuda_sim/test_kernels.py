@@ -37,7 +37,6 @@ SCHEDULES = [
     ("plain", 1),
     ("plain", 2),
     ("plain", 11),
-    ("gcc", 3),
     ("race", 0),
     ("fused", 0),
 ]
