@@ -168,7 +168,7 @@ def test_a_file_says_what_to_run_and_options_take_the_place_of_its_values(
         ("{", "Invalid JSON"),
         ('{"limit": "3"}', "limit: Input should be a valid integer"),
         ('{"setting": []}', "setting: Extra inputs are not permitted"),
-        ('{"settings": {"refresh": 0}}', "settings[0]: TTFTConfig: refresh must be"),
+        ('{"settings": {"refresh": 0}}', "settings[0]: --refresh must be"),
     ],
 )
 def test_an_error_in_a_file_names_file_and_key(
@@ -282,7 +282,7 @@ def test_the_grid_file_is_not_the_output(evaluate: Evaluate, tmp_path: Path) -> 
         (["--store", "nowhere"], "nowhere: no such folder"),
         (["--prompts", "nowhere"], "No such file or directory"),
         (["--limit", 0], "limit: Input should be greater than or equal to 1"),
-        (["--method", "best"], "settings[0]: TTFTConfig: method must be one of"),
+        (["--method", "best"], "settings[0]: --method must be one of"),
         (["--n-select", 0], "settings: without steps and context there is nothing"),
         (["--config", "nowhere"], "config nowhere: No such file or directory; cpu_"),
     ],
