@@ -147,6 +147,8 @@ def modes_of_torch():
 def exits_of_an_adaptation(finetuner, number):
     """How many context managers have ended before or with the one that is interrupted."""
     interrupt = InterruptAtExit(number)
+    # Of a measurement of coverage.
+    tracer = sys.gettrace()
     sys.settrace(interrupt)
     try:
         with finetuner.adapted(PROMPT) as adaptation:
@@ -154,7 +156,7 @@ def exits_of_an_adaptation(finetuner, number):
     except KeyboardInterrupt:
         pass
     finally:
-        sys.settrace(None)
+        sys.settrace(tracer)
     return interrupt.exits
 
 
