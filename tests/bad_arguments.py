@@ -215,7 +215,7 @@ WRONG_CONTENTS = [
     ),
     bad(
         "fw_select_indexed",
-        "embeddings has NaN or infinity in row 1 for query 1",
+        "embeddings.candidates.1, 1.. has NaN or infinity",
         embeddings=poisoned(POOL[0], 3, 1),
         candidates=torch.tensor([[0, 1], [2, 3]]),
     ),

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <string_view>
 #include <vector>
 
 #include "pool.h"
@@ -69,9 +70,12 @@ template <typename T>
                                    const std::vector<const T*>& rows, const T* query, int64_t d,
                                    int64_t b, int64_t n_targets = 1) {
   if (!all_finite(query, d * n_targets)) value_error(op, "query[", b, "] has NaN or infinity");
-  for (size_t k = 0; k < rows.size(); ++k)
-    if (!all_finite(rows[k], d))
-      value_error(op, pool_name, " has NaN or infinity in row ", k, " for query ", b);
+  const bool indexed = std::string_view(pool_name) == "embeddings";
+  for (size_t k = 0; k < rows.size(); ++k) {
+    if (all_finite(rows[k], d)) continue;
+    if (indexed) value_error(op, "embeddings[candidates[", b, ", ", k, "]] has NaN or infinity");
+    value_error(op, pool_name, " has NaN or infinity in row ", k, " for query ", b);
+  }
   value_error(op, pool_name, " and query[", b, "] are finite but their inner products overflow");
 }
 

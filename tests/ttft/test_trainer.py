@@ -55,6 +55,12 @@ def trainer_of(
     )
 
 
+def test_another_kind_of_optimizer_is_refused(gpt2, tmp_path):
+    trainer = trainer_of(gpt2, tmp_path, optim="sgd")
+    with pytest.raises(ValueError, match="must be a ReplayAdam, got SGD"):
+        trainer.train()
+
+
 def parameters_of(model):
     return [parameter.detach().clone() for parameter in model.parameters()]
 
@@ -162,7 +168,9 @@ def test_evaluation_ignores_the_multiplicity(model, tmp_path):
 )
 def test_a_batch_needs_one_multiplicity(gpt2, tmp_path, rows, batch, counts):
     trainer = trainer_of(gpt2, tmp_path, rows, per_device_train_batch_size=batch)
-    with pytest.raises(ValueError, match=f"one multiplicity, at least 1, .*{counts}"):
+    with pytest.raises(
+        ValueError, match=f'"multiplicity" must have one value.*{counts}'
+    ):
         trainer.train()
 
 

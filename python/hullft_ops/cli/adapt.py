@@ -180,7 +180,6 @@ def _print_scores(before: float, after: float) -> None:
 
 
 def _print_saved(saved: SavedAdapter) -> None:
-    names = listed(saved.left_out)
-    left_out = f"; it leaves out {names}" if names else ""
+    left_out = f"; it leaves out {listed(saved.left_out)}" if saved.left_out else ""
     share = f"{100 * saved.share:.1f} % of the squared change"
     echo(f"saved to {saved.path}: a LoRA with {share}{left_out}")

@@ -36,12 +36,11 @@ def exclusive(
     Raises:
         RuntimeError: the model is adapted already, or, to read it, adapted elsewhere.
     """
-    alone = adapts or unadapted
     use = _locks.setdefault(unwrapped(model), _Use())
     caller = threading.get_ident(), _current_task()
     try:
         with use.lock:
-            _check(use, caller, alone)
+            _check(use, caller, adapts or unadapted)
             if not adapts:
                 yield
                 return

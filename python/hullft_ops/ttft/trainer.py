@@ -39,7 +39,7 @@ class ReplayTrainer(Trainer):
         self._next_step: dict[str, int] = {}
         if self.optimizer is not None:
             self._repeat_steps(self.optimizer)
-        elif self.optimizer_cls_and_kwargs is None:
+        elif "adamw_torch" in self.args.optim and not self.optimizer_cls_and_kwargs:
             options = {
                 "lr": self.args.learning_rate,
                 "betas": (self.args.adam_beta1, self.args.adam_beta2),
@@ -79,10 +79,10 @@ class ReplayTrainer(Trainer):
         """One forward-backward pass; the batch's multiplicity is for the step after it."""
         column = torch.as_tensor(inputs.pop(COLUMN, []), device="cpu")
         counts = column.flatten().tolist()
-        if not counts or len(set(counts)) > 1 or counts[0] < 1:
+        if len(set(counts)) != 1 or counts[0] < 1:
             raise ValueError(
-                f"ReplayTrainer: a batch must have one {COLUMN}, at least 1, for all of its "
-                f"examples, got {counts}"
+                f'ReplayTrainer: column "{COLUMN}" must have one value, at least 1, for all '
+                f"examples of a batch, got {counts}"
             )
         self._next_step["repeats"] = counts[0]
         loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
