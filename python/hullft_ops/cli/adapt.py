@@ -66,7 +66,7 @@ def adapt(
         save: new folder for the adaptation, as a LoRA that PEFT and vLLM load.
         save_rank: rank of that LoRA, at most the shorter side of the model's largest layer.
         plot: PNG file for a picture of the passages and of the loss over the steps.
-        overwrite: replace what an earlier run wrote to --save and --plot.
+        overwrite: replace the folder that an earlier run wrote to --save, and any file at --plot.
         config_class: the class that settings are fields of.
     """
     if (store is None) == (corpus is None):
