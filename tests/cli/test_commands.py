@@ -173,7 +173,7 @@ def test_ctrl_c_says_what_to_run_again_and_that_works(
     assert len(read_rows(file)) in (4, 6)
 
 
-def test_other_commands_say_that_nothing_was_written() -> None:
+def test_ctrl_c_ends_every_command_with_130() -> None:
     with pytest.raises(SystemExit) as end, errors_of("adapt"):
         raise KeyboardInterrupt
 
