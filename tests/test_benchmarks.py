@@ -349,7 +349,7 @@ def test_prompts_of_a_corpus_are_long_and_not_in_its_store(tmp_path: Path) -> No
         (tmp_path / f"{number}.txt").write_text(" ".join(words))
 
     store, held_out = corpora.split("notes", tmp_path)
-    prompts = corpora.choose_prompts(store, held_out)
+    prompts = corpora.choose_prompts(store, held_out, most_shared=0.2)
 
     assert len(store) == 6
     assert len(held_out) == 2
@@ -363,7 +363,8 @@ def test_prompts_of_a_corpus_are_long_and_not_in_its_store(tmp_path: Path) -> No
     short = {"text": "short"}
     documents.append([short])
 
-    assert corpora.choose_prompts(store, documents) == []
+    assert corpora.choose_prompts(store, documents, most_shared=0.2) == []
+    assert len(corpora.choose_prompts(store, documents, most_shared=1.0)) == 6
 
     with pytest.raises(ValueError, match="no documents in"):
         corpora.split("notes", tmp_path / "none")

@@ -5,8 +5,9 @@
         kernel=/usr/share/doc/linux-doc-6.12/Documentation perl=/usr/share/perl \\
         python=.venv/lib/python3.11/site-packages
 
-writes ``store.jsonl``, a passage a line, and ``prompts.jsonl``, one passage of each document that
-is held out. Index the one and evaluate on the other: each record has "text", "domain" and "source".
+writes ``store.jsonl``, a passage a line, and one passage of each document that is held out: by
+turns into ``prompts.jsonl`` and into ``tuning.jsonl``, on which to choose settings. Each record has
+"text", "domain" and "source".
 """
 
 import argparse
@@ -37,6 +38,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("domains", nargs="+", metavar="DOMAIN=FOLDER")
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument(
+        "--most-shared",
+        type=float,
+        default=MOST_SHARED,
+        help="share of a prompt's runs of five words that the store may hold",
+    )
     arguments = parser.parse_args()
     store: list[Record] = []
     held_out: list[list[Record]] = []
@@ -48,7 +55,9 @@ def main() -> None:
         held_out += held
     arguments.output.mkdir(parents=True, exist_ok=True)
     write(store, arguments.output / "store.jsonl")
-    write(choose_prompts(store, held_out), arguments.output / "prompts.jsonl")
+    prompts = choose_prompts(store, held_out, arguments.most_shared)
+    write(prompts[::2], arguments.output / "prompts.jsonl")
+    write(prompts[1::2], arguments.output / "tuning.jsonl")
 
 
 def split(domain: str, folder: Path) -> tuple[list[Record], list[list[Record]]]:
@@ -108,22 +117,27 @@ def passages(text: str) -> list[str]:
     return [piece for piece in [*pieces, piece] if piece.strip()]
 
 
-def choose_prompts(store: list[Record], held_out: list[list[Record]]) -> list[Record]:
-    """One passage of each held-out document: long enough, and not repeated in the store."""
+def choose_prompts(
+    store: list[Record], held_out: list[list[Record]], most_shared: float
+) -> list[Record]:
+    """One passage of each held-out document: long enough, and hardly repeated in the store."""
     known = {run for record in store for run in runs(record["text"])}
     prompts = []
     for records in held_out:
-        fresh = [record for record in records if is_fresh(record["text"], known)]
+        fresh = []
+        for record in records:
+            if is_fresh(record["text"], known, most_shared):
+                fresh.append(record)
         if fresh:
             prompts.append(min(fresh, key=lambda record: _digest(record["text"])))
     return prompts
 
 
-def is_fresh(text: str, known: Runs) -> bool:
-    """Whether a text is long enough, and shares few runs of words with the store."""
+def is_fresh(text: str, known: Runs, most_shared: float) -> bool:
+    """Whether a text is long enough, and shares at most so many runs of words with the store."""
     text_runs = list(runs(text))
     shared = sum(run in known for run in text_runs)
-    return len(text) >= SHORTEST_PROMPT and shared < MOST_SHARED * len(text_runs)
+    return len(text) >= SHORTEST_PROMPT and shared <= most_shared * len(text_runs)
 
 
 def runs(text: str) -> Iterator[tuple[str, ...]]:

@@ -14,6 +14,7 @@ from hullft_ops.evaluation.prompts import Document, Prompt
 from hullft_ops.evaluation.results import Row, read_rows
 from hullft_ops.ttft import (
     Datastore,
+    Support,
     TestTimeFinetuner,
     bits_per_byte,
     load_embedder,
@@ -50,6 +51,11 @@ def evaluate(models_of: list[object], store: Path, prompts: Path) -> Evaluate:
 
 def untimed(rows: list[Row]) -> list[dict[str, Any]]:
     return [row.model_dump(exclude={"seconds", "seconds_row"}) for row in rows]
+
+
+def bits_by_passes(path: Path) -> dict[tuple[str, int], float | None]:
+    rows = read_rows(path)
+    return {(row.prompt, row.passes): row.bits_per_byte_after for row in rows}
 
 
 def test_a_row_says_what_the_finetuner_does(
@@ -116,6 +122,37 @@ def test_prompts_begin_with_different_configurations(evaluate: Evaluate) -> None
         "hullft",
         "knn",
     ]
+
+
+def test_one_training_gives_the_rows_of_every_number_of_passes(
+    evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hullft = ["--method", "hullft", "--refresh", 1]
+    for passes in (1, 2):
+        output = f"{passes}.jsonl"
+        assert evaluate(*hullft, "--passes", passes, "--output", output).code == 0
+
+    assert evaluate(*hullft, "--output", "all.jsonl").code == 0
+
+    trainings = []
+    select = TestTimeFinetuner.select
+
+    def counted_select(finetuner: TestTimeFinetuner, prompt: str) -> Support:
+        trainings.append(prompt)
+        return select(finetuner, prompt)
+
+    monkeypatch.setattr(TestTimeFinetuner, "select", counted_select)
+    assert evaluate(*hullft, "--passes", 2, 1, 9).code == 0
+
+    # Two prompts, after one training that pays for allocations.
+    assert len(trainings) == 3
+    assert [row.passes for row in read_rows(OUTPUT)] == [1, 2, 3, 1, 2, 3]
+
+    alone = {}
+    for name in ("1", "2", "all"):
+        alone |= bits_by_passes(Path(f"{name}.jsonl"))
+
+    assert bits_by_passes(OUTPUT) == alone
 
 
 def test_a_second_run_adds_only_what_is_missing(

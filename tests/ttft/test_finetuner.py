@@ -43,6 +43,36 @@ def test_an_adaptation_reports_its_steps_and_times(gpt2, make):
     assert min(seconds.values()) > 0
 
 
+def test_training_goes_on_where_the_budget_of_passes_ended(gpt2, tokenizer, make):
+    with make(gpt2, refresh=2, context=1).adapted(PROMPT) as whole:
+        whole_score = whole.score(PROMPT)
+
+    finetuner = make(gpt2, refresh=2, context=1, passes=1)
+    with finetuner.adapted(PROMPT) as adaptation:
+        first_score = adaptation.score(PROMPT)
+
+        assert adaptation.losses == whole.losses[:1]
+        assert sum(adaptation.steps) + adaptation.skipped_steps == sum(whole.steps)
+        assert sum(adaptation.steps) <= 2
+
+        seconds = adaptation.seconds["finetune"]
+        adaptation.train(2)
+
+        assert adaptation.passes == 2
+        assert adaptation.seconds["finetune"] > seconds
+
+        adaptation.train(1)
+
+        assert adaptation.passes == 2
+
+        adaptation.train()
+
+        assert adaptation.losses == whole.losses
+        assert adaptation.steps == whole.steps
+        assert adaptation.skipped_steps == 0
+        assert adaptation.score(PROMPT) == whole_score != first_score
+
+
 def test_a_text_is_scored_behind_the_retrieved_passages(
     gpt2, tokenizer, make, store_of
 ):
@@ -64,6 +94,7 @@ def test_after_the_block_the_model_is_restored(gpt2, make, tmp_path):
         pass
 
     for function, argument in (
+        (adaptation.train, 1),
         (adaptation.score, PROMPT),
         (adaptation.generate, PROMPT),
         (adaptation.save_adapter, tmp_path / "adapter"),

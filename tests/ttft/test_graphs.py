@@ -67,7 +67,7 @@ def train(trainer, model):
     """Losses and trained parameters; the model is as before."""
     parameters = list(model.parameters())
     before = [parameter.detach().clone() for parameter in parameters]
-    losses, _ = trainer.train(SUPPORT, StageClock(torch.device("cpu")))
+    losses = trainer.train(SUPPORT, StageClock(torch.device("cpu")))
     after = [parameter.detach().clone() for parameter in parameters]
     with torch.no_grad():
         torch._foreach_copy_(parameters, before)

@@ -108,7 +108,7 @@ def adapt(
             )
         if save is not None:
             saved = adaptation.save_adapter(save, rank=save_rank, overwrite=overwrite)
-    _print_training(adaptation, passages, seconds)
+    _print_training(adaptation, passages)
     _print_scores(before, after)
     indices = adaptation.support.indices + adaptation.support.context_indices
     share = share_held(prompt, [passages.texts[index] for index in indices])
@@ -129,9 +129,7 @@ def adapt(
             echo("The model ended at once: its continuation is blank.")
 
 
-def _print_training(
-    adaptation: Adaptation, store: Datastore, seconds: float | None
-) -> None:
+def _print_training(adaptation: Adaptation, store: Datastore) -> None:
     support, steps = adaptation.support, adaptation.steps
     table = Table(box=box.SIMPLE, expand=True)
     for name in ("source", "weight", "steps"):
@@ -161,8 +159,7 @@ def _print_training(
     echo(f"{counted(sum(steps), 'step')} with {gradients}")
     echo(f"seconds: {', '.join(stages)}")
     if adaptation.skipped_steps:
-        skipped = counted(adaptation.skipped_steps, "skipped step")
-        echo(f"{skipped}: more than {seconds:g} s")
+        echo(f"{counted(adaptation.skipped_steps, 'step')} beyond the budget skipped")
 
 
 def _source(store: Datastore, index: int) -> str:

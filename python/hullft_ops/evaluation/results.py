@@ -50,7 +50,7 @@ class Row(BaseModel):
     seconds: dict[str, NonNegativeFloat]
     """By stage; empty if there is an error. "finetune" includes reading the context."""
     seconds_row: NonNegativeFloat
-    """Of the whole row, with scoring and restoring."""
+    """Of the row, with scoring."""
     passes: int
     """Forward-backward passes."""
     steps: int

@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -45,6 +47,13 @@ EXCERPT_CHARS = 200
 _PACKAGES = ("hullft_ops", "torch", "transformers", "tokenizers", "faiss-cpu")
 # Tokenizers with one vocabulary may merge, normalise and prefix text differently.
 _SENTENCE = "Naïve  TOKENS of x_1 = 3.14;\n\tİt's 10,000 日本 🙂"
+# What a row holds if its training failed.
+_LOST: dict[str, Any] = {
+    "bits_per_byte_after": None,
+    "seconds": {},
+    "passes": 0,
+    "steps": 0,
+}
 # A prompt, and the labels of the configurations to measure on it.
 Task = tuple[Prompt, list[str]]
 
@@ -186,8 +195,8 @@ def measure(evaluation: Evaluation, task: Task) -> Iterator[Row]:
     prompt, labels = task
     # By the length of the scored windows, which is the same unless the model states none.
     before: dict[int, BitsPerByte] = {}
-    for config in labels:
-        finetuner = evaluation.finetuner(config)
+    for configs in _by_passes([evaluation.configs[config] for config in labels]):
+        finetuner = evaluation.finetuner(label(configs[0]))
         if finetuner.window not in before:
             before[finetuner.window] = score_text(
                 finetuner.model,
@@ -195,52 +204,72 @@ def measure(evaluation: Evaluation, task: Task) -> Iterator[Row]:
                 prompt.text,
                 max_length=finetuner.window,
             )
-        yield _row(evaluation, finetuner, prompt, before[finetuner.window])
+        yield from _rows(
+            evaluation, finetuner, configs, prompt, before[finetuner.window]
+        )
 
 
-def _row(
+def _by_passes(configs: list[TTFTConfig]) -> list[list[TTFTConfig]]:
+    """Groups that differ in their passes alone, each by rising passes."""
+    groups = defaultdict(list)
+    for config in configs:
+        groups[label(replace(config, passes=None))].append(config)
+    for group in groups.values():
+        group.sort(key=lambda config: config.passes or inf)
+    return list(groups.values())
+
+
+def _rows(
     evaluation: Evaluation,
     finetuner: TestTimeFinetuner,
+    configs: list[TTFTConfig],
     prompt: Prompt,
     before: BitsPerByte,
-) -> Row:
+) -> list[Row]:
+    """A row after each number of passes. One training serves them all."""
     start = perf_counter()
     support = finetuner.select(prompt.text)
-    after, error, seconds, passes, steps = None, None, {}, 0, 0
+    shared: dict[str, Any] = {
+        "run": evaluation.run,
+        "prompt": prompt.id,
+        "domain": prompt.domain,
+        "excerpt": prompt.text[:EXCERPT_CHARS],
+        "seed": evaluation.seed,
+        "bits_per_byte_before": before.value,
+        "bytes_scored": before.bytes,
+        "support_size": len(support.indices),
+        "residual": support.residual,
+        "versions": versions_of(_PACKAGES) | {"device": finetuner.model.device.type},
+        "threads": torch.get_num_threads(),
+    }
+    measured: list[dict[str, Any]] = []
     try:
         with finetuner.adapted(support) as adaptation:
-            after = adaptation.score(prompt.text).value
-            seconds = _stages(adaptation)
-            passes, steps = adaptation.passes, sum(adaptation.steps)
+            for config in configs:
+                if measured:
+                    adaptation.train(config.passes)
+                measured.append(_measured(adaptation, prompt))
+                measured[-1]["seconds_row"] = perf_counter() - start
     except NonFiniteLossError as failure:
-        error = str(failure)
-    return Row(
-        run=evaluation.run,
-        prompt=prompt.id,
-        config=label(finetuner.config),
-        settings=settings_of(finetuner.config),
-        domain=prompt.domain,
-        excerpt=prompt.text[:EXCERPT_CHARS],
-        seed=evaluation.seed,
-        bits_per_byte_before=before.value,
-        bits_per_byte_after=after,
-        bytes_scored=before.bytes,
-        seconds=seconds,
-        seconds_row=perf_counter() - start,
-        passes=passes,
-        steps=steps,
-        support_size=len(support.indices),
-        residual=support.residual,
-        error=error,
-        versions=versions_of(_PACKAGES) | {"device": finetuner.model.device.type},
-        threads=torch.get_num_threads(),
-    )
+        lost = _LOST | {"error": str(failure), "seconds_row": perf_counter() - start}
+        measured += [lost] * (len(configs) - len(measured))
+    return [
+        Row(**shared, **fields, config=label(config), settings=settings_of(config))
+        for config, fields in zip(configs, measured, strict=True)
+    ]
 
 
-def _stages(adaptation: Adaptation) -> dict[str, float]:
+def _measured(adaptation: Adaptation, prompt: Prompt) -> dict[str, Any]:
+    """What a row says of an adaptation."""
     seconds = {stage: adaptation.seconds[stage] for stage in STAGES}
     seconds["finetune"] += adaptation.seconds.get("prefill", 0.0)
-    return seconds
+    return {
+        "bits_per_byte_after": adaptation.score(prompt.text).value,
+        "seconds": seconds,
+        "passes": adaptation.passes,
+        "steps": sum(adaptation.steps),
+        "error": None,
+    }
 
 
 def run_identity(

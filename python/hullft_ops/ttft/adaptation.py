@@ -1,7 +1,8 @@
 """An adapted model: its support, losses and times, and what it can do until it is restored."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -10,6 +11,7 @@ from hullft_ops.ttft.context import SEPARATOR, ReadContext
 from hullft_ops.ttft.generation import chat_message, continue_prompt
 from hullft_ops.ttft.saving import SavedAdapter, save_adapter
 from hullft_ops.ttft.scoring import BitsPerByte, score_text
+from hullft_ops.ttft.steps import plan, steps_on_each
 from hullft_ops.ttft.support import Support
 
 if TYPE_CHECKING:
@@ -21,9 +23,8 @@ class Adaptation:
     """A model that is adapted to a prompt. `TestTimeFinetuner.adapted` makes one.
 
     Attributes:
-        support: the passages that the model was trained on, and those before the prompt.
+        support: the passages to train on, and those before the prompt.
         losses: the mean loss of each pass, in nats.
-        steps: the optimizer steps taken on each passage of the support.
         seconds: wall-clock seconds by stage: embed, search, select, tokenize, forward, backward,
             step, prefill (reading the retrieved passages), and finetune: all from the support to
             the trained model. Of a batch of prompts, each has its share.
@@ -31,13 +32,20 @@ class Adaptation:
     """
 
     support: Support
-    losses: list[float]
-    steps: list[int]
-    seconds: dict[str, float]
     _finetuner: "TestTimeFinetuner"
     _original: list[Tensor]
-    _context: ReadContext
+    seconds: dict[str, float]
+    losses: list[float] = field(default_factory=list)
     has_ended: bool = False
+    # Whether the passes were those of adapt_many, whose optimizer is gone.
+    _is_complete: bool = False
+    _context: ReadContext | None = None
+
+    @property
+    def steps(self) -> list[int]:
+        """The optimizer steps taken on each passage of the support."""
+        sweeps = plan(self.support.counts, self._finetuner.config)
+        return steps_on_each(sweeps[: self.passes], len(self.support.counts))
 
     @property
     def passes(self) -> int:
@@ -46,8 +54,20 @@ class Adaptation:
 
     @property
     def skipped_steps(self) -> int:
-        """Steps that did not fit into the budget of seconds."""
+        """Steps that did not fit into the budget of seconds or passes."""
         return sum(self.support.counts) - sum(self.steps)
+
+    def train(self, passes: int | None = None) -> None:
+        """Go on training, until the passes are so many; None for all that the steps need.
+
+        Raises:
+            RuntimeError: the with block has ended, or the adapter is from `adapt_many`.
+            NonFiniteLossError, torch.OutOfMemoryError: as `TestTimeFinetuner.adapted`.
+        """
+        self._check_alive("train")
+        if self._is_complete:
+            raise RuntimeError("train: an adapter from adapt_many takes no more steps")
+        self._finetuner._train(self, passes, perf_counter())
 
     def score(self, text: str) -> BitsPerByte:
         """`hullft_ops.ttft.score_text` of the adapted model, behind the retrieved passages."""
@@ -81,7 +101,7 @@ class Adaptation:
                 no chat template.
         """
         self._check_alive("generate")
-        passages = self._context.passages
+        passages = [] if self._context is None else self._context.passages
         if chat:
             texts = self._finetuner.store.texts
             before = [texts[index] for index in self.support.context_indices]

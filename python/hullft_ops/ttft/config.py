@@ -33,6 +33,9 @@ class TTFTConfig:
     """Optimizer steps with each gradient, or in Python a function from a passage's steps to that
     number. A passage with c steps takes ceil(c / refresh) forward-backward passes."""
 
+    passes: int | None = None
+    """Forward-backward passes at most; None for as many as the steps need."""
+
     pool_size: int = 200
     """How many of the nearest passages to select from."""
 
@@ -70,6 +73,8 @@ class TTFTConfig:
         check_integer("TTFTConfig", "n_select", self.n_select, 0, MAX_STEPS)
         if not callable(self.refresh):
             check_integer("TTFTConfig", "refresh", self.refresh, 1)
+        if self.passes is not None:
+            check_integer("TTFTConfig", "passes", self.passes, 1)
         check_integer("TTFTConfig", "pool_size", self.pool_size, 1)
         check_integer("TTFTConfig", "context", self.context, 0)
         check_integer("TTFTConfig", "seed", self.seed, 0)

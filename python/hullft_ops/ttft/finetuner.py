@@ -142,20 +142,20 @@ class TestTimeFinetuner:
         """
         deadline = self._deadline(seconds)
         support = self._support_of(prompt)
-        clock = StageClock(self.model.device)
         with exclusive(self.model, adapts=True):
             start = perf_counter()
             trained = self._parameters_changed_by(prompt, support)
             with restored(self.model, trained, self._copies) as original:
-                with out_of_memory_explained(_OUT_OF_MEMORY):
-                    losses, steps = self._train(prompt, support, clock, deadline)
-                    finetune = perf_counter() - start
-                    context = self._read(support, clock)
-                seconds_of = support.seconds | clock.seconds()
-                seconds_of["finetune"] = finetune + support.seconds.get("tokenize", 0.0)
-                adaptation = Adaptation(
-                    support, losses, steps, seconds_of, self, original, context
-                )
+                tokenize = support.seconds.get("tokenize", 0.0)
+                seconds_of = support.seconds | {"finetune": tokenize}
+                adaptation = Adaptation(support, self, original, seconds_of)
+                if isinstance(prompt, TrainedAdapter):
+                    _copy(prompt.parameters, self._trained)
+                    adaptation.losses = list(prompt.losses)
+                    adaptation._is_complete = True
+                else:
+                    add_adapter(self._adapter)
+                self._train(adaptation, self.config.passes, start, deadline)
                 try:
                     yield adaptation
                 finally:
@@ -249,21 +249,31 @@ class TestTimeFinetuner:
 
     def _train(
         self,
-        prompt: str | Support | TrainedAdapter,
-        support: Support,
-        clock: StageClock,
-        deadline: Deadline | None,
-    ) -> tuple[list[float], list[int]]:
-        """The loss of each pass, and the steps on each passage of the support."""
-        if isinstance(prompt, TrainedAdapter):
-            _copy(prompt.parameters, self._trained)
-            return prompt.losses, support.counts
-        add_adapter(self._adapter)
-        return self._trainer.train(support, clock, deadline)
+        adaptation: Adaptation,
+        passes: int | None,
+        start: float,
+        deadline: Deadline | None = None,
+    ) -> None:
+        """Train up to so many passes, and read the retrieved passages with the new weights.
 
-    def _read(self, support: Support, clock: StageClock) -> ReadContext:
-        with clock.of("prefill"):
-            return ReadContext(self.model, self.tokenizer, support.context_ids)
+        What was done since ``start``, a `perf_counter`, counts as finetuning.
+        """
+        support, seconds = adaptation.support, adaptation.seconds
+        clock = StageClock(self.model.device)
+        with out_of_memory_explained(_OUT_OF_MEMORY):
+            if not adaptation._is_complete:
+                adaptation.losses += self._trainer.train(
+                    support, clock, deadline, start=adaptation.passes, stop=passes
+                )
+            seconds["finetune"] += perf_counter() - start
+            # It takes the place of one with earlier weights.
+            seconds.pop("prefill", None)
+            with clock.of("prefill"):
+                adaptation._context = ReadContext(
+                    self.model, self.tokenizer, support.context_ids
+                )
+        for stage, spent in clock.seconds().items():
+            seconds[stage] = seconds.get(stage, 0.0) + spent
 
 
 def _trained_parameters(model: "PreTrainedModel") -> list[nn.Parameter]:

@@ -44,6 +44,14 @@ def plan(counts: Sequence[int], config: TTFTConfig) -> list[Sweep]:
     return sweeps
 
 
+def steps_on_each(sweeps: Sequence[Sweep], passages: int) -> list[int]:
+    """The steps of these sweeps on each passage of a support."""
+    steps = [0] * passages
+    for sweep in sweeps:
+        steps[sweep.passage] += sweep.repeats
+    return steps
+
+
 def _refresh_of(count: int, config: TTFTConfig) -> int:
     if not callable(config.refresh):
         return config.refresh

@@ -58,22 +58,36 @@ class SupportTrainer:
             self._graphs = PassGraphs(model, self._trained)
 
     def train(
-        self, support: Support, clock: StageClock, deadline: Deadline | None = None
-    ) -> tuple[list[float], list[int]]:
+        self,
+        support: Support,
+        clock: StageClock,
+        deadline: Deadline | None = None,
+        *,
+        start: int = 0,
+        stop: int | None = None,
+    ) -> list[float]:
         """Take ``support.counts[i]`` steps on passage i, several with each gradient.
 
+        Args:
+            support: what to train on.
+            clock: counts the seconds of each stage.
+            deadline: ends the training before a pass that it does not allow.
+            start: the first pass. From above 0, it goes on with the support trained on last.
+            stop: the pass to end before; None for the last one.
+
         Returns:
-            The mean loss of each pass, in nats, and the steps taken on each passage.
+            The mean loss of each pass, in nats.
 
         Raises:
             NonFiniteLossError: a loss is not finite.
         """
-        sweeps = plan(support.counts, self._config)
-        steps_taken = [0] * len(support.counts)
+        sweeps = plan(support.counts, self._config)[start:stop]
         if not sweeps:
-            return [], steps_taken
-        # The moments stay, so they are allocated before any memory that is freed again.
-        graphs = self._prepare_optimizer()
+            return []
+        if start == 0:
+            # The moments stay, so they are allocated before any memory that is freed again.
+            self._reset_optimizer()
+        graphs = self._usable_graphs()
         passes: list[Sweep] = []
         with training_mode(self._model):
             # One tensor for all losses, allocated first. A loss left where its pass put it would
@@ -92,12 +106,11 @@ class SupportTrainer:
                     check_losses([loss.item()], [sweep], support)
                 # A caller's autocast would keep using its copies of the old weights.
                 torch.clear_autocast_cache()
-                steps_taken[sweep.passage] += sweep.repeats
         # Reading each loss would stall a GPU every time, and reading none would leave the GPU's
         # work out of the time.
         values: list[float] = losses[: len(passes)].tolist()
         check_losses(values, passes, support)
-        return values, steps_taken
+        return values
 
     def steps(self, counts: Sequence[int], clock: StageClock) -> Iterator[Sweep]:
         """Take the steps of `train` with gradients that the caller computes.
@@ -105,16 +118,17 @@ class SupportTrainer:
         Yields each sweep. When it goes on, the gradients of the mean loss of the sweep's passage
         must be in ``.grad``.
         """
-        for sweep in plan(counts, self._config):
+        for sweep in plan(counts, self._config)[: self._config.passes]:
             yield sweep
             self._take_steps(sweep.repeats, clock)
             self._optimizer.zero_grad(set_to_none=True)
 
-    def _prepare_optimizer(self) -> PassGraphs | None:
-        """Reset Adam's state. The graphs, if they can serve."""
+    def _reset_optimizer(self) -> None:
         self._optimizer.param_groups[0]["capturable"] = self._graphs is not None
         self._optimizer.make_state()
         self._optimizer.reset()
+
+    def _usable_graphs(self) -> PassGraphs | None:
         if self._graphs is not None and self._graphs.can_serve(self._optimizer):
             return self._graphs
         return None
