@@ -53,9 +53,8 @@ def untimed(rows: list[Row]) -> list[dict[str, Any]]:
     return [row.model_dump(exclude={"seconds", "seconds_row"}) for row in rows]
 
 
-def bits_by_passes(path: Path) -> dict[tuple[str, int], float | None]:
-    rows = read_rows(path)
-    return {(row.prompt, row.passes): row.bits_per_byte_after for row in rows}
+def bits_by_key(path: Path) -> dict[tuple[str, str], float | None]:
+    return {row.key: row.bits_per_byte_after for row in read_rows(path)}
 
 
 def test_a_row_says_what_the_finetuner_does(
@@ -124,15 +123,15 @@ def test_prompts_begin_with_different_configurations(evaluate: Evaluate) -> None
     ]
 
 
-def test_one_training_gives_the_rows_of_every_number_of_passes(
+def test_one_training_gives_the_rows_of_all_passes_and_contexts(
     evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hullft = ["--method", "hullft", "--refresh", 1]
-    for passes in (1, 2):
-        output = f"{passes}.jsonl"
-        assert evaluate(*hullft, "--passes", passes, "--output", output).code == 0
-
-    assert evaluate(*hullft, "--output", "all.jsonl").code == 0
+    alone = {}
+    for passes, context in ((1, 0), (1, 2), (2, 0), (2, 1), (9, 0)):
+        options = ["--passes", passes, "--context", context, "--output", "alone.jsonl"]
+        assert evaluate(*hullft, *options).code == 0
+        alone = bits_by_key(Path("alone.jsonl"))
 
     trainings = []
     select = TestTimeFinetuner.select
@@ -142,17 +141,16 @@ def test_one_training_gives_the_rows_of_every_number_of_passes(
         return select(finetuner, prompt)
 
     monkeypatch.setattr(TestTimeFinetuner, "select", counted_select)
-    assert evaluate(*hullft, "--passes", 2, 1, 9).code == 0
+    assert evaluate(*hullft, "--passes", 2, 1, 9, "--context", 1, 0, 2).code == 0
 
     # Two prompts, after one training that pays for allocations.
     assert len(trainings) == 3
-    assert [row.passes for row in read_rows(OUTPUT)] == [1, 2, 3, 1, 2, 3]
+    assert [row.passes for row in read_rows(OUTPUT)] == 2 * [1, 1, 1, 2, 2, 2, 3, 3, 3]
 
-    alone = {}
-    for name in ("1", "2", "all"):
-        alone |= bits_by_passes(Path(f"{name}.jsonl"))
+    together = bits_by_key(OUTPUT)
 
-    assert bits_by_passes(OUTPUT) == alone
+    assert len(alone) == 10
+    assert {key: together[key] for key in alone} == alone
 
 
 def test_a_second_run_adds_only_what_is_missing(

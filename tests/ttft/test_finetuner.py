@@ -72,6 +72,10 @@ def test_training_goes_on_where_the_budget_of_passes_ended(gpt2, tokenizer, make
         assert adaptation.skipped_steps == 0
         assert adaptation.score(PROMPT) == whole_score != first_score
 
+        adaptation.read(0)
+
+        assert adaptation.score(PROMPT) == score_text(gpt2, tokenizer, PROMPT)
+
 
 def test_a_text_is_scored_behind_the_retrieved_passages(
     gpt2, tokenizer, make, store_of

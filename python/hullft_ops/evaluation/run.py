@@ -79,7 +79,7 @@ class Evaluation:
     store: Datastore
     embedder: Embedder
 
-    def finetuner(self, config: str) -> TestTimeFinetuner:
+    def finetuner(self, config: TTFTConfig) -> TestTimeFinetuner:
         """A finetuner with that configuration.
 
         Each row takes a new one: it holds three times the trained parameters once it has adapted.
@@ -89,7 +89,7 @@ class Evaluation:
             self.tokenizer,
             self.store,
             self.embedder,
-            self.configs[config],
+            config,
         )
 
 
@@ -124,7 +124,7 @@ def load_evaluation(
         store=store,
         embedder=embedder,
     )
-    for config in evaluation.configs:
+    for config in configs:
         # A configuration that does not fit the models is refused before the work.
         evaluation.finetuner(config)
     return evaluation
@@ -195,8 +195,9 @@ def measure(evaluation: Evaluation, task: Task) -> Iterator[Row]:
     prompt, labels = task
     # By the length of the scored windows, which is the same unless the model states none.
     before: dict[int, BitsPerByte] = {}
-    for configs in _by_passes([evaluation.configs[config] for config in labels]):
-        finetuner = evaluation.finetuner(label(configs[0]))
+    for configs in _trainings([evaluation.configs[config] for config in labels]):
+        most = max(config.context for config in configs)
+        finetuner = evaluation.finetuner(replace(configs[0], context=most))
         if finetuner.window not in before:
             before[finetuner.window] = score_text(
                 finetuner.model,
@@ -209,13 +210,16 @@ def measure(evaluation: Evaluation, task: Task) -> Iterator[Row]:
         )
 
 
-def _by_passes(configs: list[TTFTConfig]) -> list[list[TTFTConfig]]:
-    """Groups that differ in their passes alone, each by rising passes."""
+def _trainings(configs: list[TTFTConfig]) -> list[list[TTFTConfig]]:
+    """Groups that one training serves: they differ in passes and context alone.
+
+    Each is by rising passes, and then by falling context.
+    """
     groups = defaultdict(list)
     for config in configs:
-        groups[label(replace(config, passes=None))].append(config)
+        groups[label(replace(config, passes=None, context=0))].append(config)
     for group in groups.values():
-        group.sort(key=lambda config: config.passes or inf)
+        group.sort(key=lambda config: (config.passes or inf, -config.context))
     return list(groups.values())
 
 
@@ -226,8 +230,9 @@ def _rows(
     prompt: Prompt,
     before: BitsPerByte,
 ) -> list[Row]:
-    """A row after each number of passes. One training serves them all."""
+    """The rows of one training."""
     start = perf_counter()
+    context = finetuner.config.context
     support = finetuner.select(prompt.text)
     shared: dict[str, Any] = {
         "run": evaluation.run,
@@ -248,6 +253,9 @@ def _rows(
             for config in configs:
                 if measured:
                     adaptation.train(config.passes)
+                if config.context != context:
+                    context = config.context
+                    adaptation.read(context)
                 measured.append(_measured(adaptation, prompt))
                 measured[-1]["seconds_row"] = perf_counter() - start
     except NonFiniteLossError as failure:

@@ -39,7 +39,7 @@ class Adaptation:
     has_ended: bool = False
     # Whether the passes were those of adapt_many, whose optimizer is gone.
     _is_complete: bool = False
-    _context: ReadContext | None = None
+    _context: ReadContext = field(init=False)
 
     @property
     def steps(self) -> list[int]:
@@ -67,7 +67,18 @@ class Adaptation:
         self._check_alive("train")
         if self._is_complete:
             raise RuntimeError("train: an adapter from adapt_many takes no more steps")
+        before = self.passes
         self._finetuner._train(self, passes, perf_counter())
+        if self.passes > before:
+            self.read(len(self._context.passages))
+
+    def read(self, context: int | None = None) -> None:
+        """Put only the ``context`` nearest of the retrieved passages before texts; None for all."""
+        self._check_alive("read")
+        passages = self.support.context_ids
+        if context is not None:
+            passages = passages[max(0, len(passages) - context) :]
+        self._context, self.seconds["prefill"] = self._finetuner._read(passages)
 
     def score(self, text: str) -> BitsPerByte:
         """`hullft_ops.ttft.score_text` of the adapted model, behind the retrieved passages."""
@@ -101,7 +112,7 @@ class Adaptation:
                 no chat template.
         """
         self._check_alive("generate")
-        passages = [] if self._context is None else self._context.passages
+        passages = self._context.passages
         if chat:
             texts = self._finetuner.store.texts
             before = [texts[index] for index in self.support.context_indices]

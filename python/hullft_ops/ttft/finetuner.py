@@ -156,6 +156,7 @@ class TestTimeFinetuner:
                 else:
                     add_adapter(self._adapter)
                 self._train(adaptation, self.config.passes, start, deadline)
+                adaptation.read()
                 try:
                     yield adaptation
                 finally:
@@ -254,26 +255,28 @@ class TestTimeFinetuner:
         start: float,
         deadline: Deadline | None = None,
     ) -> None:
-        """Train up to so many passes, and read the retrieved passages with the new weights.
-
-        What was done since ``start``, a `perf_counter`, counts as finetuning.
-        """
-        support, seconds = adaptation.support, adaptation.seconds
+        """Train up to so many passes. All since ``start``, a `perf_counter`, is finetuning."""
         clock = StageClock(self.model.device)
-        with out_of_memory_explained(_OUT_OF_MEMORY):
-            if not adaptation._is_complete:
+        if not adaptation._is_complete:
+            with out_of_memory_explained(_OUT_OF_MEMORY):
                 adaptation.losses += self._trainer.train(
-                    support, clock, deadline, start=adaptation.passes, stop=passes
+                    adaptation.support,
+                    clock,
+                    deadline,
+                    start=adaptation.passes,
+                    stop=passes,
                 )
-            seconds["finetune"] += perf_counter() - start
-            # It takes the place of one with earlier weights.
-            seconds.pop("prefill", None)
-            with clock.of("prefill"):
-                adaptation._context = ReadContext(
-                    self.model, self.tokenizer, support.context_ids
-                )
+        seconds = adaptation.seconds
+        seconds["finetune"] += perf_counter() - start
         for stage, spent in clock.seconds().items():
             seconds[stage] = seconds.get(stage, 0.0) + spent
+
+    def _read(self, passages: Sequence[Sequence[int]]) -> tuple[ReadContext, float]:
+        """The context of these passages, and the seconds that the model read."""
+        clock = StageClock(self.model.device)
+        with out_of_memory_explained(_OUT_OF_MEMORY), clock.of("prefill"):
+            context = ReadContext(self.model, self.tokenizer, passages)
+        return context, clock.seconds()["prefill"]
 
 
 def _trained_parameters(model: "PreTrainedModel") -> list[nn.Parameter]:
