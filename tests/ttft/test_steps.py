@@ -42,6 +42,14 @@ def test_refresh_may_be_a_function_of_the_count():
         plan(COUNTS, TTFTConfig(refresh=lambda count: 0))
 
 
+def test_rounds_begin_with_a_pass_on_every_passage():
+    sweeps = plan(COUNTS, TTFTConfig(refresh=2, order="rounds"))
+
+    assert [sweep.passage for sweep in sweeps] == [0, 2, 3, 0, 0]
+    assert [sweep.repeats for sweep in sweeps] == [2, 2, 1, 2, 1]
+    assert [sweep.start for sweep in sweeps] == [0, 2, 4, 5, 7]
+
+
 def test_a_deadline_expects_the_slowest_pass_so_far(time):
     deadline = Deadline(10.0, [CPU])
 

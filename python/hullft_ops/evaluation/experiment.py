@@ -132,9 +132,9 @@ def expand(
 ) -> list[TTFTConfig]:
     """Every configuration of some grids, once. Lists multiply out.
 
-    Settings that do not matter take their default: ``refresh`` for knn and random, ``seed`` for the
-    others, and what concerns steps where there are none. A configuration without steps and context
-    is left out: every row has the bits per byte without adaptation.
+    Settings that do not matter take their default: ``refresh`` and ``order`` for knn and random,
+    ``seed`` for the others, and what concerns steps where there are none. A configuration without
+    steps and context is left out: every row has the bits per byte without adaptation.
 
     Raises:
         InputError: a setting is unknown or wrong, or nothing is left to measure.
@@ -178,7 +178,7 @@ def _that_matter(
     if values.get("n_select", config_class.n_select) == 0:
         return {name: values[name] for name in _STEPLESS if name in values}
     if method in _ONE_STEP_A_PASSAGE:
-        values = values | {"refresh": 1}
+        values = values | {"refresh": 1, "order": "grouped"}
     if method != "random":
         values = {name: value for name, value in values.items() if name != "seed"}
     return values

@@ -8,6 +8,7 @@ from hullft_ops._checks import check_integer, check_number
 from hullft_ops.ttft.methods import METHODS, SelectionMethod
 
 Variant = Literal["vanilla", "away", "pairwise"]
+Order = Literal["grouped", "rounds"]
 
 # Selection and training hold memory for each step.
 MAX_STEPS = 100_000
@@ -32,6 +33,10 @@ class TTFTConfig:
     refresh: int | Callable[[int], int] = 2
     """Optimizer steps with each gradient, or in Python a function from a passage's steps to that
     number. A passage with c steps takes ceil(c / refresh) forward-backward passes."""
+
+    order: Order = "grouped"
+    """grouped for all passes on a passage in a row, as in the paper, or rounds for a first pass on
+    every passage, then the second passes."""
 
     passes: int | None = None
     """Forward-backward passes at most; None for as many as the steps need."""
@@ -87,6 +92,7 @@ class TTFTConfig:
         if not callable(self.method):
             _check_choice("method", self.method, METHODS)
         _check_choice("variant", self.variant, get_args(Variant))
+        _check_choice("order", self.order, get_args(Order))
         _check_choice("dtype", self.dtype, (None, "bfloat16"))
 
 

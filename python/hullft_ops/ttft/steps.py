@@ -31,14 +31,19 @@ class Sweep:
 def plan(counts: Sequence[int], config: TTFTConfig) -> list[Sweep]:
     """The sweeps for passages with these counts, with a gradient for every ``refresh`` steps.
 
-    The steps of a passage follow one another, as in arXiv:2605.30337.
+    The steps of a passage follow one another, as in arXiv:2605.30337, unless the order is "rounds".
     """
-    sweeps: list[Sweep] = []
-    start = 0
+    # Passes that follow one another: those on a passage, or those of a round.
+    groups = defaultdict(list)
     for passage, count in enumerate(counts):
         refresh = _refresh_of(count, config)
-        for done in range(0, count, refresh):
-            repeats = min(refresh, count - done)
+        for number, done in enumerate(range(0, count, refresh)):
+            group = number if config.order == "rounds" else passage
+            groups[group].append((passage, min(refresh, count - done)))
+    sweeps: list[Sweep] = []
+    start = 0
+    for group in sorted(groups):
+        for passage, repeats in groups[group]:
             sweeps.append(Sweep(passage, start, repeats))
             start += repeats
     return sweeps

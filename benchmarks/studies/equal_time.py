@@ -1,0 +1,144 @@
+"""Tables and a picture of bits per byte after equal numbers of passes, from an evaluation's rows.
+
+    hullft-ops evaluate --config benchmarks/results/equal_time/code.json --output rows.jsonl
+    python -m benchmarks.studies.equal_time rows.jsonl --picture code.png
+
+prints the tables of docs/results/equal_time.md. Every mean and interval is over the prompts that
+all configurations with the same context have finished.
+"""
+
+import argparse
+from collections import defaultdict
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from hullft_ops.evaluation.results import Row, read_rows
+from hullft_ops.evaluation.statistics import relative
+
+METHODS = {"knn": "kNN", "sift": "SIFT", "hullft": "HullFT"}
+RIVALS = ("kNN", "SIFT")
+# What a method's name leaves out: they are the columns, the tables, and the same for all.
+_LEFT_OUT = ("method", "n_select", "passes", "context", "max_length", "dtype", "noise")
+# For each method's name and number of passes, a row for each prompt.
+Curves = dict[str, dict[int, dict[str, Row]]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("rows", type=Path)
+    parser.add_argument("--picture", type=Path)
+    arguments = parser.parse_args()
+    rows = [row for row in read_rows(arguments.rows) if row.error is None]
+    contexts = sorted({row.settings.get("context", 0) for row in rows})
+    figure = Figure(figsize=(5.2 * len(contexts), 4.2), dpi=150, layout="tight")
+    for number, context in enumerate(contexts, start=1):
+        curves = curves_of(rows, context)
+        axes = figure.add_subplot(1, len(contexts), number)
+        axes.set_title(f"{context} passages in the prompt")
+        draw(axes, curves)
+        print(f"\n### {context} passages in the prompt\n")
+        print("\n".join(table(curves)), end="\n\n")
+        print("\n".join(comparisons(curves)))
+    if arguments.picture is not None:
+        figure.savefig(arguments.picture)
+
+
+def curves_of(rows: list[Row], context: int) -> Curves:
+    """The curves with so many passages in the prompt, on the prompts that all of them have."""
+    curves: Curves = defaultdict(lambda: defaultdict(dict))
+    for row in rows:
+        if row.settings.get("context", 0) == context and "passes" in row.settings:
+            curves[name_of(row)][row.settings["passes"]][row.prompt] = row
+    cells = [cell for points in curves.values() for cell in points.values()]
+    shared = set.intersection(*(set(cell) for cell in cells))
+    if not shared:
+        raise SystemExit("equal_time: no prompt has all configurations")
+    for cell in cells:
+        for prompt in cell.keys() - shared:
+            del cell[prompt]
+    return curves
+
+
+def name_of(row: Row) -> str:
+    """Method and steps, and the settings that tell it from others."""
+    settings = row.settings
+    parts = [f"{METHODS[settings['method']]} {settings['n_select']}"]
+    for key, value in settings.items():
+        if key not in _LEFT_OUT:
+            parts.append(f"{key} {value}")
+    return ", ".join(parts)
+
+
+def table(curves: Curves) -> list[str]:
+    """The mean bits per byte of each method after each number of passes, and its seconds."""
+    budgets = sorted({passes for points in curves.values() for passes in points})
+    first = next(iter(curves.values()))
+    cell = next(iter(first.values()))
+    none = fmean(row.bits_per_byte_before for row in cell.values())
+    columns = [f"{passes} passes" for passes in budgets]
+    lines = [
+        _line([f"{len(cell)} prompts", *columns, "seconds"]),
+        _line(["---"] * (len(budgets) + 2)),
+        _line(["no adaptation", *[f"{none:.4f}"] * len(budgets), ""]),
+    ]
+    for name, points in curves.items():
+        means = [f"{bits(points[passes]).mean():.4f}" for passes in budgets]
+        last = points[budgets[-1]].values()
+        seconds = median(row.seconds_total for row in last)
+        lines.append(_line([name, *means, f"{seconds:.1f}"]))
+    return lines
+
+
+def comparisons(curves: Curves) -> list[str]:
+    """Each method against those of its rivals with the fewest bits after as many passes."""
+    budgets = sorted({passes for points in curves.values() for passes in points})
+    lines = [
+        _line(["", "against", *[f"{passes} passes" for passes in budgets]]),
+        _line(["---"] * (len(budgets) + 2)),
+    ]
+    for name in curves:
+        if name.startswith(RIVALS):
+            continue
+        for rival in RIVALS:
+            cells = []
+            for passes in budgets:
+                best = best_of(rival, curves, passes)
+                ours = curves[name][passes]
+                change = relative(bits(ours), bits(best))
+                fewer = int((bits(ours) < bits(best)).sum())
+                cells.append(f"{change}, fewer on {fewer} of {len(best)}")
+            lines.append(_line([name, rival, *cells]))
+    return lines
+
+
+def best_of(rival: str, curves: Curves, passes: int) -> dict[str, Row]:
+    cells = [curves[name][passes] for name in curves if name.startswith(rival)]
+    return min(cells, key=lambda cell: float(bits(cell).mean()))
+
+
+def bits(cell: dict[str, Row]) -> np.ndarray:
+    """Bits per byte in the order of the prompts' ids."""
+    values = [cell[prompt].bits_per_byte_after for prompt in sorted(cell)]
+    return np.array(values, dtype=np.float64)
+
+
+def draw(axes: Any, curves: Curves) -> None:
+    for name, points in curves.items():
+        budgets = sorted(points)
+        means = [bits(points[passes]).mean() for passes in budgets]
+        axes.plot(budgets, means, "o-", label=name)
+    axes.set_xlabel("forward-backward passes")
+    axes.set_ylabel("bits per byte")
+    axes.legend()
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    main()
