@@ -8,6 +8,7 @@ import pytest
 import tyro
 
 from hullft_ops.cli.index import index
+from hullft_ops.ttft.embedding import load_embedder
 from hullft_ops.ttft.store.datastore import Datastore
 
 
@@ -55,6 +56,20 @@ def test_the_same_command_twice_needs_overwrite(run, corpus, tmp_path):
         run(*command)
 
     run(*command, "--overwrite")
+
+
+def test_the_embedder_may_compute_in_bfloat16(run, corpus, tmp_path, monkeypatch):
+    loaded = []
+
+    def load(name, **options):
+        loaded.append(options)
+        return load_embedder(name, **options)
+
+    monkeypatch.setattr(sys.modules[index.__module__], "load_embedder", load)
+    options = ["--text-column", "body", "--dtype", "bfloat16"]
+    run(corpus, "--output", tmp_path / "store", *options)
+
+    assert loaded == [{"device": None, "dtype": "bfloat16"}]
 
 
 def test_a_folder_and_its_patterns(run, tmp_path):

@@ -42,6 +42,17 @@ def test_the_default_embedder_gives_unit_vectors(minilm):
     assert minilm.encode([]).shape == (0, 384)
 
 
+def test_bfloat16_gives_nearly_the_same_vectors(minilm):
+    texts = ["short", "naïve café ☕", "a long text " * 500]
+    exact = minilm.encode(texts)
+    vectors = load_embedder(dtype="bfloat16").encode(texts)
+
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-6, atol=0)
+    assert np.abs(vectors - exact).max() > 1e-5
+    assert np.einsum("ij,ij->i", vectors, exact).min() > 0.9998
+
+
 def test_it_reads_as_many_tokens_as_it_says(minilm):
     words = ["cat"] * minilm.max_tokens
     changed = [*words[:-1], "dog"]

@@ -9,6 +9,7 @@ from hullft_ops.distributed.embedding import ray_embedding
 from hullft_ops.distributed.workers import Workers
 from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER, load_embedder
 from hullft_ops.ttft.files import check_output
+from hullft_ops.ttft.precision import Precision
 from hullft_ops.ttft.store.corpus import IndexConfig
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.index import index_corpus
@@ -20,6 +21,7 @@ def index(
     output: Path,
     embedder: str = DEFAULT_EMBEDDER,
     device: str | None = None,
+    dtype: Precision | None = None,
     config: tyro.conf.OmitArgPrefixes[IndexConfig] = IndexConfig(),  # noqa: B008
     workers: tyro.conf.OmitArgPrefixes[Workers] = Workers(),  # noqa: B008
     reuse: Path | None = None,
@@ -34,6 +36,8 @@ def index(
         output: folder of the datastore.
         embedder: name or folder of a sentence-transformers model.
         device: device of the embedder: cpu, cuda, cuda:1; None for a GPU if there is one.
+        dtype: bfloat16 to embed under autocast, faster where the processor has instructions for it;
+            None for the embedder's own.
         config: how to read and cut it.
         workers: where to embed.
         reuse: folder of a datastore of the same embedder; its texts are not embedded again.
@@ -44,11 +48,11 @@ def index(
     if workers.engine == "ray":
         if reuse is not None:
             raise ValueError("--reuse embeds in this process, got --engine ray")
-        embed = ray_embedding(embedder, workers)
+        embed = ray_embedding(embedder, workers, dtype)
     store = index_corpus(
         corpus,
         output,
-        load_embedder(embedder, device=device),
+        load_embedder(embedder, device=device, dtype=dtype),
         config,
         reuse=Datastore.open(reuse) if reuse else None,
         embed=embed,

@@ -7,15 +7,16 @@ import numpy as np
 
 from hullft_ops.distributed.workers import Workers, do_item, worker_pool
 from hullft_ops.ttft.embedding import load_embedder
+from hullft_ops.ttft.precision import Precision
 from hullft_ops.ttft.store.format import Embed
 
 
-def load_encoder(name: str) -> Callable[[Any], np.ndarray]:
+def load_encoder(name: str, dtype: Precision | None) -> Callable[[Any], np.ndarray]:
     """What a worker does: the vectors of a batch of texts, float32 ``[len(texts), dim]``."""
-    return load_embedder(name).encode
+    return load_embedder(name, dtype=dtype).encode
 
 
-def ray_embedding(name: str, workers: Workers) -> Embed:
+def ray_embedding(name: str, workers: Workers, dtype: Precision | None = None) -> Embed:
     """What `index_corpus` takes as ``embed``, to embed in workers.
 
     The batches are those of a single process, and so are the bits of their vectors if it has as
@@ -24,10 +25,11 @@ def ray_embedding(name: str, workers: Workers) -> Embed:
     Args:
         name: of the embedder, for `load_embedder`, on the workers' machines too.
         workers: how many; they start with the first batch.
+        dtype: as in `load_embedder`.
     """
 
     def embed(batches: Iterable[list[str]]) -> Iterator[np.ndarray]:
-        with worker_pool(workers, load_encoder, name=name) as pool:
+        with worker_pool(workers, load_encoder, name=name, dtype=dtype) as pool:
             for batch in batches:
                 pool.submit(do_item, batch)
                 if not pool.has_free():

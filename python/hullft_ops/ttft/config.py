@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 from hullft_ops._checks import check_integer, check_number
 from hullft_ops.ttft.methods import METHODS, SelectionMethod
+from hullft_ops.ttft.precision import Precision
 
 Variant = Literal["vanilla", "away", "pairwise"]
 Order = Literal["grouped", "rounds"]
@@ -53,7 +54,7 @@ class TTFTConfig:
     max_length: int | None = None
     """Tokens to cut passages to; None for the model's context."""
 
-    dtype: Literal["bfloat16"] | None = None
+    dtype: Precision | None = None
     """bfloat16 to train under autocast; None for the model's own dtype."""
 
     max_grad_norm: float | None = None

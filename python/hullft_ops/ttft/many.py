@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 from hullft_ops.ttft.config import TTFTConfig
 from hullft_ops.ttft.lock import exclusive
 from hullft_ops.ttft.loss import MeanLoss
+from hullft_ops.ttft.precision import autocast
 from hullft_ops.ttft.steps import StageClock, Sweep
 from hullft_ops.ttft.support import Support
 from hullft_ops.ttft.training import (
     SupportTrainer,
-    autocast,
     check_depends,
     check_losses,
     training_mode,
@@ -156,7 +156,7 @@ class LoraSlots:
             padded.append([*row.text, *padding])
         device = self._model.device
         tokens = torch.tensor(padded, device=device)
-        with clock.of("forward"), autocast(device, self._config):
+        with clock.of("forward"), autocast(device, self._config.dtype):
             losses = self._loss.of_rows(tokens, lengths)
         total = torch.stack(losses).sum()
         check_depends(total)

@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from hullft_ops.ttft.models.attention import (
 from hullft_ops.ttft.models.checks import position_limit
 from hullft_ops.ttft.models.forwards import eval_mode, fused_activations
 from hullft_ops.ttft.models.onednn import wide_products
+from hullft_ops.ttft.precision import autocast
 from hullft_ops.ttft.steps import Deadline, StageClock, Sweep, plan
 from hullft_ops.ttft.support import Support
 
@@ -150,7 +151,7 @@ class SupportTrainer:
 
     def _eager_pass(self, tokens: Tensor, clock: StageClock, repeats: int) -> Tensor:
         self._optimizer.zero_grad(set_to_none=True)
-        with clock.of("forward"), autocast(self._device, self._config):
+        with clock.of("forward"), autocast(self._device, self._config.dtype):
             mean_loss = self._loss.of_padded if self._is_padded else self._loss
             loss = mean_loss(tokens)
         check_depends(loss)
@@ -190,13 +191,6 @@ def training_mode(model: nn.Module) -> Iterator[None]:
         fused_activations(model),
     ):
         yield
-
-
-def autocast(device: torch.device, config: TTFTConfig) -> AbstractContextManager[Any]:
-    """The context of a forward pass in the configuration's dtype."""
-    if config.dtype is None:
-        return nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 def check_depends(loss: Tensor) -> None:
