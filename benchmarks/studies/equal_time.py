@@ -100,16 +100,18 @@ def comparisons(curves: Curves) -> list[str]:
         _line(["", "against", *[f"{passes} passes" for passes in budgets]]),
         _line(["---"] * (len(budgets) + 2)),
     ]
-    for name in curves:
-        if name.startswith(RIVALS):
-            continue
-        for rival in RIVALS:
+    ours = [name for name in curves if not name.startswith(RIVALS)]
+    rivals = [
+        rival for rival in RIVALS if any(name.startswith(rival) for name in curves)
+    ]
+    for name in ours:
+        for rival in rivals:
             cells = []
             for passes in budgets:
                 best = best_of(rival, curves, passes)
-                ours = curves[name][passes]
-                change = relative(bits(ours), bits(best))
-                fewer = int((bits(ours) < bits(best)).sum())
+                cell = curves[name][passes]
+                change = relative(bits(cell), bits(best))
+                fewer = int((bits(cell) < bits(best)).sum())
                 cells.append(f"{change}, fewer on {fewer} of {len(best)}")
             lines.append(_line([name, rival, *cells]))
     return lines

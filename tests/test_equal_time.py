@@ -1,0 +1,74 @@
+"""The study at equal time: its tables, against means made by hand."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from benchmarks.studies import equal_time
+
+from evaluation_rows import result_row
+
+BITS = {
+    ("knn", 1): {5: [2.0, 4.0], 10: [1.0, 3.0]},
+    ("hullft", 2): {5: [1.0, 3.0], 10: [1.0, 2.5]},
+}
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    """Two methods on two prompts, and one of them on a third."""
+    lines = []
+    for (method, refresh), points in BITS.items():
+        for passes, values in points.items():
+            settings = {"method": method, "n_select": 20, "refresh": refresh}
+            settings |= {"lr": 1e-4, "passes": passes}
+            third = [9.0] if method == "knn" else []
+            for prompt, bits in enumerate([*values, *third]):
+                row = result_row(
+                    f"p{prompt}",
+                    config=f"{method} {passes}",
+                    settings=settings,
+                    bits_per_byte_before=5.0,
+                    bits_per_byte_after=bits,
+                )
+                lines.append(row.model_dump_json())
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(line + "\n" for line in lines))
+    return file
+
+
+def test_tables_are_over_the_prompts_that_all_methods_have(
+    rows: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    picture = tmp_path / "bits.png"
+    monkeypatch.setattr(
+        sys, "argv", ["equal_time", str(rows), "--picture", str(picture)]
+    )
+    equal_time.main()
+    lines = capsys.readouterr().out.splitlines()
+
+    assert "| 2 prompts | 5 passes | 10 passes | seconds |" in lines
+    assert "| no adaptation | 5.0000 | 5.0000 |  |" in lines
+    assert "| kNN 20, refresh 1, lr 0.0001 | 3.0000 | 2.0000 | 0.4 |" in lines
+    assert "| HullFT 20, refresh 2, lr 0.0001 | 2.0000 | 1.7500 | 0.4 |" in lines
+
+    [pair] = [
+        line for line in lines if line.startswith("| HullFT 20") and "kNN" in line
+    ]
+    assert "-33.3%" in pair
+    assert "fewer on 2 of 2" in pair
+    assert "-12.5%" in pair
+    assert "fewer on 1 of 2" in pair
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_prompts_must_be_shared(rows: Path) -> None:
+    other = [line for line in rows.read_text().splitlines() if '"hullft' in line]
+    moved = [line.replace('"prompt":"p', '"prompt":"q') for line in other]
+    kept = [line for line in rows.read_text().splitlines() if '"hullft' not in line]
+    rows.write_text("".join(line + "\n" for line in kept + moved))
+    with pytest.raises(SystemExit, match="no prompt has all configurations"):
+        equal_time.curves_of(equal_time.read_rows(rows), context=0)
