@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Compiles the CPU sources for aarch64, warnings as errors. Wants aarch64-linux-gnu-g++ and a Python
-# with torch and pybind11; links nothing and runs nothing.
+# with torch; links nothing and runs nothing.
 #   tools/check_aarch64.sh [PYTHON]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -10,7 +10,7 @@ out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 sources=(csrc/cpu/*.cpp csrc/cpu/frank_wolfe/*.cpp csrc/host/*.cpp csrc/cpu/simd/dispatch.cpp csrc/cpu/simd/kernels_portable.cpp)
 printf '%s\n' "${sources[@]}" | xargs -P "$(nproc)" -I{} sh -c '
-  aarch64-linux-gnu-g++ -std=c++20 -O1 -Wall -Wextra -Werror -fvisibility=hidden \
+  aarch64-linux-gnu-g++ -std=c++20 -O0 -Wall -Wextra -Werror -fvisibility=hidden \
     -DTORCH_TARGET_VERSION=0x020b000000000000 -isystem "$1/include" \
     -c "$0" -o "$2/$(basename "$0").o"' {} "$torch" "$out"
 echo "${#sources[@]} sources compile for aarch64"

@@ -1,8 +1,8 @@
 """Compiles the kernels' own sources for the CPU: one shared library for each kind of check.
 
-``plain``: clang, optimised. ``fused``: products are fused with the sums that use them, as nvcc
-does. ``asan``: g++ with AddressSanitizer and misaligned vector accesses. ``race``: every load and
-store reports to cusim/race.cpp.
+``plain``: clang, optimised. ``unoptimised``: the same, quick to compile, for mutants. ``fused``:
+products are fused with the sums that use them, as nvcc does. ``asan``: g++ with AddressSanitizer
+and misaligned vector accesses. ``race``: every load and store reports to cusim/race.cpp.
 """
 
 import fcntl
@@ -54,11 +54,12 @@ class Kind:
 
 KINDS = {
     "plain": Kind(CLANG, ("-O2",), ("-O2",)),
+    "unoptimised": Kind(CLANG, ("-O0",), ("-O0",)),
     "asan": Kind(
         "g++", ("-O1", *_SANITIZERS), ("-O1", *_SANITIZERS), tuple(_SANITIZERS)
     ),
     "fused": Kind(CLANG, ("-O2", "-ffp-contract=fast", *_FUSES), ("-O2",)),
-    "race": Kind(CLANG, ("-O1", "-fsanitize=thread"), ("-O1", "-DCUSIM_RACE")),
+    "race": Kind(CLANG, ("-O1", "-fsanitize=thread"), ("-O2", "-DCUSIM_RACE")),
 }
 
 

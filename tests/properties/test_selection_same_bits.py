@@ -68,7 +68,7 @@ def test_ragged_pools_equal_separate_ones(
     dtype=st.sampled_from(DTYPES),
     kind=st.sampled_from(["near", "wide"]),
 )
-@settings(max_examples=6)
+@settings(max_examples=min(6, settings.default.max_examples))
 def test_the_number_of_threads(
     operator: str, batch: int, seed: int, dtype: torch.dtype, kind: str
 ) -> None:

@@ -74,9 +74,9 @@ struct Simulator {
   char* stacks = nullptr;
   size_t n_stacks = 0;
   int n_threads = 0, n_exited = 0, n_arrived = 0;
-  unsigned launch = 0, block = 0;       // numbered from 1, for the race checker
-  unsigned epoch = 0;                   // barriers of the block so far
-  unsigned warp_epoch[kMaxWarps] = {};  // barriers that order the lanes of one warp
+  unsigned epoch = 0;                          // grows with each block and at each of its barriers
+  unsigned launch_epoch = 0, block_epoch = 0;  // the first of them
+  unsigned warp_epoch[kMaxWarps] = {};         // barriers that order the lanes of one warp
   uint32_t born[kMaxWarps], live[kMaxWarps], waiting[kMaxWarps];
   Vote votes[2];  // of this barrier and the last one, which late readers still read
   uint64_t rng = 1;

@@ -9,16 +9,23 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
+
 #include "cusim.h"
+
+extern "C" __attribute__((visibility("hidden"))) char __ehdr_start;  // by the linker
 
 namespace cusim::race {
 namespace {
 
+// One for each byte and access that must be remembered: the smaller, the faster.
 struct Access {
-  uint32_t launch, block, epoch, warp_epoch;
-  int thread;
+  uint32_t epoch, warp_epoch;
+  uint32_t pc;  // from the start of the library
+  uint16_t thread;
   bool atomic;
-  void* pc;
+
+  bool of_this_block() const { return epoch >= sim.block_epoch; }
 };
 
 struct Byte {
@@ -26,23 +33,47 @@ struct Byte {
 };
 
 struct Region {
-  const char* p;  // null: the dynamic shared memory of the block
+  const char* p;
   size_t bytes;
   const char* name;
   bool read_only, shared;
   std::vector<Byte> log;
 };
 
-std::vector<Region> regions;
+std::vector<Region> regions;  // by address
+Region dynamic_shared;        // of the block
 bool checking = false;
 
-std::string line_of(void* pc) {
+size_t offset_in(const Region& region, const void* p) {
+  return size_t(static_cast<const char*>(p) - region.p);
+}
+
+auto first_after(const void* p) {
+  return std::upper_bound(regions.begin(), regions.end(), static_cast<const char*>(p),
+                          [](const char* address, const Region& r) { return address < r.p; });
+}
+
+// Most accesses are to a thread's own stack, which no region holds.
+Region* region_of(const void* p) {
+  dynamic_shared.p = sim.dynamic_shared.get();
+  if (offset_in(dynamic_shared, p) < sim.dynamic_bytes) {
+    dynamic_shared.bytes = sim.dynamic_bytes;
+    if (dynamic_shared.log.size() < sim.dynamic_bytes) dynamic_shared.log.resize(sim.dynamic_bytes);
+    return &dynamic_shared;
+  }
+  const auto after = first_after(p);
+  if (after == regions.begin()) return nullptr;
+  Region& region = *std::prev(after);
+  return offset_in(region, p) < region.bytes ? &region : nullptr;
+}
+
+std::string line_of(uint32_t pc) {
   Dl_info info;
   char text[400] = "?";
-  if (!dladdr(pc, &info)) return text;
+  if (!dladdr(&__ehdr_start, &info)) return text;
   char command[600];
   snprintf(command, sizeof command, "addr2line -s -e '%s' %#zx 2>/dev/null", info.dli_fname,
-           size_t(static_cast<char*>(pc) - static_cast<char*>(info.dli_fbase)) - 1);
+           size_t(pc) - 1);
   if (FILE* f = popen(command, "r")) {
     if (fgets(text, sizeof text, f)) text[strcspn(text, "\n ")] = 0;
     pclose(f);
@@ -51,14 +82,14 @@ std::string line_of(void* pc) {
 }
 
 std::string describe(const Access& a, const char* verb) {
-  return "thread " + std::to_string(a.thread) + (a.block == sim.block ? "" : " of another block") +
+  return "thread " + std::to_string(a.thread) + (a.of_this_block() ? "" : " of another block") +
          verb + line_of(a.pc);
 }
 
 // True if a, made earlier, is not ordered before b.
 bool unordered(const Access& a, const Access& b) {
-  if (a.launch != b.launch) return false;
-  if (a.block != b.block) return true;
+  if (a.epoch < sim.launch_epoch) return false;
+  if (!a.of_this_block()) return true;
   if (a.epoch != b.epoch || a.thread == b.thread) return false;
   return !(a.thread / kWarpLanes == b.thread / kWarpLanes && a.warp_epoch != b.warp_epoch);
 }
@@ -70,7 +101,7 @@ class Check {
 
   void byte(size_t at) const {
     Byte& log = region_.log[at];
-    const bool written_here = !region_.shared || log.write.block == access_.block;
+    const bool written_here = !region_.shared || log.write.of_this_block();
     if (!written_here && !write_ && at == offset_)
       report("read of uninitialised ", describe(access_, " reads at "));
     if (written_here && unordered(log.write, access_) && !(access_.atomic && log.write.atomic))
@@ -89,7 +120,7 @@ class Check {
 
   void note_write(Byte& log) const {
     for (const Access& read : log.reads)
-      if (!(region_.shared && read.block != access_.block) && unordered(read, access_))
+      if (!(region_.shared && !read.of_this_block()) && unordered(read, access_))
         report("race on ", describe(access_, " writes at ") + ", " + describe(read, " read at "));
     log.write = access_;
   }
@@ -110,25 +141,21 @@ class Check {
 };
 
 void check(const void* p, size_t n, bool write, bool atomic, void* pc) {
-  for (Region& region : regions) {
-    const char* base = region.p;
-    size_t bytes = region.bytes;
-    if (!base) {
-      base = sim.dynamic_shared.get(), bytes = sim.dynamic_bytes;
-      if (region.log.size() < bytes) region.log.resize(bytes);
-    }
-    const size_t offset = size_t(static_cast<const char*>(p) - base);
-    if (offset >= bytes) continue;
-    const Access access{
-        sim.launch,          sim.block, sim.epoch, sim.warp_epoch[sim.current->warp],
-        sim.current->thread, atomic,    pc};
-    if (write && region.read_only)
-      fail("write to read-only buffer " + std::string(region.name) + "+" + std::to_string(offset) +
-           ": " + describe(access, " writes at "));
-    const Check checker(region, offset, access, write);
-    for (size_t at = offset; at < offset + n && at < bytes; ++at) checker.byte(at);
-    return;
-  }
+  Region* region = region_of(p);
+  if (!region || (region->read_only && !write)) return;  // reads alone do not race
+  const size_t offset = offset_in(*region, p);
+  const Access access{
+      .epoch = sim.epoch,
+      .warp_epoch = sim.warp_epoch[sim.current->warp],
+      .pc = uint32_t(static_cast<char*>(pc) - &__ehdr_start),
+      .thread = uint16_t(sim.current->thread),
+      .atomic = atomic,
+  };
+  if (region->read_only)
+    fail("write to read-only buffer " + std::string(region->name) + "+" + std::to_string(offset) +
+         ": " + describe(access, " writes at "));
+  const Check checker(*region, offset, access, write);
+  for (size_t at = offset; at < offset + n && at < region->bytes; ++at) checker.byte(at);
 }
 
 void on_access(const void* p, size_t n, bool write, bool atomic, void* pc) {
@@ -146,7 +173,7 @@ void clear() {
   sim.on_atomic = [](void* p, size_t n) {
     on_access(p, n, true, true, __builtin_return_address(0));
   };
-  regions.push_back({nullptr, 0, "dynamic __shared__", false, true, {}});
+  dynamic_shared = {nullptr, 0, "dynamic __shared__", false, true, {}};
   if (!__start_cusim_shared) return;
   const size_t n = size_t(__stop_cusim_shared - __start_cusim_shared);
   regions.push_back(
@@ -154,7 +181,9 @@ void clear() {
 }
 
 void add(const void* p, size_t n, const char* name, bool read_only) {
-  regions.push_back({static_cast<const char*>(p), n, name, read_only, false, std::vector<Byte>(n)});
+  std::vector<Byte> log(read_only ? 0 : n);
+  regions.insert(first_after(p),
+                 {static_cast<const char*>(p), n, name, read_only, false, std::move(log)});
 }
 
 }  // namespace cusim::race

@@ -132,8 +132,8 @@ inline void start_block(dim3 block, size_t shared_bytes) {
   fill_shared(shared_bytes);
   sim.n_exited = sim.n_arrived = 0;
   sim.exception = nullptr;
-  ++sim.block;
   start_epoch();
+  sim.block_epoch = sim.epoch;
   for (int w = 0; w < kMaxWarps; ++w) {
     const int lanes = std::clamp(sim.n_threads - kWarpLanes * w, 0, kWarpLanes);
     sim.waiting[w] = 0;
@@ -175,7 +175,7 @@ void run_grid(dim3 grid, dim3 block, size_t shared_bytes, Body&& body) {
   sim.n_threads = int(n);
   blockDim = block, gridDim = grid;
   sim.rng = 0x9E3779B97F4A7C15ull * (sim.config.seed + 1);
-  ++sim.launch;
+  sim.launch_epoch = sim.epoch + 1;
   using BodyType = std::remove_reference_t<Body>;
   sim.body_argument = const_cast<void*>(static_cast<const void*>(&body));
   sim.body = [](void* p) { (*static_cast<BodyType*>(p))(); };
