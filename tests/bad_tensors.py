@@ -135,6 +135,13 @@ BAD_RATES = [
 ]
 
 
+BAD_REPEATS = [
+    ("must hold one int64 value, got int64 of shape .2.", torch.ones(2).long()),
+    ("must hold one int64 value, got float32 of shape ..", torch.tensor(1.0)),
+    (r"must be in 1\.\.2147483647, got 0", torch.tensor(0)),
+]
+
+
 Tensors = list[torch.Tensor]
 
 

@@ -15,6 +15,7 @@ from adam_training import backward, grouped, make_model
 from bad_tensors import (
     BAD_ADAM_OPTIONS,
     BAD_RATES,
+    BAD_REPEATS,
     bad_accumulations,
     bad_adam_tensors,
     overlapping_step_counts,
@@ -69,6 +70,17 @@ def test_bad_values_of_a_learning_rate_tensor(value: float) -> None:
 
     with pytest.raises(ValueError, match=message):
         OPS.adam_replay_(*make_tensors([3]), repeats=1, lr_tensor=rate, **OPTIONS)
+
+
+@pytest.mark.cpu_only("a number of steps on the device is read by the launch")
+@pytest.mark.parametrize(("message", "repeats"), BAD_REPEATS)
+def test_bad_tensors_of_repeats(message: str, repeats: torch.Tensor) -> None:
+    tensors = make_tensors([3])
+    with pytest.raises(ValueError, match=f"^adam_replay_: repeats_tensor {message}$"):
+        OPS.adam_replay_(*tensors, repeats=1, repeats_tensor=repeats, **OPTIONS)
+
+    with pytest.raises(ValueError, match="^adam_replay_check: repeats_tensor must"):
+        OPS.adam_replay_check(*tensors, [], repeats)
 
 
 def test_a_learning_rate_within_what_is_written() -> None:

@@ -325,7 +325,13 @@ def test_opcheck(weight_decay: float) -> None:
     torch.library.opcheck(OPS.adam_replay_.default, tuple(tensors), options)
 
 
+def test_opcheck_of_a_number_of_steps_in_a_tensor() -> None:
+    options = {**OPTIONS, "repeats": 1, "repeats_tensor": torch.tensor(3)}
+    arguments = tuple(make_tensors([(3, 4), 5]))
+    torch.library.opcheck(OPS.adam_replay_.default, arguments, options)
+
+
 def test_opcheck_of_the_check() -> None:
     tensors = make_tensors([(3, 4), 0, 5], grad_dtype=torch.bfloat16)
-    arguments = (*tensors, [torch.tensor(1e-3)])
+    arguments = (*tensors, [torch.tensor(1e-3)], torch.tensor(3))
     torch.library.opcheck(OPS.adam_replay_check.default, arguments)

@@ -216,6 +216,23 @@ def test_repeats_of_a_group() -> None:
     assert step_counts(optimizer) == [14, 14, 6]
 
 
+def test_repeats_in_a_tensor() -> None:
+    ours = make_model()
+    theirs = make_model()
+    optimizer = grouped(ours, ReplayAdam)
+    twin = grouped(theirs, ReplayAdam)
+    repeats = torch.tensor(0)
+
+    for seed in range(1, 4):
+        backward(ours, seed)
+        optimizer.step(repeats=repeats.fill_(seed))
+
+        backward(theirs, seed)
+        twin.step(repeats=seed)
+
+    assert_same_bits(ours, theirs)
+
+
 def test_repeats_of_a_group_with_a_scaler_and_a_schedule() -> None:
     ours = make_model(torch.float32)
     theirs = make_model(torch.float32)

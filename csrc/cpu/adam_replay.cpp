@@ -113,22 +113,24 @@ void adam_replay(std::vector<Tensor> params, std::vector<Tensor> grads,
                  std::vector<Tensor> exp_avgs, std::vector<Tensor> exp_avg_sqs,
                  std::vector<Tensor> steps, int64_t repeats, double lr, double beta1, double beta2,
                  double eps, double weight_decay, bool decoupled, bool maximize,
-                 std::optional<Tensor> lr_tensor, std::optional<int64_t> seed) {
+                 std::optional<Tensor> lr_tensor, std::optional<int64_t> seed,
+                 std::optional<Tensor> repeats_tensor) {
   constexpr const char* op = "adam_replay_";
   const TensorList param_list{"params", params}, step_list{"steps", steps};
   const AdamOptions options = check_adam_arguments(
       op, param_list, {"grads", grads}, {"exp_avgs", exp_avgs}, {"exp_avg_sqs", exp_avg_sqs},
-      step_list, repeats, {lr, beta1, beta2, eps, weight_decay, decoupled, maximize}, lr_tensor);
+      step_list, {lr, beta1, beta2, eps, weight_decay, decoupled, maximize}, lr_tensor);
+  const int64_t n_steps = check_repeats(op, repeats, repeats_tensor, param_list, step_list);
   std::vector<double> steps_done;
   for (size_t i = 0; i < steps.size(); ++i)
     steps_done.push_back(read_step(op, step_list, i, param_list[0]));
   const NoGrad no_grad;
-  AdamReplay replay(options, repeats, seed);
+  AdamReplay replay(options, n_steps, seed);
   for (size_t i = 0; i < params.size(); ++i)
     replay.add(params[i], grads[i], exp_avgs[i], exp_avg_sqs[i], steps_done[i]);
   replay.run();
   for (size_t i = 0; i < steps.size(); ++i)
-    write_step(step_list[i], steps_done[i] + double(repeats));
+    write_step(step_list[i], steps_done[i] + double(n_steps));
 }
 
 }  // namespace

@@ -19,6 +19,10 @@ __device__ __forceinline__ double steps_done(const AdamEntry& entry) {
   return entry.device_step ? read_value(entry.device_step, entry.wide_step) : entry.steps_done;
 }
 
+__device__ __forceinline__ int64_t repeats_of(int64_t repeats, const int64_t* device_repeats) {
+  return device_repeats ? *device_repeats : repeats;
+}
+
 __device__ __forceinline__ AdamOptions options_of(const AdamCall& call) {
   AdamOptions options = call.options;
   if (call.device_lr) options.lr = read_value(call.device_lr, call.wide_lr);
@@ -91,7 +95,7 @@ __global__ void __launch_bounds__(kSweepThreads, 2)
   const AdamEntry& entry = batch.entries[place.entry];
   const double done = steps_done(entry);
   const AdamOptions options = options_of(call);
-  const int64_t repeats = call.repeats;
+  const int repeats = int(repeats_of(call.repeats, call.device_repeats));
   const double decay = DeviceMath<double>{}.product(options.lr, options.weight_decay);
   const AdamRates<R> rates = adam_rates<R>(options, decay);
   T* const param = static_cast<T*>(entry.param);
@@ -108,9 +112,10 @@ __global__ void __launch_bounds__(kSweepThreads, 2)
     load_sweep(pieces, entry.grad, grad_type, x.grad);
 #pragma unroll
     for (int j = 0; j < kSweepVector<R>; ++j) x.grad[j] *= rates.sign;
-    for (int64_t first = 0; first < repeats; first += kStepTable) {
-      const int n = int(repeats - first < kStepTable ? repeats - first : kStepTable);
-      if (tile == 0 || repeats > kStepTable) fill_steps(options, done + double(first), n, steps);
+    for (int left = repeats; left > 0; left -= kStepTable) {
+      const int n = left < kStepTable ? left : kStepTable;
+      if (tile == 0 || repeats > kStepTable)
+        fill_steps(options, done + double(repeats - left), n, steps);
       // No decay is a factor of 1, which waits for memory; a third loop would take registers.
       if (weight_decay(rates) == WeightDecay::kCoupled)
         take_steps<WeightDecay::kCoupled>(x, rates, steps, n);
@@ -127,14 +132,15 @@ __global__ void __launch_bounds__(kSweepThreads, 2)
 }
 
 __global__ void __launch_bounds__(kSweepThreads, 2)
-    advance_kernel(SweepBatch<AdamEntry> batch, double repeats) {
+    advance_kernel(SweepBatch<AdamEntry> batch, int64_t repeats, const int64_t* device_repeats) {
+  const double taken = double(repeats_of(repeats, device_repeats));
   for (int i = int(threadIdx.x); i < batch.n; i += kSweepThreads) {
     const AdamEntry& entry = batch.entries[i];
     void* step = const_cast<void*>(entry.device_step);
     if (entry.wide_step)
-      *static_cast<double*>(step) += repeats;
+      *static_cast<double*>(step) += taken;
     else
-      *static_cast<float*>(step) += float(repeats);
+      *static_cast<float*>(step) += float(taken);
   }
 }
 
@@ -166,13 +172,14 @@ cudaError_t launch_adam_replay(const AdamEntry* entries, int64_t n, Storage para
   }
 }
 
-cudaError_t launch_advance_steps(const AdamEntry* entries, int64_t n, int64_t repeats,
+cudaError_t launch_advance_steps(const AdamEntry* entries, int64_t n, const AdamCall& call,
                                  cudaStream_t stream) {
   SweepBatch<AdamEntry> batch;
   batch.n = 0;
   std::unordered_set<const void*> advanced;  // tensors may share a step
   const auto flush = [&] {
-    HULLFT_LAUNCH(advance_kernel, dim3(1), dim3(kSweepThreads), 0, stream, batch, double(repeats));
+    HULLFT_LAUNCH(advance_kernel, dim3(1), dim3(kSweepThreads), 0, stream, batch, call.repeats,
+                  call.device_repeats);
     batch.n = 0;
     return cudaGetLastError();
   };

@@ -23,7 +23,8 @@ struct AdamEntry {
 struct AdamCall {
   AdamOptions options;
   int64_t repeats;
-  const void* device_lr;  // one float32 or float64 on the device, or null: options.lr
+  const int64_t* device_repeats;  // on the device, or null: repeats
+  const void* device_lr;          // one float32 or float64 on the device, or null: options.lr
   bool wide_lr;
   bool stochastic;  // rounding of bfloat16 parameters
   uint64_t seed;
@@ -34,8 +35,8 @@ struct AdamCall {
 cudaError_t launch_adam_replay(const AdamEntry* entries, int64_t n, Storage param, Storage grad,
                                const AdamCall& call, cudaStream_t stream);
 
-// Adds repeats to every step that is on the device, once where several entries share it.
-cudaError_t launch_advance_steps(const AdamEntry* entries, int64_t n, int64_t repeats,
+// Adds the call's repeats to every step that is on the device, once where several entries share it.
+cudaError_t launch_advance_steps(const AdamEntry* entries, int64_t n, const AdamCall& call,
                                  cudaStream_t stream);
 
 }  // namespace hullft

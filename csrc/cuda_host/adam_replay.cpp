@@ -26,13 +26,21 @@ AdamEntry with_step(const char* op, const TensorList& steps, size_t i, const Lis
   return entry_of;
 }
 
-// A learning rate beside the parameters is read by the launch.
-AdamCall adam_call(const AdamOptions& options, int64_t repeats,
-                   const std::optional<Tensor>& lr_tensor, std::optional<int64_t> seed) {
-  AdamCall call{options, repeats, nullptr, false, seed.has_value(), uint64_t(seed.value_or(0))};
-  if (!lr_tensor || lr_tensor->is_cpu()) return call;
-  call.device_lr = lr_tensor->const_data_ptr();
-  call.wide_lr = lr_tensor->scalar_type() == ScalarType::Double;
+bool is_on_device(const std::optional<Tensor>& t) { return t && !t->is_cpu(); }
+
+// A learning rate and a number of steps beside the parameters are read by the launch.
+AdamCall adam_call(const AdamOptions& options, int64_t n_steps,
+                   const std::optional<Tensor>& lr_tensor, std::optional<int64_t> seed,
+                   const std::optional<Tensor>& repeats_tensor) {
+  AdamCall call{};
+  call.options = options, call.repeats = n_steps;
+  call.stochastic = seed.has_value(), call.seed = uint64_t(seed.value_or(0));
+  if (is_on_device(repeats_tensor))
+    call.device_repeats = static_cast<const int64_t*>(repeats_tensor->const_data_ptr());
+  if (is_on_device(lr_tensor)) {
+    call.device_lr = lr_tensor->const_data_ptr();
+    call.wide_lr = lr_tensor->scalar_type() == ScalarType::Double;
+  }
   return call;
 }
 
@@ -40,13 +48,15 @@ void adam_replay(std::vector<Tensor> params, std::vector<Tensor> grads,
                  std::vector<Tensor> exp_avgs, std::vector<Tensor> exp_avg_sqs,
                  std::vector<Tensor> steps, int64_t repeats, double lr, double beta1, double beta2,
                  double eps, double weight_decay, bool decoupled, bool maximize,
-                 std::optional<Tensor> lr_tensor, std::optional<int64_t> seed) {
+                 std::optional<Tensor> lr_tensor, std::optional<int64_t> seed,
+                 std::optional<Tensor> repeats_tensor) {
   constexpr const char* op = "adam_replay_";
   const TensorList param_list{"params", params}, step_list{"steps", steps};
   const AdamOptions options = check_adam_arguments(
       op, param_list, {"grads", grads}, {"exp_avgs", exp_avgs}, {"exp_avg_sqs", exp_avg_sqs},
-      step_list, repeats, {lr, beta1, beta2, eps, weight_decay, decoupled, maximize}, lr_tensor);
-  const AdamCall call = adam_call(options, repeats, lr_tensor, seed);
+      step_list, {lr, beta1, beta2, eps, weight_decay, decoupled, maximize}, lr_tensor);
+  const int64_t n_steps = check_repeats(op, repeats, repeats_tensor, param_list, step_list);
+  const AdamCall call = adam_call(options, n_steps, lr_tensor, seed, repeats_tensor);
   if (params.empty()) return;
   std::vector<AdamEntry> entries;
   entries.reserve(params.size());
@@ -73,11 +83,11 @@ void adam_replay(std::vector<Tensor> params, std::vector<Tensor> grads,
   for (const auto& [storages, group] : groups)
     check_cuda(op, launch_adam_replay(group.data(), int64_t(group.size()), storages.first,
                                       storages.second, call, context.stream()));
-  check_cuda(
-      op, launch_advance_steps(entries.data(), int64_t(entries.size()), repeats, context.stream()));
+  check_cuda(op,
+             launch_advance_steps(entries.data(), int64_t(entries.size()), call, context.stream()));
   for (FlatTensor& t : written) t.write_back();
   for (size_t i = 0; i < steps.size(); ++i)
-    if (step_list[i].is_cpu()) write_step(step_list[i], entries[i].steps_done + double(repeats));
+    if (step_list[i].is_cpu()) write_step(step_list[i], entries[i].steps_done + double(n_steps));
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 // and before the first of them writes. Schema: csrc/ops.cpp.
 #include <torch/csrc/stable/library.h>
 
+#include <optional>
 #include <vector>
 
 #include "replay_checks.h"
@@ -11,7 +12,8 @@ namespace {
 
 void adam_replay_check(std::vector<Tensor> params, std::vector<Tensor> grads,
                        std::vector<Tensor> exp_avgs, std::vector<Tensor> exp_avg_sqs,
-                       std::vector<Tensor> steps, std::vector<Tensor> lr_tensors) {
+                       std::vector<Tensor> steps, std::vector<Tensor> lr_tensors,
+                       std::optional<Tensor> repeats_tensor) {
   constexpr const char* op = "adam_replay_check";
   const TensorList param_list{"params", params}, step_list{"steps", steps};
   const TensorList lr_list{"lr_tensors", lr_tensors};
@@ -20,6 +22,7 @@ void adam_replay_check(std::vector<Tensor> params, std::vector<Tensor> grads,
   for (size_t i = 0; i < steps.size(); ++i) read_step(op, step_list, i, param_list[0]);
   for (size_t i = 0; i < lr_tensors.size(); ++i)
     read_lr_tensor(op, entry(lr_list, i), lr_list[i], param_list);
+  check_repeats(op, 1, repeats_tensor, param_list, step_list);
 }
 
 }  // namespace

@@ -92,14 +92,38 @@ double read_lr_tensor(const char* op, const Name& name, const ListedTensor& lr,
   return value;
 }
 
-// Those of adam_replay_ but for the step counts' values. Gives the options with the learning rate
-// of the tensor, if there is one.
+// How many steps: `repeats`, or the value of the tensor, if there is one. One that lies on a GPU is
+// read by the launch, unchecked, and so are the step counts, which it advances; then this is 0.
+inline int64_t check_repeats(const char* op, int64_t repeats,
+                             const std::optional<Tensor>& repeats_tensor, const TensorList& params,
+                             const TensorList& steps) {
+  check_range(op, "repeats", repeats, 1);
+  if (!repeats_tensor) return repeats;
+  constexpr const char* name = "repeats_tensor";
+  const ListedTensor tensor(*repeats_tensor);
+  if (tensor.numel() != 1 || tensor.scalar_type() != ScalarType::Long)
+    value_error(op, name, " must hold one int64 value, got ", dtype_name(tensor.scalar_type()),
+                " of shape ", shape_text(tensor.sizes()));
+  check_storage(op, name, tensor);
+  if (tensor.is_cpu()) {
+    const int64_t value = *static_cast<const int64_t*>(tensor.const_data_ptr());
+    check_range(op, name, value, 1);
+    return value;
+  }
+  if (params.size()) check_same_device(op, name, tensor, "the first tensor", params[0]);
+  for (size_t i = 0; i < steps.size(); ++i)
+    if (steps[i].is_cpu())
+      value_error(op, entry(steps, i), " must be beside ", name, " on the GPU, got cpu");
+  return 0;
+}
+
+// Those of adam_replay_ but for the steps' counts and number. Gives the options with the learning
+// rate of the tensor, if there is one.
 inline AdamOptions check_adam_arguments(const char* op, const TensorList& params,
                                         const TensorList& grads, const TensorList& exp_avgs,
                                         const TensorList& exp_avg_sqs, const TensorList& steps,
-                                        int64_t repeats, AdamOptions options,
+                                        AdamOptions options,
                                         const std::optional<Tensor>& lr_tensor) {
-  check_range(op, "repeats", repeats, 1);
   std::vector<Tensor> rates;
   if (lr_tensor) rates.push_back(*lr_tensor);
   const TensorList rate_list{"lr_tensor", rates};

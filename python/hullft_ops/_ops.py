@@ -107,7 +107,12 @@ def count_writes(tensors: Iterable[Tensor]) -> None:
 # query, or one for each selected row, of int64 or of the dtype of weights.
 _FOR_EACH_ROW = ("indices", "weights", "counts", "picks", "variance")
 _INT64 = ("indices", "counts", "support_size", "num_iter", "picks", "vertex")
-_SCALARS = ("steps", "lr_tensor", "lr_tensors")  # may be on the CPU too
+_SCALARS = (
+    "steps",
+    "lr_tensor",
+    "lr_tensors",
+    "repeats_tensor",
+)  # may be on the CPU too
 
 
 def _fake(name: str, schema: Any) -> Callable[..., Any]:

@@ -133,7 +133,7 @@ class ReplayAdam(Optimizer):
         self,
         closure: None = None,
         *,
-        repeats: int | None = None,
+        repeats: int | Tensor | None = None,
         grads: Mapping[Tensor, Tensor] | None = None,
     ) -> None: ...
 
@@ -142,7 +142,7 @@ class ReplayAdam(Optimizer):
         self,
         closure: Callable[[], float],
         *,
-        repeats: int | None = None,
+        repeats: int | Tensor | None = None,
         grads: Mapping[Tensor, Tensor] | None = None,
     ) -> float: ...
 
@@ -151,7 +151,7 @@ class ReplayAdam(Optimizer):
         self,
         closure: Callable[[], float] | None = None,
         *,
-        repeats: int | None = None,
+        repeats: int | Tensor | None = None,
         grads: Mapping[Tensor, Tensor] | None = None,
     ) -> float | None:
         """Takes steps with the present gradients.
@@ -160,7 +160,9 @@ class ReplayAdam(Optimizer):
             closure: evaluated once before the steps, with gradients enabled; its loss is returned.
             repeats: how many steps to take in all groups, at least 1. None takes each group's own
                 option ``"repeats"``, which works through wrappers that call ``step()`` without
-                arguments. A group without that option takes one step.
+                arguments. A group without that option takes one step. An int64 tensor of one
+                element on the parameters' GPU is read there, unchecked, so that replays of one
+                CUDA graph can take different numbers of steps; this needs ``capturable``.
             grads: the gradient of each parameter to move, in place of every ``.grad``. It has the
                 parameter's shape and device, a DTensor's mesh and placements, and any of the four
                 dtypes. Not with a closure. See :class:`GradientCache`.
@@ -169,17 +171,18 @@ class ReplayAdam(Optimizer):
         any group is written.
 
         Raises:
-            TypeError: ``repeats`` is not an int, ``grads`` is not a mapping of tensors, a gradient
-                is sparse, only one of gradient and parameter is a DTensor, or the state holds
-                something other than tensors.
-            ValueError: ``repeats < 1``; an option is now out of range; a gradient or moment has
+            TypeError: ``repeats`` is neither an int nor a tensor, ``grads`` is not a mapping of
+                tensors, a gradient is sparse, only one of gradient and parameter is a DTensor, or
+                the state holds something other than tensors.
+            ValueError: ``repeats < 1``, or its tensor is not one int64 value beside the parameters
+                and their step counts; an option is now out of range; a gradient or moment has
                 another shape, device, mesh or placements; a parameter is Partial, overlaps or
                 interleaves with another in memory, or has no storage; or ``grads`` has a tensor
                 that is not a parameter of this optimizer.
             RuntimeError: a CUDA graph captures the step without ``capturable``, or before
                 :meth:`make_state`.
         """
-        if repeats is not None:
+        if repeats is not None and not isinstance(repeats, Tensor):
             repeats = _checks.check_integer("ReplayAdam.step", "repeats", repeats, 1)
         self._check_capture()
         loss = None
@@ -200,7 +203,7 @@ class ReplayAdam(Optimizer):
         ]
         try:
             if len(calls) > 1:  # a single call checks its tensors before it writes
-                _check_together(calls)
+                _check_together(calls, repeats)
             for columns, options in calls:
                 call_in_place("adam_replay_", columns, **options)
         except Exception:
@@ -238,11 +241,13 @@ class ReplayAdam(Optimizer):
                 self._state_of(param, group)
 
     def _options(
-        self, group: dict[str, Any], first: Tensor, repeats: int | None
+        self, group: dict[str, Any], first: Tensor, repeats: int | Tensor | None
     ) -> dict[str, Any]:
         """The operator's options, checked again because anybody may have changed the group."""
         options = _checks.adam_options(group)
-        if repeats is not None:
+        if isinstance(repeats, Tensor):
+            options |= {"repeats": 1, "repeats_tensor": repeats}
+        elif repeats is not None:
             options["repeats"] = repeats
         if options["seed"] is not None:
             # Within a call the parameters' places tell them apart. Other calls of the same step
@@ -351,7 +356,9 @@ def _is_captured(param: Tensor) -> bool:
         return torch.cuda.is_current_stream_capturing()
 
 
-def _check_together(calls: Sequence[tuple[Columns, dict[str, Any]]]) -> None:
+def _check_together(
+    calls: Sequence[tuple[Columns, dict[str, Any]]], repeats: int | Tensor | None
+) -> None:
     """Refuses what any of the calls would refuse, and memory that two of them share."""
     devices = {columns[0][0].device for columns, _ in calls}
     for device in devices:
@@ -364,4 +371,5 @@ def _check_together(calls: Sequence[tuple[Columns, dict[str, Any]]]) -> None:
                 column.extend(tensors)
             if options["lr_tensor"] is not None:
                 rates.append(options["lr_tensor"])
-        call("adam_replay_check", *joined, rates)
+        of_tensor = repeats if isinstance(repeats, Tensor) else None
+        call("adam_replay_check", *joined, rates, of_tensor)

@@ -2,7 +2,7 @@
 
 import torch
 
-from adam_problems import OPTIONS, AdamTensors, make_tensors
+from adam_problems import OPTIONS, AdamTensors, assert_same_bits, make_tensors
 from cuda_sim.checks import case
 from cuda_sim.library import Launch, Library
 from hullft_ops import reference
@@ -112,6 +112,25 @@ def adam_device_steps(library: Library, seed: int) -> None:
     library.adam_replay_(shared, 3, device_steps=True, launch=Launch(seed))
 
     assert shared.steps[0].item() == 3
+
+
+@case
+def adam_device_repeats(library: Library, seed: int) -> None:
+    """A number of steps on the device takes the place of the one in the launch."""
+    options = {"device_steps": True, "launch": Launch(seed)}
+
+    for dtype, repeats in ((F32, 1), (B16, 8), (F64, 65)):
+        expected = make_tensors([3, 0, 2060], dtype, steps_done=5.0)
+        got = expected.clone()
+        library.adam_replay_(expected, repeats, **options)
+        library.adam_replay_(
+            got,
+            7,
+            device_repeats=torch.tensor(repeats),
+            **options,
+        )
+
+        assert_same_bits(got, expected)
 
 
 @case

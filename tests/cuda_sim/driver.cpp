@@ -91,8 +91,9 @@ struct AdamCase {
   const double* steps_done;
   int64_t repeats;
   double lr, beta1, beta2, eps, weight_decay;
-  const void* device_lr;  // or null
-  int64_t seed;           // or -1
+  const void* device_lr;       // or null
+  const void* device_repeats;  // or null
+  int64_t seed;                // or -1
 };
 
 struct AccumulateCase {
@@ -335,13 +336,17 @@ const char* sim_adam_replay(const AdamCase* c, const driver::Schedule* schedule)
     const hullft::AdamOptions options{c->lr,           c->beta1,          c->beta2,        c->eps,
                                       c->weight_decay, c->decoupled != 0, c->maximize != 0};
     const Buffer device_lr("lr", c->device_lr, real_bytes(c->wide_lr));
-    const hullft::AdamCall call{options,         c->repeats,   device_lr.get(),
-                                c->wide_lr != 0, c->seed >= 0, uint64_t(c->seed)};
+    const Buffer device_repeats("repeats", c->device_repeats, sizeof(int64_t));
+    hullft::AdamCall call{};
+    call.options = options, call.repeats = c->repeats;
+    call.device_repeats = device_repeats.get<int64_t>();
+    call.device_lr = device_lr.get(), call.wide_lr = c->wide_lr != 0;
+    call.stochastic = c->seed >= 0, call.seed = uint64_t(c->seed);
     cudaError_t status =
         hullft::launch_adam_replay(entries.data(), c->n, hullft::Storage(c->param_storage),
                                    hullft::Storage(c->grad_storage), call, nullptr);
     if (status == cudaSuccess)
-      status = hullft::launch_advance_steps(entries.data(), c->n, c->repeats, nullptr);
+      status = hullft::launch_advance_steps(entries.data(), c->n, call, nullptr);
     for (const InOut& t : written) t.copy_back();
     return status;
   });

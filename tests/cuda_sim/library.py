@@ -312,6 +312,7 @@ class Library:
         *,
         device_steps: bool = False,
         device_lr: torch.Tensor | None = None,
+        device_repeats: torch.Tensor | None = None,
         seed: int | None = None,
         misalign: int = 0,
         launch: Launch = Launch(),
@@ -354,6 +355,7 @@ class Library:
             eps=o["eps"],
             weight_decay=o["weight_decay"],
             device_lr=_pointer(device_lr),
+            device_repeats=_pointer(device_repeats),
             seed=-1 if seed is None else seed,
         )
         self._call("sim_adam_replay", case, launch)

@@ -131,6 +131,7 @@ class AdamCase:
     eps: c_double
     weight_decay: c_double
     device_lr: c_void_p
+    device_repeats: c_void_p
     seed: c_int64
 
 

@@ -3,11 +3,14 @@
 Tests replay stand-ins on the CPU. Nobody has captured a pass on a GPU yet.
 """
 
+import gc
 import warnings
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,35 +18,52 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-from hullft_ops.ttft.models.attention import can_pad
+from hullft_ops.ttft.capture import Recorder
+from hullft_ops.ttft.models.attention import can_pad, masks_as_without_capture
 from hullft_ops.ttft.models.forwards import is_observed
 from hullft_ops.ttft.steps import StageClock
 
 # Trains on a text, counts its stages on the clock, and returns the loss.
 Pass = Callable[[Tensor, StageClock], Tensor]
-# Records a call without running it. Returns a graph, whose ``replay()`` runs the call, and its
-# result, which each replay fills.
-Capture = Callable[[Callable[[], Tensor]], tuple[Any, Tensor]]
+
+# So many passes of a kind run before one is captured. The first loads kernels and compares heads,
+# and few prompts bring a rare length back.
+_EAGER_PASSES = 2
+# The lengths of a context of 2,048 tokens. Each graph keeps the arguments of thousands of kernels.
+_MOST_GRAPHS = 32
+
+
+class CallRecorder(Protocol):
+    """What `capture.Recorder` does, so that tests can stand in for it."""
+
+    def record(self, run: Callable[[], Tensor]) -> tuple[Any, Tensor]: ...
+
+    def release(self) -> None: ...
+
+    def watched(self) -> AbstractContextManager[list[str]]: ...
 
 
 class PassGraphs:
-    """The graphs of one model's passes, in one memory pool, which ``new_capture`` makes.
+    """The graphs of one model's passes, the most recent ones, in one pool of memory.
 
     A snapshot restores a model in place, so a graph serves one prompt after the other, until a
-    tensor of the model or of the optimizer moves, or other adapters are active.
+    tensor of the model or of the optimizer moves, other adapters are active, or torch is to
+    multiply or attend in another way.
     """
 
     def __init__(
         self,
         model: "PreTrainedModel",
         trained: Sequence[nn.Parameter],
-        new_capture: Callable[[], Capture] | None = None,
+        recorder: CallRecorder | None = None,
     ) -> None:
         self._model, self._trained = model, trained
-        self._new_capture = new_capture or partial(_capture_on, model.device)
-        self._capture: Capture | None = None
-        # The graph, the text that it reads and the loss that it writes.
-        self._captured: dict[Hashable, tuple[Any, Tensor, Tensor]] = {}
+        self._recorder = recorder or Recorder(model.device)
+        # The graph, the text that it reads and the loss that it writes; the last used comes last.
+        self._captured: OrderedDict[Hashable, tuple[Any, Tensor, Tensor]] = (
+            OrderedDict()
+        )
+        self._eager_passes: Counter[Hashable] = Counter()
         self._state: list[object] = []
         self._failure = self._warned = ""
 
@@ -65,16 +85,17 @@ class PassGraphs:
     def run(
         self, kind: Hashable, text: Tensor, one_pass: Pass, clock: StageClock
     ) -> Tensor:
-        """Replay the pass of this kind, as the stage "forward", or run it and capture it.
+        """Run a pass of this kind, or replay it as the stage "forward".
 
         Passes of one kind differ only in values of tensors. They leave no gradients behind.
         """
+        if self._eager_passes[kind] == _EAGER_PASSES and kind not in self._captured:
+            self._add(kind, text.clone(), one_pass)
+        if self._failure:
+            return one_pass(text, clock)
         if kind not in self._captured:
-            # A capture cannot load kernels. This call does.
-            loss = one_pass(text, clock)
-            if not self._failure:
-                self._add(kind, text.clone(), one_pass)
-            return loss
+            return self._run_eagerly(kind, text, one_pass, clock)
+        self._captured.move_to_end(kind)
         graph, read, loss = self._captured[kind]
         with clock.of("forward"):
             read.copy_(text)
@@ -83,26 +104,42 @@ class PassGraphs:
         torch.autograd.graph.increment_version(self._trained)
         return loss
 
+    def _run_eagerly(
+        self, kind: Hashable, text: Tensor, one_pass: Pass, clock: StageClock
+    ) -> Tensor:
+        """A pass that waits for the GPU does not count, unless it is the first."""
+        with self._recorder.watched() as waits:
+            loss = one_pass(text, clock)
+        if not waits or not self._eager_passes[kind]:
+            self._eager_passes[kind] += 1
+        else:
+            self._warn(f"a pass waits for the GPU: {waits[0]}")
+        return loss
+
     def _add(self, kind: Hashable, text: Tensor, one_pass: Pass) -> None:
+        if len(self._captured) == _MOST_GRAPHS:
+            oldest, _ = self._captured.popitem(last=False)
+            del self._eager_passes[oldest]
         torch.clear_autocast_cache()  # a replay must cast the weights again
-        self._capture = self._capture or self._new_capture()
         try:
-            # Nobody can read events that were captured, so they go to a clock of their own.
-            graph, loss = self._capture(
-                partial(one_pass, text, StageClock(torch.device("cpu")))
+            graph, loss = self._recorder.record(
+                partial(_without_events, one_pass, text)
             )
             self._captured[kind] = graph, text, loss
         except RuntimeError as error:
             self._failure = str(error).partition("\n")[0]
-            self._drop()
-            self._warn(self._failure)
-            # They lie in the pool of the capture that was cut short.
+        if self._failure:
+            # Gradients and the error's frames hold tensors of the pool.
             for parameter in self._trained:
                 parameter.grad = None
+            gc.collect()
+            self._drop()
+            self._warn(self._failure)
 
     def _drop(self) -> None:
-        # torch refuses a pool whose graphs are all gone.
-        self._captured, self._capture = {}, None
+        self._captured.clear()
+        self._eager_passes.clear()
+        self._recorder.release()
 
     def _warn(self, why: str) -> None:
         if why != self._warned:
@@ -112,24 +149,10 @@ class PassGraphs:
             )
 
 
-def _capture_on(device: torch.device) -> Capture:
-    pool = torch.cuda.graph_pool_handle()
-    stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-
-    def capture(run: Callable[[], Tensor]) -> tuple[Any, Tensor]:
-        graph = torch.cuda.CUDAGraph()
-        with (
-            torch.cuda.device(device),
-            # torch would leave its stream current if the capture fails.
-            torch.cuda.stream(torch.cuda.current_stream(device)),
-            torch.cuda.graph(
-                graph, pool, stream, "thread_local"
-            ),  # other threads may call CUDA
-        ):
-            loss = run()
-        return graph, loss
-
-    return capture
+def _without_events(one_pass: Pass, text: Tensor) -> Tensor:
+    # Nobody can read events that were captured, so they go to a clock of their own.
+    with masks_as_without_capture():
+        return one_pass(text, StageClock(torch.device("cpu")))
 
 
 def _obstacle(model: "PreTrainedModel") -> str | None:
@@ -149,7 +172,17 @@ def _obstacle(model: "PreTrainedModel") -> str | None:
 def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[object]:
     """What graphs depend on and nobody passes to them."""
     moments = chain.from_iterable(state.values() for state in optimizer.state.values())
-    state: list[object] = []
+    cuda: Any = torch.backends.cuda
+    state: list[object] = [
+        # torch.set_float32_matmul_precision sets it too.
+        cuda.matmul.fp32_precision,
+        cuda.matmul.allow_bf16_reduced_precision_reduction,
+        cuda.flash_sdp_enabled(),
+        cuda.mem_efficient_sdp_enabled(),
+        cuda.cudnn_sdp_enabled(),
+        cuda.math_sdp_enabled(),
+        torch.are_deterministic_algorithms_enabled(),
+    ]
     for tensor in chain(model.parameters(), model.buffers(), moments):
         place = tensor.data_ptr(), tensor.shape, tensor.dtype, tensor.requires_grad
         state.append(place)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from hullft_ops.ttft.capture import is_captured
 from hullft_ops.ttft.head_loss import linear_mean_loss
 from hullft_ops.ttft.models.attention import no_padding_check, unmasked, without_marks
 from hullft_ops.ttft.models.checks import unwrapped
@@ -103,6 +104,9 @@ class MeanLoss:
         """Whether the parts give the model's own logits. Asked once for each base and head."""
         if self._compared == split:
             return self._agrees
+        # Nobody can look at values in a capture.
+        if is_captured(rows.device):
+            return False
         logits = self._model(input_ids=rows, use_cache=False).logits
         # NaN equals nothing, so a later text has to decide.
         if not logits.isfinite().all():

@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 from hullft_ops import ReplayAdam
+from hullft_ops.ttft.capture import branch, is_captured
 from hullft_ops.ttft.config import TTFTConfig
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.graphs import PassGraphs
-from hullft_ops.ttft.loss import MeanLoss, backward_in_parts
+from hullft_ops.ttft.loss import MeanLoss, Take, backward_in_parts
 from hullft_ops.ttft.models.attention import (
     can_pad,
     on_device,
@@ -57,6 +58,8 @@ class SupportTrainer:
         self._graphs: PassGraphs | None = None
         if on_cuda and config.graphs:
             self._graphs = PassGraphs(model, self._trained)
+        # Where graphs read it, so that one serves any number of steps.
+        self._repeats = torch.ones((), dtype=torch.int64, device=self._device)
 
     def train(
         self,
@@ -146,30 +149,46 @@ class SupportTrainer:
         """The loss of a passage, after the steps with its gradient."""
         if graphs is None:
             return self._eager_pass(tokens, clock, sweep.repeats)
-        one_pass = partial(self._eager_pass, repeats=sweep.repeats)
-        return graphs.run((len(tokens), sweep.repeats), tokens, one_pass, clock)
+        self._repeats.fill_(sweep.repeats)
+        one_pass = partial(self._eager_pass, repeats=self._repeats)
+        return graphs.run(len(tokens), tokens, one_pass, clock)
 
-    def _eager_pass(self, tokens: Tensor, clock: StageClock, repeats: int) -> Tensor:
+    def _eager_pass(
+        self, tokens: Tensor, clock: StageClock, repeats: int | Tensor
+    ) -> Tensor:
         self._optimizer.zero_grad(set_to_none=True)
         with clock.of("forward"), autocast(self._device, self._config.dtype):
             mean_loss = self._loss.of_padded if self._is_padded else self._loss
             loss = mean_loss(tokens)
         check_depends(loss)
+        take = partial(self._take_steps, repeats, clock)
         with clock.of("backward"):
-            # Each gradient is needed only for the steps of its own parameter. Only on the CPU:
-            # nobody has measured what the additional calls cost on a GPU.
-            if self._device.type == "cpu" and self._config.max_grad_norm is None:
-                take = partial(self._take_steps, repeats, clock)
+            # Each gradient is needed only for the steps of its own parameter.
+            if self._config.max_grad_norm is None and is_captured(self._device):
+                self._backward_beside_steps(loss, take)
+            # Not in an eager pass on a GPU: nobody has measured what the additional calls cost.
+            elif self._config.max_grad_norm is None and self._device.type == "cpu":
                 backward_in_parts(loss, self._trained, take)
             else:
                 torch.autograd.backward(loss)
-                self._take_steps(repeats, clock)
+                take()
         self._optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 
+    def _backward_beside_steps(self, loss: Tensor, take: Take) -> None:
+        """Steps wait for memory, while the backward pass of the layers below computes."""
+        alive = []
+        with branch(self._device) as launch:
+
+            def take_beside(gradients: dict[Tensor, Tensor]) -> None:
+                alive.append(gradients)
+                launch(partial(take, gradients))
+
+            backward_in_parts(loss, self._trained, take_beside)
+
     def _take_steps(
         self,
-        repeats: int,
+        repeats: int | Tensor,
         clock: StageClock,
         gradients: dict[Tensor, Tensor] | None = None,
     ) -> None:
