@@ -1,5 +1,7 @@
 """``--device``, for tests and benchmarks alike, and what the tests alone have."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -14,11 +16,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="the CPU's kernels on copies of the tensors, as --device has a GPU's: a rehearsal",
     )
     parser.addoption(
+        "--findings",
+        type=Path,
+        help="a file to which each report of a test goes, as benchmarks/gpu_check.py reads it",
+    )
+    parser.addoption(
         "--kills",
         type=int,
         default=4,
         help="how often tests kill each command, and interrupt an adaptation twice",
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--findings") is not None:
+        from reports import Reports
+
+        config.pluginmanager.register(Reports(config))
 
 
 @pytest.fixture(scope="session")

@@ -1,91 +1,77 @@
 """Builds, tests and times the CUDA operators on one GPU: ``python benchmarks/gpu_check.py``.
 
 The build, only for that card, replaces an installed ``hullft_ops``. The whole takes under 9 minutes
-and downloads nothing. It writes a JSON file and a table after each step, and a log as the steps
-run. If a step lacks a package or tool, the record names what it needs. ``--dry-run`` runs the same
-steps on the CPU, except the build, ncu and the sanitizer, whose commands it prints. The sanitizer
-runs the step ``operators``. The step ``ttft`` leaves a profiler's trace beside the results.
+and downloads nothing. A step fails if a task in it raises or gives a wrong result; a slow one fails
+nothing. Tasks go on after an error, in a new process if need be. The results are in a JSON file
+from second to second, a page of 40 lines is beside it, and a log has the output of the steps.
+
+Steps that come too late need a call of their own, such as ``--steps racecheck``. ``--dry-run`` runs
+the same steps on the CPU, except those that need a tool of CUDA, whose commands it prints.
 """
 
 import argparse
 import json
 import os
+import resource
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
-from typing import IO, Any
+from typing import Any
 
 # Python looks for modules in this file's folder alone.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.gpu.plan import plan
+from benchmarks.gpu.page import page
+from benchmarks.gpu.plan import BUDGET_SECONDS, plan
 from benchmarks.gpu.step import (
     FAILED,
     NOT_RUN,
     PASSED,
     ROOT,
+    RUNNING,
+    Step,
     record_of,
     run_step,
 )
 
 # Per step: the time on a shared CPU says nothing about a GPU's.
 _REHEARSAL_SECONDS = 300
+# With less, a step would only start.
+_LEAST_SECONDS = 10
 
 
-def check(device: str, log: IO[bytes], *, dry_run: bool) -> Iterator[dict[str, Any]]:
-    """Run every step in turn. Without a build the other steps do not run.
+def check(
+    steps: Sequence[Step], beside: Path, *, dry_run: bool
+) -> Iterator[dict[str, Any]]:
+    """Run every step in turn, and yield its record whenever it changes.
 
-    The next step gets the time that a step leaves, because no budget here has met a GPU yet.
+    Without a build the other steps do not run. A step gets its budget, and beyond it the time that
+    the later ones do not need.
     """
-    end = monotonic()
-    built = True
-    for step in plan(device):
-        end += step.seconds
-        if built:
-            seconds = _REHEARSAL_SECONDS if dry_run else end - monotonic()
-            record = run_step(step, seconds, log, dry_run=dry_run)
-        else:
-            record = record_of(step, NOT_RUN, "there is no build")
+    end = monotonic() + BUDGET_SECONDS
+    later = sum(step.seconds for step in steps)
+    has_build = True
+    for step in steps:
+        later -= step.seconds
+        left = end - monotonic()
+        seconds = min(left, max(step.seconds, left - later))
+        if dry_run:
+            seconds = _REHEARSAL_SECONDS
+        print(f"== {step.name}: {' '.join(step.command)}", flush=True)
+        if not has_build:
+            yield record_of(step, NOT_RUN, "there is no build")
+            continue
+        if seconds < _LEAST_SECONDS:
+            yield record_of(step, NOT_RUN, f"no time left: --steps {step.name}")
+            continue
+        for record in run_step(step, seconds, beside, dry_run=dry_run):
+            yield record
         if step.name == "build" and not dry_run:
-            built = record["status"] == PASSED
-        yield record
-
-
-def table(summary: dict[str, Any]) -> str:
-    """The file's contents as a Markdown page."""
-    lines = [f"# GPU check: {summary['card']}", ""]
-    lines += [f"Commit {summary['commit']}, {summary['date']}.", ""]
-    lines += ["| step | result | seconds | |", "|---|---|---:|---|"]
-    for step in summary["steps"]:
-        cells = (step["name"], step["status"], f"{step['seconds']}", step["why"])
-        lines.append(f"| {' | '.join(cells)} |")
-    results = [step.get("results", {}) for step in summary["steps"]]
-    lines += ["", "| case | seconds | against | |", "|---|---:|---|---|"]
-    for measured in results:
-        lines += [_comparison_row(c) for c in measured.get("comparisons", [])]
-    lines += ["", "| goal | limit | measured | met |", "|---|---:|---:|---|"]
-    for measured in results:
-        for goal in measured.get("goals", []):
-            numbers = f"{_shown(goal['limit'])} | {_shown(goal['measured'])}"
-            met = "yes" if goal["met"] else "no"
-            lines.append(f"| {goal['text']} | {numbers} | {met} |")
-    return "\n".join(lines) + "\n"
-
-
-def _comparison_row(comparison: dict[str, Any]) -> str:
-    name = f"{comparison['group']} {comparison['case']}"
-    ratios = [f"{peer} {_shown(r)}x" for peer, r in comparison["ratios"].items()]
-    facts = [f"{name} {_shown(value)}" for name, value in comparison["facts"].items()]
-    seconds = _shown(comparison["seconds"])
-    return f"| {name} | {seconds} | {', '.join(ratios)} | {', '.join(facts)} |"
-
-
-def _shown(value: float | None) -> str:
-    """The number as text. A step writes None for NaN and infinity."""
-    return "not finite" if value is None else f"{value:.3g}"
+            has_build = record["status"] == PASSED
 
 
 def summarise(
@@ -94,7 +80,8 @@ def summarise(
     environment: dict[str, Any] = {}
     for record in records:
         if record["name"] == "environment":
-            environment = record.get("results", {})
+            facts = record.get("results", {}).get("facts", {})
+            environment = facts.get("versions", {}).get("versions", {})
     cards = [card["name"] for card in environment.get("cuda_devices", [])]
     return {
         "dry_run": dry_run,
@@ -126,13 +113,22 @@ def _write(path: Path, text: str) -> None:
     scratch.replace(path)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """0 if every step passed, 1 if one failed, 3 if none failed and some did not run."""
+def _options(arguments: list[str] | None, names: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument(
         "--device", default="cuda:0", help="cuda:0 (the default) or another"
+    )
+    parser.add_argument(
+        "--steps",
+        nargs="+",
+        choices=names,
+        metavar="NAME",
+        help=f"only these: {', '.join(names)}",
+    )
+    parser.add_argument(
+        "--no-build", action="store_true", help="with the package that is installed"
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="on the CPU, without build"
@@ -141,29 +137,44 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--output",
         type=Path,
-        default=ROOT / "benchmarks/results/gpu_check.json",
-        help="a JSON file, whose folder is made; .md, .log and .trace.json.gz go beside it",
+        help="a JSON file, whose folder is made; .md, .log and others go beside it. The default "
+        "is in benchmarks/results/ and named for the steps",
     )
-    options = parser.parse_args(arguments)
-    output: Path = options.output
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0 if every step passed, 1 if one failed, 3 if none failed and some did not run."""
+    names = [step.name for step in plan("")]
+    options = _options(arguments, names)
+    # A stopped check stops its steps. Their stacks tell more than a core of a GPU's memory.
+    signal.signal(signal.SIGTERM, lambda *arguments: sys.exit(1))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    stem = "-".join(["gpu_check", *(options.steps or ())])
+    default = ROOT / "benchmarks/results" / f"{stem}.json"
+    output: Path = (options.output or default).resolve()
     output.parent.mkdir(parents=True, exist_ok=True)
     commit = options.commit or _commit()
-    records: list[dict[str, Any]] = []
-
-    def write() -> None:
-        summary = summarise(records, options.device, commit, options.dry_run)
+    chosen = options.steps or names
+    steps = [
+        step
+        for step in plan(options.device)
+        if step.name in chosen and not (options.no_build and step.name == "build")
+    ]
+    records: dict[str, dict[str, Any]] = {}
+    summary: dict[str, Any] = {}
+    for record in check(steps, output.with_suffix(""), dry_run=options.dry_run):
+        records[record["name"]] = record
+        summary = summarise(
+            [*records.values()], options.device, commit, options.dry_run
+        )
+        # If somebody stops this, the file has what was found so far.
         _write(output, json.dumps(summary, indent=1, allow_nan=False) + "\n")
-        _write(output.with_suffix(".md"), table(summary))
-
-    write()
-    with output.with_suffix(".log").open("wb") as log:
-        for record in check(options.device, log, dry_run=options.dry_run):
-            records.append(record)
-            # If somebody stops this, the file has the steps so far.
-            write()
+        _write(output.with_suffix(".md"), page(summary))
+        if record["status"] != RUNNING:
             print(f"   {record['status']} {record['why']}", flush=True)
-    print(f"wrote {output}")
-    statuses = {record["status"] for record in records}
+    print(f"\n{page(summary)}\nwrote {output}")
+    statuses = {record["status"] for record in records.values()}
     if FAILED in statuses:
         return 1
     return 0 if statuses == {PASSED} else 3

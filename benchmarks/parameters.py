@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
 
 # GPT-2's, 124 M elements in all.
 GPT2_TENSORS, GPT2_TOTAL = 148, 124_439_808
@@ -11,6 +10,8 @@ GPT2_TENSORS, GPT2_TOTAL = 148, 124_439_808
 
 def gpt2_shapes() -> list[torch.Size]:
     """The 148 parameters of GPT-2 (124 M)."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
     with torch.device("meta"):
         model = GPT2LMHeadModel(GPT2Config())
     return [parameter.shape for parameter in model.parameters()]

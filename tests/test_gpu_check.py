@@ -1,39 +1,35 @@
 """The check that runs on a GPU: its steps rehearsed here, and what becomes of failing ones."""
 
-import gzip
 import json
-import math
 import os
-import re
+import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
+from collections import defaultdict
 from dataclasses import replace
-from os import sched_yield
 from pathlib import Path
-from time import monotonic
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from benchmarks import gpu_check
-from benchmarks.gpu import build, calls, launches, operators, selection
-from benchmarks.gpu.__main__ import main as gpu_step
-from benchmarks.gpu.plan import BUDGET_SECONDS, operator_tests, plan
-from benchmarks.gpu.readers import read_json, read_junit, read_ncu
-from benchmarks.gpu.step import (
-    FAILED,
-    NOT_RUN,
-    PASSED,
-    REHEARSED,
-    ROOT,
-    Step,
-    run_step,
+from benchmarks.gpu import (
+    build,
+    estimates,
+    operators,
+    planted,
+    selection,
+    tasks,
+    ttft,
 )
+from benchmarks.gpu.findings import read_findings
+from benchmarks.gpu.kernels import Kernel, short_name
+from benchmarks.gpu.page import page
+from benchmarks.gpu.plan import BUDGET_SECONDS, operator_tests, plan, read_ncu
+from benchmarks.gpu.step import FAILED, NOT_RUN, PASSED, REHEARSED, ROOT, Step, run_step
 
-from processes import is_running
+from processes import is_running, wait_for
 
 # A GPU machine lacks them. Python imports this module at its start.
 SITECUSTOMIZE = """
@@ -44,168 +40,321 @@ for name in ("activeft", "datasets", "faiss", "jinja2", "peft", "pydantic", "sci
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a machine that lacks what a GPU machine lacks, git too."""
+    folder = tmp_path_factory.mktemp("bare")
+    (folder / "sitecustomize.py").write_text(SITECUSTOMIZE)
+    path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    return os.environ | {"PYTHONPATH": path, "PATH": str(folder)}
+
+
 @pytest.mark.long
-def test_every_step_but_the_launches_runs_where_a_gpu_machine_lacks_what_it_lacks(
-    tmp_path: Path,
+def test_a_rehearsal_on_a_machine_that_lacks_what_a_gpu_machine_lacks(
+    tmp_path: Path, bare: dict[str, str]
 ) -> None:
-    (tmp_path / "sitecustomize.py").write_text(SITECUSTOMIZE)
-    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     output = tmp_path / "new" / "gpu.json"
-    command = [sys.executable, "benchmarks/gpu_check.py", "--dry-run"]
+    command = [sys.executable, "benchmarks/gpu_check.py", "--dry-run", "--steps"]
+    command += ["operators", "tests", "racecheck"]
     done = subprocess.run(
         [*command, "--commit", "0123456", "--output", output],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": path, "PATH": str(tmp_path)},
+        env=bare,
         capture_output=True,
         text=True,
         check=False,
     )
     log = output.with_suffix(".log").read_text(encoding="utf-8")
     summary = json.loads(output.read_text(encoding="utf-8"))
-    steps = {step["name"]: step for step in summary["steps"]}
+    checked, tests, racecheck = summary["steps"]
 
-    assert list(steps) == [step.name for step in plan("cuda:0")]
-    assert [step["status"] for step in steps.values()] == [
-        NOT_RUN if step.rehearsal is None else REHEARSED for step in plan("cuda:0")
-    ], log
-    assert done.returncode == 3
-    assert all(f"== {name}:" in log for name in steps)
-    assert "needs a GPU" in steps["build"]["why"]
+    assert checked["status"] == tests["status"] == REHEARSED, log
+    assert (racecheck["status"], done.returncode) == (NOT_RUN, 3)
+    assert "needs a GPU" in racecheck["why"]
     assert (summary["dry_run"], summary["commit"]) == (True, "0123456")
+    assert checked["results"]["tasks"] == len(operators.calls(0, small=True))
+    assert tests["results"]["tasks"] > 100
+    assert "-- fw_select vanilla torch.float32" in log
+    written = output.with_suffix(".md").read_text(encoding="utf-8")
+    assert "| operators | rehearsed on the CPU |" in written
+    assert written in done.stdout
 
-    tests = steps["tests"]["results"]
-    assert tests["tests"] > tests["failures"] == tests["errors"] == 0
 
-    checked = steps["operators"]["results"]["checked"]
-    assert len(checked) == 96
+@pytest.mark.long
+def test_every_measurement_is_rehearsed(tmp_path: Path, bare: dict[str, str]) -> None:
+    output = tmp_path / "findings.jsonl"
+    steps = ["environment", "graphs", "selection", "replay", "ttft"]
+    command = [sys.executable, "-m", "benchmarks.gpu", *steps, "--small"]
+    command += ["--device", "cpu", "--output", str(output)]
+    command += ["--beside", str(tmp_path / "gpu")]
+    subprocess.run(command, cwd=ROOT, env=bare, check=True)
+    results = read_findings(output)
 
-    captured = steps["graphs"]["results"]["captured"]
-    assert captured == [*checked, "ReplayAdam, capturable"]
-
-    for name in ("selection", "replay", "ttft"):
-        assert all(c["seconds"] > 0 for c in steps[name]["results"]["comparisons"])
-        assert all(goal["met"] for goal in steps[name]["results"]["goals"])
-
-    page = output.with_suffix(".md").read_text(encoding="utf-8")
-    assert "| selection | rehearsed on the CPU |" in page
-    assert "| ttft gpt2-small-short-N4-r2 | " in page
-
-    with gzip.open(output.with_suffix(".trace.json.gz")) as trace:
-        assert json.load(trace)["traceEvents"]
+    assert results["failed"] == {}
+    assert len(results["speeds"]) == 9
+    assert all(s["seconds"] > 0 < s["floor"] for s in results["speeds"])
+    facts = results["facts"]
+    assert facts["kernels B1-K30-d384-N5-float32-vanilla"]
+    assert facts["right gpt2-small-short-N4-r2"]
+    assert (tmp_path / "gpu.gpt2-small-short-N4-r2.trace.json.gz").stat().st_size
 
 
 def python(code: str, **options: Any) -> Step:
-    """A step that writes ``output`` by Python code."""
-    beginning = "import sys, pathlib; output = pathlib.Path(sys.argv[1])\n"
+    """A step that runs Python code, in which ``output`` is its file."""
+    beginning = "import os, sys, time, pathlib; output = pathlib.Path(sys.argv[1])\n"
     command = [sys.executable, "-c", beginning + code, "{output}"]
-    return Step("a step", 20, command, **{"read": read_json, **options})
+    return Step("step", 20, command, **options)
 
 
-WRITE = "output.write_text('[]')"
+def run(step: Step, folder: Path, seconds: float = 20) -> dict[str, Any]:
+    """The last record; the log is ``folder / "gpu.log"``."""
+    (*_, record) = run_step(step, seconds, folder / "gpu", dry_run=False)
+    json.dumps(record, allow_nan=False)
+    return record
+
+
+START = """output.write_text('{"task": "a", "start": true}')"""
+RIGHT = START.replace("}", '}\\n{"task": "a", "error": ""}')
+# All its tasks are over. Another process would have nothing to do, and find nothing.
+SANITIZER = f"if output.exists(): raise SystemExit\n{RIGHT}; raise SystemExit(9)"
 
 
 @pytest.mark.parametrize(
     ("step", "status", "why"),
     [
-        (python(WRITE), PASSED, ""),
-        (python("output.write_text('no')"), FAILED, "its results cannot be used"),
+        (python(RIGHT), PASSED, ""),
+        (python("output.write_text('')"), FAILED, "nothing ran"),
         (python("pass"), FAILED, "it wrote no results"),
         (python("raise SystemExit(7)"), FAILED, "exit status 7"),
-        (python("import os; os.abort()"), FAILED, "exit status -6"),
+        (python(SANITIZER), FAILED, "exit status 9"),
+        (python(START), FAILED, "1 of 1 failed"),
         (python("pass", read=None), PASSED, ""),
         (python("pass", modules=("json", "no_such")), NOT_RUN, "needs no_such"),
         (python("pass", tools=("no-such-tool",)), NOT_RUN, "needs no-such-tool"),
-        (Step("gone", 20, ["no-such"]), FAILED, "No such file"),
     ],
 )
-def test_what_becomes_of_a_step(step: Step, status: str, why: str) -> None:
-    record, _ = run(step, step.seconds)
+def test_what_becomes_of_a_step(
+    step: Step, status: str, why: str, tmp_path: Path
+) -> None:
+    record = run(step, tmp_path)
     assert (record["status"], why in record["why"]) == (status, True), record
     assert status != PASSED or record["why"] == ""
 
-    json.dumps(record)
+
+# As a step runs its tasks, with a GPU that an error leaves unusable.
+TASKS = """
+from types import SimpleNamespace
+sys.path[:0] = [os.getcwd()]
+cpu = SimpleNamespace(type="cpu")
+sys.modules["torch"] = torch = SimpleNamespace(device=object)
+from benchmarks.gpu import tasks
+
+def sticky(findings=None, device=None):
+    raise RuntimeError("an illegal memory access")
+
+torch.zeros = sticky
+
+def wrong(findings):
+    findings.must("off by", float("nan"), 0.5)
+
+def hangs(findings):
+    findings.fact("seen", 3)
+    time.sleep(60)
+
+named = {
+    "sticky": sticky,
+    "wrong": wrong,
+    "crashes": lambda findings: os.abort(),
+    "hangs": hangs,
+    "last": lambda findings: findings.speed("it", 2.0, 1.0),
+}
+print("-- a process")
+tasks.run_tasks(named.items(), output, cpu, 1.0)
+"""
 
 
-def run(step: Step, seconds: float) -> tuple[dict[str, Any], str]:
-    """The record, and the log."""
-    with tempfile.TemporaryFile() as log:
-        record = run_step(step, seconds, log, dry_run=False)
-        log.seek(0)
-        return record, log.read().decode()
+def test_every_task_is_recorded_whatever_becomes_of_those_before(
+    tmp_path: Path,
+) -> None:
+    record = run(python(TASKS), tmp_path)
+    results = record["results"]
+
+    assert (record["status"], record["why"]) == (FAILED, "4 of 5 failed")
+    assert results["failed"] == {
+        "sticky": ["RuntimeError: an illegal memory access (<string>:10: )"],
+        "wrong": ["off by, at most 0.5: nan"],
+        "crashes": ["exit status -6"],
+        "hangs": ["exit status 1"],
+    }
+    assert results["facts"]["hangs"] == {"seen": 3}
+    assert [speed["task"] for speed in results["speeds"]] == ["last"]
+
+    log = (tmp_path / "gpu.log").read_text()
+    # Another after the sticky error, the crash and the hang.
+    assert log.splitlines().count("-- a process") == 4
+    assert "Timeout (0:00:01)!" in log
+    assert "in hangs" in log
 
 
-def test_a_step_that_does_not_end_is_stopped_with_its_children() -> None:
-    # A shell, which has said so long before the time is over, however busy the machine.
-    step = Step("endless", 20, ["sh", "-c", "sleep 60 & echo on $!; wait"])
-    start = monotonic()
-    record, log = run(step, 1)
+def test_a_step_that_does_not_end_leaves_its_stacks_and_no_children(
+    tmp_path: Path,
+) -> None:
+    code = f"""{START}
+import subprocess
+print(subprocess.Popen(["sleep", "60"]).pid)
+def waits():
+    time.sleep(60)
+waits()"""
+    record = run(python(code), tmp_path, 6)
+    log = (tmp_path / "gpu.log").read_text()
 
-    assert (record["status"], record["why"]) == (FAILED, "no end after 1 s")
+    assert record["status"] == FAILED
+    assert record["why"] == "1 of 1 failed; it was stopped at the end of its time"
+    assert "in waits" in log
 
-    word, child = log.splitlines()[-1].split()
-    assert word == "on"
-
-    # What was killed takes a moment to end.
-    while is_running(int(child)) and monotonic() - start < 30:
-        sched_yield()
-
-    assert not is_running(int(child))
-
-    late, _ = run(step, -1)
-    assert (late["status"], late["why"]) == (NOT_RUN, "the time was used up")
-
-
-def test_a_stopped_step_keeps_its_results_so_far() -> None:
-    record, _ = run(python(f"{WRITE}\nimport time; time.sleep(60)"), 5)
-    assert (record["status"], record["why"]) == (FAILED, "no end after 5 s")
-    assert record["results"] == []
+    child = int(next(line for line in log.splitlines() if line.isdigit()))
+    wait_for(lambda: not is_running(child))
 
 
-def test_results_are_written_as_they_come(
+KILLED = """
+import sys
+from benchmarks import gpu_check
+from benchmarks.gpu.step import Step
+code = {code!r}
+step = Step("operators", 60, [sys.executable, "-c", code, "{{output}}"])
+gpu_check.plan = lambda device: [Step("build", 60, ["false"]), step]
+gpu_check.main(["--no-build", "--output", {output!r}])
+"""
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_check_keeps_what_the_step_in_progress_has_found(
+    signal_number: signal.Signals, tmp_path: Path
+) -> None:
+    output = tmp_path / "gpu.json"
+    code = f"""import os, sys, time, pathlib
+print(os.getpid())
+output = pathlib.Path(sys.argv[1])
+{START}
+time.sleep(60)"""
+    script = KILLED.format(code=code, output=str(output))
+    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT) as process:
+        wait_for(output.exists)
+        wait_for(lambda: json.loads(output.read_text())["steps"][0]["results"])
+        process.send_signal(signal_number)
+    (step,) = json.loads(output.read_text())["steps"]
+    assert (step["status"], step["results"]["tasks"]) == ("running", 1)
+    assert "| operators | running |" in output.with_suffix(".md").read_text()
+
+    log = output.with_suffix(".log").read_text().splitlines()
+    child = int(next(line for line in log if line.isdigit()))
+    if signal_number == signal.SIGKILL:
+        os.kill(child, signal.SIGKILL)
+    wait_for(lambda: not is_running(child))
+
+
+@pytest.mark.parametrize("options", [[], ["-p", "xdist", "-n", "1"]])
+def test_every_report_of_pytest_is_a_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    for name, text in PROJECT.items():
+        (tmp_path / name).write_text(text)
+    path = [str(tmp_path), str(ROOT / "tests")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    command = [sys.executable, "-m", "pytest", "--findings", "{output}"]
+    command += ["-c", str(tmp_path / "pytest.ini")]
+    command += [*options, str(tmp_path)]
+    step = Step("tests", 60, command, resumes=not options)
+    results = run(step, tmp_path, 60)["results"]
+    failed = {task.split("::")[-1]: why for task, (why,) in results["failed"].items()}
+    crash = "worker 'gw{}' crashed while running 'test_it.py::test_{}'"
+
+    assert results["tasks"] == 6
+    assert results["skipped"] == {"Skipped: not here": 1}
+    assert failed.pop("test_wrong") == "assert 1 == 2"
+    assert failed.pop("test_broken.py") == "NameError: name 'no_such' is not defined"
+    assert failed == {
+        "test_dead": crash.format(0, "dead") if options else "RuntimeError: dead",
+        "test_crash": crash.format(1, "crash") if options else "exit status -6",
+    }
+
+
+# A stand-in for torch, whose GPU an error leaves unusable.
+PROJECT = {
+    "torch.py": """
+class device:
+    def __init__(self, name):
+        self.type = name
+
+class Tensor:
+    def add_(self, other):
+        return self
+    def item(self):
+        if not alive:
+            raise RuntimeError("dead")
+
+alive = True
+zeros = lambda *size, device: Tensor()
+""",
+    "conftest.py": (ROOT / "conftest.py").read_text(),
+    "pytest.ini": "[pytest]\naddopts = --continue-on-collection-errors\n",
+    "test_broken.py": "no_such",
+    "test_it.py": """
+import os, pytest, torch
+
+def test_wrong(): assert 1 == 2
+def test_skipped(): pytest.skip("not here")
+def test_dead():
+    torch.alive = False
+    raise RuntimeError("dead")
+def test_crash(): os.abort()
+def test_right(): assert torch.alive
+""",
+}
+
+
+def check(folder: Path, *steps: Step) -> dict[str, dict[str, Any]]:
+    """The last record of each step."""
+    records = gpu_check.check(steps, folder / "gpu", dry_run=False)
+    return {record["name"]: record for record in records}
+
+
+def test_nothing_runs_without_a_build(tmp_path: Path) -> None:
+    build = replace(python("raise SystemExit(1)", read=None), name="build")
+    records = check(tmp_path, build, python(RIGHT))
+
+    assert records["build"]["status"] == FAILED
+    assert records["step"]["why"] == "there is no build"
+    assert records["step"]["status"] == NOT_RUN
+
+
+def test_a_step_gets_what_is_left_and_the_first_ones_come_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    output = tmp_path / "output"
+    monkeypatch.setattr(gpu_check, "BUDGET_SECONDS", 30)
+    seconds: list[float] = []
 
-    def run(device: torch.device, *, small: bool) -> Iterator[dict[str, object]]:
-        yield {"cases": 1, "off": [math.nan, -math.inf]}
-        assert read_json(output) == {"cases": 1, "off": [None, None]}
+    def run(step: Step, given: float, *arguments: Any, **options: Any) -> Any:
+        seconds.append(given)
+        return iter([{"name": step.name, "status": PASSED, "why": ""}])
 
-        raise ValueError("the second case")
+    monkeypatch.setattr(gpu_check, "run_step", run)
+    first, second = replace(python(""), seconds=1), replace(python(""), seconds=12)
+    last = replace(python(""), name="last", seconds=12)
+    records = check(tmp_path, first, second, replace(first, seconds=0))
 
-    monkeypatch.setattr(operators, "run", run)
-    command = ["gpu", "operators", "--device", "cpu", "--output", str(output)]
-    monkeypatch.setattr(sys, "argv", command)
-    with pytest.raises(ValueError, match="the second case"):
-        gpu_step()
+    assert seconds == pytest.approx([18, 30, 30], abs=1)
 
-    assert [path.name for path in tmp_path.iterdir()] == ["output"]
-
-
-def check(monkeypatch: pytest.MonkeyPatch, *steps: Step) -> list[dict[str, Any]]:
-    monkeypatch.setattr(gpu_check, "plan", lambda device: steps)
-    with tempfile.TemporaryFile() as log:
-        return list(gpu_check.check("cuda", log, dry_run=False))
-
-
-def test_nothing_runs_without_a_build(monkeypatch: pytest.MonkeyPatch) -> None:
-    build = replace(python("raise SystemExit(1)"), name="build")
-    first, second = check(monkeypatch, build, python(WRITE))
-
-    assert first["status"] == FAILED
-    assert (second["status"], second["why"]) == (NOT_RUN, "there is no build")
-
-
-def test_a_step_has_the_time_that_those_before_it_left(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    slow = replace(python(f"import time; time.sleep(2); {WRITE}"), seconds=1)
-    records = check(monkeypatch, python(WRITE), slow)
-
-    assert [record["status"] for record in records] == [PASSED] * 2
+    monkeypatch.setattr(gpu_check, "BUDGET_SECONDS", 9)
+    records = check(tmp_path, last)
+    assert records["last"]["why"] == "no time left: --steps last"
 
 
 def test_the_plan_fits_the_time_and_has_every_operator_test() -> None:
-    assert sum(step.seconds for step in plan("cuda:0")) <= BUDGET_SECONDS < 9 * 60
+    steps = {step.name: step for step in plan("cuda:0")}
+    assert sum(step.seconds for step in steps.values()) <= BUDGET_SECONDS < 9 * 60
+    assert steps["build"].seconds >= 4 * 60
 
     named = {Path(path).stem for path in operator_tests()}
     assert {"test_fw_select", "test_adam_replay", "test_registration"} <= named
@@ -238,7 +387,7 @@ def test_the_build_is_for_the_card_that_torch_sees(
 
 
 def test_an_operator_that_computes_something_else_is_noticed() -> None:
-    for call in calls.calls(seed=0).values():
+    for call in operators.calls(seed=0).values():
         outputs = call.run(*call.on(CPU))
         call.assert_right(outputs)
 
@@ -246,64 +395,110 @@ def test_an_operator_that_computes_something_else_is_noticed() -> None:
             call.assert_right([output * 1.01 + 1 for output in outputs])
 
 
-def test_a_selection_that_differs_is_recorded_and_the_step_goes_on(
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_selection_that_differs_fails_its_task_and_is_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     off = dict.fromkeys(selection.ALLOWED_DIFFERENCES, 2e-4)
     monkeypatch.setattr(selection, "differences", lambda *arguments: off)
-    *_, results = selection.run(CPU, small=True)
+    output = tmp_path / "findings"
+    named = list(selection.tasks(CPU, small=True))
+    tasks.run_tasks(named, output, CPU, 60)
+    results = read_findings(output)
 
-    assert len(results["comparisons"]) == 2
-    assert all(c["facts"].items() >= off.items() for c in results["comparisons"])
-    assert [goal["met"] for goal in results["goals"]] == [False] * 6
-
-
-JUNIT = """<testsuites><testsuite tests="3" failures="1" errors="0" skipped="1">
-<testcase classname="tests.test_a" name="test_x"><failure>no</failure></testcase>
-<testcase classname="tests.test_a" name="test_y"><skipped message="the CPU's"/></testcase>
-<testcase classname="tests.test_a" name="test_z"/></testsuite></testsuites>"""
-
-
-def test_junit_results(tmp_path: Path) -> None:
-    path = tmp_path / "junit.xml"
-    path.write_text(JUNIT, encoding="utf-8")
-    results = read_junit(path)
-
-    assert (results["tests"], results["failures"]) == (3, 1)
-    assert results["failed"] == ["tests.test_a::test_x"]
-    assert results["why skipped"] == {"the CPU's": 1}
-
-    path.write_text('<testsuites><testsuite tests="0"/></testsuites>', encoding="utf-8")
-    with pytest.raises(ValueError, match="no test ran"):
-        read_junit(path)
+    right = [name for name, _ in named if name.startswith("right")]
+    assert {name: len(why) for name, why in results["failed"].items()} == (
+        dict.fromkeys(right, 3)
+    )
+    assert len(results["speeds"]) == len(right) == 5
 
 
-NCU = """==PROF== Profiling "adam_kernel" - 0: 0%....100% - 40 passes
-"ID","Process ID","Kernel Name","Section Name","Metric Name","Metric Unit","Metric Value"
-"0","12","adam_kernel","GPU Speed Of Light Throughput","Duration","us","1,210.5"
-"0","12","adam_kernel","GPU Speed Of Light Throughput","","",""
-"0","12","adam_kernel","Occupancy","Achieved Occupancy","%","61.2"
-"""
+def test_estimates_that_are_wrong_on_the_card_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = tmp_path / "nvcc"
+    # It writes a program to the last of its arguments.
+    compiler.write_text(
+        "#!/bin/sh\nfor last; do :; done\n"
+        "printf '#!/bin/sh\necho roots 0 1e-7\necho quotients 2 nan\n' > $last\n"
+        "chmod +x $last\n"
+    )
+    compiler.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    output = tmp_path / "findings"
+    tasks.run_tasks(estimates.tasks(CPU, small=True), output, CPU, 60)
+    results = read_findings(output)
+
+    assert results["failed"] == {
+        "all mantissas": ["quotients, wrong ones, at most 0: 2"]
+    }
+    assert results["facts"]["all mantissas"]["roots, largest error"] == 1e-7
 
 
-def test_metrics_of_kernels(tmp_path: Path) -> None:
+def test_other_attention_in_graphs_and_what_a_capture_breaks_are_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flash, masked = "flash_fwd_kernel", "fmha_cutlassF_bf16_aligned_64x64_rf_sm80"
+    kernels = iter([flash, masked])
+    monkeypatch.setattr(
+        ttft,
+        "launched",
+        lambda *arguments, **options: defaultdict(Kernel, {next(kernels): Kernel(1)}),
+    )
+    monkeypatch.setattr(planted.Waiting, "forward", lambda self, x: 1.1 * self.inner(x))
+    output = tmp_path / "findings"
+    tasks.run_tasks(ttft.tasks(CPU, small=True), output, CPU, 60)
+    failed = read_findings(output)["failed"]
+
+    assert list(failed) == [
+        "graphs gpt2-small-short-N4-r2",
+        "a pass that waits while capturing",
+        "a pass that waits always",
+    ]
+    (why,) = failed["graphs gpt2-small-short-N4-r2"]
+    assert f"the graphs run ['{masked}'], not ['{flash}']" in why
+
+
+def test_kernels_have_short_names() -> None:
+    name = (
+        "void hullft::(anonymous namespace)::gram_kernel<float, 32>(hullft::View, int)"
+    )
+    assert short_name(name) == "gram_kernel"
+    assert short_name("Memcpy DtoD (Device -> Device)").startswith("Memcpy DtoD")
+
+
+def test_the_page_has_at_most_40_lines_however_much_fails() -> None:
+    speed = {"speed": "a | b", "seconds": 2e-3, "floor": 1e-3}
+    results = {
+        "tasks": 99,
+        "failed": {str(i): ["off\nby 2"] for i in range(99)},
+        "speeds": [speed] * 2,
+    }
+    records = [
+        {
+            "name": s.name,
+            "status": FAILED,
+            "seconds": 1.0,
+            "why": "",
+            "results": results,
+        }
+        for s in plan("cuda")
+    ]
+    for record in records[7:]:  # the others measure no times
+        record["results"] = results | {"speeds": []}
+    text = page(gpu_check.summarise(records, "cuda", "0123456", False))
+
+    assert len(text.splitlines()) == 40
+    assert "| 1386 failed |" in text
+    assert "| a / b | 2,000.0 | 50% | a / b | 2,000.0 | 50% |" in text
+    assert "| build: 0 | off by 2 |" in text
+
+
+def test_a_profile_without_launches_is_none(tmp_path: Path) -> None:
     path = tmp_path / "output"
-    path.write_text(NCU, encoding="utf-8")
-    metrics = {"Duration": "1,210.5 us", "Achieved Occupancy": "61.2 %"}
-
-    assert read_ncu(path) == {"metrics": {"adam_kernel": metrics}}
+    path.write_text('==PROF== "x"\n"ID","Kernel Name"\n"0","gram_kernel"\n')
+    assert read_ncu(path) == {"rows": ['"ID","Kernel Name"', '"0","gram_kernel"']}
 
     path.write_text("==ERROR== ERR_NVGPUCTRPERM", encoding="utf-8")
     with pytest.raises(ValueError, match="no launch was profiled"):
         read_ncu(path)
-
-
-def test_the_kernels_to_profile_are_in_the_sources() -> None:
-    (launched,) = launches.run(CPU, small=True)
-    (step,) = (step for step in plan("cuda:0") if step.name == "ncu")
-    pattern = step.command[step.command.index("--kernel-name") + 1]
-    kernels = [path.read_text() for path in (ROOT / "csrc/cuda").glob("*.cu")]
-
-    for name in launched["launched"]:
-        assert re.search(pattern.removeprefix("regex:"), name)
-        assert f" {name}(" in "".join(kernels)

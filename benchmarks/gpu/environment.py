@@ -1,38 +1,27 @@
-"""Versions, the binary and the card. Checks that every operator has a kernel for it."""
+"""Versions, the binary and the card, and whether every operator has a kernel for it."""
 
-import subprocess
 from collections.abc import Iterator
-from typing import Any
+from functools import partial
 
 import torch
 
+from benchmarks.gpu.findings import Findings
+from benchmarks.gpu.tasks import Task
 from hullft_ops._ops import ops
 from hullft_ops.collect_env import collect_env
 
-_QUERY = "name,driver_version,memory.total,clocks.max.sm,clocks.max.memory,power.limit"
+
+def tasks(device: torch.device, *, small: bool) -> Iterator[Task]:
+    yield "versions", lambda findings: findings.fact("versions", collect_env())
+    yield "kernels", partial(_check_kernels, device)
 
 
-def run(device: torch.device, *, small: bool) -> Iterator[dict[str, Any]]:
+def _check_kernels(device: torch.device, findings: Findings) -> None:
     key = "CUDA" if device.type == "cuda" else "CPU"
-    names = [
+    missing = [
         name
         for name in torch._C._dispatch_get_all_op_names()
         if name.startswith(f"{ops.name}::")
         and not torch._C._dispatch_has_kernel_for_dispatch_key(name, key)
     ]
-    if names:
-        raise RuntimeError(f"no {key} kernel is registered for {', '.join(names)}")
-    yield {**collect_env(), "nvidia_smi": _nvidia_smi() if key == "CUDA" else None}
-
-
-def _nvidia_smi() -> str | None:
-    try:
-        done = subprocess.run(
-            ["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
+    assert not missing, f"no {key} kernel is registered for {', '.join(missing)}"

@@ -6,15 +6,15 @@ same bits as an eager call.
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 
-from benchmarks.gpu.calls import Call, calls
+from benchmarks.gpu.findings import Findings
+from benchmarks.gpu.operators import Call, calls
+from benchmarks.gpu.tasks import Task
 from benchmarks.timing import Pace, measure
 from hullft_ops import ReplayAdam
 
-REPLAY_SECONDS = "seconds of a graph's replay"
 _WARM_UPS = 2
 _TIMED_REPLAYS = 50
 
@@ -62,15 +62,16 @@ class Graph:
         return float(start.elapsed_time(end)) / 1e3 / _TIMED_REPLAYS
 
 
-def run(device: torch.device, *, small: bool) -> Iterator[dict[str, Any]]:
-    first, second = calls(seed=0), calls(seed=100)
+def tasks(device: torch.device, *, small: bool) -> Iterator[Task]:
+    first, second = calls(seed=0, small=small), calls(seed=100, small=small)
     for name, call in first.items():
-        _check_replay(name, call, second[name], device)
-    _check_optimizer(device)
-    yield {"captured": [*first, "ReplayAdam, capturable"]}
+        yield name, partial(_check_replay, call, second[name], device)
+    yield "ReplayAdam, capturable", partial(_check_optimizer, device)
 
 
-def _check_replay(name: str, call: Call, other: Call, device: torch.device) -> None:
+def _check_replay(
+    call: Call, other: Call, device: torch.device, findings: Findings
+) -> None:
     static = call.on(device)
     graph = Graph(partial(call.run, *static), device)
     for fresh in (other, call):
@@ -79,13 +80,10 @@ def _check_replay(name: str, call: Call, other: Call, device: torch.device) -> N
         replayed = [tensor.cpu() for tensor in graph.replay()]
         eager = [tensor.cpu() for tensor in fresh.run(*fresh.on(device))]
         for output, expected in zip(replayed, eager, strict=True):
-            if not torch.equal(output, expected):
-                raise RuntimeError(
-                    f"{name}: a replayed graph differs from an eager call"
-                )
+            assert torch.equal(output, expected), "a replay differs from an eager call"
 
 
-def _check_optimizer(device: torch.device) -> None:
+def _check_optimizer(device: torch.device, findings: Findings) -> None:
     """Captured steps must keep counting, and read a rate and a gradient that change meanwhile."""
     start = torch.linspace(-1, 1, 3000).bfloat16()
     params = [start.clone().to(device).requires_grad_() for _ in range(2)]
@@ -110,5 +108,5 @@ def _check_optimizer(device: torch.device) -> None:
         eager.param_groups[0]["lr"] = rate.item()
         (replayed,) = graph.replay()
         eager.step(repeats=2)
-        if not torch.equal(replayed.cpu(), params[1].detach().cpu()):
-            raise RuntimeError(f"ReplayAdam: captured steps {i} differ from eager ones")
+        expected = params[1].detach().cpu()
+        assert torch.equal(replayed.cpu(), expected), f"captured steps {i} differ"

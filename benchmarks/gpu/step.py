@@ -5,19 +5,26 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from time import monotonic
 from typing import IO, Any
-from xml.etree.ElementTree import ParseError
+
+from benchmarks.gpu.findings import close, read_findings, started
 
 ROOT = Path(__file__).resolve().parents[2]
-_TOOLS_IN_MODULES = ("cmake", "ninja")  # scikit-build-core finds them there too
-PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
+PASSED, FAILED, NOT_RUN, RUNNING = "passed", "failed", "not run", "running"
 REHEARSED = "rehearsed on the CPU"
+
+# The exit status of a process that an error of CUDA has left unusable.
+STICKY = 70
+# Between the signal that makes Python write its stacks and the one that nothing survives.
+_LAST_WORDS_SECONDS = 5
+_POLL_SECONDS = 1
+_ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
 
 
 @dataclass(frozen=True)
@@ -25,10 +32,11 @@ class Step:
     """One command and its share of the time.
 
     Attributes:
-        seconds: its budget. It also gets the time that earlier steps left, and is then stopped.
-        command: the command; ``{output}`` is a file that it may write for ``read``, and other files
-            that stay begin with ``{beside}``.
+        seconds: its budget; 0 if it gets only what the others leave.
+        command: the command. ``{output}`` is a file of findings, or one that ``read`` understands,
+            and other files that stay begin with ``{beside}``.
         read: turns that file into the step's results; None if it writes none.
+        resumes: if its process dies in a task, another goes on behind that task.
         modules, tools: must be installed, or the step does not run.
         rehearsal: runs instead in a dry run; None only prints the command.
     """
@@ -36,46 +44,49 @@ class Step:
     name: str
     seconds: float
     command: list[str]
-    read: Callable[[Path], dict[str, Any]] | None = None
+    read: Callable[[Path], dict[str, Any]] | None = read_findings
+    resumes: bool = True
     modules: tuple[str, ...] = ()
     tools: tuple[str, ...] = ()
     rehearsal: list[str] | None = None
-    environment: dict[str, str] = field(default_factory=dict)
 
     def missing(self) -> list[str]:
         modules = [name for name in self.modules if not installed(name)]
-        return modules + [tool for tool in self.tools if not _available(tool)]
+        path = _path()
+        return modules + [t for t in self.tools if shutil.which(t, path=path) is None]
 
 
 def run_step(
-    step: Step, seconds: float, log: IO[bytes], *, dry_run: bool
-) -> dict[str, Any]:
-    """Run a step and return its record for the file. Its output goes to the log as it comes."""
-    heading = f"== {step.name}: {' '.join(step.command)}"
-    print(heading, flush=True)
-    log.write(f"{heading}\n".encode())
-    log.flush()
+    step: Step, seconds: float, beside: Path, *, dry_run: bool
+) -> Iterator[dict[str, Any]]:
+    """Run a step. Yields its record for the file, again and again while it finds more.
+
+    What it prints goes to ``beside.log`` as it comes, what it finds to ``beside.NAME.jsonl``.
+    """
     command, missing = step.command, ", ".join(step.missing())
     if dry_run:
         if step.rehearsal is None:
             needs = f"; it needs {missing}" if missing else ""
             why = f"needs a GPU, a dry run prints it{needs}"
-            return record_of(step, NOT_RUN, why)
+            yield record_of(step, NOT_RUN, why)
+            return
         command = step.rehearsal
     elif missing:
-        return record_of(step, NOT_RUN, f"needs {missing}")
-    if seconds <= 0:
-        return record_of(step, NOT_RUN, "the time was used up")
+        yield record_of(step, NOT_RUN, f"needs {missing}")
+        return
+    output = Path(f"{beside}.{step.name}.jsonl")
+    output.unlink(missing_ok=True)
+    command = [part.replace("{output}", str(output)) for part in command]
+    command = [part.replace("{beside}", str(beside)) for part in command]
     start = monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "output"
-        why = _execute(step, command, output, seconds, log)
-        results, unusable = _results(step, output)
-        why = why or unusable
-    status = FAILED if why else REHEARSED if dry_run else PASSED
-    record = record_of(step, status, why)
-    record["seconds"] = round(monotonic() - start, 2)
-    return record | ({} if results is None else {"results": results})
+    with Path(f"{beside}.log").open("ab") as log:
+        for why in _processes(step, command, output, start + seconds, log):
+            results, wrong = _results(step, output)
+            record = record_of(step, RUNNING, "; ".join(filter(None, [wrong, why])))
+            record |= {"seconds": round(monotonic() - start, 1), "results": results}
+            yield record
+    status = FAILED if record["why"] else REHEARSED if dry_run else PASSED
+    yield record | {"status": status}
 
 
 def record_of(step: Step, status: str, why: str) -> dict[str, Any]:
@@ -88,49 +99,69 @@ def record_of(step: Step, status: str, why: str) -> dict[str, Any]:
     }
 
 
-def _execute(
-    step: Step, command: list[str], output: Path, seconds: float, log: IO[bytes]
-) -> str:
-    """Why it failed; empty if it did not."""
-    beside = str(Path(str(log.name)).resolve()).removesuffix(".log")
-    try:
+def _processes(
+    step: Step, command: list[str], output: Path, end: float, log: IO[bytes]
+) -> Iterator[str]:
+    """Run the command, anew as long as its processes die in one task after the other.
+
+    Yields when there is more in the output. The last is why the last process failed, or empty.
+    """
+    while True:
+        before = len(started(output))
+        log.write(f"== {step.name}: {' '.join(command)}\n".encode())
+        log.flush()
         process = subprocess.Popen(
-            [part.format(output=output, beside=beside) for part in command],
+            command,
             cwd=ROOT,
-            env=os.environ | {"PATH": _path()} | step.environment,
+            env=os.environ | _ENVIRONMENT | {"PATH": _path()},
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    except OSError as error:
-        return str(error)
-    with process:
+        size = 0
         try:
-            process.wait(seconds)
-        except BaseException as error:
-            # Kill its children too, or they would run on beside the next step.
-            os.killpg(process.pid, signal.SIGKILL)
-            if not isinstance(error, subprocess.TimeoutExpired):
-                raise
-            return f"no end after {seconds:.0f} s"
-    return f"exit status {process.returncode}" if process.returncode else ""
+            while process.poll() is None and (left := end - monotonic()) > 0:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(min(_POLL_SECONDS, left))
+                if output.exists() and output.stat().st_size != size:
+                    size = output.stat().st_size
+                    yield ""
+        finally:
+            status = process.poll()
+            if status is None:
+                _kill(process)
+        why = f"exit status {status}" if status else ""
+        if status is None:
+            why = "it was stopped at the end of its time"
+        # Whatever else it exits for, as a sanitizer that has found something, is a failure.
+        has_died = step.resumes and (close(output, why) or status == STICKY)
+        if not has_died or len(started(output)) == before or monotonic() >= end:
+            yield why
+            return
 
 
-def _results(step: Step, output: Path) -> tuple[dict[str, Any] | None, str]:
-    """What a step has found so far, and why that cannot be used."""
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Its children too, or they would run on beside the next step."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGABRT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_LAST_WORDS_SECONDS)
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _results(step: Step, output: Path) -> tuple[dict[str, Any], str]:
+    """What a step has found so far, and what is wrong with that."""
     if step.read is None:
-        return None, ""
+        return {}, ""
     if not output.exists():
-        return None, "it wrote no results"
+        return {}, "it wrote no results"
     try:
-        return step.read(output), ""
-    except (ValueError, IndexError, ParseError) as error:
-        return None, f"its results cannot be used: {error}"
-
-
-def _available(tool: str) -> bool:
-    in_module = tool in _TOOLS_IN_MODULES and installed(tool)
-    return in_module or shutil.which(tool, path=_path()) is not None
+        results = step.read(output)
+    except ValueError as error:
+        return {}, f"its results cannot be used: {error}"
+    wrong = len(results.get("failed", ()))
+    return results, f"{wrong} of {results['tasks']} failed" if wrong else ""
 
 
 def installed(module: str) -> bool:

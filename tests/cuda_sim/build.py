@@ -265,3 +265,12 @@ def build_selftest(kind: str, into: Path) -> Path:
     command = [how.compiler, *how.link_flags, *map(str, objects)]
     _run([*command, "-o", str(program), *_LIBRARIES])
     return program
+
+
+def build_estimates(csrc: Path, into: Path) -> Path:
+    """The program of the check on a GPU that tries the hardware's estimates."""
+    program = into / "estimates"
+    source = CSRC.parent / "benchmarks/gpu/estimates.cu"
+    flags = [*_common(csrc), *KINDS["fused"].kernel_flags, "-x", "c++", str(source)]
+    _run([CLANG, *flags, "-o", str(program), *_LIBRARIES])
+    return program
