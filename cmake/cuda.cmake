@@ -88,9 +88,11 @@ add_library(hullft_kernels OBJECT
   csrc/cuda/frank_wolfe.cu
   csrc/cuda/fw_warp.cu
   csrc/cuda/gram.cu
+  csrc/cuda/gram_blocks.cu
   csrc/cuda/integerize.cu
   csrc/cuda/knn.cu
   csrc/cuda/lmo.cu
+  csrc/cuda/plan.cu
   csrc/cuda/sift.cu)
 set_target_properties(hullft_kernels PROPERTIES
   CUDA_ARCHITECTURES "${HULLFT_CUDA_TARGETS}"

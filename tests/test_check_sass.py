@@ -94,32 +94,20 @@ def test_the_elements_of_an_adam_step_follow_one_another() -> None:
 
 MMA = "HMMA.16816.F32 "
 LOADS = ["LDG.E.128.CONSTANT R8, desc[UR6][R8.64]"] * 8
+LOOP = ["DEPBAR.LE SB0, 0x1", *[f"{MMA}R4, R8, R12, R4"] * 2, "@P1 BRA 0x0"]
 
 
-def gram_loop(body: list[str]) -> list[str]:
-    """Whole vectors, a way around that reads elements, and the products."""
-    products = [f"{MMA}R4, R8, R12, R4"] * 2
-    return [
-        "@P0 BRA 0x20",
-        "BRA 0x50",
-        *["LD.E.U16 R8, [R2]"] * 3,
-        *body,
-        *products,
-        "@P1 BRA 0x0",
+def test_the_turn_of_a_gram_loop() -> None:
+    tiles = [*LOADS, *LOOP]
+    assert check_sass.gram_faults(tiles, MMA, 2, 8, 12) == []
+    assert check_sass.gram_faults(tiles, MMA, 3, 7, 11) == [
+        "8 loads of 16 bytes in a turn, 7 promised",
+        f"2 {MMA}in a turn, 3 promised",
+        "12 instructions a turn, at most 11 are promised",
     ]
 
-
-def test_the_loads_of_a_gram_turn_come_first() -> None:
-    code = gram_loop(LOADS)
-    assert check_sass.gram_turn(code, MMA)[1] == 2 + 8 + 2 + 1
-    assert check_sass.gram_faults(code, MMA, 2, 13) == []
-    assert check_sass.gram_faults(code, MMA, 2, 12) == [
-        "13 instructions a turn, at most 12 are promised"
+    run = [f"{check_sass.COPY} [R5], desc[UR6][R8.64]", *LOOP]
+    assert check_sass.gram_faults(run, MMA, 2, 0, 5) == []
+    assert check_sass.gram_faults(LOOP, MMA, 2, 0, 5) == [
+        f"no {check_sass.COPY} in the loop"
     ]
-    assert check_sass.gram_faults(code, MMA, 3, 13) == [f"2 {MMA}in a turn, 3 promised"]
-
-    late = gram_loop([*LOADS[1:], f"{MMA}R4, R8, R12, R4", LOADS[0]])
-    assert (
-        f"7 loads before the first {MMA}, 8 and no later one promised"
-        in check_sass.gram_faults(late, MMA, 2, 100)
-    )

@@ -1,4 +1,4 @@
-"""What three TF32 products make of a float32 Gram matrix: a model of csrc/cuda/gram.cu in NumPy.
+"""What three TF32 products make of a float32 Gram matrix: a model of csrc/cuda/gram_slice.cuh.
 
 A float32 x is hi + lo, both of TF32's 11 bits. Of the product (hi + lo)(hi' + lo') the model leaves
 out lo lo'. A tensor core multiplies exactly and adds 8 products to a float32 sum that it cuts off
@@ -11,9 +11,9 @@ import numpy as np
 DEPTH = 8
 """Products that one instruction adds to a sum: mma.m16n8k8."""
 SLICE = 16
-"""Columns that a warp takes at a time: four lanes have four each, two for either instruction."""
-WARPS = 8
-"""Each adds up its share of d."""
+"""Columns whose products have sums of their own: four lanes have four each, two for either of two
+instructions."""
+
 Matrix = np.ndarray
 
 
@@ -34,9 +34,11 @@ def cut(x: Matrix) -> Matrix:
     return np.where(beyond, np.nextafter(nearest, np.float32(0)), nearest)
 
 
-def accumulate(a: Matrix, b: Matrix) -> Matrix:
-    """a b^T in the tensor core's steps of DEPTH columns."""
-    sums = np.zeros((len(a), len(b)), np.float32)
+def accumulate(a: Matrix, b: Matrix, sums: Matrix | None = None) -> Matrix:
+    """sums + a b^T in the tensor core's steps of DEPTH columns."""
+    if sums is None:
+        sums = np.zeros((len(a), len(b)), np.float32)
+
     for start in range(0, a.shape[1], DEPTH):
         part = slice(start, start + DEPTH)
         products = a[:, part].astype(np.float64) @ b[:, part].astype(np.float64).T
@@ -45,7 +47,7 @@ def accumulate(a: Matrix, b: Matrix) -> Matrix:
 
 
 def gram(pool: Matrix) -> Matrix:
-    """The Gram matrix of pool [K, d], float32. The three products have sums of their own, so that
+    """The Gram matrix of pool [K, d], float32. hi lo' and lo hi' have sums of their own, so that
     those of rows i and j are those of j and i."""
     rows, dim = pool.shape
     padded = np.zeros((rows, -(-dim // SLICE) * SLICE), np.float32)
@@ -55,9 +57,8 @@ def gram(pool: Matrix) -> Matrix:
     slices = lanes.swapaxes(2, 3).reshape(rows, -1, SLICE)
     total = np.zeros((rows, rows), np.float32)
 
-    for warp in range(WARPS):
-        share = np.ascontiguousarray(slices[:, warp::WARPS])
-        hi, lo = split(share.reshape(rows, -1))
+    for start in range(slices.shape[1]):
+        hi, lo = split(np.ascontiguousarray(slices[:, start]))
         corrections = accumulate(hi, lo) + accumulate(lo, hi)
-        total += accumulate(hi, hi) + corrections
+        total += accumulate(hi, hi, corrections)
     return total

@@ -1,11 +1,10 @@
 """Compiles the CUDA kernels for each architecture and reads what they cost.
 
 Fails on a register spill, on more shared memory than a block may have, or on fewer resident threads
-than KERNELS promises. Shared memory is the static part that ptxas reports and the most that the
-host may ask for besides. Fails too where the table in csrc/cuda/README.md is not the one that this
-makes: ``--write`` puts it there::
+than KERNELS promises, and prints a table of all kernels. Shared memory is the static part that
+ptxas reports and the most that the host may ask for besides::
 
-    python tools/compile_gate.py [--write] [--keep FOLDER]
+    python tools/compile_gate.py [--keep FOLDER]
 
 Needs nvcc, no GPU.
 """
@@ -22,8 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CUDA = Path(__file__).resolve().parent.parent / "csrc" / "cuda"
-README = CUDA / "README.md"
-BEGIN, END = "<!-- compile gate -->\n", "<!-- end of compile gate -->\n"
 
 REGISTERS_PER_SM = 65_536
 STATIC_SHARED_LIMIT = 48 * 1024
@@ -36,15 +33,16 @@ RESERVED_SHARED = 1024  # of every block; it may ask for the rest
 # source for 8.0 and 9.0, so its longer half runs once for both.
 VIRTUAL = {80: (80, 90), 100: (100,)}
 
-# Kernels whose dynamic shared memory the host computes, by the start of their name: their source
-# and the constant in it that the host leaves free of what a block may ask for. The largest that it
-# asks for is therefore that much below the limit, and the static part must fit in between.
+# Kernels whose dynamic shared memory plan.cu computes, by the start of their name, and their
+# sources. It leaves kFixedSharedBytes of what a block may ask for: the largest is therefore that
+# much below the limit, and the static part must fit in between.
 DYNAMIC_SHARED = {
-    "fw_kernel<float, true": ("frank_wolfe.cu", "kFixedSharedBytes"),
-    "fw_kernel<double, true": ("frank_wolfe.cu", "kFixedSharedBytes"),
-    "sift_kernel<float, true": ("sift.cu", "kFixedSharedBytes"),
-    "sift_kernel<double, true": ("sift.cu", "kFixedSharedBytes"),
+    "fw_kernel<float, true": "frank_wolfe.cu",
+    "fw_kernel<double, true": "frank_wolfe.cu",
+    "sift_kernel<float, true": "sift.cu",
+    "sift_kernel<double, true": "sift.cu",
 }
+LEFT_FREE = re.compile(r"\bkFixedSharedBytes = (\d+);")
 
 # Most threads of a block, and resident threads of an SM that the kernel promises, by the start of
 # its name.
@@ -58,9 +56,9 @@ KERNELS = {
     "fw_kernel<double": (256, 256),
     "fw_warp_kernel<float": (256, 512),
     "fw_warp_kernel<double": (256, 256),
+    "gram_blocks_kernel": (256, 512),
     "gram_float64_kernel": (256, 512),
-    "gram_kernel<float, 32": (256, 256),
-    "gram_kernel": (256, 512),
+    "gram_spread_kernel": (256, 512),
     "integerize_kernel": (256, 512),
     "knn_gap_kernel": (256, 1024),
     "knn_kernel": (256, 768),
@@ -133,18 +131,18 @@ def block_limit(architecture: int) -> int:
 
 def largest_dynamic(kernel: str, architecture: int) -> int:
     """Bytes of dynamic shared memory that the host may ask for."""
-    for start, (source, constant) in DYNAMIC_SHARED.items():
-        if kernel.startswith(start):
-            number = re.search(rf"\b{constant} = (\d+);", (CUDA / source).read_text())
-            if number is None:
-                raise RuntimeError(f"compile_gate: {source} has no number {constant}")
-            return block_limit(architecture) - int(number[1])
-    return 0
+    if not kernel.startswith(tuple(DYNAMIC_SHARED)):
+        return 0
+
+    number = LEFT_FREE.search((CUDA / "plan.cu").read_text())
+    if number is None:
+        raise RuntimeError("compile_gate: plan.cu has no number kFixedSharedBytes")
+    return block_limit(architecture) - int(number[1])
 
 
 def check_sources() -> None:
     """No kernel uses dynamic shared memory that is not counted."""
-    counted = {source for source, _ in DYNAMIC_SHARED.values()}
+    counted = DYNAMIC_SHARED.values()
     for path in sorted(CUDA.glob("*.cu")):
         if "HULLFT_DYNAMIC_SHARED" in path.read_text() and path.name not in counted:
             raise RuntimeError(
@@ -283,37 +281,8 @@ def table(costs: list[Cost], compiler: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def committed() -> str:
-    return README.read_text().split(BEGIN)[1].split(END)[0]
-
-
-def promises(text: str) -> list[list[str]]:
-    """A table without its compiler and what ptxas alone decides."""
-    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("|")]
-    return [[*row[:2], *row[6:7], *row[8:]] for row in rows]
-
-
-def stale(text: str) -> bool:
-    """Whether the README holds another table; another nvcc may allocate otherwise."""
-    old = committed()
-    if old.splitlines()[:1] == text.splitlines()[:1]:
-        return old != text
-    return promises(old) != promises(text)
-
-
-def write(text: str) -> None:
-    before, rest = README.read_text().split(BEGIN)
-    _, after = rest.split(END)
-    scratch = README.with_suffix(".tmp")
-    scratch.write_text(f"{before}{BEGIN}{text}{END}{after}")
-    scratch.replace(README)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--write", action="store_true", help="put the table into the README"
-    )
     parser.add_argument("--keep", type=Path, help="a folder for the cubins, to be made")
     arguments = parser.parse_args()
     nvcc = shutil.which("nvcc")
@@ -324,13 +293,8 @@ def main() -> int:
         if arguments.keep is not None:
             arguments.keep.mkdir(parents=True)
         costs = compile_all(nvcc, arguments.keep or Path(scratch))
-    text = table(costs, release(nvcc))
-    print(text)
-    if arguments.write:
-        write(text)
+    print(table(costs, release(nvcc)))
     faults = [fault for cost in costs for fault in cost.faults()]
-    if stale(text):
-        faults.append(f"the table in {README} is another one: run with --write")
     for fault in faults:
         print(f"compile_gate: {fault}", file=sys.stderr)
     return 1 if faults else 0

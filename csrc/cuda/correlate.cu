@@ -52,6 +52,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   correlate_share(pool, blocks_per_query, vector_of, products);
 }
 
+// A grid has at most 2^31 - 1 blocks. A batch has no more queries, and the products of so many
+// blocks, 32 each, have no memory on any device.
 int64_t blocks_of_query(const PoolView& pool) {
   return (int64_t(pool.width) + kRowsPerBlock - 1) / kRowsPerBlock;
 }
@@ -68,7 +70,6 @@ template <typename S>
 cudaError_t correlate(const PoolView& pool, int64_t batch, const void* vectors, void* products,
                       cudaStream_t stream) {
   const int64_t blocks = blocks_of_query(pool);
-  if (blocks * batch > 0x7fffffff) return cudaErrorInvalidValue;
   PoolView view = pool;
   view.vectors = aligned16(pool.base, pool.row_stride, pool.storage) &&
                  aligned16(pool.base, pool.batch_stride, pool.storage) &&
@@ -82,7 +83,6 @@ template <typename S>
 cudaError_t correlate_queries(const PoolView& pool, const QueryView& queries, int64_t batch,
                               void* products, cudaStream_t stream) {
   const int64_t blocks = blocks_of_query(pool);
-  if (blocks * batch > 0x7fffffff) return cudaErrorInvalidValue;
   HULLFT_LAUNCH(correlate_query_kernel<S>, dim3(unsigned(blocks * batch)), dim3(kThreads), 0,
                 stream, pool, queries, blocks, static_cast<S*>(products));
   return cudaGetLastError();

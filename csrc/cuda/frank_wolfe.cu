@@ -1,4 +1,4 @@
-// Plans and launches of the Frank-Wolfe kernel.
+// Launches of the Frank-Wolfe kernels.
 #include <algorithm>
 
 #include "block_launch.cuh"
@@ -11,12 +11,6 @@
 
 namespace hullft {
 namespace {
-
-// Shared memory of the kernel besides the state.
-constexpr int64_t kFixedSharedBytes = 1024;
-
-// Columns that are kept after their atom has left the support: it often comes back.
-constexpr int kSpareColumns = 32;
 
 template <typename S, bool kSharedState>
 __global__ void __launch_bounds__(kMaxThreads<S>, 1)
@@ -54,11 +48,22 @@ cudaError_t launch_solve(const FwProblem& problem, const FwPlan& plan, void* wor
                            : launch<S, false>(problem, plan, workspace, outputs, stream);
 }
 
+// The Gram matrices, and in the same launch the products with the queries.
+cudaError_t launch_grams(const FwProblem& problem, const FwPlan& plan, void* workspace,
+                         cudaStream_t stream) {
+  void* gram = static_cast<unsigned char*>(workspace) + plan.columns_offset;
+  GramProblem grams = grams_of(problem.pool, problem.batch, gram);
+  if (plan.query_row) grams.query = problem.query, grams.products = workspace;
+  return launch_gram(grams, plan.sms, stream);
+}
+
 cudaError_t launch_warp(const FwProblem& problem, const FwPlan& plan, void* workspace,
                         const FwOutputs& outputs, cudaStream_t stream) {
-  const cudaError_t status =
-      launch_correlate_queries(problem.pool, problem.query, problem.batch, workspace, stream);
-  if (status != cudaSuccess) return status;
+  if (!plan.query_row) {
+    const cudaError_t status =
+        launch_correlate_queries(problem.pool, problem.query, problem.batch, workspace, stream);
+    if (status != cudaSuccess) return status;
+  }
   const void* grams = static_cast<unsigned char*>(workspace) + plan.columns_offset;
   return launch_fw_warp(problem, workspace, grams,
                         plan.column_stride / real_bytes_of(problem.pool.storage), plan.threads,
@@ -67,38 +72,6 @@ cudaError_t launch_warp(const FwProblem& problem, const FwPlan& plan, void* work
 
 }  // namespace
 
-FwPlan plan_frank_wolfe(const FwProblem& p, const LaunchLimits& limits) {
-  return choose_columns(
-      p.pool, p.batch, int64_t(p.n_select) + 1, limits,
-      [&](const LaunchLimits& within, bool gram) { return plan_columns(p, within, gram); });
-}
-
-FwPlan plan_columns(const FwProblem& p, const LaunchLimits& limits, bool gram, bool warp) {
-  const int64_t real_bytes = real_bytes_of(p.pool.storage);
-  const int64_t width = p.pool.width;
-  const int spare = p.variant == Variant::kVanilla ? 0 : kSpareColumns;
-  FwPlan plan;
-  plan.gram = gram;
-  plan.warp = gram && warp && width <= kWarpCandidates;
-  plan.slots = int(std::min(width, int64_t(p.n_select) + 1 + spare));
-  plan.threads =
-      plan.warp ? fw_warp_threads(p.batch, kFullDevice) : threads_for(p.pool.width, p.pool.storage);
-  plan.state_bytes = fw_state_bytes(p.pool.width, plan.slots, real_bytes);
-  plan.shared_limit = limits.shared_bytes - kFixedSharedBytes;
-  plan.shared_state = plan.state_bytes <= plan.shared_limit;
-  const int64_t column_bytes = (plan.gram ? width : plan.slots) * width * real_bytes;
-  plan.column_stride = plan.gram && n_pools(p.pool, p.batch) == 1 ? 0 : column_bytes;
-  const int64_t state_bytes = plan.warp ? aligned_bytes(width * real_bytes)  // its products
-                              : plan.shared_state ? 0
-                                                  : plan.state_bytes;
-  const int64_t all_bytes = plan.column_stride ? 0 : column_bytes;
-  plan.part =
-      queries_of_part(p.batch, state_bytes + plan.column_stride, all_bytes, limits.workspace_bytes);
-  plan.columns_offset = plan.part * state_bytes;
-  plan.workspace_bytes = plan.columns_offset + plan.part * plan.column_stride + all_bytes;
-  return plan;
-}
-
 cudaError_t launch_frank_wolfe(const FwProblem& problem, const FwPlan& plan, void* workspace,
                                const FwOutputs& outputs, cudaStream_t stream) {
   const int64_t real_bytes = real_bytes_of(problem.pool.storage);
@@ -106,8 +79,7 @@ cudaError_t launch_frank_wolfe(const FwProblem& problem, const FwPlan& plan, voi
     const FwProblem part = part_of(problem, first, plan.part);
     const FwOutputs out = rest_of(outputs, first, problem.n_select, real_bytes);
     if (plan.gram && (first == 0 || plan.column_stride)) {
-      void* gram = static_cast<unsigned char*>(workspace) + plan.columns_offset;
-      const cudaError_t status = launch_grams(part.pool, part.batch, gram, stream);
+      const cudaError_t status = launch_grams(part, plan, workspace, stream);
       if (status != cudaSuccess) return status;
     }
     const cudaError_t status = plan.warp ? launch_warp(part, plan, workspace, out, stream)

@@ -7,7 +7,7 @@
 #include <cstddef>
 
 #include "../core/frank_wolfe.h"
-#include "pool_view.h"
+#include "plan.h"
 
 namespace hullft {
 
@@ -26,17 +26,12 @@ struct FwOutputs {
   void *weights, *residual, *gap;
 };
 
-// What a launch may take: of shared memory in a block, and of global memory for its workspace.
-struct LaunchLimits {
-  int64_t shared_bytes;
-  int64_t workspace_bytes = int64_t(2) << 30;  // or what one query needs, if that is more
-};
-
 // Where a launch keeps what. csrc/cuda/README.md has the arithmetic behind the choices.
 struct FwPlan {
   bool gram;          // whole Gram matrices before the solve, or columns as atoms are picked
   bool shared_state;  // O(K) state of a query in shared or in global memory
   bool warp;          // one warp takes the steps, in place of a block: small pools with their Gram
+  bool query_row;     // the products with the query come with the Gram matrix
   int threads;
   int slots;               // atoms whose column is kept
   int64_t shared_limit;    // bytes of the largest state that lies in shared memory
@@ -45,6 +40,7 @@ struct FwPlan {
   int64_t columns_offset;  // into the workspace, after the states or products that lie there
   int64_t part;            // queries that are solved at a time
   int64_t workspace_bytes;
+  int64_t sms;  // of the device
 };
 
 FwPlan plan_frank_wolfe(const FwProblem& problem, const LaunchLimits& limits);

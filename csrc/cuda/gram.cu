@@ -1,34 +1,14 @@
-// A block makes one square tile of the lower triangle and its mirror image. Its eight warps split d
-// among them, each makes the whole tile of its share, and the shares are added up in order.
-// Arithmetic: csrc/cuda/README.md.
-#include <algorithm>
-
+// Gram matrices of few rows, whose tiles are spread over the device, and of float64. Arithmetic:
+// csrc/cuda/README.md.
 #include "gram.h"
+#include "gram_slice.cuh"
 #include "gram_tile.cuh"
-#include "load.cuh"
-#include "mma.cuh"
 
 namespace hullft {
 namespace {
 
 constexpr int kWarps = 8;
 constexpr int kThreads = kWarps * kWarp;
-constexpr int kLargeTile = 32, kSmallTile = 16;
-
-// Cycles of an H100; csrc/cuda/README.md derives them. They say where the one way of making columns
-// overtakes the other.
-constexpr double kSms = 132;
-constexpr double kFloat64ProductsPerCycle = 32;  // of an SM
-constexpr double kSmBytesPerCycle = 40;          // that one block reads
-constexpr double kDeviceBytesPerCycle = 1914;
-
-// Columns of a slice, which a warp takes at a time: 16 bytes of a row for each of four lanes.
-template <typename T>
-constexpr int kSlice = kRowLanes * kVector<T>;
-
-// Sums of float32 for each product: those of float32 numbers have three, see multiply.
-template <typename T>
-constexpr int kSums = sizeof(T) == 4 ? 3 : 1;
 
 // Moves the elements of a vector down by one; x becomes the last.
 template <typename T>
@@ -53,132 +33,104 @@ __device__ __forceinline__ void load_rows(const T* const (&rows)[kRows], int64_t
       memcpy(words[r], &raw, sizeof raw);
     }
   } else {
-#pragma unroll 1  // all at once take too many registers
+#pragma unroll 1  // all at once take too many registers (nvcc 13.0)
     for (int j = 0; j < kVector<T>; ++j)
 #pragma unroll
       for (int r = 0; r < kRows; ++r) push(words[r], j < left ? rows[r][start + j] : T{});
   }
 }
 
-// x = hi + lo, up to the last bit of x: both have the 11 bits of TF32, and lo may lack one.
-template <int kCount>
-__device__ __forceinline__ void split(const uint32_t (&x)[kCount], uint32_t (&hi)[kCount],
-                                      uint32_t (&lo)[kCount]) {
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) {
-    hi[i] = (x[i] + 0x1000u) & kTf32Mask;  // to nearest; if x is NaN or infinite, lo is NaN
-    lo[i] = float_to_bits(bits_to_float(x[i]) - bits_to_float(hi[i])) & kTf32Mask;
-  }
-}
-
-// sums += a b^T. Products of 16-bit numbers are exact. Of (hi + lo)(hi' + lo') float32 leaves out
-// lo lo'. hi lo' and lo hi' have sums of their own, or rows i and j would not get those of j and i.
-template <typename T>
-__device__ __forceinline__ void multiply(float (&sums)[kSums<T>][4], const uint32_t (&a)[4],
-                                         const uint32_t (&b)[2]) {
-  if constexpr (kSums<T> == 1) {
-    mma<T>(sums[0], a, b);
-  } else {
-    uint32_t a_hi[4], a_lo[4], b_hi[2], b_lo[2];
-    split(a, a_hi, a_lo), split(b, b_hi, b_lo);
-    mma<T>(sums[0], a_hi, b_hi);
-    mma<T>(sums[1], a_hi, b_lo);
-    mma<T>(sums[2], a_lo, b_hi);
-  }
-}
+// A block makes one tile. Its warps take the slices in passes, two slices a warp, straight from
+// global memory: eight loads of 16 bytes of a lane are under way.
+constexpr int kWarpSlices = 2;  // of a pass
+constexpr int kPass = kWarps * kWarpSlices;
+constexpr int kTileRows = 4;  // of a lane: two of either operand
 
 template <typename T>
-__device__ __forceinline__ float total(const float (&sums)[kSums<T>][4], int i) {
-  if constexpr (kSums<T> == 1) return sums[0][i];
-  return sums[0][i] + (sums[1][i] + sums[2][i]);
-}
+struct PassWords {
+  uint32_t words[kWarpSlices][kTileRows][4];
 
-// The tile of a warp: 16 x 8 products at a time.
-template <typename T, int kTile>
-struct WarpTile {
-  static constexpr int kRows = kTile / kFragmentRows;  // of each operand, for a lane
-  float sums[kRows / 2][kRows][kSums<T>][4] = {};
-
-  // words: those of a lane, of the rows of a and then of b. Which of them share an instruction does
-  // not matter as long as a and b agree.
-  __device__ __forceinline__ void add(const uint32_t (&words)[2 * kRows][4]) {
+  __device__ __forceinline__ void load(const T* const (&rows)[kTileRows], const PoolView& pool,
+                                       int64_t slice, int t) {
 #pragma unroll
-    for (int w = 0; w < 4; w += 2)
-#pragma unroll
-      for (int i = 0; i < kRows / 2; ++i)
-#pragma unroll
-        for (int j = 0; j < kRows; ++j) {
-          const uint32_t(&low)[4] = words[2 * i], (&high)[4] = words[2 * i + 1];
-          const uint32_t a[4] = {low[w], high[w], low[w + 1], high[w + 1]};
-          const uint32_t b[2] = {words[kRows + j][w], words[kRows + j][w + 1]};
-          multiply<T>(sums[i][j], a, b);
-        }
-  }
-
-  __device__ __forceinline__ void store(int g, int t, float (&share)[kTile][kTile + 1]) const {
-#pragma unroll
-    for (int i = 0; i < kRows / 2; ++i)
-#pragma unroll
-      for (int j = 0; j < kRows; ++j)
-#pragma unroll
-        for (int c = 0; c < 4; ++c)
-          share[2 * kFragmentRows * i + g + c / 2 * kFragmentRows]
-               [kFragmentRows * j + 2 * t + c % 2] = total<T>(sums[i][j], c);
-  }
-};
-
-// A lane has eight loads of 16 bytes under way: of one slice for a large tile, of two for a small
-// one. Both add up the products of two rows in the same order.
-template <typename T, int kTile>
-__global__ void __launch_bounds__(kThreads, kTile == kLargeTile && kSums<T> == 3 ? 1 : 2)
-    gram_kernel(PoolView pool, int64_t n_tiles, float* gram) {
-  constexpr int kSlices = kLargeTile / kTile;
-  constexpr int kRows = WarpTile<T, kTile>::kRows;
-  __shared__ float shares[kWarps][kTile][kTile + 1];
-  const int64_t query = int64_t(blockIdx.x) / n_tiles;
-  const Tile tile = tile_of(int64_t(blockIdx.x) % n_tiles, kTile);
-  if (pool.sizes && tile.row >= pool.sizes[query]) return;
-  const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
-  const int g = lane / kRowLanes, t = lane % kRowLanes;
-  const T* rows[2 * kRows];
-#pragma unroll
-  for (int r = 0; r < 2 * kRows; ++r) {
-    const int first = r < kRows ? tile.row : tile.column - kTile;
-    rows[r] = opaque(row_at<T>(pool, query, first + r * kFragmentRows + g) + t * kVector<T>);
-  }
-  WarpTile<T, kTile> products;
-  for (int64_t slice = warp; slice * kSlice<T> < pool.d; slice += kSlices * kWarps) {
-    uint32_t words[kSlices][2 * kRows][4] = {};
-#pragma unroll
-    for (int s = 0; s < kSlices; ++s) {
+    for (int s = 0; s < kWarpSlices; ++s) {
       const int64_t start = (slice + s * kWarps) * kSlice<T>;
       const bool whole = pool.vectors && start + kSlice<T> <= pool.d;
       load_rows(rows, start, pool.d - start - t * kVector<T>, whole, words[s]);
     }
-#pragma unroll
-    for (int s = 0; s < kSlices; ++s) products.add(words[s]);
   }
-  products.store(g, t, shares[warp]);
-  __syncthreads();
-  write_tile(shares, tile, pool.width, gram + query * pool.width * pool.width);
+};
+
+using SliceTotals = float[kTileSide][kTileSide + 1];
+
+template <typename T>
+__device__ __forceinline__ void store_slice(const uint32_t (&words)[kTileRows][4], int g, int t,
+                                            SliceTotals& totals) {
+  Operand<T, 2> a;
+  a.set_row(0, words[0]);
+  a.set_row(1, words[1]);
+#pragma unroll
+  for (int n = 0; n < 2; ++n) {
+    Operand<T, 1> b;
+    b.set_row(0, words[2 + n]);
+    float products[4] = {};
+    add_slice(a, b, products);
+#pragma unroll
+    for (int c = 0; c < 4; ++c)
+      totals[g + c / 2 * kFragmentRows][n * kFragmentRows + 2 * t + c % 2] = products[c];
+  }
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads, 2)
+    gram_spread_kernel(GramProblem problem, int64_t n_tiles) {
+  __shared__ SliceTotals totals[2][kPass];  // of this pass and the last one
+  const PoolView& pool = problem.pool;
+  const int64_t query = int64_t(blockIdx.x) / n_tiles;
+  const Tile tile = tile_of(int64_t(blockIdx.x) % n_tiles, kTileSide);
+  if (!wants_tile(problem, query, tile, kTileSide)) return;
+  const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
+  const int g = lane / kRowLanes, t = lane % kRowLanes;
+  const T* rows[kTileRows];
+#pragma unroll
+  for (int r = 0; r < kTileRows; ++r) {
+    const int first = r < 2 ? tile.row : tile.column;
+    const int k = first + r % 2 * kFragmentRows + g;
+    rows[r] = opaque(row_at<T>(problem, query, k) + t * kVector<T>);
+  }
+  const int i = int(threadIdx.x) / kTileSide, j = int(threadIdx.x) % kTileSide;
+  const int64_t n_slices = slices_of<T>(pool.d);
+  float total = 0;
+  PassWords<T> next = {};
+  next.load(rows, pool, warp, t);
+  for (int64_t first = 0, half = 0; first < n_slices; first += kPass, half = 1 - half) {
+#pragma unroll
+    for (int s = 0; s < kWarpSlices; ++s)
+      store_slice<T>(next.words[s], g, t, totals[half][warp + s * kWarps]);
+    if (first + kPass < n_slices) next.load(rows, pool, first + kPass + warp, t);
+    __syncthreads();
+    for (int s = 0; s < kPass && first + s < n_slices; ++s) total += totals[half][s][i][j];
+  }
+  GramOutputs<float>(problem, query).put(tile.row + i, tile.column + j, total);
 }
 
 // float64, on the ordinary units: four groups of 64 threads split every chunk of d, 4 x 4 products
 // a thread.
+constexpr int kWideSide = 32;
 constexpr int kGroups = 4;
 constexpr int kGroupThreads = kThreads / kGroups;
 constexpr int kChunk = 64;                // of d, in shared memory at a time
 constexpr int kShare = kChunk / kGroups;  // of a chunk, for one group
 constexpr int kSide = 4;                  // of a thread's square of products
-constexpr int kSpan = kLargeTile / kSide;
+constexpr int kSpan = kWideSide / kSide;
 
 struct Operands {
-  double a[kLargeTile][kChunk + 1], b[kLargeTile][kChunk + 1];  // padded: no bank conflicts
+  double a[kWideSide][kChunk + 1], b[kWideSide][kChunk + 1];  // padded: no bank conflicts
 };
 
 union PlainShared {
   Operands operands;
-  double shares[kGroups][kLargeTile][kLargeTile + 1];
+  double shares[kGroups][kWideSide][kWideSide + 1];
 };
 
 __device__ __forceinline__ void multiply_share(const Operands& x, int group, int i, int j,
@@ -197,18 +149,19 @@ __device__ __forceinline__ void multiply_share(const Operands& x, int group, int
 
 // A warp reads every eighth row of both operands, all of a chunk before it stores the first.
 __global__ void __launch_bounds__(kThreads, 2)
-    gram_float64_kernel(PoolView pool, int64_t n_tiles, double* gram) {
+    gram_float64_kernel(GramProblem problem, int64_t n_tiles) {
   __shared__ PlainShared shared;
+  const PoolView& pool = problem.pool;
   const int64_t query = int64_t(blockIdx.x) / n_tiles;
-  const Tile tile = tile_of(int64_t(blockIdx.x) % n_tiles, kLargeTile);
-  if (pool.sizes && tile.row >= pool.sizes[query]) return;
+  const Tile tile = tile_of(int64_t(blockIdx.x) % n_tiles, kWideSide);
+  if (!wants_tile(problem, query, tile, kWideSide)) return;
   const int warp = int(threadIdx.x) / kWarp, column = int(threadIdx.x) % kWarp * kVector<double>;
-  constexpr int kRows = kLargeTile / kWarps;  // of each operand, for a warp
+  constexpr int kRows = kWideSide / kWarps;  // of each operand, for a warp
   const double* rows[2 * kRows];
 #pragma unroll
   for (int r = 0; r < 2 * kRows; ++r) {
-    const int first = r < kRows ? tile.row : tile.column - kLargeTile;
-    rows[r] = opaque(row_at<double>(pool, query, first + r * kWarps + warp) + column);
+    const int first = r < kRows ? tile.row : tile.column - kWideSide;
+    rows[r] = opaque(row_at<double>(problem, query, first + r * kWarps + warp) + column);
   }
   const int group = int(threadIdx.x) / kGroupThreads, place = int(threadIdx.x) % kGroupThreads;
   const int i = place % kSpan, j = place / kSpan;
@@ -231,60 +184,51 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
     for (int s = 0; s < kSide; ++s) shared.shares[group][i + r * kSpan][j + s * kSpan] = sums[r][s];
   __syncthreads();
-  write_tile(shared.shares, tile, pool.width, gram + query * pool.width * pool.width);
+  const GramOutputs<double> out(problem, query);
+  for (int e = int(threadIdx.x); e < kWideSide * kWideSide; e += kThreads) {
+    double total = 0;
+    for (int s = 0; s < kGroups; ++s) total += shared.shares[s][e / kWideSide][e % kWideSide];
+    out.put(tile.row + e / kWideSide, tile.column + e % kWideSide, total);
+  }
 }
 
-template <int kTile, typename S>
-cudaError_t launch(void (*kernel)(PoolView, int64_t, S*), const PoolView& pool, int64_t n_pools,
-                   void* gram, cudaStream_t stream) {
-  const int64_t n_tiles = tiles_of(pool.width, kTile);
-  if (n_tiles * n_pools > 0x7fffffff) return cudaErrorInvalidValue;
-  HULLFT_LAUNCH(kernel, dim3(unsigned(n_tiles * n_pools)), dim3(kThreads), 0, stream, pool, n_tiles,
-                static_cast<S*>(gram));
+// A block a tile. The tiles of 2^31 blocks, 1 KB of products each, have no memory on any device.
+cudaError_t launch_tiles(void (*kernel)(GramProblem, int64_t), const GramProblem& problem, int side,
+                         cudaStream_t stream) {
+  const int64_t n_tiles = tiles_of(gram_rows(problem.pool, problem.query), side);
+  HULLFT_LAUNCH(kernel, dim3(unsigned(n_tiles * problem.pools)), dim3(kThreads), 0, stream, problem,
+                n_tiles);
   return cudaGetLastError();
 }
 
-// Small tiles where one wave takes them all: more SMs work, and each reads less.
-template <typename T>
-cudaError_t launch_tiles(const PoolView& pool, int64_t n_pools, void* gram, cudaStream_t stream) {
-  return double(tiles_of(pool.width, kSmallTile) * n_pools) <= kSms
-             ? launch<kSmallTile>(gram_kernel<T, kSmallTile>, pool, n_pools, gram, stream)
-             : launch<kLargeTile>(gram_kernel<T, kLargeTile>, pool, n_pools, gram, stream);
-}
-
-// Products that an SM makes in a cycle: those of float64 by its units, the others by the bytes that
-// it reads for a large tile.
-double products_per_cycle(Storage storage) {
-  return storage == Storage::kFloat64
-             ? kFloat64ProductsPerCycle
-             : kSmBytesPerCycle * kLargeTile / 2 / double(bytes_of(storage));
+auto spread_kernel_of(Storage storage) {
+  switch (storage) {
+    case Storage::kBFloat16:
+      return gram_spread_kernel<BFloat16>;
+    case Storage::kFloat16:
+      return gram_spread_kernel<Float16>;
+    default:
+      return gram_spread_kernel<float>;
+  }
 }
 
 }  // namespace
 
-bool gram_pays(const PoolView& pool, int64_t batch, int64_t columns) {
-  const double k = pool.width, d = double(pool.d), pools = double(n_pools(pool, batch));
-  const double products =
-      pools * double(tiles_of(pool.width, kLargeTile)) * kLargeTile * kLargeTile * d;
-  const double gram = products / (products_per_cycle(pool.storage) * kSms);
-  const double rate =
-      std::min(kSmBytesPerCycle * std::min(double(batch), kSms), kDeviceBytesPerCycle);
-  const double computed = std::min(k, double(columns));
-  return gram < double(batch) * computed * k * d * double(bytes_of(pool.storage)) / rate;
+cudaError_t launch_gram(const GramProblem& problem, int64_t sms, cudaStream_t stream) {
+  if (problem.pools == 0) return cudaSuccess;
+  const Storage storage = problem.pool.storage;
+  if (storage == Storage::kFloat64)
+    return launch_tiles(gram_float64_kernel, problem, kWideSide, stream);
+  const GramPlan plan = plan_gram(problem.pool, problem.pools, problem.query, sms);
+  if (plan.warp_tiles) return launch_gram_blocks(problem, plan.warp_tiles, stream);
+  return launch_tiles(spread_kernel_of(storage), problem, kTileSide, stream);
 }
 
-cudaError_t launch_gram(const PoolView& pool, int64_t n_pools, void* gram, cudaStream_t stream) {
-  if (n_pools == 0) return cudaSuccess;
-  switch (pool.storage) {
-    case Storage::kFloat64:
-      return launch<kLargeTile>(gram_float64_kernel, pool, n_pools, gram, stream);
-    case Storage::kBFloat16:
-      return launch_tiles<BFloat16>(pool, n_pools, gram, stream);
-    case Storage::kFloat16:
-      return launch_tiles<Float16>(pool, n_pools, gram, stream);
-    default:
-      return launch_tiles<float>(pool, n_pools, gram, stream);
-  }
+cudaError_t launch_gram(const PoolView& pool, int64_t pools, void* gram, cudaStream_t stream) {
+  LaunchLimits limits{};
+  const cudaError_t status = device_limits(&limits);
+  if (status != cudaSuccess) return status;
+  return launch_gram({pool, pools, {nullptr, 0}, gram, nullptr}, limits.sms, stream);
 }
 
 }  // namespace hullft

@@ -1,9 +1,9 @@
-// What the Gram kernels share: which tile a block makes, the rows of a pool, and how the shares of
-// d become a tile and its mirror image.
+// What the Gram kernels share: which tile of the lower triangle, whose rows, and where its products
+// go.
 #pragma once
 
 #include "device.cuh"
-#include "pool_view.h"
+#include "gram.h"
 
 namespace hullft {
 
@@ -11,9 +11,9 @@ struct Tile {
   int row, column;  // first row of either operand
 };
 
-inline int64_t tiles_of(int width, int side) {
-  const int64_t rows = (int64_t(width) + side - 1) / side;
-  return rows * (rows + 1) / 2;
+inline int64_t tiles_of(int rows, int side) {
+  const int64_t strips = (int64_t(rows) + side - 1) / side;
+  return strips * (strips + 1) / 2;
 }
 
 // Tile t of the lower triangle, counted row by row.
@@ -24,33 +24,63 @@ __device__ __forceinline__ Tile tile_of(int64_t t, int side) {
   return {int(i) * side, int(t - i * (i + 1) / 2) * side};
 }
 
-// A row that the query does not see, or a candidate out of range, reads as row 0: its products are
-// never used, and the solve reports it.
+// Row `width` is the query. What is past it, and a candidate out of range, reads as row 0: its
+// products are never used, and the solve reports it.
 template <typename T>
-__device__ __forceinline__ const T* row_at(const PoolView& pool, int64_t query, int k) {
+__device__ __forceinline__ const T* row_at(const GramProblem& p, int64_t query, int k) {
+  const PoolView& pool = p.pool;
+  if (k == pool.width && p.query.base)
+    return static_cast<const T*>(p.query.base) + query * p.query.stride;
   int64_t r = k < pool.width ? k : 0;
   if (pool.candidates) r = pool.candidates[query * pool.candidates_stride + r];
   if (r < 0 || r >= pool.n_rows) r = 0;
   return static_cast<const T*>(pool.base) + query * pool.batch_stride + r * pool.row_stride;
 }
 
-// Adds up the shares, always in the same order, and writes what lies on the diagonal or below it,
-// and the same numbers above it.
-template <typename S, int kShares, int kSide>
-__device__ __forceinline__ void write_tile(const S (&shares)[kShares][kSide][kSide + 1],
-                                           const Tile& tile, int width, S* gram) {
-  const auto total = [&shares](int r, int c) {
-    S sum = 0;
-    for (int s = 0; s < kShares; ++s) sum += shares[s][r][c];
-    return sum;
-  };
-  for (int e = int(threadIdx.x); e < kSide * kSide; e += int(blockDim.x)) {
-    const int i = e / kSide, j = e % kSide;
-    if (tile.column + j <= tile.row + i && tile.row + i < width)
-      gram[int64_t(tile.row + i) * width + tile.column + j] = total(i, j);
-    if (tile.column + i < tile.row + j && tile.row + j < width)
-      gram[int64_t(tile.column + i) * width + tile.row + j] = total(j, i);
-  }
+// Whether the query sees one of `side` rows from `first` on, or is one of them.
+__device__ __forceinline__ bool wants_rows(const GramProblem& p, int64_t query, int first,
+                                           int side) {
+  const int64_t n = p.pool.sizes ? p.pool.sizes[query] : int64_t(p.pool.width);
+  const bool is_query = p.query.base && first <= p.pool.width && p.pool.width < first + side;
+  return n > 0 && (first < n || is_query);
 }
+
+__device__ __forceinline__ bool wants_tile(const GramProblem& p, int64_t query, const Tile& tile,
+                                           int side) {
+  const int64_t n = p.pool.sizes ? p.pool.sizes[query] : int64_t(p.pool.width);
+  return tile.column < n && wants_rows(p, query, tile.row, side);
+}
+
+// Of one query.
+template <typename S>
+struct GramOutputs {
+  S *gram, *products;
+  int width;
+
+  __device__ __forceinline__ GramOutputs(const GramProblem& p, int64_t query)
+      : gram(static_cast<S*>(p.gram) + query * p.pool.width * p.pool.width),
+        products(p.query.base ? static_cast<S*>(p.products) + query * p.pool.width : nullptr),
+        width(p.pool.width) {}
+
+  // Element (i, j) of the lower triangle. Row `width` has the products with the query.
+  __device__ __forceinline__ void put_lower(int i, int j, S value) const {
+    if (j > i || i > width || j >= width) return;
+    if (i < width)
+      gram[int64_t(i) * width + j] = value;
+    else if (products)
+      products[j] = value;
+  }
+
+  // Of what lies above the diagonal.
+  __device__ __forceinline__ void put_upper(int i, int j, S value) const {
+    if (i < j && j < width) gram[int64_t(i) * width + j] = value;
+  }
+
+  // An element of the lower triangle and its mirror image.
+  __device__ __forceinline__ void put(int i, int j, S value) const {
+    put_lower(i, j, value);
+    put_upper(j, i, value);
+  }
+};
 
 }  // namespace hullft

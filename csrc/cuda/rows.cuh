@@ -85,7 +85,7 @@ __device__ __forceinline__ void dot_lane(const T* const (&rows)[kTileRows], cons
                                          bool vectors, int lane, S (&sums)[kTileRows]) {
   constexpr int kStep = kVector<T>;
   const int64_t whole = vectors ? d / kStep * kStep : 0;
-#pragma unroll 1  // four rows are enough in flight; unrolled it spills
+#pragma unroll 1  // four rows are enough in flight; unrolled it spills (nvcc 13.0)
   for (int64_t i = int64_t(lane) * kStep; i < whole; i += kWarp * kStep) {
     S wide[kTileRows][kStep], other[kStep];
 #pragma unroll

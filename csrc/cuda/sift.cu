@@ -1,4 +1,4 @@
-// Plans and launches of the SIFT kernel.
+// Launches of the SIFT kernel.
 #include <algorithm>
 
 #include "block_launch.cuh"
@@ -9,9 +9,6 @@
 
 namespace hullft {
 namespace {
-
-// Shared memory of the kernel besides the state.
-constexpr int64_t kFixedSharedBytes = 1024;
 
 template <typename S, bool kSharedState>
 __global__ void __launch_bounds__(kMaxThreads<S>, 1)
@@ -58,35 +55,6 @@ SiftOutputs rest_of(const SiftOutputs& out, int64_t first, int n_select, int64_t
 
 }  // namespace
 
-SiftPlan plan_sift(const SiftProblem& p, const LaunchLimits& limits) {
-  return choose_columns(
-      p.pool, p.batch, p.n_select, limits,
-      [&](const LaunchLimits& within, bool gram) { return plan_sift_columns(p, within, gram); });
-}
-
-SiftPlan plan_sift_columns(const SiftProblem& p, const LaunchLimits& limits, bool gram) {
-  const int64_t width = p.pool.width, real_bytes = real_bytes_of(p.pool.storage);
-  const auto aligned = [](int64_t bytes) { return (bytes + 15) / 16 * 16; };
-  SiftPlan plan;
-  plan.gram = gram;
-  plan.threads = threads_for(p.pool.width, p.pool.storage);
-  plan.state_bytes = sift_state_bytes(width, p.n_select, p.n_targets, real_bytes);
-  plan.shared_limit = limits.shared_bytes - kFixedSharedBytes;
-  plan.shared_state = plan.state_bytes <= plan.shared_limit;
-  const int64_t gram_bytes = gram ? width * width * real_bytes : 0;
-  const int64_t state_bytes = plan.shared_state ? 0 : plan.state_bytes;
-  const int64_t column_bytes = p.n_select * width * real_bytes;
-  plan.gram_stride = n_pools(p.pool, p.batch) == 1 ? 0 : gram_bytes;
-  const int64_t all_bytes = plan.gram_stride ? 0 : gram_bytes;
-  plan.part = queries_of_part(p.batch, state_bytes + plan.gram_stride + column_bytes,
-                              all_bytes + 15,  // of alignment
-                              limits.workspace_bytes);
-  plan.gram_offset = plan.part * state_bytes;
-  plan.columns_offset = plan.gram_offset + aligned(plan.part * plan.gram_stride + all_bytes);
-  plan.workspace_bytes = plan.columns_offset + plan.part * column_bytes;
-  return plan;
-}
-
 cudaError_t launch_sift(const SiftProblem& all, const SiftPlan& plan, void* workspace,
                         const SiftOutputs& outputs, cudaStream_t stream) {
   SiftProblem problem = all;
@@ -98,7 +66,8 @@ cudaError_t launch_sift(const SiftProblem& all, const SiftPlan& plan, void* work
     const SiftOutputs out = rest_of(outputs, first, problem.n_select, real_bytes);
     if (plan.gram && (first == 0 || plan.gram_stride)) {
       void* gram = static_cast<unsigned char*>(workspace) + plan.gram_offset;
-      const cudaError_t status = launch_grams(rest_of(all.pool, first), part.batch, gram, stream);
+      const GramProblem grams = grams_of(rest_of(all.pool, first), part.batch, gram);
+      const cudaError_t status = launch_gram(grams, plan.sms, stream);
       if (status != cudaSuccess) return status;
     }
     const cudaError_t status = problem.pool.storage == Storage::kFloat64

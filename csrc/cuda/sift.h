@@ -35,6 +35,7 @@ struct SiftPlan {
   int64_t columns_offset;  // the conditional columns, [part, n_select, width]
   int64_t part;            // queries that are solved at a time
   int64_t workspace_bytes;
+  int64_t sms;  // of the device
 };
 
 SiftPlan plan_sift(const SiftProblem& problem, const LaunchLimits& limits);

@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include "../cuda/plan.h"
 #include "../host/empty.h"
 #include "device.h"
 
@@ -33,12 +34,10 @@ class CudaContext {
     return empty_strided(like, 1, &bytes, &kStride, aoti_torch_dtype_uint8(), "workspace");
   }
 
-  // What one block may ask for.
-  int64_t max_shared_bytes() const {
-    int bytes = 0;
-    check_cuda(op_,
-               cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device_));
-    return bytes;
+  LaunchLimits limits() const {
+    LaunchLimits limits{};
+    check_cuda(op_, device_limits(&limits));
+    return limits;
   }
 
  private:

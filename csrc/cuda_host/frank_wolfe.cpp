@@ -24,7 +24,7 @@ SelectionTensors::Tuple select(const char* op, const Tensor& pool, int64_t batch
   const FwProblem problem{inputs.pool(),         inputs.query(),        batch,
                           int(options.n_select), int(options.max_iter), int(options.swap_passes),
                           options.tol,           options.gap_tol,       options.variant};
-  const FwPlan plan = plan_frank_wolfe(problem, {context.max_shared_bytes()});
+  const FwPlan plan = plan_frank_wolfe(problem, context.limits());
   const Tensor workspace = context.workspace(pool, plan.workspace_bytes);
   const SelectionTensors tensors(pool, batch, options.n_select);
   check_cuda(op, launch_frank_wolfe(problem, plan, workspace.mutable_data_ptr(),

@@ -20,7 +20,7 @@ PickTensors::Tuple select(const char* op, const Tensor& pool, int64_t batch,
   const CudaContext context(op, pool);
   const SiftProblem problem{inputs.pool(),         inputs.query(),         batch,
                             int(options.n_select), int(options.n_targets), options.noise};
-  const SiftPlan plan = plan_sift(problem, {context.max_shared_bytes()});
+  const SiftPlan plan = plan_sift(problem, context.limits());
   const Tensor workspace = context.workspace(pool, plan.workspace_bytes);
   const SelectionTensors selection(pool, batch, options.n_select);
   const PickTensors picks(pool, batch, options.n_select);

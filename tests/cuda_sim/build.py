@@ -27,9 +27,11 @@ UNITS = (
     "frank_wolfe",
     "fw_warp",
     "gram",
+    "gram_blocks",
     "integerize",
     "knn",
     "lmo",
+    "plan",
     "sift",
 )
 CLANG = "clang++-19"

@@ -1,11 +1,8 @@
-"""The kernels of one product or one decision: gram, integerize, lmo, knn."""
+"""The kernels of one product or one decision: integerize, lmo, knn."""
 
-import numpy as np
 import torch
 
-import tf32_gram
 from cuda_sim.checks import (
-    DTYPES,
     case,
     check_empty,
     check_equals,
@@ -19,53 +16,6 @@ from cuda_sim.checks import (
 from cuda_sim.library import Launch, Library
 from hullft_ops import reference
 from problems import make_problem
-
-
-def exact_gram(pool: torch.Tensor) -> torch.Tensor:
-    return pool.double() @ pool.double().mT
-
-
-@case
-def gram(library: Library, seed: int) -> None:
-    shapes = (
-        (torch.float32, 33, 65),
-        (torch.float64, 65, 7),
-        (torch.bfloat16, 31, 72),
-        (torch.float16, 64, 63),
-    )
-
-    for dtype, candidates, dim in shapes:
-        pool, _ = hull_problem(6, 2, candidates, dim, dtype)
-        got = library.gram(pool, Launch(seed))
-
-        assert torch.equal(got, got.mT)
-
-        error = got.double() - exact_gram(pool)
-        tolerance = 1e-14 if dtype == torch.float64 else 1e-6
-
-        assert error.abs().max() <= tolerance
-
-
-@case
-def gram_tiles(library: Library, seed: int) -> None:
-    """Small tiles and large ones: exact sums of integers, the bits of the model, ties."""
-    generator = torch.Generator().manual_seed(8)
-    for dtype in DTYPES.values():
-        for shape in ((1, 37, 100), (23, 33, 72)):
-            pool = torch.randint(-9, 10, shape, generator=generator).to(dtype)
-            got = library.gram(pool, Launch(seed))
-
-            assert torch.equal(got.double(), exact_gram(pool))
-
-    pool, _ = hull_problem(7, 23, 33, 152, torch.float32)
-    pool[:, 32] = pool[:, 5]
-    got = library.gram(pool, Launch(seed))
-    of_first = library.gram(pool[:1], Launch(seed))
-    modelled = tf32_gram.gram(pool[0].numpy())
-
-    assert torch.equal(got[:, 32], got[:, 5])
-    assert torch.equal(of_first, got[:1])
-    assert np.array_equal(got[0].numpy(), modelled)
 
 
 @case

@@ -75,7 +75,7 @@ struct IntegerizeCase {
 
 struct GramCase {
   Pool pool;
-  void* gram;
+  void *gram, *products;
 };
 
 // A list of n tensors of each kind; a step is on the device when its pointer is not null. What lies
@@ -221,14 +221,14 @@ const char* sim_frank_wolfe(const FwCase* c, const driver::Schedule* schedule) {
 
 // What a launch would choose for float32 pools, shared or of their own.
 void sim_plan(int64_t batch, int32_t candidates, int64_t dim, int32_t n_select, int32_t shared,
-              int64_t max_shared_bytes, hullft::FwPlan* plan) {
+              const driver::Schedule* schedule, hullft::FwPlan* plan) {
   hullft::FwProblem problem{};
   problem.pool.batch_stride = shared ? 0 : candidates * dim;
   problem.pool.row_stride = problem.pool.d = dim;
   problem.pool.n_rows = problem.pool.width = candidates;
   problem.pool.storage = hullft::Storage::kFloat32;
   problem.batch = batch, problem.n_select = n_select;
-  *plan = hullft::plan_frank_wolfe(problem, {max_shared_bytes});
+  *plan = hullft::plan_frank_wolfe(problem, schedule->limits());
 }
 
 const char* sim_knn(const KnnCase* c, const driver::Schedule* schedule) {
@@ -375,8 +375,12 @@ const char* sim_gram(const GramCase* c, const driver::Schedule* schedule) {
   return driver::run(*schedule, [&] {
     const Pool& p = c->pool;
     const DeviceInputs in(p);
-    const Buffer gram("gram", p.batch * p.width * p.width * real_bytes(p));
-    const cudaError_t status = hullft::launch_gram(in.pool_view(p), p.batch, gram.get(), nullptr);
+    const Buffer gram("gram", p.batch * p.width * p.width * real_bytes(p)),
+        products("products", p.batch * p.width * real_bytes(p));
+    const hullft::GramProblem problem{in.pool_view(p), p.batch, in.query_view(p), gram.get(),
+                                      products.get()};
+    const cudaError_t status = hullft::launch_gram(problem, schedule->sms, nullptr);
+    products.copy_to(c->products);
     gram.copy_to(c->gram);
     return status;
   });

@@ -24,9 +24,9 @@ namespace driver {
 
 struct Schedule {
   unsigned seed;
-  int64_t max_shared_bytes, max_workspace_bytes;
+  int64_t max_shared_bytes, max_workspace_bytes, sms;
 
-  hullft::LaunchLimits limits() const { return {max_shared_bytes, max_workspace_bytes}; }
+  hullft::LaunchLimits limits() const { return {max_shared_bytes, sms, max_workspace_bytes}; }
 };
 
 inline std::string& last_error() {
@@ -83,6 +83,7 @@ template <typename Body>
 const char* run(const Schedule& schedule, const Body& body) {
   cusim::sim.config.seed = schedule.seed;
   cusim::sim.config.max_shared_bytes = size_t(schedule.max_shared_bytes);
+  cusim::sim.config.sms = int(schedule.sms);
 #ifdef CUSIM_RACE
   cusim::race::clear();
 #endif

@@ -22,12 +22,14 @@ from cuda_sim.structures import (
     Schedule,
     Selection,
     SiftCase,
+    storage_elements,
 )
 from hullft_ops.lmo import LmoStep
 
 STORAGE = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 VARIANTS = {"vanilla": 0, "away": 1, "pairwise": 2}
 H100_SHARED_BYTES = 227 * 1024
+H100_SMS = 132
 WORKSPACE_BYTES = 2 << 30
 
 
@@ -83,12 +85,15 @@ class Launch:
     warp: bool = True
     """With Gram matrices and at most 256 candidates, one warp takes the steps."""
     max_workspace_bytes: int = WORKSPACE_BYTES
+    sms: int = H100_SMS
 
     def force_gram(self) -> int:
         return -1 if self.gram is None else int(self.gram)
 
     def schedule(self) -> ctypes.Structure:
-        return Schedule(self.seed, self.max_shared_bytes, self.max_workspace_bytes)
+        return Schedule(
+            self.seed, self.max_shared_bytes, self.max_workspace_bytes, self.sms
+        )
 
 
 def _pointer(tensor: torch.Tensor | None) -> int | None:
@@ -103,17 +108,6 @@ def _numels(tensors: Sequence[torch.Tensor]) -> ctypes.Array:
     return (c_int64 * len(tensors))(*[tensor.numel() for tensor in tensors])
 
 
-def _storage_elements(tensor: torch.Tensor) -> int:
-    """From the first element to the last one, gaps included."""
-    if tensor.numel() == 0:
-        return 0
-
-    last = 0
-    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
-        last += (size - 1) * stride
-    return 1 + last
-
-
 def _pool(
     pool: torch.Tensor,
     query: torch.Tensor,
@@ -123,7 +117,7 @@ def _pool(
     n_rows = pool.shape[-2]
     return Pool(
         base=_pointer(pool),
-        elements=_storage_elements(pool),
+        elements=storage_elements(pool),
         batch_stride=pool.stride(0) if pool.dim() == 3 else 0,
         row_stride=pool.stride(-2),
         n_rows=n_rows,
@@ -190,9 +184,9 @@ class Library:
         candidates: int,
         dim: int,
         n_select: int,
-        max_shared_bytes: int,
         *,
         shared: bool = False,
+        launch: Launch = Launch(),
     ) -> ctypes.Structure:
         plan = Plan()
         self._library.sim_plan(
@@ -201,7 +195,7 @@ class Library:
             c_int64(dim),
             c_int32(n_select),
             c_int32(shared),
-            c_int64(max_shared_bytes),
+            ctypes.byref(launch.schedule()),
             ctypes.byref(plan),
         )
         return plan
@@ -386,10 +380,21 @@ class Library:
         )
         self._call("sim_accumulate", case, launch)
 
-    def gram(self, pool: torch.Tensor, launch: Launch = Launch()) -> torch.Tensor:
-        batch, width, _ = pool.shape
-        gram = torch.zeros((batch, width, width), dtype=real_dtype(pool.dtype))
-        query = pool[:, 0].contiguous()
-        case = GramCase(pool=_pool(pool, query, None, None), gram=_pointer(gram))
+    def gram(
+        self,
+        pool: torch.Tensor,
+        query: torch.Tensor,
+        *,
+        candidates: torch.Tensor | None = None,
+        sizes: torch.Tensor | None = None,
+        launch: Launch = Launch(),
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Gram matrices [B, K, K], and of each pool's products with its query [B, K]."""
+        view = _pool(pool, query, candidates, sizes)
+        shape = (view.batch, view.width)
+        dtype = real_dtype(pool.dtype)
+        gram = torch.zeros((*shape, shape[1]), dtype=dtype)
+        products = torch.zeros(shape, dtype=dtype)
+        case = GramCase(pool=view, gram=_pointer(gram), products=_pointer(products))
         self._call("sim_gram", case, launch)
-        return gram
+        return gram, products

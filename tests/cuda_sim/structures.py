@@ -3,6 +3,8 @@
 import ctypes
 from ctypes import c_bool, c_double, c_int, c_int32, c_int64, c_uint, c_void_p
 
+import torch
+
 
 def structure(fields: type) -> type[ctypes.Structure]:
     """The structure of C whose fields the class annotates, as driver.h declares it."""
@@ -15,6 +17,7 @@ class Schedule:
     seed: c_uint
     max_shared_bytes: c_int64
     max_workspace_bytes: c_int64
+    sms: c_int64
 
 
 @structure
@@ -105,6 +108,7 @@ class IntegerizeCase:
 class GramCase:
     pool: Pool
     gram: c_void_p
+    products: c_void_p
 
 
 @structure
@@ -155,6 +159,7 @@ class Plan:
     gram: c_bool
     shared_state: c_bool
     warp: c_bool
+    query_row: c_bool
     threads: c_int
     slots: c_int
     shared_limit: c_int64
@@ -163,3 +168,15 @@ class Plan:
     columns_offset: c_int64
     part: c_int64
     workspace_bytes: c_int64
+    sms: c_int64
+
+
+def storage_elements(tensor: torch.Tensor) -> int:
+    """From the first element to the last one, gaps included."""
+    if tensor.numel() == 0:
+        return 0
+
+    last = 0
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        last += (size - 1) * stride
+    return 1 + last

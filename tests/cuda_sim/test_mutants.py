@@ -7,6 +7,7 @@ import pytest
 
 from cuda_sim import build
 from cuda_sim.mutants_fw import FW_MUTANTS
+from cuda_sim.mutants_gram import GRAM_MUTANTS
 from cuda_sim.mutants_parts import PARTS_MUTANTS
 from cuda_sim.mutants_sift import SIFT_MUTANTS
 from cuda_sim.mutants_sweep import SWEEP_MUTANTS
@@ -15,7 +16,7 @@ from cuda_sim.worker import Workers
 COMPILED = {"plain": "unoptimised"}
 """A unit compiles in a quarter of the time, and the case ends at the first wrong answer."""
 
-MUTANTS = PARTS_MUTANTS | FW_MUTANTS | SIFT_MUTANTS | SWEEP_MUTANTS
+MUTANTS = GRAM_MUTANTS | PARTS_MUTANTS | FW_MUTANTS | SIFT_MUTANTS | SWEEP_MUTANTS
 
 
 @pytest.mark.parametrize("name", MUTANTS)

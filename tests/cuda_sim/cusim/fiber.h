@@ -41,6 +41,13 @@ struct Fiber;
 // Computes the results of a warp operation for the lanes in `mask`, from `in` to `out`.
 using WarpResult = void (*)(Fiber* warp, uint32_t mask);
 
+// 16 bytes under way to shared memory.
+struct AsyncCopy {
+  void* to;
+  const void* from;
+  int group;
+};
+
 struct Fiber {
   State state;
   uint3 index;
@@ -51,6 +58,8 @@ struct Fiber {
   int source_lane;
   WarpResult result;
   alignas(8) unsigned char in[8], out[8];
+  std::vector<AsyncCopy> copies;
+  int groups;  // that the thread has closed
   char* stack;
   void* fake_stack;  // AddressSanitizer's
   fctx::fcontext_t context;
@@ -60,6 +69,7 @@ struct Config {
   unsigned seed = 0;
   bool may_exit_early = false;  // threads that returned count as arrived at every barrier
   size_t max_shared_bytes = 227 * 1024;
+  int sms = 132;
 };
 
 // What a barrier of the block gathers: __syncthreads_count, _and, _or.

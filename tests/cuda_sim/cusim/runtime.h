@@ -6,6 +6,21 @@
 
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  if (attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin)
+    *value = int(cusim::sim.config.max_shared_bytes);
+  else if (attribute == cudaDevAttrMultiProcessorCount)
+    *value = cusim::sim.config.sms;
+  else
+    return cudaErrorInvalidValue;
+  return cudaSuccess;
+}
+
 template <class Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute attribute, int value) {
   if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaErrorInvalidValue;

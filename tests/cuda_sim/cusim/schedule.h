@@ -9,6 +9,7 @@
 #include <numeric>
 #include <utility>
 
+#include "async_copy.h"
 #include "collectives.h"
 
 namespace cusim {
@@ -31,6 +32,7 @@ inline void start_fiber(Fiber& f, int thread, dim3 block) {
   f.state = kReady;
   f.thread = thread, f.lane = thread % kWarpLanes, f.warp = thread / kWarpLanes;
   f.what = "", f.line = 0;
+  f.copies.clear(), f.groups = 0;
   const unsigned t = unsigned(thread);
   f.index = {t % block.x, t / block.x % block.y, t / block.x / block.y};
   f.stack = sim.stacks + size_t(thread) * (kStackBytes + kPageBytes) + kPageBytes;

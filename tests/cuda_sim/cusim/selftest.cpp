@@ -65,6 +65,26 @@ __global__ void exchange(float* out) {
   out[lane] = shared[lane ^ 1];
 }
 
+// The first of two groups of copies is waited for.
+template <bool kSync>
+__global__ void copies(const float* in, float* out) {
+  alignas(16) __shared__ float shared[2][128];
+  const int lane = int(threadIdx.x);
+  for (int group = 0; group < 2; ++group) {
+    cusim::copy_async(&shared[group][4 * lane], in + 4 * lane);
+    cusim::close_group();
+  }
+  cusim::wait_for_groups(1);
+  if (kSync) __syncwarp();
+  out[lane] = shared[0][4 * (lane ^ 1)];
+  out[lane + 32] = shared[1][4 * lane];
+}
+
+__global__ void misaligned_copy(const float* in) {
+  alignas(16) __shared__ float shared[4];
+  cusim::copy_async(shared, in + 1);
+}
+
 template <bool kAtomic>
 __global__ void sum(float* out) {
   if (kAtomic)
@@ -117,6 +137,13 @@ void what_must_pass() {
   floats[0] = 0;
   CUSIM_LAUNCH(sum<true>, 7, 64, 0, nullptr, floats.data());
   expect(floats[0] == 448, "atomicAdd");
+  alignas(16) static float in[128];
+  for (int i = 0; i < 128; ++i) in[i] = float(i);
+  CUSIM_LAUNCH(copies<true>, 1, 32, 0, nullptr, in, floats.data());
+  for (int l = 0; l < 32; ++l) {
+    expect(floats[size_t(l)] == float(4 * (l ^ 1)), "a copy that was waited for");
+    expect(std::isnan(floats[size_t(l) + 32]), "a copy that was not waited for");
+  }
 }
 
 void what_must_be_reported() {
@@ -133,6 +160,9 @@ void what_must_be_reported() {
   constexpr auto limit = cudaFuncAttributeMaxDynamicSharedMemorySize;
   expect(cudaFuncSetAttribute(barrier_in_a_branch, limit, 228 * 1024) != cudaSuccess, "no device");
   expect(cudaFuncSetAttribute(barrier_in_a_branch, limit, 64 * 1024) == cudaSuccess, "a limit");
+  alignas(16) static float in[8];
+  expect_report("misaligned address", "a misaligned copy",
+                [] { CUSIM_LAUNCH(misaligned_copy, 1, 1, 0, nullptr, in); });
   expect_report("lowered", "a lower limit",
                 [] { cudaFuncSetAttribute(barrier_in_a_branch, limit, 50 * 1024); });
 }
@@ -143,6 +173,10 @@ void races_that_must_be_reported() {
   cusim::race::clear();
   expect_report("static __shared__", "no syncwarp",
                 [&] { CUSIM_LAUNCH(exchange<false>, 1, 32, 0, nullptr, floats.data()); });
+  cusim::race::clear();
+  alignas(16) static float in[128];
+  expect_report("static __shared__", "no barrier after a copy",
+                [&] { CUSIM_LAUNCH(copies<false>, 1, 32, 0, nullptr, in, floats.data()); });
   cusim::race::clear();
   cusim::race::add(floats.data(), 4, "sum", false);
   CUSIM_LAUNCH(sum<true>, 7, 64, 0, nullptr, floats.data());

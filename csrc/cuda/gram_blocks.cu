@@ -1,0 +1,263 @@
+// Gram matrices of many rows on tensor cores. A block makes a run of tiles, up to six a warp, whose
+// sums stay in registers while the slices of its rows pass through shared memory, three at a time:
+// cp.async brings two of them in while the warps multiply the third. Arithmetic:
+// csrc/cuda/README.md.
+#include "async_copy.cuh"
+#include "gram.h"
+#include "gram_grid.h"
+#include "gram_slice.cuh"
+#include "gram_tile.cuh"
+
+namespace hullft {
+namespace {
+
+constexpr int kThreads = kBlockWarps * kWarp;
+constexpr int kStages = 3;
+constexpr int kMostRows = kMostStrips * kTileSide;
+static_assert(kTileSide == kGridSide);
+
+// Piece t of row r of a slice. Eight lanes, of two rows, read 128 bytes that lie side by side.
+using Slab = uint4[kMostRows][kRowLanes];
+
+using WarpProducts = float[kTileSide][kTileSide + 1];
+
+template <typename T>
+struct BlockShared {
+  const T* rows[kMostRows];  // null: no tile of the query has it
+  union {
+    Slab slabs[kStages];
+    WarpProducts products[kBlockWarps];  // at the end
+  };
+};
+
+// The tiles of a block. Its strips have slots in shared memory: those of the columns come first,
+// and those of the rows follow, except in a triangle, whose rows are among its columns.
+class Run {
+ public:
+  __device__ __forceinline__ Run(const TileGrid& grid, int64_t block) : side_(grid.side) {
+    int64_t part = block;
+    triangle_ = part < int64_t(grid.squares) * grid.blocks_of_triangle;
+    if (triangle_) {
+      rows_ = columns_ = int(part / grid.blocks_of_triangle) * side_;
+      part %= grid.blocks_of_triangle;
+      last_ = side_ * (side_ + 1) / 2;
+    } else {
+      part -= int64_t(grid.squares) * grid.blocks_of_triangle;
+      const Tile square = tile_of(part / grid.blocks_of_square, side_);
+      rows_ = square.row + side_, columns_ = square.column;
+      part %= grid.blocks_of_square;
+      last_ = side_ * side_;
+    }
+    first_ = int(part) * grid.run;
+    if (last_ > first_ + grid.run) last_ = first_ + grid.run;
+    first_row_ = row_of(first_);
+  }
+
+  __device__ __forceinline__ int first() const { return first_; }
+  __device__ __forceinline__ int last() const { return last_; }
+
+  __device__ __forceinline__ int slots() const {
+    const int last_row = row_of(last_ - 1);
+    return triangle_ ? last_row + 1 : side_ + last_row - first_row_ + 1;
+  }
+
+  // The first row of a slot's strip.
+  __device__ __forceinline__ int row_of_slot(int slot) const {
+    if (slot < side_) return (columns_ + slot) * kTileSide;
+    return (rows_ + first_row_ + slot - side_) * kTileSide;
+  }
+
+  struct Slots {
+    int row, column;
+  };
+  __device__ __forceinline__ Slots slots_of(int t) const {
+    const int row = row_of(t);
+    if (triangle_) return {row, t - row * (row + 1) / 2};
+    return {side_ + row - first_row_, t - row * side_};
+  }
+
+ private:
+  // Of the triangle or square that tile t belongs to.
+  __device__ __forceinline__ int row_of(int t) const {
+    return triangle_ ? tile_of(t, 1).row : t / side_;
+  }
+
+  int side_, rows_, columns_;  // strips: of a side, the first of the rows, the first of the columns
+  int first_, last_, first_row_;
+  bool triangle_;
+};
+
+// The thread's share of a slice. What cannot be copied 16 bytes at a time, and what lies past d, it
+// stores itself.
+template <typename T>
+__device__ __forceinline__ void fetch(const PoolView& pool, const T* const* rows, int n_rows,
+                                      int64_t slice, Slab& slab) {
+  const int thread = int(threadIdx.x);
+  const int64_t start = slice * kSlice<T> + thread % kRowLanes * kVector<T>;
+  const bool whole = pool.vectors && start + kVector<T> <= pool.d;
+#pragma unroll 1  // a thread has at most four, and the loop is small
+  for (int piece = thread; piece < n_rows * kRowLanes; piece += kThreads) {
+    const T* from = rows[piece / kRowLanes];
+    uint4* to = &slab[0][0] + piece;
+    if (!from) continue;
+    if (whole) {
+      copy_async(to, from + start);
+    } else {
+      T values[kVector<T>];
+#pragma unroll
+      for (int j = 0; j < kVector<T>; ++j) values[j] = start + j < pool.d ? from[start + j] : T{};
+      memcpy(to, values, sizeof values);
+    }
+  }
+}
+
+constexpr int kHalfPieces = kFragmentRows * kRowLanes;  // of half the rows of a strip
+constexpr int kStripPieces = 2 * kHalfPieces;
+
+// From half of the rows of a strip, 0 or 1.
+template <int kHalf, typename T, int kRows>
+__device__ __forceinline__ void read_row(SharedPlace slab, int piece, int row,
+                                         Operand<T, kRows>& operand) {
+  uint32_t words[4];
+  load_shared<kHalf * kHalfPieces>(slab, piece, words);
+  operand.set_row(row, words);
+}
+
+// The tiles of a warp, and their sums.
+template <typename T>
+class WarpTiles {
+ public:
+  // False if the query wants none of them. Each lane looks at one tile and tells the others.
+  __device__ __forceinline__ bool choose(const GramProblem& problem, int64_t query, const Run& run,
+                                         int warp, int lane) {
+    const int each = (run.last() - run.first() + kBlockWarps - 1) / kBlockWarps;
+    const int t = run.first() + warp * each + lane;
+    Run::Slots slots{-1, -1};
+    if (lane < each && t < run.last()) {
+      const Run::Slots of_tile = run.slots_of(t);
+      const Tile tile{run.row_of_slot(of_tile.row), run.row_of_slot(of_tile.column)};
+      if (wants_tile(problem, query, tile, kTileSide)) slots = of_tile;
+    }
+#pragma unroll
+    for (int k = 0; k < kMostWarpTiles; ++k) {
+      const int row = __shfl_sync(kFullWarp, slots.row, k);
+      const int column = __shfl_sync(kFullWarp, slots.column, k);
+      row_[k] = row < 0 ? -1 : row * kStripPieces + lane;
+      column_[k] = column * kStripPieces + lane;
+    }
+    return slots.row >= 0;
+  }
+
+  // Tiles of one row follow one another: the operand of their row is split once.
+  __device__ __forceinline__ void add(const Slab& slab) {
+    const SharedPlace place = place_of(&slab[0][0]);
+    Operand<T, 2> a;
+    int loaded = -1;
+#pragma unroll
+    for (int k = 0; k < kMostWarpTiles; ++k) {
+      if (row_[k] < 0) continue;
+      if (row_[k] != loaded) {
+        read_row<0>(place, row_[k], 0, a);
+        read_row<1>(place, row_[k], 1, a);
+        loaded = row_[k];
+      }
+      Operand<T, 1> b;
+      read_row<0>(place, column_[k], 0, b);
+      add_slice(a, b, sums_[k][0]);
+      read_row<1>(place, column_[k], 0, b);
+      add_slice(a, b, sums_[k][1]);
+    }
+  }
+
+  // Through shared memory, so that a row of 16 products is written at once.
+  __device__ __forceinline__ void write(const Run& run, int lane, const GramOutputs<float>& out,
+                                        WarpProducts& products) const {
+    const int g = lane / kRowLanes, t = lane % kRowLanes;
+#pragma unroll
+    for (int k = 0; k < kMostWarpTiles; ++k) {
+      if (row_[k] < 0) continue;
+      __syncwarp();  // all have read the tile before
+#pragma unroll
+      for (int n = 0; n < 2; ++n)
+#pragma unroll
+        for (int c = 0; c < 4; ++c)
+          products[g + c / 2 * kFragmentRows][n * kFragmentRows + 2 * t + c % 2] = sums_[k][n][c];
+      __syncwarp();
+      const int row = run.row_of_slot(row_[k] / kStripPieces);
+      const int column = run.row_of_slot(column_[k] / kStripPieces);
+#pragma unroll 1  // once a block: unrolled it is half of the kernel
+      for (int e = lane; e < kTileSide * kTileSide; e += kWarp) {
+        const int i = e / kTileSide, j = e % kTileSide;
+        out.put_lower(row + i, column + j, products[i][j]);
+        out.put_upper(column + i, row + j, products[j][i]);
+      }
+    }
+  }
+
+ private:
+  // The lane's first pieces of the strips of a tile, -1: no such tile.
+  int row_[kMostWarpTiles], column_[kMostWarpTiles];
+  float sums_[kMostWarpTiles][2][4] = {};
+};
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads, 2)
+    gram_blocks_kernel(GramProblem problem, TileGrid grid, int64_t n_blocks) {
+  __shared__ BlockShared<T> shared;
+  const int64_t query = int64_t(blockIdx.x) / n_blocks;
+  const Run run(grid, int64_t(blockIdx.x) % n_blocks);
+  const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
+  const int n_rows = run.slots() * kTileSide;
+  for (int r = int(threadIdx.x); r < n_rows; r += kThreads) {
+    const int first = run.row_of_slot(r / kTileSide);
+    const bool wanted = wants_rows(problem, query, first, kTileSide);
+    shared.rows[r] = wanted ? row_at<T>(problem, query, first + r % kTileSide) : nullptr;
+  }
+  WarpTiles<T> tiles;
+  const bool any = tiles.choose(problem, query, run, warp, lane);
+  if (!__syncthreads_or(any)) return;
+  const PoolView& pool = problem.pool;
+  const int64_t n_slices = slices_of<T>(pool.d);
+#pragma unroll
+  for (int s = 0; s < kStages - 1; ++s) {
+    if (s < n_slices) fetch(pool, shared.rows, n_rows, s, shared.slabs[s]);
+    close_group();
+  }
+  int stage = 0;
+#pragma unroll 1  // one turn has 72 products, enough to overlap
+  for (int64_t slice = 0; slice < n_slices; ++slice) {
+    wait_for_groups<kStages - 2>();
+    __syncthreads();  // all have read the slab that is filled next
+    const int64_t ahead = slice + kStages - 1;
+    if (ahead < n_slices)
+      fetch(pool, shared.rows, n_rows, ahead, shared.slabs[(stage + kStages - 1) % kStages]);
+    close_group();
+    tiles.add(shared.slabs[stage]);
+    stage = stage + 1 == kStages ? 0 : stage + 1;
+  }
+  __syncthreads();  // all have read the last slab
+  tiles.write(run, lane, GramOutputs<float>(problem, query), shared.products[warp]);
+}
+
+template <typename T>
+cudaError_t launch(const GramProblem& problem, const TileGrid& grid, cudaStream_t stream) {
+  HULLFT_LAUNCH(gram_blocks_kernel<T>, dim3(unsigned(grid.blocks() * problem.pools)),
+                dim3(kThreads), 0, stream, problem, grid, grid.blocks());
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+cudaError_t launch_gram_blocks(const GramProblem& problem, int warp_tiles, cudaStream_t stream) {
+  const TileGrid grid = tile_grid(gram_rows(problem.pool, problem.query), warp_tiles);
+  switch (problem.pool.storage) {
+    case Storage::kBFloat16:
+      return launch<BFloat16>(problem, grid, stream);
+    case Storage::kFloat16:
+      return launch<Float16>(problem, grid, stream);
+    default:
+      return launch<float>(problem, grid, stream);
+  }
+}
+
+}  // namespace hullft

@@ -1,0 +1,78 @@
+// The arithmetic of a Gram matrix on tensor cores: 16 x 8 products of rows over a slice, 64 bytes
+// of each row. Every slice has sums of its own, which the kernels add up in the order of the
+// slices: an element has the same bits whichever kernel makes it. Model: tests/tf32_gram.py.
+#pragma once
+
+#include "load.cuh"
+#include "mma.cuh"
+
+namespace hullft {
+
+constexpr int kTileSide = 2 * kFragmentRows;  // rows of a tile, either way
+
+// Columns of a slice: 16 bytes of a row for each of four lanes.
+template <typename T>
+constexpr int kSlice = kRowLanes * kVector<T>;
+
+// float32 numbers are hi + lo.
+template <typename T>
+constexpr bool kSplit = sizeof(T) == 4;
+
+template <typename T>
+__device__ __forceinline__ int64_t slices_of(int64_t d) {
+  return (d + kSlice<T> - 1) / kSlice<T>;
+}
+
+// x = hi + lo, up to the last bit of x: both have the 11 bits of TF32, and lo may lack one.
+__device__ __forceinline__ void split(uint32_t x, uint32_t& hi, uint32_t& lo) {
+  hi = (x + 0x1000u) & kTf32Mask;  // to nearest; if x is NaN or infinite, lo is NaN
+  lo = float_to_bits(bits_to_float(x) - bits_to_float(hi)) & kTf32Mask;
+}
+
+// What a lane has of a slice: two pairs of words of every row, each pair for one instruction. Which
+// lane holds which column does not matter as long as both rows of a product agree. kRows: of the
+// lane, 2 for the first operand of an instruction and 1 for the second. lo: of float32 alone.
+template <typename T, int kRows>
+struct Operand {
+  uint32_t hi[2][2 * kRows], lo[2][2 * kRows];
+
+  __device__ __forceinline__ void set_row(int row, const uint32_t (&words)[4]) {
+#pragma unroll
+    for (int w = 0; w < 4; ++w) {
+      const int at = w % 2 * kRows + row;
+      if constexpr (kSplit<T>)
+        split(words[w], hi[w / 2][at], lo[w / 2][at]);
+      else
+        hi[w / 2][at] = words[w];
+    }
+  }
+};
+
+// sums += the products of 16 rows with 8 rows.
+template <typename T>
+__device__ __forceinline__ void multiply(const uint32_t (&a)[2][4], const uint32_t (&b)[2][2],
+                                         float (&sums)[4]) {
+  mma<T>(sums, a[0], b[0]);
+  mma<T>(sums, a[1], b[1]);
+}
+
+// totals += the products over one slice. Those of 16-bit numbers are exact. Of (hi + lo)(hi' + lo')
+// float32 leaves out lo lo'. hi lo' and lo hi' have sums of their own, or rows i and j would not
+// get those of j and i.
+template <typename T>
+__device__ __forceinline__ void add_slice(const Operand<T, 2>& a, const Operand<T, 1>& b,
+                                          float (&totals)[4]) {
+  float sums[4] = {};
+  if constexpr (kSplit<T>) {
+    float hi_lo[4] = {}, lo_hi[4] = {};
+    multiply<T>(a.hi, b.lo, hi_lo);
+    multiply<T>(a.lo, b.hi, lo_hi);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sums[i] = hi_lo[i] + lo_hi[i];
+  }
+  multiply<T>(a.hi, b.hi, sums);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) totals[i] += sums[i];
+}
+
+}  // namespace hullft

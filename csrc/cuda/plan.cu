@@ -1,0 +1,154 @@
+// Which kernels a selection launches, in which parts, and where they keep what.
+#include <cmath>
+
+#include "block_launch.cuh"
+#include "frank_wolfe.h"
+#include "fw_state.cuh"
+#include "fw_warp.h"
+#include "gram_grid.h"
+#include "gram_tile.cuh"
+#include "parts.h"
+#include "plan.h"
+#include "sift.h"
+#include "sift_block.cuh"
+
+namespace hullft {
+namespace {
+
+// Cycles of an H100; csrc/cuda/README.md derives them. They say where one way overtakes another.
+constexpr double kFloat64ProductsPerCycle = 32;  // of an SM
+constexpr double kL2BytesPerCycle = 24;          // that each SM reads while all do
+constexpr double kSmBytesPerCycle = 40;          // that one block reads
+constexpr double kDeviceBytesPerCycle = 1914;
+constexpr double kTileCycles = 1.3;         // of a tile of 16 x 16, for a column: float32
+constexpr double kNarrowTileCycles = 0.43;  // bfloat16 and float16
+
+// Shared memory of a solver's kernel besides the state.
+constexpr int64_t kFixedSharedBytes = 1024;
+
+// Columns that are kept after their atom has left the support: it often comes back.
+constexpr int kSpareColumns = 32;
+
+double waves(int64_t blocks, int64_t sms) { return std::ceil(double(blocks) / double(sms)); }
+
+// Of a block that reads `strips` of 16 rows for its tiles.
+double block_cycles(const PoolView& pool, double strips, double tiles) {
+  const double d = double(pool.d), bytes = double(bytes_of(pool.storage));
+  const double tile = pool.storage == Storage::kFloat32 ? kTileCycles : kNarrowTileCycles;
+  return std::max(strips * kGridSide * bytes / kL2BytesPerCycle, tiles * tile) * d;
+}
+
+double blocks_cycles(const PoolView& pool, int rows, int64_t pools, int64_t sms, int warp_tiles) {
+  const TileGrid grid = tile_grid(rows, warp_tiles);
+  const double triangle = double(grid.triangle_tiles()) / grid.blocks_of_triangle;
+  const double square = double(grid.side * grid.side) / grid.blocks_of_square;
+  const double of_square = block_cycles(pool, grid.side + square / grid.side, square);
+  const double of_triangle = block_cycles(pool, grid.side, triangle);
+  const double triangles = double(grid.triangle_blocks()) / double(grid.blocks());
+  return waves(grid.blocks() * pools, sms) *
+         (triangles * of_triangle + (1 - triangles) * of_square);
+}
+
+}  // namespace
+
+cudaError_t device_limits(LaunchLimits* limits) {
+  int device = 0, shared_bytes = 0, sms = 0;
+  cudaError_t status = cudaGetDevice(&device);
+  if (status == cudaSuccess)
+    status = cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (status == cudaSuccess)
+    status = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
+  limits->shared_bytes = shared_bytes, limits->sms = sms;
+  return status;
+}
+
+GramPlan plan_gram(const PoolView& pool, int64_t pools, const QueryView& query, int64_t sms) {
+  const int rows = gram_rows(pool, query);
+  if (pool.storage == Storage::kFloat64) {
+    constexpr int kWideSide = 32;
+    const double products = double(tiles_of(rows, kWideSide) * kWideSide * kWideSide);
+    return {0,
+            products * double(pools) * double(pool.d) / (kFloat64ProductsPerCycle * double(sms))};
+  }
+  GramPlan best{0, waves(tiles_of(rows, kGridSide) * pools, sms) * block_cycles(pool, 2, 1)};
+  for (int warp_tiles = kMostWarpTiles; warp_tiles > 0; --warp_tiles) {
+    const double cycles = blocks_cycles(pool, rows, pools, sms, warp_tiles);
+    if (cycles < best.cycles) best = {warp_tiles, cycles};
+  }
+  return best;
+}
+
+bool gram_pays(const PoolView& pool, int64_t batch, int64_t columns, int64_t sms) {
+  const double k = pool.width, d = double(pool.d), queries = double(batch);
+  const double gram = plan_gram(pool, n_pools(pool, batch), {nullptr, 0}, sms).cycles;
+  const double rate =
+      std::min(kSmBytesPerCycle * std::min(queries, double(sms)), kDeviceBytesPerCycle);
+  const double computed = std::min(k, double(columns));
+  return gram < queries * computed * k * d * double(bytes_of(pool.storage)) / rate;
+}
+
+FwPlan plan_frank_wolfe(const FwProblem& p, const LaunchLimits& limits) {
+  return choose_columns(
+      p.pool, p.batch, int64_t(p.n_select) + 1, limits,
+      [&](const LaunchLimits& within, bool gram) { return plan_columns(p, within, gram); });
+}
+
+FwPlan plan_columns(const FwProblem& p, const LaunchLimits& limits, bool gram, bool warp) {
+  const int64_t real_bytes = real_bytes_of(p.pool.storage);
+  const int64_t width = p.pool.width;
+  const int spare = p.variant == Variant::kVanilla ? 0 : kSpareColumns;
+  FwPlan plan;
+  plan.gram = gram;
+  plan.sms = limits.sms;
+  plan.warp = gram && warp && width <= kWarpCandidates;
+  plan.query_row = plan.warp && n_pools(p.pool, p.batch) == p.batch;
+  plan.slots = int(std::min(width, int64_t(p.n_select) + 1 + spare));
+  plan.threads = plan.warp ? fw_warp_threads(p.batch, limits.full_device())
+                           : threads_for(p.pool.width, p.pool.storage);
+  plan.state_bytes = fw_state_bytes(p.pool.width, plan.slots, real_bytes);
+  plan.shared_limit = limits.shared_bytes - kFixedSharedBytes;
+  plan.shared_state = plan.state_bytes <= plan.shared_limit;
+  const int64_t column_bytes = (plan.gram ? width : plan.slots) * width * real_bytes;
+  plan.column_stride = plan.gram && n_pools(p.pool, p.batch) == 1 ? 0 : column_bytes;
+  const int64_t state_bytes = plan.warp ? aligned_bytes(width * real_bytes)  // its products
+                              : plan.shared_state ? 0
+                                                  : plan.state_bytes;
+  const int64_t all_bytes = plan.column_stride ? 0 : column_bytes;
+  plan.part =
+      queries_of_part(p.batch, state_bytes + plan.column_stride, all_bytes, limits.workspace_bytes);
+  plan.columns_offset = plan.part * state_bytes;
+  plan.workspace_bytes = plan.columns_offset + plan.part * plan.column_stride + all_bytes;
+  return plan;
+}
+
+SiftPlan plan_sift(const SiftProblem& p, const LaunchLimits& limits) {
+  return choose_columns(
+      p.pool, p.batch, p.n_select, limits,
+      [&](const LaunchLimits& within, bool gram) { return plan_sift_columns(p, within, gram); });
+}
+
+SiftPlan plan_sift_columns(const SiftProblem& p, const LaunchLimits& limits, bool gram) {
+  const int64_t width = p.pool.width, real_bytes = real_bytes_of(p.pool.storage);
+  const auto aligned = [](int64_t bytes) { return (bytes + 15) / 16 * 16; };
+  SiftPlan plan;
+  plan.gram = gram;
+  plan.sms = limits.sms;
+  plan.threads = threads_for(p.pool.width, p.pool.storage);
+  plan.state_bytes = sift_state_bytes(width, p.n_select, p.n_targets, real_bytes);
+  plan.shared_limit = limits.shared_bytes - kFixedSharedBytes;
+  plan.shared_state = plan.state_bytes <= plan.shared_limit;
+  const int64_t gram_bytes = gram ? width * width * real_bytes : 0;
+  const int64_t state_bytes = plan.shared_state ? 0 : plan.state_bytes;
+  const int64_t column_bytes = p.n_select * width * real_bytes;
+  plan.gram_stride = n_pools(p.pool, p.batch) == 1 ? 0 : gram_bytes;
+  const int64_t all_bytes = plan.gram_stride ? 0 : gram_bytes;
+  plan.part = queries_of_part(p.batch, state_bytes + plan.gram_stride + column_bytes,
+                              all_bytes + 15,  // of alignment
+                              limits.workspace_bytes);
+  plan.gram_offset = plan.part * state_bytes;
+  plan.columns_offset = plan.gram_offset + aligned(plan.part * plan.gram_stride + all_bytes);
+  plan.workspace_bytes = plan.columns_offset + plan.part * column_bytes;
+  return plan;
+}
+
+}  // namespace hullft

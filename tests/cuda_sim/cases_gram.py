@@ -1,0 +1,109 @@
+"""Gram matrices, and the products of a pool with its query."""
+
+import torch
+
+import tf32_gram
+from cuda_sim.checks import DTYPES, case, permutations
+from cuda_sim.library import Launch, Library
+
+
+def spread(seed: int) -> Launch:
+    """A device so large that every tile has a block of its own."""
+    return Launch(seed, sms=10_000)
+
+
+def in_runs(seed: int) -> Launch:
+    """A device so small that a block makes a run of tiles."""
+    return Launch(seed, sms=1)
+
+
+def whole_numbers(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    """So small that every product and sum is exact."""
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randint(-9, 10, shape, generator=generator).to(dtype)
+
+
+def check_gram(
+    pool: torch.Tensor,
+    query: torch.Tensor,
+    gram: torch.Tensor,
+    products: torch.Tensor,
+) -> None:
+    """Of whole numbers: one pool [n, d], its query [d] and what came of them."""
+    n = len(pool)
+    wide = pool.double()
+    assert torch.equal(gram[:n, :n].double(), wide @ wide.T)
+    assert torch.equal(products[:n].double(), wide @ query.double())
+
+
+@case
+def gram_ways(library: Library, seed: int) -> None:
+    """A block a tile, runs of tiles in a triangle, and runs in squares. Rows of 16-byte vectors,
+    rows that end within one, and others; so many slices that every buffer is filled again."""
+    for launch in (spread(seed), in_runs(seed)):
+        for dtype in DTYPES.values():
+            for candidates, dim, stride in ((1, 3, 3), (37, 300, 300), (64, 70, 72)):
+                pool = whole_numbers(2, candidates, stride, dtype=dtype)[..., :dim]
+                query = whole_numbers(2, stride, dtype=dtype)[..., :dim]
+                gram, products = library.gram(pool, query, launch=launch)
+
+                for b in range(2):
+                    check_gram(pool[b], query[b], gram[b], products[b])
+
+    for candidates in (207, 255):
+        pool = whole_numbers(1, candidates, 20, dtype=torch.float32)
+        query = whole_numbers(1, 20, dtype=torch.float32)
+        gram, products = library.gram(pool, query, launch=in_runs(seed))
+        check_gram(pool[0], query[0], gram[0], products[0])
+
+
+@case
+def gram_of_sizes(library: Library, seed: int) -> None:
+    """Pools of which a query sees a part, rows of one matrix, and a candidate out of range."""
+    sizes = torch.tensor([70, 33, 5, 0, -3])
+    pool = whole_numbers(5, 70, 24, dtype=torch.float32)
+    query = whole_numbers(5, 24, dtype=torch.float32)
+    embeddings = whole_numbers(90, 24, dtype=torch.float32)
+    candidates = permutations(5, 90)[:, :70].contiguous()
+    candidates[1, 60] = 90  # past its size
+
+    for launch in (spread(seed), in_runs(seed)):
+        for rows, picked in ((pool, None), (embeddings, candidates)):
+            gram, products = library.gram(
+                rows, query, candidates=picked, sizes=sizes, launch=launch
+            )
+            for b in range(3):
+                n = int(sizes[b])
+                seen = pool[b, :n] if picked is None else rows[picked[b, :n]]
+                check_gram(seen, query[b], gram[b], products[b])
+
+
+def nearly_orthogonal(count: int, dim: int) -> torch.Tensor:
+    """Signs whose products cancel in a slice, and a little more: the products with lo are left."""
+    signs = torch.ones(1, 1)
+    for _ in range(4):
+        above = torch.cat([signs, signs], dim=1)
+        below = torch.cat([signs, -signs], dim=1)
+        signs = torch.cat([above, below])
+
+    generator = torch.Generator().manual_seed(7)
+    little = torch.rand(count, dim, generator=generator) * 2**-12
+    return (1 + 307 / 1024) * signs.repeat(3, 10)[:count, :dim] + little
+
+
+@case
+def gram_bits(library: Library, seed: int) -> None:
+    """Both ways have the bits of the model, and equal rows tie, in the products too."""
+    rows = nearly_orthogonal(41, 152)
+    rows[32] = rows[5]
+    pool = rows[None, :40].contiguous()
+    query = rows[40:]
+    modelled = torch.from_numpy(tf32_gram.gram(rows.numpy()))
+
+    for launch in (spread(seed), in_runs(seed)):
+        gram, products = library.gram(pool, query, launch=launch)
+
+        assert torch.equal(gram[0], modelled[:40, :40])
+        assert torch.equal(products[0], modelled[40, :40])
+        assert torch.equal(gram[0, 32], gram[0, 5])
+        assert products[0, 32] == products[0, 5]
