@@ -52,6 +52,33 @@ def test_barriers_and_the_stack_are_seen() -> None:
     assert check_sass.faults(stack, 8) == ["'@P0 STL [R1+0x8], R4' uses the stack"]
 
 
+UNIT = [
+    "@!P2 LDS.64 R14, [R7+0x2ff8]",
+    "DFMA R16, R16, 2, R14",
+    "REDUX.MAX UR4, R14",
+    "REDUX.MIN UR4, R15",
+    "@P1 BRA 0x0",
+    "EXIT",
+]
+
+
+def test_a_unit_has_no_division() -> None:
+    assert check_sass.unit_report(UNIT) == (5, [])
+
+    division = ["MUFU.RCP64H R2, R3", *UNIT]
+    assert check_sass.unit_report(division) == (6, ["MUFU in a unit"])
+
+    long = ["NOP"] * check_sass.UNIT_LIMIT + UNIT
+    assert "65 instructions a unit" in check_sass.unit_report(long)[1][0]
+
+
+def test_the_wait_for_the_kernel_before() -> None:
+    waits = ["ACQBULK", "EXIT"]
+    assert check_sass.wait_faults(waits, 90) == []
+    assert check_sass.wait_faults(waits, 80) == ["1 waits for the kernel before"]
+    assert check_sass.wait_faults(["EXIT"], 80) == []
+
+
 ELEMENT = [
     "FMUL R1, R0, R2",
     "MUFU.RSQ R2, R1",

@@ -1,8 +1,9 @@
-"""Reads the machine code of three loops: the steps of the Frank-Wolfe solver that has one warp a
-query, the steps of the Adam sweep, and the loop over d of the Gram kernels.
+"""Reads the machine code of four loops: the steps of the Frank-Wolfe solver that has one warp a
+query and its counts' units, the steps of the Adam sweep, and the loop over d of the Gram kernels.
 
 Fails where a loop has more instructions than LIMITS, ADAM_LIMIT or GRAM_KERNELS allow, or a kernel
-loads or stores a thread's stack. The Frank-Wolfe loop has no barrier of the block. The Adam loop
+loads or stores a thread's stack. The Frank-Wolfe loop has no barrier of the block, and a unit no
+division. From sm_90 on, the solver waits once for the kernel before it. The Adam loop
 takes the roots and quotients of a thread's elements one after the other, without a branch between
 them. A turn of a Gram loop has all its products, and what a run of tiles reads comes into shared
 memory past the registers::
@@ -15,13 +16,12 @@ nvidia-cuda-nvdisasm); no GPU.
 """
 
 import argparse
-import os
 import re
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+from machine_code import disassemble, kernels, loops, operation, successors
 
 KERNEL = "fw_warp_kernel"
 
@@ -34,6 +34,11 @@ LIMITS = {
     "double, away": ("IdLi1E", 900),
     "double, pairwise": ("IdLi2E", 820),
 }
+
+# Instructions of a unit that integerization gives to an atom.
+UNIT_LIMIT = 60
+SLOW = re.compile(r"\b(MUFU|CALL|BAR)\b")
+WAIT, WAITS_FROM = "ACQBULK", 90  # for the kernel before
 
 # The sweeps with float32 arithmetic, and the instructions of a step on one element.
 ADAM = "adam_kernel"
@@ -65,102 +70,6 @@ COPY = "LDGSTS.E.BYPASS.128"
 BARRIER, STACK = re.compile(r"\bBAR\b"), re.compile(r"\b(LDL|STL)\b")
 
 
-def tools_folder() -> Path | None:
-    """Where PyPI's packages put the tools."""
-    for entry in sys.path:
-        for tool in Path(entry).glob("nvidia/cu*/bin/cuobjdump"):
-            return tool.parent
-    return None
-
-
-def disassemble(cubin: Path) -> str:
-    folders = [os.environ["PATH"]]
-    if (folder := tools_folder()) is not None:
-        folders.append(str(folder))
-    path = os.pathsep.join(folders)
-    if (
-        shutil.which("cuobjdump", path=path) is None
-        or shutil.which("nvdisasm", path=path) is None
-    ):
-        raise SystemExit(
-            "check_sass: cuobjdump and nvdisasm are neither on PATH nor from PyPI"
-        )
-    done = subprocess.run(
-        ["cuobjdump", "-sass", str(cubin)],
-        env=dict(os.environ, PATH=path), capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if done.returncode != 0:
-        raise RuntimeError(f"check_sass: cuobjdump {cubin}: {done.stderr}")
-    return done.stdout
-
-
-def kernels(text: str) -> dict[str, list[str]]:
-    """The instructions of every kernel, 16 bytes each."""
-    instructions: dict[str, list[str]] = {}
-    name = ""
-    for line in text.splitlines():
-        if match := re.match(r"\s*Function : (\w+)", line):
-            name = match[1]
-            instructions[name] = []
-        elif match := re.match(r"\s*/\*([0-9a-f]+)\*/\s+(.+?) *;", line):
-            if int(match[1], 16) != 16 * len(instructions[name]):
-                raise RuntimeError(
-                    f"check_sass: {name}: no instruction before {match[1]}"
-                )
-            instructions[name].append(match[2])
-    return instructions
-
-
-def operation(line: str) -> str:
-    """``FFMA`` of ``@!P0 FFMA.RP R1, R2, R3, R4``."""
-    match = re.match(r"(?:@!?U?P\w+ )?([A-Z]\w*)", line)
-    if match is None:
-        raise RuntimeError(f"check_sass: cannot read {line!r}")
-    return match[1]
-
-
-def successors(code: list[str], at: int) -> list[int]:
-    """Instructions that may come next in a warp whose lanes stay together."""
-    match = re.match(r"(@!?U?P\w+ )?([A-Z]\w*)\S*(.*)", code[at])
-    if match is None:
-        raise RuntimeError(f"check_sass: cannot read {code[at]!r}")
-    condition, operation, operands = match.groups()
-    following = [at + 1] if at + 1 < len(code) else []
-    if operation == "BRA" and "BRA.DIV" not in code[at]:
-        target = re.search(r"0x([0-9a-f]+)$", operands)
-        if target is None:
-            raise RuntimeError(f"check_sass: no target in {code[at]!r}")
-        conditional = condition or re.search(r"P\d", operands)
-        return [int(target[1], 16) // 16, *(following if conditional else [])]
-    return following if condition or operation not in ("EXIT", "RET", "BRX") else []
-
-
-def loops(code: list[str]) -> list[set[int]]:
-    """The natural loop of every branch backwards."""
-    before: dict[int, list[int]] = {0: []}  # of what can be reached
-    back, reached = [], [0]
-    while reached:
-        at = reached.pop()
-        for after in successors(code, at):
-            if after not in before:
-                before[after] = []
-                reached.append(after)
-            before[after].append(at)
-            if after <= at:
-                back.append((at, after))
-    bodies = []
-    for at, head in back:
-        body, waiting = {head, at}, [at] if at != head else []
-        while waiting:
-            for earlier in before[waiting.pop()]:
-                if earlier not in body:
-                    body.add(earlier)
-                    waiting.append(earlier)
-        if head == 0 or 0 not in body:
-            bodies.append(body)
-    return bodies
-
-
 def step_loop(code: list[str]) -> list[str]:
     """The smallest loop that asks the lane of the largest correlation and takes a quotient."""
 
@@ -183,6 +92,32 @@ def faults(code: list[str], limit: int) -> list[str]:
     if len(step) > limit:
         wrong.append(f"{len(step)} instructions a step, at most {limit} are promised")
     return wrong
+
+
+def unit_report(code: list[str]) -> tuple[int, list[str]]:
+    """Instructions of a unit, and what is wrong with the loop that gives one or more at a turn: the
+    smallest one that finds a least gain and asks no other lane for a number."""
+    units = []
+    for body in loops(code):
+        text = "\n".join(code[at] for at in sorted(body))
+        if "REDUX.MIN" in text and "DFMA" in text and "SHFL" not in text:
+            units.append(text)
+    if not units:
+        raise RuntimeError("check_sass: no loop with REDUX.MIN and DFMA")
+
+    unit = min(units, key=len)
+    taken = len(unit.splitlines()) // unit.count("REDUX.MIN")
+    wrong = [f"{name} in a unit" for name in SLOW.findall(unit)]
+    if taken > UNIT_LIMIT:
+        wrong.append(f"{taken} instructions a unit, at most {UNIT_LIMIT} are promised")
+    return taken, wrong
+
+
+def wait_faults(code: list[str], architecture: int) -> list[str]:
+    """Whether a kernel waits once for the one before it, where the card has that instruction."""
+    waits = sum(WAIT in line for line in code)
+    right = waits == int(architecture >= WAITS_FROM)
+    return [] if right else [f"{waits} waits for the kernel before"]
 
 
 def straight_runs(code: list[str], body: set[int]) -> list[list[int]]:
@@ -304,6 +239,7 @@ def fw_reports(code: dict[str, list[str]]) -> Iterator[tuple[str, int, list[str]
     for name, (symbol, limit) in LIMITS.items():
         (kernel,) = (lines for key, lines in code.items() if f"{KERNEL}{symbol}" in key)
         yield name, len(step_loop(kernel)), faults(kernel, limit)
+        yield f"{name}, a unit", *unit_report(kernel)
 
 
 def adam_reports(
@@ -342,8 +278,13 @@ def main() -> int:
             raise SystemExit(f"check_sass: no {unit}.*.cubin in {arguments.cubins}")
         for path in paths:
             code = kernels(disassemble(path))
-            for name, lengths, wrong in reports(code):
-                print(f"{path.stem}, {name}: {lengths} instructions a step")
+            found = list(reports(code))
+            if unit == "fw_warp":
+                architecture = int(path.stem.removeprefix("fw_warp."))
+                for name, lines in code.items():
+                    found.append((name, len(lines), wait_faults(lines, architecture)))
+            for name, lengths, wrong in found:
+                print(f"{path.stem}, {name}: {lengths} instructions")
                 for fault in wrong:
                     failed = True
                     print(f"check_sass: {path.stem}, {name}: {fault}", file=sys.stderr)

@@ -29,9 +29,11 @@ MAX_BLOCKS_PER_SM = 32
 SHARED_PER_SM = {80: 164 * 1024, 90: 228 * 1024, 100: 228 * 1024}
 RESERVED_SHARED = 1024  # of every block; it may ask for the rest
 
-# PTX, and the architectures whose machine code is made of it. nvcc makes the same PTX of every
-# source for 8.0 and 9.0, so its longer half runs once for both.
+# PTX, and the architectures whose machine code is made of it. nvcc makes the same PTX of most
+# sources for 8.0 and 9.0, so its longer half runs once for both.
 VIRTUAL = {80: (80, 90), 100: (100,)}
+# Kernels that wait for the one before: an instruction of 9.0.
+EARLY, VIRTUAL_OF_EARLY = "early_launch.cuh", {80: (80,), 90: (90,), 100: (100,)}
 
 # Kernels whose dynamic shared memory plan.cu computes, by the start of their name, and their
 # sources. It leaves kFixedSharedBytes of what a block may ask for: the largest is therefore that
@@ -211,6 +213,10 @@ def run(command: list[str]) -> str:
     return done.stdout + done.stderr
 
 
+def virtual_of(source: Path) -> dict[int, tuple[int, ...]]:
+    return VIRTUAL_OF_EARLY if EARLY in source.read_text() else VIRTUAL
+
+
 def compile_unit(nvcc: str, source: Path, virtual: int, scratch: Path) -> list[Cost]:
     """The costs on all architectures whose machine code is made of this PTX."""
     ptx = scratch / f"{source.stem}.{virtual}.ptx"
@@ -227,7 +233,7 @@ def compile_unit(nvcc: str, source: Path, virtual: int, scratch: Path) -> list[C
         ]
     )
     costs = []
-    for architecture in VIRTUAL[virtual]:
+    for architecture in virtual_of(source)[virtual]:
         command = [
             nvcc,
             "-Xptxas",
@@ -248,7 +254,7 @@ def compile_all(nvcc: str, cubins: Path) -> list[Cost]:
         jobs = [
             pool.submit(compile_unit, nvcc, source, virtual, cubins)
             for source in sorted(CUDA.glob("*.cu"))
-            for virtual in VIRTUAL
+            for virtual in virtual_of(source)
         ]
         return [cost for job in jobs for cost in job.result()]
 

@@ -23,14 +23,18 @@ class Integerizer {
   // finite.
   void run(const double* gram, const double* b, const double* weights, int64_t m, int64_t n,
            int64_t swap_passes, int64_t* counts) {
-    gram_ = gram, b_ = b, m_ = m, n_ = double(n), counts_ = counts;
+    gram_ = gram, m_ = m, counts_ = counts;
+    gains_.resize(size_t(m));
     double largest_square = 0;
-    for (int64_t i = 0; i < m; ++i) largest_square = std::max(largest_square, gram_row(i)[i]);
-    min_improvement_ = kMinImprovement * largest_square;
+    for (int64_t i = 0; i < m; ++i) {
+      const double square = gram_row(i)[i];
+      gains_[size_t(i)] = gain_at_zero(square, b[i], double(n));
+      largest_square = std::max(largest_square, square);
+    }
+    least_ = kMinImprovement * largest_square * double(n) * double(n);
     int64_t left = n - floor_counts(weights, n);
-    v_.assign(size_t(m), 0.0);
     for (int64_t i = 0; i < m; ++i)
-      if (counts[i]) add_column(i, double(counts[i]));
+      if (counts[i]) grow(i, double(counts[i]));
     for (; left > 0; --left) give_one();
     for (int64_t pass = 0; pass < swap_passes; ++pass)
       if (!swap_pass()) return;
@@ -39,9 +43,11 @@ class Integerizer {
  private:
   const double* gram_row(int64_t i) const { return gram_ + i * m_; }
 
-  void add_column(int64_t i, double amount) {
+  // All gains after c_i has grown.
+  void grow(int64_t i, double units) {
     const double* row = gram_row(i);  // G is symmetric bit for bit
-    for (int64_t j = 0; j < m_; ++j) v_[size_t(j)] += amount * row[j];
+    for (int64_t j = 0; j < m_; ++j)
+      gains_[size_t(j)] = gain_after(gains_[size_t(j)], units, row[j]);
   }
 
   int64_t floor_counts(const double* weights, int64_t n) {
@@ -56,14 +62,9 @@ class Integerizer {
   }
 
   void give_one() {
-    int64_t best = 0;
-    double best_gain = 0;
-    for (int64_t i = 0; i < m_; ++i) {
-      const double gain = gain_of_unit(v_[size_t(i)], gram_row(i)[i], b_[i], n_);
-      if (i == 0 || gain < best_gain) best = i, best_gain = gain;
-    }
+    const int64_t best = std::min_element(gains_.begin(), gains_.end()) - gains_.begin();
     ++counts_[best];
-    add_column(best, 1.0);
+    grow(best, 1.0);
   }
 
   bool swap_pass() {
@@ -71,28 +72,24 @@ class Integerizer {
     held_.assign(counts_, counts_ + m_);
     for (int64_t i = 0; i < m_; ++i) {
       if (held_[size_t(i)] == 0) continue;  // units received during the pass stay for the next
+      const double* row = gram_row(i);
+      double limit = swap_limit(gains_[size_t(i)], row[i], least_);
       for (int64_t j = 0; j < m_ && counts_[i] > 0; ++j) {
-        if (j == i || !swap_improves(i, j)) continue;
+        if (!swap_improves(gains_[size_t(j)], row[j], limit)) continue;
         --counts_[i], ++counts_[j];
-        add_column(j, 1.0), add_column(i, -1.0);
+        grow(j, 1.0), grow(i, -1.0);
+        limit = swap_limit(gains_[size_t(i)], row[i], least_);
         moved = true;
       }
     }
     return moved;
   }
 
-  bool swap_improves(int64_t i, int64_t j) const {
-    const double* row = gram_row(i);
-    return gain_of_swap(v_[size_t(i)], v_[size_t(j)], row[i], gram_row(j)[j], row[j], b_[i], b_[j],
-                        n_) < -min_improvement_;
-  }
-
   const double* gram_ = nullptr;
-  const double* b_ = nullptr;
   int64_t m_ = 0;
-  double n_ = 1, min_improvement_ = 0;
+  double least_ = 0;  // what a swap must lower N^2 L by
   int64_t* counts_ = nullptr;
-  std::vector<double> v_;
+  std::vector<double> gains_;
   std::vector<int64_t> held_;  // counts at the start of a pass
 };
 

@@ -2,17 +2,17 @@
 // counts.
 #pragma once
 
-#include "block_integerize.cuh"
 #include "frank_wolfe.h"
 #include "fw_state.cuh"
 #include "rows.cuh"
 #include "selection_outputs.cuh"
+#include "warp_integerize.cuh"
 
 namespace hullft {
 
 // ||q - X^T w|| from the rows of the entries in `table.order`: near 0 the recurrence loses half its
-// digits. Four rows are read at a time, each into a sum of its own.
-template <typename S>
+// digits. A thread has kElements elements of four rows under way, and a sum for each.
+template <int kElements, typename S>
 __device__ __forceinline__ S exact_residual(const FwProblem& p, int64_t query, int n,
                                             const FwTable<S>& table, int support_size,
                                             BlockScratch& scratch, const BlockThread& me) {
@@ -20,19 +20,31 @@ __device__ __forceinline__ S exact_residual(const FwProblem& p, int64_t query, i
   S squared = 0;
   with_rows<S>(p.pool, query, n, [&](const auto& rows) {
     const auto* q = query_at(rows, p.query, query);
-    for (int64_t i = me.thread; i < rows.d; i += me.n_threads) {
-      S sums[kTileRows] = {};
-#pragma unroll 1
+    for (int64_t first = me.thread; first < rows.d; first += kElements * me.n_threads) {
+      int64_t at[kElements];
+#pragma unroll
+      for (int e = 0; e < kElements; ++e) {
+        const int64_t i = first + e * me.n_threads;
+        at[e] = i < rows.d ? i : first;
+      }
+      S sums[kElements][kTileRows] = {};
+#pragma unroll 1  // nvcc 13.0 would unroll it: fw_kernel would spill
       for (int j = 0; j < m; j += kTileRows) {
 #pragma unroll
         for (int r = 0; r < kTileRows; ++r) {
           const int entry = table.order[j + r < m ? j + r : m - 1];
           const S w = j + r < m ? table.weight[entry] : S(0);
-          sums[r] += w * widen_to<S>(rows[table.atom[entry]][i]);
+          const auto* row = rows[table.atom[entry]];
+#pragma unroll
+          for (int e = 0; e < kElements; ++e) sums[e][r] += w * widen_to<S>(row[at[e]]);
         }
       }
-      const S r = widen_to<S>(q[i]) - ((sums[0] + sums[1]) + (sums[2] + sums[3]));
-      squared += r * r;
+#pragma unroll
+      for (int e = 0; e < kElements; ++e) {
+        const S sum = (sums[e][0] + sums[e][1]) + (sums[e][2] + sums[e][3]);
+        const S r = widen_to<S>(q[at[e]]) - sum;
+        if (e == 0 || at[e] != first) squared += r * r;
+      }
     }
   });
   return S(sqrt(block_sum(squared, scratch, me)));
@@ -42,6 +54,8 @@ template <typename S>
 struct FwAnswer {
   FwTable<S> table;
   CountArrays counts;
+  S* spare;  // memory that is free after the steps
+  int n_spare;
   int n_entries, support_size;
 
   __device__ __forceinline__ int size(const FwProblem& p) const {
@@ -69,31 +83,37 @@ __device__ __forceinline__ void sort_support(const FwTable<S>& table, int n_entr
   __syncthreads();
 }
 
-// Indices, weights and counts. B: S operator()(int atom), its product with the query. Column:
-// const S* operator()(int entry), its column of the Gram matrix.
+// The support's rows of the Gram matrix, atoms by rank. Column: const S* operator()(int entry).
+template <typename S, typename Column>
+struct SupportRows {
+  static constexpr bool kAtOnce = false;
+  const FwTable<S>& table;
+  const Column& column;
+
+  __device__ __forceinline__ const S* row(int i) const { return column(table.order[i]); }
+  __device__ __forceinline__ int at(int j) const { return table.atom[table.order[j]]; }
+};
+
+// Indices, weights and counts. B: S operator()(int atom), its product with the query, which may lie
+// in the spare memory. Column: its column of the Gram matrix.
 template <typename S, typename B, typename Column>
 __device__ __forceinline__ void write_answer(const FwProblem& p, int64_t query,
                                              const FwAnswer<S>& answer, const B& b,
                                              const Column& column, const FwOutputs& out,
-                                             BlockScratch& scratch, const BlockThread& me) {
+                                             const BlockThread& me) {
   const FwTable<S>& table = answer.table;
   const CountArrays& counts = answer.counts;
   const int m = answer.size(p);
   sort_support(table, answer.n_entries, me);
-  const auto entry = [&](int i) { return table.order[i]; };
-  const auto atom = [&](int i) { return table.atom[entry(i)]; };
-  const auto weight = [&](int i) { return double(table.weight[entry(i)]); };
-  const auto gram = [&](int i, int j) { return double(column(entry(i))[atom(j)]); };
-  for (int i = me.thread; i < m; i += me.n_threads) counts.b[i] = double(b(atom(i)));
-  __syncthreads();
-  BlockIntegerizer integerizer(gram, counts, m, p.n_select, scratch, me);
-  integerizer.run(weight, p.swap_passes);
-  __syncthreads();
+  const SupportRows<S, Column> rows{table, column};
+  const auto weight = [&](int i) { return double(table.weight[table.order[i]]); };
+  for (int i = me.thread; i < m; i += me.n_threads) counts.gain[i] = double(b(rows.at(i)));
+  count_units(rows, weight, counts, m, p.n_select, p.swap_passes, answer.spare, answer.n_spare, me);
   const int64_t first = query * p.n_select;
   for (int i = me.thread; i < p.n_select; i += me.n_threads) {
-    out.indices[first + i] = i < m ? atom(i) : -1;
+    out.indices[first + i] = i < m ? rows.at(i) : -1;
     out.counts[first + i] = i < m ? counts.counts[i] : 0;
-    static_cast<S*>(out.weights)[first + i] = i < m ? table.weight[entry(i)] : S(0);
+    static_cast<S*>(out.weights)[first + i] = i < m ? table.weight[table.order[i]] : S(0);
   }
 }
 

@@ -1,5 +1,11 @@
 // One block solves one query: the schedule of core/frank_wolfe.h on the GPU. All warps update the
 // correlations; warp 0 alone keeps the support and decides, between two barriers a step.
+//
+// The solver of fw_warp.cuh starts at the same vertex, stops by the same FwStopping and ends with
+// the same answer, but its steps are another loop. Here a step is parted by what all warps do for
+// it: their updates, and at times a column or a residual. So the state lies in shared memory, and
+// decide() goes on where it left off. There the state is in the registers of one warp, and a step
+// runs from end to end.
 #pragma once
 
 #include "fw_answer.cuh"
@@ -29,13 +35,13 @@ class FwBlock {
     }
     n_ = checked_size(p_.pool, query_, me_);
     if (n_ == 0) return fail(out);
-    start();
+    clear();
     while (control_.action < Action::kDone) {
       const Action action = control_.action;
       if (action == Action::kCorrelate || action == Action::kColumn) multiply(action);
       if (action == Action::kResidual)
         residual_ =
-            exact_residual<S>(p_, query_, n_, x_.table, control_.support_size, scratch_, me_);
+            exact_residual<1>(p_, query_, n_, x_.table, control_.support_size, scratch_, me_);
       if (action == Action::kCorrelate && !correlations_finite()) return fail(out);
       if (action == Action::kCorrelate || action == Action::kStep) update();
       __syncthreads();
@@ -55,7 +61,7 @@ class FwBlock {
 
   // ---- all warps
 
-  __device__ __forceinline__ void start() {
+  __device__ __forceinline__ void clear() {
     for (int k = me_.thread; k < n_; k += me_.n_threads) x_.u[k] = 0;
     if (me_.thread == 0) {
       control_.action = Action::kCorrelate;
@@ -124,7 +130,7 @@ class FwBlock {
   }
 
   __device__ __forceinline__ void decide(Action action) {
-    if (action == Action::kCorrelate) return place_first();
+    if (action == Action::kCorrelate) return start();
     if (action == Action::kStep) return begin_step();
     if (action == Action::kResidual) return after_residual();
     if (!placed_) return place();
@@ -132,10 +138,10 @@ class FwBlock {
   }
 
   // The solve starts at the vertex of largest correlation.
-  __device__ __forceinline__ void place_first() {
+  __device__ __forceinline__ void start() {
+    stopping_ = stopping_of<S>(p_, double(qq_));
     s_ = best_of_pool().index;
     s_entry_ = allocate(s_);
-    done_ = p_.max_iter == 0;
     if (plan_.gram) return place();
     request_column();
   }
@@ -183,17 +189,18 @@ class FwBlock {
   __device__ __forceinline__ void begin_step() {
     measure();
     if (!finite(it_.wu) || top_.index >= n_) return act(Action::kFail);
-    const bool small_gap =
-        p_.gap_tol > 0 && double(top_.value - mean_correlation(it_)) <= p_.gap_tol;
-    if (done_ || small_gap) return stop();
-    const double noise = 32.0 * double(epsilon<S>()) * double(qq_);
-    const double within = p_.tol * p_.tol * double(qq_) + noise;
-    if (double(squared_residual(it_, qq_)) <= within) return request_residual();
+    const S gap = top_.value - mean_correlation(it_);
+    if (is_last() || double(gap) <= stopping_.gap_floor) return stop();
+    if (double(squared_residual(it_, qq_)) <= stopping_.within) return request_residual();
     choose();
   }
 
+  __device__ __forceinline__ bool is_last() const {
+    return iterations_ >= stopping_.last || (!corrective() && support_size_ >= stopping_.full);
+  }
+
   __device__ __forceinline__ void stop() {
-    stopping_ = true;
+    stops_ = true;
     request_residual();
   }
 
@@ -211,7 +218,7 @@ class FwBlock {
   }
 
   __device__ __forceinline__ void after_residual() {
-    if (stopping_ || double(residual_) < p_.tol * sqrt(double(qq_))) return act(Action::kDone);
+    if (stops_ || double(residual_) < stopping_.residual) return act(Action::kDone);
     choose();
   }
 
@@ -273,7 +280,6 @@ class FwBlock {
     if (p_.variant == Variant::kPairwise && !step.drops) level_ = level_atoms(s_, low_);
     if (step.scale == S(0) && corrective()) keep_only(s_entry_);
     ++iterations_;
-    done_ = iterations_ >= p_.max_iter || (!corrective() && support_size_ >= p_.n_select);
     publish(step.scale, uses_toward ? step.toward : S(0), step.away);
     act(Action::kStep);
   }
@@ -335,8 +341,9 @@ class FwBlock {
   __device__ __forceinline__ void write(const FwOutputs& out) {
     const auto b = [this](int atom) { return x_.b[atom]; };
     const auto of_entry = [this](int entry) { return column(entry); };
-    const FwAnswer<S> answer{x_.table, x_.counts, control_.n_entries, control_.support_size};
-    write_answer(p_, query_, answer, b, of_entry, out, scratch_, me_);
+    const FwAnswer<S> answer{x_.table,          x_.counts,          x_.b,
+                             2 * p_.pool.width, control_.n_entries, control_.support_size};
+    write_answer(p_, query_, answer, b, of_entry, out, me_);
     if (me_.thread == 0)
       write_scalars<S>(query_, answer.size(p_), residual_, control_.gap, control_.iterations, out);
   }
@@ -358,7 +365,8 @@ class FwBlock {
   int s_ = 0, s_entry_ = 0, a_entry_ = 0;
   LevelAtoms<int> level_;
   int n_entries_ = 0, support_size_ = 0, next_victim_ = 0, iterations_ = 0;
-  bool placed_ = false, done_ = false, stopping_ = false;
+  FwStopping stopping_;
+  bool placed_ = false, stops_ = false;
 };
 
 }  // namespace hullft

@@ -1,12 +1,31 @@
-// What a solve keeps: the state of a query, laid out in shared or global memory, and what the warps
-// tell one another.
+// What both solvers share: when a solve ends, the state of a query, laid out in shared or global
+// memory, and what the warps tell one another.
 #pragma once
 
-#include "block_integerize.cuh"
 #include "device.cuh"
+#include "frank_wolfe.h"
 #include "reduce.cuh"
+#include "warp_integerize.cuh"
 
 namespace hullft {
+
+// When a solve ends, and when its residual has to come from the rows.
+struct FwStopping {
+  double residual;   // the solve ends below it
+  double within;     // a squared residual this small is noise: the recurrence loses half its digits
+  double gap_floor;  // the gap that ends the solve
+  int last;          // steps
+  int full;          // atoms that end a vanilla solve
+};
+
+// qq: the query's square. With one atom to select, a vanilla solve takes a step too.
+template <typename S>
+__device__ __forceinline__ FwStopping stopping_of(const FwProblem& p, double qq) {
+  const bool one_step = p.variant == Variant::kVanilla && p.n_select == 1 && p.max_iter > 1;
+  return {p.tol * sqrt(qq), (p.tol * p.tol + 32.0 * double(epsilon<S>())) * qq,
+          p.gap_tol > 0 ? p.gap_tol : -INFINITY, one_step ? 1 : p.max_iter,
+          p.n_select > 1 ? p.n_select : 2};
+}
 
 // What all warps do next. From kDone on, the solve is over.
 enum class Action : int {
@@ -41,7 +60,7 @@ struct FwTable {
 
 template <typename S>
 struct FwState {
-  S *b, *u;  // [n]
+  S *b, *u;  // [n], side by side
   FwTable<S> table;
   CountArrays counts;
 };
@@ -50,24 +69,21 @@ inline int64_t aligned_bytes(int64_t bytes) { return (bytes + 15) / 16 * 16; }
 
 inline int64_t fw_state_bytes(int width, int slots, int64_t real_bytes) {
   const int64_t table_bytes = 2 * int64_t(sizeof(int)) + real_bytes;
-  return aligned_bytes(2 * int64_t(width) * real_bytes +
-                       slots * (int64_t(kCountBytes) + table_bytes));
+  return aligned_bytes(2 * int64_t(width) * real_bytes + slots * (kCountBytes + table_bytes));
 }
 
 // The widest type first, so that every array is aligned.
 template <typename S>
 __device__ __forceinline__ FwState<S> carve_state(unsigned char* memory, int width, int slots) {
   FwState<S> state;
-  state.counts.v = reinterpret_cast<double*>(memory);
-  state.counts.b = state.counts.v + slots;
-  state.counts.diagonal = state.counts.b + slots;
-  state.b = reinterpret_cast<S*>(state.counts.diagonal + slots);
+  state.counts.gain = reinterpret_cast<double*>(memory);
+  state.b = reinterpret_cast<S*>(state.counts.gain + slots);
   state.u = state.b + width;
   state.table.weight = state.u + width;
   state.table.atom = reinterpret_cast<int*>(state.table.weight + slots);
   state.table.order = state.table.atom + slots;
   state.counts.counts = state.table.order + slots;
-  state.counts.held = state.counts.counts + slots;
+  state.counts.givers = state.counts.counts + slots;
   return state;
 }
 

@@ -1,3 +1,4 @@
+#include "early_launch.cuh"
 #include "fw_warp.cuh"
 #include "fw_warp.h"
 
@@ -20,10 +21,9 @@ template <typename S, int kVariant>
 cudaError_t launch(const FwProblem& problem, const void* products, const void* grams,
                    int64_t gram_stride, int threads, const FwOutputs& outputs,
                    cudaStream_t stream) {
-  HULLFT_LAUNCH((fw_warp_kernel<S, kVariant>), dim3(unsigned(problem.batch)),
-                dim3(unsigned(threads)), 0, stream, problem, static_cast<const S*>(products),
-                static_cast<const S*>(grams), gram_stride, outputs);
-  return cudaGetLastError();
+  return launch_early(fw_warp_kernel<S, kVariant>, dim3(unsigned(problem.batch)),
+                      dim3(unsigned(threads)), stream, problem, static_cast<const S*>(products),
+                      static_cast<const S*>(grams), gram_stride, outputs);
 }
 
 template <typename S>

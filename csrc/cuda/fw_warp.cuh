@@ -4,6 +4,7 @@
 // but the largest correlations. The other warps of the block help before and after the steps.
 #pragma once
 
+#include "early_launch.cuh"
 #include "fw_answer.cuh"
 #include "fw_warp.h"
 
@@ -12,15 +13,23 @@ namespace hullft {
 constexpr int kSlots = kWarpCandidates / kWarp;  // candidates of a lane
 constexpr int kRefresh = 16;                     // steps between two sums of <w, b> and <w, u>
 
+// Of each candidate; -inf and 0 past the pool.
+struct FwProducts {
+  double b[kWarpCandidates], square[kWarpCandidates];
+};
+
 template <typename S>
 struct FwWarpShared {
   FwControl<S> control;
   BlockScratch scratch;
-  double b[kWarpCandidates], square[kWarpCandidates];  // -inf and 0 past the pool
+  union {
+    FwProducts products;            // during the steps
+    S support_gram[kSmallGram<S>];  // after them
+  };
+  double gain[kWarpCandidates];
   S weight[kWarpCandidates];
-  double count_v[kWarpCandidates], count_b[kWarpCandidates], diagonal[kWarpCandidates];
   int atom[kWarpCandidates], order[kWarpCandidates];
-  int counts[kWarpCandidates], held[kWarpCandidates];
+  int counts[kWarpCandidates], givers[kWarpCandidates];
 };
 
 // A candidate that a reduction found.
@@ -54,11 +63,13 @@ class FwWarp {
       : p_(problem), query_(query), products_(products), gram_(gram), shared_(shared) {}
 
   __device__ __forceinline__ void solve(const FwOutputs& out) {
-    if (sees_nothing(p_.pool, query_)) {
+    const bool nothing = sees_nothing(p_.pool, query_);
+    if (!nothing) read_inputs();
+    wait_for_kernel_before();  // of the Gram matrices and the products
+    if (nothing) {
       write_nothing<S>(p_.pool, p_.query, query_, 1, p_.n_select, out, shared_.scratch, me_);
       return;
     }
-    n_ = checked_size(p_.pool, query_, me_);
     if (n_ == 0 || !load_products()) return write_failure<S>(query_, p_.n_select, out, me_);
     if (me_.warp == 0) start();
     while (true) {
@@ -66,9 +77,9 @@ class FwWarp {
       __syncthreads();
       const Action action = shared_.control.action;
       if (action == Action::kFail) return write_failure<S>(query_, p_.n_select, out, me_);
-      residual_ = exact_residual<S>(p_, query_, n_, table(), shared_.control.support_size,
+      residual_ = exact_residual<2>(p_, query_, n_, table(), shared_.control.support_size,
                                     shared_.scratch, me_);
-      if (action == Action::kDone || double(residual_) < p_.tol * sqrt(qq_)) return write(out);
+      if (action == Action::kDone || double(residual_) < stopping_.residual) return write(out);
     }
   }
 
@@ -77,14 +88,9 @@ class FwWarp {
 
   // ---- all warps
 
-  // The products with the query and the squares into shared memory; false if one is not finite.
-  __device__ __forceinline__ bool load_products() {
-    bool bad = false;
-    for (int k = me_.thread; k < kWarpCandidates; k += me_.n_threads) {
-      shared_.b[k] = k < n_ ? double(products_[k]) : -INFINITY;
-      shared_.square[k] = k < n_ ? double(column(k)[k]) : 0.0;
-      bad = bad || (k < n_ && !finite(shared_.b[k]));
-    }
+  // What no kernel of this solve writes: the size of the pool and the square of the query.
+  __device__ __forceinline__ void read_inputs() {
+    n_ = checked_size(p_.pool, query_, me_);
     S qq = 0;
     with_rows<S>(p_.pool, query_, n_, [&](const auto& rows) {
       const auto* q = query_at(rows, p_.query, query_);
@@ -92,6 +98,17 @@ class FwWarp {
         qq += widen_to<S>(q[i]) * widen_to<S>(q[i]);
     });
     qq_ = double(S(block_sum(qq, shared_.scratch, me_)));
+  }
+
+  // The products with the query and the squares into shared memory; false if one is not finite.
+  __device__ __forceinline__ bool load_products() {
+    bool bad = false;
+    for (int k = me_.thread; k < kWarpCandidates; k += me_.n_threads) {
+      shared_.products.b[k] = k < n_ ? double(products_[k]) : -INFINITY;
+      shared_.products.square[k] = k < n_ ? double(column(k)[k]) : 0.0;
+      bad = bad || (k < n_ && !finite(shared_.products.b[k]));
+    }
+    stopping_ = stopping_of<S>(p_, qq_);
     return !__syncthreads_or(bad || !finite(qq_));
   }
 
@@ -105,12 +122,16 @@ class FwWarp {
 
   __device__ __forceinline__ void write(const FwOutputs& out) const {
     const FwControl<S>& control = shared_.control;
-    const CountArrays counts{shared_.count_v, shared_.count_b, shared_.diagonal, shared_.counts,
-                             shared_.held};
-    const FwAnswer<S> answer{table(), counts, control.support_size, control.support_size};
-    const auto b = [this](int k) { return shared_.b[k]; };
+    const CountArrays counts{shared_.gain, shared_.counts, shared_.givers};
+    const FwAnswer<S> answer{table(),
+                             counts,
+                             shared_.support_gram,
+                             kSmallGram<S>,
+                             control.support_size,
+                             control.support_size};
+    const auto b = [this](int k) { return shared_.products.b[k]; };
     const auto of_entry = [this](int entry) { return column(shared_.atom[entry]); };
-    write_answer(p_, query_, answer, b, of_entry, out, shared_.scratch, me_);
+    write_answer(p_, query_, answer, b, of_entry, out, me_);
     if (me_.thread == 0)
       write_scalars<S>(query_, answer.size(p_), residual_, control.gap, control.iterations, out);
   }
@@ -128,8 +149,8 @@ class FwWarp {
     return is_mine(k) ? 1u << unsigned(k) / kWarp : 0;
   }
 
-  // What the lane holds in the slot of candidate k. Chosen bit by bit, since nvcc would move arrays
-  // to memory to take the element of a number.
+  // What the lane holds in the slot of candidate k. Chosen bit by bit, since nvcc 13.0 would move
+  // arrays to memory to take the element of a number.
   __device__ __forceinline__ S held_for(int k, const S (&values)[kSlots]) const {
     const unsigned slot = unsigned(k) / kWarp;
     S left[kSlots];
@@ -166,10 +187,10 @@ class FwWarp {
   __device__ __forceinline__ FwPick pick_of(int k, S u) const {
     FwPick pick;
     pick.k = k;
-    pick.b = shared_.b[k];
+    pick.b = shared_.products.b[k];
     pick.atom.u = double(__shfl_sync(kFullWarp, u, k));  // of lane k % 32
     pick.atom.c = pick.b - pick.atom.u;
-    pick.atom.gram = shared_.square[k];
+    pick.atom.gram = shared_.products.square[k];
     return pick;
   }
 
@@ -199,7 +220,7 @@ class FwWarp {
   // The solve starts at the vertex of largest correlation.
   __device__ __forceinline__ void start() {
 #pragma unroll
-    for (int i = 0; i < kSlots; ++i) b_[i] = S(shared_.b[candidate(i)]), u_[i] = w_[i] = 0;
+    for (int i = 0; i < kSlots; ++i) b_[i] = S(shared_.products.b[candidate(i)]), u_[i] = w_[i] = 0;
     lane_gram_ = opaque(gram_ + me_.lane);
     slots_ = (1u << (n_ - me_.lane + kWarp - 1) / kWarp) - 1;
     const FwPick s = best_pick(b_);
@@ -208,11 +229,8 @@ class FwWarp {
     for (int i = 0; i < kSlots; ++i) w_[i] = S(bit_of(s.k) >> i & 1);
     enter(s.k);
     it_ = {s.b, s.atom.gram};
-    last_ = p_.n_select == 1 && !kCorrective && p_.max_iter > 1 ? 1 : p_.max_iter;
-    full_ = p_.n_select > 1 ? p_.n_select : 2;  // with one atom to select, a step is taken too
-    pause_ = last_ < kRefresh ? last_ : kRefresh;
-    floor_ = within_ = (p_.tol * p_.tol + 32.0 * double(epsilon<S>())) * qq_;
-    gap_floor_ = p_.gap_tol > 0 ? p_.gap_tol : -INFINITY;
+    pause_ = stopping_.last < kRefresh ? stopping_.last : kRefresh;
+    floor_ = stopping_.within;
   }
 
   // Steps until all warps are needed: at the end, or where the residual may be 0.
@@ -241,7 +259,7 @@ class FwWarp {
       gap_ = top.atom.c - mean_correlation(it_);
       const double squared = (qq_ - it_.wb) - mean_correlation(it_);
       // One branch: the negations see what is not a number.
-      bool ends = is_last() | !(gap_ > gap_floor_) | !(squared > floor_);
+      bool ends = is_last() | !(gap_ > stopping_.gap_floor) | !(squared > floor_);
       if constexpr (kCorrective) {
         if (ends) return reason(squared);
         const Step<S> step = corrective_step(c, top, g, h);
@@ -260,13 +278,13 @@ class FwWarp {
 
   // Steps go no further before sums or an answer; a vanilla solve ends with a full support.
   __device__ __forceinline__ bool is_last() const {
-    return (iterations_ == pause_) | (!kCorrective && support_size_ >= full_);
+    return (iterations_ == pause_) | (!kCorrective && support_size_ >= stopping_.full);
   }
 
   // Why the steps stop. A direction too short to move along ends a vanilla solve.
   __device__ __forceinline__ Action reason(double squared) const {
-    if (iterations_ == last_ || gap_ <= gap_floor_) return Action::kDone;
-    if (!kCorrective && support_size_ >= full_) return Action::kDone;
+    if (iterations_ == stopping_.last || gap_ <= stopping_.gap_floor) return Action::kDone;
+    if (!kCorrective && support_size_ >= stopping_.full) return Action::kDone;
     if (squared <= floor_) return Action::kResidual;
     return iterations_ == pause_ ? Action::kStep : Action::kDone;
   }
@@ -388,8 +406,9 @@ class FwWarp {
       wu += double(w_[i]) * double(u_[i]);
     }
     it_ = {warp_sum(wb), warp_sum(wu)};
-    pause_ = last_ - iterations_ < kRefresh ? last_ : iterations_ + kRefresh;
-    floor_ = within_;
+    const int last = stopping_.last;
+    pause_ = last - iterations_ < kRefresh ? last : iterations_ + kRefresh;
+    floor_ = stopping_.within;
   }
 
   // The support as a table, for all warps.
@@ -420,21 +439,18 @@ class FwWarp {
   int n_ = 0;
   S residual_ = 0;
   double qq_ = 0;
+  FwStopping stopping_;
   // Of warp 0. Slot i of a lane is candidate i * 32 + lane.
   S b_[kSlots], u_[kSlots], w_[kSlots];
   unsigned held_ = 0;  // a bit for each slot in the support
   Iterate<double> it_{0, 0};
   double gap_ = 0;
-  // A squared residual that must come from the rows, since the recurrence loses half its digits
-  // near 0; floor_ lets one step pass that the rows have agreed to.
-  double within_ = 0, floor_ = 0;
-  double gap_floor_ = 0;  // the gap that ends the solve
+  double floor_ = 0;  // of the squared residual; lets one step pass that the rows have agreed to
   int support_size_ = 0, iterations_ = 0;
   LevelAtoms<int> level_;
   const S* lane_gram_ = nullptr;
   unsigned slots_ = 0;  // a bit for each slot of the lane in the pool
-  int full_ = 0;
-  int pause_ = 0, last_ = 0;  // steps until the sums are due, and until the end
+  int pause_ = 0;       // steps until the sums are due, or until the end
 };
 
 }  // namespace hullft

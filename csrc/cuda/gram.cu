@@ -1,5 +1,6 @@
 // Gram matrices of few rows, whose tiles are spread over the device, and of float64. Arithmetic:
 // csrc/cuda/README.md.
+#include "early_launch.cuh"
 #include "gram.h"
 #include "gram_slice.cuh"
 #include "gram_tile.cuh"
@@ -85,6 +86,7 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads, 2)
     gram_spread_kernel(GramProblem problem, int64_t n_tiles) {
   __shared__ SliceTotals totals[2][kPass];  // of this pass and the last one
+  let_next_kernel_start();
   const PoolView& pool = problem.pool;
   const int64_t query = int64_t(blockIdx.x) / n_tiles;
   const Tile tile = tile_of(int64_t(blockIdx.x) % n_tiles, kTileSide);
@@ -151,6 +153,7 @@ __device__ __forceinline__ void multiply_share(const Operands& x, int group, int
 __global__ void __launch_bounds__(kThreads, 2)
     gram_float64_kernel(GramProblem problem, int64_t n_tiles) {
   __shared__ PlainShared shared;
+  let_next_kernel_start();
   const PoolView& pool = problem.pool;
   const int64_t query = int64_t(blockIdx.x) / n_tiles;
   const Tile tile = tile_of(int64_t(blockIdx.x) % n_tiles, kWideSide);

@@ -3,6 +3,7 @@
 // cp.async brings two of them in while the warps multiply the third. Arithmetic:
 // csrc/cuda/README.md.
 #include "async_copy.cuh"
+#include "early_launch.cuh"
 #include "gram.h"
 #include "gram_grid.h"
 #include "gram_slice.cuh"
@@ -204,6 +205,7 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads, 2)
     gram_blocks_kernel(GramProblem problem, TileGrid grid, int64_t n_blocks) {
   __shared__ BlockShared<T> shared;
+  let_next_kernel_start();
   const int64_t query = int64_t(blockIdx.x) / n_blocks;
   const Run run(grid, int64_t(blockIdx.x) % n_blocks);
   const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;

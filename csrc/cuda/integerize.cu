@@ -1,8 +1,8 @@
 // The Gram matrix of the support, then one block a query.
-#include "block_integerize.cuh"
 #include "gram.h"
 #include "integerize.h"
 #include "rows.cuh"
+#include "warp_integerize.cuh"
 
 namespace hullft {
 namespace {
@@ -16,62 +16,84 @@ int64_t gram_bytes(const IntegerizeProblem& p) {
   return aligned(p.batch * m * m * real_bytes_of(p.support.storage));
 }
 
-// Of one query: the arrays of CountArrays and the products with the query.
+// Of one query: its CountArrays, used where shared memory does not hold them, and products.
 int64_t state_bytes(const IntegerizeProblem& p) {
-  return aligned(int64_t(p.support.width) *
-                 (int64_t(kCountBytes) + real_bytes_of(p.support.storage)));
+  return aligned(int64_t(p.support.width) * (kCountBytes + real_bytes_of(p.support.storage)));
 }
 
+// Of a support that the lanes of a warp take at once.
 template <typename S>
-__device__ __forceinline__ CountArrays carve(unsigned char* memory, int m, S** products) {
-  CountArrays x;
-  x.v = reinterpret_cast<double*>(memory);
-  x.b = x.v + m;
-  x.diagonal = x.b + m;
-  *products = reinterpret_cast<S*>(x.diagonal + m);
-  x.counts = reinterpret_cast<int*>(*products + m);
-  x.held = x.counts + m;
-  return x;
+struct SmallSupport {
+  S gram[kSmallGram<S>];
+  double gain[kAtomsAtOnce];
+  int counts[kAtomsAtOnce], givers[kAtomsAtOnce];
+};
+
+template <typename S>
+__device__ __forceinline__ CountArrays arrays_of(unsigned char* memory, int m,
+                                                 SmallSupport<S>& small) {
+  if (m <= kAtomsAtOnce) return {small.gain, small.counts, small.givers};
+  double* gain = reinterpret_cast<double*>(memory);
+  int* counts = reinterpret_cast<int*>(gain + m);
+  return {gain, counts, counts + m};
 }
+
+// Whether a weight, a product or an element of the Gram matrix is not finite.
+template <typename S, typename Rows, typename Weight>
+__device__ __forceinline__ bool has_bad_value(const Rows& rows, const S* products, int m,
+                                              const Weight& weight, BlockScratch& scratch,
+                                              const BlockThread& me) {
+  bool bad = m == 0;
+  double positive = 0;
+  for (int i = me.thread; i < m; i += me.n_threads) {
+    bad = bad || !finite(products[i]) || !finite(weight(i));
+    positive += weight(i) > 0 ? weight(i) : 0.0;
+  }
+  const double total = block_sum(positive, scratch, me);
+  bad = bad || !finite(total);
+  for (int i = me.warp; i < m; i += me.n_warps)
+    for (int j = me.lane; j < m; j += kWarp) bad = bad || !finite(rows.row(i)[j]);
+  return __syncthreads_or(bad);
+}
+
+// Of a query's support, in global memory.
+template <typename S>
+struct GramRows {
+  static constexpr bool kAtOnce = false;
+  const S* gram;
+  int64_t width;
+
+  __device__ __forceinline__ const S* row(int i) const { return gram + i * width; }
+  __device__ __forceinline__ int at(int j) const { return j; }
+};
 
 template <typename S>
 __global__ void __launch_bounds__(kThreads, 2)
     integerize_kernel(IntegerizeProblem p, const S* grams, unsigned char* states, int64_t bytes,
                       int64_t* counts) {
   __shared__ BlockScratch scratch;
+  __shared__ SmallSupport<S> small;
   const BlockThread me;
   const int64_t query = blockIdx.x;
   const int width = p.support.width;
-  S* products;
-  const CountArrays x = carve<S>(states + query * bytes, width, &products);
-  const S* gram = grams + query * width * width;
+  unsigned char* memory = states + query * bytes;
+  S* products = reinterpret_cast<S*>(memory + width * kCountBytes);
+  const GramRows<S> rows{grams + query * width * width, width};
   const auto weight = [&](int i) {
     return p.wide_weights ? static_cast<const double*>(p.weights)[query * width + i]
                           : double(static_cast<const float*>(p.weights)[query * width + i]);
   };
   const int m = checked_size(p.support, query, me);
-  bool bad = m == 0;
-  with_rows<S>(p.support, query, m, [&](const auto& rows) {
-    multiply_rows(rows, 0, rows.n, query_at(rows, p.query, query), products, me);
+  with_rows<S>(p.support, query, m, [&](const auto& pool) {
+    multiply_rows(pool, 0, pool.n, query_at(pool, p.query, query), products, me);
   });
   __syncthreads();
-  double positive = 0;
-  for (int i = me.thread; i < m; i += me.n_threads) {
-    x.b[i] = double(products[i]);
-    bad = bad || !finite(x.b[i]) || !finite(weight(i));
-    positive += weight(i) > 0 ? weight(i) : 0.0;
-  }
-  const double total = block_sum(positive, scratch, me);
-  bad = bad || !finite(total);
-  for (int64_t e = me.thread; e < int64_t(m) * m; e += me.n_threads)
-    bad = bad || !finite(gram[e / m * width + e % m]);
-  const bool failed = __syncthreads_or(bad);
+  const CountArrays x = arrays_of(memory, m, small);
+  const bool failed = has_bad_value(rows, products, m, weight, scratch, me);
   if (!failed) {
-    const auto element = [&](int i, int j) { return double(gram[int64_t(i) * width + j]); };
-    BlockIntegerizer integerizer(element, x, m, p.n_select, scratch, me);
-    integerizer.run(weight, p.swap_passes);
+    for (int i = me.thread; i < m; i += me.n_threads) x.gain[i] = double(products[i]);
+    count_units(rows, weight, x, m, p.n_select, p.swap_passes, small.gram, kSmallGram<S>, me);
   }
-  __syncthreads();
   for (int i = me.thread; i < width; i += me.n_threads)
     counts[query * width + i] = failed ? -1 : i < m ? x.counts[i] : 0;
 }

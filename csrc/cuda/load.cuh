@@ -16,8 +16,8 @@ template <typename T, int kCount>
 using Word = std::conditional_t<kCount * sizeof(T) % 16 == 0, uint4,
                                 std::conditional_t<kCount * sizeof(T) == 8, uint2, uint32_t>>;
 
-// Hides from the compiler how a pointer was made, so that it keeps the pointer and not its parts
-// (nvcc 13.0).
+// Hides from the compiler how a pointer was made, so that it keeps the pointer and not its parts:
+// nvcc 13.0 would add the parts up anew for each load.
 template <typename T>
 __device__ __forceinline__ T* opaque(T* p) {
 #if defined(__CUDA_ARCH__)

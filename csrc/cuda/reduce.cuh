@@ -47,6 +47,19 @@ __device__ __forceinline__ float from_ordered_bits(uint32_t key) {
   return bits_to_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
 }
 
+__device__ __forceinline__ uint64_t ordered_bits(double x) {
+  uint64_t bits;
+  x += 0.0;
+  memcpy(&bits, &x, sizeof x);
+  return bits >> 63 ? ~bits : bits | uint64_t(1) << 63;
+}
+__device__ __forceinline__ double from_ordered_bits(uint64_t key) {
+  const uint64_t bits = key >> 63 ? key & ~(uint64_t(1) << 63) : ~key;
+  double x;
+  memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
 // Two integer reductions in hardware (sm_80 and up) instead of ten shuffles.
 __device__ __forceinline__ Best<float> warp_best(Best<float> mine) {
   const uint32_t key = ordered_bits(mine.value);
@@ -56,14 +69,16 @@ __device__ __forceinline__ Best<float> warp_best(Best<float> mine) {
   return {from_ordered_bits(top), int(index)};
 }
 
-__device__ __forceinline__ Best<double> warp_best(Best<double> best) {
-#pragma unroll
-  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) {
-    const double value = __shfl_xor_sync(kFullWarp, best.value, lanes);
-    const int index = __shfl_xor_sync(kFullWarp, best.index, lanes);
-    see(best, value, index);
-  }
-  return best;
+// The same by the upper half of the key, and by the lower half among the lanes that have the upper.
+__device__ __forceinline__ Best<double> warp_best(Best<double> mine) {
+  const uint64_t key = ordered_bits(mine.value);
+  const uint32_t upper = uint32_t(key >> 32), lower = uint32_t(key);
+  const uint32_t top = __reduce_max_sync(kFullWarp, upper);
+  const uint32_t under = __reduce_max_sync(kFullWarp, upper == top ? lower : 0);
+  const bool best = upper == top && lower == under;
+  const uint32_t index =
+      __reduce_min_sync(kFullWarp, best ? uint32_t(mine.index) : uint32_t(kNoIndex));
+  return {from_ordered_bits(uint64_t(top) << 32 | under), int(index)};
 }
 
 // Shared memory for the reductions of one block.
@@ -108,20 +123,6 @@ __device__ __forceinline__ Best<double> block_best(Best<double> mine, BlockScrat
   for (int w = 0; w < me.n_warps; ++w) see(best, scratch.values[w], scratch.indices[w]);
   __syncthreads();
   return best;
-}
-
-// The lowest thread whose condition holds, kNoIndex if none's does.
-__device__ __forceinline__ int block_first(bool condition, BlockScratch& scratch,
-                                           const BlockThread& me) {
-  const unsigned lanes = __ballot_sync(kFullWarp, condition);
-  if (me.lane == 0)
-    scratch.indices[me.warp] = lanes ? me.warp * kWarp + __ffs(int(lanes)) - 1 : kNoIndex;
-  __syncthreads();
-  int first = kNoIndex;
-  for (int w = 0; w < me.n_warps; ++w)
-    first = scratch.indices[w] < first ? scratch.indices[w] : first;
-  __syncthreads();
-  return first;
 }
 
 }  // namespace hullft

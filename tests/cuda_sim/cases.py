@@ -4,10 +4,24 @@ A check raises ``AssertionError`` on a wrong answer; the simulator raises ``Simu
 wrong barrier, mask or memory access.
 """
 
-from cuda_sim import cases_fw, cases_gram, cases_parts, cases_sift, cases_sweep
+from cuda_sim import (
+    cases_counts,
+    cases_fw,
+    cases_gram,
+    cases_parts,
+    cases_sift,
+    cases_sweep,
+)
 from cuda_sim.checks import CASES
 
-MODULES = (cases_fw, cases_gram, cases_parts, cases_sift, cases_sweep)
+MODULES = (
+    cases_counts,
+    cases_fw,
+    cases_gram,
+    cases_parts,
+    cases_sift,
+    cases_sweep,
+)
 """Each has put its checks into CASES when it was imported."""
 
 __all__ = ["CASES", "MODULES"]

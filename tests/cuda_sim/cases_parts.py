@@ -26,6 +26,7 @@ def integerize(library: Library, seed: int) -> None:
         (torch.float64, 40, 12, 33),
         (torch.float32, 33, 18, 20),
         (torch.bfloat16, 20, 9, 64),
+        (torch.float32, 70, 12, 20),
     )
 
     for dtype, m, dim, n_select in shapes:

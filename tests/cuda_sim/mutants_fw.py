@@ -4,6 +4,8 @@ from cuda_sim.mutants import OUTSIDE, RACE, WRONG, Mutant
 
 FW = "cuda/fw_block.cuh"
 FW_WARP = "cuda/fw_warp.cuh"
+STATE = "cuda/fw_state.cuh"
+NO_WAIT = "no wait for the kernel before"
 
 FW_MUTANTS = {
     "no barrier before the decision": Mutant(
@@ -72,8 +74,8 @@ FW_MUTANTS = {
     "one atom too many": Mutant(
         "frank_wolfe",
         FW,
-        "(!corrective() && support_size_ >= p_.n_select)",
-        "(!corrective() && support_size_ > p_.n_select)",
+        "(!corrective() && support_size_ >= stopping_.full)",
+        "(!corrective() && support_size_ > stopping_.full)",
         "plain",
         "fw_full_support",
         WRONG,
@@ -81,8 +83,8 @@ FW_MUTANTS = {
     "one step too many": Mutant(
         "frank_wolfe",
         FW,
-        "done_ = iterations_ >= p_.max_iter ||",
-        "done_ = iterations_ > p_.max_iter ||",
+        "return iterations_ >= stopping_.last ||",
+        "return iterations_ > stopping_.last ||",
         "plain",
         "fw_gram",
         WRONG,
@@ -152,9 +154,9 @@ FW_MUTANTS = {
     ),
     "a residual by its absolute length": Mutant(
         "frank_wolfe",
-        FW,
-        "double(residual_) < p_.tol * sqrt(double(qq_))",
-        "double(residual_) < p_.tol",
+        STATE,
+        "{p.tol * sqrt(qq),",
+        "{p.tol,",
         "plain",
         "fw_scaled",
         WRONG,
@@ -176,6 +178,33 @@ FW_MUTANTS = {
         "race",
         "fw_warp",
         RACE,
+    ),
+    "no wait for the kernel before": Mutant(
+        "fw_warp",
+        FW_WARP,
+        "wait_for_kernel_before();",
+        "",
+        "plain",
+        "fw_warp",
+        NO_WAIT,
+    ),
+    "no wait where there is nothing to solve": Mutant(
+        "fw_warp",
+        FW_WARP,
+        "wait_for_kernel_before();",
+        "if (!nothing) wait_for_kernel_before();",
+        "plain",
+        "fw_ragged",
+        NO_WAIT,
+    ),
+    "products read before the wait": Mutant(
+        "fw_warp",
+        FW_WARP,
+        "if (!nothing) read_inputs();\n",
+        "if (!nothing) read_inputs(), load_products();\n",
+        "race",
+        "fw_warp",
+        "race on workspace",
     ),
     "a lane mask that leaves one out": Mutant(
         "fw_warp",
@@ -260,9 +289,9 @@ FW_MUTANTS = {
     ),
     "one atom too many for the warp": Mutant(
         "fw_warp",
-        FW_WARP,
-        "p_.n_select > 1 ? p_.n_select : 2;",
-        "p_.n_select + 1;",
+        STATE,
+        "p.n_select > 1 ? p.n_select : 2}",
+        "p.n_select + 1}",
         "plain",
         "fw_full_support",
         WRONG,

@@ -1,15 +1,15 @@
-"""Mistakes in what the solvers share: reductions, integerization, kNN and LMO."""
+"""Mistakes in what the solvers share: reductions, kNN and LMO."""
 
 from cuda_sim.mutants import RACE, WRONG, Mutant
 
 PARTS_MUTANTS = {
     "no barrier after a reduction": Mutant(
-        "integerize",
+        "knn",
         "cuda/reduce.cuh",
-        "? scratch.indices[w] : first;\n  __syncthreads();",
-        "? scratch.indices[w] : first;",
+        "scratch.values[w], scratch.indices[w]);\n  __syncthreads();",
+        "scratch.values[w], scratch.indices[w]);",
         "race",
-        "integerize",
+        "knn",
         RACE,
     ),
     "threads that leave early": Mutant(
@@ -37,33 +37,6 @@ PARTS_MUTANTS = {
         "index > best.index)) best =",
         "plain",
         "knn",
-        WRONG,
-    ),
-    "a unit that is not there": Mutant(
-        "integerize",
-        "cuda/block_integerize.cuh",
-        "x_.held[i] == 0 || x_.counts[i] == 0",
-        "x_.held[i] == 0",
-        "plain",
-        "integerize",
-        WRONG,
-    ),
-    "units of this pass moved on": Mutant(
-        "integerize",
-        "cuda/block_integerize.cuh",
-        "x_.held[i] == 0 || x_.counts[i] == 0",
-        "x_.counts[i] == 0",
-        "plain",
-        "integerize",
-        WRONG,
-    ),
-    "swaps by an absolute gain": Mutant(
-        "integerize",
-        "cuda/block_integerize.cuh",
-        "double(n_)) < -min_improvement_",
-        "double(n_)) < -kMinImprovement",
-        "plain",
-        "integerize_scaled",
         WRONG,
     ),
     "a way by its absolute length": Mutant(

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from cuda_sim import build
+from cuda_sim.mutants_counts import COUNTS_MUTANTS
 from cuda_sim.mutants_fw import FW_MUTANTS
 from cuda_sim.mutants_gram import GRAM_MUTANTS
 from cuda_sim.mutants_parts import PARTS_MUTANTS
@@ -16,7 +17,14 @@ from cuda_sim.worker import Workers
 COMPILED = {"plain": "unoptimised"}
 """A unit compiles in a quarter of the time, and the case ends at the first wrong answer."""
 
-MUTANTS = GRAM_MUTANTS | PARTS_MUTANTS | FW_MUTANTS | SIFT_MUTANTS | SWEEP_MUTANTS
+MUTANTS = (
+    GRAM_MUTANTS
+    | PARTS_MUTANTS
+    | COUNTS_MUTANTS
+    | FW_MUTANTS
+    | SIFT_MUTANTS
+    | SWEEP_MUTANTS
+)
 
 
 @pytest.mark.parametrize("name", MUTANTS)

@@ -87,7 +87,13 @@ inline void warp_op(uint32_t mask, const void* in, size_t bytes, void* out, int 
   memcpy(out, me.out, bytes);
 }
 
+// Programmatic dependent launch. The kernel before has ended here, whatever a launch allows: an
+// early one fails where a thread ends without waiting, and under the race checker where one touches
+// before its wait what the kernel before has touched.
+inline void wait_for_kernel_before() { sim.current->has_waited = true; }
+
 inline void exit_thread(Fiber& me) {
+  if (!me.has_waited) fail("no wait for the kernel before: " + where(me));
   me.state = kExited;
   ++sim.n_exited;
   sim.live[me.warp] &= ~(1u << me.lane);

@@ -57,6 +57,7 @@ struct Fiber {
   uint32_t mask;
   int source_lane;
   WarpResult result;
+  bool has_waited;  // for the kernel before, or its launch was no early one
   alignas(8) unsigned char in[8], out[8];
   std::vector<AsyncCopy> copies;
   int groups;  // that the thread has closed
@@ -84,8 +85,10 @@ struct Simulator {
   char* stacks = nullptr;
   size_t n_stacks = 0;
   int n_threads = 0, n_exited = 0, n_arrived = 0;
+  bool early = false;                          // the kernel before may still run
   unsigned epoch = 0;                          // grows with each block and at each of its barriers
   unsigned launch_epoch = 0, block_epoch = 0;  // the first of them
+  unsigned epoch_before = 0;                   // the first one of the launch before
   unsigned warp_epoch[kMaxWarps] = {};         // barriers that order the lanes of one warp
   uint32_t born[kMaxWarps], live[kMaxWarps], waiting[kMaxWarps];
   Vote votes[2];  // of this barrier and the last one, which late readers still read

@@ -22,6 +22,9 @@ inline void __syncwarp(unsigned mask = ~0u, int line = __builtin_LINE()) {
   cusim::warp_op(mask, &in, sizeof in, &out, 0, cusim::syncwarp_result, "__syncwarp", line);
 }
 
+inline void cudaGridDependencySynchronize() { cusim::wait_for_kernel_before(); }
+inline void cudaTriggerProgrammaticLaunchCompletion() {}
+
 template <class T>
 T __shfl_sync(unsigned mask, T value, int lane, int line = __builtin_LINE()) {
   return cusim::shuffle(mask, value, lane & 31, "__shfl_sync", line);

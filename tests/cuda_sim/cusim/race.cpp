@@ -1,6 +1,7 @@
 // Two accesses race if they touch one byte, one of them writes, not both are atomic, and no barrier
 // orders them: __syncthreads for a block, __syncwarp of all live lanes for a warp. Shuffles order
-// nothing, as in CUDA, and blocks of one launch are never ordered. Independent of the schedule.
+// nothing, as in CUDA, and blocks of one launch are never ordered, nor is what an early launch does
+// before its wait and the launch before. Independent of the schedule.
 //
 // The kernels' file is compiled with `clang++ -fsanitize=thread` and linked WITHOUT it: the
 // compiler puts a call __tsan_readN or __tsan_writeN at every load and store, and the functions
@@ -88,7 +89,7 @@ std::string describe(const Access& a, const char* verb) {
 
 // True if a, made earlier, is not ordered before b.
 bool unordered(const Access& a, const Access& b) {
-  if (a.epoch < sim.launch_epoch) return false;
+  if (a.epoch < sim.launch_epoch) return !sim.current->has_waited && a.epoch >= sim.epoch_before;
   if (!a.of_this_block()) return true;
   if (a.epoch != b.epoch || a.thread == b.thread) return false;
   return !(a.thread / kWarpLanes == b.thread / kWarpLanes && a.warp_epoch != b.warp_epoch);

@@ -29,6 +29,29 @@ cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute attribute, in
   return cudaSuccess;
 }
 
+inline cudaError_t cudaDriverGetVersion(int* version) {
+  *version = 13'000;
+  return cudaSuccess;
+}
+
+template <class Kernel>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, Kernel*) {
+  *attributes = {};
+  attributes->ptxVersion = 90;
+  return cudaSuccess;
+}
+
+template <class... Parameters, class... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               Arguments... arguments) {
+  struct Early {
+    explicit Early(bool early) { cusim::sim.early = early; }
+    ~Early() { cusim::sim.early = false; }
+  } early(config->numAttrs > 0);
+  cusim::launch(kernel, config->gridDim, config->blockDim, config->dynamicSmemBytes, arguments...);
+  return cudaSuccess;
+}
+
 #define CUSIM_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
   (void(stream), ::cusim::launch(kernel, grid, block, shared_bytes __VA_OPT__(, ) __VA_ARGS__))
 #define CUSIM_DYNAMIC_SHARED() (::cusim::sim.dynamic_shared.get())

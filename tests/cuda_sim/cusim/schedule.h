@@ -33,6 +33,7 @@ inline void start_fiber(Fiber& f, int thread, dim3 block) {
   f.thread = thread, f.lane = thread % kWarpLanes, f.warp = thread / kWarpLanes;
   f.what = "", f.line = 0;
   f.copies.clear(), f.groups = 0;
+  f.has_waited = !sim.early;
   const unsigned t = unsigned(thread);
   f.index = {t % block.x, t / block.x % block.y, t / block.x / block.y};
   f.stack = sim.stacks + size_t(thread) * (kStackBytes + kPageBytes) + kPageBytes;
@@ -177,6 +178,7 @@ void run_grid(dim3 grid, dim3 block, size_t shared_bytes, Body&& body) {
   sim.n_threads = int(n);
   blockDim = block, gridDim = grid;
   sim.rng = 0x9E3779B97F4A7C15ull * (sim.config.seed + 1);
+  sim.epoch_before = sim.launch_epoch;
   sim.launch_epoch = sim.epoch + 1;
   using BodyType = std::remove_reference_t<Body>;
   sim.body_argument = const_cast<void*>(static_cast<const void*>(&body));
