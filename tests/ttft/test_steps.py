@@ -3,6 +3,7 @@
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -42,12 +43,23 @@ def test_refresh_may_be_a_function_of_the_count():
         plan(COUNTS, TTFTConfig(refresh=lambda count: 0))
 
 
-def test_rounds_begin_with_a_pass_on_every_passage():
-    sweeps = plan(COUNTS, TTFTConfig(refresh=2, order="rounds"))
+def test_balanced_steps_follow_the_counts():
+    sweeps = plan(COUNTS, TTFTConfig(refresh=1, order="balanced"))
 
-    assert [sweep.passage for sweep in sweeps] == [0, 2, 3, 0, 0]
-    assert [sweep.repeats for sweep in sweeps] == [2, 2, 1, 2, 1]
-    assert [sweep.start for sweep in sweeps] == [0, 2, 4, 5, 7]
+    assert [sweep.passage for sweep in sweeps] == [0, 2, 0, 0, 3, 0, 2, 0]
+
+    done = np.zeros(len(COUNTS))
+    for steps, sweep in enumerate(sweeps, start=1):
+        done[sweep.passage] += 1
+        share = steps * np.array(COUNTS) / sum(COUNTS)
+
+        assert np.abs(done - share).max() < 1
+
+    sweeps = plan(COUNTS, TTFTConfig(refresh=2, order="balanced"))
+
+    assert [sweep.passage for sweep in sweeps] == [0, 3, 2, 0, 0]
+    assert [sweep.repeats for sweep in sweeps] == [2, 1, 2, 2, 1]
+    assert [sweep.start for sweep in sweeps] == [0, 2, 3, 5, 7]
 
 
 def test_a_deadline_expects_the_slowest_pass_so_far(time):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 
 from hullft_ops._checks import check_integer
@@ -31,22 +32,44 @@ class Sweep:
 def plan(counts: Sequence[int], config: TTFTConfig) -> list[Sweep]:
     """The sweeps for passages with these counts, with a gradient for every ``refresh`` steps.
 
-    The steps of a passage follow one another, as in arXiv:2605.30337, unless the order is "rounds".
+    The passes on a passage follow one another, as in arXiv:2605.30337, unless the order is
+    "balanced".
     """
-    # Passes that follow one another: those on a passage, or those of a round.
-    groups = defaultdict(list)
-    for passage, count in enumerate(counts):
-        refresh = _refresh_of(count, config)
-        for number, done in enumerate(range(0, count, refresh)):
-            group = number if config.order == "rounds" else passage
-            groups[group].append((passage, min(refresh, count - done)))
+    refreshes = [_refresh_of(count, config) for count in counts]
+    done = [0] * len(counts)
     sweeps: list[Sweep] = []
     start = 0
-    for group in sorted(groups):
-        for passage, repeats in groups[group]:
-            sweeps.append(Sweep(passage, start, repeats))
-            start += repeats
+    for passage in _order(counts, refreshes, config):
+        repeats = min(refreshes[passage], counts[passage] - done[passage])
+        sweeps.append(Sweep(passage, start, repeats))
+        done[passage] += repeats
+        start += repeats
     return sweeps
+
+
+def _order(
+    counts: Sequence[int], refreshes: Sequence[int], config: TTFTConfig
+) -> Iterator[int]:
+    """The passage of each pass."""
+    if config.order == "balanced":
+        yield from _balanced(np.array(counts), np.array(refreshes))
+        return
+    for passage, count in enumerate(counts):
+        for _ in range(0, count, refreshes[passage]):
+            yield passage
+
+
+def _balanced(counts: np.ndarray, refreshes: np.ndarray) -> Iterator[int]:
+    """Each pass is on the passage that then exceeds its share of the steps least."""
+    done = np.zeros_like(counts)
+    while (done < counts).any():
+        after = np.minimum(done + refreshes, counts)
+        steps = done.sum() + after - done
+        excess = after - steps * counts / counts.sum()
+        excess[done == counts] = np.inf
+        passage = int(excess.argmin())
+        done[passage] = after[passage]
+        yield passage
 
 
 def steps_on_each(sweeps: Sequence[Sweep], passages: int) -> list[int]:
