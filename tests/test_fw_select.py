@@ -11,8 +11,10 @@ from problems import (
     assert_equals_reference,
     make_problem,
     of_query,
+    remembered,
 )
 
+reference_fw_select = remembered(reference.fw_select)
 GOLDEN_N = [1, 5, 20, 50]
 
 
@@ -100,13 +102,13 @@ def assert_selects_as_reference(
     tolerance: float,
 ) -> None:
     """One query. "away" reaches the optimum, where rounding alone decides when it stops."""
-    expected = reference.fw_select(
+    expected = reference_fw_select(
         pool, query, n_select, variant=variant, max_iter=max_iter
     )
     steps = int(selection.num_iter)
     if variant == "away" and steps != expected.num_iter:
         fewer = min(steps, expected.num_iter)
-        at_rest = reference.fw_select(
+        at_rest = reference_fw_select(
             pool, query, n_select, variant=variant, max_iter=fewer
         )
 

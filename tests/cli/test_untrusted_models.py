@@ -54,7 +54,7 @@ def inputs(store, tmp_path, monkeypatch):
     """What each command needs besides models."""
     monkeypatch.chdir(tmp_path)
     corpus = tmp_path / "texts.jsonl"
-    rows = [{"text": 40 * f"the dog ran to park {number} "} for number in range(60)]
+    rows = [{"text": 4 * f"the dog ran to park {number} "} for number in range(24)]
     corpus.write_text("\n".join(map(json.dumps, rows)))
     return {
         "adapt": ["--store", store, "--prompt", "the cat sat on the red mat"],

@@ -1,8 +1,8 @@
 """Compiles the kernels' own sources for the CPU: one shared library for each kind of check.
 
-``plain``: clang, optimised. ``unoptimised``: the same, quick to compile, for mutants. ``fused``:
-products are fused with the sums that use them, as nvcc does. ``asan``: g++ with AddressSanitizer
-and misaligned vector accesses. ``race``: every load and store reports to cusim/race.cpp.
+``plain``: clang, optimised. ``fused``: products are fused with the sums that use them, as nvcc
+does. ``asan``: g++ with AddressSanitizer and misaligned vector accesses. ``race``: every load and
+store reports to cusim/race.cpp.
 """
 
 import fcntl
@@ -12,7 +12,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,13 +56,14 @@ class Kind:
 
 KINDS = {
     "plain": Kind(CLANG, ("-O2",), ("-O2",)),
-    "unoptimised": Kind(CLANG, ("-O0",), ("-O0",)),
     "asan": Kind(
         "g++", ("-O1", *_SANITIZERS), ("-O1", *_SANITIZERS), tuple(_SANITIZERS)
     ),
     "fused": Kind(CLANG, ("-O2", "-ffp-contract=fast", *_FUSES), ("-O2",)),
     "race": Kind(CLANG, ("-O1", "-fsanitize=thread"), ("-O2", "-DCUSIM_RACE")),
 }
+MUTANT_FLAGS = ("-O0",)
+"""A mutant's unit compiles in a quarter of the time, and its case ends at the first error."""
 
 
 def cuda_include() -> Path | None:
@@ -152,10 +153,10 @@ def _compile(kind: str, source: Path, output: Path, flags: list[str]) -> None:
     _run([compiler, *flags, "-c", str(source), "-o", str(output)])
 
 
-def _precompile(kind: str, into: Path) -> None:
+def _precompile(kind: str, into: Path, more_flags: Sequence[str] = ()) -> None:
     """The simulator's headers are half of a unit's compilation."""
     how = KINDS[kind]
-    flags = [*_common(CSRC), *how.kernel_flags, "-x", "c++-header"]
+    flags = [*_common(CSRC), *how.kernel_flags, *more_flags, "-x", "c++-header"]
     suffix = "gch"
     if how.compiler == CLANG:
         flags += _TIMELESS
@@ -166,9 +167,16 @@ def _precompile(kind: str, into: Path) -> None:
     _run([how.compiler, *flags, str(header), "-o", str(output)])
 
 
-def _compile_unit(kind: str, csrc: Path, unit: str, header: Path, into: Path) -> None:
-    """``header``: the folder of the precompiled one."""
-    flags = [*_common(csrc), *KINDS[kind].kernel_flags]
+def _compile_unit(
+    kind: str,
+    csrc: Path,
+    unit: str,
+    header: Path,
+    into: Path,
+    more_flags: Sequence[str] = (),
+) -> None:
+    """``header``: the folder of the one precompiled with the same flags."""
+    flags = [*_common(csrc), *KINDS[kind].kernel_flags, *more_flags]
     flags += ["-include", str(header / "precompiled.h"), "-x", "c++"]
     _compile(kind, csrc / "cuda" / f"{unit}.cu", into / f"{unit}.o", flags)
 
@@ -191,6 +199,7 @@ def _link(kind: str, into: Path, first: str = "") -> Path:
 
 
 def _compile_all(kind: str, into: Path) -> None:
+    """Also links them."""
     drivers = ["driver", "cusim/race"] if kind == "race" else ["driver"]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = [pool.submit(_compile_driver, kind, source, into) for source in drivers]
@@ -200,21 +209,30 @@ def _compile_all(kind: str, into: Path) -> None:
 
         for job in jobs:
             job.result()
+    _link(kind, into)
 
 
-def build(kind: str) -> Path:
-    """The library of one kind, built if its sources changed; processes share it."""
-    final = _cache() / f"{kind}-{_digest(kind)}"
+def _build_once(name: str, kind: str, make: Callable[[str, Path], None]) -> Path:
+    """The folder that ``make`` fills if the sources changed; processes share it."""
+    final = _cache() / f"{name}-{_digest(kind)}"
     final.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(final.parent / f"{kind}.lock"):
+    with _locked(final.parent / f"{name}.lock"):
         if not final.exists():
             with tempfile.TemporaryDirectory(dir=final.parent) as scratch:
                 into = Path(scratch) / "build"
                 into.mkdir()
-                _compile_all(kind, into)
-                _link(kind, into)
+                make(kind, into)
                 into.rename(final)
-    return final / "libsim.so"
+    return final
+
+
+def build(kind: str) -> Path:
+    """The library of one kind."""
+    return _build_once(kind, kind, _compile_all) / "libsim.so"
+
+
+def _precompile_for_mutants(kind: str, into: Path) -> None:
+    _precompile(kind, into, MUTANT_FLAGS)
 
 
 def build_patched(
@@ -222,6 +240,7 @@ def build_patched(
 ) -> Path:
     """The library with one place of one source changed; only ``unit`` is compiled anew."""
     base = build(kind).parent
+    header = _build_once(f"{kind}-header", kind, _precompile_for_mutants)
     csrc = into / "csrc"
     shutil.copytree(CSRC, csrc)
     target = csrc / file
@@ -239,7 +258,7 @@ def build_patched(
         if path.stem != unit:
             (objects / path.name).symlink_to(path)
 
-    _compile_unit(kind, csrc, unit, base, objects)
+    _compile_unit(kind, csrc, unit, header, objects, MUTANT_FLAGS)
     return _link(kind, objects, first=unit)
 
 

@@ -69,7 +69,7 @@ def test_frank_wolfe_equals_reference(
         fw_matches(library("plain"), DTYPES[dtype], variant, launch, sizes)
 
 
-@pytest.mark.parametrize("n_select", [1, 5, 20, 50])
+@pytest.mark.parametrize("n_select", [5, 50])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_golden_pools(
     library: Libraries, golden: dict[str, torch.Tensor], dtype: str, n_select: int
@@ -107,15 +107,14 @@ def test_golden_pools_of_sift(
     assert (variance - on_cpu.variance).abs().max() < tolerance
 
 
-@pytest.mark.parametrize("n_select", [5, 20])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_golden_pools_of_pairwise(
-    library: Libraries, golden: dict[str, torch.Tensor], dtype: str, n_select: int
+    library: Libraries, golden: dict[str, torch.Tensor], dtype: str
 ) -> None:
     """The selections and counts of the CPU, whoever takes the steps."""
     pool = golden["pool"].double()
     query = golden["query"].double()
-    on_cpu = hullft_ops.fw_select(pool, query, n_select, variant="pairwise")
+    on_cpu = hullft_ops.fw_select(pool, query, 20, variant="pairwise")
     pool = pool.to(DTYPES[dtype])
     query = query.to(DTYPES[dtype])
 
@@ -124,7 +123,7 @@ def test_golden_pools_of_pairwise(
         answer = library("plain").frank_wolfe(
             pool,
             query,
-            n_select,
+            20,
             variant="pairwise",
             launch=launch,
         )

@@ -98,7 +98,7 @@ def test_an_evaluation_has_the_rows_of_one_process_though_a_worker_is_killed(
     assert len(alone) == 8
 
     rows = []
-    workers = Workers("ray", 2)
+    workers = Workers("ray", 1)
     for row in ray_rows(tasks, workers, run=evaluation.run, experiment=experiment):
         if not rows:
             os.kill(wait_for(working), signal.SIGKILL)
