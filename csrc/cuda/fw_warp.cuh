@@ -174,7 +174,7 @@ class FwWarp {
     for (int apart = kSlots / 2; apart > 0; apart /= 2)
 #pragma unroll
       for (int i = 0; i < apart; ++i) most[i] = fmax(most[i], most[i + apart]);
-    most[0] = fmax(most[0], -S(INFINITY));  // or lanes of NaN alone would disagree with the others
+    most[0] = fmax(most[0], -S(INFINITY));  // the key of a GPU's NaN would be the largest
     int slot = kSlots - 1;
     u = u_[slot];
 #pragma unroll

@@ -251,15 +251,6 @@ FW_MUTANTS = {
         "fw_warp_converges",
         WRONG,
     ),
-    "a lane of NaN that disagrees": Mutant(
-        "fw_warp",
-        FW_WARP,
-        "most[0] = fmax(most[0], -S(INFINITY));",
-        "",
-        "plain",
-        "fw_overflowing_lane",
-        "warp op mismatch",
-    ),
     "a weight that does not follow its atom": Mutant(
         "fw_warp",
         FW_WARP,

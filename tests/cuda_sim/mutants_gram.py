@@ -76,7 +76,7 @@ GRAM_MUTANTS = {
     "one row too many": tiles(
         "if (i < width)\n", "if (i <= width)\n", "gram_ways", "asan", OUTSIDE, TILE
     ),
-    "no mirror image": tiles("if (i < j &&", "if (i > j &&", file=TILE),
+    "no mirror image": tiles("if (i < j &&", "if (i < 0 &&", file=TILE),
     "a query that is no row": tiles(
         "k == pool.width && p.query.base", "false", file=TILE
     ),

@@ -30,11 +30,11 @@ PARTS_MUTANTS = {
         "knn",
         "warp mask leaves out its caller",
     ),
-    "a tie between threads the wrong way": Mutant(
+    "a tie between lanes the wrong way": Mutant(
         "knn",
         "cuda/reduce.cuh",
-        "index < best.index)) best =",
-        "index > best.index)) best =",
+        "__reduce_min_sync(kFullWarp, best ? uint32_t(mine.index) : uint32_t(kNoIndex))",
+        "__reduce_max_sync(kFullWarp, best ? uint32_t(mine.index) : 0)",
         "plain",
         "knn",
         WRONG,
