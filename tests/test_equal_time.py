@@ -65,6 +65,19 @@ def test_tables_are_over_the_prompts_that_all_methods_have(
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_each_method_at_its_best_rate(rows: Path) -> None:
+    other = rows.read_text().replace('"lr":0.0001', '"lr":0.01').replace("knn ", "k ")
+    other = other.replace('"bits_per_byte_after":1.0', '"bits_per_byte_after":0.5')
+    rows.write_text(rows.read_text() + other.replace('"config":"hullft', '"config":"h'))
+    curves = equal_time.curves_of(equal_time.read_rows(rows), context=0)
+
+    assert len(curves) == 4
+    assert list(equal_time.at_best_rates(curves)) == [
+        "kNN 20, refresh 1, lr 0.01",
+        "HullFT 20, refresh 2, lr 0.01",
+    ]
+
+
 def test_prompts_must_be_shared(rows: Path) -> None:
     other = [line for line in rows.read_text().splitlines() if '"hullft' in line]
     moved = [line.replace('"prompt":"p', '"prompt":"q') for line in other]

@@ -31,12 +31,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rows", type=Path)
     parser.add_argument("--picture", type=Path)
+    parser.add_argument(
+        "--best-rates",
+        action="store_true",
+        help="each method at its rate with the fewest bits, over all numbers of passes",
+    )
     arguments = parser.parse_args()
     rows = [row for row in read_rows(arguments.rows) if row.error is None]
     contexts = sorted({row.settings.get("context", 0) for row in rows})
     figure = Figure(figsize=(5.2 * len(contexts), 4.2), dpi=150, layout="tight")
     for number, context in enumerate(contexts, start=1):
         curves = curves_of(rows, context)
+        if arguments.best_rates:
+            curves = at_best_rates(curves)
         axes = figure.add_subplot(1, len(contexts), number)
         axes.set_title(f"{context} passages in the prompt")
         draw(axes, curves)
@@ -71,6 +78,16 @@ def name_of(row: Row) -> str:
         if key not in _LEFT_OUT:
             parts.append(f"{key} {value}")
     return ", ".join(parts)
+
+
+def at_best_rates(curves: Curves) -> Curves:
+    best: dict[str, tuple[float, str]] = {}
+    for name, points in curves.items():
+        settings = [part for part in name.split(", ") if not part.startswith("lr ")]
+        mean = fmean(bits(cell).mean() for cell in points.values())
+        method = ", ".join(settings)
+        best[method] = min(best.get(method, (mean, name)), (mean, name))
+    return {name: curves[name] for _, name in best.values()}
 
 
 def table(curves: Curves) -> list[str]:

@@ -1,4 +1,4 @@
-"""bfloat16: where it is fast, and the context that computes in it."""
+"""The context that computes in bfloat16."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
@@ -6,17 +6,6 @@ from typing import Any, Literal
 import torch
 
 Precision = Literal["bfloat16"]
-# Of x86-64 and of Arm, as torch names them.
-_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "bf16")
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 by instructions of its own."""
-    if device.type == "cuda":
-        is_native: bool = torch.cuda.is_bf16_supported(including_emulation=False)
-        return is_native
-    capabilities = torch.cpu.get_capabilities()
-    return device.type == "cpu" and any(capabilities.get(i) for i in _INSTRUCTIONS)
 
 
 def autocast(
