@@ -26,7 +26,6 @@ import sys
 for name in ("activeft", "datasets", "faiss", "jinja2", "peft", "pydantic", "scipy"):
     sys.modules[name] = None
 """
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
