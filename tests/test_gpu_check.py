@@ -229,13 +229,17 @@ time.sleep(60)"""
     with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT) as process:
         wait_for(output.exists)
         wait_for(lambda: json.loads(output.read_text())["steps"][0]["results"])
+        # The page and the log follow the JSON.
+        wait_for(lambda: output.with_suffix(".md").exists())
+        log = output.with_suffix(".log")
+        wait_for(lambda: any(map(str.isdigit, log.read_text().splitlines())))
         process.send_signal(signal_number)
     (step,) = json.loads(output.read_text())["steps"]
     assert (step["status"], step["results"]["tasks"]) == ("running", 1)
     assert "| operators | running |" in output.with_suffix(".md").read_text()
 
-    log = output.with_suffix(".log").read_text().splitlines()
-    child = int(next(line for line in log if line.isdigit()))
+    lines = log.read_text().splitlines()
+    child = int(next(line for line in lines if line.isdigit()))
     if signal_number == signal.SIGKILL:
         os.kill(child, signal.SIGKILL)
     wait_for(lambda: not is_running(child))
