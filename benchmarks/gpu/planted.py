@@ -10,6 +10,7 @@ from benchmarks.gpu.findings import Findings
 from benchmarks.gpu.graphs import Graph
 from benchmarks.gpu.kernels import GRAPH_LAUNCH, launched
 from benchmarks.passages import TrigramEmbedder
+from hullft_ops.replay import is_captured
 
 # Of the same prompt, until its passes are captured and replayed.
 ADAPTATIONS = 5
@@ -24,11 +25,6 @@ def repeated(eager: Adapting) -> tuple[list[torch.Tensor], float]:
     return end, max(eager.apart(other, end) for other in others)
 
 
-def is_capturing() -> bool:
-    # A build without CUDA cannot say.
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-
-
 class Waiting(nn.Module):
     """A module that waits for the device, which no graph can: always, or only in a capture.
 
@@ -40,7 +36,7 @@ class Waiting(nn.Module):
         self.inner, self._always = inner, always
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self._always or is_capturing():
+        if self._always or is_captured(x.device):
             x.sum().item()
         output: torch.Tensor = self.inner(x)
         return output

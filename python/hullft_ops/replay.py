@@ -262,8 +262,7 @@ class ReplayAdam(Optimizer):
         """Refuse a capture that would repeat a step count from the CPU at every replay."""
         for i, group in enumerate(self.param_groups):
             params = group["params"]
-            of_devices = dict(zip(map(Tensor.get_device, params), params, strict=True))
-            if not any(map(_is_captured, of_devices.values())):
+            if not any(map(is_captured, {param.device for param in params})):
                 continue
             if not group["capturable"]:
                 raise RuntimeError(
@@ -330,7 +329,7 @@ class ReplayAdam(Optimizer):
     def _state_of(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[param]
         if not state:
-            if _is_captured(param):
+            if is_captured(param.device):
                 raise RuntimeError(
                     f"ReplayAdam: a parameter of shape {list(param.shape)} must have its state "
                     "before the capture of a CUDA graph, which would make it at every replay: "
@@ -349,10 +348,11 @@ class ReplayAdam(Optimizer):
         return state
 
 
-def _is_captured(param: Tensor) -> bool:
-    if not param.is_cuda:
+def is_captured(device: torch.device) -> bool:
+    """Whether a CUDA graph captures what this thread launches on the device."""
+    if device.type != "cuda":
         return False
-    with torch.cuda.device(param.device):  # each device has its own current stream
+    with torch.cuda.device(device):  # each device has its own current stream
         return torch.cuda.is_current_stream_capturing()
 
 

@@ -82,7 +82,8 @@ class Evaluation:
     def finetuner(self, config: TTFTConfig) -> TestTimeFinetuner:
         """A finetuner with that configuration.
 
-        Each row takes a new one: it holds three times the trained parameters once it has adapted.
+        Each training takes a new one: it holds three times the trained parameters once it has
+        adapted.
         """
         return TestTimeFinetuner(
             self.model,

@@ -21,14 +21,6 @@ _WAITS = "called a synchronizing CUDA operation"
 _PROTOTYPE = "Synchronization debug mode is a prototype"
 
 
-def is_captured(device: torch.device) -> bool:
-    """Whether a CUDA graph captures what this thread launches on the device."""
-    if device.type != "cuda":
-        return False
-    with torch.cuda.device(device):
-        return torch.cuda.is_current_stream_capturing()
-
-
 class Recorder:
     """Records calls on one device. Their graphs share a pool of memory."""
 

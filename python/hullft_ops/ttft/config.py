@@ -94,7 +94,7 @@ class TTFTConfig:
             _check_choice("method", self.method, METHODS)
         _check_choice("variant", self.variant, get_args(Variant))
         _check_choice("order", self.order, get_args(Order))
-        _check_choice("dtype", self.dtype, (None, "bfloat16"))
+        _check_choice("dtype", self.dtype, (None, *get_args(Precision)))
 
 
 def default_lr(model: str | None) -> float:

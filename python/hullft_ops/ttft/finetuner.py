@@ -149,12 +149,13 @@ class TestTimeFinetuner:
                 tokenize = support.seconds.get("tokenize", 0.0)
                 seconds_of = support.seconds | {"finetune": tokenize}
                 adaptation = Adaptation(support, self, original, seconds_of)
-                if isinstance(prompt, TrainedAdapter):
-                    _copy(prompt.parameters, self._trained)
-                    adaptation.losses = list(prompt.losses)
-                    adaptation._is_complete = True
-                else:
-                    add_adapter(self._adapter)
+                with out_of_memory_explained(_OUT_OF_MEMORY):
+                    if isinstance(prompt, TrainedAdapter):
+                        _copy(prompt.parameters, self._trained)
+                        adaptation.losses = list(prompt.losses)
+                        adaptation._is_complete = True
+                    else:
+                        add_adapter(self._adapter)
                 self._train(adaptation, self.config.passes, start, deadline)
                 adaptation.read()
                 try:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from hullft_ops.ttft.capture import is_captured
+from hullft_ops.replay import is_captured
 from hullft_ops.ttft.head_loss import linear_mean_loss
 from hullft_ops.ttft.models.attention import no_padding_check, unmasked, without_marks
 from hullft_ops.ttft.models.checks import unwrapped

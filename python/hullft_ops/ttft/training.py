@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 from hullft_ops import ReplayAdam
-from hullft_ops.ttft.capture import branch, is_captured
+from hullft_ops.replay import is_captured
+from hullft_ops.ttft.capture import branch
 from hullft_ops.ttft.config import TTFTConfig
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.graphs import PassGraphs
