@@ -17,14 +17,15 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from hullft_ops.evaluation.results import Row, read_rows
-from hullft_ops.evaluation.statistics import relative
+from hullft_ops.evaluation.statistics import Measurements, relative
+from hullft_ops.ttft.errors import InputError
 
 METHODS = {"knn": "kNN", "sift": "SIFT", "hullft": "HullFT"}
 RIVALS = ("kNN", "SIFT")
 # What a method's name leaves out: they are the columns, the tables, and the same for all.
 _LEFT_OUT = ("method", "n_select", "passes", "context", "max_length", "dtype", "noise")
-# For each method's name and number of passes, a row for each prompt.
-Curves = dict[str, dict[int, dict[str, Row]]]
+# For each method's name and number of passes, a row for each prompt, in the same order.
+Curves = dict[str, dict[int, list[Row]]]
 
 
 def main() -> None:
@@ -56,17 +57,17 @@ def main() -> None:
 
 def curves_of(rows: list[Row], context: int) -> Curves:
     """The curves with so many passages in the prompt, on the prompts that all of them have."""
-    curves: Curves = defaultdict(lambda: defaultdict(dict))
-    for row in rows:
+    chosen = []
+    for row in sorted(rows, key=lambda row: row.prompt):
         if row.settings.get("context", 0) == context and "passes" in row.settings:
-            curves[name_of(row)][row.settings["passes"]][row.prompt] = row
-    cells = [cell for points in curves.values() for cell in points.values()]
-    shared = set.intersection(*(set(cell) for cell in cells))
-    if not shared:
-        raise SystemExit("equal_time: no prompt has all configurations")
-    for cell in cells:
-        for prompt in cell.keys() - shared:
-            del cell[prompt]
+            chosen.append(row)
+    try:
+        measured = Measurements.of(chosen)
+    except InputError as error:
+        raise SystemExit("equal_time: no prompt has all configurations") from error
+    curves: Curves = defaultdict(dict)
+    for cell in measured.rows.values():
+        curves[name_of(cell[0])][cell[0].settings["passes"]] = cell
     return curves
 
 
@@ -95,7 +96,7 @@ def table(curves: Curves) -> list[str]:
     budgets = sorted({passes for points in curves.values() for passes in points})
     first = next(iter(curves.values()))
     cell = next(iter(first.values()))
-    none = fmean(row.bits_per_byte_before for row in cell.values())
+    none = fmean(row.bits_per_byte_before for row in cell)
     columns = [f"{passes} passes" for passes in budgets]
     lines = [
         _line([f"{len(cell)} prompts", *columns, "seconds"]),
@@ -104,8 +105,7 @@ def table(curves: Curves) -> list[str]:
     ]
     for name, points in curves.items():
         means = [f"{bits(points[passes]).mean():.4f}" for passes in budgets]
-        last = points[budgets[-1]].values()
-        seconds = median(row.seconds_total for row in last)
+        seconds = median(row.seconds_total for row in points[budgets[-1]])
         lines.append(_line([name, *means, f"{seconds:.1f}"]))
     return lines
 
@@ -134,15 +134,13 @@ def comparisons(curves: Curves) -> list[str]:
     return lines
 
 
-def best_of(rival: str, curves: Curves, passes: int) -> dict[str, Row]:
+def best_of(rival: str, curves: Curves, passes: int) -> list[Row]:
     cells = [curves[name][passes] for name in curves if name.startswith(rival)]
     return min(cells, key=lambda cell: float(bits(cell).mean()))
 
 
-def bits(cell: dict[str, Row]) -> np.ndarray:
-    """Bits per byte in the order of the prompts' ids."""
-    values = [cell[prompt].bits_per_byte_after for prompt in sorted(cell)]
-    return np.array(values, dtype=np.float64)
+def bits(cell: list[Row]) -> np.ndarray:
+    return np.array([row.bits_per_byte_after for row in cell], dtype=np.float64)
 
 
 def draw(axes: Any, curves: Curves) -> None:
