@@ -24,6 +24,8 @@ METHODS = {"knn": "kNN", "sift": "SIFT", "hullft": "HullFT"}
 RIVALS = ("kNN", "SIFT")
 # What a method's name leaves out: they are the columns, the tables, and the same for all.
 _LEFT_OUT = ("method", "n_select", "passes", "context", "max_length", "dtype", "noise")
+# What two orders of the same passes share.
+_OF_A_SELECTION = ("method", "n_select", "refresh")
 # For each method's name and number of passes, a row for each prompt, in the same order.
 Curves = dict[str, dict[int, list[Row]]]
 
@@ -50,7 +52,7 @@ def main() -> None:
         draw(axes, curves)
         print(f"\n### {context} passages in the prompt\n")
         print("\n".join(table(curves)), end="\n\n")
-        print("\n".join(comparisons(curves)))
+        print("\n".join([*comparisons(curves), *orders(curves)]))
     if arguments.picture is not None:
         figure.savefig(arguments.picture)
 
@@ -107,6 +109,25 @@ def table(curves: Curves) -> list[str]:
         means = [f"{bits(points[passes]).mean():.4f}" for passes in budgets]
         seconds = median(row.seconds_total for row in points[budgets[-1]])
         lines.append(_line([name, *means, f"{seconds:.1f}"]))
+    return lines
+
+
+def orders(curves: Curves) -> list[str]:
+    """Each method in balanced order against the same in the paper's."""
+    lines = []
+    for name, points in curves.items():
+        settings = points[min(points)][0].settings
+        if settings.get("order") != "balanced":
+            continue
+        for other, others in curves.items():
+            grouped = others[min(others)][0].settings
+            same = all(grouped[key] == settings[key] for key in _OF_A_SELECTION)
+            if same and "order" not in grouped:
+                changes = [
+                    str(relative(bits(points[passes]), bits(others[passes])))
+                    for passes in sorted(points)
+                ]
+                lines.append(_line([name, other, *changes]))
     return lines
 
 
