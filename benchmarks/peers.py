@@ -239,6 +239,34 @@ def _move(counts: np.ndarray, source: int | None, target: int | None) -> None:
         counts[target] += 1
 
 
+def torch_lmo(
+    pool: torch.Tensor, query: torch.Tensor, current: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The vertex int64 [B] and the step [B] of pool [B, K, d], query [B, d] and current [B, d]."""
+    residual = query - current
+    _, vertex = _correlations(pool, residual).max(1)
+    direction = pool[torch.arange(len(pool), device=pool.device), vertex] - current
+    squared_length = (direction * direction).sum(1)
+    gamma = ((residual * direction).sum(1) / squared_length).clamp(0, 1)
+    return vertex, gamma
+
+
+def torch_knn(
+    pool: torch.Tensor, query: torch.Tensor, n_select: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the mean of the nearest rows: the residual [B], and the Frank-Wolfe gap [B]."""
+    nearest = _correlations(pool, query).topk(n_select).indices
+    rows = pool.gather(1, nearest.unsqueeze(-1).expand(-1, -1, pool.shape[-1]))
+    current = rows.mean(1)
+    residual = query - current
+    gap = _correlations(pool, residual).amax(1) - (residual * current).sum(1)
+    return residual.norm(dim=1), gap
+
+
+def _correlations(pool: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+    return (pool @ query.unsqueeze(-1)).squeeze(-1)
+
+
 def sift(
     pool: torch.Tensor, query: torch.Tensor, n_select: int, *, noise: float = 0.01
 ) -> tuple[torch.Tensor, torch.Tensor]:
