@@ -17,7 +17,7 @@ turns with each peer, some calls each, in one process with the same number of th
 says how many times longer it takes (the median over the turns), then its median in brackets.
 
 - NumPy: the published method in NumPy, written from its description. NumPy, Gram and torch, Gram:
-  the same method done well, from the candidates' Gram matrices. torch: the same in a few of its calls.
+  the same method done well, from the candidates' Gram matrices. torch: the same in a few calls.
 - activeft SIFT: activeft's acquisition function. Beside `fw_select` it is another method for the
   same task, beside `sift_select` the same one.
 - Peers that take queries one by one are timed on 8 of a large batch, activeft on 1.
