@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 
@@ -151,6 +152,27 @@ def test_one_training_gives_the_rows_of_all_passes_and_contexts(
 
     assert len(alone) == 10
     assert {key: together[key] for key in alone} == alone
+
+
+def test_the_memory_of_a_training_is_returned_before_the_next(
+    evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finetuners = WeakSet[TestTimeFinetuner]()
+    alive = []
+    select = TestTimeFinetuner.select
+
+    def recorded_select(finetuner: TestTimeFinetuner, prompt: str) -> Support:
+        finetuners.add(finetuner)
+        return select(finetuner, prompt)
+
+    monkeypatch.setattr(TestTimeFinetuner, "select", recorded_select)
+    monkeypatch.setattr(
+        run, "return_freed_memory", lambda: alive.append(len(finetuners))
+    )
+    assert evaluate("--method", "knn", "hullft").code == 0
+
+    # Two prompts, after one training that pays for allocations.
+    assert alive == [0] * 5
 
 
 def test_a_second_run_adds_only_what_is_missing(

@@ -35,6 +35,7 @@ from hullft_ops.ttft.errors import InputError, NonFiniteLossError
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
 from hullft_ops.ttft.identity import model_identity
 from hullft_ops.ttft.models.loading import load_model
+from hullft_ops.ttft.models.memory import return_freed_memory
 from hullft_ops.ttft.scoring import BitsPerByte, score_text
 from hullft_ops.ttft.store.base import Store
 from hullft_ops.ttft.store.datastore import Datastore
@@ -209,6 +210,8 @@ def measure(evaluation: Evaluation, task: Task) -> Iterator[Row]:
         yield from _rows(
             evaluation, finetuner, configs, prompt, before[finetuner.window]
         )
+        del finetuner
+        return_freed_memory()
 
 
 def _trainings(configs: list[TTFTConfig]) -> list[list[TTFTConfig]]:
