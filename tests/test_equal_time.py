@@ -65,6 +65,20 @@ def test_tables_are_over_the_prompts_that_all_methods_have(
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_passages_alone_are_a_rival_after_any_number_of_passes(rows: Path) -> None:
+    both = rows.read_text().replace('"passes":', '"context":5,"passes":')
+    steps = [equal_time.Row.model_validate_json(line) for line in both.splitlines()]
+    alone = []
+    for prompt in ("p0", "p1"):
+        settings = {"method": "hullft", "n_select": 0, "context": 5}
+        alone.append(result_row(prompt, config="no steps", settings=settings))
+    curves = equal_time.curves_of([*steps, *alone], context=5)
+
+    assert curves[equal_time.PASSAGES_ALONE] == {5: alone, 10: alone}
+    [line] = [line for line in equal_time.comparisons(curves) if "| passages" in line]
+    assert line.startswith("| HullFT 20, refresh 2, lr 0.0001 | passages alone | ")
+
+
 def test_each_method_at_its_best_rate(rows: Path) -> None:
     other = rows.read_text().replace('"lr":0.0001', '"lr":0.01').replace("knn ", "k ")
     other = other.replace('"bits_per_byte_after":1.0', '"bits_per_byte_after":0.5')

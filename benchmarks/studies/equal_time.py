@@ -21,7 +21,8 @@ from hullft_ops.evaluation.statistics import Measurements, relative
 from hullft_ops.ttft.errors import InputError
 
 METHODS = {"knn": "kNN", "sift": "SIFT", "hullft": "HullFT"}
-RIVALS = ("kNN", "SIFT")
+PASSAGES_ALONE = "passages alone"
+RIVALS = ("kNN", "SIFT", PASSAGES_ALONE)
 # What a method's name leaves out: they are the columns, the tables, and the same for all.
 _LEFT_OUT = ("method", "n_select", "passes", "context", "max_length", "dtype", "noise")
 # What two orders of the same passes share.
@@ -61,15 +62,20 @@ def curves_of(rows: list[Row], context: int) -> Curves:
     """The curves with so many passages in the prompt, on the prompts that all of them have."""
     chosen = []
     for row in sorted(rows, key=lambda row: row.prompt):
-        if row.settings.get("context", 0) == context and "passes" in row.settings:
+        if row.settings.get("context", 0) == context:
             chosen.append(row)
     try:
         measured = Measurements.of(chosen)
     except InputError as error:
         raise SystemExit("equal_time: no prompt has all configurations") from error
     curves: Curves = defaultdict(dict)
+    budgets = {row.settings["passes"] for row in chosen if row.settings["n_select"]}
     for cell in measured.rows.values():
-        curves[name_of(cell[0])][cell[0].settings["passes"]] = cell
+        settings = cell[0].settings
+        if settings["n_select"]:
+            curves[name_of(cell[0])][settings["passes"]] = cell
+        else:
+            curves[PASSAGES_ALONE] = dict.fromkeys(budgets, cell)
     return curves
 
 
