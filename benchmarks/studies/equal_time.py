@@ -76,7 +76,7 @@ def curves_of(rows: list[Row], context: int) -> Curves:
             curves[name_of(cell[0])][settings["passes"]] = cell
         else:
             curves[PASSAGES_ALONE] = dict.fromkeys(budgets, cell)
-    return curves
+    return {name: curves[name] for name in sorted(curves)}
 
 
 def name_of(row: Row) -> str:
@@ -175,6 +175,7 @@ def draw(axes: Any, curves: Curves) -> None:
         budgets = sorted(points)
         means = [bits(points[passes]).mean() for passes in budgets]
         axes.plot(budgets, means, "o-", label=name)
+        axes.set_xticks(budgets)
     axes.set_xlabel("forward-backward passes")
     axes.set_ylabel("bits per byte")
     axes.legend()
