@@ -87,8 +87,8 @@ def test_each_method_at_its_best_rate(rows: Path) -> None:
 
     assert len(curves) == 4
     assert list(equal_time.at_best_rates(curves)) == [
-        "kNN 20, refresh 1, lr 0.01",
         "HullFT 20, refresh 2, lr 0.01",
+        "kNN 20, refresh 1, lr 0.01",
     ]
 
 
