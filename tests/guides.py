@@ -6,6 +6,7 @@ all pages but the README, the lines of shell blocks, which begin with ``hullft-o
 
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,14 @@ def blocks(page: Path) -> list[tuple[str, str]]:
     return [b for b in found if b[0] == "python" or page.name != "README.md"]
 
 
-def run_blocks(page: Path) -> None:
+def run(line: str) -> None:
+    program, *arguments = shlex.split(line)
+    assert program == "hullft-ops"
+
+    succeeded(*arguments)
+
+
+def run_blocks(page: Path, run: Callable[[str], None] = run) -> None:
     namespace: dict[str, Any] = {}
     for number, (kind, text) in enumerate(blocks(page)):
         if kind == "python":
@@ -32,10 +40,3 @@ def run_blocks(page: Path) -> None:
         else:
             for line in text.splitlines():
                 run(line)
-
-
-def run(line: str) -> None:
-    program, *arguments = shlex.split(line)
-    assert program == "hullft-ops"
-
-    succeeded(*arguments)

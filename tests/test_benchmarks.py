@@ -1,9 +1,6 @@
 """The benchmarks' own parts, and one run of the small ones at sizes that prove nothing."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -31,6 +28,7 @@ from benchmarks.studies import corpora
 from benchmarks.timing import Pace, measure, measure_in_turns
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from forked import forked, status_of
 from hullft_ops import reference
 
 ROOT = Path(__file__).parents[1]
@@ -280,20 +278,18 @@ def test_a_small_run_measures_every_operator_and_makes_a_page(
 ) -> None:
     # pytest-benchmark measures nothing in a process of pytest-xdist, nor in one started there.
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    monkeypatch.chdir(ROOT)
     output = tmp_path / "run.json"
-    command = [sys.executable, "-m", "pytest", "benchmarks", "-q", "--grid", "smoke"]
-    command += ["-p", "no:cacheprovider", "--ignore=benchmarks/bench_many.py"]
-    command += ["--benchmark-json", str(output)]
-    completed = subprocess.run(
-        command,
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    arguments = ["benchmarks", "-q", "--grid", "smoke", "-p", "no:cacheprovider"]
+    arguments += ["--ignore=benchmarks/bench_many.py", f"--benchmark-json={output}"]
+    # A fork lacks the thread that pytest's faulthandler would wait for.
+    arguments += ["-p", "no:faulthandler", "-o", "addopts=--import-mode=importlib"]
 
-    assert completed.returncode == 0, completed.stdout + completed.stderr
+    def measure() -> None:
+        torch.set_num_threads(1)
+        assert pytest.main(arguments) == 0
+
+    assert status_of(forked(measure, seconds=300)) == 0
 
     run = json.loads(output.read_text())
     comparisons = [Comparison(**one["extra_info"]) for one in run["benchmarks"]]

@@ -88,7 +88,11 @@ def test_architectures_without_the_instructions_are_refused(tmp_path: Path) -> N
         ("90-real;70-virtual", "70-virtual"),
         ("all-major", "all-major"),
     ):
-        status, output = configure(tmp_path, HULLFT_CUDA_ARCHITECTURES=architectures)
+        status, output = configure(
+            tmp_path,
+            CMAKE_CUDA_COMPILER=str(NVCC),  # CMake then looks for none
+            HULLFT_CUDA_ARCHITECTURES=architectures,
+        )
         assert status != 0
         assert "the CUDA kernels want architectures of at least 80" in output
         assert f"({old})" in output

@@ -14,6 +14,7 @@ import pytest
 import torch
 from benchmarks import gpu_check
 from benchmarks.gpu import build, operators
+from benchmarks.gpu import step as gpu_step
 from benchmarks.gpu.findings import read_findings
 from benchmarks.gpu.plan import BUDGET_SECONDS, operator_tests, plan
 from benchmarks.gpu.step import FAILED, NOT_RUN, PASSED, REHEARSED, ROOT, Step, run_step
@@ -185,15 +186,19 @@ def test_every_task_is_recorded_whatever_becomes_of_those_before(
 
 
 def test_a_step_that_does_not_end_leaves_its_stacks_and_no_children(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    waits = tmp_path / "waits"
     code = f"""{START}
 import subprocess
 print(subprocess.Popen(["sleep", "60"]).pid)
 def waits():
+    pathlib.Path({str(waits)!r}).touch()
     time.sleep(60)
 waits()"""
-    record = run(python(code), tmp_path, 6)
+    # Its time ends once it waits.
+    monkeypatch.setattr(gpu_step, "monotonic", lambda: 60.0 * waits.exists())
+    record = run(python(code), tmp_path, 60)
     log = (tmp_path / "gpu.log").read_text()
 
     assert record["status"] == FAILED

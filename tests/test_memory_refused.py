@@ -1,13 +1,14 @@
 """Answers that no machine could hold are refused before anything is allocated. Views of one value
 stand for inputs of any size."""
 
-import subprocess
-import sys
+import resource
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
+from forked import forked, status_of
 from hullft_ops import (
     fw_lmo,
     fw_select,
@@ -58,27 +59,18 @@ def test_what_cannot_fit_is_refused(
         operator(*arguments)
 
 
-REFUSED_BY_THE_SYSTEM = """
-import resource
-import torch, hullft_ops
-pool, queries = torch.ones(4, 3), torch.ones(1, 3).expand(2**26, 3)
-with open("/proc/self/statm") as file:
-    used = int(file.read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, used + 2**28))
-try:
-    hullft_ops.knn_select(pool, queries, 1)
-except RuntimeError as error:
-    print(error)
-"""
+def select_beyond_a_limit() -> None:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + 2**28
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    message = f"^hullft_ops: torch makes no tensor of {2**30} bytes on the CPU"
+    with pytest.raises(RuntimeError, match=message) as raised:
+        knn_select(POOL, POOL[:1].expand(2**27, 3), 1)
+
+    if torch.torch_version.TorchVersion(torch.__version__) >= "2.13":
+        # Before, torch kept the reason.
+        assert "can't allocate memory" in str(raised.value)
 
 
 def test_memory_that_the_system_refuses_is_named() -> None:
-    command = [sys.executable, "-c", REFUSED_BY_THE_SYSTEM]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-    assert printed.startswith(
-        f"hullft_ops: torch makes no tensor of {2**29} bytes on the CPU"
-    )
-
-    if torch.torch_version.TorchVersion(torch.__version__) >= "2.13":
-        assert "can't allocate memory" in printed  # before, torch kept the reason
+    assert status_of(forked(select_beyond_a_limit)) == 0

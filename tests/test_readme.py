@@ -1,4 +1,4 @@
-"""The examples of the README and the guides run as written, in a directory with ``docs`` alone."""
+"""The examples of the README and the guides run as written, with the beginnings of the guides."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 
-from guides import DISTRIBUTED, PAGES, ROOT, blocks, run_blocks
+from guides import DISTRIBUTED, PAGES, blocks, run_blocks
 
 WITH_BLOCKS = [page for page in PAGES if blocks(page)]
 
@@ -31,5 +31,11 @@ def test_blocks_run(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "docs").symlink_to(ROOT / "docs")
+    guides = tmp_path / "docs" / "guides"
+    guides.mkdir(parents=True)
+    for guide in PAGES:
+        # The tutorial trains on short passages in half the time.
+        if guide.parent.name == "guides":
+            (guides / guide.name).write_text(guide.read_text()[:600])
+
     run_blocks(page)

@@ -15,7 +15,11 @@ BOTH = range(training.WORLD)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sharded")
-    torch.multiprocessing.spawn(training.run, (folder,), training.WORLD)
+    # A fork has everything imported, and could not use CUDA.
+    method = "spawn" if torch.cuda.is_available() else "fork"
+    torch.multiprocessing.start_processes(
+        training.run, (folder,), training.WORLD, start_method=method
+    )
     return folder
 
 

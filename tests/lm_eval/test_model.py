@@ -135,26 +135,28 @@ def local_requests(task: str, count: int) -> list[Instance]:
     return list(built.instances)
 
 
-@pytest.mark.parametrize("with_store", [False, True])
-def test_without_steps_answers_are_those_of_hf(loaded, plain, adapting, with_store):
-    model = adapting(n_select=0) if with_store else HullftLM(**loaded, n_select=0)
-
+def test_without_steps_answers_are_those_of_hf(loaded, plain, adapting):
     # Four choices of each document.
     choices = local_requests("docstrings_choice", 3)
     assert len(choices) == 12
-    answers = model.loglikelihood(choices)
-    expected = plain.loglikelihood(choices)
-    assert np.array(answers) == pytest.approx(np.array(expected), rel=1e-5)
+    of_choices = np.array(plain.loglikelihood(choices))
 
     texts = local_requests("docstrings_text", 3)
     assert len(texts) == 3
-    expected = plain.loglikelihood_rolling(texts)
-    assert model.loglikelihood_rolling(texts) == pytest.approx(expected, rel=1e-5)
+    of_texts = plain.loglikelihood_rolling(texts)
 
     prompts = [
         generated(number, text.args[0][:200]) for number, text in enumerate(texts)
     ]
-    assert model.generate_until(prompts) == plain.generate_until(prompts)
+    of_prompts = plain.generate_until(prompts)
+
+    # Without a datastore, and with one.
+    for model in (HullftLM(**loaded, n_select=0), adapting(n_select=0)):
+        answers = np.array(model.loglikelihood(choices))
+        assert answers == pytest.approx(of_choices, rel=1e-5)
+        answers = model.loglikelihood_rolling(texts)
+        assert answers == pytest.approx(of_texts, rel=1e-5)
+        assert model.generate_until(prompts) == of_prompts
 
 
 def test_a_document_is_adapted_to_once_and_answers_are_those_of_the_adapted_model(

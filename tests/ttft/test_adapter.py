@@ -33,7 +33,7 @@ RATE = 3e-2
 @pytest.fixture
 def store(texts):
     # The first has no next token to predict.
-    return SimpleNamespace(texts=["a", *texts[:24]], identity="store")
+    return SimpleNamespace(texts=["a", *texts[:12]], identity="store")
 
 
 @pytest.fixture
@@ -56,11 +56,14 @@ def loss(model, tokenizer, texts):
 
 @pytest.mark.filterwarnings("error:Could not find a config file")
 @pytest.mark.parametrize(
-    "options", [{}, {"dtype": "bfloat16", "batch_size": 4, "epochs": 2}]
+    ("model", "options"),
+    [("gpt2", {}), ("llama", {"dtype": "bfloat16", "batch_size": 4, "epochs": 2})],
+    indirect=["model"],
 )
 def test_peft_loads_an_adapter_that_fits_the_passages(
-    model, tokenizer, store, tmp_path, options
+    model, tokenizer, store, texts, tmp_path, options
 ):
+    store.texts = ["a", *texts[:24]]
     model.name_or_path = "the name of the user"
     before = loss(model, tokenizer, store.texts[1:])
     identity, modules = model_identity(model), list(model.modules())
@@ -116,12 +119,12 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_bits(
 
 
 def test_it_goes_on_from_the_last_checkpoint(train, store, monkeypatch):
-    monkeypatch.setattr(adapter, "_SAVE_STEPS", 7)
+    monkeypatch.setattr(adapter, "_SAVE_STEPS", 4)
     batches, pad = [], adapter._padded
 
     def padded(rows):
         batches.append(rows)
-        if len(batches) == 18:
+        if len(batches) == 11:
             raise KeyboardInterrupt
         return pad(rows)
 
@@ -130,8 +133,8 @@ def test_it_goes_on_from_the_last_checkpoint(train, store, monkeypatch):
         train()
 
     train()
-    # 24 passages, and 14 steps until the second checkpoint.
-    assert len(batches) == 18 + 24 - 14
+    # 12 passages, and 8 steps until the second checkpoint.
+    assert len(batches) == 11 + 12 - 8
 
 
 def test_a_checkpoint_that_is_cut_off_is_passed_over(tmp_path):

@@ -272,7 +272,7 @@ def test_kills(pytestconfig, corpus, embedder, tmp_path):
         return index_corpus(corpus, path, embedder, metadata=("n",), exact_up_to=500)
 
     def slowly(texts):
-        time.sleep(0.02)
+        time.sleep(0.01)
         return encode(texts)
 
     whole = index(tmp_path / "whole")
