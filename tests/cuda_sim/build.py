@@ -1,8 +1,8 @@
 """Compiles the kernels' own sources for the CPU: one shared library for each kind of check.
 
-``plain``: clang, optimised. ``fused``: products are fused with the sums that use them, as nvcc
-does. ``asan``: g++ with AddressSanitizer and misaligned vector accesses. ``race``: every load and
-store reports to cusim/race.cpp.
+``plain``: clang, optimised, products fused with the sums that use them, as nvcc does. ``asan``: g++
+with AddressSanitizer and misaligned vector accesses. ``race``: every load and store reports to
+cusim/race.cpp.
 """
 
 import fcntl
@@ -55,11 +55,10 @@ class Kind:
 
 
 KINDS = {
-    "plain": Kind(CLANG, ("-O2",), ("-O2",)),
+    "plain": Kind(CLANG, ("-O2", "-ffp-contract=fast", *_FUSES), ("-O2",)),
     "asan": Kind(
         "g++", ("-O1", *_SANITIZERS), ("-O1", *_SANITIZERS), tuple(_SANITIZERS)
     ),
-    "fused": Kind(CLANG, ("-O2", "-ffp-contract=fast", *_FUSES), ("-O2",)),
     "race": Kind(CLANG, ("-O1", "-fsanitize=thread"), ("-O2", "-DCUSIM_RACE")),
 }
 MUTANT_FLAGS = ("-O0",)
@@ -292,6 +291,6 @@ def build_estimates(csrc: Path, into: Path) -> Path:
     """The program of the check on a GPU that tries the hardware's estimates."""
     program = into / "estimates"
     source = CSRC.parent / "benchmarks/gpu/estimates.cu"
-    flags = [*_common(csrc), *KINDS["fused"].kernel_flags, "-x", "c++", str(source)]
+    flags = [*_common(csrc), *KINDS["plain"].kernel_flags, "-x", "c++", str(source)]
     _run([CLANG, *flags, "-o", str(program), *_LIBRARIES])
     return program

@@ -4,6 +4,7 @@ import torch
 
 from cuda_sim.checks import (
     case,
+    case_of_values,
     check_empty,
     check_equals,
     check_failed,
@@ -82,7 +83,7 @@ def integerize_failures(library: Library, seed: int) -> None:
     assert (counts[1:] == -1).all()
 
 
-@case
+@case_of_values
 def integerize_scaled(library: Library, seed: int) -> None:
     generator = torch.Generator().manual_seed(0)
     weights = torch.rand(2, 12, generator=generator)
@@ -152,7 +153,7 @@ def lmo(library: Library, seed: int) -> None:
         assert step.gap[2:].isnan().all()
 
 
-@case
+@case_of_values
 def lmo_scaled(library: Library, seed: int) -> None:
     """The current point of the second query is its best row."""
     for pool, query, scales in scaled_problems(15, 12, 5):
@@ -242,7 +243,7 @@ def knn_indexed(library: Library, seed: int) -> None:
     check_failed(of_query(answer, 2), 5)
 
 
-@case
+@case_of_values
 def knn_scaled(library: Library, seed: int) -> None:
     for pool, query, scales in scaled_problems(16, 12, 5):
         expected = library.knn(pool, query, 4, launch=Launch(seed))

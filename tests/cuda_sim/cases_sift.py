@@ -9,6 +9,7 @@ from cuda_sim.checks import (
     SMALL_SHARED,
     assert_same_bits,
     case,
+    case_of_values,
     check_empty,
     check_equals,
     check_failed,
@@ -124,7 +125,7 @@ def sift_targets(library: Library, seed: int) -> None:
                 check_sift(answer, b, rows[b], query[b], 0.1)
 
 
-@case
+@case_of_values
 def sift_ties(library: Library, seed: int) -> None:
     """Equal rows, in the shares of three threads: the lowest index wins."""
     for gram in (True, False):
@@ -216,7 +217,7 @@ def sift_failures(library: Library, seed: int) -> None:
         check_sift_failed(answer, 1)
 
 
-@case
+@case_of_values
 def sift_scaled(library: Library, seed: int) -> None:
     """With the noise by its square, a power of two changes nothing but the scale."""
     for pool, query, scales in scaled_problems(13, 24, 10):

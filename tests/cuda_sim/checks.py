@@ -21,10 +21,20 @@ SMALL_SHARED = 2048
 CASES: dict[str, Callable[[Library, int], None]] = {}
 """Checks by name; the second argument is the schedule's seed."""
 
+ABOUT_VALUES: set[str] = set()
+"""Those that touch memory as others do: the builds that look at accesses leave them out."""
+
 
 def case(check: Callable[[Library, int], None]) -> Callable[[Library, int], None]:
     CASES[check.__name__] = check
     return check
+
+
+def case_of_values(
+    check: Callable[[Library, int], None],
+) -> Callable[[Library, int], None]:
+    ABOUT_VALUES.add(check.__name__)
+    return case(check)
 
 
 def hull_problem(

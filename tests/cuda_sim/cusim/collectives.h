@@ -180,21 +180,25 @@ inline float cut(double sum) {
 // numbers, float at(uint32_t word, int i).
 template <class Word>
 __attribute__((no_sanitize("thread"))) void mma_result(Fiber* warp, uint32_t) {
-  const auto of_lane = [warp](int lane) {
-    const Fragments* f;
-    memcpy(&f, warp[lane].in, sizeof f);
-    return f;
-  };
+  constexpr int kDepth = 8 * Word::kCount;
+  const Fragments* of_lane[kWarpLanes];
+  double a[16][kDepth], b[8][kDepth];
+  for (int lane = 0; lane < kWarpLanes; ++lane) {
+    memcpy(&of_lane[lane], warp[lane].in, sizeof of_lane[lane]);
+    const Fragments& f = *of_lane[lane];
+    for (int half = 0; half < 2; ++half)
+      for (int i = 0; i < Word::kCount; ++i) {
+        const int k = (lane % 4 + half * 4) * Word::kCount + i;
+        a[lane / 4][k] = double(Word::at(f.a[half * 2], i));
+        a[lane / 4 + 8][k] = double(Word::at(f.a[half * 2 + 1], i));
+        b[lane / 4][k] = double(Word::at(f.b[half], i));
+      }
+  }
   for (int row = 0; row < 16; ++row)
     for (int column = 0; column < 8; ++column) {
-      float& c = of_lane(row % 8 * 4 + column / 2)->c[row / 8 * 2 + column % 2];
+      float& c = of_lane[row % 8 * 4 + column / 2]->c[row / 8 * 2 + column % 2];
       double sum = double(c);
-      for (int word = 0; word < 8; ++word) {
-        const uint32_t a = of_lane(row % 8 * 4 + word % 4)->a[word / 4 * 2 + row / 8];
-        const uint32_t b = of_lane(column * 4 + word % 4)->b[word / 4];
-        for (int i = 0; i < Word::kCount; ++i)
-          sum += double(Word::at(a, i)) * double(Word::at(b, i));
-      }
+      for (int k = 0; k < kDepth; ++k) sum += a[row][k] * b[column][k];
       c = cut(sum);
     }
 }

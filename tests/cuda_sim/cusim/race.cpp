@@ -11,6 +11,7 @@
 #include <dlfcn.h>
 
 #include <algorithm>
+#include <bitset>
 
 #include "cusim.h"
 
@@ -45,6 +46,18 @@ std::vector<Region> regions;  // by address
 Region dynamic_shared;        // of the block
 bool checking = false;
 
+// A bit for every 256 bytes that hold a part of a region, by the lower bits of their address. Most
+// accesses are to a thread's own stack and to the simulator's data, where nearly all bits are 0.
+constexpr size_t kPieceBytes = 256;
+std::bitset<1 << 16> watched;
+
+size_t piece_of(const void* p) { return reinterpret_cast<uintptr_t>(p) / kPieceBytes; }
+
+void watch(const void* p, size_t n) {
+  const char* last = static_cast<const char*>(p) + n - 1;
+  for (size_t i = piece_of(p); n && i <= piece_of(last); ++i) watched.set(i % watched.size());
+}
+
 size_t offset_in(const Region& region, const void* p) {
   return size_t(static_cast<const char*>(p) - region.p);
 }
@@ -54,10 +67,13 @@ auto first_after(const void* p) {
                           [](const char* address, const Region& r) { return address < r.p; });
 }
 
-// Most accesses are to a thread's own stack, which no region holds.
-Region* region_of(const void* p) {
+bool is_in_dynamic_shared(const void* p) {
   dynamic_shared.p = sim.dynamic_shared.get();
-  if (offset_in(dynamic_shared, p) < sim.dynamic_bytes) {
+  return offset_in(dynamic_shared, p) < sim.dynamic_bytes;
+}
+
+Region* region_of(const void* p) {
+  if (is_in_dynamic_shared(p)) {
     dynamic_shared.bytes = sim.dynamic_bytes;
     if (dynamic_shared.log.size() < sim.dynamic_bytes) dynamic_shared.log.resize(sim.dynamic_bytes);
     return &dynamic_shared;
@@ -141,7 +157,7 @@ class Check {
   bool write_;
 };
 
-void check(const void* p, size_t n, bool write, bool atomic, void* pc) {
+[[gnu::noinline]] void check(const void* p, size_t n, bool write, bool atomic, void* pc) {
   Region* region = region_of(p);
   if (!region || (region->read_only && !write)) return;  // reads alone do not race
   const size_t offset = offset_in(*region, p);
@@ -161,6 +177,7 @@ void check(const void* p, size_t n, bool write, bool atomic, void* pc) {
 
 void on_access(const void* p, size_t n, bool write, bool atomic, void* pc) {
   if (!checking || !sim.current) return;
+  if (!watched[piece_of(p) % watched.size()] && !is_in_dynamic_shared(p)) return;
   checking = false;  // not re-entered; a report leaves it so
   check(p, n, write, atomic, pc);
   checking = true;
@@ -170,6 +187,7 @@ void on_access(const void* p, size_t n, bool write, bool atomic, void* pc) {
 
 void clear() {
   regions.clear();
+  watched.reset();
   checking = true;
   sim.on_atomic = [](void* p, size_t n) {
     on_access(p, n, true, true, __builtin_return_address(0));
@@ -177,11 +195,13 @@ void clear() {
   dynamic_shared = {nullptr, 0, "dynamic __shared__", false, true, {}};
   if (!__start_cusim_shared) return;
   const size_t n = size_t(__stop_cusim_shared - __start_cusim_shared);
+  watch(__start_cusim_shared, n);
   regions.push_back(
       {__start_cusim_shared, n, "static __shared__", false, true, std::vector<Byte>(n)});
 }
 
 void add(const void* p, size_t n, const char* name, bool read_only) {
+  watch(p, n);
   std::vector<Byte> log(read_only ? 0 : n);
   regions.insert(first_after(p),
                  {static_cast<const char*>(p), n, name, read_only, false, std::move(log)});
