@@ -15,7 +15,8 @@ import pytest
 import torch
 
 import hullft_ops
-from benchmarks.bench_selection import Case, assert_as_reference, problem
+from benchmarks.bench_selection import Case, assert_as_reference
+from benchmarks.pools import problem
 from benchmarks.recorder import Recorder
 
 _BUSY = [sys.executable, "-c", "while True: pass"]

@@ -57,8 +57,7 @@ def test_integerize(case: Case, recorder: Recorder, device: torch.device) -> Non
         counts = reference.integerize(pool, query, weights, case.n_select)
         assert counts.tolist() == expected
     recorder.ours(integerize)
-    words = support.view(torch.int32)
-    recorder.sweep(words.amax, words.numel() * words.element_size())
+    recorder.sweep_of(support)
     recorder.peer("NumPy, Gram", with_gram)
     if small:
         recorder.peer("NumPy", published)

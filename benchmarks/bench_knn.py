@@ -7,7 +7,7 @@ import torch
 
 import hullft_ops
 from benchmarks import peers
-from benchmarks.pools import DISTINCT, distinct_pools, tiled
+from benchmarks.pools import DISTINCT, problem
 from benchmarks.recorder import Recorder
 from hullft_ops import reference
 
@@ -43,10 +43,7 @@ def cases(grid: str) -> list[Case]:
 
 
 def test_knn(case: Case, recorder: Recorder, device: torch.device) -> None:
-    pools, queries = distinct_pools(case.candidates, case.dim)
-    dtype = getattr(torch, case.dtype)
-    pool = tiled(pools.to(dtype), case.batch).to(device)
-    query = tiled(queries.to(dtype), case.batch).to(device)
+    pool, query = problem(case, device)
     select = partial(hullft_ops.knn_select, pool, query, case.n_select)
     ours = select()
     exact = peers.torch_knn(pool.double(), query.double(), case.n_select)
@@ -59,6 +56,5 @@ def test_knn(case: Case, recorder: Recorder, device: torch.device) -> None:
         for gap in (ours.gap[b], exact[1][b]):
             assert abs(gap.item() - expected.gap) < _ROUNDING
     recorder.ours(select)
-    words = pool.view(torch.int32)
-    recorder.sweep(words.amax, words.numel() * words.element_size())
+    recorder.sweep_of(pool)
     recorder.peer("torch", partial(peers.torch_knn, pool, query, case.n_select))

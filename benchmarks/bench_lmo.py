@@ -7,7 +7,7 @@ import torch
 
 import hullft_ops
 from benchmarks import peers
-from benchmarks.pools import DISTINCT, distinct_pools, tiled
+from benchmarks.pools import DISTINCT, problem
 from benchmarks.recorder import Recorder
 from hullft_ops import reference
 
@@ -40,12 +40,9 @@ def cases(grid: str) -> list[Case]:
 
 
 def test_lmo(case: Case, recorder: Recorder, device: torch.device) -> None:
-    pools, queries = distinct_pools(case.candidates, case.dim)
-    dtype = getattr(torch, case.dtype)
-    pool = tiled(pools.to(dtype), case.batch).to(device)
-    query = tiled(queries.to(dtype), case.batch).to(device)
+    pool, query = problem(case, device)
     # The middle of the five nearest rows.
-    current = pool[:, :5].float().mean(1).to(dtype)
+    current = pool[:, :5].float().mean(1).to(pool.dtype)
     step = partial(hullft_ops.fw_lmo, pool, query, current)
     ours = step()
     exact = peers.torch_lmo(pool.double(), query.double(), current.double())
@@ -56,6 +53,5 @@ def test_lmo(case: Case, recorder: Recorder, device: torch.device) -> None:
             assert abs(value.item() - expected.gamma) < _ROUNDING
         assert abs(ours.gap[b].item() - expected.gap) < _ROUNDING
     recorder.ours(step)
-    words = pool.view(torch.int32)
-    recorder.sweep(words.amax, words.numel() * words.element_size())
+    recorder.sweep_of(pool)
     recorder.peer("torch", partial(peers.torch_lmo, pool, query, current))

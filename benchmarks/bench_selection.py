@@ -8,7 +8,7 @@ import torch
 
 import hullft_ops
 from benchmarks import peers
-from benchmarks.pools import DISTINCT, distinct_pools, tiled
+from benchmarks.pools import DISTINCT, distinct_pools, problem
 from benchmarks.recorder import Recorder
 from hullft_ops import reference
 
@@ -70,21 +70,12 @@ def test_selection(case: Case, recorder: Recorder, device: torch.device) -> None
     )
     assert_as_reference(case, pool, query, select())
     recorder.ours(select)
-    words = pool.view(torch.int32)
-    recorder.sweep(words.amax, words.numel() * words.element_size())
+    recorder.sweep_of(pool)
     if case.variant == "vanilla":
         time_numpy(case, recorder)
         if case.candidates <= _MOST_CANDIDATES:
             time_gram(case, recorder, pool, query)
             time_activeft(case, recorder)
-
-
-def problem(case: Case, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pools [batch, candidates, dim] and queries [batch, dim] in the case's dtype."""
-    pools, queries = distinct_pools(case.candidates, case.dim)
-    dtype = getattr(torch, case.dtype)
-    pool = tiled(pools.to(dtype), case.batch).to(device)
-    return pool, tiled(queries.to(dtype), case.batch).to(device)
 
 
 def assert_as_reference(

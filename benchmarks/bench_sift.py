@@ -7,7 +7,7 @@ import torch
 
 import hullft_ops
 from benchmarks import peers
-from benchmarks.pools import DISTINCT, distinct_pools, tiled
+from benchmarks.pools import DISTINCT, distinct_pools, problem
 from benchmarks.recorder import Recorder
 from hullft_ops import reference
 
@@ -50,9 +50,7 @@ def cases(grid: str) -> list[Case]:
 
 def test_sift(case: Case, recorder: Recorder, device: torch.device) -> None:
     pools, queries = distinct_pools(case.candidates, case.dim)
-    dtype = getattr(torch, case.dtype)
-    pool = tiled(pools.to(dtype), case.batch).to(device)
-    query = tiled(queries.to(dtype), case.batch).to(device)
+    pool, query = problem(case, device)
     select = partial(
         hullft_ops.sift_select, pool, query, case.n_select, noise=case.noise
     )

@@ -2,6 +2,7 @@
 
 from functools import lru_cache
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -11,6 +12,27 @@ DISTINCT = 8
 # Sets the angle between a grown text and its original: as between neighbours in real pools.
 _SPREAD = 0.5
 _NOISE = 0.05
+
+
+class PoolCase(Protocol):
+    """A benchmark's case: a batch of queries, each with its own pool."""
+
+    @property
+    def batch(self) -> int: ...
+    @property
+    def candidates(self) -> int: ...
+    @property
+    def dim(self) -> int: ...
+    @property
+    def dtype(self) -> str: ...
+
+
+def problem(case: PoolCase, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pools [batch, candidates, dim] and queries [batch, dim] in the case's dtype."""
+    pools, queries = distinct_pools(case.candidates, case.dim)
+    dtype = getattr(torch, case.dtype)
+    pool = tiled(pools.to(dtype), case.batch).to(device)
+    return pool, tiled(queries.to(dtype), case.batch).to(device)
 
 
 @lru_cache(maxsize=2)

@@ -106,6 +106,11 @@ class Recorder:
         self.peer(SWEEP, call)
         self.fact("GB/s", bytes_moved / self.comparison.seconds / 1e9)
 
+    def sweep_of(self, tensor: torch.Tensor) -> None:
+        """`sweep` for what must read the tensor once, whatever its dtype."""
+        words = tensor.view(torch.int32)
+        self.sweep(words.amax, words.numel() * words.element_size())
+
     def fact(self, name: str, value: float) -> None:
         """Records another number worth reporting, such as a difference."""
         self.comparison.facts[name] = value

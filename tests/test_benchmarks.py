@@ -22,7 +22,7 @@ from benchmarks import (
 )
 from benchmarks.bench_ttft import Adapting, Case
 from benchmarks.passages import TrigramEmbedder
-from benchmarks.pools import distinct_pools, tiled
+from benchmarks.pools import distinct_pools, problem, tiled
 from benchmarks.recorder import SWEEP, Comparison, Recorder
 from benchmarks.studies import corpora
 from benchmarks.timing import Pace, measure, measure_in_turns
@@ -163,7 +163,7 @@ def test_a_torch_peer_that_computes_something_else_is_noticed(
     dtype: torch.dtype, wrong: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = bench_selection.Case(2, 30, n_select=5)
-    pool, query = bench_selection.problem(case, CPU)
+    pool, query = problem(case, CPU)
     recorder = recorder_of(Comparison("selection", str(case)))
     recorder.ours(lambda: None)
     bench_selection.time_gram(case, recorder, pool, query)

@@ -12,17 +12,13 @@ from itertools import product
 import torch
 
 import hullft_ops
-from benchmarks.bench_selection import (
-    ALLOWED_DIFFERENCES,
-    Case,
-    differences,
-    problem,
-)
+from benchmarks.bench_selection import ALLOWED_DIFFERENCES, Case, differences
 from benchmarks.gpu.findings import Findings
 from benchmarks.gpu.floors import copy_bytes_per_second, flops_per_second
 from benchmarks.gpu.graphs import Graph
 from benchmarks.gpu.kernels import host_seconds, launched
 from benchmarks.gpu.tasks import Task
+from benchmarks.pools import problem
 from benchmarks.timing import Pace, measure, synchronised
 
 # Of one warp that takes 250 steps: csrc/cuda/README.md. A prediction.

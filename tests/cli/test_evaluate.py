@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from weakref import WeakSet
+from weakref import ref
 
 import pytest
 
@@ -23,6 +23,7 @@ from hullft_ops.ttft import (
 )
 
 Evaluate = Callable[..., Result]
+Trainings = list[ref[TestTimeFinetuner]]
 OUTPUT = Path("rows.jsonl")
 
 
@@ -124,8 +125,22 @@ def test_prompts_begin_with_different_configurations(evaluate: Evaluate) -> None
     ]
 
 
+@pytest.fixture
+def trainings(monkeypatch: pytest.MonkeyPatch) -> Trainings:
+    """The finetuner of each training of the evaluations that follow."""
+    finetuners = []
+    select = TestTimeFinetuner.select
+
+    def recorded_select(finetuner: TestTimeFinetuner, prompt: str) -> Support:
+        finetuners.append(ref(finetuner))
+        return select(finetuner, prompt)
+
+    monkeypatch.setattr(TestTimeFinetuner, "select", recorded_select)
+    return finetuners
+
+
 def test_one_training_gives_the_rows_of_all_passes_and_contexts(
-    evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch
+    evaluate: Evaluate, trainings: Trainings
 ) -> None:
     hullft = ["--method", "hullft", "--refresh", 1]
     alone = {}
@@ -134,14 +149,7 @@ def test_one_training_gives_the_rows_of_all_passes_and_contexts(
         assert evaluate(*hullft, *options).code == 0
         alone = bits_by_key(Path("alone.jsonl"))
 
-    trainings = []
-    select = TestTimeFinetuner.select
-
-    def counted_select(finetuner: TestTimeFinetuner, prompt: str) -> Support:
-        trainings.append(prompt)
-        return select(finetuner, prompt)
-
-    monkeypatch.setattr(TestTimeFinetuner, "select", counted_select)
+    trainings.clear()
     assert evaluate(*hullft, "--passes", 2, 1, 9, "--context", 1, 0, 2).code == 0
 
     # Two prompts, after one training that pays for allocations.
@@ -155,23 +163,18 @@ def test_one_training_gives_the_rows_of_all_passes_and_contexts(
 
 
 def test_the_memory_of_a_training_is_returned_before_the_next(
-    evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch
+    evaluate: Evaluate, trainings: Trainings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finetuners = WeakSet[TestTimeFinetuner]()
     alive = []
-    select = TestTimeFinetuner.select
 
-    def recorded_select(finetuner: TestTimeFinetuner, prompt: str) -> Support:
-        finetuners.add(finetuner)
-        return select(finetuner, prompt)
+    def count_alive() -> None:
+        alive.append(sum(finetuner() is not None for finetuner in trainings))
 
-    monkeypatch.setattr(TestTimeFinetuner, "select", recorded_select)
-    monkeypatch.setattr(
-        run, "return_freed_memory", lambda: alive.append(len(finetuners))
-    )
+    monkeypatch.setattr(run, "return_freed_memory", count_alive)
     assert evaluate("--method", "knn", "hullft").code == 0
 
     # Two prompts, after one training that pays for allocations.
+    assert len(trainings) == 5
     assert alive == [0] * 5
 
 
