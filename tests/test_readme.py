@@ -36,6 +36,6 @@ def test_blocks_run(
     for guide in PAGES:
         # The tutorial trains on short passages in half the time.
         if guide.parent.name == "guides":
-            (guides / guide.name).write_text(guide.read_text()[:600])
+            (guides / guide.name).write_text(guide.read_text()[:300])
 
     run_blocks(page)
