@@ -97,6 +97,7 @@ class Adapting:
             embedder,
             n_select=case.n_select,
             refresh=case.refresh,
+            order="grouped",  # as the plain loops
             lr=LR,
             dtype=case.dtype,
             graphs=graphs,

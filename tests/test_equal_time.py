@@ -92,6 +92,20 @@ def test_each_method_at_its_best_rate(rows: Path) -> None:
     ]
 
 
+def test_the_orders_are_compared_with_each_other(rows: Path) -> None:
+    grouped = rows.read_text().replace('"refresh":2', '"refresh":2,"order":"grouped"')
+    grouped = grouped.replace('"bits_per_byte_after":1.0', '"bits_per_byte_after":2.0')
+    grouped = grouped.replace('"config":"', '"config":"grouped ')
+    both = [*rows.read_text().splitlines(), *grouped.splitlines()]
+    rows.write_text("".join(line + "\n" for line in both if '"hullft"' in line))
+    [line] = equal_time.orders(equal_time.curves_of(equal_time.read_rows(rows), 0))
+
+    grouped_name = "HullFT 20, refresh 2, order grouped, lr 0.0001"
+    assert line.startswith(
+        f"| HullFT 20, refresh 2, lr 0.0001 | {grouped_name} | -20.0%"
+    )
+
+
 def test_prompts_must_be_shared(rows: Path) -> None:
     other = [line for line in rows.read_text().splitlines() if '"hullft' in line]
     moved = [line.replace('"prompt":"p', '"prompt":"q') for line in other]

@@ -24,7 +24,7 @@ HOSTILE = "\x1b[2J\x1b]52;c;aGk=\x07\x9b31m\x7f\u202e\u2066"
 
 @pytest.fixture
 def arguments(models_of: list[object], store: Path) -> list[object]:
-    options = ["--store", store, "--prompt", PROMPT, "--n-select", 6, "--lr", 0.01]
+    options = ["--store", store, "--prompt", PROMPT, "--n-select", 6, "--lr", 0.02]
     return ["adapt", *models_of, *options, "--max-new-tokens", 8]
 
 
@@ -48,7 +48,7 @@ def test_it_prints_what_the_finetuner_does(
         Datastore.open(store),
         load_embedder(str(embedder_directory)),
         n_select=6,
-        lr=0.01,
+        lr=0.02,
     )
     before = bits_per_byte(model, tokenizer, PROMPT)
     with finetuner.adapted(PROMPT) as adaptation:
@@ -134,7 +134,7 @@ def test_the_model_decides_the_learning_rate(
     hullft_ops(*without)
     hullft_ops(*arguments)
 
-    assert rates == [5e-5, 0.01]
+    assert rates == [5e-5, 0.02]
 
 
 def test_a_saved_adapter_loads_with_peft(

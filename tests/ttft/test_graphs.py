@@ -73,7 +73,7 @@ def _precision_as_before():
 
 def trainer_of(model, stand_in=None, **options):
     """A trainer of the model in float64; with a stand-in, as on a GPU."""
-    config = TTFTConfig(**({"lr": 1e-3, "refresh": 2} | options))
+    config = TTFTConfig(**({"lr": 1e-3, "refresh": 2, "order": "grouped"} | options))
     trained = [p for p in model.double().parameters() if p.requires_grad]
     trainer = SupportTrainer(model, trained, config)
     if stand_in is not None:

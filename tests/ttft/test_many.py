@@ -103,7 +103,7 @@ def test_an_adapter_without_steps_is_restored_too(llama, make, with_lora):
 
 def test_a_prompt_that_fails_is_named(llama, make, with_lora):
     model = with_lora(llama)
-    finetuner = make(model, n_select=6)
+    finetuner = make(model, n_select=6, order="grouped")
     supports = finetuner.select_batch(PROMPTS)
     supports[2].input_ids[1][0] = 319
     with torch.no_grad():

@@ -33,7 +33,7 @@ def test_refresh_may_be_a_function_of_the_count():
         asked.append(count)
         return math.ceil(count / 2)
 
-    sweeps = plan(COUNTS, TTFTConfig(refresh=halved))
+    sweeps = plan(COUNTS, TTFTConfig(refresh=halved, order="grouped"))
 
     assert asked == [5, 2, 1]
     assert [sweep.passage for sweep in sweeps] == [0, 0, 2, 2, 3]
@@ -44,7 +44,7 @@ def test_refresh_may_be_a_function_of_the_count():
 
 
 def test_balanced_steps_follow_the_counts():
-    sweeps = plan(COUNTS, TTFTConfig(refresh=1, order="balanced"))
+    sweeps = plan(COUNTS, TTFTConfig(refresh=1))
 
     assert [sweep.passage for sweep in sweeps] == [0, 2, 0, 0, 3, 0, 2, 0]
 
@@ -55,7 +55,7 @@ def test_balanced_steps_follow_the_counts():
 
         assert np.abs(done - share).max() < 1
 
-    sweeps = plan(COUNTS, TTFTConfig(refresh=2, order="balanced"))
+    sweeps = plan(COUNTS, TTFTConfig(refresh=2))
 
     assert [sweep.passage for sweep in sweeps] == [0, 3, 2, 0, 0]
     assert [sweep.repeats for sweep in sweeps] == [2, 1, 2, 2, 1]

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from hullft_ops.ttft.steps import plan
 from model_state import differences, state_of, unchanged
 
 PROMPT = "the cat sat on the red mat"
@@ -16,24 +17,23 @@ def values_of(parameters):
 
 def plain_loop(finetuner, support, clip):
     """The trained parameters after the steps, and the losses; the model stays as it was."""
-    model, refresh = finetuner.model, finetuner.config.refresh
+    model = finetuner.model
     parameters = [p for p in model.parameters() if p.requires_grad]
     before = values_of(parameters)
     optimizer = torch.optim.Adam(parameters, lr=LR)
     losses = []
 
-    for passage, count in enumerate(support.counts):
-        tokens = torch.tensor([support.input_ids[passage]])
-        for done in range(count):
-            if done % refresh == 0:
-                optimizer.zero_grad()
-                logits = model(input_ids=tokens).logits
-                loss = cross_entropy(logits[0, :-1], tokens[0, 1:])
-                loss.backward()
-                losses.append(loss.item())
-                if clip is not None:
-                    torch.nn.utils.clip_grad_norm_(parameters, clip)
+    for sweep in plan(support.counts, finetuner.config):
+        tokens = torch.tensor([support.input_ids[sweep.passage]])
+        optimizer.zero_grad()
+        logits = model(input_ids=tokens).logits
+        loss = cross_entropy(logits[0, :-1], tokens[0, 1:])
+        loss.backward()
+        losses.append(loss.item())
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, clip)
 
+        for _ in range(sweep.repeats):
             optimizer.step()
 
     optimizer.zero_grad()

@@ -178,7 +178,7 @@ def _that_matter(
     if values.get("n_select", config_class.n_select) == 0:
         return {name: values[name] for name in _STEPLESS if name in values}
     if method in _ONE_STEP_A_PASSAGE:
-        values = values | {"refresh": 1, "order": "grouped"}
+        values = values | {"refresh": 1, "order": config_class.order}
     if method != "random":
         values = {name: value for name, value in values.items() if name != "seed"}
     return values

@@ -9,7 +9,7 @@ from hullft_ops.ttft.methods import METHODS, SelectionMethod
 from hullft_ops.ttft.precision import Precision
 
 Variant = Literal["vanilla", "away", "pairwise"]
-Order = Literal["grouped", "balanced"]
+Order = Literal["balanced", "grouped"]
 
 # Selection and training hold memory for each step.
 MAX_STEPS = 100_000
@@ -35,9 +35,9 @@ class TTFTConfig:
     """Optimizer steps with each gradient, or in Python a function from a passage's steps to that
     number. A passage with c steps takes ceil(c / refresh) forward-backward passes."""
 
-    order: Order = "grouped"
-    """grouped for all passes on a passage in a row, as in the paper, or balanced for passes in
-    turns, so that at any time each passage has about its share of the steps."""
+    order: Order = "balanced"
+    """balanced for passes in turns, so that at any time each passage has about its share of the
+    steps, or grouped for all passes on a passage in a row, as in the paper."""
 
     passes: int | None = None
     """Forward-backward passes at most; None for as many as the steps need."""

@@ -32,8 +32,7 @@ class Sweep:
 def plan(counts: Sequence[int], config: TTFTConfig) -> list[Sweep]:
     """The sweeps for passages with these counts, with a gradient for every ``refresh`` steps.
 
-    The passes on a passage follow one another, as in arXiv:2605.30337, unless the order is
-    "balanced".
+    In the order "grouped" the passes on a passage follow one another, as in arXiv:2605.30337.
     """
     refreshes = [_refresh_of(count, config) for count in counts]
     done = [0] * len(counts)
