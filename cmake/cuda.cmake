@@ -2,7 +2,7 @@
 # plain C++. cudart is linked statically, so that the module loads where there is no CUDA at all; it
 # wants a driver of its own major version or later, whatever torch wants.
 set(HULLFT_CUDA AUTO CACHE STRING
-    "CUDA kernels: ON, OFF, or AUTO: if there is a CUDA compiler and, for an editable install, a GPU")
+    "CUDA kernels: ON, OFF, or AUTO: if there are a GPU and a CUDA compiler")
 set_property(CACHE HULLFT_CUDA PROPERTY STRINGS AUTO ON OFF)
 if(NOT HULLFT_CUDA MATCHES "^(AUTO|ON|OFF)$")
   message(FATAL_ERROR "hullft_ops: HULLFT_CUDA must be AUTO, ON or OFF, got ${HULLFT_CUDA}")
@@ -17,12 +17,12 @@ if(HULLFT_CUDA STREQUAL "OFF")
   return()
 endif()
 
-# Who changes the CPU's kernels should not wait for nvcc after each edit.
-if(HULLFT_CUDA STREQUAL "AUTO" AND SKBUILD_STATE STREQUAL "editable")
+# Who has no GPU should not wait minutes for nvcc.
+if(HULLFT_CUDA STREQUAL "AUTO")
   file(GLOB HULLFT_GPUS /dev/nvidia[0-9]* /dev/dxg)
   if(NOT HULLFT_GPUS)
-    message(WARNING "hullft_ops: compiling for the CPU only: an editable install without a GPU; to "
-                    "compile the CUDA kernels too: pip install -C cmake.define.HULLFT_CUDA=ON ...")
+    message(STATUS "hullft_ops: compiling for the CPU only: no GPU is visible; to compile the CUDA "
+                   "kernels too: pip install -C cmake.define.HULLFT_CUDA=ON ...")
     return()
   endif()
 endif()
@@ -40,13 +40,9 @@ endif()
 
 enable_language(CUDA)
 if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.1)
-  set(HULLFT_OLD_NVCC "hullft_ops: the CUDA kernels want nvcc 12.1 or later, ${CMAKE_CUDA_COMPILER} \
-is ${CMAKE_CUDA_COMPILER_VERSION}")
-  if(HULLFT_CUDA STREQUAL "ON")
-    message(FATAL_ERROR "${HULLFT_OLD_NVCC}: HULLFT_CUDA=ON cannot be had with it")
-  endif()
-  message(WARNING "${HULLFT_OLD_NVCC}: CPU only")
-  return()
+  message(FATAL_ERROR "hullft_ops: the CUDA kernels want nvcc 12.1 or later, "
+                      "${CMAKE_CUDA_COMPILER} is ${CMAKE_CUDA_COMPILER_VERSION}; to leave them out: "
+                      "pip install -C cmake.define.HULLFT_CUDA=OFF ...")
 endif()
 find_package(CUDAToolkit REQUIRED)
 # Machine code for each, and PTX of the last for what comes after: that of sm_120 would make the

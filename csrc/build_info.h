@@ -15,7 +15,9 @@
 namespace hullft {
 
 #ifndef HULLFT_KERNELS
-inline std::string cuda_unusable(int) { return "this build has no CUDA kernels"; }
+inline std::string cuda_unusable(int) {
+  return "this build has no CUDA kernels: install with -C cmake.define.HULLFT_CUDA=ON";
+}
 #endif
 
 inline std::vector<std::string> simd_levels() {
