@@ -296,6 +296,11 @@ WRONG_CONTENTS = [
         noise=1.7e308,
     ),
     bad(
+        "fw_select_indexed",
+        "candidates.0, 1. is -1, .*; pool_sizes leaves out -1 at the end",
+        candidates=poisoned(ROWS, 0, 1, value=-1),
+    ),
+    bad(
         "sift_select_indexed",
         "candidates.0, 1. is -7, embeddings has 6 rows",
         candidates=poisoned(ROWS, 0, 1, value=-7),

@@ -82,10 +82,12 @@ inline void check_candidates(const char* op, const Tensor& candidates, const Siz
   const int64_t* picked = candidates.const_data_ptr<int64_t>();
   const int64_t width = candidates.size(1);
   for (int64_t b = 0; b < candidates.size(0); ++b)
-    for (int64_t k = 0; k < sizes[b]; ++k)
-      if (picked[b * width + k] < 0 || picked[b * width + k] >= n_embeddings)
-        value_error(op, "candidates[", b, ", ", k, "] is ", picked[b * width + k],
-                    ", embeddings has ", n_embeddings, " rows");
+    for (int64_t k = 0; k < sizes[b]; ++k) {
+      const int64_t row = picked[b * width + k];
+      if (row < 0 || row >= n_embeddings)
+        value_error(op, "candidates[", b, ", ", k, "] is ", row, ", embeddings has ", n_embeddings,
+                    " rows", row == -1 ? "; pool_sizes leaves out -1 at the end" : "");
+    }
 }
 
 }  // namespace hullft

@@ -27,8 +27,8 @@ class Selection(NamedTuple):
     weights: Tensor
     """[.., n_select]: the convex weights, 0 past the support."""
     counts: Tensor
-    """int64 [.., n_select]: how often each row is used; >= 0, summing to n_select. A row of the
-    support whose weight is too small for a unit has 0."""
+    """int64 [.., n_select]: how often each row is used; >= 0, summing to n_select. Rows of the
+    support may have 0."""
     support_size: Tensor
     """int64 [..]: how many entries of ``indices`` are set."""
     residual: Tensor

@@ -55,7 +55,7 @@ def test_a_second_run_measures_only_what_is_new(arguments: list[object]) -> None
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--corpus", "nowhere"], "nowhere: Couldn't reach 'nowhere'"),
+        (["--corpus", "nowhere"], "nowhere: no such file or folder"),
         (["--limit", 1000], "limit is 1000, there are 8 held-out prompts"),
         (["--n-select", 0], "without steps and context there is nothing to measure"),
         (["--lr", 0], "settings[0]: --lr must be above 0, got 0.0"),

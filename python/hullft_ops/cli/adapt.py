@@ -24,7 +24,7 @@ from hullft_ops.ttft.plot import plot_adaptation
 from hullft_ops.ttft.saving import SavedAdapter, check_rank
 from hullft_ops.ttft.scoring import score_text
 from hullft_ops.ttft.store.datastore import Datastore
-from hullft_ops.ttft.store.index import folder_datastore
+from hullft_ops.ttft.store.index import datastore_folder, folder_datastore
 
 _STAGES = ("embed", "search", "select", "tokenize", "forward", "backward", "step")
 # The share of a prompt in the datastore that is worth a word.
@@ -96,7 +96,8 @@ def adapt(
         check_rank(model, list(model.parameters()), save_rank)
     if corpus is not None:
         passages = folder_datastore(corpus, embedder, DATASTORES)
-        echo(*passages.summary(), err=True)
+        path = datastore_folder(corpus, embedder, DATASTORES)
+        echo(f"datastore: {path}", *passages.summary(), err=True)
     finetuner = TestTimeFinetuner(model, tokenizer, passages, embedder, config)
     before = score_text(model, tokenizer, prompt, max_length=finetuner.window).value
     continuation = saved = None

@@ -89,6 +89,7 @@ def test_a_folder_gives_its_text_files_in_order(tmp_path):
     (folder / "loop").symlink_to(folder)
     (folder / "picture.png").write_bytes(b"\x89PNG\xff")
     (folder / "zeros").write_bytes(b"text\0")
+    (folder / "empty").touch()
     (folder / os.fsdecode(b"\xff.txt")).write_text("a name that is not UTF-8")
     with new_folder(folder / "ours") as ours:
         (ours / "texts.txt").write_text("of a datastore")
@@ -100,7 +101,11 @@ def test_a_folder_gives_its_text_files_in_order(tmp_path):
         {"text": "sea", "source": "deep/c"},
         {"text": "a name that is not UTF-8", "source": "?.txt"},
     ]
-    assert skipped == ["picture.png: not UTF-8 text", "zeros: not UTF-8 text"]
+    assert skipped == [
+        "empty: empty",
+        "picture.png: not UTF-8 text",
+        "zeros: not UTF-8 text",
+    ]
     assert read(folder / "deep" / ".git")[0] == [{"text": "hidden", "source": "config"}]
 
 

@@ -119,8 +119,11 @@ def _read_files(
         except Exception as error:
             is_binary = isinstance(error, UnicodeError)
             skipped.append(f"{source}: {_NOT_TEXT if is_binary else first_line(error)}")
-        else:
+            continue
+        if text.strip():
             yield {"text": text, "source": source}
+        else:
+            skipped.append(f"{source}: empty")
 
 
 def _format_of(path: Path) -> str | None:
@@ -155,7 +158,10 @@ def _rows(name: str) -> Iterator[Record]:
         yield from rows
     # The library does not document what it raises for foreign files.
     except Exception as error:
-        raise InputError(f"{name}: {first_line(error)}") from error
+        reason = first_line(error)
+        if not builder and name != STDIN:
+            reason = f"no such file or folder, and as a dataset of the hub: {reason}"
+        raise InputError(f"{name}: {reason}") from error
 
 
 def _stdin_rows() -> Iterator[Record]:

@@ -166,15 +166,20 @@ def _passages(
                 yield {**record, "text": text}
 
 
+def datastore_folder(corpus: str, embedder: Embedder, root: Path) -> Path:
+    """Where below ``root`` the datastore of ``corpus`` is kept."""
+    place = Path(corpus).resolve()
+    key = hashlib.sha256(f"{place}\n{embedder.name}".encode()).hexdigest()
+    return root / f"{place.name}-{key[:8]}"
+
+
 def folder_datastore(corpus: str, embedder: Embedder, root: Path) -> Datastore:
-    """The datastore of ``corpus``, kept in a folder of its own below ``root``.
+    """The datastore of ``corpus``, kept below ``root``.
 
     If a file has changed since the last call, it is written again; passages that have stayed are
     not embedded again. Raises as `index_corpus`.
     """
-    place = Path(corpus).resolve()
-    key = hashlib.sha256(f"{place}\n{embedder.name}".encode()).hexdigest()
-    path = root / f"{place.name}-{key[:8]}"
+    path = datastore_folder(corpus, embedder, root)
     store = Datastore.open(path) if path.exists() else None
     if store and store.source and corpus != STDIN:
         state = state_of(local_files(Path(corpus), IndexConfig()))
