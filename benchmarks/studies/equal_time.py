@@ -43,7 +43,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = [row for row in read_rows(arguments.rows) if row.error is None]
     contexts = sorted({row.settings.get("context", 0) for row in rows})
-    figure = Figure(figsize=(5.2 * len(contexts), 4.2), dpi=150, layout="tight")
+    figure = Figure(figsize=(7.5 * len(contexts), 4), dpi=150, layout="tight")
     for number, context in enumerate(contexts, start=1):
         curves = curves_of(rows, context)
         if arguments.best_rates:
@@ -171,14 +171,21 @@ def bits(cell: list[Row]) -> np.ndarray:
 
 
 def draw(axes: Any, curves: Curves) -> None:
+    """A colour for each method, steps and refresh; the paper's order is dashed."""
+    methods: list[str] = []
     for name, points in curves.items():
+        method = name.partition(", order")[0].partition(", lr")[0]
+        if method not in methods:
+            methods.append(method)
         budgets = sorted(points)
         means = [bits(points[passes]).mean() for passes in budgets]
-        axes.plot(budgets, means, "o-", label=name)
+        style = "o--" if "order" in name else "o-"
+        colour = f"C{methods.index(method)}"
+        axes.plot(budgets, means, style, color=colour, label=name)
         axes.set_xticks(budgets)
     axes.set_xlabel("forward-backward passes")
     axes.set_ylabel("bits per byte")
-    axes.legend()
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="small")
 
 
 def _line(cells: list[str]) -> str:
