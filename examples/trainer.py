@@ -20,12 +20,12 @@ from transformers import (
 
 from hullft_ops.ttft import (
     Datastore,
+    ReplayTrainer,
     TestTimeFinetuner,
     bits_per_byte,
     load_embedder,
     tiny_lm_path,
 )
-from hullft_ops.ttft.trainer import ReplayTrainer
 
 TEXTS = [f"def area_{n}(side):\n    return {n} * side * side\n" for n in range(40)]
 PROMPT = "def area_99(side):\n    return 99"
