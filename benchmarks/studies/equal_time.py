@@ -43,12 +43,12 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = [row for row in read_rows(arguments.rows) if row.error is None]
     contexts = sorted({row.settings.get("context", 0) for row in rows})
-    figure = Figure(figsize=(7.5 * len(contexts), 4), dpi=150, layout="tight")
+    figure = Figure(figsize=(7.5, 4 * len(contexts)), dpi=150, layout="tight")
     for number, context in enumerate(contexts, start=1):
         curves = curves_of(rows, context)
         if arguments.best_rates:
             curves = at_best_rates(curves)
-        axes = figure.add_subplot(1, len(contexts), number)
+        axes = figure.add_subplot(len(contexts), 1, number)
         axes.set_title(f"{context} passages in the prompt")
         draw(axes, curves)
         print(f"\n### {context} passages in the prompt\n")
