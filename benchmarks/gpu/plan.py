@@ -13,18 +13,14 @@ _SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 _MOST_PROCESSES = 8  # for tests on one GPU
 # Tests that do not use the CUDA kernels, or that request them themselves.
 _OTHER_TESTS = (
-    "test_benchmarks",
     "test_check_sass",
     "test_compile_gate",
     "test_contributing",
     "test_cuda_build",
     "test_cuda_errors",
     "test_distribution",
-    "test_equal_time",
     "test_examples",
     "test_fuzz_corpus",
-    "test_gpu_check",
-    "test_gpu_measurements",
     "test_packaging",
     "test_quotient_proof",
     "test_readme",

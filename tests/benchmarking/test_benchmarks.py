@@ -31,7 +31,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from forked import forked, status_of
 from hullft_ops import reference
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 
 
