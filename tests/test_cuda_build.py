@@ -22,7 +22,6 @@ PROJECT = f"""
 cmake_minimum_required(VERSION 3.26)
 project(kernels LANGUAGES CXX)
 include({ROOT}/cmake/cuda.cmake)
-message(STATUS "configured with CUDA [${{HULLFT_CUDA_VERSION}}]")
 """
 
 # Says that it is 11.5, and compiles for 7.5 where an older compiler is asked for what this one
@@ -97,7 +96,8 @@ def test_without_a_gpu_the_kernels_are_compiled_only_if_asked_for(
     tmp_path: Path,
 ) -> None:
     has_gpu = any(Path("/dev").glob("nvidia[0-9]*"))
-    _, output = configure(tmp_path, BROKEN_NVCC)
+    status, output = configure(tmp_path, BROKEN_NVCC)
+    assert status == 0
     assert ("for the CPU only: no GPU is visible" in output) == (not has_gpu)
 
     status, output = configure(tmp_path, BROKEN_NVCC, HULLFT_CUDA="ON")

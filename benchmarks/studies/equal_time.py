@@ -118,15 +118,20 @@ def table(curves: Curves) -> list[str]:
     return lines
 
 
+def settings_of(points: dict[int, list[Row]]) -> dict[str, Any]:
+    """What all points of a curve share, and the passes of the first."""
+    return points[min(points)][0].settings
+
+
 def orders(curves: Curves) -> list[str]:
     """Each method in balanced order, the default, against the same in the paper's."""
     lines = []
     for name, points in curves.items():
-        settings = points[min(points)][0].settings
+        settings = settings_of(points)
         if "order" in settings:
             continue
         for other, others in curves.items():
-            grouped = others[min(others)][0].settings
+            grouped = settings_of(others)
             same = all(grouped[key] == settings[key] for key in _OF_A_SELECTION)
             if same and "order" in grouped:
                 changes = [
@@ -172,15 +177,16 @@ def bits(cell: list[Row]) -> np.ndarray:
 
 def draw(axes: Any, curves: Curves) -> None:
     """A colour for each method, steps and refresh; the paper's order is dashed."""
-    methods: list[str] = []
+    selections: list[list[Any]] = []
     for name, points in curves.items():
-        method = name.partition(", order")[0].partition(", lr")[0]
-        if method not in methods:
-            methods.append(method)
+        settings = settings_of(points)
+        selection = [settings[key] for key in _OF_A_SELECTION]
+        if selection not in selections:
+            selections.append(selection)
         budgets = sorted(points)
         means = [bits(points[passes]).mean() for passes in budgets]
-        style = "o--" if "order" in name else "o-"
-        colour = f"C{methods.index(method)}"
+        style = "o--" if "order" in settings else "o-"
+        colour = f"C{selections.index(selection)}"
         axes.plot(budgets, means, style, color=colour, label=name)
         axes.set_xticks(budgets)
     axes.set_xlabel("forward-backward passes")

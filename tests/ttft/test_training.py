@@ -1,5 +1,7 @@
 """Training on a support, against Adam of torch that takes one step at a time."""
 
+import math
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -57,6 +59,8 @@ def assert_equals_plain_loop(finetuner, clip=None):
 
     assert adaptation.losses == pytest.approx(losses, rel=1e-9)
     assert adaptation.steps == support.counts
+    refresh = finetuner.config.refresh
+    assert adaptation.passes == sum(math.ceil(c / refresh) for c in support.counts)
 
 
 @pytest.mark.parametrize("refresh", [1, 2, 3, 100])

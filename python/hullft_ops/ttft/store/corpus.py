@@ -143,6 +143,7 @@ def _rows(name: str) -> Iterator[Record]:
     import datasets
 
     builder = _format_of(Path(name))
+    subject = name
     rows: Iterable[Record]
     try:
         if name == STDIN:
@@ -154,14 +155,12 @@ def _rows(name: str) -> Iterator[Record]:
                 builder, data_files=glob.escape(name), split="train", streaming=True
             )
         else:
+            subject = f"{name}: no such file or folder, and as a dataset of the hub"
             rows = datasets.load_dataset(name, split="train", streaming=True)
         yield from rows
     # The library does not document what it raises for foreign files.
     except Exception as error:
-        reason = first_line(error)
-        if not builder and name != STDIN:
-            reason = f"no such file or folder, and as a dataset of the hub: {reason}"
-        raise InputError(f"{name}: {reason}") from error
+        raise InputError(f"{subject}: {first_line(error)}") from error
 
 
 def _stdin_rows() -> Iterator[Record]:
