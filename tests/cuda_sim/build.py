@@ -57,12 +57,12 @@ class Kind:
 KINDS = {
     "plain": Kind(CLANG, ("-O2", "-ffp-contract=fast", *_FUSES), ("-O2",)),
     "asan": Kind(
-        "g++", ("-O1", *_SANITIZERS), ("-O1", *_SANITIZERS), tuple(_SANITIZERS)
+        "g++", ("-O0", *_SANITIZERS), ("-O1", *_SANITIZERS), tuple(_SANITIZERS)
     ),
     "race": Kind(CLANG, ("-O1", "-fsanitize=thread"), ("-O2", "-DCUSIM_RACE")),
 }
-MUTANT_FLAGS = ("-O0",)
-"""A mutant's unit compiles in a quarter of the time, and its case ends at the first error."""
+UNOPTIMISED = ("-O0",)
+"""For what compiles longer than it runs: a mutant's case ends at the first error."""
 
 
 def cuda_include() -> Path | None:
@@ -231,7 +231,7 @@ def build(kind: str) -> Path:
 
 
 def _precompile_for_mutants(kind: str, into: Path) -> None:
-    _precompile(kind, into, MUTANT_FLAGS)
+    _precompile(kind, into, UNOPTIMISED)
 
 
 def build_patched(
@@ -257,7 +257,7 @@ def build_patched(
         if path.stem != unit:
             (objects / path.name).symlink_to(path)
 
-    _compile_unit(kind, csrc, unit, header, objects, MUTANT_FLAGS)
+    _compile_unit(kind, csrc, unit, header, objects, UNOPTIMISED)
     return _link(kind, objects, first=unit)
 
 
@@ -274,7 +274,7 @@ def build_selftest(kind: str, into: Path) -> Path:
     """The simulator's own test as a program."""
     how = KINDS[kind]
     program = into / f"selftest_{kind}"
-    flags = [*_common(CSRC), *how.kernel_flags]
+    flags = [*_common(CSRC), *how.kernel_flags, *UNOPTIMISED]
     objects = [into / f"selftest_{kind}.o"]
     if kind == "race":
         flags.append("-DCUSIM_RACE")

@@ -1,6 +1,7 @@
 """What the host side says of devices, drivers, failed calls and memory, on a made-up runtime."""
 
 import ctypes
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,15 @@ from cuda_sim import build
 INVALID_DEVICE = 101  # cudaErrorInvalidDevice
 
 
+@pytest.fixture(scope="module")
+def host_side(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build.build_host(tmp_path_factory.mktemp("host"))
+
+
 @pytest.fixture
-def host(tmp_path: Path) -> ctypes.CDLL:
+def host(host_side: Path, tmp_path: Path) -> ctypes.CDLL:
     """A process asks for a device once, so every test has a library of its own."""
-    library = ctypes.CDLL(str(build.build_host(tmp_path)))
+    library = ctypes.CDLL(shutil.copy(host_side, tmp_path))
     for name in ("unusable", "refused", "failed", "no_memory"):
         getattr(library, name).restype = ctypes.c_char_p
     return library
