@@ -41,6 +41,9 @@ _FUSES = ("-mfma",) if platform.machine() == "x86_64" else ()
 _LIBRARIES = ["-lboost_context", "-ldl"]
 _SANITIZERS = ["-fsanitize=address,alignment", "-fno-sanitize-recover=alignment"]
 
+UNOPTIMISED = ("-O0",)
+"""For what compiles longer than it runs: a mutant's case ends at the first error."""
+
 
 class BuildError(RuntimeError):
     """The toolchain is there and the sources do not compile."""
@@ -57,12 +60,10 @@ class Kind:
 KINDS = {
     "plain": Kind(CLANG, ("-O2", "-ffp-contract=fast", *_FUSES), ("-O2",)),
     "asan": Kind(
-        "g++", ("-O0", *_SANITIZERS), ("-O1", *_SANITIZERS), tuple(_SANITIZERS)
+        "g++", (*UNOPTIMISED, *_SANITIZERS), ("-O1", *_SANITIZERS), tuple(_SANITIZERS)
     ),
     "race": Kind(CLANG, ("-O1", "-fsanitize=thread"), ("-O2", "-DCUSIM_RACE")),
 }
-UNOPTIMISED = ("-O0",)
-"""For what compiles longer than it runs: a mutant's case ends at the first error."""
 
 
 def cuda_include() -> Path | None:
