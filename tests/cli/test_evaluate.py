@@ -340,6 +340,7 @@ def test_the_grid_file_is_not_the_output(evaluate: Evaluate, tmp_path: Path) -> 
     ("options", "message"),
     [
         (["--store", "nowhere"], "nowhere: no such folder"),
+        (["--store", "a", "--model", "./nowhere"], "model ./nowhere: no such folder"),
         (["--prompts", "nowhere"], "No such file or directory"),
         (["--limit", 0], "limit: Input should be greater than or equal to 1"),
         (["--method", "best"], "settings[0]: --method must be one of"),

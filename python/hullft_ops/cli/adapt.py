@@ -82,7 +82,6 @@ def adapt(
     config = config_class(**values)
     if save is not None and config.n_select == 0:
         raise ValueError("--save needs --n-select above 0: nothing is trained")
-    embedder = load_embedder(inputs.embedder)
     if store is not None:
         passages = Datastore.open(store)
     model, tokenizer = inputs.load_model()
@@ -94,6 +93,8 @@ def adapt(
         chat_message(tokenizer, prompt)
     if save is not None:
         check_rank(model, list(model.parameters()), save_rank)
+    # The slowest to import, so after what is refused.
+    embedder = load_embedder(inputs.embedder)
     if corpus is not None:
         passages = folder_datastore(corpus, embedder, DATASTORES)
         path = datastore_folder(corpus, embedder, DATASTORES)

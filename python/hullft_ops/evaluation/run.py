@@ -108,13 +108,14 @@ def load_evaluation(
         InputError, OSError: something cannot be loaded, or no prompt is left.
     """
     configs = experiment.configs(config_class)
-    embedder = load_embedder(experiment.embedder)
-    store, prompts, notes = open_texts(experiment, embedder, datastores)
+    # First what is soon refused: embedding a corpus takes long.
     model, tokenizer = load_model(
         experiment.model,
         device,
         allow_missing_weights=experiment.allow_missing_weights,
     )
+    embedder = load_embedder(experiment.embedder)
+    store, prompts, notes = open_texts(experiment, embedder, datastores)
     evaluation = Evaluation(
         run=run_identity(model, tokenizer, store, experiment.seed),
         seed=experiment.seed,
