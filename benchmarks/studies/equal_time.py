@@ -53,7 +53,7 @@ def main() -> None:
         draw(axes, curves)
         print(f"\n### {context} passages in the prompt\n")
         print("\n".join(table(curves)), end="\n\n")
-        print("\n".join([*comparisons(curves), *orders(curves)]))
+        print("\n".join([*comparisons(curves), *variants(curves)]))
     if arguments.picture is not None:
         figure.savefig(arguments.picture)
 
@@ -123,23 +123,28 @@ def settings_of(points: dict[int, list[Row]]) -> dict[str, Any]:
     return points[min(points)][0].settings
 
 
-def orders(curves: Curves) -> list[str]:
-    """Each method in balanced order, the default, against the same in the paper's."""
+def variants(curves: Curves) -> list[str]:
+    """Each method in balanced order against the same in the paper's, or with a higher refresh."""
     lines = []
     for name, points in curves.items():
-        settings = settings_of(points)
-        if "order" in settings:
-            continue
         for other, others in curves.items():
-            grouped = settings_of(others)
-            same = all(grouped[key] == settings[key] for key in _OF_A_SELECTION)
-            if same and "order" in grouped:
-                changes = [
-                    str(relative(bits(points[passes]), bits(others[passes])))
-                    for passes in sorted(points)
-                ]
-                lines.append(_line([name, other, *changes]))
+            if not is_variant(settings_of(points), settings_of(others)):
+                continue
+            changes = [
+                str(relative(bits(points[passes]), bits(others[passes])))
+                for passes in sorted(points)
+            ]
+            lines.append(_line([name, other, *changes]))
     return lines
+
+
+def is_variant(settings: dict[str, Any], other: dict[str, Any]) -> bool:
+    same = all(other[key] == settings[key] for key in ("method", "n_select"))
+    if not same or "order" in settings:
+        return False
+    if "order" in other:
+        return bool(other["refresh"] == settings["refresh"])
+    return bool(other["refresh"] > settings["refresh"])
 
 
 def comparisons(curves: Curves) -> list[str]:

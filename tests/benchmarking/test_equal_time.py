@@ -92,17 +92,23 @@ def test_each_method_at_its_best_rate(rows: Path) -> None:
     ]
 
 
-def test_the_orders_are_compared_with_each_other(rows: Path) -> None:
-    grouped = rows.read_text().replace('"refresh":2', '"refresh":2,"order":"grouped"')
-    grouped = grouped.replace('"bits_per_byte_after":1.0', '"bits_per_byte_after":2.0')
-    grouped = grouped.replace('"config":"', '"config":"grouped ')
-    both = [*rows.read_text().splitlines(), *grouped.splitlines()]
+@pytest.mark.parametrize(
+    ("change", "other"),
+    [
+        ('2,"order":"grouped"', "refresh 2, order grouped, lr 0.0001"),
+        ("3", "refresh 3, lr 0.0001"),
+    ],
+)
+def test_orders_and_refreshes_are_compared(rows: Path, change: str, other: str) -> None:
+    varied = rows.read_text().replace('"refresh":2', f'"refresh":{change}')
+    varied = varied.replace('"bits_per_byte_after":1.0', '"bits_per_byte_after":2.0')
+    varied = varied.replace('"config":"', '"config":"varied ')
+    both = [*rows.read_text().splitlines(), *varied.splitlines()]
     rows.write_text("".join(line + "\n" for line in both if '"hullft"' in line))
-    [line] = equal_time.orders(equal_time.curves_of(equal_time.read_rows(rows), 0))
+    [line] = equal_time.variants(equal_time.curves_of(equal_time.read_rows(rows), 0))
 
-    grouped_name = "HullFT 20, refresh 2, order grouped, lr 0.0001"
     assert line.startswith(
-        f"| HullFT 20, refresh 2, lr 0.0001 | {grouped_name} | -20.0%"
+        f"| HullFT 20, refresh 2, lr 0.0001 | HullFT 20, {other} | -20.0%"
     )
 
 
