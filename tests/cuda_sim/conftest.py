@@ -18,9 +18,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--cuda-sim", action="store_true", help="execute the CUDA kernels on the CPU"
     )
-    parser.addoption(
-        "--mutants", default="0/1", help="0/3, 1/3 or 2/3 for a third; all by default"
-    )
 
 
 def pytest_collection_modifyitems(

@@ -24,11 +24,7 @@ MUTANTS = (
 )
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    part, parts = metafunc.config.getoption("--mutants").split("/")
-    metafunc.parametrize("name", list(MUTANTS)[int(part) :: int(parts)])
-
-
+@pytest.mark.parametrize("name", MUTANTS)
 def test_caught(workers: Workers, name: str, tmp_path: Path) -> None:
     m = MUTANTS[name]
     library = build.build_patched(m.kind, m.unit, m.file, m.old, m.new, tmp_path)
