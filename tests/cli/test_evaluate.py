@@ -143,7 +143,6 @@ def test_one_training_gives_the_rows_of_all_passes_and_contexts(
     evaluate: Evaluate, trainings: Trainings
 ) -> None:
     hullft = ["--method", "hullft", "--refresh", 1]
-    alone = {}
     for passes, context in ((1, 0), (1, 2), (2, 0), (2, 1), (9, 0)):
         options = ["--passes", passes, "--context", context, "--output", "alone.jsonl"]
         assert evaluate(*hullft, *options).code == 0

@@ -28,6 +28,6 @@ MUTANTS = (
 def test_caught(workers: Workers, name: str, tmp_path: Path) -> None:
     m = MUTANTS[name]
     library = build.build_patched(m.kind, m.unit, m.file, m.old, m.new, tmp_path)
-    said = workers.run_cases(library, m.kind, [m.case], seed=0, timeout=60)
+    report = workers.run_cases(library, m.kind, [m.case], seed=0, timeout=60)
 
-    assert re.search(m.report, said), f"wanted {m.report!r}, got:\n{said[-2000:]}"
+    assert re.search(m.report, report), f"wanted {m.report!r}, got:\n{report[-2000:]}"

@@ -19,7 +19,7 @@ from properties.selection_problems import (
 
 every_operator = pytest.mark.parametrize("operator", OPERATORS)
 # Enough that a single query's rows are shared.
-SHARED_ROWS = {"candidates": 300, "dim": 256}
+SHARED_ROWS = {"candidates": 80, "dim": 1024}
 
 
 @every_operator

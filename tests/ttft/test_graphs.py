@@ -132,11 +132,11 @@ def test_the_least_recently_used_graph_goes(gpt2, monkeypatch):
 def test_a_pass_that_waits_again_is_not_captured(gpt2, waiting, captures, replays):
     expected = train(trainer_of(gpt2), gpt2)
     stand_in = StandIn(waiting)
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         assert_alike(train(trainer_of(gpt2, stand_in), gpt2), expected)
 
     assert (stand_in.captures, stand_in.replays) == (captures, replays)
-    messages = [str(warning.message) for warning in said]
+    messages = [str(warning.message) for warning in caught]
     once = [
         "TestTimeFinetuner: training uses no CUDA graphs: a pass waits for the GPU: loss.py:7"
     ]
