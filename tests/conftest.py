@@ -1,5 +1,6 @@
 """What the operator tests share: the device they run on, golden pools, SIMD levels, threads."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +33,11 @@ def pytest_collection_modifyitems(
         marker = item.get_closest_marker("cpu_only")
         if marker is not None:
             item.add_marker(pytest.mark.skip(reason=marker.args[0]))
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported and collected stays: the garbage collector need not visit it again."""
+    gc.freeze()
 
 
 def _simd_level_of(item: pytest.Item) -> object:
