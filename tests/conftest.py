@@ -19,9 +19,7 @@ DATA = Path(__file__).parent / "data"
 def pytest_collection_modifyitems(
     config: pytest.Config, items: list[pytest.Item]
 ) -> None:
-    """Long tests come first. Away from the CPU, its instruction sets are one, and some tests have
-    nothing to ask."""
-    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+    """Away from the CPU, its instruction sets are one, and some tests have nothing to ask."""
     if torch.device(config.getoption("--device")).type == "cpu":
         return
 

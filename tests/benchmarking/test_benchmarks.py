@@ -272,7 +272,6 @@ def test_many_compares_each_adapter_with_that_of_its_prompt_alone(off: float) ->
         bench_many.check_ends(finetuner, ["a", "bc"])
 
 
-@pytest.mark.long
 def test_a_small_run_measures_every_operator_and_makes_a_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,7 +38,6 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": path, "PATH": str(folder)}
 
 
-@pytest.mark.long
 def test_a_rehearsal_on_a_machine_that_lacks_what_a_gpu_machine_lacks(
     tmp_path: Path, bare: dict[str, str]
 ) -> None:
@@ -69,7 +68,6 @@ def test_a_rehearsal_on_a_machine_that_lacks_what_a_gpu_machine_lacks(
     assert written in done.stdout
 
 
-@pytest.mark.long
 def test_every_measurement_is_rehearsed(tmp_path: Path, bare: dict[str, str]) -> None:
     output = tmp_path / "findings.jsonl"
     steps = ["environment", "graphs", "selection", "replay", "ttft"]

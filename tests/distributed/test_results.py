@@ -20,8 +20,6 @@ from hullft_ops.ttft import Datastore
 from hullft_ops.ttft.errors import InputError
 from processes import below, content, wait_for
 
-pytestmark = pytest.mark.long
-
 ON_WORKERS = " --engine ray --workers 2"
 
 

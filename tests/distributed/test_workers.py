@@ -14,8 +14,6 @@ from hullft_ops.distributed import workers as module
 from hullft_ops.distributed.workers import Workers, do_item, worker_pool
 from hullft_ops.ttft.errors import InputError
 
-pytestmark = pytest.mark.long
-
 
 def doubling(graves: Path) -> Callable[[int], int]:
     """Loads a function that dies of numbers below zero."""
