@@ -48,12 +48,15 @@ def call(op: str, *arguments: Any, **options: Any) -> Any:
 def call_batched(
     op: str, pool: Tensor, *queries: Tensor, **options: Any
 ) -> Sequence[Tensor]:
-    """The operator's results. Only a batch gives the last of ``queries`` two dimensions."""
+    """The operator's results. Only a batch gives the last of ``queries`` two dimensions.
+
+    The options come in the schema's order: torch takes 1.6 us to match the names of fw_select's.
+    """
     if queries[-1].dim() > 1:
-        results = call(op, pool, *queries, **options)
+        results = call(op, pool, *queries, *options.values())
         return [results] if isinstance(results, Tensor) else results
     batch_of_one = [query.unsqueeze(0) for query in queries]
-    results = call(op, pool, *batch_of_one, **options)
+    results = call(op, pool, *batch_of_one, *options.values())
     if isinstance(results, Tensor):
         results = [results]
     return [result.squeeze(0) for result in results]

@@ -23,6 +23,7 @@
 #include <vector>
 
 #include "../../core/frank_wolfe.h"
+#include "../aligned.h"
 #include "../query_pool.h"
 #include "../simd/step_kernels.h"
 #include "atom_gram.h"
@@ -90,7 +91,7 @@ class ScreenedCorrelations {
   // In float64; b and u have padded(n) values, b is -infinity in the padding.
   struct Atoms {
     std::vector<int64_t> candidate;
-    std::vector<double> b, u;
+    AlignedVector b, u;
   };
 
   int64_t n_atoms() const { return int64_t(atoms_.candidate.size()); }
