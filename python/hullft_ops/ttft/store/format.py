@@ -10,7 +10,8 @@ The operators and FAISS read the embeddings as one matrix without a copy. An Arr
 split at every record batch.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,9 +36,11 @@ TEXTS = "texts.arrow"
 EMBEDDINGS = "embeddings.f32"
 LISTS = "lists.faiss"
 
-# As fast as larger batches on one core, where the progress bar moves every second. A resumed write
-# forms the same batches, because the batch changes the last bits of a vector.
-BATCH = 16
+# A group's texts are embedded in batches of like length, because padding takes time: 29 s in place
+# of 41 for 1,024 chunks of source files on two cores of an AMD EPYC. With batches of this size the
+# progress bar moves every second on one core. A resumed write forms the same groups and batches,
+# because the batch changes the last bits of a vector.
+GROUP, BATCH = 128, 16
 
 # Turns batches of texts into the vectors float32 [n, dim] of each batch, in their order.
 Embed = Callable[[Iterable[list[str]]], Iterable[np.ndarray]]
@@ -174,7 +177,7 @@ def progress_bar(name: str, total: int | None = None) -> "tqdm[Any]":
 def embed_texts(folder: Path, embedder: Embedder, embed: Embed | None = None) -> None:
     """Append the vectors that are missing to the file of embeddings.
 
-    A batch of vectors that is in the file is never embedded again.
+    A group of vectors that is in the file is never embedded again.
     """
     texts = open_rows(folder)["text"]
     row_bytes = embedder.dim * 4
@@ -184,23 +187,38 @@ def embed_texts(folder: Path, embedder: Embedder, embed: Embed | None = None) ->
     ):
         done = file.tell() // row_bytes
         if done < len(texts):
-            done -= done % BATCH
-        # A kill may leave a part of a batch.
+            done -= done % GROUP
+        # A kill may leave a part of a group.
         file.truncate(done * row_bytes)
         bar.update(done)
-        starts = range(done, len(texts), BATCH)
-        batches = (list(texts[start : start + BATCH]) for start in starts)
-        for vectors in embed(batches) if embed else map(embedder.encode, batches):
-            block = checked_vectors(
+        positions, to_embed = tee(_batches_of_like_length(texts, done))
+        batches = (list(texts[batch]) for batch in to_embed)
+        encoded = embed(batches) if embed else map(embedder.encode, batches)
+        group = np.empty((GROUP, embedder.dim), np.float32)
+        n_embedded = 0  # of the group, whose first text is number `done`
+        for batch, vectors in zip(positions, encoded, strict=True):
+            group[np.array(batch) - done] = checked_vectors(
                 f"the vectors of embedder {embedder.name}",
                 vectors,
-                count=min(BATCH, len(texts) - done),
+                count=len(batch),
                 dim=embedder.dim,
             )
-            file.write(block.tobytes())
-            file.flush()
-            done += len(block)
-            bar.update(len(block))
+            n_embedded += len(batch)
+            bar.update(len(batch))
+            if n_embedded == min(GROUP, len(texts) - done):
+                file.write(group[:n_embedded].tobytes())
+                file.flush()
+                done += n_embedded
+                n_embedded = 0
+
+
+def _batches_of_like_length(texts: Sequence[str], first: int) -> Iterator[list[int]]:
+    """The positions of the texts from ``first`` on, group by group, the short ones first."""
+    for start in range(first, len(texts), GROUP):
+        lengths = [len(text) for text in texts[start : start + GROUP]]
+        by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
+        for i in range(0, len(by_length), BATCH):
+            yield [start + position for position in by_length[i : i + BATCH]]
 
 
 def finish(folder: Path, embedder: Embedder, *, exact_up_to: int) -> None:

@@ -54,7 +54,7 @@ def index_corpus(
 ) -> Datastore:
     """Write a corpus into a datastore, and open it.
 
-    ``path`` appears whole, at the end. A killed process loses no batch of vectors that it has
+    ``path`` appears whole, at the end. A killed process loses at most the last 128 vectors that it
     embedded: the same call goes on from there, and makes the same datastore. Exact repetitions are
     left out.
 
