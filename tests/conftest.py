@@ -43,13 +43,10 @@ def _simd_level_of(item: pytest.Item) -> object:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _share_of_the_cores() -> None:
-    """Processes of pytest-xdist would wait for each other's threads, so would theirs."""
-    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    threads = max(1, torch.get_num_threads() // processes)
-    torch.set_num_threads(threads)
-    if processes > 1:
-        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+def _one_thread() -> None:
+    """Processes of pytest-xdist would wait for each other's threads, a fork for those it lacks."""
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session", autouse=True)

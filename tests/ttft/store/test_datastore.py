@@ -57,6 +57,25 @@ def test_texts_stream(embedder, tmp_path):
     assert store.texts[2999] == "text 2999"
 
 
+def test_texts_of_like_length_are_embedded_together(embedder, tmp_path):
+    texts = [
+        f"{'a short' if n % 2 else 'a much, much longer'} text {n}"
+        for n in range(100, 200)
+    ]
+    lengths = []
+    encode = embedder.encode
+
+    def encode_and_measure(batch):
+        lengths.append({len(text) for text in batch})
+        return encode(batch)
+
+    embedder.encode = encode_and_measure
+    Datastore.build(texts, embedder, tmp_path / "store")
+
+    # Of each length 50 texts, which end in the middle of one batch of 16.
+    assert [len(of_batch) for of_batch in lengths] == [1, 1, 1, 2, 1, 1, 1]
+
+
 @pytest.mark.parametrize(
     ("texts", "error", "message"),
     [

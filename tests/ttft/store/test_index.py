@@ -116,25 +116,6 @@ def test_a_long_list_of_what_was_skipped_ends_with_a_number(embedder, tmp_path):
     assert store.summary()[1].endswith(", c.jsonl:6: no string 'text' and 2 more)")
 
 
-def test_texts_of_like_length_are_embedded_together(embedder, tmp_path):
-    texts = [
-        f"{'a short' if n % 2 else 'a much, much longer'} text {n}"
-        for n in range(100, 200)
-    ]
-    lengths = []
-    encode = embedder.encode
-
-    def encode_and_measure(batch):
-        lengths.append({len(text) for text in batch})
-        return encode(batch)
-
-    embedder.encode = encode_and_measure
-    Datastore.build(texts, embedder, tmp_path / "store")
-
-    # Of each length 50 texts, which end in the middle of one batch of 16.
-    assert [len(of_batch) for of_batch in lengths] == [1, 1, 1, 2, 1, 1, 1]
-
-
 def test_a_large_datastore_gets_lists(corpus, embedder, tmp_path):
     store = index_corpus(corpus, tmp_path / "store", embedder, exact_up_to=999)
     assert store.info.recall >= 0.8
