@@ -44,7 +44,10 @@ def _simd_level_of(item: pytest.Item) -> object:
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
-    """Processes of pytest-xdist would wait for each other's threads, a fork for those it lacks."""
+    """Processes of pytest-xdist would wait for each other's threads, a fork for those it lacks.
+
+    The bits of a matrix product depend on the number. Ray's workers have one too.
+    """
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

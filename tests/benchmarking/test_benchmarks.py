@@ -285,7 +285,6 @@ def test_a_small_run_measures_every_operator_and_makes_a_page(
     arguments += ["-p", "no:faulthandler", "-o", "addopts=--import-mode=importlib"]
 
     def measure() -> None:
-        torch.set_num_threads(1)
         assert pytest.main(arguments) == 0
 
     assert status_of(forked(measure, seconds=300)) == 0

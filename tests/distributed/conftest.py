@@ -9,7 +9,6 @@ os.environ.pop("RAY_ADDRESS", None)
 
 import pytest
 import ray
-import torch
 
 from processes import below, is_running, wait_for
 
@@ -31,12 +30,3 @@ def local_ray() -> Iterator[None]:
     started = below(os.getpid()) - others
     ray.shutdown()
     wait_for(lambda: not any(map(is_running, started)))
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """As many as a worker has: the bits of a matrix product depend on it."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

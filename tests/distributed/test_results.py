@@ -65,9 +65,7 @@ def results(
     )
 
 
-def test_the_guide_has_the_results_of_one_process_though_workers_are_killed(
-    one_thread, tmp_path
-):
+def test_the_guide_has_the_results_of_one_process_though_workers_are_killed(tmp_path):
     """Seven batches to embed, two methods on four prompts."""
     alone, rows_alone = results(tmp_path / "alone", in_one_process)
     store, rows = results(tmp_path / "ray", on_workers)

@@ -40,7 +40,8 @@ LISTS = "lists.faiss"
 # of 41 for 1,024 chunks of source files on two cores of an AMD EPYC. With batches of this size the
 # progress bar moves every second on one core. A resumed write forms the same groups and batches,
 # because the batch changes the last bits of a vector.
-GROUP, BATCH = 128, 16
+GROUP = 128
+BATCH = 16
 
 # Turns batches of texts into the vectors float32 [n, dim] of each batch, in their order.
 Embed = Callable[[Iterable[list[str]]], Iterable[np.ndarray]]
