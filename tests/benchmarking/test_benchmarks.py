@@ -1,8 +1,7 @@
 """The benchmarks' own parts, and one run of the small ones at sizes that prove nothing."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from benchmarks import (
-    bench_many,
     bench_selection,
     compare,
     loops,
@@ -244,34 +242,6 @@ def test_a_loop_that_computes_something_else_is_noticed(
     assert adapting.difference() > case.allowed_difference
 
 
-class PromptsInTurn:
-    """What `check_ends` asks of a finetuner. Together, the second prompt ends ``off`` away."""
-
-    def __init__(self, off: float) -> None:
-        self.model = torch.nn.Linear(2, 2)
-        self._off = off
-
-    def adapt_many(self, prompts: list[str]) -> list[tuple[str, float]]:
-        return [(prompt, i * self._off) for i, prompt in enumerate(prompts)]
-
-    @contextmanager
-    def adapted(self, prompt: str | tuple[str, float]) -> Iterator[None]:
-        text, off = (prompt, 0.0) if isinstance(prompt, str) else prompt
-        for parameter in self.model.parameters():
-            torch.nn.init.constant_(parameter, len(text) + off)
-
-        yield
-
-
-@pytest.mark.parametrize("off", [0.0, 1e-3])
-def test_many_compares_each_adapter_with_that_of_its_prompt_alone(off: float) -> None:
-    finetuner = PromptsInTurn(off)
-    outcome = pytest.raises(AssertionError) if off else nullcontext()
-
-    with outcome:
-        bench_many.check_ends(finetuner, ["a", "bc"])
-
-
 def test_a_small_run_measures_every_operator_and_makes_a_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -280,7 +250,7 @@ def test_a_small_run_measures_every_operator_and_makes_a_page(
     monkeypatch.chdir(ROOT)
     output = tmp_path / "run.json"
     arguments = ["benchmarks", "-q", "--grid", "smoke", "-p", "no:cacheprovider"]
-    arguments += ["--ignore=benchmarks/bench_many.py", f"--benchmark-json={output}"]
+    arguments += [f"--benchmark-json={output}"]
     # A fork lacks the thread that pytest's faulthandler would wait for.
     arguments += ["-p", "no:faulthandler", "-o", "addopts=--import-mode=importlib"]
 
@@ -293,7 +263,7 @@ def test_a_small_run_measures_every_operator_and_makes_a_page(
     comparisons = [Comparison(**one["extra_info"]) for one in run["benchmarks"]]
     groups = {path.stem.removeprefix("bench_") for path in ROOT.glob("*/bench_*.py")}
 
-    assert {one.group for one in comparisons} == groups - {"many"}
+    assert {one.group for one in comparisons} == groups
     assert all(one.seconds > 0 and one.peers for one in comparisons)
 
     assert run["machine_info"]["threads"] == 1

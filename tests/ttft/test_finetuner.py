@@ -1,12 +1,10 @@
 """The finetuner: what it refuses, what an adaptation reports, and that it helps."""
 
-import copy
 from itertools import chain
 
 import pytest
 
 from hullft_ops.ttft.scoring import score_text
-from model_state import unchanged
 
 PROMPT = "the cat sat on the red mat"
 
@@ -121,32 +119,6 @@ def test_a_support_takes_the_place_of_its_prompt(gpt2, make, store_of):
     other = make(gpt2, store=store_of(["the cat", "a dog"]))
     with pytest.raises(ValueError, match="support belongs to datastore"):
         other.generate(support)
-    with pytest.raises(ValueError, match="support belongs to datastore"):
-        other.adapt_many([support])
-
-
-def test_an_adapter_of_another_model_is_refused(llama, make, with_lora):
-    base = copy.deepcopy(llama)
-    [adapter] = make(with_lora(llama), n_select=2).adapt_many([PROMPT])
-
-    # The values that were trained do not count, all others do.
-    same = with_lora(copy.deepcopy(base))
-    for parameter in same.parameters():
-        if parameter.requires_grad:
-            parameter.data += 1
-
-    with make(same).adapted(adapter) as adaptation:
-        assert adaptation.losses == adapter.losses
-
-    base.model.norm.weight.data[0] += 1
-    other = with_lora(base)
-    with (
-        unchanged(other),
-        pytest.raises(
-            ValueError, match="adapter belongs to model .*, the finetuner has"
-        ),
-    ):
-        make(other).generate(adapter)
 
 
 def test_a_model_that_cannot_be_trained_is_refused(gpt2, llama, make):

@@ -6,7 +6,6 @@ import torch
 import hullft_ops
 
 PROMPT = "the cat sat on the red mat"
-PROMPTS = [PROMPT, "blue house world", "hello tree the dog"]
 
 
 @pytest.fixture
@@ -59,7 +58,7 @@ def test_random_draws_by_seed_and_prompt_alone(gpt2, make, store, nearest):
     support = finetuner.select(PROMPT)
     other = make(gpt2, method="random", seed=1).select(PROMPT)
 
-    assert finetuner.select_batch(PROMPTS)[0] == support
+    assert finetuner.select(PROMPT) == support
     assert support.counts == [1] * 12
     assert len(set(support.indices)) == 12
     assert other.indices != support.indices
@@ -68,14 +67,6 @@ def test_random_draws_by_seed_and_prompt_alone(gpt2, make, store, nearest):
     residual = query - store.embeddings[support.indices].mean(0)
 
     assert support.residual == pytest.approx(float(residual.norm()), rel=1e-5)
-
-
-@pytest.mark.parametrize("method", ["hullft", "sift", "knn", "random"])
-def test_a_batch_is_each_prompt_alone(gpt2, make, method):
-    finetuner = make(gpt2, method=method)
-    alone = [finetuner.select(prompt) for prompt in PROMPTS]
-
-    assert finetuner.select_batch(PROMPTS) == alone
 
 
 def test_a_function_of_the_users_is_a_method(gpt2, make, nearest):

@@ -15,7 +15,6 @@ try:
         load_embedder,
     )
     from hullft_ops.ttft.finetuner import TestTimeFinetuner
-    from hullft_ops.ttft.many import TrainedAdapter
     from hullft_ops.ttft.methods import SelectionMethod
     from hullft_ops.ttft.models.loading import load_model
     from hullft_ops.ttft.models.memory import keep_freed_memory
@@ -68,7 +67,6 @@ __all__ = [
     "Support",
     "TTFTConfig",
     "TestTimeFinetuner",
-    "TrainedAdapter",
     "bits_per_byte",
     "index_corpus",
     "keep_freed_memory",

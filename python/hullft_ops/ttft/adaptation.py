@@ -27,7 +27,7 @@ class Adaptation:
         losses: the mean loss of each pass, in nats.
         seconds: wall-clock seconds by stage: embed, search, select, tokenize, forward, backward,
             step, prefill (reading the retrieved passages), and finetune: all from the support to
-            the trained model. Of a batch of prompts, each has its share.
+            the trained model.
         has_ended: whether the model is restored.
     """
 
@@ -37,8 +37,6 @@ class Adaptation:
     seconds: dict[str, float]
     losses: list[float] = field(default_factory=list)
     has_ended: bool = False
-    # Whether the passes were those of adapt_many, whose optimizer is gone.
-    _is_complete: bool = False
     _context: ReadContext = field(init=False)
 
     @property
@@ -61,12 +59,10 @@ class Adaptation:
         """Go on training, until the passes are so many; None for all that the steps need.
 
         Raises:
-            RuntimeError: the with block has ended, or the adapter is from `adapt_many`.
+            RuntimeError: the with block has ended.
             NonFiniteLossError, torch.OutOfMemoryError: as `TestTimeFinetuner.adapted`.
         """
         self._check_alive("train")
-        if self._is_complete:
-            raise RuntimeError("train: an adapter from adapt_many takes no more steps")
         before = self.passes
         self._finetuner._train(self, passes, perf_counter())
         if self.passes > before:

@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -14,15 +13,12 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hullft_ops._checks import check_integer
 from hullft_ops.ttft.adaptation import Adaptation
 from hullft_ops.ttft.adapter import add_adapter, lora_differences
 from hullft_ops.ttft.config import TTFTConfig
 from hullft_ops.ttft.context import ReadContext
 from hullft_ops.ttft.embedding import Embedder, check_embedder
-from hullft_ops.ttft.identity import model_identity
 from hullft_ops.ttft.lock import exclusive
-from hullft_ops.ttft.many import TrainedAdapter, train_adapters
 from hullft_ops.ttft.models.checks import (
     check_causal,
     context_length,
@@ -109,20 +105,11 @@ class TestTimeFinetuner:
         Raises:
             TypeError, ValueError: the prompt is not a str, or blank.
         """
-        [support] = self._selector.select([prompt])
-        return support
-
-    def select_batch(self, prompts: Sequence[str]) -> list[Support]:
-        """`select` for many prompts at once.
-
-        The supports equal those of `select` if the embedder's vectors are the same in a batch.
-        `adapted` takes a support in place of its prompt.
-        """
-        return self._selector.select(prompts)
+        return self._selector.select(prompt)
 
     @contextmanager
     def adapted(
-        self, prompt: str | Support | TrainedAdapter, *, seconds: float | None = None
+        self, prompt: str | Support, *, seconds: float | None = None
     ) -> Iterator[Adaptation]:
         """Adapt the model to ``prompt`` for the length of a with block, and restore it afterwards.
 
@@ -131,12 +118,12 @@ class TestTimeFinetuner:
         storage. Other threads and asyncio tasks may not adapt or read the model meanwhile.
 
         Args:
-            prompt: a text, a support from `select`, or an adapter from `adapt_many`.
+            prompt: a text, or a support from `select`.
             seconds: budget for retrieval and training, above 0; None for no limit. Training stops
                 before a pass that it expects to end late; ``skipped_steps`` counts the rest.
 
         Raises:
-            TypeError, ValueError: the prompt is no text, or of another datastore or model.
+            TypeError, ValueError: the prompt is no text, or the support of another datastore.
             RuntimeError: the model is adapted already, or the loss depends on no trained parameter.
             NonFiniteLossError, torch.OutOfMemoryError: training failed. The model is restored.
         """
@@ -144,60 +131,19 @@ class TestTimeFinetuner:
         support = self._support_of(prompt)
         with exclusive(self.model, adapts=True):
             start = perf_counter()
-            trained = self._parameters_changed_by(prompt, support)
+            trained = self._parameters_changed_by(support)
             with restored(self.model, trained, self._copies) as original:
                 tokenize = support.seconds.get("tokenize", 0.0)
                 seconds_of = support.seconds | {"finetune": tokenize}
                 adaptation = Adaptation(support, self, original, seconds_of)
                 with out_of_memory_explained(_OUT_OF_MEMORY):
-                    if isinstance(prompt, TrainedAdapter):
-                        _copy(prompt.parameters, self._trained)
-                        adaptation.losses = list(prompt.losses)
-                        adaptation._is_complete = True
-                    else:
-                        add_adapter(self._adapter)
+                    add_adapter(self._adapter)
                 self._train(adaptation, self.config.passes, start, deadline)
                 adaptation.read()
                 try:
                     yield adaptation
                 finally:
                     adaptation.has_ended = True
-
-    def adapt_many(
-        self, prompts: Sequence[str] | Sequence[Support], *, batch_size: int = 16
-    ) -> list[TrainedAdapter]:
-        """Train an adapter for each prompt, many side by side.
-
-        The model must be a PEFT model that trains plain LoRAs of linear layers, and nothing else.
-        Each prompt's adapter takes the steps that `adapted` would take; the two agree up to
-        rounding. A pass reads the next passage of every prompt, each row through its own adapter.
-        Other threads may use the model meanwhile.
-
-        Args:
-            prompts: texts, or supports from `select_batch`.
-            batch_size: prompts to train at a time. Each takes four times the adapter's parameters,
-                and the activations of a passage.
-
-        Returns:
-            Adapters in the order of the prompts. `adapted` takes each in place of its prompt.
-
-        Raises:
-            TypeError, ValueError: as `select`; batch_size is not an int or below 1; or other
-                parameters are trained.
-            RuntimeError: the model is adapted at the moment, or a layer reads no batch.
-            NonFiniteLossError, torch.OutOfMemoryError: as `adapted`; the first names the prompt.
-        """
-        check_integer("adapt_many", "batch_size", batch_size, 1)
-        supports = [prompt for prompt in prompts if isinstance(prompt, Support)]
-        if len(supports) < len(prompts):
-            supports = self.select_batch(prompts)  # type: ignore[arg-type]
-        for support in supports:
-            self._check_datastore(support)
-        with out_of_memory_explained(_OUT_OF_MEMORY):
-            adapters = train_adapters(
-                self.model, self._trained, self.config, supports, batch_size
-            )
-        return [replace(adapter, model=self._frozen) for adapter in adapters]
 
     def generate(
         self, prompt: str, *, seconds: float | None = None, **generate_kwargs: Any
@@ -209,38 +155,20 @@ class TestTimeFinetuner:
         with self.adapted(prompt, seconds=seconds) as adaptation:
             return adaptation.generate(prompt, **generate_kwargs)
 
-    @cached_property
-    def _frozen(self) -> str:
-        """Identity of the model but for the values that are trained."""
-        with exclusive(self.model, unadapted=True):
-            return model_identity(self.model, but_values_of=self._trained)
-
-    def _support_of(self, prompt: str | Support | TrainedAdapter) -> Support:
-        if isinstance(prompt, TrainedAdapter):
-            if prompt.model != self._frozen:
-                raise ValueError(
-                    f"adapted: the adapter belongs to model {prompt.model[:12]}, the finetuner has "
-                    f"{self._frozen[:12]}"
-                )
-            return prompt.support
-        if isinstance(prompt, Support):
-            self._check_datastore(prompt)
-            return prompt
-        return self.select(prompt)
-
-    def _check_datastore(self, support: Support) -> None:
-        if support.datastore not in ("", self.store.identity):
+    def _support_of(self, prompt: str | Support) -> Support:
+        if not isinstance(prompt, Support):
+            return self.select(prompt)
+        if prompt.datastore not in ("", self.store.identity):
             raise ValueError(
-                f"adapted: the support belongs to datastore {support.datastore[:12]}, the "
+                f"adapted: the support belongs to datastore {prompt.datastore[:12]}, the "
                 f"finetuner has {self.store.identity[:12]}"
             )
+        return prompt
 
-    def _parameters_changed_by(
-        self, prompt: str | Support | TrainedAdapter, support: Support
-    ) -> Sequence[nn.Parameter]:
-        """Those to copy and to restore: none if there is nothing to train, add or load."""
-        is_trained = sum(support.counts) > 0 or isinstance(prompt, TrainedAdapter)
-        return self._trained if is_trained or self.config.adapter is not None else []
+    def _parameters_changed_by(self, support: Support) -> Sequence[nn.Parameter]:
+        """Those to copy and to restore: none if there is nothing to train or add."""
+        is_changed = sum(support.counts) > 0 or self.config.adapter is not None
+        return self._trained if is_changed else []
 
     def _deadline(self, seconds: float | None) -> Deadline | None:
         if seconds is None:
@@ -258,15 +186,14 @@ class TestTimeFinetuner:
     ) -> None:
         """Train up to so many passes. All since ``start``, a `perf_counter`, is finetuning."""
         clock = StageClock(self.model.device)
-        if not adaptation._is_complete:
-            with out_of_memory_explained(_OUT_OF_MEMORY):
-                adaptation.losses += self._trainer.train(
-                    adaptation.support,
-                    clock,
-                    deadline,
-                    start=adaptation.passes,
-                    stop=passes,
-                )
+        with out_of_memory_explained(_OUT_OF_MEMORY):
+            adaptation.losses += self._trainer.train(
+                adaptation.support,
+                clock,
+                deadline,
+                start=adaptation.passes,
+                stop=passes,
+            )
         seconds = adaptation.seconds
         seconds["finetune"] += perf_counter() - start
         for stage, spent in clock.seconds().items():
@@ -301,11 +228,3 @@ def _trained_parameters(model: "PreTrainedModel") -> list[nn.Parameter]:
             )
             break
     return list(named.values())
-
-
-def _copy(values: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> None:
-    with torch.inference_mode(False), torch.no_grad():
-        for parameter, value in zip(parameters, values, strict=True):
-            parameter.copy_(value)
-    # A caller's autocast holds copies of the values before.
-    torch.clear_autocast_cache()

@@ -24,14 +24,12 @@ _locks: "WeakKeyDictionary[nn.Module, _Use]" = WeakKeyDictionary()
 
 
 @contextmanager
-def exclusive(
-    model: Any, *, adapts: bool = False, unadapted: bool = False
-) -> Iterator[None]:
+def exclusive(model: Any, *, adapts: bool = False) -> Iterator[None]:
     """Keep other threads and tasks from the model in the body.
 
-    A PEFT model and the model within it are one. Whoever adapts a model may read it too, unless the
-    body needs it ``unadapted``. A reader may have to wait for another, and so may whoever adapts;
-    nobody waits for the end of an adaptation.
+    A PEFT model and the model within it are one. Whoever adapts a model may read it too. A reader
+    may have to wait for another, and so may whoever adapts; nobody waits for the end of an
+    adaptation.
 
     Raises:
         RuntimeError: the model is adapted already, or, to read it, adapted elsewhere.
@@ -40,7 +38,7 @@ def exclusive(
     caller = threading.get_ident(), _current_task()
     try:
         with use.lock:
-            _check(use, caller, adapts or unadapted)
+            _check(use, caller, adapts)
             if not adapts:
                 yield
                 return
@@ -52,8 +50,8 @@ def exclusive(
             use.adapted_by = None
 
 
-def _check(use: _Use, caller: tuple[int, Any], alone: bool) -> None:
-    if use.adapted_by is None or (not alone and use.adapted_by == caller):
+def _check(use: _Use, caller: tuple[int, Any], adapts: bool) -> None:
+    if use.adapted_by is None or (not adapts and use.adapted_by == caller):
         return
     place = "here" if use.adapted_by == caller else "in another thread or task"
     raise RuntimeError(

@@ -43,10 +43,6 @@ def next_token_losses(model: "PreTrainedModel", tokens: Tensor, **cache: Any) ->
     """
     arguments = {"use_cache": False} | cache
     logits = model(input_ids=tokens[None], **arguments).logits[0]
-    return _losses_of(logits, tokens)
-
-
-def _losses_of(logits: Tensor, tokens: Tensor) -> Tensor:
     precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return cross_entropy(precise[:-1], tokens[1:], reduction="none")
 
@@ -67,51 +63,37 @@ class MeanLoss:
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """A scalar, in nats; tokens int64 ``[T]``, T at least 2, within the model's context."""
-        return self.of_rows(tokens[None], [len(tokens)])[0]
+        return self._mean(tokens, shares=None)
 
     def of_padded(self, text: Tensor) -> Tensor:
         """The loss of a text that `attention.padded` has padded, without its padding."""
-        tokens, shares = without_marks(text)
-        return self.of_rows(tokens[None], [len(tokens)], shares)[0]
+        return self._mean(*without_marks(text))
 
-    def of_rows(
-        self, rows: Tensor, lengths: Sequence[int], shares: Tensor | None = None
-    ) -> list[Tensor]:
-        """The loss of each text of a batch.
-
-        Args:
-            rows: int64 ``[R, T]``. What stands behind a text does not count: the model is causal.
-            lengths: the tokens of each text.
-            shares: ``[T - 1]``, the share of each token in the mean; None for equal ones.
-        """
+    def _mean(self, tokens: Tensor, shares: Tensor | None) -> Tensor:
+        """``shares`` [T - 1] is the share of each token in the mean; None for equal ones."""
         split = _SplitModel.of(self._model)
-        if split is not None and self._agree(split, rows[:, :_COMPARED_TOKENS]):
+        if split is not None and self._agree(split, tokens[:_COMPARED_TOKENS]):
             self.is_full = False
-            return split.mean_losses(rows, lengths, shares)
+            return split.mean_loss(tokens, shares)
         self.is_full = True
-        logits = self._model(input_ids=rows, use_cache=False).logits
-        means = []
-        for i, length in enumerate(lengths):
-            losses = _losses_of(logits[i, :length], rows[i, :length])
-            if shares is None:
-                means.append(losses.mean())
-            else:
-                means.append((losses * shares.to(losses.dtype)).sum())
-        return means
+        losses = next_token_losses(self._model, tokens)
+        if shares is None:
+            return losses.mean()
+        return (losses * shares.to(losses.dtype)).sum()
 
     @torch.no_grad()
-    def _agree(self, split: "_SplitModel", rows: Tensor) -> bool:
+    def _agree(self, split: "_SplitModel", tokens: Tensor) -> bool:
         """Whether the parts give the model's own logits. Asked once for each base and head."""
         if self._compared == split:
             return self._agrees
         # Nobody can look at values in a capture.
-        if is_captured(rows.device):
+        if is_captured(tokens.device):
             return False
-        logits = self._model(input_ids=rows, use_cache=False).logits
+        logits = self._model(input_ids=tokens[None], use_cache=False).logits[0]
         # NaN equals nothing, so a later text has to decide.
         if not logits.isfinite().all():
             return False
-        self._agrees = torch.equal(split.head(split.hidden(rows)), logits)
+        self._agrees = torch.equal(split.head(split.hidden(tokens)), logits)
         self._compared = split
         return self._agrees
 
@@ -140,30 +122,19 @@ class _SplitModel:
             return None
         return cls(base, head)
 
-    def hidden(self, rows: Tensor) -> Tensor:
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """The last hidden states ``[T, d]`` of tokens ``[T]``."""
+        arguments = {"use_cache": False} | unmasked(self.base)
         with no_padding_check(self.base):
-            output = self.base(input_ids=rows, use_cache=False, **unmasked(self.base))
-        hidden: Tensor = output.last_hidden_state
+            output = self.base(input_ids=tokens[None], **arguments)
+        hidden: Tensor = output.last_hidden_state[0]
         return hidden
 
-    def mean_losses(
-        self, rows: Tensor, lengths: Sequence[int], shares: Tensor | None
-    ) -> list[Tensor]:
-        weight = self.head.weight
-        chunk = max(_CHUNK_BYTES // (4 * weight.shape[0]), 1)
-        hidden = self.hidden(rows)
-        losses = []
-        for i, length in enumerate(lengths):
-            loss = linear_mean_loss(
-                hidden[i, : length - 1],
-                weight,
-                self.head.bias,
-                rows[i, 1:length],
-                chunk,
-                shares,
-            )
-            losses.append(loss)
-        return losses
+    def mean_loss(self, tokens: Tensor, shares: Tensor | None) -> Tensor:
+        weight, bias = self.head.weight, self.head.bias
+        rows = max(_CHUNK_BYTES // (4 * weight.shape[0]), 1)
+        hidden = self.hidden(tokens)[:-1]
+        return linear_mean_loss(hidden, weight, bias, tokens[1:], rows, shares)
 
 
 def _ancestors(model: nn.Module, descendant: nn.Module) -> Iterator[nn.Module]:

@@ -1,6 +1,5 @@
 """A prompt's support: the passages to finetune on, and those that stand before the prompt."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -58,7 +57,7 @@ class Support:
 
 @dataclass(frozen=True)
 class SupportSelector:
-    """Selects the supports of prompts in a datastore.
+    """Selects the support of a prompt in a datastore.
 
     Attributes:
         max_length: tokens to cut passages to.
@@ -72,79 +71,58 @@ class SupportSelector:
     max_length: int
     window: int
 
-    def select(self, prompts: Sequence[str]) -> list[Support]:
-        """The support of each prompt.
+    def select(self, prompt: str) -> Support:
+        """The support of a prompt.
 
         Raises:
-            TypeError, ValueError: a prompt is not a str, or blank.
+            TypeError, ValueError: the prompt is not a str, or blank.
         """
-        if isinstance(prompts, str):
-            raise TypeError("select: prompts must be a sequence of str, got one str")
-        prompts = list(prompts)
-        for prompt in prompts:
-            check_text("select", "prompt", prompt)
-            if not prompt.strip():
-                raise ValueError(f"select: prompt must have text, got {prompt[:20]!r}")
-        if not prompts:
-            return []
-        shared = StageClock(_CPU)
-        with shared.of("embed"):
-            vectors = encode_checked("select", self.embedder, list(prompts))
-            queries = torch.from_numpy(vectors)
-        with shared.of("search"):
-            count = max(self.config.pool_size, self.config.context)
-            _, nearest = self.store.search(queries, min(count, len(self.store)))
-        with shared.of("select"):
-            supports = self._supports(nearest[:, : self.config.pool_size], queries)
-        return [
-            self._tokenized(support, prompt, nearest[i].tolist(), shared, len(prompts))
-            for i, (support, prompt) in enumerate(zip(supports, prompts, strict=True))
-        ]
-
-    def _supports(self, candidates: Tensor, queries: Tensor) -> list[Support]:
-        """The support of each query, still without tokens."""
-        if not self.config.n_select:
-            return [Support([], [], [], float(q.norm()), 0.0) for q in queries]
-        selection = select_passages(
-            self.config, self.store.embeddings, candidates, queries
-        )
-        supports = []
-        for i, row in enumerate(candidates):
-            size = int(selection.support_size[i])
-            support = Support(
-                indices=row[selection.indices[i, :size]].tolist(),
-                weights=selection.weights[i, :size].tolist(),
-                counts=selection.counts[i, :size].tolist(),
-                residual=float(selection.residual[i]),
-                gap=float(selection.gap[i]),
-            )
-            supports.append(support)
-        return supports
-
-    def _tokenized(
-        self,
-        support: Support,
-        prompt: str,
-        nearest: list[int],
-        shared: StageClock,
-        prompts: int,
-    ) -> Support:
-        """The support with its tokens. ``shared`` has the time of so many prompts."""
+        check_text("select", "prompt", prompt)
+        if not prompt.strip():
+            raise ValueError(f"select: prompt must have text, got {prompt[:20]!r}")
         clock = StageClock(_CPU)
+        with clock.of("embed"):
+            vectors = encode_checked("select", self.embedder, [prompt])
+            query = torch.from_numpy(vectors)
+        with clock.of("search"):
+            count = max(self.config.pool_size, self.config.context)
+            _, nearest = self.store.search(query, min(count, len(self.store)))
+        with clock.of("select"):
+            support = self._selected(nearest[:, : self.config.pool_size], query)
         with clock.of("tokenize"):
-            input_ids = [self._tokens(index) for index in support.indices]
-            counts = [
-                count if len(tokens) >= MIN_TOKENS else 0
-                for count, tokens in zip(support.counts, input_ids, strict=True)
-            ]
-            context_ids = fitting_passages(
-                self.store,
-                self.tokenizer,
-                prompt,
-                nearest[: self.config.context],
-                self.window,
-            )
-        seconds = {stage: s / prompts for stage, s in shared.seconds().items()}
+            support = self._tokenized(support, prompt, nearest[0].tolist())
+        return replace(support, seconds=clock.seconds())
+
+    def _selected(self, candidates: Tensor, query: Tensor) -> Support:
+        """The support, still without tokens, of ``query`` [1, dim]."""
+        if not self.config.n_select:
+            return Support([], [], [], residual=float(query.norm()), gap=0.0)
+        selection = select_passages(
+            self.config, self.store.embeddings, candidates, query
+        )
+        size = int(selection.support_size)
+        return Support(
+            indices=candidates[0, selection.indices[0, :size]].tolist(),
+            weights=selection.weights[0, :size].tolist(),
+            counts=selection.counts[0, :size].tolist(),
+            residual=float(selection.residual),
+            gap=float(selection.gap),
+        )
+
+    def _tokenized(self, support: Support, prompt: str, nearest: list[int]) -> Support:
+        """The support with the tokens of its passages, and those before the prompt."""
+        input_ids = [self._tokens(index) for index in support.indices]
+        counts = [
+            count if len(tokens) >= MIN_TOKENS else 0
+            for count, tokens in zip(support.counts, input_ids, strict=True)
+        ]
+        context_ids = fitting_passages(
+            self.store,
+            self.tokenizer,
+            prompt,
+            nearest[: self.config.context],
+            self.window,
+        )
         return replace(
             support,
             counts=counts,
@@ -153,7 +131,6 @@ class SupportSelector:
             context_indices=nearest[: len(context_ids)][::-1],
             context_ids=context_ids[::-1],
             datastore=self.store.identity,
-            seconds=seconds | clock.seconds(),
         )
 
     def _tokens(self, index: int) -> list[int]:

@@ -94,7 +94,7 @@ class SupportTrainer:
             self._reset_optimizer()
         graphs = self._usable_graphs()
         passes: list[Sweep] = []
-        with training_mode(self._model):
+        with _training_mode(self._model):
             # One tensor for all losses, allocated first. A loss left where its pass put it would
             # split the memory that the next pass needs for larger activations.
             losses = torch.empty(len(sweeps), dtype=torch.float64, device=self._device)
@@ -108,25 +108,14 @@ class SupportTrainer:
                 passes.append(sweep)
                 # Elsewhere, looking would stall the device.
                 if self._device.type == "cpu":
-                    check_losses([loss.item()], [sweep], support)
+                    _check_losses([loss.item()], [sweep], support)
                 # A caller's autocast would keep using its copies of the old weights.
                 torch.clear_autocast_cache()
         # Reading each loss would stall a GPU every time, and reading none would leave the GPU's
         # work out of the time.
         values: list[float] = losses[: len(passes)].tolist()
-        check_losses(values, passes, support)
+        _check_losses(values, passes, support)
         return values
-
-    def steps(self, counts: Sequence[int], clock: StageClock) -> Iterator[Sweep]:
-        """Take the steps of `train` with gradients that the caller computes.
-
-        Yields each sweep. When it goes on, the gradients of the mean loss of the sweep's passage
-        must be in ``.grad``.
-        """
-        for sweep in plan(counts, self._config)[: self._config.passes]:
-            yield sweep
-            self._take_steps(sweep.repeats, clock)
-            self._optimizer.zero_grad(set_to_none=True)
 
     def _reset_optimizer(self) -> None:
         self._optimizer.param_groups[0]["capturable"] = self._graphs is not None
@@ -161,7 +150,7 @@ class SupportTrainer:
         with clock.of("forward"), autocast(self._device, self._config.dtype):
             mean_loss = self._loss.of_padded if self._is_padded else self._loss
             loss = mean_loss(tokens)
-        check_depends(loss)
+        _check_depends(loss)
         take = partial(self._take_steps, repeats, clock)
         with clock.of("backward"):
             # Each gradient is needed only for the steps of its own parameter.
@@ -201,7 +190,7 @@ class SupportTrainer:
 
 
 @contextmanager
-def training_mode(model: nn.Module) -> Iterator[None]:
+def _training_mode(model: nn.Module) -> Iterator[None]:
     """Record gradients in eval mode, whatever mode the caller is in, with faster forwards."""
     with (
         eval_mode(model),
@@ -213,7 +202,7 @@ def training_mode(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def check_depends(loss: Tensor) -> None:
+def _check_depends(loss: Tensor) -> None:
     """RuntimeError if the loss depends on no parameter that is trained."""
     if not loss.requires_grad:
         raise RuntimeError(
@@ -222,11 +211,8 @@ def check_depends(loss: Tensor) -> None:
         )
 
 
-def check_losses(
-    losses: Sequence[float],
-    passes: Sequence[Sweep],
-    support: Support,
-    prompt: str = "",
+def _check_losses(
+    losses: Sequence[float], passes: Sequence[Sweep], support: Support
 ) -> None:
     """Refuse a loss that is not finite."""
     for loss, sweep in zip(losses, passes, strict=True):
@@ -234,6 +220,6 @@ def check_losses(
             index = support.indices[sweep.passage]
             raise NonFiniteLossError(
                 f"TestTimeFinetuner: the loss of passage {index} of the datastore is {loss} at "
-                f"step {sweep.start + 1} of {sum(support.counts)}{prompt}; the model has been "
+                f"step {sweep.start + 1} of {sum(support.counts)}; the model has been "
                 "restored"
             )
