@@ -1,7 +1,10 @@
 """Every example runs and does what it says."""
 
 import os
+import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ def run(name: str) -> dict[str, Any]:
 
 def test_no_example_is_left_out() -> None:
     assert {path.name for path in EXAMPLES.glob("*.py")} == {
+        "fsdp2.py",
         "lora_llama.py",
         "plain_loop.py",
         "trainer.py",
@@ -43,3 +47,17 @@ def test_trainer_takes_every_step_of_the_multiplicities() -> None:
     assert found["steps"] == 20
     assert found["rows"] < 20
     assert found["after"] < found["before"]
+
+
+def test_two_processes_train_a_sharded_model() -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    result = subprocess.run(
+        [*torchrun, "--nproc-per-node", "2", str(EXAMPLES / "fsdp2.py")],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert "2 processes, 20 steps with 11 gradients" in result.stdout
+    before, after = re.findall(r"[\d.]+(?= before| after)", result.stdout)
+    assert float(after) < float(before)
