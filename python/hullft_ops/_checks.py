@@ -103,10 +103,10 @@ def check_finite(op: str, name: str, value: object) -> None:
         raise ValueError(f"{op}: {name} must be finite, got {value}")
 
 
-def check_noise(op: str, value: object, name: str = "noise") -> float:
-    number = check_number(op, name, value)
+def check_noise(op: str, value: object) -> float:
+    number = check_number(op, "noise", value)
     if not 0 < number < _INF:  # NaN too; math.isfinite cannot be traced
-        raise ValueError(f"{op}: {name} must be finite and > 0, got {value}")
+        raise ValueError(f"{op}: noise must be finite and > 0, got {value}")
     return number
 
 

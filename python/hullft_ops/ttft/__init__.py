@@ -19,7 +19,6 @@ try:
     from hullft_ops.ttft.models.loading import load_model
     from hullft_ops.ttft.models.memory import keep_freed_memory
     from hullft_ops.ttft.plot import plot_adaptation
-    from hullft_ops.ttft.retriever import Retriever
     from hullft_ops.ttft.saving import SavedAdapter
     from hullft_ops.ttft.scoring import BitsPerByte, bits_per_byte, score_text
     from hullft_ops.ttft.store.base import MemoryStore, Store
@@ -59,7 +58,6 @@ __all__ = [
     "Embedder",
     "MemoryStore",
     "ReplayTrainer",
-    "Retriever",
     "SavedAdapter",
     "SelectionMethod",
     "SentenceTransformerEmbedder",

@@ -72,8 +72,9 @@ class TTFTConfig:
     adapter: str | None = None
     """Folder of a LoRA as PEFT saves it, added to the weights before the first step."""
 
-    graphs: bool = True
-    """On CUDA, capture a pass for each length of passage as a graph."""
+    graphs: bool = False
+    """On CUDA, pad passages and capture a pass for each length as a CUDA graph. No GPU has run
+    this yet."""
 
     def __post_init__(self) -> None:
         check_integer("TTFTConfig", "n_select", self.n_select, 0, MAX_STEPS)

@@ -54,11 +54,11 @@ class SupportTrainer:
         self._device = model.device
         self._optimizer = ReplayAdam(self._trained, lr=config.lr)
         self._loss = MeanLoss(model)
-        on_cuda = self._device.type == "cuda"
-        self._is_padded = on_cuda and can_pad(model)
         self._graphs: PassGraphs | None = None
-        if on_cuda and config.graphs:
+        if config.graphs and self._device.type == "cuda":
             self._graphs = PassGraphs(model, self._trained)
+        # A graph serves one length.
+        self._is_padded = self._graphs is not None and can_pad(model)
         # Where graphs read it, so that one serves any number of steps.
         self._repeats = torch.ones((), dtype=torch.int64, device=self._device)
 
