@@ -15,7 +15,7 @@ from hullft_ops.ttft.store.search import nearest
 
 class Store(Protocol):
     """Texts with their embeddings, searched by inner product. Any object with these members is one:
-    `Datastore` on disk, `MemoryStore`, `QdrantStore`."""
+    `Datastore` on disk, `MemoryStore`, or your own."""
 
     @property
     def texts(self) -> Sequence[str]:
