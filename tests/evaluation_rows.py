@@ -10,23 +10,26 @@ PLAIN: dict[str, Any] = {
     "config": "knn n=1 refresh=1 lr=1",
     "settings": SETTINGS,
     "domain": "all",
-    "excerpt": "x" * 200,
     "seed": 0,
-    "bits_per_byte_before": 2.0,
-    "bits_per_byte_after": 1.0,
-    "bytes_scored": 100,
+    "scores": {"prompt": {"before": 2.0, "after": 1.0}},
     "seconds": dict.fromkeys(STAGES, 0.1),
-    "seconds_row": 1.0,
     "passes": 3,
-    "steps": 3,
     "support_size": 2,
-    "residual": 0.1,
     "error": None,
     "versions": {"torch": "2"},
     "threads": 1,
 }
 
 
-def result_row(prompt: str, **fields: Any) -> Row:
-    """A row of `PLAIN` with other fields."""
-    return Row(prompt=prompt, **PLAIN | fields)
+def result_row(
+    prompt: str, *, before: float = 2.0, after: float = 1.0, **fields: Any
+) -> Row:
+    """A row of `PLAIN` with that score of the prompt, and with other fields."""
+    scores = {"prompt": {"before": before, "after": after}}
+    return Row(prompt=prompt, **PLAIN | {"scores": scores} | fields)
+
+
+def failed_row(prompt: str, **fields: Any) -> Row:
+    """A row of `PLAIN` with an error and without a score, and with other fields."""
+    lost: dict[str, Any] = {"scores": {}, "seconds": {}, "error": "the loss is nan"}
+    return Row(prompt=prompt, **PLAIN | lost | fields)

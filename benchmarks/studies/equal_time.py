@@ -104,7 +104,7 @@ def table(curves: Curves) -> list[str]:
     budgets = sorted({passes for points in curves.values() for passes in points})
     first = next(iter(curves.values()))
     cell = next(iter(first.values()))
-    none = fmean(row.bits_per_byte_before for row in cell)
+    none = fmean(row.scores["prompt"].before for row in cell)
     columns = [f"{passes} passes" for passes in budgets]
     lines = [
         _line([f"{len(cell)} prompts", *columns, "seconds"]),
@@ -177,7 +177,7 @@ def best_of(rival: str, curves: Curves, passes: int) -> list[Row]:
 
 
 def bits(cell: list[Row]) -> np.ndarray:
-    return np.array([row.bits_per_byte_after for row in cell], dtype=np.float64)
+    return np.array([row.scores["prompt"].after for row in cell], dtype=np.float64)
 
 
 def draw(axes: Any, curves: Curves) -> None:

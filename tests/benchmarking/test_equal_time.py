@@ -28,8 +28,8 @@ def rows(tmp_path: Path) -> Path:
                     f"p{prompt}",
                     config=f"{method} {passes}",
                     settings=settings,
-                    bits_per_byte_before=5.0,
-                    bits_per_byte_after=bits,
+                    before=5.0,
+                    after=bits,
                 )
                 lines.append(row.model_dump_json())
     file = tmp_path / "rows.jsonl"
@@ -52,8 +52,8 @@ def test_tables_are_over_the_prompts_that_all_methods_have(
 
     assert "| 2 prompts | 5 passes | 10 passes | seconds |" in lines
     assert "| no adaptation | 5.0000 | 5.0000 |  |" in lines
-    assert "| kNN 20, refresh 1, lr 0.0001 | 3.0000 | 2.0000 | 0.4 |" in lines
-    assert "| HullFT 20, refresh 2, lr 0.0001 | 2.0000 | 1.7500 | 0.4 |" in lines
+    assert "| kNN 20, refresh 1, lr 0.0001 | 3.0000 | 2.0000 | 0.5 |" in lines
+    assert "| HullFT 20, refresh 2, lr 0.0001 | 2.0000 | 1.7500 | 0.5 |" in lines
 
     [pair] = [
         line for line in lines if line.startswith("| HullFT 20") and "kNN" in line
@@ -81,7 +81,7 @@ def test_passages_alone_are_a_rival_after_any_number_of_passes(rows: Path) -> No
 
 def test_each_method_at_its_best_rate(rows: Path) -> None:
     other = rows.read_text().replace('"lr":0.0001', '"lr":0.01').replace("knn ", "k ")
-    other = other.replace('"bits_per_byte_after":1.0', '"bits_per_byte_after":0.5')
+    other = other.replace('"after":1.0', '"after":0.5')
     rows.write_text(rows.read_text() + other.replace('"config":"hullft', '"config":"h'))
     curves = equal_time.curves_of(equal_time.read_rows(rows), context=0)
 
@@ -101,7 +101,7 @@ def test_each_method_at_its_best_rate(rows: Path) -> None:
 )
 def test_orders_and_refreshes_are_compared(rows: Path, change: str, other: str) -> None:
     varied = rows.read_text().replace('"refresh":2', f'"refresh":{change}')
-    varied = varied.replace('"bits_per_byte_after":1.0', '"bits_per_byte_after":2.0')
+    varied = varied.replace('"after":1.0', '"after":2.0')
     varied = varied.replace('"config":"', '"config":"varied ')
     both = [*rows.read_text().splitlines(), *varied.splitlines()]
     rows.write_text("".join(line + "\n" for line in both if '"hullft"' in line))

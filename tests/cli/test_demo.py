@@ -30,7 +30,7 @@ def test_it_compares_three_settings_and_writes_a_report(
     rows = read_rows(tmp_path / "out" / "results.jsonl")
     assert len(rows) == 9
 
-    before = sum(row.bits_per_byte_before for row in rows) / 9
+    before = sum(row.scores["prompt"].before for row in rows) / 9
     assert shown[0] == ("no adaptation", f"{before:.4f}")
     # Six steps at a high rate teach even a random model the letters of the corpus.
     assert all(float(bits) < before for _, bits in shown[1:])

@@ -66,7 +66,7 @@ def untimed(file: Path) -> list[dict[str, Any]]:
     """The rows in order, without their seconds."""
     rows = [json.loads(line) for line in whole_lines(file)]
     for row in rows:
-        del row["seconds"], row["seconds_row"]
+        del row["seconds"]
     return rows
 
 

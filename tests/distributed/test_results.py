@@ -58,10 +58,9 @@ def results(
         run_blocks(DISTRIBUTED, run)
 
     rows = read_rows(folder / "results.jsonl")
-    untimed = {"seconds", "seconds_row"}
     return (
         Datastore.open(folder / "store"),
-        {row.key: row.model_dump(exclude=untimed) for row in rows},
+        {row.key: row.model_dump(exclude={"seconds"}) for row in rows},
     )
 
 

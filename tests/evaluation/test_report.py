@@ -8,7 +8,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from evaluation_rows import result_row
+from evaluation_rows import failed_row, result_row
 from hullft_ops._terminal import printable
 from hullft_ops.cli.terminal import print_report
 from hullft_ops.evaluation.report import (
@@ -20,6 +20,7 @@ from hullft_ops.evaluation.report import (
 from hullft_ops.evaluation.results import Row
 from hullft_ops.evaluation.statistics import Measurements
 
+SCORE = "bits per byte of the prompt"
 EVIL = "<script>alert('x')</script>&amp;|a`b`*c*[d](http://e)\n\x1b[2J\u202e\u2066$x$"
 
 
@@ -38,8 +39,8 @@ def rows_of(
             config=f"{method} n=3",
             settings={"method": method, "n_select": 3, "refresh": 1, "lr": 1.0},
             domain=domains[number % len(domains)],
-            bits_per_byte_before=2.0 + harder,
-            bits_per_byte_after=after + harder + noise[number],
+            before=2.0 + harder,
+            after=after + harder + noise[number],
             seconds={
                 "embed": 0.25,
                 "search": 0.25,
@@ -82,13 +83,13 @@ class Page(HTMLParser):
 
 def test_every_configuration_has_its_means(measured: Measurements) -> None:
     none, hullft, knn, random = cells_of(measured)
-    assert none == {"configuration": "no adaptation", "bits per byte": "3.4500"}
+    assert none == {"configuration": "no adaptation", SCORE: "3.4500"}
     assert [row["configuration"] for row in (hullft, knn, random)] == [
         "hullft n=3",
         "knn n=3",
         "random n=3",
     ]
-    assert hullft["bits per byte"] == f"{measured.bits['hullft n=3'].mean():.4f}"
+    assert hullft[SCORE] == f"{measured.after['hullft n=3'].mean():.4f}"
     assert hullft["against none"] == "-17.4%"
     assert hullft["interval"].startswith("[-19.")
     assert (hullft["better on"], random["better on"]) == ("30 of 30", "0 of 30")
@@ -104,7 +105,7 @@ def test_it_names_each_methods_best_setting_and_what_hurts(
 ) -> None:
     lines = verdicts(measured)
     assert lines[0].startswith("Best of hullft: hullft n=3, -17.4% [-19.")
-    assert lines[-1] == "Adapting hurts: random n=3 takes more bits than none."
+    assert lines[-1] == "Adapting hurts: random n=3 scores worse than none."
 
     [best] = [s for s in report_sections(measured) if s.title == "Best of each method"]
     assert best.header[-1] == "against hullft n=3"
@@ -116,14 +117,7 @@ def test_it_names_each_methods_best_setting_and_what_hurts(
 def test_it_says_what_to_doubt() -> None:
     rows = rows_of("knn", 1.5, 2.0, prompts=4)
     rows += rows_of("hullft", 1.4, 1.0, prompts=3)
-    broken = result_row(
-        "p0",
-        config="sift n=3",
-        bits_per_byte_after=None,
-        error="nan",
-        seconds={},
-    )
-    rows.append(broken)
+    rows.append(failed_row("p0", config="sift n=3"))
     lines = verdicts(Measurements.of(rows))
 
     assert lines[:3] == [

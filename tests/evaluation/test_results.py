@@ -1,6 +1,7 @@
 """The results file: no finished row is ever lost, and no other file is taken for one."""
 
 import json
+import lzma
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,6 @@ from hullft_ops.evaluation.statistics import method_of
 from hullft_ops.ttft.errors import InputError
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
-# The other tables there begin otherwise.
-COMMITTED = [
-    path
-    for path in sorted(RESULTS.rglob("*.jsonl"))
-    if path.read_bytes().startswith(b'{"run"')
-]
 
 
 @pytest.fixture
@@ -97,15 +92,10 @@ def test_one_process_writes_at_a_time(file: Path) -> None:
 @pytest.mark.parametrize(
     ("forged", "message"),
     [
-        (
-            {"bits_per_byte_before": 0.0},
-            "bits_per_byte_before: Input should be greater",
-        ),
-        ({"bits_per_byte_after": None}, "must have bits_per_byte_after or an error"),
-        ({"bits_per_byte_after": "1"}, "bits_per_byte_after: Input should be a valid"),
-        ({"bits_per_byte_after": float("nan")}, "bits_per_byte_after: Input should be"),
-        ({"seconds": {"embed": 1.0}}, "seconds: must have 'search'"),
-        ({"seconds_row": -1.0}, "seconds_row: Input should be greater than or equal"),
+        ({"scores": {"prompt": {"before": 0.0, "after": 1.0}}}, "scores.prompt.before"),
+        ({"scores": {"prompt": {"before": 1.0}}}, "scores.prompt.after: Field req"),
+        ({"scores": {"prompt": 1.0}}, "scores.prompt: Input should be an object"),
+        ({"seconds": {"embed": float("nan")}}, "seconds.embed: Input should be"),
         ({"passes": 1.5}, "passes: Input should be a valid integer"),
         ({"settings": [1]}, "settings: Input should be an object"),
         ({"settings": {"method": 3}}, "settings: must have 'method'"),
@@ -126,20 +116,33 @@ def test_a_forged_row_is_refused_with_its_line(
 def test_a_row_without_a_field_and_one_that_comes_twice(file: Path) -> None:
     lines = file.read_bytes().splitlines(keepends=True)
     row = json.loads(lines[1])
-    del row["residual"]
+    del row["threads"]
     file.write_bytes(lines[0] + json.dumps(row).encode() + b"\n")
-    refused(file, "line 2: residual: Field required")
+    refused(file, "line 2: threads: Field required")
     file.write_bytes(lines[0] + lines[1] + lines[0])
     refused(file, "line 3: a second row of knn n=1 refresh=1 lr=1 on p0")
     file.write_bytes(b'{"run":' * 1000 + b"\n")
     refused(file, "line 1: Invalid JSON")
 
 
-@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
-def test_rows_of_earlier_versions_can_be_read(path: Path) -> None:
-    rows = read_rows(path)
-    assert rows
-
-    for row in rows:
+@pytest.mark.parametrize(
+    "path", sorted(RESULTS.rglob("*.xz")), ids=lambda path: path.name
+)
+def test_the_committed_rows_can_be_read(path: Path) -> None:
+    for row in read_rows(path):
         assert method_of(row)
-        assert row.error or row.seconds_total > 0
+        assert row.scores["prompt"].after > 0
+        assert row.seconds_total > 0
+
+
+def test_compressed_rows_are_read_and_not_added_to(file: Path) -> None:
+    rows = read_rows(file)
+    whole = lzma.compress(file.read_bytes())
+    file.write_bytes(whole)
+    assert read_rows(file) == rows
+
+    refused(file, "")
+
+    file.write_bytes(whole[:-9])
+    with pytest.raises(InputError, match="Compressed (data|file) ended"):
+        read_rows(file)

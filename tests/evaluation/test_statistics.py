@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from evaluation_rows import result_row
+from evaluation_rows import failed_row, result_row
 from hullft_ops.evaluation.results import Row
 from hullft_ops.evaluation.statistics import Measurements, method_of, relative
 from hullft_ops.ttft.errors import InputError
@@ -17,7 +17,7 @@ def rows_of(config: str, bits: np.ndarray, **fields: object) -> list[Row]:
         row = result_row(
             f"p{number}",
             config=config,
-            bits_per_byte_after=value,
+            after=value,
             **fields,
         )
         rows.append(row)
@@ -78,8 +78,8 @@ def test_every_configuration_is_there_on_every_prompt() -> None:
 
     assert measured.prompts == ["p3", "p2", "p1", "p0"]
     assert measured.incomplete == 1
-    assert measured.bits["a"].tolist() == [4.0, 3.0, 2.0, 1.0]
-    assert measured.bits["b"].tolist() == [5.0, 4.0, 3.0, 2.0]
+    assert measured.after["a"].tolist() == [4.0, 3.0, 2.0, 1.0]
+    assert measured.after["b"].tolist() == [5.0, 4.0, 3.0, 2.0]
     assert measured.before.tolist() == [2.0] * 4
     assert measured.mean("a", "passes") == 2
     assert measured.mean_seconds("a", "embed", "finetune") == pytest.approx(0.2)
@@ -88,17 +88,10 @@ def test_every_configuration_is_there_on_every_prompt() -> None:
 
 def test_a_configuration_that_failed_on_a_prompt_is_left_out() -> None:
     rows = rows_of("a", np.ones(3)) + rows_of("b", np.ones(2))
-    failed = result_row(
-        "p2",
-        config="b",
-        bits_per_byte_after=None,
-        error="the loss is nan",
-        seconds={},
-    )
-    rows.append(failed)
+    rows.append(failed_row("p2", config="b"))
     measured = Measurements.of(rows)
 
-    assert list(measured.bits) == ["a"]
+    assert list(measured.after) == ["a"]
     assert measured.failed == {"b": 1}
     assert len(measured.prompts) == 3
 
@@ -136,5 +129,5 @@ def test_rows_of_two_runs_and_rows_that_share_no_prompt() -> None:
         result_row("p", config="a"),
         result_row("q", config="b"),
     ]
-    with pytest.raises(InputError, match="no prompt with a result of every config"):
+    with pytest.raises(InputError, match="no prompt with a score 'prompt' of every"):
         Measurements.of(rows)

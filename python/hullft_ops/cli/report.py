@@ -16,17 +16,19 @@ def report(
     results: tyro.conf.Positional[Path],
     *,
     output: Path = Path("hullft_report"),
+    score: str = "prompt",
     overwrite: bool = False,
 ) -> None:
-    """Print a table of an evaluation; write it with a picture as Markdown and HTML.
+    """Print a table of an evaluation; write it with a picture as a page of HTML.
 
     Args:
-        results: results file of hullft-ops evaluate.
+        results: results file of hullft-ops evaluate; xz may have compressed it.
         output: folder for report.html and report.png.
+        score: what to compare by.
         overwrite: replace a folder that an earlier report wrote.
     """
     check_output(output, inputs=[results], overwrite=overwrite)
-    measured = Measurements.of(read_rows(results))
+    measured = Measurements.of(read_rows(results), score)
     with new_folder(output, overwrite=overwrite) as folder:
         write_report(measured, folder)
     print_report(measured)

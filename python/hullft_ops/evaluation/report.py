@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 
 from hullft_ops._terminal import counted, printable
+from hullft_ops.evaluation.scores import TITLES
 from hullft_ops.evaluation.statistics import (
     CONFIDENCE,
     Measurements,
@@ -64,10 +65,10 @@ def verdicts(measured: Measurements) -> list[str]:
     """The best setting of each method in a sentence, whether it hurts, and what to doubt."""
     lines = _doubts(measured)
     for method, config in measured.best_of_each_method().items():
-        change = relative(measured.bits[config], measured.before)
+        change = relative(measured.after[config], measured.before)
         lines.append(f"Best of {method}: {config}, {change} against none.")
         if change.value > 0:
-            lines.append(f"Adapting hurts: {config} takes more bits than none.")
+            lines.append(f"Adapting hurts: {config} scores worse than none.")
     return lines
 
 
@@ -76,23 +77,30 @@ def title_of(measured: Measurements) -> str:
     return f"Means over {counted(len(measured.prompts), 'held-out prompt')}"
 
 
+def score_title(measured: Measurements) -> str:
+    """What the score is called."""
+    return TITLES.get(measured.score, measured.score)
+
+
 def cells_of(measured: Measurements) -> list[dict[str, str]]:
-    """The cells of each configuration, by column, fewest bits per byte first."""
-    rows = [{"configuration": NONE, "bits per byte": f"{measured.before.mean():.4f}"}]
+    """The cells of each configuration, by column, the best first."""
+    score = score_title(measured)
+    rows = [{"configuration": NONE, score: f"{measured.before.mean():.4f}"}]
     for config in measured.ranked():
-        bits = measured.bits[config]
-        change = relative(bits, measured.before)
-        better = int((bits < measured.before).sum())
+        after = measured.after[config]
+        change = relative(after, measured.before)
+        better = int((after < measured.before).sum())
         embed_search = measured.mean_seconds(config, "embed", "search")
         cells = {
             "configuration": config,
-            "bits per byte": f"{bits.mean():.4f}",
+            score: f"{after.mean():.4f}",
             "against none": f"{change.value:+.1%}",
             "interval": change.bounds,
-            "better on": f"{better} of {len(bits)}",
+            "better on": f"{better} of {len(after)}",
             "embed and search": f"{embed_search:.3f} s",
             "select": f"{1e3 * measured.mean_seconds(config, 'select'):.2f} ms",
             "finetune": f"{measured.mean_seconds(config, 'finetune'):.3f} s",
+            "prefill": f"{measured.mean_seconds(config, 'prefill'):.3f} s",
             "total": f"{measured.mean(config, 'seconds_total'):.3f} s",
             "passes": f"{measured.mean(config, 'passes'):.1f}",
             "passages": f"{measured.mean(config, 'support_size'):.1f}",
@@ -136,13 +144,13 @@ def _best_of_each_method(measured: Measurements) -> Section:
     leader = next(iter(best.values()))
     rows: list[Cells] = []
     for method, config in best.items():
-        bits = measured.bits[config]
-        change = relative(bits, measured.before)
-        behind = relative(bits, measured.bits[leader])
+        after = measured.after[config]
+        change = relative(after, measured.before)
+        behind = relative(after, measured.after[leader])
         cells = (
             method,
             config,
-            f"{bits.mean():.4f}",
+            f"{after.mean():.4f}",
             str(change),
             change.verdict,
             "" if config == leader else f"{behind}, {behind.verdict}",
@@ -155,7 +163,7 @@ def _best_of_each_method(measured: Measurements) -> Section:
     header = (
         "method",
         "configuration",
-        "bits per byte",
+        score_title(measured),
         "against none",
         "verdict",
         f"against {leader}",
@@ -166,15 +174,16 @@ def _best_of_each_method(measured: Measurements) -> Section:
 def _by_domain(measured: Measurements) -> Section:
     domains = sorted(set(measured.domains.tolist()))
     rows: list[Cells] = []
-    bits = {NONE: measured.before}
+    scores = {NONE: measured.before}
     for config in measured.best_of_each_method().values():
-        bits[config] = measured.bits[config]
-    for config, values in bits.items():
+        scores[config] = measured.after[config]
+    for config, values in scores.items():
         means = [
             f"{values[measured.domains == domain].mean():.4f}" for domain in domains
         ]
         rows.append((config, *means))
-    return Section("Bits per byte by domain", [], ("configuration", *domains), rows)
+    title = f"{score_title(measured).capitalize()}, by domain"
+    return Section(title, [], ("configuration", *domains), rows)
 
 
 def _conditions(measured: Measurements) -> Section:
@@ -196,27 +205,29 @@ def as_html(sections: Sequence[Section], picture: bytes) -> str:
 
 
 def draw(measured: Measurements, path: Path) -> None:
-    """Draw bits per byte against seconds as a PNG: a line for each method and refresh."""
+    """Draw the score against seconds as a PNG: a line for each method and refresh."""
     figure = Figure(figsize=(8.0, 5.0), layout="constrained")
     axes = figure.add_subplot()
     none = float(measured.before.mean())
     axes.axhline(none, color="#666666", linestyle="--", label=f"{NONE}: {none:.3f}")
     lines: dict[str, list[tuple[float, float]]] = {}
-    for config, bits in measured.bits.items():
+    for config, after in measured.after.items():
         row = measured.rows[config][0]
         name = f"{method_of(row)}, refresh {row.settings.get('refresh')}"
-        point = measured.mean(config, "seconds_total"), float(bits.mean())
+        point = measured.mean(config, "seconds_total"), float(after.mean())
         lines.setdefault(name, []).append(point)
     for (name, points), marker in zip(
         sorted(lines.items()), cycle(_MARKERS), strict=False
     ):
-        seconds, bits = np.array(sorted(points)).T
+        seconds, means = np.array(sorted(points)).T
         # matplotlib would read a dollar as mathematics, and a long name takes all the room.
         label = printable(name)[:_LABEL_CHARS].replace("$", r"\$")
-        axes.plot(seconds, bits, f"{marker}-", label=label, markersize=8, clip_on=False)
+        axes.plot(
+            seconds, means, f"{marker}-", label=label, markersize=8, clip_on=False
+        )
     axes.set_xlim(left=0)
     axes.set_xlabel("seconds per prompt (embedding, search, selection, finetuning)")
-    axes.set_ylabel("bits per byte (lower is better)")
+    axes.set_ylabel(f"{score_title(measured)} (lower is better)")
     axes.set_title(title_of(measured))
     figure.legend(loc="outside right center")
     figure.savefig(path, format="png", dpi=150)

@@ -1,6 +1,7 @@
 """The results of an evaluation: a JSONL file from which a killed run goes on."""
 
 import fcntl
+import lzma
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,23 +13,38 @@ from pydantic import (
     ConfigDict,
     NonNegativeFloat,
     PositiveFloat,
-    model_validator,
+    field_validator,
 )
 
 from hullft_ops.ttft.errors import InputError
 from hullft_ops.ttft.parsing import parse
 
-STAGES = ("embed", "search", "select", "finetune")
-# How every row begins; rows of earlier versions have a space after the colon.
+# The stages of an adaptation whose seconds a row holds.
+STAGES = ("embed", "search", "select", "finetune", "prefill")
+# How every row begins.
 _BEGINNING = b'{"run":'
+# How a file begins that xz compressed.
+_XZ = b"\xfd7zXZ\0"
+_STRICT = ConfigDict(
+    allow_inf_nan=False, frozen=True, strict=True, use_attribute_docstrings=True
+)
+
+
+class Score(BaseModel):
+    """A score of one prompt; less is better."""
+
+    model_config = _STRICT
+
+    before: PositiveFloat
+    """Without adaptation."""
+    after: NonNegativeFloat
+    """With adaptation."""
 
 
 class Row(BaseModel):
     """One configuration on one prompt. Seconds are wall-clock."""
 
-    model_config = ConfigDict(
-        allow_inf_nan=False, frozen=True, strict=True, use_attribute_docstrings=True
-    )
+    model_config = _STRICT
 
     run: str
     """The identity of model, tokenizer, datastore, embedder and seed."""
@@ -39,26 +55,15 @@ class Row(BaseModel):
     settings: dict[str, Any]
     """What the label states."""
     domain: str
-    excerpt: str
-    """The beginning of the prompt."""
     seed: int
-    bits_per_byte_before: PositiveFloat
-    """Without adaptation."""
-    bits_per_byte_after: float | None
-    """With adaptation; None if there is an error."""
-    bytes_scored: int
+    scores: dict[str, Score]
+    """By name; empty if there is an error."""
     seconds: dict[str, NonNegativeFloat]
-    """By stage; empty if there is an error. "finetune" includes reading the context."""
-    seconds_row: NonNegativeFloat
-    """Of the row, with scoring."""
+    """By stage; empty if there is an error."""
     passes: int
     """Forward-backward passes."""
-    steps: int
-    """Optimizer steps."""
     support_size: int
     """Different passages."""
-    residual: float | None
-    """Distance from the prompt's embedding to the weighted mean of the support's."""
     error: str | None
     """Why there is no result, for example a loss that is not finite."""
     versions: dict[str, str | None]
@@ -66,19 +71,13 @@ class Row(BaseModel):
     threads: int
     """Threads of torch."""
 
-    @model_validator(mode="after")
-    def _complete(self) -> "Row":
+    @field_validator("settings")
+    @classmethod
+    def _named(cls, settings: dict[str, Any]) -> dict[str, Any]:
         for name, kind in (("method", str), ("n_select", int)):
-            if not isinstance(self.settings.get(name), kind):
-                raise ValueError(f"settings: must have {name!r}, got {self.settings}")
-        if self.error is not None:
-            return self
-        if self.bits_per_byte_after is None:
-            raise ValueError("must have bits_per_byte_after or an error, got neither")
-        for stage in STAGES:
-            if stage not in self.seconds:
-                raise ValueError(f"seconds: must have {stage!r}, got {self.seconds}")
-        return self
+            if not isinstance(settings.get(name), kind):
+                raise ValueError(f"must have {name!r}, got {settings}")
+        return settings
 
     @property
     def key(self) -> tuple[str, str]:
@@ -119,7 +118,7 @@ def open_results(path: Path, run: str) -> Iterator[ResultsFile]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(f"results {path}: another process writes to it") from error
-        rows = read_rows(path)
+        rows = _parsed(path.read_bytes(), path)
         for row in rows:
             if row.run != run:
                 raise InputError(
@@ -133,11 +132,23 @@ def open_results(path: Path, run: str) -> Iterator[ResultsFile]:
 def read_rows(path: Path) -> list[Row]:
     """The rows of a results file in order, without a last line that a kill cut off.
 
+    xz may have compressed the file.
+
     Raises:
         OSError: the file cannot be read.
         InputError: a line is not a row, or two rows are of one configuration and prompt.
     """
-    *lines, torn = path.read_bytes().split(b"\n")
+    content = path.read_bytes()
+    if content.startswith(_XZ):
+        try:
+            content = lzma.decompress(content)
+        except lzma.LZMAError as error:
+            raise InputError(f"results {path}: {error}") from error
+    return _parsed(content, path)
+
+
+def _parsed(content: bytes, path: Path) -> list[Row]:
+    *lines, torn = content.split(b"\n")
     rows: dict[tuple[str, str], Row] = {}
     for number, line in enumerate(lines, start=1):
         place = f"results {path}: line {number}"

@@ -5,9 +5,9 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from math import inf
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,7 +27,8 @@ from hullft_ops.evaluation.prompts import (
     read_documents,
     read_prompts,
 )
-from hullft_ops.evaluation.results import STAGES, Row
+from hullft_ops.evaluation.results import STAGES, Row, Score
+from hullft_ops.evaluation.scores import scores_of
 from hullft_ops.ttft.adaptation import Adaptation
 from hullft_ops.ttft.config import TTFTConfig
 from hullft_ops.ttft.embedding import Embedder, load_embedder
@@ -36,7 +37,7 @@ from hullft_ops.ttft.finetuner import TestTimeFinetuner
 from hullft_ops.ttft.identity import model_identity
 from hullft_ops.ttft.models.loading import load_model
 from hullft_ops.ttft.models.memory import return_freed_memory
-from hullft_ops.ttft.scoring import BitsPerByte, score_text
+from hullft_ops.ttft.scoring import score_text
 from hullft_ops.ttft.store.base import Store
 from hullft_ops.ttft.store.datastore import Datastore
 
@@ -44,17 +45,11 @@ from hullft_ops.ttft.store.datastore import Datastore
 DATASTORES = Path("hullft_datastores")
 # Prompts of a corpus if no limit is given: minutes on two cores.
 LIMIT = 10
-EXCERPT_CHARS = 200
 _PACKAGES = ("hullft_ops", "torch", "transformers", "tokenizers", "faiss-cpu")
 # Tokenizers with one vocabulary may merge, normalise and prefix text differently.
 _SENTENCE = "Naïve  TOKENS of x_1 = 3.14;\n\tİt's 10,000 日本 🙂"
 # What a row holds if its training failed.
-_LOST: dict[str, Any] = {
-    "bits_per_byte_after": None,
-    "seconds": {},
-    "passes": 0,
-    "steps": 0,
-}
+_LOST: dict[str, Any] = {"scores": {}, "seconds": {}, "passes": 0}
 # A prompt, and the labels of the configurations to measure on it.
 Task = tuple[Prompt, list[str]]
 
@@ -197,17 +192,18 @@ def measure(evaluation: Evaluation, task: Task) -> Iterator[Row]:
     """
     prompt, labels = task
     # By the length of the scored windows, which is the same unless the model states none.
-    before: dict[int, BitsPerByte] = {}
+    before: dict[int, dict[str, float]] = {}
     for configs in _trainings([evaluation.configs[config] for config in labels]):
         most = max(config.context for config in configs)
         finetuner = evaluation.finetuner(replace(configs[0], context=most))
         if finetuner.window not in before:
-            before[finetuner.window] = score_text(
+            score = partial(
+                score_text,
                 finetuner.model,
                 finetuner.tokenizer,
-                prompt.text,
                 max_length=finetuner.window,
             )
+            before[finetuner.window] = scores_of(prompt, score)
         yield from _rows(
             evaluation, finetuner, configs, prompt, before[finetuner.window]
         )
@@ -233,22 +229,17 @@ def _rows(
     finetuner: TestTimeFinetuner,
     configs: list[TTFTConfig],
     prompt: Prompt,
-    before: BitsPerByte,
+    before: dict[str, float],
 ) -> list[Row]:
     """The rows of one training."""
-    start = perf_counter()
     context = finetuner.config.context
     support = finetuner.select(prompt.text)
     shared: dict[str, Any] = {
         "run": evaluation.run,
         "prompt": prompt.id,
         "domain": prompt.domain,
-        "excerpt": prompt.text[:EXCERPT_CHARS],
         "seed": evaluation.seed,
-        "bits_per_byte_before": before.value,
-        "bytes_scored": before.bytes,
         "support_size": len(support.indices),
-        "residual": support.residual,
         "versions": versions_of(_PACKAGES) | {"device": finetuner.model.device.type},
         "threads": torch.get_num_threads(),
     }
@@ -261,10 +252,9 @@ def _rows(
                 if config.context != context:
                     context = config.context
                     adaptation.read(context)
-                measured.append(_measured(adaptation, prompt))
-                measured[-1]["seconds_row"] = perf_counter() - start
+                measured.append(_measured(adaptation, prompt, before))
     except NonFiniteLossError as failure:
-        lost = _LOST | {"error": str(failure), "seconds_row": perf_counter() - start}
+        lost = _LOST | {"error": str(failure)}
         measured += [lost] * (len(configs) - len(measured))
     return [
         Row(**shared, **fields, config=label(config), settings=settings_of(config))
@@ -272,15 +262,17 @@ def _rows(
     ]
 
 
-def _measured(adaptation: Adaptation, prompt: Prompt) -> dict[str, Any]:
+def _measured(
+    adaptation: Adaptation, prompt: Prompt, before: dict[str, float]
+) -> dict[str, Any]:
     """What a row says of an adaptation."""
-    seconds = {stage: adaptation.seconds[stage] for stage in STAGES}
-    seconds["finetune"] += adaptation.seconds.get("prefill", 0.0)
+    after = scores_of(prompt, adaptation.score)
     return {
-        "bits_per_byte_after": adaptation.score(prompt.text).value,
-        "seconds": seconds,
+        "scores": {
+            name: Score(before=before[name], after=after[name]) for name in before
+        },
+        "seconds": {stage: adaptation.seconds.get(stage, 0.0) for stage in STAGES},
         "passes": adaptation.passes,
-        "steps": sum(adaptation.steps),
         "error": None,
     }
 

@@ -35,21 +35,21 @@ class Interval:
 
     @property
     def verdict(self) -> str:
-        """What a change of bits per byte means."""
+        """What a change of a score means."""
         if self.low > 0:
             return "worse"
         return "better" if self.high < 0 else "no clear difference"
 
 
-def relative(bits: np.ndarray, others: np.ndarray) -> Interval:
-    """The mean of ``bits`` relative to that of ``others``, minus 1; both float64 ``[prompts]``.
+def relative(scores: np.ndarray, others: np.ndarray) -> Interval:
+    """The mean of ``scores`` relative to that of ``others``, minus 1; both float64 ``[prompts]``.
 
     Paired: a resample draws prompts, and takes both results on each.
     """
-    if len(bits) < 2:
-        return Interval(_change(bits, others), nan, nan)
+    if len(scores) < 2:
+        return Interval(_change(scores, others), nan, nan)
     interval = stats.bootstrap(
-        (bits, others),
+        (scores, others),
         _change,
         paired=True,
         vectorized=True,
@@ -59,43 +59,49 @@ def relative(bits: np.ndarray, others: np.ndarray) -> Interval:
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
-    return Interval(_change(bits, others), interval.low, interval.high)
+    return Interval(_change(scores, others), interval.low, interval.high)
 
 
-def _change(bits: np.ndarray, others: np.ndarray, axis: int = -1) -> Any:
-    return bits.mean(axis) / others.mean(axis) - 1
+def _change(scores: np.ndarray, others: np.ndarray, axis: int = -1) -> Any:
+    return scores.mean(axis) / others.mean(axis) - 1
 
 
 @dataclass(frozen=True)
 class Measurements:
-    """A complete table: every configuration has a result on every prompt.
+    """A complete table of one score: every configuration has a result on every prompt.
 
     Attributes:
+        score: the name of the score.
         rows: for each configuration, by its label, a row per prompt, in the order of ``prompts``.
         prompts: the prompts' ids.
         domains: ``[prompts]``, the prompts' domains.
-        before: float64 ``[prompts]``, bits per byte without adaptation.
-        bits: for each configuration float64 ``[prompts]``, bits per byte.
+        before: float64 ``[prompts]``, the score without adaptation.
+        after: for each configuration float64 ``[prompts]``, the score.
         failed: configurations that are left out, and the number of prompts they failed on.
-        incomplete: how many prompts are left out because some configuration has not run on them.
+        incomplete: how many prompts are left out because a configuration has no score on them.
     """
 
+    score: str
     rows: dict[str, list[Row]]
     prompts: list[str]
     domains: np.ndarray
     before: np.ndarray
-    bits: dict[str, np.ndarray]
+    after: dict[str, np.ndarray]
     failed: Counter[str]
     incomplete: int
 
     @classmethod
-    def of(cls, rows: Sequence[Row]) -> "Measurements":
+    def of(cls, rows: Sequence[Row], score: str = "prompt") -> "Measurements":
         """InputError if the rows are of several runs, or no prompt has all results."""
         runs = {row.run for row in rows}
         if len(runs) != 1:
             raise InputError(f"results must be of one run, got {len(runs)}")
         failed = Counter(row.config for row in rows if row.error is not None)
-        by_key = {row.key: row for row in rows if row.config not in failed}
+        by_key = {
+            row.key: row
+            for row in rows
+            if row.config not in failed and score in row.scores
+        }
         configs = list(dict.fromkeys(config for _, config in by_key))
         every = list(dict.fromkeys(row.prompt for row in rows))
         prompts = [
@@ -105,19 +111,20 @@ class Measurements:
         ]
         if not configs or not prompts:
             raise InputError(
-                "results hold no prompt with a result of every configuration"
+                f"results hold no prompt with a score {score!r} of every configuration"
             )
         table = {
             config: [by_key[prompt, config] for prompt in prompts] for config in configs
         }
         first = table[configs[0]]
         return cls(
+            score=score,
             rows=table,
             prompts=prompts,
             domains=np.array([row.domain for row in first]),
-            before=np.array([row.bits_per_byte_before for row in first]),
-            bits={
-                config: np.array([row.bits_per_byte_after for row in table[config]])
+            before=np.array([row.scores[score].before for row in first]),
+            after={
+                config: np.array([row.scores[score].after for row in table[config]])
                 for config in configs
             },
             failed=failed,
@@ -131,14 +138,18 @@ class Measurements:
     def mean_seconds(self, config: str, *stages: str) -> float:
         """The mean over the prompts of the seconds in those stages together."""
         rows = self.rows[config]
-        return float(np.mean([sum(row.seconds[s] for s in stages) for row in rows]))
+        return float(
+            np.mean(
+                [sum(row.seconds.get(stage, 0.0) for stage in stages) for row in rows]
+            )
+        )
 
     def ranked(self) -> list[str]:
-        """The configurations, fewest bits per byte first."""
-        return sorted(self.bits, key=lambda config: float(self.bits[config].mean()))
+        """The configurations, the best first."""
+        return sorted(self.after, key=lambda config: float(self.after[config].mean()))
 
     def best_of_each_method(self) -> dict[str, str]:
-        """For each `method_of`, its configuration with the fewest bits per byte, best first."""
+        """For each `method_of`, its best configuration, the best first."""
         best: dict[str, str] = {}
         for config in self.ranked():
             best.setdefault(method_of(self.rows[config][0]), config)
