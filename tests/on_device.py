@@ -78,8 +78,12 @@ def cpu_kernels() -> Runner:
     return lambda operator, arguments: kernels[operator].call_boxed(keys, **arguments)
 
 
+# Step counts stay where ``torch.optim.Adam`` keeps them; a number of steps lies beside them.
+ON_THE_CPU = ("steps", "repeats_tensor")
+
+
 def on_device(device: torch.device, run_there: Runner = of_its_tensors) -> Runner:
-    """Step counts stay on the CPU, where ``torch.optim.Adam`` keeps them."""
+    """Runs an operator on copies of its tensors on the device."""
 
     def run(operator: Operator, arguments: dict[str, Any]) -> object:
         mirror = Mirror(device)
@@ -89,13 +93,13 @@ def on_device(device: torch.device, run_there: Runner = of_its_tensors) -> Runne
             return mirror.of(value) if local else value
 
         moved = {
-            name: value if name == "steps" else tree_map(there, value)
+            name: value if name in ON_THE_CPU else tree_map(there, value)
             for name, value in arguments.items()
         }
         result = run_there(operator, moved)
 
         for argument in operator._schema.arguments:
-            if argument.alias_info is not None and argument.name != "steps":
+            if argument.alias_info is not None and argument.name not in ON_THE_CPU:
                 for tensor in arguments[argument.name]:
                     if tensor.numel():
                         mirror.bring_back(tensor)

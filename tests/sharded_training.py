@@ -43,8 +43,10 @@ def backward(model: torch.nn.Module, seed: int, ranks: range) -> None:
 
 def sharded() -> tuple[torch.nn.Module, ReplayAdam]:
     model = make_model()
-    fully_shard(model[0])
-    fully_shard(model)
+    # The default mesh is of GPUs, where there is one.
+    mesh = dist.init_device_mesh("cpu", (WORLD,))
+    fully_shard(model[0], mesh=mesh)
+    fully_shard(model, mesh=mesh)
     return model, ReplayAdam(model.parameters(), **OPTIONS)
 
 

@@ -9,6 +9,7 @@ import torch
 import sharded_training as training
 from hullft_ops import GradientCache, ReplayAdam
 
+pytestmark = pytest.mark.cpu_only("the two processes run on the CPU")
 BOTH = range(training.WORLD)
 
 
