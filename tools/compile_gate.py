@@ -4,12 +4,11 @@ Fails on a register spill, on more shared memory than a block may have, or on fe
 than KERNELS promises, and prints a table of all kernels. Shared memory is the static part that
 ptxas reports and the most that the host may ask for besides::
 
-    python tools/compile_gate.py [--keep FOLDER]
+    python tools/compile_gate.py
 
 Needs nvcc, no GPU.
 """
 
-import argparse
 import os
 import re
 import shutil
@@ -249,10 +248,10 @@ def compile_unit(nvcc: str, source: Path, virtual: int, scratch: Path) -> list[C
     return costs
 
 
-def compile_all(nvcc: str, cubins: Path) -> list[Cost]:
+def compile_all(nvcc: str, scratch: Path) -> list[Cost]:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = [
-            pool.submit(compile_unit, nvcc, source, virtual, cubins)
+            pool.submit(compile_unit, nvcc, source, virtual, scratch)
             for source in sorted(CUDA.glob("*.cu"))
             for virtual in virtual_of(source)
         ]
@@ -288,17 +287,12 @@ def table(costs: list[Cost], compiler: str) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--keep", type=Path, help="a folder for the cubins, to be made")
-    arguments = parser.parse_args()
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         raise SystemExit("compile_gate: nvcc is not on PATH")
     check_sources()
     with tempfile.TemporaryDirectory() as scratch:
-        if arguments.keep is not None:
-            arguments.keep.mkdir(parents=True)
-        costs = compile_all(nvcc, arguments.keep or Path(scratch))
+        costs = compile_all(nvcc, Path(scratch))
     print(table(costs, release(nvcc)))
     faults = [fault for cost in costs for fault in cost.faults()]
     for fault in faults:
