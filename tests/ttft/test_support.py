@@ -4,6 +4,7 @@ import pytest
 
 from hullft_ops.ttft.context import SEPARATOR
 from hullft_ops.ttft.scoring import score_text
+from hullft_ops.ttft.store.base import MemoryStore
 
 CONTEXT = 32
 PROMPT = "the cat sat on the red mat"
@@ -62,6 +63,41 @@ def test_the_nearest_that_fit_stand_before_the_prompt(gpt2, tokenizer, make, sto
 
         assert support.context_indices == list(range(5 - count, 5))
         assert [len(ids) for ids in support.context_ids] == sizes[:count][::-1]
+
+
+class DocumentStore(MemoryStore):
+    """Three passages make a document."""
+
+    def following(self, position):
+        return position + 1 if position % 3 < 2 else None
+
+
+@pytest.fixture
+def documents(embedder):
+    texts = ["a b", "c", "d", "the cat sat", "a cat", "e", "a dog", "f", "g"]
+    return DocumentStore(texts, embedder.encode(texts), embedder.name)
+
+
+def test_passages_are_read_with_those_that_follow(llama, tokenizer, make, documents):
+    options = {"store": documents, "n_select": 0, "context": 2}
+    # A passage that stands there already is not repeated.
+    for following, expected in [(0, [4, 3]), (1, [3, 4]), (2, [3, 4, 5])]:
+        finetuner = make(llama, context_following=following, **options)
+        support = finetuner.select("the cat sat")
+        assert support.context_indices == expected
+        assert len(support.context_ids) == 2
+
+
+def test_passages_are_trained_on_with_those_that_follow(
+    gpt2, tokenizer, make, documents
+):
+    options = {"store": documents, "n_select": 9, "pool_size": 9, "method": "knn"}
+    support = make(gpt2, train_following=1, max_length=8, **options).select("the cat")
+    for index, tokens in zip(support.indices, support.input_ids, strict=True):
+        text = documents.texts[index]
+        if index % 3 < 2:
+            text += documents.texts[index + 1]
+        assert tokens == tokenizer(text)["input_ids"][:8]
 
 
 def test_without_steps_nothing_is_selected_or_trained(gpt2, tokenizer, make):

@@ -28,7 +28,7 @@ _ONE_STEP_A_PASSAGE = ("knn", "random")
 # A label always states these; it states the others where they are not the default.
 _NAMED = ("method", "n_select", "refresh", "lr")
 # All that matters without steps.
-_STEPLESS = ("n_select", "context", "max_length", "adapter")
+_STEPLESS = ("n_select", "context", "context_following", "max_length", "adapter")
 
 
 class Experiment(BaseModel):

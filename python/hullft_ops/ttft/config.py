@@ -48,6 +48,13 @@ class TTFTConfig:
     context: int = 0
     """How many of the nearest passages stand before the prompt, nearest last."""
 
+    context_following: int = 0
+    """How many passages stand behind each of these that follow it in its document."""
+
+    train_following: int = 0
+    """How many passages are trained on with each selected one that follow it in its document, as
+    one text. `max_length` cuts that."""
+
     lr: float = 5e-5
     """Adam's learning rate."""
 
@@ -84,6 +91,8 @@ class TTFTConfig:
             check_integer("TTFTConfig", "passes", self.passes, 1)
         check_integer("TTFTConfig", "pool_size", self.pool_size, 1)
         check_integer("TTFTConfig", "context", self.context, 0)
+        check_integer("TTFTConfig", "context_following", self.context_following, 0)
+        check_integer("TTFTConfig", "train_following", self.train_following, 0)
         check_integer("TTFTConfig", "seed", self.seed, 0)
         if self.max_length is not None:
             check_integer("TTFTConfig", "max_length", self.max_length, 2)

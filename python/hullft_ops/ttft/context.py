@@ -3,7 +3,7 @@
 import copy
 import inspect
 from collections.abc import Sequence
-from itertools import chain
+from itertools import chain, takewhile
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -46,19 +46,46 @@ def context_room(window: int, length: int, opening: int) -> int:
     return max(0, min(room, window - opening - 2))
 
 
+def with_following(store: Store, position: int, following: int) -> list[int]:
+    """A passage, and up to so many that follow it in its document."""
+    run = [position]
+    while len(run) <= following and (after := store.following(run[-1])) is not None:
+        run.append(after)
+    return run
+
+
+def retrieved_runs(
+    store: Store, nearest: Sequence[int], following: int
+) -> list[list[int]]:
+    """Each passage with those that follow it, up to one that stands in a run before.
+
+    The runs of the first k passages are the first k runs; one is empty if it would repeat.
+    """
+    runs = []
+    read: set[int] = set()
+    for position in nearest:
+        run = with_following(store, position, following)
+        run = [*takewhile(lambda passage: passage not in read, run)]
+        runs.append(run)
+        read.update(run)
+    return runs
+
+
 def fitting_passages(
     store: Store,
     tokenizer: "PreTrainedTokenizerBase",
     prompt: str,
-    nearest: Sequence[int],
+    runs: Sequence[Sequence[int]],
     window: int,
 ) -> list[list[int]]:
-    """The tokens of the first of the nearest passages, as many as fit before the prompt."""
+    """The tokens of the first runs of passages, as many as fit before the prompt."""
     tokens, opening = opened_tokens(tokenizer, prompt)
     room = context_room(window, len(tokens), opening)
     passages: list[list[int]] = []
-    for index in nearest:
-        text = store.texts[index] + SEPARATOR
+    for run in runs:
+        text = "".join(store.texts[index] for index in run)
+        if run:
+            text += SEPARATOR
         encoding = tokenizer(text, add_special_tokens=False, verbose=False)
         room -= len(encoding["input_ids"])
         if room < 0:

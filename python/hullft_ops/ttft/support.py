@@ -1,6 +1,7 @@
 """A prompt's support: the passages to finetune on, and those that stand before the prompt."""
 
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,7 +12,11 @@ if TYPE_CHECKING:
 
 from hullft_ops._checks import check_text
 from hullft_ops.ttft.config import TTFTConfig
-from hullft_ops.ttft.context import fitting_passages
+from hullft_ops.ttft.context import (
+    fitting_passages,
+    retrieved_runs,
+    with_following,
+)
 from hullft_ops.ttft.embedding import Embedder, encode_checked
 from hullft_ops.ttft.methods import select_passages
 from hullft_ops.ttft.steps import StageClock
@@ -38,7 +43,7 @@ class Support:
         gap: Frank-Wolfe gap over the pool.
         input_ids: the tokens of each passage, cut to the model's context.
         context_indices: positions of the retrieved passages before the prompt, nearest last.
-        context_ids: the tokens of each of those.
+        context_ids: the tokens of each of those, with the passages that follow it.
         datastore: identity of the datastore that the positions belong to.
         seconds: wall-clock time by stage: embed, search, select, tokenize.
     """
@@ -116,24 +121,26 @@ class SupportSelector:
             count if len(tokens) >= MIN_TOKENS else 0
             for count, tokens in zip(support.counts, input_ids, strict=True)
         ]
-        context_ids = fitting_passages(
+        runs = retrieved_runs(
             self.store,
-            self.tokenizer,
-            prompt,
             nearest[: self.config.context],
-            self.window,
+            self.config.context_following,
+        )
+        context_ids = fitting_passages(
+            self.store, self.tokenizer, prompt, runs, self.window
         )
         return replace(
             support,
             counts=counts,
             input_ids=input_ids,
             # The nearest stands last.
-            context_indices=nearest[: len(context_ids)][::-1],
+            context_indices=[*chain.from_iterable(runs[: len(context_ids)][::-1])],
             context_ids=context_ids[::-1],
             datastore=self.store.identity,
         )
 
     def _tokens(self, index: int) -> list[int]:
-        text = self.store.texts[index]
+        run = with_following(self.store, index, self.config.train_following)
+        text = "".join(self.store.texts[position] for position in run)
         encoding = self.tokenizer(text, truncation=True, max_length=self.max_length)
         return list(encoding["input_ids"])

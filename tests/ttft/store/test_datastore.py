@@ -47,6 +47,20 @@ def test_embeddings_are_mapped_and_the_file_stays(store, tmp_path):
     assert (tmp_path / "store" / "embeddings.f32").read_bytes() == before
 
 
+def test_texts_in_a_row_of_one_source_follow_one_another(embedder, tmp_path):
+    texts = ["a cat", "a dog", "the mat", "a tree"]
+    store = Datastore.build(
+        texts, embedder, tmp_path / "store", sources=["x", "x", "y", "y"]
+    )
+    assert [store.following(i) for i in range(4)] == [1, None, 3, None]
+
+    unsourced = Datastore.build(texts, embedder, tmp_path / "unsourced")
+    assert [unsourced.following(i) for i in range(4)] == [None] * 4
+
+    with pytest.raises(ValueError, match="sources must have one for each text, has 2"):
+        Datastore.build(texts, embedder, tmp_path / "few", sources=["x", "x"])
+
+
 def test_texts_stream(embedder, tmp_path):
     """No more than a few batches are in memory; an empty text is a text."""
     store = Datastore.build(

@@ -43,6 +43,10 @@ class Store(Protocol):
     def search(self, queries: np.ndarray | Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Scores float32 ``[B, k]`` and positions int64 ``[B, k]``, nearest first."""
 
+    def following(self, position: int) -> int | None:
+        """The position of the text that comes next in the same document; None if the store knows
+        of none."""
+
 
 class MemoryStore:
     """A `Store` in memory. Its search is exact.
@@ -90,6 +94,9 @@ class MemoryStore:
         vectors, k = checked_search("MemoryStore.search", self, queries, k)
         scores, positions = nearest(self.embeddings.numpy(), vectors, k)
         return torch.from_numpy(scores), torch.from_numpy(positions)
+
+    def following(self, position: int) -> None:
+        """None: the store does not know of documents."""
 
 
 def checked_search(

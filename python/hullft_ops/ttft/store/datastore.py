@@ -80,6 +80,7 @@ class Datastore:
         embedder: Embedder,
         path: str | Path,
         *,
+        sources: Sequence[str] | None = None,
         exact_up_to: int = IndexConfig.exact_up_to,
         overwrite: bool = False,
     ) -> "Datastore":
@@ -90,6 +91,7 @@ class Datastore:
         Args:
             texts: in the order of their positions; an empty text is a text.
             path: the folder to create, with missing parents.
+            sources: the document of each text; texts in a row that share it follow one another.
             exact_up_to: more texts than this get inverted lists, which a search reads in part.
             overwrite: replace the datastore at ``path``.
 
@@ -103,7 +105,7 @@ class Datastore:
                 "Datastore.build: texts must be an iterable of str, got one str"
             )
         with new_folder(path, overwrite=overwrite) as folder:
-            if write_texts(folder, _rows(texts)) == 0:
+            if write_texts(folder, _rows(texts, sources)) == 0:
                 raise ValueError("Datastore.build: texts is empty, need at least 1")
             embed_texts(folder, embedder)
             finish(folder, embedder, exact_up_to=exact_up_to)
@@ -166,6 +168,14 @@ class Datastore:
             scores, positions = nearest_by_lists(self._lists, self._matrix, vectors, k)
         return torch.from_numpy(scores), torch.from_numpy(positions)
 
+    def following(self, position: int) -> int | None:
+        """The next position, if its text has the same source; else None."""
+        rows = self.rows[position : position + 2]
+        sources = rows.get("source", [])
+        if len(sources) < 2 or sources[0] is None or sources[0] != sources[1]:
+            return None
+        return position + 1
+
     def summary(self) -> list[str]:
         """Lines that describe the datastore."""
         info = self.info
@@ -178,7 +188,16 @@ class Datastore:
         return lines
 
 
-def _rows(texts: Iterable[str]) -> Iterator[dict[str, str]]:
+def _rows(
+    texts: Iterable[str], sources: Sequence[str] | None
+) -> Iterator[dict[str, str]]:
     for position, text in enumerate(texts):
         check_text("Datastore.build", f"texts[{position}]", text)
-        yield {"text": text}
+        if sources is None:
+            yield {"text": text}
+        elif position < len(sources):
+            yield {"text": text, "source": sources[position]}
+        else:
+            raise ValueError(
+                f"Datastore.build: sources must have one for each text, has {len(sources)}"
+            )
