@@ -16,6 +16,8 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # tests/distributed, which has started Ray, runs this one.
 DISTRIBUTED = ROOT / "docs" / "guides" / "distributed.md"
+# tests/test_rerank.py, which has stand-ins for other packages, runs this one.
+RERANK = ROOT / "docs" / "guides" / "rerank.md"
 BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
@@ -32,7 +34,8 @@ def run(line: str) -> None:
     succeeded(*arguments)
 
 
-def run_blocks(page: Path, run: Callable[[str], None] = run) -> None:
+def run_blocks(page: Path, run: Callable[[str], None] = run) -> dict[str, Any]:
+    """The namespace that the blocks leave."""
     namespace: dict[str, Any] = {}
     for number, (kind, text) in enumerate(blocks(page)):
         if kind == "python":
@@ -40,3 +43,4 @@ def run_blocks(page: Path, run: Callable[[str], None] = run) -> None:
         else:
             for line in text.splitlines():
                 run(line)
+    return namespace

@@ -7,7 +7,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 
-from guides import DISTRIBUTED, PAGES, blocks, run_blocks
+from guides import DISTRIBUTED, PAGES, RERANK, blocks, run_blocks
 
 WITH_BLOCKS = [page for page in PAGES if blocks(page)]
 
@@ -24,7 +24,7 @@ def test_there_are_blocks() -> None:
 
 @pytest.mark.parametrize(
     "page",
-    [page for page in WITH_BLOCKS if page != DISTRIBUTED],
+    [page for page in WITH_BLOCKS if page not in (DISTRIBUTED, RERANK)],
     ids=lambda page: page.stem,
 )
 def test_blocks_run(
