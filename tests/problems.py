@@ -98,6 +98,26 @@ def without_small_entries(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.masked_fill(tensor.abs() < 2.0**-8, 0)
 
 
+def assert_same_selection(
+    selection: AnySelection, expected: AnySelection, device: torch.device
+) -> None:
+    """The same bits on the CPU.
+
+    On CUDA a shared pool, a pool of each query's own and a query alone may have their products
+    from other kernels, with sums in another order: the same choices, and reals up to rounding.
+    """
+    if device.type == "cpu":
+        assert all(map(torch.equal, selection, expected))
+        return
+    tolerance = 1e-10 if selection.residual.dtype == torch.float64 else 2e-5
+    for name, values in expected._asdict().items():
+        if values.is_floating_point():
+            error = (getattr(selection, name) - values).abs()
+            assert (error <= tolerance).all(), name
+        elif name != "num_iter":
+            assert torch.equal(getattr(selection, name), values), name
+
+
 def assert_equals_reference(
     selection: hullft_ops.Selection,
     expected: reference.ReferenceSelection,

@@ -227,15 +227,19 @@ def test_a_direction_shorter_than_the_documented_one_is_none(
 @pytest.mark.parametrize("norm", [1e-10, 1e-6, 1e20])
 @pytest.mark.usefixtures("simd_level")
 def test_vectors_of_any_norm(
-    golden: dict[str, torch.Tensor], variant: str, norm: float
+    golden: dict[str, torch.Tensor], variant: str, norm: float, device: torch.device
 ) -> None:
+    if device.type == "cuda" and norm == 1e20:
+        pytest.skip("on CUDA the state is float32, which has no square of it")
+
     pool = golden["pool"]
     query = golden["query"]
     unit = hullft_ops.fw_select(pool, query, 50, variant=variant)
     scaled = hullft_ops.fw_select(pool * norm, query * norm, 50, variant=variant)
     error = scaled.residual / norm - unit.residual
 
-    assert error.abs().max() < 1e-7
+    # The norm is no power of two, so that CUDA's state, which is float32, is rounded otherwise.
+    assert error.abs().max() < (1e-7 if device.type == "cpu" else 2e-5)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
