@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM
 
 from model_state import unchanged
 
@@ -99,11 +99,22 @@ def refuses(make, tmp_path):
     return check
 
 
+def test_an_adaptation_without_a_step_keeps_no_share(gpt2, make, tmp_path):
+    with make(gpt2).adapted(PROMPT, seconds=1e-9) as adaptation:
+        saved = adaptation.save_adapter(tmp_path / "adapter", rank=2)
+
+    assert (adaptation.passes, saved.share) == (0, 0)
+
+
 def test_what_cannot_be_saved_is_refused(gpt2, llama, with_lora, refuses):
+    mamba = MambaForCausalLM(
+        MambaConfig(vocab_size=320, hidden_size=16, num_hidden_layers=1)
+    )
     refuses(gpt2, "rank must be an int: weights are trained, got None")
     refuses(gpt2, "rank must be in 1..16, got 0", rank=0)
     refuses(gpt2, "rank must be in 1..16, got 17", rank=17)
     refuses(gpt2, "nothing was trained, n_select is 0", rank=2, n_select=0)
     refuses(with_lora(llama), "rank must be None: the model's adapters are", rank=2)
+    refuses(mamba, "PEFT cannot adapt this model: .*'out_proj'", rank=2, max_length=32)
     gpt2.requires_grad_(False).transformer.ln_f.requires_grad_(True)
     refuses(gpt2, "no trained parameter fits into a LoRA", rank=2)

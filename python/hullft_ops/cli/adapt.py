@@ -21,7 +21,7 @@ from hullft_ops.ttft.finetuner import TestTimeFinetuner
 from hullft_ops.ttft.generation import chat_message
 from hullft_ops.ttft.models.checks import context_window
 from hullft_ops.ttft.plot import plot_adaptation
-from hullft_ops.ttft.saving import SavedAdapter, check_rank
+from hullft_ops.ttft.saving import SavedAdapter, adapter_to_save
 from hullft_ops.ttft.scoring import score_text
 from hullft_ops.ttft.store.datastore import Datastore
 from hullft_ops.ttft.store.index import datastore_folder, folder_datastore
@@ -92,7 +92,8 @@ def adapt(
         # A model without a template is refused before the work.
         chat_message(tokenizer, prompt)
     if save is not None:
-        check_rank(model, list(model.parameters()), save_rank)
+        # What cannot be saved is refused before the work.
+        adapter_to_save(model, list(model.parameters()), save_rank)
     # The slowest to import, so after what is refused.
     embedder = load_embedder(inputs.embedder)
     if corpus is not None:

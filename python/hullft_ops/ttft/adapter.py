@@ -5,15 +5,14 @@ import math
 import os
 import shutil
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
@@ -21,11 +20,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hullft_ops._checks import check_integer, check_number
-from hullft_ops.ttft.errors import InputError, NonFiniteLossError
+from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.files import check_output, new_folder, replacing
 from hullft_ops.ttft.identity import model_identity
 from hullft_ops.ttft.models.checks import check_causal, context_length
 from hullft_ops.ttft.models.loading import explained
+from hullft_ops.ttft.models.lora import read_lora, with_lora
 from hullft_ops.ttft.models.memory import out_of_memory_explained
 from hullft_ops.ttft.store.base import Store
 from hullft_ops.ttft.support import MIN_TOKENS
@@ -34,8 +34,6 @@ from hullft_ops.ttft.support import MIN_TOKENS
 RECORD = "trained_with.json"
 _SAVE_STEPS = 100
 _OUT_OF_MEMORY = "train_adapter: out of memory: lower batch_size or max_length"
-# What PEFT may add to a LoRA's matrices, or scale them by.
-_EXTENSIONS = ("alora_invocation_tokens", "alpha_pattern", "rank_pattern", "use_rslora")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +109,8 @@ def train_adapter(
         NonFiniteLossError: a loss is not finite.
         torch.OutOfMemoryError: memory ran out. The same call goes on.
     """
+    from transformers import set_seed
+
     config = AdapterConfig(**options)
     path = Path(path)
     check_output(path, overwrite=overwrite)
@@ -120,6 +120,8 @@ def train_adapter(
     length = context_length(model, tokenizer, config.max_length)
     training = path.absolute().with_name(f".{path.name}.training")
     identities = {"model": model_identity(model), "store": store.identity}
+    set_seed(config.seed)
+    lora_model = with_lora(model, "all-linear", config.rank)
     _begin(training, json.dumps(asdict(config) | identities))
     with out_of_memory_explained(_OUT_OF_MEMORY), warnings.catch_warnings():
         # PEFT reads a property that transformers has renamed, and its checkpoints miss the config
@@ -127,9 +129,9 @@ def train_adapter(
         warnings.simplefilter("ignore", FutureWarning)
         warnings.filterwarnings("ignore", "Could not find a config file")
         passages = _tokenized(tokenizer, store, length, training)
-        trained = _trained(model, passages, config, training)
+        _train(lora_model, passages, config, training)
     with new_folder(path, overwrite=overwrite) as folder:
-        trained.save_pretrained(folder, save_embedding_layers=False)
+        lora_model.save_pretrained(folder, save_embedding_layers=False)
         shutil.copy(training / RECORD, folder)
     shutil.rmtree(training)
     return path
@@ -175,10 +177,8 @@ def _tokenized(
     return passages
 
 
-def _trained(
-    model: "PreTrainedModel", passages: Any, config: AdapterConfig, folder: Path
-) -> Any:
-    """A PEFT model around the model's weights, trained from the last checkpoint on."""
+def _train(model: Any, passages: Any, config: AdapterConfig, folder: Path) -> None:
+    """Train the LoRA, from the last checkpoint on."""
     from transformers import Trainer, TrainingArguments
 
     arguments = TrainingArguments(
@@ -197,7 +197,7 @@ def _trained(
         report_to="none",
     )
     trainer = Trainer(
-        model=_with_lora(model, config),
+        model=model,
         args=arguments,
         train_dataset=passages,
         data_collator=_padded,
@@ -206,28 +206,6 @@ def _trained(
     if not math.isfinite(result.training_loss):
         shutil.rmtree(folder)
         raise NonFiniteLossError("train_adapter: a loss is not finite: lower lr")
-    return trainer.model
-
-
-def _with_lora(model: "PreTrainedModel", config: AdapterConfig) -> Any:
-    """A PEFT model around a copy of the model that shares its weights, but not their flags."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import set_seed
-    from transformers.pytorch_utils import Conv1D
-
-    frozen = {
-        id(parameter): nn.Parameter(parameter.detach(), requires_grad=False)
-        for parameter in model.parameters()
-    }
-    lora = LoraConfig(
-        r=config.rank,
-        lora_alpha=config.rank,
-        target_modules="all-linear",
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
-        task_type="CAUSAL_LM",
-    )
-    set_seed(config.seed)
-    return get_peft_model(deepcopy(model, frozen), lora)
 
 
 def _padded(rows: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
@@ -258,48 +236,46 @@ def lora_differences(
     weight's dtype and device.
 
     Raises:
-        InputError: ``path`` has no LoRA, more than the matrices of linear layers, or one of another
-            model; or the model does not train a weight that it changes.
+        InputError: ``path`` has no LoRA, more than a plain one, or one of another model; a factor
+            is missing or not finite; or the model does not train a weight that it changes, or uses
+            it in two layers.
     """
-    from transformers.pytorch_utils import Conv1D
-
     subject = f"adapter {path}"
     with explained(subject, path):
-        config = json.loads(Path(path, "adapter_config.json").read_bytes())
-        tensors = load_file(Path(path, "adapter_model.safetensors"))
-        scale = config["lora_alpha"] / config["r"]
+        if getattr(model, "peft_config", None):
+            raise ValueError("the model must have no adapters, got a PEFT model")
+        layers = read_lora(model, Path(path))
         if Path(path, RECORD).exists():
             identity = json.loads(Path(path, RECORD).read_bytes())["model"]
             if identity != model_identity(model):
                 raise ValueError(
                     f"was trained with other weights than {model.name_or_path}'s"
                 )
-    layers = {name.partition(".lora_")[0] for name in tensors}
-    names = {f"{layer}.lora_{factor}.weight" for layer in layers for factor in "AB"}
-    extended = any(config.get(name) for name in _EXTENSIONS)
-    if names != tensors.keys() or config.get("peft_type") != "LORA" or extended:
-        raise InputError(f"{subject}: must be a plain LoRA of linear layers")
-    modules: dict[str, Any] = dict(model.named_modules())
-    differences: list[Any] = []
-    for layer in sorted(layers):
-        name = layer.removeprefix("base_model.model.")
-        linear = modules.get(name)
-        left = tensors[f"{layer}.lora_B.weight"] * scale
-        right = tensors[f"{layer}.lora_A.weight"]
-        if isinstance(linear, Conv1D):
-            left, right = right.T, left.T
-        shape = [len(left), right.shape[-1]]
-        if (
-            not isinstance(linear, nn.Linear | Conv1D)
-            or list(linear.weight.shape) != shape
-            or not linear.weight.requires_grad
-        ):
-            raise InputError(
-                f"{subject}: the model must train {name}, a linear layer of shape {shape}"
-            )
-        weight = linear.weight
-        differences.append((weight, left.to(weight), right.to(weight)))
+        modules: dict[str, Any] = dict(model.named_modules())
+        uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+        differences = []
+        for name, layer in layers.items():
+            weight = modules[name].weight
+            if not weight.requires_grad or uses[id(weight)] > 1:
+                raise ValueError(f"the model must train {name}, and use it only there")
+            differences.append((weight, *_factors(name, layer, weight)))
     return differences
+
+
+def _factors(name: str, layer: Any, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The factors of PEFT's layer, as `lora_differences` returns them."""
+    left, right = layer.lora_B["default"].weight, layer.lora_A["default"].weight
+    if left.is_meta or right.is_meta:
+        shapes = f"{list(left.shape)} and {list(right.shape)}"
+        raise ValueError(f"must have factors of {name} of shapes {shapes}")
+    left = left.detach() * layer.scaling["default"]
+    right = right.detach()
+    if layer.fan_in_fan_out:
+        left, right = right.T, left.T
+    left, right = left.to(weight), right.to(weight)
+    if not (left.isfinite().all() and right.isfinite().all()):
+        raise ValueError(f"the factors of {name} are not finite")
+    return left, right
 
 
 @torch.no_grad()
