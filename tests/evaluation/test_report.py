@@ -7,12 +7,14 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
-from evaluation_rows import failed_row, result_row
+from evaluation_rows import SETTINGS, failed_row, result_row
 from hullft_ops._terminal import printable
 from hullft_ops.cli.terminal import print_report
 from hullft_ops.evaluation.report import (
     cells_of,
+    draw,
     report_sections,
     verdicts,
     write_report,
@@ -97,7 +99,7 @@ def test_every_configuration_has_its_means(measured: Measurements) -> None:
     assert hullft["select"] == "1.00 ms"
     assert hullft["finetune"] == "1.000 s"
     assert hullft["total"] == "1.501 s"
-    assert (hullft["passes"], hullft["passages"]) == ("3.0", "2.0")
+    assert (hullft["passes"], hullft["passages trained on"]) == ("3.0", "2.0")
 
 
 def test_it_names_each_methods_best_setting_and_what_hurts(
@@ -112,6 +114,44 @@ def test_it_names_each_methods_best_setting_and_what_hurts(
     assert [row[0] for row in best.rows] == ["hullft", "knn", "random"]
     assert best.rows[0][-2:] == ("better", "")
     assert best.rows[1][-1].endswith("worse")
+
+
+def test_a_table_names_what_differs_and_says_once_what_its_rows_share(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings = {
+        "knn n=3 refresh=1 lr=1 dtype=bfloat16": SETTINGS | {"n_select": 3},
+        "hullft n=3 refresh=2 lr=1 dtype=bfloat16": {
+            "method": "hullft",
+            "n_select": 3,
+            "refresh": 2,
+        },
+        "no steps context=5": {"method": "hullft", "n_select": 0, "context": 5},
+    }
+    rows = [
+        result_row("p", config=config, settings=values)
+        for config, values in settings.items()
+    ]
+    measured = Measurements.of(rows)
+
+    _, *cells = cells_of(measured)
+    assert [row["configuration"] for row in cells] == [
+        "knn n=3 refresh=1",
+        "hullft n=3 refresh=2",
+        "no steps context=5",
+    ]
+    lines = verdicts(measured)
+    assert lines[0] == "All configurations with steps have lr=1 dtype=bfloat16."
+    assert "Best of hullft: hullft n=3 refresh=2, -50.0% against none." in lines
+
+    drawn: list[Figure] = []
+    monkeypatch.setattr(
+        Figure, "savefig", lambda figure, *_, **__: drawn.append(figure)
+    )
+    draw(measured, tmp_path / "report.png")
+    [legend] = drawn[0].legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names[1:] == ["hullft, refresh 2", "knn, refresh 1", "no steps context=5"]
 
 
 def test_it_says_what_to_doubt() -> None:

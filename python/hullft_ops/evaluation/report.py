@@ -63,12 +63,13 @@ def report_sections(measured: Measurements) -> list[Section]:
 
 def verdicts(measured: Measurements) -> list[str]:
     """The best setting of each method in a sentence, whether it hurts, and what to doubt."""
-    lines = _doubts(measured)
+    lines = [*_shared(measured), *_doubts(measured)]
+    names = measured.names()
     for method, config in measured.best_of_each_method().items():
         change = relative(measured.after[config], measured.before)
-        lines.append(f"Best of {method}: {config}, {change} against none.")
+        lines.append(f"Best of {method}: {names[config]}, {change} against none.")
         if change.value > 0:
-            lines.append(f"Adapting hurts: {config} scores worse than none.")
+            lines.append(f"Adapting hurts: {names[config]} scores worse than none.")
     return lines
 
 
@@ -86,13 +87,14 @@ def cells_of(measured: Measurements) -> list[dict[str, str]]:
     """The cells of each configuration, by column, the best first."""
     score = score_title(measured)
     rows = [{"configuration": NONE, score: f"{measured.before.mean():.4f}"}]
+    names = measured.names()
     for config in measured.ranked():
         after = measured.after[config]
         change = relative(after, measured.before)
         better = int((after < measured.before).sum())
         embed_search = measured.mean_seconds(config, "embed", "search")
         cells = {
-            "configuration": config,
+            "configuration": names[config],
             score: f"{after.mean():.4f}",
             "against none": f"{change.value:+.1%}",
             "interval": change.bounds,
@@ -103,7 +105,7 @@ def cells_of(measured: Measurements) -> list[dict[str, str]]:
             "prefill": f"{measured.mean_seconds(config, 'prefill'):.3f} s",
             "total": f"{measured.mean(config, 'seconds_total'):.3f} s",
             "passes": f"{measured.mean(config, 'passes'):.1f}",
-            "passages": f"{measured.mean(config, 'support_size'):.1f}",
+            "passages trained on": f"{measured.mean(config, 'support_size'):.1f}",
         }
         rows.append(cells)
     return rows
@@ -117,6 +119,11 @@ def _overview(measured: Measurements) -> Section:
         *_doubts(measured),
     ]
     return Section(title_of(measured), lines)
+
+
+def _shared(measured: Measurements) -> list[str]:
+    shared = " ".join(measured.shared())
+    return [f"All configurations with steps have {shared}."] if shared else []
 
 
 def _doubts(measured: Measurements) -> list[str]:
@@ -136,11 +143,12 @@ def _all_configurations(measured: Measurements) -> Section:
     cells = cells_of(measured)
     header = tuple(cells[-1])
     rows = [tuple(row.get(name, "") for name in header) for row in cells]
-    return Section("Configurations", [], header, rows)
+    return Section("Configurations", _shared(measured), header, rows)
 
 
 def _best_of_each_method(measured: Measurements) -> Section:
     best = measured.best_of_each_method()
+    names = measured.names()
     leader = next(iter(best.values()))
     rows: list[Cells] = []
     for method, config in best.items():
@@ -149,7 +157,7 @@ def _best_of_each_method(measured: Measurements) -> Section:
         behind = relative(after, measured.after[leader])
         cells = (
             method,
-            config,
+            names[config],
             f"{after.mean():.4f}",
             str(change),
             change.verdict,
@@ -166,7 +174,7 @@ def _best_of_each_method(measured: Measurements) -> Section:
         score_title(measured),
         "against none",
         "verdict",
-        f"against {leader}",
+        f"against {names[leader]}",
     )
     return Section("Best of each method", [text], header, rows)
 
@@ -175,8 +183,9 @@ def _by_domain(measured: Measurements) -> Section:
     domains = sorted(set(measured.domains.tolist()))
     rows: list[Cells] = []
     scores = {NONE: measured.before}
+    names = measured.names()
     for config in measured.best_of_each_method().values():
-        scores[config] = measured.after[config]
+        scores[names[config]] = measured.after[config]
     for config, values in scores.items():
         means = [
             f"{values[measured.domains == domain].mean():.4f}" for domain in domains
@@ -213,7 +222,9 @@ def draw(measured: Measurements, path: Path) -> None:
     lines: dict[str, list[tuple[float, float]]] = {}
     for config, after in measured.after.items():
         row = measured.rows[config][0]
-        name = f"{method_of(row)}, refresh {row.settings.get('refresh')}"
+        name = method_of(row)
+        if row.settings["n_select"]:
+            name += f", refresh {row.settings.get('refresh')}"
         point = measured.mean(config, "seconds_total"), float(after.mean())
         lines.setdefault(name, []).append(point)
     for (name, points), marker in zip(

@@ -148,12 +148,33 @@ class Measurements:
         """The configurations, the best first."""
         return sorted(self.after, key=lambda config: float(self.after[config].mean()))
 
+    def shared(self) -> list[str]:
+        """What the labels of all configurations with steps say, beside method and steps."""
+        with_steps = [label.split(" ") for label in self.rows if _has_steps(label)]
+        if not with_steps:
+            return []
+        first = with_steps[0]
+        return [part for part in first[2:] if all(part in each for each in with_steps)]
+
+    def names(self) -> dict[str, str]:
+        """For each configuration, by its label, the label without what is `shared`."""
+        shared = self.shared()
+        names = {}
+        for label in self.rows:
+            parts = [part for part in label.split(" ") if part not in shared]
+            names[label] = " ".join(parts) if _has_steps(label) else label
+        return names
+
     def best_of_each_method(self) -> dict[str, str]:
         """For each `method_of`, its best configuration, the best first."""
         best: dict[str, str] = {}
         for config in self.ranked():
             best.setdefault(method_of(self.rows[config][0]), config)
         return best
+
+
+def _has_steps(label: str) -> bool:
+    return not label.startswith(NO_STEPS)
 
 
 def method_of(row: Row) -> str:
