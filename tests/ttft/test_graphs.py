@@ -6,7 +6,6 @@ from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
-from transformers import masking_utils
 
 from hullft_ops.ttft import capture, loss, training
 from hullft_ops.ttft.config import TTFTConfig
@@ -245,21 +244,3 @@ def test_what_cannot_be_captured_runs_as_before_and_says_why(gpt2):
         assert_alike(train(trainer, gpt2), expected)
 
     assert (stand_in.captures, trainer._graphs.count) == (1, 0)
-
-
-def test_a_captured_pass_has_no_mask_with_transformers_5_17(gpt2, monkeypatch):
-    """Which makes one wherever it is tracing, and it takes a capture for that."""
-
-    def ignores_mask(padding_mask, *arguments, **options):
-        leaves_out.append(not masking_utils.is_tracing(padding_mask))
-        return leaves_out[-1]
-
-    leaves_out = []
-    monkeypatch.setattr(masking_utils, "_ignore_causal_mask_sdpa", ignores_mask)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    train(trainer_of(gpt2, StandIn()), gpt2)
-
-    # The first pass is eager, and the last one that of a graph.
-    assert not leaves_out[0]
-    assert leaves_out[-1]
-    assert masking_utils.is_tracing(None)

@@ -7,10 +7,9 @@ import gc
 import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import AbstractContextManager
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,28 +18,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 from hullft_ops.ttft.capture import Recorder
-from hullft_ops.ttft.models.attention import can_pad, masks_as_without_capture
+from hullft_ops.ttft.models.attention import can_pad
 from hullft_ops.ttft.models.forwards import is_observed
 from hullft_ops.ttft.steps import StageClock
 
 # Trains on a text, counts its stages on the clock, and returns the loss.
-Pass = Callable[[Tensor, StageClock], Tensor]
+TrainOnText = Callable[[Tensor, StageClock], Tensor]
 
 # So many passes of a kind run before one is captured. The first loads kernels and compares heads,
 # and few prompts bring a rare length back.
 _EAGER_PASSES = 2
 # The lengths of a context of 2,048 tokens. Each graph keeps the arguments of thousands of kernels.
 _MOST_GRAPHS = 32
-
-
-class CallRecorder(Protocol):
-    """What `capture.Recorder` does, so that tests can stand in for it."""
-
-    def record(self, run: Callable[[], Tensor]) -> tuple[Any, Tensor]: ...
-
-    def release(self) -> None: ...
-
-    def watched(self) -> AbstractContextManager[list[str]]: ...
 
 
 class PassGraphs:
@@ -55,7 +44,7 @@ class PassGraphs:
         self,
         model: "PreTrainedModel",
         trained: Sequence[nn.Parameter],
-        recorder: CallRecorder | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         self._model, self._trained = model, trained
         self._recorder = recorder or Recorder(model.device)
@@ -83,7 +72,7 @@ class PassGraphs:
         return True
 
     def run(
-        self, kind: Hashable, text: Tensor, one_pass: Pass, clock: StageClock
+        self, kind: Hashable, text: Tensor, one_pass: TrainOnText, clock: StageClock
     ) -> Tensor:
         """Run a pass of this kind, or replay it as the stage "forward".
 
@@ -105,7 +94,7 @@ class PassGraphs:
         return loss
 
     def _run_eagerly(
-        self, kind: Hashable, text: Tensor, one_pass: Pass, clock: StageClock
+        self, kind: Hashable, text: Tensor, one_pass: TrainOnText, clock: StageClock
     ) -> Tensor:
         """A pass that waits for the GPU does not count, unless it is the first."""
         with self._recorder.watched() as waits:
@@ -116,7 +105,7 @@ class PassGraphs:
             self._warn(f"a pass waits for the GPU: {waits[0]}")
         return loss
 
-    def _add(self, kind: Hashable, text: Tensor, one_pass: Pass) -> None:
+    def _add(self, kind: Hashable, text: Tensor, one_pass: TrainOnText) -> None:
         if len(self._captured) == _MOST_GRAPHS:
             oldest, _ = self._captured.popitem(last=False)
             del self._eager_passes[oldest]
@@ -149,10 +138,9 @@ class PassGraphs:
             )
 
 
-def _without_events(one_pass: Pass, text: Tensor) -> Tensor:
+def _without_events(one_pass: TrainOnText, text: Tensor) -> Tensor:
     # Nobody can read events that were captured, so they go to a clock of their own.
-    with masks_as_without_capture():
-        return one_pass(text, StageClock(torch.device("cpu")))
+    return one_pass(text, StageClock(torch.device("cpu")))
 
 
 def _obstacle(model: "PreTrainedModel") -> str | None:
@@ -170,7 +158,7 @@ def _obstacle(model: "PreTrainedModel") -> str | None:
 
 
 def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[object]:
-    """What graphs depend on and nobody passes to them."""
+    """State that a graph bakes in."""
     moments = chain.from_iterable(state.values() for state in optimizer.state.values())
     cuda: Any = torch.backends.cuda
     state: list[object] = [

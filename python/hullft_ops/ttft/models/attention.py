@@ -44,28 +44,6 @@ def no_padding_check(base: nn.Module) -> Iterator[None]:
         vars(base).pop(_PADDING_CHECK, None)
 
 
-@contextmanager
-def masks_as_without_capture() -> Iterator[None]:
-    """Let transformers 5.17 leave out the mask of a text in the capture of a CUDA graph too.
-
-    From 5.18 on it does so by itself. With a mask, torch could not use flash attention.
-    """
-    from transformers import masking_utils
-
-    is_tracing = vars(masking_utils)["is_tracing"]
-
-    def depends_on_values(mask: Any = None) -> bool:
-        if mask is None:
-            return torch.compiler.is_compiling()
-        return bool(is_tracing(mask))
-
-    vars(masking_utils)["is_tracing"] = depends_on_values
-    try:
-        yield
-    finally:
-        vars(masking_utils)["is_tracing"] = is_tracing
-
-
 def can_pad(model: "PreTrainedModel") -> bool:
     """Whether a model makes the same of a text if tokens stand behind it."""
     from transformers.cache_utils import DynamicLayer
