@@ -47,7 +47,8 @@ def test_it_draws_every_passage_and_every_pass(
 ) -> None:
     path = tmp_path / "plot.png"
     path.write_text("the picture of an earlier run")
-    finetuner = make(gpt2, context=2)
+    # Two passes of twelve steps leave passages without one.
+    finetuner = make(gpt2, context=2, passes=2)
     adaptation = draw(finetuner, path, embedder)
 
     assert matplotlib.image.imread(path).shape == (1500, 1200, 4)
@@ -61,11 +62,14 @@ def test_it_draws_every_passage_and_every_pass(
     assert len(drawn["nearest passages"].get_offsets()) == 30
 
     trained = drawn["trained on, sized by steps"]
-    assert len(trained.get_offsets()) == len(support.indices)
+    taken = [steps for steps in adaptation.steps if steps]
+    idle = drawn["selected, no step"]
+    assert len(trained.get_offsets()) == len(taken)
+    assert len(idle.get_offsets()) == len(support.indices) - len(taken) > 0
 
     # The sizes rank as the steps.
     sizes = trained.get_sizes().tolist()
-    assert sizes == [40 + 400 * n / max(adaptation.steps) for n in adaptation.steps]
+    assert sizes == pytest.approx([40 + 400 * n / max(taken) for n in taken])
     assert support.context_indices
     assert len(drawn["before the prompt"].get_offsets()) == len(support.context_indices)
     assert len(drawn["prompt"].get_offsets()) == 1
@@ -73,14 +77,14 @@ def test_it_draws_every_passage_and_every_pass(
 
     [line] = losses.get_lines()
     steps, values = line.get_data()
+    assert line.get_linestyle() == "None"
 
     assert list(values) == adaptation.losses
     assert steps[0] == 0
     assert sorted(steps) == list(steps)
     assert steps[-1] < sum(adaptation.steps)
-    assert losses.get_title(loc="left") == (
-        f"12 steps with {adaptation.passes} gradients"
-    )
+    taken_in_all = f"{sum(taken)} steps with {adaptation.passes} gradients"
+    assert losses.get_title(loc="left") == taken_in_all
     assert figure.get_suptitle().endswith("3.250 before, 2.500 after")
 
 

@@ -18,7 +18,13 @@ from hullft_ops.ttft.files import replacing
 from hullft_ops.ttft.steps import plan
 
 # Okabe and Ito's colours, which colour-blind readers tell apart.
-_BLUE, _RED, _ORANGE, _GREY = "#0072B2", "#D55E00", "#E69F00", "#999999"
+_BLUE, _SKY, _RED, _ORANGE, _GREY = (
+    "#0072B2",
+    "#56B4E9",
+    "#D55E00",
+    "#E69F00",
+    "#999999",
+)
 
 
 def plot_adaptation(
@@ -79,21 +85,24 @@ def _draw_passages(
     def scatter(
         vectors: Tensor, label: str, color: str, marker: str, sizes: list[float]
     ) -> None:
+        if len(vectors) == 0:
+            return
         x, y = ((vectors - centre) @ plane).T.tolist()
         axes.scatter(x, y, sizes, color, marker=marker, edgecolor="white", label=label)
 
     scatter(pool, "nearest passages", _GREY, "o", [12.0] * len(pool))
     if support.indices:
         chosen = store.embeddings[torch.tensor(support.indices)]
-        most = max(adaptation.steps) or 1
-        sizes = [40 + 400 * steps / most for steps in adaptation.steps]
-        scatter(chosen, "trained on, sized by steps", _BLUE, "o", sizes)
+        steps = torch.tensor(adaptation.steps)
+        trained, idle = chosen[steps > 0], chosen[steps == 0]
+        sizes = 40 + 400 * steps[steps > 0] / steps.max()
+        scatter(trained, "trained on, sized by steps", _BLUE, "o", sizes.tolist())
+        scatter(idle, "selected, no step", _SKY, "o", [40.0] * len(idle))
         mean = torch.tensor(support.weights) @ chosen
         label = f"weighted mean, {support.residual:.2f} from the prompt"
         scatter(mean[None], label, "black", "X", [90.0])
-    if support.context_indices:
-        context = store.embeddings[torch.tensor(support.context_indices)]
-        scatter(context, "before the prompt", _ORANGE, "s", [60.0] * len(context))
+    context = store.embeddings[torch.tensor(support.context_indices, dtype=torch.int64)]
+    scatter(context, "before the prompt", _ORANGE, "s", [60.0] * len(context))
     scatter(prompt, "prompt", _RED, "*", [250.0])
     axes.legend()
 
@@ -104,8 +113,10 @@ def _draw_losses(
     sweeps = plan(adaptation.support.counts, finetuner.config)
     starts = [sweep.start for sweep in sweeps]
     losses = adaptation.losses
-    # A budget may have ended before the last passes.
-    axes.plot(starts[: len(losses)], losses, "o-", color=_BLUE)
+    # A budget may have ended before the last passes. Each loss is of another passage, so no line
+    # joins them.
+    axes.plot(starts[: len(losses)], losses, "o", color=_BLUE)
+    axes.locator_params(axis="x", integer=True)
     axes.set_title(
         f"{sum(adaptation.steps)} steps with {len(losses)} gradients", loc="left"
     )
