@@ -29,6 +29,13 @@ def result_row(
     return Row(prompt=prompt, **PLAIN | {"scores": scores} | fields)
 
 
+def answered_row(prompt: str, *, answer: float, **fields: Any) -> Row:
+    """A row of `PLAIN` with scores of the prompt and of its continuation."""
+    continuation = {"before": 3.0, "after": answer}
+    scores = PLAIN["scores"] | {"continuation": continuation}
+    return Row(prompt=prompt, **PLAIN | {"scores": scores} | fields)
+
+
 def failed_row(prompt: str, **fields: Any) -> Row:
     """A row of `PLAIN` with an error and without a score, and with other fields."""
     lost: dict[str, Any] = {"scores": {}, "seconds": {}, "error": "the loss is nan"}

@@ -30,7 +30,7 @@ def test_it_compares_three_settings_and_writes_a_report(
     rows = read_rows(tmp_path / "out" / "results.jsonl")
     assert len(rows) == 9
 
-    before = sum(row.scores["prompt"].before for row in rows) / 9
+    before = sum(row.scores["continuation"].before for row in rows) / 9
     assert shown[0] == ("no adaptation", f"{before:.4f}")
     # Six steps at a high rate teach even a random model the letters of the corpus.
     assert all(float(bits) < before for _, bits in shown[1:])
@@ -56,7 +56,7 @@ def test_a_second_run_measures_only_what_is_new(arguments: list[object]) -> None
     ("options", "message"),
     [
         (["--corpus", "nowhere"], "nowhere: no such file or folder"),
-        (["--limit", 1000], "limit is 1000, there are 8 held-out prompts"),
+        (["--limit", 1000], "limit is 1000, there are 5 held-out prompts"),
         (["--n-select", 0], "without steps and context there is nothing to measure"),
         (["--lr", 0], "settings[0]: --lr must be above 0, got 0.0"),
         (["--model", "./nowhere"], "model ./nowhere: no such folder"),

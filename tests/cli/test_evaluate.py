@@ -277,7 +277,7 @@ def test_a_folder_becomes_evidence(
     # One file in eight.
     assert len(held_out) == 2
     assert f" of {listed(held_out)}\n" in result.stderr
-    assert "\n10 of 14 held-out prompts, of " in result.stderr
+    assert "\n10 of 12 held-out prompts, of " in result.stderr
     assert "\n--limit takes more prompts\n" in result.stderr
     assert "1 skipped (photo.jpg: not UTF-8 text)" in result.stderr
     assert {row.config for row in rows} == {"hullft n=20 refresh=2 lr=5e-05"}
@@ -290,6 +290,8 @@ def test_a_folder_becomes_evidence(
 
     table = result.stdout.removeprefix("results.jsonl\n")
     assert "no adaptation" in table
+    assert "The continuation comes after the prompt" in table
+    assert all(set(row.scores) == {"prompt", "continuation"} for row in rows)
     assert succeeded("report", "results.jsonl").stdout == f"{table}hullft_report\n"
 
     refused = hullft_ops(*arguments, "--output", folder / "rows.jsonl")

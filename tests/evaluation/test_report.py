@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from evaluation_rows import SETTINGS, failed_row, result_row
+from evaluation_rows import SETTINGS, answered_row, failed_row, result_row
 from hullft_ops._terminal import printable
 from hullft_ops.cli.terminal import print_report
 from hullft_ops.evaluation.report import (
     cells_of,
     draw,
+    meanings,
     report_sections,
     verdicts,
     write_report,
@@ -60,6 +61,21 @@ def measured() -> Measurements:
     rows += rows_of("hullft", 1.4, 1.0)
     rows += rows_of("random", 2.2, 2.0)
     return Measurements.of(rows)
+
+
+def test_both_scores_are_shown_with_what_they_mean() -> None:
+    measured = Measurements.of([answered_row("p", answer=2.5)])
+    none, cells = cells_of(measured)
+
+    assert none["bits per byte of the continuation"] == "3.0000"
+    assert none["bits per byte of the prompt"] == "2.0000"
+    assert cells["bits per byte of the continuation"] == "2.5000"
+    assert cells["bits per byte of the prompt"] == "1.0000"
+    assert [line.split()[1] for line in meanings(measured)] == [
+        "continuation",
+        "prompt",
+    ]
+    assert set(meanings(measured)) <= set(report_sections(measured)[0].paragraphs)
 
 
 class Page(HTMLParser):

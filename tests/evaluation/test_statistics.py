@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from evaluation_rows import failed_row, result_row
+from evaluation_rows import answered_row, failed_row, result_row
 from hullft_ops.evaluation.results import Row
 from hullft_ops.evaluation.statistics import Measurements, method_of, relative
 from hullft_ops.ttft.errors import InputError
@@ -84,6 +84,24 @@ def test_every_configuration_is_there_on_every_prompt() -> None:
     assert measured.mean("a", "passes") == 2
     assert measured.mean_seconds("a", "embed", "finetune") == pytest.approx(0.2)
     assert measured.ranked() == ["a", "b"]
+
+
+def test_configurations_are_compared_by_the_continuation_where_all_rows_have_one() -> (
+    None
+):
+    rows = [answered_row(prompt, answer=2.5) for prompt in ("p", "q")]
+    measured = Measurements.of(rows)
+
+    assert measured.score == "continuation"
+    assert measured.before.tolist() == [3.0, 3.0]
+    assert measured.other_scores == ["prompt"]
+    config = rows[0].config
+    assert measured.mean_score(config, "prompt").after == 1.0
+    assert Measurements.of(rows, "prompt").other_scores == ["continuation"]
+
+    rows.append(result_row("r"))
+    assert Measurements.of(rows).score == "prompt"
+    assert Measurements.of(rows).other_scores == []
 
 
 def test_a_configuration_that_failed_on_a_prompt_is_left_out() -> None:

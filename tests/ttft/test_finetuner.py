@@ -88,7 +88,11 @@ def test_a_text_is_scored_behind_the_retrieved_passages(
         whole = score_text(gpt2, tokenizer, PROMPT, prefix_ids=prefix)
         score = adaptation.score(PROMPT)
 
+        expected = score_text(gpt2, tokenizer, "a", after=PROMPT, prefix_ids=prefix)
+        answer = adaptation.score("a", after=PROMPT)
+
     assert score.nll == pytest.approx(whole.nll, rel=1e-5)
+    assert answer.nll == pytest.approx(expected.nll, rel=1e-5)
 
 
 def test_after_the_block_the_model_is_restored(gpt2, make, tmp_path):

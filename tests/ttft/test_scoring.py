@@ -97,6 +97,24 @@ def test_windows_and_strides(llama, tokenizer, length, stride):
     assert score.nll == pytest.approx(nll, rel=1e-12)
 
 
+@pytest.mark.parametrize("kind", ["byte_level", *OPENED])
+@pytest.mark.parametrize("prompt", ["the dog", TEXTS["long"]])
+@pytest.mark.parametrize("text", ["é", TEXTS["accents"], TEXTS["long"]])
+def test_a_text_is_scored_after_a_prompt(gpt2, tokenizers, kind, prompt, text):
+    """All of its bytes, and none of the prompt's."""
+    tokenizer = tokenizers[kind]
+    before, opening = opened_ids(tokenizer, prompt)
+    tokens = opened_ids(tokenizer, text)[0][opening:]
+    score = score_text(gpt2.double(), tokenizer, text, after=prompt)
+
+    ids = [*before, *tokens]
+    nll = one_by_one(gpt2, ids, CONTEXT, CONTEXT // 2, len(before))
+
+    assert score.nll == pytest.approx(nll, rel=1e-12)
+    assert score.tokens == len(tokens)
+    assert score.bytes == len(text.encode())
+
+
 @pytest.mark.parametrize("kind", [*FIRST_TOKEN_BYTES, *OPENED])
 def test_bytes_are_those_of_the_scored_tokens(gpt2, tokenizers, kind):
     for name, text in TEXTS.items():

@@ -34,6 +34,7 @@ def evaluate(
     config: str | None = None,
     device: str = "cpu",
     output: Path = Path("results.jsonl"),
+    score: str | None = None,
     config_class: tyro.conf.Suppress[type[TTFTConfig]] = TTFTConfig,
 ) -> None:
     """Measure every combination of settings on held-out prompts; write a row for each, and print a
@@ -49,6 +50,7 @@ def evaluate(
         config: JSON file, or the name of an experiment that ships with the package.
         device: device of the language model: cpu, cuda, cuda:1.
         output: results file, JSONL.
+        score: what to compare by: continuation or prompt; None for the first that every row has.
         config_class: the class that settings are fields of.
     """
     read = Experiment() if config is None else read_experiment(config, config_class)
@@ -66,7 +68,7 @@ def evaluate(
         chosen, output, device=device, workers=workers, config_class=config_class
     )
     echo(output)
-    print_report(Measurements.of(rows))
+    print_report(Measurements.of(rows, score))
 
 
 def measured_rows(

@@ -16,7 +16,7 @@ def report(
     results: tyro.conf.Positional[Path],
     *,
     output: Path = Path("hullft_report"),
-    score: str = "prompt",
+    score: str | None = None,
     overwrite: bool = False,
 ) -> None:
     """Print a table of an evaluation; write it with a picture as a page of HTML.
@@ -24,7 +24,7 @@ def report(
     Args:
         results: results file of hullft-ops evaluate; xz may have compressed it.
         output: folder for report.html and report.png.
-        score: what to compare by.
+        score: what to compare by: continuation or prompt; None for the first that every row has.
         overwrite: replace a folder that an earlier report wrote.
     """
     check_output(output, inputs=[results], overwrite=overwrite)

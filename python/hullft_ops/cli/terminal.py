@@ -5,7 +5,14 @@ from rich.console import Console
 from rich.table import Table
 
 from hullft_ops._terminal import echo, printable
-from hullft_ops.evaluation.report import cells_of, score_title, title_of, verdicts
+from hullft_ops.evaluation.report import (
+    cells_of,
+    meanings,
+    score_title,
+    title_of,
+    verdicts,
+)
+from hullft_ops.evaluation.scores import TITLES
 from hullft_ops.evaluation.statistics import Measurements
 
 
@@ -13,7 +20,8 @@ def print_report(measured: Measurements) -> None:
     """Print an evaluation's table, and the best setting of each method."""
     table = Table(box=SIMPLE_HEAD, title=title_of(measured), pad_edge=False)
     # The columns that fit a terminal.
-    numbers = (score_title(measured), "against none", "finetune", "passes")
+    others = [TITLES[name] for name in measured.other_scores]
+    numbers = (score_title(measured), "against none", *others, "finetune", "passes")
     table.add_column("configuration")
     for name in numbers:
         table.add_column(name, justify="right")
@@ -21,4 +29,4 @@ def print_report(measured: Measurements) -> None:
         columns = ("configuration", *numbers)
         table.add_row(*(printable(cells.get(name, "")) for name in columns))
     Console(markup=False).print(table)
-    echo(*verdicts(measured))
+    echo(*meanings(measured), *verdicts(measured))

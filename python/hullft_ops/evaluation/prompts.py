@@ -41,27 +41,32 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True)
 
     text: str
+    continuation: str | None = None
     domain: str = "all"
 
-    @field_validator("text")
+    @field_validator("text", "continuation")
     @classmethod
-    def _not_blank(cls, text: str) -> str:
-        if not text.strip():
+    def _not_blank(cls, text: str | None) -> str | None:
+        if text is not None and not text.strip():
             raise ValueError("must not be blank")
         return text
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text to adapt to and to score, with its domain."""
+    """A text to adapt to and to score, with its domain, and what follows it: the answer."""
 
     text: str
     domain: str = "all"
+    continuation: str | None = None
 
     @property
     def id(self) -> str:
-        """An id that depends only on the text, not on its file or position."""
-        return hashlib.sha256(self.text.encode()).hexdigest()[:16]
+        """An id that depends only on the texts, not on their file or position."""
+        texts = (
+            [self.text] if self.continuation is None else [self.text, self.continuation]
+        )
+        return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -80,20 +85,33 @@ class Document:
         pieces = split_passages(self.text, PASSAGE_CHARS)
         return [piece for piece in pieces if piece.strip()]
 
+    def prompts(self) -> Iterator[Prompt]:
+        """Each passage with the next one; a document of one passage is cut into two."""
+        pieces = self.passages()
+        if len(pieces) == 1:
+            first = next(split_passages(self.text, max(4, len(self.text) // 2 + 1)))
+            pieces = [first, self.text[len(first) :]]
+        for text, continuation in itertools.pairwise(pieces):
+            yield Prompt(text, self.name, continuation)
+
 
 @dataclass(frozen=True)
 class Split:
-    """Documents as passages for a datastore, and as prompts; the domain is the document.
+    """Documents as passages for a datastore, and as prompts with what follows them; the domain is
+    the document.
 
     Passages that the datastore already has, whatever their layout, are left out of both.
+
+    Attributes:
+        passages: each with the name of its document.
     """
 
-    passages: list[str]
+    passages: dict[str, str]
     prompts: list[Prompt]
 
     def digest(self, embedder_name: str) -> str:
         """Names the datastore of these passages."""
-        content = "\0".join([embedder_name, *self.passages])
+        content = "\0".join([embedder_name, *self.passages, *self.passages.values()])
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
@@ -101,7 +119,8 @@ def read_prompts(path: Path) -> list[Prompt]:
     """The prompts of a JSONL file in order, each text once. InputError names a wrong line."""
     prompts: dict[str, Prompt] = {}
     for record in read_lines(Record, path, "prompts"):
-        prompts.setdefault(record.text, Prompt(record.text, record.domain))
+        prompt = Prompt(record.text, record.domain, record.continuation)
+        prompts.setdefault(record.text, prompt)
     return list(prompts.values())
 
 
@@ -153,16 +172,20 @@ def hold_out(documents: Sequence[Document]) -> Split:
             part = stored if number % HELD_OUT_ONE_IN else held_out
             part.append(document)
     passages: dict[str, str] = {}
+    known: set[str] = set()
     for document in stored:
         for passage in document.passages():
-            passages.setdefault(normalised(passage), passage)
+            if normalised(passage) not in known:
+                known.add(normalised(passage))
+                passages[passage] = document.name
     prompts: dict[str, Prompt] = {}
     for document in held_out:
-        for passage in document.passages():
-            key = normalised(passage)
-            if len(key) >= PROMPT_CHARS and key not in passages:
-                prompts[key] = Prompt(passage, document.name)
-    return Split(list(passages.values()), list(prompts.values()))
+        for prompt in document.prompts():
+            texts = [prompt.text, prompt.continuation or ""]
+            keys = [normalised(text) for text in [*texts, "".join(texts)]]
+            if min(map(len, keys)) >= PROMPT_CHARS and known.isdisjoint(keys):
+                prompts[keys[0]] = prompt
+    return Split(passages, list(prompts.values()))
 
 
 def normalised(passage: str) -> str:

@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 
 from hullft_ops._terminal import counted, printable
-from hullft_ops.evaluation.scores import TITLES
+from hullft_ops.evaluation.scores import MEANINGS, TITLES
 from hullft_ops.evaluation.statistics import (
     CONFIDENCE,
     Measurements,
@@ -73,6 +73,12 @@ def verdicts(measured: Measurements) -> list[str]:
     return lines
 
 
+def meanings(measured: Measurements) -> list[str]:
+    """A sentence about each score."""
+    names = [measured.score, *measured.other_scores]
+    return [MEANINGS[name] for name in names if name in MEANINGS]
+
+
 def title_of(measured: Measurements) -> str:
     """What the numbers of a table are."""
     return f"Means over {counted(len(measured.prompts), 'held-out prompt')}"
@@ -88,6 +94,10 @@ def cells_of(measured: Measurements) -> list[dict[str, str]]:
     score = score_title(measured)
     rows = [{"configuration": NONE, score: f"{measured.before.mean():.4f}"}]
     names = measured.names()
+    others = measured.other_scores
+    for name in others:
+        before = measured.mean_score(measured.ranked()[0], name).before
+        rows[0][TITLES[name]] = f"{before:.4f}"
     for config in measured.ranked():
         after = measured.after[config]
         change = relative(after, measured.before)
@@ -99,6 +109,10 @@ def cells_of(measured: Measurements) -> list[dict[str, str]]:
             "against none": f"{change.value:+.1%}",
             "interval": change.bounds,
             "better on": f"{better} of {len(after)}",
+            **{
+                TITLES[name]: f"{measured.mean_score(config, name).after:.4f}"
+                for name in others
+            },
             "embed and search": f"{embed_search:.3f} s",
             "select": f"{1e3 * measured.mean_seconds(config, 'select'):.2f} ms",
             "finetune": f"{measured.mean_seconds(config, 'finetune'):.3f} s",
@@ -113,8 +127,9 @@ def cells_of(measured: Measurements) -> list[dict[str, str]]:
 
 def _overview(measured: Measurements) -> Section:
     lines = [
-        "For each prompt the methods retrieve passages, finetune the model on them, and score the "
-        "prompt, which no datastore holds. Every prompt has the same weight.",
+        "For each prompt, which no datastore holds, the methods retrieve passages and finetune the "
+        "model on them. Every prompt has the same weight.",
+        *meanings(measured),
         f"Brackets are {CONFIDENCE:.0%} intervals of a paired bootstrap over the prompts.",
         *_doubts(measured),
     ]

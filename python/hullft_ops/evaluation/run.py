@@ -157,7 +157,8 @@ def open_texts(
         notes.append(f"{corpus}: {len(skipped)} skipped ({listed(skipped)})")
     path = datastores / split.digest(embedder.name)
     if not path.exists():
-        Datastore.build(split.passages, embedder, path)
+        sources = list(split.passages.values())
+        Datastore.build(split.passages, embedder, path, sources=sources)
     return Datastore.open(path), prompts, notes
 
 

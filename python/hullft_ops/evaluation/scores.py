@@ -5,10 +5,26 @@ from collections.abc import Callable
 from hullft_ops.evaluation.prompts import Prompt
 from hullft_ops.ttft.scoring import BitsPerByte
 
-# What a report calls each score. Less is better.
-TITLES = {"prompt": "bits per byte of the prompt"}
+# What a report calls each score, and what it tells. Less is better. It compares by the first that
+# every row has.
+TITLES = {
+    "continuation": "bits per byte of the continuation",
+    "prompt": "bits per byte of the prompt",
+}
+MEANINGS = {
+    "continuation": (
+        "The continuation comes after the prompt, and no method sees it: its bits tell how much "
+        "better the answer gets."
+    ),
+    "prompt": (
+        "The prompt is what the methods adapt to: its bits tell how closely the model then fits it."
+    ),
+}
 
 
 def scores_of(prompt: Prompt, score: Callable[..., BitsPerByte]) -> dict[str, float]:
     """The scores by name, where ``score`` takes the arguments of `Adaptation.score`."""
-    return {"prompt": score(prompt.text).value}
+    scores = {"prompt": score(prompt.text).value}
+    if prompt.continuation is not None:
+        scores["continuation"] = score(prompt.continuation, after=prompt.text).value
+    return scores

@@ -4,13 +4,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isnan, nan
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
 from hullft_ops.evaluation.experiment import NO_STEPS
-from hullft_ops.evaluation.results import Row
+from hullft_ops.evaluation.results import Row, Score
+from hullft_ops.evaluation.scores import TITLES
 from hullft_ops.ttft.errors import InputError
 
 CONFIDENCE = 0.95
@@ -91,8 +93,11 @@ class Measurements:
     incomplete: int
 
     @classmethod
-    def of(cls, rows: Sequence[Row], score: str = "prompt") -> "Measurements":
-        """InputError if the rows are of several runs, or no prompt has all results."""
+    def of(cls, rows: Sequence[Row], score: str | None = None) -> "Measurements":
+        """The table of ``score``; None for that of the continuation, or of the prompt if a row has
+        no continuation. InputError if the rows are of several runs, or no prompt has all results.
+        """
+        score = score or next(iter(_shared_scores(rows)), "prompt")
         runs = {row.run for row in rows}
         if len(runs) != 1:
             raise InputError(f"results must be of one run, got {len(runs)}")
@@ -129,6 +134,20 @@ class Measurements:
             },
             failed=failed,
             incomplete=len(every) - len(prompts),
+        )
+
+    @property
+    def other_scores(self) -> list[str]:
+        """The names of the scores that every row has beside the one that is compared."""
+        rows = [row for rows in self.rows.values() for row in rows]
+        return [name for name in _shared_scores(rows) if name != self.score]
+
+    def mean_score(self, config: str, name: str) -> Score:
+        """The mean of a score over the prompts."""
+        scores = [row.scores[name] for row in self.rows[config]]
+        return Score(
+            before=fmean(score.before for score in scores),
+            after=fmean(score.after for score in scores),
         )
 
     def mean(self, config: str, attribute: str) -> float:
@@ -177,9 +196,18 @@ def _has_steps(label: str) -> bool:
     return not label.startswith(NO_STEPS)
 
 
+def _shared_scores(rows: Sequence[Row]) -> list[str]:
+    """The names of the scores that every row without an error has, the one to compare first."""
+    names = [set(row.scores) for row in rows if row.error is None]
+    shared = set.intersection(*names) if names else set()
+    return [name for name in TITLES if name in shared]
+
+
 def method_of(row: Row) -> str:
-    """What a report compares: the method, and how many retrieved passages precede the prompt."""
+    """What a report compares: the method, and what precedes the prompt."""
     settings = row.settings
-    method = str(settings["method"]) if settings.get("n_select") else NO_STEPS
-    context = settings.get("context")
-    return f"{method} context={context}" if context else method
+    parts = [str(settings["method"]) if settings.get("n_select") else NO_STEPS]
+    for name in ("context", "context_following"):
+        if settings.get(name):
+            parts.append(f"{name}={settings[name]}")
+    return " ".join(parts)

@@ -76,13 +76,17 @@ class Adaptation:
             passages = passages[max(0, len(passages) - context) :]
         self._context, self.seconds["prefill"] = self._finetuner._read(passages)
 
-    def score(self, text: str) -> BitsPerByte:
-        """`hullft_ops.ttft.score_text` of the adapted model, behind the retrieved passages."""
+    def score(self, text: str, *, after: str = "") -> BitsPerByte:
+        """`hullft_ops.ttft.score_text` of the adapted model, behind the retrieved passages.
+
+        ``after`` is a prompt that comes before the text.
+        """
         self._check_alive("score")
         return score_text(
             self._finetuner.model,
             self._finetuner.tokenizer,
             text,
+            after=after,
             max_length=self._finetuner.window,
             read_context=self._context,
         )

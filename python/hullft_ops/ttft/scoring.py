@@ -74,6 +74,7 @@ def score_text(
     tokenizer: "PreTrainedTokenizerBase",
     text: str,
     *,
+    after: str = "",
     max_length: int | None = None,
     stride: int | None = None,
     prefix_ids: Sequence[int] = (),
@@ -94,6 +95,8 @@ def score_text(
         model: a causal language model. It is scored in eval mode.
         tokenizer: its tokenizer, a fast one.
         text: at least 2 tokens.
+        after: a prompt that comes before the text. It is not scored; all of the text is, which has
+            tokens of its own, as if the model had written it.
         max_length: tokens per forward pass, at most the model's context; None for that context.
         stride: tokens that the window moves by; None for half of the window.
         prefix_ids: tokens before the text, without special ones.
@@ -115,10 +118,16 @@ def score_text(
     length = context_length(model, tokenizer, max_length)
     tokens, opening = opened_tokens(tokenizer, text)
     byte_count = len(text.encode())
-    if tokens and not opening:
+    # The first token to score has a context.
+    first = max(opening, 1)
+    if after:
+        prompt, _ = opened_tokens(tokenizer, after)
+        first = len(prompt)
+        tokens = [*prompt, *tokens[opening:]]
+    elif tokens and not opening:
         byte_count -= _bytes_of_first(tokenizer, text, tokens[0])
-    if max(opening, 1) >= len(tokens) or byte_count == 0:
-        least = "1 token" if opening else "2 tokens"
+    if first >= len(tokens) or byte_count == 0:
+        least = "1 token" if opening or after else "2 tokens"
         raise ValueError(
             f"score_text: text must have at least {least}, got {text[:20]!r} with "
             f"{len(tokens) - opening}"
@@ -133,8 +142,7 @@ def score_text(
     window = length - len(head)
     stride = window // 2 if stride is None else stride
     check_integer("score_text", "stride", stride, 1, max(1, window - 1))
-    # The first token that has a context.
-    first = max(opening, 1) - (len(tokens) - len(body))
+    first -= len(tokens) - len(body)
     with exclusive(model):
         nll = _negative_log_likelihood(
             model, head, body, first, window, stride, read_context
@@ -183,6 +191,9 @@ def _negative_log_likelihood(
     with eval_mode(model), wide_products(model):
         while first < len(body):
             end = min(begin + length, len(body))
+            if end <= first:
+                begin += stride
+                continue
             cache = {} if read_context is None else read_context.arguments(head)
             opener = before[-1:] if cache else before
             window = torch.cat([opener, after[begin:end]])
