@@ -16,6 +16,7 @@ from hullft_ops.ttft import (
     load_model,
 )
 from hullft_ops.ttft.adaptation import Adaptation
+from hullft_ops.ttft.generation import continue_prompt
 from hullft_ops.ttft.training import SupportTrainer
 
 PROMPT = "the cat sat on the red mat and the dog ran to the park"
@@ -32,6 +33,16 @@ def table_of(stdout: str) -> list[tuple[str, float, int]]:
     """Source, weight and steps of each passage."""
     rows = re.findall(r"^ +(\S+) +(\d\.\d{3}) +(\d+) ", stdout, re.MULTILINE)
     return [(source, float(weight), int(steps)) for source, weight, steps in rows]
+
+
+def shown_beside(stdout: str) -> tuple[list[str], list[str]]:
+    """The words of the continuations without and with adaptation."""
+    header, table = stdout.rsplit("with adaptation", 1)
+    width = len(header.rsplit("\n", 1)[1])
+    lines = table.splitlines()[2:]
+    halves = [line[:width] for line in lines], [line[width:] for line in lines]
+    without, adapted = ("".join(half).split() for half in halves)
+    return without, adapted
 
 
 def test_it_prints_what_the_finetuner_does(
@@ -51,6 +62,9 @@ def test_it_prints_what_the_finetuner_does(
         lr=0.02,
     )
     before = bits_per_byte(model, tokenizer, PROMPT)
+    unadapted = continue_prompt(
+        model, tokenizer, PROMPT, finetuner.window, max_new_tokens=8
+    )
     with finetuner.adapted(PROMPT) as adaptation:
         after = adaptation.score(PROMPT).value
         continuation = adaptation.generate(PROMPT, max_new_tokens=8)
@@ -67,7 +81,8 @@ def test_it_prints_what_the_finetuner_does(
 
     scores = f"bits per byte of the prompt: {before:.4f} before, {after:.4f} after"
     assert scores in printed
-    assert printed.endswith(f"{continuation}\n")
+    assert unadapted != continuation
+    assert shown_beside(printed) == (unadapted.split(), continuation.split())
     assert after < before
     assert "Adapting hurt" not in printed
 
@@ -245,5 +260,5 @@ def test_foreign_text_does_not_steer_the_terminal(
         assert "x1b[2J" in text
         assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e\u2066]", text)
 
-    assert result.stdout.endswith("\\u202e\\u2066\n")
+    assert result.stdout.rstrip().endswith("\\u202e\\u2066")
     assert (refused.code, unknown.code) == (2, 2)

@@ -18,7 +18,7 @@ from hullft_ops.ttft.config import TTFTConfig, default_lr
 from hullft_ops.ttft.embedding import load_embedder
 from hullft_ops.ttft.files import check_output
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
-from hullft_ops.ttft.generation import chat_message
+from hullft_ops.ttft.generation import chat_message, continue_prompt
 from hullft_ops.ttft.models.checks import context_window
 from hullft_ops.ttft.plot import plot_adaptation
 from hullft_ops.ttft.saving import SavedAdapter, adapter_to_save
@@ -49,7 +49,8 @@ def adapt(
     overwrite: bool = False,
     config_class: tyro.conf.Suppress[type[TTFTConfig]] = TTFTConfig,
 ) -> None:
-    """Adapt to a prompt; print passages, bits per byte before and after, and a continuation.
+    """Adapt to a prompt; print passages, bits per byte before and after, and the continuations
+    without and with adaptation.
 
     Args:
         inputs: the models.
@@ -103,6 +104,14 @@ def adapt(
     finetuner = TestTimeFinetuner(model, tokenizer, passages, embedder, config)
     before = score_text(model, tokenizer, prompt, max_length=finetuner.window).value
     continuation = saved = None
+    if generate:
+        unadapted = continue_prompt(
+            model,
+            tokenizer,
+            chat_message(tokenizer, prompt) if chat else prompt,
+            finetuner.window,
+            max_new_tokens=max_new_tokens,
+        )
     with finetuner.adapted(prompt, seconds=seconds) as adaptation:
         after = adaptation.score(prompt).value
         if generate:
@@ -127,7 +136,7 @@ def adapt(
         plot_adaptation(plot, finetuner, adaptation, query, before=before, after=after)
         echo(f"plot: {plot}")
     if continuation is not None:
-        print(printable(continuation, lines=True))
+        _print_continuations(unadapted, continuation)
         if not continuation.strip():
             echo("The model ended at once: its continuation is blank.")
 
@@ -177,6 +186,13 @@ def _print_scores(before: float, after: float) -> None:
             "Adapting hurt: the model predicts this prompt worse than before. Fewer steps, a lower "
             "learning rate or passages closer to the prompt may help."
         )
+
+
+def _print_continuations(unadapted: str, adapted: str) -> None:
+    """The two side by side."""
+    table = Table("without adaptation", "with adaptation", box=box.SIMPLE_HEAD)
+    table.add_row(printable(unadapted, lines=True), printable(adapted, lines=True))
+    Console(markup=False).print(table)
 
 
 def _print_saved(saved: SavedAdapter) -> None:
