@@ -1,8 +1,8 @@
 """Compiles the CUDA kernels for each architecture and reads what they cost.
 
-Fails on a register spill, on more shared memory than a block may have, or on fewer resident threads
-than KERNELS promises, and prints a table of all kernels. Shared memory is the static part that
-ptxas reports and the most that the host may ask for besides::
+Fails on a register spill, on an array on a thread's stack, on more shared memory than a block may
+have, or on fewer resident threads than KERNELS promises, and prints a table of all kernels. Shared
+memory is the static part that ptxas reports and the most that the host may ask for besides::
 
     python tools/compile_gate.py
 
@@ -110,6 +110,8 @@ class Cost:
         faults = []
         if self.spills:
             faults.append(f"{where} spills {self.spills} bytes")
+        if self.stack:
+            faults.append(f"{where} keeps {self.stack} bytes on the stack")
         if self.shared > STATIC_SHARED_LIMIT:
             faults.append(f"{where} wants {self.shared} bytes of static shared memory")
         limit = block_limit(self.architecture)

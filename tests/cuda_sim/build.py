@@ -20,20 +20,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parent.parent / "csrc"
-UNITS = (
-    "accumulate",
-    "adam_replay",
-    "correlate",
-    "frank_wolfe",
-    "fw_warp",
-    "gram",
-    "gram_blocks",
-    "integerize",
-    "knn",
-    "lmo",
-    "plan",
-    "sift",
-)
+UNITS = sorted(path.stem for path in (CSRC / "cuda").glob("*.cu"))
 CLANG = "clang++-19"
 _TIMELESS = ["-Xclang", "-fno-pch-timestamp"]
 # Other processors than those of x86_64 always have fused multiply-adds.

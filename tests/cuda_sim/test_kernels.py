@@ -42,17 +42,17 @@ OF_ACCESSES = [name for name in CASES if name not in ABOUT_VALUES]
 
 @pytest.mark.parametrize("seed", SCHEDULES)
 @pytest.mark.parametrize("name", CASES)
-def test_case(library: Libraries, name: str, seed: int) -> None:
+def test_plain(library: Libraries, name: str, seed: int) -> None:
     CASES[name](library("plain"), seed)
 
 
 @pytest.mark.parametrize("name", OF_ACCESSES)
-def test_races(library: Libraries, name: str) -> None:
+def test_race(library: Libraries, name: str) -> None:
     CASES[name](library("race"), 0)
 
 
 @pytest.mark.parametrize("name", OF_ACCESSES)
-def test_address_sanitizer(workers: Workers, name: str) -> None:
+def test_asan(workers: Workers, name: str) -> None:
     library = build.build("asan")
     report = workers.run_cases(library, "asan", [name], seed=0, timeout=120)
 
