@@ -1,13 +1,14 @@
-"""Corpora of documentation and code, with prompts from documents that are held out.
+"""Corpora of documentation and code, with prompts and what follows them from held-out documents.
 
-    apt-get install linux-doc perl-doc
-    python -m benchmarks.studies.corpora --output corpora \\
-        kernel=/usr/share/doc/linux-doc-6.12/Documentation perl=/usr/share/perl \\
-        python=.venv/lib/python3.11/site-packages
+    apt-get download linux-doc-6.12 perl-doc && dpkg-deb -x ... packages
+    python -m benchmarks.studies.corpora --output documentation --suffixes .rst .rst.gz .pod \\
+        kernel=packages/usr/share/doc/linux-doc-6.12/Documentation \\
+        perl=packages/usr/share/perl/5.40.1
 
-writes ``store.jsonl``, a passage a line, and one passage of each document that is held out: by
-turns into ``prompts.jsonl`` and into ``tuning.jsonl``, on which to choose settings. Each record has
-"text", "domain" and "source".
+writes ``documents.jsonl``, a document a line, for ``hullft-ops index``. Of each document that is
+held out, it writes a passage as a prompt, and the next one as its continuation: 16 into
+``tuning.jsonl``, on which to choose settings, and the others into ``prompts.jsonl``. Each record
+has "text", "domain" and "source".
 """
 
 import argparse
@@ -15,19 +16,18 @@ import gzip
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
-SUFFIXES = (".rst", ".rst.gz", ".pod", ".txt", ".txt.gz", ".md", ".py", ".c", ".h")
 # Translations and tests repeat each other.
 LEFT_OUT = {"translations", "_sources", "test", "tests", "_vendor"}
 PASSAGE_CHARS = 800
-PASSAGES_A_DOMAIN = 2700
+PASSAGES = 2700
 # A manual of a thousand passages would leave no room for others.
 PASSAGES_A_DOCUMENT = 30
 HELD_OUT_ONE_IN = 4
-SHORTEST_PROMPT = 400
-# A prompt whose runs of five words stand in the store more often than this repeats it.
-MOST_SHARED = 0.2
+TUNING_PROMPTS = 16
+SHORTEST_PROMPT = 600
 RUN = 5
 
 Record = dict[str, str]
@@ -38,56 +38,68 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("domains", nargs="+", metavar="DOMAIN=FOLDER")
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--suffixes", nargs="+", required=True)
     parser.add_argument(
         "--most-shared",
         type=float,
-        default=MOST_SHARED,
-        help="share of a prompt's runs of five words that the store may hold",
+        default=1,
+        help="share of a prompt's runs of five words that the documents may hold",
     )
     arguments = parser.parse_args()
-    store: list[Record] = []
+    documents: list[Record] = []
     held_out: list[list[Record]] = []
     for argument in arguments.domains:
         domain, _, folder = argument.partition("=")
-        stored, held = split(domain, Path(folder))
-        print(f"{domain}: {len(stored)} passages, {len(held)} documents held out")
-        store += stored
+        stored, held = split(
+            domain,
+            Path(folder),
+            tuple(arguments.suffixes),
+            PASSAGES // len(arguments.domains),
+        )
+        print(f"{domain}: {len(stored)} documents, {len(held)} held out")
+        documents += stored
         held_out += held
     arguments.output.mkdir(parents=True, exist_ok=True)
-    write(store, arguments.output / "store.jsonl")
-    prompts = choose_prompts(store, held_out, arguments.most_shared)
-    write(prompts[::2], arguments.output / "prompts.jsonl")
-    write(prompts[1::2], arguments.output / "tuning.jsonl")
+    write(documents, arguments.output / "documents.jsonl")
+    prompts = choose_prompts(documents, held_out, arguments.most_shared)
+    write(prompts[:TUNING_PROMPTS], arguments.output / "tuning.jsonl")
+    write(prompts[TUNING_PROMPTS:], arguments.output / "prompts.jsonl")
 
 
-def split(domain: str, folder: Path) -> tuple[list[Record], list[list[Record]]]:
-    """Records for the store, each text once, and those of each held-out document.
+def split(
+    domain: str, folder: Path, suffixes: tuple[str, ...], passages: int
+) -> tuple[list[Record], list[list[Record]]]:
+    """Documents of so many passages together, and the passages of each held-out document.
 
     Raises:
         ValueError: the folder has no document.
     """
-    paths = [path for path in folder.rglob("*") if _is_document(path, folder)]
+    paths = [path for path in folder.rglob("*") if _is_document(path, folder, suffixes)]
     if not paths:
         raise ValueError(f"corpora: {domain}: no documents in {str(folder)!r}")
-    stored: dict[str, Record] = {}
+    stored: list[Record] = []
     held: list[list[Record]] = []
+    count = 0
     # An order that looks random and is always the same.
     paths.sort(key=lambda path: _digest(path.relative_to(folder).as_posix()))
     for number, path in enumerate(paths):
+        records = records_of(path, domain, folder)
         if number % HELD_OUT_ONE_IN == 0:
-            held.append(records_of(path, domain, folder))
+            held.append(records)
             continue
-        for record in records_of(path, domain, folder):
-            stored.setdefault(normalised(record["text"]), record)
-        if len(stored) >= PASSAGES_A_DOMAIN:
+        text = "".join(record["text"] for record in records)
+        if text:
+            stored.append(records[0] | {"text": text})
+        count += len(records)
+        if count >= passages:
             break
-    return list(stored.values())[:PASSAGES_A_DOMAIN], held
+    return stored, held
 
 
-def _is_document(path: Path, folder: Path) -> bool:
+def _is_document(path: Path, folder: Path, suffixes: tuple[str, ...]) -> bool:
     if LEFT_OUT & set(path.relative_to(folder).parts):
         return False
-    return path.name.endswith(SUFFIXES) and path.is_file() and not path.is_symlink()
+    return path.name.endswith(suffixes) and path.is_file() and not path.is_symlink()
 
 
 def records_of(path: Path, domain: str, folder: Path) -> list[Record]:
@@ -118,36 +130,36 @@ def passages(text: str) -> list[str]:
 
 
 def choose_prompts(
-    store: list[Record], held_out: list[list[Record]], most_shared: float
+    documents: list[Record], held_out: list[list[Record]], most_shared: float
 ) -> list[Record]:
-    """One passage of each held-out document: long enough, and hardly repeated in the store."""
-    known = {run for record in store for run in runs(record["text"])}
+    """A passage of each held-out document with the next one: long enough, and hardly repeated."""
+    known = {run for record in documents for run in runs(record["text"])}
     prompts = []
     for records in held_out:
         fresh = []
-        for record in records:
-            if is_fresh(record["text"], known, most_shared):
-                fresh.append(record)
+        for record, following in pairwise(records):
+            lengths = len(record["text"]), len(following["text"])
+            has_size = min(lengths) >= SHORTEST_PROMPT and max(lengths) <= PASSAGE_CHARS
+            if has_size and is_fresh(record["text"], known, most_shared):
+                fresh.append(record | {"continuation": following["text"]})
         if fresh:
             prompts.append(min(fresh, key=lambda record: _digest(record["text"])))
-    return prompts
+    return sorted(
+        prompts, key=lambda prompt: _digest(prompt["source"] + prompt["domain"])
+    )
 
 
 def is_fresh(text: str, known: Runs, most_shared: float) -> bool:
-    """Whether a text is long enough, and shares at most so many runs of words with the store."""
+    """Whether the documents hold at most so many of a text's runs of words."""
     text_runs = list(runs(text))
     shared = sum(run in known for run in text_runs)
-    return len(text) >= SHORTEST_PROMPT and shared <= most_shared * len(text_runs)
+    return shared <= most_shared * len(text_runs)
 
 
 def runs(text: str) -> Iterator[tuple[str, ...]]:
     words = text.split()
     for start in range(len(words) - RUN + 1):
         yield tuple(words[start : start + RUN])
-
-
-def normalised(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _digest(text: str) -> bytes:
