@@ -1,7 +1,7 @@
 """Corpora of documentation and code, with prompts and what follows them from held-out documents.
 
     apt-get download linux-doc-6.12 perl-doc && dpkg-deb -x ... packages
-    python -m benchmarks.studies.corpora --output documentation --suffixes .rst .rst.gz .pod \\
+    python -m benchmarks.studies.corpora --output documentation --files "*.rst*" "*.pod" -- \\
         kernel=packages/usr/share/doc/linux-doc-6.12/Documentation \\
         perl=packages/usr/share/perl/5.40.1
 
@@ -16,6 +16,7 @@ import gzip
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
 from itertools import pairwise
 from pathlib import Path
 
@@ -26,6 +27,7 @@ PASSAGES = 2700
 # A manual of a thousand passages would leave no room for others.
 PASSAGES_A_DOCUMENT = 30
 HELD_OUT_ONE_IN = 4
+HELD_OUT = 70
 TUNING_PROMPTS = 16
 SHORTEST_PROMPT = 600
 RUN = 5
@@ -38,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("domains", nargs="+", metavar="DOMAIN=FOLDER")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--suffixes", nargs="+", required=True)
+    parser.add_argument("--files", nargs="+", required=True, metavar="PATTERN")
     parser.add_argument(
         "--most-shared",
         type=float,
@@ -53,8 +55,9 @@ def main() -> None:
         stored, held = split(
             domain,
             Path(folder),
-            tuple(arguments.suffixes),
+            arguments.files,
             PASSAGES // len(arguments.domains),
+            HELD_OUT // len(arguments.domains),
         )
         print(f"{domain}: {len(stored)} documents, {len(held)} held out")
         documents += stored
@@ -67,14 +70,14 @@ def main() -> None:
 
 
 def split(
-    domain: str, folder: Path, suffixes: tuple[str, ...], passages: int
+    domain: str, folder: Path, files: list[str], passages: int, held_out: int
 ) -> tuple[list[Record], list[list[Record]]]:
-    """Documents of so many passages together, and the passages of each held-out document.
+    """Documents of so many passages together, and the passages of so many held-out ones.
 
     Raises:
         ValueError: the folder has no document.
     """
-    paths = [path for path in folder.rglob("*") if _is_document(path, folder, suffixes)]
+    paths = [path for path in folder.rglob("*") if _is_document(path, folder, files)]
     if not paths:
         raise ValueError(f"corpora: {domain}: no documents in {str(folder)!r}")
     stored: list[Record] = []
@@ -84,22 +87,22 @@ def split(
     paths.sort(key=lambda path: _digest(path.relative_to(folder).as_posix()))
     for number, path in enumerate(paths):
         records = records_of(path, domain, folder)
+        if count >= passages and len(held) >= held_out:
+            break
         if number % HELD_OUT_ONE_IN == 0:
             held.append(records)
-            continue
-        text = "".join(record["text"] for record in records)
-        if text:
+        elif records and count < passages:
+            text = "".join(record["text"] for record in records)
             stored.append(records[0] | {"text": text})
-        count += len(records)
-        if count >= passages:
-            break
+            count += len(records)
     return stored, held
 
 
-def _is_document(path: Path, folder: Path, suffixes: tuple[str, ...]) -> bool:
+def _is_document(path: Path, folder: Path, files: list[str]) -> bool:
     if LEFT_OUT & set(path.relative_to(folder).parts):
         return False
-    return path.name.endswith(suffixes) and path.is_file() and not path.is_symlink()
+    is_chosen = any(fnmatchcase(path.name, pattern) for pattern in files)
+    return is_chosen and path.is_file() and not path.is_symlink()
 
 
 def records_of(path: Path, domain: str, folder: Path) -> list[Record]:
