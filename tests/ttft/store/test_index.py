@@ -81,8 +81,10 @@ def test_records_are_cut_to_what_the_embedder_reads(corpus, cutting_embedder, tm
         path = tmp_path / name
         return index_corpus(corpus, path, cutting_embedder, min_chars=0, **options)
 
-    lengths = {len(text.split()) for text in index("default").texts}
-    assert lengths == {1, 4}
+    store = index("default")
+    assert {len(text.split()) for text in store.texts} == {1, 4}
+    # A record is cut into four, which follow one another.
+    assert [store.following(i) for i in range(5)] == [1, 2, 3, None, 5]
     assert {len(text.split()) for text in index("whole", chunk_tokens=0).texts} == {13}
 
     overlapping = index("overlapping", chunk_tokens=6, overlap=2)
