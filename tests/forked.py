@@ -2,6 +2,8 @@
 
 import os
 import signal
+import sys
+import threading
 import traceback
 from collections.abc import Callable
 
@@ -12,6 +14,9 @@ def forked(action: Callable[[], object], seconds: int = 60) -> int:
     if child:
         return child
 
+    if "tqdm" in sys.modules:
+        # Its lock is shared between processes: one killed under it would hold it for good.
+        sys.modules["tqdm"].tqdm.set_lock(threading.RLock())
     signal.alarm(seconds)
     status = 1
     try:
