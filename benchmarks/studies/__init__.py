@@ -1,1 +1,1 @@
-"""Scripts behind the pages in docs/results: corpora, and tables and pictures of an evaluation."""
+"""Scripts behind docs/results.md."""
