@@ -11,6 +11,7 @@ from benchmarks import peers
 from benchmarks.pools import DISTINCT, distinct_pools, problem
 from benchmarks.recorder import Recorder
 from hullft_ops import reference
+from hullft_ops._checks import Variant
 
 # Limit of the batched peer, whose Gram matrices are float32 [B, K, K], and of activeft.
 _MOST_CANDIDATES = 1000
@@ -28,7 +29,7 @@ class Case:
     dim: int = 384
     n_select: int = 50
     dtype: str = "float32"
-    variant: str = "vanilla"
+    variant: Variant = "vanilla"
 
     def __str__(self) -> str:
         shape = f"B{self.batch}-K{self.candidates}-d{self.dim}-N{self.n_select}"

@@ -7,32 +7,18 @@
 STABLE_TORCH_LIBRARY(hullft_ops, m) {
   m.def(
       "fw_select(Tensor pool, Tensor query, int n_select, int max_iter=250, float tol=1e-5, "
-      "float gap_tol=0.0, str variant='vanilla', int swap_passes=2, Tensor? pool_sizes=None) -> "
+      "float gap_tol=0.0, str variant='vanilla', int swap_passes=2, Tensor? pool_sizes=None, "
+      "Tensor? candidates=None) -> "
       "(Tensor indices, Tensor weights, Tensor counts, Tensor support_size, Tensor residual, "
       "Tensor gap, Tensor num_iter)");
   m.def(
-      "fw_select_indexed(Tensor embeddings, Tensor candidates, Tensor query, int n_select, "
-      "int max_iter=250, float tol=1e-5, float gap_tol=0.0, str variant='vanilla', "
-      "int swap_passes=2, Tensor? pool_sizes=None) -> "
-      "(Tensor indices, Tensor weights, Tensor counts, Tensor support_size, Tensor residual, "
-      "Tensor gap, Tensor num_iter)");
-  m.def(
-      "knn_select(Tensor pool, Tensor query, int n_select, Tensor? pool_sizes=None) -> "
-      "(Tensor indices, Tensor weights, Tensor counts, Tensor support_size, Tensor residual, "
-      "Tensor gap, Tensor num_iter)");
-  m.def(
-      "knn_select_indexed(Tensor embeddings, Tensor candidates, Tensor query, int n_select, "
-      "Tensor? pool_sizes=None) -> "
+      "knn_select(Tensor pool, Tensor query, int n_select, Tensor? pool_sizes=None, "
+      "Tensor? candidates=None) -> "
       "(Tensor indices, Tensor weights, Tensor counts, Tensor support_size, Tensor residual, "
       "Tensor gap, Tensor num_iter)");
   m.def(
       "sift_select(Tensor pool, Tensor query, int n_select, float noise=0.01, "
-      "Tensor? pool_sizes=None) -> "
-      "(Tensor indices, Tensor weights, Tensor counts, Tensor support_size, Tensor residual, "
-      "Tensor gap, Tensor num_iter, Tensor picks, Tensor variance)");
-  m.def(
-      "sift_select_indexed(Tensor embeddings, Tensor candidates, Tensor query, int n_select, "
-      "float noise=0.01, Tensor? pool_sizes=None) -> "
+      "Tensor? pool_sizes=None, Tensor? candidates=None) -> "
       "(Tensor indices, Tensor weights, Tensor counts, Tensor support_size, Tensor residual, "
       "Tensor gap, Tensor num_iter, Tensor picks, Tensor variance)");
   m.def(

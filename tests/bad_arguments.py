@@ -33,6 +33,11 @@ GOOD: dict[str, dict[str, Any]] = {
 }
 
 
+def operator_of(function: str) -> Any:
+    """The functions that end in _indexed are the same operator with candidates."""
+    return getattr(torch.ops.hullft_ops, function.removesuffix("_indexed"))
+
+
 class Bad(NamedTuple):
     """A call of the operator with some good arguments changed."""
 
@@ -42,6 +47,13 @@ class Bad(NamedTuple):
 
     def arguments(self) -> dict[str, Any]:
         return GOOD[self.operator] | self.changes
+
+    def of_operator(self) -> tuple[Any, dict[str, Any]]:
+        """The operator and its arguments: a function that ends in _indexed has no own."""
+        arguments = self.arguments()
+        if "embeddings" in arguments:
+            arguments["pool"] = arguments.pop("embeddings")
+        return operator_of(self.operator), arguments
 
     def pattern(self) -> str:
         return f"^{self.operator}: {self.message}"
@@ -215,18 +227,18 @@ WRONG_CONTENTS = [
     ),
     bad(
         "fw_select_indexed",
-        "embeddings.candidates.1, 1.. has NaN or infinity",
+        "embeddings has NaN or infinity in row 3 for query 1",
         embeddings=poisoned(POOL[0], 3, 1),
         candidates=torch.tensor([[0, 1], [2, 3]]),
     ),
     bad(
         "fw_select_indexed",
-        "candidates.1, 0. is -1",
+        "candidates has -1 at position 0 for query 1, .*; -1 is absent at the end alone",
         candidates=poisoned(ROWS, 1, 0, value=-1),
     ),
     bad(
         "fw_select_indexed",
-        "candidates.0, 1. is 6",
+        "candidates has 6 at position 1 for query 0, embeddings has 6 rows$",
         candidates=poisoned(ROWS, 0, 1, value=6),
     ),
     bad("fw_lmo", "current.1. has NaN or infinity", current=poisoned(QUERY, 1, 0)),
@@ -269,7 +281,7 @@ WRONG_CONTENTS = [
     ),
     bad(
         "knn_select_indexed",
-        "candidates.1, 0. is -1",
+        "candidates has -1 at position 0 for query 1",
         candidates=poisoned(ROWS, 1, 0, value=-1),
     ),
     bad("sift_select", "pool_sizes.1. is 7, ", pool_sizes=torch.tensor([6, 7])),
@@ -297,12 +309,13 @@ WRONG_CONTENTS = [
     ),
     bad(
         "fw_select_indexed",
-        "candidates.0, 1. is -1, .*; pool_sizes leaves out -1 at the end",
+        "candidates has -1 at position 1 .*; without pool_sizes, -1 at the end is absent",
         candidates=poisoned(ROWS, 0, 1, value=-1),
+        pool_sizes=torch.tensor([2, 2]),
     ),
     bad(
         "sift_select_indexed",
-        "candidates.0, 1. is -7, embeddings has 6 rows",
+        "candidates has -7 at position 1 for query 0, embeddings has 6 rows$",
         candidates=poisoned(ROWS, 0, 1, value=-7),
     ),
 ]

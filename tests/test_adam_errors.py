@@ -141,6 +141,10 @@ BAD_GROUP_OPTIONS = [
 ]
 
 
+ONE = torch.zeros(3)
+TWO = torch.zeros(3)
+
+
 @pytest.mark.parametrize(("error", "message", "options"), BAD_GROUP_OPTIONS)
 def test_bad_options_of_a_group(
     error: type[Exception], message: str, options: dict[str, object]
@@ -155,12 +159,20 @@ def test_bad_options_of_a_group(
     assert len(optimizer.param_groups) == 1
 
 
-def test_parameters_that_are_not_floating() -> None:
-    params = [torch.zeros(3), torch.zeros(3, dtype=torch.int64)]
+@pytest.mark.parametrize(
+    ("params", "error", "message"),
+    [
+        ([ONE, ONE.long()], TypeError, r"params\[1\] must be float32, .*int64"),
+        ([ONE, TWO, ONE], ValueError, r"params\[2\] is params\[0\] again"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with dup")
+def test_bad_parameters_of_a_group(
+    params: list[torch.Tensor], error: type[Exception], message: str
+) -> None:
     optimizer = ReplayAdam([torch.zeros(3)])
-    message = "parameter 1 of the group must be float32, .*int64"
 
-    with pytest.raises((TypeError, ValueError), match=message):
+    with pytest.raises(error, match=f"^ReplayAdam: {message}"):
         optimizer.add_param_group({"params": params})
 
     assert len(optimizer.param_groups) == 1

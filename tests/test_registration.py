@@ -21,12 +21,8 @@ def samples() -> dict[str, tuple[str, Arguments]]:
     wide = {"pool": pool.double(), "query": query.double(), "n_select": 5}
     shared = {"pool": pool[0].half(), "query": query.half(), "n_select": 5}
     targets = torch.stack([query, -query], dim=1)
-    indexed = {
-        "embeddings": pool[0],
-        "candidates": torch.arange(12).repeat(2, 1),
-        "query": query,
-        "n_select": 5,
-    }
+    candidates = torch.arange(12).repeat(2, 1)
+    indexed = {**pools, "pool": pool[0], "candidates": candidates}
     integers = {
         "support": pool,
         "query": query,
@@ -41,14 +37,14 @@ def samples() -> dict[str, tuple[str, Arguments]]:
         "fw_select": ("fw_select", pools),
         "fw_select ragged": ("fw_select", {**wide, "variant": "away", **ragged}),
         "fw_select shared": ("fw_select", shared),
-        "fw_select_indexed": ("fw_select_indexed", {**indexed, **ragged}),
+        "fw_select candidates": ("fw_select", {**indexed, **ragged}),
         "fw_lmo": ("fw_lmo", {**step, **ragged}),
         "fw_lmo shared": ("fw_lmo", {**step, "pool": pool[0]}),
         "knn_select": ("knn_select", {**pools, **ragged}),
-        "knn_select_indexed": ("knn_select_indexed", {**indexed, **ragged}),
+        "knn_select candidates": ("knn_select", indexed),
         "sift_select": ("sift_select", {**pools, **ragged}),
         "sift_select targets": ("sift_select", {**pools, "query": targets}),
-        "sift_select_indexed": ("sift_select_indexed", {**indexed, **ragged}),
+        "sift_select candidates": ("sift_select", indexed),
         "integerize": ("integerize", {**integers, "support_sizes": sizes}),
     }
 
@@ -156,6 +152,38 @@ def test_compiled_equals_eager(function: Callable, dynamic: bool) -> None:
         expected = function(pool, query)
 
         torch.testing.assert_close(outputs, expected, rtol=0, atol=0)
+
+
+class Exported(torch.nn.Module):
+    def __init__(self, function: Callable) -> None:
+        super().__init__()
+        self._function = function
+
+    def forward(self, pool: torch.Tensor, query: torch.Tensor) -> Any:
+        return self._function(pool, query)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_exported_with_a_dynamic_batch(function: Callable) -> None:
+    batch = torch.export.Dim("batch")
+    candidates = torch.export.Dim("candidates", min=8)
+    shapes = ({0: batch, 1: candidates}, {0: batch})
+    example = make_problem(0, 2, 12, 8, torch.float32)
+    program = torch.export.export(Exported(function), example, dynamic_shapes=shapes)
+    pool, query = make_problem(1, 3, 15, 8, torch.float32)
+
+    outputs = program.module()(pool, query)
+    expected = function(pool, query)
+
+    torch.testing.assert_close(outputs, expected, rtol=0, atol=0)
+
+
+def test_a_new_operators_single_result_is_a_tensor() -> None:
+    text = "hullft_ops::fw_gap(Tensor pool, Tensor query) -> Tensor gap"
+    fake = _ops._fake("fw_gap", torch._C.parse_schema(text))
+    pool, query = make_problem(0, 2, 12, 8, torch.float32)
+
+    assert fake(pool.to("meta"), query.to("meta")).shape == (2,)
 
 
 @pytest.mark.cpu_only(ON_VALUES)

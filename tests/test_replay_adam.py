@@ -16,7 +16,7 @@ from adam_training import (
     make_model,
     train,
 )
-from hullft_ops import GradientCache, ReplayAdam
+from hullft_ops import GradientCache, ReplayAdam, ReplayAdamW
 
 BOTH = [ReplayAdam, torch.optim.Adam]
 
@@ -34,18 +34,19 @@ def test_trains_as_adam_with_groups(repeats: int) -> None:
 def test_trains_as_adamw() -> None:
     ours = make_model()
     theirs = make_model()
-    options = {"lr": 1e-2, "weight_decay": 0.1}
-    optimizer = ReplayAdam(ours.parameters(), decoupled_weight_decay=True, **options)
-    peer = torch.optim.AdamW(theirs.parameters(), **options)
+    positional = (1e-2, (0.8, 0.9), 1e-7, 0.1)
+    optimizer = ReplayAdamW(ours.parameters(), *positional)
+    peer = torch.optim.AdamW(theirs.parameters(), *positional)
     train(ours, optimizer, range(10), 3)
     train(theirs, peer, range(10), 3)
 
     assert_close(ours, theirs)
 
 
-def test_defaults_are_those_of_adam() -> None:
+def test_defaults_are_those_of_torch() -> None:
     params = [torch.zeros(3, requires_grad=True)]
     assert ReplayAdam(params).defaults == torch.optim.Adam(params).defaults
+    assert ReplayAdamW(params).defaults == torch.optim.AdamW(params).defaults
 
 
 def test_options_of_torch_that_ask_for_nothing_else() -> None:

@@ -17,10 +17,9 @@ from bad_arguments import (
     WRONG_OBJECTS,
     WRONG_VALUES,
     Bad,
+    operator_of,
 )
 from problems import ON_VALUES
-
-OPS = torch.ops.hullft_ops
 
 
 @pytest.mark.parametrize("bad", WRONG_OBJECTS + WRONG_DTYPES, ids=Bad.pattern)
@@ -44,14 +43,16 @@ def test_wrong_contents(bad: Bad) -> None:
 
 @pytest.mark.parametrize("bad", WRONG_DTYPES + WRONG_VALUES, ids=Bad.pattern)
 def test_operators_called_directly_check_too(bad: Bad) -> None:
+    operator, arguments = bad.of_operator()
     with pytest.raises(ValueError, match=f"^{bad.operator}: .*{bad.argument()}"):
-        getattr(OPS, bad.operator)(**bad.arguments())
+        operator(**arguments)
 
 
 @pytest.mark.parametrize("bad", WRONG_FOR_OPERATORS, ids=Bad.pattern)
 def test_what_operators_alone_refuse(bad: Bad) -> None:
+    operator, arguments = bad.of_operator()
     with pytest.raises(ValueError, match=bad.pattern()):
-        getattr(OPS, bad.operator)(**bad.arguments())
+        operator(**arguments)
 
 
 @pytest.mark.cpu_only("no nested tensor is made on a device that is not there")
@@ -64,7 +65,7 @@ def test_a_nested_pool() -> None:
 def integer_arguments() -> Iterator[tuple[str, str]]:
     """Of every operator."""
     for operator in GOOD:
-        schema = str(getattr(OPS, operator).default._schema)
+        schema = str(operator_of(operator).default._schema)
         for argument in ("n_select", "max_iter", "swap_passes"):
             if argument in schema:
                 yield operator, argument

@@ -128,7 +128,7 @@ def _selections(pool: torch.Tensor, query: torch.Tensor, n: int) -> dict[str, Ca
         compared = None if variant == "pairwise" else _RESIDUAL
         named[f"fw_select {variant}"] = Call(run, of_pool, check(pool, compared))
     named["fw_select_indexed"] = Call(
-        partial(_frank_wolfe, ops.fw_select_indexed, n, "vanilla"),
+        partial(_indexed, ops.fw_select, n, max_iter=_STEPS),
         of_picked,
         check(picked, _RESIDUAL),
     )
@@ -136,7 +136,7 @@ def _selections(pool: torch.Tensor, query: torch.Tensor, n: int) -> dict[str, Ca
         partial(_select, ops.sift_select, n), of_pool, check(pool, _VARIANCE)
     )
     named["sift_select_indexed"] = Call(
-        partial(_select, ops.sift_select_indexed, n),
+        partial(_indexed, ops.sift_select, n),
         of_picked,
         check(picked, _VARIANCE),
     )
@@ -151,6 +151,17 @@ def _frank_wolfe(
 
 def _select(operator: Run, n: int, *tensors: torch.Tensor) -> Outputs:
     return list(operator(*tensors, n))
+
+
+def _indexed(
+    operator: Run,
+    n: int,
+    embeddings: torch.Tensor,
+    candidates: torch.Tensor,
+    query: torch.Tensor,
+    **options: int,
+) -> Outputs:
+    return list(operator(embeddings, query, n, candidates=candidates, **options))
 
 
 def _check_selection(
@@ -191,7 +202,7 @@ def _others(pool: torch.Tensor, query: torch.Tensor, n: int) -> dict[str, Call]:
     candidates = torch.arange(count).flip(0).repeat(batch, 1)
     return {
         "knn_select_indexed": Call(
-            partial(_select, ops.knn_select_indexed, n),
+            partial(_indexed, ops.knn_select, n),
             [pool[0].contiguous(), candidates, query],
             check_all,
         ),

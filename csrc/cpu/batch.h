@@ -7,7 +7,6 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
-#include <string_view>
 #include <vector>
 
 #include "pool.h"
@@ -39,9 +38,9 @@ constexpr double kStepsWork = 3 << 18;
 // of 30 rows (d = 384), which one thread selects in 39 us.
 constexpr double kParallelBatch = 3 << 24;
 
-// make() builds a thread's workspace; body(workspace, b) is false when query b failed. Together
-// the queries take so many multiply-adds. A batch of one runs on the calling thread, so
-// that the body can share its rows among the others.
+// make() builds a thread's workspace; body(workspace, b) is false when query b failed. `work`:
+// multiply-adds of the whole batch. A batch of one runs on the calling thread, so that the body can
+// share its rows among the others.
 template <typename Make, typename Body>
 void for_each_query(int64_t batch, double work, FirstFailure& failure, const Make& make,
                     const Body& body) {
@@ -63,19 +62,20 @@ bool all_finite(const T* x, int64_t d) {
   return true;
 }
 
-// Says what was not finite. A query may be several vectors, one after the other. Reached only after
-// a query failed, so it may read everything again.
+// Says what was not finite for query b, whose vectors are one after the other. Reached only after
+// it failed, so it may read everything again.
 template <typename T>
-[[noreturn]] void non_finite_error(const char* op, const char* pool_name,
-                                   const std::vector<const T*>& rows, const T* query, int64_t d,
-                                   int64_t b, int64_t n_targets = 1) {
-  if (!all_finite(query, d * n_targets)) value_error(op, "query[", b, "] has NaN or infinity");
-  const bool indexed = std::string_view(pool_name) == "embeddings";
-  for (size_t k = 0; k < rows.size(); ++k) {
-    if (all_finite(rows[k], d)) continue;
-    if (indexed) value_error(op, "embeddings[candidates[", b, ", ", k, "]] has NaN or infinity");
-    value_error(op, pool_name, " has NaN or infinity in row ", k, " for query ", b);
-  }
+[[noreturn]] void non_finite_error(const SelectionArguments& arguments, const Pool<T>& pool,
+                                   int64_t size, const T* query, int64_t b) {
+  const char *op = arguments.op, *pool_name = arguments.pool_name;
+  const int64_t n_targets = arguments.query.dim() == 3 ? arguments.query.size(1) : 1;
+  if (!all_finite(query, arguments.dim * n_targets))
+    value_error(op, "query[", b, "] has NaN or infinity");
+  std::vector<const T*> rows;
+  pool.rows(b, size, rows);
+  for (int64_t k = 0; k < size; ++k)
+    if (!all_finite(rows[size_t(k)], arguments.dim))
+      value_error(op, pool_name, " has NaN or infinity in row ", pool.row(b, k), " for query ", b);
   value_error(op, pool_name, " and query[", b, "] are finite but their inner products overflow");
 }
 

@@ -40,11 +40,12 @@ class IntegerizeSolver {
 };
 
 template <typename T>
-void integerize_batch(const char* op, const Tensor& support, const Tensor& query,
-                      const Tensor& weights, const Sizes& sizes, int64_t d, int64_t n_select,
-                      int64_t swap_passes, const Tensor& counts) {
-  const int64_t batch = query.size(0), width = weights.size(1);
-  const Pool<T> rows_of = pool_of<T>(support);
+void integerize_batch(const SelectionArguments& arguments, const Sizes& sizes,
+                      const Tensor& weights, int64_t n_select, int64_t swap_passes,
+                      const Tensor& counts) {
+  const int64_t batch = arguments.batch, width = arguments.width, d = arguments.dim;
+  const Pool<T> support(arguments);
+  const Tensor query = dense_query(arguments), dense_weights = torch::stable::contiguous(weights);
   const T* queries = data<T>(query);
   const int64_t query_stride = query.stride(0);
   const bool wide_weights = weights.scalar_type() == ScalarType::Double;
@@ -57,57 +58,48 @@ void integerize_batch(const char* op, const Tensor& support, const Tensor& query
   const auto read_weights = [&](int64_t b, std::vector<double>& into) {
     into.resize(size_t(sizes[b]));
     for (int64_t i = 0; i < sizes[b]; ++i)
-      into[size_t(i)] = wide_weights ? data<double>(weights)[b * width + i]
-                                     : double(data<float>(weights)[b * width + i]);
+      into[size_t(i)] = wide_weights ? data<double>(dense_weights)[b * width + i]
+                                     : double(data<float>(dense_weights)[b * width + i]);
   };
-  const double gram_work = double(d) * double(sizes.largest()) / 2 * sizes.total(batch);
+  const double gram_work = double(d) * double(sizes.largest()) / 2 * sizes.total();
   FirstFailure failure;
   for_each_query(
       batch, double(batch) * kStepsWork + gram_work, failure, [] { return Workspace{}; },
       [&](Workspace& w, int64_t b) {
-        rows_of.rows(b, sizes[b], w.rows);
+        support.rows(b, sizes[b], w.rows);
         read_weights(b, w.weights);
         std::fill(out + b * width, out + (b + 1) * width, int64_t(0));
         return w.solver.solve(w.rows.data(), sizes[b], queries + b * query_stride, d,
                               w.weights.data(), n_select, swap_passes, batch == 1, out + b * width);
       });
-  if (failure.any()) {
-    const int64_t b = failure.query();
-    std::vector<const T*> rows;
-    std::vector<double> of_query;
-    rows_of.rows(b, sizes[b], rows);
-    read_weights(b, of_query);
-    if (!all_finite(of_query.data(), sizes[b]))
-      value_error(op, "weights[", b, "] has NaN or infinity");
-    if (!std::isfinite(Integerizer::total(of_query.data(), sizes[b])))
-      value_error(op, "weights[", b, "] has a sum that float64 does not hold");
-    non_finite_error(op, "support", rows, queries + b * query_stride, d, b);
-  }
+  if (!failure.any()) return;
+  const int64_t b = failure.query();
+  std::vector<double> of_query;
+  read_weights(b, of_query);
+  if (!all_finite(of_query.data(), sizes[b]))
+    value_error(arguments.op, "weights[", b, "] has NaN or infinity");
+  if (!std::isfinite(Integerizer::total(of_query.data(), sizes[b])))
+    value_error(arguments.op, "weights[", b, "] has a sum that float64 does not hold");
+  non_finite_error(arguments, support, sizes[b], queries + b * query_stride, b);
 }
 
 Tensor integerize(const Tensor& support, const Tensor& query, const Tensor& weights,
                   int64_t n_select, int64_t swap_passes,
                   const std::optional<Tensor>& support_sizes) {
-  constexpr const char* op = "integerize";
-  const PoolShape shape = check_pool_query(op, "support", support, query);
-  check_range(op, "n_select", n_select, 1);
-  check_range(op, "swap_passes", swap_passes, 0);
-  check_weights(op, weights, support, shape);
-  check_sizes(op, "support_sizes", support_sizes, "support", support, shape.batch);
-  // Before any sizes are read: a view of one value may have any number of rows.
-  const double bytes = 8.0 * double(shape.batch) * double(shape.candidates) + bytes_of(weights);
-  check_memory(op, n_select, shape.batch, shape.candidates, bytes);
-  const Sizes sizes(op, "support_sizes", support_sizes, shape.candidates, shape.batch, 1);
+  const SelectionArguments arguments =
+      check_arguments("integerize", "support", support, query, "support_sizes", support_sizes);
+  check_range(arguments.op, "n_select", n_select, 1);
+  check_range(arguments.op, "swap_passes", swap_passes, 0);
+  check_weights(arguments, weights);
+  const Sizes sizes(arguments, 1);
+  const std::array<int64_t, 2> out_shape{arguments.batch, arguments.width};
   const double gram_bytes = 8.0 * double(sizes.largest()) * double(sizes.largest());
-  check_memory(op, n_select, shape.batch, shape.candidates,
-               bytes + at_once(shape.batch) * gram_bytes);
-  const Tensor dense_support = with_dense_rows(support), dense_query = with_dense_rows(query);
-  const Tensor dense_weights = torch::stable::contiguous(weights);
-  const std::array<int64_t, 2> out_shape{shape.batch, shape.candidates};
+  check_memory(arguments, n_select,
+               8.0 * double(arguments.batch) * double(arguments.width) + bytes_of(weights) +
+                   at_once(arguments.batch) * gram_bytes);
   const Tensor counts = empty_beside(support, out_shape, ScalarType::Long);
   dispatch_floating(support.scalar_type(), [&](auto t) {
-    integerize_batch<decltype(t)>(op, dense_support, dense_query, dense_weights, sizes, shape.dim,
-                                  n_select, swap_passes, counts);
+    integerize_batch<decltype(t)>(arguments, sizes, weights, n_select, swap_passes, counts);
   });
   return counts;
 }

@@ -1,5 +1,4 @@
-// knn_select and knn_select_indexed on the CPU: the nearest rows by inner product, one step each.
-// Schemas: csrc/ops.cpp.
+// knn_select on the CPU: the nearest rows by inner product, one step each. Schema: csrc/ops.cpp.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -78,65 +77,28 @@ void check_enough_candidates(const char* op, int64_t n_select, const Sizes& size
                   " rows");
 }
 
-template <typename MakePool>
-SelectionOutput::Tensors select(const char* op, const char* pool_name, const Tensor& pool,
-                                const Tensor& query, const Sizes& sizes, int64_t n_select,
-                                const MakePool& make_pool) {
-  const int64_t batch = query.size(0);
-  check_enough_candidates(op, n_select, sizes, batch);
-  const Tensor dense_query = with_dense_rows(query);
+SelectionOutput::Tensors knn_select(const Tensor& pool, const Tensor& query, int64_t n_select,
+                                    const std::optional<Tensor>& pool_sizes,
+                                    const std::optional<Tensor>& candidates) {
+  const SelectionArguments arguments =
+      check_selection("knn_select", "knn_select_indexed", pool, query, pool_sizes, candidates);
+  check_range(arguments.op, "n_select", n_select, 1);
+  check_enough_rows(arguments, n_select);
+  check_memory(arguments, n_select, selection_bytes(arguments, n_select));
+  const Sizes sizes(arguments);
+  check_enough_candidates(arguments.op, n_select, sizes, arguments.batch);
   // Products with the query and with the residual.
-  const double work = 2 * double(query.size(1)) * sizes.total(batch);
-  const SelectionOutput output(pool, batch, n_select);
+  const double work = 2 * double(arguments.dim) * sizes.total();
+  const SelectionOutput output(pool, arguments.batch, n_select);
   dispatch_floating(pool.scalar_type(), [&](auto t) {
     using T = decltype(t);
-    select_batch<T>(op, pool_name, make_pool(t), dense_query, sizes, query.size(1), work, output,
-                    [&] { return KnnSolver<T>(n_select); });
+    select_batch<T>(arguments, sizes, work, output, [&] { return KnnSolver<T>(n_select); });
   });
   return output.tensors();
 }
 
-SelectionOutput::Tensors knn_select(const Tensor& pool, const Tensor& query, int64_t n_select,
-                                    const std::optional<Tensor>& pool_sizes) {
-  constexpr const char* op = "knn_select";
-  const PoolShape shape = check_pool_query(op, "pool", pool, query);
-  check_range(op, "n_select", n_select, 1);
-  check_sizes(op, "pool_sizes", pool_sizes, "pool", pool, shape.batch);
-  check_enough_rows(op, n_select, shape.candidates);
-  check_memory(op, n_select, shape.batch, shape.candidates,
-               selection_bytes(n_select, shape.batch, shape.candidates));
-  const Sizes sizes(op, "pool_sizes", pool_sizes, shape.candidates, shape.batch);
-  const Tensor dense = with_dense_rows(pool);
-  return select(op, "pool", pool, query, sizes, n_select,
-                [&](auto t) { return pool_of<decltype(t)>(dense); });
-}
-
-SelectionOutput::Tensors knn_select_indexed(const Tensor& embeddings, const Tensor& candidates,
-                                            const Tensor& query, int64_t n_select,
-                                            const std::optional<Tensor>& pool_sizes) {
-  constexpr const char* op = "knn_select_indexed";
-  check_dim(op, "embeddings", embeddings, 2);
-  const PoolShape shape = check_pool_query(op, "embeddings", embeddings, query);
-  check_range(op, "n_select", n_select, 1);
-  check_candidates_shape(op, candidates, embeddings, shape.batch);
-  check_sizes(op, "pool_sizes", pool_sizes, "embeddings", embeddings, shape.batch);
-  const int64_t width = candidates.size(1);
-  check_enough_rows(op, n_select, width);
-  check_memory(op, n_select, shape.batch, width,
-               selection_bytes(n_select, shape.batch, width) + bytes_of(candidates));
-  const Sizes sizes(op, "pool_sizes", pool_sizes, width, shape.batch);
-  const Tensor picked = torch::stable::contiguous(candidates);
-  check_candidates(op, picked, sizes, shape.candidates);
-  const Tensor dense = with_dense_rows(embeddings);
-  return select(op, "embeddings", embeddings, query, sizes, n_select,
-                [&](auto t) { return pool_of<decltype(t)>(dense, picked); });
-}
-
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(hullft_ops, CPU, m) {
-  m.impl("knn_select", TORCH_BOX(&knn_select));
-  m.impl("knn_select_indexed", TORCH_BOX(&knn_select_indexed));
-}
+STABLE_TORCH_LIBRARY_IMPL(hullft_ops, CPU, m) { m.impl("knn_select", TORCH_BOX(&knn_select)); }
 
 }  // namespace hullft

@@ -63,12 +63,15 @@ class LmoSolver {
 };
 
 template <typename T>
-void lmo_batch(const char* op, const Tensor& pool, const Tensor& query, const Tensor& current,
-               const Sizes& sizes, int64_t d, const LmoTensors& out) {
-  const int64_t batch = query.size(0);
-  const Pool<T> rows_of = pool_of<T>(pool);
+void lmo_batch(const SelectionArguments& arguments, const Sizes& sizes, const Tensor& current,
+               const LmoTensors& out) {
+  const int64_t batch = arguments.batch, d = arguments.dim;
+  const Pool<T> pool(arguments);
+  const Tensor query = dense_query(arguments), dense_current = with_dense_rows(current);
   const auto query_at = [&](int64_t b) { return data<T>(query) + b * query.stride(0); };
-  const auto current_at = [&](int64_t b) { return data<T>(current) + b * current.stride(0); };
+  const auto current_at = [&](int64_t b) {
+    return data<T>(dense_current) + b * dense_current.stride(0);
+  };
   struct Workspace {
     LmoSolver<T> solver;
     std::vector<const T*> rows;
@@ -77,10 +80,10 @@ void lmo_batch(const char* op, const Tensor& pool, const Tensor& query, const Te
   const RealOutput correlation(out.correlation), gamma(out.gamma), gap(out.gap);
   FirstFailure failure;
   for_each_query(
-      batch, double(d) * sizes.total(batch), failure, [] { return Workspace{}; },
+      batch, double(d) * sizes.total(), failure, [] { return Workspace{}; },
       [&](Workspace& w, int64_t b) {
         LmoAnswer answer;
-        rows_of.rows(b, sizes[b], w.rows);
+        pool.rows(b, sizes[b], w.rows);
         if (!w.solver.solve(w.rows.data(), sizes[b], query_at(b), current_at(b), d, batch == 1,
                             answer))
           return false;
@@ -88,29 +91,24 @@ void lmo_batch(const char* op, const Tensor& pool, const Tensor& query, const Te
         gamma.set(b, answer.gamma);
         return correlation.set(b, answer.correlation) && gap.set(b, answer.gap);
       });
-  if (failure.any()) {
-    const int64_t b = failure.query();
-    std::vector<const T*> rows;
-    rows_of.rows(b, sizes[b], rows);
-    if (!all_finite(current_at(b), d)) value_error(op, "current[", b, "] has NaN or infinity");
-    non_finite_error(op, "pool", rows, query_at(b), d, b);
-  }
+  if (!failure.any()) return;
+  const int64_t b = failure.query();
+  if (!all_finite(current_at(b), d))
+    value_error(arguments.op, "current[", b, "] has NaN or infinity");
+  non_finite_error(arguments, pool, sizes[b], query_at(b), b);
 }
 
 LmoTensors::Tuple fw_lmo(const Tensor& pool, const Tensor& query, const Tensor& current,
                          const std::optional<Tensor>& pool_sizes) {
-  constexpr const char* op = "fw_lmo";
-  const PoolShape shape = check_pool_query(op, "pool", pool, query);
-  check_current(op, current, query);
-  check_sizes(op, "pool_sizes", pool_sizes, "pool", pool, shape.batch);
-  check_fits(op, kAnswerBytes * double(shape.batch), shape.batch, " queries: the answer");
-  const Sizes sizes(op, "pool_sizes", pool_sizes, shape.candidates, shape.batch, 1);
-  const LmoTensors out(pool, shape.batch);
-  const Tensor dense_pool = with_dense_rows(pool), dense_query = with_dense_rows(query);
-  const Tensor dense_current = with_dense_rows(current);
-  dispatch_floating(pool.scalar_type(), [&](auto t) {
-    lmo_batch<decltype(t)>(op, dense_pool, dense_query, dense_current, sizes, shape.dim, out);
-  });
+  const SelectionArguments arguments =
+      check_arguments("fw_lmo", "pool", pool, query, "pool_sizes", pool_sizes);
+  check_current(arguments, current);
+  check_fits(arguments.op, kAnswerBytes * double(arguments.batch), arguments.batch,
+             " queries: the answer");
+  const Sizes sizes(arguments, 1);
+  const LmoTensors out(pool, arguments.batch);
+  dispatch_floating(pool.scalar_type(),
+                    [&](auto t) { lmo_batch<decltype(t)>(arguments, sizes, current, out); });
   return out.tuple();
 }
 

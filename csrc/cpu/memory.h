@@ -13,25 +13,13 @@
 
 namespace hullft {
 
-// `needed` is in bytes; a double, in which no product of sizes overflows. `asked` says for what.
+// `needed` is in bytes; a double, so that products of sizes cannot overflow. `asked` says for what.
 template <typename... Asked>
 void check_fits(const char* op, double needed, const Asked&... asked) {
   static const double has = double(sysconf(_SC_PHYS_PAGES)) * double(sysconf(_SC_PAGESIZE));
   if (needed > has)
     value_error(op, asked..., " needs ", whole_gigabytes(needed), " GiB, this machine has ",
                 whole_gigabytes(has));
-}
-
-inline void check_memory(const char* op, int64_t n_select, int64_t batch, int64_t candidates,
-                         double needed) {
-  check_fits(op, needed, "n_select ", n_select, " for ", batch, " queries of ", candidates,
-             " candidates");
-}
-
-// What a selection writes: three arrays of n_select values a query, and a few of one value a
-// candidate.
-inline double selection_bytes(int64_t n_select, int64_t batch, int64_t candidates) {
-  return 8.0 * (3.0 * double(n_select) * double(batch) + 3.0 * double(candidates));
 }
 
 // As it is in one array, which is what views are copied to.
@@ -43,6 +31,20 @@ inline double copied_bytes(const Tensor& t) { return has_dense_rows(t) ? 0 : byt
 // How many queries of a batch have a workspace at a time.
 inline double at_once(int64_t batch) {
   return double(std::min(batch, int64_t(torch::stable::get_num_threads())));
+}
+
+// What a selection writes and copies: three arrays of n_select values a query, a few of one value a
+// candidate, and the inputs that are not dense.
+inline double selection_bytes(const SelectionArguments& arguments, int64_t n_select) {
+  const Tensor& query = arguments.query;
+  const double answer = 3.0 * double(n_select) * double(arguments.batch);
+  return 8.0 * (answer + 3.0 * double(arguments.width)) + copied_bytes(arguments.pool) +
+         (query.dim() == 3 ? bytes_of(query) : copied_bytes(query));
+}
+
+inline void check_memory(const SelectionArguments& arguments, int64_t n_select, double needed) {
+  check_fits(arguments.op, needed, "n_select ", n_select, " for ", arguments.batch, " queries of ",
+             arguments.width, " candidates");
 }
 
 }  // namespace hullft

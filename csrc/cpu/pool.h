@@ -15,79 +15,117 @@
 
 namespace hullft {
 
-// Sizes of a ragged batch, or the full size for every query.
+// Rows of a matrix, int64 [B, K] in any strides.
+class Candidates {
+ public:
+  explicit Candidates(const Tensor& t)
+      : data_(t.const_data_ptr<int64_t>()), batch_stride_(t.stride(0)), stride_(t.stride(1)) {}
+
+  int64_t operator()(int64_t b, int64_t k) const { return data_[b * batch_stride_ + k * stride_]; }
+
+ private:
+  const int64_t* data_;
+  int64_t batch_stride_, stride_;
+};
+
+// How many candidates each query has: as many as the sizes say; without sizes, all but those that
+// are -1 at the end. Sizes and candidates may be views of one value that no memory could hold
+// dense.
 class Sizes {
  public:
-  Sizes(const char* op, const char* name, const std::optional<Tensor>& sizes, int64_t full,
-        int64_t batch, int64_t least = 0)
-      : full_(full) {
-    if (!sizes) return;
-    const Tensor dense = torch::stable::contiguous(*sizes);
-    const int64_t* values = dense.const_data_ptr<int64_t>();
-    sizes_.assign(values, values + batch);
-    for (int64_t b = 0; b < batch; ++b)
-      if (sizes_[size_t(b)] < least || sizes_[size_t(b)] > full)
-        value_error(op, name, "[", b, "] is ", sizes_[size_t(b)], ", must be in ", least, "..",
-                    full);
+  // Throws where a size is below `least` or a candidate is no row.
+  explicit Sizes(const SelectionArguments& arguments, int64_t least = 0)
+      : batch_(arguments.batch), width_(arguments.width) {
+    if (arguments.sizes) {
+      sizes_ = arguments.sizes->const_data_ptr<int64_t>();
+      stride_ = arguments.sizes->stride(0);
+    }
+    if (arguments.candidates) candidates_.emplace(*arguments.candidates);
+    for (int64_t b = 0; is_ragged() && b < batch_; ++b) {
+      if (sizes_) check_size(arguments, b, least);
+      if (candidates_) check_candidates(arguments, b);
+    }
   }
-  int64_t operator[](int64_t b) const { return sizes_.empty() ? full_ : sizes_[size_t(b)]; }
-  double total(int64_t batch) const {
+
+  int64_t operator[](int64_t b) const {
+    if (sizes_) return sizes_[b * stride_];
+    int64_t n = width_;
+    while (candidates_ && n > 0 && (*candidates_)(b, n - 1) == -1) --n;
+    return n;
+  }
+
+  double total() const {
+    if (!is_ragged()) return double(width_) * double(batch_);
     double sum = 0;
-    for (int64_t b = 0; b < batch; ++b) sum += double((*this)[b]);
+    for (int64_t b = 0; b < batch_; ++b) sum += double((*this)[b]);
     return sum;
   }
+
   int64_t largest() const {
-    return sizes_.empty() ? full_ : *std::max_element(sizes_.begin(), sizes_.end());
+    if (!is_ragged()) return width_;
+    int64_t most = 0;
+    for (int64_t b = 0; b < batch_; ++b) most = std::max(most, (*this)[b]);
+    return most;
   }
 
  private:
-  int64_t full_;
-  std::vector<int64_t> sizes_;
+  bool is_ragged() const { return sizes_ || candidates_; }
+
+  void check_size(const SelectionArguments& arguments, int64_t b, int64_t least) const {
+    const int64_t size = (*this)[b];
+    if (size < least || size > width_)
+      value_error(arguments.op, arguments.sizes_name, "[", b, "] is ", size, ", must be in ", least,
+                  "..", width_);
+  }
+
+  void check_candidates(const SelectionArguments& arguments, int64_t b) const {
+    const int64_t n = (*this)[b], n_embeddings = arguments.pool.size(0);
+    for (int64_t k = 0; k < n; ++k) {
+      const int64_t row = (*candidates_)(b, k);
+      if (row >= 0 && row < n_embeddings) continue;
+      const char* advice = row != -1 ? ""
+                           : sizes_  ? "; without pool_sizes, -1 at the end is absent"
+                                     : "; -1 is absent at the end alone";
+      value_error(arguments.op, "candidates has ", row, " at position ", k, " for query ", b,
+                  ", embeddings has ", n_embeddings, " rows", advice);
+    }
+  }
+
+  int64_t batch_, width_;
+  const int64_t* sizes_ = nullptr;
+  int64_t stride_ = 0;
+  std::optional<Candidates> candidates_;
 };
 
 template <typename T>
-struct Pool {
-  const T* base;
-  int64_t batch_stride;  // 0: shared by the batch, or indexed
-  int64_t row_stride;
-  const int64_t* candidates;  // [B, K], or null
-  int64_t candidates_stride;
+class Pool {
+ public:
+  explicit Pool(const SelectionArguments& arguments)
+      : pool_(with_dense_rows(arguments.pool)), base_(data<T>(pool_)) {
+    const int64_t rows_dim = pool_.dim() - 2;
+    batch_stride_ = rows_dim ? pool_.stride(0) : 0;
+    row_stride_ = pool_.stride(rows_dim);
+    if (arguments.candidates) candidates_.emplace(*arguments.candidates);
+  }
 
   // Whether all queries have the same rows.
-  bool is_shared() const { return batch_stride == 0 && !candidates; }
+  bool is_shared() const { return batch_stride_ == 0 && !candidates_; }
+
+  // The row of the tensor that candidate k of query b is.
+  int64_t row(int64_t b, int64_t k) const { return candidates_ ? (*candidates_)(b, k) : k; }
 
   void rows(int64_t b, int64_t n, std::vector<const T*>& out) const {
     out.resize(size_t(n));
-    const T* first = base + b * batch_stride;
-    const int64_t* picked = candidates ? candidates + b * candidates_stride : nullptr;
-    for (int64_t k = 0; k < n; ++k) out[size_t(k)] = first + (picked ? picked[k] : k) * row_stride;
+    const T* first = base_ + b * batch_stride_;
+    for (int64_t k = 0; k < n; ++k) out[size_t(k)] = first + row(b, k) * row_stride_;
   }
+
+ private:
+  Tensor pool_;
+  const T* base_;
+  int64_t batch_stride_;  // 0: shared by the batch, or indexed
+  int64_t row_stride_;
+  std::optional<Candidates> candidates_;
 };
-
-template <typename T>
-Pool<T> pool_of(const Tensor& pool) {
-  const int64_t rows_dim = pool.dim() - 2;
-  return {data<T>(pool), rows_dim ? pool.stride(0) : 0, pool.stride(rows_dim), nullptr, 0};
-}
-
-// Rows of one matrix; candidates dense, int64 [B, K].
-template <typename T>
-Pool<T> pool_of(const Tensor& embeddings, const Tensor& candidates) {
-  return {data<T>(embeddings), 0, embeddings.stride(0), candidates.const_data_ptr<int64_t>(),
-          candidates.size(1)};
-}
-
-inline void check_candidates(const char* op, const Tensor& candidates, const Sizes& sizes,
-                             int64_t n_embeddings) {
-  const int64_t* picked = candidates.const_data_ptr<int64_t>();
-  const int64_t width = candidates.size(1);
-  for (int64_t b = 0; b < candidates.size(0); ++b)
-    for (int64_t k = 0; k < sizes[b]; ++k) {
-      const int64_t row = picked[b * width + k];
-      if (row < 0 || row >= n_embeddings)
-        value_error(op, "candidates[", b, ", ", k, "] is ", row, ", embeddings has ", n_embeddings,
-                    " rows", row == -1 ? "; pool_sizes leaves out -1 at the end" : "");
-    }
-}
 
 }  // namespace hullft

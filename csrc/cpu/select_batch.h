@@ -28,14 +28,16 @@ bool write_nothing(int64_t b, const T* query, int64_t d, int64_t n_targets, cons
   return output.write_nothing(b, std::sqrt(squared), squares) && std::isfinite(squares);
 }
 
-// query is [B, d] or, dense, [B, n_targets, d]. make_solver() builds a thread's solver; its
-// solve(query_pool, answer) is false when an input or a product is not finite, output.write(b,
-// answer) when a value is too large for the outputs. `work` is that of for_each_query.
+// make_solver() builds a thread's solver; its solve(query_pool, answer) is false when an input or a
+// product is not finite, output.write(b, answer) when a value is too large for the outputs. `work`
+// is that of for_each_query.
 template <typename T, typename Output, typename MakeSolver>
-void select_batch(const char* op, const char* pool_name, const Pool<T>& pool, const Tensor& query,
-                  const Sizes& sizes, int64_t d, double work, const Output& output,
-                  const MakeSolver& make_solver) {
-  const int64_t batch = query.size(0), n_targets = query.dim() == 3 ? query.size(1) : 1;
+void select_batch(const SelectionArguments& arguments, const Sizes& sizes, double work,
+                  const Output& output, const MakeSolver& make_solver) {
+  const Pool<T> pool(arguments);
+  const Tensor query = dense_query(arguments);
+  const int64_t batch = arguments.batch, d = arguments.dim;
+  const int64_t n_targets = query.dim() == 3 ? query.size(1) : 1;
   const T* queries = data<T>(query);
   const int64_t query_stride = query.stride(0);
   struct Workspace {
@@ -49,19 +51,17 @@ void select_batch(const char* op, const char* pool_name, const Pool<T>& pool, co
       batch, work, failure, [&] { return Workspace{make_solver(), {}, {}, {}}; },
       [&](Workspace& w, int64_t b) {
         const T* query_b = queries + b * query_stride;
-        if (sizes[b] == 0) return write_nothing(b, query_b, d, n_targets, output);
-        pool.rows(b, sizes[b], w.rows);
+        const int64_t size = sizes[b];
+        if (size == 0) return write_nothing(b, query_b, d, n_targets, output);
+        pool.rows(b, size, w.rows);
         std::vector<const T*>& next = w.ahead.begin(d);
         if (b + 1 < batch && !pool.is_shared()) pool.rows(b + 1, sizes[b + 1], next);
-        const QueryPool<T> in{w.rows.data(), sizes[b], query_b, d, batch == 1, &w.ahead};
+        const QueryPool<T> in{w.rows.data(), size, query_b, d, batch == 1, &w.ahead};
         return w.solver.solve(in, w.answer) && output.write(b, w.answer);
       });
-  if (failure.any()) {
-    const int64_t b = failure.query();
-    std::vector<const T*> rows;
-    pool.rows(b, sizes[b], rows);
-    non_finite_error(op, pool_name, rows, queries + b * query_stride, d, b, n_targets);
-  }
+  if (!failure.any()) return;
+  const int64_t b = failure.query();
+  non_finite_error(arguments, pool, sizes[b], queries + b * query_stride, b);
 }
 
 }  // namespace hullft

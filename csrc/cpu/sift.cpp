@@ -1,5 +1,4 @@
-// sift_select and sift_select_indexed on the CPU: the schedule of core/sift.h, float64 state.
-// Schemas: csrc/ops.cpp.
+// sift_select on the CPU: the schedule of core/sift.h, float64 state. Schema: csrc/ops.cpp.
 #include "../core/sift.h"
 
 #include <torch/csrc/stable/library.h>
@@ -91,7 +90,7 @@ class SiftSolver {
   }
 
  private:
-  // Of the pool to come.
+  // Cache lines of the next pool to prefetch per pick.
   static constexpr int64_t kLinesAPick = 128;
 
   bool start(const QueryPool<T>& in) {
@@ -239,71 +238,32 @@ class SiftSolver {
   std::vector<double> shares_, target_shares_;
 };
 
-// `fixed_bytes`: the bytes that do not depend on the sizes.
-template <typename MakePool>
-PickTensors::Tuple select(const char* op, const char* pool_name, const Tensor& pool,
-                          const Tensor& query, const Sizes& sizes, int64_t width, int64_t d,
-                          const SiftOptions& options, double fixed_bytes,
-                          const MakePool& make_pool) {
-  const int64_t n = options.n_select, batch = query.size(0);
-  const double candidates = double(padded(sizes.largest()));
+PickTensors::Tuple sift_select(const Tensor& pool, const Tensor& query, int64_t n_select,
+                               double noise, const std::optional<Tensor>& pool_sizes,
+                               const std::optional<Tensor>& candidates) {
+  const SelectionArguments arguments = check_selection("sift_select", "sift_select_indexed", pool,
+                                                       query, pool_sizes, candidates, true);
+  const SiftOptions options = check_sift_options(arguments, n_select, noise);
+  const int64_t batch = arguments.batch;
+  const Sizes sizes(arguments);
+  const double n = double(n_select), rows = double(padded(sizes.largest()));
   // The columns of the picks, their Gram columns, and the columns of the targets.
-  const double columns = double(n) + std::min(double(n), candidates) + double(options.n_targets);
-  check_memory(op, n, batch, width, fixed_bytes + 8.0 * at_once(batch) * columns * candidates);
-  const SiftOutput output(pool, batch, n);
+  const double columns = n + std::min(n, rows) + double(options.n_targets);
+  check_memory(arguments, n_select,
+               selection_bytes(arguments, n_select) + 8.0 * at_once(batch) * columns * rows);
+  const SiftOutput output(pool, batch, n_select);
   // For each pick a column of the Gram matrix, unless it is there, and the earlier picks' columns.
-  const double work_a_row = double(d) * (columns - double(n)) + double(n) * double(n) / 2;
-  const double work = double(batch) * kStepsWork + work_a_row * sizes.total(batch);
-  const Tensor dense_query = torch::stable::contiguous(query);
+  const double work_a_row = double(arguments.dim) * (columns - n) + n * n / 2;
+  const double work = double(batch) * kStepsWork + work_a_row * sizes.total();
   dispatch_floating(pool.scalar_type(), [&](auto t) {
     using T = decltype(t);
-    select_batch<T>(op, pool_name, make_pool(t), dense_query, sizes, d, work, output,
-                    [&] { return SiftSolver<T>(options); });
+    select_batch<T>(arguments, sizes, work, output, [&] { return SiftSolver<T>(options); });
   });
   return output.tensors();
 }
 
-PickTensors::Tuple sift_select(const Tensor& pool, const Tensor& query, int64_t n_select,
-                               double noise, const std::optional<Tensor>& pool_sizes) {
-  constexpr const char* op = "sift_select";
-  const PoolShape shape = check_sift_query(op, "pool", pool, query);
-  const SiftOptions options = check_sift_options(op, query, n_select, noise);
-  check_sizes(op, "pool_sizes", pool_sizes, "pool", pool, shape.batch);
-  const double fixed_bytes = selection_bytes(n_select, shape.batch, shape.candidates) +
-                             copied_bytes(pool) + bytes_of(query);
-  check_memory(op, n_select, shape.batch, shape.candidates, fixed_bytes);
-  const Sizes sizes(op, "pool_sizes", pool_sizes, shape.candidates, shape.batch);
-  const Tensor dense = with_dense_rows(pool);
-  return select(op, "pool", pool, query, sizes, shape.candidates, shape.dim, options, fixed_bytes,
-                [&](auto t) { return pool_of<decltype(t)>(dense); });
-}
-
-PickTensors::Tuple sift_select_indexed(const Tensor& embeddings, const Tensor& candidates,
-                                       const Tensor& query, int64_t n_select, double noise,
-                                       const std::optional<Tensor>& pool_sizes) {
-  constexpr const char* op = "sift_select_indexed";
-  check_dim(op, "embeddings", embeddings, 2);
-  const PoolShape shape = check_sift_query(op, "embeddings", embeddings, query);
-  const SiftOptions options = check_sift_options(op, query, n_select, noise);
-  check_candidates_shape(op, candidates, embeddings, shape.batch);
-  check_sizes(op, "pool_sizes", pool_sizes, "embeddings", embeddings, shape.batch);
-  const int64_t width = candidates.size(1);
-  const double fixed_bytes = selection_bytes(n_select, shape.batch, width) + bytes_of(candidates) +
-                             copied_bytes(embeddings) + bytes_of(query);
-  check_memory(op, n_select, shape.batch, width, fixed_bytes);
-  const Sizes sizes(op, "pool_sizes", pool_sizes, width, shape.batch);
-  const Tensor picked = torch::stable::contiguous(candidates);
-  check_candidates(op, picked, sizes, shape.candidates);
-  const Tensor dense = with_dense_rows(embeddings);
-  return select(op, "embeddings", embeddings, query, sizes, width, shape.dim, options, fixed_bytes,
-                [&](auto t) { return pool_of<decltype(t)>(dense, picked); });
-}
-
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(hullft_ops, CPU, m) {
-  m.impl("sift_select", TORCH_BOX(&sift_select));
-  m.impl("sift_select_indexed", TORCH_BOX(&sift_select_indexed));
-}
+STABLE_TORCH_LIBRARY_IMPL(hullft_ops, CPU, m) { m.impl("sift_select", TORCH_BOX(&sift_select)); }
 
 }  // namespace hullft

@@ -26,7 +26,7 @@ class ThreadSolver {
 
   template <typename T, typename Answer>
   bool solve(const QueryPool<T>& in, Answer& answer) {
-    // In double, in which no product of sizes overflows.
+    // In double, so that products cannot overflow.
     const double rows = double(in.n_rows), d = double(in.d);
     const double widest = std::max(d * sizeof(T), rows * sizeof(double));
     largest_ = std::max({largest_, rows * widest, d * sizeof(double)});

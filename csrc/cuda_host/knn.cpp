@@ -1,4 +1,4 @@
-// knn_select and knn_select_indexed on CUDA. Schemas: csrc/ops.cpp.
+// knn_select on CUDA. Schema: csrc/ops.cpp.
 #include "../cuda/knn.h"
 
 #include <torch/csrc/stable/library.h>
@@ -9,49 +9,29 @@
 namespace hullft {
 namespace {
 
-SelectionTensors::Tuple select(const char* op, const Tensor& pool, const PoolShape& shape,
-                               const SelectionInputs& inputs, int64_t n_select) {
-  const int64_t candidates = inputs.candidates();
-  check_enough_rows(op, n_select, candidates);
-  check_launch(op, shape.batch, candidates);
-  check_workspace(op, 8.0 * double(shape.batch) * (double(shape.dim) + double(candidates)));
+SelectionTensors::Tuple knn_select(const Tensor& pool, const Tensor& query, int64_t n_select,
+                                   const std::optional<Tensor>& pool_sizes,
+                                   const std::optional<Tensor>& candidates) {
+  const SelectionArguments arguments =
+      check_selection("knn_select", "knn_select_indexed", pool, query, pool_sizes, candidates);
+  const char* op = arguments.op;
+  check_range(op, "n_select", n_select, 1);
+  check_enough_rows(arguments, n_select);
+  check_launch(arguments);
+  const int64_t batch = arguments.batch;
+  check_workspace(op, 8.0 * double(batch) * (double(arguments.dim) + double(arguments.width)));
+  const SelectionInputs inputs(arguments);
   const CudaContext context(op, pool);
-  const KnnProblem problem{inputs.pool(), inputs.query(), shape.batch, int(n_select)};
+  const KnnProblem problem{inputs.pool(), inputs.query(), batch, int(n_select)};
   const Tensor workspace = context.workspace(pool, knn_workspace_bytes(problem));
-  const SelectionTensors tensors(pool, shape.batch, n_select);
+  const SelectionTensors tensors(pool, batch, n_select);
   check_cuda(
       op, launch_knn(problem, workspace.mutable_data_ptr(), outputs_of(tensors), context.stream()));
   return tensors.tuple();
 }
 
-SelectionTensors::Tuple knn_select(const Tensor& pool, const Tensor& query, int64_t n_select,
-                                   const std::optional<Tensor>& pool_sizes) {
-  constexpr const char* op = "knn_select";
-  const PoolShape shape = check_pool_query(op, "pool", pool, query);
-  check_range(op, "n_select", n_select, 1);
-  check_sizes(op, "pool_sizes", pool_sizes, "pool", pool, shape.batch);
-  return select(op, pool, shape, SelectionInputs(pool, query, pool_sizes), n_select);
-}
-
-SelectionTensors::Tuple knn_select_indexed(const Tensor& embeddings, const Tensor& candidates,
-                                           const Tensor& query, int64_t n_select,
-                                           const std::optional<Tensor>& pool_sizes) {
-  constexpr const char* op = "knn_select_indexed";
-  check_dim(op, "embeddings", embeddings, 2);
-  const PoolShape shape = check_pool_query(op, "embeddings", embeddings, query);
-  check_range(op, "n_select", n_select, 1);
-  check_candidates_shape(op, candidates, embeddings, shape.batch);
-  check_sizes(op, "pool_sizes", pool_sizes, "embeddings", embeddings, shape.batch);
-  SelectionInputs inputs(embeddings, query, pool_sizes);
-  inputs.pick(candidates);
-  return select(op, embeddings, shape, inputs, n_select);
-}
-
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(hullft_ops, CUDA, m) {
-  m.impl("knn_select", TORCH_BOX(&knn_select));
-  m.impl("knn_select_indexed", TORCH_BOX(&knn_select_indexed));
-}
+STABLE_TORCH_LIBRARY_IMPL(hullft_ops, CUDA, m) { m.impl("knn_select", TORCH_BOX(&knn_select)); }
 
 }  // namespace hullft

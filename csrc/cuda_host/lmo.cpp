@@ -11,19 +11,20 @@ namespace {
 
 LmoTensors::Tuple fw_lmo(const Tensor& pool, const Tensor& query, const Tensor& current,
                          const std::optional<Tensor>& pool_sizes) {
-  constexpr const char* op = "fw_lmo";
-  const PoolShape shape = check_pool_query(op, "pool", pool, query);
-  check_current(op, current, query);
-  check_sizes(op, "pool_sizes", pool_sizes, "pool", pool, shape.batch);
-  check_launch(op, shape.batch, shape.candidates);
-  check_workspace(op, 8.0 * double(shape.batch) * (double(shape.dim) + double(shape.candidates)));
+  const SelectionArguments arguments =
+      check_arguments("fw_lmo", "pool", pool, query, "pool_sizes", pool_sizes);
+  const char* op = arguments.op;
+  check_current(arguments, current);
+  check_launch(arguments);
+  const int64_t batch = arguments.batch;
+  check_workspace(op, 8.0 * double(batch) * (double(arguments.dim) + double(arguments.width)));
   const CudaContext context(op, pool);
-  const SelectionInputs inputs(pool, query, pool_sizes);
+  const SelectionInputs inputs(arguments);
   const Tensor at = with_dense_rows(current);
   const LmoProblem problem{
-      inputs.pool(), inputs.query(), {at.const_data_ptr(), at.stride(0)}, shape.batch};
+      inputs.pool(), inputs.query(), {at.const_data_ptr(), at.stride(0)}, batch};
   const Tensor workspace = context.workspace(pool, lmo_workspace_bytes(problem));
-  const LmoTensors out(pool, shape.batch);
+  const LmoTensors out(pool, batch);
   const LmoOutputs raw{out.vertex.mutable_data_ptr<int64_t>(), out.correlation.mutable_data_ptr(),
                        out.gamma.mutable_data_ptr(), out.gap.mutable_data_ptr()};
   check_cuda(op, launch_lmo(problem, workspace.mutable_data_ptr(), raw, context.stream()));

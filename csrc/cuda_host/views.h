@@ -1,6 +1,7 @@
 // Tensors as the raw views that the kernels take.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <utility>
@@ -29,12 +30,12 @@ inline Storage storage_of(const Tensor& t) {
 using Storages = std::pair<Storage, Storage>;
 
 // A block counts the candidates of its query in 32 bits, all of its threads on at a time.
-inline void check_launch(const char* op, int64_t batch, int64_t candidates) {
+inline void check_launch(const SelectionArguments& arguments) {
   constexpr int64_t kMostCandidates = int64_t(1) << 30;
-  check_range(op, "the batch of query", batch, 0);
-  if (candidates > kMostCandidates)
-    value_error(op, "on CUDA a query has at most ", kMostCandidates, " candidates, got ",
-                candidates);
+  check_range(arguments.op, "the batch of query", arguments.batch, 0);
+  if (arguments.width > kMostCandidates)
+    value_error(arguments.op, "on CUDA a query has at most ", kMostCandidates, " candidates, got ",
+                arguments.width);
 }
 
 // Refuses what no device has. Below it no count of bytes comes near the end of 64 bits.
@@ -44,22 +45,34 @@ inline void check_workspace(const char* op, double bytes) {
     value_error(op, "on CUDA it would need ", whole_gigabytes(bytes), " GiB of workspace");
 }
 
+// [B]: how many of a query's candidates [B, K] are not -1. Where a -1 stands before others, a
+// kernel meets it among so many, and the query fails.
+inline Tensor count_present(const Tensor& candidates) {
+  const std::array<int64_t, 1> last{1};
+  std::array<StableIValue, 2> stack{torch::stable::detail::from(candidates)};
+  // ~x is 0 for -1 alone.
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::bitwise_not", "", stack.data(), TORCH_ABI_VERSION));
+  stack[1] = torch::stable::detail::from(torch::headeronly::IntHeaderOnlyArrayRef(last));
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::count_nonzero", "dim_IntList", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
 // Dense tensors behind a view; they must outlive the launch's enqueueing.
 class SelectionInputs {
  public:
-  SelectionInputs(const Tensor& pool, const Tensor& query, const std::optional<Tensor>& sizes)
-      : pool_(with_dense_rows(pool)), query_(with_dense_rows(query)) {
-    if (sizes) sizes_ = torch::stable::contiguous(*sizes);
+  explicit SelectionInputs(const SelectionArguments& arguments)
+      : width_(arguments.width),
+        pool_(with_dense_rows(arguments.pool)),
+        query_(dense_query(arguments)) {
+    if (arguments.sizes) sizes_ = torch::stable::contiguous(*arguments.sizes);
+    if (!arguments.candidates) return;
+    candidates_ = torch::stable::contiguous(*arguments.candidates);
+    if (!sizes_) sizes_ = count_present(*candidates_);
   }
-
-  // Pools are rows of one matrix, candidates [B, K] says which.
-  void pick(const Tensor& candidates) { candidates_ = torch::stable::contiguous(candidates); }
 
   QueryView query() const { return {query_.const_data_ptr(), query_.stride(0)}; }
-
-  int64_t candidates() const {
-    return candidates_ ? candidates_->size(1) : pool_.size(pool_.dim() - 2);
-  }
 
   PoolView pool() const {
     const int64_t rows_dim = pool_.dim() - 2;
@@ -68,9 +81,9 @@ class SelectionInputs {
                   pool_.stride(rows_dim),
                   pool_.size(rows_dim),
                   candidates_ ? candidates_->const_data_ptr<int64_t>() : nullptr,
-                  candidates_ ? candidates_->size(1) : 0,
+                  candidates_ ? width_ : 0,
                   sizes_ ? sizes_->const_data_ptr<int64_t>() : nullptr,
-                  int(candidates()),
+                  int(width_),
                   pool_.size(rows_dim + 1),
                   storage_of(pool_),
                   false};
@@ -79,6 +92,7 @@ class SelectionInputs {
   }
 
  private:
+  int64_t width_;
   Tensor pool_, query_;
   std::optional<Tensor> candidates_, sizes_;
 };

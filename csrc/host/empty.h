@@ -29,7 +29,7 @@ inline Tensor empty_strided(const Tensor& beside, int64_t dim, const int64_t* si
   if (aoti_torch_empty_strided(dim, sizes, strides, dtype, device_type, device, &handle) ==
       AOTI_TORCH_SUCCESS)
     return Tensor(handle);
-  // In double, in which no product of sizes overflows.
+  // In double, so that products cannot overflow.
   double bytes = double(aoti_torch_dtype_element_size(dtype));
   for (int64_t d = 0; d < dim; ++d) bytes *= double(sizes[d]);
   throw std::runtime_error(allocation_failure(

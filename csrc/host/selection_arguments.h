@@ -10,66 +10,80 @@
 
 namespace hullft {
 
-struct PoolShape {
-  int64_t batch, candidates, dim;
+// The tensors of one call, checked, and what errors call them.
+struct SelectionArguments {
+  const char *op, *pool_name, *sizes_name;  // of the public function
+  Tensor pool;   // [K, d] (shared by the batch), [B, K, d] or, with candidates, [M, d]
+  Tensor query;  // [B, d] or, for sift_select, [B, m, d]
+  std::optional<Tensor> sizes;                      // int64 [B]
+  int64_t batch, width, dim;                        // width: candidates of a query at most
+  std::optional<Tensor> candidates = std::nullopt;  // int64 [B, K]: rows of pool
 };
 
-// pool [K, d] (shared by the batch) or [B, K, d]; query [B, d] or, with n_targets, [B, m, d].
-inline PoolShape check_pool_query(const char* op, const char* pool_name, const Tensor& pool,
-                                  const Tensor& query, int64_t query_dim = 2) {
+inline SelectionArguments check_arguments(const char* op, const char* pool_name, const Tensor& pool,
+                                          const Tensor& query, const char* sizes_name,
+                                          const std::optional<Tensor>& sizes,
+                                          bool several_targets = false) {
   check_floating(op, pool_name, pool);
   if (pool.dim() != 2 && pool.dim() != 3)
     value_error(op, pool_name, " must have 2 or 3 dimensions, got ", pool.dim());
-  check_dim(op, "query", query, query_dim);
-  const int64_t last = pool.dim() - 1;
-  const PoolShape shape{pool.dim() == 3 ? pool.size(0) : query.size(0), pool.size(last - 1),
-                        pool.size(last)};
-  if (shape.candidates < 1 || shape.dim < 1)
+  if (query.dim() != 2 && !(several_targets && query.dim() == 3))
+    value_error(op, "query must have ", several_targets ? "2 or 3" : "2", " dimensions, got ",
+                query.dim());
+  const int64_t batch = pool.dim() == 3 ? pool.size(0) : query.size(0);
+  const int64_t width = pool.size(pool.dim() - 2), dim = pool.size(pool.dim() - 1);
+  if (width < 1 || dim < 1)
     value_error(op, pool_name, " is empty, got shape ", shape_text(pool.sizes()));
-  check_range(op, "the number of candidates", shape.candidates, 1);
+  check_range(op, "the number of candidates", width, 1);
   check_storage(op, pool_name, pool);
   const ScalarType dtype = dtype_of(pool);
-  if (query_dim == 2)
-    check_tensor(op, "query", query, dtype, {shape.batch, shape.dim}, pool_name, pool);
+  if (query.dim() == 2)
+    check_tensor(op, "query", query, dtype, {batch, dim}, pool_name, pool);
   else
-    check_tensor(op, "query", query, dtype, {shape.batch, query.size(1), shape.dim}, pool_name,
-                 pool);
-  return shape;
+    check_tensor(op, "query", query, dtype, {batch, query.size(1), dim}, pool_name, pool);
+  if (sizes) check_tensor(op, sizes_name, *sizes, ScalarType::Long, {batch}, pool_name, pool);
+  return {op, pool_name, sizes_name, pool, query, sizes, batch, width, dim};
 }
 
-inline void check_sizes(const char* op, const char* name, const std::optional<Tensor>& sizes,
-                        const char* pool_name, const Tensor& pool, int64_t batch) {
-  if (sizes) check_tensor(op, name, *sizes, ScalarType::Long, {batch}, pool_name, pool);
-}
-
-// candidates int64 [B, K] of an embedding matrix.
-inline void check_candidates_shape(const char* op, const Tensor& candidates,
-                                   const Tensor& embeddings, int64_t batch) {
-  check_dim(op, "candidates", candidates, 2);
-  const int64_t width = candidates.size(1);
-  check_tensor(op, "candidates", candidates, ScalarType::Long, {batch, width}, "embeddings",
-               embeddings);
-  check_range(op, "the number of candidates", width, 1);
+// The public function of an operator with candidates is `indexed_op`.
+inline SelectionArguments check_selection(const char* op, const char* indexed_op,
+                                          const Tensor& pool, const Tensor& query,
+                                          const std::optional<Tensor>& sizes,
+                                          const std::optional<Tensor>& candidates,
+                                          bool several_targets = false) {
+  if (!candidates)
+    return check_arguments(op, "pool", pool, query, "pool_sizes", sizes, several_targets);
+  check_dim(indexed_op, "embeddings", pool, 2);
+  SelectionArguments arguments =
+      check_arguments(indexed_op, "embeddings", pool, query, "pool_sizes", sizes, several_targets);
+  check_dim(indexed_op, "candidates", *candidates, 2);
+  arguments.width = candidates->size(1);
+  check_tensor(indexed_op, "candidates", *candidates, ScalarType::Long,
+               {arguments.batch, arguments.width}, "embeddings", pool);
+  check_range(indexed_op, "the number of candidates", arguments.width, 1);
+  arguments.candidates = candidates;
+  return arguments;
 }
 
 // As many different rows as knn_select returns.
-inline void check_enough_rows(const char* op, int64_t n_select, int64_t candidates) {
-  if (n_select > candidates)
-    value_error(op, "n_select is ", n_select, ", the pool has ", candidates, " rows");
+inline void check_enough_rows(const SelectionArguments& arguments, int64_t n_select) {
+  if (n_select > arguments.width)
+    value_error(arguments.op, "n_select is ", n_select, ", the pool has ", arguments.width,
+                " rows");
 }
 
 // weights [B, m] for a support of that shape, float32 or float64.
-inline void check_weights(const char* op, const Tensor& weights, const Tensor& support,
-                          const PoolShape& shape) {
+inline void check_weights(const SelectionArguments& arguments, const Tensor& weights) {
   const bool wide = dtype_of(weights) == ScalarType::Double;
-  check_tensor(op, "weights", weights, wide ? ScalarType::Double : ScalarType::Float,
-               {shape.batch, shape.candidates}, "support", support);
+  check_tensor(arguments.op, "weights", weights, wide ? ScalarType::Double : ScalarType::Float,
+               {arguments.batch, arguments.width}, arguments.pool_name, arguments.pool);
 }
 
 // current [B, d] beside query [B, d].
-inline void check_current(const char* op, const Tensor& current, const Tensor& query) {
-  check_tensor(op, "current", current, dtype_of(query), {query.size(0), query.size(1)}, "query",
-               query);
+inline void check_current(const SelectionArguments& arguments, const Tensor& current) {
+  const Tensor& query = arguments.query;
+  check_tensor(arguments.op, "current", current, dtype_of(query), {arguments.batch, arguments.dim},
+               "query", query);
 }
 
 inline bool has_dense_rows(const Tensor& t) {
@@ -81,6 +95,12 @@ inline bool has_dense_rows(const Tensor& t) {
 // arrays.
 inline Tensor with_dense_rows(const Tensor& t) {
   return has_dense_rows(t) ? t : torch::stable::contiguous(t);
+}
+
+// The vectors of each query as one array.
+inline Tensor dense_query(const SelectionArguments& arguments) {
+  const Tensor& query = arguments.query;
+  return query.dim() == 2 ? with_dense_rows(query) : torch::stable::contiguous(query);
 }
 
 }  // namespace hullft

@@ -1,4 +1,4 @@
-// The query and the options of sift_select.
+// The options of sift_select.
 #pragma once
 
 #include <cmath>
@@ -13,17 +13,10 @@ struct SiftOptions {
   double noise;
 };
 
-// As `check_pool_query`, with query [B, d] or [B, n_targets, d].
-inline PoolShape check_sift_query(const char* op, const char* pool_name, const Tensor& pool,
-                                  const Tensor& query) {
-  if (query.dim() != 2 && query.dim() != 3)
-    value_error(op, "query must have 2 or 3 dimensions, got ", query.dim());
-  return check_pool_query(op, pool_name, pool, query, query.dim());
-}
-
-// query as `check_sift_query` takes it.
-inline SiftOptions check_sift_options(const char* op, const Tensor& query, int64_t n_select,
+inline SiftOptions check_sift_options(const SelectionArguments& arguments, int64_t n_select,
                                       double noise) {
+  const char* op = arguments.op;
+  const Tensor& query = arguments.query;
   check_range(op, "n_select", n_select, 1);
   if (!(noise > 0) || std::isinf(noise) || std::isinf(1 / noise))
     value_error(op, "noise must be finite, > 0 and have a reciprocal, got ", noise);

@@ -9,7 +9,7 @@ import torch  # noqa: F401 (loads the libraries that the extension links)
 from hullft_ops._C import build_info as _build_info
 from hullft_ops.gradient_cache import GradientCache
 from hullft_ops.lmo import LmoStep, fw_lmo
-from hullft_ops.replay import ReplayAdam
+from hullft_ops.replay import ReplayAdam, ReplayAdamW
 from hullft_ops.selection import (
     Selection,
     fw_select,
@@ -26,6 +26,7 @@ __all__ = [
     "GradientCache",
     "LmoStep",
     "ReplayAdam",
+    "ReplayAdamW",
     "Selection",
     "SiftSelection",
     "fw_lmo",

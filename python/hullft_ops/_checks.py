@@ -10,7 +10,7 @@ import operator
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -18,7 +18,8 @@ from torch import Tensor
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 FLOATS = "float32, float64, bfloat16 or float16"
 ADAM_STATE = ("exp_avg", "exp_avg_sq", "step")  # as the operator takes it
-VARIANTS = ("vanilla", "away", "pairwise")
+Variant = Literal["vanilla", "away", "pairwise"]
+VARIANTS = get_args(Variant)
 _INT32_MAX = 2**31 - 1
 _INF = float("inf")
 _TORCH_INTEGERS = (int, torch.SymInt)
@@ -151,9 +152,10 @@ def check_pool(
         raise ValueError(f"{op}: query has dim {query.shape[-1]}, {name} has dim {dim}")
     if rows == 0 or dim == 0:
         raise ValueError(f"{op}: {name} is empty, got shape {list(pool.shape)}")
-    if pool.dim() == 3 and (query.dim() == 1 or len(pool) != len(query)):
+    # Not len, which would fix the size of the batch for torch.export.
+    if pool.dim() == 3 and (query.dim() == 1 or pool.shape[0] != query.shape[0]):
         raise ValueError(
-            f"{op}: {name} has a batch of {len(pool)}, query has shape {list(query.shape)}"
+            f"{op}: {name} has a batch of {pool.shape[0]}, query has shape {list(query.shape)}"
         )
 
 
@@ -204,6 +206,15 @@ def check_sizes(
             f"{op}: {name} must have shape [{query.shape[0]}], got {list(sizes.shape)}"
         )
     return sizes
+
+
+def check_params(op: str, params: Sequence[Tensor]) -> None:
+    """Check the parameters of an optimizer's group or of a cache."""
+    first: dict[Tensor, int] = {}
+    for i, param in enumerate(params):
+        check_dtype(op, f"params[{i}]", param, FLOAT_DTYPES, FLOATS)
+        if first.setdefault(param, i) != i:
+            raise ValueError(f"{op}: params[{i}] is params[{first[param]}] again")
 
 
 def check_gradient(op: str, i: int, param: Tensor, grad: object) -> None:

@@ -27,8 +27,11 @@ _NO_MEMORY = "hullft_ops: CUDA out of memory: "
 
 
 def call(op: str, *arguments: Any, **options: Any) -> Any:
-    """The operator's results."""
-    operator = getattr(ops, op)
+    """The results of the operator that a public function is named for.
+
+    The functions that end in _indexed are the same operator with candidates.
+    """
+    operator = getattr(ops, op.removesuffix("_indexed"))
     if torch.compiler.is_compiling():
         return operator(*arguments, **options)
     try:
@@ -46,20 +49,26 @@ def call(op: str, *arguments: Any, **options: Any) -> Any:
 
 
 def call_batched(
-    op: str, pool: Tensor, *queries: Tensor, **options: Any
+    op: str,
+    pool: Tensor,
+    *queries: Tensor,
+    candidates: Tensor | None = None,
+    **options: Any,
 ) -> Sequence[Tensor]:
     """The operator's results. Only a batch gives the last of ``queries`` two dimensions.
 
-    The options come in the schema's order: torch takes 1.6 us to match the names of fw_select's.
+    The options come in the schema's order, candidates last: torch takes 1.6 us to match the names
+    of fw_select's.
     """
-    if queries[-1].dim() > 1:
-        results = call(op, pool, *queries, *options.values())
-        return [results] if isinstance(results, Tensor) else results
-    batch_of_one = [query.unsqueeze(0) for query in queries]
-    results = call(op, pool, *batch_of_one, *options.values())
+    is_batch = queries[-1].dim() > 1
+    if not is_batch:
+        queries = tuple([query.unsqueeze(0) for query in queries])
+    if candidates is not None:
+        options["candidates"] = candidates if is_batch else candidates.unsqueeze(0)
+    results = call(op, pool, *queries, *options.values())
     if isinstance(results, Tensor):
         results = [results]
-    return [result.squeeze(0) for result in results]
+    return results if is_batch else [result.squeeze(0) for result in results]
 
 
 Columns = tuple[list[Tensor], ...]  # a list for each argument of an operator
@@ -137,7 +146,7 @@ def _fake(name: str, schema: Any) -> Callable[..., Any]:
             shape = (batch, arguments["n_select"]) if many else (batch,)
             dtype = torch.int64 if result.name in _INT64 else real
             results.append(pool.new_empty(shape, dtype=dtype))
-        return tuple(results)
+        return tuple(results) if len(results) > 1 else results[0]
 
     return fake_kernel
 
@@ -149,6 +158,7 @@ def _check_devices(op: str, schema: Any, arguments: dict[str, Any]) -> None:
     None for any tensor of a schema.
     """
     tensors: dict[str, Tensor] = {}
+    indexed = arguments.get("candidates") is not None
     for argument in schema.arguments:
         value = arguments.get(argument.name)
         if value is None and str(argument.type) == "Tensor":
@@ -156,7 +166,8 @@ def _check_devices(op: str, schema: Any, arguments: dict[str, Any]) -> None:
                 f"hullft_ops: {argument.name} must be a torch.Tensor, got NoneType"
             )
         if isinstance(value, Tensor):
-            tensors[argument.name] = value
+            is_matrix = indexed and argument.name == "pool"
+            tensors["embeddings" if is_matrix else argument.name] = value
         elif str(argument.type) == "List[Tensor]":
             for i, tensor in enumerate(value or ()):
                 tensors[f"{argument.name}[{i}]"] = tensor
@@ -166,8 +177,9 @@ def _check_devices(op: str, schema: Any, arguments: dict[str, Any]) -> None:
         first_name, first = next(iter(tensors.items()))
         if tensor.device != first.device:
             like = "the first tensor" if first_name.endswith("]") else first_name
+            function = f"{op}_indexed" if indexed else op
             raise ValueError(
-                f"{op}: {name} is on {tensor.device}, {like} is on {first.device}"
+                f"{function}: {name} is on {tensor.device}, {like} is on {first.device}"
             )
 
 

@@ -1,7 +1,6 @@
 """A cache of one gradient per example, for steps that are not consecutive."""
 
 from collections.abc import Hashable, Iterable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,6 +8,7 @@ from torch.optim import Optimizer
 
 from hullft_ops import _checks
 from hullft_ops._ops import by_device, call_in_place, local
+from hullft_ops.replay import ReplayAdam
 
 
 class GradientCache:
@@ -45,16 +45,7 @@ class GradientCache:
         params = tuple(params)
         if not params:
             raise ValueError("GradientCache: params is empty")
-        for i, param in enumerate(params):
-            _checks.check_dtype(
-                "GradientCache",
-                f"params[{i}]",
-                param,
-                _checks.FLOAT_DTYPES,
-                _checks.FLOATS,
-            )
-        if len(set(params)) < len(params):
-            raise ValueError("GradientCache: params has a parameter twice")
+        _checks.check_params("GradientCache", params)
         if dtype is not None and dtype not in _checks.FLOAT_DTYPES:
             raise ValueError(
                 f"GradientCache: dtype must be {_checks.FLOATS}, got {dtype}"
@@ -141,7 +132,10 @@ class GradientCache:
                 does.
             repeats: how many steps to take.
         """
-        unwrapped: Any = getattr(optimizer, "optimizer", optimizer)
+        unwrapped = getattr(optimizer, "optimizer", optimizer)
+        if not isinstance(unwrapped, ReplayAdam):
+            kind = type(unwrapped).__name__
+            raise TypeError(f"GradientCache.replay needs a ReplayAdam, got {kind}")
         unwrapped.step(repeats=repeats, grads=self.gradients(example))
 
     def drop(self, example: Hashable) -> None:

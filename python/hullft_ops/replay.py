@@ -65,8 +65,8 @@ class ReplayAdam(Optimizer):
             number of threads. From 0 to 2147483647.
 
     Raises:
-        TypeError: an option has the wrong type.
-        ValueError: an option is out of range, or a parameter is not floating.
+        TypeError: an option has the wrong type, or a parameter is not floating.
+        ValueError: an option is out of range, or a parameter comes twice.
 
     After Kingma and Ba, *Adam: A Method for Stochastic Optimization* (2015), and Loshchilov and
     Hutter, *Decoupled Weight Decay Regularization* (2019).
@@ -111,13 +111,11 @@ class ReplayAdam(Optimizer):
         if isinstance(param_group, dict):
             _checks.adam_options({**self.defaults, **param_group})
         super().add_param_group(param_group)
-        for i, param in enumerate(self.param_groups[-1]["params"]):
-            if param.dtype not in _checks.FLOAT_DTYPES:
-                self.param_groups.pop()
-                raise ValueError(
-                    f"ReplayAdam: parameter {i} of the group must be {_checks.FLOATS}, "
-                    f"got {param.dtype}"
-                )
+        try:
+            _checks.check_params("ReplayAdam", self.param_groups[-1]["params"])
+        except (TypeError, ValueError):
+            self.param_groups.pop()
+            raise
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for group in state["param_groups"]:
@@ -346,6 +344,34 @@ class ReplayAdam(Optimizer):
             # All or nothing: an interrupt or a lack of memory must not leave some of them.
             state.update(new)
         return state
+
+
+class ReplayAdamW(ReplayAdam):
+    """:class:`ReplayAdam` with the arguments and defaults of :class:`torch.optim.AdamW`.
+
+    Weight decay is decoupled, and 0.01 by default. ``options`` are the other ones of `ReplayAdam`.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            decoupled_weight_decay=True,
+            **options,
+        )
 
 
 def is_captured(device: torch.device) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hullft_ops import _checks
+from hullft_ops._checks import Variant
 from hullft_ops._ops import call_batched
 
 
@@ -25,7 +26,8 @@ class Selection(NamedTuple):
     """int64 [.., n_select]: rows of the pool, largest weight first, lower index first on equal
     weights, -1 past the support."""
     weights: Tensor
-    """[.., n_select]: the convex weights, 0 past the support."""
+    """[.., n_select]: the convex weights, 0 past the support. Of "vanilla" with ``n_select=1`` they
+    sum to less than 1, see :func:`fw_select`."""
     counts: Tensor
     """int64 [.., n_select]: how often each row is used; >= 0, summing to n_select. Rows of the
     support may have 0."""
@@ -59,7 +61,14 @@ class Selection(NamedTuple):
                 f"rows: candidates must have the batch {list(batch)} or none, got shape "
                 f"{list(ids.shape)}"
             )
-        picked = ids.expand(*batch, -1).gather(-1, self.indices.clamp(min=0))
+        positions = self.indices.clamp(min=0)
+        try:
+            picked = ids.expand(*batch, -1).gather(-1, positions)
+        except RuntimeError as error:
+            raise ValueError(
+                f"rows: candidates must be those of the selection, got shape {list(ids.shape)}: "
+                f"{error}"
+            ) from None
         return picked.masked_fill(self.indices < 0, -1)
 
 
@@ -81,7 +90,7 @@ def fw_select(
     max_iter: int = 250,
     tol: float = 1e-5,
     gap_tol: float = 0.0,
-    variant: str = "vanilla",
+    variant: Variant = "vanilla",
     swap_passes: int = 2,
     pool_sizes: Tensor | None = None,
 ) -> Selection:
@@ -144,6 +153,7 @@ def fw_select(
         op,
         pool,
         query,
+        None,
         n_select=n_select,
         max_iter=max_iter,
         tol=tol,
@@ -163,7 +173,7 @@ def fw_select_indexed(
     max_iter: int = 250,
     tol: float = 1e-5,
     gap_tol: float = 0.0,
-    variant: str = "vanilla",
+    variant: Variant = "vanilla",
     swap_passes: int = 2,
     pool_sizes: Tensor | None = None,
 ) -> Selection:
@@ -174,10 +184,11 @@ def fw_select_indexed(
 
     Args:
         embeddings: [M, d], in any dtype that a pool may have.
-        candidates: integers [K] or [B, K]: rows of ``embeddings``, for example from a search.
+        candidates: integers [K] or [B, K]: rows of ``embeddings``, for example from a search. -1 at
+            the end, with which FAISS pads, is an absent candidate; before a row it is an error.
         query: [d] or [B, d], with a batch exactly if ``candidates`` has one.
-        pool_sizes: integers [B]: reads only the first ``pool_sizes[b]`` candidates of query b.
-            What comes after them, such as the -1 with which FAISS pads, may hold any value.
+        pool_sizes: integers [B]: reads only the first ``pool_sizes[b]`` candidates of query b, none
+            of which is -1. What comes after them may hold any value.
 
     The other arguments and the errors are as in :func:`fw_select`.
     """
@@ -186,8 +197,8 @@ def fw_select_indexed(
     return _frank_wolfe(
         op,
         embeddings,
-        candidates,
         query,
+        candidates,
         n_select=n_select,
         max_iter=max_iter,
         tol=tol,
@@ -200,26 +211,31 @@ def fw_select_indexed(
 
 def _frank_wolfe(
     op: str,
-    *tensors: Tensor,
+    pool: Tensor,
+    query: Tensor,
+    candidates: Tensor | None,
+    *,
     n_select: int,
     max_iter: int,
     tol: float,
     gap_tol: float,
-    variant: str,
+    variant: Variant,
     swap_passes: int,
     pool_sizes: Tensor | None,
 ) -> Selection:
-    """Check the options and run the operator. The query is the last of ``tensors``."""
+    """Check the options and run the operator."""
     results = call_batched(
         op,
-        *tensors,
+        pool,
+        query,
         n_select=_checks.check_integer(op, "n_select", n_select, 1),
         max_iter=_checks.check_integer(op, "max_iter", max_iter, 0),
         tol=_checks.check_tolerance(op, "tol", tol),
         gap_tol=_checks.check_tolerance(op, "gap_tol", gap_tol),
         variant=_checks.check_variant(op, variant),
         swap_passes=_checks.check_integer(op, "swap_passes", swap_passes, 0),
-        pool_sizes=_checks.check_sizes(op, "pool_sizes", pool_sizes, tensors[-1]),
+        pool_sizes=_checks.check_sizes(op, "pool_sizes", pool_sizes, query),
+        candidates=candidates,
     )
     return Selection(*results)
 
@@ -297,8 +313,7 @@ def knn_select(
     """
     op = "knn_select"
     _checks.check_pool(op, "pool", pool, query)
-    rows = pool.shape[-2]
-    return _nearest(op, pool, query, n_select=n_select, rows=rows, sizes=pool_sizes)
+    return _nearest(op, pool, query, None, n_select=n_select, pool_sizes=pool_sizes)
 
 
 def knn_select_indexed(
@@ -315,17 +330,27 @@ def knn_select_indexed(
     """
     op = "knn_select_indexed"
     candidates = _checks.check_embeddings(op, embeddings, candidates, query)
-    pools = (embeddings, candidates)
-    rows = candidates.shape[-1]
-    return _nearest(op, *pools, query, n_select=n_select, rows=rows, sizes=pool_sizes)
+    return _nearest(
+        op, embeddings, query, candidates, n_select=n_select, pool_sizes=pool_sizes
+    )
 
 
 def _nearest(
-    op: str, *tensors: Tensor, n_select: int, rows: int, sizes: Tensor | None
+    op: str,
+    pool: Tensor,
+    query: Tensor,
+    candidates: Tensor | None,
+    *,
+    n_select: int,
+    pool_sizes: Tensor | None,
 ) -> Selection:
-    """Run the operator on pools of so many rows. The query is the last of ``tensors``."""
-    sizes = _checks.check_sizes(op, "pool_sizes", sizes, tensors[-1])
+    """Check the options and run the operator."""
+    sizes = _checks.check_sizes(op, "pool_sizes", pool_sizes, query)
     n_select = _checks.check_integer(op, "n_select", n_select, 1)
+    rows = pool.shape[-2] if candidates is None else candidates.shape[-1]
     if n_select > rows:
         raise ValueError(f"{op}: n_select is {n_select}, pool has {rows} rows")
-    return Selection(*call_batched(op, *tensors, n_select=n_select, pool_sizes=sizes))
+    results = call_batched(
+        op, pool, query, n_select=n_select, pool_sizes=sizes, candidates=candidates
+    )
+    return Selection(*results)

@@ -81,15 +81,7 @@ def sift_select(
     """
     op = "sift_select"
     _checks.check_pool(op, "pool", pool, query, targets=True)
-    results = call_batched(
-        op,
-        pool,
-        query,
-        n_select=_checks.check_integer(op, "n_select", n_select, 1),
-        noise=_checks.check_noise(op, noise),
-        pool_sizes=_checks.check_sizes(op, "pool_sizes", pool_sizes, query),
-    )
-    return SiftSelection(*results)
+    return _sift(op, pool, query, None, n_select, noise, pool_sizes)
 
 
 def sift_select_indexed(
@@ -115,13 +107,26 @@ def sift_select_indexed(
     candidates = _checks.check_embeddings(
         op, embeddings, candidates, query, targets=True
     )
+    return _sift(op, embeddings, query, candidates, n_select, noise, pool_sizes)
+
+
+def _sift(
+    op: str,
+    pool: Tensor,
+    query: Tensor,
+    candidates: Tensor | None,
+    n_select: int,
+    noise: float,
+    pool_sizes: Tensor | None,
+) -> SiftSelection:
+    """Check the options and run the operator."""
     results = call_batched(
         op,
-        embeddings,
-        candidates,
+        pool,
         query,
         n_select=_checks.check_integer(op, "n_select", n_select, 1),
         noise=_checks.check_noise(op, noise),
         pool_sizes=_checks.check_sizes(op, "pool_sizes", pool_sizes, query),
+        candidates=candidates,
     )
     return SiftSelection(*results)

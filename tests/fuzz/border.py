@@ -69,9 +69,14 @@ def select(data: Bytes) -> None:
     name_of_sizes = "support_sizes" if name == "integerize" else "pool_sizes"
     options[name_of_sizes] = sizes
 
-    namespace = torch.ops.hullft_ops if direct else hullft_ops
-    function = getattr(namespace, name)
-    function(*arguments, **options)
+    if not direct:
+        getattr(hullft_ops, name)(*arguments, **options)
+        return
+
+    if indexed:
+        options["candidates"] = arguments.pop(1)
+    operator = getattr(torch.ops.hullft_ops, name.removesuffix("_indexed"))
+    operator(*arguments, **options)
 
 
 def shapes_of(data: Bytes, count: int) -> list[list[int]]:

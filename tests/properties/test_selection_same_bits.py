@@ -17,6 +17,7 @@ from properties.selection_problems import (
     problems,
 )
 
+SELECTIONS = [*VARIANTS, "knn", "sift"]
 every_operator = pytest.mark.parametrize("operator", OPERATORS)
 # Enough that a single query's rows are shared.
 SHARED_ROWS = {"candidates": 80, "dim": 1024}
@@ -199,34 +200,45 @@ def test_copies_of_candidates_at_the_end(
     assert_same_bits(run(with_copies), run(problem))
 
 
-@pytest.mark.parametrize("operator", [*VARIANTS, "sift"])
+def indexed(
+    operator: str,
+    problem: Problem,
+    embeddings: torch.Tensor,
+    candidates: torch.Tensor,
+) -> tuple[torch.Tensor, ...]:
+    arguments = (embeddings, candidates, problem.query, problem.n_select)
+    if operator == "sift":
+        return hullft_ops.sift_select_indexed(*arguments)
+    if operator == "knn":
+        return hullft_ops.knn_select_indexed(*arguments)
+    return hullft_ops.fw_select_indexed(
+        *arguments, variant=operator, max_iter=problem.max_iter
+    )
+
+
+@pytest.mark.parametrize("operator", SELECTIONS)
 @given(problem=problems(), data=st.data())
 def test_indexed_equals_gathered(
     operator: str, problem: Problem, data: st.DataObject
 ) -> None:
-    """Candidates in any order, and more than once."""
+    """Candidates in any order and more than once, padded with -1, in a view."""
     embeddings = problem.pool.flatten(0, 1)
-    index = st.integers(0, len(embeddings) - 1)
-    rows = st.lists(index, min_size=problem.candidates, max_size=problem.candidates)
-    drawn = data.draw(st.lists(rows, min_size=problem.batch, max_size=problem.batch))
-    candidates = torch.tensor(drawn)
+    shape = (problem.batch, problem.candidates)
+    seed = data.draw(st.integers(0, 2**16))
+    generator = torch.Generator().manual_seed(seed)
+    candidates = torch.randint(len(embeddings), shape, generator=generator)
+    size = st.integers(problem.n_select, problem.candidates)
+    sizes = data.draw(st.lists(size, min_size=problem.batch, max_size=problem.batch))
     gathered = replace(problem, pool=embeddings[candidates])
+    expected = OPERATORS[operator](gathered, torch.tensor(sizes))
 
-    if operator == "sift":
-        found = hullft_ops.sift_select_indexed(
-            embeddings,
-            candidates,
-            problem.query,
-            problem.n_select,
-        )
-    else:
-        found = hullft_ops.fw_select_indexed(
-            embeddings,
-            candidates,
-            problem.query,
-            problem.n_select,
-            variant=operator,
-            max_iter=problem.max_iter,
-        )
+    for b, n in enumerate(sizes):
+        candidates[b, n:] = -1
+    viewed = candidates.t().contiguous().t()
 
-    assert_same_bits(found, OPERATORS[operator](gathered))
+    assert_same_bits(indexed(operator, problem, embeddings, viewed), expected)
+
+    for b in range(problem.batch):
+        of_query = replace(problem, query=problem.query[b])
+        alone = indexed(operator, of_query, embeddings, candidates[b])
+        assert_same_bits(tuple(alone), tuple(t[b] for t in expected))

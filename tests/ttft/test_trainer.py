@@ -65,22 +65,33 @@ def parameters_of(model):
     return [parameter.detach().clone() for parameter in model.parameters()]
 
 
-def test_every_gradient_is_reused_by_adamw(llama, tmp_path):
+@pytest.mark.parametrize(
+    ("rows", "window"),
+    [
+        (ROWS, 1),
+        ([([3, 4, 5, 6], 2), ([7, 8, 9, 10], 0), ([9, 3, 7, 5], 2)], 2),
+    ],
+)
+def test_every_gradient_is_reused_by_adamw(llama, tmp_path, rows, window):
+    """Rows of multiplicity 0 are left out; a window's gradients have equal ones."""
     model = llama.double()
     base = copy.deepcopy(model.state_dict())
-    trainer = trainer_of(model, tmp_path, weight_decay=0.0)
-    trainer._get_train_sampler = lambda *_: SequentialSampler(ROWS)
+    options = {"weight_decay": 0.0, "gradient_accumulation_steps": window}
+    trainer = trainer_of(model, tmp_path, rows, **options)
+    trainer._get_train_sampler = lambda dataset: SequentialSampler(dataset)
     trainer.train()
     trained = parameters_of(model)
     model.load_state_dict(base)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
 
-    for ids, count in ROWS:
+    steps = [(ids, count) for ids, count in rows if count]
+    for first in range(0, len(steps), window):
         optimizer.zero_grad()
-        tokens = torch.tensor([ids])
+        ids, counts = zip(*steps[first : first + window], strict=True)
+        tokens = torch.tensor(ids)
         model(input_ids=tokens, labels=tokens).loss.backward()
 
-        for _ in range(count):
+        for _ in range(counts[0]):
             optimizer.step()
 
     for parameter, value in zip(model.parameters(), trained, strict=True):
@@ -160,33 +171,32 @@ def test_evaluation_ignores_the_multiplicity(model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("rows", "batch", "counts"),
+    ("rows", "options", "counts"),
     [
-        (ROWS, 3, r"got \[\d, \d, \d\]"),
-        ([([3, 4], 0)], 1, r"got \[0\]"),
+        (ROWS, {"per_device_train_batch_size": 3}, "1, 2, 3"),
+        (ROWS[1:], {"gradient_accumulation_steps": 2}, "1, 2"),
+        ([([3, 4], -1)], {}, "-1"),
     ],
 )
-def test_a_batch_needs_one_multiplicity(gpt2, tmp_path, rows, batch, counts):
-    trainer = trainer_of(gpt2, tmp_path, rows, per_device_train_batch_size=batch)
-    with pytest.raises(
-        ValueError, match=f'"multiplicity" must have one value.*{counts}'
-    ):
+def test_an_optimizer_step_needs_one_multiplicity(
+    gpt2, tmp_path, rows, options, counts
+):
+    trainer = trainer_of(gpt2, tmp_path, rows, **options)
+    message = rf'"multiplicity" must have one value.*got \[{counts}\]'
+    with pytest.raises(ValueError, match=message):
         trainer.train()
 
 
-@pytest.mark.parametrize(
-    ("option", "value", "required"),
-    [
-        ("gradient_accumulation_steps", 2, 1),
-        ("remove_unused_columns", True, False),
-    ],
-)
-def test_arguments_that_do_not_go_with_it_are_refused(
-    gpt2, tmp_path, option, value, required
-):
-    message = f"ReplayTrainer: {option} must be {required}, got {value}"
-    with pytest.raises(ValueError, match=message):
-        trainer_of(gpt2, tmp_path, **{option: value})
+def test_the_column_is_needed(gpt2, tmp_path):
+    trainer = trainer_of(gpt2, tmp_path)
+    trainer.train_dataset = dataset_of(ROWS, counted=False)
+    with pytest.raises(ValueError, match='must have a column "multiplicity", got'):
+        trainer.train()
+
+
+def test_unused_columns_must_stay(gpt2, tmp_path):
+    with pytest.raises(ValueError, match="remove_unused_columns must be False, got"):
+        trainer_of(gpt2, tmp_path, remove_unused_columns=True)
 
 
 def test_the_users_optimizer_repeats_steps_and_is_theirs_afterwards(gpt2, tmp_path):

@@ -40,9 +40,9 @@ inline VecF subtract_product(VecF a, VecF b, VecF c) {
 }
 
 // 1 / b from an estimate y with an error below 2^-14 of it: y (1 + e + e^2) with e = 1 - b y, which
-// leaves out e^3 and what follows. It is the nearest number unless 1 / b is all but in the middle
-// of two. Then it may be the other one, but the upper one where it has to be: for that e and e^2
-// are rounded up.
+// leaves out e^3 and what follows. It is the nearest float unless 1 / b lies almost halfway between
+// two. Then it may be the other neighbour, rounded up where the proof needs that: e and e^2 are
+// rounded up for it.
 inline VecF refined_reciprocal(VecF y, VecF b) {
   constexpr int kUp = _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC;
   const __m512 e = _mm512_fnmadd_round_ps(__m512(b), __m512(y), _mm512_set1_ps(1.0f), kUp);

@@ -4,11 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from hullft_ops._checks import check_integer, check_number
+from hullft_ops._checks import Variant, check_integer, check_number
 from hullft_ops.ttft.methods import METHODS, SelectionMethod
 from hullft_ops.ttft.precision import Precision
 
-Variant = Literal["vanilla", "away", "pairwise"]
 Order = Literal["balanced", "grouped"]
 
 # Selection and training hold memory for each step.

@@ -7,7 +7,7 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import Trainer
 
-from hullft_ops.replay import ReplayAdam
+from hullft_ops.replay import ReplayAdam, ReplayAdamW
 
 COLUMN = "multiplicity"
 
@@ -16,26 +16,30 @@ class ReplayTrainer(Trainer):
     """A `Trainer` that takes several optimizer steps with each example's gradient.
 
     The dataset's column "multiplicity" says how many Adam steps to take with the gradient of each
-    example, in one `ReplayAdam` sweep; it must be one number for a batch. To refresh an example's
-    gradient in between, put the example into several rows. Evaluation ignores the column. The
-    learning-rate schedule, ``max_steps`` and logging count sweeps, not Adam steps.
+    example, in one `ReplayAdam` sweep. It must be one number for all rows between two sweeps: those
+    of a batch, or of ``gradient_accumulation_steps`` batches. Rows of a `datasets.Dataset` with 0
+    are left out. To refresh an example's gradient in between, put the example into several rows.
+    Evaluation ignores the column. The learning-rate schedule, ``max_steps`` and logging count
+    sweeps, not Adam steps.
 
     The arguments are those of `Trainer`. The optimizer is the `ReplayAdam` in ``optimizers``, or
     one with the parameter groups and options of Trainer's AdamW, so either continues from the
     other's checkpoints.
 
     Raises:
-        ValueError: ``gradient_accumulation_steps`` is not 1, ``remove_unused_columns`` is not
-            False, or the optimizer is not a `ReplayAdam`.
+        ValueError: ``remove_unused_columns`` is not False, or the optimizer is not a `ReplayAdam`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        required = {"gradient_accumulation_steps": 1, "remove_unused_columns": False}
-        for name, value in required.items():
-            actual = getattr(self.args, name)
-            if actual != value:
-                raise ValueError(f"ReplayTrainer: {name} must be {value}, got {actual}")
+        if self.args.remove_unused_columns:
+            raise ValueError(
+                "ReplayTrainer: remove_unused_columns must be False, got True"
+            )
+        dataset: Any = self.train_dataset
+        if COLUMN in (getattr(dataset, "column_names", None) or ()):
+            self.train_dataset = dataset.filter(bool, input_columns=COLUMN)
+        self._counts: set[int] = set()  # of the batches since the last sweep
         self._next_step: dict[str, int] = {}
         if self.optimizer is not None:
             self._repeat_steps(self.optimizer)
@@ -44,12 +48,12 @@ class ReplayTrainer(Trainer):
                 "lr": self.args.learning_rate,
                 "betas": (self.args.adam_beta1, self.args.adam_beta2),
                 "eps": self.args.adam_epsilon,
-                "decoupled_weight_decay": True,
             }
-            self.optimizer_cls_and_kwargs = ReplayAdam, options
+            self.optimizer_cls_and_kwargs = ReplayAdamW, options
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Optimizer:
         """Trainer's own, with steps that are repeated as often as the last batch says."""
+        self._counts.clear()  # an earlier training may have ended between two sweeps
         is_new = self.optimizer is None
         optimizer: Optimizer = super().create_optimizer(*args, **kwargs)
         if is_new:
@@ -76,16 +80,22 @@ class ReplayTrainer(Trainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> torch.Tensor:
-        """One forward-backward pass; the batch's multiplicity is for the step after it."""
-        column = torch.as_tensor(inputs.pop(COLUMN, []), device="cpu")
-        counts = column.flatten().tolist()
-        if len(set(counts)) != 1 or counts[0] < 1:
+        """One forward-backward pass; its multiplicity is for the step after it."""
+        if COLUMN not in inputs:
+            raise ValueError(
+                f'ReplayTrainer: the dataset must have a column "{COLUMN}", got {list(inputs)}'
+            )
+        column = torch.as_tensor(inputs.pop(COLUMN), device="cpu")
+        self._counts |= set(column.flatten().tolist())
+        if len(self._counts) != 1 or min(self._counts) < 1:
             raise ValueError(
                 f'ReplayTrainer: column "{COLUMN}" must have one value, at least 1, for all '
-                f"examples of a batch, got {counts}"
+                f"examples of an optimizer step, got {sorted(self._counts)}"
             )
-        self._next_step["repeats"] = counts[0]
+        [self._next_step["repeats"]] = self._counts
         loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
+        if self.accelerator.sync_gradients:
+            self._counts.clear()
         return loss
 
     def prediction_step(
