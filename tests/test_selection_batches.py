@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from hullft_ops import reference
 from problems import (
     DTYPES,
     METHODS,
+    ON_VALUES,
     VARIANTS,
     assert_consistent,
     assert_equals_reference,
@@ -229,27 +231,43 @@ def test_ids_of_a_search_in_and_out() -> None:
     """As FAISS returns them: -1 after the last neighbour."""
     pool, query = make_problem(4, 3, 30, 6)
     ids = torch.tensor([[7, 2, 29, 4], [-1, -1, -1, -1], [3, 0, -1, -1]])
-    sizes = (ids >= 0).sum(-1)
 
     for dtype in (torch.int64, torch.int32, torch.int8):
-        selection = hullft_ops.fw_select_indexed(
-            pool[0], ids.to(dtype), query, 4, pool_sizes=sizes.to(dtype)
-        )
+        selection = hullft_ops.fw_select_indexed(pool[0], ids.to(dtype), query, 4)
         rows = selection.rows(ids.to(dtype))
         assert rows.dtype == torch.int64
         assert rows[1].tolist() == [-1] * 4
-        for b in (0, 2):
+        for b, found in ((0, [7, 2, 29, 4]), (2, [3, 0])):
             m = int(selection.support_size[b])
             assert rows[b, :m].tolist() == ids[b, selection.indices[b, :m]].tolist()
+            assert set(rows[b, :m].tolist()) <= set(found)
             assert rows[b, m:].eq(-1).all()
 
-    picked = hullft_ops.sift_select_indexed(pool[0], ids[0], query[0], 4)
-    assert set(picked.rows(ids[0]).tolist()) <= {7, 2, 29, 4, -1}
-    shared = hullft_ops.fw_select(pool[0, :4], query, 4)
-    assert torch.equal(shared.rows(ids[0]), shared.rows(ids[0].expand(3, -1)))
+            alone = hullft_ops.fw_select_indexed(pool[0], ids[b], query[b], 4)
+            assert all(map(torch.equal, alone, of_query(selection, b)))
 
     with pytest.raises(ValueError, match="rows: candidates .* batch .3. or none, got"):
-        shared.rows(ids[:2])
+        selection.rows(ids[:2])
+    with pytest.raises(
+        ValueError, match=r"rows: candidates must be those .*got shape .1.:"
+    ):
+        selection.rows(ids[0, :1])
+
+
+@pytest.mark.cpu_only(ON_VALUES)
+def test_sizes_take_the_place_of_missing_ids() -> None:
+    """What comes after them may hold anything; -1 among them is an error."""
+    pool, query = make_problem(4, 2, 30, 6)
+    ids = torch.tensor([[7, 2, 29, 4], [3, 0, 10**12, -1]])
+    sizes = torch.tensor([3, 2])
+    select = partial(hullft_ops.fw_select_indexed, pool[0], query=query, n_select=4)
+    padded = torch.tensor([[7, 2, 29, -1], [3, 0, -1, -1]])
+
+    of_sizes = select(candidates=ids, pool_sizes=sizes)
+    assert all(map(torch.equal, of_sizes, select(candidates=padded)))
+
+    with pytest.raises(ValueError, match="candidates has -1 at position 3 for query 0"):
+        select(candidates=padded, pool_sizes=sizes + 1)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
