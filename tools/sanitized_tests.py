@@ -25,7 +25,6 @@ SANITIZERS = ROOT / "tools" / "sanitizers"
 OPERATOR_TESTS = [
     "tests/properties",
     "tests/test_fw_lmo.py",
-    "tests/test_fw_select_indexed.py",
     "tests/test_grad_accumulate.py",
     "tests/test_knn_select.py",
     "tests/test_screening.py",
