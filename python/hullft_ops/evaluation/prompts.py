@@ -63,10 +63,10 @@ class Prompt:
     @property
     def id(self) -> str:
         """An id that depends only on the texts, not on their file or position."""
-        texts = (
-            [self.text] if self.continuation is None else [self.text, self.continuation]
-        )
-        return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
+        content = self.text
+        if self.continuation is not None:
+            content += f"\0{self.continuation}"
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
