@@ -22,7 +22,6 @@ from benchmarks.bench_ttft import Adapting, Case
 from benchmarks.passages import TrigramEmbedder
 from benchmarks.pools import distinct_pools, problem, tiled
 from benchmarks.recorder import SWEEP, Comparison, Recorder
-from benchmarks.studies import corpora
 from benchmarks.timing import Pace, measure, measure_in_turns
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -304,31 +303,3 @@ def test_a_comparison_has_every_case_before_and_after() -> None:
 
     with pytest.raises(ValueError, match="no case in common"):
         compare.lines(before, run_of(new=1.0))
-
-
-def test_prompts_of_a_corpus_are_long_and_not_in_its_store(tmp_path: Path) -> None:
-    for number in range(8):
-        first = 100 * number
-        words = [f"word{n}" for n in range(first, first + 100)]
-        (tmp_path / f"{number}.txt").write_text(" ".join(words))
-
-    store, held_out = corpora.split("notes", tmp_path)
-    prompts = corpora.choose_prompts(store, held_out, most_shared=0.2)
-
-    assert len(store) == 6
-    assert len(held_out) == 2
-    assert prompts == [held_out[0][0], held_out[1][0]]
-
-    documents = []
-    for record in store:
-        repeated = {"text": record["text"] + " end"}
-        documents.append([repeated])
-
-    short = {"text": "short"}
-    documents.append([short])
-
-    assert corpora.choose_prompts(store, documents, most_shared=0.2) == []
-    assert len(corpora.choose_prompts(store, documents, most_shared=1.0)) == 6
-
-    with pytest.raises(ValueError, match="no documents in"):
-        corpora.split("notes", tmp_path / "none")
