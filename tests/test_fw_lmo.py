@@ -43,6 +43,17 @@ def test_equals_reference(dtype: torch.dtype, candidates: int, dim: int) -> None
             assert abs(error) <= tolerance
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.usefixtures("simd_level")
+def test_ties_go_to_the_lowest_index(dtype: torch.dtype) -> None:
+    pool, query = make_problem(2, 3, 17, 9, dtype)
+    current = vertices(pool, 16)
+    expected = fw_lmo(pool, query, current)
+    step = fw_lmo(pool.repeat(1, 3, 1), query, current)
+
+    assert all(map(torch.equal, step, expected))
+
+
 @pytest.mark.usefixtures("simd_level")
 def test_a_loop_of_it_is_vanilla_frank_wolfe() -> None:
     pools, queries = make_problem(1, 1, 40, 16)

@@ -60,6 +60,21 @@ def test_import_leaves_the_slow_parts_for_later() -> None:
     assert not set(SLOW) & set(imported)
 
 
+WITHOUT_TRANSFORMERS = """
+import sys
+sys.modules["transformers"] = None
+from benchmarks import bench_integerize, bench_lmo, bench_replay, bench_selection
+print(len(bench_replay.cases("quick")[0].shapes()))
+"""
+
+
+def test_the_benchmarks_of_operators_need_no_model() -> None:
+    command = [sys.executable, "-c", WITHOUT_TRANSFORMERS]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+    assert result.stdout.split() == ["148"], result.stderr
+
+
 def imports_of(folder: Path) -> set[str]:
     """The packages that any file in it asks for, wherever in the file."""
     packages: set[str] = set()
