@@ -6,110 +6,72 @@ import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from command import hullft_ops, succeeded
 from hullft_ops import _C, cli
-from hullft_ops.cli import parsing
-from hullft_ops.cli.adapt import adapt
-from hullft_ops.cli.errors import errors_of
-from hullft_ops.cli.evaluate import evaluate
+from hullft_ops.cli.command import errors_of
+from hullft_ops.distributed.workers import Workers
 from hullft_ops.evaluation import run
 from hullft_ops.evaluation.experiment import Experiment
 from hullft_ops.evaluation.results import read_rows
-from hullft_ops.ttft.config import TTFTConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class Warm(TTFTConfig):
-    """A configuration of a later version."""
-
-    warmup: int = 0
-    """Steps before the first one."""
+from hullft_ops.ttft.adapter import AdapterConfig
+from hullft_ops.ttft.config import ModelConfig, TTFTConfig
+from hullft_ops.ttft.store.corpus import IndexConfig
 
 
 def options_in(text: str) -> set[str]:
     return set(re.findall(r"--([a-z][a-z-]*)", text))
 
 
-@pytest.mark.parametrize("command", ["adapt", "evaluate"])
-def test_every_field_of_the_configuration_is_an_option(command: str) -> None:
-    result = succeeded(command, "--help")
-    names = {field.name.replace("_", "-") for field in fields(TTFTConfig)}
-
-    assert names <= options_in(result.stdout)
-    assert "Adam's learning rate." in result.stdout
-
-
-def test_every_field_of_an_experiment_is_an_option() -> None:
-    names = {name.replace("_", "-") for name in Experiment.model_fields}
-    shown = options_in(succeeded("evaluate", "--help").stdout)
-
-    assert names - shown == {"settings", "description"}
-
-
-@pytest.fixture
-def run_warm(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., str]:
-    """Runs a command of the later version; returns what it printed."""
-
-    def run_warm(*words: object) -> str:
-        monkeypatch.setattr(sys, "argv", ["hullft-ops", *map(str, words)])
-        parsing.run_command({"adapt": adapt, "evaluate": evaluate}, Warm)
-        return capsys.readouterr().out
-
-    return run_warm
-
-
-@pytest.mark.parametrize("command", ["adapt", "evaluate"])
-def test_a_field_of_a_subclass_is_in_the_help(
-    command: str,
-    run_warm: Callable[..., str],
-    capsys: pytest.CaptureFixture[str],
+@pytest.mark.parametrize(
+    ("command", "kind", "others"),
+    [
+        ("adapt", ModelConfig, set()),
+        ("adapt", TTFTConfig, set()),
+        ("evaluate", Experiment, {"settings", "description"}),
+        ("evaluate", TTFTConfig, {"seed"}),
+        ("evaluate", Workers, set()),
+        ("index", IndexConfig, set()),
+        ("train", AdapterConfig, set()),
+    ],
+)
+def test_every_field_is_an_option_with_its_docstring(
+    command: str, kind: Any, others: set[str]
 ) -> None:
-    with pytest.raises(SystemExit):
-        run_warm(command, "--help")
+    shown = succeeded(command, "--help").stdout
+    names = {field.name for field in fields(kind)} - others
+    assert names <= {name.replace("-", "_") for name in options_in(shown)}
 
-    assert "Steps before the first one." in capsys.readouterr().out
+    for name in names:
+        docstring = kind.__pydantic_fields__[name].description
+        if docstring is not None:
+            assert " ".join(docstring.split()[:3]) in " ".join(shown.split())
 
 
-def test_adapt_takes_a_field_of_a_subclass(
-    models_of: list[object],
-    store: Path,
-    texts: list[str],
-    run_warm: Callable[..., str],
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["adapt", "--prompt", "x", "--store", "y", "--lr", "0"], "--lr must be"),
+        (["evaluate", "--limit", "0"], "--limit must be greater than 0, got 0"),
+        (["index", "x", "--output", "y", "--workers", "0"], "--workers must be"),
+        (["index", "x", "--output", "y", "--min-chars", "-1"], "--min-chars must"),
+        (["train", "x", "--output", "y", "--rank", "0"], "--rank must be greater"),
+    ],
+)
+def test_a_value_out_of_range_ends_with_one_line(
+    words: list[str], message: str
 ) -> None:
-    configs = []
+    result = hullft_ops(*words)
 
-    def recording(*arguments: object) -> None:
-        configs.append(arguments[-1])
-        raise ValueError("stop")
-
-    monkeypatch.setattr("hullft_ops.cli.adapt.TestTimeFinetuner", recording)
-    inputs = [*models_of, "--store", store, "--prompt", texts[0]]
-    with pytest.raises(SystemExit):
-        run_warm("adapt", *inputs, "--warmup", 3)
-
-    assert configs == [Warm(n_select=20, warmup=3)]
-
-
-def test_evaluate_takes_a_field_of_a_subclass(
-    models_of: list[object], corpus_file: Path, run_warm: Callable[..., str]
-) -> None:
-    inputs = [*models_of, "--corpus", corpus_file, "--limit", 1]
-    run_warm("evaluate", *inputs, "--method", "knn", "--n-select", 1, "--warmup", 0, 5)
-
-    assert [row.config for row in read_rows(Path("results.jsonl"))] == [
-        "knn n=1 refresh=1 lr=5e-05",
-        "knn n=1 refresh=1 lr=5e-05 warmup=5",
-    ]
+    assert result.code == 2
+    assert result.stderr.startswith(f"hullft-ops {words[0]}: {message}")
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_help_lists_the_commands() -> None:
@@ -151,7 +113,7 @@ def test_ctrl_c_says_what_to_run_again_and_that_works(
 
     def interrupted(*rest: object, **options: object) -> object:
         calls.append(rest)
-        if len(calls) > 2:
+        if len(calls) > 4:
             raise KeyboardInterrupt
         return score(*rest, **options)  # type: ignore[arg-type]
 
@@ -198,30 +160,6 @@ def test_warnings_and_log_records_do_not_steer_the_terminal(
         "hullft-ops adapt: of a library\\x0a\\x1b[2J",
         "in \\x1b",
     ]
-
-
-def test_folders_nested_deeply_end_with_one_line(tmp_path: Path) -> None:
-    deep = tmp_path / "deep"
-    folders = [deep]
-    for _ in range(1500):
-        folders.append(folders[-1] / "a")
-    for folder in folders:
-        folder.mkdir()
-    (tmp_path / "corpus.jsonl").write_text("{}")
-    try:
-        for arguments in (
-            [deep, "--output", "out"],
-            ["corpus.jsonl", "--output", deep],
-        ):
-            result = hullft_ops("index", *arguments, "--overwrite")
-
-            assert result.code == 2
-            assert result.last.startswith(
-                "hullft-ops index: an input is nested too deep"
-            )
-    finally:
-        for folder in reversed(folders):
-            folder.rmdir()
 
 
 def test_errors_that_are_not_expected_are_raised() -> None:

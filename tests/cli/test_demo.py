@@ -58,7 +58,7 @@ def test_a_second_run_measures_only_what_is_new(arguments: list[object]) -> None
         (["--corpus", "nowhere"], "nowhere: no such file or folder"),
         (["--limit", 1000], "limit is 1000, there are 5 held-out prompts"),
         (["--n-select", 0], "without steps and context there is nothing to measure"),
-        (["--lr", 0], "settings[0]: --lr must be above 0, got 0.0"),
+        (["--lr", 0], "settings[0]: --lr must be greater than 0, got 0.0"),
         (["--model", "./nowhere"], "model ./nowhere: no such folder"),
     ],
 )

@@ -5,9 +5,8 @@ import json
 import sys
 
 import pytest
-import tyro
 
-from hullft_ops.cli.index import index
+from command import hullft_ops, succeeded
 from hullft_ops.ttft.embedding import load_embedder
 from hullft_ops.ttft.store.datastore import Datastore
 
@@ -25,13 +24,11 @@ def corpus(tmp_path):
 
 
 @pytest.fixture
-def run(embedder_directory, capsys):
+def run(embedder_directory):
     """Runs the command with the tiny embedder; gives what it printed."""
 
     def run(*arguments):
-        words = ["--embedder", embedder_directory, *arguments]
-        tyro.cli(index, args=[str(word) for word in words])
-        return capsys.readouterr().out
+        return succeeded("index", "--embedder", embedder_directory, *arguments).stdout
 
     return run
 
@@ -52,8 +49,8 @@ def test_every_option_of_indexing_is_one_of_the_command(run, corpus, tmp_path):
 def test_the_same_command_twice_needs_overwrite(run, corpus, tmp_path):
     command = [corpus, "--output", tmp_path / "store", "--text-column", "body"]
     run(*command)
-    with pytest.raises(FileExistsError, match="store exists, and --overwrite is not"):
-        run(*command)
+    again = hullft_ops("index", *command)
+    assert again.last.endswith("store exists, and --overwrite is not set")
 
     run(*command, "--overwrite")
 
@@ -65,7 +62,7 @@ def test_the_embedder_may_compute_in_bfloat16(run, corpus, tmp_path, monkeypatch
         loaded.append(options)
         return load_embedder(name, **options)
 
-    monkeypatch.setattr(sys.modules[index.__module__], "load_embedder", load)
+    monkeypatch.setattr(sys.modules["hullft_ops.cli.index"], "load_embedder", load)
     options = ["--text-column", "body", "--dtype", "bfloat16"]
     run(corpus, "--output", tmp_path / "store", *options)
 

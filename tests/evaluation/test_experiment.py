@@ -1,7 +1,6 @@
 """The grid file: what it may say, and the configurations that it stands for."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,16 +52,6 @@ def test_a_label_states_what_is_not_the_default() -> None:
     assert TTFTConfig(**settings_of(config)) == config
 
 
-def test_a_label_names_functions() -> None:
-    def nearest(*_: object) -> Any:
-        raise AssertionError
-
-    config = TTFTConfig(method=nearest, refresh=max, n_select=3)
-    assert label(config) == "nearest n=3 refresh=max lr=5e-05"
-
-    json.dumps(settings_of(config))
-
-
 def test_without_steps_only_the_context_matters() -> None:
     grid = {"method": ["knn", "hullft"], "n_select": 0, "lr": [1, 2], "context": [0, 5]}
     assert labels(grid) == ["no steps context=5"]
@@ -84,29 +73,14 @@ def test_the_model_decides_the_learning_rate_unless_the_grid_does() -> None:
         assert [config.lr for config in configs] == [default, 1.0]
 
 
-def test_fields_of_a_subclass_are_settings() -> None:
-    @dataclass(frozen=True, kw_only=True)
-    class Warm(TTFTConfig):
-        warmup: int = 0
-
-    grid = {"method": "sift", "n_select": 2, "warmup": [0, 7]}
-    cold, warm = expand([grid], Warm)
-
-    assert (cold, warm) == (
-        Warm(method="sift", n_select=2),
-        Warm(method="sift", n_select=2, warmup=7),
-    )
-    assert label(warm) == "sift n=2 refresh=2 lr=5e-05 warmup=7"
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"experts": 3}, "settings[0]: unknown 'experts', known are method, n_select"),
+        ({"experts": 3}, "settings[0]: TTFTConfig: unknown option 'experts', known"),
         ({"n_select": []}, "settings[0]: n_select must not be an empty list"),
-        ({"n_select": [3, -1]}, "settings[0]: TTFTConfig: n_select must be in 0.."),
+        ({"n_select": [3, -1]}, "settings[0]: TTFTConfig: n_select must be"),
         ({"lr": "fast"}, "settings[0]: TTFTConfig: lr must be a"),
-        ({"method": "best"}, "settings[0]: TTFTConfig: method must be one of hullft"),
+        ({"method": "best"}, "settings[0]: TTFTConfig: method must be 'hullft'"),
         ({"n_select": 0}, "without steps and context there is nothing to measure"),
     ],
 )
@@ -117,9 +91,8 @@ def test_a_setting_that_cannot_be(settings: dict[str, Any], message: str) -> Non
     assert message in str(error.value)
 
 
-def test_a_file_may_have_comments_and_one_grid(tmp_path: Path) -> None:
+def test_a_file_may_have_one_grid(tmp_path: Path) -> None:
     content = {
-        "_why": "for a test",
         "description": "a test",
         "store": "store",
         "limit": 3,
@@ -139,15 +112,16 @@ def test_a_file_may_have_comments_and_one_grid(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ("{", "Invalid JSON"),
-        ("[]", "Input should be"),
-        ({"limits": 3}, "limits: Extra inputs are not permitted"),
-        ({"limit": "3"}, "limit: Input should be a valid integer"),
-        ({"limit": 0}, "limit: Input should be greater than or equal to 1"),
-        ({"seed": -1}, "seed: Input should be greater than or equal to 0"),
-        ({"store": 3}, "store: "),
+        ("[]", "must be an object, got []"),
+        ({"limits": 3}, "limits: Unexpected keyword argument"),
+        ({"limit": "3"}, "limit must be a valid integer, got '3'"),
+        ({"limit": 0}, "limit must be greater than 0, got 0"),
+        ({"seed": -1}, "seed must be greater than or equal to 0, got -1"),
+        ({"store": 3}, "store must be"),
         ({"settings": []}, "settings: List should have at least 1 item"),
-        ({"settings": ["knn"]}, "settings.0: Input should be an object"),
-        ({"settings": [{}, {"lr": -1}]}, "settings[1]: TTFTConfig: lr must be above 0"),
+        ({"settings": ["knn"]}, "settings.0 must be an object, got 'knn'"),
+        ({"settings": [{}, {"lr": -1}]}, "settings[1]: TTFTConfig: lr must be greater"),
+        ({"settings": {"adapter": 5}}, "settings[0]: TTFTConfig: adapter must be"),
     ],
 )
 def test_an_error_names_the_file_and_the_key(
@@ -171,13 +145,3 @@ def test_what_ships_with_the_package(name: str) -> None:
     experiment = read_experiment(name)
     assert experiment.description
     assert len(experiment.configs()) > 3
-
-
-def test_changes_take_the_place_of_what_the_file_says() -> None:
-    experiment = Experiment(limit=3, store=Path("a"))
-    changed = experiment.changed(limit=5, settings=[{"n_select": 2}])
-
-    assert (changed.limit, changed.store) == (5, Path("a"))
-
-    with pytest.raises(InputError, match="limit: Input should be greater than"):
-        experiment.changed(limit=0)

@@ -149,11 +149,11 @@ def test_prompts_come_once_each_with_their_domain(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ("{not json", "Invalid JSON"),
-        ("[1]", "Input should be an object"),
+        ("[1]", "must be an object, got [1]"),
         ({"body": "no text"}, "text: Field required"),
-        ({"text": 7}, "text: Input should be a valid string"),
+        ({"text": 7}, "text must be a valid string"),
         ({"text": " \n"}, "text: must not be blank"),
-        ({"text": "a", "domain": 3}, "domain: Input should be a valid string"),
+        ({"text": "a", "domain": 3}, "domain must be a valid string"),
         ('{"text": "\\ud800"}', "Invalid JSON"),
     ],
 )

@@ -94,15 +94,15 @@ def test_one_process_writes_at_a_time(file: Path) -> None:
     [
         ({"scores": {"prompt": {"before": 0.0, "after": 1.0}}}, "scores.prompt.before"),
         ({"scores": {"prompt": {"before": 1.0}}}, "scores.prompt.after: Field req"),
-        ({"scores": {"prompt": 1.0}}, "scores.prompt: Input should be an object"),
-        ({"seconds": {"embed": float("nan")}}, "seconds.embed: Input should be"),
-        ({"passes": 1.5}, "passes: Input should be a valid integer"),
-        ({"settings": [1]}, "settings: Input should be an object"),
+        ({"scores": {"prompt": 1.0}}, "scores.prompt must be an object"),
+        ({"seconds": {"embed": float("nan")}}, "seconds.embed must be"),
+        ({"passes": 1.5}, "passes must be a valid integer"),
+        ({"settings": [1]}, "settings must be an object"),
         ({"settings": {"method": 3}}, "settings: must have 'method'"),
         ({"settings": {"method": "knn"}}, "settings: must have 'n_select'"),
-        ({"versions": {"torch": 2}}, "versions.torch: Input should be a valid string"),
+        ({"versions": {"torch": 2}}, "versions.torch must be a valid string"),
         ({"prompt": "\ud800"}, "Invalid JSON"),
-        ({"settings": None}, "settings: Input should be"),
+        ({"settings": None}, "settings must be"),
     ],
 )
 def test_a_forged_row_is_refused_with_its_line(

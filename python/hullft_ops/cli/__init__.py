@@ -14,7 +14,7 @@ def main() -> None:
     if len(sys.argv) > 1 and sys.argv[1] in COMMANDS:
         names = (sys.argv[1],)
     try:
-        from hullft_ops.cli.parsing import run_command
+        from hullft_ops.cli.command import run_command
 
         commands = {}
         for name in names:

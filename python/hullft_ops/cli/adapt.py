@@ -1,21 +1,20 @@
 """``hullft-ops adapt``: adapt to one prompt, and print what came of it."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import tyro
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from hullft_ops._checks import check_integer
 from hullft_ops._terminal import counted, echo, listed, printable
-from hullft_ops.cli.options import Inputs, Settings
+from hullft_ops.cli.options import N_SELECT, fields_of
 from hullft_ops.evaluation.prompts import share_held
 from hullft_ops.evaluation.run import DATASTORES
 from hullft_ops.ttft.adaptation import Adaptation
-from hullft_ops.ttft.config import TTFTConfig, default_lr
-from hullft_ops.ttft.embedding import load_embedder
+from hullft_ops.ttft.config import ModelConfig, TTFTConfig, default_lr
+from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER, load_embedder
 from hullft_ops.ttft.files import check_output
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
 from hullft_ops.ttft.generation import chat_message, continue_prompt
@@ -33,9 +32,13 @@ _SOURCE_CHARS = 30
 
 
 def adapt(
-    inputs: tyro.conf.OmitArgPrefixes[Inputs],
-    settings: Settings,
+    inputs: Annotated[dict[str, Any], fields_of(ModelConfig)],
+    settings: Annotated[
+        dict[str, Any],
+        fields_of(TTFTConfig, n_select=N_SELECT, lr="2e-4 for the shipped model, 5e-5"),
+    ],
     *,
+    embedder: str = DEFAULT_EMBEDDER,
     store: Path | None = None,
     corpus: str | None = None,
     prompt: str,
@@ -47,15 +50,14 @@ def adapt(
     save_rank: int = 16,
     plot: Path | None = None,
     overwrite: bool = False,
-    config_class: tyro.conf.Suppress[type[TTFTConfig]] = TTFTConfig,
 ) -> None:
     """Adapt to a prompt; print passages, bits per byte before and after, and the continuations
     without and with adaptation.
 
     Args:
-        inputs: the models.
-        settings: how to adapt. Without --lr the model decides: 2e-4 for the shipped one, 5e-5 for
-            others.
+        inputs: the language model.
+        settings: how to adapt.
+        embedder: name or folder of a sentence-transformers model.
         store: folder of a datastore, which hullft-ops index makes; or give --corpus.
         corpus: your folder of texts, or what else hullft-ops index reads. Its datastore stays in
             hullft_datastores; only changed files are embedded again.
@@ -68,24 +70,24 @@ def adapt(
         save_rank: rank of that LoRA, at most the shorter side of the model's largest layer.
         plot: PNG file for a picture of the passages and of the loss over the steps.
         overwrite: replace the folder that an earlier run wrote to --save, and any file at --plot.
-        config_class: the class that settings are fields of.
     """
     if (store is None) == (corpus is None):
         raise ValueError("give one of --store and --corpus")
-    sources = store, corpus, inputs.model, inputs.embedder, settings.get("adapter")
+    language_model = ModelConfig(**inputs)
+    values = {"n_select": N_SELECT, "lr": default_lr(language_model.model)} | settings
+    config = TTFTConfig(**values)
+    sources = store, corpus, language_model.model, embedder, config.adapter
     if save is not None:
         check_output(save, inputs=sources, overwrite=overwrite)
     if plot is not None:
         if plot == save:
             raise ValueError(f"--save and --plot must differ, got {plot} for both")
         check_output(plot, kind="file", inputs=sources, overwrite=overwrite)
-    values: dict[str, Any] = {"lr": default_lr(inputs.model)} | settings
-    config = config_class(**values)
     if save is not None and config.n_select == 0:
         raise ValueError("--save needs --n-select above 0: nothing is trained")
     if store is not None:
         passages = Datastore.open(store)
-    model, tokenizer = inputs.load_model()
+    model, tokenizer = language_model.load()
     if generate:
         window = context_window(model, tokenizer, config.max_length)
         check_integer("generate", "max_new_tokens", max_new_tokens, 1, window - 1)
@@ -96,12 +98,12 @@ def adapt(
         # What cannot be saved is refused before the work.
         adapter_to_save(model, list(model.parameters()), save_rank)
     # The slowest to import, so after what is refused.
-    embedder = load_embedder(inputs.embedder)
+    encoder = load_embedder(embedder)
     if corpus is not None:
-        passages = folder_datastore(corpus, embedder, DATASTORES)
-        path = datastore_folder(corpus, embedder, DATASTORES)
+        passages = folder_datastore(corpus, encoder, DATASTORES)
+        path = datastore_folder(corpus, encoder, DATASTORES)
         echo(f"datastore: {path}", *passages.summary(), err=True)
-    finetuner = TestTimeFinetuner(model, tokenizer, passages, embedder, config)
+    finetuner = TestTimeFinetuner(model, tokenizer, passages, encoder, config)
     before = score_text(model, tokenizer, prompt, max_length=finetuner.window).value
     continuation = saved = None
     if generate:
@@ -132,7 +134,7 @@ def adapt(
     if saved is not None:
         _print_saved(saved)
     if plot is not None:
-        query = embedder.encode([prompt])[0]
+        query = encoder.encode([prompt])[0]
         plot_adaptation(plot, finetuner, adaptation, query, before=before, after=after)
         echo(f"plot: {plot}")
     if continuation is not None:

@@ -1,23 +1,25 @@
 """``hullft-ops demo``: compare methods on the sources of installed packages."""
 
 from pathlib import Path
-
-import tyro
+from typing import Annotated, Any
 
 from hullft_ops._terminal import echo
 from hullft_ops.cli.evaluate import measured_rows
-from hullft_ops.cli.options import N_SELECT, Inputs
+from hullft_ops.cli.options import N_SELECT, fields_of
 from hullft_ops.cli.terminal import print_report
 from hullft_ops.distributed.workers import Workers
 from hullft_ops.evaluation.experiment import Experiment
 from hullft_ops.evaluation.report import write_report
 from hullft_ops.evaluation.statistics import Measurements
+from hullft_ops.ttft.config import ModelConfig
+from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER
 from hullft_ops.ttft.files import check_output, new_folder
 
 
 def demo(
-    inputs: tyro.conf.OmitArgPrefixes[Inputs],
+    model: Annotated[dict[str, Any], fields_of(ModelConfig)],
     *,
+    embedder: str = DEFAULT_EMBEDDER,
     corpus: str | None = None,
     limit: int = 16,
     n_select: int = N_SELECT,
@@ -28,7 +30,8 @@ def demo(
     """Compare no adaptation, kNN and HullFT on held-out passages of real text.
 
     Args:
-        inputs: the models.
+        model: the language model.
+        embedder: name or folder of a sentence-transformers model.
         corpus: what to compare on, anything that hullft-ops index reads; None for the sources of
             installed packages.
         limit: held-out passages to adapt to.
@@ -40,9 +43,8 @@ def demo(
     check_output(output / "report", overwrite=True)
     shared = {"n_select": n_select} | ({} if lr is None else {"lr": lr})
     experiment = Experiment(
-        model=inputs.model,
-        allow_missing_weights=inputs.allow_missing_weights,
-        embedder=inputs.embedder,
+        **model,
+        embedder=embedder,
         corpus=corpus,
         limit=limit,
         seed=seed,
@@ -54,7 +56,6 @@ def demo(
     rows = measured_rows(
         experiment,
         output / "results.jsonl",
-        device=inputs.device,
         workers=Workers(),
         datastores=output / "datastores",
     )

@@ -1,12 +1,13 @@
 """``hullft-ops evaluate``: measure settings on held-out prompts."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Annotated, Any
 
-import tyro
 from tqdm import tqdm
 
 from hullft_ops._terminal import counted, echo
-from hullft_ops.cli.options import N_SELECT, Changes, Grid
+from hullft_ops.cli.options import N_SELECT, fields_of
 from hullft_ops.cli.terminal import print_report
 from hullft_ops.distributed.evaluation import ray_rows
 from hullft_ops.distributed.workers import Workers
@@ -24,18 +25,21 @@ from hullft_ops.ttft.files import check_output
 
 # What is measured of a corpus if nothing says what to measure.
 _SETTINGS = [{"method": "hullft", "n_select": N_SELECT}]
+# Fields of an experiment that only its file has.
+_IN_FILES = ("settings", "description")
 
 
 def evaluate(
-    experiment: Changes,
-    settings: Grid,
-    workers: tyro.conf.OmitArgPrefixes[Workers],
+    experiment: Annotated[dict[str, Any], fields_of(Experiment, without=_IN_FILES)],
+    # The seed is the experiment's.
+    settings: Annotated[
+        dict[str, Any], fields_of(TTFTConfig, several=True, without=("seed",))
+    ],
+    workers: Annotated[dict[str, Any], fields_of(Workers)],
     *,
     config: str | None = None,
-    device: str = "cpu",
     output: Path = Path("results.jsonl"),
     score: str | None = None,
-    config_class: tyro.conf.Suppress[type[TTFTConfig]] = TTFTConfig,
 ) -> None:
     """Measure every combination of settings on held-out prompts; write a row for each, and print a
     table.
@@ -48,25 +52,21 @@ def evaluate(
         settings: each takes several values, in place of those in the file.
         workers: where to measure.
         config: JSON file, or the name of an experiment that ships with the package.
-        device: device of the language model: cpu, cuda, cuda:1.
         output: results file, JSONL.
         score: what to compare by: continuation or prompt; None for the first that every row has.
-        config_class: the class that settings are fields of.
     """
-    read = Experiment() if config is None else read_experiment(config, config_class)
+    read = Experiment() if config is None else read_experiment(config)
     if config is None and "corpus" in experiment:
-        read = read.changed(settings=_SETTINGS)
+        read = replace(read, settings=_SETTINGS)
     grids = [grid | settings for grid in read.settings]
-    chosen = read.changed(**experiment, settings=grids)
+    chosen = replace(read, **experiment, settings=grids)
     check_output(output, kind="rows", inputs=[chosen.corpus, config])
     if chosen.corpus and output.resolve().is_relative_to(Path(chosen.corpus).resolve()):
         raise ValueError(
             f"output {output} is in the corpus, which would have one more text the next time; "
             "--output takes another place"
         )
-    rows = measured_rows(
-        chosen, output, device=device, workers=workers, config_class=config_class
-    )
+    rows = measured_rows(chosen, output, workers=Workers(**workers))
     echo(output)
     print_report(Measurements.of(rows, score))
 
@@ -75,10 +75,8 @@ def measured_rows(
     experiment: Experiment,
     output: Path,
     *,
-    device: str,
     workers: Workers,
     datastores: Path = DATASTORES,
-    config_class: type[TTFTConfig] = TTFTConfig,
 ) -> list[Row]:
     """An experiment's rows, after adding to ``output`` those that it lacks."""
     # These may be files; a folder is no place for rows.
@@ -87,9 +85,7 @@ def measured_rows(
     if output.exists():
         # A file of another kind is refused before the work.
         read_rows(output)
-    evaluation = load_evaluation(
-        experiment, device=device, datastores=datastores, config_class=config_class
-    )
+    evaluation = load_evaluation(experiment, datastores=datastores)
     prompts, labels = evaluation.prompts, list(evaluation.configs)
     counts = counted(len(prompts), "prompt"), counted(len(labels), "configuration")
     echo(*evaluation.notes, ", ".join(counts), err=True)
@@ -104,7 +100,6 @@ def measured_rows(
                 run=evaluation.run,
                 experiment=experiment,
                 datastores=datastores,
-                config_class=config_class,
             )
         for row in tqdm(rows, total=total, unit="row"):
             results.append(row)

@@ -1,10 +1,12 @@
 """``hullft-ops index``: a datastore from a corpus."""
 
 from pathlib import Path
+from typing import Annotated, Any
 
 import tyro
 
 from hullft_ops._terminal import echo
+from hullft_ops.cli.options import fields_of
 from hullft_ops.distributed.embedding import ray_embedding
 from hullft_ops.distributed.workers import Workers
 from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER, load_embedder
@@ -17,13 +19,13 @@ from hullft_ops.ttft.store.index import index_corpus
 
 def index(
     corpus: tyro.conf.Positional[str],
+    config: Annotated[dict[str, Any], fields_of(IndexConfig)],
+    workers: Annotated[dict[str, Any], fields_of(Workers)],
     *,
     output: Path,
     embedder: str = DEFAULT_EMBEDDER,
     device: str | None = None,
     dtype: Precision | None = None,
-    config: tyro.conf.OmitArgPrefixes[IndexConfig] = IndexConfig(),  # noqa: B008
-    workers: tyro.conf.OmitArgPrefixes[Workers] = Workers(),  # noqa: B008
     reuse: Path | None = None,
     overwrite: bool = False,
 ) -> None:
@@ -33,27 +35,28 @@ def index(
         corpus: a folder, whose files of text and HTML are read; a file of JSON, CSV, Parquet, HTML
             or plain text; a saved dataset; the name of one on the Hugging Face hub; or - for stdin,
             JSON lines or one text. Files may be compressed.
+        config: how to read and cut it.
+        workers: where to embed.
         output: folder of the datastore.
         embedder: name or folder of a sentence-transformers model.
         device: device of the embedder: cpu, cuda, cuda:1; None for a GPU if there is one.
         dtype: bfloat16 to embed under autocast, faster where the processor has instructions for it;
             None for the embedder's own.
-        config: how to read and cut it.
-        workers: where to embed.
         reuse: folder of a datastore of the same embedder; its texts are not embedded again.
         overwrite: replace the datastore in output, or an unfinished one.
     """
     check_output(output, inputs=[corpus], overwrite=overwrite)
     embed = None
-    if workers.engine == "ray":
+    engine = Workers(**workers)
+    if engine.engine == "ray":
         if reuse is not None:
             raise ValueError("--reuse embeds in this process, got --engine ray")
-        embed = ray_embedding(embedder, workers, dtype)
+        embed = ray_embedding(embedder, engine, dtype)
     store = index_corpus(
         corpus,
         output,
         load_embedder(embedder, device=device, dtype=dtype),
-        config,
+        IndexConfig(**config),
         reuse=Datastore.open(reuse) if reuse else None,
         embed=embed,
         overwrite=overwrite,

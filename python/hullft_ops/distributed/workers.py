@@ -1,19 +1,18 @@
 """Workers on Ray: how many there are, and a pool of them."""
 
-import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import NonNegativeFloat, PositiveInt
 
-from hullft_ops._checks import check_integer
 from hullft_ops._extras import needed_by
 from hullft_ops.ttft.errors import InputError
+from hullft_ops.ttft.validation import options
 
 # A worker that keeps dying on the same work more likely runs out of memory than has bad luck.
 RETRIES = 2
@@ -22,33 +21,22 @@ RETRIES = 2
 Load = Callable[..., Callable[[Any], Any]]
 
 
-@dataclass(frozen=True)
+@options
 class Workers:
-    """Where a command computes.
-
-    Raises:
-        TypeError, ValueError: a number has the wrong type or is out of range.
-    """
+    """Where a command computes."""
 
     engine: Literal["process", "ray"] = "process"
     """process for this process, ray for workers on Ray: on this machine, or on the cluster at
     RAY_ADDRESS."""
 
-    workers: int | None = None
+    workers: PositiveInt | None = None
     """Workers on Ray; None for as many as fit."""
 
-    threads: int = 1
+    threads: PositiveInt = 1
     """Threads of each worker. Ray reserves as many processors."""
 
-    gpus: float = 0.0
+    gpus: NonNegativeFloat = 0.0
     """GPUs that Ray reserves for each worker; below 1, a share of one."""
-
-    def __post_init__(self) -> None:
-        if self.workers is not None:
-            check_integer("Workers", "workers", self.workers, 1)
-        check_integer("Workers", "threads", self.threads, 1)
-        if not 0 <= self.gpus < math.inf:
-            raise ValueError(f"Workers: gpus must be 0 or more, got {self.gpus}")
 
 
 class Worker:

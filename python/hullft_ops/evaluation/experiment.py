@@ -4,48 +4,31 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 
-from hullft_ops.ttft.config import TTFTConfig, default_lr
+from hullft_ops.ttft.config import ModelConfig, TTFTConfig, default_lr
 from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER
 from hullft_ops.ttft.errors import InputError
-from hullft_ops.ttft.methods import method_name
-from hullft_ops.ttft.parsing import first_problem, parse
+from hullft_ops.ttft.methods import ONE_STEP_A_PASSAGE
+from hullft_ops.ttft.validation import options, parse
 
 NO_STEPS = "no steps"
 _SHIPPED = Path(__file__).with_name("experiments")
-# These take one step on each passage, so no gradient is used twice.
-_ONE_STEP_A_PASSAGE = ("knn", "random")
 # A label always states these; it states the others where they are not the default.
 _NAMED = ("method", "n_select", "refresh", "lr")
 # All that matters without steps.
 _STEPLESS = ("n_select", "context", "context_following", "max_length", "adapter")
 
 
-class Experiment(BaseModel):
-    """The file that ``hullft-ops evaluate --config`` reads. Keys that begin with "_" are ignored.
+def _listed(settings: Any) -> Any:
+    return [settings] if isinstance(settings, dict) else settings
 
-    The descriptions of the fields are also the help of the command's options.
-    """
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
-    )
-
-    model: str | None = None
-    """Name or folder of a causal language model; None for the shipped one."""
-
-    allow_missing_weights: bool = False
-    """Load a model even if its checkpoint lacks weights or has others."""
+@options
+class Experiment(ModelConfig):
+    """What ``hullft-ops evaluate`` measures, and the JSON file that its ``--config`` reads."""
 
     embedder: str = DEFAULT_EMBEDDER
     """Name or folder of a sentence-transformers model."""
@@ -61,49 +44,28 @@ class Experiment(BaseModel):
     index reads. Whole files, or records, are held out. None for the sources of installed packages.
     """
 
-    limit: int | None = Field(default=None, ge=1)
+    limit: PositiveInt | None = None
     """How many prompts to take, evenly from their domains; None for all in the file of prompts, or
     for 10 of a corpus."""
 
-    seed: int = Field(default=0, ge=0, lt=2**63)
+    seed: NonNegativeInt = 0
     """Chooses the prompts, and the passages of the method random."""
 
-    settings: list[dict[str, Any]] = Field(
-        default=[{"method": ["knn", "hullft"]}], min_length=1
-    )
+    settings: Annotated[
+        list[dict[str, Any]], Field(min_length=1), BeforeValidator(_listed)
+    ] = Field(default_factory=lambda: [{"method": ["knn", "hullft"]}])
     """The grid: fields of `TTFTConfig` with a value or a list of values, or a list of such."""
 
     description: str = ""
     """What the experiment is for."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _without_comments(cls, content: Any) -> Any:
-        if not isinstance(content, dict):
-            return content
-        return {key: value for key, value in content.items() if key[:1] != "_"}
-
-    @field_validator("settings", mode="before")
-    @classmethod
-    def _listed(cls, settings: Any) -> Any:
-        return [settings] if isinstance(settings, dict) else settings
-
-    def changed(self, **changes: Any) -> "Experiment":
-        """The experiment with other values. InputError if one is wrong."""
-        try:
-            return Experiment(**(self.model_dump() | changes))
-        except ValidationError as error:
-            raise InputError(first_problem(error)) from error
-
-    def configs(self, config_class: type[TTFTConfig] = TTFTConfig) -> list[TTFTConfig]:
+    def configs(self) -> list[TTFTConfig]:
         """Every configuration of the grid; see `expand`."""
         defaults = {"lr": default_lr(self.model), "seed": self.seed}
-        return expand([defaults | grid for grid in self.settings], config_class)
+        return expand([defaults | grid for grid in self.settings])
 
 
-def read_experiment(
-    source: str | Path, config_class: type[TTFTConfig] = TTFTConfig
-) -> Experiment:
+def read_experiment(source: str | Path) -> Experiment:
     """The experiment in a JSON file, or the one of that name that ships with the package.
 
     Raises:
@@ -121,15 +83,13 @@ def read_experiment(
         ) from error
     experiment = parse(Experiment, content, f"config {source}")
     try:
-        experiment.configs(config_class)
+        experiment.configs()
     except InputError as error:
         raise InputError(f"config {source}: {error}") from error
     return experiment
 
 
-def expand(
-    settings: Sequence[Mapping[str, Any]], config_class: type[TTFTConfig] = TTFTConfig
-) -> list[TTFTConfig]:
+def expand(settings: Sequence[Mapping[str, Any]]) -> list[TTFTConfig]:
     """Every configuration of some grids, once. Lists multiply out.
 
     Settings that do not matter take their default: ``refresh`` and ``order`` for knn and random,
@@ -141,14 +101,13 @@ def expand(
     """
     configs: dict[str, TTFTConfig] = {}
     for number, grid in enumerate(settings):
-        place = f"settings[{number}]"
-        for values in _combinations(grid, config_class, place):
-            try:
-                config = config_class(**_that_matter(values, config_class))
-            except (TypeError, ValueError) as error:
-                raise InputError(f"{place}: {error}") from error
-            if config.n_select or config.context or config.adapter:
-                configs.setdefault(label(config), config)
+        try:
+            for values in _combinations(grid):
+                config = TTFTConfig(**_that_matter(values))
+                if config.n_select or config.context or config.adapter:
+                    configs.setdefault(label(config), config)
+        except InputError as error:
+            raise InputError(f"settings[{number}]: {error}") from error
     if not configs:
         raise InputError(
             "settings: without steps and context there is nothing to measure"
@@ -156,29 +115,22 @@ def expand(
     return list(configs.values())
 
 
-def _combinations(
-    grid: Mapping[str, Any], config_class: type[TTFTConfig], place: str
-) -> Iterator[dict[str, Any]]:
-    known = [field.name for field in fields(config_class)]
+def _combinations(grid: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     axes = {}
     for name, value in grid.items():
-        if name not in known:
-            raise InputError(f"{place}: unknown {name!r}, known are {', '.join(known)}")
-        axes[name] = value if isinstance(value, list) else [value]
+        axes[name] = value if isinstance(value, list | tuple) else [value]
         if not axes[name]:
-            raise InputError(f"{place}: {name} must not be an empty list")
+            raise InputError(f"{name} must not be an empty list")
     for values in product(*axes.values()):
         yield dict(zip(axes, values, strict=True))
 
 
-def _that_matter(
-    values: dict[str, Any], config_class: type[TTFTConfig]
-) -> dict[str, Any]:
-    method = values.get("method", config_class.method)
-    if values.get("n_select", config_class.n_select) == 0:
+def _that_matter(values: dict[str, Any]) -> dict[str, Any]:
+    method = values.get("method", TTFTConfig.method)
+    if values.get("n_select", TTFTConfig.n_select) == 0:
         return {name: values[name] for name in _STEPLESS if name in values}
-    if method in _ONE_STEP_A_PASSAGE:
-        values = values | {"refresh": 1, "order": config_class.order}
+    if method in ONE_STEP_A_PASSAGE:
+        values = values | {"refresh": 1, "order": TTFTConfig.order}
     if method != "random":
         values = {name: value for name, value in values.items() if name != "seed"}
     return values
@@ -205,12 +157,12 @@ def label(config: TTFTConfig) -> str:
 
 
 def settings_of(config: TTFTConfig) -> dict[str, Any]:
-    """The fields that `label` states, as JSON can hold them: functions by their names."""
+    """The fields that `label` states."""
     values = {}
     for field in fields(config):
         value = getattr(config, field.name)
         if field.name in _NAMED or value != field.default:
-            values[field.name] = method_name(value) if callable(value) else value
+            values[field.name] = value
     return values
 
 

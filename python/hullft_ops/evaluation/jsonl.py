@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from hullft_ops.ttft.parsing import Model, parse
+from hullft_ops.ttft.validation import Kind, parse
 
 
-def read_lines(kind: type[Model], path: Path, what: str) -> Iterator[Model]:
+def read_lines(kind: type[Kind], path: Path, what: str) -> Iterator[Kind]:
     """The model on each line of a file, without blank lines. Raises as `parse`, and OSError."""
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if line.strip():

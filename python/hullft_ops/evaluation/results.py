@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from hullft_ops.ttft.errors import InputError
-from hullft_ops.ttft.parsing import parse
+from hullft_ops.ttft.validation import parse
 
 # The stages of an adaptation whose seconds a row holds.
 STAGES = ("embed", "search", "select", "finetune", "prefill")

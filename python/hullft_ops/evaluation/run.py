@@ -35,7 +35,6 @@ from hullft_ops.ttft.embedding import Embedder, load_embedder
 from hullft_ops.ttft.errors import InputError, NonFiniteLossError
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
 from hullft_ops.ttft.identity import model_identity
-from hullft_ops.ttft.models.loading import load_model
 from hullft_ops.ttft.models.memory import return_freed_memory
 from hullft_ops.ttft.scoring import score_text
 from hullft_ops.ttft.store.base import Store
@@ -91,24 +90,16 @@ class Evaluation:
 
 
 def load_evaluation(
-    experiment: Experiment,
-    *,
-    device: str = "cpu",
-    datastores: Path = DATASTORES,
-    config_class: type[TTFTConfig] = TTFTConfig,
+    experiment: Experiment, *, datastores: Path = DATASTORES
 ) -> Evaluation:
     """Load what an experiment names. A corpus's datastore is in ``datastores``, or is built there.
 
     Raises:
         InputError, OSError: something cannot be loaded, or no prompt is left.
     """
-    configs = experiment.configs(config_class)
+    configs = experiment.configs()
     # First what is soon refused: embedding a corpus takes long.
-    model, tokenizer = load_model(
-        experiment.model,
-        device,
-        allow_missing_weights=experiment.allow_missing_weights,
-    )
+    model, tokenizer = experiment.load()
     embedder = load_embedder(experiment.embedder)
     store, prompts, notes = open_texts(experiment, embedder, datastores)
     evaluation = Evaluation(

@@ -70,8 +70,6 @@ class HullftLM(HFLM):  # type: ignore[misc]
             there is something to adapt with, but no store, or the batch size is "auto".
     """
 
-    # The class whose fields are options.
-    config_class: type[TTFTConfig] = TTFTConfig
     # `HFLM`'s, which has no types.
     cache_hook: Any
     _finetuner: TestTimeFinetuner | None = None
@@ -89,7 +87,7 @@ class HullftLM(HFLM):  # type: ignore[misc]
         **options: Any,
     ) -> None:
         harness = {name: options.pop(name) for name in _HARNESS & options.keys()}
-        config = self.config_class(**options)
+        config = TTFTConfig(**options)
         if store is None and (config.n_select or config.context or config.adapter):
             raise ValueError(
                 "hullft: store must be given for n_select or context above 0, or an "

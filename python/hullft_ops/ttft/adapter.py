@@ -8,18 +8,18 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hullft_ops._checks import check_integer, check_number
 from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.files import check_output, new_folder, replacing
 from hullft_ops.ttft.identity import model_identity
@@ -27,8 +27,10 @@ from hullft_ops.ttft.models.checks import check_causal, context_length
 from hullft_ops.ttft.models.loading import explained
 from hullft_ops.ttft.models.lora import read_lora, with_lora
 from hullft_ops.ttft.models.memory import out_of_memory_explained
+from hullft_ops.ttft.precision import Precision
 from hullft_ops.ttft.store.base import Store
 from hullft_ops.ttft.support import MIN_TOKENS
+from hullft_ops.ttft.validation import options
 
 # What an adapter was trained with. PEFT ignores the file.
 RECORD = "trained_with.json"
@@ -36,44 +38,30 @@ _SAVE_STEPS = 100
 _OUT_OF_MEMORY = "train_adapter: out of memory: lower batch_size or max_length"
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class AdapterConfig:
-    """How `train_adapter` trains a LoRA.
+    """How `train_adapter` trains a LoRA."""
 
-    Raises:
-        TypeError, ValueError: a value has the wrong type or is out of range.
-    """
-
-    rank: int = 16
+    rank: PositiveInt = 16
     """Rank of the matrices that are added to every linear layer but the head."""
 
-    epochs: int = 1
+    epochs: PositiveInt = 1
     """How often to train on each passage."""
 
-    lr: float = 5e-4
+    lr: PositiveFloat = 5e-4
     """Learning rate of the first step; it falls linearly to 0."""
 
-    batch_size: int = 1
+    batch_size: PositiveInt = 1
     """Passages for each optimizer step."""
 
-    max_length: int | None = None
+    max_length: PositiveInt | None = None
     """Tokens to cut passages to; None for the model's context."""
 
-    dtype: Literal["bfloat16"] | None = None
+    dtype: Precision | None = None
     """bfloat16 to train under autocast; None for the model's own dtype."""
 
     seed: int = 0
     """Seed of the passages' order and of the LoRA's first values."""
-
-    def __post_init__(self) -> None:
-        for name in ("rank", "epochs", "batch_size"):
-            check_integer("AdapterConfig", name, getattr(self, name), 1)
-        if not 0 < check_number("AdapterConfig", "lr", self.lr) < math.inf:
-            raise ValueError(f"AdapterConfig: lr must be above 0, got {self.lr}")
-        if self.dtype not in (None, "bfloat16"):
-            raise ValueError(
-                f"AdapterConfig: dtype must be bfloat16 or None, got {self.dtype!r}"
-            )
 
 
 def train_adapter(

@@ -1,7 +1,7 @@
 """The methods that select passages to finetune on among a prompt's neighbours."""
 
 import hashlib
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -12,9 +12,12 @@ from hullft_ops import Selection
 if TYPE_CHECKING:
     from hullft_ops.ttft.config import TTFTConfig
 
-METHODS = ("hullft", "sift", "knn", "random")
+MethodName = Literal["hullft", "sift", "knn", "random"]
+# These take one step on each passage, so on a pool of fewer passages they take fewer steps.
+ONE_STEP_A_PASSAGE = ("knn", "random")
 
 
+@runtime_checkable
 class SelectionMethod(Protocol):
     """Any function with this signature selects passages for B prompts at once."""
 
@@ -38,34 +41,23 @@ class SelectionMethod(Protocol):
 def select_passages(
     config: "TTFTConfig", embeddings: Tensor, candidates: Tensor, queries: Tensor
 ) -> Selection:
-    """Select passages with the configuration's method; shapes as in `SelectionMethod`.
-
-    "knn" and "random" take one step on each passage, so on a pool of fewer passages than
-    ``n_select`` they take fewer steps.
-    """
-    one_step_each = min(config.n_select, candidates.shape[1])
-    if callable(config.method):
-        return config.method(embeddings, candidates, queries, config.n_select)
+    """Select passages with the configuration's method; shapes as in `SelectionMethod`."""
+    n_select = config.n_select
+    if config.method in ONE_STEP_A_PASSAGE:
+        n_select = min(n_select, candidates.shape[1])
     if config.method == "hullft":
         return hullft_ops.fw_select_indexed(
-            embeddings, candidates, queries, config.n_select, variant=config.variant
+            embeddings, candidates, queries, n_select, variant=config.variant
         )
     if config.method == "sift":
         return hullft_ops.sift_select_indexed(
-            embeddings, candidates, queries, config.n_select, noise=config.noise
+            embeddings, candidates, queries, n_select, noise=config.noise
         ).selection
     if config.method == "knn":
-        return hullft_ops.knn_select_indexed(
-            embeddings, candidates, queries, one_step_each
-        )
-    return _draw(embeddings[candidates], queries, one_step_each, config.seed)
-
-
-def method_name(method: str | SelectionMethod) -> str:
-    """The method's name in reports: that of the function or class if it is not ours."""
-    if isinstance(method, str):
-        return method
-    return str(getattr(method, "__name__", type(method).__name__))
+        return hullft_ops.knn_select_indexed(embeddings, candidates, queries, n_select)
+    if config.method == "random":
+        return _draw(embeddings[candidates], queries, n_select, config.seed)
+    return config.method(embeddings, candidates, queries, n_select)
 
 
 def _draw(pools: Tensor, queries: Tensor, count: int, seed: int) -> Selection:

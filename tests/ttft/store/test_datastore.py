@@ -172,10 +172,10 @@ DAMAGE = {
         lambda p: (p / "datastore.json").write_text("[" * 10**6),
         "json: Invalid JSON",
     ),
-    "another format": (lambda p: change_info(p, format=3), "json: format:"),
+    "another format": (lambda p: change_info(p, format=3), "json: format must be 2"),
     "too many fields": (lambda p: change_info(p, code="x"), "json: code: Extra"),
-    "a wrong type": (lambda p: change_info(p, dim="24"), "json: dim: Input should be"),
-    "no rows": (lambda p: change_info(p, count=0), "json: count: Input should be"),
+    "a wrong type": (lambda p: change_info(p, dim="24"), "json: dim must be"),
+    "no rows": (lambda p: change_info(p, count=0), "json: count must be"),
     "more rows": (lambda p: change_info(p, count=601), "must have 601 texts, has 600"),
     "another dim": (
         lambda p: change_info(p, dim=25),

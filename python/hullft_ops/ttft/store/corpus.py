@@ -10,14 +10,16 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from pydantic import NonNegativeInt
+
 from hullft_ops._extras import needed_by
 from hullft_ops.ttft.errors import InputError, first_line
 from hullft_ops.ttft.files import MARKER
+from hullft_ops.ttft.validation import options
 
 STDIN = "-"
 _FORMATS = {
@@ -44,7 +46,7 @@ _HEAD_CHARS = 1 << 13
 Record = dict[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class IndexConfig:
     """How a corpus is read, cut into passages and searched."""
 
@@ -57,14 +59,14 @@ class IndexConfig:
     patterns. ``*`` matches slashes too."""
     exclude: tuple[str, ...] = ()
     """In a folder, leave out files that match one of these patterns."""
-    chunk_tokens: int | None = None
+    chunk_tokens: NonNegativeInt | None = None
     """Length of a passage in the embedder's tokens: None for as many as the embedder reads, 0 for
     whole records."""
-    overlap: int = 0
+    overlap: NonNegativeInt = 0
     """Tokens that a passage shares with the one before it."""
-    min_chars: int = 16
+    min_chars: NonNegativeInt = 16
     """Leave out passages with fewer characters, not counting blanks at both ends."""
-    exact_up_to: int = 100_000
+    exact_up_to: NonNegativeInt = 100_000
     """Search is exact up to this many passages; beyond, it reads some of many inverted lists."""
 
 

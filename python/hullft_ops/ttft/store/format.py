@@ -22,9 +22,9 @@ from hullft_ops._extras import needed_by
 from hullft_ops._terminal import counted, listed
 from hullft_ops.ttft.embedding import Embedder, checked_vectors
 from hullft_ops.ttft.files import replacing
-from hullft_ops.ttft.parsing import Model, parse
 from hullft_ops.ttft.store.base import identity_of
 from hullft_ops.ttft.store.search import build_lists, sha256_of
+from hullft_ops.ttft.validation import Kind, parse
 
 if TYPE_CHECKING:
     import datasets
@@ -101,7 +101,7 @@ class Info(BaseModel):
     lists_sha256: str | None = None
 
 
-def read_model(model: type[Model], file: Path) -> Model:
+def read_model(model: type[Kind], file: Path) -> Kind:
     """The values in a JSON file. ValueError with one sentence if they are not the model's."""
     if not file.is_file():
         raise ValueError(f"{file.parent} is not a datastore: it has no {file.name}")

@@ -1,0 +1,70 @@
+"""Options, and JSON that people write or that comes from elsewhere, checked by pydantic."""
+
+import dataclasses
+from functools import wraps
+from reprlib import repr as shortened
+from typing import Any, TypeVar, dataclass_transform
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from hullft_ops.ttft.errors import InputError
+
+Kind = TypeVar("Kind")
+
+_STRICT = ConfigDict(
+    allow_inf_nan=False,
+    arbitrary_types_allowed=True,
+    extra="forbid",
+    strict=True,
+    use_attribute_docstrings=True,
+)
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def options(kind: type[Kind]) -> type[Kind]:
+    """Make a class one of options: a frozen dataclass, whose fields have types, bounds and docs.
+
+    Its constructor raises an InputError of one sentence for a wrong value or an unknown option.
+    """
+    checked: Any = dataclass(kind, config=_STRICT, frozen=True, kw_only=True)
+    check = checked.__init__
+
+    @wraps(check)
+    def construct(self: Any, **values: Any) -> None:
+        names = [field.name for field in dataclasses.fields(checked)]
+        for name in values.keys() - names:
+            raise InputError(
+                f"{kind.__name__}: unknown option {name!r}, known are {', '.join(names)}"
+            )
+        try:
+            check(self, **values)
+        except ValidationError as error:
+            raise InputError(f"{kind.__name__}: {first_problem(error)}") from error
+
+    checked.__init__ = construct
+    return checked  # type: ignore[no-any-return]
+
+
+def parse(kind: type[Kind], content: bytes, place: str) -> Kind:
+    """The model or the options that the JSON in ``content`` describes.
+
+    Raises:
+        InputError: it does not; the message begins with ``place`` and names the first wrong key.
+    """
+    try:
+        return TypeAdapter(kind).validate_json(content)
+    except ValidationError as error:
+        raise InputError(f"{place}: {first_problem(error)}") from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first problem that pydantic names, as "key must be so, got this" or "key: problem"."""
+    problem = error.errors(include_url=False)[0]
+    # pydantic also names the member of a union, in brackets.
+    key = ".".join(str(part) for part in problem["loc"] if "[" not in str(part))
+    message = problem["msg"].removeprefix("Value error, ")
+    wanted = message.removeprefix("Input should ")
+    if wanted != message:
+        return f"{key} must {wanted}, got {shortened(problem['input'])}".lstrip()
+    return f"{key}: {message}" if key else message
