@@ -207,7 +207,8 @@ def method_of(row: Row) -> str:
     """What a report compares: the method, and what precedes the prompt."""
     settings = row.settings
     parts = [str(settings["method"]) if settings.get("n_select") else NO_STEPS]
-    for name in ("context", "context_following"):
-        if settings.get(name):
-            parts.append(f"{name}={settings[name]}")
+    if settings.get("context"):
+        for name in ("context", "context_following"):
+            if settings.get(name):
+                parts.append(f"{name}={settings[name]}")
     return " ".join(parts)
