@@ -26,18 +26,3 @@ def test_equals_reference(dtype: torch.dtype, candidates: int, n_select: int) ->
     for b in range(3):
         expected = reference.knn_select(pool[b], query[b], n_select)
         assert_equals_reference(of_query(selection, b), expected, weight_tolerance=1e-7)
-
-
-def test_indexed_equals_gathered() -> None:
-    pools, query = make_problem(2, 2, 50, 7)
-    embeddings = pools[0]
-    candidates = torch.tensor([[4, 40, 3, 3, 17, -1], [9, 8, 1, 49, 5, 0]])
-    sizes = torch.tensor([5, 6])
-    indexed = hullft_ops.knn_select_indexed(
-        embeddings, candidates, query, 4, pool_sizes=sizes
-    )
-    gathered = hullft_ops.knn_select(embeddings[candidates], query, 4, pool_sizes=sizes)
-    alone = hullft_ops.knn_select_indexed(embeddings, candidates[1], query[1], 4)
-
-    assert all(map(torch.equal, indexed, gathered))
-    assert all(map(torch.equal, alone, of_query(indexed, 1)))

@@ -15,7 +15,6 @@ from problems import (
     DTYPES,
     METHODS,
     ON_VALUES,
-    VARIANTS,
     assert_consistent,
     assert_equals_reference,
     assert_same_selection,
@@ -23,47 +22,6 @@ from problems import (
     of_query,
     select,
 )
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_a_shared_ragged_pool_equals_copies(method: str, device: torch.device) -> None:
-    pool, query = make_problem(4, 6, 50, 9)
-    sizes = torch.tensor([50, 7, 20, 8, 49, 50])
-    shared = select(method, pool[0], query, 7, pool_sizes=sizes)
-    copies = pool[0].repeat(6, 1, 1)
-
-    for b, size in enumerate(sizes.tolist()):
-        copies[b, size:] = float("nan")  # what lies past the size must not be read
-
-    separate = select(method, copies, query, 7, pool_sizes=sizes)
-    assert_same_selection(shared, separate, device)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("method", ["vanilla", "sift", "knn"])
-def test_strides(method: str, dtype: torch.dtype) -> None:
-    pool, query = make_problem(6, 4, 30, 13, dtype)
-    expected = select(method, pool, query, 5)
-    padded = torch.full((4, 30, 20), float("nan"), dtype=dtype)
-    padded[..., 3:16] = pool
-    pools = {
-        "padded rows": padded[..., 3:16],
-        "every other row": pool.repeat_interleave(2, dim=1)[:, ::2],
-        "columns first": pool.mT.contiguous().mT,
-        "batch inside": pool.transpose(0, 1).contiguous().transpose(0, 1),
-    }
-    queries = {
-        "columns first": query.t().contiguous().t(),
-        "padded": torch.cat([query, query], 1)[:, :13],
-    }
-
-    for name, strided in pools.items():
-        selection = select(method, strided, query, 5)
-        assert all(map(torch.equal, selection, expected)), name
-
-    for name, strided in queries.items():
-        selection = select(method, pool, strided, 5)
-        assert all(map(torch.equal, selection, expected)), name
 
 
 @pytest.mark.cpu_only("torch's profiler is asked for the CPU's memory")
@@ -89,20 +47,6 @@ def test_expanded_batch_is_not_copied() -> None:
     assert allocated(pool.mT.contiguous().mT) >= pool.nbytes
 
 
-@pytest.mark.parametrize("method", [*VARIANTS, "sift"])
-@pytest.mark.usefixtures("simd_level")
-def test_ties_go_to_the_lowest_index(method: str) -> None:
-    pool, query = make_problem(8, 2, 10, 16)
-    options = {"noise": 0.2} if method == "sift" else {"max_iter": 30}
-    repeated = pool.repeat(1, 7, 1)  # every row again at k + 10, k + 20, ...
-
-    single = select(method, pool, query, 8, **options)
-    selection = select(method, repeated, query, 8, **options)
-
-    assert selection.indices.max() < 10
-    assert all(map(torch.equal, selection, single))
-
-
 def test_ties_of_the_nearest() -> None:
     pool, query = make_problem(1, 2, 6, 5)
     pool = pool.repeat(1, 3, 1)
@@ -110,32 +54,6 @@ def test_ties_of_the_nearest() -> None:
     selection = select("knn", pool, query, 4, pool_sizes=sizes)
 
     assert selection.indices.tolist() == [[0, 6, 12, 1], [0, 6, 1, 7]]
-
-
-@pytest.mark.parametrize("method", [*VARIANTS, "sift"])
-def test_all_rows_equal(method: str) -> None:
-    generator = torch.Generator().manual_seed(0)
-    row = torch.randn(1, 130, generator=generator, dtype=torch.float64)
-    pool = row.repeat(9, 1)
-    query = 2 * row[0]
-    selection = select(method, pool, query, 4)
-
-    assert selection.indices.tolist() == [0, -1, -1, -1]
-    assert selection.counts.tolist() == [4, 0, 0, 0]
-
-
-@pytest.mark.parametrize("method", [*VARIANTS, "sift"])
-def test_query_in_the_pool(method: str) -> None:
-    pool, _ = make_problem(9, 2, 20, 12)
-    query = pool[:, 7]
-    selection = select(method, pool, query, 5)
-
-    assert selection.indices[:, 0].tolist() == [7, 7]
-    assert selection.support_size.tolist() == [1, 1]
-
-    steps = 5 if method == "sift" else 0
-    assert selection.num_iter.tolist() == [steps, steps]
-    assert selection.residual.max() < 1e-7
 
 
 @pytest.mark.parametrize("method", ["away", "sift"])
@@ -268,19 +186,6 @@ def test_sizes_take_the_place_of_missing_ids() -> None:
 
     with pytest.raises(ValueError, match="candidates has -1 at position 3 for query 0"):
         select(candidates=padded, pool_sizes=sizes + 1)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("method", METHODS)
-def test_result_dtypes(method: str, dtype: torch.dtype) -> None:
-    pool, query = make_problem(18, 2, 5, 4, dtype)
-    real = torch.float64 if dtype == torch.float64 else torch.float32
-    selection = select(method, pool, query, 3)
-
-    for name, tensor in selection._asdict().items():
-        is_real = name in ("weights", "residual", "gap", "variance")
-        expected = real if is_real else torch.int64
-        assert tensor.dtype == expected
 
 
 def test_multiset_repeats_indices_by_counts(golden: dict[str, torch.Tensor]) -> None:

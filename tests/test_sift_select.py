@@ -233,34 +233,3 @@ def test_more_picks_than_candidates() -> None:
     for b in range(2):
         first_picks = sel.picks[b, :60].tolist()
         assert_greedy(pool[b], query[b], first_picks, 0.2)
-
-
-def test_indexed_takes_one_query() -> None:
-    pools, queries = make_problem(2, 1, 50, 7)
-    embeddings = pools[0]
-    query = queries[0]
-    candidates = torch.tensor([4, 40, 3, 3, 17])
-
-    sel = hullft_ops.sift_select_indexed(embeddings, candidates, query, 4)
-    expected = hullft_ops.sift_select(embeddings[candidates], query, 4)
-
-    assert all(map(torch.equal, sel, expected))
-
-
-def test_indexed_reads_no_candidate_past_the_size() -> None:
-    pools, query = make_problem(3, 2, 50, 7)
-    embeddings = pools[0]
-    candidates = torch.tensor([[1, 2, 3, -7], [9, 8, 10**12, -1]])
-    sizes = torch.tensor([3, 2])
-
-    sel = hullft_ops.sift_select_indexed(
-        embeddings,
-        candidates,
-        query,
-        4,
-        pool_sizes=sizes,
-    )
-
-    for b, rows in enumerate([[1, 2, 3], [9, 8]]):
-        alone = hullft_ops.sift_select(embeddings[rows], query[b], 4)
-        assert torch.equal(sel.picks[b], alone.picks)

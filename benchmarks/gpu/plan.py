@@ -28,7 +28,7 @@ _OTHER_TESTS = (
     "test_tf32_gram",
 )
 # An operator that returns tensors, and one that writes to lists of them.
-_REHEARSED_TESTS = ("test_fw_select_indexed", "test_grad_accumulate")
+_REHEARSED_TESTS = ("test_knn_select", "test_grad_accumulate")
 
 
 def operator_tests() -> list[str]:

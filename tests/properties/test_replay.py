@@ -1,11 +1,11 @@
 """What must hold of adam_replay_ and grad_accumulate_, and of the classes that call them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hullft_ops
@@ -150,6 +150,51 @@ def test_strided_tensors_equal_dense_ones(
     columns[viewed] = [gaps(tensor) for tensor in columns[viewed]]
     strided = AdamTensors(*columns)
     OPS.adam_replay_(*strided, repeats=2, **options)
+
+    assert_same_bits(strided, expected)
+
+
+def gaps_between_rows(image: torch.Tensor) -> torch.Tensor:
+    shape = (*image.shape[:-1], 3 * image.shape[-1])
+    wide = torch.full(shape, float("nan"), dtype=image.dtype)
+    wide[..., 2:5] = image
+    return wide[..., 2:5]
+
+
+def channels_last(image: torch.Tensor) -> torch.Tensor:
+    return image.contiguous(memory_format=torch.channels_last)
+
+
+def ends_swapped(image: torch.Tensor) -> torch.Tensor:
+    return image.permute(3, 1, 2, 0).contiguous().permute(3, 1, 2, 0)
+
+
+IMAGE = (4, 6, 5, 3)
+LAYOUT = st.sampled_from(
+    [torch.Tensor.contiguous, channels_last, ends_swapped, gaps_between_rows]
+)
+
+
+@given(
+    dtype=st.sampled_from(DTYPES),
+    options=OPTIONS,
+    layouts=st.tuples(LAYOUT, LAYOUT, LAYOUT, LAYOUT),
+)
+@settings(max_examples=3 * settings.default.max_examples)
+def test_dimensions_in_any_order(
+    dtype: torch.dtype, options: dict[str, Any], layouts: Sequence[Callable]
+) -> None:
+    plain = make_tensors([IMAGE, (3,)], dtype, steps_done=2.0)
+    expected = adam_replay(plain, 2, **options)
+
+    strided = plain.clone()
+    for column, layout in zip(strided[:4], layouts, strict=True):
+        column[0] = layout(column[0])
+
+    strides = [column[0].stride() for column in strided]
+    OPS.adam_replay_(*strided, repeats=2, **options)
+
+    assert [column[0].stride() for column in strided] == strides
 
     assert_same_bits(strided, expected)
 

@@ -100,6 +100,14 @@ def transposed(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.transpose(0, -1).contiguous().transpose(0, -1)
 
 
+def batch_inside(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.transpose(0, 1).contiguous().transpose(0, 1)
+
+
+def every_other_row(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.repeat_interleave(2, dim=-2)[..., ::2, :]
+
+
 def offset(tensor: torch.Tensor) -> torch.Tensor:
     """Dense rows with gaps between them, off their allocation's start."""
     shape = (*tensor.shape[:-1], tensor.shape[-1] + 3)
@@ -122,7 +130,9 @@ def from_numpy(tensor: torch.Tensor) -> torch.Tensor:
 @every_operator
 @given(
     problem=problems(),
-    view=st.sampled_from([strided, transposed, offset, from_numpy]),
+    view=st.sampled_from(
+        [strided, transposed, batch_inside, every_other_row, offset, from_numpy]
+    ),
 )
 def test_views(operator: str, problem: Problem, view: object) -> None:
     assert callable(view)
@@ -135,17 +145,19 @@ def test_views(operator: str, problem: Problem, view: object) -> None:
 
 
 @every_operator
-@given(problem=problems())
-def test_expanded_views(operator: str, problem: Problem) -> None:
-    """One pool for a batch: shared, expanded with stride 0, or copied."""
+@given(problem=problems(), data=st.data())
+def test_expanded_views(operator: str, problem: Problem, data: st.DataObject) -> None:
+    """One pool for a ragged batch: shared, expanded with stride 0, or copied."""
     run = OPERATORS[operator]
+    size = st.integers(problem.n_select, problem.candidates)
+    sizes = data.draw(st.lists(size, min_size=problem.batch, max_size=problem.batch))
     shared = problem.pool[0]
     expanded = shared.expand(problem.pool.shape)
     copied = replace(problem, pool=expanded.contiguous())
-    expected = run(copied)
+    expected = run(copied, torch.tensor(sizes))
 
     for pool in (shared, expanded):
-        answer = run(replace(problem, pool=pool))
+        answer = run(replace(problem, pool=pool), torch.tensor(sizes))
         assert_same_bits(answer, expected)
 
 
@@ -185,7 +197,7 @@ def test_scaling_by_a_power_of_two(
             assert error.abs().max() <= bound
 
 
-@pytest.mark.parametrize("operator", [*VARIANTS, "lmo"])
+@pytest.mark.parametrize("operator", [*VARIANTS, "sift", "lmo"])
 @given(problem=problems(), data=st.data())
 def test_copies_of_candidates_at_the_end(
     operator: str, problem: Problem, data: st.DataObject
