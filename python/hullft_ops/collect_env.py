@@ -1,6 +1,6 @@
 """The machine and versions behind a bug report or a measurement. Needs only torch.
 
-``python -m hullft_ops.collect_env`` prints them, as ``hullft-ops info`` does.
+``python -m hullft_ops.collect_env`` prints them.
 """
 
 import json

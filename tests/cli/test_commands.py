@@ -1,6 +1,5 @@
 """What all commands share: options from the classes that define them, errors, and Ctrl-C."""
 
-import json
 import logging
 import re
 import subprocess
@@ -14,10 +13,10 @@ from typing import Any
 import pytest
 
 from command import hullft_ops, succeeded
-from hullft_ops import _C, cli
+from hullft_ops import cli
 from hullft_ops.cli.command import errors_of
 from hullft_ops.distributed.workers import Workers
-from hullft_ops.evaluation import run
+from hullft_ops.evaluation import measuring
 from hullft_ops.evaluation.experiment import Experiment
 from hullft_ops.evaluation.results import read_rows
 from hullft_ops.ttft.adapter import AdapterConfig
@@ -108,7 +107,7 @@ def test_ctrl_c_says_what_to_run_again_and_that_works(
 ) -> None:
     arguments = [*words, *models_of, "--corpus", corpus_file, "--limit", 2]
     arguments += ["--n-select", 2]
-    score = run.score_text
+    score = measuring.score_text
     calls = []
 
     def interrupted(*rest: object, **options: object) -> object:
@@ -118,7 +117,7 @@ def test_ctrl_c_says_what_to_run_again_and_that_works(
         return score(*rest, **options)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, "score_text", interrupted)
+        patch.setattr(measuring, "score_text", interrupted)
         result = hullft_ops(*arguments)
 
     assert result.code == 130
@@ -167,15 +166,8 @@ def test_errors_that_are_not_expected_are_raised() -> None:
         raise KeyError("a mistake of ours")
 
 
-def test_info_has_versions_and_build() -> None:
-    result = succeeded("info")
-    environment = json.loads(result.stdout)
-
-    assert environment["versions"]["torch"] == metadata.version("torch")
-    assert environment["build"] == _C.build_info()
-
-    report = succeeded("info", "--report")
-    assert report.stdout == f"```json\n{result.stdout}```\n"
+def test_the_version_is_that_of_the_package() -> None:
+    assert succeeded("--version").stdout == f"{metadata.version('hullft_ops')}\n"
 
 
 def test_a_missing_library_is_named_with_its_extra() -> None:
@@ -191,7 +183,7 @@ def test_a_missing_library_is_named_with_its_extra() -> None:
             del sys.modules[library]
     """
     result = subprocess.run(
-        [sys.executable, "-c", code, "info"],
+        [sys.executable, "-c", code, "report"],
         cwd=Path(cli.__file__).parents[2],
         capture_output=True,
         text=True,

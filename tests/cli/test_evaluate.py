@@ -10,7 +10,7 @@ import pytest
 
 from command import Result, hullft_ops, succeeded
 from hullft_ops._terminal import listed
-from hullft_ops.evaluation import run
+from hullft_ops.evaluation import measuring
 from hullft_ops.evaluation.prompts import Document, Prompt
 from hullft_ops.evaluation.results import Row, read_rows
 from hullft_ops.ttft import (
@@ -168,7 +168,7 @@ def test_the_memory_of_a_training_is_returned_before_the_next(
     def count_alive() -> None:
         alive.append(sum(finetuner() is not None for finetuner in trainings))
 
-    monkeypatch.setattr(run, "return_freed_memory", count_alive)
+    monkeypatch.setattr(measuring, "return_freed_memory", count_alive)
     assert evaluate("--method", "knn", "hullft").code == 0
 
     # Two prompts, after one training that pays for allocations.
@@ -186,7 +186,7 @@ def test_a_second_run_adds_only_what_is_missing(
     assert OUTPUT.read_bytes().startswith(before)
     assert len(read_rows(OUTPUT)) == 4
 
-    monkeypatch.setattr(run, "measure", None)
+    monkeypatch.setattr(measuring, "measure", None)
     assert evaluate("--method", "hullft", "knn").code == 0
 
 

@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 
 from evaluation_rows import SETTINGS, answered_row, failed_row, result_row
 from hullft_ops._terminal import printable
-from hullft_ops.cli.terminal import print_report
 from hullft_ops.evaluation.report import (
     cells_of,
     draw,
     meanings,
+    print_report,
     report_sections,
     verdicts,
     write_report,

@@ -1,14 +1,17 @@
 """The ``hullft-ops`` command. Each of its commands is a function in the file of its name."""
 
 import sys
-from importlib import import_module
+from importlib import import_module, metadata
 
-COMMANDS = ("adapt", "demo", "evaluate", "index", "info", "report", "train")
+COMMANDS = ("adapt", "demo", "evaluate", "index", "report", "train")
 _INSTALL = "hullft-ops needs {}: pip install 'hullft_ops[ttft]'"
 
 
 def main() -> None:
     """Run the command that ``sys.argv`` names. It exits with 2 if it cannot do its work."""
+    if sys.argv[1:] == ["--version"]:
+        print(metadata.version("hullft_ops"))
+        return
     # Only what the command needs is imported.
     names: tuple[str, ...] = COMMANDS
     if len(sys.argv) > 1 and sys.argv[1] in COMMANDS:

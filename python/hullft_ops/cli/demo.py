@@ -6,10 +6,9 @@ from typing import Annotated, Any
 from hullft_ops._terminal import echo
 from hullft_ops.cli.evaluate import measured_rows
 from hullft_ops.cli.options import N_SELECT, fields_of
-from hullft_ops.cli.terminal import print_report
 from hullft_ops.distributed.workers import Workers
 from hullft_ops.evaluation.experiment import Experiment
-from hullft_ops.evaluation.report import write_report
+from hullft_ops.evaluation.report import print_report, write_report
 from hullft_ops.evaluation.statistics import Measurements
 from hullft_ops.ttft.config import ModelConfig
 from hullft_ops.ttft.embedding import DEFAULT_EMBEDDER

@@ -8,17 +8,17 @@ from tqdm import tqdm
 
 from hullft_ops._terminal import counted, echo
 from hullft_ops.cli.options import N_SELECT, fields_of
-from hullft_ops.cli.terminal import print_report
 from hullft_ops.distributed.evaluation import ray_rows
 from hullft_ops.distributed.workers import Workers
 from hullft_ops.evaluation.experiment import Experiment, read_experiment
-from hullft_ops.evaluation.results import Row, open_results, read_rows
-from hullft_ops.evaluation.run import (
+from hullft_ops.evaluation.measuring import (
     DATASTORES,
     load_evaluation,
     measure_tasks,
     missing,
 )
+from hullft_ops.evaluation.report import print_report
+from hullft_ops.evaluation.results import Row, open_results, read_rows
 from hullft_ops.evaluation.statistics import Measurements
 from hullft_ops.ttft.config import TTFTConfig
 from hullft_ops.ttft.files import check_output

@@ -5,8 +5,7 @@ from pathlib import Path
 import tyro
 
 from hullft_ops._terminal import echo
-from hullft_ops.cli.terminal import print_report
-from hullft_ops.evaluation.report import write_report
+from hullft_ops.evaluation.report import print_report, write_report
 from hullft_ops.evaluation.results import read_rows
 from hullft_ops.evaluation.statistics import Measurements
 from hullft_ops.ttft.files import check_output, new_folder

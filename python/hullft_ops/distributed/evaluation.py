@@ -7,8 +7,8 @@ from typing import Any
 
 from hullft_ops.distributed.workers import Workers, do_item, worker_pool
 from hullft_ops.evaluation.experiment import Experiment
+from hullft_ops.evaluation.measuring import DATASTORES, Task, load_evaluation, measure
 from hullft_ops.evaluation.results import Row
-from hullft_ops.evaluation.run import DATASTORES, Task, load_evaluation, measure
 from hullft_ops.ttft.errors import InputError
 
 

@@ -1,4 +1,4 @@
-"""Held-out prompts: texts to adapt to and to score, which the datastore does not hold."""
+"""Held-out prompts: texts to adapt to and to score, and the datastore that does not hold them."""
 
 import hashlib
 import importlib.util
@@ -7,15 +7,20 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, field_validator
+import pydantic
+from pydantic import AfterValidator, ConfigDict
 
-from hullft_ops.evaluation.jsonl import read_lines
+from hullft_ops._terminal import counted, listed
+from hullft_ops.evaluation.experiment import Experiment
 from hullft_ops.ttft.embedding import Embedder
 from hullft_ops.ttft.errors import InputError
 from hullft_ops.ttft.store.base import Store
-from hullft_ops.ttft.store.corpus import IndexConfig, is_of_files, read_records
+from hullft_ops.ttft.store.corpus import IndexConfig, read_records
 from hullft_ops.ttft.store.cutting import split_passages
+from hullft_ops.ttft.store.datastore import Datastore
+from hullft_ops.ttft.validation import parse
 
 # About this much source fills the 256 tokens that the default embedder reads.
 PASSAGE_CHARS = 800
@@ -33,32 +38,29 @@ FAMILIES = (
 )
 # Two cores embed about 25 passages a second, so this store takes 90 seconds.
 PASSAGE_BUDGET = 2500
+# Prompts of a corpus if no limit is given: minutes on two cores.
+LIMIT = 10
 
 
-class Record(BaseModel):
-    """A line of a JSONL file of prompts; other keys are ignored."""
-
-    model_config = ConfigDict(frozen=True, strict=True)
-
-    text: str
-    continuation: str | None = None
-    domain: str = "all"
-
-    @field_validator("text", "continuation")
-    @classmethod
-    def _not_blank(cls, text: str | None) -> str | None:
-        if text is not None and not text.strip():
-            raise ValueError("must not be blank")
-        return text
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be blank")
+    return text
 
 
-@dataclass(frozen=True)
+Text = Annotated[str, AfterValidator(_not_blank)]
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=ConfigDict(strict=True))
 class Prompt:
-    """A text to adapt to and to score, with its domain, and what follows it: the answer."""
+    """A text to adapt to and to score, with its domain, and what follows it: the answer.
 
-    text: str
+    A line of a JSONL file of prompts has these keys, and may have others.
+    """
+
+    text: Text
     domain: str = "all"
-    continuation: str | None = None
+    continuation: Text | None = None
 
     @property
     def id(self) -> str:
@@ -92,7 +94,8 @@ class Document:
             first = next(split_passages(self.text, max(4, len(self.text) // 2 + 1)))
             pieces = [first, self.text[len(first) :]]
         for text, continuation in itertools.pairwise(pieces):
-            yield Prompt(text, self.name, continuation)
+            if text.strip() and continuation.strip():
+                yield Prompt(text, self.name, continuation)
 
 
 @dataclass(frozen=True)
@@ -118,23 +121,17 @@ class Split:
 def read_prompts(path: Path) -> list[Prompt]:
     """The prompts of a JSONL file in order, each text once. InputError names a wrong line."""
     prompts: dict[str, Prompt] = {}
-    for record in read_lines(Record, path, "prompts"):
-        prompt = Prompt(record.text, record.domain, record.continuation)
-        prompts.setdefault(record.text, prompt)
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if line.strip():
+            prompt = parse(Prompt, line, f"prompts {path}: line {number}")
+            prompts.setdefault(prompt.text, prompt)
     return list(prompts.values())
 
 
 def read_documents(corpus: str, skipped: list[str]) -> list[Document]:
     """The records of a corpus as documents. Arguments and errors are those of `read_records`."""
-    are_files = is_of_files(Path(corpus))
-    documents = []
-    for number, record in enumerate(
-        read_records(corpus, IndexConfig(), skipped), start=1
-    ):
-        # The name decides what is held out: that of a line stays as it was in earlier versions.
-        name = record["source"] if are_files else f"line {number}"
-        documents.append(Document("", name, record["text"]))
-    return documents
+    records = read_records(corpus, IndexConfig(), skipped)
+    return [Document("", record["source"], record["text"]) for record in records]
 
 
 def installed_documents() -> list[Document]:
@@ -236,3 +233,37 @@ def not_in_store(
         for prompt, [position] in zip(prompts, nearest.tolist(), strict=True)
         if normalised(store.texts[position]) != normalised(prompt.text)
     ]
+
+
+def open_texts(
+    experiment: Experiment, embedder: Embedder, datastores: Path
+) -> tuple[Datastore, list[Prompt], list[str]]:
+    """An experiment's datastore, prompts that it does not hold, and where they come from."""
+    limit, seed = experiment.limit, experiment.seed
+    if experiment.store is not None and experiment.prompts is not None:
+        store = Datastore.open(experiment.store)
+        prompts = not_in_store(read_prompts(experiment.prompts), store, embedder)
+        return store, choose_prompts(prompts, limit, seed), []
+    if experiment.store is not None or experiment.prompts is not None:
+        raise InputError("store and prompts must be given together")
+    corpus, skipped = experiment.corpus, list[str]()
+    documents = read_documents(corpus, skipped) if corpus else installed_documents()
+    split = hold_out(documents)
+    if not (split.prompts and split.passages):
+        raise InputError(
+            f"corpus {corpus}: {counted(len(documents), 'document')}, too few to hold one out; "
+            f"skipped: {listed(skipped) or 'none'}"
+        )
+    total = len(split.prompts)
+    prompts = choose_prompts(split.prompts, limit or min(LIMIT, total), seed)
+    domains = list(dict.fromkeys(prompt.domain for prompt in prompts))
+    notes = [f"{len(prompts)} of {total} held-out prompts, of {listed(domains)}"]
+    if limit is None and len(prompts) < total:
+        notes.append("--limit takes more prompts")
+    if skipped:
+        notes.append(f"{corpus}: {len(skipped)} skipped ({listed(skipped)})")
+    path = datastores / split.digest(embedder.name)
+    if not path.exists():
+        sources = list(split.passages.values())
+        Datastore.build(split.passages, embedder, path, sources=sources)
+    return Datastore.open(path), prompts, notes

@@ -1,4 +1,4 @@
-"""An evaluation's report: a picture, and one HTML page that needs no other file."""
+"""An evaluation's report: on the terminal, as a picture, and as one page of HTML."""
 
 import base64
 from collections.abc import Sequence
@@ -9,8 +9,11 @@ from pathlib import Path
 import numpy as np
 from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
 
-from hullft_ops._terminal import counted, printable
+from hullft_ops._terminal import counted, echo, printable
 from hullft_ops.evaluation.scores import MEANINGS, TITLES
 from hullft_ops.evaluation.statistics import (
     CONFIDENCE,
@@ -40,6 +43,22 @@ class Section:
     header: Cells = ()
     rows: list[Cells] = field(default_factory=list)
     picture: bool = False
+
+
+def print_report(measured: Measurements) -> None:
+    """Print an evaluation's table, and the best setting of each method."""
+    table = Table(box=SIMPLE_HEAD, title=title_of(measured), pad_edge=False)
+    # The columns that fit a terminal.
+    others = [TITLES[name] for name in measured.other_scores]
+    numbers = (score_title(measured), "against none", *others, "finetune", "passes")
+    table.add_column("configuration")
+    for name in numbers:
+        table.add_column(name, justify="right")
+    for cells in cells_of(measured):
+        columns = ("configuration", *numbers)
+        table.add_row(*(printable(cells.get(name, "")) for name in columns))
+    Console(markup=False).print(table)
+    echo(*meanings(measured), *verdicts(measured))
 
 
 def write_report(measured: Measurements, folder: Path) -> None:

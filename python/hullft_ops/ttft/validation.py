@@ -1,7 +1,7 @@
 """Options, and JSON that people write or that comes from elsewhere, checked by pydantic."""
 
 import dataclasses
-from functools import wraps
+from functools import cache, wraps
 from reprlib import repr as shortened
 from typing import Any, TypeVar, dataclass_transform
 
@@ -11,6 +11,9 @@ from pydantic.dataclasses import dataclass
 from hullft_ops.ttft.errors import InputError
 
 Kind = TypeVar("Kind")
+
+# Making one takes longer than to read a line.
+_adapter = cache(TypeAdapter)
 
 _STRICT = ConfigDict(
     allow_inf_nan=False,
@@ -53,7 +56,7 @@ def parse(kind: type[Kind], content: bytes, place: str) -> Kind:
         InputError: it does not; the message begins with ``place`` and names the first wrong key.
     """
     try:
-        return TypeAdapter(kind).validate_json(content)
+        return _adapter(kind).validate_json(content)  # type: ignore[arg-type, no-any-return]
     except ValidationError as error:
         raise InputError(f"{place}: {first_problem(error)}") from error
 

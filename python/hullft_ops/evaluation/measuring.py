@@ -15,24 +15,14 @@ import torch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hullft_ops._terminal import counted, listed
 from hullft_ops.collect_env import versions_of
 from hullft_ops.evaluation.experiment import Experiment, label, settings_of
-from hullft_ops.evaluation.prompts import (
-    Prompt,
-    choose_prompts,
-    hold_out,
-    installed_documents,
-    not_in_store,
-    read_documents,
-    read_prompts,
-)
+from hullft_ops.evaluation.prompts import Prompt, open_texts
 from hullft_ops.evaluation.results import STAGES, Row, Score
 from hullft_ops.evaluation.scores import scores_of
-from hullft_ops.ttft.adaptation import Adaptation
 from hullft_ops.ttft.config import TTFTConfig
 from hullft_ops.ttft.embedding import Embedder, load_embedder
-from hullft_ops.ttft.errors import InputError, NonFiniteLossError
+from hullft_ops.ttft.errors import NonFiniteLossError
 from hullft_ops.ttft.finetuner import TestTimeFinetuner
 from hullft_ops.ttft.identity import model_identity
 from hullft_ops.ttft.models.memory import return_freed_memory
@@ -42,13 +32,9 @@ from hullft_ops.ttft.store.datastore import Datastore
 
 # The folder of the datastores of corpora.
 DATASTORES = Path("hullft_datastores")
-# Prompts of a corpus if no limit is given: minutes on two cores.
-LIMIT = 10
 _PACKAGES = ("hullft_ops", "torch", "transformers", "tokenizers", "faiss-cpu")
 # Tokenizers with one vocabulary may merge, normalise and prefix text differently.
 _SENTENCE = "Naïve  TOKENS of x_1 = 3.14;\n\tİt's 10,000 日本 🙂"
-# What a row holds if its training failed.
-_LOST: dict[str, Any] = {"scores": {}, "seconds": {}, "passes": 0}
 # A prompt, and the labels of the configurations to measure on it.
 Task = tuple[Prompt, list[str]]
 
@@ -119,40 +105,6 @@ def load_evaluation(
     return evaluation
 
 
-def open_texts(
-    experiment: Experiment, embedder: Embedder, datastores: Path
-) -> tuple[Datastore, list[Prompt], list[str]]:
-    """An experiment's datastore, prompts that it does not hold, and where they come from."""
-    limit, seed = experiment.limit, experiment.seed
-    if experiment.store is not None and experiment.prompts is not None:
-        store = Datastore.open(experiment.store)
-        prompts = not_in_store(read_prompts(experiment.prompts), store, embedder)
-        return store, choose_prompts(prompts, limit, seed), []
-    if experiment.store is not None or experiment.prompts is not None:
-        raise InputError("store and prompts must be given together")
-    corpus, skipped = experiment.corpus, list[str]()
-    documents = read_documents(corpus, skipped) if corpus else installed_documents()
-    split = hold_out(documents)
-    if not (split.prompts and split.passages):
-        raise InputError(
-            f"corpus {corpus}: {counted(len(documents), 'document')}, too few to hold one out; "
-            f"skipped: {listed(skipped) or 'none'}"
-        )
-    total = len(split.prompts)
-    prompts = choose_prompts(split.prompts, limit or min(LIMIT, total), seed)
-    domains = list(dict.fromkeys(prompt.domain for prompt in prompts))
-    notes = [f"{len(prompts)} of {total} held-out prompts, of {listed(domains)}"]
-    if limit is None and len(prompts) < total:
-        notes.append("--limit takes more prompts")
-    if skipped:
-        notes.append(f"{corpus}: {len(skipped)} skipped ({listed(skipped)})")
-    path = datastores / split.digest(embedder.name)
-    if not path.exists():
-        sources = list(split.passages.values())
-        Datastore.build(split.passages, embedder, path, sources=sources)
-    return Datastore.open(path), prompts, notes
-
-
 def missing(evaluation: Evaluation, rows: Mapping[tuple[str, str], Row]) -> list[Task]:
     """Each prompt with the configurations that have no row yet, in the order to run them."""
     labels = list(evaluation.configs)
@@ -186,19 +138,14 @@ def measure(evaluation: Evaluation, task: Task) -> Iterator[Row]:
     # By the length of the scored windows, which is the same unless the model states none.
     before: dict[int, dict[str, float]] = {}
     for configs in _trainings([evaluation.configs[config] for config in labels]):
-        most = max(config.context for config in configs)
-        finetuner = evaluation.finetuner(replace(configs[0], context=most))
-        if finetuner.window not in before:
-            score = partial(
-                score_text,
-                finetuner.model,
-                finetuner.tokenizer,
-                max_length=finetuner.window,
-            )
-            before[finetuner.window] = scores_of(prompt, score)
-        yield from _rows(
-            evaluation, finetuner, configs, prompt, before[finetuner.window]
-        )
+        context = max(config.context for config in configs)
+        finetuner = evaluation.finetuner(replace(configs[0], context=context))
+        window = finetuner.window
+        if window not in before:
+            models = evaluation.model, evaluation.tokenizer
+            score = partial(score_text, *models, max_length=window)
+            before[window] = scores_of(prompt, score)
+        yield from _rows(evaluation, finetuner, configs, prompt, before[window])
         del finetuner
         return_freed_memory()
 
@@ -226,47 +173,48 @@ def _rows(
     """The rows of one training."""
     context = finetuner.config.context
     support = finetuner.select(prompt.text)
-    shared: dict[str, Any] = {
-        "run": evaluation.run,
-        "prompt": prompt.id,
-        "domain": prompt.domain,
-        "seed": evaluation.seed,
-        "support_size": len(support.indices),
-        "versions": versions_of(_PACKAGES) | {"device": finetuner.model.device.type},
-        "threads": torch.get_num_threads(),
-    }
-    measured: list[dict[str, Any]] = []
+
+    def row(config: TTFTConfig, **measured: Any) -> Row:
+        return Row(
+            run=evaluation.run,
+            prompt=prompt.id,
+            config=label(config),
+            settings=settings_of(config),
+            domain=prompt.domain,
+            seed=evaluation.seed,
+            support_size=len(support.indices),
+            versions=versions_of(_PACKAGES) | {"device": evaluation.model.device.type},
+            threads=torch.get_num_threads(),
+            **measured,
+        )
+
+    rows: list[Row] = []
     try:
         with finetuner.adapted(support) as adaptation:
             for config in configs:
-                if measured:
+                if rows:
                     adaptation.train(config.passes)
                 if config.context != context:
                     context = config.context
                     adaptation.read(context)
-                measured.append(_measured(adaptation, prompt, before))
-    except NonFiniteLossError as failure:
-        lost = _LOST | {"error": str(failure)}
-        measured += [lost] * (len(configs) - len(measured))
-    return [
-        Row(**shared, **fields, config=label(config), settings=settings_of(config))
-        for config, fields in zip(configs, measured, strict=True)
-    ]
-
-
-def _measured(
-    adaptation: Adaptation, prompt: Prompt, before: dict[str, float]
-) -> dict[str, Any]:
-    """What a row says of an adaptation."""
-    after = scores_of(prompt, adaptation.score)
-    return {
-        "scores": {
-            name: Score(before=before[name], after=after[name]) for name in before
-        },
-        "seconds": {stage: adaptation.seconds.get(stage, 0.0) for stage in STAGES},
-        "passes": adaptation.passes,
-        "error": None,
-    }
+                after = scores_of(prompt, adaptation.score)
+                seconds = adaptation.seconds
+                scored = row(
+                    config,
+                    scores={
+                        name: Score(before=before[name], after=after[name])
+                        for name in before
+                    },
+                    seconds={stage: seconds.get(stage, 0.0) for stage in STAGES},
+                    passes=adaptation.passes,
+                    error=None,
+                )
+                rows.append(scored)
+    except NonFiniteLossError as error:
+        for config in configs[len(rows) :]:
+            lost = row(config, scores={}, seconds={}, passes=0, error=str(error))
+            rows.append(lost)
+    return rows
 
 
 def run_identity(
