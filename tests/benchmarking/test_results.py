@@ -1,4 +1,4 @@
-"""The committed results of the benchmarks."""
+"""The committed results of the benchmarks and studies."""
 
 import json
 from pathlib import Path
@@ -6,8 +6,12 @@ from pathlib import Path
 import pytest
 from benchmarks.report import page
 
+from hullft_ops.evaluation.experiment import label, read_experiment
+from hullft_ops.evaluation.results import read_rows
+
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 RUNS = sorted(RESULTS.rglob("cpu.json"))
+ROWS = sorted(RESULTS.rglob("*.jsonl.xz"))
 
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: str(run.relative_to(RESULTS)))
@@ -15,3 +19,10 @@ def test_each_page_is_what_report_makes_of_its_run(run: Path) -> None:
     assert (
         page(json.loads(run.read_text())) + "\n" == run.with_suffix(".md").read_text()
     )
+
+
+@pytest.mark.parametrize("rows", ROWS, ids=lambda rows: str(rows.relative_to(RESULTS)))
+def test_rows_are_of_their_experiment(rows: Path) -> None:
+    experiment = read_experiment(str(rows).removesuffix("l.xz"))
+    measured = {row.config for row in read_rows(rows)}
+    assert {label(config) for config in experiment.configs()} <= measured
