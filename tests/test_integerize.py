@@ -54,6 +54,7 @@ def test_equals_reference(
         assert counts[b].tolist() == expected.tolist()
 
 
+@pytest.mark.usefixtures("simd_level")
 def test_repeated_rows_equal_reference() -> None:
     """Their ties go to the lowest index, whatever rounding makes of equal losses."""
     support, query = make_problem(4, 20, 5, 30, spread=1.5)
@@ -83,18 +84,6 @@ def test_equals_the_counts_of_fw_select(golden: dict[str, torch.Tensor]) -> None
     )
 
     assert torch.equal(counts, sel.counts)
-
-
-def test_counts_never_negative_on_wild_targets() -> None:
-    """Targets far outside the hull make swaps drain an atom again and again."""
-    support, query = make_problem(0, 2000, 8, 3, spread=3.0)
-    lengths = torch.linspace(-50, 50, 2000, dtype=torch.float64)
-    query = query * lengths.unsqueeze(1)
-    weights = random_weights(1, 2000, 8)
-    counts = hullft_ops.integerize(support, query, weights, 50, swap_passes=4)
-
-    assert (counts >= 0).all()
-    assert (counts.sum(-1) == 50).all()
 
 
 @pytest.mark.usefixtures("simd_level")
@@ -144,18 +133,6 @@ def test_all_weights_zero_is_uniform() -> None:
     for weights in (torch.zeros(1, 4), torch.full((1, 4), -1.0)):
         counts = hullft_ops.integerize(support, query, weights, 10)
         assert torch.equal(counts, expected)
-
-
-@pytest.mark.usefixtures("simd_level")
-def test_ties_go_to_the_lowest_index() -> None:
-    row, query = make_problem(7, 1, 1, 5)
-    support = row.repeat(1, 4, 1)
-    weights = torch.ones(1, 4)
-    counts = hullft_ops.integerize(support, query, weights, 6)
-    expected = reference.integerize(support[0], query[0], weights[0], 6)
-
-    assert counts.tolist() in ([[2, 2, 1, 1]], [[3, 1, 1, 1]])
-    assert counts[0].tolist() == expected.tolist()
 
 
 def from_the_page(

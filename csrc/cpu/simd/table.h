@@ -2,13 +2,13 @@
 #pragma once
 
 #include "accumulate.h"
-#include "adam.h"
-#include "argmax.h"
+#include "adam_sweep.h"
 #include "dot.h"
+#include "fw_step.h"
 #include "kernels.h"
 #include "quantized.h"
 #include "screening.h"
-#include "sift.h"
+#include "sift_pick.h"
 
 namespace hullft {
 namespace {

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "../../core/sift.h"
-#include "argmax.h"
+#include "fw_step.h"
 #include "real.h"
 #include "sift_kernels.h"
 
